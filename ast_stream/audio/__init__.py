@@ -1,0 +1,1 @@
+"""Sound in: sources, down-mixing, resampling and the ring."""

@@ -1,0 +1,1 @@
+"""The Audio Spectrogram Transformer: features, architecture, checkpoints and how to run it."""

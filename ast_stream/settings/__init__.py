@@ -1,0 +1,1 @@
+"""Settings: what an operator may choose, and how it is read from YAML."""

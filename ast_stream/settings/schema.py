@@ -1,0 +1,258 @@
+"""Every setting an operator may choose: frozen models, units in the names, defaults only here."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from ast_stream.labels import STREAM_NAME_RULE, is_stream_name
+from ast_stream.units import whole_frames
+
+PositiveSeconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(ge=0)]
+Score = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """Rules of every section: exact types, no unknown keys, no NaN, no change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class MicrophoneSource(Section):
+    """A sound card input, opened through PortAudio."""
+
+    type: Literal["microphone"]
+    device: str | int | None = Field(
+        default=None,
+        description="name, part of a name, index or stable hardware name; null: the default input",
+    )
+    channels: int | None = Field(
+        default=None, ge=1, le=64, description="channels to open and mix down; null: 1, or what the device has"
+    )
+    block_s: float = Field(default=0.1, ge=0.01, le=1.0, description="length of one callback")
+    latency_s: float = Field(default=0.2, ge=0.01, le=5.0, description="buffer asked of PortAudio")
+
+
+class FileSource(Section):
+    """A recording: wav, flac, ogg, mp3."""
+
+    type: Literal["file"]
+    path: str
+    pace: Literal["realtime", "fast"] = Field(
+        default="realtime", description="real time, or as fast as the worker takes it"
+    )
+    loop: bool = False
+    block_s: float = Field(default=0.1, ge=0.01, le=1.0)
+
+
+class UrlSource(Section):
+    """A network stream, decoded by FFmpeg's libraries (needs the extra `url`)."""
+
+    type: Literal["url"]
+    url: str
+    options: dict[str, str] = Field(
+        default_factory=dict, description="FFmpeg options, e.g. rtsp_transport: tcp"
+    )
+    open_timeout_s: PositiveSeconds = 10.0
+    read_timeout_s: PositiveSeconds = 4.0
+
+
+class StdinSource(Section):
+    """Raw PCM on standard input."""
+
+    type: Literal["stdin"]
+    rate: int = Field(default=16000, ge=1000, le=384000, description="samples per second")
+    format: Literal["s16le", "s32le", "f32le"] = "s16le"
+    channels: int = Field(default=1, ge=1, le=64)
+
+
+class SceneSource(Section):
+    """A generated scene of synthesised alarms over noise, with known truth."""
+
+    type: Literal["scene"]
+    seed: int = Field(default=0, ge=0)
+    duration_s: float = Field(default=40.0, ge=5, le=86400)
+    pace: Literal["realtime", "fast"] = "realtime"
+    block_s: float = Field(default=0.1, ge=0.01, le=1.0)
+
+
+Source = Annotated[
+    MicrophoneSource | FileSource | UrlSource | StdinSource | SceneSource,
+    Field(discriminator="type"),
+]
+
+
+class StreamSettings(Section):
+    """One stream: a source, its name on the feed, and labels for rules."""
+
+    name: str
+    source: Source
+    labels: dict[str, str] = Field(default_factory=dict)
+    ring_s: float = Field(
+        default=90.0, ge=10, le=600, description="audio kept for a worker that was away"
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_valid(cls, name: str) -> str:
+        if not is_stream_name(name):
+            raise ValueError(f"expected {STREAM_NAME_RULE}")
+        return name
+
+
+class ModelSettings(Section):
+    """Which checkpoint, on what, how precisely, how often."""
+
+    checkpoint: str = Field(
+        default="bundled", description="bundled, a directory, a .pth file or a hub id"
+    )
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    attention: Literal["auto", "flash_attn", "flash", "cudnn", "efficient", "math"] = "auto"
+    window_s: PositiveSeconds | None = Field(
+        default=None, description="null: as the checkpoint was trained; shorter is cut from the centre"
+    )
+    hop_s: PositiveSeconds = Field(default=0.5, description="a window is scored this often")
+    min_context_s: PositiveSeconds | None = Field(
+        default=1.0,
+        description="audio needed after a start or gap before the first score; null: a full window",
+    )
+    max_streams: int = Field(default=64, ge=1, le=4096)
+
+    @field_validator("hop_s", "window_s", "min_context_s")
+    @classmethod
+    def _whole_frames(cls, value: float | None) -> float | None:
+        if value is not None:
+            whole_frames(value, "duration")
+        return value
+
+
+class ClassSettings(Section):
+    """Detection settings of one class; null: as in `detection.defaults`."""
+
+    enabled: bool = True
+    onset_threshold: Score | None = None
+    confirm_s: Seconds | None = None
+    hold_s: Seconds | None = None
+    min_duration_s: Seconds | None = None
+    refractory_s: Seconds | None = None
+    max_duration_s: PositiveSeconds | None = None
+
+
+class DetectionDefaults(Section):
+    """How scores become events, for classes without settings of their own."""
+
+    onset_threshold: Score | None = Field(
+        default=None, description="score at which an event may begin; null: from the checkpoint"
+    )
+    confirm_s: Seconds = Field(default=0.75, description="span in which 60 % of windows must agree")
+    hold_s: Seconds = Field(default=0.75, description="quiet time after which an event has ended")
+    min_duration_s: Seconds = Field(default=0.0, description="shorter sounds make no event")
+    refractory_s: Seconds = Field(default=0.0, description="pause after an event of the same class")
+    max_duration_s: PositiveSeconds = Field(default=600.0, description="longer events are cut")
+
+
+class DetectionSettings(Section):
+    """From scores to events."""
+
+    defaults: DetectionDefaults = DetectionDefaults()
+    classes: dict[str, ClassSettings] = Field(
+        default_factory=dict, description="by AudioSet display name or its slug"
+    )
+    gate_dbfs: float | None = Field(
+        default=None, le=0, description="windows quieter than this are not scored"
+    )
+
+
+class TransportSettings(Section):
+    """ZeroMQ endpoints; null: ipc files in `runtime_dir`."""
+
+    audio: str | None = None
+    feed: str | None = None
+    query: str | None = None
+    curve: None = Field(default=None, description="reserved for CURVE keys")
+
+    @field_validator("audio", "feed", "query")
+    @classmethod
+    def _endpoint_is_safe(cls, endpoint: str | None) -> str | None:
+        return endpoint if endpoint is None else check_endpoint(endpoint)
+
+
+class AlertSettings(Section):
+    """Alert rules and where alerts go; read by the alerts process."""
+
+    rules: list[str] = Field(default_factory=list)
+    actions: dict[str, Any] = Field(default_factory=dict)
+
+
+class LoggingSettings(Section):
+    """What is logged and how it looks."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "text", "json", "journald"] = "auto"
+
+
+class MetricsSettings(Section):
+    """Prometheus endpoint."""
+
+    listen: str | None = Field(default=None, pattern=r"^[^:\s]+:\d{1,5}$")
+
+
+class Settings(Section):
+    """The whole configuration; only `streams` has no default."""
+
+    version: Literal[1] = 1
+    runtime_dir: str | None = None
+    state_dir: str = "/var/lib/ast-stream"
+    streams: list[StreamSettings] = Field(min_length=1)
+    model: ModelSettings = ModelSettings()
+    detection: DetectionSettings = DetectionSettings()
+    transport: TransportSettings = TransportSettings()
+    alerts: AlertSettings = AlertSettings()
+    logging: LoggingSettings = LoggingSettings()
+    metrics: MetricsSettings = MetricsSettings()
+
+    @model_validator(mode="after")
+    def _streams_fit(self) -> Settings:
+        names = [stream.name for stream in self.streams]
+        doubled = sorted({name for name in names if names.count(name) > 1})
+        if doubled:
+            raise ValueError(f"streams: expected different names, got {', '.join(doubled)} twice")
+        if len(names) > self.model.max_streams:
+            raise ValueError(
+                f"streams: expected at most model.max_streams={self.model.max_streams}, "
+                f"got {len(names)}"
+            )
+        if sum(stream.source.type == "stdin" for stream in self.streams) > 1:
+            raise ValueError("streams: expected at most one stdin source, got several")
+        return self
+
+
+def check_endpoint(endpoint: str) -> str:
+    """Return `endpoint` if a socket may use it without CURVE.
+
+    Raises:
+        ValueError: not ipc:// or tcp://, an ipc path over 107 bytes, or tcp beyond loopback.
+    """
+    if endpoint.startswith("ipc://"):
+        path = endpoint.removeprefix("ipc://")
+        if not path.startswith("/") or len(path.encode()) > 107:
+            raise ValueError(f"expected an absolute ipc path of at most 107 bytes, got {endpoint!r}")
+        return endpoint
+    match = re.match(r"tcp://(\[[^\]]+\]|[^:]+):(\d+)\Z", endpoint)
+    if match is None or not 1 <= int(match[2]) <= 65535:
+        raise ValueError(f"expected ipc:///path or tcp://host:port, got {endpoint!r}")
+    if not _is_loopback(match[1].strip("[]")):
+        raise ValueError(f"tcp beyond loopback needs transport.curve, got {endpoint!r}")
+    return endpoint
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

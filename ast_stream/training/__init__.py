@@ -1,0 +1,1 @@
+"""Make checkpoints and measure them."""

@@ -1,0 +1,56 @@
+"""Sizes of the signal path and the conversions between samples, frames, seconds and dBFS."""
+
+from __future__ import annotations
+
+import math
+
+SAMPLE_RATE = 16_000  # Hz, everywhere after capture
+FRAME_LENGTH = 400  # samples, 25 ms Kaldi analysis frame
+FRAME_SHIFT = 160  # samples, 10 ms between frame starts
+FRAMES_PER_SECOND = SAMPLE_RATE // FRAME_SHIFT
+N_MELS = 128
+FULL_SCALE = 32_768  # int16 value that stands for 1.0
+SILENCE_DBFS = -120.0  # reported for digital silence: dBFS of zero would be minus infinity
+NS_PER_SECOND = 1_000_000_000
+
+
+def frame_count(n_samples: int) -> int:
+    """Return how many whole frames `n_samples` hold: 1 + (n - 400) // 160, or 0 below 400."""
+    return 0 if n_samples < FRAME_LENGTH else 1 + (n_samples - FRAME_LENGTH) // FRAME_SHIFT
+
+
+def samples_for_frames(n_frames: int) -> int:
+    """Return the fewest samples that hold `n_frames` frames (0 for none)."""
+    return 0 if n_frames <= 0 else FRAME_LENGTH + (n_frames - 1) * FRAME_SHIFT
+
+
+def seconds_to_samples(seconds: float) -> int:
+    """Return `seconds` as the nearest whole number of samples."""
+    return round(seconds * SAMPLE_RATE)
+
+
+def samples_to_seconds(n_samples: int) -> float:
+    """Return `n_samples` in seconds."""
+    return n_samples / SAMPLE_RATE
+
+
+def samples_to_ns(n_samples: int) -> int:
+    """Return `n_samples` in nanoseconds, exact to the nanosecond for any length."""
+    return n_samples * NS_PER_SECOND // SAMPLE_RATE
+
+
+def whole_frames(seconds: float, what: str) -> int:
+    """Return `seconds` in frames of 10 ms.
+
+    Raises:
+        ValueError: if `seconds` is not a positive multiple of 10 ms.
+    """
+    n_frames = round(seconds * FRAMES_PER_SECOND)
+    if n_frames < 1 or abs(n_frames - seconds * FRAMES_PER_SECOND) > 1e-6:
+        raise ValueError(f"{what}: expected a positive multiple of 0.01 s, got {seconds:g}")
+    return n_frames
+
+
+def amplitude_to_dbfs(rms: float) -> float:
+    """Return the level of an RMS amplitude in [0, 1] in dBFS, at least `SILENCE_DBFS`."""
+    return SILENCE_DBFS if rms <= 0 else max(SILENCE_DBFS, 20 * math.log10(rms))

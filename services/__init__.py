@@ -1,0 +1,1 @@
+"""Processes and commands: compose the library and run; the only place that exits."""

@@ -1,0 +1,105 @@
+"""Where the processes of one configuration meet: the runtime folder and its endpoints.
+
+Nothing is created by asking, except the private fallback under the temporary folder: a check
+run as root must not leave a folder behind that the service user cannot write to.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+from ast_stream.errors import ConfigError, Problem
+from ast_stream.settings.schema import Settings
+
+MAX_IPC_PATH_BYTES = 107  # sun_path of AF_UNIX without its final zero
+_FOLDER_MODE = 0o750
+_PRIVATE_MODE = 0o700
+
+
+def runtime_dir(settings: Settings) -> Path:
+    """Return the absolute folder of the ipc sockets.
+
+    `runtime_dir` of the configuration, else $RUNTIME_DIRECTORY (systemd), else
+    $XDG_RUNTIME_DIR/ast-stream, else a private folder of this user in the temporary folder.
+
+    Raises:
+        ConfigError: the fallback folder exists and is not this user's alone.
+    """
+    if settings.runtime_dir:
+        return Path(settings.runtime_dir).absolute()
+    if folders := os.environ.get("RUNTIME_DIRECTORY"):
+        return Path(folders.split(":")[0])  # systemd lists several with colons; the first is ours
+    if folder := os.environ.get("XDG_RUNTIME_DIR"):
+        return Path(folder) / "ast-stream"
+    return _private_folder(Path(tempfile.gettempdir()) / f"ast-stream-{os.getuid()}")
+
+
+def make_runtime_dir(settings: Settings) -> Path:
+    """Return `runtime_dir`, created with mode 0750 if it is not there.
+
+    Raises:
+        ConfigError: it cannot be created, is not a folder, or cannot be written to.
+    """
+    folder = runtime_dir(settings)
+    try:
+        folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+    except OSError as error:
+        raise _error(f"cannot create {folder}: {error.strerror}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise _error(f"expected a folder that this user may write to, got {folder}")
+    return folder
+
+
+def audio_endpoint(settings: Settings) -> str:
+    """Return where the worker takes audio blocks (it binds PULL)."""
+    return settings.transport.audio or _ipc(settings, "audio.sock")
+
+
+def feed_endpoint(settings: Settings) -> str:
+    """Return where the worker publishes (it binds PUB)."""
+    return settings.transport.feed or _ipc(settings, "feed.sock")
+
+
+def query_endpoint(settings: Settings) -> str:
+    """Return where the worker answers queries (it binds ROUTER)."""
+    return settings.transport.query or _ipc(settings, "query.sock")
+
+
+def ring_endpoint(settings: Settings, stream: str) -> str:
+    """Return where the capture process of `stream` answers ring reads (it binds ROUTER)."""
+    return _ipc(settings, f"ring.{stream}.sock")
+
+
+def _ipc(settings: Settings, name: str) -> str:
+    path = str(runtime_dir(settings) / name)
+    length = len(path.encode())
+    if length > MAX_IPC_PATH_BYTES:
+        raise _error(
+            f"expected a folder short enough for sockets of at most {MAX_IPC_PATH_BYTES} bytes, "
+            f"got {length} bytes in {path}"
+        )
+    return f"ipc://{path}"
+
+
+def _private_folder(folder: Path) -> Path:
+    """Create or check a folder in a place where everyone may create: no link, ours alone."""
+    try:
+        folder.mkdir(mode=_PRIVATE_MODE, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise _error(f"cannot create {folder}: {error.strerror}") from error
+    is_private = stat.S_ISDIR(found.st_mode) and found.st_mode & 0o077 == 0
+    if not is_private or found.st_uid != os.getuid():
+        raise _error(
+            f"expected {folder} to be a folder of user {os.getuid()} with mode 0700, got owner "
+            f"{found.st_uid} and mode {stat.S_IMODE(found.st_mode):04o}; remove it or set "
+            "runtime_dir"
+        )
+    return folder
+
+
+def _error(text: str) -> ConfigError:
+    return ConfigError([Problem(file="configuration", line=None, path="runtime_dir", text=text)])

@@ -1,0 +1,94 @@
+"""What every source of sound looks like to the capture process: open, read blocks, close."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ast_stream.errors import CaptureError
+
+Pcm = npt.NDArray[np.float32] | npt.NDArray[np.int16]
+
+
+@dataclass(frozen=True, eq=False)
+class SourceBlock:
+    """Consecutive samples as the source delivered them.
+
+    Attributes:
+        pcm: shape (n_frames, n_channels), int16, or float32 in [-1, 1]; never a view of memory
+            that the source will write to again.
+        rate: frames per second.
+        captured_ns: wall time of the first frame, nanoseconds since 1970.
+        monotonic_ns: `time.monotonic_ns()` of the same moment.
+        overflowed: an unknown number of frames was lost just before this block.
+        is_last: the source has ended with this block (which may be empty).
+    """
+
+    pcm: Pcm
+    rate: int
+    captured_ns: int
+    monotonic_ns: int
+    overflowed: bool = False
+    is_last: bool = False
+
+
+class SourceError(CaptureError):
+    """A source that cannot be opened or stopped delivering.
+
+    Attributes:
+        reason: one word for the gap record: `device_lost`, `device_absent`, `stalled`,
+            `url_lost`, ...
+    """
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+class SourceHungError(SourceError):
+    """A source that cannot even be closed: only ending the process helps."""
+
+
+class Source(Protocol):
+    """A source of sound, used by one thread; may be opened again after `close`.
+
+    A source that has been read to its end is not opened again. A finite source that is opened
+    again after a failure goes on where it was.
+    """
+
+    @property
+    def is_live(self) -> bool:
+        """Time passes whether or not it is read: time comes from a clock, a loss leaves a gap.
+
+        Microphones and network streams are live; files, pipes and scenes are finite.
+        """
+
+    @property
+    def is_paced(self) -> bool:
+        """Blocks come in real time; otherwise as fast as they are read."""
+
+    def open(self) -> None:
+        """Start.
+
+        Raises:
+            CaptureError: it cannot be opened now; worth another try.
+            AudioError: it is there but can never be read.
+        """
+
+    def read(self, timeout_s: float) -> SourceBlock | None:
+        """Return the next block, or None if none came within `timeout_s` (and no failure either).
+
+        Raises:
+            CaptureError: the source was lost; `close` it and `open` it again.
+            AudioError: a finite source that is damaged from here on.
+        """
+
+    def close(self) -> None:
+        """Stop and free everything; does nothing if not open.
+
+        Raises:
+            SourceHungError: it could not be stopped.
+        """

@@ -1,0 +1,117 @@
+"""Samples in, log-mel frames out: Kaldi fbank as AST was trained on, batched and streamable.
+
+Every frame depends on its own 400 samples alone, so streaming in steps of 160 samples gives the
+frames of the whole recording.
+
+Source: torchaudio.compliance.kaldi.fbank with the options of ASTFeatureExtractor; the operations
+and their order are the same, because near the log floor another order of rounding is visible.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ast_stream.model.torchaudio_guard import import_kaldi
+from ast_stream.units import FRAME_LENGTH, FRAME_SHIFT, N_MELS, SAMPLE_RATE, frame_count
+
+PREEMPHASIS = 0.97
+LOW_HZ = 20.0
+HIGH_HZ = SAMPLE_RATE / 2
+N_FFT = 512  # next power of two above FRAME_LENGTH
+LOG_FLOOR = torch.finfo(torch.float32).eps
+SILENCE_LOG_MEL = math.log(LOG_FLOOR)
+MAX_BLOCK_FRAMES = 4096  # frames computed at once: bounds memory for recordings of any length
+ROW_MULTIPLE = 16  # the matrix product rounds rows alike only in whole tiles
+
+
+class Fbank:
+    """Log-mel filterbank energies on one device; window and mel bank are computed once."""
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self._window = torch.hann_window(FRAME_LENGTH, periodic=False).to(self.device)
+        # The product with the mel bank is in double precision: no TF32 on any GPU, and a result
+        # that does not depend on how many frames are computed together.
+        self._mel_bank = _mel_bank().to(self.device, torch.float64)  # (N_FFT // 2, N_MELS)
+
+    def frames(self, samples: Tensor) -> Tensor:
+        """Return the log-mel frames of `samples`.
+
+        Args:
+            samples: shape (..., n_samples), float32 in [-1, 1], at 16 kHz, on `device`.
+
+        Returns:
+            Shape (..., n_frames, 128), float32, natural log, not normalised;
+            n_frames = 1 + (n_samples - 400) // 160, or 0 if shorter than one frame. A sample that
+            is not finite makes the frames that hold it NaN and no other.
+
+        Raises:
+            ValueError: if `samples` is not float32.
+        """
+        if samples.dtype != torch.float32:
+            raise ValueError(f"samples: expected float32 in [-1, 1], got {samples.dtype}")
+        n_frames = frame_count(samples.shape[-1])
+        flat = samples.reshape(math.prod(samples.shape[:-1]), samples.shape[-1])  # (B, n_samples)
+        fbank = torch.empty(
+            (flat.shape[0], n_frames, N_MELS), dtype=torch.float32, device=self.device
+        )
+        if fbank.numel():
+            framed = flat.unfold(-1, FRAME_LENGTH, FRAME_SHIFT)  # (B, n_frames, 400), a view
+            step = max(1, MAX_BLOCK_FRAMES // flat.shape[0])
+            for start in range(0, n_frames, step):
+                block = framed[:, start : start + step]
+                rows = self._log_mel(block.reshape(-1, FRAME_LENGTH))
+                fbank[:, start : start + step] = rows.view(*block.shape[:2], N_MELS)
+        return fbank.view(*samples.shape[:-1], n_frames, N_MELS)
+
+    def _log_mel(self, framed: Tensor) -> Tensor:
+        """Return (n, 128) log-mel energies of (n, 400) samples."""
+        n_rows = len(framed)
+        framed = F.pad(framed, (0, 0, 0, -n_rows % ROW_MULTIPLE))
+        framed = framed - framed.mean(dim=1, keepdim=True)
+        previous = torch.cat((framed[:, :1], framed[:, :-1]), dim=1)
+        framed = (framed - PREEMPHASIS * previous) * self._window
+        power = torch.fft.rfft(framed, n=N_FFT).abs().square()  # (n, 257)
+        energies = power[:, : N_FFT // 2].double() @ self._mel_bank
+        log_mel: Tensor = energies.float().clamp_min(LOG_FLOOR).log()
+        return log_mel[:n_rows]
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Statistics of the training set's log-mel energies."""
+
+    mean: float
+    std: float
+
+    def apply(self, fbank: Tensor) -> Tensor:
+        """Return (fbank - mean) / (2 std): about mean 0 and standard deviation 0.5."""
+        return (fbank - self.mean) / (self.std * 2)
+
+
+AUDIOSET_NORMALIZATION = Normalization(mean=-4.2677393, std=4.5689974)
+
+
+def pad_frames(fbank: Tensor, n_frames: int) -> Tensor:
+    """Return `fbank` with exactly `n_frames` frames: cut, or zeros at the end.
+
+    Args:
+        fbank: shape (..., any, n_mels), not normalised. Zero is not silence here; models were
+            trained with this padding, applied before the normalisation.
+    """
+    missing = n_frames - fbank.shape[-2]
+    return F.pad(fbank, (0, 0, 0, missing)) if missing > 0 else fbank[..., :n_frames, :]
+
+
+def _mel_bank() -> Tensor:
+    """Return Kaldi's triangular mel filters, shape (N_FFT // 2, N_MELS): no Nyquist bin."""
+    bank, _centers = import_kaldi().get_mel_banks(
+        N_MELS, N_FFT, float(SAMPLE_RATE), LOW_HZ, HIGH_HZ, 100.0, -500.0, 1.0
+    )
+    filters: Tensor = bank
+    return filters.T.contiguous()

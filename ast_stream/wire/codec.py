@@ -88,18 +88,18 @@ def encode_json(body: dict[str, Any]) -> bytes:
     return json.dumps(body, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
-def decode_json(frame: bytes, what: str) -> dict[str, Any]:
-    """Return a JSON object from outside.
+def decode_json(frame: bytes, what: str, max_bytes: int = MAX_HEADER_BYTES) -> dict[str, Any]:
+    """Return a JSON object from outside of at most `max_bytes`.
 
     Raises:
         WireError: not UTF-8, not JSON, not an object, NaN or infinity, or too long.
     """
-    if len(frame) > MAX_HEADER_BYTES:
-        raise WireError(f"{what}: expected at most {MAX_HEADER_BYTES} bytes, got {len(frame)}")
+    if len(frame) > max_bytes:
+        raise WireError(f"{what}: expected at most {max_bytes} bytes, got {len(frame)}")
     try:
         value = json.loads(frame, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise WireError(f"{what}: expected a JSON object, got {_short(frame)}: {error}") from error
+        raise WireError(f"{what}: expected a JSON object, got {short(frame)}: {error}") from error
     if not isinstance(value, dict):
         raise WireError(f"{what}: expected a JSON object, got {type(value).__name__}")
     return value
@@ -118,7 +118,7 @@ def decode_block(frames: list[bytes]) -> AudioBlock:
     """
     if len(frames) != 3:
         raise WireError(f"audio block: expected 3 frames, got {len(frames)}")
-    header = _validate(_BlockHeader, decode_json(frames[1], "audio block header"), "audio block")
+    header = validate(_BlockHeader, decode_json(frames[1], "audio block header"), "audio block")
     return _to_block(_stream_name(frames[0]), header, frames[2])
 
 
@@ -132,7 +132,7 @@ def decode_ring_request(frame: bytes) -> ReadRequest | AckRequest:
     kind: type[ReadRequest] | type[AckRequest] = (
         AckRequest if body.get("op") == "ack" else ReadRequest
     )
-    return _validate(kind, body, "ring request")
+    return validate(kind, body, "ring request")
 
 
 def encode_request(request: ReadRequest | AckRequest) -> bytes:
@@ -171,7 +171,7 @@ def decode_ring_reply(frames: list[bytes], stream: str) -> RingReply:
         raise WireError(f"ring of {stream} refused: {body['error']}")
     if len(frames) != 2:
         raise WireError("ring reply: expected header and PCM, got the header alone")
-    header = _validate(_ReplyHeader, body, "ring reply")
+    header = validate(_ReplyHeader, body, "ring reply")
     return RingReply(
         block=_to_block(stream, header, frames[1]),
         oldest=header.oldest,
@@ -221,13 +221,18 @@ def _to_block(stream: str, header: _BlockHeader, pcm: bytes) -> AudioBlock:
     )
 
 
-def _validate(kind: type[_Model], body: dict[str, Any], what: str) -> _Model:
+def validate(kind: type[_Model], body: dict[str, Any], what: str) -> _Model:
+    """Return `body` as a model.
+
+    Raises:
+        WireError: it does not follow the model; names the first field at fault.
+    """
     try:
         return kind.model_validate(body)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        got = _short(repr(first.get("input")).encode())
+        got = short(repr(first.get("input")).encode())
         raise WireError(f"{what}: {where}: {first['msg']}, got {got}") from error
 
 
@@ -235,9 +240,9 @@ def _stream_name(frame: bytes) -> str:
     try:
         name = frame.decode()
     except UnicodeDecodeError as error:
-        raise WireError(f"stream name: expected UTF-8, got {_short(frame)}") from error
+        raise WireError(f"stream name: expected UTF-8, got {short(frame)}") from error
     if not is_stream_name(name):
-        raise WireError(f"stream name: expected {STREAM_NAME_RULE}, got {_short(frame)}")
+        raise WireError(f"stream name: expected {STREAM_NAME_RULE}, got {short(frame)}")
     return name
 
 
@@ -249,6 +254,7 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _short(frame: bytes) -> str:
+def short(frame: bytes) -> str:
+    """Return the beginning of bytes from outside, safe to print."""
     text = frame[:60].decode(errors="backslashreplace")
     return repr(text) + ("…" if len(frame) > 60 else "")

@@ -39,15 +39,16 @@ def samples_to_ns(n_samples: int) -> int:
     return n_samples * NS_PER_SECOND // SAMPLE_RATE
 
 
-def whole_frames(seconds: float, what: str) -> int:
-    """Return `seconds` in frames of 10 ms.
+def whole_frames(seconds: float, what: str = "") -> int:
+    """Return `seconds` in frames of 10 ms; `what` names the value in the error.
 
     Raises:
         ValueError: if `seconds` is not a positive multiple of 10 ms.
     """
     n_frames = round(seconds * FRAMES_PER_SECOND)
     if n_frames < 1 or abs(n_frames - seconds * FRAMES_PER_SECOND) > 1e-6:
-        raise ValueError(f"{what}: expected a positive multiple of 0.01 s, got {seconds:g}")
+        name = f"{what}: " if what else ""
+        raise ValueError(f"{name}expected a positive multiple of 0.01 s, got {seconds:g}")
     return n_frames
 
 

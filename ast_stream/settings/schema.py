@@ -31,7 +31,10 @@ class MicrophoneSource(Section):
         description="name, part of a name, index or stable hardware name; null: the default input",
     )
     channels: int | None = Field(
-        default=None, ge=1, le=64, description="channels to open and mix down; null: 1, or what the device has"
+        default=None,
+        ge=1,
+        le=64,
+        description="channels to open and mix down; null: 1, or what the device has",
     )
     block_s: float = Field(default=0.1, ge=0.01, le=1.0, description="length of one callback")
     latency_s: float = Field(default=0.2, ge=0.01, le=5.0, description="buffer asked of PortAudio")
@@ -110,11 +113,16 @@ class ModelSettings(Section):
     checkpoint: str = Field(
         default="bundled", description="bundled, a directory, a .pth file or a hub id"
     )
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str = Field(
+        default="auto",
+        pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$",
+        description="auto, cpu, cuda or cuda:<number>",
+    )
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     attention: Literal["auto", "flash_attn", "flash", "cudnn", "efficient", "math"] = "auto"
     window_s: PositiveSeconds | None = Field(
-        default=None, description="null: as the checkpoint was trained; shorter is cut from the centre"
+        default=None,
+        description="null: as the checkpoint was trained; shorter is cut from the centre",
     )
     hop_s: PositiveSeconds = Field(default=0.5, description="a window is scored this often")
     min_context_s: PositiveSeconds | None = Field(
@@ -127,7 +135,7 @@ class ModelSettings(Section):
     @classmethod
     def _whole_frames(cls, value: float | None) -> float | None:
         if value is not None:
-            whole_frames(value, "duration")
+            whole_frames(value)
         return value
 
 
@@ -199,7 +207,9 @@ class LoggingSettings(Section):
 class MetricsSettings(Section):
     """Prometheus endpoint."""
 
-    listen: str | None = Field(default=None, pattern=r"^[^:\s]+:\d{1,5}$")
+    listen: str | None = Field(
+        default=None, pattern=r"^[^:\s]+:\d{1,5}$", description="host:port, e.g. 127.0.0.1:9464"
+    )
 
 
 class Settings(Section):
@@ -216,19 +226,31 @@ class Settings(Section):
     logging: LoggingSettings = LoggingSettings()
     metrics: MetricsSettings = MetricsSettings()
 
-    @model_validator(mode="after")
-    def _streams_fit(self) -> Settings:
-        names = [stream.name for stream in self.streams]
+    @field_validator("version", mode="before")
+    @classmethod
+    def _version_is_known(cls, version: Any) -> Any:
+        if type(version) is not int or version != 1:  # True and 1.0 are equal to 1
+            raise ValueError(f"expected 1, the only version there is, got {version!r}")
+        return version
+
+    @field_validator("streams")
+    @classmethod
+    def _streams_differ(cls, streams: list[StreamSettings]) -> list[StreamSettings]:
+        names = [stream.name for stream in streams]
         doubled = sorted({name for name in names if names.count(name) > 1})
         if doubled:
-            raise ValueError(f"streams: expected different names, got {', '.join(doubled)} twice")
-        if len(names) > self.model.max_streams:
+            raise ValueError(f"expected different names, got more than once: {', '.join(doubled)}")
+        if sum(stream.source.type == "stdin" for stream in streams) > 1:
+            raise ValueError("expected at most one stdin source, got several")
+        return streams
+
+    @model_validator(mode="after")
+    def _streams_fit(self) -> Settings:
+        if len(self.streams) > self.model.max_streams:
             raise ValueError(
-                f"streams: expected at most model.max_streams={self.model.max_streams}, "
-                f"got {len(names)}"
+                f"expected at most model.max_streams={self.model.max_streams} streams, "
+                f"got {len(self.streams)}"
             )
-        if sum(stream.source.type == "stdin" for stream in self.streams) > 1:
-            raise ValueError("streams: expected at most one stdin source, got several")
         return self
 
 
@@ -241,7 +263,9 @@ def check_endpoint(endpoint: str) -> str:
     if endpoint.startswith("ipc://"):
         path = endpoint.removeprefix("ipc://")
         if not path.startswith("/") or len(path.encode()) > 107:
-            raise ValueError(f"expected an absolute ipc path of at most 107 bytes, got {endpoint!r}")
+            raise ValueError(
+                f"expected an absolute ipc path of at most 107 bytes, got {endpoint!r}"
+            )
         return endpoint
     match = re.match(r"tcp://(\[[^\]]+\]|[^:]+):(\d+)\Z", endpoint)
     if match is None or not 1 <= int(match[2]) <= 65535:

@@ -1,0 +1,149 @@
+"""Settings against a checkpoint: names of classes, and durations that its hop can reach."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+from ast_stream.errors import ConfigError, Problem
+from ast_stream.labels import did_you_mean, slug
+from ast_stream.settings.explain import Path, line_of, show_path
+from ast_stream.settings.schema import ClassSettings, DetectionDefaults, Settings
+
+MAX_CONFIRM_HOPS = 64  # scores are remembered for that many windows
+
+
+@dataclass(frozen=True)
+class LoadedSettings:
+    """Settings with the lines they came from.
+
+    Attributes:
+        lines: line of each key and list item in `file`, by path, e.g. ("streams", 0, "name").
+    """
+
+    settings: Settings
+    lines: Mapping[Path, int]
+    file: str
+
+    def problem(self, path: Path, text: str) -> Problem:
+        """Return a problem at the line of `path`, or of the nearest thing around it."""
+        return Problem(self.file, line_of(self.lines, path), show_path(path), text)
+
+
+@dataclass(frozen=True)
+class EffectiveDetection:
+    """Detection settings of one class with the defaults filled in; a None threshold is the
+    checkpoint's.
+    """
+
+    enabled: bool
+    onset_threshold: float | None
+    confirm_s: float
+    hold_s: float
+    min_duration_s: float
+    refractory_s: float
+    max_duration_s: float
+
+
+def effective_detection(
+    defaults: DetectionDefaults, own: ClassSettings | None
+) -> EffectiveDetection:
+    """Return the settings that hold for a class: its own, else the defaults."""
+    values = {}
+    for field in fields(EffectiveDetection):
+        if field.name == "enabled":
+            continue
+        chosen = None if own is None else getattr(own, field.name)
+        values[field.name] = getattr(defaults, field.name) if chosen is None else chosen
+    return EffectiveDetection(enabled=own is None or own.enabled, **values)
+
+
+def check_against_model(
+    loaded: LoadedSettings, labels: Sequence[str], *, hop_s: float, window_s: float
+) -> None:
+    """Refuse settings that the checkpoint in use cannot fulfil.
+
+    Args:
+        labels: the checkpoint's class labels.
+        hop_s: seconds between windows, as in use.
+        window_s: seconds in a window, as in use.
+
+    Raises:
+        ConfigError: unknown classes, or durations out of reach; every one is listed.
+    """
+    problems = check_classes(loaded, labels) + _check_model(loaded, hop_s, window_s)
+    detection = loaded.settings.detection
+    problems += _check_durations(
+        loaded, ("detection", "defaults"), effective_detection(detection.defaults, None), hop_s
+    )
+    for name, own in detection.classes.items():
+        effective = effective_detection(detection.defaults, own)
+        if effective.enabled:
+            problems += _check_durations(loaded, ("detection", "classes", name), effective, hop_s)
+    if problems:
+        raise ConfigError(sorted(set(problems), key=lambda problem: problem.line or 0))
+
+
+def check_classes(loaded: LoadedSettings, labels: Sequence[str]) -> list[Problem]:
+    """Return a problem for each class in the settings that is not among `labels`.
+
+    A class may be named by its label or by the label's slug, once.
+    """
+    problems = []
+    by_name = {slug(label): label for label in labels} | {label: label for label in labels}
+    first: dict[str, str] = {}
+    for name in loaded.settings.detection.classes:
+        path: Path = ("detection", "classes", name)
+        label = by_name.get(name)
+        if label is None:
+            near = did_you_mean(name, by_name)
+            problems.append(loaded.problem(path, f"unknown class '{name}'{near}"))
+        elif label in first:
+            problems.append(loaded.problem(path, f"names the same class as '{first[label]}'"))
+        else:
+            first[label] = name
+    return problems
+
+
+def _check_model(loaded: LoadedSettings, hop_s: float, window_s: float) -> list[Problem]:
+    problems = []
+    if hop_s > window_s:
+        problems.append(
+            loaded.problem(
+                ("model", "hop_s"),
+                f"expected at most the window of {window_s:g} s, got {hop_s:g}: "
+                "audio between the windows would not be heard",
+            )
+        )
+    min_context_s = loaded.settings.model.min_context_s
+    path: Path = ("model", "min_context_s")
+    # the default is made to fit a short window; only a value somebody wrote is a mistake
+    if path in loaded.lines and min_context_s is not None and min_context_s > window_s:
+        text = f"expected at most the window of {window_s:g} s, got {min_context_s:g}"
+        problems.append(loaded.problem(path, text))
+    return problems
+
+
+def _check_durations(
+    loaded: LoadedSettings, path: Path, effective: EffectiveDetection, hop_s: float
+) -> list[Problem]:
+    problems = []
+    confirm_hops = math.ceil(effective.confirm_s / hop_s - 1e-9)
+    if confirm_hops > MAX_CONFIRM_HOPS:
+        problems.append(
+            loaded.problem(
+                (*path, "confirm_s"),
+                f"expected at most {MAX_CONFIRM_HOPS} hops of {hop_s:g} s "
+                f"({MAX_CONFIRM_HOPS * hop_s:g} s), got {effective.confirm_s:g}",
+            )
+        )
+    if effective.min_duration_s > effective.max_duration_s:
+        problems.append(
+            loaded.problem(
+                (*path, "min_duration_s"),
+                f"expected at most max_duration_s={effective.max_duration_s:g}, "
+                f"got {effective.min_duration_s:g}: no sound could ever make an event",
+            )
+        )
+    return problems

@@ -1,0 +1,232 @@
+"""What pydantic found wrong, in the words of the house and at the line where it stands."""
+
+from __future__ import annotations
+
+import re
+import types
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
+
+from ast_stream.errors import Problem
+from ast_stream.labels import did_you_mean
+
+Path = tuple[str | int, ...]
+
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+\Z")
+_QUOTED = re.compile(r"'([^']*)'")
+_KINDS = {
+    "string_type": "text",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "keys and values",
+    "model_type": "keys and values",
+    "model_attributes_type": "keys and values",
+    "none_required": "null",
+}
+
+
+def explain(
+    errors: Iterable[ErrorDetails], model: type[BaseModel], file: str, lines: Mapping[Path, int]
+) -> list[Problem]:
+    """Return one problem for each place that pydantic complains about.
+
+    Args:
+        errors: what `ValidationError.errors()` returned for `model`.
+        lines: line of each key and item that the file holds.
+    """
+    by_place: dict[Path, list[tuple[_Place, ErrorDetails]]] = {}
+    for error in errors:
+        place = _locate(model, error["loc"])
+        if error["type"] == "union_tag_invalid":
+            place = replace(place, path=(*place.path, "type"))
+        by_place.setdefault(place.path, []).append((place, error))
+    problems = []
+    for path, found in by_place.items():
+        place, error = found[0]
+        problems.append(
+            Problem(
+                file=file,
+                line=line_of(lines, path),
+                path=show_path(path),
+                # a union complains once per member: say all that would have been right
+                text=_either([e for _, e in found]) if len(found) > 1 else _words(place, error),
+            )
+        )
+    return problems
+
+
+def line_of(lines: Mapping[Path, int], path: Path) -> int | None:
+    """Return the line of `path`, or of the nearest thing around it that the file holds."""
+    for length in range(len(path), 0, -1):
+        if path[:length] in lines:
+            return lines[path[:length]]
+    return None
+
+
+def show_path(path: Path) -> str:
+    """Return a path as operators read it.
+
+    >>> show_path(("streams", 0, "source", "device"))
+    'streams[0].source.device'
+    >>> show_path(("detection", "classes", "Baby cry, infant cry", "hold_s"))
+    'detection.classes["Baby cry, infant cry"].hold_s'
+    """
+    shown = ""
+    for part in path:
+        if isinstance(part, int):
+            shown += f"[{part}]"
+        elif _PLAIN_KEY.match(part):
+            shown += f".{part}" if shown else part
+        else:
+            shown += f'["{part}"]'
+    return shown
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an error lies: its path, the keys known around it, what is meant to be there."""
+
+    path: Path
+    known: tuple[str, ...]
+    expected: str | None
+
+
+def _locate(model: type[BaseModel], loc: Path) -> _Place:
+    """Follow pydantic's location, leaving out the names it gives to members of unions."""
+    kind: Any = model
+    path: list[str | int] = []
+    known: tuple[str, ...] = ()
+    expected = None
+    for part in loc:
+        kind = _inside(kind)
+        if isinstance(kind, tuple):
+            kind = _member(kind, part)
+            continue
+        path.append(part)
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            known = tuple(kind.model_fields)
+            field = kind.model_fields.get(str(part))
+            kind = Any if field is None else field.annotation
+            expected = None if field is None else field.description
+        else:
+            arguments = get_args(kind)
+            kind = arguments[-1] if arguments else Any
+    return _Place(path=tuple(path), known=known, expected=expected)
+
+
+def _inside(kind: Any) -> Any:
+    """Return a type without Annotated and None; a union of several types as their tuple."""
+    if get_origin(kind) is Annotated:
+        return _inside(get_args(kind)[0])
+    if get_origin(kind) in (Union, types.UnionType):
+        members = tuple(member for member in get_args(kind) if member is not types.NoneType)
+        return _inside(members[0]) if len(members) == 1 else members
+    return kind
+
+
+def _member(members: tuple[Any, ...], tag: str | int) -> Any:
+    """Return the member of a tagged union whose `type` is `tag`."""
+    for member in members:
+        is_model = isinstance(member, type) and issubclass(member, BaseModel)
+        field = member.model_fields.get("type") if is_model else None
+        if field is not None and tag in get_args(field.annotation):
+            return member
+    return Any
+
+
+def _either(errors: list[ErrorDetails]) -> str:
+    kinds = dict.fromkeys(_KINDS.get(error["type"], "another value") for error in errors)
+    return f"expected {' or '.join(kinds)}, got {show_value(errors[0]['input'])}"
+
+
+def _words(place: _Place, error: ErrorDetails) -> str:
+    write = _SENTENCES.get(error["type"])
+    if write is not None:
+        return write(place, error)
+    if error["type"] in _KINDS:
+        return f"expected {_KINDS[error['type']]}, got {show_value(error['input'])}"
+    # a kind of error that the schema does not use today: pydantic's words are better than none
+    return f"{error['msg'][:1].lower()}{error['msg'][1:]}, got {show_value(error['input'])}"
+
+
+def show_value(value: Any) -> str:
+    """Return a value from a file as it is named in a sentence."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return f"'{value}'" if len(value) <= 60 else f"'{value[:57]}…'"
+    if isinstance(value, dict):
+        return "keys and values"
+    if isinstance(value, list):
+        return "a list"
+    return f"{value:g}" if isinstance(value, float) else f"{str(value)[:60]}"
+
+
+def _unknown_key(place: _Place, error: ErrorDetails) -> str:
+    key = str(place.path[-1])
+    near = did_you_mean(key, place.known)
+    return f"unknown key '{key}'{near or '; known here: ' + ', '.join(place.known)}"
+
+
+def _missing_key(place: _Place, error: ErrorDetails) -> str:
+    return f"the key '{place.path[-1]}' is missing"
+
+
+def _listed_word(place: _Place, error: ErrorDetails) -> str:
+    words = _QUOTED.findall(str(error["ctx"]["expected"]))
+    got = error["input"]
+    near = did_you_mean(got, words) if isinstance(got, str) else ""
+    return f"expected {_any_of(words) or error['ctx']['expected']}, got {show_value(got)}{near}"
+
+
+def _unknown_type(place: _Place, error: ErrorDetails) -> str:
+    words = _QUOTED.findall(str(error["ctx"]["expected_tags"]))
+    tag = str(error["ctx"]["tag"])
+    return f"unknown type '{tag}'; expected {_any_of(words)}{did_you_mean(tag, words)}"
+
+
+def _any_of(words: list[str]) -> str:
+    return (
+        words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}" if words else ""
+    )
+
+
+def _bound(words: str, key: str) -> Callable[[_Place, ErrorDetails], str]:
+    def write(place: _Place, error: ErrorDetails) -> str:
+        return f"expected {words} {show_value(error['ctx'][key])}, got {show_value(error['input'])}"
+
+    return write
+
+
+_SENTENCES: dict[str, Callable[[_Place, ErrorDetails], str]] = {
+    "extra_forbidden": _unknown_key,
+    "missing": _missing_key,
+    "literal_error": _listed_word,
+    "union_tag_invalid": _unknown_type,
+    "union_tag_not_found": lambda place, error: (
+        "the key 'type' is missing; expected microphone, file, url, stdin or scene"
+    ),
+    "greater_than": _bound("more than", "gt"),
+    "greater_than_equal": _bound("at least", "ge"),
+    "less_than": _bound("less than", "lt"),
+    "less_than_equal": _bound("at most", "le"),
+    "finite_number": lambda place, error: (
+        f"expected a finite number, got {show_value(error['input'])}"
+    ),
+    "too_short": lambda place, error: (
+        f"expected at least {error['ctx']['min_length']}, got {error['ctx']['actual_length']}"
+    ),
+    "string_pattern_mismatch": lambda place, error: (
+        f"expected {place.expected or 'another form'}, got {show_value(error['input'])}"
+    ),
+    "value_error": lambda place, error: str(error["ctx"]["error"]),
+}

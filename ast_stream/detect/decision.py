@@ -1,0 +1,292 @@
+"""From scores to events: confirmation, hysteresis, hold and corrected boundaries.
+
+State is arrays over [slots, classes]; one `step` decides one window of every given slot at once,
+and Python work is done only for the few classes where something begins, lasts or ends.
+Positions are sample indices; there is no clock.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ast_stream.detect.boundaries import locate_offset, locate_onset
+from ast_stream.detect.parameters import DecisionParameters
+from ast_stream.detect.slots import SlotNames
+from ast_stream.messages import EndReason, Event, EventType, event_id
+from ast_stream.units import SAMPLE_RATE
+
+UPDATE_INTERVAL = SAMPLE_RATE  # samples: at most one update a second for each event
+NEVER = -1
+_FIELDS: dict[str, tuple[type, int]] = {
+    "hits": (np.uint64, 0),  # last windows above the onset threshold, newest in bit 0
+    "is_active": (np.bool_, 0),  # confirmed
+    "is_published": (np.bool_, 0),  # confirmed and long enough: its begin is out
+    "t_up": (np.int64, NEVER),  # end of the first window that saw the sound
+    "first_seen": (np.int64, NEVER),  # the same, but not beyond the audio: names the event
+    "low_since": (np.int64, NEVER),  # end of the first window below the offset threshold
+    "onset": (np.int64, NEVER),
+    "uncertainty_s": (np.float64, 0),
+    "peak": (np.float32, 0),
+    "score_sum": (np.float64, 0),
+    "score_count": (np.int64, 0),
+    "last_update": (np.int64, NEVER),
+    "deaf_until": (np.int64, NEVER),  # refractory: hits before this are ignored
+    "last_offset": (np.int64, NEVER),
+}
+
+
+class Decision:
+    """The decision stage of all slots."""
+
+    def __init__(self, parameters: DecisionParameters, names: SlotNames) -> None:
+        self.parameters = parameters
+        self._names = names
+        self._n_classes = len(parameters.labels)
+        self._state: dict[str, npt.NDArray[Any]] = {}
+        self._hit_mask = (
+            (np.uint64(1) << parameters.confirm_hops.astype(np.uint64)) - np.uint64(1)
+        ).astype(np.uint64)
+        self._hit_mask[parameters.confirm_hops == 64] = np.uint64(2**64 - 1)
+        self.grow(names.capacity)
+
+    def grow(self, n_slots: int) -> None:
+        """Make room for `n_slots` slots."""
+        for field, (dtype, empty) in _FIELDS.items():
+            grown: npt.NDArray[Any] = np.full((n_slots, self._n_classes), empty, dtype)
+            if field in self._state:
+                grown[: len(self._state[field])] = self._state[field]
+            self._state[field] = grown
+
+    def reset(self, slot: int) -> None:
+        """Forget all about `slot`."""
+        for field, (_, empty) in _FIELDS.items():
+            self._state[field][slot] = empty
+
+    def step(
+        self,
+        slots: npt.NDArray[np.int64],
+        ends: npt.NDArray[np.int64],
+        scores: npt.NDArray[np.float32],
+        *,
+        context_starts: npt.NDArray[np.int64],
+        first_scored: npt.NDArray[np.int64],
+        audio_ends: npt.NDArray[np.int64],
+    ) -> list[Event]:
+        """Decide one window of each slot.
+
+        Args:
+            slots: which slots, shape (n,), each at most once.
+            ends: end of the window, shape (n,).
+            scores: shape (n, n_classes), in [0, 1].
+            context_starts: first real sample since start or gap, shape (n,).
+            first_scored: end of the first window scored since then, shape (n,).
+            audio_ends: end of the audio known, shape (n,).
+
+        Returns:
+            The events that begin, last or end with these windows.
+        """
+        p, s = self.parameters, self._state
+        now = ends[:, None]
+        is_on = (scores >= p.onset_threshold) & p.is_enabled & (now >= s["deaf_until"][slots])
+        was_active = s["is_active"][slots]
+        hits = ((s["hits"][slots] << np.uint64(1)) | is_on.astype(np.uint64)) & self._hit_mask
+        is_confirmed = ~was_active & is_on & (np.bitwise_count(hits) >= p.confirm_hits)
+        is_open = was_active | is_confirmed
+
+        is_counted = is_open | (hits != 0)
+        s["hits"][slots] = hits
+        s["is_active"][slots] = is_open
+        s["peak"][slots] = np.where(is_counted, np.maximum(s["peak"][slots], scores), 0)
+        s["score_sum"][slots] = np.where(is_counted, s["score_sum"][slots] + scores, 0)
+        s["score_count"][slots] = np.where(is_counted, s["score_count"][slots] + 1, 0)
+        low = np.where(s["low_since"][slots] == NEVER, now, s["low_since"][slots])
+        is_low = is_open & (scores < p.offset_threshold)
+        s["low_since"][slots] = np.where(is_low, low, NEVER)
+
+        for row, index in np.argwhere(is_confirmed):
+            self._confirm(
+                int(slots[row]),
+                int(index),
+                int(ends[row]),
+                context_start=int(context_starts[row]),
+                first_scored=int(first_scored[row]),
+                audio_end=int(audio_ends[row]),
+            )
+        return self._emit(slots, ends, scores, audio_ends)
+
+    def close(self, slot: int, reason: EndReason, at: int, audio_end: int) -> list[Event]:
+        """End all events of `slot` because there is no more audio, and forget its state."""
+        events = []
+        for index in np.flatnonzero(self._state["is_active"][slot]):
+            events += self._end(slot, int(index), reason, at, audio_end)
+        kept = self._state["last_offset"][slot].copy()
+        self.reset(slot)
+        self._state["last_offset"][slot] = kept  # a new event must not begin before the old ended
+        return events
+
+    def open_count(self, slot: int) -> int:
+        """Return how many published events of `slot` have not ended."""
+        return int(self._state["is_published"][slot].sum())
+
+    def open_events(self, slot: int, at: int) -> list[Event]:
+        """Return the published events of `slot` that have not ended, as of `at`."""
+        indices = np.flatnonzero(self._state["is_published"][slot])
+        return [self._event("update", slot, int(i), at, 0.0) for i in indices]
+
+    def export(self, slot: int) -> dict[str, dict[str, float]]:
+        """Return the state of `slot` as JSON: by class index, only what is not empty."""
+        state: dict[str, dict[str, float]] = {}
+        for field, (_, empty) in _FIELDS.items():
+            row = self._state[field][slot]
+            for index in np.flatnonzero(row != empty):
+                state.setdefault(str(index), {})[field] = row[index].item()
+        return state
+
+    def restore(self, slot: int, state: dict[str, dict[str, float]]) -> None:
+        """Take back what `export` gave."""
+        self.reset(slot)
+        for index, fields in state.items():
+            for field, value in fields.items():
+                self._state[field][slot, int(index)] = value
+
+    def _emit(
+        self,
+        slots: npt.NDArray[np.int64],
+        ends: npt.NDArray[np.int64],
+        scores: npt.NDArray[np.float32],
+        audio_ends: npt.NDArray[np.int64],
+    ) -> list[Event]:
+        p, s = self.parameters, self._state
+        now = ends[:, None]
+        is_open = s["is_active"][slots]
+        is_published = s["is_published"][slots]
+        low_since = s["low_since"][slots]
+        is_quiet = is_open & (low_since != NEVER) & (now - low_since >= p.hold)
+        is_too_long = is_open & ~is_quiet & (now - s["onset"][slots] >= p.max_duration)
+        smear = p.geometry.window - p.rise_on - p.rise_off  # how long a mere click stays visible
+        seen_until = np.where(low_since == NEVER, now, low_since)
+        is_long_enough = (p.min_duration == 0) | (
+            seen_until - s["t_up"][slots] - smear >= p.min_duration
+        )
+        is_new = is_open & ~is_published & is_long_enough
+        is_due = is_published & (now - s["last_update"][slots] >= UPDATE_INTERVAL)
+
+        events: list[Event] = []
+        for row, index in np.argwhere(is_new | is_due | is_quiet | is_too_long):
+            slot, at, score = int(slots[row]), int(ends[row]), float(scores[row, index])
+            place = (slot, int(index))
+            if is_new[row, index]:
+                s["is_published"][place] = True
+                s["last_update"][place] = at
+                events.append(self._event("begin", *place, at, score))
+            if is_quiet[row, index] or is_too_long[row, index]:
+                reason: EndReason = "quiet" if is_quiet[row, index] else "max_duration"
+                events += self._end(*place, reason, at, int(audio_ends[row]), score)
+            elif is_due[row, index]:
+                s["last_update"][place] = at
+                events.append(self._event("update", *place, at, score))
+        return events
+
+    def _confirm(
+        self,
+        slot: int,
+        index: int,
+        at: int,
+        *,
+        context_start: int,
+        first_scored: int,
+        audio_end: int,
+    ) -> None:
+        p, s = self.parameters, self._state
+        hops_ago = int(s["hits"][slot, index]).bit_length() - 1
+        t_up = at - hops_ago * p.geometry.hop
+        onset = locate_onset(
+            p.geometry,
+            t_up,
+            int(p.rise_on[index]),
+            earliest=max(context_start, int(s["last_offset"][slot, index])),
+            first_scored=first_scored,
+            audio_end=audio_end,
+        )
+        s["t_up"][slot, index] = t_up
+        s["first_seen"][slot, index] = min(t_up, audio_end)
+        s["onset"][slot, index] = onset.sample
+        s["uncertainty_s"][slot, index] = onset.uncertainty_s
+
+    def _end(
+        self,
+        slot: int,
+        index: int,
+        reason: EndReason,
+        at: int,
+        audio_end: int,
+        score: float | None = None,
+    ) -> list[Event]:
+        p, s = self.parameters, self._state
+        low_since, onset = int(s["low_since"][slot, index]), int(s["onset"][slot, index])
+        offset = locate_offset(
+            p.geometry,
+            onset,
+            None if low_since == NEVER else low_since,
+            int(p.rise_on[index]),
+            int(p.rise_off[index]),
+            audio_end=min(at, audio_end),
+        )
+        sample = offset.sample
+        if reason == "max_duration":
+            sample = min(sample, onset + int(p.max_duration[index]))
+        is_published = bool(s["is_published"][slot, index])
+        event = self._event(
+            "end",
+            slot,
+            index,
+            at,
+            0.0 if score is None else score,
+            offset_sample=sample,
+            reason=reason,
+            duration_reliable=offset.is_reliable,
+        )
+        for field, (_, empty) in _FIELDS.items():
+            s[field][slot, index] = empty
+        s["last_offset"][slot, index] = sample
+        if p.refractory[index]:
+            heard_from = sample + p.geometry.hop // 2 + int(p.rise_on[index])
+            s["deaf_until"][slot, index] = heard_from + p.refractory[index]
+        return [event] if is_published else []
+
+    def _event(
+        self,
+        kind: EventType,
+        slot: int,
+        index: int,
+        at: int,
+        score: float,
+        *,
+        offset_sample: int | None = None,
+        reason: EndReason | None = None,
+        duration_reliable: bool = True,
+    ) -> Event:
+        s = self._state
+        stream, epoch = self._names.of(slot)
+        count = int(s["score_count"][slot, index])
+        mean = float(s["score_sum"][slot, index]) / max(1, count)
+        return Event(
+            type=kind,
+            id=event_id(stream, epoch, index, int(s["first_seen"][slot, index])),
+            stream=stream,
+            epoch=epoch,
+            index=index,
+            label=self.parameters.labels[index],
+            score=score,
+            peak=float(s["peak"][slot, index]),
+            mean=mean if kind == "end" else None,
+            onset_sample=int(s["onset"][slot, index]),
+            offset_sample=offset_sample,
+            uncertainty_s=float(s["uncertainty_s"][slot, index]),
+            at_sample=at,
+            reason=reason,
+            duration_reliable=duration_reliable,
+        )

@@ -1,0 +1,397 @@
+"""The detector: audio of many streams in, events out; no sockets, no clock, no files.
+
+Live, replayed and scanned audio go through this one object. Windows end at multiples of the hop
+on each stream's sample index, so the results do not depend on how the audio was cut into blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ast_stream.detect.decision import NEVER, Decision
+from ast_stream.detect.parameters import ModelFacts, resolve_parameters
+from ast_stream.detect.slots import SlotNames
+from ast_stream.detect.staging import Staging
+from ast_stream.messages import EndReason, Event, Gap, Pcm16, Scores
+from ast_stream.model.sliding import LOOK_BACK, UNUSED_TAIL, SlidingFbank, first_frame, last_frame
+from ast_stream.model.tagger import Tagger
+from ast_stream.settings.schema import DetectionSettings
+from ast_stream.units import (
+    FRAME_LENGTH,
+    FULL_SCALE,
+    SAMPLE_RATE,
+    amplitude_to_dbfs,
+    seconds_to_samples,
+    whole_frames,
+)
+
+LONGEST_SILENT_HOLE = seconds_to_samples(0.2)  # shorter holes become silence, longer close events
+STAGING_SECONDS = 12  # more than the longest block and the longest hop together
+FLUSH_CONTEXT_S = 1.0  # while flushing a window keeps at least this much audio
+
+Output = Event | Scores
+_SLOT_FIELDS = ("context_start", "received", "next_end", "score_from", "first_scored")
+
+
+@dataclass(frozen=True)
+class StreamStatus:
+    """How one stream is doing, for the feed's health messages."""
+
+    level_dbfs: float
+    is_warming: bool
+    is_gated: bool
+    hop_s: float
+    scored_to: int
+    open_events: int
+
+
+class Detector:
+    """Scores the windows of all streams and decides their events.
+
+    Args:
+        tagger: the loaded model.
+        detection: how scores become events.
+        hop_s: seconds between windows, a multiple of 0.01.
+        min_context_s: audio since start or gap before the first score; None: a full window.
+        on_scores: called with the scores of each window, in order; None: not wanted.
+
+    Raises:
+        UsageError: a setting that does not fit the model (class, window or hop).
+    """
+
+    def __init__(
+        self,
+        tagger: Tagger,
+        detection: DetectionSettings | None = None,
+        *,
+        hop_s: float | None = None,
+        min_context_s: float | None = 1.0,
+        max_streams: int = 64,
+        on_scores: Callable[[Scores], None] | None = None,
+    ) -> None:
+        detection = detection or DetectionSettings()
+        hop_s = tagger.hop_s if hop_s is None else hop_s
+        whole_frames(hop_s, "hop_s")
+        self.parameters = resolve_parameters(detection, _facts(tagger), hop_s)
+        self.hop = seconds_to_samples(hop_s)
+        self.window = tagger.window_samples
+        self._tagger = tagger
+        self._on_scores = on_scores
+        self._gate_dbfs = detection.gate_dbfs
+        context_s = tagger.window_s if min_context_s is None else min_context_s
+        self._min_context = min(seconds_to_samples(context_s), self.window)
+        self._flush_context = min(seconds_to_samples(FLUSH_CONTEXT_S), self._min_context)
+        self._max_hops = tagger.max_batch
+        self._names = SlotNames(max_streams)
+        self._decision = Decision(self.parameters, self._names)
+        staging_s = STAGING_SECONDS * SAMPLE_RATE + (self._max_hops + 1) * self.hop
+        self._staging = Staging(staging_s)
+        self._features = SlidingFbank(
+            tagger.fbank,
+            tagger.normalization,
+            hop=self.hop,
+            n_window_frames=tagger.n_window_frames,
+            n_input_frames=tagger.n_input_frames,
+            max_hops=self._max_hops,
+            device=tagger.device,
+        )
+        self._slot: dict[str, npt.NDArray[np.int64]] = {}
+        self._last_scores = np.zeros((0, len(tagger.labels)), np.float32)
+        self._levels = np.zeros((0, max(1, self.window // self.hop)), np.float64)
+        self._is_gated = np.zeros(0, np.bool_)
+        self._stride = np.ones(0, np.int64)
+        self._owed: list[Event] = []
+        self._grow()
+
+    @property
+    def streams(self) -> list[str]:
+        """Names of the open streams."""
+        return self._names.streams
+
+    def open(self, stream: str, epoch: str, start_sample: int = 0) -> None:
+        """Begin a stream whose first sample has index `start_sample`.
+
+        Raises:
+            UsageError: it is open already, or no slot is left.
+        """
+        slot = self._names.add(stream, epoch)
+        self._grow()
+        self._decision.reset(slot)
+        self._restart_context(slot, start_sample)
+        self._stride[slot] = 1
+
+    def resume(self, stream: str, epoch: str, start_sample: int, state: dict[str, Any]) -> None:
+        """Begin a stream where `export` was taken: audio from `start_sample` on is pushed again.
+
+        Audio up to the exported position only fills the window; it is not scored a second time.
+
+        Args:
+            start_sample: first sample pushed; `context_needed(state)` if it can be had.
+        """
+        self.open(stream, epoch, start_sample)
+        slot = self._names.slot(stream)
+        self._decision.restore(slot, state["decision"])
+        self._slot["context_start"][slot] = max(start_sample, state["context_start"])
+        self._slot["first_scored"][slot] = state["first_scored"]
+        self._slot["score_from"][slot] = state["position"]
+
+    def export(self, stream: str) -> dict[str, Any]:
+        """Return what `resume` needs, as JSON."""
+        slot = self._names.slot(stream)
+        return {
+            "position": int(self._position(slot)),
+            "context_start": int(self._slot["context_start"][slot]),
+            "first_scored": int(self._slot["first_scored"][slot]),
+            "decision": self._decision.export(slot),
+        }
+
+    def context_needed(self, state: dict[str, Any]) -> int:
+        """Return the first sample that `resume` should be given again."""
+        return max(int(state["context_start"]), int(state["position"]) - self.window - LOOK_BACK, 0)
+
+    def position(self, stream: str) -> int:
+        """Return the sample index up to which `stream` is decided."""
+        return int(self._position(self._names.slot(stream)))
+
+    def received(self, stream: str) -> int:
+        """Return the sample index up to which audio of `stream` was pushed."""
+        return int(self._slot["received"][self._names.slot(stream)])
+
+    def push(self, stream: str, start_sample: int, pcm: Pcm16) -> None:
+        """Take the next samples of a stream; `run` returns what follows from them.
+
+        Raises:
+            ValueError: they do not continue the stream (tell `gap` first).
+        """
+        slot = self._names.slot(stream)
+        for at in range(0, len(pcm), STAGING_SECONDS * SAMPLE_RATE // 2):
+            piece = pcm[at : at + STAGING_SECONDS * SAMPLE_RATE // 2]
+            received = int(self._slot["received"][slot])
+            if start_sample + at != received:
+                raise ValueError(
+                    f"stream {stream}: expected sample {received} next, got {start_sample + at}"
+                )
+            unscored = received - int(self._position(slot))
+            if unscored + len(piece) + LOOK_BACK > self._staging.capacity:
+                self._owed += self._advance()
+            self._staging.write(slot, received, piece)
+            self._slot["received"][slot] += len(piece)
+
+    def gap(self, gap: Gap) -> list[Event]:
+        """Continue a stream behind lost samples.
+
+        A hole of up to 0.2 s becomes silence; a longer one ends the open events, and windows hold
+        only samples behind it.
+        """
+        if gap.samples <= LONGEST_SILENT_HOLE:
+            self.push(gap.stream, gap.start_sample, np.zeros(gap.samples, np.int16))
+            return []
+        slot = self._names.slot(gap.stream)
+        events = self._drain(slot) + self._close(slot, "gap")
+        self._restart_context(slot, gap.start_sample + gap.samples)
+        return events
+
+    def run(self) -> list[Event]:
+        """Score every window that is due and return the events, in order for each stream."""
+        events, self._owed = self._owed + self._advance(), []
+        return events
+
+    def flush(self, stream: str, reason: EndReason = "stream_lost") -> list[Event]:
+        """End a stream whose audio is complete: last sounds are found, open events ended."""
+        slot = self._names.slot(stream)
+        events = self._drain(slot) + self._close(slot, reason)
+        self._names.remove(stream)
+        return events
+
+    def close(self, stream: str, reason: EndReason) -> list[Event]:
+        """End a stream at once; open events end with `reason`."""
+        events = self.run() + self._close(self._names.slot(stream), reason)
+        self._names.remove(stream)
+        return events
+
+    def set_stride(self, stream: str, stride: int) -> None:
+        """Under overload: score only every `stride`-th window, keeping the scores between."""
+        self._stride[self._names.slot(stream)] = stride
+
+    def open_events(self, stream: str) -> list[Event]:
+        """Return the events of `stream` that have begun and not ended."""
+        slot = self._names.slot(stream)
+        return self._decision.open_events(slot, int(self._position(slot)))
+
+    def status(self, stream: str) -> StreamStatus:
+        """Return how `stream` is doing."""
+        slot = self._names.slot(stream)
+        return StreamStatus(
+            level_dbfs=amplitude_to_dbfs(float(self._levels[slot, -1])),
+            is_warming=bool(self._slot["first_scored"][slot] == NEVER),
+            is_gated=bool(self._is_gated[slot]),
+            hop_s=float(self._stride[slot]) * self.hop / SAMPLE_RATE,
+            scored_to=int(self._position(slot)),
+            open_events=self._decision.open_count(slot),
+        )
+
+    def _grow(self) -> None:
+        n_slots = self._names.capacity
+        if self._slot and len(self._stride) >= n_slots:
+            return
+        self._decision.grow(n_slots)
+        self._staging.grow(n_slots)
+        self._features.grow(n_slots)
+        grow_by = n_slots - len(self._stride)
+        for field in _SLOT_FIELDS:
+            before = self._slot.get(field, np.zeros(0, np.int64))
+            self._slot[field] = np.concatenate([before, np.zeros(grow_by, np.int64)])
+        self._stride = np.concatenate([self._stride, np.ones(grow_by, np.int64)])
+        self._is_gated = np.concatenate([self._is_gated, np.zeros(grow_by, np.bool_)])
+        self._last_scores = _more_rows(self._last_scores, grow_by)
+        self._levels = _more_rows(self._levels, grow_by)
+
+    def _restart_context(self, slot: int, start_sample: int) -> None:
+        self._slot["context_start"][slot] = start_sample
+        self._slot["received"][slot] = start_sample
+        self._slot["next_end"][slot] = (start_sample // self.hop + 1) * self.hop
+        self._slot["score_from"][slot] = NEVER
+        self._slot["first_scored"][slot] = NEVER
+        self._staging.clear(slot)
+        self._last_scores[slot] = 0
+        self._levels[slot] = 0
+        self._is_gated[slot] = False
+
+    def _position(self, slot: int) -> np.int64:
+        position: np.int64 = self._slot["next_end"][slot] - self.hop
+        return max(position, self._slot["context_start"][slot], self._slot["score_from"][slot])
+
+    def _advance(self) -> list[Event]:
+        events: list[Event] = []
+        slots = np.array([self._names.slot(stream) for stream in self.streams], np.int64)
+        while len(slots):
+            waiting = (
+                self._slot["received"][slots] - self._slot["next_end"][slots]
+            ) // self.hop + 1
+            n_hops = self._max_hops if waiting.max() >= self._max_hops else 1
+            due = slots[waiting >= n_hops]
+            if not len(due):
+                break
+            events += self._step(due, n_hops, self._min_context)
+        return events
+
+    def _drain(self, slot: int) -> list[Event]:
+        """Score on beyond the end of the audio while enough of it is still in the window."""
+        events = self._owed + self._advance()
+        self._owed = []
+        received = int(self._slot["received"][slot])
+        held = received - int(self._slot["context_start"][slot])
+        if held < FRAME_LENGTH:
+            return events
+        context = min(self._flush_context, held)
+        self._staging.write(slot, received, np.zeros(self.window + self.hop, np.int16))
+        while int(self._slot["next_end"][slot]) - self.window <= received - context:
+            events += self._step(np.array([slot], np.int64), 1, context)
+        return events
+
+    def _close(self, slot: int, reason: EndReason) -> list[Event]:
+        received = int(self._slot["received"][slot])
+        return self._decision.close(slot, reason, int(self._position(slot)), received)
+
+    def _step(self, slots: npt.NDArray[np.int64], n_hops: int, min_context: int) -> list[Event]:
+        """Advance each slot by `n_hops` windows: features, scores, decisions."""
+        field = self._slot
+        ends = field["next_end"][slots] + (n_hops - 1) * self.hop
+        begin = ends - n_hops * self.hop - LOOK_BACK
+        pcm = self._staging.read(slots, begin, n_hops * self.hop + LOOK_BACK)
+        self._measure(slots, pcm[:, LOOK_BACK:], n_hops)
+        self._features.push(slots, pcm[:, :-UNUSED_TAIL], ends)
+
+        hop_ends = field["next_end"][slots][None, :] + np.arange(n_hops)[:, None] * self.hop
+        field["next_end"][slots] += n_hops * self.hop
+        held = np.minimum(hop_ends, field["received"][slots]) - field["context_start"][slots]
+        is_due = (held >= min_context) & (hop_ends > field["score_from"][slots])
+        is_run = is_due & ~self._is_gated[slots]
+        is_run &= (hop_ends // self.hop) % self._stride[slots] == 0
+        scores = self._score(slots, hop_ends, is_run)
+        events: list[Event] = []
+        for hop in range(n_hops):
+            rows = np.flatnonzero(is_due[hop])
+            if len(rows):
+                events += self._decide(slots[rows], hop_ends[hop, rows], scores[hop, rows])
+        return events
+
+    def _score(
+        self,
+        slots: npt.NDArray[np.int64],
+        hop_ends: npt.NDArray[np.int64],
+        is_run: npt.NDArray[np.bool_],
+    ) -> npt.NDArray[np.float32]:
+        """Return scores (hops, n, classes): the ones before if not run, 0 if gated."""
+        hop_rows, slot_rows = np.nonzero(is_run)
+        n_hops, n = is_run.shape
+        scores = np.zeros((n_hops, n, self._last_scores.shape[1]), np.float32)
+        if len(hop_rows):
+            which, ends = slots[slot_rows], hop_ends[hop_rows, slot_rows]
+            windows = self._features.windows(
+                which,
+                ends,
+                first_frame(self._slot["context_start"][which]),
+                last_frame(self._slot["received"][which]),
+            )
+            scores[hop_rows, slot_rows] = self._tagger.window_scores(windows)
+        for hop in range(n_hops):
+            kept = ~is_run[hop] & ~self._is_gated[slots]
+            scores[hop, kept] = self._last_scores[slots[kept]]
+            self._last_scores[slots] = scores[hop]
+        return scores
+
+    def _decide(
+        self,
+        slots: npt.NDArray[np.int64],
+        ends: npt.NDArray[np.int64],
+        scores: npt.NDArray[np.float32],
+    ) -> list[Event]:
+        first = self._slot["first_scored"][slots]
+        first = np.where(first == NEVER, ends, first)
+        self._slot["first_scored"][slots] = first
+        if self._on_scores is not None:
+            for slot, end, row in zip(slots, ends, scores, strict=True):
+                self._on_scores(Scores(*self._names.of(int(slot)), int(end), row.copy()))
+        return self._decision.step(
+            slots,
+            ends,
+            scores,
+            context_starts=self._slot["context_start"][slots],
+            first_scored=first,
+            audio_ends=self._slot["received"][slots],
+        )
+
+    def _measure(
+        self, slots: npt.NDArray[np.int64], pcm: npt.NDArray[np.int16], n_hops: int
+    ) -> None:
+        """Keep the RMS of the window's hops: the level shown, and what the gate looks at."""
+        hops = pcm.reshape(len(pcm), n_hops, self.hop).astype(np.float32) / FULL_SCALE
+        rms = np.sqrt(np.mean(hops * hops, axis=2))
+        levels = np.concatenate([self._levels[slots], rms], axis=1)
+        self._levels[slots] = levels[:, -self._levels.shape[1] :]
+        if self._gate_dbfs is not None:
+            loudest = self._levels[slots].max(axis=1)
+            self._is_gated[slots] = loudest < 10 ** (self._gate_dbfs / 20)
+
+
+def _more_rows(array: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
+    return np.concatenate([array, np.zeros((count, *array.shape[1:]), array.dtype)])
+
+
+def _facts(tagger: Tagger) -> ModelFacts:
+    metadata = tagger.metadata
+    return ModelFacts(
+        labels=tagger.labels,
+        window_s=tagger.window_s,
+        default_threshold=metadata.default_onset_threshold,
+        thresholds=metadata.onset_thresholds,
+        rise_on_s=metadata.rise_on_s,
+        rise_off_s=metadata.rise_off_s,
+        background=metadata.background_labels,
+    )

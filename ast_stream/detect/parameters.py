@@ -1,0 +1,152 @@
+"""Detection settings in seconds become per-class arrays in hops and samples, once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ast_stream.detect.boundaries import WindowGeometry
+from ast_stream.errors import UsageError
+from ast_stream.labels import did_you_mean, slug
+from ast_stream.settings.schema import ClassSettings, DetectionSettings
+from ast_stream.units import seconds_to_samples
+
+CONFIRM_SHARE = 0.6  # of the windows within confirm_s must be above the onset threshold
+OFFSET_DROP = 0.15  # hysteresis: the offset threshold lies this far below the onset threshold,
+OFFSET_SHARE = 0.6  # but not below this share of it
+MAX_CONFIRM_HOPS = 64  # hits are kept as bits of one word
+ASSUMED_RISE_S = 0.5  # where a checkpoint has no measured rise times, at most a quarter window
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the decision stage must know of a checkpoint; mappings are by label."""
+
+    labels: Sequence[str]
+    window_s: float
+    default_threshold: float = 0.5
+    thresholds: Mapping[str, float] | None = None
+    rise_on_s: Mapping[str, float] | None = None
+    rise_off_s: Mapping[str, float] | None = None
+    background: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class DecisionParameters:
+    """Per-class settings of the decision stage; arrays have shape (n_classes,)."""
+
+    labels: tuple[str, ...]
+    geometry: WindowGeometry
+    is_enabled: npt.NDArray[np.bool_]
+    onset_threshold: npt.NDArray[np.float32]
+    offset_threshold: npt.NDArray[np.float32]
+    confirm_hits: npt.NDArray[np.int64]
+    confirm_hops: npt.NDArray[np.int64]
+    hold: npt.NDArray[np.int64]
+    min_duration: npt.NDArray[np.int64]
+    refractory: npt.NDArray[np.int64]
+    max_duration: npt.NDArray[np.int64]
+    rise_on: npt.NDArray[np.int64]
+    rise_off: npt.NDArray[np.int64]
+
+    def describe(self, index: int) -> str:
+        """Return one class's effective values as a line for the log."""
+        return (
+            f"{self.labels[index]}: onset {self.onset_threshold[index]:.3f}, "
+            f"offset {self.offset_threshold[index]:.3f}, "
+            f"confirm {self.confirm_hits[index]} of {self.confirm_hops[index]} hops"
+        )
+
+
+def resolve_parameters(
+    detection: DetectionSettings, facts: ModelFacts, hop_s: float
+) -> DecisionParameters:
+    """Return what `detection` means for this checkpoint and hop.
+
+    Raises:
+        UsageError: a class the checkpoint does not have, or a value that no sound can reach.
+    """
+    by_class = _match_classes(detection.classes, facts.labels)
+    chosen = [by_class.get(label, ClassSettings()) for label in facts.labels]
+
+    def column(name: str) -> list[float]:
+        default = getattr(detection.defaults, name)
+        return [_first(getattr(one, name), default) for one in chosen]
+
+    def samples(name: str) -> npt.NDArray[np.int64]:
+        return np.array([seconds_to_samples(value) for value in column(name)], np.int64)
+
+    thresholds = facts.thresholds or {}
+    onset = np.array(
+        [
+            _first(
+                one.onset_threshold,
+                detection.defaults.onset_threshold,
+                thresholds.get(label),
+                facts.default_threshold,
+            )
+            for one, label in zip(chosen, facts.labels, strict=True)
+        ],
+        np.float32,
+    )
+    confirm_hops = np.array([_hops(seconds, hop_s) for seconds in column("confirm_s")], np.int64)
+    if confirm_hops.max(initial=1) > MAX_CONFIRM_HOPS:
+        raise UsageError(
+            f"detection: confirm_s: expected at most {MAX_CONFIRM_HOPS * hop_s:g} s "
+            f"at a hop of {hop_s:g} s, got {max(column('confirm_s')):g}"
+        )
+    return DecisionParameters(
+        labels=tuple(facts.labels),
+        geometry=WindowGeometry(seconds_to_samples(facts.window_s), seconds_to_samples(hop_s)),
+        is_enabled=np.array(
+            [
+                one.enabled and label not in facts.background
+                for one, label in zip(chosen, facts.labels, strict=True)
+            ]
+        ),
+        onset_threshold=onset,
+        offset_threshold=np.maximum(onset - OFFSET_DROP, OFFSET_SHARE * onset).astype(np.float32),
+        confirm_hits=np.maximum(1, np.ceil(CONFIRM_SHARE * confirm_hops)).astype(np.int64),
+        confirm_hops=confirm_hops,
+        hold=samples("hold_s"),
+        min_duration=samples("min_duration_s"),
+        refractory=samples("refractory_s"),
+        max_duration=samples("max_duration_s"),
+        rise_on=_rise(facts.rise_on_s, facts),
+        rise_off=_rise(facts.rise_off_s, facts),
+    )
+
+
+def _match_classes(
+    classes: Mapping[str, ClassSettings], labels: Sequence[str]
+) -> dict[str, ClassSettings]:
+    by_slug = {slug(label): label for label in labels}
+    matched = {}
+    for name, settings in classes.items():
+        label = name if name in labels else by_slug.get(name)
+        if label is None:
+            raise UsageError(
+                f"detection.classes: expected a class of the model, got {name!r}"
+                f"{did_you_mean(name, labels)}"
+            )
+        matched[label] = settings
+    return matched
+
+
+def _first(*values: float | None) -> float:
+    return next(value for value in values if value is not None)
+
+
+def _hops(seconds: float, hop_s: float) -> int:
+    # the tolerance keeps 0.75 s at a hop of 0.25 s at three hops, whatever floats make of it
+    return max(1, math.ceil(seconds / hop_s - 1e-6))
+
+
+def _rise(measured: Mapping[str, float] | None, facts: ModelFacts) -> npt.NDArray[np.int64]:
+    assumed = min(ASSUMED_RISE_S, facts.window_s / 4)
+    seconds = [min((measured or {}).get(label, assumed), facts.window_s) for label in facts.labels]
+    return np.array([seconds_to_samples(value) for value in seconds], np.int64)

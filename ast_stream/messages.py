@@ -203,10 +203,9 @@ def event_body(
     *,
     labels: Mapping[str, str],
     scored_ns: int,
-    published_ns: int,
     model: str,
 ) -> dict[str, Any]:
-    """Return the feed body of `event`, still without `boot` and `seq`."""
+    """Return the feed body of `event`, still without `boot`, `seq` and `published`."""
 
     def at(sample: int | None) -> str | None:
         return None if sample is None else format_time(clock.time_ns(sample))
@@ -235,6 +234,5 @@ def event_body(
         "reason": event.reason,
         "captured": at(event.at_sample),
         "scored": format_time(scored_ns),
-        "published": format_time(published_ns),
         "model": model,
     }

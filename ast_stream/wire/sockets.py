@@ -8,7 +8,6 @@ silently steals a live ipc file, hence the lock beside it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Literal
 import zmq
 
 from ast_stream.errors import StartupError
+from ast_stream.wire.locks import lock_file
 
 Kind = Literal["push", "pull", "pub", "sub", "router", "dealer"]
 
@@ -173,18 +173,7 @@ def lock_endpoint(endpoint: str) -> int | None:
     """
     if not endpoint.startswith("ipc://"):
         return None
-    path = Path(endpoint.removeprefix("ipc://") + ".lock")
-    try:
-        path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-        lock_fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
-    except OSError as error:
-        raise StartupError(f"cannot use {endpoint}: {error}") from error
-    try:
-        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(lock_fd)
-        raise StartupError(f"{endpoint} is in use by another process") from error
-    return lock_fd
+    return lock_file(Path(endpoint.removeprefix("ipc://") + ".lock"), endpoint)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,114 @@
+"""How a process lives and dies: stop signals, word to the service manager, end with the parent."""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from types import FrameType
+
+SUPERVISED = "AST_STREAM_SUPERVISED"  # "1": this process ends when its parent does
+PARENT = "AST_STREAM_PARENT"  # pid of that parent, to notice that it is gone already
+_OF_THE_PARENT_ALONE = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+_PR_SET_PDEATHSIG = 1
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[threading.Event]:
+    """Yield an event that SIGTERM or SIGINT sets; the handlers before are restored afterwards.
+
+    A second SIGINT raises KeyboardInterrupt, a third ends the process at once: for a shutdown that
+    hangs. Only for the main thread.
+    """
+    stop = threading.Event()
+
+    def request_stop(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, force_stop)
+        # not stop.set() itself: the handler may interrupt code that holds the event's own lock
+        _thread.start_new_thread(stop.set, ())
+
+    def force_stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
+        signal.signal(number, request_stop)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def notify(message: str, environ: Mapping[str, str] = os.environ) -> bool:
+    """Tell systemd `message`, e.g. "READY=1"; False where no service manager listens.
+
+    See sd_notify(3): READY=1, STATUS=text, STOPPING=1, WATCHDOG=1, EXTEND_TIMEOUT_USEC=n; several
+    are joined by newlines.
+    """
+    address = environ.get("NOTIFY_SOCKET")
+    if not address:
+        return False
+    if address.startswith("@"):  # an abstract socket, which has no file
+        address = "\0" + address[1:]
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+            sender.setblocking(False)
+            sender.sendto(message.encode(), address)
+    except OSError:
+        return False
+    return True
+
+
+def notify_ready(status: str) -> bool:
+    """Tell systemd that start-up has finished."""
+    return notify(f"READY=1\nSTATUS={status}")
+
+
+def notify_stopping() -> bool:
+    """Tell systemd that the process is shutting down."""
+    return notify("STOPPING=1")
+
+
+def notify_watchdog() -> bool:
+    """Tell systemd that work was done; call it from the loop that works, never from a timer."""
+    return notify("WATCHDOG=1")
+
+
+def watchdog_interval_s(environ: Mapping[str, str] = os.environ) -> float | None:
+    """Return how often `notify_watchdog` is due (half the limit), or None without a watchdog."""
+    limit_us, pid = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", "")
+    if not limit_us.isdigit() or (pid and pid != str(os.getpid())):
+        return None
+    return int(limit_us) / 2e6
+
+
+def child_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the environment for a child that is to end when this process does."""
+    inherited = {key: value for key, value in environ.items() if key not in _OF_THE_PARENT_ALONE}
+    return inherited | {SUPERVISED: "1", PARENT: str(os.getpid())}
+
+
+def die_with_parent(environ: Mapping[str, str] = os.environ) -> None:
+    """Make the kernel kill this process when its parent ends, if the parent asked for that.
+
+    The kill is SIGKILL: a process that hangs would sit out anything milder, and every process of
+    ours is built to be killed at any moment. The kernel watches the parent's *thread*: children
+    must be started from a thread that lives as long as they do.
+    """
+    if environ.get(SUPERVISED) != "1" or sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    # the parent may have died before the kernel was told to watch it
+    if environ.get(PARENT, str(os.getppid())) != str(os.getppid()):
+        os._exit(1)

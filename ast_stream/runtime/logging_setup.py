@@ -1,0 +1,167 @@
+"""Log lines on stderr: one event a line, keyed, in the form that its reader understands.
+
+Modules log with `logging.getLogger(__name__)`; facts go into `extra={"stream": …}` and come out as
+`key=value` (text, journald) or as members of the object (json).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal, TextIO
+
+from ast_stream.messages import format_time
+
+LogFormat = Literal["auto", "text", "json", "journald"]
+LOG_FORMAT = "AST_STREAM_LOG_FORMAT"  # what `auto` means for a child whose stderr is a pipe to us
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_JOURNAL_PRIORITY = {"CRITICAL": 2, "ERROR": 3, "WARNING": 4, "INFO": 6, "DEBUG": 7}
+_COLOURS = {"CRITICAL": "1;31", "ERROR": "31", "WARNING": "33", "DEBUG": "2"}
+
+
+def setup_logging(
+    level: str = "info", format: LogFormat = "auto", *, process: str, stream: TextIO | None = None
+) -> None:
+    """Send all log records of this process to `stream` (stderr); call once, from a service.
+
+    Args:
+        level: debug, info, warning or error.
+        format: `auto` means journald where stderr is the journal, else text.
+        process: who is speaking, e.g. "worker" or "capture porch".
+    """
+    stream = stream or sys.stderr
+    handler = _QuietHandler(stream)
+    handler.setFormatter(_formatter(resolve_format(format, stream), process, stream))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    logging.captureWarnings(True)
+
+
+def is_set_up() -> bool:
+    """Tell whether `setup_logging` has been called in this process."""
+    return any(isinstance(handler, _QuietHandler) for handler in logging.getLogger().handlers)
+
+
+def resolve_format(
+    format: LogFormat, stream: TextIO, environ: Mapping[str, str] = os.environ
+) -> Literal["text", "json", "journald"]:
+    """Return what `format` means for `stream`."""
+    if format != "auto":
+        return format
+    inherited = environ.get(LOG_FORMAT)
+    if inherited in ("text", "json", "journald"):
+        return inherited  # type: ignore[return-value]  # narrowed by the line above
+    return "journald" if _is_journal(stream, environ) else "text"
+
+
+def _is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
+    # systemd sets device:inode of the stream it connected; a redirected stderr is another file
+    with contextlib.suppress(OSError, ValueError):
+        found = os.fstat(stream.fileno())
+        return environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+    return False
+
+
+class _QuietHandler(logging.StreamHandler[TextIO]):
+    """A stream handler for which a closed stderr is no reason to write tracebacks to it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError | ValueError):
+            super().handleError(record)
+
+
+def _formatter(format: str, process: str, stream: TextIO) -> logging.Formatter:
+    if format == "json":
+        return JsonFormatter(process)
+    if format == "journald":
+        return JournaldFormatter(process)
+    return TextFormatter(process, is_terminal=stream.isatty())
+
+
+class TextFormatter(logging.Formatter):
+    """`12:30:01.250 warning worker: message key=value`, with date and zone off a terminal."""
+
+    def __init__(self, process: str, *, is_terminal: bool) -> None:
+        super().__init__()
+        self._process = process
+        self._is_terminal = is_terminal
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, and below it the traceback if there is one."""
+        level = record.levelname.lower()
+        if self._is_terminal:
+            local = datetime.fromtimestamp(record.created, UTC).astimezone()
+            time = local.strftime("%H:%M:%S.%f")[:-3]
+            colour = _COLOURS.get(record.levelname)
+            level = f"\x1b[{colour}m{level}\x1b[0m" if colour else level
+        else:
+            time = _time(record)
+        return f"{time} {level} {self._process}: {_line(record)}{self._traceback(record)}"
+
+    def _traceback(self, record: logging.LogRecord) -> str:
+        return "\n" + self.formatException(record.exc_info) if record.exc_info else ""
+
+
+class JournaldFormatter(logging.Formatter):
+    """`<4>worker: message key=value`: the journal takes the level from `<N>` and has the time."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line; each line of a traceback carries the level too."""
+        lines = [f"{self._process}: {_line(record)}"]
+        if record.exc_info:
+            lines += self.formatException(record.exc_info).splitlines()
+        priority = _JOURNAL_PRIORITY.get(record.levelname, 6)
+        return "\n".join(f"<{priority}>{line}" for line in lines)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, process, logger, message, and the facts."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the object."""
+        body = _facts(record) | {
+            "time": _time(record),
+            "level": record.levelname.lower(),
+            "process": self._process,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            body["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(body, ensure_ascii=False, default=str)
+
+
+def _time(record: logging.LogRecord) -> str:
+    return format_time(int(record.created * 1e9))
+
+
+def _facts(record: logging.LogRecord) -> dict[str, Any]:
+    return {key: value for key, value in vars(record).items() if key not in _STANDARD}
+
+
+def _line(record: logging.LogRecord) -> str:
+    """Return message and facts on one line, without characters that could forge another."""
+    facts = "".join(f" {key}={_word(value)}" for key, value in _facts(record).items())
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], record.getMessage() + facts)
+
+
+def _word(value: Any) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return json.dumps(text, ensure_ascii=False) if re.search(r'[\s"=]', text) or not text else text

@@ -1,0 +1,183 @@
+"""The command line: `ast-stream COMMAND`; each command's module is imported only when it runs."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import select
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+
+from ast_stream import __version__
+from ast_stream.errors import (
+    AstStreamError,
+    CheckpointError,
+    ConfigError,
+    StartupError,
+    UsageError,
+)
+from ast_stream.runtime.lifecycle import die_with_parent
+from ast_stream.runtime.logging_setup import is_set_up
+
+EXIT_CRASH = 1
+EXIT_USAGE = 2
+EXIT_STARTUP = 3
+EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h: restarting will not help
+
+PROGRAM = "ast-stream"
+
+
+@dataclass(frozen=True)
+class Command:
+    """One sub-command: where its function (or its Typer app) is, and a line of help."""
+
+    name: str
+    target: str
+    summary: str
+
+
+COMMANDS = (
+    Command("demo", "services.demo:demo", "Hear a generated scene through the whole pipeline."),
+    Command("run", "services.run:run", "Run all processes of one configuration, supervised."),
+    Command("capture", "services.capture:capture", "Run the capture process of one stream."),
+    Command("worker", "services.worker:worker", "Run the process that scores and decides."),
+    Command("listen", "services.listen:listen", "Show live what the model hears."),
+    Command("scan", "services.scan:scan", "Find the events in recordings."),
+    Command("subscribe", "services.subscribe:subscribe", "Print the feed as JSON lines."),
+    Command("devices", "services.devices:devices", "List input devices with stable names."),
+    Command(
+        "check-config",
+        "services.config_commands:check_config",
+        "Validate a configuration and say what it means.",
+    ),
+    Command("schema", "services.config_commands:schema", "Print the settings' JSON Schema."),
+    Command("doctor", "services.doctor:doctor", "Prove that the installation works."),
+    Command("model", "services.model_commands:app", "List, inspect, fetch, convert checkpoints."),
+    Command("train", "services.train:train", "Train a checkpoint."),
+    Command("evaluate", "services.evaluate:evaluate", "Measure a checkpoint."),
+)
+
+
+def main() -> None:
+    """Run the command line and exit with the code the result stands for."""
+    die_with_parent()
+    sys.exit(run_command_line(sys.argv[1:]))
+
+
+def run_command_line(args: Sequence[str]) -> int:
+    """Run one command and return its exit code."""
+    try:
+        typer.main.get_command(build_app(args))(args=list(args), prog_name=PROGRAM)
+    except SystemExit as stop:  # how typer ends: help, usage errors, typer.Exit
+        return _after_exit(stop)
+    except AstStreamError as error:
+        _say(error)
+        return exit_code(error)
+    except Exception:
+        _crash(sys.exc_info()[1])
+        return EXIT_CRASH
+    return 0
+
+
+def exit_code(error: AstStreamError) -> int:
+    """Return the exit code that `error` stands for."""
+    if isinstance(error, ConfigError):
+        return EXIT_CONFIG
+    if isinstance(error, UsageError):
+        return EXIT_USAGE
+    return EXIT_STARTUP if isinstance(error, StartupError | CheckpointError) else EXIT_CRASH
+
+
+def build_app(args: Sequence[str]) -> typer.Typer:
+    """Return the command line in which only the command named in `args` is imported.
+
+    The others are there by name and summary alone, so that help is instant, and a process that
+    only captures never imports torch.
+    """
+    app = typer.Typer(
+        name=PROGRAM,
+        epilog="Example: ast-stream demo",
+        no_args_is_help=True,
+        add_completion=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    chosen = next((arg for arg in args if not arg.startswith("-")), None)
+    for command in COMMANDS:
+        target = _load(command.target) if command.name == chosen else _placeholder
+        if isinstance(target, typer.Typer):
+            app.add_typer(target, name=command.name, help=command.summary)
+        else:
+            summary = command.summary if target is _placeholder else None
+            app.command(command.name, help=summary)(target)
+    return app
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"{PROGRAM} {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: bool = typer.Option(
+        False, "--version", help="Print the version.", callback=_print_version, is_eager=True
+    ),
+) -> None:
+    """Hear sounds on microphones and streams, and tell other programs at once."""
+
+
+def _placeholder() -> None:
+    raise AssertionError("a command ran that was not imported")
+
+
+def _load(target: str) -> Callable[..., Any] | typer.Typer:
+    module, _, attribute = target.partition(":")
+    loaded: Callable[..., Any] | typer.Typer = getattr(importlib.import_module(module), attribute)
+    return loaded
+
+
+def _after_exit(stop: SystemExit) -> int:
+    """Return the code of a SystemExit; typer makes one of every broken pipe, also of our own."""
+    code = stop.code if isinstance(stop.code, int) else EXIT_CRASH
+    if not isinstance(stop.__context__, BrokenPipeError):
+        return code
+    if not _reader_is_gone():
+        _crash(stop.__context__)
+        return EXIT_CRASH
+    # `ast-stream subscribe | head` has what it wanted; nothing may be flushed into the closed pipe
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _reader_is_gone() -> bool:
+    poller = select.poll()
+    poller.register(sys.stdout.fileno(), select.POLLOUT)
+    return any(flags & select.POLLERR for _, flags in poller.poll(0))
+
+
+def _say(error: AstStreamError) -> None:
+    if is_set_up():
+        for line in str(error).splitlines():
+            logging.getLogger(__name__).error("%s", line)
+    else:
+        # a problem in a file starts with file:line, where editors look for it
+        start = "" if isinstance(error, ConfigError) else f"{PROGRAM}: "
+        print(f"{start}{error}", file=sys.stderr)
+
+
+def _crash(error: BaseException | None) -> None:
+    if is_set_up():
+        logging.getLogger(__name__).critical("crashed: %s", error, exc_info=error)
+    else:
+        traceback.print_exception(error)
+
+
+if __name__ == "__main__":
+    main()

@@ -22,13 +22,14 @@ from ast_stream.errors import (
     StartupError,
     UsageError,
 )
-from ast_stream.runtime.lifecycle import die_with_parent
+from ast_stream.runtime.lifecycle import (
+    EXIT_CONFIG,
+    EXIT_CRASH,
+    EXIT_STARTUP,
+    EXIT_USAGE,
+    die_with_parent,
+)
 from ast_stream.runtime.logging_setup import is_set_up
-
-EXIT_CRASH = 1
-EXIT_USAGE = 2
-EXIT_STARTUP = 3
-EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h: restarting will not help
 
 PROGRAM = "ast-stream"
 

@@ -13,6 +13,11 @@ import threading
 from collections.abc import Iterator, Mapping
 from types import FrameType
 
+EXIT_CRASH = 1
+EXIT_USAGE = 2
+EXIT_STARTUP = 3
+EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h: restarting will not help
+
 SUPERVISED = "AST_STREAM_SUPERVISED"  # "1": this process ends when its parent does
 PARENT = "AST_STREAM_PARENT"  # pid of that parent, to notice that it is gone already
 _OF_THE_PARENT_ALONE = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")

@@ -14,16 +14,18 @@ import re
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, TextIO, cast, get_args
 
 from ast_stream.messages import format_time
 
 LogFormat = Literal["auto", "text", "json", "journald"]
-LOG_FORMAT = "AST_STREAM_LOG_FORMAT"  # what `auto` means for a child whose stderr is a pipe to us
+LineFormat = Literal["terminal", "text", "json", "journald"]  # text as it is for whoever reads it
+LOG_FORMAT = "AST_STREAM_LOG_FORMAT"  # the line format a supervisor wants from its children
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _JOURNAL_PRIORITY = {"CRITICAL": 2, "ERROR": 3, "WARNING": 4, "INFO": 6, "DEBUG": 7}
+_STAMPED = re.compile(r"\d{4}-\d\d-\d\dT|\d\d:\d\d:\d\d\.\d{3} ")
 _COLOURS = {"CRITICAL": "1;31", "ERROR": "31", "WARNING": "33", "DEBUG": "2"}
 
 
@@ -39,7 +41,7 @@ def setup_logging(
     """
     stream = stream or sys.stderr
     handler = _QuietHandler(stream)
-    handler.setFormatter(_formatter(resolve_format(format, stream), process, stream))
+    handler.setFormatter(_formatter(line_format(format, stream), process))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
@@ -51,16 +53,35 @@ def is_set_up() -> bool:
     return any(isinstance(handler, _QuietHandler) for handler in logging.getLogger().handlers)
 
 
-def resolve_format(
+def line_format(
     format: LogFormat, stream: TextIO, environ: Mapping[str, str] = os.environ
-) -> Literal["text", "json", "journald"]:
-    """Return what `format` means for `stream`."""
-    if format != "auto":
-        return format
-    inherited = environ.get(LOG_FORMAT)
-    if inherited in ("text", "json", "journald"):
-        return inherited  # type: ignore[return-value]  # narrowed by the line above
-    return "journald" if _is_journal(stream, environ) else "text"
+) -> LineFormat:
+    """Return the form of lines that `format` means for `stream`."""
+    for known in get_args(LineFormat):
+        if (
+            environ.get(LOG_FORMAT) == known
+        ):  # our stderr is a pipe; the supervisor knows the reader
+            return cast(LineFormat, known)
+    if format == "auto" and _is_journal(stream, environ):
+        return "journald"
+    if format in ("auto", "text"):
+        return "terminal" if stream.isatty() else "text"
+    return cast(LineFormat, format)
+
+
+def foreign_line(format: LineFormat, process: str, line: str) -> str:
+    """Return a line that `process` wrote on stderr as a log line of its own.
+
+    Lines from our own logging pass as they are; what libraries print is given the name.
+    """
+    if format == "json":
+        if line.startswith("{"):
+            return line
+        record = logging.makeLogRecord({"msg": line, "levelname": "INFO", "name": "stderr"})
+        return JsonFormatter(process).format(record)
+    if format == "journald":
+        return line if re.match(r"<[0-7]>", line) else f"<6>{process}: {_plain(line)}"
+    return line if _STAMPED.match(line) else f"{process}: {_plain(line)}"
 
 
 def _is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
@@ -79,12 +100,12 @@ class _QuietHandler(logging.StreamHandler[TextIO]):
             super().handleError(record)
 
 
-def _formatter(format: str, process: str, stream: TextIO) -> logging.Formatter:
+def _formatter(format: LineFormat, process: str) -> logging.Formatter:
     if format == "json":
         return JsonFormatter(process)
     if format == "journald":
         return JournaldFormatter(process)
-    return TextFormatter(process, is_terminal=stream.isatty())
+    return TextFormatter(process, is_terminal=format == "terminal")
 
 
 class TextFormatter(logging.Formatter):
@@ -159,7 +180,11 @@ def _facts(record: logging.LogRecord) -> dict[str, Any]:
 def _line(record: logging.LogRecord) -> str:
     """Return message and facts on one line, without characters that could forge another."""
     facts = "".join(f" {key}={_word(value)}" for key, value in _facts(record).items())
-    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], record.getMessage() + facts)
+    return _plain(record.getMessage() + facts)
+
+
+def _plain(text: str) -> str:
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def _word(value: Any) -> str:

@@ -1,0 +1,195 @@
+"""Child processes that are kept running: started, restarted with back-off, ended together."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from ast_stream.runtime.forward import LineForwarder
+from ast_stream.runtime.lifecycle import EXIT_CONFIG, EXIT_CRASH
+
+logger = logging.getLogger(__name__)
+
+FIRST_DELAY_S = 0.5
+MAX_DELAY_S = 10.0
+HEALTHY_S = 30.0  # a child that ran for so long starts again without a penalty
+GRACE_S = 5.0  # from SIGTERM to SIGKILL
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class ChildSpec:
+    """What to run.
+
+    Attributes:
+        can_finish: an exit with 0 means that its work is done.
+        is_core: the others are useless without it, and it without them.
+        takes_stdin: standard input is handed on to it.
+    """
+
+    name: str
+    argv: Sequence[str]
+    can_finish: bool = False
+    is_core: bool = False
+    takes_stdin: bool = False
+
+
+class Backoff:
+    """How long to wait before the next start: doubling, forgotten after a healthy run."""
+
+    def __init__(self) -> None:
+        self._next_s = FIRST_DELAY_S
+
+    def after_run(self, ran_s: float) -> float:
+        """Return the seconds to wait after a run of `ran_s` seconds."""
+        if ran_s >= HEALTHY_S:
+            self._next_s = FIRST_DELAY_S
+        delay_s = self._next_s
+        self._next_s = min(2 * delay_s, MAX_DELAY_S)
+        return delay_s
+
+
+class _State(Enum):
+    WAITING = auto()  # to be started at `due_s`
+    RUNNING = auto()
+    FINISHED = auto()  # its work is done
+    REFUSED = auto()  # its configuration is bad: starting again will not help
+
+
+class _Child:
+    def __init__(self, spec: ChildSpec, now_s: float) -> None:
+        self.spec = spec
+        self.state = _State.WAITING
+        self.due_s = now_s
+        self.process: subprocess.Popen[bytes] | None = None
+        self._started_s = now_s
+        self._backoff = Backoff()
+
+    def start(self, environ: Mapping[str, str], forwarder: LineForwarder, now_s: float) -> None:
+        """Start the process, in a session of its own: Ctrl-C is for the supervisor alone."""
+        self._started_s = now_s
+        try:
+            self.process = subprocess.Popen(
+                list(self.spec.argv),
+                stdin=None if self.spec.takes_stdin else subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=dict(environ),
+                start_new_session=True,
+            )
+        except OSError as error:  # no memory or no process ids left: may pass
+            logger.error("%s cannot be started: %s", self.spec.name, error)
+            self.after_exit(EXIT_CRASH, now_s)
+            return
+        assert self.process.stdout is not None
+        forwarder.follow(self.spec.name, self.process.stdout)
+        self.state = _State.RUNNING
+        logger.info("%s started", self.spec.name, extra={"pid": self.process.pid})
+
+    def after_exit(self, code: int, now_s: float) -> None:
+        """Decide what an exit means for this child."""
+        if code == EXIT_CONFIG:
+            self.state = _State.REFUSED
+            logger.error("%s refused its configuration and is not restarted", self.spec.name)
+        elif code == 0 and self.spec.can_finish:
+            self.state = _State.FINISHED
+            logger.info("%s has finished", self.spec.name)
+        else:
+            delay_s = self._backoff.after_run(now_s - self._started_s)
+            self.state = _State.WAITING
+            self.due_s = now_s + delay_s
+            logger.warning("%s %s; next try in %g s", self.spec.name, _how(code), delay_s)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Signal the child; SIGKILL goes to everything it has started, too."""
+        if self.process is None or self.process.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            if number == signal.SIGKILL:
+                os.killpg(self.process.pid, number)
+            else:
+                self.process.send_signal(number)
+
+
+class Supervisor:
+    """Keep children running until told to stop, or until nothing is left to do.
+
+    `run` must be called in a thread that lives as long as the children (see
+    `lifecycle.die_with_parent`): the main thread.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[ChildSpec],
+        environ: Mapping[str, str],
+        forwarder: LineForwarder,
+    ) -> None:
+        self._children = [_Child(spec, time.monotonic()) for spec in specs]
+        self._environ = environ
+        self._forwarder = forwarder
+
+    def run(self, stop: threading.Event) -> int:
+        """Return the exit code: 0, or 78 if a child refused its configuration."""
+        code: int | None = None
+        try:
+            while code is None and not stop.is_set():
+                self._start_due()
+                self._reap()
+                code = self._outcome()
+                if code is None:
+                    stop.wait(_POLL_S)
+            self._end(signal.SIGTERM)
+        finally:
+            self._end(signal.SIGKILL)
+        return code or 0
+
+    def _start_due(self) -> None:
+        now_s = time.monotonic()
+        for child in self._children:
+            if child.state is _State.WAITING and child.due_s <= now_s:
+                child.start(self._environ, self._forwarder, now_s)
+
+    def _reap(self) -> None:
+        for child in self._children:
+            if child.state is not _State.RUNNING or child.process is None:
+                continue
+            code = child.process.poll()
+            if code is not None:
+                child.after_exit(code, time.monotonic())
+
+    def _outcome(self) -> int | None:
+        """Return the exit code once there is nothing left to do, else None."""
+        core = [child for child in self._children if child.spec.is_core]
+        others = [child for child in self._children if not child.spec.is_core]
+        if any(child.state is _State.REFUSED for child in core):
+            return EXIT_CONFIG
+        if any(child.state in (_State.WAITING, _State.RUNNING) for child in others):
+            return None
+        return EXIT_CONFIG if any(child.state is _State.REFUSED for child in others) else 0
+
+    def _end(self, number: signal.Signals) -> None:
+        """Signal the children that still run, and wait for them: at most `GRACE_S`."""
+        running = [child.process for child in self._children if child.process is not None]
+        for child in self._children:
+            child.signal(number)
+        deadline_s = time.monotonic() + GRACE_S
+        for process in running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline_s - time.monotonic()))
+
+
+def _how(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:  # real-time signals have no names
+        return f"was killed by signal {-code}"

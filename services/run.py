@@ -1,0 +1,76 @@
+"""`ast-stream run`: all processes of one configuration on one box, supervised."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ast_stream.runtime.forward import LineForwarder
+from ast_stream.runtime.lifecycle import (
+    child_environment,
+    notify_ready,
+    notify_stopping,
+    stop_on_signals,
+)
+from ast_stream.runtime.logging_setup import LOG_FORMAT, line_format, setup_logging
+from ast_stream.runtime.supervisor import ChildSpec, Supervisor
+from ast_stream.settings.load import load_settings
+from ast_stream.settings.paths import make_runtime_dir
+from ast_stream.settings.schema import Settings, Source
+from ast_stream.wire.locks import lock_file
+
+
+def run(
+    config: Annotated[
+        Path, typer.Option("--config", "-c", metavar="FILE", help="The configuration (YAML).")
+    ],
+) -> None:
+    """Run all processes of one configuration: a capture per stream and the worker.
+
+    What fails is started again; Ctrl-C or SIGTERM ends everything. When every source is a recording
+    or another one that ends, the run ends with them.
+
+    Example: ast-stream run -c configs/examples/microphone.yaml
+    """
+    settings = load_settings(config)
+    setup_logging(settings.logging.level, settings.logging.format, process="run")
+    folder = make_runtime_dir(settings)
+    lock_fd = lock_file(folder / "run.lock", f"the runtime folder {folder}")
+    format = line_format(settings.logging.format, sys.stderr)
+    environ = child_environment() | {LOG_FORMAT: format}
+    forwarder = LineForwarder(sys.stderr, format)
+    try:
+        with stop_on_signals() as stop:
+            notify_ready(f"{len(settings.streams)} streams")
+            code = Supervisor(child_specs(settings, config), environ, forwarder).run(stop)
+    finally:
+        notify_stopping()
+        forwarder.close()
+        os.close(lock_fd)
+    raise typer.Exit(code)
+
+
+def child_specs(settings: Settings, config: Path) -> list[ChildSpec]:
+    """Return the processes that a configuration needs."""
+    command = (sys.executable, "-m", "services.cli")
+    captures = [
+        ChildSpec(
+            name=f"capture {stream.name}",
+            argv=(*command, "capture", "-c", str(config), "--stream", stream.name),
+            can_finish=_can_end(stream.source),
+            takes_stdin=stream.source.type == "stdin",
+        )
+        for stream in settings.streams
+    ]
+    worker = ChildSpec("worker", (*command, "worker", "-c", str(config)), is_core=True)
+    return [worker, *captures]
+
+
+def _can_end(source: Source) -> bool:
+    if source.type == "file":
+        return not source.loop
+    return source.type in ("scene", "stdin")

@@ -1,0 +1,237 @@
+"""The durable messages of the feed on disk, bounded, for readers that missed some.
+
+Append-only JSON lines in segments; the oldest segment goes when the whole is too large. Lines are
+written but not synced: what a killed process wrote is kept, what a power cut takes is at most the
+last seconds. Nothing here raises into the publisher: a full disk, a read-only one, or a folder
+that vanishes is counted, logged at a limited rate and bridged by a bounded copy in memory.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ast_stream.messages import PROTOCOL_VERSION
+from ast_stream.wire.feed_codec import FeedMessage, Position, encode_line
+from ast_stream.wire.limited_log import LimitedLog
+from ast_stream.wire.query_codec import MAX_PAGE_BYTES, MAX_PAGE_MESSAGES, ReplayPage, TooOld
+from ast_stream.wire.segment import LineIndex, Segment
+from ast_stream.wire.segment_folder import SegmentFolder
+
+MAX_UNWRITTEN = 10_000  # messages kept in memory while the disk refuses them
+BOOT_TOPIC = "boot/"  # line that marks the start of a boot; never sent to readers
+
+_CHUNK_LINES = 128  # read at a time: a page ends early where messages are long
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the log holds about one epoch of one stream, to publish nothing twice after a kill."""
+
+    events: set[tuple[str, str, int]] = field(default_factory=set)
+    gaps: set[int] = field(default_factory=set)
+
+    def has_event(self, event_id: str, event_type: str, at_sample: int) -> bool:
+        """Whether this message of this event was published."""
+        return (event_id, event_type, at_sample) in self.events
+
+    def has_gap(self, start_sample: int) -> bool:
+        """Whether the gap that starts here was published."""
+        return start_sample in self.gaps
+
+
+class _Unwritten:
+    """Newest messages that are not on disk, readable like a segment."""
+
+    def __init__(self, messages: deque[FeedMessage]) -> None:
+        self._messages = messages
+        self.index = LineIndex()
+        for message in messages:
+            self.index.add(message, 0)
+
+    def read(self, numbers: Iterable[int]) -> list[tuple[FeedMessage, int]]:
+        messages = [self._messages[number] for number in numbers]
+        return [(message, len(encode_line(message))) for message in messages]
+
+
+_Part = Segment | _Unwritten
+_Place = tuple[int, int]  # number of a part, number of a line in it
+
+
+class EventLog:
+    """A bounded log of durable messages, also of earlier boots.
+
+    Args:
+        directory: made if missing; held by one process at a time.
+        max_bytes: size of all segments together.
+        segment_bytes: size of one; at most half of `max_bytes`.
+        now_s: a clock that only goes forward, for the rate of log lines.
+
+    Attributes:
+        write_errors: messages that were not on disk when they were published.
+        dropped: messages that never got there, because too many waited in memory.
+        damaged: lines and files passed over when the log was opened.
+
+    Raises:
+        StartupError: another process has the directory.
+        ValueError: sizes that do not fit together.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        max_bytes: int = 64 * 1024 * 1024,
+        segment_bytes: int = 4 * 1024 * 1024,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._folder = SegmentFolder(directory, max_bytes, segment_bytes)
+        self._unwritten: deque[FeedMessage] = deque()
+        self._limited_log = LimitedLog(logger, now_s)
+        self.write_errors = 0
+        self.dropped = 0
+        try:
+            self._folder.open()
+        except OSError as error:
+            self._limited_log.warning("event log %s cannot be read: %s", directory, error)
+        self.damaged = self._folder.damaged
+        if self.damaged:
+            logger.warning("event log %s: %s damaged lines skipped", directory, self.damaged)
+
+    def begin(self, boot: str) -> None:
+        """Mark the start of a boot, so that positions before its first message are known."""
+        body = {"v": PROTOCOL_VERSION, "boot": boot, "seq": 0, "previous": 0}
+        self.append(FeedMessage(BOOT_TOPIC, body))
+
+    def append(self, message: FeedMessage) -> None:
+        """Keep a durable message; `seq` must increase within a boot."""
+        self._unwritten.append(message)
+        self.retry()
+        if self._unwritten:
+            self.write_errors += 1
+        if len(self._unwritten) > MAX_UNWRITTEN:
+            self._unwritten.popleft()
+            self.dropped += 1
+
+    def retry(self) -> None:
+        """Write what the disk refused before; does nothing where nothing waits."""
+        while self._unwritten:
+            try:
+                self._folder.write(self._unwritten[0])
+            except OSError as error:
+                self._limited_log.warning(
+                    "event log %s cannot be written: %s", self._folder.path, error
+                )
+                return
+            self._unwritten.popleft()
+
+    def replay(self, after: Position | None, limit: int = MAX_PAGE_MESSAGES) -> ReplayPage | TooOld:
+        """Return the messages after a position, or from the oldest held.
+
+        Returns:
+            At most `limit` messages and `MAX_PAGE_BYTES`, at least one if there is one; or
+            `TooOld` with the position after which everything is held.
+        """
+        parts = self._parts()
+        place = (0, 0) if after is None else _place_after(parts, after)
+        if place is None or (after is not None and self._is_cut_off(parts, place, after)):
+            return TooOld(self._oldest(parts))
+        messages: list[FeedMessage] = []
+        page_bytes = 0
+        for message, n_bytes in self._lines(parts, place):
+            if message.topic == BOOT_TOPIC:
+                continue
+            if len(messages) == limit or (messages and page_bytes + n_bytes > MAX_PAGE_BYTES):
+                return ReplayPage(messages, more=True)
+            messages.append(message)
+            page_bytes += n_bytes
+        return ReplayPage(messages, more=False)
+
+    def recent(self, stream: str, epoch: str, from_sample: int = 0) -> list[FeedMessage]:
+        """Return the messages held about one epoch of one stream, oldest first.
+
+        Args:
+            from_sample: the caller needs no events decided before it; some of them may be there.
+        """
+        found: list[FeedMessage] = []
+        for part in reversed(self._parts()):
+            numbers = part.index.lines_of(stream, epoch)
+            while numbers:
+                messages = [message for message, _ in self._read(part, numbers[-_CHUNK_LINES:])]
+                found = messages + found
+                if any(_is_before(message, from_sample) for message in messages):
+                    return found
+                del numbers[-_CHUNK_LINES:]
+        return found
+
+    def published(self, stream: str, epoch: str, from_sample: int = 0) -> Published:
+        """Return what was published about one epoch of one stream (see `recent`)."""
+        published = Published()
+        for message in self.recent(stream, epoch, from_sample):
+            match message.kind, message.body:
+                case "event", {"id": str(event_id), "type": str(kind), "at_sample": int(at)}:
+                    published.events.add((event_id, kind, at))
+                case "gap", {"start": int(start)}:
+                    published.gaps.add(start)
+        return published
+
+    def close(self) -> None:
+        """Write what waits, if the disk takes it, and let another process have the directory."""
+        self.retry()
+        self._folder.close()
+
+    def _parts(self) -> list[_Part]:
+        return [*self._folder.segments, _Unwritten(self._unwritten)]
+
+    def _lines(self, parts: list[_Part], place: _Place) -> Iterator[tuple[FeedMessage, int]]:
+        """Yield messages with their bytes from a place on."""
+        first_part, first = place
+        for part in parts[first_part:]:
+            for start in range(first, len(part.index), _CHUNK_LINES):
+                stop = min(start + _CHUNK_LINES, len(part.index))
+                yield from self._read(part, range(start, stop))
+            first = 0
+
+    def _read(self, part: _Part, numbers: Sequence[int]) -> list[tuple[FeedMessage, int]]:
+        try:
+            return part.read(numbers) if numbers else []
+        except OSError as error:
+            self._limited_log.warning("event log %s cannot be read: %s", self._folder.path, error)
+            if isinstance(part, Segment) and isinstance(error, FileNotFoundError):
+                self._folder.forget(part)
+            return []
+
+    def _oldest(self, parts: list[_Part]) -> Position | None:
+        for message, _ in self._lines(parts, (0, 0)):
+            return message.body["boot"], message.body["previous"]
+        return None
+
+    def _is_cut_off(self, parts: list[_Part], place: _Place, after: Position) -> bool:
+        """Whether messages between `after` and the oldest held were deleted."""
+        part, line = place
+        if line > 0 or any(len(earlier.index) for earlier in parts[:part]):
+            return False
+        oldest = self._oldest(parts)
+        return oldest is not None and oldest[0] == after[0] and oldest[1] > after[1]
+
+
+def _is_before(message: FeedMessage, sample: int) -> bool:
+    at_sample = message.body.get("at_sample")
+    return isinstance(at_sample, int) and at_sample < sample
+
+
+def _place_after(parts: list[_Part], after: Position) -> _Place | None:
+    """Return the place of the first line after a position, None if its boot is not held."""
+    place = None
+    for number, part in enumerate(parts):
+        line = part.index.line_after(after)
+        if line is not None:
+            place = number, line
+            if line < len(part.index):
+                break  # else its boot may go on in the next part
+    return place

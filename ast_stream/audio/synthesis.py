@@ -127,7 +127,7 @@ def clock_ticks(rng: Random, duration_s: float | None = None) -> Sound:
     if rng.random() < 0.3:
         tock = tick
     lopsided_s = rng.uniform(-0.08, 0.08) * period_s
-    ticks = np.zeros(seconds_to_samples((n_ticks - 1) * period_s) + 2 * len(tick))
+    ticks = np.zeros(seconds_to_samples(n_ticks * period_s) + len(tick))
     for index in range(n_ticks):
         at = seconds_to_samples(index * period_s + (lopsided_s if index % 2 else 0.0))
         ticks[at : at + len(tick)] += (tock if index % 2 else tick) * rng.uniform(0.85, 1.0)

@@ -1,0 +1,200 @@
+"""Draws training windows as a live stream shows them: sounds entering, leaving, mixed, faint.
+
+A label holds for the sound and not for the file: a window that caught little of the sound is no
+example of its class, and one that caught some of it teaches nothing about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import soxr
+
+from ast_stream.audio.activity import Waveform
+from ast_stream.audio.synthesis import ACTIVE_DBFS, Random
+from ast_stream.training.material import Material, Take
+from ast_stream.units import SAMPLE_RATE, samples_for_frames
+
+ENOUGH_SHARE = 0.4  # of the most sound a window of this take can hold, makes an example,
+ENOUGH_S = 0.5  # and so does this much, whatever the share
+TOO_LITTLE_SHARE = 0.04  # below this the window counts as without the sound
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How windows are drawn; shares are probabilities, levels are dBFS of the sounding part."""
+
+    background_only_share: float = 0.25
+    background_share: float = 0.7
+    second_sound_share: float = 0.5
+    generated_share: float = 0.4  # of a class that has recordings and a generator
+    generated_class_weight: float = 0.5  # of a class that only has a generator
+    speed: tuple[float, float] = (0.8, 1.25)
+    level_dbfs: tuple[float, float] = (-50.0, -6.0)
+    background_dbfs: tuple[float, float] = (-75.0, -10.0)
+    snr_db: tuple[float, float] = (-3.0, 30.0)
+    floor_dbfs: tuple[float, float] = (-100.0, -55.0)
+    floor_share: float = 0.7
+    silence_share: float = 0.04  # of background windows are digital silence
+    partial_share: float = 0.15  # of windows were scored before a whole window had come
+    min_context_frames: int = 98
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """One example.
+
+    Attributes:
+        waveform: shape (n_samples,), float32 in [-1, 1].
+        n_real_frames: frames after these are padding.
+        target: shape (n_classes,), float32 in [0, 1].
+        weight: shape (n_classes,), 0 where the window says nothing about the class.
+    """
+
+    waveform: Waveform
+    n_real_frames: int
+    target: npt.NDArray[np.float32]
+    weight: npt.NDArray[np.float32]
+
+
+class WindowMaker:
+    """Draws windows of `n_frames` from some material; the generator passed in decides all."""
+
+    def __init__(self, material: Material, n_frames: int, mixing: Mixing) -> None:
+        self._material = material
+        self.labels = list(material.labels)
+        self._mixing = mixing
+        self._n_frames = n_frames
+        self._n_samples = samples_for_frames(n_frames)
+        self._recorded: list[list[Take]] = []
+        self._generated: list[list[Take]] = []
+        for index in range(len(material.labels)):
+            takes = material.takes_of(index)
+            self._recorded.append([take for take in takes if not take.is_generated])
+            self._generated.append([take for take in takes if take.is_generated])
+        weights = np.array(
+            [1.0 if recorded else mixing.generated_class_weight for recorded in self._recorded]
+        )
+        self._class_share = weights / weights.sum()
+
+    def draw(self, rng: Random) -> Window:
+        """Return one window."""
+        n_frames = self._n_frames
+        if rng.random() < self._mixing.partial_share:
+            n_frames = int(rng.integers(self._mixing.min_context_frames, n_frames + 1))
+        n_real = samples_for_frames(n_frames)
+        n_classes = len(self._material.labels)
+        target, weight = np.zeros(n_classes, np.float32), np.ones(n_classes, np.float32)
+        if rng.random() < self._mixing.background_only_share:
+            mix = self._background_window(rng, n_real)
+        else:
+            mix = self._sound_window(rng, n_real, target, weight)
+        if rng.random() < self._mixing.floor_share:
+            floor = 10 ** (rng.uniform(*self._mixing.floor_dbfs) / 20)
+            mix += floor * rng.standard_normal(n_real, np.float32)
+        waveform = np.zeros(self._n_samples, np.float32)
+        waveform[:n_real] = np.clip(mix, -1.0, 1.0)
+        return Window(waveform, n_frames, target, weight)
+
+    def _sound_window(
+        self,
+        rng: Random,
+        n_samples: int,
+        target: npt.NDArray[np.float32],
+        weight: npt.NDArray[np.float32],
+    ) -> Waveform:
+        level_dbfs = rng.uniform(*self._mixing.level_dbfs)
+        mix = np.zeros(n_samples, np.float32)
+        shares = [1.0]
+        if rng.random() < self._mixing.second_sound_share:
+            first = rng.beta(1.0, 1.0)
+            shares = [max(first, 1 - first), min(first, 1 - first)]
+        for share in shares:
+            sound, take, presence = self._crop(rng, n_samples)
+            # equal parts are both fully there; the fainter part fades out of the label too
+            _label(target, weight, take.classes, presence, min(1.0, 2 * share))
+            gain = 10 ** (level_dbfs / 20) / max(take.rms, 1e-5)
+            mix += share / shares[0] * gain * sound
+        if rng.random() < self._mixing.background_share:
+            noise_dbfs = level_dbfs - rng.uniform(*self._mixing.snr_db)
+            mix += self._background(rng, n_samples, noise_dbfs)
+        return mix
+
+    def _background_window(self, rng: Random, n_samples: int) -> Waveform:
+        if rng.random() < self._mixing.silence_share:
+            return np.zeros(n_samples, np.float32)
+        mix = self._background(rng, n_samples, rng.uniform(*self._mixing.background_dbfs))
+        if rng.random() < 0.5:
+            mix += self._background(rng, n_samples, rng.uniform(*self._mixing.background_dbfs))
+        return mix
+
+    def _background(self, rng: Random, n_samples: int, dbfs: float) -> Waveform:
+        backgrounds = self._material.backgrounds
+        if not backgrounds:
+            return np.zeros(n_samples, np.float32)
+        whole = backgrounds[int(rng.integers(len(backgrounds)))]
+        start = int(rng.integers(max(1, len(whole) - n_samples)))
+        cut = whole[start : start + n_samples]
+        if len(cut) < n_samples:
+            cut = np.pad(cut, (0, n_samples - len(cut)))
+        return (cut * 10 ** ((dbfs - ACTIVE_DBFS) / 20)).astype(np.float32)
+
+    def _crop(self, rng: Random, n_samples: int) -> tuple[Waveform, Take, float]:
+        """Return a window over a random take, the take, and how far it is an example (or NaN)."""
+        take = self._take(rng)
+        speed = (
+            1.0 if take.is_generated else float(np.exp(rng.uniform(*np.log(self._mixing.speed))))
+        )
+        n_wanted = round(n_samples * speed)
+        begin, end = take.active_span
+        margin = n_wanted // 4  # at least this much of the window lies within the sound's span
+        low, high = begin - n_wanted + margin, end - margin
+        start = int(rng.integers(low, high)) if low < high else (begin + end - n_wanted) // 2
+        presence = _presence(take, start, n_wanted)
+        cut = _cut(take.waveform, start, n_wanted)
+        if speed != 1.0:
+            cut = soxr.resample(cut, round(SAMPLE_RATE * speed), SAMPLE_RATE, quality="QQ")
+            cut = _cut(cut, 0, n_samples)
+        return cut, take, presence
+
+    def _take(self, rng: Random) -> Take:
+        index = int(rng.choice(len(self._class_share), p=self._class_share))
+        recorded, generated = self._recorded[index], self._generated[index]
+        wants_generated = rng.random() < self._mixing.generated_share
+        pool = generated if not recorded or (generated and wants_generated) else recorded
+        return pool[int(rng.integers(len(pool)))]
+
+
+def _presence(take: Take, start: int, n_samples: int) -> float:
+    """Return 1.0 for an example, 0.0 for a window without the sound, NaN in between."""
+    active_s = take.active_s(start, start + n_samples)
+    most_s = take.most_active_s(n_samples)
+    if active_s >= min(ENOUGH_SHARE * most_s, ENOUGH_S):
+        return 1.0
+    return 0.0 if active_s < TOO_LITTLE_SHARE * most_s else float("nan")
+
+
+def _label(
+    target: npt.NDArray[np.float32],
+    weight: npt.NDArray[np.float32],
+    classes: Sequence[int],
+    presence: float,
+    share: float,
+) -> None:
+    for index in classes:
+        if np.isnan(presence):
+            weight[index] = 0.0
+        else:
+            target[index] = max(target[index], np.float32(presence * share))
+
+
+def _cut(waveform: Waveform, start: int, n_samples: int) -> Waveform:
+    """Return samples [start, start + n_samples), zeros where there are none."""
+    first, last = max(0, start), min(len(waveform), start + n_samples)
+    cut = np.zeros(n_samples, np.float32)
+    if first < last:
+        cut[first - start : last - start] = waveform[first:last]
+    return cut

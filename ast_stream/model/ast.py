@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 INIT_STD = 0.02
+MAX_SIZE = 1 << 20  # of any one dimension; a larger one is a damaged file
 N_PREFIX_TOKENS = 2  # class and distillation token
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -45,10 +46,9 @@ class AstDims:
 
     def __post_init__(self) -> None:
         sizes = {name: value for name, value in vars(self).items() if type(value) is int}
-        too_small = {name: value for name, value in sizes.items() if value < 1}
-        if too_small:
-            name, value = next(iter(too_small.items()))
-            raise ValueError(f"{name}: expected at least 1, got {value}")
+        for name, value in sizes.items():
+            if not 1 <= value <= MAX_SIZE:
+                raise ValueError(f"{name}: expected 1 to {MAX_SIZE}, got {value}")
         if self.hidden_size % self.n_heads:
             raise ValueError(
                 f"hidden_size: expected a multiple of n_heads={self.n_heads}, "

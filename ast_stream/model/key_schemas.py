@@ -137,7 +137,7 @@ def to_own(tensors: Mapping[str, Tensor], key_map: KeyMap, where: str) -> dict[s
     """Return `tensors` under our names, as float32, fused where ours are fused.
 
     Raises:
-        CheckpointError: a tensor is missing, unexpected, or not floating point.
+        CheckpointError: a tensor is missing, unexpected, empty, or not floating point.
     """
     sources = key_map.sources()
     expected = {name for names in sources.values() for name in names}
@@ -150,9 +150,10 @@ def to_own(tensors: Mapping[str, Tensor], key_map: KeyMap, where: str) -> dict[s
     own: dict[str, Tensor] = {}
     for name, parts in sources.items():
         for part in parts:
-            if not tensors[part].is_floating_point():
+            if not tensors[part].is_floating_point() or not tensors[part].numel():
                 raise CheckpointError(
-                    f"{where}: {part}: expected floating point, got {tensors[part].dtype}"
+                    f"{where}: {part}: expected floating point numbers, got "
+                    f"{tensors[part].dtype} of shape {tuple(tensors[part].shape)}"
                 )
         try:
             own[name] = torch.cat([tensors[part].detach().float() for part in parts])

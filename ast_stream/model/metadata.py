@@ -1,0 +1,107 @@
+"""What `ast_stream.json` beside a checkpoint says: how to read its scores, and its origin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ast_stream.errors import CheckpointError
+
+METADATA = "ast_stream.json"
+
+Score = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[float, Field(ge=0)]
+PositiveSeconds = Annotated[float, Field(gt=0)]
+
+UNMEASURED_RISE_S = 0.5
+UNMEASURED_RISE_OF_WINDOW = 0.25
+
+
+class Rise(NamedTuple):
+    """How many seconds of a sound a window must hold for its score to reach the threshold.
+
+    Attributes:
+        on_s, off_s: for the onset threshold and for the lower one that ends an event.
+        assumed: at least one of them was not measured for this class.
+    """
+
+    on_s: float
+    off_s: float
+    assumed: bool
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Golden(_Part):
+    """A clip that any installation can generate, and the scores it must get (fp32, math)."""
+
+    recipe: Literal["chirps-1"]
+    seed: int
+    scores: list[Score]
+
+
+class Metadata(_Part):
+    """Contents of `ast_stream.json`; every field may be absent, as for foreign checkpoints.
+
+    Attributes:
+        window_s: length of the windows the model was trained on; None: by its input length.
+        hop_s: distance between windows the thresholds were chosen for.
+        onset_thresholds: scores at which an event may begin, by label.
+        rise_on_s, rise_off_s: measured rise times by label, see `Rise`.
+        background: labels that never make events.
+        golden: the self-check; None: compared with fp32 at start instead.
+        provenance: training data, attributions, measurements; free form.
+    """
+
+    version: Literal[1] = 1
+    window_s: PositiveSeconds | None = None
+    hop_s: PositiveSeconds | None = None
+    default_onset_threshold: Score = 0.5
+    onset_thresholds: dict[str, Score] = Field(default_factory=dict)
+    rise_on_s: dict[str, Seconds] = Field(default_factory=dict)
+    rise_off_s: dict[str, Seconds] = Field(default_factory=dict)
+    background: list[str] = Field(default_factory=list)
+    golden: Golden | None = None
+    licence: str | None = None
+    provenance: dict[str, Any] = Field(default_factory=dict)
+
+    def onset_threshold(self, label: str) -> float:
+        """Return the score at which an event of `label` may begin."""
+        return self.onset_thresholds.get(label, self.default_onset_threshold)
+
+    def rise(self, label: str, window_s: float) -> Rise:
+        """Return the rise times of `label`: measured, or min(0.5 s, window / 4) as `assumed`."""
+        unmeasured = min(UNMEASURED_RISE_S, window_s * UNMEASURED_RISE_OF_WINDOW)
+        on_s, off_s = self.rise_on_s.get(label), self.rise_off_s.get(label)
+        return Rise(
+            unmeasured if on_s is None else on_s,
+            unmeasured if off_s is None else off_s,
+            assumed=on_s is None or off_s is None,
+        )
+
+    def named_labels(self) -> set[str]:
+        """Return every label that is mentioned."""
+        return {*self.onset_thresholds, *self.rise_on_s, *self.rise_off_s, *self.background}
+
+
+def read_metadata(directory: Path) -> Metadata:
+    """Return what `ast_stream.json` in `directory` says; all defaults without that file.
+
+    Raises:
+        CheckpointError: the file cannot be read, or has an unknown key or a wrong value.
+    """
+    path = directory / METADATA
+    if not path.exists():
+        return Metadata()
+    try:
+        return Metadata.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise CheckpointError(f"{path}: {key}: {first['msg']}") from error

@@ -1,0 +1,26 @@
+"""From the `source` section of a stream to the source it describes."""
+
+from __future__ import annotations
+
+from ast_stream.audio.media import Recording
+from ast_stream.audio.microphone import Microphone
+from ast_stream.audio.network import NetworkStream
+from ast_stream.audio.pipe import Pipe
+from ast_stream.audio.scene import SceneSource
+from ast_stream.audio.source import Source
+from ast_stream.settings import schema
+
+
+def make_source(settings: schema.Source) -> Source:
+    """Return the source that `settings` describes, not opened yet."""
+    match settings:
+        case schema.MicrophoneSource():
+            return Microphone(settings)
+        case schema.FileSource():
+            return Recording(settings)
+        case schema.UrlSource():
+            return NetworkStream(settings)
+        case schema.StdinSource():
+            return Pipe(settings)
+        case schema.SceneSource():
+            return SceneSource(settings.seed, settings.duration_s, settings.pace, settings.block_s)

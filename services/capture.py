@@ -1,0 +1,188 @@
+"""The capture process of one stream: source to ring, ring to worker, ring reads answered."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ast_stream.audio.factory import make_source
+from ast_stream.audio.intake import Intake
+from ast_stream.audio.ring import Ring
+from ast_stream.audio.source import SourceHungError
+from ast_stream.errors import AudioError, UsageError
+from ast_stream.labels import did_you_mean
+from ast_stream.runtime import lifecycle
+from ast_stream.runtime.logging_setup import setup_logging
+from ast_stream.settings.load import load_settings
+from ast_stream.settings.paths import audio_endpoint, make_runtime_dir, ring_endpoint
+from ast_stream.settings.schema import Settings, StreamSettings
+from ast_stream.units import seconds_to_samples
+from ast_stream.wire.limited_log import LimitedLog
+from ast_stream.wire.sockets import AUDIO_HWM_BLOCKS, QUERY_HWM_MESSAGES, Sockets
+from services.capture_ring import RingService
+from services.capture_sender import BlockSender
+
+logger = logging.getLogger(__name__)
+
+EXIT_HUNG = 75  # EX_TEMPFAIL of sysexits.h: a new process may do better
+_POLL_MS = 100
+_LINGER_S = 1.0  # the ring stays so long after its end was told, for readers that ask again
+_HUNG_GRACE_S = 5.0  # a process that must end lets the worker have its audio first
+_JOIN_S = 1.0
+
+
+def capture(
+    config: Annotated[Path, typer.Option("--config", "-c", help="Configuration file.")],
+    stream: Annotated[str, typer.Option("--stream", help="Name of the stream to capture.")],
+) -> None:
+    """Run the capture process of one stream.
+
+    Example: ast-stream capture -c /etc/ast-stream/config.yaml --stream porch
+    """
+    settings = load_settings(config)
+    setup_logging(settings.logging.level, settings.logging.format, process=f"capture {stream}")
+    with lifecycle.stop_on_signals() as stop:
+        try:
+            run_capture(settings, stream, stop)
+        except SourceHungError as error:
+            logger.error("%s", error)
+            sys.stderr.flush()
+            # the usual way out would wait for the thread that hangs, and hang itself
+            os._exit(0 if stop.is_set() else EXIT_HUNG)
+
+
+def run_capture(settings: Settings, stream_name: str, stop: threading.Event) -> None:
+    """Capture until `stop` is set, or until the worker has all of a source that has ended.
+
+    Raises:
+        UsageError: the configuration has no such stream.
+        ConfigError: the runtime folder cannot be used.
+        StartupError: the ring's endpoint is in use, or a library for the source is missing.
+        AudioError: a recording that is none or is damaged; what it held was captured.
+        SourceHungError: a call to the source never returned; only ending the process helps.
+    """
+    stream = _find_stream(settings, stream_name)
+    make_runtime_dir(settings)
+    process = _CaptureProcess(settings, stream)
+    try:
+        process.run(stop)
+    finally:
+        process.close()
+    if process.failure is not None:
+        raise process.failure
+
+
+def _find_stream(settings: Settings, name: str) -> StreamSettings:
+    names = [stream.name for stream in settings.streams]
+    if name not in names:
+        raise UsageError(f"no stream {name!r} in the configuration{did_you_mean(name, names)}")
+    return settings.streams[names.index(name)]
+
+
+class _CaptureProcess:
+    """Source, ring and sockets of one stream, with a thread each for intake and sending."""
+
+    def __init__(self, settings: Settings, stream: StreamSettings) -> None:
+        self._name = stream.name
+        self._stop_threads = threading.Event()
+        self._ring = Ring(seconds_to_samples(stream.ring_s))
+        source = make_source(stream.source)
+        self._intake = Intake(
+            source,
+            self._ring,
+            self._stop_threads,
+            warn_lost=LimitedLog(logger).warning,
+            warn_back=LimitedLog(logger).warning,
+        )
+        endpoint = ring_endpoint(settings, stream.name)
+        self._service = RingService(
+            stream.name, secrets.token_hex(16), endpoint, self._ring, lambda: self._intake.status
+        )
+        self._sockets = Sockets()
+        self._router = self._sockets.bind("router", endpoint, QUERY_HWM_MESSAGES)
+        push = self._sockets.connect("push", audio_endpoint(settings), AUDIO_HWM_BLOCKS)
+        self._sender = BlockSender(
+            self._ring,
+            self._service,
+            push.send,
+            is_paced=source.is_paced,
+            stop=self._stop_threads,
+        )
+        self._intake_thread = threading.Thread(target=self._intake.run, name="intake", daemon=True)
+        self._sender_thread = threading.Thread(target=self._sender.run, name="sender", daemon=True)
+        self._done_since_s: float | None = None
+
+    @property
+    def failure(self) -> Exception | None:
+        """What ended the process before its time, or None."""
+        if self._intake_thread.is_alive():
+            return SourceHungError("stalled", f"the source of {self._name} could not be stopped")
+        return self._intake.failure or self._sender.failure
+
+    def run(self, stop: threading.Event) -> None:
+        """Answer ring requests until there is no more reason to."""
+        self._intake_thread.start()
+        self._sender_thread.start()
+        logger.info("capturing")
+        lifecycle.notify_ready(f"capturing {self._name}")
+        watchdog_s, next_ping_s = lifecycle.watchdog_interval_s(), 0.0
+        while not stop.is_set() and not self._is_done(time.monotonic()):
+            request = self._router.receive(_POLL_MS)
+            if request is not None:
+                self._answer(request)
+            if watchdog_s is not None and time.monotonic() >= next_ping_s:
+                lifecycle.notify_watchdog()
+                next_ping_s = time.monotonic() + watchdog_s
+        lifecycle.notify_stopping()
+
+    def close(self) -> None:
+        """Stop the threads, as far as they can be stopped, and release the endpoint."""
+        self._stop_threads.set()
+        for thread in (self._sender_thread, self._intake_thread):
+            if thread.is_alive():
+                thread.join(_JOIN_S)
+        self._sockets.close()
+        logger.info(
+            "stopped: %d samples, %d losses, %d overflows, %d clipped, %d blocks sent, "
+            "%d refused, %d malformed requests",
+            self._ring.next,
+            self._intake.n_losses,
+            self._intake.n_overflows,
+            self._intake.n_clipped,
+            self._sender.n_sent,
+            self._sender.n_refused,
+            self._service.n_malformed,
+        )
+
+    def _answer(self, request: list[bytes]) -> None:
+        identity, *frames = request
+        reply = self._service.answer(frames)
+        if reply is not None:
+            self._router.send([identity, *reply])
+
+    def _is_done(self, now_s: float) -> bool:
+        """Tell whether the source has come to an end that the worker knows of."""
+        if self._sender.failure is not None:
+            return True
+        is_read = self._ring.acked == self._ring.next
+        match self._intake.failure:
+            case SourceHungError():
+                return is_read or self._is_done_for(_HUNG_GRACE_S, now_s)
+            case None | AudioError():
+                is_told = self._service.has_told_end and is_read
+                return is_told and self._is_done_for(_LINGER_S, now_s)
+            case _:
+                return True
+
+    def _is_done_for(self, duration_s: float, now_s: float) -> bool:
+        if self._done_since_s is None:
+            self._done_since_s = now_s
+        return now_s - self._done_since_s >= duration_s

@@ -1,0 +1,123 @@
+"""The ring of one stream as others see it: requests in, replies out, no sockets."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from ast_stream.audio.intake import SourceStatus
+from ast_stream.audio.ring import Ring, RingSlice
+from ast_stream.errors import WireError
+from ast_stream.messages import AudioBlock
+from ast_stream.wire.codec import (
+    MAX_BLOCK_SAMPLES,
+    AckRequest,
+    ReadRequest,
+    RingReply,
+    decode_ring_request,
+    encode_error,
+    encode_ring_reply,
+)
+from ast_stream.wire.limited_log import LimitedLog
+
+logger = logging.getLogger(__name__)
+
+_MAX_DETAIL = 512  # characters, as the codec allows
+
+
+class RingService:
+    """Answers ring requests of one stream and makes the blocks that are sent.
+
+    Attributes:
+        has_told_end: somebody was given the last sample and knows that it is the last.
+        n_malformed: requests that did not follow the format.
+    """
+
+    def __init__(
+        self,
+        stream: str,
+        epoch: str,
+        endpoint: str,
+        ring: Ring,
+        status: Callable[[], SourceStatus],
+        wall_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.has_told_end = False
+        self.n_malformed = 0
+        self._stream = stream
+        self._epoch = epoch
+        self._endpoint = endpoint
+        self._ring = ring
+        self._status = status
+        self._wall_ns = wall_ns
+        self._log = LimitedLog(logger)
+
+    def answer(self, frames: list[bytes]) -> list[bytes] | None:
+        """Return the frames of the reply to a request, or None where none is expected.
+
+        Args:
+            frames: the request as a DEALER sent it, without the identity.
+        """
+        try:
+            if len(frames) != 1:
+                raise WireError(f"ring request: expected 1 frame, got {len(frames)}")
+            request = decode_ring_request(frames[0])
+        except WireError as error:
+            self.n_malformed += 1
+            self._log.warning("malformed request refused: %s", error)
+            return [encode_error("malformed", detail=str(error)[:_MAX_DETAIL])]
+        if isinstance(request, AckRequest):
+            self._acknowledge(request)
+            return None
+        if request.stream != self._stream:
+            return [encode_error("wrong_stream", stream=self._stream)]
+        if request.epoch not in (None, self._epoch):
+            return [self._wrong_epoch()]
+        return self._read(request)
+
+    def block(self, start: int, max_samples: int) -> AudioBlock:
+        """Return the first block at or after `start`; it is the last if the source has ended."""
+        has_ended = self._status().state == "ended"  # asked first: after it `next` stays
+        return self._block(self._ring.read(start, self._ring.next, max_samples), has_ended)
+
+    def _read(self, request: ReadRequest) -> list[bytes]:
+        status = self._status()
+        start = self._ring.acked if request.start is None else request.start
+        stop = self._ring.next if request.stop is None else request.stop
+        slice_ = self._ring.read(start, stop, MAX_BLOCK_SAMPLES)
+        block = self._block(slice_, status.state == "ended")
+        self.has_told_end = self.has_told_end or block.is_last
+        detail = None if status.detail is None else status.detail[:_MAX_DETAIL]
+        return encode_ring_reply(
+            RingReply(
+                block=block,
+                oldest=self._ring.oldest,
+                next=self._ring.next,
+                acked=self._ring.acked,
+                state=status.state,
+                detail=detail,
+            )
+        )
+
+    def _acknowledge(self, request: AckRequest) -> None:
+        # an acknowledgement meant for the process before this one is late, not wrong
+        if request.epoch == self._epoch and not self._ring.ack(request.stop):
+            logger.debug("acknowledgement of %d ignored", request.stop)
+
+    def _wrong_epoch(self) -> bytes:
+        return encode_error(
+            "wrong_epoch", epoch=self._epoch, oldest=self._ring.oldest, next=self._ring.next
+        )
+
+    def _block(self, slice_: RingSlice, has_ended: bool) -> AudioBlock:
+        return AudioBlock(
+            stream=self._stream,
+            epoch=self._epoch,
+            start_sample=slice_.start_sample,
+            time_ns=self._wall_ns() if slice_.time_ns is None else slice_.time_ns,
+            pcm=slice_.pcm,
+            ring=self._endpoint,
+            gap_reason=slice_.gap_reason,
+            is_last=has_ended and slice_.end_sample == self._ring.next,
+        )

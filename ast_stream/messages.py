@@ -196,16 +196,31 @@ class SampleClock:
                 break
         return anchor_ns + (sample - anchor_sample) * NS_PER_SECOND // SAMPLE_RATE
 
+    def sample(self, time_ns: int) -> int:
+        """Return the sample captured at `time_ns`, by the newest anchor not after it."""
+        anchor_sample, anchor_ns = self.anchors[0]
+        for candidate, candidate_ns in reversed(self.anchors):
+            if candidate_ns <= time_ns:
+                anchor_sample, anchor_ns = candidate, candidate_ns
+                break
+        return anchor_sample + (time_ns - anchor_ns) * SAMPLE_RATE // NS_PER_SECOND
+
 
 def event_body(
     event: Event,
     clock: SampleClock,
     *,
     labels: Mapping[str, str],
+    audio_end: int,
     scored_ns: int,
     model: str,
 ) -> dict[str, Any]:
-    """Return the feed body of `event`, still without `boot`, `seq` and `published`."""
+    """Return the feed body of `event`, still without `boot`, `seq` and `published`.
+
+    Args:
+        audio_end: end of the audio known; the last windows of a recording reach beyond it.
+        scored_ns: wall time at which the deciding window was scored.
+    """
 
     def at(sample: int | None) -> str | None:
         return None if sample is None else format_time(clock.time_ns(sample))
@@ -232,7 +247,7 @@ def event_body(
         "at_sample": event.at_sample,
         "epoch": event.epoch,
         "reason": event.reason,
-        "captured": at(event.at_sample),
+        "captured": at(min(event.at_sample, audio_end)),
         "scored": format_time(scored_ns),
         "model": model,
     }

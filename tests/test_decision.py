@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ast_stream.detect.decision import NEVER, Decision
-from ast_stream.detect.parameters import ASSUMED_RISE_S, ModelFacts, resolve_parameters
+from ast_stream.detect.parameters import ModelFacts, resolve_parameters
 from ast_stream.detect.slots import SlotNames
 from ast_stream.errors import UsageError
 from ast_stream.messages import Event
 from ast_stream.settings.schema import ClassSettings, DetectionDefaults, DetectionSettings
 from ast_stream.units import seconds_to_samples
 
-HOP_S, WINDOW_S = 0.25, 2.0
+HOP_S, WINDOW_S, RISE_S = 0.25, 2.0, 0.5
 HOP, WINDOW = 4_000, 32_000
 LABELS = ["Bark", "Siren", "Background"]
 
@@ -30,7 +30,9 @@ def build(what: DetectionSettings, n_slots: int = 1) -> Decision:
     names = SlotNames(8)
     for number in range(n_slots):
         names.add(f"mic-{number}", "ab" * 8)
-    facts = ModelFacts(LABELS, WINDOW_S, background=["Background"])
+    facts = ModelFacts(
+        LABELS, WINDOW_S, [0.5] * 3, [RISE_S] * 3, [RISE_S] * 3, background=["Background"]
+    )
     return Decision(resolve_parameters(what, facts, HOP_S), names)
 
 
@@ -91,7 +93,7 @@ def test_short_dip_within_hold_does_not_end_the_event() -> None:
 
 
 def test_click_shorter_than_min_duration_makes_no_event() -> None:
-    seen = (WINDOW - seconds_to_samples(ASSUMED_RISE_S)) // HOP  # how long a click stays visible
+    seen = (WINDOW - seconds_to_samples(RISE_S)) // HOP  # how long a click stays visible
     what = detection(min_duration_s=1.0)
     assert feed(build(what), [*[0.9] * seen, *[0.1] * 5]) == []
     long = feed(build(what), [*[0.9] * (seen + 6), *[0.1] * 5])

@@ -80,6 +80,7 @@ class Detector:
         self.parameters = resolve_parameters(detection, _facts(tagger), hop_s)
         self.hop = seconds_to_samples(hop_s)
         self.window = tagger.window_samples
+        self.max_streams = max_streams
         self._tagger = tagger
         self._on_scores = on_scores
         self._gate_dbfs = detection.gate_dbfs
@@ -196,9 +197,19 @@ class Detector:
         self._restart_context(slot, gap.start_sample + gap.samples)
         return events
 
-    def run(self) -> list[Event]:
-        """Score every window that is due and return the events, in order for each stream."""
-        events, self._owed = self._owed + self._advance(), []
+    @property
+    def has_due(self) -> bool:
+        """Whether a window waits to be scored."""
+        slots = self._open_slots()
+        return bool((self._slot["received"][slots] >= self._slot["next_end"][slots]).any())
+
+    def run(self, max_windows: int | None = None) -> list[Event]:
+        """Score the windows that are due and return the events, in order for each stream.
+
+        Args:
+            max_windows: stop after about so many, to look after other things; None: all.
+        """
+        events, self._owed = self._owed + self._advance(max_windows), []
         return events
 
     def flush(self, stream: str, reason: EndReason = "stream_lost") -> list[Event]:
@@ -213,6 +224,10 @@ class Detector:
         events = self.run() + self._close(self._names.slot(stream), reason)
         self._names.remove(stream)
         return events
+
+    def end_events(self, stream: str, reason: EndReason) -> list[Event]:
+        """End the open events of a stream that goes on, or may."""
+        return self.run() + self._close(self._names.slot(stream), reason)
 
     def set_stride(self, stream: str, stride: int) -> None:
         """Under overload: score only every `stride`-th window, keeping the scores between."""
@@ -266,10 +281,14 @@ class Detector:
         position: np.int64 = self._slot["next_end"][slot] - self.hop
         return max(position, self._slot["context_start"][slot], self._slot["score_from"][slot])
 
-    def _advance(self) -> list[Event]:
+    def _open_slots(self) -> npt.NDArray[np.int64]:
+        return np.array([self._names.slot(stream) for stream in self.streams], np.int64)
+
+    def _advance(self, max_windows: int | None = None) -> list[Event]:
         events: list[Event] = []
-        slots = np.array([self._names.slot(stream) for stream in self.streams], np.int64)
-        while len(slots):
+        slots = self._open_slots()
+        n_windows = 0
+        while len(slots) and (max_windows is None or n_windows < max_windows):
             waiting = (
                 self._slot["received"][slots] - self._slot["next_end"][slots]
             ) // self.hop + 1
@@ -278,6 +297,7 @@ class Detector:
             if not len(due):
                 break
             events += self._step(due, n_hops, self._min_context)
+            n_windows += len(due) * n_hops
         return events
 
     def _drain(self, slot: int) -> list[Event]:
@@ -386,12 +406,12 @@ def _more_rows(array: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
 
 def _facts(tagger: Tagger) -> ModelFacts:
     metadata = tagger.metadata
+    rises = [metadata.rise(label, tagger.window_s) for label in tagger.labels]
     return ModelFacts(
         labels=tagger.labels,
         window_s=tagger.window_s,
-        default_threshold=metadata.default_onset_threshold,
-        thresholds=metadata.onset_thresholds,
-        rise_on_s=metadata.rise_on_s,
-        rise_off_s=metadata.rise_off_s,
-        background=metadata.background_labels,
+        onset_thresholds=[metadata.onset_threshold(label) for label in tagger.labels],
+        rise_on_s=[rise.on_s for rise in rises],
+        rise_off_s=[rise.off_s for rise in rises],
+        background=metadata.background,
     )

@@ -12,26 +12,30 @@ import numpy.typing as npt
 from ast_stream.detect.boundaries import WindowGeometry
 from ast_stream.errors import UsageError
 from ast_stream.labels import did_you_mean, slug
-from ast_stream.settings.schema import ClassSettings, DetectionSettings
+from ast_stream.settings.schema import MAX_CONFIRM_HOPS, ClassSettings, DetectionSettings
 from ast_stream.units import seconds_to_samples
 
 CONFIRM_SHARE = 0.6  # of the windows within confirm_s must be above the onset threshold
 OFFSET_DROP = 0.15  # hysteresis: the offset threshold lies this far below the onset threshold,
 OFFSET_SHARE = 0.6  # but not below this share of it
-MAX_CONFIRM_HOPS = 64  # hits are kept as bits of one word
-ASSUMED_RISE_S = 0.5  # where a checkpoint has no measured rise times, at most a quarter window
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the decision stage must know of a checkpoint; mappings are by label."""
+    """What the decision stage must know of a checkpoint; lists follow `labels`.
+
+    Attributes:
+        onset_thresholds: where the settings have none.
+        rise_on_s, rise_off_s: how much of a sound a window needs to be above the onset threshold,
+            and above the offset threshold.
+        background: labels that never make events.
+    """
 
     labels: Sequence[str]
     window_s: float
-    default_threshold: float = 0.5
-    thresholds: Mapping[str, float] | None = None
-    rise_on_s: Mapping[str, float] | None = None
-    rise_off_s: Mapping[str, float] | None = None
+    onset_thresholds: Sequence[float]
+    rise_on_s: Sequence[float]
+    rise_off_s: Sequence[float]
     background: Sequence[str] = ()
 
 
@@ -80,16 +84,10 @@ def resolve_parameters(
     def samples(name: str) -> npt.NDArray[np.int64]:
         return np.array([seconds_to_samples(value) for value in column(name)], np.int64)
 
-    thresholds = facts.thresholds or {}
     onset = np.array(
         [
-            _first(
-                one.onset_threshold,
-                detection.defaults.onset_threshold,
-                thresholds.get(label),
-                facts.default_threshold,
-            )
-            for one, label in zip(chosen, facts.labels, strict=True)
+            _first(one.onset_threshold, detection.defaults.onset_threshold, from_checkpoint)
+            for one, from_checkpoint in zip(chosen, facts.onset_thresholds, strict=True)
         ],
         np.float32,
     )
@@ -116,8 +114,8 @@ def resolve_parameters(
         min_duration=samples("min_duration_s"),
         refractory=samples("refractory_s"),
         max_duration=samples("max_duration_s"),
-        rise_on=_rise(facts.rise_on_s, facts),
-        rise_off=_rise(facts.rise_off_s, facts),
+        rise_on=_rise(facts.rise_on_s, facts.window_s),
+        rise_off=_rise(facts.rise_off_s, facts.window_s),
     )
 
 
@@ -146,7 +144,5 @@ def _hops(seconds: float, hop_s: float) -> int:
     return max(1, math.ceil(seconds / hop_s - 1e-6))
 
 
-def _rise(measured: Mapping[str, float] | None, facts: ModelFacts) -> npt.NDArray[np.int64]:
-    assumed = min(ASSUMED_RISE_S, facts.window_s / 4)
-    seconds = [min((measured or {}).get(label, assumed), facts.window_s) for label in facts.labels]
-    return np.array([seconds_to_samples(value) for value in seconds], np.int64)
+def _rise(seconds: Sequence[float], window_s: float) -> npt.NDArray[np.int64]:
+    return np.array([seconds_to_samples(min(value, window_s)) for value in seconds], np.int64)

@@ -9,9 +9,12 @@ from dataclasses import dataclass, fields
 from ast_stream.errors import ConfigError, Problem
 from ast_stream.labels import did_you_mean, slug
 from ast_stream.settings.explain import Path, line_of, show_path
-from ast_stream.settings.schema import ClassSettings, DetectionDefaults, Settings
-
-MAX_CONFIRM_HOPS = 64  # scores are remembered for that many windows
+from ast_stream.settings.schema import (
+    MAX_CONFIRM_HOPS,
+    ClassSettings,
+    DetectionDefaults,
+    Settings,
+)
 
 
 @dataclass(frozen=True)

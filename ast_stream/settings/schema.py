@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from ast_stream.labels import STREAM_NAME_RULE, is_stream_name
 from ast_stream.units import whole_frames
 
+MAX_CONFIRM_HOPS = 64  # `confirm_s` is counted in windows, as bits of one word
+
 PositiveSeconds = Annotated[float, Field(gt=0)]
 Seconds = Annotated[float, Field(ge=0)]
 Score = Annotated[float, Field(ge=0, le=1)]

@@ -1,0 +1,104 @@
+# make run   the demo, from nothing: environment, packages, then sound in and events out
+# make test  everything that is checked before a change is accepted
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+PYTHONS ?= python3.11 python3.12 python3.13 python3
+# e.g. make run PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu" where there is no GPU
+PIP_FLAGS ?=
+PYTEST_FLAGS ?=
+BIN := $(VENV)/bin
+DEBIAN_PACKAGES := pulseaudio pulseaudio-utils libasound2-plugins libportaudio2 espeak-ng ffmpeg
+
+.PHONY: help run test check debian fix bench model clean
+
+help:
+	@echo "make run    set up and run the demo"
+	echo "make test   set up and run all checks and tests"
+	echo "make fix    format, and repair what ruff can repair"
+	echo "make bench  measure this machine"
+	echo "make model  train the bundled checkpoint anew"
+	echo "make clean  remove what builds and tests leave behind"
+
+run: $(VENV)/.installed
+	@$(BIN)/ast-stream demo
+
+test: $(VENV)/.installed-dev debian
+	@$(MAKE) --no-print-directory check
+
+check:
+	@$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest $(PYTEST_FLAGS)
+
+fix: $(VENV)/.installed-dev
+	@$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(VENV)/.installed-dev
+	@$(BIN)/pytest tests/benchmarks -s --timeout 0 $(PYTEST_FLAGS)
+
+model: $(VENV)/.installed-dev
+	@$(BIN)/ast-stream train --help
+
+clean:
+	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
+
+$(VENV)/.created:
+	@found=
+	for candidate in $(PYTHONS); do
+	    if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+	        found=$$candidate
+	        break
+	    fi
+	done
+	if [ -z "$$found" ]; then
+	    echo "ast-stream needs Python 3.11 or newer; found $$(python3 --version 2>&1 || echo none)." \
+	        "Name another one with: make PYTHONS=/path/to/python3" >&2
+	    exit 1
+	fi
+	if ! "$$found" -m venv "$(VENV)"; then
+	    rm -rf "$(VENV)"
+	    echo "Python's venv module is missing; on Debian and Ubuntu: apt-get install python3-venv" >&2
+	    exit 1
+	fi
+	touch $@
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/.created
+	@echo "Installing ast-stream and what it needs into $(VENV)"
+	$(BIN)/pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "Installing the tools for tests into $(VENV)"
+	$(BIN)/pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	touch $@
+
+# The virtual microphone, speech and media of the tests. In CI a missing package is a failure;
+# elsewhere the tests that need it say why they are skipped.
+debian:
+	@is_there() { dpkg-query -W -f '$${Status}\n' "$$1" "$$1t64" 2>/dev/null | grep -q 'ok installed'; }
+	missing=()
+	for package in $(DEBIAN_PACKAGES); do is_there "$$package" || missing+=("$$package"); done
+	if [ $${#missing[@]} -eq 0 ]; then exit 0; fi
+	as_root=()
+	if [ "$$(id -u)" -ne 0 ]; then as_root=(sudo -n); fi
+	if command -v apt-get >/dev/null && "$${as_root[@]}" true 2>/dev/null; then
+	    echo "Installing Debian packages for the tests: $${missing[*]}"
+	    "$${as_root[@]}" apt-get update -qq || true
+	    "$${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+	        apt-get install -y -qq --no-install-recommends "$${missing[@]}" || true
+	fi
+	left=()
+	for package in "$${missing[@]}"; do is_there "$$package" || left+=("$$package"); done
+	if [ $${#left[@]} -eq 0 ]; then exit 0; fi
+	echo "Missing Debian packages: $${left[*]}. To have them: sudo apt-get install $${left[*]}" >&2
+	if [ "$${CI:-}" = true ]; then exit 1; fi
+	echo "Going on without the tests that need them." >&2

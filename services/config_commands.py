@@ -1,0 +1,179 @@
+"""`ast-stream check-config` and `ast-stream schema`: what a configuration may say, and says."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ast_stream.detect.parameters import DecisionParameters, ModelFacts, resolve_parameters
+from ast_stream.errors import CheckpointError, ConfigError
+from ast_stream.labels import slug
+from ast_stream.settings.check import LoadedSettings, check_against_model
+from ast_stream.settings.load import load_file
+from ast_stream.settings.paths import audio_endpoint, feed_endpoint, query_endpoint
+from ast_stream.settings.schema import Settings, Source
+from ast_stream.units import samples_to_seconds, seconds_to_samples
+
+if TYPE_CHECKING:
+    from ast_stream.model.checkpoint import Checkpoint
+
+MAX_LISTED_CLASSES = 40  # of larger models only the classes with settings of their own
+_COLUMNS = ("class", "onset", "offset", "confirm", "hold", "min", "refractory", "max")
+
+
+def check_config(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The configuration (YAML).")],
+    model: Annotated[
+        bool, typer.Option(help="Check the class names and durations against the checkpoint, too.")
+    ] = True,
+) -> None:
+    """Validate a configuration and print what it means; exit 78 if anything is wrong.
+
+    Every problem is listed with its file and line. Nothing is opened, started or fetched.
+
+    Example: ast-stream check-config configs/default.yaml
+    """
+    loaded = load_file(file)
+    lines = list(describe(loaded.settings))
+    if not model:
+        lines.append("checkpoint   not looked at: class names and durations are unchecked")
+    elif _is_elsewhere(loaded.settings.model.checkpoint):
+        lines.append("checkpoint   not on this machine: class names and durations are unchecked")
+    else:
+        lines += describe_model(loaded, _load_checkpoint(loaded))
+    typer.echo(f"{file}: no problems")
+    typer.echo("\n".join(lines))
+
+
+def schema() -> None:
+    """Print the JSON Schema of the configuration, for editors and other programs.
+
+    Example: ast-stream schema > ast-stream.schema.json
+    """
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+def json_schema() -> dict[str, object]:
+    """Return the JSON Schema of a configuration file."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Settings.model_json_schema(),
+        "title": "Configuration of ast-stream",
+    }
+
+
+def describe(settings: Settings) -> Iterator[str]:
+    """Yield lines that say what the settings mean on this machine, without the model."""
+    for stream in settings.streams:
+        labels = "".join(f", {key}={value}" for key, value in stream.labels.items())
+        source = f"{_source(stream.source)}, ring {stream.ring_s:g} s"
+        yield f"stream       {stream.name}: {source}{labels}"
+    yield f"audio        {audio_endpoint(settings)}"
+    yield f"feed         {feed_endpoint(settings)}"
+    yield f"query        {query_endpoint(settings)}"
+    yield f"state        {settings.state_dir}"
+
+
+def describe_model(loaded: LoadedSettings, checkpoint: Checkpoint) -> Iterator[str]:
+    """Yield lines that say what the settings mean for a checkpoint.
+
+    Raises:
+        ConfigError: they ask for something that the checkpoint cannot do.
+    """
+    model = loaded.settings.model
+    window_s = model.window_s or checkpoint.window_s
+    if window_s > checkpoint.window_s:
+        text = f"expected at most {checkpoint.window_s:g} s, as trained, got {window_s:g}"
+        raise ConfigError([loaded.problem(("model", "window_s"), text)])
+    check_against_model(loaded, checkpoint.labels, hop_s=model.hop_s, window_s=window_s)
+    facts = _facts(checkpoint, window_s)
+    parameters = resolve_parameters(loaded.settings.detection, facts, model.hop_s)
+    yield f"checkpoint   {checkpoint.origin}: {len(checkpoint.labels)} classes"
+    yield (
+        f"window       {window_s:g} s every {model.hop_s:g} s "
+        f"({seconds_to_samples(model.hop_s)} samples)"
+    )
+    yield ""
+    yield from _class_table(loaded, parameters, model.hop_s)
+
+
+def _load_checkpoint(loaded: LoadedSettings) -> Checkpoint:
+    from ast_stream.model.checkpoint import load_checkpoint  # imports torch
+
+    reference = loaded.settings.model.checkpoint
+    try:
+        return load_checkpoint(reference)
+    except CheckpointError as error:
+        raise ConfigError([loaded.problem(("model", "checkpoint"), str(error))]) from error
+
+
+def _is_elsewhere(reference: str) -> bool:
+    from ast_stream.model.hub import is_hub_id
+
+    return is_hub_id(reference) and not Path(reference).expanduser().exists()
+
+
+def _facts(checkpoint: Checkpoint, window_s: float) -> ModelFacts:
+    metadata = checkpoint.metadata
+    return ModelFacts(
+        labels=checkpoint.labels,
+        window_s=window_s,
+        default_threshold=metadata.default_onset_threshold,
+        thresholds=metadata.onset_thresholds,
+        background=metadata.background,
+    )
+
+
+def _source(source: Source) -> str:
+    if source.type == "microphone":
+        return f"microphone {'(default)' if source.device is None else repr(source.device)}"
+    if source.type == "file":
+        return f"file {source.path}, {source.pace}{', looped' if source.loop else ''}"
+    if source.type == "url":
+        return f"url {source.url}"
+    if source.type == "stdin":
+        return f"standard input, {source.format}, {source.rate} Hz, {source.channels} channel(s)"
+    return f"generated scene {source.seed}, {source.duration_s:g} s, {source.pace}"
+
+
+def _class_table(
+    loaded: LoadedSettings, parameters: DecisionParameters, hop_s: float
+) -> Iterator[str]:
+    named = {slug(name) for name in loaded.settings.detection.classes}
+    n_classes = len(parameters.labels)
+    listed = [
+        index
+        for index, label in enumerate(parameters.labels)
+        if n_classes <= MAX_LISTED_CLASSES or slug(label) in named
+    ]
+    rows = [_COLUMNS, *(_row(parameters, index, hop_s) for index in listed)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    if len(listed) < n_classes:
+        yield f"and {n_classes - len(listed)} classes without settings of their own"
+
+
+def _row(parameters: DecisionParameters, index: int, hop_s: float) -> tuple[str, ...]:
+    def duration(samples: int) -> str:
+        seconds = samples_to_seconds(samples)
+        return f"{seconds:g} s ({math.ceil(seconds / hop_s - 1e-6)} hops)" if seconds else "-"
+
+    label = parameters.labels[index]
+    if not parameters.is_enabled[index]:
+        return (label, "makes no events", *[""] * (len(_COLUMNS) - 2))
+    return (
+        label,
+        f"{parameters.onset_threshold[index]:.2f}",
+        f"{parameters.offset_threshold[index]:.2f}",
+        f"{parameters.confirm_hits[index]} of {parameters.confirm_hops[index]} hops",
+        duration(int(parameters.hold[index])),
+        duration(int(parameters.min_duration[index])),
+        duration(int(parameters.refractory[index])),
+        duration(int(parameters.max_duration[index])),
+    )

@@ -84,7 +84,9 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 # The virtual microphone, speech and media of the tests. In CI a missing package is a failure;
 # elsewhere the tests that need it say why they are skipped.
 debian:
-	@is_there() { dpkg-query -W -f '$${Status}\n' "$$1" "$$1t64" 2>/dev/null | grep -q 'ok installed'; }
+	@is_there() { # some libraries have "t64" at the end of their name since 64-bit time
+	    grep -q 'ok installed' <(dpkg-query -W -f '$${Status}\n' "$$1" "$$1t64" 2>/dev/null)
+	}
 	missing=()
 	for package in $(DEBIAN_PACKAGES); do is_there "$$package" || missing+=("$$package"); done
 	if [ $${#missing[@]} -eq 0 ]; then exit 0; fi

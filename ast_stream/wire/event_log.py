@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ast_stream.messages import PROTOCOL_VERSION
 from ast_stream.wire.feed_codec import FeedMessage, Position, encode_line
@@ -92,11 +93,12 @@ class EventLog:
     ) -> None:
         self._folder = SegmentFolder(directory, max_bytes, segment_bytes)
         self._unwritten: deque[FeedMessage] = deque()
+        self._left_open: dict[str, dict[str, Any]] = {}
         self._limited_log = LimitedLog(logger, now_s)
         self.write_errors = 0
         self.dropped = 0
         try:
-            self._folder.open()
+            self._folder.open(self._observe)
         except OSError as error:
             self._limited_log.warning("event log %s cannot be read: %s", directory, error)
         self.damaged = self._folder.damaged
@@ -180,10 +182,21 @@ class EventLog:
                     published.gaps.add(start)
         return published
 
+    def open_events(self) -> list[dict[str, Any]]:
+        """Return the newest body of each event that had not ended when the log was opened."""
+        return list(self._left_open.values())
+
     def close(self) -> None:
         """Write what waits, if the disk takes it, and let another process have the directory."""
         self.retry()
         self._folder.close()
+
+    def _observe(self, message: FeedMessage) -> None:
+        match message.body:
+            case {"id": str(event_id), "type": "end"}:
+                self._left_open.pop(event_id, None)
+            case {"id": str(event_id), "type": "begin" | "update"}:
+                self._left_open[event_id] = message.body
 
     def _parts(self) -> list[_Part]:
         return [*self._folder.segments, _Unwritten(self._unwritten)]

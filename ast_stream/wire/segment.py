@@ -7,7 +7,7 @@ import contextlib
 import errno
 import os
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ast_stream.errors import WireError
@@ -76,8 +76,8 @@ class Segment:
         self.damaged = 0
         self._fd: int | None = None
 
-    def scan(self, known_boots: set[str], last: Position | None) -> None:
-        """Index the lines on disk; lines that are damaged or out of order are passed over.
+    def scan(self, known_boots: set[str], last: Position | None) -> Iterator[FeedMessage]:
+        """Index and yield the lines on disk; those damaged or out of order are passed over.
 
         A last line without its end is what a kill left: the next append cuts it off.
 
@@ -95,6 +95,7 @@ class Segment:
                 self.index.add(message, offset)
                 last = message.position
                 known_boots.add(last[0])
+                yield message
             else:
                 self.damaged += 1
             offset += len(line)

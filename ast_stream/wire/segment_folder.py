@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from ast_stream.errors import StartupError
@@ -47,8 +48,8 @@ class SegmentFolder:
         self._next_number = 1
         self._lock_fd: int | None = None
 
-    def open(self) -> None:
-        """Index what earlier runs left.
+    def open(self, observe: Callable[[FeedMessage], None]) -> None:
+        """Index what earlier runs left, and show each message, oldest first.
 
         Raises:
             OSError: the folder cannot be made or read.
@@ -64,7 +65,8 @@ class SegmentFolder:
             self._next_number = number + 1
             segment = Segment(self._path_of(number))
             try:
-                segment.scan(known_boots, last)
+                for message in segment.scan(known_boots, last):
+                    observe(message)
             except OSError:
                 self.damaged += 1
                 continue

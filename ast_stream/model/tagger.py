@@ -1,0 +1,228 @@
+"""Waveforms or log-mel windows in, scores per class out, on the device and in the precision chosen.
+
+The only place that puts the model on a device, casts it, and decides how batches are run.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import overload
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ast_stream.errors import CheckpointError
+from ast_stream.model.ast import AstDims, cut_time
+from ast_stream.model.attention import AttentionSetting, choose_attention
+from ast_stream.model.checkpoint import BUNDLED, Checkpoint, load_checkpoint, model_with
+from ast_stream.model.device import DTYPES, PrecisionSetting, resolve_device, resolve_precision
+from ast_stream.model.fbank import Fbank, pad_frames
+from ast_stream.model.runners import GraphRunner, SingleRunner
+from ast_stream.units import FRAME_LENGTH, FRAME_SHIFT, FULL_SCALE, frame_count, whole_frames
+
+logger = logging.getLogger(__name__)
+
+Array = npt.NDArray[np.float32]
+
+DEFAULT_HOP_S = 0.5
+MEASURED_WINDOWS = 8  # in the choice of attention: 64 would need gigabytes for `math`
+MAX_AMPLITUDE = 8.0  # beyond any float recording; what is louder was not scaled to [-1, 1]
+
+
+class Tagger:
+    """A checkpoint ready to score, with the features it was trained on.
+
+    Attributes:
+        labels: class names in the order of the scores.
+        window_s, window_samples, n_window_frames: audio in one window, and its whole frames.
+        n_input_frames: frames the model takes; those beyond `n_window_frames` are padding.
+        hop_s: distance between windows that the checkpoint was calibrated for.
+        device, precision: where and how the model computes.
+        attention: the attention in use, with `attention_choice.measurements` behind it.
+        fbank: the features, on the same device.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: str = "auto",
+        precision: PrecisionSetting = "auto",
+        attention: AttentionSetting = "auto",
+        window_s: float | None = None,
+    ) -> None:
+        dims, state_dict = checkpoint.dims, checkpoint.state_dict
+        self.window_s = checkpoint.window_s if window_s is None else window_s
+        if self.window_s < checkpoint.window_s:
+            dims, state_dict = _shortened(checkpoint, self.window_s)
+        self.window_samples = _window_frames(checkpoint, self.window_s) * FRAME_SHIFT
+        self.n_window_frames = frame_count(self.window_samples)
+        self.n_input_frames = dims.max_frames
+        if self.n_window_frames > self.n_input_frames:
+            raise CheckpointError(
+                f"{checkpoint.origin}: window_s: expected at most {self.n_input_frames} frames of "
+                f"10 ms as trained, got {self.window_s:g} s with {self.n_window_frames}"
+            )
+        self.checkpoint = checkpoint
+        self.dims = dims
+        self.labels = list(checkpoint.labels)
+        self.metadata = checkpoint.metadata
+        self.normalization = checkpoint.normalization
+        self.hash = checkpoint.hash
+        self.hop_s = checkpoint.metadata.hop_s or min(DEFAULT_HOP_S, self.window_s)
+        self.device = resolve_device(device)
+        self.precision = resolve_precision(precision, self.device)
+        dtype = DTYPES[self.precision]
+        n_windows = 1 if self.device.type == "cpu" else MEASURED_WINDOWS
+        self.attention_choice = choose_attention(attention, dims, n_windows, self.device, dtype)
+        self.attention = self.attention_choice.name
+        self.fbank = Fbank(self.device)
+        model = model_with(dims, state_dict).to(self.device, dtype)
+        model.use_attention(self.attention_choice.attend)
+        self._runner: SingleRunner | GraphRunner = (
+            SingleRunner(model, dtype)
+            if self.device.type == "cpu"
+            else GraphRunner(model, self.device, dtype)
+        )
+
+    @torch.inference_mode()
+    def window_scores(self, windows: Tensor) -> Array:
+        """Return scores of normalised log-mel windows.
+
+        Args:
+            windows: shape (B, n_input_frames, 128), float32, on `device`; B may be 0.
+
+        Returns:
+            Scores in [0, 1], shape (B, n_classes), float32. On the CPU the scores of a window do
+            not depend, to the last bit, on the other windows of the batch.
+
+        Raises:
+            ValueError: `windows` has another shape.
+        """
+        return _to_numpy(torch.sigmoid(self._window_logits(windows)))
+
+    @overload
+    def logits(self, waveforms: Tensor) -> Tensor: ...
+    @overload
+    def logits(self, waveforms: npt.NDArray[np.float32]) -> Array: ...
+    def logits(self, waveforms: Tensor | npt.NDArray[np.float32]) -> Tensor | Array:
+        """Return the logits of waveforms, padded or cut to one window as ASTFeatureExtractor does.
+
+        Args:
+            waveforms: shape (n_samples,) or (B, n_samples), float32 in [-1, 1], at 16 kHz; numpy
+                or torch.
+
+        Returns:
+            Shape (1 or B, n_classes), float32; numpy for numpy, a CPU tensor for a tensor.
+
+        Raises:
+            ValueError: another type or shape, fewer than 400 samples, samples that are not finite
+                or not scaled to [-1, 1].
+        """
+        samples = torch.from_numpy(waveforms) if isinstance(waveforms, np.ndarray) else waveforms
+        logits = self._waveform_logits(_checked(samples))
+        # The clone is an ordinary tensor: those made in inference mode refuse later gradients.
+        return _to_numpy(logits) if isinstance(waveforms, np.ndarray) else logits.clone()
+
+    @overload
+    def scores(self, waveforms: Tensor) -> Tensor: ...
+    @overload
+    def scores(self, waveforms: npt.NDArray[np.float32]) -> Array: ...
+    def scores(self, waveforms: Tensor | npt.NDArray[np.float32]) -> Tensor | Array:
+        """Return the scores (sigmoid of `logits`) of waveforms, in [0, 1]."""
+        if isinstance(waveforms, np.ndarray):
+            return _to_numpy(torch.sigmoid(torch.from_numpy(self.logits(waveforms))))
+        return torch.sigmoid(self.logits(waveforms))
+
+    def prepare(self, n_windows: int) -> None:
+        """Do what the first batch of up to `n_windows` windows would otherwise wait for."""
+        if isinstance(self._runner, GraphRunner):
+            with torch.inference_mode():
+                self._runner.prepare(n_windows)
+
+    @torch.inference_mode()
+    def _waveform_logits(self, samples: Tensor) -> Tensor:
+        fbank = pad_frames(self.fbank.frames(samples.to(self.device)), self.n_input_frames)
+        return self._window_logits(self.normalization.apply(fbank)).cpu()
+
+    def _window_logits(self, windows: Tensor) -> Tensor:
+        expected = (self.n_input_frames, self.dims.n_mels)
+        if windows.ndim != 3 or windows.shape[1:] != expected:
+            raise ValueError(
+                f"windows: expected shape (B, {expected[0]}, {expected[1]}), "
+                f"got {tuple(windows.shape)}"
+            )
+        return self._runner.logits(windows)
+
+
+def load_tagger(
+    reference: str = BUNDLED,
+    device: str = "auto",
+    precision: PrecisionSetting = "auto",
+    attention: AttentionSetting = "auto",
+    window_s: float | None = None,
+) -> Tagger:
+    """Return a checkpoint ready to score.
+
+    Args:
+        reference: see `load_checkpoint`.
+        device: auto, cpu, cuda or cuda:N.
+        precision: auto is fp16 on CUDA, bf16 on CPUs that have it, else fp32.
+        attention: auto measures what there is.
+        window_s: seconds of audio in a window, a multiple of 0.01; None: as trained. A shorter
+            one cuts the position embeddings at their centre.
+
+    Raises:
+        CheckpointError: no such checkpoint, not an AST, damaged, or too long a window.
+        StartupError: device, precision or attention are not available as asked.
+    """
+    return Tagger(load_checkpoint(reference), device, precision, attention, window_s)
+
+
+def _window_frames(checkpoint: Checkpoint, window_s: float) -> int:
+    try:
+        return whole_frames(window_s, "window_s")
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint.origin}: {error}") from error
+
+
+def _shortened(checkpoint: Checkpoint, window_s: float) -> tuple[AstDims, dict[str, Tensor]]:
+    try:
+        n_frames = _window_frames(checkpoint, window_s)
+        return cut_time(checkpoint.dims, checkpoint.state_dict, n_frames)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{checkpoint.origin}: window_s {window_s:g} is too short: {error}"
+        ) from error
+
+
+def _checked(samples: Tensor) -> Tensor:
+    """Return samples of shape (B, n_samples), or say what is wrong with them."""
+    if not isinstance(samples, Tensor) or samples.dtype != torch.float32:
+        got = getattr(samples, "dtype", type(samples).__name__)
+        raise ValueError(
+            f"waveforms: expected float32 in [-1, 1], got {got}; "
+            f"divide int16 samples by {FULL_SCALE}"
+        )
+    if samples.ndim not in (1, 2):
+        raise ValueError(
+            "waveforms: expected shape (n_samples,) or (batch, n_samples), "
+            f"got {tuple(samples.shape)}"
+        )
+    samples = samples.reshape(-1, samples.shape[-1]) if samples.ndim == 2 else samples[None]
+    if samples.shape[1] < FRAME_LENGTH:
+        raise ValueError(
+            f"waveforms: expected at least {FRAME_LENGTH} samples (25 ms), got {samples.shape[1]}"
+        )
+    if not samples.isfinite().all():
+        raise ValueError("waveforms: expected finite samples, got NaN or infinity")
+    peak = samples.abs().max().item() if samples.numel() else 0.0
+    if peak > MAX_AMPLITUDE:
+        raise ValueError(f"waveforms: expected samples in [-1, 1], got a peak of {peak:g}")
+    return samples
+
+
+def _to_numpy(tensor: Tensor) -> Array:
+    array: Array = tensor.cpu().numpy()
+    return array

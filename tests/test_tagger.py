@@ -1,0 +1,281 @@
+"""Waveforms and windows in, scores out: equal to transformers, and independent of the batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_model import TINY_DIMS, TINY_LABELS, save_tiny, tiny_checkpoint
+
+from ast_stream import load_tagger
+from ast_stream.errors import CheckpointError, StartupError
+from ast_stream.model import device as device_module
+from ast_stream.model.ast import AstDims
+from ast_stream.model.device import resolve_device, resolve_precision
+from ast_stream.model.tagger import Tagger
+from ast_stream.model.torchaudio_guard import import_torchaudio
+
+PARITY = 1e-4  # features and model together, fp32
+HALF = 0.05  # logits of order 1 in bf16, with 8 bits of mantissa
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def tagger(tiny: Path) -> Tagger:
+    return load_tagger(str(tiny), device="cpu", precision="fp32", attention="math")
+
+
+def _waveforms(n_samples: int, batch: int = 3) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.random.default_rng(4).normal(0, 0.1, (batch, n_samples)).astype(np.float32)
+
+
+def _windows(batch: int, n_frames: int = 128) -> torch.Tensor:
+    return torch.randn(batch, n_frames, 128, generator=torch.Generator().manual_seed(2)) * 0.5
+
+
+@pytest.mark.parametrize("n_samples", [400, 8000, 16_000, 20_640, 40_000])
+def test_logits_of_waveforms_equal_the_transformers_pipeline(
+    tagger: Tagger, tiny: Path, n_samples: int
+) -> None:
+    import_torchaudio()
+    from transformers import ASTFeatureExtractor, ASTForAudioClassification
+
+    extractor: Any = ASTFeatureExtractor.from_pretrained(tiny)
+    theirs: Any = ASTForAudioClassification.from_pretrained(tiny)
+    waveforms = _waveforms(n_samples)
+    inputs = extractor(list(waveforms), sampling_rate=16_000, return_tensors="pt")
+    with torch.inference_mode():
+        expected = theirs(**inputs).logits.numpy()
+    np.testing.assert_allclose(tagger.logits(waveforms), expected, atol=PARITY, rtol=0)
+    np.testing.assert_allclose(tagger.logits(waveforms[1])[0], expected[1], atol=PARITY, rtol=0)
+
+
+def test_scores_are_the_sigmoid_of_logits(tagger: Tagger) -> None:
+    waveforms = _waveforms(16_000)
+    expected = 1 / (1 + np.exp(-tagger.logits(waveforms).astype(np.float64)))
+    np.testing.assert_allclose(tagger.scores(waveforms), expected, atol=1e-6)
+
+
+def test_tensors_give_tensors_and_arrays_give_arrays(tagger: Tagger) -> None:
+    waveforms = _waveforms(16_000)
+    as_tensor = tagger.logits(torch.from_numpy(waveforms))
+    assert as_tensor.dtype == torch.float32
+    assert not as_tensor.is_inference()
+    np.testing.assert_array_equal(as_tensor.numpy(), tagger.logits(waveforms))
+    assert torch.equal(torch.from_numpy(tagger.scores(waveforms)), as_tensor.sigmoid())
+
+
+def test_facts_of_the_checkpoint_are_at_hand(tagger: Tagger) -> None:
+    assert tagger.labels == TINY_LABELS
+    assert (tagger.window_s, tagger.window_samples) == (1.0, 16_000)
+    assert (tagger.n_input_frames, tagger.n_window_frames, tagger.hop_s) == (128, 98, 0.5)
+    assert (tagger.device.type, tagger.precision, tagger.attention) == ("cpu", "fp32", "math")
+    assert tagger.hash == tiny_checkpoint().hash
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_scores_of_a_window_do_not_depend_on_the_batch(tiny: Path, precision: Any) -> None:
+    tagger = load_tagger(str(tiny), device="cpu", precision=precision)
+    windows = _windows(9)
+    together = tagger.window_scores(windows)
+    assert together.shape == (9, 3)
+    assert together.dtype == np.float32
+    for index in range(9):
+        np.testing.assert_array_equal(
+            tagger.window_scores(windows[index : index + 1])[0], together[index]
+        )
+    np.testing.assert_array_equal(tagger.window_scores(windows[3:8]), together[3:8])
+    assert np.ptp(together, axis=0).min() > 1e-3
+
+
+def test_windows_and_waveforms_score_alike(tagger: Tagger) -> None:
+    waveforms = torch.from_numpy(_waveforms(16_000))
+    frames = torch.nn.functional.pad(tagger.fbank.frames(waveforms), (0, 0, 0, 128 - 98))
+    windows = tagger.normalization.apply(frames)
+    np.testing.assert_array_equal(tagger.window_scores(windows), tagger.scores(waveforms).numpy())
+
+
+def test_an_empty_batch_has_no_scores(tagger: Tagger) -> None:
+    assert tagger.window_scores(_windows(0)).shape == (0, 3)
+    assert tagger.logits(np.zeros((0, 16_000), np.float32)).shape == (0, 3)
+
+
+def test_low_precision_scores_stay_near_full_precision(tagger: Tagger, tiny: Path) -> None:
+    half = load_tagger(str(tiny), device="cpu", precision="bf16")
+    waveforms = _waveforms(16_000)
+    difference = np.abs(half.logits(waveforms) - tagger.logits(waveforms)).max()
+    assert 0 < difference < HALF
+
+
+# --- window length -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("window_s", "n_input_frames", "n_window_frames"),
+    [
+        (None, 128, 98),
+        (1.0, 128, 98),
+        (1.2, 128, 118),
+        (1.3, 128, 128),
+        (0.5, 50, 48),
+        (0.16, 16, 14),
+    ],
+)
+def test_window_length_decides_the_input(
+    tiny: Path, window_s: float | None, n_input_frames: int, n_window_frames: int
+) -> None:
+    tagger = load_tagger(
+        str(tiny), device="cpu", precision="fp32", attention="math", window_s=window_s
+    )
+    assert tagger.n_input_frames == n_input_frames
+    assert tagger.n_window_frames == n_window_frames
+    assert tagger.window_samples == round((window_s or 1.0) * 16_000)
+    assert tagger.window_scores(_windows(2, n_input_frames)).shape == (2, 3)
+    assert tagger.logits(_waveforms(16_000)).shape == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("window_s", "message"),
+    [
+        (1.31, "expected at most 128 frames of 10 ms as trained, got 1.31 s"),
+        (60.0, "expected at most 128 frames"),
+        (0.1, "window_s 0.1 is too short: n_frames: expected 16 to 128, got 10"),
+        (0.505, "multiple of 0.01 s, got 0.505"),
+        (0.0, "multiple of 0.01 s, got 0"),
+        (-1.0, "multiple of 0.01 s"),
+    ],
+)
+def test_a_window_the_model_cannot_have_is_refused(
+    tiny: Path, window_s: float, message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        load_tagger(str(tiny), device="cpu", window_s=window_s)
+
+
+# --- wrong input ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("waveforms", "message"),
+    [
+        (np.zeros(399, np.float32), "at least 400 samples"),
+        (np.zeros(0, np.float32), "at least 400 samples"),
+        (np.zeros(16_000, np.float64), "expected float32 .* got torch.float64"),
+        (np.zeros(16_000, np.int16), "divide int16 samples by 32768"),
+        (np.zeros((1, 1, 16_000), np.float32), r"got \(1, 1, 16000\)"),
+        (np.float32(0.5), "expected float32"),
+        (np.full(16_000, np.nan, np.float32), "finite"),
+        (np.full(16_000, np.inf, np.float32), "finite"),
+        (np.full(16_000, 12_000, np.float32), r"in \[-1, 1\], got a peak of 12000"),
+        ([0.0] * 16_000, "expected float32 .* got list"),
+    ],
+    ids=str,
+)
+def test_wrong_waveforms_are_refused(tagger: Tagger, waveforms: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tagger.logits(waveforms)
+
+
+@pytest.mark.parametrize("shape", [(128, 128), (2, 127, 128), (2, 128, 64)])
+def test_wrong_windows_are_refused(tagger: Tagger, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"windows: expected shape \(B, 128, 128\)"):
+        tagger.window_scores(torch.zeros(shape))
+
+
+# --- device and precision ------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_a_gpu_that_is_not_there_is_never_replaced(tiny: Path, device: str) -> None:
+    with pytest.raises(StartupError, match=f"device {device}: no CUDA device is available"):
+        load_tagger(str(tiny), device=device)
+
+
+@pytest.mark.parametrize("device", ["gpu", "mps", "cuda:x"])
+def test_an_unknown_device_is_refused(device: str) -> None:
+    with pytest.raises(StartupError, match="expected auto, cpu, cuda or cuda:N"):
+        resolve_device(device)
+
+
+def test_half_precision_is_refused_on_a_cpu() -> None:
+    with pytest.raises(StartupError, match="fp16 needs a CUDA device"):
+        resolve_precision("fp16", torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({"avx2": True}, "fp32")],
+)
+def test_automatic_precision_on_a_cpu_follows_its_instructions(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], expected: str
+) -> None:
+    monkeypatch.setattr(device_module.torch.cpu, "get_capabilities", lambda: capabilities)
+    assert resolve_precision("auto", torch.device("cpu")) == expected
+
+
+# --- on a GPU ------------------------------------------------------------------------------------
+
+gpu = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+@pytest.fixture(scope="module")
+def gpu_tagger(tiny: Path) -> Tagger:
+    return load_tagger(str(tiny), device="cuda", precision="fp32", attention="math")
+
+
+class TestOnAGpu:
+    pytestmark = gpu
+
+    @pytest.mark.parametrize("batch", [0, 1, 3, 64, 65, 130])
+    def test_every_batch_size_scores_as_on_the_cpu(
+        self, tagger: Tagger, gpu_tagger: Tagger, batch: int
+    ) -> None:
+        windows = _windows(batch)
+        expected = tagger.window_scores(windows)
+        np.testing.assert_allclose(
+            gpu_tagger.window_scores(windows.cuda()), expected, atol=1e-4, rtol=0
+        )
+
+    def test_a_smaller_batch_after_a_larger_one_is_not_mixed_up(self, gpu_tagger: Tagger) -> None:
+        windows = _windows(64).cuda()
+        large = gpu_tagger.window_scores(windows)
+        small = gpu_tagger.window_scores(windows[10:13])
+        np.testing.assert_allclose(small, large[10:13], atol=1e-5, rtol=0)
+        np.testing.assert_array_equal(gpu_tagger.window_scores(windows), large)
+
+    def test_waveforms_score_as_on_the_cpu(self, tagger: Tagger, gpu_tagger: Tagger) -> None:
+        waveforms = _waveforms(16_000)
+        np.testing.assert_allclose(
+            gpu_tagger.logits(waveforms), tagger.logits(waveforms), atol=1e-3, rtol=0
+        )
+
+    @pytest.mark.parametrize("attention", ["auto", "flash", "efficient", "math"])
+    def test_half_precision_scores_stay_near_full_precision(
+        self, tagger: Tagger, tiny: Path, attention: Any
+    ) -> None:
+        half = load_tagger(str(tiny), device="cuda", attention=attention)
+        assert half.precision == "fp16"
+        windows = _windows(5)
+        np.testing.assert_allclose(
+            half.window_scores(windows.cuda()), tagger.window_scores(windows), atol=0.01, rtol=0
+        )
+
+
+def test_any_size_of_model_is_accepted(tmp_path: Path) -> None:
+    dims = AstDims(
+        n_classes=5, hidden_size=24, n_layers=1, n_heads=3, intermediate_size=40, max_frames=256
+    )
+    tagger = Tagger(tiny_checkpoint(2, dims), device="cpu", precision="fp32")
+    assert tagger.logits(_waveforms(16_000)).shape == (3, 5)
+    assert tagger.dims != TINY_DIMS

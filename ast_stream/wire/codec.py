@@ -6,24 +6,31 @@ What comes from outside is checked here and refused with a `WireError` that says
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from ast_stream.errors import WireError
 from ast_stream.labels import STREAM_NAME_RULE, is_stream_name
 from ast_stream.messages import PROTOCOL_VERSION, AudioBlock, Pcm16, format_time, parse_time
-from ast_stream.units import SAMPLE_RATE
+from ast_stream.settings.schema import check_endpoint
+from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE
 
 MAX_HEADER_BYTES = 16_384
 MAX_BLOCK_SAMPLES = 10 * SAMPLE_RATE  # also the most that one ring reply carries
 MAX_SAMPLE_INDEX = 2**53  # JSON numbers are exact up to here; 17 000 years at 16 kHz
+MAX_TIME_NS = 230 * 366 * 86_400 * NS_PER_SECOND  # about the year 2200: far from any overflow
+MAX_REASON_CHARACTERS = 64
+MAX_DETAIL_CHARACTERS = 512
 _EPOCH_PATTERN = r"^[0-9a-f]{8,64}$"
 _SAMPLE_BYTES = 2
 
 _Model = TypeVar("_Model", bound=BaseModel)
+# a peer must not be able to make the worker connect anywhere else than a worker may bind
+Endpoint = Annotated[str, AfterValidator(check_endpoint)]
 _Index = Field(ge=0, le=MAX_SAMPLE_INDEX)
 
 
@@ -40,8 +47,8 @@ class _BlockHeader(_Header):
     rate: Literal[16000]
     samples: int = Field(ge=0, le=MAX_BLOCK_SAMPLES)
     time: str = Field(max_length=64)
-    ring: str | None = Field(default=None, max_length=256)
-    gap: str | None = Field(default=None, max_length=64)
+    ring: Endpoint | None = None
+    gap: str | None = Field(default=None, max_length=MAX_REASON_CHARACTERS)
     last: bool = False
 
 
@@ -50,7 +57,7 @@ class _ReplyHeader(_BlockHeader):
     next: int = _Index
     acked: int = _Index
     state: str = Field(default="listening", max_length=32)
-    detail: str | None = Field(default=None, max_length=512)
+    detail: str | None = Field(default=None, max_length=MAX_DETAIL_CHARACTERS)
 
 
 class ReadRequest(_Header):
@@ -97,7 +104,10 @@ def decode_json(frame: bytes, what: str, max_bytes: int = MAX_HEADER_BYTES) -> d
     if len(frame) > max_bytes:
         raise WireError(f"{what}: expected at most {max_bytes} bytes, got {len(frame)}")
     try:
-        value = json.loads(frame, parse_constant=_refuse_constant)
+        # decoded first: json itself would also take UTF-16 and UTF-32
+        value = json.loads(
+            frame.decode(), parse_constant=_refuse_number, parse_float=_finite_number
+        )
     except (ValueError, RecursionError) as error:
         raise WireError(f"{what}: expected a JSON object, got {short(frame)}: {error}") from error
     if not isinstance(value, dict):
@@ -148,7 +158,8 @@ def encode_ring_reply(reply: RingReply) -> list[bytes]:
         "next": reply.next,
         "acked": reply.acked,
         "state": reply.state,
-        "detail": reply.detail,
+        # cut here: the other side refuses a longer one, and the audio with it
+        "detail": None if reply.detail is None else reply.detail[:MAX_DETAIL_CHARACTERS],
     }
     return [encode_json(header), _pcm_bytes(reply.block.pcm)]
 
@@ -168,7 +179,9 @@ def decode_ring_reply(frames: list[bytes], stream: str) -> RingReply:
         raise WireError(f"ring reply: expected 1 or 2 frames, got {len(frames)}")
     body = decode_json(frames[0], "ring reply")
     if "error" in body:
-        raise WireError(f"ring of {stream} refused: {body['error']}")
+        raise WireError(
+            f"ring of {stream} refused: {short(str(body['error']).encode('utf-8', 'replace'))}"
+        )
     if len(frames) != 2:
         raise WireError("ring reply: expected header and PCM, got the header alone")
     header = validate(_ReplyHeader, body, "ring reply")
@@ -193,7 +206,7 @@ def _block_header(block: AudioBlock) -> dict[str, Any]:
         "ring": block.ring,
     }
     if block.gap_reason is not None:
-        header["gap"] = block.gap_reason
+        header["gap"] = block.gap_reason[:MAX_REASON_CHARACTERS]
     if block.is_last:
         header["last"] = True
     return header
@@ -209,6 +222,8 @@ def _to_block(stream: str, header: _BlockHeader, pcm: bytes) -> AudioBlock:
         time_ns = parse_time(header.time)
     except (ValueError, OverflowError) as error:
         raise WireError(f"audio block of {stream}: time: {error}") from error
+    if not 0 <= time_ns <= MAX_TIME_NS:
+        raise WireError(f"audio block of {stream}: time: expected 1970 to 2200, got {header.time}")
     return AudioBlock(
         stream=stream,
         epoch=header.epoch,
@@ -250,8 +265,13 @@ def _pcm_bytes(pcm: Pcm16) -> bytes:
     return np.ascontiguousarray(pcm, dtype="<i2").tobytes()
 
 
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a JSON number")
+def _refuse_number(text: str) -> float:
+    raise ValueError(f"{short(text.encode())} is not a finite number")
+
+
+def _finite_number(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse_number(text)
 
 
 def short(frame: bytes) -> str:

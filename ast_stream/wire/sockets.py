@@ -51,7 +51,7 @@ class Socket:
         """Send now; False if the peer is absent or its queue is full."""
         try:
             self._socket.send_multipart(frames, zmq.DONTWAIT)
-        except (zmq.Again, zmq.ZMQError) as error:
+        except zmq.ZMQError as error:
             if error.errno in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 return False
             raise
@@ -104,11 +104,19 @@ class Sockets:
         return self._keep(Socket(socket, lock_fd))
 
     def connect(self, kind: Kind, endpoint: str, hwm: int) -> Socket:
-        """Return a socket that connects, and reconnects for ever, in the background."""
+        """Return a socket that connects, and reconnects for ever, in the background.
+
+        Raises:
+            StartupError: `endpoint` is not one.
+        """
         socket = self._new(kind, hwm)
         if kind == "push":
             socket.setsockopt(zmq.IMMEDIATE, 1)
-        socket.connect(endpoint)
+        try:
+            socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            socket.close(0)
+            raise StartupError(f"cannot connect to {endpoint}: {error}") from error
         return self._keep(Socket(socket))
 
     def close(self) -> None:

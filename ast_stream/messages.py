@@ -196,15 +196,6 @@ class SampleClock:
                 break
         return anchor_ns + (sample - anchor_sample) * NS_PER_SECOND // SAMPLE_RATE
 
-    def sample(self, time_ns: int) -> int:
-        """Return the sample captured at `time_ns`, by the newest anchor not after it."""
-        anchor_sample, anchor_ns = self.anchors[0]
-        for candidate, candidate_ns in reversed(self.anchors):
-            if candidate_ns <= time_ns:
-                anchor_sample, anchor_ns = candidate, candidate_ns
-                break
-        return anchor_sample + (time_ns - anchor_ns) * SAMPLE_RATE // NS_PER_SECOND
-
 
 def event_body(
     event: Event,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ast_stream.detect.parameters import DecisionParameters, ModelFacts, resolve_parameters
+from ast_stream.detect.parameters import DecisionParameters, resolve_parameters
 from ast_stream.errors import CheckpointError, ConfigError
 from ast_stream.labels import slug
 from ast_stream.settings.check import LoadedSettings, check_against_model
@@ -91,7 +91,9 @@ def describe_model(loaded: LoadedSettings, checkpoint: Checkpoint) -> Iterator[s
         text = f"expected at most {checkpoint.window_s:g} s, as trained, got {window_s:g}"
         raise ConfigError([loaded.problem(("model", "window_s"), text)])
     check_against_model(loaded, checkpoint.labels, hop_s=model.hop_s, window_s=window_s)
-    facts = _facts(checkpoint, window_s)
+    from ast_stream.detect.detector import model_facts  # imports torch
+
+    facts = model_facts(checkpoint.labels, window_s, checkpoint.metadata)
     parameters = resolve_parameters(loaded.settings.detection, facts, model.hop_s)
     yield f"checkpoint   {checkpoint.origin}: {len(checkpoint.labels)} classes"
     yield (
@@ -116,17 +118,6 @@ def _is_elsewhere(reference: str) -> bool:
     from ast_stream.model.hub import is_hub_id
 
     return is_hub_id(reference) and not Path(reference).expanduser().exists()
-
-
-def _facts(checkpoint: Checkpoint, window_s: float) -> ModelFacts:
-    metadata = checkpoint.metadata
-    return ModelFacts(
-        labels=checkpoint.labels,
-        window_s=window_s,
-        default_threshold=metadata.default_onset_threshold,
-        thresholds=metadata.onset_thresholds,
-        background=metadata.background,
-    )
 
 
 def _source(source: Source) -> str:

@@ -79,6 +79,18 @@ class Recording:
         """Blocks come in real time."""
         return self._pace.is_realtime
 
+    @property
+    def rate(self) -> int:
+        """Frames per second of the open file."""
+        assert self._file is not None, "rate before open"
+        return int(self._file.samplerate)
+
+    @property
+    def duration_s(self) -> float:
+        """Length of the open file."""
+        assert self._file is not None, "duration before open"
+        return float(self._file.frames / self._file.samplerate)
+
     def open(self) -> None:
         """Open the file.
 

@@ -6,7 +6,7 @@ on each stream's sample index, so the results do not depend on how the audio was
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from ast_stream.detect.parameters import ModelFacts, resolve_parameters
 from ast_stream.detect.slots import SlotNames
 from ast_stream.detect.staging import Staging
 from ast_stream.messages import EndReason, Event, Gap, Pcm16, Scores
+from ast_stream.model.metadata import Metadata
 from ast_stream.model.sliding import LOOK_BACK, UNUSED_TAIL, SlidingFbank, first_frame, last_frame
 from ast_stream.model.tagger import Tagger
 from ast_stream.settings.schema import DetectionSettings
@@ -32,6 +33,7 @@ from ast_stream.units import (
 
 LONGEST_SILENT_HOLE = seconds_to_samples(0.2)  # shorter holes become silence, longer close events
 STAGING_SECONDS = 12  # more than the longest block and the longest hop together
+HOPS_AT_ONCE = 8  # of one stream that is behind, where larger batches are faster: not on CPUs
 FLUSH_CONTEXT_S = 1.0  # while flushing a window keeps at least this much audio
 
 Output = Event | Scores
@@ -77,17 +79,18 @@ class Detector:
         detection = detection or DetectionSettings()
         hop_s = tagger.hop_s if hop_s is None else hop_s
         whole_frames(hop_s, "hop_s")
-        self.parameters = resolve_parameters(detection, _facts(tagger), hop_s)
+        facts = model_facts(tagger.labels, tagger.window_s, tagger.metadata)
+        self.parameters = resolve_parameters(detection, facts, hop_s)
         self.hop = seconds_to_samples(hop_s)
         self.window = tagger.window_samples
         self.max_streams = max_streams
         self._tagger = tagger
-        self._on_scores = on_scores
+        self.on_scores = on_scores
         self._gate_dbfs = detection.gate_dbfs
         context_s = tagger.window_s if min_context_s is None else min_context_s
         self._min_context = min(seconds_to_samples(context_s), self.window)
         self._flush_context = min(seconds_to_samples(FLUSH_CONTEXT_S), self._min_context)
-        self._max_hops = tagger.max_batch
+        self._max_hops = 1 if tagger.device.type == "cpu" else HOPS_AT_ONCE
         self._names = SlotNames(max_streams)
         self._decision = Decision(self.parameters, self._names)
         staging_s = STAGING_SECONDS * SAMPLE_RATE + (self._max_hops + 1) * self.hop
@@ -375,9 +378,9 @@ class Detector:
         first = self._slot["first_scored"][slots]
         first = np.where(first == NEVER, ends, first)
         self._slot["first_scored"][slots] = first
-        if self._on_scores is not None:
+        if self.on_scores is not None:
             for slot, end, row in zip(slots, ends, scores, strict=True):
-                self._on_scores(Scores(*self._names.of(int(slot)), int(end), row.copy()))
+                self.on_scores(Scores(*self._names.of(int(slot)), int(end), row.copy()))
         return self._decision.step(
             slots,
             ends,
@@ -404,13 +407,13 @@ def _more_rows(array: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
     return np.concatenate([array, np.zeros((count, *array.shape[1:]), array.dtype)])
 
 
-def _facts(tagger: Tagger) -> ModelFacts:
-    metadata = tagger.metadata
-    rises = [metadata.rise(label, tagger.window_s) for label in tagger.labels]
+def model_facts(labels: Sequence[str], window_s: float, metadata: Metadata) -> ModelFacts:
+    """Return what the decision stage must know of a checkpoint."""
+    rises = [metadata.rise(label, window_s) for label in labels]
     return ModelFacts(
-        labels=tagger.labels,
-        window_s=tagger.window_s,
-        onset_thresholds=[metadata.onset_threshold(label) for label in tagger.labels],
+        labels=labels,
+        window_s=window_s,
+        onset_thresholds=[metadata.onset_threshold(label) for label in labels],
         rise_on_s=[rise.on_s for rise in rises],
         rise_off_s=[rise.off_s for rise in rises],
         background=metadata.background,

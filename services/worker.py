@@ -1,0 +1,167 @@
+"""The worker process: start-up, self-check, then the loop until it is told to stop."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+import threading
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from ast_stream.detect.detector import Detector
+from ast_stream.errors import StartupError
+from ast_stream.model.tagger import Tagger, load_tagger
+from ast_stream.runtime import lifecycle
+from ast_stream.runtime.journal import Journal
+from ast_stream.runtime.logging_setup import setup_logging
+from ast_stream.runtime.selfcheck import self_check
+from ast_stream.settings.check import LoadedSettings, check_against_model
+from ast_stream.settings.load import load_file
+from ast_stream.settings.paths import (
+    audio_endpoint,
+    feed_endpoint,
+    make_runtime_dir,
+    query_endpoint,
+    ring_endpoint,
+)
+from ast_stream.settings.schema import Settings
+from ast_stream.wire.event_log import EventLog
+from ast_stream.wire.publisher import FeedPublisher
+from ast_stream.wire.sockets import (
+    AUDIO_HWM_BLOCKS,
+    FEED_HWM_MESSAGES,
+    QUERY_HWM_MESSAGES,
+    Sockets,
+)
+from services.worker_loop import StreamPlan, Worker, WorkerSockets
+
+logger = logging.getLogger(__name__)
+
+LOAD_TIMEOUT_S = 180  # asked of systemd while the model loads
+
+
+def worker(
+    config: Annotated[
+        Path, typer.Option("--config", "-c", metavar="FILE", help="The configuration (YAML).")
+    ],
+) -> None:
+    """Run the worker: audio of all streams in, events out on the feed.
+
+    Example: ast-stream worker -c /etc/ast-stream/config.yaml
+    """
+    loaded = load_file(config)
+    settings = loaded.settings
+    setup_logging(settings.logging.level, settings.logging.format, process="worker")
+    with lifecycle.stop_on_signals() as stop:
+        run_worker(loaded, stop)
+    lifecycle.notify_stopping()
+
+
+def run_worker(loaded: LoadedSettings, stop: threading.Event) -> None:
+    """Load, check, serve until `stop` is set, and close everything.
+
+    Raises:
+        ConfigError: classes or durations that do not fit the model.
+        StartupError: device, self-check, endpoint in use, or a folder that cannot be written.
+        CheckpointError: the checkpoint cannot be used.
+    """
+    settings = loaded.settings
+    folder = make_runtime_dir(settings)
+    state_folder = _make_state_dir(settings)
+    lifecycle.notify(f"EXTEND_TIMEOUT_USEC={LOAD_TIMEOUT_S * 1_000_000}\nSTATUS=loading the model")
+    sockets = Sockets()
+    try:
+        # first, so that a second worker is refused before it loads a model
+        audio = sockets.bind("pull", audio_endpoint(settings), AUDIO_HWM_BLOCKS)
+        feed = sockets.bind("pub", feed_endpoint(settings), FEED_HWM_MESSAGES)
+        query = sockets.bind("router", query_endpoint(settings), QUERY_HWM_MESSAGES)
+        event_log = EventLog(state_folder / "events")
+        tagger = _load(loaded)
+        boot = secrets.token_hex(8)
+        publisher = FeedPublisher(feed, event_log, boot, time.time_ns)
+        detector = Detector(
+            tagger,
+            settings.detection,
+            hop_s=settings.model.hop_s,
+            min_context_s=settings.model.min_context_s,
+            max_streams=settings.model.max_streams,
+        )
+        _log_effective(detector)
+        worker = Worker(
+            _plans(settings),
+            detector,
+            publisher,
+            event_log,
+            Journal(folder / "worker-journal.json", _identity(tagger, settings)),
+            WorkerSockets(sockets, audio, query),
+            status=_facts(tagger),
+            ring_folder=f"ipc://{folder}/",
+        )
+        logger.info("ready: %s", ", ".join(f"{k} {v}" for k, v in _facts(tagger).items()))
+        lifecycle.notify_ready(f"listening to {len(settings.streams)} streams")
+        worker.run(stop)
+        event_log.close()
+    finally:
+        sockets.close()
+
+
+def _load(loaded: LoadedSettings) -> Tagger:
+    model = loaded.settings.model
+    tagger = load_tagger(
+        model.checkpoint,
+        device=model.device,
+        precision=model.precision,
+        attention=model.attention,
+        window_s=model.window_s,
+    )
+    check_against_model(loaded, tagger.labels, hop_s=model.hop_s, window_s=tagger.window_s)
+    self_check(tagger)
+    return tagger
+
+
+def _make_state_dir(settings: Settings) -> Path:
+    folder = Path(settings.state_dir)
+    try:
+        folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartupError(
+            f"state_dir: cannot create {folder}: {error.strerror}; "
+            "set state_dir to a folder that this user may write to"
+        ) from error
+    return folder
+
+
+def _plans(settings: Settings) -> list[StreamPlan]:
+    return [
+        StreamPlan(one.name, one.labels, ring_endpoint(settings, one.name), one.ring_s)
+        for one in settings.streams
+    ]
+
+
+def _identity(tagger: Tagger, settings: Settings) -> str:
+    """Return what must be the same for journalled decisions to go on."""
+    chosen = settings.detection.model_dump_json() + settings.model.model_dump_json()
+    return f"{tagger.hash}/{hashlib.sha256(chosen.encode()).hexdigest()[:16]}"
+
+
+def _facts(tagger: Tagger) -> dict[str, Any]:
+    return {
+        "model": tagger.hash,
+        "device": str(tagger.device),
+        "precision": tagger.precision,
+        "attention": tagger.attention,
+        "window_s": tagger.window_s,
+        "torch": torch.__version__,
+    }
+
+
+def _log_effective(detector: Detector) -> None:
+    """Log what the settings in seconds became, class by class."""
+    for index, is_enabled in enumerate(detector.parameters.is_enabled):
+        if is_enabled:
+            logger.info("class %s", detector.parameters.describe(index))

@@ -1,0 +1,232 @@
+"""The detector gives the same events however the audio comes: in blocks, resumed, with others."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_model import save_tiny
+
+from ast_stream.detect import Detector
+from ast_stream.detect.detector import LONGEST_SILENT_HOLE
+from ast_stream.errors import UsageError
+from ast_stream.messages import Event, Gap, Pcm16, Scores
+from ast_stream.model.tagger import Tagger, load_tagger
+from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
+from ast_stream.units import SAMPLE_RATE
+
+EPOCH = "ab" * 16
+HOP_S = 0.25
+
+
+@pytest.fixture(scope="module")
+def tagger(tmp_path_factory: pytest.TempPathFactory) -> Tagger:
+    folder = save_tiny(tmp_path_factory.mktemp("tiny"), background=["Background"])
+    return load_tagger(str(folder), device="cpu", precision="fp32", attention="math")
+
+
+@pytest.fixture(scope="module")
+def pcm() -> Pcm16:
+    """Ten seconds that make the tiny model's scores go up and down: noise bursts and tones."""
+    rng = np.random.default_rng(11)
+    audio = rng.normal(0, 60, 10 * SAMPLE_RATE)
+    for number, start in enumerate(range(SAMPLE_RATE, len(audio) - SAMPLE_RATE, 30_000)):
+        time = np.arange(12_000) / SAMPLE_RATE
+        audio[start : start + 12_000] += 9_000 * np.sin(2 * np.pi * 400 * (number + 1) * time)
+    return audio.astype(np.int16)
+
+
+def detection() -> DetectionSettings:
+    return DetectionSettings(
+        defaults=DetectionDefaults(onset_threshold=0.5, confirm_s=0.5, hold_s=0.25)
+    )
+
+
+def build(tagger: Tagger, **options: object) -> Detector:
+    return Detector(tagger, detection(), hop_s=HOP_S, **options)  # type: ignore[arg-type]
+
+
+def blocks(pcm: Pcm16, size: int, start: int = 0) -> Iterator[tuple[int, Pcm16]]:
+    for at in range(0, len(pcm), size):
+        yield start + at, pcm[at : at + size]
+
+
+def hear(detector: Detector, pcm: Pcm16, size: int = 1600, stream: str = "mic") -> list[Event]:
+    """Return all events of a recording that comes in blocks of `size` samples."""
+    detector.open(stream, EPOCH)
+    events = []
+    for start, block in blocks(pcm, size):
+        detector.push(stream, start, block)
+        events += detector.run()
+    return events + detector.flush(stream)
+
+
+def test_fixture_makes_events_but_none_of_background(tagger: Tagger, pcm: Pcm16) -> None:
+    events = hear(build(tagger), pcm)
+    assert {event.label for event in events} <= {"Bark", "Siren"}
+    assert sum(event.type == "begin" for event in events) >= 3
+
+
+@pytest.mark.parametrize("size", [160, 333, 1600, 4000, 16_001, 70_000, 160_000])
+def test_events_do_not_depend_on_the_block_size(tagger: Tagger, pcm: Pcm16, size: int) -> None:
+    assert hear(build(tagger), pcm, size) == hear(build(tagger), pcm)
+
+
+def test_windows_score_as_the_same_waveform_given_to_the_tagger(tagger: Tagger, pcm: Pcm16) -> None:
+    seen: list[Scores] = []
+    hear(build(tagger, on_scores=seen.append, min_context_s=None), pcm)
+    full = [one for one in seen if one.end_sample <= len(pcm)]
+    waveforms = np.stack(
+        [pcm[one.end_sample - tagger.window_samples : one.end_sample] for one in full]
+    )
+    expected = tagger.scores(waveforms.astype(np.float32) / 32768)
+    assert len(full) == (10 - tagger.window_s) / HOP_S + 1
+    np.testing.assert_allclose(np.stack([one.scores for one in full]), expected, atol=1e-5)
+
+
+def test_first_windows_hold_what_there_is_padded_as_in_training(tagger: Tagger, pcm: Pcm16) -> None:
+    seen: list[Scores] = []
+    hear(build(tagger, on_scores=seen.append, min_context_s=0.5), pcm)
+    assert seen[0].end_sample == 8_000
+    expected = tagger.scores(pcm[None, :8_000].astype(np.float32) / 32768)[0]
+    np.testing.assert_allclose(seen[0].scores, expected, atol=1e-5)
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(cuts=st.lists(st.integers(1, 159_999), min_size=1, max_size=4))
+def test_detector_resumed_after_a_kill_gives_what_one_gives_that_never_stopped(
+    tagger: Tagger, pcm: Pcm16, cuts: list[int]
+) -> None:
+    whole = hear(build(tagger), pcm)
+    events: dict[tuple[str, str, int], Event] = {}
+
+    def keep(new: list[Event]) -> None:
+        events.update({(event.id, event.type, event.at_sample): event for event in new})
+
+    detector = build(tagger)
+    detector.open("mic", EPOCH)
+    position = 0
+    for cut in sorted(cuts):
+        detector.push("mic", position, pcm[position:cut])
+        position = max(position, cut)
+        keep(detector.run())
+        state = detector.export("mic")
+        detector = build(tagger)  # the worker is gone; only the journal and the ring are left
+        position = detector.context_needed(state)
+        detector.resume("mic", EPOCH, position, state)
+    detector.push("mic", position, pcm[position:])
+    keep(detector.run() + detector.flush("mic"))
+    assert sorted(events) == sorted((e.id, e.type, e.at_sample) for e in whole)
+    assert all(event in events.values() for event in whole)
+
+
+def test_streams_together_give_what_each_gives_alone(tagger: Tagger, pcm: Pcm16) -> None:
+    detector = build(tagger)
+    clips = {"a": pcm, "b": pcm[20_000:], "c": pcm[::-1].copy(), "d": pcm // 2, "e": pcm[5:]}
+    events: list[Event] = []
+    for number, stream in enumerate(clips):  # they come one after the other
+        detector.open(stream, EPOCH)
+        for known in list(clips)[: number + 1]:
+            start = detector.received(known)
+            detector.push(known, start, clips[known][start : start + 9_000])
+        events += detector.run()
+    for stream, clip in clips.items():
+        start = detector.received(stream)
+        detector.push(stream, start, clip[start:])
+    events += detector.run()
+    for stream in clips:
+        events += detector.flush(stream)
+    assert detector.streams == []
+    for stream, clip in clips.items():
+        alone = hear(build(tagger), clip, stream=stream)
+        assert [event for event in events if event.stream == stream] == alone
+
+
+def test_gap_ends_open_events_and_starts_a_new_context(tagger: Tagger, pcm: Pcm16) -> None:
+    seen: list[Scores] = []
+    detector = build(tagger, on_scores=seen.append)
+    detector.open("mic", EPOCH)
+    detector.push("mic", 0, pcm[:40_000])
+    detector.run()
+    ended = detector.gap(Gap("mic", EPOCH, 40_000, 16_000, "device_lost"))
+    assert {event.reason for event in ended if event.type == "end"} <= {"gap", "quiet"}
+    assert detector.open_events("mic") == []
+    seen.clear()
+    detector.push("mic", 56_000, pcm[56_000:90_000])
+    detector.run()
+    assert seen[0].end_sample == 72_000  # a second of context behind the gap
+
+
+def test_short_hole_is_silence_and_does_not_end_events(tagger: Tagger, pcm: Pcm16) -> None:
+    holed = pcm.copy()
+    holed[40_000 : 40_000 + LONGEST_SILENT_HOLE] = 0
+    detector = build(tagger)
+    detector.open("mic", EPOCH)
+    detector.push("mic", 0, pcm[:40_000])
+    events = detector.run()
+    events += detector.gap(Gap("mic", EPOCH, 40_000, LONGEST_SILENT_HOLE, "overflow"))
+    detector.push("mic", 40_000 + LONGEST_SILENT_HOLE, pcm[40_000 + LONGEST_SILENT_HOLE :])
+    events += detector.run() + detector.flush("mic")
+    assert events == hear(build(tagger), holed)
+
+
+@pytest.mark.parametrize("n_samples", [0, 1, 399, 400, 4_000, 12_345])
+def test_recordings_shorter_than_the_context_are_heard_or_quietly_nothing(
+    tagger: Tagger, pcm: Pcm16, n_samples: int
+) -> None:
+    seen: list[Scores] = []
+    events = hear(build(tagger, on_scores=seen.append), pcm[20_000 : 20_000 + n_samples])
+    assert bool(seen) == (n_samples >= 400)
+    assert all(0 <= event.onset_sample <= n_samples for event in events)
+    assert all((event.offset_sample or 0) <= n_samples for event in events)
+
+
+def test_every_begin_gets_one_end_when_streams_are_closed(tagger: Tagger, pcm: Pcm16) -> None:
+    detector = build(tagger)
+    detector.open("mic", EPOCH)
+    detector.push("mic", 0, pcm[:50_000])
+    events = detector.run() + detector.close("mic", "shutdown")
+    begun = [event.id for event in events if event.type == "begin"]
+    assert sorted(begun) == sorted(event.id for event in events if event.type == "end")
+    assert begun
+
+
+def test_gate_keeps_quiet_windows_from_the_model(tagger: Tagger, pcm: Pcm16) -> None:
+    what = detection().model_copy(update={"gate_dbfs": -40.0})
+    seen: list[Scores] = []
+    detector = Detector(tagger, what, hop_s=HOP_S, on_scores=seen.append)
+    detector.open("mic", EPOCH)
+    detector.push("mic", 0, (pcm[:16_000] // 100).astype(np.int16))
+    detector.run()
+    assert detector.status("mic").is_gated
+    assert not seen[-1].scores.any()
+
+
+def test_wider_stride_keeps_the_scores_between(tagger: Tagger, pcm: Pcm16) -> None:
+    seen: list[Scores] = []
+    detector = build(tagger, on_scores=seen.append)
+    detector.open("mic", EPOCH)
+    detector.set_stride("mic", 2)
+    detector.push("mic", 0, pcm[:64_000])
+    detector.run()
+    pairs = [one for one in seen if one.end_sample >= 2 * SAMPLE_RATE]
+    even = [one for one in pairs if one.end_sample // 4_000 % 2 == 0]
+    odd = [one for one in pairs if one.end_sample // 4_000 % 2 == 1]
+    for before, after in zip(even, odd, strict=False):
+        assert np.array_equal(before.scores, after.scores)
+
+
+def test_sample_out_of_order_is_refused(tagger: Tagger, pcm: Pcm16) -> None:
+    detector = build(tagger)
+    detector.open("mic", EPOCH)
+    with pytest.raises(ValueError, match="expected sample 0 next, got 160"):
+        detector.push("mic", 160, pcm[:160])
+
+
+def test_more_streams_than_slots_are_refused(tagger: Tagger) -> None:
+    detector = build(tagger, max_streams=2)
+    detector.open("a", EPOCH)
+    detector.open("b", EPOCH)
+    with pytest.raises(UsageError, match="all 2 slots are taken"):
+        detector.open("c", EPOCH)

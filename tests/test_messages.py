@@ -92,6 +92,7 @@ def test_event_body_tells_times_on_the_capture_clock() -> None:
         make_event(type="end", offset_sample=24_000, mean=0.5, reason="quiet"),
         clock,
         labels={"room": "porch"},
+        audio_end=30_000,
         scored_ns=START_NS + 3 * NS_PER_SECOND,
         model="sha256:00",
     )
@@ -117,7 +118,7 @@ def test_event_body_tells_times_on_the_capture_clock() -> None:
         "at_sample": 32_000,
         "epoch": "9f2c4e1a",
         "reason": "quiet",
-        "captured": "2026-11-20T10:00:02.000000Z",
+        "captured": "2026-11-20T10:00:01.875000Z",
         "scored": "2026-11-20T10:00:03.000000Z",
         "model": "sha256:00",
     }

@@ -1,0 +1,110 @@
+"""The check before *ready*: a known clip through features and model must give known scores."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ast_stream.errors import StartupError
+from ast_stream.model.device import Precision
+from ast_stream.model.golden import golden_clip
+from ast_stream.model.tagger import Tagger
+
+logger = logging.getLogger(__name__)
+
+# Largest difference of a logit from its expected value, as a share of max(1, |logit|): scores near
+# 0 and 1 hide mistakes that logits show.
+TOLERANCE: dict[Precision, float] = {"fp32": 2e-3, "fp16": 5e-2, "bf16": 3e-1}
+MAX_LOGIT = 15.0  # beyond it a score no longer tells the logit
+BATCH = 3  # rows of the same clip, so that more than one row of a batch is looked at
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """Outcome of a passed check.
+
+    Attributes:
+        against: `golden` scores stored with the checkpoint, or a `reference` in fp32 with math
+            attention on the CPU, computed now.
+        max_error: largest difference of a logit, as `TOLERANCE` counts it.
+    """
+
+    against: Literal["golden", "reference"]
+    max_error: float
+    tolerance: float
+
+
+def self_check(tagger: Tagger) -> SelfCheck:
+    """Return how well `tagger` reproduces the golden scores of its checkpoint.
+
+    Checkpoints without golden scores, and other window lengths than the trained one, are compared
+    with the same model in fp32 with math attention.
+
+    Raises:
+        StartupError: scores are not finite, not repeatable, or beyond the precision's tolerance.
+    """
+    golden = tagger.metadata.golden
+    clip = golden_clip(golden.seed if golden else 0, tagger.window_samples)
+    logits = _repeatable_logits(tagger, clip)
+    against: Literal["golden", "reference"] = "reference"
+    if golden and tagger.window_s == tagger.checkpoint.window_s:
+        against, expected = "golden", _logits_of(np.asarray(golden.scores))
+    else:
+        expected = _reference_logits(tagger, clip)
+    share = np.abs(_bounded(logits) - expected) / np.maximum(1, np.abs(expected))
+    result = SelfCheck(against, float(share.max()), TOLERANCE[tagger.precision])
+    if not result.max_error <= result.tolerance:
+        worst = tagger.labels[int(share.max(axis=0).argmax())]
+        raise StartupError(
+            f"self-check failed: {tagger.checkpoint.origin} on {tagger.device} in "
+            f"{tagger.precision} with attention {tagger.attention} differs from its {against} "
+            f"scores by {result.max_error:.3g} at '{worst}'; allowed is {result.tolerance:g}"
+        )
+    logger.info(
+        "self-check passed: error %.2g of %g allowed, against %s scores",
+        result.max_error,
+        result.tolerance,
+        against,
+    )
+    return result
+
+
+def _repeatable_logits(tagger: Tagger, clip: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return (BATCH, n_classes) logits of the same clip."""
+    batch = np.repeat(clip[None], BATCH, axis=0)
+    logits = tagger.logits(batch)
+    if not np.isfinite(logits).all():
+        raise StartupError(
+            f"self-check failed: {tagger.checkpoint.origin} in {tagger.precision} gives scores "
+            "that are not finite; try precision fp32"
+        )
+    if not np.array_equal(logits, tagger.logits(batch)):
+        raise StartupError(
+            f"self-check failed: {tagger.checkpoint.origin} on {tagger.device} with attention "
+            f"{tagger.attention} gives other scores when asked again"
+        )
+    return logits
+
+
+def _reference_logits(tagger: Tagger, clip: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    reference = Tagger(
+        tagger.checkpoint,
+        device="cpu",
+        precision="fp32",
+        attention="math",
+        window_s=tagger.window_s,
+    )
+    return _bounded(reference.logits(clip))
+
+
+def _logits_of(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    with np.errstate(divide="ignore"):
+        return _bounded(np.log(scores) - np.log1p(-scores))
+
+
+def _bounded(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    return np.clip(logits.astype(np.float64), -MAX_LOGIT, MAX_LOGIT)

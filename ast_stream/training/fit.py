@@ -22,12 +22,15 @@ from torch.nn import functional as F
 
 from ast_stream.errors import CheckpointError
 from ast_stream.model.ast import AstDims, AudioSpectrogramTransformer
-from ast_stream.model.fbank import AUDIOSET_NORMALIZATION, Fbank, Normalization
+from ast_stream.model.fbank import AUDIOSET_NORMALIZATION, Fbank, Normalization, pad_frames
 from ast_stream.training.augment import Augment, SpectrogramAugmentation
+from ast_stream.training.cpu_speed import attend_short, cpu_has_bf16, keep_freed_memory
 from ast_stream.training.mixing import WindowMaker
 
 STATE_FILE = "state.pt"
 METRICS_FILE = "metrics.jsonl"
+
+BINARY_WEIGHT = 5.0  # brings the mean over classes to the size of the cross-entropy
 
 Metrics = dict[str, float]
 
@@ -73,6 +76,8 @@ class Trainer:
         self.average = AudioSpectrogramTransformer(model.dims)
         self.average.load_state_dict(model.state_dict())
         self.average.eval().requires_grad_(False)
+        model.use_attention(attend_short)
+        keep_freed_memory()
         self.step = 0
         self._maker = maker
         self._recipe = recipe
@@ -122,8 +127,7 @@ class Trainer:
         self.model.train()
         with torch.autocast("cpu", torch.bfloat16, enabled=self._use_bf16):
             logits = self.model(inputs)
-        smoothed = targets * (1 - recipe.label_smoothing)
-        loss = F.binary_cross_entropy_with_logits(logits.float(), smoothed, weights)
+        loss = detection_loss(logits.float(), targets * (1 - recipe.label_smoothing), weights)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), recipe.gradient_clip)
         self._optimizer.step()
@@ -137,8 +141,9 @@ class Trainer:
         windows = [self._maker.draw(rng) for _ in range(self._recipe.batch_size)]
         waveforms = torch.from_numpy(np.stack([window.waveform for window in windows]))
         n_real = torch.tensor([window.n_real_frames for window in windows])
+        fbank = pad_frames(self._fbank.frames(waveforms), self.model.dims.max_frames)
         return (
-            self._augment(self._fbank.frames(waveforms), n_real),
+            self._augment(fbank, n_real),
             torch.from_numpy(np.stack([window.target for window in windows])),
             torch.from_numpy(np.stack([window.weight for window in windows])),
         )
@@ -200,6 +205,25 @@ class Trainer:
         return json.dumps(facts | {"labels": self._maker.labels}, sort_keys=True)
 
 
+def detection_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Return binary cross-entropy per class plus cross-entropy among the classes and "nothing".
+
+    The first is what the scores are for; the second makes the classes compete, without which a
+    small set teaches very slowly. "Nothing" has the fixed logit 0, where a score is one half.
+
+    Args:
+        logits, targets, weights: shape (B, n_classes); weight 0 takes a class out of both.
+    """
+    binary = F.binary_cross_entropy_with_logits(logits, targets, weights)
+    known = torch.where(weights > 0, logits, torch.full_like(logits, -1e4))
+    shares = targets * weights
+    shares = shares / shares.sum(dim=1, keepdim=True).clamp_min(1.0)
+    nothing = 1 - shares.sum(dim=1, keepdim=True)
+    competing = torch.cat((known, torch.zeros_like(nothing)), dim=1)  # (B, n_classes + 1)
+    among = F.cross_entropy(competing, torch.cat((shares, nothing), dim=1))
+    return BINARY_WEIGHT * binary + among
+
+
 def new_model(dims: AstDims, recipe: Recipe) -> AudioSpectrogramTransformer:
     """Return a randomly initialised model, the same for the same recipe seed."""
     torch.manual_seed(recipe.seed)
@@ -214,11 +238,6 @@ def read_metrics(folder: Path) -> list[Metrics]:
         with suppress(json.JSONDecodeError):
             reports.append(json.loads(line))
     return reports
-
-
-def cpu_has_bf16() -> bool:
-    """Tell whether this CPU multiplies bfloat16 in hardware."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

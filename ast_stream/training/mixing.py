@@ -16,7 +16,7 @@ import soxr
 from ast_stream.audio.activity import Waveform
 from ast_stream.audio.synthesis import ACTIVE_DBFS, Random
 from ast_stream.training.material import Material, Take
-from ast_stream.units import SAMPLE_RATE, samples_for_frames
+from ast_stream.units import SAMPLE_RATE, frame_count, seconds_to_samples
 
 ENOUGH_SHARE = 0.4  # of the most sound a window of this take can hold, makes an example,
 ENOUGH_S = 0.5  # and so does this much, whatever the share
@@ -27,20 +27,21 @@ TOO_LITTLE_SHARE = 0.04  # below this the window counts as without the sound
 class Mixing:
     """How windows are drawn; shares are probabilities, levels are dBFS of the sounding part."""
 
-    background_only_share: float = 0.25
-    background_share: float = 0.7
-    second_sound_share: float = 0.5
+    background_only_share: float = 0.2
+    background_share: float = 0.6
+    second_sound_share: float = 0.4
     generated_share: float = 0.4  # of a class that has recordings and a generator
     generated_class_weight: float = 0.5  # of a class that only has a generator
     speed: tuple[float, float] = (0.8, 1.25)
     level_dbfs: tuple[float, float] = (-50.0, -6.0)
+    common_level_dbfs: tuple[float, float] = (-32.0, -14.0)  # of half of the sounds
     background_dbfs: tuple[float, float] = (-75.0, -10.0)
-    snr_db: tuple[float, float] = (-3.0, 30.0)
+    snr_db: tuple[float, float] = (-3.0, 35.0)
     floor_dbfs: tuple[float, float] = (-100.0, -55.0)
     floor_share: float = 0.7
     silence_share: float = 0.04  # of background windows are digital silence
     partial_share: float = 0.15  # of windows were scored before a whole window had come
-    min_context_frames: int = 98
+    min_context_s: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +50,7 @@ class Window:
 
     Attributes:
         waveform: shape (n_samples,), float32 in [-1, 1].
-        n_real_frames: frames after these are padding.
+        n_real_frames: frames of real sound; what follows is padding.
         target: shape (n_classes,), float32 in [0, 1].
         weight: shape (n_classes,), 0 where the window says nothing about the class.
     """
@@ -61,14 +62,13 @@ class Window:
 
 
 class WindowMaker:
-    """Draws windows of `n_frames` from some material; the generator passed in decides all."""
+    """Draws windows of `n_samples` from some material; the generator passed in decides all."""
 
-    def __init__(self, material: Material, n_frames: int, mixing: Mixing) -> None:
+    def __init__(self, material: Material, n_samples: int, mixing: Mixing) -> None:
         self._material = material
         self.labels = list(material.labels)
         self._mixing = mixing
-        self._n_frames = n_frames
-        self._n_samples = samples_for_frames(n_frames)
+        self._n_samples = n_samples
         self._recorded: list[list[Take]] = []
         self._generated: list[list[Take]] = []
         for index in range(len(material.labels)):
@@ -82,10 +82,9 @@ class WindowMaker:
 
     def draw(self, rng: Random) -> Window:
         """Return one window."""
-        n_frames = self._n_frames
+        n_real = self._n_samples
         if rng.random() < self._mixing.partial_share:
-            n_frames = int(rng.integers(self._mixing.min_context_frames, n_frames + 1))
-        n_real = samples_for_frames(n_frames)
+            n_real = int(rng.integers(seconds_to_samples(self._mixing.min_context_s), n_real + 1))
         n_classes = len(self._material.labels)
         target, weight = np.zeros(n_classes, np.float32), np.ones(n_classes, np.float32)
         if rng.random() < self._mixing.background_only_share:
@@ -97,7 +96,7 @@ class WindowMaker:
             mix += floor * rng.standard_normal(n_real, np.float32)
         waveform = np.zeros(self._n_samples, np.float32)
         waveform[:n_real] = np.clip(mix, -1.0, 1.0)
-        return Window(waveform, n_frames, target, weight)
+        return Window(waveform, frame_count(n_real), target, weight)
 
     def _sound_window(
         self,
@@ -106,7 +105,10 @@ class WindowMaker:
         target: npt.NDArray[np.float32],
         weight: npt.NDArray[np.float32],
     ) -> Waveform:
-        level_dbfs = rng.uniform(*self._mixing.level_dbfs)
+        is_common = rng.random() < 0.5
+        level_dbfs = rng.uniform(
+            *(self._mixing.common_level_dbfs if is_common else self._mixing.level_dbfs)
+        )
         mix = np.zeros(n_samples, np.float32)
         shares = [1.0]
         if rng.random() < self._mixing.second_sound_share:

@@ -37,9 +37,8 @@ class Pace:
         self._began: tuple[int, int] | None = None
 
     def begin(self) -> None:
-        """Start the source's time, unless it runs already."""
-        if self._began is None:
-            self._began = self._monotonic_ns(), self._wall_ns()
+        """Start the source's time."""
+        self._began = self._monotonic_ns(), self._wall_ns()
 
     def times_ns(self, elapsed_ns: int) -> tuple[int, int]:
         """Return (monotonic, wall) time of a moment `elapsed_ns` after the beginning."""
@@ -56,11 +55,23 @@ class Pace:
         return remaining_s <= timeout_s
 
 
+class SequentialFile(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types
+    """A recording read from front to back.
+
+    soundfile seeks after every read, which libsndfile 1.2 does wrongly in mp3 files: read in
+    blocks they come out damaged. It does not seek in what it takes for a pipe.
+    """
+
+    def seekable(self) -> bool:
+        """Say that it is not, so that reading does not seek."""
+        return False
+
+
 class Recording:
     """A finite source: one file, once or for ever.
 
     The sample index runs on from one round of a loop to the next. A file that is not there yet
-    is worth another try; one that is no recording is not.
+    is worth another try; one that is no recording, or is damaged, is not.
     """
 
     is_live = False
@@ -68,7 +79,7 @@ class Recording:
     def __init__(self, settings: FileSource, pace: Pace | None = None) -> None:
         self._settings = settings
         self._pace = pace or Pace(settings.pace == "realtime")
-        self._file: soundfile.SoundFile | None = None
+        self._file: SequentialFile | None = None
         self._dtype = "float32"
         self._block_frames = 1
         self._n_frames_out = 0
@@ -104,14 +115,14 @@ class Recording:
         except OSError as error:
             raise SourceError("file_absent", f"cannot read {path}: {error.strerror}") from error
         try:
-            self._file = soundfile.SoundFile(path)
+            self._file = SequentialFile(path)
         except soundfile.LibsndfileError as error:
             raise AudioError(f"{path}: expected wav, flac, ogg or mp3: {error}") from error
         if self._settings.loop and self._file.frames == 0:
             raise AudioError(f"{path}: expected samples to repeat, got none")
         self._dtype = "int16" if self._file.subtype == "PCM_16" else "float32"
         self._block_frames = max(1, round(self._settings.block_s * self._file.samplerate))
-        self._file.seek(self._position())
+        self._n_frames_out, self._pending = 0, None
         self._pace.begin()
 
     def read(self, timeout_s: float) -> SourceBlock | None:
@@ -137,10 +148,10 @@ class Recording:
             self._file.close()
             self._file = None
 
-    def _next_block(self, file: soundfile.SoundFile) -> SourceBlock:
+    def _next_block(self, file: SequentialFile) -> SourceBlock:
         pcm = self._read_frames(file, self._block_frames)
         while self._settings.loop and len(pcm) < self._block_frames:
-            file.seek(0)
+            file.seek(0)  # the start is the one place that is right in every format
             more = self._read_frames(file, self._block_frames - len(pcm))
             if len(more) == 0:
                 raise AudioError(f"{self._settings.path}: expected samples to repeat, got none")
@@ -149,20 +160,12 @@ class Recording:
         is_last = len(pcm) < self._block_frames
         return SourceBlock(pcm, file.samplerate, times[1], times[0], is_last=is_last)
 
-    def _read_frames(self, file: soundfile.SoundFile, n_frames: int) -> Pcm:
+    def _read_frames(self, file: SequentialFile, n_frames: int) -> Pcm:
         try:
             pcm: Pcm = file.read(n_frames, dtype=self._dtype, always_2d=True)
         except soundfile.LibsndfileError as error:
             raise AudioError(f"{self._settings.path}: damaged: {error}") from error
         return pcm
-
-    def _position(self) -> int:
-        """Frame of the file that comes next, after an earlier opening has failed."""
-        assert self._file is not None
-        n_frames = int(self._file.frames)
-        if self._settings.loop:
-            return self._n_frames_out % n_frames
-        return min(self._n_frames_out, n_frames)
 
     @staticmethod
     def _elapsed_ns(n_frames: int, rate: int) -> int:

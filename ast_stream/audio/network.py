@@ -20,7 +20,7 @@ from ast_stream.units import NS_PER_SECOND
 
 LOST = "url_lost"
 ABSENT = "url_absent"
-_LIVE_OPTIONS = {"fflags": "nobuffer", "probesize": "32768", "analyzeduration": "500000"}
+_LIVE_OPTIONS = {"analyzeduration": "1000000"}  # us; by default a live stream opens after 5 s
 _RTSP_OPTIONS = {"rtsp_transport": "tcp"}  # over UDP lost packets are lost sound
 
 
@@ -45,7 +45,7 @@ class NetworkStream:
         self.name = _without_password(settings.url)
 
     def open(self) -> None:
-        """Connect and read the stream's header, within `open_timeout_s`.
+        """Connect and read the stream's header, each within `open_timeout_s`.
 
         Raises:
             StartupError: PyAV is not installed.

@@ -55,8 +55,8 @@ class SourceHungError(SourceError):
 class Source(Protocol):
     """A source of sound, used by one thread; may be opened again after `close`.
 
-    A source that has been read to its end is not opened again. A finite source that is opened
-    again after a failure goes on where it was.
+    A source that has been read to its end is not opened again. A finite source that can fail on
+    the way goes on where it was when it is opened again.
     """
 
     @property

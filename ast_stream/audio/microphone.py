@@ -32,6 +32,7 @@ CLOSE_LIMIT_S = 3.0
 FIRST_BLOCK_LIMIT_S = 3.0
 _QUEUE_S = 5.0  # audio that waits for a late reader
 _FALLBACK_RATES = (48_000, 44_100)  # Hz, where neither 16 kHz nor the named default is taken
+_UNFIT = (-9997, -9998)  # PortAudio's codes for a rate and a channel count that a device refuses
 
 _T = TypeVar("_T")
 
@@ -156,20 +157,26 @@ class Microphone:
         wanted = self._settings.channels
         channel_counts = [wanted] if wanted else sorted({1, device.channels})
         rates = dict.fromkeys((SAMPLE_RATE, round(device.rate), *_FALLBACK_RATES))
-        refusal = "no rate was tried"
         for channels in channel_counts:
             for rate in rates:
-                try:
-                    sd.check_input_settings(device.index, channels, "int16", None, rate)
-                except sd.PortAudioError as error:
-                    refusal = str(error)
-                    continue
-                return rate, channels
+                with _as_source_errors(sd, f"{device.name} cannot be opened"):
+                    if _is_fit(sd, device.index, rate, channels):
+                        return rate, channels
         raise SourceError(
             "device_absent",
             f"{device.name} refuses {' or '.join(map(str, channel_counts))} channels "
-            f"at {', '.join(map(str, rates))} Hz: {refusal}",
+            f"at {', '.join(map(str, rates))} Hz",
         )
+
+
+def _is_fit(sd: Any, index: int, rate: int, channels: int) -> bool:
+    try:
+        sd.check_input_settings(index, channels, "int16", None, rate)
+    except sd.PortAudioError as error:
+        if error.args[1:2] and error.args[1] in _UNFIT:
+            return False
+        raise
+    return True
 
 
 def _start_portaudio() -> Any:
@@ -181,7 +188,8 @@ def _start_portaudio() -> Any:
             f"PortAudio cannot be loaded ({error}); on Debian: apt install libportaudio2"
         ) from error
     with _as_source_errors(sd, "PortAudio does not start"):
-        sd._terminate()
+        while sd._initialized:  # not once and for all: an initialisation before may have failed
+            sd._terminate()
         sd._initialize()
     return sd
 

@@ -1,0 +1,181 @@
+"""Client of the feed for Python programs: events as they happen, none missed unnoticed.
+
+    for event in Subscriber("ipc:///run/ast-stream/feed.sock", classes=["bark"]):
+        print(event["type"], event["class"], event["stream"], event["onset"])
+
+Needs no torch. What a message holds is described in the README.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from ast_stream.errors import UsageError
+from ast_stream.labels import slug
+from ast_stream.settings.schema import check_endpoint
+from ast_stream.wire.feed_codec import FeedMessage, Position
+from ast_stream.wire.feed_order import Missed
+from ast_stream.wire.feed_reader import FeedReader
+
+__all__ = ["FeedMessage", "Missed", "Position", "Subscriber", "query_endpoint_beside"]
+
+_FEED_NAME, _QUERY_NAME = "/feed.sock", "/query.sock"
+
+logger = logging.getLogger(__name__)
+
+
+class Subscriber:
+    """A reader of one publisher's feed that reconnects for ever and asks for what it missed.
+
+    Iterating gives the bodies of event messages (`begin`, `update`, `end`) as dicts, in order and
+    without repeats. `receive` and `messages` give every message of `topics`, and `Missed` where
+    durable messages (events, gaps) are lost for good. The publisher may be absent, killed and
+    started again, and this program may be stopped for a while: what was published meanwhile is
+    replayed from the publisher's log. For use by one thread; `stop` may be called from any.
+
+    Args:
+        endpoint: of the feed, `ipc:///path` or `tcp://host:port`.
+        classes: labels or slugs of the events wanted; None: all.
+        streams: names of the streams wanted; None: all.
+        topics: prefixes of the topics wanted.
+        query: endpoint that answers replays; None: beside `endpoint` if that is a `feed.sock`.
+        after: where to begin: a position that `position` gave, "oldest" for what the publisher's
+            log holds, None for now.
+        on_missed: called with each `Missed` while iterating; None: a warning is logged.
+        idle_timeout_s: iteration ends when nothing wanted came for so long; None: never.
+        replay_patience_s: how long to ask for missed messages before they are `Missed`.
+
+    Raises:
+        UsageError: an endpoint that cannot be one.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        classes: Iterable[str] | None = None,
+        streams: Iterable[str] | None = None,
+        *,
+        topics: Iterable[str] = ("event/",),
+        query: str | None = None,
+        after: Position | Literal["oldest"] | None = None,
+        on_missed: Callable[[Missed], None] | None = None,
+        idle_timeout_s: float | None = None,
+        replay_patience_s: float = 5.0,
+    ) -> None:
+        for given in (endpoint, query):
+            _check(given)
+        self._classes = None if classes is None else {slug(name) for name in classes}
+        self._streams = None if streams is None else set(streams)
+        self._topics = tuple(topics)
+        self._on_missed = on_missed or _warn
+        self._idle_timeout_s = idle_timeout_s
+        self._reader = FeedReader(
+            endpoint,
+            query or query_endpoint_beside(endpoint),
+            self._topics,
+            after,
+            replay_patience_s,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for item in self.messages():
+            if isinstance(item, Missed):
+                self._on_missed(item)
+            elif item.kind == "event":
+                yield item.body
+
+    @property
+    def position(self) -> Position | None:
+        """Where this reader stands, to be kept and given as `after` by its next run."""
+        return self._reader.position
+
+    @property
+    def silence_s(self) -> float | None:
+        """Seconds since the publisher was heard, None if it never was; a worker speaks each 1 s."""
+        heard_s = self._reader.heard_s
+        return None if heard_s is None else time.monotonic() - heard_s
+
+    @property
+    def duplicates(self) -> int:
+        """Messages left out because they came twice."""
+        return self._reader.duplicates
+
+    @property
+    def malformed(self) -> int:
+        """Messages left out because they did not follow the format."""
+        return self._reader.malformed
+
+    def messages(self) -> Iterator[FeedMessage | Missed]:
+        """Yield every message wanted until `stop` or the idle timeout."""
+        while (item := self.receive(self._idle_timeout_s)) is not None:
+            yield item
+
+    def receive(self, timeout_s: float | None = None) -> FeedMessage | Missed | None:
+        """Return the next message wanted, or None after `timeout_s` or `stop`.
+
+        While missed messages are asked for, this may take up to `replay_patience_s` longer.
+        """
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+            item = self._reader.receive(left_s)
+            if item is None or isinstance(item, Missed) or self._is_wanted(item):
+                return item
+
+    def stop(self) -> None:
+        """End all waiting and iterating, for good; from any thread."""
+        self._reader.stop()
+
+    def close(self) -> None:
+        """Stop, and close the sockets; called by the thread that reads."""
+        self._reader.close()
+
+    def _is_wanted(self, message: FeedMessage) -> bool:
+        if not message.topic.startswith(self._topics):
+            return False
+        body = message.body
+        if self._streams is not None and body.get("stream", None) not in (None, *self._streams):
+            return False
+        is_of_other_class = self._classes is not None and body.get("class") not in self._classes
+        return not (message.kind == "event" and is_of_other_class)
+
+
+def query_endpoint_beside(feed: str) -> str | None:
+    """Return the query endpoint in the folder of an ipc feed named `feed.sock`, else None."""
+    if feed.startswith("ipc://") and feed.endswith(_FEED_NAME):
+        return feed.removesuffix(_FEED_NAME) + _QUERY_NAME
+    return None
+
+
+def _check(endpoint: str | None) -> None:
+    try:
+        if endpoint is not None:
+            check_endpoint(endpoint)
+    except ValueError as error:
+        raise UsageError(f"endpoint: {error}") from error
+
+
+def _warn(missed: Missed) -> None:
+    since = "the beginning" if missed.after is None else f"message {missed.after[1]}"
+    logger.warning(
+        "messages after %s up to %s of boot %s are missed: %s",
+        since,
+        missed.upto[1],
+        missed.upto[0],
+        missed.reason,
+    )

@@ -1,0 +1,194 @@
+"""One publisher's feed from a SUB socket, put in order and completed from its query endpoint."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable
+from typing import Literal
+
+from ast_stream.errors import WireError
+from ast_stream.messages import WORKER_STATUS_TOPIC, parse_time
+from ast_stream.wire.feed_codec import DURABLE_TOPICS, FeedMessage, Position, decode_message
+from ast_stream.wire.feed_order import FeedOrder, Missed, position_before
+from ast_stream.wire.limited_log import LimitedLog
+from ast_stream.wire.query_client import QueryClient
+from ast_stream.wire.query_codec import TooOld, decode_answer, decode_replay
+from ast_stream.wire.sockets import FEED_HWM_MESSAGES, Sockets
+
+_POLL_MS = 100  # how late a stop is noticed
+_ANSWER_TIMEOUT_S = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+class FeedReader:
+    """Messages of one publisher in order, with `Missed` where durable ones are lost.
+
+    With topics among the durable ones, all durable messages are taken, because only then is a
+    loss known; the caller leaves out what it does not want.
+
+    Args:
+        query: endpoint that answers replays, None if there is none.
+        topics: prefixes to subscribe to, besides the publisher's status.
+        after: position to begin after, "oldest" for what the log holds, None for now.
+        patience_s: how long to ask for missed messages.
+
+    Attributes:
+        malformed: messages that did not follow the format.
+        heard_s: when a message came last (`time.monotonic`), None before.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        query: str | None,
+        topics: Iterable[str],
+        after: Position | Literal["oldest"] | None,
+        patience_s: float,
+    ) -> None:
+        self.malformed = 0
+        self.heard_s: float | None = None
+        self._order = FeedOrder(
+            None if after is None or after == "oldest" else (after[0], after[1])
+        )
+        self._starts_oldest = after == "oldest"
+        self._started_ns = time.time_ns()
+        self._patience_s = patience_s
+        self._delivered = self._order.position
+        self._ready: deque[FeedMessage | Missed] = deque()
+        self._awaiting: FeedMessage | None = None  # a live message with a hole before it
+        self._gives_up_s = 0.0
+        self._stopped = threading.Event()
+        self._limited_log = LimitedLog(logger)
+        self._sockets = Sockets()
+        self._client: QueryClient | None = None
+        if query is not None:
+            self._client = QueryClient(self._sockets, query, self._stopped.is_set)
+        self._sub = self._sockets.connect("sub", endpoint, FEED_HWM_MESSAGES)
+        wanted = {*topics, WORKER_STATUS_TOPIC}
+        self._is_tracking = any(_overlap(topic, log) for topic in wanted for log in DURABLE_TOPICS)
+        for topic in wanted.union(DURABLE_TOPICS if self._is_tracking else ()):
+            self._sub.subscribe(topic)
+
+    @property
+    def position(self) -> Position | None:
+        """Position of the last durable message given out, or left out by agreement."""
+        is_even = not self._ready and self._awaiting is None
+        return self._order.position if is_even else self._delivered
+
+    @property
+    def duplicates(self) -> int:
+        """Durable messages that came twice."""
+        return self._order.duplicates
+
+    def receive(self, timeout_s: float | None) -> FeedMessage | Missed | None:
+        """Return what comes next, or None after `timeout_s` or `stop`.
+
+        While missed messages are asked for this may take as long as that.
+        """
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        while not self._stopped.is_set():
+            if self._ready:
+                return self._deliver(self._ready.popleft())
+            if self._awaiting is not None:
+                self._replay_page(self._awaiting)
+                continue
+            left_s = 1.0 if deadline_s is None else deadline_s - time.monotonic()
+            frames = self._sub.receive(max(0, min(_POLL_MS, round(left_s * 1000))))
+            if frames is not None:
+                self._take(frames)
+            if left_s <= 0 and not self._ready and self._awaiting is None:
+                return None
+        return None
+
+    def stop(self) -> None:
+        """End `receive`, from any thread."""
+        self._stopped.set()
+
+    def close(self) -> None:
+        """Close all sockets."""
+        self._stopped.set()
+        self._sockets.close()
+
+    def _deliver(self, item: FeedMessage | Missed) -> FeedMessage | Missed:
+        if isinstance(item, Missed):
+            self._delivered = item.upto
+        elif item.is_durable:
+            self._delivered = item.position
+        return item
+
+    def _take(self, frames: list[bytes]) -> None:
+        try:
+            message = decode_message(frames)
+        except WireError as error:
+            self.malformed += 1
+            self._limited_log.warning("%s", error)
+            return
+        self.heard_s = time.monotonic()
+        before = position_before(message) if self._is_tracking else None
+        if before is None:
+            self._ready.append(message)
+            return
+        if self._order.position is None and not self._starts_oldest:
+            self._order.start_at(self._beginning(before))
+        if self._order.follows(message):
+            self._finish(message)
+        else:
+            self._delivered = self._order.position
+            self._awaiting = message
+            self._gives_up_s = self.heard_s + self._patience_s
+
+    def _beginning(self, before: Position) -> Position:
+        """Return where "now" is: all of a publisher that was started after this reader."""
+        frames = None if self._client is None else self._client.ask("ping", _ANSWER_TIMEOUT_S)
+        try:
+            answer = decode_answer(frames or [])
+            is_later = parse_time(str(answer.get("started"))) >= self._started_ns
+        except (WireError, ValueError):
+            return before
+        return (before[0], 0) if is_later and answer.get("boot") == before[0] else before
+
+    def _replay_page(self, message: FeedMessage) -> None:
+        """Ask once for what is missing before a live message."""
+        if self._client is None:
+            self._give_up(message, "no query endpoint is known")
+            return
+        position = self._order.position
+        frames = self._client.ask("replay", _ANSWER_TIMEOUT_S, after=position)
+        if frames is None:
+            if time.monotonic() >= self._gives_up_s and not self._stopped.is_set():
+                self._give_up(message, f"{self._client.endpoint} does not answer")
+            return
+        try:
+            page = decode_replay(frames)
+        except WireError as error:
+            self._give_up(message, str(error))
+            return
+        if isinstance(page, TooOld):
+            if page.oldest is None or page.oldest == position:
+                self._give_up(message, "the publisher's event log does not have them")
+            else:
+                self._ready += self._order.too_old(page.oldest)
+            return
+        for missed in page.messages:
+            self._ready += self._order.replayed(missed)
+        if not page.more or self._order.position == position:
+            self._ready += self._order.caught_up(message)
+            self._finish(message)
+
+    def _give_up(self, message: FeedMessage, reason: str) -> None:
+        self._ready += self._order.give_up(message, reason)
+        self._finish(message)
+
+    def _finish(self, message: FeedMessage) -> None:
+        self._awaiting = None
+        taken = self._order.take(message)
+        if taken is not None:
+            self._ready.append(taken)
+
+
+def _overlap(one: str, other: str) -> bool:
+    return one.startswith(other) or other.startswith(one)

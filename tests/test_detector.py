@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_model import save_tiny
+from reactive_model import save_reactive, tones_and_noise
 
 from ast_stream.detect import Detector
 from ast_stream.detect.detector import LONGEST_SILENT_HOLE
@@ -22,19 +22,13 @@ HOP_S = 0.25
 
 @pytest.fixture(scope="module")
 def tagger(tmp_path_factory: pytest.TempPathFactory) -> Tagger:
-    folder = save_tiny(tmp_path_factory.mktemp("tiny"), background=["Background"])
+    folder = save_reactive(tmp_path_factory.mktemp("reactive"))
     return load_tagger(str(folder), device="cpu", precision="fp32", attention="math")
 
 
 @pytest.fixture(scope="module")
 def pcm() -> Pcm16:
-    """Ten seconds that make the tiny model's scores go up and down: noise bursts and tones."""
-    rng = np.random.default_rng(11)
-    audio = rng.normal(0, 60, 10 * SAMPLE_RATE)
-    for number, start in enumerate(range(SAMPLE_RATE, len(audio) - SAMPLE_RATE, 30_000)):
-        time = np.arange(12_000) / SAMPLE_RATE
-        audio[start : start + 12_000] += 9_000 * np.sin(2 * np.pi * 400 * (number + 1) * time)
-    return audio.astype(np.int16)
+    return tones_and_noise(10.0)
 
 
 def detection() -> DetectionSettings:

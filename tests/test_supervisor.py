@@ -1,0 +1,298 @@
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+from ast_stream.runtime import forward, supervisor
+from ast_stream.runtime.forward import LineForwarder
+from ast_stream.runtime.lifecycle import child_environment
+from ast_stream.runtime.supervisor import Backoff, ChildSpec, Supervisor
+
+LIMIT_S = 30
+
+
+@pytest.fixture(autouse=True)
+def quick_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "FIRST_DELAY_S", 0.02)
+    monkeypatch.setattr(supervisor, "_POLL_S", 0.01)
+
+
+@pytest.fixture
+def shown() -> Iterator[tuple[LineForwarder, StringIO]]:
+    stream = StringIO()
+    forwarder = LineForwarder(stream, "text")
+    yield forwarder, stream
+    forwarder.close()
+
+
+def python(name: str, code: str, **changes: bool) -> ChildSpec:
+    return ChildSpec(name, (sys.executable, "-c", code), **changes)
+
+
+WAITS = "import time; time.sleep(600)"
+
+
+def run(specs: list[ChildSpec], forwarder: LineForwarder) -> int:
+    """Run the supervisor to its own end; a stop after the limit keeps a bug from hanging."""
+    stop = threading.Event()
+    timer = threading.Timer(LIMIT_S, stop.set)
+    timer.start()
+    code = Supervisor(specs, child_environment(), forwarder).run(stop)
+    assert not stop.is_set(), "the supervisor did not end by itself"
+    timer.cancel()
+    return code
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_delay_doubles_up_to_its_limit_and_is_forgotten_after_a_healthy_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.undo()
+    backoff = Backoff()
+    assert [backoff.after_run(1.0) for _ in range(7)] == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
+    assert backoff.after_run(30.0) == 0.5
+    assert backoff.after_run(1.0) == 1.0
+
+
+def test_run_ends_with_zero_when_all_finite_sources_have_ended(
+    shown: tuple[LineForwarder, StringIO],
+) -> None:
+    worker = python("worker", WAITS, is_core=True)
+    captures = [python(f"capture {n}", "pass", can_finish=True) for n in "ab"]
+    assert run([worker, *captures], shown[0]) == 0
+
+
+def test_worker_gets_time_to_end_in_order(
+    shown: tuple[LineForwarder, StringIO], tmp_path: Path
+) -> None:
+    code = (
+        "import signal, sys, pathlib\n"
+        f"pathlib.Path({str(tmp_path / 'up')!r}).touch()\n"
+        "signal.sigwait([signal.SIGTERM]); print('ended in order')"
+    )
+    blocked = "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n" + code
+    waits = (
+        "import pathlib, time\n"
+        f"while not pathlib.Path({str(tmp_path / 'up')!r}).exists(): time.sleep(0.01)"
+    )
+    specs = [
+        python("worker", blocked, is_core=True),
+        python("capture a", waits, can_finish=True),
+    ]
+    assert run(specs, shown[0]) == 0
+    shown[0].close()
+    assert "worker: ended in order" in shown[1].getvalue()
+
+
+def test_crashed_child_is_started_again(
+    shown: tuple[LineForwarder, StringIO], tmp_path: Path
+) -> None:
+    count = tmp_path / "count"
+    code = (
+        f"import os, pathlib; p = pathlib.Path({str(count)!r}); n = p.stat().st_size if p.exists() "
+        "else 0\np.write_text('x' * (n + 1))\n"
+        "if n == 0: os.kill(os.getpid(), 9)\n"
+        "if n == 1: raise SystemExit(1)\n"
+    )
+    specs = [
+        python("worker", WAITS, is_core=True),
+        python("capture a", code, can_finish=True),
+    ]
+    assert run(specs, shown[0]) == 0
+    assert count.read_text() == "xxx"
+
+
+def test_source_without_an_end_is_started_again_even_after_a_clean_exit(
+    shown: tuple[LineForwarder, StringIO], tmp_path: Path
+) -> None:
+    path = tmp_path / "count"
+    specs = [
+        python("worker", WAITS, is_core=True),
+        python("capture mic", f"open({str(path)!r}, 'a').write('x')"),
+    ]
+    stop = threading.Event()
+    watcher = threading.Thread(target=stop_when, args=(stop, lambda: path_size(path) >= 3))
+    watcher.start()
+    assert Supervisor(specs, child_environment(), shown[0]).run(stop) == 0
+    watcher.join()
+    assert path_size(path) >= 3
+
+
+def path_size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def stop_when(stop: threading.Event, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    stop.set()
+
+
+def test_worker_that_refuses_its_configuration_ends_the_run(
+    shown: tuple[LineForwarder, StringIO],
+) -> None:
+    specs = [
+        python("worker", "raise SystemExit(78)", is_core=True),
+        python("capture a", WAITS),
+    ]
+    assert run(specs, shown[0]) == 78
+
+
+def test_capture_that_refuses_its_configuration_is_left_out_while_others_go_on(
+    shown: tuple[LineForwarder, StringIO], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused = tmp_path / "refused"
+    bad = f"open({str(refused)!r}, 'a').write('x'); raise SystemExit(78)"
+    good = (
+        "import pathlib, time\n"
+        f"while not pathlib.Path({str(refused)!r}).exists(): time.sleep(0.01)\n"
+        "time.sleep(0.2)"
+    )
+    specs = [
+        python("worker", WAITS, is_core=True),
+        python("capture bad", bad),
+        python("capture good", good, can_finish=True),
+    ]
+    assert run(specs, shown[0]) == 78
+    assert refused.read_text() == "x"
+    assert "capture bad refused its configuration and is not restarted" in caplog.text
+
+
+def test_program_that_cannot_be_started_is_tried_again(
+    shown: tuple[LineForwarder, StringIO], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    program = tmp_path / "program"
+    threading.Timer(0.1, lambda: make_program(program)).start()
+    specs = [
+        python("worker", WAITS, is_core=True),
+        ChildSpec("capture a", (str(program),), can_finish=True),
+    ]
+    assert run(specs, shown[0]) == 0
+    assert "capture a cannot be started" in caplog.text
+
+
+def make_program(path: Path) -> None:
+    unfinished = path.with_suffix(".new")
+    unfinished.write_text("#!/bin/sh\nexit 0\n")
+    unfinished.chmod(0o755)
+    unfinished.rename(path)
+
+
+def test_child_that_ignores_sigterm_is_killed_with_its_own_children(
+    shown: tuple[LineForwarder, StringIO], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "GRACE_S", 0.2)
+    pids = tmp_path / "pids"
+    code = (
+        "import os, signal, subprocess, time, sys\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "grandchild = subprocess.Popen(['sleep', '600'])\n"
+        f"open({str(pids)!r} + '.new', 'w').write(f'{{os.getpid()}} {{grandchild.pid}}')\n"
+        f"os.rename({str(pids)!r} + '.new', {str(pids)!r})\n"
+        "time.sleep(600)"
+    )
+    stop = threading.Event()
+    watcher = threading.Thread(target=stop_when, args=(stop, pids.exists))
+    watcher.start()
+    specs = [python("worker", code, is_core=True), python("capture a", WAITS)]
+    assert Supervisor(specs, child_environment(), shown[0]).run(stop) == 0
+    watcher.join()
+    child, grandchild = map(int, pids.read_text().split())
+    assert not is_alive(child)
+    wait_until(lambda: is_zombie_or_gone(grandchild))
+
+
+def is_zombie_or_gone(pid: int) -> bool:
+    # without an init that reaps it, a killed grandchild stays in the process table as a zombie
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_interrupt_of_the_supervisor_kills_the_children(
+    shown: tuple[LineForwarder, StringIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            raise KeyboardInterrupt
+
+    watched = Supervisor(
+        [python("worker", WAITS, is_core=True), python("capture a", WAITS)],
+        child_environment(),
+        shown[0],
+    )
+    with pytest.raises(KeyboardInterrupt):
+        watched.run(Interrupted())
+    processes = [child.process for child in watched._children]
+    assert [process and process.returncode for process in processes] == [-signal.SIGKILL] * 2
+
+
+def test_lines_are_forwarded_under_the_name_of_the_child() -> None:
+    stream = StringIO()
+    forwarder = LineForwarder(stream, "text")
+    reader, writer = os.pipe()
+    os.write(writer, b"one\r\ncaf\xe9\n" + b"x" * (forward.MAX_LINE_BYTES + 5) + b"\nlast")
+    os.close(writer)
+    forwarder.follow("worker", os.fdopen(reader, "rb"))
+    forwarder.close()
+    lines = stream.getvalue().splitlines()
+    assert lines[:2] == ["worker: one", "worker: caf\\xe9"]
+    assert [len(line) - len("worker: ") for line in lines[2:4]] == [forward.MAX_LINE_BYTES, 5]
+    assert lines[4:] == ["worker: last"]
+
+
+class StuckStream(StringIO):
+    """A terminal that was stopped: writing returns only when it is released."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.released = threading.Event()
+
+    def write(self, text: str) -> int:
+        self.released.wait(LIMIT_S)
+        return super().write(text)
+
+
+def test_stuck_terminal_does_not_hold_up_a_child_and_the_loss_is_told() -> None:
+    stream = StuckStream()
+    forwarder = LineForwarder(stream, "text")
+    reader, writer = os.pipe()
+    forwarder.follow("worker", os.fdopen(reader, "rb"))
+    n_lines = 3 * forward.MAX_QUEUED_LINES
+    for n in range(n_lines):  # far more than the pipe and the queue hold: it would block for ever
+        os.write(writer, f"line {n:06d} {'x' * 100}\n".encode())
+    wait_until(lambda: forwarder.n_dropped > 0)
+    stream.released.set()
+    wait_until(lambda: stream.getvalue().count("\n") >= forward.MAX_QUEUED_LINES)
+    os.write(writer, b"after\n")
+    os.close(writer)
+    forwarder.close()
+    text = stream.getvalue()
+    told = [line for line in text.splitlines() if "lines dropped" in line]
+    n_told = sum(int(line.split()[1]) for line in told)
+    assert text.splitlines()[-1] == "worker: after"
+    assert n_told + text.count("worker: line") == n_lines

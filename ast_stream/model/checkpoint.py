@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from safetensors.torch import save_file
@@ -21,7 +21,7 @@ from ast_stream.errors import CheckpointError
 from ast_stream.model import hub, hub_config, key_schemas, recipes
 from ast_stream.model.ast import AstDims, AudioSpectrogramTransformer
 from ast_stream.model.fbank import Normalization
-from ast_stream.model.metadata import METADATA, Metadata, read_metadata
+from ast_stream.model.metadata import METADATA, Metadata, read_metadata, write_json, write_metadata
 from ast_stream.model.weight_files import SUFFIXES, read_tensors
 from ast_stream.units import frame_count, seconds_to_samples
 
@@ -122,28 +122,20 @@ def save_checkpoint(
             raise CheckpointError(
                 f"{directory}: {name}: has values beyond the range of {precision}"
             )
-    texts = {
-        METADATA: checkpoint.metadata.model_dump(mode="json", exclude_none=True),
-        hub_config.PREPROCESSOR: hub_config.preprocessor_json(
-            checkpoint.dims.max_frames, checkpoint.normalization
-        ),
-        hub_config.CONFIG: hub_config.config_json(checkpoint.dims, checkpoint.labels, dtype_name),
-    }
+    config = hub_config.config_json(checkpoint.dims, checkpoint.labels, dtype_name)
+    preprocessor = hub_config.preprocessor_json(
+        checkpoint.dims.max_frames, checkpoint.normalization
+    )
     try:
         directory.mkdir(parents=True, exist_ok=True)
         unfinished = directory / f".{WEIGHTS[0]}.unfinished"
         save_file(tensors, unfinished, metadata={"format": "pt"})
         os.replace(unfinished, directory / WEIGHTS[0])
-        for name, content in texts.items():
-            _write_json(directory / name, content)
+        write_json(directory / hub_config.CONFIG, config)
+        write_json(directory / hub_config.PREPROCESSOR, preprocessor)
     except OSError as error:
         raise CheckpointError(f"{directory}: cannot be written: {error}") from error
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    os.replace(unfinished, path)
+    write_metadata(directory, checkpoint.metadata)
 
 
 def _bundled_directory() -> Path:

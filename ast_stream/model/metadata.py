@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -105,3 +108,22 @@ def read_metadata(directory: Path) -> Metadata:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise CheckpointError(f"{path}: {key}: {first['msg']}") from error
+
+
+def write_metadata(directory: Path, metadata: Metadata) -> None:
+    """Write `ast_stream.json` beside the weights in `directory`.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    try:
+        write_json(directory / METADATA, metadata.model_dump(mode="json", exclude_none=True))
+    except OSError as error:
+        raise CheckpointError(f"{directory}: cannot be written: {error}") from error
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file so that a reader sees the old or the new one, never half of it."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    os.replace(unfinished, path)

@@ -1,0 +1,163 @@
+"""`ast-stream model`: what it lists, says, fetches and converts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_model import TINY_DIMS, TINY_LABELS, save_tiny, tiny_checkpoint
+from typer.testing import CliRunner, Result
+
+from ast_stream.errors import CheckpointError, UsageError
+from ast_stream.model import key_schemas
+from ast_stream.model.ast import AudioSpectrogramTransformer
+from ast_stream.model.checkpoint import load_checkpoint
+from ast_stream.model.tagger import Tagger
+from ast_stream.runtime.selfcheck import self_check
+from services.model_commands import app
+
+
+@pytest.fixture(autouse=True)
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub, and no network."""
+    from huggingface_hub import constants
+
+    cache = tmp_path / "hub"
+    cache.mkdir()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return cache
+
+
+def _model(*args: str) -> Result:
+    return CliRunner().invoke(app, list(args), catch_exceptions=False)
+
+
+def _lines(result: Result) -> list[dict[str, Any]]:
+    assert result.exit_code == 0
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def _put_into_cache(hub_cache: Path, name: str, **config: Any) -> None:
+    repository = hub_cache / f"models--someone--{name}"
+    commit = "b" * 40
+    save_tiny(repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    path = repository / "snapshots" / commit / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+
+
+def test_list_shows_folders_and_the_hub_cache(tmp_path: Path, hub_cache: Path) -> None:
+    save_tiny(tmp_path / "models" / "one")
+    damaged = save_tiny(tmp_path / "models" / "two")
+    (damaged / "model.safetensors").write_bytes(b"")
+    (tmp_path / "models" / "notes").mkdir()
+    _put_into_cache(hub_cache, "tiny")
+    _put_into_cache(hub_cache, "words", model_type="bert")
+    rows = {
+        row["checkpoint"]: row for row in _lines(_model("list", str(tmp_path / "models"), "--json"))
+    }
+    one, two = rows[str(tmp_path / "models" / "one")], rows[str(damaged)]
+    assert (one["classes"], one["window_s"], one["hash"]) == (3, 1.0, tiny_checkpoint().hash)
+    assert "the file is empty" in two["problem"]
+    assert rows["someone/tiny"]["hash"] == one["hash"]
+    assert rows["someone/words"]["problem"] == "not an Audio Spectrogram Transformer"
+    assert len(rows) == 5  # and the bundled one
+    assert str(damaged.name) in _model("list", str(tmp_path / "models")).stdout
+
+
+def test_list_refuses_what_is_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="expected a folder"):
+        _model("list", str(tmp_path / "nowhere"))
+
+
+def test_info_says_everything_about_a_checkpoint(tmp_path: Path) -> None:
+    saved = save_tiny(
+        tmp_path / "tiny",
+        onset_thresholds={"Bark": 0.61},
+        rise_on_s={"Bark": 0.2},
+        rise_off_s={"Bark": 0.1},
+        background=["Background"],
+        licence="CC-BY-4.0",
+    )
+    [facts] = _lines(_model("info", str(saved), "--json"))
+    assert facts["hash"] == tiny_checkpoint().hash
+    n_params = sum(p.numel() for p in AudioSpectrogramTransformer(TINY_DIMS).parameters())
+    assert (facts["licence"], facts["params"], facts["window_s"]) == ("CC-BY-4.0", n_params, 1.0)
+    assert facts["dims"]["n_tokens"] == 66
+    bark, siren, background = facts["classes"]
+    assert (bark["onset_threshold"], bark["rise_on_s"], bark["rise_assumed"]) == (0.61, 0.2, False)
+    assert (siren["onset_threshold"], siren["rise_assumed"]) == (0.5, True)
+    assert not background["makes_events"]
+    text = _model("info", str(saved)).stdout
+    for expected in (*TINY_LABELS, "CC-BY-4.0", "0.61", "rise assumed", "makes no events"):
+        assert expected in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_info_of_a_broken_checkpoint_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError):
+        _model("info", str(tmp_path))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_convert_makes_a_checkpoint_that_checks_itself(tmp_path: Path, precision: Any) -> None:
+    save_tiny(tmp_path / "tiny")
+    original = load_checkpoint(str(tmp_path / "tiny"))
+    (tmp_path / "tiny" / "model.safetensors").unlink()
+    source = tmp_path / "tiny" / "weights.pth"
+    torch.save(key_schemas.from_own(original.state_dict, "original"), source)
+    result = _model("convert", str(source), str(tmp_path / "new"), "--precision", precision)
+    assert result.stdout.strip() == str(tmp_path / "new")
+    converted = load_checkpoint(str(tmp_path / "new"))
+    assert (converted.hash == original.hash) == (precision == "fp32")
+    assert converted.labels == TINY_LABELS
+    assert converted.metadata.provenance["converted_from"]["hash"] == original.hash
+    check = self_check(Tagger(converted, device="cpu", precision="fp32", attention="math"))
+    assert check.against == "golden"
+    assert check.max_error < 1e-5
+
+
+def test_convert_never_overwrites(tmp_path: Path) -> None:
+    saved = save_tiny(tmp_path / "tiny")
+    before = (saved / "model.safetensors").read_bytes()
+    for target in (saved, saved / "config.json"):
+        with pytest.raises(UsageError, match="expected a new or empty folder"):
+            _model("convert", str(saved), str(target))
+    assert (saved / "model.safetensors").read_bytes() == before
+
+
+def test_fetch_brings_a_checkpoint_and_checks_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    saved = save_tiny(tmp_path / "tiny")
+
+    def snapshot_download(hub_id: str, *, allow_patterns: list[str], local_dir: Path) -> str:
+        assert hub_id == "someone/tiny"
+        local_dir.mkdir(exist_ok=True)
+        for name in set(allow_patterns) & {path.name for path in saved.iterdir()}:
+            shutil.copy(saved / name, local_dir / name)
+        return str(local_dir)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    result = _model("fetch", "someone/tiny", "-o", str(tmp_path / "here"))
+    assert result.stdout.strip() == str(tmp_path / "here")
+    assert load_checkpoint(str(tmp_path / "here")).hash == tiny_checkpoint().hash
+    (saved / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors or pytorch_model\.bin"):
+        _model("fetch", "someone/tiny", "-o", str(tmp_path / "there"))
+
+
+def test_fetch_without_network_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="someone/tiny: cannot be fetched") as caught:
+        _model("fetch", "someone/tiny", "-o", str(tmp_path / "here"))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UsageError, match="expected organisation/name, got 'tiny'"):
+        _model("fetch", "tiny")

@@ -169,9 +169,12 @@ class Intake:
             self.unexpected += 1
             return []
         self.state, self.detail = reply.state, reply.detail
+        if block.epoch != self.epoch and reply.next == 0:
+            self._pace.answered(now_s, is_fruitful=False)
+            return []  # a capture process that heard nothing yet: its time has not begun
         self._is_suspect = self._asks_openly = False
         items = self._enter_epoch_of(reply, asked, now_s)
-        self._ring_next = max(reply.next, self._live_next)
+        self._ring_next = reply.next
         if asked.epoch == self.epoch:  # only the answer to "from here on" can prove a loss
             reason = RING_OVERRUN if self.position < reply.oldest else LOST
             items += self._skip_to(block.start_sample, block.gap_reason or reason)

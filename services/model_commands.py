@@ -28,7 +28,7 @@ from ast_stream.model.metadata import write_metadata
 PIPED_COLUMNS = 100
 MEGA = 1_000_000
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True, epilog="Example: ast-stream model list")
 
 AsJson = Annotated[bool, typer.Option("--json", help="JSON lines on standard output.")]
 Reference = Annotated[

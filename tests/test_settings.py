@@ -375,11 +375,19 @@ def test_confirmation_that_no_sound_can_reach_is_told_in_hops() -> None:
     check_against_model(load(text), LABELS, hop_s=0.02, window_s=2.56)
 
 
+def test_unreachable_default_is_told_once_and_not_for_each_class_that_inherits_it() -> None:
+    text = "detection: {classes: {Bark: {hold_s: 1}, Siren: {min_duration_s: 1}}}"
+    assert model_problems(text, hop_s=0.01) == [
+        "a.yaml:2: detection.defaults.confirm_s: expected at most 64 hops of 0.01 s (0.64 s), "
+        "got 0.75"
+    ]
+
+
 def test_minimum_above_the_maximum_is_told_where_it_was_written() -> None:
-    text = "detection:\n  defaults:\n    max_duration_s: 5\n  classes: {Bark: {min_duration_s: 6}}"
+    text = "detection:\n  defaults:\n    min_duration_s: 5\n  classes: {Bark: {max_duration_s: 4}}"
     assert model_problems(text) == [
-        "a.yaml:5: detection.classes.Bark.min_duration_s: expected at most max_duration_s=5, "
-        "got 6: no sound could ever make an event"
+        "a.yaml:5: detection.classes.Bark.max_duration_s: expected min_duration_s to be at most "
+        "max_duration_s, got 5 and 4: no sound could ever make an event"
     ]
 
 

@@ -77,15 +77,14 @@ def check_against_model(
     """
     problems = check_classes(loaded, labels) + _check_model(loaded, hop_s, window_s)
     detection = loaded.settings.detection
-    problems += _check_durations(
-        loaded, ("detection", "defaults"), effective_detection(detection.defaults, None), hop_s
-    )
-    for name, own in detection.classes.items():
+    by_path: dict[Path, ClassSettings | None] = {("detection", "defaults"): None}
+    by_path |= {("detection", "classes", name): own for name, own in detection.classes.items()}
+    for path, own in by_path.items():
         effective = effective_detection(detection.defaults, own)
         if effective.enabled:
-            problems += _check_durations(loaded, ("detection", "classes", name), effective, hop_s)
+            problems += _check_durations(loaded, path, effective, hop_s)
     if problems:
-        raise ConfigError(sorted(set(problems), key=lambda problem: problem.line or 0))
+        raise ConfigError(sorted(problems, key=lambda problem: problem.line or 0))
 
 
 def check_classes(loaded: LoadedSettings, labels: Sequence[str]) -> list[Problem]:
@@ -131,9 +130,11 @@ def _check_model(loaded: LoadedSettings, hop_s: float, window_s: float) -> list[
 def _check_durations(
     loaded: LoadedSettings, path: Path, effective: EffectiveDetection, hop_s: float
 ) -> list[Problem]:
+    """Return what is wrong with the durations at `path`; what a class inherits is told once."""
+    is_default = path[-1] == "defaults"
     problems = []
-    confirm_hops = math.ceil(effective.confirm_s / hop_s - 1e-9)
-    if confirm_hops > MAX_CONFIRM_HOPS:
+    confirm_hops = math.ceil(effective.confirm_s / hop_s - 1e-6)
+    if confirm_hops > MAX_CONFIRM_HOPS and (is_default or (*path, "confirm_s") in loaded.lines):
         problems.append(
             loaded.problem(
                 (*path, "confirm_s"),
@@ -141,12 +142,14 @@ def _check_durations(
                 f"({MAX_CONFIRM_HOPS * hop_s:g} s), got {effective.confirm_s:g}",
             )
         )
-    if effective.min_duration_s > effective.max_duration_s:
+    own = [key for key in ("min_duration_s", "max_duration_s") if (*path, key) in loaded.lines]
+    if effective.min_duration_s > effective.max_duration_s and (is_default or own):
         problems.append(
             loaded.problem(
-                (*path, "min_duration_s"),
-                f"expected at most max_duration_s={effective.max_duration_s:g}, "
-                f"got {effective.min_duration_s:g}: no sound could ever make an event",
+                (*path, own[0] if own else "min_duration_s"),
+                f"expected min_duration_s to be at most max_duration_s, got "
+                f"{effective.min_duration_s:g} and {effective.max_duration_s:g}: "
+                "no sound could ever make an event",
             )
         )
     return problems

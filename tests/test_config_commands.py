@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_model import TINY_LABELS, save_tiny
+
+from ast_stream.settings.schema import Settings
+from services.cli import run_command_line
+
+STREAMS = "streams: [{name: porch, source: {type: microphone, device: USB}, labels: {room: p}}]\n"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(
+        tmp_path_factory.mktemp("tiny"), onset_thresholds={"Siren": 0.4}, background=["Background"]
+    )
+
+
+@pytest.fixture
+def check(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> Check:
+    return Check(tmp_path / "a.yaml", checkpoint, capsys)
+
+
+class Check:
+    """Run check-config on a text and keep what it says."""
+
+    def __init__(self, file: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.file, self.checkpoint, self._capsys = file, checkpoint, capsys
+        self.out: list[str] = []
+        self.err: list[str] = []
+
+    def __call__(self, text: str, *options: str) -> int:
+        self.file.write_text(text)
+        code = run_command_line(["check-config", str(self.file), *options])
+        captured = self._capsys.readouterr()
+        self.out, self.err = captured.out.splitlines(), captured.err.splitlines()
+        return code
+
+
+def test_good_configuration_is_told_in_seconds_and_hops(check: Check, tmp_path: Path) -> None:
+    text = (
+        f"{STREAMS}runtime_dir: {tmp_path}\nstate_dir: state\n"
+        f"model: {{checkpoint: {check.checkpoint}, hop_s: 0.25, min_context_s: null}}\n"
+        "detection:\n"
+        "  defaults: {refractory_s: 1.0, max_duration_s: 60}\n"
+        "  classes: {Bark: {onset_threshold: 0.7, confirm_s: 1.2, hold_s: 0.3}}\n"
+    )
+    assert check(text) == 0
+    assert check.err == []
+    assert check.out == [
+        f"{check.file}: no problems",
+        "stream       porch: microphone 'USB', ring 90 s, room=p",
+        f"audio        ipc://{tmp_path}/audio.sock",
+        f"feed         ipc://{tmp_path}/feed.sock",
+        f"query        ipc://{tmp_path}/query.sock",
+        "state        state",
+        f"checkpoint   {check.checkpoint}: 3 classes",
+        "window       1 s every 0.25 s (4000 samples)",
+        "",
+        "class       onset            offset  confirm      hold             min  refractory    max",
+        "Bark        0.70             0.55    3 of 5 hops  0.3 s (2 hops)   -    1 s (4 hops)  "
+        "60 s (240 hops)",
+        "Siren       0.40             0.25    2 of 3 hops  0.75 s (3 hops)  -    1 s (4 hops)  "
+        "60 s (240 hops)",
+        "Background  makes no events",
+    ]
+
+
+def test_all_problems_are_listed_and_the_exit_code_is_78(check: Check) -> None:
+    assert check(STREAMS + "model: {hop_s: 0.333}\nalrts: {}\n") == 78
+    assert check.out == []
+    assert check.err == [
+        f"{check.file}:2: model.hop_s: expected a positive multiple of 0.01 s, got 0.333",
+        f"{check.file}:3: alrts: unknown key 'alrts'; did you mean 'alerts'?",
+    ]
+
+
+def test_problems_with_the_checkpoint_are_listed_at_their_lines(check: Check) -> None:
+    text = (
+        f"{STREAMS}model: {{checkpoint: {check.checkpoint}, hop_s: 0.01, min_context_s: null}}\n"
+        "detection:\n  classes:\n    Brak: {}\n    Siren: {confirm_s: 2}\n"
+    )
+    assert check(text) == 78
+    limit = "expected at most 64 hops of 0.01 s (0.64 s)"
+    assert [line.removeprefix(f"{check.file}:") for line in check.err] == [
+        f"3: detection.defaults.confirm_s: {limit}, got 0.75",
+        "5: detection.classes.Brak: unknown class 'Brak'; did you mean 'Bark'?",
+        f"6: detection.classes.Siren.confirm_s: {limit}, got 2",
+    ]
+
+
+def test_window_longer_than_trained_is_refused(check: Check) -> None:
+    assert check(f"{STREAMS}model: {{checkpoint: {check.checkpoint}, window_s: 5.12}}\n") == 78
+    assert check.err == [
+        f"{check.file}:2: model.window_s: expected at most 1 s, as trained, got 5.12"
+    ]
+
+
+def test_checkpoint_that_is_not_there_is_a_problem_of_its_line(
+    check: Check, tmp_path: Path
+) -> None:
+    assert check(f"{STREAMS}model:\n  checkpoint: {tmp_path}/nothing\n") == 78
+    assert len(check.err) == 1
+    assert check.err[0].startswith(f"{check.file}:3: model.checkpoint: {tmp_path}/nothing: ")
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "told"),
+    [
+        ("MIT/ast-finetuned-audioset-10-10-0.4593", (), "not on this machine"),
+        ("/nothing", ("--no-model",), "not looked at"),
+    ],
+)
+def test_what_was_not_checked_is_said(
+    model: str, options: tuple[str, ...], told: str, check: Check
+) -> None:
+    assert check(f"{STREAMS}model: {{checkpoint: {model}}}", *options) == 0
+    assert f"{told}: class names and durations are unchecked" in check.out[-1]
+
+
+def test_every_kind_of_source_is_described(check: Check) -> None:
+    sources = [
+        "{type: microphone}",
+        "{type: file, path: a.wav, pace: fast, loop: true}",
+        "{type: url, url: 'rtsp://192.0.2.1/'}",
+        "{type: stdin, format: f32le, channels: 2}",
+        "{type: scene, seed: 3}",
+    ]
+    rows = [f"  - {{name: s{n}, source: {source}}}" for n, source in enumerate(sources)]
+    assert check("streams:\n" + "\n".join(rows), "--no-model") == 0
+    assert [line.split(": ", 1)[1] for line in check.out if line.startswith("stream ")] == [
+        "microphone (default), ring 90 s",
+        "file a.wav, fast, looped, ring 90 s",
+        "url rtsp://192.0.2.1/, ring 90 s",
+        "standard input, f32le, 16000 Hz, 2 channel(s), ring 90 s",
+        "generated scene 3, 40 s, realtime, ring 90 s",
+    ]
+
+
+def test_schema_describes_every_section(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command_line(["schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert set(schema["properties"]) == set(Settings.model_fields)
+    assert schema["required"] == ["streams"]
+    assert schema["additionalProperties"] is False
+    assert schema["properties"]["model"]["default"]["hop_s"] == 0.5
+    sources = schema["$defs"]["StreamSettings"]["properties"]["source"]["discriminator"]["mapping"]
+    assert set(sources) == {"microphone", "file", "url", "stdin", "scene"}
+
+
+def test_tiny_model_has_the_classes_the_tests_speak_of() -> None:
+    assert TINY_LABELS == ["Bark", "Siren", "Background"]

@@ -25,8 +25,8 @@ class SpectrogramAugmentation:
     """Strengths; zero switches a part off."""
 
     filter_spread: float = 0.6  # standard deviation in natural log of power, 2.6 dB
-    frequency_mask: int = 20  # widest mask, in mel bands
-    time_mask: int = 40  # widest mask, in frames
+    frequency_mask: int = 16  # widest mask, in mel bands
+    time_mask: int = 24  # widest mask, in frames
 
 
 class Augment:

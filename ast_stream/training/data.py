@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +28,14 @@ FEWEST_CLIPS = 2  # of a class: one to learn from and one to test on
 
 @dataclass(frozen=True)
 class Clip:
-    """One labelled file, and where its label was read (for messages)."""
+    """One labelled file, where its label was read (for messages), and its row of the table."""
 
     path: Path
     labels: tuple[str, ...]
     fold: str | None = None
     table: str = ""
     line: int | None = None
+    row: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def problem(self, text: str) -> Problem:
         """Return a problem with this clip, at its line of the table or at the file itself."""
@@ -174,7 +175,7 @@ def _read_table(table: Path, columns: Columns) -> list[Clip]:
         if not labels:
             problems.append(Problem(str(table), line, columns.label, "expected a label, got none"))
         path = _find_beside(table, row[columns.file] or "")
-        clips.append(Clip(path, labels, row.get(columns.fold), str(table), line))
+        clips.append(Clip(path, labels, row.get(columns.fold), str(table), line, row))
     if problems:
         raise ConfigError(problems)
     return clips

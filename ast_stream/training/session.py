@@ -1,0 +1,298 @@
+"""One training from data to checkpoint: material, loop, export, thresholds, provenance."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ast_stream.audio.activity import Waveform
+from ast_stream.detect.detector import Detector
+from ast_stream.errors import UsageError
+from ast_stream.messages import Scores
+from ast_stream.model.ast import AstDims, AudioSpectrogramTransformer
+from ast_stream.model.checkpoint import Checkpoint, save_checkpoint
+from ast_stream.model.fbank import AUDIOSET_NORMALIZATION, Fbank, pad_frames
+from ast_stream.model.golden import golden_for
+from ast_stream.model.metadata import Metadata
+from ast_stream.model.tagger import Tagger
+from ast_stream.training.calibrate import ClassCalibration, calibrate_class
+from ast_stream.training.cpu_speed import cpu_has_bf16
+from ast_stream.training.data import Clip, Columns, Recording, load_recordings, read_clips
+from ast_stream.training.evaluate import ClipReport, ScoreWindows, clip_report, clip_scores
+from ast_stream.training.fit import Metrics, Recipe, Trainer, new_model
+from ast_stream.training.material import (
+    Material,
+    Take,
+    generated_backgrounds,
+    recorded_takes,
+    synthesised_labels,
+    synthesised_takes,
+)
+from ast_stream.training.mixing import Mixing, WindowMaker
+from ast_stream.training.streams import (
+    Laying,
+    ScoredStrip,
+    lay_backgrounds,
+    lay_takes,
+    score_strip,
+)
+from ast_stream.units import FRAMES_PER_SECOND, seconds_to_samples
+
+HELD_OUT_SEED = 1_000_000  # generated material for thresholds differs from that for training
+HOP_S = 0.5  # that thresholds are chosen for
+EPS = 1e-6  # of LayerNorm: survives fp16, unlike transformers' default
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to train on and what to make.
+
+    Attributes:
+        test_folds: recordings of these folds are held out: they are not trained on, and choose
+            the thresholds.
+        n_generated: takes of each generated class; 0: recordings only.
+        n_backgrounds: generated backgrounds without any event.
+        negatives_s: length of the streams without events that bound the false alarms.
+        budget_per_h: false alarms of one class in an hour of them.
+    """
+
+    data: Path
+    columns: Columns = field(default_factory=Columns)
+    test_folds: tuple[str, ...] = ()
+    n_generated: int = 300
+    n_backgrounds: int = 1000
+    window_s: float = 2.56
+    width: int = 192
+    n_layers: int = 6
+    stride: int = 16
+    recipe: Recipe = field(default_factory=Recipe)
+    mixing: Mixing = field(default_factory=Mixing)
+    negatives_s: float = 3600.0
+    budget_per_h: float = 0.5
+    licence: str | None = None  # of the weights
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """What was kept from training to choose thresholds and to measure."""
+
+    labels: tuple[str, ...]
+    recordings: tuple[Take, ...]
+    generated: tuple[Take, ...]
+    backgrounds: tuple[Waveform, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Everything that is read, checked and generated before the first step."""
+
+    material: Material
+    held_out: HeldOut
+    clips: list[Clip]  # those trained on
+
+
+def prepare(plan: Plan) -> Prepared:
+    """Read and check all data and generate the rest.
+
+    Raises:
+        ConfigError: every problem of the data, together.
+        UsageError: a test fold that no recording has.
+    """
+    recordings = load_recordings(read_clips(plan.data, plan.columns))
+    folds = {one.clip.fold for one in recordings}
+    for fold in plan.test_folds:
+        if fold not in folds:
+            known = ", ".join(sorted(str(fold) for fold in folds))
+            raise UsageError(f"test fold: expected one of {known}, got {fold!r}")
+    recorded = {label for one in recordings for label in one.clip.labels}
+    generated = set(synthesised_labels()) if plan.n_generated else set()
+    labels = tuple(sorted(recorded | generated))
+    training = [one for one in recordings if one.clip.fold not in plan.test_folds]
+    tested = [one for one in recordings if one.clip.fold in plan.test_folds]
+    seed = plan.recipe.seed
+    return Prepared(
+        material=Material(
+            labels,
+            (
+                *recorded_takes(training, labels),
+                *synthesised_takes(seed, labels, plan.n_generated),
+            ),
+            tuple(generated_backgrounds(seed, plan.n_backgrounds)),
+        ),
+        held_out=held_out(labels, tested, seed + HELD_OUT_SEED, with_generated=bool(generated)),
+        clips=[one.clip for one in training],
+    )
+
+
+def held_out(
+    labels: tuple[str, ...], recordings: Sequence[Recording], seed: int, with_generated: bool
+) -> HeldOut:
+    """Return takes and backgrounds that no training with another seed has seen."""
+    return HeldOut(
+        labels=labels,
+        recordings=tuple(recorded_takes(recordings, labels)),
+        generated=tuple(synthesised_takes(seed, labels, 24 if with_generated else 0)),
+        backgrounds=tuple(generated_backgrounds(seed, 250)),
+    )
+
+
+def train(plan: Plan, folder: Path, on_report: Callable[[Metrics], None]) -> Checkpoint:
+    """Train (or go on training) in `folder` and return the calibrated checkpoint.
+
+    The checkpoint is also written to `folder/checkpoint`, with its attributions.
+
+    Args:
+        on_report: called with the metrics of every report.
+    """
+    prepared = prepare(plan)
+    dims = _dims(plan, len(prepared.material.labels))
+    maker = WindowMaker(prepared.material, seconds_to_samples(plan.window_s), plan.mixing)
+    trainer = Trainer(new_model(dims, plan.recipe), maker, plan.recipe, folder)
+    tested = prepared.held_out.recordings
+
+    def measure(model: AudioSpectrogramTransformer) -> Metrics:
+        if not tested:
+            return {}
+        report = report_clips(tested, score_with(model), plan.window_s, maker.labels)
+        return {"clip_accuracy": report.accuracy, "map": report.mean_average_precision}
+
+    for report in trainer.run(measure):
+        on_report(report)
+    # what is measured are the weights as they will be stored
+    stored = {name: one.half().float() for name, one in trainer.average.state_dict().items()}
+    checkpoint = Checkpoint(
+        dims=dims,
+        state_dict=stored,
+        labels=list(prepared.material.labels),
+        normalization=AUDIOSET_NORMALIZATION,
+        metadata=Metadata(window_s=plan.window_s, hop_s=HOP_S, licence=plan.licence),
+        origin=str(folder / "checkpoint"),
+    )
+    calibrated = calibrate(checkpoint, prepared.held_out, plan)
+    save_checkpoint(folder / "checkpoint", calibrated, "fp16")
+    write_attributions(prepared.clips, folder / "checkpoint" / "ATTRIBUTIONS.csv")
+    return calibrated
+
+
+def calibrate(checkpoint: Checkpoint, held: HeldOut, plan: Plan) -> Checkpoint:
+    """Return the checkpoint with thresholds, rise times and provenance from held-out material."""
+    tagger = Tagger(checkpoint, "cpu", "fp32", "math")
+    with_sounds, without = scored_streams(tagger, held, plan.negatives_s)
+    chosen = {
+        label: calibrate_class(
+            index, label, with_sounds, without, checkpoint.window_s, plan.budget_per_h
+        )
+        for index, label in enumerate(held.labels)
+    }
+    measured = {label: one for label, one in chosen.items() if one.n_sounds}
+    return replace(
+        checkpoint,
+        metadata=checkpoint.metadata.model_copy(
+            update={
+                "onset_thresholds": {label: one.threshold for label, one in measured.items()},
+                "rise_on_s": _known({label: one.rise_on_s for label, one in measured.items()}),
+                "rise_off_s": _known({label: one.rise_off_s for label, one in measured.items()}),
+                "golden": golden_for(checkpoint),
+                "provenance": _provenance(plan, measured),
+            }
+        ),
+    )
+
+
+def scored_streams(
+    tagger: Tagger, held: HeldOut, negatives_s: float, seed: int = 0
+) -> tuple[list[ScoredStrip], list[ScoredStrip]]:
+    """Return scored streams with the held-out sounds at 6 to 20 dB, and without any."""
+    takes = [*held.recordings, *held.generated]
+    with_sounds = [
+        score_strip(
+            _detector_of(tagger),
+            lay_takes(
+                np.random.default_rng((seed, number)),
+                takes,
+                held.backgrounds,
+                held.labels,
+                Laying(),
+            ),
+        )
+        for number in range(2 if takes else 0)
+    ]
+    rng = np.random.default_rng((seed, 99))
+    negatives = lay_backgrounds(rng, held.backgrounds, negatives_s)
+    return with_sounds, [score_strip(_detector_of(tagger), negatives)]
+
+
+def report_clips(
+    takes: Sequence[Take], score: ScoreWindows, window_s: float, labels: Sequence[str]
+) -> ClipReport:
+    """Return the clip-level figures of some takes."""
+    return clip_report(takes, clip_scores(takes, score, seconds_to_samples(window_s)), labels)
+
+
+def score_with(model: AudioSpectrogramTransformer) -> ScoreWindows:
+    """Return a function that scores waveforms with a model in training."""
+    fbank = Fbank()
+
+    @torch.inference_mode()
+    def score(waveforms: np.ndarray[Any, np.dtype[np.float32]]) -> Any:
+        frames = pad_frames(fbank.frames(torch.from_numpy(waveforms)), model.dims.max_frames)
+        with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
+            logits = model(AUDIOSET_NORMALIZATION.apply(frames))
+        return torch.sigmoid(logits.float()).numpy()
+
+    return score
+
+
+def write_attributions(clips: Sequence[Clip], path: Path) -> None:
+    """Write the rows of the clips' table: titles, authors, licences, sources as they were given."""
+    rows = [clip.row for clip in clips if clip.row]
+    if not rows:
+        return
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _detector_of(tagger: Tagger) -> Callable[[Callable[[Scores], None]], Detector]:
+    return lambda on_scores: Detector(tagger, max_streams=1, on_scores=on_scores)
+
+
+def _dims(plan: Plan, n_classes: int) -> AstDims:
+    return AstDims(
+        n_classes=n_classes,
+        hidden_size=plan.width,
+        n_layers=plan.n_layers,
+        n_heads=plan.width // 64,
+        intermediate_size=4 * plan.width,
+        frequency_stride=plan.stride,
+        time_stride=plan.stride,
+        max_frames=round(plan.window_s * FRAMES_PER_SECOND),
+        layer_norm_eps=EPS,
+        head_layer_norm_eps=EPS,
+    )
+
+
+def _known(values: dict[str, float | None]) -> dict[str, float]:
+    return {label: value for label, value in values.items() if value is not None}
+
+
+def _provenance(plan: Plan, chosen: dict[str, ClassCalibration]) -> dict[str, Any]:
+    return {
+        "test_folds": list(plan.test_folds),
+        "generated_takes": plan.n_generated,
+        "generated_backgrounds": plan.n_backgrounds,
+        "recipe": asdict(plan.recipe),
+        "mixing": asdict(plan.mixing),
+        "thresholds": {
+            "hours_without_sounds": plan.negatives_s / 3600,
+            "budget_per_h": plan.budget_per_h,
+            "classes": {label: asdict(one) for label, one in chosen.items()},
+        },
+    }

@@ -1,0 +1,188 @@
+"""Labelled data: what is read, every problem told at once, and windows that honour the sound."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from ast_stream.errors import ConfigError
+from ast_stream.training.data import Clip, Columns, load_recordings, read_clips
+from ast_stream.training.material import (
+    Material,
+    Take,
+    generated_backgrounds,
+    recorded_takes,
+    synthesised_takes,
+)
+from ast_stream.training.mixing import Mixing, WindowMaker
+from ast_stream.units import SAMPLE_RATE
+
+N_SAMPLES = 40_960
+CLEAN = Mixing(
+    background_only_share=0.0,
+    background_share=0.0,
+    second_sound_share=0.0,
+    floor_share=0.0,
+    partial_share=0.0,
+    speed=(1.0, 1.0),
+)
+
+
+def _write(path: Path, seconds: float = 0.5, rate: int = SAMPLE_RATE, channels: int = 1) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    samples = 0.1 * np.random.default_rng(0).standard_normal((round(seconds * rate), channels))
+    soundfile.write(path, samples, rate)
+
+
+def _burst_take(begin_s: float, end_s: float, length_s: float = 8.0) -> Take:
+    waveform = np.zeros(round(length_s * SAMPLE_RATE), np.float32)
+    begin, end = round(begin_s * SAMPLE_RATE), round(end_s * SAMPLE_RATE)
+    waveform[begin:end] = 0.1 * np.random.default_rng(1).standard_normal(end - begin)
+    return Take(waveform, (0,), is_generated=False)
+
+
+def test_a_folder_per_class_gives_its_files_with_the_folder_as_label(tmp_path: Path) -> None:
+    _write(tmp_path / "Bark" / "a.wav")
+    _write(tmp_path / "Bark" / "deeper" / "b.flac")
+    _write(tmp_path / "Rain" / "c.WAV")
+    (tmp_path / "Rain" / "notes.txt").write_text("not audio")
+    clips = read_clips(tmp_path)
+    assert [(clip.path.name, clip.labels) for clip in clips] == [
+        ("a.wav", ("Bark",)),
+        ("b.flac", ("Bark",)),
+        ("c.WAV", ("Rain",)),
+    ]
+
+
+def test_a_table_gives_labels_folds_and_only_the_rows_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    _write(tmp_path / "clips" / "a.wav")
+    _write(tmp_path / "b.wav")
+    table = tmp_path / "labels.csv"
+    table.write_text("name,what,fold,licence\na.wav,Bark;Rain,1,CC0\nb.wav,Bark,2,other\n")
+    columns = Columns(file="name", label="what", where={"licence": ["CC0", "CC-BY"]})
+    (clip,) = read_clips(table, columns)
+    assert clip.path == tmp_path / "clips" / "a.wav"
+    assert (clip.labels, clip.fold, clip.line) == (("Bark", "Rain"), "1", 2)
+    assert clip.row["licence"] == "CC0"
+
+
+def test_recordings_are_mixed_down_and_resampled(tmp_path: Path) -> None:
+    _write(tmp_path / "A" / "a.wav", 0.5, rate=44_100, channels=2)
+    _write(tmp_path / "A" / "b.wav", 0.5, rate=8_000)
+    for recording in load_recordings(read_clips(tmp_path)):
+        assert recording.waveform.shape == (SAMPLE_RATE // 2,)
+        assert recording.waveform.dtype == np.float32
+
+
+def test_all_problems_are_told_together_with_their_lines(tmp_path: Path) -> None:
+    _write(tmp_path / "good.wav")
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), SAMPLE_RATE)
+    (tmp_path / "text.wav").write_text("this is no audio")
+    soundfile.write(tmp_path / "nan.wav", np.array([np.nan] * 800), SAMPLE_RATE, subtype="FLOAT")
+    table = tmp_path / "labels.csv"
+    table.write_text(
+        "file,label\ngood.wav,Bark\nempty.wav,Bark\ntext.wav,Bark\nmissing.wav,Bark\nnan.wav,Brak\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_recordings(read_clips(table), known_labels=["Bark", "Rain"])
+    text = str(caught.value)
+    assert f"{table}:3: empty.wav: expected sound, got an empty file" in text
+    assert f"{table}:4: text.wav: cannot be read as audio" in text
+    assert f"{table}:5: missing.wav: file is missing" in text
+    assert f"{table}:6: nan.wav: unknown label 'Brak'; did you mean 'Bark'?" in text
+    assert f"{table}:6: nan.wav: expected finite samples" in text
+    assert "Brak: expected at least 2 clips of a class, got 1" in text
+    assert len(caught.value.problems) == 6
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("file,lable\na.wav,Bark\n", "label: column is missing; did you mean 'lable'?"),
+        ("file,label\n", "expected labelled recordings, got none"),
+        ("file,label\na.wav, ;\n", "labels.csv:2: label: expected a label, got none"),
+    ],
+)
+def test_a_table_that_cannot_be_understood_is_refused(
+    tmp_path: Path, content: str, message: str
+) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text(content)
+    with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
+        read_clips(table)
+
+
+def test_a_source_that_is_nowhere_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected a folder or a CSV file"):
+        read_clips(tmp_path / "nowhere")
+
+
+def test_windows_of_a_short_sound_are_examples_only_where_they_hold_it() -> None:
+    take = _burst_take(3.0, 3.5)
+    maker = WindowMaker(Material(("Bark",), (take,), ()), N_SAMPLES, CLEAN)
+    n_examples = 0
+    for seed in range(200):
+        window = maker.draw(np.random.default_rng(seed))
+        held_s = np.count_nonzero(window.waveform) / SAMPLE_RATE
+        if window.weight[0] and window.target[0] > 0:
+            n_examples += 1
+            assert held_s > 0.15
+        elif window.weight[0]:
+            assert held_s < 0.1
+    assert n_examples > 100
+
+
+def test_a_long_sound_is_an_example_soon_after_it_enters() -> None:
+    take = _burst_take(1.0, 7.0)
+    maker = WindowMaker(Material(("Rain",), (take,), ()), N_SAMPLES, CLEAN)
+    held = [
+        np.count_nonzero(window.waveform) / SAMPLE_RATE
+        for window in (maker.draw(np.random.default_rng(seed)) for seed in range(200))
+        if window.weight[0] and window.target[0] == 1.0
+    ]
+    assert 0.45 < min(held) < 0.8
+    assert max(held) == pytest.approx(N_SAMPLES / SAMPLE_RATE, abs=0.01)
+
+
+def test_the_fainter_of_two_sounds_fades_out_of_the_label() -> None:
+    takes = [Take(_burst_take(0.0, 8.0).waveform, (index,), False) for index in (0, 1)]
+    mixing = Mixing(background_only_share=0.0, second_sound_share=1.0)
+    maker = WindowMaker(Material(("A", "B"), tuple(takes), ()), N_SAMPLES, mixing)
+    targets = np.stack([maker.draw(np.random.default_rng(seed)).target for seed in range(100)])
+    assert (targets.max(axis=1) == 1.0).mean() > 0.9
+    fainter = targets.min(axis=1)
+    assert ((fainter > 0.0) & (fainter < 1.0)).mean() > 0.3
+
+
+def test_windows_repeat_by_seed_and_stay_in_range() -> None:
+    takes = tuple(synthesised_takes(0, ["Siren", "Alarm"], 2))
+    backgrounds = tuple(generated_backgrounds(0, 4, with_speech=False))
+    maker = WindowMaker(Material(("Siren", "Alarm"), takes, backgrounds), N_SAMPLES, Mixing())
+    for seed in range(30):
+        first, again = (maker.draw(np.random.default_rng(seed)) for _ in range(2))
+        np.testing.assert_array_equal(first.waveform, again.waveform)
+        assert first.waveform.shape == (N_SAMPLES,)
+        assert np.abs(first.waveform).max() <= 1.0
+        assert 98 <= first.n_real_frames <= 254
+        assert not first.waveform[first.n_real_frames * 160 + 400 :].any()
+
+
+def test_takes_know_their_labels_and_how_much_sound_they_hold() -> None:
+    take = _burst_take(2.0, 3.0)
+    assert take.active_span == (2 * SAMPLE_RATE, 3 * SAMPLE_RATE)
+    assert take.active_s(0, 2 * SAMPLE_RATE) == 0.0
+    assert take.active_s(-5000, round(2.5 * SAMPLE_RATE)) == pytest.approx(0.5)
+    assert take.most_active_s(N_SAMPLES) == pytest.approx(1.0)
+    assert take.most_active_s(SAMPLE_RATE // 2) == pytest.approx(0.5)
+
+
+def test_recordings_become_takes_of_their_labels(tmp_path: Path) -> None:
+    _write(tmp_path / "a.wav")
+    _write(tmp_path / "b.wav")
+    clips = [Clip(tmp_path / "a.wav", ("Rain", "Bark")), Clip(tmp_path / "b.wav", ("Rain", "Bark"))]
+    takes = recorded_takes(load_recordings(clips), ["Bark", "Rain"])
+    assert [take.classes for take in takes] == [(1, 0), (1, 0)]

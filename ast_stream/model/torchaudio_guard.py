@@ -41,6 +41,11 @@ def import_kaldi() -> Any:
     return importlib.import_module("torchaudio.compliance.kaldi")
 
 
+def has_compiled_part() -> bool:
+    """Tell whether torchaudio's compiled extension is loaded, or only its Python parts work."""
+    return bool(import_torchaudio()._extension._IS_TORCHAUDIO_EXT_AVAILABLE)
+
+
 def _extension_stand_in(cause: Exception) -> types.ModuleType:
     """Return a module with the names that torchaudio 2.11 reads from `torchaudio._extension`."""
 

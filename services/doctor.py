@@ -1,0 +1,135 @@
+"""`ast-stream doctor`: prove that this installation hears right, and how fast."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.status import Status
+from rich.table import Table
+
+from ast_stream.errors import AstStreamError, UsageError
+from ast_stream.model.tagger import Tagger
+from ast_stream.settings.load import load_settings
+from ast_stream.settings.schema import ModelSettings, SceneSource, Settings, StreamSettings
+from services import doctor_model, doctor_system
+from services.doctor_findings import Check
+
+_STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
+_MODEL_CHECKS: tuple[tuple[str, Callable[[Tagger], Iterator[Check]]], ...] = (
+    ("attention", doctor_model.check_attention),
+    ("features", doctor_model.check_features),
+    ("self-check", doctor_model.check_scores),
+    ("speed", doctor_model.check_speed),
+)
+
+
+def doctor(
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", metavar="FILE", help="Check what this configuration uses."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Checkpoint.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32, fp16 or bf16.")] = None,
+    attention: Annotated[
+        str | None,
+        typer.Option(help="auto, flash_attn, flash, cudnn, efficient or math."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object per check on standard output.")
+    ] = False,
+) -> None:
+    """Check the model, its speed and correctness here, sound input, sockets and permissions.
+
+    Exit 0 only if everything that is required works; warnings are for you to judge. Nothing is
+    changed, and a running worker is not disturbed.
+
+    Example: ast-stream doctor --device cuda
+    """
+    chosen = {"checkpoint": model, "device": device, "precision": precision, "attention": attention}
+    settings = _settings(config, {key: value for key, value in chosen.items() if value is not None})
+    console = Console(stderr=as_json, highlight=False)
+    failures = 0
+    with console.status("checking") as status:
+        for check in checks(settings, status):
+            failures += check.status == "failed"
+            if as_json:
+                typer.echo(json.dumps(_as_json(check), ensure_ascii=False))
+            else:
+                console.print(_line(check))
+    if as_json:
+        typer.echo(json.dumps({"check": "summary", "ok": not failures, "failed": failures}))
+    else:
+        console.print(_summary(failures))
+    if failures:
+        raise typer.Exit(1)
+
+
+def checks(settings: Settings, status: Status) -> Iterator[Check]:
+    """Yield every finding as soon as it is there; a check that breaks is a failed one."""
+    yield from _guarded("versions", doctor_system.check_versions)
+    yield from _model_checks(settings.model, status)
+    status.update("looking for microphones")
+    yield from _guarded("microphones", doctor_system.check_microphones)
+    yield from _guarded("runtime_dir", lambda: doctor_system.check_runtime_dir(settings))
+    yield from _guarded("endpoints", lambda: doctor_system.check_endpoints(settings))
+
+
+def _model_checks(model: ModelSettings, status: Status) -> Iterator[Check]:
+    status.update("loading the model")
+    try:
+        tagger = doctor_model.load(model)
+    except AstStreamError as error:
+        yield Check("model", "failed", str(error))
+        return
+    yield from _guarded("model", lambda: doctor_model.check_model(tagger))
+    for name, check in _MODEL_CHECKS:
+        status.update(f"checking {name}")
+        yield from _guarded(name, lambda check=check: check(tagger))  # type: ignore[misc]
+
+
+def _guarded(name: str, check: Callable[[], Iterator[Check]]) -> Iterator[Check]:
+    try:
+        yield from check()
+    except (AstStreamError, RuntimeError, OSError) as error:  # RuntimeError: torch and CUDA
+        yield Check(name, "failed", str(error).split("\n")[0])
+
+
+def _settings(config: Path | None, model: dict[str, Any]) -> Settings:
+    if config is None:
+        source = StreamSettings(name="scene", source=SceneSource(type="scene"))
+        settings = Settings(streams=[source])
+    else:
+        settings = load_settings(config)
+    try:
+        chosen = ModelSettings.model_validate(settings.model.model_dump() | model)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"--{option}: {first['msg']}, got {first['input']!r}") from error
+    return settings.model_copy(update={"model": chosen})
+
+
+def _as_json(check: Check) -> dict[str, Any]:
+    return {"check": check.name, "status": check.status, "text": check.text, **check.facts}
+
+
+def _line(check: Check) -> Table:
+    line = Table.grid(padding=(0, 2))
+    line.add_column(width=7, style=_STYLES[check.status])
+    line.add_column(width=14)
+    line.add_column(overflow="fold")
+    line.add_row(check.status, check.name, check.text)
+    return line
+
+
+def _summary(failures: int) -> str:
+    if not failures:
+        return "[green]everything that is required works[/green]"
+    return f"[bold red]{failures} of the checks failed[/bold red]"

@@ -284,7 +284,8 @@ class Worker:
     def _on_new_epoch(self, stream: WorkerStream, epoch: str, start: int) -> None:
         if stream.is_open:
             self._publish(self._detector.close(stream.name, "stream_lost"))
-        self._end_orphans(stream.name)
+        # nothing of this epoch was ever acknowledged: its events are derived again from the start
+        self._end_orphans(stream.name, still_open_epoch=epoch if start == 0 else None)
         logger.info("stream %s: epoch %s from sample %d", stream.name, epoch[:8], start)
         stream.begin_epoch(start)
         self._detector.open(stream.name, epoch, start)
@@ -379,8 +380,16 @@ class Worker:
                 continue
             body = self._body(self._streams[event.stream], event)
             self.counters[f"event_{event.type}"] += 1
-            logger.info(
-                "event %s %s %s score=%.2f", event.type, event.stream, event.slug, event.score
+            logger.log(
+                logging.DEBUG if event.type == "update" else logging.INFO,
+                "event %s",
+                event.type,
+                extra={
+                    "stream": event.stream,
+                    "class": event.slug,
+                    "score": round(event.score, 3),
+                    "onset_s": round(event.onset_sample / SAMPLE_RATE, 2),
+                },
             )
             self._publisher.publish_durable(event_topic(event.slug, event.stream), body)
 

@@ -1,0 +1,110 @@
+"""Real processes over real sockets: live, killed and scanned audio give the same events."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pipeline import Pipeline, events_of, pipeline, wait_for
+from reactive_model import save_reactive, tones_and_noise
+
+from ast_stream.messages import Pcm16
+
+FAST = {"type": "file", "pace": "fast"}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_reactive(tmp_path_factory.mktemp("reactive"))
+
+
+@pytest.fixture(scope="module")
+def pcm() -> Pcm16:
+    return tones_and_noise(100.0)
+
+
+@pytest.fixture(scope="module")
+def scanned(checkpoint: Path, pcm: Pcm16) -> list[dict[str, object]]:
+    """What `scan --json` finds in the recording."""
+    with pipeline(checkpoint, {"a": dict(FAST)}) as run:
+        path = run.write_audio(pcm)
+        command = [sys.executable, "-m", "services.cli", "scan", "--json", str(path)]
+        done = subprocess.run([*command, "-c", str(run.config)], capture_output=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def ended_events(run: Pipeline, stream: str) -> list[tuple[object, ...]]:
+    """Finished events as `scan` reports them, in the order of their ends."""
+    return [
+        (
+            body["label"],
+            round(body["onset_sample"] / 16_000, 3),
+            round(body["offset_sample"] / 16_000, 3),
+            body["mean"],
+            body["peak"],
+        )
+        for topic, body in run.published()
+        if topic.startswith("event/") and body["type"] == "end" and body["stream"] == stream
+    ]
+
+
+def as_scanned(scanned: list[dict[str, object]]) -> list[tuple[object, ...]]:
+    return [
+        (one["label"], one["onset_s"], one["offset_s"], one["score"], one["peak"])
+        for one in scanned
+    ]
+
+
+def test_live_at_three_block_sizes_gives_the_events_of_the_scan(
+    checkpoint: Path, pcm: Pcm16, scanned: list[dict[str, object]]
+) -> None:
+    sizes = {"small": 0.01, "usual": 0.1, "large": 0.7}
+    streams = {name: FAST | {"block_s": block_s} for name, block_s in sizes.items()}
+    with pipeline(checkpoint, streams) as run:
+        run.write_audio(pcm)
+        run.start_worker()
+        for name in sizes:
+            run.start_capture(name)
+        for name in sizes:
+            assert run.wait(f"capture-{name}") == 0, run.log(f"capture-{name}")
+        assert run.stop("worker") == 0, run.log("worker")
+        assert len(scanned) > 10
+        for name in sizes:
+            assert ended_events(run, name) == as_scanned(scanned)
+        messages = run.published()
+        assert events_of(messages, "small") == events_of(messages, "usual")
+        assert events_of(messages, "large") == events_of(messages, "usual")
+        assert not [topic for topic, _ in messages if topic.startswith("gap/")]
+
+
+def test_worker_killed_three_times_loses_and_repeats_nothing(
+    checkpoint: Path, pcm: Pcm16, scanned: list[dict[str, object]]
+) -> None:
+    with pipeline(checkpoint, {"a": {"type": "file"}}) as run:
+        run.write_audio(pcm[: 25 * 16_000])
+        run.start_capture("a")
+        rng = np.random.default_rng(3)
+        for _ in range(3):
+            run.start_worker()
+            boots = run.log("worker").count("ready:")
+            wait_for(lambda n=boots: run.log("worker").count("ready:") > n, "worker ready")  # type: ignore[misc]
+            time.sleep(float(rng.uniform(0.3, 2.0)))
+            run.kill("worker")
+        run.start_worker()
+        assert run.wait("capture-a") == 0, run.log("capture-a")
+        assert run.stop("worker") == 0
+        messages = run.published()
+    with pipeline(checkpoint, {"a": dict(FAST)}) as calm:
+        calm.write_audio(pcm[: 25 * 16_000])
+        calm.start_worker()
+        calm.start_capture("a")
+        assert calm.wait("capture-a") == 0
+        calm.stop("worker")
+        expected = calm.published()
+    assert events_of(messages, "a") == events_of(expected, "a")
+    assert not [topic for topic, _ in messages if topic.startswith("gap/")]
+    boots_seen = {body["boot"] for _, body in messages}
+    assert len(boots_seen) >= 2  # the kills really fell between events

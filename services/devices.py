@@ -30,10 +30,14 @@ def devices(
             print(json.dumps(dataclasses.asdict(device), ensure_ascii=False))
         return
     if not found:
-        print("no input devices; is the microphone plugged in, the user in group audio?")
+        print(
+            "no input devices; is the microphone plugged in, and this user in the group audio?",
+            file=sys.stderr,
+        )
         return
     console = Console(width=None if sys.stdout.isatty() else 100)
     console.print(_table(found))
+    console.print("* the default input; in the configuration:")
     console.print(f"source: {{type: microphone, device: {json.dumps(_suggestion(found).stable)}}}")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import socketserver
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -341,8 +340,6 @@ def test_opening_a_port_that_accepts_and_says_nothing_ends_in_time() -> None:
 
     with http_server(silent) as url:
         source = network_stream(url, open_timeout_s=0.3)
-        began_s = time.monotonic()
-        with pytest.raises(SourceError, match="cannot open"):
+        with pytest.raises(SourceError, match=r"cannot open .*: no data for 0\.3 s"):
             source.open()
-        assert time.monotonic() - began_s < 20
         accepted.set()

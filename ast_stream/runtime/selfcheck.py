@@ -16,8 +16,8 @@ from ast_stream.model.tagger import Tagger
 
 logger = logging.getLogger(__name__)
 
-# Largest difference of a logit from its expected value, as a share of max(1, |logit|): scores near
-# 0 and 1 hide mistakes that logits show.
+# Largest difference of a logit from its expected value, in units of max(1, spread of the expected
+# logits): scores near 0 and 1 hide mistakes that logits show.
 TOLERANCE: dict[Precision, float] = {"fp32": 2e-3, "fp16": 5e-2, "bf16": 3e-1}
 MAX_LOGIT = 15.0  # beyond it a score no longer tells the logit
 BATCH = 3  # rows of the same clip, so that more than one row of a batch is looked at
@@ -55,7 +55,7 @@ def self_check(tagger: Tagger) -> SelfCheck:
         against, expected = "golden", _logits_of(np.asarray(golden.scores))
     else:
         expected = _reference_logits(tagger, clip)
-    share = np.abs(_bounded(logits) - expected) / np.maximum(1, np.abs(expected))
+    share = np.abs(_bounded(logits) - expected) / max(1.0, float(expected.std()))
     result = SelfCheck(against, float(share.max()), TOLERANCE[tagger.precision])
     if not result.max_error <= result.tolerance:
         worst = tagger.labels[int(share.max(axis=0).argmax())]

@@ -154,6 +154,36 @@ def test_worker_that_refuses_its_configuration_ends_the_run(
     assert run(specs, shown[0]) == 78
 
 
+def test_worker_whose_first_start_fails_ends_the_run(
+    shown: tuple[LineForwarder, StringIO],
+) -> None:
+    specs = [python("worker", "raise SystemExit(3)", is_core=True), python("capture a", WAITS)]
+    assert run(specs, shown[0]) == 3
+
+
+def test_worker_that_was_up_once_is_tried_again_whatever_it_ends_with(
+    shown: tuple[LineForwarder, StringIO], tmp_path: Path
+) -> None:
+    count = tmp_path / "count"
+    code = (
+        f"import os, pathlib, time; p = pathlib.Path({str(count)!r})\n"
+        "n = p.stat().st_size if p.exists() else 0\np.write_text('x' * (n + 1))\n"
+        "if n == 0: os.kill(os.getpid(), 9)\n"
+        "if n < 3: raise SystemExit(3)\n"
+        "time.sleep(600)"
+    )
+    capture = (
+        "import pathlib, time\n"
+        f"while pathlib.Path({str(count)!r}).read_text() != 'xxxx': time.sleep(0.01)"
+    )
+    count.write_text("")
+    specs = [
+        python("worker", code, is_core=True),
+        python("capture a", capture, can_finish=True),
+    ]
+    assert run(specs, shown[0]) == 0
+
+
 def test_capture_that_refuses_its_configuration_is_left_out_while_others_go_on(
     shown: tuple[LineForwarder, StringIO], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from ast_stream.runtime.forward import LineForwarder
-from ast_stream.runtime.lifecycle import EXIT_CONFIG, EXIT_CRASH
+from ast_stream.runtime.lifecycle import EXIT_CONFIG, EXIT_CRASH, EXIT_STARTUP
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ class _State(Enum):
     RUNNING = auto()
     FINISHED = auto()  # its work is done
     REFUSED = auto()  # its configuration is bad: starting again will not help
+    FAILED = auto()  # the first start failed: for whoever started us to see
 
 
 class _Child:
@@ -72,6 +73,7 @@ class _Child:
         self.process: subprocess.Popen[bytes] | None = None
         self._started_s = now_s
         self._backoff = Backoff()
+        self._has_run_before = False
 
     def start(self, environ: Mapping[str, str], forwarder: LineForwarder, now_s: float) -> None:
         """Start the process, in a session of its own: Ctrl-C is for the supervisor alone."""
@@ -99,6 +101,9 @@ class _Child:
         if code == EXIT_CONFIG:
             self.state = _State.REFUSED
             logger.error("%s refused its configuration and is not restarted", self.spec.name)
+        elif code == EXIT_STARTUP and self.spec.is_core and not self._has_run_before:
+            self.state = _State.FAILED
+            logger.error("%s could not start", self.spec.name)
         elif code == 0 and self.spec.can_finish:
             self.state = _State.FINISHED
             logger.info("%s has finished", self.spec.name)
@@ -106,6 +111,7 @@ class _Child:
             delay_s = self._backoff.after_run(now_s - self._started_s)
             self.state = _State.WAITING
             self.due_s = now_s + delay_s
+            self._has_run_before = True
             logger.warning("%s %s; next try in %g s", self.spec.name, _how(code), delay_s)
 
     def signal(self, number: signal.Signals) -> None:
@@ -137,7 +143,9 @@ class Supervisor:
         self._forwarder = forwarder
 
     def run(self, stop: threading.Event) -> int:
-        """Return the exit code: 0, or 78 if a child refused its configuration."""
+        """Return the exit code: 0; 78 if a child refused its configuration; 3 if the core's first
+        start failed (later ones are tried again).
+        """
         code: int | None = None
         try:
             while code is None and not stop.is_set():
@@ -171,6 +179,8 @@ class Supervisor:
         others = [child for child in self._children if not child.spec.is_core]
         if any(child.state is _State.REFUSED for child in core):
             return EXIT_CONFIG
+        if any(child.state is _State.FAILED for child in core):
+            return EXIT_STARTUP
         if any(child.state in (_State.WAITING, _State.RUNNING) for child in others):
             return None
         return EXIT_CONFIG if any(child.state is _State.REFUSED for child in others) else 0

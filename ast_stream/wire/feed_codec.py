@@ -1,11 +1,13 @@
 """Bytes of the feed and of its log; no sockets.
 
-A feed message is topic · JSON body, and for `scores/` a third frame of float16; a line of the log
-is one JSON object with both. What comes from outside is checked and refused with a `WireError`.
+A feed message is topic · JSON body, and for `scores/` a third frame of float16. A line of the log
+is one JSON object with both, and a checksum. What comes from outside is checked and refused with
+a `WireError`.
 """
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -20,6 +22,7 @@ from ast_stream.wire.codec import decode_json, encode_json, short, validate
 
 MAX_TOPIC_BYTES = 512
 MAX_BODY_BYTES = 256 * 1024
+MAX_LINE_BYTES = MAX_BODY_BYTES + 1024  # of the log: topic and checksum around the body
 DURABLE_TOPICS = ("event/", "gap/")  # logged on disk and replayed on request
 SCORES_DTYPE = "float16"
 
@@ -28,6 +31,8 @@ Position: TypeAlias = tuple[str, int]
 """A boot and the `seq` of one of its messages."""
 
 MAX_SEQ = 2**53  # JSON numbers are exact up to here
+_CRC_PREFIX = b'{"crc":"%08x",'
+_CRC_PREFIX_BYTES = len(_CRC_PREFIX % 0)
 _BOOT_PATTERN = r"^[0-9A-Za-z_-]{1,64}$"
 _Seq = Annotated[int, Field(ge=0, le=MAX_SEQ)]
 
@@ -128,17 +133,21 @@ def gap_body(gap: Gap, time_ns: int | None) -> dict[str, Any]:
 
 
 def encode_line(message: FeedMessage) -> bytes:
-    """Return the line of the event log that holds `message`."""
-    return encode_json({"topic": message.topic, "body": message.body}) + b"\n"
+    """Return the line of the event log that holds `message`: JSON that begins with its CRC-32."""
+    rest = encode_json({"topic": message.topic, "body": message.body})[1:]
+    return _CRC_PREFIX % zlib.crc32(rest) + rest + b"\n"
 
 
 def decode_line(line: bytes) -> FeedMessage:
-    """Return the message in one line of the event log or one entry of a replay page.
+    """Return the message in one line of the event log.
 
     Raises:
         WireError: the line is damaged.
     """
-    return logged_message(decode_json(line, "event log line", MAX_BODY_BYTES))
+    rest = line[_CRC_PREFIX_BYTES:-1]
+    if line[:_CRC_PREFIX_BYTES] != _CRC_PREFIX % zlib.crc32(rest):
+        raise WireError(f"event log line: expected another checksum, got {short(line)}")
+    return logged_message(decode_json(line, "event log line", MAX_LINE_BYTES))
 
 
 def logged_message(entry: object) -> FeedMessage:

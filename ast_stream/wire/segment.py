@@ -11,9 +11,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ast_stream.errors import WireError
-from ast_stream.wire.feed_codec import MAX_BODY_BYTES, FeedMessage, Position, decode_line
+from ast_stream.wire.feed_codec import MAX_LINE_BYTES, FeedMessage, Position, decode_line
 
-MAX_LINE_BYTES = MAX_BODY_BYTES + 1024  # topic and braces around the body
 _FILE_MODE = 0o640
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import types
@@ -350,6 +351,27 @@ def test_a_sound_server_that_hangs_is_given_up_on(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(SourceHungError, match=r"closing Mic: no answer in 0\.05 s"):
         mic.close()
     fake.hangs.set()
+
+
+def test_a_hang_while_portaudio_starts_leaves_stderr_open(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fake = install(monkeypatch, ["Mic"])
+    release = threading.Event()
+
+    def start_without_stderr() -> None:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 2)
+        os.close(null)
+        release.wait(30)
+
+    monkeypatch.setattr(fake, "_initialize", start_without_stderr)
+    monkeypatch.setattr(microphone_module, "OPEN_LIMIT_S", 0.2)
+    with pytest.raises(SourceHungError, match="opening the default input: no answer"):
+        microphone().open()
+    os.write(2, b"heard")
+    assert capfd.readouterr().err == "heard"
+    release.set()
 
 
 def test_without_portaudio_the_reason_and_the_remedy_are_said(

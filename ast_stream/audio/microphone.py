@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -27,12 +28,14 @@ from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE
 
 logger = logging.getLogger(__name__)
 
-OPEN_LIMIT_S = 10.0
+OPEN_LIMIT_S = 5.0
 CLOSE_LIMIT_S = 3.0
 FIRST_BLOCK_LIMIT_S = 3.0
 _QUEUE_S = 5.0  # audio that waits for a late reader
 _FALLBACK_RATES = (48_000, 44_100)  # Hz, where neither 16 kHz nor the named default is taken
 _UNFIT = (-9997, -9998)  # PortAudio's codes for a rate and a channel count that a device refuses
+
+_STDERR = 2
 
 _T = TypeVar("_T")
 
@@ -150,6 +153,8 @@ class Microphone:
                 finished_callback=blocks.finish,
             )
             stream.start()
+        if self._blocks is None:  # said once: a flapping device is opened often
+            logger.info("recording from %s at %d Hz, channels: %d", device.stable, rate, channels)
         self._name, self._blocks, self._stream = device.name, blocks, stream
 
     def _choose(self, sd: Any, device: InputDevice) -> tuple[int, int]:
@@ -203,10 +208,15 @@ def _as_source_errors(sd: Any, what: str) -> Iterator[None]:
 
 
 def _answered(limit_s: float, call: Callable[[], _T], what: str) -> _T:
+    stderr = os.dup(_STDERR)
     try:
         return within(limit_s, call)
     except NoAnswerError as error:
+        # sounddevice turns stderr off while PortAudio starts: a hang would leave us speechless
+        os.dup2(stderr, _STDERR)
         raise SourceHungError("stalled", f"{what}: {error} from the sound server") from error
+    finally:
+        os.close(stderr)
 
 
 def _devices(sd: Any) -> list[InputDevice]:

@@ -18,7 +18,7 @@ import pytest
 import soundfile
 
 from ast_stream.audio.media import Pace, Recording
-from ast_stream.audio.network import ABSENT, LOST, NetworkStream
+from ast_stream.audio.network import ABSENT, LOST, MAX_LEAD_S, NetworkStream
 from ast_stream.audio.source import SourceBlock, SourceError
 from ast_stream.errors import AudioError
 from ast_stream.settings.schema import FileSource, UrlSource
@@ -222,6 +222,26 @@ def encoded(sound: npt.NDArray[Any], rate: int, format: str) -> bytes:
 def network_stream(url: str, **settings: object) -> NetworkStream:
     parsed = UrlSource.model_validate({"type": "url", "url": url, **settings})
     return NetworkStream(parsed, monotonic_ns=lambda: MONO0, wall_ns=lambda: WALL0)
+
+
+def test_a_recording_sent_at_once_is_read_as_fast_as_it_lasts() -> None:
+    body = encoded(tone(20.0, 16_000), 16_000, "FLAC")
+    clock = Clock()
+    settings = UrlSource(type="url", url="unused")
+    with http_server(lambda handler: send(handler, body)) as url:
+        source = NetworkStream(
+            settings.model_copy(update={"url": url}),
+            monotonic_ns=clock.monotonic_ns,
+            wall_ns=lambda: WALL0,
+            sleep=clock.sleep,
+        )
+        source.open()
+        blocks = [source.read(0.2) for _ in range(100)]
+        source.close()
+    n_read = sum(len(block.pcm) for block in blocks if block is not None)
+    elapsed_s = (clock.now_ns - MONO0) / 1e9
+    assert elapsed_s > 0
+    assert n_read / 16_000 == pytest.approx(elapsed_s + MAX_LEAD_S, abs=0.5)
 
 
 def read_until_lost(source: NetworkStream) -> tuple[list[SourceBlock], SourceError]:

@@ -21,11 +21,15 @@ from ast_stream.units import NS_PER_SECOND
 LOST = "url_lost"
 ABSENT = "url_absent"
 _LIVE_OPTIONS = {"analyzeduration": "1000000"}  # us; by default a live stream opens after 5 s
+MAX_LEAD_S = 10.0  # sound taken before its time: a station's burst, but not a whole recording
 _RTSP_OPTIONS = {"rtsp_transport": "tcp"}  # over UDP lost packets are lost sound
 
 
 class NetworkStream:
-    """A live source: one URL, opened again when it ends."""
+    """A live source: one URL, opened again when it ends.
+
+    A server that sends a recording faster than real time is read no faster than it lasts.
+    """
 
     is_live = True
     is_paced = True
@@ -36,10 +40,14 @@ class NetworkStream:
         *,
         monotonic_ns: Callable[[], int] = time.monotonic_ns,
         wall_ns: Callable[[], int] = time.time_ns,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._settings = settings
         self._monotonic_ns = monotonic_ns
         self._wall_ns = wall_ns
+        self._sleep = sleep
+        self._opened_ns = 0
+        self._read_ns = 0  # length of the sound read since
         self._container: Any = None
         self._blocks: Iterator[SourceBlock] = iter(())
         self.name = _without_password(settings.url)
@@ -56,11 +64,13 @@ class NetworkStream:
         try:
             self._container = av.open(self._settings.url, options=self._options(), timeout=timeouts)
         except _errors(av) as error:
-            raise SourceError(ABSENT, f"cannot open {self.name}: {self._reason(error)}") from error
+            reason = _reason(error, self._settings.open_timeout_s)
+            raise SourceError(ABSENT, f"cannot open {self.name}: {reason}") from error
         if not self._container.streams.audio:
             self.close()
             raise SourceError(ABSENT, f"{self.name}: expected an audio stream, got none")
         self._blocks = self._decode(av)
+        self._opened_ns, self._read_ns = self._monotonic_ns(), 0
 
     def read(self, timeout_s: float) -> SourceBlock | None:
         """Return the next block; may take up to `read_timeout_s` instead of `timeout_s`.
@@ -68,12 +78,18 @@ class NetworkStream:
         Raises:
             CaptureError: the stream stalled, broke or ended.
         """
+        lead_s = (self._opened_ns + self._read_ns - self._monotonic_ns()) / NS_PER_SECOND
+        if lead_s > MAX_LEAD_S:
+            self._sleep(min(timeout_s, lead_s - MAX_LEAD_S))
+            return None
         try:
             block = next(self._blocks, None)
         except _errors(_pyav()) as error:
-            raise SourceError(LOST, f"{self.name} was lost: {self._reason(error)}") from error
+            reason = _reason(error, self._settings.read_timeout_s)
+            raise SourceError(LOST, f"{self.name} was lost: {reason}") from error
         if block is None:
             raise SourceError(LOST, f"{self.name} has ended")
+        self._read_ns += len(block.pcm) * NS_PER_SECOND // block.rate
         return block
 
     def close(self) -> None:
@@ -82,11 +98,6 @@ class NetworkStream:
         self._blocks = iter(())
         if container is not None:
             container.close()
-
-    def _reason(self, error: Exception) -> str:
-        if type(error).__name__ == "ExitError":  # FFmpeg's word for a timeout of ours
-            return f"no data for {self._settings.read_timeout_s:g} s"
-        return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
     def _options(self) -> dict[str, str]:
         is_rtsp = urlsplit(self._settings.url).scheme in ("rtsp", "rtsps")
@@ -123,6 +134,12 @@ def _pyav() -> Any:
 def _errors(av: Any) -> tuple[type[Exception], ...]:
     """What PyAV raises for bad streams; ValueError comes where a stream changes its format."""
     return (av.error.FFmpegError, OSError, ValueError)
+
+
+def _reason(error: Exception, timeout_s: float) -> str:
+    if type(error).__name__ == "ExitError":  # FFmpeg's word for a timeout of ours
+        return f"no data for {timeout_s:g} s"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _without_password(url: str) -> str:

@@ -53,7 +53,7 @@ def capture(
         try:
             run_capture(settings, stream, stop)
         except SourceHungError as error:
-            logger.error("%s", error)
+            logger.log(logging.INFO if stop.is_set() else logging.ERROR, "%s", error)
             sys.stderr.flush()
             # the usual way out would wait for the thread that hangs, and hang itself
             os._exit(0 if stop.is_set() else EXIT_HUNG)
@@ -124,7 +124,7 @@ class _CaptureProcess:
     def failure(self) -> Exception | None:
         """What ended the process before its time, or None."""
         if self._intake_thread.is_alive():
-            return SourceHungError("stalled", f"the source of {self._name} could not be stopped")
+            return SourceHungError("stalled", f"the source of {self._name} is left behind waiting")
         return self._intake.failure or self._sender.failure
 
     def run(self, stop: threading.Event) -> None:

@@ -80,6 +80,7 @@ class Intake:
         self._random_unit = random_unit
         self._clock = CaptureClock()
         self._resampler: Resampler | None = None
+        self._n_clipped = 0  # by resamplers before this one
         self._base = 0  # ring index of the resampler's first sample
         self._n_frames = 0  # frames given to the resampler
         self._gap_reason: str | None = None  # why the next block does not continue the last one
@@ -104,8 +105,8 @@ class Intake:
 
     @property
     def n_clipped(self) -> int:
-        """Samples beyond full scale since the source was opened."""
-        return 0 if self._resampler is None else self._resampler.n_clipped
+        """Samples beyond full scale."""
+        return self._n_clipped + (0 if self._resampler is None else self._resampler.n_clipped)
 
     def run(self) -> None:
         """Fill the ring until the source ends or `stop` is set; `failure` tells what went wrong."""
@@ -195,6 +196,7 @@ class Intake:
 
     def _begin_resampler(self, rate: int) -> None:
         self._flush()
+        self._n_clipped = self.n_clipped
         self._resampler = Resampler(rate)
         self._base, self._n_frames = self._ring.next, 0
 

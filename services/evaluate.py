@@ -21,6 +21,7 @@ from ast_stream.training.session import HELD_OUT_SEED, held_out, report_clips, s
 from ast_stream.training.stream_report import StreamReport, stream_report
 from services.train import accepted_values
 
+N_GENERATED, N_BACKGROUNDS = 24, 250
 SEED = 2 * HELD_OUT_SEED  # neither trained on nor used for thresholds
 
 
@@ -58,7 +59,13 @@ def evaluate(
     if not chosen:
         raise UsageError(f"--test-fold: no clip of {data} is in {', '.join(test_fold or [])}")
     labels = tuple(tagger.labels)
-    held = held_out(labels, load_recordings(chosen, labels), SEED, with_generated=True)
+    held = held_out(
+        labels,
+        load_recordings(chosen, labels),
+        SEED,
+        n_generated=N_GENERATED,
+        n_backgrounds=N_BACKGROUNDS,
+    )
     by_clip = report_clips(held.recordings, tagger.scores, tagger.window_s, labels)
     with_sounds, without = scored_streams(tagger, held, negatives, seed=SEED)
     on_sounds, on_negatives = stream_report(with_sounds, labels), stream_report(without, labels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -45,6 +46,7 @@ from ast_stream.training.streams import (
 from ast_stream.units import FRAMES_PER_SECOND, seconds_to_samples
 
 HELD_OUT_SEED = 1_000_000  # generated material for thresholds differs from that for training
+HELD_OUT_SHARE = 0.08  # so much again is generated to choose thresholds
 HOP_S = 0.5  # that thresholds are chosen for
 EPS = 1e-6  # of LayerNorm: survives fp16, unlike transformers' default
 
@@ -125,20 +127,30 @@ def prepare(plan: Plan) -> Prepared:
             ),
             tuple(generated_backgrounds(seed, plan.n_backgrounds)),
         ),
-        held_out=held_out(labels, tested, seed + HELD_OUT_SEED, with_generated=bool(generated)),
+        held_out=held_out(
+            labels,
+            tested,
+            seed + HELD_OUT_SEED,
+            n_generated=math.ceil(plan.n_generated * HELD_OUT_SHARE),
+            n_backgrounds=math.ceil(plan.n_backgrounds * 3 * HELD_OUT_SHARE),
+        ),
         clips=[one.clip for one in training],
     )
 
 
 def held_out(
-    labels: tuple[str, ...], recordings: Sequence[Recording], seed: int, with_generated: bool
+    labels: tuple[str, ...],
+    recordings: Sequence[Recording],
+    seed: int,
+    n_generated: int,
+    n_backgrounds: int,
 ) -> HeldOut:
     """Return takes and backgrounds that no training with another seed has seen."""
     return HeldOut(
         labels=labels,
         recordings=tuple(recorded_takes(recordings, labels)),
-        generated=tuple(synthesised_takes(seed, labels, 24 if with_generated else 0)),
-        backgrounds=tuple(generated_backgrounds(seed, 250)),
+        generated=tuple(synthesised_takes(seed, labels, n_generated)),
+        backgrounds=tuple(generated_backgrounds(seed, n_backgrounds)),
     )
 
 

@@ -38,7 +38,8 @@ from ast_stream.wire.sockets import (
     QUERY_HWM_MESSAGES,
     Sockets,
 )
-from services.worker_loop import StreamPlan, Worker, WorkerSockets
+from services.worker_loop import Worker, WorkerSockets
+from services.worker_stream import StreamPlan
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def run_worker(loaded: LoadedSettings, stop: threading.Event) -> None:
             event_log,
             Journal(folder / "worker-journal.json", _identity(tagger, settings)),
             WorkerSockets(sockets, audio, query),
-            status=_facts(tagger),
+            facts=_facts(tagger),
             ring_folder=f"ipc://{folder}/",
         )
         logger.info("ready: %s", ", ".join(f"{k} {v}" for k, v in _facts(tagger).items()))

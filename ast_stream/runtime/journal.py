@@ -14,6 +14,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ast_stream.messages import SampleClock
+
 logger = logging.getLogger(__name__)
 
 JOURNAL_VERSION = 1
@@ -32,6 +34,16 @@ class StreamRecord(BaseModel):
     epoch: str
     detector: dict[str, Any]
     clock: list[list[int]]
+
+    @classmethod
+    def of(cls, epoch: str, detector: dict[str, Any], clock: SampleClock) -> StreamRecord:
+        """Return the record of a stream's present state."""
+        anchors = [[sample, time_ns] for sample, time_ns in clock.anchors]
+        return cls(epoch=epoch, detector=detector, clock=anchors)
+
+    def sample_clock(self) -> SampleClock:
+        """Return the stream's clock as it was."""
+        return SampleClock([(sample, time_ns) for sample, time_ns in self.clock])
 
     @property
     def position(self) -> int:

@@ -1,0 +1,34 @@
+"""The worker's line to the ring of one capture process."""
+
+from __future__ import annotations
+
+from ast_stream.wire.codec import AckRequest, ReadRequest, encode_request
+from ast_stream.wire.sockets import QUERY_HWM_MESSAGES, Poller, Socket, Sockets
+
+
+class RingLink:
+    """A DEALER to one ring, made when first needed and made anew when answers may be stale."""
+
+    def __init__(self, sockets: Sockets, poller: Poller, endpoint: str) -> None:
+        self.endpoint = endpoint
+        self._sockets = sockets
+        self._poller = poller
+        self._socket: Socket | None = None
+
+    def send(self, request: ReadRequest | AckRequest) -> bool:
+        """Send a request; False if it could not go out now."""
+        if self._socket is None:
+            self._socket = self._sockets.connect("dealer", self.endpoint, QUERY_HWM_MESSAGES)
+            self._poller.add(self._socket)
+        return self._socket.send([encode_request(request)])
+
+    def receive(self) -> list[bytes] | None:
+        """Return the frames of an answer, or None."""
+        return None if self._socket is None else self._socket.receive()
+
+    def close(self) -> None:
+        """Close the socket: late answers must not be taken for those of later requests."""
+        if self._socket is not None:
+            self._poller.remove(self._socket)
+            self._sockets.forget(self._socket)
+            self._socket = None

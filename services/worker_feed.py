@@ -1,0 +1,128 @@
+"""What the worker publishes of its streams: events, gaps and scores, nothing twice."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+
+from ast_stream.messages import (
+    Event,
+    Gap,
+    Scores,
+    event_body,
+    event_topic,
+    format_time,
+    stream_topic,
+)
+from ast_stream.units import SAMPLE_RATE, samples_to_seconds
+from ast_stream.wire.event_log import EventLog, Published
+from ast_stream.wire.feed_codec import gap_body
+from ast_stream.wire.publisher import FeedPublisher
+from services.orphans import Body, ended_by_restart, find_orphans
+from services.worker_stream import WorkerStream
+
+logger = logging.getLogger(__name__)
+
+
+class WorkerFeed:
+    """Writes messages about streams to the feed.
+
+    What an earlier run published of the same audio is recognised and left out, and what it left
+    open and cannot go on gets its end.
+
+    Args:
+        model: hash of the checkpoint.
+        now_ns: wall clock.
+    """
+
+    def __init__(
+        self, publisher: FeedPublisher, event_log: EventLog, model: str, now_ns: Callable[[], int]
+    ) -> None:
+        self._publisher = publisher
+        self._event_log = event_log
+        self._model = model
+        self._now_ns = now_ns
+        self._published: dict[str, tuple[str, Published]] = {}  # by stream: epoch, messages
+        self._orphans = find_orphans(event_log)
+        self.counters: Counter[str] = Counter()
+
+    @property
+    def orphaned_streams(self) -> set[str]:
+        """Streams of which events of an earlier run are still open."""
+        return {body["stream"] for body in self._orphans.values()}
+
+    def publish_events(self, stream: WorkerStream, events: list[Event]) -> None:
+        """Publish event messages of one stream."""
+        for event in events:
+            known = self._published_of(event.stream, event.epoch)
+            if known.has_event(event.id, event.type, event.at_sample):
+                continue
+            self.counters[f"events_{event.type}"] += 1
+            logger.log(
+                logging.DEBUG if event.type == "update" else logging.INFO,
+                "event %s",
+                event.type,
+                extra={
+                    "stream": event.stream,
+                    "class": event.slug,
+                    "score": round(event.score, 3),
+                    "onset_s": round(samples_to_seconds(event.onset_sample), 2),
+                },
+            )
+            topic = event_topic(event.slug, event.stream)
+            self._publisher.publish_durable(topic, self.body(stream, event))
+
+    def publish_gap(self, stream: WorkerStream, gap: Gap) -> None:
+        """Publish and count lost samples."""
+        if self._published_of(gap.stream, gap.epoch).has_gap(gap.start_sample):
+            return
+        stream.gaps += 1
+        stream.lost_samples += gap.samples
+        stream.overflows += gap.reason == "overflow"
+        logger.warning(
+            "stream %s: %.2f s lost: %s", gap.stream, gap.samples / SAMPLE_RATE, gap.reason
+        )
+        time_ns = stream.clock.time_ns(gap.start_sample) if stream.clock.anchors else None
+        topic = stream_topic("gap", gap.stream)
+        self._publisher.publish_durable(topic, gap_body(gap, time_ns))
+
+    def publish_scores(self, stream: WorkerStream, scores: Scores) -> None:
+        """Publish the scores of one window."""
+        self.counters["windows"] += 1
+        header = {
+            "stream": scores.stream,
+            "epoch": scores.epoch,
+            "end_sample": scores.end_sample,
+            "time": format_time(stream.clock.time_ns(scores.end_sample)),
+        }
+        topic = stream_topic("scores", scores.stream)
+        self._publisher.publish_scores(topic, header, scores.scores.astype(np.float16))
+
+    def end_orphans(self, name: str, *, except_epoch: str | None = None) -> None:
+        """End what an earlier run left open of a stream, but for the epoch that goes on."""
+        for body in [one for one in self._orphans.values() if one["stream"] == name]:
+            del self._orphans[body["id"]]
+            if body["epoch"] != except_epoch:
+                topic = event_topic(body["class"], name)
+                self._publisher.publish_durable(topic, ended_by_restart(body))
+
+    def body(self, stream: WorkerStream, event: Event) -> Body:
+        """Return the body of an event message."""
+        return event_body(
+            event,
+            stream.clock,
+            labels=stream.plan.labels,
+            audio_end=stream.history.stop,
+            scored_ns=self._now_ns(),
+            model=self._model,
+        )
+
+    def _published_of(self, name: str, epoch: str) -> Published:
+        """Return what an earlier run published of this epoch; looked up once for each epoch."""
+        known = self._published.get(name)
+        if known is None or known[0] != epoch:
+            known = self._published[name] = (epoch, self._event_log.published(name, epoch))
+        return known[1]

@@ -1,0 +1,117 @@
+"""What the worker says of itself: health and status on the feed, snapshot and audio on request."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from ast_stream.detect.detector import Detector, StreamStatus
+from ast_stream.errors import WireError
+from ast_stream.messages import WORKER_STATUS_TOPIC, AudioBlock, stream_topic
+from ast_stream.wire.publisher import FeedPublisher
+from ast_stream.wire.query import AudioWanted
+from services.worker_feed import WorkerFeed
+from services.worker_stream import WorkerStream
+
+REPORT_EVERY_S = 1.0
+
+
+class WorkerReport:
+    """Reports on all streams.
+
+    Args:
+        streams: the worker's streams by name; looked at, never changed.
+        facts: model, device, precision, attention and the like, for the status message.
+    """
+
+    def __init__(
+        self,
+        streams: dict[str, WorkerStream],
+        detector: Detector,
+        publisher: FeedPublisher,
+        feed: WorkerFeed,
+        facts: dict[str, Any],
+        now_s: float,
+    ) -> None:
+        self._streams = streams
+        self._detector = detector
+        self._publisher = publisher
+        self._feed = feed
+        self._facts = facts
+        self._started_s = self._reported_s = now_s
+        self._reported_windows = 0
+        self.refusals: Counter[str] = Counter()
+
+    def publish(self, now_s: float) -> None:
+        """Publish health and status once a second, and health at once when a state changes."""
+        is_due = now_s - self._reported_s >= REPORT_EVERY_S
+        for stream in self._streams.values():
+            status = self._status_of(stream)
+            state, _ = stream.state(now_s, status)
+            if is_due or state != stream.shown:
+                stream.shown = state
+                topic = stream_topic("health", stream.name)
+                self._publisher.publish(topic, stream.health(now_s, status))
+        if is_due:
+            self._publisher.publish(WORKER_STATUS_TOPIC, self._worker_status(now_s))
+            self._reported_s = now_s
+            self._reported_windows = self._feed.counters["windows"]
+
+    def snapshot(self, now_s: float) -> dict[str, Any]:
+        """Return streams, open events and status."""
+        return {
+            "streams": [
+                stream.health(now_s, self._status_of(stream)) for stream in self._streams.values()
+            ],
+            "events": [
+                self._feed.body(stream, event)
+                for stream in self._streams.values()
+                if stream.is_open
+                for event in self._detector.open_events(stream.name)
+            ],
+            "status": self._worker_status(now_s),
+        }
+
+    def audio(self, wanted: AudioWanted) -> AudioBlock:
+        """Return what is held of the sound that a query wants.
+
+        Raises:
+            WireError: a stream without sound, or an epoch that is over.
+        """
+        stream = self._streams.get(wanted.stream)
+        if stream is None or not stream.clock.anchors or stream.intake.epoch is None:
+            known = [name for name, one in self._streams.items() if one.clock.anchors]
+            raise WireError(
+                f"audio: expected a stream with sound ({', '.join(known) or 'none yet'}), "
+                f"got {wanted.stream!r}"
+            )
+        epoch = stream.intake.epoch
+        if wanted.epoch not in (None, epoch):
+            raise WireError(f"audio: expected the present epoch {epoch}, got {wanted.epoch!r}")
+        start, pcm = stream.history.read(*wanted.samples(stream.clock))
+        return AudioBlock(wanted.stream, epoch, start, stream.clock.time_ns(start), pcm)
+
+    def _status_of(self, stream: WorkerStream) -> StreamStatus | None:
+        return self._detector.status(stream.name) if stream.is_open else None
+
+    def _worker_status(self, now_s: float) -> dict[str, Any]:
+        elapsed_s = max(1e-3, now_s - self._reported_s)
+        windows = self._feed.counters["windows"] - self._reported_windows
+        lags_s = [
+            stream.backlog_s(self._detector.position(stream.name))
+            for stream in self._streams.values()
+            if stream.is_open
+        ]
+        counters = {
+            **self._feed.counters,
+            **self.refusals,
+            "feed_drops": self._publisher.drops,
+            "event_log_errors": self._publisher.log_errors,
+        }
+        return self._facts | {
+            "streams": sorted(self._streams),
+            "windows_per_s": round(windows / elapsed_s, 2),
+            "lag_s": round(max(lags_s), 3) if lags_s else None,
+            "uptime_s": round(now_s - self._started_s, 1),
+            "counters": counters,
+        }

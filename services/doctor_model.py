@@ -6,11 +6,12 @@ import platform
 import statistics
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 from ast_stream.model.attention import Measurement, measure_all
-from ast_stream.model.device import DTYPES
+from ast_stream.model.device import DTYPES, scoring_threads
 from ast_stream.model.golden import golden_clip
 from ast_stream.model.runners import BUCKETS
 from ast_stream.model.tagger import Tagger, load_tagger
@@ -36,7 +37,7 @@ def check_model(tagger: Tagger) -> Iterator[Check]:
     """Yield what the model is and where it computes."""
     checkpoint = tagger.checkpoint
     n_params = sum(tensor.numel() for tensor in checkpoint.state_dict.values())
-    facts = {
+    facts: dict[str, Any] = {
         "checkpoint": checkpoint.origin,
         "hash": checkpoint.hash,
         "classes": len(tagger.labels),
@@ -51,9 +52,11 @@ def check_model(tagger: Tagger) -> Iterator[Check]:
     yield Check("model", "ok", text, facts)
     name = _device_name(tagger.device)
     facts = {"device": str(tagger.device), "device_name": name, "precision": tagger.precision}
-    facts["threads"] = torch.get_num_threads()
-    threads = f", {torch.get_num_threads()} threads" if tagger.device.type == "cpu" else ""
-    yield Check("device", "ok", f"{tagger.device} ({name}{threads}), {tagger.precision}", facts)
+    text = f"{tagger.device} ({name}), {tagger.precision}"
+    if tagger.device.type == "cpu":
+        facts["threads"] = scoring_threads(tagger.dims.gflop)
+        text += f", {facts['threads']} of {torch.get_num_threads()} threads"
+    yield Check("device", "ok", text, facts)
 
 
 def check_attention(tagger: Tagger) -> Iterator[Check]:

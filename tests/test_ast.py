@@ -111,6 +111,12 @@ def test_token_counts_are_those_of_the_published_models(
     assert dims.n_tokens == n_tokens
 
 
+@pytest.mark.parametrize(("stride", "gflop"), [(10, 260.5), (16, 97.0)])
+def test_work_per_window_is_that_of_the_published_models(stride: int, gflop: float) -> None:
+    dims = AstDims(n_classes=527, frequency_stride=stride, time_stride=stride)
+    assert dims.gflop == pytest.approx(gflop, abs=0.5)
+
+
 @pytest.mark.parametrize("n_frames", [128, 500, 998, 1024, 16])
 def test_shorter_windows_cut_the_centre_as_the_original_code_does(n_frames: int) -> None:
     dims = AstDims(n_classes=3, hidden_size=8, n_heads=2, n_layers=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from tiny_model import TINY_DIMS, TINY_LABELS, save_tiny, tiny_checkpoint
 
 from ast_stream import load_tagger
 from ast_stream.errors import CheckpointError, StartupError
+from ast_stream.model import attention as attention_module
 from ast_stream.model import device as device_module
 from ast_stream.model.ast import AstDims
 from ast_stream.model.device import resolve_device, resolve_precision
@@ -20,6 +23,16 @@ from ast_stream.model.torchaudio_guard import import_torchaudio
 
 PARITY = 1e-4  # features and model together, fp32
 HALF = 0.05  # logits of order 1 in bf16, with 8 bits of mantissa
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +106,27 @@ def test_scores_of_a_window_do_not_depend_on_the_batch(tiny: Path, precision: An
         )
     np.testing.assert_array_equal(tagger.window_scores(windows[3:8]), together[3:8])
     assert np.ptp(together, axis=0).min() > 1e-3
+
+
+@pytest.mark.parametrize(("one_thread_gflop", "n_threads"), [(5.0, 1), (0.0, 3)])
+def test_only_large_models_are_spread_over_threads(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, one_thread_gflop: float, n_threads: int
+) -> None:
+    seen: list[int] = []
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.get_num_threads())
+        return v
+
+    monkeypatch.setattr(device_module, "ONE_THREAD_GFLOP", one_thread_gflop)
+    monkeypatch.setattr(attention_module, "_attend", lambda _name: attend)
+    monkeypatch.setattr(attention_module, "MAX_ERROR", {torch.float32: 100.0})
+    with threads(3):
+        tagger = load_tagger(str(tiny), device="cpu", precision="fp32", attention="math")
+        seen.clear()
+        tagger.window_scores(_windows(1))
+        assert torch.get_num_threads() == 3
+    assert seen == [n_threads] * TINY_DIMS.n_layers
 
 
 def test_windows_and_waveforms_score_alike(tagger: Tagger) -> None:

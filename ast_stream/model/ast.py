@@ -80,6 +80,14 @@ class AstDims:
         """Length of the transformer's sequence."""
         return N_PREFIX_TOKENS + self.n_frequency_patches * self.n_time_patches
 
+    @property
+    def gflop(self) -> float:
+        """Work for one window in 10^9 operations (2 per multiply-add), patches left out."""
+        linear = 2 * self.n_tokens * self.hidden_size
+        linear *= 4 * self.hidden_size + 2 * self.intermediate_size
+        attention = 4 * self.n_tokens**2 * self.hidden_size
+        return self.n_layers * (linear + attention) / 1e9
+
 
 class PatchEmbed(nn.Module):
     """Overlapping patches of the spectrogram as tokens, frequency-major."""

@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ast_stream.errors import StartupError
 from ast_stream.model.ast import AstDims, Attend
+from ast_stream.model.device import at_most_threads, scoring_threads
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +125,8 @@ def measure(
         try:
             attend = _attend(name)
             max_error = (attend(q, k, v).float() - reference).abs().max().item()
-            ms = _fastest_ms(lambda: attend(q, k, v), device)
+            with at_most_threads(scoring_threads(dims.gflop)):
+                ms = _fastest_ms(lambda: attend(q, k, v), device)
         except (RuntimeError, ImportError) as error:
             reasons = [str(warning.message).split(" (Triggered")[0] for warning in caught]
             return Measurement(name, problem=" ".join(reasons) or str(error).split("\n")[0])

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ast_stream.model.device import at_most_threads
 from ast_stream.model.torchaudio_guard import import_kaldi
 from ast_stream.units import FRAME_LENGTH, FRAME_SHIFT, N_MELS, SAMPLE_RATE, frame_count
 
@@ -26,6 +27,7 @@ N_FFT = 512  # next power of two above FRAME_LENGTH
 LOG_FLOOR = torch.finfo(torch.float32).eps
 SILENCE_LOG_MEL = math.log(LOG_FLOOR)
 MAX_BLOCK_FRAMES = 4096  # frames computed at once: bounds memory for recordings of any length
+ONE_THREAD_FRAMES = 1024  # few milliseconds of work, see `at_most_threads`
 ROW_MULTIPLE = 16  # the matrix product rounds rows alike only in whole tiles
 
 
@@ -60,14 +62,21 @@ class Fbank:
         fbank = torch.empty(
             (flat.shape[0], n_frames, N_MELS), dtype=torch.float32, device=self.device
         )
-        if fbank.numel():
-            framed = flat.unfold(-1, FRAME_LENGTH, FRAME_SHIFT)  # (B, n_frames, 400), a view
-            step = max(1, MAX_BLOCK_FRAMES // flat.shape[0])
-            for start in range(0, n_frames, step):
-                block = framed[:, start : start + step]
-                rows = self._log_mel(block.reshape(-1, FRAME_LENGTH))
-                fbank[:, start : start + step] = rows.view(*block.shape[:2], N_MELS)
+        if len(flat) * n_frames > ONE_THREAD_FRAMES:
+            self._fill(fbank, flat)
+        elif fbank.numel():
+            with at_most_threads(1):
+                self._fill(fbank, flat)
         return fbank.view(*samples.shape[:-1], n_frames, N_MELS)
+
+    def _fill(self, fbank: Tensor, samples: Tensor) -> None:
+        """Compute `fbank` (B, n_frames, 128) of (B, n_samples), block by block."""
+        framed = samples.unfold(-1, FRAME_LENGTH, FRAME_SHIFT)  # (B, n_frames, 400), a view
+        step = max(1, MAX_BLOCK_FRAMES // len(samples))
+        for start in range(0, fbank.shape[1], step):
+            block = framed[:, start : start + step]
+            rows = self._log_mel(block.reshape(-1, FRAME_LENGTH))
+            fbank[:, start : start + step] = rows.view(*block.shape[:2], N_MELS)
 
     def _log_mel(self, framed: Tensor) -> Tensor:
         """Return (n, 128) log-mel energies of (n, 400) samples."""

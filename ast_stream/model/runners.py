@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ast_stream.model.ast import AudioSpectrogramTransformer
+from ast_stream.model.device import at_most_threads, scoring_threads
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)  # batch sizes on CUDA; a batch is padded to the next one
 _WARM_UP_RUNS = 3  # before a capture: kernels are chosen and workspaces allocated in the first
@@ -23,12 +24,14 @@ class SingleRunner:
     def __init__(self, model: AudioSpectrogramTransformer, dtype: torch.dtype) -> None:
         self._model = model
         self._dtype = dtype
+        self._n_threads = scoring_threads(model.dims.gflop)
 
     def logits(self, windows: Tensor) -> Tensor:
         """Return (B, n_classes) float32 for (B, n_frames, n_mels)."""
         logits = torch.empty((len(windows), self._model.dims.n_classes))
-        for window, row in zip(windows, logits, strict=True):
-            row.copy_(self._model(window[None].to(self._dtype))[0])
+        with at_most_threads(self._n_threads):
+            for window, row in zip(windows, logits, strict=True):
+                row.copy_(self._model(window[None].to(self._dtype))[0])
         return logits
 
 

@@ -19,13 +19,12 @@ from ast_stream.training.fit import (
     Metrics,
     Recipe,
     Trainer,
-    detection_loss,
-    forward_some_patches,
     new_model,
     read_metrics,
 )
 from ast_stream.training.material import Material, synthesised_takes
 from ast_stream.training.mixing import Mixing, WindowMaker
+from ast_stream.training.objective import detection_loss, forward_some_patches
 
 LABELS = ("Siren", "Telephone dialing, DTMF")
 DIMS = AstDims(

@@ -140,6 +140,17 @@ def read_waveform(path: Path) -> Waveform:
     return np.ascontiguousarray(mono, dtype=np.float32)
 
 
+def write_attributions(clips: Sequence[Clip], path: Path) -> None:
+    """Write the rows of the clips' table: titles, authors, licences, sources as they were given."""
+    rows = [clip.row for clip in clips if clip.row]
+    if not rows:
+        return
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def _read_folder(folder: Path) -> list[Clip]:
     return [
         Clip(path, (sub_folder.name,))

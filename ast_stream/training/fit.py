@@ -18,19 +18,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ast_stream.errors import CheckpointError
-from ast_stream.model.ast import N_PREFIX_TOKENS, AstDims, AudioSpectrogramTransformer
+from ast_stream.model.ast import AstDims, AudioSpectrogramTransformer
 from ast_stream.model.fbank import AUDIOSET_NORMALIZATION, Fbank, Normalization, pad_frames
 from ast_stream.training.augment import Augment, SpectrogramAugmentation
 from ast_stream.training.cpu_speed import attend_short, cpu_has_bf16, keep_freed_memory
 from ast_stream.training.mixing import WindowMaker
+from ast_stream.training.objective import detection_loss, forward_some_patches
 
 STATE_FILE = "state.pt"
 METRICS_FILE = "metrics.jsonl"
-
-BINARY_WEIGHT = 5.0  # brings the mean over classes to the size of the cross-entropy
 
 Metrics = dict[str, float]
 
@@ -210,53 +208,6 @@ class Trainer:
         """What must not change between a start and its resumption."""
         facts = {"recipe": asdict(self._recipe), "dims": asdict(self.model.dims)}
         return json.dumps(facts | {"labels": self._maker.labels}, sort_keys=True)
-
-
-def detection_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Return binary cross-entropy per class plus cross-entropy among the classes and "nothing".
-
-    The first is what the scores are for; the second makes the classes compete, without which a
-    small set teaches very slowly. "Nothing" has the fixed logit 0, where a score is one half.
-
-    Args:
-        logits, targets, weights: shape (B, n_classes); weight 0 takes a class out of both.
-    """
-    binary = F.binary_cross_entropy_with_logits(logits, targets, weights)
-    known = torch.where(weights > 0, logits, torch.full_like(logits, -1e4))
-    shares = targets * weights
-    shares = shares / shares.sum(dim=1, keepdim=True).clamp_min(1.0)
-    nothing = 1 - shares.sum(dim=1, keepdim=True)
-    competing = torch.cat((known, torch.zeros_like(nothing)), dim=1)  # (B, n_classes + 1)
-    among = F.cross_entropy(competing, torch.cat((shares, nothing), dim=1))
-    return BINARY_WEIGHT * binary + among
-
-
-def forward_some_patches(model: AudioSpectrogramTransformer, fbank: Tensor, share: float) -> Tensor:
-    """Return the logits (B, n_classes) from a random part of each window's patches.
-
-    Half the patches cost less than half the time and keep a small set from being learnt by heart.
-
-    Args:
-        fbank: normalised windows, shape (B, max_frames, n_mels).
-        share: of the patches, in (0, 1].
-
-    Source: Koutini et al., "Efficient training of audio transformers with patchout" (2022).
-    """
-    if share >= 1:
-        whole: Tensor = model(fbank)
-        return whole
-    patches = model.patch_embed(fbank) + model.pos_embed[:, N_PREFIX_TOKENS:]  # (B, P, C)
-    n_kept = max(1, round(share * patches.shape[1]))
-    chosen = torch.rand(patches.shape[:2]).argsort(dim=1)[:, :n_kept]  # (B, n_kept)
-    kept = patches.gather(1, chosen[..., None].expand(-1, -1, patches.shape[2]))
-    prefix = torch.cat((model.cls_token, model.dist_token), dim=1)
-    prefix = prefix + model.pos_embed[:, :N_PREFIX_TOKENS]
-    x = torch.cat((prefix.expand(len(kept), -1, -1), kept), dim=1)  # (B, 2 + n_kept, C)
-    for block in model.blocks:
-        x = block(x)
-    pooled = model.norm(x[:, :N_PREFIX_TOKENS]).mean(dim=1)  # (B, C)
-    logits: Tensor = model.head(model.head_norm(pooled))
-    return logits
 
 
 def new_model(dims: AstDims, recipe: Recipe) -> AudioSpectrogramTransformer:

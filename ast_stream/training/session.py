@@ -2,47 +2,38 @@
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from ast_stream.audio.activity import Waveform
-from ast_stream.detect.detector import Detector
 from ast_stream.errors import UsageError
-from ast_stream.messages import Scores
 from ast_stream.model.ast import AstDims, AudioSpectrogramTransformer
 from ast_stream.model.checkpoint import Checkpoint, save_checkpoint
-from ast_stream.model.fbank import AUDIOSET_NORMALIZATION, Fbank, pad_frames
+from ast_stream.model.fbank import AUDIOSET_NORMALIZATION
 from ast_stream.model.golden import golden_for
 from ast_stream.model.metadata import Metadata
 from ast_stream.model.tagger import Tagger
 from ast_stream.training.calibrate import ClassCalibration, calibrate_class
-from ast_stream.training.cpu_speed import cpu_has_bf16
-from ast_stream.training.data import Clip, Columns, Recording, load_recordings, read_clips
-from ast_stream.training.evaluate import ClipReport, ScoreWindows, clip_report, clip_scores
+from ast_stream.training.data import (
+    Clip,
+    Columns,
+    load_recordings,
+    read_clips,
+    write_attributions,
+)
+from ast_stream.training.evaluate import report_clips, score_with
 from ast_stream.training.fit import Metrics, Recipe, Trainer, new_model
+from ast_stream.training.held_out import HeldOut, held_out, scored_streams
 from ast_stream.training.material import (
     Material,
-    Take,
     generated_backgrounds,
     recorded_takes,
     synthesised_labels,
     synthesised_takes,
 )
 from ast_stream.training.mixing import Mixing, WindowMaker
-from ast_stream.training.streams import (
-    Laying,
-    ScoredStrip,
-    lay_backgrounds,
-    lay_takes,
-    score_strip,
-)
 from ast_stream.units import FRAMES_PER_SECOND, seconds_to_samples
 
 HELD_OUT_SEED = 1_000_000  # generated material for thresholds differs from that for training
@@ -78,16 +69,6 @@ class Plan:
     negatives_s: float = 3600.0
     budget_per_h: float = 0.5
     licence: str | None = None  # of the weights
-
-
-@dataclass(frozen=True, eq=False)
-class HeldOut:
-    """What was kept from training to choose thresholds and to measure."""
-
-    labels: tuple[str, ...]
-    recordings: tuple[Take, ...]
-    generated: tuple[Take, ...]
-    backgrounds: tuple[Waveform, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,22 +116,6 @@ def prepare(plan: Plan) -> Prepared:
             n_backgrounds=math.ceil(plan.n_backgrounds * 3 * HELD_OUT_SHARE),
         ),
         clips=[one.clip for one in training],
-    )
-
-
-def held_out(
-    labels: tuple[str, ...],
-    recordings: Sequence[Recording],
-    seed: int,
-    n_generated: int,
-    n_backgrounds: int,
-) -> HeldOut:
-    """Return takes and backgrounds that no training with another seed has seen."""
-    return HeldOut(
-        labels=labels,
-        recordings=tuple(recorded_takes(recordings, labels)),
-        generated=tuple(synthesised_takes(seed, labels, n_generated)),
-        backgrounds=tuple(generated_backgrounds(seed, n_backgrounds)),
     )
 
 
@@ -215,65 +180,6 @@ def calibrate(checkpoint: Checkpoint, held: HeldOut, plan: Plan) -> Checkpoint:
             }
         ),
     )
-
-
-def scored_streams(
-    tagger: Tagger, held: HeldOut, negatives_s: float, seed: int = 0
-) -> tuple[list[ScoredStrip], list[ScoredStrip]]:
-    """Return scored streams with the held-out sounds at 6 to 20 dB, and without any."""
-    takes = [*held.recordings, *held.generated]
-    with_sounds = [
-        score_strip(
-            _detector_of(tagger),
-            lay_takes(
-                np.random.default_rng((seed, number)),
-                takes,
-                held.backgrounds,
-                held.labels,
-                Laying(),
-            ),
-        )
-        for number in range(2 if takes else 0)
-    ]
-    rng = np.random.default_rng((seed, 99))
-    negatives = lay_backgrounds(rng, held.backgrounds, negatives_s)
-    return with_sounds, [score_strip(_detector_of(tagger), negatives)]
-
-
-def report_clips(
-    takes: Sequence[Take], score: ScoreWindows, window_s: float, labels: Sequence[str]
-) -> ClipReport:
-    """Return the clip-level figures of some takes."""
-    return clip_report(takes, clip_scores(takes, score, seconds_to_samples(window_s)), labels)
-
-
-def score_with(model: AudioSpectrogramTransformer) -> ScoreWindows:
-    """Return a function that scores waveforms with a model in training."""
-    fbank = Fbank()
-
-    @torch.inference_mode()
-    def score(waveforms: np.ndarray[Any, np.dtype[np.float32]]) -> Any:
-        frames = pad_frames(fbank.frames(torch.from_numpy(waveforms)), model.dims.max_frames)
-        with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
-            logits = model(AUDIOSET_NORMALIZATION.apply(frames))
-        return torch.sigmoid(logits.float()).numpy()
-
-    return score
-
-
-def write_attributions(clips: Sequence[Clip], path: Path) -> None:
-    """Write the rows of the clips' table: titles, authors, licences, sources as they were given."""
-    rows = [clip.row for clip in clips if clip.row]
-    if not rows:
-        return
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def _detector_of(tagger: Tagger) -> Callable[[Callable[[Scores], None]], Detector]:
-    return lambda on_scores: Detector(tagger, max_streams=1, on_scores=on_scores)
 
 
 def _dims(plan: Plan, n_classes: int) -> AstDims:

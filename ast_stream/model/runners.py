@@ -60,23 +60,24 @@ class GraphRunner:
     def logits(self, windows: Tensor) -> Tensor:
         """Return (B, n_classes) float32 for (B, n_frames, n_mels)."""
         logits = torch.empty((len(windows), self._model.dims.n_classes), device=self._device)
-        for start in range(0, len(windows), BUCKETS[-1]):
-            part = windows[start : start + BUCKETS[-1]]
-            graph = self._graph(bucket_for(len(part)))
-            graph.windows[: len(part)].copy_(part)  # the rest keeps older windows: rows are apart
-            graph.graph.replay()
-            # Copied before the next replay, which may reuse the pool's memory.
-            logits[start : start + len(part)].copy_(graph.logits[: len(part)])
+        with torch.cuda.device(self._device):
+            for start in range(0, len(windows), BUCKETS[-1]):
+                part = windows[start : start + BUCKETS[-1]]
+                graph = self._graph(bucket_for(len(part)))
+                graph.windows[: len(part)].copy_(part)  # the rest keeps older windows, unread
+                graph.graph.replay()
+                # Copied before the next replay, which may reuse the pool's memory.
+                logits[start : start + len(part)].copy_(graph.logits[: len(part)])
         return logits
 
     def prepare(self, n_windows: int) -> None:
         """Capture the graph for batches of up to `n_windows` windows before they come."""
-        self._graph(bucket_for(min(n_windows, BUCKETS[-1])))
+        with torch.cuda.device(self._device):
+            self._graph(bucket_for(min(n_windows, BUCKETS[-1])))
 
     def _graph(self, bucket: int) -> _Graph:
         if bucket not in self._graphs:
-            with torch.cuda.device(self._device):
-                self._graphs[bucket] = self._capture(bucket)
+            self._graphs[bucket] = self._capture(bucket)
         return self._graphs[bucket]
 
     def _capture(self, bucket: int) -> _Graph:

@@ -1,0 +1,160 @@
+"""`ast-stream scan`: what it finds, how it writes it, and what it says of bad input."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from reactive_model import save_reactive, tones_and_noise
+
+from ast_stream.model.tagger import load_tagger
+from services.cli import run_command_line
+
+HOP_S = 0.5
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_reactive(tmp_path_factory.mktemp("reactive"))
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("audio") / "night one.wav"
+    soundfile.write(path, tones_and_noise(30.0), 16_000, subtype="PCM_16")
+    return path
+
+
+def scan(checkpoint: Path, *args: object) -> int:
+    common = ["scan", "--model", str(checkpoint), "--hop", str(HOP_S)]
+    return run_command_line([*common, *map(str, args)])
+
+
+def test_json_lines_have_the_promised_fields_in_order_of_the_ends(
+    checkpoint: Path, recording: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert scan(checkpoint, recording, "--json") == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(events) >= 3
+    for event in events:
+        assert list(event) == [
+            "file",
+            "class",
+            "label",
+            "onset_s",
+            "offset_s",
+            "score",
+            "peak",
+            "uncertainty_s",
+        ]
+        assert event["file"] == str(recording)
+        assert 0 <= event["onset_s"] <= event["offset_s"] <= 30
+        assert 0 < event["score"] <= event["peak"] <= 1
+
+
+def test_scores_file_holds_what_the_decision_stage_saw(
+    checkpoint: Path, recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "scores.npz"
+    assert scan(checkpoint, recording, "--scores", out) == 0
+    saved = np.load(out)
+    assert saved["labels"].tolist() == ["Bark", "Siren", "Background"]
+    assert saved["scores"].shape == (len(saved["times_s"]), 3)
+    assert saved["scores"].dtype == np.float32
+    tagger = load_tagger(str(checkpoint), device="cpu")
+    pcm = tones_and_noise(30.0)
+    row = int(np.flatnonzero(saved["times_s"] == 10.0)[0])
+    window = pcm[160_000 - tagger.window_samples : 160_000].astype(np.float32) / 32_768
+    np.testing.assert_allclose(saved["scores"][row], tagger.scores(window)[0], atol=1e-5)
+
+
+def test_standard_input_gives_what_the_file_gives(
+    checkpoint: Path,
+    recording: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert scan(checkpoint, recording, "--labels", "audacity") == 0
+    from_file = capsys.readouterr().out
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(recording.read_bytes())))
+    assert scan(checkpoint, "-", "--labels", "audacity") == 0
+    assert capsys.readouterr().out == from_file
+    onset, offset, label = from_file.splitlines()[0].split("\t")
+    assert float(onset) < float(offset)
+    assert label in ("Bark", "Siren")
+
+
+def test_every_rate_and_format_of_a_folder_is_read(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pcm = np.repeat(tones_and_noise(12.0), 3)
+    soundfile.write(tmp_path / "a.flac", pcm, 48_000)
+    soundfile.write(tmp_path / "b.ogg", np.stack([pcm, pcm], axis=1), 48_000)
+    (tmp_path / "notes.txt").write_text("no audio")
+    assert scan(checkpoint, tmp_path, "--labels", "csv") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "file,class,label,onset_s,offset_s,score,peak,uncertainty_s"
+    assert {line.split(",")[0].rsplit("/", 1)[1] for line in lines[1:]} == {"a.flac", "b.ogg"}
+
+
+def test_rttm_lines_have_ten_fields(
+    checkpoint: Path, recording: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert scan(checkpoint, recording, "--labels", "rttm") == 0
+    for line in capsys.readouterr().out.splitlines():
+        assert len(line.split(" ")) == 10
+        assert line.startswith("SPEAKER night_one 1 ")
+
+
+def test_bad_recordings_are_named_and_do_not_stop_the_good_ones(
+    checkpoint: Path, recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.wav").write_bytes(b"RIFF nonsense")
+    (tmp_path / "empty.wav").touch()
+    code = scan(checkpoint, tmp_path / "broken.wav", tmp_path / "none.wav", recording, "--json")
+    said = capsys.readouterr()
+    assert code == 1
+    assert len(said.out.splitlines()) >= 3
+    assert "broken.wav: expected wav, flac, ogg or mp3" in said.err
+    assert "none.wav: No such file or directory" in said.err
+    assert "2 of 3 recordings could not be read" in said.err
+    assert "Traceback" not in said.err
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["--json", "--labels", "csv"], "expected --json or --labels, got both"),
+        (["--hop", "0.123"], "expected multiples of 0.01 s"),
+        (["second.wav", "--scores", "x.npz"], "expected one recording, got 2"),
+    ],
+)
+def test_wrong_usage_is_one_sentence_and_exit_code_2(
+    checkpoint: Path,
+    recording: Path,
+    args: list[str],
+    sentence: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert scan(checkpoint, recording, *args) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_window_longer_than_trained_is_refused(
+    checkpoint: Path, recording: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert scan(checkpoint, recording, "--window", "9") == 3
+    assert "window_s: expected at most 128 frames" in capsys.readouterr().err
+
+
+def test_empty_and_very_short_recordings_give_nothing_and_no_error(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for n_samples in (0, 1, 100):
+        path = tmp_path / f"{n_samples}.wav"
+        soundfile.write(path, np.zeros(n_samples, np.int16), 16_000)
+        assert scan(checkpoint, path, "--json") == 0
+    assert capsys.readouterr().out == ""

@@ -41,12 +41,12 @@ def test_each_planted_sound_is_matched_once_by_class_and_time() -> None:
 
 def test_onset_error_and_latency_are_measured_from_the_planted_onset() -> None:
     row = compare([planted("Siren", 2.0, 5.0)], [heard("Siren", 2.1, 5.0)]).rows[0]
-    assert row.onset_error_s == pytest.approx(0.1)
+    assert row.onset_error_s == pytest.approx(0.1, abs=1e-6)
     assert row.latency is not None
-    assert row.latency.decided_s == pytest.approx(1.1)
-    assert row.latency.scored_s == pytest.approx(0.05)
-    assert row.latency.published_s == pytest.approx(0.001)
-    assert row.latency.total_s == pytest.approx(1.151)
+    assert row.latency.decided_s == pytest.approx(1.1, abs=1e-6)
+    assert row.latency.scored_s == pytest.approx(0.05, abs=1e-6)
+    assert row.latency.published_s == pytest.approx(0.001, abs=1e-6)
+    assert row.latency.total_s == pytest.approx(1.151, abs=1e-6)
 
 
 def test_nothing_heard_is_reported_as_missed_without_figures() -> None:

@@ -11,6 +11,8 @@ PYTHONS ?= python3.11 python3.12 python3.13 python3
 # e.g. make run PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu" where there is no GPU
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
+DATA ?=
+TRAIN_FLAGS ?=
 BIN := $(VENV)/bin
 DEBIAN_PACKAGES := pulseaudio pulseaudio-utils libasound2-plugins libportaudio2 espeak-ng ffmpeg
 
@@ -20,8 +22,8 @@ help:
 	@echo "make run    set up and run the demo"
 	echo "make test   set up and run all checks and tests"
 	echo "make fix    format, and repair what ruff can repair"
-	echo "make bench  measure this machine"
-	echo "make model  train the bundled checkpoint anew"
+	echo "make bench  measure this machine: milliseconds per window, attention, precision"
+	echo "make model  train a checkpoint as the bundled one was, into runs/bundled (DATA=clips.csv)"
 	echo "make clean  remove what builds and tests leave behind"
 
 run: $(VENV)/.installed
@@ -41,11 +43,17 @@ fix: $(VENV)/.installed-dev
 	@$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(VENV)/.installed-dev
-	@$(BIN)/pytest tests/benchmarks -s --timeout 0 $(PYTEST_FLAGS)
+bench: $(VENV)/.installed
+	@$(BIN)/ast-stream doctor
 
 model: $(VENV)/.installed-dev
-	@$(BIN)/ast-stream train --help
+	@if [ -z "$(DATA)" ]; then
+	    echo "Name the clips: make model DATA=path/to/clips.csv (columns file, fold, audioset_label," \
+	        "licence), e.g. made from ESC-10" >&2
+	    exit 2
+	fi
+	$(BIN)/ast-stream train "$(DATA)" --label-column audioset_label --where licence=CC0,CC-BY \
+	    --out runs/bundled $(TRAIN_FLAGS)
 
 clean:
 	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -17,7 +17,7 @@ from ast_stream.errors import CheckpointError, StartupError
 from ast_stream.model import attention as attention_module
 from ast_stream.model import device as device_module
 from ast_stream.model.ast import AstDims
-from ast_stream.model.device import resolve_device, resolve_precision
+from ast_stream.model.device import resolve_device, resolve_precision, without_tf32
 from ast_stream.model.tagger import Tagger
 from ast_stream.model.torchaudio_guard import import_torchaudio
 
@@ -237,6 +237,15 @@ def test_a_gpu_that_is_not_there_is_never_replaced(tiny: Path, device: str) -> N
 def test_an_unknown_device_is_refused(device: str) -> None:
     with pytest.raises(StartupError, match="expected auto, cpu, cuda or cuda:N"):
         resolve_device(device)
+
+
+def test_full_precision_is_asked_for_and_given_back() -> None:
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    assert before == (True, False)
+    with without_tf32():
+        assert not torch.backends.cudnn.allow_tf32
+        assert not torch.backends.cuda.matmul.allow_tf32
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
 
 
 def test_half_precision_is_refused_on_a_cpu() -> None:

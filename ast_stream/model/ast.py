@@ -90,25 +90,18 @@ class AstDims:
 
 
 class PatchEmbed(nn.Module):
-    """Overlapping patches of the spectrogram as tokens, frequency-major.
-
-    Cut out and projected by a matrix product: faster than the convolution for one window, and free
-    of the TF32 that cuDNN's convolutions use by default.
-    """
+    """Overlapping patches of the spectrogram as tokens, frequency-major."""
 
     def __init__(self, dims: AstDims) -> None:
         super().__init__()
-        self.size = dims.patch_size
-        self.stride = (dims.frequency_stride, dims.time_stride)
-        self.proj = nn.Conv2d(1, dims.hidden_size, self.size, self.stride)  # holds the weights
+        stride = (dims.frequency_stride, dims.time_stride)
+        self.proj = nn.Conv2d(1, dims.hidden_size, dims.patch_size, stride)
 
     def forward(self, fbank: Tensor) -> Tensor:
         """Return (B, n_patches, hidden_size) for (B, n_frames, n_mels)."""
-        image = fbank.transpose(1, 2)  # (B, n_mels, n_frames)
-        for axis, stride in enumerate(self.stride, start=1):
-            image = image.unfold(axis, self.size, stride)  # finally (B, F, T, size, size)
-        patches = image.flatten(3).flatten(1, 2)  # (B, F * T, size * size)
-        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+        image = fbank.unsqueeze(1).transpose(2, 3)  # (B, 1, n_mels, n_frames)
+        patches: Tensor = self.proj(image)  # (B, hidden_size, F, T)
+        return patches.flatten(2).transpose(1, 2)  # (B, F * T, hidden_size)
 
 
 class Attention(nn.Module):

@@ -91,6 +91,20 @@ def at_most_threads(limit: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Let fp32 be fp32 inside the block: cuDNN's convolutions use TF32 by default."""
+    backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
+
+
 def _cpu_has_bf16() -> bool:
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(feature) for feature in _CPU_BF16_FEATURES)

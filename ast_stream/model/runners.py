@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ast_stream.model.ast import AudioSpectrogramTransformer
-from ast_stream.model.device import at_most_threads, scoring_threads
+from ast_stream.model.device import at_most_threads, scoring_threads, without_tf32
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)  # batch sizes on CUDA; a batch is padded to the next one
 _WARM_UP_RUNS = 3  # before a capture: kernels are chosen and workspaces allocated in the first
@@ -77,7 +77,8 @@ class GraphRunner:
 
     def _graph(self, bucket: int) -> _Graph:
         if bucket not in self._graphs:
-            self._graphs[bucket] = self._capture(bucket)
+            with without_tf32():
+                self._graphs[bucket] = self._capture(bucket)
         return self._graphs[bucket]
 
     def _capture(self, bucket: int) -> _Graph:

@@ -14,6 +14,8 @@ PYTEST_FLAGS ?=
 DATA ?=
 TRAIN_FLAGS ?=
 BIN := $(VENV)/bin
+PIP_INSTALL = $(BIN)/pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
+NEWS := { grep -v '^Requirement already satisfied' || true; }
 DEBIAN_PACKAGES := pulseaudio pulseaudio-utils libasound2-plugins libportaudio2 espeak-ng ffmpeg
 
 .PHONY: help run test check debian fix bench model clean
@@ -81,12 +83,12 @@ $(VENV)/.created:
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/.created
 	@echo "Installing ast-stream and what it needs into $(VENV)"
-	$(BIN)/pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e .
+	$(PIP_INSTALL) -e . | $(NEWS)
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing the tools for tests into $(VENV)"
-	$(BIN)/pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	$(PIP_INSTALL) -e '.[dev]' | $(NEWS)
 	touch $@
 
 # The virtual microphone, speech and media of the tests. In CI a missing package is a failure;

@@ -32,6 +32,7 @@ from ast_stream.runtime.lifecycle import (
 from ast_stream.runtime.logging_setup import is_set_up
 
 PROGRAM = "ast-stream"
+EXIT_INTERRUPTED = 130  # as typer and shells have it: 128 + SIGINT
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,12 @@ COMMANDS = (
 def main() -> None:
     """Run the command line and exit with the code the result stands for."""
     die_with_parent()
-    sys.exit(run_command_line(sys.argv[1:]))
+    code = run_command_line(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()
+    sys.exit(code)
 
 
 def run_command_line(args: Sequence[str]) -> int:
@@ -80,8 +86,10 @@ def run_command_line(args: Sequence[str]) -> int:
     except AstStreamError as error:
         _say(error)
         return exit_code(error)
-    except Exception:
-        _crash(sys.exc_info()[1])
+    except KeyboardInterrupt:  # before typer was there to take it
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        _crash(error)
         return EXIT_CRASH
     return 0
 
@@ -152,9 +160,13 @@ def _after_exit(stop: SystemExit) -> int:
     if not _reader_is_gone():
         _crash(stop.__context__)
         return EXIT_CRASH
-    # `ast-stream subscribe | head` has what it wanted; nothing may be flushed into the closed pipe
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _drop_output()  # `ast-stream subscribe | head` has what it wanted
     return 0
+
+
+def _drop_output() -> None:
+    """Let what is still buffered go nowhere: flushing it at exit would complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _reader_is_gone() -> bool:

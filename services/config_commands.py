@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,6 +23,7 @@ from ast_stream.units import samples_to_seconds, seconds_to_samples
 if TYPE_CHECKING:
     from ast_stream.model.checkpoint import Checkpoint
 
+_PASSWORD = re.compile(r"//[^/@]*@")
 MAX_LISTED_CLASSES = 40  # of larger models only the classes with settings of their own
 _COLUMNS = ("class", "onset", "offset", "confirm", "hold", "min", "refractory", "max")
 
@@ -126,7 +128,7 @@ def _source(source: Source) -> str:
     if source.type == "file":
         return f"file {source.path}, {source.pace}{', looped' if source.loop else ''}"
     if source.type == "url":
-        return f"url {source.url}"
+        return f"url {_PASSWORD.sub('//…@', source.url)}"
     if source.type == "stdin":
         return f"standard input, {source.format}, {source.rate} Hz, {source.channels} channel(s)"
     return f"generated scene {source.seed}, {source.duration_s:g} s, {source.pace}"

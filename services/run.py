@@ -63,6 +63,7 @@ def child_specs(settings: Settings, config: Path) -> list[ChildSpec]:
             argv=(*command, "capture", "-c", str(config), "--stream", stream.name),
             can_finish=_can_end(stream.source),
             takes_stdin=stream.source.type == "stdin",
+            begins_anew=_can_end(stream.source) and stream.source.type != "stdin",
         )
         for stream in settings.streams
     ]

@@ -125,7 +125,7 @@ def test_every_kind_of_source_is_described(check: Check) -> None:
     sources = [
         "{type: microphone}",
         "{type: file, path: a.wav, pace: fast, loop: true}",
-        "{type: url, url: 'rtsp://192.0.2.1/'}",
+        "{type: url, url: 'rtsp://user:secret@192.0.2.1/a'}",
         "{type: stdin, format: f32le, channels: 2}",
         "{type: scene, seed: 3}",
     ]
@@ -134,7 +134,7 @@ def test_every_kind_of_source_is_described(check: Check) -> None:
     assert [line.split(": ", 1)[1] for line in check.out if line.startswith("stream ")] == [
         "microphone (default), ring 90 s",
         "file a.wav, fast, looped, ring 90 s",
-        "url rtsp://192.0.2.1/, ring 90 s",
+        "url rtsp://…@192.0.2.1/a, ring 90 s",
         "standard input, f32le, 16000 Hz, 2 channel(s), ring 90 s",
         "generated scene 3, 40 s, realtime, ring 90 s",
     ]

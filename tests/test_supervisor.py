@@ -117,6 +117,19 @@ def test_crashed_child_is_started_again(
     assert count.read_text() == "xxx"
 
 
+def test_recording_that_fails_is_not_played_again_and_the_run_says_so(
+    shown: tuple[LineForwarder, StringIO], tmp_path: Path
+) -> None:
+    path = tmp_path / "count"
+    code = f"open({str(path)!r}, 'a').write('x'); raise SystemExit(1)"
+    specs = [
+        python("worker", WAITS, is_core=True),
+        python("capture file", code, can_finish=True, begins_anew=True),
+    ]
+    assert run(specs, shown[0]) == 1
+    assert path.read_text() == "x"
+
+
 def test_source_without_an_end_is_started_again_even_after_a_clean_exit(
     shown: tuple[LineForwarder, StringIO], tmp_path: Path
 ) -> None:

@@ -21,6 +21,7 @@ EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h: restarting will not help
 SUPERVISED = "AST_STREAM_SUPERVISED"  # "1": this process ends when its parent does
 PARENT = "AST_STREAM_PARENT"  # pid of that parent, to notice that it is gone already
 _OF_THE_PARENT_ALONE = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+_STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
 
 
@@ -28,8 +29,9 @@ _PR_SET_PDEATHSIG = 1
 def stop_on_signals() -> Iterator[threading.Event]:
     """Yield an event that SIGTERM or SIGINT sets; the handlers before are restored afterwards.
 
-    A second SIGINT raises KeyboardInterrupt, a third ends the process at once: for a shutdown that
-    hangs. Only for the main thread.
+    So does SIGHUP, for a terminal that was closed, unless it is ignored (nohup). A second SIGINT
+    raises KeyboardInterrupt, a third ends the process at once: for a shutdown that hangs. Only for
+    the main thread.
     """
     stop = threading.Event()
 
@@ -43,7 +45,9 @@ def stop_on_signals() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         raise KeyboardInterrupt
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in _STOPPING}
+    if before[signal.SIGHUP] is signal.SIG_IGN:
+        del before[signal.SIGHUP]
     for number in before:
         signal.signal(number, request_stop)
     try:

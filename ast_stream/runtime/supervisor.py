@@ -33,6 +33,7 @@ class ChildSpec:
         can_finish: an exit with 0 means that its work is done.
         is_core: the others are useless without it, and it without them.
         takes_stdin: standard input is handed on to it.
+        begins_anew: after a crash it would do all its work again, so it is not started again.
     """
 
     name: str
@@ -40,6 +41,7 @@ class ChildSpec:
     can_finish: bool = False
     is_core: bool = False
     takes_stdin: bool = False
+    begins_anew: bool = False
 
 
 class Backoff:
@@ -62,7 +64,7 @@ class _State(Enum):
     RUNNING = auto()
     FINISHED = auto()  # its work is done
     REFUSED = auto()  # its configuration is bad: starting again will not help
-    FAILED = auto()  # the first start failed: for whoever started us to see
+    FAILED = auto()  # for whoever started us to see; not tried again
 
 
 class _Child:
@@ -104,6 +106,9 @@ class _Child:
         elif code == EXIT_STARTUP and self.spec.is_core and not self._has_run_before:
             self.state = _State.FAILED
             logger.error("%s could not start", self.spec.name)
+        elif code == EXIT_CRASH and self.spec.begins_anew:
+            self.state = _State.FAILED
+            logger.error("%s failed and is not started again", self.spec.name)
         elif code == 0 and self.spec.can_finish:
             self.state = _State.FINISHED
             logger.info("%s has finished", self.spec.name)
@@ -143,8 +148,10 @@ class Supervisor:
         self._forwarder = forwarder
 
     def run(self, stop: threading.Event) -> int:
-        """Return the exit code: 0; 78 if a child refused its configuration; 3 if the core's first
-        start failed (later ones are tried again).
+        """Return the exit code.
+
+        0 after a stop and when all work is done, 78 if a child refused its configuration, 3 if the
+        first start of the core failed (later ones are tried again), 1 if work was left undone.
         """
         code: int | None = None
         try:
@@ -175,15 +182,17 @@ class Supervisor:
 
     def _outcome(self) -> int | None:
         """Return the exit code once there is nothing left to do, else None."""
-        core = [child for child in self._children if child.spec.is_core]
-        others = [child for child in self._children if not child.spec.is_core]
-        if any(child.state is _State.REFUSED for child in core):
+        core = {child.state for child in self._children if child.spec.is_core}
+        others = {child.state for child in self._children if not child.spec.is_core}
+        if _State.REFUSED in core:
             return EXIT_CONFIG
-        if any(child.state is _State.FAILED for child in core):
+        if _State.FAILED in core:
             return EXIT_STARTUP
-        if any(child.state in (_State.WAITING, _State.RUNNING) for child in others):
+        if others & {_State.WAITING, _State.RUNNING}:
             return None
-        return EXIT_CONFIG if any(child.state is _State.REFUSED for child in others) else 0
+        if _State.REFUSED in others:
+            return EXIT_CONFIG
+        return EXIT_CRASH if _State.FAILED in others else 0
 
     def _end(self, number: signal.Signals) -> None:
         """Signal the children that still run, and wait for them: at most `GRACE_S`."""

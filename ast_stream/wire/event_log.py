@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from ast_stream.messages import PROTOCOL_VERSION
-from ast_stream.wire.feed_codec import FeedMessage, Position, encode_line
+from ast_stream.wire.feed_codec import BOOT_TOPIC, FeedMessage, Position, encode_line
 from ast_stream.wire.limited_log import LimitedLog
 from ast_stream.wire.query_codec import MAX_PAGE_BYTES, MAX_PAGE_MESSAGES, ReplayPage, TooOld
 from ast_stream.wire.segment import LineIndex, Segment
 from ast_stream.wire.segment_folder import SegmentFolder
 
 MAX_UNWRITTEN = 10_000  # messages kept in memory while the disk refuses them
-BOOT_TOPIC = "boot/"  # line that marks the start of a boot; never sent to readers
 
 _CHUNK_LINES = 128  # read at a time: a page ends early where messages are long
 
@@ -106,7 +105,7 @@ class EventLog:
             logger.warning("event log %s: %s damaged lines skipped", directory, self.damaged)
 
     def begin(self, boot: str) -> None:
-        """Mark the start of a boot, so that positions before its first message are known."""
+        """Mark the start of a boot, so that readers know the order of boots, also of silent ones."""
         body = {"v": PROTOCOL_VERSION, "boot": boot, "seq": 0, "previous": 0}
         self.append(FeedMessage(BOOT_TOPIC, body))
 
@@ -146,8 +145,6 @@ class EventLog:
         messages: list[FeedMessage] = []
         page_bytes = 0
         for message, n_bytes in self._lines(parts, place):
-            if message.topic == BOOT_TOPIC:
-                continue
             if len(messages) == limit or (messages and page_bytes + n_bytes > MAX_PAGE_BYTES):
                 return ReplayPage(messages, more=True)
             messages.append(message)

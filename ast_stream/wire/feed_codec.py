@@ -24,6 +24,7 @@ MAX_TOPIC_BYTES = 512
 MAX_BODY_BYTES = 256 * 1024
 MAX_LINE_BYTES = MAX_BODY_BYTES + 1024  # of the log: topic and checksum around the body
 DURABLE_TOPICS = ("event/", "gap/")  # logged on disk and replayed on request
+BOOT_TOPIC = "boot/"  # in the log and in replays only: here a run of the publisher begins
 SCORES_DTYPE = "float16"
 
 Scores16 = npt.NDArray[np.float16]

@@ -10,7 +10,7 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from ast_stream.wire.feed_codec import FeedMessage, Position
+from ast_stream.wire.feed_codec import BOOT_TOPIC, FeedMessage, Position
 
 REMEMBERED_MESSAGES = 10_000  # against repeats with a new `seq`, after a worker was killed
 _REMEMBERED_BOOTS = 64
@@ -78,6 +78,8 @@ class FeedOrder:
         before = position_before(message)
         if before is not None and not self.follows(message):
             items += self._skip_to(before, "the publisher's event log does not have them")
+        if message.topic == BOOT_TOPIC:
+            return items
         taken = self.take(message)
         return items if taken is None else [*items, taken]
 

@@ -1,0 +1,485 @@
+"""The feed from the publisher to the reader: numbered, logged, completed, never twice."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ast_stream.errors import UsageError, WireError
+from ast_stream.feed import FeedMessage, Missed, Subscriber, query_endpoint_beside
+from ast_stream.messages import AudioBlock
+from ast_stream.wire.event_log import EventLog
+from ast_stream.wire.feed_codec import Position, decode_message
+from ast_stream.wire.feed_order import FeedOrder
+from ast_stream.wire.publisher import FeedPublisher
+from ast_stream.wire.query import AudioWanted, QueryServer
+from ast_stream.wire.query_codec import ReplayPage
+from ast_stream.wire.sockets import FEED_HWM_MESSAGES, QUERY_HWM_MESSAGES, Sockets
+
+LONG_S = 20.0  # only a failing test waits as long
+
+
+class Wire:
+    """A PUB socket that keeps what is sent."""
+
+    def __init__(self, *, accepts: bool = True) -> None:
+        self.sent: list[FeedMessage] = []
+        self.accepts = accepts
+
+    def send(self, frames: list[bytes]) -> bool:
+        self.sent.append(decode_message(frames))
+        return self.accepts
+
+
+def event(n: int, kind: str = "begin", name: str = "bark", stream: str = "porch") -> dict[str, Any]:
+    return {
+        "id": f"id{n}",
+        "type": kind,
+        "at_sample": n,
+        "class": name,
+        "stream": stream,
+        "epoch": "aaaaaaaa",
+    }
+
+
+def seqs(messages: list[FeedMessage]) -> list[int]:
+    return [message.body["seq"] for message in messages]
+
+
+def test_seq_has_no_holes_over_all_topics() -> None:
+    wire = Wire()
+    publisher = FeedPublisher(wire, None, "b1", lambda: 0)
+    publisher.publish("status/worker/", {"lag_s": 0.1})
+    publisher.publish_durable("event/bark/porch/", event(1))
+    publisher.publish_scores("scores/porch/", {}, np.zeros(3, np.float16))
+    publisher.publish_durable("gap/porch/", {"start": 5})
+    publisher.publish("health/porch/", {})
+    assert seqs(wire.sent) == [1, 2, 3, 4, 5]
+    assert {message.body["boot"] for message in wire.sent} == {"b1"}
+    assert {message.body["published"] for message in wire.sent} == {"1970-01-01T00:00:00.000000Z"}
+    assert publisher.messages == {"status": 1, "event": 1, "scores": 1, "gap": 1, "health": 1}
+
+
+def test_durable_messages_name_the_one_before_and_health_names_the_last() -> None:
+    wire = Wire()
+    publisher = FeedPublisher(wire, None, "b1", lambda: 0)
+    publisher.publish("health/porch/", {})
+    publisher.publish_durable("event/bark/porch/", event(1))
+    publisher.publish("status/worker/", {})
+    publisher.publish_durable("gap/porch/", {})
+    bodies = [message.body for message in wire.sent]
+    assert bodies[0]["durable_seq"] == 0
+    assert bodies[1]["previous"] == 0
+    assert bodies[2]["durable_seq"] == 2
+    assert bodies[3]["previous"] == 2
+    assert publisher.durable_position == ("b1", 4)
+
+
+def test_durable_message_is_in_the_log_before_anyone_can_receive_it(tmp_path: Path) -> None:
+    log = EventLog(tmp_path)
+    held: list[int] = []
+
+    class LookingWire(Wire):
+        def send(self, frames: list[bytes]) -> bool:
+            page = log.replay(None)
+            held.append(len(getattr(page, "messages", ())) - 1)  # without the boot's start
+            return super().send(frames)
+
+    publisher = FeedPublisher(LookingWire(), log, "b1", lambda: 0)
+    publisher.publish_durable("event/bark/porch/", event(1))
+    publisher.publish_durable("event/bark/porch/", event(2))
+    assert held == [1, 2]
+
+
+def test_refused_messages_are_counted() -> None:
+    publisher = FeedPublisher(Wire(accepts=False), None, "b1", lambda: 0)
+    publisher.publish("health/porch/", {})
+    assert publisher.drops == 1
+
+
+def read_all(
+    order: FeedOrder, live: list[FeedMessage], log: EventLog
+) -> list[FeedMessage | Missed]:
+    """Read as the reader does, with a query endpoint that always answers."""
+    items: list[FeedMessage | Missed] = []
+    for message in live:
+        while not order.follows(message):
+            page = log.replay(order.position, limit=3)
+            assert isinstance(page, ReplayPage)
+            for one in page.messages:
+                items += order.replayed(one)
+            if not page.more:
+                items += order.caught_up(message)
+        taken = order.take(message)
+        items += [] if taken is None else [taken]
+    return items
+
+
+BOOTS = st.lists(
+    st.lists(st.tuples(st.sampled_from(["event", "gap", "status"]), st.booleans()), max_size=15),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(boots=BOOTS, logs=st.lists(st.booleans(), min_size=60, max_size=60))
+def test_reader_gets_every_durable_message_once_and_in_order(
+    tmp_path_factory: pytest.TempPathFactory,
+    boots: list[list[tuple[str, bool]]],
+    logs: list[bool],
+) -> None:
+    """Some live messages are lost, some are missing in the log, some boots say nothing."""
+    log = EventLog(tmp_path_factory.mktemp("events"))
+    wire = Wire()
+    arrived: list[FeedMessage] = []
+    published: list[Position] = []
+    keeps = iter(logs)
+
+    class ForgetfulLog:
+        write_errors = 0
+
+        def begin(self, boot: str) -> None:
+            log.begin(boot)
+
+        def append(self, message: FeedMessage) -> None:
+            if next(keeps):
+                log.append(message)
+
+        def retry(self) -> None:
+            pass
+
+    for number, plan in enumerate(boots):
+        publisher = FeedPublisher(wire, ForgetfulLog(), f"b{number}", lambda: 0)  # type: ignore[arg-type]
+        for n, (kind, arrives) in enumerate([*plan, ("status", True)]):
+            if kind == "status":
+                publisher.publish("status/worker/", {})
+            else:
+                publisher.publish_durable(f"{kind}/porch/", {"n": n})
+                published.append(wire.sent[-1].position)
+            if arrives:
+                arrived.append(wire.sent[-1])
+    order = FeedOrder(("b0", 0))
+    items = read_all(order, arrived, log)
+    log.close()
+    given_out = [
+        item.position for item in items if isinstance(item, FeedMessage) and item.is_durable
+    ]
+    assert given_out == sorted(set(given_out))
+    lost = set(published) - set(given_out)
+    holes = [item for item in items if isinstance(item, Missed)]
+    reported = {
+        position
+        for position in published
+        for hole in holes
+        if hole.after is not None and hole.after < position <= hole.upto
+    }
+    # what the log lost at the end of a boot is known to nobody once that publisher is gone
+    assert reported <= lost
+    assert {position for position in lost - reported} <= {
+        position for position in lost if position[0] != f"b{len(boots) - 1}"
+    }
+    assert all(any(hole.after < one <= hole.upto for one in lost) for hole in holes)  # type: ignore[operator]
+
+
+def test_repeats_of_an_earlier_boot_are_left_out() -> None:
+    wire = Wire()
+    order = FeedOrder(("b1", 0))
+    for boot in ("b1", "b2"):
+        publisher = FeedPublisher(wire, None, boot, lambda: 0)
+        publisher.publish_durable("event/bark/porch/", event(1))
+        publisher.publish_durable("gap/porch/", event(1) | {"start": 7})
+        publisher.publish_durable("event/bark/porch/", event(1, "end"))
+    first, second = wire.sent[:3], wire.sent[3:]
+    assert [order.take(message) for message in first] == first
+    assert order.caught_up(second[0]) == []
+    assert [order.take(message) for message in second] == [None, None, None]
+    late = first[0]
+    assert order.follows(late)
+    assert order.take(late) is None
+    assert order.duplicates == 4
+
+
+class Worker:
+    """A publisher and its query server in a thread, as a worker runs them."""
+
+    def __init__(self, folder: Path, boot: str, *, answers: bool = True, logs: bool = True) -> None:
+        self.folder = folder
+        self.sockets = Sockets()
+        self.log = EventLog(folder / "events") if logs else None
+        pub = self.sockets.bind("pub", f"ipc://{folder}/feed.sock", FEED_HWM_MESSAGES)
+        self.publisher = FeedPublisher(pub, self.log, boot, time.time_ns)
+        self.queries = None
+        if answers:
+            router = self.sockets.bind("router", f"ipc://{folder}/query.sock", QUERY_HWM_MESSAGES)
+            self.queries = QueryServer(
+                router, self.log, self.publisher, snapshot=dict, audio=self._audio
+            )
+        self._is_lossy = False
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def publish(self, *bodies: dict[str, Any], arrives: bool = True) -> None:
+        with self._lock:
+            send = self.publisher._socket.send
+            if not arrives:
+                self.publisher._socket.send = lambda frames: True  # type: ignore[method-assign]
+            for body in bodies:
+                self.publisher.publish_durable(f"event/{body['class']}/{body['stream']}/", body)
+            self.publisher._socket.send = send  # type: ignore[method-assign]
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.sockets.close()
+        if self.log is not None:
+            self.log.close()
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.01):
+            with self._lock:
+                self.publisher.publish("status/worker/", {})
+                if self.queries is not None:
+                    self.queries.serve()
+
+    def _audio(self, wanted: AudioWanted) -> AudioBlock:
+        raise WireError("audio: none")
+
+
+@pytest.fixture
+def folder(socket_dir: Path) -> Path:
+    return socket_dir
+
+
+@pytest.fixture
+def workers(folder: Path) -> Iterator[list[Worker]]:
+    """Workers started by the test; closed at its end."""
+    found: list[Worker] = []
+    yield found
+    for worker in found:
+        worker.close()
+
+
+def subscriber(folder: Path, **options: Any) -> Subscriber:
+    return Subscriber(f"ipc://{folder}/feed.sock", **options)
+
+
+def wait_until_heard(reader: Subscriber) -> None:
+    """Read until the publisher's status came; only the position moves."""
+    end_s = time.monotonic() + LONG_S
+    while reader.position is None and time.monotonic() < end_s:
+        assert reader.receive(0.05) is None
+    assert reader.position is not None
+
+
+def ids(reader: Subscriber, n_events: int) -> list[str]:
+    found = []
+    for _ in range(n_events):
+        item = reader.receive(LONG_S)
+        assert isinstance(item, FeedMessage), item
+        found.append(item.body["id"])
+    return found
+
+
+def test_subscriber_yields_the_events_of_the_classes_and_streams_wanted(
+    folder: Path, workers: list[Worker]
+) -> None:
+    workers.append(Worker(folder, "b1"))
+    with subscriber(folder, classes=["Bark"], streams=["porch"], idle_timeout_s=LONG_S) as reader:
+        wait_until_heard(reader)
+        workers[0].publish(
+            event(1), event(2, name="siren"), event(3, stream="yard"), event(4, "end")
+        )
+        bodies = iter(reader)
+        assert [next(bodies)["id"], next(bodies)["id"]] == ["id1", "id4"]
+        assert reader.position == workers[0].publisher.durable_position
+
+
+def test_messages_that_did_not_arrive_are_replayed_in_order(
+    folder: Path, workers: list[Worker]
+) -> None:
+    workers.append(Worker(folder, "b1"))
+    with subscriber(folder) as reader:
+        wait_until_heard(reader)
+        workers[0].publish(event(1))
+        workers[0].publish(event(2), event(3), arrives=False)
+        workers[0].publish(event(4))
+        workers[0].publish(event(5), arrives=False)
+        assert ids(reader, 5) == ["id1", "id2", "id3", "id4", "id5"]
+        assert reader.receive(0.05) is None
+
+
+def test_a_restarted_publisher_repeats_nothing_and_loses_nothing(
+    folder: Path, workers: list[Worker]
+) -> None:
+    workers.append(Worker(folder, "b1"))
+    with subscriber(folder) as reader:
+        wait_until_heard(reader)
+        workers[0].publish(event(1))
+        assert ids(reader, 1) == ["id1"]
+        workers[0].publish(event(2), arrives=False)
+        workers.pop().close()
+        workers.append(Worker(folder, "b2"))
+        workers[0].publish(event(2), event(3), arrives=False)
+        assert ids(reader, 2) == ["id2", "id3"]
+        assert reader.duplicates == 1
+
+
+def test_a_subscriber_that_was_there_first_gets_everything(
+    folder: Path, workers: list[Worker]
+) -> None:
+    with subscriber(folder) as reader:
+        assert reader.receive(0.05) is None
+        assert reader.silence_s is None
+        workers.append(Worker(folder, "b1"))
+        workers[0].publish(event(1), event(2), arrives=False)
+        assert ids(reader, 2) == ["id1", "id2"]
+
+
+def test_a_subscriber_that_came_later_starts_with_now(folder: Path, workers: list[Worker]) -> None:
+    workers.append(Worker(folder, "b1"))
+    workers[0].publish(event(1))
+    with subscriber(folder) as reader:
+        wait_until_heard(reader)
+        workers[0].publish(event(2))
+        assert ids(reader, 1) == ["id2"]
+
+
+def test_oldest_begins_with_what_the_log_holds(folder: Path, workers: list[Worker]) -> None:
+    workers.append(Worker(folder, "b1"))
+    workers[0].publish(event(1))
+    workers.pop().close()
+    workers.append(Worker(folder, "b2"))
+    workers[0].publish(event(2))
+    with subscriber(folder, after="oldest") as reader:
+        assert ids(reader, 2) == ["id1", "id2"]
+
+
+def test_a_kept_position_goes_on_where_the_last_run_stopped(
+    folder: Path, workers: list[Worker]
+) -> None:
+    workers.append(Worker(folder, "b1"))
+    with subscriber(folder) as reader:
+        wait_until_heard(reader)
+        workers[0].publish(event(1), event(2))
+        assert ids(reader, 1) == ["id1"]
+        kept = reader.position
+    workers[0].publish(event(3))
+    with subscriber(folder, after=kept) as reader:
+        assert ids(reader, 2) == ["id2", "id3"]
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_hole_that_cannot_be_filled_is_reported(
+    folder: Path, workers: list[Worker], answers: bool
+) -> None:
+    workers.append(Worker(folder, "b1", answers=answers, logs=False))
+    with subscriber(folder, replay_patience_s=0.0) as reader:
+        wait_until_heard(reader)
+        workers[0].publish(event(1))
+        workers[0].publish(event(2), arrives=False)
+        workers[0].publish(event(3))
+        items = [reader.receive(LONG_S) for _ in range(3)]
+    first, hole, third = items
+    assert isinstance(first, FeedMessage)
+    assert isinstance(hole, Missed)
+    assert isinstance(third, FeedMessage)
+    assert hole.after == first.position
+    assert hole.upto == ("b1", third.body["previous"])
+    assert ("no event log" if answers else "does not answer") in hole.reason
+
+
+def test_what_the_log_no_longer_holds_is_reported_and_the_rest_replayed(
+    folder: Path, workers: list[Worker]
+) -> None:
+    workers.append(Worker(folder, "b1"))
+    workers[0].publish(event(1))
+    with subscriber(folder, after=("b0", 7)) as reader:
+        assert reader.receive(LONG_S) == Missed(
+            ("b0", 7), ("b1", 0), "the publisher's event log no longer has them"
+        )
+        assert ids(reader, 1) == ["id1"]
+
+
+def test_iterating_hands_holes_to_the_callback_or_the_log(
+    folder: Path, workers: list[Worker], caplog: pytest.LogCaptureFixture
+) -> None:
+    workers.append(Worker(folder, "b1"))
+    workers[0].publish(event(1))
+    holes: list[Missed] = []
+    for on_missed in (holes.append, None):
+        with (
+            subscriber(
+                folder, after=("b0", 7), on_missed=on_missed, idle_timeout_s=LONG_S
+            ) as reader,
+            caplog.at_level(logging.WARNING),
+        ):
+            assert next(iter(reader))["id"] == "id1"
+    assert [hole.after for hole in holes] == [("b0", 7)]
+    assert len(caplog.records) == 1
+    assert "boot b1" in caplog.text
+
+
+def test_other_topics_come_with_their_scores(folder: Path, workers: list[Worker]) -> None:
+    workers.append(Worker(folder, "b1"))
+    with subscriber(folder, topics=["scores/", "status/"]) as reader:
+        assert isinstance(reader.receive(LONG_S), FeedMessage)
+        with workers[0]._lock:
+            scores = np.array([0.25, 1.0], np.float16)
+            workers[0].publisher.publish_scores("scores/porch/", {"stream": "porch"}, scores)
+            workers[0].publisher.publish_durable("event/bark/porch/", event(1))
+        kinds = []
+        while "scores" not in kinds:
+            message = reader.receive(LONG_S)
+            assert isinstance(message, FeedMessage)
+            kinds.append(message.kind)
+        assert message.scores is not None
+        assert message.scores.tolist() == [0.25, 1.0]
+        assert set(kinds) <= {"scores", "status"}
+
+
+def test_malformed_messages_are_counted_and_left_out(folder: Path, workers: list[Worker]) -> None:
+    workers.append(Worker(folder, "b1"))
+    with subscriber(folder) as reader:
+        wait_until_heard(reader)
+        with workers[0]._lock:
+            workers[0].publisher._socket.send([b"event/bark/porch/", b"{"])
+        workers[0].publish(event(1))
+        assert ids(reader, 1) == ["id1"]
+        assert reader.malformed == 1
+
+
+def test_idle_timeout_ends_the_iteration(folder: Path, workers: list[Worker]) -> None:
+    workers.append(Worker(folder, "b1"))
+    with subscriber(folder, idle_timeout_s=0.05) as reader:
+        assert list(reader) == []
+
+
+def test_stop_from_another_thread_ends_the_iteration(folder: Path) -> None:
+    with subscriber(folder) as reader:
+        timer = threading.Timer(0.05, reader.stop)
+        timer.start()
+        assert list(reader) == []
+        timer.join()
+
+
+def test_endpoints_that_cannot_be_are_refused() -> None:
+    for endpoint in ("feed.sock", "ipc://relative", "tcp://example.org:5555", "tcp://[::1]:0"):
+        with pytest.raises(UsageError, match="endpoint"):
+            Subscriber(endpoint)
+
+
+def test_query_endpoint_is_beside_the_feed() -> None:
+    assert query_endpoint_beside("ipc:///run/x/feed.sock") == "ipc:///run/x/query.sock"
+    assert query_endpoint_beside("ipc:///run/x/alerts.sock") is None
+    assert query_endpoint_beside("tcp://127.0.0.1:5555") is None

@@ -105,7 +105,7 @@ class EventLog:
             logger.warning("event log %s: %s damaged lines skipped", directory, self.damaged)
 
     def begin(self, boot: str) -> None:
-        """Mark the start of a boot, so that readers know the order of boots, also of silent ones."""
+        """Mark the start of a boot, so that readers know the order even of silent ones."""
         body = {"v": PROTOCOL_VERSION, "boot": boot, "seq": 0, "previous": 0}
         self.append(FeedMessage(BOOT_TOPIC, body))
 

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 EXIT_HUNG = 75  # EX_TEMPFAIL of sysexits.h: a new process may do better
 _POLL_MS = 100
-_LINGER_S = 1.0  # the ring stays so long after its end was told, for readers that ask again
+_LINGER_S = 0.5  # the ring stays so long after its end was told, for readers that ask again
 _HUNG_GRACE_S = 5.0  # a process that must end lets the worker have its audio first
 _JOIN_S = 1.0
 

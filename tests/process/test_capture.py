@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from capture_process import LIMIT_S, capture_process
 from ast_stream.audio.resample import Resampler
 from ast_stream.messages import Pcm16
 from ast_stream.units import SAMPLE_RATE
+from ast_stream.wire.codec import ReadRequest, encode_request
 
 
 def write_noise(path: Path, seconds: float, seed: int = 0) -> Pcm16:
@@ -132,6 +134,21 @@ def test_a_damaged_recording_gives_what_it_has_and_fails(tmp_path: Path) -> None
         assert "expected wav, flac, ogg or mp3" in end.detail
         assert capture.wait_exit() == 1
         assert "Traceback" not in capture.log
+
+
+def test_after_a_kill_a_new_process_takes_the_endpoint_with_a_new_epoch(tmp_path: Path) -> None:
+    write_noise(tmp_path / "a.wav", 1.0)
+    source = {"type": "file", "path": str(tmp_path / "a.wav"), "loop": True}
+    with capture_process(source) as capture:
+        capture.start()
+        before = capture.wait_for_state("listening").block.epoch
+        assert capture.terminate(signal.SIGKILL) == -signal.SIGKILL
+        capture.start()
+        after = capture.wait_for(lambda reply: reply.block.epoch != before).block.epoch
+        request = ReadRequest(v=1, op="read", stream="porch", epoch=before, start=0)
+        (refusal,) = capture.ask([encode_request(request)])
+        assert json.loads(refusal)["error"] == "wrong_epoch"
+        assert json.loads(refusal)["epoch"] == after
 
 
 def test_a_second_process_for_the_same_stream_is_refused(tmp_path: Path) -> None:

@@ -211,6 +211,11 @@ def test_metadata_survives_saving(tmp_path: Path) -> None:
     assert loaded.rise("Siren", 10.0) == (0.5, 0.5, True)
 
 
+def test_all_files_of_a_checkpoint_have_the_same_readers(saved: Path) -> None:
+    assert len({path.stat().st_mode for path in saved.iterdir()}) == 1
+    assert not list(saved.glob(".*"))
+
+
 def test_half_precision_storage_keeps_the_labels_and_changes_the_hash(tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint()
     save_checkpoint(tmp_path / "half", checkpoint, "fp16")

@@ -7,6 +7,7 @@ import hashlib
 import importlib.resources
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -128,11 +129,13 @@ def save_checkpoint(
     )
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        unfinished = directory / f".{WEIGHTS[0]}.unfinished"
-        save_file(tensors, unfinished, metadata={"format": "pt"})
-        os.replace(unfinished, directory / WEIGHTS[0])
         write_json(directory / hub_config.CONFIG, config)
         write_json(directory / hub_config.PREPROCESSOR, preprocessor)
+        unfinished = directory / f".{WEIGHTS[0]}.unfinished"
+        save_file(tensors, unfinished, metadata={"format": "pt"})
+        # safetensors makes files that only their owner can read
+        shutil.copymode(directory / hub_config.CONFIG, unfinished)
+        os.replace(unfinished, directory / WEIGHTS[0])
     except OSError as error:
         raise CheckpointError(f"{directory}: cannot be written: {error}") from error
     write_metadata(directory, checkpoint.metadata)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -94,7 +94,7 @@ def at_most_threads(limit: int) -> Iterator[None]:
 @contextmanager
 def without_tf32() -> Iterator[None]:
     """Let fp32 be fp32 inside the block: cuDNN's convolutions use TF32 by default."""
-    backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [backend.allow_tf32 for backend in backends]
     for backend in backends:
         backend.allow_tf32 = False

@@ -54,26 +54,25 @@ class WorkerFeed:
         """Streams of which events of an earlier run are still open."""
         return {body["stream"] for body in self._orphans.values()}
 
-    def publish_events(self, stream: WorkerStream, events: list[Event]) -> None:
-        """Publish event messages of one stream."""
-        for event in events:
-            known = self._published_of(event.stream, event.epoch)
-            if known.has_event(event.id, event.type, event.at_sample):
-                continue
-            self.counters[f"events_{event.type}"] += 1
-            logger.log(
-                logging.DEBUG if event.type == "update" else logging.INFO,
-                "event %s",
-                event.type,
-                extra={
-                    "stream": event.stream,
-                    "class": event.slug,
-                    "score": round(event.score, 3),
-                    "onset_s": round(samples_to_seconds(event.onset_sample), 2),
-                },
-            )
-            topic = event_topic(event.slug, event.stream)
-            self._publisher.publish_durable(topic, self.body(stream, event))
+    def publish_event(self, stream: WorkerStream, event: Event) -> None:
+        """Publish an event message of `stream`."""
+        known = self._published_of(event.stream, event.epoch)
+        if known.has_event(event.id, event.type, event.at_sample):
+            return
+        self.counters[f"events_{event.type}"] += 1
+        logger.log(
+            logging.DEBUG if event.type == "update" else logging.INFO,
+            "event %s",
+            event.type,
+            extra={
+                "stream": event.stream,
+                "class": event.slug,
+                "score": round(event.score, 3),
+                "onset_s": round(samples_to_seconds(event.onset_sample), 2),
+            },
+        )
+        topic = event_topic(event.slug, event.stream)
+        self._publisher.publish_durable(topic, self.body(stream, event))
 
     def publish_gap(self, stream: WorkerStream, gap: Gap) -> None:
         """Publish and count lost samples."""

@@ -111,8 +111,7 @@ class Worker:
             self._poller.wait(0 if self._detector.has_due else TICK_MS)
             self.tick()
         for stream in self._open_streams():
-            events = self._detector.end_events(stream.name, "shutdown")
-            self._feed.publish_events(stream, events)
+            self._publish(self._detector.end_events(stream.name, "shutdown"))
         self._save(self._now_s(), is_final=True)
 
     def tick(self) -> None:
@@ -219,11 +218,11 @@ class Worker:
             gap = Gap(gap.stream, gap.epoch, record.position, lost, gap.reason)
         self._feed.publish_gap(stream, gap)
         if stream.is_open and gap.epoch == stream.intake.epoch:
-            self._feed.publish_events(stream, self._detector.gap(gap))
+            self._publish(self._detector.gap(gap))
 
     def _on_new_epoch(self, stream: WorkerStream, epoch: str, start: int) -> None:
         if stream.is_open:
-            self._feed.publish_events(stream, self._detector.close(stream.name, "stream_lost"))
+            self._publish(self._detector.close(stream.name, "stream_lost"))
         # events of an epoch of which nothing was acknowledged are derived again from its start
         self._feed.end_orphans(stream.name, except_epoch=epoch if start == 0 else None)
         logger.info("stream %s: epoch %s from sample %d", stream.name, epoch[:8], start)
@@ -242,13 +241,13 @@ class Worker:
         if not stream.is_open:
             return
         end = self._detector.received(stream.name)
-        self._feed.publish_events(stream, self._detector.flush(stream.name))
+        self._publish(self._detector.flush(stream.name))
         stream.is_open = False
         stream.acknowledge(end)
 
     def _publish(self, events: list[Event]) -> None:
         for event in events:
-            self._feed.publish_events(self._streams[event.stream], [event])
+            self._feed.publish_event(self._streams[event.stream], event)
 
     def _open_streams(self) -> Iterator[WorkerStream]:
         return (stream for stream in list(self._streams.values()) if stream.is_open)
@@ -260,8 +259,7 @@ class Worker:
             if silence_s > LOST_AFTER_S and not stream.is_lost:
                 logger.warning("stream %s: no audio for %.0f s", stream.name, silence_s)
                 stream.is_lost = True
-                events = self._detector.end_events(stream.name, "stream_lost")
-                self._feed.publish_events(stream, events)
+                self._publish(self._detector.end_events(stream.name, "stream_lost"))
             self._relieve(stream)
         for stream in list(self._streams.values()):
             if not stream.plan.is_configured and stream.intake.silence_s(now_s) > FORGET_AFTER_S:
@@ -292,7 +290,7 @@ class Worker:
 
     def _forget(self, stream: WorkerStream) -> None:
         if stream.is_open:
-            self._feed.publish_events(stream, self._detector.close(stream.name, "stream_lost"))
+            self._publish(self._detector.close(stream.name, "stream_lost"))
         stream.link.close()
         del self._streams[stream.name]
         logger.info("stream %s: gone", stream.name)

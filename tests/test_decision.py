@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ast_stream.detect.decision import NEVER, Decision
+from ast_stream.detect.decision import Decision
 from ast_stream.detect.parameters import ModelFacts, resolve_parameters
+from ast_stream.detect.positions import NEVER
 from ast_stream.detect.slots import SlotNames
 from ast_stream.errors import UsageError
 from ast_stream.messages import Event

@@ -14,12 +14,12 @@ import numpy.typing as npt
 
 from ast_stream.detect.boundaries import locate_offset, locate_onset
 from ast_stream.detect.parameters import DecisionParameters
+from ast_stream.detect.positions import NEVER
 from ast_stream.detect.slots import SlotNames
 from ast_stream.messages import EndReason, Event, EventType, event_id
 from ast_stream.units import SAMPLE_RATE
 
 UPDATE_INTERVAL = SAMPLE_RATE  # samples: at most one update a second for each event
-NEVER = -1
 _FIELDS: dict[str, tuple[type, int]] = {
     "hits": (np.uint64, 0),  # last windows above the onset threshold, newest in bit 0
     "is_active": (np.bool_, 0),  # confirmed

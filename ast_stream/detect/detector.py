@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ast_stream.detect.decision import NEVER, Decision
+from ast_stream.detect.decision import Decision
+from ast_stream.detect.levels import LevelMeter
 from ast_stream.detect.parameters import ModelFacts, resolve_parameters
+from ast_stream.detect.positions import NEVER, Positions
 from ast_stream.detect.slots import SlotNames
 from ast_stream.detect.staging import Staging
 from ast_stream.messages import EndReason, Event, Gap, Pcm16, Scores
@@ -24,9 +26,7 @@ from ast_stream.model.tagger import Tagger
 from ast_stream.settings.schema import DetectionSettings
 from ast_stream.units import (
     FRAME_LENGTH,
-    FULL_SCALE,
     SAMPLE_RATE,
-    amplitude_to_dbfs,
     seconds_to_samples,
     whole_frames,
 )
@@ -37,7 +37,6 @@ HOPS_AT_ONCE = 8  # of one stream that is behind, where larger batches are faste
 FLUSH_CONTEXT_S = 1.0  # while flushing a window keeps at least this much audio
 
 Output = Event | Scores
-_SLOT_FIELDS = ("context_start", "received", "next_end", "score_from", "first_scored")
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,6 @@ class Detector:
         self.max_streams = max_streams
         self._tagger = tagger
         self.on_scores = on_scores
-        self._gate_dbfs = detection.gate_dbfs
         context_s = tagger.window_s if min_context_s is None else min_context_s
         self._min_context = min(seconds_to_samples(context_s), self.window)
         self._flush_context = min(seconds_to_samples(FLUSH_CONTEXT_S), self._min_context)
@@ -104,11 +102,9 @@ class Detector:
             max_hops=self._max_hops,
             device=tagger.device,
         )
-        self._slot: dict[str, npt.NDArray[np.int64]] = {}
+        self._at = Positions(self.hop)
+        self._levels = LevelMeter(self.window, self.hop, detection.gate_dbfs)
         self._last_scores = np.zeros((0, len(tagger.labels)), np.float32)
-        self._levels = np.zeros((0, max(1, self.window // self.hop)), np.float64)
-        self._is_gated = np.zeros(0, np.bool_)
-        self._stride = np.ones(0, np.int64)
         self._owed: list[Event] = []
         self._grow()
 
@@ -127,7 +123,7 @@ class Detector:
         self._grow()
         self._decision.reset(slot)
         self._restart_context(slot, start_sample)
-        self._stride[slot] = 1
+        self._at.stride[slot] = 1
 
     def resume(self, stream: str, epoch: str, start_sample: int, state: dict[str, Any]) -> None:
         """Begin a stream where `export` was taken: audio from `start_sample` on is pushed again.
@@ -140,17 +136,17 @@ class Detector:
         self.open(stream, epoch, start_sample)
         slot = self._names.slot(stream)
         self._decision.restore(slot, state["decision"])
-        self._slot["context_start"][slot] = max(start_sample, state["context_start"])
-        self._slot["first_scored"][slot] = state["first_scored"]
-        self._slot["score_from"][slot] = state["position"]
+        self._at.context_start[slot] = max(start_sample, state["context_start"])
+        self._at.first_scored[slot] = state["first_scored"]
+        self._at.score_from[slot] = state["position"]
 
     def export(self, stream: str) -> dict[str, Any]:
         """Return what `resume` needs, as JSON."""
         slot = self._names.slot(stream)
         return {
-            "position": int(self._position(slot)),
-            "context_start": int(self._slot["context_start"][slot]),
-            "first_scored": int(self._slot["first_scored"][slot]),
+            "position": self._at.decided(slot),
+            "context_start": int(self._at.context_start[slot]),
+            "first_scored": int(self._at.first_scored[slot]),
             "decision": self._decision.export(slot),
         }
 
@@ -160,11 +156,11 @@ class Detector:
 
     def position(self, stream: str) -> int:
         """Return the sample index up to which `stream` is decided."""
-        return int(self._position(self._names.slot(stream)))
+        return self._at.decided(self._names.slot(stream))
 
     def received(self, stream: str) -> int:
         """Return the sample index up to which audio of `stream` was pushed."""
-        return int(self._slot["received"][self._names.slot(stream)])
+        return int(self._at.received[self._names.slot(stream)])
 
     def push(self, stream: str, start_sample: int, pcm: Pcm16) -> None:
         """Take the next samples of a stream; `run` returns what follows from them.
@@ -175,16 +171,16 @@ class Detector:
         slot = self._names.slot(stream)
         for at in range(0, len(pcm), STAGING_SECONDS * SAMPLE_RATE // 2):
             piece = pcm[at : at + STAGING_SECONDS * SAMPLE_RATE // 2]
-            received = int(self._slot["received"][slot])
+            received = int(self._at.received[slot])
             if start_sample + at != received:
                 raise ValueError(
                     f"stream {stream}: expected sample {received} next, got {start_sample + at}"
                 )
-            unscored = received - int(self._position(slot))
+            unscored = received - self._at.decided(slot)
             if unscored + len(piece) + LOOK_BACK > self._staging.capacity:
                 self._owed += self._advance()
             self._staging.write(slot, received, piece)
-            self._slot["received"][slot] += len(piece)
+            self._at.received[slot] += len(piece)
 
     def gap(self, gap: Gap) -> list[Event]:
         """Continue a stream behind lost samples.
@@ -204,7 +200,7 @@ class Detector:
     def has_due(self) -> bool:
         """Whether a window waits to be scored."""
         slots = self._open_slots()
-        return bool((self._slot["received"][slots] >= self._slot["next_end"][slots]).any())
+        return bool((self._at.hops_waiting(slots) > 0).any())
 
     def run(self, max_windows: int | None = None) -> list[Event]:
         """Score the windows that are due and return the events, in order for each stream.
@@ -234,55 +230,38 @@ class Detector:
 
     def set_stride(self, stream: str, stride: int) -> None:
         """Under overload: score only every `stride`-th window, keeping the scores between."""
-        self._stride[self._names.slot(stream)] = stride
+        self._at.stride[self._names.slot(stream)] = stride
 
     def open_events(self, stream: str) -> list[Event]:
         """Return the events of `stream` that have begun and not ended."""
         slot = self._names.slot(stream)
-        return self._decision.open_events(slot, int(self._position(slot)))
+        return self._decision.open_events(slot, self._at.decided(slot))
 
     def status(self, stream: str) -> StreamStatus:
         """Return how `stream` is doing."""
         slot = self._names.slot(stream)
         return StreamStatus(
-            level_dbfs=amplitude_to_dbfs(float(self._levels[slot, -1])),
-            is_warming=bool(self._slot["first_scored"][slot] == NEVER),
-            is_gated=bool(self._is_gated[slot]),
-            hop_s=float(self._stride[slot]) * self.hop / SAMPLE_RATE,
-            scored_to=int(self._position(slot)),
+            level_dbfs=self._levels.level_dbfs(slot),
+            is_warming=bool(self._at.first_scored[slot] == NEVER),
+            is_gated=bool(self._levels.is_gated[slot]),
+            hop_s=float(self._at.stride[slot]) * self.hop / SAMPLE_RATE,
+            scored_to=self._at.decided(slot),
             open_events=self._decision.open_count(slot),
         )
 
     def _grow(self) -> None:
         n_slots = self._names.capacity
-        if self._slot and len(self._stride) >= n_slots:
-            return
-        self._decision.grow(n_slots)
-        self._staging.grow(n_slots)
-        self._features.grow(n_slots)
-        grow_by = n_slots - len(self._stride)
-        for field in _SLOT_FIELDS:
-            before = self._slot.get(field, np.zeros(0, np.int64))
-            self._slot[field] = np.concatenate([before, np.zeros(grow_by, np.int64)])
-        self._stride = np.concatenate([self._stride, np.ones(grow_by, np.int64)])
-        self._is_gated = np.concatenate([self._is_gated, np.zeros(grow_by, np.bool_)])
-        self._last_scores = _more_rows(self._last_scores, grow_by)
-        self._levels = _more_rows(self._levels, grow_by)
+        if len(self._last_scores) < n_slots:
+            for part in (self._decision, self._staging, self._features, self._at, self._levels):
+                part.grow(n_slots)
+            more = n_slots - len(self._last_scores)
+            self._last_scores = np.pad(self._last_scores, ((0, more), (0, 0)))
 
     def _restart_context(self, slot: int, start_sample: int) -> None:
-        self._slot["context_start"][slot] = start_sample
-        self._slot["received"][slot] = start_sample
-        self._slot["next_end"][slot] = (start_sample // self.hop + 1) * self.hop
-        self._slot["score_from"][slot] = NEVER
-        self._slot["first_scored"][slot] = NEVER
+        self._at.restart(slot, start_sample)
         self._staging.clear(slot)
+        self._levels.reset(slot)
         self._last_scores[slot] = 0
-        self._levels[slot] = 0
-        self._is_gated[slot] = False
-
-    def _position(self, slot: int) -> np.int64:
-        position: np.int64 = self._slot["next_end"][slot] - self.hop
-        return max(position, self._slot["context_start"][slot], self._slot["score_from"][slot])
 
     def _open_slots(self) -> npt.NDArray[np.int64]:
         return np.array([self._names.slot(stream) for stream in self.streams], np.int64)
@@ -292,9 +271,7 @@ class Detector:
         slots = self._open_slots()
         n_windows = 0
         while len(slots) and (max_windows is None or n_windows < max_windows):
-            waiting = (
-                self._slot["received"][slots] - self._slot["next_end"][slots]
-            ) // self.hop + 1
+            waiting = self._at.hops_waiting(slots)
             n_hops = self._max_hops if waiting.max() >= self._max_hops else 1
             due = slots[waiting >= n_hops]
             if not len(due):
@@ -307,35 +284,35 @@ class Detector:
         """Score on beyond the end of the audio while enough of it is still in the window."""
         events = self._owed + self._advance()
         self._owed = []
-        received = int(self._slot["received"][slot])
-        held = received - int(self._slot["context_start"][slot])
+        received = int(self._at.received[slot])
+        held = received - int(self._at.context_start[slot])
         if held < FRAME_LENGTH:
             return events
         context = min(self._flush_context, held)
         self._staging.write(slot, received, np.zeros(self.window + self.hop, np.int16))
-        while int(self._slot["next_end"][slot]) - self.window <= received - context:
+        while int(self._at.next_end[slot]) - self.window <= received - context:
             events += self._step(np.array([slot], np.int64), 1, context)
         return events
 
     def _close(self, slot: int, reason: EndReason) -> list[Event]:
-        received = int(self._slot["received"][slot])
-        return self._decision.close(slot, reason, int(self._position(slot)), received)
+        received = int(self._at.received[slot])
+        return self._decision.close(slot, reason, self._at.decided(slot), received)
 
     def _step(self, slots: npt.NDArray[np.int64], n_hops: int, min_context: int) -> list[Event]:
         """Advance each slot by `n_hops` windows: features, scores, decisions."""
-        field = self._slot
-        ends = field["next_end"][slots] + (n_hops - 1) * self.hop
+        at = self._at
+        ends = at.next_end[slots] + (n_hops - 1) * self.hop
         begin = ends - n_hops * self.hop - LOOK_BACK
         pcm = self._staging.read(slots, begin, n_hops * self.hop + LOOK_BACK)
-        self._measure(slots, pcm[:, LOOK_BACK:], n_hops)
+        self._levels.measure(slots, pcm[:, LOOK_BACK:])
         self._features.push(slots, pcm[:, :-UNUSED_TAIL], ends)
 
-        hop_ends = field["next_end"][slots][None, :] + np.arange(n_hops)[:, None] * self.hop
-        field["next_end"][slots] += n_hops * self.hop
-        held = np.minimum(hop_ends, field["received"][slots]) - field["context_start"][slots]
-        is_due = (held >= min_context) & (hop_ends > field["score_from"][slots])
-        is_run = is_due & ~self._is_gated[slots]
-        is_run &= (hop_ends // self.hop) % self._stride[slots] == 0
+        hop_ends = at.next_end[slots][None, :] + np.arange(n_hops)[:, None] * self.hop
+        at.next_end[slots] += n_hops * self.hop
+        held = np.minimum(hop_ends, at.received[slots]) - at.context_start[slots]
+        is_due = (held >= min_context) & (hop_ends > at.score_from[slots])
+        is_run = is_due & ~self._levels.is_gated[slots]
+        is_run &= (hop_ends // self.hop) % self._at.stride[slots] == 0
         scores = self._score(slots, hop_ends, is_run)
         events: list[Event] = []
         for hop in range(n_hops):
@@ -359,12 +336,12 @@ class Detector:
             windows = self._features.windows(
                 which,
                 ends,
-                first_frame(self._slot["context_start"][which]),
-                last_frame(self._slot["received"][which]),
+                first_frame(self._at.context_start[which]),
+                last_frame(self._at.received[which]),
             )
             scores[hop_rows, slot_rows] = self._tagger.window_scores(windows)
         for hop in range(n_hops):
-            kept = ~is_run[hop] & ~self._is_gated[slots]
+            kept = ~is_run[hop] & ~self._levels.is_gated[slots]
             scores[hop, kept] = self._last_scores[slots[kept]]
             self._last_scores[slots] = scores[hop]
         return scores
@@ -375,9 +352,6 @@ class Detector:
         ends: npt.NDArray[np.int64],
         scores: npt.NDArray[np.float32],
     ) -> list[Event]:
-        first = self._slot["first_scored"][slots]
-        first = np.where(first == NEVER, ends, first)
-        self._slot["first_scored"][slots] = first
         if self.on_scores is not None:
             for slot, end, row in zip(slots, ends, scores, strict=True):
                 self.on_scores(Scores(*self._names.of(int(slot)), int(end), row.copy()))
@@ -385,26 +359,10 @@ class Detector:
             slots,
             ends,
             scores,
-            context_starts=self._slot["context_start"][slots],
-            first_scored=first,
-            audio_ends=self._slot["received"][slots],
+            context_starts=self._at.context_start[slots],
+            first_scored=self._at.mark_scored(slots, ends),
+            audio_ends=self._at.received[slots],
         )
-
-    def _measure(
-        self, slots: npt.NDArray[np.int64], pcm: npt.NDArray[np.int16], n_hops: int
-    ) -> None:
-        """Keep the RMS of the window's hops: the level shown, and what the gate looks at."""
-        hops = pcm.reshape(len(pcm), n_hops, self.hop).astype(np.float32) / FULL_SCALE
-        rms = np.sqrt(np.mean(hops * hops, axis=2))
-        levels = np.concatenate([self._levels[slots], rms], axis=1)
-        self._levels[slots] = levels[:, -self._levels.shape[1] :]
-        if self._gate_dbfs is not None:
-            loudest = self._levels[slots].max(axis=1)
-            self._is_gated[slots] = loudest < 10 ** (self._gate_dbfs / 20)
-
-
-def _more_rows(array: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
-    return np.concatenate([array, np.zeros((count, *array.shape[1:]), array.dtype)])
 
 
 def model_facts(labels: Sequence[str], window_s: float, metadata: Metadata) -> ModelFacts:

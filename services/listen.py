@@ -21,11 +21,11 @@ from ast_stream.audio.source import Source
 from ast_stream.detect.detector import Detector
 from ast_stream.errors import CaptureError, StartupError
 from ast_stream.messages import Event, Scores
-from ast_stream.model.tagger import load_tagger
 from ast_stream.runtime.lifecycle import stop_on_signals
-from ast_stream.settings.schema import MicrophoneSource
+from ast_stream.settings.schema import MicrophoneSource, ModelSettings
 from ast_stream.units import SAMPLE_RATE, samples_to_seconds
 from services.live import console, level_bar, level_text, score_bars, stacked
+from services.loading import load_model
 
 READ_TIMEOUT_S = 1.0
 STREAM = "listen"
@@ -57,8 +57,8 @@ def listen(
     Example: ast-stream listen --device "USB Audio" --top 5
     """
     heard = _Heard()
-    tagger = load_tagger(model)
-    detector = Detector(tagger, hop_s=hop, on_scores=heard.take)
+    chosen = ModelSettings(checkpoint=model)
+    detector = Detector(load_model(chosen), hop_s=hop, on_scores=heard.take)
     index = int(device) if device is not None and device.isdigit() else device
     source = make_source(MicrophoneSource(type="microphone", device=index))
     try:

@@ -18,10 +18,10 @@ from ast_stream.audio.resample import Resampler
 from ast_stream.detect.detector import Detector
 from ast_stream.errors import AudioError, CaptureError, UsageError
 from ast_stream.messages import Event, Pcm16, Scores
-from ast_stream.model.tagger import load_tagger
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.schema import DetectionSettings, FileSource, ModelSettings
 from services.live import console
+from services.loading import load_model
 from services.scan_output import FORMATS, HEADERS, ScoreCollector, event_fields
 
 STREAM = "scan"
@@ -38,13 +38,7 @@ class Scanner:
     """
 
     def __init__(self, model: ModelSettings, detection: DetectionSettings) -> None:
-        tagger = load_tagger(
-            model.checkpoint,
-            device=model.device,
-            precision=model.precision,
-            attention=model.attention,
-            window_s=model.window_s,
-        )
+        tagger = load_model(model)
         self.labels: list[str] = list(tagger.labels)
         self.collector: ScoreCollector | None = None
         self._detector = Detector(

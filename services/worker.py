@@ -15,7 +15,7 @@ import typer
 
 from ast_stream.detect.detector import Detector
 from ast_stream.errors import StartupError
-from ast_stream.model.tagger import Tagger, load_tagger
+from ast_stream.model.tagger import Tagger
 from ast_stream.runtime import lifecycle
 from ast_stream.runtime.journal import Journal
 from ast_stream.runtime.logging_setup import setup_logging
@@ -38,6 +38,7 @@ from ast_stream.wire.sockets import (
     QUERY_HWM_MESSAGES,
     Sockets,
 )
+from services.loading import load_model
 from services.worker_loop import Worker, WorkerSockets
 from services.worker_stream import StreamPlan
 
@@ -113,13 +114,7 @@ def run_worker(loaded: LoadedSettings, stop: threading.Event) -> None:
 
 def _load(loaded: LoadedSettings) -> Tagger:
     model = loaded.settings.model
-    tagger = load_tagger(
-        model.checkpoint,
-        device=model.device,
-        precision=model.precision,
-        attention=model.attention,
-        window_s=model.window_s,
-    )
+    tagger = load_model(model)
     check_against_model(loaded, tagger.labels, hop_s=model.hop_s, window_s=tagger.window_s)
     self_check(tagger)
     return tagger

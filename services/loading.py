@@ -1,0 +1,27 @@
+"""Loading the model for a process that then does little else."""
+
+from __future__ import annotations
+
+import torch
+
+from ast_stream.model.device import scoring_threads
+from ast_stream.model.tagger import Tagger, load_tagger
+from ast_stream.settings.schema import ModelSettings
+
+
+def load_model(model: ModelSettings) -> Tagger:
+    """Return the tagger that `model` describes.
+
+    On the CPU the whole process gets as many threads as the model can use: what lies between two
+    calls of a small model is smaller still, and would only wait for threads of busy cores.
+    """
+    tagger = load_tagger(
+        model.checkpoint,
+        device=model.device,
+        precision=model.precision,
+        attention=model.attention,
+        window_s=model.window_s,
+    )
+    if tagger.device.type == "cpu":
+        torch.set_num_threads(scoring_threads(tagger.dims.gflop))
+    return tagger

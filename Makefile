@@ -8,7 +8,7 @@ SHELL := /bin/bash
 
 VENV ?= .venv
 PYTHONS ?= python3.11 python3.12 python3.13 python3
-# e.g. make run PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu" where there is no GPU
+# handed to pip, e.g. an index that serves torch's CPU build where there is no GPU
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
 DATA ?=

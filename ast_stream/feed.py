@@ -105,10 +105,9 @@ class Subscriber:
         return self._reader.position
 
     @property
-    def silence_s(self) -> float | None:
-        """Seconds since the publisher was heard, None if it never was; a worker speaks each 1 s."""
-        heard_s = self._reader.heard_s
-        return None if heard_s is None else time.monotonic() - heard_s
+    def is_publisher_there(self) -> bool:
+        """Whether the publisher was heard, and lately if it is a worker; waiting helps if not."""
+        return self._reader.is_publisher_there
 
     @property
     def duplicates(self) -> int:
@@ -128,7 +127,7 @@ class Subscriber:
     def receive(self, timeout_s: float | None = None) -> FeedMessage | Missed | None:
         """Return the next message wanted, or None after `timeout_s` or `stop`.
 
-        While missed messages are asked for, this may take up to `replay_patience_s` longer.
+        A question to the query endpoint is waited for, which may take a second more.
         """
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         while True:

@@ -11,19 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from feed_worker import Worker, event
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ast_stream.errors import UsageError, WireError
+from ast_stream.errors import UsageError
 from ast_stream.feed import FeedMessage, Missed, Subscriber, query_endpoint_beside
-from ast_stream.messages import AudioBlock
 from ast_stream.wire.event_log import EventLog
 from ast_stream.wire.feed_codec import Position, decode_message
 from ast_stream.wire.feed_order import FeedOrder
 from ast_stream.wire.publisher import FeedPublisher
-from ast_stream.wire.query import AudioWanted, QueryServer
 from ast_stream.wire.query_codec import ReplayPage
-from ast_stream.wire.sockets import FEED_HWM_MESSAGES, QUERY_HWM_MESSAGES, Sockets
 
 LONG_S = 20.0  # only a failing test waits as long
 
@@ -38,17 +36,6 @@ class Wire:
     def send(self, frames: list[bytes]) -> bool:
         self.sent.append(decode_message(frames))
         return self.accepts
-
-
-def event(n: int, kind: str = "begin", name: str = "bark", stream: str = "porch") -> dict[str, Any]:
-    return {
-        "id": f"id{n}",
-        "type": kind,
-        "at_sample": n,
-        "class": name,
-        "stream": stream,
-        "epoch": "aaaaaaaa",
-    }
 
 
 def seqs(messages: list[FeedMessage]) -> list[int]:
@@ -208,54 +195,6 @@ def test_repeats_of_an_earlier_boot_are_left_out() -> None:
     assert order.duplicates == 4
 
 
-class Worker:
-    """A publisher and its query server in a thread, as a worker runs them."""
-
-    def __init__(self, folder: Path, boot: str, *, answers: bool = True, logs: bool = True) -> None:
-        self.folder = folder
-        self.sockets = Sockets()
-        self.log = EventLog(folder / "events") if logs else None
-        pub = self.sockets.bind("pub", f"ipc://{folder}/feed.sock", FEED_HWM_MESSAGES)
-        self.publisher = FeedPublisher(pub, self.log, boot, time.time_ns)
-        self.queries = None
-        if answers:
-            router = self.sockets.bind("router", f"ipc://{folder}/query.sock", QUERY_HWM_MESSAGES)
-            self.queries = QueryServer(
-                router, self.log, self.publisher, snapshot=dict, audio=self._audio
-            )
-        self._is_lossy = False
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def publish(self, *bodies: dict[str, Any], arrives: bool = True) -> None:
-        with self._lock:
-            send = self.publisher._socket.send
-            if not arrives:
-                self.publisher._socket.send = lambda frames: True  # type: ignore[method-assign]
-            for body in bodies:
-                self.publisher.publish_durable(f"event/{body['class']}/{body['stream']}/", body)
-            self.publisher._socket.send = send  # type: ignore[method-assign]
-
-    def close(self) -> None:
-        self._stop.set()
-        self._thread.join()
-        self.sockets.close()
-        if self.log is not None:
-            self.log.close()
-
-    def _run(self) -> None:
-        while not self._stop.wait(0.01):
-            with self._lock:
-                self.publisher.publish("status/worker/", {})
-                if self.queries is not None:
-                    self.queries.serve()
-
-    def _audio(self, wanted: AudioWanted) -> AudioBlock:
-        raise WireError("audio: none")
-
-
 @pytest.fixture
 def folder(socket_dir: Path) -> Path:
     return socket_dir
@@ -340,10 +279,11 @@ def test_a_subscriber_that_was_there_first_gets_everything(
 ) -> None:
     with subscriber(folder) as reader:
         assert reader.receive(0.05) is None
-        assert reader.silence_s is None
+        assert not reader.is_publisher_there
         workers.append(Worker(folder, "b1"))
         workers[0].publish(event(1), event(2), arrives=False)
         assert ids(reader, 2) == ["id1", "id2"]
+        assert reader.is_publisher_there
 
 
 def test_a_subscriber_that_came_later_starts_with_now(folder: Path, workers: list[Worker]) -> None:

@@ -20,6 +20,7 @@ from ast_stream.wire.sockets import FEED_HWM_MESSAGES, Sockets
 
 _POLL_MS = 100  # how late a stop is noticed
 _ANSWER_TIMEOUT_S = 1.0
+_AWAY_AFTER_S = 3.0  # a worker says its status each second
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,6 @@ class FeedReader:
 
     Attributes:
         malformed: messages that did not follow the format.
-        heard_s: when a message came last (`time.monotonic`), None before.
     """
 
     def __init__(
@@ -50,7 +50,8 @@ class FeedReader:
         patience_s: float,
     ) -> None:
         self.malformed = 0
-        self.heard_s: float | None = None
+        self._heard_s: float | None = None
+        self._hears_status = False
         self._order = FeedOrder(
             None if after is None or after == "oldest" else (after[0], after[1])
         )
@@ -84,23 +85,30 @@ class FeedReader:
         """Durable messages that came twice."""
         return self._order.duplicates
 
+    @property
+    def is_publisher_there(self) -> bool:
+        """Whether the publisher was heard, and lately if it is one that speaks each second."""
+        if self._heard_s is None:
+            return False
+        return not self._hears_status or time.monotonic() - self._heard_s < _AWAY_AFTER_S
+
     def receive(self, timeout_s: float | None) -> FeedMessage | Missed | None:
         """Return what comes next, or None after `timeout_s` or `stop`.
 
-        While missed messages are asked for this may take as long as that.
+        A question to the query endpoint is waited for, which may take a second more.
         """
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         while not self._stopped.is_set():
             if self._ready:
                 return self._deliver(self._ready.popleft())
+            left_s = 1.0 if deadline_s is None else deadline_s - time.monotonic()
             if self._awaiting is not None:
                 self._replay_page(self._awaiting)
-                continue
-            left_s = 1.0 if deadline_s is None else deadline_s - time.monotonic()
-            frames = self._sub.receive(max(0, min(_POLL_MS, round(left_s * 1000))))
-            if frames is not None:
-                self._take(frames)
-            if left_s <= 0 and not self._ready and self._awaiting is None:
+            else:
+                frames = self._sub.receive(max(0, min(_POLL_MS, round(left_s * 1000))))
+                if frames is not None:
+                    self._take(frames)
+            if left_s <= 0 and not self._ready:
                 return None
         return None
 
@@ -127,7 +135,8 @@ class FeedReader:
             self.malformed += 1
             self._limited_log.warning("%s", error)
             return
-        self.heard_s = time.monotonic()
+        self._heard_s = time.monotonic()
+        self._hears_status = self._hears_status or message.topic == WORKER_STATUS_TOPIC
         before = position_before(message) if self._is_tracking else None
         if before is None:
             self._ready.append(message)
@@ -139,7 +148,7 @@ class FeedReader:
         else:
             self._delivered = self._order.position
             self._awaiting = message
-            self._gives_up_s = self.heard_s + self._patience_s
+            self._gives_up_s = self._heard_s + self._patience_s
 
     def _beginning(self, before: Position) -> Position:
         """Return where "now" is: all of a publisher that was started after this reader."""

@@ -249,7 +249,7 @@ def test_missed_messages_are_printed_as_json(capsys: pytest.CaptureFixture[str])
         (
             "other/x/",
             {"a": [1]},
-            '10:00:31.2  porch         other/x/ {"stream": "porch", "a": [1]}',
+            '10:00:31.2  porch         other/x/ {"a": [1]}',
         ),
     ],
 )

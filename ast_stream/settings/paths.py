@@ -68,6 +68,16 @@ def query_endpoint(settings: Settings) -> str:
     return settings.transport.query or _ipc(settings, "query.sock")
 
 
+def alerts_endpoint(settings: Settings) -> str:
+    """Return where the alerts process publishes (it binds PUB)."""
+    return _ipc(settings, "alerts.sock")
+
+
+def alerts_state_file(settings: Settings) -> Path:
+    """Return the database of alert states and deliveries."""
+    return Path(settings.alerts.state_file or Path(settings.state_dir) / "alerts.sqlite")
+
+
 def ring_endpoint(settings: Settings, stream: str) -> str:
     """Return where the capture process of `stream` answers ring reads (it binds ROUTER)."""
     return _ipc(settings, f"ring.{stream}.sock")

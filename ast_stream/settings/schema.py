@@ -6,22 +6,16 @@ import ipaddress
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ast_stream.labels import STREAM_NAME_RULE, is_stream_name
+from ast_stream.settings.alert_schema import AlertSettings
+from ast_stream.settings.section import PositiveSeconds, Seconds, Section
 from ast_stream.units import whole_frames
 
 MAX_CONFIRM_HOPS = 64  # `confirm_s` is counted in windows, as bits of one word
 
-PositiveSeconds = Annotated[float, Field(gt=0)]
-Seconds = Annotated[float, Field(ge=0)]
 Score = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    """Rules of every section: exact types, no unknown keys, no NaN, no change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class MicrophoneSource(Section):
@@ -190,13 +184,6 @@ class TransportSettings(Section):
     @classmethod
     def _endpoint_is_safe(cls, endpoint: str | None) -> str | None:
         return endpoint if endpoint is None else check_endpoint(endpoint)
-
-
-class AlertSettings(Section):
-    """Alert rules and where alerts go; read by the alerts process."""
-
-    rules: list[str] = Field(default_factory=list)
-    actions: dict[str, Any] = Field(default_factory=dict)
 
 
 class LoggingSettings(Section):

@@ -1,0 +1,173 @@
+"""The `alerts:` section: rule files, and the named actions that alerts are delivered by."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from ast_stream.settings.section import PositiveSeconds, Section
+
+ACTION_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
+FEED_ACTION = "feed"  # every alert is published; the name cannot be taken by another action
+_TOPIC = r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$"
+_VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
+
+VariableName = Annotated[str, Field(pattern=_VARIABLE)]
+
+
+class RateLimit(Section):
+    """At most `max` deliveries in any `per_s` seconds; more wait until they expire."""
+
+    max: int = Field(default=60, ge=1)
+    per_s: PositiveSeconds = 3600.0
+
+
+class ActionSection(Section):
+    """What all actions have."""
+
+    on: list[Literal["firing", "resolved"]] = Field(default=["firing"], min_length=1)
+    rate_limit: RateLimit = RateLimit()
+
+
+class LogAction(ActionSection):
+    """A line in the log of the alerts process."""
+
+    type: Literal["log"]
+    level: Literal["info", "warning", "error"] = "warning"
+
+
+class CommandAction(ActionSection):
+    """A program of this machine; needs `allow_exec`. The alert is JSON on its standard input."""
+
+    type: Literal["command"]
+    argv: list[str] = Field(min_length=1, description="program, by absolute path, and arguments")
+    timeout_s: PositiveSeconds = 10.0
+    pass_env: list[VariableName] = Field(
+        default_factory=list, description="environment variables that the program may see"
+    )
+
+    @field_validator("argv")
+    @classmethod
+    def _program_is_absolute(cls, argv: list[str]) -> list[str]:
+        if not argv[0].startswith("/"):
+            raise ValueError(f"expected a program with its absolute path, got {argv[0]!r}")
+        if any("\0" in argument for argument in argv):
+            raise ValueError("expected arguments without NUL characters")
+        return argv
+
+
+class WebhookAction(ActionSection):
+    """An HTTP POST of a CloudEvents 1.0 body, signed as Standard Webhooks has it."""
+
+    type: Literal["webhook"]
+    url: str = Field(pattern=r"^https?://[^\s/?#]+[^\s#]*$")
+    secret_file: str | None = Field(
+        default=None, description="file with one whsec_ secret a line; several while they rotate"
+    )
+    secret_env: VariableName | None = None
+    timeout_s: PositiveSeconds = 20.0
+    allow_private: bool = Field(
+        default=False, description="may connect to private, loopback and link-local addresses"
+    )
+
+    @model_validator(mode="after")
+    def _has_one_secret(self) -> WebhookAction:
+        if self.secret_file is not None and self.secret_env is not None:
+            raise ValueError("expected secret_file or secret_env, got both")
+        if "@" in self.url.split("//", 1)[1].split("/", 1)[0]:
+            raise ValueError("expected a URL without user and password")
+        return self
+
+
+class MqttAction(ActionSection):
+    """An MQTT broker with Home Assistant discovery (needs the extra `notify`)."""
+
+    type: Literal["mqtt"]
+    on: list[Literal["firing", "resolved"]] = Field(default=["firing", "resolved"], min_length=1)
+    host: str = Field(min_length=1)
+    port: int = Field(default=1883, ge=1, le=65535)
+    username: str | None = None
+    password_file: str | None = None
+    password_env: VariableName | None = None
+    tls: bool = False
+    ca_file: str | None = Field(default=None, description="null: the system's authorities")
+    node: str = Field(
+        default="ast-stream", pattern=r"^[a-zA-Z0-9_-]{1,63}$", description="name of this machine"
+    )
+    base_topic: str = Field(default="ast-stream", pattern=_TOPIC)
+    discovery_prefix: str | None = Field(
+        default="homeassistant", pattern=_TOPIC, description="null: no Home Assistant discovery"
+    )
+    classes: list[str] = Field(
+        default_factory=list, description="binary sensors, besides those of classes in rules"
+    )
+    timeout_s: PositiveSeconds = 10.0
+
+
+class AppriseAction(ActionSection):
+    """Chat, mail and push by apprise (extra `notify`); its URLs hold secrets, so not in here."""
+
+    type: Literal["apprise"]
+    urls_file: str | None = Field(default=None, description="file with one apprise URL a line")
+    urls_env: VariableName | None = None
+    timeout_s: PositiveSeconds = 30.0
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> AppriseAction:
+        if (self.urls_file is None) == (self.urls_env is None):
+            raise ValueError("expected either urls_file or urls_env")
+        return self
+
+
+Action = Annotated[
+    LogAction | CommandAction | WebhookAction | MqttAction | AppriseAction,
+    Field(discriminator="type"),
+]
+
+
+class Heartbeat(Section):
+    """A sign of life while events can become alerts; an outside service misses it (dead man)."""
+
+    action: str = Field(description="name of a webhook, command, log or apprise action")
+    interval_s: float = Field(default=60.0, ge=1)
+
+
+class AlertSettings(Section):
+    """Alert rules and where alerts go; read by the alerts process."""
+
+    rules: list[str] = Field(
+        default_factory=list, description="rule files, beside the configuration if relative"
+    )
+    actions: dict[str, Action] = Field(default_factory=dict)
+    allow_exec: bool = Field(default=False, description="actions of type command may run")
+    state_file: str | None = Field(
+        default=None, description="SQLite file of states and deliveries; null: in `state_dir`"
+    )
+    heartbeat: Heartbeat | None = None
+
+    @field_validator("actions")
+    @classmethod
+    def _names_are_valid(cls, actions: dict[str, Action]) -> dict[str, Action]:
+        for name in actions:
+            if not ACTION_NAME.match(name) or name == FEED_ACTION:
+                raise ValueError(
+                    "expected names of lower-case letters, digits, '-' and '_', other than "
+                    f"{FEED_ACTION!r}, got {name!r}"
+                )
+        return actions
+
+    @model_validator(mode="after")
+    def _actions_fit(self) -> AlertSettings:
+        commands = [name for name, one in self.actions.items() if one.type == "command"]
+        if commands and not self.allow_exec:
+            raise ValueError(f"action {commands[0]!r} runs a program: needs allow_exec: true")
+        if self.heartbeat is not None:
+            action = self.actions.get(self.heartbeat.action)
+            if action is None or action.type == "mqtt":
+                raise ValueError(
+                    "heartbeat.action: expected the name of a webhook, command, log or apprise "
+                    f"action, got {self.heartbeat.action!r}"
+                )
+        return self

@@ -6,29 +6,13 @@ from typing import Any
 
 from ast_stream.units import samples_to_seconds
 from ast_stream.wire.event_log import EventLog
-from ast_stream.wire.feed_codec import Position
-from ast_stream.wire.query_codec import TooOld
 
 Body = dict[str, Any]
 
 
 def find_orphans(event_log: EventLog) -> dict[str, Body]:
-    """Return the last message of each event without an `end`, by id."""
-    last: dict[str, Body] = {}
-    after: Position | None = None
-    while True:
-        page = event_log.replay(after)
-        if isinstance(page, TooOld):  # the oldest segment went meanwhile
-            after = page.oldest
-            continue
-        for message in page.messages:
-            if message.kind == "event":
-                last[message.body["id"]] = message.body
-                if message.body["type"] == "end":
-                    del last[message.body["id"]]
-            after = message.position
-        if not page.more:
-            return last
+    """Return the last message of each event that had no `end` when the log was opened, by id."""
+    return {body["id"]: body for body in event_log.open_events()}
 
 
 def ended_by_restart(body: Body) -> Body:

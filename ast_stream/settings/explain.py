@@ -111,8 +111,10 @@ def _locate(model: type[BaseModel], loc: Path) -> _Place:
             continue
         path.append(part)
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            known = tuple(kind.model_fields)
-            field = kind.model_fields.get(str(part))
+            # a field may go by another name in the file: `for` is no name in Python
+            fields = {one.alias or name: one for name, one in kind.model_fields.items()}
+            known = tuple(fields)
+            field = fields.get(str(part))
             kind = Any if field is None else field.annotation
             expected = None if field is None else field.description
         else:

@@ -9,7 +9,8 @@ document are refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,16 @@ from ast_stream.settings.explain import explain, show_path
 from ast_stream.settings.schema import Settings
 
 __all__ = [
+    "Document",
     "LoadedSettings",
     "check_against_model",
     "check_classes",
     "load_file",
     "load_settings",
+    "parse_document",
     "parse_settings",
     "parse_text",
+    "read_document",
 ]
 
 MAX_FILE_BYTES = 1_000_000
@@ -89,6 +93,41 @@ def parse_text(text: str, file: str = "<text>") -> LoadedSettings:
     return LoadedSettings(settings=settings, lines=reader.lines, file=file)
 
 
+@dataclass(frozen=True)
+class Document:
+    """A mapping read under the strict rules, with the place of everything in it.
+
+    Attributes:
+        data: plain values; what could not be read stands as null and has a problem.
+        lines, columns: of each key and list item, from 1, by path.
+    """
+
+    data: dict[str, Any]
+    lines: Mapping[KeyPath, int]
+    columns: Mapping[KeyPath, int]
+    problems: list[Problem]
+    file: str
+
+
+def read_document(path: Path, needed_key: str) -> Document:
+    """Return the mapping in a YAML file that is not a configuration, such as alert rules.
+
+    Args:
+        needed_key: a key that belongs at the top, to be named if the file is empty.
+
+    Raises:
+        ConfigError: the file cannot be read at all; lesser problems are in the document.
+    """
+    return parse_document(_read(path), str(path), needed_key)
+
+
+def parse_document(text: str, file: str, needed_key: str) -> Document:
+    """Return the mapping in YAML text; as `read_document`."""
+    reader = _Reader(file, needed_key)
+    data = reader.read(text)
+    return Document(data, reader.lines, reader.columns, reader.problems, file)
+
+
 def _read(path: Path) -> str:
     def refuse(text: str) -> ConfigError:
         return ConfigError([Problem(str(path), None, "", text)])
@@ -137,10 +176,12 @@ _SCALARS: dict[str, Callable[[str], Any]] = {
 class _Reader:
     """Turn one YAML document into plain data, noting the line of every key and item."""
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, needed_key: str = "streams") -> None:
         self.lines: dict[KeyPath, int] = {}
+        self.columns: dict[KeyPath, int] = {}
         self.problems: list[Problem] = []
         self._file = file
+        self._needed_key = needed_key
         self._values = 0
 
     def read(self, text: str) -> dict[str, Any]:
@@ -151,9 +192,11 @@ class _Reader:
         """
         root = self._compose(text)
         if root is None or root.tag == _TAG + "null":
-            raise self._fatal(None, "expected settings, got an empty file; 'streams' is needed")
+            text = f"expected settings, got an empty file; '{self._needed_key}' is needed"
+            raise self._fatal(None, text)
         if not isinstance(root, yaml.MappingNode):
-            raise self._fatal(_line(root), "expected keys such as 'streams:' at the top level")
+            text = f"expected keys such as '{self._needed_key}:' at the top level"
+            raise self._fatal(_line(root), text)
         data: dict[str, Any] = self._mapping(root, (), ())
         return data
 
@@ -209,7 +252,7 @@ class _Reader:
     def _sequence(self, node: yaml.SequenceNode, path: KeyPath, parents: tuple[int, ...]) -> Any:
         items = []
         for index, item in enumerate(node.value):
-            self.lines[(*path, index)] = _line(item)
+            self._mark(item, (*path, index))
             items.append(self._value(item, (*path, index), parents))
         return items
 
@@ -223,9 +266,13 @@ class _Reader:
             if key in data:
                 self._note(key_node, here, f"given twice, first on line {self.lines[here]}")
                 continue
-            self.lines[here] = _line(key_node)
+            self._mark(key_node, here)
             data[key] = self._value(value_node, here, parents)
         return data
+
+    def _mark(self, node: yaml.Node, path: KeyPath) -> None:
+        self.lines[path] = _line(node)
+        self.columns[path] = int(node.start_mark.column) + 1
 
     def _key(self, node: yaml.Node, path: KeyPath) -> str | None:
         if node.tag == _TAG + "merge":

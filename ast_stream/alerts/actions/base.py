@@ -1,0 +1,167 @@
+"""What is told (a notification), who tells it (an action), and what came of it (an outcome)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from ast_stream.alerts.model import ACTIVE_STATES, Transition
+from ast_stream.errors import StartupError
+from ast_stream.messages import format_time, parse_time
+
+Kind = Literal["firing", "resolved", "heartbeat"]
+
+MAX_TEXT_CHARACTERS = 1000
+
+
+@dataclass(frozen=True)
+class Notification:
+    """One message about one alert, the same at every attempt to deliver it.
+
+    Attributes:
+        id: the same for all actions and attempts; receivers leave out what they have seen.
+        kind: `heartbeat` is no alert but a sign of life.
+        at_ns: stream time of the transition.
+        alert: body of the alert, as on the feed.
+        is_combined: a `resolved` that also stands for a firing which was never delivered.
+    """
+
+    id: str
+    kind: Kind
+    at_ns: int
+    alert: Mapping[str, Any]
+    event_id: str | None = None
+    is_combined: bool = False
+
+    @property
+    def rule(self) -> str:
+        """Name of the rule."""
+        return str(self.alert["rule"])
+
+    @property
+    def severity(self) -> str:
+        """Severity of the alert."""
+        return str(self.alert["severity"])
+
+    @property
+    def title(self) -> str:
+        """One line: severity, rule, and whether it is over."""
+        ending = {"firing": "", "resolved": " is over", "heartbeat": ""}[self.kind]
+        return one_line(f"[{self.severity}] {self.rule}{ending}")
+
+    @property
+    def text(self) -> str:
+        """One line for people: the rule's summary, else its group; control characters removed."""
+        annotations, group = self.alert.get("annotations", {}), self.alert.get("group", {})
+        words = annotations.get("summary") or ", ".join(f"{k} {v}" for k, v in group.items())
+        since = f" (from {self.alert['fired']})" if self.is_combined else ""
+        return one_line(f"{words or self.rule}{since}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values, as programs get it."""
+        return {
+            "id": self.id,
+            "kind": self.kind,
+            "at": format_time(self.at_ns),
+            "event_id": self.event_id,
+            "combined": self.is_combined,
+            "alert": dict(self.alert),
+        }
+
+    def encode(self) -> bytes:
+        """Return the bytes that the outbox keeps."""
+        return json.dumps(self.to_json(), ensure_ascii=False, separators=(",", ":")).encode()
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Notification:
+        """Return what `encode` was called on."""
+        data = json.loads(payload)
+        return cls(
+            id=data["id"],
+            kind=data["kind"],
+            at_ns=parse_time(data["at"]),
+            alert=data["alert"],
+            event_id=data["event_id"],
+            is_combined=data["combined"],
+        )
+
+
+def notification_of(transition: Transition) -> Notification | None:
+    """Return what is to be told of a transition; None for those that are the engine's own."""
+    begins = transition.to_state == "firing" and transition.from_state not in ACTIVE_STATES
+    ends = transition.to_state == "resolved" and transition.from_state in ACTIVE_STATES
+    if not begins and not ends:
+        return None
+    kind: Kind = "firing" if begins else "resolved"
+    alert = transition.alert
+    return Notification(
+        f"{alert.id}.{kind}", kind, transition.at_ns, alert.body(), transition.event_id
+    )
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """The receiver has it."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Worth another try, not before `after_s` seconds."""
+
+    reason: str
+    after_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Trying again will not help.
+
+    Attributes:
+        is_closed: nor will anything else that is sent there.
+    """
+
+    reason: str
+    is_closed: bool = False
+
+
+Outcome = Delivered | Failed | Refused
+
+
+class ActionRunner(Protocol):
+    """Delivers notifications one after the other, in a thread of its own; may block a while."""
+
+    def deliver(self, notification: Notification) -> Outcome:
+        """Deliver one notification within the action's own time limit; never raises."""
+
+    def close(self) -> None:
+        """Let go of connections."""
+
+
+def one_line(text: str) -> str:
+    """Return `text` without line breaks, control and format characters, and not too long."""
+    kept = "".join(character if character.isprintable() else " " for character in text)
+    return " ".join(kept.split())[:MAX_TEXT_CHARACTERS]
+
+
+def read_secret(what: str, file: str | None, variable: str | None) -> str | None:
+    """Return the text in a file or environment variable, None if neither is named.
+
+    Raises:
+        StartupError: it is not there; the text itself is never shown.
+    """
+    if file is not None:
+        try:
+            return Path(file).read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            raise StartupError(f"{what}: cannot read {file}: {reason}") from error
+    if variable is not None:
+        value = os.environ.get(variable)
+        if not value:
+            raise StartupError(f"{what}: expected the environment variable {variable}, got none")
+        return value.strip()
+    return None

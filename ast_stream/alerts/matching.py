@@ -1,0 +1,197 @@
+"""Which events a rule is about: classes by label, own groups or ontology branches, and streams.
+
+AudioSet's ontology is a graph, not a tree: Growling lies under Dog, Cat and more. A branch holds
+every class that can be reached from its node, and the node itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from ast_stream.labels import did_you_mean, slug
+
+
+class UnknownName(ValueError):
+    """A class, group or branch that does not exist; reads as a sentence."""
+
+
+@dataclass(frozen=True)
+class Ontology:
+    """Names of sounds and what lies under what.
+
+    Attributes:
+        children: names of the direct children, by name.
+    """
+
+    children: Mapping[str, tuple[str, ...]]
+
+    @classmethod
+    def parse(cls, text: str) -> Ontology:
+        """Return the ontology in JSON as AudioSet publishes it: a list of id, name, child_ids.
+
+        Raises:
+            ValueError: it is not that.
+        """
+        try:
+            nodes = json.loads(text)
+            names = {str(node["id"]): str(node["name"]) for node in nodes}
+            children = {
+                names[str(node["id"])]: tuple(names[child] for child in node.get("child_ids", []))
+                for node in nodes
+            }
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(
+                f"expected a list of nodes with id, name and child_ids as in AudioSet's "
+                f"ontology.json: {type(error).__name__} {error}"
+            ) from error
+        return cls(children)
+
+    def under(self, name: str) -> frozenset[str]:
+        """Return the names reachable from `name`, itself included; loops do no harm."""
+        found: set[str] = set()
+        waiting = [name]
+        while waiting:
+            one = waiting.pop()
+            if one not in found:
+                found.add(one)
+                waiting += self.children[one]
+        return frozenset(found)
+
+    def branch(self, path: str) -> frozenset[str]:
+        """Return the names under `A > B > C`, in which each lies somewhere under the one before.
+
+        Raises:
+            UnknownName: a name that is not there, or does not lie under the one before.
+        """
+        by_folded = {name.casefold(): name for name in self.children}
+        names = []
+        for part in (part.strip() for part in path.split(">")):
+            name = by_folded.get(part.casefold())
+            if name is None:
+                near = did_you_mean(part, self.children)
+                raise UnknownName(f"the ontology has no '{part}'{near}")
+            if names and name not in self.under(names[-1]):
+                raise UnknownName(f"'{name}' does not lie under '{names[-1]}' in the ontology")
+            names.append(name)
+        return self.under(names[-1])
+
+    def parents(self, name: str) -> list[str]:
+        """Return the names of which `name` is a direct child."""
+        return [parent for parent, children in self.children.items() if name in children]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The classes there are; without `labels`, any class is taken at its word.
+
+    Attributes:
+        labels: of the model; None: not known.
+        groups: the user's class groups.
+    """
+
+    labels: tuple[str, ...] | None = None
+    ontology: Ontology | None = None
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def class_named(self, name: str) -> str:
+        """Return the slug of the class with this label or slug.
+
+        Raises:
+            UnknownName: the model has none.
+        """
+        if self.labels is not None and name not in self.labels:
+            slugs = {slug(label) for label in self.labels}
+            if name not in slugs:
+                near = did_you_mean(name, [*self.labels, *slugs])
+                raise UnknownName(f"the model has no class '{name}'{near}")
+        return slug(name)
+
+    def group_named(self, name: str) -> frozenset[str]:
+        """Return the slugs of a class group.
+
+        Raises:
+            UnknownName: there is no such group, or it names an unknown class.
+        """
+        if name not in self.groups:
+            near = did_you_mean(name, self.groups)
+            raise UnknownName(f"there is no class group '{name}' under 'classes'{near}")
+        return frozenset(self.class_named(label) for label in self.groups[name])
+
+    def branch_named(self, path: str) -> frozenset[str]:
+        """Return the slugs of the model's classes in a branch.
+
+        Raises:
+            UnknownName: no ontology, an unknown branch, or none of the model's classes in it.
+        """
+        if self.ontology is None:
+            raise UnknownName(
+                f"'{path}' is a branch, which needs 'ontology: FILE' (AudioSet's ontology.json) "
+                "at the top of this file"
+            )
+        names = self.ontology.branch(path)
+        slugs = {slug(name) for name in names}
+        if self.labels is not None:
+            slugs &= {slug(label) for label in self.labels}
+        if not slugs:
+            raise UnknownName(f"the model has no class under '{path}'")
+        return frozenset(slugs)
+
+    def relatives(self, slugs: frozenset[str]) -> dict[str, frozenset[str]]:
+        """Return, for each of some classes, those of them above or below it in the ontology."""
+        if self.ontology is None:
+            return {}
+        names = {slug(name): name for name in self.ontology.children}
+        below = {
+            one: {slug(name) for name in self.ontology.under(names[one])} & slugs - {one}
+            for one in slugs
+            if one in names
+        }
+        return {
+            one: frozenset(under | {other for other in below if one in below[other]})
+            for one, under in below.items()
+        }
+
+
+@dataclass(frozen=True)
+class Matcher:
+    """What an event must be; the score is compared by who asks.
+
+    Attributes:
+        slugs: classes; None: any.
+        streams: for each of `id` and label names, the values allowed.
+        min_score: highest score so far from which the event counts.
+        relatives: classes that one sound raises together, see `Vocabulary.relatives`.
+        exceptions: what must not match.
+    """
+
+    slugs: frozenset[str] | None = None
+    streams: tuple[tuple[str, frozenset[str]], ...] = ()
+    min_score: float = 0.0
+    relatives: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    exceptions: tuple[Matcher, ...] = ()
+
+    def covers_stream(self, stream: str, labels: Mapping[str, str]) -> bool:
+        """Tell whether a stream with these labels is meant."""
+        return all(
+            (stream if key == "id" else labels.get(key)) in values for key, values in self.streams
+        )
+
+    def covers(self, class_slug: str, stream: str, labels: Mapping[str, str]) -> bool:
+        """Tell whether an event of this class on this stream is meant, whatever its score."""
+        if self.slugs is not None and class_slug not in self.slugs:
+            return False
+        if not self.covers_stream(stream, labels):
+            return False
+        return not any(one.covers(class_slug, stream, labels) for one in self.exceptions)
+
+    @property
+    def named_streams(self) -> frozenset[str] | None:
+        """The streams named by `id`, None if only labels or nothing say which."""
+        return next((values for key, values in self.streams if key == "id"), None)
+
+
+def stream_conditions(given: Mapping[str, Iterable[str]]) -> tuple[tuple[str, frozenset[str]], ...]:
+    """Return the `stream:` of a rule file as `Matcher.streams`."""
+    return tuple((key, frozenset(values)) for key, values in given.items())

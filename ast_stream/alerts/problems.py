@@ -1,0 +1,67 @@
+"""What is wrong with a rule file: where, a code to look up or silence, and one sentence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ast_stream.errors import Problem
+from ast_stream.settings.explain import Path as KeyPath
+from ast_stream.settings.explain import line_of, show_path
+from ast_stream.settings.load import Document
+
+CODES = {
+    "E100": "not readable YAML",
+    "E101": "unknown key, wrong type or wrong value",
+    "E102": "not exactly one trigger",
+    "E103": "unknown or unusable window",
+    "E104": "unknown action",
+    "E105": "unknown class",
+    "E106": "unknown class group, branch or ontology",
+    "E107": "unusable template",
+    "E108": "name given twice",
+    "E109": "inhibition of an unknown alert",
+    "W201": "score below the detector's own threshold",
+    "W202": "'for' on an impulsive class",
+    "W203": "faster than the model can resolve",
+    "W204": "sequence that cannot be matched",
+    "W205": "unused window",
+    "W206": "unused action",
+    "W207": "unused class group",
+    "W208": "branch member that also lies elsewhere",
+    "W209": "class that makes no events",
+    "W210": "rule that can never fire",
+}
+
+
+@dataclass(frozen=True)
+class RuleProblem(Problem):
+    """A problem that also has a column, a code of `CODES`, and may be a mere warning."""
+
+    column: int | None = None
+    code: str = "E101"
+
+    @property
+    def is_warning(self) -> bool:
+        """Whether the rules work all the same."""
+        return self.code.startswith("W")
+
+    def __str__(self) -> str:
+        """Read as `file:line:col: error|warning CODE: path: text`."""
+        place = "".join(f":{part}" for part in (self.line, self.column) if part is not None)
+        kind = "warning" if self.is_warning else "error"
+        path = f"{self.path}: " if self.path else ""
+        return f"{self.file}{place}: {kind} {self.code}: {path}{self.text}"
+
+
+def problem_at(document: Document, path: KeyPath, code: str, text: str) -> RuleProblem:
+    """Return a problem at `path`, or at the nearest thing around it that the file holds."""
+    column = next(
+        (
+            document.columns[path[:length]]
+            for length in range(len(path), 0, -1)
+            if path[:length] in document.columns
+        ),
+        None,
+    )
+    line = line_of(document.lines, path)
+    return RuleProblem(document.file, line, show_path(path), text, column, code)

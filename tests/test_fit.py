@@ -11,6 +11,7 @@ import torch
 
 from ast_stream.errors import CheckpointError
 from ast_stream.model.ast import AstDims, AudioSpectrogramTransformer
+from ast_stream.model.fbank import Normalization
 from ast_stream.training.augment import SpectrogramAugmentation
 from ast_stream.training.cpu_speed import attend_short
 from ast_stream.training.curves import plot_curves
@@ -31,6 +32,7 @@ DIMS = AstDims(
     n_classes=2, hidden_size=32, n_layers=2, n_heads=2, intermediate_size=64,
     frequency_stride=16, time_stride=16, max_frames=64,
 )  # fmt: skip
+NORMALIZATION = Normalization(mean=-8.0, std=4.5)
 TINY = Recipe(
     steps=6,
     batch_size=4,
@@ -49,7 +51,7 @@ def maker() -> WindowMaker:
 
 
 def _trainer(maker: WindowMaker, folder: Path, recipe: Recipe = TINY) -> Trainer:
-    return Trainer(new_model(DIMS, recipe), maker, recipe, folder)
+    return Trainer(new_model(DIMS, recipe), maker, recipe, folder, NORMALIZATION)
 
 
 def test_a_resumed_training_gives_the_same_curve_and_weights(

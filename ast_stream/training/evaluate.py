@@ -11,7 +11,7 @@ import torch
 
 from ast_stream.audio.activity import Waveform
 from ast_stream.model.ast import AudioSpectrogramTransformer
-from ast_stream.model.fbank import AUDIOSET_NORMALIZATION, Fbank, pad_frames
+from ast_stream.model.fbank import Fbank, Normalization, pad_frames
 from ast_stream.training.cpu_speed import cpu_has_bf16
 from ast_stream.training.material import Take
 from ast_stream.units import seconds_to_samples
@@ -90,7 +90,7 @@ def report_clips(
     return clip_report(takes, clip_scores(takes, score, seconds_to_samples(window_s)), labels)
 
 
-def score_with(model: AudioSpectrogramTransformer) -> ScoreWindows:
+def score_with(model: AudioSpectrogramTransformer, normalization: Normalization) -> ScoreWindows:
     """Return a function that scores waveforms with a model in training."""
     fbank = Fbank()
 
@@ -98,7 +98,7 @@ def score_with(model: AudioSpectrogramTransformer) -> ScoreWindows:
     def score(waveforms: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         frames = pad_frames(fbank.frames(torch.from_numpy(waveforms)), model.dims.max_frames)
         with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
-            logits = model(AUDIOSET_NORMALIZATION.apply(frames))
+            logits = model(normalization.apply(frames))
         scores: npt.NDArray[np.float32] = torch.sigmoid(logits.float()).numpy()
         return scores
 

@@ -21,14 +21,16 @@ from torch import Tensor, nn
 
 from ast_stream.errors import CheckpointError
 from ast_stream.model.ast import AstDims, AudioSpectrogramTransformer
-from ast_stream.model.fbank import AUDIOSET_NORMALIZATION, Fbank, Normalization, pad_frames
+from ast_stream.model.fbank import Fbank, Normalization, pad_frames
 from ast_stream.training.augment import Augment, SpectrogramAugmentation
 from ast_stream.training.cpu_speed import attend_short, cpu_has_bf16, keep_freed_memory
+from ast_stream.training.initialize import initialize
 from ast_stream.training.mixing import WindowMaker
 from ast_stream.training.objective import detection_loss, forward_some_patches
 
 STATE_FILE = "state.pt"
 METRICS_FILE = "metrics.jsonl"
+NORMALIZATION_WINDOWS = 400
 
 Metrics = dict[str, float]
 
@@ -70,7 +72,7 @@ class Trainer:
         maker: WindowMaker,
         recipe: Recipe,
         folder: Path,
-        normalization: Normalization = AUDIOSET_NORMALIZATION,
+        normalization: Normalization,
     ) -> None:
         self.model = model
         self.average = AudioSpectrogramTransformer(model.dims)
@@ -84,9 +86,7 @@ class Trainer:
         self._folder = folder
         self._fbank = Fbank()
         self._augment = Augment(recipe.augmentation, normalization)
-        self._optimizer = torch.optim.AdamW(
-            _parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate, fused=True
-        )
+        self._optimizers = _optimizers(model, recipe)
         self._use_bf16 = recipe.precision == "bf16" or (
             recipe.precision == "auto" and cpu_has_bf16()
         )
@@ -122,16 +122,18 @@ class Trainer:
         # one seed per step: masks and stochastic depth repeat exactly after a resume
         torch.manual_seed(recipe.seed * 1_000_003 + self.step)
         inputs, targets, weights = self._batch()
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._rate()
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self._rate()
         self.model.train()
         with torch.autocast("cpu", torch.bfloat16, enabled=self._use_bf16):
             logits = forward_some_patches(self.model, inputs, self._patch_share())
         loss = detection_loss(logits.float(), targets * (1 - recipe.label_smoothing), weights)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), recipe.gradient_clip)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        for optimizer in self._optimizers:
+            optimizer.step()
+        self.model.zero_grad()
         self._update_average()
         return float(loss.detach())
 
@@ -177,7 +179,7 @@ class Trainer:
             "step": self.step,
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
             "identity": self._identity(),
         }
         partial = self._folder / (STATE_FILE + ".partial")
@@ -198,7 +200,8 @@ class Trainer:
             )
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.step = state["step"]
         reports = [report for report in read_metrics(self._folder) if report["step"] <= self.step]
         text = "".join(json.dumps(report) + "\n" for report in reports)
@@ -211,9 +214,26 @@ class Trainer:
 
 
 def new_model(dims: AstDims, recipe: Recipe) -> AudioSpectrogramTransformer:
-    """Return a randomly initialised model, the same for the same recipe seed."""
+    """Return a model initialised for small data, the same for the same recipe seed."""
     torch.manual_seed(recipe.seed)
-    return AudioSpectrogramTransformer(dims, drop_path=recipe.drop_path)
+    model = AudioSpectrogramTransformer(dims, drop_path=recipe.drop_path)
+    initialize(model)
+    return model
+
+
+def measure_normalization(maker: WindowMaker, seed: int) -> Normalization:
+    """Return mean and standard deviation of the log-mel energies of some training windows.
+
+    Padding is left out: unlike in the AST repository's statistics, nothing but sound counts.
+    """
+    fbank = Fbank()
+    frames = []
+    for number in range(NORMALIZATION_WINDOWS):
+        window = maker.draw(np.random.default_rng((seed, 0, number)))
+        one = fbank.frames(torch.from_numpy(window.waveform))
+        frames.append(one[: window.n_real_frames])
+    energies = torch.cat(frames)
+    return Normalization(round(float(energies.mean()), 4), round(float(energies.std()), 4))
 
 
 def read_metrics(folder: Path) -> list[Metrics]:
@@ -226,18 +246,26 @@ def read_metrics(folder: Path) -> list[Metrics]:
     return reports
 
 
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay matrices only: not biases, norms, tokens and position embeddings."""
-    named = list(model.named_parameters())
-    is_matrix = [
-        p.ndim >= 2 and "token" not in name and "pos_embed" not in name for name, p in named
+def _optimizers(model: AudioSpectrogramTransformer, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Return Muon for the matrices of the blocks, and AdamW for everything else.
+
+    Muon's steps are scaled to the size of AdamW's, so that both share one learning rate. Only the
+    matrices decay: not biases, norms, tokens and position embeddings.
+    """
+    in_blocks = {id(p) for p in model.blocks.parameters() if p.ndim == 2}
+    others = [p for p in model.parameters() if id(p) not in in_blocks]
+    is_decayed = {id(model.patch_embed.proj.weight), id(model.head.weight)}
+    groups = [
+        {"params": [p for p in others if (id(p) in is_decayed) == decays], "weight_decay": decay}
+        for decays, decay in ((True, recipe.weight_decay), (False, 0.0))
     ]
+    matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
     return [
-        {
-            "params": [
-                p for (_, p), decays in zip(named, is_matrix, strict=True) if decays == kind
-            ],
-            "weight_decay": weight_decay if kind else 0.0,
-        }
-        for kind in (True, False)
+        torch.optim.Muon(
+            matrices,
+            lr=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        ),
+        torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True),
     ]

@@ -11,7 +11,6 @@ from typing import Any
 from ast_stream.errors import UsageError
 from ast_stream.model.ast import AstDims, AudioSpectrogramTransformer
 from ast_stream.model.checkpoint import Checkpoint, save_checkpoint
-from ast_stream.model.fbank import AUDIOSET_NORMALIZATION
 from ast_stream.model.golden import golden_for
 from ast_stream.model.metadata import Metadata
 from ast_stream.model.tagger import Tagger
@@ -24,7 +23,7 @@ from ast_stream.training.data import (
     write_attributions,
 )
 from ast_stream.training.evaluate import report_clips, score_with
-from ast_stream.training.fit import Metrics, Recipe, Trainer, new_model
+from ast_stream.training.fit import Metrics, Recipe, Trainer, measure_normalization, new_model
 from ast_stream.training.held_out import HeldOut, held_out, scored_streams
 from ast_stream.training.material import (
     Material,
@@ -130,13 +129,15 @@ def train(plan: Plan, folder: Path, on_report: Callable[[Metrics], None]) -> Che
     prepared = prepare(plan)
     dims = _dims(plan, len(prepared.material.labels))
     maker = WindowMaker(prepared.material, seconds_to_samples(plan.window_s), plan.mixing)
-    trainer = Trainer(new_model(dims, plan.recipe), maker, plan.recipe, folder)
+    normalization = measure_normalization(maker, plan.recipe.seed)
+    model = new_model(dims, plan.recipe)
+    trainer = Trainer(model, maker, plan.recipe, folder, normalization)
     tested = prepared.held_out.recordings
 
     def measure(model: AudioSpectrogramTransformer) -> Metrics:
         if not tested:
             return {}
-        report = report_clips(tested, score_with(model), plan.window_s, maker.labels)
+        report = report_clips(tested, score_with(model, normalization), plan.window_s, maker.labels)
         return {"clip_accuracy": report.accuracy, "map": report.mean_average_precision}
 
     for report in trainer.run(measure):
@@ -147,7 +148,7 @@ def train(plan: Plan, folder: Path, on_report: Callable[[Metrics], None]) -> Che
         dims=dims,
         state_dict=stored,
         labels=list(prepared.material.labels),
-        normalization=AUDIOSET_NORMALIZATION,
+        normalization=normalization,
         metadata=Metadata(window_s=plan.window_s, hop_s=HOP_S, licence=plan.licence),
         origin=str(folder / "checkpoint"),
     )

@@ -47,6 +47,8 @@ fix: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed
 	@$(BIN)/ast-stream doctor
+	$(BIN)/python tests/benchmarks/bench_latency.py
+	$(BIN)/python tests/benchmarks/bench_scan.py
 
 model: $(VENV)/.installed-dev
 	@if [ -z "$(DATA)" ]; then

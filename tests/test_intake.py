@@ -26,18 +26,13 @@ from ast_stream.wire.codec import (
     encode_request,
 )
 from ast_stream.wire.replay import (
-    CAPTURE_RESTART,
     FAILURES_UNTIL_LIVE_ONLY,
     LOST,
     RING_OVERRUN,
     RING_SILENT,
-    Audio,
-    Ended,
-    GapFound,
     Intake,
-    Item,
-    NewEpoch,
 )
+from ast_stream.wire.track import CAPTURE_RESTART, Audio, Ended, GapFound, Item, NewEpoch
 from services.capture_ring import RingService
 
 EPOCH, OTHER = "aaaaaaaa", "bbbbbbbb"
@@ -262,6 +257,28 @@ def test_a_live_block_alone_never_changes_the_epoch() -> None:
     intake.request(0.1)
     assert intake.on_reply(reply(block(1600, 0), 0, 1600), 0.1) == []
     assert spans(intake.on_block(block(1600), 0.2)) == [(1600, 3200)]
+
+
+def test_a_capture_that_heard_nothing_yet_does_not_begin_its_epoch() -> None:
+    intake = contacted()
+    intake.on_block(block(0, epoch=OTHER), 1.0)
+    intake.request(1.0)
+    assert intake.on_reply(reply(block(0, 0, epoch=OTHER), 0, 0), 1.0) == []
+    assert intake.epoch == EPOCH
+    assert intake.request(1.2) is not None
+    items = intake.on_reply(reply(block(0, epoch=OTHER), 0, BLOCK), 1.2)
+    assert items[1] == NewEpoch(OTHER, 0)
+
+
+def test_a_block_from_far_ahead_that_the_ring_does_not_know_is_forgotten() -> None:
+    intake = contacted()
+    intake.on_block(block(2**50), 0.1)
+    assert intake.newest > 2**50
+    assert intake.request(0.1) is not None
+    assert intake.on_reply(reply(block(1600, 0), 0, 1600), 0.1) == []
+    assert intake.newest == 1600
+    assert spans(intake.on_block(block(1600), 0.2)) == [(1600, 3200)]
+    assert intake.request(0.3) is None
 
 
 def test_a_step_of_the_wall_clock_is_not_lost_audio() -> None:

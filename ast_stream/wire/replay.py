@@ -7,13 +7,13 @@ more becomes a gap. Every sample of an epoch comes out exactly once, in order, o
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass
-
-from ast_stream.messages import AudioBlock, Gap, Pcm16
-from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, samples_to_ns, seconds_to_samples
+from ast_stream.messages import AudioBlock
+from ast_stream.units import samples_to_ns, seconds_to_samples
 from ast_stream.wire.codec import MAX_BLOCK_SAMPLES, ReadRequest, RingReply
 from ast_stream.wire.request_pace import RequestPace
+from ast_stream.wire.track import Audio, Ended, GapFound, Item, NewEpoch, Track
+
+__all__ = ["Audio", "Ended", "GapFound", "Intake", "Item", "NewEpoch"]
 
 ASK_AFTER_SILENCE_S = 0.2  # a loss at the tail shows only by silence
 MISSING_AFTER_S = 2.0
@@ -21,54 +21,9 @@ FAILURES_UNTIL_LIVE_ONLY = 8  # then live blocks are taken as they come: better 
 CLOCK_SLACK_S = 2.0  # of the wall clock against the monotonic one, across a capture restart
 
 # reasons of gaps that the ring does not name itself
-CAPTURE_RESTART = "capture_restart"
 RING_OVERRUN = "ring_overrun"
 RING_SILENT = "ring_silent"
 LOST = "lost"
-
-_MAX_DEAD_EPOCHS = 16
-
-
-@dataclass(frozen=True, eq=False)
-class Audio:
-    """The next samples: shape (n_samples,), int16; `time_ns` is the wall time of the first."""
-
-    epoch: str
-    start_sample: int
-    time_ns: int
-    pcm: Pcm16
-    is_last: bool = False
-
-    @property
-    def end_sample(self) -> int:
-        """Index just after the last sample."""
-        return self.start_sample + len(self.pcm)
-
-
-@dataclass(frozen=True)
-class GapFound:
-    """Samples that are lost for good; reading goes on after them."""
-
-    gap: Gap
-
-
-@dataclass(frozen=True)
-class NewEpoch:
-    """Reading starts at `start_sample` of an epoch; nothing more comes of the one before."""
-
-    epoch: str
-    start_sample: int
-
-
-@dataclass(frozen=True)
-class Ended:
-    """The source has ended; `end_sample` is the index just after its last sample."""
-
-    epoch: str
-    end_sample: int
-
-
-Item = Audio | GapFound | NewEpoch | Ended
 
 
 class Intake:
@@ -84,9 +39,6 @@ class Intake:
     the first one for a ring that nobody has read.
 
     Attributes:
-        epoch: epoch being read, None before the first contact.
-        position: index of the next sample wanted.
-        has_ended: the source has ended and all of it came out.
         needs_new_socket: set by `tick` when a request timed out, until the next `tick`.
         state, detail: what the ring last said about its source, or why it refused.
         last_heard_s: when new audio came last, None before.
@@ -98,23 +50,34 @@ class Intake:
 
     def __init__(self, stream: str) -> None:
         self.stream = stream
-        self.epoch: str | None = None
-        self.position = 0
-        self.has_ended = False
         self.needs_new_socket = False
         self.state = "missing"
         self.detail: str | None = None
         self.last_heard_s: float | None = None
         self.dropped = self.stale = self.timeouts = self.refusals = self.unexpected = 0
+        self._track = Track(stream)
         self._pace = RequestPace()
-        self._position_ns: int | None = None  # wall time of `position`
         self._ring_next = 0  # the ring has samples up to here
         self._live_next = 0  # live blocks since the last request reach up to here
         self._is_contacted = False
         self._is_suspect = False  # a live block came of an epoch that is not ours
         self._asks_openly = False  # without epoch and start: a ring refused them
-        self._dead_epochs: deque[str] = deque(maxlen=_MAX_DEAD_EPOCHS)
         self._started_s: float | None = None
+
+    @property
+    def epoch(self) -> str | None:
+        """Epoch being read, None before the first contact."""
+        return self._track.epoch
+
+    @property
+    def position(self) -> int:
+        """Index of the next sample wanted."""
+        return self._track.position
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the source has ended and all of it came out."""
+        return self._track.has_ended
 
     @property
     def newest(self) -> int:
@@ -127,9 +90,7 @@ class Intake:
         Args:
             time_ns: wall time of `position`, to size the gap if the epoch is over.
         """
-        self.epoch = epoch
-        self.position = position
-        self._position_ns = time_ns
+        self._track.place(epoch, position, time_ns)
 
     def silence_s(self, now_s: float) -> float:
         """Return the seconds since new audio came, or since the first call."""
@@ -143,18 +104,17 @@ class Intake:
 
     def on_block(self, block: AudioBlock, now_s: float) -> list[Item]:
         """Take a live block."""
-        if block.epoch in self._dead_epochs:
+        if self._track.is_dead(block.epoch):
             self.stale += 1
             return []
         if block.epoch != self.epoch or not self._is_contacted:
             return self._on_unknown_epoch(block, now_s)
-        if not self._brings_news(block):
+        if not self._track.brings_news(block):
             self.stale += 1
             return []
         if block.start_sample <= self.position or self._is_live_only:
             self.state, self.detail = "listening", None
-            skipped = self._skip_to(block.start_sample, block.gap_reason or RING_SILENT)
-            return skipped + self._accept(block, now_s)
+            return self._take(block, block.gap_reason or RING_SILENT, now_s)
         self._live_next = max(self._live_next, block.end_sample)
         self._leave_to_ring()
         return []
@@ -175,11 +135,10 @@ class Intake:
         self._is_suspect = self._asks_openly = False
         items = self._enter_epoch_of(reply, asked, now_s)
         self._ring_next = reply.next
-        if asked.epoch == self.epoch:  # only the answer to "from here on" can prove a loss
+        # only the answer to "from here on" can prove a loss
+        if block.start_sample <= self.position or asked.epoch == self.epoch:
             reason = RING_OVERRUN if self.position < reply.oldest else LOST
-            items += self._skip_to(block.start_sample, block.gap_reason or reason)
-        if block.start_sample <= self.position and self._brings_news(block):
-            items += self._accept(block, now_s)
+            items += self._take(block, block.gap_reason or reason, now_s)
         self._pace.answered(now_s, is_fruitful=bool(items))
         return items
 
@@ -217,19 +176,15 @@ class Intake:
         self._live_next = 0
         return request
 
+    @property
+    def _is_live_only(self) -> bool:
+        return self._pace.failures >= FAILURES_UNTIL_LIVE_ONLY
+
     def _wants(self, now_s: float) -> bool:
         if not self._is_contacted or self._is_suspect:
             return True
         is_behind = self.newest > self.position
         return not self.has_ended and (is_behind or self.silence_s(now_s) >= ASK_AFTER_SILENCE_S)
-
-    @property
-    def _is_live_only(self) -> bool:
-        return self._pace.failures >= FAILURES_UNTIL_LIVE_ONLY
-
-    def _brings_news(self, block: AudioBlock) -> bool:
-        is_end = block.is_last and block.end_sample == self.position
-        return not self.has_ended and (is_end or block.end_sample > self.position)
 
     def _on_unknown_epoch(self, block: AudioBlock, now_s: float) -> list[Item]:
         """Ask the ring before a live block may change the epoch: it could be an old one, late."""
@@ -256,62 +211,22 @@ class Intake:
             return self._enter(block.epoch, cursor, cursor_ns, now_s)
         if asked.start is not None and reply.next < asked.start:
             # we stand where the ring never was: what led here was not its audio
-            self.position = reply.next
-            return [NewEpoch(block.epoch, reply.next)]
+            return self._track.return_to(reply.next)
         return []
 
     def _enter(self, epoch: str, start: int, time_ns: int, now_s: float) -> list[Item]:
-        """Turn to another epoch, from sample `start` at `time_ns` on."""
-        items: list[Item] = []
-        if self.epoch is not None:
-            self._dead_epochs.append(self.epoch)
-            if not self.has_ended:
-                lost = self._samples_until(time_ns, now_s)
-                items += self._gap(self.epoch, lost, CAPTURE_RESTART)
-        self.epoch, self.position, self._position_ns = epoch, start, time_ns
-        self.has_ended = False
-        self._live_next = self._ring_next = 0
-        return [*items, NewEpoch(epoch, start)]
-
-    def _samples_until(self, time_ns: int, now_s: float) -> int:
-        """Samples between `position` and a wall time; a step of the clock is not taken for time."""
-        if self._position_ns is None:
-            return 0
-        lost = (time_ns - self._position_ns) * SAMPLE_RATE // NS_PER_SECOND
+        at_most = None
         if self.last_heard_s is not None:
-            not_read = self.newest - self.position
             passed = seconds_to_samples(now_s - self.last_heard_s + CLOCK_SLACK_S)
-            lost = min(lost, not_read + passed)
-        return max(0, lost)
+            at_most = passed + self.newest - self.position
+        self._live_next = self._ring_next = 0
+        return self._track.enter(epoch, start, time_ns, at_most)
 
-    def _skip_to(self, sample: int, reason: str) -> list[Item]:
-        """Leave out what does not exist any more between `position` and `sample`."""
-        if sample <= self.position or self.epoch is None:
-            return []
-        samples = sample - self.position
-        found = self._gap(self.epoch, samples, reason)
-        self.position = sample
-        if self._position_ns is not None:
-            self._position_ns += samples_to_ns(samples)
-        return found
-
-    def _gap(self, epoch: str, samples: int, reason: str) -> list[Item]:
-        return [GapFound(Gap(self.stream, epoch, self.position, samples, reason))]
-
-    def _accept(self, block: AudioBlock, now_s: float) -> list[Item]:
-        """Take the part of a block that is new."""
-        had = self.position - block.start_sample
-        pcm = block.pcm[had:]
-        time_ns = block.time_ns + samples_to_ns(had)
-        self.position = block.end_sample
-        self._position_ns = block.time_ns + samples_to_ns(len(block.pcm))
-        self.has_ended = block.is_last
-        items: list[Item] = []
-        if len(pcm):
-            items.append(
-                Audio(block.epoch, block.end_sample - len(pcm), time_ns, pcm, block.is_last)
-            )
+    def _take(self, block: AudioBlock, reason: str, now_s: float) -> list[Item]:
+        """Take a block after what is missing before it, for good, for `reason`."""
+        items = self._track.skip_to(block.start_sample, reason)
+        if self._track.brings_news(block):
+            items += self._track.accept(block)
+        if any(isinstance(item, Audio) for item in items):
             self.last_heard_s = now_s
-        if block.is_last:
-            items.append(Ended(block.epoch, self.position))
         return items

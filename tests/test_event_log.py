@@ -246,12 +246,15 @@ def test_folder_that_vanishes_is_made_again(tmp_path: Path) -> None:
     log = EventLog(folder, **SMALL)
     fill(log, "b1", 40)
     shutil.rmtree(folder)
-    assert positions(log, None) == []
     log.append(message(41))
     assert positions(log, None) == [("b1", 41)]
+    shutil.rmtree(folder)
+    assert positions(log, None) == []
+    log.append(message(42))
+    assert positions(log, None) == [("b1", 42)]
     assert log.write_errors == 0
     log.close()
-    assert positions(EventLog(folder, **SMALL), None) == [("b1", 41)]
+    assert positions(EventLog(folder, **SMALL), None) == [("b1", 42)]
 
 
 def test_folder_that_cannot_be_made_leaves_the_memory(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from ast_stream.wire.event_log import EventLog
 from ast_stream.wire.feed_codec import Position, decode_message
 from ast_stream.wire.feed_order import FeedOrder
 from ast_stream.wire.publisher import FeedPublisher
-from ast_stream.wire.query_codec import ReplayPage
+from ast_stream.wire.query_codec import MAX_PAGE_MESSAGES, ReplayPage
 
 LONG_S = 20.0  # only a failing test waits as long
 
@@ -337,6 +337,60 @@ def test_a_hole_that_cannot_be_filled_is_reported(
     assert hole.after == first.position
     assert hole.upto == ("b1", third.body["previous"])
     assert ("no event log" if answers else "does not answer") in hole.reason
+
+
+def test_a_hole_in_the_log_is_reported(folder: Path, workers: list[Worker]) -> None:
+    workers.append(Worker(folder, "b1"))
+    with subscriber(folder) as reader:
+        wait_until_heard(reader)
+        assert workers[0].log is not None
+        append, workers[0].log.append = workers[0].log.append, lambda message: None
+        workers[0].publish(event(1), arrives=False)
+        workers[0].log.append = append
+        hole = reader.receive(LONG_S)
+        assert isinstance(hole, Missed)
+        assert hole.upto == workers[0].publisher.durable_position
+        workers[0].publish(event(2))
+        assert ids(reader, 1) == ["id2"]
+
+
+def test_a_long_absence_is_replayed_in_pages(folder: Path, workers: list[Worker]) -> None:
+    workers.append(Worker(folder, "b1"))
+    n_events = 2 * MAX_PAGE_MESSAGES + 10
+    with subscriber(folder) as reader:
+        wait_until_heard(reader)
+        workers[0].publish(*(event(n) for n in range(n_events)), arrives=False)
+        assert ids(reader, n_events) == [f"id{n}" for n in range(n_events)]
+
+
+LIES: dict[str, Any] = {
+    "nonsense": [b"{"],
+    "too old for ever": [b'{"v":1,"error":"too_old","oldest":["b0",3]}'],
+    "nothing and more": [b'{"v":1,"messages":[],"more":true}'],
+    "the same and more": [
+        b'{"v":1,"messages":[{"topic":"gap/a/","body":{"v":1,"boot":"b1","seq":0,"previous":0}}],'
+        b'"more":true}'
+    ],
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_query_endpoint_that_lies_does_not_stop_the_reader(
+    folder: Path, workers: list[Worker], lie: str
+) -> None:
+    workers.append(Worker(folder, "b1"))
+    assert workers[0].queries is not None
+    with subscriber(folder) as reader:
+        wait_until_heard(reader)
+        workers[0].queries.answer = lambda request: LIES[lie]  # type: ignore[method-assign]
+        workers[0].publish(event(1), arrives=False)
+        workers[0].publish(event(2))
+        items = [reader.receive(LONG_S)]
+        while isinstance(items[-1], Missed):
+            items.append(reader.receive(LONG_S))
+        assert len(items) > 1
+        assert isinstance(items[-1], FeedMessage)
+        assert items[-1].body["id"] == "id2"
 
 
 def test_what_the_log_no_longer_holds_is_reported_and_the_rest_replayed(

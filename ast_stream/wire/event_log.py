@@ -140,7 +140,7 @@ class EventLog:
         """
         parts = self._parts()
         place = (0, 0) if after is None else _place_after(parts, after)
-        if place is None or (after is not None and self._is_cut_off(parts, place, after)):
+        if place is None or (after is not None and self._is_cut_off(parts, after)):
             return TooOld(self._oldest(parts))
         messages: list[FeedMessage] = []
         page_bytes = 0
@@ -221,11 +221,8 @@ class EventLog:
             return message.body["boot"], message.body["previous"]
         return None
 
-    def _is_cut_off(self, parts: list[_Part], place: _Place, after: Position) -> bool:
+    def _is_cut_off(self, parts: list[_Part], after: Position) -> bool:
         """Whether messages between `after` and the oldest held were deleted."""
-        part, line = place
-        if line > 0 or any(len(earlier.index) for earlier in parts[:part]):
-            return False
         oldest = self._oldest(parts)
         return oldest is not None and oldest[0] == after[0] and oldest[1] > after[1]
 

@@ -177,7 +177,7 @@ class FeedReader:
             self._give_up(message, str(error))
             return
         if isinstance(page, TooOld):
-            if page.oldest is None or page.oldest == position:
+            if page.oldest is None or not _leads_on(position, page.oldest, message):
                 self._give_up(message, "the publisher's event log does not have them")
             else:
                 self._ready += self._order.too_old(page.oldest)
@@ -197,6 +197,13 @@ class FeedReader:
         taken = self._order.take(message)
         if taken is not None:
             self._ready.append(taken)
+
+
+def _leads_on(position: Position | None, oldest: Position, message: FeedMessage) -> bool:
+    """Tell whether going on after `oldest` can lead to the live message."""
+    boot = message.position[0]
+    is_of_this_boot = position is not None and position[0] == boot
+    return oldest != position and not (is_of_this_boot and oldest[0] != boot)
 
 
 def _overlap(one: str, other: str) -> bool:

@@ -103,14 +103,12 @@ class Segment:
         """Write one line.
 
         Raises:
-            OSError: it could not be written; the file ends with the line before.
+            OSError: it could not be written; the next append cuts off what the disk took of it.
         """
         try:
             if self._fd is None:
                 self._fd = self._open()
-            written = os.write(self._fd, line)
-            if written != len(line):
-                os.ftruncate(self._fd, self.size)
+            if os.write(self._fd, line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError:
             self.close()

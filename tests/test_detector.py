@@ -224,3 +224,44 @@ def test_more_streams_than_slots_are_refused(tagger: Tagger) -> None:
     detector.open("b", EPOCH)
     with pytest.raises(UsageError, match="all 2 slots are taken"):
         detector.open("c", EPOCH)
+
+
+def test_other_settings_hold_from_the_next_window_on_and_open_events_still_end(
+    tagger: Tagger, pcm: Pcm16
+) -> None:
+    half = len(pcm) // 2
+    detector = build(tagger)
+    detector.open("mic", EPOCH)
+    detector.push("mic", 0, pcm[:half])
+    before = detector.run()
+    deaf = DetectionSettings(defaults=DetectionDefaults(onset_threshold=1.0))
+    detector.use(deaf)
+    detector.push("mic", half, pcm[half:])
+    after = detector.run() + detector.flush("mic")
+    begun = [event.id for event in before if event.type == "begin"]
+    assert begun
+    assert [event for event in after if event.type == "begin"] == []
+    assert sorted(event.id for event in before + after if event.type == "end") == sorted(begun)
+    again = build(tagger)
+    again.use(deaf)
+    again.use(detection())
+    assert hear(again, pcm) == hear(build(tagger), pcm)
+
+
+def test_gate_can_be_changed_while_it_runs(tagger: Tagger, pcm: Pcm16) -> None:
+    detector = build(tagger)
+    detector.open("mic", EPOCH)
+    detector.push("mic", 0, pcm[: 3 * SAMPLE_RATE] // 1000)
+    detector.run()
+    assert not detector.status("mic").is_gated
+    detector.use(detection().model_copy(update={"gate_dbfs": -40.0}))
+    detector.push("mic", 3 * SAMPLE_RATE, pcm[: 3 * SAMPLE_RATE] // 1000)
+    detector.run()
+    assert detector.status("mic").is_gated
+
+
+def test_settings_that_do_not_fit_the_model_change_nothing(tagger: Tagger, pcm: Pcm16) -> None:
+    detector = build(tagger)
+    with pytest.raises(UsageError, match="no such thing"):
+        detector.use(DetectionSettings.model_validate({"classes": {"no such thing": {}}}))
+    assert hear(detector, pcm) == hear(build(tagger), pcm)

@@ -42,15 +42,22 @@ class Decision:
     """The decision stage of all slots."""
 
     def __init__(self, parameters: DecisionParameters, names: SlotNames) -> None:
-        self.parameters = parameters
+        self.use(parameters)
         self._names = names
         self._n_classes = len(parameters.labels)
         self._state: dict[str, npt.NDArray[Any]] = {}
+        self.grow(names.capacity)
+
+    def use(self, parameters: DecisionParameters) -> None:
+        """Decide by `parameters`, of the same classes, from the next window on.
+
+        Events that are open go on, also those of a class that is no longer enabled.
+        """
+        self.parameters = parameters
         self._hit_mask = (
             (np.uint64(1) << parameters.confirm_hops.astype(np.uint64)) - np.uint64(1)
         ).astype(np.uint64)
         self._hit_mask[parameters.confirm_hops == 64] = np.uint64(2**64 - 1)
-        self.grow(names.capacity)
 
     def grow(self, n_slots: int) -> None:
         """Make room for `n_slots` slots."""

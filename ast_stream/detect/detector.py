@@ -78,8 +78,9 @@ class Detector:
         detection = detection or DetectionSettings()
         hop_s = tagger.hop_s if hop_s is None else hop_s
         whole_frames(hop_s, "hop_s")
-        facts = model_facts(tagger.labels, tagger.window_s, tagger.metadata)
-        self.parameters = resolve_parameters(detection, facts, hop_s)
+        self._facts = model_facts(tagger.labels, tagger.window_s, tagger.metadata)
+        self._hop_s = hop_s
+        self.parameters = resolve_parameters(detection, self._facts, hop_s)
         self.hop = seconds_to_samples(hop_s)
         self.window = tagger.window_samples
         self.max_streams = max_streams
@@ -112,6 +113,16 @@ class Detector:
     def streams(self) -> list[str]:
         """Names of the open streams."""
         return self._names.streams
+
+    def use(self, detection: DetectionSettings) -> None:
+        """Decide by other settings from the next window on; open events go on.
+
+        Raises:
+            UsageError: a setting that does not fit the model; nothing has changed.
+        """
+        self.parameters = resolve_parameters(detection, self._facts, self._hop_s)
+        self._decision.use(self.parameters)
+        self._levels.set_gate(detection.gate_dbfs)
 
     def open(self, stream: str, epoch: str, start_sample: int = 0) -> None:
         """Begin a stream whose first sample has index `start_sample`.

@@ -20,9 +20,13 @@ class LevelMeter:
 
     def __init__(self, window: int, hop: int, gate_dbfs: float | None) -> None:
         self._hop = hop
-        self._gate = 0.0 if gate_dbfs is None else 10 ** (gate_dbfs / 20)
+        self.set_gate(gate_dbfs)
         self._rms = np.zeros((0, max(1, window // hop)), np.float64)
         self.is_gated = np.zeros(0, np.bool_)
+
+    def set_gate(self, gate_dbfs: float | None) -> None:
+        """Gate by another level from the next hop on."""
+        self._gate = 0.0 if gate_dbfs is None else 10 ** (gate_dbfs / 20)
 
     def grow(self, n_slots: int) -> None:
         """Make room for `n_slots` slots."""

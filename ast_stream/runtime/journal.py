@@ -71,6 +71,10 @@ class Journal:
         self._model = model
         self._is_failing = False
 
+    def belong_to(self, model: str) -> None:
+        """From the next `save` on the journal is of other detection settings."""
+        self._model = model
+
     def load(self) -> dict[str, StreamRecord]:
         """Return the records by stream; none if there is no journal that can be used."""
         try:

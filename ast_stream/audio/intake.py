@@ -87,7 +87,7 @@ class Intake:
         self._lost_text: str | None = "starting"
         self._has_ended = False
         self._began_ns = monotonic_ns()
-        self._last_block_ns = self._began_ns
+        self._last_block_ns = self._progress_ns = self._began_ns
         self._retry_s = RETRY_S[0]
         self._next_rate_log_ns = self._began_ns + _RATE_LOG_NS
 
@@ -102,6 +102,27 @@ class Intake:
         if self._source.is_live and silent_s > SILENCE_LIMIT_S:
             return SourceStatus("missing", f"no audio for {silent_s:.0f} s")
         return SourceStatus("listening")
+
+    @property
+    def data_age_s(self) -> float | None:
+        """Seconds since the last block, None before the first."""
+        if self._resampler is None:
+            return None
+        return (self._monotonic_ns() - self._last_block_ns) / NS_PER_SECOND
+
+    @property
+    def stuck_s(self) -> float:
+        """Seconds since anything went on: a block came, or another try to get the source failed.
+
+        A source that is open and claims to work, but gives nothing, does not go on; a pipe whose
+        writer pauses and a recording that waits for the worker do.
+        """
+        return (self._monotonic_ns() - self._progress_ns) / NS_PER_SECOND
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the source came to its end."""
+        return self._has_ended
 
     @property
     def n_clipped(self) -> int:
@@ -128,6 +149,8 @@ class Intake:
                 block = self._source.read(READ_TIMEOUT_S)
                 if block is not None:
                     self._take(block)
+                if block is not None or not self._source.is_live:
+                    self._progress_ns = self._monotonic_ns()
             self._source.close()
         except SourceHungError:
             raise
@@ -146,7 +169,7 @@ class Intake:
             return
         most = self._ring.capacity // _RING_SHARE
         while not self._stop.is_set() and not self._ring.wait_acked(most, READ_TIMEOUT_S):
-            pass
+            self._progress_ns = self._monotonic_ns()
 
     def _take(self, block: SourceBlock) -> None:
         if block.overflowed and self._gap_reason is None and self._resampler is not None:
@@ -211,7 +234,9 @@ class Intake:
 
     def _pause(self) -> None:
         jitter = 1 + _JITTER * (2 * self._random_unit() - 1)
+        self._progress_ns = self._monotonic_ns()
         self._stop.wait(self._retry_s * jitter)
+        self._progress_ns = self._monotonic_ns()
         self._retry_s = min(2 * self._retry_s, RETRY_S[1])
 
     def _end(self) -> None:

@@ -28,6 +28,7 @@ from ast_stream.runtime.lifecycle import (
     EXIT_STARTUP,
     EXIT_USAGE,
     die_with_parent,
+    hold_hangups,
 )
 from ast_stream.runtime.logging_setup import is_set_up
 
@@ -49,6 +50,7 @@ COMMANDS = (
     Command("run", "services.run:run", "Run all processes of one configuration, supervised."),
     Command("capture", "services.capture:capture", "Run the capture process of one stream."),
     Command("worker", "services.worker:worker", "Run the process that scores and decides."),
+    Command("alerts", "services.alerts:alerts", "Run the process that turns events into alerts."),
     Command("listen", "services.listen:listen", "Show live what the model hears."),
     Command("scan", "services.scan:scan", "Find the events in recordings."),
     Command("subscribe", "services.subscribe:subscribe", "Print the feed as JSON lines."),
@@ -59,6 +61,9 @@ COMMANDS = (
         "Validate a configuration and say what it means.",
     ),
     Command("schema", "services.config_commands:schema", "Print the settings' JSON Schema."),
+    Command("outbox", "services.alert_commands:app", "List, retry or drop deliveries of alerts."),
+    Command("ack", "services.alert_commands:ack", "Say that an alert has been seen."),
+    Command("snooze", "services.alert_commands:snooze", "Hold back the alerts of a rule."),
     Command("doctor", "services.doctor:doctor", "Prove that the installation works."),
     Command("model", "services.model_commands:app", "List, inspect, fetch, convert checkpoints."),
     Command("train", "services.train:train", "Train a checkpoint."),
@@ -69,6 +74,7 @@ COMMANDS = (
 def main() -> None:
     """Run the command line and exit with the code the result stands for."""
     die_with_parent()
+    hold_hangups()
     code = run_command_line(sys.argv[1:])
     try:
         sys.stdout.flush()

@@ -46,6 +46,52 @@ def test_signal_sets_the_stop_event(number: signal.Signals) -> None:
         assert stop.wait(LIMIT_S)
 
 
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN])
+def test_hangup_asks_for_a_reload_where_there_is_one_and_does_not_stop(
+    handler: signal.Handlers,
+) -> None:
+    before = signal.signal(signal.SIGHUP, handler)
+    try:
+        reload = threading.Event()
+        with lifecycle.stop_on_signals(reload) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert reload.wait(LIMIT_S)
+            assert not stop.is_set()
+        assert signal.getsignal(signal.SIGHUP) is handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_terminal_that_was_closed_stops_also_a_process_that_reloads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal = [True]
+    monkeypatch.setattr(lifecycle, "_has_terminal", lambda: terminal[0])
+    reload = threading.Event()
+    with lifecycle.stop_on_signals(reload) as stop:
+        terminal[0] = False
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.wait(LIMIT_S)
+        assert not reload.is_set()
+
+
+def test_hangup_of_a_supervisor_waits_until_the_child_can_take_it() -> None:
+    code = (
+        "import os, signal, threading; from ast_stream.runtime import lifecycle as l\n"
+        "l.hold_hangups(); os.kill(os.getpid(), signal.SIGHUP); reload = threading.Event()\n"
+        "with l.stop_on_signals(reload): print(reload.wait(20))"
+    )
+    environ = lifecycle.child_environment()
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environ,
+        timeout=LIMIT_S,
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, b"True\n")
+
+
 def test_hangup_that_is_ignored_stays_so() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -26,30 +26,40 @@ _PR_SET_PDEATHSIG = 1
 
 
 @contextlib.contextmanager
-def stop_on_signals() -> Iterator[threading.Event]:
+def stop_on_signals(reload: threading.Event | None = None) -> Iterator[threading.Event]:
     """Yield an event that SIGTERM or SIGINT sets; the handlers before are restored afterwards.
 
-    So does SIGHUP, for a terminal that was closed, unless it is ignored (nohup). A second SIGINT
-    raises KeyboardInterrupt, a third ends the process at once: for a shutdown that hangs. Only for
-    the main thread.
+    SIGHUP sets `reload` where one is given, and else stops, too. A terminal that was closed sends
+    it as well: that always stops, unless it is ignored (nohup). A second SIGINT raises
+    KeyboardInterrupt, a third ends the process at once: for a shutdown that hangs. Only for the
+    main thread.
     """
     stop = threading.Event()
+    had_terminal = _has_terminal()
+    before = {number: signal.getsignal(number) for number in _STOPPING}
+    is_nohup = before[signal.SIGHUP] is signal.SIG_IGN
 
     def request_stop(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, force_stop)
-        # not stop.set() itself: the handler may interrupt code that holds the event's own lock
-        _thread.start_new_thread(stop.set, ())
+        _set_soon(stop)
 
     def force_stop(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         raise KeyboardInterrupt
 
-    before = {number: signal.getsignal(number) for number in _STOPPING}
-    if before[signal.SIGHUP] is signal.SIG_IGN:
+    def hang_up(number: int, frame: FrameType | None) -> None:
+        is_closed = had_terminal and not _has_terminal()
+        if reload is not None and not is_closed:
+            _set_soon(reload)
+        elif not is_nohup:
+            _set_soon(stop)
+
+    if is_nohup and reload is None:
         del before[signal.SIGHUP]
     for number in before:
-        signal.signal(number, request_stop)
+        signal.signal(number, hang_up if number == signal.SIGHUP else request_stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     try:
         yield stop
     finally:
@@ -57,11 +67,31 @@ def stop_on_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
+def hold_hangups(environ: Mapping[str, str] = os.environ) -> None:
+    """Let a SIGHUP of our supervisor wait for `stop_on_signals`: before, it would kill."""
+    if environ.get(SUPERVISED) == "1":
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+
+
+def _set_soon(event: threading.Event) -> None:
+    # not event.set() itself: the handler may interrupt code that holds the event's own lock
+    _thread.start_new_thread(event.set, ())
+
+
+def _has_terminal() -> bool:
+    """Whether there is a controlling terminal; a closed one is gone before its SIGHUP comes."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
 def notify(message: str, environ: Mapping[str, str] = os.environ) -> bool:
     """Tell systemd `message`, e.g. "READY=1"; False where no service manager listens.
 
-    See sd_notify(3): READY=1, STATUS=text, STOPPING=1, WATCHDOG=1, EXTEND_TIMEOUT_USEC=n; several
-    are joined by newlines.
+    See sd_notify(3); several assignments are joined by newlines. `notifier.Notifier` says when
+    which of them is due.
     """
     address = environ.get("NOTIFY_SOCKET")
     if not address:
@@ -93,7 +123,7 @@ def notify_watchdog() -> bool:
 
 
 def watchdog_interval_s(environ: Mapping[str, str] = os.environ) -> float | None:
-    """Return how often `notify_watchdog` is due (half the limit), or None without a watchdog."""
+    """Return how often WATCHDOG=1 is due (half the limit), or None without a watchdog."""
     limit_us, pid = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", "")
     if not limit_us.isdigit() or (pid and pid != str(os.getpid())):
         return None

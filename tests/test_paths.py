@@ -14,6 +14,7 @@ from ast_stream.settings.paths import (
     audio_endpoint,
     feed_endpoint,
     make_runtime_dir,
+    metrics_address,
     query_endpoint,
     ring_endpoint,
     runtime_dir,
@@ -91,3 +92,19 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"cannot create .*file/inside"):
         make_runtime_dir(settings(runtime_dir=str(tmp_path / "file" / "inside")))
+
+
+def test_each_process_shows_its_figures_on_a_port_of_its_own() -> None:
+    streams = [{"name": name, "source": {"type": "microphone"}} for name in ("porch", "yard")]
+    chosen = settings(streams=streams, metrics={"listen": "127.0.0.1:9464"})
+    assert metrics_address(chosen) == ("127.0.0.1", 9464)
+    assert metrics_address(chosen, "porch") == ("127.0.0.1", 9466)
+    assert metrics_address(chosen, "yard") == ("127.0.0.1", 9467)
+    assert metrics_address(settings(metrics={"listen": "[::1]:9000"})) == ("::1", 9000)
+    assert metrics_address(settings(), "porch") is None
+
+
+@pytest.mark.parametrize("port", [0, 65_534, 65_535, 99_999])
+def test_metrics_port_leaves_one_for_each_process(port: int) -> None:
+    with pytest.raises(ValueError, match="expected a port from 1 to 65533"):
+        settings(metrics={"listen": f"127.0.0.1:{port}"})

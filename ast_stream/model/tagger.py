@@ -6,6 +6,8 @@ The only place that puts the model on a device, casts it, and decides how batche
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
 from typing import overload
 
 import numpy as np
@@ -42,6 +44,8 @@ class Tagger:
         device, precision: where and how the model computes.
         attention: the attention in use, with `attention_choice.measurements` behind it.
         fbank: the features, on the same device.
+        on_batch: called with the size of each batch of windows and the seconds it took; None: not
+            wanted.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class Tagger:
         self.attention_choice = choose_attention(attention, dims, n_windows, self.device, dtype)
         self.attention = self.attention_choice.name
         self.fbank = Fbank(self.device)
+        self.on_batch: Callable[[int, float], None] | None = None
         model = model_with(dims, state_dict).to(self.device, dtype)
         model.use_attention(self.attention_choice.attend)
         self._runner: SingleRunner | GraphRunner = (
@@ -100,7 +105,11 @@ class Tagger:
         Raises:
             ValueError: `windows` has another shape.
         """
-        return _to_numpy(torch.sigmoid(self._window_logits(windows)))
+        began_s = time.perf_counter()
+        scores = _to_numpy(torch.sigmoid(self._window_logits(windows)))
+        if self.on_batch is not None:
+            self.on_batch(len(windows), time.perf_counter() - began_s)
+        return scores
 
     @overload
     def logits(self, waveforms: Tensor) -> Tensor: ...

@@ -194,10 +194,12 @@ class LoggingSettings(Section):
 
 
 class MetricsSettings(Section):
-    """Prometheus endpoint."""
+    """Prometheus endpoints, one for each process: see `paths.metrics_address` for the ports."""
 
     listen: str | None = Field(
-        default=None, pattern=r"^[^:\s]+:\d{1,5}$", description="host:port, e.g. 127.0.0.1:9464"
+        default=None,
+        pattern=r"^(\[[0-9A-Fa-f:.]+\]|[^:\s\[\]]+):\d{1,5}$",
+        description="host:port, e.g. 127.0.0.1:9464",
     )
 
 
@@ -240,6 +242,14 @@ class Settings(Section):
                 f"expected at most model.max_streams={self.model.max_streams} streams, "
                 f"got {len(self.streams)}"
             )
+        if self.metrics.listen is not None:
+            first = int(self.metrics.listen.rpartition(":")[2])
+            most = 65_535 - 1 - len(self.streams)
+            if not 1 <= first <= most:
+                raise ValueError(
+                    f"expected a port from 1 to {most} in metrics.listen, which leaves one for "
+                    f"each process, got {first}"
+                )
         return self
 
 

@@ -1,0 +1,115 @@
+"""What a process shows to Prometheus; the only importer of prometheus_client.
+
+Most figures are renewed once a second by the loop that owns them, as a whole, so that a scrape in
+another thread never sees half of them; durations are observed where they happen.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+
+from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from ast_stream.errors import StartupError
+
+logger = logging.getLogger(__name__)
+
+RENEW_EVERY_S = 1.0
+SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+Family = Metric
+Values = Mapping[tuple[str, ...], float | None]
+"""Values by label values; None is left out."""
+
+
+def gauge(name: str, help: str, values: Values, labels: Sequence[str] = ()) -> Family:
+    """Return figures that go up and down; units are part of `name`."""
+    family = GaugeMetricFamily(name, help, labels=labels)
+    for key, value in values.items():
+        if value is not None:
+            family.add_metric(key, value)
+    return family
+
+
+def counter(name: str, help: str, values: Values, labels: Sequence[str] = ()) -> Family:
+    """Return figures that only grow; `_total` is added to `name`."""
+    family = CounterMetricFamily(name, help, labels=labels)
+    for key, value in values.items():
+        if value is not None:
+            family.add_metric(key, value)
+    return family
+
+
+class _Renewed(Collector):
+    """The families that were last handed in."""
+
+    def __init__(self) -> None:
+        self.families: tuple[Family, ...] = ()
+
+    def collect(self) -> Iterable[Family]:
+        return self.families
+
+    def describe(self) -> Iterable[Family]:
+        return ()
+
+
+class Metrics:
+    """The figures of one process, and the endpoint that shows them.
+
+    Args:
+        process: worker, alerts or capture.
+        address: host and port to listen on; None: nothing is shown.
+
+    Attributes:
+        is_on: whether anyone can see the figures.
+
+    Raises:
+        StartupError: the address cannot be bound.
+    """
+
+    def __init__(self, process: str, address: tuple[str, int] | None = None) -> None:
+        self.is_on = address is not None
+        self._registry = CollectorRegistry()
+        self._renewed = _Renewed()
+        self._registry.register(self._renewed)
+        ProcessCollector(registry=self._registry)
+        self._up = gauge(
+            "ast_stream_up", "1 while the process runs", {(process,): 1}, labels=("process",)
+        )
+        self.renew([])
+        if address is not None:
+            self._serve(*address)
+
+    def renew(self, families: Iterable[Family]) -> None:
+        """Show these figures from now on."""
+        self._renewed.families = (self._up, *families)
+
+    def histogram(
+        self, name: str, help: str, buckets: Sequence[float], labels: Sequence[str] = ()
+    ) -> Histogram:
+        """Return a histogram to `observe`; shown beside the renewed figures."""
+        return Histogram(name, help, labels, buckets=buckets, registry=self._registry)
+
+    def close(self) -> None:
+        """Stop listening."""
+        if self.is_on:
+            self.is_on = False
+            self._server.shutdown()
+            self._server.server_close()
+            self._thread.join()
+
+    def _serve(self, host: str, port: int) -> None:
+        try:
+            self._server, self._thread = start_http_server(port, host, self._registry)
+        except (OSError, UnicodeError) as error:
+            raise StartupError(
+                f"metrics.listen: cannot listen on {host}:{port}: {error}"
+            ) from error
+        assert isinstance(self._thread, threading.Thread)
+        logger.info("metrics at http://%s:%d/metrics", host, port)

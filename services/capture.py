@@ -21,14 +21,23 @@ from ast_stream.errors import AudioError, UsageError
 from ast_stream.labels import did_you_mean
 from ast_stream.runtime import lifecycle
 from ast_stream.runtime.logging_setup import setup_logging
+from ast_stream.runtime.metrics import RENEW_EVERY_S, Metrics
+from ast_stream.runtime.notifier import Notifier
 from ast_stream.settings.load import load_settings
-from ast_stream.settings.paths import audio_endpoint, make_runtime_dir, ring_endpoint
-from ast_stream.settings.schema import Settings, StreamSettings
+from ast_stream.settings.paths import (
+    audio_endpoint,
+    make_runtime_dir,
+    metrics_address,
+    ring_endpoint,
+)
+from ast_stream.settings.schema import Settings, Source, StreamSettings
 from ast_stream.units import seconds_to_samples
 from ast_stream.wire.limited_log import LimitedLog
 from ast_stream.wire.sockets import AUDIO_HWM_BLOCKS, QUERY_HWM_MESSAGES, Sockets
+from services.capture_report import CaptureReport
 from services.capture_ring import RingService
 from services.capture_sender import BlockSender
+from services.reload import Parts, Reloader
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +46,7 @@ _POLL_MS = 100
 _LINGER_S = 0.5  # the ring stays so long after its end was told, for readers that ask again
 _HUNG_GRACE_S = 5.0  # a process that must end lets the worker have its audio first
 _JOIN_S = 1.0
+PROGRESS_LIMIT_S = 10.0  # a source that gives nothing for so long, and says nothing, is stuck
 
 
 def capture(
@@ -48,10 +58,13 @@ def capture(
     Example: ast-stream capture -c /etc/ast-stream/config.yaml --stream porch
     """
     settings = load_settings(config)
-    setup_logging(settings.logging.level, settings.logging.format, process=f"capture {stream}")
-    with lifecycle.stop_on_signals() as stop:
+    process = f"capture {stream}"
+    setup_logging(settings.logging.level, settings.logging.format, process=process)
+    reload = threading.Event()
+    reloader = Reloader(reload, config, settings, process, parts=lambda new: _parts(new, stream))
+    with lifecycle.stop_on_signals(reload) as stop:
         try:
-            run_capture(settings, stream, stop)
+            run_capture(settings, stream, stop, reloader)
         except SourceHungError as error:
             logger.log(logging.INFO if stop.is_set() else logging.ERROR, "%s", error)
             sys.stderr.flush()
@@ -59,13 +72,16 @@ def capture(
             os._exit(0 if stop.is_set() else EXIT_HUNG)
 
 
-def run_capture(settings: Settings, stream_name: str, stop: threading.Event) -> None:
+def run_capture(
+    settings: Settings, stream_name: str, stop: threading.Event, reloader: Reloader | None = None
+) -> None:
     """Capture until `stop` is set, or until the worker has all of a source that has ended.
 
     Raises:
         UsageError: the configuration has no such stream.
         ConfigError: the runtime folder cannot be used.
-        StartupError: the ring's endpoint is in use, or a library for the source is missing.
+        StartupError: the ring's endpoint or the port of the metrics is in use, or a library for
+            the source is missing.
         AudioError: a recording that is none or is damaged; what it held was captured.
         SourceHungError: a call to the source never returned; only ending the process helps.
     """
@@ -73,7 +89,7 @@ def run_capture(settings: Settings, stream_name: str, stop: threading.Event) -> 
     make_runtime_dir(settings)
     process = _CaptureProcess(settings, stream)
     try:
-        process.run(stop)
+        process.run(stop, reloader)
     finally:
         process.close()
     if process.failure is not None:
@@ -85,6 +101,20 @@ def _find_stream(settings: Settings, name: str) -> StreamSettings:
     if name not in names:
         raise UsageError(f"no stream {name!r} in the configuration{did_you_mean(name, names)}")
     return settings.streams[names.index(name)]
+
+
+def _parts(settings: Settings, name: str) -> Parts:
+    """Return the settings that concern the capture process of a stream."""
+    own = [stream.model_dump() for stream in settings.streams if stream.name == name]
+    shared = settings.model_dump(include={"runtime_dir", "transport", "metrics"})
+    return shared | {f"stream {name}": own[0] if own else None}
+
+
+def _progress_limit_s(source: Source) -> float:
+    """Return how long a source that is well may take for one step."""
+    if source.type == "url":
+        return PROGRESS_LIMIT_S + source.open_timeout_s + source.read_timeout_s
+    return PROGRESS_LIMIT_S
 
 
 class _CaptureProcess:
@@ -118,7 +148,13 @@ class _CaptureProcess:
         )
         self._intake_thread = threading.Thread(target=self._intake.run, name="intake", daemon=True)
         self._sender_thread = threading.Thread(target=self._sender.run, name="sender", daemon=True)
+        self._report = CaptureReport(
+            stream.name, self._ring, self._intake, self._sender, self._service
+        )
+        self._progress_limit_s = _progress_limit_s(stream.source)
         self._done_since_s: float | None = None
+        self._metrics = Metrics("capture", metrics_address(settings, stream.name))
+        self._next_metrics_s = float("-inf")
 
     @property
     def failure(self) -> Exception | None:
@@ -127,21 +163,21 @@ class _CaptureProcess:
             return SourceHungError("stalled", f"the source of {self._name} is left behind waiting")
         return self._intake.failure or self._sender.failure
 
-    def run(self, stop: threading.Event) -> None:
+    def run(self, stop: threading.Event, reloader: Reloader | None) -> None:
         """Answer ring requests until there is no more reason to."""
         self._intake_thread.start()
         self._sender_thread.start()
         logger.info("capturing")
-        lifecycle.notify_ready(f"capturing {self._name}")
-        watchdog_s, next_ping_s = lifecycle.watchdog_interval_s(), 0.0
+        notifier = Notifier()
         while not stop.is_set() and not self._is_done(time.monotonic()):
             request = self._router.receive(_POLL_MS)
             if request is not None:
                 self._answer(request)
-            if watchdog_s is not None and time.monotonic() >= next_ping_s:
-                lifecycle.notify_watchdog()
-                next_ping_s = time.monotonic() + watchdog_s
-        lifecycle.notify_stopping()
+            notifier.turn(self._report.status, is_working=self._is_working)
+            if reloader is not None:
+                reloader.look(notifier)
+            self._renew_metrics(time.monotonic())
+        notifier.stopping()
 
     def close(self) -> None:
         """Stop the threads, as far as they can be stopped, and release the endpoint."""
@@ -150,17 +186,18 @@ class _CaptureProcess:
             if thread.is_alive():
                 thread.join(_JOIN_S)
         self._sockets.close()
-        logger.info(
-            "stopped: %d samples, %d losses, %d overflows, %d clipped, %d blocks sent, "
-            "%d refused, %d malformed requests",
-            self._ring.next,
-            self._intake.n_losses,
-            self._intake.n_overflows,
-            self._intake.n_clipped,
-            self._sender.n_sent,
-            self._sender.n_refused,
-            self._service.n_malformed,
-        )
+        self._metrics.close()
+        logger.info("stopped: %s", self._report.summary())
+
+    @property
+    def _is_working(self) -> bool:
+        """Whether audio comes, or the source is honestly waited for."""
+        return self._intake.has_ended or self._intake.stuck_s < self._progress_limit_s
+
+    def _renew_metrics(self, now_s: float) -> None:
+        if self._metrics.is_on and now_s >= self._next_metrics_s:
+            self._next_metrics_s = now_s + RENEW_EVERY_S
+            self._metrics.renew(self._report.families())
 
     def _answer(self, request: list[bytes]) -> None:
         identity, *frames = request

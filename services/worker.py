@@ -19,6 +19,8 @@ from ast_stream.model.tagger import Tagger
 from ast_stream.runtime import lifecycle
 from ast_stream.runtime.journal import Journal
 from ast_stream.runtime.logging_setup import setup_logging
+from ast_stream.runtime.metrics import Metrics
+from ast_stream.runtime.notifier import Notifier
 from ast_stream.runtime.selfcheck import self_check
 from ast_stream.settings.check import LoadedSettings, check_against_model
 from ast_stream.settings.load import load_file
@@ -26,6 +28,7 @@ from ast_stream.settings.paths import (
     audio_endpoint,
     feed_endpoint,
     make_runtime_dir,
+    metrics_address,
     query_endpoint,
     ring_endpoint,
 )
@@ -39,7 +42,9 @@ from ast_stream.wire.sockets import (
     Sockets,
 )
 from services.loading import load_model
+from services.reload import Reloader
 from services.worker_loop import Worker, WorkerSockets
+from services.worker_metrics import WorkerMetrics
 from services.worker_stream import StreamPlan
 
 logger = logging.getLogger(__name__)
@@ -59,13 +64,16 @@ def worker(
     loaded = load_file(config)
     settings = loaded.settings
     setup_logging(settings.logging.level, settings.logging.format, process="worker")
-    with lifecycle.stop_on_signals() as stop:
-        run_worker(loaded, stop)
-    lifecycle.notify_stopping()
+    reload = threading.Event()
+    with lifecycle.stop_on_signals(reload) as stop:
+        run_worker(loaded, stop, reload)
 
 
-def run_worker(loaded: LoadedSettings, stop: threading.Event) -> None:
+def run_worker(loaded: LoadedSettings, stop: threading.Event, reload: threading.Event) -> None:
     """Load, check, serve until `stop` is set, and close everything.
+
+    Args:
+        reload: read the configuration again when it is set.
 
     Raises:
         ConfigError: classes or durations that do not fit the model.
@@ -75,15 +83,19 @@ def run_worker(loaded: LoadedSettings, stop: threading.Event) -> None:
     settings = loaded.settings
     folder = make_runtime_dir(settings)
     state_folder = _make_state_dir(settings)
-    lifecycle.notify(f"EXTEND_TIMEOUT_USEC={LOAD_TIMEOUT_S * 1_000_000}\nSTATUS=loading the model")
+    notifier = Notifier()
+    notifier.starting("loading the model", LOAD_TIMEOUT_S)
     sockets = Sockets()
+    metrics = Metrics("worker", metrics_address(settings))
     try:
         # first, so that a second worker is refused before it loads a model
         audio = sockets.bind("pull", audio_endpoint(settings), AUDIO_HWM_BLOCKS)
         feed = sockets.bind("pub", feed_endpoint(settings), FEED_HWM_MESSAGES)
         query = sockets.bind("router", query_endpoint(settings), QUERY_HWM_MESSAGES)
         event_log = EventLog(state_folder / "events")
-        tagger = _load(loaded)
+        tagger = _load(loaded, notifier)
+        figures = WorkerMetrics(metrics)
+        tagger.on_batch = figures.on_batch
         boot = secrets.token_hex(8)
         publisher = FeedPublisher(feed, event_log, boot, time.time_ns)
         detector = Detector(
@@ -101,21 +113,53 @@ def run_worker(loaded: LoadedSettings, stop: threading.Event) -> None:
             event_log,
             Journal(folder / "worker-journal.json", _identity(tagger, settings)),
             WorkerSockets(sockets, audio, query),
+            metrics=figures,
             facts=_facts(tagger),
             ring_folder=f"ipc://{folder}/",
         )
         logger.info("ready: %s", ", ".join(f"{k} {v}" for k, v in _facts(tagger).items()))
-        lifecycle.notify_ready(f"listening to {len(settings.streams)} streams")
-        worker.run(stop)
+        reloader = _reloader(reload, loaded, worker, tagger)
+
+        def after_turn() -> None:
+            notifier.turn(worker.status_line, is_working=worker.has_worked())
+            reloader.look(notifier)
+
+        worker.run(stop, after_turn)
+        notifier.stopping("ending open events")
+        worker.finish()
         event_log.close()
     finally:
+        metrics.close()
         sockets.close()
 
 
-def _load(loaded: LoadedSettings) -> Tagger:
+def _reloader(
+    requested: threading.Event, loaded: LoadedSettings, worker: Worker, tagger: Tagger
+) -> Reloader:
+    settings = loaded.settings
+    hop_s = settings.model.hop_s
+
+    def apply(new: LoadedSettings) -> None:
+        check_against_model(new, tagger.labels, hop_s=hop_s, window_s=tagger.window_s)
+        in_use = settings.model_copy(update={"detection": new.settings.detection})
+        worker.use_detection(in_use.detection, _identity(tagger, in_use))
+
+    return Reloader(
+        requested,
+        Path(loaded.file),
+        settings,
+        "worker",
+        parts=lambda new: new.model_dump(exclude={"alerts", "logging"}),
+        live=frozenset({"detection"}),
+        apply=apply,
+    )
+
+
+def _load(loaded: LoadedSettings, notifier: Notifier) -> Tagger:
     model = loaded.settings.model
     tagger = load_model(model)
     check_against_model(loaded, tagger.labels, hop_s=model.hop_s, window_s=tagger.window_s)
+    notifier.starting("checking the model against known scores", LOAD_TIMEOUT_S)
     self_check(tagger)
     return tagger
 

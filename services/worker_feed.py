@@ -36,6 +36,10 @@ class WorkerFeed:
     Args:
         model: hash of the checkpoint.
         now_ns: wall clock.
+
+    Attributes:
+        counters: messages by kind.
+        begun: events that have begun, by slug of the class and stream.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class WorkerFeed:
         self._published: dict[str, tuple[str, Published]] = {}  # by stream: epoch, messages
         self._orphans = find_orphans(event_log)
         self.counters: Counter[str] = Counter()
+        self.begun: Counter[tuple[str, str]] = Counter()
 
     @property
     def orphaned_streams(self) -> set[str]:
@@ -60,6 +65,7 @@ class WorkerFeed:
         if known.has_event(event.id, event.type, event.at_sample):
             return
         self.counters[f"events_{event.type}"] += 1
+        self.begun[event.slug, event.stream] += event.type == "begin"
         logger.log(
             logging.DEBUG if event.type == "update" else logging.INFO,
             "event %s",

@@ -13,7 +13,7 @@ from ast_stream.detect.detector import Detector
 from ast_stream.errors import UsageError, WireError
 from ast_stream.messages import AudioBlock, Event, Gap
 from ast_stream.runtime.journal import Journal, StreamRecord
-from ast_stream.settings.schema import check_endpoint
+from ast_stream.settings.schema import DetectionSettings, check_endpoint
 from ast_stream.units import SAMPLE_RATE, samples_to_seconds
 from ast_stream.wire.codec import decode_block
 from ast_stream.wire.event_log import EventLog
@@ -24,6 +24,7 @@ from ast_stream.wire.replay import Audio, Ended, GapFound, Item, NewEpoch
 from ast_stream.wire.sockets import Poller, Socket, Sockets
 from services.ring_link import RingLink
 from services.worker_feed import WorkerFeed
+from services.worker_metrics import WorkerMetrics
 from services.worker_report import WorkerReport
 from services.worker_stream import StreamPlan, WorkerStream
 
@@ -31,7 +32,8 @@ logger = logging.getLogger(__name__)
 
 TICK_MS = 20  # the longest wait for a message: timers are this exact
 BLOCKS_A_TICK = 256
-WINDOWS_A_TICK = 64  # then sockets and timers get their turn
+WINDOWS_A_TICK = 64  # then sockets and timers get their turn,
+TURN_S = 1.0  # or after so long
 ROOM_S = 5.0  # a stream with more than this waiting leaves further audio in its ring
 SAVE_EVERY_S = 1.0
 SAVE_EVERY_SAMPLES = 5 * SAMPLE_RATE  # of any stream: sources faster than real time wait for acks
@@ -71,6 +73,7 @@ class Worker:
         journal: Journal,
         sockets: WorkerSockets,
         *,
+        metrics: WorkerMetrics,
         facts: dict[str, Any],
         ring_folder: str,
         now_s: Callable[[], float] = time.monotonic,
@@ -87,6 +90,9 @@ class Worker:
         self._feed = WorkerFeed(publisher, event_log, facts["model"], now_ns)
         self._started_s = self._saved_s = now_s()
         self._saved: dict[str, int] = {}
+        self._worked_to: dict[str, int] = {}
+        self._windows_a_tick = WINDOWS_A_TICK
+        self._metrics = metrics
         self._report = WorkerReport(
             self._streams, detector, publisher, self._feed, facts, self._started_s
         )
@@ -105,11 +111,19 @@ class Worker:
         for plan in plans:
             self._add(plan, records.get(plan.name))
 
-    def run(self, stop: threading.Event) -> None:
-        """Work until `stop` is set, then end open events, journal and acknowledge."""
+    def run(self, stop: threading.Event, after_turn: Callable[[], None]) -> None:
+        """Work until `stop` is set; `finish` must follow.
+
+        Args:
+            after_turn: called after each `tick`, in the same thread.
+        """
         while not stop.is_set():
             self._poller.wait(0 if self._detector.has_due else TICK_MS)
             self.tick()
+            after_turn()
+
+    def finish(self) -> None:
+        """End open events, journal and acknowledge."""
         for stream in self._open_streams():
             self._publish(self._detector.end_events(stream.name, "shutdown"))
         self._save(self._now_s(), is_final=True)
@@ -117,15 +131,56 @@ class Worker:
     def tick(self) -> None:
         """Do what is due: take messages, score, publish, acknowledge, report, answer."""
         now_s = self._now_s()
-        self._take_blocks(now_s)
-        for stream in list(self._streams.values()):
-            items = stream.exchange(now_s, has_room=self._has_room(stream))
-            self._apply(stream, items)
-        self._publish(self._detector.run(WINDOWS_A_TICK))
+        stage = self._metrics.stage
+        with stage("receive"):
+            self._take_blocks(now_s)
+        with stage("rings"):
+            for stream in list(self._streams.values()):
+                items = stream.exchange(now_s, has_room=self._has_room(stream))
+                self._apply(stream, items)
+        with stage("detect"):
+            self._detect()
         self._look_after_streams(now_s)
-        self._save(now_s)
-        self._report.publish(now_s)
-        self._query.serve()
+        with stage("journal"):
+            self._save(now_s)
+        with stage("report"):
+            self._report.publish(now_s)
+            self._metrics.renew(self._report, now_s)
+        with stage("answer"):
+            self._query.serve()
+
+    def has_worked(self) -> bool:
+        """Tell whether audio was decided since this was last asked, or none is due."""
+        positions = {name: self._detector.position(name) for name in self._detector.streams}
+        has_worked = positions != self._worked_to or not self._detector.has_due
+        self._worked_to = positions
+        return has_worked
+
+    def status_line(self) -> str:
+        """Return how the worker is, in words."""
+        return self._report.status_line(self._now_s())
+
+    def use_detection(self, detection: DetectionSettings, identity: str) -> None:
+        """Decide by other settings from now on.
+
+        Args:
+            identity: names model and detection settings in the journal.
+
+        Raises:
+            UsageError: they do not fit the model; nothing has changed.
+        """
+        self._detector.use(detection)
+        self._journal.belong_to(identity)
+        self._save(self._now_s(), is_final=True)
+
+    def _detect(self) -> None:
+        """Score and publish for about `TURN_S` at most: a turn must not outlast the watchdog."""
+        began_s, n_before = self._now_s(), self._report.n_windows
+        self._publish(self._detector.run(self._windows_a_tick))
+        n_windows = self._report.n_windows - n_before
+        if n_windows:
+            window_s = max(1e-6, (self._now_s() - began_s) / n_windows)
+            self._windows_a_tick = max(1, min(WINDOWS_A_TICK, round(TURN_S / window_s)))
 
     def _take_blocks(self, now_s: float) -> None:
         for _ in range(BLOCKS_A_TICK):

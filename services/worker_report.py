@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from ast_stream.detect.detector import Detector, StreamStatus
@@ -22,6 +23,9 @@ class WorkerReport:
     Args:
         streams: the worker's streams by name; looked at, never changed.
         facts: model, device, precision, attention and the like, for the status message.
+
+    Attributes:
+        refusals: what came from outside and was refused, by kind.
     """
 
     def __init__(
@@ -37,7 +41,7 @@ class WorkerReport:
         self._detector = detector
         self._publisher = publisher
         self._feed = feed
-        self._facts = facts
+        self.facts = facts
         self._started_s = self._reported_s = now_s
         self._reported_windows = 0
         self.refusals: Counter[str] = Counter()
@@ -57,12 +61,33 @@ class WorkerReport:
             self._reported_s = now_s
             self._reported_windows = self._feed.counters["windows"]
 
+    @property
+    def feed(self) -> FeedPublisher:
+        """The publisher, for its counters."""
+        return self._publisher
+
+    @property
+    def n_windows(self) -> int:
+        """Windows scored so far."""
+        return self._feed.counters["windows"]
+
+    @property
+    def events_by_class(self) -> Counter[tuple[str, str]]:
+        """Events that have begun, by slug of the class and stream."""
+        return self._feed.begun
+
+    def healths(self, now_s: float) -> list[dict[str, Any]]:
+        """Return the health of every stream, as on the feed."""
+        return [one.health(now_s, self._status_of(one)) for one in self._streams.values()]
+
+    def status_line(self, now_s: float) -> str:
+        """Return how the worker is, in words."""
+        return status_line(self.healths(now_s))
+
     def snapshot(self, now_s: float) -> dict[str, Any]:
         """Return streams, open events and status."""
         return {
-            "streams": [
-                stream.health(now_s, self._status_of(stream)) for stream in self._streams.values()
-            ],
+            "streams": self.healths(now_s),
             "events": [
                 self._feed.body(stream, event)
                 for stream in self._streams.values()
@@ -108,10 +133,27 @@ class WorkerReport:
             "feed_drops": self._publisher.drops,
             "event_log_errors": self._publisher.log_errors,
         }
-        return self._facts | {
+        return self.facts | {
             "streams": sorted(self._streams),
             "windows_per_s": round(windows / elapsed_s, 2),
             "lag_s": round(max(lags_s), 3) if lags_s else None,
             "uptime_s": round(now_s - self._started_s, 1),
             "counters": counters,
         }
+
+
+def status_line(healths: Sequence[dict[str, Any]]) -> str:
+    """Return streams as a line for people, e.g. `listening to porch, -42 dBFS, lag 0.3 s`."""
+    heard = [one for one in healths if one["state"] != "missing"]
+    missing = [one for one in healths if one["state"] == "missing"]
+    parts = []
+    if heard:
+        names = heard[0]["stream"] if len(heard) == 1 else f"{len(heard)} streams"
+        level = f", {heard[0]['level_dbfs']:.0f} dBFS" if len(healths) == 1 else ""
+        lag_s = max(one["lag_s"] for one in heard)
+        n_open = sum(one["open_events"] for one in heard)
+        events = f"{n_open or 'no'} event{'' if n_open == 1 else 's'} open"
+        parts.append(f"listening to {names}{level}, lag {lag_s:.1f} s, {events}")
+    parts += [f"{one['stream']}: {one['detail']}" for one in heard if one["detail"]]
+    parts += [f"waiting for {one['stream']}: {one['detail']}" for one in missing]
+    return "; ".join(parts) or "waiting for streams"

@@ -66,7 +66,7 @@ class Ontology:
             UnknownName: a name that is not there, or does not lie under the one before.
         """
         by_folded = {name.casefold(): name for name in self.children}
-        names = []
+        names: list[str] = []
         for part in (part.strip() for part in path.split(">")):
             name = by_folded.get(part.casefold())
             if name is None:
@@ -95,8 +95,8 @@ class Vocabulary:
     ontology: Ontology | None = None
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def class_named(self, name: str) -> str:
-        """Return the slug of the class with this label or slug.
+    def class_named(self, name: str) -> frozenset[str]:
+        """Return the slug of the class with this label or slug, alone in a set.
 
         Raises:
             UnknownName: the model has none.
@@ -106,7 +106,7 @@ class Vocabulary:
             if name not in slugs:
                 near = did_you_mean(name, [*self.labels, *slugs])
                 raise UnknownName(f"the model has no class '{name}'{near}")
-        return slug(name)
+        return frozenset({slug(name)})
 
     def group_named(self, name: str) -> frozenset[str]:
         """Return the slugs of a class group.
@@ -117,7 +117,7 @@ class Vocabulary:
         if name not in self.groups:
             near = did_you_mean(name, self.groups)
             raise UnknownName(f"there is no class group '{name}' under 'classes'{near}")
-        return frozenset(self.class_named(label) for label in self.groups[name])
+        return frozenset().union(*(self.class_named(label) for label in self.groups[name]))
 
     def branch_named(self, path: str) -> frozenset[str]:
         """Return the slugs of the model's classes in a branch.

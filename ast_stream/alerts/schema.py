@@ -11,11 +11,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from ast_stream.alerts.model import Severity
-from ast_stream.settings.schema import Score, Section
+from ast_stream.settings.section import Section
 from ast_stream.units import NS_PER_SECOND
 
 RULE_NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 MAX_COUNT = 1000
+MIN_MISSING_NS = 3 * NS_PER_SECOND
 _LIST_RULE = "one name or a list of names"
 _UNITS_MS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1_000, "ms": 1}
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|[dhms]))+\Z")
@@ -75,7 +76,7 @@ class SoundMatch(RuleSection):
 class ScoreMatch(RuleSection):
     """Bounds of the score so far."""
 
-    min: Score
+    min: float = Field(ge=0, le=1)
 
 
 class EventMatch(SoundMatch):
@@ -132,6 +133,10 @@ class Level(RuleSection):
         if len(given) != 1:
             got = " and ".join(given) or "none"
             raise ValueError(f"expected exactly one of {', '.join(names)}, got {got}")
+        if self.missing and self.for_ < MIN_MISSING_NS:
+            raise ValueError(
+                "with 'missing' expected 'for' of at least 3s, as health comes each 1s"
+            )
         return self
 
 

@@ -111,15 +111,14 @@ class Outbox:
         """Return the next row to deliver, the seconds until there may be one, or None: no row.
 
         Rows of one action go out in order: while one waits for its next attempt, so do those
-        behind it. Rows whose time is over become `expired` here.
+        behind it.
         """
-        self._expire(action)
         now_ns = self._now_ns()
         with self._store.reading() as db:
             row = db.execute(
                 "SELECT seq, attempts, payload, next_ns FROM deliveries WHERE action = ? AND "
-                "state = 'pending' AND held_until_ns <= ? ORDER BY seq LIMIT 1",
-                (action, now_ns),
+                "state = 'pending' AND held_until_ns <= ? AND expires_ns > ? ORDER BY seq LIMIT 1",
+                (action, now_ns, now_ns),
             ).fetchone()
             held_ns = db.execute(
                 "SELECT MIN(held_until_ns) FROM deliveries WHERE action = ? AND state = 'pending'"
@@ -134,6 +133,30 @@ class Outbox:
                 return float(due_ns - now_ns) / NS_PER_SECOND
             self._in_flight[action] = seq
         return Delivery(seq, action, attempts, Notification.decode(payload))
+
+    def expire(self, action: str) -> None:
+        """Give up the rows of an action whose time is over, and tell of them by another.
+
+        Raises:
+            StoreError: it could not be written; they are not delivered all the same.
+        """
+        now_ns = self._now_ns()
+        over = "action = ? AND state = 'pending' AND expires_ns <= ?"
+        with self._store.reading() as db:
+            rows = db.execute(
+                f"SELECT seq, payload, last_error FROM deliveries WHERE {over}", (action, now_ns)
+            ).fetchall()
+        if not rows:
+            return
+        with self._store.transaction() as db:
+            for seq, payload, last_error in rows:
+                reason = last_error or "it was not its turn in time"
+                db.execute(
+                    "UPDATE deliveries SET state = 'expired', last_error = ?, updated_ns = ?"
+                    " WHERE seq = ? AND state = 'pending'",
+                    (reason, now_ns, seq),
+                )
+                self._raise_alarm(db, action, Notification.decode(payload), reason)
 
     def settle(self, delivery: Delivery, outcome: Outcome) -> None:
         """Write what came of a delivery.
@@ -205,7 +228,12 @@ class Outbox:
             self._raise_alarm(db, action, notification, reason[0])
 
     def _supersede(self, db: sqlite3.Connection, alert_id: str, action: str, until_ns: int) -> bool:
-        """Let a resolve stand for a firing that was not delivered and is not under way."""
+        """Let a resolve stand for a firing that was not delivered and is not under way.
+
+        Not on the feed: programs want both.
+        """
+        if action == FEED:
+            return False
         changed = db.execute(
             "UPDATE deliveries SET state = ?, updated_ns = ? WHERE alert_id = ? AND"
             " transition = 'firing' AND action = ? AND state = 'pending' AND seq <> ?",
@@ -254,25 +282,6 @@ class Outbox:
             " WHERE action = ? AND state = 'pending'",
             (reason[:MAX_ERROR_CHARACTERS], now_ns, action),
         )
-
-    def _expire(self, action: str) -> None:
-        now_ns = self._now_ns()
-        over = "action = ? AND state = 'pending' AND expires_ns <= ?"
-        with self._store.reading() as db:
-            rows = db.execute(
-                f"SELECT seq, payload, last_error FROM deliveries WHERE {over}", (action, now_ns)
-            ).fetchall()
-        if not rows:
-            return
-        with self._store.transaction() as db:
-            for seq, payload, last_error in rows:
-                reason = last_error or "it was not its turn in time"
-                db.execute(
-                    "UPDATE deliveries SET state = 'expired', last_error = ?, updated_ns = ?"
-                    " WHERE seq = ? AND state = 'pending'",
-                    (reason, now_ns, seq),
-                )
-                self._raise_alarm(db, action, Notification.decode(payload), reason)
 
     def _raise_alarm(
         self, db: sqlite3.Connection, action: str, lost: Notification, reason: str

@@ -1,0 +1,149 @@
+"""Delivery threads: one for each action, so that a slow receiver holds up nobody else."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+from ast_stream.alerts.actions.base import ActionRunner, Delivered, Failed, Outcome, Refused
+from ast_stream.alerts.outbox import Delivery, Outbox
+from ast_stream.alerts.store import StoreError
+
+LOOK_EVERY_S = 5.0  # commands change the outbox from another process
+DISK_RETRY_S = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+def no_fault(point: str) -> None:
+    """Do nothing at a point where a test may end the process."""
+
+
+class Courier(threading.Thread):
+    """Delivers the rows of one action in order, until stopped.
+
+    Args:
+        fault: called with `taken`, `delivered` and `settled` at the boundaries between them.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        runner: ActionRunner,
+        outbox: Outbox,
+        fault: Callable[[str], None] = no_fault,
+    ) -> None:
+        super().__init__(name=f"deliver {name}", daemon=True)
+        self._action = name
+        self._runner = runner
+        self._outbox = outbox
+        self._fault = fault
+        self._wake = threading.Event()
+        self._stopped = threading.Event()
+        self._end_s = math.inf
+
+    def run(self) -> None:
+        """Deliver until `stop`, and then what is due, while there is time."""
+        while True:
+            self._wake.clear()  # first, so that no row that comes after the look is left waiting
+            is_ending = self._stopped.is_set()
+            wait_s = self.step()
+            if is_ending and (wait_s > 0 or time.monotonic() > self._end_s):
+                return
+            if wait_s > 0 and not is_ending:
+                self._wake.wait(min(wait_s, LOOK_EVERY_S))
+
+    def step(self) -> float:
+        """Deliver one row if it is time; return the seconds until the next look."""
+        try:
+            self._outbox.expire(self._action)
+        except StoreError as error:
+            logger.error("%s", error)
+        try:
+            found = self._outbox.take(self._action)
+        except StoreError as error:
+            logger.error("%s", error)
+            return DISK_RETRY_S
+        if not isinstance(found, Delivery):
+            return LOOK_EVERY_S if found is None else found
+        self._fault("taken")
+        outcome = self._deliver(found)
+        self._fault("delivered")
+        self._settle(found, outcome)
+        self._fault("settled")
+        return 0.0
+
+    def wake(self) -> None:
+        """Look now: there may be new rows."""
+        self._wake.set()
+
+    def stop(self, patience_s: float) -> None:
+        """End when nothing is due, or after the delivery under way when time is up."""
+        self._end_s = time.monotonic() + patience_s
+        self._stopped.set()
+        self._wake.set()
+
+    def _deliver(self, delivery: Delivery) -> Outcome:
+        try:
+            outcome = self._runner.deliver(delivery.notification)
+        except Exception as error:  # one boundary: a fault in one action must not end its thread
+            logger.exception("action %s failed in a way it should not", self._action)
+            outcome = Failed(f"internal error: {type(error).__name__}")
+        words = (delivery.notification.id, self._action)
+        match outcome:
+            case Delivered():
+                logger.debug("%s delivered by %s", *words)
+            case Failed(reason=reason):
+                logger.warning("%s not delivered by %s, to be tried again: %s", *words, reason)
+            case Refused(reason=reason):
+                logger.error("%s cannot be delivered by %s: %s", *words, reason)
+        return outcome
+
+    def _settle(self, delivery: Delivery, outcome: Outcome) -> None:
+        """Write the outcome, however long the disk is full: else it would be sent again."""
+        while True:
+            try:
+                self._outbox.settle(delivery, outcome)
+                return
+            except StoreError as error:
+                logger.error("%s", error)
+            if self._stopped.wait(DISK_RETRY_S):
+                return
+
+
+class Couriers:
+    """The delivery threads of all actions."""
+
+    def __init__(
+        self,
+        runners: Mapping[str, ActionRunner],
+        outbox: Outbox,
+        fault: Callable[[str], None] = no_fault,
+    ) -> None:
+        self._runners = dict(runners)
+        self._couriers = [Courier(name, one, outbox, fault) for name, one in runners.items()]
+
+    def start(self) -> None:
+        """Start delivering."""
+        for courier in self._couriers:
+            courier.start()
+
+    def wake(self) -> None:
+        """Tell all that there may be new rows."""
+        for courier in self._couriers:
+            courier.wake()
+
+    def stop(self, patience_s: float) -> None:
+        """End; a delivery that takes longer than `patience_s` is left, and sent again next time."""
+        end_s = time.monotonic() + patience_s
+        for courier in self._couriers:
+            courier.stop(patience_s)
+        for courier in self._couriers:
+            if courier.ident is not None:
+                courier.join(max(0.0, end_s - time.monotonic()))
+        for name, courier in zip(self._runners, self._couriers, strict=True):
+            if not courier.is_alive():
+                self._runners[name].close()

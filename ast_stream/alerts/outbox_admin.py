@@ -1,0 +1,202 @@
+"""What a person does with the outbox beside the running process: list, retry, drop, ack, snooze."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ast_stream.alerts.outbox import EXPIRY_S, FEED, MAX_ERROR_CHARACTERS
+from ast_stream.alerts.store import Store
+from ast_stream.errors import UsageError
+from ast_stream.units import NS_PER_SECOND
+
+STATES = ("pending", "done", "dead", "expired", "dropped", "superseded", "snoozed")
+RETRIED = ("dead", "expired", "dropped")
+_COLUMNS = "seq, alert_id, rule, severity, transition, action, state, attempts, last_error"
+_HOUR_S = 3600
+
+
+@dataclass(frozen=True)
+class Row:
+    """One delivery as people see it; times in nanoseconds since 1970."""
+
+    seq: int
+    alert_id: str
+    rule: str
+    severity: str
+    transition: str
+    action: str
+    state: str
+    attempts: int
+    last_error: str | None
+    created_ns: int
+    next_ns: int
+    expires_ns: int
+
+
+def rows(
+    store: Store,
+    states: Sequence[str] = (),
+    action: str | None = None,
+    limit: int = 100,
+) -> list[Row]:
+    """Return deliveries, newest first; without `states`: of all states.
+
+    Raises:
+        UsageError: a state that does not exist.
+        StoreError: the database cannot be read.
+    """
+    for state in states:
+        if state not in STATES:
+            raise UsageError(f"state: expected one of {', '.join(STATES)}, got {state!r}")
+    marks = ", ".join("?" * len(states))
+    query = (
+        f"SELECT {_COLUMNS}, created_ns, MAX(next_ns, held_until_ns), expires_ns FROM deliveries"
+        f" WHERE (? OR state IN ({marks})) AND (? IS NULL OR action = ?)"
+        " ORDER BY seq DESC LIMIT ?"
+    )
+    with store.reading() as db:
+        found = db.execute(query, (not states, *states, action, action, limit)).fetchall()
+    return [Row(*row) for row in found]
+
+
+def retry(store: Store, seqs: Sequence[int], now_ns: int, action: str | None = None) -> int:
+    """Try deliveries that were given up once more, with their time beginning anew.
+
+    Args:
+        seqs: which ones; none: all that were given up, of `action` if that is named.
+
+    Returns:
+        How many there are.
+    """
+    with store.transaction() as db:
+        chosen = _chosen(db, seqs, action, RETRIED)
+        for seq, severity in chosen:
+            expires_ns = now_ns + EXPIRY_S.get(severity, _HOUR_S) * NS_PER_SECOND
+            db.execute(
+                "UPDATE deliveries SET state = 'pending', attempts = 0, next_ns = ?,"
+                " held_until_ns = 0, expires_ns = ?, updated_ns = ? WHERE seq = ?",
+                (now_ns, expires_ns, now_ns, seq),
+            )
+            db.execute(
+                "DELETE FROM closed_actions WHERE action ="
+                " (SELECT action FROM deliveries WHERE seq = ?)",
+                (seq,),
+            )
+    return len(chosen)
+
+
+def drop(store: Store, seqs: Sequence[int], now_ns: int, action: str | None = None) -> int:
+    """Never deliver these pending rows; none named: all pending ones (of `action`)."""
+    with store.transaction() as db:
+        chosen = _chosen(db, seqs, action, ("pending",))
+        for seq, _ in chosen:
+            _drop(db, seq, "dropped by hand", now_ns)
+    return len(chosen)
+
+
+def acknowledge(store: Store, alert_id: str, now_ns: int, by: str) -> int:
+    """Note that someone has seen an alert: what is still to be sent of its firing is dropped.
+
+    Args:
+        alert_id: the id, or a beginning of it that only one alert has.
+
+    Returns:
+        How many deliveries were dropped.
+
+    Raises:
+        UsageError: no alert or several begin like that.
+    """
+    with store.transaction() as db:
+        full_id = _find_alert(db, alert_id)
+        db.execute("UPDATE alerts SET acknowledged_ns = ? WHERE id = ?", (now_ns, full_id))
+        pending = db.execute(
+            "SELECT seq FROM deliveries WHERE alert_id = ? AND transition = 'firing' AND"
+            " state = 'pending' AND action <> ?",
+            (full_id, FEED),
+        ).fetchall()
+        for (seq,) in pending:
+            _drop(db, seq, f"acknowledged by {by}"[:MAX_ERROR_CHARACTERS], now_ns)
+    return len(pending)
+
+
+def snooze(store: Store, rule: str, until_ns: int, now_ns: int) -> int:
+    """Hold back what is sent of a rule until then; what still fires then is told.
+
+    A time that has passed ends the snooze. The feed gets everything all the same.
+
+    Returns:
+        How many waiting deliveries are held back.
+    """
+    with store.transaction() as db:
+        db.execute("INSERT OR REPLACE INTO snoozes VALUES (?, ?)", (rule, until_ns))
+        if until_ns <= now_ns:
+            changed = db.execute(
+                "UPDATE deliveries SET held_until_ns = 0 WHERE rule = ? AND state = 'pending'"
+                " AND held_until_ns > 0",
+                (rule,),
+            )
+            db.execute("DELETE FROM snoozes WHERE rule = ?", (rule,))
+            return changed.rowcount
+        changed = db.execute(
+            "UPDATE deliveries SET expires_ns = expires_ns + MAX(0, ? - MAX(held_until_ns, ?)),"
+            " held_until_ns = ? WHERE rule = ? AND state = 'pending' AND action <> ?",
+            (until_ns, now_ns, until_ns, rule, FEED),
+        )
+    return changed.rowcount
+
+
+def snoozes(store: Store, now_ns: int) -> list[tuple[str, int]]:
+    """Return the rules that are snoozed now, and until when."""
+    with store.reading() as db:
+        query = "SELECT rule, until_ns FROM snoozes WHERE until_ns > ? ORDER BY rule"
+        return [(row[0], row[1]) for row in db.execute(query, (now_ns,))]
+
+
+def known_rules(store: Store) -> list[str]:
+    """Return the names of rules that have alerted."""
+    with store.reading() as db:
+        return [row[0] for row in db.execute("SELECT DISTINCT rule FROM alerts ORDER BY rule")]
+
+
+def _chosen(
+    db: sqlite3.Connection, seqs: Sequence[int], action: str | None, states: Sequence[str]
+) -> list[tuple[int, str]]:
+    marks = ", ".join("?" * len(states))
+    query = f"SELECT seq, severity FROM deliveries WHERE state IN ({marks})"
+    found = db.execute(
+        f"{query} AND (? IS NULL OR action = ?) AND (? OR seq IN (SELECT value FROM json_each(?)))",
+        (*states, action, action, not seqs, json.dumps(list(seqs))),
+    ).fetchall()
+    left = sorted(set(seqs) - {row[0] for row in found})
+    if left:
+        raise UsageError(
+            f"expected deliveries that are {' or '.join(states)}, got "
+            f"{', '.join(str(seq) for seq in left)}"
+        )
+    return found
+
+
+def _drop(db: sqlite3.Connection, seq: int, reason: str, now_ns: int) -> None:
+    db.execute(
+        "UPDATE deliveries SET state = 'dropped', last_error = ?, updated_ns = ? WHERE seq = ?",
+        (reason, now_ns, seq),
+    )
+
+
+def _find_alert(db: sqlite3.Connection, start: str) -> str:
+    found = [
+        str(row[0])
+        for row in db.execute(
+            "SELECT id FROM alerts WHERE substr(id, 1, ?) = ? ORDER BY id LIMIT 5",
+            (len(start), start),
+        )
+    ]
+    if start in found:
+        return start
+    if len(found) != 1:
+        got = f"{start!r}, which {len(found)} begin with" if found else f"unknown {start!r}"
+        raise UsageError(f"expected the id of one alert, got {got}")
+    return found[0]

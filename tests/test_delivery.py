@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from alert_samples import FakeClock, firing, state_file, states
+
+from ast_stream.alerts.actions.base import Delivered, Failed, Notification, Outcome, Refused
+from ast_stream.alerts.delivery import LOOK_EVERY_S, Courier, Couriers
+from ast_stream.alerts.outbox import Outbox, Route
+from ast_stream.alerts.store import Store
+
+BOTH = frozenset({"firing", "resolved"})
+PATIENCE_S = 20.0
+
+
+class Receiver:
+    """An action that answers what it is told to, and notes what it got."""
+
+    def __init__(self, *answers: Outcome | Exception) -> None:
+        self.got: list[str] = []
+        self.has_got = threading.Event()
+        self.is_closed = False
+        self._answers = list(answers)
+
+    def deliver(self, notification: Notification) -> Outcome:
+        self.got.append(notification.id)
+        self.has_got.set()
+        answer = self._answers.pop(0) if self._answers else Delivered()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class HangingReceiver(Receiver):
+    """An action that hangs until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let_go = threading.Event()
+
+    def deliver(self, notification: Notification) -> Outcome:
+        super().deliver(notification)
+        assert self.let_go.wait(PATIENCE_S)
+        return Delivered()
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store(state_file(tmp_path))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def outbox(store: Store, clock: FakeClock) -> Outbox:
+    return Outbox(store, {"phone": Route(BOTH), "mail": Route(BOTH)}, clock, lambda: 0.5)
+
+
+def tell(store: Store, outbox: Outbox, *ids: str) -> None:
+    with store.transaction() as db:
+        outbox.enqueue(db, [firing(id, "phone", "mail") for id in ids])
+
+
+def test_step_delivers_one_row_and_says_when_to_look_again(store: Store, outbox: Outbox) -> None:
+    receiver = Receiver()
+    courier = Courier("phone", receiver, outbox)
+    tell(store, outbox, "a1", "a2")
+    assert [courier.step() for _ in range(3)] == [0.0, 0.0, LOOK_EVERY_S]
+    assert receiver.got == ["a1.firing", "a2.firing"]
+
+
+def test_failed_row_is_tried_again_when_its_time_has_come(
+    store: Store, outbox: Outbox, clock: FakeClock
+) -> None:
+    receiver = Receiver(Failed("busy"))
+    courier = Courier("phone", receiver, outbox)
+    tell(store, outbox, "a1")
+    assert [courier.step(), courier.step()] == [0.0, 1.0]
+    clock.pass_s(1.0)
+    courier.step()
+    assert receiver.got == ["a1.firing", "a1.firing"]
+    assert states(store)["a1", "firing", "phone"] == "done"
+
+
+def test_action_that_breaks_is_tried_again_and_its_thread_lives(
+    store: Store, outbox: Outbox, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    courier = Courier("phone", Receiver(ValueError("bug")), outbox)
+    tell(store, outbox, "a1")
+    courier.step()
+    assert "action phone failed in a way it should not" in caplog.text
+    clock.pass_s(1.0)
+    courier.step()
+    assert states(store)["a1", "firing", "phone"] == "done"
+
+
+def test_faults_are_offered_at_every_boundary(store: Store, outbox: Outbox) -> None:
+    points: list[str] = []
+    courier = Courier("phone", Receiver(), outbox, points.append)
+    tell(store, outbox, "a1")
+    courier.step()
+    assert points == ["taken", "delivered", "settled"]
+
+
+def test_hanging_action_holds_no_other(store: Store, outbox: Outbox) -> None:
+    hanging, mail = HangingReceiver(), Receiver()
+    couriers = Couriers({"phone": hanging, "mail": mail}, outbox)
+    couriers.start()
+    tell(store, outbox, "a1")
+    couriers.wake()
+    assert hanging.has_got.wait(PATIENCE_S)
+    assert mail.has_got.wait(PATIENCE_S)
+    couriers.stop(0.0)
+    assert not hanging.is_closed  # it is still at work
+    hanging.let_go.set()
+
+
+def test_stop_delivers_what_is_due_and_closes_the_actions(store: Store, outbox: Outbox) -> None:
+    receivers = {"phone": Receiver(), "mail": Receiver(Refused("no"))}
+    couriers = Couriers(receivers, outbox)
+    tell(store, outbox, "a1", "a2")
+    couriers.start()
+    couriers.stop(PATIENCE_S)
+    assert receivers["phone"].got[:2] == ["a1.firing", "a2.firing"]
+    assert all(one.is_closed for one in receivers.values())
+
+
+def test_actions_that_were_never_started_are_closed(outbox: Outbox) -> None:
+    receiver = Receiver()
+    Couriers({"phone": receiver}, outbox).stop(1.0)
+    assert receiver.is_closed
+
+
+def test_full_disk_after_a_delivery_does_not_send_it_again(
+    store: Store, outbox: Outbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    receiver = Receiver()
+    couriers = Couriers({"phone": receiver}, outbox)
+    tell(store, outbox, "a1")
+    with store.reading() as db:
+        db.execute("PRAGMA query_only = ON")  # every write fails from here on
+    couriers.start()
+    assert receiver.has_got.wait(PATIENCE_S)
+    with store.reading() as db:
+        db.execute("PRAGMA query_only = OFF")
+    couriers.wake()
+    done = threading.Event()
+    for _ in range(400):
+        if states(store)["a1", "firing", "phone"] == "done":
+            break
+        done.wait(0.02)
+    couriers.stop(PATIENCE_S)
+    assert states(store)["a1", "firing", "phone"] == "done"
+    assert receiver.got == ["a1.firing"]

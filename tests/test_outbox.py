@@ -1,0 +1,401 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from alert_samples import FakeClock, alert, firing, resolved, state_file, states
+
+from ast_stream.alerts import outbox_admin
+from ast_stream.alerts.actions.base import Delivered, Failed, Refused
+from ast_stream.alerts.model import Transition
+from ast_stream.alerts.outbox import FEED, SELF_RULE, Delivery, Outbox, Route
+from ast_stream.alerts.store import Store, StoreError, save_progress
+from ast_stream.errors import UsageError
+
+BOTH = frozenset({"firing", "resolved"})
+ROUTES = {
+    "phone": Route(BOTH, settings="v1"),
+    "pager": Route(frozenset({"firing"})),
+    "mail": Route(BOTH),
+}
+HALF = 0.5  # what the jitter always is here
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store(state_file(tmp_path))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def outbox(store: Store, clock: FakeClock) -> Outbox:
+    return Outbox(store, ROUTES, clock, lambda: HALF)
+
+
+@pytest.fixture
+def tell(store: Store, outbox: Outbox) -> Callable[..., None]:
+    def enqueue(*transitions: Transition) -> None:
+        with store.transaction() as db:
+            outbox.enqueue(db, transitions)
+
+    return enqueue
+
+
+def taken(outbox: Outbox, action: str) -> Delivery:
+    found = outbox.take(action)
+    assert isinstance(found, Delivery)
+    return found
+
+
+def deliver(outbox: Outbox, action: str, outcome: Delivered | Failed | Refused) -> Delivery:
+    delivery = taken(outbox, action)
+    outbox.settle(delivery, outcome)
+    return delivery
+
+
+Tell = Callable[..., None]
+
+
+def test_transition_state_position_and_deliveries_are_one_transaction(
+    store: Store, outbox: Outbox
+) -> None:
+    def fail_at_the_end() -> None:
+        with store.transaction() as db:
+            save_progress(db, {"x": 1}, ("b", 1))
+            outbox.enqueue(db, [firing("a1", "phone")])
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_at_the_end()
+    assert states(store) == {}
+    assert store.position() is None
+
+
+def test_firing_goes_to_the_actions_of_the_rule_and_to_the_feed(store: Store, tell: Tell) -> None:
+    tell(firing("a1", "phone", "pager"))
+    assert states(store) == {
+        ("a1", "firing", FEED): "pending",
+        ("a1", "firing", "phone"): "pending",
+        ("a1", "firing", "pager"): "pending",
+    }
+
+
+def test_action_gets_only_the_kinds_it_is_on_for(store: Store, tell: Tell) -> None:
+    tell(resolved("a1", "phone", "pager"))
+    assert set(states(store)) == {("a1", "resolved", FEED), ("a1", "resolved", "phone")}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("inactive", "pending"), ("recovering", "firing"), ("pending", "inactive")],
+)
+def test_transitions_within_the_engine_are_not_told(
+    store: Store, tell: Tell, before: str, after: str
+) -> None:
+    tell(Transition(alert(state=after), before, after, 0, ("phone",)))  # type: ignore[arg-type]
+    assert states(store) == {}
+
+
+def test_same_transition_twice_is_one_delivery_with_the_same_id(
+    store: Store, outbox: Outbox, tell: Tell
+) -> None:
+    tell(firing("a1", "phone"))
+    first = deliver(outbox, "phone", Delivered())
+    tell(firing("a1", "phone"))
+    assert outbox.take("phone") is None
+    assert first.notification.id == "a1.firing"
+    assert states(store)["a1", "firing", "phone"] == "done"
+
+
+def test_failed_delivery_waits_with_full_jitter_and_keeps_its_id(
+    outbox: Outbox, clock: FakeClock, tell: Tell
+) -> None:
+    tell(firing("a1", "phone", severity="critical"))
+    ids = []
+    waits = []
+    for _ in range(7):
+        ids.append(deliver(outbox, "phone", Failed("busy")).notification.id)
+        wait_s = outbox.take("phone")
+        assert isinstance(wait_s, float)
+        waits.append(wait_s)
+        clock.pass_s(wait_s)
+    assert waits == [1.0, 5.0, 30.0, 150.0, 450.0, 1800.0, 1800.0]
+    assert set(ids) == {"a1.firing"}
+
+
+def test_receiver_may_ask_for_a_longer_pause(outbox: Outbox, tell: Tell) -> None:
+    tell(firing("a1", "phone"))
+    deliver(outbox, "phone", Failed("busy", after_s=120.0))
+    assert outbox.take("phone") == 120.0
+
+
+def test_rows_of_one_action_go_out_in_order(outbox: Outbox, clock: FakeClock, tell: Tell) -> None:
+    tell(firing("a1", "phone"), firing("a2", "phone"))
+    deliver(outbox, "phone", Failed("busy"))
+    assert outbox.take("phone") == 1.0
+    clock.pass_s(1.0)
+    assert deliver(outbox, "phone", Delivered()).notification.alert["id"] == "a1"
+    assert taken(outbox, "phone").notification.alert["id"] == "a2"
+
+
+def test_failing_action_holds_no_other(outbox: Outbox, tell: Tell) -> None:
+    tell(firing("a1", "phone", "mail"))
+    deliver(outbox, "phone", Failed("busy"))
+    assert taken(outbox, "mail").notification.id == "a1.firing"
+
+
+@pytest.mark.parametrize(("severity", "hours"), [("low", 1), ("high", 6), ("critical", 24)])
+def test_delivery_expires_by_severity_and_another_action_tells(
+    store: Store, outbox: Outbox, clock: FakeClock, tell: Tell, severity: str, hours: int
+) -> None:
+    tell(firing("a1", "phone", severity=severity))  # type: ignore[arg-type]
+    clock.pass_s(hours * 3600 - 1)
+    outbox.expire("phone")
+    assert states(store)["a1", "firing", "phone"] == "pending"
+    clock.pass_s(1)
+    assert outbox.take("phone") is None
+    outbox.expire("phone")
+    assert states(store)["a1", "firing", "phone"] == "expired"
+    assert taken(outbox, "pager").notification.rule == SELF_RULE
+
+
+def test_refused_delivery_is_dead_and_the_next_action_tells(
+    store: Store, outbox: Outbox, tell: Tell
+) -> None:
+    tell(firing("a1", "phone"))
+    deliver(outbox, "phone", Refused("the receiver answered 404"))
+    assert states(store)["a1", "firing", "phone"] == "dead"
+    told = taken(outbox, "pager").notification
+    assert told.text == (
+        "[medium] dog: not delivered by phone: the receiver answered 404; "
+        "see ast-stream outbox list"
+    )
+    assert {key[2] for key in states(store) if key[0] == told.alert["id"]} == {FEED, "pager"}
+
+
+def test_actions_that_all_fail_do_not_raise_alarms_without_end(
+    store: Store, outbox: Outbox, tell: Tell
+) -> None:
+    tell(firing("a1", "phone"))
+    n_sent = 0
+    for _ in range(20):
+        for action in ROUTES:
+            if isinstance(outbox.take(action), Delivery):
+                deliver(outbox, action, Refused("no"))
+                n_sent += 1
+    assert n_sent == 4  # the alert, and one alarm for each of three actions
+    assert {state for (_, _, action), state in states(store).items() if action != FEED} == {"dead"}
+
+
+def test_receiver_that_is_gone_gets_nothing_more_until_its_settings_change(
+    store: Store, outbox: Outbox, clock: FakeClock, tell: Tell
+) -> None:
+    tell(firing("a1", "phone"), firing("a2", "phone"))
+    deliver(outbox, "phone", Refused("410", is_closed=True))
+    tell(firing("a3", "phone"))
+    assert outbox.take("phone") is None
+    assert [states(store)[id, "firing", "phone"] for id in ("a1", "a2", "a3")] == ["dead"] * 3
+    outbox.recover()
+    tell(firing("a4", "phone"))
+    assert outbox.take("phone") is None
+    changed = Outbox(store, ROUTES | {"phone": Route(BOTH, settings="v2")}, clock)
+    changed.recover()
+    tell(firing("a5", "phone"))
+    assert taken(changed, "phone").notification.id == "a5.firing"
+
+
+def test_resolve_stands_for_a_firing_that_was_not_delivered(
+    store: Store, outbox: Outbox, tell: Tell
+) -> None:
+    tell(firing("a1", "phone"))
+    tell(resolved("a1", "phone"))
+    told = deliver(outbox, "phone", Delivered()).notification
+    assert (told.id, told.is_combined) == ("a1.resolved", True)
+    assert outbox.take("phone") is None
+    assert states(store)["a1", "firing", "phone"] == "superseded"
+
+
+def test_resolve_comes_after_a_firing_that_is_under_way(outbox: Outbox, tell: Tell) -> None:
+    tell(firing("a1", "phone"))
+    under_way = taken(outbox, "phone")
+    tell(resolved("a1", "phone"))
+    outbox.settle(under_way, Delivered())
+    told = taken(outbox, "phone").notification
+    assert (told.id, told.is_combined) == ("a1.resolved", False)
+
+
+def test_firing_stays_for_an_action_that_is_not_told_of_ends(outbox: Outbox, tell: Tell) -> None:
+    tell(firing("a1", "pager"))
+    tell(resolved("a1", "pager"))
+    assert taken(outbox, "pager").notification.id == "a1.firing"
+
+
+def test_rate_limit_lets_more_wait(store: Store, clock: FakeClock) -> None:
+    outbox = Outbox(store, {"phone": Route(BOTH, max_per=(2, 60.0))}, clock)
+    with store.transaction() as db:
+        outbox.enqueue(db, [firing(f"a{n}", "phone") for n in range(3)])
+    deliver(outbox, "phone", Delivered())
+    clock.pass_s(10)
+    deliver(outbox, "phone", Delivered())
+    assert outbox.take("phone") == 50.0
+    clock.pass_s(50)
+    assert taken(outbox, "phone").notification.id == "a2.firing"
+
+
+def test_taken_row_goes_out_again_after_a_kill(
+    store: Store, outbox: Outbox, clock: FakeClock, tell: Tell
+) -> None:
+    tell(firing("a1", "phone"))
+    before = taken(outbox, "phone")
+    after = taken(Outbox(store, ROUTES, clock), "phone")
+    assert after.notification == before.notification
+
+
+def test_full_disk_keeps_nothing_from_going_out(store: Store, outbox: Outbox, tell: Tell) -> None:
+    tell(firing("a1", "phone"))
+    with store.reading() as db:
+        db.execute("PRAGMA query_only = ON")  # every write fails from here on
+    delivery = taken(outbox, "phone")
+    with pytest.raises(StoreError):
+        outbox.settle(delivery, Delivered())
+    with store.reading() as db:
+        db.execute("PRAGMA query_only = OFF")
+    outbox.settle(delivery, Delivered())
+    assert states(store)["a1", "firing", "phone"] == "done"
+
+
+def test_rows_of_an_action_that_is_configured_no_more_die(
+    store: Store, clock: FakeClock, tell: Tell
+) -> None:
+    tell(firing("a1", "phone"))
+    Outbox(store, {}, clock).recover()
+    assert states(store)["a1", "firing", "phone"] == "dead"
+
+
+def test_old_rows_are_forgotten_but_never_those_of_an_alert_that_fires(
+    store: Store, outbox: Outbox, clock: FakeClock, tell: Tell
+) -> None:
+    tell(firing("old", "phone"), firing("lasting", "phone"))
+    for _ in range(2):
+        deliver(outbox, "phone", Delivered())
+    tell(resolved("old", "phone"))
+    deliver(outbox, "phone", Delivered())
+    for _ in range(3):
+        deliver(outbox, FEED, Delivered())
+    clock.pass_s(31 * 86400)
+    outbox.recover()
+    assert {key[0] for key in states(store)} == {"lasting"}
+
+
+def test_snoozed_rule_is_told_when_the_time_is_over_and_it_still_fires(
+    store: Store, outbox: Outbox, clock: FakeClock, tell: Tell
+) -> None:
+    outbox_admin.snooze(store, "dog", clock() + 7200 * 10**9, clock())
+    tell(firing("a1", "phone"))
+    assert outbox.take("phone") == 7200.0
+    assert taken(outbox, FEED).notification.id == "a1.firing"
+    clock.pass_s(7200)
+    outbox.expire("phone")
+    assert taken(outbox, "phone").notification.id == "a1.firing"
+
+
+def test_alert_that_begins_and_ends_while_snoozed_is_not_told(
+    store: Store, outbox: Outbox, clock: FakeClock, tell: Tell
+) -> None:
+    outbox_admin.snooze(store, "dog", clock() + 7200 * 10**9, clock())
+    tell(firing("a1", "phone"))
+    tell(resolved("a1", "phone"))
+    clock.pass_s(7200)
+    assert outbox.take("phone") is None
+    assert states(store)["a1", "firing", "phone"] == "snoozed"
+    assert states(store)["a1", "resolved", "phone"] == "snoozed"
+
+
+def test_snooze_holds_back_what_waits_and_lets_other_rules_pass(
+    store: Store, outbox: Outbox, clock: FakeClock, tell: Tell
+) -> None:
+    tell(firing("a1", "phone"))
+    assert outbox_admin.snooze(store, "dog", clock() + 60 * 10**9, clock()) == 1
+    cat = alert("c1", rule="cat")
+    tell(Transition(cat, "inactive", "firing", 0, ("phone",)))
+    assert deliver(outbox, "phone", Delivered()).notification.rule == "cat"
+    assert outbox.take("phone") == 60.0
+    assert outbox_admin.snoozes(store, clock()) == [("dog", clock() + 60 * 10**9)]
+
+
+def test_snooze_of_no_length_ends_one(
+    store: Store, outbox: Outbox, clock: FakeClock, tell: Tell
+) -> None:
+    outbox_admin.snooze(store, "dog", clock() + 60 * 10**9, clock())
+    tell(firing("a1", "phone"))
+    assert outbox_admin.snooze(store, "dog", clock(), clock()) == 1
+    assert taken(outbox, "phone").notification.id == "a1.firing"
+    assert outbox_admin.snoozes(store, clock()) == []
+
+
+def test_acknowledged_alert_is_told_no_more_but_its_end_is(
+    store: Store, outbox: Outbox, clock: FakeClock, tell: Tell
+) -> None:
+    tell(firing("abc1", "phone", "mail"), firing("abd2", "phone"))
+    assert outbox_admin.acknowledge(store, "abc", clock(), "someone") == 2
+    assert deliver(outbox, "phone", Delivered()).notification.alert["id"] == "abd2"
+    tell(resolved("abc1", "phone"))
+    told = taken(outbox, "phone").notification
+    assert (told.id, told.is_combined) == ("abc1.resolved", False)
+
+
+@pytest.mark.parametrize(
+    ("start", "got"), [("ab", "'ab', which 2 begin with"), ("x", "unknown 'x'")]
+)
+def test_acknowledging_needs_one_alert(
+    store: Store, clock: FakeClock, tell: Tell, start: str, got: str
+) -> None:
+    tell(firing("abc1"), firing("abd2"))
+    with pytest.raises(UsageError, match=f"expected the id of one alert, got {got}"):
+        outbox_admin.acknowledge(store, start, clock(), "someone")
+
+
+def test_dead_row_can_be_tried_again_and_its_receiver_is_open_again(
+    store: Store, outbox: Outbox, clock: FakeClock, tell: Tell
+) -> None:
+    tell(firing("a1", "phone"))
+    dead = deliver(outbox, "phone", Refused("410", is_closed=True))
+    clock.pass_s(90_000)
+    assert outbox_admin.retry(store, [dead.seq], clock()) == 1
+    assert deliver(outbox, "phone", Delivered()).notification.id == "a1.firing"
+    tell(firing("a2", "phone"))
+    assert taken(outbox, "phone").notification.id == "a2.firing"
+
+
+def test_pending_row_can_be_dropped_by_its_number_only_while_it_waits(
+    store: Store, outbox: Outbox, clock: FakeClock, tell: Tell
+) -> None:
+    tell(firing("a1", "phone"))
+    (row,) = outbox_admin.rows(store, ["pending"], "phone")
+    assert outbox_admin.drop(store, [row.seq], clock()) == 1
+    assert outbox.take("phone") is None
+    with pytest.raises(UsageError, match=f"expected deliveries that are pending, got {row.seq}"):
+        outbox_admin.drop(store, [row.seq], clock())
+
+
+def test_rows_are_listed_newest_first_by_state_and_action(
+    store: Store, outbox: Outbox, tell: Tell
+) -> None:
+    tell(firing("a1", "phone"), firing("a2", "phone", "mail"))
+    deliver(outbox, "phone", Failed("busy"))
+    rows = outbox_admin.rows(store, action="phone")
+    assert [(row.alert_id, row.attempts, row.last_error) for row in rows] == [
+        ("a2", 0, None),
+        ("a1", 1, "busy"),
+    ]
+    assert len(outbox_admin.rows(store, ["pending"])) == 5
+    assert len(outbox_admin.rows(store, limit=2)) == 2
+    with pytest.raises(UsageError, match="state: expected one of pending, done"):
+        outbox_admin.rows(store, ["gone"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -62,7 +63,7 @@ class WebhookAction(ActionSection):
     """An HTTP POST of a CloudEvents 1.0 body, signed as Standard Webhooks has it."""
 
     type: Literal["webhook"]
-    url: str = Field(pattern=r"^https?://[^\s/?#]+[^\s#]*$")
+    url: str = Field(pattern=r"^https?://[!-~]+$")
     secret_file: str | None = Field(
         default=None, description="file with one whsec_ secret a line; several while they rotate"
     )
@@ -76,9 +77,17 @@ class WebhookAction(ActionSection):
     def _has_one_secret(self) -> WebhookAction:
         if self.secret_file is not None and self.secret_env is not None:
             raise ValueError("expected secret_file or secret_env, got both")
-        if "@" in self.url.split("//", 1)[1].split("/", 1)[0]:
-            raise ValueError("expected a URL without user and password")
         return self
+
+    @field_validator("url")
+    @classmethod
+    def _url_is_plain(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if not parts.hostname or "@" in parts.netloc or parts.fragment:
+            raise ValueError("expected http(s)://host/path without user, password and fragment")
+        if parts.port == 0:  # one that is none raises a ValueError by itself
+            raise ValueError("expected a port from 1 to 65535, got 0")
+        return url
 
 
 class MqttAction(ActionSection):

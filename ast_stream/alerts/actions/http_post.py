@@ -1,0 +1,148 @@
+"""One HTTP POST under a time limit, to an address that was looked at before connecting to it.
+
+The name is resolved once, and the connection goes to an address that was found to be allowed: a
+name that resolves differently a second time gains nothing. Redirects are not followed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import ipaddress
+import socket
+import ssl
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+_PORTS = {"http": 80, "https": 443}
+_Address = tuple[socket.AddressFamily, Any]
+
+
+class Forbidden(Exception):
+    """All addresses of the host are private."""
+
+
+class NoAnswer(Exception):
+    """The connection or the answer failed; worth another try."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Status of the answer, and its `Retry-After` if there is one."""
+
+    status: int
+    retry_after: str | None
+
+
+def is_public(address: str) -> bool:
+    """Return whether an IP address is one of the public internet."""
+    parsed = ipaddress.ip_address(address.split("%")[0])
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is not None:
+        parsed = parsed.ipv4_mapped
+    if isinstance(parsed, ipaddress.IPv6Address) and (parsed.sixtofour or parsed.teredo):
+        return False  # they carry an IPv4 address, which may be private, inside
+    return parsed.is_global and not parsed.is_multicast
+
+
+def post(
+    url: str,
+    body: bytes,
+    headers: Mapping[str, str],
+    *,
+    timeout_s: float,
+    allow_private: bool,
+    context: ssl.SSLContext | None = None,
+) -> Answer:
+    """Post `body` and return the answer's status; its body is not read.
+
+    Args:
+        timeout_s: limit of everything after the name is resolved.
+        context: which authorities are trusted; None: those of the system.
+
+    Raises:
+        Forbidden: the host has only addresses that are not public, and `allow_private` is False.
+        NoAnswer: no connection, no TLS, no or a malformed answer, or out of time.
+    """
+    parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port or _PORTS[parts.scheme]
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    try:
+        addresses = _allowed_addresses(host, port, allow_private)
+        with _Link(timeout_s) as link:
+            link.connect(addresses)
+            if parts.scheme == "https":
+                link.secure(context or ssl.create_default_context(), host)
+            connection = http.client.HTTPConnection(host, port)
+            connection.sock = link.socket
+            connection.request("POST", target, body, {"Host": parts.netloc, **headers})
+            answer = connection.getresponse()
+            return Answer(answer.status, answer.getheader("Retry-After"))
+    except (OSError, http.client.HTTPException) as error:
+        raise NoAnswer(f"no answer from {host}: {_words(error)}") from error
+
+
+def _allowed_addresses(host: str, port: int, allow_private: bool) -> list[_Address]:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses: list[_Address] = [(family, address) for family, _, _, _, address in found]
+    allowed = [one for one in addresses if allow_private or is_public(str(one[1][0]))]
+    if not allowed:
+        raise Forbidden(f"{host} is at {addresses[0][1][0]}, which is not public: allow_private")
+    return allowed
+
+
+class _Link:
+    """A connection that is shut at the time limit, whatever it is doing.
+
+    Timeouts of sockets begin anew with every byte: they do not stop one who sends a byte a minute.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self.socket = socket.socket()
+        self._timeout_s = timeout_s
+        self._watch = threading.Timer(timeout_s, self._shut)
+        self._watch.daemon = True
+        self._is_late = False
+
+    def __enter__(self) -> _Link:
+        self._watch.start()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._watch.cancel()
+        self.socket.close()
+        if self._is_late and isinstance(error, OSError | http.client.HTTPException):
+            raise TimeoutError(f"nothing within {self._timeout_s:g} s") from error
+
+    def connect(self, addresses: list[_Address]) -> None:
+        """Connect to the first address that lets us."""
+        for index, (family, address) in enumerate(addresses):
+            self.socket.close()
+            self.socket = socket.socket(family, socket.SOCK_STREAM)
+            self.socket.settimeout(self._timeout_s)
+            try:
+                self.socket.connect(address)
+                return
+            except OSError:
+                if self._is_late or index == len(addresses) - 1:
+                    raise
+
+    def secure(self, context: ssl.SSLContext, host: str) -> None:
+        """Speak TLS, with a certificate of `host`."""
+        # the handshake comes after the exchange of sockets, so that the time limit reaches it
+        secured = context.wrap_socket(
+            self.socket, server_hostname=host, do_handshake_on_connect=False
+        )
+        self.socket = secured
+        secured.do_handshake()
+
+    def _shut(self) -> None:
+        self._is_late = True
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+
+
+def _words(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error) or type(error).__name__

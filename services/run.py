@@ -18,10 +18,11 @@ from ast_stream.runtime.lifecycle import (
 )
 from ast_stream.runtime.logging_setup import LOG_FORMAT, line_format, setup_logging
 from ast_stream.runtime.supervisor import ChildSpec, Supervisor
-from ast_stream.settings.load import load_settings
+from ast_stream.settings.load import load_file
 from ast_stream.settings.paths import make_runtime_dir
 from ast_stream.settings.schema import Settings, Source
 from ast_stream.wire.locks import lock_file
+from services.alert_rules import RuleFiles
 
 
 def run(
@@ -29,15 +30,19 @@ def run(
         Path, typer.Option("--config", "-c", metavar="FILE", help="The configuration (YAML).")
     ],
 ) -> None:
-    """Run all processes of one configuration: a capture per stream and the worker.
+    """Run all processes of one configuration: a capture per stream, the worker, and alerts.
 
+    The alerts process is there if the configuration names rules.
     What fails is started again; Ctrl-C or SIGTERM ends everything. When every source is a recording
     or another one that ends, the run ends with them.
 
     Example: ast-stream run -c configs/examples/microphone.yaml
     """
-    settings = load_settings(config)
+    loaded = load_file(config)
+    settings = loaded.settings
     setup_logging(settings.logging.level, settings.logging.format, process="run")
+    if settings.alerts.rules:
+        RuleFiles(loaded).load()  # mistakes are told before anything starts
     folder = make_runtime_dir(settings)
     lock_fd = lock_file(folder / "run.lock", f"the runtime folder {folder}")
     format = line_format(settings.logging.format, sys.stderr)
@@ -68,7 +73,11 @@ def child_specs(settings: Settings, config: Path) -> list[ChildSpec]:
         for stream in settings.streams
     ]
     worker = ChildSpec("worker", (*command, "worker", "-c", str(config)), is_core=True)
-    return [worker, *captures]
+    alerts = ChildSpec(
+        "alerts", (*command, "alerts", "-c", str(config)), is_core=True, ends_last=True
+    )
+    # alerts first: it hears all of a worker that was started after it
+    return [*([alerts] if settings.alerts.rules else []), worker, *captures]
 
 
 def _can_end(source: Source) -> bool:

@@ -217,6 +217,8 @@ def test_broken_pipe_of_another_kind_is_a_crash(
         "services.cli",
         "services.capture",
         "services.run",
+        "services.alerts",
+        "services.alert_commands",
         "ast_stream.feed",
         "ast_stream.settings.load",
         "ast_stream.detect.decision",

@@ -34,6 +34,7 @@ class ChildSpec:
         is_core: the others are useless without it, and it without them.
         takes_stdin: standard input is handed on to it.
         begins_anew: after a crash it would do all its work again, so it is not started again.
+        ends_last: at a stop it is told only when the others have ended: it works on what they say.
     """
 
     name: str
@@ -42,6 +43,7 @@ class ChildSpec:
     is_core: bool = False
     takes_stdin: bool = False
     begins_anew: bool = False
+    ends_last: bool = False
 
 
 class Backoff:
@@ -161,9 +163,10 @@ class Supervisor:
                 code = self._outcome()
                 if code is None:
                     stop.wait(_POLL_S)
-            self._end(signal.SIGTERM)
+            self._end(signal.SIGTERM, [one for one in self._children if not one.spec.ends_last])
+            self._end(signal.SIGTERM, [one for one in self._children if one.spec.ends_last])
         finally:
-            self._end(signal.SIGKILL)
+            self._end(signal.SIGKILL, self._children)
         return code or 0
 
     def _start_due(self) -> None:
@@ -194,10 +197,10 @@ class Supervisor:
             return EXIT_CONFIG
         return EXIT_CRASH if _State.FAILED in others else 0
 
-    def _end(self, number: signal.Signals) -> None:
-        """Signal the children that still run, and wait for them: at most `GRACE_S`."""
-        running = [child.process for child in self._children if child.process is not None]
-        for child in self._children:
+    def _end(self, number: signal.Signals, children: Sequence[_Child]) -> None:
+        """Signal those of the children that still run, and wait for them: at most `GRACE_S`."""
+        running = [child.process for child in children if child.process is not None]
+        for child in children:
             child.signal(number)
         deadline_s = time.monotonic() + GRACE_S
         for process in running:

@@ -1,0 +1,183 @@
+"""`ast-stream outbox`, `ack` and `snooze`: operating alerts while the process runs, or not."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ast_stream.alerts import outbox_admin
+from ast_stream.alerts.outbox_admin import Row
+from ast_stream.alerts.schema import parse_duration
+from ast_stream.alerts.store import Store
+from ast_stream.errors import UsageError
+from ast_stream.labels import did_you_mean
+from ast_stream.messages import format_time
+from ast_stream.settings.load import load_settings
+from ast_stream.settings.paths import alerts_state_file
+
+ConfigOption = Annotated[
+    Path, typer.Option("--config", "-c", metavar="FILE", help="The configuration (YAML).")
+]
+ActionOption = Annotated[str | None, typer.Option(help="Only of this action.")]
+Numbers = Annotated[
+    list[int] | None,
+    typer.Argument(help="Numbers as `list` shows them.", show_default=False),
+]
+AllOption = Annotated[bool, typer.Option("--all", help="All of them.")]
+
+app = typer.Typer(
+    help="Show and change what is to be delivered.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example: ast-stream outbox list -c config.yaml --state dead",
+)
+
+
+@app.command("list")
+def list_rows(
+    config: ConfigOption,
+    state: Annotated[
+        list[str] | None,
+        typer.Option(help="pending, done, dead, expired, dropped, superseded, snoozed; repeatable"),
+    ] = None,
+    action: ActionOption = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest.")] = 50,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines.")] = False,
+) -> None:
+    """List deliveries, newest first.
+
+    Example: ast-stream outbox list -c config.yaml --state pending --state dead
+    """
+    with _store(config) as store:
+        rows = outbox_admin.rows(store, state or (), action, limit)
+        held = [] if as_json else outbox_admin.snoozes(store, time.time_ns())
+    if as_json:
+        for row in rows:
+            print(json.dumps(_row_json(row)))
+        return
+    Console(highlight=False).print(_table(rows))
+    for rule, until_ns in held:
+        print(f"{rule} is snoozed until {format_time(until_ns)}")
+
+
+@app.command("retry")
+def retry_rows(
+    config: ConfigOption,
+    numbers: Numbers = None,
+    action: ActionOption = None,
+    is_all: AllOption = False,
+) -> None:
+    """Try deliveries again that were given up, and reopen the receivers that said "gone".
+
+    Example: ast-stream outbox retry -c config.yaml --all --action phone
+    """
+    _check_choice(numbers, is_all)
+    with _store(config) as store:
+        n_rows = outbox_admin.retry(store, numbers or (), time.time_ns(), action)
+    print(f"{n_rows} deliveries are tried again")
+
+
+@app.command("drop")
+def drop_rows(
+    config: ConfigOption,
+    numbers: Numbers = None,
+    action: ActionOption = None,
+    is_all: AllOption = False,
+) -> None:
+    """Never deliver what is still waiting.
+
+    Example: ast-stream outbox drop -c config.yaml 17 18
+    """
+    _check_choice(numbers, is_all)
+    with _store(config) as store:
+        n_rows = outbox_admin.drop(store, numbers or (), time.time_ns(), action)
+    print(f"{n_rows} deliveries are dropped")
+
+
+def ack(
+    alert: Annotated[str, typer.Argument(help="Id of the alert, or the beginning of it.")],
+    config: ConfigOption,
+) -> None:
+    """Say that an alert has been seen: nothing more is sent of it until it is over.
+
+    Example: ast-stream ack -c config.yaml ysl7yjzd
+    """
+    with _store(config) as store:
+        n_rows = outbox_admin.acknowledge(store, alert, time.time_ns(), getpass.getuser())
+    print(f"acknowledged; {n_rows} deliveries dropped")
+
+
+def snooze(
+    rule: Annotated[str, typer.Argument(help="Name of the rule.")],
+    config: ConfigOption,
+    duration: Annotated[
+        str, typer.Option("--for", help="How long, e.g. 30m or 2h; 0s ends a snooze.")
+    ] = "1h",
+) -> None:
+    """Send nothing of a rule for a while; what is still firing then is sent.
+
+    Example: ast-stream snooze -c config.yaml dog_barking --for 2h
+    """
+    try:
+        length_ns = parse_duration(duration)
+    except ValueError as error:
+        raise UsageError(f"--for: {error}") from error
+    now_ns = time.time_ns()
+    with _store(config) as store:
+        known = outbox_admin.known_rules(store)
+        n_rows = outbox_admin.snooze(store, rule, now_ns + length_ns, now_ns)
+    if length_ns == 0:
+        print(f"{rule} is snoozed no longer; {n_rows} deliveries go out")
+        return
+    print(f"{rule} is snoozed until {format_time(now_ns + length_ns)}; {n_rows} are held back")
+    if rule not in known:
+        print(f"no alert of {rule} has fired so far{did_you_mean(rule, known)}")
+
+
+@contextmanager
+def _store(config: Path) -> Iterator[Store]:
+    store = Store(alerts_state_file(load_settings(config)), must_exist=True)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _check_choice(numbers: list[int] | None, is_all: bool) -> None:
+    if bool(numbers) == is_all:
+        raise UsageError("expected numbers of deliveries, or --all")
+
+
+def _row_json(row: Row) -> dict[str, object]:
+    times = ("created", "next", "expires")
+    values = asdict(row)
+    return values | {name: format_time(values.pop(f"{name}_ns")) for name in times}
+
+
+def _table(rows: list[Row]) -> Table:
+    table = Table()
+    for heading in ("no", "created", "alert", "rule", "what", "action", "state", "tries", "error"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(
+            str(row.seq),
+            format_time(row.created_ns)[:19],
+            row.alert_id[:10],
+            row.rule,
+            row.transition,
+            row.action,
+            row.state,
+            str(row.attempts),
+            row.last_error or "",
+        )
+    return table

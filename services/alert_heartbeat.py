@@ -1,0 +1,75 @@
+"""A sign of life to an outside service, only while a sound could still become an alert."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from ast_stream.alerts.actions.base import ActionRunner, Delivered, Notification
+from ast_stream.alerts.actions.factory import make_runner
+from ast_stream.settings.alert_schema import AlertSettings
+
+logger = logging.getLogger(__name__)
+
+
+class HeartbeatThread(threading.Thread):
+    """Notifies by one action each interval; past the outbox, for a late one would be a lie.
+
+    Args:
+        runner: its own, so that it never waits for alerts.
+        is_well: whether the worker is heard and what comes of it is saved.
+    """
+
+    def __init__(
+        self,
+        runner: ActionRunner,
+        interval_s: float,
+        is_well: Callable[[], bool],
+        now_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        super().__init__(name="heartbeat", daemon=True)
+        self._runner = runner
+        self._interval_s = interval_s
+        self._is_well = is_well
+        self._now_ns = now_ns
+        self._stopped = threading.Event()
+
+    @classmethod
+    def of(cls, settings: AlertSettings, is_well: Callable[[], bool]) -> HeartbeatThread | None:
+        """Return the thread that settings ask for, if they do."""
+        heartbeat = settings.heartbeat
+        if heartbeat is None:
+            return None
+        runner = make_runner(heartbeat.action, settings.actions[heartbeat.action])
+        return cls(runner, heartbeat.interval_s, is_well)
+
+    def run(self) -> None:
+        """Beat until `stop`."""
+        while not self._stopped.wait(self._interval_s):
+            self.beat()
+
+    def beat(self) -> None:
+        """Notify once if all is well."""
+        if not self._is_well():
+            logger.warning("no heartbeat: the worker is silent, or alerts cannot be saved")
+            return
+        outcome = self._runner.deliver(_heartbeat(self._now_ns()))
+        if not isinstance(outcome, Delivered):
+            logger.warning("heartbeat not delivered: %s", outcome.reason)
+
+    def stop(self) -> None:
+        """End; a beat under way is left."""
+        self._stopped.set()
+
+
+def _heartbeat(now_ns: int) -> Notification:
+    alert = {
+        "id": "heartbeat",
+        "rule": "heartbeat",
+        "severity": "informational",
+        "group": {},
+        "annotations": {"summary": "ast-stream is listening"},
+    }
+    return Notification(f"heartbeat.{now_ns}", "heartbeat", now_ns, alert)

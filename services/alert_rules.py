@@ -1,0 +1,116 @@
+"""Rule files of the alerts process: found, read, and read again when they change."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ast_stream.alerts.model import DetectionTiming
+from ast_stream.alerts.rule_files import load_rules
+from ast_stream.alerts.rules import RuleSet
+from ast_stream.errors import ConfigError, Problem
+from ast_stream.settings.check import LoadedSettings
+from ast_stream.settings.schema import ModelSettings
+from ast_stream.units import FRAMES_PER_SECOND
+
+LOOK_EVERY_S = 2.0
+UNKNOWN_WINDOW_S = 10.24
+_BUNDLED = Path(__file__).parent.parent / "ast_stream" / "model" / "bundled"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What rules need of the checkpoint, read without torch.
+
+    Attributes:
+        labels: None where the checkpoint is no folder, as for hub ids: names cannot be checked.
+    """
+
+    labels: tuple[str, ...] | None
+    window_s: float
+
+
+def model_facts(model: ModelSettings) -> ModelFacts:
+    """Return labels and window of the configured checkpoint."""
+    folder = _BUNDLED if model.checkpoint == "bundled" else Path(model.checkpoint).expanduser()
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+        by_index = {int(index): str(label) for index, label in config["id2label"].items()}
+        labels = tuple(by_index[index] for index in sorted(by_index))
+        window_s = float(config["max_length"]) / FRAMES_PER_SECOND
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return ModelFacts(None, model.window_s or UNKNOWN_WINDOW_S)
+    return ModelFacts(labels, model.window_s or window_s)
+
+
+def detection_timing(loaded: LoadedSettings) -> DetectionTiming:
+    """Return how late the configured detector tells of sounds."""
+    settings = loaded.settings
+    return DetectionTiming.of(
+        model_facts(settings.model).window_s,
+        settings.model.hop_s,
+        confirm_s=settings.detection.defaults.confirm_s,
+    )
+
+
+class RuleFiles:
+    """The rule files that a configuration names, relative ones beside it."""
+
+    def __init__(self, loaded: LoadedSettings, now_s: Callable[[], float] = time.monotonic) -> None:
+        folder = Path(loaded.file).parent
+        self._paths = [folder / name for name in loaded.settings.alerts.rules]
+        if not self._paths:
+            text = "expected at least one rule file for the alerts process, got none"
+            raise ConfigError([Problem(loaded.file, None, "alerts.rules", text)])
+        self._labels = model_facts(loaded.settings.model).labels
+        self._actions = tuple(loaded.settings.alerts.actions)
+        self._now_s = now_s
+        self._looked_s = now_s()
+        self._seen = self._signature()
+
+    def load(self) -> RuleSet:
+        """Return the rules.
+
+        Raises:
+            ConfigError: they cannot be used; every problem with its place.
+        """
+        self._seen = self._signature()
+        return load_rules(self._paths, labels=self._labels, actions=self._actions)
+
+    def have_changed(self) -> bool:
+        """Tell whether a file is another one than at the last `load`; looks every 2 s."""
+        now_s = self._now_s()
+        if now_s - self._looked_s < LOOK_EVERY_S:
+            return False
+        self._looked_s = now_s
+        return self._signature() != self._seen
+
+    def reload(self) -> RuleSet | None:
+        """Return the rules as they are now, or None and say why they cannot be used."""
+        try:
+            rules = self.load()
+        except ConfigError as error:
+            for problem in error.problems:
+                logger.error("%s", problem)
+            logger.error("the rules in force stay as they were")
+            return None
+        logger.info("%s rules are in force now", len(rules.rules))
+        return rules
+
+    def _signature(self) -> tuple[tuple[int, int, int] | None, ...]:
+        return tuple(_stat(path) for path in self._paths)
+
+
+def _stat(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns

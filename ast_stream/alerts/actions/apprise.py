@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import Any
 
@@ -33,6 +34,7 @@ class AppriseRunner:
             raise StartupError(
                 f"action {name}: apprise is not installed: pip install 'ast-stream[notify]'"
             ) from error
+        logging.getLogger("apprise").disabled = True  # it writes URLs into the log
         text = read_secret(f"action {name}", settings.urls_file, settings.urls_env) or ""
         self._service: Any = apprise.Apprise()
         for number, line in enumerate(text.splitlines(), 1):

@@ -155,7 +155,7 @@ def read_secret(what: str, file: str | None, variable: str | None) -> str | None
     """
     if file is not None:
         try:
-            return Path(file).read_text().strip()
+            return Path(file).read_text().rstrip()
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
             raise StartupError(f"{what}: cannot read {file}: {reason}") from error
@@ -163,5 +163,5 @@ def read_secret(what: str, file: str | None, variable: str | None) -> str | None
         value = os.environ.get(variable)
         if not value:
             raise StartupError(f"{what}: expected the environment variable {variable}, got none")
-        return value.strip()
+        return value.rstrip()
     return None

@@ -113,7 +113,8 @@ class _Link:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._watch.cancel()
         self.socket.close()
-        if self._is_late and isinstance(error, OSError | http.client.HTTPException):
+        is_late = self._is_late or isinstance(error, TimeoutError)
+        if is_late and isinstance(error, OSError | http.client.HTTPException):
             raise TimeoutError(f"nothing within {self._timeout_s:g} s") from error
 
     def connect(self, addresses: list[_Address]) -> None:

@@ -1,0 +1,93 @@
+"""An HTTP server that answers as scripted and keeps what it got."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+HANG, DRIP = "hang", "drip"
+Script = int | str | tuple[int, dict[str, str]]
+
+
+@dataclass
+class Received:
+    """One request."""
+
+    path: str
+    headers: dict[str, str]
+    raw: bytes
+
+    @property
+    def body(self) -> dict[str, Any]:
+        decoded: dict[str, Any] = json.loads(self.raw)
+        return decoded
+
+    @property
+    def id(self) -> str:
+        return self.headers["webhook-id"]
+
+
+@dataclass
+class HttpReceiver:
+    """Answers `script` in order, then 204."""
+
+    url: str = ""
+    script: list[Script] = field(default_factory=list)
+    got: list[Received] = field(default_factory=list)
+    let_go: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def ids(self) -> list[str]:
+        return [one.id for one in self.got]
+
+
+@contextmanager
+def http_receiver(*script: Script) -> Iterator[HttpReceiver]:
+    """Yield a server on loopback."""
+    receiver = HttpReceiver(script=list(script))
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            raw = self.rfile.read(int(self.headers["Content-Length"]))
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            receiver.got.append(Received(self.path, headers, raw))
+            self._answer(receiver.script.pop(0) if receiver.script else 204)
+
+        def _answer(self, what: Script) -> None:
+            if what == HANG:
+                receiver.let_go.wait(20)
+            elif what == DRIP:
+                while not receiver.let_go.wait(0.05):
+                    self.wfile.write(b"H")
+            else:
+                status, headers = what if isinstance(what, tuple) else (int(what), {})
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            pass  # a client that gave up is what some tests are about
+
+    server = Server(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    receiver.url = f"http://127.0.0.1:{server.server_port}/hook?x=1"
+    try:
+        yield receiver
+    finally:
+        receiver.let_go.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()

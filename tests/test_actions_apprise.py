@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alert_samples import alert, firing, notification
+from apprise.decorators import notify
+from http_receiver import HANG, http_receiver
+
+from ast_stream.alerts.actions.apprise import AppriseRunner
+from ast_stream.alerts.actions.base import Delivered, Failed, Notification
+from ast_stream.errors import StartupError
+from ast_stream.settings.alert_schema import AppriseAction
+
+# apprise imports a module that Python announces to remove, and brings its own for later
+pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
+
+
+def urls(folder: Path, text: str) -> str:
+    path = folder / "urls"
+    path.write_text(text)
+    return str(path)
+
+
+def runner(folder: Path, text: str, timeout_s: float = 10.0) -> AppriseRunner:
+    settings = AppriseAction(type="apprise", urls_file=urls(folder, text), timeout_s=timeout_s)
+    return AppriseRunner("phone", settings)
+
+
+def as_service(url: str) -> str:
+    """Return the apprise URL of its JSON service, posting to `url`."""
+    return url.replace("http://", "json://").split("?")[0]
+
+
+def test_message_reaches_the_service(tmp_path: Path) -> None:
+    with http_receiver() as receiver:
+        sender = runner(tmp_path, f"# comment\n{as_service(receiver.url)}\n")
+        assert sender.deliver(notification()) == Delivered()
+        (got,) = receiver.got
+    assert (got.body["title"], got.body["message"]) == ("[medium] dog", "Dog on porch")
+
+
+def test_message_is_written_to_a_file(tmp_path: Path) -> None:
+    out = tmp_path / "messages"
+
+    @notify(on="tofile")
+    def write(body: str, title: str, notify_type: str, *args: Any, **kwargs: Any) -> bool:
+        out.write_text(f"{notify_type} {title}: {body}")
+        return True
+
+    assert runner(tmp_path, "tofile://").deliver(notification()) == Delivered()
+    assert out.read_text() == "warning [medium] dog: Dog on porch"
+
+
+def test_values_with_markup_and_line_breaks_come_out_inert(tmp_path: Path) -> None:
+    nasty = alert(annotations={"summary": 'a <b onclick="x">\n\r\u2028{{7*7}}\u202e\\n *b*'})
+    told = Notification("n.firing", "firing", 0, nasty.body())
+    with http_receiver() as receiver:
+        runner(tmp_path, as_service(receiver.url)).deliver(told)
+        assert receiver.got[0].body["message"] == 'a <b onclick="x"> {{7*7}} \\n *b*'
+
+
+def test_service_that_fails_is_tried_again(tmp_path: Path) -> None:
+    with http_receiver(500) as receiver:
+        outcome = runner(tmp_path, as_service(receiver.url)).deliver(notification())
+    assert outcome == Failed("a service refused the message or was not there")
+
+
+def test_service_that_hangs_is_left_in_time_and_not_asked_twice_at_once(tmp_path: Path) -> None:
+    with http_receiver(HANG) as receiver:
+        sender = runner(tmp_path, as_service(receiver.url), timeout_s=0.2)
+        assert sender.deliver(notification()) == Failed("no answer within 0.2 s")
+        assert sender.deliver(notification("a2", firing("a2"))) == Failed(
+            "the service has not answered the message before"
+        )
+        receiver.let_go.set()
+        assert sender._worker is not None
+        sender._worker.join(20)
+
+
+def test_urls_are_never_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with http_receiver(500) as receiver:
+        url = as_service(receiver.url).replace("//", "//user:secret@")
+        runner(tmp_path, url).deliver(notification())
+    with pytest.raises(StartupError):
+        runner(tmp_path, "nosuch://secret@host")
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "expected at least one apprise URL, got none"),
+        ("\nnosuch://secret@host", "line 2 is no URL that apprise knows"),
+    ],
+)
+def test_url_that_is_none_is_told_without_showing_it(
+    tmp_path: Path, text: str, reason: str
+) -> None:
+    with pytest.raises(StartupError) as raised:
+        runner(tmp_path, text)
+    assert str(raised.value) == f"action phone: {reason}"

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+from alert_samples import T0_NS, alert, notification, resolved
+
+from ast_stream.alerts.actions.base import (
+    MAX_TEXT_CHARACTERS,
+    Delivered,
+    Notification,
+    one_line,
+)
+from ast_stream.alerts.actions.log import LogRunner
+from ast_stream.settings.alert_schema import LogAction
+
+
+def test_alert_is_one_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    assert LogRunner(LogAction(type="log")).deliver(notification()) == Delivered()
+    (record,) = caplog.records
+    assert (record.levelno, record.getMessage()) == (
+        logging.WARNING,
+        "[medium] dog: Dog on porch",
+    )
+
+
+def test_level_can_be_chosen(caplog: pytest.LogCaptureFixture) -> None:
+    LogRunner(LogAction(type="log", level="error")).deliver(notification())
+    assert caplog.records[0].levelno == logging.ERROR
+
+
+def test_end_of_an_alert_is_told_as_such() -> None:
+    assert notification("a1", resolved()).title == "[medium] dog is over"
+
+
+def test_combined_message_tells_when_it_began() -> None:
+    told = notification("a1", resolved())
+    combined = Notification(told.id, told.kind, told.at_ns, told.alert, is_combined=True)
+    assert combined.text == f"Dog on porch (from {told.alert['fired']})"
+
+
+def test_alert_without_a_summary_tells_its_group() -> None:
+    told = Notification("a.firing", "firing", T0_NS, alert(annotations={}).body())
+    assert told.text == "stream porch"
+
+
+def test_notification_is_the_same_after_the_outbox() -> None:
+    told = notification("a1", resolved())
+    assert Notification.decode(told.encode()) == told
+
+
+def test_text_of_others_stays_on_one_line_and_ends() -> None:
+    assert one_line("a\r\nb\x1b[31m\u202ec\u2028d\x00") == "a b [31m c d"
+    assert len(one_line("x" * 5000)) == MAX_TEXT_CHARACTERS

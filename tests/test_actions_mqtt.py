@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alert_samples import notification, resolved
+from mqtt_broker import MOSQUITTO, Broker, listener, mqtt_broker, wait_for
+
+from ast_stream.alerts.actions.base import Delivered, Failed
+from ast_stream.alerts.actions.home_assistant import Topics, Watched, discovery_messages
+from ast_stream.alerts.actions.mqtt import SETTLE_AFTER, MqttRunner
+from ast_stream.errors import StartupError
+from ast_stream.settings.alert_schema import MqttAction
+
+needs_mosquitto = pytest.mark.skipif(
+    MOSQUITTO is None, reason="needs mosquitto: apt-get install mosquitto"
+)
+WATCHED = Watched(("porch", "hall"), ("Bark", "Baby cry, infant cry"), ("dog",))
+STATUS = "ast-stream/ast-stream/status"
+BARK = "ast-stream/ast-stream/porch/bark/state"
+DEVICE = "homeassistant/device/ast-stream_stream_porch/config"
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    with mqtt_broker(tmp_path) as running:
+        yield running
+
+
+@contextmanager
+def running(port: int, watched: Watched = WATCHED, **options: Any) -> Iterator[MqttRunner]:
+    fields = {"type": "mqtt", "host": "127.0.0.1", "port": port, "timeout_s": 5.0} | options
+    runner = MqttRunner("ha", MqttAction.model_validate(fields), watched)
+    try:
+        yield runner
+    finally:
+        runner.close()
+
+
+def event(kind: str, id: str = "e1", name: str = "bark") -> dict[str, Any]:
+    return {"type": kind, "id": id, "class": name, "stream": "porch", "peak": 0.9, "score": 0.8}
+
+
+def health(state: str = "listening") -> dict[str, Any]:
+    return {"stream": "porch", "state": state}
+
+
+@needs_mosquitto
+def test_devices_are_announced_retained_and_online(broker: Broker) -> None:
+    with running(broker.port), listener(broker.port) as first:
+        wait_for(lambda: first.last(STATUS) == "online", "the announcement")
+        with listener(broker.port) as late:
+            wait_for(lambda: late.last(STATUS) == "online", "retained messages")
+            assert (DEVICE, first.last(DEVICE), True) in late.got
+            device = json.loads(late.last(DEVICE) or "")
+    sensor = device["components"]["baby_cry_infant_cry"]
+    assert sensor["platform"] == "binary_sensor"
+    assert sensor["device_class"] == "sound"
+    assert sensor["state_topic"] == "ast-stream/ast-stream/porch/baby_cry_infant_cry/state"
+    assert sensor["availability_mode"] == "all"
+    assert device["origin"]["name"] == "ast-stream"
+
+
+@needs_mosquitto
+def test_alert_is_an_event_that_is_not_retained(broker: Broker) -> None:
+    topic = "ast-stream/ast-stream/alerts/dog"
+    with running(broker.port) as runner, listener(broker.port) as client:
+        assert runner.deliver(notification()) == Delivered()
+        assert runner.deliver(notification("a1", resolved())) == Delivered()
+        wait_for(lambda: client.count(topic) == 2, "both events")
+        first, second = (json.loads(text) for name, text, _ in client.got if name == topic)
+        assert (first["event_type"], first["id"]) == ("firing", "a1.firing")
+        assert (second["event_type"], second["id"]) == ("resolved", "a1.resolved")
+        with listener(broker.port) as late:
+            wait_for(lambda: late.last(STATUS) == "online", "retained messages")
+            assert late.count(topic) == 0
+
+
+@needs_mosquitto
+def test_sensor_is_on_while_any_event_of_its_class_lasts(broker: Broker) -> None:
+    with running(broker.port) as runner, listener(broker.port) as client:
+        wait_for(lambda: client.last(STATUS) == "online", "the connection")
+        runner.hear_event(event("begin", "e1"))
+        runner.hear_event(event("begin", "e2"))
+        runner.hear_event(event("end", "e1"))
+        runner.hear_event(event("begin", "e3", "speech"))  # not watched
+        wait_for(lambda: client.last(BARK) == "ON", "the sensor to be on")
+        runner.hear_event(event("end", "e2"))
+        wait_for(lambda: client.last(BARK) == "OFF", "the sensor to be off")
+        states = [text for name, text, _ in client.got if name == BARK]
+        attributes = json.loads(client.last(BARK.replace("/state", "/attributes")) or "")
+    assert states == ["ON", "OFF"]
+    assert attributes["peak"] == 0.9
+    assert not any("speech" in name for name, _, _ in client.got)
+
+
+@needs_mosquitto
+def test_sensor_that_was_never_on_is_off_once_updates_would_have_come(broker: Broker) -> None:
+    with running(broker.port) as runner, listener(broker.port) as client:
+        for _ in range(SETTLE_AFTER - 1):
+            runner.hear_health(health())
+        runner.hear_event(event("update"))
+        runner.hear_health(health())
+        quiet = "ast-stream/ast-stream/porch/baby_cry_infant_cry/state"
+        wait_for(lambda: client.last(quiet) == "OFF", "the other sensor")
+        assert client.last(BARK) == "ON"
+
+
+@needs_mosquitto
+def test_missing_stream_is_not_quiet_but_offline(broker: Broker) -> None:
+    topic = "ast-stream/ast-stream/porch/status"
+    with running(broker.port) as runner, listener(broker.port) as client:
+        runner.hear_health(health())
+        wait_for(lambda: client.last(topic) == "online", "the stream")
+        runner.hear_health(health("missing"))
+        wait_for(lambda: client.last(topic) == "offline", "the loss")
+
+
+@needs_mosquitto
+def test_everything_is_announced_again_when_home_assistant_starts(broker: Broker) -> None:
+    with running(broker.port) as runner, listener(broker.port) as client:
+        wait_for(lambda: client.last(STATUS) == "online", "the announcement")
+        runner.hear_event(event("begin"))
+        wait_for(lambda: client.last(BARK) == "ON", "the state")
+        before = client.count(DEVICE), client.count(BARK)
+        client.publish("homeassistant/status", "online")
+        wait_for(
+            lambda: (client.count(DEVICE), client.count(BARK)) == (before[0] + 1, before[1] + 1),
+            "the second announcement",
+        )
+
+
+@needs_mosquitto
+def test_broker_says_offline_when_the_process_dies_and_online_after_a_goodbye_is_over(
+    broker: Broker,
+) -> None:
+    with listener(broker.port) as client:
+        with running(broker.port) as runner:
+            wait_for(lambda: client.last(STATUS) == "online", "the connection")
+            connection = runner._client.socket()
+            assert connection is not None
+            connection.shutdown(2)  # as the death of the process: no goodbye
+            wait_for(lambda: client.last(STATUS) == "offline", "the last will")
+            wait_for(lambda: client.last(STATUS) == "online", "the next connection")
+        wait_for(lambda: client.last(STATUS) == "offline", "the goodbye")
+
+
+@needs_mosquitto
+def test_states_are_published_again_to_a_broker_that_was_restarted(broker: Broker) -> None:
+    with running(broker.port) as runner:
+        assert runner.deliver(notification()) == Delivered()
+        broker.kill()
+        runner.hear_event(event("begin"))
+        broker.start()
+        with listener(broker.port) as client:
+            wait_for(lambda: client.last(BARK) == "ON", "the state")
+            assert json.loads(client.last(DEVICE) or "")["components"]
+
+
+@needs_mosquitto
+def test_broker_that_is_away_is_tried_again(broker: Broker) -> None:
+    broker.kill()
+    with running(broker.port, timeout_s=0.2) as runner:
+        outcome = runner.deliver(notification())
+        assert outcome == Failed(f"no connection to 127.0.0.1:{broker.port}")
+        broker.start()
+        wait_for(lambda: runner.deliver(notification()) == Delivered(), "the broker")
+
+
+@needs_mosquitto
+def test_components_of_rules_that_are_gone_are_removed(broker: Broker) -> None:
+    with running(broker.port) as runner, listener(broker.port) as client:
+        wait_for(lambda: client.last(STATUS) == "online", "the announcement")
+        n_before = client.count(DEVICE)
+        runner.watch(Watched(("porch",), ("Bark",), ("dog",)))
+        wait_for(lambda: client.count(DEVICE) > n_before, "the change")
+        components = json.loads(client.last(DEVICE) or "")["components"]
+        assert components["baby_cry_infant_cry"] == {"platform": "binary_sensor"}
+        assert components["bark"]["name"] == "Bark"
+        hall = DEVICE.replace("porch", "hall")
+        wait_for(lambda: client.last(hall) == "", "the removal of a stream")
+
+
+def test_ids_have_only_characters_that_home_assistant_allows() -> None:
+    watched = Watched(("porch",), ("Baby cry, infant cry",), ("smoke-alarm",))
+    messages = discovery_messages(Topics("base", "box-1"), "homeassistant", watched)
+    for topic, payload in messages:
+        assert payload is not None
+        ids = [topic.split("/")[2], *payload["components"], *payload["device"]["identifiers"]]
+        ids += [one["unique_id"] for one in payload["components"].values()]
+        assert all(id.replace("_", "").replace("-", "").isalnum() for id in ids)
+
+
+def test_nothing_watched_announces_nothing() -> None:
+    assert discovery_messages(Topics("base", "node"), "homeassistant", Watched()) == []
+
+
+def test_password_and_certificates_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    common = {"type": "mqtt", "host": "localhost"}
+    wrong = {"username": "u", "password_file": str(tmp_path / "none")}
+    with pytest.raises(StartupError, match="action ha: cannot read"):
+        MqttRunner("ha", MqttAction.model_validate(common | wrong))
+    wrong_tls = {"tls": True, "ca_file": str(tmp_path / "none")}
+    with pytest.raises(StartupError, match="action ha: cannot use ca_file"):
+        MqttRunner("ha", MqttAction.model_validate(common | wrong_tls))

@@ -106,8 +106,13 @@ def _coded(problem: Problem) -> RuleProblem:
 
 
 def _unknown_inhibitions(rules: RuleSet) -> Iterator[RuleProblem]:
-    names = {rule.name for rule in rules.rules}
-    for document, parsed in rules.files:
+    names = {
+        rule.alert
+        for _, parsed, _ in rules.files
+        for group in parsed.groups
+        for rule in group.rules
+    }
+    for document, parsed, _ in rules.files:
         for index, inhibit in enumerate(parsed.inhibit):
             for side, selector in (("source", inhibit.source), ("target", inhibit.target)):
                 for name in selector.alert or []:
@@ -157,7 +162,7 @@ class _FileCompiler:
             rules=tuple(rule for rule in rules if rule is not None),
             inhibitions=inhibitions,
             resume_ns=parsed.defaults.resume_window,
-            files=((self.document, parsed),),
+            files=((self.document, parsed, self._vocabulary),),
         )
 
     def _parse(self) -> RuleFile | None:
@@ -177,6 +182,9 @@ class _FileCompiler:
         return parsed
 
     def _note(self, path: KeyPath, code: str, text: str) -> None:
+        is_lone = path and isinstance(path[-1], int) and path not in self.document.lines
+        if is_lone:  # one name where a list of names may be, too
+            path = path[:-1]
         self.problems.append(problem_at(self.document, path, code, text))
 
     def _try(

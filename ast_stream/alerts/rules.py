@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ast_stream.alerts.matching import Matcher
+from ast_stream.alerts.matching import Matcher, Vocabulary
 from ast_stream.alerts.model import Severity
 from ast_stream.alerts.schema import RuleFile, RuleSettings, Selector
 from ast_stream.alerts.templates import Template
@@ -75,13 +75,13 @@ class RuleSet:
 
     Attributes:
         resume_ns: alerts go on after a pause of at most this; the largest of all files.
-        files: the parsed files, for lints and explanations.
+        files: the parsed files and the classes they know, for lints and explanations.
     """
 
     rules: tuple[Rule, ...] = ()
     inhibitions: tuple[Inhibition, ...] = ()
     resume_ns: int = 3600 * 10**9
-    files: tuple[tuple[Document, RuleFile], ...] = ()
+    files: tuple[tuple[Document, RuleFile, Vocabulary], ...] = ()
 
     def named(self, name: str) -> Rule | None:
         """Return the rule of that name."""

@@ -56,6 +56,10 @@ class Scanner:
         Raises:
             AudioError: it cannot be read; events up to the damage have been yielded.
         """
+        return (event for event in self.messages(path, progress) if event.type == "end")
+
+    def messages(self, path: Path, progress: Progress) -> Iterator[Event]:
+        """Yield begin, updates and end of every event of a recording; as `scan`."""
         detector = self._detector
         epoch = "0" * 32  # event ids of a scan are the same each time
         detector.open(STREAM, epoch)
@@ -64,8 +68,8 @@ class Scanner:
             for pcm in _read(path, progress):
                 detector.push(STREAM, position, pcm)
                 position += len(pcm)
-                yield from _ended(detector.run())
-            yield from _ended(detector.flush(STREAM))
+                yield from detector.run()
+            yield from detector.flush(STREAM)
         finally:
             if STREAM in detector.streams:
                 detector.close(STREAM, "shutdown")
@@ -190,10 +194,6 @@ def _read(path: Path, progress: Progress) -> Iterator[Pcm16]:
     finally:
         progress.remove_task(task)
         recording.close()
-
-
-def _ended(events: list[Event]) -> list[Event]:
-    return [event for event in events if event.type == "end"]
 
 
 def _progress() -> Progress:

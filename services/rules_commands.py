@@ -1,0 +1,239 @@
+"""`ast-stream rules`: alert rules as code: checked, tested, explained and tried on the past."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ast_stream.alerts.backtest import BacktestReport, backtest, read_messages
+from ast_stream.alerts.lints import lint
+from ast_stream.alerts.problems import RuleProblem
+from ast_stream.alerts.rule_files import load_rules
+from ast_stream.alerts.rule_tests import TestResult, load_tests, run_tests
+from ast_stream.alerts.rules import TRIGGERS, Rule, RuleSet
+from ast_stream.errors import ConfigError, UsageError
+from ast_stream.labels import slug
+from ast_stream.messages import format_time, parse_time
+from services.rule_facts import RuleContext, rule_context
+from services.rule_reports import junit, summary_lines, transition_line
+from services.rule_scores import decide
+
+EXIT_FOUND = 1
+
+app = typer.Typer(no_args_is_help=True)
+
+Files = Annotated[
+    list[Path], typer.Argument(metavar="FILE…", exists=True, dir_okay=False, help="YAML files.")
+]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", exists=True, help="Take model, detection and actions from it."),
+]
+Model = Annotated[str | None, typer.Option(help="Checkpoint. [default: bundled]")]
+Labels = Annotated[
+    Path | None,
+    typer.Option(exists=True, help="Instead of a checkpoint: a file with one label on each line."),
+]
+
+
+@app.command()
+def check(
+    files: Files,
+    config: Config = None,
+    model: Model = None,
+    labels: Labels = None,
+    strict: Annotated[bool, typer.Option(help="Fail on warnings, too.")] = False,
+) -> None:
+    """Check rule files; prints `file:line:col: error|warning CODE: text`.
+
+    Exit codes: 0 clean, 1 errors (with --strict: or warnings), 2 wrong usage.
+
+    Example: ast-stream rules check configs/alerts.yaml --strict
+    """
+    context = rule_context(config, model, labels)
+    rules = _load(files, context)
+    warnings = lint(rules, context.facts, context.actions)
+    for warning in warnings:
+        typer.echo(str(warning))
+    if warnings and strict:
+        raise typer.Exit(EXIT_FOUND)
+    named = ", ".join(str(file) for file in files)
+    typer.echo(f"{named}: {len(rules.rules)} rules, {len(warnings)} warnings", err=True)
+
+
+@app.command("test")
+def run_test_files(
+    files: Files,
+    model: Model = None,
+    labels: Labels = None,
+    junit_file: Annotated[
+        Path | None, typer.Option("--junit", help="Also write the results as JUnit XML.")
+    ] = None,
+) -> None:
+    """Run tests of rules against a virtual clock; exit 1 if one fails.
+
+    Example: ast-stream rules test configs/alerts-tests.yaml
+    """
+    context = rule_context(None, model, labels)
+    results: list[TestResult] = []
+    for file in files:
+        try:
+            loaded = load_tests(file, labels=context.labels)
+        except ConfigError as error:
+            _show_problems(error)
+            raise typer.Exit(EXIT_FOUND) from error
+        for result in run_tests(loaded, decide):
+            results.append(result)
+            typer.echo(f"{'FAILED' if result.failures else 'passed'}  {file}: {result.name}")
+            for failure in result.failures:
+                typer.echo(f"        {failure}")
+    if junit_file is not None:
+        _write(junit_file, junit(results))
+    n_failed = sum(bool(result.failures) for result in results)
+    typer.echo(f"{len(results)} tests, {n_failed} failed", err=True)
+    if n_failed:
+        raise typer.Exit(EXIT_FOUND)
+
+
+@app.command()
+def explain(
+    files: Files, config: Config = None, model: Model = None, labels: Labels = None
+) -> None:
+    """Say what each rule matches among the classes of the model, and how it decides.
+
+    Example: ast-stream rules explain configs/alerts.yaml
+    """
+    context = rule_context(config, model, labels)
+    for rule in _load(files, context).rules:
+        typer.echo("\n".join(explain_rule(rule, context)))
+        typer.echo()
+
+
+@app.command("backtest")
+def backtest_command(
+    rules: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The rules (YAML).")],
+    events: Annotated[
+        list[Path] | None,
+        typer.Option(exists=True, help="Event log or output of `subscribe`, JSON lines."),
+    ] = None,
+    audio: Annotated[
+        list[Path] | None, typer.Option(exists=True, help="Recordings, one after another.")
+    ] = None,
+    start: Annotated[
+        str, typer.Option(help="When the first recording began, for windows of time.")
+    ] = "2000-01-01T00:00:00Z",
+    config: Config = None,
+    model: Model = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object for each alert.")
+    ] = False,
+) -> None:
+    """Show what rules would have made of the past.
+
+    Example: ast-stream rules backtest configs/alerts.yaml --events week.jsonl
+    """
+    if bool(events) == bool(audio):
+        raise UsageError("rules backtest: expected --events or --audio, got both or neither")
+    context = rule_context(config, model, None)
+    loaded = _load([rules], context)
+    report = BacktestReport()
+    firings: list[tuple[int, str]] = []
+    with ExitStack() as stack:
+        bodies = _logged(events, report, stack) if events else _heard(audio or [], context, start)
+        for one in backtest(loaded, bodies, report, context.timing):
+            if one.to_state == "firing":
+                firings.append((one.at_ns, one.alert.rule))
+            if as_json:
+                at = {"at": format_time(one.at_ns)}
+                typer.echo(json.dumps(at | one.alert.body(), ensure_ascii=False))
+            else:
+                typer.echo(transition_line(one))
+    typer.echo("\n".join(summary_lines(report, firings)), err=as_json)
+
+
+def explain_rule(rule: Rule, context: RuleContext) -> Iterator[str]:
+    """Yield lines that say what a rule matches and how it decides."""
+    yield f"{rule.name} ({rule.trigger}, {rule.severity}), {rule.document.file}"
+    for number, matcher in enumerate(rule.matchers):
+        step = f"step {number + 1}: " if rule.trigger == "sequence" else ""
+        if rule.trigger != "level":
+            yield f"  {step}classes: {', '.join(_classes(matcher.slugs, context))}"
+        for exception in matcher.exceptions:
+            yield f"  {step}but not: {', '.join(_classes(exception.slugs, context))}"
+        if matcher.min_score:
+            yield f"  {step}score: at least {matcher.min_score:g}"
+        for key, values in matcher.streams:
+            yield f"  {step}stream {key}: {' or '.join(sorted(values))}"
+    written = rule.document.data
+    for part in rule.path:
+        written = written[part]  # type: ignore[index]
+    for key in (*TRIGGERS, "tolerate", "when", "unless", "keep_firing_for", "cooldown"):
+        if key in written:
+            yield f"  {key}: {_as_written(written[key])}"
+    yield f"  one alert for each: {', '.join(rule.group_by) or 'all together'}"
+    yield f"  actions: {', '.join(rule.settings.actions) or 'none, only published'}"
+
+
+def _classes(slugs: frozenset[str] | None, context: RuleContext) -> list[str]:
+    if slugs is None:
+        return ["any"]
+    by_slug = {slug(label): label for label in context.labels or ()}
+    thresholds = {} if context.facts is None else context.facts.thresholds
+    return [
+        f"{by_slug.get(one, one)} (from {thresholds[one]:.2f})"
+        if one in thresholds
+        else by_slug.get(one, one)
+        for one in sorted(slugs)
+    ]
+
+
+def _as_written(value: object) -> str:
+    """Return a value of the file on one line, without what it matches: that is shown already."""
+    if isinstance(value, dict):
+        inside = {key: one for key, one in value.items() if key not in ("match", "steps", "stream")}
+        return ", ".join(f"{key} {_as_written(one)}" for key, one in inside.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _load(files: list[Path], context: RuleContext) -> RuleSet:
+    try:
+        return load_rules(files, labels=context.labels, actions=context.actions)
+    except ConfigError as error:
+        _show_problems(error)
+        raise typer.Exit(EXIT_FOUND) from error
+
+
+def _show_problems(error: ConfigError) -> None:
+    for problem in error.problems:
+        if not isinstance(problem, RuleProblem):
+            problem = RuleProblem(problem.file, problem.line, problem.path, problem.text)
+        typer.echo(str(problem))
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, "utf-8")
+    except OSError as error:
+        raise UsageError(f"rules test: --junit: {path}: {error.strerror}") from error
+
+
+def _logged(
+    files: list[Path], report: BacktestReport, stack: ExitStack
+) -> Iterator[dict[str, Any]]:
+    for file in files:
+        yield from read_messages(stack.enter_context(file.open("rb")), report)
+
+
+def _heard(files: list[Path], context: RuleContext, start: str) -> Iterator[dict[str, Any]]:
+    from services.rule_audio import event_bodies  # imports torch
+
+    try:
+        start_ns = parse_time(start)
+    except ValueError as error:
+        raise UsageError(f"rules backtest: --start: {error}") from error
+    return event_bodies(files, context.model, context.detection, start_ns)

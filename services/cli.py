@@ -61,6 +61,7 @@ COMMANDS = (
         "Validate a configuration and say what it means.",
     ),
     Command("schema", "services.config_commands:schema", "Print the settings' JSON Schema."),
+    Command("rules", "services.rules_commands:app", "Check, test, explain, try alert rules."),
     Command("outbox", "services.alert_commands:app", "List, retry or drop deliveries of alerts."),
     Command("ack", "services.alert_commands:ack", "Say that an alert has been seen."),
     Command("snooze", "services.alert_commands:snooze", "Hold back the alerts of a rule."),

@@ -21,10 +21,12 @@ from ast_stream.units import SAMPLE_RATE, samples_to_seconds
 from ast_stream.wire.event_log import EventLog, Published
 from ast_stream.wire.feed_codec import gap_body
 from ast_stream.wire.publisher import FeedPublisher
-from services.orphans import Body, ended_by_restart, find_orphans
+from services.orphans import Body, Orphans
 from services.worker_stream import WorkerStream
 
 logger = logging.getLogger(__name__)
+
+MAX_ENDED = 10_000  # ids of events that have ended, remembered
 
 
 class WorkerFeed:
@@ -50,20 +52,24 @@ class WorkerFeed:
         self._model = model
         self._now_ns = now_ns
         self._published: dict[str, tuple[str, Published]] = {}  # by stream: epoch, messages
-        self._orphans = find_orphans(event_log)
+        self._ended: dict[str, None] = {}  # ids, oldest first
+        self._orphans = Orphans(event_log)
         self.counters: Counter[str] = Counter()
         self.begun: Counter[tuple[str, str]] = Counter()
 
     @property
     def orphaned_streams(self) -> set[str]:
         """Streams of which events of an earlier run are still open."""
-        return {body["stream"] for body in self._orphans.values()}
+        return self._orphans.streams
 
     def publish_event(self, stream: WorkerStream, event: Event) -> None:
-        """Publish an event message of `stream`."""
+        """Publish an event message of `stream`, unless that was done, or the event has ended."""
         known = self._published_of(event.stream, event.epoch)
-        if known.has_event(event.id, event.type, event.at_sample):
+        self._orphans.claim(event.id)
+        if event.id in self._ended or known.has_event(event.id, event.type, event.at_sample):
             return
+        if event.type == "end":
+            self._mark_ended(event.id)
         self.counters[f"events_{event.type}"] += 1
         self.begun[event.slug, event.stream] += event.type == "begin"
         logger.log(
@@ -106,13 +112,29 @@ class WorkerFeed:
         topic = stream_topic("scores", scores.stream)
         self._publisher.publish_scores(topic, header, scores.scores.astype(np.float16))
 
-    def end_orphans(self, name: str, *, except_epoch: str | None = None) -> None:
-        """End what an earlier run left open of a stream, but for the epoch that goes on."""
-        for body in [one for one in self._orphans.values() if one["stream"] == name]:
-            del self._orphans[body["id"]]
-            if body["epoch"] != except_epoch:
-                topic = event_topic(body["class"], name)
-                self._publisher.publish_durable(topic, ended_by_restart(body))
+    def continue_events(self, events: list[Event]) -> None:
+        """Take these for events of an earlier run that go on."""
+        for event in events:
+            self._orphans.claim(event.id)
+
+    def end_orphans(
+        self, name: str, *, except_epoch: str | None = None, before: int | None = None
+    ) -> None:
+        """End what an earlier run left open of a stream, see `Orphans.take`."""
+        for body in self._orphans.take(name, except_epoch=except_epoch, before=before):
+            self._mark_ended(body["id"])
+            self._publisher.publish_durable(event_topic(body["class"], name), body)
+
+    def begin_epoch(self, name: str, epoch: str, from_sample: int) -> None:
+        """Look up what an earlier run published of an epoch, from a sample on."""
+        known = self._event_log.published(name, epoch, from_sample)
+        self._published[name] = (epoch, known)
+        for event_id in known.ended:
+            self._mark_ended(event_id)
+
+    def forget(self, name: str) -> None:
+        """Drop what is known of a stream."""
+        self._published.pop(name, None)
 
     def body(self, stream: WorkerStream, event: Event) -> Body:
         """Return the body of an event message."""
@@ -124,6 +146,12 @@ class WorkerFeed:
             scored_ns=self._now_ns(),
             model=self._model,
         )
+
+    def _mark_ended(self, event_id: str) -> None:
+        """Remember that an event has its end: whatever derives it again, it gets no other."""
+        self._ended[event_id] = None
+        if len(self._ended) > MAX_ENDED:
+            del self._ended[next(iter(self._ended))]
 
     def _published_of(self, name: str, epoch: str) -> Published:
         """Return what an earlier run published of this epoch; looked up once for each epoch."""

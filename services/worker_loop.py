@@ -14,7 +14,7 @@ from ast_stream.errors import UsageError, WireError
 from ast_stream.messages import AudioBlock, Event, Gap
 from ast_stream.runtime.journal import Journal, StreamRecord
 from ast_stream.settings.schema import DetectionSettings, check_endpoint
-from ast_stream.units import SAMPLE_RATE, samples_to_seconds
+from ast_stream.units import seconds_to_samples
 from ast_stream.wire.codec import decode_block
 from ast_stream.wire.event_log import EventLog
 from ast_stream.wire.limited_log import LimitedLog
@@ -24,6 +24,7 @@ from ast_stream.wire.replay import Audio, Ended, GapFound, Item, NewEpoch
 from ast_stream.wire.sockets import Poller, Socket, Sockets
 from services.ring_link import RingLink
 from services.worker_feed import WorkerFeed
+from services.worker_journal import WorkerJournal
 from services.worker_metrics import WorkerMetrics
 from services.worker_report import WorkerReport
 from services.worker_stream import StreamPlan, WorkerStream
@@ -34,9 +35,8 @@ TICK_MS = 20  # the longest wait for a message: timers are this exact
 BLOCKS_A_TICK = 256
 WINDOWS_A_TICK = 64  # then sockets and timers get their turn,
 TURN_S = 1.0  # or after so long
-ROOM_S = 5.0  # a stream with more than this waiting leaves further audio in its ring
-SAVE_EVERY_S = 1.0
-SAVE_EVERY_SAMPLES = 5 * SAMPLE_RATE  # of any stream: sources faster than real time wait for acks
+ROOM_S = 5.0  # a stream with more than this waiting leaves further audio in its ring,
+ROOM_HOPS = 2  # but not with less than this: decisions come once a hop
 LOST_AFTER_S = 5.0  # without new audio: the open events of a stream are ended
 FORGET_AFTER_S = 60.0  # without new audio: a stream that is not in the configuration is dropped
 ORPHANS_AFTER_S = 10.0  # events of a stream whose capture process does not come back end then
@@ -81,17 +81,16 @@ class Worker:
     ) -> None:
         self._now_s = now_s
         self._detector = detector
-        self._journal = journal
+        self._journal = WorkerJournal(journal, detector, now_s())
         self._sockets = sockets
         self._ring_folder = ring_folder
         self._poller = Poller([sockets.audio, sockets.query])
         self._log = LimitedLog(logger, now_s)
         self._streams: dict[str, WorkerStream] = {}
         self._feed = WorkerFeed(publisher, event_log, facts["model"], now_ns)
-        self._started_s = self._saved_s = now_s()
-        self._saved: dict[str, int] = {}
+        self._started_s = now_s()
         self._worked_to: dict[str, int] = {}
-        self._windows_a_tick = WINDOWS_A_TICK
+        self._windows_a_tick = 1
         self._metrics = metrics
         self._report = WorkerReport(
             self._streams, detector, publisher, self._feed, facts, self._started_s
@@ -107,9 +106,8 @@ class Worker:
         detector.on_scores = lambda scores: self._feed.publish_scores(
             self._streams[scores.stream], scores
         )
-        records = journal.load()
         for plan in plans:
-            self._add(plan, records.get(plan.name))
+            self._add(plan)
 
     def run(self, stop: threading.Event, after_turn: Callable[[], None]) -> None:
         """Work until `stop` is set; `finish` must follow.
@@ -126,7 +124,7 @@ class Worker:
         """End open events, journal and acknowledge."""
         for stream in self._open_streams():
             self._publish(self._detector.end_events(stream.name, "shutdown"))
-        self._save(self._now_s(), is_final=True)
+        self._journal.save(self._streams, self._now_s(), at_once=True)
 
     def tick(self) -> None:
         """Do what is due: take messages, score, publish, acknowledge, report, answer."""
@@ -142,7 +140,7 @@ class Worker:
             self._detect()
         self._look_after_streams(now_s)
         with stage("journal"):
-            self._save(now_s)
+            self._journal.save(self._streams, now_s)
         with stage("report"):
             self._report.publish(now_s)
             self._metrics.renew(self._report, now_s)
@@ -171,7 +169,7 @@ class Worker:
         """
         self._detector.use(detection)
         self._journal.belong_to(identity)
-        self._save(self._now_s(), is_final=True)
+        self._journal.save(self._streams, self._now_s(), at_once=True)
 
     def _detect(self) -> None:
         """Score and publish for about `TURN_S` at most: a turn must not outlast the watchdog."""
@@ -180,7 +178,8 @@ class Worker:
         n_windows = self._report.n_windows - n_before
         if n_windows:
             window_s = max(1e-6, (self._now_s() - began_s) / n_windows)
-            self._windows_a_tick = max(1, min(WINDOWS_A_TICK, round(TURN_S / window_s)))
+            fitting = min(2 * self._windows_a_tick, WINDOWS_A_TICK, round(TURN_S / window_s))
+            self._windows_a_tick = max(1, fitting)
 
     def _take_blocks(self, now_s: float) -> None:
         for _ in range(BLOCKS_A_TICK):
@@ -201,7 +200,7 @@ class Worker:
         if not stream.is_open:
             return True
         waiting = self._detector.received(stream.name) - self._detector.position(stream.name)
-        return samples_to_seconds(waiting) < ROOM_S
+        return waiting < max(seconds_to_samples(ROOM_S), ROOM_HOPS * self._detector.hop)
 
     def _stream_of(self, block: AudioBlock) -> WorkerStream:
         """Return the stream of a block; one that is not configured is added while there is room.
@@ -228,14 +227,15 @@ class Worker:
                 "(model.max_streams), got one more"
             )
         plan = StreamPlan(block.stream, {}, ring, UNCONFIGURED_RING_S, is_configured=False)
-        return self._add(plan, None)
+        return self._add(plan)
 
-    def _add(self, plan: StreamPlan, record: StreamRecord | None) -> WorkerStream:
+    def _add(self, plan: StreamPlan) -> WorkerStream:
+        record = self._journal.claim(plan.name)
         link = RingLink(self._sockets.sockets, self._poller, plan.ring_endpoint)
         stream = WorkerStream(plan, link, record)
         if record is not None:
             first = self._detector.context_needed(record.detector)
-            stream.intake.resume(record.epoch, first, record.sample_clock().time_ns(first))
+            stream.intake.resume(record.epoch, first, record.time_ns(first))
         self._streams[plan.name] = stream
         logger.info("stream %s: expecting audio, ring at %s", plan.name, plan.ring_endpoint)
         return stream
@@ -274,14 +274,16 @@ class Worker:
         self._feed.publish_gap(stream, gap)
         if stream.is_open and gap.epoch == stream.intake.epoch:
             self._publish(self._detector.gap(gap))
+            self._feed.end_orphans(stream.name, before=gap.start_sample + gap.samples)
 
     def _on_new_epoch(self, stream: WorkerStream, epoch: str, start: int) -> None:
         if stream.is_open:
-            self._publish(self._detector.close(stream.name, "stream_lost"))
+            self._publish(self._detector.flush(stream.name))
         # events of an epoch of which nothing was acknowledged are derived again from its start
         self._feed.end_orphans(stream.name, except_epoch=epoch if start == 0 else None)
         logger.info("stream %s: epoch %s from sample %d", stream.name, epoch[:8], start)
         stream.begin_epoch(start, [])
+        self._feed.begin_epoch(stream.name, epoch, start)
         self._detector.open(stream.name, epoch, start)
 
     def _resume(self, stream: WorkerStream, record: StreamRecord, start: int) -> None:
@@ -289,6 +291,8 @@ class Worker:
         stream.begin_epoch(start, record.sample_clock().anchors)
         self._detector.resume(stream.name, record.epoch, start, record.detector)
         self._feed.end_orphans(stream.name, except_epoch=record.epoch)
+        self._feed.begin_epoch(stream.name, record.epoch, record.position)
+        self._feed.continue_events(self._detector.open_events(stream.name))
         logger.info("stream %s: resumed at sample %d", stream.name, record.position)
 
     def _on_ended(self, stream: WorkerStream) -> None:
@@ -297,6 +301,7 @@ class Worker:
             return
         end = self._detector.received(stream.name)
         self._publish(self._detector.flush(stream.name))
+        self._feed.end_orphans(stream.name)
         stream.is_open = False
         stream.acknowledge(end)
 
@@ -319,9 +324,16 @@ class Worker:
         for stream in list(self._streams.values()):
             if not stream.plan.is_configured and stream.intake.silence_s(now_s) > FORGET_AFTER_S:
                 self._forget(stream)
-        if now_s - self._started_s > ORPHANS_AFTER_S:
-            for name in self._feed.orphaned_streams:
-                self._feed.end_orphans(name)
+        for name in self._feed.orphaned_streams:
+            self._end_orphans(name, now_s)
+
+    def _end_orphans(self, name: str, now_s: float) -> None:
+        """End events of an earlier run once it is clear that nothing derives them again."""
+        stream = self._streams.get(name)
+        if stream is not None and stream.is_open:
+            self._feed.end_orphans(name, before=self._detector.position(name))
+        elif now_s - self._started_s > ORPHANS_AFTER_S:
+            self._feed.end_orphans(name)
 
     def _relieve(self, stream: WorkerStream) -> None:
         """Widen the hop of a stream whose backlog grows, before its ring overflows."""
@@ -347,32 +359,6 @@ class Worker:
         if stream.is_open:
             self._publish(self._detector.close(stream.name, "stream_lost"))
         stream.link.close()
+        self._feed.forget(stream.name)
         del self._streams[stream.name]
         logger.info("stream %s: gone", stream.name)
-
-    def _save(self, now_s: float, *, is_final: bool = False) -> None:
-        """Journal where the streams stand, then let their rings forget what came before."""
-        positions = {
-            stream.name: self._detector.position(stream.name) for stream in self._open_streams()
-        }
-        is_far = any(
-            position - self._saved.get(name, 0) >= SAVE_EVERY_SAMPLES
-            for name, position in positions.items()
-        )
-        if not (is_final or is_far or now_s - self._saved_s >= SAVE_EVERY_S):
-            return
-        self._saved_s, self._saved = now_s, positions
-        records = {
-            name: record
-            for name, stream in self._streams.items()
-            if (record := self._record(stream)) is not None
-        }
-        self._journal.save(records)
-        for name, position in positions.items():
-            self._streams[name].acknowledge(position)
-
-    def _record(self, stream: WorkerStream) -> StreamRecord | None:
-        if not stream.is_open or stream.intake.epoch is None:
-            return stream.record
-        state = self._detector.export(stream.name)
-        return StreamRecord.of(stream.intake.epoch, state, stream.clock)

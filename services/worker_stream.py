@@ -88,6 +88,7 @@ class WorkerStream:
         self.history.restart(start_sample)
         self.record = None
         self.acked = 0
+        self.stride = 1
         self.is_open = True
 
     def acknowledge(self, stop: int) -> None:

@@ -48,15 +48,23 @@ def test_journal_of_another_model_is_not_used(tmp_path: Path) -> None:
     assert Journal(tmp_path / "journal.json", "sha256:b").load() == {}
 
 
-def test_failed_write_is_counted_logged_once_and_keeps_the_old_journal(
+def test_failed_write_is_counted_logged_once_and_leaves_no_old_positions(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     journal = Journal(tmp_path / "journal.json", "m")
     assert journal.save({"porch": RECORD})
     os.mkdir(tmp_path / "journal.new")  # a folder where the temporary file should go
-    assert not journal.save({})
-    assert not journal.save({})
+    assert journal.save({})
+    assert journal.save({})
     assert journal.errors == 2
     assert caplog.text.count("cannot be written") == 1
+    assert Journal(tmp_path / "journal.json", "m").load() == {}
     os.rmdir(tmp_path / "journal.new")
+    assert journal.save({"porch": RECORD})
     assert Journal(tmp_path / "journal.json", "m").load() == {"porch": RECORD}
+
+
+def test_old_positions_that_cannot_be_removed_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "journal.json"
+    path.mkdir()  # neither replaced by a file nor unlinked
+    assert not Journal(path, "m").save({"porch": RECORD})

@@ -45,6 +45,10 @@ class StreamRecord(BaseModel):
         """Return the stream's clock as it was."""
         return SampleClock([(sample, time_ns) for sample, time_ns in self.clock])
 
+    def time_ns(self, sample: int) -> int | None:
+        """Return the wall time of a sample, None if no audio had come yet."""
+        return self.sample_clock().time_ns(sample) if self.clock else None
+
     @property
     def position(self) -> int:
         """Samples before this index are decided."""
@@ -92,7 +96,12 @@ class Journal:
         return contents.streams
 
     def save(self, streams: dict[str, StreamRecord]) -> bool:
-        """Replace the file; False if it could not be written (counted, and logged once)."""
+        """Replace the file.
+
+        Returns:
+            False if older positions are left over. A file that cannot be written (counted, and
+            logged once) is removed, because going back to old positions is worse than none.
+        """
         contents = {
             "v": JOURNAL_VERSION,
             "model": self._model,
@@ -107,6 +116,13 @@ class Journal:
             if not self._is_failing:
                 logger.error("journal %s cannot be written: %s", self.path, error)
             self._is_failing = True
-            return False
+            return self._remove()
         self._is_failing = False
+        return True
+
+    def _remove(self) -> bool:
+        try:
+            self.path.unlink(missing_ok=True)
+        except OSError:
+            return False
         return True

@@ -35,6 +35,7 @@ class Published:
     """What the log holds about one epoch of one stream, to publish nothing twice after a kill."""
 
     events: set[tuple[str, str, int]] = field(default_factory=set)
+    ended: set[str] = field(default_factory=set)
     gaps: set[int] = field(default_factory=set)
 
     def has_event(self, event_id: str, event_type: str, at_sample: int) -> bool:
@@ -175,6 +176,8 @@ class EventLog:
             match message.kind, message.body:
                 case "event", {"id": str(event_id), "type": str(kind), "at_sample": int(at)}:
                     published.events.add((event_id, kind, at))
+                    if kind == "end":
+                        published.ended.add(event_id)
                 case "gap", {"start": int(start)}:
                     published.gaps.add(start)
         return published

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ast_stream.messages import AudioBlock
 from ast_stream.units import samples_to_ns, seconds_to_samples
-from ast_stream.wire.codec import MAX_BLOCK_SAMPLES, ReadRequest, RingReply
+from ast_stream.wire.codec import ReadRequest, RingReply
 from ast_stream.wire.request_pace import RequestPace
 from ast_stream.wire.track import Audio, Ended, GapFound, Item, NewEpoch, Track
 
@@ -169,8 +169,8 @@ class Intake:
             return None
         request = ReadRequest(v=1, op="read", stream=self.stream)
         if self.epoch is not None and not self._asks_openly:
-            stop = self.position + MAX_BLOCK_SAMPLES
-            place = {"epoch": self.epoch, "start": self.position, "stop": stop}
+            # no stop: where the ring has gone beyond it, the reply would bring nothing
+            place = {"epoch": self.epoch, "start": self.position}
             request = request.model_copy(update=place)
         self._pace.sent(request, now_s)
         self._live_next = 0

@@ -35,7 +35,10 @@ _FIELDS: dict[str, tuple[type, int]] = {
     "last_update": (np.int64, NEVER),
     "deaf_until": (np.int64, NEVER),  # refractory: hits before this are ignored
     "last_offset": (np.int64, NEVER),
+    "last_first_seen": (np.int64, NEVER),
 }
+# a later event must neither begin before the end of this one nor have its id
+_OUTLIVE_EVENTS = ("last_offset", "last_first_seen")
 
 
 class Decision:
@@ -129,9 +132,10 @@ class Decision:
         events = []
         for index in np.flatnonzero(self._state["is_active"][slot]):
             events += self._end(slot, int(index), reason, at, audio_end)
-        kept = self._state["last_offset"][slot].copy()
+        kept = {field: self._state[field][slot].copy() for field in _OUTLIVE_EVENTS}
         self.reset(slot)
-        self._state["last_offset"][slot] = kept  # a new event must not begin before the old ended
+        for field, values in kept.items():
+            self._state[field][slot] = values
         return events
 
     def open_count(self, slot: int) -> int:
@@ -219,7 +223,10 @@ class Decision:
             audio_end=audio_end,
         )
         s["t_up"][slot, index] = t_up
-        s["first_seen"][slot, index] = min(t_up, audio_end)
+        first_seen = min(t_up, audio_end)
+        if first_seen <= s["last_first_seen"][slot, index]:
+            first_seen = t_up  # two events beyond the end of the audio: ids must differ
+        s["first_seen"][slot, index] = s["last_first_seen"][slot, index] = first_seen
         s["onset"][slot, index] = onset.sample
         s["uncertainty_s"][slot, index] = onset.uncertainty_s
 
@@ -257,7 +264,8 @@ class Decision:
             duration_reliable=offset.is_reliable,
         )
         for field, (_, empty) in _FIELDS.items():
-            s[field][slot, index] = empty
+            if field not in _OUTLIVE_EVENTS:
+                s[field][slot, index] = empty
         s["last_offset"][slot, index] = sample
         if p.refractory[index]:
             heard_from = sample + p.geometry.hop // 2 + int(p.rise_on[index])

@@ -19,6 +19,7 @@ from ast_stream.detect.parameters import ModelFacts, resolve_parameters
 from ast_stream.detect.positions import NEVER, Positions
 from ast_stream.detect.slots import SlotNames
 from ast_stream.detect.staging import Staging
+from ast_stream.errors import UsageError
 from ast_stream.messages import EndReason, Event, Gap, Pcm16, Scores
 from ast_stream.model.metadata import Metadata
 from ast_stream.model.sliding import LOOK_BACK, UNUSED_TAIL, SlidingFbank, first_frame, last_frame
@@ -32,7 +33,7 @@ from ast_stream.units import (
 )
 
 LONGEST_SILENT_HOLE = seconds_to_samples(0.2)  # shorter holes become silence, longer close events
-STAGING_SECONDS = 12  # more than the longest block and the longest hop together
+STAGED_AT_ONCE_S = 6.0  # longer pushes are taken in pieces
 HOPS_AT_ONCE = 8  # of one stream that is behind, where larger batches are faster: not on CPUs
 FLUSH_CONTEXT_S = 1.0  # while flushing a window keeps at least this much audio
 
@@ -61,6 +62,9 @@ class Detector:
         min_context_s: audio since start or gap before the first score; None: a full window.
         on_scores: called with the scores of each window, in order; None: not wanted.
 
+    Attributes:
+        nan_scores: scores that were not a number and were taken for 0.
+
     Raises:
         UsageError: a setting that does not fit the model (class, window or hop).
     """
@@ -77,7 +81,7 @@ class Detector:
     ) -> None:
         detection = detection or DetectionSettings()
         hop_s = tagger.hop_s if hop_s is None else hop_s
-        whole_frames(hop_s, "hop_s")
+        _check_hop(hop_s, tagger.window_s)
         self._facts = model_facts(tagger.labels, tagger.window_s, tagger.metadata)
         self._hop_s = hop_s
         self.parameters = resolve_parameters(detection, self._facts, hop_s)
@@ -86,14 +90,16 @@ class Detector:
         self.max_streams = max_streams
         self._tagger = tagger
         self.on_scores = on_scores
+        self.nan_scores = 0
         context_s = tagger.window_s if min_context_s is None else min_context_s
         self._min_context = min(seconds_to_samples(context_s), self.window)
         self._flush_context = min(seconds_to_samples(FLUSH_CONTEXT_S), self._min_context)
         self._max_hops = 1 if tagger.device.type == "cpu" else HOPS_AT_ONCE
         self._names = SlotNames(max_streams)
         self._decision = Decision(self.parameters, self._names)
-        staging_s = STAGING_SECONDS * SAMPLE_RATE + (self._max_hops + 1) * self.hop
-        self._staging = Staging(staging_s)
+        self._piece = seconds_to_samples(STAGED_AT_ONCE_S)
+        longest = max(2 * self._piece, self.window)
+        self._staging = Staging(longest + (self._max_hops + 2) * self.hop + LOOK_BACK)
         self._features = SlidingFbank(
             tagger.fbank,
             tagger.normalization,
@@ -180,8 +186,8 @@ class Detector:
             ValueError: they do not continue the stream (tell `gap` first).
         """
         slot = self._names.slot(stream)
-        for at in range(0, len(pcm), STAGING_SECONDS * SAMPLE_RATE // 2):
-            piece = pcm[at : at + STAGING_SECONDS * SAMPLE_RATE // 2]
+        for at in range(0, len(pcm), self._piece):
+            piece = pcm[at : at + self._piece]
             received = int(self._at.received[slot])
             if start_sample + at != received:
                 raise ValueError(
@@ -236,8 +242,9 @@ class Detector:
         return events
 
     def end_events(self, stream: str, reason: EndReason) -> list[Event]:
-        """End the open events of a stream that goes on, or may."""
-        return self.run() + self._close(self._names.slot(stream), reason)
+        """End the open events of a stream that goes on, or may; what is due is not scored."""
+        events, self._owed = self._owed, []
+        return events + self._close(self._names.slot(stream), reason)
 
     def set_stride(self, stream: str, stride: int) -> None:
         """Under overload: score only every `stride`-th window, keeping the scores between."""
@@ -254,7 +261,7 @@ class Detector:
         return StreamStatus(
             level_dbfs=self._levels.level_dbfs(slot),
             is_warming=bool(self._at.first_scored[slot] == NEVER),
-            is_gated=bool(self._levels.is_gated[slot]),
+            is_gated=self._levels.is_gated(slot),
             hop_s=float(self._at.stride[slot]) * self.hop / SAMPLE_RATE,
             scored_to=self._at.decided(slot),
             open_events=self._decision.open_count(slot),
@@ -315,16 +322,16 @@ class Detector:
         ends = at.next_end[slots] + (n_hops - 1) * self.hop
         begin = ends - n_hops * self.hop - LOOK_BACK
         pcm = self._staging.read(slots, begin, n_hops * self.hop + LOOK_BACK)
-        self._levels.measure(slots, pcm[:, LOOK_BACK:])
+        is_gated = self._levels.measure(slots, pcm[:, LOOK_BACK:])
         self._features.push(slots, pcm[:, :-UNUSED_TAIL], ends)
 
         hop_ends = at.next_end[slots][None, :] + np.arange(n_hops)[:, None] * self.hop
         at.next_end[slots] += n_hops * self.hop
         held = np.minimum(hop_ends, at.received[slots]) - at.context_start[slots]
         is_due = (held >= min_context) & (hop_ends > at.score_from[slots])
-        is_run = is_due & ~self._levels.is_gated[slots]
+        is_run = is_due & ~is_gated
         is_run &= (hop_ends // self.hop) % self._at.stride[slots] == 0
-        scores = self._score(slots, hop_ends, is_run)
+        scores = self._score(slots, hop_ends, is_run, is_gated)
         events: list[Event] = []
         for hop in range(n_hops):
             rows = np.flatnonzero(is_due[hop])
@@ -337,6 +344,7 @@ class Detector:
         slots: npt.NDArray[np.int64],
         hop_ends: npt.NDArray[np.int64],
         is_run: npt.NDArray[np.bool_],
+        is_gated: npt.NDArray[np.bool_],
     ) -> npt.NDArray[np.float32]:
         """Return scores (hops, n, classes): the ones before if not run, 0 if gated."""
         hop_rows, slot_rows = np.nonzero(is_run)
@@ -350,12 +358,18 @@ class Detector:
                 first_frame(self._at.context_start[which]),
                 last_frame(self._at.received[which]),
             )
-            scores[hop_rows, slot_rows] = self._tagger.window_scores(windows)
+            scores[hop_rows, slot_rows] = self._finite(self._tagger.window_scores(windows))
         for hop in range(n_hops):
-            kept = ~is_run[hop] & ~self._levels.is_gated[slots]
+            kept = ~is_run[hop] & ~is_gated[hop]
             scores[hop, kept] = self._last_scores[slots[kept]]
             self._last_scores[slots] = scores[hop]
         return scores
+
+    def _finite(self, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Take NaN (an overflow in half precision, say) for 0, and count it."""
+        is_nan = np.isnan(scores)
+        self.nan_scores += int(is_nan.sum())
+        return np.where(is_nan, np.float32(0), scores)
 
     def _decide(
         self,
@@ -373,6 +387,18 @@ class Detector:
             context_starts=self._at.context_start[slots],
             first_scored=self._at.mark_scored(slots, ends),
             audio_ends=self._at.received[slots],
+        )
+
+
+def _check_hop(hop_s: float, window_s: float) -> None:
+    try:
+        whole_frames(hop_s, "hop_s")
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if hop_s > window_s:
+        raise UsageError(
+            f"hop_s: expected at most the window of {window_s:g} s, got {hop_s:g}: "
+            "sounds between two windows would be missed"
         )
 
 

@@ -59,7 +59,7 @@ def listen(
     heard = _Heard()
     chosen = ModelSettings(checkpoint=model)
     detector = Detector(load_model(chosen), hop_s=hop, on_scores=heard.take)
-    index = int(device) if device is not None and device.isdigit() else device
+    index = int(device) if device is not None and device.isdecimal() else device
     source = make_source(MicrophoneSource(type="microphone", device=index))
     try:
         source.open()

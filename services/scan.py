@@ -128,10 +128,11 @@ def _scan_all(scanner: Scanner, recordings: list[tuple[str, Path]], form: str) -
         for name, path in recordings:
             try:
                 for event in scanner.scan(path, progress):
-                    print(FORMATS[form](event_fields(name, event)), flush=True)
+                    print(FORMATS[form](event_fields(_printable(name), event)), flush=True)
             except (AudioError, CaptureError) as error:
                 failed += 1
-                progress.console.print(f"scan: {error}", style="red", soft_wrap=True)
+                text = _printable(f"scan: {error}")
+                progress.console.print(text, style="red", soft_wrap=True, markup=False)
     return failed
 
 
@@ -180,7 +181,7 @@ def _read(path: Path, progress: Progress) -> Iterator[Pcm16]:
     """Yield a recording as mono int16 at 16 kHz."""
     recording = Recording(FileSource(type="file", path=str(path), pace="fast", block_s=BLOCK_S))
     recording.open()
-    task = progress.add_task(path.name, total=recording.duration_s)
+    task = progress.add_task(_printable(path.name), total=recording.duration_s)
     try:
         resampler = Resampler(recording.rate)
         is_last = False
@@ -198,7 +199,7 @@ def _read(path: Path, progress: Progress) -> Iterator[Pcm16]:
 
 def _progress() -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -115,7 +116,7 @@ class Recording:
         except OSError as error:
             raise SourceError("file_absent", f"cannot read {path}: {error.strerror}") from error
         try:
-            self._file = SequentialFile(path)
+            self._file = SequentialFile(os.fsencode(path))  # names need not be UTF-8
         except soundfile.LibsndfileError as error:
             raise AudioError(f"{path}: expected wav, flac, ogg or mp3: {error}") from error
         if self._settings.loop and self._file.frames == 0:

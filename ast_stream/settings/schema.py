@@ -242,6 +242,12 @@ class Settings(Section):
                 f"expected at most model.max_streams={self.model.max_streams} streams, "
                 f"got {len(self.streams)}"
             )
+        shortest = min(self.streams, key=lambda stream: stream.ring_s)
+        if shortest.ring_s < RING_HOPS * self.model.hop_s:
+            raise ValueError(
+                f"expected ring_s of at least {RING_HOPS} x model.hop_s = "
+                f"{RING_HOPS * self.model.hop_s:g}, got {shortest.ring_s:g} for {shortest.name}"
+            )
         if self.metrics.listen is not None:
             first = int(self.metrics.listen.rpartition(":")[2])
             most = 65_535 - 1 - len(self.streams)

@@ -197,6 +197,11 @@ def _read(path: Path, progress: Progress) -> Iterator[Pcm16]:
         recording.close()
 
 
+def _printable(text: str) -> str:
+    """Return `text` with what is no UTF-8 (in names of files) written out."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def _progress() -> Progress:
     return Progress(
         TextColumn("{task.description}", markup=False),

@@ -14,6 +14,9 @@ from ast_stream.settings.section import PositiveSeconds, Seconds, Section
 from ast_stream.units import whole_frames
 
 MAX_CONFIRM_HOPS = 64  # `confirm_s` is counted in windows, as bits of one word
+RING_HOPS = (
+    8  # a source that waits for the worker is a quarter of its ring ahead, decided once a hop
+)
 
 Score = Annotated[float, Field(ge=0, le=1)]
 

@@ -57,7 +57,12 @@ def rule_context(
         listed = _read_labels(labels_file)
         return RuleContext(model, detection, listed, None, DetectionTiming(), actions)
     known = model_facts(model)
-    timing = DetectionTiming.of(known.window_s, model.hop_s, confirm_s=detection.defaults.confirm_s)
+    timing = DetectionTiming.of(
+        known.window_s,
+        model.hop_s,
+        confirm_s=detection.defaults.confirm_s,
+        hold_s=detection.defaults.hold_s,
+    )
     facts = None
     if known.labels is not None:
         metadata = read_metadata(_folder(model.checkpoint))

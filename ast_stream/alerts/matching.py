@@ -104,7 +104,7 @@ class Vocabulary:
         if self.labels is not None and name not in self.labels:
             slugs = {slug(label) for label in self.labels}
             if name not in slugs:
-                near = did_you_mean(name, [*self.labels, *slugs])
+                near = did_you_mean(name, [*slugs, *self.labels])
                 raise UnknownName(f"the model has no class '{name}'{near}")
         return frozenset({slug(name)})
 

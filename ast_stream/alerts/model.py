@@ -42,13 +42,13 @@ class Alert:
             group labels and the event that began it.
         fingerprint: the same for every alert of this rule and these group labels.
         group: values of the rule's `group_by`.
-        labels: group, rule and rule-group labels together, with `severity` and `alert`.
+        labels: labels of the rule's group in the file, of the rule and `group`, with `severity`.
         annotations: rendered; values in them are inert (see `templates`).
         started_ns: when the sound that began it began (or was missed, for absence).
         fired_ns, resolved_ns: None until then.
         events: ids of the events that caused it, oldest first.
         suppressed: firings held back since the last alert of this fingerprint.
-        reason: why it ended: quiet, restart, rule_changed; None until then.
+        reason: why it ended: quiet, restart or rule_changed; None until then.
     """
 
     id: str
@@ -123,7 +123,8 @@ class DetectionTiming:
     Attributes:
         latency_ns: an event's begin comes at most this long after its onset.
         smear_ns: while an event is open, its sound is only sure to have lasted until this long
-            before now: a window of W still shows a sound that ended nearly W ago.
+            before now: a window of W still shows a sound that ended nearly W ago, and the end is
+            told when the hold has passed.
     """
 
     latency_ns: int = 0
@@ -138,6 +139,7 @@ class DetectionTiming:
         rise_on_s: float | None = None,
         rise_off_s: float | None = None,
         confirm_s: float = 0.75,
+        hold_s: float = 0.75,
     ) -> DetectionTiming:
         """Return the timing of windows of `window_s` every `hop_s`; rises as unmeasured if None."""
         unmeasured_s = min(0.5, window_s / 4)
@@ -145,7 +147,7 @@ class DetectionTiming:
         off_s = unmeasured_s if rise_off_s is None else rise_off_s
         return cls(
             latency_ns=seconds_to_ns(on_s + hop_s / 2 + confirm_s),
-            smear_ns=seconds_to_ns(max(0.0, window_s - off_s) + hop_s / 2),
+            smear_ns=seconds_to_ns(max(0.0, window_s - off_s) + hop_s + hold_s),
         )
 
 

@@ -35,7 +35,7 @@ from ast_stream.alerts.windows import TimeWindow, parse_clock, parse_dates, pars
 from ast_stream.errors import ConfigError, Problem
 from ast_stream.labels import did_you_mean
 from ast_stream.settings.explain import Path as KeyPath
-from ast_stream.settings.explain import explain
+from ast_stream.settings.explain import explain, show_path
 from ast_stream.settings.load import Document, read_document
 
 _Given = TypeVar("_Given")
@@ -383,8 +383,13 @@ def _first(value: int | None, default: int) -> int:
 
 
 def _column(document: Document, problem: Problem) -> int | None:
-    same = [path for path, line in document.lines.items() if line == problem.line]
-    return document.columns[same[-1]] if same else None
+    """Return the column of what a problem on some line is about."""
+    around = [
+        path
+        for path, line in document.lines.items()
+        if line == problem.line and problem.path.startswith(show_path(path))
+    ]
+    return document.columns[max(around, key=len)] if around else None
 
 
 def _digest(rule: Rule) -> str:

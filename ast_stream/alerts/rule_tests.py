@@ -147,6 +147,7 @@ def detection_timing(detector: DetectorSettings | None) -> DetectionTiming:
         detector.window / NS_PER_SECOND,
         detector.hop / NS_PER_SECOND,
         confirm_s=detector.confirm / NS_PER_SECOND,
+        hold_s=detector.hold / NS_PER_SECOND,
     )
 
 

@@ -1,0 +1,420 @@
+"""Rule files: what is refused and in which words, what names mean, what only warns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from rule_bodies import LABELS, rules_from
+
+from ast_stream.alerts.lints import DetectorFacts, lint
+from ast_stream.alerts.matching import Ontology, UnknownName
+from ast_stream.alerts.rule_files import compile_rules, load_rules
+from ast_stream.errors import ConfigError
+from ast_stream.settings.load import parse_document
+
+ONTOLOGY = [
+    {"id": "1", "name": "Animal", "child_ids": ["2", "6"]},
+    {"id": "2", "name": "Dog", "child_ids": ["3", "4"]},
+    {"id": "3", "name": "Bark", "child_ids": []},
+    {"id": "4", "name": "Growling", "child_ids": []},
+    {"id": "5", "name": "Alarm", "child_ids": ["7"]},
+    {"id": "6", "name": "Cat", "child_ids": ["4"]},
+    {"id": "7", "name": "Siren", "child_ids": []},
+]
+HEAD = "groups:\n  - name: house\n    rules:\n      - "
+
+
+def problems_of(text: str, **keywords: object) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        compile_rules(
+            [parse_document(text, "r.yaml", "groups")],
+            labels=LABELS,
+            **keywords,  # type: ignore[arg-type]
+        )
+    return [str(problem) for problem in caught.value.problems]
+
+
+def of_rule(text: str) -> str:
+    return HEAD + "{" + text + "}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            of_rule("alert: a, match: {class: Bork}"),
+            "r.yaml:4:28: error E105: groups[0].rules[0].match.class: the model has no class "
+            "'Bork'; did you mean 'Bark'?",
+        ),
+        (
+            of_rule("alert: a, match: {any_of: [Bark, Sirn]}"),
+            "r.yaml:4:43: error E105: groups[0].rules[0].match.any_of[1]: the model has no class "
+            "'Sirn'; did you mean 'Siren'?",
+        ),
+        (
+            of_rule("alert: a, mach: {class: Bark}"),
+            "r.yaml:4:20: error E101: groups[0].rules[0].mach: unknown key 'mach'; "
+            "did you mean 'match'?",
+        ),
+        (
+            of_rule("alert: a, match: {klass: Bark}"),
+            "r.yaml:4:28: error E101: groups[0].rules[0].match.klass: unknown key 'klass'; "
+            "did you mean 'class'?",
+        ),
+        (
+            of_rule("alert: a, match: {class: Bark}, for: 30"),
+            "r.yaml:4:42: error E101: groups[0].rules[0].for: expected a duration such as 30s, 5m "
+            "or 1h30m, got 30",
+        ),
+        (
+            of_rule("alert: a, match: {class: Bark}, for: 0s"),
+            "r.yaml:4:42: error E101: groups[0].rules[0].for: expected more than 0s, got '0s'",
+        ),
+        (
+            of_rule("alert: a, match: {class: Bark}, cooldown: 2y"),
+            "r.yaml:4:42: error E101: groups[0].rules[0].cooldown: expected a duration such as "
+            "30s, 5m or 1h30m, got '2y'",
+        ),
+        (
+            of_rule("alert: a, match: {class: Bark}, cooldown: 400d"),
+            "r.yaml:4:42: error E101: groups[0].rules[0].cooldown: expected at most 366d, "
+            "got '400d'",
+        ),
+        (
+            of_rule("alert: a, match: {class: Bark}, severity: urgent"),
+            "r.yaml:4:42: error E101: groups[0].rules[0].severity: expected informational, low, "
+            "medium, high or critical, got 'urgent'",
+        ),
+        (
+            of_rule("alert: My Alert, match: {class: Bark}"),
+            "r.yaml:4:10: error E101: groups[0].rules[0].alert: expected a name of lower-case "
+            "letters, digits, '-' and '_', at most 63, got 'My Alert'",
+        ),
+        (
+            of_rule("alert: a"),
+            "r.yaml:4:9: error E102: groups[0].rules[0]: expected 'match', sequence, absent or "
+            "level, got neither",
+        ),
+        (
+            of_rule("alert: a, for: 3s"),
+            "r.yaml:4:9: error E102: groups[0].rules[0]: expected 'match' beside 'for'",
+        ),
+        (
+            of_rule("alert: a, match: {class: Bark}, for: 3s, count: {min: 2, within: 5s}"),
+            "r.yaml:4:51: error E102: groups[0].rules[0].count: expected one trigger, "
+            "got for and count",
+        ),
+        (
+            of_rule("alert: a, match: {class: Bark}, absent: {match: {class: Bark}, for: 5s}"),
+            "r.yaml:4:20: error E102: groups[0].rules[0].match: with 'absent' expected what to "
+            "match inside 'absent', got 'match' beside it",
+        ),
+        (
+            of_rule("alert: a, match: {class: Bark}, tolerate: 3s"),
+            "r.yaml:4:42: error E102: groups[0].rules[0].tolerate: 'tolerate' belongs to 'for', "
+            "got no 'for'",
+        ),
+        (
+            of_rule("alert: a, match: {class: Bark}, count: {min: 1, within: 5s}"),
+            "r.yaml:4:50: error E101: groups[0].rules[0].count.min: expected at least 2, got 1",
+        ),
+        (
+            of_rule("alert: a, match: {class: Bark, score: {min: 1.5}}"),
+            "r.yaml:4:49: error E101: groups[0].rules[0].match.score.min: expected at most 1, "
+            "got 1.5",
+        ),
+        (
+            of_rule("alert: a, sequence: {within: 5s, steps: [{match: {class: Bark}}]}"),
+            "r.yaml:4:43: error E101: groups[0].rules[0].sequence.steps: expected at least 2, "
+            "got 1",
+        ),
+        (
+            of_rule("alert: a, level: {louder_than_dbfs: -10, missing: true}"),
+            "r.yaml:4:20: error E101: groups[0].rules[0].level: expected exactly one of "
+            "louder_than_dbfs, quieter_than_dbfs, digital_silence, missing, got "
+            "louder_than_dbfs and missing",
+        ),
+        (
+            of_rule("alert: a, level: {missing: true, for: 1s}"),
+            "r.yaml:4:20: error E101: groups[0].rules[0].level: with 'missing' expected 'for' of "
+            "at least 3s, as health comes each 1s",
+        ),
+        (
+            of_rule("alert: a, match: {class: Bark}, when: nite"),
+            "r.yaml:4:42: error E103: groups[0].rules[0].when: there is no window 'nite'",
+        ),
+        (
+            "windows: {n: {from: 25:00, to: 06:00, timezone: UTC}}\n"
+            + of_rule("alert: a, match: {class: Bark}"),
+            "r.yaml:1:15: error E103: windows.n.from: expected a time such as 22:00, got '25:00'",
+        ),
+        (
+            "windows: {n: {from: 22:00, timezone: UTC}}\n"
+            + of_rule("alert: a, match: {class: Bark}"),
+            "r.yaml:1:11: error E103: windows.n: expected both 'from' and 'to', got one of them",
+        ),
+        (
+            "windows: {n: {from: 06:00, to: 06:00, timezone: UTC}}\n"
+            + of_rule("alert: a, match: {class: Bark}"),
+            "r.yaml:1:11: error E103: windows.n: expected 'from' and 'to' to differ; for the whole "
+            "day leave both out",
+        ),
+        (
+            "windows: {n: {days: [monday], timezone: UTC}}\n"
+            + of_rule("alert: a, match: {class: Bark}"),
+            "r.yaml:1:15: error E103: windows.n.days: expected days such as mon or mon-fri, "
+            "got 'monday'",
+        ),
+        (
+            "windows: {n: {dates: [2026-12-24..2026-01-02], timezone: UTC}}\n"
+            + of_rule("alert: a, match: {class: Bark}"),
+            "r.yaml:1:15: error E103: windows.n.dates: expected the first day before the last, "
+            "got '2026-12-24..2026-01-02'",
+        ),
+        (
+            "windows: {n: {days: mon, timezone: Europe/Pariss}}\n"
+            + of_rule("alert: a, match: {class: Bark}"),
+            "r.yaml:1:26: error E103: windows.n.timezone: expected a time zone such as "
+            "Europe/Paris, got 'Europe/Pariss'; did you mean 'Europe/Paris'?",
+        ),
+        (
+            of_rule("alert: a, match: {group: dogs}"),
+            "r.yaml:4:28: error E106: groups[0].rules[0].match.group: there is no class group "
+            "'dogs' under 'classes'",
+        ),
+        (
+            of_rule("alert: a, match: {under: Dog}"),
+            "r.yaml:4:28: error E106: groups[0].rules[0].match.under: 'Dog' is a branch, which "
+            "needs 'ontology: FILE' (AudioSet's ontology.json) at the top of this file",
+        ),
+        (
+            "ontology: nowhere.json\n" + of_rule("alert: a, match: {class: Bark}"),
+            "r.yaml:1:1: error E106: ontology: nowhere.json: cannot be read: "
+            "No such file or directory",
+        ),
+        (
+            of_rule("alert: a, match: {class: Bark}, annotations: {s: '{{ steam.name }}'}"),
+            "r.yaml:4:56: error E107: groups[0].rules[0].annotations.s: unknown field "
+            "'steam.name'; did you mean 'stream.name'?",
+        ),
+        (
+            of_rule("alert: a, match: {class: Bark}, annotations: {s: '{{ score | upper }}'}"),
+            "r.yaml:4:56: error E107: groups[0].rules[0].annotations.s: unknown filter 'upper'; "
+            "expected int or none",
+        ),
+        (
+            of_rule("alert: a, match: {class: Bark}")
+            + "inhibit:\n  - {source: {alert: b}, target: {alert: a}}\n",
+            "r.yaml:6:15: error E109: inhibit[0].source.alert: there is no alert 'b'",
+        ),
+        (
+            of_rule("alert: a, match: {class: Bark}")
+            + "inhibit:\n  - {source: {}, target: {alert: a}}\n",
+            "r.yaml:6:6: error E101: inhibit[0].source: expected 'alert' or 'severity', "
+            "got neither",
+        ),
+        (
+            of_rule("alert: a, match: {class: Bark, not: {}}"),
+            "r.yaml:4:41: error E101: groups[0].rules[0].match.not: expected something that is "
+            "not meant, got nothing",
+        ),
+        (
+            of_rule("alert: a, match: {class: Bark}") + "actions: {phone: {}}\n",
+            "r.yaml:5:1: error E101: actions: unknown key 'actions'; known here: version, "
+            "defaults, ontology, classes, windows, groups, inhibit",
+        ),
+        ("version: 1\n", "r.yaml: error E101: groups: the key 'groups' is missing"),
+        (
+            "version: 2\n" + of_rule("alert: a, match: {class: Bark}"),
+            "r.yaml:1:1: error E101: version: expected 1, got 2",
+        ),
+        (
+            of_rule("alert: a, match: {class: Bark}, match: {class: Siren}"),
+            "r.yaml:4: error E100: groups[0].rules[0].match: given twice, first on line 4",
+        ),
+        (
+            of_rule("alert: a, match: {class: yes: no}"),
+            None,
+        ),
+    ],
+)
+def test_mistakes_are_told_where_they_are(text: str, message: str | None) -> None:
+    if message is None:
+        with pytest.raises(ConfigError, match="this is not valid YAML"):
+            parse_document(text, "r.yaml", "groups")
+    else:
+        assert problems_of(text) == [message]
+
+
+def test_every_mistake_is_told_at_once() -> None:
+    text = of_rule("alert: a, match: {class: Bork}, when: n, annotations: {s: '{{ x }}'}")
+    assert len(problems_of(text)) == 3
+
+
+def test_alert_named_twice_over_two_files_is_refused() -> None:
+    text = of_rule("alert: a, match: {class: Bark}")
+    documents = [parse_document(text, name, "groups") for name in ("one.yaml", "two.yaml")]
+    with pytest.raises(ConfigError) as caught:
+        compile_rules(documents)
+    assert str(caught.value) == (
+        "two.yaml:4:10: error E108: groups[0].rules[0].alert: the alert 'a' is there twice, "
+        "first at one.yaml:4"
+    )
+
+
+def test_unknown_action_is_refused_where_actions_are_known() -> None:
+    text = of_rule("alert: a, match: {class: Bark}, actions: [phon]")
+    assert problems_of(text, actions=["phone"]) == [
+        "r.yaml:4:52: error E104: groups[0].rules[0].actions[0]: unknown action 'phon'; "
+        "did you mean 'phone'?"
+    ]
+
+
+def test_file_that_is_not_there_is_a_problem_with_a_code(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"error E100: no such configuration file"):
+        load_rules([tmp_path / "no.yaml"])
+
+
+def test_branch_holds_everything_below_also_over_several_parents(tmp_path: Path) -> None:
+    ontology = Ontology.parse(json.dumps(ONTOLOGY))
+    assert ontology.branch("Animal > Bark") == {"Bark"}
+    assert ontology.branch("dog") == {"Dog", "Bark", "Growling"}
+    assert ontology.branch("Cat") == {"Cat", "Growling"}
+    with pytest.raises(UnknownName, match="'Siren' does not lie under 'Animal'"):
+        ontology.branch("Animal > Siren")
+    with pytest.raises(UnknownName, match="the ontology has no 'Dogg'; did you mean 'Dog'"):
+        ontology.branch("Animal > Dogg")
+
+
+def test_loop_in_an_ontology_does_no_harm() -> None:
+    looped = [
+        {"id": "1", "name": "A", "child_ids": ["2"]},
+        {"id": "2", "name": "B", "child_ids": ["1"]},
+    ]
+    assert Ontology.parse(json.dumps(looped)).under("A") == {"A", "B"}
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '[{"id": "1"}]', '{"a": 1}', "[" * 5000])
+def test_what_is_no_ontology_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected a list of nodes"):
+        Ontology.parse(text)
+
+
+def test_branch_matches_the_classes_of_the_model_and_warns_of_members_elsewhere(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "ontology.json").write_text(json.dumps(ONTOLOGY))
+    rules = tmp_path / "rules.yaml"
+    rules.write_text(
+        "ontology: ontology.json\n" + of_rule("alert: a, match: {under: Animal > Dog}")
+    )
+    loaded = load_rules([rules], labels=["Bark", "Growling", "Siren"])
+    assert loaded.rules[0].matchers[0].slugs == {"bark", "growling"}
+    (warning,) = lint(loaded)
+    assert str(warning).endswith(
+        ":5:28: warning W208: groups[0].rules[0].match.under: members that also lie elsewhere: "
+        "Growling (Cat)"
+    )
+
+
+FACTS = DetectorFacts({"bark": 0.5, "siren": 0.6, "knock": 0.4}, ["alarm"], 2.0, 2.25)
+
+
+@pytest.mark.parametrize(
+    ("rule", "top", "warning"),
+    [
+        (
+            "alert: a, match: {class: Bark, score: {min: 0.4}}",
+            "",
+            "W201: groups[0].rules[0].match.score: a score of 0.4 keeps nothing out: the "
+            "detector's own threshold is 0.5",
+        ),
+        (
+            "alert: a, match: {class: Knock}, for: 5s",
+            "",
+            "W202: groups[0].rules[0].for: knock: such sounds do not last; 'count' is for repeats",
+        ),
+        (
+            "alert: a, match: {class: Bark}, count: {min: 6, within: 10s}",
+            "",
+            "W203: groups[0].rules[0].count.within: at most 5 events of these classes fit into "
+            "it: with windows of 2 s, sounds less than 2.25 s apart are one event",
+        ),
+        (
+            "alert: a, sequence: {within: 9s, steps: [{match: {class: Bark}}, "
+            "{match: {class: Siren}}]}, group_by: [class]",
+            "",
+            "W204: groups[0].rules[0].group_by: grouped by class, but no class fits every step",
+        ),
+        (
+            "alert: a, sequence: {within: 9s, steps: [{match: {class: Bark, stream: {id: x}}}, "
+            "{match: {class: Siren, stream: {id: y}}}]}",
+            "",
+            "W204: groups[0].rules[0].sequence: grouped by stream, but no stream fits every step; "
+            "write group_by: []",
+        ),
+        (
+            "alert: a, sequence: {within: 2s, steps: [{match: {class: Bark}}, "
+            "{match: {class: Bark}}]}",
+            "",
+            "W204: groups[0].rules[0].sequence.within: one class 2 times within it: sounds less "
+            "than 2.25 s apart are one event",
+        ),
+        (
+            "alert: a, match: {class: Bark}",
+            "windows: {n: {days: mon, timezone: UTC}}",
+            "W205: windows.n: no rule uses the window 'n'",
+        ),
+        (
+            "alert: a, match: {class: Bark}",
+            "classes: {g: [Bark]}",
+            "W207: classes.g: no rule uses the class group 'g'",
+        ),
+        (
+            "alert: a, match: {class: Alarm}",
+            "",
+            "W209: groups[0].rules[0].match: alarm: background or switched off, makes no events",
+        ),
+        (
+            "alert: a, match: {class: Bark}, when: n, unless: n",
+            "windows: {n: {days: mon, timezone: UTC}}",
+            "W210: groups[0].rules[0].unless: 'n' is in 'when' and in 'unless': the rule can "
+            "never fire",
+        ),
+        (
+            "alert: a, absent: {match: {class: Bark}, for: 5s}, group_by: [class]",
+            "",
+            "W210: groups[0].rules[0].group_by: 'absent' has no class to group by",
+        ),
+    ],
+)
+def test_rules_that_do_not_mean_what_they_say_are_warned_of(
+    rule: str, top: str, warning: str
+) -> None:
+    (found,) = lint(rules_from(rule, top=top), FACTS)
+    assert str(found).split(" warning ")[1] == warning
+
+
+def test_unused_action_is_warned_of() -> None:
+    rules = rules_from("alert: a, match: {class: Bark}, actions: [phone]")
+    (found,) = lint(rules, actions=["phone", "mail"])
+    assert found.code == "W206"
+    assert "'mail'" in found.text
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "alert: a, match: {class: Bark, score: {min: 0.7}}",
+        "alert: a, match: {class: Siren}, for: 5s",
+        "alert: a, match: {class: Knock}, for: 500ms",
+        "alert: a, match: {class: Bark}, count: {min: 5, within: 10s}",
+        "alert: a, match: {class: Bark}, count: {min: 9, within: 10s}, group_by: []",
+        "alert: a, sequence: {within: 9s, steps: [{match: {class: Bark}}, {match: {}}]}",
+        "alert: a, level: {quieter_than_dbfs: -80, for: 5s}",
+    ],
+)
+def test_sound_rules_are_not_warned_of(rule: str) -> None:
+    assert lint(rules_from(rule), FACTS) == []

@@ -164,6 +164,7 @@ def stream_topic(kind: Literal["scores", "health", "gap"], stream: str) -> str:
 
 
 WORKER_STATUS_TOPIC = "status/worker/"
+ALERTS_STATUS_TOPIC = "status/alerts/"  # on the alerts process's own feed
 
 
 @dataclass

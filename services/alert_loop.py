@@ -66,6 +66,9 @@ class AlertLoop:
     Args:
         now_ns: wall clock; now_s: a clock that only goes forward.
         fault: called with `evaluated`, `committing`, `committed` at the boundaries of a save.
+
+    Attributes:
+        while_stuck: called each time a save has failed, before the next try.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class AlertLoop:
         self._saved_s = self._started_s = now_s()
         self._scored_ns: dict[str, tuple[float, int]] = {}  # by stream: when it was said, and what
         self._limited_log = LimitedLog(logger)
+        self.while_stuck: Callable[[], None] = lambda: None
 
     def run(self, stop: threading.Event, between: Callable[[], None]) -> None:
         """Evaluate until `stop` is set; `between` is called at least once a second."""
@@ -133,6 +137,7 @@ class AlertLoop:
                 return
             except StoreError as error:
                 self._limited_log.warning("%s; trying again each %g s", error, RETRY_S)
+                self.while_stuck()
             if stop.wait(RETRY_S):
                 return
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -35,6 +34,8 @@ from ast_stream.feed import Subscriber
 from ast_stream.labels import slug
 from ast_stream.runtime import lifecycle
 from ast_stream.runtime.logging_setup import setup_logging
+from ast_stream.runtime.metrics import Metrics
+from ast_stream.runtime.notifier import Notifier
 from ast_stream.settings.check import LoadedSettings
 from ast_stream.settings.load import load_file
 from ast_stream.settings.paths import (
@@ -42,6 +43,7 @@ from ast_stream.settings.paths import (
     alerts_state_file,
     feed_endpoint,
     make_runtime_dir,
+    metrics_address,
     query_endpoint,
 )
 from ast_stream.settings.schema import Settings
@@ -49,8 +51,10 @@ from ast_stream.wire.locks import lock_file
 from ast_stream.wire.publisher import FeedPublisher
 from ast_stream.wire.sockets import FEED_HWM_MESSAGES, Sockets
 from services.alert_heartbeat import HeartbeatThread
+from services.alert_life import AlertLife
 from services.alert_loop import TOPICS, AlertLoop
 from services.alert_rules import RuleFiles, detection_timing, model_facts
+from services.reload import Reloader
 
 STOP_PATIENCE_S = 3.0  # for deliveries under way; what is left goes out after the next start
 
@@ -71,17 +75,21 @@ def alerts(
     loaded = load_file(config)
     settings = loaded.settings
     setup_logging(settings.logging.level, settings.logging.format, process="alerts")
-    with lifecycle.stop_on_signals() as stop:
-        run_alerts(loaded, stop)
-    lifecycle.notify_stopping()
+    reload = threading.Event()
+    with lifecycle.stop_on_signals(reload) as stop:
+        run_alerts(loaded, stop, reload)
 
 
 def run_alerts(
-    loaded: LoadedSettings, stop: threading.Event, fault: Callable[[str], None] = no_fault
+    loaded: LoadedSettings,
+    stop: threading.Event,
+    reload: threading.Event,
+    fault: Callable[[str], None] = no_fault,
 ) -> None:
     """Evaluate and deliver until `stop` is set.
 
     Args:
+        reload: read the configuration and the rules again when it is set.
         fault: called at every boundary between an event and its delivery; for tests.
 
     Raises:
@@ -98,6 +106,8 @@ def run_alerts(
             state_file.with_name(f"{state_file.name}.lock"), f"the alert database {state_file}"
         )
         cleanup.callback(os.close, lock_fd)
+        metrics = Metrics("alerts", metrics_address(settings, "alerts"))
+        cleanup.callback(metrics.close)
         sockets = Sockets()
         cleanup.callback(sockets.close)
         pub = sockets.bind("pub", alerts_endpoint(settings), FEED_HWM_MESSAGES)
@@ -107,7 +117,8 @@ def run_alerts(
         outbox = Outbox(store, routes(settings.alerts.actions), time.time_ns)
         outbox.recover()
         runners = _make_runners(settings, _watched(loaded, rules))
-        couriers = Couriers({FEED: FeedRunner(publisher), **runners}, outbox, fault)
+        feed_runner = FeedRunner(publisher)
+        couriers = Couriers({FEED: feed_runner, **runners}, outbox, fault)
         cleanup.callback(couriers.stop, STOP_PATIENCE_S)
         feed = Subscriber(
             feed_endpoint(settings),
@@ -125,68 +136,79 @@ def run_alerts(
         )
         loop = AlertLoop(feed, engine, store, outbox, couriers, sensors=sensors, fault=fault)
 
-        def put_in_force(rules: RuleSet) -> None:
+        def put_in_force(changed: RuleSet) -> None:
+            nonlocal rules
+            rules = changed
             loop.replace_rules(rules)
             for one in sensors:
                 one.watch(_watched(loaded, rules))
 
-        reload = _Reload(files, put_in_force)
+        life = AlertLife(
+            Notifier(),
+            metrics,
+            publisher,
+            facts=lambda: (len(rules.rules), loop.hears),
+            pending=outbox.pending,
+            published=feed_runner.published,
+        )
+        loop.while_stuck = life.turn
+        between = _between(loaded, reload, life, files, put_in_force)
         heartbeat = HeartbeatThread.of(settings.alerts, lambda: loop.hears)
         couriers.start()
         if heartbeat is not None:
             heartbeat.start()
             cleanup.callback(heartbeat.stop)
-        n_rules = len(rules.rules)
-        logger.info("ready: %s rules, actions: %s", n_rules, ", ".join(runners) or "none")
-        lifecycle.notify_ready(f"{n_rules} rules")
-        with reload:
-            loop.run(stop, reload.look)
+        logger.info("ready: %s rules, actions: %s", len(rules.rules), ", ".join(runners) or "none")
+        loop.run(stop, between)
+        life.notifier.stopping("delivering what is under way")
+
+
+def _between(
+    loaded: LoadedSettings,
+    reload: threading.Event,
+    life: AlertLife,
+    files: RuleFiles,
+    put_in_force: Callable[[RuleSet], None],
+) -> Callable[[], None]:
+    """Return what is done after each turn: tell how it is, and look for new settings and rules."""
+    reloader = Reloader(
+        reload,
+        Path(loaded.file),
+        loaded.settings,
+        "alerts",
+        parts=lambda new: new.model_dump(exclude={"logging", "detection"}),
+        apply=lambda new: put_in_force(files.load()),
+    )
+
+    def between() -> None:
+        life.turn()
+        reloader.look(life.notifier)
+        if files.have_changed() and (changed := files.reload()) is not None:
+            put_in_force(changed)
+
+    return between
 
 
 class FeedRunner:
-    """Publishes alerts on the process's own PUB; one of the actions, so none is forgotten."""
+    """Publishes alerts on the process's own PUB; one of the actions, so none is forgotten.
+
+    Attributes:
+        published: alerts published, by rule and severity.
+    """
 
     def __init__(self, publisher: FeedPublisher) -> None:
+        self.published: Counter[tuple[str, str]] = Counter()
         self._publisher = publisher
 
     def deliver(self, notification: Notification) -> Outcome:
         """Publish one alert."""
+        self.published[notification.rule, notification.severity] += 1
         topic = f"alert/{notification.severity}/{notification.rule}/"
         self._publisher.publish(topic, dict(notification.alert))
         return Delivered()
 
     def close(self) -> None:
         """Leave the socket to who made it."""
-
-
-class _Reload:
-    """Puts changed rules in force; while it is entered, SIGHUP asks for that."""
-
-    def __init__(self, files: RuleFiles, put_in_force: Callable[[RuleSet], None]) -> None:
-        self._files = files
-        self._put_in_force = put_in_force
-        self._is_asked = False
-        self._before: Any = None
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGHUP, self._ask)
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGHUP, self._before)
-
-    def look(self) -> None:
-        """Read the rules again if that was asked for, or if a file has changed."""
-        if not self._is_asked and not self._files.have_changed():
-            return
-        self._is_asked = False
-        rules = self._files.reload()
-        if rules is not None:
-            self._put_in_force(rules)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self._is_asked = True
 
 
 def _make_runners(settings: Settings, watched: Watched) -> dict[str, ActionRunner]:

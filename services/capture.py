@@ -153,7 +153,7 @@ class _CaptureProcess:
         )
         self._progress_limit_s = _progress_limit_s(stream.source)
         self._done_since_s: float | None = None
-        self._metrics = Metrics("capture", metrics_address(settings, stream.name))
+        self._metrics = Metrics("capture", metrics_address(settings, f"capture {stream.name}"))
         self._next_metrics_s = float("-inf")
 
     @property

@@ -86,7 +86,7 @@ def run_worker(loaded: LoadedSettings, stop: threading.Event, reload: threading.
     notifier = Notifier()
     notifier.starting("loading the model", LOAD_TIMEOUT_S)
     sockets = Sockets()
-    metrics = Metrics("worker", metrics_address(settings))
+    metrics = Metrics("worker", metrics_address(settings, "worker"))
     try:
         # first, so that a second worker is refused before it loads a model
         audio = sockets.bind("pull", audio_endpoint(settings), AUDIO_HWM_BLOCKS)

@@ -97,11 +97,11 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
 def test_each_process_shows_its_figures_on_a_port_of_its_own() -> None:
     streams = [{"name": name, "source": {"type": "microphone"}} for name in ("porch", "yard")]
     chosen = settings(streams=streams, metrics={"listen": "127.0.0.1:9464"})
-    assert metrics_address(chosen) == ("127.0.0.1", 9464)
-    assert metrics_address(chosen, "porch") == ("127.0.0.1", 9466)
-    assert metrics_address(chosen, "yard") == ("127.0.0.1", 9467)
-    assert metrics_address(settings(metrics={"listen": "[::1]:9000"})) == ("::1", 9000)
-    assert metrics_address(settings(), "porch") is None
+    assert metrics_address(chosen, "worker") == ("127.0.0.1", 9464)
+    assert metrics_address(chosen, "capture porch") == ("127.0.0.1", 9466)
+    assert metrics_address(chosen, "capture yard") == ("127.0.0.1", 9467)
+    assert metrics_address(settings(metrics={"listen": "[::1]:9000"}), "alerts") == ("::1", 9001)
+    assert metrics_address(settings(), "worker") is None
 
 
 @pytest.mark.parametrize("port", [0, 65_534, 65_535, 99_999])

@@ -91,6 +91,17 @@ class Outbox:
         """Names of all actions, `feed` included."""
         return tuple(self._routes)
 
+    def pending(self) -> dict[str, int]:
+        """Return how many deliveries wait, by action.
+
+        Raises:
+            StoreError: the database cannot be read.
+        """
+        counts = dict.fromkeys(self.actions, 0)
+        with self._store.reading() as db:
+            query = "SELECT action, count(*) FROM deliveries WHERE state = 'pending' GROUP BY 1"
+            return counts | dict(db.execute(query).fetchall())
+
     def enqueue(self, db: sqlite3.Connection, transitions: Iterable[Transition]) -> None:
         """Write what is to be told of transitions; in the transaction of the engine's state."""
         for transition in transitions:

@@ -15,8 +15,6 @@ from ast_stream.errors import ConfigError, Problem
 from ast_stream.settings.schema import Settings
 
 MAX_IPC_PATH_BYTES = 107  # sun_path of AF_UNIX without its final zero
-ALERTS_PORT = 1  # beyond that of metrics.listen, which is the worker's
-FIRST_CAPTURE_PORT = 2
 _FOLDER_MODE = 0o750
 _PRIVATE_MODE = 0o700
 
@@ -85,21 +83,20 @@ def ring_endpoint(settings: Settings, stream: str) -> str:
     return _ipc(settings, f"ring.{stream}.sock")
 
 
-def metrics_address(settings: Settings, stream: str | None = None) -> tuple[str, int] | None:
+def metrics_address(settings: Settings, process: str) -> tuple[str, int] | None:
     """Return host and port where a process shows its figures; None: nowhere.
 
-    The worker has the port of `metrics.listen`, the alerts process the next one (`ALERTS_PORT`
-    further), and the capture processes follow in the order of the streams.
+    The worker has the port of `metrics.listen`, the alerts process the next one, and the capture
+    processes follow in the order of the streams.
 
     Args:
-        stream: of which capture process; None: of the worker.
+        process: "worker", "alerts", or "capture" and the name of its stream.
     """
     if settings.metrics.listen is None:
         return None
     host, _, port = settings.metrics.listen.rpartition(":")
-    names = [one.name for one in settings.streams]
-    offset = 0 if stream is None else FIRST_CAPTURE_PORT + names.index(stream)
-    return host.strip("[]"), int(port) + offset
+    captures = [f"capture {stream.name}" for stream in settings.streams]
+    return host.strip("[]"), int(port) + ["worker", "alerts", *captures].index(process)
 
 
 def _ipc(settings: Settings, name: str) -> str:

@@ -249,3 +249,39 @@ def test_settings_of_other_classes_than_the_model_has_are_refused(
         )
         assert "unknown class 'Brak'; did you mean 'Bark'?" in refused
         assert run.stop("worker") == 0
+
+
+RULES = "version: 1\ngroups: [{name: g, rules: [{alert: bark, match: {class: Bark}}]}]\n"
+
+
+def test_alerts_is_ready_waits_for_the_worker_and_takes_new_rules(
+    checkpoint: Path, manager: ServiceManager
+) -> None:
+    alerts = {"rules": ["rules.yaml"]}
+    with pipeline(checkpoint, {"porch": dict(ENDLESS)}, alerts=alerts) as run:
+        rules = run.folder / "rules.yaml"
+        rules.write_text(RULES)
+        run.env = manager.environ
+        process = run.start("alerts", "alerts")
+        ready = manager.wait_for(is_ready, "READY=1")
+        assert ready.endswith("STATUS=1 rules, 0 to deliver, waiting for the worker")
+        manager.wait_for(lambda one: one == "WATCHDOG=1", "WATCHDOG=1 while it waits")
+        run.env = {}
+        run.start_worker()
+        manager.wait_for(
+            lambda one: one == "STATUS=1 rules, 0 to deliver", "status with the worker heard"
+        )
+
+        rules.write_text(RULES.replace("}]}]", "}, {alert: siren, match: {class: Siren}}]}]"))
+        process.send_signal(signal.SIGHUP)
+        manager.wait_for(lambda one: "RELOADING=1" in one, "RELOADING=1")
+        manager.wait_for(lambda one: "2 rules" in one, "status with the new rules")
+        rules.write_text(RULES.replace("alert:", "alrt:"))
+        process.send_signal(signal.SIGHUP)
+        refused = manager.wait_for(
+            lambda one: is_ready(one) and "kept as they were" in one, "refusal"
+        )
+        assert f"{rules}:2:" in refused
+        manager.wait_for(lambda one: "2 rules" in one, "status with the rules before")
+        assert run.stop("alerts") == 0
+        manager.wait_for(lambda one: "STOPPING=1" in one, "STOPPING=1")

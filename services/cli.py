@@ -65,6 +65,12 @@ COMMANDS = (
     Command("outbox", "services.alert_commands:app", "List, retry or drop deliveries of alerts."),
     Command("ack", "services.alert_commands:ack", "Say that an alert has been seen."),
     Command("snooze", "services.alert_commands:snooze", "Hold back the alerts of a rule."),
+    Command("status", "services.status:status", "Show how all processes and streams are."),
+    Command(
+        "install-units",
+        "services.install_units:install_units",
+        "Write the systemd units of a configuration.",
+    ),
     Command("doctor", "services.doctor:doctor", "Prove that the installation works."),
     Command("model", "services.model_commands:app", "List, inspect, fetch, convert checkpoints."),
     Command("train", "services.train:train", "Train a checkpoint."),

@@ -66,9 +66,9 @@ def child_specs(settings: Settings, config: Path) -> list[ChildSpec]:
         ChildSpec(
             name=f"capture {stream.name}",
             argv=(*command, "capture", "-c", str(config), "--stream", stream.name),
-            can_finish=_can_end(stream.source),
+            can_finish=can_end(stream.source),
             takes_stdin=stream.source.type == "stdin",
-            begins_anew=_can_end(stream.source) and stream.source.type != "stdin",
+            begins_anew=can_end(stream.source) and stream.source.type != "stdin",
         )
         for stream in settings.streams
     ]
@@ -80,7 +80,8 @@ def child_specs(settings: Settings, config: Path) -> list[ChildSpec]:
     return [*([alerts] if settings.alerts.rules else []), worker, *captures]
 
 
-def _can_end(source: Source) -> bool:
+def can_end(source: Source) -> bool:
+    """Tell whether a source comes to an end by itself."""
     if source.type == "file":
         return not source.loop
     return source.type in ("scene", "stdin")

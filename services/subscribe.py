@@ -63,7 +63,7 @@ def subscribe(
     Example: ast-stream subscribe event/bark --stream porch
     """
     if endpoint is None:
-        settings = _defaults() if config is None else load_settings(config)
+        settings = default_settings() if config is None else load_settings(config)
         endpoint, query = feed_endpoint(settings), query or query_endpoint(settings)
     reader = Subscriber(
         endpoint,
@@ -138,7 +138,7 @@ def _prefix(topic: str) -> str:
     return topic if topic.endswith("/") or not topic else f"{topic}/"
 
 
-def _defaults() -> Settings:
+def default_settings() -> Settings:
     """Return settings for their endpoints alone: those of a configuration that names none."""
     unused = StreamSettings(name="unused", source=StdinSource(type="stdin"))
     return Settings(streams=[unused])

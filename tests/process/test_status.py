@@ -1,0 +1,196 @@
+"""What `ast-stream status` says and when it calls things healthy, on real processes and answers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pipeline import Pipeline, pipeline, wait_for
+from reactive_model import save_reactive
+from rich.console import Console
+
+from ast_stream.settings.schema import Settings, StreamSettings
+from services.status import view
+from services.status_report import Report, problems
+
+ENDLESS = {"type": "scene", "duration_s": 3600}
+RULES = "version: 1\ngroups: [{name: g, rules: [{alert: bark, match: {class: Bark}}]}]\n"
+
+
+def streams(*sources: dict[str, Any]) -> list[StreamSettings]:
+    named = [{"name": f"s{at}", "source": one} for at, one in enumerate(sources)]
+    return Settings.model_validate({"streams": named}).streams
+
+
+def health(name: str, state: str = "listening", detail: str | None = None) -> dict[str, Any]:
+    return {
+        "stream": name,
+        "state": state,
+        "detail": detail,
+        "level_dbfs": None if state == "missing" else -41.7,
+        "lag_s": None if state == "missing" else 0.31,
+        "gaps": 2,
+        "lost_samples": 8_000,
+    }
+
+
+def report(*healths: dict[str, Any], **fields: Any) -> Report:
+    worker = {"device": "cpu", "precision": "fp32", "attention": "math", "lag_s": 0.3}
+    found = Report(
+        worker=worker | {"windows_per_s": 2.0, "uptime_s": 90_000},
+        streams={one["stream"]: one for one in healths},
+        captures={
+            one["stream"]: {"state": "listening", "detail": None, "samples": 16_000 * 600}
+            | {"epoch": "ab" * 8, "unacknowledged": 8_000}
+            for one in healths
+        },
+    )
+    for name, value in fields.items():
+        setattr(found, name, value)
+    return found
+
+
+LIVE = streams({"type": "microphone"})
+FILE = streams({"type": "file", "path": "a.wav"})
+
+
+@pytest.mark.parametrize("state", ["listening", "warming", "gated"])
+def test_streams_that_are_heard_are_well(state: str) -> None:
+    assert problems(report(health("s0", state)), LIVE) == []
+
+
+@pytest.mark.parametrize(
+    ("found", "configured", "expected"),
+    [
+        (report(worker=None), [], "the worker does not answer"),
+        (report(), LIVE, "stream s0 is not known to the worker"),
+        (
+            report(health("s0", "missing", "no such device")),
+            LIVE,
+            "stream s0 is missing: no such device",
+        ),
+        (report(health("s0", "degraded", "overload")), LIVE, "stream s0 is degraded: overload"),
+        (
+            report(health("s0"), captures={"s0": None}),
+            LIVE,
+            "the capture process of s0 does not answer",
+        ),
+        (
+            report(health("s0"), captures={"s0": {"state": "missing", "detail": "unplugged"}}),
+            LIVE,
+            "the capture process of s0 has no audio: unplugged",
+        ),
+        (
+            report(health("s0", "missing", "the source has ended")),
+            LIVE,
+            "stream s0 is missing: the source has ended",
+        ),
+        (report(has_alerts=True), [], "the alerts process is not heard"),
+        (
+            report(has_alerts=True, alerts={"hears": False}),
+            [],
+            "the alerts process does not hear the worker",
+        ),
+    ],
+)
+def test_what_is_not_well_is_named(
+    found: Report, configured: list[StreamSettings], expected: str
+) -> None:
+    assert problems(found, configured) == [expected]
+
+
+def test_recording_that_was_read_to_its_end_is_well() -> None:
+    ended = report(health("s0", "missing", "the source has ended"), captures={"s0": None})
+    assert problems(ended, FILE) == []
+
+
+def test_tables_fit_a_terminal_and_name_every_process_and_stream() -> None:
+    found = report(
+        health("s0"),
+        health("s1", "missing", "no such device"),
+        has_alerts=True,
+        alerts={"hears": True, "rules": 3, "pending": 2},
+        events=[{"stream": "s0", "label": "Bark"}],
+        problems=["stream s1 is missing: no such device"],
+    )
+    console = Console(width=80, record=True)
+    with console.capture() as capture:
+        console.print(view(found))
+    lines = capture.get().splitlines()
+    assert max(map(len, lines)) <= 80
+    shown = " ".join(capture.get().split())
+    assert "worker scoring cpu fp32 math, 2 windows/s, lag 0.3 s, up 1.0 d" in shown
+    assert "capture s0 listening 10 min of audio, 0.5 s not yet decided" in shown
+    assert "alerts listening 3 rules, 2 to deliver" in shown
+    assert "s0 listening -41.7 dBFS 0.3 s Bark 2 0.5 s" in shown
+    assert shown.endswith("stream s1 is missing: no such device")
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    checkpoint = save_reactive(tmp_path_factory.mktemp("reactive"))
+    alerts = {"rules": ["rules.yaml"]}
+    with pipeline(checkpoint, {"porch": dict(ENDLESS)}, alerts=alerts) as run:
+        (run.folder / "rules.yaml").write_text(RULES)
+        run.start_worker()
+        run.start_capture("porch")
+        run.start("alerts", "alerts")
+        wait_for(lambda: "ready:" in run.log("alerts"), "alerts")
+        wait_for(lambda: "epoch" in run.log("worker"), "audio")
+        yield run
+
+
+def ask(run: Pipeline, *args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "services.cli", "status", "-c", str(run.config), *args]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_everything_is_healthy_when_it_is_and_not_when_a_process_is_gone(
+    running: Pipeline,
+) -> None:
+    last: list[dict[str, Any]] = []
+
+    def is_healthy() -> bool:
+        done = ask(running, "--json")
+        last[:] = [json.loads(done.stdout)]
+        assert (done.returncode == 0) is last[0]["healthy"]
+        return done.returncode == 0
+
+    wait_for(is_healthy, "everything healthy")
+    (found,) = last
+    assert found["problems"] == []
+    assert found["streams"][0]["stream"] == "porch"
+    assert found["captures"]["porch"]["state"] == "listening"
+    assert found["alerts"]["rules"] == 1
+    assert found["worker"]["counters"]["windows"] > 0
+
+    table = ask(running)
+    assert table.returncode == 0
+    assert "everything is healthy" in table.stdout
+    assert "\x1b" not in table.stdout
+
+    running.kill("alerts")
+    running.kill("capture-porch")
+    done = ask(running, "--timeout", "0.5")
+    assert done.returncode == 1
+    assert "the capture process of porch does not answer" in done.stdout
+    assert "the alerts process is not heard" in done.stdout
+
+
+def test_no_worker_is_told_with_exit_code_1(tmp_path: Path) -> None:
+    config = tmp_path / "a.yaml"
+    config.write_text(
+        f"runtime_dir: {tmp_path}\nstreams: [{{name: porch, source: {{type: microphone}}}}]\n"
+    )
+    command = [sys.executable, "-m", "services.cli", "status", "-c", str(config)]
+    done = subprocess.run(
+        [*command, "--timeout", "0.2"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 1
+    assert "the worker does not answer" in done.stdout
+    assert "the capture process of porch does not answer" in done.stdout

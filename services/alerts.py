@@ -77,20 +77,21 @@ def alerts(
     setup_logging(settings.logging.level, settings.logging.format, process="alerts")
     reload = threading.Event()
     with lifecycle.stop_on_signals(reload) as stop:
-        run_alerts(loaded, stop, reload)
+        run_alerts(loaded, stop, reload=reload)
 
 
 def run_alerts(
     loaded: LoadedSettings,
     stop: threading.Event,
-    reload: threading.Event,
     fault: Callable[[str], None] = no_fault,
+    *,
+    reload: threading.Event | None = None,
 ) -> None:
     """Evaluate and deliver until `stop` is set.
 
     Args:
-        reload: read the configuration and the rules again when it is set.
         fault: called at every boundary between an event and its delivery; for tests.
+        reload: read the configuration and the rules again when it is set.
 
     Raises:
         ConfigError: the rules cannot be used.
@@ -152,7 +153,7 @@ def run_alerts(
             published=feed_runner.published,
         )
         loop.while_stuck = life.turn
-        between = _between(loaded, reload, life, files, put_in_force)
+        between = _between(loaded, reload or threading.Event(), life, files, put_in_force)
         heartbeat = HeartbeatThread.of(settings.alerts, lambda: loop.hears)
         couriers.start()
         if heartbeat is not None:

@@ -1,0 +1,173 @@
+"""Whatever dies when: every begin gets one end, no id two, and nothing decided is called lost."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from reactive_model import save_reactive, tones_and_noise
+from worker_harness import BLOCK, Site, site
+
+from ast_stream.messages import Pcm16
+from ast_stream.model.tagger import Tagger, load_tagger
+from ast_stream.units import SAMPLE_RATE
+
+
+@pytest.fixture(scope="module")
+def tagger(tmp_path_factory: pytest.TempPathFactory) -> Tagger:
+    folder = save_reactive(tmp_path_factory.mktemp("reactive"))
+    return load_tagger(str(folder), device="cpu", precision="fp32", attention="math")
+
+
+@pytest.fixture(scope="module")
+def pcm() -> Pcm16:
+    return tones_and_noise(40.0)
+
+
+def hear_until_an_event_is_open(box: Site, pcm: Pcm16, *, journalled: bool) -> int:
+    """Play `pcm` until an event has begun (and is in the journal, or not yet); return how far."""
+    heard = 0
+    while heard < len(pcm):
+        box.hear(pcm[heard : heard + BLOCK])
+        heard += BLOCK
+        if open_ids(box) and not journalled:
+            return heard
+        if open_ids(box) and heard % (2 * SAMPLE_RATE) < BLOCK:
+            box.turn(seconds=1.0)
+            return heard
+    raise AssertionError("no event began")
+
+
+def open_ids(box: Site) -> set[str]:
+    kinds: dict[str, set[str]] = {}
+    for body in box.messages():
+        kinds.setdefault(body["id"], set()).add(body["type"])
+    return {one for one, seen in kinds.items() if "end" not in seen}
+
+
+def assert_each_begin_has_one_end(box: Site) -> None:
+    counts = Counter((body["id"], body["type"]) for body in box.messages())
+    begun = {one for one, kind in counts if kind == "begin"}
+    assert begun
+    assert begun == {one for one, kind in counts if kind == "end"}
+    assert all(count == 1 for (_, kind), count in counts.items() if kind != "update")
+
+
+@pytest.mark.parametrize("journalled", [False, True])
+def test_worker_and_capture_killed_together_leave_no_event_open(
+    tagger: Tagger, pcm: Pcm16, journalled: bool
+) -> None:
+    with site(tagger) as box:
+        box.start_capture()
+        box.start_worker("mic")
+        hear_until_an_event_is_open(box, pcm, journalled=journalled)
+        box.kill_worker()
+        box.now_s += 3
+        box.start_capture()
+        box.start_worker("mic")
+        box.hear(np.zeros(3 * SAMPLE_RATE, np.int16))
+        box.worker.finish()
+        assert_each_begin_has_one_end(box)
+
+
+@pytest.mark.parametrize("journalled", [False, True])
+def test_worker_away_longer_than_the_ring_leaves_no_event_open(
+    tagger: Tagger, pcm: Pcm16, journalled: bool
+) -> None:
+    with site(tagger) as box:
+        box.start_capture(ring_s=10)
+        box.start_worker("mic")
+        hear_until_an_event_is_open(box, pcm, journalled=journalled)
+        box.kill_worker()
+        box.hear(np.zeros(30 * SAMPLE_RATE, np.int16))
+        box.start_worker("mic")
+        box.hear(np.zeros(3 * SAMPLE_RATE, np.int16))
+        box.worker.finish()
+        assert_each_begin_has_one_end(box)
+        assert len(box.messages("gap")) == 1
+
+
+def test_event_ended_while_its_capture_process_was_silent_gets_no_second_end(
+    tagger: Tagger, pcm: Pcm16
+) -> None:
+    with site(tagger) as box:
+        box.start_capture()
+        box.start_worker("mic")
+        heard = hear_until_an_event_is_open(box, pcm, journalled=True)
+        box.kill_worker()
+        box.start_worker("mic")
+        box.turn(60, seconds=0.25)  # the device hangs: no audio for 15 s
+        box.hear(pcm[heard:])
+        box.worker.finish()
+        assert_each_begin_has_one_end(box)
+
+
+def test_stream_that_is_not_in_the_configuration_resumes_its_event(
+    tagger: Tagger, pcm: Pcm16
+) -> None:
+    with site(tagger) as box:
+        box.start_capture("guest")
+        box.start_worker("mic")
+        heard = 0
+        while not open_ids(box):
+            box.hear(pcm[heard : heard + BLOCK], "guest")
+            heard += BLOCK
+        box.turn(2, seconds=1.0)
+        before = open_ids(box)
+        box.kill_worker()
+        box.start_worker("mic")
+        box.hear(pcm[heard:], "guest")
+        box.worker.finish()
+        assert_each_begin_has_one_end(box)
+        reasons = {body["id"]: body["reason"] for body in box.messages() if body["type"] == "end"}
+        assert "restart" not in {reasons[one] for one in before}
+        assert not box.messages("gap")
+
+
+def test_journal_that_could_not_be_written_makes_no_audio_lost(tagger: Tagger, pcm: Pcm16) -> None:
+    with site(tagger) as box:
+        box.start_capture(ring_s=10)
+        box.start_worker("mic")
+        box.hear(pcm[: 3 * SAMPLE_RATE])
+        (box.folder / "journal.new").mkdir()  # as good as a full disk for the temporary file
+        box.hear(pcm[3 * SAMPLE_RATE : 25 * SAMPLE_RATE])
+        box.kill_worker()
+        box.start_worker("mic")
+        box.hear(pcm[25 * SAMPLE_RATE : 30 * SAMPLE_RATE])
+        assert not box.messages("gap")
+
+
+def test_worker_starts_from_a_journal_of_a_stream_that_never_spoke(
+    tagger: Tagger, pcm: Pcm16
+) -> None:
+    with site(tagger) as box:
+        box.start_capture()
+        box.start_worker("mic")
+        box.hear(pcm[: 2 * SAMPLE_RATE])
+        box.turn(5, seconds=0.5)
+        box.kill_worker()
+        box.start_worker("mic", settings="others")  # from after the last sample, with no audio yet
+        box.turn(5, seconds=0.5)
+        box.kill_worker()
+        box.start_worker("mic", settings="others")
+        box.hear(pcm[2 * SAMPLE_RATE : 4 * SAMPLE_RATE])
+        assert not box.messages("gap")
+
+
+def test_garbage_from_the_ring_does_not_stop_the_worker(tagger: Tagger, pcm: Pcm16) -> None:
+    with site(tagger) as box:
+        box.start_capture()
+        box.start_worker("mic")
+        box.hear(pcm[:SAMPLE_RATE])
+        capture = box._captures["mic"]
+        replies = [[b"\xff"], [b"{}"], [b"[1]", b""], [b"{", b"\0"], [b"a"] * 5]
+        for reply in replies:
+            box.now_s += 1.0
+            box.worker.tick()
+            request = capture.router.receive(200)
+            if request is not None:
+                capture.router.send([request[0], *reply])
+            box.turn(3, seconds=0.3)
+        box.hear(pcm[SAMPLE_RATE : 12 * SAMPLE_RATE])
+        assert box.messages()

@@ -1,0 +1,171 @@
+"""A worker and its capture processes in one process, on real sockets, with time passed in.
+
+Ring, ring service, sockets, detector, event log and journal are the real ones; only the clock and
+the sound are the test's. A `kill` drops the worker as SIGKILL would: nothing is ended or saved.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ast_stream.audio.intake import SourceStatus
+from ast_stream.audio.ring import Ring
+from ast_stream.detect import Detector
+from ast_stream.messages import Pcm16
+from ast_stream.model.tagger import Tagger
+from ast_stream.runtime.journal import Journal
+from ast_stream.runtime.metrics import Metrics
+from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
+from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, seconds_to_samples
+from ast_stream.wire.codec import encode_block
+from ast_stream.wire.event_log import EventLog
+from ast_stream.wire.publisher import FeedPublisher
+from ast_stream.wire.query_codec import ReplayPage
+from ast_stream.wire.sockets import Socket, Sockets
+from services.capture_ring import RingService
+from services.worker_loop import Worker, WorkerSockets
+from services.worker_metrics import WorkerMetrics
+from services.worker_stream import StreamPlan
+
+Body = dict[str, Any]
+BLOCK = 1600
+HOP_S = 0.25
+DETECTION = DetectionSettings(
+    defaults=DetectionDefaults(onset_threshold=0.5, confirm_s=0.25, hold_s=0.25)
+)
+
+
+class Capture:
+    """What a capture process has: a ring, its service and its socket."""
+
+    def __init__(self, sockets: Sockets, name: str, endpoint: str, ring_s: float, now_s: float):
+        self.ring = Ring(seconds_to_samples(ring_s))
+        self.began_ns = round(now_s * NS_PER_SECOND)
+        self.status = SourceStatus("listening")
+        self.service = RingService(
+            name, secrets.token_hex(16), endpoint, self.ring, lambda: self.status
+        )
+        self.router = sockets.bind("router", endpoint, 64)
+
+    def write(self, pcm: Pcm16) -> None:
+        """Hear a block."""
+        time_ns = self.began_ns + self.ring.next * NS_PER_SECOND // SAMPLE_RATE
+        self.ring.write(pcm, time_ns // 1000 * 1000)
+
+    def answer(self) -> None:
+        """Answer what the worker has asked."""
+        while (request := self.router.receive()) is not None:
+            identity, *frames = request
+            reply = self.service.answer(frames)
+            if reply is not None:
+                self.router.send([identity, *reply])
+
+
+class Site:
+    """One box: a folder, capture processes by stream, a worker or none, and a clock in seconds."""
+
+    def __init__(self, tagger: Tagger) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="ast-", dir="/tmp"))
+        self.now_s = 1_700_000_000.0
+        self.journal_path = self.folder / "journal.json"
+        self._tagger = tagger
+        self._capture_sockets = Sockets()
+        self._captures: dict[str, Capture] = {}
+        self._worker_sockets: Sockets | None = None
+        self._push: Socket | None = None
+        self._log: EventLog | None = None
+
+    def start_capture(self, name: str = "mic", ring_s: float = 90.0) -> None:
+        """Start a capture process, or start it again: another epoch, an empty ring."""
+        if name in self._captures:
+            self._capture_sockets.forget(self._captures[name].router)
+        endpoint = f"ipc://{self.folder}/ring.{name}.sock"
+        self._captures[name] = Capture(self._capture_sockets, name, endpoint, ring_s, self.now_s)
+
+    def start_worker(self, *configured: str, settings: str = "same") -> Worker:
+        """Start a worker; `settings` names model and detection settings in its journal."""
+        sockets = self._worker_sockets = Sockets()
+        audio = sockets.bind("pull", f"ipc://{self.folder}/audio.sock", 8)
+        query = sockets.bind("router", f"ipc://{self.folder}/query.sock", 8)
+        feed = sockets.bind("pub", f"ipc://{self.folder}/feed.sock", 100)
+        self._log = EventLog(self.folder / "events")
+        self.worker = Worker(
+            [StreamPlan(n, {}, f"ipc://{self.folder}/ring.{n}.sock", 90.0) for n in configured],
+            Detector(self._tagger, DETECTION, hop_s=HOP_S),
+            FeedPublisher(feed, self._log, secrets.token_hex(8), self._now_ns),
+            self._log,
+            Journal(self.journal_path, settings),
+            WorkerSockets(sockets, audio, query),
+            metrics=WorkerMetrics(Metrics("worker", None)),
+            facts={"model": "sha256:tiny"},
+            ring_folder=f"ipc://{self.folder}/",
+            now_s=lambda: self.now_s,
+            now_ns=self._now_ns,
+        )
+        self._push = self._capture_sockets.connect("push", f"ipc://{self.folder}/audio.sock", 8)
+        return self.worker
+
+    def kill_worker(self) -> None:
+        """Lose the worker with everything it had in memory."""
+        assert self._worker_sockets is not None
+        assert self._log is not None
+        assert self._push is not None
+        self._worker_sockets.close()
+        self._worker_sockets = None
+        self._log.close()
+        self._capture_sockets.forget(self._push)
+
+    def hear(self, pcm: Pcm16, name: str = "mic") -> None:
+        """Let sound come in real time, to the worker if there is one."""
+        for at in range(0, len(pcm), BLOCK):
+            capture = self._captures[name]
+            start = capture.ring.next
+            capture.write(pcm[at : at + BLOCK])
+            self.now_s += len(pcm[at : at + BLOCK]) / SAMPLE_RATE
+            if self._worker_sockets is not None and self._push is not None:
+                self._push.send(encode_block(capture.service.block(start, BLOCK)))
+                self.turn()
+
+    def turn(self, n_turns: int = 1, seconds: float = 0.0) -> None:
+        """Let the worker's loop go round, each time after `seconds`."""
+        for _ in range(n_turns):
+            self.now_s += seconds
+            self.worker.tick()
+            time.sleep(0.002)  # messages take a moment between threads of ZeroMQ
+            for capture in self._captures.values():
+                capture.answer()
+            time.sleep(0.002)
+
+    def messages(self, kind: str = "event") -> list[Body]:
+        """Return the bodies of all durable messages of a kind, of all runs of the worker."""
+        assert self._log is not None
+        page = self._log.replay(None)
+        assert isinstance(page, ReplayPage)
+        return [message.body for message in page.messages if message.kind == kind]
+
+    def close(self) -> None:
+        """End everything."""
+        if self._worker_sockets is not None:
+            self.kill_worker()
+        self._capture_sockets.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _now_ns(self) -> int:
+        return round(self.now_s * NS_PER_SECOND)
+
+
+@contextmanager
+def site(tagger: Tagger) -> Iterator[Site]:
+    """Yield a box that is gone afterwards."""
+    box = Site(tagger)
+    try:
+        yield box
+    finally:
+        box.close()

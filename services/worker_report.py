@@ -131,6 +131,7 @@ class WorkerReport:
             **self._feed.counters,
             **self.refusals,
             "feed_drops": self._publisher.drops,
+            "nan_scores": self._detector.nan_scores,
             "event_log_errors": self._publisher.log_errors,
         }
         return self.facts | {

@@ -265,3 +265,35 @@ def test_settings_that_do_not_fit_the_model_change_nothing(tagger: Tagger, pcm: 
     with pytest.raises(UsageError, match="no such thing"):
         detector.use(DetectionSettings.model_validate({"classes": {"no such thing": {}}}))
     assert hear(detector, pcm) == hear(build(tagger), pcm)
+
+
+def test_hop_longer_than_the_window_or_without_whole_frames_is_refused(tagger: Tagger) -> None:
+    with pytest.raises(UsageError, match=r"at most the window of 1 s, got 2"):
+        Detector(tagger, hop_s=2.0)
+    with pytest.raises(UsageError, match=r"multiple of 0\.01 s"):
+        Detector(tagger, hop_s=0.003)
+
+
+def test_scores_that_are_no_numbers_count_as_nothing(
+    tagger: Tagger, pcm: Pcm16, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = build(tagger)
+    healthy = tagger.window_scores
+
+    def overflowing(windows: object) -> np.ndarray:
+        scores = healthy(windows)  # type: ignore[arg-type]
+        scores[:, 1] = np.nan
+        return scores
+
+    monkeypatch.setattr(tagger, "window_scores", overflowing)
+    events = hear(detector, pcm)
+    assert {event.label for event in events} == {"Bark"}
+    assert detector.nan_scores > 0
+
+
+def test_ids_differ_beyond_the_end_of_the_audio(tagger: Tagger) -> None:
+    for seed in range(6):
+        for seconds in (3.0, 4.3, 5.1):
+            events = hear(build(tagger), tones_and_noise(seconds, seed))
+            begun = [event.id for event in events if event.type == "begin"]
+            assert len(begun) == len(set(begun))

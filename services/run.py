@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -12,17 +13,17 @@ import typer
 from ast_stream.runtime.forward import LineForwarder
 from ast_stream.runtime.lifecycle import (
     child_environment,
-    notify_ready,
-    notify_stopping,
     stop_on_signals,
 )
 from ast_stream.runtime.logging_setup import LOG_FORMAT, line_format, setup_logging
+from ast_stream.runtime.notifier import Notifier
 from ast_stream.runtime.supervisor import ChildSpec, Supervisor
 from ast_stream.settings.load import load_file
 from ast_stream.settings.paths import make_runtime_dir
 from ast_stream.settings.schema import Settings, Source
 from ast_stream.wire.locks import lock_file
 from services.alert_rules import RuleFiles
+from services.reload import Reloader
 
 
 def run(
@@ -33,8 +34,8 @@ def run(
     """Run all processes of one configuration: a capture per stream, the worker, and alerts.
 
     The alerts process is there if the configuration names rules.
-    What fails is started again; Ctrl-C or SIGTERM ends everything. When every source is a recording
-    or another one that ends, the run ends with them.
+    What fails is started again; Ctrl-C or SIGTERM ends everything, SIGHUP has the configuration
+    read again. When every source is a recording or another one that ends, the run ends with them.
 
     Example: ast-stream run -c configs/examples/microphone.yaml
     """
@@ -48,12 +49,27 @@ def run(
     format = line_format(settings.logging.format, sys.stderr)
     environ = child_environment() | {LOG_FORMAT: format}
     forwarder = LineForwarder(sys.stderr, format)
+    supervisor = Supervisor(child_specs(settings, config), environ, forwarder)
+    notifier = Notifier()
+    reload = threading.Event()
+    reloader = Reloader(
+        reload,
+        config,
+        settings,
+        "run",
+        parts=lambda new: {"streams": [stream.name for stream in new.streams]},
+        apply=lambda new: supervisor.reload(),
+    )
+
+    def after_turn() -> None:
+        notifier.turn(supervisor.status, is_working=True)
+        reloader.look(notifier)
+
     try:
-        with stop_on_signals() as stop:
-            notify_ready(f"{len(settings.streams)} streams")
-            code = Supervisor(child_specs(settings, config), environ, forwarder).run(stop)
+        with stop_on_signals(reload) as stop:
+            code = supervisor.run(stop, after_turn)
     finally:
-        notify_stopping()
+        notifier.stopping()
         forwarder.close()
         os.close(lock_fd)
     raise typer.Exit(code)

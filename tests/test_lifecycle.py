@@ -132,20 +132,6 @@ def test_service_manager_is_told(socket_dir: Path, is_abstract: bool) -> None:
         assert manager.recv(100) == b"READY=1\nSTATUS=4 streams"
 
 
-def test_messages_to_the_service_manager(socket_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NOTIFY_SOCKET", f"{socket_dir}/notify")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(f"{socket_dir}/notify")
-        lifecycle.notify_ready("fine")
-        lifecycle.notify_watchdog()
-        lifecycle.notify_stopping()
-        assert [manager.recv(100) for _ in range(3)] == [
-            b"READY=1\nSTATUS=fine",
-            b"WATCHDOG=1",
-            b"STOPPING=1",
-        ]
-
-
 def test_without_a_service_manager_nothing_happens(tmp_path: Path) -> None:
     assert not lifecycle.notify("READY=1", {})
     assert not lifecycle.notify("READY=1", {"NOTIFY_SOCKET": str(tmp_path / "gone")})

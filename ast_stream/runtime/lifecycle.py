@@ -107,21 +107,6 @@ def notify(message: str, environ: Mapping[str, str] = os.environ) -> bool:
     return True
 
 
-def notify_ready(status: str) -> bool:
-    """Tell systemd that start-up has finished."""
-    return notify(f"READY=1\nSTATUS={status}")
-
-
-def notify_stopping() -> bool:
-    """Tell systemd that the process is shutting down."""
-    return notify("STOPPING=1")
-
-
-def notify_watchdog() -> bool:
-    """Tell systemd that work was done; call it from the loop that works, never from a timer."""
-    return notify("WATCHDOG=1")
-
-
 def watchdog_interval_s(environ: Mapping[str, str] = os.environ) -> float | None:
     """Return how often WATCHDOG=1 is due (half the limit), or None without a watchdog."""
     limit_us, pid = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", "")

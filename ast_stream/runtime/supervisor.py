@@ -9,7 +9,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -67,6 +67,14 @@ class _State(Enum):
     FINISHED = auto()  # its work is done
     REFUSED = auto()  # its configuration is bad: starting again will not help
     FAILED = auto()  # for whoever started us to see; not tried again
+
+
+_STATE_WORDS = {
+    _State.WAITING: "waits for its next start",
+    _State.FINISHED: "has finished",
+    _State.REFUSED: "refused its configuration",
+    _State.FAILED: "failed",
+}
 
 
 class _Child:
@@ -149,17 +157,21 @@ class Supervisor:
         self._environ = environ
         self._forwarder = forwarder
 
-    def run(self, stop: threading.Event) -> int:
+    def run(self, stop: threading.Event, after_turn: Callable[[], None] = lambda: None) -> int:
         """Return the exit code.
 
         0 after a stop and when all work is done, 78 if a child refused its configuration, 3 if the
         first start of the core failed (later ones are tried again), 1 if work was left undone.
+
+        Args:
+            after_turn: called several times a second, in the same thread.
         """
         code: int | None = None
         try:
             while code is None and not stop.is_set():
                 self._start_due()
                 self._reap()
+                after_turn()
                 code = self._outcome()
                 if code is None:
                     stop.wait(_POLL_S)
@@ -168,6 +180,21 @@ class Supervisor:
         finally:
             self._end(signal.SIGKILL, self._children)
         return code or 0
+
+    def reload(self) -> None:
+        """Ask every process that runs to read its configuration again."""
+        for child in self._children:
+            child.signal(signal.SIGHUP)
+
+    def status(self) -> str:
+        """Return which processes run, in words."""
+        running = [one.spec.name for one in self._children if one.state is _State.RUNNING]
+        others = [
+            f"{one.spec.name} {_STATE_WORDS[one.state]}"
+            for one in self._children
+            if one.state is not _State.RUNNING
+        ]
+        return "; ".join([f"running: {', '.join(running) or 'nothing'}", *others])
 
     def _start_due(self) -> None:
         now_s = time.monotonic()

@@ -136,6 +136,40 @@ def test_children_do_not_outlive_a_run_that_is_killed(start: Callable[..., Run])
         wait_until_gone(pid)
 
 
+def test_next_run_starts_at_once_after_a_run_and_all_its_children_were_killed(
+    start: Callable[..., Run],
+) -> None:
+    first = start(ENDLESS)
+    first.wait_for("worker: ready")
+    first.process.kill()
+    second = start(ENDLESS)
+    second.wait_for("worker: ready")
+    second.wait_for("capture scene: capturing")
+    assert not [line for line in second.lines if "in use" in line]
+    second.process.send_signal(signal.SIGTERM)
+    assert second.end() == 0
+
+
+def test_hangup_is_passed_on_and_a_broken_file_is_not(
+    start: Callable[..., Run], socket_dir: Path
+) -> None:
+    run = start(ENDLESS)
+    run.wait_for("worker: ready")
+    run.wait_for("capture scene: capturing")
+    config = socket_dir / "a.yaml"
+    good = config.read_text()
+    config.write_text(good + "detection: {gate: -50}\n")
+    run.process.send_signal(signal.SIGHUP)
+    run.wait_for(r"error run: settings are kept as they were: .*a\.yaml:5: detection\.gate")
+    config.write_text(good + "detection: {gate_dbfs: -50}\n")
+    run.process.send_signal(signal.SIGHUP)
+    run.wait_for(r"worker: settings read again: detection\.gate_dbfs changed")
+    run.wait_for("capture scene: settings read again: nothing changed")
+    assert not [line for line in run.lines if "worker: settings are kept" in line]
+    run.process.send_signal(signal.SIGTERM)
+    assert run.end() == 0
+
+
 def test_run_whose_model_cannot_be_loaded_says_so_and_exits_3(
     start: Callable[..., Run], tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import os
@@ -33,6 +34,7 @@ from ast_stream.runtime.lifecycle import (
 from ast_stream.runtime.logging_setup import is_set_up
 
 PROGRAM = "ast-stream"
+_OUTPUT_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 EXIT_INTERRUPTED = 130  # as typer and shells have it: 128 + SIGINT
 
 
@@ -87,6 +89,8 @@ def main() -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         _drop_output()
+    except OSError as error:
+        code = _refuse_output(error)
     sys.exit(code)
 
 
@@ -101,10 +105,22 @@ def run_command_line(args: Sequence[str]) -> int:
         return exit_code(error)
     except KeyboardInterrupt:  # before typer was there to take it
         return EXIT_INTERRUPTED
+    except OSError as error:
+        if error.filename is not None or error.errno not in _OUTPUT_IS_FULL:
+            _crash(error)
+            return EXIT_CRASH
+        return _refuse_output(error)
     except Exception as error:
         _crash(error)
         return EXIT_CRASH
     return 0
+
+
+def _refuse_output(error: OSError) -> int:
+    """Say that standard output takes no more, and leave nothing for Python to write at exit."""
+    _drop_output()
+    _say(AstStreamError(f"cannot write the output: {error.strerror}"))
+    return EXIT_CRASH
 
 
 def exit_code(error: AstStreamError) -> int:

@@ -240,3 +240,15 @@ def test_help_starts_without_anything_heavy() -> None:
         "print([name for name in ('torch', 'numpy', 'zmq', 'yaml') if name in sys.modules])"
     )
     assert python(code).stdout == "['numpy']\n"
+
+
+def test_full_output_is_one_sentence() -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "services.cli", "schema"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "ast-stream: cannot write the output: No space left on device\n"

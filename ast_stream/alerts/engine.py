@@ -105,9 +105,8 @@ class Engine:
         self._instances: dict[Key, Instance] = {}
         self._active: dict[str, dict[Key, Instance]] = {}
         self._n_instances: dict[str, int] = {}
-        self._timers: list[tuple[int, int, Key]] = []
+        self._timers: list[tuple[int, Key]] = []  # at one instant in the order of the keys
         self._scheduled: dict[Key, int] = {}
-        self._n_timers = 0
         self._open: OrderedDict[str, _OpenEvent] = OrderedDict()
         self._ended: OrderedDict[str, None] = OrderedDict()
         self._streams: dict[str, dict[str, Any]] = {}
@@ -126,7 +125,7 @@ class Engine:
     @property
     def next_deadline_ns(self) -> int | None:
         """Stream time of the next timer, None if there is none."""
-        while self._timers and self._scheduled.get(self._timers[0][2]) != self._timers[0][0]:
+        while self._timers and not self._is_current(self._timers[0]):
             heapq.heappop(self._timers)
         times = [self._timers[0][0]] if self._timers else []
         if self._open:
@@ -159,7 +158,9 @@ class Engine:
             self.counters.malformed += 1
             return []
         self.counters.events += 1
-        transitions = self._run_to(told.at_ns)
+        # what is told of an instant comes before the timers of that instant: bounds are inclusive
+        transitions = self._run_to(told.at_ns - 1)
+        self._now = max(self._now, told.at_ns)
         transitions += self._see(told.stream, told.labels)
         if told.id in self._ended:
             return transitions
@@ -322,7 +323,7 @@ class Engine:
         while (due := self.next_deadline_ns) is not None and due <= to_ns:
             self._now = max(self._now, due)
             if self._timers and self._timers[0][0] == due:
-                key = heapq.heappop(self._timers)[2]
+                key = heapq.heappop(self._timers)[1]
                 del self._scheduled[key]
                 instance = self._instances[key]
                 is_edge = instance.trigger.timer(instance.memory, self._now)
@@ -509,14 +510,13 @@ class Engine:
             self._scheduled.pop(key, None)
         elif self._scheduled.get(key) != deadline:
             self._scheduled[key] = deadline
-            self._n_timers += 1
-            heapq.heappush(self._timers, (deadline, self._n_timers, key))
+            heapq.heappush(self._timers, (deadline, key))
             if len(self._timers) > 64 + 4 * len(self._scheduled):
                 self._timers = [one for one in self._timers if self._is_current(one)]
                 heapq.heapify(self._timers)
 
-    def _is_current(self, timer: tuple[int, int, Key]) -> bool:
-        return self._scheduled.get(timer[2]) == timer[0]
+    def _is_current(self, timer: tuple[int, Key]) -> bool:
+        return self._scheduled.get(timer[1]) == timer[0]
 
     def _refusal(self, instance: Instance, now: int) -> str:
         """Say why an alert may not fire now, or nothing; what is held back is counted."""

@@ -129,8 +129,13 @@ class For(Plain):
         return is_edge
 
     def timer(self, memory: Memory, now: int) -> bool:
-        """Fire once it has lasted long enough."""
-        return not self._is_over(memory, now) and self._crosses(memory, now)
+        """Fire once it has lasted long enough; end a run that is over."""
+        if not self._is_over(memory, now):
+            return self._crosses(memory, now)
+        active_ns = memory.active_ns
+        memory.clear()
+        memory.active_ns = active_ns  # for the text of the resolution
+        return False
 
     def holds(self, memory: Memory, now: int) -> bool:
         """Hold while the run that fired goes on."""
@@ -148,13 +153,12 @@ class For(Plain):
                 return None
             # a bound: activity grows no faster than time; at the bound it is asked again
             missing = self._needed_ns - self._activity(memory, now)[0]
-            return now + max(1, missing)
-        over_at = self._over_at(memory)
-        return None if over_at is None or over_at <= now else over_at
+            return now + max(0, missing)
+        return self._over_at(memory)
 
     def tidy(self, memory: Memory, now: int) -> None:
         """Forget a run that is over."""
-        if self._is_over(memory, now):
+        if not memory.open and memory.last_off is None:
             memory.clear()
 
     def active_ns(self, memory: Memory, now: int) -> int | None:
@@ -224,6 +228,15 @@ class CountWithin(Plain):
         memory.hold_until = max(memory.hold_until or slid_on, slid_on)
         return True
 
+    def timer(self, memory: Memory, now: int) -> bool:
+        """Time fires nothing, but empties the window."""
+        if memory.hold_until is not None and now >= memory.hold_until:
+            memory.hold_until = None
+        empty_at = self._empty_at(memory)
+        if empty_at is not None and now >= empty_at:
+            memory.heard = []
+        return False
+
     def holds(self, memory: Memory, now: int) -> bool:
         """Hold while the window that fired has not slid on."""
         return memory.hold_until is not None and now < memory.hold_until
@@ -231,12 +244,11 @@ class CountWithin(Plain):
     def deadline(self, memory: Memory, now: int) -> int | None:
         """Return when the window has slid on, or is empty."""
         times = [memory.hold_until, self._empty_at(memory)]
-        return min((time for time in times if time is not None and time > now), default=None)
+        return min((time for time in times if time is not None), default=None)
 
     def tidy(self, memory: Memory, now: int) -> None:
-        """Forget onsets that no window reaches any more."""
-        empty_at = self._empty_at(memory)
-        if empty_at is not None and now >= empty_at:
+        """Forget what led to an alert that is over."""
+        if not memory.heard:
             memory.clear()
 
     def _empty_at(self, memory: Memory) -> int | None:
@@ -300,25 +312,27 @@ class SequenceWithin(Plain):
         memory.heard = [one for one in memory.heard if one.onset_ns > found[-1].onset_ns]
         return True
 
+    def timer(self, memory: Memory, now: int) -> bool:
+        """Time fires nothing, but empties the memory."""
+        empty_at = self.deadline(memory, now)
+        if empty_at is not None and now >= empty_at:
+            memory.heard, memory.floor_ns = [], None
+        return False
+
     def holds(self, memory: Memory, now: int) -> bool:
         """Hold while one of the matched sounds lasts."""
         return any(one in memory.open for one in memory.run_events)
 
     def deadline(self, memory: Memory, now: int) -> int | None:
         """Return when what was heard can no longer begin a sequence."""
-        empty_at = self._empty_at(memory)
-        return None if empty_at is None or empty_at <= now else empty_at
-
-    def tidy(self, memory: Memory, now: int) -> None:
-        """Forget what can no longer begin a sequence."""
-        empty_at = self._empty_at(memory)
-        if empty_at is not None and now >= empty_at and not memory.open:
-            memory.clear()
-
-    def _empty_at(self, memory: Memory) -> int | None:
         newest = [one.onset_ns for one in memory.heard[-1:]]
         newest += [] if memory.floor_ns is None else [memory.floor_ns]
         return max(newest) + self._within_ns + self._latency_ns if newest else None
+
+    def tidy(self, memory: Memory, now: int) -> None:
+        """Forget what led to an alert that is over."""
+        if not memory.heard and memory.floor_ns is None and not memory.open:
+            memory.clear()
 
     def _match(self, heard: list[Heard]) -> list[Heard] | None:
         for first, start in enumerate(heard):

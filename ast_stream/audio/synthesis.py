@@ -120,8 +120,8 @@ def dtmf_dialling(rng: Random) -> Sound:
 
 
 def clock_ticks(rng: Random, duration_s: float | None = None) -> Sound:
-    """Return a ticking clock, 1 to 5 ticks a second for 3 to 5 s unless told."""
-    period_s = 1 / rng.choice([1.0, 2.0, 2.5, 3.0, 4.0, 5.0]) * rng.uniform(0.97, 1.03)
+    """Return a ticking clock, 2 to 5 ticks a second for 3 to 5 s unless told."""
+    period_s = 1 / rng.choice([2.0, 2.5, 3.0, 4.0, 5.0]) * rng.uniform(0.97, 1.03)
     n_ticks = max(3, int((duration_s or rng.uniform(3.0, 5.0)) / period_s))
     tick, tock = _click(rng), _click(rng)
     tock *= rng.uniform(0.4, 1.0)

@@ -17,7 +17,7 @@ from ast_stream.audio.scene import Planted
 from ast_stream.detect.parameters import OFFSET_DROP, OFFSET_SHARE
 from ast_stream.training.streams import ScoredStrip
 
-LOWEST, HIGHEST = 0.2, 0.9  # thresholds outside say more about the few examples than the class
+LOWEST, HIGHEST = 0.2, 0.95  # thresholds outside say more about the few examples than the class
 CONFIRMING_WINDOWS = 2  # consecutive ones: what confirm_s asks for at the default hop
 ALARM_BLOCK_S = 4.0  # crossings within one block are one false alarm
 FEWEST_MEASURED = 5  # found sounds needed for a rise time; else it stays assumed
@@ -167,4 +167,4 @@ def _rise(
 def _median(rises: Sequence[float], window_s: float) -> float | None:
     if len(rises) < FEWEST_MEASURED:
         return None
-    return round(float(np.clip(np.median(rises), 0.0, window_s)), 3)
+    return round(float(np.clip(np.median(rises), 0.0, window_s / 2)), 3)

@@ -6,8 +6,8 @@ example of its class, and one that caught some of it teaches nothing about it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from ast_stream.units import SAMPLE_RATE, frame_count, seconds_to_samples
 
 ENOUGH_SHARE = 0.4  # of the most sound a window of this take can hold, makes an example,
 ENOUGH_S = 0.5  # and so does this much, whatever the share
+NEEDED_SHARE = 0.6  # the same for classes of `Mixing.needed_s`
 TOO_LITTLE_SHARE = 0.04  # below this the window counts as without the sound
 
 
@@ -31,7 +32,7 @@ class Mixing:
     background_share: float = 0.6
     second_sound_share: float = 0.4
     generated_share: float = 0.4  # of a class that has recordings and a generator
-    generated_class_weight: float = 0.5  # of a class that only has a generator
+    generated_class_weight: float = 0.7  # of a class that only has a generator
     speed: tuple[float, float] = (0.8, 1.25)
     level_dbfs: tuple[float, float] = (-50.0, -6.0)
     common_level_dbfs: tuple[float, float] = (-32.0, -14.0)  # of half of the sounds
@@ -42,6 +43,8 @@ class Mixing:
     silence_share: float = 0.04  # of background windows are digital silence
     partial_share: float = 0.15  # of windows were scored before a whole window had come
     min_context_s: float = 1.0
+    # classes that take longer to recognise than ENOUGH_S: one tick is no clock
+    needed_s: Mapping[str, float] = field(default_factory=lambda: {"Tick-tock": 1.25})
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,12 +158,27 @@ class WindowMaker:
         margin = n_wanted // 4  # at least this much of the window lies within the sound's span
         low, high = begin - n_wanted + margin, end - margin
         start = int(rng.integers(low, high)) if low < high else (begin + end - n_wanted) // 2
-        presence = _presence(take, start, n_wanted)
+        presence = self._presence(take, start, n_wanted)
         cut = _cut(take.waveform, start, n_wanted)
         if speed != 1.0:
             cut = soxr.resample(cut, round(SAMPLE_RATE * speed), SAMPLE_RATE, quality="QQ")
             cut = _cut(cut, 0, n_samples)
         return cut, take, presence
+
+    def _presence(self, take: Take, start: int, n_samples: int) -> float:
+        """Return 1.0 for an example, 0.0 for a window without the sound, NaN in between."""
+        active_s = take.active_s(start, start + n_samples)
+        most_s = take.most_active_s(n_samples)
+        needed_s = [self._mixing.needed_s.get(self.labels[index]) for index in take.classes]
+        longest = max((needed for needed in needed_s if needed is not None), default=None)
+        enough_s = (
+            min(ENOUGH_SHARE * most_s, ENOUGH_S)
+            if longest is None
+            else min(NEEDED_SHARE * most_s, longest)
+        )
+        if active_s >= enough_s:
+            return 1.0
+        return 0.0 if active_s < TOO_LITTLE_SHARE * most_s else float("nan")
 
     def _take(self, rng: Random) -> Take:
         index = int(rng.choice(len(self._class_share), p=self._class_share))
@@ -168,15 +186,6 @@ class WindowMaker:
         wants_generated = rng.random() < self._mixing.generated_share
         pool = generated if not recorded or (generated and wants_generated) else recorded
         return pool[int(rng.integers(len(pool)))]
-
-
-def _presence(take: Take, start: int, n_samples: int) -> float:
-    """Return 1.0 for an example, 0.0 for a window without the sound, NaN in between."""
-    active_s = take.active_s(start, start + n_samples)
-    most_s = take.most_active_s(n_samples)
-    if active_s >= min(ENOUGH_SHARE * most_s, ENOUGH_S):
-        return 1.0
-    return 0.0 if active_s < TOO_LITTLE_SHARE * most_s else float("nan")
 
 
 def _label(

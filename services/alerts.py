@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -112,7 +112,7 @@ def run_alerts(
         sockets = Sockets()
         cleanup.callback(sockets.close)
         pub = sockets.bind("pub", alerts_endpoint(settings), FEED_HWM_MESSAGES)
-        publisher = FeedPublisher(pub, None, secrets.token_hex(8), time.time_ns)
+        publisher = SharedPublisher(pub, None, secrets.token_hex(8), time.time_ns)
         store = Store(state_file)
         cleanup.callback(store.close)
         outbox = Outbox(store, routes(settings.alerts.actions), time.time_ns)
@@ -188,6 +188,17 @@ def _between(
             put_in_force(changed)
 
     return between
+
+
+class SharedPublisher(FeedPublisher):
+    """A publisher for two threads: alerts come from their delivery, the status from the loop."""
+
+    _lock = threading.Lock()
+
+    def publish(self, topic: str, body: dict[str, Any]) -> None:
+        """Publish one message at a time, whole."""
+        with self._lock:
+            super().publish(topic, body)
 
 
 class FeedRunner:

@@ -21,8 +21,8 @@ VariableName = Annotated[str, Field(pattern=_VARIABLE)]
 class RateLimit(Section):
     """At most `max` deliveries in any `per_s` seconds; more wait until they expire."""
 
-    max: int = Field(default=60, ge=1)
-    per_s: PositiveSeconds = 3600.0
+    max: int = Field(default=30, ge=1)
+    per_s: PositiveSeconds = 60.0
 
 
 class ActionSection(Section):

@@ -1,0 +1,150 @@
+"""The alerts process on a feed that a test publishes; as a script it kills itself on request.
+
+python alert_process.py CONFIG POINT     # SIGKILL at the first crossing of POINT
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from feed_worker import Worker
+
+from ast_stream.messages import format_time
+from ast_stream.runtime.lifecycle import stop_on_signals
+from ast_stream.settings.load import load_file
+from ast_stream.units import NS_PER_SECOND
+from services.alerts import run_alerts
+
+PATIENCE_S = 30.0
+RULE = {"alert": "dog", "match": {"class": "Bark"}, "actions": ["hook"]}
+
+
+class AlertProcess:
+    """A configuration, a feed, and alerts processes on them."""
+
+    def __init__(self, alerts: dict[str, Any], rules: list[dict[str, Any]]) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="asa-", dir="/tmp"))  # ipc paths are short
+        self.config, self.rules = self.folder / "config.yaml", self.folder / "rules.yaml"
+        self.write_rules(rules)
+        settings = {
+            "runtime_dir": str(self.folder),
+            "state_dir": str(self.folder / "state"),
+            "streams": [{"name": "porch", "source": {"type": "stdin"}}],
+            "alerts": {"rules": ["rules.yaml"]} | alerts,
+        }
+        self.config.write_text(json.dumps(settings))  # JSON is YAML
+        self.worker = Worker(self.folder, "b1")
+        self.process: subprocess.Popen[bytes] | None = None
+        self._now_ns = time.time_ns()
+
+    @property
+    def log(self) -> str:
+        """What the processes have written."""
+        path = self.folder / "log"
+        return path.read_text() if path.exists() else ""
+
+    def write_rules(self, rules: list[dict[str, Any]]) -> None:
+        """Put rules into the file."""
+        groups = [{"name": "test", "rules": rules}]
+        # at once, as careful editors do: the process must not see half a file
+        draft = self.rules.with_suffix(".new")
+        draft.write_text(json.dumps({"version": 1, "groups": groups}))
+        draft.rename(self.rules)
+
+    def start(self, point: str | None = None) -> None:
+        """Start the alerts process, to be killed at `point`."""
+        command = [sys.executable, "-m", "services.cli", "alerts", "-c", str(self.config)]
+        if point is not None:
+            command = [sys.executable, __file__, str(self.config), point]
+        root, helpers = Path(__file__).parents[2], Path(__file__).parents[1]
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=os.environ | {"PYTHONPATH": f"{root}:{helpers}"},
+            )
+
+    def wait(self) -> int:
+        """Return the exit code once the process has ended."""
+        assert self.process is not None
+        code = self.process.wait(PATIENCE_S)
+        self.process = None
+        return code
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """End the process and return its exit code."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.wait()
+
+    def publish(self, n: int, *kinds: str, stream: str = "porch", name: str = "bark") -> None:
+        """Publish messages of event `n`, each half a second later than the one before."""
+        for kind in kinds:
+            self._now_ns += NS_PER_SECOND // 2
+            self.worker.publish(self._event(n, kind, stream, name))
+
+    def close(self) -> None:
+        """Kill what still runs and remove the folder."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+        self.worker.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _event(self, n: int, kind: str, stream: str, name: str) -> dict[str, Any]:
+        at = format_time(self._now_ns)
+        return {
+            "id": f"e{n}",
+            "type": kind,
+            "stream": stream,
+            "labels": {},
+            "class": name,
+            "label": name.capitalize(),
+            "score": 0.9,
+            "peak": 0.9,
+            "onset": format_time(self._now_ns - NS_PER_SECOND // 4),
+            "offset": at if kind == "end" else None,
+            "captured": at,
+            "at_sample": n,
+            "epoch": "aaaaaaaa",
+        }
+
+
+@contextmanager
+def alert_process(alerts: dict[str, Any], rules: list[dict[str, Any]]) -> Iterator[AlertProcess]:
+    """Yield a configuration with a feed that is gone afterwards."""
+    running = AlertProcess(alerts, rules)
+    try:
+        yield running
+    finally:
+        running.close()
+
+
+def run_until(config: Path, point: str) -> None:
+    """Run the service and die like by kill -9 where it crosses `point` first."""
+
+    def fault(crossed: str) -> None:
+        if crossed == point:
+            os.kill(os.getpid(), signal.SIGKILL)
+            threading.Event().wait()  # nothing may run on in this thread meanwhile
+
+    with stop_on_signals() as stop:
+        run_alerts(load_file(config), stop, fault)
+
+
+if __name__ == "__main__":
+    run_until(Path(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,274 @@
+"""The alerts process among kills, full disks, changed rules and receivers that misbehave."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import signal
+import sqlite3
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from alert_process import RULE, AlertProcess, alert_process
+from http_receiver import HANG, HttpReceiver, http_receiver
+from pipeline import wait_for
+
+from ast_stream.alerts.store import Store
+from ast_stream.feed import FeedMessage, Subscriber
+
+POINTS = ("evaluated", "committing", "committed", "taken", "delivered", "settled")
+
+
+def hook(receiver: HttpReceiver, **options: Any) -> dict[str, Any]:
+    action: dict[str, Any] = {
+        "type": "webhook",
+        "url": receiver.url,
+        "allow_private": True,
+        "timeout_s": 5,
+    }
+    action["rate_limit"] = {"max": 10_000, "per_s": 1}
+    return {"actions": {"hook": action | {"on": ["firing", "resolved"]} | options}}
+
+
+@pytest.fixture
+def receiver() -> Iterator[HttpReceiver]:
+    with http_receiver() as running:
+        yield running
+
+
+@pytest.fixture
+def running(receiver: HttpReceiver) -> Iterator[AlertProcess]:
+    with alert_process(hook(receiver), [RULE]) as one:
+        yield one
+
+
+def begin(one: AlertProcess, receiver: HttpReceiver) -> None:
+    """Start the process, and wait until it stands on the feed: an event has come through."""
+    one.start()
+    probes = itertools.count(1000)
+
+    def came_through() -> bool:
+        one.publish(next(probes), "begin", "end")
+        time.sleep(0.05)
+        return any(body["data"]["kind"] == "resolved" for body in bodies(receiver))
+
+    wait_for(came_through, "the first alert")
+    last = next(probes)
+    one.publish(last, "begin", "end")
+    wait_for(lambda: told(receiver, last) == BOTH, "the last probe")
+
+
+def bodies(receiver: HttpReceiver) -> list[dict[str, Any]]:
+    return [one.body for one in receiver.got]
+
+
+def told(receiver: HttpReceiver, n: int, rule: str | None = None) -> set[str]:
+    """Return what was told of the alert that event `n` caused, by kind."""
+    kinds = set()
+    for body in bodies(receiver):
+        alert = body["data"]["alert"]
+        if f"e{n}" in alert["events"] and rule in (None, alert["rule"]):
+            kinds.add(body["data"]["kind"])
+            kinds |= {"firing"} if body["data"]["combined"] else set()
+    return kinds
+
+
+BOTH = {"firing", "resolved"}
+
+
+def ids_of(receiver: HttpReceiver, n: int, kind: str) -> set[str]:
+    return {
+        body["id"]
+        for body in bodies(receiver)
+        if f"e{n}" in body["data"]["alert"]["events"] and body["data"]["kind"] == kind
+    }
+
+
+def test_killed_at_every_step_no_alert_is_lost_or_told_under_two_ids(
+    running: AlertProcess, receiver: HttpReceiver
+) -> None:
+    begin(running, receiver)
+    running.stop(signal.SIGKILL)
+    n_events = 0
+    for point in POINTS:
+        n_events += 1
+        running.publish(n_events, "begin", "end")  # while nobody listens
+        running.start(point)
+        wait_for(lambda: running.process is not None and running.process.poll() is not None, point)
+        assert running.wait() == -signal.SIGKILL, (point, running.log)
+    running.start()
+    for n in range(1, n_events + 1):
+        wait_for(lambda n=n: told(receiver, n) == BOTH, f"event {n}")  # type: ignore[misc]
+        for kind in BOTH:
+            assert len(ids_of(receiver, n, kind)) <= 1
+    assert running.stop() == 0
+
+
+def test_pending_duration_and_firing_alerts_survive_a_kill(receiver: HttpReceiver) -> None:
+    rules = [RULE | {"for": "3s"}, RULE | {"alert": "any"}]
+    with alert_process(hook(receiver), rules) as running:
+        begin(running, receiver)
+        running.publish(1, "begin")
+        wait_for(lambda: "firing" in told(receiver, 1), "the plain rule")
+        running.stop(signal.SIGKILL)
+        running.publish(1, *["update"] * 40)
+        running.start()
+        running.publish(1, "end")
+        wait_for(lambda: told(receiver, 1, "any") == BOTH, "the end of the plain rule")
+        wait_for(lambda: told(receiver, 1, "dog") == BOTH, "the rule that waited")
+    assert len(ids_of(receiver, 1, "resolved")) == 2
+
+
+def test_alerts_are_published_on_a_feed_of_their_own(
+    running: AlertProcess, receiver: HttpReceiver
+) -> None:
+    endpoint = f"ipc://{running.folder}/alerts.sock"
+    with Subscriber(endpoint, topics=["alert/", "status/alerts/"]) as reader:
+        begin(running, receiver)
+        assert reader.receive(20) is not None  # it is connected
+        running.publish(1, "begin", "end")
+        found: list[tuple[str, str]] = []
+        for message in reader.messages():
+            assert isinstance(message, FeedMessage)
+            if message.body.get("events") == ["e1"]:
+                found.append((message.topic, message.body["state"]))
+            if len(found) == 2:
+                break
+    assert found == [("alert/medium/dog/", "firing"), ("alert/medium/dog/", "resolved")]
+
+
+def test_receiver_that_fails_and_asks_for_a_pause_gets_everything_in_order() -> None:
+    with http_receiver() as receiver, alert_process(hook(receiver), [RULE]) as running:
+        begin(running, receiver)
+        receiver.script += [503, (429, {"Retry-After": "1"})]
+        running.publish(1, "begin", "end")
+        running.publish(2, "begin", "end")
+        wait_for(lambda: told(receiver, 2) == BOTH, "the last alert")
+        assert told(receiver, 1) == BOTH
+        order = [body["data"]["alert"]["events"][0] for body in bodies(receiver)]
+        assert order.index("e2") > order.index("e1")
+
+
+def test_one_receiver_that_hangs_holds_up_nobody_else() -> None:
+    with http_receiver(HANG, HANG) as hanging, http_receiver() as quick:
+        both = {"hook": hanging, "quick": quick}
+        actions = {name: hook(one)["actions"]["hook"] for name, one in both.items()}
+        rule = RULE | {"actions": ["hook", "quick"]}
+        with alert_process({"actions": actions}, [rule]) as running:
+            begin(running, quick)
+            running.publish(1, "begin", "end")
+            wait_for(lambda: told(quick, 1) == BOTH, "the quick receiver")
+            assert told(hanging, 1) == set()
+
+
+def test_rules_are_replaced_when_their_file_changes_and_on_sighup(
+    running: AlertProcess, receiver: HttpReceiver
+) -> None:
+    begin(running, receiver)
+    running.publish(1, "begin")
+    wait_for(lambda: told(receiver, 1) == {"firing"}, "the alert")
+    running.rules.write_text('{"version": 1, "groups": [{"name": "x", "rulez": []}]}')
+    wait_for(lambda: "the rules in force stay as they were" in running.log, "the refusal")
+    assert f"{running.rules}:1:" in running.log
+    assert "'rulez'; did you mean 'rules'?" in running.log
+    running.publish(2, "begin", stream="hall")
+    wait_for(lambda: told(receiver, 2) == {"firing"}, "the old rules")
+    running.write_rules([RULE | {"alert": "any_dog"}])
+    assert running.process is not None
+    running.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: told(receiver, 1) == BOTH, "the end of an alert whose rule is gone")
+    running.publish(3, "begin", stream="yard")
+    wait_for(lambda: told(receiver, 3) == {"firing"}, "the new rule")
+    assert bodies(receiver)[-1]["data"]["alert"]["rule"] == "any_dog"
+    assert running.stop() == 0
+
+
+def test_full_disk_delays_alerts_and_loses_none(
+    running: AlertProcess, receiver: HttpReceiver
+) -> None:
+    begin(running, receiver)
+    other = sqlite3.connect(running.folder / "state" / "alerts.sqlite", isolation_level=None)
+    # a trigger that fails is to the process what a full disk is: nothing can be committed
+    other.execute(
+        "CREATE TRIGGER full BEFORE INSERT ON deliveries BEGIN"
+        " SELECT RAISE(ABORT, 'database or disk is full'); END"
+    )
+    running.publish(1, "begin", "end")
+    wait_for(lambda: "database or disk is full; trying again" in running.log, "the complaint")
+    other.execute("DROP TRIGGER full")
+    other.close()
+    wait_for(lambda: told(receiver, 1) == BOTH, "the alert")
+
+
+def test_position_state_and_deliveries_are_where_they_were_after_a_clean_stop(
+    running: AlertProcess, receiver: HttpReceiver
+) -> None:
+    begin(running, receiver)
+    running.publish(1, "begin")
+    wait_for(lambda: told(receiver, 1) == {"firing"}, "the alert")
+    assert running.stop() == 0
+    store = Store(running.folder / "state" / "alerts.sqlite")
+    assert store.position() == running.worker.publisher.durable_position
+    store.close()
+    n_got = len(receiver.got)
+    running.start()
+    running.publish(1, "end")
+    wait_for(lambda: told(receiver, 1) == BOTH, "its end")
+    assert len(receiver.got) == n_got + 1
+
+
+def test_heartbeat_goes_out_while_the_worker_is_heard() -> None:
+    with http_receiver() as receiver:
+        section = hook(receiver) | {"heartbeat": {"action": "hook", "interval_s": 1}}
+        with alert_process(section, [RULE]) as running:
+            running.start()
+            wait_for(
+                lambda: any(body["data"]["kind"] == "heartbeat" for body in bodies(receiver)),
+                "a heartbeat",
+            )
+            running.worker.close()
+            wait_for(lambda: "no heartbeat: the worker is silent" in running.log, "the silence")
+            running.worker = type(running.worker)(running.folder, "b2")
+
+
+def test_second_process_on_one_configuration_is_refused(
+    running: AlertProcess, receiver: HttpReceiver
+) -> None:
+    begin(running, receiver)
+    first, running.process = running.process, None
+    running.start()
+    assert running.wait() == 3
+    assert "is in use by another process" in running.log
+    running.process = first
+
+
+def test_rules_that_are_wrong_end_the_process_with_78(receiver: HttpReceiver) -> None:
+    with alert_process(hook(receiver), [RULE | {"actions": ["phone"]}]) as running:
+        running.start()
+        assert running.wait() == 78
+        assert "phone" in running.log
+
+
+def test_configuration_without_rules_is_refused(receiver: HttpReceiver) -> None:
+    with alert_process(hook(receiver) | {"rules": []}, []) as running:
+        running.start()
+        assert running.wait() == 78
+        assert "alerts.rules: expected at least one rule file" in running.log
+
+
+def test_action_that_cannot_start_ends_the_process_with_3(receiver: HttpReceiver) -> None:
+    section = hook(receiver, secret_file="/no/such/file")
+    with alert_process(section, [RULE]) as running:
+        running.start()
+        assert running.wait() == 3
+        assert "action hook: cannot read /no/such/file" in running.log
+
+
+def test_state_file_can_be_elsewhere(receiver: HttpReceiver, tmp_path: Any) -> None:
+    place = tmp_path / "elsewhere.sqlite"
+    with alert_process(hook(receiver) | {"state_file": str(place)}, [RULE]) as running:
+        begin(running, receiver)
+        assert place.exists()
+        assert json.loads(running.config.read_text())["alerts"]["state_file"] == str(place)

@@ -49,7 +49,7 @@ def run(
     format = line_format(settings.logging.format, sys.stderr)
     environ = child_environment() | {LOG_FORMAT: format}
     forwarder = LineForwarder(sys.stderr, format)
-    supervisor = Supervisor(child_specs(settings, config), environ, forwarder)
+    supervisor = Supervisor(child_specs(settings, config), environ, forwarder, folder)
     notifier = Notifier()
     reload = threading.Event()
     reloader = Reloader(

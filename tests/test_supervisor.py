@@ -339,3 +339,45 @@ def test_stuck_terminal_does_not_hold_up_a_child_and_the_loss_is_told() -> None:
     n_told = sum(int(line.split()[1]) for line in told)
     assert text.splitlines()[-1] == "worker: after"
     assert n_told + text.count("worker: line") == n_lines
+
+
+def test_child_that_lives_and_does_not_work_is_replaced(
+    shown: tuple[LineForwarder, StringIO], socket_dir: Path
+) -> None:
+    forwarder = shown[0]
+    flag = socket_dir / "flag"
+    hangs_once = (
+        "import os, pathlib, time; from ast_stream.runtime.lifecycle import notify\n"
+        f"flag = pathlib.Path({str(flag)!r}); was_here = flag.exists(); flag.touch()\n"
+        "notify('READY=1')\n"
+        "while not was_here: time.sleep(0.1)\n"
+    )
+    specs = [python("worker", WAITS, is_core=True), python("a", hangs_once, can_finish=True)]
+    stop = threading.Event()
+    guard = threading.Timer(LIMIT_S, stop.set)
+    guard.start()
+    watched = Supervisor(specs, child_environment(), forwarder, socket_dir, watchdog_s=0.5)
+    assert watched.run(stop) == 0
+    assert not stop.is_set(), "the child was not replaced"
+    guard.cancel()
+    assert not list(socket_dir.glob("watch.*"))
+
+
+def test_status_names_what_runs_and_what_does_not(
+    shown: tuple[LineForwarder, StringIO],
+) -> None:
+    specs = [python("worker", WAITS, is_core=True), python("a", "", can_finish=True)]
+    specs.append(python("b", WAITS))
+    watched = Supervisor(specs, child_environment(), shown[0])
+    stop, said = threading.Event(), []
+
+    def after_turn() -> None:
+        said.append(watched.status())
+        if "has finished" in said[-1]:
+            stop.set()
+
+    guard = threading.Timer(LIMIT_S, stop.set)
+    guard.start()
+    assert watched.run(stop, after_turn) == 0
+    guard.cancel()
+    assert said[-1] == "running: worker, b; a has finished"

@@ -12,9 +12,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from pathlib import Path
 
 from ast_stream.runtime.forward import LineForwarder
 from ast_stream.runtime.lifecycle import EXIT_CONFIG, EXIT_CRASH, EXIT_STARTUP
+from ast_stream.runtime.watch import WATCHDOG_S, Watch
 
 logger = logging.getLogger(__name__)
 
@@ -78,8 +80,9 @@ _STATE_WORDS = {
 
 
 class _Child:
-    def __init__(self, spec: ChildSpec, now_s: float) -> None:
+    def __init__(self, spec: ChildSpec, watch: Watch | None, now_s: float) -> None:
         self.spec = spec
+        self.watch = watch
         self.state = _State.WAITING
         self.due_s = now_s
         self.process: subprocess.Popen[bytes] | None = None
@@ -90,13 +93,17 @@ class _Child:
     def start(self, environ: Mapping[str, str], forwarder: LineForwarder, now_s: float) -> None:
         """Start the process, in a session of its own: Ctrl-C is for the supervisor alone."""
         self._started_s = now_s
+        watched = {}
+        if self.watch is not None:
+            self.watch.begin()
+            watched = self.watch.environ
         try:
             self.process = subprocess.Popen(
                 list(self.spec.argv),
                 stdin=None if self.spec.takes_stdin else subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                env=dict(environ),
+                env={**environ, **watched},
                 start_new_session=True,
             )
         except OSError as error:  # no memory or no process ids left: may pass
@@ -129,6 +136,13 @@ class _Child:
             self._has_run_before = True
             logger.warning("%s %s; next try in %g s", self.spec.name, _how(code), delay_s)
 
+    def end_if_stuck(self, now_s: float) -> None:
+        """Kill a process that lives and does not work; it is then started again."""
+        if self.watch is not None and self.watch.is_stuck(now_s):
+            logger.error("%s has stopped working and is killed", self.spec.name)
+            self.watch.begin()
+            self.signal(signal.SIGKILL)
+
     def signal(self, number: signal.Signals) -> None:
         """Signal the child; SIGKILL goes to everything it has started, too."""
         if self.process is None or self.process.returncode is not None:
@@ -145,6 +159,11 @@ class Supervisor:
 
     `run` must be called in a thread that lives as long as the children (see
     `lifecycle.die_with_parent`): the main thread.
+
+    Args:
+        watch_folder: where children tell whether they work, and are replaced if not; None: they
+            are not asked.
+        watchdog_s: how long a child may go without work.
     """
 
     def __init__(
@@ -152,8 +171,17 @@ class Supervisor:
         specs: Sequence[ChildSpec],
         environ: Mapping[str, str],
         forwarder: LineForwarder,
+        watch_folder: Path | None = None,
+        watchdog_s: float = WATCHDOG_S,
     ) -> None:
-        self._children = [_Child(spec, time.monotonic()) for spec in specs]
+        self._children = [
+            _Child(
+                spec,
+                None if watch_folder is None else Watch(watch_folder / f"watch.{at}", watchdog_s),
+                time.monotonic(),
+            )
+            for at, spec in enumerate(specs)
+        ]
         self._environ = environ
         self._forwarder = forwarder
 
@@ -179,6 +207,9 @@ class Supervisor:
             self._end(signal.SIGTERM, [one for one in self._children if one.spec.ends_last])
         finally:
             self._end(signal.SIGKILL, self._children)
+            for child in self._children:
+                if child.watch is not None:
+                    child.watch.close()
         return code or 0
 
     def reload(self) -> None:
@@ -209,6 +240,8 @@ class Supervisor:
             code = child.process.poll()
             if code is not None:
                 child.after_exit(code, time.monotonic())
+            else:
+                child.end_if_stuck(time.monotonic())
 
     def _outcome(self) -> int | None:
         """Return the exit code once there is nothing left to do, else None."""

@@ -94,6 +94,18 @@ def test_for_counts_the_sound_without_its_pauses() -> None:
     assert told(run(engine, bodies, 60)) == [(12.0, "a", "firing"), (23.0, "a", "resolved")]
 
 
+def test_for_with_keep_firing_for_ends_and_tells_how_long_it_was() -> None:
+    engine = engine_of(
+        rules_from(
+            "alert: a, match: {class: Bark}, for: 10s, tolerate: 3s, keep_firing_for: 20s, "
+            "annotations: {text: '{{ active_s | int }} s'}"
+        )
+    )
+    found = run(engine, sound("x", "Bark", 0, 12), 60)
+    assert told(found) == [(10.0, "a", "firing"), (35.0, "a", "resolved")]
+    assert found[-1].alert.annotations == {"text": "12 s"}
+
+
 def test_for_starts_anew_after_a_longer_pause() -> None:
     engine = engine_of(rules_from("alert: a, match: {class: Bark}, for: 10s, tolerate: 3s"))
     bodies = [*sound("x", "Bark", 0, 9), *sound("y", "Bark", 12.5, 21)]
@@ -282,7 +294,7 @@ def test_body_of_an_alert_is_json_with_times_as_text() -> None:
 EVERY_KIND = (
     "alert: plain, match: {class: Bark}, cooldown: 4s",
     "alert: kept, match: {class: Siren}, keep_firing_for: 3s",
-    "alert: long, match: {class: Bark}, for: 4s, tolerate: 2s",
+    "alert: long, match: {class: Bark}, for: 4s, tolerate: 2s, keep_firing_for: 3s",
     "alert: many, match: {any_of: [Bark, Siren]}, count: {min: 3, within: 9s}, group_by: []",
     f"alert: order, sequence: {{within: 8s, steps: [{PAIR}]}}, group_by: []",
     "alert: gone, absent: {match: {class: Bark}, for: 6s}",

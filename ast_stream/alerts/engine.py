@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from ast_stream.alerts.instance import Instance
@@ -265,7 +265,7 @@ class Engine:
             data = instance.export() | {"digest": instance.rule.digest}
             if instance.is_active:  # enough to resolve it should its rule be gone by then
                 alert = instance.alert(instance.state, self._now, None)
-                data["told"] = asdict(alert) | {"actions": instance.rule.settings.actions}
+                data["told"] = vars(alert) | {"actions": instance.rule.settings.actions}
             instances.append(data)
         return {
             "v": STATE_VERSION,

@@ -10,7 +10,6 @@ Whoever may not fire does not wait for its chance: the occasion is over and coun
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -154,7 +153,7 @@ class Instance:
         return {
             "rule": self.rule.name,
             "group": self.group,
-            "memory": copy.deepcopy(self.memory.export()),
+            "memory": self.memory.export(),
             "state": self.state,
             "facts": self.facts,
             "alert_id": self.alert_id,

@@ -57,8 +57,12 @@ class Memory:
         vars(self).update(vars(Memory()))
 
     def export(self) -> dict[str, Any]:
-        """Return the fields that are not empty, as JSON has them; copy it before going on."""
-        return {name: value for name, value in vars(self).items() if value}
+        """Return the fields that are not empty, as JSON has them."""
+        return {
+            name: value.copy() if isinstance(value, list | dict) else value
+            for name, value in vars(self).items()
+            if value
+        }
 
     @property
     def is_empty(self) -> bool:

@@ -131,7 +131,8 @@ class For(Plain):
     def timer(self, memory: Memory, now: int) -> bool:
         """Fire once it has lasted long enough; end a run that is over."""
         if not self._is_over(memory, now):
-            return self._crosses(memory, now)
+            has_run = bool(memory.open) or memory.last_off is not None
+            return has_run and self._crosses(memory, now)
         active_ns = memory.active_ns
         memory.clear()
         memory.active_ns = active_ns  # for the text of the resolution
@@ -335,17 +336,18 @@ class SequenceWithin(Plain):
             memory.clear()
 
     def _match(self, heard: list[Heard]) -> list[Heard] | None:
-        for first, start in enumerate(heard):
-            if not start.steps & 1:
-                continue
-            found = [start]
-            for one in heard[first + 1 :]:
-                if one.onset_ns - start.onset_ns > self._within_ns:
-                    break
-                if one.steps >> len(found) & 1:
-                    found.append(one)
-                    if len(found) == self._n_steps:
-                        return found
+        """Return events that fit the steps, None if there are none; the latest start wins."""
+        chains: list[list[Heard] | None] = [None] * self._n_steps
+        for one in heard:
+            for step in range(self._n_steps - 1, 0, -1):  # downwards: no event takes two steps
+                before = chains[step - 1]
+                if one.steps >> step & 1 and before is not None:
+                    chains[step] = [*before, one]
+            if one.steps & 1:
+                chains[0] = [one]
+            found = chains[-1]
+            if found is not None and found[-1].onset_ns - found[0].onset_ns <= self._within_ns:
+                return found
         return None
 
 

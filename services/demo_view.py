@@ -29,7 +29,7 @@ class DemoView:
         self._said_s = 0.0
 
     def __enter__(self) -> DemoView:
-        self.console.print("demo: starting capture and worker", soft_wrap=True)
+        self.console.print("demo: starting capture, worker and alerts", soft_wrap=True)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -46,6 +46,10 @@ class DemoView:
     def show_event(self, body: dict[str, Any]) -> None:
         """Take the begin or end of an event."""
         self.console.print(event_line(body), soft_wrap=True)
+
+    def show_alert(self, body: dict[str, Any]) -> None:
+        """Take an alert that has fired."""
+        self.console.print(alert_line(body), soft_wrap=True)
 
 
 class LiveDemoView(DemoView):
@@ -71,6 +75,10 @@ class LiveDemoView(DemoView):
 
     def show_event(self, body: dict[str, Any]) -> None:
         self._events.append(event_line(body))
+        self._draw()
+
+    def show_alert(self, body: dict[str, Any]) -> None:
+        self._events.append(alert_line(body))
         self._draw()
 
     def _draw(self) -> None:
@@ -100,6 +108,12 @@ def event_line(body: dict[str, Any]) -> str:
         f"{samples_to_seconds(sample):7.2f} s  {body['type']:<5}  {body['label']:<32} "
         f"{body['peak']:.2f}"
     )
+
+
+def alert_line(body: dict[str, Any]) -> str:
+    """Return an alert that has fired as a line."""
+    words = body["annotations"].get("summary", "")
+    return f"    alert  {body['severity']:<6} {body['rule']}: {words}"
 
 
 def report_table(report: Report) -> Table:

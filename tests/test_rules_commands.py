@@ -1,0 +1,242 @@
+"""`ast-stream rules`: check, test, explain and backtest on the command line."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from rule_bodies import event, sound
+
+from ast_stream.errors import ConfigError
+from services.cli import run_command_line
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+LABELS = "Bark\nSiren\nAlarm\n"
+RULES = """
+groups:
+  - name: house
+    rules:
+      - alert: bark
+        match: {class: Bark, score: {min: 0.6}, stream: {room: [hall, attic]}}
+        severity: low
+        actions: [phone]
+        annotations: {summary: "{{ label }} on {{ stream.name }}"}
+      - alert: both
+        sequence: {within: 10s, steps: [{match: {class: Bark}}, {match: {class: Siren}}]}
+"""
+TESTS = """
+rules: [rules.yaml]
+labels: [Bark, Siren, Alarm]
+tests:
+  - name: a bark
+    start: "2026-03-29T00:30:00+01:00"
+    streams: {one: {room: hall}}
+    events: [{at: 5s, class: Bark, dur: 3s, stream: one, score: 0.8}]
+    restart_at: [6s]
+    expect:
+      - {at: 5s, alert: bark, labels: {stream: one, severity: low},
+         annotations: {summary: Bark on one}}
+      - {at: 8s, alert: bark, state: resolved}
+    deliveries: 2
+"""
+SCORES = """
+rules: [rules.yaml]
+labels: [Bark, Siren, Alarm]
+detector: {window: 2s, hop: 250ms, confirm: 250ms}
+tests:
+  - name: scores
+    start: "2026-03-29T00:30:00+01:00"
+    streams: {one: {room: hall}}
+    scores:
+      - {stream: one, class: Bark, values: "0x8 0.5+0.1x4 0.9x20 _x2 0x20"}
+      - {stream: one, class: Alarm, values: "0.4x40"}
+    expect:
+      - {at: 3250ms, alert: bark}  # an update each second tells of the higher score
+      - {at: 8s, within: 2s, alert: bark, state: resolved}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "rules.yaml").write_text(RULES)
+    (tmp_path / "tests.yaml").write_text(TESTS)
+    (tmp_path / "labels.txt").write_text(LABELS)
+    return tmp_path
+
+
+def rules(folder: Path, command: str, *args: str) -> int:
+    """Run a command with the labels of the test instead of a checkpoint."""
+    return run_command_line(["rules", command, *args, "--labels", str(folder / "labels.txt")])
+
+
+def test_check_of_clean_rules_prints_nothing_on_stdout(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert rules(folder, "check", str(folder / "rules.yaml"), "--strict") == 0
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "2 rules, 0 warnings" in printed.err
+
+
+def test_check_of_mistakes_exits_1_and_tells_where(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = folder / "rules.yaml"
+    file.write_text(RULES.replace("class: Siren", "class: Sirene"))
+    assert rules(folder, "check", str(file)) == 1
+    assert capsys.readouterr().out == (
+        f"{file}:11:74: error E105: groups[0].rules[1].sequence.steps[1].match.class: "
+        "the model has no class 'Sirene'; did you mean 'Siren'?\n"
+    )
+
+
+def test_check_exits_1_on_warnings_only_when_strict(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = folder / "rules.yaml"
+    file.write_text("classes: {dogs: [Bark]}\n" + RULES)
+    assert rules(folder, "check", str(file)) == 0
+    assert "warning W207: classes.dogs" in capsys.readouterr().out
+    assert rules(folder, "check", str(file), "--strict") == 1
+
+
+def test_check_exits_2_on_wrong_usage(folder: Path) -> None:
+    assert rules(folder, "check", str(folder / "no.yaml")) == 2
+    assert rules(folder, "check") == 2
+
+
+def test_tests_pass_and_are_written_as_junit(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = folder / "report.xml"
+    assert rules(folder, "test", str(folder / "tests.yaml"), "--junit", str(report)) == 0
+    assert "passed" in capsys.readouterr().out
+    (suite,) = ET.parse(report).getroot()
+    assert (suite.get("tests"), suite.get("failures")) == ("1", "0")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "failure"),
+    [
+        ("at: 5s, alert", "at: 6s, alert", "line 11: expected bark firing at 6s, got it at 5s"),
+        ("severity: low}", "severity: high}", 'got labels {"severity": "low", "stream": "one"}'),
+        ("Bark on one", "Bark on two", 'got annotations {"summary": "Bark on one"}'),
+        ("deliveries: 2", "deliveries: 1", "expected 1 deliveries, got 2"),
+        (
+            "      - {at: 8s, alert: bark, state: resolved}\n",
+            "",
+            "unexpected: bark resolved at 8s (severity=low, stream=one)",
+        ),
+        ("score: 0.8", "score: 0.5", "line 11: expected bark firing at 5s, got none"),
+    ],
+)
+def test_test_that_fails_says_what_it_expected_and_got(
+    folder: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, failure: str
+) -> None:
+    assert old in TESTS
+    (folder / "tests.yaml").write_text(TESTS.replace(old, new) + "    until: 20s\n")
+    report = folder / "report.xml"
+    assert rules(folder, "test", str(folder / "tests.yaml"), "--junit", str(report)) == 1
+    assert failure in capsys.readouterr().out
+    assert ET.parse(report).getroot()[0].get("failures") == "1"
+
+
+def test_scores_go_through_the_decision_stage(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "scores.yaml").write_text(SCORES)
+    code = rules(folder, "test", str(folder / "scores.yaml"))
+    assert (code, capsys.readouterr().out.count("passed")) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("alert: bark, labels", "alert: bork, labels", "E109: tests[0].expect[0]: no rule file"),
+        ("class: Bark", "class: Cat", "E105: tests[0].events[0]: the model has no class 'Cat'"),
+        ("stream: one", "stream: two", "the stream 'two' is not under 'streams' of this test"),
+        ("2026-03-29T00:30:00+01:00", "2026-03-29T00:30:00", "has no offset from UTC"),
+        ("at: 5s, class", "at: 5, class", "expected a duration such as 30s, 5m or 1h30m, got 5"),
+        ("rules.yaml", "nowhere.yaml", "no such configuration file"),
+    ],
+)
+def test_test_files_that_cannot_be_used_are_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, problem: str
+) -> None:
+    (folder / "tests.yaml").write_text(TESTS.replace(old, new))
+    assert rules(folder, "test", str(folder / "tests.yaml")) == 1
+    assert problem in capsys.readouterr().out
+
+
+def test_explain_says_what_a_rule_matches(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert rules(folder, "explain", str(folder / "rules.yaml")) == 0
+    printed = capsys.readouterr().out
+    assert "  classes: Bark\n  score: at least 0.6\n  stream room: attic or hall\n" in printed
+    assert "  step 2: classes: Siren\n  sequence: within 10s\n" in printed
+    assert "  actions: phone\n" in printed
+
+
+def test_backtest_reads_the_log_and_plain_bodies_alike(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bodies = [
+        *sound("a", "Bark", 0, 2, labels={"room": "hall"}),
+        *sound("b", "Siren", 5, 8),
+        *sound("c", "Bark", 3600, 3602, labels={"room": "hall"}, stream="other"),
+    ]
+    plain, log = folder / "plain.jsonl", folder / "log.jsonl"
+    plain.write_text("".join(json.dumps(body) + "\n" for body in bodies) + "no JSON\n")
+    log.write_text(
+        "".join(json.dumps({"crc": "0", "topic": "event/", "body": b}) + "\n" for b in bodies)
+    )
+    printed = []
+    for file in (plain, log):
+        command = ["rules", "backtest", str(folder / "rules.yaml"), "--events", str(file)]
+        assert run_command_line(command) == 0
+        printed.append(capsys.readouterr().out.splitlines())
+    assert printed[0][:-1] == printed[1]
+    assert printed[0][-1] == "lines that are no messages: 1"
+    assert printed[1][0] == (
+        "2027-01-15T08:00:00Z  firing    bark                      severity=low stream=hall  "
+        "Bark on hall"
+    )
+    assert any(line.startswith("bark      2 fired") for line in printed[1])
+    assert any(line.startswith("both      1 fired") for line in printed[1])
+
+
+def test_backtest_gives_json_lines_and_the_summary_aside(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = folder / "events.jsonl"
+    begin = event("begin", "a", "Bark", 0, 0, labels={"room": "hall"})
+    file.write_text(json.dumps(begin) + "\n")
+    command = ["rules", "backtest", str(folder / "rules.yaml"), "--events", str(file), "--json"]
+    assert run_command_line(command) == 0
+    printed = capsys.readouterr()
+    assert [json.loads(line)["state"] for line in printed.out.splitlines()] == [
+        "firing",
+        "resolved",
+    ]
+    assert "1 fired" in printed.err
+
+
+def test_backtest_needs_events_or_audio(folder: Path) -> None:
+    assert run_command_line(["rules", "backtest", str(folder / "rules.yaml")]) == 2
+
+
+def test_rules_that_are_shipped_are_right_and_pass_their_tests() -> None:
+    # not --strict: what a score keeps out depends on the checkpoint that is bundled
+    assert run_command_line(["rules", "check", str(CONFIGS / "alerts.yaml")]) == 0
+    assert run_command_line(["rules", "test", str(CONFIGS / "alerts-tests.yaml")]) == 0
+
+
+def test_errors_of_rule_files_carry_their_problems(folder: Path) -> None:
+    from ast_stream.alerts.rule_files import load_rules
+
+    (folder / "rules.yaml").write_text("groups: []")
+    with pytest.raises(
+        ConfigError, match=r"rules\.yaml:1:1: error E101: groups: expected at least"
+    ):
+        load_rules([folder / "rules.yaml"])

@@ -165,6 +165,7 @@ def problems(report: Report, streams: Sequence[StreamSettings]) -> list[str]:
             if one.name not in report.streams
         ]
     over = set()
+    missing = {name for name, one in report.streams.items() if one["state"] == "missing"}
     for name, health in report.streams.items():
         if name in finite and health["detail"] == SOURCE_ENDED:
             over.add(name)
@@ -173,7 +174,7 @@ def problems(report: Report, streams: Sequence[StreamSettings]) -> list[str]:
     for name, capture in report.captures.items():
         if capture is None and name not in over:
             found.append(f"the capture process of {name} does not answer")
-        elif capture is not None and capture["state"] == "missing":
+        elif capture is not None and capture["state"] == "missing" and name not in missing:
             found.append(f"the capture process of {name} has no audio: {capture['detail']}")
     if report.has_alerts and report.alerts is None:
         found.append("the alerts process is not heard")

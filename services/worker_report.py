@@ -44,6 +44,7 @@ class WorkerReport:
         self.facts = facts
         self._started_s = self._reported_s = now_s
         self._reported_windows = 0
+        self._windows_per_s = 0.0  # over the last whole report
         self.refusals: Counter[str] = Counter()
 
     def publish(self, now_s: float) -> None:
@@ -57,9 +58,10 @@ class WorkerReport:
                 topic = stream_topic("health", stream.name)
                 self._publisher.publish(topic, stream.health(now_s, status))
         if is_due:
+            windows = self.n_windows - self._reported_windows
+            self._windows_per_s = round(windows / (now_s - self._reported_s), 2)
+            self._reported_s, self._reported_windows = now_s, self.n_windows
             self._publisher.publish(WORKER_STATUS_TOPIC, self._worker_status(now_s))
-            self._reported_s = now_s
-            self._reported_windows = self._feed.counters["windows"]
 
     @property
     def feed(self) -> FeedPublisher:
@@ -120,8 +122,6 @@ class WorkerReport:
         return self._detector.status(stream.name) if stream.is_open else None
 
     def _worker_status(self, now_s: float) -> dict[str, Any]:
-        elapsed_s = max(1e-3, now_s - self._reported_s)
-        windows = self._feed.counters["windows"] - self._reported_windows
         lags_s = [
             stream.backlog_s(self._detector.position(stream.name))
             for stream in self._streams.values()
@@ -136,7 +136,7 @@ class WorkerReport:
         }
         return self.facts | {
             "streams": sorted(self._streams),
-            "windows_per_s": round(windows / elapsed_s, 2),
+            "windows_per_s": self._windows_per_s,
             "lag_s": round(max(lags_s), 3) if lags_s else None,
             "uptime_s": round(now_s - self._started_s, 1),
             "counters": counters,

@@ -18,15 +18,10 @@ from ast_stream.alerts.memory import Heard
 from ast_stream.alerts.model import Alert, DetectionTiming, EngineCounters, Transition
 from ast_stream.alerts.rules import Rule, RuleSet
 from ast_stream.alerts.schema import Selector
-from ast_stream.alerts.triggers import (
-    AbsentFor,
-    CountWithin,
-    For,
-    LevelFor,
-    Plain,
-    SequenceWithin,
-    Trigger,
-)
+from ast_stream.alerts.told import Told, labels_of, read_event
+from ast_stream.alerts.trigger_kinds import make_trigger
+from ast_stream.alerts.trigger_levels import AbsentFor, LevelFor
+from ast_stream.alerts.triggers import Trigger
 from ast_stream.messages import parse_time
 from ast_stream.units import NS_PER_SECOND
 
@@ -60,23 +55,6 @@ class _Candidate:
     rule: Rule
     steps: tuple[tuple[int, float], ...]  # bit of the matcher, least score
     group: dict[str, str]
-
-
-@dataclass(frozen=True)
-class _Told:
-    """What an event body says that rules ask for."""
-
-    id: str
-    type: str
-    stream: str
-    labels: dict[str, str]
-    slug: str
-    label: str
-    peak: float
-    onset_ns: int
-    offset_ns: int | None
-    at_ns: int
-    onset: str
 
 
 class Engine:
@@ -153,7 +131,7 @@ class Engine:
 
     def on_event(self, body: dict[str, Any]) -> list[Transition]:
         """Take an event body; timers due before it are run first."""
-        told = _read_event(body)
+        told = read_event(body)
         if told is None:
             self.counters.malformed += 1
             return []
@@ -180,7 +158,7 @@ class Engine:
     def on_health(self, body: dict[str, Any]) -> list[Transition]:
         """Take a health body; it tells of levels and of who listens, not of the time of sounds."""
         try:
-            stream, labels = str(body["stream"]), _labels(body)
+            stream, labels = str(body["stream"]), labels_of(body)
             at_ns = max(self._now, parse_time(body["published"]))
         except (KeyError, TypeError, ValueError):
             self.counters.malformed += 1
@@ -335,7 +313,7 @@ class Engine:
         self._now = max(self._now, to_ns)
         return transitions
 
-    def _enter(self, told: _Told, event: _OpenEvent) -> list[Transition]:
+    def _enter(self, told: Told, event: _OpenEvent) -> list[Transition]:
         """Let the rules have the event that want it and have not taken it yet."""
         transitions: list[Transition] = []
         taken = {(name, _flat(group)): steps for name, steps, group in event.entered}
@@ -382,7 +360,7 @@ class Engine:
             transitions += self._settle(instance, is_edge, self._now, event_id)
         return transitions
 
-    def _wanted(self, told: _Told) -> list[_Candidate]:
+    def _wanted(self, told: Told) -> list[_Candidate]:
         cached = (told.slug, told.stream, tuple(sorted(told.labels.items())))
         found = self._candidates.get(cached)
         if found is None:
@@ -392,7 +370,7 @@ class Engine:
             self._candidates[cached] = found
         return found
 
-    def _find_candidates(self, told: _Told) -> Iterator[_Candidate]:
+    def _find_candidates(self, told: Told) -> Iterator[_Candidate]:
         for rule in self._rules.rules:
             if rule.trigger == "level":
                 continue
@@ -568,29 +546,6 @@ class Engine:
         suppressed[reason] = suppressed.get(reason, 0) + 1
 
 
-def make_trigger(rule: Rule, timing: DetectionTiming) -> Trigger:
-    """Return the trigger that a rule's settings ask for."""
-    settings = rule.settings
-    if settings.for_ is not None:
-        return For(settings.for_, settings.tolerate, timing)
-    if settings.count is not None:
-        count = settings.count
-        by_stream = count.distinct == "stream"
-        return CountWithin(count.min, count.within, by_stream, rule.matchers[0], timing.latency_ns)
-    if settings.sequence is not None:
-        return SequenceWithin(len(rule.matchers), settings.sequence.within, timing.latency_ns)
-    if settings.absent is not None:
-        return AbsentFor(settings.absent.for_, timing.latency_ns)
-    if settings.level is not None:
-        return LevelFor(
-            settings.level.for_,
-            louder_than=settings.level.louder_than_dbfs,
-            quieter_than=settings.level.quieter_than_dbfs,
-            is_missing=settings.level.missing is True,
-        )
-    return Plain()
-
-
 def _flat(group: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     return tuple(group.items())
 
@@ -602,31 +557,6 @@ def _key(rule: Rule, group: Mapping[str, str]) -> Key:
 def _group(rule: Rule, stream: str, slug: str, labels: Mapping[str, str]) -> dict[str, str]:
     own = {"stream": stream, "class": slug}
     return {name: own[name] if name in own else labels.get(name, "") for name in rule.group_by}
-
-
-def _labels(body: Mapping[str, Any]) -> dict[str, str]:
-    return {str(name): str(value) for name, value in (body.get("labels") or {}).items()}
-
-
-def _read_event(body: Mapping[str, Any]) -> _Told | None:
-    """Return what an event body says, None if it is not one."""
-    try:
-        offset = body.get("offset")
-        return _Told(
-            id=str(body["id"]),
-            type=body["type"],
-            stream=str(body["stream"]),
-            labels=_labels(body),
-            slug=str(body["class"]),
-            label=str(body["label"]),
-            peak=float(body["peak"]),
-            onset_ns=parse_time(body["onset"]),
-            offset_ns=None if offset is None else parse_time(offset),
-            at_ns=parse_time(body["captured"]),
-            onset=body["onset"],
-        )
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return None
 
 
 def _selects(selector: Selector, rule: Rule) -> bool:

@@ -1,0 +1,32 @@
+"""Which trigger a rule's settings ask for."""
+
+from __future__ import annotations
+
+from ast_stream.alerts.model import DetectionTiming
+from ast_stream.alerts.rules import Rule
+from ast_stream.alerts.trigger_levels import AbsentFor, LevelFor
+from ast_stream.alerts.trigger_patterns import CountWithin, SequenceWithin
+from ast_stream.alerts.triggers import For, Plain, Trigger
+
+
+def make_trigger(rule: Rule, timing: DetectionTiming) -> Trigger:
+    """Return the trigger that a rule's settings ask for."""
+    settings = rule.settings
+    if settings.for_ is not None:
+        return For(settings.for_, settings.tolerate, timing)
+    if settings.count is not None:
+        count = settings.count
+        by_stream = count.distinct == "stream"
+        return CountWithin(count.min, count.within, by_stream, rule.matchers[0], timing.latency_ns)
+    if settings.sequence is not None:
+        return SequenceWithin(len(rule.matchers), settings.sequence.within, timing.latency_ns)
+    if settings.absent is not None:
+        return AbsentFor(settings.absent.for_, timing.latency_ns)
+    if settings.level is not None:
+        return LevelFor(
+            settings.level.for_,
+            louder_than=settings.level.louder_than_dbfs,
+            quieter_than=settings.level.quieter_than_dbfs,
+            is_missing=settings.level.missing is True,
+        )
+    return Plain()

@@ -88,12 +88,11 @@ def _write(path: Path, text: str) -> str:
 def _next_steps(plan: Plan, *, is_elsewhere: bool) -> list[str]:
     control = "systemctl --user" if plan.is_user else "systemctl"
     steps = [] if plan.is_user else ["systemd-sysusers", "systemd-tmpfiles --create"]
-    steps += [
-        f"{control} daemon-reload",
-        f"{control} enable --now ast-stream.target",
-        f"ast-stream status -c {plan.config}",
-    ]
-    if plan.is_user:
+    status = f"{plan.command} status -c {plan.config}"
+    steps += [f"{control} daemon-reload", f"{control} enable --now ast-stream.target", status]
+    if not plan.is_user:
+        steps[-1] += "   # as root or a member of the group ast-stream"
+    else:
         steps.insert(0, "loginctl enable-linger   # to run also while you are not logged in")
     lines = [f"The target starts: {', '.join(wanted_units(plan))}"]
     lines += [f"Mind: {doubt}." for doubt in doubts(plan)]

@@ -96,8 +96,11 @@ def doubts(plan: Plan) -> list[str]:
             f"{Path.home() / '.local/state/ast-stream'}"
         )
     runtime_dir = plan.settings.runtime_dir
-    if runtime_dir is not None and Path(runtime_dir) != RUNTIME_DIR and not plan.is_user:
-        found.append(f"runtime_dir is {runtime_dir}: leave it out, and it is {RUNTIME_DIR}")
+    if not plan.is_user and (runtime_dir is None or Path(runtime_dir) != RUNTIME_DIR):
+        found.append(
+            f"the services meet in {RUNTIME_DIR}: write runtime_dir: {RUNTIME_DIR}, so that "
+            "commands in a shell, such as status and subscribe, find them there"
+        )
     return found
 
 

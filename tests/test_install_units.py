@@ -173,8 +173,9 @@ def test_what_the_service_user_would_stumble_over_is_told(tmp_path: Path) -> Non
     chosen = settings(MICROPHONE, {"type": "stdin"}, runtime_dir="/somewhere")
     told = "\n".join(doubts(plan(chosen)))
     assert "stream s1 reads standard input" in told
-    assert "runtime_dir is /somewhere: leave it out" in told
-    assert doubts(plan()) == []
+    assert "write runtime_dir: /run/ast-stream, so that commands in a shell" in told
+    assert len(doubts(plan())) == 1
+    assert doubts(plan(settings(CAMERA, runtime_dir="/run/ast-stream"))) == []
     (told,) = doubts(plan(is_user=True))
     assert "state_dir is /var/lib/ast-stream, which is not yours" in told
     absent = Plan(Path("/bin/true"), Path("/etc/ast-stream/a.yaml"), None)

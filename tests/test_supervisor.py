@@ -381,3 +381,39 @@ def test_status_names_what_runs_and_what_does_not(
     assert watched.run(stop, after_turn) == 0
     guard.cancel()
     assert said[-1] == "running: worker, b; a has finished"
+
+
+def test_child_that_ends_last_is_told_when_the_others_have_ended(
+    shown: tuple[LineForwarder, StringIO], tmp_path: Path
+) -> None:
+    slow, last = tmp_path / "slow", tmp_path / "last"
+    on_term = (
+        "import pathlib, signal, sys, time\n"
+        "def end(*_):\n    {}\n    sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        "pathlib.Path({!r}).touch()\n"
+        "time.sleep(600)"
+    )
+    ends_slowly = on_term.format(
+        f"time.sleep(0.3); pathlib.Path({str(slow)!r}).touch()", str(tmp_path / "a")
+    )
+    looks = on_term.format(
+        f"pathlib.Path({str(last)!r}).write_text(str(pathlib.Path({str(slow)!r}).exists()))",
+        str(tmp_path / "b"),
+    )
+    specs = [
+        python("alerts", looks, is_core=True, ends_last=True),
+        python("worker", ends_slowly, is_core=True),
+        python("capture", WAITS),
+    ]
+    stop = threading.Event()
+    guard = threading.Timer(LIMIT_S, stop.set)
+    guard.start()
+
+    def stop_when_both_wait() -> None:
+        if (tmp_path / "a").exists() and (tmp_path / "b").exists():
+            stop.set()
+
+    assert Supervisor(specs, child_environment(), shown[0]).run(stop, stop_when_both_wait) == 0
+    guard.cancel()
+    assert last.read_text() == "True"

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from alert_samples import firing, states
+
+from ast_stream.alerts.actions.base import Refused
+from ast_stream.alerts.outbox import Delivery, Outbox, Route
+from ast_stream.alerts.store import Store
+from services.cli import run_command_line
+
+BOTH = frozenset({"firing", "resolved"})
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    settings = {
+        "state_dir": str(tmp_path),
+        "streams": [{"name": "porch", "source": {"type": "stdin"}}],
+    }
+    path.write_text(json.dumps(settings))
+    return path
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store(tmp_path / "alerts.sqlite")
+    outbox = Outbox(store, {"phone": Route(BOTH), "mail": Route(BOTH)}, time.time_ns)
+    with store.transaction() as db:
+        outbox.enqueue(db, [firing("a1", "phone"), firing("b2", "phone", "mail")])
+    delivery = outbox.take("phone")
+    assert isinstance(delivery, Delivery)
+    outbox.settle(delivery, Refused("404"))
+    yield store
+    store.close()
+
+
+def test_list_prints_json_lines(
+    config: Path, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["outbox", "list", "-c", str(config), "--state", "dead", "--json"]
+    assert run_command_line(args) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    row = json.loads(line)
+    assert (row["alert_id"], row["action"], row["last_error"]) == ("a1", "phone", "404")
+    assert row["created"].endswith("Z")
+
+
+def test_list_prints_a_table_and_the_snoozes(
+    config: Path, store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run_command_line(["snooze", "dog", "-c", str(config), "--for", "2h"]) == 0
+    assert run_command_line(["outbox", "list", "-c", str(config)]) == 0
+    out = capsys.readouterr().out
+    assert "dog is snoozed until" in out
+    assert "pending" in out
+    assert "404" in out
+
+
+def test_retry_and_drop_change_the_rows(config: Path, store: Store) -> None:
+    assert run_command_line(["outbox", "retry", "-c", str(config), "--all"]) == 0
+    assert states(store)["a1", "firing", "phone"] == "pending"
+    drop = ["outbox", "drop", "-c", str(config), "--all", "--action", "phone"]
+    assert run_command_line(drop) == 0
+    assert states(store)["a1", "firing", "phone"] == "dropped"
+    assert states(store)["b2", "firing", "mail"] == "pending"
+
+
+def test_rows_must_be_named_or_all_asked_for(
+    config: Path, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command_line(["outbox", "drop", "-c", str(config)]) == 2
+    assert "expected numbers of deliveries, or --all" in capsys.readouterr().err
+
+
+def test_ack_drops_what_is_still_to_be_sent(
+    config: Path, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command_line(["ack", "b", "-c", str(config)]) == 0
+    assert capsys.readouterr().out == "acknowledged; 2 deliveries dropped\n"
+    assert states(store)["b2", "firing", "mail"] == "dropped"
+
+
+def test_snooze_names_a_near_rule_and_refuses_what_is_no_duration(
+    config: Path, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command_line(["snooze", "dogg", "-c", str(config)]) == 0
+    assert "no alert of dogg has fired so far; did you mean 'dog'?" in capsys.readouterr().out
+    assert run_command_line(["snooze", "dog", "-c", str(config), "--for", "soon"]) == 2
+    assert "--for: expected a duration such as 30s" in capsys.readouterr().err
+
+
+def test_commands_need_a_process_that_has_run(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command_line(["outbox", "list", "-c", str(config)]) == 3
+    assert "the alerts process has not run yet" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ from ast_stream.errors import ConfigError, UsageError
 from ast_stream.labels import slug
 from ast_stream.messages import format_time, parse_time
 from services.rule_facts import RuleContext, rule_context
+from services.rule_ledger import OutboxLedger
 from services.rule_reports import junit, summary_lines, transition_line
 from services.rule_scores import decide
 
@@ -87,11 +89,12 @@ def run_test_files(
         except ConfigError as error:
             _show_problems(error)
             raise typer.Exit(EXIT_FOUND) from error
-        for result in run_tests(loaded, decide):
-            results.append(result)
-            typer.echo(f"{'FAILED' if result.failures else 'passed'}  {file}: {result.name}")
-            for failure in result.failures:
-                typer.echo(f"        {failure}")
+        with ExitStack() as stack:
+            for result in run_tests(loaded, decide, partial(OutboxLedger, stack=stack)):
+                results.append(result)
+                typer.echo(f"{'FAILED' if result.failures else 'passed'}  {file}: {result.name}")
+                for failure in result.failures:
+                    typer.echo(f"        {failure}")
     if junit_file is not None:
         _write(junit_file, junit(results))
     n_failed = sum(bool(result.failures) for result in results)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -56,22 +56,6 @@ class Ledger(Protocol):
 
     def rows(self) -> int:
         """Return how many deliveries there are."""
-
-
-@dataclass
-class PlainLedger:
-    """Counts deliveries as an outbox does: one for each alert, state and action."""
-
-    _rows: set[tuple[str, str, str]] = field(default_factory=set)
-
-    def take(self, transitions: list[Transition]) -> None:
-        """Count."""
-        for one in transitions:
-            self._rows |= {(one.alert.id, one.to_state, action) for action in one.actions}
-
-    def rows(self) -> int:
-        """Return how many there are."""
-        return len(self._rows)
 
 
 @dataclass(frozen=True)
@@ -127,15 +111,16 @@ def load_tests(path: Path, *, labels: Sequence[str] | None = None) -> LoadedTest
 
 
 def run_tests(
-    tests: LoadedTests, decide: Decide | None, new_ledger: Callable[[], Ledger] = PlainLedger
+    tests: LoadedTests, decide: Decide | None, new_ledger: Callable[[RuleSet], Ledger]
 ) -> Iterator[TestResult]:
     """Run the tests of a file one after another.
 
     Args:
         decide: the decision stage; None: tests with scores fail.
+        new_ledger: makes the outbox of one test.
     """
     for index, test in enumerate(tests.settings.tests):
-        failures = _Run(tests, test, index, new_ledger()).failures(decide)
+        failures = _Run(tests, test, index, new_ledger(tests.rules)).failures(decide)
         yield TestResult(tests.document.file, test.name, failures)
 
 

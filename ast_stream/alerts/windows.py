@@ -90,9 +90,9 @@ def parse_dates(texts: list[str]) -> tuple[tuple[date, date], ...]:
     """
     spans = []
     for text in texts:
-        first, _, last = text.partition("..")
+        first, dots, last = text.partition("..")
         try:
-            span = date.fromisoformat(first), date.fromisoformat(last or first)
+            span = date.fromisoformat(first), date.fromisoformat(last if dots else first)
         except ValueError:
             form = "2026-12-24 or 2026-12-24..2027-01-02"
             raise ValueError(f"expected a date such as {form}, got '{text}'") from None

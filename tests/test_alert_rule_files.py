@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rule_bodies import LABELS, rules_from
 
 from ast_stream.alerts.lints import DetectorFacts, lint
 from ast_stream.alerts.matching import Ontology, UnknownName
 from ast_stream.alerts.rule_files import compile_rules, load_rules
-from ast_stream.errors import ConfigError
+from ast_stream.errors import ConfigError, Problem
 from ast_stream.settings.load import parse_document
 
 ONTOLOGY = [
@@ -418,3 +421,29 @@ def test_unused_action_is_warned_of() -> None:
 )
 def test_sound_rules_are_not_warned_of(rule: str) -> None:
     assert lint(rules_from(rule), FACTS) == []
+
+
+_KEY_WORDS = (
+    "alert match for tolerate count sequence absent level group_by when unless severity labels "
+    "annotations actions class any_of under group not score stream min within steps missing"
+)
+_KEYS = st.sampled_from(_KEY_WORDS.split())
+_WORDS = st.sampled_from(["Bark", "a", "3s", "night", "critical", "x: y", "", "{{ label }}", "id"])
+_LEAVES = st.one_of(st.none(), st.booleans(), st.integers(-5, 5), st.floats(), _WORDS)
+_VALUES = st.recursive(
+    _LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYS, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(_KEYS, _VALUES, max_size=6))
+def test_no_rule_whatever_its_shape_is_more_than_refused(rule: dict[str, Any]) -> None:
+    content = {"groups": [{"name": "g", "rules": [{"alert": "a"} | rule]}]}
+    document = parse_document(json.dumps(content), "r.yaml", "groups")
+    refused: list[Problem] = []
+    try:
+        lint(compile_rules([document], labels=LABELS), FACTS)
+    except ConfigError as error:
+        refused = error.problems
+    assert all(str(problem).startswith("r.yaml:1:") for problem in refused)

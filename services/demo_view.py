@@ -6,6 +6,7 @@ import sys
 from collections import deque
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -118,8 +119,8 @@ def alert_line(body: dict[str, Any]) -> str:
 
 def report_table(report: Report) -> Table:
     """Return planted against detected, one row for each planted sound."""
-    table = Table(title="planted against detected", title_justify="left")
-    table.add_column("sound", max_width=28, no_wrap=True)
+    table = Table(title="planted against detected", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("sound", max_width=24, no_wrap=True)
     for heading in ("planted at", "detected", "error", "peak", "latency"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in report.rows:

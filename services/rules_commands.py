@@ -27,7 +27,9 @@ from services.rule_scores import decide
 
 EXIT_FOUND = 1
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(
+    no_args_is_help=True, epilog="Example: ast-stream rules check configs/alerts.yaml"
+)
 
 Files = Annotated[
     list[Path], typer.Argument(metavar="FILE…", exists=True, dir_okay=False, help="YAML files.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from rule_bodies import (
 )
 
 from ast_stream.alerts.model import DetectionTiming, Transition
+from ast_stream.alerts.rule_files import load_rules
 from ast_stream.alerts.rules import RuleSet
 from ast_stream.messages import format_time
 from ast_stream.units import NS_PER_SECOND
@@ -405,3 +407,27 @@ def test_memory_does_not_grow_with_events() -> None:
         if number in (1000, 2999):
             sizes.append(len(json.dumps(engine.export())))
     assert abs(sizes[1] - sizes[0]) < 100
+
+
+def test_one_sound_that_raises_a_branch_and_its_member_counts_once(tmp_path: Path) -> None:
+    nodes = [
+        {"id": "1", "name": "Dog", "child_ids": ["2"]},
+        {"id": "2", "name": "Bark", "child_ids": []},
+    ]
+    (tmp_path / "ontology.json").write_text(json.dumps(nodes))
+    file = tmp_path / "rules.yaml"
+    file.write_text(
+        "ontology: ontology.json\n"
+        "groups: [{name: g, rules: [{alert: a, match: {under: Dog}, "
+        "count: {min: 3, within: 20s}}]}]\n"
+    )
+    rules = load_rules([file], labels=["Dog", "Bark"])
+    bodies = [
+        body
+        for n, onset in enumerate((0.0, 5.0))
+        for label in ("Bark", "Dog")
+        for body in sound(f"{label}{n}", label, onset, onset + 1)
+    ]
+    assert told(run(engine_of(rules), bodies, 10)) == []
+    third = sound("Dog2", "Dog", 9, 10)
+    assert told(run(engine_of(rules), [*bodies, *third], 10)) == [(9.0, "a", "firing")]

@@ -125,7 +125,7 @@ def run_alerts(
             feed_endpoint(settings),
             topics=TOPICS,
             query=query_endpoint(settings),
-            after=store.position(),
+            after=store.position() or "oldest",
         )
         cleanup.callback(feed.close)
         sensors = [one for one in runners.values() if isinstance(one, MqttRunner)]
@@ -135,7 +135,16 @@ def run_alerts(
             now_ns=time.time_ns(),
             timing=detection_timing(loaded),
         )
-        loop = AlertLoop(feed, engine, store, outbox, couriers, sensors=sensors, fault=fault)
+        loop = AlertLoop(
+            feed,
+            engine,
+            store,
+            outbox,
+            couriers,
+            sensors=sensors,
+            since_ns=store.since_ns(time.time_ns()),
+            fault=fault,
+        )
 
         def put_in_force(changed: RuleSet) -> None:
             nonlocal rules

@@ -122,6 +122,18 @@ def test_feed_is_read_in_bounded_portions(bench: Bench) -> None:
     assert bench.feed.items
 
 
+def test_message_that_is_not_what_it_should_be_is_left_out(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.feed.items += [
+        FeedMessage("health/porch/", {"v": 1, "boot": "b", "seq": 1}),
+        FeedMessage("event/bark/porch/", {"v": 1, "boot": "b", "seq": 2, "previous": 0}),
+    ]
+    bench.loop.step()
+    assert bench.feed.items == []
+    assert "message health/porch/ cannot be used: KeyError('published')" in caplog.text
+
+
 def test_messages_that_are_missed_are_told(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     bench.feed.items.append(Missed(None, ("b", 7), "the log does not have them"))
     bench.loop.step()
@@ -134,7 +146,7 @@ def test_alert_is_saved_at_once_and_progress_from_time_to_time(bench: Bench) -> 
     at = format_time(bench.clock())
     body = {"v": 1, "boot": "b", "seq": 3, "previous": 0, "id": "e1", "type": "begin"}
     body |= {"stream": "porch", "labels": {}, "class": "speech", "label": "Speech", "peak": 0.9}
-    body |= {"onset": at, "captured": at}
+    body |= {"onset": at, "captured": at, "published": at}
     bench.feed.items.append(FeedMessage("event/speech/porch/", body))
     bench.loop.step()
     bench.loop.save()

@@ -26,6 +26,12 @@ def test_new_database_knows_nothing(tmp_path: Path) -> None:
     store.close()
 
 
+def test_database_knows_when_it_was_first_used(tmp_path: Path) -> None:
+    store = Store(tmp_path / "a.sqlite")
+    assert [store.since_ns(7), store.since_ns(9)] == [7, 7]
+    store.close()
+
+
 def test_position_is_kept_where_a_save_names_none(tmp_path: Path) -> None:
     store = Store(tmp_path / "a.sqlite")
     with store.transaction() as db:

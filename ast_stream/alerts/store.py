@@ -20,7 +20,7 @@ from ast_stream.errors import AstStreamError, StartupError
 
 SCHEMA_VERSION = 1
 _BUSY_MS = 5000
-_ENGINE, _POSITION = "engine", "position"
+_ENGINE, _POSITION, _SINCE = "engine", "position", "since"
 _SCHEMA = """
 CREATE TABLE state (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE alerts (
@@ -120,6 +120,12 @@ class Store:
         """Return where on the feed the stored engine stands."""
         stored = self._read(_POSITION)
         return None if stored is None else (stored[0], stored[1])
+
+    def since_ns(self, now_ns: int) -> int:
+        """Return when this database was first used: `now_ns` if that is now."""
+        with self.transaction() as db:
+            db.execute("INSERT OR IGNORE INTO state VALUES (?, ?)", (_SINCE, str(now_ns)))
+        return int(self._read(_SINCE))
 
     def close(self) -> None:
         """Close the connection."""

@@ -121,6 +121,14 @@ def test_pending_duration_and_firing_alerts_survive_a_kill(receiver: HttpReceive
     assert len(ids_of(receiver, 1, "resolved")) == 2
 
 
+def test_first_start_takes_what_comes_after_it_and_nothing_older(
+    running: AlertProcess, receiver: HttpReceiver
+) -> None:
+    running.publish(1, "begin", "end")
+    begin(running, receiver)
+    assert told(receiver, 1) == set()
+
+
 def test_alerts_are_published_on_a_feed_of_their_own(
     running: AlertProcess, receiver: HttpReceiver
 ) -> None:

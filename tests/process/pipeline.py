@@ -29,7 +29,7 @@ PATIENCE_S = 60.0
 class Pipeline:
     """Processes of one configuration in a folder of their own."""
 
-    def __init__(self, checkpoint: Path, streams: dict[str, Body], **sections: Any) -> None:
+    def __init__(self, checkpoint: Path | str, streams: dict[str, Body], **sections: Any) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="asp-", dir="/tmp"))  # ipc paths are short
         self.config = self.folder / "config.yaml"
         for source in streams.values():
@@ -123,7 +123,9 @@ class Pipeline:
 
 
 @contextmanager
-def pipeline(checkpoint: Path, streams: dict[str, Body], **sections: Any) -> Iterator[Pipeline]:
+def pipeline(
+    checkpoint: Path | str, streams: dict[str, Body], **sections: Any
+) -> Iterator[Pipeline]:
     """Yield a pipeline of sources by stream name that is gone afterwards."""
     running = Pipeline(checkpoint, streams, **sections)
     try:

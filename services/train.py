@@ -27,6 +27,9 @@ CURVES_FILE = "curves.png"
 def train(
     data: Annotated[Path, typer.Argument(help="Folder with a sub-folder per class, or a CSV.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for state and checkpoint.")],
+    start: Annotated[
+        str | None, typer.Option(help="Checkpoint to fine-tune; none: from scratch.")
+    ] = None,
     file_column: Annotated[str, typer.Option(help="CSV column of the file name.")] = "file",
     label_column: Annotated[str, typer.Option(help="CSV column of the label.")] = "label",
     fold_column: Annotated[str, typer.Option(help="CSV column of the fold.")] = "fold",
@@ -53,7 +56,7 @@ def train(
     seed: Annotated[int, typer.Option(min=0)] = Recipe.seed,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = os.cpu_count() or 1,
 ) -> None:
-    """Train a small AST from scratch; go on where it was if OUT holds a started training.
+    """Train a small AST, or fine-tune one; go on where it was if OUT holds a started training.
 
     OUT/checkpoint can be given to every --model option. OUT also gets metrics and their curves.
 
@@ -64,6 +67,7 @@ def train(
     torch.set_num_threads(threads)
     plan = Plan(
         data=data,
+        start=start,
         columns=Columns(file_column, label_column, fold_column, accepted_values(where or [])),
         test_folds=tuple(test_fold or ()),
         n_generated=generated,

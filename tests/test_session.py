@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from ast_stream.errors import UsageError
 from ast_stream.model.checkpoint import load_checkpoint
@@ -78,3 +79,24 @@ def test_attributions_name_the_clips_that_were_trained_on(plan: Plan, tmp_path: 
 def test_a_test_fold_that_does_not_exist_is_refused(plan: Plan, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="test fold: expected one of 0, 1, got '7'"):
         train(replace(plan, test_folds=("7",)), tmp_path / "out", lambda report: None)
+
+
+def test_a_checkpoint_of_the_same_classes_is_trained_on(plan: Plan, tmp_path: Path) -> None:
+    plan = replace(plan, n_generated=0)
+    first = train(plan, tmp_path / "first", lambda report: None)
+    still = replace(
+        plan,
+        start=str(tmp_path / "first" / "checkpoint"),
+        recipe=replace(plan.recipe, learning_rate=0.0),
+    )
+    second = train(still, tmp_path / "second", lambda report: None)
+    for name, tensor in first.state_dict.items():
+        assert torch.equal(second.state_dict[name], tensor)  # nothing learnt, nothing lost
+
+
+def test_a_start_with_other_windows_is_refused(plan: Plan, tmp_path: Path) -> None:
+    plan = replace(plan, n_generated=0)
+    train(plan, tmp_path / "first", lambda report: None)
+    other = replace(plan, start=str(tmp_path / "first" / "checkpoint"), window_s=1.28)
+    with pytest.raises(UsageError, match=r"expected windows of 1.28 s, got .* 2.56 s"):
+        train(other, tmp_path / "second", lambda report: None)

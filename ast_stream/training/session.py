@@ -10,7 +10,7 @@ from typing import Any
 
 from ast_stream.errors import UsageError
 from ast_stream.model.ast import AstDims, AudioSpectrogramTransformer
-from ast_stream.model.checkpoint import Checkpoint, save_checkpoint
+from ast_stream.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ast_stream.model.golden import golden_for
 from ast_stream.model.metadata import Metadata
 from ast_stream.model.tagger import Tagger
@@ -46,6 +46,8 @@ class Plan:
     """What to train on and what to make.
 
     Attributes:
+        start: checkpoint to fine-tune, as `load_checkpoint` takes it; None: from scratch. Its sizes
+            and statistics are kept; its classifier only where the classes are the same.
         test_folds: recordings of these folds are held out: they are not trained on, and choose
             the thresholds.
         n_generated: takes of each generated class; 0: recordings only.
@@ -55,6 +57,7 @@ class Plan:
     """
 
     data: Path
+    start: str | None = None
     columns: Columns = field(default_factory=Columns)
     test_folds: tuple[str, ...] = ()
     n_generated: int = 300
@@ -127,10 +130,15 @@ def train(plan: Plan, folder: Path, on_report: Callable[[Metrics], None]) -> Che
         on_report: called with the metrics of every report.
     """
     prepared = prepare(plan)
-    dims = _dims(plan, len(prepared.material.labels))
+    labels = list(prepared.material.labels)
     maker = WindowMaker(prepared.material, seconds_to_samples(plan.window_s), plan.mixing)
-    normalization = measure_normalization(maker, plan.recipe.seed)
-    model = new_model(dims, plan.recipe)
+    if plan.start is None:
+        normalization = measure_normalization(maker, plan.recipe.seed)
+        model = new_model(_dims(plan, len(labels)), plan.recipe)
+    else:
+        checkpoint = load_checkpoint(plan.start)
+        normalization = checkpoint.normalization
+        model = started_model(checkpoint, labels, plan)
     trainer = Trainer(model, maker, plan.recipe, folder, normalization)
     tested = prepared.held_out.recordings
 
@@ -145,9 +153,9 @@ def train(plan: Plan, folder: Path, on_report: Callable[[Metrics], None]) -> Che
     # what is measured are the weights as they will be stored
     stored = {name: one.half().float() for name, one in trainer.average.state_dict().items()}
     checkpoint = Checkpoint(
-        dims=dims,
+        dims=model.dims,
         state_dict=stored,
-        labels=list(prepared.material.labels),
+        labels=labels,
         normalization=normalization,
         metadata=Metadata(window_s=plan.window_s, hop_s=HOP_S, licence=plan.licence),
         origin=str(folder / "checkpoint"),
@@ -156,6 +164,30 @@ def train(plan: Plan, folder: Path, on_report: Callable[[Metrics], None]) -> Che
     save_checkpoint(folder / "checkpoint", calibrated, "fp16")
     write_attributions(prepared.clips, folder / "checkpoint" / "ATTRIBUTIONS.csv")
     return calibrated
+
+
+def started_model(
+    checkpoint: Checkpoint, labels: list[str], plan: Plan
+) -> AudioSpectrogramTransformer:
+    """Return the checkpoint's model for training on `labels`.
+
+    Raises:
+        UsageError: its windows are of another length than the plan's.
+    """
+    if checkpoint.window_s != plan.window_s:
+        raise UsageError(
+            f"{checkpoint.origin}: expected windows of {plan.window_s:g} s, "
+            f"got a checkpoint with {checkpoint.window_s:g} s"
+        )
+    model = new_model(replace(checkpoint.dims, n_classes=len(labels)), plan.recipe)
+    same_classes = checkpoint.labels == labels
+    kept = {
+        name: tensor
+        for name, tensor in checkpoint.state_dict.items()
+        if same_classes or name not in ("head.weight", "head.bias")
+    }
+    model.load_state_dict(kept, strict=same_classes)
+    return model
 
 
 def calibrate(checkpoint: Checkpoint, held: HeldOut, plan: Plan) -> Checkpoint:
@@ -204,6 +236,7 @@ def _known(values: dict[str, float | None]) -> dict[str, float]:
 
 def _provenance(plan: Plan, chosen: dict[str, ClassCalibration]) -> dict[str, Any]:
     return {
+        "start": plan.start,
         "test_folds": list(plan.test_folds),
         "generated_takes": plan.n_generated,
         "generated_backgrounds": plan.n_backgrounds,

@@ -23,7 +23,12 @@ from ast_stream.units import FRAME_SHIFT, SAMPLE_RATE
 pytestmark = pytest.mark.virtual_mic
 
 ESC10 = Path(__file__).parents[3] / "shared" / "data" / "esc10"
-CLIPS = ("4-156844-A.ogg", "4-182368-A.ogg", "4-59579-A.ogg", "4-164064-B.ogg")  # of the held-out fold
+CLIPS = (
+    "4-156844-A.ogg",
+    "4-182368-A.ogg",
+    "4-59579-A.ogg",
+    "4-164064-B.ogg",
+)  # of the held-out fold
 ONSET_TOLERANCE_S = 0.75
 BED_AMPLITUDE = 30  # int16: -60 dBFS
 SPACE_S = 3.0

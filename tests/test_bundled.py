@@ -1,0 +1,95 @@
+"""The bundled checkpoint: small, self-consistent, quiet in noise, and it hears the demo's scene."""
+
+from __future__ import annotations
+
+import csv
+import importlib.resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ast_stream.audio.backgrounds import BACKGROUNDS
+from ast_stream.audio.scene import generate_scene
+from ast_stream.audio.synthesis import SOUNDS, to_active_level
+from ast_stream.detect.detector import Detector
+from ast_stream.labels import slug
+from ast_stream.messages import Event, Pcm16
+from ast_stream.model.tagger import Tagger, load_tagger
+from ast_stream.runtime.selfcheck import self_check
+from ast_stream.training.stream_report import stream_report
+from ast_stream.training.streams import ScoredStrip, Strip
+from ast_stream.units import FULL_SCALE, SAMPLE_RATE
+
+MOST_BYTES = 12_000_000
+FOLDER = Path(str(importlib.resources.files("ast_stream.model") / "bundled"))
+LICENCES = {"CC0", "CC-BY"}
+
+
+@pytest.fixture(scope="module")
+def tagger() -> Tagger:
+    return load_tagger("bundled", device="cpu", precision="fp32", attention="math")
+
+
+def _events(tagger: Tagger, pcm: Pcm16) -> list[Event]:
+    detector = Detector(tagger, max_streams=1)
+    detector.open("test", "epoch")
+    events: list[Event] = []
+    for start in range(0, len(pcm), SAMPLE_RATE):
+        detector.push("test", start, pcm[start : start + SAMPLE_RATE])
+        events += detector.run()
+    return events + detector.flush("test")
+
+
+def test_the_bundled_checkpoint_is_small_and_passes_its_self_check(tagger: Tagger) -> None:
+    assert (FOLDER / "model.safetensors").stat().st_size <= MOST_BYTES
+    check = self_check(tagger)
+    assert check.against == "golden"
+    assert check.max_error < 1e-4
+
+
+def test_it_knows_the_classes_of_the_demo_and_everyday_sounds(tagger: Tagger) -> None:
+    generated = {make(np.random.default_rng(0)).label for make in SOUNDS.values()}
+    assert generated <= set(tagger.labels)
+    assert {"Bark", "Baby cry, infant cry", "Rain", "Sneeze"} <= set(tagger.labels)
+    assert len({slug(label) for label in tagger.labels}) == len(tagger.labels)
+
+
+def test_every_class_has_a_threshold_and_rise_times(tagger: Tagger) -> None:
+    for label in tagger.labels:
+        assert 0.2 <= tagger.metadata.onset_thresholds[label] <= 0.9
+        assert not tagger.metadata.rise(label, tagger.window_s).assumed
+
+
+def test_it_was_trained_only_on_clips_whose_licence_allows_it() -> None:
+    with (FOLDER / "ATTRIBUTIONS.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["licence"] for row in rows} == LICENCES
+    assert all(row["author"] and row["freesound_url"] for row in rows)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_it_finds_the_sounds_of_a_scene_near_their_onsets(tagger: Tagger, seed: int) -> None:
+    scene = generate_scene(seed, 40.0)
+    scored = ScoredStrip(
+        Strip(scene.pcm, scene.truth),
+        times_s=np.zeros(0),
+        scores=np.zeros((0, len(tagger.labels)), np.float32),
+        events=_events(tagger, scene.pcm),
+    )
+    figures = stream_report([scored], tagger.labels).overall
+    assert figures.n_found == figures.n_sounds
+    assert figures.onset_error_s < 0.5
+
+
+@pytest.mark.parametrize("name", BACKGROUNDS)
+def test_it_stays_quiet_in_noise_and_music(tagger: Tagger, name: str) -> None:
+    for seed, dbfs in ((101, -50.0), (102, -25.0)):
+        background = BACKGROUNDS[name](np.random.default_rng(seed), 12 * SAMPLE_RATE)
+        pcm = np.clip(to_active_level(background, dbfs), -1, 1) * (FULL_SCALE - 1)
+        heard = [event.label for event in _events(tagger, pcm.astype(np.int16))]
+        assert heard == []
+
+
+def test_it_stays_quiet_in_digital_silence(tagger: Tagger) -> None:
+    assert _events(tagger, np.zeros(10 * SAMPLE_RATE, np.int16)) == []

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ast_stream.version import __version__
+
 if TYPE_CHECKING:
     from ast_stream.model.tagger import load_tagger
 
-__all__ = ["load_tagger"]
-__version__ = "0.1.0"
+__all__ = ["__version__", "load_tagger"]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,7 +15,6 @@ from typing import Any
 
 import typer
 
-from ast_stream import __version__
 from ast_stream.errors import (
     AstStreamError,
     CheckpointError,
@@ -32,6 +31,7 @@ from ast_stream.runtime.lifecycle import (
     hold_hangups,
 )
 from ast_stream.runtime.logging_setup import is_set_up
+from ast_stream.version import __version__
 
 PROGRAM = "ast-stream"
 _OUTPUT_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)

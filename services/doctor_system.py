@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from ast_stream import __version__
 from ast_stream.errors import AstStreamError, StartupError
 from ast_stream.model.torchaudio_guard import has_compiled_part
 from ast_stream.settings import paths
 from ast_stream.settings.schema import Settings
+from ast_stream.version import __version__
 from ast_stream.wire.sockets import Sockets, lock_endpoint
 from services.doctor_findings import Check, Status
 

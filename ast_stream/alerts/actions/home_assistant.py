@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ast_stream import __version__
 from ast_stream.labels import slug
+from ast_stream.version import __version__
 
 ONLINE, OFFLINE = "online", "offline"
 EVENT_TYPES = ("firing", "resolved")

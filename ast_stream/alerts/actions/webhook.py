@@ -8,7 +8,6 @@ from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from ast_stream import __version__
 from ast_stream.alerts.actions.base import (
     Delivered,
     Failed,
@@ -22,6 +21,7 @@ from ast_stream.alerts.actions.signing import parse_secret, signature
 from ast_stream.errors import StartupError
 from ast_stream.messages import format_time
 from ast_stream.settings.alert_schema import WebhookAction
+from ast_stream.version import __version__
 
 CONTENT_TYPE = "application/cloudevents+json; charset=utf-8"
 GONE = 410

@@ -43,7 +43,7 @@ check:
 	@$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/pytest $(PYTEST_FLAGS)
 
 fix: $(VENV)/.installed-dev

@@ -1,4 +1,4 @@
-"""Seeded backgrounds: noises, hum, fans, music-like tones, household clicks and beeps.
+"""Seeded backgrounds: noises, hum, fans, music-like tones, household knocks and beeps.
 
 What a microphone hears when nothing of interest happens. Used as the bed of generated scenes and
 as negative material in training. Rain and surf are left out on purpose: they are classes.
@@ -76,17 +76,17 @@ def music(rng: Random, n_samples: int) -> Signal:
     return _unit(in_a_room(rng, track)[:n_samples])
 
 
-def clicks(rng: Random, n_samples: int) -> Signal:
-    """Return irregular knocks and key clicks over faint noise: ticking without a clock, RMS 1."""
+def knocks(rng: Random, n_samples: int) -> Signal:
+    """Return irregular dull knocks and steps over faint noise, RMS 1."""
     track = np.zeros(n_samples)
-    n_click = seconds_to_samples(0.08)
-    t = np.arange(n_click) / SAMPLE_RATE
+    n_knock = seconds_to_samples(0.15)
+    t = np.arange(n_knock) / SAMPLE_RATE
     at = int(rng.exponential(0.4) * SAMPLE_RATE)
-    while at + n_click < n_samples:
-        burst = rng.standard_normal(n_click) * np.exp(-t * rng.uniform(60, 900))
-        burst += np.sin(2 * np.pi * rng.uniform(120, 3000) * t) * np.exp(-t * rng.uniform(50, 300))
-        track[at : at + n_click] += burst * rng.uniform(0.2, 1.0)
-        at += int((0.08 + rng.exponential(0.5)) * SAMPLE_RATE)
+    while at + n_knock < n_samples:
+        knock = np.cumsum(rng.standard_normal(n_knock)) * 0.1 * np.exp(-t * rng.uniform(60, 200))
+        knock += np.sin(2 * np.pi * rng.uniform(70, 600) * t) * np.exp(-t * rng.uniform(30, 120))
+        track[at : at + n_knock] += knock * rng.uniform(0.2, 1.0)
+        at += int((0.15 + rng.exponential(0.5)) * SAMPLE_RATE)
     wet = in_a_room(rng, track)[:n_samples]
     return _unit(wet + 0.01 * coloured_noise(rng, n_samples, 1.0))
 
@@ -124,7 +124,7 @@ BACKGROUNDS: dict[str, Callable[[Random, int], Signal]] = {
     "hum": hum,
     "fan": fan,
     "music": music,
-    "clicks": clicks,
+    "knocks": knocks,
     "appliance_beeps": appliance_beeps,
 }
 

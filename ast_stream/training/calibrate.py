@@ -84,7 +84,7 @@ def choose_threshold(
     quiet: npt.NDArray[np.float64],
     most_quiet_alarms: float,
 ) -> float:
-    """Return the threshold with the best F1 of `positives` against `negatives`.
+    """Return the threshold with the best F1 of `positives` against `negatives` and `quiet`.
 
     Only thresholds that leave at most `most_quiet_alarms` of `quiet` above are considered; of
     equally good ones the middle is taken. Always within `LOWEST` and `HIGHEST`.
@@ -92,8 +92,8 @@ def choose_threshold(
     candidates = np.round(np.arange(LOWEST, HIGHEST + 0.005, 0.01), 2)
     found = (positives[None, :] >= candidates[:, None]).sum(axis=1)
     false = (negatives[None, :] >= candidates[:, None]).sum(axis=1)
-    f1 = 2 * found / np.maximum(1, found + false + len(positives))
     alarms = (quiet[None, :] >= candidates[:, None]).sum(axis=1)
+    f1 = 2 * found / np.maximum(1, found + false + alarms + len(positives))
     f1 = np.where(alarms <= most_quiet_alarms, f1, -1.0)
     if f1.max() < 0:
         return HIGHEST

@@ -31,7 +31,7 @@ class Mixing:
     background_only_share: float = 0.2
     background_share: float = 0.6
     second_sound_share: float = 0.4
-    generated_share: float = 0.4  # of a class that has recordings and a generator
+    generated_share: float = 0.5  # of a class that has recordings and a generator
     generated_class_weight: float = 0.7  # of a class that only has a generator
     speed: tuple[float, float] = (0.8, 1.25)
     level_dbfs: tuple[float, float] = (-50.0, -6.0)

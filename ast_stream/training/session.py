@@ -69,7 +69,7 @@ class Plan:
     recipe: Recipe = field(default_factory=Recipe)
     mixing: Mixing = field(default_factory=Mixing)
     negatives_s: float = 3600.0
-    budget_per_h: float = 0.5
+    budget_per_h: float = 2.0
     licence: str | None = None  # of the weights
 
 
@@ -236,7 +236,7 @@ def _known(values: dict[str, float | None]) -> dict[str, float]:
 
 def _provenance(plan: Plan, chosen: dict[str, ClassCalibration]) -> dict[str, Any]:
     return {
-        "start": plan.start,
+        "start": plan.start and load_checkpoint(plan.start).hash,
         "test_folds": list(plan.test_folds),
         "generated_takes": plan.n_generated,
         "generated_backgrounds": plan.n_backgrounds,

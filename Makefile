@@ -44,7 +44,9 @@ check:
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/pytest $(PYTEST_FLAGS)
+	# tests with real processes mostly wait for sound: three at a time keep two cores busy,
+	# and more threads than cores would only wait for each other
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile $(PYTEST_FLAGS)
 
 fix: $(VENV)/.installed-dev
 	@$(BIN)/ruff check --fix

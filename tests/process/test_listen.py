@@ -44,7 +44,9 @@ def test_listen_tells_level_scores_and_events_until_it_is_stopped(
     assert len(first["scores"]) == 2
     mic.play(tones_and_noise(6.0))
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=LIMIT_S)
+    assert process.stderr is not None
+    out, err = process.stdout.read(), process.stderr.read()  # communicate() leaves out the buffer
+    process.wait(LIMIT_S)
     lines = [json.loads(line) for line in out.splitlines()]
     assert process.returncode == 0, err
     assert max(line["level_dbfs"] for line in lines if "scores" in line) > -20

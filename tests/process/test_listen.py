@@ -37,16 +37,16 @@ def start(mic: VirtualMic, model: Path, *args: str) -> subprocess.Popen[str]:
 def test_listen_tells_level_scores_and_events_until_it_is_stopped(
     mic: VirtualMic, tmp_path: Path
 ) -> None:
-    process = start(mic, save_reactive(tmp_path), "--json", "--top", "2")
-    assert process.stdout is not None
-    first = json.loads(process.stdout.readline())  # digital silence is heard, too
-    assert set(first) == {"level_dbfs", "scores"}
-    assert len(first["scores"]) == 2
-    mic.play(tones_and_noise(6.0))
-    process.send_signal(signal.SIGINT)
-    assert process.stderr is not None
-    out, err = process.stdout.read(), process.stderr.read()  # communicate() leaves out the buffer
-    process.wait(LIMIT_S)
+    with start(mic, save_reactive(tmp_path), "--json", "--top", "2") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        first = json.loads(process.stdout.readline())  # digital silence is heard, too
+        assert set(first) == {"level_dbfs", "scores"}
+        assert len(first["scores"]) == 2
+        mic.play(tones_and_noise(6.0))
+        process.send_signal(signal.SIGINT)
+        out = process.stdout.read()  # communicate() would leave out what is buffered
+        err = process.stderr.read()
     lines = [json.loads(line) for line in out.splitlines()]
     assert process.returncode == 0, err
     assert max(line["level_dbfs"] for line in lines if "scores" in line) > -20

@@ -63,7 +63,8 @@ model: $(VENV)/.installed-dev
 	        "licence), e.g. made from ESC-10" >&2
 	    exit 2
 	fi
-	$(BIN)/ast-stream train "$(DATA)" --label-column audioset_label --where licence=CC0,CC-BY \
+	OMP_WAIT_POLICY=passive $(BIN)/ast-stream train "$(DATA)" --label-column audioset_label \
+	    --where licence=CC0,CC-BY --test-fold 4 --steps 2600 --licence CC-BY-4.0 \
 	    --out runs/bundled $(TRAIN_FLAGS)
 
 clean:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import soxr
 
 from ast_stream.audio.activity import Waveform
-from ast_stream.audio.synthesis import ACTIVE_DBFS, Random
+from ast_stream.audio.synthesis import ACTIVE_DBFS, Random, in_a_room
 from ast_stream.training.material import Material, Take
 from ast_stream.units import SAMPLE_RATE, frame_count, seconds_to_samples
 
@@ -28,12 +28,13 @@ TOO_LITTLE_SHARE = 0.04  # below this the window counts as without the sound
 class Mixing:
     """How windows are drawn; shares are probabilities, levels are dBFS of the sounding part."""
 
-    background_only_share: float = 0.2
+    background_only_share: float = 0.25
     background_share: float = 0.6
     second_sound_share: float = 0.4
     generated_share: float = 0.5  # of a class that has recordings and a generator
     generated_class_weight: float = 0.7  # of a class that only has a generator
     speed: tuple[float, float] = (0.8, 1.25)
+    room_share: float = 0.3  # of the recorded sounds are heard in another room, too
     level_dbfs: tuple[float, float] = (-50.0, -6.0)
     common_level_dbfs: tuple[float, float] = (-32.0, -14.0)  # of half of the sounds
     background_dbfs: tuple[float, float] = (-75.0, -10.0)
@@ -163,6 +164,8 @@ class WindowMaker:
         if speed != 1.0:
             cut = soxr.resample(cut, round(SAMPLE_RATE * speed), SAMPLE_RATE, quality="QQ")
             cut = _cut(cut, 0, n_samples)
+        if not take.is_generated and rng.random() < self._mixing.room_share:
+            cut = in_a_room(rng, cut)[:n_samples].astype(np.float32)
         return cut, take, presence
 
     def _presence(self, take: Take, start: int, n_samples: int) -> float:

@@ -14,12 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from ast_stream.errors import UsageError
+from ast_stream.evaluation.clips import ClipReport, report_clips
+from ast_stream.evaluation.streams import StreamReport, stream_report
+from ast_stream.material.clips import Columns, load_recordings, read_clips
+from ast_stream.material.held_out import held_out, scored_streams
 from ast_stream.model.tagger import Tagger, load_tagger
-from ast_stream.training.data import Columns, load_recordings, read_clips
-from ast_stream.training.evaluate import ClipReport, report_clips
-from ast_stream.training.held_out import held_out, scored_streams
 from ast_stream.training.session import HELD_OUT_SEED
-from ast_stream.training.stream_report import StreamReport, stream_report
 from services.train import accepted_values
 
 N_GENERATED, N_BACKGROUNDS = 24, 250

@@ -1,1 +1,1 @@
-"""Make checkpoints and measure them."""
+"""Make checkpoints: draw windows, train, resume, export."""

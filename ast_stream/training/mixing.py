@@ -15,7 +15,7 @@ import soxr
 
 from ast_stream.audio.activity import Waveform
 from ast_stream.audio.synthesis import ACTIVE_DBFS, Random, in_a_room
-from ast_stream.training.material import Material, Take
+from ast_stream.material.takes import Material, Take
 from ast_stream.units import SAMPLE_RATE, frame_count, seconds_to_samples
 
 ENOUGH_SHARE = 0.4  # of the most sound a window of this take can hold, makes an example,
@@ -165,7 +165,7 @@ class WindowMaker:
             cut = soxr.resample(cut, round(SAMPLE_RATE * speed), SAMPLE_RATE, quality="QQ")
             cut = _cut(cut, 0, n_samples)
         if not take.is_generated and rng.random() < self._mixing.room_share:
-            cut = in_a_room(rng, cut)[:n_samples].astype(np.float32)
+            cut = in_a_room(rng, cut.astype(np.float64))[:n_samples].astype(np.float32)
         return cut, take, presence
 
     def _presence(self, take: Take, start: int, n_samples: int) -> float:

@@ -8,31 +8,30 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ast_stream.calibration.checkpoint import calibrate_checkpoint
 from ast_stream.errors import UsageError
-from ast_stream.model.ast import AstDims, AudioSpectrogramTransformer
-from ast_stream.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from ast_stream.model.golden import golden_for
-from ast_stream.model.metadata import Metadata
-from ast_stream.model.tagger import Tagger
-from ast_stream.training.calibrate import ClassCalibration, calibrate_class
-from ast_stream.training.data import (
+from ast_stream.evaluation.clips import report_clips
+from ast_stream.material.clips import (
     Clip,
     Columns,
     load_recordings,
     read_clips,
     write_attributions,
 )
-from ast_stream.training.evaluate import report_clips, score_with
-from ast_stream.training.fit import Metrics, Recipe, Trainer, measure_normalization, new_model
-from ast_stream.training.held_out import HeldOut, held_out, scored_streams
-from ast_stream.training.material import (
+from ast_stream.material.held_out import HeldOut, held_out
+from ast_stream.material.takes import (
     Material,
     generated_backgrounds,
     recorded_takes,
     synthesised_labels,
     synthesised_takes,
 )
+from ast_stream.model.ast import AstDims, AudioSpectrogramTransformer
+from ast_stream.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from ast_stream.model.metadata import Metadata
+from ast_stream.training.fit import Metrics, Recipe, Trainer, measure_normalization, new_model
 from ast_stream.training.mixing import Mixing, WindowMaker
+from ast_stream.training.score import score_with
 from ast_stream.units import FRAMES_PER_SECOND, seconds_to_samples
 
 HELD_OUT_SEED = 1_000_000  # generated material for thresholds differs from that for training
@@ -157,10 +156,14 @@ def train(plan: Plan, folder: Path, on_report: Callable[[Metrics], None]) -> Che
         state_dict=stored,
         labels=labels,
         normalization=normalization,
-        metadata=Metadata(window_s=plan.window_s, hop_s=HOP_S, licence=plan.licence),
+        metadata=Metadata(
+            window_s=plan.window_s, hop_s=HOP_S, licence=plan.licence, provenance=_provenance(plan)
+        ),
         origin=str(folder / "checkpoint"),
     )
-    calibrated = calibrate(checkpoint, prepared.held_out, plan)
+    calibrated = calibrate_checkpoint(
+        checkpoint, prepared.held_out, plan.negatives_s, plan.budget_per_h
+    )
     save_checkpoint(folder / "checkpoint", calibrated, "fp16")
     write_attributions(prepared.clips, folder / "checkpoint" / "ATTRIBUTIONS.csv")
     return calibrated
@@ -190,31 +193,6 @@ def started_model(
     return model
 
 
-def calibrate(checkpoint: Checkpoint, held: HeldOut, plan: Plan) -> Checkpoint:
-    """Return the checkpoint with thresholds, rise times and provenance from held-out material."""
-    tagger = Tagger(checkpoint, "cpu", "fp32", "math")
-    with_sounds, without = scored_streams(tagger, held, plan.negatives_s)
-    chosen = {
-        label: calibrate_class(
-            index, label, with_sounds, without, checkpoint.window_s, plan.budget_per_h
-        )
-        for index, label in enumerate(held.labels)
-    }
-    measured = {label: one for label, one in chosen.items() if one.n_sounds}
-    return replace(
-        checkpoint,
-        metadata=checkpoint.metadata.model_copy(
-            update={
-                "onset_thresholds": {label: one.threshold for label, one in measured.items()},
-                "rise_on_s": _known({label: one.rise_on_s for label, one in measured.items()}),
-                "rise_off_s": _known({label: one.rise_off_s for label, one in measured.items()}),
-                "golden": golden_for(checkpoint),
-                "provenance": _provenance(plan, measured),
-            }
-        ),
-    )
-
-
 def _dims(plan: Plan, n_classes: int) -> AstDims:
     return AstDims(
         n_classes=n_classes,
@@ -230,11 +208,7 @@ def _dims(plan: Plan, n_classes: int) -> AstDims:
     )
 
 
-def _known(values: dict[str, float | None]) -> dict[str, float]:
-    return {label: value for label, value in values.items() if value is not None}
-
-
-def _provenance(plan: Plan, chosen: dict[str, ClassCalibration]) -> dict[str, Any]:
+def _provenance(plan: Plan) -> dict[str, Any]:
     return {
         "start": plan.start and load_checkpoint(plan.start).hash,
         "test_folds": list(plan.test_folds),
@@ -242,9 +216,4 @@ def _provenance(plan: Plan, chosen: dict[str, ClassCalibration]) -> dict[str, An
         "generated_backgrounds": plan.n_backgrounds,
         "recipe": asdict(plan.recipe),
         "mixing": asdict(plan.mixing),
-        "thresholds": {
-            "hours_without_sounds": plan.negatives_s / 3600,
-            "budget_per_h": plan.budget_per_h,
-            "classes": {label: asdict(one) for label, one in chosen.items()},
-        },
     }

@@ -7,13 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from ast_stream.audio.activity import Waveform
-from ast_stream.model.ast import AudioSpectrogramTransformer
-from ast_stream.model.fbank import Fbank, Normalization, pad_frames
-from ast_stream.training.cpu_speed import cpu_has_bf16
-from ast_stream.training.material import Take
+from ast_stream.material.takes import Take
 from ast_stream.units import seconds_to_samples
 
 ScoreWindows = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
@@ -88,21 +84,6 @@ def report_clips(
 ) -> ClipReport:
     """Return the clip-level figures of some takes."""
     return clip_report(takes, clip_scores(takes, score, seconds_to_samples(window_s)), labels)
-
-
-def score_with(model: AudioSpectrogramTransformer, normalization: Normalization) -> ScoreWindows:
-    """Return a function that scores waveforms with a model in training."""
-    fbank = Fbank()
-
-    @torch.inference_mode()
-    def score(waveforms: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        frames = pad_frames(fbank.frames(torch.from_numpy(waveforms)), model.dims.max_frames)
-        with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
-            logits = model(normalization.apply(frames))
-        scores: npt.NDArray[np.float32] = torch.sigmoid(logits.float()).numpy()
-        return scores
-
-    return score
 
 
 def average_precision(is_positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.float64]) -> float:

@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ast_stream.errors import UsageError
-from ast_stream.evaluation.clips import ClipReport, report_clips
-from ast_stream.evaluation.streams import StreamReport, stream_report
-from ast_stream.material.clips import Columns, load_recordings, read_clips
-from ast_stream.material.held_out import held_out, scored_streams
 from ast_stream.model.tagger import Tagger, load_tagger
+from ast_stream.training.evaluation.clips import ClipReport, report_clips
+from ast_stream.training.evaluation.streams import StreamReport, stream_report
+from ast_stream.training.material.clips import Columns, load_recordings, read_clips
+from ast_stream.training.material.held_out import held_out, scored_streams
 from ast_stream.training.session import HELD_OUT_SEED
 from services.train import accepted_values
 

@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ast_stream.errors import UsageError
-from ast_stream.material.clips import Columns
 from ast_stream.training.curves import plot_curves
 from ast_stream.training.fit import METRICS_FILE, Metrics, Recipe, read_metrics
+from ast_stream.training.material.clips import Columns
 from ast_stream.training.session import Plan
 from ast_stream.training.session import train as train_checkpoint
 

@@ -13,12 +13,12 @@ from ast_stream.audio.backgrounds import BACKGROUNDS
 from ast_stream.audio.scene import generate_scene
 from ast_stream.audio.synthesis import SOUNDS, to_active_level
 from ast_stream.detect.detector import Detector
-from ast_stream.evaluation.streams import stream_report
 from ast_stream.labels import slug
-from ast_stream.material.streams import ScoredStrip, Strip
 from ast_stream.messages import Event, Pcm16
 from ast_stream.model.tagger import Tagger, load_tagger
 from ast_stream.runtime.selfcheck import self_check
+from ast_stream.training.evaluation.streams import stream_report
+from ast_stream.training.material.streams import ScoredStrip, Strip
 from ast_stream.units import FULL_SCALE, SAMPLE_RATE
 
 MOST_BYTES = 12_000_000

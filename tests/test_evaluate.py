@@ -10,12 +10,18 @@ import pytest
 
 from ast_stream.audio.activity import Waveform
 from ast_stream.audio.scene import Planted
-from ast_stream.calibration.thresholds import HIGHEST, calibrate_class, choose_threshold
-from ast_stream.evaluation.clips import average_precision, clip_report, clip_scores
-from ast_stream.evaluation.streams import stream_report
-from ast_stream.material.streams import Laying, ScoredStrip, Strip, lay_backgrounds, lay_takes
-from ast_stream.material.takes import Take, generated_backgrounds, synthesised_takes
 from ast_stream.messages import EndReason, Event, EventType
+from ast_stream.training.calibration.thresholds import HIGHEST, calibrate_class, choose_threshold
+from ast_stream.training.evaluation.clips import average_precision, clip_report, clip_scores
+from ast_stream.training.evaluation.streams import stream_report
+from ast_stream.training.material.streams import (
+    Laying,
+    ScoredStrip,
+    Strip,
+    lay_backgrounds,
+    lay_takes,
+)
+from ast_stream.training.material.takes import Take, generated_backgrounds, synthesised_takes
 from ast_stream.units import SAMPLE_RATE, seconds_to_samples
 
 WINDOW_S, HOP_S = 2.56, 0.5

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from ast_stream.errors import CheckpointError
-from ast_stream.material.takes import Material, synthesised_takes
 from ast_stream.model.ast import AstDims, AudioSpectrogramTransformer
 from ast_stream.model.fbank import Normalization
 from ast_stream.training.augment import SpectrogramAugmentation
@@ -24,6 +23,7 @@ from ast_stream.training.fit import (
     new_model,
     read_metrics,
 )
+from ast_stream.training.material.takes import Material, synthesised_takes
 from ast_stream.training.mixing import Mixing, WindowMaker
 from ast_stream.training.objective import detection_loss, forward_some_patches
 

@@ -9,8 +9,8 @@ import pytest
 import soundfile
 
 from ast_stream.errors import ConfigError
-from ast_stream.material.clips import Clip, Columns, load_recordings, read_clips
-from ast_stream.material.takes import (
+from ast_stream.training.material.clips import Clip, Columns, load_recordings, read_clips
+from ast_stream.training.material.takes import (
     Material,
     Take,
     generated_backgrounds,

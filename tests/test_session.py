@@ -12,11 +12,11 @@ import soundfile
 import torch
 
 from ast_stream.errors import UsageError
-from ast_stream.material.clips import Columns
 from ast_stream.model.checkpoint import load_checkpoint
 from ast_stream.model.tagger import Tagger
 from ast_stream.runtime.selfcheck import self_check
 from ast_stream.training.fit import Metrics, Recipe
+from ast_stream.training.material.clips import Columns
 from ast_stream.training.session import Plan, train
 from ast_stream.units import SAMPLE_RATE
 

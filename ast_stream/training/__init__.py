@@ -1,1 +1,1 @@
-"""Make checkpoints: draw windows, train, resume, export."""
+"""Make checkpoints and measure them."""

@@ -15,7 +15,7 @@ import soxr
 
 from ast_stream.audio.activity import Waveform
 from ast_stream.audio.synthesis import ACTIVE_DBFS, Random, in_a_room
-from ast_stream.material.takes import Material, Take
+from ast_stream.training.material.takes import Material, Take
 from ast_stream.units import SAMPLE_RATE, frame_count, seconds_to_samples
 
 ENOUGH_SHARE = 0.4  # of the most sound a window of this take can hold, makes an example,

@@ -6,10 +6,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ast_stream.evaluation.clips import ScoreWindows
 from ast_stream.model.ast import AudioSpectrogramTransformer
 from ast_stream.model.fbank import Fbank, Normalization, pad_frames
 from ast_stream.training.cpu_speed import cpu_has_bf16
+from ast_stream.training.evaluation.clips import ScoreWindows
 
 
 def score_with(model: AudioSpectrogramTransformer, normalization: Normalization) -> ScoreWindows:

@@ -8,28 +8,28 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ast_stream.calibration.checkpoint import calibrate_checkpoint
 from ast_stream.errors import UsageError
-from ast_stream.evaluation.clips import report_clips
-from ast_stream.material.clips import (
+from ast_stream.model.ast import AstDims, AudioSpectrogramTransformer
+from ast_stream.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from ast_stream.model.metadata import Metadata
+from ast_stream.training.calibration.checkpoint import calibrate_checkpoint
+from ast_stream.training.evaluation.clips import report_clips
+from ast_stream.training.fit import Metrics, Recipe, Trainer, measure_normalization, new_model
+from ast_stream.training.material.clips import (
     Clip,
     Columns,
     load_recordings,
     read_clips,
     write_attributions,
 )
-from ast_stream.material.held_out import HeldOut, held_out
-from ast_stream.material.takes import (
+from ast_stream.training.material.held_out import HeldOut, held_out
+from ast_stream.training.material.takes import (
     Material,
     generated_backgrounds,
     recorded_takes,
     synthesised_labels,
     synthesised_takes,
 )
-from ast_stream.model.ast import AstDims, AudioSpectrogramTransformer
-from ast_stream.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from ast_stream.model.metadata import Metadata
-from ast_stream.training.fit import Metrics, Recipe, Trainer, measure_normalization, new_model
 from ast_stream.training.mixing import Mixing, WindowMaker
 from ast_stream.training.score import score_with
 from ast_stream.units import FRAMES_PER_SECOND, seconds_to_samples

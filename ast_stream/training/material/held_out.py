@@ -9,22 +9,22 @@ import numpy as np
 
 from ast_stream.audio.activity import Waveform
 from ast_stream.detect.detector import Detector
-from ast_stream.material.clips import Recording
-from ast_stream.material.streams import (
+from ast_stream.messages import Scores
+from ast_stream.model.tagger import Tagger
+from ast_stream.training.material.clips import Recording
+from ast_stream.training.material.streams import (
     Laying,
     ScoredStrip,
     lay_backgrounds,
     lay_takes,
     score_strip,
 )
-from ast_stream.material.takes import (
+from ast_stream.training.material.takes import (
     Take,
     generated_backgrounds,
     recorded_takes,
     synthesised_takes,
 )
-from ast_stream.messages import Scores
-from ast_stream.model.tagger import Tagger
 
 N_STRIPS = 2  # each holds every take once, at other levels and over other backgrounds
 

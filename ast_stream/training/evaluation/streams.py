@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ast_stream.audio.scene import Planted
-from ast_stream.material.streams import ScoredStrip
 from ast_stream.messages import Event
+from ast_stream.training.material.streams import ScoredStrip
 from ast_stream.units import samples_to_seconds
 
 SLACK_S = 1.0  # an event counts for a sound of its label that it overlaps within this

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 
-from ast_stream.calibration.thresholds import calibrate_class
-from ast_stream.material.held_out import HeldOut, scored_streams
 from ast_stream.model.checkpoint import Checkpoint
 from ast_stream.model.golden import golden_for
 from ast_stream.model.tagger import Tagger
+from ast_stream.training.calibration.thresholds import calibrate_class
+from ast_stream.training.material.held_out import HeldOut, scored_streams
 
 
 def calibrate_checkpoint(

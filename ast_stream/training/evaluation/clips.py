@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ast_stream.audio.activity import Waveform
-from ast_stream.material.takes import Take
+from ast_stream.training.material.takes import Take
 from ast_stream.units import seconds_to_samples
 
 ScoreWindows = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from ast_stream.audio.activity import Waveform, active_frames, active_rms
 from ast_stream.audio.backgrounds import BACKGROUNDS, babble
 from ast_stream.audio.synthesis import SOUNDS, to_active_level
-from ast_stream.material.clips import Recording
-from ast_stream.material.speech import speak, speech_is_available
+from ast_stream.training.material.clips import Recording
+from ast_stream.training.material.speech import speak, speech_is_available
 from ast_stream.units import FRAME_SHIFT, SAMPLE_RATE
 
 BACKGROUND_S = 6.0  # length of a generated background

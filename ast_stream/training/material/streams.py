@@ -16,8 +16,8 @@ from ast_stream.audio.activity import Waveform
 from ast_stream.audio.scene import Planted
 from ast_stream.audio.synthesis import ACTIVE_DBFS, Random, Signal
 from ast_stream.detect.detector import Detector
-from ast_stream.material.takes import Take
 from ast_stream.messages import Event, Pcm16, Scores
+from ast_stream.training.material.takes import Take
 from ast_stream.units import FULL_SCALE, SAMPLE_RATE, samples_to_seconds, seconds_to_samples
 
 EDGE_S = 0.01  # fade where a take was cut and where backgrounds meet

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ast_stream.audio.scene import Planted
 from ast_stream.detect.parameters import OFFSET_DROP, OFFSET_SHARE
-from ast_stream.material.streams import ScoredStrip
+from ast_stream.training.material.streams import ScoredStrip
 
 LOWEST, HIGHEST = 0.2, 0.95  # thresholds outside say more about the few examples than the class
 CONFIRMING_WINDOWS = 2  # consecutive ones: what confirm_s asks for at the default hop

@@ -17,12 +17,13 @@ from ast_stream.detect.decision import Decision
 from ast_stream.detect.levels import LevelMeter
 from ast_stream.detect.parameters import ModelFacts, resolve_parameters
 from ast_stream.detect.positions import NEVER, Positions
+from ast_stream.detect.scorer import WindowScorer
 from ast_stream.detect.slots import SlotNames
 from ast_stream.detect.staging import Staging
 from ast_stream.errors import UsageError
 from ast_stream.messages import EndReason, Event, Gap, Pcm16, Scores
 from ast_stream.model.metadata import Metadata
-from ast_stream.model.sliding import LOOK_BACK, UNUSED_TAIL, SlidingFbank, first_frame, last_frame
+from ast_stream.model.sliding import LOOK_BACK, UNUSED_TAIL, first_frame, last_frame
 from ast_stream.model.tagger import Tagger
 from ast_stream.settings.schema import DetectionSettings
 from ast_stream.units import (
@@ -62,9 +63,6 @@ class Detector:
         min_context_s: audio since start or gap before the first score; None: a full window.
         on_scores: called with the scores of each window, in order; None: not wanted.
 
-    Attributes:
-        nan_scores: scores that were not a number and were taken for 0.
-
     Raises:
         UsageError: a setting that does not fit the model (class, window or hop).
     """
@@ -90,7 +88,6 @@ class Detector:
         self.max_streams = max_streams
         self._tagger = tagger
         self.on_scores = on_scores
-        self.nan_scores = 0
         context_s = tagger.window_s if min_context_s is None else min_context_s
         self._min_context = min(seconds_to_samples(context_s), self.window)
         self._flush_context = min(seconds_to_samples(FLUSH_CONTEXT_S), self._min_context)
@@ -100,20 +97,17 @@ class Detector:
         self._piece = seconds_to_samples(STAGED_AT_ONCE_S)
         longest = max(2 * self._piece, self.window)
         self._staging = Staging(longest + (self._max_hops + 2) * self.hop + LOOK_BACK)
-        self._features = SlidingFbank(
-            tagger.fbank,
-            tagger.normalization,
-            hop=self.hop,
-            n_window_frames=tagger.n_window_frames,
-            n_input_frames=tagger.n_input_frames,
-            max_hops=self._max_hops,
-            device=tagger.device,
-        )
+        self._scorer = WindowScorer(tagger, self.hop, self._max_hops)
         self._at = Positions(self.hop)
         self._levels = LevelMeter(self.window, self.hop, detection.gate_dbfs)
-        self._last_scores = np.zeros((0, len(tagger.labels)), np.float32)
+        self._n_slots = 0
         self._owed: list[Event] = []
         self._grow()
+
+    @property
+    def nan_scores(self) -> int:
+        """Scores that were not a number and were taken for 0."""
+        return self._scorer.nan_scores
 
     @property
     def streams(self) -> list[str]:
@@ -269,17 +263,16 @@ class Detector:
 
     def _grow(self) -> None:
         n_slots = self._names.capacity
-        if len(self._last_scores) < n_slots:
-            for part in (self._decision, self._staging, self._features, self._at, self._levels):
+        if self._n_slots < n_slots:
+            for part in (self._decision, self._staging, self._scorer, self._at, self._levels):
                 part.grow(n_slots)
-            more = n_slots - len(self._last_scores)
-            self._last_scores = np.pad(self._last_scores, ((0, more), (0, 0)))
+            self._n_slots = n_slots
 
     def _restart_context(self, slot: int, start_sample: int) -> None:
         self._at.restart(slot, start_sample)
         self._staging.clear(slot)
         self._levels.reset(slot)
-        self._last_scores[slot] = 0
+        self._scorer.reset(slot)
 
     def _open_slots(self) -> npt.NDArray[np.int64]:
         return np.array([self._names.slot(stream) for stream in self.streams], np.int64)
@@ -323,7 +316,7 @@ class Detector:
         begin = ends - n_hops * self.hop - LOOK_BACK
         pcm = self._staging.read(slots, begin, n_hops * self.hop + LOOK_BACK)
         is_gated = self._levels.measure(slots, pcm[:, LOOK_BACK:])
-        self._features.push(slots, pcm[:, :-UNUSED_TAIL], ends)
+        self._scorer.push(slots, pcm[:, :-UNUSED_TAIL], ends)
 
         hop_ends = at.next_end[slots][None, :] + np.arange(n_hops)[:, None] * self.hop
         at.next_end[slots] += n_hops * self.hop
@@ -331,45 +324,20 @@ class Detector:
         is_due = (held >= min_context) & (hop_ends > at.score_from[slots])
         is_run = is_due & ~is_gated
         is_run &= (hop_ends // self.hop) % self._at.stride[slots] == 0
-        scores = self._score(slots, hop_ends, is_run, is_gated)
+        scores = self._scorer.score(
+            slots,
+            hop_ends,
+            is_run,
+            is_gated,
+            first_frame(at.context_start[slots]),
+            last_frame(at.received[slots]),
+        )
         events: list[Event] = []
         for hop in range(n_hops):
             rows = np.flatnonzero(is_due[hop])
             if len(rows):
                 events += self._decide(slots[rows], hop_ends[hop, rows], scores[hop, rows])
         return events
-
-    def _score(
-        self,
-        slots: npt.NDArray[np.int64],
-        hop_ends: npt.NDArray[np.int64],
-        is_run: npt.NDArray[np.bool_],
-        is_gated: npt.NDArray[np.bool_],
-    ) -> npt.NDArray[np.float32]:
-        """Return scores (hops, n, classes): the ones before if not run, 0 if gated."""
-        hop_rows, slot_rows = np.nonzero(is_run)
-        n_hops, n = is_run.shape
-        scores = np.zeros((n_hops, n, self._last_scores.shape[1]), np.float32)
-        if len(hop_rows):
-            which, ends = slots[slot_rows], hop_ends[hop_rows, slot_rows]
-            windows = self._features.windows(
-                which,
-                ends,
-                first_frame(self._at.context_start[which]),
-                last_frame(self._at.received[which]),
-            )
-            scores[hop_rows, slot_rows] = self._finite(self._tagger.window_scores(windows))
-        for hop in range(n_hops):
-            kept = ~is_run[hop] & ~is_gated[hop]
-            scores[hop, kept] = self._last_scores[slots[kept]]
-            self._last_scores[slots] = scores[hop]
-        return scores
-
-    def _finite(self, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Take NaN (an overflow in half precision, say) for 0, and count it."""
-        is_nan = np.isnan(scores)
-        self.nan_scores += int(is_nan.sum())
-        return np.where(is_nan, np.float32(0), scores)
 
     def _decide(
         self,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -13,29 +11,35 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ast_stream.errors import UsageError
 from ast_stream.model.tagger import Tagger, load_tagger
 from ast_stream.training.evaluation.clips import ClipReport, report_clips
 from ast_stream.training.evaluation.streams import StreamReport, stream_report
-from ast_stream.training.material.clips import Columns, load_recordings, read_clips
+from ast_stream.training.material.clips import load_recordings
 from ast_stream.training.material.held_out import held_out, scored_streams
 from ast_stream.training.session import HELD_OUT_SEED
-from services.train import accepted_values
+from services.clip_options import (
+    DEFAULT_THREADS,
+    Data,
+    FileColumn,
+    FoldColumn,
+    LabelColumn,
+    Threads,
+    Where,
+    clip_columns,
+    clips_of_folds,
+)
 
 N_GENERATED, N_BACKGROUNDS = 24, 250
 SEED = 2 * HELD_OUT_SEED  # neither trained on nor used for thresholds
 
 
 def evaluate(
-    data: Annotated[Path, typer.Argument(help="Folder with a sub-folder per class, or a CSV.")],
+    data: Data,
     model: Annotated[str, typer.Option(help="Checkpoint to measure.")] = "bundled",
-    file_column: Annotated[str, typer.Option(help="CSV column of the file name.")] = "file",
-    label_column: Annotated[str, typer.Option(help="CSV column of the label.")] = "label",
-    fold_column: Annotated[str, typer.Option(help="CSV column of the fold.")] = "fold",
-    where: Annotated[
-        list[str] | None,
-        typer.Option(help="Take only rows with COLUMN=VALUE[,VALUE...]; may be repeated."),
-    ] = None,
+    file_column: FileColumn = "file",
+    label_column: LabelColumn = "label",
+    fold_column: FoldColumn = "fold",
+    where: Where = None,
     test_fold: Annotated[
         list[str] | None, typer.Option(help="Measure on this fold only; may be repeated.")
     ] = None,
@@ -43,7 +47,7 @@ def evaluate(
         float, typer.Option(min=60, help="Seconds of streams without any event.")
     ] = 3600.0,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = os.cpu_count() or 1,
+    threads: Threads = DEFAULT_THREADS,
 ) -> None:
     """Measure a checkpoint on labelled clips, and on streams mixed from them and generated sounds.
 
@@ -53,12 +57,8 @@ def evaluate(
     """
     torch.set_num_threads(threads)
     tagger = load_tagger(model)
-    clips = read_clips(
-        data, Columns(file_column, label_column, fold_column, accepted_values(where or []))
-    )
-    chosen = [clip for clip in clips if not test_fold or clip.fold in test_fold]
-    if not chosen:
-        raise UsageError(f"--test-fold: no clip of {data} is in {', '.join(test_fold or [])}")
+    columns = clip_columns(file_column, label_column, fold_column, where)
+    chosen = clips_of_folds(data, columns, test_fold or [])
     labels = tuple(tagger.labels)
     held = held_out(
         labels,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from dataclasses import replace
@@ -17,26 +16,32 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from ast_stream.errors import UsageError
 from ast_stream.training.curves import plot_curves
 from ast_stream.training.fit import METRICS_FILE, Metrics, Recipe, read_metrics
-from ast_stream.training.material.clips import Columns
 from ast_stream.training.session import Plan
 from ast_stream.training.session import train as train_checkpoint
+from services.clip_options import (
+    DEFAULT_THREADS,
+    Data,
+    FileColumn,
+    FoldColumn,
+    LabelColumn,
+    Threads,
+    Where,
+    clip_columns,
+)
 
 CURVES_FILE = "curves.png"
 
 
 def train(
-    data: Annotated[Path, typer.Argument(help="Folder with a sub-folder per class, or a CSV.")],
+    data: Data,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for state and checkpoint.")],
     start: Annotated[
         str | None, typer.Option(help="Checkpoint to fine-tune; none: from scratch.")
     ] = None,
-    file_column: Annotated[str, typer.Option(help="CSV column of the file name.")] = "file",
-    label_column: Annotated[str, typer.Option(help="CSV column of the label.")] = "label",
-    fold_column: Annotated[str, typer.Option(help="CSV column of the fold.")] = "fold",
-    where: Annotated[
-        list[str] | None,
-        typer.Option(help="Take only rows with COLUMN=VALUE[,VALUE...]; may be repeated."),
-    ] = None,
+    file_column: FileColumn = "file",
+    label_column: LabelColumn = "label",
+    fold_column: FoldColumn = "fold",
+    where: Where = None,
     test_fold: Annotated[
         list[str] | None, typer.Option(help="Hold this fold out to choose thresholds.")
     ] = None,
@@ -54,7 +59,7 @@ def train(
     layers: Annotated[int, typer.Option(min=1)] = Plan.n_layers,
     licence: Annotated[str | None, typer.Option(help="Licence of the weights.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = Recipe.seed,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = os.cpu_count() or 1,
+    threads: Threads = DEFAULT_THREADS,
 ) -> None:
     """Train a small AST, or fine-tune one; go on where it was if OUT holds a started training.
 
@@ -68,7 +73,7 @@ def train(
     plan = Plan(
         data=data,
         start=start,
-        columns=Columns(file_column, label_column, fold_column, accepted_values(where or [])),
+        columns=clip_columns(file_column, label_column, fold_column, where),
         test_folds=tuple(test_fold or ()),
         n_generated=generated,
         n_backgrounds=backgrounds,
@@ -120,13 +125,3 @@ class _Reporter:
         assert self._first is not None
         done, began = self._first
         return (time.monotonic() - began) / max(1.0, step - done) * (self._steps - step)
-
-
-def accepted_values(where: list[str]) -> dict[str, list[str]]:
-    accepted = {}
-    for condition in where:
-        column, is_one, values = condition.partition("=")
-        if not is_one:
-            raise UsageError(f"--where: expected COLUMN=VALUE[,VALUE...], got {condition!r}")
-        accepted[column] = values.split(",")
-    return accepted

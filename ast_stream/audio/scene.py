@@ -47,7 +47,7 @@ _BED, _PLAN = 0, 1  # independent random streams of one seed
 
 @dataclass(frozen=True)
 class Planted:
-    """One sound of a scene: what, when (seconds from the start) and how loud."""
+    """One sound of a scene: what, when (seconds from the start), how loud, and from which clip."""
 
     label: str
     kind: str
@@ -55,6 +55,7 @@ class Planted:
     offset_s: float
     level_dbfs: float
     snr_db: float
+    clip: str = ""  # file or generator's seeds; empty: nobody asks
 
 
 @dataclass(frozen=True, eq=False)

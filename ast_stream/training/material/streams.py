@@ -89,6 +89,7 @@ def lay_takes(
             offset_s=samples_to_seconds(onset + len(sound)),
             level_dbfs=level_dbfs,
             snr_db=snr_db,
+            clip=take.name,
         )
         placed.append((onset, gain * sound, planted))
         at_s = planted.offset_s + rng.uniform(*laying.gap_s)

@@ -27,11 +27,13 @@ class Take:
         waveform: shape (n_samples,), float32.
         classes: indices of its labels.
         is_generated: made by a generator that already varies pitch and tempo.
+        name: file it was read from, or the generator's seeds: says which sound was missed.
     """
 
     waveform: Waveform
     classes: tuple[int, ...]
     is_generated: bool
+    name: str = ""
     rms: float = field(init=False)
     _active_until: npt.NDArray[np.int64] = field(init=False)
 
@@ -81,7 +83,12 @@ def recorded_takes(recordings: Sequence[Recording], labels: Sequence[str]) -> li
     """Return the recordings as takes of `labels`."""
     index = {label: number for number, label in enumerate(labels)}
     return [
-        Take(one.waveform, tuple(index[label] for label in one.clip.labels), is_generated=False)
+        Take(
+            one.waveform,
+            tuple(index[label] for label in one.clip.labels),
+            is_generated=False,
+            name=one.clip.path.name,
+        )
         for one in recordings
     ]
 
@@ -89,12 +96,19 @@ def recorded_takes(recordings: Sequence[Recording], labels: Sequence[str]) -> li
 def synthesised_takes(seed: int, labels: Sequence[str], n_each: int) -> list[Take]:
     """Return `n_each` generated takes of every class that has a generator and is in `labels`."""
     takes = []
-    for number, make in enumerate(SOUNDS.values()):
+    for number, (name, make) in enumerate(SOUNDS.items()):
         for take in range(n_each):
             sound = make(np.random.default_rng((seed, number, take)))
             if sound.label not in labels:
                 break
-            takes.append(Take(sound.waveform, (labels.index(sound.label),), is_generated=True))
+            takes.append(
+                Take(
+                    sound.waveform,
+                    (labels.index(sound.label),),
+                    is_generated=True,
+                    name=f"{name}-{seed}-{take}",
+                )
+            )
     return takes
 
 

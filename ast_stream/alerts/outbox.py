@@ -10,48 +10,17 @@ from __future__ import annotations
 import random
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from ast_stream.alerts.actions.base import (
-    Delivered,
-    Failed,
-    Notification,
-    Outcome,
-    Refused,
-    notification_of,
-)
-from ast_stream.alerts.model import Alert, Transition, stable_id
+from ast_stream.alerts import outbox_upkeep
+from ast_stream.alerts.actions.base import Delivered, Failed, Notification, Outcome, Refused
+from ast_stream.alerts.delivery_policy import FEED, MAX_ERROR_CHARACTERS, Route, backoff_s
+from ast_stream.alerts.model import Transition
+from ast_stream.alerts.outbox_writer import SELF_RULE, OutboxWriter
 from ast_stream.alerts.store import Store
 from ast_stream.units import NS_PER_SECOND
 
-FEED = "feed"  # the action that publishes: it gets everything, and is never snoozed
-SELF_RULE = "ast_stream_delivery_failed"
-BACKOFF_S = (2.0, 10.0, 60.0, 300.0, 900.0, 3600.0)
-EXPIRY_S = {
-    "informational": 3600,
-    "low": 3600,
-    "medium": 3600,
-    "high": 6 * 3600,
-    "critical": 24 * 3600,
-}
-KEPT_S = 30 * 86400  # rows that are over stay so long, against repeats and for people
-MAX_ERROR_CHARACTERS = 300
-_HOUR_NS = 3600 * NS_PER_SECOND
-
-
-@dataclass(frozen=True)
-class Route:
-    """What one action takes.
-
-    Attributes:
-        on: kinds of notifications.
-        max_per: at most so many deliveries in so many seconds; None: no limit.
-        settings: identifies the action's settings: a closed action is tried again when changed.
-    """
-
-    on: frozenset[str]
-    max_per: tuple[int, float] | None = None
-    settings: str = ""
+__all__ = ["FEED", "SELF_RULE", "Delivery", "Outbox", "Route"]
 
 
 @dataclass(frozen=True)
@@ -84,7 +53,8 @@ class Outbox:
         self._routes = dict(routes) | {FEED: Route(frozenset({"firing", "resolved"}))}
         self._now_ns = now_ns
         self._jitter = jitter
-        self._in_flight: dict[str, int] = {}
+        self._under_way: set[int] = set()
+        self._writer = OutboxWriter(self._routes, self._under_way, now_ns)
 
     @property
     def actions(self) -> tuple[str, ...]:
@@ -104,19 +74,7 @@ class Outbox:
 
     def enqueue(self, db: sqlite3.Connection, transitions: Iterable[Transition]) -> None:
         """Write what is to be told of transitions; in the transaction of the engine's state."""
-        for transition in transitions:
-            alert = transition.alert
-            db.execute(
-                "INSERT INTO alerts (id, rule, state, updated_ns) VALUES (?, ?, ?, ?) ON CONFLICT"
-                " (id) DO UPDATE SET state = excluded.state, updated_ns = excluded.updated_ns",
-                (alert.id, alert.rule, alert.state, self._now_ns()),
-            )
-            notification = notification_of(transition)
-            if notification is None:
-                continue
-            for action in (FEED, *transition.actions):
-                if notification.kind in self._routes.get(action, Route(frozenset())).on:
-                    self._add(db, alert.id, action, notification)
+        self._writer.enqueue(db, transitions)
 
     def take(self, action: str) -> Delivery | float | None:
         """Return the next row to deliver, the seconds until there may be one, or None: no row.
@@ -142,7 +100,7 @@ class Outbox:
             due_ns = max(next_ns, self._budget_ns(db, action, now_ns))
             if due_ns > now_ns:
                 return float(due_ns - now_ns) / NS_PER_SECOND
-            self._in_flight[action] = seq
+            self._under_way.add(seq)
         return Delivery(seq, action, attempts, Notification.decode(payload))
 
     def expire(self, action: str) -> None:
@@ -167,7 +125,7 @@ class Outbox:
                     " WHERE seq = ? AND state = 'pending'",
                     (reason, now_ns, seq),
                 )
-                self._raise_alarm(db, action, Notification.decode(payload), reason)
+                self._writer.raise_alarm(db, action, Notification.decode(payload), reason)
 
     def settle(self, delivery: Delivery, outcome: Outcome) -> None:
         """Write what came of a delivery.
@@ -175,6 +133,7 @@ class Outbox:
         Raises:
             StoreError: it could not be written: call it again, do not deliver again.
         """
+        action, lost = delivery.action, delivery.notification
         with self._store.transaction() as db:
             match outcome:
                 case Delivered():
@@ -184,83 +143,18 @@ class Outbox:
                 case Refused():
                     self._end(db, delivery.seq, "dead", outcome.reason)
                     if outcome.is_closed:
-                        self._close(db, delivery.action, outcome.reason)
-                    self._raise_alarm(db, delivery.action, delivery.notification, outcome.reason)
-        self._in_flight.pop(delivery.action, None)
+                        self._close(db, action, outcome.reason)
+                    self._writer.raise_alarm(db, action, lost, outcome.reason)
+        self._under_way.discard(delivery.seq)
 
     def recover(self) -> None:
         """Begin anew after a start: forget closed actions whose settings have changed; prune."""
         with self._store.transaction() as db:
-            for action, settings in db.execute("SELECT action, settings FROM closed_actions"):
-                if action not in self._routes or self._routes[action].settings != settings:
-                    db.execute("DELETE FROM closed_actions WHERE action = ?", (action,))
-            for action in {row[0] for row in db.execute(_PENDING_ACTIONS)} - set(self._routes):
-                db.execute(
-                    "UPDATE deliveries SET state = 'dead', last_error = 'no such action any more', "
-                    "updated_ns = ? WHERE action = ? AND state = 'pending'",
-                    (self._now_ns(), action),
-                )
-            self._prune(db)
-
-    def _add(
-        self, db: sqlite3.Connection, alert_id: str, action: str, notification: Notification
-    ) -> None:
-        now_ns = self._now_ns()
-        until_ns = 0 if action == FEED else _snoozed_until(db, notification.rule, now_ns)
-        closed = db.execute("SELECT reason FROM closed_actions WHERE action = ?", (action,))
-        reason = closed.fetchone()
-        state = "pending" if reason is None else "dead"
-        if notification.kind == "resolved" and self._supersede(db, alert_id, action, until_ns):
-            if until_ns:
-                state = "snoozed"  # it began and ended while nobody wanted to know
-            notification = replace(notification, is_combined=True)
-        expiry_ns = EXPIRY_S.get(notification.severity, _HOUR_NS) * NS_PER_SECOND
-        db.execute(
-            "INSERT OR IGNORE INTO deliveries (alert_id, transition, action, rule, severity,"
-            " payload, state, last_error, created_ns, updated_ns, next_ns, held_until_ns,"
-            " expires_ns) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                alert_id,
-                notification.kind,
-                action,
-                notification.rule,
-                notification.severity,
-                notification.encode(),
-                state,
-                None if reason is None else f"{action} is closed: {reason[0]}",
-                now_ns,
-                now_ns,
-                now_ns,
-                until_ns,
-                max(now_ns, until_ns) + expiry_ns,
-            ),
-        )
-        if reason is not None:
-            self._raise_alarm(db, action, notification, reason[0])
-
-    def _supersede(self, db: sqlite3.Connection, alert_id: str, action: str, until_ns: int) -> bool:
-        """Let a resolve stand for a firing that was not delivered and is not under way.
-
-        Not on the feed: programs want both.
-        """
-        if action == FEED:
-            return False
-        changed = db.execute(
-            "UPDATE deliveries SET state = ?, updated_ns = ? WHERE alert_id = ? AND"
-            " transition = 'firing' AND action = ? AND state = 'pending' AND seq <> ?",
-            (
-                "snoozed" if until_ns else "superseded",
-                self._now_ns(),
-                alert_id,
-                action,
-                self._in_flight.get(action, -1),
-            ),
-        )
-        return changed.rowcount > 0
+            outbox_upkeep.renew_actions(db, self._routes, self._now_ns())
+            outbox_upkeep.prune(db, self._now_ns())
 
     def _postpone(self, db: sqlite3.Connection, delivery: Delivery, failed: Failed) -> None:
-        longest_s = BACKOFF_S[min(delivery.attempts, len(BACKOFF_S) - 1)]
-        wait_s = max(failed.after_s, longest_s * self._jitter())
+        wait_s = max(failed.after_s, backoff_s(delivery.attempts, self._jitter))
         now_ns = self._now_ns()
         db.execute(
             "UPDATE deliveries SET attempts = attempts + 1, next_ns = ?, last_error = ?,"
@@ -294,26 +188,6 @@ class Outbox:
             (reason[:MAX_ERROR_CHARACTERS], now_ns, action),
         )
 
-    def _raise_alarm(
-        self, db: sqlite3.Connection, action: str, lost: Notification, reason: str
-    ) -> None:
-        """Tell of an undelivered alert by the next action; once an hour for each that fails.
-
-        The next one in turn, so that one after the other is tried when several fail.
-        """
-        if action == FEED:
-            return
-        now_ns = self._now_ns()
-        alert = _delivery_alert(action, lost, reason, now_ns)
-        told = Notification(f"{alert.id}.firing", "firing", now_ns, alert.body())
-        names = [name for name in self._routes if name != FEED]
-        place = names.index(action) if action in names else -1
-        others = names[place + 1 :] + names[: max(0, place)]
-        known = db.execute("SELECT 1 FROM deliveries WHERE alert_id = ?", (alert.id,)).fetchone()
-        if known is None:
-            for name in (FEED, *others[:1]):
-                self._add(db, alert.id, name, told)
-
     def _budget_ns(self, db: sqlite3.Connection, action: str, now_ns: int) -> int:
         """Return when the action's rate limit allows the next delivery; 0: now."""
         limit = self._routes[action].max_per if action in self._routes else None
@@ -326,49 +200,3 @@ class Outbox:
             (action, now_ns - span_ns, limit[0] - 1),
         ).fetchone()
         return 0 if row is None else int(row[0]) + span_ns
-
-    def _prune(self, db: sqlite3.Connection) -> None:
-        """Forget what is long over; never the deliveries of an alert that still fires."""
-        before_ns = self._now_ns() - KEPT_S * NS_PER_SECOND
-        db.execute(
-            "DELETE FROM deliveries WHERE state <> 'pending' AND updated_ns < ? AND alert_id NOT"
-            " IN (SELECT id FROM alerts WHERE state IN ('pending', 'firing', 'recovering'))",
-            (before_ns,),
-        )
-        db.execute(
-            "DELETE FROM alerts WHERE state IN ('inactive', 'resolved') AND updated_ns < ?",
-            (before_ns,),
-        )
-        db.execute("DELETE FROM snoozes WHERE until_ns < ?", (self._now_ns(),))
-
-
-_PENDING_ACTIONS = "SELECT DISTINCT action FROM deliveries WHERE state = 'pending'"
-
-
-def _snoozed_until(db: sqlite3.Connection, rule: str, now_ns: int) -> int:
-    row = db.execute(
-        "SELECT until_ns FROM snoozes WHERE rule = ? AND until_ns > ?", (rule, now_ns)
-    ).fetchone()
-    return 0 if row is None else int(row[0])
-
-
-def _delivery_alert(action: str, lost: Notification, reason: str, now_ns: int) -> Alert:
-    """Return the alert that says an alert could not be delivered."""
-    group = {"action": action}
-    return Alert(
-        id=stable_id(SELF_RULE, action, str(now_ns // _HOUR_NS)),
-        fingerprint=stable_id(SELF_RULE, action),
-        rule=SELF_RULE,
-        state="firing",
-        severity="high",
-        group=group,
-        labels=group | {"alert": SELF_RULE, "severity": "high"},
-        annotations={
-            "summary": f"{lost.title}: not delivered by {action}: "
-            f"{reason[:MAX_ERROR_CHARACTERS]}; see ast-stream outbox list"
-        },
-        started_ns=now_ns,
-        fired_ns=now_ns,
-        resolved_ns=None,
-        events=(),
-    )

@@ -7,15 +7,13 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ast_stream.alerts.outbox import EXPIRY_S, FEED, MAX_ERROR_CHARACTERS
+from ast_stream.alerts.delivery_policy import FEED, MAX_ERROR_CHARACTERS, expiry_ns
 from ast_stream.alerts.store import Store
 from ast_stream.errors import UsageError
-from ast_stream.units import NS_PER_SECOND
 
 STATES = ("pending", "done", "dead", "expired", "dropped", "superseded", "snoozed")
 RETRIED = ("dead", "expired", "dropped")
 _COLUMNS = "seq, alert_id, rule, severity, transition, action, state, attempts, last_error"
-_HOUR_S = 3600
 
 
 @dataclass(frozen=True)
@@ -74,11 +72,10 @@ def retry(store: Store, seqs: Sequence[int], now_ns: int, action: str | None = N
     with store.transaction() as db:
         chosen = _chosen(db, seqs, action, RETRIED)
         for seq, severity in chosen:
-            expires_ns = now_ns + EXPIRY_S.get(severity, _HOUR_S) * NS_PER_SECOND
             db.execute(
                 "UPDATE deliveries SET state = 'pending', attempts = 0, next_ns = ?,"
                 " held_until_ns = 0, expires_ns = ?, updated_ns = ? WHERE seq = ?",
-                (now_ns, expires_ns, now_ns, seq),
+                (now_ns, now_ns + expiry_ns(severity), now_ns, seq),
             )
             db.execute(
                 "DELETE FROM closed_actions WHERE action ="

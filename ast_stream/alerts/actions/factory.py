@@ -11,7 +11,7 @@ from ast_stream.alerts.actions.home_assistant import NOTHING, Watched
 from ast_stream.alerts.actions.log import LogRunner
 from ast_stream.alerts.actions.mqtt import MqttRunner
 from ast_stream.alerts.actions.webhook import WebhookRunner
-from ast_stream.alerts.outbox import Route
+from ast_stream.alerts.delivery_policy import Route
 from ast_stream.settings.alert_schema import (
     Action,
     AppriseAction,

@@ -1,0 +1,40 @@
+"""What keeps the outbox in order: actions that are gone, receivers that changed, old rows."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping
+
+from ast_stream.alerts.delivery_policy import Route
+from ast_stream.units import NS_PER_SECOND
+
+KEPT_S = 30 * 86400  # rows that are over stay so long, against repeats and for people
+
+
+def renew_actions(db: sqlite3.Connection, routes: Mapping[str, Route], now_ns: int) -> None:
+    """Forget closed actions whose settings have changed; give up rows of actions that are gone."""
+    for action, settings in db.execute("SELECT action, settings FROM closed_actions").fetchall():
+        if action not in routes or routes[action].settings != settings:
+            db.execute("DELETE FROM closed_actions WHERE action = ?", (action,))
+    pending = "SELECT DISTINCT action FROM deliveries WHERE state = 'pending'"
+    for action in {row[0] for row in db.execute(pending)} - set(routes):
+        db.execute(
+            "UPDATE deliveries SET state = 'dead', last_error = 'no such action any more',"
+            " updated_ns = ? WHERE action = ? AND state = 'pending'",
+            (now_ns, action),
+        )
+
+
+def prune(db: sqlite3.Connection, now_ns: int) -> None:
+    """Forget what is long over; never the deliveries of an alert that still fires."""
+    before_ns = now_ns - KEPT_S * NS_PER_SECOND
+    db.execute(
+        "DELETE FROM deliveries WHERE state <> 'pending' AND updated_ns < ? AND alert_id NOT"
+        " IN (SELECT id FROM alerts WHERE state IN ('pending', 'firing', 'recovering'))",
+        (before_ns,),
+    )
+    db.execute(
+        "DELETE FROM alerts WHERE state IN ('inactive', 'resolved') AND updated_ns < ?",
+        (before_ns,),
+    )
+    db.execute("DELETE FROM snoozes WHERE until_ns < ?", (now_ns,))

@@ -1,0 +1,156 @@
+"""How deliveries get into the outbox: rows for each action, and alarms about what was lost.
+
+Everything here runs inside a transaction of the caller, together with what caused it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
+
+from ast_stream.alerts.actions.base import Notification, notification_of
+from ast_stream.alerts.delivery_policy import FEED, MAX_ERROR_CHARACTERS, Route, expiry_ns
+from ast_stream.alerts.model import Alert, Transition, stable_id
+from ast_stream.units import NS_PER_SECOND
+
+SELF_RULE = "ast_stream_delivery_failed"
+_HOUR_NS = 3600 * NS_PER_SECOND
+_NOWHERE = Route(frozenset())
+
+
+class OutboxWriter:
+    """Writes rows to deliver.
+
+    Args:
+        routes: every action by name, in the order of the configuration.
+        under_way: numbers of the rows that are being delivered now.
+        now_ns: wall clock, nanoseconds since 1970.
+    """
+
+    def __init__(
+        self, routes: Mapping[str, Route], under_way: Collection[int], now_ns: Callable[[], int]
+    ) -> None:
+        self._routes = routes
+        self._under_way = under_way
+        self._now_ns = now_ns
+
+    def enqueue(self, db: sqlite3.Connection, transitions: Iterable[Transition]) -> None:
+        """Write what is to be told of transitions."""
+        for transition in transitions:
+            alert = transition.alert
+            db.execute(
+                "INSERT INTO alerts (id, rule, state, updated_ns) VALUES (?, ?, ?, ?) ON CONFLICT"
+                " (id) DO UPDATE SET state = excluded.state, updated_ns = excluded.updated_ns",
+                (alert.id, alert.rule, alert.state, self._now_ns()),
+            )
+            notification = notification_of(transition)
+            if notification is None:
+                continue
+            for action in (FEED, *transition.actions):
+                if notification.kind in self._routes.get(action, _NOWHERE).on:
+                    self._add(db, alert.id, action, notification)
+
+    def raise_alarm(
+        self, db: sqlite3.Connection, action: str, lost: Notification, reason: str
+    ) -> None:
+        """Tell of an undelivered alert by the next action; once an hour for each that fails.
+
+        The next one in turn, so that one after the other is tried when several fail.
+        """
+        if action == FEED:
+            return
+        now_ns = self._now_ns()
+        alert = _delivery_alert(action, lost, reason, now_ns)
+        told = Notification(f"{alert.id}.firing", "firing", now_ns, alert.body())
+        names = [name for name in self._routes if name != FEED]
+        place = names.index(action) if action in names else -1
+        others = names[place + 1 :] + names[: max(0, place)]
+        known = db.execute("SELECT 1 FROM deliveries WHERE alert_id = ?", (alert.id,)).fetchone()
+        if known is None:
+            for name in (FEED, *others[:1]):
+                self._add(db, alert.id, name, told)
+
+    def _add(
+        self, db: sqlite3.Connection, alert_id: str, action: str, notification: Notification
+    ) -> None:
+        now_ns = self._now_ns()
+        until_ns = 0 if action == FEED else _snoozed_until(db, notification.rule, now_ns)
+        closed = db.execute("SELECT reason FROM closed_actions WHERE action = ?", (action,))
+        reason = closed.fetchone()
+        state = "pending" if reason is None else "dead"
+        if notification.kind == "resolved" and self._supersede(db, alert_id, action, until_ns):
+            if until_ns:
+                state = "snoozed"  # it began and ended while nobody wanted to know
+            notification = replace(notification, is_combined=True)
+        db.execute(
+            "INSERT OR IGNORE INTO deliveries (alert_id, transition, action, rule, severity,"
+            " payload, state, last_error, created_ns, updated_ns, next_ns, held_until_ns,"
+            " expires_ns) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                alert_id,
+                notification.kind,
+                action,
+                notification.rule,
+                notification.severity,
+                notification.encode(),
+                state,
+                None if reason is None else f"{action} is closed: {reason[0]}",
+                now_ns,
+                now_ns,
+                now_ns,
+                until_ns,
+                max(now_ns, until_ns) + expiry_ns(notification.severity),
+            ),
+        )
+        if reason is not None:
+            self.raise_alarm(db, action, notification, reason[0])
+
+    def _supersede(self, db: sqlite3.Connection, alert_id: str, action: str, until_ns: int) -> bool:
+        """Let a resolve stand for a firing that was not delivered and is not under way.
+
+        Not on the feed: programs want both.
+        """
+        if action == FEED:
+            return False
+        row = db.execute(
+            "SELECT seq FROM deliveries WHERE alert_id = ? AND transition = 'firing' AND"
+            " action = ? AND state = 'pending'",
+            (alert_id, action),
+        ).fetchone()
+        if row is None or row[0] in self._under_way:
+            return False
+        db.execute(
+            "UPDATE deliveries SET state = ?, updated_ns = ? WHERE seq = ?",
+            ("snoozed" if until_ns else "superseded", self._now_ns(), row[0]),
+        )
+        return True
+
+
+def _snoozed_until(db: sqlite3.Connection, rule: str, now_ns: int) -> int:
+    row = db.execute(
+        "SELECT until_ns FROM snoozes WHERE rule = ? AND until_ns > ?", (rule, now_ns)
+    ).fetchone()
+    return 0 if row is None else int(row[0])
+
+
+def _delivery_alert(action: str, lost: Notification, reason: str, now_ns: int) -> Alert:
+    """Return the alert that says an alert could not be delivered."""
+    group = {"action": action}
+    return Alert(
+        id=stable_id(SELF_RULE, action, str(now_ns // _HOUR_NS)),
+        fingerprint=stable_id(SELF_RULE, action),
+        rule=SELF_RULE,
+        state="firing",
+        severity="high",
+        group=group,
+        labels=group | {"alert": SELF_RULE, "severity": "high"},
+        annotations={
+            "summary": f"{lost.title}: not delivered by {action}: "
+            f"{reason[:MAX_ERROR_CHARACTERS]}; see ast-stream outbox list"
+        },
+        started_ns=now_ns,
+        fired_ns=now_ns,
+        resolved_ns=None,
+        events=(),
+    )

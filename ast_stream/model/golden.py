@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from ast_stream.model.checkpoint import Checkpoint
 from ast_stream.model.metadata import Golden
@@ -47,7 +48,8 @@ def golden_for(checkpoint: Checkpoint, seed: int = 0) -> Golden:
         CheckpointError: the checkpoint's window is not one a tagger can have.
     """
     tagger = Tagger(checkpoint, device="cpu", precision="fp32", attention="math")
-    logits = tagger.logits(golden_clip(seed, tagger.window_samples)).astype(np.float64)
+    clip = torch.from_numpy(golden_clip(seed, tagger.window_samples))
+    logits = tagger.calibrated(tagger.logits(clip)).numpy().astype(np.float64)
     return Golden(recipe=RECIPE, seed=seed, scores=(1 / (1 + np.exp(-logits[0]))).tolist())
 
 

@@ -39,6 +39,16 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+class ScoreMap(_Part):
+    """A monotone map of one class's logits: its score is the sigmoid of scale * logit + bias.
+
+    It changes no ranking within the class; it makes scores of different classes comparable.
+    """
+
+    scale: Annotated[float, Field(gt=0, le=100)] = 1.0
+    bias: Annotated[float, Field(ge=-100, le=100)] = 0.0
+
+
 class Golden(_Part):
     """A clip that any installation can generate, and the scores it must get (fp32, math)."""
 
@@ -55,6 +65,8 @@ class Metadata(_Part):
         hop_s: distance between windows the thresholds were chosen for.
         onset_thresholds: scores at which an event may begin, by label.
         rise_on_s, rise_off_s: measured rise times by label, see `Rise`.
+        rise_on_spread_s, rise_off_spread_s: half of the interquartile range of what was measured.
+        score_maps: from logits to scores, by label; the others' scores are plain sigmoids.
         background: labels that never make events.
         golden: the self-check; None: compared with fp32 at start instead.
         provenance: training data, attributions, measurements; free form.
@@ -67,6 +79,9 @@ class Metadata(_Part):
     onset_thresholds: dict[str, Score] = Field(default_factory=dict)
     rise_on_s: dict[str, Seconds] = Field(default_factory=dict)
     rise_off_s: dict[str, Seconds] = Field(default_factory=dict)
+    rise_on_spread_s: dict[str, Seconds] = Field(default_factory=dict)
+    rise_off_spread_s: dict[str, Seconds] = Field(default_factory=dict)
+    score_maps: dict[str, ScoreMap] = Field(default_factory=dict)
     background: list[str] = Field(default_factory=list)
     golden: Golden | None = None
     licence: str | None = None
@@ -88,7 +103,15 @@ class Metadata(_Part):
 
     def named_labels(self) -> set[str]:
         """Return every label that is mentioned."""
-        return {*self.onset_thresholds, *self.rise_on_s, *self.rise_off_s, *self.background}
+        return {
+            *self.onset_thresholds,
+            *self.rise_on_s,
+            *self.rise_off_s,
+            *self.rise_on_spread_s,
+            *self.rise_off_spread_s,
+            *self.score_maps,
+            *self.background,
+        }
 
 
 def read_metadata(directory: Path) -> Metadata:

@@ -21,6 +21,7 @@ from ast_stream.model.attention import AttentionSetting, choose_attention
 from ast_stream.model.checkpoint import BUNDLED, Checkpoint, load_checkpoint, model_with
 from ast_stream.model.device import DTYPES, PrecisionSetting, resolve_device, resolve_precision
 from ast_stream.model.fbank import Fbank, pad_frames
+from ast_stream.model.metadata import ScoreMap
 from ast_stream.model.runners import GraphRunner, SingleRunner
 from ast_stream.units import FRAME_LENGTH, FRAME_SHIFT, FULL_SCALE, frame_count, whole_frames
 
@@ -83,6 +84,7 @@ class Tagger:
         self.attention = self.attention_choice.name
         self.fbank = Fbank(self.device)
         self.on_batch: Callable[[int, float], None] | None = None
+        self._score_map = _score_map(checkpoint, self.device)
         model = model_with(dims, state_dict).to(self.device, dtype)
         model.use_attention(self.attention_choice.attend)
         self._runner: SingleRunner | GraphRunner = (
@@ -106,7 +108,7 @@ class Tagger:
             ValueError: `windows` has another shape.
         """
         began_s = time.perf_counter()
-        scores = _to_numpy(torch.sigmoid(self._window_logits(windows)))
+        scores = _to_numpy(torch.sigmoid(self.calibrated(self._window_logits(windows))))
         if self.on_batch is not None:
             self.on_batch(len(windows), time.perf_counter() - began_s)
         return scores
@@ -139,10 +141,24 @@ class Tagger:
     @overload
     def scores(self, waveforms: npt.NDArray[np.float32]) -> Array: ...
     def scores(self, waveforms: Tensor | npt.NDArray[np.float32]) -> Tensor | Array:
-        """Return the scores (sigmoid of `logits`) of waveforms, in [0, 1]."""
+        """Return the scores (sigmoid of the calibrated `logits`) of waveforms, in [0, 1]."""
         if isinstance(waveforms, np.ndarray):
-            return _to_numpy(torch.sigmoid(torch.from_numpy(self.logits(waveforms))))
-        return torch.sigmoid(self.logits(waveforms))
+            return _to_numpy(self.scores(torch.from_numpy(waveforms)))
+        return torch.sigmoid(self.calibrated(self.logits(waveforms)))
+
+    def calibrated(self, logits: Tensor) -> Tensor:
+        """Return what the scores are the sigmoid of: logits through the checkpoint's score maps.
+
+        Args:
+            logits: shape (..., n_classes), float32.
+
+        Returns:
+            The same shape; `logits` itself where the checkpoint has no score maps.
+        """
+        if self._score_map is None:
+            return logits
+        scale, bias = (one.to(logits.device) for one in self._score_map)
+        return logits * scale + bias
 
     def prepare(self, n_windows: int) -> None:
         """Do what the first batch of up to `n_windows` windows would otherwise wait for."""
@@ -204,6 +220,18 @@ def _shortened(checkpoint: Checkpoint, window_s: float) -> tuple[AstDims, dict[s
         raise CheckpointError(
             f"{checkpoint.origin}: window_s {window_s:g} is too short: {error}"
         ) from error
+
+
+def _score_map(checkpoint: Checkpoint, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    """Return scale and bias of all classes, each of shape (n_classes,), None if none has a map."""
+    by_label = checkpoint.metadata.score_maps
+    if not by_label:
+        return None
+    maps = [by_label.get(label, ScoreMap()) for label in checkpoint.labels]
+    return (
+        torch.tensor([one.scale for one in maps], dtype=torch.float32, device=device),
+        torch.tensor([one.bias for one in maps], dtype=torch.float32, device=device),
+    )
 
 
 def _checked(samples: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from ast_stream.errors import StartupError
 from ast_stream.model.device import Precision
@@ -76,13 +77,13 @@ def self_check(tagger: Tagger) -> SelfCheck:
 def _repeatable_logits(tagger: Tagger, clip: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Return (BATCH, n_classes) logits of the same clip."""
     batch = np.repeat(clip[None], BATCH, axis=0)
-    logits = tagger.logits(batch)
+    logits = _score_logits(tagger, batch)
     if not np.isfinite(logits).all():
         raise StartupError(
             f"self-check failed: {tagger.checkpoint.origin} in {tagger.precision} gives scores "
             "that are not finite; try precision fp32"
         )
-    if not np.array_equal(logits, tagger.logits(batch)):
+    if not np.array_equal(logits, _score_logits(tagger, batch)):
         raise StartupError(
             f"self-check failed: {tagger.checkpoint.origin} on {tagger.device} with attention "
             f"{tagger.attention} gives other scores when asked again"
@@ -98,7 +99,15 @@ def _reference_logits(tagger: Tagger, clip: npt.NDArray[np.float32]) -> npt.NDAr
         attention="math",
         window_s=tagger.window_s,
     )
-    return _bounded(reference.logits(clip))
+    return _bounded(_score_logits(reference, clip))
+
+
+def _score_logits(tagger: Tagger, clips: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return what the scores are the sigmoid of."""
+    logits: npt.NDArray[np.float32] = tagger.calibrated(
+        torch.from_numpy(tagger.logits(clips))
+    ).numpy()
+    return logits
 
 
 def _logits_of(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -1,0 +1,70 @@
+"""The words of labelled data: a clip, the columns of a table, a decoded recording."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from ast_stream.audio.activity import Waveform
+from ast_stream.errors import Problem
+
+AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"})
+LABEL_SEPARATOR = ";"
+
+
+class Span(NamedTuple):
+    """A stretch of a recording, in seconds from its beginning."""
+
+    onset_s: float
+    offset_s: float
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One labelled file or stretch of it, where its label was read, and its row of the table.
+
+    Attributes:
+        labels: none for a recording, or stretch of one, that holds no event.
+        span: the stretch that the labels hold for; None: the whole file.
+    """
+
+    path: Path
+    labels: tuple[str, ...]
+    fold: str | None = None
+    table: str = ""
+    line: int | None = None
+    row: Mapping[str, str] = field(default_factory=dict, compare=False)
+    span: Span | None = None
+
+    def problem(self, text: str) -> Problem:
+        """Return a problem with this clip, at its line of the table or at the file itself."""
+        if self.table:
+            return Problem(self.table, self.line, self.path.name, text)
+        return Problem(str(self.path), None, "", text)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of a table's columns, and which rows to take.
+
+    Attributes:
+        onset, offset: seconds; a table with both labels strips of long recordings.
+        where: accepted values by column; None: all rows.
+    """
+
+    file: str = "file"
+    label: str = "label"
+    fold: str = "fold"
+    where: Mapping[str, Collection[str]] | None = None
+    onset: str = "onset"
+    offset: str = "offset"
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """A decoded clip: mono, shape (n_samples,), float32 in [-1, 1], at 16 kHz."""
+
+    clip: Clip
+    waveform: Waveform

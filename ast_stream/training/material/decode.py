@@ -1,0 +1,179 @@
+"""Clips decoded to 16 kHz, each file once, and everything that is wrong with them told together.
+
+A user with 400 files must not meet their problems one by one.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+import soxr
+
+from ast_stream.audio.activity import Waveform, active_rms
+from ast_stream.errors import ConfigError, Problem
+from ast_stream.labels import did_you_mean
+from ast_stream.training.material.clip import Clip, Recording
+from ast_stream.units import SAMPLE_RATE, samples_to_seconds, seconds_to_samples
+
+logger = logging.getLogger(__name__)
+
+FEWEST_CLIPS = 2  # of a class: one to learn from and one to test on
+BEYOND_END_S = 0.1  # that an offset may lie behind the end: people and tools round
+
+
+class Decoded(NamedTuple):
+    """A whole file: mono samples at 16 kHz, and the rate they were stored with."""
+
+    waveform: Waveform
+    rate: int
+
+
+def load_recordings(
+    clips: Sequence[Clip], known_labels: Collection[str] | None = None
+) -> list[Recording]:
+    """Decode all clips, mixed down and resampled to 16 kHz, in the order given.
+
+    A stretch without labels that turns out to be empty is left out. Different sample rates are
+    logged once.
+
+    Args:
+        clips: what `read_clips` returned.
+        known_labels: the only labels allowed; None: any.
+
+    Raises:
+        ConfigError: every problem of every clip, and classes with fewer than two clips or without
+            any sound.
+    """
+    problems = list(_unknown_labels(clips, known_labels))
+    by_file: dict[Path, list[int]] = defaultdict(list)
+    for number, clip in enumerate(clips):
+        by_file[clip.path].append(number)
+    recordings: dict[int, Recording] = {}
+    rates: Counter[int] = Counter()
+    for path, numbers in by_file.items():
+        try:
+            decoded = decode(path)
+        except (OSError, ValueError, soundfile.SoundFileError) as error:
+            problems.append(clips[numbers[0]].problem(_what_failed(path, error)))
+            continue
+        rates[decoded.rate] += 1
+        for number in numbers:
+            try:
+                waveform = _stretch(decoded.waveform, clips[number])
+            except ValueError as error:
+                problems.append(clips[number].problem(str(error)))
+                continue
+            if len(waveform) or clips[number].labels:
+                recordings[number] = Recording(clips[number], waveform)
+    problems += _too_few(clips)
+    problems += [] if problems else _silent_classes(list(recordings.values()))
+    if problems:
+        raise ConfigError(problems)
+    if len(rates) > 1:
+        logger.warning(
+            "the recordings have several sample rates (%s Hz); all are resampled to %d Hz",
+            ", ".join(map(str, sorted(rates))), SAMPLE_RATE,
+        )  # fmt: skip
+    return [recordings[number] for number in sorted(recordings)]
+
+
+def read_waveform(path: Path) -> Waveform:
+    """Return a file as mono float32 at 16 kHz, shape (n_samples,).
+
+    Raises:
+        OSError, soundfile.SoundFileError: missing or unreadable.
+        ValueError: no samples, or samples that are not finite.
+    """
+    return decode(path).waveform
+
+
+def decode(path: Path) -> Decoded:
+    """Return a file as `read_waveform` does, with the sample rate it has."""
+    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    if not len(samples):
+        raise ValueError("expected sound, got an empty file")
+    if not np.isfinite(samples).all():
+        raise ValueError("expected finite samples, got NaN or infinity")
+    return Decoded(mono_16k(samples, rate), rate)
+
+
+def mono_16k(samples: Waveform, rate: int) -> Waveform:
+    """Return samples of shape (n, channels) mixed down and resampled, shape (n_samples,)."""
+    mono = samples.mean(axis=1)
+    if rate != SAMPLE_RATE:
+        mono = soxr.resample(mono, rate, SAMPLE_RATE, quality="HQ")
+    return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+def _stretch(waveform: Waveform, clip: Clip) -> Waveform:
+    """Return the samples of the clip's span.
+
+    Raises:
+        ValueError: its labels end behind the end of the file.
+    """
+    if clip.span is None:
+        return waveform
+    duration_s = samples_to_seconds(len(waveform))
+    if clip.labels and clip.span.offset_s > duration_s + BEYOND_END_S:
+        raise ValueError(
+            f"offset: expected at most {duration_s:.2f} s, where the file ends, "
+            f"got {clip.span.offset_s:g} s"
+        )
+    end = None if math.isinf(clip.span.offset_s) else seconds_to_samples(clip.span.offset_s)
+    # a copy: a view would keep the whole recording in memory for one bark
+    return waveform[seconds_to_samples(clip.span.onset_s) : end].copy()
+
+
+def _unknown_labels(
+    clips: Iterable[Clip], known_labels: Collection[str] | None
+) -> Iterator[Problem]:
+    if known_labels is None:
+        return
+    for clip in clips:
+        for label in clip.labels:
+            if label not in known_labels:
+                yield clip.problem(f"unknown label {label!r}{did_you_mean(label, known_labels)}")
+
+
+def _too_few(clips: Sequence[Clip]) -> list[Problem]:
+    """Return a problem for each class with fewer than two files or rows of a table."""
+    sources: dict[str, set[tuple[Path, int | None]]] = defaultdict(set)
+    for clip in clips:
+        for label in clip.labels:
+            sources[label].add((clip.path, clip.line))
+    return [
+        _of_class(clips, label, f"expected at least {FEWEST_CLIPS} clips of a class, got {len(of)}")
+        for label, of in sorted(sources.items())
+        if len(of) < FEWEST_CLIPS
+    ]
+
+
+def _silent_classes(recordings: Sequence[Recording]) -> list[Problem]:
+    sounding: dict[str, bool] = defaultdict(bool)
+    for one in recordings:
+        for label in one.clip.labels:
+            sounding[label] = sounding[label] or active_rms(one.waveform) > 0
+    return [
+        _of_class([one.clip for one in recordings], label, "expected sound, got silence only")
+        for label, has_sound in sorted(sounding.items())
+        if not has_sound
+    ]
+
+
+def _of_class(clips: Sequence[Clip], label: str, text: str) -> Problem:
+    return Problem(clips[0].table or str(clips[0].path.parent.parent), None, label, text)
+
+
+def _what_failed(path: Path, error: Exception) -> str:
+    if not path.is_file():
+        return "file is missing"
+    if isinstance(error, ValueError):
+        return str(error)
+    return f"cannot be read as audio ({error})"

@@ -1,0 +1,131 @@
+"""Labelled strips of long recordings: where each sound begins and ends in them.
+
+What one label says of a stretch that another one overlaps is only true for both together, so the
+recording is cut wherever a label begins or ends. The stretches between labels hold none of the
+classes: they are backgrounds as real as the sounds.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from ast_stream.errors import ConfigError, Problem
+from ast_stream.training.material.clip import Clip, Span
+
+AUDACITY_SUFFIX = ".txt"
+SHORTEST_S = 0.1  # what two labels leave or share for less teaches nothing
+MARGIN_S = 0.25  # around a label, since people mark neither the first nor the last of a sound
+
+
+class Row(NamedTuple):
+    """A label with its times, as they stand in the table; without a label there are none."""
+
+    clip: Clip
+    onset: str
+    offset: str
+
+
+def audacity_rows(track: Path, recording: Path) -> list[Row]:
+    """Return the labels of an Audacity label track: onset, offset and label between tabs.
+
+    Raises:
+        ConfigError: a line that is none of these.
+    """
+    rows, problems = [], []
+    try:
+        lines = track.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([Problem(str(track), None, "", f"cannot be read ({error})")]) from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.startswith("\\"):  # frequencies of the label above
+            continue
+        parts = line.split("\t")
+        if len(parts) < 3 or not parts[2].strip():
+            problems.append(
+                Problem(str(track), number, "", "expected onset, offset and label between tabs")
+            )
+            continue
+        clip = Clip(recording, (parts[2].strip(),), table=str(track), line=number)
+        rows.append(Row(clip, parts[0], parts[1]))
+    if problems:
+        raise ConfigError(problems)
+    return rows
+
+
+def strip_clips(rows: Sequence[Row]) -> list[Clip]:
+    """Return the stretches of each recording with one set of labels each, and those without.
+
+    A row without label and times says that its recording holds no event at all. The last stretch
+    of a recording without labels ends at infinity: its length is not known yet.
+
+    Raises:
+        ConfigError: every time that is no number, negative, or not after its onset.
+    """
+    problems: list[Problem] = []
+    by_file: dict[Path, list[Clip]] = defaultdict(list)
+    for row in rows:
+        if not row.clip.labels and not row.onset.strip() and not row.offset.strip():
+            by_file[row.clip.path].append(row.clip)
+            continue
+        try:
+            by_file[row.clip.path].append(replace(row.clip, span=_span(row)))
+        except ValueError as error:
+            problems.append(row.clip.problem(str(error)))
+    if problems:
+        raise ConfigError(problems)
+    return [clip for labelled in by_file.values() for clip in _stretches(labelled)]
+
+
+def _span(row: Row) -> Span:
+    if not row.clip.labels:
+        raise ValueError("expected a label for these times, got none")
+    span = Span(_seconds("onset", row.onset), _seconds("offset", row.offset))
+    if span.onset_s >= span.offset_s:
+        raise ValueError(
+            f"expected an onset before the offset, got {span.onset_s:g} s and {span.offset_s:g} s"
+        )
+    return span
+
+
+def _seconds(name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{name}: expected seconds from the beginning, got {text.strip()!r}")
+    return value
+
+
+def _stretches(labelled: Sequence[Clip]) -> list[Clip]:
+    """Return the stretches of one recording, in order: with labels, then without."""
+    spans = [(clip, clip.span) for clip in labelled if clip.span is not None]
+    edges = sorted({edge for _, span in spans for edge in span})
+    stretches = []
+    for onset_s, offset_s in itertools.pairwise(edges):
+        there = [
+            clip for clip, span in spans if span.onset_s <= onset_s and offset_s <= span.offset_s
+        ]
+        if there and offset_s - onset_s >= SHORTEST_S:
+            labels = dict.fromkeys(label for clip in there for label in clip.labels)
+            stretches.append(replace(there[0], labels=tuple(labels), span=Span(onset_s, offset_s)))
+    return stretches + _without_labels(labelled[0], [span for _, span in spans])
+
+
+def _without_labels(first: Clip, spans: Sequence[Span]) -> list[Clip]:
+    free, at_s = [], 0.0
+    for span in sorted(spans):
+        free.append(Span(at_s, span.onset_s - MARGIN_S))
+        at_s = max(at_s, span.offset_s + MARGIN_S)
+    free.append(Span(at_s, math.inf))
+    return [
+        replace(first, labels=(), row={}, span=span)
+        for span in free
+        if span.offset_s - span.onset_s >= SHORTEST_S
+    ]

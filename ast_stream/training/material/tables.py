@@ -1,0 +1,112 @@
+"""A folder per class, or a CSV or TSV table of files and labels, as clips."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from ast_stream.errors import ConfigError, Problem
+from ast_stream.labels import did_you_mean
+from ast_stream.training.material.clip import AUDIO_SUFFIXES, LABEL_SEPARATOR, Clip, Columns
+from ast_stream.training.material.strips import AUDACITY_SUFFIX, Row, audacity_rows, strip_clips
+
+BESIDE = ("clips", "audio", "wav")  # folders beside a table where its files may lie
+
+
+class Table(NamedTuple):
+    """The rows of a table with the line each one ends on."""
+
+    header: list[str]
+    rows: list[tuple[int, dict[str, str]]]
+
+
+def read_folder(folder: Path) -> list[Clip]:
+    """Return the files of each sub-folder, labelled by its name, and labelled recordings.
+
+    A recording in `folder` itself counts if an Audacity label track lies beside it.
+    """
+    clips = [
+        Clip(path, (sub_folder.name,))
+        for sub_folder in sorted(folder.iterdir())
+        if sub_folder.is_dir()
+        for path in sorted(sub_folder.rglob("*"))
+        if path.suffix.lower() in AUDIO_SUFFIXES
+    ]
+    rows = [
+        row
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() in AUDIO_SUFFIXES
+        and (track := path.with_suffix(AUDACITY_SUFFIX)).is_file()
+        for row in audacity_rows(track, path)
+    ]
+    return clips + strip_clips(rows)
+
+
+def read_table(table: Path, columns: Columns) -> list[Clip]:
+    """Return the labelled files of a table, or the strips of one with onsets and offsets.
+
+    Raises:
+        ConfigError: columns or labels are missing, or times make no sense.
+    """
+    header, rows = read_rows(table)
+    has_times = columns.onset in header and columns.offset in header
+    wanted = [columns.file, columns.label, *(columns.where or {})]
+    problems = [
+        Problem(str(table), 1, name, f"column is missing{did_you_mean(name, header)}")
+        for name in wanted
+        if name not in header
+    ]
+    if problems:
+        raise ConfigError(problems)
+    clips: list[Clip] = []
+    for line, row in rows:
+        if any(row[name] not in accepted for name, accepted in (columns.where or {}).items()):
+            continue
+        labels = tuple(_labels(row[columns.label] or ""))
+        if not labels and not has_times:
+            problems.append(Problem(str(table), line, columns.label, "expected a label, got none"))
+        path = find_beside(table, row[columns.file] or "")
+        clips.append(Clip(path, labels, row.get(columns.fold) or None, str(table), line, row))
+    if problems:
+        raise ConfigError(problems)
+    if not has_times:
+        return clips
+    return strip_clips(
+        [Row(clip, clip.row[columns.onset], clip.row[columns.offset]) for clip in clips]
+    )
+
+
+def read_rows(table: Path) -> Table:
+    """Return header and rows of a table with commas, or tabs if its header has any.
+
+    Raises:
+        ConfigError: it is no table in UTF-8.
+    """
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as lines:
+            first = lines.readline()
+            lines.seek(0)
+            reader = csv.DictReader(lines, delimiter="\t" if "\t" in first else ",")
+            header = list(reader.fieldnames or [])
+            return Table(header, [(reader.line_num, _complete(row)) for row in reader])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(
+            [Problem(str(table), None, "", f"cannot be read as a table ({error})")]
+        ) from error
+
+
+def find_beside(table: Path, name: str) -> Path:
+    """Return the file `name` of a table: relative to it, or in a folder beside it."""
+    places = [table.parent / name, *(table.parent / sub / name for sub in BESIDE)]
+    return next((place for place in places if place.is_file()), places[0])
+
+
+def _complete(row: dict[str | None, str | None]) -> dict[str, str]:
+    """Return a row with text in every column, also where the line was too short."""
+    return {name: value or "" for name, value in row.items() if name is not None}
+
+
+def _labels(text: str) -> Iterator[str]:
+    return (label.strip() for label in text.split(LABEL_SEPARATOR) if label.strip())

@@ -179,6 +179,8 @@ class Instance:
         if state in ("inactive", "pending") and is_edge:
             if state == "inactive":
                 self._name(now)
+            else:  # what was pending may have turned out to be a sound before this one
+                self.started_ns = self._began(now)
             self.state, self.fired_ns, self.keep_until = "firing", now, None
             self.events = tuple(self.memory.run_events)
         elif state == "inactive":
@@ -208,13 +210,15 @@ class Instance:
     def _name(self, now: int) -> None:
         """Give the alert that begins its id, by what began it."""
         memory = self.memory
-        self.started_ns = next(
-            time for time in (memory.started_ns, memory.since, now) if time is not None
-        )
+        self.started_ns = self._began(now)
         first = memory.run_events[0] if memory.run_events else f"@{self.started_ns}"
         self.alert_id = stable_id(self.rule.name, *_flat(self.group), first)
         self.fired_ns = None
         self.events = tuple(memory.run_events)
+
+    def _began(self, now: int) -> int:
+        times = (self.memory.started_ns, self.memory.since, now)
+        return next(time for time in times if time is not None)
 
     def _rest(self) -> None:
         self.state, self.keep_until = "inactive", None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from ast_stream.alerts.model import DetectionTiming
 from ast_stream.alerts.rules import Rule
+from ast_stream.alerts.trigger_durations import For
 from ast_stream.alerts.trigger_levels import AbsentFor, LevelFor
 from ast_stream.alerts.trigger_patterns import CountWithin, SequenceWithin
-from ast_stream.alerts.triggers import For, Plain, Trigger
+from ast_stream.alerts.triggers import Plain, Trigger
 
 
 def make_trigger(rule: Rule, timing: DetectionTiming) -> Trigger:

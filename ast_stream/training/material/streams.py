@@ -1,11 +1,11 @@
 """Streams with known truth: takes laid over backgrounds at given levels, and backgrounds alone.
 
-Truth is the sound and not the file: takes are trimmed by energy before they are laid.
+Truth is the sound and not the file: takes are trimmed by energy before they are laid. The signal
+to noise ratio is that of the active level of the sound to the active level of its background.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,37 +14,70 @@ import numpy.typing as npt
 
 from ast_stream.audio.activity import Waveform
 from ast_stream.audio.scene import Planted
-from ast_stream.audio.synthesis import ACTIVE_DBFS, Random, Signal
+from ast_stream.audio.synthesis import Random, Signal
 from ast_stream.detect.detector import Detector
+from ast_stream.detect.parameters import DecisionParameters
 from ast_stream.messages import Event, Pcm16, Scores
+from ast_stream.training.material.beds import (
+    BedPart,
+    Disturbances,
+    Range,
+    background_gain,
+    faded,
+    lay_bed,
+    part,
+)
 from ast_stream.training.material.takes import Take
 from ast_stream.units import FULL_SCALE, SAMPLE_RATE, samples_to_seconds, seconds_to_samples
 
-EDGE_S = 0.01  # fade where a take was cut and where backgrounds meet
 LONGEST_TAKE_S = 5.0
 
 
 @dataclass(frozen=True)
 class Laying:
-    """How takes are laid: ranges to draw from."""
+    """How takes are laid: ranges to draw from, and shares of the sounds something happens to.
 
-    snr_db: tuple[float, float] = (6.0, 20.0)
-    level_dbfs: tuple[float, float] = (-35.0, -15.0)
-    gap_s: tuple[float, float] = (3.0, 5.0)
+    Attributes:
+        snr_db: of the sound over its background.
+        level_dbfs: active level of the sound.
+        gap_s: from the end of one sound to the start of the next.
+        same_class_gap_s: added to it where the next sound is of the same class.
+        close_gap_s: drawn instead, nothing added, for `close_share` of the sounds: shorter than a
+            window, so that one window holds two sounds.
+        neighbour_share: sounds that are followed by another one of their class, if there is one.
+        disturbances: what happens to the background between the sounds.
+    """
+
+    snr_db: Range = (6.0, 20.0)
+    level_dbfs: Range = (-35.0, -15.0)
+    gap_s: Range = (3.0, 5.0)
     same_class_gap_s: float = 4.0
+    close_gap_s: Range = (0.3, 2.0)
+    close_share: float = 0.0
+    neighbour_share: float = 0.0
+    disturbances: Disturbances = Disturbances()
 
 
 @dataclass(frozen=True, eq=False)
 class Strip:
-    """A stretch of stream, int16 at 16 kHz, and the sounds in it, in order."""
+    """A stretch of stream, int16 at 16 kHz, the sounds in it, in order, and what lies below."""
 
     pcm: Pcm16
     truth: list[Planted]
+    bed: tuple[BedPart, ...] = ()
 
     @property
     def duration_s(self) -> float:
         """Length in seconds."""
         return samples_to_seconds(len(self.pcm))
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """What is kept of a strip once it was scored: hours of samples would fill the memory."""
+
+    duration_s: float
+    truth: list[Planted]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,12 +88,14 @@ class ScoredStrip:
         times_s: end of each window, shape (n_windows,).
         scores: shape (n_windows, n_classes).
         events: begins and ends, in order.
+        parameters: what events were decided by; None: not known.
     """
 
-    strip: Strip
+    strip: Strip | Layout
     times_s: npt.NDArray[np.float64]
     scores: npt.NDArray[np.float32]
     events: list[Event]
+    parameters: DecisionParameters | None = None
 
 
 def lay_takes(
@@ -73,10 +108,13 @@ def lay_takes(
     """Return a strip with every take once, in random order, over random backgrounds."""
     at_s, last_label = rng.uniform(*laying.gap_s), ""
     placed: list[tuple[int, Signal, Planted]] = []
-    for index in rng.permutation(len(takes)):
-        take = takes[int(index)]
+    for index in _order(rng, takes, laying.neighbour_share):
+        take = takes[index]
         label = labels[take.classes[0]]
-        if label == last_label:
+        is_close = bool(placed) and bool(laying.close_share) and rng.random() < laying.close_share
+        if is_close:
+            at_s = placed[-1][2].offset_s + rng.uniform(*laying.close_gap_s)
+        elif label == last_label:
             at_s += laying.same_class_gap_s
         sound = _trimmed(take)
         level_dbfs, snr_db = rng.uniform(*laying.level_dbfs), rng.uniform(*laying.snr_db)
@@ -94,10 +132,11 @@ def lay_takes(
         placed.append((onset, gain * sound, planted))
         at_s = planted.offset_s + rng.uniform(*laying.gap_s)
         last_label = label
-    mix = _bed(rng, seconds_to_samples(at_s), backgrounds, [planted for _, _, planted in placed])
+    truth = [planted for _, _, planted in placed]
+    mix, bed = lay_bed(rng, seconds_to_samples(at_s), backgrounds, truth, laying.disturbances)
     for onset, sound, _ in placed:
         mix[onset : onset + len(sound)] += sound
-    return Strip(_to_pcm(mix), [planted for _, _, planted in placed])
+    return Strip(_to_pcm(mix), truth, tuple(bed))
 
 
 def lay_backgrounds(
@@ -109,12 +148,15 @@ def lay_backgrounds(
     """Return a strip without any event: one background after another at random levels."""
     n_samples = seconds_to_samples(duration_s)
     mix = np.zeros(n_samples)
+    bed: list[BedPart] = []
     at = 0
     while at < n_samples:
-        piece = _faded(backgrounds[int(rng.integers(len(backgrounds)))][: n_samples - at])
-        mix[at : at + len(piece)] = piece * _gain(rng.uniform(*level_dbfs))
+        piece = faded(backgrounds[int(rng.integers(len(backgrounds)))][: n_samples - at])
+        level = rng.uniform(*level_dbfs)
+        mix[at : at + len(piece)] = piece * background_gain(level)
+        bed.append(part("background", at, at + len(piece), level))
         at += len(piece)
-    return Strip(_to_pcm(mix), [])
+    return Strip(_to_pcm(mix), [], tuple(bed))
 
 
 def score_strip(
@@ -133,48 +175,36 @@ def score_strip(
         detector.push("strip", start, strip.pcm[start : start + SAMPLE_RATE])
         events += detector.run()
     events += detector.flush("strip", "quiet")
+    n_classes = len(detector.parameters.labels)
     return ScoredStrip(
-        strip=strip,
+        strip=Layout(strip.duration_s, strip.truth),
         times_s=np.array([samples_to_seconds(window.end_sample) for window in windows]),
-        scores=np.stack([window.scores for window in windows]),
-        events=events,
+        scores=np.array([window.scores for window in windows], np.float32).reshape(-1, n_classes),
+        events=[event for event in events if event.type != "update"],
+        parameters=detector.parameters,
     )
+
+
+def _order(rng: Random, takes: Sequence[Take], neighbour_share: float) -> list[int]:
+    """Return a random order, in which some takes are followed by one of their class."""
+    waiting = [int(index) for index in rng.permutation(len(takes))]
+    if not neighbour_share:
+        return waiting
+    order: list[int] = []
+    while waiting:
+        chosen = 0
+        if order and rng.random() < neighbour_share:
+            label = takes[order[-1]].classes[0]
+            same = (at for at, index in enumerate(waiting) if takes[index].classes[0] == label)
+            chosen = next(same, 0)
+        order.append(waiting.pop(chosen))
+    return order
 
 
 def _trimmed(take: Take) -> Signal:
     begin, end = take.active_span
     end = min(end, begin + seconds_to_samples(LONGEST_TAKE_S))
-    return _faded(take.waveform[begin:end])
-
-
-def _faded(waveform: Waveform) -> Signal:
-    faded = waveform.astype(np.float64)
-    n_fade = min(seconds_to_samples(EDGE_S), len(faded) // 2)
-    ramp = np.linspace(0, 1, n_fade)
-    faded[:n_fade] *= ramp
-    faded[len(faded) - n_fade :] *= ramp[::-1]
-    return faded
-
-
-def _bed(
-    rng: Random, n_samples: int, backgrounds: Sequence[Waveform], truth: Sequence[Planted]
-) -> Signal:
-    """Return backgrounds that lie below each sound by its SNR; they change between the sounds."""
-    bed = np.zeros(n_samples)
-    middles = [
-        seconds_to_samples((before.offset_s + after.onset_s) / 2)
-        for before, after in itertools.pairwise(truth)
-    ]
-    for start, stop, planted in zip([0, *middles], [*middles, n_samples], truth, strict=True):
-        background = backgrounds[int(rng.integers(len(backgrounds)))]
-        piece = _faded(np.resize(background, stop - start))
-        bed[start:stop] = piece * _gain(planted.level_dbfs - planted.snr_db)
-    return bed
-
-
-def _gain(dbfs: float) -> float:
-    """Return the factor that brings a generated background to `dbfs`."""
-    return float(10 ** ((dbfs - ACTIVE_DBFS) / 20))
+    return faded(take.waveform[begin:end])
 
 
 def _to_pcm(mix: Signal) -> Pcm16:

@@ -11,8 +11,8 @@ from typing import Any
 
 from ast_stream.detect.detector import Detector
 from ast_stream.errors import UsageError, WireError
-from ast_stream.messages import AudioBlock, Event, Gap
-from ast_stream.runtime.journal import Journal, StreamRecord
+from ast_stream.messages import AudioBlock
+from ast_stream.runtime.journal import Journal
 from ast_stream.settings.schema import DetectionSettings, check_endpoint
 from ast_stream.units import seconds_to_samples
 from ast_stream.wire.codec import decode_block
@@ -20,10 +20,10 @@ from ast_stream.wire.event_log import EventLog
 from ast_stream.wire.limited_log import LimitedLog
 from ast_stream.wire.publisher import FeedPublisher
 from ast_stream.wire.query import QueryServer
-from ast_stream.wire.replay import Audio, Ended, GapFound, Item, NewEpoch
 from ast_stream.wire.sockets import Poller, Socket, Sockets
 from services.ring_link import RingLink
 from services.worker_feed import WorkerFeed
+from services.worker_intake import WorkerIntake
 from services.worker_journal import WorkerJournal
 from services.worker_metrics import WorkerMetrics
 from services.worker_report import WorkerReport
@@ -88,6 +88,7 @@ class Worker:
         self._log = LimitedLog(logger, now_s)
         self._streams: dict[str, WorkerStream] = {}
         self._feed = WorkerFeed(publisher, event_log, facts["model"], now_ns)
+        self._intake = WorkerIntake(self._streams, detector, self._feed)
         self._started_s = now_s()
         self._worked_to: dict[str, int] = {}
         self._windows_a_tick = 1
@@ -123,7 +124,7 @@ class Worker:
     def finish(self) -> None:
         """End open events, journal and acknowledge."""
         for stream in self._open_streams():
-            self._publish(self._detector.end_events(stream.name, "shutdown"))
+            self._intake.publish(self._detector.end_events(stream.name, "shutdown"))
         self._journal.save(self._streams, self._now_s(), at_once=True)
 
     def tick(self) -> None:
@@ -135,7 +136,7 @@ class Worker:
         with stage("rings"):
             for stream in list(self._streams.values()):
                 items = stream.exchange(now_s, has_room=self._has_room(stream))
-                self._apply(stream, items)
+                self._intake.apply(stream, items)
         with stage("detect"):
             self._detect()
         self._look_after_streams(now_s)
@@ -174,7 +175,7 @@ class Worker:
     def _detect(self) -> None:
         """Score and publish for about `TURN_S` at most: a turn must not outlast the watchdog."""
         began_s, n_before = self._now_s(), self._report.n_windows
-        self._publish(self._detector.run(self._windows_a_tick))
+        self._intake.publish(self._detector.run(self._windows_a_tick))
         n_windows = self._report.n_windows - n_before
         if n_windows:
             window_s = max(1e-6, (self._now_s() - began_s) / n_windows)
@@ -194,7 +195,7 @@ class Worker:
                 self._log.warning("audio block refused: %s", error)
                 continue
             if self._has_room(stream):  # else the ring keeps it
-                self._apply(stream, stream.intake.on_block(block, now_s))
+                self._intake.apply(stream, stream.intake.on_block(block, now_s))
 
     def _has_room(self, stream: WorkerStream) -> bool:
         if not stream.is_open:
@@ -240,75 +241,6 @@ class Worker:
         logger.info("stream %s: expecting audio, ring at %s", plan.name, plan.ring_endpoint)
         return stream
 
-    def _apply(self, stream: WorkerStream, items: list[Item]) -> None:
-        for item in items:
-            match item:
-                case Audio():
-                    self._on_audio(stream, item)
-                case GapFound(gap):
-                    self._on_gap(stream, gap)
-                case NewEpoch(epoch, start):
-                    self._on_new_epoch(stream, epoch, start)
-                case Ended():
-                    self._on_ended(stream)
-
-    def _on_audio(self, stream: WorkerStream, audio: Audio) -> None:
-        if not stream.is_open and stream.record is not None:
-            self._resume(stream, stream.record, audio.start_sample)
-        if stream.is_lost:
-            logger.info("stream %s: audio is back", stream.name)
-            stream.is_lost = False
-        stream.clock.observe(audio.start_sample, audio.time_ns)
-        stream.history.write(audio.start_sample, audio.pcm)
-        self._detector.push(stream.name, audio.start_sample, audio.pcm)
-
-    def _on_gap(self, stream: WorkerStream, gap: Gap) -> None:
-        record = stream.record
-        if record is not None and gap.epoch == record.epoch:
-            # what was decided before the restart was only wanted again to fill the window
-            lost = gap.start_sample + gap.samples - record.position
-            if lost <= 0:
-                return
-            self._resume(stream, record, record.position)
-            gap = Gap(gap.stream, gap.epoch, record.position, lost, gap.reason)
-        self._feed.publish_gap(stream, gap)
-        if stream.is_open and gap.epoch == stream.intake.epoch:
-            self._publish(self._detector.gap(gap))
-            self._feed.end_orphans(stream.name, before=gap.start_sample + gap.samples)
-
-    def _on_new_epoch(self, stream: WorkerStream, epoch: str, start: int) -> None:
-        if stream.is_open:
-            self._publish(self._detector.flush(stream.name))
-        # events of an epoch of which nothing was acknowledged are derived again from its start
-        self._feed.end_orphans(stream.name, except_epoch=epoch if start == 0 else None)
-        logger.info("stream %s: epoch %s from sample %d", stream.name, epoch[:8], start)
-        stream.begin_epoch(start, [])
-        self._feed.begin_epoch(stream.name, epoch, start)
-        self._detector.open(stream.name, epoch, start)
-
-    def _resume(self, stream: WorkerStream, record: StreamRecord, start: int) -> None:
-        """Open a stream of the epoch that the journal knows; audio comes from `start` on."""
-        stream.begin_epoch(start, record.sample_clock().anchors)
-        self._detector.resume(stream.name, record.epoch, start, record.detector)
-        self._feed.end_orphans(stream.name, except_epoch=record.epoch)
-        self._feed.begin_epoch(stream.name, record.epoch, record.position)
-        self._feed.continue_events(self._detector.open_events(stream.name))
-        logger.info("stream %s: resumed at sample %d", stream.name, record.position)
-
-    def _on_ended(self, stream: WorkerStream) -> None:
-        logger.info("stream %s: the source has ended", stream.name)
-        if not stream.is_open:
-            return
-        end = self._detector.received(stream.name)
-        self._publish(self._detector.flush(stream.name))
-        self._feed.end_orphans(stream.name)
-        stream.is_open = False
-        stream.acknowledge(end)
-
-    def _publish(self, events: list[Event]) -> None:
-        for event in events:
-            self._feed.publish_event(self._streams[event.stream], event)
-
     def _open_streams(self) -> Iterator[WorkerStream]:
         return (stream for stream in list(self._streams.values()) if stream.is_open)
 
@@ -319,7 +251,7 @@ class Worker:
             if silence_s > LOST_AFTER_S and not stream.is_lost:
                 logger.warning("stream %s: no audio for %.0f s", stream.name, silence_s)
                 stream.is_lost = True
-                self._publish(self._detector.end_events(stream.name, "stream_lost"))
+                self._intake.publish(self._detector.end_events(stream.name, "stream_lost"))
             self._relieve(stream)
         for stream in list(self._streams.values()):
             if not stream.plan.is_configured and stream.intake.silence_s(now_s) > FORGET_AFTER_S:
@@ -357,7 +289,7 @@ class Worker:
 
     def _forget(self, stream: WorkerStream) -> None:
         if stream.is_open:
-            self._publish(self._detector.close(stream.name, "stream_lost"))
+            self._intake.publish(self._detector.close(stream.name, "stream_lost"))
         stream.link.close()
         self._feed.forget(stream.name)
         del self._streams[stream.name]

@@ -7,7 +7,7 @@ to noise ratio is that of the active level of the sound to the active level of i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -55,7 +55,7 @@ class Laying:
     close_gap_s: Range = (0.3, 2.0)
     close_share: float = 0.0
     neighbour_share: float = 0.0
-    disturbances: Disturbances = Disturbances()
+    disturbances: Disturbances = field(default_factory=Disturbances)
 
 
 @dataclass(frozen=True, eq=False)

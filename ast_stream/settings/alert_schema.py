@@ -68,15 +68,18 @@ class WebhookAction(ActionSection):
         default=None, description="file with one whsec_ secret a line; several while they rotate"
     )
     secret_env: VariableName | None = None
+    ca_file: str | None = Field(default=None, description="null: the system's authorities")
     timeout_s: PositiveSeconds = 20.0
     allow_private: bool = Field(
         default=False, description="may connect to private, loopback and link-local addresses"
     )
 
     @model_validator(mode="after")
-    def _has_one_secret(self) -> WebhookAction:
+    def _fields_fit(self) -> WebhookAction:
         if self.secret_file is not None and self.secret_env is not None:
             raise ValueError("expected secret_file or secret_env, got both")
+        if self.ca_file is not None and not self.url.startswith("https:"):
+            raise ValueError("ca_file: expected an https:// url beside it, got http://")
         return self
 
     @field_validator("url")

@@ -11,7 +11,6 @@ import pytest
 from ast_stream.audio.activity import Waveform
 from ast_stream.audio.scene import Planted
 from ast_stream.messages import EndReason, Event, EventType
-from ast_stream.training.calibration.thresholds import HIGHEST, calibrate_class, choose_threshold
 from ast_stream.training.evaluation.clips import average_precision, clip_report, clip_scores
 from ast_stream.training.evaluation.streams import stream_report
 from ast_stream.training.material.streams import (
@@ -101,48 +100,6 @@ def test_clips_shorter_than_a_window_are_padded() -> None:
     take = Take(np.full(8000, 0.5, np.float32), (0,), False)
     scores = clip_scores([take], lambda w: np.full((len(w), 2), 0.25, np.float32), 40_960)
     np.testing.assert_allclose(scores, 0.25)
-
-
-def test_the_threshold_separates_sounds_from_false_ones() -> None:
-    threshold = choose_threshold(
-        np.array([0.8, 0.7, 0.6]), np.array([0.1, 0.3, 0.4]), np.zeros(5), 0.0
-    )
-    assert 0.4 < threshold <= 0.6
-
-
-def test_the_budget_of_false_alarms_raises_the_threshold() -> None:
-    positives, quiet = np.array([0.5, 0.6, 0.8]), np.array([0.55, 0.2])
-    assert choose_threshold(positives, np.zeros(3), quiet, 1.0) <= 0.5
-    assert 0.55 < choose_threshold(positives, np.zeros(3), quiet, 0.0) <= 0.6
-
-
-def test_a_budget_that_cannot_be_kept_gives_the_highest_threshold() -> None:
-    assert choose_threshold(np.array([0.5]), np.zeros(1), np.ones(3), 0.0) == HIGHEST
-
-
-def test_calibration_measures_the_rise_times_of_an_ideal_model() -> None:
-    truth = [_planted("Bark", 5.13 + 6.1 * k, 7.13 + 6.1 * k) for k in range(8)]
-    chosen = calibrate_class(0, "Bark", [_scored(truth)], [_scored([])], WINDOW_S, 0.5)
-    assert (chosen.n_sounds, chosen.n_found, chosen.n_false) == (8, 8, 0)
-    assert chosen.background_per_h == 0.0
-    assert chosen.rise_on_s == pytest.approx(0.6, abs=HOP_S / 4)
-    assert chosen.rise_off_s == pytest.approx(0.6, abs=HOP_S / 4)
-
-
-def test_rise_times_of_few_sounds_stay_unmeasured() -> None:
-    scored = _scored([_planted("Bark", 5.0, 7.0)])
-    chosen = calibrate_class(0, "Bark", [scored], [_scored([])], WINDOW_S, 0.5)
-    assert chosen.rise_on_s is None
-    assert chosen.rise_off_s is None
-
-
-def test_scores_of_another_class_are_false_for_this_one() -> None:
-    truth = [_planted("Bark", 5.0, 7.0), _planted("Siren", 20.0, 23.0)]
-    scored = _scored(truth)
-    scored.scores[:, 0] = scored.scores.max(axis=1)  # Bark fires on the siren, too
-    chosen = calibrate_class(0, "Bark", [scored], [_scored([])], WINDOW_S, 0.5)
-    assert chosen.n_found == 1
-    assert chosen.n_false > 0
 
 
 def test_stream_figures_match_events_to_sounds() -> None:

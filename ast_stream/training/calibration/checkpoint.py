@@ -1,53 +1,146 @@
-"""A checkpoint with thresholds, rise times, a golden vector and where they come from."""
+"""A checkpoint with score maps, thresholds, rise times, golden scores, and where they come from."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from ast_stream.model.checkpoint import Checkpoint
 from ast_stream.model.golden import golden_for
-from ast_stream.model.tagger import Tagger
-from ast_stream.training.calibration.thresholds import calibrate_class
-from ast_stream.training.material.held_out import HeldOut, scored_streams
+from ast_stream.model.metadata import Metadata
+from ast_stream.training.calibration.budget import Budgets, per_hour
+from ast_stream.training.calibration.classes import ClassCalibration, calibrate_classes
+from ast_stream.training.calibration.grouping import grouping_rule
+from ast_stream.training.calibration.streams import (
+    background_streams,
+    plain_tagger,
+    sound_streams,
+)
+from ast_stream.training.material.held_out import HeldOut
+
+PROVENANCE = "thresholds"  # key of the record in the checkpoint's provenance
+_SEED = 0
 
 
 def calibrate_checkpoint(
     checkpoint: Checkpoint, held: HeldOut, negatives_s: float, budget_per_h: float
 ) -> Checkpoint:
-    """Return the checkpoint with thresholds, rise times and provenance from held-out material.
+    """Return a checkpoint that was just trained, calibrated on what was held out from it.
 
     Args:
         negatives_s: length of the streams without events that bound the false alarms.
-        budget_per_h: false alarms of one class in an hour of them.
+        budget_per_h: false alarms of one class in an hour of them, and among other sounds.
     """
-    tagger = Tagger(checkpoint, "cpu", "fp32", "math")
-    with_sounds, without = scored_streams(tagger, held, negatives_s)
-    chosen = {
-        label: calibrate_class(
-            index, label, with_sounds, without, checkpoint.window_s, budget_per_h
-        )
-        for index, label in enumerate(held.labels)
-    }
-    measured = {label: one for label, one in chosen.items() if one.n_sounds}
-    thresholds = {
-        "hours_without_sounds": negatives_s / 3600,
-        "budget_per_h": budget_per_h,
-        "classes": {label: asdict(one) for label, one in measured.items()},
-    }
-    provenance = checkpoint.metadata.provenance | {"thresholds": thresholds}
-    return replace(
-        checkpoint,
-        metadata=checkpoint.metadata.model_copy(
-            update={
-                "onset_thresholds": {label: one.threshold for label, one in measured.items()},
-                "rise_on_s": _known({label: one.rise_on_s for label, one in measured.items()}),
-                "rise_off_s": _known({label: one.rise_off_s for label, one in measured.items()}),
-                "golden": golden_for(checkpoint),
-                "provenance": provenance,
-            }
-        ),
+    tagger = plain_tagger(checkpoint)
+    takes = [*held.recordings, *held.generated]
+    with_sounds = list(
+        sound_streams(tagger, tagger.hop_s, takes, held.backgrounds, held.labels, _SEED)
     )
+    negatives = list(background_streams(tagger, tagger.hop_s, negatives_s, _SEED, held.backgrounds))
+    labels = events_of(checkpoint)
+    calibrated = calibrate_classes(
+        checkpoint.labels,
+        labels,
+        with_sounds,
+        negatives,
+        Budgets(per_hour(budget_per_h)),
+        grouping_rule(checkpoint.window_s, tagger.hop_s),
+    )
+    return with_calibration(checkpoint, calibrated, tagger.hop_s, {"seed": _SEED})
 
 
-def _known(values: dict[str, float | None]) -> dict[str, float]:
-    return {label: value for label, value in values.items() if value is not None}
+def events_of(checkpoint: Checkpoint) -> list[str]:
+    """Return the labels that make events at all."""
+    return [label for label in checkpoint.labels if label not in checkpoint.metadata.background]
+
+
+def with_calibration(
+    checkpoint: Checkpoint,
+    calibrated: Sequence[ClassCalibration],
+    hop_s: float,
+    record: Mapping[str, Any],
+) -> Checkpoint:
+    """Return the checkpoint with what was found for some classes; the others keep what they had.
+
+    Args:
+        record: what was heard and how, for the provenance; nothing in it may depend on the day.
+    """
+    metadata = checkpoint.metadata
+    done = {one.label for one in calibrated}
+    rises_on = {one.label: one.rise_on for one in calibrated if one.rise_on}
+    rises_off = {one.label: one.rise_off for one in calibrated if one.rise_off}
+    fields: dict[str, dict[str, Any]] = {
+        "score_maps": {one.label: one.score_map for one in calibrated},
+        "onset_thresholds": {one.label: one.choice.threshold for one in calibrated},
+        "rise_on_s": {label: rise.median_s for label, rise in rises_on.items()},
+        "rise_off_s": {label: rise.median_s for label, rise in rises_off.items()},
+        "rise_on_spread_s": {label: rise.spread_s for label, rise in rises_on.items()},
+        "rise_off_spread_s": {label: rise.spread_s for label, rise in rises_off.items()},
+    }
+    update: dict[str, Any] = {
+        name: _in_order(checkpoint.labels, _without(getattr(metadata, name), done) | found)
+        for name, found in fields.items()
+    }
+    update["hop_s"] = hop_s
+    update["provenance"] = _provenance(metadata, checkpoint.hash, calibrated, record)
+    calibrated_one = replace(checkpoint, metadata=metadata.model_copy(update=update))
+    golden = {"golden": golden_for(calibrated_one)}
+    return replace(calibrated_one, metadata=calibrated_one.metadata.model_copy(update=golden))
+
+
+def class_record(one: ClassCalibration) -> dict[str, Any]:
+    """Return the figures of one class as JSON."""
+    choice = one.choice
+    return {
+        "budget": choice.budget.text,
+        "is_met": choice.is_met,
+        "threshold": choice.threshold,
+        "n_sounds": choice.n_sounds,
+        "n_found": choice.n_found,
+        "false_among_sounds": choice.false_among,
+        "false_in_negatives": choice.false_negatives,
+        "bound_per_h": None if one.bound_per_h is None else round(one.bound_per_h, 4),
+        "rises_measured": [
+            0 if rise is None else rise.n_measured for rise in (one.rise_on, one.rise_off)
+        ],
+    }
+
+
+def _provenance(
+    metadata: Metadata,
+    model_hash: str,
+    calibrated: Sequence[ClassCalibration],
+    record: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the provenance with this run in it; runs of which no class is left are dropped."""
+    before = metadata.provenance.get(PROVENANCE, {})
+    done = {one.label for one in calibrated}
+    heard = calibrated[0].choice if calibrated else None
+    run = {
+        "model": model_hash,
+        **record,
+        "hours_among_sounds": round(heard.hours_among, 3) if heard else 0.0,
+        "hours_of_negatives": round(heard.hours_negative, 3) if heard else 0.0,
+    }
+    name = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()[:12]
+    classes = _without(before.get("classes", {}), done)
+    classes |= {one.label: class_record(one) | {"run": name} for one in calibrated}
+    in_use = {one.get("run") for one in classes.values()}
+    runs = before.get("runs", {}) | {name: run}
+    return metadata.provenance | {
+        PROVENANCE: {
+            "runs": {name: one for name, one in runs.items() if name in in_use},
+            "classes": classes,
+        }
+    }
+
+
+def _without(values: Mapping[str, Any], labels: set[str]) -> dict[str, Any]:
+    return {label: value for label, value in values.items() if label not in labels}
+
+
+def _in_order(labels: Sequence[str], values: Mapping[str, Any]) -> dict[str, Any]:
+    return {label: values[label] for label in labels if label in values}

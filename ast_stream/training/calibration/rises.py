@@ -1,0 +1,108 @@
+"""Rise times: how much of a sound a window must hold for its score to cross the threshold.
+
+With t_up the first window of the event and t_down the first one below the offset threshold,
+
+    r_on = t_up - onset - H/2            r_off = W + H/2 - (t_down - offset)
+
+hold for sounds whose score is driven by how much of them the window holds. A steady sound over
+noise may hover below the threshold for seconds and then cross it by luck: its crossing says nothing
+about the window's filling, and would drag the median to the window's length. Such sounds are told
+by two signs and left out: their score never rises clearly above the threshold, or it crosses when
+the window has long been full (or falls while the sound still lasts).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ast_stream.model.metadata import ScoreMap
+from ast_stream.training.calibration.curve import touched
+from ast_stream.training.calibration.grouping import GroupingRule, group_events
+from ast_stream.training.calibration.score_map import mapped_scores
+from ast_stream.training.calibration.streams import LogitStream, with_label
+from ast_stream.units import SAMPLE_RATE
+
+FEWEST_MEASURED = 5  # sounds needed for a rise time; else it stays assumed
+CLEARLY_ABOVE = 1.0  # the highest logit of a sound that counts lies so far above the threshold's
+MOST_OF_WINDOW = 0.5  # a longer rise would put onsets before sounds that the window never held
+
+
+@dataclass(frozen=True)
+class RiseTime:
+    """A measured rise time.
+
+    Attributes:
+        spread_s: half of the interquartile range.
+        n_measured: sounds behind it.
+    """
+
+    median_s: float
+    spread_s: float
+    n_measured: int
+
+
+def measure_rises(
+    index: int,
+    label: str,
+    streams: Sequence[LogitStream],
+    score_map: ScoreMap,
+    threshold: float,
+    rule: GroupingRule,
+) -> tuple[RiseTime | None, RiseTime | None]:
+    """Return r_on and r_off of class `index` at `threshold`; None where too few sounds tell."""
+    rises_on: list[float] = []
+    rises_off: list[float] = []
+    for stream in streams:
+        on_s, off_s = _of_stream(index, label, stream, score_map, threshold, rule)
+        rises_on += on_s
+        rises_off += off_s
+    window_s = rule.geometry.window / SAMPLE_RATE
+    return _summary(rises_on, window_s), _summary(rises_off, window_s)
+
+
+def _of_stream(
+    index: int,
+    label: str,
+    stream: LogitStream,
+    score_map: ScoreMap,
+    threshold: float,
+    rule: GroupingRule,
+) -> tuple[list[float], list[float]]:
+    scores = mapped_scores(stream.logits[:, index], score_map)
+    spans = group_events(scores, stream.ends, threshold, rule)
+    sounds = with_label(stream.truth, label)
+    if not spans or not sounds:
+        return [], []
+    touching = touched(spans, stream, rule, [(one.onset_s, one.offset_s) for one in sounds])
+    window_s, half_hop_s = rule.geometry.window / SAMPLE_RATE, rule.geometry.hop / SAMPLE_RATE / 2
+    clear = clearly_above(threshold)
+    rises_on, rises_off = [], []
+    for number, sound in enumerate(sounds):
+        own = np.flatnonzero(touching[:, number])
+        held = (stream.times_s > sound.onset_s) & (stream.times_s < sound.offset_s + window_s)
+        if not len(own) or touching[own].sum() != len(own) or scores[held].max() < clear:
+            continue  # not found, in one event with another sound, or found by luck
+        first, last = spans[own[0]], spans[own[-1]]
+        on_s = float(stream.times_s[first.first]) - sound.onset_s - half_hop_s
+        if first.first > 0 and -half_hop_s < on_s <= window_s + half_hop_s:
+            rises_on.append(on_s)
+        if last.low is not None:
+            off_s = window_s + half_hop_s - (float(stream.times_s[last.low]) - sound.offset_s)
+            rises_off += [off_s] if -half_hop_s < off_s <= window_s + half_hop_s else []
+    return rises_on, rises_off
+
+
+def clearly_above(threshold: float) -> float:
+    """Return the score that lies `CLEARLY_ABOVE` on the logits above `threshold`."""
+    return 1 / (1 + (1 - threshold) / threshold * float(np.exp(-CLEARLY_ABOVE)))
+
+
+def _summary(rises: Iterable[float], window_s: float) -> RiseTime | None:
+    measured = np.clip(np.array(list(rises)), 0.0, MOST_OF_WINDOW * window_s)
+    if len(measured) < FEWEST_MEASURED:
+        return None
+    low, middle, high = np.percentile(measured, (25, 50, 75))
+    return RiseTime(round(float(middle), 3), round(float(high - low) / 2, 3), len(measured))

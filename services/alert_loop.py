@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from ast_stream.alerts.delivery import Couriers, no_fault
 from ast_stream.alerts.engine import Engine
-from ast_stream.alerts.model import Transition
+from ast_stream.alerts.model import DetectionTiming, Transition
 from ast_stream.alerts.outbox import Outbox
 from ast_stream.alerts.rules import RuleSet
 from ast_stream.alerts.store import Store, StoreError, save_progress
@@ -129,9 +129,9 @@ class AlertLoop:
         if horizon_ns is not None and deadline_ns is not None and deadline_ns <= horizon_ns:
             self._note(self._engine.advance(horizon_ns))
 
-    def replace_rules(self, rules: RuleSet) -> None:
-        """Go on with other rules; what is unchanged goes on untouched."""
-        self._note(self._engine.replace_rules(rules))
+    def replace_rules(self, rules: RuleSet, timing: DetectionTiming) -> None:
+        """Go on with other rules or another timing; what is unchanged goes on untouched."""
+        self._note(self._engine.replace_rules(rules, timing))
 
     def save_surely(self, stop: threading.Event) -> None:
         """Save what is due; while that fails (a full disk) nothing else is read from the feed."""

@@ -6,14 +6,14 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ast_stream.alerts.model import DetectionTiming
 from ast_stream.alerts.rule_files import load_rules
 from ast_stream.alerts.rules import RuleSet
 from ast_stream.errors import ConfigError, Problem
+from ast_stream.model.metadata import Metadata, read_metadata
 from ast_stream.settings.check import LoadedSettings
 from ast_stream.settings.schema import ModelSettings
 from ast_stream.units import FRAMES_PER_SECOND
@@ -31,33 +31,30 @@ class ModelFacts:
 
     Attributes:
         labels: None where the checkpoint is no folder, as for hub ids: names cannot be checked.
+        metadata: thresholds and rise times; empty where they are not known.
     """
 
     labels: tuple[str, ...] | None
     window_s: float
+    metadata: Metadata = field(default_factory=Metadata)
 
 
 def model_facts(model: ModelSettings) -> ModelFacts:
-    """Return labels and window of the configured checkpoint."""
+    """Return labels, window and measurements of the configured checkpoint.
+
+    Raises:
+        CheckpointError: what is beside its weights cannot be used.
+    """
     folder = _BUNDLED if model.checkpoint == "bundled" else Path(model.checkpoint).expanduser()
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text())
         by_index = {int(index): str(label) for index, label in config["id2label"].items()}
         labels = tuple(by_index[index] for index in sorted(by_index))
-        window_s = float(config["max_length"]) / FRAMES_PER_SECOND
+        input_s = float(config["max_length"]) / FRAMES_PER_SECOND
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return ModelFacts(None, model.window_s or UNKNOWN_WINDOW_S)
-    return ModelFacts(labels, model.window_s or window_s)
-
-
-def detection_timing(loaded: LoadedSettings) -> DetectionTiming:
-    """Return how late the configured detector tells of sounds."""
-    settings = loaded.settings
-    return DetectionTiming.of(
-        model_facts(settings.model).window_s,
-        settings.model.hop_s,
-        confirm_s=settings.detection.defaults.confirm_s,
-    )
+    metadata = read_metadata(folder)
+    return ModelFacts(labels, model.window_s or metadata.window_s or input_s, metadata)
 
 
 class RuleFiles:

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from ast_stream.alerts.actions.base import (
     ActionRunner,
-    Delivered,
-    Notification,
-    Outcome,
 )
 from ast_stream.alerts.actions.factory import make_runner, routes
 from ast_stream.alerts.actions.home_assistant import Watched
@@ -27,11 +22,8 @@ from ast_stream.alerts.actions.mqtt import MqttRunner
 from ast_stream.alerts.delivery import Couriers, no_fault
 from ast_stream.alerts.engine import Engine
 from ast_stream.alerts.outbox import FEED, Outbox
-from ast_stream.alerts.rules import RuleSet
-from ast_stream.alerts.schema import EventMatch, RuleSettings
 from ast_stream.alerts.store import Store
 from ast_stream.feed import Subscriber
-from ast_stream.labels import slug
 from ast_stream.runtime import lifecycle
 from ast_stream.runtime.logging_setup import setup_logging
 from ast_stream.runtime.metrics import Metrics
@@ -48,15 +40,18 @@ from ast_stream.settings.paths import (
 )
 from ast_stream.settings.schema import Settings
 from ast_stream.wire.locks import lock_file
-from ast_stream.wire.publisher import FeedPublisher
-from ast_stream.wire.sockets import FEED_HWM_MESSAGES, Sockets
+from ast_stream.wire.sockets import Sockets
+from services.alert_feed import FeedRunner, SharedPublisher
 from services.alert_heartbeat import HeartbeatThread
 from services.alert_life import AlertLife
 from services.alert_loop import TOPICS, AlertLoop
-from services.alert_rules import RuleFiles, detection_timing, model_facts
+from services.alert_reload import RulesInForce, timing_in_force
+from services.alert_rules import RuleFiles
+from services.alert_watch import watched
 from services.reload import Reloader
 
 STOP_PATIENCE_S = 3.0  # for deliveries under way; what is left goes out after the next start
+REPLAY_PATIENCE_S = 60.0  # a worker that ended before it answered has started again by then
 
 logger = logging.getLogger(__name__)
 
@@ -99,44 +94,25 @@ def run_alerts(
     """
     settings = loaded.settings
     files = RuleFiles(loaded)
-    rules = files.load()
+    rules, timing = files.load(), timing_in_force(loaded)
     make_runtime_dir(settings)
-    state_file = alerts_state_file(settings)
     with ExitStack() as cleanup:
-        lock_fd = lock_file(
-            state_file.with_name(f"{state_file.name}.lock"), f"the alert database {state_file}"
-        )
-        cleanup.callback(os.close, lock_fd)
+        store = _open_store(settings, cleanup)
         metrics = Metrics("alerts", metrics_address(settings, "alerts"))
         cleanup.callback(metrics.close)
         sockets = Sockets()
         cleanup.callback(sockets.close)
-        pub = sockets.bind("pub", alerts_endpoint(settings), FEED_HWM_MESSAGES)
-        publisher = SharedPublisher(pub, None, secrets.token_hex(8), time.time_ns)
-        store = Store(state_file)
-        cleanup.callback(store.close)
+        publisher = SharedPublisher(sockets, alerts_endpoint(settings))
         outbox = Outbox(store, routes(settings.alerts.actions), time.time_ns)
         outbox.recover()
-        runners = _make_runners(settings, _watched(loaded, rules))
+        runners = _make_runners(settings, watched(settings, rules))
         feed_runner = FeedRunner(publisher)
         couriers = Couriers({FEED: feed_runner, **runners}, outbox, fault)
         cleanup.callback(couriers.stop, STOP_PATIENCE_S)
-        feed = Subscriber(
-            feed_endpoint(settings),
-            topics=TOPICS,
-            query=query_endpoint(settings),
-            after=store.position() or "oldest",
-        )
-        cleanup.callback(feed.close)
         sensors = [one for one in runners.values() if isinstance(one, MqttRunner)]
-        engine = Engine(
-            rules,
-            store.engine_state(),
-            now_ns=time.time_ns(),
-            timing=detection_timing(loaded),
-        )
+        engine = Engine(rules, store.engine_state(), now_ns=time.time_ns(), timing=timing)
         loop = AlertLoop(
-            feed,
+            _subscribe(settings, store, cleanup),
             engine,
             store,
             outbox,
@@ -145,40 +121,55 @@ def run_alerts(
             since_ns=store.since_ns(time.time_ns()),
             fault=fault,
         )
-
-        def put_in_force(changed: RuleSet) -> None:
-            nonlocal rules
-            rules = changed
-            loop.replace_rules(rules)
-            for one in sensors:
-                one.watch(_watched(loaded, rules))
-
+        in_force = RulesInForce(loaded, files, rules, timing, loop, sensors)
         life = AlertLife(
             Notifier(),
             metrics,
             publisher,
-            facts=lambda: (len(rules.rules), loop.hears),
+            facts=lambda: (len(in_force), loop.hears),
             pending=outbox.pending,
             published=feed_runner.published,
         )
         loop.while_stuck = life.turn
-        between = _between(loaded, reload or threading.Event(), life, files, put_in_force)
-        heartbeat = HeartbeatThread.of(settings.alerts, lambda: loop.hears)
         couriers.start()
-        if heartbeat is not None:
-            heartbeat.start()
-            cleanup.callback(heartbeat.stop)
-        logger.info("ready: %s rules, actions: %s", len(rules.rules), ", ".join(runners) or "none")
-        loop.run(stop, between)
+        _start_heartbeat(settings, loop, cleanup)
+        logger.info("ready: %s rules, actions: %s", len(in_force), ", ".join(runners) or "none")
+        loop.run(stop, _between(loaded, reload or threading.Event(), life, in_force))
         life.notifier.stopping("delivering what is under way")
 
 
+def _open_store(settings: Settings, cleanup: ExitStack) -> Store:
+    """Return the database, which no other process may have."""
+    state_file = alerts_state_file(settings)
+    lock = state_file.with_name(f"{state_file.name}.lock")
+    cleanup.callback(os.close, lock_file(lock, f"the alert database {state_file}"))
+    store = Store(state_file)
+    cleanup.callback(store.close)
+    return store
+
+
+def _subscribe(settings: Settings, store: Store, cleanup: ExitStack) -> Subscriber:
+    """Return the worker's feed from where this process stood when it ended."""
+    feed = Subscriber(
+        feed_endpoint(settings),
+        topics=TOPICS,
+        query=query_endpoint(settings),
+        after=store.position() or "oldest",
+        replay_patience_s=REPLAY_PATIENCE_S,
+    )
+    cleanup.callback(feed.close)
+    return feed
+
+
+def _start_heartbeat(settings: Settings, loop: AlertLoop, cleanup: ExitStack) -> None:
+    heartbeat = HeartbeatThread.of(settings.alerts, lambda: loop.hears)
+    if heartbeat is not None:
+        heartbeat.start()
+        cleanup.callback(heartbeat.stop)
+
+
 def _between(
-    loaded: LoadedSettings,
-    reload: threading.Event,
-    life: AlertLife,
-    files: RuleFiles,
-    put_in_force: Callable[[RuleSet], None],
+    loaded: LoadedSettings, reload: threading.Event, life: AlertLife, in_force: RulesInForce
 ) -> Callable[[], None]:
     """Return what is done after each turn: tell how it is, and look for new settings and rules."""
     reloader = Reloader(
@@ -186,50 +177,17 @@ def _between(
         Path(loaded.file),
         loaded.settings,
         "alerts",
-        parts=lambda new: new.model_dump(exclude={"logging", "detection"}),
-        apply=lambda new: put_in_force(files.load()),
+        parts=lambda new: new.model_dump(exclude={"logging"}),
+        live=frozenset({"detection"}),
+        apply=in_force.use,
     )
 
     def between() -> None:
         life.turn()
         reloader.look(life.notifier)
-        if files.have_changed() and (changed := files.reload()) is not None:
-            put_in_force(changed)
+        in_force.look()
 
     return between
-
-
-class SharedPublisher(FeedPublisher):
-    """A publisher for two threads: alerts come from their delivery, the status from the loop."""
-
-    _lock = threading.Lock()
-
-    def publish(self, topic: str, body: dict[str, Any]) -> None:
-        """Publish one message at a time, whole."""
-        with self._lock:
-            super().publish(topic, body)
-
-
-class FeedRunner:
-    """Publishes alerts on the process's own PUB; one of the actions, so none is forgotten.
-
-    Attributes:
-        published: alerts published, by rule and severity.
-    """
-
-    def __init__(self, publisher: FeedPublisher) -> None:
-        self.published: Counter[tuple[str, str]] = Counter()
-        self._publisher = publisher
-
-    def deliver(self, notification: Notification) -> Outcome:
-        """Publish one alert."""
-        self.published[notification.rule, notification.severity] += 1
-        topic = f"alert/{notification.severity}/{notification.rule}/"
-        self._publisher.publish(topic, dict(notification.alert))
-        return Delivered()
-
-    def close(self) -> None:
-        """Leave the socket to who made it."""
 
 
 def _make_runners(settings: Settings, watched: Watched) -> dict[str, ActionRunner]:
@@ -242,26 +200,3 @@ def _make_runners(settings: Settings, watched: Watched) -> dict[str, ActionRunne
             runner.close()
         raise
     return runners
-
-
-def _watched(loaded: LoadedSettings, rules: RuleSet) -> Watched:
-    """Return what is shown live: classes that rules name, not all of a branch or of the model."""
-    labels = {slug(label): label for label in model_facts(loaded.settings.model).labels or ()}
-    named = {
-        one: None
-        for rule in rules.rules
-        for match in _matches(rule.settings)
-        for name in (*(match.class_ or ()), *(match.any_of or ()))
-        for one in (slug(name),)
-    }
-    return Watched(
-        streams=tuple(stream.name for stream in loaded.settings.streams),
-        classes=tuple(labels.get(one, one) for one in named),
-        rules=tuple(rule.name for rule in rules.rules),
-    )
-
-
-def _matches(settings: RuleSettings) -> list[EventMatch]:
-    steps = [] if settings.sequence is None else [one.match for one in settings.sequence.steps]
-    absent = [] if settings.absent is None else [settings.absent.match]
-    return ([] if settings.match is None else [settings.match]) + steps + absent

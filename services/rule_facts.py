@@ -1,4 +1,4 @@
-"""What rule commands must know of a checkpoint: its classes, thresholds and delays; no torch."""
+"""What rules must know of a checkpoint: its classes, thresholds and delays; no torch."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import ast_stream
-from ast_stream.alerts.lints import DetectorFacts
+import numpy as np
+import numpy.typing as npt
+
+from ast_stream.alerts.detector_lints import DetectorFacts
 from ast_stream.alerts.model import DetectionTiming
-from ast_stream.detect.parameters import ModelFacts, resolve_parameters
+from ast_stream.detect.parameters import DecisionParameters, resolve_parameters
+from ast_stream.detect.parameters import ModelFacts as CheckpointFacts
 from ast_stream.errors import UsageError
 from ast_stream.labels import slug
-from ast_stream.model.metadata import Metadata, read_metadata
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.schema import DetectionSettings, ModelSettings
-from ast_stream.units import samples_to_seconds
-from services.alert_rules import model_facts
+from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, samples_to_seconds
+from services.alert_rules import ModelFacts, model_facts
+
+_ANY_OTHER = "(any other class)"
 
 
 @dataclass(frozen=True)
@@ -57,57 +61,96 @@ def rule_context(
         listed = _read_labels(labels_file)
         return RuleContext(model, detection, listed, None, DetectionTiming(), actions)
     known = model_facts(model)
-    timing = DetectionTiming.of(
-        known.window_s,
-        model.hop_s,
-        confirm_s=detection.defaults.confirm_s,
-        hold_s=detection.defaults.hold_s,
-    )
-    facts = None
-    if known.labels is not None:
-        metadata = read_metadata(_folder(model.checkpoint))
-        facts = detector_facts(known.labels, known.window_s, model.hop_s, metadata, detection)
-    elif checkpoint is not None:
+    if known.labels is None and checkpoint is not None:
         raise UsageError(f"rules: {checkpoint}: expected a folder with a checkpoint, got none")
-    return RuleContext(model, detection, known.labels, facts, timing, actions)
+    parameters = decision_parameters(known, detection, model.hop_s)
+    facts = None if known.labels is None else detector_facts(parameters)
+    return RuleContext(model, detection, known.labels, facts, detection_timing(parameters), actions)
 
 
-def detector_facts(
-    labels: Sequence[str],
-    window_s: float,
-    hop_s: float,
-    metadata: Metadata,
-    detection: DetectionSettings,
-) -> DetectorFacts:
-    """Return what the detector makes of a checkpoint with these settings."""
-    rises = [metadata.rise(label, window_s) for label in labels]
-    facts = ModelFacts(
+def decision_parameters(
+    known: ModelFacts, detection: DetectionSettings, hop_s: float
+) -> DecisionParameters:
+    """Return what decides on the events of a checkpoint, as the worker has it.
+
+    Of a checkpoint whose classes are not known: of the classes that the settings name, and of one
+    that stands for all others.
+
+    Raises:
+        UsageError: settings that this checkpoint cannot fulfil.
+    """
+    labels = known.labels or (*detection.classes, _ANY_OTHER)
+    rises = [known.metadata.rise(label, known.window_s) for label in labels]
+    facts = CheckpointFacts(
         labels=labels,
-        window_s=window_s,
-        onset_thresholds=[metadata.onset_threshold(label) for label in labels],
+        window_s=known.window_s,
+        onset_thresholds=[known.metadata.onset_threshold(label) for label in labels],
         rise_on_s=[rise.on_s for rise in rises],
         rise_off_s=[rise.off_s for rise in rises],
-        background=metadata.background,
+        background=known.metadata.background,
     )
-    parameters = resolve_parameters(detection, facts, hop_s)
-    slugs = [slug(label) for label in labels]
-    # a sound is seen until the window holds less than rise_off of it, and its event is held on
-    apart = parameters.geometry.window - parameters.rise_off + parameters.hold
+    return resolve_parameters(detection, facts, hop_s)
+
+
+def detection_timing(parameters: DecisionParameters) -> DetectionTiming:
+    """Return how late the begin and the end of each class are told, at most.
+
+    An onset is set half a hop and the rise before the first window that saw the sound, see
+    `ast_stream.detect.boundaries`; the begin comes when the sound is confirmed and, where
+    `min_duration_s` asks for it, long enough, which may be seen only after a pause. An offset is set as long before the first window
+    that no longer sees it; the end comes after the hold.
+    """
+    p, hop = parameters, parameters.geometry.hop
+    click = np.maximum(0, p.geometry.window - p.rise_on - p.rise_off)  # seen of a mere click
+    held = _whole_hops(p.hold, hop)
+    long_enough = np.where(p.min_duration > 0, _whole_hops(click + p.min_duration, hop) + held, 0)
+    latency = p.rise_on + hop // 2 + np.maximum(p.confirm_hops * hop, long_enough)
+    smear = p.geometry.window - p.rise_off + hop // 2 + held
+    heard = np.flatnonzero(p.is_enabled) if p.is_enabled.any() else np.arange(len(p.labels))
+    return DetectionTiming(
+        _samples_to_ns(int(latency[heard].max())),
+        _samples_to_ns(int(smear[heard].max())),
+        {
+            slug(label): (_samples_to_ns(int(latency[n])), _samples_to_ns(int(smear[n])))
+            for n, label in enumerate(p.labels)
+            if label != _ANY_OTHER
+        },
+    )
+
+
+def detector_facts(parameters: DecisionParameters) -> DetectorFacts:
+    """Return what lints need of the detector's settings."""
+    p, slugs = parameters, [slug(label) for label in parameters.labels]
+    # a sound is seen until the window holds less than rise_off of it, and its event is held on;
+    # one that is shorter than rise_on is not seen, so these lie between onsets
+    apart = p.geometry.window - p.rise_off + p.hold + p.refractory
     return DetectorFacts(
         thresholds={
-            one: round(float(parameters.onset_threshold[index]), 4)
-            for index, one in enumerate(slugs)
+            one: round(float(p.onset_threshold[index]), 4) for index, one in enumerate(slugs)
         },
-        silent=[one for index, one in enumerate(slugs) if not parameters.is_enabled[index]],
-        window_s=window_s,
-        apart_s=math.floor(samples_to_seconds(int(apart.max())) * 100) / 100,
+        silent=[one for index, one in enumerate(slugs) if not p.is_enabled[index]],
+        window_s=samples_to_seconds(p.geometry.window),
+        hop_s=samples_to_seconds(p.geometry.hop),
+        apart_s=_by_class(slugs, apart),
+        shortest_s=_by_class(slugs, np.maximum(p.rise_on, p.min_duration)),
+        longest_s=_by_class(slugs, p.max_duration),
     )
 
 
-def _folder(checkpoint: str) -> Path:
-    if checkpoint == "bundled":
-        return Path(ast_stream.__file__).parent / "model" / "bundled"
-    return Path(checkpoint).expanduser()
+def _by_class(slugs: Sequence[str], samples: npt.NDArray[np.int64]) -> dict[str, float]:
+    """Return seconds by class, rounded down to 10 ms so that nothing is claimed too much."""
+    return {
+        one: math.floor(samples_to_seconds(int(value)) * 100 + 1e-6) / 100
+        for one, value in zip(slugs, samples, strict=True)
+    }
+
+
+def _whole_hops(samples: npt.NDArray[np.int64], hop: int) -> npt.NDArray[np.int64]:
+    return -(-samples // hop) * hop
+
+
+def _samples_to_ns(samples: int) -> int:
+    return samples * NS_PER_SECOND // SAMPLE_RATE
 
 
 def _read_labels(path: Path) -> tuple[str, ...]:

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rule_bodies import LABELS, rules_from
 
-from ast_stream.alerts.lints import DetectorFacts, lint
+from ast_stream.alerts.detector_lints import DetectorFacts
+from ast_stream.alerts.lints import lint
 from ast_stream.alerts.matching import Ontology, UnknownName
 from ast_stream.alerts.rule_files import compile_rules, load_rules
 from ast_stream.errors import ConfigError, Problem
@@ -322,7 +323,15 @@ def test_branch_matches_the_classes_of_the_model_and_warns_of_members_elsewhere(
     )
 
 
-FACTS = DetectorFacts({"bark": 0.5, "siren": 0.6, "knock": 0.4}, ["alarm"], 2.0, 2.25)
+FACTS = DetectorFacts(
+    thresholds={"bark": 0.5, "siren": 0.6, "knock": 0.4},
+    silent=["alarm"],
+    window_s=2.0,
+    hop_s=0.5,
+    apart_s={"bark": 2.25, "siren": 3.0, "knock": 2.0},
+    shortest_s={"bark": 0.5, "siren": 1.5, "knock": 0.25},
+    longest_s={"bark": 600.0, "siren": 600.0, "knock": 60.0},
+)
 
 
 @pytest.mark.parametrize(
@@ -362,8 +371,39 @@ FACTS = DetectorFacts({"bark": 0.5, "siren": 0.6, "knock": 0.4}, ["alarm"], 2.0,
             "alert: a, sequence: {within: 2s, steps: [{match: {class: Bark}}, "
             "{match: {class: Bark}}]}",
             "",
-            "W204: groups[0].rules[0].sequence.within: one class 2 times within it: sounds less "
+            "W204: groups[0].rules[0].sequence.within: bark 2 times within it: sounds less "
             "than 2.25 s apart are one event",
+        ),
+        (
+            "alert: a, match: {any_of: [Bark, Siren]}, count: {min: 10, within: 9s}",
+            "",
+            "W203: groups[0].rules[0].count.within: at most 9 events of these classes fit into "
+            "it: with windows of 2 s, sounds less than 2.25 s apart are one event",
+        ),
+        (
+            "alert: a, absent: {match: {class: Siren}, for: 1s}",
+            "",
+            "W203: groups[0].rules[0].absent.for: fires at every pause that is heard at all: "
+            "with windows of 2 s those are longer than 1.5 s",
+        ),
+        (
+            "alert: a, sequence: {within: 300ms, steps: [{match: {class: Bark}}, "
+            "{match: {class: Siren}}]}",
+            "",
+            "W203: groups[0].rules[0].sequence.within: which came first is not known so exactly: "
+            "onsets are 0.5 s apart",
+        ),
+        (
+            "alert: a, match: {class: Siren}, for: 1500ms",
+            "",
+            "W211: groups[0].rules[0].for: keeps nothing out: no event of these classes is "
+            "shorter than 1.5 s",
+        ),
+        (
+            "alert: a, match: {class: Siren}, for: 20m, tolerate: 500ms",
+            "",
+            "W212: groups[0].rules[0].for: events are cut after 600 s (max_duration_s), and the "
+            "next may begin 0.75 s later: needs 'tolerate: 1s' or more",
         ),
         (
             "alert: a, match: {class: Bark}",
@@ -413,6 +453,10 @@ def test_unused_action_is_warned_of() -> None:
         "alert: a, match: {class: Bark, score: {min: 0.7}}",
         "alert: a, match: {class: Siren}, for: 5s",
         "alert: a, match: {class: Knock}, for: 500ms",
+        "alert: a, match: {class: Siren}, for: 20m, tolerate: 1s",
+        "alert: a, match: {class: Siren}, for: 10m",
+        "alert: a, match: {any_of: [Bark, Siren]}, for: 1s",
+        "alert: a, absent: {match: {class: Siren}, for: 2s}",
         "alert: a, match: {class: Bark}, count: {min: 5, within: 10s}",
         "alert: a, match: {class: Bark}, count: {min: 9, within: 10s}, group_by: []",
         "alert: a, sequence: {within: 9s, steps: [{match: {class: Bark}}, {match: {}}]}",

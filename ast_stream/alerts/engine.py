@@ -208,13 +208,19 @@ class Engine:
         """
         return self._run_to(to_ns)
 
-    def replace_rules(self, rules: RuleSet) -> list[Transition]:
+    def replace_rules(
+        self, rules: RuleSet, timing: DetectionTiming | None = None
+    ) -> list[Transition]:
         """Use other rules from now on; alerts of rules that are unchanged go on untouched.
 
         Texts, labels, severity and actions may change meanwhile. Alerts of rules that are gone or
         decide otherwise now are resolved with reason `rule_changed`.
+
+        Args:
+            timing: how late the detector tells of sounds from now on; None: as before.
         """
         before = self._by_name
+        self._timing = timing or self._timing
         self._install(rules)
         transitions: list[Transition] = []
         for key, instance in list(self._instances.items()):
@@ -224,6 +230,7 @@ class Engine:
                 self._forget(key)
             else:
                 instance.rule, instance.trigger = rule, self._triggers[rule.name]
+                self._schedule(key, instance)
         changed = {
             name
             for name, rule in before.items()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -121,34 +121,36 @@ class DetectionTiming:
     """How late the detector tells of sounds; rules reason about sounds, not about messages.
 
     Attributes:
-        latency_ns: an event's begin comes at most this long after its onset.
+        latency_ns: an event's begin comes at most this long after its onset, once a window is full.
         smear_ns: while an event is open, its sound is only sure to have lasted until this long
             before now: a window of W still shows a sound that ended nearly W ago, and the end is
             told when the hold has passed.
+        classes: by slug, latency and smear of classes for which they are known; the others, and
+            rules about any class, go by the first two.
     """
 
     latency_ns: int = 0
     smear_ns: int = 0
+    classes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls,
-        window_s: float,
-        hop_s: float,
-        *,
-        rise_on_s: float | None = None,
-        rise_off_s: float | None = None,
-        confirm_s: float = 0.75,
-        hold_s: float = 0.75,
+        cls, window_s: float, hop_s: float, *, confirm_s: float = 0.75, hold_s: float = 0.75
     ) -> DetectionTiming:
-        """Return the timing of windows of `window_s` every `hop_s`; rises as unmeasured if None."""
-        unmeasured_s = min(0.5, window_s / 4)
-        on_s = unmeasured_s if rise_on_s is None else rise_on_s
-        off_s = unmeasured_s if rise_off_s is None else rise_off_s
+        """Return the timing of windows of `window_s` every `hop_s`, with rises as unmeasured."""
+        rise_s = min(0.5, window_s / 4)
         return cls(
-            latency_ns=seconds_to_ns(on_s + hop_s / 2 + confirm_s),
-            smear_ns=seconds_to_ns(max(0.0, window_s - off_s) + hop_s + hold_s),
+            latency_ns=seconds_to_ns(rise_s + hop_s / 2 + confirm_s),
+            smear_ns=seconds_to_ns(window_s - rise_s + hop_s + hold_s),
         )
+
+    def of_classes(self, slugs: Iterable[str] | None) -> DetectionTiming:
+        """Return the largest of some classes; None: any class."""
+        found = [] if slugs is None else [self.classes.get(one) for one in slugs]
+        known = [one for one in found if one is not None]
+        if not known or len(known) < len(found):
+            return DetectionTiming(self.latency_ns, self.smear_ns)
+        return DetectionTiming(max(one[0] for one in known), max(one[1] for one in known))
 
 
 @dataclass

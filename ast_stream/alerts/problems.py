@@ -30,6 +30,8 @@ CODES = {
     "W208": "branch member that also lies elsewhere",
     "W209": "class that makes no events",
     "W210": "rule that can never fire",
+    "W211": "'for' shorter than any event",
+    "W212": "'for' longer than any event",
 }
 
 

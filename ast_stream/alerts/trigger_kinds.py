@@ -11,8 +11,9 @@ from ast_stream.alerts.triggers import Plain, Trigger
 
 
 def make_trigger(rule: Rule, timing: DetectionTiming) -> Trigger:
-    """Return the trigger that a rule's settings ask for."""
+    """Return the trigger that a rule's settings ask for; its classes say how late events are."""
     settings = rule.settings
+    timing = timing.of_classes(_slugs(rule))
     if settings.for_ is not None:
         return For(settings.for_, settings.tolerate, timing)
     if settings.count is not None:
@@ -31,3 +32,13 @@ def make_trigger(rule: Rule, timing: DetectionTiming) -> Trigger:
             is_missing=settings.level.missing is True,
         )
     return Plain()
+
+
+def _slugs(rule: Rule) -> frozenset[str] | None:
+    """Return the classes of a rule's matchers together; None: any."""
+    slugs: frozenset[str] = frozenset()
+    for matcher in rule.matchers:
+        if matcher.slugs is None:
+            return None
+        slugs |= matcher.slugs
+    return slugs

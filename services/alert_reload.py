@@ -1,0 +1,80 @@
+"""The rules in force, and how others take their place while the process runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ast_stream.alerts.actions.mqtt import MqttRunner
+from ast_stream.alerts.model import DetectionTiming
+from ast_stream.alerts.rules import RuleSet
+from ast_stream.settings.check import LoadedSettings, check_against_model
+from services.alert_loop import AlertLoop
+from services.alert_rules import RuleFiles, model_facts
+from services.alert_watch import watched
+from services.rule_facts import decision_parameters, detection_timing
+
+
+def timing_in_force(loaded: LoadedSettings) -> DetectionTiming:
+    """Return how late the configured detector tells of sounds, by its measured rise times.
+
+    Raises:
+        ConfigError: detection settings that the model cannot fulfil.
+        CheckpointError: the checkpoint's measurements cannot be read.
+    """
+    settings = loaded.settings
+    known, hop_s = model_facts(settings.model), settings.model.hop_s
+    if known.labels is not None:
+        check_against_model(loaded, known.labels, hop_s=hop_s, window_s=known.window_s)
+    return detection_timing(decision_parameters(known, settings.detection, hop_s))
+
+
+class RulesInForce:
+    """Puts other rules and another timing in force: validate, then swap.
+
+    Args:
+        rules, timing: with which `loop` was made.
+        sensors: show the classes that rules name.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedSettings,
+        files: RuleFiles,
+        rules: RuleSet,
+        timing: DetectionTiming,
+        loop: AlertLoop,
+        sensors: Sequence[MqttRunner],
+    ) -> None:
+        self._settings = loaded.settings
+        self._files = files
+        self._rules = rules
+        self._timing = timing
+        self._loop = loop
+        self._sensors = sensors
+
+    def __len__(self) -> int:
+        return len(self._rules.rules)
+
+    def look(self) -> None:
+        """Use the rule files if they have changed and are right."""
+        if self._files.have_changed() and (changed := self._files.reload()) is not None:
+            self._put(changed)
+
+    def use(self, new: LoadedSettings) -> None:
+        """Use what the rule files say now, and the timing of other detection settings.
+
+        Raises:
+            AstStreamError: either is wrong; everything stays as it was.
+        """
+        model = self._settings.model  # another one needs a restart
+        kept = new.settings.model_copy(update={"model": model})
+        timing = timing_in_force(LoadedSettings(kept, new.lines, new.file))
+        rules = self._files.load()
+        self._timing = timing
+        self._put(rules)
+
+    def _put(self, rules: RuleSet) -> None:
+        self._rules = rules
+        self._loop.replace_rules(rules, self._timing)
+        for one in self._sensors:
+            one.watch(watched(self._settings, rules))

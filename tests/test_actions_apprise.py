@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,9 @@ import pytest
 from alert_samples import alert, firing, notification
 from apprise.decorators import notify
 from http_receiver import HANG, http_receiver
+from mqtt_broker import wait_for
 
-from ast_stream.alerts.actions.apprise import AppriseRunner
+from ast_stream.alerts.actions.apprise import MAX_AT_ONCE, AppriseRunner
 from ast_stream.alerts.actions.base import Delivered, Failed, Notification
 from ast_stream.errors import StartupError
 from ast_stream.settings.alert_schema import AppriseAction
@@ -64,19 +66,29 @@ def test_values_with_markup_and_line_breaks_come_out_inert(tmp_path: Path) -> No
 def test_service_that_fails_is_tried_again(tmp_path: Path) -> None:
     with http_receiver(500) as receiver:
         outcome = runner(tmp_path, as_service(receiver.url)).deliver(notification())
-    assert outcome == Failed("a service refused the message or was not there")
+    assert outcome == Failed("a service refused the message or was not there", is_down=True)
 
 
-def test_service_that_hangs_is_left_in_time_and_not_asked_twice_at_once(tmp_path: Path) -> None:
-    with http_receiver(HANG) as receiver:
+def test_service_that_hangs_is_left_in_time_and_gets_only_a_few_at_once(tmp_path: Path) -> None:
+    with http_receiver(*[HANG] * MAX_AT_ONCE) as receiver:
         sender = runner(tmp_path, as_service(receiver.url), timeout_s=0.2)
-        assert sender.deliver(notification()) == Failed("no answer within 0.2 s")
-        assert sender.deliver(notification("a2", firing("a2"))) == Failed(
-            "the service has not answered the message before"
-        )
+        for _ in range(MAX_AT_ONCE):
+            late = Failed("no answer within 0.2 s", is_down=True)
+            assert sender.deliver(notification()) == late
+        full = Failed("the last 4 messages are not answered yet", is_down=True)
+        assert sender.deliver(notification("a2", firing("a2"))) == full
         receiver.let_go.set()
-        assert sender._worker is not None
-        sender._worker.join(20)
+        wait_for(lambda: sender.deliver(notification()) == Delivered(), "the service")
+        wait_for(lambda: not any(one.name == "apprise" for one in threading.enumerate()), "the end")
+
+
+def test_message_that_hangs_does_not_hold_up_the_next(tmp_path: Path) -> None:
+    with http_receiver(HANG) as receiver:
+        sender = runner(tmp_path, as_service(receiver.url), timeout_s=0.5)
+        assert isinstance(sender.deliver(notification()), Failed)
+        assert sender.deliver(notification("a2", firing("a2"))) == Delivered()
+        receiver.let_go.set()
+        wait_for(lambda: not any(one.name == "apprise" for one in threading.enumerate()), "the end")
 
 
 def test_urls_are_never_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

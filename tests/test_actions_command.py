@@ -45,7 +45,7 @@ def test_program_sees_only_the_environment_it_may(
 
 
 def test_exit_code_decides_what_came_of_it() -> None:
-    assert shell("exit 75").deliver(notification()) == Failed("exit code 75")
+    assert shell("exit 75").deliver(notification()) == Failed("exit code 75", is_down=True)
     refused = shell("echo 'no\nmodem' >&2; exit 4").deliver(notification())
     assert refused == Refused("exit code 4: no modem")
     killed = shell("kill -9 $$").deliver(notification())

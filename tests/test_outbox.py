@@ -8,6 +8,7 @@ from alert_samples import FakeClock, alert, firing, resolved, state_file, states
 
 from ast_stream.alerts import outbox_admin
 from ast_stream.alerts.actions.base import Delivered, Failed, Refused
+from ast_stream.alerts.delivery_policy import MAX_PAUSE_S
 from ast_stream.alerts.model import Transition
 from ast_stream.alerts.outbox import FEED, SELF_RULE, Delivery, Outbox, Route
 from ast_stream.alerts.store import Store, StoreError, save_progress
@@ -136,13 +137,105 @@ def test_receiver_may_ask_for_a_longer_pause(outbox: Outbox, tell: Tell) -> None
     assert outbox.take("phone") == 120.0
 
 
-def test_rows_of_one_action_go_out_in_order(outbox: Outbox, clock: FakeClock, tell: Tell) -> None:
-    tell(firing("a1", "phone"), firing("a2", "phone"))
+def test_row_that_fails_holds_up_no_other_alert_of_its_action(
+    outbox: Outbox, clock: FakeClock, tell: Tell
+) -> None:
+    tell(firing("poison", "phone", severity="low"))
+    deliver(outbox, "phone", Failed("the receiver answered 500"))
+    tell(firing("a2", "phone", severity="low"), firing("a3", "phone", severity="critical"))
+    assert deliver(outbox, "phone", Delivered()).notification.id == "a3.firing"
+    assert deliver(outbox, "phone", Delivered()).notification.id == "a2.firing"
+    assert outbox.take("phone") == 1.0  # nobody else's success shortens the wait of the poison
+    clock.pass_s(1.0)
+    assert taken(outbox, "phone").notification.id == "poison.firing"
+
+
+def test_most_severe_goes_first_and_what_was_never_tried_before_what_failed(
+    outbox: Outbox, clock: FakeClock, tell: Tell
+) -> None:
+    severities = ("low", "critical", "informational", "high", "medium")
+    tell(*[firing(one, "phone", severity=one) for one in severities])  # type: ignore[arg-type]
     deliver(outbox, "phone", Failed("busy"))
+    tell(firing("second", "phone", severity="critical"))
+    clock.pass_s(1.0)
+    order = [deliver(outbox, "phone", Delivered()).notification.alert["id"] for _ in range(6)]
+    assert order == ["second", "critical", "high", "medium", "low", "informational"]
+
+
+def test_feed_gets_alerts_in_the_order_of_their_transitions(outbox: Outbox, tell: Tell) -> None:
+    tell(firing("a1", severity="low"), firing("a2", severity="critical"))
+    order = [deliver(outbox, FEED, Delivered()).notification.alert["id"] for _ in range(2)]
+    assert order == ["a1", "a2"]
+
+
+def test_resolve_waits_for_a_firing_that_is_under_way_and_others_do_not(
+    outbox: Outbox, clock: FakeClock, tell: Tell
+) -> None:
+    tell(firing("a1", "phone"))
+    under_way = taken(outbox, "phone")
+    tell(resolved("a1", "phone"), firing("a2", "phone"))
+    assert deliver(outbox, "phone", Delivered()).notification.id == "a2.firing"
+    assert outbox.take("phone") is None
+    outbox.settle(under_way, Failed("busy"))
     assert outbox.take("phone") == 1.0
     clock.pass_s(1.0)
-    assert deliver(outbox, "phone", Delivered()).notification.alert["id"] == "a1"
-    assert taken(outbox, "phone").notification.alert["id"] == "a2"
+    told = [deliver(outbox, "phone", Delivered()).notification for _ in range(2)]
+    assert [(one.id, one.is_combined) for one in told] == [
+        ("a1.firing", False),
+        ("a1.resolved", False),
+    ]
+
+
+def test_row_that_is_under_way_is_taken_by_nobody_else(outbox: Outbox, tell: Tell) -> None:
+    tell(firing("a1", "phone"), firing("a2", "phone"))
+    assert {taken(outbox, "phone").seq, taken(outbox, "phone").seq} == {2, 4}
+    assert outbox.take("phone") is None
+
+
+def test_urgent_lane_takes_nothing_of_less_severity(outbox: Outbox, tell: Tell) -> None:
+    tell(firing("a1", "phone", severity="medium"))
+    assert outbox.take("phone", urgent_only=True) is None
+    tell(firing("a2", "phone", severity="high"))
+    found = outbox.take("phone", urgent_only=True)
+    assert isinstance(found, Delivery)
+    assert found.notification.id == "a2.firing"
+
+
+def test_pause_that_a_receiver_asks_for_holds_for_all_but_not_for_long(
+    outbox: Outbox, clock: FakeClock, tell: Tell
+) -> None:
+    tell(firing("a1", "phone"), firing("a2", "phone"))
+    deliver(outbox, "phone", Failed("429", after_s=1200.0))
+    assert outbox.take("phone") == MAX_PAUSE_S
+    clock.pass_s(MAX_PAUSE_S)
+    assert deliver(outbox, "phone", Delivered()).notification.id == "a2.firing"
+    assert outbox.take("phone") == 1200.0 - MAX_PAUSE_S
+
+
+def test_what_could_not_get_there_is_tried_at_once_when_something_does(
+    outbox: Outbox, clock: FakeClock, tell: Tell
+) -> None:
+    tell(firing("a1", "phone", severity="critical"), firing("a2", "phone", severity="critical"))
+    for _ in range(4):
+        for _ in range(2):
+            deliver(outbox, "phone", Failed("no connection", is_down=True))
+        wait_s = outbox.take("phone")
+        assert isinstance(wait_s, float)
+        clock.pass_s(wait_s)
+    deliver(outbox, "phone", Failed("no connection", is_down=True))
+    deliver(outbox, "phone", Delivered())
+    assert isinstance(outbox.take("phone"), Delivery)
+
+
+def test_clock_that_is_put_back_holds_up_nothing(store: Store, clock: FakeClock) -> None:
+    outbox = Outbox(store, {"phone": Route(BOTH, max_per=(1, 60.0))}, clock, lambda: HALF)
+    with store.transaction() as db:
+        outbox.enqueue(db, [firing("a1", "phone"), firing("a2", "phone")])
+    deliver(outbox, "phone", Delivered())
+    clock.pass_s(60)
+    deliver(outbox, "phone", Failed("busy"))
+    clock.pass_s(-7200)
+    assert taken(outbox, "phone").notification.id == "a2.firing"
 
 
 def test_failing_action_holds_no_other(outbox: Outbox, tell: Tell) -> None:
@@ -187,8 +280,8 @@ def test_actions_that_all_fail_do_not_raise_alarms_without_end(
     n_sent = 0
     for _ in range(20):
         for action in ROUTES:
-            if isinstance(outbox.take(action), Delivery):
-                deliver(outbox, action, Refused("no"))
+            if isinstance(delivery := outbox.take(action), Delivery):
+                outbox.settle(delivery, Refused("no"))
                 n_sent += 1
     assert n_sent == 4  # the alert, and one alarm for each of three actions
     assert {state for (_, _, action), state in states(store).items() if action != FEED} == {"dead"}
@@ -246,6 +339,18 @@ def test_rate_limit_lets_more_wait(store: Store, clock: FakeClock) -> None:
     deliver(outbox, "phone", Delivered())
     assert outbox.take("phone") == 50.0
     clock.pass_s(50)
+    assert taken(outbox, "phone").notification.id == "a2.firing"
+
+
+def test_rate_limit_counts_what_is_under_way(store: Store, clock: FakeClock) -> None:
+    outbox = Outbox(store, {"phone": Route(BOTH, max_per=(2, 60.0))}, clock)
+    with store.transaction() as db:
+        outbox.enqueue(db, [firing(f"a{n}", "phone") for n in range(4)])
+    first, second = taken(outbox, "phone"), taken(outbox, "phone")
+    assert outbox.take("phone") == 60.0
+    outbox.settle(first, Delivered())
+    assert outbox.take("phone") == 60.0
+    outbox.settle(second, Refused("no"))
     assert taken(outbox, "phone").notification.id == "a2.firing"
 
 

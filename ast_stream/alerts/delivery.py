@@ -1,4 +1,8 @@
-"""Delivery threads: one for each action, so that a slow receiver holds up nobody else."""
+"""Delivery threads: a few for each action, so that a slow receiver holds up nobody else.
+
+Nor does one message that hangs hold up the others of its action, and one thread is kept for what
+is urgent. The feed has one: programs get alerts in the order of their transitions.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,10 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from ast_stream.alerts.actions.base import ActionRunner, Delivered, Failed, Outcome, Refused
-from ast_stream.alerts.outbox import Delivery, Outbox
+from ast_stream.alerts.outbox import FEED, Delivery, Outbox
 from ast_stream.alerts.store import StoreError
 
 LOOK_EVERY_S = 5.0  # commands change the outbox from another process
@@ -22,11 +27,31 @@ def no_fault(point: str) -> None:
     """Do nothing at a point where a test may end the process."""
 
 
+@dataclass(frozen=True)
+class Lane:
+    """What one of the threads of an action does.
+
+    Attributes:
+        urgent_only: it delivers nothing but alerts of high and critical severity.
+        gives_up: it is the one that gives up what is too old.
+    """
+
+    urgent_only: bool = False
+    gives_up: bool = False
+
+
+FIRST_LANE = Lane(gives_up=True)
+LANES = (FIRST_LANE, Lane(), Lane(urgent_only=True))
+
+
 class Courier(threading.Thread):
-    """Delivers the rows of one action in order, until stopped.
+    """Delivers rows of one action, one after the other, until stopped.
 
     Args:
         fault: called with `taken`, `delivered` and `settled` at the boundaries between them.
+
+    Attributes:
+        action: name of the action.
     """
 
     def __init__(
@@ -35,9 +60,11 @@ class Courier(threading.Thread):
         runner: ActionRunner,
         outbox: Outbox,
         fault: Callable[[str], None] = no_fault,
+        lane: Lane = FIRST_LANE,
     ) -> None:
         super().__init__(name=f"deliver {name}", daemon=True)
-        self._action = name
+        self.action = name
+        self._lane = lane
         self._runner = runner
         self._outbox = outbox
         self._fault = fault
@@ -58,12 +85,9 @@ class Courier(threading.Thread):
 
     def step(self) -> float:
         """Deliver one row if it is time; return the seconds until the next look."""
+        self._give_up_old()
         try:
-            self._outbox.expire(self._action)
-        except StoreError as error:
-            logger.error("%s", error)
-        try:
-            found = self._outbox.take(self._action)
+            found = self._outbox.take(self.action, urgent_only=self._lane.urgent_only)
         except StoreError as error:
             logger.error("%s", error)
             return DISK_RETRY_S
@@ -86,13 +110,21 @@ class Courier(threading.Thread):
         self._stopped.set()
         self._wake.set()
 
+    def _give_up_old(self) -> None:
+        if not self._lane.gives_up:
+            return
+        try:
+            self._outbox.expire(self.action)
+        except StoreError as error:
+            logger.error("%s", error)
+
     def _deliver(self, delivery: Delivery) -> Outcome:
         try:
             outcome = self._runner.deliver(delivery.notification)
         except Exception as error:  # one boundary: a fault in one action must not end its thread
-            logger.exception("action %s failed in a way it should not", self._action)
+            logger.exception("action %s failed in a way it should not", self.action)
             outcome = Failed(f"internal error: {type(error).__name__}")
-        words = (delivery.notification.id, self._action)
+        words = (delivery.notification.id, self.action)
         match outcome:
             case Delivered():
                 logger.debug("%s delivered by %s", *words)
@@ -124,7 +156,11 @@ class Couriers:
         fault: Callable[[str], None] = no_fault,
     ) -> None:
         self._runners = dict(runners)
-        self._couriers = [Courier(name, one, outbox, fault) for name, one in runners.items()]
+        self._couriers = [
+            Courier(name, one, outbox, fault, lane)
+            for name, one in runners.items()
+            for lane in (LANES if name != FEED else LANES[:1])
+        ]
 
     def start(self) -> None:
         """Start delivering."""
@@ -144,6 +180,7 @@ class Couriers:
         for courier in self._couriers:
             if courier.ident is not None:
                 courier.join(max(0.0, end_s - time.monotonic()))
-        for name, courier in zip(self._runners, self._couriers, strict=True):
-            if not courier.is_alive():
-                self._runners[name].close()
+        at_work = {courier.action for courier in self._couriers if courier.is_alive()}
+        for name, runner in self._runners.items():
+            if name not in at_work:
+                runner.close()

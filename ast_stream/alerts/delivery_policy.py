@@ -16,7 +16,9 @@ EXPIRY_S = {
     "high": 6 * 3600,
     "critical": 24 * 3600,
 }
+MAX_PAUSE_S = 60.0  # what the answer to one row can ask of all others of its action
 MAX_ERROR_CHARACTERS = 300
+URGENT = ("critical", "high")
 _HOUR_S = 3600
 
 

@@ -7,6 +7,7 @@ a kill it is sent again with the same id, and a full disk does not keep anything
 
 from __future__ import annotations
 
+import json
 import random
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
@@ -14,7 +15,14 @@ from dataclasses import dataclass
 
 from ast_stream.alerts import outbox_upkeep
 from ast_stream.alerts.actions.base import Delivered, Failed, Notification, Outcome, Refused
-from ast_stream.alerts.delivery_policy import FEED, MAX_ERROR_CHARACTERS, Route, backoff_s
+from ast_stream.alerts.delivery_policy import (
+    FEED,
+    MAX_ERROR_CHARACTERS,
+    MAX_PAUSE_S,
+    Route,
+    backoff_s,
+)
+from ast_stream.alerts.due_rows import DueRows
 from ast_stream.alerts.model import Transition
 from ast_stream.alerts.outbox_writer import SELF_RULE, OutboxWriter
 from ast_stream.alerts.store import Store
@@ -53,7 +61,9 @@ class Outbox:
         self._routes = dict(routes) | {FEED: Route(frozenset({"firing", "resolved"}))}
         self._now_ns = now_ns
         self._jitter = jitter
-        self._under_way: set[int] = set()
+        self._under_way: dict[int, str] = {}  # numbers of rows, and their actions
+        self._paused_until_ns: dict[str, int] = {}
+        self._stranded: dict[str, set[int]] = {}  # rows that failed because nothing got there
         self._writer = OutboxWriter(self._routes, self._under_way, now_ns)
 
     @property
@@ -76,32 +86,24 @@ class Outbox:
         """Write what is to be told of transitions; in the transaction of the engine's state."""
         self._writer.enqueue(db, transitions)
 
-    def take(self, action: str) -> Delivery | float | None:
+    def take(self, action: str, *, urgent_only: bool = False) -> Delivery | float | None:
         """Return the next row to deliver, the seconds until there may be one, or None: no row.
 
-        Rows of one action go out in order: while one waits for its next attempt, so do those
-        behind it.
+        The most severe goes first, and what was never tried before what has failed. Only the rows
+        of one alert wait for each other: one that fails holds up nothing but its own resolve.
+
+        Raises:
+            StoreError: the database cannot be read.
         """
-        now_ns = self._now_ns()
         with self._store.reading() as db:
-            row = db.execute(
-                "SELECT seq, attempts, payload, next_ns FROM deliveries WHERE action = ? AND "
-                "state = 'pending' AND held_until_ns <= ? AND expires_ns > ? ORDER BY seq LIMIT 1",
-                (action, now_ns, now_ns),
-            ).fetchone()
-            held_ns = db.execute(
-                "SELECT MIN(held_until_ns) FROM deliveries WHERE action = ? AND state = 'pending'"
-                " AND held_until_ns > ?",
-                (action, now_ns),
-            ).fetchone()[0]
+            queue = DueRows(db, action, self._now_ns(), self._under_way, urgent_only)
+            wait_s = self._pause_s(action) or queue.budget_wait_s(self._routes[action].max_per)
+            row = queue.first() if wait_s == 0 else None
             if row is None:
-                return None if held_ns is None else (held_ns - now_ns) / NS_PER_SECOND
-            seq, attempts, payload, next_ns = row
-            due_ns = max(next_ns, self._budget_ns(db, action, now_ns))
-            if due_ns > now_ns:
-                return float(due_ns - now_ns) / NS_PER_SECOND
-            self._under_way.add(seq)
-        return Delivery(seq, action, attempts, Notification.decode(payload))
+                next_s = queue.wait_s()
+                return None if next_s is None else max(wait_s, next_s)
+            self._under_way[row.seq] = action
+        return Delivery(row.seq, action, row.attempts, Notification.decode(row.payload))
 
     def expire(self, action: str) -> None:
         """Give up the rows of an action whose time is over, and tell of them by another.
@@ -112,9 +114,9 @@ class Outbox:
         now_ns = self._now_ns()
         over = "action = ? AND state = 'pending' AND expires_ns <= ?"
         with self._store.reading() as db:
-            rows = db.execute(
-                f"SELECT seq, payload, last_error FROM deliveries WHERE {over}", (action, now_ns)
-            ).fetchall()
+            query = f"SELECT seq, payload, last_error FROM deliveries WHERE {over}"
+            found = db.execute(query, (action, now_ns)).fetchall()
+            rows = [row for row in found if row[0] not in self._under_way]
         if not rows:
             return
         with self._store.transaction() as db:
@@ -138,6 +140,7 @@ class Outbox:
             match outcome:
                 case Delivered():
                     self._end(db, delivery.seq, "done", None)
+                    self._free_stranded(db, action)
                 case Failed():
                     self._postpone(db, delivery, outcome)
                 case Refused():
@@ -145,7 +148,9 @@ class Outbox:
                     if outcome.is_closed:
                         self._close(db, action, outcome.reason)
                     self._writer.raise_alarm(db, action, lost, outcome.reason)
-        self._under_way.discard(delivery.seq)
+        if isinstance(outcome, Delivered):
+            self._stranded.pop(action, None)
+        self._under_way.pop(delivery.seq, None)
 
     def recover(self) -> None:
         """Begin anew after a start: forget closed actions whose settings have changed; prune."""
@@ -156,6 +161,11 @@ class Outbox:
     def _postpone(self, db: sqlite3.Connection, delivery: Delivery, failed: Failed) -> None:
         wait_s = max(failed.after_s, backoff_s(delivery.attempts, self._jitter))
         now_ns = self._now_ns()
+        if failed.after_s > 0:
+            pause_s = min(failed.after_s, MAX_PAUSE_S)
+            self._paused_until_ns[delivery.action] = now_ns + round(pause_s * NS_PER_SECOND)
+        elif failed.is_down:
+            self._stranded.setdefault(delivery.action, set()).add(delivery.seq)
         db.execute(
             "UPDATE deliveries SET attempts = attempts + 1, next_ns = ?, last_error = ?,"
             " updated_ns = ? WHERE seq = ? AND state = 'pending'",
@@ -166,6 +176,15 @@ class Outbox:
                 delivery.seq,
             ),
         )
+
+    def _free_stranded(self, db: sqlite3.Connection, action: str) -> None:
+        """Try at once what waits only because nothing got there: something does again."""
+        if stranded := self._stranded.get(action):
+            db.execute(
+                "UPDATE deliveries SET next_ns = ? WHERE state = 'pending' AND next_ns > ? AND seq"
+                " IN (SELECT value FROM json_each(?))",
+                (self._now_ns(), self._now_ns(), json.dumps(sorted(stranded))),
+            )
 
     def _end(self, db: sqlite3.Connection, seq: int, state: str, error: str | None) -> None:
         # whatever it was meanwhile (dropped by hand): what really happened is what counts
@@ -188,15 +207,7 @@ class Outbox:
             (reason[:MAX_ERROR_CHARACTERS], now_ns, action),
         )
 
-    def _budget_ns(self, db: sqlite3.Connection, action: str, now_ns: int) -> int:
-        """Return when the action's rate limit allows the next delivery; 0: now."""
-        limit = self._routes[action].max_per if action in self._routes else None
-        if limit is None:
-            return 0
-        span_ns = round(limit[1] * NS_PER_SECOND)
-        row = db.execute(
-            "SELECT updated_ns FROM deliveries WHERE action = ? AND state = 'done' AND"
-            " updated_ns > ? ORDER BY updated_ns DESC LIMIT 1 OFFSET ?",
-            (action, now_ns - span_ns, limit[0] - 1),
-        ).fetchone()
-        return 0 if row is None else int(row[0]) + span_ns
+    def _pause_s(self, action: str) -> float:
+        """Return how long the receiver still wants to be left alone, not longer than we let it."""
+        left_s = (self._paused_until_ns.get(action, 0) - self._now_ns()) / NS_PER_SECOND
+        return min(max(0.0, left_s), MAX_PAUSE_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 from typing import Any
 
@@ -18,6 +19,7 @@ from ast_stream.settings.alert_schema import AppriseAction
 
 _TYPES = {"resolved": "success", "heartbeat": "info"}
 _LOUD = ("high", "critical")
+MAX_AT_ONCE = 4  # messages that a service has not answered yet
 
 
 class AppriseRunner:
@@ -36,43 +38,48 @@ class AppriseRunner:
             ) from error
         logging.getLogger("apprise").disabled = True  # it writes URLs into the log
         text = read_secret(f"action {name}", settings.urls_file, settings.urls_env) or ""
-        self._service: Any = apprise.Apprise()
-        for number, line in enumerate(text.splitlines(), 1):
-            url = line.strip()
-            if url and not url.startswith("#") and not self._service.add(url):
-                raise StartupError(f"action {name}: line {number} is no URL that apprise knows")
-        if not len(self._service):
-            raise StartupError(f"action {name}: expected at least one apprise URL, got none")
+        urls = [line.strip() for line in text.splitlines()]
+        # one set for each message at a time: what others have written need not bear two at once
+        self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for _ in range(MAX_AT_ONCE):
+            self._free.put(_services(name, urls, apprise.Apprise()))
         self._timeout_s = settings.timeout_s
-        self._worker: threading.Thread | None = None
 
     def deliver(self, notification: Notification) -> Outcome:
         """Notify, in a thread of its own: the library has no time limit that covers everything."""
-        if self._worker is not None and self._worker.is_alive():
-            return Failed("the service has not answered the message before")
+        try:
+            services = self._free.get_nowait()
+        except queue.Empty:
+            text = f"the last {MAX_AT_ONCE} messages are not answered yet"
+            return Failed(text, is_down=True)
         answers: list[bool | Exception] = []
-        self._worker = threading.Thread(
-            target=self._notify, args=(notification, answers), name="apprise", daemon=True
+        work = threading.Thread(
+            target=self._notify,
+            args=(services, notification, answers),
+            name="apprise",
+            daemon=True,
         )
-        self._worker.start()
-        self._worker.join(self._timeout_s)
+        work.start()
+        work.join(self._timeout_s)
         if not answers:
-            return Failed(f"no answer within {self._timeout_s:g} s")
+            return Failed(f"no answer within {self._timeout_s:g} s", is_down=True)
         match answers[0]:
             case True:
                 return Delivered()
             case Exception() as error:
                 return Failed(f"apprise failed: {type(error).__name__}")
             case _:
-                return Failed("a service refused the message or was not there")
+                return Failed("a service refused the message or was not there", is_down=True)
 
     def close(self) -> None:
         """Have nothing to let go of."""
 
-    def _notify(self, notification: Notification, answers: list[bool | Exception]) -> None:
+    def _notify(
+        self, services: Any, notification: Notification, answers: list[bool | Exception]
+    ) -> None:
         level = "failure" if notification.severity in _LOUD else "warning"
         try:
-            answer = self._service.notify(
+            answer = services.notify(
                 title=notification.title,
                 body=notification.text,
                 notify_type=_TYPES.get(notification.kind, level),
@@ -83,3 +90,15 @@ class AppriseRunner:
             answers.append(error)
         else:
             answers.append(bool(answer))
+        finally:
+            self._free.put(services)
+
+
+def _services(name: str, urls: list[str], services: Any) -> Any:
+    """Add `urls` to the library's `services`, which are returned; empty lines and comments not."""
+    for number, url in enumerate(urls, 1):
+        if url and not url.startswith("#") and not services.add(url):
+            raise StartupError(f"action {name}: line {number} is no URL that apprise knows")
+    if not len(services):
+        raise StartupError(f"action {name}: expected at least one apprise URL, got none")
+    return services

@@ -110,10 +110,16 @@ class Delivered:
 
 @dataclass(frozen=True)
 class Failed:
-    """Worth another try, not before `after_s` seconds."""
+    """Worth another try.
+
+    Attributes:
+        after_s: seconds that the receiver asked to be left alone for.
+        is_down: it may be that nothing gets there now, whatever is sent.
+    """
 
     reason: str
     after_s: float = 0.0
+    is_down: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,7 +138,7 @@ Outcome = Delivered | Failed | Refused
 
 
 class ActionRunner(Protocol):
-    """Delivers notifications one after the other, in a thread of its own; may block a while."""
+    """Delivers notifications, by a few threads at once; may block a while."""
 
     def deliver(self, notification: Notification) -> Outcome:
         """Deliver one notification within the action's own time limit; never raises."""

@@ -126,4 +126,4 @@ def _outcome(code: int, said: bytes) -> Outcome:
     how = f"exit code {code}" if code > 0 else f"killed by signal {-code}"
     words = one_line(said.decode(errors="replace"))[:_SHOWN_CHARACTERS]
     reason = f"{how}: {words}" if words else how
-    return Failed(reason) if code == TRY_AGAIN else Refused(reason)
+    return Failed(reason, is_down=True) if code == TRY_AGAIN else Refused(reason)

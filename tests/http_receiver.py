@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 HANG, DRIP = "hang", "drip"
+SLOW_BODY, HUGE_BODY = "slow body", "huge body"  # after a good status and its headers
 Script = int | str | tuple[int, dict[str, str]]
 
 
@@ -47,8 +49,8 @@ class HttpReceiver:
 
 
 @contextmanager
-def http_receiver(*script: Script) -> Iterator[HttpReceiver]:
-    """Yield a server on loopback."""
+def http_receiver(*script: Script, tls: ssl.SSLContext | None = None) -> Iterator[HttpReceiver]:
+    """Yield a server on loopback; with `tls` it speaks nothing else."""
     receiver = HttpReceiver(script=list(script))
 
     class Handler(BaseHTTPRequestHandler):
@@ -64,6 +66,12 @@ def http_receiver(*script: Script) -> Iterator[HttpReceiver]:
             elif what == DRIP:
                 while not receiver.let_go.wait(0.05):
                     self.wfile.write(b"H")
+            elif what in (SLOW_BODY, HUGE_BODY):
+                self.send_response(200)
+                self.send_header("Content-Length", str(1 << 40))
+                self.end_headers()
+                while not receiver.let_go.wait(0.05 if what == SLOW_BODY else 0):
+                    self.wfile.write(b"x" * (1 if what == SLOW_BODY else 1 << 20))
             else:
                 status, headers = what if isinstance(what, tuple) else (int(what), {})
                 self.send_response(status)
@@ -81,9 +89,14 @@ def http_receiver(*script: Script) -> Iterator[HttpReceiver]:
             pass  # a client that gave up is what some tests are about
 
     server = Server(("127.0.0.1", 0), Handler)
+    if tls is not None:
+        server.socket = tls.wrap_socket(
+            server.socket, server_side=True, do_handshake_on_connect=False
+        )
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
-    receiver.url = f"http://127.0.0.1:{server.server_port}/hook?x=1"
+    scheme = "http" if tls is None else "https"
+    receiver.url = f"{scheme}://127.0.0.1:{server.server_port}/hook?x=1"
     try:
         yield receiver
     finally:

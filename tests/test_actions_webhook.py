@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from alert_samples import T0_NS, notification, resolved
-from http_receiver import DRIP, HANG, Script, http_receiver
+from http_receiver import DRIP, HANG, HUGE_BODY, SLOW_BODY, Script, http_receiver
 
 from ast_stream.alerts.actions.base import Delivered, Failed, Outcome, Refused
 from ast_stream.alerts.actions.http_post import is_public
@@ -76,10 +76,10 @@ def test_there_is_no_signature_without_a_secret() -> None:
         (200, Delivered()),
         (204, Delivered()),
         (500, Failed("the receiver answered 500")),
-        (503, Failed("the receiver answered 503")),
+        (503, Failed("the receiver answered 503", is_down=True)),
         (408, Failed("the receiver answered 408")),
         ((429, {"Retry-After": "90"}), Failed("the receiver answered 429", 90.0)),
-        ((503, {"Retry-After": "soon"}), Failed("the receiver answered 503", 0.0)),
+        ((503, {"Retry-After": "soon"}), Failed("the receiver answered 503", 0.0, True)),
         (400, Refused("the receiver answered 400")),
         (404, Refused("the receiver answered 404")),
         (
@@ -101,14 +101,20 @@ def test_redirects_are_not_followed() -> None:
 
 @pytest.mark.parametrize("how", [HANG, DRIP])
 def test_receiver_that_never_ends_its_answer_is_left_in_time(how: str) -> None:
-    assert answer_to(how, timeout_s=0.3) == Failed("no answer from 127.0.0.1: nothing within 0.3 s")
+    reason = "no answer from 127.0.0.1: nothing within 0.3 s"
+    assert answer_to(how, timeout_s=0.3) == Failed(reason, is_down=True)
+
+
+@pytest.mark.parametrize("how", [SLOW_BODY, HUGE_BODY])
+def test_body_of_an_answer_is_not_waited_for(how: str) -> None:
+    assert answer_to(how) == Delivered()
 
 
 def test_receiver_that_is_not_there_is_tried_again() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: nobody answers
         outcome = runner(f"http://127.0.0.1:{taken.getsockname()[1]}/").deliver(notification())
-    assert outcome == Failed("no answer from 127.0.0.1: Connection refused")
+    assert outcome == Failed("no answer from 127.0.0.1: Connection refused", is_down=True)
 
 
 def test_name_that_does_not_exist_is_tried_again() -> None:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from ast_stream.alerts.actions.tls import connection_words
+
 _PORTS = {"http": 80, "https": 443}
 _Address = tuple[socket.AddressFamily, Any]
 
@@ -81,7 +83,7 @@ def post(
             answer = connection.getresponse()
             return Answer(answer.status, answer.getheader("Retry-After"))
     except (OSError, http.client.HTTPException) as error:
-        raise NoAnswer(f"no answer from {host}: {_words(error)}") from error
+        raise NoAnswer(f"no answer from {host}: {connection_words(error)}") from error
 
 
 def _allowed_addresses(host: str, port: int, allow_private: bool) -> list[_Address]:
@@ -143,7 +145,3 @@ class _Link:
         self._is_late = True
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
-
-
-def _words(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error) or type(error).__name__

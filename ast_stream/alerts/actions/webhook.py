@@ -18,6 +18,7 @@ from ast_stream.alerts.actions.base import (
 )
 from ast_stream.alerts.actions.http_post import Answer, Forbidden, NoAnswer, post
 from ast_stream.alerts.actions.signing import parse_secret, signature
+from ast_stream.alerts.actions.tls import trust
 from ast_stream.errors import StartupError
 from ast_stream.messages import format_time
 from ast_stream.settings.alert_schema import WebhookAction
@@ -26,6 +27,7 @@ from ast_stream.version import __version__
 CONTENT_TYPE = "application/cloudevents+json; charset=utf-8"
 GONE = 410
 _WORTH_ANOTHER_TRY = (408, 425, 429)
+_DOWN = (502, 503, 504)  # of what stands before the receiver
 _MAX_RETRY_AFTER_S = 24 * 3600.0
 
 
@@ -37,7 +39,7 @@ class WebhookRunner:
         now_s: wall clock, seconds since 1970; stamps each attempt.
 
     Raises:
-        StartupError: the secret cannot be read, or is none.
+        StartupError: the secret or `ca_file` cannot be read, or is none.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class WebhookRunner:
     ) -> None:
         self._settings = settings
         self._now_s = now_s
+        self._trust = trust(name, settings.ca_file) if settings.url.startswith("https") else None
         text = read_secret(f"action {name}", settings.secret_file, settings.secret_env)
         try:
             self._keys = [parse_secret(line) for line in (text or "").splitlines() if line.strip()]
@@ -63,11 +66,12 @@ class WebhookRunner:
                 self._headers(notification.id, body),
                 timeout_s=self._settings.timeout_s,
                 allow_private=self._settings.allow_private,
+                context=self._trust,
             )
         except Forbidden as error:
             return Refused(str(error))
         except NoAnswer as error:
-            return Failed(str(error))
+            return Failed(str(error), is_down=True)
         return self._outcome(answer)
 
     def close(self) -> None:
@@ -95,7 +99,8 @@ class WebhookRunner:
         if status == GONE:
             return Refused(f"{reason} (gone): nothing more is sent there", is_closed=True)
         if status in _WORTH_ANOTHER_TRY or status >= 500:
-            return Failed(reason, retry_after_s(answer.retry_after, self._now_s()))
+            after_s = retry_after_s(answer.retry_after, self._now_s())
+            return Failed(reason, after_s, is_down=status in _DOWN)
         return Refused(reason)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import shutil
 import socket
 import subprocess
@@ -16,18 +17,26 @@ from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion
 
 PATIENCE_S = 20.0
+ANYBODY = "allow_anonymous true"
+MOSQUITTO_PASSWD = shutil.which("mosquitto_passwd")
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
 
 
 class Broker:
-    """A broker that can be killed and started again on the same port."""
+    """A broker that can be killed and started again on the same port.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        lines: of its configuration, besides where it listens and that anybody may come.
+    """
+
+    def __init__(self, folder: Path, *lines: str) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
         self._config = folder / "mosquitto.conf"
-        self._config.write_text(f"listener {self.port} 127.0.0.1\nallow_anonymous true\n")
+        own = (f"listener {self.port} 127.0.0.1", f"user {getpass.getuser()}")
+        rights = () if any("allow_anonymous" in line for line in lines) else (ANYBODY,)
+        self._config.write_text("\n".join((*own, *rights, *lines, "")))
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -72,9 +81,9 @@ class Listener:
         """Return how many messages a topic had."""
         return sum(name == topic for name, _, _ in self.got)
 
-    def publish(self, topic: str, payload: str) -> None:
+    def publish(self, topic: str, payload: str, retain: bool = False) -> None:
         """Publish, and wait until the broker has it."""
-        self._client.publish(topic, payload, qos=1).wait_for_publish(PATIENCE_S)
+        self._client.publish(topic, payload, qos=1, retain=retain).wait_for_publish(PATIENCE_S)
 
     def close(self) -> None:
         self._client.disconnect()
@@ -87,6 +96,14 @@ class Listener:
         self.got.append((message.topic, message.payload.decode(), bool(message.retain)))
 
 
+def password_file(folder: Path, name: str, password: str) -> Path:
+    """Write a file of names and passwords as the broker wants it."""
+    assert MOSQUITTO_PASSWD is not None
+    path = folder / "passwords"
+    subprocess.run([MOSQUITTO_PASSWD, "-b", "-c", str(path), name, password], check=True)
+    return path
+
+
 def wait_for(condition: Callable[[], bool], what: str) -> None:
     """Wait until `condition` holds; fail naming `what` if it never does."""
     end_s = time.monotonic() + PATIENCE_S
@@ -96,9 +113,9 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
 
 
 @contextmanager
-def mqtt_broker(folder: Path) -> Iterator[Broker]:
+def mqtt_broker(folder: Path, *lines: str) -> Iterator[Broker]:
     """Yield a broker that runs."""
-    broker = Broker(folder)
+    broker = Broker(folder, *lines)
     broker.start()
     try:
         yield broker

@@ -3,14 +3,25 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from alert_samples import notification, resolved
-from mqtt_broker import MOSQUITTO, Broker, listener, mqtt_broker, wait_for
+from certificates import OPENSSL, Authority, Identity
+from home_assistant import check_discovery
+from mqtt_broker import (
+    MOSQUITTO,
+    Broker,
+    Listener,
+    listener,
+    mqtt_broker,
+    password_file,
+    wait_for,
+)
 
-from ast_stream.alerts.actions.base import Delivered, Failed
+from ast_stream.alerts.actions.base import Delivered, Failed, Outcome
 from ast_stream.alerts.actions.home_assistant import Topics, Watched, discovery_messages
 from ast_stream.alerts.actions.mqtt import SETTLE_AFTER, MqttRunner
 from ast_stream.errors import StartupError
@@ -43,6 +54,12 @@ def running(port: int, watched: Watched = WATCHED, **options: Any) -> Iterator[M
 
 def event(kind: str, id: str = "e1", name: str = "bark") -> dict[str, Any]:
     return {"type": kind, "id": id, "class": name, "stream": "porch", "peak": 0.9, "score": 0.8}
+
+
+def components(client: Listener, topic: str) -> dict[str, Any]:
+    """Return the components last announced on a discovery topic."""
+    found: dict[str, Any] = json.loads(client.last(topic) or "{}").get("components", {})
+    return found
 
 
 def health(state: str = "listening") -> dict[str, Any]:
@@ -166,9 +183,98 @@ def test_broker_that_is_away_is_tried_again(broker: Broker) -> None:
     broker.kill()
     with running(broker.port, timeout_s=0.2) as runner:
         outcome = runner.deliver(notification())
-        assert outcome == Failed(f"no connection to 127.0.0.1:{broker.port}")
+        reason = f"no connection to 127.0.0.1:{broker.port}: Connection refused"
+        assert outcome == Failed(reason, is_down=True)
         broker.start()
         wait_for(lambda: runner.deliver(notification()) == Delivered(), "the broker")
+
+
+@needs_mosquitto
+def test_wrong_password_is_told_once_and_the_right_one_lets_in(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    passwords = password_file(tmp_path, "ears", "right")
+    (tmp_path / "wrong").write_text("wrong\n")
+    (tmp_path / "right").write_text("right\n")
+    lines = ("allow_anonymous false", f"password_file {passwords}")
+    with mqtt_broker(tmp_path, *lines) as broker:
+        login = {"username": "ears", "password_file": str(tmp_path / "wrong"), "timeout_s": 0.5}
+        with running(broker.port, **login) as runner:
+            place = f"127.0.0.1:{broker.port}"
+            expected = Failed(f"no connection to {place}: refused: not authorized", is_down=True)
+            wait_for(lambda: runner.deliver(notification()) == expected, "the refusal")
+            assert runner.deliver(notification()) == expected
+        errors = [one.getMessage() for one in caplog.records if one.levelname == "ERROR"]
+        assert errors == [f"no connection to the broker {place}: refused: not authorized"]
+        login["password_file"] = str(tmp_path / "right")
+        with running(broker.port, **login) as runner:
+            wait_for(lambda: runner.deliver(notification()) == Delivered(), "the connection")
+    assert "right" not in caplog.text.replace("the right", "")
+
+
+@needs_mosquitto
+@pytest.mark.skipif(OPENSSL is None, reason="needs openssl: apt-get install openssl")
+# paho leaves a socket to the garbage collector when a handshake fails
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_broker_must_have_a_certificate_of_the_named_authority(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    good, other = authority.identity(), authority.identity("DNS:example.test")
+
+    def outcome(server: Identity, **options: Any) -> Outcome:
+        lines = (f"certfile {server.certificate}", f"keyfile {server.key}")
+        with mqtt_broker(tmp_path, *lines) as broker:
+            settings = {"tls": True, "timeout_s": 2.0} | options
+            with running(broker.port, **settings) as runner:
+                found = runner.deliver(notification())
+        return replace(found, reason=found.reason[34:]) if isinstance(found, Failed) else found
+
+    assert outcome(good, ca_file=authority.ca_file, timeout_s=10.0) == Delivered()
+    reason = "its certificate is not accepted: unable to get local issuer certificate"
+    assert outcome(good) == Failed(reason, is_down=True)
+    reason = (
+        "its certificate is not accepted: IP address mismatch, certificate is not valid for "
+        "'127.0.0.1'"
+    )
+    assert outcome(other, ca_file=authority.ca_file) == Failed(reason, is_down=True)
+
+
+@needs_mosquitto
+def test_what_an_earlier_run_announced_and_is_shown_no_more_is_removed(broker: Broker) -> None:
+    lamp = {"components": {"bark": {"platform": "light", "state_topic": "lamp/state"}}}
+    others = {"homeassistant/device/lamp/config": json.dumps(lamp)}
+    others["homeassistant/device/odd/config"] = '{"components": ["what they like"]}'
+    with running(broker.port), listener(broker.port) as client:
+        wait_for(lambda: client.last(STATUS) == "online", "the announcement")
+        for topic, payload in others.items():
+            client.publish(topic, payload, retain=True)
+    hall = DEVICE.replace("porch", "hall")
+    alerts = "homeassistant/device/ast-stream_alerts/config"
+    with listener(broker.port) as client:
+        with running(broker.port, Watched(("porch",), ("Bark",), ("cat",))):
+            wait_for(lambda: client.last(hall) == "", "the removal of a stream")
+            gone = {"baby_cry_infant_cry": {"platform": "binary_sensor"}}
+            wait_for(lambda: gone.items() <= components(client, DEVICE).items(), "of a class")
+            gone = {"dog": {"platform": "event"}}
+            wait_for(lambda: gone.items() <= components(client, alerts).items(), "of a rule")
+            assert components(client, DEVICE)["bark"]["name"] == "Bark"
+        n_told = client.count(DEVICE)
+        with running(broker.port, Watched(("porch",), ("Bark",), ("cat",))):
+            wait_for(lambda: client.count(DEVICE) > n_told, "the next run")
+            assert set(components(client, DEVICE)) == {"bark"}
+        assert {topic: client.last(topic) for topic in others} == others
+
+
+@needs_mosquitto
+def test_what_is_announced_is_what_home_assistant_asks_for(broker: Broker) -> None:
+    with running(broker.port) as runner, listener(broker.port) as client:
+        wait_for(lambda: client.last(STATUS) == "online", "the announcement")
+        runner.watch(Watched(("porch",), ("Bark",), ("cat",)))
+        cat = "homeassistant/device/ast-stream_alerts/config"
+        wait_for(lambda: "cat" in components(client, cat), "the change")
+        told = [one for one in client.got if one[0].startswith("homeassistant/")]
+    assert len(told) >= 6
+    for topic, payload, _ in told:
+        check_discovery(topic, payload)
 
 
 @needs_mosquitto
@@ -205,5 +311,5 @@ def test_password_and_certificates_that_cannot_be_read_are_told(tmp_path: Path) 
     with pytest.raises(StartupError, match="action ha: cannot read"):
         MqttRunner("ha", MqttAction.model_validate(common | wrong))
     wrong_tls = {"tls": True, "ca_file": str(tmp_path / "none")}
-    with pytest.raises(StartupError, match="action ha: cannot use ca_file"):
+    with pytest.raises(StartupError, match="action ha: cannot read ca_file"):
         MqttRunner("ha", MqttAction.model_validate(common | wrong_tls))

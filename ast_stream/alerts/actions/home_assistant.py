@@ -7,6 +7,7 @@ ignores retained ones. Source: Home Assistant, MQTT integration (device-based di
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -91,6 +92,30 @@ def discovery_messages(
             components.setdefault(slug(label), {"platform": "binary_sensor"})
         messages.append((topic, _device(topics, device, f"Sounds on {stream}", components)))
     return messages + _alert_messages(topics, prefix, watched.rules, before.rules)
+
+
+def removal_messages(
+    topics: Topics, prefix: str, watched: Watched, topic: str, retained: bytes
+) -> list[tuple[str, dict[str, Any] | None]]:
+    """Return what takes back that of an earlier run which is shown no more, often nothing.
+
+    Args:
+        topic: a discovery topic, perhaps of others.
+        retained: what the broker has there.
+    """
+    try:
+        components = dict(json.loads(retained)["components"])
+        there = {name: one["platform"] for name, one in components.items() if "state_topic" in one}
+        ours = f"{topics.base}/{topics.node}/"
+        if not any(components[name]["state_topic"].startswith(ours) for name in there):
+            return []
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return []  # of others, who may have what they like
+    wanted = dict(discovery_messages(topics, prefix, watched)).get(topic)
+    if wanted is None:
+        return [(topic, None)]
+    gone = {name: {"platform": there[name]} for name in there if name not in wanted["components"]}
+    return [(topic, wanted | {"components": wanted["components"] | gone})] if gone else []
 
 
 def _alert_messages(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,9 @@ from ast_stream.alerts.actions.home_assistant import (
     Topics,
     Watched,
     discovery_messages,
+    removal_messages,
 )
+from ast_stream.alerts.actions.tls import connection_words, trust
 from ast_stream.errors import StartupError
 from ast_stream.labels import slug
 from ast_stream.settings.alert_schema import MqttAction
@@ -58,8 +61,10 @@ class MqttRunner:
         self._retained: dict[str, str] = {}  # states by topic
         self._sounding: dict[tuple[str, str], set[str]] = {}  # ids of open events
         self._health_seen: dict[str, int] = {}
+        self._trouble: str | None = None  # why there is no connection
         self._client = _new_client(name, settings)
         self._client.on_connect = self._on_connect
+        self._client.on_connect_fail = lambda *_: self._note_trouble(_current_words())
         self._client.on_disconnect = lambda *_: self._connected.clear()
         self._client.on_message = self._on_message
         self._client.will_set(self._topics.availability, OFFLINE, qos=1, retain=True)
@@ -69,7 +74,8 @@ class MqttRunner:
     def deliver(self, notification: Notification) -> Outcome:
         """Publish one alert and wait until the broker has it."""
         if not self._connected.wait(self._settings.timeout_s):
-            return Failed(f"no connection to {self._settings.host}:{self._settings.port}")
+            why = f": {self._trouble}" if self._trouble else ""
+            return Failed(f"no connection to {self._place}{why}", is_down=True)
         payload = {"event_type": notification.kind, **notification.to_json()}
         payload |= {"title": notification.title, "text": notification.text}
         topic = self._topics.event(notification.rule)
@@ -77,9 +83,10 @@ class MqttRunner:
         try:
             sent.wait_for_publish(self._settings.timeout_s)
         except (ValueError, RuntimeError) as error:
-            return Failed(f"the broker did not take it: {error}")
+            return Failed(f"the broker did not take it: {error}", is_down=True)
         if not sent.is_published():
-            return Failed(f"the broker did not confirm within {self._settings.timeout_s:g} s")
+            text = f"the broker did not confirm within {self._settings.timeout_s:g} s"
+            return Failed(text, is_down=True)
         return Delivered()
 
     def watch(self, watched: Watched) -> None:
@@ -132,6 +139,16 @@ class MqttRunner:
         self._client.disconnect()
         self._client.loop_stop()
 
+    @property
+    def _place(self) -> str:
+        return f"{self._settings.host}:{self._settings.port}"
+
+    def _note_trouble(self, why: str) -> None:
+        """Remember why there is no connection, and say it once."""
+        if why != self._trouble:
+            self._trouble = why
+            logger.error("no connection to the broker %s: %s", self._place, why)
+
     def _is_watched(self, stream: str, class_slug: str) -> bool:
         return stream in self._watched.streams and any(
             slug(label) == class_slug for label in self._watched.classes
@@ -148,28 +165,38 @@ class MqttRunner:
         """Publish what there is, that it is there, and its states."""
         prefix = self._settings.discovery_prefix
         if prefix is not None:
-            for topic, payload in discovery_messages(self._topics, prefix, self._watched, before):
-                text = "" if payload is None else json.dumps(payload)
-                self._client.publish(topic, text, qos=1, retain=True)
+            self._discover(discovery_messages(self._topics, prefix, self._watched, before))
         self._client.publish(self._topics.availability, ONLINE, qos=1, retain=True)
         for topic, state in self._retained.items():
             self._client.publish(topic, state, qos=1, retain=True)
 
     def _on_connect(self, client: Client, data: Any, flags: Any, reason: Any, _: Any) -> None:
         if reason.is_failure:
-            logger.error("the broker %s refused the connection: %s", self._settings.host, reason)
+            self._note_trouble(f"refused: {str(reason).lower()}")
             return
+        self._trouble = None
         with self._lock:
             self._connected.set()
-            if self._settings.discovery_prefix is not None:
-                client.subscribe(f"{self._settings.discovery_prefix}/status", qos=1)
+            if (prefix := self._settings.discovery_prefix) is not None:
+                # first, so that what an earlier run announced comes before it is overwritten
+                client.subscribe([(f"{prefix}/device/+/config", 1), (f"{prefix}/status", 1)])
             self._announce()
 
     def _on_message(self, client: Client, data: Any, message: Any) -> None:
-        """Announce again when Home Assistant has started."""
-        if message.payload == ONLINE.encode() and not message.retain:
-            with self._lock:
+        """Announce again when Home Assistant has started; take back what is shown no more."""
+        prefix = self._settings.discovery_prefix or ""
+        with self._lock:
+            if message.topic != f"{prefix}/status":
+                if message.retain:
+                    told = (self._watched, message.topic, message.payload)
+                    self._discover(removal_messages(self._topics, prefix, *told))
+            elif message.payload == ONLINE.encode() and not message.retain:
                 self._announce()
+
+    def _discover(self, messages: list[tuple[str, dict[str, Any] | None]]) -> None:
+        for topic, payload in messages:
+            text = "" if payload is None else json.dumps(payload)
+            self._client.publish(topic, text, qos=1, retain=True)
 
 
 def _with_own_classes(watched: Watched, settings: MqttAction) -> Watched:
@@ -193,8 +220,11 @@ def _new_client(name: str, settings: MqttAction) -> Client:
         password = read_secret(what, settings.password_file, settings.password_env)
         client.username_pw_set(settings.username, password)
     if settings.tls:
-        try:
-            client.tls_set(ca_certs=settings.ca_file)
-        except OSError as error:
-            raise StartupError(f"action {name}: cannot use ca_file: {error.strerror}") from error
+        client.tls_set_context(trust(name, settings.ca_file))
     return client
+
+
+def _current_words() -> str:
+    """Return why the connection failed; the library calls back while it handles the error."""
+    error = sys.exception()
+    return "unknown" if not isinstance(error, Exception) else connection_words(error)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ast_stream.errors import UsageError
+from ast_stream.errors import AstStreamError
 from ast_stream.training.curves import plot_curves
-from ast_stream.training.fit import METRICS_FILE, Metrics, Recipe, read_metrics
-from ast_stream.training.session import Plan
+from ast_stream.training.plan import Plan
+from ast_stream.training.presets import PRESETS, PresetName
+from ast_stream.training.recipe import Recipe, TrainingPrecision
+from ast_stream.training.session import CHECKPOINT_FOLDER, TrainingStopped
 from ast_stream.training.session import train as train_checkpoint
+from ast_stream.training.state import METRICS_FILE, read_metrics
 from services.clip_options import (
     DEFAULT_THREADS,
     Data,
@@ -28,8 +29,12 @@ from services.clip_options import (
     Where,
     clip_columns,
 )
+from services.train_plan import Overrides, choose_preset, plan_of
+from services.train_progress import Reporter, StopSignal
 
 CURVES_FILE = "curves.png"
+SIGNAL_EXIT = 128  # plus the signal's number, as shells have it
+FROM_PRESET = " [default: the preset's]"
 
 
 def train(
@@ -38,90 +43,135 @@ def train(
     start: Annotated[
         str | None, typer.Option(help="Checkpoint to fine-tune; none: from scratch.")
     ] = None,
+    preset: Annotated[
+        PresetName | None, typer.Option(help="Recipe, see above; other options override it.")
+    ] = None,
+    keep_classes: Annotated[
+        bool,
+        typer.Option(
+            "--keep-classes",
+            help="Keep all classes of --start; those without examples are learnt from it.",
+        ),
+    ] = False,
+    teacher: Annotated[
+        str | None, typer.Option(help="Checkpoint whose scores of each window join the labels.")
+    ] = None,
+    teacher_weight: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the teacher in the loss.")
+    ] = Recipe.teacher_weight,
+    backgrounds: Annotated[
+        list[Path] | None,
+        typer.Option(help="Recordings without any event, file or folder; may be repeated."),
+    ] = None,
     file_column: FileColumn = "file",
     label_column: LabelColumn = "label",
     fold_column: FoldColumn = "fold",
+    onset_column: Annotated[
+        str, typer.Option(help="Column of a strip's begin in seconds.")
+    ] = "onset",
+    offset_column: Annotated[
+        str, typer.Option(help="Column of a strip's end in seconds.")
+    ] = "offset",
     where: Where = None,
     test_fold: Annotated[
         list[str] | None, typer.Option(help="Hold this fold out to choose thresholds.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = Recipe.steps,
-    batch_size: Annotated[int, typer.Option(min=1)] = Recipe.batch_size,
-    learning_rate: Annotated[float, typer.Option(min=0)] = Recipe.learning_rate,
+    hold_out: Annotated[
+        float | None,
+        typer.Option(min=0, max=0.9, help="Hold this share of each class out." + FROM_PRESET),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps." + FROM_PRESET)] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Windows." + FROM_PRESET)] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(min=0, help="Highest rate." + FROM_PRESET)
+    ] = None,
     generated: Annotated[
-        int, typer.Option(min=0, help="Generated takes of each alarm class; 0: none.")
-    ] = Plan.n_generated,
-    backgrounds: Annotated[
-        int, typer.Option(min=0, help="Generated backgrounds without any event.")
-    ] = Plan.n_backgrounds,
-    window: Annotated[float, typer.Option(min=0.3, help="Seconds of a window.")] = Plan.window_s,
-    width: Annotated[int, typer.Option(min=64, help="Multiple of 64.")] = Plan.width,
-    layers: Annotated[int, typer.Option(min=1)] = Plan.n_layers,
+        int | None,
+        typer.Option(min=0, help="Generated takes of each alarm class; 0: none." + FROM_PRESET),
+    ] = None,
+    generated_backgrounds: Annotated[
+        int | None,
+        typer.Option(min=0, help="Generated backgrounds without any event." + FROM_PRESET),
+    ] = None,
+    window: Annotated[
+        float | None,
+        typer.Option(min=0.3, help="Seconds of a window." + FROM_PRESET + " or the start's"),
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option(min=64, help="Multiple of 64, from scratch." + FROM_PRESET)
+    ] = None,
+    layers: Annotated[int | None, typer.Option(min=1, help="From scratch." + FROM_PRESET)] = None,
+    negative_hours: Annotated[
+        float,
+        typer.Option(min=0, help="Length of the streams without events; 0: choose no thresholds."),
+    ] = Plan.negatives_s / 3600,
+    save_every: Annotated[
+        int | None, typer.Option(min=1, help="Steps between saved states." + FROM_PRESET)
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[
+        TrainingPrecision,
+        typer.Option(help="Of the matrix products; auto: what the device is fast in."),
+    ] = "auto",
     licence: Annotated[str | None, typer.Option(help="Licence of the weights.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = Recipe.seed,
     threads: Threads = DEFAULT_THREADS,
 ) -> None:
     """Train a small AST, or fine-tune one; go on where it was if OUT holds a started training.
 
-    OUT/checkpoint can be given to every --model option. OUT also gets metrics and their curves.
+    DATA is a folder with a sub-folder per class, a CSV or TSV of files and labels, or of strips of
+    long recordings (with onset and offset), Audacity label tracks beside their recordings, or a
+    segment list of AudioSet. OUT/checkpoint can be given to every --model option; OUT also gets
+    metrics and their curves, and in clips.csv which clips were held out. With --start and without
+    a preset it fine-tunes: few steps at a low rate with a faster classifier, on mixed windows.
 
-    Example: ast-stream train sounds/ --out runs/doorbell --steps 2000
+    Example: ast-stream train doorbell/ --start bundled --keep-classes --backgrounds room.wav -o out
     """
-    if width % 64:
-        raise UsageError(f"--width: expected a multiple of 64, got {width}")
     torch.set_num_threads(threads)
-    plan = Plan(
+    columns = clip_columns(file_column, label_column, fold_column, where)
+    plan = plan_of(
+        choose_preset(preset, start, keep_classes),
+        Overrides(
+            steps, batch_size, learning_rate, save_every, generated, generated_backgrounds, window,
+            width, layers, hold_out,
+        ),
         data=data,
         start=start,
-        columns=clip_columns(file_column, label_column, fold_column, where),
+        columns=replace(columns, onset=onset_column, offset=offset_column),
         test_folds=tuple(test_fold or ()),
-        n_generated=generated,
-        n_backgrounds=backgrounds,
-        window_s=window,
-        width=width,
-        n_layers=layers,
+        seed=seed,
+        precision=precision,
+        teacher_weight=teacher_weight,
+        keep_classes=keep_classes,
+        teacher=teacher,
+        backgrounds=tuple(backgrounds or ()),
+        negatives_s=negative_hours * 3600,
+        device=device,
         licence=licence,
-        recipe=replace(
-            Recipe(), steps=steps, batch_size=batch_size, learning_rate=learning_rate, seed=seed
-        ),
+    )  # fmt: skip
+    _run(plan, out)
+    print(
+        f"{out / CHECKPOINT_FOLDER}: trained; figures in {out / METRICS_FILE}, "
+        f"curves in {out / CURVES_FILE}",
+        file=sys.stderr,
     )
-    with Progress(
-        TextColumn("step {task.completed:.0f} of {task.total:.0f}"),
-        BarColumn(),
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
-        console=Console(stderr=True),
-        disable=not sys.stderr.isatty(),
-    ) as progress:
-        reporter = _Reporter(progress, steps)
-        train_checkpoint(plan, out, reporter.report)
-    plot_curves(read_metrics(out), out / CURVES_FILE)
-    print(f"{out / 'checkpoint'}: trained; figures in {out / METRICS_FILE}", file=sys.stderr)
 
 
-class _Reporter:
-    """Shows progress: a bar on a terminal, else a line per report with the time left."""
+# what the presets set is told where they are defined
+train.__doc__ = f"{train.__doc__}\n    Presets:\n" + "".join(
+    f"\n    {name}: {preset.summary}.\n" for name, preset in PRESETS.items()
+)
 
-    def __init__(self, progress: Progress, steps: int) -> None:
-        self._progress = progress
-        self._task = progress.add_task("", total=steps)
-        self._steps = steps
-        self._first: tuple[float, float] | None = None
 
-    def report(self, metrics: Metrics) -> None:
-        """Show one report."""
-        shown = "  ".join(
-            f"{name} {value:.4g}" for name, value in metrics.items() if name != "step"
-        )
-        self._progress.update(self._task, completed=metrics["step"], description=shown)
-        if self._progress.disable:
-            left = f"  {self._left_s(metrics['step']):.0f} s left" if self._first else ""
-            print(f"step {metrics['step']:.0f} of {self._steps}  {shown}{left}", file=sys.stderr)
-        if self._first is None:
-            self._first = (metrics["step"], time.monotonic())
-
-    def _left_s(self, step: float) -> float:
-        assert self._first is not None
-        done, began = self._first
-        return (time.monotonic() - began) / max(1.0, step - done) * (self._steps - step)
+def _run(plan: Plan, out: Path) -> None:
+    stop = StopSignal()
+    try:
+        with Reporter() as reporter:
+            train_checkpoint(plan, out, reporter.report, reporter.begin, stop.watch)
+        plot_curves(read_metrics(out), out / CURVES_FILE)
+    except TrainingStopped as stopped:
+        print(f"ast-stream: {stopped}", file=sys.stderr)
+        raise typer.Exit(SIGNAL_EXIT + (stop.number or signal.SIGINT)) from stopped
+    except OSError as error:
+        place = error.filename or out
+        raise AstStreamError(f"{place}: cannot be used: {error.strerror or error}") from error

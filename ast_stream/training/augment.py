@@ -1,7 +1,7 @@
 """Augmentation of log-mel batches: random smooth filters, padding, SpecAugment, normalisation.
 
 Order as in the AST paper's code: filter bank, padding, masks, then normalisation, so that padding
-and masks are the same value, which the model learns to read past.
+and masks are the same value, which the model learns to read past; noise and shift come last.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ class SpectrogramAugmentation:
     filter_spread: float = 0.6  # standard deviation in natural log of power, 2.6 dB
     frequency_mask: int = 16  # widest mask, in mel bands
     time_mask: int = 24  # widest mask, in frames
+    noise: float = 0.0  # highest level of uniform noise on the normalised frames
+    shift: int = 0  # most frames that a window is rolled to either side
 
 
 class Augment:
@@ -56,12 +58,14 @@ class Augment:
         image = pad_after(fbank, n_real_frames).transpose(1, 2).unsqueeze(1)  # (B, 1, mels, frames)
         for mask in self._masks:
             image = mask(image)
-        return self._normalization.apply(image.squeeze(1).transpose(1, 2))
+        normalised = self._normalization.apply(image.squeeze(1).transpose(1, 2))
+        return shift_randomly(add_noise(normalised, self._strengths.noise), self._strengths.shift)
 
 
 def pad_after(fbank: Tensor, n_real_frames: Tensor) -> Tensor:
     """Return `fbank` (B, n_frames, n_mels) with zeros from frame `n_real_frames` (B,) on."""
-    is_real = torch.arange(fbank.shape[1]) < n_real_frames[:, None]  # (B, n_frames)
+    frames = torch.arange(fbank.shape[1], device=fbank.device)
+    is_real = frames < n_real_frames[:, None]  # (B, n_frames)
     return fbank * is_real[..., None]
 
 
@@ -72,6 +76,30 @@ def filter_randomly(fbank: Tensor, spread: float) -> Tensor:
         fbank: shape (B, n_frames, 128), natural log of power.
         spread: standard deviation of the gain at each knot, natural log of power.
     """
-    knots = spread * torch.randn(len(fbank), 1, FILTER_KNOTS)
+    knots = spread * torch.randn(len(fbank), 1, FILTER_KNOTS).to(fbank.device)
     gain = F.interpolate(knots, size=N_MELS, mode="linear", align_corners=True)  # (B, 1, 128)
     return (fbank + gain).clamp_min(SILENCE_LOG_MEL)
+
+
+def add_noise(windows: Tensor, most: float) -> Tensor:
+    """Return windows (B, n_frames, n_mels) plus uniform noise in [0, u], u in [0, `most`] each.
+
+    Source: YuanGongND/ast, src/dataloader.py, for Speech Commands (`most` 0.1).
+    """
+    if not most:
+        return windows
+    levels = most * torch.rand(len(windows), 1, 1)
+    return windows + (levels * torch.rand(windows.shape)).to(windows.device)
+
+
+def shift_randomly(windows: Tensor, most: int) -> Tensor:
+    """Return windows (B, n_frames, n_mels), each rolled in time by up to `most` frames.
+
+    Source: as `add_noise`; its shift of -10 to 9 frames is drawn with `most` excluded above.
+    """
+    if not most:
+        return windows
+    shifts = torch.randint(-most, most, (len(windows),)).tolist()
+    return torch.stack(
+        [window.roll(shift, 0) for window, shift in zip(windows, shifts, strict=True)]
+    )

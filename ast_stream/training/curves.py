@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ast_stream.errors import UsageError
-from ast_stream.training.fit import Metrics
+from ast_stream.training.state import Metrics
 
 NOT_PLOTTED = ("step",)
 

@@ -7,210 +7,235 @@ to save is the weights, their average and the optimizer: no generator state can 
 from __future__ import annotations
 
 import json
-import math
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ast_stream.errors import CheckpointError
 from ast_stream.model.ast import AstDims, AudioSpectrogramTransformer
 from ast_stream.model.fbank import Fbank, Normalization, pad_frames
-from ast_stream.training.augment import Augment, SpectrogramAugmentation
-from ast_stream.training.cpu_speed import attend_short, cpu_has_bf16, keep_freed_memory
+from ast_stream.training.augment import Augment, pad_after
+from ast_stream.training.cpu_speed import attend_short, keep_freed_memory
+from ast_stream.training.distill import Teacher
 from ast_stream.training.initialize import initialize
-from ast_stream.training.mixing import WindowMaker
-from ast_stream.training.objective import detection_loss, forward_some_patches
+from ast_stream.training.mixing import Window
+from ast_stream.training.objective import forward_some_patches, loss_of, teacher_loss
+from ast_stream.training.optimizers import optimizers_of, set_rate
+from ast_stream.training.precision import autocast_type
+from ast_stream.training.recipe import Recipe
+from ast_stream.training.state import (
+    METRICS_FILE,
+    Metrics,
+    append_metrics,
+    keep_metrics,
+    load_state,
+    read_metrics,
+    save_state,
+)
 
-STATE_FILE = "state.pt"
-METRICS_FILE = "metrics.jsonl"
-NORMALIZATION_WINDOWS = 400
-
-Metrics = dict[str, float]
+Evaluate = Callable[[AudioSpectrogramTransformer], Metrics]
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How to train; the defaults suit a small model from scratch on a few hundred clips."""
+class Maker(Protocol):
+    """Where windows come from: the same for the same seed and step.
 
-    steps: int = 4000
-    batch_size: int = 48
-    learning_rate: float = 8e-4
-    warmup_steps: int = 150
-    weight_decay: float = 0.1
-    ema_decay: float = 0.998
-    drop_path: float = 0.1
-    label_smoothing: float = 0.05  # of positive targets
-    gradient_clip: float = 1.0
-    patch_share: float = 0.5  # of the patches are seen in a step; the others are left out,
-    all_patches_share: float = 0.2  # but not in this last part of the training
-    augmentation: SpectrogramAugmentation = field(default_factory=SpectrogramAugmentation)
-    report_every: int = 100  # steps
-    save_every: int = 200
-    evaluate_every: int = 500
-    seed: int = 0
-    precision: str = "auto"  # auto, fp32, bf16
+    Attributes:
+        labels: class names in the order of the targets.
+        has_examples: for each class, whether anything it is drawn from holds it.
+    """
+
+    labels: list[str]
+    has_examples: list[bool]
+
+    def draw_batch(self, seed: int, step: int, size: int) -> list[Window]:
+        """Return the windows of one step."""
+        ...
 
 
 class Trainer:
-    """Trains one model; `average` holds the weights to use, an exponential moving average.
+    """Trains one model; `average` holds the weights to use.
 
     Args:
-        model: where to start; trained in place.
+        model: where to start; trained in place, on `device`.
         folder: for the state and the metrics; a state that is there is resumed.
+        identity: what else must be the same to resume, by name; see `state`.
+        teacher: its scores of the same windows join the loss.
+
+    Raises:
+        CheckpointError: the state in `folder` is damaged or of another training.
     """
 
     def __init__(
         self,
         model: AudioSpectrogramTransformer,
-        maker: WindowMaker,
+        maker: Maker,
         recipe: Recipe,
         folder: Path,
         normalization: Normalization,
+        identity: Mapping[str, Any] | None = None,
+        teacher: Teacher | None = None,
+        device: torch.device | None = None,
     ) -> None:
-        self.model = model
-        self.average = AudioSpectrogramTransformer(model.dims)
+        self._device = device or torch.device("cpu")
+        self.model = model.to(self._device)
+        self.average = AudioSpectrogramTransformer(model.dims).to(self._device)
         self.average.load_state_dict(model.state_dict())
         self.average.eval().requires_grad_(False)
-        model.use_attention(attend_short)
-        keep_freed_memory()
+        if self._device.type == "cpu":
+            model.use_attention(attend_short)
+            keep_freed_memory()
         self.step = 0
+        self._losses: list[float] = []  # since the last report
         self._maker = maker
         self._recipe = recipe
         self._folder = folder
-        self._fbank = Fbank()
+        self._fbank = Fbank(self._device)
         self._augment = Augment(recipe.augmentation, normalization)
-        self._optimizers = _optimizers(model, recipe)
-        self._use_bf16 = recipe.precision == "bf16" or (
-            recipe.precision == "auto" and cpu_has_bf16()
+        self._optimizers = optimizers_of(model, recipe)
+        self._teacher = teacher
+        self._taught = (teacher.is_taught if teacher else torch.zeros(len(maker.labels))).to(
+            self._device
         )
+        self._examined = torch.tensor(maker.has_examples).float().to(self._device)
+        self._autocast_type = autocast_type(recipe.precision, self._device)
+        # half precision loses small gradients unless they are scaled up
+        self._scaler = torch.amp.GradScaler(
+            self._device.type, enabled=self._autocast_type == torch.float16
+        )
+        self._identity = {
+            "recipe": asdict(recipe),
+            "sizes": asdict(model.dims),
+            "classes": maker.labels,
+            **(identity or {}),
+        }
         folder.mkdir(parents=True, exist_ok=True)
         self._resume()
 
     def run(
-        self, evaluate: Callable[[AudioSpectrogramTransformer], Metrics] | None = None
+        self, evaluate: Evaluate | None = None, should_stop: Callable[[], bool] = lambda: False
     ) -> Iterator[Metrics]:
         """Train to the last step; yield the metrics of every report, also appended to a file.
 
         Args:
             evaluate: called with the averaged model now and then; its metrics join the report.
+            should_stop: asked before each step; if so the state is saved and the training ends
+                before its last step.
+
+        Raises:
+            AstStreamError: state or metrics cannot be written.
         """
         recipe = self._recipe
-        losses: list[float] = []
         while self.step < recipe.steps:
-            losses.append(self._train_step())
+            if should_stop():
+                self._save()
+                return
+            self._losses.append(self._train_step())
             self.step += 1
             is_last = self.step == recipe.steps
             if self.step % recipe.report_every == 0 or is_last:
-                report = {"step": self.step, "loss": float(np.mean(losses)), "lr": self._rate()}
-                losses.clear()
-                if evaluate and (self.step % recipe.evaluate_every == 0 or is_last):
-                    report |= evaluate(self.average)
-                self._append(report)
-                yield report
+                yield self._report(evaluate, is_last)
             if self.step % recipe.save_every == 0 or is_last:
                 self._save()
+
+    def _report(self, evaluate: Evaluate | None, is_last: bool) -> Metrics:
+        rate = self._recipe.rate(self.step)
+        report = {"step": self.step, "loss": float(np.mean(self._losses)), "lr": rate}
+        self._losses.clear()
+        if evaluate and (self.step % self._recipe.evaluate_every == 0 or is_last):
+            report |= evaluate(self.average)
+        append_metrics(self._folder, report)
+        return report
 
     def _train_step(self) -> float:
         recipe = self._recipe
         # one seed per step: masks and stochastic depth repeat exactly after a resume
         torch.manual_seed(recipe.seed * 1_000_003 + self.step)
-        inputs, targets, weights = self._batch()
-        for optimizer in self._optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = self._rate()
+        windows = self._maker.draw_batch(recipe.seed, self.step, recipe.batch_size)
+        fbank, n_real = self._features(windows)
+        targets = self._stacked([window.target for window in windows])  # (B, n_classes)
+        weights = self._stacked([window.weight for window in windows])  # (B, n_classes)
+        inputs = self._augment(fbank, n_real)
+        set_rate(self._optimizers, recipe.rate(self.step))
         self.model.train()
-        with torch.autocast("cpu", torch.bfloat16, enabled=self._use_bf16):
-            logits = forward_some_patches(self.model, inputs, self._patch_share())
-        loss = detection_loss(logits.float(), targets * (1 - recipe.label_smoothing), weights)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.model.parameters(), recipe.gradient_clip)
-        for optimizer in self._optimizers:
-            optimizer.step()
-        self.model.zero_grad()
-        self._update_average()
+        with torch.autocast(
+            self._device.type,
+            self._autocast_type or torch.bfloat16,
+            enabled=self._autocast_type is not None,
+        ):
+            logits = forward_some_patches(self.model, inputs, recipe.patches_at(self.step))
+        loss = self._loss(logits.float(), targets, weights, fbank, n_real)
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self._update()
         return float(loss.detach())
 
-    def _batch(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return inputs (B, n_frames, n_mels), targets (B, n_classes), weights (B, n_classes)."""
-        rng = np.random.default_rng((self._recipe.seed, self.step))
-        windows = [self._maker.draw(rng) for _ in range(self._recipe.batch_size)]
-        waveforms = torch.from_numpy(np.stack([window.waveform for window in windows]))
-        n_real = torch.tensor([window.n_real_frames for window in windows])
-        fbank = pad_frames(self._fbank.frames(waveforms), self.model.dims.max_frames)
-        return (
-            self._augment(fbank, n_real),
-            torch.from_numpy(np.stack([window.target for window in windows])),
-            torch.from_numpy(np.stack([window.weight for window in windows])),
-        )
-
-    def _patch_share(self) -> float:
-        """Share of the patches that the model sees in the current step: all of them at last."""
-        is_last_part = self.step >= self._recipe.steps * (1 - self._recipe.all_patches_share)
-        return 1.0 if is_last_part else self._recipe.patch_share
-
-    def _rate(self) -> float:
-        """Learning rate of the current step: linear warm-up, then half a cosine to zero."""
+    def _loss(
+        self, logits: Tensor, targets: Tensor, weights: Tensor, fbank: Tensor, n_real: Tensor
+    ) -> Tensor:
         recipe = self._recipe
-        if self.step < recipe.warmup_steps:
-            return recipe.learning_rate * (self.step + 1) / recipe.warmup_steps
-        done = (self.step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)
-        return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        hard = loss_of(
+            recipe.loss, logits, targets * (1 - recipe.label_smoothing), weights * self._examined
+        )
+        if self._teacher is None:
+            return hard
+        opinions = self._teacher.scores(pad_after(fbank, n_real))  # (B, n_classes)
+        soft = teacher_loss(logits, opinions, self._taught)
+        return (1 - recipe.teacher_weight) * hard + recipe.teacher_weight * soft
 
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        # a short memory at first, else the random start would stay in the average for long
-        decay = min(self._recipe.ema_decay, (1 + self.step) / (10 + self.step))
+    def _update(self) -> None:
+        """Take a step along the gradients, and let the average follow."""
+        for optimizer in self._optimizers:
+            self._scaler.unscale_(optimizer)
+        if self._recipe.gradient_clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self._recipe.gradient_clip)
+        for optimizer in self._optimizers:
+            self._scaler.step(optimizer)
+        self._scaler.update()
+        self.model.zero_grad()
         averages: list[Tensor] = list(self.average.parameters())
-        torch._foreach_lerp_(averages, list[Tensor](self.model.parameters()), 1 - decay)
+        share = self._recipe.average_share(self.step)
+        with torch.no_grad():
+            torch._foreach_lerp_(averages, list[Tensor](self.model.parameters()), share)
 
-    def _append(self, report: Metrics) -> None:
-        with (self._folder / METRICS_FILE).open("a") as metrics:
-            metrics.write(json.dumps(report) + "\n")
+    def _features(self, windows: Sequence[Window]) -> tuple[Tensor, Tensor]:
+        """Return log-mel frames (B, max_frames, n_mels) and how many of each are real (B,)."""
+        waveforms = self._stacked([window.waveform for window in windows])
+        n_real = torch.tensor([window.n_real_frames for window in windows]).to(self._device)
+        return pad_frames(self._fbank.frames(waveforms), self.model.dims.max_frames), n_real
+
+    def _stacked(self, arrays: Sequence[Any]) -> Tensor:
+        return torch.from_numpy(np.stack(arrays)).to(self._device)
 
     def _save(self) -> None:
         state = {
             "step": self.step,
+            "losses": self._losses,
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
-            "identity": self._identity(),
+            "scaler": self._scaler.state_dict(),
+            "identity": json.dumps(self._identity),
         }
-        partial = self._folder / (STATE_FILE + ".partial")
-        torch.save(state, partial)
-        os.replace(partial, self._folder / STATE_FILE)
+        save_state(self._folder, state)
 
     def _resume(self) -> None:
-        path = self._folder / STATE_FILE
-        if not path.is_file():
+        state = load_state(self._folder, self._identity)
+        if state is None:
             with suppress(FileNotFoundError):
                 (self._folder / METRICS_FILE).unlink()
             return
-        state: dict[str, Any] = torch.load(path, weights_only=True)
-        if state["identity"] != self._identity():
-            raise CheckpointError(
-                f"{path}: expected a state of the same recipe, model and classes, got another; "
-                "choose another folder or delete this one"
-            )
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.step = state["step"]
-        reports = [report for report in read_metrics(self._folder) if report["step"] <= self.step]
-        text = "".join(json.dumps(report) + "\n" for report in reports)
-        (self._folder / METRICS_FILE).write_text(text)
-
-    def _identity(self) -> str:
-        """What must not change between a start and its resumption."""
-        facts = {"recipe": asdict(self._recipe), "dims": asdict(self.model.dims)}
-        return json.dumps(facts | {"labels": self._maker.labels}, sort_keys=True)
+        self._scaler.load_state_dict(state["scaler"])
+        self.step, self._losses = state["step"], list(state["losses"])
+        reports = read_metrics(self._folder)
+        keep_metrics(self._folder, [one for one in reports if one["step"] <= self.step])
 
 
 def new_model(dims: AstDims, recipe: Recipe) -> AudioSpectrogramTransformer:
@@ -219,53 +244,3 @@ def new_model(dims: AstDims, recipe: Recipe) -> AudioSpectrogramTransformer:
     model = AudioSpectrogramTransformer(dims, drop_path=recipe.drop_path)
     initialize(model)
     return model
-
-
-def measure_normalization(maker: WindowMaker, seed: int) -> Normalization:
-    """Return mean and standard deviation of the log-mel energies of some training windows.
-
-    Padding is left out: unlike in the AST repository's statistics, nothing but sound counts.
-    """
-    fbank = Fbank()
-    frames = []
-    for number in range(NORMALIZATION_WINDOWS):
-        window = maker.draw(np.random.default_rng((seed, 0, number)))
-        one = fbank.frames(torch.from_numpy(window.waveform))
-        frames.append(one[: window.n_real_frames])
-    energies = torch.cat(frames)
-    return Normalization(round(float(energies.mean()), 4), round(float(energies.std()), 4))
-
-
-def read_metrics(folder: Path) -> list[Metrics]:
-    """Return the reports written so far, oldest first; a line cut by a kill is left out."""
-    path = folder / METRICS_FILE
-    reports: list[Metrics] = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        with suppress(json.JSONDecodeError):
-            reports.append(json.loads(line))
-    return reports
-
-
-def _optimizers(model: AudioSpectrogramTransformer, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Return Muon for the matrices of the blocks, and AdamW for everything else.
-
-    Muon's steps are scaled to the size of AdamW's, so that both share one learning rate. Only the
-    matrices decay: not biases, norms, tokens and position embeddings.
-    """
-    in_blocks = {id(p) for p in model.blocks.parameters() if p.ndim == 2}
-    others = [p for p in model.parameters() if id(p) not in in_blocks]
-    is_decayed = {id(model.patch_embed.proj.weight), id(model.head.weight)}
-    groups = [
-        {"params": [p for p in others if (id(p) in is_decayed) == decays], "weight_decay": decay}
-        for decays, decay in ((True, recipe.weight_decay), (False, 0.0))
-    ]
-    matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
-    return [
-        torch.optim.Muon(
-            matrices,
-            lr=recipe.learning_rate,
-            weight_decay=recipe.weight_decay,
-            adjust_lr_fn="match_rms_adamw",
-        ),
-        torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True),
-    ]

@@ -66,7 +66,13 @@ class Window:
 
 
 class WindowMaker:
-    """Draws windows of `n_samples` from some material; the generator passed in decides all."""
+    """Draws windows of `n_samples` from some material; the generator passed in decides all.
+
+    Each class is drawn equally often, however many takes it has; one without any never is.
+
+    Raises:
+        ValueError: no class has any take.
+    """
 
     def __init__(self, material: Material, n_samples: int, mixing: Mixing) -> None:
         self._material = material
@@ -79,10 +85,22 @@ class WindowMaker:
             takes = material.takes_of(index)
             self._recorded.append([take for take in takes if not take.is_generated])
             self._generated.append([take for take in takes if take.is_generated])
-        weights = np.array(
-            [1.0 if recorded else mixing.generated_class_weight for recorded in self._recorded]
+        self.has_examples = [
+            bool(recorded or generated)
+            for recorded, generated in zip(self._recorded, self._generated, strict=True)
+        ]
+        weights = np.where(
+            [bool(recorded) for recorded in self._recorded], 1.0, mixing.generated_class_weight
         )
+        weights = weights * self.has_examples
+        if not weights.any():
+            raise ValueError("material: expected takes of at least one class, got none")
         self._class_share = weights / weights.sum()
+
+    def draw_batch(self, seed: int, step: int, size: int) -> list[Window]:
+        """Return the windows of one training step."""
+        rng = np.random.default_rng((seed, step))
+        return [self.draw(rng) for _ in range(size)]
 
     def draw(self, rng: Random) -> Window:
         """Return one window."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -27,7 +29,8 @@ def forward_some_patches(model: AudioSpectrogramTransformer, fbank: Tensor, shar
         return whole
     patches = model.patch_embed(fbank) + model.pos_embed[:, N_PREFIX_TOKENS:]  # (B, P, C)
     n_kept = max(1, round(share * patches.shape[1]))
-    chosen = torch.rand(patches.shape[:2]).argsort(dim=1)[:, :n_kept]  # (B, n_kept)
+    places = torch.rand(patches.shape[:2]).to(patches.device)  # the same on every device
+    chosen = places.argsort(dim=1)[:, :n_kept]  # (B, n_kept)
     kept = patches.gather(1, chosen[..., None].expand(-1, -1, patches.shape[2]))
     prefix = torch.cat((model.cls_token, model.dist_token), dim=1)
     prefix = prefix + model.pos_embed[:, :N_PREFIX_TOKENS]
@@ -37,6 +40,33 @@ def forward_some_patches(model: AudioSpectrogramTransformer, fbank: Tensor, shar
     pooled = model.norm(x[:, :N_PREFIX_TOKENS]).mean(dim=1)  # (B, C)
     logits: Tensor = model.head(model.head_norm(pooled))
     return logits
+
+
+def loss_of(
+    name: Literal["detection", "bce", "ce"], logits: Tensor, targets: Tensor, weights: Tensor
+) -> Tensor:
+    """Return the loss of that name; `bce` and `ce` are those of the AST repository.
+
+    Args:
+        logits, targets, weights: shape (B, n_classes); weight 0 takes a class out. Of `ce` the
+            highest target is the label.
+    """
+    if name == "detection":
+        return detection_loss(logits, targets, weights)
+    if name == "ce":
+        return F.cross_entropy(logits, targets.argmax(dim=1))
+    return F.binary_cross_entropy_with_logits(logits, targets, weights)
+
+
+def teacher_loss(logits: Tensor, opinions: Tensor, is_taught: Tensor) -> Tensor:
+    """Return binary cross-entropy against a teacher's scores, at the size of `detection_loss`.
+
+    Args:
+        logits, opinions: shape (B, n_classes).
+        is_taught: shape (n_classes,), 0 for classes the teacher does not know.
+    """
+    binary = F.binary_cross_entropy_with_logits(logits, opinions, is_taught.expand_as(logits))
+    return BINARY_WEIGHT * binary
 
 
 def detection_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:

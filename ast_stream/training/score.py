@@ -8,20 +8,22 @@ import torch
 
 from ast_stream.model.ast import AudioSpectrogramTransformer
 from ast_stream.model.fbank import Fbank, Normalization, pad_frames
-from ast_stream.training.cpu_speed import cpu_has_bf16
 from ast_stream.training.evaluation.clips import ScoreWindows
+from ast_stream.training.precision import autocast_type
 
 
 def score_with(model: AudioSpectrogramTransformer, normalization: Normalization) -> ScoreWindows:
-    """Return a function that scores waveforms with a model in training."""
-    fbank = Fbank()
+    """Return a function that scores waveforms with a model in training, on its device."""
+    device = model.pos_embed.device
+    fbank, dtype = Fbank(device), autocast_type("auto", device)
 
     @torch.inference_mode()
     def score(waveforms: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        frames = pad_frames(fbank.frames(torch.from_numpy(waveforms)), model.dims.max_frames)
-        with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
+        samples = torch.from_numpy(waveforms).to(device)
+        frames = pad_frames(fbank.frames(samples), model.dims.max_frames)
+        with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
             logits = model(normalization.apply(frames))
-        scores: npt.NDArray[np.float32] = torch.sigmoid(logits.float()).numpy()
+        scores: npt.NDArray[np.float32] = torch.sigmoid(logits.float()).cpu().numpy()
         return scores
 
     return score

@@ -2,218 +2,219 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ast_stream.errors import UsageError
-from ast_stream.model.ast import AstDims, AudioSpectrogramTransformer
+import torch
+
+from ast_stream.errors import AstStreamError
+from ast_stream.model.ast import AudioSpectrogramTransformer
 from ast_stream.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from ast_stream.model.metadata import Metadata
+from ast_stream.model.device import resolve_device
+from ast_stream.model.fbank import Normalization
+from ast_stream.model.golden import golden_for
 from ast_stream.training.calibration.checkpoint import calibrate_checkpoint
+from ast_stream.training.clip_batches import ClipMaker, ClipMixing
+from ast_stream.training.distill import Teacher
 from ast_stream.training.evaluation.clips import report_clips
-from ast_stream.training.fit import Metrics, Recipe, Trainer, measure_normalization, new_model
-from ast_stream.training.material.clips import (
-    Clip,
-    Columns,
-    load_recordings,
-    read_clips,
-    write_attributions,
-)
-from ast_stream.training.material.held_out import HeldOut, held_out
-from ast_stream.training.material.takes import (
-    Material,
-    generated_backgrounds,
-    recorded_takes,
-    synthesised_labels,
-    synthesised_takes,
-)
-from ast_stream.training.mixing import Mixing, WindowMaker
+from ast_stream.training.fit import Evaluate, Trainer
+from ast_stream.training.inherit import inherited, with_inherited
+from ast_stream.training.material.clips import write_attributions, write_clips
+from ast_stream.training.mixing import WindowMaker
+from ast_stream.training.plan import Plan
+from ast_stream.training.prepare import Prepared, prepare
+from ast_stream.training.recipe import Recipe
 from ast_stream.training.score import score_with
-from ast_stream.units import FRAMES_PER_SECOND, seconds_to_samples
+from ast_stream.training.start import first_dims, first_model, window_of
+from ast_stream.training.state import Metrics
+from ast_stream.training.statistics import measure_normalization, published_normalization
+from ast_stream.units import seconds_to_samples
 
-HELD_OUT_SEED = 1_000_000  # generated material for thresholds differs from that for training
-HELD_OUT_SHARE = 0.08  # so much again is generated to choose thresholds
 HOP_S = 0.5  # that thresholds are chosen for
-EPS = 1e-6  # of LayerNorm: survives fp16, unlike transformers' default
+CHECKPOINT_FOLDER = "checkpoint"
+CLIPS_FILE = "clips.csv"
+FOLDS = ("trained", "held-out")  # in CLIPS_FILE
+
+ShouldStop = Callable[[], bool]
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What to train on and what to make.
+class TrainingStopped(AstStreamError):
+    """A training that was asked to stop; its state is saved."""
 
-    Attributes:
-        start: checkpoint to fine-tune, as `load_checkpoint` takes it; None: from scratch. Its sizes
-            and statistics are kept; its classifier only where the classes are the same.
-        test_folds: recordings of these folds are held out: they are not trained on, and choose
-            the thresholds.
-        n_generated: takes of each generated class; 0: recordings only.
-        n_backgrounds: generated backgrounds without any event.
-        negatives_s: length of the streams without events that bound the false alarms.
-        budget_per_h: false alarms of one class in an hour of them.
-    """
+    def __init__(self, step: int, steps: int) -> None:
+        super().__init__(
+            f"stopped after step {step} of {steps}; the state is saved, and the same command goes "
+            "on from there"
+        )
 
-    data: Path
-    start: str | None = None
-    columns: Columns = field(default_factory=Columns)
-    test_folds: tuple[str, ...] = ()
-    n_generated: int = 300
-    n_backgrounds: int = 1000
-    window_s: float = 2.56
-    width: int = 192
-    n_layers: int = 6
-    stride: int = 16
-    recipe: Recipe = field(default_factory=Recipe)
-    mixing: Mixing = field(default_factory=Mixing)
-    negatives_s: float = 3600.0
-    budget_per_h: float = 2.0
-    licence: str | None = None  # of the weights
+
+@contextmanager
+def never_stops() -> Iterator[ShouldStop]:
+    """Let a training run to its end."""
+    yield lambda: False
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
-    """Everything that is read, checked and generated before the first step."""
+class _Session:
+    """What a training is made of, ready for its first step."""
 
-    material: Material
-    held_out: HeldOut
-    clips: list[Clip]  # those trained on
+    plan: Plan
+    start: Checkpoint | None
+    teacher: Checkpoint | None
+    prepared: Prepared
+    recipe: Recipe
+    maker: WindowMaker | ClipMaker
+    normalization: Normalization
+    window_s: float
 
-
-def prepare(plan: Plan) -> Prepared:
-    """Read and check all data and generate the rest.
-
-    Raises:
-        ConfigError: every problem of the data, together.
-        UsageError: a test fold that no recording has.
-    """
-    recordings = load_recordings(read_clips(plan.data, plan.columns))
-    folds = {one.clip.fold for one in recordings}
-    for fold in plan.test_folds:
-        if fold not in folds:
-            known = ", ".join(sorted(str(fold) for fold in folds))
-            raise UsageError(f"test fold: expected one of {known}, got {fold!r}")
-    recorded = {label for one in recordings for label in one.clip.labels}
-    generated = set(synthesised_labels()) if plan.n_generated else set()
-    labels = tuple(sorted(recorded | generated))
-    training = [one for one in recordings if one.clip.fold not in plan.test_folds]
-    tested = [one for one in recordings if one.clip.fold in plan.test_folds]
-    seed = plan.recipe.seed
-    return Prepared(
-        material=Material(
-            labels,
-            (
-                *recorded_takes(training, labels),
-                *synthesised_takes(seed, labels, plan.n_generated),
-            ),
-            tuple(generated_backgrounds(seed, plan.n_backgrounds)),
-        ),
-        held_out=held_out(
-            labels,
-            tested,
-            seed + HELD_OUT_SEED,
-            n_generated=math.ceil(plan.n_generated * HELD_OUT_SHARE),
-            n_backgrounds=math.ceil(plan.n_backgrounds * 3 * HELD_OUT_SHARE),
-        ),
-        clips=[one.clip for one in training],
-    )
+    def identity(self) -> dict[str, Any]:
+        """Return what must be the same to go on with a training."""
+        return {
+            "mixing": asdict(self.plan.mixing),
+            "data": self.prepared.facts,
+            "generated": [self.plan.n_generated, self.plan.n_backgrounds],
+            "start": self.start and self.start.hash,
+            "teacher": self.teacher and self.teacher.hash,
+        }
 
 
-def train(plan: Plan, folder: Path, on_report: Callable[[Metrics], None]) -> Checkpoint:
+def train(
+    plan: Plan,
+    folder: Path,
+    on_report: Callable[[Metrics], None],
+    on_begin: Callable[[int], None] = lambda steps: None,
+    stoppable: Callable[[], AbstractContextManager[ShouldStop]] = never_stops,
+) -> Checkpoint:
     """Train (or go on training) in `folder` and return the calibrated checkpoint.
 
-    The checkpoint is also written to `folder/checkpoint`, with its attributions.
+    The checkpoint is also written to `folder/checkpoint`, with its attributions; `folder/clips.csv`
+    tells which clips were held out.
 
     Args:
         on_report: called with the metrics of every report.
+        on_begin: called with the number of steps once all is prepared.
+        stoppable: entered while steps are made; what it yields is asked whether to stop.
+
+    Raises:
+        ConfigError, UsageError, CheckpointError: before the first step, see `prepare`.
+        TrainingStopped: it was asked to stop.
     """
-    prepared = prepare(plan)
-    labels = list(prepared.material.labels)
-    maker = WindowMaker(prepared.material, seconds_to_samples(plan.window_s), plan.mixing)
-    if plan.start is None:
-        normalization = measure_normalization(maker, plan.recipe.seed)
-        model = new_model(_dims(plan, len(labels)), plan.recipe)
+    session = _begin(plan)
+    folder.mkdir(parents=True, exist_ok=True)
+    if session.prepared.held_out_clips:
+        clips = zip(FOLDS, (session.prepared.clips, session.prepared.held_out_clips), strict=True)
+        write_clips([(clip, fold) for fold, part in clips for clip in part], folder / CLIPS_FILE)
+    device = resolve_device(plan.device)
+    labels = session.maker.labels
+    trainer = Trainer(
+        first_model(plan, session.start, labels),
+        session.maker,
+        session.recipe,
+        folder,
+        session.normalization,
+        session.identity(),
+        _teacher(session, device),
+        device,
+    )
+    on_begin(session.recipe.steps)
+    with stoppable() as should_stop:
+        for report in trainer.run(_measure(session), should_stop):
+            on_report(report)
+    if trainer.step < session.recipe.steps:
+        raise TrainingStopped(trainer.step, session.recipe.steps)
+    calibrated = _calibrated(session, trainer.average, folder)
+    save_checkpoint(folder / CHECKPOINT_FOLDER, calibrated, "fp16")
+    write_attributions(session.prepared.clips, folder / CHECKPOINT_FOLDER / "ATTRIBUTIONS.csv")
+    return calibrated
+
+
+def _begin(plan: Plan) -> _Session:
+    start = None if plan.start is None else load_checkpoint(plan.start)
+    teacher = start if plan.keep_classes else None
+    if plan.teacher is not None:
+        teacher = load_checkpoint(plan.teacher)
+    window_s = window_of(plan, start)
+    prepared = prepare(plan, start)
+    recipe, mixing, material = plan.recipe, plan.mixing, prepared.material
+    maker: WindowMaker | ClipMaker
+    if isinstance(mixing, ClipMixing):
+        max_frames = first_dims(plan, start, len(material.labels)).max_frames
+        maker = ClipMaker(material, max_frames, mixing)
+        epoch_steps = maker.epoch_steps(recipe.batch_size)
+        steps = recipe.steps if recipe.epochs is None else recipe.epochs * epoch_steps
+        recipe = replace(recipe, epoch_steps=epoch_steps, steps=steps)
+        normalization = published_normalization(material, max_frames, recipe.seed)
     else:
-        checkpoint = load_checkpoint(plan.start)
-        normalization = checkpoint.normalization
-        model = started_model(checkpoint, labels, plan)
-    trainer = Trainer(model, maker, plan.recipe, folder, normalization)
-    tested = prepared.held_out.recordings
+        maker = WindowMaker(material, seconds_to_samples(window_s), mixing)
+        normalization = (
+            start.normalization
+            if start is not None and not plan.measure_normalization
+            else measure_normalization(maker, recipe.seed)
+        )
+    return _Session(plan, start, teacher, prepared, recipe, maker, normalization, window_s)
+
+
+def _teacher(session: _Session, device: torch.device) -> Teacher | None:
+    if session.teacher is None:
+        return None
+    return Teacher(session.teacher, session.maker.labels, session.window_s, device)
+
+
+def _measure(session: _Session) -> Evaluate:
+    """Return the figures of the held-out clips in a report; none without any."""
+    tested = session.prepared.held_out.recordings
 
     def measure(model: AudioSpectrogramTransformer) -> Metrics:
         if not tested:
             return {}
-        report = report_clips(tested, score_with(model, normalization), plan.window_s, maker.labels)
+        score = score_with(model, session.normalization)
+        report = report_clips(tested, score, session.window_s, session.maker.labels)
         return {"clip_accuracy": report.accuracy, "map": report.mean_average_precision}
 
-    for report in trainer.run(measure):
-        on_report(report)
+    return measure
+
+
+def _calibrated(session: _Session, model: AudioSpectrogramTransformer, folder: Path) -> Checkpoint:
+    """Return the trained model as a checkpoint with thresholds."""
+    plan, held = session.plan, session.prepared.held_out
     # what is measured are the weights as they will be stored
-    stored = {name: one.half().float() for name, one in trainer.average.state_dict().items()}
+    stored = {name: one.cpu().half().float() for name, one in model.state_dict().items()}
+    metadata = inherited(session.start, session.maker.labels, held).model_copy(
+        update={
+            "window_s": session.window_s,
+            "hop_s": HOP_S,
+            "licence": plan.licence,
+            "provenance": _provenance(session),
+        }
+    )
     checkpoint = Checkpoint(
         dims=model.dims,
         state_dict=stored,
-        labels=labels,
-        normalization=normalization,
-        metadata=Metadata(
-            window_s=plan.window_s, hop_s=HOP_S, licence=plan.licence, provenance=_provenance(plan)
-        ),
-        origin=str(folder / "checkpoint"),
+        labels=session.maker.labels,
+        normalization=session.normalization,
+        metadata=metadata,
+        origin=str(folder / CHECKPOINT_FOLDER),
     )
-    calibrated = calibrate_checkpoint(
-        checkpoint, prepared.held_out, plan.negatives_s, plan.budget_per_h
-    )
-    save_checkpoint(folder / "checkpoint", calibrated, "fp16")
-    write_attributions(prepared.clips, folder / "checkpoint" / "ATTRIBUTIONS.csv")
-    return calibrated
+    if not plan.negatives_s:
+        golden = golden_for(checkpoint)
+        return replace(checkpoint, metadata=metadata.model_copy(update={"golden": golden}))
+    calibrated = calibrate_checkpoint(checkpoint, held, plan.negatives_s, plan.budget_per_h)
+    return with_inherited(calibrated, metadata)
 
 
-def started_model(
-    checkpoint: Checkpoint, labels: list[str], plan: Plan
-) -> AudioSpectrogramTransformer:
-    """Return the checkpoint's model for training on `labels`.
-
-    Raises:
-        UsageError: its windows are of another length than the plan's.
-    """
-    if checkpoint.window_s != plan.window_s:
-        raise UsageError(
-            f"{checkpoint.origin}: expected windows of {plan.window_s:g} s, "
-            f"got a checkpoint with {checkpoint.window_s:g} s"
-        )
-    model = new_model(replace(checkpoint.dims, n_classes=len(labels)), plan.recipe)
-    same_classes = checkpoint.labels == labels
-    kept = {
-        name: tensor
-        for name, tensor in checkpoint.state_dict.items()
-        if same_classes or name not in ("head.weight", "head.bias")
-    }
-    model.load_state_dict(kept, strict=same_classes)
-    return model
-
-
-def _dims(plan: Plan, n_classes: int) -> AstDims:
-    return AstDims(
-        n_classes=n_classes,
-        hidden_size=plan.width,
-        n_layers=plan.n_layers,
-        n_heads=plan.width // 64,
-        intermediate_size=4 * plan.width,
-        frequency_stride=plan.stride,
-        time_stride=plan.stride,
-        max_frames=round(plan.window_s * FRAMES_PER_SECOND),
-        layer_norm_eps=EPS,
-        head_layer_norm_eps=EPS,
-    )
-
-
-def _provenance(plan: Plan) -> dict[str, Any]:
+def _provenance(session: _Session) -> dict[str, Any]:
+    plan = session.plan
     return {
-        "start": plan.start and load_checkpoint(plan.start).hash,
+        "start": session.start and session.start.hash,
+        "teacher": session.teacher and session.teacher.hash,
+        "kept_classes": plan.keep_classes,
         "test_folds": list(plan.test_folds),
+        "data": session.prepared.facts,
         "generated_takes": plan.n_generated,
         "generated_backgrounds": plan.n_backgrounds,
-        "recipe": asdict(plan.recipe),
+        "recipe": asdict(session.recipe),
         "mixing": asdict(plan.mixing),
     }

@@ -18,6 +18,7 @@ from ast_stream.training.material.strips import AUDACITY_SUFFIX, audacity_rows, 
 from ast_stream.training.material.tables import read_folder, read_table
 
 __all__ = [
+    "AUDIO_SUFFIXES",
     "Clip",
     "Columns",
     "Recording",

@@ -1,0 +1,163 @@
+"""Everything that is read, checked and generated before the first step."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ast_stream.audio.activity import Waveform
+from ast_stream.errors import UsageError
+from ast_stream.model.checkpoint import Checkpoint
+from ast_stream.training.clip_batches import ClipMixing
+from ast_stream.training.material.clips import Clip, Recording, load_recordings, read_data
+from ast_stream.training.material.held_out import HeldOut, held_out
+from ast_stream.training.material.recorded_backgrounds import background_pieces, read_backgrounds
+from ast_stream.training.material.takes import (
+    Material,
+    generated_backgrounds,
+    recorded_takes,
+    synthesised_labels,
+    synthesised_takes,
+)
+from ast_stream.training.plan import Plan
+
+HELD_OUT_SEED = 1_000_000  # generated material for thresholds differs from that for training
+HELD_OUT_SHARE = 0.08  # so much again is generated to choose thresholds
+HELD_OUT_BACKGROUNDS_SHARE = 0.2  # of own backgrounds, the last of them
+FEWEST_BACKGROUNDS = 20  # held out
+FEWEST_TO_SHARE = 4  # recordings of a class: of fewer none is held out
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Material to train on and to choose thresholds with.
+
+    Attributes:
+        clips, held_out_clips: the recorded clips behind the two.
+        facts: what identifies the data: counts, and a digest of names, labels and lengths.
+    """
+
+    material: Material
+    held_out: HeldOut
+    clips: list[Clip]
+    held_out_clips: list[Clip]
+    facts: dict[str, Any]
+
+
+def prepare(plan: Plan, start: Checkpoint | None) -> Prepared:
+    """Read and check all data and generate the rest.
+
+    Raises:
+        ConfigError: every problem of the data, together.
+        UsageError: a test fold that no recording has, or what the plan makes impossible.
+    """
+    everything = load_recordings(read_data(plan.data, plan.columns))
+    recordings = [one for one in everything if one.clip.labels]
+    between = [piece for one in everything if not one.clip.labels for piece in _pieces(one)]
+    own = [*read_backgrounds(plan.backgrounds), *between]
+    tested = _tested(plan, recordings)
+    training = [one for one in recordings if id(one) not in {id(test) for test in tested}]
+    labels = _labels(plan, start, {label for one in recordings for label in one.clip.labels})
+    _check_classes(plan, recordings, training)
+    n_own = len(own) - math.ceil(len(own) * HELD_OUT_BACKGROUNDS_SHARE)
+    seed = plan.recipe.seed
+    held = held_out(
+        labels,
+        tested,
+        seed + HELD_OUT_SEED,
+        n_generated=math.ceil(plan.n_generated * HELD_OUT_SHARE),
+        n_backgrounds=max(FEWEST_BACKGROUNDS, math.ceil(plan.n_backgrounds * 3 * HELD_OUT_SHARE)),
+    )
+    return Prepared(
+        material=Material(
+            labels,
+            (
+                *recorded_takes(training, labels),
+                *synthesised_takes(seed, labels, plan.n_generated),
+            ),
+            (*generated_backgrounds(seed, plan.n_backgrounds), *own[:n_own]),
+        ),
+        held_out=replace(held, backgrounds=(*held.backgrounds, *own[n_own:])),
+        clips=[one.clip for one in training],
+        held_out_clips=[one.clip for one in tested],
+        facts=_facts(training, tested, own),
+    )
+
+
+def _pieces(recording: Recording) -> list[Waveform]:
+    return background_pieces(recording.waveform)
+
+
+def _tested(plan: Plan, recordings: Sequence[Recording]) -> list[Recording]:
+    """Return the recordings that are held out: of the test folds, or a share of each class."""
+    folds = {one.clip.fold for one in recordings}
+    for fold in plan.test_folds:
+        if fold not in folds:
+            known = ", ".join(sorted(str(fold) for fold in folds))
+            raise UsageError(f"test fold: expected one of {known}, got {fold!r}")
+    if plan.test_folds:
+        return [one for one in recordings if one.clip.fold in plan.test_folds]
+    by_labels: dict[tuple[str, ...], list[Recording]] = defaultdict(list)
+    for one in recordings:
+        by_labels[tuple(sorted(one.clip.labels))].append(one)
+    rng = np.random.default_rng((plan.recipe.seed, HELD_OUT_SEED))
+    tested = []
+    for _, of_class in sorted(by_labels.items()):
+        order = rng.permutation(len(of_class))
+        n_held = round(len(of_class) * plan.held_out_share)
+        if len(of_class) >= FEWEST_TO_SHARE:
+            tested += [of_class[int(index)] for index in order[:n_held]]
+    return tested
+
+
+def _labels(plan: Plan, start: Checkpoint | None, recorded: set[str]) -> tuple[str, ...]:
+    if plan.keep_classes:
+        if start is None:
+            raise UsageError("keep classes: expected a start checkpoint, whose classes to keep")
+        return (*start.labels, *sorted(recorded - set(start.labels)))
+    generated = set(synthesised_labels()) if plan.n_generated else set()
+    return tuple(sorted(recorded | generated))
+
+
+def _check_classes(
+    plan: Plan, recordings: Sequence[Recording], training: Sequence[Recording]
+) -> None:
+    """Refuse classes that are held out whole, and several labels where a loss knows one."""
+    trained = {label for one in training for label in one.clip.labels}
+    for label in sorted({label for one in recordings for label in one.clip.labels} - trained):
+        raise UsageError(
+            f"test fold: expected recordings of {label!r} that are trained on, got all of them "
+            "held out"
+        )
+    n_several = sum(len(one.clip.labels) > 1 for one in recordings)
+    if plan.recipe.loss == "ce" and n_several:
+        raise UsageError(
+            f"{plan.data}: expected one label for each clip, which the loss of this preset (cross-"
+            f"entropy) needs, got {n_several} clips with several"
+        )
+    if isinstance(plan.mixing, ClipMixing) and not training:
+        raise UsageError(f"{plan.data}: expected clips to train on, got none")
+
+
+def _facts(
+    training: Sequence[Recording], tested: Sequence[Recording], own: Sequence[Waveform]
+) -> dict[str, Any]:
+    listed = [
+        [one.clip.path.name, one.clip.labels, one.clip.span, len(one.waveform)]
+        for part in (training, tested)
+        for one in part
+    ]
+    return {
+        "clips": len(training),
+        "held_out_clips": len(tested),
+        "backgrounds": len(own),
+        "background_samples": sum(len(piece) for piece in own),
+        "content": hashlib.sha256(json.dumps(listed).encode()).hexdigest(),
+    }

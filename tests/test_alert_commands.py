@@ -82,7 +82,7 @@ def test_rows_must_be_named_or_all_asked_for(
 def test_ack_drops_what_is_still_to_be_sent(
     config: Path, store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_command_line(["ack", "b", "-c", str(config)]) == 0
+    assert run_command_line(["ack", "b2", "-c", str(config)]) == 0
     assert capsys.readouterr().out == "acknowledged; 2 deliveries dropped\n"
     assert states(store)["b2", "firing", "mail"] == "dropped"
 

@@ -6,11 +6,18 @@ from pathlib import Path
 import pytest
 from alert_samples import FakeClock, alert, firing, resolved, state_file, states
 
-from ast_stream.alerts import outbox_admin
+from ast_stream.alerts import outbox_admin, outbox_upkeep, outbox_writer
 from ast_stream.alerts.actions.base import Delivered, Failed, Refused
 from ast_stream.alerts.delivery_policy import MAX_PAUSE_S
 from ast_stream.alerts.model import Transition
-from ast_stream.alerts.outbox import FEED, SELF_RULE, Delivery, Outbox, Route
+from ast_stream.alerts.outbox import (
+    FEED,
+    SELF_RULE,
+    TIDY_EVERY_S,
+    Delivery,
+    Outbox,
+    Route,
+)
 from ast_stream.alerts.store import Store, StoreError, save_progress
 from ast_stream.errors import UsageError
 
@@ -395,8 +402,67 @@ def test_old_rows_are_forgotten_but_never_those_of_an_alert_that_fires(
     for _ in range(3):
         deliver(outbox, FEED, Delivered())
     clock.pass_s(31 * 86400)
-    outbox.recover()
+    outbox.expire("mail")  # which looks every few seconds, for as long as the process runs
     assert {key[0] for key in states(store)} == {"lasting"}
+
+
+def test_rows_that_are_over_are_bounded_and_forgotten_in_batches(
+    store: Store, outbox: Outbox, clock: FakeClock, tell: Tell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox_upkeep, "MAX_KEPT", 6)
+    monkeypatch.setattr(outbox_upkeep, "BATCH", 4)
+    tell(firing("lasting", "phone"))
+    for n in range(10):
+        tell(firing(f"a{n}", "phone", severity="critical"), resolved(f"a{n}"))
+    while isinstance(found := outbox.take("phone"), Delivery):
+        outbox.settle(found, Delivered())
+    counts = []
+    for _ in range(6):
+        outbox.expire("mail")
+        counts.append(sum(action == "phone" for _, _, action in states(store)))
+        clock.pass_s(TIDY_EVERY_S)
+        while isinstance(found := outbox.take(FEED), Delivery):
+            outbox.settle(found, Delivered())
+    assert counts[0] == 11 - 4
+    assert len(states(store)) <= 6 + 2
+    assert states(store)["lasting", "firing", "phone"] == "done"
+    with store.reading() as db:
+        assert db.execute("SELECT count(*) FROM alerts").fetchone()[0] <= 6 + 1
+
+
+def test_too_many_that_wait_are_dropped_the_least_severe_and_oldest_first(
+    store: Store, outbox: Outbox, tell: Tell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox_writer, "MAX_PENDING", 3)
+    tell(firing("a1", "phone", severity="critical"), firing("a2", "phone", severity="low"))
+    tell(firing("a3", "phone"), firing("a4", "phone"))
+    tell(firing("a5", "phone"), firing("a6", "phone", severity="high"))
+    phone = {key[0]: state for key, state in states(store).items() if key[2] == "phone"}
+    assert [id for id, state in phone.items() if state == "pending"] == ["a1", "a5", "a6"]
+    assert [id for id, state in phone.items() if state == "dropped"] == ["a2", "a3", "a4"]
+    assert "more than 3 deliveries wait" in taken(outbox, "pager").notification.text
+
+
+def test_alarm_of_a_lost_delivery_can_be_acknowledged(
+    store: Store, outbox: Outbox, clock: FakeClock, tell: Tell
+) -> None:
+    tell(firing("a1", "phone"))
+    deliver(outbox, "phone", Refused("no"))
+    (alarm,) = outbox_admin.rows(store, ["pending"], "pager")
+    assert outbox_admin.acknowledge(store, alarm.alert_id, clock(), "someone") == 1
+    assert outbox.take("pager") is None
+
+
+def test_row_that_is_under_way_does_not_expire(
+    store: Store, outbox: Outbox, clock: FakeClock, tell: Tell
+) -> None:
+    tell(firing("a1", "phone"))
+    delivery = taken(outbox, "phone")
+    clock.pass_s(3600)
+    outbox.expire("phone")
+    outbox.settle(delivery, Delivered())
+    assert states(store)["a1", "firing", "phone"] == "done"
+    assert outbox.take("pager") is None
 
 
 def test_snoozed_rule_is_told_when_the_time_is_over_and_it_still_fires(

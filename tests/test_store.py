@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from ast_stream.alerts import store as store_module
 from ast_stream.alerts.store import Store, StoreError, save_progress
 from ast_stream.errors import StartupError
 
@@ -90,8 +91,57 @@ def test_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
 def test_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.sqlite"
     path.write_text("this is no database, but long enough to be taken for one" * 100)
-    with pytest.raises(StartupError, match="file is not a database"):
+    with pytest.raises(StartupError) as raised:
         Store(path)
+    assert str(raised.value) == (
+        f"the alert database {path}: file is not a database; move it and its -wal away to begin "
+        "anew: what waits in it is lost"
+    )
+
+
+def damaged(path: Path) -> None:
+    """Make a database whose second half is not what was written."""
+    store = Store(path)
+    with store.transaction() as db:
+        save_progress(db, {"big": "x" * 200_000}, ("boot", 7))
+    store.close()
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] + b"\xa5" * (len(whole) - len(whole) // 2))
+
+
+def test_damaged_database_is_refused_in_one_sentence_that_says_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "a.sqlite"
+    damaged(path)
+    with pytest.raises(StartupError) as raised:
+        Store(path)
+    assert str(raised.value).startswith(f"the alert database {path} is damaged (")
+    assert str(raised.value).endswith(
+        "; move it and its -wal away to begin anew: what waits in it is lost"
+    )
+    assert "\n" not in str(raised.value)
+
+
+def test_damage_that_is_found_later_is_told_with_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "a.sqlite"
+    damaged(path)
+    store = Store(path, must_exist=True)  # as commands open it: they need not read all of it
+    with pytest.raises(StoreError, match="is malformed; move it and its -wal away to begin anew"):
+        store.engine_state()
+    store.close()
+
+
+def test_database_that_a_stranger_holds_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "_BUSY_MS", 50)
+    path = tmp_path / "a.sqlite"
+    Store(path).close()
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA journal_mode = DELETE")
+    db.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(StartupError, match=f"the alert database {path}: database is locked"):
+        Store(path)
+    db.close()
 
 
 def test_commands_do_not_create_a_database(tmp_path: Path) -> None:

@@ -19,6 +19,10 @@ EXPIRY_S = {
 MAX_PAUSE_S = 60.0  # what the answer to one row can ask of all others of its action
 MAX_ERROR_CHARACTERS = 300
 URGENT = ("critical", "high")
+SEVERITY_RANK = (  # SQL: 0 is the most severe
+    "CASE severity WHEN 'critical' THEN 0 WHEN 'high' THEN 1 WHEN 'medium' THEN 2"
+    " WHEN 'low' THEN 3 ELSE 4 END"
+)
 _HOUR_S = 3600
 
 

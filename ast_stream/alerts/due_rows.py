@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ast_stream.alerts.delivery_policy import FEED, URGENT
+from ast_stream.alerts.delivery_policy import FEED, SEVERITY_RANK, URGENT
 from ast_stream.units import NS_PER_SECOND
 
 # rows that nothing but their time keeps from going out; a row of the same alert that was written
@@ -24,8 +24,6 @@ _READY = """
 """
 # a row last touched in the future: the clock was put back, and its next time means nothing
 _DUE = "AND held_until_ns <= :now_ns AND (next_ns <= :now_ns OR updated_ns > :now_ns)"
-_RANK = """CASE severity WHEN 'critical' THEN 0 WHEN 'high' THEN 1 WHEN 'medium' THEN 2
-    WHEN 'low' THEN 3 ELSE 4 END"""
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ class DueRows:
 
     def first(self) -> DueRow | None:
         """Return the row whose turn it is; on the feed the one that was written first."""
-        order = "seq" if self._action == FEED else f"{_RANK}, attempts > 0, seq"
+        order = "seq" if self._action == FEED else f"{SEVERITY_RANK}, attempts > 0, seq"
         query = f"SELECT seq, attempts, payload {_READY} {_DUE} ORDER BY {order} LIMIT 1"
         row = self._db.execute(query, self._bound).fetchone()
         return None if row is None else DueRow(*row)

@@ -8,6 +8,7 @@ a kill it is sent again with the same id, and a full disk does not keep anything
 from __future__ import annotations
 
 import json
+import logging
 import random
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
@@ -29,6 +30,10 @@ from ast_stream.alerts.store import Store
 from ast_stream.units import NS_PER_SECOND
 
 __all__ = ["FEED", "SELF_RULE", "Delivery", "Outbox", "Route"]
+
+TIDY_EVERY_S = 600
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ class Outbox:
         self._now_ns = now_ns
         self._jitter = jitter
         self._under_way: dict[int, str] = {}  # numbers of rows, and their actions
+        self._tidy_ns = 0
         self._paused_until_ns: dict[str, int] = {}
         self._stranded: dict[str, set[int]] = {}  # rows that failed because nothing got there
         self._writer = OutboxWriter(self._routes, self._under_way, now_ns)
@@ -111,6 +117,7 @@ class Outbox:
         Raises:
             StoreError: it could not be written; they are not delivered all the same.
         """
+        self._tidy()
         now_ns = self._now_ns()
         over = "action = ? AND state = 'pending' AND expires_ns <= ?"
         with self._store.reading() as db:
@@ -122,12 +129,14 @@ class Outbox:
         with self._store.transaction() as db:
             for seq, payload, last_error in rows:
                 reason = last_error or "it was not its turn in time"
+                lost = Notification.decode(payload)
+                logger.error("%s was not delivered by %s in time: %s", lost.id, action, reason)
                 db.execute(
                     "UPDATE deliveries SET state = 'expired', last_error = ?, updated_ns = ?"
                     " WHERE seq = ? AND state = 'pending'",
                     (reason, now_ns, seq),
                 )
-                self._writer.raise_alarm(db, action, Notification.decode(payload), reason)
+                self._writer.raise_alarm(db, action, lost, reason)
 
     def settle(self, delivery: Delivery, outcome: Outcome) -> None:
         """Write what came of a delivery.
@@ -153,10 +162,18 @@ class Outbox:
         self._under_way.pop(delivery.seq, None)
 
     def recover(self) -> None:
-        """Begin anew after a start: forget closed actions whose settings have changed; prune."""
+        """Begin anew after a start: forget closed actions whose settings have changed."""
         with self._store.transaction() as db:
             outbox_upkeep.renew_actions(db, self._routes, self._now_ns())
-            outbox_upkeep.prune(db, self._now_ns())
+
+    def _tidy(self) -> None:
+        """Forget old rows from time to time: the process may run for years."""
+        now_ns = self._now_ns()
+        if now_ns < self._tidy_ns:
+            return
+        self._tidy_ns = now_ns + TIDY_EVERY_S * NS_PER_SECOND
+        with self._store.transaction() as db:
+            outbox_upkeep.prune(db, now_ns)
 
     def _postpone(self, db: sqlite3.Connection, delivery: Delivery, failed: Failed) -> None:
         wait_s = max(failed.after_s, backoff_s(delivery.attempts, self._jitter))

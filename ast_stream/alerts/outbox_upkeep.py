@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from ast_stream.alerts.delivery_policy import Route
 from ast_stream.units import NS_PER_SECOND
 
-KEPT_S = 30 * 86400  # rows that are over stay so long, against repeats and for people
+KEPT_S = 30 * 86400  # rows that are over stay so long, against repeats and for people,
+MAX_KEPT = 100_000  # but not more than so many
+BATCH = 10_000  # rows forgotten at once: meanwhile nothing else can be written
+_NOT_ACTIVE = "alert_id NOT IN (SELECT id FROM alerts WHERE state NOT IN ('inactive', 'resolved'))"
 
 
 def renew_actions(db: sqlite3.Connection, routes: Mapping[str, Route], now_ns: int) -> None:
@@ -26,15 +29,23 @@ def renew_actions(db: sqlite3.Connection, routes: Mapping[str, Route], now_ns: i
 
 
 def prune(db: sqlite3.Connection, now_ns: int) -> None:
-    """Forget what is long over; never the deliveries of an alert that still fires."""
+    """Forget what is long over, a batch at a time; never what was told of an alert that fires."""
     before_ns = now_ns - KEPT_S * NS_PER_SECOND
     db.execute(
-        "DELETE FROM deliveries WHERE state <> 'pending' AND updated_ns < ? AND alert_id NOT"
-        " IN (SELECT id FROM alerts WHERE state IN ('pending', 'firing', 'recovering'))",
-        (before_ns,),
+        f"DELETE FROM deliveries WHERE seq IN (SELECT seq FROM deliveries WHERE state <> 'pending'"
+        f" AND (updated_ns < ? OR seq <= {_newest_too_many('seq', 'deliveries')}) AND {_NOT_ACTIVE}"
+        " ORDER BY seq LIMIT ?)",
+        (before_ns, MAX_KEPT, BATCH),
     )
     db.execute(
-        "DELETE FROM alerts WHERE state IN ('inactive', 'resolved') AND updated_ns < ?",
-        (before_ns,),
+        "DELETE FROM alerts WHERE rowid IN (SELECT rowid FROM alerts WHERE state IN"
+        " ('inactive', 'resolved') AND (updated_ns < ? OR rowid <="
+        f" {_newest_too_many('rowid', 'alerts')}) ORDER BY rowid LIMIT ?)",
+        (before_ns, MAX_KEPT, BATCH),
     )
     db.execute("DELETE FROM snoozes WHERE until_ns < ?", (now_ns,))
+
+
+def _newest_too_many(key: str, table: str) -> str:
+    """Return the SQL of the newest `key` beyond a number of rows, NULL if there are no more."""
+    return f"(SELECT {key} FROM {table} ORDER BY {key} DESC LIMIT 1 OFFSET ?)"

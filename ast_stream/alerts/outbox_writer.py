@@ -5,16 +5,24 @@ Everything here runs inside a transaction of the caller, together with what caus
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 
 from ast_stream.alerts.actions.base import Notification, notification_of
-from ast_stream.alerts.delivery_policy import FEED, MAX_ERROR_CHARACTERS, Route, expiry_ns
+from ast_stream.alerts.delivery_policy import (
+    FEED,
+    MAX_ERROR_CHARACTERS,
+    SEVERITY_RANK,
+    Route,
+    expiry_ns,
+)
 from ast_stream.alerts.model import Alert, Transition, stable_id
 from ast_stream.units import NS_PER_SECOND
 
 SELF_RULE = "ast_stream_delivery_failed"
+MAX_PENDING = 10_000  # for one action; more could never be delivered before they expire
 _HOUR_NS = 3600 * NS_PER_SECOND
 _NOWHERE = Route(frozenset())
 
@@ -37,19 +45,19 @@ class OutboxWriter:
 
     def enqueue(self, db: sqlite3.Connection, transitions: Iterable[Transition]) -> None:
         """Write what is to be told of transitions."""
+        told = set()
         for transition in transitions:
             alert = transition.alert
-            db.execute(
-                "INSERT INTO alerts (id, rule, state, updated_ns) VALUES (?, ?, ?, ?) ON CONFLICT"
-                " (id) DO UPDATE SET state = excluded.state, updated_ns = excluded.updated_ns",
-                (alert.id, alert.rule, alert.state, self._now_ns()),
-            )
+            _note_alert(db, alert, alert.state, self._now_ns())
             notification = notification_of(transition)
             if notification is None:
                 continue
             for action in (FEED, *transition.actions):
                 if notification.kind in self._routes.get(action, _NOWHERE).on:
                     self._add(db, alert.id, action, notification)
+                    told.add(action)
+        for action in sorted(told - {FEED}):
+            self._shed(db, action)
 
     def raise_alarm(
         self, db: sqlite3.Connection, action: str, lost: Notification, reason: str
@@ -68,6 +76,7 @@ class OutboxWriter:
         others = names[place + 1 :] + names[: max(0, place)]
         known = db.execute("SELECT 1 FROM deliveries WHERE alert_id = ?", (alert.id,)).fetchone()
         if known is None:
+            _note_alert(db, alert, "resolved", now_ns)  # nothing comes after it
             for name in (FEED, *others[:1]):
                 self._add(db, alert.id, name, told)
 
@@ -106,6 +115,23 @@ class OutboxWriter:
         if reason is not None:
             self.raise_alarm(db, action, notification, reason[0])
 
+    def _shed(self, db: sqlite3.Connection, action: str) -> None:
+        """Drop the least severe and oldest of too many rows, and tell of it by another action."""
+        query = "SELECT count(*) FROM deliveries WHERE action = ? AND state = 'pending'"
+        n_too_many = db.execute(query, (action,)).fetchone()[0] - MAX_PENDING
+        if n_too_many <= 0:
+            return
+        reason = f"more than {MAX_PENDING} deliveries wait"
+        shed = db.execute(
+            f"UPDATE deliveries SET state = 'dropped', last_error = ?, updated_ns = ? WHERE seq IN"
+            " (SELECT seq FROM deliveries WHERE action = ? AND state = 'pending' AND seq NOT IN"
+            f" (SELECT value FROM json_each(?)) ORDER BY {SEVERITY_RANK} DESC, seq LIMIT ?)"
+            " RETURNING payload",
+            (reason, self._now_ns(), action, json.dumps(list(self._under_way)), n_too_many),
+        ).fetchall()
+        if shed:
+            self.raise_alarm(db, action, Notification.decode(shed[0][0]), reason)
+
     def _supersede(self, db: sqlite3.Connection, alert_id: str, action: str, until_ns: int) -> bool:
         """Let a resolve stand for a firing that was not delivered and is not under way.
 
@@ -125,6 +151,14 @@ class OutboxWriter:
             ("snoozed" if until_ns else "superseded", self._now_ns(), row[0]),
         )
         return True
+
+
+def _note_alert(db: sqlite3.Connection, alert: Alert, state: str, now_ns: int) -> None:
+    db.execute(
+        "INSERT INTO alerts (id, rule, state, updated_ns) VALUES (?, ?, ?, ?) ON CONFLICT"
+        " (id) DO UPDATE SET state = excluded.state, updated_ns = excluded.updated_ns",
+        (alert.id, alert.rule, state, now_ns),
+    )
 
 
 def _snoozed_until(db: sqlite3.Connection, rule: str, now_ns: int) -> int:

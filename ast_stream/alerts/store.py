@@ -20,6 +20,9 @@ from ast_stream.errors import AstStreamError, StartupError
 
 SCHEMA_VERSION = 1
 _BUSY_MS = 5000
+_MAX_WAL_BYTES = 16 * 1024 * 1024  # what is left of the log after it was long
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_WHAT_TO_DO = "move it and its -wal away to begin anew: what waits in it is lost"
 _ENGINE, _POSITION, _SINCE = "engine", "position", "since"
 _SCHEMA = """
 CREATE TABLE state (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -53,10 +56,12 @@ class Store:
     """One connection to the database, shared by the threads of this process.
 
     Args:
-        must_exist: refuse a file that is not there instead of creating it.
+        must_exist: for commands beside the process that has made and checked it: refuse a file
+            that is not there instead of creating it.
 
     Raises:
-        StartupError: not a database, of a newer version, or its folder cannot be written.
+        StartupError: not a database, a damaged one, of a newer version, or its folder cannot be
+            written.
     """
 
     def __init__(self, path: Path, *, must_exist: bool = False) -> None:
@@ -71,10 +76,13 @@ class Store:
         except (OSError, sqlite3.Error) as error:
             raise StartupError(f"cannot open the alert database {path}: {error}") from error
         try:
-            self._prepare()
-        except (sqlite3.Error, StoreError) as error:
+            self._prepare(is_new_to_us=not must_exist)
+        except sqlite3.Error as error:
             self._db.close()
-            raise StartupError(f"cannot use the alert database {path}: {error}") from error
+            raise StartupError(self._words(error)) from error
+        except StoreError as error:
+            self._db.close()
+            raise StartupError(str(error)) from error
         except StartupError:
             self._db.close()
             raise
@@ -96,7 +104,7 @@ class Store:
                     if self._db.in_transaction:
                         self._db.execute("ROLLBACK")
             except sqlite3.Error as error:
-                raise StoreError(f"the alert database {self.path}: {error}") from error
+                raise StoreError(self._words(error)) from error
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -109,7 +117,7 @@ class Store:
             try:
                 yield self._db
             except sqlite3.Error as error:
-                raise StoreError(f"the alert database {self.path}: {error}") from error
+                raise StoreError(self._words(error)) from error
 
     def engine_state(self) -> dict[str, Any] | None:
         """Return what `save` stored, None in a new database."""
@@ -137,11 +145,22 @@ class Store:
             row = db.execute("SELECT value FROM state WHERE name = ?", (name,)).fetchone()
         return None if row is None else json.loads(row[0])
 
-    def _prepare(self) -> None:
+    def _words(self, error: sqlite3.Error) -> str:
+        what = f"the alert database {self.path}: {error}"
+        is_damaged = getattr(error, "sqlite_errorcode", None) in _DAMAGED
+        return f"{what}; {_WHAT_TO_DO}" if is_damaged else what
+
+    def _prepare(self, *, is_new_to_us: bool) -> None:
         self._db.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.execute("PRAGMA foreign_keys = ON")
+        self._db.execute(f"PRAGMA journal_size_limit = {_MAX_WAL_BYTES}")
+        if is_new_to_us:
+            (found,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
+            if found != "ok":
+                text = f"the alert database {self.path} is damaged ({found}); {_WHAT_TO_DO}"
+                raise StartupError(" ".join(text.split()))
         with self.transaction() as db:
             version = db.execute("PRAGMA user_version").fetchone()[0]
             if version > SCHEMA_VERSION:

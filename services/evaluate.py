@@ -1,22 +1,25 @@
-"""`ast-stream evaluate`: how well a checkpoint names clips and finds sounds in streams."""
+"""`ast-stream evaluate`: how well checkpoints name clips and find sounds in streams."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
-from typing import Annotated, Any
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
 
 import torch
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ast_stream.model.tagger import Tagger, load_tagger
-from ast_stream.training.evaluation.clips import ClipReport, report_clips
-from ast_stream.training.evaluation.streams import StreamReport, stream_report
-from ast_stream.training.material.clips import load_recordings
-from ast_stream.training.material.held_out import held_out, scored_streams
-from ast_stream.training.session import HELD_OUT_SEED
+from ast_stream.errors import UsageError
+from ast_stream.training.evaluation.measure import hear
+from ast_stream.training.evaluation.plan import Heard, Settings, Subject, total_s
+from ast_stream.training.evaluation.report import as_json
+from ast_stream.training.evaluation.report import evaluate as figures_of
+from ast_stream.training.material.negatives import negative_files
 from services.clip_options import (
     DEFAULT_THREADS,
     Data,
@@ -26,16 +29,27 @@ from services.clip_options import (
     Threads,
     Where,
     clip_columns,
-    clips_of_folds,
 )
+from services.evaluate_models import cross_validated, notes_of, single
+from services.evaluate_report import check_report_folder, write_report
+from services.evaluate_tables import show
 
-N_GENERATED, N_BACKGROUNDS = 24, 250
-SEED = 2 * HELD_OUT_SEED  # neither trained on nor used for thresholds
+SNR_DB = "12"
+LARGEST_SNR_DB = 60.0
 
 
 def evaluate(
     data: Data,
-    model: Annotated[str, typer.Option(help="Checkpoint to measure.")] = "bundled",
+    model: Annotated[
+        list[str] | None, typer.Option(help="Checkpoint to measure.  [default: bundled]")
+    ] = None,
+    cross_validate: Annotated[
+        bool,
+        typer.Option(
+            "--cross-validate",
+            help="Measure each --model on the folds it was not trained on, and pool.",
+        ),
+    ] = False,
     file_column: FileColumn = "file",
     label_column: LabelColumn = "label",
     fold_column: FoldColumn = "fold",
@@ -43,86 +57,117 @@ def evaluate(
     test_fold: Annotated[
         list[str] | None, typer.Option(help="Measure on this fold only; may be repeated.")
     ] = None,
+    snr: Annotated[
+        str, typer.Option(help="Sounds over their backgrounds in dB: one figure, or LOW..HIGH.")
+    ] = SNR_DB,
+    alarm_snr: Annotated[
+        float, typer.Option(help="Generated alarms once more, at this SNR in dB.")
+    ] = 0.0,
+    hop: Annotated[
+        float | None, typer.Option(help="Seconds between windows; none: the checkpoint's.")
+    ] = None,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="How often each sound is laid, at other levels.")
+    ] = Settings.repeats,
+    hours: Annotated[
+        float, typer.Option(min=0, help="At least so many hours of streams with sounds.")
+    ] = Settings.hours,
+    negative_hours: Annotated[
+        float, typer.Option(min=0, help="Hours of generated streams without any event.")
+    ] = Settings.negative_hours,
     negatives: Annotated[
-        float, typer.Option(min=60, help="Seconds of streams without any event.")
-    ] = 3600.0,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
+        list[Path] | None,
+        typer.Option(help="Own recordings without any event, instead; may be repeated."),
+    ] = None,
+    generated: Annotated[
+        int, typer.Option(min=0, help="Generated takes of each alarm class.")
+    ] = Settings.n_generated,
+    seed: Annotated[int, typer.Option(min=0)] = Settings.seed,
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for report.html, report.json and plots.")
+    ] = None,
+    write_streams: Annotated[
+        Path | None, typer.Option(help="Folder for the streams as WAV, with their truth.")
+    ] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
     threads: Threads = DEFAULT_THREADS,
 ) -> None:
     """Measure a checkpoint on labelled clips, and on streams mixed from them and generated sounds.
 
     Generated sounds and backgrounds are others than those of any training.
 
-    Example: ast-stream evaluate sounds/labels.csv --test-fold 4
+    Example: ast-stream evaluate sounds/labels.csv --test-fold 4 --report report/
     """
     torch.set_num_threads(threads)
-    tagger = load_tagger(model)
+    if report is not None:
+        check_report_folder(report)
+    settings = Settings(
+        snr_db=snr_range(snr),
+        alarm_snr_db=alarm_snr,
+        hop_s=hop,
+        repeats=repeats,
+        hours=hours,
+        negative_hours=negative_hours,
+        negatives=tuple(negative_files(negatives or [])),
+        n_generated=generated,
+        seed=seed,
+        write_to=write_streams,
+    )
     columns = clip_columns(file_column, label_column, fold_column, where)
-    chosen = clips_of_folds(data, columns, test_fold or [])
-    labels = tuple(tagger.labels)
-    held = held_out(
-        labels,
-        load_recordings(chosen, labels),
-        SEED,
-        n_generated=N_GENERATED,
-        n_backgrounds=N_BACKGROUNDS,
-    )
-    by_clip = report_clips(held.recordings, tagger.scores, tagger.window_s, labels)
-    with_sounds, without = scored_streams(tagger, held, negatives, seed=SEED)
-    on_sounds, on_negatives = stream_report(with_sounds, labels), stream_report(without, labels)
-    if as_json:
-        print(json.dumps(_as_json(tagger, by_clip, on_sounds, on_negatives), ensure_ascii=False))
+    chosen = model or ["bundled"]
+    if cross_validate:
+        subjects = cross_validated(chosen, data, columns, test_fold or [])
     else:
-        _show(by_clip, on_sounds, on_negatives)
+        subjects = [single(chosen, data, columns, test_fold or [])]
+    notes = notes_of(subjects)
+    for note in notes:
+        print(f"ast-stream evaluate: {note}", file=sys.stderr)
+    heard = _heard(subjects, settings)
+    figures = figures_of(subjects, heard, settings)
+    command = shlex.join(["ast-stream", *sys.argv[1:]])
+    if report is not None:
+        write_report(report, figures, settings, command, notes)
+        print(f"{report / 'report.html'}: written", file=sys.stderr)
+    if json_output:
+        print(json.dumps(as_json(figures), ensure_ascii=False))
+    else:
+        show(figures, settings, Console())
 
 
-def _as_json(
-    tagger: Tagger, by_clip: ClipReport, on_sounds: StreamReport, on_negatives: StreamReport
-) -> dict[str, Any]:
-    clips = asdict(by_clip) | {
-        "confusion": by_clip.confusion.tolist(),
-        "mean_average_precision": by_clip.mean_average_precision,
-    }
-    return {
-        "model": tagger.hash,
-        "clips": clips,
-        "streams": asdict(on_sounds),
-        "negatives": asdict(on_negatives),
-    }
+def snr_range(text: str) -> tuple[float, float]:
+    """Return the range that `--snr` names.
+
+    Raises:
+        UsageError: it is neither a number nor LOW..HIGH.
+    """
+    try:
+        values = [float(part) for part in text.split("..")]
+    except ValueError:
+        values = []
+    if (
+        not 1 <= len(values) <= 2
+        or values[0] > values[-1]
+        or not all(-60 <= v <= 60 for v in values)
+    ):
+        raise UsageError(f"--snr: expected decibels like 12 or 0..20, got {text!r}")
+    return values[0], values[-1]
 
 
-def _show(by_clip: ClipReport, on_sounds: StreamReport, on_negatives: StreamReport) -> None:
-    console = Console()
-    console.print(
-        f"{by_clip.n_clips} clips: accuracy {by_clip.accuracy:.1%}, "
-        f"mAP {by_clip.mean_average_precision:.3f}"
-    )
-    table = Table(box=None, pad_edge=False)
-    for heading in ("class", "clips", "AP", "found", "false/h", "onset s", "delay s", "quiet/h"):
-        table.add_column(heading, justify="left" if heading == "class" else "right")
-    for label, figures in [*on_sounds.by_label.items(), ("all", on_sounds.overall)]:
-        quiet = on_negatives.by_label.get(label, on_negatives.overall)
-        table.add_row(
-            label,
-            _percent(by_clip.recall.get(label)),
-            _number(by_clip.average_precision.get(label)),
-            f"{figures.n_found}/{figures.n_sounds}",
-            f"{figures.false_alarms_per_h:.1f}",
-            _number(figures.onset_error_s),
-            _number(figures.time_to_detect_s),
-            f"{quiet.false_alarms_per_h:.1f}",
-        )
-    console.print(table)
-    console.print(
-        f"streams with sounds {on_sounds.hours:.2f} h; without {on_negatives.hours:.2f} h, "
-        f"{on_negatives.overall.false_alarms_per_h:.1f} false events/h "
-        f"(95 % below {on_negatives.overall.false_alarms_bound_per_h:.1f})"
-    )
+def _heard(subjects: Sequence[Subject], settings: Settings) -> Heard:
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+    ) as progress:
+        task = progress.add_task("clips", total=total_s(subjects, settings))
 
+        def on_heard(what: str, seconds: float) -> None:
+            progress.update(task, description=what, advance=seconds)
 
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{share:.0%}"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
+        heard = hear(subjects, settings, on_heard)
+        progress.update(task, completed=progress.tasks[task].total or 0)
+    return heard

@@ -54,6 +54,11 @@ class Rule:
         """`plain`, or one of `TRIGGERS`."""
         return next(iter(triggers_of(self.settings)), "plain")
 
+    def group_of(self, stream: str, slug: str, labels: Mapping[str, str]) -> dict[str, str]:
+        """Return the values of `group_by` for an event or a stream (`slug` is then empty)."""
+        own = {"stream": stream, "class": slug}
+        return {name: own[name] if name in own else labels.get(name, "") for name in self.group_by}
+
     def may_fire_at(self, at_ns: int) -> bool:
         """Tell whether the windows of time let it fire at this instant."""
         is_time = not self.when or any(window.holds(at_ns) for window in self.when)

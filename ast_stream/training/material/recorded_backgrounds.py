@@ -5,6 +5,7 @@ Files are read once and front to back, in pieces; only the pieces are kept.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -81,11 +82,12 @@ def _duration_s(file: Path) -> float:
 def _kept_pieces(file: Path, every: int) -> Iterator[Waveform]:
     n_samples = 0
     with SequentialFile(str(file)) as recording:
-        blocks = recording.blocks(
-            round(PIECE_S * recording.samplerate), dtype="float32", always_2d=True
-        )
-        for number, samples in enumerate(blocks):
+        n_wanted = round(PIECE_S * recording.samplerate)
+        for number in itertools.count():
+            samples = recording.read(n_wanted, dtype="float32", always_2d=True)
             n_samples += len(samples)
+            if not len(samples):
+                break
             if number % every:
                 continue
             if not np.isfinite(samples).all():

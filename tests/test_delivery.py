@@ -9,7 +9,7 @@ from alert_samples import FakeClock, firing, state_file, states
 from mqtt_broker import wait_for
 
 from ast_stream.alerts.actions.base import Delivered, Failed, Notification, Outcome, Refused
-from ast_stream.alerts.delivery import LOOK_EVERY_S, Courier, Couriers
+from ast_stream.alerts.delivery import DELIVERY_POINTS, LOOK_EVERY_S, Courier, Couriers
 from ast_stream.alerts.model import Severity
 from ast_stream.alerts.outbox import FEED, Outbox, Route
 from ast_stream.alerts.store import Store
@@ -114,7 +114,7 @@ def test_faults_are_offered_at_every_boundary(store: Store, outbox: Outbox) -> N
     courier = Courier("phone", Receiver(), outbox, points.append)
     tell(store, outbox, "a1")
     courier.step()
-    assert points == ["taken", "delivered", "settled"]
+    assert points == [f"phone {point}" for point in DELIVERY_POINTS]
 
 
 def test_message_that_hangs_holds_up_no_other_of_its_action(store: Store, outbox: Outbox) -> None:

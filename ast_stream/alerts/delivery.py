@@ -19,6 +19,7 @@ from ast_stream.alerts.store import StoreError
 
 LOOK_EVERY_S = 5.0  # commands change the outbox from another process
 DISK_RETRY_S = 1.0
+DELIVERY_POINTS = ("taken", "delivered", "settled")  # the boundaries between what is done
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class Courier(threading.Thread):
     """Delivers rows of one action, one after the other, until stopped.
 
     Args:
-        fault: called with `taken`, `delivered` and `settled` at the boundaries between them.
+        fault: called at each of `DELIVERY_POINTS`, with the name of the action before it.
 
     Attributes:
         action: name of the action.
@@ -93,11 +94,11 @@ class Courier(threading.Thread):
             return DISK_RETRY_S
         if not isinstance(found, Delivery):
             return LOOK_EVERY_S if found is None else found
-        self._fault("taken")
+        self._fault(f"{self.action} taken")
         outcome = self._deliver(found)
-        self._fault("delivered")
+        self._fault(f"{self.action} delivered")
         self._settle(found, outcome)
-        self._fault("settled")
+        self._fault(f"{self.action} settled")
         return 0.0
 
     def wake(self) -> None:

@@ -5,6 +5,7 @@ python alert_process.py CONFIG POINT     # SIGKILL at the first crossing of POIN
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from feed_worker import Worker
+from http_receiver import HttpReceiver
+from pipeline import wait_for
 
 from ast_stream.messages import format_time
 from ast_stream.runtime.lifecycle import stop_on_signals
@@ -28,6 +31,7 @@ from ast_stream.units import NS_PER_SECOND
 from services.alerts import run_alerts
 
 PATIENCE_S = 30.0
+BOTH = {"firing", "resolved"}
 RULE = {"alert": "dog", "match": {"class": "Bark"}, "actions": ["hook"]}
 
 
@@ -132,6 +136,48 @@ def alert_process(alerts: dict[str, Any], rules: list[dict[str, Any]]) -> Iterat
         yield running
     finally:
         running.close()
+
+
+def hook(receiver: HttpReceiver, **options: Any) -> dict[str, Any]:
+    action: dict[str, Any] = {
+        "type": "webhook",
+        "url": receiver.url,
+        "allow_private": True,
+        "timeout_s": 5,
+    }
+    action["rate_limit"] = {"max": 10_000, "per_s": 1}
+    return {"actions": {"hook": action | {"on": ["firing", "resolved"]} | options}}
+
+
+def begin(one: AlertProcess, receiver: HttpReceiver) -> None:
+    """Start the process, and wait until it stands on the feed: an event has come through."""
+    one.start()
+    probes = itertools.count(1000)
+
+    def came_through() -> bool:
+        one.publish(next(probes), "begin", "end")
+        time.sleep(0.3)  # each moves stream time ahead of the clock, which timers wait for
+        return any(body["data"]["kind"] == "resolved" for body in bodies(receiver))
+
+    wait_for(came_through, "the first alert")
+    last = next(probes)
+    one.publish(last, "begin", "end")
+    wait_for(lambda: told(receiver, last) == BOTH, "the last probe")
+
+
+def bodies(receiver: HttpReceiver) -> list[dict[str, Any]]:
+    return [one.body for one in receiver.got]
+
+
+def told(receiver: HttpReceiver, n: int, rule: str | None = None) -> set[str]:
+    """Return what was told of the alert that event `n` caused, by kind."""
+    kinds = set()
+    for body in bodies(receiver):
+        alert = body["data"]["alert"]
+        if f"e{n}" in alert["events"] and rule in (None, alert["rule"]):
+            kinds.add(body["data"]["kind"])
+            kinds |= {"firing"} if body["data"]["combined"] else set()
+    return kinds
 
 
 def run_until(config: Path, point: str) -> None:

@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import signal
 import sqlite3
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from alert_process import RULE, AlertProcess, alert_process
+from alert_process import (
+    BOTH,
+    RULE,
+    AlertProcess,
+    alert_process,
+    begin,
+    bodies,
+    hook,
+    told,
+)
 from http_receiver import HANG, HttpReceiver, http_receiver
 from pipeline import wait_for
 
+from ast_stream.alerts.delivery import DELIVERY_POINTS
 from ast_stream.alerts.store import Store
 from ast_stream.feed import FeedMessage, Subscriber
 
-POINTS = ("evaluated", "committing", "committed", "taken", "delivered", "settled")
-
-
-def hook(receiver: HttpReceiver, **options: Any) -> dict[str, Any]:
-    action: dict[str, Any] = {
-        "type": "webhook",
-        "url": receiver.url,
-        "allow_private": True,
-        "timeout_s": 5,
-    }
-    action["rate_limit"] = {"max": 10_000, "per_s": 1}
-    return {"actions": {"hook": action | {"on": ["firing", "resolved"]} | options}}
+POINTS = ("evaluated", "committing", "committed")
+POINTS += tuple(f"{action} {end}" for action in ("feed", "hook") for end in DELIVERY_POINTS)
 
 
 @pytest.fixture
@@ -42,40 +40,6 @@ def receiver() -> Iterator[HttpReceiver]:
 def running(receiver: HttpReceiver) -> Iterator[AlertProcess]:
     with alert_process(hook(receiver), [RULE]) as one:
         yield one
-
-
-def begin(one: AlertProcess, receiver: HttpReceiver) -> None:
-    """Start the process, and wait until it stands on the feed: an event has come through."""
-    one.start()
-    probes = itertools.count(1000)
-
-    def came_through() -> bool:
-        one.publish(next(probes), "begin", "end")
-        time.sleep(0.05)
-        return any(body["data"]["kind"] == "resolved" for body in bodies(receiver))
-
-    wait_for(came_through, "the first alert")
-    last = next(probes)
-    one.publish(last, "begin", "end")
-    wait_for(lambda: told(receiver, last) == BOTH, "the last probe")
-
-
-def bodies(receiver: HttpReceiver) -> list[dict[str, Any]]:
-    return [one.body for one in receiver.got]
-
-
-def told(receiver: HttpReceiver, n: int, rule: str | None = None) -> set[str]:
-    """Return what was told of the alert that event `n` caused, by kind."""
-    kinds = set()
-    for body in bodies(receiver):
-        alert = body["data"]["alert"]
-        if f"e{n}" in alert["events"] and rule in (None, alert["rule"]):
-            kinds.add(body["data"]["kind"])
-            kinds |= {"firing"} if body["data"]["combined"] else set()
-    return kinds
-
-
-BOTH = {"firing", "resolved"}
 
 
 def ids_of(receiver: HttpReceiver, n: int, kind: str) -> set[str]:
@@ -113,7 +77,7 @@ def test_pending_duration_and_firing_alerts_survive_a_kill(receiver: HttpReceive
         running.publish(1, "begin")
         wait_for(lambda: "firing" in told(receiver, 1), "the plain rule")
         running.stop(signal.SIGKILL)
-        running.publish(1, *["update"] * 40)
+        running.publish(1, *["update"] * 10)
         running.start()
         running.publish(1, "end")
         wait_for(lambda: told(receiver, 1, "any") == BOTH, "the end of the plain rule")

@@ -77,6 +77,9 @@ COMMANDS = (
     Command("model", "services.model_commands:app", "List, inspect, fetch, convert checkpoints."),
     Command("train", "services.train:train", "Train a checkpoint."),
     Command("evaluate", "services.evaluate:evaluate", "Measure a checkpoint."),
+    Command(
+        "calibrate", "services.calibrate:calibrate", "Choose thresholds for a false-alarm budget."
+    ),
 )
 
 

@@ -13,14 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ast_stream.audio.activity import Waveform
-from ast_stream.audio.media import Recording
-from ast_stream.audio.resample import Resampler
 from ast_stream.audio.scene import Planted
 from ast_stream.detect.detector import Detector
 from ast_stream.messages import Pcm16, Scores
 from ast_stream.model.checkpoint import Checkpoint
 from ast_stream.model.tagger import Tagger
-from ast_stream.settings.schema import FileSource
+from ast_stream.training.material.negatives import read_blocks
 from ast_stream.training.material.streams import Laying, lay_backgrounds, lay_takes
 from ast_stream.training.material.takes import BACKGROUND_S, Take, generated_backgrounds
 from ast_stream.units import SAMPLE_RATE, samples_to_seconds
@@ -30,7 +28,6 @@ CLEAR_OF_WINDOW_S = 0.4  # sounds lie so much more than a window apart: each is 
 REPEATS = 2  # each take is heard so often, at other levels and over other backgrounds
 PIECE_S = 1800.0  # generated audio is made and scored in pieces: a day would not fit into memory
 BLOCK_S = 1.0
-READ_TIMEOUT_S = 10.0  # never waited for: recordings are read as fast as they come
 _CLOSEST = 1e-7  # of a float32 score to 0 or 1, beyond which it no longer tells the logit
 
 OnHeard = Callable[[float], None]
@@ -163,41 +160,7 @@ def recorded_stream(
     Raises:
         CaptureError, AudioError: it cannot be read, or is damaged.
     """
-    return score_stream(tagger, hop_s, _read(path), (), on_heard)
-
-
-def recording_s(path: Path) -> float:
-    """Return the length of a recording in seconds.
-
-    Raises:
-        CaptureError, AudioError: it cannot be read.
-    """
-    recording = _opened(path)
-    try:
-        return recording.duration_s
-    finally:
-        recording.close()
-
-
-def _opened(path: Path) -> Recording:
-    recording = Recording(FileSource(type="file", path=str(path), pace="fast", block_s=BLOCK_S))
-    recording.open()
-    return recording
-
-
-def _read(path: Path) -> Iterator[Pcm16]:
-    recording = _opened(path)
-    try:
-        resampler = Resampler(recording.rate)
-        is_last = False
-        while not is_last:
-            block = recording.read(READ_TIMEOUT_S)
-            assert block is not None, "an unpaced recording is always ready"
-            yield resampler.push(block.pcm)
-            is_last = block.is_last
-        yield resampler.flush()
-    finally:
-        recording.close()
+    return score_stream(tagger, hop_s, read_blocks(path), (), on_heard)
 
 
 def _blocks(pcm: Pcm16) -> Iterator[Pcm16]:

@@ -1,0 +1,82 @@
+"""Writing a calibrated checkpoint: weights stay as they are, readers see all of it or nothing."""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from ast_stream.errors import CheckpointError, UsageError
+from ast_stream.model.checkpoint import BUNDLED, Checkpoint, save_checkpoint
+from ast_stream.model.metadata import write_metadata
+
+
+def check_target(reference: str, out: Path | None, is_in_place: bool) -> None:
+    """Refuse a target that cannot be written, before hours of listening.
+
+    Raises:
+        UsageError: both or an impossible target.
+    """
+    if out is not None and is_in_place:
+        raise UsageError("calibrate: expected --out or --in-place, got both")
+    if is_in_place:
+        folder = Path(reference).expanduser()
+        if reference == BUNDLED or not folder.is_dir():
+            raise UsageError(
+                f"--in-place: expected the directory of a checkpoint, got {reference!r}; use --out"
+            )
+        if not os.access(folder, os.W_OK):
+            raise UsageError(f"--in-place: {folder} cannot be written")
+    if out is not None and (out.is_file() or (out.is_dir() and any(out.iterdir()))):
+        raise UsageError(f"--out: expected a new or empty folder, got {out}, which is there")
+
+
+def write_in_place(folder: Path, checkpoint: Checkpoint) -> None:
+    """Replace the ast_stream.json of a checkpoint's folder at once.
+
+    Raises:
+        CheckpointError: it cannot be written; the old one is whole.
+    """
+    write_metadata(folder, checkpoint.metadata)
+
+
+def write_copy(reference: str, checkpoint: Checkpoint, out: Path) -> None:
+    """Write the checkpoint that `reference` names to `out`, with its new metadata.
+
+    Raises:
+        CheckpointError: it cannot be written; nothing is left behind.
+    """
+    unfinished = out.parent / f".{out.name}.unfinished"
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        source = _folder_of(reference)
+        if source is None:
+            save_checkpoint(unfinished, checkpoint, "fp16" if _fits_fp16(checkpoint) else "fp32")
+        else:
+            for file in sorted(source.iterdir()):
+                if file.is_file() and not file.name.startswith("."):
+                    shutil.copyfile(file, unfinished / file.name)
+            write_metadata(unfinished, checkpoint.metadata)
+        os.replace(unfinished, out)
+    except BaseException as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise CheckpointError(f"{out}: cannot be written: {error.strerror}") from error
+        raise
+
+
+def _folder_of(reference: str) -> Path | None:
+    """Return the folder whose files are the checkpoint; None: a single file, or of the hub."""
+    if reference == BUNDLED:
+        return Path(str(importlib.resources.files("ast_stream.model") / BUNDLED))
+    folder = Path(reference).expanduser()
+    return folder if folder.is_dir() else None
+
+
+def _fits_fp16(checkpoint: Checkpoint) -> bool:
+    """Tell whether half precision holds every weight exactly."""
+    return all(torch.equal(one.half().float(), one) for one in checkpoint.state_dict.values())

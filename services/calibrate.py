@@ -1,0 +1,286 @@
+"""`ast-stream calibrate`: thresholds for a budget of false alarms, and what is missed then."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ast_stream.detect.detector import Detector
+from ast_stream.errors import UsageError
+from ast_stream.model.checkpoint import Checkpoint, load_checkpoint
+from ast_stream.training.calibration.budget import Budgets, find_label, parse_budgets
+from ast_stream.training.calibration.checkpoint import events_of, with_calibration
+from ast_stream.training.calibration.classes import ClassCalibration, calibrate_classes
+from ast_stream.training.calibration.grouping import grouping_rule
+from ast_stream.training.calibration.judges import Judge, judges_of
+from ast_stream.training.calibration.listening import Listening, negative_recordings, takes_of
+from ast_stream.training.calibration.store import check_target, write_copy, write_in_place
+from ast_stream.training.calibration.streams import plain_tagger
+from ast_stream.training.material.clips import Clip
+from services.calibrate_report import as_json as class_json
+from services.calibrate_report import report_console, show
+from services.clip_options import (
+    DEFAULT_THREADS,
+    FileColumn,
+    FoldColumn,
+    LabelColumn,
+    Threads,
+    Where,
+    clip_columns,
+    clips_of_folds,
+)
+
+N_GENERATED = 24  # takes of every class that has a generator
+GENERATED_HOURS = 1.0  # of negative audio, where no recordings are given
+
+
+def calibrate(
+    checkpoint: Annotated[
+        str, typer.Argument(help="bundled, the directory or file of a checkpoint, or a hub id.")
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Labelled clips: folder with a sub-folder per class, or a CSV."),
+    ] = None,
+    file_column: FileColumn = "file",
+    label_column: LabelColumn = "label",
+    fold_column: FoldColumn = "fold",
+    where: Where = None,
+    test_fold: Annotated[
+        list[str] | None, typer.Option(help="Only clips of this fold; may be repeated.")
+    ] = None,
+    fold_checkpoint: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Checkpoint of the same recipe that held folds out: it scores the clips of those "
+            "folds; may be repeated."
+        ),
+    ] = None,
+    unseen: Annotated[
+        bool, typer.Option("--unseen", help="CHECKPOINT was trained on none of these clips.")
+    ] = False,
+    negatives: Annotated[
+        list[Path] | None,
+        typer.Option(help="Recording, or folder of them, without any event; may be repeated."),
+    ] = None,
+    negative_hours: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help=f"Hours of generated noise, hum, music and speech. (default: {GENERATED_HOURS:g}, "
+            "or 0 with --negatives)",
+        ),
+    ] = None,
+    generated: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help=f"Generated takes of each alarm class. (default: {N_GENERATED}, or 0 where "
+            "CHECKPOINT was trained without)",
+        ),
+    ] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="False alarms accepted of each class, like 0.5/h or 1/day; of one class with "
+            "LABEL=1/day; may be repeated. (default: 0.5/h)"
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--class",
+            help="Calibrate only this class, and show what other budgets would give; may be "
+            "repeated.",
+        ),
+    ] = None,
+    hop: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="Seconds between windows. (default: CHECKPOINT's)"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to write the checkpoint to.")
+    ] = None,
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="Write into the directory CHECKPOINT.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
+    seed: Annotated[int, typer.Option(min=0, max=99, help="Of all that is generated.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
+    threads: Threads = DEFAULT_THREADS,
+) -> None:
+    """Choose thresholds that keep a budget of false alarms, and say what is missed then.
+
+    Labelled clips are laid over generated backgrounds at 0 to 20 dB; the budget holds for audio
+    without any sound and, separately, among sounds of other classes. Without --out or --in-place
+    nothing is written.
+
+    Example: ast-stream calibrate runs/doorbell/checkpoint --data sounds/ --negatives night.wav
+    --budget 1/day --out doorbell
+    """
+    torch.set_num_threads(threads)
+    check_target(checkpoint, out, in_place)
+    loaded = load_checkpoint(checkpoint)
+    chosen = _chosen(loaded, only or [])
+    budgets = _budgets(loaded, budget or [], chosen)
+    columns = clip_columns(file_column, label_column, fold_column, where)
+    clips = [] if data is None else clips_of_folds(data, columns, test_fold or [])
+    judges, remarks = _judges(loaded, fold_checkpoint or [], clips, test_fold or [], unseen)
+    recordings = negative_recordings(negatives or [])
+    if negative_hours is None:
+        negative_hours = 0.0 if recordings else GENERATED_HOURS
+    if generated is None:
+        generated = N_GENERATED if loaded.metadata.provenance.get("generated_takes") else 0
+    listening = Listening(
+        checkpoint=loaded,
+        sounds=takes_of(judges, loaded.labels, generated, seed),
+        negatives=recordings,
+        generated_s=3600 * negative_hours,
+        hop_s=_checked_hop(loaded, hop, is_partial=bool(only)),
+        seed=seed,
+        device=device,
+    )
+    calibrated = _listen(listening, chosen, budgets)
+    record = _record(listening, data)
+    result = with_calibration(loaded, calibrated, listening.hop_s, record)
+    written = _write(checkpoint, result, out, in_place)
+    if as_json:
+        print(json.dumps(_as_json(result, calibrated, record, remarks, written)))
+    else:
+        show(report_console(), calibrated, chosen if only else (), remarks)
+    print(written or "nothing is written; give --out or --in-place", file=sys.stderr)
+
+
+def _chosen(checkpoint: Checkpoint, only: Sequence[str]) -> list[str]:
+    """Return the labels to calibrate, in the checkpoint's order."""
+    possible = events_of(checkpoint)
+    wanted = {find_label(name, possible, "--class") for name in only}
+    return [label for label in possible if not wanted or label in wanted]
+
+
+def _budgets(checkpoint: Checkpoint, texts: Sequence[str], chosen: Sequence[str]) -> Budgets:
+    budgets = parse_budgets(texts, checkpoint.labels)
+    for label in budgets.by_label:
+        if label not in chosen:
+            raise UsageError(f"--budget: expected a class that is calibrated, got {label!r}")
+    return budgets
+
+
+def _judges(
+    checkpoint: Checkpoint,
+    fold_checkpoints: Sequence[str],
+    clips: Sequence[Clip],
+    test_folds: Sequence[str],
+    is_unseen: bool,
+) -> tuple[list[Judge], list[str]]:
+    if not clips:
+        if fold_checkpoints:
+            raise UsageError("--fold-checkpoint: expected --data with the clips of their folds")
+        return [Judge(checkpoint, [])], []
+    loaded = [load_checkpoint(one) for one in fold_checkpoints]
+    return judges_of(checkpoint, loaded, clips, test_folds, is_unseen)
+
+
+def _checked_hop(checkpoint: Checkpoint, hop_s: float | None, is_partial: bool) -> float:
+    """Return the hop to calibrate for.
+
+    Raises:
+        UsageError: the model cannot have it, or classes that stay as they are have another.
+    """
+    tagger = plain_tagger(checkpoint)
+    if hop_s is None:
+        return tagger.hop_s
+    if is_partial and hop_s != tagger.hop_s:
+        raise UsageError(
+            f"--hop: expected {tagger.hop_s:g} s with --class, as for the other classes, "
+            f"got {hop_s:g}"
+        )
+    Detector(tagger, hop_s=hop_s, max_streams=1)
+    return hop_s
+
+
+def _listen(
+    listening: Listening, chosen: Sequence[str], budgets: Budgets
+) -> list[ClassCalibration]:
+    if not listening.expected_s:
+        raise UsageError("calibrate: expected --data, --negatives or --negative-hours, got none")
+    minutes = listening.expected_s / 60
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+    ) as progress:
+        if progress.disable:
+            print(f"listening to about {minutes:.0f} minutes of audio", file=sys.stderr)
+        task = progress.add_task(f"{minutes:.0f} min of audio", total=listening.expected_s)
+
+        def on_heard(seconds: float) -> None:
+            progress.advance(task, seconds)
+
+        with_sounds = listening.score_sounds(on_heard)
+        negatives = listening.score_negatives(on_heard)
+        progress.update(task, completed=listening.expected_s, description="thresholds")
+        rule = grouping_rule(listening.checkpoint.window_s, listening.hop_s)
+        return calibrate_classes(
+            listening.checkpoint.labels, chosen, with_sounds, negatives, budgets, rule
+        )
+
+
+def _record(listening: Listening, data: Path | None) -> dict[str, Any]:
+    """Return what was heard, for the provenance: the same for the same call, on any day."""
+    judges = [judge for judge, _ in listening.sounds if judge.clips]
+    return {
+        "data": data.name if data and judges else None,
+        "clips": sum(len(judge.clips) for judge in judges),
+        "judges": [{"model": one.checkpoint.hash, "folds": one.folds} for one in judges],
+        "generated_takes": sum(
+            take.is_generated for _, takes in listening.sounds for take in takes
+        ),
+        "negative_recordings": [path.name for path, _ in listening.negatives],
+        "generated_hours": round(listening.generated_s / 3600, 3),
+        "hop_s": listening.hop_s,
+        "seed": listening.seed,
+    }
+
+
+def _write(reference: str, checkpoint: Checkpoint, out: Path | None, in_place: bool) -> str | None:
+    """Write where it was asked for and return a line about it."""
+    if out is not None:
+        write_copy(reference, checkpoint, out)
+        return f"{out}: written; use it with --model {out}, or model.checkpoint in a configuration"
+    if in_place:
+        write_in_place(Path(reference).expanduser(), checkpoint)
+        return f"{reference}: calibrated in place"
+    return None
+
+
+def _as_json(
+    checkpoint: Checkpoint,
+    calibrated: Sequence[ClassCalibration],
+    record: dict[str, Any],
+    remarks: Sequence[str],
+    written: str | None,
+) -> dict[str, Any]:
+    heard = calibrated[0].choice
+    return {
+        "checkpoint": checkpoint.origin,
+        "model": checkpoint.hash,
+        "is_written": written is not None,
+        "hours_among_sounds": round(heard.hours_among, 4),
+        "hours_of_negatives": round(heard.hours_negative, 4),
+        "heard": record,
+        "remarks": list(remarks),
+        "classes": {one.label: class_json(one) for one in calibrated},
+    }

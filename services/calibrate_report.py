@@ -1,0 +1,160 @@
+"""What `ast-stream calibrate` says: tables for people, one object for programs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ast_stream.training.calibration.budget import claim, hours_text, rate_text
+from ast_stream.training.calibration.checkpoint import class_record
+from ast_stream.training.calibration.classes import ClassCalibration
+from ast_stream.training.calibration.curve import Choice
+from ast_stream.training.calibration.rises import RiseTime
+
+LINE_COLUMNS = 110  # of tables in a file or pipe, which have no width of their own
+SNR_BANDS_DB = ((0, 6), (6, 12), (12, 20))
+
+
+def as_json(one: ClassCalibration) -> dict[str, Any]:
+    """Return all about one class."""
+    return class_record(one) | {
+        "recall": _known(one.choice.recall),
+        "score_map": one.score_map.model_dump(),
+        "rise_on": _rise_json(one.rise_on),
+        "rise_off": _rise_json(one.rise_off),
+        "remarks": one.remarks(),
+        "trade_off": [_choice_json(choice) for choice in one.ladder],
+    }
+
+
+def report_console() -> Console:
+    """Return the console for the tables, on standard output."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=LINE_COLUMNS)
+
+
+def show(
+    console: Console,
+    calibrated: Sequence[ClassCalibration],
+    asked: Sequence[str],
+    remarks: Sequence[str],
+) -> None:
+    """Print the table of all classes, the trade-off of those asked for, and what to know."""
+    console.print(_classes_table(calibrated))
+    choice = calibrated[0].choice
+    console.print(
+        f"false alarms per hour among sounds of 0 to 20 dB SNR ({hours_text(choice.hours_among)}) "
+        f"and without any ({hours_text(choice.hours_negative)}); "
+        "(thresholds in brackets) keep no budget",
+        soft_wrap=True,
+        markup=False,
+    )
+    for one in calibrated:
+        if one.label in asked:
+            console.print(f"\n{one.label}: what other budgets would choose", markup=False)
+            console.print(_trade_off_table(one))
+    for remark in [*remarks, *_grouped_remarks(calibrated)]:
+        console.print(f"- {remark}", soft_wrap=True, markup=False)
+
+
+def _classes_table(calibrated: Sequence[ClassCalibration]) -> Table:
+    table = _table(
+        "class", "budget", "threshold", "found", "among/h", "without/h", "95 % below", "r_on s",
+        "r_off s",
+    )  # fmt: skip
+    for one in calibrated:
+        choice = one.choice
+        table.add_row(
+            one.label,
+            choice.budget.text,
+            f"{choice.threshold:.3f}" if choice.is_met else f"({choice.threshold:.3f})",
+            f"{choice.n_found}/{choice.n_sounds}",
+            _rate(choice.false_among, choice.hours_among),
+            _rate(choice.false_negatives, choice.hours_negative),
+            "" if one.bound_per_h is None else rate_text(one.bound_per_h),
+            _rise_text(one.rise_on),
+            _rise_text(one.rise_off),
+        )
+    return table
+
+
+def _trade_off_table(one: ClassCalibration) -> Table:
+    bands = [f"{low}-{high} dB" for low, high in SNR_BANDS_DB]
+    table = _table("budget", "threshold", "found", *bands, "to claim it")
+    for choice in one.ladder:
+        if not choice.is_met:
+            table.add_row(choice.budget.text, "none")
+            continue
+        unproven = claim(choice.false_negatives, choice.hours_negative, choice.budget)
+        needed = f"{hours_text(choice.budget.hours_to_claim)} without any"
+        table.add_row(
+            choice.budget.text,
+            f"{choice.threshold:.3f}",
+            f"{choice.n_found}/{choice.n_sounds}",
+            *(_share(*choice.found_between(*band)) for band in SNR_BANDS_DB),
+            needed if unproven else "heard enough",
+        )
+    return table
+
+
+def _grouped_remarks(calibrated: Sequence[ClassCalibration]) -> list[str]:
+    """Return each remark once, with the classes it is about."""
+    about: dict[str, list[str]] = {}
+    for one in calibrated:
+        for remark in one.remarks():
+            about.setdefault(remark, []).append(one.label)
+    everyone = len(calibrated) if len(calibrated) > 1 else math.inf
+    return [
+        f"{'all classes' if len(labels) == everyone else '; '.join(labels)}: {remark}"
+        for remark, labels in about.items()
+    ]
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        is_text = heading in ("class", "budget", "to claim it")
+        table.add_column(heading, justify="left" if is_text else "right", no_wrap=True)
+    return table
+
+
+def _choice_json(choice: Choice) -> dict[str, Any]:
+    return {
+        "budget": choice.budget.text,
+        "is_met": choice.is_met,
+        "threshold": choice.threshold,
+        "n_sounds": choice.n_sounds,
+        "n_found": choice.n_found,
+        "false_among_sounds": choice.false_among,
+        "false_in_negatives": choice.false_negatives,
+        "found_by_snr": {
+            f"{low}-{high} dB": list(choice.found_between(low, high)) for low, high in SNR_BANDS_DB
+        },
+        "unproven": claim(choice.false_negatives, choice.hours_negative, choice.budget),
+    }
+
+
+def _rise_json(rise: RiseTime | None) -> dict[str, float] | None:
+    if rise is None:
+        return None
+    return {"median_s": rise.median_s, "spread_s": rise.spread_s, "n_measured": rise.n_measured}
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else round(value, 4)
+
+
+def _share(n_found: int, n_sounds: int) -> str:
+    return f"{n_found / n_sounds:.0%} of {n_sounds}" if n_sounds else "none"
+
+
+def _rate(count: int, hours: float) -> str:
+    return f"{count / hours:.2f}" if hours else ""
+
+
+def _rise_text(rise: RiseTime | None) -> str:
+    return "assumed" if rise is None else f"{rise.median_s:.2f}±{rise.spread_s:.2f}"

@@ -50,7 +50,7 @@ class For(Plain):
     def end(self, memory: Memory, event_id: str, onset: int, offset: int, now: int) -> bool:
         """Count what is now known to have sounded."""
         memory.open.pop(event_id, None)
-        insort(memory.spans, (onset, max(onset, offset)))
+        memory.spans = _joined(memory.spans, onset, max(onset, offset))
         is_edge = self._crosses(memory, now)
         self._drop_spans(memory, now)
         return is_edge
@@ -93,8 +93,8 @@ class For(Plain):
         return self._run(memory, now).active_ns
 
     def _over_at(self, memory: Memory, now: int) -> int | None:
-        reach = self._run(memory, now).reach
-        if memory.open or reach is None:
+        reach = None if memory.open else self._run(memory, now).reach
+        if reach is None:
             return None
         # the next onset may lie within the pause although its begin is not here yet
         return reach + self._tolerate_ns + self._timing.latency_ns
@@ -117,10 +117,10 @@ class For(Plain):
 
     def _run(self, memory: Memory, now: int) -> _Run:
         """Return the latest run; folded activity comes first in it."""
-        sure = now - self._timing.smear_ns
         spans = [(onset, offset, offset) for onset, offset in memory.spans]
-        spans += [(on, max(on, sure), max(on, now)) for on in memory.open.values()]
-        spans.sort()
+        if memory.open:  # all of them may reach until now, so the first stands for all
+            onset = min(memory.open.values())
+            insort(spans, (onset, max(onset, now - self._timing.smear_ns), max(onset, now)))
         active, start, counted = memory.active_ns, memory.run_start, memory.last_off
         reach = counted
         for onset, surely, maybe in spans:
@@ -149,6 +149,16 @@ class For(Plain):
             onset, offset = memory.spans.pop(0)
             if onset >= start:
                 _fold(memory, start, onset, offset)
+
+
+def _joined(spans: list[tuple[int, int]], onset: int, offset: int) -> list[tuple[int, int]]:
+    """Return spans, which lie apart and in order, and one more."""
+    before = [one for one in spans if one[1] < onset]
+    after = [one for one in spans if one[0] > offset]
+    among = spans[len(before) : len(spans) - len(after)]
+    first = min([onset, *(one[0] for one in among)])
+    last = max([offset, *(one[1] for one in among)])
+    return [*before, (first, last), *after]
 
 
 def _fold(memory: Memory, start: int, onset: int, offset: int) -> None:

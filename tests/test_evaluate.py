@@ -1,67 +1,23 @@
-"""Figures of clips and streams, and the thresholds chosen from them, on cases worked by hand."""
+"""Figures of clips and streams, and laid strips, on cases worked by hand."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
+from strip_cases import LABELS, WINDOW_S, begin_and_end, ideal_strip, planted
 
 from ast_stream.audio.activity import Waveform
-from ast_stream.audio.scene import Planted
-from ast_stream.messages import EndReason, Event, EventType
 from ast_stream.training.evaluation.clips import average_precision, clip_report, clip_scores
-from ast_stream.training.evaluation.streams import stream_report
+from ast_stream.training.evaluation.streams import measure_streams, negatives_report
 from ast_stream.training.material.streams import (
     Laying,
-    ScoredStrip,
-    Strip,
     lay_backgrounds,
     lay_takes,
 )
 from ast_stream.training.material.takes import Take, generated_backgrounds, synthesised_takes
-from ast_stream.units import SAMPLE_RATE, seconds_to_samples
-
-WINDOW_S, HOP_S = 2.56, 0.5
-LABELS = ("Bark", "Siren")
-
-
-def _planted(label: str, onset_s: float, offset_s: float) -> Planted:
-    return Planted(label, "generated", onset_s, offset_s, -20.0, 12.0)
-
-
-def _event(kind: EventType, label: str, onset_s: float, at_s: float, end_s: float = 0.0) -> Event:
-    reason: EndReason | None = "quiet" if kind == "end" else None
-    return Event(
-        type=kind,
-        id=f"{label}-{onset_s}",
-        stream="strip",
-        epoch="evaluation",
-        index=LABELS.index(label),
-        label=label,
-        score=0.9,
-        peak=0.9,
-        mean=None,
-        onset_sample=seconds_to_samples(onset_s),
-        offset_sample=seconds_to_samples(end_s) if kind == "end" else None,
-        uncertainty_s=0.2,
-        at_sample=seconds_to_samples(at_s),
-        reason=reason,
-    )
-
-
-def _scored(
-    truth: list[Planted], rise_s: float = 0.6, duration_s: float = 60.0, floor: float = 0.1
-) -> ScoredStrip:
-    """Scores of an ideal model: 0.9 while a window holds `rise_s` of a sound, else `floor`."""
-    times = np.arange(HOP_S, duration_s + HOP_S / 2, HOP_S)
-    scores = np.full((len(times), len(LABELS)), floor, np.float32)
-    for sound in truth:
-        held = np.minimum(times, sound.offset_s) - np.maximum(times - WINDOW_S, sound.onset_s)
-        scores[held >= rise_s, LABELS.index(sound.label)] = 0.9
-    strip = Strip(np.zeros(seconds_to_samples(duration_s), np.int16), truth)
-    return ScoredStrip(strip, times, scores, [])
+from ast_stream.units import SAMPLE_RATE
 
 
 def test_clip_figures_count_the_highest_score() -> None:
@@ -102,45 +58,53 @@ def test_clips_shorter_than_a_window_are_padded() -> None:
     np.testing.assert_allclose(scores, 0.25)
 
 
-def test_stream_figures_match_events_to_sounds() -> None:
-    truth = [_planted("Bark", 10.0, 11.0), _planted("Bark", 30.0, 31.0), _planted("Siren", 40, 44)]
+def test_stream_figures_count_what_was_found_and_what_was_not_there() -> None:
+    truth = [planted("Bark", 10.0, 11.0), planted("Bark", 30.0, 31.0), planted("Siren", 40, 44)]
     events = [
-        _event("begin", "Bark", 10.2, 11.5),
-        _event("end", "Bark", 10.2, 14.0, 11.3),
-        _event("begin", "Bark", 20.0, 21.0),
-        _event("end", "Bark", 20.0, 24.0, 22.0),
-        _event("begin", "Siren", 39.9, 41.0),
-        _event("end", "Siren", 39.9, 43.0, 41.0),
-        _event("begin", "Siren", 43.0, 44.0),
-        _event("end", "Siren", 43.0, 48.0, 44.2),
+        *begin_and_end("Bark", 10.2, 11.3, 11.5, 14.0),
+        *begin_and_end("Bark", 20.0, 22.0, 21.0, 24.0),
+        *begin_and_end("Siren", 39.9, 41.0, 41.0, 43.0),
+        *begin_and_end("Siren", 43.0, 44.2, 44.0, 48.0),
     ]
-    scored = replace(_scored(truth, duration_s=3600.0), events=events)
-    report = stream_report([scored], LABELS)
+    scored = ideal_strip(truth, duration_s=3600.0, events=events)
+    report = measure_streams([scored], LABELS).report
     bark, siren = report.by_label["Bark"], report.by_label["Siren"]
-    assert (bark.n_sounds, bark.n_found, bark.false_alarms) == (2, 1, 1)
-    assert bark.recall == 0.5
-    assert bark.false_alarms_per_h == 1.0
-    assert bark.onset_error_s == pytest.approx(0.2)
-    assert bark.offset_error_s == pytest.approx(0.3)
-    assert bark.time_to_detect_s == math.inf  # the median of 1.5 s and never
-    assert (siren.n_found, siren.fragments, siren.false_alarms) == (1, 1, 0)
-    assert siren.onset_bias_s == pytest.approx(-0.1)
-    assert siren.time_to_detect_s == pytest.approx(1.0)
-    assert (report.overall.n_found, report.overall.n_sounds) == (2, 3)
+    assert (bark.n_sounds, bark.n_found, bark.recall.value) == (2, 1, 0.5)
+    assert (bark.false_alarms.count, bark.false_alarms.per_h) == (1, 1.0)
+    assert bark.timing.onset.median_absolute_s == pytest.approx(0.2)
+    assert bark.timing.offset.median_absolute_s == pytest.approx(0.3)
+    assert bark.timing.detect_p50_s.value == math.inf  # the median of 1.5 s and never
+    assert (siren.n_found, siren.false_alarms.count) == (1, 0)
+    assert siren.timing.events_per_sound == 2.0
+    assert siren.timing.onset.bias_s == pytest.approx(-0.1)
+    assert siren.timing.offset.bias_s == pytest.approx(0.2)
+    assert siren.timing.detect_p50_s.value == pytest.approx(1.0)
+    assert (report.n_found, report.n_sounds) == (2, 3)
+    assert report.recall.value == pytest.approx(2 / 3)
+    assert report.mean_recall == pytest.approx(0.75)
+    assert report.false_alarms_per_class.per_h == 0.5
 
 
 def test_no_alarm_bounds_the_rate_by_the_rule_of_three() -> None:
-    report = stream_report([_scored([], duration_s=7200.0)], LABELS)
-    assert report.overall.false_alarms == 0
-    assert report.overall.false_alarms_bound_per_h == pytest.approx(1.5)
-    assert math.isnan(report.overall.recall)
+    overall, by_label = negatives_report([ideal_strip([], duration_s=7200.0)], LABELS)
+    assert overall.count == 0
+    assert overall.bound_per_h == pytest.approx(1.5, abs=0.01)
+    assert by_label["Bark"].per_h == 0.0
 
 
-def test_one_event_over_two_sounds_finds_both() -> None:
-    truth = [_planted("Bark", 10.0, 11.0), _planted("Bark", 12.0, 13.0)]
-    events = [_event("begin", "Bark", 10.0, 11.0), _event("end", "Bark", 10.0, 16.0, 13.0)]
-    figures = stream_report([replace(_scored(truth), events=events)], LABELS).by_label["Bark"]
-    assert (figures.n_found, figures.false_alarms, figures.fragments) == (2, 0, 0)
+def test_an_alarm_in_negative_audio_is_counted_for_its_class() -> None:
+    strip = ideal_strip([], duration_s=1800.0, events=begin_and_end("Siren", 5.0, 6.0, 6.0, 9.0))
+    overall, by_label = negatives_report([strip, strip], LABELS)
+    assert (overall.count, overall.per_h) == (2, 2.0)
+    assert (by_label["Bark"].count, by_label["Siren"].count) == (0, 2)
+
+
+def test_a_class_without_sounds_has_no_figures_but_its_false_alarms_count() -> None:
+    events = [*begin_and_end("Siren", 5.0, 6.0, 6.0, 9.0)]
+    scored = ideal_strip([planted("Bark", 10.0, 11.0)], duration_s=3600.0, events=events)
+    report = measure_streams([scored], LABELS).report
+    assert set(report.by_label) == {"Bark"}
+    assert report.false_alarms.count == 1
 
 
 def test_laid_takes_are_where_the_truth_says_at_the_level_it_says() -> None:

@@ -1,4 +1,4 @@
-"""Detected events against planted sounds: recall, false alarms per hour, boundary errors, delay."""
+"""Figures of streams: what was found of the planted sounds, when, and what was not there."""
 
 from __future__ import annotations
 
@@ -8,136 +8,199 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ast_stream.audio.scene import Planted
-from ast_stream.messages import Event
+from ast_stream.training.evaluation.agreement import F1_KINDS, f1_counts, mean_f1, psds_figures
+from ast_stream.training.evaluation.curves import (
+    BUDGETS_PER_H,
+    ScoreCurve,
+    score_curve,
+)
+from ast_stream.training.evaluation.detections import (
+    Matched,
+    detected_spans,
+    match_strip,
+    sound_spans,
+)
+from ast_stream.training.evaluation.intervals import (
+    Interval,
+    bootstrap_ratio,
+    poisson_upper_bound,
+)
+from ast_stream.training.evaluation.overlap import (
+    Counts,
+)
+from ast_stream.training.evaluation.timing import Timing, timing
 from ast_stream.training.material.streams import ScoredStrip
-from ast_stream.units import samples_to_seconds
-
-SLACK_S = 1.0  # an event counts for a sound of its label that it overlaps within this
-ZERO_ALARMS_BOUND = 3.0  # no alarm in T hours bounds the rate below 3 / T (95 %)
 
 
 @dataclass(frozen=True)
-class Match:
-    """One planted sound and the first event that found it, if any."""
+class FalseAlarms:
+    """Events where no sound of their class was.
 
-    planted: Planted
-    onset_s: float | None = None
-    offset_s: float | None = None
-    decided_s: float | None = None  # stream time at which the event began to be known
+    Attributes:
+        bound_per_h: the rate lies below this with 95 % confidence (exact, Poisson).
+    """
+
+    count: int
+    hours: float
+    per_h: float
+    bound_per_h: float
 
 
 @dataclass(frozen=True)
 class LabelFigures:
-    """Figures of one label, or of all together.
+    """Figures of one class.
 
     Attributes:
-        false_alarms: events that overlap no sound of their label.
-        fragments: further events of sounds that were found already.
-        onset_error_s, offset_error_s: median of the absolute error; NaN if none was found.
-        time_to_detect_s: median from the sound's onset until known; a miss counts as infinite.
+        recall: share of the sounds that an event of their class overlaps, at the thresholds of
+            the checkpoint; interval over the clips.
+        false_alarms: in the same strips.
+        f1: by kind, see `agreement.F1_KINDS`; NaN without sounds.
+        recall_within: by budget of false alarms per hour, at the best threshold for each, chosen
+            on these very strips: what the scores could give.
     """
 
     n_sounds: int
     n_found: int
-    false_alarms: int
-    false_alarms_per_h: float
-    false_alarms_bound_per_h: float
-    fragments: int
-    onset_error_s: float
-    onset_bias_s: float
-    offset_error_s: float
-    time_to_detect_s: float
-
-    @property
-    def recall(self) -> float:
-        """Share of the sounds that were found, NaN without sounds."""
-        return self.n_found / self.n_sounds if self.n_sounds else float("nan")
+    recall: Interval
+    false_alarms: FalseAlarms
+    f1: dict[str, float]
+    recall_within: dict[str, float]
+    timing: Timing
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class StreamReport:
-    """Figures of some strips, in all and by label."""
+    """Figures of strips with sounds.
+
+    Attributes:
+        n_sounds, n_found, recall, false_alarms, timing: of all classes together.
+        mean_recall, mean_f1, mean_recall_within: means over the classes that have sounds.
+        false_alarms_per_class: the rate of a class in the mean, and its bound.
+        psds: by name; from events, with their highest scores as confidence, and from scores at
+            all thresholds. Intervals over the strips.
+    """
 
     hours: float
-    overall: LabelFigures
+    n_strips: int
+    n_sounds: int
+    n_found: int
+    recall: Interval
+    mean_recall: float
+    false_alarms: FalseAlarms
+    false_alarms_per_class: FalseAlarms
+    mean_f1: dict[str, Interval]
+    mean_recall_within: dict[str, float]
+    psds: dict[str, Interval]
+    timing: Timing
     by_label: dict[str, LabelFigures]
 
 
-def stream_report(scored: Sequence[ScoredStrip], labels: Sequence[str]) -> StreamReport:
-    """Return the figures of what the detector made of some strips."""
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """A report and what plots need beyond it."""
+
+    report: StreamReport
+    curves: dict[str, ScoreCurve]
+    matched: dict[str, list[Matched]]
+
+
+def measure_streams(
+    scored: Sequence[ScoredStrip], labels: Sequence[str], seed: int = 0
+) -> Measured:
+    """Return the figures of what the detector made of some strips with sounds.
+
+    Raises:
+        ValueError: strips that no detector has scored.
+    """
+    matched = {label: [match_strip(one, label) for one in scored] for label in labels}
+    present = [label for label in labels if any(part.sounds for part in matched[label])]
+    spans = {
+        label: [(detected_spans(one, label), sound_spans(one, label)) for one in scored]
+        for label in labels
+    }
+    curves = {label: score_curve(scored, label) for label in present}
+    durations = np.array([one.strip.duration_s for one in scored])
+    counts = f1_counts({label: spans[label] for label in present}, durations)
+    hours = float(durations.sum()) / 3600
+    by_label = {
+        label: _label_figures(
+            matched[label],
+            hours,
+            {kind: Counts(*counts[kind][label].sum(axis=0).tolist()).f1 for kind in F1_KINDS},
+            curves[label],
+            seed,
+        )
+        for label in present
+    }
+    everything = [part for label in labels for part in matched[label]]
+    false = false_alarms(everything, hours)
+    report = StreamReport(
+        hours=hours,
+        n_strips=len(scored),
+        n_sounds=sum(one.n_sounds for one in by_label.values()),
+        n_found=sum(one.n_found for one in by_label.values()),
+        recall=_recall(everything, seed),
+        mean_recall=_mean([one.recall.value for one in by_label.values()]),
+        false_alarms=false,
+        false_alarms_per_class=rate(false.count, hours * len(labels)),
+        mean_f1={kind: mean_f1(list(counts[kind].values()), seed) for kind in F1_KINDS},
+        mean_recall_within={
+            name: _mean([one.recall_within[name] for one in by_label.values()])
+            for name in map(str, BUDGETS_PER_H)
+        },
+        psds=psds_figures(scored, spans, present, durations, seed),
+        timing=timing(everything, seed),
+        by_label=by_label,
+    )
+    return Measured(report, curves, matched)
+
+
+def false_alarms(parts: Sequence[Matched], hours: float) -> FalseAlarms:
+    """Return the rate of the false alarms of some matched strips of so many hours."""
+    return rate(sum(len(part.false_alarms) for part in parts), hours)
+
+
+def rate(count: int, hours: float) -> FalseAlarms:
+    """Return `count` events in `hours` as a rate with its bound."""
+    if not hours:
+        return FalseAlarms(count, hours, math.nan, math.nan)
+    return FalseAlarms(count, hours, count / hours, poisson_upper_bound(count) / hours)
+
+
+def negatives_report(
+    scored: Sequence[ScoredStrip], labels: Sequence[str]
+) -> tuple[FalseAlarms, dict[str, FalseAlarms]]:
+    """Return the events of strips without any sound: all together, and of each class."""
     hours = sum(one.strip.duration_s for one in scored) / 3600
-    matched = {label: [_match(one, label) for one in scored] for label in labels}
-    by_label = {label: _figures(parts, hours) for label, parts in matched.items()}
-    everything = [part for parts in matched.values() for part in parts]
-    return StreamReport(hours, _figures(everything, hours), by_label)
+    matched = {label: [match_strip(one, label) for one in scored] for label in labels}
+    by_label = {label: false_alarms(parts, hours) for label, parts in matched.items()}
+    return rate(sum(one.count for one in by_label.values()), hours), by_label
 
 
-def _match(scored: ScoredStrip, label: str) -> tuple[list[Match], int, int]:
-    """Return the matches of one label's sounds, its false alarms and its fragments."""
-    sounds = [sound for sound in scored.strip.truth if sound.label == label]
-    matches: dict[int, Match] = {}
-    false_alarms = fragments = 0
-    for begin, end in _finished(scored.events, label):
-        onset_s, offset_s = samples_to_seconds(end.onset_sample), _offset_s(end)
-        overlapping = [
-            index
-            for index, sound in enumerate(sounds)
-            if onset_s < sound.offset_s + SLACK_S and offset_s > sound.onset_s - SLACK_S
-        ]
-        new = [index for index in overlapping if index not in matches]
-        false_alarms += not overlapping
-        fragments += bool(overlapping) and not new
-        for index in new:
-            decided_s = samples_to_seconds(begin.at_sample)
-            matches[index] = Match(sounds[index], onset_s, offset_s, decided_s)
-    found = [matches.get(index, Match(sound)) for index, sound in enumerate(sounds)]
-    return found, false_alarms, fragments
-
-
-def _finished(events: Sequence[Event], label: str) -> list[tuple[Event, Event]]:
-    """Return begin and end of each event of one label, in order."""
-    begins = {event.id: event for event in events if event.type == "begin"}
-    return [
-        (begins[event.id], event)
-        for event in events
-        if event.type == "end" and event.label == label
-    ]
-
-
-def _offset_s(end: Event) -> float:
-    assert end.offset_sample is not None
-    return samples_to_seconds(end.offset_sample)
-
-
-def _figures(parts: Sequence[tuple[list[Match], int, int]], hours: float) -> LabelFigures:
-    matches = [match for part, _, _ in parts for match in part]
-    false_alarms = sum(part[1] for part in parts)
-    onset_errors = [m.onset_s - m.planted.onset_s for m in matches if m.onset_s is not None]
-    offset_errors = [m.offset_s - m.planted.offset_s for m in matches if m.offset_s is not None]
-    delays = [math.inf if m.decided_s is None else m.decided_s - m.planted.onset_s for m in matches]
+def _label_figures(
+    parts: Sequence[Matched], hours: float, f1: dict[str, float], curve: ScoreCurve, seed: int
+) -> LabelFigures:
+    sounds = [sound for part in parts for sound in part.sounds]
     return LabelFigures(
-        n_sounds=len(matches),
-        n_found=len(onset_errors),
-        false_alarms=false_alarms,
-        false_alarms_per_h=false_alarms / hours if hours else float("nan"),
-        false_alarms_bound_per_h=_upper_bound(false_alarms) / hours if hours else float("nan"),
-        fragments=sum(part[2] for part in parts),
-        onset_error_s=_median([abs(error) for error in onset_errors]),
-        onset_bias_s=_median(onset_errors),
-        offset_error_s=_median([abs(error) for error in offset_errors]),
-        time_to_detect_s=_median(delays),
+        n_sounds=len(sounds),
+        n_found=sum(bool(sound.detections) for sound in sounds),
+        recall=_recall(parts, seed),
+        false_alarms=false_alarms(parts, hours),
+        f1=f1,
+        recall_within={str(budget): curve.recall_within(budget) for budget in BUDGETS_PER_H},
+        timing=timing(parts, seed),
     )
 
 
-def _upper_bound(count: int) -> float:
-    """Return the one-sided 95 % bound of a Poisson mean after `count` (normal-like above zero)."""
-    if count == 0:
-        return ZERO_ALARMS_BOUND
-    # Wilson-Hilferty's approximation of the chi-square quantile
-    n = count + 1
-    return n * (1 - 1 / (9 * n) + 1.645 / (3 * math.sqrt(n))) ** 3
+def _recall(parts: Sequence[Matched], seed: int) -> Interval:
+    sounds = [sound for part in parts for sound in part.sounds]
+    return bootstrap_ratio(
+        [bool(one.detections) for one in sounds],
+        [1.0] * len(sounds),
+        [one.sound.clip or str(number) for number, one in enumerate(sounds)],
+        seed,
+    )
 
 
-def _median(values: Sequence[float]) -> float:
-    return float(np.median(values)) if values else float("nan")
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else math.nan

@@ -6,7 +6,7 @@ to noise ratio is that of the active level of the sound to the active level of i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -167,17 +167,30 @@ def score_strip(
     Args:
         make_detector: builds a detector that calls its argument with every window's scores.
     """
+    starts = range(0, len(strip.pcm), SAMPLE_RATE)
+    blocks = (strip.pcm[start : start + SAMPLE_RATE] for start in starts)
+    return score_blocks(make_detector, blocks, strip.truth)
+
+
+def score_blocks(
+    make_detector: Callable[[Callable[[Scores], None]], Detector],
+    blocks: Iterable[Pcm16],
+    truth: list[Planted],
+) -> ScoredStrip:
+    """Return scores and events of consecutive blocks, which are let go of; as `score_strip`."""
     windows: list[Scores] = []
     detector = make_detector(windows.append)
     detector.open("strip", "evaluation")
     events: list[Event] = []
-    for start in range(0, len(strip.pcm), SAMPLE_RATE):
-        detector.push("strip", start, strip.pcm[start : start + SAMPLE_RATE])
+    n_samples = 0
+    for block in blocks:
+        detector.push("strip", n_samples, block)
+        n_samples += len(block)
         events += detector.run()
     events += detector.flush("strip", "quiet")
     n_classes = len(detector.parameters.labels)
     return ScoredStrip(
-        strip=Layout(strip.duration_s, strip.truth),
+        strip=Layout(samples_to_seconds(n_samples), truth),
         times_s=np.array([samples_to_seconds(window.end_sample) for window in windows]),
         scores=np.array([window.scores for window in windows], np.float32).reshape(-1, n_classes),
         events=[event for event in events if event.type != "update"],

@@ -1,0 +1,142 @@
+"""How sure a figure is: exact Poisson bounds of rates, and bootstrap intervals over clusters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+CONFIDENCE = 0.95
+N_RESAMPLES = 1000
+
+Figures = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure and the interval that holds it with 95 % confidence."""
+
+    value: float
+    low: float
+    high: float
+
+
+def poisson_upper_bound(count: int, confidence: float = CONFIDENCE) -> float:
+    """Return the exact one-sided upper bound of a Poisson mean after `count` were seen.
+
+    The mean at which `count` or fewer would be seen with probability 1 - confidence; half the
+    chi-square quantile with 2 (count + 1) degrees of freedom (Garwood 1936). Zero seen gives 3.0.
+
+    >>> round(poisson_upper_bound(0), 4), round(poisson_upper_bound(10), 4)
+    (2.9957, 16.9622)
+    """
+    low, high = float(count), count + 10 + 10 * math.sqrt(count + 1)
+    for _ in range(100):
+        middle = (low + high) / 2
+        if _poisson_at_most(count, middle) > 1 - confidence:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def bootstrap_quantile(
+    values: Sequence[float], clusters: Sequence[Hashable], share: float, seed: int
+) -> Interval:
+    """Return the quantile `share` of `values` with its interval over resampled clusters.
+
+    What lies in one cluster (all sounds laid of one clip) is drawn together, because it is not
+    independent. Infinite values stay where they are: at the end.
+
+    Args:
+        values: shape (n,); may be infinite.
+        clusters: which of them belong together, shape (n,).
+    """
+    if not values:
+        return Interval(math.nan, math.nan, math.nan)
+    groups: dict[Hashable, list[float]] = {}
+    for value, cluster in zip(values, clusters, strict=True):
+        groups.setdefault(cluster, []).append(value)
+    parts = [np.array(group) for group in groups.values()]
+    rng = np.random.default_rng(seed)
+    drawn = [
+        quantile(
+            np.concatenate([parts[index] for index in rng.integers(len(parts), size=len(parts))]),
+            share,
+        )
+        for _ in range(N_RESAMPLES)
+    ]
+    return _interval(quantile(np.array(values), share), np.array(drawn))
+
+
+def bootstrap_ratio(
+    hits: Sequence[float], totals: Sequence[float], clusters: Sequence[Hashable], seed: int
+) -> Interval:
+    """Return sum(hits) / sum(totals) with its interval over resampled clusters."""
+    order: dict[Hashable, int] = {}
+    rows = [order.setdefault(cluster, len(order)) for cluster in clusters]
+    sums = np.zeros((2, len(order)))
+    np.add.at(sums[0], rows, np.asarray(hits, np.float64))
+    np.add.at(sums[1], rows, np.asarray(totals, np.float64))
+
+    def ratio(weights: Figures) -> Figures:
+        with np.errstate(invalid="ignore"):
+            result: Figures = (weights @ sums[0]) / (weights @ sums[1])
+        return result
+
+    return bootstrap(ratio, len(order), seed)
+
+
+def bootstrap(
+    statistic: Callable[[Figures], Figures], n_clusters: int, seed: int, n: int = N_RESAMPLES
+) -> Interval:
+    """Return a statistic with its interval over resampled clusters.
+
+    Args:
+        statistic: how often each cluster counts, shape (n, n_clusters), to figures, shape (n,).
+    """
+    if not n_clusters:
+        return Interval(math.nan, math.nan, math.nan)
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), size=n)
+    value = float(statistic(np.ones((1, n_clusters)))[0])
+    return _interval(value, statistic(weights.astype(np.float64)))
+
+
+def quantile(values: Figures, share: float) -> float:
+    """Return the value that `share` of `values` do not exceed; NaN without values.
+
+    Of two values in the middle the mean is taken, infinite if one of them is.
+
+    >>> quantile(np.array([1.0, 2.0, np.inf]), 0.5), quantile(np.array([1.0, np.inf]), 0.5)
+    (2.0, inf)
+    """
+    if not values.size:
+        return math.nan
+    ordered = np.sort(values)
+    place = share * (len(ordered) - 1)
+    below, above = ordered[math.floor(place)], ordered[math.ceil(place)]
+    return float(below if place == math.floor(place) else _between(below, above, place % 1))
+
+
+def _between(below: float, above: float, share: float) -> float:
+    return above if math.isinf(above) else below + share * (above - below)
+
+
+def _interval(value: float, drawn: Figures) -> Interval:
+    drawn = drawn[~np.isnan(drawn)]
+    tail = (1 - CONFIDENCE) / 2
+    return Interval(value, quantile(drawn, tail), quantile(drawn, 1 - tail))
+
+
+def _poisson_at_most(count: int, mean: float) -> float:
+    """Return the probability of at most `count`, summed from the largest term down."""
+    term = math.exp(count * math.log(mean) - mean - math.lgamma(count + 1)) if mean else 1.0
+    total = 0.0
+    for number in range(count, -1, -1):
+        total += term
+        term *= number / mean if mean else 0.0
+    return total

@@ -1,0 +1,158 @@
+"""Everything that `evaluate` measures: models, each on sounds it was not trained on, pooled.
+
+With several models (one for each fold) every clip is judged by the model that has not seen it, so
+that all of the data counts as unseen. Generated sounds and negative audio are shared out among the
+models: each is heard by one of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+
+import numpy as np
+
+from ast_stream.detect.detector import Detector
+from ast_stream.messages import Scores
+from ast_stream.model.tagger import Tagger
+from ast_stream.training.evaluation.clips import clip_scores
+from ast_stream.training.evaluation.plan import (
+    Heard,
+    Settings,
+    Subject,
+    laying_around,
+    repeats_of,
+    sounding_s,
+    strip_s,
+)
+from ast_stream.training.material.negatives import read_blocks
+from ast_stream.training.material.streams import (
+    Laying,
+    ScoredStrip,
+    Strip,
+    lay_backgrounds,
+    lay_takes,
+    score_blocks,
+    score_strip,
+)
+from ast_stream.training.material.strip_files import write_strip
+from ast_stream.training.material.takes import (
+    BACKGROUND_S,
+    Take,
+    generated_backgrounds,
+    synthesised_takes,
+)
+from ast_stream.units import seconds_to_samples
+
+SEED_BASE = 2_000_000  # generated material that no training and no calibration uses
+SEEDS_APART = 10_000  # between two seeds of a user: room for the strips of one run
+TAKES_PER_STRIP = 80  # about ten minutes: enough strips to resample
+PIECE_S = 600.0  # of generated negative audio
+N_BACKGROUNDS = 120  # below the sounds of one strip
+
+OnHeard = Callable[[str, float], None]
+"""Called with what is being heard and how many seconds of it were."""
+
+
+def hear(subjects: Sequence[Subject], settings: Settings, on_heard: OnHeard) -> Heard:
+    """Score all clips and streams. All subjects have the same labels."""
+    labels = tuple(subjects[0].tagger.labels)
+    base = SEED_BASE + SEEDS_APART * settings.seed
+    generated = synthesised_takes(base, labels, settings.n_generated)
+    heard = Heard(labels)
+    for number, subject in enumerate(subjects):
+        if subject.takes:
+            n_samples = seconds_to_samples(subject.tagger.window_s)
+            heard.clip_takes.append(subject.takes)
+            heard.clip_scores.append(clip_scores(subject.takes, subject.tagger.scores, n_samples))
+            on_heard("clips", sounding_s(subject.takes))
+        share = generated[number :: len(subjects)]
+        heard.mixed += _mixed(subject, number, share, settings, base, on_heard)
+        if settings.alarm_snr_db is not None and share:
+            laying = laying_around(
+                subject.tagger.window_s, (settings.alarm_snr_db,) * 2, is_plain=True
+            )
+            heard.alarms += _laid(
+                subject, "alarms", share, laying, settings, (base, 2, number), on_heard
+            )
+    heard.negatives += _negatives(subjects, settings, base, on_heard)
+    return heard
+
+
+def detector_of(
+    tagger: Tagger, hop_s: float | None
+) -> Callable[[Callable[[Scores], None]], Detector]:
+    """Return what builds the detector that a checkpoint would run with."""
+    return lambda on_scores: Detector(tagger, hop_s=hop_s, max_streams=1, on_scores=on_scores)
+
+
+def _mixed(
+    subject: Subject,
+    number: int,
+    generated: Sequence[Take],
+    settings: Settings,
+    base: int,
+    on_heard: OnHeard,
+) -> Iterator[ScoredStrip]:
+    takes = [*subject.takes, *generated]
+    window_s = subject.tagger.window_s
+    laying = laying_around(window_s, settings.snr_db)
+    for repeat in range(repeats_of(settings, strip_s(takes, window_s), 1)):
+        yield from _laid(
+            subject, "mixed", takes, laying, settings, (base, 1, number, repeat), on_heard
+        )
+
+
+def _laid(
+    subject: Subject,
+    kind: str,
+    takes: Sequence[Take],
+    laying: Laying,
+    settings: Settings,
+    seeds: tuple[int, ...],
+    on_heard: OnHeard,
+) -> Iterator[ScoredStrip]:
+    """Yield scored strips with every take once, about ten minutes each."""
+    rng = np.random.default_rng(seeds)
+    order = rng.permutation(len(takes))
+    for part in np.array_split(order, math.ceil(len(takes) / TAKES_PER_STRIP)) if takes else ():
+        backgrounds = generated_backgrounds(
+            seeds[0] + int(rng.integers(SEEDS_APART)), N_BACKGROUNDS
+        )
+        chosen = [takes[int(index)] for index in part]
+        strip = lay_takes(rng, chosen, backgrounds, subject.tagger.labels, laying)
+        _keep(strip, f"{kind}-{'-'.join(map(str, seeds[2:]))}-{part[0]:03d}", laying, settings)
+        yield score_strip(detector_of(subject.tagger, settings.hop_s), strip)
+        on_heard(f"{kind} streams", strip.duration_s)
+
+
+def _negatives(
+    subjects: Sequence[Subject], settings: Settings, base: int, on_heard: OnHeard
+) -> Iterator[ScoredStrip]:
+    taggers = itertools.cycle([subject.tagger for subject in subjects])
+    for (path, seconds), tagger in zip(settings.negatives, taggers, strict=False):
+        yield score_blocks(detector_of(tagger, settings.hop_s), read_blocks(path), [])
+        on_heard("negatives", seconds)
+    if settings.negatives:
+        return
+    left_s = settings.negative_hours * 3600
+    for number, tagger in enumerate(taggers):
+        if left_s <= 0:
+            return
+        piece_s = min(PIECE_S, left_s)
+        backgrounds = generated_backgrounds(
+            base + SEEDS_APART // 2 + number, math.ceil(piece_s / BACKGROUND_S)
+        )
+        strip = lay_backgrounds(np.random.default_rng((base, 3, number)), backgrounds, piece_s)
+        _keep(strip, f"negatives-{number:03d}", None, settings)
+        yield score_strip(detector_of(tagger, settings.hop_s), strip)
+        on_heard("negatives", piece_s)
+        left_s -= piece_s
+
+
+def _keep(strip: Strip, name: str, laying: Laying | None, settings: Settings) -> None:
+    if settings.write_to is not None:
+        details = {"seed": settings.seed} | ({} if laying is None else {"laying": asdict(laying)})
+        write_strip(settings.write_to, name, strip, details)

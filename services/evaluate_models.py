@@ -1,0 +1,119 @@
+"""Which model `evaluate` judges by which clips: none by clips that it was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ast_stream.errors import UsageError
+from ast_stream.model.tagger import Tagger, load_tagger
+from ast_stream.training.evaluation.plan import Subject
+from ast_stream.training.material.clips import Clip, Columns, load_recordings, read_clips
+from ast_stream.training.material.speech import speech_is_available
+from ast_stream.training.material.takes import Take, recorded_takes
+from services.clip_options import clips_of_folds
+
+
+def single(
+    models: Sequence[str], data: Path, columns: Columns, test_folds: Sequence[str]
+) -> Subject:
+    """Return one model with the clips of the given folds, or with all.
+
+    Raises:
+        UsageError: several models, or a fold that no clip has.
+        ConfigError: everything that is wrong with the clips.
+    """
+    if len(models) > 1:
+        raise UsageError(f"--model: expected one without --cross-validate, got {len(models)}")
+    tagger = load_tagger(models[0])
+    clips = clips_of_folds(data, columns, test_folds)
+    return Subject(tagger, _takes(clips, tagger), _folds(clips))
+
+
+def cross_validated(
+    models: Sequence[str], data: Path, columns: Columns, test_folds: Sequence[str]
+) -> list[Subject]:
+    """Return every model with the clips of the folds that it was not trained on.
+
+    Raises:
+        UsageError: models that do not say so, share a fold, leave one out, or differ in labels.
+        ConfigError: everything that is wrong with the clips.
+    """
+    if test_folds:
+        raise UsageError(
+            "--test-fold: expected none with --cross-validate: each model says which it has not "
+            "been trained on"
+        )
+    clips = read_clips(data, columns)
+    taggers = {model: load_tagger(model) for model in models}
+    _check_labels(taggers)
+    folds = {model: held_out_folds(tagger) for model, tagger in taggers.items()}
+    _check_folds(folds, data, _folds(clips))
+    recordings = load_recordings(clips, next(iter(taggers.values())).labels)
+    subjects = []
+    for model, tagger in taggers.items():
+        own = [one for one in recordings if one.clip.fold in folds[model]]
+        subjects.append(Subject(tagger, tuple(recorded_takes(own, tagger.labels)), folds[model]))
+    return subjects
+
+
+def held_out_folds(tagger: Tagger) -> tuple[str, ...]:
+    """Return the folds that a checkpoint says it was not trained on; empty if it says nothing."""
+    folds = tagger.metadata.provenance.get("test_folds", ())
+    return tuple(str(fold) for fold in folds) if isinstance(folds, list | tuple) else ()
+
+
+def notes_of(subjects: Sequence[Subject]) -> list[str]:
+    """Return what a reader of the figures must know."""
+    notes = []
+    for subject in subjects:
+        unseen = held_out_folds(subject.tagger)
+        seen = [fold for fold in subject.folds if unseen and fold not in unseen]
+        if seen:
+            notes.append(
+                f"{subject.tagger.checkpoint.origin} was trained on clips of fold "
+                f"{', '.join(seen)}: figures of clips it knows say little (it was not trained on "
+                f"fold {', '.join(unseen)})"
+            )
+    if not speech_is_available():
+        notes.append("espeak-ng is not installed: there is no speech among the backgrounds")
+    return notes
+
+
+def _takes(clips: Sequence[Clip], tagger: Tagger) -> tuple[Take, ...]:
+    return tuple(recorded_takes(load_recordings(clips, tagger.labels), tagger.labels))
+
+
+def _folds(clips: Iterable[Clip]) -> tuple[str, ...]:
+    return tuple(sorted({clip.fold for clip in clips if clip.fold is not None}))
+
+
+def _check_labels(taggers: dict[str, Tagger]) -> None:
+    (first, reference), *others = taggers.items()
+    for model, tagger in others:
+        if tagger.labels != reference.labels:
+            raise UsageError(
+                f"--cross-validate: expected models with the same labels, got {len(tagger.labels)} "
+                f"in {model} that differ from the {len(reference.labels)} of {first}"
+            )
+
+
+def _check_folds(folds: dict[str, tuple[str, ...]], data: Path, known: Sequence[str]) -> None:
+    problems = [
+        f"{model} does not say which folds it was not trained on"
+        for model, its in folds.items()
+        if not its
+    ]
+    claimed = [fold for its in folds.values() for fold in its]
+    problems += [
+        f"fold {fold} is tested by several models"
+        for fold in sorted(set(claimed))
+        if claimed.count(fold) > 1
+    ]
+    problems += [f"fold {fold} is not in {data}" for fold in sorted(set(claimed) - set(known))]
+    problems += [f"fold {fold} is tested by no model" for fold in known if fold not in claimed]
+    if problems:
+        raise UsageError(
+            "--cross-validate: expected models that together test every fold once: "
+            + "; ".join(problems)
+        )

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 from ast_stream.errors import Problem
 from ast_stream.settings.explain import Path as KeyPath
 from ast_stream.settings.explain import line_of, show_path
 from ast_stream.settings.load import Document
+
+_Given = TypeVar("_Given")
+_Made = TypeVar("_Made")
 
 CODES = {
     "E100": "not readable YAML",
@@ -67,3 +72,28 @@ def problem_at(document: Document, path: KeyPath, code: str, text: str) -> RuleP
     )
     line = line_of(document.lines, path)
     return RuleProblem(document.file, line, show_path(path), text, column, code)
+
+
+@dataclass
+class Notes:
+    """Problems of one document, noted while it is compiled."""
+
+    document: Document
+    problems: list[RuleProblem] = field(default_factory=list)
+
+    def add(self, path: KeyPath, code: str, text: str) -> None:
+        """Note a problem."""
+        is_lone = path and isinstance(path[-1], int) and path not in self.document.lines
+        if is_lone:  # one name where a list of names may be, too
+            path = path[:-1]
+        self.problems.append(problem_at(self.document, path, code, text))
+
+    def attempt(
+        self, path: KeyPath, code: str, make: Callable[[_Given], _Made], given: _Given
+    ) -> _Made | None:
+        """Return what `make` makes of `given`, or None and note why not."""
+        try:
+            return make(given)
+        except ValueError as error:
+            self.add(path, code, str(error))
+            return None

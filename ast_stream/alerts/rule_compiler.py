@@ -1,0 +1,229 @@
+"""One rule file: from plain data to rules, with every problem at its place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from ast_stream.alerts.matching import Ontology, Vocabulary
+from ast_stream.alerts.model import stable_id
+from ast_stream.alerts.problems import Notes, RuleProblem
+from ast_stream.alerts.rule_matchers import compile_matchers
+from ast_stream.alerts.rule_windows import compile_window
+from ast_stream.alerts.rules import Inhibition, Rule, RuleSet, triggers_of
+from ast_stream.alerts.schema import Defaults, RuleFile, RuleSettings
+from ast_stream.alerts.templates import Template
+from ast_stream.alerts.windows import TimeWindow
+from ast_stream.errors import Problem
+from ast_stream.labels import did_you_mean
+from ast_stream.settings.explain import Path as KeyPath
+from ast_stream.settings.explain import explain, show_path
+from ast_stream.settings.load import Document
+
+
+class FileCompiler:
+    """Turns one file into rules, noting what is wrong.
+
+    Args:
+        labels: the model's classes; None: names are taken as they are.
+        actions: names of the configured actions; None: any will do.
+        places: where each alert's name was given first, over all files; is added to.
+    """
+
+    def __init__(
+        self,
+        document: Document,
+        labels: Sequence[str] | None,
+        actions: Collection[str] | None,
+        places: dict[str, str],
+    ) -> None:
+        self._document = document
+        self._labels = labels
+        self._actions = actions
+        self._places = places
+        self._notes = Notes(document)
+        self._vocabulary = Vocabulary()
+        self._windows: dict[str, TimeWindow | None] = {}
+        self._defaults = Defaults()
+
+    @property
+    def problems(self) -> list[RuleProblem]:
+        """What has been noted."""
+        return self._notes.problems
+
+    def compile(self) -> RuleSet:
+        """Return the file's rules; those with problems are left out."""
+        parsed = self._parse()
+        if parsed is None:
+            return RuleSet(resume_ns=0)
+        self._defaults = parsed.defaults
+        labels = None if self._labels is None else tuple(self._labels)
+        groups = {name: tuple(members) for name, members in parsed.classes.items()}
+        self._vocabulary = Vocabulary(labels, self._ontology(parsed.ontology), groups)
+        for name in groups:
+            self._notes.attempt(("classes", name), "E105", self._vocabulary.group_named, name)
+        zone = parsed.defaults.timezone
+        self._windows = {
+            name: compile_window(name, window, zone, self._notes)
+            for name, window in parsed.windows.items()
+        }
+        rules = [
+            self._rule(settings, group.name, group.labels, ("groups", g, "rules", r))
+            for g, group in enumerate(parsed.groups)
+            for r, settings in enumerate(group.rules)
+        ]
+        inhibitions = tuple(
+            Inhibition(one.source, one.target, tuple(one.equal)) for one in parsed.inhibit
+        )
+        return RuleSet(
+            rules=tuple(rule for rule in rules if rule is not None),
+            inhibitions=inhibitions,
+            resume_ns=parsed.defaults.resume_window,
+            files=((self._document, parsed, self._vocabulary),),
+        )
+
+    def _parse(self) -> RuleFile | None:
+        document = self._document
+        found = {(one.line, one.path): coded(one) for one in document.problems}
+        parsed = None
+        try:
+            parsed = RuleFile.model_validate(document.data)
+        except ValidationError as error:
+            for one in explain(
+                error.errors(include_url=False), RuleFile, document.file, document.lines
+            ):
+                column = _column(document, one)
+                problem = RuleProblem(one.file, one.line, one.path, one.text, column, "E101")
+                found.setdefault((one.line, one.path), problem)
+        self._notes.problems += found.values()
+        return parsed
+
+    def _ontology(self, name: str | None) -> Ontology | None:
+        if name is None:
+            return None
+        path = Path(self._document.file).parent / name
+        try:
+            return Ontology.parse(path.read_text("utf-8"))
+        except OSError as error:
+            self._notes.add(("ontology",), "E106", f"{path}: cannot be read: {error.strerror}")
+        except ValueError as error:
+            self._notes.add(("ontology",), "E106", f"{path}: {error}")
+        return None
+
+    def _rule(
+        self, settings: RuleSettings, group: str, group_labels: Mapping[str, str], path: KeyPath
+    ) -> Rule | None:
+        before = len(self.problems)
+        _check_trigger(settings, path, self._notes)
+        self._check_name(settings, path)
+        matchers = compile_matchers(settings, path, self._vocabulary, self._notes)
+        parsed = {
+            name: self._notes.attempt((*path, "annotations", name), "E107", Template.parse, text)
+            for name, text in settings.annotations.items()
+        }
+        when = self._named_windows(settings.when, (*path, "when"))
+        unless = self._named_windows(settings.unless, (*path, "unless"))
+        self._check_actions(settings, path)
+        if len(self.problems) != before:
+            return None
+        defaults = self._defaults
+        rule = Rule(
+            name=settings.alert,
+            group=group,
+            digest="",
+            settings=settings,
+            matchers=matchers,
+            group_by=tuple(defaults.group_by if settings.group_by is None else settings.group_by),
+            when=when,
+            unless=unless,
+            keep_ns=_first(settings.keep_firing_for, defaults.keep_firing_for),
+            cooldown_ns=_first(settings.cooldown, defaults.cooldown),
+            severity=settings.severity or defaults.severity,
+            labels=dict(group_labels) | settings.labels,
+            annotations={name: one for name, one in parsed.items() if one is not None},
+            document=self._document,
+            path=path,
+        )
+        return replace(rule, digest=_digest(rule))
+
+    def _check_name(self, settings: RuleSettings, path: KeyPath) -> None:
+        where = (*path, "alert")
+        line = self._document.lines.get(where)
+        if settings.alert in self._places:
+            text = f"the alert '{settings.alert}' is there twice, first at "
+            self._notes.add(where, "E108", text + self._places[settings.alert])
+        else:
+            self._places[settings.alert] = f"{self._document.file}:{line}"
+
+    def _check_actions(self, settings: RuleSettings, path: KeyPath) -> None:
+        for index, name in enumerate(settings.actions):
+            if self._actions is not None and name not in self._actions:
+                near = did_you_mean(name, self._actions)
+                known = near or f"; configured: {', '.join(sorted(self._actions)) or 'none'}"
+                self._notes.add(
+                    (*path, "actions", index), "E104", f"unknown action '{name}'{known}"
+                )
+
+    def _named_windows(self, names: Sequence[str] | None, path: KeyPath) -> tuple[TimeWindow, ...]:
+        for index, name in enumerate(names or ()):
+            if name not in self._windows:
+                near = did_you_mean(name, self._windows)
+                self._notes.add((*path, index), "E103", f"there is no window '{name}'{near}")
+        found = [self._windows.get(name) for name in names or ()]
+        return tuple(one for one in found if one is not None)
+
+
+def coded(problem: Problem) -> RuleProblem:
+    """Return a problem of reading YAML with its code."""
+    return RuleProblem(problem.file, problem.line, problem.path, problem.text, None, "E100")
+
+
+def _check_trigger(settings: RuleSettings, path: KeyPath, notes: Notes) -> None:
+    given = triggers_of(settings)
+    if len(given) > 1:
+        text = f"expected one trigger, got {' and '.join(given)}"
+        notes.add((*path, given[1]), "E102", text)
+    elif given and given[0] in ("sequence", "absent", "level") and settings.match:
+        place = "'steps'" if given[0] == "sequence" else f"'{given[0]}'"
+        text = f"with '{given[0]}' expected what to match inside {place}, got 'match' beside it"
+        notes.add((*path, "match"), "E102", text)
+    elif settings.match is None and (not given or given[0] in ("for", "count")):
+        needed = "sequence, absent or level" if not given else f"'match' beside '{given[0]}'"
+        start = "expected 'match', " if not given else "expected "
+        notes.add(path, "E102", f"{start}{needed}, got neither" if not given else start + needed)
+    if settings.tolerate and settings.for_ is None:
+        notes.add((*path, "tolerate"), "E102", "'tolerate' belongs to 'for', got no 'for'")
+
+
+def _first(value: int | None, default: int) -> int:
+    return default if value is None else value
+
+
+def _column(document: Document, problem: Problem) -> int | None:
+    """Return the column of what a problem on some line is about."""
+    around = [
+        path
+        for path, line in document.lines.items()
+        if line == problem.line and problem.path.startswith(show_path(path))
+    ]
+    return document.columns[max(around, key=len)] if around else None
+
+
+def _digest(rule: Rule) -> str:
+    """Return a digest of all that decides when a rule fires; texts and actions may change."""
+    content = rule.settings.model_dump(
+        mode="json", exclude={"annotations", "actions", "labels", "severity"}
+    )
+    resolved = [
+        [sorted(one.slugs or ()), one.min_score, [sorted(x.slugs or ()) for x in one.exceptions]]
+        for one in rule.matchers
+    ]
+    return stable_id(
+        json.dumps(content, sort_keys=True),
+        json.dumps(resolved),
+        ",".join(rule.group_by),
+    )

@@ -68,6 +68,10 @@ class Reporter:
     def __exit__(self, *error: object) -> None:
         self._progress.stop()
 
+    def phase(self, text: str) -> None:
+        """Show what takes its time next."""
+        self._progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
     def begin(self, steps: int) -> None:
         """Show how many steps there will be."""
         self._steps = steps

@@ -63,7 +63,7 @@ class Teacher:
         if unknown:
             more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
             logger.warning(
-                "%s does not know %s%s; these are learnt from examples alone",
+                "%s, as a teacher, does not know %s%s: learnt from examples alone",
                 checkpoint.origin, ", ".join(unknown[:NAMED]), more,
             )  # fmt: skip
         self.is_taught = torch.zeros(len(labels))

@@ -86,6 +86,7 @@ def train(
     folder: Path,
     on_report: Callable[[Metrics], None],
     on_begin: Callable[[int], None] = lambda steps: None,
+    on_phase: Callable[[str], None] = lambda phase: None,
     stoppable: Callable[[], AbstractContextManager[ShouldStop]] = never_stops,
 ) -> Checkpoint:
     """Train (or go on training) in `folder` and return the calibrated checkpoint.
@@ -96,12 +97,14 @@ def train(
     Args:
         on_report: called with the metrics of every report.
         on_begin: called with the number of steps once all is prepared.
+        on_phase: called with what takes its time next.
         stoppable: entered while steps are made; what it yields is asked whether to stop.
 
     Raises:
         ConfigError, UsageError, CheckpointError: before the first step, see `prepare`.
         TrainingStopped: it was asked to stop.
     """
+    on_phase(f"reading {plan.data}")
     session = _begin(plan)
     folder.mkdir(parents=True, exist_ok=True)
     if session.prepared.held_out_clips:
@@ -125,6 +128,7 @@ def train(
             on_report(report)
     if trainer.step < session.recipe.steps:
         raise TrainingStopped(trainer.step, session.recipe.steps)
+    on_phase("measuring the checkpoint, to choose its thresholds")
     calibrated = _calibrated(session, trainer.average, folder)
     save_checkpoint(folder / CHECKPOINT_FOLDER, calibrated, "fp16")
     write_attributions(session.prepared.clips, folder / CHECKPOINT_FOLDER / "ATTRIBUTIONS.csv")

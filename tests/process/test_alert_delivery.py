@@ -1,0 +1,240 @@
+"""Delivery as the alerts process does it: real receivers, a real broker, kills and a user."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alert_process import BOTH, RULE, AlertProcess, alert_process, begin, hook, told
+from home_assistant import check_discovery
+from http_receiver import HANG, Received, http_receiver
+from mqtt_broker import MOSQUITTO, Broker, listener, mqtt_broker
+from pipeline import wait_for
+
+from ast_stream.alerts.store import Store
+
+STATUS = "ast-stream/ast-stream/status"
+SENSOR = "ast-stream/ast-stream/porch/bark/state"
+DEVICE = "homeassistant/device/ast-stream_stream_porch/config"
+needs_mosquitto = pytest.mark.skipif(
+    MOSQUITTO is None, reason="needs mosquitto: apt-get install mosquitto"
+)
+
+
+def run(one: AlertProcess, *args: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of a user on the configuration."""
+    command = [sys.executable, "-m", "services.cli", *args, "-c", str(one.config)]
+    root = Path(__file__).parents[2]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=60, cwd=root, env=os.environ
+    )
+
+
+def rows(one: AlertProcess, *args: str) -> list[dict[str, Any]]:
+    """Return what `outbox list` shows."""
+    out = run(one, "outbox", "list", "--json", *args).stdout
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_killed_before_the_answer_it_is_told_again_with_the_same_id_and_body() -> None:
+    with http_receiver() as receiver, alert_process(hook(receiver), [RULE]) as one:
+        begin(one, receiver)
+        receiver.script += [HANG]
+        one.publish(1, "begin")
+        wait_for(lambda: told(receiver, 1) == {"firing"}, "the request")
+        one.stop(signal.SIGKILL)  # the receiver has it, and has not said so
+        one.start()
+
+        def requests() -> list[Received]:
+            return [got for got in receiver.got if b'"e1"' in got.raw]
+
+        wait_for(lambda: len(requests()) == 2, "the second")
+        first, second = requests()
+        assert (first.id, first.raw) == (second.id, second.raw)
+        one.publish(1, "end")
+        wait_for(lambda: told(receiver, 1) == BOTH, "its end")
+
+
+def test_critical_alert_passes_one_that_fails_and_one_that_hangs() -> None:
+    rules = [RULE | {"severity": "low"}]
+    rules += [
+        RULE | {"alert": "glass", "severity": "critical", "match": {"class": "Siren"}},
+    ]
+    with http_receiver() as receiver, alert_process(hook(receiver, timeout_s=30), rules) as one:
+        begin(one, receiver)
+        receiver.script += [500, HANG]
+        one.publish(1, "begin")
+        wait_for(lambda: told(receiver, 1) == {"firing"}, "what fails")
+        one.publish(2, "begin", stream="hall")
+        wait_for(lambda: told(receiver, 2) == {"firing"}, "what hangs")
+        one.publish(3, "begin", name="siren")
+        wait_for(lambda: told(receiver, 3) == {"firing"}, "the critical alert")
+        newest = rows(one, "--action", "hook", "--state", "pending")[0]
+        assert (newest["severity"], newest["attempts"]) == ("low", 0)  # the one that still hangs
+
+
+def test_alert_that_nobody_takes_is_told_by_another_action() -> None:
+    with http_receiver() as dead, http_receiver() as other:
+        actions = {name: hook(to)["actions"]["hook"] for name, to in (("hook", dead), ("b", other))}
+        with alert_process({"actions": actions}, [RULE]) as one:
+            begin(one, dead)
+            dead.script += [404]
+            one.publish(1, "begin")
+            wait_for(lambda: bool(other.got), "the alarm")
+            alarm = other.got[0].body["data"]
+            assert alarm["alert"]["rule"] == "ast_stream_delivery_failed"
+            assert alarm["text"] == (
+                "[medium] dog: not delivered by hook: the receiver answered 404; "
+                "see ast-stream outbox list"
+            )
+            (row,) = rows(one, "--state", "dead")
+            assert run(one, "outbox", "retry", str(row["seq"])).stdout == (
+                "1 deliveries are tried again\n"
+            )
+            wait_for(lambda: not rows(one, "--state", "dead"), "the next try")
+            wait_for(lambda: told(dead, 1) == {"firing"}, "the alert")
+
+
+def test_user_snoozes_acknowledges_and_drops_while_the_process_runs() -> None:
+    with http_receiver() as receiver, alert_process(hook(receiver), [RULE]) as one:
+        begin(one, receiver)
+        assert run(one, "snooze", "dog", "--for", "1h").returncode == 0
+        one.publish(1, "begin")
+        one.publish(2, "begin", stream="hall")
+        wait_for(lambda: len(rows(one, "--state", "pending")) == 2, "what is held back")
+        first, second = rows(one, "--state", "pending")
+        assert run(one, "ack", second["alert_id"]).stdout == "acknowledged; 1 deliveries dropped\n"
+        assert run(one, "outbox", "drop", str(first["seq"])).returncode == 0
+        one.publish(3, "begin", stream="yard")
+        wait_for(lambda: len(rows(one, "--state", "pending")) == 1, "another")
+        assert run(one, "snooze", "dog", "--for", "0s").returncode == 0
+        wait_for(lambda: told(receiver, 3) == {"firing"}, "what was held back")
+        assert told(receiver, 1) | told(receiver, 2) == set()
+
+
+def test_snooze_that_has_expired_lets_out_what_still_fires() -> None:
+    with http_receiver() as receiver, alert_process(hook(receiver), [RULE]) as one:
+        begin(one, receiver)
+        assert run(one, "snooze", "dog", "--for", "3s").returncode == 0
+        one.publish(1, "begin")
+        wait_for(lambda: len(rows(one, "--state", "pending", "--action", "hook")) == 1, "the row")
+        assert told(receiver, 1) == set()
+        wait_for(lambda: told(receiver, 1) == {"firing"}, "the end of the snooze")
+
+
+@needs_mosquitto
+def test_killed_process_is_offline_on_the_broker_until_it_is_back(tmp_path: Path) -> None:
+    with mqtt_broker(tmp_path) as broker, http_receiver() as receiver:
+        section = hook(receiver)
+        section["actions"]["ha"] = {"type": "mqtt", "host": "127.0.0.1", "port": broker.port}
+        with alert_process(section, [RULE]) as one, listener(broker.port) as client:
+            begin(one, receiver)
+            one.publish(1, "begin")
+            wait_for(lambda: client.last(SENSOR) == "ON", "the sensor")
+            check_discovery(DEVICE, client.last(DEVICE) or "")
+            one.stop(signal.SIGKILL)
+            wait_for(lambda: client.last(STATUS) == "offline", "the last will")
+            one.start()
+            wait_for(lambda: client.last(STATUS) == "online", "its return")
+            assert one.stop() == 0
+            wait_for(lambda: client.last(STATUS) == "offline", "the goodbye")
+
+
+@needs_mosquitto
+def test_broker_that_is_absent_at_the_start_gets_everything_once_it_is_there(
+    tmp_path: Path,
+) -> None:
+    broker = Broker(tmp_path)
+    with http_receiver() as receiver:
+        section = hook(receiver)
+        section["actions"]["ha"] = {
+            "type": "mqtt",
+            "host": "127.0.0.1",
+            "port": broker.port,
+            "timeout_s": 0.5,
+        }
+        with alert_process(section, [RULE | {"actions": ["hook", "ha"]}]) as one:
+            begin(one, receiver)
+            one.publish(1, "begin")
+            wait_for(lambda: told(receiver, 1) == {"firing"}, "the other action")
+            wait_for(lambda: "Connection refused" in one.log, "the complaint")
+            broker.start()
+            try:
+                with listener(broker.port) as client:
+                    wait_for(lambda: client.last(SENSOR) == "ON", "the sensor")
+                    topic = "ast-stream/ast-stream/alerts/dog"
+                    wait_for(lambda: '"e1"' in (client.last(topic) or ""), "the alert")
+                    check_discovery(DEVICE, client.last(DEVICE) or "")
+            finally:
+                broker.kill()
+
+
+def test_apprise_tells_a_service_of_its_own(tmp_path: Path) -> None:
+    with http_receiver() as receiver, http_receiver() as service:
+        urls = tmp_path / "urls"
+        urls.write_text(service.url.replace("http://", "json://").split("?")[0])
+        section = hook(receiver)
+        section["actions"]["chat"] = {"type": "apprise", "urls_file": str(urls)}
+        with alert_process(section, [RULE | {"actions": ["hook", "chat"]}]) as one:
+            begin(one, receiver)
+            one.publish(1, "begin")
+            wait_for(lambda: bool(service.got), "the message")
+        assert service.got[0].body["title"] == "[medium] dog"
+
+
+def test_program_runs_only_where_programs_are_allowed(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    program = {"type": "command", "argv": ["/bin/sh", "-c", f"cat >> {out}"]}
+    with http_receiver() as receiver:
+        section = hook(receiver)
+        section["actions"]["siren"] = program
+        rules = [RULE | {"actions": ["hook", "siren"]}]
+        with alert_process(section, rules) as one:
+            one.start()
+            assert one.wait() == 78
+            assert "action 'siren' runs a program: needs allow_exec: true" in one.log
+        with alert_process(section | {"allow_exec": True}, rules) as one:
+            begin(one, receiver)
+            one.publish(1, "begin")
+            wait_for(lambda: out.exists() and '"e1"' in out.read_text(), "the program")
+
+
+def test_two_processes_on_one_database_are_refused(tmp_path: Path) -> None:
+    with http_receiver() as receiver:
+        section = hook(receiver) | {"state_file": str(tmp_path / "alerts.sqlite")}
+        with alert_process(section, [RULE]) as one, alert_process(section, [RULE]) as other:
+            begin(one, receiver)
+            other.start()
+            assert other.wait() == 3
+            assert f"the alert database {tmp_path}/alerts.sqlite is in use" in other.log
+
+
+def test_damaged_database_ends_the_process_with_one_sentence() -> None:
+    with http_receiver() as receiver, alert_process(hook(receiver), [RULE]) as one:
+        path = one.folder / "state" / "alerts.sqlite"
+        Store(path).close()
+        path.write_bytes(path.read_bytes()[:4096] + b"\xa5" * 16_384)
+        one.start()
+        assert one.wait() == 3
+        (line,) = [line for line in one.log.splitlines() if line]
+        assert f"the alert database {path}" in line
+        assert line.endswith("move it and its -wal away to begin anew: what waits in it is lost")
+
+
+def test_process_that_is_stopped_while_a_receiver_hangs_ends_and_tells_it_next_time() -> None:
+    with http_receiver() as receiver, alert_process(hook(receiver), [RULE]) as one:
+        begin(one, receiver)
+        receiver.script += [HANG]
+        one.publish(1, "begin")
+        wait_for(lambda: told(receiver, 1) == {"firing"}, "the request")
+        assert one.stop() == 0
+        n_got = len(receiver.got)
+        one.start()
+        wait_for(lambda: len(receiver.got) > n_got, "the second try")
+        assert receiver.got[-1].id == receiver.got[n_got - 1].id

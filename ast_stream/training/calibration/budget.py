@@ -1,7 +1,7 @@
 """Budgets of false alarms, and what hours of listening say about the rate of them.
 
-After `count` alarms in T hours the rate is, with 95 %, below `alarms_bound(count)` / T: the exact
-one-sided bound of a Poisson mean, which is 3 / T (the rule of three) where none was heard.
+After `count` alarms in T hours the rate is, with 95 %, below `poisson_upper_bound(count)` / T,
+which is 3 / T (the rule of three) where none was heard.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 
 from ast_stream.errors import UsageError
 from ast_stream.labels import did_you_mean, slug
+from ast_stream.training.evaluation.intervals import poisson_upper_bound
 
 HOURS: dict[str, float] = {"h": 1.0, "hour": 1.0, "day": 24.0, "week": 168.0, "month": 730.5}
-CONFIDENCE = 0.95
 _BUDGET = re.compile(r"(\d+(?:\.\d+)?|\.\d+)/([a-z]+)\Z")
 _SYNTAX = "a number, '/', and h, day, week or month, like 0.5/h or 1/day"
 
@@ -34,7 +34,7 @@ class Budget:
     @property
     def hours_to_claim(self) -> float:
         """Hours without any alarm after which the rate is below the budget with 95 %."""
-        return alarms_bound(0) / self.per_h
+        return poisson_upper_bound(0) / self.per_h
 
 
 @dataclass(frozen=True)
@@ -119,28 +119,6 @@ def find_label(name: str, labels: Sequence[str], option: str) -> str:
     )
 
 
-def alarms_bound(count: int) -> float:
-    """Return the mean that a Poisson count exceeds `count` with 95 %: the exact upper bound.
-
-    >>> round(alarms_bound(0), 2), round(alarms_bound(1), 2), round(alarms_bound(10), 2)
-    (3.0, 4.74, 16.96)
-    """
-    low, high = float(count), 2.0 * count + 10.0
-    while high - low > 1e-9 * high:
-        middle = (low + high) / 2
-        if _at_most(count, middle) > 1 - CONFIDENCE:
-            low = middle
-        else:
-            high = middle
-    return high
-
-
-def _at_most(count: int, mean: float) -> float:
-    """Return the probability of at most `count` where `mean` are expected."""
-    logs = [k * math.log(mean) - mean - math.lgamma(k + 1) for k in range(count + 1)]
-    return math.fsum(math.exp(one) for one in logs) if mean > 0 else 1.0
-
-
 def rate_text(per_h: float) -> str:
     """Return a rate in the unit that reads best.
 
@@ -168,7 +146,7 @@ def claim(count: int, hours: float, budget: Budget) -> str | None:
         return f"no negative audio was heard; to claim {budget.text} you need " + hours_text(
             budget.hours_to_claim
         )
-    bound_per_h = alarms_bound(count) / hours
+    bound_per_h = poisson_upper_bound(count) / hours
     if bound_per_h <= budget.per_h * (1 + 1e-3):
         return None
     alarms = "no false alarm" if count == 0 else f"{count} false alarm{'s' if count > 1 else ''}"

@@ -30,6 +30,8 @@ def calibrate_checkpoint(
 ) -> Checkpoint:
     """Return a checkpoint that was just trained, calibrated on what was held out from it.
 
+    Classes of which nothing was held out keep the threshold that they have, if they have one.
+
     Args:
         negatives_s: length of the streams without events that bound the false alarms.
         budget_per_h: false alarms of one class in an hour of them, and among other sounds.
@@ -40,10 +42,11 @@ def calibrate_checkpoint(
         sound_streams(tagger, tagger.hop_s, takes, held.backgrounds, held.labels, _SEED)
     )
     negatives = list(background_streams(tagger, tagger.hop_s, negatives_s, _SEED, held.backgrounds))
-    labels = events_of(checkpoint)
+    heard = {sound.label for stream in with_sounds for sound in stream.truth}
+    known = set(checkpoint.metadata.onset_thresholds) - heard
     calibrated = calibrate_classes(
         checkpoint.labels,
-        labels,
+        [label for label in events_of(checkpoint) if label not in known],
         with_sounds,
         negatives,
         Budgets(per_hour(budget_per_h)),

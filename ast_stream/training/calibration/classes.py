@@ -9,7 +9,6 @@ from ast_stream.model.metadata import ScoreMap
 from ast_stream.training.calibration.budget import (
     LADDER,
     Budgets,
-    alarms_bound,
     claim,
     hours_text,
 )
@@ -18,6 +17,7 @@ from ast_stream.training.calibration.grouping import GroupingRule
 from ast_stream.training.calibration.rises import RiseTime, measure_rises
 from ast_stream.training.calibration.score_map import fit_score_map
 from ast_stream.training.calibration.streams import LogitStream
+from ast_stream.training.evaluation.intervals import poisson_upper_bound
 from ast_stream.units import SAMPLE_RATE
 
 RECALL_FLOOR = 0.5  # a class that finds fewer of its sounds is not worth its alarms, and is said
@@ -46,7 +46,7 @@ class ClassCalibration:
         choice = self.choice
         if not choice.hours_negative:
             return None
-        return alarms_bound(choice.false_negatives) / choice.hours_negative
+        return poisson_upper_bound(choice.false_negatives) / choice.hours_negative
 
     def remarks(self, recall_floor: float = RECALL_FLOOR) -> list[str]:
         """Return what a person must know before trusting the threshold, one sentence each."""

@@ -17,6 +17,7 @@ from ast_stream.model.checkpoint import Checkpoint
 from ast_stream.training.material.clips import Clip
 
 TEST_FOLDS = "test_folds"  # key of a trained checkpoint's provenance
+HELD_OUT = "held-out"  # fold that a training gives, in its own list of clips, to those it kept back
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +53,8 @@ def judges_of(
     chosen = [clip for clip in clips if not test_folds or clip.fold in test_folds]
     if fold_checkpoints:
         return _by_folds(checkpoint, fold_checkpoints, chosen, test_folds)
-    held = checkpoint.metadata.provenance.get(TEST_FOLDS)
-    if is_unseen or held is None:
+    trained_with = checkpoint.metadata.provenance.get(TEST_FOLDS)
+    if is_unseen or trained_with is None:
         return [Judge(checkpoint, chosen)], []
     if all(clip.fold is None for clip in chosen):
         remark = (
@@ -61,12 +62,13 @@ def judges_of(
             "no folds; if it was, it finds more of them than of new ones"
         )
         return [Judge(checkpoint, chosen)], [remark]
+    held = [*trained_with, HELD_OUT]
     unseen = [clip for clip in chosen if clip.fold in held]
     seen = sorted({str(clip.fold) for clip in chosen} - set(held))
     if seen and (test_folds or not unseen):
         raise UsageError(
             f"{checkpoint.origin} was trained on fold {', '.join(seen)}: expected "
-            f"{_held_text(held)}--fold-checkpoint with checkpoints that held them out, or "
+            f"{_held_text(trained_with)}--fold-checkpoint with checkpoints that held them out, or "
             "--unseen where these are other clips than it was trained on"
         )
     remarks = [f"clips of fold {', '.join(seen)} are left out: it was trained on them"]

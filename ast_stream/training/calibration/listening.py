@@ -31,7 +31,7 @@ from ast_stream.units import samples_to_seconds
 
 FIRST_SEED = 3_000_000  # generated material differs from that of any training or evaluation
 SEEDS_EACH = 10_000  # a calibration uses so many seeds from its first on
-N_BEDS = 250  # generated backgrounds that sounds are laid over
+MOST_BEDS = 250  # generated backgrounds that sounds are laid over
 LONGEST_TAKE_S = 5.0
 
 
@@ -71,7 +71,8 @@ class Listening:
         first = FIRST_SEED + self.seed * SEEDS_EACH
         if not self.sounds:
             return []
-        backgrounds = generated_backgrounds(first, N_BEDS)
+        most_takes = max(len(takes) for _, takes in self.sounds)
+        backgrounds = generated_backgrounds(first, min(MOST_BEDS, most_takes))
         streams: list[LogitStream] = []
         for number, (judge, takes) in enumerate(self.sounds):
             streams += sound_streams(

@@ -14,8 +14,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ast_stream.alerts import outbox_admin
+from ast_stream.alerts.actions.base import one_line
 from ast_stream.alerts.outbox_admin import Row
 from ast_stream.alerts.schema import parse_duration
 from ast_stream.alerts.store import Store
@@ -84,7 +86,7 @@ def retry_rows(
     _check_choice(numbers, is_all)
     with _store(config) as store:
         n_rows = outbox_admin.retry(store, numbers or (), time.time_ns(), action)
-    print(f"{n_rows} deliveries are tried again")
+    print(f"{_deliveries(n_rows)} tried again")
 
 
 @app.command("drop")
@@ -101,7 +103,7 @@ def drop_rows(
     _check_choice(numbers, is_all)
     with _store(config) as store:
         n_rows = outbox_admin.drop(store, numbers or (), time.time_ns(), action)
-    print(f"{n_rows} deliveries are dropped")
+    print(f"{_deliveries(n_rows)} dropped")
 
 
 def ack(
@@ -114,7 +116,7 @@ def ack(
     """
     with _store(config) as store:
         n_rows = outbox_admin.acknowledge(store, alert, time.time_ns(), getpass.getuser())
-    print(f"acknowledged; {n_rows} deliveries dropped")
+    print(f"acknowledged; {_deliveries(n_rows)} dropped")
 
 
 def snooze(
@@ -137,9 +139,10 @@ def snooze(
         known = outbox_admin.known_rules(store)
         n_rows = outbox_admin.snooze(store, rule, now_ns + length_ns, now_ns)
     if length_ns == 0:
-        print(f"{rule} is snoozed no longer; {n_rows} deliveries go out")
+        print(f"{rule} is snoozed no longer; {_deliveries(n_rows)} held back no more")
         return
-    print(f"{rule} is snoozed until {format_time(now_ns + length_ns)}; {n_rows} are held back")
+    until = format_time(now_ns + length_ns)
+    print(f"{rule} is snoozed until {until}; {_deliveries(n_rows)} held back")
     if rule not in known:
         print(f"no alert of {rule} has fired so far{did_you_mean(rule, known)}")
 
@@ -158,6 +161,10 @@ def _check_choice(numbers: list[int] | None, is_all: bool) -> None:
         raise UsageError("expected numbers of deliveries, or --all")
 
 
+def _deliveries(n_rows: int) -> str:
+    return "1 delivery is" if n_rows == 1 else f"{n_rows} deliveries are"
+
+
 def _row_json(row: Row) -> dict[str, object]:
     times = ("created", "next", "expires")
     values = asdict(row)
@@ -166,10 +173,20 @@ def _row_json(row: Row) -> dict[str, object]:
 
 def _table(rows: list[Row]) -> Table:
     table = Table()
-    for heading in ("no", "created", "alert", "rule", "what", "action", "state", "tries", "error"):
+    for heading in (
+        "no",
+        "created (UTC)",
+        "alert",
+        "rule",
+        "what",
+        "action",
+        "state",
+        "tries",
+        "error",
+    ):
         table.add_column(heading, overflow="fold")
     for row in rows:
-        table.add_row(
+        cells = (
             str(row.seq),
             format_time(row.created_ns)[:19],
             row.alert_id[:10],
@@ -178,6 +195,7 @@ def _table(rows: list[Row]) -> Table:
             row.action,
             row.state,
             str(row.attempts),
-            row.last_error or "",
+            one_line(row.last_error or ""),
         )
+        table.add_row(*(Text(cell) for cell in cells))  # what others wrote is no markup of ours
     return table

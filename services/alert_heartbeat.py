@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from ast_stream.alerts.actions.base import ActionRunner, Delivered, Notification
+from ast_stream.alerts.actions.base import ActionRunner, Delivered, Failed, Notification, Outcome
 from ast_stream.alerts.actions.factory import make_runner
 from ast_stream.settings.alert_schema import AlertSettings
 
@@ -55,7 +55,11 @@ class HeartbeatThread(threading.Thread):
         if not self._is_well():
             logger.warning("no heartbeat: the worker is silent, or alerts cannot be saved")
             return
-        outcome = self._runner.deliver(_heartbeat(self._now_ns()))
+        try:
+            outcome: Outcome = self._runner.deliver(_heartbeat(self._now_ns()))
+        except Exception as error:  # one boundary: a fault in the action must not end the beats
+            logger.exception("the heartbeat's action failed in a way it should not")
+            outcome = Failed(f"internal error: {type(error).__name__}")
         if not isinstance(outcome, Delivered):
             logger.warning("heartbeat not delivered: %s", outcome.reason)
 

@@ -63,6 +63,18 @@ def test_list_prints_a_table_and_the_snoozes(
     assert "404" in out
 
 
+def test_errors_of_others_are_shown_as_they_are_and_on_one_line(
+    config: Path, store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    with store.transaction() as db:
+        db.execute("UPDATE deliveries SET last_error = ?", ("[/b] [red]x[/red]\x1b[31m\nno modem",))
+    assert run_command_line(["outbox", "list", "-c", str(config)]) == 0
+    out = capsys.readouterr().out
+    assert "[/b] [red]x[/red] [31m no modem" in out
+    assert "\x1b" not in out
+
+
 def test_retry_and_drop_change_the_rows(config: Path, store: Store) -> None:
     assert run_command_line(["outbox", "retry", "-c", str(config), "--all"]) == 0
     assert states(store)["a1", "firing", "phone"] == "pending"
@@ -83,7 +95,7 @@ def test_ack_drops_what_is_still_to_be_sent(
     config: Path, store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_command_line(["ack", "b2", "-c", str(config)]) == 0
-    assert capsys.readouterr().out == "acknowledged; 2 deliveries dropped\n"
+    assert capsys.readouterr().out == "acknowledged; 2 deliveries are dropped\n"
     assert states(store)["b2", "firing", "mail"] == "dropped"
 
 

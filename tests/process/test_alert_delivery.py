@@ -95,7 +95,7 @@ def test_alert_that_nobody_takes_is_told_by_another_action() -> None:
             )
             (row,) = rows(one, "--state", "dead")
             assert run(one, "outbox", "retry", str(row["seq"])).stdout == (
-                "1 deliveries are tried again\n"
+                "1 delivery is tried again\n"
             )
             wait_for(lambda: not rows(one, "--state", "dead"), "the next try")
             wait_for(lambda: told(dead, 1) == {"firing"}, "the alert")
@@ -109,7 +109,7 @@ def test_user_snoozes_acknowledges_and_drops_while_the_process_runs() -> None:
         one.publish(2, "begin", stream="hall")
         wait_for(lambda: len(rows(one, "--state", "pending")) == 2, "what is held back")
         first, second = rows(one, "--state", "pending")
-        assert run(one, "ack", second["alert_id"]).stdout == "acknowledged; 1 deliveries dropped\n"
+        assert run(one, "ack", second["alert_id"]).stdout == "acknowledged; 1 delivery is dropped\n"
         assert run(one, "outbox", "drop", str(first["seq"])).returncode == 0
         one.publish(3, "begin", stream="yard")
         wait_for(lambda: len(rows(one, "--state", "pending")) == 1, "another")

@@ -257,6 +257,35 @@ def test_every_mistake_is_told_at_once() -> None:
     assert len(problems_of(text)) == 3
 
 
+def test_wrong_keys_of_one_rule_do_not_hide_what_is_wrong_with_the_next() -> None:
+    text = """
+defaults: {timezone: Europe/Berln}
+windows: {night: {from: 22:00, to: 06:00}, days: {days: mon}}
+groups:
+  - name: house
+    rules:
+      - {alert: one, match: {clas: Bark}}
+      - {alert: two, match: {class: cry}, when: nigth}
+      - {alert: three, match: {class: Bark, any_of: [Siren]}, for: 3s}
+inhibit:
+  - {source: {alert: one}, target: {alert: two}}
+"""
+    with pytest.raises(ConfigError) as caught:
+        compile_rules([parse_document(text, "rules.yaml", "groups")], labels=LABELS)
+    assert [str(one) for one in caught.value.problems] == [
+        "rules.yaml:2:12: error E103: defaults.timezone: expected a time zone such as "
+        "Europe/Paris, got 'Europe/Berln'; did you mean 'Europe/Berlin'?",
+        "rules.yaml:7:30: error E101: groups[0].rules[0].match.clas: unknown key 'clas'; "
+        "did you mean 'class'?",
+        "rules.yaml:8:30: error E105: groups[0].rules[1].match.class: the model has no class "
+        "'cry'; did you mean 'Baby cry, infant cry'?",
+        "rules.yaml:8:43: error E103: groups[0].rules[1].when: there is no window 'nigth'; "
+        "did you mean 'night'?",
+        "rules.yaml:9:24: error E105: groups[0].rules[2].match: no class is in all of the keys "
+        "given; of one key any will do",
+    ]
+
+
 def test_alert_named_twice_over_two_files_is_refused() -> None:
     text = of_rule("alert: a, match: {class: Bark}")
     documents = [parse_document(text, name, "groups") for name in ("one.yaml", "two.yaml")]

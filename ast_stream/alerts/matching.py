@@ -104,9 +104,14 @@ class Vocabulary:
         if self.labels is not None and name not in self.labels:
             slugs = {slug(label) for label in self.labels}
             if name not in slugs:
-                near = did_you_mean(name, [*slugs, *self.labels])
+                near = did_you_mean(name, [*slugs, *self.labels]) or self._containing(name)
                 raise UnknownName(f"the model has no class '{name}'{near}")
         return frozenset({slug(name)})
+
+    def _containing(self, name: str) -> str:
+        """Return a hint at labels that `name` is a part of, as of "Baby cry, infant cry"."""
+        found = [one for one in self.labels or () if name.casefold() in one.casefold()]
+        return f"; did you mean {' or '.join(repr(one) for one in found[:3])}?" if found else ""
 
     def group_named(self, name: str) -> frozenset[str]:
         """Return the slugs of a class group.

@@ -7,21 +7,18 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from ast_stream.alerts.matching import Ontology, Vocabulary
 from ast_stream.alerts.model import stable_id
 from ast_stream.alerts.problems import Notes, RuleProblem
 from ast_stream.alerts.rule_matchers import compile_matchers
-from ast_stream.alerts.rule_windows import compile_window
+from ast_stream.alerts.rule_parsing import parse_rule_file
+from ast_stream.alerts.rule_windows import compile_windows
 from ast_stream.alerts.rules import Inhibition, Rule, RuleSet, triggers_of
-from ast_stream.alerts.schema import Defaults, RuleFile, RuleSettings
+from ast_stream.alerts.schema import Defaults, RuleSettings
 from ast_stream.alerts.templates import Template
 from ast_stream.alerts.windows import TimeWindow
-from ast_stream.errors import Problem
 from ast_stream.labels import did_you_mean
 from ast_stream.settings.explain import Path as KeyPath
-from ast_stream.settings.explain import explain, show_path
 from ast_stream.settings.load import Document
 
 
@@ -57,24 +54,21 @@ class FileCompiler:
 
     def compile(self) -> RuleSet:
         """Return the file's rules; those with problems are left out."""
-        parsed = self._parse()
-        if parsed is None:
+        found = parse_rule_file(self._notes)
+        if found is None:
             return RuleSet(resume_ns=0)
+        parsed, numbers = found
         self._defaults = parsed.defaults
         labels = None if self._labels is None else tuple(self._labels)
         groups = {name: tuple(members) for name, members in parsed.classes.items()}
         self._vocabulary = Vocabulary(labels, self._ontology(parsed.ontology), groups)
         for name in groups:
             self._notes.attempt(("classes", name), "E105", self._vocabulary.group_named, name)
-        zone = parsed.defaults.timezone
-        self._windows = {
-            name: compile_window(name, window, zone, self._notes)
-            for name, window in parsed.windows.items()
-        }
+        self._windows = compile_windows(parsed.windows, parsed.defaults.timezone, self._notes)
         rules = [
-            self._rule(settings, group.name, group.labels, ("groups", g, "rules", r))
+            self._rule(settings, group.name, group.labels, ("groups", g, "rules", number))
             for g, group in enumerate(parsed.groups)
-            for r, settings in enumerate(group.rules)
+            for number, settings in zip(numbers[g], group.rules, strict=True)
         ]
         inhibitions = tuple(
             Inhibition(one.source, one.target, tuple(one.equal)) for one in parsed.inhibit
@@ -85,22 +79,6 @@ class FileCompiler:
             resume_ns=parsed.defaults.resume_window,
             files=((self._document, parsed, self._vocabulary),),
         )
-
-    def _parse(self) -> RuleFile | None:
-        document = self._document
-        found = {(one.line, one.path): coded(one) for one in document.problems}
-        parsed = None
-        try:
-            parsed = RuleFile.model_validate(document.data)
-        except ValidationError as error:
-            for one in explain(
-                error.errors(include_url=False), RuleFile, document.file, document.lines
-            ):
-                column = _column(document, one)
-                problem = RuleProblem(one.file, one.line, one.path, one.text, column, "E101")
-                found.setdefault((one.line, one.path), problem)
-        self._notes.problems += found.values()
-        return parsed
 
     def _ontology(self, name: str | None) -> Ontology | None:
         if name is None:
@@ -177,11 +155,6 @@ class FileCompiler:
         return tuple(one for one in found if one is not None)
 
 
-def coded(problem: Problem) -> RuleProblem:
-    """Return a problem of reading YAML with its code."""
-    return RuleProblem(problem.file, problem.line, problem.path, problem.text, None, "E100")
-
-
 def _check_trigger(settings: RuleSettings, path: KeyPath, notes: Notes) -> None:
     given = triggers_of(settings)
     if len(given) > 1:
@@ -201,16 +174,6 @@ def _check_trigger(settings: RuleSettings, path: KeyPath, notes: Notes) -> None:
 
 def _first(value: int | None, default: int) -> int:
     return default if value is None else value
-
-
-def _column(document: Document, problem: Problem) -> int | None:
-    """Return the column of what a problem on some line is about."""
-    around = [
-        path
-        for path, line in document.lines.items()
-        if line == problem.line and problem.path.startswith(show_path(path))
-    ]
-    return document.columns[max(around, key=len)] if around else None
 
 
 def _digest(rule: Rule) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from ast_stream.alerts.problems import RuleProblem, problem_at
-from ast_stream.alerts.rule_compiler import FileCompiler, coded
+from ast_stream.alerts.rule_compiler import FileCompiler
+from ast_stream.alerts.rule_parsing import alert_names, coded
 from ast_stream.alerts.rules import RuleSet
 from ast_stream.errors import ConfigError, Problem
 from ast_stream.labels import did_you_mean
@@ -74,12 +75,7 @@ def compile_rules(
 
 
 def _unknown_inhibitions(rules: RuleSet) -> Iterator[RuleProblem]:
-    names = {
-        rule.alert
-        for _, parsed, _ in rules.files
-        for group in parsed.groups
-        for rule in group.rules
-    }
+    names = {name for document, _, _ in rules.files for name in alert_names(document)}
     for document, parsed, _ in rules.files:
         for index, inhibit in enumerate(parsed.inhibit):
             for side, selector in (("source", inhibit.source), ("target", inhibit.target)):

@@ -60,6 +60,7 @@ def _slugs(
         ("under", given.under, "E106", vocabulary.branch_named),
     )
     chosen: frozenset[str] | None = None
+    before = len(notes.problems)
     for key, names, code, resolve in sources:
         if names is None:
             continue
@@ -72,6 +73,6 @@ def _slugs(
                 if not is_group_member:  # told where the group is written
                     notes.add((*path, key, index), code, str(error))
         chosen = frozenset(found) if chosen is None else chosen & found
-    if chosen is not None and not chosen and not notes.problems:
+    if chosen is not None and not chosen and len(notes.problems) == before:
         notes.add(path, "E105", "no class is in all of the keys given; of one key any will do")
     return chosen

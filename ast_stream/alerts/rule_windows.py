@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import time
+from zoneinfo import ZoneInfo
 
 from ast_stream.alerts.problems import Notes
 from ast_stream.alerts.schema import WindowSettings
@@ -10,18 +12,30 @@ from ast_stream.alerts.windows import TimeWindow, parse_clock, parse_dates, pars
 from ast_stream.settings.explain import Path as KeyPath
 
 
-def compile_window(
-    name: str, given: WindowSettings, default_zone: str | None, notes: Notes
+def compile_windows(
+    windows: Mapping[str, WindowSettings], default_zone: str | None, notes: Notes
+) -> dict[str, TimeWindow | None]:
+    """Return the windows of a rule file; None for those that are wrong, which is noted."""
+    default: ZoneInfo | None = None
+    if default_zone is not None:
+        default = notes.attempt(("defaults", "timezone"), "E103", parse_zone, default_zone)
+    found = {}
+    for name, given in windows.items():
+        path: KeyPath = ("windows", name)
+        zone = default
+        if given.timezone is not None:
+            zone = notes.attempt((*path, "timezone"), "E103", parse_zone, given.timezone)
+        elif default_zone is None:
+            text = "expected a 'timezone' here or in 'defaults', got neither"
+            notes.add(path, "E103", text)
+        found[name] = _window(path, given, zone, notes)
+    return found
+
+
+def _window(
+    path: KeyPath, given: WindowSettings, zone: ZoneInfo | None, notes: Notes
 ) -> TimeWindow | None:
-    """Return a window of a rule file, or None and note what is wrong."""
-    path: KeyPath = ("windows", name)
     before = len(notes.problems)
-    zone_name = given.timezone or default_zone
-    if zone_name is None:
-        text = "expected a 'timezone' here or in 'defaults', got neither"
-        notes.add(path, "E103", text)
-    where = (*path, "timezone") if given.timezone else ("defaults", "timezone")
-    zone = notes.attempt(where, "E103", parse_zone, zone_name) if zone_name else None
     days = notes.attempt((*path, "days"), "E103", parse_days, given.days) if given.days else None
     dates = (
         notes.attempt((*path, "dates"), "E103", parse_dates, given.dates) if given.dates else None

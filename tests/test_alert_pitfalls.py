@@ -15,6 +15,7 @@ from rule_bodies import (
     told,
 )
 
+from ast_stream.alerts.lints import lint
 from ast_stream.alerts.model import DetectionTiming
 from ast_stream.alerts.templates import Template
 from ast_stream.errors import ConfigError
@@ -206,6 +207,62 @@ def test_hours_that_a_clock_skips_or_repeats_are_decided_by_the_instant(
     assert rule.may_fire_at(parse_time(instant)) is is_inside
 
 
+@pytest.mark.parametrize(
+    ("zone", "evening", "hours"),
+    [
+        ("Europe/Berlin", "2026-03-28T22:00:00+01:00", 7),  # 02:00 is followed by 03:00
+        ("Europe/Berlin", "2026-10-24T22:00:00+02:00", 9),  # 03:00 is followed by 02:00
+        ("Europe/Berlin", "2026-06-01T22:00:00+02:00", 8),
+        ("America/New_York", "2026-03-07T22:00:00-05:00", 7),
+        ("America/New_York", "2026-10-31T22:00:00-04:00", 9),
+    ],
+)
+def test_night_is_whole_when_the_clock_changes_in_it(zone: str, evening: str, hours: int) -> None:
+    top = f"windows: {{n: {{from: 22:00, to: 06:00, timezone: {zone}}}}}"
+    night = rules_from(f"{BARK}, when: [n]", "alert: day, match: {}, unless: [n]", top=top)
+    start = parse_time(evening)
+    for minute in range(-30, hours * 60 + 30):
+        instant = start + minute * 60 * 10**9
+        is_night = 0 <= minute < hours * 60
+        assert night.rules[0].may_fire_at(instant) is is_night
+        assert night.rules[1].may_fire_at(instant) is not is_night
+
+
+def test_alerts_that_inhibit_each_other_never_silence_both() -> None:
+    top = (
+        "inhibit:\n"
+        "  - {source: {alert: bark}, target: {alert: siren}}\n"
+        "  - {source: {alert: siren}, target: {alert: bark}}\n"
+        "  - {source: {severity: medium}, target: {severity: medium}}"
+    )
+    engine = engine_of(rules_from(BARK, "alert: siren, match: {class: Siren}", top=top))
+    together = [*sound("a", "Bark", 0, 4), *sound("b", "Siren", 0, 4)]
+    later = [*sound("c", "Siren", 10, 14), *sound("d", "Bark", 12, 14), *sound("e", "Bark", 20, 21)]
+    assert told(run(engine, [*together, *later], 30)) == [
+        (0.0, "bark", "firing"),
+        (4.0, "bark", "resolved"),
+        (10.0, "siren", "firing"),
+        (14.0, "siren", "resolved"),
+        (20.0, "bark", "firing"),
+        (21.0, "bark", "resolved"),
+    ]
+    assert engine.counters.suppressed == {"inhibited": 2}
+
+
+def test_resolve_is_sent_after_a_restart() -> None:
+    rules = rules_from(BARK)
+    engine = engine_of(rules)
+    engine.on_event(event("begin", "a", "Bark", 0, 0))
+    engine = restarted(engine, rules, 30)
+    (ended,) = engine.resume() + engine.on_event(event("end", "a", "Bark", 31, 0, 30))
+    assert (ended.to_state, ended.alert.reason, ended.actions) == ("resolved", "quiet", ("phone",))
+
+
+def test_blanket_for_that_makes_a_rule_unable_to_fire_is_warned_of() -> None:
+    (warning,) = lint(rules_from("alert: knock, match: {class: Knock}, for: 5m"))
+    assert warning.code == "W202"
+
+
 def test_duration_over_the_change_of_the_clock_is_what_really_passed() -> None:
     rules = rules_from("alert: long, match: {class: Bark}, for: 30m")
     engine = engine_of(rules)
@@ -222,6 +279,12 @@ def test_duration_over_the_change_of_the_clock_is_what_really_passed() -> None:
 def test_zone_must_be_given_or_defaulted_explicitly() -> None:
     with pytest.raises(ConfigError, match="expected a 'timezone' here or in 'defaults'"):
         rules_from(BARK, top="windows: {n: {from: '22:00', to: '06:00'}}")
+
+
+@pytest.mark.parametrize("value", ["010", "22:00", "0x1F"])
+def test_yaml_makes_no_numbers_of_what_only_looks_like_one(value: str) -> None:
+    with pytest.raises(ConfigError, match=f"expected a whole number, got '{value}'"):
+        rules_from(f"alert: a, match: {{class: Bark}}, limit: {value}")
 
 
 def test_yaml_reads_times_and_words_as_they_look() -> None:

@@ -9,25 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ast_stream.training.evaluation.curves import THRESHOLDS, score_spans
-from ast_stream.training.evaluation.detections import Spans
 from ast_stream.training.evaluation.intervals import Interval, bootstrap
-from ast_stream.training.evaluation.overlap import (
-    Collar,
-    Counts,
-    collar_counts,
-    intersection_counts,
-    segment_counts,
-)
+from ast_stream.training.evaluation.overlap import F1_KINDS, Counts
 from ast_stream.training.evaluation.psds import PSDS1, PSDS2, Criteria, SpansAt, psds, sweep
+from ast_stream.training.evaluation.spans import Spans
 from ast_stream.training.material.streams import ScoredStrip
 
-F1_KINDS: Mapping[str, Callable[[Spans, Spans, float], Counts]] = {
-    "collar 0.2 s": lambda found, true, _: collar_counts(found, true, Collar(0.2, 0.2)),
-    "onset 0.5 s": lambda found, true, _: collar_counts(found, true, Collar(0.5)),
-    "onset 1 s": lambda found, true, _: collar_counts(found, true, Collar(1.0)),
-    "intersection 0.5": lambda found, true, _: intersection_counts(found, true, 0.5),
-    "segments 1 s": segment_counts,
-}
 MOST_THRESHOLDS = 100  # of a sweep over the confidences of events: more change little
 SWEPT_THRESHOLDS = THRESHOLDS[::3]
 N_PSDS_RESAMPLES = 200  # each takes milliseconds

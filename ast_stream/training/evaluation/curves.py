@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ast_stream.detect.parameters import DecisionParameters
-from ast_stream.training.evaluation.detections import Spans, sound_spans
+from ast_stream.training.evaluation.detections import sound_spans
+from ast_stream.training.evaluation.spans import Spans
 from ast_stream.training.material.streams import ScoredStrip
 from ast_stream.units import samples_to_seconds
 

@@ -6,17 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from ast_stream.audio.scene import Planted
 from ast_stream.detect.parameters import DecisionParameters
 from ast_stream.messages import Event
+from ast_stream.training.evaluation.spans import Spans, spans_of
 from ast_stream.training.material.streams import ScoredStrip
 from ast_stream.units import samples_to_seconds
 
 TOLERANCE_S = 0.5  # a detection that overlaps no sound of its class finds one this near
-
-Times = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -154,30 +152,6 @@ def _crossing_down(scored: ScoredStrip, parameters: DecisionParameters, end: Eve
     after = np.flatnonzero(heard & is_low)
     after = after[after > high[-1]] if high.size else after
     return float(scored.times_s[after[0]]) if after.size else float("nan")
-
-
-@dataclass(frozen=True, eq=False)
-class Spans:
-    """Half-open stretches of time, by onset, with a confidence each; shape (n,)."""
-
-    onset_s: Times
-    offset_s: Times
-    confidence: Times
-
-    def __len__(self) -> int:
-        """Return how many there are."""
-        return len(self.onset_s)
-
-    def at_least(self, threshold: float) -> Spans:
-        """Return those with at least this confidence."""
-        kept = self.confidence >= threshold
-        return Spans(self.onset_s[kept], self.offset_s[kept], self.confidence[kept])
-
-
-def spans_of(rows: Sequence[tuple[float, float, float]]) -> Spans:
-    """Return spans of (onset, offset, confidence)."""
-    table = np.array(sorted(rows), np.float64).reshape(-1, 3)
-    return Spans(table[:, 0], table[:, 1], table[:, 2])
 
 
 def sound_spans(scored: ScoredStrip, label: str) -> Spans:

@@ -2,18 +2,19 @@
 
 Collar: Mesaros, Heittola, Virtanen 2016, "Metrics for polyphonic sound event detection".
 Intersection: Bilen et al. 2020, arXiv 1910.08440. Both are counted one class at a time and agree
-with `sed_scores_eval` (tests/test_overlap.py).
+with `sed_scores_eval` (tests/test_sed_scores_eval.py).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from ast_stream.training.evaluation.detections import Spans
+from ast_stream.training.evaluation.spans import Spans
 
 DECIMALS = 6  # of seconds: what lies on a limit must not fall on either side by rounding
 
@@ -58,7 +59,7 @@ class Counts:
 def overlaps(detected: Spans, sounds: Spans) -> npt.NDArray[np.float64]:
     """Return the seconds that each detection shares with each sound, shape (n_detected, n_sounds).
 
-    >>> from ast_stream.training.evaluation.detections import spans_of
+    >>> from ast_stream.training.evaluation.spans import spans_of
     >>> overlaps(spans_of([(1.0, 3.0, 0.9)]), spans_of([(0.0, 2.0, 1.0), (5.0, 6.0, 1.0)]))
     array([[1., 0.]])
     """
@@ -150,3 +151,12 @@ def _active_segments(spans: Spans, n_segments: int, segment_s: float) -> npt.NDA
     is_active = (starts[:, None] < spans.offset_s) & (stops[:, None] > spans.onset_s)
     active: npt.NDArray[np.bool_] = np.logical_or.reduce(is_active, axis=1)
     return active
+
+
+F1_KINDS: Mapping[str, Callable[[Spans, Spans, float], Counts]] = {
+    "collar 0.2 s": lambda found, true, _: collar_counts(found, true, Collar(0.2, 0.2)),
+    "onset 0.5 s": lambda found, true, _: collar_counts(found, true, Collar(0.5)),
+    "onset 1 s": lambda found, true, _: collar_counts(found, true, Collar(1.0)),
+    "intersection 0.5": lambda found, true, _: intersection_counts(found, true, 0.5),
+    "segments 1 s": segment_counts,
+}

@@ -83,7 +83,8 @@ def recall_plot(curves: dict[str, ScoreCurve], report: StreamReport) -> Figure:
     """Return recall against false alarms per hour, a panel a class; the dot is as shipped."""
     n_rows = max(1, math.ceil(len(curves) / PANELS_PER_ROW))
     figure = _figure(2.6 * PANELS_PER_ROW, 2.1 * n_rows)
-    panels = figure.subplots(n_rows, PANELS_PER_ROW, squeeze=False, sharex=True, sharey=True).flat
+    grid = figure.subplots(n_rows, PANELS_PER_ROW, squeeze=False, sharex=True, sharey=True)
+    panels = grid.ravel().tolist()
     for panel in panels:
         panel.set_visible(False)
     for panel, (label, curve) in zip(panels, curves.items(), strict=False):

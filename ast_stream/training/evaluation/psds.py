@@ -3,7 +3,7 @@
 Bilen et al. 2020 (arXiv 1910.08440), with exact curves over all thresholds as in Ebbers et al. 2022
 (arXiv 2201.13148): recall holds from one operating point to the next. Detections come with a
 confidence each and the threshold is swept over it, or from scores, with other spans at every
-threshold. Agrees with `sed_scores_eval` (tests/test_psds.py).
+threshold. Agrees with `sed_scores_eval` (tests/test_sed_scores_eval.py).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ast_stream.training.evaluation.detections import Spans
 from ast_stream.training.evaluation.overlap import DECIMALS, overlaps, relevant_detections
+from ast_stream.training.evaluation.spans import Spans
 
 SpansAt = Callable[[float], Spans]
 """Threshold in, the detections of one class in one strip out."""
@@ -156,7 +156,9 @@ def _rising(
     recall, rate = np.maximum.accumulate(recall[order]), rate[order]
     is_last = np.append(rate[1:] > rate[:-1], True)
     kept = is_last & (rate <= criteria.most_false_per_h)
-    return recall[kept], rate[kept]
+    recall, rate = recall[kept], rate[kept]
+    rises = np.append(True, recall[1:] > recall[:-1])
+    return recall[rises], rate[rises]
 
 
 def _count(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ast_stream.training.evaluation.agreement import F1_KINDS, f1_counts, mean_f1, psds_figures
+from ast_stream.training.evaluation.agreement import f1_counts, mean_f1, psds_figures
 from ast_stream.training.evaluation.curves import (
     BUDGETS_PER_H,
     ScoreCurve,
@@ -26,6 +26,7 @@ from ast_stream.training.evaluation.intervals import (
     poisson_upper_bound,
 )
 from ast_stream.training.evaluation.overlap import (
+    F1_KINDS,
     Counts,
 )
 from ast_stream.training.evaluation.timing import Timing, timing
@@ -54,7 +55,7 @@ class LabelFigures:
         recall: share of the sounds that an event of their class overlaps, at the thresholds of
             the checkpoint; interval over the clips.
         false_alarms: in the same strips.
-        f1: by kind, see `agreement.F1_KINDS`; NaN without sounds.
+        f1: by kind, see `overlap.F1_KINDS`; NaN without sounds.
         recall_within: by budget of false alarms per hour, at the best threshold for each, chosen
             on these very strips: what the scores could give.
     """

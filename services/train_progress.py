@@ -73,9 +73,9 @@ class Reporter:
         self._progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def begin(self, steps: int) -> None:
-        """Show how many steps there will be."""
-        self._steps = steps
-        self._progress.update(self._task, total=steps, visible=True)
+        """Show how many steps there will be; again for another model."""
+        self._steps, self._first = steps, None
+        self._progress.reset(self._task, total=steps, visible=True)
 
     def report(self, metrics: Metrics) -> None:
         """Show one report."""

@@ -6,12 +6,13 @@ to save is the weights, their average and the optimizer: no generator state can 
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -20,8 +21,8 @@ from torch import Tensor, nn
 from ast_stream.model.ast import AstDims, AudioSpectrogramTransformer
 from ast_stream.model.fbank import Fbank, Normalization, pad_frames
 from ast_stream.training.augment import Augment, pad_after
+from ast_stream.training.convolutional import ConvolutionalNetwork
 from ast_stream.training.cpu_speed import attend_short, keep_freed_memory
-from ast_stream.training.distill import Teacher
 from ast_stream.training.initialize import initialize
 from ast_stream.training.mixing import Window
 from ast_stream.training.objective import forward_some_patches, loss_of, teacher_loss
@@ -38,7 +39,9 @@ from ast_stream.training.state import (
     save_state,
 )
 
-Evaluate = Callable[[AudioSpectrogramTransformer], Metrics]
+Learner = AudioSpectrogramTransformer | ConvolutionalNetwork
+LearnerT = TypeVar("LearnerT", AudioSpectrogramTransformer, ConvolutionalNetwork)
+Evaluate = Callable[[Learner], Metrics]
 
 
 class Maker(Protocol):
@@ -57,7 +60,21 @@ class Maker(Protocol):
         ...
 
 
-class Trainer:
+class Adviser(Protocol):
+    """What else says what is heard in a window.
+
+    Attributes:
+        is_taught: shape (n_classes,), 1.0 for the labels that it has, else 0.0.
+    """
+
+    is_taught: Tensor
+
+    def scores(self, fbank: Tensor) -> Tensor:
+        """Return scores (B, n_classes) of log-mel frames (B, n_frames, n_mels)."""
+        ...
+
+
+class Trainer(Generic[LearnerT]):
     """Trains one model; `average` holds the weights to use.
 
     Args:
@@ -72,22 +89,22 @@ class Trainer:
 
     def __init__(
         self,
-        model: AudioSpectrogramTransformer,
+        model: LearnerT,
         maker: Maker,
         recipe: Recipe,
         folder: Path,
         normalization: Normalization,
         identity: Mapping[str, Any] | None = None,
-        teacher: Teacher | None = None,
+        teacher: Adviser | None = None,
         device: torch.device | None = None,
     ) -> None:
         self._device = device or torch.device("cpu")
-        self.model = model.to(self._device)
-        self.average = AudioSpectrogramTransformer(model.dims).to(self._device)
-        self.average.load_state_dict(model.state_dict())
+        self.model: LearnerT = model.to(self._device)
+        self.average: LearnerT = copy.deepcopy(self.model)
         self.average.eval().requires_grad_(False)
         if self._device.type == "cpu":
-            model.use_attention(attend_short)
+            if isinstance(model, AudioSpectrogramTransformer):
+                model.use_attention(attend_short)
             keep_freed_memory()
         self.step = 0
         self._losses: list[float] = []  # since the last report
@@ -167,11 +184,17 @@ class Trainer:
             self._autocast_type or torch.bfloat16,
             enabled=self._autocast_type is not None,
         ):
-            logits = forward_some_patches(self.model, inputs, recipe.patches_at(self.step))
+            logits = self._logits(inputs)
         loss = self._loss(logits.float(), targets, weights, fbank, n_real)
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self._update()
         return float(loss.detach())
+
+    def _logits(self, inputs: Tensor) -> Tensor:
+        if isinstance(self.model, ConvolutionalNetwork):
+            logits: Tensor = self.model(inputs)
+            return logits
+        return forward_some_patches(self.model, inputs, self._recipe.patches_at(self.step))
 
     def _loss(
         self, logits: Tensor, targets: Tensor, weights: Tensor, fbank: Tensor, n_real: Tensor
@@ -200,6 +223,9 @@ class Trainer:
         share = self._recipe.average_share(self.step)
         with torch.no_grad():
             torch._foreach_lerp_(averages, list[Tensor](self.model.parameters()), share)
+            for average, buffer in zip(self.average.buffers(), self.model.buffers(), strict=True):
+                if buffer.is_floating_point():  # statistics of batches, not their count
+                    average.lerp_(buffer, share)
 
     def _features(self, windows: Sequence[Window]) -> tuple[Tensor, Tensor]:
         """Return log-mel frames (B, max_frames, n_mels) and how many of each are real (B,)."""

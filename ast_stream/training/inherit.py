@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from ast_stream.model.checkpoint import Checkpoint
@@ -31,13 +30,6 @@ def inherited(start: Checkpoint | None, labels: Sequence[str], held: HeldOut) ->
     facts["default_onset_threshold"] = start.metadata.default_onset_threshold
     facts["background"] = [one for one in start.metadata.background if one in labels]
     return Metadata().model_copy(update=facts)
-
-
-def with_inherited(calibrated: Checkpoint, before: Metadata) -> Checkpoint:
-    """Return the checkpoint with what calibration left out, as it was `before`."""
-    metadata = calibrated.metadata
-    merged = {name: getattr(before, name) | getattr(metadata, name) for name in BY_LABEL}
-    return replace(calibrated, metadata=metadata.model_copy(update=merged))
 
 
 def _of(metadata: Metadata, name: str, labels: Sequence[str]) -> dict[str, Any]:

@@ -9,15 +9,28 @@ import torch
 from torch import nn
 
 from ast_stream.model.ast import AudioSpectrogramTransformer
+from ast_stream.training.convolutional import ConvolutionalNetwork
 from ast_stream.training.recipe import Recipe
 
 SCALE = "rate_scale"  # key of a group: its rate in multiples of the recipe's
 
 
 def optimizers_of(
-    model: AudioSpectrogramTransformer, recipe: Recipe
+    model: AudioSpectrogramTransformer | ConvolutionalNetwork, recipe: Recipe
 ) -> list[torch.optim.Optimizer]:
-    """Return the optimizers that together train all parameters of `model`."""
+    """Return the optimizers that together train all parameters of `model`.
+
+    The recipe's optimizer is the transformer's; a convolutional network has AdamW.
+    """
+    if isinstance(model, ConvolutionalNetwork):
+        return [
+            torch.optim.AdamW(
+                model.parameters(),
+                lr=recipe.learning_rate,
+                weight_decay=recipe.weight_decay,
+                fused=True,
+            )
+        ]
     return [_adam(model, recipe)] if recipe.optimizer == "adam" else _muon(model, recipe)
 
 

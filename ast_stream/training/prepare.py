@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ast_stream.audio.activity import Waveform
-from ast_stream.errors import UsageError
+from ast_stream.errors import ConfigError, Problem, UsageError
 from ast_stream.model.checkpoint import Checkpoint
 from ast_stream.training.clip_batches import ClipMixing
 from ast_stream.training.material.clips import Clip, Recording, load_recordings, read_data
@@ -58,10 +58,7 @@ def prepare(plan: Plan, start: Checkpoint | None) -> Prepared:
         ConfigError: every problem of the data, together.
         UsageError: a test fold that no recording has, or what the plan makes impossible.
     """
-    everything = load_recordings(read_data(plan.data, plan.columns))
-    recordings = [one for one in everything if one.clip.labels]
-    between = [piece for one in everything if not one.clip.labels for piece in _pieces(one)]
-    own = [*read_backgrounds(plan.backgrounds), *between]
+    recordings, own = _read(plan)
     tested = _tested(plan, recordings)
     training = [one for one in recordings if id(one) not in {id(test) for test in tested}]
     labels = _labels(plan, start, {label for one in recordings for label in one.clip.labels})
@@ -91,8 +88,29 @@ def prepare(plan: Plan, start: Checkpoint | None) -> Prepared:
     )
 
 
-def _pieces(recording: Recording) -> list[Waveform]:
-    return background_pieces(recording.waveform)
+def _read(plan: Plan) -> tuple[list[Recording], list[Waveform]]:
+    """Return the labelled recordings, and the backgrounds beside and between them.
+
+    Raises:
+        ConfigError: every problem of both, together.
+    """
+    problems: list[Problem] = []
+    everything: list[Recording] = []
+    own: list[Waveform] = []
+    try:
+        everything = load_recordings(read_data(plan.data, plan.columns))
+    except ConfigError as error:
+        problems += error.problems
+    try:
+        own = read_backgrounds(plan.backgrounds)
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    for one in everything:
+        if not one.clip.labels:
+            own += background_pieces(one.waveform)
+    return [one for one in everything if one.clip.labels], own
 
 
 def _tested(plan: Plan, recordings: Sequence[Recording]) -> list[Recording]:

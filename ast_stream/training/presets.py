@@ -52,7 +52,7 @@ def fine_tuning(dims: AstDims, keep_classes: bool) -> Preset:
     """
     rate = FINE_TUNING_RATE * PUBLISHED_WIDTH / dims.hidden_size
     recipe = Recipe(
-        steps=300,
+        steps=150,
         batch_size=24,
         learning_rate=rate,
         warmup_steps=20,
@@ -127,6 +127,17 @@ def _published(
         rate_from_start=rate_from_start,
     )  # fmt: skip
 
+
+# a convolutional network that is to be a teacher; steps as the plan says
+CONVOLUTIONAL_RECIPE = Recipe(
+    learning_rate=2e-3,
+    warmup_steps=100,
+    weight_decay=0.05,
+    ema_decay=0.99,
+    gradient_clip=0.0,
+    save_every=100,
+    evaluate_every=300,
+)
 
 PRESETS: dict[PresetName, Preset] = {
     "small": Preset(

@@ -6,15 +6,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ast_stream.model.ast import AudioSpectrogramTransformer
 from ast_stream.model.fbank import Fbank, Normalization, pad_frames
 from ast_stream.training.evaluation.clips import ScoreWindows
+from ast_stream.training.fit import Learner
 from ast_stream.training.precision import autocast_type
 
 
-def score_with(model: AudioSpectrogramTransformer, normalization: Normalization) -> ScoreWindows:
+def score_with(model: Learner, normalization: Normalization) -> ScoreWindows:
     """Return a function that scores waveforms with a model in training, on its device."""
-    device = model.pos_embed.device
+    device = next(model.parameters()).device
     fbank, dtype = Fbank(device), autocast_type("auto", device)
 
     @torch.inference_mode()

@@ -32,6 +32,10 @@ def check_target(reference: str, out: Path | None, is_in_place: bool) -> None:
             raise UsageError(f"--in-place: {folder} cannot be written")
     if out is not None and (out.is_file() or (out.is_dir() and any(out.iterdir()))):
         raise UsageError(f"--out: expected a new or empty folder, got {out}, which is there")
+    if out is not None:
+        above = next(one for one in out.absolute().parents if one.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise UsageError(f"--out: {above} cannot be written")
 
 
 def write_in_place(folder: Path, checkpoint: Checkpoint) -> None:

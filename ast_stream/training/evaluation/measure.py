@@ -50,7 +50,7 @@ SEED_BASE = 2_000_000  # generated material that no training and no calibration 
 SEEDS_APART = 10_000  # between two seeds of a user: room for the strips of one run
 TAKES_PER_STRIP = 80  # about ten minutes: enough strips to resample
 PIECE_S = 600.0  # of generated negative audio
-N_BACKGROUNDS = 120  # below the sounds of one strip
+BACKGROUNDS_PER_TAKE = 1.5  # made anew for every strip
 
 OnHeard = Callable[[str, float], None]
 """Called with what is being heard and how many seconds of it were."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-HANG, DRIP = "hang", "drip"
+HANG, DRIP, GARBAGE = "hang", "drip", "garbage"
 SLOW_BODY, HUGE_BODY = "slow body", "huge body"  # after a good status and its headers
 Script = int | str | tuple[int, dict[str, str]]
 
@@ -66,6 +66,8 @@ def http_receiver(*script: Script, tls: ssl.SSLContext | None = None) -> Iterato
             elif what == DRIP:
                 while not receiver.let_go.wait(0.05):
                     self.wfile.write(b"H")
+            elif what == GARBAGE:
+                self.wfile.write(b"\x1b[31mgarbage\r\n\r\n")
             elif what in (SLOW_BODY, HUGE_BODY):
                 self.send_response(200)
                 self.send_header("Content-Length", str(1 << 40))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from alert_samples import T0_NS, notification, resolved
-from http_receiver import DRIP, HANG, HUGE_BODY, SLOW_BODY, Script, http_receiver
+from http_receiver import DRIP, GARBAGE, HANG, HUGE_BODY, SLOW_BODY, Script, http_receiver
 
 from ast_stream.alerts.actions.base import Delivered, Failed, Outcome, Refused
 from ast_stream.alerts.actions.http_post import is_public
@@ -115,6 +115,12 @@ def test_receiver_that_is_not_there_is_tried_again() -> None:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: nobody answers
         outcome = runner(f"http://127.0.0.1:{taken.getsockname()[1]}/").deliver(notification())
     assert outcome == Failed("no answer from 127.0.0.1: Connection refused", is_down=True)
+
+
+def test_answer_that_is_no_http_is_told_on_one_line() -> None:
+    with http_receiver(GARBAGE) as receiver:
+        outcome = runner(receiver.url).deliver(notification())
+    assert outcome == Failed("no answer from 127.0.0.1: [31mgarbage", is_down=True)
 
 
 def test_name_that_does_not_exist_is_tried_again() -> None:

@@ -357,8 +357,36 @@ def test_rate_limit_counts_what_is_under_way(store: Store, clock: FakeClock) -> 
     assert outbox.take("phone") == 60.0
     outbox.settle(first, Delivered())
     assert outbox.take("phone") == 60.0
-    outbox.settle(second, Refused("no"))
+    outbox.settle(second, Refused("no"))  # it was a request, like one that succeeded
+    assert outbox.take("phone") == 60.0
+    clock.pass_s(60)
     assert taken(outbox, "phone").notification.id == "a2.firing"
+
+
+def test_receiver_that_refuses_everything_is_not_flooded(store: Store, clock: FakeClock) -> None:
+    outbox = Outbox(store, {"phone": Route(BOTH, max_per=(3, 60.0))}, clock, lambda: HALF)
+    with store.transaction() as db:
+        outbox.enqueue(db, [firing(f"a{n}", "phone") for n in range(20)])
+    n_requests = 0
+    for _ in range(120):
+        clock.pass_s(1)
+        while isinstance(found := outbox.take("phone"), Delivery):
+            outbox.settle(found, Failed("the receiver answered 500"))
+            n_requests += 1
+    assert n_requests == 6
+
+
+def test_row_of_another_version_is_dead_and_holds_up_nobody(
+    store: Store, outbox: Outbox, tell: Tell
+) -> None:
+    tell(firing("odd", "phone"), firing("a2", "phone"))
+    with store.transaction() as db:
+        db.execute("UPDATE deliveries SET payload = X'7B7D' WHERE alert_id = 'odd'")
+    assert outbox.take("phone") == 0.0
+    assert taken(outbox, "phone").notification.id == "a2.firing"
+    assert states(store)["odd", "firing", "phone"] == "dead"
+    told = taken(outbox, "pager").notification.text
+    assert told.startswith("[medium] dog: not delivered by phone: unknown to this version")
 
 
 def test_taken_row_goes_out_again_after_a_kill(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ast_stream.alerts.delivery_policy import FEED, SEVERITY_RANK, URGENT
@@ -22,6 +22,7 @@ _READY = """
         AND (other.expires_ns > :now_ns
              OR other.seq IN (SELECT value FROM json_each(:under_way))))
 """
+_COLUMNS = "seq, attempts, payload, severity, rule, transition"
 # a row last touched in the future: the clock was put back, and its next time means nothing
 _DUE = "AND held_until_ns <= :now_ns AND (next_ns <= :now_ns OR updated_ns > :now_ns)"
 
@@ -33,6 +34,7 @@ class DueRow:
     seq: int
     attempts: int
     payload: bytes
+    named: tuple[str, str, str]  # severity, rule and transition
 
 
 class DueRows:
@@ -68,9 +70,9 @@ class DueRows:
     def first(self) -> DueRow | None:
         """Return the row whose turn it is; on the feed the one that was written first."""
         order = "seq" if self._action == FEED else f"{SEVERITY_RANK}, attempts > 0, seq"
-        query = f"SELECT seq, attempts, payload {_READY} {_DUE} ORDER BY {order} LIMIT 1"
+        query = f"SELECT {_COLUMNS} {_READY} {_DUE} ORDER BY {order} LIMIT 1"
         row = self._db.execute(query, self._bound).fetchone()
-        return None if row is None else DueRow(*row)
+        return None if row is None else DueRow(row[0], row[1], row[2], row[3:])
 
     def wait_s(self) -> float | None:
         """Return the seconds until the next row is due, None if none waits for its time."""
@@ -78,18 +80,21 @@ class DueRows:
         next_ns = self._db.execute(query, self._bound).fetchone()[0]
         return None if next_ns is None else max(0.0, (next_ns - self._now_ns) / NS_PER_SECOND)
 
-    def budget_wait_s(self, max_per: tuple[int, float] | None) -> float:
+    def budget_wait_s(self, max_per: tuple[int, float] | None, failed_ns: Sequence[int]) -> float:
         """Return the seconds until a rate limit allows the next delivery, 0 if it does now.
 
         Args:
             max_per: at most so many deliveries in so many seconds; None: no limit.
+            failed_ns: when deliveries failed, oldest first: a receiver in trouble is spared too.
         """
         if max_per is None:
             return 0.0
-        n_left = max_per[0] - self._n_under_way
-        if n_left <= 0:
-            return max_per[1]
         span_ns = round(max_per[1] * NS_PER_SECOND)
+        failed = [one for one in failed_ns if self._now_ns - span_ns < one <= self._now_ns]
+        n_left = max_per[0] - self._n_under_way - len(failed)
+        if n_left <= 0:
+            until_ns = failed[0] + span_ns if failed else self._now_ns + span_ns
+            return (until_ns - self._now_ns) / NS_PER_SECOND
         row = self._db.execute(
             "SELECT updated_ns FROM deliveries WHERE action = ? AND state = 'done' AND"
             " updated_ns > ? AND updated_ns <= ? ORDER BY updated_ns DESC LIMIT 1 OFFSET ?",

@@ -11,11 +11,19 @@ import json
 import logging
 import random
 import sqlite3
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from ast_stream.alerts import outbox_upkeep
-from ast_stream.alerts.actions.base import Delivered, Failed, Notification, Outcome, Refused
+from ast_stream.alerts.actions.base import (
+    Delivered,
+    Failed,
+    Notification,
+    Outcome,
+    Refused,
+    title_of,
+)
 from ast_stream.alerts.delivery_policy import (
     FEED,
     MAX_ERROR_CHARACTERS,
@@ -23,7 +31,7 @@ from ast_stream.alerts.delivery_policy import (
     Route,
     backoff_s,
 )
-from ast_stream.alerts.due_rows import DueRows
+from ast_stream.alerts.due_rows import DueRow, DueRows
 from ast_stream.alerts.model import Transition
 from ast_stream.alerts.outbox_writer import SELF_RULE, OutboxWriter
 from ast_stream.alerts.store import Store
@@ -68,6 +76,10 @@ class Outbox:
         self._jitter = jitter
         self._under_way: dict[int, str] = {}  # numbers of rows, and their actions
         self._tidy_ns = 0
+        self._failed_ns: dict[str, deque[int]] = {
+            name: deque(maxlen=1 if one.max_per is None else one.max_per[0])
+            for name, one in self._routes.items()
+        }
         self._paused_until_ns: dict[str, int] = {}
         self._stranded: dict[str, set[int]] = {}  # rows that failed because nothing got there
         self._writer = OutboxWriter(self._routes, self._under_way, now_ns)
@@ -103,13 +115,19 @@ class Outbox:
         """
         with self._store.reading() as db:
             queue = DueRows(db, action, self._now_ns(), self._under_way, urgent_only)
-            wait_s = self._pause_s(action) or queue.budget_wait_s(self._routes[action].max_per)
+            wait_s = self._pause_s(action) or queue.budget_wait_s(
+                self._routes[action].max_per, self._failed_ns[action]
+            )
             row = queue.first() if wait_s == 0 else None
             if row is None:
                 next_s = queue.wait_s()
                 return None if next_s is None else max(wait_s, next_s)
             self._under_way[row.seq] = action
-        return Delivery(row.seq, action, row.attempts, Notification.decode(row.payload))
+        try:
+            return Delivery(row.seq, action, row.attempts, Notification.decode(row.payload))
+        except (ValueError, KeyError, TypeError):
+            self._bury(action, row)
+        return 0.0
 
     def expire(self, action: str) -> None:
         """Give up the rows of an action whose time is over, and tell of them by another.
@@ -119,18 +137,20 @@ class Outbox:
         """
         self._tidy()
         now_ns = self._now_ns()
-        over = "action = ? AND state = 'pending' AND expires_ns <= ?"
         with self._store.reading() as db:
-            query = f"SELECT seq, payload, last_error FROM deliveries WHERE {over}"
-            found = db.execute(query, (action, now_ns)).fetchall()
-            rows = [row for row in found if row[0] not in self._under_way]
+            found = db.execute(
+                "SELECT seq, severity, rule, transition, last_error FROM deliveries WHERE"
+                " action = ? AND state = 'pending' AND expires_ns <= ?",
+                (action, now_ns),
+            ).fetchall()
+        rows = [row for row in found if row[0] not in self._under_way]
         if not rows:
             return
         with self._store.transaction() as db:
-            for seq, payload, last_error in rows:
+            for seq, severity, rule, transition, last_error in rows:
                 reason = last_error or "it was not its turn in time"
-                lost = Notification.decode(payload)
-                logger.error("%s was not delivered by %s in time: %s", lost.id, action, reason)
+                lost = title_of(severity, rule, transition)
+                logger.error("%s was not delivered by %s in time: %s", lost, action, reason)
                 db.execute(
                     "UPDATE deliveries SET state = 'expired', last_error = ?, updated_ns = ?"
                     " WHERE seq = ? AND state = 'pending'",
@@ -144,7 +164,7 @@ class Outbox:
         Raises:
             StoreError: it could not be written: call it again, do not deliver again.
         """
-        action, lost = delivery.action, delivery.notification
+        action, lost = delivery.action, delivery.notification.title
         with self._store.transaction() as db:
             match outcome:
                 case Delivered():
@@ -159,12 +179,25 @@ class Outbox:
                     self._writer.raise_alarm(db, action, lost, outcome.reason)
         if isinstance(outcome, Delivered):
             self._stranded.pop(action, None)
+        else:
+            self._failed_ns[action].append(self._now_ns())
         self._under_way.pop(delivery.seq, None)
 
     def recover(self) -> None:
         """Begin anew after a start: forget closed actions whose settings have changed."""
         with self._store.transaction() as db:
             outbox_upkeep.renew_actions(db, self._routes, self._now_ns())
+
+    def _bury(self, action: str, row: DueRow) -> None:
+        """Give up a row that another version of this program wrote in a way unknown to us."""
+        reason, lost = "unknown to this version of ast-stream", title_of(*row.named)
+        logger.error("%s cannot be delivered by %s: %s", lost, action, reason)
+        try:
+            with self._store.transaction() as db:
+                self._end(db, row.seq, "dead", reason)
+                self._writer.raise_alarm(db, action, lost, reason)
+        finally:
+            self._under_way.pop(row.seq)
 
     def _tidy(self) -> None:
         """Forget old rows from time to time: the process may run for years."""

@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 
-from ast_stream.alerts.actions.base import Notification, notification_of
+from ast_stream.alerts.actions.base import Notification, notification_of, title_of
 from ast_stream.alerts.delivery_policy import (
     FEED,
     MAX_ERROR_CHARACTERS,
@@ -59,12 +59,13 @@ class OutboxWriter:
         for action in sorted(told - {FEED}):
             self._shed(db, action)
 
-    def raise_alarm(
-        self, db: sqlite3.Connection, action: str, lost: Notification, reason: str
-    ) -> None:
+    def raise_alarm(self, db: sqlite3.Connection, action: str, lost: str, reason: str) -> None:
         """Tell of an undelivered alert by the next action; once an hour for each that fails.
 
         The next one in turn, so that one after the other is tried when several fail.
+
+        Args:
+            lost: title of what was not delivered.
         """
         if action == FEED:
             return
@@ -113,7 +114,7 @@ class OutboxWriter:
             ),
         )
         if reason is not None:
-            self.raise_alarm(db, action, notification, reason[0])
+            self.raise_alarm(db, action, notification.title, reason[0])
 
     def _shed(self, db: sqlite3.Connection, action: str) -> None:
         """Drop the least severe and oldest of too many rows, and tell of it by another action."""
@@ -126,11 +127,11 @@ class OutboxWriter:
             f"UPDATE deliveries SET state = 'dropped', last_error = ?, updated_ns = ? WHERE seq IN"
             " (SELECT seq FROM deliveries WHERE action = ? AND state = 'pending' AND seq NOT IN"
             f" (SELECT value FROM json_each(?)) ORDER BY {SEVERITY_RANK} DESC, seq LIMIT ?)"
-            " RETURNING payload",
+            " RETURNING severity, rule, transition",
             (reason, self._now_ns(), action, json.dumps(list(self._under_way)), n_too_many),
         ).fetchall()
         if shed:
-            self.raise_alarm(db, action, Notification.decode(shed[0][0]), reason)
+            self.raise_alarm(db, action, title_of(*shed[0]), reason)
 
     def _supersede(self, db: sqlite3.Connection, alert_id: str, action: str, until_ns: int) -> bool:
         """Let a resolve stand for a firing that was not delivered and is not under way.
@@ -168,7 +169,7 @@ def _snoozed_until(db: sqlite3.Connection, rule: str, now_ns: int) -> int:
     return 0 if row is None else int(row[0])
 
 
-def _delivery_alert(action: str, lost: Notification, reason: str, now_ns: int) -> Alert:
+def _delivery_alert(action: str, lost: str, reason: str, now_ns: int) -> Alert:
     """Return the alert that says an alert could not be delivered."""
     group = {"action": action}
     return Alert(
@@ -180,7 +181,7 @@ def _delivery_alert(action: str, lost: Notification, reason: str, now_ns: int) -
         group=group,
         labels=group | {"alert": SELF_RULE, "severity": "high"},
         annotations={
-            "summary": f"{lost.title}: not delivered by {action}: "
+            "summary": f"{lost}: not delivered by {action}: "
             f"{reason[:MAX_ERROR_CHARACTERS]}; see ast-stream outbox list"
         },
         started_ns=now_ns,

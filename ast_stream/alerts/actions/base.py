@@ -50,8 +50,7 @@ class Notification:
     @property
     def title(self) -> str:
         """One line: severity, rule, and whether it is over."""
-        ending = {"firing": "", "resolved": " is over", "heartbeat": ""}[self.kind]
-        return one_line(f"[{self.severity}] {self.rule}{ending}")
+        return title_of(self.severity, self.rule, self.kind)
 
     @property
     def text(self) -> str:
@@ -88,6 +87,12 @@ class Notification:
             event_id=data["event_id"],
             is_combined=data["combined"],
         )
+
+
+def title_of(severity: str, rule: str, kind: str) -> str:
+    """Return the line that names a notification."""
+    ending = " is over" if kind == "resolved" else ""
+    return one_line(f"[{severity}] {rule}{ending}")
 
 
 def notification_of(transition: Transition) -> Notification | None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ssl
 
+from ast_stream.alerts.actions.base import one_line
 from ast_stream.errors import StartupError
+
+_SHOWN_CHARACTERS = 200  # of what may be the receiver's own words
 
 
 def trust(name: str, ca_file: str | None) -> ssl.SSLContext:
@@ -35,4 +38,4 @@ def connection_words(error: Exception) -> str:
             return f"no TLS: {(error.reason or 'unknown').replace('_', ' ').lower()}"
         case OSError(strerror=str() as text):
             return text
-    return str(error) or type(error).__name__
+    return one_line(str(error))[:_SHOWN_CHARACTERS] or type(error).__name__

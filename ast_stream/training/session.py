@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from ast_stream.errors import AstStreamError
 from ast_stream.model.checkpoint import Checkpoint, save_checkpoint
 from ast_stream.model.device import resolve_device
-from ast_stream.training.begin import begin
+from ast_stream.training.begin import Session, begin
+from ast_stream.training.convolutional import ConvolutionalTeacher
 from ast_stream.training.export import calibrated_checkpoint, clips_with_folds
-from ast_stream.training.fit import Trainer
+from ast_stream.training.fit import Adviser, LearnerT, Trainer
 from ast_stream.training.material.clips import write_attributions, write_clips
 from ast_stream.training.plan import Plan
+from ast_stream.training.recipe import Recipe
 from ast_stream.training.start import first_model
 from ast_stream.training.state import Metrics
 
@@ -68,11 +73,10 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     write_clips(clips_with_folds(session), folder / CLIPS_FILE)
     device = resolve_device(plan.device)
-
     run = _Run(session, device, on_report, on_begin, stoppable)
     if plan.convolutional_steps:
         on_phase("training a convolutional network, the teacher")
-        network = run(*_convolutional(session), folder / TEACHER_FOLDER, None)
+        network = run(*session.convolutional_network(), folder / TEACHER_FOLDER, None)
         teacher: Adviser | None = ConvolutionalTeacher(network, session.normalization)
         on_phase("training the transformer")
     else:
@@ -80,7 +84,8 @@ def train(
     model = first_model(plan, session.start, session.maker.labels)
     average = run(model, session.recipe, folder, teacher)
     on_phase("measuring the checkpoint, to choose its thresholds")
-    calibrated = _calibrated(session, average, folder)
+    checkpoint = folder / CHECKPOINT_FOLDER
+    calibrated = calibrated_checkpoint(session, average, str(checkpoint))
     save_checkpoint(checkpoint, calibrated, "fp16")
     write_attributions(session.prepared.clips, checkpoint / "ATTRIBUTIONS.csv")
     return calibrated
@@ -90,7 +95,7 @@ def train(
 class _Run:
     """Trains the models of a session, one after another."""
 
-    session: _Session
+    session: Session
     device: torch.device
     on_report: Callable[[Metrics], None]
     on_begin: Callable[[int], None]

@@ -97,8 +97,8 @@ def detection_timing(parameters: DecisionParameters) -> DetectionTiming:
 
     An onset is set half a hop and the rise before the first window that saw the sound, see
     `ast_stream.detect.boundaries`; the begin comes when the sound is confirmed and, where
-    `min_duration_s` asks for it, long enough, which may be seen only after a pause. An offset is set as long before the first window
-    that no longer sees it; the end comes after the hold.
+    `min_duration_s` asks for it, long enough, which may be seen only after a pause. An offset is
+    set as long before the first window that no longer sees it; the end comes after the hold.
     """
     p, hop = parameters, parameters.geometry.hop
     click = np.maximum(0, p.geometry.window - p.rise_on - p.rise_off)  # seen of a mere click

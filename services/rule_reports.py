@@ -72,9 +72,10 @@ def summary_lines(report: BacktestReport, firings: Sequence[tuple[int, str]]) ->
         times = [at_ns for at_ns, name in firings if name == rule]
         bars = _bars(times, report.first_ns, span_ns)
         per_day = n_fired / max(hours / 24, 1)
-        yield f"{rule:<{width}}  {n_fired:>5} fired  {per_day:>6.1f}/day  |{bars}|"
-    for reason, n_suppressed in report.suppressed.items():
-        yield f"held back by {reason}: {n_suppressed}"
+        line = f"{rule:<{width}}  {n_fired:>5} fired  {per_day:>6.1f}/day  |{bars}|"
+        held_back = report.held_back.get(rule, {})
+        reasons = ", ".join(f"{n} by {reason}" for reason, n in held_back.items())
+        yield f"{line}  held back: {reasons}" if reasons else line
     if report.damaged:
         yield f"lines that are no messages: {report.damaged}"
 

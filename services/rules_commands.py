@@ -16,10 +16,10 @@ from ast_stream.alerts.lints import lint
 from ast_stream.alerts.problems import RuleProblem
 from ast_stream.alerts.rule_files import load_rules
 from ast_stream.alerts.rule_tests import TestResult, load_tests, run_tests
-from ast_stream.alerts.rules import TRIGGERS, Rule, RuleSet
+from ast_stream.alerts.rules import RuleSet
 from ast_stream.errors import ConfigError, UsageError
-from ast_stream.labels import slug
 from ast_stream.messages import format_time, parse_time
+from services.rule_explain import explain_rule
 from services.rule_facts import RuleContext, rule_context
 from services.rule_ledger import OutboxLedger
 from services.rule_reports import junit, summary_lines, transition_line
@@ -159,50 +159,6 @@ def backtest_command(
             else:
                 typer.echo(transition_line(one))
     typer.echo("\n".join(summary_lines(report, firings)), err=as_json)
-
-
-def explain_rule(rule: Rule, context: RuleContext) -> Iterator[str]:
-    """Yield lines that say what a rule matches and how it decides."""
-    yield f"{rule.name} ({rule.trigger}, {rule.severity}), {rule.document.file}"
-    for number, matcher in enumerate(rule.matchers):
-        step = f"step {number + 1}: " if rule.trigger == "sequence" else ""
-        if rule.trigger != "level":
-            yield f"  {step}classes: {', '.join(_classes(matcher.slugs, context))}"
-        for exception in matcher.exceptions:
-            yield f"  {step}but not: {', '.join(_classes(exception.slugs, context))}"
-        if matcher.min_score:
-            yield f"  {step}score: at least {matcher.min_score:g}"
-        for key, values in matcher.streams:
-            yield f"  {step}stream {key}: {' or '.join(sorted(values))}"
-    written = rule.document.data
-    for part in rule.path:
-        written = written[part]  # type: ignore[index]
-    for key in (*TRIGGERS, "tolerate", "when", "unless", "keep_firing_for", "cooldown"):
-        if key in written:
-            yield f"  {key}: {_as_written(written[key])}"
-    yield f"  one alert for each: {', '.join(rule.group_by) or 'all together'}"
-    yield f"  actions: {', '.join(rule.settings.actions) or 'none, only published'}"
-
-
-def _classes(slugs: frozenset[str] | None, context: RuleContext) -> list[str]:
-    if slugs is None:
-        return ["any"]
-    by_slug = {slug(label): label for label in context.labels or ()}
-    thresholds = {} if context.facts is None else context.facts.thresholds
-    return [
-        f"{by_slug.get(one, one)} (from {thresholds[one]:.2f})"
-        if one in thresholds
-        else by_slug.get(one, one)
-        for one in sorted(slugs)
-    ]
-
-
-def _as_written(value: object) -> str:
-    """Return a value of the file on one line, without what it matches: that is shown already."""
-    if isinstance(value, dict):
-        inside = {key: one for key, one in value.items() if key not in ("match", "steps", "stream")}
-        return ", ".join(f"{key} {_as_written(one)}" for key, one in inside.items())
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _load(files: list[Path], context: RuleContext) -> RuleSet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -204,6 +205,34 @@ def test_backtest_reads_the_log_and_plain_bodies_alike(
     )
     assert any(line.startswith("bark      2 fired") for line in printed[1])
     assert any(line.startswith("both      1 fired") for line in printed[1])
+
+
+def test_backtest_says_which_rules_were_held_back_and_why(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rules, events = folder / "cooling.yaml", folder / "events.jsonl"
+    rule = "{alert: bark, match: {class: Bark}, cooldown: 1m}"
+    rules.write_text(f"groups: [{{name: g, rules: [{rule}]}}]")
+    bodies = [one for n in range(4) for one in sound(f"e{n}", "Bark", 10 * n, 10 * n + 1)]
+    events.write_text("".join(json.dumps(body) + "\n" for body in bodies))
+    assert run_command_line(["rules", "backtest", str(rules), "--events", str(events)]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("bark      1 fired")
+    assert last.endswith("|  held back: 3 by cooldown")
+
+
+def test_explain_says_what_the_model_tells_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command_line(["rules", "explain", str(CONFIGS / "alerts.yaml")]) == 0
+    printed = capsys.readouterr().out.split("\n\n")
+    (smoke,) = [one for one in printed if one.startswith("smoke_alarm ")]
+    (dog,) = [one for one in printed if one.startswith("dog_barking_long ")]
+    assert re.search(
+        r"  told: up to \d\.\d s after a sound has begun, and up to \d\.\d s after it has ended\n",
+        smoke,
+    )
+    assert re.search(r"  heard: pauses of less than \d\.\d s count as sound\n", dog)
+    (level,) = [one for one in printed if one.startswith("workshop_loud ")]
+    assert "told:" not in level
 
 
 def test_backtest_gives_json_lines_and_the_summary_aside(

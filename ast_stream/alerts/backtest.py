@@ -23,13 +23,13 @@ class BacktestReport:
 
     Attributes:
         fired: alerts by rule, also rules that never fired.
-        suppressed: firings held back, by reason.
+        held_back: firings that did not happen, by rule and reason.
         first_ns, last_ns: stream time of the first and the last event.
         damaged: lines that are no messages.
     """
 
     fired: Counter[str] = field(default_factory=Counter)
-    suppressed: Counter[str] = field(default_factory=Counter)
+    held_back: dict[str, dict[str, int]] = field(default_factory=dict)
     events: int = 0
     damaged: int = 0
     first_ns: int | None = None
@@ -79,7 +79,7 @@ def backtest(
         yield from _told(engine.advance(engine.now_ns + _SETTLE_NS), report)
         report.events = engine.counters.events
         report.damaged += engine.counters.malformed
-        report.suppressed.update(engine.counters.suppressed)
+        report.held_back = engine.counters.held_back
 
 
 def _captured(body: dict[str, Any]) -> int | None:

@@ -160,6 +160,7 @@ class EngineCounters:
     events: int = 0
     fired: dict[str, int] = field(default_factory=dict)
     suppressed: dict[str, int] = field(default_factory=dict)  # by reason
+    held_back: dict[str, dict[str, int]] = field(default_factory=dict)  # by rule and reason
     flaps: int = 0
     lost_ends: int = 0  # events that never ended on the feed
     malformed: int = 0  # bodies that are not what they should be

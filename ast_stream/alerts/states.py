@@ -59,7 +59,7 @@ class RuleStates:
         instance = self._instances.get(_key(rule.name, group))
         if instance is None:
             if self._n_instances.get(rule.name, 0) >= MAX_INSTANCES:
-                self._count_suppressed("instances")
+                self._count_suppressed(rule.name, "instances")
                 return None
             instance = Instance(rule, self.triggers[rule.name], group)
             self._add(instance)
@@ -187,7 +187,7 @@ class RuleStates:
             reason = "limit"
         if reason:
             instance.held_back += 1
-            self._count_suppressed(reason)
+            self._count_suppressed(rule.name, reason)
         return reason
 
     def _is_inhibited(self, instance: Instance) -> bool:
@@ -212,9 +212,10 @@ class RuleStates:
             elif one.to_state == "firing":
                 fired[one.alert.rule] = fired.get(one.alert.rule, 0) + 1
 
-    def _count_suppressed(self, reason: str) -> None:
-        suppressed = self._counters.suppressed
-        suppressed[reason] = suppressed.get(reason, 0) + 1
+    def _count_suppressed(self, name: str, reason: str) -> None:
+        of_rule = self._counters.held_back.setdefault(name, {})
+        for counts in (self._counters.suppressed, of_rule):
+            counts[reason] = counts.get(reason, 0) + 1
 
 
 def _key(name: str, group: Mapping[str, str]) -> Key:

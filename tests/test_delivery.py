@@ -140,6 +140,26 @@ def test_message_that_hangs_holds_up_no_other_of_its_action(store: Store, outbox
     assert sorted(hanging.got) == ["a1.firing", "a2.firing", "a3.firing", "a4.firing"]
 
 
+def test_threads_of_many_actions_deliver_everything_once(store: Store, clock: FakeClock) -> None:
+    names = [f"action{n}" for n in range(4)]
+    outbox = Outbox(store, {name: Route(BOTH, max_per=(10_000, 60)) for name in names}, clock)
+    receivers = {name: Receiver(*[Failed("busy", is_down=True)] * 20) for name in names}
+    couriers = Couriers(receivers, outbox)
+    couriers.start()
+    for n in range(60):
+        with store.transaction() as db:
+            outbox.enqueue(db, [firing(f"a{n}", *names)])
+        couriers.wake()
+    wait_for(lambda: all(len(one.got) >= 60 for one in receivers.values()), "the first tries")
+    clock.pass_s(10)
+    couriers.wake()
+    wait_for(lambda: sum(outbox.pending()[name] for name in names) == 0, "the rest")
+    couriers.stop(PATIENCE_S)
+    for receiver in receivers.values():
+        assert len(receiver.got) == 60 + 20
+        assert set(receiver.got) == {f"a{n}.firing" for n in range(60)}
+
+
 def test_feed_is_published_by_one_thread_in_order(store: Store, outbox: Outbox) -> None:
     feed = Receiver()
     couriers = Couriers({FEED: feed}, outbox)

@@ -11,7 +11,6 @@ import json
 import logging
 import random
 import sqlite3
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -27,13 +26,13 @@ from ast_stream.alerts.actions.base import (
 from ast_stream.alerts.delivery_policy import (
     FEED,
     MAX_ERROR_CHARACTERS,
-    MAX_PAUSE_S,
     Route,
     backoff_s,
 )
 from ast_stream.alerts.due_rows import DueRow, DueRows
 from ast_stream.alerts.model import Transition
 from ast_stream.alerts.outbox_writer import SELF_RULE, OutboxWriter
+from ast_stream.alerts.receivers import Receivers
 from ast_stream.alerts.store import Store
 from ast_stream.units import NS_PER_SECOND
 
@@ -76,12 +75,7 @@ class Outbox:
         self._jitter = jitter
         self._under_way: dict[int, str] = {}  # numbers of rows, and their actions
         self._tidy_ns = 0
-        self._failed_ns: dict[str, deque[int]] = {
-            name: deque(maxlen=1 if one.max_per is None else one.max_per[0])
-            for name, one in self._routes.items()
-        }
-        self._paused_until_ns: dict[str, int] = {}
-        self._stranded: dict[str, set[int]] = {}  # rows that failed because nothing got there
+        self._receivers = Receivers(self._routes, now_ns)
         self._writer = OutboxWriter(self._routes, self._under_way, now_ns)
 
     @property
@@ -115,8 +109,8 @@ class Outbox:
         """
         with self._store.reading() as db:
             queue = DueRows(db, action, self._now_ns(), self._under_way, urgent_only)
-            wait_s = self._pause_s(action) or queue.budget_wait_s(
-                self._routes[action].max_per, self._failed_ns[action]
+            wait_s = self._receivers.pause_s(action) or queue.budget_wait_s(
+                self._routes[action].max_per, self._receivers.failed_ns(action)
             )
             row = queue.first() if wait_s == 0 else None
             if row is None:
@@ -177,11 +171,9 @@ class Outbox:
                     if outcome.is_closed:
                         self._close(db, action, outcome.reason)
                     self._writer.raise_alarm(db, action, lost, outcome.reason)
-        if isinstance(outcome, Delivered):
-            self._stranded.pop(action, None)
-        else:
-            self._failed_ns[action].append(self._now_ns())
-        self._under_way.pop(delivery.seq, None)
+        with self._store.reading():  # its lock: other threads look at this under it
+            self._receivers.note(action, delivery.seq, outcome)
+            self._under_way.pop(delivery.seq, None)
 
     def recover(self) -> None:
         """Begin anew after a start: forget closed actions whose settings have changed."""
@@ -197,7 +189,8 @@ class Outbox:
                 self._end(db, row.seq, "dead", reason)
                 self._writer.raise_alarm(db, action, lost, reason)
         finally:
-            self._under_way.pop(row.seq)
+            with self._store.reading():
+                self._under_way.pop(row.seq)
 
     def _tidy(self) -> None:
         """Forget old rows from time to time: the process may run for years."""
@@ -211,11 +204,6 @@ class Outbox:
     def _postpone(self, db: sqlite3.Connection, delivery: Delivery, failed: Failed) -> None:
         wait_s = max(failed.after_s, backoff_s(delivery.attempts, self._jitter))
         now_ns = self._now_ns()
-        if failed.after_s > 0:
-            pause_s = min(failed.after_s, MAX_PAUSE_S)
-            self._paused_until_ns[delivery.action] = now_ns + round(pause_s * NS_PER_SECOND)
-        elif failed.is_down:
-            self._stranded.setdefault(delivery.action, set()).add(delivery.seq)
         db.execute(
             "UPDATE deliveries SET attempts = attempts + 1, next_ns = ?, last_error = ?,"
             " updated_ns = ? WHERE seq = ? AND state = 'pending'",
@@ -229,11 +217,11 @@ class Outbox:
 
     def _free_stranded(self, db: sqlite3.Connection, action: str) -> None:
         """Try at once what waits only because nothing got there: something does again."""
-        if stranded := self._stranded.get(action):
+        if stranded := self._receivers.stranded(action):
             db.execute(
                 "UPDATE deliveries SET next_ns = ? WHERE state = 'pending' AND next_ns > ? AND seq"
                 " IN (SELECT value FROM json_each(?))",
-                (self._now_ns(), self._now_ns(), json.dumps(sorted(stranded))),
+                (self._now_ns(), self._now_ns(), json.dumps(stranded)),
             )
 
     def _end(self, db: sqlite3.Connection, seq: int, state: str, error: str | None) -> None:
@@ -256,8 +244,3 @@ class Outbox:
             " WHERE action = ? AND state = 'pending'",
             (reason[:MAX_ERROR_CHARACTERS], now_ns, action),
         )
-
-    def _pause_s(self, action: str) -> float:
-        """Return how long the receiver still wants to be left alone, not longer than we let it."""
-        left_s = (self._paused_until_ns.get(action, 0) - self._now_ns()) / NS_PER_SECOND
-        return min(max(0.0, left_s), MAX_PAUSE_S)

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import json
+import re
 import socket
+from datetime import datetime, timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from alert_samples import T0_NS, notification, resolved
 from http_receiver import DRIP, GARBAGE, HANG, HUGE_BODY, SLOW_BODY, Script, http_receiver
 
-from ast_stream.alerts.actions.base import Delivered, Failed, Outcome, Refused
+from ast_stream.alerts.actions.base import Delivered, Failed, Notification, Outcome, Refused
 from ast_stream.alerts.actions.http_post import is_public
 from ast_stream.alerts.actions.signing import parse_secret, signature
 from ast_stream.alerts.actions.webhook import WebhookRunner, cloud_event, retry_after_s
@@ -57,6 +61,18 @@ def test_post_is_a_signed_cloud_event(tmp_path: Path) -> None:
     }
     assert got.body["data"]["alert"] == told.alert
     assert got.body["data"]["text"] == "Dog on porch"
+
+
+@pytest.mark.parametrize("told", [notification(), notification("a1", resolved())])
+def test_body_is_what_cloud_events_1_0_asks_for(told: Notification) -> None:
+    event = json.loads(cloud_event(told))
+    for required in ("id", "source", "specversion", "type"):
+        assert event[required]
+    assert all(re.fullmatch("[a-z0-9]{1,20}", name) for name in event)
+    assert urlsplit(event["source"]).path == event["source"]  # a reference, without a host
+    assert re.fullmatch(r"org(\.[a-z0-9-]+)+", event["type"])  # a reversed domain
+    assert datetime.fromisoformat(event["time"]).utcoffset() == timedelta(0)
+    assert len(cloud_event(told)) < 20_000  # what Standard Webhooks recommends at most
 
 
 def test_body_is_the_same_at_every_attempt() -> None:

@@ -1,0 +1,131 @@
+"""Training as a user has it: killed, stopped or refused, and going on as if nothing had been."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from ast_stream.units import SAMPLE_RATE
+
+PATIENCE_S = 120.0
+STEPS = 60
+OPTIONS = (
+    "--steps", str(STEPS), "--save-every", "10", "--batch-size", "4", "--width", "64",
+    "--layers", "1", "--window", "1.28", "--generated", "0", "--generated-backgrounds", "2",
+    "--negative-hours", "0", "--threads", "1", "--device", "cpu",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of three clips each: tones and noise."""
+    folder = tmp_path_factory.mktemp("sounds")
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        tone = 0.2 * np.sin(np.arange(SAMPLE_RATE) * (0.3 + 0.02 * number))
+        for label, sound in (("Whistle", tone), ("Hiss", 0.1 * rng.standard_normal(SAMPLE_RATE))):
+            (folder / label).mkdir(exist_ok=True)
+            soundfile.write(folder / label / f"{number}.wav", sound, SAMPLE_RATE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(sounds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a training leaves that nobody disturbed."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    with _training(sounds, out) as process:
+        assert process.wait(PATIENCE_S) == 0
+    return out
+
+
+@contextmanager
+def _training(data: Path, out: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "services.cli", "train", str(data), "-o", str(out)]
+    with subprocess.Popen(
+        [*command, *OPTIONS, *options],
+        stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    ) as process:  # fmt: skip
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _wait_for_state(process: subprocess.Popen[str], out: Path) -> None:
+    until = time.monotonic() + PATIENCE_S
+    while not (out / "state.pt").is_file():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def _assert_equal(out: Path, undisturbed: Path) -> None:
+    metrics = (out / "metrics.jsonl").read_text()
+    assert metrics == (undisturbed / "metrics.jsonl").read_text()
+    assert len(metrics.splitlines()) == STEPS // 10
+    weights = [folder / "checkpoint" / "model.safetensors" for folder in (out, undisturbed)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_a_killed_training_goes_on_with_the_same_curve_and_weights(
+    sounds: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    with _training(sounds, tmp_path) as process:
+        _wait_for_state(process, tmp_path)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(PATIENCE_S) == -signal.SIGKILL
+    assert not (tmp_path / "checkpoint").exists()
+    with _training(sounds, tmp_path) as process:
+        assert process.wait(PATIENCE_S) == 0
+    _assert_equal(tmp_path, undisturbed)
+
+
+def test_a_stopped_training_says_how_to_go_on_and_does(
+    sounds: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    with _training(sounds, tmp_path) as process:
+        _wait_for_state(process, tmp_path)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=PATIENCE_S)[1]
+        assert process.returncode == 130
+    last = said.splitlines()[-1]
+    assert last.startswith("ast-stream: stopped after step ")
+    assert last.endswith(f"of {STEPS}; the state is saved, and the same command goes on from there")
+    assert "Traceback" not in said
+    with _training(sounds, tmp_path) as process:
+        assert process.wait(PATIENCE_S) == 0
+    _assert_equal(tmp_path, undisturbed)
+
+
+def test_all_problems_of_the_data_are_told_before_a_step_is_made(
+    sounds: Path, tmp_path: Path
+) -> None:
+    table = tmp_path / "labels.csv"
+    whistle = sounds / "Whistle" / "0.wav"
+    table.write_text(f"file,label\n{whistle},Whistle\nnowhere.wav,Hiss\n{whistle},Hiss\n")
+    with _training(table, tmp_path / "out", "--backgrounds", str(tmp_path / "no.wav")) as process:
+        said = process.communicate(timeout=PATIENCE_S)[1]
+    assert process.returncode == 78
+    assert f"{table}:3: nowhere.wav: file is missing" in said
+    assert f"{tmp_path / 'no.wav'}: file is missing" in said
+    assert "Whistle: expected at least 2 clips of a class, got 1" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_reports_are_json_with_step_loss_and_rate(undisturbed: Path) -> None:
+    reports = [json.loads(one) for one in (undisturbed / "metrics.jsonl").read_text().splitlines()]
+    assert [one["step"] for one in reports] == list(range(10, STEPS + 1, 10))
+    assert all({"step", "loss", "lr"} <= one.keys() for one in reports)
+    assert (undisturbed / "curves.png").read_bytes().startswith(b"\x89PNG")

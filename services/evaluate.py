@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ast_stream.errors import UsageError
-from ast_stream.training.evaluation.measure import hear
+from ast_stream.training.evaluation.measure import check_hop, hear
 from ast_stream.training.evaluation.plan import Heard, Settings, Subject, total_s
+from ast_stream.training.evaluation.plots import check_plotting
 from ast_stream.training.evaluation.report import as_json
 from ast_stream.training.evaluation.report import evaluate as figures_of
 from ast_stream.training.material.negatives import negative_files
@@ -31,11 +32,12 @@ from services.clip_options import (
     clip_columns,
 )
 from services.evaluate_models import cross_validated, notes_of, single
-from services.evaluate_report import check_report_folder, write_report
+from services.evaluate_report import check_folder, write_report
 from services.evaluate_tables import show
 
 SNR_DB = "12"
 LARGEST_SNR_DB = 60.0
+FILE_WIDTH = 132  # of a table that does not go to a terminal
 
 
 def evaluate(
@@ -100,7 +102,10 @@ def evaluate(
     """
     torch.set_num_threads(threads)
     if report is not None:
-        check_report_folder(report)
+        check_plotting()
+        check_folder(report, "--report")
+    if write_streams is not None:
+        check_folder(write_streams, "--write-streams")
     settings = Settings(
         snr_db=snr_range(snr),
         alarm_snr_db=alarm_snr,
@@ -119,6 +124,7 @@ def evaluate(
         subjects = cross_validated(chosen, data, columns, test_fold or [])
     else:
         subjects = [single(chosen, data, columns, test_fold or [])]
+    check_hop(subjects, hop)
     notes = notes_of(subjects)
     for note in notes:
         print(f"ast-stream evaluate: {note}", file=sys.stderr)
@@ -131,7 +137,7 @@ def evaluate(
     if json_output:
         print(json.dumps(as_json(figures), ensure_ascii=False))
     else:
-        show(figures, settings, Console())
+        show(figures, settings, Console(width=None if sys.stdout.isatty() else FILE_WIDTH))
 
 
 def snr_range(text: str) -> tuple[float, float]:
@@ -163,9 +169,11 @@ def _heard(subjects: Sequence[Subject], settings: Settings) -> Heard:
         console=Console(stderr=True),
         disable=not sys.stderr.isatty(),
     ) as progress:
-        task = progress.add_task("clips", total=total_s(subjects, settings))
+        task = progress.add_task("", total=total_s(subjects, settings))
 
         def on_heard(what: str, seconds: float) -> None:
+            if progress.disable and progress.tasks[task].description != what:
+                print(f"measuring {what}", file=sys.stderr)
             progress.update(task, description=what, advance=seconds)
 
         heard = hear(subjects, settings, on_heard)

@@ -45,15 +45,15 @@ def cross_validated(
             "been trained on"
         )
     clips = read_clips(data, columns)
-    taggers = {model: load_tagger(model) for model in models}
+    taggers = [load_tagger(model) for model in models]
     _check_labels(taggers)
-    folds = {model: held_out_folds(tagger) for model, tagger in taggers.items()}
-    _check_folds(folds, data, _folds(clips))
-    recordings = load_recordings(clips, next(iter(taggers.values())).labels)
+    folds = [held_out_folds(tagger) for tagger in taggers]
+    _check_folds(list(zip(models, folds, strict=True)), data, _folds(clips))
+    recordings = load_recordings(clips, taggers[0].labels)
     subjects = []
-    for model, tagger in taggers.items():
-        own = [one for one in recordings if one.clip.fold in folds[model]]
-        subjects.append(Subject(tagger, tuple(recorded_takes(own, tagger.labels)), folds[model]))
+    for tagger, its in zip(taggers, folds, strict=True):
+        own = [one for one in recordings if one.clip.fold in its]
+        subjects.append(Subject(tagger, tuple(recorded_takes(own, tagger.labels)), its))
     return subjects
 
 
@@ -88,28 +88,26 @@ def _folds(clips: Iterable[Clip]) -> tuple[str, ...]:
     return tuple(sorted({clip.fold for clip in clips if clip.fold is not None}))
 
 
-def _check_labels(taggers: dict[str, Tagger]) -> None:
-    (first, reference), *others = taggers.items()
-    for model, tagger in others:
-        if tagger.labels != reference.labels:
+def _check_labels(taggers: Sequence[Tagger]) -> None:
+    first, *others = taggers
+    for tagger in others:
+        if tagger.labels != first.labels:
             raise UsageError(
                 f"--cross-validate: expected models with the same labels, got {len(tagger.labels)} "
-                f"in {model} that differ from the {len(reference.labels)} of {first}"
+                f"in {tagger.checkpoint.origin} that differ from the {len(first.labels)} of "
+                f"{first.checkpoint.origin}"
             )
 
 
-def _check_folds(folds: dict[str, tuple[str, ...]], data: Path, known: Sequence[str]) -> None:
+def _check_folds(
+    folds: Sequence[tuple[str, tuple[str, ...]]], data: Path, known: Sequence[str]
+) -> None:
     problems = [
-        f"{model} does not say which folds it was not trained on"
-        for model, its in folds.items()
-        if not its
+        f"{model} does not say which folds it was not trained on" for model, its in folds if not its
     ]
-    claimed = [fold for its in folds.values() for fold in its]
-    problems += [
-        f"fold {fold} is tested by several models"
-        for fold in sorted(set(claimed))
-        if claimed.count(fold) > 1
-    ]
+    claimed = [fold for _, its in folds for fold in its]
+    twice = sorted({fold for fold in claimed if claimed.count(fold) > 1})
+    problems += [f"fold {fold} is tested by several models" for fold in twice]
     problems += [f"fold {fold} is not in {data}" for fold in sorted(set(claimed) - set(known))]
     problems += [f"fold {fold} is tested by no model" for fold in known if fold not in claimed]
     if problems:

@@ -15,7 +15,7 @@ import torch
 
 from ast_stream.errors import UsageError
 from ast_stream.training.evaluation.plan import Settings
-from ast_stream.training.evaluation.plots import check_plotting, plots
+from ast_stream.training.evaluation.plots import plots
 from ast_stream.training.evaluation.report import Evaluation, as_json, jsonable
 from ast_stream.version import __version__
 from services.evaluate_tables import class_table, details, summary
@@ -40,13 +40,12 @@ pre { white-space: pre-wrap; background: #f4f6f8; padding: .6rem }
 """
 
 
-def check_report_folder(folder: Path) -> None:
+def check_folder(folder: Path, option: str) -> None:
     """Make the folder, so that hours of measuring are not lost for want of one.
 
     Raises:
-        UsageError: it cannot be made or written to, or plots cannot be made.
+        UsageError: it cannot be made or written to.
     """
-    check_plotting()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".probe"
@@ -54,7 +53,7 @@ def check_report_folder(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UsageError(
-            f"--report: expected a folder that can be written to, got {folder} "
+            f"{option}: expected a folder that can be written to, got {folder} "
             f"({error.strerror or error})"
         ) from error
 

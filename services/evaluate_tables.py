@@ -20,7 +20,7 @@ def show(evaluation: Evaluation, settings: Settings, console: Console) -> None:
     table = Table(box=None, pad_edge=False)
     headings, rows = class_table(evaluation)
     for heading in headings:
-        table.add_column(heading, justify="left" if heading == "class" else "right")
+        table.add_column(heading, justify="left" if heading == "class" else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     console.print(table)

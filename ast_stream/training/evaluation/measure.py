@@ -81,6 +81,16 @@ def hear(subjects: Sequence[Subject], settings: Settings, on_heard: OnHeard) -> 
     return heard
 
 
+def check_hop(subjects: Sequence[Subject], hop_s: float | None) -> None:
+    """Make sure that every model can be run at this hop, before anything is scored.
+
+    Raises:
+        UsageError: it is no multiple of 0.01 s, or longer than a window.
+    """
+    for subject in subjects:
+        detector_of(subject.tagger, hop_s)(lambda scores: None)
+
+
 def detector_of(
     tagger: Tagger, hop_s: float | None
 ) -> Callable[[Callable[[Scores], None]], Detector]:
@@ -118,9 +128,8 @@ def _laid(
     rng = np.random.default_rng(seeds)
     order = rng.permutation(len(takes))
     for part in np.array_split(order, math.ceil(len(takes) / TAKES_PER_STRIP)) if takes else ():
-        backgrounds = generated_backgrounds(
-            seeds[0] + int(rng.integers(SEEDS_APART)), N_BACKGROUNDS
-        )
+        seed = seeds[0] + int(rng.integers(SEEDS_APART // 2))
+        backgrounds = generated_backgrounds(seed, math.ceil(BACKGROUNDS_PER_TAKE * len(part)))
         chosen = [takes[int(index)] for index in part]
         strip = lay_takes(rng, chosen, backgrounds, subject.tagger.labels, laying)
         _keep(strip, f"{kind}-{'-'.join(map(str, seeds[2:]))}-{part[0]:03d}", laying, settings)

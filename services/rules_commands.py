@@ -15,17 +15,20 @@ from ast_stream.alerts.backtest import BacktestReport, backtest, read_messages
 from ast_stream.alerts.lints import lint
 from ast_stream.alerts.problems import RuleProblem
 from ast_stream.alerts.rule_files import load_rules
+from ast_stream.alerts.rule_test_schema import parse_moment
 from ast_stream.alerts.rule_tests import TestResult, load_tests, run_tests
 from ast_stream.alerts.rules import RuleSet
 from ast_stream.errors import ConfigError, UsageError
-from ast_stream.messages import format_time, parse_time
+from ast_stream.messages import format_time
 from services.rule_explain import explain_rule
 from services.rule_facts import RuleContext, rule_context
 from services.rule_ledger import OutboxLedger
+from services.rule_recording import write_test
 from services.rule_reports import junit, summary_lines, transition_line
 from services.rule_scores import decide
 
 EXIT_FOUND = 1
+_EVER = ("1970-01-01T00:00:00Z", "2200-01-01T00:00:00Z")
 
 app = typer.Typer(
     no_args_is_help=True, epilog="Example: ast-stream rules check configs/alerts.yaml"
@@ -119,6 +122,40 @@ def explain(
         typer.echo()
 
 
+@app.command("record")
+def record_command(
+    rules: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The rules (YAML).")],
+    events: Annotated[
+        list[Path],
+        typer.Option(exists=True, help="Event log or output of `subscribe`, JSON lines."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The test file to write.")],
+    first: Annotated[str, typer.Option("--from", help="Onsets from here on.")] = _EVER[0],
+    last: Annotated[str, typer.Option("--to", help="Onsets before this.")] = _EVER[1],
+    name: Annotated[str, typer.Option(help="Name of the test.")] = "recorded",
+    config: Config = None,
+    model: Model = None,
+) -> None:
+    """Turn a stretch of the past into a rule test; streams get other names.
+
+    It expects what the rules make of it now, so look at that before you keep it.
+
+    Example: ast-stream rules record alerts.yaml --events night.jsonl -o night-tests.yaml
+    """
+    context = rule_context(config, model, None)
+    n_sounds, n_told = write_test(
+        _load([rules], context),
+        rules,
+        events,
+        out,
+        from_ns=_time("record: --from", first),
+        to_ns=_time("record: --to", last),
+        name=name,
+        context=context,
+    )
+    typer.echo(f"{out}: {n_sounds} sounds, {n_told} firings and resolutions", err=True)
+
+
 @app.command("backtest")
 def backtest_command(
     rules: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The rules (YAML).")],
@@ -193,8 +230,12 @@ def _logged(
 def _heard(files: list[Path], context: RuleContext, start: str) -> Iterator[dict[str, Any]]:
     from services.rule_audio import event_bodies  # imports torch
 
-    try:
-        start_ns = parse_time(start)
-    except ValueError as error:
-        raise UsageError(f"rules backtest: --start: {error}") from error
+    start_ns = _time("backtest: --start", start)
     return event_bodies(files, context.model, context.detection, start_ns)
+
+
+def _time(option: str, text: str) -> int:
+    try:
+        return parse_moment(text)
+    except ValueError as error:
+        raise UsageError(f"rules {option}: {error}") from error

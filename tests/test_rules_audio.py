@@ -50,4 +50,4 @@ def test_backtest_refuses_a_start_without_offset(
     soundfile.write(recording, tones_and_noise(2.0), SAMPLE_RATE)
     command = ["rules", "backtest", str(rules), "--audio", str(recording), "--start", "2026-01-01"]
     assert run_command_line(command) == 2
-    assert "--start: time '2026-01-01' has no offset" in capsys.readouterr().err
+    assert "--start: expected a time with its offset from UTC" in capsys.readouterr().err

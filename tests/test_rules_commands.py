@@ -158,7 +158,11 @@ def test_scores_go_through_the_decision_stage(
         ("alert: bark, labels", "alert: bork, labels", "E109: tests[0].expect[0]: no rule file"),
         ("class: Bark", "class: Cat", "E105: tests[0].events[0]: the model has no class 'Cat'"),
         ("stream: one", "stream: two", "the stream 'two' is not under 'streams' of this test"),
-        ("2026-03-29T00:30:00+01:00", "2026-03-29T00:30:00", "has no offset from UTC"),
+        (
+            "2026-03-29T00:30:00+01:00",
+            "2026-03-29T00:30:00",
+            "expected a time with its offset from UTC such as",
+        ),
         ("at: 5s, class", "at: 5, class", "expected a duration such as 30s, 5m or 1h30m, got 5"),
         ("rules.yaml", "nowhere.yaml", "no such configuration file"),
     ],
@@ -253,6 +257,46 @@ def test_backtest_gives_json_lines_and_the_summary_aside(
 
 def test_backtest_needs_events_or_audio(folder: Path) -> None:
     assert run_command_line(["rules", "backtest", str(folder / "rules.yaml")]) == 2
+
+
+def test_stretch_of_the_past_becomes_a_test_that_passes_until_a_rule_changes(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log, test = folder / "log.jsonl", folder / "tests" / "recorded.yaml"
+    test.parent.mkdir()
+    bodies = [
+        *sound("a", "Bark", 0, 2, labels={"room": "hall"}, stream="front-door"),
+        *sound("b", "Bark", 60, 62, labels={"room": "attic"}, stream="attic-of-ann"),
+        *sound("c", "Bark", 7200, 7202, labels={"room": "hall"}, stream="front-door"),
+    ]
+    log.write_text("".join(json.dumps(body) + "\n" for body in bodies))
+    rules = folder / "rules.yaml"
+    command = ["rules", "record", str(rules), "--events", str(log), "--out", str(test)]
+    assert run_command_line([*command, "--to", "2027-01-15T09:00:00Z"]) == 0
+    assert "2 sounds, 4 firings and resolutions" in capsys.readouterr().err
+    written = test.read_text()
+    assert "front-door" not in written
+    assert "ann" not in written.replace("annotations", "")
+    assert run_command_line(["rules", "test", str(test)]) == 0
+    rules.write_text(rules.read_text().replace("{min: 0.6}", "{min: 0.95}"))
+    assert run_command_line(["rules", "test", str(test)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--from", "2030-01-01T00:00:00Z"], "expected 1 to 1000 sounds, got 0"),
+        (["--to", "noon"], "--to: expected a time with its offset from UTC such as"),
+    ],
+)
+def test_stretch_without_sounds_is_no_test(
+    folder: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    log = folder / "log.jsonl"
+    log.write_text(json.dumps(event("begin", "a", "Bark", 0, 0)) + "\n")
+    command = ["rules", "record", str(folder / "rules.yaml"), "--events", str(log)]
+    assert run_command_line([*command, "--out", str(folder / "t.yaml"), *options]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_rules_that_are_shipped_are_right_and_pass_their_tests() -> None:

@@ -75,9 +75,10 @@ class TestRun:
         """Run the test and return what is wrong."""
         if self.test.scores and (decide is None or self.tests.labels is None):
             return ["scores need the classes of a model: 'labels' in the file, or a checkpoint"]
-        return self._compare(self._transitions(decide))
+        return self._compare(self.transitions(decide))
 
-    def _transitions(self, decide: Decide | None) -> list[Transition]:
+    def transitions(self, decide: Decide | None) -> list[Transition]:
+        """Run the test and return all that happened."""
         start = parse_time(self.test.start)
         timing = detection_timing(self.tests.settings.detector)
         engine = Engine(self.tests.rules, now_ns=start, timing=timing)

@@ -54,6 +54,21 @@ def _scores(value: object) -> object:
     return parse_scores(value) if isinstance(value, str) else value
 
 
+def parse_moment(text: str) -> int:
+    """Return a time that somebody wrote, in nanoseconds since 1970.
+
+    Raises:
+        ValueError: it is none, or does not say its offset from UTC.
+    """
+    try:
+        return parse_time(text)
+    except ValueError:
+        form = "2026-03-29T01:30:00+01:00"
+        raise ValueError(
+            f"expected a time with its offset from UTC such as {form}, got '{text}'"
+        ) from None
+
+
 class DetectorSettings(RuleSection):
     """How late the detector tells of sounds, and how it decides on scores."""
 
@@ -125,7 +140,7 @@ class RuleTest(RuleSection):
     @field_validator("start")
     @classmethod
     def _is_a_time(cls, start: str) -> str:
-        parse_time(start)
+        parse_moment(start)
         return start
 
     @model_validator(mode="after")

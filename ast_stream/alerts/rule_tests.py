@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from ast_stream.alerts.model import Transition
 from ast_stream.alerts.problems import RuleProblem, problem_at
 from ast_stream.alerts.rule_files import load_rules
 from ast_stream.alerts.rule_test_run import Decide, Ledger, LoadedTests, TestRun
@@ -81,6 +82,23 @@ def run_tests(
     for index, test in enumerate(tests.settings.tests):
         failures = TestRun(tests, test, index, new_ledger(tests.rules)).failures(decide)
         yield TestResult(tests.document.file, test.name, failures)
+
+
+def transitions_of(tests: LoadedTests) -> Iterator[list[Transition]]:
+    """Yield what happens in each test, whatever it expects; tests of scores are not among these."""
+    for index, test in enumerate(tests.settings.tests):
+        yield TestRun(tests, test, index, _NoLedger()).transitions(None)
+
+
+class _NoLedger:
+    """Counts no deliveries."""
+
+    def take(self, transitions: list[Transition]) -> None:
+        """Leave them."""
+
+    def rows(self) -> int:
+        """Return none."""
+        return 0
 
 
 def _check_names(

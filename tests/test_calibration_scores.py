@@ -13,7 +13,7 @@ from tiny_model import TINY_LABELS, save_tiny, tiny_checkpoint
 from ast_stream.errors import CheckpointError
 from ast_stream.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ast_stream.model.golden import golden_for
-from ast_stream.model.metadata import ScoreMap
+from ast_stream.model.metadata import Metadata, ScoreMap
 from ast_stream.model.tagger import Tagger
 from ast_stream.runtime.selfcheck import self_check
 
@@ -96,3 +96,9 @@ def test_a_map_of_an_unknown_label_is_refused(tmp_path: Path) -> None:
     assert "Glass" not in TINY_LABELS
     with pytest.raises(CheckpointError, match="'Glass' is no label of this model"):
         save_tiny(tmp_path, score_maps={"Glass": ScoreMap()})
+
+
+def test_rise_times_of_another_window_length_are_assumed() -> None:
+    metadata = Metadata(window_s=2.0, rise_on_s={"Bark": 0.8}, rise_off_s={"Bark": 0.3})
+    assert metadata.rise("Bark", 2.0) == (0.8, 0.3, False)
+    assert metadata.rise("Bark", 1.0) == (0.5, 0.3, True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ PositiveSeconds = Annotated[float, Field(gt=0)]
 
 UNMEASURED_RISE_S = 0.5
 UNMEASURED_RISE_OF_WINDOW = 0.25
+LONGEST_RISE_OF_WINDOW = 0.5  # a longer one would put onsets where the window held no sound
 
 
 class Rise(NamedTuple):
@@ -27,7 +29,7 @@ class Rise(NamedTuple):
 
     Attributes:
         on_s, off_s: for the onset threshold and for the lower one that ends an event.
-        assumed: at least one of them was not measured for this class.
+        assumed: at least one of them was not measured for this class and window.
     """
 
     on_s: float
@@ -92,13 +94,19 @@ class Metadata(_Part):
         return self.onset_thresholds.get(label, self.default_onset_threshold)
 
     def rise(self, label: str, window_s: float) -> Rise:
-        """Return the rise times of `label`: measured, or min(0.5 s, window / 4) as `assumed`."""
+        """Return the rise times of `label` for windows of `window_s`.
+
+        Where none were measured they are min(0.5 s, window / 4); those measured with windows of
+        another length are at most half of this one. Both count as `assumed`.
+        """
         unmeasured = min(UNMEASURED_RISE_S, window_s * UNMEASURED_RISE_OF_WINDOW)
         on_s, off_s = self.rise_on_s.get(label), self.rise_off_s.get(label)
+        is_same_window = self.window_s in (None, window_s)
+        longest = math.inf if is_same_window else window_s * LONGEST_RISE_OF_WINDOW
         return Rise(
-            unmeasured if on_s is None else on_s,
-            unmeasured if off_s is None else off_s,
-            assumed=on_s is None or off_s is None,
+            unmeasured if on_s is None else min(on_s, longest),
+            unmeasured if off_s is None else min(off_s, longest),
+            assumed=on_s is None or off_s is None or not is_same_window,
         )
 
     def named_labels(self) -> set[str]:

@@ -87,7 +87,7 @@ def with_calibration(
         name: _in_order(checkpoint.labels, _without(getattr(metadata, name), done) | found)
         for name, found in fields.items()
     }
-    update["hop_s"] = hop_s
+    update["window_s"], update["hop_s"] = checkpoint.window_s, hop_s  # what all this holds for
     update["provenance"] = _provenance(metadata, checkpoint.hash, calibrated, record)
     calibrated_one = replace(checkpoint, metadata=metadata.model_copy(update=update))
     golden = {"golden": golden_for(calibrated_one)}

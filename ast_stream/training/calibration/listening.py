@@ -21,6 +21,7 @@ from ast_stream.training.calibration.streams import (
 )
 from ast_stream.training.material.clips import load_recordings
 from ast_stream.training.material.negatives import negative_files
+from ast_stream.training.material.streams import LONGEST_TAKE_S
 from ast_stream.training.material.takes import (
     Take,
     generated_backgrounds,
@@ -32,7 +33,6 @@ from ast_stream.units import samples_to_seconds
 FIRST_SEED = 3_000_000  # generated material differs from that of any training or evaluation
 SEEDS_EACH = 10_000  # a calibration uses so many seeds from its first on
 MOST_BEDS = 250  # generated backgrounds that sounds are laid over
-LONGEST_TAKE_S = 5.0
 
 
 @dataclass(frozen=True, eq=False)

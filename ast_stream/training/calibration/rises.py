@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ast_stream.model.metadata import ScoreMap
+from ast_stream.model.metadata import LONGEST_RISE_OF_WINDOW, ScoreMap
 from ast_stream.training.calibration.curve import touched
 from ast_stream.training.calibration.grouping import GroupingRule, group_events
 from ast_stream.training.calibration.score_map import mapped_scores
@@ -27,7 +27,6 @@ from ast_stream.units import SAMPLE_RATE
 
 FEWEST_MEASURED = 5  # sounds needed for a rise time; else it stays assumed
 CLEARLY_ABOVE = 1.0  # the highest logit of a sound that counts lies so far above the threshold's
-MOST_OF_WINDOW = 0.5  # a longer rise would put onsets before sounds that the window never held
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def clearly_above(threshold: float) -> float:
 
 
 def _summary(rises: Iterable[float], window_s: float) -> RiseTime | None:
-    measured = np.clip(np.array(list(rises)), 0.0, MOST_OF_WINDOW * window_s)
+    measured = np.clip(np.array(list(rises)), 0.0, LONGEST_RISE_OF_WINDOW * window_s)
     if len(measured) < FEWEST_MEASURED:
         return None
     low, middle, high = np.percentile(measured, (25, 50, 75))

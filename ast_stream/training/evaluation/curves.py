@@ -1,6 +1,7 @@
 """What other thresholds would give: recall against false alarms per hour, from scores alone.
 
-Events are formed as the decision stage confirms and holds them, at one threshold after another.
+Events are confirmed and held as the decision stage does, at one threshold after another, but they
+end at the same threshold as they begin.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ def score_curve(
         peaks = np.array([confirmed[which].max(initial=0.0) for which in touching])
         is_free = ~np.logical_or.reduce(touching)
         n_found += (peaks[:, None] >= thresholds).sum(axis=0)
-        n_false += _false_alarms(confirmed, is_free, _hold_hops(parameters, index), thresholds)
+        hold_hops = _hold_hops(parameters, index)
+        raw = one.scores[:, index]
+        n_false += _false_alarms(raw, confirmed, is_free, hold_hops, thresholds)
         n_sounds += len(peaks)
         hours += one.strip.duration_s / 3600
     recall = n_found / n_sounds if n_sounds else np.full(len(thresholds), np.nan)
@@ -127,13 +130,24 @@ def _hold_hops(parameters: DecisionParameters, index: int) -> int:
 
 
 def _false_alarms(
-    confirmed: Values, is_free: npt.NDArray[np.bool_], hold_hops: int, thresholds: Values
+    scores: npt.NDArray[np.float32],
+    confirmed: Values,
+    is_free: npt.NDArray[np.bool_],
+    hold_hops: int,
+    thresholds: Values,
 ) -> Values:
-    """Return how many events at each threshold hold no window with a sound of the class."""
+    """Return how many confirmed events at each threshold hold no window with a sound of the class.
+
+    At least as many as at any higher threshold: at a very low one all is a single event, which
+    holds some sound and would otherwise count as right.
+    """
     counts = np.zeros(len(thresholds))
     for number, threshold in enumerate(thresholds):
-        high = np.flatnonzero(confirmed >= threshold)
+        high = np.flatnonzero(scores >= threshold)
         if high.size:
-            starts = np.r_[0, np.flatnonzero(np.diff(high) > hold_hops) + 1]
-            counts[number] = np.logical_and.reduceat(is_free[high], starts).sum()
-    return counts
+            starts = np.r_[0, np.flatnonzero(np.diff(high) > hold_hops + 1) + 1]
+            is_false = np.logical_and.reduceat(is_free[high], starts)
+            is_event = np.logical_or.reduceat(confirmed[high] >= threshold, starts)
+            counts[number] = (is_false & is_event).sum()
+    most: Values = np.maximum.accumulate(counts[::-1])[::-1]
+    return most

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -11,8 +12,10 @@ from strip_cases import LABELS, WINDOW_S, begin_and_end, ideal_strip, planted
 from ast_stream.audio.activity import Waveform
 from ast_stream.training.evaluation.clips import average_precision, clip_report, clip_scores
 from ast_stream.training.evaluation.streams import measure_streams, negatives_report
+from ast_stream.training.material.beds import Disturbances
 from ast_stream.training.material.streams import (
     Laying,
+    Strip,
     lay_backgrounds,
     lay_takes,
 )
@@ -130,3 +133,68 @@ def test_laid_backgrounds_hold_no_sound_and_have_their_length() -> None:
     assert strip.truth == []
     assert strip.duration_s == 20.0
     assert strip.pcm.any()
+
+
+def _laid(laying: Laying, seed: int = 0) -> Strip:
+    takes = synthesised_takes(0, ["Siren", "Alarm"], 8)
+    backgrounds = generated_backgrounds(0, 6, with_speech=False)
+    return lay_takes(np.random.default_rng(seed), takes, backgrounds, ["Siren", "Alarm"], laying)
+
+
+def test_the_same_seed_lays_the_same_strip() -> None:
+    laying = Laying(close_share=0.5, disturbances=Disturbances(dropout_share=0.5, step_share=0.5))
+    first, again, other = _laid(laying), _laid(laying), _laid(laying, seed=1)
+    np.testing.assert_array_equal(first.pcm, again.pcm)
+    assert (first.truth, first.bed) == (again.truth, again.bed)
+    assert first.truth != other.truth
+
+
+def test_gaps_lie_on_both_sides_of_the_window() -> None:
+    truth = _laid(Laying(close_gap_s=(0.3, WINDOW_S), close_share=0.5, same_class_gap_s=0.0)).truth
+    gaps = [after.onset_s - before.offset_s for before, after in itertools.pairwise(truth)]
+    assert min(gaps) >= 0.3
+    n_close = sum(gap < WINDOW_S for gap in gaps)
+    assert 3 <= n_close <= len(gaps) - 3
+
+
+def test_neighbours_of_one_class_are_laid_where_asked() -> None:
+    def n_neighbours(share: float) -> int:
+        labels = [sound.label for sound in _laid(Laying(neighbour_share=share)).truth]
+        return sum(before == after for before, after in itertools.pairwise(labels))
+
+    assert n_neighbours(1.0) == 14  # all of the one class, then all of the other
+    assert n_neighbours(0.0) < 12
+
+
+def test_dropouts_are_silent_and_clear_of_the_sounds() -> None:
+    strip = _laid(Laying(disturbances=Disturbances(dropout_share=1.0)))
+    dropouts = [part for part in strip.bed if part.kind == "dropout"]
+    assert len(dropouts) == len(strip.truth)
+    for part in dropouts:
+        start, stop = (round(at * SAMPLE_RATE) for at in (part.start_s, part.stop_s))
+        assert not strip.pcm[start:stop].any()
+        assert all(
+            part.stop_s < sound.onset_s or part.start_s >= sound.offset_s for sound in strip.truth
+        )
+
+
+def test_level_steps_change_the_background_and_not_the_sounds() -> None:
+    plain = _laid(Laying())
+    stepped = _laid(Laying(disturbances=Disturbances(step_share=1.0)))
+    (first, *_), steps = stepped.truth, [part for part in stepped.bed if part.kind == "step"]
+    assert len(steps) == len(stepped.truth)
+    assert steps[0].stop_s < first.onset_s
+    changed = stepped.pcm[: round(steps[0].stop_s * SAMPLE_RATE) - 1].astype(float)
+    same = plain.pcm[: len(changed)].astype(float)
+    change_db = 10 * np.log10(np.square(changed).mean() / np.square(same).mean())
+    assert steps[0].level_dbfs is not None
+    level = first.level_dbfs - first.snr_db
+    assert change_db == pytest.approx(steps[0].level_dbfs - level, abs=0.5)
+    onset, offset = (round(at * SAMPLE_RATE) for at in (first.onset_s, first.offset_s))
+    np.testing.assert_array_equal(stepped.pcm[onset:offset], plain.pcm[onset:offset])
+
+
+def test_a_planted_sound_says_which_clip_it_was() -> None:
+    clips = {sound.clip for sound in _laid(Laying()).truth}
+    assert len(clips) == 16
+    assert {clip.rsplit("-", 2)[0] for clip in clips} == {"co_alarm", "siren"}

@@ -195,6 +195,12 @@ def backtest_command(
                 typer.echo(json.dumps(at | one.alert.body(), ensure_ascii=False))
             else:
                 typer.echo(transition_line(one))
+    if report.events == 0 and report.damaged:
+        named = ", ".join(map(str, events or ()))
+        raise UsageError(
+            f"rules backtest: {named}: expected JSON lines of events, "
+            f"got {report.damaged} others and no event"
+        )
     typer.echo("\n".join(summary_lines(report, firings)), err=as_json)
 
 

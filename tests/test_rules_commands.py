@@ -255,6 +255,20 @@ def test_backtest_gives_json_lines_and_the_summary_aside(
     assert "1 fired" in printed.err
 
 
+def test_backtest_refuses_what_is_no_log_of_events(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = folder / "labels.txt"
+    assert (
+        run_command_line(["rules", "backtest", str(folder / "rules.yaml"), "--events", str(file)])
+        == 2
+    )
+    assert (
+        "labels.txt: expected JSON lines of events, got 3 others and no event"
+        in capsys.readouterr().err
+    )
+
+
 def test_backtest_needs_events_or_audio(folder: Path) -> None:
     assert run_command_line(["rules", "backtest", str(folder / "rules.yaml")]) == 2
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -185,3 +186,16 @@ def test_unreadable_negatives_are_told_together(
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 3
     assert all(str(path) in line for path, line in zip(paths, lines, strict=True))
+
+
+def test_a_report_without_matplotlib_names_what_to_install(
+    data: Path,
+    models: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert evaluate(data, "--model", models["1"], "--report", tmp_path / "out") == EXIT_USAGE
+    assert capsys.readouterr().err.strip().endswith("pip install 'ast-stream[train]'")
+    assert not (tmp_path / "out").exists()

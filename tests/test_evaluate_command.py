@@ -49,7 +49,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def evaluate(*arguments: str | Path) -> int:
-    return run_command_line(["evaluate", *map(str, arguments), *QUICK])
+    return run_command_line(["evaluate", *QUICK, *map(str, arguments)])
 
 
 def figures(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -82,6 +82,17 @@ def test_cross_validation_judges_every_clip_once(
     assert result["streams"]["n_sounds"] == 9  # generated sounds are shared out, not repeated
     accuracies = [one["accuracy"] for one in result["models"]]
     assert result["clips"]["mean_accuracy"] == pytest.approx(np.mean(accuracies))
+
+
+def test_sounds_are_laid_again_until_there_are_enough_hours(
+    data: Path, models: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = ["--model", models["1"], "--model", models["2"], "--cross-validate"]
+    assert evaluate(data, *chosen, "--hours", "0.03", "--generated", "0", "--json") == 0
+    result = figures(capsys)
+    assert 0.025 < result["streams"]["hours"] < 0.06
+    assert result["streams"]["n_sounds"] % 8 == 0
+    assert result["alarms"] is None
 
 
 def test_the_same_seed_gives_the_same_figures(

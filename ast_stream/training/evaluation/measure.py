@@ -69,14 +69,18 @@ def hear(subjects: Sequence[Subject], settings: Settings, on_heard: OnHeard) -> 
             heard.clip_scores.append(clip_scores(subject.takes, subject.tagger.scores, n_samples))
             on_heard("clips", sounding_s(subject.takes))
         share = generated[number :: len(subjects)]
-        heard.mixed += _mixed(subject, number, share, settings, base, on_heard)
+        takes = [*subject.takes, *share]
+        one_s = strip_s(takes, subject.tagger.window_s)
+        for repeat in range(repeats_of(settings, one_s, len(subjects))):
+            laying = laying_around(subject.tagger.window_s, settings.snr_db)
+            seeds = base, 1, number, repeat
+            heard.mixed += _laid(subject, "mixed", takes, laying, settings, seeds, on_heard)
         if settings.alarm_snr_db is not None and share:
             laying = laying_around(
                 subject.tagger.window_s, (settings.alarm_snr_db,) * 2, is_plain=True
             )
-            heard.alarms += _laid(
-                subject, "alarms", share, laying, settings, (base, 2, number), on_heard
-            )
+            seeds = base, 2, number, 0
+            heard.alarms += _laid(subject, "alarms", share, laying, settings, seeds, on_heard)
     heard.negatives += _negatives(subjects, settings, base, on_heard)
     return heard
 
@@ -96,23 +100,6 @@ def detector_of(
 ) -> Callable[[Callable[[Scores], None]], Detector]:
     """Return what builds the detector that a checkpoint would run with."""
     return lambda on_scores: Detector(tagger, hop_s=hop_s, max_streams=1, on_scores=on_scores)
-
-
-def _mixed(
-    subject: Subject,
-    number: int,
-    generated: Sequence[Take],
-    settings: Settings,
-    base: int,
-    on_heard: OnHeard,
-) -> Iterator[ScoredStrip]:
-    takes = [*subject.takes, *generated]
-    window_s = subject.tagger.window_s
-    laying = laying_around(window_s, settings.snr_db)
-    for repeat in range(repeats_of(settings, strip_s(takes, window_s), 1)):
-        yield from _laid(
-            subject, "mixed", takes, laying, settings, (base, 1, number, repeat), on_heard
-        )
 
 
 def _laid(

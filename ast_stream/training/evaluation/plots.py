@@ -81,16 +81,17 @@ def confusion_plot(report: ClipReport) -> Figure:
 
 def recall_plot(curves: dict[str, ScoreCurve], report: StreamReport) -> Figure:
     """Return recall against false alarms per hour, a panel a class; the dot is as shipped."""
-    n_rows = max(1, math.ceil(len(curves) / PANELS_PER_ROW))
-    figure = _figure(2.6 * PANELS_PER_ROW, 2.1 * n_rows)
-    grid = figure.subplots(n_rows, PANELS_PER_ROW, squeeze=False, sharex=True, sharey=True)
+    n_columns = min(PANELS_PER_ROW, max(1, len(curves)))
+    n_rows = max(1, math.ceil(len(curves) / n_columns))
+    figure = _figure(0.5 + 2.6 * n_columns, 0.4 + 2.1 * n_rows)
+    grid = figure.subplots(n_rows, n_columns, squeeze=False, sharex=True, sharey=True)
     panels = grid.ravel().tolist()
     for panel in panels:
         panel.set_visible(False)
     for panel, (label, curve) in zip(panels, curves.items(), strict=False):
         panel.set_visible(True)
-        rate = np.maximum(curve.false_per_h, LEAST_FALSE_PER_H)
-        panel.step(rate, curve.recall, where="post")
+        rate = np.maximum(curve.false_per_h[::-1], LEAST_FALSE_PER_H)  # as the threshold falls
+        panel.step(rate, curve.recall[::-1], where="post")
         shipped = report.by_label[label]
         at = max(shipped.false_alarms.per_h, LEAST_FALSE_PER_H)
         panel.plot(at, shipped.recall.value, "o", color="C3")

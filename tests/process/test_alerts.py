@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sqlite3
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from alert_process import (
     hook,
     told,
 )
+from feed_worker import Worker
 from http_receiver import HANG, HttpReceiver, http_receiver
 from pipeline import wait_for
 
@@ -83,6 +85,21 @@ def test_pending_duration_and_firing_alerts_survive_a_kill(receiver: HttpReceive
         wait_for(lambda: told(receiver, 1, "any") == BOTH, "the end of the plain rule")
         wait_for(lambda: told(receiver, 1, "dog") == BOTH, "the rule that waited")
     assert len(ids_of(receiver, 1, "resolved")) == 2
+
+
+def test_events_of_a_worker_that_ended_before_it_was_asked_come_from_the_next(
+    running: AlertProcess, receiver: HttpReceiver
+) -> None:
+    begin(running, receiver)
+    running.worker.queries = None  # it answers no more, as one that is about to end
+    running.worker.publish(running._event(1, "begin", "porch", "bark"), arrives=False)
+    running.publish(1, "end")
+    running.worker.close()
+    time.sleep(6.0)  # longer than a reader asks that would rather be up to date than complete
+    assert told(receiver, 1) == set()
+    running.worker = Worker(running.folder, "b2")
+    wait_for(lambda: told(receiver, 1) == BOTH, "what the first worker said")
+    assert "missed" not in running.log
 
 
 def test_first_start_takes_what_comes_after_it_and_nothing_older(

@@ -129,8 +129,14 @@ def negative_recordings(paths: Sequence[Path]) -> list[tuple[Path, float]]:
     Raises:
         ConfigError: everything missing, unreadable or empty, together.
     """
-    found = negative_files(paths)
-    problems = [
+    problems: list[Problem] = []
+    found: list[tuple[Path, float]] = []
+    for path in dict.fromkeys(paths):
+        try:
+            found += negative_files([path])
+        except ConfigError as error:
+            problems += error.problems
+    problems += [
         Problem(str(file), None, "", "expected sound, got an empty file")
         for file, length_s in found
         if not length_s

@@ -376,6 +376,23 @@ def test_receiver_that_refuses_everything_is_not_flooded(store: Store, clock: Fa
     assert n_requests == 6
 
 
+def test_effort_of_taking_grows_with_what_waits_and_not_with_its_square(
+    store: Store, outbox: Outbox, tell: Tell
+) -> None:
+    n_rows, steps = 1000, [0]
+    tell(*[firing(f"a{n}", "phone") for n in range(n_rows)])
+
+    def count() -> int:
+        steps[0] += 1000
+        return 0
+
+    with store.reading() as db:
+        db.set_progress_handler(count, 1000)  # every 1000 steps of the database's machine
+        taken(outbox, "phone")
+        db.set_progress_handler(None, 0)
+    assert n_rows < steps[0] < 200 * n_rows
+
+
 def test_row_of_another_version_is_dead_and_holds_up_nobody(
     store: Store, outbox: Outbox, tell: Tell
 ) -> None:

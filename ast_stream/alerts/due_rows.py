@@ -11,14 +11,15 @@ from ast_stream.alerts.delivery_policy import FEED, SEVERITY_RANK, URGENT
 from ast_stream.units import NS_PER_SECOND
 
 # rows that nothing but their time keeps from going out; a row of the same alert that was written
-# before does, unless its own time is over, which a full disk keeps from being written down
+# before does, unless its own time is over, which a full disk keeps from being written down.
+# Plus signs have it looked up by its alert: the index of pending rows would compare all with all
 _READY = """
     FROM deliveries AS one WHERE action = :action AND state = 'pending' AND expires_ns > :now_ns
     AND (NOT :urgent_only OR severity IN (:critical, :high))
     AND seq NOT IN (SELECT value FROM json_each(:under_way))
     AND NOT EXISTS (
         SELECT 1 FROM deliveries AS other WHERE other.alert_id = one.alert_id
-        AND other.action = one.action AND other.state = 'pending' AND other.seq < one.seq
+        AND +other.action = one.action AND +other.state = 'pending' AND +other.seq < one.seq
         AND (other.expires_ns > :now_ns
              OR other.seq IN (SELECT value FROM json_each(:under_way))))
 """

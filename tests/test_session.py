@@ -10,25 +10,32 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from tiny_model import save_tiny
+from tiny_model import TINY_LABELS, save_tiny
 
 from ast_stream.errors import UsageError
 from ast_stream.model.checkpoint import load_checkpoint
 from ast_stream.model.tagger import Tagger
 from ast_stream.runtime.selfcheck import self_check
+from ast_stream.training.clip_batches import ClipMixing
 from ast_stream.training.material.clips import Columns
 from ast_stream.training.plan import Plan
+from ast_stream.training.prepare import prepare
+from ast_stream.training.presets import PRESETS
 from ast_stream.training.recipe import Recipe
 from ast_stream.training.session import train
+from ast_stream.training.start import first_model
 from ast_stream.training.state import Metrics
 from ast_stream.units import SAMPLE_RATE
 
 N_CLIPS = 4
+N_BACKGROUNDS = 3  # held out
 
 
 @pytest.fixture
-def plan(tmp_path: Path) -> Plan:
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     """Two classes of four clips each, tones and noise, in two folds; a model of a few weights."""
+    # speech takes its time
+    monkeypatch.setattr("ast_stream.training.prepare.FEWEST_BACKGROUNDS", N_BACKGROUNDS)
     rng = np.random.default_rng(0)
     rows = []
     for number in range(N_CLIPS):
@@ -101,3 +108,106 @@ def test_a_start_with_shorter_windows_is_refused(plan: Plan, tmp_path: Path) -> 
     plan = replace(plan, start=str(save_tiny(tmp_path / "tiny")), window_s=1.6)
     with pytest.raises(UsageError, match=r"expected windows of 1.6 s or more, got .* 1 s"):
         train(plan, tmp_path / "second", lambda report: None)
+
+
+def test_known_classes_are_kept_with_their_thresholds(plan: Plan, tmp_path: Path) -> None:
+    start = save_tiny(tmp_path / "tiny", onset_thresholds={"Bark": 0.35}, rise_on_s={"Bark": 0.2})
+    recipe = replace(plan.recipe, optimizer="adam", head_rate=10.0, patch_share=1.0)
+    plan = replace(
+        plan, start=str(start), keep_classes=True, n_generated=0, recipe=recipe, negatives_s=20.0
+    )
+    trained = train(plan, tmp_path / "out", lambda report: None)
+    assert trained.labels == [*TINY_LABELS, "Hiss", "Whistle"]
+    assert trained.metadata.onset_thresholds["Bark"] == 0.35
+    assert trained.metadata.rise_on_s["Bark"] == 0.2
+    assert {"Hiss", "Whistle"} <= set(trained.metadata.onset_thresholds)
+    assert trained.metadata.provenance["teacher"] == load_checkpoint(str(start)).hash
+
+
+def test_a_fine_tuned_checkpoint_gives_the_same_logits_in_transformers(
+    plan: Plan, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    plan = replace(
+        plan,
+        start=str(save_tiny(tmp_path / "tiny")),
+        n_generated=0,
+        negatives_s=0.0,
+        recipe=replace(plan.recipe, learning_rate=0.01),
+    )
+    trained = train(plan, tmp_path / "out", lambda report: None)
+    assert trained.metadata.onset_thresholds == {}  # none were asked for
+    folder = tmp_path / "out" / "checkpoint"
+    model = transformers.ASTForAudioClassification.from_pretrained(folder, dtype=torch.float32)
+    windows = torch.randn(2, 128, 128, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = model(windows).logits
+        got = load_checkpoint(str(folder)).build_model()(windows)
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+    assert model.config.id2label == {0: "Hiss", 1: "Whistle"}
+
+
+def test_rows_of_known_classes_go_along_with_their_labels(plan: Plan, tmp_path: Path) -> None:
+    start = load_checkpoint(str(save_tiny(tmp_path)))
+    model = first_model(plan, start, ["Doorbell", "Siren", "Bark"])
+    before = start.state_dict["head.weight"]
+    assert torch.equal(model.head.weight[1:], before[[1, 0]])
+    assert float(model.head.bias[0].detach()) == float(start.state_dict["head.bias"].min())
+    assert torch.equal(model.blocks[1].mlp.fc1.weight, start.state_dict["blocks.1.mlp.fc1.weight"])
+
+
+def test_a_share_of_each_class_is_held_out_and_listed(plan: Plan, tmp_path: Path) -> None:
+    plan = replace(plan, test_folds=(), held_out_share=0.25, n_generated=0)
+    prepared = prepare(plan, None)
+    assert sorted(clip.labels for clip in prepared.held_out_clips) == [("Hiss",), ("Whistle",)]
+    assert len(prepared.clips) == 2 * (N_CLIPS - 1)
+    assert not {clip.path for clip in prepared.clips} & {
+        clip.path for clip in prepared.held_out_clips
+    }
+
+
+def test_other_clips_are_another_identity(plan: Plan) -> None:
+    plan = replace(plan, n_generated=0, n_backgrounds=1)
+    fewer = replace(plan, columns=Columns(where={"fold": ["0", "1"], "label": ["Hiss"]}))
+    facts = [prepare(one, None).facts for one in (plan, plan, fewer)]
+    assert facts[0] == facts[1]
+    assert facts[0]["content"] != facts[2]["content"]
+
+
+def test_own_backgrounds_are_trained_on_but_the_last_of_them(plan: Plan, tmp_path: Path) -> None:
+    noise = 0.01 * np.random.default_rng(0).standard_normal(50 * SAMPLE_RATE)
+    soundfile.write(tmp_path / "room.wav", noise, SAMPLE_RATE)
+    plan = replace(plan, backgrounds=(tmp_path / "room.wav",), n_generated=0, n_backgrounds=0)
+    prepared = prepare(plan, None)
+    assert len(prepared.material.backgrounds) == 4
+    assert len(prepared.held_out.backgrounds) == N_BACKGROUNDS + 1
+
+
+def test_whole_clips_are_trained_on_with_the_recipes_of_the_paper(
+    plan: Plan, tmp_path: Path
+) -> None:
+    recipe = replace(
+        PRESETS["esc50"].recipe, epochs=2, batch_size=3, precision="fp32", report_every=1
+    )
+    plan = replace(
+        plan, recipe=recipe, mixing=ClipMixing(), n_generated=0, window_s=1.0, max_frames=128,
+        negatives_s=0.0,
+    )  # fmt: skip
+    reports: list[Metrics] = []
+    trained = train(plan, tmp_path / "out", reports.append)
+    assert reports[-1]["step"] == 4  # two epochs of four clips, three and one at a time
+    assert trained.dims.max_frames == 128
+    assert trained.normalization.mean < 0
+    assert trained.metadata.provenance["mixing"]["mixup_share"] == 0.0
+
+
+def test_clips_with_several_labels_are_refused_where_one_is_needed(
+    plan: Plan, tmp_path: Path
+) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text(
+        table.read_text().replace("Whistle-0.wav,Whistle", "Whistle-0.wav,Whistle;Hiss")
+    )
+    plan = replace(plan, recipe=replace(plan.recipe, loss="ce"), mixing=ClipMixing(), n_generated=0)
+    with pytest.raises(UsageError, match="expected one label for each clip"):
+        prepare(plan, None)

@@ -9,8 +9,10 @@ from ast_stream.model.fbank import AUDIOSET_NORMALIZATION, SILENCE_LOG_MEL
 from ast_stream.training.augment import (
     Augment,
     SpectrogramAugmentation,
+    add_noise,
     filter_randomly,
     pad_after,
+    shift_randomly,
 )
 
 OFF = SpectrogramAugmentation(filter_spread=0.0, frequency_mask=0, time_mask=0)
@@ -69,3 +71,21 @@ def test_the_same_seed_augments_alike() -> None:
         outcomes.append(augment(_fbank(), torch.full((4,), 254)))
         torch.manual_seed(10)
     torch.testing.assert_close(outcomes[0], outcomes[1])
+
+
+def test_noise_is_uniform_and_of_another_level_in_each_window() -> None:
+    torch.manual_seed(0)
+    noise = add_noise(torch.zeros(4, 256, 128), 0.1)
+    assert float(noise.min()) >= 0.0
+    assert float(noise.max()) <= 0.1
+    peaks = noise.amax(dim=(1, 2))
+    torch.testing.assert_close(noise.mean(dim=(1, 2)), peaks / 2, rtol=0.02, atol=0)
+    assert len(peaks.unique()) == 4
+
+
+def test_windows_are_rolled_by_less_than_the_most() -> None:
+    torch.manual_seed(0)
+    windows = torch.arange(64.0)[None, :, None].expand(200, 64, 2)
+    shifts = (-shift_randomly(windows, 10)[:, 0, 0] + 32) % 64 - 32
+    assert (int(shifts.min()), int(shifts.max())) == (-10, 9)
+    assert torch.equal(shift_randomly(windows, 0), windows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from ast_stream.detect.detector import Detector
 from ast_stream.errors import UsageError
 from ast_stream.model.checkpoint import Checkpoint, load_checkpoint
-from ast_stream.training.calibration.budget import Budgets, find_label, parse_budgets
+from ast_stream.training.calibration.budget import (
+    Budgets,
+    find_label,
+    parse_budget,
+    parse_budgets,
+)
 from ast_stream.training.calibration.checkpoint import events_of, with_calibration
 from ast_stream.training.calibration.classes import ClassCalibration, calibrate_classes
 from ast_stream.training.calibration.grouping import grouping_rule
@@ -94,6 +100,12 @@ def calibrate(
             "LABEL=1/day; may be repeated. (default: 0.5/h)"
         ),
     ] = None,
+    among: Annotated[
+        str | None,
+        typer.Option(
+            help="The same among sounds of other classes, one every 8 s or so. (default: --budget)"
+        ),
+    ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
@@ -130,7 +142,7 @@ def calibrate(
     check_target(checkpoint, out, in_place)
     loaded = load_checkpoint(checkpoint)
     chosen = _chosen(loaded, only or [])
-    budgets = _budgets(loaded, budget or [], chosen)
+    budgets = _budgets(loaded, budget or [], among, chosen)
     columns = clip_columns(file_column, label_column, fold_column, where)
     clips = [] if data is None else clips_of_folds(data, columns, test_fold or [])
     judges, remarks = _judges(loaded, fold_checkpoint or [], clips, test_fold or [], unseen)
@@ -149,7 +161,7 @@ def calibrate(
         device=device,
     )
     calibrated = _listen(listening, chosen, budgets)
-    record = _record(listening, data)
+    record = _record(listening, data, budgets)
     result = with_calibration(loaded, calibrated, listening.hop_s, record)
     written = _write(checkpoint, result, out, in_place)
     if as_json:
@@ -166,8 +178,12 @@ def _chosen(checkpoint: Checkpoint, only: Sequence[str]) -> list[str]:
     return [label for label in possible if not wanted or label in wanted]
 
 
-def _budgets(checkpoint: Checkpoint, texts: Sequence[str], chosen: Sequence[str]) -> Budgets:
+def _budgets(
+    checkpoint: Checkpoint, texts: Sequence[str], among: str | None, chosen: Sequence[str]
+) -> Budgets:
     budgets = parse_budgets(texts, checkpoint.labels)
+    if among is not None:
+        budgets = replace(budgets, among=parse_budget(among, "--among"))
     for label in budgets.by_label:
         if label not in chosen:
             raise UsageError(f"--budget: expected a class that is calibrated, got {label!r}")
@@ -238,7 +254,7 @@ def _listen(
         )
 
 
-def _record(listening: Listening, data: Path | None) -> dict[str, Any]:
+def _record(listening: Listening, data: Path | None, budgets: Budgets) -> dict[str, Any]:
     """Return what was heard, for the provenance: the same for the same call, on any day."""
     judges = [judge for judge, _ in listening.sounds if judge.clips]
     return {
@@ -250,6 +266,7 @@ def _record(listening: Listening, data: Path | None) -> dict[str, Any]:
         ),
         "negative_recordings": [path.name for path, _ in listening.negatives],
         "generated_hours": round(listening.generated_s / 3600, 3),
+        "budget_among": budgets.among and budgets.among.text,
         "hop_s": listening.hop_s,
         "seed": listening.seed,
     }

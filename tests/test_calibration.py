@@ -111,6 +111,8 @@ def test_alarms_among_other_sounds_keep_the_budget_too() -> None:
     assert strict.threshold > 0.6 > lenient.threshold
     assert (strict.false_among, lenient.false_among) == (0, 1)
     assert strict.n_found == lenient.n_found == 3
+    apart = curve.choose(per_hour(0.5), among=per_hour(1.0))
+    assert (apart.threshold, apart.false_among) == (lenient.threshold, 1)
 
 
 def test_a_budget_that_no_threshold_keeps_is_said() -> None:

@@ -39,14 +39,23 @@ class Budget:
 
 @dataclass(frozen=True)
 class Budgets:
-    """The budget of every class: its own, or the one for all."""
+    """The budget of every class: its own, or the one for all.
+
+    Attributes:
+        among: the budget of every class among sounds of others; None: the same as without any.
+    """
 
     default: Budget
     by_label: dict[str, Budget] = field(default_factory=dict)
+    among: Budget | None = None
 
     def of(self, label: str) -> Budget:
         """Return the budget of one class."""
         return self.by_label.get(label, self.default)
+
+    def among_of(self, label: str) -> Budget:
+        """Return the budget of one class among other sounds."""
+        return self.of(label) if self.among is None else self.among
 
 
 def per_hour(rate: float) -> Budget:
@@ -61,7 +70,7 @@ LADDER = tuple(
 )
 
 
-def parse_budget(text: str) -> Budget:
+def parse_budget(text: str, option: str = "--budget") -> Budget:
     """Return what "0.5/h" or "1/day" means.
 
     >>> parse_budget("1/day").per_h * 24
@@ -72,10 +81,10 @@ def parse_budget(text: str) -> Budget:
     """
     match = _BUDGET.match(text.strip())
     if match is None or match[2] not in HOURS:
-        raise UsageError(f"--budget: expected {_SYNTAX}, got {text!r}")
+        raise UsageError(f"{option}: expected {_SYNTAX}, got {text!r}")
     if float(match[1]) == 0:
         raise UsageError(
-            f"--budget: expected more than zero, got {text!r}: no amount of audio can show that"
+            f"{option}: expected more than zero, got {text!r}: no amount of audio can show that"
         )
     return Budget(float(match[1]) / HOURS[match[2]], text.strip())
 

@@ -105,13 +105,13 @@ def _calibrate(
     window_s = rule.geometry.window / SAMPLE_RATE
     score_map = fit_score_map(index, label, with_sounds, window_s)
     curve = class_curve(index, label, with_sounds, negatives, score_map, rule)
-    choice = curve.choose(budgets.of(label))
+    choice = curve.choose(budgets.of(label), budgets.among_of(label))
     rise_on, rise_off = measure_rises(index, label, with_sounds, score_map, choice.threshold, rule)
     return ClassCalibration(
         label=label,
         score_map=score_map,
         choice=choice,
-        ladder=tuple(curve.choose(budget) for budget in LADDER),
+        ladder=tuple(curve.choose(budget, budgets.among) for budget in LADDER),
         rise_on=rise_on,
         rise_off=rise_off,
     )

@@ -59,12 +59,15 @@ class ClassCurve:
         """How many sounds of the class were planted."""
         return len(self.snr_db)
 
-    def choose(self, budget: Budget) -> Choice:
+    def choose(self, budget: Budget, among: Budget | None = None) -> Choice:
         """Return the lowest threshold from which on no higher one exceeds the budget either.
+
+        Args:
+            among: the budget among other sounds; None: the same.
 
         Where even the highest exceeds it, that one is chosen and `is_met` is false.
         """
-        exceeds = self.false_among > budget.allowed(self.hours_among)
+        exceeds = self.false_among > (among or budget).allowed(self.hours_among)
         exceeds |= self.false_negatives > budget.allowed(self.hours_negative)
         at = int(np.flatnonzero(exceeds)[-1]) + 1 if exceeds.any() else 0
         is_met = at < len(self.thresholds)

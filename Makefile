@@ -16,7 +16,7 @@ TRAIN_FLAGS ?=
 BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 NEWS := { grep -v '^Requirement already satisfied' || true; }
-DEBIAN_PACKAGES := pulseaudio pulseaudio-utils libasound2-plugins libportaudio2 espeak-ng ffmpeg mosquitto
+DEBIAN_PACKAGES := pulseaudio pulseaudio-utils libasound2-plugins libportaudio2 espeak-ng ffmpeg mosquitto openssl
 # checks of what is shipped for them; elsewhere their tests are skipped: prometheus starts a service
 CI_PACKAGES := systemd prometheus
 ifeq ($(CI),true)

@@ -11,7 +11,7 @@ from typing import Annotated
 import torch
 import typer
 
-from ast_stream.errors import AstStreamError
+from ast_stream.errors import AstStreamError, UsageError
 from ast_stream.training.curves import plot_curves
 from ast_stream.training.plan import Plan
 from ast_stream.training.presets import PRESETS, PresetName
@@ -59,6 +59,10 @@ def train(
     teacher_weight: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the teacher in the loss.")
     ] = Recipe.teacher_weight,
+    convolutional_teacher: Annotated[
+        int,
+        typer.Option(min=0, help="First train a convolutional network so many steps, to teach."),
+    ] = 0,
     backgrounds: Annotated[
         list[Path] | None,
         typer.Option(help="Recordings without any event, file or folder; may be repeated."),
@@ -127,6 +131,10 @@ def train(
 
     Example: ast-stream train doorbell/ --start bundled --keep-classes --backgrounds room.wav -o out
     """
+    if convolutional_teacher and (teacher is not None or keep_classes):
+        raise UsageError(
+            "--convolutional-teacher: expected no other teacher, got --teacher or --keep-classes"
+        )
     torch.set_num_threads(threads)
     columns = clip_columns(file_column, label_column, fold_column, where)
     plan = plan_of(
@@ -144,6 +152,7 @@ def train(
         teacher_weight=teacher_weight,
         keep_classes=keep_classes,
         teacher=teacher,
+        convolutional_steps=convolutional_teacher,
         backgrounds=tuple(backgrounds or ()),
         negatives_s=negative_hours * 3600,
         device=device,

@@ -211,3 +211,20 @@ def test_clips_with_several_labels_are_refused_where_one_is_needed(
     plan = replace(plan, recipe=replace(plan.recipe, loss="ce"), mixing=ClipMixing(), n_generated=0)
     with pytest.raises(UsageError, match="expected one label for each clip"):
         prepare(plan, None)
+
+
+def test_a_convolutional_network_is_trained_first_and_teaches(plan: Plan, tmp_path: Path) -> None:
+    plan = replace(plan, n_generated=0, negatives_s=0.0)
+    phases: list[str] = []
+    alone = train(plan, tmp_path / "alone", lambda report: None)
+    taught = train(
+        replace(plan, convolutional_steps=2),
+        tmp_path / "taught",
+        lambda report: None,
+        on_phase=phases.append,
+    )
+    assert (tmp_path / "taught" / "teacher" / "metrics.jsonl").is_file()
+    assert "training a convolutional network, the teacher" in phases
+    assert taught.metadata.provenance["convolutional_steps"] == 2
+    assert taught.dims == alone.dims
+    assert taught.hash != alone.hash

@@ -23,6 +23,7 @@ from ast_stream.feed import FeedMessage, Missed, Position
 from ast_stream.messages import parse_time
 from ast_stream.units import NS_PER_SECOND
 from ast_stream.wire.limited_log import LimitedLog
+from services.alert_clock import ClockWatch
 
 TOPICS = ("event/", "gap/", "health/")
 SILENT_S = 10.0  # without a word of the worker for so long, the wall clock is stream time
@@ -67,6 +68,7 @@ class AlertLoop:
         since_ns: events and gaps published before are left out; for a first start, which has no
             position on the feed: reading from the oldest on misses nothing of a new worker.
         now_ns: wall clock; now_s: a clock that only goes forward.
+        clock: tells when the wall clock was set; the outbox's clock where it has one.
         fault: called with `evaluated`, `committing`, `committed` at the boundaries of a save.
 
     Attributes:
@@ -85,6 +87,7 @@ class AlertLoop:
         since_ns: int = 0,
         now_ns: Callable[[], int] = time.time_ns,
         now_s: Callable[[], float] = time.monotonic,
+        clock: ClockWatch | None = None,
         fault: Callable[[str], None] = no_fault,
     ) -> None:
         self._engine = engine
@@ -101,6 +104,8 @@ class AlertLoop:
         self._has_news = False
         self._saved_s = self._started_s = now_s()
         self._scored_ns: dict[str, tuple[float, int]] = {}  # by stream: when it was said, and what
+        self._clock = clock or ClockWatch(now_ns, now_s)
+        self._stepped_ns = 0  # not saved yet
         self._limited_log = LimitedLog(logger)
         self.while_stuck: Callable[[], None] = lambda: None
 
@@ -120,11 +125,13 @@ class AlertLoop:
         for _ in range(MAX_BATCH):
             if item is None:
                 break
+            self._follow_clock()
             self._take(item)
             item = self._feed.receive(0.0)
         else:
             if item is not None:
                 self._take(item)
+        self._follow_clock()
         horizon_ns, deadline_ns = self._horizon_ns(), self._engine.next_deadline_ns
         if horizon_ns is not None and deadline_ns is not None and deadline_ns <= horizon_ns:
             self._note(self._engine.advance(horizon_ns))
@@ -152,15 +159,19 @@ class AlertLoop:
             StoreError: nothing was saved.
         """
         is_due = self._has_news and self._now_s() - self._saved_s >= SAVE_EVERY_S
-        if not self._unsaved and not is_due:
+        if not self._unsaved and not self._stepped_ns and not is_due:
             return
         self._fault("evaluated")
         with self._store.transaction() as db:
             save_progress(db, self._engine.export(), self._feed.position)
+            if self._stepped_ns:
+                self._outbox.step_clock(db, self._stepped_ns)
+                self._clock.follow()
             self._outbox.enqueue(db, self._unsaved)
             self._fault("committing")
         self._fault("committed")
         self._unsaved.clear()
+        self._stepped_ns = 0
         self._has_news = False
         self._saved_s = self._now_s()
         self._couriers.wake()
@@ -206,6 +217,15 @@ class AlertLoop:
         scored_ns = parse_time(body["published"]) - lag_ns
         self._scored_ns[body["stream"]] = (self._now_s(), scored_ns)
 
+    def _follow_clock(self) -> None:
+        """Where the wall clock was set, let what is remembered step with it, and so what waits."""
+        step_ns = self._clock.step_ns()
+        if step_ns:
+            logger.warning("the clock was set by %+.1f s", step_ns / NS_PER_SECOND)
+            self._engine.step_clock(step_ns)
+            self._scored_ns = {one: (s, ns + step_ns) for one, (s, ns) in self._scored_ns.items()}
+            self._stepped_ns += step_ns
+
     def _horizon_ns(self) -> int | None:
         """Return the stream time up to which everything is known; None: not known yet."""
         now_s = self._now_s()
@@ -214,6 +234,7 @@ class AlertLoop:
             return min(fresh)
         if now_s - self._started_s < SILENT_S:
             return None
+        self._note(self._engine.lose_sight())
         return self._now_ns() - round(SILENT_S * NS_PER_SECOND)
 
     def _drain(self) -> None:

@@ -41,6 +41,7 @@ from ast_stream.settings.paths import (
 from ast_stream.settings.schema import Settings
 from ast_stream.wire.locks import lock_file
 from ast_stream.wire.sockets import Sockets
+from services.alert_clock import ClockWatch
 from services.alert_feed import FeedRunner, SharedPublisher
 from services.alert_heartbeat import HeartbeatThread
 from services.alert_life import AlertLife
@@ -103,7 +104,8 @@ def run_alerts(
         sockets = Sockets()
         cleanup.callback(sockets.close)
         publisher = SharedPublisher(sockets, alerts_endpoint(settings))
-        outbox = Outbox(store, routes(settings.alerts.actions), time.time_ns)
+        clock = ClockWatch(time.time_ns, time.monotonic)
+        outbox = Outbox(store, routes(settings.alerts.actions), clock.now_ns)
         outbox.recover()
         runners = _make_runners(settings, watched(settings, rules))
         feed_runner = FeedRunner(publisher)
@@ -120,6 +122,7 @@ def run_alerts(
             sensors=sensors,
             since_ns=store.since_ns(time.time_ns()),
             fault=fault,
+            clock=clock,
         )
         in_force = RulesInForce(loaded, files, rules, timing, loop, sensors)
         life = AlertLife(

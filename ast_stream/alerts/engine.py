@@ -2,8 +2,9 @@
 
 It is driven by events and by stream-time timers alone. Time is what the messages say: when the
 sound was captured. Timers due before a message run before it, so that a replay after a pause
-gives what would have been given live. Events are in `hearing`, levels and streams in `listening`,
-the states of rules in `states`.
+gives what would have been given live. Where the wall clock is set, all that is remembered is moved
+along, so that what lasted or passed stays as long as it was (`lines`). Events are in `hearing`,
+levels and streams in `listening`, the states of rules in `states`.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from ast_stream.alerts.hearing import Hearing
+from ast_stream.alerts.lines import Lines
 from ast_stream.alerts.listening import Listening
 from ast_stream.alerts.model import Alert, DetectionTiming, EngineCounters, Transition
 from ast_stream.alerts.rules import RuleSet
 from ast_stream.alerts.states import RuleStates
-from ast_stream.alerts.told import labels_of, read_event
+from ast_stream.alerts.told import is_step, labels_of, read_event
 from ast_stream.messages import parse_time
 from ast_stream.units import NS_PER_SECOND
 
@@ -44,6 +46,7 @@ class Engine:
         self._timing = timing or DetectionTiming()
         self._now = now_ns
         self._owed: list[Transition] = []
+        self._lines = Lines()
         self._states = RuleStates(rules, self._timing, self.counters)
         self._listening = Listening(self._states)
         self._hearing = Hearing(self._states, self._listening.is_listened_to)
@@ -84,6 +87,9 @@ class Engine:
             self.counters.malformed += 1
             return []
         self.counters.events += 1
+        step_ns = self._lines.follow(told, self._now, is_open=self._hearing.is_open(told.id))
+        self._move(step_ns)
+        told = self._lines.moved(told)
         # what is told of an instant comes before the timers of that instant: bounds are inclusive
         transitions = self._run_to(told.at_ns - 1)
         self._now = max(self._now, told.at_ns)
@@ -118,6 +124,15 @@ class Engine:
         """
         return self._run_to(to_ns)
 
+    def lose_sight(self) -> list[Transition]:
+        """Take that nobody tells of sounds for now: none is known to go on."""
+        return self._hearing.lose_sight(self._now)
+
+    def step_clock(self, step_ns: int) -> None:
+        """Follow a wall clock that was set by `step_ns`, before the messages tell of it."""
+        self._lines.step(step_ns, self._now)
+        self._move(step_ns)
+
     def replace_rules(
         self, rules: RuleSet, timing: DetectionTiming | None = None
     ) -> list[Transition]:
@@ -141,18 +156,29 @@ class Engine:
             "now_ns": self._now,
             "instances": self._states.export(self._now),
             "streams": self._listening.export(),
+            "lines": self._lines.export(),
         } | self._hearing.export()
 
     def _restore(self, state: Mapping[str, Any], now_ns: int) -> None:
         self._now = max(state["now_ns"], 0)
         self._listening.restore(state["streams"])
+        if "lines" in state:  # not in databases of before
+            self._lines.restore(state["lines"])
         self._hearing.restore(state)
         for data in state["instances"]:
             self._owed += self._states.restore(data, self._now)
+        if is_step(now_ns - self._now) and now_ns < self._now:  # the clock was put back meanwhile
+            self.step_clock(now_ns - self._now)
         if now_ns - self._now > self._states.rules.resume_ns:
             self._now = now_ns
             self._owed += self._states.end_all(now_ns, "restart")
             self._hearing.end_all()
+
+    def _move(self, step_ns: int) -> None:
+        if step_ns:
+            self._now += step_ns
+            self._states.step(step_ns)
+            self._hearing.step(step_ns)
 
     def _run_to(self, to_ns: int) -> list[Transition]:
         transitions: list[Transition] = []

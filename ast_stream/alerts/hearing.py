@@ -13,6 +13,7 @@ from ast_stream.alerts.model import Transition
 from ast_stream.alerts.rules import Rule
 from ast_stream.alerts.states import RuleStates
 from ast_stream.alerts.told import Told
+from ast_stream.alerts.trigger_durations import For
 from ast_stream.alerts.trigger_levels import AbsentFor
 from ast_stream.units import NS_PER_SECOND
 
@@ -87,6 +88,31 @@ class Hearing:
         """End the event of which nothing was heard for the longest time."""
         name, event = next(iter(self._open.items()))
         return self._leave(name, event, event.heard_ns, now)
+
+    def is_open(self, event_id: str) -> bool:
+        """Tell whether an event was heard of and has not ended."""
+        return event_id in self._open
+
+    def step(self, step_ns: int) -> None:
+        """Move every time along with a clock that was set."""
+        for event in self._open.values():
+            event.onset_ns += step_ns
+            event.heard_ns += step_ns
+
+    def lose_sight(self, now: int) -> list[Transition]:
+        """Count the duration of open events only up to their last message, until the next one."""
+        transitions: list[Transition] = []
+        for event_id, event in self._open.items():
+            for entry in list(event.entered):
+                rule = self._states.named(entry[0])
+                instance = None if rule is None else self._states.find(rule, entry[2])
+                if instance is None or not isinstance(instance.trigger, For):
+                    continue
+                event.entered.remove(entry)  # the next message enters it again
+                onset, heard = event.onset_ns, event.heard_ns
+                is_edge = instance.trigger.end(instance.memory, event_id, onset, heard, now)
+                transitions += self._states.settle(instance, is_edge, now, event_id)
+        return transitions
 
     def end_all(self) -> None:
         """Forget the open events; what is still told of them is no news."""

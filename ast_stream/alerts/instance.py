@@ -127,6 +127,14 @@ class Instance:
         self.memory = Memory()
         return transitions
 
+    def step(self, step_ns: int) -> None:
+        """Move every time along with a clock that was set."""
+        self.memory.step(step_ns)
+        self.started_ns += step_ns
+        for name in ("fired_ns", "keep_until", "quiet_until"):
+            if (time_ns := getattr(self, name)) is not None:
+                setattr(self, name, time_ns + step_ns)
+
     def alert(self, state: AlertState, now: int, reason: str | None) -> Alert:
         """Return the alert as of now."""
         rule = self.rule

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+_TIMES = ("run_start", "last_off", "started_ns", "since", "sampled_ns", "hold_until", "floor_ns")
+
 
 class Heard(NamedTuple):
     """One event that a rule matched.
@@ -55,6 +57,15 @@ class Memory:
     def clear(self) -> None:
         """Become as new."""
         vars(self).update(vars(Memory()))
+
+    def step(self, step_ns: int) -> None:
+        """Move every time along with a clock that was set."""
+        self.open = {name: onset + step_ns for name, onset in self.open.items()}
+        self.heard = [one._replace(onset_ns=one.onset_ns + step_ns) for one in self.heard]
+        self.spans = [(onset + step_ns, offset + step_ns) for onset, offset in self.spans]
+        for name in _TIMES:
+            if (time_ns := getattr(self, name)) is not None:
+                setattr(self, name, time_ns + step_ns)
 
     def export(self) -> dict[str, Any]:
         """Return the fields that are not empty, as JSON has them."""

@@ -94,6 +94,10 @@ class Outbox:
             query = "SELECT action, count(*) FROM deliveries WHERE state = 'pending' GROUP BY 1"
             return counts | dict(db.execute(query).fetchall())
 
+    def step_clock(self, db: sqlite3.Connection, step_ns: int) -> None:
+        """Follow a wall clock that was set: nothing expires or waits longer by that."""
+        outbox_upkeep.step_clock(db, step_ns)
+
     def enqueue(self, db: sqlite3.Connection, transitions: Iterable[Transition]) -> None:
         """Write what is to be told of transitions; in the transaction of the engine's state."""
         self._writer.enqueue(db, transitions)

@@ -28,6 +28,18 @@ def renew_actions(db: sqlite3.Connection, routes: Mapping[str, Route], now_ns: i
         )
 
 
+def step_clock(db: sqlite3.Connection, step_ns: int) -> None:
+    """Move what waits for its time along with a wall clock that was set by `step_ns`."""
+    db.execute(
+        "UPDATE deliveries SET created_ns = created_ns + ?1, updated_ns = updated_ns + ?1,"
+        " next_ns = next_ns + ?1, expires_ns = expires_ns + ?1,"
+        " held_until_ns = CASE held_until_ns WHEN 0 THEN 0 ELSE held_until_ns + ?1 END"
+        " WHERE state = 'pending'",
+        (step_ns,),
+    )
+    db.execute("UPDATE snoozes SET until_ns = until_ns + ?", (step_ns,))
+
+
 def prune(db: sqlite3.Connection, now_ns: int) -> None:
     """Forget what is long over, a batch at a time; never what was told of an alert that fires."""
     before_ns = now_ns - KEPT_S * NS_PER_SECOND

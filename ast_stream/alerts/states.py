@@ -119,6 +119,12 @@ class RuleStates:
                 self._forget(key)
         return transitions, set(before) - same
 
+    def step(self, step_ns: int) -> None:
+        """Move every time along with a clock that was set."""
+        self._timers.step(step_ns)
+        for instance in self._instances.values():
+            instance.step(step_ns)
+
     def end_all(self, now: int, reason: str) -> list[Transition]:
         """End every alert, and forget everything."""
         transitions: list[Transition] = []

@@ -32,6 +32,11 @@ class Timers:
                 del self._by_key[entry[1]]
                 return entry[1]
 
+    def step(self, step_ns: int) -> None:
+        """Move every deadline along with a clock that was set."""
+        self._heap = [(deadline_ns + step_ns, key) for deadline_ns, key in self._heap]
+        self._by_key = {key: deadline_ns + step_ns for key, deadline_ns in self._by_key.items()}
+
     def set(self, key: Key, deadline_ns: int | None) -> None:
         """Replace the deadline of `key`; None: it has none."""
         if deadline_ns is None:

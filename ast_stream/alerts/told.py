@@ -7,11 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from ast_stream.messages import parse_time
+from ast_stream.units import NS_PER_SECOND, samples_to_ns
+
+STEP_NS = 2 * NS_PER_SECOND  # less is jitter, and changes no alert that anybody would miss
+BACK_NS = 12 * NS_PER_SECOND  # the last windows of a recording reach so far beyond its end
 
 
 @dataclass(frozen=True)
 class Told:
-    """What an event body says that rules ask for."""
+    """What an event body says that rules ask for.
+
+    Attributes:
+        onset_ns, offset_ns, at_ns: on one clock, that of `captured`, also if it stepped meanwhile.
+        at_sample, published_ns: None in bodies that are written by hand.
+    """
 
     id: str
     type: str
@@ -24,6 +33,14 @@ class Told:
     offset_ns: int | None
     at_ns: int
     onset: str
+    epoch: str
+    at_sample: int | None
+    published_ns: int | None
+
+
+def is_step(step_ns: int) -> bool:
+    """Tell whether wall time and samples are so far apart that the clock was set."""
+    return step_ns > STEP_NS or step_ns < -BACK_NS
 
 
 def labels_of(body: Mapping[str, Any]) -> dict[str, str]:
@@ -34,7 +51,8 @@ def labels_of(body: Mapping[str, Any]) -> dict[str, str]:
 def read_event(body: Mapping[str, Any]) -> Told | None:
     """Return what an event body says, None if it is not one."""
     try:
-        offset = body.get("offset")
+        at_ns, published = parse_time(body["captured"]), body.get("published")
+        offset_ns = None if body.get("offset") is None else _sound_ns(body, "offset", at_ns)
         return Told(
             id=str(body["id"]),
             type=body["type"],
@@ -43,10 +61,23 @@ def read_event(body: Mapping[str, Any]) -> Told | None:
             slug=str(body["class"]),
             label=str(body["label"]),
             peak=float(body["peak"]),
-            onset_ns=parse_time(body["onset"]),
-            offset_ns=None if offset is None else parse_time(offset),
-            at_ns=parse_time(body["captured"]),
+            onset_ns=_sound_ns(body, "onset", at_ns),
+            offset_ns=offset_ns,
+            at_ns=at_ns,
             onset=body["onset"],
+            epoch=str(body.get("epoch")),
+            at_sample=body.get("at_sample"),
+            published_ns=None if published is None else parse_time(published),
         )
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
+
+
+def _sound_ns(body: Mapping[str, Any], name: str, at_ns: int) -> int:
+    """Return the time of onset or offset on the clock of `captured`."""
+    time_ns = parse_time(body[name])
+    at_sample, sample = body.get("at_sample"), body.get(f"{name}_sample")
+    if at_sample is None or sample is None:
+        return time_ns
+    by_samples_ns = at_ns - samples_to_ns(at_sample - sample)
+    return by_samples_ns if is_step(by_samples_ns - time_ns) else time_ns

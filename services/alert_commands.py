@@ -12,9 +12,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from ast_stream.alerts import outbox_admin
 from ast_stream.alerts.actions.base import one_line
@@ -67,7 +64,8 @@ def list_rows(
         for row in rows:
             print(json.dumps(_row_json(row)))
         return
-    Console(highlight=False).print(_table(rows))
+    for line in _lines(rows):
+        print(line)
     for rule, until_ns in held:
         print(f"{rule} is snoozed until {format_time(until_ns)}")
 
@@ -171,31 +169,27 @@ def _row_json(row: Row) -> dict[str, object]:
     return values | {name: format_time(values.pop(f"{name}_ns")) for name in times}
 
 
-def _table(rows: list[Row]) -> Table:
-    table = Table()
-    for heading in (
-        "no",
-        "created (UTC)",
-        "alert",
-        "rule",
-        "what",
-        "action",
-        "state",
-        "tries",
-        "error",
-    ):
-        table.add_column(heading, overflow="fold")
-    for row in rows:
-        cells = (
-            str(row.seq),
-            format_time(row.created_ns)[:19],
-            row.alert_id[:10],
-            row.rule,
-            row.transition,
-            row.action,
-            row.state,
-            str(row.attempts),
-            one_line(row.last_error or ""),
-        )
-        table.add_row(*(Text(cell) for cell in cells))  # what others wrote is no markup of ours
-    return table
+def _lines(rows: list[Row]) -> Iterator[str]:
+    """Yield the rows in columns that fit each other, and below a row why it was not delivered."""
+    heading = ("no", "created (UTC)", "alert", "state", "what", "action", "rule")
+    table = [heading, *(_cells(row) for row in rows)]
+    widths = [max(len(cells[place]) for cells in table) for place in range(len(heading))]
+    tries = ["", *(_why_not(row) for row in rows)]
+    for cells, why_not in zip(table, tries, strict=True):
+        padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        yield "  ".join(padded).rstrip()
+        if why_not:
+            yield f"{'':{widths[0]}}  {why_not}"
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    created = format_time(row.created_ns)[:19].replace("T", " ")
+    words = (row.alert_id[:10], row.state, row.transition, row.action, row.rule)
+    return (str(row.seq), created, *words)
+
+
+def _why_not(row: Row) -> str:
+    if not row.last_error:
+        return ""
+    tries = "1 try" if row.attempts == 1 else f"{row.attempts} tries"
+    return f"{tries}: {one_line(row.last_error)}"

@@ -51,22 +51,23 @@ def test_list_prints_json_lines(
     assert row["created"].endswith("Z")
 
 
-def test_list_prints_a_table_and_the_snoozes(
-    config: Path, store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_list_prints_a_line_for_each_delivery_why_it_failed_below_and_the_snoozes(
+    config: Path, store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
     assert run_command_line(["snooze", "dog", "-c", str(config), "--for", "2h"]) == 0
     assert run_command_line(["outbox", "list", "-c", str(config)]) == 0
     out = capsys.readouterr().out
     assert "dog is snoozed until" in out
-    assert "pending" in out
-    assert "404" in out
+    lines = out.splitlines()
+    heading = lines[1]  # below what `snooze` said
+    assert " ".join(heading.split()) == "no created (UTC) alert state what action rule"
+    below = lines.index("    1 try: 404") - 1
+    assert lines[below].split()[3:] == ["a1", "dead", "firing", "phone", "dog"]
 
 
 def test_errors_of_others_are_shown_as_they_are_and_on_one_line(
-    config: Path, store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    config: Path, store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
     with store.transaction() as db:
         db.execute("UPDATE deliveries SET last_error = ?", ("[/b] [red]x[/red]\x1b[31m\nno modem",))
     assert run_command_line(["outbox", "list", "-c", str(config)]) == 0

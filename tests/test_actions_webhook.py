@@ -148,7 +148,8 @@ def test_private_addresses_are_refused_unless_allowed() -> None:
     with http_receiver() as receiver:
         outcome = runner(receiver.url, allow_private=False).deliver(notification())
         assert isinstance(outcome, Refused)
-        assert outcome.reason.startswith("127.0.0.1 is at 127.0.0.1, which is not public")
+        to_do = "is not public; the action's 'allow_private: true' lets it"
+        assert outcome.reason == f"127.0.0.1 {to_do}"
         by_name = receiver.url.replace("127.0.0.1", "localhost")
         assert isinstance(runner(by_name, allow_private=False).deliver(notification()), Refused)
         assert receiver.got == []

@@ -91,7 +91,9 @@ def _allowed_addresses(host: str, port: int, allow_private: bool) -> list[_Addre
     addresses: list[_Address] = [(family, address) for family, _, _, _, address in found]
     allowed = [one for one in addresses if allow_private or is_public(str(one[1][0]))]
     if not allowed:
-        raise Forbidden(f"{host} is at {addresses[0][1][0]}, which is not public: allow_private")
+        address = addresses[0][1][0]
+        where = host if host == address else f"{host} is at {address}, which"
+        raise Forbidden(f"{where} is not public; the action's 'allow_private: true' lets it")
     return allowed
 
 

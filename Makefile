@@ -15,7 +15,7 @@ DATA ?=
 TRAIN_FLAGS ?=
 MODEL ?= runs/bundled
 # accepted false alarms of each class, without any sound and among others
-BUDGET ?= --budget 0.5/h --among 3/h
+BUDGET ?= --budget 0.3/h --budget siren=0.5/h --budget telephone_bell_ringing=0.5/h --among 4/h
 BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 NEWS := { grep -v '^Requirement already satisfied' || true; }

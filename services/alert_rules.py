@@ -58,15 +58,24 @@ def model_facts(model: ModelSettings) -> ModelFacts:
 
 
 class RuleFiles:
-    """The rule files that a configuration names, relative ones beside it."""
+    """The rule files that a configuration names, relative ones beside it.
 
-    def __init__(self, loaded: LoadedSettings, now_s: Callable[[], float] = time.monotonic) -> None:
+    Args:
+        knows_model: class names are checked against the configured checkpoint.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedSettings,
+        now_s: Callable[[], float] = time.monotonic,
+        knows_model: bool = True,
+    ) -> None:
         folder = Path(loaded.file).parent
         self._paths = [folder / name for name in loaded.settings.alerts.rules]
         if not self._paths:
             text = "expected at least one rule file for the alerts process, got none"
             raise ConfigError([Problem(loaded.file, None, "alerts.rules", text)])
-        self._labels = model_facts(loaded.settings.model).labels
+        self._labels = model_facts(loaded.settings.model).labels if knows_model else None
         self._actions = tuple(loaded.settings.alerts.actions)
         self._now_s = now_s
         self._looked_s = now_s()

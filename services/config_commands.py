@@ -19,6 +19,7 @@ from ast_stream.settings.load import load_file
 from ast_stream.settings.paths import audio_endpoint, feed_endpoint, query_endpoint
 from ast_stream.settings.schema import Settings, Source
 from ast_stream.units import samples_to_seconds, seconds_to_samples
+from services.alert_rules import RuleFiles
 
 if TYPE_CHECKING:
     from ast_stream.model.checkpoint import Checkpoint
@@ -36,12 +37,18 @@ def check_config(
 ) -> None:
     """Validate a configuration and print what it means; exit 78 if anything is wrong.
 
-    Every problem is listed with its file and line. Nothing is opened, started or fetched.
+    Every problem is listed with its file and line, those of its rule files too. Nothing is started
+    or fetched.
 
     Example: ast-stream check-config configs/default.yaml
     """
     loaded = load_file(file)
     lines = list(describe(loaded.settings))
+    if loaded.settings.alerts.rules:
+        rules = RuleFiles(loaded, knows_model=model).load()
+        lines.append(
+            f"rules        {len(rules.rules)} in {', '.join(loaded.settings.alerts.rules)}"
+        )
     if not model:
         lines.append("checkpoint   not looked at: class names and durations are unchecked")
     elif _is_elsewhere(loaded.settings.model.checkpoint):

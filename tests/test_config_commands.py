@@ -140,6 +140,25 @@ def test_every_kind_of_source_is_described(check: Check) -> None:
     ]
 
 
+def test_mistakes_in_rule_files_are_mistakes_of_the_configuration(
+    check: Check, tmp_path: Path
+) -> None:
+    rules = tmp_path / "rules.yaml"
+    text = f"{STREAMS}model: {{checkpoint: {check.checkpoint}}}\nalerts: {{rules: [rules.yaml]}}\n"
+    rule = "version: 1\ngroups: [{name: g, rules: [{alert: dog, match: {class: %s}}]}]\n"
+    rules.write_text(rule % "Bark")
+    assert check(text) == 0
+    assert "rules        1 in rules.yaml" in check.out
+    rules.write_text(rule % "Barck")
+    assert check(text) == 78
+    assert len(check.err) == 1
+    assert check.err[0].startswith(f"{rules}:2:")
+    assert "did you mean 'Bark'?" in check.err[0]
+    assert check(text, "--no-model") == 0
+    rules.unlink()
+    assert check(text) == 78
+
+
 def test_schema_describes_every_section(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command_line(["schema"]) == 0
     schema = json.loads(capsys.readouterr().out)

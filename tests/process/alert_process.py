@@ -27,7 +27,7 @@ from pipeline import wait_for
 from ast_stream.messages import format_time
 from ast_stream.runtime.lifecycle import stop_on_signals
 from ast_stream.settings.load import load_file
-from ast_stream.units import NS_PER_SECOND
+from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE
 from services.alerts import run_alerts
 
 PATIENCE_S = 30.0
@@ -51,7 +51,7 @@ class AlertProcess:
         self.config.write_text(json.dumps(settings))  # JSON is YAML
         self.worker = Worker(self.folder, "b1")
         self.process: subprocess.Popen[bytes] | None = None
-        self._now_ns = time.time_ns()
+        self._began_ns = self._now_ns = time.time_ns()
 
     @property
     def log(self) -> str:
@@ -123,7 +123,8 @@ class AlertProcess:
             "onset": format_time(self._now_ns - NS_PER_SECOND // 4),
             "offset": at if kind == "end" else None,
             "captured": at,
-            "at_sample": n,
+            # samples go on with the clock, else it would seem to have been set
+            "at_sample": (self._now_ns - self._began_ns) * SAMPLE_RATE // NS_PER_SECOND,
             "epoch": "aaaaaaaa",
         }
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ast_stream.detect.facts import model_facts
 from ast_stream.detect.parameters import DecisionParameters, resolve_parameters
 from ast_stream.errors import CheckpointError, ConfigError
 from ast_stream.labels import slug
@@ -100,8 +101,6 @@ def describe_model(loaded: LoadedSettings, checkpoint: Checkpoint) -> Iterator[s
         text = f"expected at most {checkpoint.window_s:g} s, as trained, got {window_s:g}"
         raise ConfigError([loaded.problem(("model", "window_s"), text)])
     check_against_model(loaded, checkpoint.labels, hop_s=model.hop_s, window_s=window_s)
-    from ast_stream.detect.detector import model_facts  # imports torch
-
     facts = model_facts(checkpoint.labels, window_s, checkpoint.metadata)
     parameters = resolve_parameters(loaded.settings.detection, facts, model.hop_s)
     yield f"checkpoint   {checkpoint.origin}: {len(checkpoint.labels)} classes"

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from ast_stream.alerts.detector_lints import DetectorFacts
 from ast_stream.alerts.model import DetectionTiming
+from ast_stream.detect.facts import model_facts as checkpoint_facts
 from ast_stream.detect.parameters import DecisionParameters, resolve_parameters
-from ast_stream.detect.parameters import ModelFacts as CheckpointFacts
 from ast_stream.errors import UsageError
 from ast_stream.labels import slug
 from ast_stream.settings.load import load_settings
@@ -80,15 +80,7 @@ def decision_parameters(
         UsageError: settings that this checkpoint cannot fulfil.
     """
     labels = known.labels or (*detection.classes, _ANY_OTHER)
-    rises = [known.metadata.rise(label, known.window_s) for label in labels]
-    facts = CheckpointFacts(
-        labels=labels,
-        window_s=known.window_s,
-        onset_thresholds=[known.metadata.onset_threshold(label) for label in labels],
-        rise_on_s=[rise.on_s for rise in rises],
-        rise_off_s=[rise.off_s for rise in rises],
-        background=known.metadata.background,
-    )
+    facts = checkpoint_facts(labels, known.window_s, known.metadata)
     return resolve_parameters(detection, facts, hop_s)
 
 

@@ -9,11 +9,13 @@ import numpy as np
 
 from ast_stream.alerts.rule_test_schema import DetectorSettings, RuleTest, TestScores
 from ast_stream.detect.decision import Decision
-from ast_stream.detect.parameters import ModelFacts, resolve_parameters
+from ast_stream.detect.facts import model_facts
+from ast_stream.detect.parameters import resolve_parameters
 from ast_stream.detect.slots import SlotNames
 from ast_stream.errors import UsageError
 from ast_stream.labels import slug
 from ast_stream.messages import SampleClock, event_body, parse_time
+from ast_stream.model.metadata import Metadata
 from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
 from ast_stream.units import NS_PER_SECOND, seconds_to_samples, whole_frames
 
@@ -86,8 +88,8 @@ def _decide_stream(
 
 def _new_decision(detector: DetectorSettings, labels: Sequence[str], names: SlotNames) -> Decision:
     window_s = detector.window / NS_PER_SECOND
-    rises = [min(0.5, window_s / 4)] * len(labels)
-    facts = ModelFacts(labels, window_s, [detector.onset_threshold] * len(labels), rises, rises)
+    unmeasured = Metadata(default_onset_threshold=detector.onset_threshold)
+    facts = model_facts(labels, window_s, unmeasured)
     defaults = DetectionDefaults(
         confirm_s=detector.confirm / NS_PER_SECOND, hold_s=detector.hold / NS_PER_SECOND
     )

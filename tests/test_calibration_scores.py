@@ -100,5 +100,14 @@ def test_a_map_of_an_unknown_label_is_refused(tmp_path: Path) -> None:
 
 def test_rise_times_of_another_window_length_are_assumed() -> None:
     metadata = Metadata(window_s=2.0, rise_on_s={"Bark": 0.8}, rise_off_s={"Bark": 0.3})
-    assert metadata.rise("Bark", 2.0) == (0.8, 0.3, False)
-    assert metadata.rise("Bark", 1.0) == (0.5, 0.3, True)
+    assert metadata.rise("Bark", 2.0) == (0.8, 0.3, False, 0.2)
+    assert metadata.rise("Bark", 1.0) == (0.5, 0.3, True, 0.125)
+
+
+def test_measured_spread_of_a_rise_time_is_used_for_the_windows_it_was_measured_with() -> None:
+    metadata = Metadata(
+        window_s=2.0, rise_on_s={"Bark": 0.8}, rise_off_s={"Bark": 0.3},
+        rise_on_spread_s={"Bark": 0.35},
+    )  # fmt: skip
+    assert metadata.rise("Bark", 2.0).on_spread_s == 0.35
+    assert metadata.rise("Bark", 1.0).on_spread_s == 0.125  # a quarter of the capped rise

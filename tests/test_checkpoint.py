@@ -206,9 +206,9 @@ def test_metadata_survives_saving(tmp_path: Path) -> None:
     loaded = load_checkpoint(str(tmp_path)).metadata
     assert loaded == metadata
     assert (loaded.onset_threshold("Bark"), loaded.onset_threshold("Siren")) == (0.7, 0.5)
-    assert loaded.rise("Bark", 1.0) == (0.2, 0.1, False)
-    assert loaded.rise("Siren", 1.0) == (0.25, 0.25, True)
-    assert loaded.rise("Siren", 10.0) == (0.5, 0.5, True)
+    assert loaded.rise("Bark", 1.0) == (0.2, 0.1, False, 0.05)
+    assert loaded.rise("Siren", 1.0) == (0.25, 0.25, True, 0.0625)
+    assert loaded.rise("Siren", 10.0) == (0.5, 0.5, True, 0.125)
 
 
 def test_all_files_of_a_checkpoint_have_the_same_readers(saved: Path) -> None:

@@ -32,7 +32,13 @@ def build(what: DetectionSettings, n_slots: int = 1) -> Decision:
     for number in range(n_slots):
         names.add(f"mic-{number}", "ab" * 8)
     facts = ModelFacts(
-        LABELS, WINDOW_S, [0.5] * 3, [RISE_S] * 3, [RISE_S] * 3, background=["Background"]
+        LABELS,
+        WINDOW_S,
+        [0.5] * 3,
+        [RISE_S] * 3,
+        [RISE_S] * 3,
+        [0.1] * 3,
+        background=["Background"],
     )
     return Decision(resolve_parameters(what, facts, HOP_S), names)
 

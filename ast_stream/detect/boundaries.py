@@ -46,6 +46,7 @@ def locate_onset(
     t_up: int,
     rise_on: int,
     *,
+    spread: int,
     earliest: int,
     first_scored: int | None,
     audio_end: int,
@@ -54,6 +55,7 @@ def locate_onset(
 
     Args:
         rise_on: how much of the sound a window needs to be above the onset threshold.
+        spread: how much more or less of it.
         earliest: no onset before this: start of the audio, or end of the event before.
         first_scored: end of the first window scored since start or gap. If that window already
             sees the sound, it may have begun anywhere since `earliest`.
@@ -65,7 +67,7 @@ def locate_onset(
         middle = (earliest + latest) // 2
         return Onset(middle, samples_to_seconds((latest - earliest) // 2 + geometry.hop // 2))
     onset = min(max(t_up - geometry.hop // 2 - rise_on, earliest), latest)
-    return Onset(onset, samples_to_seconds(geometry.hop // 2 + rise_on // 4))
+    return Onset(onset, samples_to_seconds(geometry.hop // 2 + spread))
 
 
 def locate_offset(

@@ -218,6 +218,7 @@ class Decision:
             p.geometry,
             t_up,
             int(p.rise_on[index]),
+            spread=int(p.rise_on_spread[index]),
             earliest=max(context_start, int(s["last_offset"][slot, index])),
             first_scored=first_scored,
             audio_end=audio_end,

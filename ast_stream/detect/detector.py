@@ -6,7 +6,7 @@ on each stream's sample index, so the results do not depend on how the audio was
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,15 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from ast_stream.detect.decision import Decision
+from ast_stream.detect.facts import model_facts
 from ast_stream.detect.levels import LevelMeter
-from ast_stream.detect.parameters import ModelFacts, resolve_parameters
+from ast_stream.detect.parameters import resolve_parameters
 from ast_stream.detect.positions import NEVER, Positions
 from ast_stream.detect.scorer import WindowScorer
 from ast_stream.detect.slots import SlotNames
 from ast_stream.detect.staging import Staging
 from ast_stream.errors import UsageError
 from ast_stream.messages import EndReason, Event, Gap, Pcm16, Scores
-from ast_stream.model.metadata import Metadata
 from ast_stream.model.sliding import LOOK_BACK, UNUSED_TAIL, first_frame, last_frame
 from ast_stream.model.tagger import Tagger
 from ast_stream.settings.schema import DetectionSettings
@@ -368,16 +368,3 @@ def _check_hop(hop_s: float, window_s: float) -> None:
             f"hop_s: expected at most the window of {window_s:g} s, got {hop_s:g}: "
             "sounds between two windows would be missed"
         )
-
-
-def model_facts(labels: Sequence[str], window_s: float, metadata: Metadata) -> ModelFacts:
-    """Return what the decision stage must know of a checkpoint."""
-    rises = [metadata.rise(label, window_s) for label in labels]
-    return ModelFacts(
-        labels=labels,
-        window_s=window_s,
-        onset_thresholds=[metadata.onset_threshold(label) for label in labels],
-        rise_on_s=[rise.on_s for rise in rises],
-        rise_off_s=[rise.off_s for rise in rises],
-        background=metadata.background,
-    )

@@ -28,6 +28,7 @@ class ModelFacts:
         onset_thresholds: where the settings have none.
         rise_on_s, rise_off_s: how much of a sound a window needs to be above the onset threshold,
             and above the offset threshold.
+        rise_on_spread_s: how much more or less than `rise_on_s`.
         background: labels that never make events.
     """
 
@@ -36,6 +37,7 @@ class ModelFacts:
     onset_thresholds: Sequence[float]
     rise_on_s: Sequence[float]
     rise_off_s: Sequence[float]
+    rise_on_spread_s: Sequence[float]
     background: Sequence[str] = ()
 
 
@@ -56,6 +58,7 @@ class DecisionParameters:
     max_duration: npt.NDArray[np.int64]
     rise_on: npt.NDArray[np.int64]
     rise_off: npt.NDArray[np.int64]
+    rise_on_spread: npt.NDArray[np.int64]
 
     def describe(self, index: int) -> str:
         """Return one class's effective values as a line for the log."""
@@ -116,6 +119,7 @@ def resolve_parameters(
         max_duration=samples("max_duration_s"),
         rise_on=_rise(facts.rise_on_s, facts.window_s),
         rise_off=_rise(facts.rise_off_s, facts.window_s),
+        rise_on_spread=_rise(facts.rise_on_spread_s, facts.window_s),
     )
 
 

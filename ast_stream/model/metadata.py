@@ -21,6 +21,7 @@ PositiveSeconds = Annotated[float, Field(gt=0)]
 
 UNMEASURED_RISE_S = 0.5
 UNMEASURED_RISE_OF_WINDOW = 0.25
+UNMEASURED_SPREAD = 0.25  # of the rise time
 LONGEST_RISE_OF_WINDOW = 0.5  # a longer one would put onsets where the window held no sound
 
 
@@ -30,11 +31,13 @@ class Rise(NamedTuple):
     Attributes:
         on_s, off_s: for the onset threshold and for the lower one that ends an event.
         assumed: at least one of them was not measured for this class and window.
+        on_spread_s: how much more or less than `on_s`; a quarter of it where nothing was measured.
     """
 
     on_s: float
     off_s: float
     assumed: bool
+    on_spread_s: float
 
 
 class _Part(BaseModel):
@@ -101,12 +104,18 @@ class Metadata(_Part):
         """
         unmeasured = min(UNMEASURED_RISE_S, window_s * UNMEASURED_RISE_OF_WINDOW)
         on_s, off_s = self.rise_on_s.get(label), self.rise_off_s.get(label)
+        spread_s = self.rise_on_spread_s.get(label)
         is_same_window = self.window_s in (None, window_s)
         longest = math.inf if is_same_window else window_s * LONGEST_RISE_OF_WINDOW
+        rise_on_s = unmeasured if on_s is None else min(on_s, longest)
+        is_measured = is_same_window and on_s is not None
         return Rise(
-            unmeasured if on_s is None else min(on_s, longest),
+            rise_on_s,
             unmeasured if off_s is None else min(off_s, longest),
             assumed=on_s is None or off_s is None or not is_same_window,
+            on_spread_s=(
+                spread_s if is_measured and spread_s is not None else UNMEASURED_SPREAD * rise_on_s
+            ),
         )
 
     def named_labels(self) -> set[str]:

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ast_stream.detect.boundaries import WindowGeometry, locate_offset, locate_onset
+from ast_stream.detect.facts import model_facts
 from ast_stream.detect.parameters import (
     OFFSET_DROP,
     OFFSET_SHARE,
     DecisionParameters,
-    ModelFacts,
     resolve_parameters,
 )
 from ast_stream.model.metadata import Metadata
@@ -84,8 +84,7 @@ def grouping_rule(window_s: float, hop_s: float) -> GroupingRule:
     Raises:
         UsageError: a hop at which no event can be confirmed.
     """
-    rise = Metadata().rise("", window_s)
-    facts = ModelFacts([""], window_s, [0.5], [rise.on_s], [rise.off_s])
+    facts = model_facts([""], window_s, Metadata())
     settings = DetectionSettings()
     # events that these would drop or hold back would have to be grouped otherwise
     assert settings.defaults.min_duration_s == settings.defaults.refractory_s == 0
@@ -159,6 +158,7 @@ def _span(
         rule.geometry,
         int(ends[first]),
         rule.rise_on,
+        spread=0,  # only moves the uncertainty
         earliest=earliest,
         first_scored=int(ends[0]),
         audio_end=int(ends[confirmed]),

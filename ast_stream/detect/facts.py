@@ -1,0 +1,22 @@
+"""From what a checkpoint says of itself to what the decision stage must know; needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ast_stream.detect.parameters import ModelFacts
+from ast_stream.model.metadata import Metadata
+
+
+def model_facts(labels: Sequence[str], window_s: float, metadata: Metadata) -> ModelFacts:
+    """Return what the decision stage must know of a checkpoint."""
+    rises = [metadata.rise(label, window_s) for label in labels]
+    return ModelFacts(
+        labels=labels,
+        window_s=window_s,
+        onset_thresholds=[metadata.onset_threshold(label) for label in labels],
+        rise_on_s=[rise.on_s for rise in rises],
+        rise_off_s=[rise.off_s for rise in rises],
+        background=metadata.background,
+        rise_on_spread_s=[rise.on_spread_s for rise in rises],
+    )

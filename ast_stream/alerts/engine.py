@@ -162,8 +162,7 @@ class Engine:
     def _restore(self, state: Mapping[str, Any], now_ns: int) -> None:
         self._now = max(state["now_ns"], 0)
         self._listening.restore(state["streams"])
-        if "lines" in state:  # not in databases of before
-            self._lines.restore(state["lines"])
+        self._lines.restore(state["lines"])
         self._hearing.restore(state)
         for data in state["instances"]:
             self._owed += self._states.restore(data, self._now)

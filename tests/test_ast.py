@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ast_stream.model import key_schemas
-from ast_stream.model.ast import AstDims, AudioSpectrogramTransformer, cut_time
+from ast_stream.model.ast import AstDims, AudioSpectrogramTransformer
 from ast_stream.model.torchaudio_guard import import_torchaudio
 
 PARITY = 1e-4  # absolute, on logits of order 1, in fp32
@@ -115,30 +114,6 @@ def test_token_counts_are_those_of_the_published_models(
 def test_work_per_window_is_that_of_the_published_models(stride: int, gflop: float) -> None:
     dims = AstDims(n_classes=527, frequency_stride=stride, time_stride=stride)
     assert dims.gflop == pytest.approx(gflop, abs=0.5)
-
-
-@pytest.mark.parametrize("n_frames", [128, 500, 998, 1024, 16])
-def test_shorter_windows_cut_the_centre_as_the_original_code_does(n_frames: int) -> None:
-    dims = AstDims(n_classes=3, hidden_size=8, n_heads=2, n_layers=1)
-    pos_embed = torch.randn(1, dims.n_tokens, 8, generator=torch.Generator().manual_seed(2))
-    short, state = cut_time(dims, {"pos_embed": pos_embed, "norm": pos_embed[0]}, n_frames)
-    # as in ast_models.py: (1, tokens, width) -> (1, width, 12, 101) -> centre of the last axis
-    t_dim = short.n_time_patches
-    grid = pos_embed[:, 2:].transpose(1, 2).reshape(1, 8, 12, 101)
-    if t_dim < 101:
-        grid = grid[:, :, :, 50 - int(t_dim / 2) : 50 - int(t_dim / 2) + t_dim]
-    expected = torch.cat((pos_embed[:, :2], grid.reshape(1, 8, -1).transpose(1, 2)), dim=1)
-    assert short == replace(dims, max_frames=n_frames)
-    assert torch.equal(state["pos_embed"], expected)
-    assert state["pos_embed"].shape[1] == short.n_tokens
-    assert torch.equal(state["norm"], pos_embed[0])
-
-
-@pytest.mark.parametrize("n_frames", [15, 1025])
-def test_a_cut_beyond_the_trained_length_is_refused(n_frames: int) -> None:
-    dims = AstDims(n_classes=3, hidden_size=8, n_heads=2, n_layers=1)
-    with pytest.raises(ValueError, match="expected 16 to 1024"):
-        cut_time(dims, {"pos_embed": torch.zeros(1, dims.n_tokens, 8)}, n_frames)
 
 
 def test_impossible_sizes_are_refused() -> None:

@@ -6,8 +6,8 @@ repository YuanGongND/ast; parity with transformers' ASTForAudioClassification i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -223,30 +223,3 @@ class AudioSpectrogramTransformer(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=INIT_STD)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-
-
-def cut_time(
-    dims: AstDims, state_dict: Mapping[str, Tensor], n_frames: int
-) -> tuple[AstDims, dict[str, Tensor]]:
-    """Return the model for shorter windows: the centre of the position embeddings' time axis.
-
-    Args:
-        n_frames: frames of the shorter window, from one patch to `dims.max_frames`.
-
-    Raises:
-        ValueError: `n_frames` is out of that range.
-
-    Source: YuanGongND/ast, src/models/ast_models.py, for t_dim below the trained one.
-    """
-    if not dims.patch_size <= n_frames <= dims.max_frames:
-        raise ValueError(
-            f"n_frames: expected {dims.patch_size} to {dims.max_frames}, got {n_frames}"
-        )
-    short = replace(dims, max_frames=n_frames)
-    pos_embed = state_dict["pos_embed"]
-    prefix, patches = pos_embed[:, :N_PREFIX_TOKENS], pos_embed[:, N_PREFIX_TOKENS:]
-    grid = patches.view(1, dims.n_frequency_patches, dims.n_time_patches, -1)  # (1, F, T, C)
-    start = dims.n_time_patches // 2 - short.n_time_patches // 2
-    grid = grid[:, :, start : start + short.n_time_patches]
-    cut = torch.cat((prefix, grid.flatten(1, 2)), dim=1)  # (1, short.n_tokens, C)
-    return short, {**state_dict, "pos_embed": cut}

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from ast_stream.errors import CheckpointError
-from ast_stream.model.ast import AstDims, cut_time
+from ast_stream.model.ast import AstDims
 from ast_stream.model.attention import AttentionSetting, choose_attention
 from ast_stream.model.checkpoint import BUNDLED, Checkpoint, load_checkpoint, model_with
 from ast_stream.model.device import DTYPES, PrecisionSetting, resolve_device, resolve_precision
 from ast_stream.model.fbank import Fbank, pad_frames
+from ast_stream.model.grid import cut_time
 from ast_stream.model.metadata import ScoreMap
 from ast_stream.model.runners import GraphRunner, SingleRunner
 from ast_stream.units import FRAME_LENGTH, FRAME_SHIFT, FULL_SCALE, frame_count, whole_frames

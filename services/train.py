@@ -105,6 +105,19 @@ def train(
         int | None, typer.Option(min=64, help="Multiple of 64, from scratch." + FROM_PRESET)
     ] = None,
     layers: Annotated[int | None, typer.Option(min=1, help="From scratch." + FROM_PRESET)] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=16,
+            help="Mel bands and frames from patch to patch; a start's position embeddings are "
+            "interpolated." + FROM_PRESET + " or the start's",
+        ),
+    ] = None,
+    patch_share: Annotated[
+        float | None,
+        typer.Option(min=0.01, max=1, help="Patches seen in a step, 0 to 1." + FROM_PRESET),
+    ] = None,
     negative_hours: Annotated[
         float,
         typer.Option(min=0, help="Length of the streams without events; 0: choose no thresholds."),
@@ -141,7 +154,7 @@ def train(
         choose_preset(preset, start, keep_classes),
         Overrides(
             steps, batch_size, learning_rate, save_every, generated, generated_backgrounds, window,
-            width, layers, hold_out,
+            width, layers, hold_out, stride, patch_share,
         ),
         data=data,
         start=start,

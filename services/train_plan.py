@@ -30,6 +30,8 @@ class Overrides:
     width: int | None = None
     layers: int | None = None
     hold_out: float | None = None
+    stride: int | None = None
+    patch_share: float | None = None
 
 
 def choose_preset(name: PresetName | None, start: str | None, keep_classes: bool) -> Preset:
@@ -85,7 +87,7 @@ def plan_of(
         max_frames=preset.max_frames if window_s == preset.window_s else None,
         width=_either(overrides.width, preset.width),
         n_layers=_either(overrides.layers, preset.n_layers),
-        stride=preset.stride,
+        stride=overrides.stride or (preset.stride if is_from_scratch else None),
         mixing=preset.mixing,
         recipe=replace(
             _recipe(preset, overrides, is_from_scratch),
@@ -113,6 +115,7 @@ def _recipe(preset: Preset, overrides: Overrides, is_from_scratch: bool) -> Reci
         recipe,
         batch_size=_either(overrides.batch_size, recipe.batch_size),
         learning_rate=_either(overrides.learning_rate, recipe.learning_rate),
+        patch_share=_either(overrides.patch_share, recipe.patch_share),
     )
 
 

@@ -14,6 +14,7 @@ from tiny_model import TINY_LABELS, save_tiny
 
 from ast_stream.errors import UsageError
 from ast_stream.model.checkpoint import load_checkpoint
+from ast_stream.model.grid import change_stride
 from ast_stream.model.tagger import Tagger
 from ast_stream.runtime.selfcheck import self_check
 from ast_stream.training.clip_batches import ClipMixing
@@ -154,6 +155,16 @@ def test_rows_of_known_classes_go_along_with_their_labels(plan: Plan, tmp_path: 
     assert torch.equal(model.head.weight[1:], before[[1, 0]])
     assert float(model.head.bias[0].detach()) == float(start.state_dict["head.bias"].min())
     assert torch.equal(model.blocks[1].mlp.fc1.weight, start.state_dict["blocks.1.mlp.fc1.weight"])
+
+
+def test_a_start_goes_to_a_finer_grid_of_patches(plan: Plan, tmp_path: Path) -> None:
+    start = load_checkpoint(str(save_tiny(tmp_path)))
+    model = first_model(replace(plan, stride=8), start, start.labels)
+    dims, weights = change_stride(start.dims, start.state_dict, 8)
+    assert model.dims == dims
+    assert torch.equal(model.pos_embed.detach(), weights["pos_embed"])
+    with pytest.raises(UsageError, match="--stride: expected at most the 16 of a patch"):
+        first_model(replace(plan, stride=17), start, start.labels)
 
 
 def test_a_share_of_each_class_is_held_out_and_listed(plan: Plan, tmp_path: Path) -> None:

@@ -31,7 +31,9 @@ class Plan:
         n_backgrounds: generated backgrounds without any event.
         window_s: None: that of the start. A shorter one cuts its position embeddings.
         max_frames: input of the model from scratch; None: as many as the window has.
-        width, n_layers, stride: sizes of a model from scratch.
+        width, n_layers: sizes of a model from scratch.
+        stride: of the patch grid, in mel bands and frames; None: that of the start. Another one
+            interpolates its position embeddings.
         mixing: how windows are drawn, from streams or from whole clips.
         measure_normalization: compute the statistics also where the start has some.
         negatives_s: length of the streams without events that bound the false alarms; 0: choose no
@@ -56,7 +58,7 @@ class Plan:
     max_frames: int | None = None
     width: int = 192
     n_layers: int = 6
-    stride: int = 16
+    stride: int | None = None
     recipe: Recipe = field(default_factory=Recipe)
     mixing: Mixing | ClipMixing = field(default_factory=Mixing)
     measure_normalization: bool = False

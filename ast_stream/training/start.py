@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ast_stream.errors import UsageError
-from ast_stream.model.ast import AstDims, AudioSpectrogramTransformer, cut_time
+from ast_stream.model.ast import AstDims, AudioSpectrogramTransformer
 from ast_stream.model.checkpoint import Checkpoint
+from ast_stream.model.grid import change_stride, cut_time
 from ast_stream.training.fit import new_model
 from ast_stream.training.plan import Plan
 from ast_stream.units import FRAMES_PER_SECOND
 
 DEFAULT_WINDOW_S = 2.56  # from scratch
+DEFAULT_STRIDE = 16
 EPS = 1e-6  # of LayerNorm: survives fp16, unlike transformers' default
 HEAD_DIM = 64
 HEAD = ("head.weight", "head.bias")
@@ -35,7 +37,7 @@ def window_of(plan: Plan, start: Checkpoint | None) -> float:
 
 
 def first_dims(plan: Plan, start: Checkpoint | None, n_classes: int) -> AstDims:
-    """Return the sizes of the model to train; those of the start but for classes and window."""
+    """Return the sizes of the model to train; of a start but for classes, window and stride."""
     n_frames = plan.max_frames or round(window_of(plan, start) * FRAMES_PER_SECOND)
     if start is None:
         return AstDims(
@@ -44,15 +46,23 @@ def first_dims(plan: Plan, start: Checkpoint | None, n_classes: int) -> AstDims:
             n_layers=plan.n_layers,
             n_heads=plan.width // HEAD_DIM,
             intermediate_size=4 * plan.width,
-            frequency_stride=plan.stride,
-            time_stride=plan.stride,
+            frequency_stride=plan.stride or DEFAULT_STRIDE,
+            time_stride=plan.stride or DEFAULT_STRIDE,
             max_frames=n_frames,
             layer_norm_eps=EPS,
             head_layer_norm_eps=EPS,
         )
     is_cut = window_of(plan, start) < start.window_s
     n_frames = n_frames if is_cut else start.dims.max_frames
-    return replace(start.dims, n_classes=n_classes, max_frames=n_frames)
+    dims = replace(start.dims, n_classes=n_classes, max_frames=n_frames)
+    if plan.stride is None:
+        return dims
+    if plan.stride > dims.patch_size:
+        raise UsageError(
+            f"--stride: expected at most the {dims.patch_size} of a patch of {start.origin}, "
+            f"got {plan.stride}"
+        )
+    return replace(dims, frequency_stride=plan.stride, time_stride=plan.stride)
 
 
 def first_model(
@@ -67,7 +77,9 @@ def first_model(
     model = new_model(dims, plan.recipe)
     if start is None:
         return model
-    _, weights = cut_time(start.dims, start.state_dict, dims.max_frames)
+    cut_dims, weights = cut_time(start.dims, start.state_dict, dims.max_frames)
+    if plan.stride is not None:
+        _, weights = change_stride(cut_dims, weights, plan.stride)
     places = {label: place for place, label in enumerate(start.labels)}
     head = {name: model.state_dict()[name].clone() for name in HEAD}
     head["head.bias"].fill_(float(weights["head.bias"].min()))

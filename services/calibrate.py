@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,8 +24,13 @@ from ast_stream.training.calibration.budget import (
     parse_budgets,
 )
 from ast_stream.training.calibration.checkpoint import events_of, with_calibration
-from ast_stream.training.calibration.classes import ClassCalibration, calibrate_classes
-from ast_stream.training.calibration.grouping import grouping_rule
+from ast_stream.training.calibration.classes import (
+    LONGEST_CONFIRM_S,
+    ClassCalibration,
+    calibrate_classes,
+    confirmation_rules,
+)
+from ast_stream.training.calibration.grouping import GroupingRule
 from ast_stream.training.calibration.judges import Judge, judges_of
 from ast_stream.training.calibration.listening import Listening, negative_recordings, takes_of
 from ast_stream.training.calibration.store import check_target, write_copy, write_in_place
@@ -114,6 +119,14 @@ def calibrate(
             "repeated.",
         ),
     ] = None,
+    longest_confirm: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Longest span in seconds in which windows may have to agree; a longer one finds "
+            "more for the same budget, but later.",
+        ),
+    ] = LONGEST_CONFIRM_S,
     hop: Annotated[
         float | None,
         typer.Option(min=0.01, help="Seconds between windows. (default: CHECKPOINT's)"),
@@ -160,8 +173,9 @@ def calibrate(
         seed=seed,
         device=device,
     )
-    calibrated = _listen(listening, chosen, budgets)
-    record = _record(listening, data, budgets)
+    rules = confirmation_rules(loaded.window_s, listening.hop_s, longest_confirm)
+    calibrated = _listen(listening, chosen, budgets, rules)
+    record = _record(listening, data, budgets) | {"longest_confirm_s": longest_confirm}
     result = with_calibration(loaded, calibrated, listening.hop_s, record)
     written = _write(checkpoint, result, out, in_place)
     if as_json:
@@ -224,7 +238,10 @@ def _checked_hop(checkpoint: Checkpoint, hop_s: float | None, is_partial: bool) 
 
 
 def _listen(
-    listening: Listening, chosen: Sequence[str], budgets: Budgets
+    listening: Listening,
+    chosen: Sequence[str],
+    budgets: Budgets,
+    rules: Mapping[float, GroupingRule],
 ) -> list[ClassCalibration]:
     if not listening.expected_s:
         raise UsageError("calibrate: expected --data, --negatives or --negative-hours, got none")
@@ -248,9 +265,8 @@ def _listen(
         with_sounds = listening.score_sounds(on_heard)
         negatives = listening.score_negatives(on_heard)
         progress.update(task, completed=listening.expected_s, description="thresholds")
-        rule = grouping_rule(listening.checkpoint.window_s, listening.hop_s)
         return calibrate_classes(
-            listening.checkpoint.labels, chosen, with_sounds, negatives, budgets, rule
+            listening.checkpoint.labels, chosen, with_sounds, negatives, budgets, rules
         )
 
 

@@ -63,8 +63,8 @@ def show(
 
 def _classes_table(calibrated: Sequence[ClassCalibration]) -> Table:
     table = _table(
-        "class", "budget", "threshold", "found", "among/h", "without/h", "95 % below", "r_on s",
-        "r_off s",
+        "class", "budget", "threshold", "confirm s", "found", "among/h", "without/h", "95 % below",
+        "r_on s", "r_off s",
     )  # fmt: skip
     for one in calibrated:
         choice = one.choice
@@ -72,6 +72,7 @@ def _classes_table(calibrated: Sequence[ClassCalibration]) -> Table:
             one.label,
             choice.budget.text,
             f"{choice.threshold:.3f}" if choice.is_met else f"({choice.threshold:.3f})",
+            f"{one.confirm_s:g}",
             f"{choice.n_found}/{choice.n_sounds}",
             _rate(choice.false_among, choice.hours_among),
             _rate(choice.false_negatives, choice.hours_negative),

@@ -17,7 +17,7 @@ from ast_stream.detect.parameters import DecisionParameters, resolve_parameters
 from ast_stream.errors import UsageError
 from ast_stream.labels import slug
 from ast_stream.settings.load import load_settings
-from ast_stream.settings.schema import DetectionSettings, ModelSettings
+from ast_stream.settings.schema import DEFAULT_CONFIRM_S, DetectionSettings, ModelSettings
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, samples_to_seconds
 from services.alert_rules import ModelFacts, model_facts
 
@@ -32,6 +32,7 @@ class RuleContext:
         labels: classes of the model; None: not known, names are taken as they are.
         facts: of the detector; None: not known.
         timing: how late events are.
+        confirm_s: the longest span in which any class is confirmed.
         actions: names of the configured actions; None: there is no configuration.
     """
 
@@ -40,6 +41,7 @@ class RuleContext:
     labels: tuple[str, ...] | None
     facts: DetectorFacts | None
     timing: DetectionTiming
+    confirm_s: float
     actions: tuple[str, ...] | None
 
 
@@ -59,13 +61,22 @@ def rule_context(
         model = model.model_copy(update={"checkpoint": checkpoint})
     if labels_file is not None:
         listed = _read_labels(labels_file)
-        return RuleContext(model, detection, listed, None, DetectionTiming(), actions)
+        confirm_s = detection.defaults.confirm_s or DEFAULT_CONFIRM_S
+        return RuleContext(model, detection, listed, None, DetectionTiming(), confirm_s, actions)
     known = model_facts(model)
     if known.labels is None and checkpoint is not None:
         raise UsageError(f"rules: {checkpoint}: expected a folder with a checkpoint, got none")
     parameters = decision_parameters(known, detection, model.hop_s)
     facts = None if known.labels is None else detector_facts(parameters)
-    return RuleContext(model, detection, known.labels, facts, detection_timing(parameters), actions)
+    return RuleContext(
+        model,
+        detection,
+        known.labels,
+        facts,
+        detection_timing(parameters),
+        samples_to_seconds(int(parameters.confirm_hops.max()) * parameters.geometry.hop),
+        actions,
+    )
 
 
 def decision_parameters(

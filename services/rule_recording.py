@@ -59,7 +59,7 @@ def _detector(context: RuleContext) -> str:
     values = {
         "window": window_s,
         "hop": context.model.hop_s,
-        "confirm": defaults.confirm_s,
+        "confirm": context.confirm_s,
         "hold": defaults.hold_s,
     }
     return "{" + ", ".join(f"{key}: {value:g}s" for key, value in values.items()) + "}"

@@ -54,7 +54,9 @@ def begin_and_end(
 def parameters(rise_s: float = 0.6) -> DecisionParameters:
     """What a checkpoint with threshold 0.5 and these rise times is decided by."""
     n = len(LABELS)
-    facts = ModelFacts(LABELS, WINDOW_S, [0.5] * n, [rise_s] * n, [rise_s] * n, [0.1] * n)
+    facts = ModelFacts(
+        LABELS, WINDOW_S, [0.5] * n, [rise_s] * n, [rise_s] * n, [0.1] * n, [0.75] * n
+    )
     return resolve_parameters(DetectionSettings(), facts, HOP_S)
 
 

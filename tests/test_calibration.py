@@ -12,7 +12,11 @@ from hypothesis import strategies as st
 from ast_stream.audio.scene import Planted
 from ast_stream.model.metadata import ScoreMap
 from ast_stream.training.calibration.budget import Budget, Budgets, per_hour
-from ast_stream.training.calibration.classes import ClassCalibration, calibrate_classes
+from ast_stream.training.calibration.classes import (
+    ClassCalibration,
+    calibrate_classes,
+    confirmation_rules,
+)
 from ast_stream.training.calibration.curve import CANDIDATES, HIGHEST, LOWEST, class_curve
 from ast_stream.training.calibration.grouping import grouping_rule
 from ast_stream.training.calibration.rises import FEWEST_MEASURED, clearly_above, measure_rises
@@ -135,7 +139,7 @@ def test_low_recall_is_said() -> None:
     positives = _ideal(_barks(4), [0.95, 0.3, 0.3, 0.3])
     curve = class_curve(0, "Bark", [positives], [_with_bursts([0.9])], IDENTITY, RULE)
     choice = curve.choose(per_hour(0.5))
-    remarks = ClassCalibration("Bark", IDENTITY, choice, (), None, None).remarks()
+    remarks = ClassCalibration("Bark", IDENTITY, 0.75, choice, (), None, None).remarks()
     assert remarks[0] == "finds 1 of 4 sounds (25%), fewer than 50%"
 
 
@@ -161,8 +165,36 @@ def test_misses_are_told_by_snr() -> None:
 def _calibrated(
     positives: list[LogitStream], negatives: list[LogitStream], budget: Budget
 ) -> ClassCalibration:
-    (one,) = calibrate_classes(LABELS, ["Bark"], positives, negatives, Budgets(budget), RULE)
+    rules = confirmation_rules(WINDOW_S, HOP_S)
+    (one,) = calibrate_classes(LABELS, ["Bark"], positives, negatives, Budgets(budget), rules)
     return one
+
+
+def test_a_longer_confirmation_is_taken_where_it_finds_clearly_more() -> None:
+    # barks of 4 s are seen for longer than the bursts, which are louder
+    long_barks = [_planted(5.13 + 12.1 * k, 9.13 + 12.1 * k) for k in range(24)]
+    faint = [_ideal(long_barks, [0.7] * 24, duration_s=400.0)]
+    one = _calibrated(faint, [_with_bursts([0.9, 0.9])], per_hour(0.5))
+    assert (one.confirm_s, one.choice.n_found) == (3.0, 24)  # bursts of three windows are no more
+    assert one.choice.threshold < 0.7
+    loud = [_ideal(long_barks, [0.95] * 24, duration_s=400.0)]
+    assert _calibrated(loud, [_with_bursts([0.9, 0.9])], per_hour(0.5)).confirm_s == 0.75
+
+
+def test_a_few_sounds_cannot_ask_for_a_longer_confirmation() -> None:
+    faint = [_ideal([_planted(5.13, 9.13)], [0.7])]
+    assert _calibrated(faint, [_with_bursts([0.9])], per_hour(0.5)).confirm_s == 0.75
+
+
+@pytest.mark.parametrize(
+    ("hop_s", "longest_s", "spans"),
+    [(0.5, 4.0, [0.75, 2.0, 3.0, 4.0]), (0.5, 2.5, [0.75, 2.0]), (0.5, 0.5, [0.5]),
+     (0.04, 4.0, [0.75, 2.0])],
+)  # fmt: skip
+def test_spans_of_confirmation_stay_within_what_is_asked_and_possible(
+    hop_s: float, longest_s: float, spans: list[float]
+) -> None:
+    assert list(confirmation_rules(WINDOW_S, hop_s, longest_s)) == spans
 
 
 bursts = st.lists(st.floats(0.05, 0.995), max_size=12)

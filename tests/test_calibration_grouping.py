@@ -26,7 +26,7 @@ Event = tuple[int, int, int | None, int | None]  # onset, known at, offset, ende
 
 
 def _parameters(threshold: float, hop_s: float, max_duration_s: float) -> DecisionParameters:
-    facts = ModelFacts(["Bark"], WINDOW_S, [threshold], [0.5], [0.5], [0.1])
+    facts = ModelFacts(["Bark"], WINDOW_S, [threshold], [0.5], [0.5], [0.1], [0.75])
     defaults = DetectionDefaults(max_duration_s=max_duration_s)
     return resolve_parameters(DetectionSettings(defaults=defaults), facts, hop_s)
 

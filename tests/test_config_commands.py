@@ -81,14 +81,15 @@ def test_all_problems_are_listed_and_the_exit_code_is_78(check: Check) -> None:
 def test_problems_with_the_checkpoint_are_listed_at_their_lines(check: Check) -> None:
     text = (
         f"{STREAMS}model: {{checkpoint: {check.checkpoint}, hop_s: 0.01, min_context_s: null}}\n"
-        "detection:\n  classes:\n    Brak: {}\n    Siren: {confirm_s: 2}\n"
+        "detection:\n  defaults: {confirm_s: 0.75}\n"
+        "  classes:\n    Brak: {}\n    Siren: {confirm_s: 2}\n"
     )
     assert check(text) == 78
     limit = "expected at most 64 hops of 0.01 s (0.64 s)"
     assert [line.removeprefix(f"{check.file}:") for line in check.err] == [
-        f"3: detection.defaults.confirm_s: {limit}, got 0.75",
-        "5: detection.classes.Brak: unknown class 'Brak'; did you mean 'Bark'?",
-        f"6: detection.classes.Siren.confirm_s: {limit}, got 2",
+        f"4: detection.defaults.confirm_s: {limit}, got 0.75",
+        "6: detection.classes.Brak: unknown class 'Brak'; did you mean 'Bark'?",
+        f"7: detection.classes.Siren.confirm_s: {limit}, got 2",
     ]
 
 

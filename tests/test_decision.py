@@ -38,6 +38,7 @@ def build(what: DetectionSettings, n_slots: int = 1) -> Decision:
         [RISE_S] * 3,
         [RISE_S] * 3,
         [0.1] * 3,
+        [0.75] * 3,
         background=["Background"],
     )
     return Decision(resolve_parameters(what, facts, HOP_S), names)

@@ -45,7 +45,7 @@ def load(text: str) -> LoadedSettings:
 def test_a_file_with_streams_alone_gets_the_defaults() -> None:
     settings = parse_settings(STREAMS)
     assert settings.model.hop_s == 0.5
-    assert settings.detection.defaults.confirm_s == 0.75
+    assert settings.detection.defaults.confirm_s is None
     assert settings.streams[0].source.type == "microphone"
 
 
@@ -376,7 +376,10 @@ def test_confirmation_that_no_sound_can_reach_is_told_in_hops() -> None:
 
 
 def test_unreachable_default_is_told_once_and_not_for_each_class_that_inherits_it() -> None:
-    text = "detection: {classes: {Bark: {hold_s: 1}, Siren: {min_duration_s: 1}}}"
+    text = (
+        "detection: {defaults: {confirm_s: 0.75}, "
+        "classes: {Bark: {hold_s: 1}, Siren: {min_duration_s: 1}}}"
+    )
     assert model_problems(text, hop_s=0.01) == [
         "a.yaml:2: detection.defaults.confirm_s: expected at most 64 hops of 0.01 s (0.64 s), "
         "got 0.75"

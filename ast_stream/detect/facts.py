@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ast_stream.detect.parameters import ModelFacts
 from ast_stream.model.metadata import Metadata
+from ast_stream.settings.schema import DEFAULT_CONFIRM_S
 
 
 def model_facts(labels: Sequence[str], window_s: float, metadata: Metadata) -> ModelFacts:
@@ -17,6 +18,7 @@ def model_facts(labels: Sequence[str], window_s: float, metadata: Metadata) -> M
         onset_thresholds=[metadata.onset_threshold(label) for label in labels],
         rise_on_s=[rise.on_s for rise in rises],
         rise_off_s=[rise.off_s for rise in rises],
-        background=metadata.background,
         rise_on_spread_s=[rise.on_spread_s for rise in rises],
+        confirm_s=[metadata.confirm_s.get(label, DEFAULT_CONFIRM_S) for label in labels],
+        background=metadata.background,
     )

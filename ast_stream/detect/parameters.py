@@ -29,6 +29,7 @@ class ModelFacts:
         rise_on_s, rise_off_s: how much of a sound a window needs to be above the onset threshold,
             and above the offset threshold.
         rise_on_spread_s: how much more or less than `rise_on_s`.
+        confirm_s: span in which windows must agree, where the settings have none.
         background: labels that never make events.
     """
 
@@ -38,6 +39,7 @@ class ModelFacts:
     rise_on_s: Sequence[float]
     rise_off_s: Sequence[float]
     rise_on_spread_s: Sequence[float]
+    confirm_s: Sequence[float]
     background: Sequence[str] = ()
 
 
@@ -80,26 +82,26 @@ def resolve_parameters(
     by_class = _match_classes(detection.classes, facts.labels)
     chosen = [by_class.get(label, ClassSettings()) for label in facts.labels]
 
-    def column(name: str) -> list[float]:
+    def column(name: str, from_checkpoint: Sequence[float] | None = None) -> list[float]:
         default = getattr(detection.defaults, name)
-        return [_first(getattr(one, name), default) for one in chosen]
+        return [
+            _first(getattr(one, name), default, from_checkpoint[index] if from_checkpoint else None)
+            for index, one in enumerate(chosen)
+        ]
 
     def samples(name: str) -> npt.NDArray[np.int64]:
         return np.array([seconds_to_samples(value) for value in column(name)], np.int64)
 
-    onset = np.array(
-        [
-            _first(one.onset_threshold, detection.defaults.onset_threshold, from_checkpoint)
-            for one, from_checkpoint in zip(chosen, facts.onset_thresholds, strict=True)
-        ],
-        np.float32,
-    )
-    confirm_hops = np.array([_hops(seconds, hop_s) for seconds in column("confirm_s")], np.int64)
-    if confirm_hops.max(initial=1) > MAX_CONFIRM_HOPS:
+    onset = np.array(column("onset_threshold", facts.onset_thresholds), np.float32)
+    # a checkpoint may have been calibrated with a longer hop than it is used with
+    longest_s = MAX_CONFIRM_HOPS * hop_s
+    confirm_s = column("confirm_s", [min(value, longest_s) for value in facts.confirm_s])
+    if max(confirm_s, default=0.0) > longest_s:
         raise UsageError(
-            f"detection: confirm_s: expected at most {MAX_CONFIRM_HOPS * hop_s:g} s "
-            f"at a hop of {hop_s:g} s, got {max(column('confirm_s')):g}"
+            f"detection: confirm_s: expected at most {longest_s:g} s "
+            f"at a hop of {hop_s:g} s, got {max(confirm_s):g}"
         )
+    confirm_hops = np.array([hops_of(seconds, hop_s) for seconds in confirm_s], np.int64)
     return DecisionParameters(
         labels=tuple(facts.labels),
         geometry=WindowGeometry(seconds_to_samples(facts.window_s), seconds_to_samples(hop_s)),
@@ -111,7 +113,7 @@ def resolve_parameters(
         ),
         onset_threshold=onset,
         offset_threshold=np.maximum(onset - OFFSET_DROP, OFFSET_SHARE * onset).astype(np.float32),
-        confirm_hits=np.maximum(1, np.ceil(CONFIRM_SHARE * confirm_hops)).astype(np.int64),
+        confirm_hits=np.array([hits_of(hops) for hops in confirm_hops], np.int64),
         confirm_hops=confirm_hops,
         hold=samples("hold_s"),
         min_duration=samples("min_duration_s"),
@@ -143,9 +145,15 @@ def _first(*values: float | None) -> float:
     return next(value for value in values if value is not None)
 
 
-def _hops(seconds: float, hop_s: float) -> int:
+def hops_of(seconds: float, hop_s: float) -> int:
+    """Return how many windows a span holds, at least one."""
     # the tolerance keeps 0.75 s at a hop of 0.25 s at three hops, whatever floats make of it
     return max(1, math.ceil(seconds / hop_s - 1e-6))
+
+
+def hits_of(confirm_hops: int) -> int:
+    """Return how many of so many windows must be above the onset threshold."""
+    return max(1, math.ceil(CONFIRM_SHARE * confirm_hops))
 
 
 def _rise(seconds: Sequence[float], window_s: float) -> npt.NDArray[np.int64]:

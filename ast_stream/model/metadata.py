@@ -71,6 +71,7 @@ class Metadata(_Part):
         onset_thresholds: scores at which an event may begin, by label.
         rise_on_s, rise_off_s: measured rise times by label, see `Rise`.
         rise_on_spread_s, rise_off_spread_s: half of the interquartile range of what was measured.
+        confirm_s: span in which windows must agree before an event begins, by label.
         score_maps: from logits to scores, by label; the others' scores are plain sigmoids.
         background: labels that never make events.
         golden: the self-check; None: compared with fp32 at start instead.
@@ -86,6 +87,7 @@ class Metadata(_Part):
     rise_off_s: dict[str, Seconds] = Field(default_factory=dict)
     rise_on_spread_s: dict[str, Seconds] = Field(default_factory=dict)
     rise_off_spread_s: dict[str, Seconds] = Field(default_factory=dict)
+    confirm_s: dict[str, PositiveSeconds] = Field(default_factory=dict)
     score_maps: dict[str, ScoreMap] = Field(default_factory=dict)
     background: list[str] = Field(default_factory=list)
     golden: Golden | None = None
@@ -126,6 +128,7 @@ class Metadata(_Part):
             *self.rise_off_s,
             *self.rise_on_spread_s,
             *self.rise_off_spread_s,
+            *self.confirm_s,
             *self.score_maps,
             *self.background,
         }

@@ -36,13 +36,13 @@ class LoadedSettings:
 
 @dataclass(frozen=True)
 class EffectiveDetection:
-    """Detection settings of one class with the defaults filled in; a None threshold is the
-    checkpoint's.
+    """Detection settings of one class with the defaults filled in; None: as the checkpoint
+    says.
     """
 
     enabled: bool
     onset_threshold: float | None
-    confirm_s: float
+    confirm_s: float | None
     hold_s: float
     min_duration_s: float
     refractory_s: float
@@ -133,13 +133,14 @@ def _check_durations(
     """Return what is wrong with the durations at `path`; what a class inherits is told once."""
     is_default = path[-1] == "defaults"
     problems = []
-    confirm_hops = math.ceil(effective.confirm_s / hop_s - 1e-6)
+    confirm_s = effective.confirm_s or 0.0
+    confirm_hops = math.ceil(confirm_s / hop_s - 1e-6)
     if confirm_hops > MAX_CONFIRM_HOPS and (is_default or (*path, "confirm_s") in loaded.lines):
         problems.append(
             loaded.problem(
                 (*path, "confirm_s"),
                 f"expected at most {MAX_CONFIRM_HOPS} hops of {hop_s:g} s "
-                f"({MAX_CONFIRM_HOPS * hop_s:g} s), got {effective.confirm_s:g}",
+                f"({MAX_CONFIRM_HOPS * hop_s:g} s), got {confirm_s:g}",
             )
         )
     own = [key for key in ("min_duration_s", "max_duration_s") if (*path, key) in loaded.lines]

@@ -13,6 +13,7 @@ from ast_stream.settings.alert_schema import AlertSettings
 from ast_stream.settings.section import PositiveSeconds, Seconds, Section
 from ast_stream.units import whole_frames
 
+DEFAULT_CONFIRM_S = 0.75  # of classes for which no checkpoint says more
 MAX_CONFIRM_HOPS = 64  # `confirm_s` is counted in windows, as bits of one word
 RING_HOPS = (
     8  # a source that waits for the worker is a quarter of its ring ahead, decided once a hop
@@ -156,7 +157,11 @@ class DetectionDefaults(Section):
     onset_threshold: Score | None = Field(
         default=None, description="score at which an event may begin; null: from the checkpoint"
     )
-    confirm_s: Seconds = Field(default=0.75, description="span in which 60 % of windows must agree")
+    confirm_s: Seconds | None = Field(
+        default=None,
+        description="span in which 60 % of windows must agree; null: from the checkpoint, 0.75 "
+        "where it has none",
+    )
     hold_s: Seconds = Field(default=0.75, description="quiet time after which an event has ended")
     min_duration_s: Seconds = Field(default=0.0, description="shorter sounds make no event")
     refractory_s: Seconds = Field(default=0.0, description="pause after an event of the same class")

@@ -12,8 +12,11 @@ from ast_stream.model.checkpoint import Checkpoint
 from ast_stream.model.golden import golden_for
 from ast_stream.model.metadata import Metadata
 from ast_stream.training.calibration.budget import Budgets, per_hour
-from ast_stream.training.calibration.classes import ClassCalibration, calibrate_classes
-from ast_stream.training.calibration.grouping import grouping_rule
+from ast_stream.training.calibration.classes import (
+    ClassCalibration,
+    calibrate_classes,
+    confirmation_rules,
+)
 from ast_stream.training.calibration.streams import (
     background_streams,
     plain_tagger,
@@ -50,7 +53,7 @@ def calibrate_checkpoint(
         with_sounds,
         negatives,
         Budgets(per_hour(budget_per_h)),
-        grouping_rule(checkpoint.window_s, tagger.hop_s),
+        confirmation_rules(checkpoint.window_s, tagger.hop_s),
     )
     return with_calibration(checkpoint, calibrated, tagger.hop_s, {"seed": _SEED})
 
@@ -78,6 +81,7 @@ def with_calibration(
     fields: dict[str, dict[str, Any]] = {
         "score_maps": {one.label: one.score_map for one in calibrated},
         "onset_thresholds": {one.label: one.choice.threshold for one in calibrated},
+        "confirm_s": {one.label: one.confirm_s for one in calibrated},
         "rise_on_s": {label: rise.median_s for label, rise in rises_on.items()},
         "rise_off_s": {label: rise.median_s for label, rise in rises_off.items()},
         "rise_on_spread_s": {label: rise.spread_s for label, rise in rises_on.items()},
@@ -101,6 +105,7 @@ def class_record(one: ClassCalibration) -> dict[str, Any]:
         "budget": choice.budget.text,
         "is_met": choice.is_met,
         "threshold": choice.threshold,
+        "confirm_s": one.confirm_s,
         "n_sounds": choice.n_sounds,
         "n_found": choice.n_found,
         "false_among_sounds": choice.false_among,

@@ -1,11 +1,12 @@
-"""Score map, threshold and rise times of every class, from streams that were scored."""
+"""Score map, confirmation, threshold and rise times of every class, from scored streams."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ast_stream.model.metadata import ScoreMap
+from ast_stream.settings.schema import DEFAULT_CONFIRM_S, MAX_CONFIRM_HOPS
 from ast_stream.training.calibration.budget import (
     LADDER,
     Budgets,
@@ -13,13 +14,17 @@ from ast_stream.training.calibration.budget import (
     hours_text,
 )
 from ast_stream.training.calibration.curve import Choice, class_curve
-from ast_stream.training.calibration.grouping import GroupingRule
+from ast_stream.training.calibration.grouping import GroupingRule, grouping_rule
 from ast_stream.training.calibration.rises import RiseTime, measure_rises
 from ast_stream.training.calibration.score_map import fit_score_map
 from ast_stream.training.calibration.streams import LogitStream
 from ast_stream.training.evaluation.intervals import poisson_upper_bound
 from ast_stream.units import SAMPLE_RATE
 
+LONGER_CONFIRM_S = (2.0, 3.0, 4.0)  # tried beside the default
+LONGEST_CONFIRM_S = LONGER_CONFIRM_S[-1]
+WORTH_WAITING = 0.05  # more of the sounds found, and a longer confirmation is taken
+ENOUGH_SOUNDS = 20  # fewer cannot tell whether it finds more
 RECALL_FLOOR = 0.5  # a class that finds fewer of its sounds is not worth its alarms, and is said
 
 
@@ -28,6 +33,7 @@ class ClassCalibration:
     """What was chosen and measured for one class.
 
     Attributes:
+        confirm_s: the shortest span of confirmation that no longer one clearly beats.
         choice: the threshold for its budget.
         ladder: what other budgets would choose.
         rise_on, rise_off: None: too few sounds to measure, so it stays assumed.
@@ -35,6 +41,7 @@ class ClassCalibration:
 
     label: str
     score_map: ScoreMap
+    confirm_s: float
     choice: Choice
     ladder: tuple[Choice, ...]
     rise_on: RiseTime | None
@@ -73,22 +80,40 @@ class ClassCalibration:
         return said
 
 
+def confirmation_rules(
+    window_s: float, hop_s: float, longest_s: float = LONGEST_CONFIRM_S
+) -> dict[float, GroupingRule]:
+    """Return the rules to choose among, by span of confirmation in seconds, shortest first.
+
+    Args:
+        longest_s: no longer span is tried; one shorter than the default is the only one.
+
+    Raises:
+        UsageError: a hop at which no event can be confirmed.
+    """
+    possible_s = min(longest_s, MAX_CONFIRM_HOPS * hop_s)
+    spans = [min(DEFAULT_CONFIRM_S, longest_s)]
+    spans += [span for span in LONGER_CONFIRM_S if spans[0] < span <= possible_s]
+    return {span: grouping_rule(window_s, hop_s, span) for span in spans}
+
+
 def calibrate_classes(
     labels: Sequence[str],
     chosen: Sequence[str],
     with_sounds: Sequence[LogitStream],
     negatives: Sequence[LogitStream],
     budgets: Budgets,
-    rule: GroupingRule,
+    rules: Mapping[float, GroupingRule],
 ) -> list[ClassCalibration]:
     """Return the calibration of each class of `chosen`, in the order of `labels`.
 
     Args:
         labels: all classes, in the order of the logits.
         with_sounds, negatives: what the model said about streams with sounds, and without any.
+        rules: by span of confirmation in seconds, shortest first; see `confirmation_rules`.
     """
     return [
-        _calibrate(index, label, with_sounds, negatives, budgets, rule)
+        _calibrate(index, label, with_sounds, negatives, budgets, rules)
         for index, label in enumerate(labels)
         if label in chosen
     ]
@@ -100,18 +125,42 @@ def _calibrate(
     with_sounds: Sequence[LogitStream],
     negatives: Sequence[LogitStream],
     budgets: Budgets,
-    rule: GroupingRule,
+    rules: Mapping[float, GroupingRule],
 ) -> ClassCalibration:
-    window_s = rule.geometry.window / SAMPLE_RATE
-    score_map = fit_score_map(index, label, with_sounds, window_s)
-    curve = class_curve(index, label, with_sounds, negatives, score_map, rule)
-    choice = curve.choose(budgets.of(label), budgets.among_of(label))
+    geometry = next(iter(rules.values())).geometry
+    score_map = fit_score_map(index, label, with_sounds, geometry.window / SAMPLE_RATE)
+    curves = {
+        confirm_s: class_curve(index, label, with_sounds, negatives, score_map, rule)
+        for confirm_s, rule in rules.items()
+    }
+    confirm_s, choice = _confirmation(
+        {
+            confirm_s: curve.choose(budgets.of(label), budgets.among_of(label))
+            for confirm_s, curve in curves.items()
+        }
+    )
+    curve, rule = curves[confirm_s], rules[confirm_s]
     rise_on, rise_off = measure_rises(index, label, with_sounds, score_map, choice.threshold, rule)
     return ClassCalibration(
         label=label,
         score_map=score_map,
+        confirm_s=confirm_s,
         choice=choice,
         ladder=tuple(curve.choose(budget, budgets.among) for budget in LADDER),
         rise_on=rise_on,
         rise_off=rise_off,
     )
+
+
+def _confirmation(choices: Mapping[float, Choice]) -> tuple[float, Choice]:
+    """Return the span of confirmation to use, and the threshold that goes with it.
+
+    Chance sends a single window above a threshold more easily than several, so a longer span bears
+    a lower threshold and finds more; but its events are told later.
+    """
+    (best_s, best), *longer = choices.items()
+    for span_s, choice in longer:
+        gained = choice.n_found - best.n_found
+        if choice.n_sounds >= ENOUGH_SOUNDS and gained >= WORTH_WAITING * choice.n_sounds:
+            best_s, best = span_s, choice
+    return best_s, best

@@ -22,7 +22,7 @@ from ast_stream.detect.parameters import (
     resolve_parameters,
 )
 from ast_stream.model.metadata import Metadata
-from ast_stream.settings.schema import DetectionSettings
+from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
 
 Scores = npt.NDArray[np.float32]
 Ends = npt.NDArray[np.int64]
@@ -78,14 +78,17 @@ class GroupingRule:
         return min(offset.sample, span.onset + self.max_duration)
 
 
-def grouping_rule(window_s: float, hop_s: float) -> GroupingRule:
+def grouping_rule(window_s: float, hop_s: float, confirm_s: float | None = None) -> GroupingRule:
     """Return the rule of the default settings, with rise times as assumed before any is measured.
+
+    Args:
+        confirm_s: None: that of classes for which no checkpoint says more.
 
     Raises:
         UsageError: a hop at which no event can be confirmed.
     """
     facts = model_facts([""], window_s, Metadata())
-    settings = DetectionSettings()
+    settings = DetectionSettings(defaults=DetectionDefaults(confirm_s=confirm_s))
     # events that these would drop or hold back would have to be grouped otherwise
     assert settings.defaults.min_duration_s == settings.defaults.refractory_s == 0
     return rule_of(resolve_parameters(settings, facts, hop_s))

@@ -16,6 +16,9 @@ from ast_stream.model.golden import golden_for
 from ast_stream.model.metadata import Metadata, ScoreMap
 from ast_stream.model.tagger import Tagger
 from ast_stream.runtime.selfcheck import self_check
+from ast_stream.training.calibration.budget import Budgets, per_hour
+from ast_stream.training.calibration.inherited import raised_thresholds
+from ast_stream.training.calibration.streams import LogitStream
 
 MAPS = {"Bark": ScoreMap(scale=1.7, bias=-0.8), "Background": ScoreMap(scale=0.4)}
 SCALE, BIAS = np.array([1.7, 1.0, 0.4]), np.array([-0.8, 0.0, 0.0])
@@ -111,3 +114,19 @@ def test_measured_spread_of_a_rise_time_is_used_for_the_windows_it_was_measured_
     )  # fmt: skip
     assert metadata.rise("Bark", 2.0).on_spread_s == 0.35
     assert metadata.rise("Bark", 1.0).on_spread_s == 0.125  # a quarter of the capped rise
+
+
+def test_thresholds_of_kept_classes_rise_where_they_alarm_too_often() -> None:
+    n_windows = 7200  # an hour
+    logits = np.full((n_windows, len(TINY_LABELS)), -6.0, np.float32)
+    loud, quiet = TINY_LABELS[:2]
+    logits[100:110, 0] = 1.5  # a score of 0.8176
+    logits[100:110, 1] = -1.0  # 0.27
+    times = (np.arange(n_windows) + 1) * 0.5
+    metadata = Metadata(window_s=2.56, hop_s=0.5, onset_thresholds={loud: 0.6, quiet: 0.4})
+    checkpoint = replace(tiny_checkpoint(), metadata=metadata)
+    heard = LogitStream(times, logits, (), n_windows / 2)
+    raised = raised_thresholds(checkpoint, {loud, quiet}, [], [heard], Budgets(per_hour(0.5)))
+    assert list(raised) == [loud]
+    assert 0.8176 < raised[loud] < 0.83
+    assert raised_thresholds(checkpoint, {quiet}, [], [heard], Budgets(per_hour(0.5))) == {}

@@ -115,14 +115,18 @@ def test_known_classes_are_kept_with_their_thresholds(plan: Plan, tmp_path: Path
     start = save_tiny(tmp_path / "tiny", onset_thresholds={"Bark": 0.35}, rise_on_s={"Bark": 0.2})
     recipe = replace(plan.recipe, optimizer="adam", head_rate=10.0, patch_share=1.0)
     plan = replace(
-        plan, start=str(start), keep_classes=True, n_generated=0, recipe=recipe, negatives_s=20.0
-    )
+        plan, start=str(start), keep_classes=True, n_generated=0, recipe=recipe, negatives_s=20.0,
+        budget_per_h=1e6,  # weights that are random alarm all the time
+    )  # fmt: skip
     trained = train(plan, tmp_path / "out", lambda report: None)
     assert trained.labels == [*TINY_LABELS, "Hiss", "Whistle"]
     assert trained.metadata.onset_thresholds["Bark"] == 0.35
     assert trained.metadata.rise_on_s["Bark"] == 0.2
     assert {"Hiss", "Whistle"} <= set(trained.metadata.onset_thresholds)
     assert trained.metadata.provenance["teacher"] == load_checkpoint(str(start)).hash
+    strict = train(replace(plan, budget_per_h=0.5), tmp_path / "strict", lambda report: None)
+    assert strict.metadata.onset_thresholds["Bark"] > 0.35
+    assert "Bark" in strict.metadata.provenance["raised_thresholds"]
 
 
 def test_a_fine_tuned_checkpoint_gives_the_same_logits_in_transformers(

@@ -63,6 +63,6 @@ class Plan:
     mixing: Mixing | ClipMixing = field(default_factory=Mixing)
     measure_normalization: bool = False
     negatives_s: float = 3600.0
-    budget_per_h: float = 2.0
+    budget_per_h: float = 0.5
     device: str = "cpu"
     licence: str | None = None

@@ -17,6 +17,7 @@ from ast_stream.training.calibration.classes import (
     calibrate_classes,
     confirmation_rules,
 )
+from ast_stream.training.calibration.inherited import raised_thresholds
 from ast_stream.training.calibration.streams import (
     background_streams,
     plain_tagger,
@@ -25,6 +26,7 @@ from ast_stream.training.calibration.streams import (
 from ast_stream.training.material.held_out import HeldOut
 
 PROVENANCE = "thresholds"  # key of the record in the checkpoint's provenance
+RAISED = "raised_thresholds"  # key of the classes that alarmed too often at their start's
 _SEED = 0
 
 
@@ -33,7 +35,8 @@ def calibrate_checkpoint(
 ) -> Checkpoint:
     """Return a checkpoint that was just trained, calibrated on what was held out from it.
 
-    Classes of which nothing was held out keep the threshold that they have, if they have one.
+    Classes of which nothing was held out keep the threshold that they have, if they have one and
+    it keeps the budget.
 
     Args:
         negatives_s: length of the streams without events that bound the false alarms.
@@ -47,15 +50,23 @@ def calibrate_checkpoint(
     negatives = list(background_streams(tagger, tagger.hop_s, negatives_s, _SEED, held.backgrounds))
     heard = {sound.label for stream in with_sounds for sound in stream.truth}
     known = set(checkpoint.metadata.onset_thresholds) - heard
+    budgets = Budgets(per_hour(budget_per_h))
     calibrated = calibrate_classes(
         checkpoint.labels,
         [label for label in events_of(checkpoint) if label not in known],
         with_sounds,
         negatives,
-        Budgets(per_hour(budget_per_h)),
+        budgets,
         confirmation_rules(checkpoint.window_s, tagger.hop_s),
     )
-    return with_calibration(checkpoint, calibrated, tagger.hop_s, {"seed": _SEED})
+    result = with_calibration(checkpoint, calibrated, tagger.hop_s, {"seed": _SEED})
+    raised = raised_thresholds(result, known, with_sounds, negatives, budgets)
+    metadata = result.metadata
+    update = {
+        "onset_thresholds": metadata.onset_thresholds | raised,
+        "provenance": metadata.provenance | ({RAISED: sorted(raised)} if raised else {}),
+    }
+    return replace(result, metadata=metadata.model_copy(update=update))
 
 
 def events_of(checkpoint: Checkpoint) -> list[str]:

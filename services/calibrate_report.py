@@ -13,6 +13,7 @@ from ast_stream.training.calibration.budget import claim, hours_text, rate_text
 from ast_stream.training.calibration.checkpoint import class_record
 from ast_stream.training.calibration.classes import ClassCalibration
 from ast_stream.training.calibration.curve import Choice
+from ast_stream.training.calibration.onset_fits import FittedOnset
 from ast_stream.training.calibration.rises import RiseTime
 
 LINE_COLUMNS = 110  # of tables in a file or pipe, which have no width of their own
@@ -26,6 +27,7 @@ def as_json(one: ClassCalibration) -> dict[str, Any]:
         "score_map": one.score_map.model_dump(),
         "rise_on": _rise_json(one.rise_on),
         "rise_off": _rise_json(one.rise_off),
+        "onset": _onset_json(one.onset),
         "remarks": one.remarks(),
         "trade_off": [_choice_json(choice) for choice in one.ladder],
     }
@@ -143,6 +145,17 @@ def _rise_json(rise: RiseTime | None) -> dict[str, float] | None:
     if rise is None:
         return None
     return {"median_s": rise.median_s, "spread_s": rise.spread_s, "n_measured": rise.n_measured}
+
+
+def _onset_json(onset: FittedOnset | None) -> dict[str, Any] | None:
+    if onset is None:
+        return None
+    return {
+        "error_s": onset.error_s,
+        "error_without_s": onset.error_without_s,
+        "n_measured": onset.n_measured,
+        "fit": onset.fit.model_dump(),
+    }
 
 
 def _known(value: float) -> float | None:

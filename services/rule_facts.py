@@ -107,7 +107,7 @@ def detection_timing(parameters: DecisionParameters) -> DetectionTiming:
     click = np.maximum(0, p.geometry.window - p.rise_on - p.rise_off)  # seen of a mere click
     held = _whole_hops(p.hold, hop)
     long_enough = np.where(p.min_duration > 0, _whole_hops(click + p.min_duration, hop) + held, 0)
-    latency = p.rise_on + hop // 2 + np.maximum(p.confirm_hops * hop, long_enough)
+    latency = p.longest_rise + hop // 2 + np.maximum(p.confirm_hops * hop, long_enough)
     smear = p.geometry.window - p.rise_off + hop // 2 + held
     heard = np.flatnonzero(p.is_enabled) if p.is_enabled.any() else np.arange(len(p.labels))
     return DetectionTiming(

@@ -26,7 +26,7 @@ def test_boundaries_have_no_bias_over_all_phases_of_the_hop() -> None:
         offset = onset + int(rng.integers(RISE_ON, 120_000))
         t_up, t_down = crossings(onset, offset, int(rng.integers(0, GEOMETRY.hop)))
         found = locate_onset(
-            GEOMETRY, t_up, RISE_ON, spread=0, earliest=0, first_scored=None, audio_end=10**9
+            GEOMETRY, t_up, RISE_ON, uncertainty=0, earliest=0, first_scored=None, audio_end=10**9
         )
         end = locate_offset(GEOMETRY, found.sample, t_down, RISE_ON, RISE_OFF, audio_end=10**9)
         onset_errors.append(found.sample - onset)
@@ -39,21 +39,27 @@ def test_boundaries_have_no_bias_over_all_phases_of_the_hop() -> None:
 
 def test_onset_stays_between_the_event_before_and_the_window_that_saw_it() -> None:
     onset = locate_onset(
-        GEOMETRY, 44_000, RISE_ON, spread=0, earliest=40_000, first_scored=None, audio_end=10**9
-    )
+        GEOMETRY,
+        44_000,
+        RISE_ON,
+        uncertainty=0,
+        earliest=40_000,
+        first_scored=None,
+        audio_end=10**9,
+    )  # fmt: skip
     assert onset.sample == 40_000
 
 
-def test_onset_is_uncertain_by_half_a_hop_and_the_spread_of_the_rise() -> None:
+def test_onset_is_as_uncertain_as_was_said() -> None:
     onset = locate_onset(
-        GEOMETRY, 44_000, RISE_ON, spread=1_600, earliest=0, first_scored=None, audio_end=10**9
+        GEOMETRY, 44_000, RISE_ON, uncertainty=3_600, earliest=0, first_scored=None, audio_end=10**9
     )
-    assert onset.uncertainty_s == pytest.approx((2_000 + 1_600) / 16_000)
+    assert onset.uncertainty_s == pytest.approx(3_600 / 16_000)
 
 
 def test_onset_before_the_first_window_is_as_uncertain_as_it_really_is() -> None:
     onset = locate_onset(
-        GEOMETRY, 16_000, RISE_ON, spread=0, earliest=0, first_scored=16_000, audio_end=10**9
+        GEOMETRY, 16_000, RISE_ON, uncertainty=0, earliest=0, first_scored=16_000, audio_end=10**9
     )
     assert onset.sample == (16_000 - RISE_ON) // 2
     assert onset.uncertainty_s == pytest.approx(((16_000 - RISE_ON) / 2 + 2_000) / 16_000)

@@ -46,7 +46,7 @@ def locate_onset(
     t_up: int,
     rise_on: int,
     *,
-    spread: int,
+    uncertainty: int,
     earliest: int,
     first_scored: int | None,
     audio_end: int,
@@ -55,7 +55,7 @@ def locate_onset(
 
     Args:
         rise_on: how much of the sound a window needs to be above the onset threshold.
-        spread: how much more or less of it.
+        uncertainty: half-width of the interval around the estimate, for sounds seen to begin.
         earliest: no onset before this: start of the audio, or end of the event before.
         first_scored: end of the first window scored since start or gap. If that window already
             sees the sound, it may have begun anywhere since `earliest`.
@@ -67,7 +67,7 @@ def locate_onset(
         middle = (earliest + latest) // 2
         return Onset(middle, samples_to_seconds((latest - earliest) // 2 + geometry.hop // 2))
     onset = min(max(t_up - geometry.hop // 2 - rise_on, earliest), latest)
-    return Onset(onset, samples_to_seconds(geometry.hop // 2 + spread))
+    return Onset(onset, samples_to_seconds(uncertainty))
 
 
 def locate_offset(

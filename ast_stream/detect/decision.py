@@ -24,6 +24,10 @@ _FIELDS: dict[str, tuple[type, int]] = {
     "hits": (np.uint64, 0),  # last windows above the onset threshold, newest in bit 0
     "is_active": (np.bool_, 0),  # confirmed
     "is_published": (np.bool_, 0),  # confirmed and long enough: its begin is out
+    "score_before": (np.float32, 0),  # of the window before, where a class has an onset fit
+    "crossed_at": (np.int64, NEVER),  # end of the first hit after none, and what its scores say:
+    "crossing_rise": (np.int64, 0),
+    "crossing_within": (np.int64, 0),
     "t_up": (np.int64, NEVER),  # end of the first window that saw the sound
     "first_seen": (np.int64, NEVER),  # the same, but not beyond the audio: names the event
     "low_since": (np.int64, NEVER),  # end of the first window below the offset threshold
@@ -39,6 +43,8 @@ _FIELDS: dict[str, tuple[type, int]] = {
 }
 # a later event must neither begin before the end of this one nor have its id
 _OUTLIVE_EVENTS = ("last_offset", "last_first_seen")
+# not of the event, but of the windows
+_OF_WINDOWS = ("score_before",)
 
 
 class Decision:
@@ -102,7 +108,9 @@ class Decision:
         now = ends[:, None]
         is_on = (scores >= p.onset_threshold) & p.is_enabled & (now >= s["deaf_until"][slots])
         was_active = s["is_active"][slots]
-        hits = ((s["hits"][slots] << np.uint64(1)) | is_on.astype(np.uint64)) & self._hit_mask
+        earlier_hits = (s["hits"][slots] << np.uint64(1)) & self._hit_mask
+        hits = earlier_hits | is_on.astype(np.uint64)
+        self._look_at_crossings(slots, ends, scores, is_on & (earlier_hits == 0) & ~was_active)
         is_confirmed = ~was_active & is_on & (np.bitwise_count(hits) >= p.confirm_hits)
         is_open = was_active | is_confirmed
 
@@ -201,6 +209,24 @@ class Decision:
                 events.append(self._event("update", *place, at, score))
         return events
 
+    def _look_at_crossings(
+        self,
+        slots: npt.NDArray[np.int64],
+        ends: npt.NDArray[np.int64],
+        scores: npt.NDArray[np.float32],
+        is_crossing: npt.NDArray[np.bool_],
+    ) -> None:
+        """Estimate the rise of classes whose score crosses its threshold; remember the scores."""
+        fits, s = self.parameters.onset_fits, self._state
+        for row, index in np.argwhere(is_crossing & fits.is_fitted):
+            slot = int(slots[row])
+            before = float(s["score_before"][slot, index])
+            rise, within = fits.rise(int(index), before, float(scores[row, index]))
+            s["crossed_at"][slot, index] = ends[row]
+            s["crossing_rise"][slot, index] = rise
+            s["crossing_within"][slot, index] = within
+        s["score_before"][slots] = np.where(scores > fits.floor, scores, 0)
+
     def _confirm(
         self,
         slot: int,
@@ -214,11 +240,16 @@ class Decision:
         p, s = self.parameters, self._state
         hops_ago = int(s["hits"][slot, index]).bit_length() - 1
         t_up = at - hops_ago * p.geometry.hop
+        rise = int(p.rise_on[index])
+        uncertainty = p.geometry.hop // 2 + int(p.rise_on_spread[index])
+        if s["crossed_at"][slot, index] == t_up:
+            rise = int(s["crossing_rise"][slot, index])
+            uncertainty = int(s["crossing_within"][slot, index])
         onset = locate_onset(
             p.geometry,
             t_up,
-            int(p.rise_on[index]),
-            spread=int(p.rise_on_spread[index]),
+            rise,
+            uncertainty=uncertainty,
             earliest=max(context_start, int(s["last_offset"][slot, index])),
             first_scored=first_scored,
             audio_end=audio_end,
@@ -265,7 +296,7 @@ class Decision:
             duration_reliable=offset.is_reliable,
         )
         for field, (_, empty) in _FIELDS.items():
-            if field not in _OUTLIVE_EVENTS:
+            if field not in _OUTLIVE_EVENTS + _OF_WINDOWS:
                 s[field][slot, index] = empty
         s["last_offset"][slot, index] = sample
         if p.refractory[index]:

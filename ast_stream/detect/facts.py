@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ast_stream.detect.onset_fits import OnsetFit
 from ast_stream.detect.parameters import ModelFacts
 from ast_stream.model.metadata import Metadata
 from ast_stream.settings.schema import DEFAULT_CONFIRM_S
@@ -20,5 +21,16 @@ def model_facts(labels: Sequence[str], window_s: float, metadata: Metadata) -> M
         rise_off_s=[rise.off_s for rise in rises],
         rise_on_spread_s=[rise.on_spread_s for rise in rises],
         confirm_s=[metadata.confirm_s.get(label, DEFAULT_CONFIRM_S) for label in labels],
+        onset_fits=(
+            [_fit(metadata, label) for label in labels]
+            if metadata.window_s in (None, window_s)
+            else ()
+        ),
+        fitted_hop_s=metadata.hop_s,
         background=metadata.background,
     )
+
+
+def _fit(metadata: Metadata, label: str) -> OnsetFit | None:
+    stored = metadata.onset_fits.get(label)
+    return None if stored is None else OnsetFit(**stored.model_dump())

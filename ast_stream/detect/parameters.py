@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ast_stream.detect.boundaries import WindowGeometry
+from ast_stream.detect.onset_fits import OnsetFit, OnsetFits
 from ast_stream.errors import UsageError
 from ast_stream.labels import did_you_mean, slug
 from ast_stream.settings.schema import MAX_CONFIRM_HOPS, ClassSettings, DetectionSettings
@@ -30,6 +31,8 @@ class ModelFacts:
             and above the offset threshold.
         rise_on_spread_s: how much more or less than `rise_on_s`.
         confirm_s: span in which windows must agree, where the settings have none.
+        onset_fits: what the scores say about a rise, None where they do not; empty: of no class.
+        fitted_hop_s: the hop that they hold for.
         background: labels that never make events.
     """
 
@@ -40,6 +43,8 @@ class ModelFacts:
     rise_off_s: Sequence[float]
     rise_on_spread_s: Sequence[float]
     confirm_s: Sequence[float]
+    onset_fits: Sequence[OnsetFit | None] = ()
+    fitted_hop_s: float | None = None
     background: Sequence[str] = ()
 
 
@@ -61,6 +66,12 @@ class DecisionParameters:
     rise_on: npt.NDArray[np.int64]
     rise_off: npt.NDArray[np.int64]
     rise_on_spread: npt.NDArray[np.int64]
+    onset_fits: OnsetFits
+
+    @property
+    def longest_rise(self) -> npt.NDArray[np.int64]:
+        """How far before the first window that saw a sound its onset may be set, in samples."""
+        return np.maximum(self.rise_on, self.onset_fits.longest)
 
     def describe(self, index: int) -> str:
         """Return one class's effective values as a line for the log."""
@@ -122,7 +133,14 @@ def resolve_parameters(
         rise_on=_rise(facts.rise_on_s, facts.window_s),
         rise_off=_rise(facts.rise_off_s, facts.window_s),
         rise_on_spread=_rise(facts.rise_on_spread_s, facts.window_s),
+        onset_fits=OnsetFits.of(_fits(facts, hop_s), onset),
     )
+
+
+def _fits(facts: ModelFacts, hop_s: float) -> Sequence[OnsetFit | None]:
+    """Return the fits in use: none where the windows lie closer or farther apart than theirs."""
+    none = [None] * len(facts.labels)
+    return facts.onset_fits or none if facts.fitted_hop_s == hop_s else none
 
 
 def _match_classes(

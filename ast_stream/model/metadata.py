@@ -62,6 +62,27 @@ class Golden(_Part):
     scores: list[Score]
 
 
+class StoredOnsetFit(_Part):
+    """How the rise time of a class follows from the scores around the crossing of its threshold.
+
+    With z = logit(score) - logit(onset threshold) of the last window below and the first above,
+
+        rise = rise_s + before_s * z(before) + first_s * z(first)
+
+    Attributes:
+        before_s, first_s: seconds for each unit of z.
+        lowest_s, highest_s: of what was measured; no estimate lies beyond.
+        within_s: so close to the truth were 90 % of the estimates.
+    """
+
+    rise_s: float
+    before_s: float
+    first_s: float
+    lowest_s: float
+    highest_s: float
+    within_s: Seconds
+
+
 class Metadata(_Part):
     """Contents of `ast_stream.json`; every field may be absent, as for foreign checkpoints.
 
@@ -71,6 +92,7 @@ class Metadata(_Part):
         onset_thresholds: scores at which an event may begin, by label.
         rise_on_s, rise_off_s: measured rise times by label, see `Rise`.
         rise_on_spread_s, rise_off_spread_s: half of the interquartile range of what was measured.
+        onset_fits: finer than `rise_on_s`, by label, for windows and hop as above.
         confirm_s: span in which windows must agree before an event begins, by label.
         score_maps: from logits to scores, by label; the others' scores are plain sigmoids.
         background: labels that never make events.
@@ -87,6 +109,7 @@ class Metadata(_Part):
     rise_off_s: dict[str, Seconds] = Field(default_factory=dict)
     rise_on_spread_s: dict[str, Seconds] = Field(default_factory=dict)
     rise_off_spread_s: dict[str, Seconds] = Field(default_factory=dict)
+    onset_fits: dict[str, StoredOnsetFit] = Field(default_factory=dict)
     confirm_s: dict[str, PositiveSeconds] = Field(default_factory=dict)
     score_maps: dict[str, ScoreMap] = Field(default_factory=dict)
     background: list[str] = Field(default_factory=list)
@@ -128,6 +151,7 @@ class Metadata(_Part):
             *self.rise_off_s,
             *self.rise_on_spread_s,
             *self.rise_off_spread_s,
+            *self.onset_fits,
             *self.confirm_s,
             *self.score_maps,
             *self.background,

@@ -12,6 +12,7 @@ from ast_stream.training.material.held_out import HeldOut
 BY_LABEL = (
     "onset_thresholds",
     "confirm_s",
+    "onset_fits",
     "rise_on_s",
     "rise_off_s",
     "rise_on_spread_s",

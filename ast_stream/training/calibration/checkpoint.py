@@ -92,6 +92,7 @@ def with_calibration(
     fields: dict[str, dict[str, Any]] = {
         "score_maps": {one.label: one.score_map for one in calibrated},
         "onset_thresholds": {one.label: one.choice.threshold for one in calibrated},
+        "onset_fits": {one.label: one.onset.fit for one in calibrated if one.onset},
         "confirm_s": {one.label: one.confirm_s for one in calibrated},
         "rise_on_s": {label: rise.median_s for label, rise in rises_on.items()},
         "rise_off_s": {label: rise.median_s for label, rise in rises_off.items()},
@@ -121,6 +122,7 @@ def class_record(one: ClassCalibration) -> dict[str, Any]:
         "n_found": choice.n_found,
         "false_among_sounds": choice.false_among,
         "false_in_negatives": choice.false_negatives,
+        "onset_error_s": one.onset and one.onset.error_s,
         "bound_per_h": None if one.bound_per_h is None else round(one.bound_per_h, 4),
         "rises_measured": [
             0 if rise is None else rise.n_measured for rise in (one.rise_on, one.rise_off)

@@ -15,6 +15,7 @@ from ast_stream.training.calibration.budget import (
 )
 from ast_stream.training.calibration.curve import Choice, class_curve
 from ast_stream.training.calibration.grouping import GroupingRule, grouping_rule
+from ast_stream.training.calibration.onset_fits import FittedOnset, fit_onset
 from ast_stream.training.calibration.rises import RiseTime, measure_rises
 from ast_stream.training.calibration.score_map import fit_score_map
 from ast_stream.training.calibration.streams import LogitStream
@@ -37,6 +38,7 @@ class ClassCalibration:
         choice: the threshold for its budget.
         ladder: what other budgets would choose.
         rise_on, rise_off: None: too few sounds to measure, so it stays assumed.
+        onset: what makes onsets finer than `rise_on`; None: nothing does.
     """
 
     label: str
@@ -46,6 +48,7 @@ class ClassCalibration:
     ladder: tuple[Choice, ...]
     rise_on: RiseTime | None
     rise_off: RiseTime | None
+    onset: FittedOnset | None = None
 
     @property
     def bound_per_h(self) -> float | None:
@@ -140,15 +143,16 @@ def _calibrate(
         }
     )
     curve, rule = curves[confirm_s], rules[confirm_s]
-    rise_on, rise_off = measure_rises(index, label, with_sounds, score_map, choice.threshold, rule)
+    rises = measure_rises(index, label, with_sounds, score_map, choice.threshold, rule)
     return ClassCalibration(
         label=label,
         score_map=score_map,
         confirm_s=confirm_s,
         choice=choice,
         ladder=tuple(curve.choose(budget, budgets.among) for budget in LADDER),
-        rise_on=rise_on,
-        rise_off=rise_off,
+        rise_on=rises.on,
+        rise_off=rises.off,
+        onset=fit_onset(rises.crossings, choice.threshold, geometry.window / SAMPLE_RATE),
     )
 
 

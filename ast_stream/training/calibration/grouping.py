@@ -161,7 +161,7 @@ def _span(
         rule.geometry,
         int(ends[first]),
         rule.rise_on,
-        spread=0,  # only moves the uncertainty
+        uncertainty=0,  # not looked at
         earliest=earliest,
         first_scored=int(ends[0]),
         audio_end=int(ends[confirmed]),

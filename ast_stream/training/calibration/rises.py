@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -43,6 +44,27 @@ class RiseTime:
     n_measured: int
 
 
+class Crossing(NamedTuple):
+    """A sound that was clearly seen to begin.
+
+    Attributes:
+        rise_s: from its onset to the first window above the threshold, less half a hop.
+        before, first: scores of the window before that one, and of that one.
+    """
+
+    rise_s: float
+    before: float
+    first: float
+
+
+class Rises(NamedTuple):
+    """What the sounds of a class show; a rise time is None where too few of them tell."""
+
+    on: RiseTime | None
+    off: RiseTime | None
+    crossings: list[Crossing]
+
+
 def measure_rises(
     index: int,
     label: str,
@@ -50,16 +72,20 @@ def measure_rises(
     score_map: ScoreMap,
     threshold: float,
     rule: GroupingRule,
-) -> tuple[RiseTime | None, RiseTime | None]:
-    """Return r_on and r_off of class `index` at `threshold`; None where too few sounds tell."""
-    rises_on: list[float] = []
+) -> Rises:
+    """Return r_on and r_off of class `index` at `threshold`."""
+    crossings: list[Crossing] = []
     rises_off: list[float] = []
     for stream in streams:
-        on_s, off_s = _of_stream(index, label, stream, score_map, threshold, rule)
-        rises_on += on_s
+        on, off_s = _of_stream(index, label, stream, score_map, threshold, rule)
+        crossings += on
         rises_off += off_s
     window_s = rule.geometry.window / SAMPLE_RATE
-    return _summary(rises_on, window_s), _summary(rises_off, window_s)
+    return Rises(
+        _summary([one.rise_s for one in crossings], window_s),
+        _summary(rises_off, window_s),
+        crossings,
+    )
 
 
 def _of_stream(
@@ -69,7 +95,7 @@ def _of_stream(
     score_map: ScoreMap,
     threshold: float,
     rule: GroupingRule,
-) -> tuple[list[float], list[float]]:
+) -> tuple[list[Crossing], list[float]]:
     scores = mapped_scores(stream.logits[:, index], score_map)
     spans = group_events(scores, stream.ends, threshold, rule)
     sounds = with_label(stream.truth, label)
@@ -78,7 +104,7 @@ def _of_stream(
     touching = touched(spans, stream, rule, [(one.onset_s, one.offset_s) for one in sounds])
     window_s, half_hop_s = rule.geometry.window / SAMPLE_RATE, rule.geometry.hop / SAMPLE_RATE / 2
     clear = clearly_above(threshold)
-    rises_on, rises_off = [], []
+    crossings, rises_off = [], []
     for number, sound in enumerate(sounds):
         own = np.flatnonzero(touching[:, number])
         held = (stream.times_s > sound.onset_s) & (stream.times_s < sound.offset_s + window_s)
@@ -87,11 +113,12 @@ def _of_stream(
         first, last = spans[own[0]], spans[own[-1]]
         on_s = float(stream.times_s[first.first]) - sound.onset_s - half_hop_s
         if first.first > 0 and -half_hop_s < on_s <= window_s + half_hop_s:
-            rises_on.append(on_s)
+            before, at = scores[first.first - 1], scores[first.first]
+            crossings.append(Crossing(on_s, float(before), float(at)))
         if last.low is not None:
             off_s = window_s + half_hop_s - (float(stream.times_s[last.low]) - sound.offset_s)
             rises_off += [off_s] if -half_hop_s < off_s <= window_s + half_hop_s else []
-    return rises_on, rises_off
+    return crossings, rises_off
 
 
 def clearly_above(threshold: float) -> float:

@@ -24,6 +24,7 @@ from ast_stream.model.checkpoint import (
 from ast_stream.model.golden import golden_for
 from ast_stream.model.hub_config import CONFIG, MODEL_TYPE, read_json
 from ast_stream.model.metadata import write_metadata
+from ast_stream.settings.schema import DEFAULT_CONFIRM_S
 
 PIPED_COLUMNS = 100
 MEGA = 1_000_000
@@ -195,28 +196,33 @@ def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _class_facts(checkpoint: Checkpoint, label: str) -> dict[str, Any]:
-    rise = checkpoint.metadata.rise(label, checkpoint.window_s)
+    metadata = checkpoint.metadata
+    rise, fit = metadata.rise(label, checkpoint.window_s), metadata.onset_fits.get(label)
     return {
         "label": label,
-        "onset_threshold": checkpoint.metadata.onset_threshold(label),
+        "onset_threshold": metadata.onset_threshold(label),
+        "confirm_s": metadata.confirm_s.get(label, DEFAULT_CONFIRM_S),
         "rise_on_s": rise.on_s,
         "rise_off_s": rise.off_s,
         "rise_assumed": rise.assumed,
-        "makes_events": label not in checkpoint.metadata.background,
+        "onset_within_s": fit and fit.within_s,
+        "makes_events": label not in metadata.background,
     }
 
 
 def _class_table(classes: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("class", overflow="fold")
-    for heading in ("onset threshold", "rise on", "rise off"):
+    for heading in ("onset threshold", "confirm", "rise on", "rise off"):
         table.add_column(heading, justify="right")
     table.add_column("")
     for row in classes:
         notes = ["rise assumed"] if row["rise_assumed"] else []
+        if row["onset_within_s"]:
+            notes.append(f"onsets by score, nine in ten within {row['onset_within_s']:.2f} s")
         notes += [] if row["makes_events"] else ["makes no events"]
-        rises = (f"{row['rise_on_s']:.2f} s", f"{row['rise_off_s']:.2f} s")
-        table.add_row(row["label"], f"{row['onset_threshold']:.2f}", *rises, ", ".join(notes))
+        seconds = [f"{row[name]:.2f} s" for name in ("confirm_s", "rise_on_s", "rise_off_s")]
+        table.add_row(row["label"], f"{row['onset_threshold']:.2f}", *seconds, ", ".join(notes))
     return table
 
 

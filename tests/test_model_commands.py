@@ -16,6 +16,7 @@ from ast_stream.errors import CheckpointError, UsageError
 from ast_stream.model import key_schemas
 from ast_stream.model.ast import AudioSpectrogramTransformer
 from ast_stream.model.checkpoint import load_checkpoint
+from ast_stream.model.metadata import StoredOnsetFit
 from ast_stream.model.tagger import Tagger
 from ast_stream.runtime.selfcheck import self_check
 from services.model_commands import app
@@ -82,6 +83,12 @@ def test_info_says_everything_about_a_checkpoint(tmp_path: Path) -> None:
         onset_thresholds={"Bark": 0.61},
         rise_on_s={"Bark": 0.2},
         rise_off_s={"Bark": 0.1},
+        confirm_s={"Bark": 2.0},
+        onset_fits={
+            "Bark": StoredOnsetFit(
+                rise_s=0.2, before_s=0, first_s=0.1, lowest_s=0, highest_s=0.5, within_s=0.3
+            )
+        },
         background=["Background"],
         licence="CC-BY-4.0",
     )
@@ -92,10 +99,20 @@ def test_info_says_everything_about_a_checkpoint(tmp_path: Path) -> None:
     assert facts["dims"]["n_tokens"] == 66
     bark, siren, background = facts["classes"]
     assert (bark["onset_threshold"], bark["rise_on_s"], bark["rise_assumed"]) == (0.61, 0.2, False)
+    assert (bark["confirm_s"], bark["onset_within_s"]) == (2.0, 0.3)
     assert (siren["onset_threshold"], siren["rise_assumed"]) == (0.5, True)
+    assert (siren["confirm_s"], siren["onset_within_s"]) == (0.75, None)
     assert not background["makes_events"]
     text = _model("info", str(saved)).stdout
-    for expected in (*TINY_LABELS, "CC-BY-4.0", "0.61", "rise assumed", "makes no events"):
+    for expected in (
+        *TINY_LABELS,
+        "CC-BY-4.0",
+        "0.61",
+        "2.00 s",
+        "rise assumed",
+        "within 0.30 s",
+        "makes no events",
+    ):
         assert expected in text
     assert max(map(len, text.splitlines())) <= 100
 

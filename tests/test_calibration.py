@@ -178,7 +178,19 @@ def test_a_longer_confirmation_is_taken_where_it_finds_clearly_more() -> None:
     assert (one.confirm_s, one.choice.n_found) == (3.0, 24)  # bursts of three windows are no more
     assert one.choice.threshold < 0.7
     loud = [_ideal(long_barks, [0.95] * 24, duration_s=400.0)]
-    assert _calibrated(loud, [_with_bursts([0.9, 0.9])], per_hour(0.5)).confirm_s == 0.75
+    assert _calibrated(loud, [_with_bursts([0.9, 0.9])], per_hour(0.5)).confirm_s == 0.5
+
+
+@pytest.mark.parametrize(("n_more", "confirm_s"), [(2, 0.75), (1, 0.5)])
+def test_half_a_second_of_waiting_must_find_more_than_one_of_forty(
+    n_more: int, confirm_s: float
+) -> None:
+    long_barks = [_planted(5.13 + 12.1 * k, 9.13 + 12.1 * k) for k in range(40)]
+    scores = [0.95] * (40 - n_more) + [0.8] * n_more
+    glitch = _quiet(3600.0)
+    glitch.logits[500, 0] = _logit(0.9)  # one window
+    one = _calibrated([_ideal(long_barks, scores, duration_s=600.0)], [glitch], per_hour(0.5))
+    assert one.confirm_s == confirm_s
 
 
 def test_a_few_sounds_cannot_ask_for_a_longer_confirmation() -> None:
@@ -188,8 +200,8 @@ def test_a_few_sounds_cannot_ask_for_a_longer_confirmation() -> None:
 
 @pytest.mark.parametrize(
     ("hop_s", "longest_s", "spans"),
-    [(0.5, 4.0, [0.75, 2.0, 3.0, 4.0]), (0.5, 2.5, [0.75, 2.0]), (0.5, 0.5, [0.5]),
-     (0.04, 4.0, [0.75, 2.0])],
+    [(0.5, 4.0, [0.5, 0.75, 2.0, 3.0, 4.0]), (0.5, 2.5, [0.5, 0.75, 2.0]), (0.5, 0.3, [0.3]),
+     (0.04, 4.0, [0.5, 0.75, 2.0])],
 )  # fmt: skip
 def test_spans_of_confirmation_stay_within_what_is_asked_and_possible(
     hop_s: float, longest_s: float, spans: list[float]

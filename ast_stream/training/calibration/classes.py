@@ -22,9 +22,9 @@ from ast_stream.training.calibration.streams import LogitStream
 from ast_stream.training.evaluation.intervals import poisson_upper_bound
 from ast_stream.units import SAMPLE_RATE
 
-LONGER_CONFIRM_S = (2.0, 3.0, 4.0)  # tried beside the default
-LONGEST_CONFIRM_S = LONGER_CONFIRM_S[-1]
-WORTH_WAITING = 0.05  # more of the sounds found, and a longer confirmation is taken
+CONFIRM_S = (0.5, DEFAULT_CONFIRM_S, 2.0, 3.0, 4.0)
+LONGEST_CONFIRM_S = CONFIRM_S[-1]
+WORTH_OF_A_SECOND = 0.05  # so many more of the sounds are to be found for a second of waiting
 ENOUGH_SOUNDS = 20  # fewer cannot tell whether it finds more
 RECALL_FLOOR = 0.5  # a class that finds fewer of its sounds is not worth its alarms, and is said
 
@@ -34,7 +34,7 @@ class ClassCalibration:
     """What was chosen and measured for one class.
 
     Attributes:
-        confirm_s: the shortest span of confirmation that no longer one clearly beats.
+        confirm_s: the span of confirmation that finds most, waiting weighed in.
         choice: the threshold for its budget.
         ladder: what other budgets would choose.
         rise_on, rise_off: None: too few sounds to measure, so it stays assumed.
@@ -89,14 +89,13 @@ def confirmation_rules(
     """Return the rules to choose among, by span of confirmation in seconds, shortest first.
 
     Args:
-        longest_s: no longer span is tried; one shorter than the default is the only one.
+        longest_s: no longer span is tried; one shorter than all is the only one.
 
     Raises:
         UsageError: a hop at which no event can be confirmed.
     """
     possible_s = min(longest_s, MAX_CONFIRM_HOPS * hop_s)
-    spans = [min(DEFAULT_CONFIRM_S, longest_s)]
-    spans += [span for span in LONGER_CONFIRM_S if spans[0] < span <= possible_s]
+    spans = [span for span in CONFIRM_S if span <= possible_s] or [longest_s]
     return {span: grouping_rule(window_s, hop_s, span) for span in spans}
 
 
@@ -140,7 +139,8 @@ def _calibrate(
         {
             confirm_s: curve.choose(budgets.of(label), budgets.among_of(label))
             for confirm_s, curve in curves.items()
-        }
+        },
+        rules,
     )
     curve, rule = curves[confirm_s], rules[confirm_s]
     rises = measure_rises(index, label, with_sounds, score_map, choice.threshold, rule)
@@ -156,15 +156,21 @@ def _calibrate(
     )
 
 
-def _confirmation(choices: Mapping[float, Choice]) -> tuple[float, Choice]:
+def _confirmation(
+    choices: Mapping[float, Choice], rules: Mapping[float, GroupingRule]
+) -> tuple[float, Choice]:
     """Return the span of confirmation to use, and the threshold that goes with it.
 
     Chance sends a single window above a threshold more easily than several, so a longer span bears
     a lower threshold and finds more; but its events are told later.
     """
-    (best_s, best), *longer = choices.items()
-    for span_s, choice in longer:
-        gained = choice.n_found - best.n_found
-        if choice.n_sounds >= ENOUGH_SOUNDS and gained >= WORTH_WAITING * choice.n_sounds:
-            best_s, best = span_s, choice
-    return best_s, best
+
+    def worth(span_s: float) -> tuple[bool, float]:
+        choice, rule = choices[span_s], rules[span_s]
+        waiting_s = (rule.confirm_hits - 1) * rule.geometry.hop / SAMPLE_RATE
+        return choice.is_met, choice.n_found - WORTH_OF_A_SECOND * choice.n_sounds * waiting_s
+
+    best_s = DEFAULT_CONFIRM_S if DEFAULT_CONFIRM_S in choices else max(choices)
+    if choices[best_s].n_sounds >= ENOUGH_SOUNDS:
+        best_s = max(choices, key=worth)  # of equals the shortest
+    return best_s, choices[best_s]

@@ -16,9 +16,9 @@ TRAIN_FLAGS ?=
 MODEL ?= runs/bundled
 # of the three stages
 STEPS ?= 2600 1200 2000
-NEGATIVE_HOURS ?= 6
+NEGATIVE_HOURS ?= 4
 # accepted false alarms of each class, without any sound and among others
-BUDGET ?= --budget 0.15/h --budget siren=0.2/h --budget telephone_bell_ringing=0.2/h --among 4/h
+BUDGET ?= --budget 0.2/h --budget siren=0.25/h --budget telephone_bell_ringing=0.25/h --among 4/h
 BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 NEWS := { grep -v '^Requirement already satisfied' || true; }

@@ -16,7 +16,9 @@ from ast_stream.training.calibration.curve import Choice
 from ast_stream.training.calibration.onset_fits import FittedOnset
 from ast_stream.training.calibration.rises import RiseTime
 
-LINE_COLUMNS = 110  # of tables in a file or pipe, which have no width of their own
+WIDE_COLUMNS = 105  # rise times are told where there is room
+LINE_COLUMNS = 124  # of tables in a file or pipe, which have no width of their own
+SHORTEST_NAME = 11  # columns of a folded class name
 SNR_BANDS_DB = ((0, 6), (6, 12), (12, 20))
 
 
@@ -46,7 +48,7 @@ def show(
     remarks: Sequence[str],
 ) -> None:
     """Print the table of all classes, the trade-off of those asked for, and what to know."""
-    console.print(_classes_table(calibrated))
+    console.print(_classes_table(calibrated, is_wide=console.width >= WIDE_COLUMNS))
     choice = calibrated[0].choice
     console.print(
         f"false alarms per hour among sounds of 0 to 20 dB SNR ({hours_text(choice.hours_among)}) "
@@ -63,10 +65,10 @@ def show(
         console.print(f"- {remark}", soft_wrap=True, markup=False)
 
 
-def _classes_table(calibrated: Sequence[ClassCalibration]) -> Table:
+def _classes_table(calibrated: Sequence[ClassCalibration], is_wide: bool) -> Table:
     table = _table(
         "class", "budget", "threshold", "confirm s", "found", "among/h", "without/h", "95 % below",
-        "r_on s", "r_off s",
+        *(("r_on s", "r_off s") if is_wide else ()),
     )  # fmt: skip
     for one in calibrated:
         choice = one.choice
@@ -79,8 +81,7 @@ def _classes_table(calibrated: Sequence[ClassCalibration]) -> Table:
             _rate(choice.false_among, choice.hours_among),
             _rate(choice.false_negatives, choice.hours_negative),
             "" if one.bound_per_h is None else rate_text(one.bound_per_h),
-            _rise_text(one.rise_on),
-            _rise_text(one.rise_off),
+            *((_rise_text(one.rise_on), _rise_text(one.rise_off)) if is_wide else ()),
         )
     return table
 
@@ -121,7 +122,11 @@ def _table(*headings: str) -> Table:
     table = Table(box=None, pad_edge=False)
     for heading in headings:
         is_text = heading in ("class", "budget", "to claim it")
-        table.add_column(heading, justify="left" if is_text else "right", no_wrap=True)
+        # on a narrow terminal names are folded and figures are not cut
+        table.add_column(
+            heading, justify="left" if is_text else "right", no_wrap=heading != "class",
+            overflow="fold", min_width=SHORTEST_NAME if heading == "class" else None,
+        )  # fmt: skip
     return table
 
 

@@ -33,6 +33,9 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
+ONE_SAMPLE_NS = NS_PER_SECOND // SAMPLE_RATE
+
+
 def events_of(detection: DetectionSettings, hop_s: float) -> list[Event]:
     """Return what the decision stage makes of sounds that come and go, seen by random scores."""
     parameters = decision_parameters(model_facts(ModelSettings()), detection, hop_s)
@@ -81,15 +84,24 @@ def test_no_begin_or_end_is_told_later_than_rules_reckon_with(
             assert late_ns > bound_ns - 3 * hop_s * NS_PER_SECOND, (kind, name)
 
 
-def test_measured_rise_times_of_the_checkpoint_are_used() -> None:
+def latency_of(label: str, confirm_s: float | None = None) -> float:
+    """Seconds from onset to begin: the longest rise, half a hop of 0.5 s, and confirmation."""
+    metadata = model_facts(ModelSettings()).metadata
+    fit = metadata.onset_fits.get(label)
+    rise_s = max(metadata.rise(label, 2.56).on_s, fit.highest_s if fit else 0)
+    hops = -(-(metadata.confirm_s[label] if confirm_s is None else confirm_s) // 0.5)
+    return rise_s + 0.25 + 0.5 * hops
+
+
+def test_what_was_measured_of_the_checkpoint_is_used() -> None:
     known = model_facts(ModelSettings())
     timing = detection_timing(decision_parameters(known, DetectionSettings(), 0.5))
-    rises = known.metadata.rise_on_s
-    slowest = max(rises, key=rises.__getitem__)
-    # rise, half a hop, and two hops to confirm
+    assert known.labels is not None
+    slowest = max(known.labels, key=latency_of)
     for label in ("Bark", slowest):
-        latency_s = rises[label] + 0.25 + 1.0
-        assert timing.classes[slug(label)][0] == round(latency_s * NS_PER_SECOND)
+        assert timing.classes[slug(label)][0] == pytest.approx(
+            latency_of(label) * NS_PER_SECOND, abs=ONE_SAMPLE_NS
+        )
     assert timing.classes[slug(slowest)][0] == timing.latency_ns
     assert timing.of_classes(["bark", slug(slowest)]).latency_ns == timing.latency_ns
     assert timing.of_classes(["bark"]).smear_ns == timing.classes["bark"][1]
@@ -97,9 +109,13 @@ def test_measured_rise_times_of_the_checkpoint_are_used() -> None:
 
 
 def test_class_that_is_switched_off_makes_nothing_wait() -> None:
-    detection = DetectionSettings.model_validate({"classes": {"Helicopter": {"enabled": False}}})
-    timing = detection_timing(decision_parameters(model_facts(ModelSettings()), detection, 0.5))
-    assert timing.latency_ns < 3_000_000_000
+    known = model_facts(ModelSettings())
+    assert known.labels is not None
+    slow = {label: {"enabled": False} for label in known.labels if latency_of(label) > 3}
+    assert slow
+    detection = DetectionSettings.model_validate({"classes": slow})
+    timing = detection_timing(decision_parameters(known, detection, 0.5))
+    assert timing.latency_ns <= 3_000_000_000 + ONE_SAMPLE_NS
 
 
 def test_settings_of_a_checkpoint_that_is_elsewhere_count_all_the_same() -> None:
@@ -178,12 +194,15 @@ def test_detection_settings_that_are_read_again_change_the_timing_of_rules(tmp_p
     assert timing.of_classes(["bark"]) == timing_in_force(
         load_file(tmp_path / "config.yaml")
     ).of_classes(["bark"])
-    rise_s = model_facts(ModelSettings()).metadata.rise_on_s["Bark"]
-    assert timing.classes["bark"][0] == round((rise_s + 0.25 + 3.0) * NS_PER_SECOND)
+    assert timing.classes["bark"][0] == pytest.approx(
+        latency_of("Bark", 3.0) * NS_PER_SECOND, abs=ONE_SAMPLE_NS
+    )
     # another hop needs a restart of the worker: until then the old one holds
     write(tmp_path, {}, hop_s=1.0)
     rules.use(load_file(tmp_path / "config.yaml"))
-    assert loop.timings[1].classes["bark"][0] == round((rise_s + 0.25 + 1.0) * NS_PER_SECOND)
+    assert loop.timings[1].classes["bark"][0] == pytest.approx(
+        latency_of("Bark") * NS_PER_SECOND, abs=ONE_SAMPLE_NS
+    )
 
 
 def test_detection_settings_that_the_model_cannot_fulfil_change_nothing(tmp_path: Path) -> None:

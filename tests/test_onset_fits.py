@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -13,8 +16,9 @@ from ast_stream.detect.facts import model_facts
 from ast_stream.detect.onset_fits import logits_from
 from ast_stream.detect.parameters import DecisionParameters, resolve_parameters
 from ast_stream.detect.slots import SlotNames
+from ast_stream.errors import CheckpointError
 from ast_stream.messages import Event
-from ast_stream.model.metadata import Metadata, StoredOnsetFit
+from ast_stream.model.metadata import METADATA, Metadata, StoredOnsetFit, read_metadata
 from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
 from ast_stream.training.calibration.onset_fits import FEWEST_FITTED, fit_onset
 from ast_stream.training.calibration.rises import Crossing
@@ -113,6 +117,14 @@ def test_no_onset_lies_beyond_what_was_measured() -> None:
     fits = _parameters(Bark=FIT.model_copy(update={"first_s": 1.0})).onset_fits
     assert fits.rise(0, 0.0, 0.999) == (round(0.9 * SAMPLE_RATE), round(0.25 * SAMPLE_RATE))
     assert _parameters().longest_rise.tolist() == [14_400, 8_000]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
+def test_a_checkpoint_whose_fit_is_no_time_is_refused(tmp_path: Path, value: float) -> None:
+    written = json.dumps({"onset_fits": {"Bark": FIT.model_dump() | {"highest_s": value}}})
+    (tmp_path / METADATA).write_text(written)
+    with pytest.raises(CheckpointError, match=r"onset_fits\.Bark\.highest_s"):
+        read_metadata(tmp_path)
 
 
 @pytest.mark.parametrize(("hop_s", "window_s"), [(0.25, WINDOW_S), (HOP_S, 2.0)])

@@ -218,6 +218,8 @@ class Decision:
     ) -> None:
         """Estimate the rise of classes whose score crosses its threshold; remember the scores."""
         fits, s = self.parameters.onset_fits, self._state
+        if not fits.is_fitted.any():
+            return
         for row, index in np.argwhere(is_crossing & fits.is_fitted):
             slot = int(slots[row])
             before = float(s["score_before"][slot, index])

@@ -18,6 +18,7 @@ METADATA = "ast_stream.json"
 Score = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(ge=0)]
 PositiveSeconds = Annotated[float, Field(gt=0)]
+FitSeconds = Annotated[float, Field(ge=-60, le=60)]  # no window is as long
 
 UNMEASURED_RISE_S = 0.5
 UNMEASURED_RISE_OF_WINDOW = 0.25
@@ -75,12 +76,12 @@ class StoredOnsetFit(_Part):
         within_s: so close to the truth were 90 % of the estimates.
     """
 
-    rise_s: float
-    before_s: float
-    first_s: float
-    lowest_s: float
-    highest_s: float
-    within_s: Seconds
+    rise_s: FitSeconds
+    before_s: FitSeconds
+    first_s: FitSeconds
+    lowest_s: FitSeconds
+    highest_s: FitSeconds
+    within_s: Annotated[FitSeconds, Field(ge=0)]
 
 
 class Metadata(_Part):

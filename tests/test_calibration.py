@@ -163,9 +163,12 @@ def test_misses_are_told_by_snr() -> None:
 
 
 def _calibrated(
-    positives: list[LogitStream], negatives: list[LogitStream], budget: Budget
+    positives: list[LogitStream],
+    negatives: list[LogitStream],
+    budget: Budget,
+    smoothing_s: float = 0.0,
 ) -> ClassCalibration:
-    rules = confirmation_rules(WINDOW_S, HOP_S)
+    rules = confirmation_rules(WINDOW_S, HOP_S, smoothing_s=smoothing_s)
     (one,) = calibrate_classes(LABELS, ["Bark"], positives, negatives, Budgets(budget), rules)
     return one
 
@@ -191,6 +194,17 @@ def test_half_a_second_of_waiting_must_find_more_than_one_of_forty(
     glitch.logits[500, 0] = _logit(0.9)  # one window
     one = _calibrated([_ideal(long_barks, scores, duration_s=600.0)], [glitch], per_hour(0.5))
     assert one.confirm_s == confirm_s
+
+
+def test_smoothing_allows_a_threshold_below_a_single_glitch() -> None:
+    long_barks = [_planted(5.13 + 12.1 * k, 9.13 + 12.1 * k) for k in range(24)]
+    faint = [_ideal(long_barks, [0.8] * 24, duration_s=400.0)]
+    glitch = _quiet(3600.0)
+    glitch.logits[500, 0] = _logit(0.9)
+    plain, averaged = (_calibrated(faint, [glitch], per_hour(0.5), tau) for tau in (0.0, 0.5))
+    assert (plain.confirm_s, averaged.confirm_s) == (0.75, 0.5)  # no second window is needed
+    assert averaged.choice.n_found == plain.choice.n_found == 24
+    assert averaged.choice.threshold < 0.8
 
 
 def test_a_few_sounds_cannot_ask_for_a_longer_confirmation() -> None:

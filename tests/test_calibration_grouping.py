@@ -11,6 +11,7 @@ from ast_stream.detect.boundaries import WindowGeometry
 from ast_stream.detect.decision import Decision
 from ast_stream.detect.parameters import DecisionParameters, ModelFacts, resolve_parameters
 from ast_stream.detect.slots import SlotNames
+from ast_stream.detect.smoothing import smooth
 from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
 from ast_stream.training.calibration.grouping import (
     GroupingRule,
@@ -25,10 +26,14 @@ WINDOW_S = 2.56
 Event = tuple[int, int, int | None, int | None]  # onset, known at, offset, ended at; in samples
 
 
-def _parameters(threshold: float, hop_s: float, max_duration_s: float) -> DecisionParameters:
+def _parameters(
+    threshold: float, hop_s: float, max_duration_s: float, smoothing_s: float
+) -> DecisionParameters:
     facts = ModelFacts(["Bark"], WINDOW_S, [threshold], [0.5], [0.5], [0.1], [0.75])
     defaults = DetectionDefaults(max_duration_s=max_duration_s)
-    return resolve_parameters(DetectionSettings(defaults=defaults), facts, hop_s)
+    return resolve_parameters(
+        DetectionSettings(defaults=defaults, smoothing_s=smoothing_s), facts, hop_s
+    )
 
 
 def _decided(scores: np.ndarray, ends: np.ndarray, parameters: DecisionParameters) -> list[Event]:
@@ -39,10 +44,13 @@ def _decided(scores: np.ndarray, ends: np.ndarray, parameters: DecisionParameter
     begun: dict[str, tuple[int, int]] = {}
     events: list[Event] = []
     for end, score in zip(ends, scores, strict=True):
+        averages = decision.average(
+            np.array([slot]), np.array([[score]], np.float32), np.array([end == ends[0]])
+        )
         for event in decision.step(
             np.array([slot]),
             np.array([end]),
-            np.array([[score]], np.float32),
+            averages,
             context_starts=np.array([0]),
             first_scored=ends[:1],
             audio_ends=np.array([end]),
@@ -78,18 +86,26 @@ def _grouped(
     hop_s=st.sampled_from([0.1, 0.25, 0.5, 1.0]),
     max_duration_s=st.sampled_from([2.0, 7.0, 600.0]),
     smoothness=st.integers(1, 8),
+    smoothing_s=st.sampled_from([0.0, 0.5]),
 )
 def test_grouping_equals_the_decision_stage(
-    seed: int, threshold: float, hop_s: float, max_duration_s: float, smoothness: int
+    seed: int,
+    threshold: float,
+    hop_s: float,
+    max_duration_s: float,
+    smoothness: int,
+    smoothing_s: float,
 ) -> None:
     rng = np.random.default_rng(seed)
     rough = rng.uniform(-0.3, 1.3, 120 // smoothness + 2)
     at = np.arange(120) / smoothness
     scores = np.clip(np.interp(at, np.arange(len(rough)), rough), 0, 1).astype(np.float32)
     ends = (np.arange(120) + 2) * seconds_to_samples(hop_s)
-    parameters = _parameters(threshold, hop_s, max_duration_s)
+    parameters = _parameters(threshold, hop_s, max_duration_s, smoothing_s)
     expected = _decided(scores, ends, parameters)
-    assert _grouped(scores, ends, threshold, rule_of(parameters)) == expected
+    rule = rule_of(parameters)
+    averages = smooth(scores, rule.share_of_newest)
+    assert _grouped(averages, ends, threshold, rule) == expected
 
 
 def test_a_sound_that_never_ends_is_an_event_every_ten_minutes() -> None:
@@ -103,7 +119,14 @@ def test_a_sound_that_never_ends_is_an_event_every_ten_minutes() -> None:
 
 def test_windows_after_an_event_do_not_count_hits_before_its_end() -> None:
     rule = GroupingRule(
-        WindowGeometry(40_960, 8000), 2, 4, hold=0, max_duration=10**9, rise_on=8000, rise_off=8000
+        WindowGeometry(40_960, 8000),
+        2,
+        4,
+        hold=0,
+        max_duration=10**9,
+        rise_on=8000,
+        rise_off=8000,
+        share_of_newest=np.float32(1),
     )
     scores = np.array([0.9, 0.9, 0.1, 0.9, 0.1, 0.9], np.float32)
     ends = (np.arange(6) + 6) * 8000

@@ -31,14 +31,15 @@ def pcm() -> Pcm16:
     return tones_and_noise(10.0)
 
 
-def detection() -> DetectionSettings:
+def detection(smoothing_s: float = 0.0) -> DetectionSettings:
     return DetectionSettings(
-        defaults=DetectionDefaults(onset_threshold=0.5, confirm_s=0.5, hold_s=0.25)
+        defaults=DetectionDefaults(onset_threshold=0.5, confirm_s=0.5, hold_s=0.25),
+        smoothing_s=smoothing_s,
     )
 
 
-def build(tagger: Tagger, **options: object) -> Detector:
-    return Detector(tagger, detection(), hop_s=HOP_S, **options)  # type: ignore[arg-type]
+def build(tagger: Tagger, smoothing_s: float = 0.0, **options: object) -> Detector:
+    return Detector(tagger, detection(smoothing_s), hop_s=HOP_S, **options)  # type: ignore[arg-type]
 
 
 def blocks(pcm: Pcm16, size: int, start: int = 0) -> Iterator[tuple[int, Pcm16]]:
@@ -88,17 +89,20 @@ def test_first_windows_hold_what_there_is_padded_as_in_training(tagger: Tagger, 
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
-@given(cuts=st.lists(st.integers(1, 159_999), min_size=1, max_size=4))
+@given(
+    cuts=st.lists(st.integers(1, 159_999), min_size=1, max_size=4),
+    smoothing_s=st.sampled_from([0.0, 0.3]),
+)
 def test_detector_resumed_after_a_kill_gives_what_one_gives_that_never_stopped(
-    tagger: Tagger, pcm: Pcm16, cuts: list[int]
+    tagger: Tagger, pcm: Pcm16, cuts: list[int], smoothing_s: float
 ) -> None:
-    whole = hear(build(tagger), pcm)
+    whole = hear(build(tagger, smoothing_s), pcm)
     events: dict[tuple[str, str, int], Event] = {}
 
     def keep(new: list[Event]) -> None:
         events.update({(event.id, event.type, event.at_sample): event for event in new})
 
-    detector = build(tagger)
+    detector = build(tagger, smoothing_s)
     detector.open("mic", EPOCH)
     position = 0
     for cut in sorted(cuts):
@@ -106,7 +110,9 @@ def test_detector_resumed_after_a_kill_gives_what_one_gives_that_never_stopped(
         position = max(position, cut)
         keep(detector.run())
         state = detector.export("mic")
-        detector = build(tagger)  # the worker is gone; only the journal and the ring are left
+        detector = build(
+            tagger, smoothing_s
+        )  # the worker is gone; only the journal and the ring are left
         position = detector.context_needed(state)
         detector.resume("mic", EPOCH, position, state)
     detector.push("mic", position, pcm[position:])

@@ -16,11 +16,13 @@ from ast_stream.detect.boundaries import locate_offset, locate_onset
 from ast_stream.detect.parameters import DecisionParameters
 from ast_stream.detect.positions import NEVER
 from ast_stream.detect.slots import SlotNames
+from ast_stream.detect.smoothing import averaged, remembered
 from ast_stream.messages import EndReason, Event, EventType, event_id
 from ast_stream.units import SAMPLE_RATE
 
 UPDATE_INTERVAL = SAMPLE_RATE  # samples: at most one update a second for each event
 _FIELDS: dict[str, tuple[type, int]] = {
+    "average": (np.float32, 0),  # of the scores of the windows so far
     "hits": (np.uint64, 0),  # last windows above the onset threshold, newest in bit 0
     "is_active": (np.bool_, 0),  # confirmed
     "is_published": (np.bool_, 0),  # confirmed and long enough: its begin is out
@@ -44,7 +46,7 @@ _FIELDS: dict[str, tuple[type, int]] = {
 # a later event must neither begin before the end of this one nor have its id
 _OUTLIVE_EVENTS = ("last_offset", "last_first_seen")
 # not of the event, but of the windows
-_OF_WINDOWS = ("score_before",)
+_OF_WINDOWS = ("average", "score_before")
 
 
 class Decision:
@@ -81,6 +83,27 @@ class Decision:
         for field, (_, empty) in _FIELDS.items():
             self._state[field][slot] = empty
 
+    def average(
+        self,
+        slots: npt.NDArray[np.int64],
+        scores: npt.NDArray[np.float32],
+        is_first: npt.NDArray[np.bool_],
+    ) -> npt.NDArray[np.float32]:
+        """Take the scores of one window of each slot; return the averages that `step` decides by.
+
+        Args:
+            slots: which slots, shape (n,), each at most once.
+            scores: shape (n, n_classes), in [0, 1].
+            is_first: whether the window is the first since start or gap, shape (n,).
+        """
+        share = self.parameters.share_of_newest
+        if share == 1:
+            return scores
+        before = self._state["average"][slots]
+        averages = np.where(is_first[:, None], scores, averaged(scores, before, share))
+        self._state["average"][slots] = remembered(averages)
+        return averages
+
     def step(
         self,
         slots: npt.NDArray[np.int64],
@@ -96,7 +119,7 @@ class Decision:
         Args:
             slots: which slots, shape (n,), each at most once.
             ends: end of the window, shape (n,).
-            scores: shape (n, n_classes), in [0, 1].
+            scores: as `average` returns them, shape (n, n_classes), in [0, 1].
             context_starts: first real sample since start or gap, shape (n,).
             first_scored: end of the first window scored since then, shape (n,).
             audio_ends: end of the audio known, shape (n,).

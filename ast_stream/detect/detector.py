@@ -61,7 +61,8 @@ class Detector:
         detection: how scores become events.
         hop_s: seconds between windows, a multiple of 0.01.
         min_context_s: audio since start or gap before the first score; None: a full window.
-        on_scores: called with the scores of each window, in order; None: not wanted.
+        on_scores: called with the scores of each window, averaged as they are decided by, in
+            order; None: not wanted.
 
     Raises:
         UsageError: a setting that does not fit the model (class, window or hop).
@@ -345,6 +346,8 @@ class Detector:
         ends: npt.NDArray[np.int64],
         scores: npt.NDArray[np.float32],
     ) -> list[Event]:
+        first_scored = self._at.mark_scored(slots, ends)
+        scores = self._decision.average(slots, scores, ends == first_scored)
         if self.on_scores is not None:
             for slot, end, row in zip(slots, ends, scores, strict=True):
                 self.on_scores(Scores(*self._names.of(int(slot)), int(end), row.copy()))
@@ -353,7 +356,7 @@ class Detector:
             ends,
             scores,
             context_starts=self._at.context_start[slots],
-            first_scored=self._at.mark_scored(slots, ends),
+            first_scored=first_scored,
             audio_ends=self._at.received[slots],
         )
 

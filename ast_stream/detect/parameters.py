@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from ast_stream.detect.boundaries import WindowGeometry
 from ast_stream.detect.onset_fits import OnsetFit, OnsetFits
+from ast_stream.detect.smoothing import share_of_newest
 from ast_stream.errors import UsageError
 from ast_stream.labels import did_you_mean, slug
 from ast_stream.settings.schema import MAX_CONFIRM_HOPS, ClassSettings, DetectionSettings
@@ -31,8 +32,9 @@ class ModelFacts:
             and above the offset threshold.
         rise_on_spread_s: how much more or less than `rise_on_s`.
         confirm_s: span in which windows must agree, where the settings have none.
+        smoothing_s: time constant over which scores are averaged, where the settings have none.
         onset_fits: what the scores say about a rise, None where they do not; empty: of no class.
-        fitted_hop_s: the hop that they hold for.
+        fitted_hop_s: the hop that they hold for; the smoothing must be the checkpoint's, too.
         background: labels that never make events.
     """
 
@@ -43,6 +45,7 @@ class ModelFacts:
     rise_off_s: Sequence[float]
     rise_on_spread_s: Sequence[float]
     confirm_s: Sequence[float]
+    smoothing_s: float = 0.0
     onset_fits: Sequence[OnsetFit | None] = ()
     fitted_hop_s: float | None = None
     background: Sequence[str] = ()
@@ -50,10 +53,15 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class DecisionParameters:
-    """Per-class settings of the decision stage; arrays have shape (n_classes,)."""
+    """Per-class settings of the decision stage; arrays have shape (n_classes,).
+
+    Attributes:
+        share_of_newest: of the newest window in the averaged scores.
+    """
 
     labels: tuple[str, ...]
     geometry: WindowGeometry
+    share_of_newest: np.float32
     is_enabled: npt.NDArray[np.bool_]
     onset_threshold: npt.NDArray[np.float32]
     offset_threshold: npt.NDArray[np.float32]
@@ -112,10 +120,12 @@ def resolve_parameters(
             f"detection: confirm_s: expected at most {longest_s:g} s "
             f"at a hop of {hop_s:g} s, got {max(confirm_s):g}"
         )
+    smoothing_s = _first(detection.smoothing_s, facts.smoothing_s)
     confirm_hops = np.array([hops_of(seconds, hop_s) for seconds in confirm_s], np.int64)
     return DecisionParameters(
         labels=tuple(facts.labels),
         geometry=WindowGeometry(seconds_to_samples(facts.window_s), seconds_to_samples(hop_s)),
+        share_of_newest=share_of_newest(smoothing_s, hop_s),
         is_enabled=np.array(
             [
                 one.enabled and label not in facts.background
@@ -133,14 +143,15 @@ def resolve_parameters(
         rise_on=_rise(facts.rise_on_s, facts.window_s),
         rise_off=_rise(facts.rise_off_s, facts.window_s),
         rise_on_spread=_rise(facts.rise_on_spread_s, facts.window_s),
-        onset_fits=OnsetFits.of(_fits(facts, hop_s), onset),
+        onset_fits=OnsetFits.of(_fits(facts, hop_s, smoothing_s), onset),
     )
 
 
-def _fits(facts: ModelFacts, hop_s: float) -> Sequence[OnsetFit | None]:
-    """Return the fits in use: none where the windows lie closer or farther apart than theirs."""
+def _fits(facts: ModelFacts, hop_s: float, smoothing_s: float) -> Sequence[OnsetFit | None]:
+    """Return the fits in use: none where windows or scores follow each other in another way."""
     none = [None] * len(facts.labels)
-    return facts.onset_fits or none if facts.fitted_hop_s == hop_s else none
+    is_as_fitted = facts.fitted_hop_s == hop_s and facts.smoothing_s == smoothing_s
+    return facts.onset_fits or none if is_as_fitted else none
 
 
 def _match_classes(

@@ -18,6 +18,7 @@ METADATA = "ast_stream.json"
 Score = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(ge=0)]
 PositiveSeconds = Annotated[float, Field(gt=0)]
+SmoothingSeconds = Annotated[float, Field(ge=0, le=60)]
 FitSeconds = Annotated[float, Field(ge=-60, le=60)]  # no window is as long
 
 UNMEASURED_RISE_S = 0.5
@@ -95,6 +96,7 @@ class Metadata(_Part):
         rise_on_spread_s, rise_off_spread_s: half of the interquartile range of what was measured.
         onset_fits: finer than `rise_on_s`, by label, for windows and hop as above.
         confirm_s: span in which windows must agree before an event begins, by label.
+        smoothing_s: time constant of the averages of scores that all this holds for; 0: of none.
         score_maps: from logits to scores, by label; the others' scores are plain sigmoids.
         background: labels that never make events.
         golden: the self-check; None: compared with fp32 at start instead.
@@ -112,6 +114,7 @@ class Metadata(_Part):
     rise_off_spread_s: dict[str, Seconds] = Field(default_factory=dict)
     onset_fits: dict[str, StoredOnsetFit] = Field(default_factory=dict)
     confirm_s: dict[str, PositiveSeconds] = Field(default_factory=dict)
+    smoothing_s: SmoothingSeconds = 0.0
     score_maps: dict[str, ScoreMap] = Field(default_factory=dict)
     background: list[str] = Field(default_factory=list)
     golden: Golden | None = None

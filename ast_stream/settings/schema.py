@@ -175,6 +175,12 @@ class DetectionSettings(Section):
     classes: dict[str, ClassSettings] = Field(
         default_factory=dict, description="by AudioSet display name or its slug"
     )
+    smoothing_s: Seconds | None = Field(
+        default=None,
+        le=60,
+        description="time constant over which scores are averaged, 0 for none; null: from the "
+        "checkpoint",
+    )
     gate_dbfs: float | None = Field(
         default=None, le=0, description="windows quieter than this are not scored"
     )

@@ -13,6 +13,8 @@ from ast_stream.model.golden import golden_for
 from ast_stream.model.metadata import Metadata
 from ast_stream.training.calibration.budget import Budgets, per_hour
 from ast_stream.training.calibration.classes import (
+    LONGEST_CONFIRM_S,
+    SMOOTHING_S,
     ClassCalibration,
     calibrate_classes,
     confirmation_rules,
@@ -51,15 +53,16 @@ def calibrate_checkpoint(
     heard = {sound.label for stream in with_sounds for sound in stream.truth}
     known = set(checkpoint.metadata.onset_thresholds) - heard
     budgets = Budgets(per_hour(budget_per_h))
+    smoothing_s = checkpoint.metadata.smoothing_s if known else SMOOTHING_S
     calibrated = calibrate_classes(
         checkpoint.labels,
         [label for label in events_of(checkpoint) if label not in known],
         with_sounds,
         negatives,
         budgets,
-        confirmation_rules(checkpoint.window_s, tagger.hop_s),
+        confirmation_rules(checkpoint.window_s, tagger.hop_s, LONGEST_CONFIRM_S, smoothing_s),
     )
-    result = with_calibration(checkpoint, calibrated, tagger.hop_s, {"seed": _SEED})
+    result = with_calibration(checkpoint, calibrated, tagger.hop_s, smoothing_s, {"seed": _SEED})
     raised = raised_thresholds(result, known, with_sounds, negatives, budgets)
     metadata = result.metadata
     update = {
@@ -78,11 +81,13 @@ def with_calibration(
     checkpoint: Checkpoint,
     calibrated: Sequence[ClassCalibration],
     hop_s: float,
+    smoothing_s: float,
     record: Mapping[str, Any],
 ) -> Checkpoint:
     """Return the checkpoint with what was found for some classes; the others keep what they had.
 
     Args:
+        hop_s, smoothing_s: what it was found for, and holds for.
         record: what was heard and how, for the provenance; nothing in it may depend on the day.
     """
     metadata = checkpoint.metadata
@@ -103,7 +108,8 @@ def with_calibration(
         name: _in_order(checkpoint.labels, _without(getattr(metadata, name), done) | found)
         for name, found in fields.items()
     }
-    update["window_s"], update["hop_s"] = checkpoint.window_s, hop_s  # what all this holds for
+    # what all this holds for
+    update |= {"window_s": checkpoint.window_s, "hop_s": hop_s, "smoothing_s": smoothing_s}
     update["provenance"] = _provenance(metadata, checkpoint.hash, calibrated, record)
     calibrated_one = replace(checkpoint, metadata=metadata.model_copy(update=update))
     golden = {"golden": golden_for(calibrated_one)}

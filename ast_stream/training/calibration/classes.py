@@ -24,6 +24,7 @@ from ast_stream.units import SAMPLE_RATE
 
 CONFIRM_S = (0.5, DEFAULT_CONFIRM_S, 2.0, 3.0, 4.0)
 LONGEST_CONFIRM_S = CONFIRM_S[-1]
+SMOOTHING_S = 0.5  # a longer time constant finds little more, later
 WORTH_OF_A_SECOND = 0.05  # so many more of the sounds are to be found for a second of waiting
 ENOUGH_SOUNDS = 20  # fewer cannot tell whether it finds more
 RECALL_FLOOR = 0.5  # a class that finds fewer of its sounds is not worth its alarms, and is said
@@ -84,19 +85,23 @@ class ClassCalibration:
 
 
 def confirmation_rules(
-    window_s: float, hop_s: float, longest_s: float = LONGEST_CONFIRM_S
+    window_s: float,
+    hop_s: float,
+    longest_s: float = LONGEST_CONFIRM_S,
+    smoothing_s: float = SMOOTHING_S,
 ) -> dict[float, GroupingRule]:
     """Return the rules to choose among, by span of confirmation in seconds, shortest first.
 
     Args:
         longest_s: no longer span is tried; one shorter than all is the only one.
+        smoothing_s: time constant over which scores are averaged.
 
     Raises:
         UsageError: a hop at which no event can be confirmed.
     """
     possible_s = min(longest_s, MAX_CONFIRM_HOPS * hop_s)
     spans = [span for span in CONFIRM_S if span <= possible_s] or [longest_s]
-    return {span: grouping_rule(window_s, hop_s, span) for span in spans}
+    return {span: grouping_rule(window_s, hop_s, span, smoothing_s) for span in spans}
 
 
 def calibrate_classes(

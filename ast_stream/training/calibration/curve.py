@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ast_stream.detect.smoothing import smooth
 from ast_stream.model.metadata import ScoreMap
 from ast_stream.training.calibration.budget import Budget
 from ast_stream.training.calibration.grouping import GroupingRule, Span, group_events
@@ -137,7 +138,7 @@ def class_curve(
     false_among = np.zeros(len(thresholds), np.int64)
     false_negatives = np.zeros(len(thresholds), np.int64)
     for stream in with_sounds:
-        scores = mapped_scores(stream.logits[:, index], score_map)
+        scores = decided_scores(stream, index, score_map, rule)
         sounds = with_label(stream.truth, label)
         is_found = np.zeros((len(thresholds), len(sounds)), np.bool_)
         for place, spans in _events(scores, stream, thresholds, rule):
@@ -147,7 +148,7 @@ def class_curve(
         found.append(is_found)
         snr_db += [sound.snr_db for sound in sounds]
     for stream in negatives:
-        scores = mapped_scores(stream.logits[:, index], score_map)
+        scores = decided_scores(stream, index, score_map, rule)
         for place, spans in _events(scores, stream, thresholds, rule):
             false_negatives[place] += len(spans)
     return ClassCurve(
@@ -159,6 +160,13 @@ def class_curve(
         hours_among=hours_of(with_sounds),
         hours_negative=hours_of(negatives),
     )
+
+
+def decided_scores(
+    stream: LogitStream, index: int, score_map: ScoreMap, rule: GroupingRule
+) -> npt.NDArray[np.float32]:
+    """Return the scores of class `index` as the decision stage has them, shape (n_windows,)."""
+    return smooth(mapped_scores(stream.logits[:, index], score_map), rule.share_of_newest)
 
 
 def touched(

@@ -53,6 +53,7 @@ class GroupingRule:
     Attributes:
         geometry, hold, max_duration, rise_on, rise_off: in samples.
         confirm_hits, confirm_hops: so many of so many windows confirm an event.
+        share_of_newest: of the newest window in the averages of scores.
     """
 
     geometry: WindowGeometry
@@ -62,6 +63,7 @@ class GroupingRule:
     max_duration: int
     rise_on: int
     rise_off: int
+    share_of_newest: np.float32
 
     @property
     def quiet_windows(self) -> int:
@@ -78,17 +80,22 @@ class GroupingRule:
         return min(offset.sample, span.onset + self.max_duration)
 
 
-def grouping_rule(window_s: float, hop_s: float, confirm_s: float | None = None) -> GroupingRule:
+def grouping_rule(
+    window_s: float, hop_s: float, confirm_s: float | None = None, smoothing_s: float = 0.0
+) -> GroupingRule:
     """Return the rule of the default settings, with rise times as assumed before any is measured.
 
     Args:
         confirm_s: None: that of classes for which no checkpoint says more.
+        smoothing_s: time constant over which scores are averaged.
 
     Raises:
         UsageError: a hop at which no event can be confirmed.
     """
     facts = model_facts([""], window_s, Metadata())
-    settings = DetectionSettings(defaults=DetectionDefaults(confirm_s=confirm_s))
+    settings = DetectionSettings(
+        defaults=DetectionDefaults(confirm_s=confirm_s), smoothing_s=smoothing_s
+    )
     # events that these would drop or hold back would have to be grouped otherwise
     assert settings.defaults.min_duration_s == settings.defaults.refractory_s == 0
     return rule_of(resolve_parameters(settings, facts, hop_s))
@@ -104,6 +111,7 @@ def rule_of(parameters: DecisionParameters) -> GroupingRule:
         max_duration=int(parameters.max_duration[0]),
         rise_on=int(parameters.rise_on[0]),
         rise_off=int(parameters.rise_off[0]),
+        share_of_newest=parameters.share_of_newest,
     )
 
 
@@ -117,7 +125,7 @@ def group_events(scores: Scores, ends: Ends, threshold: float, rule: GroupingRul
     """Return the events that consecutive windows of one stream make at `threshold`, in order.
 
     Args:
-        scores: of one class, shape (n_windows,), float32 in [0, 1].
+        scores: of one class, averaged, shape (n_windows,), float32 in [0, 1].
         ends: end of each window in samples, shape (n_windows,), a hop apart.
     """
     is_hit = scores >= np.float32(threshold)

@@ -42,7 +42,7 @@ def raised_thresholds(
             with_sounds,
             negatives,
             metadata.score_maps.get(label, ScoreMap()),
-            grouping_rule(checkpoint.window_s, hop_s, confirm_s),
+            grouping_rule(checkpoint.window_s, hop_s, confirm_s, metadata.smoothing_s),
         )
         needed = curve.choose(budgets.of(label), budgets.among_of(label)).threshold
         if needed > metadata.onset_threshold(label):

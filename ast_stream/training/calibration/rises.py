@@ -20,9 +20,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ast_stream.model.metadata import LONGEST_RISE_OF_WINDOW, ScoreMap
-from ast_stream.training.calibration.curve import touched
+from ast_stream.training.calibration.curve import decided_scores, touched
 from ast_stream.training.calibration.grouping import GroupingRule, group_events
-from ast_stream.training.calibration.score_map import mapped_scores
 from ast_stream.training.calibration.streams import LogitStream, with_label
 from ast_stream.units import SAMPLE_RATE
 
@@ -96,7 +95,7 @@ def _of_stream(
     threshold: float,
     rule: GroupingRule,
 ) -> tuple[list[Crossing], list[float]]:
-    scores = mapped_scores(stream.logits[:, index], score_map)
+    scores = decided_scores(stream, index, score_map, rule)
     spans = group_events(scores, stream.ends, threshold, rule)
     sounds = with_label(stream.truth, label)
     if not spans or not sounds:

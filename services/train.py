@@ -63,6 +63,12 @@ def train(
         int,
         typer.Option(min=0, help="First train a convolutional network so many steps, to teach."),
     ] = 0,
+    pretraining_steps: Annotated[
+        int,
+        typer.Option(
+            min=0, help="First learn so many steps without labels, by telling hidden patches."
+        ),
+    ] = 0,
     backgrounds: Annotated[
         list[Path] | None,
         typer.Option(help="Recordings without any event, file or folder; may be repeated."),
@@ -166,6 +172,7 @@ def train(
         keep_classes=keep_classes,
         teacher=teacher,
         convolutional_steps=convolutional_teacher,
+        pretraining_steps=pretraining_steps,
         backgrounds=tuple(backgrounds or ()),
         negatives_s=negative_hours * 3600,
         device=device,

@@ -243,3 +243,24 @@ def test_a_convolutional_network_is_trained_first_and_teaches(plan: Plan, tmp_pa
     assert taught.metadata.provenance["convolutional_steps"] == 2
     assert taught.dims == alone.dims
     assert taught.hash != alone.hash
+
+
+def test_pretraining_comes_first_and_is_where_the_training_starts(
+    plan: Plan, tmp_path: Path
+) -> None:
+    plan = replace(plan, n_generated=0, negatives_s=0.0)
+    phases: list[str] = []
+    alone = train(plan, tmp_path / "alone", lambda report: None)
+    pretrained = train(
+        replace(plan, pretraining_steps=2),
+        tmp_path / "pretrained",
+        lambda report: None,
+        on_phase=phases.append,
+    )
+    assert (tmp_path / "pretrained" / "pretraining" / "metrics.jsonl").is_file()
+    assert phases[1:3] == ["learning without labels", "training the transformer"]
+    assert pretrained.metadata.provenance["pretraining_steps"] == 2
+    assert set(pretrained.state_dict) == set(alone.state_dict)  # no decoder
+    assert pretrained.hash != alone.hash
+    again = train(replace(plan, pretraining_steps=2), tmp_path / "again", lambda report: None)
+    assert again.hash == pretrained.hash

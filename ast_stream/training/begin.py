@@ -48,6 +48,7 @@ class Session:
             "start": self.start and self.start.hash,
             "teacher": self.teacher and self.teacher.hash,
             "convolutional_steps": self.plan.convolutional_steps,
+            "pretraining_steps": self.plan.pretraining_steps,
         }
 
     def new_teacher(self, device: torch.device) -> Teacher | None:

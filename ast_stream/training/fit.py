@@ -28,6 +28,7 @@ from ast_stream.training.mixing import Window
 from ast_stream.training.objective import forward_some_patches, loss_of, teacher_loss
 from ast_stream.training.optimizers import optimizers_of, set_rate
 from ast_stream.training.precision import autocast_type
+from ast_stream.training.pretraining import MaskedAutoencoder
 from ast_stream.training.recipe import Recipe
 from ast_stream.training.state import (
     METRICS_FILE,
@@ -39,8 +40,8 @@ from ast_stream.training.state import (
     save_state,
 )
 
-Learner = AudioSpectrogramTransformer | ConvolutionalNetwork
-LearnerT = TypeVar("LearnerT", AudioSpectrogramTransformer, ConvolutionalNetwork)
+Learner = AudioSpectrogramTransformer | ConvolutionalNetwork | MaskedAutoencoder
+LearnerT = TypeVar("LearnerT", AudioSpectrogramTransformer, ConvolutionalNetwork, MaskedAutoencoder)
 Evaluate = Callable[[Learner], Metrics]
 
 
@@ -103,7 +104,7 @@ class Trainer(Generic[LearnerT]):
         self.average: LearnerT = copy.deepcopy(self.model)
         self.average.eval().requires_grad_(False)
         if self._device.type == "cpu":
-            if isinstance(model, AudioSpectrogramTransformer):
+            if not isinstance(model, ConvolutionalNetwork):
                 model.use_attention(attend_short)
             keep_freed_memory()
         self.step = 0
@@ -174,8 +175,6 @@ class Trainer(Generic[LearnerT]):
         torch.manual_seed(recipe.seed * 1_000_003 + self.step)
         windows = self._maker.draw_batch(recipe.seed, self.step, recipe.batch_size)
         fbank, n_real = self._features(windows)
-        targets = self._stacked([window.target for window in windows])  # (B, n_classes)
-        weights = self._stacked([window.weight for window in windows])  # (B, n_classes)
         inputs = self._augment(fbank, n_real)
         set_rate(self._optimizers, recipe.rate(self.step))
         self.model.train()
@@ -184,28 +183,34 @@ class Trainer(Generic[LearnerT]):
             self._autocast_type or torch.bfloat16,
             enabled=self._autocast_type is not None,
         ):
-            logits = self._logits(inputs)
-        loss = self._loss(logits.float(), targets, weights, fbank, n_real)
+            outputs = self._outputs(inputs)
+        if isinstance(self.model, MaskedAutoencoder):
+            loss = outputs
+        else:
+            loss = self._loss(outputs.float(), windows, pad_after(fbank, n_real))
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self._update()
         return float(loss.detach())
 
-    def _logits(self, inputs: Tensor) -> Tensor:
-        if isinstance(self.model, ConvolutionalNetwork):
-            logits: Tensor = self.model(inputs)
-            return logits
-        return forward_some_patches(self.model, inputs, self._recipe.patches_at(self.step))
+    def _outputs(self, inputs: Tensor) -> Tensor:
+        """Return logits (B, n_classes), or of an autoencoder its error."""
+        share = self._recipe.patches_at(self.step)
+        if isinstance(self.model, AudioSpectrogramTransformer):
+            return forward_some_patches(self.model, inputs, share)
+        options = (share,) if isinstance(self.model, MaskedAutoencoder) else ()
+        outputs: Tensor = self.model(inputs, *options)
+        return outputs
 
-    def _loss(
-        self, logits: Tensor, targets: Tensor, weights: Tensor, fbank: Tensor, n_real: Tensor
-    ) -> Tensor:
+    def _loss(self, logits: Tensor, windows: Sequence[Window], fbank: Tensor) -> Tensor:
         recipe = self._recipe
+        targets = self._stacked([window.target for window in windows])  # (B, n_classes)
+        weights = self._stacked([window.weight for window in windows])  # (B, n_classes)
         hard = loss_of(
             recipe.loss, logits, targets * (1 - recipe.label_smoothing), weights * self._examined
         )
         if self._teacher is None:
             return hard
-        opinions = self._teacher.scores(pad_after(fbank, n_real))  # (B, n_classes)
+        opinions = self._teacher.scores(fbank)  # (B, n_classes)
         soft = teacher_loss(logits, opinions, self._taught)
         return (1 - recipe.teacher_weight) * hard + recipe.teacher_weight * soft
 

@@ -18,6 +18,7 @@ from ast_stream.training.export import calibrated_checkpoint, clips_with_folds
 from ast_stream.training.fit import Adviser, LearnerT, Trainer
 from ast_stream.training.material.clips import write_attributions, write_clips
 from ast_stream.training.plan import Plan
+from ast_stream.training.pretraining import MaskedAutoencoder, pretraining_recipe
 from ast_stream.training.recipe import Recipe
 from ast_stream.training.start import first_model
 from ast_stream.training.state import Metrics
@@ -25,6 +26,7 @@ from ast_stream.training.state import Metrics
 CHECKPOINT_FOLDER = "checkpoint"
 CLIPS_FILE = "clips.csv"
 TEACHER_FOLDER = "teacher"
+PRETRAINING_FOLDER = "pretraining"
 
 ShouldStop = Callable[[], bool]
 
@@ -78,10 +80,16 @@ def train(
         on_phase("training a convolutional network, the teacher")
         network = run(*session.convolutional_network(), folder / TEACHER_FOLDER, None)
         teacher: Adviser | None = ConvolutionalTeacher(network, session.normalization)
-        on_phase("training the transformer")
     else:
         teacher = session.new_teacher(device)
     model = first_model(plan, session.start, session.maker.labels)
+    if plan.pretraining_steps:
+        on_phase("learning without labels")
+        recipe = pretraining_recipe(session.recipe, plan.pretraining_steps)
+        model = run(MaskedAutoencoder(model), recipe, folder / PRETRAINING_FOLDER, None).encoder
+        model.requires_grad_(True)
+    if plan.convolutional_steps or plan.pretraining_steps:
+        on_phase("training the transformer")
     average = run(model, session.recipe, folder, teacher)
     on_phase("measuring the checkpoint, to choose its thresholds")
     checkpoint = folder / CHECKPOINT_FOLDER
@@ -112,7 +120,9 @@ class _Run:
         )  # fmt: skip
         self.on_begin(recipe.steps)
         with self.stoppable() as should_stop:
-            for report in trainer.run(session.measure, should_stop):
+            # an autoencoder names no classes
+            measure = None if isinstance(model, MaskedAutoencoder) else session.measure
+            for report in trainer.run(measure, should_stop):
                 self.on_report(report)
         if trainer.step < recipe.steps:
             raise TrainingStopped(trainer.step, recipe.steps)

@@ -62,6 +62,13 @@ def evaluate(
     snr: Annotated[
         str, typer.Option(help="Sounds over their backgrounds in dB: one figure, or LOW..HIGH.")
     ] = SNR_DB,
+    gap: Annotated[
+        str | None,
+        typer.Option(
+            help="Seconds between sounds: one figure, or LOW..HIGH; a quarter lies closer than a "
+            "window. (default: a little more than a window)"
+        ),
+    ] = None,
     alarm_snr: Annotated[
         float, typer.Option(help="Generated alarms once more, at this SNR in dB.")
     ] = 0.0,
@@ -107,7 +114,8 @@ def evaluate(
     if write_streams is not None:
         check_folder(write_streams, "--write-streams")
     settings = Settings(
-        snr_db=snr_range(snr),
+        snr_db=range_of(snr, "--snr", "decibels like 12 or 0..20", -60, 60),
+        gap_s=None if gap is None else range_of(gap, "--gap", "seconds like 60 or 30..90", 0, 3600),
         alarm_snr_db=alarm_snr,
         hop_s=hop,
         repeats=repeats,
@@ -140,11 +148,13 @@ def evaluate(
         show(figures, settings, Console(width=None if sys.stdout.isatty() else FILE_WIDTH))
 
 
-def snr_range(text: str) -> tuple[float, float]:
-    """Return the range that `--snr` names.
+def range_of(
+    text: str, option: str, expected: str, lowest: float, highest: float
+) -> tuple[float, float]:
+    """Return the range that an option names.
 
     Raises:
-        UsageError: it is neither a number nor LOW..HIGH.
+        UsageError: it is neither a number nor LOW..HIGH, or goes beyond the limits.
     """
     try:
         values = [float(part) for part in text.split("..")]
@@ -153,9 +163,9 @@ def snr_range(text: str) -> tuple[float, float]:
     if (
         not 1 <= len(values) <= 2
         or values[0] > values[-1]
-        or not all(-60 <= v <= 60 for v in values)
+        or not all(lowest <= value <= highest for value in values)
     ):
-        raise UsageError(f"--snr: expected decibels like 12 or 0..20, got {text!r}")
+        raise UsageError(f"{option}: expected {expected}, got {text!r}")
     return values[0], values[-1]
 
 

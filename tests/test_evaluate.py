@@ -11,6 +11,7 @@ from strip_cases import LABELS, WINDOW_S, begin_and_end, ideal_strip, planted
 
 from ast_stream.audio.activity import Waveform
 from ast_stream.training.evaluation.clips import average_precision, clip_report, clip_scores
+from ast_stream.training.evaluation.plan import Settings, laying_around
 from ast_stream.training.evaluation.streams import measure_streams, negatives_report
 from ast_stream.training.material.beds import Disturbances
 from ast_stream.training.material.streams import (
@@ -133,6 +134,21 @@ def test_laid_backgrounds_hold_no_sound_and_have_their_length() -> None:
     assert strip.truth == []
     assert strip.duration_s == 20.0
     assert strip.pcm.any()
+
+
+@pytest.mark.parametrize("gap_s", [None, (30.0, 40.0)])
+def test_sounds_lie_as_far_apart_as_asked_but_a_quarter_closer_than_a_window(
+    gap_s: tuple[float, float] | None,
+) -> None:
+    settings = Settings(gap_s=gap_s)
+    laying = laying_around(WINDOW_S, settings)
+    truth = _laid(laying, seed=3).truth
+    gaps = [after.onset_s - one.offset_s for one, after in itertools.pairwise(truth)]
+    low, high = gap_s or (WINDOW_S + 0.5, WINDOW_S + 2.5)
+    far = [gap for gap in gaps if gap > WINDOW_S]
+    assert far
+    assert all(low - 0.01 <= gap <= high + 0.01 for gap in far)
+    assert all(gap <= WINDOW_S + 0.01 or gap >= low - 0.01 for gap in gaps)
 
 
 def _laid(laying: Laying, seed: int = 0) -> Strip:

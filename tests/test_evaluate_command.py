@@ -161,6 +161,8 @@ def test_clips_a_model_was_trained_on_are_told(
     [
         (["--snr", "loud"], "--snr: expected decibels like 12 or 0..20, got 'loud'"),
         (["--snr", "20..0"], "--snr: expected decibels"),
+        (["--gap", "far"], "--gap: expected seconds like 60 or 30..90, got 'far'"),
+        (["--gap", "nan"], "--gap: expected seconds"),
         (["--hop", "0.333"], "hop_s: expected a positive multiple of 0.01 s, got 0.333"),
         (["--hop", "5"], "hop_s: expected at most the window"),
         (["--test-fold", "7"], "expected a fold of"),

@@ -22,6 +22,8 @@ from ast_stream.training.evaluation.plan import (
     Heard,
     Settings,
     Subject,
+    gap_of,
+    laying_apart,
     laying_around,
     repeats_of,
     sounding_s,
@@ -70,15 +72,14 @@ def hear(subjects: Sequence[Subject], settings: Settings, on_heard: OnHeard) -> 
             on_heard("clips", sounding_s(subject.takes))
         share = generated[number :: len(subjects)]
         takes = [*subject.takes, *share]
-        one_s = strip_s(takes, subject.tagger.window_s)
+        window_s = subject.tagger.window_s
+        one_s = strip_s(takes, gap_of(settings, window_s))
         for repeat in range(repeats_of(settings, one_s, len(subjects))):
-            laying = laying_around(subject.tagger.window_s, settings.snr_db)
+            laying = laying_around(window_s, settings)
             seeds = base, 1, number, repeat
             heard.mixed += _laid(subject, "mixed", takes, laying, settings, seeds, on_heard)
         if settings.alarm_snr_db is not None and share:
-            laying = laying_around(
-                subject.tagger.window_s, (settings.alarm_snr_db,) * 2, is_plain=True
-            )
+            laying = laying_apart(window_s, settings.alarm_snr_db)
             seeds = base, 2, number, 0
             heard.alarms += _laid(subject, "alarms", share, laying, settings, seeds, on_heard)
     heard.negatives += _negatives(subjects, settings, base, on_heard)

@@ -39,6 +39,8 @@ class Settings:
 
     Attributes:
         snr_db: of the sounds over their backgrounds, drawn between the two.
+        gap_s: from the end of one sound to the start of the next; None: a little more than a
+            window. Some lie closer than a window, whatever it says.
         alarm_snr_db: of generated alarms in strips of their own; None: none.
         hop_s: between windows; None: each checkpoint's.
         repeats: how often each sound is laid, at other levels, in another order.
@@ -50,6 +52,7 @@ class Settings:
     """
 
     snr_db: tuple[float, float] = (12.0, 12.0)
+    gap_s: tuple[float, float] | None = None
     alarm_snr_db: float | None = 0.0
     hop_s: float | None = None
     repeats: int = 2
@@ -82,29 +85,34 @@ def total_s(subjects: Sequence[Subject], settings: Settings) -> float:
     """Return about how many seconds `hear` will report, for a progress display."""
     labels = tuple(subjects[0].tagger.labels)
     generated = synthesised_takes(0, labels, 1)
-    generated_s = settings.n_generated * strip_s(generated, subjects[0].tagger.window_s)
+    first_gap_s = gap_of(settings, subjects[0].tagger.window_s)
+    generated_s = settings.n_generated * strip_s(generated, first_gap_s)
     total = settings.negative_hours * 3600 if not settings.negatives else 0.0
     total += sum(seconds for _, seconds in settings.negatives)
     total += generated_s if settings.alarm_snr_db is not None else 0.0
     for subject in subjects:
-        recorded_s = strip_s(subject.takes, subject.tagger.window_s)
+        recorded_s = strip_s(subject.takes, gap_of(settings, subject.tagger.window_s))
         one_s = recorded_s + generated_s / len(subjects)
         total += sounding_s(subject.takes) + one_s * repeats_of(settings, one_s, len(subjects))
     return total
 
 
-def laying_around(window_s: float, snr_db: tuple[float, float], is_plain: bool = False) -> Laying:
-    """Return how sounds are laid around a window: most apart, some closer than one window.
+def gap_of(settings: Settings, window_s: float) -> tuple[float, float]:
+    """Return the gaps between most sounds, in seconds."""
+    return settings.gap_s or (window_s + 0.5, window_s + 2.5)
 
-    Args:
-        is_plain: none closer, and no disturbances.
-    """
-    apart = Laying(snr_db=snr_db, gap_s=(window_s + 0.5, window_s + 2.5), same_class_gap_s=0.0)
-    if is_plain:
-        return apart
+
+def laying_apart(window_s: float, snr_db: float) -> Laying:
+    """Return how sounds are laid so that each is alone in its windows, with no disturbances."""
+    gap_s = gap_of(Settings(), window_s)
+    return Laying(snr_db=(snr_db, snr_db), gap_s=gap_s, same_class_gap_s=0.0)
+
+
+def laying_around(window_s: float, settings: Settings) -> Laying:
+    """Return how sounds are laid around a window: most apart, some closer than one window."""
     return Laying(
-        snr_db=apart.snr_db,
-        gap_s=apart.gap_s,
+        snr_db=settings.snr_db,
+        gap_s=gap_of(settings, window_s),
         same_class_gap_s=0.0,
         close_gap_s=(0.1 * window_s, window_s),
         close_share=CLOSE_SHARE,
@@ -119,9 +127,9 @@ def repeats_of(settings: Settings, one_s: float, n_subjects: int) -> int:
     return max(settings.repeats, math.ceil(wanted_s / one_s) if one_s else 0)
 
 
-def strip_s(takes: Sequence[Take], window_s: float) -> float:
+def strip_s(takes: Sequence[Take], gap_s: tuple[float, float]) -> float:
     """Return about how long a strip with these takes is."""
-    return sounding_s(takes) + len(takes) * (window_s + 1.5)
+    return sounding_s(takes) + len(takes) * sum(gap_s) / 2
 
 
 def sounding_s(takes: Sequence[Take]) -> float:

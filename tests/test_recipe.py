@@ -101,11 +101,17 @@ def test_without_a_start_the_default_is_the_small_recipe() -> None:
 def test_a_start_without_a_preset_is_fine_tuned_slowly(tmp_path: Path) -> None:
     plan = _plan(start=str(save_tiny(tmp_path)))
     assert plan.recipe.learning_rate == pytest.approx(5e-5 * 768 / 64)
-    assert plan.recipe.head_rate == 10.0
+    assert plan.recipe.head_rate == pytest.approx(10.0)
     assert plan.window_s is None  # the start's
     assert plan.n_generated == 0
     wide = replace(TINY_DIMS, hidden_size=768)
-    assert fine_tuning(wide, keep_classes=True).recipe.learning_rate == pytest.approx(5e-5)
+    assert fine_tuning(wide, keep_classes=False).recipe.learning_rate == pytest.approx(5e-5)
+
+
+def test_where_classes_are_kept_what_they_were_learnt_by_moves_less(tmp_path: Path) -> None:
+    recipe = fine_tuning(replace(TINY_DIMS, hidden_size=192), keep_classes=True).recipe
+    assert recipe.learning_rate == pytest.approx(5e-5)
+    assert recipe.learning_rate * recipe.head_rate == pytest.approx(5e-4 * 768 / 192)
 
 
 def test_a_preset_goes_on_slower_from_a_start_and_with_its_windows(tmp_path: Path) -> None:

@@ -124,6 +124,15 @@ def test_known_classes_are_kept_with_their_thresholds(plan: Plan, tmp_path: Path
     assert trained.metadata.rise_on_s["Bark"] == 0.2
     assert {"Hiss", "Whistle"} <= set(trained.metadata.onset_thresholds)
     assert trained.metadata.provenance["teacher"] == load_checkpoint(str(start)).hash
+    before = load_checkpoint(str(start)).state_dict
+    for name in ("head.weight", "head.bias"):  # no example says anything about them
+        assert torch.equal(
+            trained.state_dict[name][: len(TINY_LABELS)], before[name].half().float()
+        )
+    assert not torch.equal(
+        trained.state_dict["blocks.0.mlp.fc1.weight"],
+        before["blocks.0.mlp.fc1.weight"].half().float(),
+    )
     strict = train(replace(plan, budget_per_h=0.5), tmp_path / "strict", lambda report: None)
     assert strict.metadata.onset_thresholds["Bark"] > 0.35
     assert "Bark" in strict.metadata.provenance["raised_thresholds"]

@@ -51,6 +51,12 @@ class Session:
             "pretraining_steps": self.plan.pretraining_steps,
         }
 
+    def kept_rows(self) -> list[int]:
+        """Return the classes of the start that stay as they are: those without examples."""
+        if not self.plan.keep_classes:
+            return []
+        return [row for row, has in enumerate(self.maker.has_examples) if not has]
+
     def new_teacher(self, device: torch.device) -> Teacher | None:
         """Return the teacher on a device, None without one."""
         if self.teacher is None:

@@ -24,6 +24,7 @@ from ast_stream.training.augment import Augment, pad_after
 from ast_stream.training.convolutional import ConvolutionalNetwork
 from ast_stream.training.cpu_speed import attend_short, keep_freed_memory
 from ast_stream.training.initialize import initialize
+from ast_stream.training.kept_rows import KeptRows
 from ast_stream.training.mixing import Window
 from ast_stream.training.objective import forward_some_patches, loss_of, teacher_loss
 from ast_stream.training.optimizers import optimizers_of, set_rate
@@ -83,6 +84,7 @@ class Trainer(Generic[LearnerT]):
         folder: for the state and the metrics; a state that is there is resumed.
         identity: what else must be the same to resume, by name; see `state`.
         teacher: its scores of the same windows join the loss.
+        kept_rows: classes whose rows of a transformer's classifier stay as they are.
 
     Raises:
         CheckpointError: the state in `folder` is damaged or of another training.
@@ -98,9 +100,13 @@ class Trainer(Generic[LearnerT]):
         identity: Mapping[str, Any] | None = None,
         teacher: Adviser | None = None,
         device: torch.device | None = None,
+        kept_rows: Sequence[int] = (),
     ) -> None:
         self._device = device or torch.device("cpu")
         self.model: LearnerT = model.to(self._device)
+        self._kept = (
+            KeptRows(model, kept_rows) if isinstance(model, AudioSpectrogramTransformer) else None
+        )
         self.average: LearnerT = copy.deepcopy(self.model)
         self.average.eval().requires_grad_(False)
         if self._device.type == "cpu":
@@ -224,6 +230,8 @@ class Trainer(Generic[LearnerT]):
             self._scaler.step(optimizer)
         self._scaler.update()
         self.model.zero_grad()
+        if self._kept is not None:
+            self._kept.restore()
         averages: list[Tensor] = list(self.average.parameters())
         share = self._recipe.average_share(self.step)
         with torch.no_grad():

@@ -18,6 +18,7 @@ from ast_stream.training.recipe import Decay, Recipe
 PresetName = Literal["small", "esc50", "speechcommands", "audioset", "audioset-balanced"]
 
 FINE_TUNING_RATE = 5e-5  # of the published models, 768 wide; narrower ones bear more
+HEAD_FINE_TUNING_RATE = 10 * FINE_TUNING_RATE
 PUBLISHED_WIDTH = 768
 
 
@@ -48,9 +49,13 @@ class Preset:
 def fine_tuning(dims: AstDims, keep_classes: bool) -> Preset:
     """Return what suits a checkpoint with few clips: a low rate, but for the classifier a high one.
 
-    The rate is that which the AST authors advise, times what a narrower model bears.
+    The rate is that which the AST authors advise, times what a narrower model bears. Where classes
+    are kept it is the advised one: what they were learnt by must not move far.
     """
-    rate = FINE_TUNING_RATE * PUBLISHED_WIDTH / dims.hidden_size
+    head_rate = HEAD_FINE_TUNING_RATE * PUBLISHED_WIDTH / dims.hidden_size
+    rate = (
+        FINE_TUNING_RATE if keep_classes else FINE_TUNING_RATE * PUBLISHED_WIDTH / dims.hidden_size
+    )
     recipe = Recipe(
         steps=150,
         batch_size=24,
@@ -64,7 +69,7 @@ def fine_tuning(dims: AstDims, keep_classes: bool) -> Preset:
         save_every=50,
         evaluate_every=50,
         optimizer="adam",
-        head_rate=10.0,
+        head_rate=head_rate / rate,
     )
     return replace(
         PRESETS["small"],

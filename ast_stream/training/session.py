@@ -116,7 +116,7 @@ class _Run:
         session = self.session
         trainer = Trainer(
             model, session.maker, recipe, folder, session.normalization, session.identity(),
-            teacher, self.device,
+            teacher, self.device, session.kept_rows(),
         )  # fmt: skip
         self.on_begin(recipe.steps)
         with self.stoppable() as should_stop:

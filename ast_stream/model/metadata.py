@@ -24,7 +24,7 @@ FitSeconds = Annotated[float, Field(ge=-60, le=60)]  # no window is as long
 UNMEASURED_RISE_S = 0.5
 UNMEASURED_RISE_OF_WINDOW = 0.25
 UNMEASURED_SPREAD = 0.25  # of the rise time
-LONGEST_RISE_OF_WINDOW = 0.5  # a longer one would put onsets where the window held no sound
+LONGEST_RISE_OF_WINDOW = 0.5  # of windows that it was not measured with
 
 
 class Rise(NamedTuple):

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ast_stream.detect.onset_fits import logits_from
-from ast_stream.model.metadata import LONGEST_RISE_OF_WINDOW, StoredOnsetFit
-from ast_stream.training.calibration.rises import Crossing
+from ast_stream.model.metadata import StoredOnsetFit
+from ast_stream.training.calibration.rises import LONGEST_RISE_SHARE, Crossing
 
 FEWEST_FITTED = 20  # sounds
 N_PARTS = 5  # each is estimated by a fit to the others
@@ -45,7 +45,7 @@ def fit_onset(
     """Return the fit for a class of this threshold; None: too few sounds, or no clear gain."""
     if len(crossings) < FEWEST_FITTED:
         return None
-    rises = np.clip([one.rise_s for one in crossings], None, LONGEST_RISE_OF_WINDOW * window_s)
+    rises = np.clip([one.rise_s for one in crossings], None, LONGEST_RISE_SHARE * window_s)
     scores = np.array([(one.before, one.first) for one in crossings])
     heights = logits_from(scores, threshold)  # (n, 2)
     low, high = np.percentile(rises, PERCENTILES)

@@ -19,13 +19,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ast_stream.model.metadata import LONGEST_RISE_OF_WINDOW, ScoreMap
+from ast_stream.model.metadata import ScoreMap
 from ast_stream.training.calibration.curve import decided_scores, touched
 from ast_stream.training.calibration.grouping import GroupingRule, group_events
 from ast_stream.training.calibration.streams import LogitStream, with_label
 from ast_stream.units import SAMPLE_RATE
 
 FEWEST_MEASURED = 5  # sounds needed for a rise time; else it stays assumed
+# of the window: averaged scores and high thresholds are reached late, but what took longer was not
+# recognised by its beginning
+LONGEST_RISE_SHARE = 0.75
 CLEARLY_ABOVE = 1.0  # the highest logit of a sound that counts lies so far above the threshold's
 
 
@@ -126,7 +129,7 @@ def clearly_above(threshold: float) -> float:
 
 
 def _summary(rises: Iterable[float], window_s: float) -> RiseTime | None:
-    measured = np.clip(np.array(list(rises)), 0.0, LONGEST_RISE_OF_WINDOW * window_s)
+    measured = np.clip(np.array(list(rises)), 0.0, LONGEST_RISE_SHARE * window_s)
     if len(measured) < FEWEST_MEASURED:
         return None
     low, middle, high = np.percentile(measured, (25, 50, 75))

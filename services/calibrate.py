@@ -26,10 +26,11 @@ from ast_stream.training.calibration.budget import (
 from ast_stream.training.calibration.checkpoint import events_of, with_calibration
 from ast_stream.training.calibration.classes import (
     LONGEST_CONFIRM_S,
-    SMOOTHING_S,
+    LONGEST_SMOOTHING_S,
     ClassCalibration,
+    Timing,
     calibrate_classes,
-    confirmation_rules,
+    timing_rules,
 )
 from ast_stream.training.calibration.grouping import GroupingRule
 from ast_stream.training.calibration.judges import Judge, judges_of
@@ -128,15 +129,12 @@ def calibrate(
             "more for the same budget, but later.",
         ),
     ] = LONGEST_CONFIRM_S,
-    smoothing: Annotated[
-        float | None,
+    longest_smoothing: Annotated[
+        float,
         typer.Option(
-            min=0,
-            max=60,
-            help="Time constant in seconds over which scores are averaged, 0 for none. "
-            f"(default: {SMOOTHING_S:g}, or CHECKPOINT's with --class)",
+            min=0, help="Longest time constant in seconds over which scores may be averaged."
         ),
-    ] = None,
+    ] = LONGEST_SMOOTHING_S,
     hop: Annotated[
         float | None,
         typer.Option(min=0.01, help="Seconds between windows. (default: CHECKPOINT's)"),
@@ -183,11 +181,13 @@ def calibrate(
         seed=seed,
         device=device,
     )
-    smoothing_s = _checked_smoothing(loaded, smoothing, is_partial=bool(only))
-    rules = confirmation_rules(loaded.window_s, listening.hop_s, longest_confirm, smoothing_s)
+    rules = timing_rules(loaded.window_s, listening.hop_s, longest_confirm, longest_smoothing)
     calibrated = _listen(listening, chosen, budgets, rules)
-    record = _record(listening, data, budgets) | {"longest_confirm_s": longest_confirm}
-    result = with_calibration(loaded, calibrated, listening.hop_s, smoothing_s, record)
+    record = _record(listening, data, budgets) | {
+        "longest_confirm_s": longest_confirm,
+        "longest_smoothing_s": longest_smoothing,
+    }
+    result = with_calibration(loaded, calibrated, listening.hop_s, record)
     written = _write(checkpoint, result, out, in_place)
     if as_json:
         print(json.dumps(_as_json(result, calibrated, record, remarks, written)))
@@ -248,30 +248,11 @@ def _checked_hop(checkpoint: Checkpoint, hop_s: float | None, is_partial: bool) 
     return hop_s
 
 
-def _checked_smoothing(
-    checkpoint: Checkpoint, smoothing_s: float | None, is_partial: bool
-) -> float:
-    """Return the smoothing to calibrate for.
-
-    Raises:
-        UsageError: classes that stay as they are have another.
-    """
-    own_s = checkpoint.metadata.smoothing_s
-    if not is_partial:
-        return SMOOTHING_S if smoothing_s is None else smoothing_s
-    if smoothing_s not in (None, own_s):
-        raise UsageError(
-            f"--smoothing: expected {own_s:g} s with --class, as for the other classes, "
-            f"got {smoothing_s:g}"
-        )
-    return own_s
-
-
 def _listen(
     listening: Listening,
     chosen: Sequence[str],
     budgets: Budgets,
-    rules: Mapping[float, GroupingRule],
+    rules: Mapping[Timing, GroupingRule],
 ) -> list[ClassCalibration]:
     if not listening.expected_s:
         raise UsageError("calibrate: expected --data, --negatives or --negative-hours, got none")

@@ -67,7 +67,8 @@ def show(
 
 def _classes_table(calibrated: Sequence[ClassCalibration], is_wide: bool) -> Table:
     table = _table(
-        "class", "budget", "threshold", "confirm s", "found", "among/h", "without/h", "95 % below",
+        "class", "budget", "threshold", "confirm s", "average s", "found",
+        "among/h", "without/h", "95 % below",
         *(("r_on s", "r_off s") if is_wide else ()),
     )  # fmt: skip
     for one in calibrated:
@@ -76,7 +77,8 @@ def _classes_table(calibrated: Sequence[ClassCalibration], is_wide: bool) -> Tab
             one.label,
             choice.budget.text,
             f"{choice.threshold:.3f}" if choice.is_met else f"({choice.threshold:.3f})",
-            f"{one.confirm_s:g}",
+            f"{one.timing.confirm_s:g}",
+            f"{one.timing.smoothing_s:g}",
             f"{choice.n_found}/{choice.n_sounds}",
             _rate(choice.false_among, choice.hours_among),
             _rate(choice.false_negatives, choice.hours_negative),

@@ -28,6 +28,7 @@ from ast_stream.settings.schema import DEFAULT_CONFIRM_S
 
 PIPED_COLUMNS = 100
 MEGA = 1_000_000
+TIMES = ("confirm_s", "smoothing_s", "rise_on_s", "rise_off_s")
 
 app = typer.Typer(no_args_is_help=True, epilog="Example: ast-stream model list")
 
@@ -202,6 +203,7 @@ def _class_facts(checkpoint: Checkpoint, label: str) -> dict[str, Any]:
         "label": label,
         "onset_threshold": metadata.onset_threshold(label),
         "confirm_s": metadata.confirm_s.get(label, DEFAULT_CONFIRM_S),
+        "smoothing_s": metadata.smoothing_s.get(label, 0.0),
         "rise_on_s": rise.on_s,
         "rise_off_s": rise.off_s,
         "rise_assumed": rise.assumed,
@@ -213,7 +215,7 @@ def _class_facts(checkpoint: Checkpoint, label: str) -> dict[str, Any]:
 def _class_table(classes: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("class", overflow="fold")
-    for heading in ("onset threshold", "confirm", "rise on", "rise off"):
+    for heading in ("onset threshold", "confirm", "average", "rise on", "rise off"):
         table.add_column(heading, justify="right")
     table.add_column("")
     for row in classes:
@@ -221,7 +223,7 @@ def _class_table(classes: list[dict[str, Any]]) -> Table:
         if row["onset_within_s"]:
             notes.append(f"onsets by score, nine in ten within {row['onset_within_s']:.2f} s")
         notes += [] if row["makes_events"] else ["makes no events"]
-        seconds = [f"{row[name]:.2f} s" for name in ("confirm_s", "rise_on_s", "rise_off_s")]
+        seconds = [f"{row[name]:.2f} s" for name in TIMES]
         table.add_row(row["label"], f"{row['onset_threshold']:.2f}", *seconds, ", ".join(notes))
     return table
 

@@ -15,9 +15,15 @@ from ast_stream.training.calibration.budget import Budget, Budgets, per_hour
 from ast_stream.training.calibration.classes import (
     ClassCalibration,
     calibrate_classes,
-    confirmation_rules,
+    timing_rules,
 )
-from ast_stream.training.calibration.curve import CANDIDATES, HIGHEST, LOWEST, class_curve
+from ast_stream.training.calibration.curve import (
+    CANDIDATES,
+    HIGHEST,
+    LOWEST,
+    class_curve,
+    delays_s,
+)
 from ast_stream.training.calibration.grouping import grouping_rule
 from ast_stream.training.calibration.rises import FEWEST_MEASURED, clearly_above, measure_rises
 from ast_stream.training.calibration.score_map import fit, mapped_scores
@@ -166,9 +172,9 @@ def _calibrated(
     positives: list[LogitStream],
     negatives: list[LogitStream],
     budget: Budget,
-    smoothing_s: float = 0.0,
+    longest_smoothing_s: float = 0.0,
 ) -> ClassCalibration:
-    rules = confirmation_rules(WINDOW_S, HOP_S, smoothing_s=smoothing_s)
+    rules = timing_rules(WINDOW_S, HOP_S, longest_smoothing_s=longest_smoothing_s)
     (one,) = calibrate_classes(LABELS, ["Bark"], positives, negatives, Budgets(budget), rules)
     return one
 
@@ -178,14 +184,15 @@ def test_a_longer_confirmation_is_taken_where_it_finds_clearly_more() -> None:
     long_barks = [_planted(5.13 + 12.1 * k, 9.13 + 12.1 * k) for k in range(24)]
     faint = [_ideal(long_barks, [0.7] * 24, duration_s=400.0)]
     one = _calibrated(faint, [_with_bursts([0.9, 0.9])], per_hour(0.5))
-    assert (one.confirm_s, one.choice.n_found) == (3.0, 24)  # bursts of three windows are no more
+    # bursts of three windows are no more
+    assert (one.timing.confirm_s, one.choice.n_found) == (3.0, 24)
     assert one.choice.threshold < 0.7
     loud = [_ideal(long_barks, [0.95] * 24, duration_s=400.0)]
-    assert _calibrated(loud, [_with_bursts([0.9, 0.9])], per_hour(0.5)).confirm_s == 0.5
+    assert _calibrated(loud, [_with_bursts([0.9, 0.9])], per_hour(0.5)).timing.confirm_s == 0.5
 
 
-@pytest.mark.parametrize(("n_more", "confirm_s"), [(2, 0.75), (1, 0.5)])
-def test_half_a_second_of_waiting_must_find_more_than_one_of_forty(
+@pytest.mark.parametrize(("n_more", "confirm_s"), [(3, 0.75), (1, 0.5)])
+def test_knowing_half_a_second_later_must_find_more_than_two_of_forty(
     n_more: int, confirm_s: float
 ) -> None:
     long_barks = [_planted(5.13 + 12.1 * k, 9.13 + 12.1 * k) for k in range(40)]
@@ -193,23 +200,38 @@ def test_half_a_second_of_waiting_must_find_more_than_one_of_forty(
     glitch = _quiet(3600.0)
     glitch.logits[500, 0] = _logit(0.9)  # one window
     one = _calibrated([_ideal(long_barks, scores, duration_s=600.0)], [glitch], per_hour(0.5))
-    assert one.confirm_s == confirm_s
+    assert one.timing.confirm_s == confirm_s
 
 
-def test_smoothing_allows_a_threshold_below_a_single_glitch() -> None:
+def test_averages_are_taken_where_they_are_known_sooner_than_two_windows() -> None:
+    # a short average bears a threshold below the glitch and is above it with the next window
     long_barks = [_planted(5.13 + 12.1 * k, 9.13 + 12.1 * k) for k in range(24)]
-    faint = [_ideal(long_barks, [0.8] * 24, duration_s=400.0)]
+    faint = [_ideal(long_barks, [0.88] * 24, duration_s=400.0)]
     glitch = _quiet(3600.0)
     glitch.logits[500, 0] = _logit(0.9)
-    plain, averaged = (_calibrated(faint, [glitch], per_hour(0.5), tau) for tau in (0.0, 0.5))
-    assert (plain.confirm_s, averaged.confirm_s) == (0.75, 0.5)  # no second window is needed
+    plain = _calibrated(faint, [glitch], per_hour(0.5))
+    averaged = _calibrated(faint, [glitch], per_hour(0.5), longest_smoothing_s=0.25)
+    assert plain.timing == (0.75, 0.0)
+    assert averaged.timing == (0.5, 0.25)
     assert averaged.choice.n_found == plain.choice.n_found == 24
-    assert averaged.choice.threshold < 0.8
+    assert averaged.choice.threshold < 0.88
+
+
+def test_delays_are_from_the_onset_to_the_window_that_confirms() -> None:
+    sounds = [_planted(5.13, 9.13), _planted(20.13, 24.13), _planted(40.13, 44.13)]
+    stream = _ideal(sounds, [0.9, 0.3, 0.9], duration_s=60.0)
+    one_window, two_windows = grouping_rule(WINDOW_S, HOP_S, 0.5), grouping_rule(WINDOW_S, HOP_S)
+    one = delays_s(0, "Bark", [stream], IDENTITY, one_window, 0.5)
+    two = delays_s(0, "Bark", [stream], IDENTITY, two_windows, 0.5)
+    assert len(one) == len(two) == 2  # of those that are found
+    np.testing.assert_allclose(two - one, (two_windows.confirm_hits - 1) * HOP_S)
+    assert (one > 0).all()
+    assert not len(delays_s(0, "Siren", [stream], IDENTITY, one_window, 0.5))
 
 
 def test_a_few_sounds_cannot_ask_for_a_longer_confirmation() -> None:
     faint = [_ideal([_planted(5.13, 9.13)], [0.7])]
-    assert _calibrated(faint, [_with_bursts([0.9])], per_hour(0.5)).confirm_s == 0.75
+    assert _calibrated(faint, [_with_bursts([0.9])], per_hour(0.5)).timing == (0.75, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +242,8 @@ def test_a_few_sounds_cannot_ask_for_a_longer_confirmation() -> None:
 def test_spans_of_confirmation_stay_within_what_is_asked_and_possible(
     hop_s: float, longest_s: float, spans: list[float]
 ) -> None:
-    assert list(confirmation_rules(WINDOW_S, hop_s, longest_s)) == spans
+    rules = timing_rules(WINDOW_S, hop_s, longest_s, 0.0)
+    assert [timing.confirm_s for timing in rules] == spans
 
 
 bursts = st.lists(st.floats(0.05, 0.995), max_size=12)

@@ -30,10 +30,8 @@ def _parameters(
     threshold: float, hop_s: float, max_duration_s: float, smoothing_s: float
 ) -> DecisionParameters:
     facts = ModelFacts(["Bark"], WINDOW_S, [threshold], [0.5], [0.5], [0.1], [0.75])
-    defaults = DetectionDefaults(max_duration_s=max_duration_s)
-    return resolve_parameters(
-        DetectionSettings(defaults=defaults, smoothing_s=smoothing_s), facts, hop_s
-    )
+    defaults = DetectionDefaults(max_duration_s=max_duration_s, smoothing_s=smoothing_s)
+    return resolve_parameters(DetectionSettings(defaults=defaults), facts, hop_s)
 
 
 def _decided(scores: np.ndarray, ends: np.ndarray, parameters: DecisionParameters) -> list[Event]:

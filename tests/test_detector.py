@@ -33,8 +33,9 @@ def pcm() -> Pcm16:
 
 def detection(smoothing_s: float = 0.0) -> DetectionSettings:
     return DetectionSettings(
-        defaults=DetectionDefaults(onset_threshold=0.5, confirm_s=0.5, hold_s=0.25),
-        smoothing_s=smoothing_s,
+        defaults=DetectionDefaults(
+            onset_threshold=0.5, confirm_s=0.5, hold_s=0.25, smoothing_s=smoothing_s
+        )
     )
 
 

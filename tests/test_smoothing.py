@@ -19,7 +19,7 @@ from ast_stream.detect.slots import SlotNames
 from ast_stream.detect.smoothing import FORGOTTEN, share_of_newest, smooth
 from ast_stream.messages import Gap, Pcm16, Scores
 from ast_stream.model.tagger import Tagger, load_tagger
-from ast_stream.settings.schema import DetectionSettings
+from ast_stream.settings.schema import ClassSettings, DetectionDefaults, DetectionSettings
 
 HOP_S = 0.25
 FACTS = ModelFacts(["Bark", "Rain"], 2.56, [0.5] * 2, [0.5] * 2, [0.5] * 2, [0.1] * 2, [0.75] * 2)
@@ -39,7 +39,10 @@ def pcm() -> Pcm16:
 def scores_of(tagger: Tagger, pcm: Pcm16, smoothing_s: float) -> list[Scores]:
     seen: list[Scores] = []
     detector = Detector(
-        tagger, DetectionSettings(smoothing_s=smoothing_s), hop_s=HOP_S, on_scores=seen.append
+        tagger,
+        DetectionSettings(defaults=DetectionDefaults(smoothing_s=smoothing_s)),
+        hop_s=HOP_S,
+        on_scores=seen.append,
     )
     detector.open("mic", "epoch")
     detector.push("mic", 0, pcm)
@@ -48,7 +51,9 @@ def scores_of(tagger: Tagger, pcm: Pcm16, smoothing_s: float) -> list[Scores]:
 
 
 def parameters(smoothing_s: float | None, facts: ModelFacts = FACTS) -> DecisionParameters:
-    return resolve_parameters(DetectionSettings(smoothing_s=smoothing_s), facts, HOP_S)
+    return resolve_parameters(
+        DetectionSettings(defaults=DetectionDefaults(smoothing_s=smoothing_s)), facts, HOP_S
+    )
 
 
 @pytest.mark.parametrize("hop_s", [0.1, 0.25, 0.5])
@@ -115,7 +120,10 @@ def test_published_scores_are_those_that_decide(tagger: Tagger, pcm: Pcm16) -> N
 def test_nothing_is_carried_across_a_gap(tagger: Tagger, pcm: Pcm16) -> None:
     seen: list[Scores] = []
     detector = Detector(
-        tagger, DetectionSettings(smoothing_s=2.0), hop_s=HOP_S, on_scores=seen.append
+        tagger,
+        DetectionSettings(defaults=DetectionDefaults(smoothing_s=2.0)),
+        hop_s=HOP_S,
+        on_scores=seen.append,
     )
     detector.open("mic", "epoch")
     detector.push("mic", 0, pcm)
@@ -146,18 +154,34 @@ def test_state_holds_averages_of_heard_classes_only() -> None:
 
 
 def test_smoothing_is_the_checkpoints_unless_the_settings_say_otherwise() -> None:
-    facts = replace(FACTS, smoothing_s=0.5)
-    assert parameters(None, facts).share_of_newest == pytest.approx(1 - math.exp(-0.5))
-    assert parameters(0.0, facts).share_of_newest == 1
-    assert parameters(1.0, facts).share_of_newest == pytest.approx(1 - math.exp(-0.25))
-    assert parameters(None).share_of_newest == 1
+    facts = replace(FACTS, smoothing_s=[0.5, 0.0])
+    half_s, one_s = 1 - math.exp(-0.5), 1 - math.exp(-0.25)
+    assert parameters(None, facts).share_of_newest.tolist() == pytest.approx([half_s, 1.0])
+    assert parameters(0.0, facts).share_of_newest.tolist() == [1.0, 1.0]
+    assert parameters(1.0, facts).share_of_newest.tolist() == pytest.approx([one_s, one_s])
+    assert parameters(None).share_of_newest.tolist() == [1.0, 1.0]
+    of_class = DetectionSettings(classes={"Rain": ClassSettings(smoothing_s=0.5)})
+    shares = resolve_parameters(of_class, FACTS, HOP_S).share_of_newest
+    assert shares.tolist() == pytest.approx([1.0, half_s])
 
 
 def test_onset_fits_hold_for_their_smoothing_only() -> None:
     fit = OnsetFit(
         rise_s=0.4, before_s=0.0, first_s=-0.1, lowest_s=0.1, highest_s=0.9, within_s=0.2
     )
-    facts = replace(FACTS, smoothing_s=0.5, onset_fits=[fit, None], fitted_hop_s=HOP_S)
-    assert parameters(None, facts).onset_fits.is_fitted.tolist() == [True, False]
+    facts = replace(FACTS, smoothing_s=[0.5, 0.0], onset_fits=[fit, fit], fitted_hop_s=HOP_S)
+    assert parameters(None, facts).onset_fits.is_fitted.tolist() == [True, True]
     assert parameters(0.5, facts).onset_fits.is_fitted.tolist() == [True, False]
-    assert not parameters(0.0, facts).onset_fits.is_fitted.any()
+    assert parameters(0.0, facts).onset_fits.is_fitted.tolist() == [False, True]
+
+
+def test_a_class_that_is_not_averaged_stays_as_it_is_beside_one_that_is() -> None:
+    names = SlotNames(1)
+    slots = np.array([names.add("mic", "epoch")])
+    facts = replace(FACTS, smoothing_s=[0.5, 0.0])
+    decision = Decision(parameters(None, facts), names)
+    decision.average(slots, np.array([[0.9, 0.9]], np.float32), np.array([True]))
+    seen = decision.average(slots, np.array([[0.1, 0.1]], np.float32), np.array([False]))
+    assert seen[0, 0] > 0.3
+    assert seen[0, 1] == np.float32(0.1)
+    assert set(decision.export(int(slots[0]))) == {"0"}  # nothing is kept of the other

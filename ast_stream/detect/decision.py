@@ -97,11 +97,11 @@ class Decision:
             is_first: whether the window is the first since start or gap, shape (n,).
         """
         share = self.parameters.share_of_newest
-        if share == 1:
+        if (share == 1).all():
             return scores
         before = self._state["average"][slots]
         averages = np.where(is_first[:, None], scores, averaged(scores, before, share))
-        self._state["average"][slots] = remembered(averages)
+        self._state["average"][slots] = remembered(averages, share)
         return averages
 
     def step(

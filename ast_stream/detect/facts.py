@@ -21,7 +21,7 @@ def model_facts(labels: Sequence[str], window_s: float, metadata: Metadata) -> M
         rise_off_s=[rise.off_s for rise in rises],
         rise_on_spread_s=[rise.on_spread_s for rise in rises],
         confirm_s=[metadata.confirm_s.get(label, DEFAULT_CONFIRM_S) for label in labels],
-        smoothing_s=metadata.smoothing_s,
+        smoothing_s=[metadata.smoothing_s.get(label, 0.0) for label in labels],
         onset_fits=(
             [_fit(metadata, label) for label in labels]
             if metadata.window_s in (None, window_s)

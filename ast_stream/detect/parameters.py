@@ -32,9 +32,10 @@ class ModelFacts:
             and above the offset threshold.
         rise_on_spread_s: how much more or less than `rise_on_s`.
         confirm_s: span in which windows must agree, where the settings have none.
-        smoothing_s: time constant over which scores are averaged, where the settings have none.
+        smoothing_s: time constants over which scores are averaged, where the settings have none;
+            empty: 0 for all.
         onset_fits: what the scores say about a rise, None where they do not; empty: of no class.
-        fitted_hop_s: the hop that they hold for; the smoothing must be the checkpoint's, too.
+        fitted_hop_s: the hop that they hold for; the smoothing must be the one above, too.
         background: labels that never make events.
     """
 
@@ -45,7 +46,7 @@ class ModelFacts:
     rise_off_s: Sequence[float]
     rise_on_spread_s: Sequence[float]
     confirm_s: Sequence[float]
-    smoothing_s: float = 0.0
+    smoothing_s: Sequence[float] = ()
     onset_fits: Sequence[OnsetFit | None] = ()
     fitted_hop_s: float | None = None
     background: Sequence[str] = ()
@@ -56,12 +57,12 @@ class DecisionParameters:
     """Per-class settings of the decision stage; arrays have shape (n_classes,).
 
     Attributes:
-        share_of_newest: of the newest window in the averaged scores.
+        share_of_newest: of the newest window in the averages of scores.
     """
 
     labels: tuple[str, ...]
     geometry: WindowGeometry
-    share_of_newest: np.float32
+    share_of_newest: npt.NDArray[np.float32]
     is_enabled: npt.NDArray[np.bool_]
     onset_threshold: npt.NDArray[np.float32]
     offset_threshold: npt.NDArray[np.float32]
@@ -120,12 +121,13 @@ def resolve_parameters(
             f"detection: confirm_s: expected at most {longest_s:g} s "
             f"at a hop of {hop_s:g} s, got {max(confirm_s):g}"
         )
-    smoothing_s = _first(detection.smoothing_s, facts.smoothing_s)
+    own_smoothing_s = facts.smoothing_s or [0.0] * len(facts.labels)
+    smoothing_s = column("smoothing_s", own_smoothing_s)
     confirm_hops = np.array([hops_of(seconds, hop_s) for seconds in confirm_s], np.int64)
     return DecisionParameters(
         labels=tuple(facts.labels),
         geometry=WindowGeometry(seconds_to_samples(facts.window_s), seconds_to_samples(hop_s)),
-        share_of_newest=share_of_newest(smoothing_s, hop_s),
+        share_of_newest=np.array([share_of_newest(one, hop_s) for one in smoothing_s]),
         is_enabled=np.array(
             [
                 one.enabled and label not in facts.background
@@ -143,15 +145,17 @@ def resolve_parameters(
         rise_on=_rise(facts.rise_on_s, facts.window_s),
         rise_off=_rise(facts.rise_off_s, facts.window_s),
         rise_on_spread=_rise(facts.rise_on_spread_s, facts.window_s),
-        onset_fits=OnsetFits.of(_fits(facts, hop_s, smoothing_s), onset),
+        onset_fits=OnsetFits.of(_fits(facts, hop_s, np.equal(smoothing_s, own_smoothing_s)), onset),
     )
 
 
-def _fits(facts: ModelFacts, hop_s: float, smoothing_s: float) -> Sequence[OnsetFit | None]:
+def _fits(
+    facts: ModelFacts, hop_s: float, is_as_smooth: npt.NDArray[np.bool_]
+) -> Sequence[OnsetFit | None]:
     """Return the fits in use: none where windows or scores follow each other in another way."""
-    none = [None] * len(facts.labels)
-    is_as_fitted = facts.fitted_hop_s == hop_s and facts.smoothing_s == smoothing_s
-    return facts.onset_fits or none if is_as_fitted else none
+    if not facts.onset_fits or facts.fitted_hop_s != hop_s:
+        return [None] * len(facts.labels)
+    return [fit if own else None for fit, own in zip(facts.onset_fits, is_as_smooth, strict=True)]
 
 
 def _match_classes(

@@ -22,19 +22,20 @@ def share_of_newest(smoothing_s: float, hop_s: float) -> np.float32:
     return np.float32(1.0 if smoothing_s == 0 else -math.expm1(-hop_s / smoothing_s))
 
 
-def averaged(scores: Floats, before: Floats, share: np.float32) -> Floats:
-    """Return the averages with `scores` as the newest, both of any shape.
+def averaged(scores: Floats, before: Floats, share: Floats) -> Floats:
+    """Return the averages with `scores` as the newest, both of shape (n, n_classes).
 
     Args:
+        share: of the newest, shape (n_classes,).
         before: what `remembered` kept of the averages before.
     """
     newest: Floats = share * scores + (np.float32(1) - share) * before
     return newest
 
 
-def remembered(averages: Floats) -> Floats:
+def remembered(averages: Floats, share: Floats) -> Floats:
     """Return what of the averages counts for the next ones."""
-    kept: Floats = np.where(averages >= FORGOTTEN, averages, np.float32(0))
+    kept: Floats = np.where((averages >= FORGOTTEN) & (share < 1), averages, np.float32(0))
     return kept
 
 

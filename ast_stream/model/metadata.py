@@ -96,7 +96,7 @@ class Metadata(_Part):
         rise_on_spread_s, rise_off_spread_s: half of the interquartile range of what was measured.
         onset_fits: finer than `rise_on_s`, by label, for windows and hop as above.
         confirm_s: span in which windows must agree before an event begins, by label.
-        smoothing_s: time constant of the averages of scores that all this holds for; 0: of none.
+        smoothing_s: time constant over which scores are averaged, by label; the others' are not.
         score_maps: from logits to scores, by label; the others' scores are plain sigmoids.
         background: labels that never make events.
         golden: the self-check; None: compared with fp32 at start instead.
@@ -114,7 +114,7 @@ class Metadata(_Part):
     rise_off_spread_s: dict[str, Seconds] = Field(default_factory=dict)
     onset_fits: dict[str, StoredOnsetFit] = Field(default_factory=dict)
     confirm_s: dict[str, PositiveSeconds] = Field(default_factory=dict)
-    smoothing_s: SmoothingSeconds = 0.0
+    smoothing_s: dict[str, SmoothingSeconds] = Field(default_factory=dict)
     score_maps: dict[str, ScoreMap] = Field(default_factory=dict)
     background: list[str] = Field(default_factory=list)
     golden: Golden | None = None
@@ -157,6 +157,7 @@ class Metadata(_Part):
             *self.rise_off_spread_s,
             *self.onset_fits,
             *self.confirm_s,
+            *self.smoothing_s,
             *self.score_maps,
             *self.background,
         }

@@ -43,6 +43,7 @@ class EffectiveDetection:
     enabled: bool
     onset_threshold: float | None
     confirm_s: float | None
+    smoothing_s: float | None
     hold_s: float
     min_duration_s: float
     refractory_s: float

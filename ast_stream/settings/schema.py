@@ -20,6 +20,7 @@ RING_HOPS = (
 )
 
 Score = Annotated[float, Field(ge=0, le=1)]
+SmoothingSeconds = Annotated[float, Field(ge=0, le=60)]
 
 
 class MicrophoneSource(Section):
@@ -145,6 +146,7 @@ class ClassSettings(Section):
     enabled: bool = True
     onset_threshold: Score | None = None
     confirm_s: Seconds | None = None
+    smoothing_s: SmoothingSeconds | None = None
     hold_s: Seconds | None = None
     min_duration_s: Seconds | None = None
     refractory_s: Seconds | None = None
@@ -162,6 +164,11 @@ class DetectionDefaults(Section):
         description="span in which 60 % of windows must agree; null: from the checkpoint, 0.75 "
         "where it has none",
     )
+    smoothing_s: SmoothingSeconds | None = Field(
+        default=None,
+        description="time constant over which scores are averaged, 0 for none; null: from the "
+        "checkpoint",
+    )
     hold_s: Seconds = Field(default=0.75, description="quiet time after which an event has ended")
     min_duration_s: Seconds = Field(default=0.0, description="shorter sounds make no event")
     refractory_s: Seconds = Field(default=0.0, description="pause after an event of the same class")
@@ -174,12 +181,6 @@ class DetectionSettings(Section):
     defaults: DetectionDefaults = DetectionDefaults()
     classes: dict[str, ClassSettings] = Field(
         default_factory=dict, description="by AudioSet display name or its slug"
-    )
-    smoothing_s: Seconds | None = Field(
-        default=None,
-        le=60,
-        description="time constant over which scores are averaged, 0 for none; null: from the "
-        "checkpoint",
     )
     gate_dbfs: float | None = Field(
         default=None, le=0, description="windows quieter than this are not scored"

@@ -12,6 +12,7 @@ from ast_stream.training.material.held_out import HeldOut
 BY_LABEL = (
     "onset_thresholds",
     "confirm_s",
+    "smoothing_s",
     "onset_fits",
     "rise_on_s",
     "rise_off_s",
@@ -30,7 +31,6 @@ def inherited(start: Checkpoint | None, labels: Sequence[str], held: HeldOut) ->
     kept = [label for label in labels if label in start.labels and label not in measured]
     facts: dict[str, Any] = {name: _of(start.metadata, name, kept) for name in BY_LABEL}
     facts["default_onset_threshold"] = start.metadata.default_onset_threshold
-    facts["smoothing_s"] = start.metadata.smoothing_s
     facts["background"] = [one for one in start.metadata.background if one in labels]
     return Metadata().model_copy(update=facts)
 

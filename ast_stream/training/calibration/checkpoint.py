@@ -13,11 +13,9 @@ from ast_stream.model.golden import golden_for
 from ast_stream.model.metadata import Metadata
 from ast_stream.training.calibration.budget import Budgets, per_hour
 from ast_stream.training.calibration.classes import (
-    LONGEST_CONFIRM_S,
-    SMOOTHING_S,
     ClassCalibration,
     calibrate_classes,
-    confirmation_rules,
+    timing_rules,
 )
 from ast_stream.training.calibration.inherited import raised_thresholds
 from ast_stream.training.calibration.streams import (
@@ -53,16 +51,15 @@ def calibrate_checkpoint(
     heard = {sound.label for stream in with_sounds for sound in stream.truth}
     known = set(checkpoint.metadata.onset_thresholds) - heard
     budgets = Budgets(per_hour(budget_per_h))
-    smoothing_s = checkpoint.metadata.smoothing_s if known else SMOOTHING_S
     calibrated = calibrate_classes(
         checkpoint.labels,
         [label for label in events_of(checkpoint) if label not in known],
         with_sounds,
         negatives,
         budgets,
-        confirmation_rules(checkpoint.window_s, tagger.hop_s, LONGEST_CONFIRM_S, smoothing_s),
+        timing_rules(checkpoint.window_s, tagger.hop_s),
     )
-    result = with_calibration(checkpoint, calibrated, tagger.hop_s, smoothing_s, {"seed": _SEED})
+    result = with_calibration(checkpoint, calibrated, tagger.hop_s, {"seed": _SEED})
     raised = raised_thresholds(result, known, with_sounds, negatives, budgets)
     metadata = result.metadata
     update = {
@@ -81,13 +78,11 @@ def with_calibration(
     checkpoint: Checkpoint,
     calibrated: Sequence[ClassCalibration],
     hop_s: float,
-    smoothing_s: float,
     record: Mapping[str, Any],
 ) -> Checkpoint:
     """Return the checkpoint with what was found for some classes; the others keep what they had.
 
     Args:
-        hop_s, smoothing_s: what it was found for, and holds for.
         record: what was heard and how, for the provenance; nothing in it may depend on the day.
     """
     metadata = checkpoint.metadata
@@ -98,7 +93,8 @@ def with_calibration(
         "score_maps": {one.label: one.score_map for one in calibrated},
         "onset_thresholds": {one.label: one.choice.threshold for one in calibrated},
         "onset_fits": {one.label: one.onset.fit for one in calibrated if one.onset},
-        "confirm_s": {one.label: one.confirm_s for one in calibrated},
+        "confirm_s": {one.label: one.timing.confirm_s for one in calibrated},
+        "smoothing_s": {one.label: one.timing.smoothing_s for one in calibrated},
         "rise_on_s": {label: rise.median_s for label, rise in rises_on.items()},
         "rise_off_s": {label: rise.median_s for label, rise in rises_off.items()},
         "rise_on_spread_s": {label: rise.spread_s for label, rise in rises_on.items()},
@@ -108,8 +104,7 @@ def with_calibration(
         name: _in_order(checkpoint.labels, _without(getattr(metadata, name), done) | found)
         for name, found in fields.items()
     }
-    # what all this holds for
-    update |= {"window_s": checkpoint.window_s, "hop_s": hop_s, "smoothing_s": smoothing_s}
+    update["window_s"], update["hop_s"] = checkpoint.window_s, hop_s  # what all this holds for
     update["provenance"] = _provenance(metadata, checkpoint.hash, calibrated, record)
     calibrated_one = replace(checkpoint, metadata=metadata.model_copy(update=update))
     golden = {"golden": golden_for(calibrated_one)}
@@ -123,7 +118,7 @@ def class_record(one: ClassCalibration) -> dict[str, Any]:
         "budget": choice.budget.text,
         "is_met": choice.is_met,
         "threshold": choice.threshold,
-        "confirm_s": one.confirm_s,
+        **one.timing._asdict(),
         "n_sounds": choice.n_sounds,
         "n_found": choice.n_found,
         "false_among_sounds": choice.false_among,

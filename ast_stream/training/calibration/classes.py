@@ -1,9 +1,12 @@
-"""Score map, confirmation, threshold and rise times of every class, from scored streams."""
+"""Score map, timing, threshold and rise times of every class, from scored streams."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
 
 from ast_stream.model.metadata import ScoreMap
 from ast_stream.settings.schema import DEFAULT_CONFIRM_S, MAX_CONFIRM_HOPS
@@ -13,7 +16,7 @@ from ast_stream.training.calibration.budget import (
     claim,
     hours_text,
 )
-from ast_stream.training.calibration.curve import Choice, class_curve
+from ast_stream.training.calibration.curve import Choice, class_curve, delays_s
 from ast_stream.training.calibration.grouping import GroupingRule, grouping_rule
 from ast_stream.training.calibration.onset_fits import FittedOnset, fit_onset
 from ast_stream.training.calibration.rises import RiseTime, measure_rises
@@ -24,10 +27,26 @@ from ast_stream.units import SAMPLE_RATE
 
 CONFIRM_S = (0.5, DEFAULT_CONFIRM_S, 2.0, 3.0, 4.0)
 LONGEST_CONFIRM_S = CONFIRM_S[-1]
-SMOOTHING_S = 0.5  # a longer time constant finds little more, later
-WORTH_OF_A_SECOND = 0.05  # so many more of the sounds are to be found for a second of waiting
+SMOOTHING_S = (0.0, 0.25, 0.5, 1.0)
+LONGEST_SMOOTHING_S = SMOOTHING_S[-1]
+WORTH_OF_A_SECOND = 0.1  # a sound that is known a second later counts so much less
 ENOUGH_SOUNDS = 20  # fewer cannot tell whether it finds more
 RECALL_FLOOR = 0.5  # a class that finds fewer of its sounds is not worth its alarms, and is said
+
+
+class Timing(NamedTuple):
+    """How scores of a class are followed in time before an event begins.
+
+    Attributes:
+        confirm_s: span in which windows must agree.
+        smoothing_s: time constant over which scores are averaged.
+    """
+
+    confirm_s: float
+    smoothing_s: float
+
+
+DEFAULT_TIMING = Timing(DEFAULT_CONFIRM_S, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +54,7 @@ class ClassCalibration:
     """What was chosen and measured for one class.
 
     Attributes:
-        confirm_s: the span of confirmation that finds most, waiting weighed in.
+        timing: what finds most, its delay weighed in.
         choice: the threshold for its budget.
         ladder: what other budgets would choose.
         rise_on, rise_off: None: too few sounds to measure, so it stays assumed.
@@ -44,7 +63,7 @@ class ClassCalibration:
 
     label: str
     score_map: ScoreMap
-    confirm_s: float
+    timing: Timing
     choice: Choice
     ladder: tuple[Choice, ...]
     rise_on: RiseTime | None
@@ -84,24 +103,26 @@ class ClassCalibration:
         return said
 
 
-def confirmation_rules(
+def timing_rules(
     window_s: float,
     hop_s: float,
-    longest_s: float = LONGEST_CONFIRM_S,
-    smoothing_s: float = SMOOTHING_S,
-) -> dict[float, GroupingRule]:
-    """Return the rules to choose among, by span of confirmation in seconds, shortest first.
+    longest_confirm_s: float = LONGEST_CONFIRM_S,
+    longest_smoothing_s: float = LONGEST_SMOOTHING_S,
+) -> dict[Timing, GroupingRule]:
+    """Return the rules to choose among, shortest first.
 
     Args:
-        longest_s: no longer span is tried; one shorter than all is the only one.
-        smoothing_s: time constant over which scores are averaged.
+        longest_confirm_s: no longer span is tried; one shorter than all is the only one.
+        longest_smoothing_s: no longer time constant is tried.
 
     Raises:
         UsageError: a hop at which no event can be confirmed.
     """
-    possible_s = min(longest_s, MAX_CONFIRM_HOPS * hop_s)
-    spans = [span for span in CONFIRM_S if span <= possible_s] or [longest_s]
-    return {span: grouping_rule(window_s, hop_s, span, smoothing_s) for span in spans}
+    possible_s = min(longest_confirm_s, MAX_CONFIRM_HOPS * hop_s)
+    spans = [span for span in CONFIRM_S if span <= possible_s] or [longest_confirm_s]
+    constants = [constant for constant in SMOOTHING_S if constant <= longest_smoothing_s]
+    timings = [Timing(span, constant) for span in spans for constant in constants]
+    return {timing: grouping_rule(window_s, hop_s, *timing) for timing in timings}
 
 
 def calibrate_classes(
@@ -110,14 +131,14 @@ def calibrate_classes(
     with_sounds: Sequence[LogitStream],
     negatives: Sequence[LogitStream],
     budgets: Budgets,
-    rules: Mapping[float, GroupingRule],
+    rules: Mapping[Timing, GroupingRule],
 ) -> list[ClassCalibration]:
     """Return the calibration of each class of `chosen`, in the order of `labels`.
 
     Args:
         labels: all classes, in the order of the logits.
         with_sounds, negatives: what the model said about streams with sounds, and without any.
-        rules: by span of confirmation in seconds, shortest first; see `confirmation_rules`.
+        rules: what to choose among, shortest first; see `timing_rules`.
     """
     return [
         _calibrate(index, label, with_sounds, negatives, budgets, rules)
@@ -132,50 +153,38 @@ def _calibrate(
     with_sounds: Sequence[LogitStream],
     negatives: Sequence[LogitStream],
     budgets: Budgets,
-    rules: Mapping[float, GroupingRule],
+    rules: Mapping[Timing, GroupingRule],
 ) -> ClassCalibration:
     geometry = next(iter(rules.values())).geometry
     score_map = fit_score_map(index, label, with_sounds, geometry.window / SAMPLE_RATE)
     curves = {
-        confirm_s: class_curve(index, label, with_sounds, negatives, score_map, rule)
-        for confirm_s, rule in rules.items()
+        timing: class_curve(index, label, with_sounds, negatives, score_map, rule)
+        for timing, rule in rules.items()
     }
-    confirm_s, choice = _confirmation(
-        {
-            confirm_s: curve.choose(budgets.of(label), budgets.among_of(label))
-            for confirm_s, curve in curves.items()
-        },
-        rules,
-    )
-    curve, rule = curves[confirm_s], rules[confirm_s]
+    choices = {
+        timing: curve.choose(budgets.of(label), budgets.among_of(label))
+        for timing, curve in curves.items()
+    }
+
+    def worth(timing: Timing) -> tuple[bool, float]:
+        choice, rule = choices[timing], rules[timing]
+        late_s = delays_s(index, label, with_sounds, score_map, rule, choice.threshold)
+        return choice.is_met, float(np.maximum(0.0, 1.0 - WORTH_OF_A_SECOND * late_s).sum())
+
+    timing = DEFAULT_TIMING if DEFAULT_TIMING in rules else max(rules)
+    if choices[timing].n_sounds >= ENOUGH_SOUNDS:
+        # chance sends one window above a threshold more easily than several or their average, so
+        # these bear a lower threshold and find more; but not always sooner
+        timing = max(rules, key=worth)  # of equals the shortest
+    choice, curve, rule = choices[timing], curves[timing], rules[timing]
     rises = measure_rises(index, label, with_sounds, score_map, choice.threshold, rule)
     return ClassCalibration(
         label=label,
         score_map=score_map,
-        confirm_s=confirm_s,
+        timing=timing,
         choice=choice,
         ladder=tuple(curve.choose(budget, budgets.among) for budget in LADDER),
         rise_on=rises.on,
         rise_off=rises.off,
         onset=fit_onset(rises.crossings, choice.threshold, geometry.window / SAMPLE_RATE),
     )
-
-
-def _confirmation(
-    choices: Mapping[float, Choice], rules: Mapping[float, GroupingRule]
-) -> tuple[float, Choice]:
-    """Return the span of confirmation to use, and the threshold that goes with it.
-
-    Chance sends a single window above a threshold more easily than several, so a longer span bears
-    a lower threshold and finds more; but its events are told later.
-    """
-
-    def worth(span_s: float) -> tuple[bool, float]:
-        choice, rule = choices[span_s], rules[span_s]
-        waiting_s = (rule.confirm_hits - 1) * rule.geometry.hop / SAMPLE_RATE
-        return choice.is_met, choice.n_found - WORTH_OF_A_SECOND * choice.n_sounds * waiting_s
-
-    best_s = DEFAULT_CONFIRM_S if DEFAULT_CONFIRM_S in choices else max(choices)
-    if choices[best_s].n_sounds >= ENOUGH_SOUNDS:
-        best_s = max(choices, key=worth)  # of equals the shortest
-    return best_s, choices[best_s]

@@ -162,6 +162,29 @@ def class_curve(
     )
 
 
+def delays_s(
+    index: int,
+    label: str,
+    with_sounds: Sequence[LogitStream],
+    score_map: ScoreMap,
+    rule: GroupingRule,
+    threshold: float,
+) -> npt.NDArray[np.float64]:
+    """Return how long after its onset each sound of the class is known, of those that are found."""
+    delays: list[float] = []
+    for stream in with_sounds:
+        sounds = with_label(stream.truth, label)
+        scores = decided_scores(stream, index, score_map, rule)
+        spans = group_events(scores, stream.ends, threshold, rule) if sounds else []
+        if not spans:
+            continue
+        touching = touched(spans, stream, rule, [(s.onset_s, s.offset_s) for s in sounds])
+        for number in np.flatnonzero(touching.any(axis=0)):
+            known_s = stream.times_s[spans[int(np.argmax(touching[:, number]))].confirmed]
+            delays.append(max(0.0, float(known_s) - sounds[number].onset_s))
+    return np.array(delays, np.float64)
+
+
 def decided_scores(
     stream: LogitStream, index: int, score_map: ScoreMap, rule: GroupingRule
 ) -> npt.NDArray[np.float32]:

@@ -94,7 +94,7 @@ def grouping_rule(
     """
     facts = model_facts([""], window_s, Metadata())
     settings = DetectionSettings(
-        defaults=DetectionDefaults(confirm_s=confirm_s), smoothing_s=smoothing_s
+        defaults=DetectionDefaults(confirm_s=confirm_s, smoothing_s=smoothing_s)
     )
     # events that these would drop or hold back would have to be grouped otherwise
     assert settings.defaults.min_duration_s == settings.defaults.refractory_s == 0
@@ -111,7 +111,7 @@ def rule_of(parameters: DecisionParameters) -> GroupingRule:
         max_duration=int(parameters.max_duration[0]),
         rise_on=int(parameters.rise_on[0]),
         rise_off=int(parameters.rise_off[0]),
-        share_of_newest=parameters.share_of_newest,
+        share_of_newest=parameters.share_of_newest[0],
     )
 
 

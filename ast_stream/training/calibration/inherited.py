@@ -36,13 +36,14 @@ def raised_thresholds(
         if label not in labels:
             continue
         confirm_s = metadata.confirm_s.get(label, DEFAULT_CONFIRM_S)
+        smoothing_s = metadata.smoothing_s.get(label, 0.0)
         curve = class_curve(
             index,
             label,
             with_sounds,
             negatives,
             metadata.score_maps.get(label, ScoreMap()),
-            grouping_rule(checkpoint.window_s, hop_s, confirm_s, metadata.smoothing_s),
+            grouping_rule(checkpoint.window_s, hop_s, confirm_s, smoothing_s),
         )
         needed = curve.choose(budgets.of(label), budgets.among_of(label)).threshold
         if needed > metadata.onset_threshold(label):

@@ -18,7 +18,7 @@ from ast_stream.detect.detector import Detector
 from ast_stream.messages import Pcm16, Scores
 from ast_stream.model.checkpoint import Checkpoint
 from ast_stream.model.tagger import Tagger
-from ast_stream.settings.schema import DetectionSettings
+from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
 from ast_stream.training.material.negatives import read_blocks
 from ast_stream.training.material.streams import Laying, lay_backgrounds, lay_takes
 from ast_stream.training.material.takes import BACKGROUND_S, Take, generated_backgrounds
@@ -86,7 +86,7 @@ def score_stream(
         tagger: of a checkpoint without score maps.
     """
     windows: list[Scores] = []
-    plain = DetectionSettings(smoothing_s=0.0)
+    plain = DetectionSettings(defaults=DetectionDefaults(smoothing_s=0.0))
     detector = Detector(tagger, plain, hop_s=hop_s, max_streams=1, on_scores=windows.append)
     detector.open("strip", "calibration")
     n_samples = 0

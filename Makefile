@@ -16,9 +16,11 @@ TRAIN_FLAGS ?=
 MODEL ?= runs/bundled
 # of the three stages
 STEPS ?= 2600 1200 2000
-NEGATIVE_HOURS ?= 4
+# of audio without events, for the checkpoint itself and for those of the folds
+NEGATIVE_HOURS ?= 12
+FOLD_NEGATIVE_HOURS ?= 4
 # accepted false alarms of each class, without any sound and among others
-BUDGET ?= --budget 0.2/h --budget siren=0.25/h --budget telephone_bell_ringing=0.25/h --among 4/h
+BUDGET ?= --budget 0.05/h --budget siren=0.17/h --budget telephone_bell_ringing=0.09/h --among 4/h
 BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 NEWS := { grep -v '^Requirement already satisfied' || true; }
@@ -89,13 +91,15 @@ model: $(VENV)/.installed-dev
 	done
 	for part in 1 2 3 4 all; do
 	    others=()
+	    hours=$(FOLD_NEGATIVE_HOURS)
+	    if [ $$part = all ]; then hours=$(NEGATIVE_HOURS); fi
 	    for fold in 1 2 3 4; do
 	        if [ $$fold != $$part ]; then
 	            others+=(--fold-checkpoint $(MODEL)/$$fold/3/checkpoint)
 	        fi
 	    done
 	    $(BIN)/ast-stream calibrate $(MODEL)/$$part/3/checkpoint --data "$${clips[@]}" \
-	        "$${others[@]}" $(BUDGET) --negative-hours $(NEGATIVE_HOURS) --in-place
+	        "$${others[@]}" $(BUDGET) --negative-hours $$hours --in-place
 	done
 	models=()
 	for fold in 1 2 3 4; do models+=(--model $(MODEL)/$$fold/3/checkpoint); done

@@ -246,6 +246,18 @@ def test_spans_of_confirmation_stay_within_what_is_asked_and_possible(
     assert [timing.confirm_s for timing in rules] == spans
 
 
+def test_averages_that_outlast_a_sound_have_a_negative_rise_off() -> None:
+    truth = [_planted(10.13 + 14.1 * k, 15.13 + 14.1 * k) for k in range(6)]
+    stream = _ideal(truth, [0.99] * 6, rise_s=0.1, duration_s=120.0)
+    plain, slow = (grouping_rule(WINDOW_S, HOP_S, 0.5, constant_s) for constant_s in (0.0, 1.0))
+    before = measure_rises(0, "Bark", [stream], IDENTITY, 0.4, plain).off
+    after = measure_rises(0, "Bark", [stream], IDENTITY, 0.4, slow).off
+    assert before is not None
+    assert after is not None
+    assert before.median_s > 0 > after.median_s
+    assert after.n_measured == 6
+
+
 bursts = st.lists(st.floats(0.05, 0.995), max_size=12)
 
 

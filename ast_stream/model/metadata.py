@@ -31,7 +31,8 @@ class Rise(NamedTuple):
     """How many seconds of a sound a window must hold for its score to reach the threshold.
 
     Attributes:
-        on_s, off_s: for the onset threshold and for the lower one that ends an event.
+        on_s, off_s: for the onset threshold and for the lower one that ends an event; the latter
+            is negative where averages outlast the last window that holds the sound.
         assumed: at least one of them was not measured for this class and window.
         on_spread_s: how much more or less than `on_s`; a quarter of it where nothing was measured.
     """
@@ -109,7 +110,7 @@ class Metadata(_Part):
     default_onset_threshold: Score = 0.5
     onset_thresholds: dict[str, Score] = Field(default_factory=dict)
     rise_on_s: dict[str, Seconds] = Field(default_factory=dict)
-    rise_off_s: dict[str, Seconds] = Field(default_factory=dict)
+    rise_off_s: dict[str, FitSeconds] = Field(default_factory=dict)
     rise_on_spread_s: dict[str, Seconds] = Field(default_factory=dict)
     rise_off_spread_s: dict[str, Seconds] = Field(default_factory=dict)
     onset_fits: dict[str, StoredOnsetFit] = Field(default_factory=dict)

@@ -13,6 +13,7 @@ the window has long been full (or falls while the sound still lasts).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -84,8 +85,8 @@ def measure_rises(
         rises_off += off_s
     window_s = rule.geometry.window / SAMPLE_RATE
     return Rises(
-        _summary([one.rise_s for one in crossings], window_s),
-        _summary(rises_off, window_s),
+        _summary([one.rise_s for one in crossings], 0.0, window_s),
+        _summary(rises_off, -math.inf, window_s),
         crossings,
     )
 
@@ -119,7 +120,8 @@ def _of_stream(
             crossings.append(Crossing(on_s, float(before), float(at)))
         if last.low is not None:
             off_s = window_s + half_hop_s - (float(stream.times_s[last.low]) - sound.offset_s)
-            rises_off += [off_s] if -half_hop_s < off_s <= window_s + half_hop_s else []
+            # averages outlast the last window that holds the sound
+            rises_off += [off_s] if -window_s / 2 < off_s <= window_s + half_hop_s else []
     return crossings, rises_off
 
 
@@ -128,8 +130,8 @@ def clearly_above(threshold: float) -> float:
     return 1 / (1 + (1 - threshold) / threshold * float(np.exp(-CLEARLY_ABOVE)))
 
 
-def _summary(rises: Iterable[float], window_s: float) -> RiseTime | None:
-    measured = np.clip(np.array(list(rises)), 0.0, LONGEST_RISE_SHARE * window_s)
+def _summary(rises: Iterable[float], least_s: float, window_s: float) -> RiseTime | None:
+    measured = np.clip(np.array(list(rises)), least_s, LONGEST_RISE_SHARE * window_s)
     if len(measured) < FEWEST_MEASURED:
         return None
     low, middle, high = np.percentile(measured, (25, 50, 75))

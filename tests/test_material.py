@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -148,9 +149,24 @@ def test_a_long_sound_is_an_example_soon_after_it_enters() -> None:
     assert max(held) == pytest.approx(N_SAMPLES / SAMPLE_RATE, abs=0.01)
 
 
+def test_windows_at_the_edge_of_a_sound_tell_what_it_is_not() -> None:
+    take = _burst_take(1.0, 7.0)
+    mixing = dataclasses.replace(CLEAN, edge_share=1.0, room_share=0.0)
+    maker = WindowMaker(Material(("Rain", "Waves, surf"), (take,), ()), N_SAMPLES, mixing)
+    windows = [maker.draw(np.random.default_rng(seed)) for seed in range(200)]
+    held_s = [np.count_nonzero(window.waveform) / SAMPLE_RATE for window in windows]
+    assert max(held_s) < 0.25 * N_SAMPLES / SAMPLE_RATE
+    for window in windows:
+        assert window.weight[1] == 1.0
+        assert window.target[1] == 0.0
+    assert sum(not window.weight[0] for window in windows) > 100  # neither Rain nor without it
+    entering = [bool(window.waveform[-1]) for window in windows]
+    assert 60 < sum(entering) < 140
+
+
 def test_the_fainter_of_two_sounds_fades_out_of_the_label() -> None:
     takes = [Take(_burst_take(0.0, 8.0).waveform, (index,), False) for index in (0, 1)]
-    mixing = Mixing(background_only_share=0.0, second_sound_share=1.0)
+    mixing = Mixing(background_only_share=0.0, second_sound_share=1.0, edge_share=0.0)
     maker = WindowMaker(Material(("A", "B"), tuple(takes), ()), N_SAMPLES, mixing)
     targets = np.stack([maker.draw(np.random.default_rng(seed)).target for seed in range(100)])
     assert (targets.max(axis=1) == 1.0).mean() > 0.9

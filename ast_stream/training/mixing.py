@@ -42,6 +42,7 @@ class Mixing:
     floor_dbfs: tuple[float, float] = (-100.0, -55.0)
     floor_share: float = 0.7
     silence_share: float = 0.04  # of background windows are digital silence
+    edge_share: float = 0.25  # of sounds have only just begun, or are almost over
     partial_share: float = 0.15  # of windows were scored before a whole window had come
     min_context_s: float = 1.0
     # classes that take longer to recognise than ENOUGH_S: one tick is no clock
@@ -173,10 +174,7 @@ class WindowMaker:
             1.0 if take.is_generated else float(np.exp(rng.uniform(*np.log(self._mixing.speed))))
         )
         n_wanted = round(n_samples * speed)
-        begin, end = take.active_span
-        margin = n_wanted // 4  # at least this much of the window lies within the sound's span
-        low, high = begin - n_wanted + margin, end - margin
-        start = int(rng.integers(low, high)) if low < high else (begin + end - n_wanted) // 2
+        start = self._start(rng, *take.active_span, n_wanted)
         presence = self._presence(take, start, n_wanted)
         cut = _cut(take.waveform, start, n_wanted)
         if speed != 1.0:
@@ -185,6 +183,16 @@ class WindowMaker:
         if not take.is_generated and rng.random() < self._mixing.room_share:
             cut = in_a_room(rng, cut.astype(np.float64))[:n_samples].astype(np.float32)
         return cut, take, presence
+
+    def _start(self, rng: Random, begin: int, end: int, n_samples: int) -> int:
+        """Return where a window begins that catches some of the sound in [begin, end)."""
+        margin = n_samples // 4  # at least this much of most windows lies within the sound
+        if rng.random() < self._mixing.edge_share:
+            # too little to tell the sound by, enough to take it for another: a stream is full of it
+            caught = int(rng.integers(1, margin))
+            return begin + caught - n_samples if rng.random() < 0.5 else end - caught
+        low, high = begin - n_samples + margin, end - margin
+        return int(rng.integers(low, high)) if low < high else (begin + end - n_samples) // 2
 
     def _presence(self, take: Take, start: int, n_samples: int) -> float:
         """Return 1.0 for an example, 0.0 for a window without the sound, NaN in between."""

@@ -361,6 +361,15 @@ def test_a_rise_time_never_exceeds_three_quarters_of_the_window() -> None:
     assert on.median_s == pytest.approx(0.75 * WINDOW_S)
 
 
+def test_a_threshold_with_no_room_above_it_still_has_rise_times() -> None:
+    stream = _ideal(_barks(8), [0.95] * 8)
+    on, off, _ = measure_rises(0, "Bark", [stream], IDENTITY, 0.94, RULE)
+    assert clearly_above(0.94) > 0.95
+    assert on is not None
+    assert off is not None
+    assert on.n_measured == off.n_measured == 8
+
+
 def test_clearly_above_is_one_logit_above() -> None:
     assert _logit(clearly_above(0.6)) == pytest.approx(_logit(0.6) + 1.0)
 

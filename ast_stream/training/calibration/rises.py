@@ -7,8 +7,9 @@ With t_up the first window of the event and t_down the first one below the offse
 hold for sounds whose score is driven by how much of them the window holds. A steady sound over
 noise may hover below the threshold for seconds and then cross it by luck: its crossing says nothing
 about the window's filling, and would drag the median to the window's length. Such sounds are told
-by two signs and left out: their score never rises clearly above the threshold, or it crosses when
-the window has long been full (or falls while the sound still lasts).
+by two signs and left out: their score never rises clearly above the threshold (where that leaves
+sounds to measure), or it crosses when the window has long been full (or falls while the sound still
+lasts).
 """
 
 from __future__ import annotations
@@ -76,13 +77,19 @@ def measure_rises(
     threshold: float,
     rule: GroupingRule,
 ) -> Rises:
-    """Return r_on and r_off of class `index` at `threshold`."""
-    crossings: list[Crossing] = []
-    rises_off: list[float] = []
-    for stream in streams:
-        on, off_s = _of_stream(index, label, stream, score_map, threshold, rule)
-        crossings += on
-        rises_off += off_s
+    """Return r_on and r_off of class `index` at `threshold`.
+
+    Where the threshold leaves no room for scores clearly above it, all sounds found count.
+    """
+    for clear in (clearly_above(threshold), threshold):
+        crossings: list[Crossing] = []
+        rises_off: list[float] = []
+        for stream in streams:
+            on, off_s = _of_stream(index, label, stream, score_map, threshold, rule, clear)
+            crossings += on
+            rises_off += off_s
+        if len(crossings) >= FEWEST_MEASURED:
+            break
     window_s = rule.geometry.window / SAMPLE_RATE
     return Rises(
         _summary([one.rise_s for one in crossings], 0.0, window_s),
@@ -98,7 +105,9 @@ def _of_stream(
     score_map: ScoreMap,
     threshold: float,
     rule: GroupingRule,
+    clear: float,
 ) -> tuple[list[Crossing], list[float]]:
+    """Return what the sounds show whose score reaches `clear`."""
     scores = decided_scores(stream, index, score_map, rule)
     spans = group_events(scores, stream.ends, threshold, rule)
     sounds = with_label(stream.truth, label)
@@ -106,7 +115,6 @@ def _of_stream(
         return [], []
     touching = touched(spans, stream, rule, [(one.onset_s, one.offset_s) for one in sounds])
     window_s, half_hop_s = rule.geometry.window / SAMPLE_RATE, rule.geometry.hop / SAMPLE_RATE / 2
-    clear = clearly_above(threshold)
     crossings, rises_off = [], []
     for number, sound in enumerate(sounds):
         own = np.flatnonzero(touching[:, number])

@@ -85,19 +85,20 @@ def class_table(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
     """Return headings and a row for each class."""
     headings = ["class", "clips", "AP", "found", "recall", "false/h", "at 0.5/h", "onset s"]
     headings += ["offset s", "detect s", "quiet/h"]
-    by_label = {} if evaluation.streams is None else evaluation.streams.report.by_label
+    streams = None if evaluation.streams is None else evaluation.streams.report
+    by_label = {} if streams is None else streams.by_label
     clips = None if evaluation.clips is None else evaluation.clips.pooled
     rows = []
     for label in evaluation.labels:
         row = [label, "", "", "", "", "", "", "", "", "", ""]
         if clips is not None and label in clips.recall:
             row[1:3] = [f"{clips.recall[label]:.0%}", f"{clips.average_precision[label]:.2f}"]
+        if streams is not None:
+            row[5] = f"{streams.false_alarms_by_label[label].per_h:.1f}"
         if label in by_label:
             one = by_label[label]
-            row[3:10] = [
-                f"{one.n_found}/{one.n_sounds}",
-                f"{one.recall.value:.0%}",
-                f"{one.false_alarms.per_h:.1f}",
+            row[3:5] = [f"{one.n_found}/{one.n_sounds}", f"{one.recall.value:.0%}"]
+            row[6:10] = [
                 f"{one.recall_within['0.5']:.0%}",
                 number(one.timing.onset.median_absolute_s),
                 number(one.timing.offset.median_absolute_s),

@@ -109,6 +109,10 @@ def test_a_class_without_sounds_has_no_figures_but_its_false_alarms_count() -> N
     report = measure_streams([scored], LABELS).report
     assert set(report.by_label) == {"Bark"}
     assert report.false_alarms.count == 1
+    assert {label: one.count for label, one in report.false_alarms_by_label.items()} == {
+        "Bark": 0,
+        "Siren": 1,
+    }
 
 
 def test_laid_takes_are_where_the_truth_says_at_the_level_it_says() -> None:

@@ -77,6 +77,7 @@ class StreamReport:
         n_sounds, n_found, recall, false_alarms, timing: of all classes together.
         mean_recall, mean_f1, mean_recall_within: means over the classes that have sounds.
         false_alarms_per_class: the rate of a class in the mean, and its bound.
+        false_alarms_by_label: of each class, also those that no sound was of.
         psds: by name; from events, with their highest scores as confidence, and from scores at
             all thresholds. Intervals over the strips.
     """
@@ -89,6 +90,7 @@ class StreamReport:
     mean_recall: float
     false_alarms: FalseAlarms
     false_alarms_per_class: FalseAlarms
+    false_alarms_by_label: dict[str, FalseAlarms]
     mean_f1: dict[str, Interval]
     mean_recall_within: dict[str, float]
     psds: dict[str, Interval]
@@ -144,6 +146,7 @@ def measure_streams(
         mean_recall=_mean([one.recall.value for one in by_label.values()]),
         false_alarms=false,
         false_alarms_per_class=rate(false.count, hours * len(labels)),
+        false_alarms_by_label={label: false_alarms(matched[label], hours) for label in labels},
         mean_f1={kind: mean_f1(list(counts[kind].values()), seed) for kind in F1_KINDS},
         mean_recall_within={
             name: _mean([one.recall_within[name] for one in by_label.values()])

@@ -164,6 +164,20 @@ def test_windows_at_the_edge_of_a_sound_tell_what_it_is_not() -> None:
     assert 60 < sum(entering) < 140
 
 
+def test_generated_sounds_lie_below_backgrounds_that_would_drown_recordings() -> None:
+    mixing = dataclasses.replace(
+        CLEAN, background_share=1.0, snr_db=(60.0, 60.0), generated_snr_db=(-6.0, -6.0)
+    )
+    background = _burst_take(0.0, 8.0).waveform
+    power = []
+    for is_generated in (False, True):
+        take = dataclasses.replace(_burst_take(1.0, 7.0), is_generated=is_generated)
+        maker = WindowMaker(Material(("Siren",), (take,), (background,)), N_SAMPLES, mixing)
+        windows = [maker.draw(np.random.default_rng(seed)) for seed in range(40)]
+        power.append(np.mean([np.square(window.waveform).mean() for window in windows]))
+    assert power[1] > 3 * power[0]
+
+
 def test_the_fainter_of_two_sounds_fades_out_of_the_label() -> None:
     takes = [Take(_burst_take(0.0, 8.0).waveform, (index,), False) for index in (0, 1)]
     mixing = Mixing(background_only_share=0.0, second_sound_share=1.0, edge_share=0.0)

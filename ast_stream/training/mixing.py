@@ -39,6 +39,7 @@ class Mixing:
     common_level_dbfs: tuple[float, float] = (-32.0, -14.0)  # of half of the sounds
     background_dbfs: tuple[float, float] = (-75.0, -10.0)
     snr_db: tuple[float, float] = (-3.0, 35.0)
+    generated_snr_db: tuple[float, float] = (-9.0, 30.0)  # alarms carry through what drowns rain
     floor_dbfs: tuple[float, float] = (-100.0, -55.0)
     floor_share: float = 0.7
     silence_share: float = 0.04  # of background windows are digital silence
@@ -133,7 +134,7 @@ class WindowMaker:
             *(self._mixing.common_level_dbfs if is_common else self._mixing.level_dbfs)
         )
         mix = np.zeros(n_samples, np.float32)
-        shares = [1.0]
+        shares, all_generated = [1.0], True
         if rng.random() < self._mixing.second_sound_share:
             first = rng.beta(1.0, 1.0)
             shares = [max(first, 1 - first), min(first, 1 - first)]
@@ -143,8 +144,10 @@ class WindowMaker:
             _label(target, weight, take.classes, presence, min(1.0, 2 * share))
             gain = 10 ** (level_dbfs / 20) / max(take.rms, 1e-5)
             mix += share / shares[0] * gain * sound
+            all_generated = all_generated and take.is_generated
         if rng.random() < self._mixing.background_share:
-            noise_dbfs = level_dbfs - rng.uniform(*self._mixing.snr_db)
+            snr_db = self._mixing.generated_snr_db if all_generated else self._mixing.snr_db
+            noise_dbfs = level_dbfs - rng.uniform(*snr_db)
             mix += self._background(rng, n_samples, noise_dbfs)
         return mix
 

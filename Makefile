@@ -14,8 +14,8 @@ PYTEST_FLAGS ?=
 DATA ?=
 TRAIN_FLAGS ?=
 MODEL ?= runs/bundled
-# of the four stages
-STEPS ?= 2600 1200 2000 2000
+# of the five stages
+STEPS ?= 2600 1200 2000 2000 2800
 # of audio without events, for the checkpoint itself and for those of the folds
 NEGATIVE_HOURS ?= 12
 FOLD_NEGATIVE_HOURS ?= 4
@@ -66,7 +66,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python tests/benchmarks/bench_latency.py
 	$(BIN)/python tests/benchmarks/bench_scan.py
 
-# four stages for all clips and for each fold held out; thresholds of each model come from folds that
+# five stages for all clips and for each fold held out; thresholds of each model come from folds that
 # the others held out. Every step goes on where it was stopped.
 model: $(VENV)/.installed-dev
 	@if [ -z "$(DATA)" ]; then
@@ -81,16 +81,19 @@ model: $(VENV)/.installed-dev
 	    $(BIN)/ast-stream train "$${clips[@]}" --preset small --negative-hours 0 --device cpu \
 	        --licence CC-BY-4.0 "$$@" $(TRAIN_FLAGS)
 	}
+	rates=(8e-4 4e-4 6e-4 6e-4 6e-4)
+	seeds=(0 1 2 4 5)
+	backgrounds=(1000 1000 4000 4000 4000)
 	for part in all 1 2 3 4; do
 	    held_out=()
 	    if [ $$part != all ]; then held_out=(--test-fold $$part); fi
-	    train --out $(MODEL)/$$part/1 --steps $${steps[0]} "$${held_out[@]}"
-	    train --out $(MODEL)/$$part/2 --start $(MODEL)/$$part/1/checkpoint --steps $${steps[1]} \
-	        --learning-rate 4e-4 --seed 1 "$${held_out[@]}"
-	    train --out $(MODEL)/$$part/3 --start $(MODEL)/$$part/2/checkpoint --steps $${steps[2]} \
-	        --learning-rate 6e-4 --seed 2 --generated-backgrounds 4000 "$${held_out[@]}"
-	    train --out $(MODEL)/$$part/4 --start $(MODEL)/$$part/3/checkpoint --steps $${steps[3]} \
-	        --learning-rate 6e-4 --seed 4 --generated-backgrounds 4000 "$${held_out[@]}"
+	    start=()
+	    for stage in {1..5}; do
+	        train --out $(MODEL)/$$part/$$stage "$${start[@]}" --steps $${steps[stage - 1]} \
+	            --learning-rate $${rates[stage - 1]} --seed $${seeds[stage - 1]} \
+	            --generated-backgrounds $${backgrounds[stage - 1]} "$${held_out[@]}"
+	        start=(--start $(MODEL)/$$part/$$stage/checkpoint)
+	    done
 	done
 	for part in 1 2 3 4 all; do
 	    others=()
@@ -98,16 +101,16 @@ model: $(VENV)/.installed-dev
 	    if [ $$part = all ]; then hours=$(NEGATIVE_HOURS); fi
 	    for fold in 1 2 3 4; do
 	        if [ $$fold != $$part ]; then
-	            others+=(--fold-checkpoint $(MODEL)/$$fold/4/checkpoint)
+	            others+=(--fold-checkpoint $(MODEL)/$$fold/5/checkpoint)
 	        fi
 	    done
-	    $(BIN)/ast-stream calibrate $(MODEL)/$$part/4/checkpoint --data "$${clips[@]}" \
+	    $(BIN)/ast-stream calibrate $(MODEL)/$$part/5/checkpoint --data "$${clips[@]}" \
 	        "$${others[@]}" $(BUDGET) --negative-hours $$hours --in-place
 	done
 	models=()
-	for fold in 1 2 3 4; do models+=(--model $(MODEL)/$$fold/4/checkpoint); done
+	for fold in 1 2 3 4; do models+=(--model $(MODEL)/$$fold/5/checkpoint); done
 	$(BIN)/ast-stream evaluate "$${clips[@]}" --cross-validate "$${models[@]}" --report $(MODEL)/report
-	echo "$(MODEL)/all/4/checkpoint: the checkpoint; $(MODEL)/report: what it is worth"
+	echo "$(MODEL)/all/5/checkpoint: the checkpoint; $(MODEL)/report: what it is worth"
 
 clean:
 	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -202,6 +202,8 @@ def _drop_output() -> None:
 
 
 def _reader_is_gone() -> bool:
+    if os.fstat(sys.stdout.fileno()).st_rdev == os.stat(os.devnull).st_rdev:
+        return True  # rich saw it first, and let the rest of its output go nowhere
     poller = select.poll()
     poller.register(sys.stdout.fileno(), select.POLLOUT)
     return any(flags & select.POLLERR for _, flags in poller.poll(0))

@@ -186,11 +186,12 @@ def test_command_may_choose_its_exit_code(
     assert run_command_line(["devices", "7"]) == 7
 
 
-def test_reader_that_closes_the_pipe_is_no_error() -> None:
+@pytest.mark.parametrize("args", [["schema"], ["model", "info", "bundled"]])
+def test_reader_that_closes_the_pipe_is_no_error(args: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     process = subprocess.run(
-        [sys.executable, "-m", "services.cli", "schema"],
+        [sys.executable, "-m", "services.cli", *args],
         stdout=writer,
         stderr=subprocess.PIPE,
         timeout=LIMIT_S,

@@ -66,7 +66,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python tests/benchmarks/bench_latency.py
 	$(BIN)/python tests/benchmarks/bench_scan.py
 
-# five stages for all clips and for each fold held out; thresholds of each model come from folds that
+# five stages, and the mean of the last two, for all clips and for each fold held out; thresholds of each model come from folds that
 # the others held out. Every step goes on where it was stopped.
 model: $(VENV)/.installed-dev
 	@if [ -z "$(DATA)" ]; then
@@ -94,6 +94,12 @@ model: $(VENV)/.installed-dev
 	            --generated-backgrounds $${backgrounds[stage - 1]} "$${held_out[@]}"
 	        start=(--start $(MODEL)/$$part/$$stage/checkpoint)
 	    done
+	    mean=$(MODEL)/$$part/checkpoint
+	    if [ ! -d $$mean ]; then
+	        rm -rf $$mean.unfinished
+	        $(BIN)/ast-stream model average $(MODEL)/$$part/{4,5}/checkpoint -o $$mean.unfinished
+	        mv $$mean.unfinished $$mean
+	    fi
 	done
 	for part in 1 2 3 4 all; do
 	    others=()
@@ -101,16 +107,16 @@ model: $(VENV)/.installed-dev
 	    if [ $$part = all ]; then hours=$(NEGATIVE_HOURS); fi
 	    for fold in 1 2 3 4; do
 	        if [ $$fold != $$part ]; then
-	            others+=(--fold-checkpoint $(MODEL)/$$fold/5/checkpoint)
+	            others+=(--fold-checkpoint $(MODEL)/$$fold/checkpoint)
 	        fi
 	    done
-	    $(BIN)/ast-stream calibrate $(MODEL)/$$part/5/checkpoint --data "$${clips[@]}" \
+	    $(BIN)/ast-stream calibrate $(MODEL)/$$part/checkpoint --data "$${clips[@]}" \
 	        "$${others[@]}" $(BUDGET) --negative-hours $$hours --in-place
 	done
 	models=()
-	for fold in 1 2 3 4; do models+=(--model $(MODEL)/$$fold/5/checkpoint); done
+	for fold in 1 2 3 4; do models+=(--model $(MODEL)/$$fold/checkpoint); done
 	$(BIN)/ast-stream evaluate "$${clips[@]}" --cross-validate "$${models[@]}" --report $(MODEL)/report
-	echo "$(MODEL)/all/5/checkpoint: the checkpoint; $(MODEL)/report: what it is worth"
+	echo "$(MODEL)/all/checkpoint: the checkpoint; $(MODEL)/report: what it is worth"
 
 clean:
 	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,4 +1,4 @@
-"""`ast-stream model`: list, inspect, fetch and convert checkpoints."""
+"""`ast-stream model`: list, inspect, fetch, convert and average checkpoints."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.table import Table
 
 from ast_stream.errors import CheckpointError, UsageError
 from ast_stream.model import hub
+from ast_stream.model.averaging import average_checkpoints
 from ast_stream.model.checkpoint import (
     BUNDLED,
     Checkpoint,
@@ -133,7 +134,36 @@ def convert(
         **checkpoint.metadata.provenance,
         "converted_from": {"origin": checkpoint.origin, "hash": checkpoint.hash},
     }
-    metadata = checkpoint.metadata.model_copy(update={"golden": None, "provenance": provenance})
+    metadata = checkpoint.metadata.model_copy(update={"provenance": provenance})
+    _write(directory, replace(checkpoint, metadata=metadata), precision)
+
+
+@app.command()
+def average(
+    references: Annotated[
+        list[str], typer.Argument(help="Checkpoints of the same model, two or more.")
+    ],
+    directory: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    precision: Annotated[
+        StoredPrecision, typer.Option(help="How weights are stored; fp16 halves the size.")
+    ] = "fp16",
+) -> None:
+    """Write the mean of the weights of checkpoints that were trained on from one another.
+
+    It has no thresholds: `calibrate` measures them.
+
+    Example: ast-stream model average runs/4/checkpoint runs/5/checkpoint -o runs/mean
+    """
+    if len(references) < 2:
+        raise UsageError(f"average: expected two checkpoints or more, got {len(references)}")
+    _refuse_to_overwrite(directory)
+    checkpoints = [load_checkpoint(reference) for reference in references]
+    _write(directory, average_checkpoints(checkpoints, str(directory)), precision)
+
+
+def _write(directory: Path, checkpoint: Checkpoint, precision: StoredPrecision) -> None:
+    """Write the checkpoint with scores for its self-check, of the weights as they are stored."""
+    metadata = checkpoint.metadata.model_copy(update={"golden": None})
     _say(f"writing {_summary(checkpoint)} in {precision}")
     save_checkpoint(directory, replace(checkpoint, metadata=metadata), precision)
     written = load_checkpoint(str(directory))

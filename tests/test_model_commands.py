@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 from ast_stream.errors import CheckpointError, UsageError
 from ast_stream.model import key_schemas
 from ast_stream.model.ast import AudioSpectrogramTransformer
+from ast_stream.model.averaging import average_checkpoints
 from ast_stream.model.checkpoint import load_checkpoint
 from ast_stream.model.metadata import StoredOnsetFit
 from ast_stream.model.tagger import Tagger
@@ -147,6 +148,34 @@ def test_convert_never_overwrites(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="expected a new or empty folder"):
             _model("convert", str(saved), str(target))
     assert (saved / "model.safetensors").read_bytes() == before
+
+
+def test_average_writes_the_mean_of_the_weights_without_thresholds(tmp_path: Path) -> None:
+    folders = [
+        save_tiny(tmp_path / name, seed, onset_thresholds={"Bark": 0.3})
+        for seed, name in enumerate(("one", "two"))
+    ]
+    first, second = (load_checkpoint(str(folder)) for folder in folders)
+    _model("average", *map(str, folders), "-o", str(tmp_path / "mean"), "--precision", "fp32")
+    mean = load_checkpoint(str(tmp_path / "mean"))
+    for name, tensor in mean.state_dict.items():
+        torch.testing.assert_close(tensor, (first.state_dict[name] + second.state_dict[name]) / 2)
+    assert not mean.metadata.named_labels()
+    assert mean.metadata.provenance["averaged_from"] == [first.hash, second.hash]
+    assert self_check(Tagger(mean, "cpu", "fp32", "math")).against == "golden"
+
+
+def test_a_mean_has_heard_what_any_of_its_parts_has() -> None:
+    parts = [tiny_checkpoint(provenance={"test_folds": folds}) for folds in (["1", "2"], ["2"])]
+    assert average_checkpoints(parts, "mean").metadata.provenance["test_folds"] == ["2"]
+
+
+def test_average_refuses_checkpoints_of_different_models(tmp_path: Path) -> None:
+    saved = save_tiny(tmp_path / "tiny")
+    with pytest.raises(CheckpointError, match="bundled: dims: expected that of"):
+        _model("average", str(saved), "bundled", "-o", str(tmp_path / "mean"))
+    with pytest.raises(UsageError, match="expected two checkpoints or more, got 1"):
+        _model("average", str(saved), "-o", str(tmp_path / "mean"))
 
 
 def test_fetch_brings_a_checkpoint_and_checks_it(

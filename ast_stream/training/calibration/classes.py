@@ -29,7 +29,7 @@ CONFIRM_S = (0.5, DEFAULT_CONFIRM_S, 2.0, 3.0, 4.0)
 LONGEST_CONFIRM_S = CONFIRM_S[-1]
 SMOOTHING_S = (0.0, 0.25, 0.5, 1.0)
 LONGEST_SMOOTHING_S = SMOOTHING_S[-1]
-WORTH_OF_A_SECOND = 0.1  # a sound that is known a second later counts so much less
+WORTH_OF_A_SECOND = 0.2  # a sound that is known a second later counts so much less
 ENOUGH_SOUNDS = 20  # fewer cannot tell whether it finds more
 RECALL_FLOOR = 0.5  # a class that finds fewer of its sounds is not worth its alarms, and is said
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ast_stream.errors import CheckpointError
+from ast_stream.errors import AstStreamError, CheckpointError
 from ast_stream.model.ast import AstDims, AudioSpectrogramTransformer
 from ast_stream.model.fbank import Normalization
 from ast_stream.training.augment import SpectrogramAugmentation
@@ -72,6 +73,17 @@ def test_a_finished_training_is_not_trained_again(maker: WindowMaker, tmp_path: 
     again = _trainer(maker, tmp_path)
     assert list(again.run()) == []
     assert again.step == TINY.steps
+
+
+def test_a_training_that_diverges_ends_and_keeps_the_last_good_state(
+    maker: WindowMaker, tmp_path: Path
+) -> None:
+    steep = replace(TINY, steps=50, learning_rate=1e30, gradient_clip=0.0)
+    with pytest.raises(
+        AstStreamError, match=r"expected a finite loss, got (nan|inf): the training"
+    ):
+        list(_trainer(maker, tmp_path, steep).run())
+    assert all(math.isfinite(report["loss"]) for report in read_metrics(tmp_path))
 
 
 def test_a_state_of_another_recipe_is_refused(maker: WindowMaker, tmp_path: Path) -> None:

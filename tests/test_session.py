@@ -12,7 +12,7 @@ import soundfile
 import torch
 from tiny_model import TINY_LABELS, save_tiny
 
-from ast_stream.errors import UsageError
+from ast_stream.errors import CheckpointError, UsageError
 from ast_stream.model.checkpoint import load_checkpoint
 from ast_stream.model.grid import change_stride
 from ast_stream.model.tagger import Tagger
@@ -190,12 +190,63 @@ def test_a_share_of_each_class_is_held_out_and_listed(plan: Plan, tmp_path: Path
     }
 
 
-def test_other_clips_are_another_identity(plan: Plan) -> None:
+def test_stretches_that_touch_are_held_out_together(plan: Plan, tmp_path: Path) -> None:
+    hiss = 0.1 * np.random.default_rng(0).standard_normal(80 * SAMPLE_RATE)
+    soundfile.write(tmp_path / "day.wav", hiss, SAMPLE_RATE)
+    rows = [("Hiss", 10.0 * at, 10.0 * at + 4) for at in range(8)]
+    rows += [("Whistle", 10.0 * at + 2, 10.0 * at + 3) for at in range(8)]  # cut each in three
+    with (tmp_path / "day.csv").open("w", newline="") as table:
+        writer = csv.writer(table)
+        writer.writerow(["file", "label", "onset", "offset"])
+        writer.writerows(["day.wav", *row] for row in rows)
+    plan = replace(
+        plan, data=tmp_path / "day.csv", test_folds=(), held_out_share=0.25, n_generated=0
+    )
+    held = prepare(plan, None).held_out_clips
+    spans = sorted(clip.span for clip in held if clip.span)
+    assert len(spans) == 2 * 3
+    for first, second, third in (spans[:3], spans[3:]):
+        assert first.onset_s + 4 == third.offset_s
+        assert (first.offset_s, second.offset_s) == (second.onset_s, third.onset_s)
+
+
+def test_other_clips_are_another_identity(plan: Plan, tmp_path: Path) -> None:
     plan = replace(plan, n_generated=0, n_backgrounds=1)
     fewer = replace(plan, columns=Columns(where={"fold": ["0", "1"], "label": ["Hiss"]}))
     facts = [prepare(one, None).facts for one in (plan, plan, fewer)]
     assert facts[0] == facts[1]
     assert facts[0]["content"] != facts[2]["content"]
+    soundfile.write(tmp_path / "Hiss-0.wav", np.full(SAMPLE_RATE, 0.1), SAMPLE_RATE)
+    assert prepare(plan, None).facts["content"] != facts[0]["content"]  # recorded anew
+
+
+def test_the_list_of_clips_of_another_training_is_left_alone(plan: Plan, tmp_path: Path) -> None:
+    train(plan, tmp_path / "run", on_report=lambda report: None)
+    listed = (tmp_path / "run" / "clips.csv").read_text()
+    other = replace(plan, test_folds=("0",))
+    with pytest.raises(CheckpointError, match="expected the same training as was begun there"):
+        train(other, tmp_path / "run", on_report=lambda report: None)
+    assert (tmp_path / "run" / "clips.csv").read_text() == listed
+
+
+def test_a_training_never_writes_over_the_table_of_its_data(plan: Plan, tmp_path: Path) -> None:
+    table = (tmp_path / "labels.csv").rename(tmp_path / "clips.csv")
+    before = table.read_text()
+    with pytest.raises(UsageError, match=r"whose clips\.csv it would write over"):
+        train(replace(plan, data=table), tmp_path, on_report=lambda report: None)
+    assert table.read_text() == before
+
+
+def test_a_finished_training_says_so(plan: Plan, tmp_path: Path) -> None:
+    phases: list[str] = []
+    for _ in range(2):
+        train(plan, tmp_path / "run", on_report=lambda report: None, on_phase=phases.append)
+    assert phases.count(f"{tmp_path / 'run'}: trained to its last step before") == 1
+
+
+def test_windows_shorter_than_any_context_can_be_trained_on(plan: Plan, tmp_path: Path) -> None:
+    trained = train(replace(plan, window_s=0.5), tmp_path / "run", on_report=lambda report: None)
+    assert trained.window_s == 0.5
 
 
 def test_own_backgrounds_are_trained_on_but_the_last_of_them(plan: Plan, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ast_stream.errors import AstStreamError
 from ast_stream.model.ast import AstDims, AudioSpectrogramTransformer
 from ast_stream.model.fbank import Fbank, Normalization, pad_frames
 from ast_stream.training.augment import Augment, pad_after
@@ -151,7 +153,8 @@ class Trainer(Generic[LearnerT]):
                 before its last step.
 
         Raises:
-            AstStreamError: state or metrics cannot be written.
+            AstStreamError: state or metrics cannot be written, or the training has diverged; the
+                state is the last one saved.
         """
         recipe = self._recipe
         while self.step < recipe.steps:
@@ -159,12 +162,23 @@ class Trainer(Generic[LearnerT]):
                 self._save()
                 return
             self._losses.append(self._train_step())
+            self._refuse_divergence()
             self.step += 1
             is_last = self.step == recipe.steps
             if self.step % recipe.report_every == 0 or is_last:
                 yield self._report(evaluate, is_last)
             if self.step % recipe.save_every == 0 or is_last:
                 self._save()
+
+    def _refuse_divergence(self) -> None:
+        # half precision overflows now and then: its scale shrinks until it does not
+        if math.isfinite(self._losses[-1]) or self._scaler.get_scale() > 1:
+            return
+        raise AstStreamError(
+            f"step {self.step + 1}: expected a finite loss, got {self._losses[-1]}: the training "
+            f"has diverged; begin again in another folder with a learning rate below "
+            f"{self._recipe.learning_rate:g}"
+        )
 
     def _report(self, evaluate: Evaluate | None, is_last: bool) -> Metrics:
         rate = self._recipe.rate(self.step)

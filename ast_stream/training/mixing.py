@@ -108,7 +108,8 @@ class WindowMaker:
         """Return one window."""
         n_real = self._n_samples
         if rng.random() < self._mixing.partial_share:
-            n_real = int(rng.integers(seconds_to_samples(self._mixing.min_context_s), n_real + 1))
+            least = min(seconds_to_samples(self._mixing.min_context_s), n_real)
+            n_real = int(rng.integers(least, n_real + 1))
         n_classes = len(self._material.labels)
         target, weight = np.zeros(n_classes, np.float32), np.ones(n_classes, np.float32)
         if rng.random() < self._mixing.background_only_share:

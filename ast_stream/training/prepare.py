@@ -8,6 +8,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ HELD_OUT_SEED = 1_000_000  # generated material for thresholds differs from that
 HELD_OUT_SHARE = 0.08  # so much again is generated to choose thresholds
 HELD_OUT_BACKGROUNDS_SHARE = 0.2  # of own backgrounds, the last of them
 FEWEST_BACKGROUNDS = 20  # held out
+TOUCHING_S = 0.001  # stretches no farther apart follow each other
 FEWEST_TO_SHARE = 4  # recordings of a class: of fewer none is held out
 
 
@@ -41,7 +43,7 @@ class Prepared:
 
     Attributes:
         clips, held_out_clips: the recorded clips behind the two.
-        facts: what identifies the data: counts, and a digest of names, labels and lengths.
+        facts: what identifies the data: counts, and a digest of names, labels and sound.
     """
 
     material: Material
@@ -108,13 +110,17 @@ def _read(plan: Plan) -> tuple[list[Recording], list[Waveform]]:
     if problems:
         raise ConfigError(problems)
     for one in everything:
-        if not one.clip.labels:
+        if not one.clip.labels and one.clip.fold not in plan.test_folds:
             own += background_pieces(one.waveform)
     return [one for one in everything if one.clip.labels], own
 
 
 def _tested(plan: Plan, recordings: Sequence[Recording]) -> list[Recording]:
-    """Return the recordings that are held out: of the test folds, or a share of each class."""
+    """Return the recordings that are held out: of the test folds, or a share of each class.
+
+    Stretches that follow each other without a gap are cut from the same sound, so they stay
+    together.
+    """
     folds = {one.clip.fold for one in recordings}
     for fold in plan.test_folds:
         if fold not in folds:
@@ -122,17 +128,34 @@ def _tested(plan: Plan, recordings: Sequence[Recording]) -> list[Recording]:
             raise UsageError(f"test fold: expected one of {known}, got {fold!r}")
     if plan.test_folds:
         return [one for one in recordings if one.clip.fold in plan.test_folds]
-    by_labels: dict[tuple[str, ...], list[Recording]] = defaultdict(list)
-    for one in recordings:
-        by_labels[tuple(sorted(one.clip.labels))].append(one)
+    by_labels: dict[tuple[str, ...], list[list[Recording]]] = defaultdict(list)
+    for group in _connected(recordings):
+        by_labels[tuple(sorted({name for one in group for name in one.clip.labels}))].append(group)
     rng = np.random.default_rng((plan.recipe.seed, HELD_OUT_SEED))
     tested = []
     for _, of_class in sorted(by_labels.items()):
         order = rng.permutation(len(of_class))
         n_held = round(len(of_class) * plan.held_out_share)
         if len(of_class) >= FEWEST_TO_SHARE:
-            tested += [of_class[int(index)] for index in order[:n_held]]
+            tested += [one for index in order[:n_held] for one in of_class[int(index)]]
     return tested
+
+
+def _connected(recordings: Sequence[Recording]) -> list[list[Recording]]:
+    """Return groups of recordings: of one file, whole or in stretches that touch."""
+    groups: list[list[Recording]] = []
+    last_of: dict[Path, list[Recording]] = {}
+    until_s: dict[Path, float] = {}
+    for one in sorted(recordings, key=lambda one: one.clip.span or (0.0, math.inf)):
+        path, (onset_s, offset_s) = one.clip.path, one.clip.span or (0.0, math.inf)
+        if path in last_of and onset_s <= until_s[path] + TOUCHING_S:
+            last_of[path].append(one)
+        else:
+            last_of[path] = [one]
+            groups.append(last_of[path])
+        until_s[path] = max(offset_s, until_s.get(path, 0.0))
+    place = {id(one): number for number, one in enumerate(recordings)}
+    return sorted(groups, key=lambda group: min(place[id(one)] for one in group))
 
 
 def _labels(plan: Plan, start: Checkpoint | None, recorded: set[str]) -> tuple[str, ...]:
@@ -167,15 +190,16 @@ def _check_classes(
 def _facts(
     training: Sequence[Recording], tested: Sequence[Recording], own: Sequence[Waveform]
 ) -> dict[str, Any]:
-    listed = [
-        [one.clip.path.name, one.clip.labels, one.clip.span, len(one.waveform)]
-        for part in (training, tested)
-        for one in part
-    ]
+    digest = hashlib.sha256()
+    for one in (*training, *tested):
+        digest.update(json.dumps([one.clip.path.name, one.clip.labels, one.clip.span]).encode())
+        digest.update(one.waveform.tobytes())
+    for piece in own:
+        digest.update(piece.tobytes())
     return {
         "clips": len(training),
         "held_out_clips": len(tested),
         "backgrounds": len(own),
         "background_samples": sum(len(piece) for piece in own),
-        "content": hashlib.sha256(json.dumps(listed).encode()).hexdigest(),
+        "content": digest.hexdigest(),
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ast_stream.errors import AstStreamError
+from ast_stream.errors import AstStreamError, UsageError
 from ast_stream.model.checkpoint import Checkpoint, save_checkpoint
 from ast_stream.model.device import resolve_device
 from ast_stream.training.begin import Session, begin
@@ -70,12 +70,12 @@ def train(
         ConfigError, UsageError, CheckpointError: before the first step, see `prepare`.
         TrainingStopped: it was asked to stop.
     """
+    _refuse_to_replace(plan.data, folder / CLIPS_FILE)
     on_phase(f"reading {plan.data}")
     session = begin(plan)
     folder.mkdir(parents=True, exist_ok=True)
-    write_clips(clips_with_folds(session), folder / CLIPS_FILE)
     device = resolve_device(plan.device)
-    run = _Run(session, device, on_report, on_begin, stoppable)
+    run = _Run(session, device, on_report, on_begin, on_phase, stoppable)
     if plan.convolutional_steps:
         on_phase("training a convolutional network, the teacher")
         network = run(*session.convolutional_network(), folder / TEACHER_FOLDER, None)
@@ -91,12 +91,23 @@ def train(
     if plan.convolutional_steps or plan.pretraining_steps:
         on_phase("training the transformer")
     average = run(model, session.recipe, folder, teacher)
+    # not before: until its state is read, the folder may be that of another training
+    write_clips(clips_with_folds(session), folder / CLIPS_FILE)
     on_phase("measuring the checkpoint, to choose its thresholds")
     checkpoint = folder / CHECKPOINT_FOLDER
     calibrated = calibrated_checkpoint(session, average, str(checkpoint))
     save_checkpoint(checkpoint, calibrated, "fp16")
     write_attributions(session.prepared.clips, checkpoint / "ATTRIBUTIONS.csv")
     return calibrated
+
+
+def _refuse_to_replace(data: Path, clips_file: Path) -> None:
+    """Refuse a folder in which the training would write its list of clips over their table."""
+    if data.is_file() and clips_file.exists() and data.samefile(clips_file):
+        raise UsageError(
+            f"{clips_file.parent}: expected another folder for the training than that of its data, "
+            f"whose {CLIPS_FILE} it would write over"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +118,7 @@ class _Run:
     device: torch.device
     on_report: Callable[[Metrics], None]
     on_begin: Callable[[int], None]
+    on_phase: Callable[[str], None]
     stoppable: Callable[[], AbstractContextManager[ShouldStop]]
 
     def __call__(
@@ -118,6 +130,8 @@ class _Run:
             model, session.maker, recipe, folder, session.normalization, session.identity(),
             teacher, self.device, session.kept_rows(),
         )  # fmt: skip
+        if trainer.step == recipe.steps:
+            self.on_phase(f"{folder}: trained to its last step before")
         self.on_begin(recipe.steps)
         with self.stoppable() as should_stop:
             # an autoencoder names no classes

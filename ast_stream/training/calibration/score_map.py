@@ -17,7 +17,7 @@ from ast_stream.model.metadata import ScoreMap
 from ast_stream.training.calibration.streams import LogitStream, with_label
 
 PRIOR = 0.1  # weight of windows with the sound: like in training, and the same for all classes
-SCALE_SPREAD, BIAS_SPREAD = 0.5, 1.0  # standard deviations of the prior around 1 and 0
+SCALE_SPREAD, BIAS_SPREAD = 0.5, 0.5  # standard deviations of the prior around 1 and 0
 LOWEST_SCALE, HIGHEST_SCALE = 0.1, 10.0
 ENOUGH_SHARE, ENOUGH_S = 0.4, 0.5  # of the sound make a window an example, as in training
 _STEPS = 100

@@ -100,6 +100,20 @@ def test_all_problems_are_told_together_with_their_lines(tmp_path: Path) -> None
     assert len(caught.value.problems) == 6
 
 
+def test_every_labelled_clip_without_sound_is_told(tmp_path: Path) -> None:
+    for name in ("1.wav", "2.wav"):
+        _write(tmp_path / "Bark" / name)
+    soundfile.write(tmp_path / "Bark" / "off.wav", np.zeros(SAMPLE_RATE), SAMPLE_RATE)
+    hiss = 1e-5 * np.random.default_rng(0).standard_normal(SAMPLE_RATE)
+    soundfile.write(tmp_path / "Bark" / "hiss.wav", hiss, SAMPLE_RATE, subtype="FLOAT")
+    with pytest.raises(ConfigError) as caught:
+        load_recordings(read_clips(tmp_path))
+    assert str(caught.value).splitlines() == [
+        f"{tmp_path / 'Bark' / 'hiss.wav'}: expected sound, got silence only",
+        f"{tmp_path / 'Bark' / 'off.wav'}: expected sound, got silence only",
+    ]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -135,6 +149,15 @@ def test_windows_of_a_short_sound_are_examples_only_where_they_hold_it() -> None
         elif window.weight[0]:
             assert held_s < 0.1
     assert n_examples > 100
+
+
+@pytest.mark.parametrize("amplitude", [0.0, 1e-5])
+def test_windows_of_silence_are_no_examples_of_a_class(amplitude: float) -> None:
+    noise = np.random.default_rng(0).standard_normal(2 * SAMPLE_RATE)
+    take = Take((amplitude * noise).astype(np.float32), (0,), is_generated=False)
+    maker = WindowMaker(Material(("Bark",), (take,), ()), N_SAMPLES, CLEAN)
+    windows = [maker.draw(np.random.default_rng(seed)) for seed in range(50)]
+    assert not any(window.weight[0] or window.target[0] for window in windows)
 
 
 def test_a_long_sound_is_an_example_soon_after_it_enters() -> None:

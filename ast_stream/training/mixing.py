@@ -202,6 +202,8 @@ class WindowMaker:
         """Return 1.0 for an example, 0.0 for a window without the sound, NaN in between."""
         active_s = take.active_s(start, start + n_samples)
         most_s = take.most_active_s(n_samples)
+        if most_s == 0:  # of silence any share would be enough
+            return float("nan")
         needed_s = [self._mixing.needed_s.get(self.labels[index]) for index in take.classes]
         longest = max((needed for needed in needed_s if needed is not None), default=None)
         enough_s = (

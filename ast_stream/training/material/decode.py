@@ -48,8 +48,8 @@ def load_recordings(
         known_labels: the only labels allowed; None: any.
 
     Raises:
-        ConfigError: every problem of every clip, and classes with fewer than two clips or without
-            any sound.
+        ConfigError: every problem of every clip, labelled silence among them, and classes with
+            fewer than two clips.
     """
     problems = list(_unknown_labels(clips, known_labels))
     by_file: dict[Path, list[int]] = defaultdict(list)
@@ -70,10 +70,11 @@ def load_recordings(
             except ValueError as error:
                 problems.append(clips[number].problem(str(error)))
                 continue
-            if len(waveform) or clips[number].labels:
+            if clips[number].labels and active_rms(waveform) == 0:
+                problems.append(clips[number].problem(_what_is_silent(clips[number])))
+            elif len(waveform):
                 recordings[number] = Recording(clips[number], waveform)
     problems += _too_few(clips)
-    problems += [] if problems else _silent_classes(list(recordings.values()))
     if problems:
         raise ConfigError(problems)
     if len(rates) > 1:
@@ -155,20 +156,13 @@ def _too_few(clips: Sequence[Clip]) -> list[Problem]:
     ]
 
 
-def _silent_classes(recordings: Sequence[Recording]) -> list[Problem]:
-    sounding: dict[str, bool] = defaultdict(bool)
-    for one in recordings:
-        for label in one.clip.labels:
-            sounding[label] = sounding[label] or active_rms(one.waveform) > 0
-    return [
-        _of_class([one.clip for one in recordings], label, "expected sound, got silence only")
-        for label, has_sound in sorted(sounding.items())
-        if not has_sound
-    ]
-
-
 def _of_class(clips: Sequence[Clip], label: str, text: str) -> Problem:
     return Problem(clips[0].table or str(clips[0].path.parent.parent), None, label, text)
+
+
+def _what_is_silent(clip: Clip) -> str:
+    where = f" from {clip.span.onset_s:g} s to {clip.span.offset_s:g} s" if clip.span else ""
+    return f"expected sound, got silence only{where}"
 
 
 def _what_failed(path: Path, error: Exception) -> str:

@@ -91,13 +91,32 @@ def test_a_list_without_any_clip_points_nowhere(segments: Path) -> None:
 
 def test_unknown_ids_and_broken_lines_are_told_together(segments: Path) -> None:
     segments.write_text(
-        segments.read_text() + 'xxxxxxxxxxx, 1.0, 11.0, "/m/nothing"\nyyyyyyyyyyy, soon\n'
+        segments.read_text()
+        + 'xxxxxxxxxxx, 1.0, 11.0, "/m/nothing"\nyyyyyyyyyyy, soon\n'
+        + "zzzzzzzzzzz, 1.0, 11.0, /m/05tny_,/m/06mb1\n"
     )
     with pytest.raises(ConfigError) as caught:
         read_clips(segments)
     assert str(caught.value).splitlines() == [
         f"{segments}:8: class_labels_indices.csv has no class '/m/nothing'",
         f"{segments}:9: expected YTID, start, end and a list of classes",
+        f"{segments}:10: expected YTID, start, end and a list of classes",
+    ]
+
+
+def test_times_that_make_no_sense_are_told_together(segments: Path) -> None:
+    rows = ("9.0, 3.0", "-3.0, 7.0", "nan, 10.0", "0.0, inf", "1.0, 1.0", "1.00, 1.05")
+    segments.write_text(HEADER + "".join(f'--4gqARaEJE, {times}, "/m/06mb1"\n' for times in rows))
+    _write(segments.parent / "--4gqARaEJE.wav")
+    with pytest.raises(ConfigError) as caught:
+        read_clips(segments)
+    assert str(caught.value).splitlines() == [
+        f"{segments}:4: expected an onset before the offset, got 9 s and 3 s",
+        f"{segments}:5: onset: expected seconds from the beginning, got '-3.0'",
+        f"{segments}:6: onset: expected seconds from the beginning, got 'nan'",
+        f"{segments}:7: offset: expected seconds from the beginning, got 'inf'",
+        f"{segments}:8: expected an onset before the offset, got 1 s and 1 s",
+        f"{segments}:9: expected at least 0.1 s from onset to offset, got 0.05 s",
     ]
 
 

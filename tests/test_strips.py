@@ -128,6 +128,28 @@ def test_all_wrong_times_are_told_together_with_their_lines(tmp_path: Path) -> N
     ]
 
 
+def test_a_label_too_short_to_teach_is_told_and_a_crumb_of_two_is_not(tmp_path: Path) -> None:
+    table = _table(tmp_path, "long.wav,1,1.06,Click", "long.wav,4.0,4.1,Click")
+    with pytest.raises(ConfigError) as caught:
+        read_clips(table)
+    text = "long.wav: expected at least 0.1 s from onset to offset, got 0.06 s"
+    assert str(caught.value) == f"{table}:2: {text}"
+    table = _table(tmp_path, "long.wav,4.0,4.1,Click", "long.wav,5,7,Rain", "long.wav,6.95,8,Bark")
+    assert _spans(read_clips(table)) == [
+        (("Click",), (4.0, 4.1)),
+        (("Rain",), (5.0, 6.95)),
+        (("Bark",), (7.0, 8.0)),
+    ]
+
+
+def test_an_onset_at_the_end_of_the_file_is_told(ramp: Path, tmp_path: Path) -> None:
+    table = _table(tmp_path, "long.wav,2,4,Bark", "long.wav,20.0,20.1,Bark")
+    with pytest.raises(ConfigError) as caught:
+        load_recordings(read_data(table))
+    text = "long.wav: onset: expected less than 20.00 s, where the file ends, got 20 s"
+    assert str(caught.value) == f"{table}:3: {text}"
+
+
 def test_an_offset_beyond_the_end_of_the_file_is_told(ramp: Path, tmp_path: Path) -> None:
     table = _table(tmp_path, "long.wav,2,4,Bark", "long.wav,18,21,Bark")
     with pytest.raises(ConfigError) as caught:

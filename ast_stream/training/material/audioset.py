@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import soundfile
 
 from ast_stream.errors import ConfigError, Problem
 from ast_stream.training.material.clip import AUDIO_SUFFIXES, Clip, Span
+from ast_stream.training.material.strips import span_of
 
 logger = logging.getLogger(__name__)
 
 LABELS_CSV = "class_labels_indices.csv"
 TOLERANCE_S = 0.5  # by which a file may be longer than its segment and still be the segment
+N_FIELDS = 4  # id, start, end, classes between quotes
 NAMED = 5  # missing clips, in the notice that counts them
 
 
@@ -41,8 +43,8 @@ def read_segments(table: Path) -> list[Clip]:
     only the segment is taken.
 
     Raises:
-        ConfigError: lines that are no segments, ids that the class list does not have, no class
-            list, or none of the clips.
+        ConfigError: lines that are no segments, times that make no sense, ids that the class list
+            does not have, no class list, or none of the clips.
     """
     names = _class_names(table)
     files = {
@@ -55,15 +57,9 @@ def read_segments(table: Path) -> list[Clip]:
     problems: list[Problem] = []
     for line, fields in _segments(table):
         try:
-            video, span = fields[0], Span(float(fields[1]), float(fields[2]))
-            labels = tuple(names[mid.strip()] for mid in fields[3].split(","))
-        except (ValueError, IndexError):
-            problems.append(
-                Problem(str(table), line, "", "expected YTID, start, end and a list of classes")
-            )
-            continue
-        except KeyError as error:
-            problems.append(Problem(str(table), line, "", f"{LABELS_CSV} has no class {error}"))
+            video, span, labels = _segment(fields, names)
+        except ValueError as error:
+            problems.append(Problem(str(table), line, "", str(error)))
             continue
         path = next((files[stem] for stem in _stems(video, span) if stem in files), None)
         if path is None:
@@ -89,6 +85,17 @@ def _segments(table: Path) -> Iterator[tuple[int, list[str]]]:
         for fields in reader:
             if fields and not fields[0].startswith("#"):
                 yield reader.line_num, [field.strip() for field in fields]
+
+
+def _segment(fields: Sequence[str], names: Mapping[str, str]) -> tuple[str, Span, tuple[str, ...]]:
+    if len(fields) != N_FIELDS:
+        raise ValueError("expected YTID, start, end and a list of classes")
+    video, onset, offset, mids = fields
+    try:
+        labels = tuple(names[mid.strip()] for mid in mids.split(","))
+    except KeyError as error:
+        raise ValueError(f"{LABELS_CSV} has no class {error}") from error
+    return video, span_of(onset, offset), labels
 
 
 def _class_names(table: Path) -> Mapping[str, str]:

@@ -117,11 +117,16 @@ def _stretch(waveform: Waveform, clip: Clip) -> Waveform:
     """Return the samples of the clip's span.
 
     Raises:
-        ValueError: its labels end behind the end of the file.
+        ValueError: its labels begin or end behind the end of the file.
     """
     if clip.span is None:
         return waveform
     duration_s = samples_to_seconds(len(waveform))
+    if clip.labels and seconds_to_samples(clip.span.onset_s) >= len(waveform):
+        raise ValueError(
+            f"onset: expected less than {duration_s:.2f} s, where the file ends, "
+            f"got {clip.span.onset_s:g} s"
+        )
     if clip.labels and clip.span.offset_s > duration_s + BEYOND_END_S:
         raise ValueError(
             f"offset: expected at most {duration_s:.2f} s, where the file ends, "

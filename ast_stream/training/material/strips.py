@@ -19,7 +19,7 @@ from ast_stream.errors import ConfigError, Problem
 from ast_stream.training.material.clip import Clip, Span
 
 AUDACITY_SUFFIX = ".txt"
-SHORTEST_S = 0.1  # what two labels leave or share for less teaches nothing
+SHORTEST_S = 0.1  # of a label; what several leave or share for less teaches nothing
 MARGIN_S = 0.25  # around a label, since people mark neither the first nor the last of a sound
 
 
@@ -65,7 +65,7 @@ def strip_clips(rows: Sequence[Row]) -> list[Clip]:
     of a recording without labels ends at infinity: its length is not known yet.
 
     Raises:
-        ConfigError: every time that is no number, negative, or not after its onset.
+        ConfigError: every time that is no number, negative, or not clearly after its onset.
     """
     problems: list[Problem] = []
     by_file: dict[Path, list[Clip]] = defaultdict(list)
@@ -82,15 +82,29 @@ def strip_clips(rows: Sequence[Row]) -> list[Clip]:
     return [clip for labelled in by_file.values() for clip in _stretches(labelled)]
 
 
-def _span(row: Row) -> Span:
-    if not row.clip.labels:
-        raise ValueError("expected a label for these times, got none")
-    span = Span(_seconds("onset", row.onset), _seconds("offset", row.offset))
+def span_of(onset: str, offset: str) -> Span:
+    """Return the stretch between two times as they stand in a table.
+
+    Raises:
+        ValueError: a time that is no number or negative, or a stretch shorter than `SHORTEST_S`.
+    """
+    span = Span(_seconds("onset", onset), _seconds("offset", offset))
     if span.onset_s >= span.offset_s:
         raise ValueError(
             f"expected an onset before the offset, got {span.onset_s:g} s and {span.offset_s:g} s"
         )
+    if not _is_long_enough(span):
+        raise ValueError(
+            f"expected at least {SHORTEST_S:g} s from onset to offset, "
+            f"got {span.offset_s - span.onset_s:.3g} s"
+        )
     return span
+
+
+def _span(row: Row) -> Span:
+    if not row.clip.labels:
+        raise ValueError("expected a label for these times, got none")
+    return span_of(row.onset, row.offset)
 
 
 def _seconds(name: str, text: str) -> float:
@@ -103,18 +117,24 @@ def _seconds(name: str, text: str) -> float:
     return value
 
 
+def _is_long_enough(span: Span) -> bool:
+    return round(span.offset_s - span.onset_s, 6) >= SHORTEST_S  # 4.1 - 4.0 is a little less
+
+
 def _stretches(labelled: Sequence[Clip]) -> list[Clip]:
     """Return the stretches of one recording, in order: with labels, then without."""
     spans = [(clip, clip.span) for clip in labelled if clip.span is not None]
     edges = sorted({edge for _, span in spans for edge in span})
     stretches = []
-    for onset_s, offset_s in itertools.pairwise(edges):
+    for piece in itertools.starmap(Span, itertools.pairwise(edges)):
         there = [
-            clip for clip, span in spans if span.onset_s <= onset_s and offset_s <= span.offset_s
+            clip
+            for clip, span in spans
+            if span.onset_s <= piece.onset_s and piece.offset_s <= span.offset_s
         ]
-        if there and offset_s - onset_s >= SHORTEST_S:
+        if there and _is_long_enough(piece):
             labels = dict.fromkeys(label for clip in there for label in clip.labels)
-            stretches.append(replace(there[0], labels=tuple(labels), span=Span(onset_s, offset_s)))
+            stretches.append(replace(there[0], labels=tuple(labels), span=piece))
     return stretches + _without_labels(labelled[0], [span for _, span in spans])
 
 
@@ -124,8 +144,4 @@ def _without_labels(first: Clip, spans: Sequence[Span]) -> list[Clip]:
         free.append(Span(at_s, span.onset_s - MARGIN_S))
         at_s = max(at_s, span.offset_s + MARGIN_S)
     free.append(Span(at_s, math.inf))
-    return [
-        replace(first, labels=(), row={}, span=span)
-        for span in free
-        if span.offset_s - span.onset_s >= SHORTEST_S
-    ]
+    return [replace(first, labels=(), row={}, span=span) for span in free if _is_long_enough(span)]

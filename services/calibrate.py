@@ -45,6 +45,8 @@ from services.clip_options import (
     FileColumn,
     FoldColumn,
     LabelColumn,
+    OffsetColumn,
+    OnsetColumn,
     Threads,
     Where,
     clip_columns,
@@ -65,7 +67,9 @@ def calibrate(
     ] = None,
     file_column: FileColumn = "file",
     label_column: LabelColumn = "label",
-    fold_column: FoldColumn = "fold",
+    fold_column: FoldColumn = None,
+    onset_column: OnsetColumn = None,
+    offset_column: OffsetColumn = None,
     where: Where = None,
     test_fold: Annotated[
         list[str] | None, typer.Option(help="Only clips of this fold; may be repeated.")
@@ -164,7 +168,9 @@ def calibrate(
     loaded = load_checkpoint(checkpoint)
     chosen = _chosen(loaded, only or [])
     budgets = _budgets(loaded, budget or [], among, chosen)
-    columns = clip_columns(file_column, label_column, fold_column, where)
+    columns = clip_columns(
+        file_column, label_column, fold_column, onset_column, offset_column, where
+    )
     clips = [] if data is None else clips_of_folds(data, columns, test_fold or [])
     judges, remarks = _judges(loaded, fold_checkpoint or [], clips, test_fold or [], unseen)
     recordings = negative_recordings(negatives or [])

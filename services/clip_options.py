@@ -17,7 +17,19 @@ DEFAULT_THREADS = os.cpu_count() or 1
 Data = Annotated[Path, typer.Argument(help="Folder with a sub-folder per class, or a CSV.")]
 FileColumn = Annotated[str, typer.Option(help="CSV column of the file name.")]
 LabelColumn = Annotated[str, typer.Option(help="CSV column of the label.")]
-FoldColumn = Annotated[str, typer.Option(help="CSV column of the fold.")]
+FoldColumn = Annotated[
+    str | None, typer.Option(help="CSV column of the fold. (default: fold, if there is one)")
+]
+OnsetColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="CSV column of a strip's begin in seconds. (default: onset, if there is one)"
+    ),
+]
+OffsetColumn = Annotated[
+    str | None,
+    typer.Option(help="CSV column of a strip's end in seconds. (default: offset, if there is one)"),
+]
 Where = Annotated[
     list[str] | None,
     typer.Option(help="Take only rows with COLUMN=VALUE[,VALUE...]; may be repeated."),
@@ -25,13 +37,20 @@ Where = Annotated[
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
 
 
-def clip_columns(file: str, label: str, fold: str, where: Sequence[str] | None) -> Columns:
+def clip_columns(
+    file: str,
+    label: str,
+    fold: str | None,
+    onset: str | None,
+    offset: str | None,
+    where: Sequence[str] | None,
+) -> Columns:
     """Return the columns that the options name.
 
     Raises:
         UsageError: a condition that is not COLUMN=VALUE[,VALUE...].
     """
-    return Columns(file, label, fold, accepted_values(where or []))
+    return Columns(file, label, fold, accepted_values(where or []), onset, offset)
 
 
 def accepted_values(where: Sequence[str]) -> dict[str, list[str]]:

@@ -27,6 +27,8 @@ from services.clip_options import (
     FileColumn,
     FoldColumn,
     LabelColumn,
+    OffsetColumn,
+    OnsetColumn,
     Threads,
     Where,
     clip_columns,
@@ -54,7 +56,9 @@ def evaluate(
     ] = False,
     file_column: FileColumn = "file",
     label_column: LabelColumn = "label",
-    fold_column: FoldColumn = "fold",
+    fold_column: FoldColumn = None,
+    onset_column: OnsetColumn = None,
+    offset_column: OffsetColumn = None,
     where: Where = None,
     test_fold: Annotated[
         list[str] | None, typer.Option(help="Measure on this fold only; may be repeated.")
@@ -126,7 +130,9 @@ def evaluate(
         seed=seed,
         write_to=write_streams,
     )
-    columns = clip_columns(file_column, label_column, fold_column, where)
+    columns = clip_columns(
+        file_column, label_column, fold_column, onset_column, offset_column, where
+    )
     chosen = model or ["bundled"]
     if cross_validate:
         subjects = cross_validated(chosen, data, columns, test_fold or [])

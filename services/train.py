@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +24,8 @@ from services.clip_options import (
     FileColumn,
     FoldColumn,
     LabelColumn,
+    OffsetColumn,
+    OnsetColumn,
     Threads,
     Where,
     clip_columns,
@@ -75,13 +76,9 @@ def train(
     ] = None,
     file_column: FileColumn = "file",
     label_column: LabelColumn = "label",
-    fold_column: FoldColumn = "fold",
-    onset_column: Annotated[
-        str, typer.Option(help="Column of a strip's begin in seconds.")
-    ] = "onset",
-    offset_column: Annotated[
-        str, typer.Option(help="Column of a strip's end in seconds.")
-    ] = "offset",
+    fold_column: FoldColumn = None,
+    onset_column: OnsetColumn = None,
+    offset_column: OffsetColumn = None,
     where: Where = None,
     test_fold: Annotated[
         list[str] | None, typer.Option(help="Hold this fold out to choose thresholds.")
@@ -155,7 +152,9 @@ def train(
             "--convolutional-teacher: expected no other teacher, got --teacher or --keep-classes"
         )
     torch.set_num_threads(threads)
-    columns = clip_columns(file_column, label_column, fold_column, where)
+    columns = clip_columns(
+        file_column, label_column, fold_column, onset_column, offset_column, where
+    )
     plan = plan_of(
         choose_preset(preset, start, keep_classes),
         Overrides(
@@ -164,7 +163,7 @@ def train(
         ),
         data=data,
         start=start,
-        columns=replace(columns, onset=onset_column, offset=offset_column),
+        columns=columns,
         test_folds=tuple(test_fold or ()),
         seed=seed,
         precision=precision,

@@ -299,6 +299,16 @@ def test_wrong_options_are_one_sentence(
     assert "Traceback" not in text
 
 
+def test_columns_of_times_can_be_named(
+    reactive: Path, clips: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = ["--onset-column", "begin", "--offset-column", "end"]
+    assert _calibrate(reactive, "--data", clips, *named) == CONFIG
+    text = _said(capsys)
+    assert "begin: column is missing" in text
+    assert "end: column is missing" in text
+
+
 def test_unusable_negatives_are_listed_together(
     reactive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

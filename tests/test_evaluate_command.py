@@ -188,6 +188,15 @@ def test_what_cannot_be_measured_is_told_at_once(
     assert expected in said
 
 
+def test_columns_of_times_can_be_named(
+    data: Path, models: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = ["--onset-column", "begin", "--offset-column", "end"]
+    assert evaluate(data, "--model", models["1"], *named) == EXIT_CONFIG
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert [line.split(": column")[0] for line in lines] == [f"{data}:1: begin", f"{data}:1: end"]
+
+
 def test_unreadable_negatives_are_told_together(
     data: Path, models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

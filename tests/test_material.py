@@ -131,6 +131,45 @@ def test_a_table_that_cannot_be_understood_is_refused(
         read_clips(table)
 
 
+@pytest.mark.parametrize(
+    ("header", "columns", "messages"),
+    [
+        ("file,label,onset,ofset", Columns(), ["offset: column is missing; did you mean 'ofset'?"]),
+        (
+            "file,label,begin,offset",
+            Columns(),
+            ["onset: column is missing, got file, label, begin, offset"],
+        ),
+        (
+            "file,label,onset,length",
+            Columns(),
+            ["offset: column is missing, got file, label, onset, length"],
+        ),
+        (
+            "file,label,Fold",
+            Columns(fold="fold"),
+            ["fold: column is missing; did you mean 'Fold'?"],
+        ),
+        (
+            "file,label",
+            Columns(onset="begin", offset="end"),
+            [
+                "begin: column is missing, got file, label",
+                "end: column is missing, got file, label",
+            ],
+        ),
+    ],
+)
+def test_columns_that_are_named_or_one_of_a_pair_must_be_there(
+    tmp_path: Path, header: str, columns: Columns, messages: list[str]
+) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text(f"{header}\na.wav,Bark,1,2\n")
+    with pytest.raises(ConfigError) as caught:
+        read_clips(table, columns)
+    assert str(caught.value).splitlines() == [f"{table}:1: {message}" for message in messages]
+
+
 def test_a_source_that_is_nowhere_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected a folder or a CSV file"):
         read_clips(tmp_path / "nowhere")

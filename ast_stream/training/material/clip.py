@@ -50,16 +50,17 @@ class Columns:
     """Names of a table's columns, and which rows to take.
 
     Attributes:
+        fold, onset, offset: None: the column of that name, if there is one.
         onset, offset: seconds; a table with both labels strips of long recordings.
         where: accepted values by column; None: all rows.
     """
 
     file: str = "file"
     label: str = "label"
-    fold: str = "fold"
+    fold: str | None = None
     where: Mapping[str, Collection[str]] | None = None
-    onset: str = "onset"
-    offset: str = "offset"
+    onset: str | None = None
+    offset: str | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from ast_stream.labels import did_you_mean
 from ast_stream.training.material.clip import AUDIO_SUFFIXES, LABEL_SEPARATOR, Clip, Columns
 from ast_stream.training.material.strips import AUDACITY_SUFFIX, Row, audacity_rows, strip_clips
 
+FOLD, ONSET, OFFSET = "fold", "onset", "offset"  # columns that a table need not have
 BESIDE = ("clips", "audio", "wav")  # folders beside a table where its files may lie
 
 
@@ -51,15 +52,11 @@ def read_table(table: Path, columns: Columns) -> list[Clip]:
         ConfigError: columns or labels are missing, or times make no sense.
     """
     header, rows = read_rows(table)
-    has_times = columns.onset in header and columns.offset in header
-    wanted = [columns.file, columns.label, *(columns.where or {})]
-    problems = [
-        Problem(str(table), 1, name, f"column is missing{did_you_mean(name, header)}")
-        for name in wanted
-        if name not in header
-    ]
+    problems = _missing_columns(table, header, columns)
     if problems:
         raise ConfigError(problems)
+    fold, onset, offset = columns.fold or FOLD, columns.onset or ONSET, columns.offset or OFFSET
+    has_times = onset in header
     clips: list[Clip] = []
     for line, row in rows:
         if any(row[name] not in accepted for name, accepted in (columns.where or {}).items()):
@@ -68,14 +65,12 @@ def read_table(table: Path, columns: Columns) -> list[Clip]:
         if not labels and not has_times:
             problems.append(Problem(str(table), line, columns.label, "expected a label, got none"))
         path = find_beside(table, row[columns.file] or "")
-        clips.append(Clip(path, labels, row.get(columns.fold) or None, str(table), line, row))
+        clips.append(Clip(path, labels, row.get(fold) or None, str(table), line, row))
     if problems:
         raise ConfigError(problems)
     if not has_times:
         return clips
-    return strip_clips(
-        [Row(clip, clip.row[columns.onset], clip.row[columns.offset]) for clip in clips]
-    )
+    return strip_clips([Row(clip, clip.row[onset], clip.row[offset]) for clip in clips])
 
 
 def read_rows(table: Path) -> Table:
@@ -101,6 +96,22 @@ def find_beside(table: Path, name: str) -> Path:
     """Return the file `name` of a table: relative to it, or in a folder beside it."""
     places = [table.parent / name, *(table.parent / sub / name for sub in BESIDE)]
     return next((place for place in places if place.is_file()), places[0])
+
+
+def _missing_columns(table: Path, header: Sequence[str], columns: Columns) -> list[Problem]:
+    """Return a problem for each column that was asked for, or that one of a pair asks for."""
+    named = [name for name in (columns.fold, columns.onset, columns.offset) if name is not None]
+    wanted = [columns.file, columns.label, *(columns.where or {}), *named]
+    times = [columns.onset or ONSET, columns.offset or OFFSET]
+    if {name.casefold() for name in times} & {name.casefold() for name in header}:
+        wanted += times
+    others = [name for name in header if name not in wanted]
+    there = f", got {', '.join(header) or 'none'}"
+    return [
+        Problem(str(table), 1, name, f"column is missing{did_you_mean(name, others) or there}")
+        for name in dict.fromkeys(wanted)
+        if name not in header
+    ]
 
 
 def _complete(row: dict[str | None, str | None]) -> dict[str, str]:

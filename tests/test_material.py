@@ -20,6 +20,7 @@ from ast_stream.training.material.takes import (
 )
 from ast_stream.training.mixing import Mixing, WindowMaker
 from ast_stream.units import SAMPLE_RATE
+from services.clip_options import accepted_values
 
 N_SAMPLES = 40_960
 CLEAN = Mixing(
@@ -120,6 +121,10 @@ def test_every_labelled_clip_without_sound_is_told(tmp_path: Path) -> None:
         ("file,lable\na.wav,Bark\n", "label: column is missing; did you mean 'lable'?"),
         ("file,label\n", "expected labelled recordings, got none"),
         ("file,label\na.wav, ;\n", "labels.csv:2: label: expected a label, got none"),
+        (
+            "file,label\na.wav,Baby cry, infant cry\n",
+            "csv:2: expected 2 cells as in the header, got 3; a label with commas needs quotes",
+        ),
     ],
 )
 def test_a_table_that_cannot_be_understood_is_refused(
@@ -129,6 +134,39 @@ def test_a_table_that_cannot_be_understood_is_refused(
     table.write_text(content)
     with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
         read_clips(table)
+
+
+def test_cells_beyond_the_header_matter_only_if_they_hold_something(tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text('file,label\na.wav,"Baby cry, infant cry", ,\nb.wav,Bark\n')
+    labels = [clip.labels for clip in read_clips(table)]
+    assert labels == [("Baby cry, infant cry",), ("Bark",)]
+
+
+def test_a_condition_may_be_a_value_with_commas(tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text('file,label\na.wav,"Baby cry, infant cry"\nb.wav,Bark\nc.wav,Rain\n')
+    for condition, files in (
+        ("label=Baby cry, infant cry", ["a.wav"]),
+        ("label=Bark,Rain", ["b.wav", "c.wav"]),
+    ):
+        columns = Columns(where=accepted_values([condition]))
+        assert [clip.path.name for clip in read_clips(table, columns)] == files
+
+
+def test_values_that_no_row_has_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("file,label,fold\na.wav,Bark,1\nb.wav,Rain,2\n")
+    with pytest.raises(ConfigError) as caught:
+        read_clips(table, Columns(where={"label": ["Brak", "Siren"], "fold": ["3"]}))
+    assert str(caught.value).splitlines() == [
+        f"{table}:1: label: no row has 'Brak'; did you mean 'Bark'?",
+        f"{table}:1: label: no row has 'Siren'",
+        f"{table}:1: fold: no row has '3'",
+    ]
+    (clip,) = read_clips(table, Columns(where={"label": ["Bark", "Rian"]}))
+    assert clip.labels == ("Bark",)
+    assert caplog.messages == [f"{table}:1: label: no row has 'Rian'; did you mean 'Rain'?"]
 
 
 @pytest.mark.parametrize(

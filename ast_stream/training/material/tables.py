@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ast_stream.errors import ConfigError, Problem
 from ast_stream.labels import did_you_mean
 from ast_stream.training.material.clip import AUDIO_SUFFIXES, LABEL_SEPARATOR, Clip, Columns
 from ast_stream.training.material.strips import AUDACITY_SUFFIX, Row, audacity_rows, strip_clips
 
+logger = logging.getLogger(__name__)
+
 FOLD, ONSET, OFFSET = "fold", "onset", "offset"  # columns that a table need not have
 BESIDE = ("clips", "audio", "wav")  # folders beside a table where its files may lie
 
 
 class Table(NamedTuple):
-    """The rows of a table with the line each one ends on."""
+    """The rows of a table with the line each one ends on, and what is wrong with them."""
 
     header: list[str]
     rows: list[tuple[int, dict[str, str]]]
+    problems: list[Problem]
 
 
 def read_folder(folder: Path) -> list[Clip]:
@@ -51,15 +55,16 @@ def read_table(table: Path, columns: Columns) -> list[Clip]:
     Raises:
         ConfigError: columns or labels are missing, or times make no sense.
     """
-    header, rows = read_rows(table)
-    problems = _missing_columns(table, header, columns)
-    if problems:
-        raise ConfigError(problems)
+    header, rows, problems = read_rows(table)
+    missing = _missing_columns(table, header, columns)
+    if missing:
+        raise ConfigError(missing)
+    accepted = _accepted(table, rows, columns.where or {})
     fold, onset, offset = columns.fold or FOLD, columns.onset or ONSET, columns.offset or OFFSET
     has_times = onset in header
     clips: list[Clip] = []
     for line, row in rows:
-        if any(row[name] not in accepted for name, accepted in (columns.where or {}).items()):
+        if any(row[name] not in values for name, values in accepted.items()):
             continue
         labels = tuple(_labels(row[columns.label] or ""))
         if not labels and not has_times:
@@ -85,11 +90,17 @@ def read_rows(table: Path) -> Table:
             lines.seek(0)
             reader = csv.DictReader(lines, delimiter="\t" if "\t" in first else ",")
             header = list(reader.fieldnames or [])
-            return Table(header, [(reader.line_num, _complete(row)) for row in reader])
+            read = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(
             [Problem(str(table), None, "", f"cannot be read as a table ({error})")]
         ) from error
+    problems = [
+        Problem(str(table), line, "", _what_is_too_much(len(header), row[None]))
+        for line, row in read
+        if any(cell.strip() for cell in row.get(None, []))
+    ]
+    return Table(header, [(line, _complete(row)) for line, row in read], problems)
 
 
 def find_beside(table: Path, name: str) -> Path:
@@ -114,7 +125,44 @@ def _missing_columns(table: Path, header: Sequence[str], columns: Columns) -> li
     ]
 
 
-def _complete(row: dict[str | None, str | None]) -> dict[str, str]:
+def _accepted(
+    table: Path, rows: Sequence[tuple[int, dict[str, str]]], where: Mapping[str, Collection[str]]
+) -> dict[str, set[str]]:
+    """Return the accepted values of each column; those of which it has none are logged.
+
+    Values that were split at commas are one value, if the column has it.
+
+    Raises:
+        ConfigError: a column has none of its values.
+    """
+    accepted: dict[str, set[str]] = {}
+    problems: list[Problem] = []
+    for column, values in where.items():
+        there = {row[column] for _, row in rows}
+        whole = ",".join(values)
+        accepted[column] = {whole} if whole in there else set(values)
+        absent = [
+            Problem(str(table), 1, column, f"no row has {value!r}{did_you_mean(value, there)}")
+            for value in sorted(accepted[column] - there)
+        ]
+        if len(absent) == len(accepted[column]):
+            problems += absent
+        else:
+            for problem in absent:
+                logger.warning("%s", problem)
+    if problems:
+        raise ConfigError(problems)
+    return accepted
+
+
+def _what_is_too_much(n_columns: int, surplus: Sequence[str]) -> str:
+    return (
+        f"expected {n_columns} cells as in the header, got {n_columns + len(surplus)}; "
+        "a label with commas needs quotes"
+    )
+
+
+def _complete(row: dict[str | None, Any]) -> dict[str, str]:
     """Return a row with text in every column, also where the line was too short."""
     return {name: value or "" for name, value in row.items() if name is not None}
 

@@ -136,6 +136,36 @@ def test_a_table_that_cannot_be_understood_is_refused(
         read_clips(table)
 
 
+def test_rows_of_one_file_with_other_labels_are_one_clip(tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("file,label\na.wav,Bark\nb.wav,Rain\na.wav,Rain;Siren\n")
+    clips = read_clips(table)
+    assert [(clip.path.name, clip.labels, clip.line) for clip in clips] == [
+        ("a.wav", ("Bark", "Rain", "Siren"), 2),
+        ("b.wav", ("Rain",), 3),
+    ]
+
+
+def test_rows_of_one_file_that_repeat_or_part_it_are_told(tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("file,label,fold\na.wav,Bark,1\na.wav,Bark,1\nb.wav,Rain,1\nb.wav,Bark,2\n")
+    with pytest.raises(ConfigError) as caught:
+        read_clips(table)
+    assert str(caught.value).splitlines() == [
+        f"{table}:3: a.wav: expected each file once with a label, got it in line 2",
+        f"{table}:5: b.wav: expected one fold for a file, got 1 in line 4 and 2",
+    ]
+
+
+def test_a_folder_whose_name_would_be_read_back_as_two_labels_is_told(tmp_path: Path) -> None:
+    _write(tmp_path / "A;B" / "1.wav")
+    _write(tmp_path / "A;B" / "2.wav")
+    with pytest.raises(ConfigError) as caught:
+        read_clips(tmp_path)
+    text = "expected a label without ';', which parts labels, got 'A;B'"
+    assert str(caught.value) == f"{tmp_path / 'A;B' / '1.wav'}: {text}"
+
+
 def test_cells_beyond_the_header_matter_only_if_they_hold_something(tmp_path: Path) -> None:
     table = tmp_path / "labels.csv"
     table.write_text('file,label\na.wav,"Baby cry, infant cry", ,\nb.wav,Bark\n')

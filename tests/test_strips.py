@@ -100,6 +100,14 @@ def test_audacitys_label_tracks_are_read_beside_their_recordings(
     assert _spans(read_clips(tmp_path / "long.txt")) == expected
 
 
+def test_a_label_that_would_be_read_back_as_two_is_told(ramp: Path, tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text("1.0\t2.5\tBark; far\n3\t4\tBark; far\n")
+    with pytest.raises(ConfigError) as caught:
+        read_clips(tmp_path)
+    text = "long.wav: expected a label without ';', which parts labels, got 'Bark; far'"
+    assert str(caught.value) == f"{tmp_path / 'long.txt'}:1: {text}"
+
+
 def test_a_label_track_that_points_nowhere_is_told(tmp_path: Path) -> None:
     (tmp_path / "gone.txt").write_text("1.0\t2.5\tBark\n")
     with pytest.raises(ConfigError, match=r"expected a recording named gone\.wav"):
@@ -179,3 +187,19 @@ def test_clips_are_written_as_a_table_that_reads_the_same(ramp: Path, tmp_path: 
     assert _spans(clips) == _spans([first, second])
     assert [clip.fold for clip in clips] == ["trained", "held-out"]
     assert [clip.path.resolve() for clip in clips] == [ramp.resolve()] * 2
+
+
+def test_strips_and_whole_files_are_written_as_a_table_that_reads_the_same(tmp_path: Path) -> None:
+    table = _table(tmp_path, "long.wav,2.5,4,Bark", "short.wav,,,Bark;Rain", "other.wav,,,Rain")
+    clips = read_clips(table)
+    assert _spans(clips) == [(("Bark",), (2.5, 4)), (("Bark", "Rain"), None), (("Rain",), None)]
+    write_clips([(clip, "trained") for clip in clips], tmp_path / "out.csv")
+    assert _spans(read_clips(tmp_path / "out.csv")) == _spans(clips)
+
+
+def test_a_whole_file_with_strips_of_its_own_is_told(tmp_path: Path) -> None:
+    table = _table(tmp_path, "long.wav,,,Rain", "long.wav,2.5,4,Bark", "other.wav,,,Rain")
+    with pytest.raises(ConfigError) as caught:
+        read_clips(table)
+    text = "long.wav: expected times, since line 3 is of the same file, got none"
+    assert str(caught.value) == f"{table}:2: {text}"

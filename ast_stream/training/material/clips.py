@@ -12,7 +12,14 @@ from pathlib import Path
 
 from ast_stream.errors import ConfigError, Problem
 from ast_stream.training.material.audioset import is_segment_list, read_segments
-from ast_stream.training.material.clip import AUDIO_SUFFIXES, Clip, Columns, Recording, Span
+from ast_stream.training.material.clip import (
+    AUDIO_SUFFIXES,
+    LABEL_SEPARATOR,
+    Clip,
+    Columns,
+    Recording,
+    Span,
+)
 from ast_stream.training.material.decode import load_recordings, read_waveform
 from ast_stream.training.material.strips import AUDACITY_SUFFIX, audacity_rows, strip_clips
 from ast_stream.training.material.tables import read_folder, read_table
@@ -45,7 +52,7 @@ def read_data(source: Path, columns: Columns | None = None) -> list[Clip]:
             beside them; a table (CSV, TSV) of files and labels, or of strips with onsets and
             offsets in seconds; a segment list of AudioSet; one Audacity label track. File names
             of a table are relative to it, or to the folder `clips`, `audio` or `wav` beside it;
-            several labels of one file are separated by `;`.
+            several labels of one file are separated by `;`, or stand in rows of their own.
 
     Raises:
         ConfigError: the source is missing or without labels, or cannot be understood.
@@ -64,6 +71,9 @@ def read_data(source: Path, columns: Columns | None = None) -> list[Clip]:
     if not any(clip.labels for clip in clips):
         text = "expected labelled recordings, got none"
         raise ConfigError([Problem(str(source), None, "", text)])
+    problems = _inseparable(clips)
+    if problems:
+        raise ConfigError(problems)
     return clips
 
 
@@ -85,8 +95,21 @@ def write_clips(clips: Sequence[tuple[Clip, str]], path: Path) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["file", "label", "fold", *(["onset", "offset"] if has_spans else [])])
         for clip, fold in clips:
-            times = [f"{time:.3f}" for time in clip.span or ()] if has_spans else []
-            writer.writerow([clip.path.resolve(), ";".join(clip.labels), fold, *times])
+            times = [f"{time:.3f}" for time in clip.span] if clip.span else ["", ""]
+            cells = [clip.path.resolve(), LABEL_SEPARATOR.join(clip.labels), fold]
+            writer.writerow([*cells, *(times if has_spans else [])])
+
+
+def _inseparable(clips: Sequence[Clip]) -> list[Problem]:
+    """Return a problem for each label that a table would give back as two."""
+    first = {label: clip for clip in reversed(clips) for label in clip.labels}
+    return [
+        clip.problem(
+            f"expected a label without {LABEL_SEPARATOR!r}, which parts labels, got {label!r}"
+        )
+        for label, clip in sorted(first.items())
+        if LABEL_SEPARATOR in label
+    ]
 
 
 def _recording_of(track: Path) -> Path:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +24,7 @@ MARGIN_S = 0.25  # around a label, since people mark neither the first nor the l
 
 
 class Row(NamedTuple):
-    """A label with its times, as they stand in the table; without a label there are none."""
+    """A label with its times, as they stand in the table; without them it is of the whole file."""
 
     clip: Clip
     onset: str
@@ -46,7 +46,7 @@ def audacity_rows(track: Path, recording: Path) -> list[Row]:
         if not line.strip() or line.startswith("\\"):  # frequencies of the label above
             continue
         parts = line.split("\t")
-        if len(parts) < 3 or not parts[2].strip():
+        if len(parts) < 3 or not all(part.strip() for part in parts[:3]):
             problems.append(
                 Problem(str(track), number, "", "expected onset, offset and label between tabs")
             )
@@ -61,25 +61,30 @@ def audacity_rows(track: Path, recording: Path) -> list[Row]:
 def strip_clips(rows: Sequence[Row]) -> list[Clip]:
     """Return the stretches of each recording with one set of labels each, and those without.
 
-    A row without label and times says that its recording holds no event at all. The last stretch
-    of a recording without labels ends at infinity: its length is not known yet.
+    A row without times labels its whole recording: several of them are one clip with the labels
+    of all. A row without label and times says that its recording holds no event at all. The last
+    stretch of a recording without labels ends at infinity: its length is not known yet.
 
     Raises:
-        ConfigError: every time that is no number, negative, or not clearly after its onset.
+        ConfigError: every time that is no number, negative, or not clearly after its onset; rows
+            of one whole recording that say the same, or that other rows contradict.
     """
     problems: list[Problem] = []
     by_file: dict[Path, list[Clip]] = defaultdict(list)
     for row in rows:
-        if not row.clip.labels and not row.onset.strip() and not row.offset.strip():
-            by_file[row.clip.path].append(row.clip)
-            continue
         try:
             by_file[row.clip.path].append(replace(row.clip, span=_span(row)))
         except ValueError as error:
             problems.append(row.clip.problem(str(error)))
+    for labelled in by_file.values():
+        problems += _contradictions(labelled)
     if problems:
         raise ConfigError(problems)
-    return [clip for labelled in by_file.values() for clip in _stretches(labelled)]
+    return [
+        clip
+        for labelled in by_file.values()
+        for clip in (_together(_whole(labelled)) or _stretches(labelled))
+    ]
 
 
 def span_of(onset: str, offset: str) -> Span:
@@ -101,7 +106,9 @@ def span_of(onset: str, offset: str) -> Span:
     return span
 
 
-def _span(row: Row) -> Span:
+def _span(row: Row) -> Span | None:
+    if not row.onset.strip() and not row.offset.strip():
+        return None
     if not row.clip.labels:
         raise ValueError("expected a label for these times, got none")
     return span_of(row.onset, row.offset)
@@ -115,6 +122,36 @@ def _seconds(name: str, text: str) -> float:
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"{name}: expected seconds from the beginning, got {text.strip()!r}")
     return value
+
+
+def _contradictions(labelled: Sequence[Clip]) -> Iterator[Problem]:
+    """Yield what speaks against the rows that label one recording as a whole."""
+    whole = _whole(labelled)
+    if 0 < len(whole) < len(labelled):
+        other = next(clip for clip in labelled if clip not in whole)
+        yield whole[0].problem(
+            f"expected times, since line {other.line} is of the same file, got none"
+        )
+    listed: dict[frozenset[str], Clip] = {}
+    for clip in whole:
+        first = listed.setdefault(frozenset(clip.labels), clip)
+        if first is not clip:
+            yield clip.problem(f"expected each file once with a label, got it in line {first.line}")
+        if clip.fold != whole[0].fold:
+            yield clip.problem(
+                f"expected one fold for a file, got {whole[0].fold} in line {whole[0].line} "
+                f"and {clip.fold}"
+            )
+
+
+def _whole(labelled: Sequence[Clip]) -> list[Clip]:
+    return [clip for clip in labelled if clip.labels and clip.span is None]
+
+
+def _together(whole: Sequence[Clip]) -> list[Clip]:
+    """Return one clip with the labels of all, or none of none."""
+    labels = dict.fromkeys(label for clip in whole for label in clip.labels)
+    return [replace(clip, labels=tuple(labels)) for clip in whole[:1]]
 
 
 def _is_long_enough(span: Span) -> bool:

@@ -50,10 +50,10 @@ def read_folder(folder: Path) -> list[Clip]:
 
 
 def read_table(table: Path, columns: Columns) -> list[Clip]:
-    """Return the labelled files of a table, or the strips of one with onsets and offsets.
+    """Return the labelled files of a table, and the strips of one with onsets and offsets.
 
     Raises:
-        ConfigError: columns or labels are missing, or times make no sense.
+        ConfigError: columns or labels are missing, or rows make no sense or contradict each other.
     """
     header, rows, problems = read_rows(table)
     missing = _missing_columns(table, header, columns)
@@ -73,9 +73,9 @@ def read_table(table: Path, columns: Columns) -> list[Clip]:
         clips.append(Clip(path, labels, row.get(fold) or None, str(table), line, row))
     if problems:
         raise ConfigError(problems)
-    if not has_times:
-        return clips
-    return strip_clips([Row(clip, clip.row[onset], clip.row[offset]) for clip in clips])
+    return strip_clips(
+        [Row(clip, clip.row.get(onset, ""), clip.row.get(offset, "")) for clip in clips]
+    )
 
 
 def read_rows(table: Path) -> Table:

@@ -12,7 +12,7 @@ import soundfile
 import torch
 from tiny_model import TINY_LABELS, save_tiny
 
-from ast_stream.errors import CheckpointError, UsageError
+from ast_stream.errors import CheckpointError, ConfigError, UsageError
 from ast_stream.model.checkpoint import load_checkpoint
 from ast_stream.model.grid import change_stride
 from ast_stream.model.tagger import Tagger
@@ -286,6 +286,29 @@ def test_clips_with_several_labels_are_refused_where_one_is_needed(
     plan = replace(plan, recipe=replace(plan.recipe, loss="ce"), mixing=ClipMixing(), n_generated=0)
     with pytest.raises(UsageError, match="expected one label for each clip"):
         prepare(plan, None)
+
+
+@pytest.mark.parametrize(("label", "topic"), [("hiss", "hiss"), ("玄関", "class")])
+def test_labels_with_one_topic_are_refused_by_name(
+    plan: Plan, tmp_path: Path, label: str, topic: str
+) -> None:
+    table = tmp_path / "labels.csv"
+    other = {"hiss": "Hiss", "class": "声"}[topic]
+    text = table.read_text().replace(",Whistle,", f",{label},").replace(",Hiss,", f",{other},")
+    table.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        prepare(plan, None)
+    first, second = sorted([label, other])
+    expected = f"expected a label with a topic of its own, got {topic!r} as of {first!r}"
+    assert str(caught.value) == f"{table}: {second}: {expected}"
+
+
+def test_a_label_with_the_topic_of_a_kept_class_is_refused(plan: Plan, tmp_path: Path) -> None:
+    start = load_checkpoint(str(save_tiny(tmp_path / "tiny")))
+    table = tmp_path / "labels.csv"
+    table.write_text(table.read_text().replace(",Hiss,", f",{TINY_LABELS[0].upper()},"))
+    with pytest.raises(ConfigError, match=f"as of {TINY_LABELS[0]!r}"):
+        prepare(replace(plan, keep_classes=True), start)
 
 
 def test_a_convolutional_network_is_trained_first_and_teaches(plan: Plan, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from ast_stream.audio.activity import Waveform
 from ast_stream.errors import ConfigError, Problem, UsageError
+from ast_stream.labels import slug
 from ast_stream.model.checkpoint import Checkpoint
 from ast_stream.training.clip_batches import ClipMixing
 from ast_stream.training.material.clips import Clip, Recording, load_recordings, read_data
@@ -57,7 +58,7 @@ def prepare(plan: Plan, start: Checkpoint | None) -> Prepared:
     """Read and check all data and generate the rest.
 
     Raises:
-        ConfigError: every problem of the data, together.
+        ConfigError: every problem of the data, together; or labels with one topic.
         UsageError: a test fold that no recording has, or what the plan makes impossible.
     """
     recordings, own = _read(plan)
@@ -162,9 +163,26 @@ def _labels(plan: Plan, start: Checkpoint | None, recorded: set[str]) -> tuple[s
     if plan.keep_classes:
         if start is None:
             raise UsageError("keep classes: expected a start checkpoint, whose classes to keep")
+        _check_topics(plan, start.labels, recorded)
         return (*start.labels, *sorted(recorded - set(start.labels)))
     generated = set(synthesised_labels()) if plan.n_generated else set()
+    _check_topics(plan, (), recorded | generated)
     return tuple(sorted(recorded | generated))
+
+
+def _check_topics(plan: Plan, kept: Sequence[str], labels: set[str]) -> None:
+    """Refuse labels whose events would have the topic of another class."""
+    taken = {slug(label): label for label in kept}
+    problems = [
+        Problem(
+            str(plan.data), None, label,
+            f"expected a label with a topic of its own, got {slug(label)!r} as of {other!r}",
+        )
+        for label in sorted(labels - set(kept))
+        if (other := taken.setdefault(slug(label), label)) != label
+    ]  # fmt: skip
+    if problems:
+        raise ConfigError(problems)
 
 
 def _check_classes(

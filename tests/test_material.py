@@ -59,6 +59,34 @@ def test_a_folder_per_class_gives_its_files_with_the_folder_as_label(tmp_path: P
     ]
 
 
+def test_folders_give_whatever_libsndfile_reads(tmp_path: Path) -> None:
+    _write(tmp_path / "Bark" / "1.au")
+    _write(tmp_path / "Bark" / "2.caf")
+    noise = 0.1 * np.random.default_rng(0).standard_normal(SAMPLE_RATE)
+    for name, subtype in (("3.opus", "OPUS"), ("4.oga", "VORBIS")):
+        soundfile.write(tmp_path / "Bark" / name, noise, SAMPLE_RATE, format="OGG", subtype=subtype)
+    assert [one.clip.path.name for one in load_recordings(read_clips(tmp_path))] == [
+        "1.au", "2.caf", "3.opus", "4.oga"
+    ]  # fmt: skip
+
+
+def test_recordings_that_cannot_be_read_are_told_and_not_skipped(tmp_path: Path) -> None:
+    for name in ("1.wav", "2.wav"):
+        _write(tmp_path / "Bark" / name)
+    (tmp_path / "Bark" / "3.M4A").write_bytes(b"\0\0\0 ftypM4A ")
+    (tmp_path / "Bark" / "4.raw").write_bytes(bytes(32_000))
+    with pytest.raises(ConfigError) as caught:
+        load_recordings(read_clips(tmp_path))
+    assert str(caught.value) == (
+        f"{tmp_path / 'Bark' / '3.M4A'}: cannot be read as audio: expected another format than "
+        ".M4A, such as .flac"
+    )
+    table = tmp_path / "labels.csv"
+    table.write_text("file,label\nBark/1.wav,Bark\nBark/2.wav,Bark\nBark/4.raw,Bark\n")
+    with pytest.raises(ConfigError, match=r"labels\.csv:4: 4\.raw: cannot be read as audio"):
+        load_recordings(read_clips(table))
+
+
 def test_a_table_gives_labels_folds_and_only_the_rows_asked_for(tmp_path: Path) -> None:
     (tmp_path / "clips").mkdir()
     _write(tmp_path / "clips" / "a.wav")

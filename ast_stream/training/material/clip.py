@@ -7,10 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import soundfile
+
 from ast_stream.audio.activity import Waveform
 from ast_stream.errors import Problem
 
-AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"})
+# libsndfile names most formats by their suffix; raw samples have no header to read them by
+AUDIO_SUFFIXES = frozenset(
+    f".{name.lower()}" for name in soundfile.available_formats() if name != "RAW"
+) | {".aif", ".aifc", ".oga", ".opus", ".snd"}
+UNREADABLE_SUFFIXES = frozenset(
+    {".3gp", ".aac", ".ac3", ".amr", ".ape", ".m4a", ".mka", ".mp4", ".webm", ".wma", ".wv"}
+)
 LABEL_SEPARATOR = ";"
 
 

@@ -19,7 +19,7 @@ import soxr
 from ast_stream.audio.activity import Waveform, active_rms
 from ast_stream.errors import ConfigError, Problem
 from ast_stream.labels import did_you_mean
-from ast_stream.training.material.clip import Clip, Recording
+from ast_stream.training.material.clip import UNREADABLE_SUFFIXES, Clip, Recording
 from ast_stream.units import SAMPLE_RATE, samples_to_seconds, seconds_to_samples
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def load_recordings(
     for path, numbers in by_file.items():
         try:
             decoded = decode(path)
-        except (OSError, ValueError, soundfile.SoundFileError) as error:
+        except (OSError, TypeError, ValueError, soundfile.SoundFileError) as error:
             problems.append(clips[numbers[0]].problem(_what_failed(path, error)))
             continue
         rates[decoded.rate] += 1
@@ -173,6 +173,8 @@ def _what_is_silent(clip: Clip) -> str:
 def _what_failed(path: Path, error: Exception) -> str:
     if not path.is_file():
         return "file is missing"
+    if path.suffix.lower() in UNREADABLE_SUFFIXES:
+        return f"cannot be read as audio: expected another format than {path.suffix}, such as .flac"
     if isinstance(error, ValueError):
         return str(error)
     return f"cannot be read as audio ({error})"

@@ -10,7 +10,13 @@ from typing import Any, NamedTuple
 
 from ast_stream.errors import ConfigError, Problem
 from ast_stream.labels import did_you_mean
-from ast_stream.training.material.clip import AUDIO_SUFFIXES, LABEL_SEPARATOR, Clip, Columns
+from ast_stream.training.material.clip import (
+    AUDIO_SUFFIXES,
+    LABEL_SEPARATOR,
+    UNREADABLE_SUFFIXES,
+    Clip,
+    Columns,
+)
 from ast_stream.training.material.strips import AUDACITY_SUFFIX, Row, audacity_rows, strip_clips
 
 logger = logging.getLogger(__name__)
@@ -30,19 +36,21 @@ class Table(NamedTuple):
 def read_folder(folder: Path) -> list[Clip]:
     """Return the files of each sub-folder, labelled by its name, and labelled recordings.
 
-    A recording in `folder` itself counts if an Audacity label track lies beside it.
+    A recording in `folder` itself counts if an Audacity label track lies beside it. Recordings in
+    formats that cannot be read are among the files: that is told when they are decoded.
     """
+    suffixes = AUDIO_SUFFIXES | UNREADABLE_SUFFIXES
     clips = [
         Clip(path, (sub_folder.name,))
         for sub_folder in sorted(folder.iterdir())
         if sub_folder.is_dir()
         for path in sorted(sub_folder.rglob("*"))
-        if path.suffix.lower() in AUDIO_SUFFIXES
+        if path.suffix.lower() in suffixes
     ]
     rows = [
         row
         for path in sorted(folder.iterdir())
-        if path.suffix.lower() in AUDIO_SUFFIXES
+        if path.suffix.lower() in suffixes
         and (track := path.with_suffix(AUDACITY_SUFFIX)).is_file()
         for row in audacity_rows(track, path)
     ]

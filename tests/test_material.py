@@ -87,6 +87,30 @@ def test_recordings_that_cannot_be_read_are_told_and_not_skipped(tmp_path: Path)
         load_recordings(read_clips(table))
 
 
+def test_a_recording_whose_end_is_missing_is_told(tmp_path: Path) -> None:
+    for name in ("1.wav", "2.aiff", "3.wav", "4.wav"):
+        _write(tmp_path / "Bark" / name, seconds=2.0)
+    for name in ("1.wav", "2.aiff"):
+        whole = (tmp_path / "Bark" / name).read_bytes()
+        (tmp_path / "Bark" / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ConfigError) as caught:
+        load_recordings(read_clips(tmp_path))
+    text = "expected 2.00 s, as its header says, got 1.00 s: its end is missing"
+    assert [str(problem) for problem in caught.value.problems] == [
+        f"{tmp_path / 'Bark' / name}: {text}" for name in ("1.wav", "2.aiff")
+    ]
+
+
+def test_a_recorded_stream_of_unknown_length_is_read_to_its_end(tmp_path: Path) -> None:
+    for name, n_bytes in (("1.wav", 0xFFFFFFFF), ("2.wav", 0x80000000), ("3.wav", 0x7FFFF000)):
+        _write(tmp_path / "Bark" / name)
+        content = bytearray((tmp_path / "Bark" / name).read_bytes())
+        content[40:44] = n_bytes.to_bytes(4, "little")
+        (tmp_path / "Bark" / name).write_bytes(content)
+    for one in load_recordings(read_clips(tmp_path)):
+        assert len(one.waveform) == SAMPLE_RATE // 2
+
+
 def test_a_table_gives_labels_folds_and_only_the_rows_asked_for(tmp_path: Path) -> None:
     (tmp_path / "clips").mkdir()
     _write(tmp_path / "clips" / "a.wav")
@@ -149,6 +173,7 @@ def test_every_labelled_clip_without_sound_is_told(tmp_path: Path) -> None:
         ("file,lable\na.wav,Bark\n", "label: column is missing; did you mean 'lable'?"),
         ("file,label\n", "expected labelled recordings, got none"),
         ("file,label\na.wav, ;\n", "labels.csv:2: label: expected a label, got none"),
+        ("file,label\na.wav,Bark\n,Bark\n", "labels.csv:3: file: expected a file, got none"),
         (
             "file,label\na.wav,Baby cry, infant cry\n",
             "csv:2: expected 2 cells as in the header, got 3; a label with commas needs quotes",

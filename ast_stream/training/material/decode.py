@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 FEWEST_CLIPS = 2  # of a class: one to learn from and one to test on
 BEYOND_END_S = 0.1  # that an offset may lie behind the end: people and tools round
+CUT_OFF = re.compile(r"(data|SSND|Data Size) *: (?P<promised>\d+) \(should be (?P<there>\d+)\)")
+UNKNOWN_BYTES = 0x7FF00000  # and more: what tools write that cannot know how long a stream will be
 
 
 class Decoded(NamedTuple):
@@ -90,19 +93,36 @@ def read_waveform(path: Path) -> Waveform:
 
     Raises:
         OSError, soundfile.SoundFileError: missing or unreadable.
-        ValueError: no samples, or samples that are not finite.
+        ValueError: no samples, samples that are not finite, or fewer than the header promises.
     """
     return decode(path).waveform
 
 
 def decode(path: Path) -> Decoded:
     """Return a file as `read_waveform` does, with the sample rate it has."""
-    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    with soundfile.SoundFile(path) as file:
+        samples, rate = file.read(dtype="float32", always_2d=True), file.samplerate
+        header = file.extra_info
     if not len(samples):
         raise ValueError("expected sound, got an empty file")
+    _check_whole(len(samples) / rate, header)
     if not np.isfinite(samples).all():
         raise ValueError("expected finite samples, got NaN or infinity")
     return Decoded(mono_16k(samples, rate), rate)
+
+
+def _check_whole(duration_s: float, header: str) -> None:
+    """Refuse a WAV, AIFF or AU file of which libsndfile says that its end is missing."""
+    found = CUT_OFF.search(header)
+    if found is None:
+        return
+    promised, there = int(found["promised"]), int(found["there"])
+    promised_s = duration_s * promised / there
+    if promised < UNKNOWN_BYTES and promised_s > duration_s + BEYOND_END_S:
+        raise ValueError(
+            f"expected {promised_s:.2f} s, as its header says, got {duration_s:.2f} s: "
+            "its end is missing"
+        )
 
 
 def mono_16k(samples: Waveform, rate: int) -> Waveform:

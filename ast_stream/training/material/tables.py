@@ -74,10 +74,12 @@ def read_table(table: Path, columns: Columns) -> list[Clip]:
     for line, row in rows:
         if any(row[name] not in values for name, values in accepted.items()):
             continue
-        labels = tuple(_labels(row[columns.label] or ""))
+        labels = tuple(_labels(row[columns.label]))
         if not labels and not has_times:
             problems.append(Problem(str(table), line, columns.label, "expected a label, got none"))
-        path = find_beside(table, row[columns.file] or "")
+        if not row[columns.file].strip():
+            problems.append(Problem(str(table), line, columns.file, "expected a file, got none"))
+        path = find_beside(table, row[columns.file])
         clips.append(Clip(path, labels, row.get(fold) or None, str(table), line, row))
     if problems:
         raise ConfigError(problems)

@@ -49,7 +49,7 @@ def cross_validated(
     _check_labels(taggers)
     folds = [held_out_folds(tagger) for tagger in taggers]
     _check_folds(list(zip(models, folds, strict=True)), data, _folds(clips))
-    recordings = load_recordings(clips, taggers[0].labels)
+    recordings = load_recordings(clips, taggers[0].labels, fewest=1)
     subjects = []
     for tagger, its in zip(taggers, folds, strict=True):
         own = [one for one in recordings if one.clip.fold in its]
@@ -81,7 +81,8 @@ def notes_of(subjects: Sequence[Subject]) -> list[str]:
 
 
 def _takes(clips: Sequence[Clip], tagger: Tagger) -> tuple[Take, ...]:
-    return tuple(recorded_takes(load_recordings(clips, tagger.labels), tagger.labels))
+    recordings = load_recordings(clips, tagger.labels, fewest=1)
+    return tuple(recorded_takes(recordings, tagger.labels))
 
 
 def _folds(clips: Iterable[Clip]) -> tuple[str, ...]:

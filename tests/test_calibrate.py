@@ -176,6 +176,18 @@ def test_without_a_target_nothing_is_written(
     assert "no sound of it was planted" in printed.out
 
 
+def test_one_clip_of_a_class_is_enough_to_listen_to(
+    reactive: Path, clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "labels.csv"
+    rows = [[clips.parent / f"{label}-0.wav", label] for label in ("Bark", "Siren")]
+    with table.open("w", newline="") as file:
+        csv.writer(file).writerows([["file", "label"], *rows])
+    assert _calibrate(reactive, "--data", table, "--negative-hours", HOURS, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [one["n_sounds"] for one in told["classes"].values()] == [2, 2]  # each twice
+
+
 def test_short_negative_audio_is_said_with_what_is_needed(
     reactive: Path, clips: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,7 @@ from ast_stream.units import SAMPLE_RATE
 from services.cli import run_command_line
 
 FOLDS = ("1", "2")
+LABELS = ("Bark", "Siren")
 QUICK = ("--repeats", "1", "--negative-hours", "0.005", "--generated", "1", "--threads", "1")
 
 
@@ -52,6 +53,13 @@ def evaluate(*arguments: str | Path) -> int:
     return run_command_line(["evaluate", *QUICK, *map(str, arguments)])
 
 
+def _table(folder: Path, rows: list[list[Any]]) -> Path:
+    table = folder / "labels.csv"
+    with table.open("w", newline="") as file:
+        csv.writer(file).writerows([["file", "label"], *rows])
+    return table
+
+
 def figures(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     result: dict[str, Any] = json.loads(capsys.readouterr().out)
     return result
@@ -68,6 +76,14 @@ def test_a_fold_is_measured_at_all_levels(
     assert result["alarms"]["n_sounds"] == 1
     assert result["negatives"]["hours"] == pytest.approx(0.005)
     assert result["models"][0]["folds"] == ["1"]
+
+
+def test_one_clip_of_a_class_is_enough_to_measure(
+    data: Path, models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = _table(tmp_path, [[data.parent / f"{label}-0.wav", label] for label in LABELS])
+    assert evaluate(table, "--model", models["1"], "--generated", "0", "--json") == 0
+    assert figures(capsys)["clips"]["pooled"]["n_clips"] == 2
 
 
 def test_cross_validation_judges_every_clip_once(

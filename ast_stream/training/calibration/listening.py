@@ -111,7 +111,8 @@ def takes_of(
         ConfigError: every problem of every clip, together.
     """
     clips = [clip for judge in judges for clip in judge.clips]
-    by_clip = {id(one.clip): one for one in load_recordings(clips, labels)} if clips else {}
+    recordings = load_recordings(clips, labels, fewest=1) if clips else []
+    by_clip = {id(one.clip): one for one in recordings}
     generated = synthesised_takes(FIRST_SEED + seed * SEEDS_EACH, labels, n_generated)
     shares = [
         [

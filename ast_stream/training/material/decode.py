@@ -25,7 +25,7 @@ from ast_stream.units import SAMPLE_RATE, samples_to_seconds, seconds_to_samples
 
 logger = logging.getLogger(__name__)
 
-FEWEST_CLIPS = 2  # of a class: one to learn from and one to test on
+FEWEST_CLIPS = 2  # of a class to train on: one to learn from and one to test on
 BEYOND_END_S = 0.1  # that an offset may lie behind the end: people and tools round
 CUT_OFF = re.compile(r"(data|SSND|Data Size) *: (?P<promised>\d+) \(should be (?P<there>\d+)\)")
 UNKNOWN_BYTES = 0x7FF00000  # and more: what tools write that cannot know how long a stream will be
@@ -39,7 +39,9 @@ class Decoded(NamedTuple):
 
 
 def load_recordings(
-    clips: Sequence[Clip], known_labels: Collection[str] | None = None
+    clips: Sequence[Clip],
+    known_labels: Collection[str] | None = None,
+    fewest: int = FEWEST_CLIPS,
 ) -> list[Recording]:
     """Decode all clips, mixed down and resampled to 16 kHz, in the order given.
 
@@ -49,10 +51,11 @@ def load_recordings(
     Args:
         clips: what `read_clips` returned.
         known_labels: the only labels allowed; None: any.
+        fewest: clips of each class, at least.
 
     Raises:
         ConfigError: every problem of every clip, labelled silence among them, and classes with
-            fewer than two clips.
+            fewer than `fewest` clips.
     """
     problems = list(_unknown_labels(clips, known_labels))
     by_file: dict[Path, list[int]] = defaultdict(list)
@@ -77,7 +80,7 @@ def load_recordings(
                 problems.append(clips[number].problem(_what_is_silent(clips[number])))
             elif len(waveform):
                 recordings[number] = Recording(clips[number], waveform)
-    problems += _too_few(clips)
+    problems += _too_few(clips, fewest)
     if problems:
         raise ConfigError(problems)
     if len(rates) > 1:
@@ -168,16 +171,16 @@ def _unknown_labels(
                 yield clip.problem(f"unknown label {label!r}{did_you_mean(label, known_labels)}")
 
 
-def _too_few(clips: Sequence[Clip]) -> list[Problem]:
-    """Return a problem for each class with fewer than two files or rows of a table."""
+def _too_few(clips: Sequence[Clip], fewest: int) -> list[Problem]:
+    """Return a problem for each class with fewer than `fewest` files or rows of a table."""
     sources: dict[str, set[tuple[Path, int | None]]] = defaultdict(set)
     for clip in clips:
         for label in clip.labels:
             sources[label].add((clip.path, clip.line))
     return [
-        _of_class(clips, label, f"expected at least {FEWEST_CLIPS} clips of a class, got {len(of)}")
+        _of_class(clips, label, f"expected at least {fewest} clips of a class, got {len(of)}")
         for label, of in sorted(sources.items())
-        if len(of) < FEWEST_CLIPS
+        if len(of) < fewest
     ]
 
 

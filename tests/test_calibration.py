@@ -235,6 +235,18 @@ def test_a_few_sounds_cannot_ask_for_a_longer_confirmation() -> None:
 
 
 @pytest.mark.parametrize(
+    ("hop_s", "longest_s", "expected"),
+    [(HOP_S, 4.0, (0.75, 0.0)), (HOP_S, 0.5, (0.5, 0.0)), (0.01, 4.0, (0.5, 0.0))],
+)
+def test_too_few_sounds_to_choose_by_are_not_averaged(
+    hop_s: float, longest_s: float, expected: tuple[float, float]
+) -> None:
+    rules = timing_rules(WINDOW_S, hop_s, longest_s)
+    (one,) = calibrate_classes(LABELS, ["Bark"], [], [_quiet(60.0)], Budgets(per_hour(0.5)), rules)
+    assert one.timing == expected
+
+
+@pytest.mark.parametrize(
     ("hop_s", "longest_s", "spans"),
     [(0.5, 4.0, [0.5, 0.75, 2.0, 3.0, 4.0]), (0.5, 2.5, [0.5, 0.75, 2.0]), (0.5, 0.3, [0.3]),
      (0.04, 4.0, [0.5, 0.75, 2.0])],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -171,7 +171,7 @@ def _calibrate(
         late_s = delays_s(index, label, with_sounds, score_map, rule, choice.threshold)
         return choice.is_met, float(np.maximum(0.0, 1.0 - WORTH_OF_A_SECOND * late_s).sum())
 
-    timing = DEFAULT_TIMING if DEFAULT_TIMING in rules else max(rules)
+    timing = _usual_timing(rules)
     if choices[timing].n_sounds >= ENOUGH_SOUNDS:
         # chance sends one window above a threshold more easily than several or their average, so
         # these bear a lower threshold and find more; but not always sooner
@@ -188,3 +188,11 @@ def _calibrate(
         rise_off=rises.off,
         onset=fit_onset(rises.crossings, choice.threshold, geometry.window / SAMPLE_RATE),
     )
+
+
+def _usual_timing(timings: Iterable[Timing]) -> Timing:
+    """Return the default, or what comes nearest: the longest span, smoothed the least."""
+    possible = set(timings)
+    if DEFAULT_TIMING in possible:
+        return DEFAULT_TIMING
+    return max(possible, key=lambda timing: (timing.confirm_s, -timing.smoothing_s))

@@ -128,7 +128,7 @@ def calibrate(
     longest_confirm: Annotated[
         float,
         typer.Option(
-            min=0,
+            min=0.01,
             help="Longest span in seconds in which windows may have to agree; a longer one finds "
             "more for the same budget, but later.",
         ),

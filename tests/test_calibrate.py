@@ -300,6 +300,7 @@ def test_fold_checkpoints_of_other_classes_are_refused(
         (["--negative-hours", "0"], "expected --data, --negatives or --negative-hours"),
         (["--fold-checkpoint", "bundled"], "expected --data with the clips of their folds"),
         (["--hop", "0.333"], "hop_s"),
+        (["--longest-confirm", "0"], "--longest-confirm"),
     ],
 )
 def test_wrong_options_are_one_sentence(

@@ -149,7 +149,7 @@ def evaluate(
         write_report(report, figures, settings, command, notes)
         print(f"{report / 'report.html'}: written", file=sys.stderr)
     if json_output:
-        print(json.dumps(as_json(figures), ensure_ascii=False))
+        print(json.dumps({"notes": notes, **as_json(figures)}, ensure_ascii=False))
     else:
         show(figures, settings, Console(width=None if sys.stdout.isatty() else FILE_WIDTH))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ast_stream.errors import UsageError
 from ast_stream.model.tagger import Tagger, load_tagger
+from ast_stream.training.calibration.judges import HELD_OUT, held_folds, no_folds_remark
 from ast_stream.training.evaluation.plan import Subject
 from ast_stream.training.material.clips import Clip, Columns, load_recordings, read_clips
 from ast_stream.training.material.speech import speech_is_available
@@ -47,7 +48,7 @@ def cross_validated(
     clips = read_clips(data, columns)
     taggers = [load_tagger(model) for model in models]
     _check_labels(taggers)
-    folds = [held_out_folds(tagger) for tagger in taggers]
+    folds = [tuple(held_folds(tagger.checkpoint) or ()) for tagger in taggers]
     _check_folds(list(zip(models, folds, strict=True)), data, _folds(clips))
     recordings = load_recordings(clips, taggers[0].labels, fewest=1)
     subjects = []
@@ -57,27 +58,34 @@ def cross_validated(
     return subjects
 
 
-def held_out_folds(tagger: Tagger) -> tuple[str, ...]:
-    """Return the folds that a checkpoint says it was not trained on; empty if it says nothing."""
-    folds = tagger.metadata.provenance.get("test_folds", ())
-    return tuple(str(fold) for fold in folds) if isinstance(folds, list | tuple) else ()
-
-
 def notes_of(subjects: Sequence[Subject]) -> list[str]:
     """Return what a reader of the figures must know."""
-    notes = []
-    for subject in subjects:
-        unseen = held_out_folds(subject.tagger)
-        seen = [fold for fold in subject.folds if unseen and fold not in unseen]
-        if seen:
-            notes.append(
-                f"{subject.tagger.checkpoint.origin} was trained on clips of fold "
-                f"{', '.join(seen)}: figures of clips it knows say little (it was not trained on "
-                f"fold {', '.join(unseen)})"
-            )
+    notes = [note for subject in subjects if (note := _known_clips(subject))]
     if not speech_is_available():
         notes.append("espeak-ng is not installed: there is no speech among the backgrounds")
     return notes
+
+
+def _known_clips(subject: Subject) -> str | None:
+    """Return what says that a model may have been trained on its clips; None: nothing does."""
+    checkpoint = subject.tagger.checkpoint
+    held = held_folds(checkpoint)
+    if held is None or not subject.takes:
+        return None
+    if not subject.folds:
+        return no_folds_remark(checkpoint)
+    seen = [fold for fold in subject.folds if fold not in (*held, HELD_OUT)]
+    if not seen:
+        return None
+    if not held:
+        return (
+            f"{checkpoint.origin} held no clips out of its training: if it was trained on these, "
+            "it finds more of them than of new ones"
+        )
+    return (
+        f"{checkpoint.origin} was trained on clips of fold {', '.join(seen)}: figures of clips it "
+        f"knows say little (it was not trained on fold {', '.join(held)})"
+    )
 
 
 def _takes(clips: Sequence[Clip], tagger: Tagger) -> tuple[Take, ...]:

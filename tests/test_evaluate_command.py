@@ -40,23 +40,24 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A model for each fold, by its own account trained on the other, and one that says nothing."""
+    """A model for each fold, by its own account trained on the other; of all folds; silent."""
     folder = tmp_path_factory.mktemp("models")
     made = {
         fold: str(save_tiny(folder / fold, seed=number, provenance={"test_folds": [fold]}))
         for number, fold in enumerate(FOLDS)
     }
-    return made | {"silent": str(save_tiny(folder / "silent"))}
+    whole = str(save_tiny(folder / "whole", provenance={"test_folds": []}))
+    return made | {"silent": str(save_tiny(folder / "silent")), "whole": whole}
 
 
 def evaluate(*arguments: str | Path) -> int:
     return run_command_line(["evaluate", *QUICK, *map(str, arguments)])
 
 
-def _table(folder: Path, rows: list[list[Any]]) -> Path:
+def _table(folder: Path, rows: list[list[Any]], *columns: str) -> Path:
     table = folder / "labels.csv"
     with table.open("w", newline="") as file:
-        csv.writer(file).writerows([["file", "label"], *rows])
+        csv.writer(file).writerows([["file", "label", *columns], *rows])
     return table
 
 
@@ -170,6 +171,38 @@ def test_clips_a_model_was_trained_on_are_told(
 ) -> None:
     assert evaluate(data, "--model", models["1"], "--test-fold", "2", "--json") == 0
     assert "was trained on clips of fold 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "fold", "expected"),
+    [
+        ("whole", "1", "held no clips out of its training"),
+        ("whole", None, "cannot be told, as they have no folds"),
+        ("1", None, "cannot be told, as they have no folds"),
+        ("whole", "held-out", ""),
+        ("1", "1", ""),
+        ("silent", "1", ""),
+    ],
+)
+def test_clips_that_a_model_may_have_been_trained_on_are_told(
+    data: Path,
+    models: dict[str, str],
+    model: str,
+    fold: str | None,
+    expected: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folds = [] if fold is None else [fold]
+    rows = [[data.parent / f"{label}-0.wav", label, *folds] for label in LABELS]
+    table = _table(tmp_path, rows, *["fold" for _ in folds])
+    assert evaluate(table, "--model", models[model], "--generated", "0", "--json") == 0
+    printed = capsys.readouterr()
+    notes = [note for note in json.loads(printed.out)["notes"] if "espeak" not in note]
+    assert len(notes) == bool(expected)
+    for note in notes:
+        assert expected in note
+        assert note in printed.err
 
 
 @pytest.mark.parametrize(

@@ -53,26 +53,36 @@ def judges_of(
     chosen = [clip for clip in clips if not test_folds or clip.fold in test_folds]
     if fold_checkpoints:
         return _by_folds(checkpoint, fold_checkpoints, chosen, test_folds)
-    trained_with = checkpoint.metadata.provenance.get(TEST_FOLDS)
-    if is_unseen or trained_with is None:
+    trained_without = held_folds(checkpoint)
+    if is_unseen or trained_without is None:
         return [Judge(checkpoint, chosen)], []
     if all(clip.fold is None for clip in chosen):
-        remark = (
-            f"whether {checkpoint.origin} was trained on these clips cannot be told, as they have "
-            "no folds; if it was, it finds more of them than of new ones"
-        )
-        return [Judge(checkpoint, chosen)], [remark]
-    held = [*trained_with, HELD_OUT]
+        return [Judge(checkpoint, chosen)], [no_folds_remark(checkpoint)]
+    held = [*trained_without, HELD_OUT]
     unseen = [clip for clip in chosen if clip.fold in held]
     seen = sorted({str(clip.fold) for clip in chosen} - set(held))
     if seen and (test_folds or not unseen):
         raise UsageError(
             f"{checkpoint.origin} was trained on fold {', '.join(seen)}: expected "
-            f"{_held_text(trained_with)}--fold-checkpoint with checkpoints that held them out, or "
-            "--unseen where these are other clips than it was trained on"
+            f"{_held_text(trained_without)}--fold-checkpoint with checkpoints that held them out, "
+            "or --unseen where these are other clips than it was trained on"
         )
     remarks = [f"clips of fold {', '.join(seen)} are left out: it was trained on them"]
     return [Judge(checkpoint, unseen)], remarks if seen else []
+
+
+def held_folds(checkpoint: Checkpoint) -> list[str] | None:
+    """Return the folds that a checkpoint was not trained on; None: it does not say."""
+    folds = checkpoint.metadata.provenance.get(TEST_FOLDS)
+    return [str(fold) for fold in folds] if isinstance(folds, list | tuple) else None
+
+
+def no_folds_remark(checkpoint: Checkpoint) -> str:
+    """Return what to know of figures of clips without folds."""
+    return (
+        f"whether {checkpoint.origin} was trained on these clips cannot be told, as they have "
+        "no folds; if it was, it finds more of them than of new ones"
+    )
 
 
 def _held_text(held: Sequence[str]) -> str:
@@ -113,7 +123,7 @@ def _by_folds(
 def _check(fold_checkpoint: Checkpoint, checkpoint: Checkpoint) -> list[str]:
     """Return the folds that a fold checkpoint held out."""
     where = f"--fold-checkpoint {fold_checkpoint.origin}"
-    held = fold_checkpoint.metadata.provenance.get(TEST_FOLDS)
+    held = held_folds(fold_checkpoint)
     if not held:
         raise UsageError(f"{where}: expected a checkpoint trained with --test-fold, got none held")
     if fold_checkpoint.labels != checkpoint.labels:
@@ -127,4 +137,4 @@ def _check(fold_checkpoint: Checkpoint, checkpoint: Checkpoint) -> list[str]:
             f"{where}: expected windows of {checkpoint.window_s:g} s, "
             f"got {fold_checkpoint.window_s:g} s"
         )
-    return [str(fold) for fold in held]
+    return held

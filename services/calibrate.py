@@ -194,11 +194,14 @@ def calibrate(
         "longest_smoothing_s": longest_smoothing,
     }
     result = with_calibration(loaded, calibrated, listening.hop_s, record)
-    written = _write(checkpoint, result, out, in_place)
-    if as_json:
-        print(json.dumps(_as_json(result, calibrated, record, remarks, written)))
-    else:
-        show(report_console(), calibrated, chosen if only else (), remarks)
+    written = None
+    try:
+        written = _write(checkpoint, result, out, in_place)
+    finally:  # neither a full disk nor a reader that is gone may cost the other what was found
+        if as_json:
+            print(json.dumps(_as_json(result, calibrated, record, remarks, written)))
+        else:
+            show(report_console(), calibrated, chosen if only else (), remarks)
     print(written or "nothing is written; give --out or --in-place", file=sys.stderr)
 
 

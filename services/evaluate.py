@@ -145,13 +145,15 @@ def evaluate(
     heard = _heard(subjects, settings)
     figures = figures_of(subjects, heard, settings)
     command = shlex.join(["ast-stream", *sys.argv[1:]])
-    if report is not None:
-        write_report(report, figures, settings, command, notes)
-        print(f"{report / 'report.html'}: written", file=sys.stderr)
-    if json_output:
-        print(json.dumps({"notes": notes, **as_json(figures)}, ensure_ascii=False))
-    else:
-        show(figures, settings, Console(width=None if sys.stdout.isatty() else FILE_WIDTH))
+    try:
+        if report is not None:
+            write_report(report, figures, settings, command, notes)
+            print(f"{report / 'report.html'}: written", file=sys.stderr)
+    finally:  # neither a full disk nor a reader that is gone may cost the other its figures
+        if json_output:
+            print(json.dumps({"notes": notes, **as_json(figures)}, ensure_ascii=False))
+        else:
+            show(figures, settings, Console(width=None if sys.stdout.isatty() else FILE_WIDTH))
 
 
 def range_of(

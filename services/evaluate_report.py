@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ast_stream.errors import UsageError
+from ast_stream.errors import AstStreamError, UsageError
 from ast_stream.training.evaluation.plan import Settings
 from ast_stream.training.evaluation.plots import plots
 from ast_stream.training.evaluation.report import Evaluation, as_json, jsonable
@@ -65,11 +65,11 @@ def write_report(
 
     Raises:
         UsageError: matplotlib is not installed.
-        OSError: a file cannot be written.
+        AstStreamError: a file cannot be written.
     """
     pictures = plots(evaluation)
     for name, png in pictures.items():
-        (folder / f"{name}.png").write_bytes(png)
+        _write(folder / f"{name}.png", png)
     content = {
         "command": command,
         "versions": versions(),
@@ -78,9 +78,16 @@ def write_report(
         **as_json(evaluation),
     }
     text = json.dumps(content, ensure_ascii=False, indent=1)
-    (folder / "report.json").write_text(text + "\n", "utf-8")
+    _write(folder / "report.json", f"{text}\n".encode())
     page = _page(evaluation, settings, pictures, content)
-    (folder / "report.html").write_text(page, "utf-8")
+    _write(folder / "report.html", page.encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise AstStreamError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def versions() -> dict[str, str]:

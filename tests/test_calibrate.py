@@ -21,10 +21,11 @@ from ast_stream.runtime.selfcheck import self_check
 from ast_stream.training.calibration import store
 from ast_stream.training.calibration.budget import parse_budget
 from ast_stream.training.calibration.streams import plain_tagger, score_stream
+from ast_stream.training.material import takes
 from ast_stream.units import SAMPLE_RATE
 from services.cli import run_command_line
 
-USAGE, CONFIG = 2, 78
+USAGE, STARTUP, CONFIG = 2, 3, 78
 HOURS = "0.005"  # of generated negatives: 18 s
 
 
@@ -362,6 +363,45 @@ def test_a_failed_copy_leaves_nothing_behind(
     with pytest.raises(CheckpointError, match=r"cannot be written"):
         store.write_copy(str(reactive), checkpoint, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("small_files")
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_full_disk_does_not_cost_what_was_found(
+    form: list[str],
+    reactive: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(takes, "speech_is_available", lambda: False)  # espeak-ng would fail, too
+    out = tmp_path / "out"
+    assert _calibrate(reactive, "--negative-hours", HOURS, "--out", out, *form) == STARTUP
+    printed = capsys.readouterr()
+    assert f"{out}: cannot be written" in printed.err
+    assert "Traceback" not in printed.err
+    assert "Bark" in printed.out
+    assert not form or json.loads(printed.out)["is_written"] is False
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_to_work_in_is_no_place_for_a_copy(
+    reactive: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert _calibrate(reactive, "--negative-hours", HOURS, "--out", ".") == USAGE
+    assert "--out: expected a folder that can be replaced, got ." in _said(capsys)
+
+
+def test_a_link_to_an_empty_folder_is_written_through(reactive: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    store.check_target(str(reactive), tmp_path / "link", False)
+    store.write_copy(str(reactive), load_checkpoint(str(reactive)), tmp_path / "link")
+    assert load_checkpoint(str(tmp_path / "there")).labels
 
 
 def test_an_interrupted_write_leaves_the_old_file_whole(

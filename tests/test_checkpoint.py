@@ -450,3 +450,15 @@ def test_weights_beyond_half_precision_are_not_saved_as_such(tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match="beyond the range of fp16"):
         save_checkpoint(tmp_path, replace(checkpoint, state_dict=large), "fp16")
     assert not (tmp_path / W).exists()
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_the_old_checkpoint(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    save_checkpoint(tmp_path, tiny_checkpoint(1))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    request.getfixturevalue("small_files")
+    other = replace(tiny_checkpoint(2), labels=["Glass", "Rain", "Background"])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot be written"):
+        save_checkpoint(tmp_path, other)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

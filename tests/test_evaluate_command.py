@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import pytest
 import soundfile
 from tiny_model import save_tiny
 
-from ast_stream.runtime.lifecycle import EXIT_CONFIG, EXIT_USAGE
+from ast_stream.runtime.lifecycle import EXIT_CONFIG, EXIT_CRASH, EXIT_USAGE
+from ast_stream.training.material import takes
 from ast_stream.units import SAMPLE_RATE
 from services.cli import run_command_line
 
@@ -154,6 +156,27 @@ def test_streams_are_written_for_people_to_listen_to(
         assert len(truth) == len(laid["sounds"]) == n_sounds
         assert soundfile.info(wav).duration == pytest.approx(laid["duration_s"])
         assert laid["background"][0]["kind"] == "background"
+
+
+@pytest.mark.usefixtures("small_files")
+@pytest.mark.parametrize(
+    ("option", "name"), [("--report", r"out/\w+\.png"), ("--write-streams", r"out/mixed-.*\.wav")]
+)
+def test_a_full_disk_is_one_sentence_that_names_the_file(
+    data: Path,
+    models: dict[str, str],
+    option: str,
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(takes, "speech_is_available", lambda: False)  # espeak-ng would fail, too
+    assert evaluate(data, "--model", models["1"], option, tmp_path / "out") == EXIT_CRASH
+    printed = capsys.readouterr()
+    said = printed.err.splitlines()[-1]
+    assert re.match(rf"ast-stream: .*{name}: cannot be written: ", said)
+    assert ("Clips: " in printed.out) == (option == "--report")
 
 
 def test_own_recordings_are_heard_as_negatives(

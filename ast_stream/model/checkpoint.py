@@ -6,8 +6,6 @@ import csv
 import hashlib
 import importlib.resources
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -15,14 +13,14 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ast_stream.errors import CheckpointError
 from ast_stream.model import hub, hub_config, key_schemas, recipes
 from ast_stream.model.ast import AstDims, AudioSpectrogramTransformer
+from ast_stream.model.checkpoint_files import write_files
 from ast_stream.model.fbank import Normalization
-from ast_stream.model.metadata import METADATA, Metadata, read_metadata, write_json, write_metadata
+from ast_stream.model.metadata import METADATA, Metadata, metadata_json, read_metadata
 from ast_stream.model.weight_files import SUFFIXES, read_tensors
 from ast_stream.units import frame_count, seconds_to_samples
 
@@ -109,8 +107,8 @@ def save_checkpoint(
     """Write `checkpoint` as a directory that transformers itself can load, plus ast_stream.json.
 
     Raises:
-        CheckpointError: it is not consistent, has weights that `precision` cannot hold, or the
-            directory cannot be written.
+        CheckpointError: it is not consistent, has weights that `precision` cannot hold, or a file
+            cannot be written; a checkpoint that was there before is whole.
     """
     _check(checkpoint, {name: name for name in checkpoint.state_dict})
     dtype, dtype_name = _STORED[precision]
@@ -123,22 +121,14 @@ def save_checkpoint(
             raise CheckpointError(
                 f"{directory}: {name}: has values beyond the range of {precision}"
             )
-    config = hub_config.config_json(checkpoint.dims, checkpoint.labels, dtype_name)
-    preprocessor = hub_config.preprocessor_json(
-        checkpoint.dims.max_frames, checkpoint.normalization
-    )
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        write_json(directory / hub_config.CONFIG, config)
-        write_json(directory / hub_config.PREPROCESSOR, preprocessor)
-        unfinished = directory / f".{WEIGHTS[0]}.unfinished"
-        save_file(tensors, unfinished, metadata={"format": "pt"})
-        # safetensors makes files that only their owner can read
-        shutil.copymode(directory / hub_config.CONFIG, unfinished)
-        os.replace(unfinished, directory / WEIGHTS[0])
-    except OSError as error:
-        raise CheckpointError(f"{directory}: cannot be written: {error}") from error
-    write_metadata(directory, checkpoint.metadata)
+    texts = {
+        hub_config.CONFIG: hub_config.config_json(checkpoint.dims, checkpoint.labels, dtype_name),
+        hub_config.PREPROCESSOR: hub_config.preprocessor_json(
+            checkpoint.dims.max_frames, checkpoint.normalization
+        ),
+        METADATA: metadata_json(checkpoint.metadata),
+    }
+    write_files(directory, texts, WEIGHTS[0], tensors)
 
 
 def _bundled_directory() -> Path:

@@ -190,7 +190,7 @@ def write_metadata(directory: Path, metadata: Metadata) -> None:
         CheckpointError: the file cannot be written.
     """
     try:
-        write_json(directory / METADATA, metadata.model_dump(mode="json", exclude_none=True))
+        write_json(directory / METADATA, metadata_json(metadata))
     except OSError as error:
         raise CheckpointError(f"{directory}: cannot be written: {error}") from error
 
@@ -198,5 +198,16 @@ def write_metadata(directory: Path, metadata: Metadata) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file so that a reader sees the old or the new one, never half of it."""
     unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    unfinished.write_text(json_text(content), "utf-8")
     os.replace(unfinished, path)
+
+
+def json_text(content: Mapping[str, Any]) -> str:
+    """Return what a JSON file of a checkpoint holds."""
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def metadata_json(metadata: Metadata) -> dict[str, Any]:
+    """Return what `ast_stream.json` says."""
+    content: dict[str, Any] = metadata.model_dump(mode="json", exclude_none=True)
+    return content

@@ -30,12 +30,21 @@ def check_target(reference: str, out: Path | None, is_in_place: bool) -> None:
             )
         if not os.access(folder, os.W_OK):
             raise UsageError(f"--in-place: {folder} cannot be written")
-    if out is not None and (out.is_file() or (out.is_dir() and any(out.iterdir()))):
-        raise UsageError(f"--out: expected a new or empty folder, got {out}, which is there")
     if out is not None:
-        above = next(one for one in out.absolute().parents if one.exists())
-        if not above.is_dir() or not os.access(above, os.W_OK):
-            raise UsageError(f"--out: {above} cannot be written")
+        _check_out(out)
+
+
+def _check_out(out: Path) -> None:
+    whole = out.resolve()
+    if whole.is_file() or (whole.is_dir() and any(whole.iterdir())):
+        raise UsageError(f"--out: expected a new or empty folder, got {out}, which is there")
+    if whole == Path.cwd() or whole.is_mount():
+        raise UsageError(
+            f"--out: expected a folder that can be replaced, got {out}; name a new one"
+        )
+    above = next(one for one in whole.parents if one.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UsageError(f"--out: {above} cannot be written")
 
 
 def write_in_place(folder: Path, checkpoint: Checkpoint) -> None:
@@ -53,6 +62,7 @@ def write_copy(reference: str, checkpoint: Checkpoint, out: Path) -> None:
     Raises:
         CheckpointError: it cannot be written; nothing is left behind.
     """
+    out = out.resolve()  # a link stays, and what it leads to is replaced
     unfinished = out.parent / f".{out.name}.unfinished"
     try:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -206,8 +206,17 @@ def calibrate(
 
 
 def _chosen(checkpoint: Checkpoint, only: Sequence[str]) -> list[str]:
-    """Return the labels to calibrate, in the checkpoint's order."""
+    """Return the labels to calibrate, in the checkpoint's order.
+
+    Raises:
+        UsageError: a class that the checkpoint does not have, or none makes events.
+    """
     possible = events_of(checkpoint)
+    if not possible:
+        raise UsageError(
+            f"calibrate: expected a class that makes events, got {checkpoint.origin}, "
+            "whose classes are all background"
+        )
     wanted = {find_label(name, possible, "--class") for name in only}
     return [label for label in possible if not wanted or label in wanted]
 

@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ast_stream.errors import UsageError
+from ast_stream.training.calibration.listening import negative_recordings
 from ast_stream.training.evaluation.measure import check_hop, hear
 from ast_stream.training.evaluation.plan import Heard, Settings, Subject, total_s
 from ast_stream.training.evaluation.plots import check_plotting
 from ast_stream.training.evaluation.report import as_json
 from ast_stream.training.evaluation.report import evaluate as figures_of
-from ast_stream.training.material.negatives import negative_files
 from services.clip_options import (
     DEFAULT_THREADS,
     Data,
@@ -35,7 +35,7 @@ from services.clip_options import (
 )
 from services.evaluate_models import cross_validated, notes_of, single
 from services.evaluate_report import check_folder, write_report
-from services.evaluate_tables import show
+from services.evaluate_tables import remarks_on, show
 
 SNR_DB = "12"
 LARGEST_SNR_DB = 60.0
@@ -125,7 +125,7 @@ def evaluate(
         repeats=repeats,
         hours=hours,
         negative_hours=negative_hours,
-        negatives=tuple(negative_files(negatives or [])),
+        negatives=tuple(negative_recordings(negatives or [])),
         n_generated=generated,
         seed=seed,
         write_to=write_streams,
@@ -140,10 +140,12 @@ def evaluate(
         subjects = [single(chosen, data, columns, test_fold or [])]
     check_hop(subjects, hop)
     notes = notes_of(subjects)
-    for note in notes:
-        print(f"ast-stream evaluate: {note}", file=sys.stderr)
+    _say(notes)
     heard = _heard(subjects, settings)
     figures = figures_of(subjects, heard, settings)
+    remarks = remarks_on(figures)
+    _say(remarks)
+    notes += remarks
     command = shlex.join(["ast-stream", *sys.argv[1:]])
     try:
         if report is not None:
@@ -154,6 +156,11 @@ def evaluate(
             print(json.dumps({"notes": notes, **as_json(figures)}, ensure_ascii=False))
         else:
             show(figures, settings, Console(width=None if sys.stdout.isatty() else FILE_WIDTH))
+
+
+def _say(notes: Sequence[str]) -> None:
+    for note in notes:
+        print(f"ast-stream evaluate: {note}", file=sys.stderr)
 
 
 def range_of(

@@ -11,6 +11,9 @@ from ast_stream.training.evaluation.intervals import Interval
 from ast_stream.training.evaluation.plan import Settings
 from ast_stream.training.evaluation.report import Evaluation
 from ast_stream.training.evaluation.streams import FalseAlarms, StreamReport
+from ast_stream.training.evaluation.timing import Errors, Timing
+
+MANY_SOUNDS_PER_EVENT = 1.5
 
 
 def show(evaluation: Evaluation, settings: Settings, console: Console) -> None:
@@ -67,17 +70,55 @@ def _stream_lines(report: StreamReport, settings: Settings) -> list[str]:
         "  recall within "
         + ", ".join(f"{name}/h: {value:.1%}" for name, value in within.items())
         + " false events per class (best thresholds)",
-        f"  onset {signed(timing.onset.bias_s)} s, median error "
-        f"{timing.onset.median_absolute_s:.2f} s (uncorrected "
-        f"{signed(timing.raw_onset.bias_s)} s); offset {signed(timing.offset.bias_s)} s, median "
-        f"error {timing.offset.median_absolute_s:.2f} s (uncorrected "
-        f"{signed(timing.raw_offset.bias_s)} s)",
-        f"  time to detect: median {seconds(timing.detect_p50_s.value)}, "
-        f"90 % {seconds(timing.detect_p90_s)}; time to end: median {seconds(timing.end_p50_s)}",
-        f"  {timing.events_per_sound:.2f} events per found sound, "
-        f"{timing.sounds_per_event:.2f} sounds per event",
+        *_timing_lines(timing),
         "  " + ", ".join(f"{name} {one.value:.3f}" for name, one in report.psds.items()),
         "  F1: " + ", ".join(f"{name} {one.value:.3f}" for name, one in report.mean_f1.items()),
+    ]
+
+
+def _timing_lines(timing: Timing) -> list[str]:
+    """Return what there is to say of times: nothing where nothing was found."""
+    errors = [
+        _errors_text(name, errors, raw)
+        for name, errors, raw in (
+            ("onset", timing.onset, timing.raw_onset),
+            ("offset", timing.offset, timing.raw_offset),
+        )
+        if errors.n
+    ]
+    delays = [
+        f"time to detect: median {seconds(timing.detect_p50_s.value)}, "
+        f"90 % {seconds(timing.detect_p90_s)}"
+    ]
+    if not math.isnan(timing.end_p50_s):
+        delays.append(f"time to end: median {seconds(timing.end_p50_s)}")
+    lines = [*(["  " + "; ".join(errors)] if errors else []), "  " + "; ".join(delays)]
+    if not math.isnan(timing.events_per_sound):
+        lines.append(
+            f"  {timing.events_per_sound:.2f} events per found sound, "
+            f"{timing.sounds_per_event:.2f} sounds per event"
+        )
+    return lines
+
+
+def _errors_text(name: str, errors: Errors, raw: Errors) -> str:
+    uncorrected = f" (uncorrected {signed(raw.bias_s)} s)" if raw.n else ""
+    return (
+        f"{name} {signed(errors.bias_s)} s, median error {errors.median_absolute_s:.2f} s"
+        f"{uncorrected}"
+    )
+
+
+def remarks_on(evaluation: Evaluation) -> list[str]:
+    """Return what keeps the figures from meaning what they seem to."""
+    if evaluation.streams is None:
+        return []
+    merged = evaluation.streams.report.timing.sounds_per_event
+    if not merged > MANY_SOUNDS_PER_EVENT:
+        return []
+    return [
+        f"an event runs on over {merged:.1f} sounds in the mean: it finds all of them and is "
+        "hardly ever false, so what is found and what is false say little"
     ]
 
 

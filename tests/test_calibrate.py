@@ -338,6 +338,33 @@ def test_unusable_negatives_are_listed_together(
     assert "empty.wav: expected sound, got an empty file" in text
 
 
+def test_a_checkpoint_of_backgrounds_alone_is_refused(
+    reactive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = load_checkpoint(str(reactive))
+    metadata = checkpoint.metadata.model_copy(update={"background": checkpoint.labels})
+    save_checkpoint(tmp_path, replace(checkpoint, metadata=metadata))
+    assert _calibrate(tmp_path, "--negative-hours", HOURS) == USAGE
+    assert "expected a class that makes events" in _said(capsys)
+
+
+@pytest.mark.parametrize(
+    "before", [["mine"], {"classes": 1, "runs": None}, {"classes": {"Siren": 0.5}}]
+)
+def test_a_provenance_of_other_form_is_replaced(
+    before: Any, reactive: Path, tmp_path: Path
+) -> None:
+    checkpoint = load_checkpoint(str(reactive))
+    update = {"provenance": {"thresholds": before, "data": "mine"}}
+    metadata = checkpoint.metadata.model_copy(update=update)
+    save_checkpoint(tmp_path, replace(checkpoint, metadata=metadata))
+    arguments = ("--class", "Bark", "--negative-hours", "0.002", "--in-place")
+    assert _calibrate(tmp_path, *arguments) == 0
+    provenance = load_checkpoint(str(tmp_path)).metadata.provenance
+    assert list(provenance["thresholds"]["classes"]) == ["Bark"]
+    assert provenance["data"] == "mine"
+
+
 def test_a_folder_that_is_there_is_not_overwritten(
     reactive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -274,11 +274,13 @@ def test_unreadable_negatives_are_told_together(
 ) -> None:
     (tmp_path / "noise.wav").write_bytes(b"not audio")
     (tmp_path / "empty").mkdir()
-    paths = [tmp_path / "noise.wav", tmp_path / "empty", tmp_path / "gone.wav"]
+    soundfile.write(tmp_path / "none.wav", np.zeros(0), SAMPLE_RATE)
+    names = ("noise.wav", "empty", "gone.wav", "none.wav")
+    paths = [tmp_path / name for name in names]
     options = [part for path in paths for part in ("--negatives", path)]
     assert evaluate(data, "--model", models["1"], *options) == EXIT_CONFIG
     lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 3
+    assert len(lines) == len(paths)
     assert all(str(path) in line for path, line in zip(paths, lines, strict=True))
 
 

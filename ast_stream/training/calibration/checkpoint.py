@@ -138,7 +138,7 @@ def _provenance(
     record: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the provenance with this run in it; runs of which no class is left are dropped."""
-    before = metadata.provenance.get(PROVENANCE, {})
+    before = _object(metadata.provenance.get(PROVENANCE))
     done = {one.label for one in calibrated}
     heard = calibrated[0].choice if calibrated else None
     run = {
@@ -148,16 +148,22 @@ def _provenance(
         "hours_of_negatives": round(heard.hours_negative, 3) if heard else 0.0,
     }
     name = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()[:12]
-    classes = _without(before.get("classes", {}), done)
+    known = _object(before.get("classes")).items()
+    classes = _without({label: one for label, one in known if isinstance(one, dict)}, done)
     classes |= {one.label: class_record(one) | {"run": name} for one in calibrated}
     in_use = {one.get("run") for one in classes.values()}
-    runs = before.get("runs", {}) | {name: run}
+    runs = _object(before.get("runs")) | {name: run}
     return metadata.provenance | {
         PROVENANCE: {
             "runs": {name: one for name, one in runs.items() if name in in_use},
             "classes": classes,
         }
     }
+
+
+def _object(value: Any) -> dict[str, Any]:
+    """Return an object of the provenance, which is free form; nothing else is kept."""
+    return value if isinstance(value, dict) else {}
 
 
 def _without(values: Mapping[str, Any], labels: set[str]) -> dict[str, Any]:

@@ -177,11 +177,16 @@ def test_without_a_target_nothing_is_written(
     assert "no sound of it was planted" in printed.out
 
 
+@pytest.mark.parametrize("files", [["Bark", "Siren"], ["Bark;Siren"]])
 def test_one_clip_of_a_class_is_enough_to_listen_to(
-    reactive: Path, clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    files: list[str],
+    reactive: Path,
+    clips: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     table = tmp_path / "labels.csv"
-    rows = [[clips.parent / f"{label}-0.wav", label] for label in ("Bark", "Siren")]
+    rows = [[clips.parent / f"{labels.split(';')[0]}-0.wav", labels] for labels in files]
     with table.open("w", newline="") as file:
         csv.writer(file).writerows([["file", "label"], *rows])
     assert _calibrate(reactive, "--data", table, "--negative-hours", HOURS, "--json") == 0

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from strip_cases import LABELS, WINDOW_S, begin_and_end, ideal_strip, planted
 
 from ast_stream.audio.activity import Waveform
+from ast_stream.audio.scene import Planted
+from ast_stream.messages import Event
 from ast_stream.training.evaluation.clips import average_precision, clip_report, clip_scores
 from ast_stream.training.evaluation.plan import Settings, laying_around
 from ast_stream.training.evaluation.streams import measure_streams, negatives_report
@@ -34,6 +37,16 @@ def test_clip_figures_count_the_highest_score() -> None:
     assert report.average_precision["Bark"] == 1.0
     assert report.average_precision["Siren"] == pytest.approx((1 + 2 / 3) / 2)
     assert report.mean_average_precision == pytest.approx((1 + 5 / 6) / 2)
+
+
+def test_a_clip_of_two_classes_is_named_right_by_either() -> None:
+    takes = [Take(np.ones(400, np.float32), classes, False) for classes in ((0, 1), (0,), (1, 0))]
+    scores = np.array([[0.4, 0.6], [0.3, 0.5], [0.7, 0.1]])
+    report = clip_report(takes, scores, LABELS)
+    assert report.accuracy == pytest.approx(2 / 3)
+    assert report.recall == {"Bark": pytest.approx(2 / 3), "Siren": 1.0}
+    assert report.average_precision == {"Bark": 1.0, "Siren": pytest.approx((1 + 2 / 3) / 2)}
+    assert report.confusion.tolist() == [[1, 1], [0, 1]]
 
 
 def test_average_precision_without_positives_is_not_a_number() -> None:
@@ -153,6 +166,30 @@ def test_sounds_lie_as_far_apart_as_asked_but_a_quarter_closer_than_a_window(
     assert far
     assert all(low - 0.01 <= gap <= high + 0.01 for gap in far)
     assert all(gap <= WINDOW_S + 0.01 or gap >= low - 0.01 for gap in gaps)
+
+
+def test_a_take_of_two_classes_is_a_sound_of_each_at_the_same_place() -> None:
+    (take, *_) = synthesised_takes(0, ["Siren"], 1)
+    takes = [Take(take.waveform, classes, False, "both.wav") for classes in ((0, 1), (1, 0), (1,))]
+    backgrounds = generated_backgrounds(0, 3, with_speech=False)
+    laying = Laying(disturbances=Disturbances(dropout_share=1.0, step_share=1.0))
+    strip = lay_takes(np.random.default_rng(0), takes, backgrounds, LABELS, laying)
+    spans = [(one.onset_s, one.offset_s) for one in strip.truth]
+    assert sorted(one.label for one in strip.truth) == ["Bark"] * 2 + ["Siren"] * 3
+    assert len(set(spans)) == 3
+    assert sum(part.kind == "background" for part in strip.bed) == 3
+    gaps = np.diff(sorted({onset_s for onset_s, _ in spans})) - (spans[0][1] - spans[0][0])
+    assert (gaps >= laying.gap_s[0] + laying.same_class_gap_s - 0.01).all()
+    one = ideal_strip(strip.truth, duration_s=strip.duration_s)
+    found = [one for at in strip.truth for one in _event_of(at)]
+    report = measure_streams([replace(one, events=found)], LABELS).report
+    assert (report.n_found, report.n_sounds, report.false_alarms.count) == (5, 5, 0)
+
+
+def _event_of(sound: Planted) -> list[Event]:
+    return begin_and_end(
+        sound.label, sound.onset_s, sound.offset_s, sound.onset_s + 1, sound.offset_s + 1
+    )
 
 
 def _laid(laying: Laying, seed: int = 0) -> Strip:

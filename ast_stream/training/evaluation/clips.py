@@ -21,13 +21,14 @@ HOPS_PER_WINDOW = 4
 
 @dataclass(frozen=True, eq=False)
 class ClipReport:
-    """Figures over clips with one label each.
+    """Figures over clips with one label each, or several.
 
     Attributes:
-        accuracy: share of clips whose highest score is their label's.
-        recall: the same for the clips of one label.
-        average_precision: by label, of the clip scores against all other clips.
-        confusion: counts, shape (n_classes, n_classes): row true, column highest.
+        accuracy: share of clips whose highest score is that of a label of theirs.
+        recall: the same for the clips with one label.
+        average_precision: by label, of the clip scores against all clips without it.
+        confusion: counts, shape (n_classes, n_classes): row true, column highest. A clip of
+            several labels is in the row of the one that was named, else of its first.
         mean_average_precision: over the labels that occur.
     """
 
@@ -63,19 +64,33 @@ def clip_scores(
 def clip_report(
     takes: Sequence[Take], scores: npt.NDArray[np.float64], labels: Sequence[str]
 ) -> ClipReport:
-    """Return the figures of `scores` (n_clips, n_classes) for takes with their first class."""
-    truth = np.array([take.classes[0] for take in takes])
+    """Return the figures of `scores` (n_clips, n_classes) for some takes."""
     named = scores.argmax(axis=1)
+    is_of = np.zeros((len(takes), len(labels)), np.bool_)
+    for row, take in zip(is_of, takes, strict=True):
+        row[list(take.classes)] = True
+    is_right = names_right(takes, scores)
+    truth = np.where(is_right, named, [take.classes[0] for take in takes])
     confusion = np.zeros((len(labels), len(labels)), np.int64)
     np.add.at(confusion, (truth, named), 1)
-    present = sorted(set(truth.tolist()))
+    present = np.flatnonzero(is_of.any(axis=0)).tolist()
     return ClipReport(
         labels=tuple(labels),
-        accuracy=float(np.mean(truth == named)),
-        recall={labels[i]: float(np.mean(named[truth == i] == i)) for i in present},
-        average_precision={labels[i]: average_precision(truth == i, scores[:, i]) for i in present},
+        accuracy=float(np.mean(is_right)),
+        recall={labels[i]: float(np.mean(is_right[is_of[:, i]])) for i in present},
+        average_precision={
+            labels[i]: average_precision(is_of[:, i], scores[:, i]) for i in present
+        },
         confusion=confusion,
         n_clips=len(takes),
+    )
+
+
+def names_right(takes: Sequence[Take], scores: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Tell of which takes the highest score is that of a class of theirs, shape (n_clips,)."""
+    named = scores.argmax(axis=1).tolist()
+    return np.array(
+        [highest in take.classes for take, highest in zip(takes, named, strict=True)], np.bool_
     )
 
 

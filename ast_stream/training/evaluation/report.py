@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ast_stream.training.evaluation.clips import ClipReport, clip_report
+from ast_stream.training.evaluation.clips import ClipReport, clip_report, names_right
 from ast_stream.training.evaluation.intervals import Interval, bootstrap_ratio
 from ast_stream.training.evaluation.plan import Heard, Settings, Subject
 from ast_stream.training.evaluation.streams import (
@@ -139,9 +139,7 @@ def _finite(value: float) -> float | str | None:
 def _clip_figures(heard: Heard, by_model: Sequence[ClipReport], seed: int) -> ClipFigures:
     takes = [take for part in heard.clip_takes for take in part]
     scores = np.concatenate(heard.clip_scores)
-    is_right = [
-        take.classes[0] == int(row.argmax()) for take, row in zip(takes, scores, strict=True)
-    ]
+    is_right = names_right(takes, scores).tolist()
     names = [take.name or str(number) for number, take in enumerate(takes)]
     return ClipFigures(
         accuracy=bootstrap_ratio(is_right, [1.0] * len(takes), names, seed),

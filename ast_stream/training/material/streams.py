@@ -7,7 +7,7 @@ to noise ratio is that of the active level of the sound to the active level of i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -105,23 +105,27 @@ def lay_takes(
     labels: Sequence[str],
     laying: Laying,
 ) -> Strip:
-    """Return a strip with every take once, in random order, over random backgrounds."""
-    at_s, last_label = rng.uniform(*laying.gap_s), ""
+    """Return a strip with every take once, in random order, over random backgrounds.
+
+    A take of several classes is as many sounds of the truth, at the same place.
+    """
+    at_s, last_classes = rng.uniform(*laying.gap_s), set[int]()
     placed: list[tuple[int, Signal, Planted]] = []
+    truth: list[Planted] = []
     for index in _order(rng, takes, laying.neighbour_share):
         take = takes[index]
-        label = labels[take.classes[0]]
+        classes = set(take.classes)
         is_close = bool(placed) and bool(laying.close_share) and rng.random() < laying.close_share
         if is_close:
             at_s = placed[-1][2].offset_s + rng.uniform(*laying.close_gap_s)
-        elif label == last_label:
+        elif classes & last_classes:
             at_s += laying.same_class_gap_s
         sound = _trimmed(take)
         level_dbfs, snr_db = rng.uniform(*laying.level_dbfs), rng.uniform(*laying.snr_db)
         gain = 10 ** (level_dbfs / 20) / max(take.rms, 1e-6)
         onset = seconds_to_samples(at_s)
         planted = Planted(
-            label=label,
+            label=labels[take.classes[0]],
             kind="generated" if take.is_generated else "recorded",
             onset_s=samples_to_seconds(onset),
             offset_s=samples_to_seconds(onset + len(sound)),
@@ -130,10 +134,11 @@ def lay_takes(
             clip=take.name,
         )
         placed.append((onset, gain * sound, planted))
+        truth += [replace(planted, label=labels[one]) for one in dict.fromkeys(take.classes)]
         at_s = planted.offset_s + rng.uniform(*laying.gap_s)
-        last_label = label
-    truth = [planted for _, _, planted in placed]
-    mix, bed = lay_bed(rng, seconds_to_samples(at_s), backgrounds, truth, laying.disturbances)
+        last_classes = classes
+    above = [planted for _, _, planted in placed]
+    mix, bed = lay_bed(rng, seconds_to_samples(at_s), backgrounds, above, laying.disturbances)
     for onset, sound, _ in placed:
         mix[onset : onset + len(sound)] += sound
     return Strip(_to_pcm(mix), truth, tuple(bed))
@@ -207,8 +212,8 @@ def _order(rng: Random, takes: Sequence[Take], neighbour_share: float) -> list[i
     while waiting:
         chosen = 0
         if order and rng.random() < neighbour_share:
-            label = takes[order[-1]].classes[0]
-            same = (at for at, index in enumerate(waiting) if takes[index].classes[0] == label)
+            last = set(takes[order[-1]].classes)
+            same = (at for at, index in enumerate(waiting) if last & set(takes[index].classes))
             chosen = next(same, 0)
         order.append(waiting.pop(chosen))
     return order

@@ -153,6 +153,8 @@ def class_table(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
 
 def share(interval: Interval) -> str:
     """Return a share with its interval, in per cent."""
+    if math.isnan(interval.low):
+        return f"{interval.value:.1%}, too few recordings for an interval"
     return f"{interval.value:.1%}, 95 % {interval.low:.1%} to {interval.high:.1%}"
 
 
@@ -181,6 +183,12 @@ def number(value: float) -> str:
     return "never" if math.isinf(value) else f"{value:.2f}"
 
 
+def _range(interval: Interval) -> str:
+    if math.isnan(interval.low):
+        return "too few"
+    return f"{number(interval.low)} to {number(interval.high)}"
+
+
 def details(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
     """Return headings and rows: figures of the streams with their 95 % intervals."""
     rows: list[list[str]] = []
@@ -200,8 +208,7 @@ def details(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
             **{f"F1, {kind}": interval for kind, interval in report.mean_f1.items()},
         }
         rows += [
-            [f"{name}: {what}", number(one.value), f"{number(one.low)} to {number(one.high)}"]
-            for what, one in figures.items()
+            [f"{name}: {what}", number(one.value), _range(one)] for what, one in figures.items()
         ]
         rows += [
             [

@@ -9,7 +9,7 @@ from ast_stream.messages import Event
 from ast_stream.training.evaluation.plan import Settings
 from ast_stream.training.evaluation.report import Evaluation
 from ast_stream.training.evaluation.streams import measure_streams
-from services.evaluate_tables import remarks_on, summary
+from services.evaluate_tables import details, remarks_on, summary
 
 
 def _evaluation(truth: list[Planted], events: list[Event]) -> Evaluation:
@@ -26,6 +26,13 @@ def test_times_of_nothing_are_left_out() -> None:
     assert "time to detect: median never" in said
     for left_out in ("nan", "onset ", "uncorrected", "events per found sound", "time to end"):
         assert left_out not in said.split("F1")[0]
+
+
+def test_a_share_of_few_recordings_has_no_interval() -> None:
+    evaluation = _evaluation(BARKS, [])
+    assert "0.0%, too few recordings for an interval" in summary(evaluation, Settings())[0]
+    ranges = {row[0]: row[2] for row in details(evaluation)[1]}
+    assert ranges["streams: recall"] == ranges["streams: PSDS1, from events"] == "too few"
 
 
 def test_an_event_over_all_sounds_is_said_to_prove_little() -> None:

@@ -45,9 +45,28 @@ def test_misses_are_infinite_times_in_quantiles() -> None:
     assert math.isnan(quantile(np.array([]), 0.5))
 
 
-def test_a_certain_ratio_has_no_width() -> None:
-    interval = bootstrap_ratio([1, 1, 1], [1, 1, 1], ["a", "b", "c"], seed=0)
-    assert (interval.value, interval.low, interval.high) == (1.0, 1.0, 1.0)
+@pytest.mark.parametrize(("n", "low"), [(5, 0.4782), (10, 0.6915), (100, 0.9638)])
+def test_where_all_or_none_are_found_the_bound_is_exact(n: int, low: float) -> None:
+    every = bootstrap_ratio([1.0] * n, [1.0] * n, range(n), seed=0)
+    assert (every.value, every.high) == (1.0, 1.0)
+    assert every.low == pytest.approx(low, abs=1e-4)  # Clopper and Pearson
+    none = bootstrap_ratio([0.0] * n, [1.0] * n, range(n), seed=0)
+    assert (none.value, none.low) == (0.0, 0.0)
+    assert none.high == pytest.approx(1 - low, abs=1e-4)
+
+
+def test_the_bound_counts_recordings_and_not_their_sounds() -> None:
+    twice = bootstrap_ratio([1.0] * 20, [1.0] * 20, [k % 5 for k in range(20)], seed=0)
+    assert twice.low == pytest.approx(0.4782, abs=1e-4)
+
+
+def test_fewer_than_five_recordings_have_no_interval() -> None:
+    hits, clips = [1.0, 0.0, 1.0, 1.0] * 3, ["a", "b", "c", "d"] * 3
+    share = bootstrap_ratio(hits, [1.0] * 12, clips, seed=0)
+    assert share.value == 0.75
+    middle = bootstrap_quantile(hits, clips, 0.5, seed=0)
+    assert middle.value == 1.0
+    assert all(math.isnan(one) for one in (share.low, share.high, middle.low, middle.high))
 
 
 def test_the_interval_of_a_share_is_that_of_the_binomial() -> None:
@@ -67,7 +86,7 @@ def test_what_belongs_together_is_drawn_together() -> None:
 
 
 def test_the_same_seed_gives_the_same_interval() -> None:
-    values, clips = [0.1, 0.4, 0.2, 0.9, 0.5], ["a", "a", "b", "c", "d"]
+    values, clips = [0.1, 0.4, 0.2, 0.9, 0.5], ["a", "b", "c", "d", "e"]
     first = bootstrap_quantile(values, clips, 0.5, seed=1)
     assert first == bootstrap_quantile(values, clips, 0.5, seed=1)
     assert first.value == 0.4

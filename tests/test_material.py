@@ -393,6 +393,16 @@ def test_takes_know_their_labels_and_how_much_sound_they_hold() -> None:
     assert take.most_active_s(SAMPLE_RATE // 2) == pytest.approx(0.5)
 
 
+def test_recordings_of_one_name_in_two_folders_are_told_apart(tmp_path: Path) -> None:
+    clips = []
+    for label in ("Bark", "Rain"):
+        (tmp_path / label).mkdir()
+        _write(tmp_path / label / "00.wav")
+        clips.append(Clip(tmp_path / label / "00.wav", (label,)))
+    takes = recorded_takes(load_recordings(clips, fewest=1), ["Bark", "Rain"])
+    assert len({take.name for take in takes}) == 2
+
+
 def test_recordings_become_takes_of_their_labels(tmp_path: Path) -> None:
     _write(tmp_path / "a.wav")
     _write(tmp_path / "b.wav")

@@ -11,13 +11,14 @@ import numpy.typing as npt
 
 CONFIDENCE = 0.95
 N_RESAMPLES = 1000
+FEWEST_CLUSTERS = 5  # fewer, drawn again and again, look surer than they are
 
 Figures = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and the interval that holds it with 95 % confidence."""
+    """A figure and the interval that holds it with 95 % confidence; NaN: too few to tell."""
 
     value: float
     low: float
@@ -61,6 +62,9 @@ def bootstrap_quantile(
     for value, cluster in zip(values, clusters, strict=True):
         groups.setdefault(cluster, []).append(value)
     parts = [np.array(group) for group in groups.values()]
+    value = quantile(np.array(values), share)
+    if len(parts) < FEWEST_CLUSTERS:
+        return Interval(value, math.nan, math.nan)
     rng = np.random.default_rng(seed)
     drawn = [
         quantile(
@@ -69,13 +73,17 @@ def bootstrap_quantile(
         )
         for _ in range(N_RESAMPLES)
     ]
-    return _interval(quantile(np.array(values), share), np.array(drawn))
+    return _interval(value, np.array(drawn))
 
 
 def bootstrap_ratio(
     hits: Sequence[float], totals: Sequence[float], clusters: Sequence[Hashable], seed: int
 ) -> Interval:
-    """Return sum(hits) / sum(totals) with its interval over resampled clusters."""
+    """Return the share sum(hits) / sum(totals) with its interval over resampled clusters.
+
+    Resampling says nothing where all are hits, or none: there the bound is the exact one of as
+    many independent trials as there are clusters (Clopper and Pearson 1934).
+    """
     order: dict[Hashable, int] = {}
     rows = [order.setdefault(cluster, len(order)) for cluster in clusters]
     sums = np.zeros((2, len(order)))
@@ -87,7 +95,13 @@ def bootstrap_ratio(
             result: Figures = (weights @ sums[0]) / (weights @ sums[1])
         return result
 
-    return bootstrap(ratio, len(order), seed)
+    interval = bootstrap(ratio, len(order), seed)
+    if interval.value not in (0.0, 1.0) or math.isnan(interval.low):
+        return interval
+    furthest = 1 - ((1 - CONFIDENCE) / 2) ** (1 / len(order))
+    if interval.value == 0.0:
+        return Interval(0.0, 0.0, furthest)
+    return Interval(1.0, 1 - furthest, 1.0)
 
 
 def bootstrap(
@@ -100,9 +114,11 @@ def bootstrap(
     """
     if not n_clusters:
         return Interval(math.nan, math.nan, math.nan)
+    value = float(statistic(np.ones((1, n_clusters)))[0])
+    if n_clusters < FEWEST_CLUSTERS:
+        return Interval(value, math.nan, math.nan)
     rng = np.random.default_rng(seed)
     weights = rng.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), size=n)
-    value = float(statistic(np.ones((1, n_clusters)))[0])
     return _interval(value, statistic(weights.astype(np.float64)))
 
 

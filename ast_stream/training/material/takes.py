@@ -87,7 +87,7 @@ def recorded_takes(recordings: Sequence[Recording], labels: Sequence[str]) -> li
             one.waveform,
             tuple(index[label] for label in one.clip.labels),
             is_generated=False,
-            name=one.clip.path.name,
+            name=str(one.clip.path),  # a bare name may be another clip's in another folder
         )
         for one in recordings
     ]

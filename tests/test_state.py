@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,15 +20,6 @@ from ast_stream.training.state import (
 
 IDENTITY = {"recipe": {"steps": 10, "rate": 0.1}, "classes": ["Bark"], "data": {"clips": 4}}
 STORED = '{"recipe": {"steps": 10, "rate": 0.1}, "classes": ["Bark"], "data": {"clips": 4}}'
-
-
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """No file may grow beyond 4 kB, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_state_comes_back_for_the_same_training(tmp_path: Path) -> None:

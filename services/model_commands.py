@@ -14,11 +14,13 @@ from rich.table import Table
 
 from ast_stream.errors import CheckpointError, UsageError
 from ast_stream.model import hub
+from ast_stream.model.attributions import carry_attributions
 from ast_stream.model.averaging import average_checkpoints
 from ast_stream.model.checkpoint import (
     BUNDLED,
     Checkpoint,
     StoredPrecision,
+    folder_of,
     load_checkpoint,
     save_checkpoint,
 )
@@ -135,7 +137,7 @@ def convert(
         "converted_from": {"origin": checkpoint.origin, "hash": checkpoint.hash},
     }
     metadata = checkpoint.metadata.model_copy(update={"provenance": provenance})
-    _write(directory, replace(checkpoint, metadata=metadata), precision)
+    _write(directory, replace(checkpoint, metadata=metadata), precision, [reference])
 
 
 @app.command()
@@ -158,14 +160,20 @@ def average(
         raise UsageError(f"average: expected two checkpoints or more, got {len(references)}")
     _refuse_to_overwrite(directory)
     checkpoints = [load_checkpoint(reference) for reference in references]
-    _write(directory, average_checkpoints(checkpoints, str(directory)), precision)
+    _write(directory, average_checkpoints(checkpoints, str(directory)), precision, references)
 
 
-def _write(directory: Path, checkpoint: Checkpoint, precision: StoredPrecision) -> None:
-    """Write the checkpoint with scores for its self-check, of the weights as they are stored."""
+def _write(
+    directory: Path, checkpoint: Checkpoint, precision: StoredPrecision, references: list[str]
+) -> None:
+    """Write the checkpoint, made from others, with their attributions and a self-check.
+
+    The scores of that are those of the weights as they are stored.
+    """
     metadata = checkpoint.metadata.model_copy(update={"golden": None})
     _say(f"writing {_summary(checkpoint)} in {precision}")
     save_checkpoint(directory, replace(checkpoint, metadata=metadata), precision)
+    carry_attributions([one for one in map(folder_of, references) if one is not None], directory)
     written = load_checkpoint(str(directory))
     _say("computing the scores of its self-check")
     write_metadata(directory, metadata.model_copy(update={"golden": golden_for(written)}))

@@ -156,11 +156,15 @@ def test_average_writes_the_mean_of_the_weights_without_thresholds(tmp_path: Pat
         for seed, name in enumerate(("one", "two"))
     ]
     first, second = (load_checkpoint(str(folder)) for folder in folders)
+    for folder, rows in zip(folders, ("a.wav,Ann\n", "a.wav,Ann\nb.wav,Bob\n"), strict=True):
+        (folder / "ATTRIBUTIONS.csv").write_text("file,author\n" + rows)
     _model("average", *map(str, folders), "-o", str(tmp_path / "mean"), "--precision", "fp32")
     mean = load_checkpoint(str(tmp_path / "mean"))
     for name, tensor in mean.state_dict.items():
         torch.testing.assert_close(tensor, (first.state_dict[name] + second.state_dict[name]) / 2)
     assert not mean.metadata.named_labels()
+    attributions = (tmp_path / "mean" / "ATTRIBUTIONS.csv").read_text()
+    assert attributions == "file,author\na.wav,Ann\nb.wav,Bob\n"
     assert mean.metadata.provenance["averaged_from"] == [first.hash, second.hash]
     assert self_check(Tagger(mean, "cpu", "fp32", "math")).against == "golden"
 

@@ -87,11 +87,14 @@ def load_checkpoint(reference: str) -> Checkpoint:
     Raises:
         CheckpointError: there is none, it is damaged, or it is not an AST; one sentence.
     """
-    if reference == BUNDLED:
-        return _load_file(_weights_in(_bundled_directory()), BUNDLED)
-    path = Path(reference).expanduser()
-    if path.is_dir():
-        return _load_file(_weights_in(path), reference)
+    folder, path = folder_of(reference), Path(reference).expanduser()
+    if reference == BUNDLED and not (folder and (folder / hub_config.CONFIG).exists()):
+        raise CheckpointError(
+            "bundled: this installation holds no bundled checkpoint; expected "
+            f"{hub_config.CONFIG} and {WEIGHTS[0]} in ast_stream/model/{BUNDLED}"
+        )
+    if folder is not None:
+        return _load_file(_weights_in(folder), reference)
     if path.exists():
         return _load_file(path, reference)
     if hub.is_hub_id(reference):
@@ -99,6 +102,14 @@ def load_checkpoint(reference: str) -> Checkpoint:
     raise CheckpointError(
         f"{reference}: no such file or directory, and neither 'bundled' nor a hub id like org/name"
     )
+
+
+def folder_of(reference: str) -> Path | None:
+    """Return the folder whose files are the checkpoint; None: a single file, or of the hub."""
+    if reference == BUNDLED:
+        return Path(str(importlib.resources.files("ast_stream.model") / BUNDLED))
+    folder = Path(reference).expanduser()
+    return folder if folder.is_dir() else None
 
 
 def save_checkpoint(
@@ -129,16 +140,6 @@ def save_checkpoint(
         METADATA: metadata_json(checkpoint.metadata),
     }
     write_files(directory, texts, WEIGHTS[0], tensors)
-
-
-def _bundled_directory() -> Path:
-    directory = Path(str(importlib.resources.files("ast_stream.model") / BUNDLED))
-    if not (directory / hub_config.CONFIG).exists():
-        raise CheckpointError(
-            "bundled: this installation holds no bundled checkpoint; expected "
-            f"{hub_config.CONFIG} and {WEIGHTS[0]} in ast_stream/model/{BUNDLED}"
-        )
-    return directory
 
 
 def _weights_in(directory: Path) -> Path:

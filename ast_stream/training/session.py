@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ast_stream.errors import AstStreamError, UsageError
+from ast_stream.model.attributions import ATTRIBUTIONS
 from ast_stream.model.checkpoint import Checkpoint, save_checkpoint
 from ast_stream.model.device import resolve_device
 from ast_stream.training.begin import Session, begin
@@ -97,7 +98,7 @@ def train(
     checkpoint = folder / CHECKPOINT_FOLDER
     calibrated = calibrated_checkpoint(session, average, str(checkpoint))
     save_checkpoint(checkpoint, calibrated, "fp16")
-    write_attributions(session.prepared.clips, checkpoint / "ATTRIBUTIONS.csv")
+    write_attributions(session.prepared.clips, checkpoint / ATTRIBUTIONS)
     return calibrated
 
 

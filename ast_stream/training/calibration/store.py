@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import os
 import shutil
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ast_stream.errors import CheckpointError, UsageError
-from ast_stream.model.checkpoint import BUNDLED, Checkpoint, save_checkpoint
+from ast_stream.model.checkpoint import BUNDLED, Checkpoint, folder_of, save_checkpoint
 from ast_stream.model.metadata import write_metadata
 
 
@@ -67,7 +66,7 @@ def write_copy(reference: str, checkpoint: Checkpoint, out: Path) -> None:
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        source = _folder_of(reference)
+        source = folder_of(reference)
         if source is None:
             save_checkpoint(unfinished, checkpoint, "fp16" if _fits_fp16(checkpoint) else "fp32")
         else:
@@ -81,14 +80,6 @@ def write_copy(reference: str, checkpoint: Checkpoint, out: Path) -> None:
         if isinstance(error, OSError):
             raise CheckpointError(f"{out}: cannot be written: {error.strerror}") from error
         raise
-
-
-def _folder_of(reference: str) -> Path | None:
-    """Return the folder whose files are the checkpoint; None: a single file, or of the hub."""
-    if reference == BUNDLED:
-        return Path(str(importlib.resources.files("ast_stream.model") / BUNDLED))
-    folder = Path(reference).expanduser()
-    return folder if folder.is_dir() else None
 
 
 def _fits_fp16(checkpoint: Checkpoint) -> bool:

@@ -17,7 +17,7 @@ MODEL ?= runs/bundled
 # of the five stages
 STEPS ?= 2600 1200 2000 2000 2800
 # of audio without events, for the checkpoint itself and for those of the folds
-NEGATIVE_HOURS ?= 12
+NEGATIVE_HOURS ?= 16
 FOLD_NEGATIVE_HOURS ?= 4
 # accepted false alarms of each class, without any sound and among others
 BUDGET ?= --budget 0.05/h --budget siren=0.17/h --budget telephone_bell_ringing=0.09/h \

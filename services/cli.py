@@ -10,6 +10,7 @@ import select
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,7 @@ from ast_stream.runtime.logging_setup import is_set_up
 from ast_stream.version import __version__
 
 PROGRAM = "ast-stream"
+_STDOUT = 1
 _OUTPUT_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 EXIT_INTERRUPTED = 130  # as typer and shells have it: 128 + SIGINT
 
@@ -99,10 +101,11 @@ def main() -> None:
 
 def run_command_line(args: Sequence[str]) -> int:
     """Run one command and return its exit code."""
+    was_dropped = _is_dropped()
     try:
         typer.main.get_command(build_app(args))(args=list(args), prog_name=PROGRAM)
     except SystemExit as stop:  # how typer ends: help, usage errors, typer.Exit
-        return _after_exit(stop)
+        return _after_exit(stop, was_dropped)
     except AstStreamError as error:
         _say(error)
         return exit_code(error)
@@ -184,12 +187,17 @@ def _load(target: str) -> Callable[..., Any] | typer.Typer:
     return loaded
 
 
-def _after_exit(stop: SystemExit) -> int:
-    """Return the code of a SystemExit; typer makes one of every broken pipe, also of our own."""
+def _after_exit(stop: SystemExit, was_dropped: bool) -> int:
+    """Return the code of a SystemExit; typer makes one of every broken pipe, also of our own.
+
+    Args:
+        was_dropped: the output went nowhere before the command began; where it does only now, rich
+            has seen that the reader is gone.
+    """
     code = stop.code if isinstance(stop.code, int) else EXIT_CRASH
     if not isinstance(stop.__context__, BrokenPipeError):
         return code
-    if not _reader_is_gone():
+    if not _reader_is_gone() and _is_dropped() == was_dropped:
         _crash(stop.__context__)
         return EXIT_CRASH
     _drop_output()  # `ast-stream subscribe | head` has what it wanted
@@ -201,9 +209,13 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _is_dropped() -> bool:
+    with suppress(OSError):  # closed
+        return os.path.samestat(os.fstat(_STDOUT), os.stat(os.devnull))
+    return False
+
+
 def _reader_is_gone() -> bool:
-    if os.fstat(sys.stdout.fileno()).st_rdev == os.stat(os.devnull).st_rdev:
-        return True  # rich saw it first, and let the rest of its output go nowhere
     poller = select.poll()
     poller.register(sys.stdout.fileno(), select.POLLOUT)
     return any(flags & select.POLLERR for _, flags in poller.poll(0))

@@ -201,9 +201,15 @@ def test_reader_that_closes_the_pipe_is_no_error(args: list[str]) -> None:
     assert (process.returncode, process.stderr) == (0, b"")
 
 
+@pytest.mark.parametrize("output_is_dropped", [False, True])
 def test_broken_pipe_of_another_kind_is_a_crash(
-    command: Callable[[Callable[..., Any]], None], capfd: pytest.CaptureFixture[str]
+    output_is_dropped: bool,
+    command: Callable[[Callable[..., Any]], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(cli, "_is_dropped", lambda: output_is_dropped)
+
     def fail() -> None:
         raise BrokenPipeError("a socket of ours")
 

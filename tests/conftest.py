@@ -51,3 +51,9 @@ def small_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.fixture
+def no_speech(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Generate backgrounds as without espeak-ng, which has limits and a time of its own."""
+    monkeypatch.setattr("ast_stream.training.material.takes.speech_is_available", lambda: False)

@@ -15,7 +15,6 @@ import soundfile
 from tiny_model import save_tiny
 
 from ast_stream.runtime.lifecycle import EXIT_CONFIG, EXIT_CRASH, EXIT_USAGE
-from ast_stream.training.material import takes
 from ast_stream.units import SAMPLE_RATE
 from services.cli import run_command_line
 
@@ -158,7 +157,7 @@ def test_streams_are_written_for_people_to_listen_to(
         assert laid["background"][0]["kind"] == "background"
 
 
-@pytest.mark.usefixtures("small_files")
+@pytest.mark.usefixtures("small_files", "no_speech")
 @pytest.mark.parametrize(
     ("option", "name"), [("--report", r"out/\w+\.png"), ("--write-streams", r"out/mixed-.*\.wav")]
 )
@@ -168,10 +167,8 @@ def test_a_full_disk_is_one_sentence_that_names_the_file(
     option: str,
     name: str,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(takes, "speech_is_available", lambda: False)  # espeak-ng would fail, too
     assert evaluate(data, "--model", models["1"], option, tmp_path / "out") == EXIT_CRASH
     printed = capsys.readouterr()
     said = printed.err.splitlines()[-1]

@@ -66,8 +66,8 @@ bench: $(VENV)/.installed
 	$(BIN)/python tests/benchmarks/bench_latency.py
 	$(BIN)/python tests/benchmarks/bench_scan.py
 
-# five stages, and the mean of the last two, for all clips and for each fold held out; thresholds of each model come from folds that
-# the others held out. Every step goes on where it was stopped.
+# five stages, and the mean of the last two, for all clips and for each fold held out; thresholds of
+# each model come from folds that the others held out. Every step goes on where it was stopped.
 model: $(VENV)/.installed-dev
 	@if [ -z "$(DATA)" ]; then
 	    echo "Name the clips: make model DATA=path/to/clips.csv (columns file, fold, audioset_label," \

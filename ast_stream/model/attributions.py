@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ast_stream.errors import CheckpointError
@@ -27,13 +27,25 @@ def carry_attributions(sources: Sequence[Path], directory: Path) -> None:
             if path.is_file():
                 with path.open(encoding="utf-8", newline="") as table:
                     rows += [row for row in csv.DictReader(table) if row not in rows]
-        if not rows:
-            return
-        path = directory / ATTRIBUTIONS
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    write_attributions(rows, directory)
+
+
+def write_attributions(rows: Sequence[Mapping[str, str]], directory: Path) -> None:
+    """Write titles, authors, licences and sources as they were given; nothing without any.
+
+    Raises:
+        CheckpointError: the table cannot be written.
+    """
+    if not rows:
+        return
+    path = directory / ATTRIBUTIONS
+    try:
         with path.open("w", encoding="utf-8", newline="") as table:
             columns = dict.fromkeys(name for row in rows for name in row)
             writer = csv.DictWriter(table, columns, restval="", lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise CheckpointError(f"{path}: cannot be carried along: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from error

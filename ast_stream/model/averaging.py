@@ -1,7 +1,7 @@
 """One checkpoint from several of the same model: the mean of their weights.
 
-Trained on from one another they lie in one basin, where the mean is as good at what both know and
-better at what only one does; it costs nothing at run time.
+Checkpoints that were trained on from one another often lie in one basin of the loss, where the mean
+is about as good as the best of them at each of several tasks; it costs nothing at run time.
 
 Source: Wortsman et al., "Model soups: averaging weights of multiple fine-tuned models improves
 accuracy without increasing inference time" (2022).

@@ -10,14 +10,14 @@ from pathlib import Path
 import torch
 
 from ast_stream.errors import AstStreamError, UsageError
-from ast_stream.model.attributions import ATTRIBUTIONS
+from ast_stream.model.attributions import write_attributions
 from ast_stream.model.checkpoint import Checkpoint, save_checkpoint
 from ast_stream.model.device import resolve_device
 from ast_stream.training.begin import Session, begin
 from ast_stream.training.convolutional import ConvolutionalTeacher
 from ast_stream.training.export import calibrated_checkpoint, clips_with_folds
 from ast_stream.training.fit import Adviser, LearnerT, Trainer
-from ast_stream.training.material.clips import write_attributions, write_clips
+from ast_stream.training.material.clips import write_clips
 from ast_stream.training.plan import Plan
 from ast_stream.training.pretraining import MaskedAutoencoder, pretraining_recipe
 from ast_stream.training.recipe import Recipe
@@ -98,7 +98,7 @@ def train(
     checkpoint = folder / CHECKPOINT_FOLDER
     calibrated = calibrated_checkpoint(session, average, str(checkpoint))
     save_checkpoint(checkpoint, calibrated, "fp16")
-    write_attributions(session.prepared.clips, checkpoint / ATTRIBUTIONS)
+    write_attributions([clip.row for clip in session.prepared.clips if clip.row], checkpoint)
     return calibrated
 
 

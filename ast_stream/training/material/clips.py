@@ -34,7 +34,6 @@ __all__ = [
     "read_clips",
     "read_data",
     "read_waveform",
-    "write_attributions",
     "write_clips",
 ]
 
@@ -75,17 +74,6 @@ def read_data(source: Path, columns: Columns | None = None) -> list[Clip]:
     if problems:
         raise ConfigError(problems)
     return clips
-
-
-def write_attributions(clips: Sequence[Clip], path: Path) -> None:
-    """Write the rows of the clips' table: titles, authors, licences, sources as they were given."""
-    rows = [clip.row for clip in clips if clip.row]
-    if not rows:
-        return
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def write_clips(clips: Sequence[tuple[Clip, str]], path: Path) -> None:

@@ -57,13 +57,18 @@ def accepted_values(where: Sequence[str]) -> dict[str, list[str]]:
     """Return the accepted values of each column that `--where` names.
 
     Raises:
-        UsageError: a condition that is not COLUMN=VALUE[,VALUE...].
+        UsageError: a condition that is not COLUMN=VALUE[,VALUE...], or a second one of a column.
     """
-    accepted = {}
+    accepted: dict[str, list[str]] = {}
     for condition in where:
         column, is_one, values = condition.partition("=")
         if not is_one or not column:
             raise UsageError(f"--where: expected COLUMN=VALUE[,VALUE...], got {condition!r}")
+        if column in accepted:
+            raise UsageError(
+                f"--where: expected one condition for column {column!r}, its values parted by "
+                f"commas, got a second one: {condition!r}"
+            )
         accepted[column] = values.split(",")
     return accepted
 

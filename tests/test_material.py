@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from ast_stream.errors import ConfigError
+from ast_stream.errors import ConfigError, UsageError
 from ast_stream.training.material.clips import Clip, Columns, load_recordings, read_clips
 from ast_stream.training.material.takes import (
     Material,
@@ -289,6 +289,11 @@ def test_columns_that_are_named_or_one_of_a_pair_must_be_there(
     with pytest.raises(ConfigError) as caught:
         read_clips(table, columns)
     assert str(caught.value).splitlines() == [f"{table}:1: {message}" for message in messages]
+
+
+def test_a_second_condition_for_a_column_is_refused() -> None:
+    with pytest.raises(UsageError, match="expected one condition for column 'label'"):
+        accepted_values(["label=Bark", "fold=1", "label=Rain"])
 
 
 def test_a_source_that_is_nowhere_is_refused(tmp_path: Path) -> None:

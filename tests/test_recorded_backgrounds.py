@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from ast_stream.audio.activity import active_rms
 from ast_stream.audio.synthesis import ACTIVE_DBFS
 from ast_stream.errors import ConfigError
 from ast_stream.training.material import recorded_backgrounds
+from ast_stream.training.material.negatives import negative_files
 from ast_stream.training.material.recorded_backgrounds import background_pieces, read_backgrounds
 from ast_stream.units import SAMPLE_RATE
 
@@ -37,6 +39,20 @@ def test_folders_other_rates_and_mp3_are_read(tmp_path: Path) -> None:
     (tmp_path / "room" / "notes.txt").write_text("no audio")
     pieces = read_backgrounds([tmp_path / "room"])
     assert 21.9 < sum(map(len, pieces)) / SAMPLE_RATE < 22.3
+
+
+@pytest.mark.parametrize("read", [read_backgrounds, negative_files])
+def test_a_recording_in_a_folder_that_cannot_be_read_is_named_and_not_left_out(
+    tmp_path: Path, read: Callable[[list[Path]], object]
+) -> None:
+    _noise(tmp_path / "room" / "a.flac", 12.0)
+    (tmp_path / "room" / "from_the_phone.m4a").write_bytes(b"ftyp")
+    with pytest.raises(ConfigError) as refused:
+        read([tmp_path / "room"])
+    assert [problem.file for problem in refused.value.problems] == [
+        str(tmp_path / "room" / "from_the_phone.m4a")
+    ]
+    assert str(refused.value).count("from_the_phone") <= 2  # not told by each layer again
 
 
 def test_the_pieces_of_a_file_are_those_of_the_whole_recording(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ AUDIO_SUFFIXES = frozenset(
 UNREADABLE_SUFFIXES = frozenset(
     {".3gp", ".aac", ".ac3", ".amr", ".ape", ".m4a", ".mka", ".mp4", ".webm", ".wma", ".wv"}
 )
+RECORDING_SUFFIXES = AUDIO_SUFFIXES | UNREADABLE_SUFFIXES
 LABEL_SEPARATOR = ";"
 
 
@@ -77,3 +78,22 @@ class Recording:
 
     clip: Clip
     waveform: Waveform
+
+
+def recordings_in(folder: Path) -> list[Path]:
+    """Return the recordings in a folder and its sub-folders, by name.
+
+    Those in formats that cannot be read are among them: that is told when they are opened.
+    """
+    return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in RECORDING_SUFFIXES]
+
+
+def what_failed(path: Path, error: Exception) -> str:
+    """Return why a recording cannot be used; a ValueError says it in its own words."""
+    if not path.is_file():
+        return "file is missing"
+    if path.suffix.lower() in UNREADABLE_SUFFIXES:
+        return f"cannot be read as audio: expected another format than {path.suffix}, such as .flac"
+    if isinstance(error, ValueError):
+        return str(error)
+    return f"cannot be read as audio ({error})"

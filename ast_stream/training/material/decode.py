@@ -20,7 +20,7 @@ import soxr
 from ast_stream.audio.activity import Waveform, active_rms
 from ast_stream.errors import ConfigError, Problem
 from ast_stream.labels import did_you_mean
-from ast_stream.training.material.clip import UNREADABLE_SUFFIXES, Clip, Recording
+from ast_stream.training.material.clip import Clip, Recording, what_failed
 from ast_stream.units import SAMPLE_RATE, samples_to_seconds, seconds_to_samples
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def load_recordings(
         try:
             decoded = decode(path)
         except (OSError, TypeError, ValueError, soundfile.SoundFileError) as error:
-            problems.append(clips[numbers[0]].problem(_what_failed(path, error)))
+            problems.append(clips[numbers[0]].problem(what_failed(path, error)))
             continue
         rates[decoded.rate] += 1
         for number in numbers:
@@ -191,13 +191,3 @@ def _of_class(clips: Sequence[Clip], label: str, text: str) -> Problem:
 def _what_is_silent(clip: Clip) -> str:
     where = f" from {clip.span.onset_s:g} s to {clip.span.offset_s:g} s" if clip.span else ""
     return f"expected sound, got silence only{where}"
-
-
-def _what_failed(path: Path, error: Exception) -> str:
-    if not path.is_file():
-        return "file is missing"
-    if path.suffix.lower() in UNREADABLE_SUFFIXES:
-        return f"cannot be read as audio: expected another format than {path.suffix}, such as .flac"
-    if isinstance(error, ValueError):
-        return str(error)
-    return f"cannot be read as audio ({error})"

@@ -10,7 +10,7 @@ from ast_stream.audio.resample import Resampler
 from ast_stream.errors import AudioError, CaptureError, ConfigError, Problem
 from ast_stream.messages import Pcm16
 from ast_stream.settings.schema import FileSource
-from ast_stream.training.material.clip import AUDIO_SUFFIXES
+from ast_stream.training.material.clip import recordings_in
 
 BLOCK_S = 1.0
 READ_TIMEOUT_S = 10.0  # never waited for: recordings are read as fast as they come
@@ -27,16 +27,14 @@ def negative_files(paths: Sequence[Path]) -> list[tuple[Path, float]]:
     for path in paths:
         inside = [path]
         if path.is_dir():
-            inside = [
-                one for one in sorted(path.rglob("*")) if one.suffix.lower() in AUDIO_SUFFIXES
-            ]
+            inside = recordings_in(path)
             if not inside:
                 problems.append(Problem(str(path), None, "", "expected recordings in it, got none"))
         for file in inside:
             try:
                 found.append((file, _duration_s(file)))
             except (AudioError, CaptureError) as error:
-                problems.append(Problem(str(file), None, "", str(error)))
+                problems.append(Problem(str(file), None, "", str(error).removeprefix(f"{file}: ")))
     if problems:
         raise ConfigError(problems)
     return found

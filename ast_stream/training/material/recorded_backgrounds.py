@@ -16,7 +16,7 @@ from ast_stream.audio.activity import Waveform, active_rms
 from ast_stream.audio.media import SequentialFile
 from ast_stream.audio.synthesis import to_active_level
 from ast_stream.errors import ConfigError, Problem
-from ast_stream.training.material.clip import AUDIO_SUFFIXES
+from ast_stream.training.material.clip import recordings_in, what_failed
 from ast_stream.training.material.decode import mono_16k
 from ast_stream.units import SAMPLE_RATE, seconds_to_samples
 
@@ -43,7 +43,7 @@ def read_backgrounds(paths: Sequence[Path]) -> list[Waveform]:
         try:
             pieces += _kept_pieces(file, every)
         except (OSError, ValueError, soundfile.SoundFileError) as error:
-            problems.append(Problem(str(file), None, "", f"cannot be used as background ({error})"))
+            problems.append(Problem(str(file), None, "", what_failed(file, error)))
     if problems:
         raise ConfigError(problems)
     if paths and not pieces:
@@ -62,7 +62,7 @@ def background_pieces(waveform: Waveform) -> list[Waveform]:
 
 def _audio_files(path: Path, problems: list[Problem]) -> list[Path]:
     if path.is_dir():
-        files = [one for one in sorted(path.rglob("*")) if one.suffix.lower() in AUDIO_SUFFIXES]
+        files = recordings_in(path)
         if not files:
             problems.append(Problem(str(path), None, "", "expected recordings in it, got none"))
         return files

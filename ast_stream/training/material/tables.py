@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 from ast_stream.errors import ConfigError, Problem
 from ast_stream.labels import did_you_mean
 from ast_stream.training.material.clip import (
-    AUDIO_SUFFIXES,
     LABEL_SEPARATOR,
-    UNREADABLE_SUFFIXES,
+    RECORDING_SUFFIXES,
     Clip,
     Columns,
+    recordings_in,
 )
 from ast_stream.training.material.strips import AUDACITY_SUFFIX, Row, audacity_rows, strip_clips
 
@@ -39,18 +39,16 @@ def read_folder(folder: Path) -> list[Clip]:
     A recording in `folder` itself counts if an Audacity label track lies beside it. Recordings in
     formats that cannot be read are among the files: that is told when they are decoded.
     """
-    suffixes = AUDIO_SUFFIXES | UNREADABLE_SUFFIXES
     clips = [
         Clip(path, (sub_folder.name,))
         for sub_folder in sorted(folder.iterdir())
         if sub_folder.is_dir()
-        for path in sorted(sub_folder.rglob("*"))
-        if path.suffix.lower() in suffixes
+        for path in recordings_in(sub_folder)
     ]
     rows = [
         row
         for path in sorted(folder.iterdir())
-        if path.suffix.lower() in suffixes
+        if path.suffix.lower() in RECORDING_SUFFIXES
         and (track := path.with_suffix(AUDACITY_SUFFIX)).is_file()
         for row in audacity_rows(track, path)
     ]

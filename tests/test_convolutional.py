@@ -16,7 +16,8 @@ from ast_stream.training.convolutional import (
     ConvolutionalNetwork,
     ConvolutionalTeacher,
 )
-from ast_stream.training.fit import Trainer, new_model
+from ast_stream.training.fit import Trainer
+from ast_stream.training.initialize import new_model
 from ast_stream.training.mixing import Window
 from ast_stream.training.presets import CONVOLUTIONAL_RECIPE
 from ast_stream.training.recipe import Recipe

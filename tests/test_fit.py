@@ -16,7 +16,8 @@ from ast_stream.model.fbank import Normalization
 from ast_stream.training.augment import SpectrogramAugmentation
 from ast_stream.training.cpu_speed import attend_short
 from ast_stream.training.curves import plot_curves
-from ast_stream.training.fit import Trainer, new_model
+from ast_stream.training.fit import Trainer
+from ast_stream.training.initialize import new_model
 from ast_stream.training.material.takes import Material, synthesised_takes
 from ast_stream.training.mixing import Mixing, WindowMaker
 from ast_stream.training.objective import detection_loss, forward_some_patches

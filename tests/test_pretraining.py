@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from ast_stream.model.ast import AstDims, AudioSpectrogramTransformer
 from ast_stream.model.fbank import AUDIOSET_NORMALIZATION
-from ast_stream.training.fit import Trainer, new_model
+from ast_stream.training.fit import Trainer
+from ast_stream.training.initialize import new_model
 from ast_stream.training.mixing import Window
 from ast_stream.training.pretraining import MaskedAutoencoder, pretraining_recipe
 from ast_stream.training.recipe import Recipe

@@ -11,7 +11,7 @@ from tiny_model import TINY_DIMS, save_tiny
 
 from ast_stream.errors import UsageError
 from ast_stream.training.clip_batches import ClipMixing
-from ast_stream.training.fit import new_model
+from ast_stream.training.initialize import new_model
 from ast_stream.training.material.clips import Columns
 from ast_stream.training.optimizers import optimizers_of, set_rate
 from ast_stream.training.plan import Plan

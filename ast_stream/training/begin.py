@@ -13,7 +13,7 @@ from ast_stream.training.clip_batches import ClipMaker, ClipMixing
 from ast_stream.training.convolutional import ConvolutionalDims, ConvolutionalNetwork
 from ast_stream.training.distill import Teacher
 from ast_stream.training.evaluation.clips import report_clips
-from ast_stream.training.fit import Learner
+from ast_stream.training.learner import Learner
 from ast_stream.training.mixing import WindowMaker
 from ast_stream.training.plan import Plan
 from ast_stream.training.prepare import Prepared, prepare

@@ -13,20 +13,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ast_stream.errors import AstStreamError
-from ast_stream.model.ast import AstDims, AudioSpectrogramTransformer
+from ast_stream.model.ast import AudioSpectrogramTransformer
 from ast_stream.model.fbank import Fbank, Normalization, pad_frames
 from ast_stream.training.augment import Augment, pad_after
 from ast_stream.training.convolutional import ConvolutionalNetwork
 from ast_stream.training.cpu_speed import attend_short, keep_freed_memory
-from ast_stream.training.initialize import initialize
 from ast_stream.training.kept_rows import KeptRows
+from ast_stream.training.learner import Adviser, Evaluate, LearnerT, Maker
 from ast_stream.training.mixing import Window
 from ast_stream.training.objective import forward_some_patches, loss_of, teacher_loss
 from ast_stream.training.optimizers import optimizers_of, set_rate
@@ -42,40 +42,6 @@ from ast_stream.training.state import (
     read_metrics,
     save_state,
 )
-
-Learner = AudioSpectrogramTransformer | ConvolutionalNetwork | MaskedAutoencoder
-LearnerT = TypeVar("LearnerT", AudioSpectrogramTransformer, ConvolutionalNetwork, MaskedAutoencoder)
-Evaluate = Callable[[Learner], Metrics]
-
-
-class Maker(Protocol):
-    """Where windows come from: the same for the same seed and step.
-
-    Attributes:
-        labels: class names in the order of the targets.
-        has_examples: for each class, whether anything it is drawn from holds it.
-    """
-
-    labels: list[str]
-    has_examples: list[bool]
-
-    def draw_batch(self, seed: int, step: int, size: int) -> list[Window]:
-        """Return the windows of one step."""
-        ...
-
-
-class Adviser(Protocol):
-    """What else says what is heard in a window.
-
-    Attributes:
-        is_taught: shape (n_classes,), 1.0 for the labels that it has, else 0.0.
-    """
-
-    is_taught: Tensor
-
-    def scores(self, fbank: Tensor) -> Tensor:
-        """Return scores (B, n_classes) of log-mel frames (B, n_frames, n_mels)."""
-        ...
 
 
 class Trainer(Generic[LearnerT]):
@@ -289,11 +255,3 @@ class Trainer(Generic[LearnerT]):
         self.step, self._losses = state["step"], list(state["losses"])
         reports = read_metrics(self._folder)
         keep_metrics(self._folder, [one for one in reports if one["step"] <= self.step])
-
-
-def new_model(dims: AstDims, recipe: Recipe) -> AudioSpectrogramTransformer:
-    """Return a model initialised for small data, the same for the same recipe seed."""
-    torch.manual_seed(recipe.seed)
-    model = AudioSpectrogramTransformer(dims, drop_path=recipe.drop_path)
-    initialize(model)
-    return model

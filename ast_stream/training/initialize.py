@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ast_stream.model.ast import N_PREFIX_TOKENS, AstDims, Attention, AudioSpectrogramTransformer
+from ast_stream.training.recipe import Recipe
 
 QUERY_KEY = (0.7, 0.7)  # product of query and key: noise, identity
 VALUE_PROJECTION = (0.4, -0.4)  # product of value and projection: noise, identity
@@ -30,6 +31,14 @@ def initialize(model: AudioSpectrogramTransformer) -> None:
     for module in model.modules():
         if isinstance(module, Attention):
             _initialize_attention(module)
+
+
+def new_model(dims: AstDims, recipe: Recipe) -> AudioSpectrogramTransformer:
+    """Return a model initialised for small data, the same for the same recipe seed."""
+    torch.manual_seed(recipe.seed)
+    model = AudioSpectrogramTransformer(dims, drop_path=recipe.drop_path)
+    initialize(model)
+    return model
 
 
 def sinusoidal_positions(dims: AstDims) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 
 from ast_stream.model.fbank import Fbank, Normalization, pad_frames
 from ast_stream.training.evaluation.clips import ScoreWindows
-from ast_stream.training.fit import Learner
+from ast_stream.training.learner import Learner
 from ast_stream.training.precision import autocast_type
 
 

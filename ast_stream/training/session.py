@@ -16,7 +16,8 @@ from ast_stream.model.device import resolve_device
 from ast_stream.training.begin import Session, begin
 from ast_stream.training.convolutional import ConvolutionalTeacher
 from ast_stream.training.export import calibrated_checkpoint, clips_with_folds
-from ast_stream.training.fit import Adviser, LearnerT, Trainer
+from ast_stream.training.fit import Trainer
+from ast_stream.training.learner import Adviser, LearnerT
 from ast_stream.training.material.clips import write_clips
 from ast_stream.training.plan import Plan
 from ast_stream.training.pretraining import MaskedAutoencoder, pretraining_recipe

@@ -9,7 +9,7 @@ from ast_stream.errors import UsageError
 from ast_stream.model.ast import AstDims, AudioSpectrogramTransformer
 from ast_stream.model.checkpoint import Checkpoint
 from ast_stream.model.grid import change_stride, cut_time
-from ast_stream.training.fit import new_model
+from ast_stream.training.initialize import new_model
 from ast_stream.training.plan import Plan
 from ast_stream.units import FRAMES_PER_SECOND
 

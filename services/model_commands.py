@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from ast_stream.errors import CheckpointError, UsageError
 from ast_stream.model import hub
@@ -25,13 +23,9 @@ from ast_stream.model.checkpoint import (
     save_checkpoint,
 )
 from ast_stream.model.golden import golden_for
-from ast_stream.model.hub_config import CONFIG, MODEL_TYPE, read_json
+from ast_stream.model.hub_config import CONFIG
 from ast_stream.model.metadata import write_metadata
-from ast_stream.settings.schema import DEFAULT_CONFIRM_S
-
-PIPED_COLUMNS = 100
-MEGA = 1_000_000
-TIMES = ("confirm_s", "smoothing_s", "rise_on_s", "rise_off_s")
+from services.model_report import facts_of, row_of, show_facts, show_rows, summary
 
 app = typer.Typer(no_args_is_help=True, epilog="Example: ast-stream model list")
 
@@ -54,23 +48,12 @@ def list_models(
 
     Example: ast-stream model list ~/models
     """
-    rows = [_row(reference, path) for reference, path in _found(directories or [])]
+    rows = [row_of(reference, path) for reference, path in _found(directories or [])]
     if as_json:
         for row in rows:
             typer.echo(json.dumps(row, ensure_ascii=False))
         return
-    table = Table(box=None, pad_edge=False)
-    table.add_column("checkpoint", overflow="fold")
-    for heading in ("window", "classes", "params"):
-        table.add_column(heading, justify="right")
-    table.add_column("hash or problem", overflow="fold")
-    for row in rows:
-        if "problem" in row:
-            table.add_row(row["checkpoint"], "", "", "", row["problem"])
-            continue
-        sizes = (f"{row['window_s']:g} s", str(row["classes"]), f"{row['params'] / MEGA:.1f} M")
-        table.add_row(row["checkpoint"], *sizes, row["hash"])
-    _console().print(table)
+    show_rows(rows)
 
 
 @app.command()
@@ -79,19 +62,11 @@ def info(reference: Reference = BUNDLED, as_json: AsJson = False) -> None:
 
     Example: ast-stream model info bundled
     """
-    facts = _facts(load_checkpoint(reference))
+    facts = facts_of(load_checkpoint(reference))
     if as_json:
         typer.echo(json.dumps(facts, ensure_ascii=False))
         return
-    console = _console()
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    classes = facts.pop("classes")
-    for name, value in facts.items():
-        table.add_row(name, _shown(value))
-    console.print(table)
-    console.print(_class_table(classes))
+    show_facts(facts)
 
 
 @app.command()
@@ -111,7 +86,7 @@ def fetch(
     _refuse_to_overwrite(target)
     folder = hub.download(hub_id, target)  # shows its own progress
     checkpoint = load_checkpoint(str(folder))
-    _say(f"fetched {_summary(checkpoint)}")
+    _say(f"fetched {summary(checkpoint)}")
     typer.echo(str(folder))
 
 
@@ -171,7 +146,7 @@ def _write(
     The scores of that are those of the weights as they are stored.
     """
     metadata = checkpoint.metadata.model_copy(update={"golden": None})
-    _say(f"writing {_summary(checkpoint)} in {precision}")
+    _say(f"writing {summary(checkpoint)} in {precision}")
     save_checkpoint(directory, replace(checkpoint, metadata=metadata), precision)
     carry_attributions([one for one in map(folder_of, references) if one is not None], directory)
     written = load_checkpoint(str(directory))
@@ -200,99 +175,9 @@ def _is_checkpoint(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
-def _row(reference: str, folder: Path | None) -> dict[str, Any]:
-    try:
-        if folder and read_json(folder / CONFIG).get("model_type") != MODEL_TYPE:
-            return {"checkpoint": reference, "problem": "not an Audio Spectrogram Transformer"}
-        checkpoint = load_checkpoint(str(folder or reference))
-    except CheckpointError as error:
-        return {"checkpoint": reference, "problem": str(error)}
-    return {
-        "checkpoint": reference,
-        "window_s": checkpoint.window_s,
-        "classes": len(checkpoint.labels),
-        "params": _n_params(checkpoint),
-        "hash": checkpoint.hash,
-    }
-
-
-def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
-    metadata, dims = checkpoint.metadata, checkpoint.dims
-    return {
-        "checkpoint": checkpoint.origin,
-        "hash": checkpoint.hash,
-        "licence": metadata.licence or "not stated",
-        "window_s": checkpoint.window_s,
-        "hop_s": metadata.hop_s,
-        "params": _n_params(checkpoint),
-        "dims": {**asdict(dims), "n_tokens": dims.n_tokens},
-        "normalization": asdict(checkpoint.normalization),
-        "self_check": "golden scores" if metadata.golden else "compared with fp32 at start",
-        "background": metadata.background,
-        "provenance": metadata.provenance,
-        "classes": [_class_facts(checkpoint, label) for label in checkpoint.labels],
-    }
-
-
-def _class_facts(checkpoint: Checkpoint, label: str) -> dict[str, Any]:
-    metadata = checkpoint.metadata
-    rise, fit = metadata.rise(label, checkpoint.window_s), metadata.onset_fits.get(label)
-    return {
-        "label": label,
-        "onset_threshold": metadata.onset_threshold(label),
-        "confirm_s": metadata.confirm_s.get(label, DEFAULT_CONFIRM_S),
-        "smoothing_s": metadata.smoothing_s.get(label, 0.0),
-        "rise_on_s": rise.on_s,
-        "rise_off_s": rise.off_s,
-        "rise_assumed": rise.assumed,
-        "onset_within_s": fit and fit.within_s,
-        "makes_events": label not in metadata.background,
-    }
-
-
-def _class_table(classes: list[dict[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("class", overflow="fold")
-    for heading in ("onset threshold", "confirm", "average", "rise on", "rise off"):
-        table.add_column(heading, justify="right")
-    table.add_column("")
-    for row in classes:
-        notes = ["rise assumed"] if row["rise_assumed"] else []
-        if row["onset_within_s"]:
-            notes.append(f"onsets by score, nine in ten within {row['onset_within_s']:.2f} s")
-        notes += [] if row["makes_events"] else ["makes no events"]
-        seconds = [f"{row[name]:.2f} s" for name in TIMES]
-        table.add_row(row["label"], f"{row['onset_threshold']:.2f}", *seconds, ", ".join(notes))
-    return table
-
-
 def _refuse_to_overwrite(directory: Path) -> None:
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UsageError(f"expected a new or empty folder, got '{directory}'")
-
-
-def _n_params(checkpoint: Checkpoint) -> int:
-    return sum(tensor.numel() for tensor in checkpoint.state_dict.values())
-
-
-def _summary(checkpoint: Checkpoint) -> str:
-    return (
-        f"an AST of {_n_params(checkpoint) / MEGA:.1f} M parameters, "
-        f"{len(checkpoint.labels)} classes, window {checkpoint.window_s:g} s"
-    )
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, dict):
-        return json.dumps(value, ensure_ascii=False)
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "-"
-    return "-" if value is None else str(value)
-
-
-def _console() -> Console:
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=PIPED_COLUMNS)
 
 
 def _say(text: str) -> None:

@@ -5,25 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ast_stream.detect.detector import Detector
 from ast_stream.errors import UsageError
 from ast_stream.model.checkpoint import Checkpoint, load_checkpoint
-from ast_stream.training.calibration.budget import (
-    Budgets,
-    find_label,
-    parse_budget,
-    parse_budgets,
-)
-from ast_stream.training.calibration.checkpoint import events_of, with_calibration
+from ast_stream.training.calibration.budget import Budgets
+from ast_stream.training.calibration.checkpoint import with_calibration
 from ast_stream.training.calibration.classes import (
     LONGEST_CONFIRM_S,
     LONGEST_SMOOTHING_S,
@@ -33,13 +26,10 @@ from ast_stream.training.calibration.classes import (
     timing_rules,
 )
 from ast_stream.training.calibration.grouping import GroupingRule
-from ast_stream.training.calibration.judges import Judge, judges_of
 from ast_stream.training.calibration.listening import Listening, negative_recordings, takes_of
 from ast_stream.training.calibration.store import check_target, write_copy, write_in_place
-from ast_stream.training.calibration.streams import plain_tagger
-from ast_stream.training.material.clips import Clip
-from services.calibrate_report import as_json as class_json
-from services.calibrate_report import report_console, show
+from services.calibrate_options import budgets_of, checked_hop, chosen_labels, judges_for
+from services.calibrate_report import record_of, report_console, result_json, show
 from services.clip_options import (
     DEFAULT_THREADS,
     FileColumn,
@@ -166,13 +156,13 @@ def calibrate(
     torch.set_num_threads(threads)
     check_target(checkpoint, out, in_place)
     loaded = load_checkpoint(checkpoint)
-    chosen = _chosen(loaded, only or [])
-    budgets = _budgets(loaded, budget or [], among, chosen)
+    chosen = chosen_labels(loaded, only or [])
+    budgets = budgets_of(loaded, budget or [], among, chosen)
     columns = clip_columns(
         file_column, label_column, fold_column, onset_column, offset_column, where
     )
     clips = [] if data is None else clips_of_folds(data, columns, test_fold or [])
-    judges, remarks = _judges(loaded, fold_checkpoint or [], clips, test_fold or [], unseen)
+    judges, remarks = judges_for(loaded, fold_checkpoint or [], clips, test_fold or [], unseen)
     recordings = negative_recordings(negatives or [])
     if negative_hours is None:
         negative_hours = 0.0 if recordings else GENERATED_HOURS
@@ -183,13 +173,13 @@ def calibrate(
         sounds=takes_of(judges, loaded.labels, generated, seed),
         negatives=recordings,
         generated_s=3600 * negative_hours,
-        hop_s=_checked_hop(loaded, hop, is_partial=bool(only)),
+        hop_s=checked_hop(loaded, hop, is_partial=bool(only)),
         seed=seed,
         device=device,
     )
     rules = timing_rules(loaded.window_s, listening.hop_s, longest_confirm, longest_smoothing)
     calibrated = _listen(listening, chosen, budgets, rules)
-    record = _record(listening, data, budgets) | {
+    record = record_of(listening, data, budgets) | {
         "longest_confirm_s": longest_confirm,
         "longest_smoothing_s": longest_smoothing,
     }
@@ -199,71 +189,10 @@ def calibrate(
         written = _write(checkpoint, result, out, in_place)
     finally:  # neither a full disk nor a reader that is gone may cost the other what was found
         if as_json:
-            print(json.dumps(_as_json(result, calibrated, record, remarks, written)))
+            print(json.dumps(result_json(result, calibrated, record, remarks, written)))
         else:
             show(report_console(), calibrated, chosen if only else (), remarks)
     print(written or "nothing is written; give --out or --in-place", file=sys.stderr)
-
-
-def _chosen(checkpoint: Checkpoint, only: Sequence[str]) -> list[str]:
-    """Return the labels to calibrate, in the checkpoint's order.
-
-    Raises:
-        UsageError: a class that the checkpoint does not have, or none makes events.
-    """
-    possible = events_of(checkpoint)
-    if not possible:
-        raise UsageError(
-            f"calibrate: expected a class that makes events, got {checkpoint.origin}, "
-            "whose classes are all background"
-        )
-    wanted = {find_label(name, possible, "--class") for name in only}
-    return [label for label in possible if not wanted or label in wanted]
-
-
-def _budgets(
-    checkpoint: Checkpoint, texts: Sequence[str], among: str | None, chosen: Sequence[str]
-) -> Budgets:
-    budgets = parse_budgets(texts, checkpoint.labels)
-    if among is not None:
-        budgets = replace(budgets, among=parse_budget(among, "--among"))
-    for label in budgets.by_label:
-        if label not in chosen:
-            raise UsageError(f"--budget: expected a class that is calibrated, got {label!r}")
-    return budgets
-
-
-def _judges(
-    checkpoint: Checkpoint,
-    fold_checkpoints: Sequence[str],
-    clips: Sequence[Clip],
-    test_folds: Sequence[str],
-    is_unseen: bool,
-) -> tuple[list[Judge], list[str]]:
-    if not clips:
-        if fold_checkpoints:
-            raise UsageError("--fold-checkpoint: expected --data with the clips of their folds")
-        return [Judge(checkpoint, [])], []
-    loaded = [load_checkpoint(one) for one in fold_checkpoints]
-    return judges_of(checkpoint, loaded, clips, test_folds, is_unseen)
-
-
-def _checked_hop(checkpoint: Checkpoint, hop_s: float | None, is_partial: bool) -> float:
-    """Return the hop to calibrate for.
-
-    Raises:
-        UsageError: the model cannot have it, or classes that stay as they are have another.
-    """
-    tagger = plain_tagger(checkpoint)
-    if hop_s is None:
-        return tagger.hop_s
-    if is_partial and hop_s != tagger.hop_s:
-        raise UsageError(
-            f"--hop: expected {tagger.hop_s:g} s with --class, as for the other classes, "
-            f"got {hop_s:g}"
-        )
-    Detector(tagger, hop_s=hop_s, max_streams=1)
-    return hop_s
 
 
 def _listen(
@@ -299,24 +228,6 @@ def _listen(
         )
 
 
-def _record(listening: Listening, data: Path | None, budgets: Budgets) -> dict[str, Any]:
-    """Return what was heard, for the provenance: the same for the same call, on any day."""
-    judges = [judge for judge, _ in listening.sounds if judge.clips]
-    return {
-        "data": data.name if data and judges else None,
-        "clips": sum(len(judge.clips) for judge in judges),
-        "judges": [{"model": one.checkpoint.hash, "folds": one.folds} for one in judges],
-        "generated_takes": sum(
-            take.is_generated for _, takes in listening.sounds for take in takes
-        ),
-        "negative_recordings": [path.name for path, _ in listening.negatives],
-        "generated_hours": round(listening.generated_s / 3600, 3),
-        "budget_among": budgets.among and budgets.among.text,
-        "hop_s": listening.hop_s,
-        "seed": listening.seed,
-    }
-
-
 def _write(reference: str, checkpoint: Checkpoint, out: Path | None, in_place: bool) -> str | None:
     """Write where it was asked for and return a line about it."""
     if out is not None:
@@ -326,23 +237,3 @@ def _write(reference: str, checkpoint: Checkpoint, out: Path | None, in_place: b
         write_in_place(Path(reference).expanduser(), checkpoint)
         return f"{reference}: calibrated in place"
     return None
-
-
-def _as_json(
-    checkpoint: Checkpoint,
-    calibrated: Sequence[ClassCalibration],
-    record: dict[str, Any],
-    remarks: Sequence[str],
-    written: str | None,
-) -> dict[str, Any]:
-    heard = calibrated[0].choice
-    return {
-        "checkpoint": checkpoint.origin,
-        "model": checkpoint.hash,
-        "is_written": written is not None,
-        "hours_among_sounds": round(heard.hours_among, 4),
-        "hours_of_negatives": round(heard.hours_negative, 4),
-        "heard": record,
-        "remarks": list(remarks),
-        "classes": {one.label: class_json(one) for one in calibrated},
-    }

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from ast_stream.training.calibration.budget import claim, hours_text, rate_text
+from ast_stream.model.checkpoint import Checkpoint
+from ast_stream.training.calibration.budget import Budgets, claim, hours_text, rate_text
 from ast_stream.training.calibration.checkpoint import class_record
 from ast_stream.training.calibration.classes import ClassCalibration
 from ast_stream.training.calibration.curve import Choice
+from ast_stream.training.calibration.listening import Listening
 from ast_stream.training.calibration.onset_fits import FittedOnset
 from ast_stream.training.calibration.rises import RiseTime
 
@@ -22,7 +25,7 @@ SHORTEST_NAME = 11  # columns of a folded class name
 SNR_BANDS_DB = ((0, 6), (6, 12), (12, 20))
 
 
-def as_json(one: ClassCalibration) -> dict[str, Any]:
+def class_json(one: ClassCalibration) -> dict[str, Any]:
     """Return all about one class."""
     return class_record(one) | {
         "recall": _known(one.choice.recall),
@@ -32,6 +35,45 @@ def as_json(one: ClassCalibration) -> dict[str, Any]:
         "onset": _onset_json(one.onset),
         "remarks": one.remarks(),
         "trade_off": [_choice_json(choice) for choice in one.ladder],
+    }
+
+
+def record_of(listening: Listening, data: Path | None, budgets: Budgets) -> dict[str, Any]:
+    """Return what was heard, for the provenance: the same for the same call, on any day."""
+    judges = [judge for judge, _ in listening.sounds if judge.clips]
+    return {
+        "data": data.name if data and judges else None,
+        "clips": sum(len(judge.clips) for judge in judges),
+        "judges": [{"model": one.checkpoint.hash, "folds": one.folds} for one in judges],
+        "generated_takes": sum(
+            take.is_generated for _, takes in listening.sounds for take in takes
+        ),
+        "negative_recordings": [path.name for path, _ in listening.negatives],
+        "generated_hours": round(listening.generated_s / 3600, 3),
+        "budget_among": budgets.among and budgets.among.text,
+        "hop_s": listening.hop_s,
+        "seed": listening.seed,
+    }
+
+
+def result_json(
+    checkpoint: Checkpoint,
+    calibrated: Sequence[ClassCalibration],
+    record: dict[str, Any],
+    remarks: Sequence[str],
+    written: str | None,
+) -> dict[str, Any]:
+    """Return all that was found, as one object."""
+    heard = calibrated[0].choice
+    return {
+        "checkpoint": checkpoint.origin,
+        "model": checkpoint.hash,
+        "is_written": written is not None,
+        "hours_among_sounds": round(heard.hours_among, 4),
+        "hours_of_negatives": round(heard.hours_negative, 4),
+        "heard": record,
+        "remarks": list(remarks),
+        "classes": {one.label: class_json(one) for one in calibrated},
     }
 
 

@@ -17,11 +17,11 @@ MODEL ?= runs/bundled
 # of the five stages
 STEPS ?= 2600 1200 2000 2000 2800
 # of audio without events, for the checkpoint itself and for those of the folds
-NEGATIVE_HOURS ?= 16
+NEGATIVE_HOURS ?= 48
 FOLD_NEGATIVE_HOURS ?= 4
 # accepted false alarms of each class, without any sound and among others
-BUDGET ?= --budget 0.05/h --budget siren=0.17/h --budget telephone_bell_ringing=0.09/h \
-    --budget smoke_detector_smoke_alarm=0.09/h --among 4/h
+BUDGET ?= --budget 0.03/h --budget siren=0.17/h --budget telephone_bell_ringing=0.05/h \
+    --budget smoke_detector_smoke_alarm=0.05/h --among 4/h
 BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 NEWS := { grep -v '^Requirement already satisfied' || true; }

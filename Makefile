@@ -22,8 +22,6 @@ FOLD_NEGATIVE_HOURS ?= 4
 # accepted false alarms of each class, without any sound and among others
 BUDGET ?= --budget 0.03/h --budget siren=0.17/h --budget telephone_bell_ringing=0.05/h \
     --budget smoke_detector_smoke_alarm=0.05/h --among 4/h
-# a siren may take a second more to be told from music
-DELAY_COST ?= --delay-cost siren=0.05
 BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 NEWS := { grep -v '^Requirement already satisfied' || true; }
@@ -113,7 +111,7 @@ model: $(VENV)/.installed-dev
 	        fi
 	    done
 	    $(BIN)/ast-stream calibrate $(MODEL)/$$part/checkpoint --data "$${clips[@]}" \
-	        "$${others[@]}" $(BUDGET) $(DELAY_COST) --negative-hours $$hours --in-place
+	        "$${others[@]}" $(BUDGET) --negative-hours $$hours --in-place
 	done
 	models=()
 	for fold in 1 2 3 4; do models+=(--model $(MODEL)/$$fold/checkpoint); done

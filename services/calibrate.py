@@ -25,17 +25,10 @@ from ast_stream.training.calibration.classes import (
     calibrate_classes,
     timing_rules,
 )
-from ast_stream.training.calibration.delay_cost import DELAY_COST, DelayCosts
 from ast_stream.training.calibration.grouping import GroupingRule
 from ast_stream.training.calibration.listening import Listening, negative_recordings, takes_of
 from ast_stream.training.calibration.store import check_target, write_copy, write_in_place
-from services.calibrate_options import (
-    budgets_of,
-    checked_hop,
-    chosen_labels,
-    delay_costs_of,
-    judges_for,
-)
+from services.calibrate_options import budgets_of, checked_hop, chosen_labels, judges_for
 from services.calibrate_report import record_of, report_console, result_json, show
 from services.clip_options import (
     DEFAULT_THREADS,
@@ -136,14 +129,6 @@ def calibrate(
             min=0, help="Longest time constant in seconds over which scores may be averaged."
         ),
     ] = LONGEST_SMOOTHING_S,
-    delay_cost: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="How much less a sound counts for each second until it is known, where spans "
-            f"and averages are chosen; of one class with LABEL=0.05; may be repeated. (default: "
-            f"{DELAY_COST:g})"
-        ),
-    ] = None,
     hop: Annotated[
         float | None,
         typer.Option(min=0.01, help="Seconds between windows. (default: CHECKPOINT's)"),
@@ -173,7 +158,6 @@ def calibrate(
     loaded = load_checkpoint(checkpoint)
     chosen = chosen_labels(loaded, only or [])
     budgets = budgets_of(loaded, budget or [], among, chosen)
-    delay_costs = delay_costs_of(loaded, delay_cost or [], chosen)
     columns = clip_columns(
         file_column, label_column, fold_column, onset_column, offset_column, where
     )
@@ -194,7 +178,7 @@ def calibrate(
         device=device,
     )
     rules = timing_rules(loaded.window_s, listening.hop_s, longest_confirm, longest_smoothing)
-    calibrated = _listen(listening, chosen, budgets, rules, delay_costs)
+    calibrated = _listen(listening, chosen, budgets, rules)
     record = record_of(listening, data, budgets) | {
         "longest_confirm_s": longest_confirm,
         "longest_smoothing_s": longest_smoothing,
@@ -216,7 +200,6 @@ def _listen(
     chosen: Sequence[str],
     budgets: Budgets,
     rules: Mapping[Timing, GroupingRule],
-    delay_costs: DelayCosts,
 ) -> list[ClassCalibration]:
     if not listening.expected_s:
         raise UsageError("calibrate: expected --data, --negatives or --negative-hours, got none")
@@ -241,13 +224,7 @@ def _listen(
         negatives = listening.score_negatives(on_heard)
         progress.update(task, completed=listening.expected_s, description="thresholds")
         return calibrate_classes(
-            listening.checkpoint.labels,
-            chosen,
-            with_sounds,
-            negatives,
-            budgets,
-            rules,
-            delay_costs,
+            listening.checkpoint.labels, chosen, with_sounds, negatives, budgets, rules
         )
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ast_stream.detect.detector import Detector
 from ast_stream.errors import UsageError
 from ast_stream.model.checkpoint import Checkpoint, load_checkpoint
-from ast_stream.training.calibration.budget import Budgets, parse_budget, parse_budgets
-from ast_stream.training.calibration.by_class import find_label
+from ast_stream.training.calibration.budget import Budgets, find_label, parse_budget, parse_budgets
 from ast_stream.training.calibration.checkpoint import events_of
-from ast_stream.training.calibration.delay_cost import DelayCosts, parse_delay_costs
 from ast_stream.training.calibration.judges import Judge, judges_of
 from ast_stream.training.calibration.streams import plain_tagger
 from ast_stream.training.material.clips import Clip
@@ -44,27 +42,10 @@ def budgets_of(
     budgets = parse_budgets(texts, checkpoint.labels)
     if among is not None:
         budgets = replace(budgets, among=parse_budget(among, "--among"))
-    _refuse_others("--budget", budgets.by_label, chosen)
-    return budgets
-
-
-def delay_costs_of(
-    checkpoint: Checkpoint, texts: Sequence[str], chosen: Sequence[str]
-) -> DelayCosts:
-    """Return the costs of --delay-cost.
-
-    Raises:
-        UsageError: one is no cost, or of a class that is not calibrated.
-    """
-    costs = parse_delay_costs(texts, checkpoint.labels)
-    _refuse_others("--delay-cost", costs.by_label, chosen)
-    return costs
-
-
-def _refuse_others(option: str, labels: Iterable[str], chosen: Sequence[str]) -> None:
-    for label in labels:
+    for label in budgets.by_label:
         if label not in chosen:
-            raise UsageError(f"{option}: expected a class that is calibrated, got {label!r}")
+            raise UsageError(f"--budget: expected a class that is calibrated, got {label!r}")
+    return budgets
 
 
 def judges_for(

@@ -80,7 +80,7 @@ def test_a_checkpoint_is_calibrated_to_a_new_folder(
     reactive: Path, clips: Path, night: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "calibrated"
-    budgets = ("--budget", "30/h", "--budget", "bark=1/day", "--delay-cost", "siren=0.05")
+    budgets = ("--budget", "30/h", "--budget", "bark=1/day")
     assert (
         _calibrate(
             reactive, "--data", clips, "--negatives", night, *budgets, "--out", out, "--json"
@@ -98,7 +98,6 @@ def test_a_checkpoint_is_calibrated_to_a_new_folder(
         assert 0.2 <= one["threshold"] <= 0.99
         assert one["n_sounds"] == 8  # four clips, twice
     assert told["classes"]["Bark"]["budget"] == "1/day"
-    assert [told["classes"][label]["delay_cost"] for label in ("Bark", "Siren")] == [0.2, 0.05]
     assert told["hours_of_negatives"] == pytest.approx(30 / 3600, abs=1e-4)
     assert self_check(Tagger(after, "cpu", "fp32", "math")).against == "golden"
     record = after.metadata.provenance["thresholds"]
@@ -302,8 +301,6 @@ def test_fold_checkpoints_of_other_classes_are_refused(
         (["--budget", "Barc=1/h"], "got 'Barc'; did you mean 'Bark'?"),
         (["--class", "Sirene"], "--class: expected a class of the checkpoint, got 'Sirene'"),
         (["--class", "Bark", "--budget", "Siren=1/h"], "a class that is calibrated, got 'Siren'"),
-        (["--class", "Bark", "--delay-cost", "Siren=0.1"], "is calibrated, got 'Siren'"),
-        (["--delay-cost", "0.1", "--delay-cost", "0.2"], "--delay-cost: expected one for all"),
         (["--class", "Background"], "got 'Background'"),
         (["--negative-hours", "0"], "expected --data, --negatives or --negative-hours"),
         (["--fold-checkpoint", "bundled"], "expected --data with the clips of their folds"),

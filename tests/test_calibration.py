@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
 import numpy as np
@@ -11,12 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ast_stream.audio.scene import Planted
-from ast_stream.errors import UsageError
 from ast_stream.model.metadata import ScoreMap
 from ast_stream.training.calibration.budget import Budget, Budgets, per_hour
 from ast_stream.training.calibration.classes import (
     ClassCalibration,
-    Timing,
     calibrate_classes,
     timing_rules,
 )
@@ -27,7 +24,6 @@ from ast_stream.training.calibration.curve import (
     class_curve,
     delays_s,
 )
-from ast_stream.training.calibration.delay_cost import DelayCosts, parse_delay_costs
 from ast_stream.training.calibration.grouping import grouping_rule
 from ast_stream.training.calibration.rises import FEWEST_MEASURED, clearly_above, measure_rises
 from ast_stream.training.calibration.score_map import fit, mapped_scores
@@ -149,9 +145,7 @@ def test_low_recall_is_said() -> None:
     positives = _ideal(_barks(4), [0.95, 0.3, 0.3, 0.3])
     curve = class_curve(0, "Bark", [positives], [_with_bursts([0.9])], IDENTITY, RULE)
     choice = curve.choose(per_hour(0.5))
-    remarks = ClassCalibration(
-        "Bark", IDENTITY, Timing(0.75, 0.0), 0.2, choice, (), None, None
-    ).remarks()
+    remarks = ClassCalibration("Bark", IDENTITY, 0.75, choice, (), None, None).remarks()
     assert remarks[0] == "finds 1 of 4 sounds (25%), fewer than 50%"
 
 
@@ -179,12 +173,9 @@ def _calibrated(
     negatives: list[LogitStream],
     budget: Budget,
     longest_smoothing_s: float = 0.0,
-    delay_costs: DelayCosts = DelayCosts(),  # noqa: B008
 ) -> ClassCalibration:
     rules = timing_rules(WINDOW_S, HOP_S, longest_smoothing_s=longest_smoothing_s)
-    (one,) = calibrate_classes(
-        LABELS, ["Bark"], positives, negatives, Budgets(budget), rules, delay_costs
-    )
+    (one,) = calibrate_classes(LABELS, ["Bark"], positives, negatives, Budgets(budget), rules)
     return one
 
 
@@ -210,35 +201,6 @@ def test_knowing_half_a_second_later_must_find_more_than_four_of_forty(
     glitch.logits[500, 0] = _logit(0.9)  # one window
     one = _calibrated([_ideal(long_barks, scores, duration_s=600.0)], [glitch], per_hour(0.5))
     assert one.timing.confirm_s == confirm_s
-
-
-@pytest.mark.parametrize(
-    ("costs", "confirm_s"),
-    [
-        (DelayCosts(), 0.5),
-        (DelayCosts(0.05), 0.75),
-        (DelayCosts(by_label={"Bark": 0.05}), 0.75),
-        (DelayCosts(0.05, {"Bark": 0.2}), 0.5),
-    ],
-)
-def test_a_class_that_may_be_known_later_is_followed_for_longer(
-    costs: DelayCosts, confirm_s: float
-) -> None:
-    long_barks = [_planted(5.13 + 12.1 * k, 9.13 + 12.1 * k) for k in range(40)]
-    scores = [0.95] * 38 + [0.8] * 2
-    glitch = _quiet(3600.0)
-    glitch.logits[500, 0] = _logit(0.9)  # one window
-    streams = [_ideal(long_barks, scores, duration_s=600.0)]
-    one = _calibrated(streams, [glitch], per_hour(0.5), delay_costs=costs)
-    assert (one.timing.confirm_s, one.delay_cost) == (confirm_s, costs.of("Bark"))
-
-
-@pytest.mark.parametrize("text", ["", "much", "-0.1", "1.5", "nan", "Bark=", "Bark=2"])
-def test_a_delay_cost_that_is_none_is_refused(text: str) -> None:
-    value = text.removeprefix("Bark=")
-    message = f"--delay-cost: expected a number from 0 to 1, got {value!r}"
-    with pytest.raises(UsageError, match=re.escape(message)):
-        parse_delay_costs([text], LABELS)
 
 
 def test_averages_are_taken_where_they_are_known_sooner_than_two_windows() -> None:
@@ -280,9 +242,7 @@ def test_too_few_sounds_to_choose_by_are_not_averaged(
     hop_s: float, longest_s: float, expected: tuple[float, float]
 ) -> None:
     rules = timing_rules(WINDOW_S, hop_s, longest_s)
-    (one,) = calibrate_classes(
-        LABELS, ["Bark"], [], [_quiet(60.0)], Budgets(per_hour(0.5)), rules, DelayCosts()
-    )
+    (one,) = calibrate_classes(LABELS, ["Bark"], [], [_quiet(60.0)], Budgets(per_hour(0.5)), rules)
     assert one.timing == expected
 
 

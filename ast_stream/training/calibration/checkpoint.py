@@ -17,7 +17,6 @@ from ast_stream.training.calibration.classes import (
     calibrate_classes,
     timing_rules,
 )
-from ast_stream.training.calibration.delay_cost import DelayCosts
 from ast_stream.training.calibration.inherited import raised_thresholds
 from ast_stream.training.calibration.streams import (
     background_streams,
@@ -59,7 +58,6 @@ def calibrate_checkpoint(
         negatives,
         budgets,
         timing_rules(checkpoint.window_s, tagger.hop_s),
-        DelayCosts(),
     )
     result = with_calibration(checkpoint, calibrated, tagger.hop_s, {"seed": _SEED})
     raised = raised_thresholds(result, known, with_sounds, negatives, budgets)
@@ -121,7 +119,6 @@ def class_record(one: ClassCalibration) -> dict[str, Any]:
         "is_met": choice.is_met,
         "threshold": choice.threshold,
         **one.timing._asdict(),
-        "delay_cost": one.delay_cost,
         "n_sounds": choice.n_sounds,
         "n_found": choice.n_found,
         "false_among_sounds": choice.false_among,

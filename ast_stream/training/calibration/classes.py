@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from ast_stream.model.metadata import ScoreMap
 from ast_stream.settings.schema import DEFAULT_CONFIRM_S, MAX_CONFIRM_HOPS
 from ast_stream.training.calibration.budget import (
@@ -15,7 +17,6 @@ from ast_stream.training.calibration.budget import (
     hours_text,
 )
 from ast_stream.training.calibration.curve import Choice, class_curve, delays_s
-from ast_stream.training.calibration.delay_cost import DelayCosts
 from ast_stream.training.calibration.grouping import GroupingRule, grouping_rule
 from ast_stream.training.calibration.onset_fits import FittedOnset, fit_onset
 from ast_stream.training.calibration.rises import RiseTime, measure_rises
@@ -28,6 +29,7 @@ CONFIRM_S = (0.5, DEFAULT_CONFIRM_S, 2.0, 3.0, 4.0)
 LONGEST_CONFIRM_S = CONFIRM_S[-1]
 SMOOTHING_S = (0.0, 0.25, 0.5, 1.0)
 LONGEST_SMOOTHING_S = SMOOTHING_S[-1]
+WORTH_OF_A_SECOND = 0.2  # a sound that is known a second later counts so much less
 ENOUGH_SOUNDS = 20  # fewer cannot tell whether it finds more
 RECALL_FLOOR = 0.5  # a class that finds fewer of its sounds is not worth its alarms, and is said
 
@@ -52,7 +54,7 @@ class ClassCalibration:
     """What was chosen and measured for one class.
 
     Attributes:
-        timing: what finds most, its delay weighed in by `delay_cost`.
+        timing: what finds most, its delay weighed in.
         choice: the threshold for its budget.
         ladder: what other budgets would choose.
         rise_on, rise_off: None: too few sounds to measure, so it stays assumed.
@@ -62,7 +64,6 @@ class ClassCalibration:
     label: str
     score_map: ScoreMap
     timing: Timing
-    delay_cost: float
     choice: Choice
     ladder: tuple[Choice, ...]
     rise_on: RiseTime | None
@@ -131,7 +132,6 @@ def calibrate_classes(
     negatives: Sequence[LogitStream],
     budgets: Budgets,
     rules: Mapping[Timing, GroupingRule],
-    delay_costs: DelayCosts,
 ) -> list[ClassCalibration]:
     """Return the calibration of each class of `chosen`, in the order of `labels`.
 
@@ -139,10 +139,9 @@ def calibrate_classes(
         labels: all classes, in the order of the logits.
         with_sounds, negatives: what the model said about streams with sounds, and without any.
         rules: what to choose among, shortest first; see `timing_rules`.
-        delay_costs: how much later sounds count less in that choice.
     """
     return [
-        _calibrate(index, label, with_sounds, negatives, budgets, rules, delay_costs)
+        _calibrate(index, label, with_sounds, negatives, budgets, rules)
         for index, label in enumerate(labels)
         if label in chosen
     ]
@@ -155,7 +154,6 @@ def _calibrate(
     negatives: Sequence[LogitStream],
     budgets: Budgets,
     rules: Mapping[Timing, GroupingRule],
-    delay_costs: DelayCosts,
 ) -> ClassCalibration:
     geometry = next(iter(rules.values())).geometry
     score_map = fit_score_map(index, label, with_sounds, geometry.window / SAMPLE_RATE)
@@ -171,7 +169,7 @@ def _calibrate(
     def worth(timing: Timing) -> tuple[bool, float]:
         choice, rule = choices[timing], rules[timing]
         late_s = delays_s(index, label, with_sounds, score_map, rule, choice.threshold)
-        return choice.is_met, delay_costs.worth(label, late_s)
+        return choice.is_met, float(np.maximum(0.0, 1.0 - WORTH_OF_A_SECOND * late_s).sum())
 
     timing = _usual_timing(rules)
     if choices[timing].n_sounds >= ENOUGH_SOUNDS:
@@ -184,7 +182,6 @@ def _calibrate(
         label=label,
         score_map=score_map,
         timing=timing,
-        delay_cost=delay_costs.of(label),
         choice=choice,
         ladder=tuple(curve.choose(budget, budgets.among) for budget in LADDER),
         rise_on=rises.on,

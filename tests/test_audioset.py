@@ -11,7 +11,7 @@ import soundfile
 
 from ast_stream.errors import ConfigError
 from ast_stream.training.material.clip import Span
-from ast_stream.training.material.clips import read_clips
+from ast_stream.training.material.clips import load_recordings, read_clips
 from ast_stream.units import SAMPLE_RATE
 
 HEADER = """# Segments csv created Sun Mar  5 10:54:31 2017
@@ -84,6 +84,25 @@ def test_clips_that_are_not_there_are_counted_and_named(
     assert "--4gqARaEJE, _with_bars-1, ZZZZZZZZZZZ" in record.getMessage()
 
 
+def _problems(segments: Path) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        read_clips(segments)
+    return str(caught.value).splitlines()
+
+
+def test_a_clip_in_a_format_that_cannot_be_read_is_named_unless_there_is_another(
+    segments: Path,
+) -> None:
+    video = "--4gqARaEJE"
+    segments.write_text(HEADER + f'{video}, 0.0, 10.0, "/m/06mb1"\n')
+    unread = segments.parent / f"{video}.m4a"
+    unread.write_bytes(b"ftyp")
+    with pytest.raises(ConfigError, match=r"expected another format than \.m4a, such as \.flac"):
+        load_recordings(read_clips(segments), fewest=1)
+    _write(segments.parent / f"{video}.flac")
+    assert [clip.path.suffix for clip in read_clips(segments)] == [".flac"]
+
+
 def test_a_list_without_any_clip_points_nowhere(segments: Path) -> None:
     with pytest.raises(ConfigError, match="named after their id beside it, got none of 4"):
         read_clips(segments)
@@ -95,9 +114,7 @@ def test_unknown_ids_and_broken_lines_are_told_together(segments: Path) -> None:
         + 'xxxxxxxxxxx, 1.0, 11.0, "/m/nothing"\nyyyyyyyyyyy, soon\n'
         + "zzzzzzzzzzz, 1.0, 11.0, /m/05tny_,/m/06mb1\n"
     )
-    with pytest.raises(ConfigError) as caught:
-        read_clips(segments)
-    assert str(caught.value).splitlines() == [
+    assert _problems(segments) == [
         f"{segments}:8: class_labels_indices.csv has no class '/m/nothing'",
         f"{segments}:9: expected YTID, start, end and a list of classes",
         f"{segments}:10: expected YTID, start, end and a list of classes",
@@ -108,9 +125,7 @@ def test_times_that_make_no_sense_are_told_together(segments: Path) -> None:
     rows = ("9.0, 3.0", "-3.0, 7.0", "nan, 10.0", "0.0, inf", "1.0, 1.0", "1.00, 1.05")
     segments.write_text(HEADER + "".join(f'--4gqARaEJE, {times}, "/m/06mb1"\n' for times in rows))
     _write(segments.parent / "--4gqARaEJE.wav")
-    with pytest.raises(ConfigError) as caught:
-        read_clips(segments)
-    assert str(caught.value).splitlines() == [
+    assert _problems(segments) == [
         f"{segments}:4: expected an onset before the offset, got 9 s and 3 s",
         f"{segments}:5: onset: expected seconds from the beginning, got '-3.0'",
         f"{segments}:6: onset: expected seconds from the beginning, got 'nan'",

@@ -100,6 +100,18 @@ def test_audacitys_label_tracks_are_read_beside_their_recordings(
     assert _spans(read_clips(tmp_path / "long.txt")) == expected
 
 
+def test_the_recording_of_a_label_track_is_found_whatever_its_name(
+    ramp: Path, tmp_path: Path
+) -> None:
+    track = tmp_path / "hall [1].txt"
+    track.write_text("1.0\t2.5\tBark\n")
+    (tmp_path / "hall [1].m4a").write_bytes(b"ftyp")
+    with pytest.raises(ConfigError, match=r"expected another format than \.m4a, such as \.flac"):
+        load_recordings(read_clips(track), fewest=1)
+    ramp.rename(tmp_path / "hall [1].wav")
+    assert _spans(read_clips(track)) == [(("Bark",), (1.0, 2.5))]
+
+
 def test_a_label_that_would_be_read_back_as_two_is_told(ramp: Path, tmp_path: Path) -> None:
     (tmp_path / "long.txt").write_text("1.0\t2.5\tBark; far\n3\t4\tBark; far\n")
     with pytest.raises(ConfigError) as caught:
@@ -150,20 +162,20 @@ def test_a_label_too_short_to_teach_is_told_and_a_crumb_of_two_is_not(tmp_path: 
     ]
 
 
-def test_an_onset_at_the_end_of_the_file_is_told(ramp: Path, tmp_path: Path) -> None:
-    table = _table(tmp_path, "long.wav,2,4,Bark", "long.wav,20.0,20.1,Bark")
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ("20.0,20.1", "onset: expected less than 20.00 s, where the file ends, got 20 s"),
+        ("18,21", "offset: expected at most 20.00 s, where the file ends, got 21 s"),
+    ],
+)
+def test_times_beyond_the_end_of_the_file_are_told(
+    ramp: Path, tmp_path: Path, row: str, told: str
+) -> None:
+    table = _table(tmp_path, "long.wav,2,4,Bark", f"long.wav,{row},Bark")
     with pytest.raises(ConfigError) as caught:
         load_recordings(read_data(table))
-    text = "long.wav: onset: expected less than 20.00 s, where the file ends, got 20 s"
-    assert str(caught.value) == f"{table}:3: {text}"
-
-
-def test_an_offset_beyond_the_end_of_the_file_is_told(ramp: Path, tmp_path: Path) -> None:
-    table = _table(tmp_path, "long.wav,2,4,Bark", "long.wav,18,21,Bark")
-    with pytest.raises(ConfigError) as caught:
-        load_recordings(read_data(table))
-    text = "long.wav: offset: expected at most 20.00 s, where the file ends, got 21 s"
-    assert str(caught.value) == f"{table}:3: {text}"
+    assert str(caught.value) == f"{table}:3: long.wav: {told}"
 
 
 def test_one_strip_cut_by_another_label_is_still_one_clip(ramp: Path, tmp_path: Path) -> None:

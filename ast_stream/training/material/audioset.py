@@ -13,7 +13,7 @@ from pathlib import Path
 import soundfile
 
 from ast_stream.errors import ConfigError, Problem
-from ast_stream.training.material.clip import AUDIO_SUFFIXES, Clip, Span
+from ast_stream.training.material.clip import Clip, Span, is_readable, recordings_in
 from ast_stream.training.material.strips import span_of
 
 logger = logging.getLogger(__name__)
@@ -47,11 +47,7 @@ def read_segments(table: Path) -> list[Clip]:
             does not have, no class list, or none of the clips.
     """
     names = _class_names(table)
-    files = {
-        path.stem: path
-        for path in sorted(table.parent.rglob("*"))
-        if path.suffix.lower() in AUDIO_SUFFIXES
-    }
+    files = {path.stem: path for path in sorted(recordings_in(table.parent), key=is_readable)}
     clips: list[Clip] = []
     missing: list[str] = []
     problems: list[Problem] = []

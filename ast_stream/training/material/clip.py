@@ -88,6 +88,11 @@ def recordings_in(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in RECORDING_SUFFIXES]
 
 
+def is_readable(path: Path) -> bool:
+    """Tell whether a recording is in a format that can be read, by its suffix."""
+    return path.suffix.lower() in AUDIO_SUFFIXES
+
+
 def what_failed(path: Path, error: Exception) -> str:
     """Return why a recording cannot be used; a ValueError says it in its own words."""
     if not path.is_file():

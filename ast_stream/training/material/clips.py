@@ -13,19 +13,19 @@ from pathlib import Path
 from ast_stream.errors import ConfigError, Problem
 from ast_stream.training.material.audioset import is_segment_list, read_segments
 from ast_stream.training.material.clip import (
-    AUDIO_SUFFIXES,
     LABEL_SEPARATOR,
+    RECORDING_SUFFIXES,
     Clip,
     Columns,
     Recording,
     Span,
+    is_readable,
 )
 from ast_stream.training.material.decode import load_recordings, read_waveform
 from ast_stream.training.material.strips import AUDACITY_SUFFIX, audacity_rows, strip_clips
 from ast_stream.training.material.tables import read_folder, read_table
 
 __all__ = [
-    "AUDIO_SUFFIXES",
     "Clip",
     "Columns",
     "Recording",
@@ -102,9 +102,12 @@ def _inseparable(clips: Sequence[Clip]) -> list[Problem]:
 
 def _recording_of(track: Path) -> Path:
     """Return the recording beside a label track, by its name."""
-    beside = [path for path in sorted(track.parent.glob(f"{track.stem}.*"))]
-    audio = [path for path in beside if path.suffix.lower() in AUDIO_SUFFIXES]
+    audio = [
+        path
+        for path in sorted(track.parent.iterdir())
+        if path.stem == track.stem and path.suffix.lower() in RECORDING_SUFFIXES
+    ]
     if not audio:
         text = f"expected a recording named {track.stem}.wav (or .flac, .ogg, …) beside it"
         raise ConfigError([Problem(str(track), None, "", text)])
-    return audio[0]
+    return max(audio, key=is_readable)  # what cannot be read is told when it is decoded

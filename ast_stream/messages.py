@@ -178,7 +178,7 @@ class SampleClock:
     anchors: list[tuple[int, int]] = field(default_factory=list)
 
     _TOLERANCE_NS = 2_000
-    _MAX_ANCHORS = 256
+    MAX_ANCHORS = 256
 
     def observe(self, sample: int, time_ns: int) -> None:
         """Learn that `sample` was captured at `time_ns`."""
@@ -186,7 +186,7 @@ class SampleClock:
             return
         self.anchors.append((sample, time_ns))
         self.anchors.sort()
-        del self.anchors[: -self._MAX_ANCHORS]
+        del self.anchors[: -self.MAX_ANCHORS]
 
     def time_ns(self, sample: int) -> int:
         """Return the wall time of `sample` (before the first anchor: extrapolated)."""

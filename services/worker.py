@@ -111,7 +111,9 @@ def run_worker(loaded: LoadedSettings, stop: threading.Event, reload: threading.
             detector,
             publisher,
             event_log,
-            Journal(folder / "worker-journal.json", _identity(tagger, settings)),
+            Journal(
+                folder / "worker-journal.jsonl", _identity(tagger, settings), len(tagger.labels)
+            ),
             WorkerSockets(sockets, audio, query),
             metrics=figures,
             facts=_facts(tagger),

@@ -442,7 +442,7 @@ def test_an_interrupted_write_leaves_the_old_file_whole(
     def interrupted(source: Path, target: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ast_stream.model.metadata.os.replace", interrupted)
+    monkeypatch.setattr("ast_stream.runtime.files.os.replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         store.write_in_place(folder, load_checkpoint(str(folder)))
     assert (folder / "ast_stream.json").read_bytes() == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections import Counter
 
 import numpy as np
@@ -130,8 +131,10 @@ def test_journal_that_could_not_be_written_makes_no_audio_lost(tagger: Tagger, p
         box.start_capture(ring_s=10)
         box.start_worker("mic")
         box.hear(pcm[: 3 * SAMPLE_RATE])
-        (box.folder / "journal.new").mkdir()  # as good as a full disk for the temporary file
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))  # as good as a full disk
         box.hear(pcm[3 * SAMPLE_RATE : 25 * SAMPLE_RATE])
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
         box.kill_worker()
         box.start_worker("mic")
         box.hear(pcm[25 * SAMPLE_RATE : 30 * SAMPLE_RATE])

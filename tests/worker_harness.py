@@ -101,7 +101,7 @@ class Site:
             Detector(self._tagger, DETECTION, hop_s=HOP_S),
             FeedPublisher(feed, self._log, secrets.token_hex(8), self._now_ns),
             self._log,
-            Journal(self.journal_path, settings),
+            Journal(self.journal_path, settings, len(self._tagger.labels)),
             WorkerSockets(sockets, audio, query),
             metrics=WorkerMetrics(Metrics("worker", None)),
             facts={"model": "sha256:tiny"},

@@ -7,6 +7,7 @@ Positions are sample indices; there is no clock.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,32 +18,35 @@ from ast_stream.detect.parameters import DecisionParameters
 from ast_stream.detect.positions import NEVER
 from ast_stream.detect.slots import SlotNames
 from ast_stream.detect.smoothing import averaged, remembered
+from ast_stream.detect.state import ClassState
 from ast_stream.messages import EndReason, Event, EventType, event_id
 from ast_stream.units import SAMPLE_RATE
 
 UPDATE_INTERVAL = SAMPLE_RATE  # samples: at most one update a second for each event
-_FIELDS: dict[str, tuple[type, int]] = {
-    "average": (np.float32, 0),  # of the scores of the windows so far
-    "hits": (np.uint64, 0),  # last windows above the onset threshold, newest in bit 0
-    "is_active": (np.bool_, 0),  # confirmed
-    "is_published": (np.bool_, 0),  # confirmed and long enough: its begin is out
-    "score_before": (np.float32, 0),  # of the window before, where a class has an onset fit
-    "crossed_at": (np.int64, NEVER),  # end of the first hit after none, and what its scores say:
-    "crossing_rise": (np.int64, 0),
-    "crossing_within": (np.int64, 0),
-    "t_up": (np.int64, NEVER),  # end of the first window that saw the sound
-    "first_seen": (np.int64, NEVER),  # the same, but not beyond the audio: names the event
-    "low_since": (np.int64, NEVER),  # end of the first window below the offset threshold
-    "onset": (np.int64, NEVER),
-    "uncertainty_s": (np.float64, 0),
-    "peak": (np.float32, 0),
-    "score_sum": (np.float64, 0),
-    "score_count": (np.int64, 0),
-    "last_update": (np.int64, NEVER),
-    "deaf_until": (np.int64, NEVER),  # refractory: hits before this are ignored
-    "last_offset": (np.int64, NEVER),
-    "last_first_seen": (np.int64, NEVER),
+_DTYPES: dict[str, type] = {  # of the fields of `ClassState`
+    "average": np.float32,
+    "hits": np.uint64,
+    "is_active": np.bool_,
+    "is_published": np.bool_,
+    "score_before": np.float32,
+    "crossed_at": np.int64,
+    "crossing_rise": np.int64,
+    "crossing_within": np.int64,
+    "t_up": np.int64,
+    "first_seen": np.int64,
+    "low_since": np.int64,
+    "onset": np.int64,
+    "uncertainty_s": np.float64,
+    "peak": np.float32,
+    "score_sum": np.float64,
+    "score_count": np.int64,
+    "last_update": np.int64,
+    "deaf_until": np.int64,
+    "last_offset": np.int64,
+    "last_first_seen": np.int64,
 }
+_UNHEARD = ClassState().model_dump()
+_FIELDS = {field: (dtype, _UNHEARD[field]) for field, dtype in _DTYPES.items()}
 # a later event must neither begin before the end of this one nor have its id
 _OUTLIVE_EVENTS = ("last_offset", "last_first_seen")
 # not of the event, but of the windows
@@ -178,21 +182,22 @@ class Decision:
         indices = np.flatnonzero(self._state["is_published"][slot])
         return [self._event("update", slot, int(i), at, 0.0) for i in indices]
 
-    def export(self, slot: int) -> dict[str, dict[str, float]]:
-        """Return the state of `slot` as JSON: by class index, only what is not empty."""
-        state: dict[str, dict[str, float]] = {}
+    def export(self, slot: int) -> dict[int, ClassState]:
+        """Return the state of `slot`: by class index, only what is known."""
+        known: dict[int, dict[str, Any]] = {}
         for field, (_, empty) in _FIELDS.items():
             row = self._state[field][slot]
             for index in np.flatnonzero(row != empty):
-                state.setdefault(str(index), {})[field] = row[index].item()
-        return state
+                known.setdefault(int(index), {})[field] = row[index].item()
+        # checked where it is read: nothing here may stop a worker that runs
+        return {index: ClassState.model_construct(**fields) for index, fields in known.items()}
 
-    def restore(self, slot: int, state: dict[str, dict[str, float]]) -> None:
+    def restore(self, slot: int, classes: Mapping[int, ClassState]) -> None:
         """Take back what `export` gave."""
         self.reset(slot)
-        for index, fields in state.items():
-            for field, value in fields.items():
-                self._state[field][slot, int(index)] = value
+        for index, known in classes.items():
+            for field in _FIELDS:
+                self._state[field][slot, index] = getattr(known, field)
 
     def _emit(
         self,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +20,7 @@ from ast_stream.detect.positions import NEVER, Positions
 from ast_stream.detect.scorer import WindowScorer
 from ast_stream.detect.slots import SlotNames
 from ast_stream.detect.staging import Staging
+from ast_stream.detect.state import DetectorState
 from ast_stream.errors import UsageError
 from ast_stream.messages import EndReason, Event, Gap, Pcm16, Scores
 from ast_stream.model.sliding import LOOK_BACK, UNUSED_TAIL, first_frame, last_frame
@@ -137,7 +137,7 @@ class Detector:
         self._restart_context(slot, start_sample)
         self._at.stride[slot] = 1
 
-    def resume(self, stream: str, epoch: str, start_sample: int, state: dict[str, Any]) -> None:
+    def resume(self, stream: str, epoch: str, start_sample: int, state: DetectorState) -> None:
         """Begin a stream where `export` was taken: audio from `start_sample` on is pushed again.
 
         Audio up to the exported position only fills the window; it is not scored a second time.
@@ -147,24 +147,24 @@ class Detector:
         """
         self.open(stream, epoch, start_sample)
         slot = self._names.slot(stream)
-        self._decision.restore(slot, state["decision"])
-        self._at.context_start[slot] = max(start_sample, state["context_start"])
-        self._at.first_scored[slot] = state["first_scored"]
-        self._at.score_from[slot] = state["position"]
+        self._decision.restore(slot, state.classes)
+        self._at.context_start[slot] = max(start_sample, state.context_start)
+        self._at.first_scored[slot] = state.first_scored
+        self._at.score_from[slot] = state.position
 
-    def export(self, stream: str) -> dict[str, Any]:
-        """Return what `resume` needs, as JSON."""
+    def export(self, stream: str) -> DetectorState:
+        """Return what `resume` needs."""
         slot = self._names.slot(stream)
-        return {
-            "position": self._at.decided(slot),
-            "context_start": int(self._at.context_start[slot]),
-            "first_scored": int(self._at.first_scored[slot]),
-            "decision": self._decision.export(slot),
-        }
+        return DetectorState.model_construct(
+            position=self._at.decided(slot),
+            context_start=int(self._at.context_start[slot]),
+            first_scored=int(self._at.first_scored[slot]),
+            classes=self._decision.export(slot),
+        )
 
-    def context_needed(self, state: dict[str, Any]) -> int:
+    def context_needed(self, state: DetectorState) -> int:
         """Return the first sample that `resume` should be given again."""
-        return max(int(state["context_start"]), int(state["position"]) - self.window - LOOK_BACK, 0)
+        return max(state.context_start, state.position - self.window - LOOK_BACK, 0)
 
     def position(self, stream: str) -> int:
         """Return the sample index up to which `stream` is decided."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ from torch import Tensor
 
 from ast_stream.errors import CheckpointError
 from ast_stream.model.metadata import json_text
+from ast_stream.runtime.files import Content, replace_files
 
 
 def write_files(
@@ -30,24 +28,15 @@ def write_files(
     Raises:
         CheckpointError: a file cannot be written; what was there before is whole.
     """
-    unfinished = {name: directory / f".{name}.unfinished" for name in (*texts, weights)}
-    path = directory
+
+    def write_weights(path: Path) -> None:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+
+    contents: dict[str, Content] = {name: json_text(one).encode() for name, one in texts.items()}
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for name, content in texts.items():
-            path = directory / name
-            unfinished[name].write_text(json_text(content), "utf-8")
-        path = directory / weights
-        save_file(dict(tensors), unfinished[weights], metadata={"format": "pt"})
-        # safetensors makes files that only their owner can read
-        shutil.copymode(next(iter(unfinished.values())), unfinished[weights])
-        for name, written in unfinished.items():
-            path = directory / name
-            os.replace(written, path)
+        replace_files(directory, contents | {weights: write_weights}, is_synced=True)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) else None
+        path = error.filename if isinstance(error, OSError) else directory / weights
         raise CheckpointError(f"{path}: cannot be written: {reason or error}") from error
-    finally:
-        for left_over in unfinished.values():
-            with suppress(OSError):
-                left_over.unlink()

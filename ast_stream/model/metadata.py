@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -12,6 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ast_stream.errors import CheckpointError
+from ast_stream.runtime.files import replace_file
 
 METADATA = "ast_stream.json"
 
@@ -197,9 +197,7 @@ def write_metadata(directory: Path, metadata: Metadata) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file so that a reader sees the old or the new one, never half of it."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(json_text(content), "utf-8")
-    os.replace(unfinished, path)
+    replace_file(path, json_text(content).encode(), is_synced=True)
 
 
 def json_text(content: Mapping[str, Any]) -> str:

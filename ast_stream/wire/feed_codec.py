@@ -7,7 +7,6 @@ a `WireError`.
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ast_stream.errors import WireError
 from ast_stream.messages import Gap, format_time
+from ast_stream.runtime.files import add_checksum, has_checksum
 from ast_stream.units import samples_to_seconds
 from ast_stream.wire.codec import decode_json, encode_json, short, validate
 
@@ -32,8 +32,6 @@ Position: TypeAlias = tuple[str, int]
 """A boot and the `seq` of one of its messages."""
 
 MAX_SEQ = 2**53  # JSON numbers are exact up to here
-_CRC_PREFIX = b'{"crc":"%08x",'
-_CRC_PREFIX_BYTES = len(_CRC_PREFIX % 0)
 _BOOT_PATTERN = r"^[0-9A-Za-z_-]{1,64}$"
 _Seq = Annotated[int, Field(ge=0, le=MAX_SEQ)]
 
@@ -135,8 +133,7 @@ def gap_body(gap: Gap, time_ns: int | None) -> dict[str, Any]:
 
 def encode_line(message: FeedMessage) -> bytes:
     """Return the line of the event log that holds `message`: JSON that begins with its CRC-32."""
-    rest = encode_json({"topic": message.topic, "body": message.body})[1:]
-    return _CRC_PREFIX % zlib.crc32(rest) + rest + b"\n"
+    return add_checksum(encode_json({"topic": message.topic, "body": message.body}))
 
 
 def decode_line(line: bytes) -> FeedMessage:
@@ -145,8 +142,7 @@ def decode_line(line: bytes) -> FeedMessage:
     Raises:
         WireError: the line is damaged.
     """
-    rest = line[_CRC_PREFIX_BYTES:-1]
-    if line[:_CRC_PREFIX_BYTES] != _CRC_PREFIX % zlib.crc32(rest):
+    if not has_checksum(line):
         raise WireError(f"event log line: expected another checksum, got {short(line)}")
     return logged_message(decode_json(line, "event log line", MAX_LINE_BYTES))
 

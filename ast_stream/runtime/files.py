@@ -1,0 +1,210 @@
+"""Files that outlive a process: replaced at once, read within bounds, set aside when damaged.
+
+Whatever lies where a state file should be (a folder, a FIFO, a device, a terabyte of nothing, the
+file of another program) must neither stop a start nor let it wait.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+from ast_stream.errors import AstStreamError
+
+MAX_ASIDE = 3  # damaged files kept of each name; the oldest makes room
+
+_CRC_PREFIX = b'{"crc":"%08x",'
+_CRC_PREFIX_BYTES = len(_CRC_PREFIX % 0)
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+Content = bytes | Callable[[Path], None]
+"""What a file shall hold, or a function that writes it to the path that it is given."""
+
+_T = TypeVar("_T")
+
+logger = logging.getLogger(__name__)
+
+
+class DamagedFileError(AstStreamError):
+    """A file that cannot be what this program wrote."""
+
+
+def replace_files(
+    folder: Path, contents: Mapping[str, Content], *, is_synced: bool = False
+) -> None:
+    """Write files by name so that a reader sees the old or the new ones, never half of one.
+
+    None takes its place before all are written; then they do in their order.
+
+    Args:
+        is_synced: they are to survive a power cut from the moment this returns.
+
+    Raises:
+        OSError: a file could not be written (`filename` says which); what was there is whole.
+    """
+    unfinished = {name: folder / f".{name}.unfinished" for name in contents}
+    try:
+        for name, content in contents.items():
+            with _named(folder / name):
+                _write(unfinished[name], content, is_synced=is_synced)
+        for name, written in unfinished.items():
+            with _named(folder / name):
+                os.replace(written, folder / name)
+        if is_synced:
+            _sync(folder)
+    finally:
+        for left_over in unfinished.values():
+            with suppress(OSError):
+                left_over.unlink(missing_ok=True)
+
+
+def replace_file(path: Path, content: Content, *, is_synced: bool = False) -> None:
+    """Write one file, see `replace_files`."""
+    replace_files(path.parent, {path.name: content}, is_synced=is_synced)
+
+
+def read_bounded(path: Path, max_bytes: int, *, is_cut: bool = False) -> bytes:
+    """Return the content of a regular file, without ever waiting for it.
+
+    Args:
+        is_cut: of a longer file return the first `max_bytes`.
+
+    Raises:
+        OSError: it is not there, or cannot be read.
+        DamagedFileError: it is something else than a file, or longer than `max_bytes`.
+    """
+    _expect_regular(os.stat(path))
+    # between the two somebody may have put a FIFO there: it must not be waited for
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    with open(fd, "rb") as file:
+        found = os.fstat(fd)
+        _expect_regular(found)
+        if found.st_size > max_bytes and not is_cut:
+            raise DamagedFileError(f"expected at most {max_bytes} bytes, got {found.st_size}")
+        return file.read(max_bytes)
+
+
+def read_state(path: Path, decode: Callable[[bytes], _T], max_bytes: int, what: str) -> _T | None:
+    """Return what `decode` makes of a state file; None if there is none that can be used.
+
+    One that is damaged is set aside and a warning says so: a start goes on without it.
+
+    Args:
+        decode: raises `DamagedFileError` or ValueError for what it does not understand.
+        what: the file's content, as it is named in the warning.
+    """
+    try:
+        return decode(read_bounded(path, max_bytes))
+    except FileNotFoundError:
+        if path.is_symlink():
+            warn_set_aside(path, what, "it is a link to nothing")
+    except OSError as error:
+        warn_set_aside(path, what, error.strerror or str(error))
+    except (DamagedFileError, ValueError) as error:
+        warn_set_aside(path, what, str(error))
+    return None
+
+
+def warn_set_aside(path: Path, what: str, reason: str, then: str = "starting afresh") -> None:
+    """Set a damaged file aside and log one sentence about it."""
+    kept = set_aside(path)
+    where = "it cannot be moved away" if kept is None else f"kept as {kept.name}"
+    logger.warning("%s %s cannot be used (%s): %s, %s", what, path, reason, where, then)
+
+
+def set_aside(path: Path) -> Path | None:
+    """Rename what is at `path` to say that it is damaged; of each name `MAX_ASIDE` are kept.
+
+    Returns:
+        The new path; None if it cannot be moved.
+    """
+    places = [path.with_name(f"{path.name}.damaged-{n}") for n in range(1, MAX_ASIDE + 1)]
+    for place in sorted(places, key=_age):
+        try:
+            os.replace(path, place)
+        except OSError as error:
+            if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST):
+                continue  # a folder and a file do not replace each other
+            return None
+        return place
+    return None
+
+
+def add_checksum(json_object: bytes) -> bytes:
+    """Return a line of JSON that begins with the CRC-32 of the rest of it."""
+    rest = json_object[1:]
+    return _CRC_PREFIX % zlib.crc32(rest) + rest + b"\n"
+
+
+def has_checksum(line: bytes) -> bool:
+    """Tell whether a line is one that `add_checksum` made, unchanged."""
+    rest = line[_CRC_PREFIX_BYTES:-1]
+    return line[-1:] == b"\n" and line[:_CRC_PREFIX_BYTES] == _CRC_PREFIX % zlib.crc32(rest)
+
+
+def _write(path: Path, content: Content, *, is_synced: bool) -> None:
+    _make_way(path)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    with open(fd, "wb") as file:
+        mode = stat.S_IMODE(os.fstat(fd).st_mode)
+        if isinstance(content, bytes):
+            file.write(content)
+    if not isinstance(content, bytes):
+        content(path)
+        os.chmod(path, mode)  # some libraries make files that only their owner can read
+    if is_synced:
+        _sync(path)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Name the file that was to be written in an error, rather than an unfinished one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
+
+
+def _make_way(path: Path) -> None:
+    """Remove what a kill left half written; what is no file is none of ours and set aside."""
+    with suppress(FileNotFoundError):
+        if stat.S_ISREG(os.lstat(path).st_mode):
+            path.unlink()
+        else:
+            set_aside(path)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _expect_regular(found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
+        raise DamagedFileError(f"expected a file, got {kind}")
+
+
+def _age(path: Path) -> float:
+    """Sort by when it was set aside: free places first."""
+    try:
+        return os.lstat(path).st_ctime
+    except OSError:
+        return 0.0

@@ -62,6 +62,7 @@ class AudioBlock:
         ring: endpoint where missed samples can be read, or None.
         gap_reason: why samples are missing just before this block, or None.
         is_last: the source has ended with this block (only sources that can end).
+        state, detail: how the source is, and what is wrong with it or None.
     """
 
     stream: str
@@ -72,6 +73,8 @@ class AudioBlock:
     ring: str | None = None
     gap_reason: str | None = None
     is_last: bool = False
+    state: str = "listening"
+    detail: str | None = None
 
     @property
     def end_sample(self) -> int:

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from ast_stream.audio.factory import make_source
+from ast_stream.audio.factory import make_channels, make_source
 from ast_stream.audio.intake import Intake
 from ast_stream.audio.ring import Ring
 from ast_stream.audio.source import SourceHungError
@@ -129,8 +129,10 @@ class _CaptureProcess:
             source,
             self._ring,
             self._stop_threads,
+            channels=make_channels(stream.source),
             warn_lost=LimitedLog(logger).warning,
             warn_back=LimitedLog(logger).warning,
+            warn_fault=LimitedLog(logger).warning,
         )
         endpoint = ring_endpoint(settings, stream.name)
         self._service = RingService(

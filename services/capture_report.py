@@ -12,7 +12,7 @@ from services.capture_ring import RingService
 from services.capture_sender import BlockSender
 
 _LEVEL_SAMPLES = SAMPLE_RATE // 2
-_STATES = ("listening", "missing", "ended")
+_STATES = ("listening", "degraded", "missing", "ended")
 
 
 class CaptureReport:
@@ -36,6 +36,8 @@ class CaptureReport:
             return f"{self._name} has ended, the worker reads the rest"
         level = self._level_dbfs()
         text = f"capturing {self._name}" + ("" if level is None else f", {level:.0f} dBFS")
+        if status.state == "degraded":
+            text += f", {status.detail}"
         return text + (f", lost {self._intake.n_losses} times" if self._intake.n_losses else "")
 
     def families(self) -> list[Family]:
@@ -83,7 +85,7 @@ class CaptureReport:
     def _level_dbfs(self) -> float | None:
         stop = self._ring.next
         pcm = self._ring.read(max(0, stop - _LEVEL_SAMPLES), stop, _LEVEL_SAMPLES).pcm
-        if len(pcm) == 0 or self._intake.status.state != "listening":
+        if len(pcm) == 0 or self._intake.status.state not in ("listening", "degraded"):
             return None
         samples = pcm.astype(np.float32) / FULL_SCALE
         return amplitude_to_dbfs(float(np.sqrt(np.mean(samples * samples))))

@@ -78,17 +78,16 @@ class RingService:
 
     def block(self, start: int, max_samples: int) -> AudioBlock:
         """Return the first block at or after `start`; it is the last if the source has ended."""
-        has_ended = self._status().state == "ended"  # asked first: after it `next` stays
-        return self._block(self._ring.read(start, self._ring.next, max_samples), has_ended)
+        status = self._status()  # asked first: after the end `next` stays
+        return self._block(self._ring.read(start, self._ring.next, max_samples), status)
 
     def _read(self, request: ReadRequest) -> list[bytes]:
         status = self._status()
         start = self._ring.acked if request.start is None else request.start
         stop = self._ring.next if request.stop is None else request.stop
         slice_ = self._ring.read(start, stop, MAX_BLOCK_SAMPLES)
-        block = self._block(slice_, status.state == "ended")
+        block = self._block(slice_, status)
         self.has_told_end = self.has_told_end or block.is_last
-        detail = None if status.detail is None else status.detail[:_MAX_DETAIL]
         return encode_ring_reply(
             RingReply(
                 block=block,
@@ -96,7 +95,7 @@ class RingService:
                 next=self._ring.next,
                 acked=self._ring.acked,
                 state=status.state,
-                detail=detail,
+                detail=block.detail,
             )
         )
 
@@ -110,7 +109,7 @@ class RingService:
             "wrong_epoch", epoch=self._epoch, oldest=self._ring.oldest, next=self._ring.next
         )
 
-    def _block(self, slice_: RingSlice, has_ended: bool) -> AudioBlock:
+    def _block(self, slice_: RingSlice, status: SourceStatus) -> AudioBlock:
         return AudioBlock(
             stream=self._stream,
             epoch=self._epoch,
@@ -119,5 +118,7 @@ class RingService:
             pcm=slice_.pcm,
             ring=self._endpoint,
             gap_reason=slice_.gap_reason,
-            is_last=has_ended and slice_.end_sample == self._ring.next,
+            is_last=status.state == "ended" and slice_.end_sample == self._ring.next,
+            state=status.state,
+            detail=None if status.detail is None else status.detail[:_MAX_DETAIL],
         )

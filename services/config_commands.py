@@ -129,6 +129,13 @@ def _is_elsewhere(reference: str) -> bool:
 
 
 def _source(source: Source) -> str:
+    text = _kind(source)
+    if source.type != "scene" and source.channel != "mix":
+        text += f", channel {source.channel} (of 0, 1, …)"
+    return text
+
+
+def _kind(source: Source) -> str:
     if source.type == "microphone":
         return f"microphone {'(default)' if source.device is None else repr(source.device)}"
     if source.type == "file":
@@ -136,6 +143,8 @@ def _source(source: Source) -> str:
     if source.type == "url":
         return f"url {_PASSWORD.sub('//…@', source.url)}"
     if source.type == "stdin":
+        if source.format == "wav":
+            return "standard input, a WAV"
         return f"standard input, {source.format}, {source.rate} Hz, {source.channels} channel(s)"
     return f"generated scene {source.seed}, {source.duration_s:g} s, {source.pace}"
 

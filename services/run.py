@@ -84,7 +84,7 @@ def child_specs(settings: Settings, config: Path) -> list[ChildSpec]:
             argv=(*command, "capture", "-c", str(config), "--stream", stream.name),
             can_finish=can_end(stream.source),
             takes_stdin=stream.source.type == "stdin",
-            begins_anew=can_end(stream.source) and stream.source.type != "stdin",
+            begins_anew=can_end(stream.source) and not _goes_on(stream.source),
         )
         for stream in settings.streams
     ]
@@ -94,6 +94,11 @@ def child_specs(settings: Settings, config: Path) -> list[ChildSpec]:
     )
     # alerts first: it hears all of a worker that was started after it
     return [*([alerts] if settings.alerts.rules else []), worker, *captures]
+
+
+def _goes_on(source: Source) -> bool:
+    """Tell whether a new process can take up a source where the one before it has left it."""
+    return source.type == "stdin" and source.format != "wav"  # the header is read once
 
 
 def can_end(source: Source) -> bool:

@@ -106,7 +106,7 @@ def _processes(report: Report) -> Table:
             state = _state("ended" if is_over else "no answer", is_well=is_over)
             table.add_row(f"capture {name}", state, "")
         else:
-            state = _state(capture["state"], is_well=capture["state"] != "missing")
+            state = _state(capture["state"], is_well=capture["state"] in ("listening", "ended"))
             table.add_row(f"capture {name}", state, _capture_text(capture))
     if report.alerts is not None:
         is_well = report.alerts["hears"]

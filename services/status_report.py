@@ -21,6 +21,7 @@ from services.run import can_end
 TIMEOUT_S = 3.0  # for each answer: a worker that computes answers between two turns
 SOURCE_ENDED = "the source has ended"
 _WELL = ("listening", "warming", "gated")
+_AILING = {"missing": "has no audio", "degraded": "has no sound"}  # of capture processes
 _LOOK_EVERY_S = 0.05
 
 
@@ -165,7 +166,7 @@ def problems(report: Report, streams: Sequence[StreamSettings]) -> list[str]:
             if one.name not in report.streams
         ]
     over = set()
-    missing = {name for name, one in report.streams.items() if one["state"] == "missing"}
+    named = {name for name, one in report.streams.items() if one["state"] not in _WELL}
     for name, health in report.streams.items():
         if name in finite and health["detail"] == SOURCE_ENDED:
             over.add(name)
@@ -174,8 +175,10 @@ def problems(report: Report, streams: Sequence[StreamSettings]) -> list[str]:
     for name, capture in report.captures.items():
         if capture is None and name not in over:
             found.append(f"the capture process of {name} does not answer")
-        elif capture is not None and capture["state"] == "missing" and name not in missing:
-            found.append(f"the capture process of {name} has no audio: {capture['detail']}")
+        elif capture is not None and capture["state"] in _AILING and name not in named:
+            found.append(
+                f"the capture process of {name} {_AILING[capture['state']]}: {capture['detail']}"
+            )
     if report.has_alerts and report.alerts is None:
         found.append("the alerts process is not heard")
     elif report.alerts is not None and not report.alerts["hears"]:

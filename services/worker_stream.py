@@ -136,8 +136,11 @@ class WorkerStream:
             return "missing", "the source has ended"
         if status is None or self.intake.is_missing(now_s):
             return "missing", self.intake.detail or self._why_silent()
+        wrong = [self.intake.detail] if self.intake.state == "degraded" else []
         if self.stride > 1:
-            return "degraded", f"overload: one of {self.stride} windows is scored"
+            wrong.append(f"overload: one of {self.stride} windows is scored")
+        if wrong:
+            return "degraded", "; ".join(filter(None, wrong))
         if status.is_gated:
             return "gated", None
         return ("warming" if status.is_warming else "listening"), None

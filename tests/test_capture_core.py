@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from ast_stream.audio.channels import Channels
 from ast_stream.audio.intake import Intake, SourceStatus
 from ast_stream.audio.ring import Ring, RingSlice
 from ast_stream.audio.source import Pcm, SourceBlock, SourceError, SourceHungError
@@ -118,6 +119,7 @@ class Bench:
     is_paced: bool = True
     ring_s: float = 60.0
     warnings: list[str] = field(default_factory=list)
+    channels: Channels = field(default_factory=Channels)
 
     def __post_init__(self) -> None:
         self.clock = Clock()
@@ -128,8 +130,10 @@ class Bench:
             self.source,
             self.ring,
             self.stop,
+            channels=self.channels,
             warn_lost=self._warn,
             warn_back=self._warn,
+            warn_fault=self._warn,
             monotonic_ns=self.clock,
             random_unit=lambda: 0.5,
         )
@@ -311,6 +315,46 @@ def test_status_is_missing_until_sound_comes_and_when_it_stays_away() -> None:
 def test_status_says_why_the_device_is_missing() -> None:
     bench = Bench([[block(0.0), lost()], StartupError("enough")]).run()
     assert bench.intake.status == SourceStatus("missing", "the device: device_lost")
+
+
+def silence(at_s: float, n_channels: int = 1) -> SourceBlock:
+    since_ns = round(at_s * NS_PER_SECOND)
+    pcm = np.zeros((SAMPLE_RATE, n_channels), dtype=np.int16)
+    return SourceBlock(pcm, SAMPLE_RATE, WALL0 + since_ns, MONO0 + since_ns)
+
+
+def test_a_source_of_zeros_alone_is_degraded_and_well_again_with_its_first_sound() -> None:
+    bench = Bench([[silence(at_s) for at_s in range(12)]]).run()
+    assert bench.intake.status == SourceStatus(
+        "degraded",
+        "digital silence for 12 s: muted, unplugged, or channels of opposite phase that cancel",
+    )
+    (warning,) = bench.warnings
+    assert warning.startswith("no sound of a room: digital silence for 10 s")
+    bench = Bench([[*(silence(at_s) for at_s in range(12)), noise_block(12.0)]]).run()
+    assert bench.intake.status == LISTENING
+    assert bench.warnings[1:] == ["the source gives sound again"]
+
+
+def test_the_wanted_channel_alone_is_captured() -> None:
+    bench = Bench([[noise_block(0.0, 4)]], channels=Channels(2))
+    np.testing.assert_array_equal(bench.run().slices()[0].pcm, noise_block(0.0, 4).pcm[:, 2])
+
+
+def test_a_channel_that_is_not_there_ends_a_recording_and_is_waited_for_in_a_live_source() -> None:
+    bench = Bench([[block(0.0)]], is_live=False, channels=Channels(1)).run()
+    assert isinstance(bench.intake.failure, AudioError)
+    assert "channel 1 is wanted" in str(bench.intake.failure)
+    bench = Bench([[block(0.0)], [noise_block(1.0, 2)]], channels=Channels(1)).run()
+    assert bench.warnings[0].startswith("channel 1 is wanted (counted from 0)")
+    assert bench.intake.status == LISTENING
+
+
+def noise_block(at_s: float, n_channels: int = 1) -> SourceBlock:
+    generator = np.random.default_rng(n_channels)
+    pcm = generator.integers(-9_000, 9_000, (BLOCK, n_channels)).astype(np.int16)
+    since_ns = round(at_s * NS_PER_SECOND)
+    return SourceBlock(pcm, SAMPLE_RATE, WALL0 + since_ns, MONO0 + since_ns)
 
 
 def test_a_recording_does_not_outrun_the_worker_by_more_than_a_quarter_of_the_ring() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from hypothesis import given, settings
@@ -389,6 +389,16 @@ def test_state_and_detail_are_the_rings_until_audio_comes() -> None:
     intake.on_reply(said, 0.2)
     assert (intake.state, intake.detail) == ("missing", "device not found")
     intake.on_block(block(1600), 0.3)
+    assert (intake.state, intake.detail) == ("listening", None)
+
+
+def test_a_live_block_says_how_its_source_is() -> None:
+    intake = contacted()
+    zeros = replace(block(1600), state="degraded", detail="digital silence for 12 s")
+    (back,) = [decode_block(encode_block(zeros))]
+    intake.on_block(back, 0.3)
+    assert (intake.state, intake.detail) == ("degraded", "digital silence for 12 s")
+    intake.on_block(block(3200), 0.4)
     assert (intake.state, intake.detail) == ("listening", None)
 
 

@@ -274,6 +274,40 @@ def test_all_channels_are_taken_where_one_is_refused(monkeypatch: pytest.MonkeyP
     np.testing.assert_array_equal(block.pcm, ramp(4_800, 2))
 
 
+def test_all_channels_of_a_sound_card_are_opened_to_pick_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake = install(monkeypatch, ["Array: USB (hw:1,0)"], channels={1, 6})
+    microphone(channel=4).open()
+    assert fake.streams[0].arguments["channels"] == 6
+
+
+def test_a_channel_that_the_device_lacks_is_named_with_their_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    install(monkeypatch, ["Array: USB (hw:1,0)"], channels={1, 6})
+    with pytest.raises(SourceError, match=r"channel 6 is wanted \(counted from 0\), .* has 6"):
+        microphone(channel=6).open()
+
+
+def test_a_sound_server_is_asked_for_a_channel_only_if_their_number_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake = install(monkeypatch, ["pulse"], channels={1, 6, 32})
+    with pytest.raises(SourceError, match="set `channels` to the number that the microphone has"):
+        microphone(channel=4).open()
+    microphone(channel=4, channels=6).open()
+    assert fake.streams[0].arguments["channels"] == 6
+
+
+def test_more_channels_than_the_device_has_are_refused_with_both_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    install(monkeypatch, ["Array: USB (hw:1,0)"], channels={1, 6})
+    with pytest.raises(SourceError, match=r"refuses 8 channels at .* Hz; it has 6"):
+        microphone(channels=8).open()
+
+
 def test_a_device_that_takes_nothing_we_can_use_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, ["Mic"], rates={8_000})
     with pytest.raises(SourceError, match="Mic refuses 1 channels at 16000, 44100, 48000 Hz"):

@@ -153,7 +153,7 @@ def test_mistake_is_told_with_its_line_and_path(yaml: str, problem: str) -> None
         (
             "{type: file, path: a.wav, file: b.wav}",
             "streams[0].source.file: unknown key 'file'; known here: type, path, pace, loop, "
-            "block_s",
+            "channel, block_s",
         ),
         (
             "{type: microphone, device: [a]}",
@@ -167,7 +167,7 @@ def test_mistake_is_told_with_its_line_and_path(yaml: str, problem: str) -> None
             "{type: url, url: x, options: {a: 5}}",
             "streams[0].source.options.a: expected text, got 5",
         ),
-        ("{type: stdin, format: s24le}", "or f32le, got 's24le'; did you mean 's32le'?"),
+        ("{type: stdin, format: s24be}", "or wav, got 's24be'; did you mean 's24le'?"),
     ],
 )
 def test_mistake_in_a_source_is_told_without_internal_names(source: str, problem: str) -> None:

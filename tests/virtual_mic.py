@@ -29,8 +29,10 @@ load-module module-native-protocol-unix auth-anonymous=1 socket={socket}
 """
 _NULL_SINK = (
     "load-module module-null-sink sink_name={name} rate={rate} channels={channels} "
-    "format=s16le norewinds=1\nset-default-sink {name}\nset-default-source {name}.monitor"
+    "format=s16le norewinds=1{map}\nset-default-sink {name}\nset-default-source {name}.monitor"
 )
+# as ALSA numbers them: between other maps the server mixes channels by their names
+_MAPS = {6: "front-left,front-right,rear-left,rear-right,front-center,lfe"}
 _ASOUND = """</usr/share/alsa/alsa.conf>
 pcm.!default {{ type pulse hint {{ show on description "virtual mic" }} }}
 ctl.!default {{ type pulse }}
@@ -97,6 +99,8 @@ class VirtualMic:
         """Play int16 samples at the sink's rate, and return when they are played."""
         command = ["pacat", "--raw", f"--rate={self.rate}", f"--channels={self.channels}"]
         command += ["--format=s16le", "-d", SINK]
+        if self.channels in _MAPS:
+            command.append(f"--channel-map={_MAPS[self.channels]}")
         subprocess.run(
             command, input=pcm.astype("<i2").tobytes(), env=self._full_environment(), check=True
         )
@@ -151,7 +155,8 @@ class VirtualMic:
         (self.folder / "asound.conf").write_text(_ASOUND.format())
 
     def _sink_commands(self) -> str:
-        return _NULL_SINK.format(name=SINK, rate=self.rate, channels=self.channels)
+        names = f" channel_map={_MAPS[self.channels]}" if self.channels in _MAPS else ""
+        return _NULL_SINK.format(name=SINK, rate=self.rate, channels=self.channels, map=names)
 
     def _full_environment(self) -> dict[str, str]:
         return {**os.environ, **self.environment}

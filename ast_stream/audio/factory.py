@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ast_stream.audio.channels import Channels
 from ast_stream.audio.media import Recording
 from ast_stream.audio.microphone import Microphone
 from ast_stream.audio.network import NetworkStream
@@ -24,3 +25,8 @@ def make_source(settings: schema.Source) -> Source:
             return Pipe(settings)
         case schema.SceneSource():
             return SceneSource(settings.seed, settings.duration_s, settings.pace, settings.block_s)
+
+
+def make_channels(settings: schema.Source) -> Channels:
+    """Return what takes the wanted channel of the source that `settings` describes."""
+    return Channels("mix" if isinstance(settings, schema.SceneSource) else settings.channel)

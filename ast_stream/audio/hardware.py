@@ -68,6 +68,11 @@ def names_of(portaudio_name: str, cards: list[Card]) -> list[str]:
     return names
 
 
+def is_hardware(portaudio_name: str) -> bool:
+    """Tell whether a PortAudio device is a sound card itself, not a sound server before it."""
+    return _PORTAUDIO_HARDWARE.search(portaudio_name) is not None
+
+
 def _card(folder: Path) -> Card:
     number = int(folder.name[4:])
     card_id = _text(folder / "id") or str(number)

@@ -14,17 +14,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from ast_stream.audio.channels import Channels
 from ast_stream.audio.clock import CaptureClock
 from ast_stream.audio.resample import Resampler
 from ast_stream.audio.ring import Ring
-from ast_stream.audio.source import Source, SourceBlock, SourceError, SourceHungError
+from ast_stream.audio.source import Pcm, Source, SourceBlock, SourceError, SourceHungError
 from ast_stream.errors import AudioError, CaptureError
 from ast_stream.messages import Pcm16
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE
 
 logger = logging.getLogger(__name__)
 
-SourceState = Literal["listening", "missing", "ended"]
+SourceState = Literal["listening", "degraded", "missing", "ended"]
 
 READ_TIMEOUT_S = 0.2
 SILENCE_LIMIT_S = 3.0  # a live source without a block for so long is missing
@@ -37,7 +38,10 @@ _RATE_LOG_NS = 3600 * NS_PER_SECOND
 
 @dataclass(frozen=True)
 class SourceStatus:
-    """What is known about the source now; `detail` says why it is missing."""
+    """What is known about the source now; `detail` says why it is missing or degraded.
+
+    A source is degraded that gives samples which cannot be the sound of a room.
+    """
 
     state: SourceState
     detail: str | None = None
@@ -48,7 +52,9 @@ class Intake:
 
     Args:
         stop: ends `run` soon after it is set.
+        channels: takes what is heard of each block.
         warn_lost, warn_back: log a loss and its end; a flapping device may call them often.
+        warn_fault: logs that the source gives what cannot be sound.
         random_unit: a number in [0, 1) for the jitter of the pauses.
 
     Attributes:
@@ -63,8 +69,10 @@ class Intake:
         ring: Ring,
         stop: threading.Event,
         *,
+        channels: Channels | None = None,
         warn_lost: Callable[..., None] = logger.warning,
         warn_back: Callable[..., None] = logger.warning,
+        warn_fault: Callable[..., None] = logger.warning,
         monotonic_ns: Callable[[], int] = time.monotonic_ns,
         random_unit: Callable[[], float] = random.random,
     ) -> None:
@@ -74,8 +82,10 @@ class Intake:
         self._source = source
         self._ring = ring
         self._stop = stop
+        self._channels = channels or Channels()
         self._warn_lost = warn_lost
         self._warn_back = warn_back
+        self._warn_fault = warn_fault
         self._monotonic_ns = monotonic_ns
         self._random_unit = random_unit
         self._clock = CaptureClock()
@@ -101,6 +111,8 @@ class Intake:
         silent_s = (self._monotonic_ns() - self._last_block_ns) / NS_PER_SECOND
         if self._source.is_live and silent_s > SILENCE_LIMIT_S:
             return SourceStatus("missing", f"no audio for {silent_s:.0f} s")
+        if (fault := self._channels.fault) is not None:
+            return SourceStatus("degraded", fault)
         return SourceStatus("listening")
 
     @property
@@ -144,6 +156,7 @@ class Intake:
         """Open the source and read it until it is lost, ends, or is no longer wanted."""
         try:
             self._source.open()
+            self._channels.restart()
             while not self._stop.is_set() and not self._has_ended:
                 self._wait_for_worker()
                 block = self._source.read(READ_TIMEOUT_S)
@@ -172,6 +185,7 @@ class Intake:
             self._progress_ns = self._monotonic_ns()
 
     def _take(self, block: SourceBlock) -> None:
+        pcm = self._heard(block)
         if block.overflowed and self._gap_reason is None and self._resampler is not None:
             self.n_overflows += 1
             self._gap_reason = _OVERFLOW
@@ -183,7 +197,7 @@ class Intake:
             here = self._base + self._n_frames * SAMPLE_RATE // block.rate
             self._clock.observe(here, block.monotonic_ns, block.captured_ns)
         assert self._resampler is not None
-        self._write(self._resampler.push(block.pcm))
+        self._write(self._resampler.push(pcm))
         self._n_frames += len(block.pcm)
         self._last_block_ns = self._monotonic_ns()
         self._lost_text = None
@@ -191,6 +205,22 @@ class Intake:
         if block.is_last:
             self._end()
         self._log_rate()
+
+    def _heard(self, block: SourceBlock) -> Pcm:
+        """Return what is heard of a block, and log where a fault of the source begins or ends."""
+        before = self._channels.fault
+        try:
+            pcm = self._channels.take(block.pcm, block.rate)
+        except SourceError as error:
+            if self._source.is_live:
+                raise
+            raise AudioError(str(error)) from error  # a recording does not grow a channel
+        fault = self._channels.fault
+        if before is None and fault is not None:
+            self._warn_fault("no sound of a room: %s", fault)
+        elif before is not None and fault is None:
+            self._warn_back("the source gives sound again")
+        return pcm
 
     def _log_rate(self) -> None:
         if self._last_block_ns >= self._next_rate_log_ns:

@@ -19,11 +19,11 @@ from typing import Any, TypeVar
 
 from ast_stream.audio.callback import CallbackBlocks
 from ast_stream.audio.devices import InputDevice, find_device
-from ast_stream.audio.hardware import find_cards, names_of
+from ast_stream.audio.hardware import find_cards, is_hardware, names_of
 from ast_stream.audio.limits import NoAnswerError, within
 from ast_stream.audio.source import SourceBlock, SourceError, SourceHungError
 from ast_stream.errors import StartupError
-from ast_stream.settings.schema import MicrophoneSource
+from ast_stream.settings.schema import MAX_CHANNELS, MicrophoneSource
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE
 
 logger = logging.getLogger(__name__)
@@ -159,8 +159,7 @@ class Microphone:
 
     def _choose(self, sd: Any, device: InputDevice) -> tuple[int, int]:
         """Return rate and channels: 16 kHz mono if the device can, else what comes nearest."""
-        wanted = self._settings.channels
-        channel_counts = [wanted] if wanted else sorted({1, device.channels})
+        channel_counts = self._channel_counts(device)
         rates = dict.fromkeys((SAMPLE_RATE, round(device.rate), *_FALLBACK_RATES))
         for channels in channel_counts:
             for rate in rates:
@@ -170,8 +169,30 @@ class Microphone:
         raise SourceError(
             "device_absent",
             f"{device.name} refuses {' or '.join(map(str, channel_counts))} channels "
-            f"at {', '.join(map(str, rates))} Hz",
+            f"at {', '.join(map(str, rates))} Hz; it has {device.channels}",
         )
+
+    def _channel_counts(self, device: InputDevice) -> list[int]:
+        """Return how many channels to ask for, the best number first."""
+        channels, channel = self._settings.channels, self._settings.channel
+        if channels is not None:
+            return [channels]
+        if channel == "mix":
+            return sorted({1, device.channels})
+        if channel >= device.channels:
+            raise SourceError(
+                "channel_absent",
+                f"channel {channel} is wanted (counted from 0), and {device.name} has "
+                f"{device.channels} channels",
+            )
+        if device.channels > MAX_CHANNELS or not is_hardware(device.name):
+            raise SourceError(
+                "channel_absent",
+                f"{device.name} is no sound card but a sound server, which mixes to any number of "
+                f"channels: to hear channel {channel}, name the card itself as `device`, or set "
+                f"`channels` to the number that the microphone has",
+            )
+        return [device.channels]
 
 
 def _is_fit(sd: Any, index: int, rate: int, channels: int) -> bool:

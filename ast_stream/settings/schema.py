@@ -19,8 +19,22 @@ RING_HOPS = (
     8  # a source that waits for the worker is a quarter of its ring ahead, decided once a hop
 )
 
+MAX_CHANNELS = 64
+
 Score = Annotated[float, Field(ge=0, le=1)]
+Channel = Annotated[
+    Literal["mix"] | Annotated[int, Field(ge=0, lt=MAX_CHANNELS)],
+    Field(description="the channel that is heard, counted from 0; mix: the mean of all"),
+]
 SmoothingSeconds = Annotated[float, Field(ge=0, le=60)]
+
+
+def _check_channel(channel: Channel, channels: int | None) -> None:
+    if channel != "mix" and channels is not None and channel >= channels:
+        raise ValueError(
+            f"expected a channel from 0 to {channels - 1} for channels: {channels}, "
+            f"got channel: {channel}"
+        )
 
 
 class MicrophoneSource(Section):
@@ -34,11 +48,18 @@ class MicrophoneSource(Section):
     channels: int | None = Field(
         default=None,
         ge=1,
-        le=64,
-        description="channels to open and mix down; null: 1, or what the device has",
+        le=MAX_CHANNELS,
+        description="channels to open; null: 1, or what the device has, and that where `channel` "
+        "picks one",
     )
+    channel: Channel = "mix"
     block_s: float = Field(default=0.1, ge=0.01, le=1.0, description="length of one callback")
     latency_s: float = Field(default=0.2, ge=0.01, le=5.0, description="buffer asked of PortAudio")
+
+    @model_validator(mode="after")
+    def _channel_is_there(self) -> MicrophoneSource:
+        _check_channel(self.channel, self.channels)
+        return self
 
 
 class FileSource(Section):
@@ -50,6 +71,7 @@ class FileSource(Section):
         default="realtime", description="real time, or as fast as the worker takes it"
     )
     loop: bool = False
+    channel: Channel = "mix"
     block_s: float = Field(default=0.1, ge=0.01, le=1.0)
 
 
@@ -62,16 +84,31 @@ class UrlSource(Section):
         default_factory=dict, description="FFmpeg options, e.g. rtsp_transport: tcp"
     )
     open_timeout_s: PositiveSeconds = 10.0
-    read_timeout_s: PositiveSeconds = 4.0
+    read_timeout_s: PositiveSeconds = Field(
+        default=4.0, description="lost when no sound comes for so long, even if video does"
+    )
+    channel: Channel = "mix"
 
 
 class StdinSource(Section):
-    """Raw PCM on standard input."""
+    """Standard input: raw PCM, or a WAV that says itself what it is."""
 
     type: Literal["stdin"]
-    rate: int = Field(default=16000, ge=1000, le=384000, description="samples per second")
-    format: Literal["s16le", "s32le", "f32le"] = "s16le"
-    channels: int = Field(default=1, ge=1, le=64)
+    format: Literal["s16le", "s16be", "s24le", "s32le", "f32le", "f64le", "u8", "wav"] = Field(
+        default="s16le",
+        description="samples of raw PCM; wav: rate, format and channels are in its header",
+    )
+    rate: int = Field(
+        default=16000, ge=1000, le=384000, description="of raw PCM: samples per second"
+    )
+    channels: int = Field(default=1, ge=1, le=MAX_CHANNELS, description="of raw PCM")
+    channel: Channel = "mix"
+
+    @model_validator(mode="after")
+    def _channel_is_there(self) -> StdinSource:
+        if self.format != "wav":
+            _check_channel(self.channel, self.channels)
+        return self
 
 
 class SceneSource(Section):

@@ -50,14 +50,14 @@ class _BlockHeader(_Header):
     ring: Endpoint | None = None
     gap: str | None = Field(default=None, max_length=MAX_REASON_CHARACTERS)
     last: bool = False
+    state: str = Field(default="listening", max_length=32)
+    detail: str | None = Field(default=None, max_length=MAX_DETAIL_CHARACTERS)
 
 
 class _ReplyHeader(_BlockHeader):
     oldest: int = _Index
     next: int = _Index
     acked: int = _Index
-    state: str = Field(default="listening", max_length=32)
-    detail: str | None = Field(default=None, max_length=MAX_DETAIL_CHARACTERS)
 
 
 class ReadRequest(_Header):
@@ -209,6 +209,10 @@ def _block_header(block: AudioBlock) -> dict[str, Any]:
         header["gap"] = block.gap_reason[:MAX_REASON_CHARACTERS]
     if block.is_last:
         header["last"] = True
+    if block.detail is not None:
+        header["state"] = block.state
+        # cut here: the other side refuses a longer one, and the audio with it
+        header["detail"] = block.detail[:MAX_DETAIL_CHARACTERS]
     return header
 
 
@@ -233,6 +237,8 @@ def _to_block(stream: str, header: _BlockHeader, pcm: bytes) -> AudioBlock:
         ring=header.ring,
         gap_reason=header.gap,
         is_last=header.last,
+        state=header.state,
+        detail=header.detail,
     )
 
 

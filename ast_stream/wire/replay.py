@@ -113,7 +113,7 @@ class Intake:
             self.stale += 1
             return []
         if block.start_sample <= self.position or self._is_live_only:
-            self.state, self.detail = "listening", None
+            self.state, self.detail = block.state, block.detail
             return self._take(block, block.gap_reason or RING_SILENT, now_s)
         self._live_next = max(self._live_next, block.end_sample)
         self._leave_to_ring()

@@ -204,6 +204,41 @@ def test_raw_pcm_on_standard_input_is_captured_to_its_last_whole_sample() -> Non
         assert capture.wait_exit() == 0
 
 
+def test_a_wav_on_standard_input_is_read_by_its_header(tmp_path: Path) -> None:
+    pcm = np.random.default_rng(6).integers(-20_000, 20_000, (9_000, 2)).astype(np.int16)
+    soundfile.write(tmp_path / "a.wav", pcm, 16_000, subtype="PCM_24")
+    with capture_process({"type": "stdin", "format": "wav", "channel": 1}) as capture:
+        with (tmp_path / "a.wav").open("rb") as stdin:
+            capture.start(stdin=stdin)
+        received, _ = capture.read_all()
+        np.testing.assert_array_equal(received, pcm[:, 1])
+        assert capture.wait_exit() == 0
+
+
+def test_a_wav_where_raw_pcm_is_expected_is_bad_configuration_in_one_sentence(
+    tmp_path: Path,
+) -> None:
+    soundfile.write(tmp_path / "a.wav", np.zeros(30 * SAMPLE_RATE), SAMPLE_RATE, subtype="PCM_24")
+    with capture_process({"type": "stdin"}) as capture:
+        with (tmp_path / "a.wav").open("rb") as stdin:
+            capture.start(stdin=stdin)
+        assert capture.wait_exit() == 78
+        assert "standard input begins with RIFF: a WAV file" in capture.log
+        assert "Traceback" not in capture.log
+
+
+def test_a_wav_that_is_cut_short_gives_what_it_has_and_fails(tmp_path: Path) -> None:
+    pcm = write_noise(tmp_path / "a.wav", 2.0)
+    (tmp_path / "a.wav").write_bytes((tmp_path / "a.wav").read_bytes()[: 44 + 2 * SAMPLE_RATE])
+    with capture_process({"type": "stdin", "format": "wav"}) as capture:
+        with (tmp_path / "a.wav").open("rb") as stdin:
+            capture.start(stdin=stdin)
+        received, _ = capture.read_all()
+        np.testing.assert_array_equal(received, pcm[:SAMPLE_RATE])
+        assert capture.wait_exit() == 1
+        assert "ended after 1.0 s: its WAV header says 2.0 s" in capture.log
+
+
 def test_a_generated_scene_is_a_source_like_any_other() -> None:
     scene = {"type": "scene", "seed": 7, "duration_s": 6.0, "pace": "fast"}
     with capture_process(scene) as capture:

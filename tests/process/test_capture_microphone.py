@@ -159,6 +159,33 @@ def test_a_process_is_stopped_cleanly_while_the_sound_server_hangs(
     assert capture.terminate() == 0
 
 
+def test_one_channel_of_an_array_is_captured_bit_for_bit() -> None:
+    generator = np.random.default_rng(4)
+    played = generator.integers(1, 20_000, (2 * SAMPLE_RATE, 6)).astype(np.int16)
+    source = MICROPHONE | {"channels": 6, "channel": 4}
+    with virtual_mic(channels=6) as array, capture_process(source) as capture:
+        capture.start(array.environment)
+        capture.wait_for_state("listening")
+        array.play(played)
+        capture.wait_for(lambda reply: np.count_nonzero(read_from(capture, 0)) >= len(played))
+        recorded = heard(read_from(capture, 0), played[:, 4])
+        np.testing.assert_array_equal(recorded, played[:, 4])
+
+
+def test_a_microphone_that_gives_zeros_alone_is_degraded_until_there_is_sound(
+    mic: VirtualMic, capture: CaptureProcess
+) -> None:
+    capture.start(mic.environment)
+    degraded = capture.wait_for_state("degraded")
+    assert degraded.detail is not None
+    assert degraded.detail.startswith("digital silence for 10 s: muted, unplugged, or channels")
+    assert "no sound of a room: digital silence" in capture.log
+    playing = threading.Thread(target=mic.play, args=(noise(3.0),))
+    playing.start()
+    capture.wait_for_state("listening")
+    playing.join()
+
+
 def test_every_sample_counts_under_a_busy_reader(mic: VirtualMic, capture: CaptureProcess) -> None:
     capture.start(mic.environment)
     capture.wait_for_state("listening")

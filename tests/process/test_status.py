@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pipeline import Pipeline, pipeline, wait_for
 from reactive_model import save_reactive
 from rich.console import Console
 
 from ast_stream.settings.schema import Settings, StreamSettings
+from ast_stream.units import SAMPLE_RATE
 from services.status import view
 from services.status_report import Report, problems
 
@@ -84,6 +86,11 @@ def test_streams_that_are_heard_are_well(state: str) -> None:
             report(health("s0"), captures={"s0": {"state": "missing", "detail": "unplugged"}}),
             LIVE,
             "the capture process of s0 has no audio: unplugged",
+        ),
+        (
+            report(health("s0"), captures={"s0": {"state": "degraded", "detail": "zeros"}}),
+            LIVE,
+            "the capture process of s0 has no sound: zeros",
         ),
         (
             report(health("s0", "missing", "the source has ended")),
@@ -180,6 +187,23 @@ def test_everything_is_healthy_when_it_is_and_not_when_a_process_is_gone(
     assert done.returncode == 1
     assert "the capture process of porch does not answer" in done.stdout
     assert "the alerts process is not heard" in done.stdout
+
+
+def test_a_live_source_without_any_sound_is_not_healthy(tmp_path: Path) -> None:
+    left = np.random.default_rng(0).integers(-9_000, 9_000, 30 * SAMPLE_RATE).astype(np.int16)
+    source = {"type": "file", "path": "opposite.wav", "loop": True}
+    checkpoint = save_reactive(tmp_path)
+    with pipeline(checkpoint, {"porch": source}) as run:
+        run.write_audio(np.stack([left, -left], axis=1), "opposite.wav")
+        run.start_worker()
+        run.start_capture("porch")
+        wait_for(lambda: "channels 0 and 1 cancel each other" in run.log("capture-porch"), "a word")
+        wait_for(lambda: "stream porch is degraded: channels 0 and 1" in ask(run).stdout, "status")
+        done = ask(run, "--json")
+    assert done.returncode == 1
+    found = json.loads(done.stdout)
+    assert found["healthy"] is False
+    assert found["streams"][0]["state"] == found["captures"]["porch"]["state"] == "degraded"
 
 
 def test_no_worker_is_told_with_exit_code_1(tmp_path: Path) -> None:

@@ -2,25 +2,86 @@
 
 from __future__ import annotations
 
+import base64
 import difflib
+import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 STREAM_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
 STREAM_NAME_RULE = "lower-case letters, digits and '-', at most 63, not starting with '-'"
+_LONGEST_SLUG = 64  # a part of topics and file names, which are limited
+_HASH_BYTES = 5
+# Unicode categories of punctuation, spaces, control and format characters
+_SEPARATORS = frozenset({"Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po", "Zs", "Zl", "Zp", "Cc", "Cf"})
 
 
+@lru_cache(maxsize=4096)
 def slug(label: str) -> str:
-    """Return the topic form of a class label.
+    """Return the topic form of a class label: 1 to 64 of `a-z0-9_`, its own slug.
+
+    Accents are dropped. Where letters, digits or symbols have no ASCII form, or the name is too
+    long, a short hash of the whole label keeps apart what would otherwise look alike. The hash
+    does not depend on case nor on the Unicode normal form.
 
     >>> slug("Baby cry, infant cry")
     'baby_cry_infant_cry'
     >>> slug("Smoke detector, smoke alarm")
     'smoke_detector_smoke_alarm'
+    >>> slug("狗叫"), slug("Dog 狗叫")
+    ('class_tz6hkegy', 'dog_guc4bkn7')
     """
-    plain = unicodedata.normalize("NFKD", label).encode("ascii", "ignore").decode().lower()
-    return re.sub(r"[^a-z0-9]+", "_", plain).strip("_") or "class"
+    folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", label).casefold())
+    kept = "".join(one for one in folded if unicodedata.category(one)[0] != "M")
+    plain = re.sub(r"[^a-z0-9]+", "_", kept).strip("_")
+    if plain and len(plain) <= _LONGEST_SLUG and not any(map(_has_no_ascii_form, kept)):
+        return plain
+    whole = " ".join(folded.split()).encode("utf-8", "surrogatepass")
+    digest = base64.b32encode(hashlib.blake2b(whole, digest_size=_HASH_BYTES).digest())
+    start = plain[: _LONGEST_SLUG - len(digest) - 1].rstrip("_") or "class"
+    return f"{start}_{digest.decode().lower()}"
+
+
+def _has_no_ascii_form(character: str) -> bool:
+    """Tell whether leaving the character out would change what a label says."""
+    return not character.isascii() and unicodedata.category(character) not in _SEPARATORS
+
+
+def find_label(name: str, labels: Iterable[str]) -> str | None:
+    """Return the label that a user means by `name`: the label itself, or its slug; else None."""
+    known = list(labels)
+    if name in known:
+        return name
+    composed = unicodedata.normalize("NFC", name)  # names of folders on macOS are decomposed
+    for label in known:
+        if composed == unicodedata.normalize("NFC", label) or name == slug(label):
+            return label
+    return None
+
+
+def problem_with_labels(labels: Sequence[str]) -> str | None:
+    """Return what keeps `labels` from being the classes of one model, None if nothing does.
+
+    Each is text that can be shown and sent, and has a topic of its own.
+    """
+    first: dict[str, int] = {}
+    for index, label in enumerate(labels):
+        if not label.strip():
+            return f"expected a name for class {index}, got none"
+        bad = next((one for one in label if unicodedata.category(one) in ("Cc", "Cs")), None)
+        if bad is not None:
+            return f"expected printable text for class {index}, got {label!a} with U+{ord(bad):04X}"
+        other = first.setdefault(slug(label), index)
+        if other != index:
+            if label == labels[other]:
+                return f"expected different labels, got {label!r} for classes {other} and {index}"
+            return (
+                f"expected labels with different topics, got {slug(label)!r} for both "
+                f"{labels[other]!r} (class {other}) and {label!r} (class {index})"
+            )
+    return None
 
 
 def is_stream_name(name: str) -> bool:

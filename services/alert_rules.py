@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ast_stream.alerts.rule_files import load_rules
 from ast_stream.alerts.rules import RuleSet
-from ast_stream.errors import ConfigError, Problem
+from ast_stream.errors import CheckpointError, ConfigError, Problem
+from ast_stream.labels import problem_with_labels
+from ast_stream.model.hub_config import CONFIG, Config, read_dims, read_labels
 from ast_stream.model.metadata import Metadata, read_metadata
+from ast_stream.model.recipes import default_window_s
 from ast_stream.settings.check import LoadedSettings
 from ast_stream.settings.schema import ModelSettings
-from ast_stream.units import FRAMES_PER_SECOND
 
 LOOK_EVERY_S = 2.0
 UNKNOWN_WINDOW_S = 10.24
@@ -46,15 +46,18 @@ def model_facts(model: ModelSettings) -> ModelFacts:
         CheckpointError: what is beside its weights cannot be used.
     """
     folder = _BUNDLED if model.checkpoint == "bundled" else Path(model.checkpoint).expanduser()
-    try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-        by_index = {int(index): str(label) for index, label in config["id2label"].items()}
-        labels = tuple(by_index[index] for index in sorted(by_index))
-        input_s = float(config["max_length"]) / FRAMES_PER_SECOND
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+    if not (folder / CONFIG).exists():
         return ModelFacts(None, model.window_s or UNKNOWN_WINDOW_S)
-    metadata = read_metadata(folder)
-    return ModelFacts(labels, model.window_s or metadata.window_s or input_s, metadata)
+    config = Config(folder / CONFIG)
+    named = config.get("id2label") or config.get("label2id") or ()
+    n_classes = len(named) if isinstance(named, Sized) else 0
+    labels = read_labels(config, n_classes) if n_classes else None
+    problem = problem_with_labels(labels or ())
+    if problem is not None:
+        raise CheckpointError(f"{config.path}: {problem}")
+    dims, metadata = read_dims(config, max(1, n_classes)), read_metadata(folder)
+    window_s = model.window_s or metadata.window_s or default_window_s(dims.max_frames)
+    return ModelFacts(None if labels is None else tuple(labels), window_s, metadata)
 
 
 class RuleFiles:
@@ -75,7 +78,7 @@ class RuleFiles:
         if not self._paths:
             text = "expected at least one rule file for the alerts process, got none"
             raise ConfigError([Problem(loaded.file, None, "alerts.rules", text)])
-        self._labels = model_facts(loaded.settings.model).labels if knows_model else None
+        self._labels = _labels(loaded) if knows_model else None
         self._actions = tuple(loaded.settings.alerts.actions)
         self._now_s = now_s
         self._looked_s = now_s()
@@ -112,6 +115,13 @@ class RuleFiles:
 
     def _signature(self) -> tuple[tuple[int, int, int] | None, ...]:
         return tuple(_stat(path) for path in self._paths)
+
+
+def _labels(loaded: LoadedSettings) -> tuple[str, ...] | None:
+    try:
+        return model_facts(loaded.settings.model).labels
+    except CheckpointError as error:
+        raise ConfigError([loaded.problem(("model", "checkpoint"), str(error))]) from error
 
 
 def _stat(path: Path) -> tuple[int, int, int] | None:

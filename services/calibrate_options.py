@@ -8,7 +8,7 @@ from dataclasses import replace
 from ast_stream.detect.detector import Detector
 from ast_stream.errors import UsageError
 from ast_stream.model.checkpoint import Checkpoint, load_checkpoint
-from ast_stream.training.calibration.budget import Budgets, find_label, parse_budget, parse_budgets
+from ast_stream.training.calibration.budget import Budgets, class_named, parse_budget, parse_budgets
 from ast_stream.training.calibration.checkpoint import events_of
 from ast_stream.training.calibration.judges import Judge, judges_of
 from ast_stream.training.calibration.streams import plain_tagger
@@ -27,7 +27,7 @@ def chosen_labels(checkpoint: Checkpoint, only: Sequence[str]) -> list[str]:
             f"calibrate: expected a class that makes events, got {checkpoint.origin}, "
             "whose classes are all background"
         )
-    wanted = {find_label(name, possible, "--class") for name in only}
+    wanted = {class_named(name, possible, "--class") for name in only}
     return [label for label in possible if not wanted or label in wanted]
 
 

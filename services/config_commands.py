@@ -23,7 +23,7 @@ from ast_stream.units import samples_to_seconds, seconds_to_samples
 from services.alert_rules import RuleFiles
 
 if TYPE_CHECKING:
-    from ast_stream.model.checkpoint import Checkpoint
+    from ast_stream.model.description import Description
 
 _PASSWORD = re.compile(r"//[^/@]*@")
 MAX_LISTED_CLASSES = 40  # of larger models only the classes with settings of their own
@@ -55,7 +55,7 @@ def check_config(
     elif _is_elsewhere(loaded.settings.model.checkpoint):
         lines.append("checkpoint   not on this machine: class names and durations are unchecked")
     else:
-        lines += describe_model(loaded, _load_checkpoint(loaded))
+        lines += describe_model(loaded, _description(loaded))
     typer.echo(f"{file}: no problems")
     typer.echo("\n".join(lines))
 
@@ -89,7 +89,7 @@ def describe(settings: Settings) -> Iterator[str]:
     yield f"state        {settings.state_dir}"
 
 
-def describe_model(loaded: LoadedSettings, checkpoint: Checkpoint) -> Iterator[str]:
+def describe_model(loaded: LoadedSettings, checkpoint: Description) -> Iterator[str]:
     """Yield lines that say what the settings mean for a checkpoint.
 
     Raises:
@@ -112,12 +112,12 @@ def describe_model(loaded: LoadedSettings, checkpoint: Checkpoint) -> Iterator[s
     yield from _class_table(loaded, parameters, model.hop_s)
 
 
-def _load_checkpoint(loaded: LoadedSettings) -> Checkpoint:
-    from ast_stream.model.checkpoint import load_checkpoint  # imports torch
+def _description(loaded: LoadedSettings) -> Description:
+    from ast_stream.model.description import describe
 
     reference = loaded.settings.model.checkpoint
     try:
-        return load_checkpoint(reference)
+        return describe(reference)
     except CheckpointError as error:
         raise ConfigError([loaded.problem(("model", "checkpoint"), str(error))]) from error
 

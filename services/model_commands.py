@@ -15,13 +15,12 @@ from ast_stream.model import hub
 from ast_stream.model.attributions import carry_attributions
 from ast_stream.model.averaging import average_checkpoints
 from ast_stream.model.checkpoint import (
-    BUNDLED,
     Checkpoint,
     StoredPrecision,
-    folder_of,
     load_checkpoint,
     save_checkpoint,
 )
+from ast_stream.model.description import BUNDLED, folder_of
 from ast_stream.model.golden import golden_for
 from ast_stream.model.hub_config import CONFIG
 from ast_stream.model.metadata import write_metadata

@@ -6,15 +6,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from ast_stream.errors import CheckpointError
-from ast_stream.model.checkpoint import Checkpoint, load_checkpoint
+from ast_stream.model.description import describe
 from ast_stream.model.hub_config import CONFIG, MODEL_TYPE, read_json
 from ast_stream.settings.schema import DEFAULT_CONFIRM_S
+
+if TYPE_CHECKING:
+    from ast_stream.model.checkpoint import Checkpoint
 
 PIPED_COLUMNS = 100
 MEGA = 1_000_000
@@ -26,15 +29,15 @@ def row_of(reference: str, folder: Path | None) -> dict[str, Any]:
     try:
         if folder and read_json(folder / CONFIG).get("model_type") != MODEL_TYPE:
             return {"checkpoint": reference, "problem": "not an Audio Spectrogram Transformer"}
-        checkpoint = load_checkpoint(str(folder or reference))
+        checkpoint = describe(str(folder or reference))
     except CheckpointError as error:
         return {"checkpoint": reference, "problem": str(error)}
     return {
         "checkpoint": reference,
         "window_s": checkpoint.window_s,
         "classes": len(checkpoint.labels),
-        "params": _n_params(checkpoint),
-        "hash": checkpoint.hash,
+        "params": checkpoint.n_params,
+        "licence": checkpoint.metadata.licence or "not stated",
     }
 
 
@@ -47,6 +50,7 @@ def facts_of(checkpoint: Checkpoint) -> dict[str, Any]:
         "licence": metadata.licence or "not stated",
         "window_s": checkpoint.window_s,
         "hop_s": metadata.hop_s,
+        "scores": f"by {checkpoint.scoring}",
         "params": _n_params(checkpoint),
         "dims": {**asdict(dims), "n_tokens": dims.n_tokens},
         "normalization": asdict(checkpoint.normalization),
@@ -71,13 +75,13 @@ def show_rows(rows: Sequence[dict[str, Any]]) -> None:
     table.add_column("checkpoint", overflow="fold")
     for heading in ("window", "classes", "params"):
         table.add_column(heading, justify="right")
-    table.add_column("hash or problem", overflow="fold")
+    table.add_column("licence or problem", overflow="fold")
     for row in rows:
         if "problem" in row:
             table.add_row(row["checkpoint"], "", "", "", row["problem"])
             continue
         sizes = (f"{row['window_s']:g} s", str(row["classes"]), f"{row['params'] / MEGA:.1f} M")
-        table.add_row(row["checkpoint"], *sizes, row["hash"])
+        table.add_row(row["checkpoint"], *sizes, row["licence"])
     _console().print(table)
 
 

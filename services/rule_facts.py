@@ -15,7 +15,7 @@ from ast_stream.alerts.model import DetectionTiming
 from ast_stream.detect.facts import model_facts as checkpoint_facts
 from ast_stream.detect.parameters import DecisionParameters, resolve_parameters
 from ast_stream.errors import UsageError
-from ast_stream.labels import slug
+from ast_stream.labels import problem_with_labels, slug
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.schema import DEFAULT_CONFIRM_S, DetectionSettings, ModelSettings
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, samples_to_seconds
@@ -162,6 +162,9 @@ def _read_labels(path: Path) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"rules: --labels: {path} cannot be read: {error}") from error
     labels = tuple(line.strip() for line in lines if line.strip())
+    problem = problem_with_labels(labels)
+    if problem is not None:
+        raise UsageError(f"rules: --labels: {path}: {problem}")
     if not labels:
         raise UsageError(f"rules: --labels: expected one label on each line of {path}, got none")
     return labels

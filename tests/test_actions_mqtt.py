@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -67,6 +68,17 @@ def health(state: str = "listening") -> dict[str, Any]:
 
 
 @needs_mosquitto
+def test_classes_without_latin_letters_have_sensors_of_their_own() -> None:
+    watched = Watched(streams=("porch",), classes=("狗叫", "海浪", "警笛"))
+    [(_, payload)] = discovery_messages(Topics("base", "box"), "homeassistant", watched)
+    assert payload is not None
+    sensors = payload["components"].values()
+    assert [one["name"] for one in sensors] == ["狗叫", "海浪", "警笛"]
+    for key in ("unique_id", "state_topic", "json_attributes_topic"):
+        assert len({one[key] for one in sensors}) == 3
+        assert all(re.fullmatch(r"[a-zA-Z0-9_/-]+", one[key]) for one in sensors)
+
+
 def test_devices_are_announced_retained_and_online(broker: Broker) -> None:
     with running(broker.port), listener(broker.port) as first:
         wait_for(lambda: first.last(STATUS) == "online", "the announcement")

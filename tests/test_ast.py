@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ast_stream.model import key_schemas
-from ast_stream.model.ast import AstDims, AudioSpectrogramTransformer
+from ast_stream.model.ast import AudioSpectrogramTransformer
+from ast_stream.model.dims import AstDims
 from ast_stream.model.torchaudio_guard import import_torchaudio
 
 PARITY = 1e-4  # absolute, on logits of order 1, in fp32

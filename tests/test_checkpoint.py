@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -17,14 +18,16 @@ from tiny_model import TINY_DIMS, TINY_LABELS, save_tiny, tiny_checkpoint
 from torch import Tensor
 
 from ast_stream.errors import CheckpointError
-from ast_stream.model import key_schemas
-from ast_stream.model.ast import AstDims
+from ast_stream.model import hub_config, key_schemas
 from ast_stream.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from ast_stream.model.fbank import Normalization
+from ast_stream.model.description import describe
+from ast_stream.model.dims import AstDims, Normalization
 from ast_stream.model.metadata import Metadata
+from ast_stream.model.tagger import Tagger
 from ast_stream.model.torchaudio_guard import import_torchaudio
 
 PARITY = 1e-4
+W = "model.safetensors"
 Write = Callable[[dict[str, Tensor], Path], object]
 
 
@@ -121,6 +124,179 @@ def test_a_directory_written_by_transformers_loads(tmp_path: Path) -> None:
     assert ours.labels[:2] == ["LABEL_0", "LABEL_1"]
     assert ours.normalization == Normalization(-6.845978, 5.5654526)
     assert ours.window_s == 1.0
+
+
+def _of_transformers(directory: Path, **config: Any) -> Any:
+    """A random model, as transformers writes it, and itself."""
+    import_torchaudio()
+    from transformers import ASTConfig, ASTForAudioClassification
+
+    torch.manual_seed(0)
+    sizes = {
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "max_length": 64,
+        "num_labels": 5,
+    }
+    theirs: Any = ASTForAudioClassification(ASTConfig(**(sizes | config)))
+    theirs.eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.normal_(0, 0.3)
+    theirs.save_pretrained(directory)
+    return theirs
+
+
+HONOURED: dict[str, dict[str, Any]] = {
+    **{f"hidden_act {name}": {"hidden_act": name} for name in hub_config.ACTIVATIONS},
+    "a large layer_norm_eps": {"layer_norm_eps": 0.1},
+    "no qkv_bias": {"qkv_bias": False},
+    "strides": {"frequency_stride": 8, "time_stride": 5},
+    "patches of 8": {"patch_size": 8},
+    "another length": {"max_length": 100},
+    "dropout": {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.2},
+    "its own attention": {"attn_implementation": "eager"},
+    "what a forward pass returns": {"output_hidden_states": True, "return_dict": True},
+    "a regular head_dim": {"head_dim": 12},
+    "many classes": {"num_labels": 600},
+}
+
+
+@pytest.mark.parametrize("option", HONOURED)
+def test_what_a_configuration_asks_for_gives_the_logits_of_transformers(
+    tmp_path: Path, option: str
+) -> None:
+    theirs = _of_transformers(tmp_path, **HONOURED[option])
+    ours = load_checkpoint(str(tmp_path))
+    windows = _windows(ours.dims.max_frames)
+    with torch.inference_mode():
+        expected = theirs(windows).logits
+    torch.testing.assert_close(_logits(ours, windows), expected, atol=PARITY, rtol=0)
+
+
+def test_a_model_of_one_class_out_of_all_scores_by_softmax(tmp_path: Path) -> None:
+    theirs = _of_transformers(tmp_path, problem_type="single_label_classification")
+    ours = load_checkpoint(str(tmp_path))
+    assert ours.scoring == "softmax"
+    windows = _windows(64)
+    with torch.inference_mode():
+        expected = theirs(windows).logits.softmax(dim=-1)
+    tagger = Tagger(ours, device="cpu", precision="fp32", attention="math")
+    scores = torch.from_numpy(tagger.window_scores(windows))
+    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
+    save_checkpoint(tmp_path / "copy", ours)
+    assert load_checkpoint(str(tmp_path / "copy")).hash == ours.hash
+
+
+@pytest.mark.parametrize("problem_type", [None, "multi_label_classification"])
+def test_a_model_of_many_labels_scores_each_by_a_sigmoid(
+    tmp_path: Path, problem_type: str | None
+) -> None:
+    theirs = _of_transformers(tmp_path, problem_type=problem_type)
+    tagger = Tagger(load_checkpoint(str(tmp_path)), "cpu", "fp32", "math")
+    with torch.inference_mode():
+        expected = theirs(_windows(64)).logits.sigmoid()
+    scores = torch.from_numpy(tagger.window_scores(_windows(64)))
+    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_stored_in_half_precision_are_read(tmp_path: Path, dtype: torch.dtype) -> None:
+    theirs = _of_transformers(tmp_path).to(dtype)
+    theirs.save_pretrained(tmp_path)
+    ours = load_checkpoint(str(tmp_path))
+    with torch.inference_mode():
+        expected = theirs.float()(_windows(64)).logits
+    torch.testing.assert_close(_logits(ours, _windows(64)), expected, atol=PARITY, rtol=0)
+
+
+def test_features_that_are_not_normalised_stay_as_they_are(tmp_path: Path) -> None:
+    from transformers import ASTFeatureExtractor
+
+    _of_transformers(tmp_path)
+    extractor = ASTFeatureExtractor(max_length=64, do_normalize=False)
+    extractor.save_pretrained(tmp_path)
+    features = load_checkpoint(str(tmp_path)).normalization.apply(torch.tensor([1.0, -7.0]))
+    assert features.tolist() == [1.0, -7.0]
+
+
+@pytest.mark.parametrize("shard_size", ["20KB", "5KB"])
+def test_a_checkpoint_in_several_files_is_read_whole(tmp_path: Path, shard_size: str) -> None:
+    theirs = _of_transformers(tmp_path)
+    theirs.save_pretrained(tmp_path, max_shard_size=shard_size)
+    (tmp_path / W).unlink(missing_ok=True)
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    with torch.inference_mode():
+        expected = theirs(_windows(64)).logits
+    for reference in (tmp_path, tmp_path / f"{W}.index.json"):
+        ours = load_checkpoint(str(reference))
+        torch.testing.assert_close(_logits(ours, _windows(64)), expected, atol=PARITY, rtol=0)
+    assert describe(str(tmp_path)).n_params == sum(p.numel() for p in theirs.parameters())
+
+
+def test_pickled_shards_are_read_whole(saved: Path) -> None:
+    expected, tensors = load_checkpoint(str(saved)), load_file(saved / W)
+    (saved / W).unlink()
+    names = sorted(tensors)
+    where = {name: f"pytorch_model-0000{1 + n % 2}-of-00002.bin" for n, name in enumerate(names)}
+    for file in set(where.values()):
+        torch.save({name: tensors[name] for name in names if where[name] == file}, saved / file)
+    index = {"metadata": {}, "weight_map": where}
+    (saved / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    assert load_checkpoint(str(saved)).hash == expected.hash
+
+
+def _prefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+OPTIMIZER = {"state": {}, "param_groups": []}
+WRAPPED: dict[str, Callable[[dict[str, Tensor]], Any]] = {
+    "torch.compile": lambda t: _prefixed(t, "_orig_mod."),
+    "a compiled part": lambda t: {k.replace(".", "._orig_mod.", 1): v for k, v in t.items()},
+    "DataParallel of a compiled model": lambda t: _prefixed(t, "module._orig_mod."),
+    "FSDP": lambda t: _prefixed(t, "_fsdp_wrapped_module."),
+    "Lightning": lambda t: {
+        "state_dict": _prefixed(t, "model."),
+        "epoch": 3,
+        "optimizer_states": [OPTIMIZER],
+    },
+    "a training script": lambda t: {
+        "epoch": 3,
+        "model_state_dict": t,
+        "optimizer": OPTIMIZER,
+        "loss": 0.2,
+    },
+    "DeepSpeed": lambda t: {"module": _prefixed(t, "module.")},
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPED)
+def test_what_wraps_the_tensors_is_taken_off(saved: Path, wrapper: str) -> None:
+    expected, tensors = load_checkpoint(str(saved)), load_file(saved / W)
+    (saved / W).unlink()
+    torch.save(WRAPPED[wrapper](tensors), saved / "last.ckpt")
+    assert load_checkpoint(str(saved)).hash == expected.hash
+    assert describe(str(saved)).labels == expected.labels
+
+
+def test_a_description_says_what_the_checkpoint_is_without_its_weights(saved: Path) -> None:
+    loaded, described = load_checkpoint(str(saved)), describe(str(saved))
+    for name in ("dims", "labels", "normalization", "scoring", "metadata", "window_s", "origin"):
+        assert getattr(described, name) == getattr(loaded, name)
+    assert described.n_params == sum(one.numel() for one in loaded.state_dict.values())
+
+
+def test_labels_lose_the_spaces_around_them(saved: Path) -> None:
+    _edit(saved / "config.json", id2label={"0": "dog\r\n", "1": " cat", "2": "rain"})
+    assert load_checkpoint(str(saved)).labels == ["dog", "cat", "rain"]
+
+
+def test_labels_without_latin_letters_have_topics_of_their_own(saved: Path) -> None:
+    _edit(saved / "config.json", id2label={"0": "狗叫", "1": "海浪", "2": "警笛"})
+    assert load_checkpoint(str(saved)).labels == ["狗叫", "海浪", "警笛"]
 
 
 def _original_file(path: Path, stride: int, max_frames: int) -> AstDims:
@@ -269,8 +445,46 @@ def _replace_tensor(path: Path, name: str, tensor: Tensor) -> None:
     save_file(load_file(path) | {name: tensor}, path)
 
 
-W = "model.safetensors"
 HF = "audio_spectrogram_transformer."
+
+
+def _nested(name: str) -> Callable[[Path], object]:
+    text = '{"provenance": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    return lambda d: (d / name).write_text(text)
+
+
+def _folder(name: str) -> Callable[[Path], object]:
+    return lambda d: ((d / name).unlink(), (d / name).mkdir())
+
+
+def _fifo(name: str) -> Callable[[Path], object]:
+    return lambda d: ((d / name).unlink(), os.mkfifo(d / name))
+
+
+def _lie(path: Path, *offsets: list[int]) -> None:
+    """A safetensors file whose header does not fit what follows."""
+    tensors = {
+        f"t{n}": {"dtype": "F32", "shape": [1], "data_offsets": one}
+        for n, one in enumerate(offsets)
+    }
+    header = json.dumps(tensors).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+
+
+def _double(path: Path) -> None:
+    tensors = load_file(path)
+    save_file(_prefixed(tensors, "model.") | _prefixed(_copied(tensors), "ema."), path)
+
+
+def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def _index(directory: Path, where: dict[str, str]) -> None:
+    (directory / W).unlink()
+    (directory / f"{W}.index.json").write_text(json.dumps({"weight_map": where}))
+
+
 QUERY = f"{HF}encoder.layer.1.attention.attention.query.weight"
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -349,8 +563,193 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         "max_frames: expected 1 to 1048576",
     ),
     "another activation": (
-        lambda d: _edit(d / "config.json", hidden_act="relu"),
-        "hidden_act: expected 'gelu', got 'relu'",
+        lambda d: _edit(d / "config.json", hidden_act="xielu"),
+        "hidden_act: expected 'gelu' or .*, got 'xielu'",
+    ),
+    "an activation that is no name": (
+        lambda d: _edit(d / "config.json", hidden_act=["gelu"]),
+        "hidden_act: expected 'gelu' or ",
+    ),
+    "heads of another width": (
+        lambda d: _edit(d / "config.json", head_dim=16),
+        "head_dim: expected 64, since that is hidden_size / num_attention_heads, got 16",
+    ),
+    "code of its own": (
+        lambda d: _edit(d / "config.json", auto_map={"AutoModel": "model.Own"}),
+        "auto_map: expected none, since code from a checkpoint is never run",
+    ),
+    "features of its own code": (
+        lambda d: _edit(d / "preprocessor_config.json", auto_map={"AutoFeatureExtractor": "f.F"}),
+        r"preprocessor_config\.json: auto_map: expected none",
+    ),
+    "another class": (
+        lambda d: _edit(d / "config.json", architectures=["ASTWithConformer"]),
+        r"architectures: expected \['ASTForAudioClassification'\], got \['ASTWithConformer'\]",
+    ),
+    "quantised weights": (
+        lambda d: _edit(d / "config.json", quantization_config={"load_in_8bit": True}),
+        "quantization_config: expected none, since only plain weights are read",
+    ),
+    "pruned heads": (
+        lambda d: _edit(d / "config.json", pruned_heads={"0": [1]}),
+        "pruned_heads: expected none",
+    ),
+    "a decoder": (
+        lambda d: _edit(d / "config.json", is_decoder=True),
+        "is_decoder: expected false",
+    ),
+    "a regression": (
+        lambda d: _edit(d / "config.json", problem_type="regression"),
+        "problem_type: expected 'multi_label_classification' or .*, got 'regression'",
+    ),
+    "mel bands that are not ours": (
+        lambda d: _edit(d / "config.json", num_mel_bins=64),
+        "num_mel_bins: expected 128, got 64",
+    ),
+    "a negative eps": (
+        lambda d: _edit(d / "config.json", layer_norm_eps=-1),
+        "layer_norm_eps: expected 0 or more",
+    ),
+    "a number of hundreds of digits": (
+        lambda d: _edit(d / "config.json", layer_norm_eps=10**400),
+        "layer_norm_eps: expected a finite number, got 1000",
+    ),
+    "a switch that is text": (
+        lambda d: _edit(d / "config.json", qkv_bias="false"),
+        "qkv_bias: expected true or false, got 'false'",
+    ),
+    "another extractor": (
+        lambda d: _edit(d / "preprocessor_config.json", feature_extractor_type="Wav2Vec2"),
+        "feature_extractor_type: expected 'ASTFeatureExtractor', got 'Wav2Vec2'",
+    ),
+    "features of two channels": (
+        lambda d: _edit(d / "preprocessor_config.json", feature_size=2),
+        "feature_size: expected 1, got 2",
+    ),
+    "a normalisation that is text": (
+        lambda d: _edit(d / "preprocessor_config.json", do_normalize="no"),
+        "do_normalize: expected true or false, got 'no'",
+    ),
+    "a mean that is not a number": (
+        lambda d: _edit(d / "preprocessor_config.json", mean=float("nan")),
+        "mean: expected a finite number, got nan",
+    ),
+    "labels with one topic": (
+        lambda d: _edit(d / "config.json", id2label={"0": "C", "1": "C++", "2": "Rust"}),
+        r"got 'c' for both 'C' \(class 0\) and 'C\+\+' \(class 1\)",
+    ),
+    "a label twice": (
+        lambda d: _edit(d / "config.json", id2label={"0": "狗", "1": "猫", "2": "狗"}),
+        "expected different labels, got '狗' for classes 0 and 2",
+    ),
+    "a label without text": (
+        lambda d: _edit(d / "config.json", id2label={"0": "a", "1": " ", "2": "c"}),
+        "expected a name for class 1, got none",
+    ),
+    "a terminal escape in a label": (
+        lambda d: _edit(d / "config.json", id2label={"0": "a", "1": "b\x1b[2J", "2": "c"}),
+        r"printable text for class 1, got 'b\\x1b\[2J' with U\+001B",
+    ),
+    "half a character in a label": (
+        lambda d: _edit(d / "config.json", id2label={"0": "a", "1": "b\ud83d", "2": "c"}),
+        r"printable text for class 1, got 'b\\ud83d' with U\+D83D",
+    ),
+    "a gap among the indices": (
+        lambda d: _edit(d / "config.json", id2label={"0": "a", "1": "b", "3": "c"}),
+        "id2label: expected 3 names, 0 to 2, as the classifier has, got 3, none for 2",
+    ),
+    "an index twice": (
+        lambda d: (d / "config.json").write_text('{"id2label": {"0": "a", "0": "b"}}'),
+        r"config\.json: not valid JSON: the key '0' stands twice",
+    ),
+    "a label that is a list": (
+        lambda d: _edit(d / "config.json", id2label={"0": "a", "1": ["b"], "2": "c"}),
+        r"id2label\.1: expected a name, got \['b'\]",
+    ),
+    "an index that is a list": (
+        lambda d: _edit(d / "config.json", id2label=None, label2id={"a": [0]}),
+        r"label2id\.a: expected an index, got \[0\]",
+    ),
+    **{
+        f"a nested {name}": (_nested(name), rf"{name}.*: .*(nested|recursion)")
+        for name in ("config.json", "preprocessor_config.json", "ast_stream.json")
+    },
+    **{
+        f"a folder for {name}": (_folder(name), rf"{name}: expected a file, got something else")
+        for name in (W, "config.json", "preprocessor_config.json", "ast_stream.json")
+    },
+    **{
+        f"a FIFO for {name}": (_fifo(name), rf"{name}: expected a file, got something else")
+        for name in (W, "config.json", "preprocessor_config.json", "ast_stream.json")
+    },
+    "a text without end": (
+        lambda d: os.truncate(d / "config.json", 1 << 40),
+        r"config\.json: expected at most 32 MB, got 1099511627776 bytes",
+    ),
+    "a threshold of NaN": (
+        lambda d: (d / "ast_stream.json").write_text('{"default_onset_threshold": NaN}'),
+        r"ast_stream\.json: default_onset_threshold: ",
+    ),
+    "a rise time of ages": (
+        lambda d: _edit(d / "ast_stream.json", rise_on_s={"Bark": 1e300}),
+        r"ast_stream\.json: rise_on_s\.Bark: ",
+    ),
+    "a window of ages": (
+        lambda d: _edit(d / "ast_stream.json", window_s=1e300),
+        r"ast_stream\.json: window_s: ",
+    ),
+    "a hop of nothing": (
+        lambda d: _edit(d / "ast_stream.json", hop_s=5e-324),
+        r"ast_stream\.json: hop_s: ",
+    ),
+    "a header longer than the file": (
+        lambda d: (d / W).write_bytes((1 << 60).to_bytes(8, "little") + b"{}"),
+        "damaged or not a safetensors file",
+    ),
+    "tensors that overlap": (
+        lambda d: _lie(d / W, [0, 4], [0, 4]),
+        "damaged or not a safetensors file",
+    ),
+    "a tensor beyond the file": (
+        lambda d: _lie(d / W, [0, 4], [4, 1 << 40]),
+        "damaged or not a safetensors file",
+    ),
+    "an adapter": (
+        lambda d: _replace_tensor(d / W, f"{HF}layernorm.lora_A.weight", torch.zeros(2)),
+        "lora_A.weight: an adapter .* merge it",
+    ),
+    "two models": (lambda d: _double(d / W), r"got several, under 'ema\.' and 'model\.'"),
+    "an index without a file": (
+        lambda d: _index(d, {"a": "model-00001-of-00002.safetensors"}),
+        r"model-00001-of-00002\.safetensors is missing beside it",
+    ),
+    "an index that leads away": (
+        lambda d: _index(d, {"a": "../other/model.safetensors"}),
+        "weight_map: a: expected the name of a file beside it, got '../other/model.safetensors'",
+    ),
+    "an index of nothing": (lambda d: _index(d, {}), "weight_map: expected file names by tensor"),
+    "shards without an index": (
+        lambda d: (
+            shutil.copy(d / W, d / "model-00001-of-00002.safetensors"),
+            (d / W).rename(d / "model-00002-of-00002.safetensors"),
+        ),
+        r"index\.json is missing: write it again with save_pretrained",
+    ),
+    "a lone adapter": (
+        lambda d: ((d / "adapter_config.json").write_text("{}"), (d / W).unlink()),
+        r"it holds an adapter \(PEFT\): .* merge_and_unload",
+    ),
+    "the state of a training": (
+        lambda d: ((d / "optimizer.pt").write_bytes(b"x"), (d / W).unlink()),
+        "got none; what is there is the state of a training",
+    ),
+    "checkpoints of a training": (
+        lambda d: ((d / "checkpoint-500").mkdir(), (d / W).rename(d / "checkpoint-500" / W)),
+        "the folders in it have some: checkpoint-500",
+    ),
+    "a model for another program": (
+        lambda d: (d / W).rename(d / "model.onnx"),
+        r"model\.onnx is a model for ONNX: write the model again",
     ),
     "too few labels": (
         lambda d: _edit(d / "config.json", id2label={"0": "a"}),
@@ -407,7 +806,23 @@ PICKLES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a module": (lambda p: torch.save(torch.nn.Linear(2, 2), p), "pickle with other objects"),
     "a list": (lambda p: torch.save([torch.zeros(2)], p), "expected tensors by name, got list"),
     "numbers": (lambda p: torch.save({"epoch": 3}, p), "got int under 'epoch'"),
-    "nested": (lambda p: torch.save({"state_dict": {}}, p), "got dict under 'state_dict'"),
+    "nothing inside": (lambda p: torch.save({"state_dict": {}}, p), "holds no tensors"),
+    "two models": (
+        lambda p: torch.save({"state_dict": {}, "model": {}}, p),
+        "expected one model, got state_dict and model; write the one that is meant",
+    ),
+    "a sparse tensor": (
+        lambda p: torch.save({"a": torch.eye(2).to_sparse()}, p),
+        "a: expected plain numbers, got a tensor that is sparse",
+    ),
+    "a tensor without data": (
+        lambda p: torch.save({"a": torch.zeros(2, device="meta")}, p),
+        "a: expected plain numbers, got a tensor .* without data",
+    ),
+    "a program": (
+        lambda p: torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), p),
+        "a TorchScript program, which is not run",
+    ),
     "nothing": (lambda p: torch.save({}, p), "holds no tensors"),
     "an optimizer": (
         lambda p: torch.save(

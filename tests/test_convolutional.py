@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ast_stream.model.ast import AstDims
-from ast_stream.model.fbank import AUDIOSET_NORMALIZATION
+from ast_stream.model.dims import AUDIOSET_NORMALIZATION, AstDims
 from ast_stream.training.convolutional import (
     ConvolutionalDims,
     ConvolutionalNetwork,

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from ast_stream.errors import AstStreamError, CheckpointError
-from ast_stream.model.ast import AstDims, AudioSpectrogramTransformer
-from ast_stream.model.fbank import Normalization
+from ast_stream.model.ast import AudioSpectrogramTransformer
+from ast_stream.model.dims import AstDims, Normalization
 from ast_stream.training.augment import SpectrogramAugmentation
 from ast_stream.training.cpu_speed import attend_short
 from ast_stream.training.curves import plot_curves

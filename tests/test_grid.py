@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ast_stream.model.ast import AstDims
+from ast_stream.model.dims import AstDims
 from ast_stream.model.grid import change_stride, cut_time
 
 SMALL = AstDims(n_classes=3, hidden_size=4, n_heads=2, n_layers=1, max_frames=256)

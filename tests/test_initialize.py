@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ast_stream.model.ast import N_PREFIX_TOKENS, AstDims, Attention, AudioSpectrogramTransformer
+from ast_stream.model.ast import Attention, AudioSpectrogramTransformer
+from ast_stream.model.dims import N_PREFIX_TOKENS, AstDims
 from ast_stream.training.initialize import POSITION_STD, initialize, sinusoidal_positions
 
 DIMS = AstDims(

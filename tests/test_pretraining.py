@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ast_stream.model.ast import AstDims, AudioSpectrogramTransformer
-from ast_stream.model.fbank import AUDIOSET_NORMALIZATION
+from ast_stream.model.ast import AudioSpectrogramTransformer
+from ast_stream.model.dims import AUDIOSET_NORMALIZATION, AstDims
 from ast_stream.training.fit import Trainer
 from ast_stream.training.initialize import new_model
 from ast_stream.training.mixing import Window

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from rule_bodies import event, sound
+from tiny_model import save_tiny
 
 from ast_stream.errors import ConfigError
 from services.cli import run_command_line
@@ -181,6 +182,26 @@ def test_explain_says_what_a_rule_matches(folder: Path, capsys: pytest.CaptureFi
     assert "  classes: Bark\n  score: at least 0.6\n  stream room: attic or hall\n" in printed
     assert "  step 2: classes: Siren\n  sequence: within 10s\n" in printed
     assert "  actions: phone\n" in printed
+
+
+def test_a_rule_for_one_class_without_latin_letters_matches_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = save_tiny(tmp_path / "zh")
+    config = json.loads((model / "config.json").read_text())
+    config["id2label"] = {"0": "警报", "1": "狗叫", "2": "海浪"}
+    (model / "config.json").write_text(json.dumps(config))
+    rule = 'alert: dog, match: {class: "狗叫"}'
+    file = tmp_path / "dog.yaml"
+    file.write_text(f"version: 1\ngroups: [{{name: hall, rules: [{{{rule}}}]}}]\n")
+    assert run_command_line(["rules", "explain", str(file), "--model", str(model)]) == 0
+    assert "  classes: 狗叫 (" in capsys.readouterr().out
+    (tmp_path / "events.jsonl").write_text(
+        "".join(json.dumps(body) + "\n" for body in sound("a", "海浪", 0, 9))
+    )
+    args = ["--events", str(tmp_path / "events.jsonl"), "--model", str(model)]
+    assert run_command_line(["rules", "backtest", str(file), *args]) == 0
+    assert "dog      0 fired" in capsys.readouterr().out
 
 
 def test_backtest_reads_the_log_and_plain_bodies_alike(

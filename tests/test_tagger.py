@@ -16,8 +16,8 @@ from ast_stream import load_tagger
 from ast_stream.errors import CheckpointError, StartupError
 from ast_stream.model import attention as attention_module
 from ast_stream.model import device as device_module
-from ast_stream.model.ast import AstDims
 from ast_stream.model.device import resolve_device, resolve_precision, without_tf32
+from ast_stream.model.dims import AstDims
 from ast_stream.model.tagger import Tagger
 from ast_stream.model.torchaudio_guard import import_torchaudio
 

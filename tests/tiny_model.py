@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from ast_stream.model.ast import AstDims, AudioSpectrogramTransformer
+from ast_stream.model.ast import AudioSpectrogramTransformer
 from ast_stream.model.checkpoint import Checkpoint, save_checkpoint
-from ast_stream.model.fbank import AUDIOSET_NORMALIZATION
+from ast_stream.model.dims import AUDIOSET_NORMALIZATION, AstDims
 from ast_stream.model.metadata import Metadata
 
 TINY_LABELS = ["Bark", "Siren", "Background"]

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ast_stream.labels import did_you_mean, slug
+from ast_stream.labels import did_you_mean, find_label, slug
 
 
 class UnknownName(ValueError):
@@ -101,11 +101,10 @@ class Vocabulary:
         Raises:
             UnknownName: the model has none.
         """
-        if self.labels is not None and name not in self.labels:
+        if self.labels is not None and find_label(name, self.labels) is None:
             slugs = {slug(label) for label in self.labels}
-            if name not in slugs:
-                near = did_you_mean(name, [*slugs, *self.labels]) or self._containing(name)
-                raise UnknownName(f"the model has no class '{name}'{near}")
+            near = did_you_mean(name, [*slugs, *self.labels]) or self._containing(name)
+            raise UnknownName(f"the model has no class '{name}'{near}")
         return frozenset({slug(name)})
 
     def _containing(self, name: str) -> str:

@@ -23,7 +23,7 @@ from ast_stream.alerts.rule_test_run import Decide, Ledger, LoadedTests, TestRun
 from ast_stream.alerts.rule_test_schema import RuleTestFile, TestEvent, TestScores
 from ast_stream.alerts.rules import RuleSet
 from ast_stream.errors import ConfigError
-from ast_stream.labels import slug
+from ast_stream.labels import find_label
 from ast_stream.settings.explain import explain
 from ast_stream.settings.load import Document, read_document
 
@@ -109,7 +109,6 @@ def _check_names(
 ) -> None:
     """Refuse tests of alerts and classes that do not exist: they would always pass."""
     problems = []
-    known = None if labels is None else {*labels, *(slug(label) for label in labels)}
     for t, test in enumerate(settings.tests):
         for e, expected in enumerate(test.expect):
             if expected.alert not in alerts:
@@ -120,7 +119,7 @@ def _check_names(
             *(("scores", e, track) for e, track in enumerate(test.scores)),
         ]
         for kind, e, one in sounds:
-            if known is not None and one.class_ not in known:
+            if labels is not None and find_label(one.class_, labels) is None:
                 text = f"the model has no class '{one.class_}'"
                 problems.append(problem_at(document, ("tests", t, kind, e), "E105", text))
     if problems:

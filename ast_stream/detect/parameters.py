@@ -13,7 +13,7 @@ from ast_stream.detect.boundaries import WindowGeometry
 from ast_stream.detect.onset_fits import OnsetFit, OnsetFits
 from ast_stream.detect.smoothing import share_of_newest
 from ast_stream.errors import UsageError
-from ast_stream.labels import did_you_mean, slug
+from ast_stream.labels import did_you_mean, find_label
 from ast_stream.settings.schema import MAX_CONFIRM_HOPS, ClassSettings, DetectionSettings
 from ast_stream.units import seconds_to_samples
 
@@ -161,10 +161,9 @@ def _fits(
 def _match_classes(
     classes: Mapping[str, ClassSettings], labels: Sequence[str]
 ) -> dict[str, ClassSettings]:
-    by_slug = {slug(label): label for label in labels}
     matched = {}
     for name, settings in classes.items():
-        label = name if name in labels else by_slug.get(name)
+        label = find_label(name, labels)
         if label is None:
             raise UsageError(
                 f"detection.classes: expected a class of the model, got {name!r}"

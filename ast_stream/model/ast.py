@@ -7,86 +7,35 @@ repository YuanGongND/ast; parity with transformers' ASTForAudioClassification i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ast_stream.model.dims import N_PREFIX_TOKENS, Activation, AstDims
+
 INIT_STD = 0.02
-MAX_SIZE = 1 << 20  # of any one dimension; a larger one is a damaged file
-N_PREFIX_TOKENS = 2  # class and distillation token
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Queries, keys, values in, mixed values out; all of shape (B, n_heads, N, head_dim)."""
 
 
-@dataclass(frozen=True)
-class AstDims:
-    """Sizes of one checkpoint; the defaults are those of the published AudioSet models.
+_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu": F.relu,
+    "silu": F.silu,
+}
 
-    Attributes:
-        max_frames: frames of a window, 10 ms each.
-        frequency_stride, time_stride: steps of the patch grid, in mel bands and frames.
-    """
 
-    n_classes: int
-    hidden_size: int = 768
-    n_layers: int = 12
-    n_heads: int = 12
-    intermediate_size: int = 3072
-    patch_size: int = 16
-    frequency_stride: int = 10
-    time_stride: int = 10
-    max_frames: int = 1024
-    n_mels: int = 128
-    layer_norm_eps: float = 1e-12
-    head_layer_norm_eps: float = 1e-12
-    qkv_bias: bool = True
-
-    def __post_init__(self) -> None:
-        sizes = {name: value for name, value in vars(self).items() if type(value) is int}
-        for name, value in sizes.items():
-            if not 1 <= value <= MAX_SIZE:
-                raise ValueError(f"{name}: expected 1 to {MAX_SIZE}, got {value}")
-        if self.hidden_size % self.n_heads:
-            raise ValueError(
-                f"hidden_size: expected a multiple of n_heads={self.n_heads}, "
-                f"got {self.hidden_size}"
-            )
-        if min(self.n_mels, self.max_frames) < self.patch_size:
-            raise ValueError(
-                f"patch_size: expected at most n_mels={self.n_mels} and "
-                f"max_frames={self.max_frames}, got {self.patch_size}"
-            )
-
-    @property
-    def head_dim(self) -> int:
-        """Width of one attention head."""
-        return self.hidden_size // self.n_heads
-
-    @property
-    def n_frequency_patches(self) -> int:
-        """Rows of the patch grid."""
-        return (self.n_mels - self.patch_size) // self.frequency_stride + 1
-
-    @property
-    def n_time_patches(self) -> int:
-        """Columns of the patch grid."""
-        return (self.max_frames - self.patch_size) // self.time_stride + 1
-
-    @property
-    def n_tokens(self) -> int:
-        """Length of the transformer's sequence."""
-        return N_PREFIX_TOKENS + self.n_frequency_patches * self.n_time_patches
-
-    @property
-    def gflop(self) -> float:
-        """Work for one window in 10^9 operations (2 per multiply-add), patches left out."""
-        linear = 2 * self.n_tokens * self.hidden_size
-        linear *= 4 * self.hidden_size + 2 * self.intermediate_size
-        attention = 4 * self.n_tokens**2 * self.hidden_size
-        return self.n_layers * (linear + attention) / 1e9
+def softmax_logits(logits: Tensor) -> Tensor:
+    """Return what the softmax of logits (..., n_classes) is the sigmoid of; the same shape."""
+    n_classes = logits.shape[-1]
+    others = logits.unsqueeze(-2).expand(*logits.shape, n_classes)  # (..., n_classes, n_classes)
+    own = torch.eye(n_classes, dtype=torch.bool, device=logits.device)
+    return logits - others.masked_fill(own, -torch.inf).logsumexp(dim=-1)
 
 
 class PatchEmbed(nn.Module):
@@ -126,16 +75,17 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """The feed-forward half of a block, with the exact (erf) gelu."""
+    """The feed-forward half of a block."""
 
     def __init__(self, dims: AstDims) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dims.hidden_size, dims.intermediate_size)
         self.fc2 = nn.Linear(dims.intermediate_size, dims.hidden_size)
+        self.activation = _ACTIVATIONS[dims.activation]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, N, hidden_size) for the same shape."""
-        expanded: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        expanded: Tensor = self.fc2(self.activation(self.fc1(x)))
         return expanded
 
 

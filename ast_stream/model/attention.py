@@ -20,8 +20,9 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ast_stream.errors import StartupError
-from ast_stream.model.ast import AstDims, Attend
+from ast_stream.model.ast import Attend
 from ast_stream.model.device import at_most_threads, scoring_threads
+from ast_stream.model.dims import AstDims
 
 logger = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ accuracy without increasing inference time" (2022).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from ast_stream.errors import CheckpointError
 from ast_stream.model.checkpoint import Checkpoint
 from ast_stream.model.metadata import Metadata
 
-ALIKE = ("dims", "labels", "normalization", "window_s")
+ALIKE = ("dims", "labels", "normalization", "scoring", "window_s")
 TEST_FOLDS = "test_folds"
 
 
@@ -50,7 +51,7 @@ def average_checkpoints(checkpoints: Sequence[Checkpoint], origin: str) -> Check
         licence=last.metadata.licence,
         provenance=_provenance(checkpoints),
     )
-    return Checkpoint(first.dims, means, first.labels, first.normalization, metadata, origin)
+    return replace(first, state_dict=means, metadata=metadata, origin=origin)
 
 
 def _provenance(checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import importlib.resources
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -16,17 +14,21 @@ import torch
 from torch import Tensor
 
 from ast_stream.errors import CheckpointError
-from ast_stream.model import hub, hub_config, key_schemas, recipes
-from ast_stream.model.ast import AstDims, AudioSpectrogramTransformer
+from ast_stream.model import hub_config, key_schemas, recipes
+from ast_stream.model.ast import AudioSpectrogramTransformer
 from ast_stream.model.checkpoint_files import write_files
-from ast_stream.model.fbank import Normalization
+from ast_stream.model.description import (
+    check_description,
+    checked_dims,
+    config_beside,
+    find_weights,
+    read_all_labels,
+    window_of,
+    with_classes,
+)
+from ast_stream.model.dims import AstDims, Normalization, Scoring
 from ast_stream.model.metadata import METADATA, Metadata, metadata_json, read_metadata
-from ast_stream.model.weight_files import SUFFIXES, read_tensors
-from ast_stream.units import frame_count, seconds_to_samples
-
-BUNDLED = "bundled"
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-LABELS_CSV = "class_labels_indices.csv"
+from ast_stream.model.weight_files import WEIGHTS, read_tensors
 
 StoredPrecision = Literal["fp32", "fp16"]
 _STORED = {"fp32": (torch.float32, "float32"), "fp16": (torch.float16, "float16")}
@@ -40,6 +42,7 @@ class Checkpoint:
         state_dict: tensors of `AudioSpectrogramTransformer(dims)`, float32, on the CPU.
         labels: class names in the order of the logits.
         origin: where it came from, for messages.
+        scoring: how logits become scores.
     """
 
     dims: AstDims
@@ -48,11 +51,14 @@ class Checkpoint:
     normalization: Normalization
     metadata: Metadata
     origin: str
+    scoring: Scoring = "sigmoid"
 
     @cached_property
     def hash(self) -> str:
         """`sha256:…` of sizes, labels, statistics and weights, the same for every file format."""
-        facts = [asdict(self.dims), self.labels, asdict(self.normalization)]
+        sizes = {name: value for name, value in asdict(self.dims).items() if value != "gelu"}
+        facts = [sizes, self.labels, asdict(self.normalization)]
+        facts += [self.scoring] if self.scoring != "sigmoid" else []
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         for name in sorted(self.state_dict):
             digest.update(name.encode())
@@ -62,7 +68,7 @@ class Checkpoint:
     @property
     def window_s(self) -> float:
         """Seconds of audio in one window, as trained."""
-        return self.metadata.window_s or recipes.default_window_s(self.dims.max_frames)
+        return window_of(self.dims, self.metadata)
 
     def build_model(self) -> AudioSpectrogramTransformer:
         """Return the model on the CPU, in fp32, ready to score; it shares the tensors."""
@@ -87,29 +93,7 @@ def load_checkpoint(reference: str) -> Checkpoint:
     Raises:
         CheckpointError: there is none, it is damaged, or it is not an AST; one sentence.
     """
-    folder, path = folder_of(reference), Path(reference).expanduser()
-    if reference == BUNDLED and not (folder and (folder / hub_config.CONFIG).exists()):
-        raise CheckpointError(
-            "bundled: this installation holds no bundled checkpoint; expected "
-            f"{hub_config.CONFIG} and {WEIGHTS[0]} in ast_stream/model/{BUNDLED}"
-        )
-    if folder is not None:
-        return _load_file(_weights_in(folder), reference)
-    if path.exists():
-        return _load_file(path, reference)
-    if hub.is_hub_id(reference):
-        return _load_file(_weights_in(hub.download(reference)), reference)
-    raise CheckpointError(
-        f"{reference}: no such file or directory, and neither 'bundled' nor a hub id like org/name"
-    )
-
-
-def folder_of(reference: str) -> Path | None:
-    """Return the folder whose files are the checkpoint; None: a single file, or of the hub."""
-    if reference == BUNDLED:
-        return Path(str(importlib.resources.files("ast_stream.model") / BUNDLED))
-    folder = Path(reference).expanduser()
-    return folder if folder.is_dir() else None
+    return _load_file(find_weights(reference), reference)
 
 
 def save_checkpoint(
@@ -133,7 +117,9 @@ def save_checkpoint(
                 f"{directory}: {name}: has values beyond the range of {precision}"
             )
     texts = {
-        hub_config.CONFIG: hub_config.config_json(checkpoint.dims, checkpoint.labels, dtype_name),
+        hub_config.CONFIG: hub_config.config_json(
+            checkpoint.dims, checkpoint.labels, checkpoint.scoring, dtype_name
+        ),
         hub_config.PREPROCESSOR: hub_config.preprocessor_json(
             checkpoint.dims.max_frames, checkpoint.normalization
         ),
@@ -142,74 +128,36 @@ def save_checkpoint(
     write_files(directory, texts, WEIGHTS[0], tensors)
 
 
-def _weights_in(directory: Path) -> Path:
-    for name in WEIGHTS:
-        if (directory / name).exists():
-            return directory / name
-    candidates = [path for path in sorted(directory.iterdir()) if path.suffix in SUFFIXES]
-    if len(candidates) == 1:
-        return candidates[0]
-    found = ", ".join(path.name for path in candidates) or "none"
-    raise CheckpointError(
-        f"{directory}: expected {' or '.join(WEIGHTS)}, or one file ending in "
-        f"{', '.join(SUFFIXES)}, got {found}"
-    )
-
-
 def _load_file(weights: Path, origin: str) -> Checkpoint:
     where, directory = str(weights), weights.parent
-    tensors = key_schemas.strip_module(read_tensors(weights))
+    config = config_beside(weights)
+    tensors = key_schemas.unwrapped(read_tensors(weights), where)
     key_map = key_schemas.detect(tensors, where)
-    config = None
-    if (directory / hub_config.CONFIG).exists():
-        config = hub_config.Config(directory / hub_config.CONFIG)
-        dims = hub_config.read_dims(config, n_classes=1)  # how many is told by the classifier
-        if dims.n_layers != key_map.n_layers:
-            raise config.error(
-                "num_hidden_layers", f"{key_map.n_layers} as in {where}", dims.n_layers
-            )
+    if config is not None:
+        dims = checked_dims(config, key_map, where)
         key_map = replace(key_map, qkv_bias=dims.qkv_bias)
         own = key_schemas.to_own(tensors, key_map, where)
-        dims = replace(dims, n_classes=len(own["head.weight"]))
+        dims = with_classes(dims, len(own["head.weight"]), where)
     else:
         own = key_schemas.to_own(tensors, key_map, where)
         dims = recipes.infer_dims(own, is_original=key_map.schema == "original", where=where)
     checkpoint = Checkpoint(
         dims=dims,
         state_dict=own,
-        labels=_labels(config, directory, dims.n_classes),
+        labels=read_all_labels(config, directory, dims.n_classes),
         normalization=hub_config.read_normalization(directory, dims.max_frames),
         metadata=read_metadata(directory),
         origin=origin,
+        scoring=hub_config.read_scoring(config, dims.n_classes) if config else "sigmoid",
     )
     _check(checkpoint, {own: " + ".join(names) for own, names in key_map.sources().items()})
     return checkpoint
 
 
-def _labels(config: hub_config.Config | None, directory: Path, n_classes: int) -> list[str]:
-    labels = hub_config.read_labels(config, n_classes) if config else None
-    if labels is None and (directory / LABELS_CSV).exists():
-        labels = _read_labels_csv(directory / LABELS_CSV, n_classes)
-    return labels or [f"class_{index:03d}" for index in range(n_classes)]
-
-
-def _read_labels_csv(path: Path, n_classes: int) -> list[str]:
-    """Return AudioSet's `display_name` column, ordered by its `index` column."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            names = {int(row["index"]): row["display_name"] for row in csv.DictReader(file)}
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise CheckpointError(
-            f"{path}: expected columns index, mid, display_name: {error!r}"
-        ) from error
-    if set(names) != set(range(n_classes)):
-        raise CheckpointError(f"{path}: expected {n_classes} labels, got {len(names)}")
-    return [names[index] for index in range(n_classes)]
-
-
 def _check(checkpoint: Checkpoint, file_names: Mapping[str, str]) -> None:
     """Refuse tensors of wrong shapes or values, and metadata that speaks of another model."""
-    where, dims, metadata = checkpoint.origin, checkpoint.dims, checkpoint.metadata
+    where, dims = checkpoint.origin, checkpoint.dims
+    check_description(dims, checkpoint.labels, checkpoint.metadata, where)
     with torch.device("meta"):
         expected = AudioSpectrogramTransformer(dims).state_dict()
     for name, tensor in checkpoint.state_dict.items():
@@ -220,16 +168,3 @@ def _check(checkpoint: Checkpoint, file_names: Mapping[str, str]) -> None:
             )
         if not tensor.isfinite().all():
             raise CheckpointError(f"{where}: {file_names[name]}: has values that are not finite")
-    unknown = sorted(metadata.named_labels() - set(checkpoint.labels))
-    if unknown:
-        raise CheckpointError(f"{where}: {METADATA}: '{unknown[0]}' is no label of this model")
-    if metadata.golden and len(metadata.golden.scores) != dims.n_classes:
-        raise CheckpointError(
-            f"{where}: {METADATA}: golden.scores: expected {dims.n_classes} scores, "
-            f"got {len(metadata.golden.scores)}"
-        )
-    if frame_count(seconds_to_samples(checkpoint.window_s)) > dims.max_frames:
-        raise CheckpointError(
-            f"{where}: {METADATA}: window_s: expected at most {dims.max_frames} frames of 10 ms, "
-            f"got {checkpoint.window_s:g} s"
-        )

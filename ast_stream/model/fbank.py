@@ -10,7 +10,6 @@ and their order are the same, because near the log floor another order of roundi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -89,21 +88,6 @@ class Fbank:
         energies = power[:, : N_FFT // 2].double() @ self._mel_bank
         log_mel: Tensor = energies.float().clamp_min(LOG_FLOOR).log()
         return log_mel[:n_rows]
-
-
-@dataclass(frozen=True)
-class Normalization:
-    """Statistics of the training set's log-mel energies."""
-
-    mean: float
-    std: float
-
-    def apply(self, fbank: Tensor) -> Tensor:
-        """Return (fbank - mean) / (2 std): about mean 0 and standard deviation 0.5."""
-        return (fbank - self.mean) / (self.std * 2)
-
-
-AUDIOSET_NORMALIZATION = Normalization(mean=-4.2677393, std=4.5689974)
 
 
 def pad_frames(fbank: Tensor, n_frames: int) -> Tensor:

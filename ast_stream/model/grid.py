@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ast_stream.model.ast import N_PREFIX_TOKENS, AstDims
+from ast_stream.model.dims import N_PREFIX_TOKENS, AstDims
 
 
 def cut_time(

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from ast_stream.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Value = TypeVar("Value")
 
 Schema = Literal["hub", "transformers", "original"]
 _COLUMN: dict[Schema, int] = {"hub": 0, "transformers": 1, "original": 2}
@@ -76,6 +78,19 @@ _LAYER_PREFIX: dict[Schema, str] = {
 # Classifiers of the ImageNet model that the original files still carry.
 _UNUSED_PREFIXES = ("v.head.", "v.head_dist.")
 _NAMED_IN_MESSAGES = 3
+# What torch.compile, activation checkpointing and FSDP put among the parts of every name.
+_WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
+# The tensor that tells where a model's names begin, whatever module holds the model.
+_ANCHORS = (f"{_HF}embeddings.cls_token", "v.cls_token")
+_NOT_WEIGHTS = {
+    "lora_A": "an adapter (LoRA) beside a model: merge it with peft's merge_and_unload()",
+    "lora_embedding_A": "an adapter (LoRA) beside a model: merge it with merge_and_unload()",
+    "SCB": "weights quantised by bitsandbytes: write them as they were before",
+    "absmax": "weights quantised by bitsandbytes: write them as they were before",
+    "qweight": "quantised weights: write them as they were before",
+    "weight_scale": "quantised weights: write them as they were before",
+    "parametrizations": "parametrised weights: call remove_parametrizations(), then save them",
+}
 
 
 @dataclass(frozen=True)
@@ -112,7 +127,12 @@ def detect(names: Iterable[str], where: str) -> KeyMap:
     known = set(names)
     if not known:
         raise CheckpointError(f"{where}: holds no tensors")
-    if "embeddings.cls_token" in known:
+    for name in sorted(known):
+        for part, reason in _NOT_WEIGHTS.items():
+            if part in name.split("."):
+                raise CheckpointError(f"{where}: holds {name}: {reason}")
+    bare = {name for name in known if f".{name}".endswith(".embeddings.cls_token")}
+    if bare and not bare & set(_ANCHORS):
         raise CheckpointError(
             f"{where}: expected an AST with a classifier, got a bare ASTModel without one"
         )
@@ -128,9 +148,52 @@ def detect(names: Iterable[str], where: str) -> KeyMap:
     )
 
 
-def strip_module(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return `tensors` without the `module.` that DataParallel puts before every name."""
-    return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+def unwrapped(tensors: Mapping[str, Value], where: str) -> dict[str, Value]:
+    """Return `tensors` under the names that the model itself gives them.
+
+    Left out are what torch.compile and the like put into every name, and what modules that hold
+    the model put before it: `module.` of DataParallel, `model.` of a Lightning module.
+
+    Raises:
+        CheckpointError: there are two models, or two tensors for one name.
+    """
+    short = {
+        name: ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+        for name in tensors
+    }
+    prefixes = {
+        name.removesuffix(anchor)
+        for name in short.values()
+        for anchor in _ANCHORS
+        if f".{name}".endswith(f".{anchor}")
+    }
+    if len(prefixes) > 1:
+        found = " and ".join(repr(prefix) for prefix in sorted(prefixes))
+        raise CheckpointError(f"{where}: expected one model, got several, under {found}")
+    prefix = next(iter(prefixes), "")
+    plain: dict[str, Value] = {}
+    for name, tensor in tensors.items():
+        own = short[name].removeprefix(prefix)
+        if own in plain:
+            raise CheckpointError(f"{where}: expected one tensor for {own}, got two")
+        plain[own] = tensor
+    return plain
+
+
+def check_names(names: Iterable[str], key_map: KeyMap, where: str) -> None:
+    """Refuse what lacks a tensor of the model, or holds others.
+
+    Raises:
+        CheckpointError: naming some of them.
+    """
+    known = set(names)
+    expected = {name for parts in key_map.sources().values() for name in parts}
+    missing = expected - known
+    extra = {name for name in known - expected if not name.startswith(_UNUSED_PREFIXES)}
+    if missing:
+        raise CheckpointError(f"{where}: missing tensors: {_some(missing)}")
+    if extra:
+        raise CheckpointError(f"{where}: unexpected tensors: {_some(extra)}")
 
 
 def to_own(tensors: Mapping[str, Tensor], key_map: KeyMap, where: str) -> dict[str, Tensor]:
@@ -139,14 +202,10 @@ def to_own(tensors: Mapping[str, Tensor], key_map: KeyMap, where: str) -> dict[s
     Raises:
         CheckpointError: a tensor is missing, unexpected, empty, or not floating point.
     """
+    import torch
+
+    check_names(tensors, key_map, where)
     sources = key_map.sources()
-    expected = {name for names in sources.values() for name in names}
-    missing = expected - tensors.keys()
-    extra = {name for name in tensors.keys() - expected if not name.startswith(_UNUSED_PREFIXES)}
-    if missing:
-        raise CheckpointError(f"{where}: missing tensors: {_some(missing)}")
-    if extra:
-        raise CheckpointError(f"{where}: unexpected tensors: {_some(extra)}")
     own: dict[str, Tensor] = {}
     for name, parts in sources.items():
         for part in parts:

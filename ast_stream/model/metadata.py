@@ -11,13 +11,14 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ast_stream.errors import CheckpointError
+from ast_stream.model.hub_config import read_small_file
 from ast_stream.runtime.files import replace_file
 
 METADATA = "ast_stream.json"
 
 Score = Annotated[float, Field(ge=0, le=1)]
-Seconds = Annotated[float, Field(ge=0)]
-PositiveSeconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(ge=0, le=3600)]
+PositiveSeconds = Annotated[float, Field(ge=0.01, le=3600)]  # from one frame on
 SmoothingSeconds = Annotated[float, Field(ge=0, le=60)]
 FitSeconds = Annotated[float, Field(ge=-60, le=60)]  # no window is as long
 
@@ -61,7 +62,7 @@ class Golden(_Part):
     """A clip that any installation can generate, and the scores it must get (fp32, math)."""
 
     recipe: Literal["chirps-1"]
-    seed: int
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)]
     scores: list[Score]
 
 
@@ -174,13 +175,12 @@ def read_metadata(directory: Path) -> Metadata:
     if not path.exists():
         return Metadata()
     try:
-        return Metadata.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+        return Metadata.model_validate_json(read_small_file(path))
     except ValidationError as error:
-        first = error.errors()[0]
+        first = error.errors(include_url=False, include_input=False)[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise CheckpointError(f"{path}: {key}: {first['msg']}") from error
+        text = f"{key}: {first['msg']}" if key else first["msg"]
+        raise CheckpointError(f"{path}: {text}") from error
 
 
 def write_metadata(directory: Path, metadata: Metadata) -> None:

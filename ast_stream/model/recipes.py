@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ast_stream.errors import CheckpointError
-from ast_stream.model.ast import N_PREFIX_TOKENS, AstDims
-from ast_stream.model.fbank import AUDIOSET_NORMALIZATION, Normalization
+from ast_stream.model.dims import AUDIOSET_NORMALIZATION, N_PREFIX_TOKENS, AstDims, Normalization
 from ast_stream.units import FRAMES_PER_SECOND, N_MELS
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Source: YuanGongND/ast, egs/*/run*.sh. The clips are shorter than the input, the rest is padding:
 # AudioSet 10 s in 1024 frames, ESC-50 5 s in 512, Speech Commands 1 s in 128.

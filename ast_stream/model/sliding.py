@@ -12,7 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ast_stream.model.fbank import Fbank, Normalization
+from ast_stream.model.dims import Normalization
+from ast_stream.model.fbank import Fbank
 from ast_stream.units import FRAME_LENGTH, FRAME_SHIFT, FULL_SCALE, N_MELS
 
 # A frame needs 400 samples from its start, so frames ending by sample e start at e - 480 or before

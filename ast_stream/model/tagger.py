@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from ast_stream.errors import CheckpointError
-from ast_stream.model.ast import AstDims
+from ast_stream.model.ast import softmax_logits
 from ast_stream.model.attention import AttentionSetting, choose_attention
-from ast_stream.model.checkpoint import BUNDLED, Checkpoint, load_checkpoint, model_with
+from ast_stream.model.checkpoint import Checkpoint, load_checkpoint, model_with
+from ast_stream.model.description import BUNDLED
 from ast_stream.model.device import DTYPES, PrecisionSetting, resolve_device, resolve_precision
+from ast_stream.model.dims import AstDims
 from ast_stream.model.fbank import Fbank, pad_frames
 from ast_stream.model.grid import cut_time
 from ast_stream.model.metadata import ScoreMap
@@ -86,6 +88,7 @@ class Tagger:
         self.fbank = Fbank(self.device)
         self.on_batch: Callable[[int, float], None] | None = None
         self._score_map = _score_map(checkpoint, self.device)
+        self._is_single_label = checkpoint.scoring == "softmax"
         model = model_with(dims, state_dict).to(self.device, dtype)
         model.use_attention(self.attention_choice.attend)
         self._runner: SingleRunner | GraphRunner = (
@@ -142,7 +145,7 @@ class Tagger:
     @overload
     def scores(self, waveforms: npt.NDArray[np.float32]) -> Array: ...
     def scores(self, waveforms: Tensor | npt.NDArray[np.float32]) -> Tensor | Array:
-        """Return the scores (sigmoid of the calibrated `logits`) of waveforms, in [0, 1]."""
+        """Return the scores of waveforms, in [0, 1]: the sigmoid of the calibrated `logits`."""
         if isinstance(waveforms, np.ndarray):
             return _to_numpy(self.scores(torch.from_numpy(waveforms)))
         return torch.sigmoid(self.calibrated(self.logits(waveforms)))
@@ -150,12 +153,17 @@ class Tagger:
     def calibrated(self, logits: Tensor) -> Tensor:
         """Return what the scores are the sigmoid of: logits through the checkpoint's score maps.
 
+        Of a model that was trained to name one class out of all, what the maps are for is the
+        logit of the softmax.
+
         Args:
             logits: shape (..., n_classes), float32.
 
         Returns:
-            The same shape; `logits` itself where the checkpoint has no score maps.
+            The same shape; `logits` itself where there is nothing to do.
         """
+        if self._is_single_label:
+            logits = softmax_logits(logits)
         if self._score_map is None:
             return logits
         scale, bias = (one.to(logits.device) for one in self._score_map)

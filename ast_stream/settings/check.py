@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from ast_stream.errors import ConfigError, Problem
-from ast_stream.labels import did_you_mean, slug
+from ast_stream.labels import did_you_mean, find_label, slug
 from ast_stream.settings.explain import Path, line_of, show_path
 from ast_stream.settings.schema import (
     MAX_CONFIRM_HOPS,
@@ -94,13 +94,12 @@ def check_classes(loaded: LoadedSettings, labels: Sequence[str]) -> list[Problem
     A class may be named by its label or by the label's slug, once.
     """
     problems = []
-    by_name = {slug(label): label for label in labels} | {label: label for label in labels}
     first: dict[str, str] = {}
     for name in loaded.settings.detection.classes:
         path: Path = ("detection", "classes", name)
-        label = by_name.get(name)
+        label = find_label(name, labels)
         if label is None:
-            near = did_you_mean(name, by_name)
+            near = did_you_mean(name, [*map(slug, labels), *labels])
             problems.append(loaded.problem(path, f"unknown class '{name}'{near}"))
         elif label in first:
             problems.append(loaded.problem(path, f"names the same class as '{first[label]}'"))

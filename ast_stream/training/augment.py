@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ast_stream.model.fbank import SILENCE_LOG_MEL, Normalization
+from ast_stream.model.dims import Normalization
+from ast_stream.model.fbank import SILENCE_LOG_MEL
 from ast_stream.model.torchaudio_guard import import_torchaudio
 from ast_stream.units import N_MELS
 

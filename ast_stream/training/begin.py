@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ast_stream.model.checkpoint import Checkpoint, load_checkpoint
-from ast_stream.model.fbank import Normalization
+from ast_stream.model.dims import Normalization
 from ast_stream.training.clip_batches import ClipMaker, ClipMixing
 from ast_stream.training.convolutional import ConvolutionalDims, ConvolutionalNetwork
 from ast_stream.training.distill import Teacher

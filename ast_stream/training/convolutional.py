@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ast_stream.model.fbank import Normalization
+from ast_stream.model.dims import Normalization
 from ast_stream.training.precision import autocast_type
 
 DROPOUT = 0.2

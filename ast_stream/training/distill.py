@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ast_stream.errors import CheckpointError
+from ast_stream.model.ast import softmax_logits
 from ast_stream.model.checkpoint import Checkpoint, model_with
 from ast_stream.model.fbank import pad_frames
 from ast_stream.model.grid import cut_time
@@ -70,6 +71,7 @@ class Teacher:
         self.is_taught[self._to] = 1.0
         self._max_frames = dims.max_frames
         self._normalization = checkpoint.normalization
+        self._is_single_label = checkpoint.scoring == "softmax"
         self._model = model_with(dims, weights).to(self._device)
         if self._device.type == "cpu":
             self._model.use_attention(attend_short)
@@ -88,5 +90,6 @@ class Teacher:
         ):
             logits = self._model(windows)
         scores = torch.zeros(len(windows), len(self.is_taught), device=self._device)
-        scores[:, self._to] = torch.sigmoid(logits.float())[:, self._from]
+        logits = softmax_logits(logits.float()) if self._is_single_label else logits.float()
+        scores[:, self._to] = torch.sigmoid(logits)[:, self._from]
         return scores

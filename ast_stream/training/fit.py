@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from ast_stream.errors import AstStreamError
 from ast_stream.model.ast import AudioSpectrogramTransformer
-from ast_stream.model.fbank import Fbank, Normalization, pad_frames
+from ast_stream.model.dims import Normalization
+from ast_stream.model.fbank import Fbank, pad_frames
 from ast_stream.training.augment import Augment, pad_after
 from ast_stream.training.convolutional import ConvolutionalNetwork
 from ast_stream.training.cpu_speed import attend_short, keep_freed_memory

@@ -14,7 +14,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ast_stream.model.ast import N_PREFIX_TOKENS, AstDims, Attention, AudioSpectrogramTransformer
+from ast_stream.model.ast import Attention, AudioSpectrogramTransformer
+from ast_stream.model.dims import N_PREFIX_TOKENS, AstDims
 from ast_stream.training.recipe import Recipe
 
 QUERY_KEY = (0.7, 0.7)  # product of query and key: noise, identity

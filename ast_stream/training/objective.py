@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ast_stream.model.ast import N_PREFIX_TOKENS, AudioSpectrogramTransformer
+from ast_stream.model.ast import AudioSpectrogramTransformer
+from ast_stream.model.dims import N_PREFIX_TOKENS
 
 BINARY_WEIGHT = 5.0  # brings the mean over classes to the size of the cross-entropy
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ast_stream.model.ast import AstDims
+from ast_stream.model.dims import AstDims
 from ast_stream.training.augment import SpectrogramAugmentation
 from ast_stream.training.clip_batches import ClipMixing
 from ast_stream.training.mixing import Mixing

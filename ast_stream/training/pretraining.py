@@ -18,13 +18,12 @@ from torch.nn import functional as F
 
 from ast_stream.model.ast import (
     INIT_STD,
-    N_PREFIX_TOKENS,
-    AstDims,
     Attend,
     Attention,
     AudioSpectrogramTransformer,
     Block,
 )
+from ast_stream.model.dims import N_PREFIX_TOKENS, AstDims
 from ast_stream.training.initialize import sinusoidal_positions
 from ast_stream.training.recipe import Recipe
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ast_stream.errors import UsageError
-from ast_stream.model.ast import AstDims, AudioSpectrogramTransformer
+from ast_stream.model.ast import AudioSpectrogramTransformer
 from ast_stream.model.checkpoint import Checkpoint
+from ast_stream.model.dims import AstDims
 from ast_stream.model.grid import change_stride, cut_time
 from ast_stream.training.initialize import new_model
 from ast_stream.training.plan import Plan

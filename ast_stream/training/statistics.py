@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ast_stream.model.fbank import Fbank, Normalization, pad_frames
+from ast_stream.model.dims import Normalization
+from ast_stream.model.fbank import Fbank, pad_frames
 from ast_stream.training.augment import Augment, SpectrogramAugmentation
 from ast_stream.training.clip_batches import ClipMaker, ClipMixing
 from ast_stream.training.material.takes import Material

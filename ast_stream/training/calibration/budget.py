@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ast_stream.errors import UsageError
-from ast_stream.labels import did_you_mean, slug
+from ast_stream.labels import did_you_mean, find_label
 from ast_stream.training.evaluation.intervals import poisson_upper_bound
 
 HOURS: dict[str, float] = {"h": 1.0, "hour": 1.0, "day": 24.0, "week": 168.0, "month": 730.5}
@@ -105,27 +105,26 @@ def parse_budgets(texts: Iterable[str], labels: Sequence[str]) -> Budgets:
                 raise UsageError(f"--budget: expected one for all classes, got also {text!r}")
             default = budget
             continue
-        label = find_label(name.strip(), labels, "--budget")
+        label = class_named(name.strip(), labels, "--budget")
         if label in by_label:
             raise UsageError(f"--budget: expected one of {label!r}, got also {text!r}")
         by_label[label] = budget
     return Budgets(default or DEFAULT_BUDGET, by_label)
 
 
-def find_label(name: str, labels: Sequence[str], option: str) -> str:
+def class_named(name: str, labels: Sequence[str], option: str) -> str:
     """Return the label that `name` is, or is the slug of.
 
     Raises:
         UsageError: the checkpoint has no such class; names near it are said.
     """
-    if name in labels:
-        return name
-    by_slug = {slug(label): label for label in labels}
-    if name in by_slug:
-        return by_slug[name]
-    raise UsageError(
-        f"{option}: expected a class of the checkpoint, got {name!r}{did_you_mean(name, labels)}"
-    )
+    label = find_label(name, labels)
+    if label is None:
+        raise UsageError(
+            f"{option}: expected a class of the checkpoint, got {name!r}"
+            f"{did_you_mean(name, labels)}"
+        )
+    return label
 
 
 def rate_text(per_h: float) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from ast_stream.errors import CheckpointError, UsageError
-from ast_stream.model.checkpoint import BUNDLED, Checkpoint, folder_of, save_checkpoint
+from ast_stream.model.checkpoint import Checkpoint, save_checkpoint
+from ast_stream.model.description import BUNDLED, folder_of
 from ast_stream.model.metadata import write_metadata
 
 

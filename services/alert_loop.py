@@ -108,10 +108,13 @@ class AlertLoop:
         self._stepped_ns = 0  # not saved yet
         self._limited_log = LimitedLog(logger)
         self.while_stuck: Callable[[], None] = lambda: None
+        self._known_ns = outbox.evaluated_ns = 0  # stream time up to which alerts are known
 
     def run(self, stop: threading.Event, between: Callable[[], None]) -> None:
         """Evaluate until `stop` is set; `between` is called at least once a second."""
         self._note(self._engine.resume())
+        self.save_surely(stop)
+        self._end_unknown()
         while not stop.is_set():
             between()
             self.step()
@@ -135,6 +138,7 @@ class AlertLoop:
         horizon_ns, deadline_ns = self._horizon_ns(), self._engine.next_deadline_ns
         if horizon_ns is not None and deadline_ns is not None and deadline_ns <= horizon_ns:
             self._note(self._engine.advance(horizon_ns))
+        self._known_ns = horizon_ns or 0
 
     def replace_rules(self, rules: RuleSet, timing: DetectionTiming) -> None:
         """Go on with other rules or another timing; what is unchanged goes on untouched."""
@@ -147,6 +151,8 @@ class AlertLoop:
                 self.save()
                 return
             except StoreError as error:
+                if error.is_damaged:  # it will not get better: the next start begins anew
+                    raise
                 self._limited_log.warning("%s; trying again each %g s", error, RETRY_S)
                 self.while_stuck()
             if stop.wait(RETRY_S):
@@ -160,6 +166,7 @@ class AlertLoop:
         """
         is_due = self._has_news and self._now_s() - self._saved_s >= SAVE_EVERY_S
         if not self._unsaved and not self._stepped_ns and not is_due:
+            self._outbox.evaluated_ns = self._known_ns
             return
         self._fault("evaluated")
         with self._store.transaction() as db:
@@ -174,6 +181,7 @@ class AlertLoop:
         self._stepped_ns = 0
         self._has_news = False
         self._saved_s = self._now_s()
+        self._outbox.evaluated_ns = self._known_ns
         self._couriers.wake()
 
     @property
@@ -236,6 +244,14 @@ class AlertLoop:
             return None
         self._note(self._engine.lose_sight())
         return self._now_ns() - round(SILENT_S * NS_PER_SECOND)
+
+    def _end_unknown(self) -> None:
+        """Say of alerts that only receivers know of, after damage, that they are over."""
+        try:
+            with self._store.transaction() as db:
+                self._outbox.end_unknown(db, self._engine.alert_ids())
+        except StoreError as error:
+            logger.error("%s", error)
 
     def _drain(self) -> None:
         """Take what the worker said before it ended, or for a moment if it goes on."""

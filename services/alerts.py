@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import threading
@@ -21,8 +22,10 @@ from ast_stream.alerts.actions.home_assistant import Watched
 from ast_stream.alerts.actions.mqtt import MqttRunner
 from ast_stream.alerts.delivery import Couriers, no_fault
 from ast_stream.alerts.engine import Engine
+from ast_stream.alerts.model import DetectionTiming
 from ast_stream.alerts.outbox import FEED, Outbox
-from ast_stream.alerts.store import Store
+from ast_stream.alerts.rules import RuleSet
+from ast_stream.alerts.store import Store, set_aside_unless_file
 from ast_stream.feed import Subscriber
 from ast_stream.runtime import lifecycle
 from ast_stream.runtime.logging_setup import setup_logging
@@ -112,7 +115,7 @@ def run_alerts(
         couriers = Couriers({FEED: feed_runner, **runners}, outbox, fault)
         cleanup.callback(couriers.stop, STOP_PATIENCE_S)
         sensors = [one for one in runners.values() if isinstance(one, MqttRunner)]
-        engine = Engine(rules, store.engine_state(), now_ns=time.time_ns(), timing=timing)
+        engine = resume_engine(store, rules, timing)
         loop = AlertLoop(
             _subscribe(settings, store, cleanup),
             engine,
@@ -145,10 +148,26 @@ def _open_store(settings: Settings, cleanup: ExitStack) -> Store:
     """Return the database, which no other process may have."""
     state_file = alerts_state_file(settings)
     lock = state_file.with_name(f"{state_file.name}.lock")
+    set_aside_unless_file(lock)
     cleanup.callback(os.close, lock_file(lock, f"the alert database {state_file}"))
     store = Store(state_file)
     cleanup.callback(store.close)
     return store
+
+
+def resume_engine(store: Store, rules: RuleSet, timing: DetectionTiming) -> Engine:
+    """Return an engine that goes on where the last one stood, or begins if it cannot."""
+    state = store.engine_state()
+    if state is not None:
+        try:
+            trial = Engine(rules, state, now_ns=time.time_ns(), timing=timing)
+            bodies = [one.alert.body() for one in trial.resume()]
+            bodies += [one.body() for one in trial.active_alerts()]
+            json.dumps([trial.export(), bodies])
+            return Engine(rules, state, now_ns=time.time_ns(), timing=timing)
+        except Exception as error:  # one boundary: what is stored must not keep it from starting
+            store.forget_engine(f"{type(error).__name__}: {error}")
+    return Engine(rules, now_ns=time.time_ns(), timing=timing)
 
 
 def _subscribe(settings: Settings, store: Store, cleanup: ExitStack) -> Subscriber:

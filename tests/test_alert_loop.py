@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from ast_stream.alerts.delivery import Couriers
 from ast_stream.alerts.engine import Engine
 from ast_stream.alerts.outbox import FEED, Outbox
 from ast_stream.alerts.rule_files import load_rules
-from ast_stream.alerts.store import Store
+from ast_stream.alerts.store import Store, StoreError
 from ast_stream.feed import FeedMessage, Missed, Position
 from ast_stream.messages import format_time
 from ast_stream.units import NS_PER_SECOND
@@ -168,3 +169,17 @@ def test_sign_of_life_needs_a_worker_and_a_disk(bench: Bench) -> None:
     assert bench.loop.hears
     bench.feed.is_publisher_there = False
     assert not bench.loop.hears
+
+
+def test_database_that_is_damaged_while_it_runs_ends_the_loop(bench: Bench) -> None:
+    bench.hear_health()
+    with bench.store.reading() as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        db.execute("PRAGMA cache_size = 0")  # else it would be found only much later
+        db.execute("PRAGMA shrink_memory")
+    path = bench.store.path
+    path.write_bytes(path.read_bytes()[:100] + b"\xa5" * (path.stat().st_size - 100))
+    bench.clock.pass_s(5)
+    with pytest.raises(StoreError) as raised:
+        bench.loop.run(threading.Event(), bench.hear_health)
+    assert raised.value.is_damaged

@@ -534,6 +534,141 @@ def test_alert_that_begins_and_ends_while_snoozed_is_not_told(
     assert states(store)["a1", "resolved", "phone"] == "snoozed"
 
 
+HOUR_NS = 3600 * 10**9
+
+
+def test_action_that_is_told_of_no_ends_hears_after_a_snooze_only_what_still_fires(
+    store: Store, outbox: Outbox, clock: FakeClock, tell: Tell
+) -> None:
+    outbox_admin.snooze(store, "dog", clock() + HOUR_NS, clock())
+    for n in range(20):
+        tell(firing(f"a{n}", "pager"))
+        tell(resolved(f"a{n}", "pager"))
+    tell(firing("still", "pager"))
+    clock.pass_s(3600)
+    outbox.expire("pager")
+    assert deliver(outbox, "pager", Delivered()).notification.id == "still.firing"
+    assert outbox.take("pager") is None
+
+
+def test_alert_that_is_acknowledged_and_ends_while_snoozed_is_not_told(
+    store: Store, outbox: Outbox, clock: FakeClock, tell: Tell
+) -> None:
+    outbox_admin.snooze(store, "dog", clock() + HOUR_NS, clock())
+    tell(firing("a1", "phone"))
+    outbox_admin.acknowledge(store, "a1", clock(), "someone")
+    tell(resolved("a1", "phone"))
+    clock.pass_s(3600)
+    assert outbox.take("phone") is None
+
+
+def test_end_of_what_was_told_before_a_snooze_is_told_after_it(
+    store: Store, outbox: Outbox, clock: FakeClock, tell: Tell
+) -> None:
+    tell(firing("a1", "phone"))
+    deliver(outbox, "phone", Delivered())
+    outbox_admin.snooze(store, "dog", clock() + HOUR_NS, clock())
+    tell(resolved("a1", "phone"))
+    assert outbox.take("phone") == 3600.0
+    clock.pass_s(3600)
+    assert taken(outbox, "phone").notification.id == "a1.resolved"
+
+
+def test_action_for_ends_alone_hears_nothing_of_what_began_and_ended_while_snoozed(
+    store: Store, clock: FakeClock
+) -> None:
+    outbox = Outbox(store, {"tick": Route(frozenset({"resolved"}))}, clock)
+
+    def tell(*transitions: Transition) -> None:
+        with store.transaction() as db:
+            outbox.enqueue(db, transitions)
+
+    tell(firing("before", "tick"))
+    clock.pass_s(1)
+    outbox_admin.snooze(store, "dog", clock() + HOUR_NS, clock())
+    tell(firing("within", "tick"), resolved("within", "tick"), resolved("before", "tick"))
+    clock.pass_s(3600)
+    assert deliver(outbox, "tick", Delivered()).notification.id == "before.resolved"
+    assert outbox.take("tick") is None
+
+
+def test_what_was_held_for_an_action_the_rule_no_longer_has_is_not_told_after_its_end(
+    store: Store, outbox: Outbox, clock: FakeClock, tell: Tell
+) -> None:
+    outbox_admin.snooze(store, "dog", clock() + HOUR_NS, clock())
+    tell(firing("a1", "phone"))
+    tell(resolved("a1", "mail"))
+    clock.pass_s(3600)
+    assert (outbox.take("phone"), outbox.take("mail")) == (None, None)
+
+
+def test_what_a_snooze_held_back_waits_until_it_is_known_whether_it_still_fires(
+    store: Store, outbox: Outbox, clock: FakeClock, tell: Tell
+) -> None:
+    outbox_admin.snooze(store, "dog", clock() + 60 * 10**9, clock())
+    tell(firing("a1", "phone"), firing("a2", "phone"))
+    clock.pass_s(3600)  # nobody evaluated anything meanwhile
+    outbox.evaluated_ns = clock() - 3590 * 10**9
+    outbox.expire("phone")
+    wait_s = outbox.take("phone")
+    assert isinstance(wait_s, float)
+    assert wait_s > 0
+    tell(resolved("a1", "phone"))  # it ended a second after it began, as is known only now
+    outbox.evaluated_ns = clock()
+    assert deliver(outbox, "phone", Delivered()).notification.id == "a2.firing"
+    assert outbox.take("phone") is None
+
+
+def test_what_began_while_snoozed_and_is_evaluated_late_is_held_back_all_the_same(
+    store: Store, outbox: Outbox, clock: FakeClock, tell: Tell
+) -> None:
+    outbox_admin.snooze(store, "dog", clock() + 60 * 10**9, clock())
+    clock.pass_s(3600)
+    outbox.evaluated_ns = clock() - 3600 * 10**9
+    outbox.expire("phone")  # forgets what is over
+    tell(firing("a1", "pager"))
+    tell(resolved("a1", "pager"))
+    outbox.evaluated_ns = clock()
+    assert outbox.take("pager") is None
+
+
+def test_snooze_that_is_ended_early_lets_out_only_what_still_fires(
+    store: Store, outbox: Outbox, clock: FakeClock, tell: Tell
+) -> None:
+    outbox_admin.snooze(store, "dog", clock() + HOUR_NS, clock())
+    tell(firing("a1", "pager"), firing("a2", "pager"))
+    tell(resolved("a1", "pager"))
+    clock.pass_s(60)
+    assert outbox_admin.snooze(store, "dog", clock(), clock()) == 1
+    assert deliver(outbox, "pager", Delivered()).notification.id == "a2.firing"
+    assert outbox.take("pager") is None
+    tell(firing("a3", "pager"))
+    assert taken(outbox, "pager").notification.id == "a3.firing"
+
+
+def test_alarms_of_lost_deliveries_do_not_come_in_a_burst_after_their_snooze(
+    store: Store, outbox: Outbox, clock: FakeClock, tell: Tell
+) -> None:
+    outbox_admin.snooze(store, SELF_RULE, clock() + 3 * HOUR_NS, clock())
+    for n in range(3):
+        tell(firing(f"a{n}", "phone"))
+        deliver(outbox, "phone", Refused("404"))
+        clock.pass_s(3600)
+    assert outbox.take("pager") is None
+
+
+def test_alerts_that_nobody_follows_any_more_are_told_to_be_over(
+    store: Store, outbox: Outbox, tell: Tell
+) -> None:
+    tell(firing("a1", "phone", "pager"), firing("a2", "phone"))
+    deliver(outbox, "phone", Delivered())
+    with store.transaction() as db:
+        outbox.end_unknown(db, {"a2"})
+    told = [deliver(outbox, "phone", Delivered()).notification for _ in range(2)]
+    assert [one.id for one in told] == ["a2.firing", "a1.resolved"]
+    assert told[1].alert["reason"] == "restart"
+
+
 def test_snooze_holds_back_what_waits_and_lets_other_rules_pass(
     store: Store, outbox: Outbox, clock: FakeClock, tell: Tell
 ) -> None:

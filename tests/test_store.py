@@ -4,6 +4,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from damage import STRANGE_FILES, make_strange
 
 from ast_stream.alerts import store as store_module
 from ast_stream.alerts.store import Store, StoreError, save_progress
@@ -78,25 +79,70 @@ def test_full_disk_is_an_error_that_leaves_the_state_before(tmp_path: Path) -> N
     store.close()
 
 
-def test_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+def set_aside(path: Path) -> list[Path]:
+    """Return what was kept of a database that could not be used, without its side files."""
+    return sorted(
+        one
+        for one in path.parent.glob(f"{path.name}.damaged-*")
+        if not one.name.endswith(("-wal", "-shm"))
+    )
+
+
+def test_database_of_another_version_is_set_aside(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "a.sqlite"
     Store(path).close()
     db = sqlite3.connect(path)
     db.execute("PRAGMA user_version = 9")
     db.close()
-    with pytest.raises(StartupError, match="expected version 1, got 9, of a newer ast-stream"):
-        Store(path)
+    with pytest.raises(StartupError, match="is of version 9, where this ast-stream has 2; the al"):
+        Store(path, must_exist=True)
+    Store(path).close()
+    (kept,) = set_aside(path)
+    assert [one.message for one in caplog.records] == [
+        f"the alert database {path} is of version 9, where this ast-stream has 2: it is kept as "
+        f"{kept.name}, and a new one begins with 0 of its rows"
+    ]
 
 
-def test_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "what",
+    [b"this is no database, but long enough to be taken for one" * 100, b"short", b"\0" * 8192],
+)
+def test_file_that_is_no_database_is_set_aside(tmp_path: Path, what: bytes) -> None:
     path = tmp_path / "a.sqlite"
-    path.write_text("this is no database, but long enough to be taken for one" * 100)
-    with pytest.raises(StartupError) as raised:
-        Store(path)
-    assert str(raised.value) == (
-        f"the alert database {path}: file is not a database; move it and its -wal away to begin "
-        "anew: what waits in it is lost"
-    )
+    path.write_bytes(what)
+    store = Store(path)
+    assert store.engine_state() is None
+    store.close()
+    (kept,) = set_aside(path)
+    assert kept.read_bytes() == what
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm"])
+@pytest.mark.parametrize("kind", STRANGE_FILES)
+def test_whatever_is_in_its_place_it_opens_and_waits_for_nothing(
+    tmp_path: Path, kind: str, suffix: str
+) -> None:
+    path = tmp_path / "a.sqlite"
+    make_strange(tmp_path / f"a.sqlite{suffix}", kind)
+    for _ in range(2):
+        store = Store(path)
+        with store.transaction() as db:
+            save_progress(db, {"n": 1}, None)
+        store.close()
+
+
+def test_empty_file_begins_anew_and_that_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a.sqlite"
+    path.touch()
+    Store(path).close()
+    assert [one.message for one in caplog.records] == [
+        f"the alert database {path} is empty: it begins anew"
+    ]
 
 
 def damaged(path: Path) -> None:
@@ -109,25 +155,37 @@ def damaged(path: Path) -> None:
     path.write_bytes(whole[: len(whole) // 2] + b"\xa5" * (len(whole) - len(whole) // 2))
 
 
-def test_damaged_database_is_refused_in_one_sentence_that_says_what_to_do(tmp_path: Path) -> None:
+def test_damaged_database_is_set_aside_in_one_sentence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "a.sqlite"
     damaged(path)
-    with pytest.raises(StartupError) as raised:
-        Store(path)
-    assert str(raised.value).startswith(f"the alert database {path} is damaged (")
-    assert str(raised.value).endswith(
-        "; move it and its -wal away to begin anew: what waits in it is lost"
-    )
-    assert "\n" not in str(raised.value)
+    store = Store(path)
+    assert store.engine_state() is None
+    store.close()
+    (record,) = caplog.records
+    assert record.message.startswith(f"the alert database {path} is damaged (")
+    (kept,) = set_aside(path)
+    assert f": it is kept as {kept.name}, and a new one begins with " in record.message
+    assert "\n" not in record.message
 
 
-def test_damage_that_is_found_later_is_told_with_what_to_do(tmp_path: Path) -> None:
+def test_damage_that_is_found_later_is_told_with_what_becomes_of_it(tmp_path: Path) -> None:
     path = tmp_path / "a.sqlite"
     damaged(path)
     store = Store(path, must_exist=True)  # as commands open it: they need not read all of it
-    with pytest.raises(StoreError, match="is malformed; move it and its -wal away to begin anew"):
+    with pytest.raises(StoreError, match="is malformed; the alerts process sets it aside") as error:
         store.engine_state()
+    assert error.value.is_damaged
     store.close()
+
+
+def test_only_so_many_damaged_files_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "a.sqlite"
+    for _ in range(10):
+        path.write_bytes(b"no database")
+        Store(path).close()
+    assert len(set_aside(path)) == 3
 
 
 def test_database_that_a_stranger_holds_is_told(

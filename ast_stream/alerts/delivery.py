@@ -78,7 +78,7 @@ class Courier(threading.Thread):
         while True:
             self._wake.clear()  # first, so that no row that comes after the look is left waiting
             is_ending = self._stopped.is_set()
-            wait_s = self.step()
+            wait_s = self._step_surely()
             if is_ending and (wait_s > 0 or time.monotonic() > self._end_s):
                 return
             if wait_s > 0 and not is_ending:
@@ -100,6 +100,13 @@ class Courier(threading.Thread):
         self._settle(found, outcome)
         self._fault(f"{self.action} settled")
         return 0.0
+
+    def _step_surely(self) -> float:
+        try:
+            return self.step()
+        except Exception:  # one boundary: a fault must not end the deliveries of an action
+            logger.exception("deliveries by %s failed in a way they should not", self.action)
+            return DISK_RETRY_S
 
     def wake(self) -> None:
         """Look now: there may be new rows."""

@@ -25,7 +25,10 @@ _READY = """
 """
 _COLUMNS = "seq, attempts, payload, severity, rule, transition"
 # a row last touched in the future: the clock was put back, and its next time means nothing
-_DUE = "AND held_until_ns <= :now_ns AND (next_ns <= :now_ns OR updated_ns > :now_ns)"
+_DUE = (
+    "AND held_until_ns <= :now_ns AND (next_ns <= :now_ns OR updated_ns > :now_ns)"
+    " AND (held_until_ns = 0 OR :evaluated_ns IS NULL OR held_until_ns <= :evaluated_ns)"
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class DueRows:
         now_ns: wall clock, nanoseconds since 1970.
         under_way: action of each row that is being delivered, by number.
         urgent_only: look at alerts of high and critical severity only.
+        evaluated_ns: up to when alerts are known; what is held until later stays held.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class DueRows:
         now_ns: int,
         under_way: Mapping[int, str],
         urgent_only: bool = False,
+        evaluated_ns: int | None = None,
     ) -> None:
         self._db = db
         self._action = action
@@ -63,6 +68,7 @@ class DueRows:
             "action": action,
             "now_ns": now_ns,
             "urgent_only": urgent_only,
+            "evaluated_ns": evaluated_ns,
             "critical": URGENT[0],
             "high": URGENT[1],
             "under_way": json.dumps(list(under_way)),

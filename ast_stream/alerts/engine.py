@@ -69,6 +69,10 @@ class Engine:
         """Return the alerts that are firing or recovering."""
         return [one.alert(one.state, self._now, None) for one in self._states.active()]
 
+    def alert_ids(self) -> set[str]:
+        """Return the ids of the alerts that are pending, firing or recovering."""
+        return {one.alert_id for one in self._states.all() if one.state != "inactive"}
+
     def resume(self) -> list[Transition]:
         """Return what the construction changed: alerts that could not go on; once."""
         owed, self._owed = self._owed, []

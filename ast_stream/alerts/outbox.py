@@ -11,7 +11,7 @@ import json
 import logging
 import random
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from ast_stream.alerts import outbox_upkeep
@@ -39,6 +39,7 @@ from ast_stream.units import NS_PER_SECOND
 __all__ = ["FEED", "SELF_RULE", "Delivery", "Outbox", "Route"]
 
 TIDY_EVERY_S = 600
+MIN_WAIT_S = 0.1  # for a row whose time has come and that something else keeps back
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,10 @@ class Outbox:
         routes: every action by name, in the order of the configuration.
         now_ns: wall clock, nanoseconds since 1970.
         jitter: returns a number in [0, 1).
+
+    Attributes:
+        evaluated_ns: up to when the engine's alerts are known and saved: what a snooze held back
+            until later waits, for it may have ended meanwhile. None: alerts are always known.
     """
 
     def __init__(
@@ -75,6 +80,7 @@ class Outbox:
         self._jitter = jitter
         self._under_way: dict[int, str] = {}  # numbers of rows, and their actions
         self._tidy_ns = 0
+        self.evaluated_ns: int | None = None
         self._receivers = Receivers(self._routes, now_ns)
         self._writer = OutboxWriter(self._routes, self._under_way, now_ns)
 
@@ -98,6 +104,10 @@ class Outbox:
         """Follow a wall clock that was set: nothing expires or waits longer by that."""
         outbox_upkeep.step_clock(db, step_ns)
 
+    def end_unknown(self, db: sqlite3.Connection, known: Collection[str]) -> None:
+        """Resolve alerts that fire, as far as was told, and are not among the `known` ones."""
+        self._writer.end_unknown(db, known)
+
     def enqueue(self, db: sqlite3.Connection, transitions: Iterable[Transition]) -> None:
         """Write what is to be told of transitions; in the transaction of the engine's state."""
         self._writer.enqueue(db, transitions)
@@ -112,18 +122,20 @@ class Outbox:
             StoreError: the database cannot be read.
         """
         with self._store.reading() as db:
-            queue = DueRows(db, action, self._now_ns(), self._under_way, urgent_only)
+            queue = DueRows(
+                db, action, self._now_ns(), self._under_way, urgent_only, self.evaluated_ns
+            )
             wait_s = self._receivers.pause_s(action) or queue.budget_wait_s(
                 self._routes[action].max_per, self._receivers.failed_ns(action)
             )
             row = queue.first() if wait_s == 0 else None
             if row is None:
                 next_s = queue.wait_s()
-                return None if next_s is None else max(wait_s, next_s)
+                return None if next_s is None else max(wait_s, next_s, MIN_WAIT_S)
             self._under_way[row.seq] = action
         try:
             return Delivery(row.seq, action, row.attempts, Notification.decode(row.payload))
-        except (ValueError, KeyError, TypeError):
+        except ValueError:
             self._bury(action, row)
         return 0.0
 
@@ -203,7 +215,8 @@ class Outbox:
             return
         self._tidy_ns = now_ns + TIDY_EVERY_S * NS_PER_SECOND
         with self._store.transaction() as db:
-            outbox_upkeep.prune(db, now_ns)
+            evaluated_ns = now_ns if self.evaluated_ns is None else self.evaluated_ns
+            outbox_upkeep.prune(db, now_ns, evaluated_ns)
 
     def _postpone(self, db: sqlite3.Connection, delivery: Delivery, failed: Failed) -> None:
         wait_s = max(failed.after_s, backoff_s(delivery.attempts, self._jitter))

@@ -128,15 +128,24 @@ def snooze(store: Store, rule: str, until_ns: int, now_ns: int) -> int:
         How many waiting deliveries are held back.
     """
     with store.transaction() as db:
-        db.execute("INSERT OR REPLACE INTO snoozes VALUES (?, ?)", (rule, until_ns))
         if until_ns <= now_ns:
-            changed = db.execute(
-                "UPDATE deliveries SET held_until_ns = 0 WHERE rule = ? AND state = 'pending'"
-                " AND held_until_ns > 0",
-                (rule,),
+            # not forgotten at once: what is evaluated later may have happened before
+            db.execute(
+                "UPDATE snoozes SET until_ns = ? WHERE rule = ? AND until_ns > ?",
+                (now_ns, rule, now_ns),
             )
-            db.execute("DELETE FROM snoozes WHERE rule = ?", (rule,))
+            changed = db.execute(
+                "UPDATE deliveries SET held_until_ns = ? WHERE rule = ? AND state = 'pending'"
+                " AND held_until_ns > ?",
+                (now_ns, rule, now_ns),
+            )
             return changed.rowcount
+        db.execute(
+            "INSERT INTO snoozes VALUES (?, ?, ?) ON CONFLICT (rule) DO UPDATE SET"
+            " since_ns = CASE WHEN until_ns > ?2 THEN since_ns ELSE ?2 END,"
+            " until_ns = excluded.until_ns",
+            (rule, now_ns, until_ns),
+        )
         changed = db.execute(
             "UPDATE deliveries SET expires_ns = expires_ns + MAX(0, ? - MAX(held_until_ns, ?)),"
             " held_until_ns = ? WHERE rule = ? AND state = 'pending' AND action <> ?",

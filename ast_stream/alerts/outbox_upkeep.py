@@ -37,11 +37,15 @@ def step_clock(db: sqlite3.Connection, step_ns: int) -> None:
         " WHERE state = 'pending'",
         (step_ns,),
     )
-    db.execute("UPDATE snoozes SET until_ns = until_ns + ?", (step_ns,))
+    db.execute("UPDATE snoozes SET since_ns = since_ns + ?1, until_ns = until_ns + ?1", (step_ns,))
 
 
-def prune(db: sqlite3.Connection, now_ns: int) -> None:
-    """Forget what is long over, a batch at a time; never what was told of an alert that fires."""
+def prune(db: sqlite3.Connection, now_ns: int, evaluated_ns: int) -> None:
+    """Forget what is long over, a batch at a time; never what was told of an alert that fires.
+
+    Args:
+        evaluated_ns: up to when alerts are known.
+    """
     before_ns = now_ns - KEPT_S * NS_PER_SECOND
     db.execute(
         f"DELETE FROM deliveries WHERE seq IN (SELECT seq FROM deliveries WHERE state <> 'pending'"
@@ -55,7 +59,7 @@ def prune(db: sqlite3.Connection, now_ns: int) -> None:
         f" {_newest_too_many('rowid', 'alerts')}) ORDER BY rowid LIMIT ?)",
         (before_ns, MAX_KEPT, BATCH),
     )
-    db.execute("DELETE FROM snoozes WHERE until_ns < ?", (now_ns,))
+    db.execute("DELETE FROM snoozes WHERE until_ns < ?", (min(now_ns, evaluated_ns),))
 
 
 def _newest_too_many(key: str, table: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 from ast_stream.alerts.actions.base import Notification, notification_of, title_of
@@ -19,6 +20,8 @@ from ast_stream.alerts.delivery_policy import (
     expiry_ns,
 )
 from ast_stream.alerts.model import Alert, Transition, stable_id
+from ast_stream.alerts.store import delivery_checksum
+from ast_stream.messages import format_time
 from ast_stream.units import NS_PER_SECOND
 
 SELF_RULE = "ast_stream_delivery_failed"
@@ -52,6 +55,8 @@ class OutboxWriter:
             notification = notification_of(transition)
             if notification is None:
                 continue
+            if notification.kind == "resolved":
+                self._drop_held(db, alert.id, notification.at_ns)
             for action in (FEED, *transition.actions):
                 if notification.kind in self._routes.get(action, _NOWHERE).on:
                     self._add(db, alert.id, action, notification)
@@ -80,30 +85,59 @@ class OutboxWriter:
             _note_alert(db, alert, "resolved", now_ns)  # nothing comes after it
             for name in (FEED, *others[:1]):
                 self._add(db, alert.id, name, told)
+            self._drop_held(db, alert.id, now_ns)  # nor will it still fire after a snooze
+
+    def end_unknown(self, db: sqlite3.Connection, known: Collection[str]) -> None:
+        """Resolve the alerts that fire, as far as was told, and that the engine knows nothing of.
+
+        Args:
+            known: ids of the alerts that are firing or recovering.
+        """
+        query = "SELECT id FROM alerts WHERE state IN ('pending', 'firing', 'recovering')"
+        for alert_id in {row[0] for row in db.execute(query)} - set(known):
+            now_ns = self._now_ns()
+            db.execute(
+                "UPDATE alerts SET state = 'resolved', updated_ns = ? WHERE id = ?",
+                (now_ns, alert_id),
+            )
+            fired = db.execute(
+                "SELECT action, payload FROM deliveries WHERE alert_id = ? AND transition ="
+                " 'firing'",
+                (alert_id,),
+            ).fetchall()
+            self._drop_held(db, alert_id, now_ns)
+            for action, payload in fired:
+                with suppress(ValueError, KeyError):  # damaged: what began is not known
+                    told = _lost(Notification.decode(payload), now_ns)
+                    if told.kind in self._routes.get(action, _NOWHERE).on:
+                        self._add(db, alert_id, action, told)
 
     def _add(
         self, db: sqlite3.Connection, alert_id: str, action: str, notification: Notification
     ) -> None:
         now_ns = self._now_ns()
-        until_ns = 0 if action == FEED else _snoozed_until(db, notification.rule, now_ns)
+        # by when it happened: what is evaluated late happened while it was snoozed all the same
+        at_ns = min(notification.at_ns, now_ns)
+        snoozed = None if action == FEED else _snooze_at(db, notification.rule, at_ns)
+        until_ns = 0 if snoozed is None else snoozed[1]
         closed = db.execute("SELECT reason FROM closed_actions WHERE action = ?", (action,))
         reason = closed.fetchone()
         state = "pending" if reason is None else "dead"
-        if notification.kind == "resolved" and self._supersede(db, alert_id, action, until_ns):
-            if until_ns:
+        if notification.kind == "resolved":
+            if self._supersede(db, alert_id, action):
+                notification = replace(notification, is_combined=True)
+            if snoozed is not None and not self._was_told(db, alert_id, action, snoozed[0]):
                 state = "snoozed"  # it began and ended while nobody wanted to know
-            notification = replace(notification, is_combined=True)
+        payload = notification.encode()
+        named = (alert_id, notification.kind, action, notification.rule, notification.severity)
         db.execute(
             "INSERT OR IGNORE INTO deliveries (alert_id, transition, action, rule, severity,"
-            " payload, state, last_error, created_ns, updated_ns, next_ns, held_until_ns,"
-            " expires_ns) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " payload, checksum, state, last_error, created_ns, updated_ns, next_ns,"
+            " held_until_ns, expires_ns) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
-                alert_id,
-                notification.kind,
-                action,
-                notification.rule,
-                notification.severity,
-                notification.encode(),
+                *named,
+                payload,
+                delivery_checksum(payload, *named),
                 state,
                 None if reason is None else f"{action} is closed: {reason[0]}",
                 now_ns,
@@ -133,7 +167,39 @@ class OutboxWriter:
         if shed:
             self.raise_alarm(db, action, title_of(*shed[0]), reason)
 
-    def _supersede(self, db: sqlite3.Connection, alert_id: str, action: str, until_ns: int) -> bool:
+    def _drop_held(self, db: sqlite3.Connection, alert_id: str, ended_ns: int) -> None:
+        """Let nobody know that an alert began which ended before the snooze that holds this back.
+
+        Of whatever action, also of those that are not told of ends.
+        """
+        db.execute(
+            "UPDATE deliveries SET state = 'snoozed', updated_ns = ? WHERE alert_id = ? AND"
+            " transition = 'firing' AND state = 'pending' AND held_until_ns > ? AND seq NOT IN"
+            " (SELECT value FROM json_each(?))",
+            (self._now_ns(), alert_id, ended_ns, json.dumps(list(self._under_way))),
+        )
+
+    def _was_told(self, db: sqlite3.Connection, alert_id: str, action: str, since_ns: int) -> bool:
+        """Tell whether the receiver of an action waits to hear that an alert is over.
+
+        Args:
+            since_ns: when the rule was snoozed.
+        """
+        row = db.execute(
+            "SELECT seq, state FROM deliveries WHERE alert_id = ? AND transition = 'firing' AND"
+            " action = ?",
+            (alert_id, action),
+        ).fetchone()
+        if row is not None:
+            return row[1] == "done" or row[0] in self._under_way
+        row = db.execute(  # an action for ends alone: by when the alert was published
+            "SELECT created_ns FROM deliveries WHERE alert_id = ? AND transition = 'firing' AND"
+            " action = ?",
+            (alert_id, FEED),
+        ).fetchone()
+        return row is not None and row[0] < since_ns
+
+    def _supersede(self, db: sqlite3.Connection, alert_id: str, action: str) -> bool:
         """Let a resolve stand for a firing that was not delivered and is not under way.
 
         Not on the feed: programs want both.
@@ -148,8 +214,8 @@ class OutboxWriter:
         if row is None or row[0] in self._under_way:
             return False
         db.execute(
-            "UPDATE deliveries SET state = ?, updated_ns = ? WHERE seq = ?",
-            ("snoozed" if until_ns else "superseded", self._now_ns(), row[0]),
+            "UPDATE deliveries SET state = 'superseded', updated_ns = ? WHERE seq = ?",
+            (self._now_ns(), row[0]),
         )
         return True
 
@@ -162,11 +228,19 @@ def _note_alert(db: sqlite3.Connection, alert: Alert, state: str, now_ns: int) -
     )
 
 
-def _snoozed_until(db: sqlite3.Connection, rule: str, now_ns: int) -> int:
+def _snooze_at(db: sqlite3.Connection, rule: str, at_ns: int) -> tuple[int, int] | None:
+    """Return from when until when a rule is snoozed, None if that is over at `at_ns`."""
     row = db.execute(
-        "SELECT until_ns FROM snoozes WHERE rule = ? AND until_ns > ?", (rule, now_ns)
+        "SELECT since_ns, until_ns FROM snoozes WHERE rule = ? AND until_ns > ?", (rule, at_ns)
     ).fetchone()
-    return 0 if row is None else int(row[0])
+    return None if row is None else (row[0], row[1])
+
+
+def _lost(fired: Notification, now_ns: int) -> Notification:
+    """Return that an alert is over of which only its beginning is known any more."""
+    ended = {"state": "resolved", "resolved": format_time(now_ns), "reason": "restart"}
+    id = f"{fired.alert['id']}.resolved"
+    return Notification(id, "resolved", now_ns, dict(fired.alert) | ended)
 
 
 def _delivery_alert(action: str, lost: str, reason: str, now_ns: int) -> Alert:

@@ -3,53 +3,113 @@
 A commit is on the disk when it returns (WAL with synchronous=FULL): alerts are rare, and losing
 one to a power cut is what this file is there to prevent. One process works with it; commands may
 look and change rows beside it.
+
+The process that owns it checks all of it at its start. A file that is damaged is kept under
+another name, and a new one begins with the rows of it that are certain: those that satisfy the
+schema's constraints and, where what they hold was written once, its checksum.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 import sqlite3
 import threading
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ast_stream.alerts.actions.base import Notification
 from ast_stream.errors import AstStreamError, StartupError
+from ast_stream.runtime.files import set_aside
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+SIDE_FILES = ("-wal", "-shm")
 _BUSY_MS = 5000
 _MAX_WAL_BYTES = 16 * 1024 * 1024  # what is left of the log after it was long
+_MAX_TIME_NS = 8 * 10**18  # the year 2223: what is beyond was not written by this program
+_MAX_SEQ = 10**15  # more rows are never written: a number beyond leaves none for the next
+_MAX_WAIT_NS = 2 * 86400 * 10**9  # between two attempts; a receiver may ask for a day
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-_WHAT_TO_DO = "move it and its -wal away to begin anew: what waits in it is lost"
+# errors that say nothing of what is in the file: another may hold it, the disk is full or broken
+_ELSEWHERE = (
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_AUTH,
+)
+_WHAT_TO_DO = "the alerts process sets it aside at its next start and begins anew"
 _ENGINE, _POSITION, _SINCE = "engine", "position", "since"
-_SCHEMA = """
-CREATE TABLE state (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+_TIME = f"INTEGER NOT NULL CHECK ({{0}} BETWEEN -{_MAX_TIME_NS} AND {_MAX_TIME_NS})"
+_SCHEMA = f"""
+CREATE TABLE state (name TEXT PRIMARY KEY, value TEXT NOT NULL, checksum INTEGER NOT NULL) STRICT;
 CREATE TABLE alerts (
-    id TEXT PRIMARY KEY, rule TEXT NOT NULL, state TEXT NOT NULL, updated_ns INTEGER NOT NULL,
-    acknowledged_ns INTEGER
+    id TEXT PRIMARY KEY, rule TEXT NOT NULL,
+    state TEXT NOT NULL
+        CHECK (state IN ('inactive', 'pending', 'firing', 'recovering', 'resolved')),
+    updated_ns {_TIME.format("updated_ns")}, acknowledged_ns INTEGER
 ) STRICT;
 CREATE TABLE deliveries (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT,
-    alert_id TEXT NOT NULL, transition TEXT NOT NULL, action TEXT NOT NULL,
-    rule TEXT NOT NULL, severity TEXT NOT NULL, payload BLOB NOT NULL,
-    state TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, last_error TEXT,
-    created_ns INTEGER NOT NULL, updated_ns INTEGER NOT NULL,
-    next_ns INTEGER NOT NULL, held_until_ns INTEGER NOT NULL, expires_ns INTEGER NOT NULL,
+    seq INTEGER PRIMARY KEY AUTOINCREMENT CHECK (seq BETWEEN 1 AND {_MAX_SEQ}),
+    alert_id TEXT NOT NULL, transition TEXT NOT NULL CHECK (transition IN ('firing', 'resolved')),
+    action TEXT NOT NULL, rule TEXT NOT NULL,
+    severity TEXT NOT NULL
+        CHECK (severity IN ('informational', 'low', 'medium', 'high', 'critical')),
+    payload BLOB NOT NULL, checksum INTEGER NOT NULL,
+    state TEXT NOT NULL CHECK (state IN
+        ('pending', 'done', 'dead', 'expired', 'dropped', 'superseded', 'snoozed')),
+    attempts INTEGER NOT NULL DEFAULT 0 CHECK (attempts BETWEEN 0 AND 1000000), last_error TEXT,
+    created_ns {_TIME.format("created_ns")}, updated_ns {_TIME.format("updated_ns")},
+    next_ns {_TIME.format("next_ns")}, held_until_ns {_TIME.format("held_until_ns")},
+    expires_ns {_TIME.format("expires_ns")},
     UNIQUE (alert_id, transition, action)
 ) STRICT;
 CREATE INDEX deliveries_pending ON deliveries (action, seq) WHERE state = 'pending';
 CREATE INDEX deliveries_done ON deliveries (action, updated_ns) WHERE state = 'done';
-CREATE TABLE snoozes (rule TEXT PRIMARY KEY, until_ns INTEGER NOT NULL) STRICT;
+CREATE TABLE snoozes (
+    rule TEXT PRIMARY KEY, since_ns {_TIME.format("since_ns")}, until_ns {_TIME.format("until_ns")}
+) STRICT;
 CREATE TABLE closed_actions (
-    action TEXT PRIMARY KEY, settings TEXT NOT NULL, since_ns INTEGER NOT NULL, reason TEXT NOT NULL
+    action TEXT PRIMARY KEY, settings TEXT NOT NULL, since_ns {_TIME.format("since_ns")},
+    reason TEXT NOT NULL
 ) STRICT;
 """
+_TABLES = {
+    "state": ("name", "value", "checksum"),
+    "alerts": ("id", "rule", "state", "updated_ns", "acknowledged_ns"),
+    "deliveries": (
+        "seq", "alert_id", "transition", "action", "rule", "severity", "payload", "checksum",
+        "state", "attempts", "last_error", "created_ns", "updated_ns", "next_ns",
+        "held_until_ns", "expires_ns",
+    ),
+    "snoozes": ("rule", "since_ns", "until_ns"),
+    "closed_actions": ("action", "settings", "since_ns", "reason"),
+}  # fmt: skip
+
+logger = logging.getLogger(__name__)
 
 
 class StoreError(AstStreamError):
-    """The database cannot be written or read now: a full disk, a lock held too long."""
+    """The database cannot be written or read now: a full disk, a lock held too long.
+
+    Attributes:
+        is_damaged: nor will it be later, for what it holds is damaged.
+    """
+
+    def __init__(self, text: str, *, is_damaged: bool = False) -> None:
+        super().__init__(text)
+        self.is_damaged = is_damaged
+
+
+class _Damage(Exception):
+    """The file is there, and what it holds cannot be used; says why."""
 
 
 class Store:
@@ -57,35 +117,27 @@ class Store:
 
     Args:
         must_exist: for commands beside the process that has made and checked it: refuse a file
-            that is not there instead of creating it.
+            that is not there instead of creating it, and leave a damaged one where it is.
 
     Raises:
-        StartupError: not a database, a damaged one, of a newer version, or its folder cannot be
-            written.
+        StartupError: it cannot be opened or its folder cannot be written.
     """
 
     def __init__(self, path: Path, *, must_exist: bool = False) -> None:
         self.path = path
         self._lock = threading.RLock()
-        if must_exist and not path.exists():
-            raise StartupError(f"there is no {path}: the alerts process has not run yet")
+        if must_exist:
+            self._db = self._open_existing()
+            return
         try:
             path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640))
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        except (OSError, sqlite3.Error) as error:
+            self._make_room()
+            try:
+                self._db = self._open(is_checked=True)
+            except _Damage as damage:
+                self._db = self._begin_anew(str(damage))
+        except (OSError, ValueError) as error:  # a ValueError: a path with NUL in it
             raise StartupError(f"cannot open the alert database {path}: {error}") from error
-        try:
-            self._prepare(is_new_to_us=not must_exist)
-        except sqlite3.Error as error:
-            self._db.close()
-            raise StartupError(self._words(error)) from error
-        except StoreError as error:
-            self._db.close()
-            raise StartupError(str(error)) from error
-        except StartupError:
-            self._db.close()
-            raise
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -104,7 +156,7 @@ class Store:
                     if self._db.in_transaction:
                         self._db.execute("ROLLBACK")
             except sqlite3.Error as error:
-                raise StoreError(self._words(error)) from error
+                raise self._store_error(error) from error
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -117,10 +169,10 @@ class Store:
             try:
                 yield self._db
             except sqlite3.Error as error:
-                raise StoreError(self._words(error)) from error
+                raise self._store_error(error) from error
 
     def engine_state(self) -> dict[str, Any] | None:
-        """Return what `save` stored, None in a new database."""
+        """Return what `save_progress` stored, None in a new database."""
         state: dict[str, Any] | None = self._read(_ENGINE)
         return state
 
@@ -132,8 +184,29 @@ class Store:
     def since_ns(self, now_ns: int) -> int:
         """Return when this database was first used: `now_ns` if that is now."""
         with self.transaction() as db:
-            db.execute("INSERT OR IGNORE INTO state VALUES (?, ?)", (_SINCE, str(now_ns)))
+            db.execute("INSERT OR IGNORE INTO state VALUES (?, ?, ?)", _state_row(_SINCE, now_ns))
         return int(self._read(_SINCE))
+
+    def forget_engine(self, why: str) -> None:
+        """Keep an engine state that cannot be used in a file beside this one, and go on without.
+
+        Args:
+            why: it cannot be used, for the log.
+        """
+        kept = self.path.with_name(f"{self.path.name}.engine-damaged")
+        with self.transaction() as db:
+            row = db.execute("SELECT value FROM state WHERE name = ?", (_ENGINE,)).fetchone()
+            if row is not None:
+                with suppress(OSError):
+                    kept.write_text(row[0])
+            db.execute("DELETE FROM state WHERE name = ?", (_ENGINE,))
+        logger.error(
+            "the state of the rules in %s cannot be used (%s): it is kept as %s, and alerts that "
+            "went on have ended",
+            self.path,
+            why,
+            kept.name,
+        )
 
     def close(self) -> None:
         """Close the connection."""
@@ -145,40 +218,257 @@ class Store:
             row = db.execute("SELECT value FROM state WHERE name = ?", (name,)).fetchone()
         return None if row is None else json.loads(row[0])
 
-    def _words(self, error: sqlite3.Error) -> str:
+    def _store_error(self, error: sqlite3.Error) -> StoreError:
         what = f"the alert database {self.path}: {error}"
-        is_damaged = getattr(error, "sqlite_errorcode", None) in _DAMAGED
-        return f"{what}; {_WHAT_TO_DO}" if is_damaged else what
+        is_damaged = getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED
+        return StoreError(f"{what}; {_WHAT_TO_DO}" if is_damaged else what, is_damaged=is_damaged)
 
-    def _prepare(self, *, is_new_to_us: bool) -> None:
-        self._db.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")
-        self._db.execute("PRAGMA foreign_keys = ON")
-        self._db.execute(f"PRAGMA journal_size_limit = {_MAX_WAL_BYTES}")
-        if is_new_to_us:
-            (found,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
-            if found != "ok":
-                text = f"the alert database {self.path} is damaged ({found}); {_WHAT_TO_DO}"
-                raise StartupError(" ".join(text.split()))
-        with self.transaction() as db:
-            version = db.execute("PRAGMA user_version").fetchone()[0]
-            if version > SCHEMA_VERSION:
-                raise StartupError(
-                    f"the alert database {self.path}: expected version {SCHEMA_VERSION}, got "
-                    f"{version}, of a newer ast-stream"
-                )
-            if version == 0:
-                for statement in _SCHEMA.split(";\n"):
-                    db.execute(statement)
-                db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    def _open_existing(self) -> sqlite3.Connection:
+        if not self.path.exists():
+            raise StartupError(f"there is no {self.path}: the alerts process has not run yet")
+        if not self.path.is_file():  # a FIFO would be waited for
+            raise StartupError(f"the alert database {self.path} is no file; {_WHAT_TO_DO}")
+        try:
+            return self._open(is_checked=False)
+        except _Damage as damage:
+            raise StartupError(
+                f"the alert database {self.path} {damage}; {_WHAT_TO_DO}"
+            ) from damage
+
+    def _open(self, *, is_checked: bool) -> sqlite3.Connection:
+        """Return a connection to the file, which is made if it is not there.
+
+        Raises:
+            _Damage: what is in it cannot be used.
+            StartupError: it cannot be opened, for another reason.
+        """
+        db: sqlite3.Connection | None = None
+        try:
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640))
+            db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+            _prepare(db)
+            if is_checked:
+                _check(db)
+        # a UnicodeError: SQLite quotes what is damaged in what it says of it
+        except (sqlite3.Error, OSError, MemoryError, UnicodeError, _Damage) as error:
+            if db is not None:
+                db.close()
+            if isinstance(error, _Damage):
+                raise
+            if isinstance(error, PermissionError) and self.path.exists():
+                raise _Damage(f"cannot be read ({error.strerror})") from error
+            if isinstance(error, OSError) or self._is_elsewhere(error):
+                text = f"cannot open the alert database {self.path}: {error}"
+                raise StartupError(text) from error
+            raise _Damage(f"is damaged ({error})") from error
+        return db
+
+    def _is_elsewhere(self, error: Exception) -> bool:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code == sqlite3.SQLITE_READONLY:  # a damaged header says so, too
+            return not os.access(self.path, os.W_OK) or not os.access(self.path.parent, os.W_OK)
+        return code in _ELSEWHERE
+
+    def _make_room(self) -> None:
+        """Set aside what lies under the database's names and is no file: opening it might block."""
+        for name in ("", *SIDE_FILES):
+            set_aside_unless_file(self.path.with_name(self.path.name + name))
+        if _size(self.path) == 0 and not _size(self.path.with_name(f"{self.path.name}-wal")):
+            logger.error("the alert database %s is empty: it begins anew", self.path)
+
+    def _begin_anew(self, why: str) -> sqlite3.Connection:
+        """Set the damaged file aside, and return a new database with what is certain of it."""
+        kept = _set_aside(self.path)
+        try:
+            db = self._open(is_checked=True)
+        except _Damage as damage:  # of a file that is new: its disk cannot be trusted
+            raise StartupError(f"the alert database {self.path} {damage}") from damage
+        n_rows = _take_over(db, kept)
+        logger.error(
+            "the alert database %s %s: it is kept as %s, and a new one begins with %s of its rows",
+            self.path,
+            why,
+            kept.name,
+            n_rows,
+        )
+        return db
 
 
 def save_progress(
     db: sqlite3.Connection, engine_state: dict[str, Any], position: tuple[str, int] | None
 ) -> None:
     """Store engine state and feed position, inside a transaction."""
-    rows = [(_ENGINE, json.dumps(engine_state, separators=(",", ":")))]
+    rows = [_state_row(_ENGINE, engine_state)]
     if position is not None:
-        rows.append((_POSITION, json.dumps(position)))
-    db.executemany("INSERT OR REPLACE INTO state (name, value) VALUES (?, ?)", rows)
+        rows.append(_state_row(_POSITION, position))
+    db.executemany("INSERT OR REPLACE INTO state VALUES (?, ?, ?)", rows)
+
+
+def set_aside_unless_file(path: Path) -> None:
+    """Rename what lies where a file belongs and is none: a folder, or a FIFO that would block."""
+    if os.path.lexists(path) and not path.is_file():
+        kept = set_aside(path)
+        logger.error("%s is no file: it is kept as %s", path, kept.name if kept else "it is")
+
+
+def delivery_checksum(payload: bytes, *words: str) -> int:
+    """Return the checksum of what is never changed in a row of `deliveries`.
+
+    Args:
+        words: alert id, transition, action, rule and severity.
+    """
+    return zlib.crc32("\0".join((*words, "")).encode() + payload)
+
+
+def _state_row(name: str, value: Any) -> tuple[str, str, int]:
+    text = json.dumps(value, separators=(",", ":"))
+    return name, text, zlib.crc32(f"{name}\0{text}".encode())
+
+
+def _prepare(db: sqlite3.Connection) -> None:
+    """Set up a connection, and make the tables of a database that is new."""
+    db.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
+    db.execute("PRAGMA trusted_schema = OFF")
+    db.execute("PRAGMA cell_size_check = ON")
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = FULL")
+    db.execute("PRAGMA foreign_keys = ON")
+    db.execute(f"PRAGMA journal_size_limit = {_MAX_WAL_BYTES}")
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0 and not db.execute("SELECT 1 FROM sqlite_schema").fetchone():
+            for statement in _SCHEMA.split(";\n"):
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        elif version != SCHEMA_VERSION:
+            text = f"is of version {version}, where this ast-stream has {SCHEMA_VERSION}"
+            raise _Damage(text)
+        db.execute("COMMIT")
+    finally:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+
+
+def _check(db: sqlite3.Connection) -> None:
+    """Look at everything in a database.
+
+    Raises:
+        _Damage: something of it was not written like this.
+    """
+    (found,) = db.execute("PRAGMA integrity_check(1)").fetchone()
+    if found != "ok":
+        raise _Damage(f"is damaged ({' '.join(str(found).split())})")
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as fresh:
+        for statement in _SCHEMA.split(";\n"):
+            fresh.execute(statement)
+        query = "SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY name"
+        if fresh.execute(query).fetchall() != db.execute(query).fetchall():
+            raise _Damage("is damaged (its tables are not as they were made)")
+    (last,) = db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence").fetchone()
+    if not isinstance(last, int) or last > _MAX_SEQ:
+        raise _Damage("is damaged (the number of the last delivery is none)")
+    for row in db.execute(f"SELECT {', '.join(_TABLES['state'])} FROM state"):
+        _check_row("state", row)
+    pending = f"SELECT {', '.join(_TABLES['deliveries'])} FROM deliveries WHERE state = 'pending'"
+    for row in db.execute(pending):
+        _check_row("deliveries", row)
+
+
+def _check_row(table: str, row: tuple[Any, ...]) -> None:
+    """Look at what the constraints of the schema say nothing of.
+
+    Raises:
+        _Damage: the row was not written like this.
+    """
+    one = dict(zip(_TABLES[table], row, strict=True))
+    if table == "state" and not _is_state(one):
+        raise _Damage(f"is damaged (the value of {one['name']!r} is not what was stored)")
+    if table == "deliveries" and not _is_delivery(one):
+        raise _Damage(f"is damaged (delivery {one['seq']} is not what was stored)")
+
+
+def _is_state(one: dict[str, Any]) -> bool:
+    try:
+        value = json.loads(one["value"])
+    except (ValueError, TypeError, RecursionError):
+        return False
+    if zlib.crc32(f"{one['name']}\0{one['value']}".encode(errors="replace")) != one["checksum"]:
+        return False
+    match one["name"]:
+        case "engine":
+            return isinstance(value, dict)
+        case "position":
+            is_pair = isinstance(value, list) and len(value) == 2
+            return is_pair and isinstance(value[0], str) and isinstance(value[1], int)
+        case "since":
+            return isinstance(value, int) and abs(value) < _MAX_TIME_NS
+    return False
+
+
+def _is_delivery(one: dict[str, Any]) -> bool:
+    payload = one["payload"]
+    if not isinstance(payload, bytes):
+        return False
+    words = (one[name] for name in ("alert_id", "transition", "action", "rule", "severity"))
+    if delivery_checksum(payload, *words) != one["checksum"]:
+        return False
+    if one["state"] != "pending":
+        return True
+    try:
+        Notification.decode(payload)
+    except ValueError:
+        return False
+    last_ns = max(one["updated_ns"], one["created_ns"])
+    return bool(one["next_ns"] <= last_ns + _MAX_WAIT_NS)
+
+
+def _take_over(db: sqlite3.Connection, kept: Path) -> int:
+    """Copy the rows of a damaged database that are certain; return how many there are."""
+    n_rows = 0
+    if not kept.is_file():
+        return 0
+    try:
+        old = sqlite3.connect(kept, isolation_level=None)
+    except sqlite3.Error:
+        return 0
+    with closing(old):
+        old.text_factory = lambda raw: raw.decode(errors="surrogateescape")  # refused below
+        db.execute("BEGIN IMMEDIATE")
+        for table, columns in _TABLES.items():
+            marks = ", ".join("?" * len(columns))
+            insert = f"INSERT OR IGNORE INTO {table} VALUES ({marks})"
+            # what is beyond a broken page is not certain, and other tables may be whole
+            with suppress(sqlite3.Error, MemoryError, UnicodeError):
+                for row in old.execute(f"SELECT {', '.join(columns)} FROM {table} NOT INDEXED"):
+                    with suppress(sqlite3.Error, _Damage, ValueError, TypeError, OverflowError):
+                        _check_row(table, row)
+                        n_rows += db.execute(insert, row).rowcount
+        # a row that was refused has left its number there
+        db.execute(
+            "UPDATE sqlite_sequence SET seq = coalesce((SELECT max(seq) FROM deliveries), 0)"
+        )
+        db.execute("COMMIT")
+    return n_rows
+
+
+def _set_aside(path: Path) -> Path:
+    """Rename a database, and the files that belong to it; return where it is now.
+
+    Raises:
+        OSError: it cannot be moved.
+    """
+    kept = set_aside(path)
+    if kept is None:
+        raise PermissionError(errno.EACCES, "cannot be moved out of the way", str(path))
+    for suffix in SIDE_FILES:
+        of_kept = kept.with_name(kept.name + suffix)
+        try:
+            path.with_name(path.name + suffix).replace(of_kept)
+        except FileNotFoundError:
+            of_kept.unlink(missing_ok=True)  # of what was kept there before
+    return kept
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.exists() else None

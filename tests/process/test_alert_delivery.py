@@ -107,6 +107,34 @@ def test_alert_that_nobody_takes_is_told_by_another_action() -> None:
             wait_for(lambda: told(dead, 1) == {"firing"}, "the alert")
 
 
+@pytest.mark.parametrize("meanwhile", ["it runs", "it restarts", "it is down"])
+def test_after_a_snooze_only_what_still_fires_is_told(meanwhile: str) -> None:
+    rule = RULE | {"actions": ["hook", "pager"]}
+    with http_receiver() as receiver, http_receiver() as pager:
+        actions = hook(receiver)["actions"]
+        actions |= {"pager": hook(pager, on=["firing"])["actions"]["hook"]}
+        with alert_process({"actions": actions}, [rule]) as one:
+            begin(one, receiver)
+            # longer than what the probes have moved stream time ahead of the clock
+            assert run(one, "snooze", "dog", "--for", "15s").returncode == 0
+            one.publish(1, "begin", "end")
+            one.publish(2, "begin")
+            one.publish(3, "begin", stream="hall")
+            wait_for(lambda: len(rows(one, "--action", "pager")) > 3, "the held rows")
+            if meanwhile != "it runs":
+                one.stop()
+            one.publish(3, "end", stream="hall")
+            if meanwhile == "it is down":
+                wait_for(
+                    lambda: "snoozed until" not in run(one, "outbox", "list").stdout, "its end"
+                )
+            if meanwhile != "it runs":
+                one.start()
+            for where in (receiver, pager):
+                wait_for(lambda: told(where, 2) == {"firing"}, "what still fires")  # noqa: B023
+                assert (told(where, 1), told(where, 3)) == (set(), set())
+
+
 def test_user_snoozes_acknowledges_and_drops_while_the_process_runs() -> None:
     with http_receiver() as receiver, alert_process(hook(receiver), [RULE]) as one:
         begin(one, receiver)

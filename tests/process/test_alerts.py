@@ -20,6 +20,7 @@ from alert_process import (
     hook,
     told,
 )
+from damage import make_strange
 from feed_worker import Worker
 from http_receiver import HANG, HttpReceiver, http_receiver
 from pipeline import wait_for
@@ -50,6 +51,21 @@ def ids_of(receiver: HttpReceiver, n: int, kind: str) -> set[str]:
         for body in bodies(receiver)
         if f"e{n}" in body["data"]["alert"]["events"] and body["data"]["kind"] == kind
     }
+
+
+@pytest.mark.parametrize("kind", ["folder", "FIFO", "garbage"])
+@pytest.mark.parametrize("name", ["alerts.sqlite", "alerts.sqlite.lock"])
+def test_whatever_is_in_the_place_of_its_database_it_starts_and_delivers(
+    running: AlertProcess, receiver: HttpReceiver, name: str, kind: str
+) -> None:
+    (running.folder / "state").mkdir()
+    if kind == "garbage":
+        (running.folder / "state" / name).write_bytes(b"\xa5" * 5000)
+    else:
+        make_strange(running.folder / "state" / name, kind)
+    begin(running, receiver)
+    assert "Traceback" not in running.log
+    assert running.log.count("alerts.sqlite.") >= (0 if kind == "garbage" else 1)
 
 
 def test_killed_at_every_step_no_alert_is_lost_or_told_under_two_ids(

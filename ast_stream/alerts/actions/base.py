@@ -77,16 +77,23 @@ class Notification:
 
     @classmethod
     def decode(cls, payload: bytes) -> Notification:
-        """Return what `encode` was called on."""
-        data = json.loads(payload)
-        return cls(
-            id=data["id"],
-            kind=data["kind"],
-            at_ns=parse_time(data["at"]),
-            alert=data["alert"],
-            event_id=data["event_id"],
-            is_combined=data["combined"],
-        )
+        """Return what `encode` was called on.
+
+        Raises:
+            ValueError: it was called on nothing that gives this.
+        """
+        try:
+            data = json.loads(payload)
+            return cls(
+                id=data["id"],
+                kind=data["kind"],
+                at_ns=parse_time(data["at"]),
+                alert=dict(data["alert"]),
+                event_id=data["event_id"],
+                is_combined=data["combined"],
+            )
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+            raise ValueError(f"not a notification: {type(error).__name__}") from error
 
 
 def title_of(severity: str, rule: str, kind: str) -> str:

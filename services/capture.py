@@ -15,6 +15,7 @@ import typer
 
 from ast_stream.audio.factory import make_channels, make_source
 from ast_stream.audio.intake import Intake
+from ast_stream.audio.network import FIRST_SOUND_S, opening_limit_s
 from ast_stream.audio.ring import Ring
 from ast_stream.audio.source import SourceHungError
 from ast_stream.errors import AudioError, UsageError
@@ -113,7 +114,9 @@ def _parts(settings: Settings, name: str) -> Parts:
 def _progress_limit_s(source: Source) -> float:
     """Return how long a source that is well may take for one step."""
     if source.type == "url":
-        return PROGRESS_LIMIT_S + source.open_timeout_s + source.read_timeout_s
+        return PROGRESS_LIMIT_S + max(
+            opening_limit_s(source), FIRST_SOUND_S + source.read_timeout_s
+        )
     return PROGRESS_LIMIT_S
 
 

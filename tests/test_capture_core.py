@@ -216,6 +216,37 @@ def test_pauses_are_spread_so_that_many_do_not_come_back_in_step() -> None:
     assert bench.stop.waits == pytest.approx([0.4])
 
 
+def test_pauses_go_on_growing_where_a_source_is_lost_soon_after_each_opening() -> None:
+    openings: list[list[Step] | Exception] = [[block(at), lost()] for at in range(4)]
+    bench = Bench([*openings, [block(20.0), lost()], [block(40.0)]]).run()
+    assert bench.stop.waits == [0.5, 1.0, 2.0, 4.0, 5.0]
+    assert bench.intake.n_losses == 5
+
+
+def test_a_source_steady_for_a_while_is_tried_soon_again() -> None:
+    openings: list[list[Step] | Exception] = [[block(at), lost()] for at in range(3)]
+    bench = Bench([*openings, [block(20.0), block(26.0), lost()], lost(), [block(40.0)]])
+    bench.run()
+    assert bench.stop.waits == [0.5, 1.0, 2.0, 0.5, 1.0]
+
+
+def test_a_server_that_denies_access_is_asked_ever_more_rarely_and_that_is_no_hang() -> None:
+    denied = [SourceError("url_absent", "wrong password", longest_pause_s=60.0) for _ in range(9)]
+    bench = Bench([*denied, [block(200.0)]])
+    stuck: list[float] = []
+    wait = bench.stop.wait
+
+    def watched(timeout: float | None = None) -> bool:
+        is_set = wait(timeout)
+        stuck.append(bench.intake.stuck_s)
+        return is_set
+
+    bench.stop.wait = watched  # type: ignore[method-assign]
+    bench.run()
+    assert sum(bench.stop.waits) == pytest.approx(0.5 + 1 + 2 + 4 + 8 + 16 + 32 + 60 + 60)
+    assert max(stuck) <= 5.0
+
+
 def test_an_overflow_is_a_gap_even_where_the_clock_shows_none() -> None:
     bench = Bench([[block(0.0), block(0.1, 2, overflowed=True), block(0.7, 3, overflowed=True)]])
     first, second, third = bench.run().slices()

@@ -1,14 +1,8 @@
-"""Recordings and network streams: what is in the file or on the wire is what comes out."""
+"""Recordings: what is in the file is what comes out."""
 
 from __future__ import annotations
 
-import io
-import socketserver
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +12,9 @@ import pytest
 import soundfile
 
 from ast_stream.audio.media import Pace, Recording
-from ast_stream.audio.network import ABSENT, LOST, MAX_LEAD_S, NetworkStream
 from ast_stream.audio.source import SourceBlock, SourceError
 from ast_stream.errors import AudioError
-from ast_stream.settings.schema import FileSource, UrlSource
+from ast_stream.settings.schema import FileSource
 
 MONO0, WALL0 = 5_000_000_000, 1_763_700_000_000_000_000
 LOSSY_TOLERANCE = 0.02  # of full scale; vorbis and mp3 at their default quality
@@ -175,191 +168,3 @@ def test_an_empty_file_ends_at_once_but_cannot_be_repeated(tmp_path: Path) -> No
     assert [len(block.pcm) for block in read_all(recording(tmp_path / "a.wav"))] == [0]
     with pytest.raises(AudioError, match="expected samples to repeat, got none"):
         recording(tmp_path / "a.wav", loop=True).open()
-
-
-Respond = Callable[[BaseHTTPRequestHandler], None]
-
-
-@contextmanager
-def http_server(respond: Respond) -> Iterator[str]:
-    """Serve every GET by `respond` until the block ends; give the URL."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            try:
-                respond(self)
-            except (BrokenPipeError, ConnectionResetError):
-                self.close_connection = True
-
-        def log_message(self, format: str, *arguments: object) -> None:
-            del format, arguments
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    serving.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}/sound"
-    finally:
-        server.shutdown()
-        serving.join()
-        socketserver.TCPServer.server_close(server)
-
-
-def send(handler: BaseHTTPRequestHandler, body: bytes, status: int = 200) -> None:
-    handler.send_response(status)
-    handler.send_header("Content-Type", "application/octet-stream")
-    handler.end_headers()
-    handler.wfile.write(body)
-
-
-def encoded(sound: npt.NDArray[Any], rate: int, format: str) -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, sound, rate, format=format)
-    return file.getvalue()
-
-
-def network_stream(url: str, **settings: object) -> NetworkStream:
-    parsed = UrlSource.model_validate({"type": "url", "url": url, **settings})
-    return NetworkStream(parsed, monotonic_ns=lambda: MONO0, wall_ns=lambda: WALL0)
-
-
-def test_a_recording_sent_at_once_is_read_as_fast_as_it_lasts() -> None:
-    body = encoded(tone(20.0, 16_000), 16_000, "FLAC")
-    clock = Clock()
-    settings = UrlSource(type="url", url="unused")
-    with http_server(lambda handler: send(handler, body)) as url:
-        source = NetworkStream(
-            settings.model_copy(update={"url": url}),
-            monotonic_ns=clock.monotonic_ns,
-            wall_ns=lambda: WALL0,
-            sleep=clock.sleep,
-        )
-        source.open()
-        blocks = [source.read(0.2) for _ in range(100)]
-        source.close()
-    n_read = sum(len(block.pcm) for block in blocks if block is not None)
-    elapsed_s = (clock.now_ns - MONO0) / 1e9
-    assert elapsed_s > 0
-    assert n_read / 16_000 == pytest.approx(elapsed_s + MAX_LEAD_S, abs=0.5)
-
-
-def read_until_lost(source: NetworkStream) -> tuple[list[SourceBlock], SourceError]:
-    blocks: list[SourceBlock] = []
-    while True:
-        try:
-            block = source.read(0.2)
-        except SourceError as error:
-            source.close()
-            return blocks, error
-        assert block is not None
-        blocks.append(block)
-
-
-@pytest.mark.parametrize("format", ["WAV", "FLAC", "OGG", "MP3"])
-def test_a_stream_over_http_has_the_level_of_the_file(format: str) -> None:
-    sound = tone(1.0, 44_100, 2)
-    body = encoded(sound, 44_100, format)
-    with http_server(lambda handler: send(handler, body)) as url:
-        source = network_stream(url)
-        source.open()
-        blocks, error = read_until_lost(source)
-    pcm = joined(blocks)
-    assert pcm.shape[1] == 2
-    assert {block.rate for block in blocks} == {44_100}
-    assert abs(len(pcm) - len(sound)) <= 2 * 1_152  # an mp3 stream keeps its encoder's padding
-    middle = pcm[4_000:-4_000]
-    assert np.sqrt(np.mean(middle**2)) == pytest.approx(0.25 / np.sqrt(2), rel=0.01)
-    assert error.reason == LOST
-    assert "was lost" in str(error) or "has ended" in str(error)
-
-
-def test_lossless_samples_arrive_exactly() -> None:
-    pcm = np.random.default_rng(1).integers(-30_000, 30_000, (8_000, 2)).astype(np.int16)
-    with http_server(lambda handler: send(handler, encoded(pcm, 16_000, "WAV"))) as url:
-        source = network_stream(url)
-        source.open()
-        blocks, _ = read_until_lost(source)
-    np.testing.assert_array_equal(joined(blocks) * 32_768, pcm)
-    age_ns = len(blocks[0].pcm) * 1_000_000_000 // 16_000
-    assert (blocks[0].monotonic_ns, blocks[0].captured_ns) == (MONO0 - age_ns, WALL0 - age_ns)
-
-
-def test_a_server_that_stalls_is_lost_after_the_read_timeout() -> None:
-    body = encoded(tone(20.0, 16_000), 16_000, "WAV")
-    release = threading.Event()
-
-    def stall(handler: BaseHTTPRequestHandler) -> None:
-        send(handler, body[: len(body) // 2])
-        release.wait(30)
-
-    with http_server(stall) as url:
-        source = network_stream(url, read_timeout_s=0.5)
-        source.open()
-        blocks, error = read_until_lost(source)
-        release.set()
-    assert len(joined(blocks)) > 9 * 16_000
-    assert error.reason == LOST
-    assert "no data for 0.5 s" in str(error)
-
-
-def test_a_server_that_dies_and_comes_back_is_heard_again() -> None:
-    body = encoded(tone(0.5, 16_000), 16_000, "WAV")
-    n_requests = 0
-
-    def half_then_whole(handler: BaseHTTPRequestHandler) -> None:
-        nonlocal n_requests
-        n_requests += 1
-        send(handler, body[:4_000] if n_requests == 1 else body)
-
-    with http_server(half_then_whole) as url:
-        source = network_stream(url)
-        source.open()
-        first, _ = read_until_lost(source)
-        source.open()
-        second, _ = read_until_lost(source)
-    assert len(joined(first)) < 8_000
-    assert len(joined(second)) == 8_000
-
-
-def test_what_cannot_be_opened_is_said_without_the_password() -> None:
-    with http_server(lambda handler: send(handler, b"", 404)) as url:
-        pass  # closed again: nobody listens there now
-    source = network_stream(url.replace("127.0.0.1", "user:secret@127.0.0.1"))
-    with pytest.raises(
-        SourceError, match=r"cannot open http://\*\*\*@127.0.0.1.*refused"
-    ) as refused:
-        source.open()
-    assert refused.value.reason == ABSENT
-    assert "secret" not in str(refused.value)
-
-
-@pytest.mark.parametrize(("body", "status"), [(b"no sound here" * 100, 200), (b"", 404)])
-def test_a_page_that_is_no_sound_is_refused(body: bytes, status: int) -> None:
-    with http_server(lambda handler: send(handler, body, status)) as url:
-        source = network_stream(url)
-        with pytest.raises(SourceError, match="cannot open"):
-            source.open()
-        source.close()
-
-
-def test_cameras_are_asked_over_tcp_unless_the_options_say_otherwise() -> None:
-    camera = network_stream("rtsp://camera/stream")
-    assert camera._options()["rtsp_transport"] == "tcp"
-    over_udp = network_stream("rtsp://camera/stream", options={"rtsp_transport": "udp", "x": "1"})
-    assert over_udp._options()["rtsp_transport"] == "udp"
-    assert over_udp._options()["x"] == "1"
-    assert "rtsp_transport" not in network_stream("http://radio/stream")._options()
-
-
-def test_opening_a_port_that_accepts_and_says_nothing_ends_in_time() -> None:
-    accepted = threading.Event()
-
-    def silent(handler: BaseHTTPRequestHandler) -> None:
-        accepted.wait(30)
-
-    with http_server(silent) as url:
-        source = network_stream(url, open_timeout_s=0.3)
-        with pytest.raises(SourceError, match=r"cannot open .*: no data for 0\.3 s"):
-            source.open()
-        accepted.set()

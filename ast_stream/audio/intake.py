@@ -30,6 +30,8 @@ SourceState = Literal["listening", "degraded", "missing", "ended"]
 READ_TIMEOUT_S = 0.2
 SILENCE_LIMIT_S = 3.0  # a live source without a block for so long is missing
 RETRY_S = (0.5, 5.0)  # first and longest pause between two attempts
+STEADY_S = 5.0  # a source that is lost sooner after its opening is tried ever more rarely
+_STARTING = "starting"
 _JITTER = 0.2  # part of the pause: many cameras of one site must not come back in step
 _RING_SHARE = 4  # an unpaced source runs at most 1/4 of the ring ahead of the acknowledgements
 _OVERFLOW = "overflow"
@@ -94,9 +96,9 @@ class Intake:
         self._base = 0  # ring index of the resampler's first sample
         self._n_frames = 0  # frames given to the resampler
         self._gap_reason: str | None = None  # why the next block does not continue the last one
-        self._lost_text: str | None = "starting"
+        self._lost_text: str | None = _STARTING
         self._has_ended = False
-        self._began_ns = monotonic_ns()
+        self._began_ns = self._opened_ns = monotonic_ns()
         self._last_block_ns = self._progress_ns = self._began_ns
         self._retry_s = RETRY_S[0]
         self._next_rate_log_ns = self._began_ns + _RATE_LOG_NS
@@ -156,6 +158,9 @@ class Intake:
         """Open the source and read it until it is lost, ends, or is no longer wanted."""
         try:
             self._source.open()
+            self._opened_ns = self._progress_ns = self._monotonic_ns()
+            if self._lost_text == _STARTING:
+                self._lost_text = "open, but no audio yet"
             self._channels.restart()
             while not self._stop.is_set() and not self._has_ended:
                 self._wait_for_worker()
@@ -170,7 +175,7 @@ class Intake:
         except CaptureError as error:
             self._lose(error)
             self._source.close()
-            self._pause()
+            self._pause(error)
         except AudioError as error:
             logger.error("%s", error)
             self.failure = error
@@ -201,7 +206,8 @@ class Intake:
         self._n_frames += len(block.pcm)
         self._last_block_ns = self._monotonic_ns()
         self._lost_text = None
-        self._retry_s = RETRY_S[0]
+        if self._last_block_ns - self._opened_ns >= STEADY_S * NS_PER_SECOND:
+            self._retry_s = RETRY_S[0]
         if block.is_last:
             self._end()
         self._log_rate()
@@ -262,12 +268,19 @@ class Intake:
         self._lost_text = str(error)
         self._warn_lost("%s; trying again", error)
 
-    def _pause(self) -> None:
+    def _pause(self, error: CaptureError) -> None:
         jitter = 1 + _JITTER * (2 * self._random_unit() - 1)
+        self._wait(self._retry_s * jitter)
+        longest_s = getattr(error, "longest_pause_s", None) or RETRY_S[1]
+        self._retry_s = min(2 * self._retry_s, longest_s)
+
+    def _wait(self, duration_s: float) -> None:
+        """Wait in steps: a long pause is progress, too."""
+        while duration_s > 0 and not self._stop.is_set():
+            self._progress_ns = self._monotonic_ns()
+            self._stop.wait(min(duration_s, RETRY_S[1]))
+            duration_s -= RETRY_S[1]
         self._progress_ns = self._monotonic_ns()
-        self._stop.wait(self._retry_s * jitter)
-        self._progress_ns = self._monotonic_ns()
-        self._retry_s = min(2 * self._retry_s, RETRY_S[1])
 
     def _end(self) -> None:
         self._flush()

@@ -41,11 +41,22 @@ class SourceError(CaptureError):
     Attributes:
         reason: one word for the gap record: `device_lost`, `device_absent`, `stalled`,
             `url_lost`, ...
+        longest_pause_s: how rarely it may be tried again; None: as usual.
+        is_unclear: the text does not tell what is wrong.
     """
 
-    def __init__(self, reason: str, text: str) -> None:
+    def __init__(
+        self,
+        reason: str,
+        text: str,
+        *,
+        longest_pause_s: float | None = None,
+        is_unclear: bool = False,
+    ) -> None:
         super().__init__(text)
         self.reason = reason
+        self.longest_pause_s = longest_pause_s
+        self.is_unclear = is_unclear
 
 
 class SourceHungError(SourceError):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 from capture_process import LIMIT_S, capture_process
+from sound_server import http_server, muxed, paced
 
 from ast_stream.audio.resample import Resampler
 from ast_stream.messages import Pcm16
@@ -282,6 +283,24 @@ def test_a_dead_server_of_a_network_stream_is_missing_and_leaves_a_gap(tmp_path:
         assert capture.terminate() == 0
         server.kill()
         server.wait()
+
+
+def test_sound_that_stops_while_video_goes_on_is_lost_and_reopened_by_the_process_itself() -> None:
+    body = muxed((0.0, 3.0), 40.0)
+    with http_server(paced(body, 20.0)) as url:
+        source = {"type": "url", "url": url, "read_timeout_s": 1.0}
+        with capture_process(source) as capture:
+            capture.start()
+            capture.wait_for_state("listening")
+            missing = capture.wait_for(lambda reply: "although video" in (reply.detail or ""))
+            assert missing.state == "missing"
+            assert missing.detail is not None
+            assert missing.detail.endswith("was lost: no sound for 1 s although video comes")
+            capture.wait_for_state("listening")
+            after = capture.read(start=missing.next)
+            assert after.block.epoch == missing.block.epoch
+            assert after.block.gap_reason == "url_lost"
+            assert capture.terminate() == 0
 
 
 def free_port() -> int:

@@ -1,0 +1,182 @@
+"""What a web server answers where sound was expected: playlists, pages, refusals.
+
+FFmpeg says "Input/output error" or "Invalid data" for all of them, which reads like a fault of the
+network. So where it cannot open a URL, the beginning of the answer is read again and named.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http.client import HTTPException
+from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
+
+MAX_HEAD_BYTES = 65_536
+_PIECE_BYTES = 4_096
+_SHOWN_CHARACTERS = 40
+PLAYLIST_SUFFIXES = (".pls", ".m3u", ".m3u8", ".asx", ".wax", ".wvx", ".xspf", ".ram")
+_PLAYLIST_TYPES = frozenset(
+    {
+        *("audio/x-scpls", "audio/scpls", "application/pls+xml", "audio/x-mpegurl"),
+        *("audio/mpegurl", "application/x-mpegurl", "application/vnd.apple.mpegurl"),
+        *("application/xspf+xml", "video/x-ms-asf", "video/x-ms-asx", "video/x-ms-wax"),
+        *("video/x-ms-wvx", "audio/x-ms-wax", "audio/x-pn-realaudio"),
+    }
+)
+_SCHEMES = frozenset({"http", "https", "rtsp", "rtsps", "rtmp", "rtmps", "mmsh", "mmst"})
+_PLS_ENTRY = re.compile(r"^\s*(?:File|Ref)\d+\s*=\s*(\S.*?)\s*$", re.IGNORECASE | re.MULTILINE)
+_ASX_ENTRY = re.compile(r"<(?:ref|entryref)\s+href\s*=\s*[\"']([^\"']+)[\"']", re.IGNORECASE)
+_XSPF_ENTRY = re.compile(r"<location>\s*(.*?)\s*</location>", re.IGNORECASE | re.DOTALL)
+_HLS = "#EXT-X-"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The beginning of an answer over HTTP.
+
+    Attributes:
+        url: where it came from after redirects.
+        status, reason: e.g. 503, "Service Unavailable".
+        kind: content type without parameters, in lower case.
+        head: the first bytes of the body.
+    """
+
+    url: str
+    status: int
+    reason: str
+    kind: str
+    head: bytes
+
+    @property
+    def text(self) -> str:
+        """The first bytes as text."""
+        return self.head.decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
+
+    @property
+    def _document(self) -> str | None:
+        start = self.text[:_PIECE_BYTES].lower()
+        if start.startswith(("<!doctype html", "<html")) or "html" in self.kind:
+            return "a web page"
+        if re.match(r"[\[{]\s*[\"{\]}]", start) or "json" in self.kind:
+            return "JSON"
+        return "XML" if start.startswith("<?xml") or "xml" in self.kind else None
+
+    @property
+    def is_playlist(self) -> bool:
+        """Whether it lists addresses of sound, and is none of HLS, which FFmpeg reads itself."""
+        text = self.text
+        if not 200 <= self.status < 300 or b"\0" in self.head or _HLS in text:
+            return False
+        start = text[:200].lower()
+        if start.startswith(("[playlist]", "#extm3u", "<asx", "[reference]")):
+            return True
+        if "<playlist" in start and "xspf" in text[:1_000].lower():
+            return True
+        is_named = urlsplit(self.url).path.lower().endswith(PLAYLIST_SUFFIXES)
+        is_address = re.match(r"[a-z][a-z0-9+.-]{1,10}://\S+\s*($|[\r\n])", start) is not None
+        is_called = is_named or self.kind in _PLAYLIST_TYPES
+        is_list = bool(text) and self._document is None and _is_text(self.head)
+        return is_address or (is_called and is_list)
+
+    def addresses(self) -> list[str]:
+        """Return what a playlist lists, those that can be played alone, in its order."""
+        text = self.text
+        found = _PLS_ENTRY.findall(text)
+        if not found and "<" in text[:200]:
+            found = [html.unescape(one) for one in _ASX_ENTRY.findall(text)]
+            found = found or [html.unescape(one) for one in _XSPF_ENTRY.findall(text)]
+        elif not found:
+            lines = (line.strip() for line in text.splitlines())
+            found = [line for line in lines if line and line[0] not in "#[" and " " not in line]
+        addresses = (urljoin(self.url, one) for one in found)
+        return [one for one in dict.fromkeys(addresses) if urlsplit(one).scheme in _SCHEMES]
+
+    def describe(self) -> str | None:
+        """Say what it is that is no sound; None: it may be sound."""
+        if not 200 <= self.status < 300:
+            return refusal(self.status, self.reason)
+        if not self.head:
+            return "the server answers with nothing"
+        if (kind := self._document) is not None:
+            return f"{kind} is answered, no sound; use the address of the stream itself"
+        if _is_text(self.head):
+            line = self.text.partition("\n")[0].strip()
+            shown = line[:_SHOWN_CHARACTERS] + ("…" if len(line) > _SHOWN_CHARACTERS else "")
+            return f"text is answered, no sound: {shown!r}"
+        return None
+
+
+def refusal(status: int, reason: str = "") -> str:
+    """Say what the status of an answer over HTTP or RTSP means."""
+    known = {
+        401: "user and password are missing or wrong",
+        403: "access is forbidden",
+        404: "there is nothing at this address",
+        410: "what was at this address is gone for good",
+        429: "the server wants fewer requests",
+    }
+    if status in known:
+        return f"{known[status]} ({status})"
+    shown = f"{status} {reason}".strip()
+    if status >= 500:
+        return f"the server has a fault of its own ({shown})"
+    return f"the server refuses the request ({shown})"
+
+
+def ask(url: str, options: Mapping[str, str], timeout_s: float) -> Answer:
+    """Return the beginning of what is answered at a URL of HTTP.
+
+    Args:
+        options: of FFmpeg; `user_agent`, `referer` and `headers` are heeded.
+        timeout_s: for the whole of it, as far as the network is concerned.
+
+    Raises:
+        OSError: no answer.
+    """
+    parts = urlsplit(url)
+    userinfo, _, host = parts.netloc.rpartition("@")
+    request = urllib.request.Request(urlunsplit(parts._replace(netloc=host, fragment="")))
+    request.add_header("User-Agent", options.get("user_agent", "Lavf"))
+    request.add_header("Icy-MetaData", "0")
+    if "referer" in options:
+        request.add_header("Referer", options["referer"])
+    for line in options.get("headers", "").splitlines():
+        name, colon, value = line.partition(":")
+        if colon:
+            request.add_header(name.strip(), value.strip())
+    if userinfo:
+        token = base64.b64encode(unquote(userinfo).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {token}")
+    end_s = time.monotonic() + timeout_s
+    try:
+        with urllib.request.urlopen(request, timeout=timeout_s) as response:
+            kind = response.headers.get_content_type() if "content-type" in response.headers else ""
+            head = b""
+            while len(head) < MAX_HEAD_BYTES and time.monotonic() < end_s:
+                piece = response.read1(_PIECE_BYTES)
+                head += piece
+                if not piece or (b"\0" in head and len(head) >= _PIECE_BYTES):
+                    break  # the end, or sound, of which there may be no end
+            return Answer(response.geturl(), response.status, response.reason, kind, head)
+    except urllib.error.HTTPError as error:
+        error.close()
+        return Answer(url, error.code, str(error.reason), "", b"")
+    except (HTTPException, ValueError) as error:  # what answers speaks no HTTP
+        raise OSError(f"what answers is no web server: {error}") from error
+
+
+def _is_text(head: bytes) -> bool:
+    """Tell whether bytes are text: nothing that is not printable."""
+    try:
+        text = head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 4:  # not merely cut within a letter
+            return False
+        text = head[: error.start].decode("utf-8")
+    return all(letter.isprintable() or letter in "\r\n\t" for letter in text)

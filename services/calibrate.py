@@ -10,8 +10,7 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ast_stream.errors import UsageError
 from ast_stream.model.checkpoint import Checkpoint, load_checkpoint
@@ -42,6 +41,7 @@ from services.clip_options import (
     clip_columns,
     clips_of_folds,
 )
+from services.live import ProgressView
 
 N_GENERATED = 24  # takes of every class that has a generator
 GENERATED_HOURS = 1.0  # of negative audio, where no recordings are given
@@ -204,14 +204,13 @@ def _listen(
     if not listening.expected_s:
         raise UsageError("calibrate: expected --data, --negatives or --negative-hours, got none")
     minutes = listening.expected_s / 60
-    with Progress(
+    with ProgressView(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not sys.stderr.isatty(),
+        transient=False,
     ) as progress:
         if progress.disable:
             print(f"listening to about {minutes:.0f} minutes of audio", file=sys.stderr)

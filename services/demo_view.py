@@ -58,7 +58,9 @@ class LiveDemoView(DemoView):
 
     def __init__(self, duration_s: float) -> None:
         super().__init__(duration_s)
-        self._live = Live(console=self.console, refresh_per_second=8, transient=True)
+        self._live = Live(
+            console=self.console, refresh_per_second=8, transient=True, redirect_stdout=False
+        )
         self._health: dict[str, Any] = {"state": "starting", "level_dbfs": None, "audio_s": None}
         self._events: deque[str] = deque(maxlen=EVENTS_SHOWN)
 

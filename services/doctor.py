@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
-from rich.status import Status
 from rich.table import Table
 
-from ast_stream.errors import AstStreamError, UsageError
+from ast_stream.errors import AstStreamError
 from ast_stream.model.tagger import Tagger
+from ast_stream.settings.explain import with_options
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.schema import ModelSettings, SceneSource, Settings, StreamSettings
 from services import doctor_model, doctor_system
 from services.doctor_findings import Check
+from services.live import StatusLine
 
 _STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 _MODEL_CHECKS: tuple[tuple[str, Callable[[Tagger], Iterator[Check]]], ...] = (
@@ -56,7 +57,9 @@ def doctor(
     settings = _settings(config, {key: value for key, value in chosen.items() if value is not None})
     console = Console(stderr=as_json, highlight=False)
     failures = 0
-    with console.status("checking") as status:
+    is_shown = console.is_terminal and not (as_json and sys.stdout.isatty())
+    with StatusLine(console, is_shown=is_shown) as status:
+        status.update("checking")
         for check in checks(settings, status):
             failures += check.status == "failed"
             if as_json:
@@ -71,7 +74,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-def checks(settings: Settings, status: Status) -> Iterator[Check]:
+def checks(settings: Settings, status: StatusLine) -> Iterator[Check]:
     """Yield every finding as soon as it is there; a check that breaks is a failed one."""
     yield from _guarded("versions", doctor_system.check_versions)
     yield from _model_checks(settings.model, status)
@@ -81,7 +84,7 @@ def checks(settings: Settings, status: Status) -> Iterator[Check]:
     yield from _guarded("endpoints", lambda: doctor_system.check_endpoints(settings))
 
 
-def _model_checks(model: ModelSettings, status: Status) -> Iterator[Check]:
+def _model_checks(model: ModelSettings, status: StatusLine) -> Iterator[Check]:
     status.update("loading the model")
     try:
         tagger = doctor_model.load(model)
@@ -107,12 +110,8 @@ def _settings(config: Path | None, model: dict[str, Any]) -> Settings:
         settings = Settings(streams=[source])
     else:
         settings = load_settings(config)
-    try:
-        chosen = ModelSettings.model_validate(settings.model.model_dump() | model)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"--{option}: {first['msg']}, got {first['input']!r}") from error
+    options = {key: (f"doctor: --{key}", value) for key, value in model.items()}
+    chosen = with_options(settings.model, options)
     return settings.model_copy(update={"model": chosen})
 
 

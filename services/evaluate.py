@@ -12,7 +12,7 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ast_stream.errors import UsageError
 from ast_stream.training.calibration.listening import negative_recordings
@@ -36,6 +36,7 @@ from services.clip_options import (
 from services.evaluate_models import cross_validated, notes_of, single
 from services.evaluate_report import check_folder, write_report
 from services.evaluate_tables import remarks_on, show
+from services.live import ProgressView
 
 SNR_DB = "12"
 LARGEST_SNR_DB = 60.0
@@ -185,14 +186,13 @@ def range_of(
 
 
 def _heard(subjects: Sequence[Subject], settings: Settings) -> Heard:
-    with Progress(
+    with ProgressView(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
-        console=Console(stderr=True),
-        disable=not sys.stderr.isatty(),
+        transient=False,
     ) as progress:
         task = progress.add_task("", total=total_s(subjects, settings))
 

@@ -22,6 +22,7 @@ from ast_stream.detect.detector import Detector
 from ast_stream.errors import CaptureError, StartupError
 from ast_stream.messages import Event, Scores
 from ast_stream.runtime.lifecycle import stop_on_signals
+from ast_stream.settings.explain import with_options
 from ast_stream.settings.schema import MicrophoneSource, ModelSettings
 from ast_stream.units import SAMPLE_RATE, samples_to_seconds
 from services.live import console, level_bar, level_text, score_bars, stacked
@@ -60,7 +61,8 @@ def listen(
     chosen = ModelSettings(checkpoint=model)
     detector = Detector(load_model(chosen), hop_s=hop, on_scores=heard.take)
     index = int(device) if device is not None and device.isdecimal() else device
-    source = make_source(MicrophoneSource(type="microphone", device=index))
+    microphone = MicrophoneSource(type="microphone")
+    source = make_source(with_options(microphone, {"device": ("listen: --device", index)}))
     try:
         source.open()
     except CaptureError as error:
@@ -145,7 +147,7 @@ class _LiveView(_View):
 
     def __init__(self, detector: Detector, top: int) -> None:
         super().__init__(detector, top)
-        self._live = Live(console=console(), refresh_per_second=8, transient=False)
+        self._live = Live(console=console(), refresh_per_second=8, redirect_stdout=False)
         self._events: deque[str] = deque(maxlen=5)
 
     def __enter__(self) -> _View:
@@ -177,4 +179,4 @@ def _event_line(event: Event) -> str:
     at_s = samples_to_seconds(
         event.onset_sample if event.offset_sample is None else event.offset_sample
     )
-    return f"{at_s:8.1f} s  {event.type:<5}  {event.label}  {event.peak:.2f}"
+    return f"{at_s:8.1f} s  {event.type:<5}  {event.label}  peak {event.peak:.2f}"

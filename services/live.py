@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import Progress, ProgressColumn
 from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
@@ -20,6 +26,63 @@ CLIPPING_DBFS = -3.0
 def console() -> Console:
     """Return the console for people: standard error, so that standard output stays data."""
     return Console(stderr=True, highlight=False)
+
+
+class ProgressView(Progress):
+    """Progress on standard error, where that is a terminal; standard output is left alone.
+
+    Rich would take over both: what is printed meanwhile would be wrapped, and go to the terminal
+    instead of the file it was redirected to.
+    """
+
+    def __init__(self, *columns: ProgressColumn, transient: bool = True) -> None:
+        super().__init__(
+            *columns,
+            console=console(),
+            transient=transient,
+            redirect_stdout=False,
+            disable=not sys.stderr.isatty() or os.environ.get("TERM") == "dumb",
+        )
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the terminal to standard output for a moment, if that is one too."""
+        if self.disable or not sys.stdout.isatty():
+            yield
+            return
+        self.stop()
+        try:
+            yield
+        finally:
+            self.start()
+
+
+class StatusLine:
+    """One line about what is being done now, redrawn in place."""
+
+    def __init__(self, console: Console, *, is_shown: bool) -> None:
+        self._spinner = Spinner("dots")
+        self._live = (
+            Live(
+                self._spinner, console=console, transient=True, redirect_stdout=False,
+                refresh_per_second=12.5,
+            )
+            if is_shown
+            else None
+        )  # fmt: skip
+
+    def __enter__(self) -> StatusLine:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def update(self, text: str) -> None:
+        """Say what is being done next."""
+        self._spinner.update(text=Text(text))
 
 
 def level_text(level_dbfs: float | None) -> str:

@@ -7,13 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress
-
 from ast_stream.messages import SampleClock, event_body
 from ast_stream.settings.schema import DetectionSettings, ModelSettings
 from ast_stream.units import SAMPLE_RATE
-from services.live import console
-from services.scan import Scanner
+from services.scan import make_scanner, scan_progress, shown_as
 
 MODEL = "backtest"
 PAUSE_SAMPLES = 60 * SAMPLE_RATE  # between recordings, so that one ends before the next begins
@@ -30,13 +27,13 @@ def event_bodies(
     Raises:
         AudioError: a recording cannot be read.
     """
-    scanner = Scanner(model, detection)
-    with Progress(console=console(), transient=True) as progress:
+    scanner, _ = make_scanner(model, detection)
+    with scan_progress() as progress:
         for file in files:
             clock = SampleClock()
             clock.observe(0, start_ns)
             end = 0
-            for event in scanner.messages(file, progress):
+            for event in scanner.messages(file, shown_as(str(file), progress)):
                 end = max(end, event.at_sample)
                 body = event_body(
                     event,
@@ -46,7 +43,8 @@ def event_bodies(
                     scored_ns=clock.time_ns(event.at_sample),
                     model=MODEL,
                 )
-                yield body | {"stream": stream_name(file), "id": f"{event.id}-{start_ns}"}
+                with progress.paused():
+                    yield body | {"stream": stream_name(file), "id": f"{event.id}-{start_ns}"}
             start_ns = clock.time_ns(end + PAUSE_SAMPLES)
 
 

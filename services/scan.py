@@ -2,81 +2,44 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, BinaryIO, Literal
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ast_stream.audio.media import Recording
-from ast_stream.audio.resample import Resampler
-from ast_stream.detect.detector import Detector
-from ast_stream.errors import AudioError, CaptureError, UsageError
-from ast_stream.messages import Event, Pcm16, Scores
+from ast_stream.audio.recording import RecordingError, RecordingReader, recordings_in
+from ast_stream.errors import AudioError, UsageError
+from ast_stream.scan import OnRead, Scanner
+from ast_stream.settings.explain import with_options
 from ast_stream.settings.load import load_settings
-from ast_stream.settings.schema import DetectionSettings, FileSource, ModelSettings
-from services.live import console
+from ast_stream.settings.schema import DetectionSettings, ModelSettings
+from services.live import ProgressView
 from services.loading import load_model
-from services.scan_output import FORMATS, HEADERS, ScoreCollector, event_fields
+from services.scan_output import FORMATS, HEADERS, ScoreCollector
 
-STREAM = "scan"
-BLOCK_S = 1.0
-SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
-READ_TIMEOUT_S = 10.0
+STDIN = "-"
 
 
-class Scanner:
-    """Finds the events of one recording after another.
-
-    Args:
-        model, detection: as in a configuration.
-    """
-
-    def __init__(self, model: ModelSettings, detection: DetectionSettings) -> None:
-        tagger = load_model(model)
-        self.labels: list[str] = list(tagger.labels)
-        self.collector: ScoreCollector | None = None
-        self._detector = Detector(
-            tagger,
-            detection,
-            hop_s=model.hop_s,
-            min_context_s=model.min_context_s,
-            max_streams=1,
-            on_scores=self._collect,
-        )
-
-    def scan(self, path: Path, progress: Progress) -> Iterator[Event]:
-        """Yield the events of a recording as they end; memory does not grow with its length.
-
-        Raises:
-            AudioError: it cannot be read; events up to the damage have been yielded.
-        """
-        return (event for event in self.messages(path, progress) if event.type == "end")
-
-    def messages(self, path: Path, progress: Progress) -> Iterator[Event]:
-        """Yield begin, updates and end of every event of a recording; as `scan`."""
-        detector = self._detector
-        epoch = "0" * 32  # event ids of a scan are the same each time
-        detector.open(STREAM, epoch)
-        try:
-            position = 0
-            for pcm in _read(path, progress):
-                detector.push(STREAM, position, pcm)
-                position += len(pcm)
-                yield from detector.run()
-            yield from detector.flush(STREAM)
-        finally:
-            if STREAM in detector.streams:
-                detector.close(STREAM, "shutdown")
-
-    def _collect(self, scores: Scores) -> None:
-        if self.collector is not None:
-            self.collector.add(scores)
+def make_scanner(
+    model: ModelSettings, detection: DetectionSettings, collector: ScoreCollector | None = None
+) -> tuple[Scanner, list[str]]:
+    """Return a scanner with the model and detection of a configuration, and its labels."""
+    tagger = load_model(model)
+    scanner = Scanner(
+        tagger,
+        detection,
+        hop_s=model.hop_s,
+        min_context_s=model.min_context_s,
+        on_scores=None if collector is None else collector.add,
+    )
+    return scanner, list(tagger.labels)
 
 
 def scan(
@@ -105,9 +68,8 @@ def scan(
     """
     if as_json and labels:
         raise UsageError("scan: expected --json or --labels, got both")
-    scanner = Scanner(*_settings(config, model, hop, window))
-    if scores is not None:
-        scanner.collector = ScoreCollector()
+    collector = None if scores is None else ScoreCollector()
+    scanner, names = make_scanner(*_settings(config, model, hop, window), collector)
     form = "json" if as_json else labels or "text"
     if form in HEADERS:
         print(HEADERS[form])
@@ -117,22 +79,24 @@ def scan(
         failed = _scan_all(scanner, recordings, form)
     if failed:
         raise AudioError(f"scan: {failed} of {len(recordings)} recordings could not be read")
-    if scores is not None and scanner.collector is not None:
-        scanner.collector.save(scores, scanner.labels)
+    if scores is not None and collector is not None:
+        collector.save(scores, names)
 
 
 def _scan_all(scanner: Scanner, recordings: list[tuple[str, Path]], form: str) -> int:
-    """Print the events of all recordings and return how many could not be read."""
+    """Print the events of all recordings and return how many could not be read to their end."""
     failed = 0
-    with _progress() as progress:
+    with scan_progress() as progress:
         for name, path in recordings:
+            shown = _printable(name)
             try:
-                for event in scanner.scan(path, progress):
-                    print(FORMATS[form](event_fields(_printable(name), event)), flush=True)
-            except (AudioError, CaptureError) as error:
+                for event in scanner.scan(path, shown, shown_as(shown, progress)):
+                    with progress.paused():
+                        print(FORMATS[form](event), flush=True)
+            except RecordingError as error:
                 failed += 1
-                text = _printable(f"scan: {error}")
-                progress.console.print(text, style="red", soft_wrap=True, markup=False)
+                with progress.paused():
+                    print(_printable(f"scan: {name}: {error.text}"), file=sys.stderr)
     return failed
 
 
@@ -143,73 +107,75 @@ def _settings(
     settings = None if config is None else load_settings(config)
     model = ModelSettings() if settings is None else settings.model
     detection = DetectionSettings() if settings is None else settings.detection
-    chosen = {"checkpoint": checkpoint, "hop_s": hop_s, "window_s": window_s}
-    given = {key: value for key, value in chosen.items() if value is not None}
-    try:
-        return ModelSettings.model_validate(model.model_dump() | given), detection
-    except ValueError as error:
-        raise UsageError(
-            f"scan: --hop and --window: expected multiples of 0.01 s: {error}"
-        ) from error
+    options = {
+        "checkpoint": ("scan: --model", checkpoint),
+        "hop_s": ("scan: --hop", hop_s),
+        "window_s": ("scan: --window", window_s),
+    }
+    return with_options(model, options), detection
 
 
 @contextmanager
 def _recordings(names: list[str]) -> Iterator[list[tuple[str, Path]]]:
-    """Yield the recordings as (name, path); standard input becomes a temporary file."""
+    """Yield the recordings as (name, path); what comes through a pipe becomes a temporary file.
+
+    Raises:
+        UsageError: a folder without recordings, nothing on standard input, a full disk.
+    """
     with tempfile.TemporaryDirectory(prefix="ast-stream-scan-") as folder:
         found: list[tuple[str, Path]] = []
-        for name in names:
-            path = Path(name)
-            if name == "-":
-                path = Path(folder) / "stdin"
-                with path.open("wb") as copy:
-                    shutil.copyfileobj(sys.stdin.buffer, copy)
-                found.append((name, path))
+        for number, name in enumerate(names):
+            path, copy = Path(name), Path(folder) / str(number)
+            if name == STDIN:
+                if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
+                    raise UsageError("scan: -: expected a recording on standard input, got none")
+                found.append((name, _copied(sys.stdin.buffer, copy, name)))
+            elif path.is_fifo():  # as the shell's <(command) gives
+                with path.open("rb") as pipe:
+                    found.append((name, _copied(pipe, copy, name)))
             elif path.is_dir():
-                inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+                inside = recordings_in(path)
                 if not inside:
-                    raise UsageError(
-                        f"scan: {name}: expected {', '.join(SUFFIXES)} files, got none"
-                    )
+                    raise UsageError(f"scan: {name}: expected recordings in it, got none")
                 found += [(str(one), one) for one in inside]
             else:
                 found.append((name, path))
         yield found
 
 
-def _read(path: Path, progress: Progress) -> Iterator[Pcm16]:
-    """Yield a recording as mono int16 at 16 kHz."""
-    recording = Recording(FileSource(type="file", path=str(path), pace="fast", block_s=BLOCK_S))
-    recording.open()
-    task = progress.add_task(_printable(path.name), total=recording.duration_s)
+def _copied(source: BinaryIO, copy: Path, name: str) -> Path:
     try:
-        resampler = Resampler(recording.rate)
-        is_last = False
-        while not is_last:
-            block = recording.read(READ_TIMEOUT_S)
-            assert block is not None, "an unpaced recording is always ready"
-            yield resampler.push(block.pcm)
-            progress.advance(task, len(block.pcm) / block.rate)
-            is_last = block.is_last
-        yield resampler.flush()
-    finally:
-        progress.remove_task(task)
-        recording.close()
+        with copy.open("wb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+    except OSError as error:
+        where = f"cannot be kept in {copy.parent.parent} (TMPDIR names another folder)"
+        raise UsageError(f"scan: {name}: {where}: {error.strerror}") from error
+    return copy
 
 
-def _printable(text: str) -> str:
-    """Return `text` with what is no UTF-8 (in names of files) written out."""
-    return text.encode(errors="backslashreplace").decode()
-
-
-def _progress() -> Progress:
-    return Progress(
+def scan_progress() -> ProgressView:
+    """Return a view with a bar for the recording that is read."""
+    return ProgressView(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=console(),
-        transient=True,
-        disable=not sys.stderr.isatty(),
     )
+
+
+def shown_as(name: str, progress: ProgressView) -> OnRead:
+    """Return what shows how far a recording is read, in place of the one before."""
+    for task in list(progress.task_ids):
+        progress.remove_task(task)
+    bar = progress.add_task(os.path.basename(name), total=None)
+
+    def on_read(reader: RecordingReader) -> None:
+        progress.update(bar, completed=reader.position_s, total=reader.duration_s)
+
+    return on_read
+
+
+def _printable(text: str) -> str:
+    """Return `text` with what is no UTF-8 (in names of files) written out."""
+    return text.encode(errors="backslashreplace").decode()

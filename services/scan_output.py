@@ -7,31 +7,14 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ast_stream.errors import UsageError
-from ast_stream.messages import Event, Scores
-from ast_stream.units import SAMPLE_RATE, samples_to_seconds
-
-Fields = dict[str, Any]
-
-
-def event_fields(file: str, event: Event) -> Fields:
-    """Return a finished event as `scan` reports it; times in seconds from the file's start."""
-    assert event.offset_sample is not None
-    return {
-        "file": file,
-        "class": event.slug,
-        "label": event.label,
-        "onset_s": round(samples_to_seconds(event.onset_sample), 3),
-        "offset_s": round(samples_to_seconds(event.offset_sample), 3),
-        "score": round(event.mean or 0.0, 4),
-        "peak": round(event.peak, 4),
-        "uncertainty_s": round(event.uncertainty_s, 3),
-    }
+from ast_stream.messages import Scores
+from ast_stream.scan import ScannedEvent
+from ast_stream.units import SAMPLE_RATE
 
 
 class ScoreCollector:
@@ -61,41 +44,40 @@ class ScoreCollector:
             raise UsageError(f"scan: --scores: cannot write {path}: {error.strerror}") from error
 
 
-def _json(fields: Fields) -> str:
-    return json.dumps(fields, ensure_ascii=False)
+def _json(event: ScannedEvent) -> str:
+    return json.dumps(event.as_json(), ensure_ascii=False)
 
 
-def _text(fields: Fields) -> str:
+def _text(event: ScannedEvent) -> str:
     return (
-        f"{fields['onset_s']:9.2f} {fields['offset_s']:9.2f}  {fields['label']:<40} "
-        f"{fields['score']:.2f}  {fields['file']}"
+        f"{event.onset_s:9.2f} {event.offset_s:9.2f}  {event.label:<40} "
+        f"peak {event.peak:.2f}  mean {event.mean:.2f}  {event.file}"
     )
 
 
-def _audacity(fields: Fields) -> str:
-    return f"{fields['onset_s']:.6f}\t{fields['offset_s']:.6f}\t{fields['label']}"
+def _audacity(event: ScannedEvent) -> str:
+    return f"{event.onset_s:.6f}\t{event.offset_s:.6f}\t{event.label}"
 
 
-def _rttm(fields: Fields) -> str:
-    duration_s = fields["offset_s"] - fields["onset_s"]
-    name = Path(fields["file"]).stem.replace(" ", "_")
+def _rttm(event: ScannedEvent) -> str:
+    name = Path(event.file).stem.replace(" ", "_")
     return (
-        f"SPEAKER {name} 1 {fields['onset_s']:.3f} {duration_s:.3f} "
-        f"<NA> <NA> {fields['class']} {fields['score']:.4f} <NA>"
+        f"SPEAKER {name} 1 {event.onset_s:.3f} {event.offset_s - event.onset_s:.3f} "
+        f"<NA> <NA> {event.slug} {event.mean:.4f} <NA>"
     )
 
 
-def _csv(fields: Fields) -> str:
+def _csv(event: ScannedEvent) -> str:
     line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(fields.values())
+    csv.writer(line, lineterminator="").writerow(event.as_json().values())
     return line.getvalue()
 
 
-FORMATS: dict[str, Callable[[Fields], str]] = {
+FORMATS: dict[str, Callable[[ScannedEvent], str]] = {
     "json": _json,
     "text": _text,
     "audacity": _audacity,
     "rttm": _rttm,
     "csv": _csv,
 }
-HEADERS = {"csv": "file,class,label,onset_s,offset_s,score,peak,uncertainty_s"}
+HEADERS = {"csv": "file,class,label,onset_s,offset_s,score,peak,uncertainty_s,mean"}

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ast_stream.training.state import Metrics
+from services.live import ProgressView
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
@@ -48,14 +48,13 @@ class Reporter:
     """Shows progress: a bar on a terminal, else a line per report with the time left."""
 
     def __init__(self) -> None:
-        self._progress = Progress(
+        self._progress = ProgressView(
             TextColumn("step {task.completed:.0f} of {task.total:.0f}"),
             BarColumn(),
             TextColumn("{task.description}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(elapsed_when_finished=True),
-            console=Console(stderr=True),
-            disable=not sys.stderr.isatty(),
+            transient=False,
         )
         self._task = self._progress.add_task("", total=0, visible=False)
         self._steps = 0

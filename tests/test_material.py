@@ -78,12 +78,12 @@ def test_recordings_that_cannot_be_read_are_told_and_not_skipped(tmp_path: Path)
     with pytest.raises(ConfigError) as caught:
         load_recordings(read_clips(tmp_path))
     assert str(caught.value) == (
-        f"{tmp_path / 'Bark' / '3.M4A'}: cannot be read as audio: expected another format than "
-        ".M4A, such as .flac"
+        f"{tmp_path / 'Bark' / '3.M4A'}: expected wav, flac, ogg or mp3, or what FFmpeg reads: "
+        "Format not recognised; Invalid data found when processing input"
     )
     table = tmp_path / "labels.csv"
     table.write_text("file,label\nBark/1.wav,Bark\nBark/2.wav,Bark\nBark/4.raw,Bark\n")
-    with pytest.raises(ConfigError, match=r"labels\.csv:4: 4\.raw: cannot be read as audio"):
+    with pytest.raises(ConfigError, match=r"labels\.csv:4: 4\.raw: expected wav, flac, ogg or mp3"):
         load_recordings(read_clips(table))
 
 
@@ -145,8 +145,8 @@ def test_all_problems_are_told_together_with_their_lines(tmp_path: Path) -> None
         load_recordings(read_clips(table), known_labels=["Bark", "Rain"])
     text = str(caught.value)
     assert f"{table}:3: empty.wav: expected sound, got an empty file" in text
-    assert f"{table}:4: text.wav: cannot be read as audio" in text
-    assert f"{table}:5: missing.wav: file is missing" in text
+    assert f"{table}:4: text.wav: expected wav, flac, ogg or mp3" in text
+    assert f"{table}:5: missing.wav: No such file" in text
     assert f"{table}:6: nan.wav: unknown label 'Brak'; did you mean 'Bark'?" in text
     assert f"{table}:6: nan.wav: expected finite samples" in text
     assert "Brak: expected at least 2 clips of a class, got 1" in text

@@ -49,10 +49,12 @@ def test_json_lines_have_the_promised_fields_in_order_of_the_ends(
             "score",
             "peak",
             "uncertainty_s",
+            "mean",
         ]
         assert event["file"] == str(recording)
         assert 0 <= event["onset_s"] <= event["offset_s"] <= 30
         assert 0 < event["score"] <= event["peak"] <= 1
+        assert 0 < event["mean"] <= event["peak"]
 
 
 def test_scores_file_holds_what_the_decision_stage_saw(
@@ -96,7 +98,7 @@ def test_every_rate_and_format_of_a_folder_is_read(
     (tmp_path / "notes.txt").write_text("no audio")
     assert scan(checkpoint, tmp_path, "--labels", "csv") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "file,class,label,onset_s,offset_s,score,peak,uncertainty_s"
+    assert lines[0] == "file,class,label,onset_s,offset_s,score,peak,uncertainty_s,mean"
     assert {line.split(",")[0].rsplit("/", 1)[1] for line in lines[1:]} == {"a.flac", "b.ogg"}
 
 
@@ -128,7 +130,7 @@ def test_bad_recordings_are_named_and_do_not_stop_the_good_ones(
     ("args", "sentence"),
     [
         (["--json", "--labels", "csv"], "expected --json or --labels, got both"),
-        (["--hop", "0.123"], "expected multiples of 0.01 s"),
+        (["--hop", "0.123"], "--hop: expected a positive multiple of 0.01 s, got 0.123"),
         (["second.wav", "--scores", "x.npz"], "expected one recording, got 2"),
     ],
 )

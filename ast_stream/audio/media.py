@@ -1,15 +1,14 @@
-"""Recordings, read by libsndfile: wav, flac, ogg, mp3; in real time or as fast as possible."""
+"""Recordings as sources of sound; in real time or as fast as possible."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
-from pathlib import Path
+from typing import cast
 
 import numpy as np
-import soundfile
 
+from ast_stream.audio.recording import RecordingAbsentError, RecordingReader
 from ast_stream.audio.source import Pcm, SourceBlock, SourceError
 from ast_stream.errors import AudioError
 from ast_stream.settings.schema import FileSource
@@ -56,23 +55,12 @@ class Pace:
         return remaining_s <= timeout_s
 
 
-class SequentialFile(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types
-    """A recording read from front to back.
-
-    soundfile seeks after every read, which libsndfile 1.2 does wrongly in mp3 files: read in
-    blocks they come out damaged. It does not seek in what it takes for a pipe.
-    """
-
-    def seekable(self) -> bool:
-        """Say that it is not, so that reading does not seek."""
-        return False
-
-
 class Recording:
     """A finite source: one file, once or for ever.
 
     The sample index runs on from one round of a loop to the next. A file that is not there yet
-    is worth another try; one that is no recording, or is damaged, is not.
+    is worth another try; one that is no recording is not. Where not all of one could be read, that
+    is raised behind its last sample.
     """
 
     is_live = False
@@ -80,8 +68,7 @@ class Recording:
     def __init__(self, settings: FileSource, pace: Pace | None = None) -> None:
         self._settings = settings
         self._pace = pace or Pace(settings.pace == "realtime")
-        self._file: SequentialFile | None = None
-        self._dtype = "float32"
+        self._reader: RecordingReader | None = None
         self._block_frames = 1
         self._n_frames_out = 0
         self._pending: SourceBlock | None = None
@@ -91,18 +78,6 @@ class Recording:
         """Blocks come in real time."""
         return self._pace.is_realtime
 
-    @property
-    def rate(self) -> int:
-        """Frames per second of the open file."""
-        assert self._file is not None, "rate before open"
-        return int(self._file.samplerate)
-
-    @property
-    def duration_s(self) -> float:
-        """Length of the open file."""
-        assert self._file is not None, "duration before open"
-        return float(self._file.frames / self._file.samplerate)
-
     def open(self) -> None:
         """Open the file.
 
@@ -110,19 +85,14 @@ class Recording:
             CaptureError: it is not there, or may not be read.
             AudioError: it is no recording, or holds no samples.
         """
-        path = Path(self._settings.path)
         try:
-            path.open("rb").close()
-        except OSError as error:
-            raise SourceError("file_absent", f"cannot read {path}: {error.strerror}") from error
-        try:
-            self._file = SequentialFile(os.fsencode(path))  # names need not be UTF-8
-        except soundfile.LibsndfileError as error:
-            raise AudioError(f"{path}: expected wav, flac, ogg or mp3: {error}") from error
-        if self._settings.loop and self._file.frames == 0:
-            raise AudioError(f"{path}: expected samples to repeat, got none")
-        self._dtype = "int16" if self._file.subtype == "PCM_16" else "float32"
-        self._block_frames = max(1, round(self._settings.block_s * self._file.samplerate))
+            self._reader = reader = RecordingReader(self._settings.path)
+        except RecordingAbsentError as error:
+            text = f"cannot read {self._settings.path}: {error.text}"
+            raise SourceError("file_absent", text) from error
+        if self._settings.loop and reader.duration_s == 0:
+            raise AudioError(f"{self._settings.path}: expected samples to repeat, got none")
+        self._block_frames = max(1, round(self._settings.block_s * reader.rate))
         self._n_frames_out, self._pending = 0, None
         self._pace.begin()
 
@@ -130,11 +100,11 @@ class Recording:
         """Return the next block when it is due; the last one has `is_last` and may be empty.
 
         Raises:
-            AudioError: the file is damaged from here on.
+            AudioError: not all of the file could be read; what could has been returned.
         """
-        assert self._file is not None, "read before open"
+        assert self._reader is not None, "read before open"
         if self._pending is None:
-            self._pending = self._next_block(self._file)
+            self._pending = self._next_block(self._reader)
         block = self._pending
         end_ns = self._elapsed_ns(self._n_frames_out + len(block.pcm), block.rate)
         if not self._pace.wait(end_ns, timeout_s):
@@ -145,28 +115,25 @@ class Recording:
 
     def close(self) -> None:
         """Close the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
 
-    def _next_block(self, file: SequentialFile) -> SourceBlock:
-        pcm = self._read_frames(file, self._block_frames)
+    def _next_block(self, reader: RecordingReader) -> SourceBlock:
+        pcm = reader.read(self._block_frames)
         while self._settings.loop and len(pcm) < self._block_frames:
-            file.seek(0)  # the start is the one place that is right in every format
-            more = self._read_frames(file, self._block_frames - len(pcm))
+            reader.check()
+            reader.rewind()
+            more = reader.read(self._block_frames - len(pcm))
             if len(more) == 0:
                 raise AudioError(f"{self._settings.path}: expected samples to repeat, got none")
-            pcm = np.concatenate([pcm, more])
-        times = self._pace.times_ns(self._elapsed_ns(self._n_frames_out, file.samplerate))
+            pcm = cast(Pcm, np.concatenate([pcm, more]))
+        times = self._pace.times_ns(self._elapsed_ns(self._n_frames_out, reader.rate))
         is_last = len(pcm) < self._block_frames
-        return SourceBlock(pcm, file.samplerate, times[1], times[0], is_last=is_last)
-
-    def _read_frames(self, file: SequentialFile, n_frames: int) -> Pcm:
-        try:
-            pcm: Pcm = file.read(n_frames, dtype=self._dtype, always_2d=True)
-        except soundfile.LibsndfileError as error:
-            raise AudioError(f"{self._settings.path}: damaged: {error}") from error
-        return pcm
+        if is_last and len(pcm) == 0:
+            reader.check()
+        is_last = is_last and not reader.problems  # those come with the next call
+        return SourceBlock(pcm, reader.rate, times[1], times[0], is_last=is_last)
 
     @staticmethod
     def _elapsed_ns(n_frames: int, rate: int) -> int:

@@ -6,15 +6,16 @@ import re
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from ast_stream.errors import Problem
+from ast_stream.errors import Problem, UsageError
 from ast_stream.labels import did_you_mean
 
 Path = tuple[str | int, ...]
+_Model = TypeVar("_Model", bound=BaseModel)
 
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+\Z")
 _QUOTED = re.compile(r"'([^']*)'")
@@ -60,6 +61,27 @@ def explain(
             )
         )
     return problems
+
+
+def with_options(settings: _Model, options: Mapping[str, tuple[str, object]]) -> _Model:
+    """Return settings with values of the command line in place of their own.
+
+    Args:
+        options: name of the option (as `scan: --hop`) and value by key; a value of None is not
+            given.
+
+    Raises:
+        UsageError: every value that the settings refuse, by the name of its option.
+    """
+    given = {key: value for key, (_, value) in options.items() if value is not None}
+    kind = type(settings)
+    try:
+        return kind.model_validate(settings.model_dump() | given)
+    except ValidationError as error:
+        problems = explain(error.errors(include_url=False), kind, "", {})
+        names = {key: name for key, (name, _) in options.items()}
+        sentences = (f"{names.get(one.path, one.path)}: {one.text}" for one in problems)
+        raise UsageError("; ".join(sentences)) from error
 
 
 def line_of(lines: Mapping[Path, int], path: Path) -> int | None:

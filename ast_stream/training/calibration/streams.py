@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ast_stream.audio.activity import Waveform
+from ast_stream.audio.recording import read_mono
 from ast_stream.audio.scene import Planted
 from ast_stream.detect.detector import Detector
 from ast_stream.messages import Pcm16, Scores
 from ast_stream.model.checkpoint import Checkpoint
 from ast_stream.model.tagger import Tagger
 from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
-from ast_stream.training.material.negatives import read_blocks
 from ast_stream.training.material.streams import Laying, lay_backgrounds, lay_takes
 from ast_stream.training.material.takes import BACKGROUND_S, Take, generated_backgrounds
 from ast_stream.units import SAMPLE_RATE, samples_to_seconds
@@ -162,7 +162,7 @@ def recorded_stream(
     Raises:
         CaptureError, AudioError: it cannot be read, or is damaged.
     """
-    return score_stream(tagger, hop_s, read_blocks(path), (), on_heard)
+    return score_stream(tagger, hop_s, read_mono(path), (), on_heard)
 
 
 def _blocks(pcm: Pcm16) -> Iterator[Pcm16]:

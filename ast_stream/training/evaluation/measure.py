@@ -14,6 +14,7 @@ from dataclasses import asdict
 
 import numpy as np
 
+from ast_stream.audio.recording import read_mono
 from ast_stream.detect.detector import Detector
 from ast_stream.messages import Scores
 from ast_stream.model.tagger import Tagger
@@ -29,7 +30,6 @@ from ast_stream.training.evaluation.plan import (
     sounding_s,
     strip_s,
 )
-from ast_stream.training.material.negatives import read_blocks
 from ast_stream.training.material.streams import (
     Laying,
     ScoredStrip,
@@ -130,7 +130,7 @@ def _negatives(
 ) -> Iterator[ScoredStrip]:
     taggers = itertools.cycle([subject.tagger for subject in subjects])
     for (path, seconds), tagger in zip(settings.negatives, taggers, strict=False):
-        yield score_blocks(detector_of(tagger, settings.hop_s), read_blocks(path), [])
+        yield score_blocks(detector_of(tagger, settings.hop_s), read_mono(path), [])
         on_heard("negatives", seconds)
     if settings.negatives:
         return

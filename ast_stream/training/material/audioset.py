@@ -10,10 +10,14 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import soundfile
-
+from ast_stream.audio.recording import (
+    FFMPEG_SUFFIXES,
+    RecordingError,
+    recording_duration_s,
+    recordings_in,
+)
 from ast_stream.errors import ConfigError, Problem
-from ast_stream.training.material.clip import Clip, Span, is_readable, recordings_in
+from ast_stream.training.material.clip import Clip, Span
 from ast_stream.training.material.strips import span_of
 
 logger = logging.getLogger(__name__)
@@ -47,7 +51,7 @@ def read_segments(table: Path) -> list[Clip]:
             does not have, no class list, or none of the clips.
     """
     names = _class_names(table)
-    files = {path.stem: path for path in sorted(recordings_in(table.parent), key=is_readable)}
+    files = {path.stem: path for path in sorted(recordings_in(table.parent), key=_rank)}
     clips: list[Clip] = []
     missing: list[str] = []
     problems: list[Problem] = []
@@ -125,10 +129,15 @@ def _times(seconds: float) -> tuple[str, ...]:
 def _within(path: Path, span: Span) -> Span | None:
     """Return the segment within the file; None if the file is the segment, or unreadable."""
     try:
-        duration_s = soundfile.info(path).duration
-    except soundfile.SoundFileError:
+        duration_s = recording_duration_s(path)
+    except RecordingError:
         return None  # told with all other problems when it is decoded
     return span if duration_s > span.offset_s - span.onset_s + TOLERANCE_S else None
+
+
+def _rank(path: Path) -> bool:
+    """Order recordings of one name so that the last is the one to take: the converted one."""
+    return path.suffix.lower() not in FFMPEG_SUFFIXES
 
 
 def _tell_missing(table: Path, missing: list[str], n_found: int) -> None:

@@ -7,19 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-import soundfile
-
 from ast_stream.audio.activity import Waveform
 from ast_stream.errors import Problem
 
-# libsndfile names most formats by their suffix; raw samples have no header to read them by
-AUDIO_SUFFIXES = frozenset(
-    f".{name.lower()}" for name in soundfile.available_formats() if name != "RAW"
-) | {".aif", ".aifc", ".oga", ".opus", ".snd"}
-UNREADABLE_SUFFIXES = frozenset(
-    {".3gp", ".aac", ".ac3", ".amr", ".ape", ".m4a", ".mka", ".mp4", ".webm", ".wma", ".wv"}
-)
-RECORDING_SUFFIXES = AUDIO_SUFFIXES | UNREADABLE_SUFFIXES
 LABEL_SEPARATOR = ";"
 
 
@@ -78,27 +68,3 @@ class Recording:
 
     clip: Clip
     waveform: Waveform
-
-
-def recordings_in(folder: Path) -> list[Path]:
-    """Return the recordings in a folder and its sub-folders, by name.
-
-    Those in formats that cannot be read are among them: that is told when they are opened.
-    """
-    return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in RECORDING_SUFFIXES]
-
-
-def is_readable(path: Path) -> bool:
-    """Tell whether a recording is in a format that can be read, by its suffix."""
-    return path.suffix.lower() in AUDIO_SUFFIXES
-
-
-def what_failed(path: Path, error: Exception) -> str:
-    """Return why a recording cannot be used; a ValueError says it in its own words."""
-    if not path.is_file():
-        return "file is missing"
-    if path.suffix.lower() in UNREADABLE_SUFFIXES:
-        return f"cannot be read as audio: expected another format than {path.suffix}, such as .flac"
-    if isinstance(error, ValueError):
-        return str(error)
-    return f"cannot be read as audio ({error})"

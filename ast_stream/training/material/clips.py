@@ -10,16 +10,15 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
+from ast_stream.audio.recording import FFMPEG_SUFFIXES, is_recording
 from ast_stream.errors import ConfigError, Problem
 from ast_stream.training.material.audioset import is_segment_list, read_segments
 from ast_stream.training.material.clip import (
     LABEL_SEPARATOR,
-    RECORDING_SUFFIXES,
     Clip,
     Columns,
     Recording,
     Span,
-    is_readable,
 )
 from ast_stream.training.material.decode import load_recordings, read_waveform
 from ast_stream.training.material.strips import AUDACITY_SUFFIX, audacity_rows, strip_clips
@@ -105,9 +104,9 @@ def _recording_of(track: Path) -> Path:
     audio = [
         path
         for path in sorted(track.parent.iterdir())
-        if path.stem == track.stem and path.suffix.lower() in RECORDING_SUFFIXES
+        if path.stem == track.stem and is_recording(path)
     ]
     if not audio:
         text = f"expected a recording named {track.stem}.wav (or .flac, .ogg, …) beside it"
         raise ConfigError([Problem(str(track), None, "", text)])
-    return max(audio, key=is_readable)  # what cannot be read is told when it is decoded
+    return max(audio, key=lambda path: path.suffix.lower() not in FFMPEG_SUFFIXES)

@@ -7,28 +7,26 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import soundfile
 import soxr
 
 from ast_stream.audio.activity import Waveform, active_rms
+from ast_stream.audio.recording import RecordingError, RecordingReader
+from ast_stream.audio.source import Pcm
 from ast_stream.errors import ConfigError, Problem
 from ast_stream.labels import did_you_mean
-from ast_stream.training.material.clip import Clip, Recording, what_failed
-from ast_stream.units import SAMPLE_RATE, samples_to_seconds, seconds_to_samples
+from ast_stream.training.material.clip import Clip, Recording
+from ast_stream.units import FULL_SCALE, SAMPLE_RATE, samples_to_seconds, seconds_to_samples
 
 logger = logging.getLogger(__name__)
 
 FEWEST_CLIPS = 2  # of a class to train on: one to learn from and one to test on
 BEYOND_END_S = 0.1  # that an offset may lie behind the end: people and tools round
-CUT_OFF = re.compile(r"(data|SSND|Data Size) *: (?P<promised>\d+) \(should be (?P<there>\d+)\)")
-UNKNOWN_BYTES = 0x7FF00000  # and more: what tools write that cannot know how long a stream will be
 
 
 class Decoded(NamedTuple):
@@ -66,8 +64,8 @@ def load_recordings(
     for path, numbers in by_file.items():
         try:
             decoded = decode(path)
-        except (OSError, TypeError, ValueError, soundfile.SoundFileError) as error:
-            problems.append(clips[numbers[0]].problem(what_failed(path, error)))
+        except RecordingError as error:
+            problems.append(clips[numbers[0]].problem(error.text))
             continue
         rates[decoded.rate] += 1
         for number in numbers:
@@ -95,45 +93,43 @@ def read_waveform(path: Path) -> Waveform:
     """Return a file as mono float32 at 16 kHz, shape (n_samples,).
 
     Raises:
-        OSError, soundfile.SoundFileError: missing or unreadable.
-        ValueError: no samples, samples that are not finite, or fewer than the header promises.
+        RecordingError: it cannot be read, is damaged or cut off, or holds no samples.
     """
     return decode(path).waveform
 
 
 def decode(path: Path) -> Decoded:
     """Return a file as `read_waveform` does, with the sample rate it has."""
-    with soundfile.SoundFile(path) as file:
-        samples, rate = file.read(dtype="float32", always_2d=True), file.samplerate
-        header = file.extra_info
-    if not len(samples):
-        raise ValueError("expected sound, got an empty file")
-    _check_whole(len(samples) / rate, header)
-    if not np.isfinite(samples).all():
-        raise ValueError("expected finite samples, got NaN or infinity")
-    return Decoded(mono_16k(samples, rate), rate)
+    with RecordingReader(path) as reader:
+        converter = Mono16k(reader.rate)
+        parts = [np.zeros(0, np.float32)]
+        while len(pcm := reader.read(reader.rate)):
+            parts.append(converter.push(pcm))
+        parts.append(converter.flush())
+        if reader.position_s == 0:
+            raise RecordingError(path, "expected sound, got an empty file")
+        reader.check()
+        return Decoded(np.concatenate(parts), reader.rate)
 
 
-def _check_whole(duration_s: float, header: str) -> None:
-    """Refuse a WAV, AIFF or AU file of which libsndfile says that its end is missing."""
-    found = CUT_OFF.search(header)
-    if found is None:
-        return
-    promised, there = int(found["promised"]), int(found["there"])
-    promised_s = duration_s * promised / there
-    if promised < UNKNOWN_BYTES and promised_s > duration_s + BEYOND_END_S:
-        raise ValueError(
-            f"expected {promised_s:.2f} s, as its header says, got {duration_s:.2f} s: "
-            "its end is missing"
-        )
+class Mono16k:
+    """Blocks of any rate and channel count to mono float32 at 16 kHz."""
 
+    def __init__(self, rate: int) -> None:
+        self._stream = None
+        if rate != SAMPLE_RATE:
+            self._stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, "float32", quality="HQ")
 
-def mono_16k(samples: Waveform, rate: int) -> Waveform:
-    """Return samples of shape (n, channels) mixed down and resampled, shape (n_samples,)."""
-    mono = samples.mean(axis=1)
-    if rate != SAMPLE_RATE:
-        mono = soxr.resample(mono, rate, SAMPLE_RATE, quality="HQ")
-    return np.ascontiguousarray(mono, dtype=np.float32)
+    def push(self, pcm: Pcm) -> Waveform:
+        """Return what is ready of samples of shape (n, channels)."""
+        scale = np.float32(1 / FULL_SCALE if pcm.dtype == np.int16 else 1)
+        mono: Waveform = pcm.mean(axis=1, dtype=np.float32) * scale
+        return mono if self._stream is None else self._stream.resample_chunk(mono)
+
+    def flush(self) -> Waveform:
+        """Return what is still inside."""
+        rest = np.zeros(0, np.float32)
+        return rest if self._stream is None else self._stream.resample_chunk(rest, last=True)
 
 
 def _stretch(waveform: Waveform, clip: Clip) -> Waveform:

@@ -10,14 +10,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
 from ast_stream.audio.activity import Waveform, active_rms
-from ast_stream.audio.media import SequentialFile
+from ast_stream.audio.recording import (
+    RecordingError,
+    RecordingReader,
+    recording_duration_s,
+    recordings_in,
+)
 from ast_stream.audio.synthesis import to_active_level
 from ast_stream.errors import ConfigError, Problem
-from ast_stream.training.material.clip import recordings_in, what_failed
-from ast_stream.training.material.decode import mono_16k
+from ast_stream.training.material.decode import Mono16k
 from ast_stream.units import SAMPLE_RATE, seconds_to_samples
 
 PIECE_S = 10.0
@@ -42,8 +45,8 @@ def read_backgrounds(paths: Sequence[Path]) -> list[Waveform]:
     for file in files:
         try:
             pieces += _kept_pieces(file, every)
-        except (OSError, ValueError, soundfile.SoundFileError) as error:
-            problems.append(Problem(str(file), None, "", what_failed(file, error)))
+        except RecordingError as error:
+            problems.append(Problem(str(file), None, "", error.text))
     if problems:
         raise ConfigError(problems)
     if paths and not pieces:
@@ -74,29 +77,27 @@ def _audio_files(path: Path, problems: list[Problem]) -> list[Path]:
 
 def _duration_s(file: Path) -> float:
     try:
-        return float(soundfile.info(file).duration)
-    except soundfile.SoundFileError:
+        return recording_duration_s(file)
+    except RecordingError:
         return 0.0  # told when it is read
 
 
 def _kept_pieces(file: Path, every: int) -> Iterator[Waveform]:
-    n_samples = 0
-    with SequentialFile(str(file)) as recording:
-        n_wanted = round(PIECE_S * recording.samplerate)
+    with RecordingReader(file) as recording:
+        n_wanted = round(PIECE_S * recording.rate)
         for number in itertools.count():
-            samples = recording.read(n_wanted, dtype="float32", always_2d=True)
-            n_samples += len(samples)
+            samples = recording.read(n_wanted)
             if not len(samples):
                 break
             if number % every:
                 continue
-            if not np.isfinite(samples).all():
-                raise ValueError("expected finite samples, got NaN or infinity")
-            piece = mono_16k(samples, recording.samplerate)
+            converter = Mono16k(recording.rate)
+            piece = np.concatenate([converter.push(samples), converter.flush()])
             if _is_of_use(piece):
-                yield to_active_level(np.asarray(piece))
-    if not n_samples:
-        raise ValueError("expected sound, got an empty file")
+                yield to_active_level(piece)
+        if recording.position_s == 0:
+            raise RecordingError(file, "expected sound, got an empty file")
+        recording.check()
 
 
 def _is_of_use(piece: Waveform) -> bool:

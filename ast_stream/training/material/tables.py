@@ -8,14 +8,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ast_stream.audio.recording import is_recording, recordings_in
 from ast_stream.errors import ConfigError, Problem
 from ast_stream.labels import did_you_mean
 from ast_stream.training.material.clip import (
     LABEL_SEPARATOR,
-    RECORDING_SUFFIXES,
     Clip,
     Columns,
-    recordings_in,
 )
 from ast_stream.training.material.strips import AUDACITY_SUFFIX, Row, audacity_rows, strip_clips
 
@@ -42,14 +41,13 @@ def read_folder(folder: Path) -> list[Clip]:
     clips = [
         Clip(path, (sub_folder.name,))
         for sub_folder in sorted(folder.iterdir())
-        if sub_folder.is_dir()
+        if sub_folder.is_dir() and not sub_folder.name.startswith(".")
         for path in recordings_in(sub_folder)
     ]
     rows = [
         row
         for path in sorted(folder.iterdir())
-        if path.suffix.lower() in RECORDING_SUFFIXES
-        and (track := path.with_suffix(AUDACITY_SUFFIX)).is_file()
+        if is_recording(path) and (track := path.with_suffix(AUDACITY_SUFFIX)).is_file()
         for row in audacity_rows(track, path)
     ]
     return clips + strip_clips(rows)

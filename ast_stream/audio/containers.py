@@ -1,0 +1,324 @@
+"""What the header of a recording promises, and what the file really holds.
+
+Writers that were killed leave lengths of 0, writers to a pipe lengths that mean "unknown", copies
+that broke off lengths beyond the end of the file. libsndfile takes most of them at their word.
+Here WAV (also RF64, BW64, RIFX), AIFF, W64, CAF and AU are laid out from their chunks, and the
+pages of Ogg are counted and checked.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+_W64_RIFF = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
+_W64_TAIL = b"\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
+_UNKNOWN_32 = ((1 << 31) - 4096, (1 << 31) + 64, (1 << 32) - 4096)  # what tools write to pipes
+_MOST_CHUNKS = 10_000
+_MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+METADATA = (b"TAG", b"ID3", b"APETAGEX", b"LYRICSBEGIN")  # not of any container
+
+
+class BytesFile(Protocol):
+    """What is asked of a file."""
+
+    size: int
+
+    def peek(self, at: int, n_bytes: int) -> bytes:
+        """Return up to `n_bytes` bytes from `at` on."""
+
+
+@dataclass
+class Layout:
+    """Where a recording's samples lie, as far as it can be told without decoding.
+
+    Attributes:
+        has_data_chunk: the samples are one chunk of known beginning.
+        patches: bytes to put in place of others, by position, so that all samples are read.
+        promised_share: length by the header as a part of what is there; None: the header fits, or
+            does not say.
+        n_bytes_behind: bytes behind the samples that are no metadata.
+        is_chained: several streams one after another.
+        damage: places where something is missing.
+    """
+
+    has_data_chunk: bool = False
+    patches: dict[int, bytes] = field(default_factory=dict)
+    promised_share: float | None = None
+    n_bytes_behind: int = 0
+    is_chained: bool = False
+    damage: list[str] = field(default_factory=list)
+
+
+def layout_of(file: BytesFile) -> Layout:
+    """Return the layout of a recording; an empty one where there is nothing to say."""
+    head = file.peek(0, 16)
+    if head[8:12] == b"WAVE" and head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64"):
+        return _riff(file, head[:4])
+    if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
+        return _aiff(file)
+    if head == _W64_RIFF:
+        return _w64(file)
+    if head[:4] == b"caff":
+        return _caf(file)
+    if head[:4] == b".snd":
+        return _au(file)
+    return _ogg(file) if head[:4] == b"OggS" else Layout()
+
+
+def is_metadata(file: BytesFile, at: int) -> bool:
+    """Tell whether the file ends, from `at` on, with tags or zeros."""
+    while at < file.size:
+        head = file.peek(at, 32)
+        if head.startswith(b"TAG"):
+            at += 128
+        elif head.startswith(b"ID3"):
+            at += 10 + sum((byte & 127) << 7 * place for place, byte in enumerate(head[9:5:-1]))
+        elif head.startswith(b"APETAGEX"):
+            at += 32 + int.from_bytes(head[12:16], "little")
+        elif head.startswith(b"LYRICSBEGIN"):
+            return True
+        else:
+            return not any(file.peek(at, 1 << 20))
+    return True
+
+
+class _Chunk(NamedTuple):
+    name: bytes
+    start: int  # of its contents
+    n_bytes: int  # as its header says
+
+
+class _Form(NamedTuple):
+    """How a family of formats writes the header of a chunk."""
+
+    n_header: int
+    parse: Callable[[bytes], tuple[bytes, int]]
+    is_name: Callable[[bytes], bool]
+    align: int
+
+
+def _printable(name: bytes) -> bool:
+    return all(32 <= byte < 127 for byte in name)
+
+
+def _form(order: str) -> _Form:
+    return _Form(8, lambda head: struct.unpack(f"{order}4sI", head), _printable, 2)
+
+
+_CAF = _Form(12, lambda head: struct.unpack(">4sQ", head), _printable, 1)
+_W64 = _Form(
+    24,
+    lambda head: (head[:16], int.from_bytes(head[16:], "little") - 24),
+    lambda name: name[4:] == _W64_TAIL or name[:4] == b"junk",
+    8,
+)
+
+
+def _riff(file: BytesFile, kind: bytes) -> Layout:
+    order = ">" if kind == b"RIFX" else "<"
+    form = _form(order)
+    ds64: _Chunk | None = None
+    for chunk in _chunks(file, 12, form):
+        if chunk.name == b"ds64":
+            ds64 = chunk
+        if chunk.name == b"data":
+            break
+    else:
+        return Layout(has_data_chunk=True)
+    promised, rest = chunk.n_bytes, file.size - chunk.start
+    is_unknown = _is_unknown_32(promised)
+    if ds64 is not None and promised == 0xFFFFFFFF:
+        promised = int.from_bytes(file.peek(ds64.start + 8, 8), "little")
+        is_unknown = promised >= 1 << 62
+    if is_unknown or _is_unclosed(file, chunk.start, promised, form):
+        if ds64 is not None:
+            return Layout(True, {ds64.start + 8: rest.to_bytes(8, "little")})
+        # what libsndfile itself takes for a file that was never closed, whatever its length
+        return Layout(True, {4: struct.pack(f"{order}I", 8), chunk.start - 4: bytes(4)})
+    if rest - promised >= 1 << 32:  # the length of a file beyond 4 GB has run over
+        return Layout(True, {4: struct.pack(f"{order}I", 8), chunk.start - 4: bytes(4)})
+    return _compared(file, chunk.start, promised, form)
+
+
+def _aiff(file: BytesFile) -> Layout:
+    form = _form(">")
+    common: _Chunk | None = None
+    for chunk in _chunks(file, 12, form):
+        if chunk.name == b"COMM":
+            common = chunk
+        if chunk.name == b"SSND":
+            break
+    else:
+        return Layout(has_data_chunk=True)
+    start = chunk.start + 8  # offset and size of a block come first
+    promised, rest = max(0, chunk.n_bytes - 8), file.size - start
+    is_unknown = _is_unknown_32(chunk.n_bytes)
+    if common is not None and (is_unknown or _is_unclosed(file, start, promised, form)):
+        channels, _, bits = struct.unpack(">HIH", file.peek(common.start, 8))
+        n_frames = rest // max(1, channels * -(-bits // 8))
+        size = min(rest + 8, 0xFFFFFFFF)
+        patches = {
+            4: struct.pack(">I", min(file.size - 8, 0xFFFFFFFF)),
+            common.start + 2: struct.pack(">I", min(n_frames, 0xFFFFFFFF)),
+            chunk.start - 4: struct.pack(">I", size),
+        }
+        return Layout(True, patches)
+    return _compared(file, start, promised, form)
+
+
+def _w64(file: BytesFile) -> Layout:
+    for chunk in _chunks(file, 40, _W64):
+        if chunk.name[:4] == b"data":
+            break
+    else:
+        return Layout(has_data_chunk=True)
+    rest = file.size - chunk.start
+    if not 0 < chunk.n_bytes < 1 << 62 and _is_unclosed(file, chunk.start, 0, _W64):
+        patches = {
+            16: file.size.to_bytes(8, "little"),
+            chunk.start - 8: (rest + 24).to_bytes(8, "little"),
+        }
+        return Layout(True, patches)
+    return _compared(file, chunk.start, chunk.n_bytes, _W64)
+
+
+def _caf(file: BytesFile) -> Layout:
+    for chunk in _chunks(file, 8, _CAF):
+        if chunk.name == b"data":
+            break
+    else:
+        return Layout(has_data_chunk=True)
+    start = chunk.start + 4  # a count of edits comes first
+    rest = file.size - start
+    promised = chunk.n_bytes - 4
+    if chunk.n_bytes >= 1 << 62 or _is_unclosed(file, start, max(0, promised), _CAF):
+        return Layout(True, {chunk.start - 8: (rest + 4).to_bytes(8, "big")})
+    return _compared(file, start, promised, _CAF)
+
+
+def _au(file: BytesFile) -> Layout:
+    start, promised = struct.unpack(">II", file.peek(4, 8).ljust(8, b"\0"))
+    rest = file.size - start
+    if promised == 0 and rest > 0:
+        return Layout(True, {8: b"\xff\xff\xff\xff"})
+    if promised == 0xFFFFFFFF or rest <= 0:
+        return Layout(True)
+    share = promised / rest if promised > rest else None
+    return Layout(True, promised_share=share, n_bytes_behind=max(0, rest - promised))
+
+
+def _compared(file: BytesFile, start: int, promised: int, form: _Form) -> Layout:
+    """Return the layout of samples that begin at `start`, of a length that the header says."""
+    rest = file.size - start
+    if promised > rest:
+        share = promised / rest if rest > 0 else None
+        return Layout(True, promised_share=share)
+    behind = start + promised
+    is_clean = _are_chunks(file, behind, form) or is_metadata(file, behind)
+    return Layout(True, n_bytes_behind=0 if is_clean else file.size - behind)
+
+
+def _is_unknown_32(n_bytes: int) -> bool:
+    first, last, most = _UNKNOWN_32
+    return first <= n_bytes <= last or n_bytes >= most
+
+
+def _is_unclosed(file: BytesFile, start: int, promised: int, form: _Form) -> bool:
+    """Tell whether a length of 0 was never filled in: what follows are no other chunks."""
+    return promised == 0 and start < file.size and not _are_chunks(file, start, form)
+
+
+def _are_chunks(file: BytesFile, at: int, form: _Form) -> bool:
+    """Tell whether nothing but whole chunks follows."""
+    for place in {at, -(-at // form.align) * form.align}:  # some writers do not fill up
+        end = place
+        for chunk in _chunks(file, place, form):
+            end = chunk.start + chunk.n_bytes
+        if end >= file.size - 1 and end <= file.size + form.align:
+            return True
+    return False
+
+
+def _chunks(file: BytesFile, at: int, form: _Form) -> Iterator[_Chunk]:
+    """Yield the chunks from `at` on, up to the first that is none."""
+    for _ in range(_MOST_CHUNKS):
+        head = file.peek(at, form.n_header)
+        if len(head) < form.n_header:
+            return
+        name, n_bytes = form.parse(head)
+        if not form.is_name(name):
+            return
+        chunk = _Chunk(name, at + form.n_header, n_bytes)
+        yield chunk
+        at = -(-(chunk.start + max(0, n_bytes)) // form.align) * form.align
+
+
+def _ogg(file: BytesFile) -> Layout:
+    """Walk the pages of an Ogg file: their checksums tell where something is missing."""
+    layout = Layout()
+    rate, time_s, at, has_data = 0, 0.0, 0, False
+    while at < file.size:
+        page = _ogg_page(file, at)
+        if page is None:
+            following = _next_page(file, at + 1)
+            if following < file.size:
+                layout.damage.append(f"damaged at {time_s:.2f} s")
+            elif not is_metadata(file, at):
+                layout.damage.append(f"its end is missing: it is cut off at {time_s:.2f} s")
+            at = following
+            continue
+        begins = bool(page[5] & 2)
+        layout.is_chained |= begins and has_data
+        has_data |= not begins
+        if begins and not rate:
+            rate = _ogg_rate(page[27 + page[26] :])
+        granule = int.from_bytes(page[6:14], "little", signed=True)
+        if granule > 0 and rate and not layout.is_chained:
+            time_s = granule / rate
+        at += len(page)
+    return layout
+
+
+def _ogg_page(file: BytesFile, at: int) -> bytes | None:
+    """Return a page, or None if none begins there that is whole and as it was written."""
+    head = file.peek(at, 27 + 255)
+    if len(head) < 27 or not head.startswith(b"OggS"):
+        return None
+    n_header = 27 + head[26]
+    n_page = n_header + sum(head[27:n_header])
+    page = file.peek(at, n_page)
+    return page if len(page) == n_page and _ogg_sum(page) == page[22:26] else None
+
+
+def _ogg_sum(page: bytes) -> bytes:
+    """Return the checksum of a page: that of zlib, but with bits in the other direction."""
+    mirrored = (page[:22] + bytes(4) + page[26:]).translate(_MIRRORED)
+    total = zlib.crc32(mirrored, 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return total.to_bytes(4, "big").translate(_MIRRORED)
+
+
+def _next_page(file: BytesFile, at: int) -> int:
+    while at < file.size:
+        part = file.peek(at, 1 << 16)
+        found = part.find(b"OggS")
+        if found >= 0:
+            return at + found
+        at += max(1, len(part) - 3)
+    return file.size
+
+
+def _ogg_rate(packet: bytes) -> int:
+    """Return how many units of an Ogg position make a second, 0 if it cannot be told."""
+    if packet.startswith(b"OpusHead"):
+        return 48_000
+    if packet.startswith(b"\x01vorbis"):
+        return int.from_bytes(packet[12:16], "little")
+    if packet.startswith(b"Speex   "):
+        return int.from_bytes(packet[36:40], "little")
+    if packet.startswith(b"\x7fFLAC"):
+        return int.from_bytes(packet[27:30], "big") >> 4
+    return 0

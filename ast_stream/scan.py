@@ -1,0 +1,170 @@
+"""The events of whole recordings: the detector that runs live, fed from a file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ast_stream.audio.recording import RecordingError, RecordingReader, read_mono
+from ast_stream.detect.detector import Detector
+from ast_stream.messages import Event, Scores
+from ast_stream.model.device import PrecisionSetting
+from ast_stream.model.tagger import Tagger, load_tagger
+from ast_stream.settings.schema import DetectionSettings
+from ast_stream.units import samples_to_seconds
+
+_STREAM = "scan"
+
+OnRead = Callable[[RecordingReader], None]
+
+
+@dataclass(frozen=True)
+class ScannedEvent:
+    """One sound in a recording; times in seconds from its beginning.
+
+    Attributes:
+        file: the recording, as it was named.
+        slug: the label as the feed spells it.
+        score: of the window that decided that it began.
+        peak, mean: highest and mean score while it lasted.
+        uncertainty_s: of the onset.
+    """
+
+    file: str
+    slug: str
+    label: str
+    onset_s: float
+    offset_s: float
+    score: float
+    peak: float
+    mean: float
+    uncertainty_s: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the object that `ast-stream scan --json` prints."""
+        return {
+            "file": self.file,
+            "class": self.slug,
+            "label": self.label,
+            "onset_s": self.onset_s,
+            "offset_s": self.offset_s,
+            "score": self.score,
+            "peak": self.peak,
+            "uncertainty_s": self.uncertainty_s,
+            "mean": self.mean,
+        }
+
+
+class Scanner:
+    """Finds the events of one recording after another.
+
+    Args:
+        tagger: the loaded model.
+        detection, hop_s, min_context_s, on_scores: as for `Detector`.
+    """
+
+    def __init__(
+        self,
+        tagger: Tagger,
+        detection: DetectionSettings | None = None,
+        *,
+        hop_s: float | None = None,
+        min_context_s: float | None = 1.0,
+        on_scores: Callable[[Scores], None] | None = None,
+    ) -> None:
+        self._detector = Detector(
+            tagger,
+            detection,
+            hop_s=hop_s,
+            min_context_s=min_context_s,
+            max_streams=1,
+            on_scores=on_scores,
+        )
+
+    def scan(
+        self, path: str | os.PathLike[str], name: str | None = None, on_read: OnRead | None = None
+    ) -> Iterator[ScannedEvent]:
+        """Yield the events of a recording as they end; memory does not grow with its length.
+
+        Args:
+            name: what to call the recording; None: its path.
+            on_read: called with the reader after each second of sound.
+
+        Raises:
+            RecordingError: it cannot be read, or, after its last event, not all of it could.
+        """
+        began: dict[str, float] = {}
+        for event in self.messages(path, on_read):
+            if event.type == "begin":
+                began[event.id] = event.score
+            elif event.type == "end":
+                score = began.pop(event.id, event.peak)
+                yield _scanned(os.fspath(path) if name is None else name, event, score)
+
+    def messages(
+        self, path: str | os.PathLike[str], on_read: OnRead | None = None
+    ) -> Iterator[Event]:
+        """Yield begin, updates and end of every event of a recording; as `scan`."""
+        detector = self._detector
+        detector.open(_STREAM, "0" * 32)  # ids of the events are the same each time
+        incomplete: RecordingError | None = None
+        try:
+            position = 0
+            try:
+                for pcm in read_mono(path, on_read):
+                    detector.push(_STREAM, position, pcm)
+                    position += len(pcm)
+                    yield from detector.run()
+            except RecordingError as error:
+                incomplete = error
+            yield from detector.flush(_STREAM)
+        finally:
+            if _STREAM in detector.streams:
+                detector.close(_STREAM, "shutdown")
+        if incomplete is not None:
+            raise incomplete
+
+
+def scan_file(
+    path: str | os.PathLike[str],
+    tagger: Tagger | None = None,
+    *,
+    model: str = "bundled",
+    device: str = "auto",
+    precision: PrecisionSetting = "auto",
+    window_s: float | None = None,
+    hop_s: float | None = None,
+    detection: DetectionSettings | None = None,
+) -> list[ScannedEvent]:
+    """Return the events of a whole recording, of any length, format and rate, as `scan` does.
+
+    Args:
+        tagger: a model that is loaded already, for many recordings; None: `model` is loaded.
+        model, device, precision, window_s: as for `load_tagger`.
+        hop_s: seconds between windows; None: as the checkpoint was calibrated for.
+        detection: how scores become events; None: as the checkpoint says.
+
+    Raises:
+        RecordingError: the recording cannot be read, or not all of it; what was found in the part
+            that could is what `Scanner(tagger).scan(path)` yields before it raises the same.
+    """
+    if tagger is None:
+        tagger = load_tagger(model, device=device, precision=precision, window_s=window_s)
+    return list(Scanner(tagger, detection, hop_s=hop_s).scan(path))
+
+
+def _scanned(file: str, event: Event, score: float) -> ScannedEvent:
+    assert event.offset_sample is not None
+    return ScannedEvent(
+        file=file,
+        slug=event.slug,
+        label=event.label,
+        onset_s=round(samples_to_seconds(event.onset_sample), 3),
+        offset_s=round(samples_to_seconds(event.offset_sample), 3),
+        score=round(score, 4),
+        peak=round(event.peak, 4),
+        mean=round(event.mean or 0.0, 4),
+        uncertainty_s=round(event.uncertainty_s, 3),
+    )

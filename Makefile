@@ -1,5 +1,6 @@
 # make run   the demo, from nothing: environment, packages, then sound in and events out
 # make test  everything that is checked before a change is accepted
+# make chaos  an hour of kills, stops, overload and full disks, compared with an undisturbed run
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
@@ -14,6 +15,9 @@ PYTEST_FLAGS ?=
 DATA ?=
 TRAIN_FLAGS ?=
 MODEL ?= runs/bundled
+# of the chaos run
+MINUTES ?= 60
+SEED ?= 1
 # of the five stages
 STEPS ?= 2600 1200 2000 2000 2800
 # of audio without events, for the checkpoint itself and for those of the folds
@@ -32,11 +36,12 @@ ifeq ($(CI),true)
 DEBIAN_PACKAGES += $(CI_PACKAGES)
 endif
 
-.PHONY: help run test check debian fix bench model clean
+.PHONY: help run test check chaos debian fix bench model clean
 
 help:
 	@echo "make run    set up and run the demo"
 	echo "make test   set up and run all checks and tests"
+	echo "make chaos  kill, stop, overload and fill up a box for an hour (MINUTES=60 SEED=1), and compare"
 	echo "make fix    format, and repair what ruff can repair"
 	echo "make bench  measure this machine: milliseconds per window, attention, precision"
 	echo "make model  train and measure a checkpoint as the bundled one was, in hours (DATA=clips.csv)"
@@ -56,6 +61,9 @@ check:
 	# tests with real processes mostly wait for sound: three at a time keep two cores busy,
 	# and more threads than cores would only wait for each other
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile $(PYTEST_FLAGS)
+
+chaos: $(VENV)/.installed-dev
+	@$(BIN)/python tests/chaos/run.py --minutes $(MINUTES) --seed $(SEED)
 
 fix: $(VENV)/.installed-dev
 	@$(BIN)/ruff check --fix

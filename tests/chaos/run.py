@@ -1,0 +1,59 @@
+"""The long form: maltreat a box for an hour, then say what came of it.
+
+python tests/chaos/run.py --minutes 60 --seed 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # helpers that several tests share
+
+from chaos import STREAMS, Box, maltreat
+from http_receiver import http_receiver
+from verdict import Verdict, judge
+
+
+def chaos(
+    seed: int, seconds: float, n_streams: int, keep: Path | None = None, *, is_shown: bool = False
+) -> Verdict:
+    """Run a box for so long under faults, and compare.
+
+    Args:
+        keep: where the log and the event log are copied to.
+    """
+    with http_receiver() as receiver:
+        box = Box(n_streams, seconds, receiver)
+        try:
+            box.start()
+            maltreat(box, seed, seconds, _say if is_shown else lambda text: None)
+            box.stop()
+            return judge(box, receiver.got)
+        finally:
+            if keep is not None:
+                keep.mkdir(parents=True, exist_ok=True)
+                (keep / "log").write_text(box.log)
+            box.close()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Run from the command line; exit code 0 only if everything is explained."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--streams", type=int, default=3, choices=range(1, len(STREAMS) + 1))
+    parser.add_argument("--keep", type=Path, help="folder for the log of all processes")
+    args = parser.parse_args()
+    verdict = chaos(args.seed, 60 * args.minutes, args.streams, args.keep, is_shown=True)
+    print(verdict.table())
+    return 1 if verdict.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,320 @@
+"""What came of a maltreated box, against what should have.
+
+The reference is the detector itself on the whole scene, undisturbed. Every epoch of a stream must
+be a prefix of it: the same messages in the same order, bit for bit but for rounding, up to the
+sample where its capture process was killed; what was open then has an end that says why, and a gap
+record says what was lost. Alerts and readers must have all of it, and nothing twice.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from chaos import HOP_S, Body, Box, Injected
+from http_receiver import Received
+
+from ast_stream.detect.detector import Detector
+from ast_stream.messages import Event, Pcm16, Scores
+from ast_stream.model.tagger import Tagger, load_tagger
+from ast_stream.settings.schema import DetectionSettings
+from ast_stream.units import SAMPLE_RATE
+from ast_stream.wire.event_log import EventLog
+from ast_stream.wire.query_codec import ReplayPage
+
+CUT_REASONS = {"stream_lost", "gap", "shutdown", "restart"}  # of an end where an epoch ends
+CUT = "capture_restart"  # reason of the gap behind an epoch whose capture process died
+ROUNDING = 2e-3  # scores are float16 on the feed, and batches of other sizes round otherwise
+_PIECE = 10 * SAMPLE_RATE
+
+Key = tuple[Any, ...]
+
+
+class Reference:
+    """What the detector makes of an endless repetition of a scene, as far as it was asked for."""
+
+    def __init__(self, tagger: Tagger, pcm: Pcm16) -> None:
+        self.events: list[Event] = []
+        self.scores: dict[int, npt.NDArray[np.float32]] = {}
+        self._pcm = pcm
+        self._detector = Detector(tagger, DetectionSettings(), hop_s=HOP_S, on_scores=self._keep)
+        self._detector.open("reference", "0" * 32)
+        self._heard = 0
+
+    def hear(self, until: int) -> None:
+        """Go on to sample `until`."""
+        while self._heard < until:
+            at = self._heard % len(self._pcm)
+            piece = self._pcm[at : at + _PIECE]
+            self._detector.push("reference", self._heard, piece)
+            self.events += self._detector.run()
+            self._heard += len(piece)
+
+    def _keep(self, scores: Scores) -> None:
+        self.scores[scores.end_sample] = scores.scores
+
+
+@dataclass
+class Epoch:
+    """What was published of one run of a capture process."""
+
+    stream: str
+    epoch: str
+    messages: list[Body] = field(default_factory=list)
+    cuts: list[Body] = field(default_factory=list)  # gap records
+    scores: dict[int, npt.NDArray[np.float16]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Stream and epoch, for messages."""
+        return f"{self.stream} {self.epoch[:8]}"
+
+    def decided(self) -> int:
+        """Return the sample up to which everything must have been published."""
+        for gap in self.cuts:
+            if gap["reason"] == CUT:
+                return int(gap["start"])
+        return max(self.scores, default=0)
+
+
+@dataclass
+class Verdict:
+    """Figures of the comparison, and what is wrong."""
+
+    problems: list[str] = field(default_factory=list)
+    figures: Counter[str] = field(default_factory=Counter)
+    worst_score: float = 0.0
+    faults: list[Injected] = field(default_factory=list)
+    recoveries_s: dict[str, list[float | None]] = field(default_factory=lambda: defaultdict(list))
+
+    def table(self) -> str:
+        """Return the summary as text."""
+        lines = [f"{'fault':<24}{'done':>6}{'recovered':>11}{'median s':>10}{'slowest s':>11}"]
+        for name, found in sorted(self.recoveries_s.items()):
+            known = sorted(one for one in found if one is not None)
+            median, slowest = (
+                (f"{known[len(known) // 2]:.1f}", f"{known[-1]:.1f}") if known else ("-", "-")
+            )
+            lines.append(f"{name:<24}{len(found):>6}{len(known):>11}{median:>10}{slowest:>11}")
+        lines.append("")
+        lines += [f"{name:<58}{n:>9}" for name, n in self.figures.items()]
+        lines.append(f"{'largest difference of a score':<58}{self.worst_score:>9.5f}")
+        lines.append(f"{'unexplained':<58}{len(self.problems):>9}")
+        return "\n".join([*lines, *(f"  {problem}" for problem in self.problems)])
+
+
+def judge(box: Box, received: Sequence[Received]) -> Verdict:
+    """Compare all that a stopped box has left behind."""
+    verdict = Verdict(faults=box.injected)
+    _look_at_recoveries(box, verdict)
+    log = published(box)
+    tagger = load_tagger("bundled", device="cpu", precision="fp32", attention="math")
+    for stream in box.streams:
+        reference = Reference(tagger, box.scenes[stream])
+        epochs = _epochs(box, log, stream)
+        _expect_epochs(box, stream, epochs, verdict)
+        for epoch in epochs:
+            _compare(epoch, reference, verdict)
+    _look_at_ends(log, verdict)
+    _look_at_alerts(log, received, verdict)
+    _look_at_readers(box, log, verdict)
+    for name, code in box.exit_codes.items():
+        if code != 0:
+            verdict.problems.append(f"{name}: expected exit code 0, got {code}")
+    for word in ("Traceback", "Assertion failed", "Fatal Python error"):
+        if n := box.log.count(word):
+            verdict.problems.append(f"the log has {n} times {word!r}")
+    return verdict
+
+
+def published(box: Box) -> list[tuple[str, Body]]:
+    """Return topic and body of all durable messages on the disk."""
+    event_log = EventLog(box.state / "events")
+    found: list[tuple[str, Body]] = []
+    after = None
+    while True:
+        page = event_log.replay(after)
+        assert isinstance(page, ReplayPage)
+        found += [(one.topic, one.body) for one in page.messages if one.kind != "boot"]
+        if not page.more:
+            event_log.close()
+            return found
+        after = page.messages[-1].position
+
+
+def _epochs(box: Box, log: list[tuple[str, Body]], stream: str) -> list[Epoch]:
+    epochs: dict[str, Epoch] = {}
+    for topic, body in log:
+        if body["stream"] == stream:
+            epoch = epochs.setdefault(body["epoch"], Epoch(stream, body["epoch"]))
+            (epoch.cuts if topic.startswith("gap/") else epoch.messages).append(body)
+    for (name, epoch_id), scores in box.seen.scores.items():
+        if name == stream:
+            epochs.setdefault(epoch_id, Epoch(stream, epoch_id)).scores = scores
+    return list(epochs.values())
+
+
+def _expect_epochs(box: Box, stream: str, epochs: list[Epoch], verdict: Verdict) -> None:
+    """An epoch more than there were kills means that a capture process died by itself."""
+    kills = sum(
+        one.fault.kind == "kill" and one.fault.target in ("run", f"capture {stream}")
+        for one in box.injected
+    )
+    verdict.figures["epochs (runs of capture processes)"] += len(epochs)
+    if len(epochs) > 1 + kills:
+        verdict.problems.append(
+            f"{stream}: expected at most {1 + kills} epochs after {kills} kills, got {len(epochs)}"
+        )
+
+
+def _compare(epoch: Epoch, reference: Reference, verdict: Verdict) -> None:
+    decided = epoch.decided()
+    heard = max([decided, *(body["at_sample"] for body in epoch.messages)])
+    reference.hear(heard + SAMPLE_RATE)
+    _compare_messages(epoch, reference, decided, verdict)
+    for gap in epoch.cuts:
+        verdict.figures[f"gap records: {gap['reason']}"] += 1
+        if gap["reason"] != CUT:
+            verdict.problems.append(
+                f"{epoch.name}: lost {gap['samples']} samples from {gap['start']} on "
+                f"({gap['reason']}), which the ring had"
+            )
+    if len([gap for gap in epoch.cuts if gap["reason"] == CUT]) > 1:
+        verdict.problems.append(f"{epoch.name}: its end was published more than once")
+    wrong = {}
+    for end_sample, scores in epoch.scores.items():
+        if end_sample <= decided:
+            difference = float(np.abs(scores - reference.scores[end_sample]).max())
+            verdict.worst_score = max(verdict.worst_score, difference)
+            verdict.figures["windows with equal scores"] += difference <= ROUNDING
+            if difference > ROUNDING:
+                wrong[end_sample] = difference
+    if wrong:
+        verdict.problems.append(
+            f"{epoch.name}: {len(wrong)} windows with wrong scores, the first at {min(wrong)}, "
+            f"the worst {max(wrong.values()):.3f} off"
+        )
+
+
+def _compare_messages(epoch: Epoch, reference: Reference, decided: int, verdict: Verdict) -> None:
+    """What differs must be explained by the end of the epoch, or of the whole run."""
+    expected = {key: None for key in map(_key_of_event, reference.events) if key[0] <= decided}
+    got = {_key_of_body(body): body for body in epoch.messages}
+    if len(got) < len(epoch.messages):
+        verdict.problems.append(f"{epoch.name}: {len(epoch.messages) - len(got)} messages twice")
+    missing = [key for key in expected if key not in got]
+    extra = []
+    for key, body in got.items():
+        if key in expected:
+            verdict.figures["event messages equal to the undisturbed ones"] += 1
+        elif key[0] > decided or (body["type"] == "end" and body["reason"] in CUT_REASONS):
+            # an end that came too early is one that is missing later
+            verdict.figures["differences explained by the end of an epoch"] += 1
+        else:
+            extra.append(key)
+    for what, keys in (("missing", missing), ("too much", extra)):
+        if keys:
+            verdict.problems.append(
+                f"{epoch.name}: {len(keys)} of {len(expected)} messages are {what}, the first "
+                f"{keys[0]}"
+            )
+    common = [key for key in got if key in expected]
+    if common != [key for key in expected if key in got]:
+        verdict.problems.append(f"{epoch.name}: messages in another order")
+
+
+def _key_of_event(event: Event) -> Key:
+    return (
+        event.at_sample, event.type, event.slug, event.onset_sample, event.offset_sample,
+        event.reason,
+    )  # fmt: skip
+
+
+def _key_of_body(body: Body) -> Key:
+    names = ("at_sample", "type", "class", "onset_sample", "offset_sample", "reason")
+    return tuple(body[name] for name in names)
+
+
+def _look_at_ends(log: list[tuple[str, Body]], verdict: Verdict) -> None:
+    """Every event has one begin and one end."""
+    counts = Counter(
+        (body["id"], body["type"]) for topic, body in log if topic.startswith("event/")
+    )
+    for event_id in {one for one, _ in counts}:
+        begins, ends = counts[event_id, "begin"], counts[event_id, "end"]
+        verdict.figures["events"] += 1
+        if (begins, ends) != (1, 1):
+            verdict.problems.append(f"event {event_id} has {begins} begins and {ends} ends")
+
+
+def _look_at_alerts(
+    log: list[tuple[str, Body]], received: Sequence[Received], verdict: Verdict
+) -> None:
+    """Every event was told once as firing and once as resolved, by one alert."""
+    told: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))  # ids of messages
+    for message in received:
+        data = message.body["data"]
+        for event_id in data["alert"]["events"]:
+            told[event_id][data["kind"]].add(message.id)
+            if data["combined"]:
+                told[event_id]["firing"].add(message.id)
+    begun = {body["id"] for topic, body in log if topic.startswith("event/")}
+    for event_id in begun:
+        for kind in ("firing", "resolved"):
+            n = len(told[event_id][kind])
+            verdict.figures["alerts expected"] += 1
+            verdict.figures["alerts delivered"] += n > 0
+            if n != 1:
+                verdict.problems.append(f"event {event_id}: told {n} times as {kind}")
+    for event_id in set(told) - begun:
+        verdict.problems.append(f"event {event_id} was told and is not in the log")
+    n_messages = len({message.id for message in received})
+    verdict.figures["alerts repeated after a kill, with the same id"] += len(received) - n_messages
+
+
+def _look_at_readers(box: Box, log: list[tuple[str, Body]], verdict: Verdict) -> None:
+    expected = [_position(body) for _, body in log]
+    for missed in box.seen.missed:
+        verdict.problems.append(f"the undisturbed reader missed messages: {missed}")
+    _expect_same("the undisturbed reader", [b for _, b in box.seen.durable], expected, verdict)
+    runs = list(box.subscribed())
+    for number, lines in enumerate(runs, 1):
+        if any(line["topic"] == "missed/" for line in lines):
+            verdict.problems.append(f"subscriber {number} missed messages")
+        # all but the last were killed on their way
+        n_expected = len(expected) if number == len(runs) else len(lines)
+        _expect_same(f"subscriber {number}", lines, expected[:n_expected], verdict)
+    verdict.figures["readers compared"] = 1 + len(runs)
+
+
+def _expect_same(who: str, got: Iterable[Body], expected: list[Key], verdict: Verdict) -> None:
+    found = [_position(body) for body in got]
+    if found == expected:
+        return
+    lost, extra = set(expected) - set(found), set(found) - set(expected)
+    twice = len(found) - len(set(found))
+    verdict.problems.append(
+        f"{who}: expected {len(expected)} messages as in the log, got {len(found)}: "
+        f"{len(lost)} lost, {len(extra)} others, {twice} twice"
+        + ("" if lost or extra or twice else ", in another order")
+    )
+
+
+def _position(body: Body) -> Key:
+    return body["boot"], body["seq"]
+
+
+def _look_at_recoveries(box: Box, verdict: Verdict) -> None:
+    for one in box.injected:
+        if one.note:
+            verdict.figures[f"faults not done: {one.note}"] += 1
+            continue
+        recovered_s = box.seen.recovered_after(one.over_s, box.streams)
+        name = one.fault.name.split(" ")[:2]
+        verdict.recoveries_s[" ".join(name)].append(recovered_s)
+        if recovered_s is None:
+            verdict.problems.append(f"nothing recovered after {one.fault.name}")

@@ -218,10 +218,10 @@ class Box:
         """End everything in order, as an operator would."""
         assert self._run is not None
         assert self._subscriber is not None
-        self._wait_for_alerts(DELIVERY_S)
+        self._wait(self._is_all_delivered)
         self._run.terminate()
         self.exit_codes["run"] = self._run.wait(30)
-        time.sleep(1.5)  # for readers to get what came last
+        self._wait(self._is_all_read)
         self._subscriber.terminate()
         self.exit_codes["subscriber"] = self._subscriber.wait(30)
         self._feed.stop()
@@ -244,20 +244,26 @@ class Box:
                 time.sleep(0.2)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _wait_for_alerts(self, patience_s: float) -> None:
-        """Wait until everything that has ended was told: an alerts process may just have begun."""
-        end_s = time.monotonic() + patience_s
-        while time.monotonic() < end_s:
-            ended = {body["id"] for _, body in list(self.seen.durable) if body.get("type") == "end"}
-            told = {
-                event_id
-                for message in list(self._receiver.got)
-                if message.body["data"]["kind"] == "resolved"
-                for event_id in message.body["data"]["alert"]["events"]
-            }
-            if ended <= told:
-                return
+    def _wait(self, condition: Callable[[], bool]) -> None:
+        """Wait for processes that may have begun a moment ago; in vain is for `verdict` to say."""
+        end_s = time.monotonic() + DELIVERY_S
+        while not condition() and time.monotonic() < end_s:
             time.sleep(0.2)
+
+    def _is_all_delivered(self) -> bool:
+        """Whether everything that has ended was told, and the subscriber stands at the end."""
+        ended = {body["id"] for _, body in list(self.seen.durable) if body.get("type") == "end"}
+        told = {
+            event_id
+            for message in list(self._receiver.got)
+            if message.body["data"]["kind"] == "resolved"
+            for event_id in message.body["data"]["alert"]["events"]
+        }
+        return ended <= told and self._is_all_read()
+
+    def _is_all_read(self) -> bool:
+        *_, newest = self.subscribed()
+        return len(newest) >= len(self.seen.durable)
 
     def _mount(self) -> bool:
         """Give the state folder a small disk of its own; False where nobody may."""

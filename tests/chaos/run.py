@@ -6,6 +6,7 @@ python tests/chaos/run.py --minutes 60 --seed 1
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def chaos(
     """Run a box for so long under faults, and compare.
 
     Args:
-        keep: where the log and the event log are copied to.
+        keep: where what the processes have written is copied to.
     """
     with http_receiver() as receiver:
         box = Box(n_streams, seconds, receiver)
@@ -34,7 +35,10 @@ def chaos(
         finally:
             if keep is not None:
                 keep.mkdir(parents=True, exist_ok=True)
-                (keep / "log").write_text(box.log)
+                for path in box.folder.iterdir():
+                    if path.is_file() and path.suffix != ".wav":
+                        shutil.copy(path, keep)
+                shutil.copytree(box.state, keep / "state", dirs_exist_ok=True)
             box.close()
 
 

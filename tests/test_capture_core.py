@@ -201,9 +201,9 @@ def test_a_device_absent_at_the_start_is_waited_for_and_the_wait_is_a_gap() -> N
     assert bench.warnings[0] == "the device: device_absent; trying again"
 
 
-def test_pauses_grow_to_five_seconds_and_start_over_after_a_block() -> None:
+def test_pauses_grow_to_five_seconds_and_start_over_after_steady_sound() -> None:
     failures: list[list[Step] | Exception] = [lost()] * 6
-    bench = Bench([*failures, [block(100.0), lost()], [block(101.0)]]).run()
+    bench = Bench([*failures, [block(100.0), block(106.0), lost()], [block(107.0)]]).run()
     assert bench.stop.waits == pytest.approx([0.5, 1, 2, 4, 5, 5, 0.5])
 
 

@@ -30,7 +30,7 @@ SourceState = Literal["listening", "degraded", "missing", "ended"]
 READ_TIMEOUT_S = 0.2
 SILENCE_LIMIT_S = 3.0  # a live source without a block for so long is missing
 RETRY_S = (0.5, 5.0)  # first and longest pause between two attempts
-STEADY_S = 5.0  # a source that is lost sooner after its opening is tried ever more rarely
+STEADY_S = 5.0  # a source that is lost sooner after its first sound is tried ever more rarely
 _STARTING = "starting"
 _JITTER = 0.2  # part of the pause: many cameras of one site must not come back in step
 _RING_SHARE = 4  # an unpaced source runs at most 1/4 of the ring ahead of the acknowledgements
@@ -98,7 +98,8 @@ class Intake:
         self._gap_reason: str | None = None  # why the next block does not continue the last one
         self._lost_text: str | None = _STARTING
         self._has_ended = False
-        self._began_ns = self._opened_ns = monotonic_ns()
+        self._began_ns = monotonic_ns()
+        self._first_block_ns: int | None = None  # since the last opening
         self._last_block_ns = self._progress_ns = self._began_ns
         self._retry_s = RETRY_S[0]
         self._next_rate_log_ns = self._began_ns + _RATE_LOG_NS
@@ -158,7 +159,8 @@ class Intake:
         """Open the source and read it until it is lost, ends, or is no longer wanted."""
         try:
             self._source.open()
-            self._opened_ns = self._progress_ns = self._monotonic_ns()
+            self._progress_ns = self._monotonic_ns()
+            self._first_block_ns = None
             if self._lost_text == _STARTING:
                 self._lost_text = "open, but no audio yet"
             self._channels.restart()
@@ -206,7 +208,9 @@ class Intake:
         self._n_frames += len(block.pcm)
         self._last_block_ns = self._monotonic_ns()
         self._lost_text = None
-        if self._last_block_ns - self._opened_ns >= STEADY_S * NS_PER_SECOND:
+        if self._first_block_ns is None:
+            self._first_block_ns = self._last_block_ns
+        if self._last_block_ns - self._first_block_ns >= STEADY_S * NS_PER_SECOND:
             self._retry_s = RETRY_S[0]
         if block.is_last:
             self._end()

@@ -1,6 +1,8 @@
 """The detector gives the same events however the audio comes: in blocks, resumed, with others."""
 
+import functools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from reactive_model import save_reactive, tones_and_noise
 
 from ast_stream.detect import Detector
 from ast_stream.detect.detector import LONGEST_SILENT_HOLE
+from ast_stream.detect.staging import Staging
 from ast_stream.errors import UsageError
 from ast_stream.messages import Event, Gap, Pcm16, Scores
 from ast_stream.model.tagger import Tagger, load_tagger
@@ -120,6 +123,105 @@ def test_detector_resumed_after_a_kill_gives_what_one_gives_that_never_stopped(
     keep(detector.run() + detector.flush("mic"))
     assert sorted(events) == sorted((e.id, e.type, e.at_sample) for e in whole)
     assert all(event in events.values() for event in whole)
+
+
+def test_resumed_at_any_hop_of_a_minute_all_scores_are_those_of_an_undisturbed_run(
+    tagger: Tagger,
+) -> None:
+    rng = np.random.default_rng(13)
+    hop = SAMPLE_RATE // 2
+    minute = tones_and_noise(60.0)
+    states: list[dict[str, Any]] = []
+    undisturbed: dict[int, bytes] = {}
+
+    def build(kept: dict[int, bytes]) -> Detector:
+        keep = functools.partial(keep_scores, kept)
+        return Detector(tagger, detection(), hop_s=0.5, on_scores=keep)
+
+    detector = build(undisturbed)
+    detector.open("mic", EPOCH)
+    for start, block in blocks(minute, hop):
+        detector.push("mic", start, block)
+        detector.run()
+        states.append(detector.export("mic"))
+
+    for state in states[:-1]:
+        scores: dict[int, bytes] = {}
+        detector = build(scores)
+        at = detector.context_needed(state)
+        detector.resume("mic", EPOCH, at, state)
+        until = min(len(minute), at + 14 * SAMPLE_RATE)  # more than is staged at once
+        while at < until:
+            # ring replies bring up to 10 s, and the next may come before anything is scored
+            reply = minute[at : at + int(rng.choice([1, 700, 16_000, 64_000, 160_000]))]
+            detector.push("mic", at, reply)
+            at += len(reply)
+            if rng.random() < 0.5:
+                detector.run(int(rng.integers(1, 9)))
+        detector.run()
+        assert min(scores) == max(state["position"], hop) + hop
+        assert scores == {end: undisturbed[end] for end in scores}
+
+
+def keep_scores(kept: dict[int, bytes], scores: Scores) -> None:
+    assert scores.end_sample not in kept, "a window was scored twice"
+    kept[scores.end_sample] = scores.scores.tobytes()
+
+
+def test_samples_that_a_window_needs_cannot_be_overwritten() -> None:
+    staging = Staging(1_000)
+    staging.grow(1)
+    staging.restart(0, 300)
+    staging.write(0, 300, np.ones(1_000, np.int16))
+    with pytest.raises(ValueError, match="expected at most 0 samples at 1300, got 1"):
+        staging.write(0, 1_300, np.ones(1, np.int16))
+    staging.release(np.array([0]), np.array([500]))
+    staging.write(0, 1_300, np.ones(200, np.int16))
+    with pytest.raises(ValueError, match="released"):
+        staging.read(np.array([0]), np.array([499]), 10)
+
+
+def test_bounded_runs_serve_all_streams_in_turn(tagger: Tagger, pcm: Pcm16) -> None:
+    detector = build(tagger)
+    for number in range(5):
+        detector.open(f"mic-{number}", EPOCH)
+        detector.push(f"mic-{number}", 0, pcm[: 8 * SAMPLE_RATE])
+    while detector.has_due:
+        detector.run(2)
+        positions = [detector.position(stream) for stream in detector.streams]
+        assert max(positions) - min(positions) <= detector.hop
+
+
+def test_end_of_a_stream_is_scored_in_bounded_pieces_and_gives_the_same_events(
+    tagger: Tagger, pcm: Pcm16
+) -> None:
+    detector = build(tagger)
+    detector.open("mic", EPOCH)
+    detector.push("mic", 0, pcm)
+    detector.begin_flush("mic")
+    events: list[Event] = []
+    n_runs = 0
+    while detector.is_ending("mic"):
+        assert detector.has_due
+        events += detector.run(1)
+        n_runs += 1
+    assert detector.streams == []
+    assert n_runs >= len(pcm) / (HOP_S * SAMPLE_RATE)
+    assert events == hear(build(tagger), pcm)
+
+
+def test_audio_is_refused_while_the_end_of_a_stream_is_not_scored(
+    tagger: Tagger, pcm: Pcm16
+) -> None:
+    detector = build(tagger)
+    detector.open("mic", EPOCH)
+    detector.push("mic", 0, pcm[:40_000])
+    detector.begin_gap(Gap("mic", EPOCH, 40_000, 16_000, "device_lost"))
+    with pytest.raises(ValueError, match="its end is not scored yet"):
+        detector.push("mic", 56_000, pcm[56_000:])
+    detector.run()
+    detector.push("mic", 56_000, pcm[56_000:])
+    assert detector.received("mic") == len(pcm)
 
 
 def test_streams_together_give_what_each_gives_alone(tagger: Tagger, pcm: Pcm16) -> None:

@@ -42,6 +42,18 @@ Output = Event | Scores
 
 
 @dataclass(frozen=True)
+class _Ending:
+    """What happens to a slot once all its audio is scored.
+
+    Attributes:
+        restart_at: first sample behind a gap, or None where the stream is over.
+    """
+
+    reason: EndReason
+    restart_at: int | None
+
+
+@dataclass(frozen=True)
 class StreamStatus:
     """How one stream is doing, for the feed's health messages."""
 
@@ -96,13 +108,17 @@ class Detector:
         self._names = SlotNames(max_streams)
         self._decision = Decision(self.parameters, self._names)
         self._piece = seconds_to_samples(STAGED_AT_ONCE_S)
+        # kept free for the silence behind the last sample of a stream
+        self._tail = self.window + self.hop
         longest = max(2 * self._piece, self.window)
-        self._staging = Staging(longest + (self._max_hops + 2) * self.hop + LOOK_BACK)
+        self._staging = Staging(longest + (self._max_hops + 2) * self.hop + LOOK_BACK + self._tail)
         self._scorer = WindowScorer(tagger, self.hop, self._max_hops)
         self._at = Positions(self.hop)
         self._levels = LevelMeter(self.window, self.hop, detection.gate_dbfs)
         self._n_slots = 0
         self._owed: list[Event] = []
+        self._endings: dict[int, _Ending] = {}
+        self._last_served = NEVER
         self._grow()
 
     @property
@@ -174,13 +190,22 @@ class Detector:
         """Return the sample index up to which audio of `stream` was pushed."""
         return int(self._at.received[self._names.slot(stream)])
 
+    def room(self, stream: str) -> int:
+        """Return how many samples `push` takes without scoring windows on the way."""
+        slot = self._names.slot(stream)
+        return self._staging.room(slot, int(self._at.received[slot])) - self._tail
+
     def push(self, stream: str, start_sample: int, pcm: Pcm16) -> None:
         """Take the next samples of a stream; `run` returns what follows from them.
 
+        More samples than `room` are taken in pieces, and windows are scored between them.
+
         Raises:
-            ValueError: they do not continue the stream (tell `gap` first).
+            ValueError: they do not continue the stream (tell `gap` first), or it is ending.
         """
         slot = self._names.slot(stream)
+        if slot in self._endings:
+            raise ValueError(f"stream {stream}: expected no more audio, its end is not scored yet")
         for at in range(0, len(pcm), self._piece):
             piece = pcm[at : at + self._piece]
             received = int(self._at.received[slot])
@@ -188,11 +213,10 @@ class Detector:
                 raise ValueError(
                     f"stream {stream}: expected sample {received} next, got {start_sample + at}"
                 )
-            unscored = received - self._at.decided(slot)
-            if unscored + len(piece) + LOOK_BACK > self._staging.capacity:
+            if self.room(stream) < len(piece):
                 self._owed += self._advance()
             self._staging.write(slot, received, piece)
-            self._at.received[slot] += len(piece)
+            self._at.receive(slot, len(piece))
 
     def gap(self, gap: Gap) -> list[Event]:
         """Continue a stream behind lost samples.
@@ -200,19 +224,38 @@ class Detector:
         A hole of up to 0.2 s becomes silence; a longer one ends the open events, and windows hold
         only samples behind it.
         """
+        self.begin_gap(gap)
+        return self._finish_ending(self._names.slot(gap.stream))
+
+    def begin_gap(self, gap: Gap) -> None:
+        """Do as `gap`, but leave the scoring to `run`; no audio is taken while `is_ending`."""
         if gap.samples <= LONGEST_SILENT_HOLE:
             self.push(gap.stream, gap.start_sample, np.zeros(gap.samples, np.int16))
-            return []
-        slot = self._names.slot(gap.stream)
-        events = self._drain(slot) + self._close(slot, "gap")
-        self._restart_context(slot, gap.start_sample + gap.samples)
-        return events
+        else:
+            self._begin_ending(gap.stream, _Ending("gap", gap.start_sample + gap.samples))
+
+    def flush(self, stream: str, reason: EndReason = "stream_lost") -> list[Event]:
+        """End a stream whose audio is complete: last sounds are found, open events ended."""
+        self.begin_flush(stream, reason)
+        return self._finish_ending(self._names.slot(stream))
+
+    def begin_flush(self, stream: str, reason: EndReason = "stream_lost") -> None:
+        """Do as `flush`, but leave the scoring to `run`; the stream is open while `is_ending`."""
+        self._begin_ending(stream, _Ending(reason, None))
+
+    def is_ending(self, stream: str) -> bool:
+        """Tell whether the audio before a gap, or before the end, is not wholly scored yet."""
+        return stream in self._names and self._names.slot(stream) in self._endings
 
     @property
     def has_due(self) -> bool:
         """Whether a window waits to be scored."""
-        slots = self._open_slots()
-        return bool((self._at.hops_waiting(slots) > 0).any())
+        return bool(self._endings) or bool((self._at.hops_waiting(self._open_slots()) > 0).any())
+
+    def windows_due(self, stream: str) -> int:
+        """Return how many windows of `stream` wait to be scored."""
+        slot = np.array([self._names.slot(stream)], np.int64)
+        return max(0, int(self._at.hops_waiting(slot)[0]))
 
     def run(self, max_windows: int | None = None) -> list[Event]:
         """Score the windows that are due and return the events, in order for each stream.
@@ -223,17 +266,15 @@ class Detector:
         events, self._owed = self._owed + self._advance(max_windows), []
         return events
 
-    def flush(self, stream: str, reason: EndReason = "stream_lost") -> list[Event]:
-        """End a stream whose audio is complete: last sounds are found, open events ended."""
-        slot = self._names.slot(stream)
-        events = self._drain(slot) + self._close(slot, reason)
-        self._names.remove(stream)
-        return events
-
     def close(self, stream: str, reason: EndReason) -> list[Event]:
-        """End a stream at once; open events end with `reason`."""
-        events = self.run() + self._close(self._names.slot(stream), reason)
-        self._names.remove(stream)
+        """Score what is due of a stream and end it; open events end with `reason`."""
+        slot = self._names.slot(stream)
+        events = self._owed + self._advance(only=slot)
+        self._owed = []
+        if stream in self._names:
+            self._endings.pop(slot, None)
+            events += self._close(slot, reason)
+            self._names.remove(stream)
         return events
 
     def end_events(self, stream: str, reason: EndReason) -> list[Event]:
@@ -271,46 +312,77 @@ class Detector:
 
     def _restart_context(self, slot: int, start_sample: int) -> None:
         self._at.restart(slot, start_sample)
-        self._staging.clear(slot)
+        self._staging.restart(slot, int(self._at.next_end[slot]) - self.hop - LOOK_BACK)
         self._levels.reset(slot)
         self._scorer.reset(slot)
 
     def _open_slots(self) -> npt.NDArray[np.int64]:
         return np.array([self._names.slot(stream) for stream in self.streams], np.int64)
 
-    def _advance(self, max_windows: int | None = None) -> list[Event]:
+    def _advance(self, max_windows: int | None = None, only: int | None = None) -> list[Event]:
+        """Score due windows, of all slots in turn or of one, and complete what ends by that."""
         events: list[Event] = []
-        slots = self._open_slots()
         n_windows = 0
-        while len(slots) and (max_windows is None or n_windows < max_windows):
-            waiting = self._at.hops_waiting(slots)
-            n_hops = self._max_hops if waiting.max() >= self._max_hops else 1
-            due = slots[waiting >= n_hops]
-            if not len(due):
+        while max_windows is None or n_windows < max_windows:
+            slots = self._open_slots() if only is None else np.array([only], np.int64)
+            slots = slots[self._at.hops_waiting(slots) > 0]
+            if not len(slots):
                 break
-            events += self._step(due, n_hops, self._min_context)
-            n_windows += len(due) * n_hops
+            if max_windows is not None:
+                slots = self._next_in_turn(slots, max_windows - n_windows)
+            # a batch is worth more hops of a stream that is behind, but never instead of others
+            is_behind = self._at.hops_waiting(slots) >= self._max_hops
+            for rows, n_hops in ((slots[is_behind], self._max_hops), (slots[~is_behind], 1)):
+                if len(rows):
+                    events += self._step(rows, n_hops)
+                    n_windows += len(rows) * n_hops
+            events += self._complete_endings()
+        return events + self._complete_endings()
+
+    def _next_in_turn(self, slots: npt.NDArray[np.int64], max_slots: int) -> npt.NDArray[np.int64]:
+        """Return at most `max_slots` of `slots`, those that waited longest for their turn first."""
+        if len(slots) <= max_slots:
+            return slots
+        order = np.concatenate(
+            [slots[slots > self._last_served], slots[slots <= self._last_served]]
+        )
+        chosen = order[:max_slots]
+        self._last_served = int(chosen[-1])
+        return np.sort(chosen)
+
+    def _begin_ending(self, stream: str, ending: _Ending) -> None:
+        """Let windows reach beyond the end of the audio while enough of it is still in them."""
+        slot, at = self._names.slot(stream), self._at
+        received = int(at.received[slot])
+        held = received - int(at.context_start[slot])
+        if held >= FRAME_LENGTH:
+            at.scored_until[slot] = received - min(self._flush_context, held) + self.window
+            self._staging.write(slot, received, np.zeros(self._tail, np.int16))
+        self._endings[slot] = ending
+
+    def _finish_ending(self, slot: int) -> list[Event]:
+        events = self._owed + self._advance(only=slot)
+        self._owed = []
         return events
 
-    def _drain(self, slot: int) -> list[Event]:
-        """Score on beyond the end of the audio while enough of it is still in the window."""
-        events = self._owed + self._advance()
-        self._owed = []
-        received = int(self._at.received[slot])
-        held = received - int(self._at.context_start[slot])
-        if held < FRAME_LENGTH:
-            return events
-        context = min(self._flush_context, held)
-        self._staging.write(slot, received, np.zeros(self.window + self.hop, np.int16))
-        while int(self._at.next_end[slot]) - self.window <= received - context:
-            events += self._step(np.array([slot], np.int64), 1, context)
+    def _complete_endings(self) -> list[Event]:
+        events: list[Event] = []
+        for slot in list(self._endings):
+            if self._at.hops_waiting(np.array([slot], np.int64))[0] > 0:
+                continue
+            ending = self._endings.pop(slot)
+            events += self._close(slot, ending.reason)
+            if ending.restart_at is None:
+                self._names.remove(self._names.of(slot)[0])
+            else:
+                self._restart_context(slot, ending.restart_at)
         return events
 
     def _close(self, slot: int, reason: EndReason) -> list[Event]:
         received = int(self._at.received[slot])
         return self._decision.close(slot, reason, self._at.decided(slot), received)
 
-    def _step(self, slots: npt.NDArray[np.int64], n_hops: int, min_context: int) -> list[Event]:
+    def _step(self, slots: npt.NDArray[np.int64], n_hops: int) -> list[Event]:
         """Advance each slot by `n_hops` windows: features, scores, decisions."""
         at = self._at
         ends = at.next_end[slots] + (n_hops - 1) * self.hop
@@ -321,8 +393,11 @@ class Detector:
 
         hop_ends = at.next_end[slots][None, :] + np.arange(n_hops)[:, None] * self.hop
         at.next_end[slots] += n_hops * self.hop
-        held = np.minimum(hop_ends, at.received[slots]) - at.context_start[slots]
-        is_due = (held >= min_context) & (hop_ends > at.score_from[slots])
+        self._staging.release(slots, at.next_end[slots] - self.hop - LOOK_BACK)
+        held = hop_ends - at.context_start[slots]
+        # at the end of a stream less context has to do
+        is_due = (held >= self._min_context) | (hop_ends > at.received[slots])
+        is_due &= hop_ends > at.score_from[slots]
         is_run = is_due & ~is_gated
         is_run &= (hop_ends // self.hop) % self._at.stride[slots] == 0
         scores = self._scorer.score(

@@ -139,7 +139,12 @@ class _CaptureProcess:
         )
         endpoint = ring_endpoint(settings, stream.name)
         self._service = RingService(
-            stream.name, secrets.token_hex(16), endpoint, self._ring, lambda: self._intake.status
+            stream.name,
+            secrets.token_hex(16),
+            endpoint,
+            self._ring,
+            lambda: self._intake.status,
+            is_paced=source.is_paced,
         )
         self._sockets = Sockets()
         self._router = self._sockets.bind("router", endpoint, QUERY_HWM_MESSAGES)

@@ -41,6 +41,8 @@ class RingService:
         endpoint: str,
         ring: Ring,
         status: Callable[[], SourceStatus],
+        *,
+        is_paced: bool = True,
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self.has_told_end = False
@@ -50,6 +52,7 @@ class RingService:
         self._endpoint = endpoint
         self._ring = ring
         self._status = status
+        self._is_paced = is_paced
         self._wall_ns = wall_ns
         self._log = LimitedLog(logger)
 
@@ -96,6 +99,7 @@ class RingService:
                 acked=self._ring.acked,
                 state=status.state,
                 detail=block.detail,
+                is_paced=self._is_paced,
             )
         )
 

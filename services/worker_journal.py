@@ -19,6 +19,7 @@ class WorkerJournal:
         self._detector = detector
         self._saved_s = now_s
         self._saved: dict[str, int] = {}
+        self._records: dict[str, StreamRecord] = {}
         records = journal.load()
         # of streams that are not in the configuration and may come back
         self._unclaimed = dict(list(records.items())[: detector.max_streams])
@@ -41,7 +42,9 @@ class WorkerJournal:
         positions is left over: going back to those, a later run would miss audio it has decided.
         """
         positions = {
-            name: self._detector.position(name) for name, one in streams.items() if one.is_open
+            name: self._detector.position(name)
+            for name, one in streams.items()
+            if one.is_open and not one.is_ending
         }
         is_far = any(
             position - self._saved.get(name, 0) >= SAVE_EVERY_SAMPLES
@@ -50,16 +53,16 @@ class WorkerJournal:
         if not (at_once or is_far or now_s - self._saved_s >= SAVE_EVERY_S):
             return
         self._saved_s, self._saved = now_s, positions
-        records = dict(self._unclaimed)
-        for name, stream in streams.items():
-            if (record := self._record(stream)) is not None:
-                records[name] = record
-        if self._journal.save(records):
+        records = {name: self._record(stream) for name, stream in streams.items()}
+        self._records = {name: record for name, record in records.items() if record is not None}
+        if self._journal.save(self._unclaimed | self._records):
             for name, position in positions.items():
                 streams[name].acknowledge(position)
 
     def _record(self, stream: WorkerStream) -> StreamRecord | None:
-        if not stream.is_open or stream.intake.epoch is None:
+        if not stream.is_open or stream.epoch is None:
             return stream.record
+        if stream.is_ending:  # windows beyond its audio are being scored: gone through again
+            return self._records.get(stream.name)
         state = self._detector.export(stream.name)
-        return StreamRecord.of(stream.intake.epoch, state, stream.clock)
+        return StreamRecord.of(stream.epoch, state, stream.clock)

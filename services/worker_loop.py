@@ -26,6 +26,7 @@ from services.worker_feed import WorkerFeed
 from services.worker_intake import WorkerIntake
 from services.worker_journal import WorkerJournal
 from services.worker_metrics import WorkerMetrics
+from services.worker_overload import OverloadControl
 from services.worker_report import WorkerReport
 from services.worker_stream import StreamPlan, WorkerStream
 
@@ -40,8 +41,6 @@ ROOM_HOPS = 2  # but not with less than this: decisions come once a hop
 LOST_AFTER_S = 5.0  # without new audio: the open events of a stream are ended
 FORGET_AFTER_S = 60.0  # without new audio: a stream that is not in the configuration is dropped
 ORPHANS_AFTER_S = 10.0  # events of a stream whose capture process does not come back end then
-OVERLOADED, HEAVILY_OVERLOADED = 0.5, 0.75  # share of the ring waiting: score every 2nd, 4th window
-RELAXED_S = 2.0  # of backlog: score every window again
 UNCONFIGURED_RING_S = 90.0
 
 
@@ -90,6 +89,7 @@ class Worker:
         self._feed = WorkerFeed(publisher, event_log, facts["model"], now_ns)
         self._intake = WorkerIntake(self._streams, detector, self._feed)
         self._started_s = now_s()
+        self._overload = OverloadControl(detector.window // detector.hop, now_s())
         self._worked_to: dict[str, int] = {}
         self._windows_a_tick = 1
         self._metrics = metrics
@@ -135,10 +135,13 @@ class Worker:
             self._take_blocks(now_s)
         with stage("rings"):
             for stream in list(self._streams.values()):
-                items = stream.exchange(now_s, has_room=self._has_room(stream))
-                self._intake.apply(stream, items)
+                stream.waiting += stream.exchange(now_s, has_room=self._has_room(stream))
+                self._intake.apply(stream)
         with stage("detect"):
             self._detect()
+            for stream in self._streams.values():
+                self._intake.apply(stream)
+        self._widen_hops_under_overload(now_s)
         self._look_after_streams(now_s)
         with stage("journal"):
             self._journal.save(self._streams, now_s)
@@ -158,6 +161,10 @@ class Worker:
     def status_line(self) -> str:
         """Return how the worker is, in words."""
         return self._report.status_line(self._now_s())
+
+    def healths(self) -> list[dict[str, Any]]:
+        """Return the health of every stream, as on the feed."""
+        return self._report.healths(self._now_s())
 
     def use_detection(self, detection: DetectionSettings, identity: str) -> None:
         """Decide by other settings from now on.
@@ -194,13 +201,13 @@ class Worker:
                 self._report.refusals["blocks_refused"] += 1
                 self._log.warning("audio block refused: %s", error)
                 continue
-            if self._has_room(stream):  # else the ring keeps it
-                self._intake.apply(stream, stream.intake.on_block(block, now_s))
+            stream.waiting += stream.intake.on_block(block, now_s, has_room=self._has_room(stream))
 
     def _has_room(self, stream: WorkerStream) -> bool:
-        if not stream.is_open:
-            return True
-        waiting = self._detector.received(stream.name) - self._detector.position(stream.name)
+        """Tell whether more audio of a stream is wanted now; else its ring keeps it."""
+        waiting = stream.waiting_samples
+        if stream.is_open:
+            waiting += self._detector.received(stream.name) - self._detector.position(stream.name)
         return waiting < max(seconds_to_samples(ROOM_S), ROOM_HOPS * self._detector.hop)
 
     def _stream_of(self, block: AudioBlock) -> WorkerStream:
@@ -245,14 +252,14 @@ class Worker:
         return (stream for stream in list(self._streams.values()) if stream.is_open)
 
     def _look_after_streams(self, now_s: float) -> None:
-        """End the events of silent streams, relieve overloaded ones, drop those that are gone."""
+        """End the events of silent streams, and drop those that are gone."""
         for stream in self._open_streams():
             silence_s = stream.intake.silence_s(now_s)
-            if silence_s > LOST_AFTER_S and not stream.is_lost:
+            is_scored = not (stream.waiting or self._detector.windows_due(stream.name))
+            if silence_s > LOST_AFTER_S and is_scored and not stream.is_lost:
                 logger.warning("stream %s: no audio for %.0f s", stream.name, silence_s)
                 stream.is_lost = True
                 self._intake.publish(self._detector.end_events(stream.name, "stream_lost"))
-            self._relieve(stream)
         for stream in list(self._streams.values()):
             if not stream.plan.is_configured and stream.intake.silence_s(now_s) > FORGET_AFTER_S:
                 self._forget(stream)
@@ -267,25 +274,18 @@ class Worker:
         elif now_s - self._started_s > ORPHANS_AFTER_S:
             self._feed.end_orphans(name)
 
-    def _relieve(self, stream: WorkerStream) -> None:
-        """Widen the hop of a stream whose backlog grows, before its ring overflows."""
-        backlog_s = stream.backlog_s(self._detector.position(stream.name))
-        stride = stream.stride
-        if backlog_s > HEAVILY_OVERLOADED * stream.plan.ring_s:
-            stride = 4
-        elif backlog_s > OVERLOADED * stream.plan.ring_s:
-            stride = max(2, stride)
-        elif backlog_s < RELAXED_S:
-            stride = 1
-        if stride != stream.stride:
-            logger.warning(
-                "stream %s: %.0f s behind, scoring one of %d windows",
-                stream.name,
-                backlog_s,
-                stride,
-            )
-            stream.stride = stride
-            self._detector.set_stride(stream.name, stride)
+    def _widen_hops_under_overload(self, now_s: float) -> None:
+        """Score fewer windows of all live streams alike while the model cannot keep up."""
+        # a source that is read as fast as it is scored is always behind
+        live = [stream for stream in self._open_streams() if stream.intake.is_paced]
+        behind_s = [one.backlog_s(self._detector.position(one.name)) for one in live]
+        is_idle = not any(self._detector.windows_due(one.name) for one in live)
+        stride = self._overload.update(max(behind_s, default=0.0), now_s, is_idle=is_idle)
+        for stream in self._open_streams():
+            wanted = stride if stream.intake.is_paced else 1
+            if wanted != stream.stride:
+                stream.stride = wanted
+                self._detector.set_stride(stream.name, wanted)
 
     def _forget(self, stream: WorkerStream) -> None:
         if stream.is_open:

@@ -106,13 +106,13 @@ class WorkerReport:
             WireError: a stream without sound, or an epoch that is over.
         """
         stream = self._streams.get(wanted.stream)
-        if stream is None or not stream.clock.anchors or stream.intake.epoch is None:
+        if stream is None or not stream.clock.anchors or stream.epoch is None:
             known = [name for name, one in self._streams.items() if one.clock.anchors]
             raise WireError(
                 f"audio: expected a stream with sound ({', '.join(known) or 'none yet'}), "
                 f"got {wanted.stream!r}"
             )
-        epoch = stream.intake.epoch
+        epoch = stream.epoch
         if wanted.epoch not in (None, epoch):
             raise WireError(f"audio: expected the present epoch {epoch}, got {wanted.epoch!r}")
         start, pcm = stream.history.read(*wanted.samples(stream.clock))

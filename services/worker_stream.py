@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ from ast_stream.runtime.history import PcmHistory
 from ast_stream.runtime.journal import StreamRecord
 from ast_stream.units import SAMPLE_RATE, samples_to_seconds
 from ast_stream.wire.codec import AckRequest, decode_ring_reply
-from ast_stream.wire.replay import Intake, Item
+from ast_stream.wire.replay import Audio, Intake, Item
 from services.ring_link import RingLink
 
 HISTORY_S = 60
@@ -35,6 +36,9 @@ class WorkerStream:
 
     Attributes:
         record: journalled state to resume from, until the ring was reached.
+        waiting: what came in and the detector has not taken yet, in order.
+        is_ending: the first of `waiting` ends what came before, which is not wholly scored yet.
+        epoch: the epoch that the detector is in; what waits may be of a later one.
         is_open: the detector has a slot for it.
         is_lost: no audio for so long that its events were ended.
         gaps, lost_samples, overflows: gaps published, all and those of an overflowing device.
@@ -52,6 +56,9 @@ class WorkerStream:
     gaps: int = 0
     lost_samples: int = 0
     overflows: int = 0
+    waiting: deque[Item] = field(default_factory=deque)
+    is_ending: bool = False
+    epoch: str | None = None
     is_open: bool = False
     is_lost: bool = False
     acked: int = 0
@@ -82,8 +89,14 @@ class WorkerStream:
             self.link.send(request)
         return items
 
-    def begin_epoch(self, start_sample: int, anchors: list[tuple[int, int]]) -> None:
+    @property
+    def waiting_samples(self) -> int:
+        """Samples that came in and that the detector has not taken yet."""
+        return sum(len(item.pcm) for item in self.waiting if isinstance(item, Audio))
+
+    def begin_epoch(self, epoch: str, start_sample: int, anchors: list[tuple[int, int]]) -> None:
         """Forget what belongs to the epoch before; `anchors` is what is known of its clock."""
+        self.epoch = epoch
         self.clock = SampleClock(anchors)
         self.history.restart(start_sample)
         self.record = None
@@ -93,14 +106,16 @@ class WorkerStream:
 
     def acknowledge(self, stop: int) -> None:
         """Tell the ring that everything before `stop` is decided, published and journalled."""
-        if stop > self.acked and self.intake.epoch is not None:
-            request = AckRequest(v=1, op="ack", epoch=self.intake.epoch, stop=stop)
+        if stop > self.acked and self.epoch is not None:
+            request = AckRequest(v=1, op="ack", epoch=self.epoch, stop=stop)
             if self.link.send(request):
                 self.acked = stop
 
     def backlog_s(self, scored_to: int) -> float:
         """Return seconds of audio that exist at the source and are not scored."""
-        return max(0.0, samples_to_seconds(self.intake.newest - scored_to))
+        in_ring = self.intake.newest - self.intake.position
+        here = max(0, self.history.stop - scored_to)
+        return samples_to_seconds(in_ring + self.waiting_samples + here)
 
     def health(self, now_s: float, status: StreamStatus | None) -> dict[str, Any]:
         """Return the body of the health message; figures are null while the stream is not open."""
@@ -108,7 +123,7 @@ class WorkerStream:
         body: dict[str, Any] = {
             "stream": self.name,
             "labels": dict(self.plan.labels),
-            "epoch": self.intake.epoch,
+            "epoch": self.epoch or self.intake.epoch,
             "state": state,
             "detail": detail,
             "silence_s": round(self.intake.silence_s(now_s), 1),

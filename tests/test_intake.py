@@ -374,12 +374,56 @@ def test_a_stalled_worker_does_not_take_its_own_pause_for_a_silent_ring() -> Non
     assert intake.request(60.3) is not None
 
 
+def ask_in_vain(intake: Intake, now_s: float) -> None:
+    """The ring answers at once that it has nothing new."""
+    assert intake.request(now_s) is not None
+    intake.on_reply(reply(block(1600, 0), 0, 1600), now_s)
+
+
 def test_missing_is_known_two_seconds_after_the_last_audio() -> None:
     intake = contacted()
-    assert not intake.is_missing(1.99)
-    assert intake.is_missing(2.0)
-    intake.on_block(block(1600), 2.1)
-    assert not intake.is_missing(2.2)
+    ask_in_vain(intake, 1.9)
+    assert not intake.is_missing(1.9)
+    ask_in_vain(intake, 2.3)
+    assert intake.is_missing(2.3)
+    intake.on_block(block(1600), 2.4)
+    assert not intake.is_missing(2.4)
+
+
+def test_ring_that_does_not_answer_is_missing() -> None:
+    intake = contacted()
+    now_s = 0.0
+    while now_s < 3.0:
+        intake.tick(now_s)
+        intake.request(now_s)
+        now_s += 0.05
+    assert intake.timeouts >= 2
+    assert intake.is_missing(3.0)
+
+
+def test_time_in_which_the_ring_was_not_asked_is_not_silence() -> None:
+    intake = contacted()
+    ask_in_vain(intake, 0.3)
+    # the worker was stopped for a minute, or had no room for more
+    assert not intake.is_missing(60.0)
+    assert intake.silence_s(60.0) < 1.0
+    # also where a request was out when it was stopped, and its answer is lost
+    intake.request(60.0)
+    intake.tick(120.0)
+    assert intake.timeouts == 1
+    assert intake.silence_s(120.0) < 61.0
+
+
+def test_block_without_room_for_it_is_left_to_the_ring_and_proves_that_there_is_audio() -> None:
+    intake = contacted()
+    ask_in_vain(intake, 1.0)
+    assert intake.on_block(block(1600), 1.5, has_room=False) == []
+    assert intake.position == 1600
+    assert intake.newest == 3200
+    assert intake.silence_s(1.5) == 0
+    request = intake.request(2.5)
+    assert request is not None
+    assert request.start == 1600
 
 
 def test_state_and_detail_are_the_rings_until_audio_comes() -> None:
@@ -423,7 +467,7 @@ class Capture:
         self.ring = Ring(self.capacity)
         status = SourceStatus("listening", None)
         self.service = RingService(
-            "porch", self.epoch, "ipc:///r", self.ring, lambda: status, self.wall_ns
+            "porch", self.epoch, "ipc:///r", self.ring, lambda: status, wall_ns=self.wall_ns
         )
         self.sent = 0
 

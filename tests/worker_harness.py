@@ -13,7 +13,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
 
 from ast_stream.audio.intake import SourceStatus
 from ast_stream.audio.ring import Ring
@@ -45,12 +49,26 @@ DETECTION = DetectionSettings(
 class Capture:
     """What a capture process has: a ring, its service and its socket."""
 
-    def __init__(self, sockets: Sockets, name: str, endpoint: str, ring_s: float, now_s: float):
+    def __init__(
+        self,
+        sockets: Sockets,
+        name: str,
+        endpoint: str,
+        ring_s: float,
+        now_s: float,
+        *,
+        is_paced: bool,
+    ) -> None:
         self.ring = Ring(seconds_to_samples(ring_s))
         self.began_ns = round(now_s * NS_PER_SECOND)
         self.status = SourceStatus("listening")
         self.service = RingService(
-            name, secrets.token_hex(16), endpoint, self.ring, lambda: self.status
+            name,
+            secrets.token_hex(16),
+            endpoint,
+            self.ring,
+            lambda: self.status,
+            is_paced=is_paced,
         )
         self.router = sockets.bind("router", endpoint, 64)
 
@@ -68,10 +86,31 @@ class Capture:
                 self.router.send([identity, *reply])
 
 
+class SlowTagger:
+    """A tagger whose windows take time on the test's clock."""
+
+    def __init__(self, tagger: Tagger, box: Site) -> None:
+        self._tagger = tagger
+        self._box = box
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tagger, name)
+
+    def window_scores(self, windows: Tensor) -> npt.NDArray[np.float32]:
+        """Score, and let the time pass that it takes."""
+        self._box.now_s += len(windows) * self._box.window_cost_s
+        return self._tagger.window_scores(windows)
+
+
 class Site:
-    """One box: a folder, capture processes by stream, a worker or none, and a clock in seconds."""
+    """One box: a folder, capture processes by stream, a worker or none, and a clock in seconds.
+
+    Attributes:
+        window_cost_s: what the model takes for a window.
+    """
 
     def __init__(self, tagger: Tagger) -> None:
+        self.window_cost_s = 0.0
         self.folder = Path(tempfile.mkdtemp(prefix="ast-", dir="/tmp"))
         self.now_s = 1_700_000_000.0
         self.journal_path = self.folder / "journal.json"
@@ -82,12 +121,16 @@ class Site:
         self._push: Socket | None = None
         self._log: EventLog | None = None
 
-    def start_capture(self, name: str = "mic", ring_s: float = 90.0) -> None:
+    def start_capture(
+        self, name: str = "mic", ring_s: float = 90.0, *, is_paced: bool = True
+    ) -> None:
         """Start a capture process, or start it again: another epoch, an empty ring."""
         if name in self._captures:
             self._capture_sockets.forget(self._captures[name].router)
         endpoint = f"ipc://{self.folder}/ring.{name}.sock"
-        self._captures[name] = Capture(self._capture_sockets, name, endpoint, ring_s, self.now_s)
+        self._captures[name] = Capture(
+            self._capture_sockets, name, endpoint, ring_s, self.now_s, is_paced=is_paced
+        )
 
     def start_worker(self, *configured: str, settings: str = "same") -> Worker:
         """Start a worker; `settings` names model and detection settings in its journal."""
@@ -98,7 +141,7 @@ class Site:
         self._log = EventLog(self.folder / "events")
         self.worker = Worker(
             [StreamPlan(n, {}, f"ipc://{self.folder}/ring.{n}.sock", 90.0) for n in configured],
-            Detector(self._tagger, DETECTION, hop_s=HOP_S),
+            Detector(cast(Tagger, SlowTagger(self._tagger, self)), DETECTION, hop_s=HOP_S),
             FeedPublisher(feed, self._log, secrets.token_hex(8), self._now_ns),
             self._log,
             Journal(self.journal_path, settings, len(self._tagger.labels)),
@@ -132,6 +175,38 @@ class Site:
             if self._worker_sockets is not None and self._push is not None:
                 self._push.send(encode_block(capture.service.block(start, BLOCK)))
                 self.turn()
+
+    def hear_only(self, pcm: Pcm16, name: str = "mic") -> None:
+        """Let sound come in without the worker taking part: it is stopped, or dead."""
+        self._captures[name].write(pcm)
+        self.now_s += len(pcm) / SAMPLE_RATE
+
+    def hear_as_acknowledged(self, pcm: Pcm16, ahead_s: float) -> None:
+        """Let a source be read as fast as the worker is done with it, not in real time."""
+        ring = self._captures["mic"].ring
+        while (start := ring.next) < len(pcm):
+            if ring.next - ring.acked < seconds_to_samples(ahead_s):
+                self._captures["mic"].write(pcm[start : start + BLOCK])
+            else:
+                self.turn(seconds=0.01)
+
+    def hear_live(self, sounds: dict[str, Pcm16], until_s: float) -> None:
+        """Let several streams sound in real time, however long the worker's turns take.
+
+        Args:
+            sounds: what each stream hears from its first sample on.
+            until_s: on the clock, from which the captures started.
+        """
+        assert self._push is not None
+        while self.now_s < until_s:
+            self.now_s += BLOCK / SAMPLE_RATE
+            for name, pcm in sounds.items():
+                capture = self._captures[name]
+                heard = round((self.now_s - capture.began_ns / NS_PER_SECOND) * SAMPLE_RATE)
+                while (start := capture.ring.next) + BLOCK <= min(heard, len(pcm)):
+                    capture.write(pcm[start : start + BLOCK])
+                    self._push.send(encode_block(capture.service.block(start, BLOCK)))
+            self.turn()
 
     def turn(self, n_turns: int = 1, seconds: float = 0.0) -> None:
         """Let the worker's loop go round, each time after `seconds`."""

@@ -58,6 +58,7 @@ class _ReplyHeader(_BlockHeader):
     oldest: int = _Index
     next: int = _Index
     acked: int = _Index
+    paced: bool = True
 
 
 class ReadRequest(_Header):
@@ -80,7 +81,11 @@ class AckRequest(_Header):
 
 @dataclass(frozen=True)
 class RingReply:
-    """What a ring still holds of the samples asked for, and the state of its source."""
+    """What a ring still holds of the samples asked for, and the state of its source.
+
+    Attributes:
+        is_paced: audio comes in real time; otherwise as fast as it is acknowledged.
+    """
 
     block: AudioBlock
     oldest: int
@@ -88,6 +93,7 @@ class RingReply:
     acked: int
     state: str = "listening"
     detail: str | None = None
+    is_paced: bool = True
 
 
 def encode_json(body: dict[str, Any]) -> bytes:
@@ -161,6 +167,8 @@ def encode_ring_reply(reply: RingReply) -> list[bytes]:
         # cut here: the other side refuses a longer one, and the audio with it
         "detail": None if reply.detail is None else reply.detail[:MAX_DETAIL_CHARACTERS],
     }
+    if not reply.is_paced:
+        header["paced"] = False
     return [encode_json(header), _pcm_bytes(reply.block.pcm)]
 
 
@@ -192,6 +200,7 @@ def decode_ring_reply(frames: list[bytes], stream: str) -> RingReply:
         acked=header.acked,
         state=header.state,
         detail=header.detail,
+        is_paced=header.paced,
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from ast_stream.messages import AudioBlock
 from ast_stream.units import samples_to_ns, seconds_to_samples
 from ast_stream.wire.codec import ReadRequest, RingReply
-from ast_stream.wire.request_pace import RequestPace
+from ast_stream.wire.request_pace import REQUEST_TIMEOUT_S, RequestPace
 from ast_stream.wire.track import Audio, Ended, GapFound, Item, NewEpoch, Track
 
 __all__ = ["Audio", "Ended", "GapFound", "Intake", "Item", "NewEpoch"]
@@ -32,7 +32,10 @@ class Intake:
     Every input returns the items it brought, in order, often none. Each turn of the loop calls
     `tick`, replaces the ring's socket if `needs_new_socket` (the late reply to a request that
     timed out would be taken for the next one's), and sends what `request` returns. A worker that
-    has no room for more audio leaves `request` out for a while.
+    has no room for more audio leaves `request` out for a while and says so to `on_block`.
+
+    Silence is what was found when the ring was asked: time in which nobody asked, because the
+    worker was stopped or had no room, is not silence.
 
     After the restart of a capture process what was only in the dead one is a gap of the old
     epoch, sized by wall time; the new epoch is read from its last acknowledged sample, which is
@@ -41,7 +44,8 @@ class Intake:
     Attributes:
         needs_new_socket: set by `tick` when a request timed out, until the next `tick`.
         state, detail: what the ring last said about its source, or why it refused.
-        last_heard_s: when new audio came last, None before.
+        is_paced: audio comes in real time; otherwise as fast as it is acknowledged.
+        last_heard_s: when new audio came, or was known to exist, last; None before.
         dropped: live blocks that were left to the ring, because something before was missing.
         stale: blocks that were had already, or of a dead epoch.
         timeouts, refusals: requests that were not answered, or with an error.
@@ -53,6 +57,7 @@ class Intake:
         self.needs_new_socket = False
         self.state = "missing"
         self.detail: str | None = None
+        self.is_paced = True
         self.last_heard_s: float | None = None
         self.dropped = self.stale = self.timeouts = self.refusals = self.unexpected = 0
         self._track = Track(stream)
@@ -63,6 +68,7 @@ class Intake:
         self._is_suspect = False  # a live block came of an epoch that is not ours
         self._asks_openly = False  # without epoch and start: a ring refused them
         self._started_s: float | None = None
+        self._silent_until_s = float("-inf")  # when an answer, or none, last showed no new audio
 
     @property
     def epoch(self) -> str | None:
@@ -93,26 +99,25 @@ class Intake:
         self._track.place(epoch, position, time_ns)
 
     def silence_s(self, now_s: float) -> float:
-        """Return the seconds since new audio came, or since the first call."""
-        if self._started_s is None:
-            self._started_s = now_s
-        return now_s - (self._started_s if self.last_heard_s is None else self.last_heard_s)
+        """Return for how long there was no new audio, as far as the ring was asked."""
+        return max(0.0, self._silent_until_s - self._heard_s(now_s))
 
     def is_missing(self, now_s: float) -> bool:
-        """Tell whether no new audio came for `MISSING_AFTER_S` and the source has not ended."""
+        """Tell whether there was no new audio for `MISSING_AFTER_S`, the source not being over."""
         return not self.has_ended and self.silence_s(now_s) >= MISSING_AFTER_S
 
-    def on_block(self, block: AudioBlock, now_s: float) -> list[Item]:
-        """Take a live block."""
+    def on_block(self, block: AudioBlock, now_s: float, *, has_room: bool = True) -> list[Item]:
+        """Take a live block; without room for it, only learn that it exists: the ring keeps it."""
         if self._track.is_dead(block.epoch):
             self.stale += 1
             return []
         if block.epoch != self.epoch or not self._is_contacted:
-            return self._on_unknown_epoch(block, now_s)
+            return self._on_unknown_epoch(block, now_s, has_room=has_room)
         if not self._track.brings_news(block):
             self.stale += 1
             return []
-        if block.start_sample <= self.position or self._is_live_only:
+        self.last_heard_s = now_s
+        if has_room and (block.start_sample <= self.position or self._is_live_only):
             self.state, self.detail = block.state, block.detail
             return self._take(block, block.gap_reason or RING_SILENT, now_s)
         self._live_next = max(self._live_next, block.end_sample)
@@ -129,7 +134,9 @@ class Intake:
             self.unexpected += 1
             return []
         self.state, self.detail = reply.state, reply.detail
+        self.is_paced = reply.is_paced
         if block.epoch != self.epoch and reply.next == 0:
+            self._found_silence(self._pace.sent_s)
             self._pace.answered(now_s, is_fruitful=False)
             return []  # a capture process that heard nothing yet: its time has not begun
         self._is_suspect = self._asks_openly = False
@@ -139,6 +146,8 @@ class Intake:
         if block.start_sample <= self.position or asked.epoch == self.epoch:
             reason = RING_OVERRUN if self.position < reply.oldest else LOST
             items += self._take(block, block.gap_reason or reason, now_s)
+        if not items:
+            self._found_silence(self._pace.sent_s)
         self._pace.answered(now_s, is_fruitful=bool(items))
         return items
 
@@ -150,6 +159,7 @@ class Intake:
             return []
         self.refusals += 1
         self.detail = text
+        self._found_silence(self._pace.sent_s)
         self._pace.failed(now_s)
         if asked.epoch is not None:  # most likely another epoch's by now
             self._asks_openly = True
@@ -158,9 +168,12 @@ class Intake:
 
     def tick(self, now_s: float) -> list[Item]:
         """Let time pass."""
+        self._heard_s(now_s)
+        asked_s = self._pace.sent_s
         self.needs_new_socket = self._pace.expire(now_s)
         if self.needs_new_socket:
             self.timeouts += 1
+            self._found_silence(asked_s + REQUEST_TIMEOUT_S)
         return []
 
     def request(self, now_s: float) -> ReadRequest | None:
@@ -184,11 +197,21 @@ class Intake:
         if not self._is_contacted or self._is_suspect:
             return True
         is_behind = self.newest > self.position
-        return not self.has_ended and (is_behind or self.silence_s(now_s) >= ASK_AFTER_SILENCE_S)
+        unheard_s = now_s - self._heard_s(now_s)
+        return not self.has_ended and (is_behind or unheard_s >= ASK_AFTER_SILENCE_S)
 
-    def _on_unknown_epoch(self, block: AudioBlock, now_s: float) -> list[Item]:
+    def _heard_s(self, now_s: float) -> float:
+        """Return when audio was last known to exist, or when this was first asked."""
+        if self._started_s is None:
+            self._started_s = now_s
+        return self._started_s if self.last_heard_s is None else self.last_heard_s
+
+    def _found_silence(self, until_s: float) -> None:
+        self._silent_until_s = max(self._silent_until_s, until_s)
+
+    def _on_unknown_epoch(self, block: AudioBlock, now_s: float, *, has_room: bool) -> list[Item]:
         """Ask the ring before a live block may change the epoch: it could be an old one, late."""
-        if not self._is_live_only:
+        if not (has_room and self._is_live_only):
             self._is_suspect = True
             self._leave_to_ring()
             return []

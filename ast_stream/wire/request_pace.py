@@ -16,12 +16,13 @@ class RequestPace:
 
     Attributes:
         failures: requests without a usable reply since the last one with.
+        sent_s: when the last request was sent.
     """
 
     def __init__(self) -> None:
         self.failures = 0
+        self.sent_s = float("-inf")
         self._outstanding: ReadRequest | None = None
-        self._sent_s = float("-inf")
         self._not_before_s = float("-inf")
         self._pause_s = 0.0
 
@@ -32,7 +33,7 @@ class RequestPace:
     def sent(self, request: ReadRequest, now_s: float) -> None:
         """Remember what was asked."""
         self._outstanding = request
-        self._sent_s = now_s
+        self.sent_s = now_s
 
     def take(self) -> ReadRequest | None:
         """Return the outstanding request, which is answered with that."""
@@ -53,7 +54,7 @@ class RequestPace:
 
     def expire(self, now_s: float) -> bool:
         """Give up the outstanding request if it is too old; tell whether it was."""
-        if self._outstanding is None or now_s - self._sent_s < REQUEST_TIMEOUT_S:
+        if self._outstanding is None or now_s - self.sent_s < REQUEST_TIMEOUT_S:
             return False
         self._outstanding = None
         self.failed(now_s)
@@ -61,7 +62,7 @@ class RequestPace:
 
     def hurry(self) -> None:
         """Ask soon: the ring has something."""
-        self._not_before_s = min(self._not_before_s, self._sent_s + HURRIED_PAUSE_S)
+        self._not_before_s = min(self._not_before_s, self.sent_s + HURRIED_PAUSE_S)
 
     def _longer_pause(self, limit_s: float) -> float:
         return min(limit_s, max(FIRST_PAUSE_S, 2 * self._pause_s))

@@ -101,7 +101,7 @@ def test_overload_widens_the_hop_of_all_streams_alike_and_is_over_when_it_is_ove
         assert all(len(hops) == 1 for hops in hops_s)
         assert max(lags_s) < 12
         assert max(lags_s[30:]) < 4
-        assert hops_s[-1] == {4 * HOP_S}
+        assert {4 * HOP_S} in hops_s
         assert {one["state"] for one in worker.healths()} == {"degraded"}
         assert {body["stream"] for body in box.messages()} == set(STREAMS)
         box.window_cost_s = 0.0

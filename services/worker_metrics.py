@@ -128,6 +128,11 @@ def _of_the_process(report: WorkerReport) -> list[Family]:
             "Messages that could not be written to the event log at once",
             _one(feed.log_errors),
         ),
+        counter(
+            "ast_stream_event_log_damaged_total",
+            "Lines and files of the event log that were found damaged at the start",
+            _one(feed.log_damaged),
+        ),
     ]
 
 

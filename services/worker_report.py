@@ -133,6 +133,7 @@ class WorkerReport:
             "feed_drops": self._publisher.drops,
             "nan_scores": self._detector.nan_scores,
             "event_log_errors": self._publisher.log_errors,
+            "event_log_damaged": self._publisher.log_damaged,
         }
         return self.facts | {
             "streams": sorted(self._streams),

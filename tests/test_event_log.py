@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from damage import SPARSE_BYTES, STRANGE_FILES, make_strange, mutations
 
 from ast_stream.errors import StartupError
 from ast_stream.wire import event_log, segment
@@ -127,14 +128,14 @@ def test_log_opened_again_goes_on_in_the_same_order(tmp_path: Path) -> None:
     assert positions(log, None) == [(f"b{b}", seq) for b in range(1, 6) for seq in range(1, 4)]
 
 
-def test_torn_last_line_is_cut_off(tmp_path: Path) -> None:
+def test_torn_last_line_is_cut_off_and_no_damage(tmp_path: Path) -> None:
     log = EventLog(tmp_path)
     fill(log, "b1", 5)
     log.close()
     (path,) = tmp_path.glob("*.jsonl")
     os.truncate(path, path.stat().st_size - 10)
     log = EventLog(tmp_path)
-    assert log.damaged == 1
+    assert log.damaged == 0
     fill(log, "b2", 2)
     assert positions(log, ("b1", 3)) == [("b1", 4), ("b2", 1), ("b2", 2)]
     log.close()
@@ -192,6 +193,94 @@ def test_file_garbled_while_open_does_not_raise(tmp_path: Path) -> None:
     content[len(content) // 2] = 0
     path.write_bytes(content)
     assert len(positions(log, None)) == 4
+
+
+@pytest.mark.parametrize("kind", STRANGE_FILES)
+@pytest.mark.parametrize("name", ["events-000000000002.jsonl", "lock", "events"])
+def test_nothing_in_the_place_of_a_file_of_the_log_stops_a_start_or_lets_it_wait(
+    tmp_path: Path, kind: str, name: str
+) -> None:
+    folder = tmp_path / "events"
+    if name != "events":
+        log = EventLog(folder)
+        fill(log, "b1", 5)
+        log.close()
+    path = folder if name == "events" else folder / name
+    path.unlink(missing_ok=True)
+    make_strange(path, kind)
+    log = EventLog(folder)
+    fill(log, "b2", 3)
+    assert log.write_errors == 0
+    assert positions(log, None)[-3:] == [("b2", 1), ("b2", 2), ("b2", 3)]
+    log.close()
+    again = EventLog(folder)
+    assert len(positions(again, None)) == (3 if name == "events" else 8)
+    assert again.damaged == 0
+    again.close()
+
+
+def test_of_damaged_segments_a_few_are_kept(tmp_path: Path) -> None:
+    for number in range(1, 9):
+        os.mkfifo(tmp_path / f"events-{number:012}.jsonl")
+    log = EventLog(tmp_path)
+    fill(log, "b1", 1)
+    assert log.damaged == 8
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "events-000000000009.jsonl", "lock", "segment.damaged-1", "segment.damaged-2",
+        "segment.damaged-3",
+    ]  # fmt: skip
+
+
+def test_segment_with_a_tail_that_was_never_written_loses_the_tail_alone(tmp_path: Path) -> None:
+    log = EventLog(tmp_path)
+    fill(log, "b1", 5)
+    log.close()
+    (path,) = tmp_path.glob("*.jsonl")
+    os.truncate(path, SPARSE_BYTES)
+    log = EventLog(tmp_path)
+    assert log.damaged == 1
+    assert len(positions(log, None)) == 5
+    fill(log, "b2", 1)
+    assert path.stat().st_size < 10_000
+    assert len(positions(log, None)) == 6
+
+
+def test_more_segments_than_the_log_may_hold_are_dropped_oldest_first(tmp_path: Path) -> None:
+    log = EventLog(tmp_path, max_bytes=100_000, segment_bytes=1024)
+    fill(log, "b1", 300)
+    log.close()
+    log = EventLog(tmp_path, **SMALL)
+    kept = positions(log, None)
+    assert kept == [("b1", seq) for seq in range(kept[0][1], 301)]
+    assert sum(path.stat().st_size for path in tmp_path.glob("*.jsonl")) <= 4096
+
+
+def test_no_mutated_log_raises_or_invents_a_message(tmp_path: Path) -> None:
+    log = EventLog(tmp_path)
+    log.begin("b1")
+    for seq in range(1, 40):
+        log.append(event(seq, seq * 8000, "begin" if seq % 3 else "end"))
+    log.close()
+    log = EventLog(tmp_path)
+    expected = {str(one) for one in bodies(log)}
+    log.close()
+    (path,) = tmp_path.glob("*.jsonl")
+    whole = path.read_bytes()
+    for mutated in mutations(whole, 500, seed=17):
+        path.write_bytes(mutated)
+        log = EventLog(tmp_path)
+        found = [str(one) for one in bodies(log)]
+        assert set(found) <= expected
+        assert len(set(found)) == len(found)
+        log.published("porch", "aaaaaaaa")
+        log.open_events()
+        log.append(message(1, "b2", previous=0))
+        assert positions(log, None)[-1] == ("b2", 1)
+        log.close()
+
+
+def bodies(log: EventLog) -> list[dict[str, Any]]:
+    return [one.body for one in page(log, None).messages]
 
 
 class BrokenDisk:

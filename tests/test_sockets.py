@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from damage import STRANGE_FILES, make_strange
 
 from ast_stream.errors import StartupError
 from ast_stream.wire.locks import lock_file
@@ -177,8 +178,14 @@ def test_lock_names_what_is_in_use_and_is_released_by_closing(tmp_path: Path) ->
     os.close(lock_file(tmp_path / "run.lock", "the folder"))
 
 
-def test_lock_does_not_follow_a_link_laid_out_for_it(tmp_path: Path) -> None:
-    (tmp_path / "run.lock").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(StartupError, match="cannot use the folder"):
-        lock_file(tmp_path / "run.lock", "the folder")
-    assert not (tmp_path / "elsewhere").exists()
+@pytest.mark.parametrize("kind", STRANGE_FILES)
+def test_lock_neither_follows_nor_waits_for_nor_gives_way_to_what_lies_in_its_place(
+    tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / "run.lock"
+    make_strange(path, kind)
+    lock_fd = lock_file(path, "the folder")
+    with pytest.raises(StartupError, match="the folder is in use by another process"):
+        lock_file(path, "the folder")
+    os.close(lock_fd)
+    assert not (tmp_path / "nowhere").exists()

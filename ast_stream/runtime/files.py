@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from ast_stream.errors import AstStreamError
 
+_NOT_OF_THE_FILE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 MAX_ASIDE = 3  # damaged files kept of each name; the oldest makes room
 
 _CRC_PREFIX = b'{"crc":"%08x",'
@@ -105,6 +106,9 @@ def read_state(path: Path, decode: Callable[[bytes], _T], max_bytes: int, what: 
     Args:
         decode: raises `DamagedFileError` or ValueError for what it does not understand.
         what: the file's content, as it is named in the warning.
+
+    Raises:
+        OSError: memory or descriptors are short; the file is as it was.
     """
     try:
         return decode(read_bounded(path, max_bytes))
@@ -112,26 +116,38 @@ def read_state(path: Path, decode: Callable[[bytes], _T], max_bytes: int, what: 
         if path.is_symlink():
             warn_set_aside(path, what, "it is a link to nothing")
     except OSError as error:
+        if error.errno in _NOT_OF_THE_FILE:
+            raise
         warn_set_aside(path, what, error.strerror or str(error))
     except (DamagedFileError, ValueError) as error:
         warn_set_aside(path, what, str(error))
     return None
 
 
-def warn_set_aside(path: Path, what: str, reason: str, then: str = "starting afresh") -> None:
-    """Set a damaged file aside and log one sentence about it."""
-    kept = set_aside(path)
+def warn_set_aside(
+    path: Path,
+    what: str,
+    reason: str,
+    then: str = "starting afresh",
+    kept_as: Path | None = None,
+) -> None:
+    """Set a damaged file aside and log one sentence about it, see `set_aside`."""
+    kept = set_aside(path, kept_as)
     where = "it cannot be moved away" if kept is None else f"kept as {kept.name}"
     logger.warning("%s %s cannot be used (%s): %s, %s", what, path, reason, where, then)
 
 
-def set_aside(path: Path) -> Path | None:
+def set_aside(path: Path, kept_as: Path | None = None) -> Path | None:
     """Rename what is at `path` to say that it is damaged; of each name `MAX_ASIDE` are kept.
+
+    Args:
+        kept_as: another name, for files that have a number in theirs.
 
     Returns:
         The new path; None if it cannot be moved.
     """
-    places = [path.with_name(f"{path.name}.damaged-{n}") for n in range(1, MAX_ASIDE + 1)]
+    name = path if kept_as is None else kept_as
+    places = [name.with_name(f"{name.name}.damaged-{n}") for n in range(1, MAX_ASIDE + 1)]
     for place in sorted(places, key=_age):
         try:
             os.replace(path, place)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 from pathlib import Path
 
 from ast_stream.errors import StartupError
+from ast_stream.runtime.files import warn_set_aside
+
+_MODE = 0o660
 
 
 def lock_file(path: Path, what: str) -> int:
@@ -20,7 +24,7 @@ def lock_file(path: Path, what: str) -> int:
     """
     try:
         path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-        lock_fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o660)
+        lock_fd = open_lock(path)
     except OSError as error:
         raise StartupError(f"cannot use {what}: {error}") from error
     try:
@@ -29,3 +33,22 @@ def lock_file(path: Path, what: str) -> int:
         os.close(lock_fd)
         raise StartupError(f"{what} is in use by another process") from error
     return lock_fd
+
+
+def open_lock(path: Path) -> int:
+    """Open a lock file; what is there instead of one holds no lock, and is set aside.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        pass
+    else:
+        if not stat.S_ISREG(found.st_mode):
+            warn_set_aside(path, "lock", "it is no file")
+        elif not found.st_mode & stat.S_IRUSR and found.st_uid == os.geteuid():
+            os.chmod(path, _MODE)  # ours: another name would let a second process in
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    return os.open(path, flags, _MODE)

@@ -62,6 +62,11 @@ class FeedPublisher:
         return 0 if self._log is None else self._log.write_errors
 
     @property
+    def log_damaged(self) -> int:
+        """Lines and files of the log that were found damaged when it was opened."""
+        return 0 if self._log is None else self._log.damaged
+
+    @property
     def durable_position(self) -> Position:
         """Position of the last durable message; seq 0 if there is none in this boot."""
         return self.boot, self._durable_seq

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ast_stream.errors import WireError
+from ast_stream.runtime.files import read_bounded
 from ast_stream.wire.feed_codec import MAX_LINE_BYTES, FeedMessage, Position, decode_line
 
 _FILE_MODE = 0o640
@@ -75,17 +76,26 @@ class Segment:
         self.damaged = 0
         self._fd: int | None = None
 
-    def scan(self, known_boots: set[str], last: Position | None) -> Iterator[FeedMessage]:
+    def scan(
+        self, known_boots: set[str], last: Position | None, max_bytes: int
+    ) -> Iterator[FeedMessage]:
         """Index and yield the lines on disk; those damaged or out of order are passed over.
 
-        A last line without its end is what a kill left: the next append cuts it off.
+        A last line without its end is what a kill left, and no damage: the next append cuts it
+        off.
+
+        Args:
+            max_bytes: what lies beyond was not written by this program, and is not read.
 
         Raises:
             OSError: the file cannot be read.
+            DamagedFileError: it is something else than a file.
         """
-        content = self.path.read_bytes()
+        content = read_bounded(self.path, max_bytes, is_cut=True)
         self.size = content.rfind(b"\n") + 1
-        self.damaged = 0 if self.size == len(content) else 1
+        torn = content[self.size :]
+        is_too_long = self.path.stat().st_size > max_bytes
+        self.damaged = int(is_too_long or len(torn) > MAX_LINE_BYTES or b"\0" in torn)
         offset = 0
         while offset < self.size:
             line = content[offset : content.index(b"\n", offset) + 1]
@@ -133,7 +143,7 @@ class Segment:
             OSError: the file cannot be read.
         """
         found = []
-        with self.path.open("rb") as file:
+        with open(self.path, "rb", opener=_open_at_once) as file:
             for number in numbers:
                 file.seek(self.index.offsets[number])
                 line = file.readline(MAX_LINE_BYTES)
@@ -150,13 +160,18 @@ class Segment:
                 os.close(fd)
 
     def _open(self) -> int:
-        fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, _FILE_MODE)
+        fd = _open_at_once(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         try:
             os.ftruncate(fd, self.size)  # what a kill or a full disk left of a line
         except OSError:
             os.close(fd)
             raise
         return fd
+
+
+def _open_at_once(path: Path | str, flags: int) -> int:
+    """Open without waiting for what somebody may have put in the place of the file."""
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, _FILE_MODE)
 
 
 def _message(line: bytes) -> FeedMessage | None:

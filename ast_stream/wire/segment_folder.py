@@ -10,12 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ast_stream.errors import StartupError
+from ast_stream.runtime.files import DamagedFileError, warn_set_aside
 from ast_stream.wire.feed_codec import FeedMessage, Position, encode_line
+from ast_stream.wire.locks import open_lock
 from ast_stream.wire.segment import Segment
 
 _SEGMENT_NAME = re.compile(r"events-(\d{12})\.jsonl\Z")
+_ASIDE = "segment"
 _FOLDER_MODE = 0o750
-_LOCK_MODE = 0o640
 
 
 class SegmentFolder:
@@ -55,6 +57,8 @@ class SegmentFolder:
             OSError: the folder cannot be made or read.
             StartupError: another process has it.
         """
+        if os.path.lexists(self.path) and not self.path.is_dir():
+            warn_set_aside(self.path, "event log", "it is no folder")
         self.path.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
         self._lock()
         names = (_SEGMENT_NAME.match(path.name) for path in self.path.iterdir())
@@ -65,14 +69,19 @@ class SegmentFolder:
             self._next_number = number + 1
             segment = Segment(self._path_of(number))
             try:
-                for message in segment.scan(known_boots, last):
+                for message in segment.scan(known_boots, last, self._segment_bytes):
                     observe(message)
-            except OSError:
-                self.damaged += 1
+            except (OSError, DamagedFileError) as error:
+                self._set_aside(segment.path, error)
                 continue
             self.damaged += segment.damaged
             last = segment.index.last or last
             self.segments.append(segment)
+            while self._size() > self._max_bytes:  # more than this program would have left
+                oldest = self.segments[0]
+                with contextlib.suppress(OSError):
+                    oldest.path.unlink()
+                self.forget(oldest)
 
     def write(self, message: FeedMessage) -> None:
         """Append a message to the newest segment.
@@ -87,7 +96,11 @@ class SegmentFolder:
             self._delete_oldest()
         if not self.segments or self.segments[-1].size + len(line) > self._segment_bytes:
             self._start_segment()
-        self.segments[-1].append(message, line)
+        try:
+            self.segments[-1].append(message, line)
+        except PermissionError:  # the file of another user, or one that was made read-only
+            self._start_segment()
+            self.segments[-1].append(message, line)
 
     def forget(self, segment: Segment) -> None:
         """Go on without a segment whose file has vanished."""
@@ -102,6 +115,12 @@ class SegmentFolder:
         if self._lock_fd is not None:
             os.close(self._lock_fd)
             self._lock_fd = None
+
+    def _set_aside(self, path: Path, error: OSError | DamagedFileError) -> None:
+        self.damaged += 1
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        kept_as = self.path / _ASIDE
+        warn_set_aside(path, "event log", reason, "going on with the other files", kept_as)
 
     def _size(self) -> int:
         return sum(segment.size for segment in self.segments)
@@ -123,9 +142,8 @@ class SegmentFolder:
         return self.path / f"events-{number:012}.jsonl"
 
     def _lock(self) -> None:
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
         try:
-            lock_fd = os.open(self.path / "lock", flags, _LOCK_MODE)
+            lock_fd = open_lock(self.path / "lock")
         except OSError:
             return  # a read-only disk: nobody writes, and what is there can still be replayed
         try:

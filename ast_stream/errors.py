@@ -2,26 +2,65 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+
+from ast_stream.urls import mask
+
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class AstStreamError(Exception):
-    """Base of all errors that are explained to a person without a traceback."""
+    """Base of all errors that are explained to a person without a traceback.
+
+    Its text may go anywhere, to subscribers too: secrets in URLs are masked.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(mask(one) if isinstance(one, str) else one for one in args))
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake in a configuration file."""
+    """One mistake in a configuration file.
+
+    Path and text may hold what stands in the file: secrets in URLs are masked, and characters that
+    a terminal would obey are spelled out.
+    """
 
     file: str
     line: int | None
     path: str
     text: str
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", _shown(self.path))
+        object.__setattr__(self, "text", _shown(self.text))
+
+    @property
+    def is_warning(self) -> bool:
+        """Whether the configuration works all the same."""
+        return False
+
     def __str__(self) -> str:
         """Read as `file:line: path: text`."""
         where = self.file if self.line is None else f"{self.file}:{self.line}"
-        return f"{where}: {self.path}: {self.text}" if self.path else f"{where}: {self.text}"
+        kind = "warning: " if self.is_warning else ""
+        path = f"{self.path}: " if self.path else ""
+        return f"{where}: {kind}{path}{self.text}"
+
+
+class Warned(Problem):
+    """Something that works, but hardly as it is meant."""
+
+    @property
+    def is_warning(self) -> bool:
+        """Whether the configuration works all the same."""
+        return True
+
+
+def _shown(text: str) -> str:
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], mask(text))
 
 
 class ConfigError(AstStreamError):

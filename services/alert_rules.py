@@ -110,6 +110,11 @@ class RuleFiles:
                 logger.error("%s", problem)
             logger.error("the rules in force stay as they were")
             return None
+        except Exception as error:  # a fault of ours must not end a process that works
+            names = ", ".join(str(path) for path in self._paths)
+            text = "the rules in force stay as they were: %s: %s: %s"
+            logger.exception(text, names, type(error).__name__, error)
+            return None
         logger.info("%s rules are in force now", len(rules.rules))
         return rules
 

@@ -31,7 +31,8 @@ from ast_stream.runtime.lifecycle import (
     die_with_parent,
     hold_hangups,
 )
-from ast_stream.runtime.logging_setup import is_set_up
+from ast_stream.runtime.logging_setup import is_set_up, log_what_nobody_catches
+from ast_stream.urls import mask
 from ast_stream.version import __version__
 
 PROGRAM = "ast-stream"
@@ -87,6 +88,7 @@ COMMANDS = (
 
 def main() -> None:
     """Run the command line and exit with the code the result stands for."""
+    log_what_nobody_catches()
     die_with_parent()
     hold_hangups()
     code = run_command_line(sys.argv[1:])
@@ -235,7 +237,7 @@ def _crash(error: BaseException | None) -> None:
     if is_set_up():
         logging.getLogger(__name__).critical("crashed: %s", error, exc_info=error)
     else:
-        traceback.print_exception(error)
+        print(mask("".join(traceback.format_exception(error))), file=sys.stderr, end="")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,12 +19,12 @@ from ast_stream.settings.load import load_file
 from ast_stream.settings.paths import audio_endpoint, feed_endpoint, query_endpoint
 from ast_stream.settings.schema import Settings, Source
 from ast_stream.units import samples_to_seconds, seconds_to_samples
+from ast_stream.urls import mask
 from services.alert_rules import RuleFiles
 
 if TYPE_CHECKING:
     from ast_stream.model.description import Description
 
-_PASSWORD = re.compile(r"//[^/@]*@")
 MAX_LISTED_CLASSES = 40  # of larger models only the classes with settings of their own
 _COLUMNS = ("class", "onset", "offset", "confirm", "hold", "min", "refractory", "max")
 
@@ -141,7 +140,7 @@ def _kind(source: Source) -> str:
     if source.type == "file":
         return f"file {source.path}, {source.pace}{', looped' if source.loop else ''}"
     if source.type == "url":
-        return f"url {_PASSWORD.sub('//…@', source.url)}"
+        return f"url {mask(source.url)}"
     if source.type == "stdin":
         if source.format == "wav":
             return "standard input, a WAV"

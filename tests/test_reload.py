@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from ast_stream.errors import UsageError
 from ast_stream.runtime.notifier import Notifier
 from ast_stream.settings.check import LoadedSettings
-from ast_stream.settings.load import load_settings
+from ast_stream.settings.load import load_file, load_settings
 from services.reload import Reloader, changes
 
 BASE = "streams: [{name: porch, source: {type: microphone}}]\n"
@@ -47,6 +48,8 @@ class Reload:
     def apply(self, loaded: LoadedSettings) -> None:
         if loaded.settings.detection.gate_dbfs == -1:
             raise UsageError("this gate does not fit")
+        if loaded.settings.detection.gate_dbfs == -2:
+            raise OverflowError("a fault of ours")
         self.applied.append(loaded)
 
     def look(self) -> None:
@@ -99,6 +102,39 @@ def test_settings_that_the_process_refuses_change_nothing(reload: Reload) -> Non
     told = reload.request("detection: {gate_dbfs: -1}\nlogging: {level: debug}\n")
     assert told.endswith("kept as they were: this gate does not fit")
     assert logging.getLogger().level != logging.DEBUG
+
+
+def test_whatever_a_reload_raises_leaves_the_settings_in_force(reload: Reload) -> None:
+    told = reload.request("detection: {gate_dbfs: -2}\nlogging: {level: debug}\n")
+    assert told.endswith(f"kept as they were: {reload.file}: OverflowError: a fault of ours")
+    assert logging.getLogger().level != logging.DEBUG
+    aliases = "\n".join(f"a{n}: &a{n} [{f'*a{n - 1}' if n else 1}]" for n in range(900))
+    assert "nested too deeply" in reload.request(aliases)
+    assert "hold_s: expected at most" in reload.request("detection: {defaults: {hold_s: 1e300}}")
+    reload.file.unlink()
+    os.mkfifo(reload.file)
+    reload.requested.set()
+    reload.look()
+    assert "expected a file, got a pipe" in reload.said[-1]
+    reload.file.unlink()
+    assert "detection.gate_dbfs changed" in reload.request("detection: {gate_dbfs: -50}\n")
+
+
+def test_a_disk_that_hangs_does_not_hold_up_the_loop(
+    reload: Reload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = threading.Event()
+    monkeypatch.setattr("services.reload.load_file", lambda path: disk.wait() and load_file(path))
+    reload.file.write_text(BASE + "detection: {gate_dbfs: -50}\n")
+    reload.requested.set()
+    for _ in range(3):
+        reload.look()
+    assert [said.split("\n")[0] for said in reload.said] == ["RELOADING=1"]
+    disk.set()
+    while len(reload.said) < 2:
+        reload.look()
+    assert "detection.gate_dbfs changed" in reload.said[-1]
+    assert len(reload.applied) == 1
 
 
 def test_log_level_changes_everywhere(reload: Reload) -> None:

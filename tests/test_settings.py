@@ -164,7 +164,7 @@ def test_mistake_is_told_with_its_line_and_path(yaml: str, problem: str) -> None
             "streams[0].source.device: expected text or a whole number, got true",
         ),
         (
-            "{type: url, url: x, options: {a: 5}}",
+            "{type: url, url: 'rtsp://x', options: {a: 5}}",
             "streams[0].source.options.a: expected text, got 5",
         ),
         ("{type: stdin, format: s24be}", "or wav, got 's24be'; did you mean 's24le'?"),

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from ast_stream.audio.source import SourceBlock, SourceError
 from ast_stream.errors import StartupError
 from ast_stream.settings.schema import UrlSource
 from ast_stream.units import NS_PER_SECOND
+from ast_stream.urls import mask
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class NetworkStream:
         self._damage: Exception | None = None
         self._n_damaged = 0
         self._is_broken = False
-        self.name = _without_password(settings.url)
+        self.name = mask(settings.url)
 
     def open(self) -> None:
         """Connect and read the stream's header, each within `open_timeout_s`.
@@ -155,7 +156,7 @@ class NetworkStream:
 
     def _open_url(self, av: Any, url: str) -> Any:
         timeouts = (self._settings.open_timeout_s, self._settings.read_timeout_s)
-        name = _without_password(url)
+        name = mask(url)
         try:
             container = av.open(url, options=self._options(url), timeout=timeouts)
         except _errors(av) as error:
@@ -176,7 +177,7 @@ class NetworkStream:
         Raises:
             SourceError: `failure`, with the reason if the answer tells it.
         """
-        name = _without_password(url)
+        name = mask(url)
         if urlsplit(url).scheme.lower() not in _WEB or (failure and not failure.is_unclear):
             if failure is not None:
                 raise failure
@@ -199,7 +200,7 @@ class NetworkStream:
             text = f"{name} is a playlist without any address of a stream"
             raise SourceError(ABSENT, text, longest_pause_s=REFUSED_PAUSE_S)
         if self._n_failed == 0:
-            logger.info("%s is a playlist: taking %s", name, _without_password(listed[0]))
+            logger.info("%s is a playlist: taking %s", name, mask(listed[0]))
         return listed
 
     def _options(self, url: str | None = None) -> dict[str, str]:
@@ -353,11 +354,3 @@ def _pause_s(status: int) -> float | None:
 
 def _is_named_playlist(url: str) -> bool:
     return urlsplit(url).path.lower().endswith(answers.PLAYLIST_SUFFIXES)
-
-
-def _without_password(url: str) -> str:
-    """Return the URL for logs: cameras have their password in it."""
-    parts = urlsplit(url)
-    if "@" not in parts.netloc:
-        return url
-    return urlunsplit(parts._replace(netloc=f"***@{parts.netloc.rpartition('@')[2]}"))

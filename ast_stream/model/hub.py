@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ast_stream.errors import CheckpointError
+from ast_stream.settings.schema import HUB_ID
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z")
 _SMALL_FILES = ["config.json", "preprocessor_config.json", "ast_stream.json", "README.md"]
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the second only where the first is not
 

@@ -12,11 +12,13 @@ import logging
 import os
 import re
 import sys
+import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO, cast, get_args
 
 from ast_stream.messages import format_time
+from ast_stream.urls import mask
 
 LogFormat = Literal["auto", "text", "json", "journald"]
 LineFormat = Literal["terminal", "text", "json", "journald"]  # text as it is for whoever reads it
@@ -48,6 +50,24 @@ def setup_logging(
     logging.captureWarnings(True)
 
 
+def log_what_nobody_catches() -> None:
+    """Send what threads and destructors raise through the log, too, and so through `mask`."""
+    threading.excepthook, sys.unraisablehook = _on_thread, _on_lost
+
+
+def _on_thread(found: threading.ExceptHookArgs) -> None:
+    if found.exc_value is not None and not isinstance(found.exc_value, SystemExit):
+        name = "a thread" if found.thread is None else f"the thread {found.thread.name}"
+        text = "%s crashed: %s"
+        logging.getLogger(__name__).critical(text, name, found.exc_value, exc_info=found.exc_value)
+
+
+def _on_lost(found: sys.UnraisableHookArgs) -> None:
+    if found.exc_value is not None:
+        text = "ignored in %s: %s"
+        logging.getLogger(__name__).error(text, type(found.object).__name__, found.exc_value)
+
+
 def is_set_up() -> bool:
     """Tell whether `setup_logging` has been called in this process."""
     return any(isinstance(handler, _QuietHandler) for handler in logging.getLogger().handlers)
@@ -74,9 +94,10 @@ def foreign_line(format: LineFormat, process: str, line: str) -> str:
 
     Lines from our own logging pass as they are; what libraries print is given the name.
     """
+    if format == "json" and line.startswith("{"):  # masked where it was written
+        return line
+    line = mask(line)
     if format == "json":
-        if line.startswith("{"):
-            return line
         record = logging.makeLogRecord({"msg": line, "levelname": "INFO", "name": "stderr"})
         return JsonFormatter(process).format(record)
     if format == "journald":
@@ -96,8 +117,11 @@ class _QuietHandler(logging.StreamHandler[TextIO]):
     """A stream handler for which a closed stderr is no reason to write tracebacks to it."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        if not isinstance(sys.exc_info()[1], OSError | ValueError):
-            super().handleError(record)
+        """Say where a call to the log is wrong; its arguments may hold secrets."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError | ValueError) and sys.stderr is not None:
+            where = f"{record.pathname}:{record.lineno}"
+            print(f"{where}: cannot be logged: {type(error).__name__}", file=sys.stderr)
 
 
 def _formatter(format: LineFormat, process: str) -> logging.Formatter:
@@ -129,7 +153,7 @@ class TextFormatter(logging.Formatter):
         return f"{time} {level} {self._process}: {_line(record)}{self._traceback(record)}"
 
     def _traceback(self, record: logging.LogRecord) -> str:
-        return "\n" + self.formatException(record.exc_info) if record.exc_info else ""
+        return "\n" + mask(self.formatException(record.exc_info)) if record.exc_info else ""
 
 
 class JournaldFormatter(logging.Formatter):
@@ -143,7 +167,7 @@ class JournaldFormatter(logging.Formatter):
         """Return the line; each line of a traceback carries the level too."""
         lines = [f"{self._process}: {_line(record)}"]
         if record.exc_info:
-            lines += self.formatException(record.exc_info).splitlines()
+            lines += mask(self.formatException(record.exc_info)).splitlines()
         priority = _JOURNAL_PRIORITY.get(record.levelname, 6)
         return "\n".join(f"<{priority}>{line}" for line in lines)
 
@@ -162,10 +186,10 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "process": self._process,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": mask(record.getMessage()),
         }
         if record.exc_info:
-            body["traceback"] = self.formatException(record.exc_info)
+            body["traceback"] = mask(self.formatException(record.exc_info))
         text = json.dumps(body, ensure_ascii=False, default=str)
         # what JSON lets stand although some readers take it for the end of a line
         return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
@@ -176,13 +200,17 @@ def _time(record: logging.LogRecord) -> str:
 
 
 def _facts(record: logging.LogRecord) -> dict[str, Any]:
-    return {key: value for key, value in vars(record).items() if key not in _STANDARD}
+    return {
+        key: mask(value) if isinstance(value, str) else value
+        for key, value in vars(record).items()
+        if key not in _STANDARD
+    }
 
 
 def _line(record: logging.LogRecord) -> str:
     """Return message and facts on one line, without characters that could forge another."""
     facts = "".join(f" {key}={_word(value)}" for key, value in _facts(record).items())
-    return _plain(record.getMessage() + facts)
+    return _plain(mask(record.getMessage()) + facts)
 
 
 def _plain(text: str) -> str:
@@ -190,5 +218,5 @@ def _plain(text: str) -> str:
 
 
 def _word(value: Any) -> str:
-    text = f"{value:g}" if isinstance(value, float) else str(value)
+    text = f"{value:g}" if isinstance(value, float) else mask(str(value))
     return json.dumps(text, ensure_ascii=False) if re.search(r'[\s"=]', text) or not text else text

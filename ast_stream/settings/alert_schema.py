@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from ast_stream.settings.section import PositiveSeconds, Section
+from ast_stream.settings.section import (
+    MAX_SECONDS,
+    FilePath,
+    Misfit,
+    Patience,
+    PositiveSeconds,
+    Section,
+    refuse_misfits,
+)
+from ast_stream.urls import check_url
 
 ACTION_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
 FEED_ACTION = "feed"  # every alert is published; the name cannot be taken by another action
@@ -21,7 +29,7 @@ VariableName = Annotated[str, Field(pattern=_VARIABLE)]
 class RateLimit(Section):
     """At most `max` deliveries in any `per_s` seconds; more wait until they expire."""
 
-    max: int = Field(default=30, ge=1)
+    max: int = Field(default=30, ge=1, le=1_000_000)
     per_s: PositiveSeconds = 60.0
 
 
@@ -44,7 +52,7 @@ class CommandAction(ActionSection):
 
     type: Literal["command"]
     argv: list[str] = Field(min_length=1, description="program, by absolute path, and arguments")
-    timeout_s: PositiveSeconds = 10.0
+    timeout_s: Patience = 10.0
     pass_env: list[VariableName] = Field(
         default_factory=list, description="environment variables that the program may see"
     )
@@ -63,13 +71,13 @@ class WebhookAction(ActionSection):
     """An HTTP POST of a CloudEvents 1.0 body, signed as Standard Webhooks has it."""
 
     type: Literal["webhook"]
-    url: str = Field(pattern=r"^https?://[!-~]+$")
-    secret_file: str | None = Field(
+    url: str
+    secret_file: FilePath | None = Field(
         default=None, description="file with one whsec_ secret a line; several while they rotate"
     )
     secret_env: VariableName | None = None
-    ca_file: str | None = Field(default=None, description="null: the system's authorities")
-    timeout_s: PositiveSeconds = 20.0
+    ca_file: FilePath | None = Field(default=None, description="null: the system's authorities")
+    timeout_s: Patience = 20.0
     allow_private: bool = Field(
         default=False, description="may connect to private, loopback and link-local addresses"
     )
@@ -85,11 +93,9 @@ class WebhookAction(ActionSection):
     @field_validator("url")
     @classmethod
     def _url_is_plain(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if not parts.hostname or "@" in parts.netloc or parts.fragment:
+        check_url(url, ("http", "https"))
+        if "@" in url:
             raise ValueError("expected http(s)://host/path without user, password and fragment")
-        if parts.port == 0:  # one that is none raises a ValueError by itself
-            raise ValueError("expected a port from 1 to 65535, got 0")
         return url
 
 
@@ -101,10 +107,10 @@ class MqttAction(ActionSection):
     host: str = Field(min_length=1)
     port: int = Field(default=1883, ge=1, le=65535)
     username: str | None = None
-    password_file: str | None = None
+    password_file: FilePath | None = None
     password_env: VariableName | None = None
     tls: bool = False
-    ca_file: str | None = Field(default=None, description="null: the system's authorities")
+    ca_file: FilePath | None = Field(default=None, description="null: the system's authorities")
     node: str = Field(
         default="ast-stream", pattern=r"^[a-zA-Z0-9_-]{1,63}$", description="name of this machine"
     )
@@ -115,16 +121,16 @@ class MqttAction(ActionSection):
     classes: list[str] = Field(
         default_factory=list, description="binary sensors, besides those of classes in rules"
     )
-    timeout_s: PositiveSeconds = 10.0
+    timeout_s: Patience = 10.0
 
 
 class AppriseAction(ActionSection):
     """Chat, mail and push by apprise (extra `notify`); its URLs hold secrets, so not in here."""
 
     type: Literal["apprise"]
-    urls_file: str | None = Field(default=None, description="file with one apprise URL a line")
+    urls_file: FilePath | None = Field(default=None, description="file with one apprise URL a line")
     urls_env: VariableName | None = None
-    timeout_s: PositiveSeconds = 30.0
+    timeout_s: Patience = 30.0
 
     @model_validator(mode="after")
     def _has_one_source(self) -> AppriseAction:
@@ -143,7 +149,7 @@ class Heartbeat(Section):
     """A sign of life while events can become alerts; an outside service misses it (dead man)."""
 
     action: str = Field(description="name of a webhook, command, log or apprise action")
-    interval_s: float = Field(default=60.0, ge=1)
+    interval_s: float = Field(default=60.0, ge=1, le=MAX_SECONDS)
 
 
 class AlertSettings(Section):
@@ -154,7 +160,7 @@ class AlertSettings(Section):
     )
     actions: dict[str, Action] = Field(default_factory=dict)
     allow_exec: bool = Field(default=False, description="actions of type command may run")
-    state_file: str | None = Field(
+    state_file: FilePath | None = Field(
         default=None, description="SQLite file of states and deliveries; null: in `state_dir`"
     )
     heartbeat: Heartbeat | None = None
@@ -171,15 +177,16 @@ class AlertSettings(Section):
         return actions
 
     @model_validator(mode="after")
-    def _actions_fit(self) -> AlertSettings:
+    def _actions_fit(self, info: ValidationInfo) -> AlertSettings:
         commands = [name for name, one in self.actions.items() if one.type == "command"]
-        if commands and not self.allow_exec:
-            raise ValueError(f"action {commands[0]!r} runs a program: needs allow_exec: true")
+        misfits: list[Misfit] = []
+        if not self.allow_exec:
+            text = "action {!r} runs a program: needs allow_exec: true"
+            misfits = [(("alerts",), text.format(name)) for name in commands]
         if self.heartbeat is not None:
             action = self.actions.get(self.heartbeat.action)
             if action is None or action.type == "mqtt":
-                raise ValueError(
-                    "heartbeat.action: expected the name of a webhook, command, log or apprise "
-                    f"action, got {self.heartbeat.action!r}"
-                )
+                text = "heartbeat.action: expected the name of a webhook, command, log or apprise "
+                misfits.append((("alerts",), f"{text}action, got {self.heartbeat.action!r}"))
+        refuse_misfits(misfits, info)
         return self

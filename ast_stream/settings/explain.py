@@ -36,6 +36,13 @@ _KINDS = {
 def explain(
     errors: Iterable[ErrorDetails], model: type[BaseModel], file: str, lines: Mapping[Path, int]
 ) -> list[Problem]:
+    """Return one problem for each place that pydantic complains about; as `explain_by_path`."""
+    return list(explain_by_path(errors, model, file, lines).values())
+
+
+def explain_by_path(
+    errors: Iterable[ErrorDetails], model: type[BaseModel], file: str, lines: Mapping[Path, int]
+) -> dict[Path, Problem]:
     """Return one problem for each place that pydantic complains about.
 
     Args:
@@ -48,17 +55,15 @@ def explain(
         if error["type"] == "union_tag_invalid":
             place = replace(place, path=(*place.path, "type"))
         by_place.setdefault(place.path, []).append((place, error))
-    problems = []
+    problems = {}
     for path, found in by_place.items():
         place, error = found[0]
-        problems.append(
-            Problem(
-                file=file,
-                line=line_of(lines, path),
-                path=show_path(path),
-                # a union complains once per member: say all that would have been right
-                text=_either([e for _, e in found]) if len(found) > 1 else _words(place, error),
-            )
+        problems[path] = Problem(
+            file=file,
+            line=line_of(lines, path),
+            path=show_path(path),
+            # a union complains once per member: say all that would have been right
+            text=_either([e for _, e in found]) if len(found) > 1 else _words(place, error),
         )
     return problems
 

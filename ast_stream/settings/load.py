@@ -8,7 +8,10 @@ document are refused.
 
 from __future__ import annotations
 
+import os
 import re
+import stat
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +21,20 @@ import yaml
 from pydantic import ValidationError
 
 from ast_stream.errors import ConfigError, Problem
+from ast_stream.labels import is_stream_name
 from ast_stream.settings.check import LoadedSettings, check_against_model, check_classes
 from ast_stream.settings.explain import Path as KeyPath
-from ast_stream.settings.explain import explain, show_path
+from ast_stream.settings.explain import explain_by_path, line_of, show_path
 from ast_stream.settings.schema import Settings
+from ast_stream.settings.section import FOLDER, MISFITS
 
 __all__ = [
     "Document",
     "LoadedSettings",
     "check_against_model",
     "check_classes",
+    "examine_file",
+    "examine_text",
     "load_file",
     "load_settings",
     "parse_document",
@@ -37,7 +44,15 @@ __all__ = [
 ]
 
 MAX_FILE_BYTES = 1_000_000
-MAX_VALUES = 200_000  # bounds what aliases can multiply
+MAX_WRITTEN = 50_000  # keys and values in the text: PyYAML needs 50 us for each
+MAX_VALUES = 200_000  # after aliases are put in: bounds what they can multiply
+MAX_DEPTH = 32  # of mappings and lists in each other
+MAX_TEXT = 10_000  # characters of one value
+MAX_INT = 2**63 - 1
+MAX_PROBLEMS = 100  # listed; of more the number is told
+_ROUNDS = 10  # of leaving out what is wrong and looking at the rest
+_READ_AGAIN = 5  # times, for a file that is written while it is read
+_READ_AGAIN_S = 0.05
 _TAG = "tag:yaml.org,2002:"
 _INT = re.compile(r"[-+]?(?:0|[1-9][0-9]*)\Z")
 _FLOAT = re.compile(
@@ -69,28 +84,105 @@ def load_file(path: Path) -> LoadedSettings:
     Raises:
         ConfigError: as `load_settings`.
     """
-    return parse_text(_read(path), str(path))
+    return parse_text(_read(path), str(path), path.absolute().parent)
 
 
-def parse_text(text: str, file: str = "<text>") -> LoadedSettings:
+def parse_text(text: str, file: str = "<text>", folder: Path | None = None) -> LoadedSettings:
     """Return the settings in YAML text together with the lines they came from.
+
+    Args:
+        folder: where relative paths begin; None: they stay as they are.
 
     Raises:
         ConfigError: as `parse_settings`.
     """
+    loaded, problems = examine_text(text, file, folder)
+    if problems or loaded is None:
+        raise ConfigError(problems)
+    return loaded
+
+
+def examine_file(path: Path) -> tuple[LoadedSettings | None, list[Problem]]:
+    """Return the settings in a YAML file as far as they are right, and what is wrong.
+
+    Where something is wrong its default stands, or a generated scene in place of a stream's
+    source: for finding more problems, not for use.
+
+    Raises:
+        ConfigError: the file cannot be read at all.
+    """
+    return examine_text(_read(path), str(path), path.absolute().parent)
+
+
+def examine_text(
+    text: str, file: str, folder: Path | None = None
+) -> tuple[LoadedSettings | None, list[Problem]]:
+    """Return the settings in YAML text as far as they are right; as `examine_file`."""
     reader = _Reader(file)
     data = reader.read(text)
     found = {(problem.line, problem.path): problem for problem in reader.problems}
     settings = None
-    try:
-        settings = Settings.model_validate(data)
-    except ValidationError as error:
-        for problem in explain(error.errors(include_url=False), Settings, file, reader.lines):
-            # what could not be read stands as null in `data`: the first complaint says it better
-            found.setdefault((problem.line, problem.path), problem)
-    if found or settings is None:
-        raise ConfigError(sorted(found.values(), key=lambda problem: problem.line or 0))
-    return LoadedSettings(settings=settings, lines=reader.lines, file=file)
+    cut: set[KeyPath] = set()
+    for _ in range(_ROUNDS):
+        misfits: list[tuple[KeyPath, str]] = []
+        context = {FOLDER: None if folder is None else str(folder), MISFITS: misfits}
+        try:
+            settings = Settings.model_validate(data, context=context)
+        except ValidationError as error:
+            details = error.errors(include_url=False)[:MAX_PROBLEMS]
+            for path, problem in explain_by_path(details, Settings, file, reader.lines).items():
+                # what could not be read stands as null in `data`: the first complaint is better
+                if path not in cut:
+                    found.setdefault((problem.line, problem.path), problem)
+                _cut(data, path, cut)
+        for path, words in misfits:
+            line, shown = line_of(reader.lines, path), show_path(path)
+            found.setdefault((line, f"{shown}: {words}"), Problem(file, line, shown, words))
+        if settings is not None:
+            break
+    problems = sorted(found.values(), key=lambda problem: problem.line or 0)
+    if len(problems) > MAX_PROBLEMS:
+        more = f"and {len(problems) - MAX_PROBLEMS} problems more"
+        problems = [*problems[:MAX_PROBLEMS], Problem(file, None, "", more)]
+    loaded = None if settings is None else LoadedSettings(settings, reader.lines, file)
+    return loaded, problems
+
+
+def _cut(data: dict[str, Any], path: KeyPath, cut: set[KeyPath]) -> None:
+    """Take what is wrong at `path` out of `data`, so that the rest can be looked at.
+
+    Items of lists keep their numbers: streams and actions are replaced, other lists go as a whole.
+    """
+    if path and path[-1] == "type":  # of nothing that is known: what is beside it says nothing
+        cut.add(path)
+        path = path[:-1]
+    while path:
+        cut.add(path)
+        holder: Any = data
+        for part in path[:-1]:
+            is_key = isinstance(holder, dict) and part in holder
+            is_item = isinstance(holder, list) and isinstance(part, int) and part < len(holder)
+            holder = holder[part] if is_key or is_item else None
+        key = path[-1]
+        if path == ("streams",):
+            data["streams"] = [_stand_in(None, 0)]
+            return
+        if len(path) == 2 and path[0] == "streams" and isinstance(holder, list):
+            holder[int(key)] = _stand_in(holder[int(key)], int(key))
+            return
+        if len(path) == 3 and path[:2] == ("alerts", "actions") and isinstance(holder, dict):
+            holder[key] = {"type": "log"}
+            return
+        if isinstance(holder, dict) and key in holder:
+            del holder[key]
+            return
+        path = path[:-1]  # something is missing here
+
+
+def _stand_in(stream: Any, index: int) -> dict[str, Any]:
+    name = stream.get("name") if isinstance(stream, dict) else None
+    is_usable = isinstance(name, str) and is_stream_name(name)
+    return {"name": name if is_usable else f"stream-{index}", "source": {"type": "scene"}}
 
 
 @dataclass(frozen=True)
@@ -133,12 +225,15 @@ def _read(path: Path) -> str:
         return ConfigError([Problem(str(path), None, "", text)])
 
     try:
-        with path.open("rb") as stream:
-            raw = stream.read(MAX_FILE_BYTES + 1)
+        raw = _read_whole(path)
     except FileNotFoundError as error:
         raise refuse("no such configuration file") from error
     except OSError as error:
         raise refuse(f"the configuration file cannot be read: {error.strerror}") from error
+    except ValueError as error:  # NUL in the name
+        raise refuse(f"the configuration file cannot be read: {error}") from error
+    if raw is None:
+        raise refuse("the configuration file changes while it is read")
     if len(raw) > MAX_FILE_BYTES:
         raise refuse(f"expected at most {MAX_FILE_BYTES} bytes of configuration, got more")
     try:
@@ -149,8 +244,61 @@ def _read(path: Path) -> str:
         raise ConfigError([Problem(str(path), line, "", text)]) from error
 
 
+def _read_whole(path: Path) -> bytes | None:
+    """Return the content of a file, of which nobody wrote a part meanwhile; None: they go on.
+
+    Raises:
+        OSError: it cannot be read, or is something whose reading may never end.
+    """
+    for _ in range(_READ_AGAIN):
+        # without O_NONBLOCK, opening a named pipe waits for its writer
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as stream:
+            before = os.fstat(descriptor)
+            if stat.S_ISDIR(before.st_mode):
+                raise IsADirectoryError(0, "Is a directory")
+            if not stat.S_ISREG(before.st_mode):
+                raise OSError(0, "expected a file, got a pipe, socket or device")
+            raw = stream.read(MAX_FILE_BYTES + 1)
+            after = os.fstat(descriptor)
+        if (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns):
+            return raw
+        time.sleep(_READ_AGAIN_S)
+    return None
+
+
+# what escapes in double quotes can make: controls, and halves of characters (lone surrogates)
+_NOT_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
+_KNOWN_TAGS = ("!secret", "!include", "!env", "!env_var")
+_NAMES = re.compile(r"(alias|anchor|tag handle) '[^']*'")
+
+
+class _TooMuch(Exception):
+    """More than a person writes; `line` is where it became too much, where the text leaves it."""
+
+    def __init__(self, text: str, line: int | None = None) -> None:
+        super().__init__(text)
+        self.line = line
+
+
 class _Loader(yaml.SafeLoader):
-    """PyYAML's parser with the strict meaning of plain words."""
+    """PyYAML's parser with the strict meaning of plain words, and an end to its patience."""
+
+    n_written = 0
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Return the next node; as in the base class."""
+        self.n_written += 1
+        self.depth += 1
+        line = int(self.line) + 1
+        if self.depth > MAX_DEPTH:
+            raise _TooMuch(f"the configuration is nested too deeply: line {line}")
+        if self.n_written > MAX_WRITTEN:
+            raise _TooMuch(f"expected at most {MAX_WRITTEN} keys and values, got more", line)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 # under the key None stand the words that PyYAML tries whatever their first letter is
@@ -203,17 +351,20 @@ class _Reader:
     def _compose(self, text: str) -> yaml.Node | None:
         try:
             documents = list(yaml.compose_all(text, Loader=_Loader))
+        except _TooMuch as error:
+            raise self._fatal(error.line, str(error)) from error
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             words = " ".join(part for part in (error.context, error.problem) if part)
             line = None if mark is None else mark.line + 1
-            raise self._fatal(line, f"this is not valid YAML: {words}") from error
+            raise self._fatal(line, f"this is not valid YAML: {_without_names(words)}") from error
         except yaml.reader.ReaderError as error:
             line = text.count("\n", 0, error.position) + 1
             character = f"U+{int(error.character):04X}"  # a number, for text as input
             raise self._fatal(line, f"expected text, got the character {character}") from error
-        except RecursionError as error:
-            raise self._fatal(None, "the configuration is nested too deeply") from error
+        except (ValueError, OverflowError) as error:  # of numbers in escapes and directives
+            text = "this is not valid YAML: expected an escape or directive with a smaller number"
+            raise self._fatal(None, text) from error
         if len(documents) > 1:
             raise self._fatal(_line(documents[1]), "expected one YAML document, got a second one")
         return documents[0] if documents else None
@@ -228,6 +379,9 @@ class _Reader:
         self._values += 1
         if self._values > MAX_VALUES:
             raise self._fatal(_line(node), f"expected at most {MAX_VALUES} values, got more")
+        if len(parents) > MAX_DEPTH:  # through aliases: each of them is written on one level
+            text = f"the configuration is nested too deeply: line {_line(node)}"
+            raise self._fatal(None, text)
         if id(node) in parents:
             self._note(node, path, "an alias may not contain itself")
             return None
@@ -240,14 +394,31 @@ class _Reader:
     def _scalar(self, node: yaml.Node, path: KeyPath) -> Any:
         convert = _SCALARS.get(node.tag)
         if convert is None or not isinstance(node, yaml.ScalarNode):
-            shown = node.tag.replace(_TAG, "!!")
-            self._note(node, path, f"YAML tags are not used here, got {shown}")
+            self._note(node, path, f"YAML tags are not used here, got {_shown_tag(node.tag)}")
+            return None
+        if not self._is_plain(node, path):
             return None
         try:
-            return convert(node.value)
+            value = convert(node.value)
         except (ValueError, KeyError):
             self._note(node, path, f"expected {node.tag.replace(_TAG, '')}, got {node.value[:40]}")
             return None
+        if isinstance(value, int) and abs(value) > MAX_INT:
+            self._note(node, path, f"expected a number of at most 18 digits, got {len(node.value)}")
+            return None
+        return value
+
+    def _is_plain(self, node: yaml.ScalarNode, path: KeyPath) -> bool:
+        """Tell whether what a scalar says can be stored, sent and shown anywhere."""
+        odd = _NOT_TEXT.search(node.value)
+        if odd is not None:
+            self._note(node, path, f"expected text, got the character U+{ord(odd[0]):04X}")
+        elif len(node.value) > MAX_TEXT:
+            text = f"expected at most {MAX_TEXT} characters, got {len(node.value)}"
+            self._note(node, path, text)
+        else:
+            return True
+        return False
 
     def _sequence(self, node: yaml.SequenceNode, path: KeyPath, parents: tuple[int, ...]) -> Any:
         items = []
@@ -283,8 +454,23 @@ class _Reader:
             shown = f"{node.value[:40]}; put it in quotes" if is_scalar else "more than one word"
             self._note(node, path, f"expected text as a key, got {shown}")
             return None
-        return str(node.value)
+        return str(node.value) if self._is_plain(node, path) else None
 
 
 def _line(node: yaml.Node) -> int:
     return int(node.start_mark.line) + 1
+
+
+def _shown_tag(tag: str) -> str:
+    """Return a tag for a sentence: a local one may be a secret that begins with `!`."""
+    if tag.startswith(_TAG):
+        return tag.replace(_TAG, "!!")
+    return tag if tag in _KNOWN_TAGS else "a word that begins with '!': put it in quotes"
+
+
+def _without_names(words: str) -> str:
+    """Return PyYAML's words without names: a secret may begin with `*`, `&` or `!`."""
+    without = _NAMES.sub(r"\1", words)
+    return (
+        f"{without} (put text that begins with *, & or ! in quotes)" if without != words else words
+    )

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ast_stream.labels import STREAM_NAME_RULE, is_stream_name
 from ast_stream.settings.alert_schema import AlertSettings
-from ast_stream.settings.section import PositiveSeconds, Seconds, Section
-from ast_stream.units import whole_frames
+from ast_stream.settings.section import (
+    FilePath,
+    Misfit,
+    Patience,
+    PositiveSeconds,
+    Seconds,
+    Section,
+    refuse_misfits,
+    resolved,
+)
+from ast_stream.units import SILENCE_DBFS, whole_frames
+from ast_stream.urls import check_url
 
 DEFAULT_CONFIRM_S = 0.75  # of classes for which no checkpoint says more
 MAX_CONFIRM_HOPS = 64  # `confirm_s` is counted in windows, as bits of one word
@@ -20,13 +32,20 @@ RING_HOPS = (
 )
 
 MAX_CHANNELS = 64
+BUNDLED = "bundled"  # the name of the checkpoint that is part of the package
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z")
+MAX_INDEX = 10_000  # of sound devices
+MAX_LABELS = 64
+MAX_LABEL_CHARACTERS = 256
 
-Score = Annotated[float, Field(ge=0, le=1)]
 Channel = Annotated[
     Literal["mix"] | Annotated[int, Field(ge=0, lt=MAX_CHANNELS)],
     Field(description="the channel that is heard, counted from 0; mix: the mean of all"),
 ]
+Threshold = Annotated[float, Field(gt=0, le=1)]  # at 0 every window would be an event
 SmoothingSeconds = Annotated[float, Field(ge=0, le=60)]
+WindowSeconds = Annotated[float, Field(gt=0, le=600)]
+LabelText = Annotated[str, Field(max_length=MAX_LABEL_CHARACTERS)]
 
 
 def _check_channel(channel: Channel, channels: int | None) -> None:
@@ -41,7 +60,7 @@ class MicrophoneSource(Section):
     """A sound card input, opened through PortAudio."""
 
     type: Literal["microphone"]
-    device: str | int | None = Field(
+    device: str | Annotated[int, Field(ge=0, le=MAX_INDEX)] | None = Field(
         default=None,
         description="name, part of a name, index or stable hardware name; null: the default input",
     )
@@ -66,7 +85,7 @@ class FileSource(Section):
     """A recording: wav, flac, ogg, mp3."""
 
     type: Literal["file"]
-    path: str
+    path: FilePath = Field(description="relative ones begin at the configuration file")
     pace: Literal["realtime", "fast"] = Field(
         default="realtime", description="real time, or as fast as the worker takes it"
     )
@@ -83,11 +102,16 @@ class UrlSource(Section):
     options: dict[str, str] = Field(
         default_factory=dict, description="FFmpeg options, e.g. rtsp_transport: tcp"
     )
-    open_timeout_s: PositiveSeconds = 10.0
-    read_timeout_s: PositiveSeconds = Field(
+    open_timeout_s: Patience = 10.0
+    read_timeout_s: Patience = Field(
         default=4.0, description="lost when no sound comes for so long, even if video does"
     )
     channel: Channel = "mix"
+
+    @field_validator("url")
+    @classmethod
+    def _url_is_clear(cls, url: str) -> str:
+        return check_url(url)
 
 
 class StdinSource(Section):
@@ -115,7 +139,7 @@ class SceneSource(Section):
     """A generated scene of synthesised alarms over noise, with known truth."""
 
     type: Literal["scene"]
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
     duration_s: float = Field(default=40.0, ge=5, le=86400)
     pace: Literal["realtime", "fast"] = "realtime"
     block_s: float = Field(default=0.1, ge=0.01, le=1.0)
@@ -132,7 +156,7 @@ class StreamSettings(Section):
 
     name: str
     source: Source
-    labels: dict[str, str] = Field(default_factory=dict)
+    labels: dict[LabelText, LabelText] = Field(default_factory=dict, max_length=MAX_LABELS)
     ring_s: float = Field(
         default=90.0, ge=10, le=600, description="audio kept for a worker that was away"
     )
@@ -158,16 +182,25 @@ class ModelSettings(Section):
     )
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     attention: Literal["auto", "flash_attn", "flash", "cudnn", "efficient", "math"] = "auto"
-    window_s: PositiveSeconds | None = Field(
+    window_s: WindowSeconds | None = Field(
         default=None,
         description="null: as the checkpoint was trained; shorter is cut from the centre",
     )
-    hop_s: PositiveSeconds = Field(default=0.5, description="a window is scored this often")
-    min_context_s: PositiveSeconds | None = Field(
+    hop_s: WindowSeconds = Field(default=0.5, description="a window is scored this often")
+    min_context_s: WindowSeconds | None = Field(
         default=1.0,
         description="audio needed after a start or gap before the first score; null: a full window",
     )
     max_streams: int = Field(default=64, ge=1, le=4096)
+
+    @field_validator("checkpoint")
+    @classmethod
+    def _checkpoint_is_found(cls, checkpoint: str, info: ValidationInfo) -> str:
+        """Return the path of a checkpoint beside the configuration; other names as they are."""
+        if checkpoint == BUNDLED:
+            return checkpoint
+        beside = resolved(checkpoint, info.context)
+        return checkpoint if HUB_ID.match(checkpoint) and not os.path.exists(beside) else beside
 
     @field_validator("hop_s", "window_s", "min_context_s")
     @classmethod
@@ -181,7 +214,7 @@ class ClassSettings(Section):
     """Detection settings of one class; null: as in `detection.defaults`."""
 
     enabled: bool = True
-    onset_threshold: Score | None = None
+    onset_threshold: Threshold | None = None
     confirm_s: Seconds | None = None
     smoothing_s: SmoothingSeconds | None = None
     hold_s: Seconds | None = None
@@ -193,7 +226,7 @@ class ClassSettings(Section):
 class DetectionDefaults(Section):
     """How scores become events, for classes without settings of their own."""
 
-    onset_threshold: Score | None = Field(
+    onset_threshold: Threshold | None = Field(
         default=None, description="score at which an event may begin; null: from the checkpoint"
     )
     confirm_s: Seconds | None = Field(
@@ -220,7 +253,7 @@ class DetectionSettings(Section):
         default_factory=dict, description="by AudioSet display name or its slug"
     )
     gate_dbfs: float | None = Field(
-        default=None, le=0, description="windows quieter than this are not scored"
+        default=None, ge=SILENCE_DBFS, le=0, description="windows quieter than this are not scored"
     )
 
 
@@ -259,8 +292,12 @@ class Settings(Section):
     """The whole configuration; only `streams` has no default."""
 
     version: Literal[1] = 1
-    runtime_dir: str | None = None
-    state_dir: str = "/var/lib/ast-stream"
+    runtime_dir: FilePath | None = Field(
+        default=None, description="relative ones begin at this file; null: that of the service"
+    )
+    state_dir: FilePath = Field(
+        default="/var/lib/ast-stream", description="relative ones begin at this file"
+    )
     streams: list[StreamSettings] = Field(min_length=1)
     model: ModelSettings = ModelSettings()
     detection: DetectionSettings = DetectionSettings()
@@ -276,39 +313,36 @@ class Settings(Section):
             raise ValueError(f"expected 1, the only version there is, got {version!r}")
         return version
 
-    @field_validator("streams")
-    @classmethod
-    def _streams_differ(cls, streams: list[StreamSettings]) -> list[StreamSettings]:
-        names = [stream.name for stream in streams]
+    @model_validator(mode="after")
+    def _parts_fit(self, info: ValidationInfo) -> Settings:
+        refuse_misfits([*self._stream_misfits(), *self._port_misfits()], info)
+        return self
+
+    def _stream_misfits(self) -> Iterator[Misfit]:
+        names = [stream.name for stream in self.streams]
         doubled = sorted({name for name in names if names.count(name) > 1})
         if doubled:
-            raise ValueError(f"expected different names, got more than once: {', '.join(doubled)}")
-        if sum(stream.source.type == "stdin" for stream in streams) > 1:
-            raise ValueError("expected at most one stdin source, got several")
-        return streams
-
-    @model_validator(mode="after")
-    def _streams_fit(self) -> Settings:
-        if len(self.streams) > self.model.max_streams:
-            raise ValueError(
-                f"expected at most model.max_streams={self.model.max_streams} streams, "
-                f"got {len(self.streams)}"
-            )
+            text = f"expected different names, got more than once: {', '.join(doubled)}"
+            yield ("streams",), text
+        elif sum(stream.source.type == "stdin" for stream in self.streams) > 1:
+            yield ("streams",), "expected at most one stdin source, got several"
+        if len(names) > self.model.max_streams:
+            text = f"expected at most model.max_streams={self.model.max_streams} streams, "
+            yield (), f"{text}got {len(names)}"
         shortest = min(self.streams, key=lambda stream: stream.ring_s)
         if shortest.ring_s < RING_HOPS * self.model.hop_s:
-            raise ValueError(
-                f"expected ring_s of at least {RING_HOPS} x model.hop_s = "
-                f"{RING_HOPS * self.model.hop_s:g}, got {shortest.ring_s:g} for {shortest.name}"
-            )
-        if self.metrics.listen is not None:
-            first = int(self.metrics.listen.rpartition(":")[2])
-            most = 65_535 - 1 - len(self.streams)
-            if not 1 <= first <= most:
-                raise ValueError(
-                    f"expected a port from 1 to {most} in metrics.listen, which leaves one for "
-                    f"each process, got {first}"
-                )
-        return self
+            text = f"expected ring_s of at least {RING_HOPS} x model.hop_s = "
+            text += f"{RING_HOPS * self.model.hop_s:g}, got {shortest.ring_s:g} for {shortest.name}"
+            yield (), text
+
+    def _port_misfits(self) -> Iterator[Misfit]:
+        if self.metrics.listen is None:
+            return
+        first = int(self.metrics.listen.rpartition(":")[2])
+        most = 65_535 - 1 - len(self.streams)
+        if not 1 <= first <= most:
+            text = f"expected a port from 1 to {most} in metrics.listen, which leaves one for "
+            yield (), f"{text}each process, got {first}"
 
 
 def check_endpoint(endpoint: str) -> str:

@@ -1,0 +1,167 @@
+"""URLs with secrets in them: checked before use, masked in everything that leaves the process.
+
+Cameras and chat services put user names, passwords and tokens into URLs. `mask` goes over every
+error, log line and detail of a health message; `check_url` refuses what could not be masked
+reliably, because nobody can tell where the password in it ends.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import string
+from collections.abc import Collection
+from urllib.parse import quote
+
+from ast_stream.labels import did_you_mean
+
+MASK = "***"
+ENCODE = "write # / [ as %23 %2F %5B, and ? ] @ % as %3F %5D %40 %25"
+MAX_URL = 4096
+
+_LISTENING = frozenset({"udp", "rtp", "srt", "tcp", "rist"})  # these may leave out the host
+STREAM_SCHEMES = _LISTENING | {
+    *("rtsp", "rtsps", "rtmp", "rtmps", "rtmpt", "rtmpe", "http", "https", "hls", "icecast"),
+    *("mms", "mmsh", "mmst", "tls", "srtp", "sap", "ftp", "sftp", "gopher"),
+}
+_LOCAL = frozenset({"ipc", "inproc", "file"})
+_SHOWN = STREAM_SCHEMES | _LOCAL | {"ws", "wss", "mqtt", "mqtts"}  # of others all may be secret
+_HARMLESS_KEYS = {
+    *("channel", "subchannel", "subtype", "stream", "profile", "port", "app", "camera", "cam"),
+    *("resolution", "codec", "audio", "video", "mode", "quality", "fps", "bitrate", "listen"),
+    *("timeout", "transport", "latency", "unicast", "proto"),
+}
+_SECRET_KEYS = {  # told by name, never their values
+    *("user", "username", "usr", "login", "u", "password", "passwd", "pass", "pwd", "p", "token"),
+    *("access_token", "key", "apikey", "api_key", "auth", "secret", "sig", "signature", "sid"),
+}
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_HARMLESS_VALUE = re.compile(r"[A-Za-z0-9._-]{0,32}\Z")
+_CLOSING = "'\"`)>]}.,;:!"
+_TOKEN_RUN = re.compile(r"[A-Za-z0-9]{12,}")
+_LONG_SEGMENT = 20
+_WORD = (
+    r"(?:pass(?:word|wd|phrase)?|pwd|token|secret|api[_-]?key|access[_-]?key|auth|sig(?:nature)?)"
+)
+_SECRET_WORDS = re.compile(rf"(?i)((?<![a-z]){_WORD}=)[^\s&;,'\"]+")
+_HEADER = re.compile(
+    r"(?i)\b(authorization['\"]?\s*[:=]\s*['\"]?(?:(?:basic|bearer|digest)\s+)?)\S+"
+)
+_SCHEMED_TOKEN = re.compile(r"(?i)\b(bearer\s+|whsec_)[^\s'\"]+")
+_ALLOWED = frozenset(string.ascii_letters + string.digits + "-._~:/?#[]@!$&'()*+,;=%")
+_HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_.])?\Z")
+
+
+def mask(text: str) -> str:
+    """Return `text` with what may be a secret in its URLs replaced.
+
+    User and password go whatever characters they hold: all up to the last `@` of the line counts
+    as such. So do values in queries, but for those of harmless keys, parts of paths that look like
+    tokens, and the whole of URLs whose scheme is none of media or of the web.
+
+    >>> mask("cannot open rtsp://admin:pa/ss#1@cam/live?token=4711&channel=1: refused")
+    'cannot open rtsp://***@cam/live?token=***&channel=1: refused'
+    """
+    if "://" in text:
+        text = "".join(_mask_line(line) for line in text.splitlines(keepends=True))
+    text = _SECRET_WORDS.sub(rf"\1{MASK}", text)
+    return _SCHEMED_TOKEN.sub(rf"\1{MASK}", _HEADER.sub(rf"\1{MASK}", text))
+
+
+def check_url(url: str, schemes: Collection[str] = STREAM_SCHEMES) -> str:
+    """Return `url` if it says one thing only, to us and to every library.
+
+    Raises:
+        ValueError: it does not; the sentence never quotes the URL.
+    """
+    found = _SCHEME.match(url)
+    if found is None:
+        first = "rtsp" if "rtsp" in schemes else min(schemes)
+        raise ValueError(f"expected a URL that begins with a scheme such as {first}://, got none")
+    scheme = found[1].lower()
+    if scheme not in schemes:
+        shown = " or ".join(sorted(schemes)) if len(schemes) < 4 else "rtsp, http, srt or another"
+        near = did_you_mean(scheme, [one for one in schemes if one != "rtp"])  # rstp means rtsp
+        text = f"expected {shown} scheme of the network before ://, got {scheme[:20]!r}{near}"
+        raise ValueError(text)
+    if len(url) > MAX_URL:
+        raise ValueError(f"expected a URL of at most {MAX_URL} characters, got {len(url)}")
+    rest = url[found.end() :]
+    for character in rest:
+        if character not in _ALLOWED:
+            shown = quote(character, safe="", errors="replace")
+            raise ValueError(f"expected a URL without {character!r}: write it as {shown}")
+    end = re.search(r"[/?]", rest)
+    authority, beyond = (rest[: end.start()], rest[end.start() :]) if end else (rest, "")
+    userinfo, _, host = authority.rpartition("@")
+    broken = re.search(r"%(?![0-9A-Fa-f]{2})", rest) is not None
+    if broken or "#" in rest or re.search(r"[\[\]@]", userinfo + beyond):
+        raise ValueError(
+            "expected a URL with nothing unencoded in user, password, path and query that could "
+            f"mean something else: {ENCODE}"
+        )
+    _check_host(host, needs_name=scheme not in _LISTENING)
+    return url
+
+
+def _check_host(authority: str, *, needs_name: bool) -> None:
+    name, colon, port = authority.rpartition(":")
+    if not colon or authority.endswith("]"):
+        name, port = authority, ""
+    if name.startswith("[") and name.endswith("]"):
+        try:
+            ipaddress.IPv6Address(name[1:-1].replace("%25", "%"))
+        except ValueError:
+            raise ValueError(
+                f"expected an IPv6 address between [ and ]; in a password {ENCODE}"
+            ) from None
+    elif (name or needs_name) and not _HOST.match(name):
+        raise ValueError(
+            f"expected a name or address of a host behind :// and @; in a password {ENCODE}"
+        )
+    if colon and port != "" and not (port.isdecimal() and 1 <= int(port[:6]) <= 65_535):
+        raise ValueError(f"expected a port from 1 to 65535 behind the host; in a password {ENCODE}")
+
+
+def _mask_line(line: str) -> str:
+    parts = _SCHEME.split(line)
+    # text, then scheme and what follows it, again and again
+    pairs = zip(parts[1::2], parts[2::2], strict=True)
+    return parts[0] + "".join(f"{scheme}://{_mask_tail(scheme, tail)}" for scheme, tail in pairs)
+
+
+def _mask_tail(scheme: str, tail: str) -> str:
+    if scheme.lower() in _LOCAL:
+        return tail
+    _, at, tail = tail.rpartition("@")
+    run = re.match(r"\S*", tail)
+    url = run[0].rstrip(_CLOSING) if run else ""
+    after = tail[len(url) :]
+    if scheme.lower() not in _SHOWN:
+        return f"{MASK}{after}"
+    url, hash_sign, _ = url.partition("#")
+    path, question, query = url.partition("?")
+    host, *segments = path.split("/")
+    name, colon, port = host.rpartition(":")
+    if colon and not host.endswith("]") and not port.isdecimal():
+        host = f"{name}:{MASK}" if port else host  # a user and what is before a / in the password
+    shown = "/".join([host, *(_mask_segment(one) for one in segments)])
+    shown += question + "&".join(_mask_item(one) for one in re.split("[&;]", query) if query)
+    return (f"{MASK}@" if at else "") + shown + (f"#{MASK}" if hash_sign else "") + after
+
+
+def _mask_segment(segment: str) -> str:
+    """Return a part of a path; one with a long mixture of letters and digits is a token."""
+    mixed = [run for run in _TOKEN_RUN.findall(segment) if re.search(r"\d", run)]
+    is_token = any(re.search("[A-Za-z]", run) for run in mixed) or (
+        len(segment) >= _LONG_SEGMENT and re.search(r"\d", segment) and "." not in segment
+    )
+    return MASK if is_token else segment
+
+
+def _mask_item(item: str) -> str:
+    """Return a part of a query; of unknown keys nothing, for they may be the rest of a value."""
+    key, equals, value = item.partition("=")
+    if key.lower() in _HARMLESS_KEYS and _HARMLESS_VALUE.match(value):
+        return item
+    return f"{key}={MASK}" if equals and key.lower() in _SECRET_KEYS | _HARMLESS_KEYS else MASK

@@ -51,7 +51,7 @@ def network_stream(url: str, **settings: object) -> NetworkStream:
 def test_a_recording_sent_at_once_is_read_as_fast_as_it_lasts() -> None:
     body = encoded(tone(20.0, 16_000), 16_000, "FLAC")
     clock = Clock()
-    settings = UrlSource(type="url", url="unused")
+    settings = UrlSource(type="url", url="http://unused")
     with http_server(lambda handler: send(handler, body)) as url:
         source = NetworkStream(
             settings.model_copy(update={"url": url}),

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
+from ast_stream.urls import check_url
+
 MAX_HEAD_BYTES = 65_536
 _PIECE_BYTES = 4_096
 _SHOWN_CHARACTERS = 40
@@ -94,8 +96,8 @@ class Answer:
         elif not found:
             lines = (line.strip() for line in text.splitlines())
             found = [line for line in lines if line and line[0] not in "#[" and " " not in line]
-        addresses = (urljoin(self.url, one) for one in found)
-        return [one for one in dict.fromkeys(addresses) if urlsplit(one).scheme in _SCHEMES]
+        addresses = (_address(self.url, one) for one in found)
+        return [one for one in dict.fromkeys(addresses) if one is not None]
 
     def describe(self) -> str | None:
         """Say what it is that is no sound; None: it may be sound."""
@@ -109,6 +111,14 @@ class Answer:
             line = self.text.partition("\n")[0].strip()
             shown = line[:_SHOWN_CHARACTERS] + ("…" if len(line) > _SHOWN_CHARACTERS else "")
             return f"text is answered, no sound: {shown!r}"
+        return None
+
+
+def _address(base: str, entry: str) -> str | None:
+    """Return an entry of a playlist as an address that can be played, None if it is none."""
+    try:
+        return check_url(urljoin(base, entry), _SCHEMES)
+    except ValueError:
         return None
 
 

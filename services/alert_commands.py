@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +16,9 @@ import typer
 
 from ast_stream.alerts import outbox_admin
 from ast_stream.alerts.actions.base import one_line
+from ast_stream.alerts.model import Severity
 from ast_stream.alerts.outbox_admin import Row
-from ast_stream.alerts.schema import parse_duration
+from ast_stream.alerts.schema import RULE_NAME, parse_duration
 from ast_stream.alerts.store import Store
 from ast_stream.errors import UsageError
 from ast_stream.labels import did_you_mean
@@ -102,6 +104,50 @@ def drop_rows(
     with _store(config) as store:
         n_rows = outbox_admin.drop(store, numbers or (), time.time_ns(), action)
     print(f"{_deliveries(n_rows)} dropped")
+
+
+@app.command("send")
+def send(
+    text: Annotated[str, typer.Argument(help="What is said, in one line.")],
+    config: ConfigOption,
+    severity: Annotated[Severity, typer.Option(help="Of the alert.")] = "informational",
+    rule: Annotated[str, typer.Option(metavar="NAME", help="Sent as an alert of it.")] = "message",
+    about: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LABEL=VALUE", help="What it is about: sent once an hour then; repeatable."
+        ),
+    ] = None,
+) -> None:
+    """Send a message by every action: to try them out, or what other programs have to say.
+
+    It is written into the outbox; the alerts process delivers it.
+
+    Example: ast-stream outbox send -c config.yaml "this is a test"
+    """
+    if not re.match(RULE_NAME, rule):
+        raise UsageError(f"--rule: expected a name like dog_barking, got {rule!r}")
+    labels = dict(one.partition("=")[::2] for one in about or ())
+    if not all(labels) or not all(labels.values()):
+        raise UsageError(f"--about: expected LABEL=VALUE, got {' '.join(about or ())!r}")
+    alerts = load_settings(config).alerts
+    actions = [name for name, one in alerts.actions.items() if "firing" in one.on]
+    if not alerts.rules or not actions:
+        raise UsageError(
+            f"{config}: expected alerts.rules and an alerts.actions that is there for firing "
+            "alerts, got none: nothing is delivered"
+        )
+    with _store(config) as store:
+        is_new = outbox_admin.send(
+            store,
+            actions,
+            rule=rule,
+            severity=severity,
+            about=labels,
+            text=one_line(text),
+            now_ns=time.time_ns(),
+        )
+    print(f"to be sent by {', '.join(actions)}" if is_new else "was sent within this hour")
 
 
 def ack(

@@ -10,7 +10,7 @@ import typer
 
 from ast_stream.errors import StartupError
 from ast_stream.settings.load import load_settings
-from services.unit_files import Plan, doubts, program, render, wanted_units
+from services.unit_files import Plan, doubts, enabled_link, program, render, wanted_units
 
 DEFAULT_CONFIG = Path("/etc/ast-stream/config.yaml")
 
@@ -34,14 +34,21 @@ def install_units(
         bool | None,
         typer.Option(help="Load nvidia-uvm at boot. [default: if its driver is there]"),
     ] = None,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Remove what this command has written.")
+    ] = False,
 ) -> None:
     """Write the systemd units of one configuration, and say what to do next.
 
     The units start the environment that this command runs from; run it again after moving that or
     adding streams. What is printed are the paths written; own changes belong into drop-ins.
+    Removing leaves configuration, state and drop-ins where they are.
 
     Example: sudo .venv/bin/ast-stream install-units -c /etc/ast-stream/config.yaml
     """
+    if remove:
+        _remove(_folder(dest, user), is_user=user, is_dry=dry_run)
+        return
     file = Path(os.path.abspath(config))
     plan = Plan(
         command=program(),
@@ -51,12 +58,16 @@ def install_units(
         has_nvidia=Path("/proc/driver/nvidia").exists() if nvidia is None else nvidia,
     )
     folder = _folder(dest, user)
+    is_update = False
     for path, text in render(plan).items():
         if dry_run:
             typer.echo(f"# {folder / path}\n{text}")
         else:
-            typer.echo(f"{folder / path}: {_write(folder / path, text)}")
-    typer.echo("\n".join(_next_steps(plan, is_elsewhere=dest is not None)), err=True)
+            done = _write(folder / path, text)
+            typer.echo(f"{folder / path}: {done}")
+            is_update |= done == "replaced"
+    steps = _next_steps(plan, is_elsewhere=dest is not None, is_update=is_update)
+    typer.echo("\n".join(steps), err=True)
 
 
 def _folder(dest: Path | None, is_user: bool) -> Path:
@@ -85,11 +96,37 @@ def _write(path: Path, text: str) -> str:
     return "written" if before is None else "replaced"
 
 
-def _next_steps(plan: Plan, *, is_elsewhere: bool) -> list[str]:
-    control = "systemctl --user" if plan.is_user else "systemctl"
+def _remove(folder: Path, *, is_user: bool, is_dry: bool) -> None:
+    """Remove the files of any configuration; what is not there is passed over."""
+    plan = Plan(program(), DEFAULT_CONFIG, settings=None, is_user=is_user, has_nvidia=True)
+    for path in (folder / name for name in (*render(plan), enabled_link(plan))):
+        is_there = os.path.lexists(path)
+        if is_dry or not is_there:
+            typer.echo(f"{path}: {'would be removed' if is_there else 'not there'}")
+            continue
+        try:
+            path.unlink()
+        except OSError as error:
+            raise StartupError(f"cannot remove {path}: {error.strerror}; run it as root") from error
+        typer.echo(f"{path}: removed")
+    control = _control(is_user)
+    steps = [
+        f"{control} stop 'ast-stream*'   # if it was not disabled and stopped before",
+        f"{control} daemon-reload",
+    ]
+    typer.echo("\n".join(["Next:", *(f"  {step}" for step in steps)]), err=True)
+
+
+def _control(is_user: bool) -> str:
+    return "systemctl --user" if is_user else "systemctl"
+
+
+def _next_steps(plan: Plan, *, is_elsewhere: bool, is_update: bool) -> list[str]:
+    control = _control(plan.is_user)
     steps = [] if plan.is_user else ["systemd-sysusers", "systemd-tmpfiles --create"]
     status = f"{plan.command} status -c {plan.config}"
-    steps += [f"{control} daemon-reload", f"{control} enable --now ast-stream.target", status]
+    start = "restart" if is_update else "enable --now"
+    steps += [f"{control} daemon-reload", f"{control} {start} ast-stream.target", status]
     if not plan.is_user:
         steps[-1] += "   # as root or a member of the group ast-stream"
     else:

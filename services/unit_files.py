@@ -66,6 +66,11 @@ def render(plan: Plan) -> dict[Path, str]:
     return rendered
 
 
+def enabled_link(plan: Plan) -> Path:
+    """Return the link that `systemctl enable` makes, below the root (a user's: its folder)."""
+    return _unit_folder(plan) / f"{_wanted_by(plan)}.wants/ast-stream.target"
+
+
 def wanted_units(plan: Plan) -> list[str]:
     """Return the units that the target starts: worker, alerts, and a capture for each stream."""
     streams = () if plan.settings is None else plan.settings.streams
@@ -104,11 +109,19 @@ def doubts(plan: Plan) -> list[str]:
     return found
 
 
+def _wanted_by(plan: Plan) -> str:
+    return "default.target" if plan.is_user else "multi-user.target"
+
+
+def _unit_folder(plan: Plan) -> Path:
+    return Path() if plan.is_user else Path("etc/systemd/system")
+
+
 def _place(name: str, plan: Plan) -> Path | None:
     stem, dot, rest = name.partition(".")
     suffix = dot + rest
     if suffix in (".service", ".target"):
-        return Path(name) if plan.is_user else Path("etc/systemd/system") / name
+        return _unit_folder(plan) / name
     if plan.is_user or (suffix == _MODULES and not plan.has_nvidia):
         return None
     folder = _FOLDERS.get(suffix, "modules-load.d")
@@ -117,10 +130,12 @@ def _place(name: str, plan: Plan) -> Path | None:
 
 def _fill(template: str, plan: Plan) -> str:
     values = {
+        "STATE_DIR": str(_state_dir(plan.settings)),
+        "SYSTEMCTL": "systemctl --user" if plan.is_user else "systemctl",
         "COMMAND": _quoted(str(plan.command)),
         "CONFIG": _quoted(str(plan.config)),
         "WANTS": " ".join(wanted_units(plan)),
-        "WANTED_BY": "default.target" if plan.is_user else "multi-user.target",
+        "WANTED_BY": _wanted_by(plan),
         "WORKING_DIRECTORY": "~" if plan.is_user else "%S/ast-stream",
         "PROTECT_HOME": "read-only" if _is_in_home(plan.command, plan.config) else "yes",
         "IP_FILTER": _ip_filter(plan.settings),
@@ -138,11 +153,15 @@ def _ip_filter(settings: Settings | None) -> str:
     return "IPAddressDeny=any\nIPAddressAllow=localhost"
 
 
+def _state_dir(settings: Settings | None) -> Path:
+    return STATE_DIR if settings is None else STATE_DIR / settings.state_dir
+
+
 def _writable(settings: Settings | None) -> str:
     """Return the line that opens a state folder elsewhere; relative ones lie in the usual one."""
     if settings is None:
         return "# state_dir is writable as StateDirectory."
-    folder = STATE_DIR / settings.state_dir
+    folder = _state_dir(settings)
     if folder.is_relative_to(STATE_DIR):
         return f"# state_dir, {folder}, is writable as StateDirectory."
     return f"# state_dir is not where a service keeps its state by itself.\nReadWritePaths={folder}"

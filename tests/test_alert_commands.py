@@ -114,3 +114,60 @@ def test_commands_need_a_process_that_has_run(
 ) -> None:
     assert run_command_line(["outbox", "list", "-c", str(config)]) == 3
     assert "the alerts process has not run yet" in capsys.readouterr().err
+
+
+def with_alerts(config: Path, **actions: object) -> None:
+    settings = json.loads(config.read_text())
+    config.write_text(json.dumps(settings | {"alerts": {"rules": ["a.yaml"], "actions": actions}}))
+
+
+def test_message_is_sent_by_every_action_that_firing_alerts_go_to(
+    config: Path, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_alerts(config, phone={"type": "log"}, mail={"type": "log", "on": ["resolved"]})
+    args = ["outbox", "send", "-c", str(config), "--severity", "critical", "is\x1b this\non?"]
+    assert run_command_line(args) == 0
+    assert capsys.readouterr().out == "to be sent by phone\n"
+    outbox = Outbox(store, {"phone": Route(BOTH)}, time.time_ns)
+    delivery = outbox.take("phone")
+    assert isinstance(delivery, Delivery)
+    assert delivery.notification.title == "[critical] message"
+    assert delivery.notification.text == "is this on?"
+    assert isinstance(outbox.take("feed"), Delivery)
+    assert run_command_line(args) == 0
+    assert isinstance(outbox.take("phone"), Delivery)
+
+
+def test_message_about_one_thing_is_sent_once_an_hour(
+    config: Path, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_alerts(config, phone={"type": "log"})
+    args = ["outbox", "send", "-c", str(config), "--rule", "unit_failed", "down", "--about"]
+    assert run_command_line([*args, "unit=a"]) == 0
+    assert run_command_line([*args, "unit=b"]) == 0
+    capsys.readouterr()
+    assert run_command_line([*args, "unit=a"]) == 0
+    assert capsys.readouterr().out == "was sent within this hour\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--about", "unit"], "--about: expected LABEL=VALUE"),
+        (["--rule", "Not a name"], "--rule: expected a name"),
+        (["--severity", "bad"], "severity"),
+    ],
+)
+def test_message_that_cannot_be_sent_is_refused(
+    config: Path, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_alerts(config, phone={"type": "log"})
+    assert run_command_line(["outbox", "send", "-c", str(config), "text", *options]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_message_without_anybody_to_deliver_it_is_refused(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command_line(["outbox", "send", "-c", str(config), "text"]) == 2
+    assert "nothing is delivered" in capsys.readouterr().err

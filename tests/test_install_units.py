@@ -85,7 +85,7 @@ def test_systemd_finds_nothing_wrong_with_the_units_of_a_user(tmp_path: Path) ->
 
 
 @needs_systemd
-@pytest.mark.parametrize("name", SERVICES)
+@pytest.mark.parametrize("name", [*SERVICES, "failed@"])
 def test_units_are_closed(name: str, tmp_path: Path) -> None:
     install(plan(), tmp_path)
     unit = tmp_path / f"etc/systemd/system/ast-stream-{name}.service"
@@ -158,6 +158,8 @@ def test_state_elsewhere_is_opened_and_metrics_for_others_are_let_through() -> N
     other = settings(MICROPHONE, metrics={"listen": "0.0.0.0:9464"}, state_dir="/srv/ast")
     text = render(plan(other))[capture]
     assert "\nReadWritePaths=/srv/ast\n" in text
+    folders = render(plan(other))[Path("etc/tmpfiles.d/ast-stream.conf")]
+    assert "\nd /srv/ast 0750 ast-stream ast-stream -\n" in folders
     assert not re.search(r"^IPAddressDeny", text, re.MULTILINE)
 
 
@@ -210,6 +212,53 @@ def test_install_writes_once_and_says_what_to_do_next(
     assert f"{worker}: replaced" in out
     assert out.count("as it was") == len(out.splitlines()) - 1
     assert not list(root.rglob("*.new"))
+
+
+def test_update_restarts_what_runs(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert install_units("-c", config, "--dest", tmp_path) == 0
+    _, err = capsys.readouterr()
+    assert "systemctl enable --now ast-stream.target" in err
+    config.write_text(config.read_text().replace("porch", "hall"))
+    assert install_units("-c", config, "--dest", tmp_path) == 0
+    _, err = capsys.readouterr()
+    assert "systemctl restart ast-stream.target" in err
+
+
+@pytest.mark.parametrize("for_whom", [(), ("--user",)], ids=["system", "user"])
+def test_remove_removes_what_was_written_and_enabled_and_nothing_else(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], for_whom: tuple[str, ...]
+) -> None:
+    root = tmp_path / "root"
+    assert install_units("-c", config, "--dest", root, "--nvidia", *for_whom) == 0
+    (target,) = root.rglob("ast-stream.target")
+    wanted_by = "default" if for_whom else "multi-user"
+    link = target.parent / f"{wanted_by}.target.wants/ast-stream.target"
+    link.parent.mkdir()
+    link.symlink_to(target)
+    drop_in = target.parent / "ast-stream-worker.service.d/mine.conf"
+    drop_in.parent.mkdir()
+    drop_in.touch()
+    capsys.readouterr()
+    assert install_units("--dest", root, "--remove", "--dry-run", *for_whom) == 0
+    assert f"{link}: would be removed" in capsys.readouterr().out
+    config.unlink()
+    assert install_units("-c", config, "--dest", root, "--remove", *for_whom) == 0
+    out, err = capsys.readouterr()
+    assert f"{target}: removed" in out
+    assert "daemon-reload" in err
+    assert [path for path in root.rglob("*") if not path.is_dir()] == [drop_in]
+    assert install_units("--dest", root, "--remove", *for_whom) == 0
+    assert f"{target}: not there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_unit_that_is_given_up_says_so_and_is_reloaded_with_the_target(name: str) -> None:
+    text = render(plan())[Path(f"etc/systemd/system/ast-stream-{name}.service")]
+    assert "\nOnFailure=ast-stream-failed@%n.service\n" in text
+    assert "\nReloadPropagatedFrom=ast-stream.target\n" in text
+    assert re.search(r"^LimitNOFILE=\d+$", text, re.MULTILINE)
 
 
 def test_dry_run_prints_and_writes_nothing(

@@ -1,17 +1,21 @@
-"""What a person does with the outbox beside the running process: list, retry, drop, ack, snooze."""
+"""What a person does with the outbox beside the running process: list, retry, send, ack, snooze."""
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ast_stream.alerts.delivery_policy import FEED, MAX_ERROR_CHARACTERS, expiry_ns
+from ast_stream.alerts.model import Alert, Severity, stable_id
+from ast_stream.alerts.outbox_writer import OutboxWriter
 from ast_stream.alerts.store import Store
 from ast_stream.errors import UsageError
+from ast_stream.units import NS_PER_SECOND
 
 STATES = ("pending", "done", "dead", "expired", "dropped", "superseded", "snoozed")
+_HOUR_NS = 3600 * NS_PER_SECOND
 RETRIED = ("dead", "expired", "dropped")
 _COLUMNS = "seq, alert_id, rule, severity, transition, action, state, attempts, last_error"
 
@@ -152,6 +156,45 @@ def snooze(store: Store, rule: str, until_ns: int, now_ns: int) -> int:
             (until_ns, now_ns, until_ns, rule, FEED),
         )
     return changed.rowcount
+
+
+def send(
+    store: Store,
+    actions: Sequence[str],
+    *,
+    rule: str,
+    severity: Severity,
+    about: Mapping[str, str],
+    text: str,
+    now_ns: int,
+) -> bool:
+    """Write an alert for these actions, as if the rule `rule` had fired.
+
+    Args:
+        about: what it is about, as the labels that a rule groups by; the same `rule` and `about`
+            are sent once an hour. Empty: always.
+
+    Returns:
+        Whether it is sent: False if it was within this hour.
+    """
+    hour_or_now = now_ns // _HOUR_NS if about else now_ns
+    parts = [f"{name}={value}" for name, value in sorted(about.items())]
+    alert = Alert(
+        id=stable_id(rule, *parts, str(hour_or_now)),
+        fingerprint=stable_id(rule, *parts),
+        rule=rule,
+        state="firing",
+        severity=severity,
+        group=about,
+        labels={**about, "alert": rule, "severity": severity},
+        annotations={"summary": text},
+        started_ns=now_ns,
+        fired_ns=now_ns,
+        resolved_ns=None,
+        events=(),
+    )
+    with store.transaction() as db:
+        return OutboxWriter({}, (), lambda: now_ns).announce(db, alert, actions)
 
 
 def snoozes(store: Store, now_ns: int) -> list[tuple[str, int]]:

@@ -76,16 +76,27 @@ class OutboxWriter:
             return
         now_ns = self._now_ns()
         alert = _delivery_alert(action, lost, reason, now_ns)
-        told = Notification(f"{alert.id}.firing", "firing", now_ns, alert.body())
         names = [name for name in self._routes if name != FEED]
         place = names.index(action) if action in names else -1
         others = names[place + 1 :] + names[: max(0, place)]
+        self.announce(db, alert, others[:1])
+
+    def announce(self, db: sqlite3.Connection, alert: Alert, actions: Iterable[str]) -> bool:
+        """Write an alert that no rule made and nothing comes after; False if it is there already.
+
+        Args:
+            actions: who gets it, besides the feed.
+        """
+        now_ns = self._now_ns()
         known = db.execute("SELECT 1 FROM deliveries WHERE alert_id = ?", (alert.id,)).fetchone()
-        if known is None:
-            _note_alert(db, alert, "resolved", now_ns)  # nothing comes after it
-            for name in (FEED, *others[:1]):
-                self._add(db, alert.id, name, told)
-            self._drop_held(db, alert.id, now_ns)  # nor will it still fire after a snooze
+        if known is not None:
+            return False
+        _note_alert(db, alert, "resolved", now_ns)
+        notification = Notification(f"{alert.id}.firing", "firing", now_ns, alert.body())
+        for name in (FEED, *actions):
+            self._add(db, alert.id, name, notification)
+        self._drop_held(db, alert.id, now_ns)  # nor will it still fire after a snooze
+        return True
 
     def end_unknown(self, db: sqlite3.Connection, known: Collection[str]) -> None:
         """Resolve the alerts that fire, as far as was told, and that the engine knows nothing of.

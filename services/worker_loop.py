@@ -20,7 +20,7 @@ from ast_stream.wire.event_log import EventLog
 from ast_stream.wire.limited_log import LimitedLog
 from ast_stream.wire.publisher import FeedPublisher
 from ast_stream.wire.query import QueryServer
-from ast_stream.wire.sockets import Poller, Socket, Sockets
+from ast_stream.wire.sockets import Listener, Poller, Sockets
 from services.ring_link import RingLink
 from services.worker_feed import WorkerFeed
 from services.worker_intake import WorkerIntake
@@ -49,8 +49,8 @@ class WorkerSockets:
     """The sockets of the worker."""
 
     sockets: Sockets
-    audio: Socket
-    query: Socket
+    audio: Listener
+    query: Listener
 
 
 class Worker:

@@ -26,7 +26,7 @@ from ast_stream.wire.codec import (
     decode_ring_reply,
     encode_request,
 )
-from ast_stream.wire.sockets import Socket, Sockets
+from ast_stream.wire.sockets import Listener, Socket, Sockets
 
 LIMIT_S = 30.0  # until a wait is given up: far beyond what a loaded machine needs
 STREAM = "porch"
@@ -47,7 +47,7 @@ class CaptureProcess:
         self.config.write_text(json.dumps(settings))  # JSON is YAML
         self.sockets = Sockets()
         self.process: subprocess.Popen[bytes] | None = None
-        self._pull: Socket | None = None
+        self._pull: Listener | None = None
         self._dealer: Socket | None = None
 
     @property

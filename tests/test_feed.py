@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -284,6 +285,70 @@ def test_a_subscriber_that_was_there_first_gets_everything(
         workers[0].publish(event(1), event(2), arrives=False)
         assert ids(reader, 2) == ["id1", "id2"]
         assert reader.is_publisher_there
+
+
+class Tunnel:
+    """Passes connections on; a frozen one stays open and passes nothing, as over a dead network."""
+
+    def __init__(self, path: Path, target: Path) -> None:
+        self._target = str(target)
+        self._frozen = threading.Event()
+        self._open: list[socket.socket] = []
+        self._server = socket.socket(socket.AF_UNIX)
+        self._server.bind(str(path))
+        self._server.listen()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def freeze(self) -> None:
+        """Freeze the connections there are; later ones pass."""
+        self._frozen.set()
+        self._frozen = threading.Event()
+
+    def close(self) -> None:
+        self._frozen.set()
+        for one in [self._server, *self._open]:
+            one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                near, _ = self._server.accept()
+            except OSError:
+                return
+            far = socket.socket(socket.AF_UNIX)
+            far.connect(self._target)
+            self._open += [near, far]
+            for pair in ((near, far), (far, near)):
+                threading.Thread(target=self._pass, args=(*pair, self._frozen), daemon=True).start()
+
+    @staticmethod
+    def _pass(source: socket.socket, sink: socket.socket, frozen: threading.Event) -> None:
+        try:
+            while data := source.recv(65_536):
+                if frozen.is_set():
+                    return
+                sink.sendall(data)
+        except OSError:
+            return
+
+
+def test_a_connection_that_died_silently_is_made_anew_and_nothing_is_missed(
+    folder: Path, workers: list[Worker]
+) -> None:
+    workers.append(Worker(folder, "b1"))
+    tunnel = Tunnel(folder / "tunnel.sock", folder / "feed.sock")
+    query = f"ipc://{folder}/query.sock"
+    try:
+        with Subscriber(f"ipc://{folder}/tunnel.sock", query=query) as reader:
+            wait_until_heard(reader)
+            tunnel.freeze()
+            workers[0].publish(event(1))
+            assert ids(reader, 1) == ["id1"]
+            workers[0].publish(event(2))
+            assert ids(reader, 1) == ["id2"]
+    finally:
+        tunnel.close()
 
 
 def test_a_subscriber_that_came_later_starts_with_now(folder: Path, workers: list[Worker]) -> None:

@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def send_when_connected(socket: Socket, frames: list[bytes]) -> None:
     for _ in range(WAIT_MS):
         if socket.send(frames):
             return
-        socket.raw.poll(1)
+        time.sleep(0.001)
     raise AssertionError("never connected")
 
 

@@ -10,17 +10,20 @@ from collections.abc import Iterable
 from typing import Literal
 
 from ast_stream.errors import WireError
-from ast_stream.messages import WORKER_STATUS_TOPIC, parse_time
+from ast_stream.messages import parse_time
 from ast_stream.wire.feed_codec import DURABLE_TOPICS, FeedMessage, Position, decode_message
 from ast_stream.wire.feed_order import FeedOrder, Missed, position_before
 from ast_stream.wire.limited_log import LimitedLog
 from ast_stream.wire.query_client import QueryClient
 from ast_stream.wire.query_codec import TooOld, decode_answer, decode_replay
-from ast_stream.wire.sockets import FEED_HWM_MESSAGES, Sockets
+from ast_stream.wire.sockets import FEED_HWM_MESSAGES, Socket, Sockets
 
 _POLL_MS = 100  # how late a stop is noticed
 _ANSWER_TIMEOUT_S = 1.0
-_AWAY_AFTER_S = 3.0  # a worker says its status each second
+_AWAY_AFTER_S = 3.0  # a publisher says its status each second
+_RECONNECT_AFTER_S = 5.0  # of silence: the connection may be dead without either end knowing
+_MOST_PATIENT_S = 30.0
+_STATUS_TOPIC = "status/"
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +36,8 @@ class FeedReader:
 
     Args:
         query: endpoint that answers replays, None if there is none.
-        topics: prefixes to subscribe to, besides the publisher's status.
+        topics: prefixes to subscribe to, besides the publisher's status. Where that is silent
+            for some seconds, the connection is made anew.
         after: position to begin after, "oldest" for what the log holds, None for now.
         patience_s: how long to ask for missed messages.
 
@@ -68,11 +72,13 @@ class FeedReader:
         self._client: QueryClient | None = None
         if query is not None:
             self._client = QueryClient(self._sockets, query, self._stopped.is_set)
-        self._sub = self._sockets.connect("sub", endpoint, FEED_HWM_MESSAGES)
-        wanted = {*topics, WORKER_STATUS_TOPIC}
+        wanted = {*topics, _STATUS_TOPIC}
         self._is_tracking = any(_overlap(topic, log) for topic in wanted for log in DURABLE_TOPICS)
-        for topic in wanted.union(DURABLE_TOPICS if self._is_tracking else ()):
-            self._sub.subscribe(topic)
+        self._wanted = wanted.union(DURABLE_TOPICS if self._is_tracking else ())
+        self._endpoint = endpoint
+        self._sub = self._connect()
+        self._silence_s = 0.0  # waited in vain; not the time in which nobody waited
+        self._patient_s = _RECONNECT_AFTER_S
 
     @property
     def position(self) -> Position | None:
@@ -105,9 +111,12 @@ class FeedReader:
             if self._awaiting is not None:
                 self._replay_page(self._awaiting)
             else:
-                frames = self._sub.receive(max(0, min(_POLL_MS, round(left_s * 1000))))
+                wait_ms = max(0, min(_POLL_MS, round(left_s * 1000)))
+                frames = self._sub.receive(wait_ms)
                 if frames is not None:
                     self._take(frames)
+                else:
+                    self._on_silence(wait_ms / 1000)
             if left_s <= 0 and not self._ready:
                 return None
         return None
@@ -120,6 +129,25 @@ class FeedReader:
         """Close all sockets."""
         self._stopped.set()
         self._sockets.close()
+
+    def _connect(self) -> Socket:
+        sub = self._sockets.connect("sub", self._endpoint, FEED_HWM_MESSAGES)
+        for topic in self._wanted:
+            sub.subscribe(topic)
+        return sub
+
+    def _on_silence(self, duration_s: float) -> None:
+        """Connect anew where not even the status came: libzmq would never notice a dead tunnel.
+
+        What the old connection still held comes again from the log, if it was durable.
+        """
+        self._silence_s += duration_s
+        if self._silence_s < self._patient_s:
+            return
+        self._sockets.forget(self._sub)
+        self._sub = self._connect()
+        self._silence_s = 0.0
+        self._patient_s = min(_MOST_PATIENT_S, 2 * self._patient_s)
 
     def _deliver(self, item: FeedMessage | Missed) -> FeedMessage | Missed:
         if isinstance(item, Missed):
@@ -136,7 +164,9 @@ class FeedReader:
             self._limited_log.warning("%s", error)
             return
         self._heard_s = time.monotonic()
-        self._hears_status = self._hears_status or message.topic == WORKER_STATUS_TOPIC
+        self._silence_s = 0.0
+        self._patient_s = _RECONNECT_AFTER_S
+        self._hears_status = self._hears_status or message.topic.startswith(_STATUS_TOPIC)
         before = position_before(message) if self._is_tracking else None
         if before is None:
             self._ready.append(message)

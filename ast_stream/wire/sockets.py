@@ -1,49 +1,52 @@
 """ZeroMQ sockets with every option explicit; the only module that imports zmq.
 
-Measured behaviour behind the choices: PUSH with IMMEDIATE never queues for an absent peer, a
-small HWM bounds what dies with a killed peer, heartbeats are needed on ipc too, and bind()
-silently steals a live ipc file, hence the lock beside it.
+Sockets that connect are libzmq's; those that bind are `wire.listener`'s, because libzmq ends the
+process when strangers behave badly. Measured behaviour behind the choices: PUSH with IMMEDIATE
+never queues for an absent peer, and a small HWM bounds what dies with a killed peer. libzmq's
+heartbeats are off: one that is due when the peer has died and the queue is full is an assertion
+of libzmq that ends the process. Who reads notices silence itself: `FeedReader` by the status
+that comes each second, requests by their time-out.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import zmq
 
 from ast_stream.errors import StartupError
-from ast_stream.wire.locks import lock_file
+from ast_stream.wire.listener import MAX_PEERS, Listener, Reactor, lock_endpoint
+from ast_stream.wire.zmtp import Kind as BoundKind
 
-Kind = Literal["push", "pull", "pub", "sub", "router", "dealer"]
+__all__ = ["Listener", "Poller", "Socket", "Sockets", "Waitable", "lock_endpoint"]
+
+ConnectedKind = Literal["push", "sub", "dealer"]
 
 AUDIO_HWM_BLOCKS = 8  # small: the ring, not the queue, is what keeps audio
 FEED_HWM_MESSAGES = 10_000
 QUERY_HWM_MESSAGES = 64
-MAX_MESSAGE_BYTES = 16 * 1024 * 1024  # a peer that sends more is disconnected
-_HEARTBEAT_MS = (500, 1500, 2000)  # interval, timeout, time to live
-_KINDS = {
-    "push": zmq.PUSH,
-    "pull": zmq.PULL,
-    "pub": zmq.PUB,
-    "sub": zmq.SUB,
-    "router": zmq.ROUTER,
-    "dealer": zmq.DEALER,
-}
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024  # that a socket which connects takes
+_MAX_SOCKETS = 8192  # of libzmq in one process: one for each ring at most
+_HANDSHAKE_MS = 5000  # then the connection is tried again: a tunnel may take it and be dead
+_KINDS = {"push": zmq.PUSH, "sub": zmq.SUB, "dealer": zmq.DEALER}
+
+
+class Waitable(Protocol):
+    """What a poller can wait for: a message."""
+
+    @property
+    def waitable(self) -> zmq.Socket[bytes] | int:
+        """What zmq's poller is given."""
 
 
 class Socket:
-    """One ZeroMQ socket; sends never block, receives return None when nothing is there."""
+    """A ZeroMQ socket that connects; sends and receives never block."""
 
-    def __init__(self, socket: zmq.Socket[bytes], lock_fd: int | None = None) -> None:
+    def __init__(self, socket: zmq.Socket[bytes]) -> None:
         self._socket = socket
-        self._lock_fd = lock_fd
 
     @property
-    def raw(self) -> zmq.Socket[bytes]:
+    def waitable(self) -> zmq.Socket[bytes]:
         """The socket for a poller."""
         return self._socket
 
@@ -71,45 +74,51 @@ class Socket:
         self._socket.setsockopt(zmq.SUBSCRIBE, prefix.encode())
 
     def close(self) -> None:
-        """Close without waiting for unsent messages, and release the endpoint."""
+        """Close without waiting for unsent messages."""
         self._socket.close(0)
-        if self._lock_fd is not None:
-            os.close(self._lock_fd)
-            self._lock_fd = None
 
 
 class Sockets:
-    """The sockets of one process (or thread group): one context, closed together."""
+    """The sockets of one process (or thread group), closed together."""
 
     def __init__(self) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._open: list[Socket] = []
+        self._context.set(zmq.MAX_SOCKETS, _MAX_SOCKETS)
+        self._reactor: Reactor | None = None
+        self._open: list[Socket | Listener] = []
 
-    def bind(self, kind: Kind, endpoint: str, hwm: int) -> Socket:
+    def bind(
+        self, kind: BoundKind, endpoint: str, hwm: int, max_peers: int = MAX_PEERS
+    ) -> Listener:
         """Return a bound socket.
 
         Raises:
             StartupError: the endpoint is in use by another process, or cannot be bound.
         """
-        lock_fd = lock_endpoint(endpoint)
-        socket = self._new(kind, hwm)
-        try:
-            with _umask(0o117):  # ipc files get mode 0660
-                socket.bind(endpoint)
-        except zmq.ZMQError as error:
-            socket.close(0)
-            if lock_fd is not None:
-                os.close(lock_fd)
-            raise StartupError(f"cannot bind {endpoint}: {error}") from error
-        return self._keep(Socket(socket, lock_fd))
+        if self._reactor is None:
+            self._reactor = Reactor()
+        listener = Listener(self._reactor, kind, endpoint, hwm, max_peers)
+        self._open.append(listener)
+        return listener
 
-    def connect(self, kind: Kind, endpoint: str, hwm: int) -> Socket:
+    def connect(self, kind: ConnectedKind, endpoint: str, hwm: int) -> Socket:
         """Return a socket that connects, and reconnects for ever, in the background.
 
         Raises:
             StartupError: `endpoint` is not one.
         """
-        socket = self._new(kind, hwm)
+        socket = self._context.socket(_KINDS[kind])
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.SNDHWM, hwm)
+        socket.setsockopt(zmq.RCVHWM, hwm)
+        socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
+        socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+        socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 10)
+        socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 5)
+        socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
+        socket.setsockopt(zmq.RECONNECT_IVL, 50)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         if kind == "push":
             socket.setsockopt(zmq.IMMEDIATE, 1)
         try:
@@ -117,77 +126,42 @@ class Sockets:
         except zmq.ZMQError as error:
             socket.close(0)
             raise StartupError(f"cannot connect to {endpoint}: {error}") from error
-        return self._keep(Socket(socket))
+        connected = Socket(socket)
+        self._open.append(connected)
+        return connected
 
     def close(self) -> None:
         """Close all sockets and the context."""
         for socket in self._open:
             socket.close()
         self._open.clear()
+        if self._reactor is not None:
+            self._reactor.close()
+            self._reactor = None
         self._context.destroy(linger=0)
 
-    def forget(self, socket: Socket) -> None:
+    def forget(self, socket: Socket | Listener) -> None:
         """Close one socket."""
         self._open.remove(socket)
         socket.close()
-
-    def _new(self, kind: Kind, hwm: int) -> zmq.Socket[bytes]:
-        socket = self._context.socket(_KINDS[kind])
-        interval, timeout, ttl = _HEARTBEAT_MS
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.SNDHWM, hwm)
-        socket.setsockopt(zmq.RCVHWM, hwm)
-        socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
-        socket.setsockopt(zmq.HEARTBEAT_IVL, interval)
-        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, timeout)
-        socket.setsockopt(zmq.HEARTBEAT_TTL, ttl)
-        socket.setsockopt(zmq.RECONNECT_IVL, 50)
-        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
-        if kind == "router":
-            socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
-        return socket
-
-    def _keep(self, socket: Socket) -> Socket:
-        self._open.append(socket)
-        return socket
 
 
 class Poller:
     """Wait for the first of several sockets."""
 
-    def __init__(self, sockets: list[Socket]) -> None:
+    def __init__(self, sockets: list[Waitable]) -> None:
         self._poller = zmq.Poller()
         for socket in sockets:
             self.add(socket)
 
-    def add(self, socket: Socket) -> None:
+    def add(self, socket: Waitable) -> None:
         """Watch one more socket."""
-        self._poller.register(socket.raw, zmq.POLLIN)
+        self._poller.register(socket.waitable, zmq.POLLIN)
 
-    def remove(self, socket: Socket) -> None:
+    def remove(self, socket: Waitable) -> None:
         """Stop watching a socket."""
-        self._poller.unregister(socket.raw)
+        self._poller.unregister(socket.waitable)
 
     def wait(self, timeout_ms: int) -> None:
         """Return when a watched socket has a message, or after `timeout_ms`."""
         self._poller.poll(timeout_ms)
-
-
-def lock_endpoint(endpoint: str) -> int | None:
-    """Take the lock beside an ipc endpoint; None for other transports.
-
-    Raises:
-        StartupError: another process holds the endpoint, or its folder cannot be written.
-    """
-    if not endpoint.startswith("ipc://"):
-        return None
-    return lock_file(Path(endpoint.removeprefix("ipc://") + ".lock"), endpoint)
-
-
-@contextlib.contextmanager
-def _umask(mask: int) -> Iterator[None]:
-    before = os.umask(mask)
-    try:
-        yield
-    finally:
-        os.umask(before)

@@ -12,7 +12,7 @@ import typer
 
 from ast_stream.detect.facts import model_facts
 from ast_stream.detect.parameters import DecisionParameters, resolve_parameters
-from ast_stream.errors import CheckpointError, ConfigError
+from ast_stream.errors import AstStreamError, CheckpointError, ConfigError
 from ast_stream.labels import slug
 from ast_stream.settings.check import LoadedSettings, check_against_model
 from ast_stream.settings.load import load_file
@@ -21,6 +21,7 @@ from ast_stream.settings.schema import Settings, Source
 from ast_stream.units import samples_to_seconds, seconds_to_samples
 from ast_stream.urls import mask
 from services.alert_rules import RuleFiles
+from services.capacity import describe_load, load_warnings
 
 if TYPE_CHECKING:
     from ast_stream.model.description import Description
@@ -34,6 +35,9 @@ def check_config(
     model: Annotated[
         bool, typer.Option(help="Check the class names and durations against the checkpoint, too.")
     ] = True,
+    speed: Annotated[
+        bool, typer.Option(help="Measure the model, to say how many streams this machine can hold.")
+    ] = True,
 ) -> None:
     """Validate a configuration and print what it means; exit 78 if anything is wrong.
 
@@ -43,6 +47,7 @@ def check_config(
     Example: ast-stream check-config configs/default.yaml
     """
     loaded = load_file(file)
+    warnings: list[str] = []
     lines = list(describe(loaded.settings))
     if loaded.settings.alerts.rules:
         rules = RuleFiles(loaded, knows_model=model).load()
@@ -54,9 +59,12 @@ def check_config(
     elif _is_elsewhere(loaded.settings.model.checkpoint):
         lines.append("checkpoint   not on this machine: class names and durations are unchecked")
     else:
-        lines += describe_model(loaded, _description(loaded))
-    typer.echo(f"{file}: no problems")
-    typer.echo("\n".join(lines))
+        description = _description(loaded)
+        lines += describe_model(loaded, description)
+        if speed:
+            _add_load(loaded.settings, description, lines, warnings)
+    typer.echo(f"{file}: no problems" + (f", {len(warnings)} to think about" if warnings else ""))
+    typer.echo("\n".join([*lines, *(f"warning: {text}" for text in warnings)]))
 
 
 def schema() -> None:
@@ -119,6 +127,23 @@ def _description(loaded: LoadedSettings) -> Description:
         return describe(reference)
     except CheckpointError as error:
         raise ConfigError([loaded.problem(("model", "checkpoint"), str(error))]) from error
+
+
+def _add_load(
+    settings: Settings, description: Description, lines: list[str], warnings: list[str]
+) -> None:
+    """Measure the model, say what the machine can hold, and warn where that is not enough."""
+    from services.doctor_model import median_ms
+    from services.loading import load_model
+
+    try:
+        ms_per_window = median_ms(load_model(settings.model))
+    except AstStreamError as error:  # the daemon may run on another machine, with a GPU
+        lines += ["", f"load         not measured: {error}"]
+        return
+    window_s = settings.model.window_s or description.window_s
+    lines += ["", f"load         {describe_load(settings, ms_per_window)}"]
+    warnings += load_warnings(settings, ms_per_window, window_s)
 
 
 def _is_elsewhere(reference: str) -> bool:

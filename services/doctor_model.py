@@ -101,13 +101,15 @@ def check_scores(tagger: Tagger) -> Iterator[Check]:
 def check_speed(tagger: Tagger) -> Iterator[Check]:
     """Yield milliseconds per window: one at a time and, on a GPU, in the largest batch."""
     for batch in (1,) if tagger.device.type == "cpu" else (1, BUCKETS[-1]):
-        shape = (batch, tagger.n_input_frames, tagger.dims.n_mels)
-        ms = _median_ms(tagger, torch.zeros(shape, device=tagger.device)) / batch
+        ms = median_ms(tagger, batch) / batch
         facts = {"batch": batch, "ms_per_window": ms, "windows_per_s": 1000 / ms}
         yield Check("speed", "ok", f"{ms:.2f} ms per window in batches of {batch}", facts)
 
 
-def _median_ms(tagger: Tagger, windows: torch.Tensor) -> float:
+def median_ms(tagger: Tagger, batch: int = 1) -> float:
+    """Return the median of the milliseconds that `batch` windows take on this machine."""
+    shape = (batch, tagger.n_input_frames, tagger.dims.n_mels)
+    windows = torch.zeros(shape, device=tagger.device)
     tagger.window_scores(windows)  # the first one allocates, and captures graphs
     times_s: list[float] = []
     while len(times_s) < SPEED_REPEATS and sum(times_s) < SPEED_LIMIT_S:

@@ -7,6 +7,7 @@ import pytest
 from tiny_model import TINY_LABELS, save_tiny
 
 from ast_stream.settings.schema import Settings
+from services.capacity import describe_load, load_warnings
 from services.cli import run_command_line
 
 STREAMS = "streams: [{name: porch, source: {type: microphone, device: USB}, labels: {room: p}}]\n"
@@ -32,9 +33,9 @@ class Check:
         self.out: list[str] = []
         self.err: list[str] = []
 
-    def __call__(self, text: str, *options: str) -> int:
+    def __call__(self, text: str, *options: str, speed: str = "--no-speed") -> int:
         self.file.write_text(text)
-        code = run_command_line(["check-config", str(self.file), *options])
+        code = run_command_line(["check-config", str(self.file), speed, *options])
         captured = self._capsys.readouterr()
         self.out, self.err = captured.out.splitlines(), captured.err.splitlines()
         return code
@@ -67,6 +68,35 @@ def test_good_configuration_is_told_in_seconds_and_hops(check: Check, tmp_path: 
         "60 s (240 hops)",
         "Background  makes no events",
     ]
+
+
+def test_load_is_measured_and_what_the_machine_cannot_hold_is_a_warning(check: Check) -> None:
+    model = f"model: {{checkpoint: {check.checkpoint}, hop_s: 0.01, min_context_s: null}}\n"
+    streams = "".join(
+        f"  - {{name: mic-{n}, ring_s: 15, source: {{type: microphone}}}}\n" for n in range(60)
+    )
+    assert check(f"streams:\n{streams}{model}", speed="--speed") == 0
+    assert check.out[0].endswith("no problems, 61 to think about")
+    load = next(line for line in check.out if line.startswith("load "))
+    assert "60 streams need 6000 windows/s" in load
+    warnings = [line for line in check.out if line.startswith("warning: ")]
+    assert "model.hop_s: the model would be busy" in warnings[0]
+    assert warnings[1].startswith("warning: streams.mic-0.ring_s: 15 s do not bridge the restart")
+    assert warnings[1].endswith("16 s do")
+
+
+@pytest.mark.parametrize(
+    ("n_streams", "hop_s", "ms_per_window", "text"),
+    [(1, 0.5, 8.0, "about 43 streams fit"), (16, 0.1, 8.0, "about 8 streams fit")],
+)
+def test_streams_that_fit_follow_from_hop_and_milliseconds(
+    n_streams: int, hop_s: float, ms_per_window: float, text: str
+) -> None:
+    streams = [{"name": f"mic-{n}", "source": {"type": "microphone"}} for n in range(n_streams)]
+    settings = Settings.model_validate({"streams": streams, "model": {"hop_s": hop_s}})
+    assert text in describe_load(settings, ms_per_window)
+    overloaded = n_streams / hop_s * ms_per_window > 700
+    assert bool(list(load_warnings(settings, ms_per_window, 2.56))) == overloaded
 
 
 def test_all_problems_are_listed_and_the_exit_code_is_78(check: Check) -> None:

@@ -1,0 +1,50 @@
+"""What a box can hold: windows that are due each second against what its model can score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ast_stream.settings.schema import Settings
+
+# of all time; the rest is for features, decisions and sockets, and to catch up after a restart
+USABLE_SHARE = 0.7
+WORKER_START_S = 15.0  # from a kill until the first window is scored, on a busy box
+
+
+def describe_load(settings: Settings, ms_per_window: float) -> str:
+    """Return how many windows are due and how many streams the box can hold, in a line."""
+    hop_s = settings.model.hop_s
+    due = len(settings.streams) / hop_s
+    held = int(USABLE_SHARE * 1000 / ms_per_window * hop_s)
+    return (
+        f"{ms_per_window:.1f} ms a window here: {len(settings.streams)} streams need "
+        f"{due:g} windows/s, {1000 / ms_per_window:.0f} can be scored; "
+        f"about {held} streams fit at a hop of {hop_s:g} s"
+    )
+
+
+def load_warnings(settings: Settings, ms_per_window: float, window_s: float) -> Iterator[str]:
+    """Yield what will not work as configured: overload, and rings that are too short.
+
+    Args:
+        ms_per_window: measured on this machine, one window at a time.
+        window_s: of the model in use.
+    """
+    hop_s = settings.model.hop_s
+    n_streams = len(settings.streams)
+    busy_share = n_streams / hop_s * ms_per_window / 1000
+    if busy_share > USABLE_SHARE:
+        fitting_hop_s = n_streams * ms_per_window / 1000 / USABLE_SHARE
+        yield (
+            f"model.hop_s: the model would be busy for {busy_share:.0%} of the time: windows "
+            f"would be left out (health: degraded); a hop of {fitting_hop_s:.2g} s fits"
+        )
+    # a new worker wants the window before its first one, too, and then catches up
+    needed_s = window_s + WORKER_START_S
+    for stream in settings.streams:
+        if stream.ring_s < needed_s:
+            yield (
+                f"streams.{stream.name}.ring_s: {stream.ring_s:g} s do not bridge the restart of "
+                f"the worker ({WORKER_START_S:g} s on a busy box) with a window of {window_s:g} s "
+                f"before it: {needed_s:.0f} s do"
+            )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from damage import STRANGE_FILES, make_strange, mutations
+from torch import nn
 
 from ast_stream.errors import AstStreamError, CheckpointError
 from ast_stream.training.state import (
@@ -13,6 +16,7 @@ from ast_stream.training.state import (
     STATE_FILE,
     append_metrics,
     differences,
+    forget_metrics,
     load_state,
     read_metrics,
     save_state,
@@ -20,11 +24,15 @@ from ast_stream.training.state import (
 
 IDENTITY = {"recipe": {"steps": 10, "rate": 0.1}, "classes": ["Bark"], "data": {"clips": 4}}
 STORED = '{"recipe": {"steps": 10, "rate": 0.1}, "classes": ["Bark"], "data": {"clips": 4}}'
+FIELDS: dict[str, Any] = {
+    "step": 0, "losses": [], "model": {}, "average": {}, "optimizers": [], "scaler": {},
+    "identity": STORED,
+}  # fmt: skip
 
 
 def test_a_state_comes_back_for_the_same_training(tmp_path: Path) -> None:
     assert load_state(tmp_path, IDENTITY) is None
-    save_state(tmp_path, {"step": 3, "model": {"w": torch.ones(2)}, "identity": STORED})
+    save_state(tmp_path, FIELDS | {"step": 3, "model": {"w": torch.ones(2)}})
     state = load_state(tmp_path, IDENTITY)
     assert state is not None
     assert state["step"] == 3
@@ -32,7 +40,7 @@ def test_a_state_comes_back_for_the_same_training(tmp_path: Path) -> None:
 
 
 def test_what_differs_is_named_with_both_values(tmp_path: Path) -> None:
-    save_state(tmp_path, {"identity": STORED})
+    save_state(tmp_path, FIELDS)
     now = {"recipe": {"steps": 10, "rate": 0.2}, "classes": ["Bark", "Rain"], "data": {"clips": 5}}
     with pytest.raises(CheckpointError) as caught:
         load_state(tmp_path, now)
@@ -47,18 +55,76 @@ def test_long_values_differ_by_name_alone() -> None:
     assert differences({"a": "x" * 64, "b": None}, {"a": "y" * 64, "b": None}) == ["a"]
 
 
+def real_state() -> dict[str, Any]:
+    """A small model, its average and an optimizer that has made steps."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 4))
+    optimizer = torch.optim.AdamW(model.parameters())
+    for _ in range(3):
+        model(torch.rand(8, 16)).square().mean().backward()
+        optimizer.step()
+    weights = model.state_dict()
+    optimizers = [optimizer.state_dict()]
+    return FIELDS | {"step": 3, "model": weights, "average": weights, "optimizers": optimizers}
+
+
 @pytest.mark.parametrize("content", [b"", b"not a state", b"PK\x03\x04 cut"])
-def test_a_damaged_state_is_one_sentence(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_state_is_set_aside_and_the_training_begins_again(
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / STATE_FILE).write_bytes(content)
-    with pytest.raises(CheckpointError, match="delete it to begin again"):
-        load_state(tmp_path, IDENTITY)
+    assert load_state(tmp_path, IDENTITY) is None
+    (record,) = caplog.records
+    assert "cannot be used (its checksum is another than that of its content): kept as " in (
+        record.getMessage()
+    )
+    assert [path.name for path in tmp_path.iterdir()] == [f"{STATE_FILE}.damaged-1"]
+
+
+@pytest.mark.parametrize("kind", STRANGE_FILES)
+@pytest.mark.parametrize("name", [STATE_FILE, METRICS_FILE])
+def test_nothing_in_the_place_of_a_state_stops_a_training_or_lets_it_wait(
+    tmp_path: Path, kind: str, name: str
+) -> None:
+    make_strange(tmp_path / name, kind)
+    assert load_state(tmp_path, IDENTITY) is None
+    forget_metrics(tmp_path)
+    save_state(tmp_path, real_state())
+    append_metrics(tmp_path, {"step": 1.0})
+    state = load_state(tmp_path, IDENTITY)
+    assert state is not None
+    assert state["step"] == 3
+    assert read_metrics(tmp_path) == [{"step": 1.0}]
+
+
+def test_no_training_goes_on_from_a_mutated_state(tmp_path: Path) -> None:
+    save_state(tmp_path, real_state())
+    path = tmp_path / STATE_FILE
+    whole = path.read_bytes()
+    for mutated in mutations(whole, 300, seed=19):
+        path.write_bytes(mutated)
+        assert load_state(tmp_path, IDENTITY) is None
+    path.write_bytes(whole)
+    assert load_state(tmp_path, IDENTITY) is not None
+
+
+def test_what_is_no_state_of_a_training_is_not_used_whatever_its_checksum(tmp_path: Path) -> None:
+    for change in ({"step": -1}, {"step": "3"}, {"model": None}, {"identity": "{"}, {"losses": 1}):
+        save_state(tmp_path, FIELDS | change)
+        assert load_state(tmp_path, IDENTITY) is None
+
+
+def test_reports_that_are_none_are_left_out(tmp_path: Path) -> None:
+    lines = ['{"step": 1.0}', "[]", '{"step": "x"}', '{"loss": 1.0}', "\0\0", "7", '{"step": 2.0}']
+    (tmp_path / METRICS_FILE).write_text("\n".join(lines))
+    assert read_metrics(tmp_path) == [{"step": 1.0}, {"step": 2.0}]
 
 
 @pytest.mark.usefixtures("small_files")
 def test_a_state_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
-    save_state(tmp_path, {"step": 1, "identity": STORED})
+    save_state(tmp_path, FIELDS | {"step": 1})
     with pytest.raises(AstStreamError, match="the state before is kept, and the same command"):
-        save_state(tmp_path, {"step": 2, "large": torch.rand(10_000), "identity": STORED})
+        save_state(tmp_path, FIELDS | {"step": 2, "model": {"w": torch.rand(10_000)}})
     state = load_state(tmp_path, IDENTITY)
     assert state is not None
     assert state["step"] == 1

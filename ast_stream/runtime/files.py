@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shutil
 import stat
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -75,6 +76,23 @@ def replace_files(
 def replace_file(path: Path, content: Content, *, is_synced: bool = False) -> None:
     """Write one file, see `replace_files`."""
     replace_files(path.parent, {path.name: content}, is_synced=is_synced)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Let a new folder be filled that then takes the place of `path`, which is empty or not there.
+
+    Raises:
+        OSError: it cannot be made or moved; nothing of it is left.
+    """
+    unfinished = path.parent / f".{path.name}.unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def read_bounded(path: Path, max_bytes: int, *, is_cut: bool = False) -> bytes:
@@ -159,6 +177,15 @@ def set_aside(path: Path, kept_as: Path | None = None) -> Path | None:
     return None
 
 
+def make_way(path: Path) -> None:
+    """Remove what an earlier run left here; a folder is none of ours, and set aside."""
+    with suppress(FileNotFoundError):
+        if stat.S_ISDIR(os.lstat(path).st_mode):
+            warn_set_aside(path, "the place of", "a folder is there", "going on without it")
+        else:
+            path.unlink()
+
+
 def add_checksum(json_object: bytes) -> bytes:
     """Return a line of JSON that begins with the CRC-32 of the rest of it."""
     rest = json_object[1:]
@@ -172,7 +199,7 @@ def has_checksum(line: bytes) -> bool:
 
 
 def _write(path: Path, content: Content, *, is_synced: bool) -> None:
-    _make_way(path)
+    make_way(path)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     with open(fd, "wb") as file:
         mode = stat.S_IMODE(os.fstat(fd).st_mode)
@@ -193,15 +220,6 @@ def _named(path: Path) -> Iterator[None]:
     except OSError as error:
         error.filename, error.filename2 = str(path), None
         raise
-
-
-def _make_way(path: Path) -> None:
-    """Remove what a kill left half written; what is no file is none of ours and set aside."""
-    with suppress(FileNotFoundError):
-        if stat.S_ISREG(os.lstat(path).st_mode):
-            path.unlink()
-        else:
-            set_aside(path)
 
 
 def _sync(path: Path) -> None:

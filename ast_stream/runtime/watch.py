@@ -6,6 +6,8 @@ import contextlib
 import socket
 from pathlib import Path
 
+from ast_stream.runtime.files import make_way
+
 WATCHDOG_S = 30.0  # a child that was ready and has not worked for so long is stuck
 _MAX_MESSAGE_BYTES = 4096
 _PAUSE_S = 5.0  # between two looks: then we were not running, and the child perhaps neither
@@ -24,7 +26,7 @@ class Watch:
         self._limit_s = limit_s
         self._fed_s: float | None = None  # None: not ready yet, or stopping
         self._looked_s: float | None = None
-        path.unlink(missing_ok=True)
+        make_way(path)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._socket.setblocking(False)
         self._socket.bind(str(path))

@@ -10,7 +10,6 @@ import copy
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Generic
@@ -35,9 +34,9 @@ from ast_stream.training.precision import autocast_type
 from ast_stream.training.pretraining import MaskedAutoencoder
 from ast_stream.training.recipe import Recipe
 from ast_stream.training.state import (
-    METRICS_FILE,
     Metrics,
     append_metrics,
+    forget_metrics,
     keep_metrics,
     load_state,
     read_metrics,
@@ -56,7 +55,7 @@ class Trainer(Generic[LearnerT]):
         kept_rows: classes whose rows of a transformer's classifier stay as they are.
 
     Raises:
-        CheckpointError: the state in `folder` is damaged or of another training.
+        CheckpointError: the state in `folder` is of another training.
     """
 
     def __init__(
@@ -245,8 +244,7 @@ class Trainer(Generic[LearnerT]):
     def _resume(self) -> None:
         state = load_state(self._folder, self._identity)
         if state is None:
-            with suppress(FileNotFoundError):
-                (self._folder / METRICS_FILE).unlink()
+            forget_metrics(self._folder)
             return
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])

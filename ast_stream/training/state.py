@@ -1,12 +1,13 @@
 """What a training leaves on the disk: its state, to go on after a kill, and its reports.
 
 A state is written beside the old one and then takes its place: whatever happens, one of them is
-whole.
+whole. It ends with a checksum, so that a training never goes on from a damaged one.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -15,14 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from ast_stream.errors import AstStreamError, CheckpointError
+from ast_stream.runtime.files import DamagedFileError, read_state, replace_file, warn_set_aside
 
 STATE_FILE = "state.pt"
 METRICS_FILE = "metrics.jsonl"
+MAX_METRICS_BYTES = 256 * 1024 * 1024
 SHOWN = 4  # differences named in a message
+_TRAILER = b"sha256:%s\n"  # behind the archive, where torch does not look
+_TRAILER_BYTES = len(_TRAILER % (b"0" * 64))
+_PIECE_BYTES = 1 << 20
 
 Metrics = dict[str, float]
+_REPORT = TypeAdapter(Metrics)
 Identity = Mapping[str, Any]
 """What must not change between a start and its resumption: JSON values by what they are."""
 
@@ -33,16 +41,17 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> None:
     Raises:
         AstStreamError: it cannot be written; the state before is still there.
     """
-    partial = folder / (STATE_FILE + ".partial")
+
+    def write(path: Path) -> None:
+        torch.save(dict(state), path)
+        with path.open("rb") as file:
+            checksum = hashlib.file_digest(file, "sha256").hexdigest()
+        with path.open("ab") as file:
+            file.write(_TRAILER % checksum.encode())
+
     try:
-        with partial.open("wb") as file:
-            torch.save(dict(state), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, folder / STATE_FILE)
+        replace_file(folder / STATE_FILE, write, is_synced=True)
     except (OSError, RuntimeError) as error:  # torch wraps what goes wrong in closing its archive
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
         before = "the state before is kept" if (folder / STATE_FILE).is_file() else "nothing kept"
         raise AstStreamError(
             f"{folder / STATE_FILE}: cannot be written: {_reason(error)}; {before}, and the same "
@@ -51,22 +60,25 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_state(folder: Path, identity: Identity) -> dict[str, Any] | None:
-    """Return the state in `folder`, None if there is none.
+    """Return the state in `folder`, None if there is none that can be used.
+
+    One that is damaged is set aside with a warning, and the training begins again.
 
     Raises:
-        CheckpointError: it is damaged, or belongs to a training of another identity.
+        CheckpointError: it belongs to a training of another identity.
     """
     path = folder / STATE_FILE
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     try:
+        _expect_checksum(path)
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+        _expect_fields(state)
         before = json.loads(state["identity"])
-    except Exception as error:  # torch raises many kinds for damaged files
-        raise CheckpointError(
-            f"{path}: expected the state of a training, got a damaged file or something else; "
-            "delete it to begin again"
-        ) from error
+    except Exception as error:  # torch raises many kinds for what it did not write
+        reason = error.strerror if isinstance(error, OSError) else str(error).split("\n")[0]
+        warn_set_aside(path, "state of the training", str(reason), "beginning again")
+        return None
     changes = differences(before, json.loads(json.dumps(identity)))
     if changes:
         more = f" and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
@@ -75,6 +87,39 @@ def load_state(folder: Path, identity: Identity) -> dict[str, Any] | None:
             f"{', '.join(changes[:SHOWN])}{more}; choose another folder or delete this one"
         )
     return state
+
+
+def _expect_checksum(path: Path) -> None:
+    """Read the file once before torch does.
+
+    Raises:
+        OSError, DamagedFileError: it is not what was written.
+    """
+    if not path.is_file():
+        raise DamagedFileError("expected a file, got something else")
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        left = path.stat().st_size - _TRAILER_BYTES
+        while left > 0 and (piece := file.read(min(left, _PIECE_BYTES))):
+            digest.update(piece)
+            left -= len(piece)
+        if left != 0 or file.read() != _TRAILER % digest.hexdigest().encode():
+            raise DamagedFileError("its checksum is another than that of its content")
+
+
+def _expect_fields(state: object) -> None:
+    match state:
+        case {
+            "step": int(step),
+            "losses": list(),
+            "model": dict(),
+            "average": dict(),
+            "optimizers": list(),
+            "scaler": dict(),
+            "identity": str(),
+        } if step >= 0:
+            return
+    raise DamagedFileError("expected the state of a training, got something else")
 
 
 def differences(before: Identity, now: Identity, prefix: str = "") -> list[str]:
@@ -110,18 +155,32 @@ def append_metrics(folder: Path, report: Metrics) -> None:
 
 
 def read_metrics(folder: Path) -> list[Metrics]:
-    """Return the reports written so far, oldest first; a line cut by a kill is left out."""
+    """Return the reports written so far, oldest first; a line cut by a kill is left out.
+
+    What lies in the place of the file and is none is set aside with a warning.
+    """
     path = folder / METRICS_FILE
+    lines = read_state(path, bytes.splitlines, MAX_METRICS_BYTES, "metrics of the training")
     reports: list[Metrics] = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        with suppress(json.JSONDecodeError):
-            reports.append(json.loads(line))
-    return reports
+    for line in lines or []:
+        with suppress(ValidationError):
+            reports.append(_REPORT.validate_json(line))
+    return [report for report in reports if "step" in report]
+
+
+def forget_metrics(folder: Path) -> None:
+    """Begin without the reports of a training before."""
+    path = folder / METRICS_FILE
+    if path.is_file() and not path.is_symlink():
+        path.unlink()
+    elif os.path.lexists(path):
+        warn_set_aside(path, "metrics of the training", "expected a file, got something else")
 
 
 def keep_metrics(folder: Path, reports: Sequence[Metrics]) -> None:
     """Let the metrics file hold exactly these reports."""
-    (folder / METRICS_FILE).write_text("".join(json.dumps(report) + "\n" for report in reports))
+    lines = "".join(json.dumps(report) + "\n" for report in reports)
+    replace_file(folder / METRICS_FILE, lines.encode())
 
 
 def _reason(error: Exception) -> str:

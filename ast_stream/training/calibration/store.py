@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -12,6 +13,7 @@ from ast_stream.errors import CheckpointError, UsageError
 from ast_stream.model.checkpoint import Checkpoint, save_checkpoint
 from ast_stream.model.description import BUNDLED, folder_of
 from ast_stream.model.metadata import write_metadata
+from ast_stream.runtime.files import replacing_folder
 
 
 def check_target(reference: str, out: Path | None, is_in_place: bool) -> None:
@@ -63,24 +65,19 @@ def write_copy(reference: str, checkpoint: Checkpoint, out: Path) -> None:
         CheckpointError: it cannot be written; nothing is left behind.
     """
     out = out.resolve()  # a link stays, and what it leads to is replaced
-    unfinished = out.parent / f".{out.name}.unfinished"
+    source = folder_of(reference)
     try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        source = folder_of(reference)
-        if source is None:
-            save_checkpoint(unfinished, checkpoint, "fp16" if _fits_fp16(checkpoint) else "fp32")
-        else:
-            for file in sorted(source.iterdir()):
-                if file.is_file() and not file.name.startswith("."):
-                    shutil.copyfile(file, unfinished / file.name)
-            write_metadata(unfinished, checkpoint.metadata)
-        os.replace(unfinished, out)
-    except BaseException as error:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise CheckpointError(f"{out}: cannot be written: {error.strerror}") from error
-        raise
+        with replacing_folder(out) as unfinished:
+            if source is None:
+                precision: Literal["fp16", "fp32"] = "fp16" if _fits_fp16(checkpoint) else "fp32"
+                save_checkpoint(unfinished, checkpoint, precision)
+            else:
+                for file in sorted(source.iterdir()):
+                    if file.is_file() and not file.name.startswith("."):
+                        shutil.copyfile(file, unfinished / file.name)
+                write_metadata(unfinished, checkpoint.metadata)
+    except OSError as error:
+        raise CheckpointError(f"{out}: cannot be written: {error.strerror}") from error
 
 
 def _fits_fp16(checkpoint: Checkpoint) -> bool:

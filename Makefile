@@ -27,10 +27,22 @@ FOLD_NEGATIVE_HOURS ?= 4
 BUDGET ?= --budget 0.03/h --budget siren=0.17/h --budget telephone_bell_ringing=0.05/h \
     --budget smoke_detector_smoke_alarm=0.05/h --among 4/h
 BIN := $(VENV)/bin
-PIP_INSTALL = $(BIN)/pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
-NEWS := { grep -v '^Requirement already satisfied' || true; }
+# only what went wrong is shown, and then all of it, warnings included
+define PIP_INSTALL
+install() {
+    log=$(VENV)/pip-output.txt
+    if ! $(BIN)/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt \
+        "$$@" >"$$log" 2>&1; then
+        cat "$$log" >&2
+        echo "pip could not install everything; what it said is above" >&2
+        exit 1
+    fi
+}
+install
+endef
 DEBIAN_PACKAGES := pulseaudio pulseaudio-utils libasound2-plugins libportaudio2 espeak-ng ffmpeg mosquitto openssl
-# checks of what is shipped for them; elsewhere their tests are skipped: prometheus starts a service
+# checks of what is shipped for them, and of the units in a container; elsewhere their tests are
+# skipped: prometheus starts a service
 CI_PACKAGES := systemd prometheus
 ifeq ($(CI),true)
 DEBIAN_PACKAGES += $(CI_PACKAGES)
@@ -151,13 +163,13 @@ $(VENV)/.created:
 	touch $@
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/.created
-	@echo "Installing ast-stream and what it needs into $(VENV)"
-	$(PIP_INSTALL) -e . | $(NEWS)
+	@echo "Installing ast-stream and what it needs into $(VENV); the first time takes minutes"
+	$(PIP_INSTALL) -e .
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing the tools for tests into $(VENV)"
-	$(PIP_INSTALL) -e '.[dev]' | $(NEWS)
+	$(PIP_INSTALL) -e '.[dev]'
 	touch $@
 
 # The virtual microphone, speech and media of the tests. In CI a missing package is a failure;
@@ -166,6 +178,8 @@ debian:
 	@is_there() { # some libraries have "t64" at the end of their name since 64-bit time
 	    grep -q 'ok installed' <(dpkg-query -W -f '$${Status}\n' "$$1" "$$1t64" 2>/dev/null)
 	}
+	log=$$(mktemp)
+	trap 'rm -f "$$log"' EXIT
 	missing=()
 	for package in $(DEBIAN_PACKAGES); do is_there "$$package" || missing+=("$$package"); done
 	if [ $${#missing[@]} -eq 0 ]; then exit 0; fi
@@ -173,13 +187,15 @@ debian:
 	if [ "$$(id -u)" -ne 0 ]; then as_root=(sudo -n); fi
 	if command -v apt-get >/dev/null && "$${as_root[@]}" true 2>/dev/null; then
 	    echo "Installing Debian packages for the tests: $${missing[*]}"
-	    "$${as_root[@]}" apt-get update -qq || true
+	    { "$${as_root[@]}" apt-get update -qq || true
 	    "$${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
 	        apt-get install -y -qq --no-install-recommends "$${missing[@]}" || true
+	    } >"$$log" 2>&1
 	fi
 	left=()
 	for package in "$${missing[@]}"; do is_there "$$package" || left+=("$$package"); done
 	if [ $${#left[@]} -eq 0 ]; then exit 0; fi
+	cat "$$log" >&2
 	echo "Missing Debian packages: $${left[*]}. To have them: sudo apt-get install $${left[*]}" >&2
 	if [ "$${CI:-}" = true ]; then exit 1; fi
 	echo "Going on without the tests that need them." >&2

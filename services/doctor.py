@@ -6,28 +6,24 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from ast_stream.errors import AstStreamError
-from ast_stream.model.tagger import Tagger
 from ast_stream.settings.explain import with_options
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.schema import ModelSettings, SceneSource, Settings, StreamSettings
-from services import doctor_model, doctor_system
+from services import doctor_system
 from services.doctor_findings import Check
 from services.live import StatusLine
 
+if TYPE_CHECKING:
+    from ast_stream.model.tagger import Tagger
+
 _STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
-_MODEL_CHECKS: tuple[tuple[str, Callable[[Tagger], Iterator[Check]]], ...] = (
-    ("attention", doctor_model.check_attention),
-    ("features", doctor_model.check_features),
-    ("self-check", doctor_model.check_scores),
-    ("speed", doctor_model.check_speed),
-)
 
 
 def doctor(
@@ -86,13 +82,21 @@ def checks(settings: Settings, status: StatusLine) -> Iterator[Check]:
 
 def _model_checks(model: ModelSettings, status: StatusLine) -> Iterator[Check]:
     status.update("loading the model")
+    from services import doctor_model  # imports torch
+
     try:
         tagger = doctor_model.load(model)
     except AstStreamError as error:
         yield Check("model", "failed", str(error))
         return
     yield from _guarded("model", lambda: doctor_model.check_model(tagger))
-    for name, check in _MODEL_CHECKS:
+    checks: tuple[tuple[str, Callable[[Tagger], Iterator[Check]]], ...] = (
+        ("attention", doctor_model.check_attention),
+        ("features", doctor_model.check_features),
+        ("self-check", doctor_model.check_scores),
+        ("speed", doctor_model.check_speed),
+    )
+    for name, check in checks:
         status.update(f"checking {name}")
         yield from _guarded(name, lambda check=check: check(tagger))  # type: ignore[misc]
 

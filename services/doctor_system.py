@@ -13,10 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ast_stream.errors import AstStreamError, StartupError
-from ast_stream.model.torchaudio_guard import has_compiled_part
 from ast_stream.settings import paths
 from ast_stream.settings.schema import Settings
 from ast_stream.version import __version__
@@ -31,6 +28,10 @@ OPTIONAL_MODULES = {"av": "url", "huggingface_hub": "hub", "flash_attn": "flash"
 
 def check_versions() -> Iterator[Check]:
     """Yield versions of everything that computes or carries."""
+    import torch
+
+    from ast_stream.model.torchaudio_guard import has_compiled_part
+
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     for module in SOUND_MODULES:
         try:

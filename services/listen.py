@@ -7,7 +7,7 @@ import sys
 import threading
 from collections import deque
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,6 @@ from rich.text import Text
 from ast_stream.audio.factory import make_source
 from ast_stream.audio.resample import Resampler
 from ast_stream.audio.source import Source
-from ast_stream.detect.detector import Detector
 from ast_stream.errors import CaptureError, StartupError
 from ast_stream.messages import Event, Scores
 from ast_stream.runtime.lifecycle import stop_on_signals
@@ -27,6 +26,9 @@ from ast_stream.settings.schema import MicrophoneSource, ModelSettings
 from ast_stream.units import SAMPLE_RATE, samples_to_seconds
 from services.live import console, level_bar, level_text, score_bars, stacked
 from services.loading import load_model
+
+if TYPE_CHECKING:
+    from ast_stream.detect.detector import Detector
 
 READ_TIMEOUT_S = 1.0
 STREAM = "listen"
@@ -57,6 +59,8 @@ def listen(
 
     Example: ast-stream listen --device "USB Audio" --top 5
     """
+    from ast_stream.detect.detector import Detector  # imports torch
+
     heard = _Heard()
     chosen = ModelSettings(checkpoint=model)
     detector = Detector(load_model(chosen), hop_s=hop, on_scores=heard.take)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
-from ast_stream.model.device import scoring_threads
-from ast_stream.model.tagger import Tagger, load_tagger
 from ast_stream.settings.schema import ModelSettings
+
+if TYPE_CHECKING:
+    from ast_stream.model.tagger import Tagger
 
 
 def load_model(model: ModelSettings) -> Tagger:
@@ -15,6 +16,11 @@ def load_model(model: ModelSettings) -> Tagger:
     On the CPU the whole process gets as many threads as the model can use: what lies between two
     calls of a small model is smaller still, and would only wait for threads of busy cores.
     """
+    import torch  # here: the help of a command that loads a model needs none of this
+
+    from ast_stream.model.device import scoring_threads
+    from ast_stream.model.tagger import load_tagger
+
     tagger = load_tagger(
         model.checkpoint,
         device=model.device,

@@ -1,4 +1,7 @@
-"""`ast-stream model`: list, inspect, fetch, convert and average checkpoints."""
+"""`ast-stream model`: list, inspect, fetch, convert and average checkpoints.
+
+What needs torch is imported by the commands that read weights: a list is there at once.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +9,21 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ast_stream.errors import CheckpointError, UsageError
 from ast_stream.model import hub
 from ast_stream.model.attributions import carry_attributions
-from ast_stream.model.averaging import average_checkpoints
-from ast_stream.model.checkpoint import (
-    Checkpoint,
-    StoredPrecision,
-    load_checkpoint,
-    save_checkpoint,
-)
 from ast_stream.model.description import BUNDLED, folder_of
-from ast_stream.model.golden import golden_for
+from ast_stream.model.dims import StoredPrecision
 from ast_stream.model.hub_config import CONFIG
 from ast_stream.model.metadata import write_metadata
 from services.model_report import facts_of, row_of, show_facts, show_rows, summary
+
+if TYPE_CHECKING:
+    from ast_stream.model.checkpoint import Checkpoint
 
 app = typer.Typer(no_args_is_help=True, epilog="Example: ast-stream model list")
 
@@ -61,6 +60,8 @@ def info(reference: Reference = BUNDLED, as_json: AsJson = False) -> None:
 
     Example: ast-stream model info bundled
     """
+    from ast_stream.model.checkpoint import load_checkpoint
+
     facts = facts_of(load_checkpoint(reference))
     if as_json:
         typer.echo(json.dumps(facts, ensure_ascii=False))
@@ -79,6 +80,8 @@ def fetch(
 
     Example: ast-stream model fetch MIT/ast-finetuned-audioset-10-10-0.4593 -o models/ast
     """
+    from ast_stream.model.checkpoint import load_checkpoint
+
     if not hub.is_hub_id(hub_id):
         raise UsageError(f"fetch: expected organisation/name, got '{hub_id}'")
     target = directory or Path(hub_id.split("/")[1])
@@ -103,6 +106,8 @@ def convert(
 
     Example: ast-stream model convert audioset_0.4593.pth models/ast --precision fp16
     """
+    from ast_stream.model.checkpoint import load_checkpoint
+
     _refuse_to_overwrite(directory)
     _say(f"reading {reference}")
     checkpoint = load_checkpoint(reference)
@@ -130,6 +135,9 @@ def average(
 
     Example: ast-stream model average runs/4/checkpoint runs/5/checkpoint -o runs/mean
     """
+    from ast_stream.model.averaging import average_checkpoints
+    from ast_stream.model.checkpoint import load_checkpoint
+
     if len(references) < 2:
         raise UsageError(f"average: expected two checkpoints or more, got {len(references)}")
     _refuse_to_overwrite(directory)
@@ -144,6 +152,9 @@ def _write(
 
     The scores of that are those of the weights as they are stored.
     """
+    from ast_stream.model.checkpoint import load_checkpoint, save_checkpoint
+    from ast_stream.model.golden import golden_for
+
     metadata = checkpoint.metadata.model_copy(update={"golden": None})
     _say(f"writing {summary(checkpoint)} in {precision}")
     save_checkpoint(directory, replace(checkpoint, metadata=metadata), precision)

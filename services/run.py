@@ -22,7 +22,6 @@ from ast_stream.settings.load import load_file
 from ast_stream.settings.paths import make_runtime_dir
 from ast_stream.settings.schema import Settings, Source
 from ast_stream.wire.locks import lock_file
-from services.alert_rules import RuleFiles
 from services.reload import Reloader
 
 
@@ -43,6 +42,8 @@ def run(
     settings = loaded.settings
     setup_logging(settings.logging.level, settings.logging.format, process="run")
     if settings.alerts.rules:
+        from services.alert_rules import RuleFiles  # the compiler of rules, which few need
+
         RuleFiles(loaded).load()  # mistakes are told before anything starts
     folder = make_runtime_dir(settings)
     lock_fd = lock_file(folder / "run.lock", f"the runtime folder {folder}")

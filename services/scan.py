@@ -9,20 +9,22 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, BinaryIO, Literal
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
 
 import typer
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ast_stream.audio.recording import RecordingError, RecordingReader, recordings_in
 from ast_stream.errors import AudioError, UsageError
-from ast_stream.scan import OnRead, Scanner
 from ast_stream.settings.explain import with_options
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.schema import DetectionSettings, ModelSettings
 from services.live import ProgressView
 from services.loading import load_model
 from services.scan_output import FORMATS, HEADERS, ScoreCollector
+
+if TYPE_CHECKING:
+    from ast_stream.scan import OnRead, Scanner
 
 STDIN = "-"
 
@@ -31,6 +33,8 @@ def make_scanner(
     model: ModelSettings, detection: DetectionSettings, collector: ScoreCollector | None = None
 ) -> tuple[Scanner, list[str]]:
     """Return a scanner with the model and detection of a configuration, and its labels."""
+    from ast_stream.scan import Scanner  # imports torch
+
     tagger = load_model(model)
     scanner = Scanner(
         tagger,

@@ -7,14 +7,17 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from ast_stream.errors import UsageError
 from ast_stream.messages import Scores
-from ast_stream.scan import ScannedEvent
 from ast_stream.units import SAMPLE_RATE
+
+if TYPE_CHECKING:
+    from ast_stream.scan import ScannedEvent
 
 
 class ScoreCollector:

@@ -246,7 +246,7 @@ def test_help_starts_without_anything_heavy() -> None:
         "import sys; from services.cli import build_app; build_app(['--help'])\n"
         "print([name for name in ('torch', 'numpy', 'zmq', 'yaml') if name in sys.modules])"
     )
-    assert python(code).stdout == "['numpy']\n"
+    assert python(code).stdout == "[]\n"
 
 
 def test_full_output_is_one_sentence() -> None:
@@ -259,3 +259,38 @@ def test_full_output_is_one_sentence() -> None:
         )
     assert done.returncode == 1
     assert done.stderr == "ast-stream: cannot write the output: No space left on device\n"
+
+
+HEAVY = ("torch", "torchaudio", "transformers", "scipy", "matplotlib", "pandas")
+TORCH_FREE = [
+    ["--help"],
+    ["--version"],
+    ["model", "list"],
+    ["check-config", "configs/default.yaml"],
+    ["schema"],
+    ["devices"],
+    ["status", "-c", "configs/default.yaml"],
+    ["rules", "check", "configs/alerts.yaml"],
+    ["rules", "explain", "configs/alerts.yaml"],
+    ["outbox", "list", "-c", "configs/default.yaml"],
+    ["ack", "-c", "configs/default.yaml", "nothing"],
+    ["snooze", "-c", "configs/default.yaml", "nothing", "--for", "1h"],
+    ["install-units", "-c", "configs/default.yaml", "--dry-run"],
+    *(
+        [name, "--help"]
+        for name in (each.name for each in COMMANDS)
+        if name not in ("worker", "train", "evaluate", "calibrate")  # they say their defaults
+    ),
+]
+
+
+@pytest.mark.parametrize("args", TORCH_FREE, ids=" ".join)
+def test_a_command_that_scores_nothing_imports_nothing_heavy(args: list[str]) -> None:
+    ran = python(
+        "import json, sys\n"
+        "from services.cli import run_command_line\n"
+        f"run_command_line({args!r})\n"
+        f"heavy = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "print('heavy:', json.dumps(heavy))\n"
+    )
+    assert ran.stdout.splitlines()[-1] == "heavy: []"

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,11 +25,10 @@ from ast_stream.model.description import (
     window_of,
     with_classes,
 )
-from ast_stream.model.dims import AstDims, Normalization, Scoring
+from ast_stream.model.dims import AstDims, Normalization, Scoring, StoredPrecision
 from ast_stream.model.metadata import METADATA, Metadata, metadata_json, read_metadata
 from ast_stream.model.weight_files import WEIGHTS, read_tensors
 
-StoredPrecision = Literal["fp32", "fp16"]
 _STORED = {"fp32": (torch.float32, "float32"), "fp16": (torch.float16, "float16")}
 
 

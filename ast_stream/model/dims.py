@@ -12,6 +12,7 @@ MAX_SIZE = 1 << 20  # of any one dimension; a larger one is a damaged file
 N_PREFIX_TOKENS = 2  # class and distillation token
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
+StoredPrecision = Literal["fp32", "fp16"]
 Scoring = Literal["sigmoid", "softmax"]
 """How logits become scores: each class for itself, or one class out of all."""
 

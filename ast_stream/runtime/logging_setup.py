@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO, cast, get_args
 
-from ast_stream.messages import format_time
 from ast_stream.urls import mask
 
 LogFormat = Literal["auto", "text", "json", "journald"]
@@ -196,6 +195,8 @@ class JsonFormatter(logging.Formatter):
 
 
 def _time(record: logging.LogRecord) -> str:
+    from ast_stream.messages import format_time  # brings numpy, which `--help` need not wait for
+
     return format_time(int(record.created * 1e9))
 
 

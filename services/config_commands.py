@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import math
+import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ast_stream.detect.facts import model_facts
 from ast_stream.detect.parameters import DecisionParameters, resolve_parameters
-from ast_stream.errors import AstStreamError, CheckpointError, ConfigError
+from ast_stream.errors import AstStreamError, CheckpointError, ConfigError, UsageError
 from ast_stream.labels import slug
 from ast_stream.settings.check import LoadedSettings, check_against_model
 from ast_stream.settings.load import load_file
-from ast_stream.settings.paths import audio_endpoint, feed_endpoint, query_endpoint
+from ast_stream.settings.paths import (
+    audio_endpoint,
+    feed_endpoint,
+    metrics_address,
+    query_endpoint,
+)
 from ast_stream.settings.schema import Settings, Source
 from ast_stream.units import samples_to_seconds, seconds_to_samples
 from ast_stream.urls import mask
@@ -27,6 +33,7 @@ if TYPE_CHECKING:
     from ast_stream.model.description import Description
 
 MAX_LISTED_CLASSES = 40  # of larger models only the classes with settings of their own
+_ANY_HOST = ("0.0.0.0", "::", "*")  # not an address to connect to
 _COLUMNS = ("class", "onset", "offset", "confirm", "hold", "min", "refractory", "max")
 
 
@@ -38,6 +45,10 @@ def check_config(
     speed: Annotated[
         bool, typer.Option(help="Measure the model, to say how many streams this machine can hold.")
     ] = True,
+    targets: Annotated[
+        bool,
+        typer.Option("--targets", help="Print what Prometheus scrapes instead (file_sd, JSON)."),
+    ] = False,
 ) -> None:
     """Validate a configuration and print what it means; exit 78 if anything is wrong.
 
@@ -47,6 +58,9 @@ def check_config(
     Example: ast-stream check-config configs/default.yaml
     """
     loaded = load_file(file)
+    if targets:
+        typer.echo(json.dumps(scrape_targets(loaded.settings), indent=2))
+        return
     warnings: list[str] = []
     lines = list(describe(loaded.settings))
     if loaded.settings.alerts.rules:
@@ -94,6 +108,30 @@ def describe(settings: Settings) -> Iterator[str]:
     yield f"feed         {feed_endpoint(settings)}"
     yield f"query        {query_endpoint(settings)}"
     yield f"state        {settings.state_dir}"
+    if settings.metrics.listen is not None:
+        shown = (
+            f"{one['labels']['process']} {one['targets'][0]}" for one in scrape_targets(settings)
+        )
+        yield f"metrics      {', '.join(shown)}"
+
+
+def scrape_targets(settings: Settings) -> list[dict[str, Any]]:
+    """Return where each process shows its metrics, as Prometheus reads it from a file (file_sd).
+
+    Raises:
+        UsageError: they show none.
+    """
+    if settings.metrics.listen is None:
+        raise UsageError("metrics.listen: expected host:port, got none: no process shows metrics")
+    captures = [f"capture {stream.name}" for stream in settings.streams]
+    found = []
+    for name in ("worker", *(["alerts"] if settings.alerts.rules else []), *captures):
+        address = metrics_address(settings, name)
+        assert address is not None
+        host = socket.gethostname() if address[0] in _ANY_HOST else address[0]
+        target = f"[{host}]:{address[1]}" if ":" in host else f"{host}:{address[1]}"
+        found.append({"targets": [target], "labels": {"process": name.split()[0]}})
+    return found
 
 
 def describe_model(loaded: LoadedSettings, checkpoint: Description) -> Iterator[str]:

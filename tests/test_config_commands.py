@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
 from tiny_model import TINY_LABELS, save_tiny
 
+from ast_stream.settings.load import load_settings
 from ast_stream.settings.schema import Settings
 from services.capacity import describe_load, load_warnings
 from services.cli import run_command_line
+from services.config_commands import scrape_targets
 
 STREAMS = "streams: [{name: porch, source: {type: microphone, device: USB}, labels: {room: p}}]\n"
 
@@ -203,3 +206,28 @@ def test_schema_describes_every_section(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_tiny_model_has_the_classes_the_tests_speak_of() -> None:
     assert TINY_LABELS == ["Bark", "Siren", "Background"]
+
+
+def test_targets_are_what_prometheus_scrapes_of_the_processes_there_are(check: Check) -> None:
+    def targets(text: str) -> dict[str, list[str]]:
+        assert check(text, "--targets") == 0
+        found: dict[str, list[str]] = {}
+        for one in json.loads("\n".join(check.out)):
+            found.setdefault(one["labels"]["process"], []).extend(one["targets"])
+        return found
+
+    two = "streams:\n  - {name: a, source: {type: stdin}}\n  - {name: b, source: {type: scene}}\n"
+    text = f'{two}metrics: {{listen: "[::1]:9464"}}\n'
+    assert targets(text) == {"worker": ["[::1]:9464"], "capture": ["[::1]:9466", "[::1]:9467"]}
+    with_alerts = f"{text}alerts: {{rules: [a.yaml]}}\n"
+    assert targets(with_alerts)["alerts"] == ["[::1]:9465"]
+    host = socket.gethostname()
+    assert targets(text.replace("[::1]", "0.0.0.0"))["worker"] == [f"{host}:9464"]
+    assert check(two, "--targets") == 2
+    assert "metrics.listen: expected host:port" in check.err[0]
+
+
+def test_shipped_targets_are_those_of_the_shipped_service() -> None:
+    configs = Path(__file__).parents[1] / "configs"
+    shipped = json.loads((configs / "monitoring/ast-stream-targets.json").read_text())
+    assert shipped == scrape_targets(load_settings(configs / "service.yaml"))

@@ -82,7 +82,9 @@ def scan(
             raise UsageError(f"scan: --scores: expected one recording, got {len(recordings)}")
         failed = _scan_all(scanner, recordings, form)
     if failed:
-        raise AudioError(f"scan: {failed} of {len(recordings)} recordings could not be read")
+        raise AudioError(
+            f"scan: {failed} of {len(recordings)} recordings could not be read to their end"
+        )
     if scores is not None and collector is not None:
         collector.save(scores, names)
 

@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
+import re
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,8 @@ import pytest
 import soundfile
 from reactive_model import save_reactive, tones_and_noise
 
-from ast_stream.model.tagger import load_tagger
+from ast_stream import load_tagger, scan_file
+from ast_stream.errors import AudioError
 from services.cli import run_command_line
 
 HOP_S = 0.5
@@ -89,6 +93,79 @@ def test_standard_input_gives_what_the_file_gives(
     assert label in ("Bark", "Siren")
 
 
+def test_scan_file_gives_what_the_command_gives(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "night.flac"
+    soundfile.write(path, np.repeat(tones_and_noise(30.0), 3), 48_000)
+    assert scan(checkpoint, path, "--json") == 0
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    found = scan_file(path, model=str(checkpoint), device="cpu", hop_s=HOP_S)
+    assert [event.as_json() for event in found] == printed
+    tagger = load_tagger(str(checkpoint), device="cpu")
+    assert scan_file(str(path), tagger, hop_s=HOP_S) == found
+    (tmp_path / "cut.flac").write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(AudioError, match=r"cut\.flac: expected 30\.00 s.*its end is missing"):
+        scan_file(tmp_path / "cut.flac", tagger)
+
+
+def test_a_recording_is_scanned_to_its_end_behind_damage_and_the_exit_code_is_1(
+    checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "damaged.mp3"
+    soundfile.write(path, tones_and_noise(30.0), 16_000)
+    assert scan(checkpoint, path, "--json") == 0
+    whole = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 3_000] = np.random.default_rng(1).bytes(3_000)
+    path.write_bytes(content)
+    assert scan(checkpoint, path, "--json") == 1
+    said = capfd.readouterr()
+    assert re.match(
+        r"scan: .*damaged\.mp3: damaged at 1[45]\.\d\d s .*read on behind it\n", said.err
+    )
+    assert "mpg123" not in said.err
+    found = [json.loads(line) for line in said.out.splitlines()]
+    assert [one["onset_s"] for one in found if one["onset_s"] > 18] == pytest.approx(
+        [one["onset_s"] for one in whole if one["onset_s"] > 18], abs=0.5
+    )
+
+
+def test_what_comes_through_a_pipe_is_scanned(
+    checkpoint: Path, recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert scan(checkpoint, recording, "--labels", "audacity") == 0
+    from_file = capsys.readouterr().out
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(
+        target=(tmp_path / "pipe").write_bytes, args=(recording.read_bytes(),)
+    )
+    writer.start()
+    assert scan(checkpoint, tmp_path / "pipe", "--labels", "audacity") == 0
+    writer.join()
+    assert capsys.readouterr().out == from_file
+
+
+def test_a_folder_names_what_it_cannot_read_and_scans_the_rest(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.flac", "b.aiff", "c.w64", "d.opus", "e.caf"):
+        kind = {"format": "OGG", "subtype": "OPUS"} if name == "d.opus" else {}
+        soundfile.write(tmp_path / name, tones_and_noise(12.0), 16_000, **kind)
+    (tmp_path / "f.m4a").write_bytes(b"\0\0\0 ftypM4A ")
+    (tmp_path / "notes.txt").write_text("no audio")
+    os.mkfifo(tmp_path / "g.wav")
+    assert scan(checkpoint, tmp_path, "--json") == 1
+    said = capsys.readouterr()
+    files = {Path(json.loads(line)["file"]).name for line in said.out.splitlines()}
+    assert files == {"a.flac", "b.aiff", "c.w64", "d.opus", "e.caf"}
+    assert "f.m4a: expected" in said.err
+    assert "g.wav: expected a file, got a FIFO" in said.err
+    assert "notes.txt" not in said.err
+    assert "2 of 7 recordings could not be read to their end" in said.err
+
+
 def test_every_rate_and_format_of_a_folder_is_read(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,7 +199,7 @@ def test_bad_recordings_are_named_and_do_not_stop_the_good_ones(
     assert len(said.out.splitlines()) >= 3
     assert "broken.wav: expected wav, flac, ogg or mp3" in said.err
     assert "none.wav: No such file or directory" in said.err
-    assert "2 of 3 recordings could not be read" in said.err
+    assert "2 of 3 recordings could not be read to their end" in said.err
     assert "Traceback" not in said.err
 
 

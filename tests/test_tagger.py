@@ -217,6 +217,29 @@ def test_wrong_waveforms_are_refused(tagger: Tagger, waveforms: Any, message: st
         tagger.logits(waveforms)
 
 
+def test_samples_of_another_rate_are_refused_where_it_is_named(tagger: Tagger) -> None:
+    waveforms = _waveforms(16_000)
+    np.testing.assert_array_equal(
+        tagger.scores(waveforms, sample_rate=16_000), tagger.scores(waveforms)
+    )
+    for score in (tagger.scores, tagger.logits):
+        with pytest.raises(ValueError, match="sample_rate: expected 16000 Hz, got 44100"):
+            score(waveforms, sample_rate=44_100)
+
+
+def test_that_only_the_beginning_is_scored_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    tagger = Tagger(tiny_checkpoint(), device="cpu", precision="fp32", attention="math")
+    longest = (tagger.n_input_frames - 1) * 160 + 400
+    tagger.scores(_waveforms(longest))
+    assert not caplog.messages
+    for _ in range(2):
+        cut, whole = tagger.scores(_waveforms(longest)), tagger.scores(_waveforms(60 * 16_000))
+    assert cut.shape == whole.shape
+    (message,) = caplog.messages
+    assert message.startswith("waveforms: the first 1.29 s of 60.00 s are scored")
+    assert "ast_stream.scan_file" in message
+
+
 @pytest.mark.parametrize("shape", [(128, 128), (2, 127, 128), (2, 128, 64)])
 def test_wrong_windows_are_refused(tagger: Tagger, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"windows: expected shape \(B, 128, 128\)"):

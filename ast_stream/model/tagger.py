@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import overload
+from contextlib import suppress
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,14 @@ from ast_stream.model.fbank import Fbank, pad_frames
 from ast_stream.model.grid import cut_time
 from ast_stream.model.metadata import ScoreMap
 from ast_stream.model.runners import GraphRunner, SingleRunner
-from ast_stream.units import FRAME_LENGTH, FRAME_SHIFT, FULL_SCALE, frame_count, whole_frames
+from ast_stream.units import (
+    FRAME_LENGTH,
+    FRAME_SHIFT,
+    FULL_SCALE,
+    SAMPLE_RATE,
+    frame_count,
+    whole_frames,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +95,7 @@ class Tagger:
         self.attention = self.attention_choice.name
         self.fbank = Fbank(self.device)
         self.on_batch: Callable[[int, float], None] | None = None
+        self._has_told_cut = False
         self._score_map = _score_map(checkpoint, self.device)
         self._is_single_label = checkpoint.scoring == "softmax"
         model = model_with(dims, state_dict).to(self.device, dtype)
@@ -118,37 +127,51 @@ class Tagger:
         return scores
 
     @overload
-    def logits(self, waveforms: Tensor) -> Tensor: ...
+    def logits(self, waveforms: Tensor, sample_rate: int | None = None) -> Tensor: ...
     @overload
-    def logits(self, waveforms: npt.NDArray[np.float32]) -> Array: ...
-    def logits(self, waveforms: Tensor | npt.NDArray[np.float32]) -> Tensor | Array:
+    def logits(
+        self, waveforms: npt.NDArray[np.float32], sample_rate: int | None = None
+    ) -> Array: ...
+    def logits(
+        self, waveforms: Tensor | npt.NDArray[np.float32], sample_rate: int | None = None
+    ) -> Tensor | Array:
         """Return the logits of waveforms, padded or cut to one window as ASTFeatureExtractor does.
+
+        Of a waveform longer than the window only the beginning is scored, which is logged once;
+        `scan_file` finds the events of whole recordings.
 
         Args:
             waveforms: shape (n_samples,) or (B, n_samples), float32 in [-1, 1], at 16 kHz; numpy
                 or torch.
+            sample_rate: of the waveforms, to have it checked; None: they are taken for 16 kHz.
 
         Returns:
             Shape (1 or B, n_classes), float32; numpy for numpy, a CPU tensor for a tensor.
 
         Raises:
-            ValueError: another type or shape, fewer than 400 samples, samples that are not finite
-                or not scaled to [-1, 1].
+            ValueError: another type, shape or rate, fewer than 400 samples, samples that are not
+                finite or not scaled to [-1, 1].
         """
-        samples = torch.from_numpy(waveforms) if isinstance(waveforms, np.ndarray) else waveforms
-        logits = self._waveform_logits(_checked(samples))
+        _check_rate(sample_rate)
+        samples = _checked(waveforms)
+        self._tell_what_is_cut(samples.shape[1])
+        logits = self._waveform_logits(samples)
         # The clone is an ordinary tensor: those made in inference mode refuse later gradients.
         return _to_numpy(logits) if isinstance(waveforms, np.ndarray) else logits.clone()
 
     @overload
-    def scores(self, waveforms: Tensor) -> Tensor: ...
+    def scores(self, waveforms: Tensor, sample_rate: int | None = None) -> Tensor: ...
     @overload
-    def scores(self, waveforms: npt.NDArray[np.float32]) -> Array: ...
-    def scores(self, waveforms: Tensor | npt.NDArray[np.float32]) -> Tensor | Array:
+    def scores(
+        self, waveforms: npt.NDArray[np.float32], sample_rate: int | None = None
+    ) -> Array: ...
+    def scores(
+        self, waveforms: Tensor | npt.NDArray[np.float32], sample_rate: int | None = None
+    ) -> Tensor | Array:
         """Return the scores of waveforms, in [0, 1]: the sigmoid of the calibrated `logits`."""
-        if isinstance(waveforms, np.ndarray):
-            return _to_numpy(self.scores(torch.from_numpy(waveforms)))
-        return torch.sigmoid(self.calibrated(self.logits(waveforms)))
+        if isinstance(waveforms, Tensor):
+            return torch.sigmoid(self.calibrated(self.logits(waveforms, sample_rate)))
+        return _to_numpy(self.scores(_checked(waveforms), sample_rate))
 
     def calibrated(self, logits: Tensor) -> Tensor:
         """Return what the scores are the sigmoid of: logits through the checkpoint's score maps.
@@ -174,6 +197,18 @@ class Tagger:
         if isinstance(self._runner, GraphRunner):
             with torch.inference_mode():
                 self._runner.prepare(n_windows)
+
+    def _tell_what_is_cut(self, n_samples: int) -> None:
+        """Log, once, that only the beginning of a waveform is scored."""
+        if self._has_told_cut or frame_count(n_samples) <= self.n_input_frames:
+            return
+        self._has_told_cut = True
+        n_scored = (self.n_input_frames - 1) * FRAME_SHIFT + FRAME_LENGTH
+        logger.warning(
+            "waveforms: the first %.2f s of %.2f s are scored, cut as ASTFeatureExtractor does; "
+            "ast_stream.scan_file finds the events of whole recordings",
+            n_scored / SAMPLE_RATE, n_samples / SAMPLE_RATE,
+        )  # fmt: skip
 
     @torch.inference_mode()
     def _waveform_logits(self, samples: Tensor) -> Tensor:
@@ -243,8 +278,20 @@ def _score_map(checkpoint: Checkpoint, device: torch.device) -> tuple[Tensor, Te
     )
 
 
-def _checked(samples: Tensor) -> Tensor:
+def _check_rate(sample_rate: int | None) -> None:
+    if sample_rate is not None and sample_rate != SAMPLE_RATE:
+        raise ValueError(
+            f"sample_rate: expected {SAMPLE_RATE} Hz, got {sample_rate}: resample the waveforms, "
+            "or let ast_stream.scan_file read the recording"
+        )
+
+
+def _checked(waveforms: Tensor | npt.NDArray[Any]) -> Tensor:
     """Return samples of shape (B, n_samples), or say what is wrong with them."""
+    samples: Any = waveforms
+    if isinstance(waveforms, np.ndarray):
+        with suppress(TypeError):  # a type that torch does not have
+            samples = torch.from_numpy(np.ascontiguousarray(waveforms))
     if not isinstance(samples, Tensor) or samples.dtype != torch.float32:
         got = getattr(samples, "dtype", type(samples).__name__)
         raise ValueError(
@@ -256,17 +303,17 @@ def _checked(samples: Tensor) -> Tensor:
             "waveforms: expected shape (n_samples,) or (batch, n_samples), "
             f"got {tuple(samples.shape)}"
         )
-    samples = samples.reshape(-1, samples.shape[-1]) if samples.ndim == 2 else samples[None]
-    if samples.shape[1] < FRAME_LENGTH:
+    checked: Tensor = samples if samples.ndim == 2 else samples[None]
+    if checked.shape[1] < FRAME_LENGTH:
         raise ValueError(
-            f"waveforms: expected at least {FRAME_LENGTH} samples (25 ms), got {samples.shape[1]}"
+            f"waveforms: expected at least {FRAME_LENGTH} samples (25 ms), got {checked.shape[1]}"
         )
-    if not samples.isfinite().all():
+    if not checked.isfinite().all():
         raise ValueError("waveforms: expected finite samples, got NaN or infinity")
-    peak = samples.abs().max().item() if samples.numel() else 0.0
+    peak = checked.abs().max().item() if checked.numel() else 0.0
     if peak > MAX_AMPLITUDE:
         raise ValueError(f"waveforms: expected samples in [-1, 1], got a peak of {peak:g}")
-    return samples
+    return checked
 
 
 def _to_numpy(tensor: Tensor) -> Array:

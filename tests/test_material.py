@@ -189,6 +189,72 @@ def test_a_table_that_cannot_be_understood_is_refused(
         read_clips(table)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "file;label\r\na.wav;Tone\r\nb.wav;Tone\r\n",
+        "sep=;\r\nfile;label\r\na.wav;Tone\r\nb.wav;Tone\r\n",
+        "sep=,\nfile,label\na.wav,Tone\nb.wav,Tone\n",
+        '"sep=\t"\r\nfile\tlabel\r\na.wav\tTone\r\nb.wav\tTone\r\n',
+        "file,label\ra.wav,Tone\rb.wav,Tone\r",
+        "file ; label\r\na.wav;Tone\r\nb.wav;Tone\r\n;\r\n;\r\n",
+        "file,label\nclips\\a.wav,Tone\nclips\\b.wav,Tone\n",
+        "file,label,note\na.wav,Tone,x;y;z;w\nb.wav,Tone,\n",
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_a_table_as_spreadsheets_save_it_is_read(
+    tmp_path: Path, content: str, encoding: str
+) -> None:
+    for name in ("a.wav", "b.wav"):
+        _write(tmp_path / "clips" / name)
+    table = tmp_path / "labels.csv"
+    table.write_bytes(content.encode(encoding))
+    clips = read_clips(table)
+    assert [(clip.path, clip.labels) for clip in clips] == [
+        (tmp_path / "clips" / name, ("Tone",)) for name in ("a.wav", "b.wav")
+    ]
+
+
+def test_numbers_with_a_decimal_comma_are_read_where_semicolons_part_cells(tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text('file;label;onset;offset\na.wav;"Bark;Rain";0,5;1,25\n')
+    clip, *_ = read_clips(table)
+    assert (clip.labels, clip.span) == (("Bark", "Rain"), (0.5, 1.25))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"PK\x03\x04 rest of a zip", "expected a table of text, got a workbook; save it as CSV"),
+        ("file,label\na.wav,Hündin\n".encode("cp1252"), r"labels\.csv:2: expected UTF-8, got b'"),
+        (b"file;label\na.wav;Bark;Rain\n", "a label with semicolons needs quotes"),
+        (b"file,label,label\na.wav,Bark,Rain\n", "label: expected each column once"),
+        (b"", "file: column is missing"),
+    ],
+)
+def test_what_a_table_is_instead_is_said(tmp_path: Path, content: bytes, message: str) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        read_clips(table)
+
+
+def test_label_tracks_and_segment_lists_are_read_as_spreadsheets_save_them(tmp_path: Path) -> None:
+    _write(tmp_path / "night.wav", 4.0)
+    (tmp_path / "night.txt").write_bytes("1,5\t2,5\tBark\r\n".encode("utf-16"))
+    clip, *_ = read_clips(tmp_path / "night.txt")
+    assert (clip.labels, clip.span) == (("Bark",), (1.5, 2.5))
+    _write(tmp_path / "abc.wav", 4.0)
+    (tmp_path / "class_labels_indices.csv").write_text("index;mid;display_name\n0;/m/1;Bark\n")
+    segments = tmp_path / "segments.csv"
+    segments.write_bytes(
+        "# YTID; start_seconds; end_seconds; positive_labels\r\nabc;0;10;/m/1\r\n".encode("utf-16")
+    )
+    (clip,) = read_clips(segments)
+    assert clip.labels == ("Bark",)
+
+
 def test_rows_of_one_file_with_other_labels_are_one_clip(tmp_path: Path) -> None:
     table = tmp_path / "labels.csv"
     table.write_text("file,label\na.wav,Bark\nb.wav,Rain\na.wav,Rain;Siren\n")

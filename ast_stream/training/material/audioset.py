@@ -17,7 +17,7 @@ from ast_stream.audio.recording import (
     recordings_in,
 )
 from ast_stream.errors import ConfigError, Problem
-from ast_stream.training.material.clip import Clip, Span
+from ast_stream.training.material.clip import Clip, Span, read_lines
 from ast_stream.training.material.strips import span_of
 
 logger = logging.getLogger(__name__)
@@ -30,12 +30,11 @@ NAMED = 5  # missing clips, in the notice that counts them
 
 def is_segment_list(table: Path) -> bool:
     """Tell whether `table` begins as AudioSet's segment lists do: with comments that name YTID."""
-    with table.open(encoding="utf-8-sig", errors="replace") as lines:
-        for line in lines:
-            if not line.startswith("#"):
-                return False
-            if "YTID" in line:
-                return True
+    for line in read_lines(table):
+        if not line.startswith(("#", '"#')):
+            return False
+        if "YTID" in line:
+            return True
     return False
 
 
@@ -80,11 +79,13 @@ def read_segments(table: Path) -> list[Clip]:
 
 
 def _segments(table: Path) -> Iterator[tuple[int, list[str]]]:
-    with table.open(newline="", encoding="utf-8-sig") as lines:
-        reader = csv.reader(lines, skipinitialspace=True)
-        for fields in reader:
-            if fields and not fields[0].startswith("#"):
-                yield reader.line_num, [field.strip() for field in fields]
+    lines = read_lines(table)
+    named = next((line for line in lines if "YTID" in line), "")
+    delimiter = ";" if named.count(";") > named.count(",") else ","  # as Excel saves it
+    reader = csv.reader(lines, skipinitialspace=True, delimiter=delimiter)
+    for fields in reader:
+        if any(fields) and not fields[0].startswith("#"):
+            yield reader.line_num, [field.strip() for field in fields]
 
 
 def _segment(fields: Sequence[str], names: Mapping[str, str]) -> tuple[str, Span, tuple[str, ...]]:
@@ -104,10 +105,12 @@ def _class_names(table: Path) -> Mapping[str, str]:
     if path is None:
         text = f"expected {LABELS_CSV} beside it, for the names of the classes, got none"
         raise ConfigError([Problem(str(table), None, "", text)])
+    lines = read_lines(path)
+    delimiter = ";" if lines and lines[0].count(";") > lines[0].count(",") else ","
     try:
-        with path.open(newline="", encoding="utf-8-sig") as lines:
-            return {row["mid"]: row["display_name"] for row in csv.DictReader(lines)}
-    except (KeyError, csv.Error, UnicodeDecodeError) as error:
+        rows = csv.DictReader(lines, delimiter=delimiter)
+        return {row["mid"]: row["display_name"] for row in rows}
+    except (KeyError, csv.Error) as error:
         text = f"expected columns index, mid, display_name ({error!r})"
         raise ConfigError([Problem(str(path), None, "", text)]) from error
 

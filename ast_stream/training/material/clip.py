@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from ast_stream.audio.activity import Waveform
-from ast_stream.errors import Problem
+from ast_stream.errors import ConfigError, Problem
 
 LABEL_SEPARATOR = ";"
+_WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # .xlsx and .ods, .xls
 
 
 class Span(NamedTuple):
@@ -68,3 +70,34 @@ class Recording:
 
     clip: Clip
     waveform: Waveform
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines, with their ends, of a table or list in UTF-8 or UTF-16.
+
+    Raises:
+        ConfigError: it cannot be read, or is a workbook or in another encoding.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        text = f"cannot be read ({error.strerror or error})"
+        raise ConfigError([Problem(str(path), None, "", text)]) from error
+    if data.startswith(_WORKBOOKS):
+        text = "expected a table of text, got a workbook; save it as CSV UTF-8"
+        raise ConfigError([Problem(str(path), None, "", text)])
+    try:
+        return list(io.StringIO(data.decode(_encoding(data)), newline=""))
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        text = f"expected UTF-8, got {data[error.start : error.start + 1]!r}; save it as CSV UTF-8"
+        raise ConfigError([Problem(str(path), line, "", text)]) from error
+
+
+def _encoding(data: bytes) -> str:
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16"
+    zeros = [data[first:1_000:2].count(0) for first in (0, 1)]
+    if max(zeros) > len(data[:1_000]) / 4:  # letters of UTF-16 without its mark
+        return "utf-16-be" if zeros[0] > zeros[1] else "utf-16-le"
+    return "utf-8-sig"

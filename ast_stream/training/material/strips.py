@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ast_stream.errors import ConfigError, Problem
-from ast_stream.training.material.clip import Clip, Span
+from ast_stream.training.material.clip import Clip, Span, read_lines
 
 AUDACITY_SUFFIX = ".txt"
 SHORTEST_S = 0.1  # of a label; what several leave or share for less teaches nothing
@@ -38,21 +38,19 @@ def audacity_rows(track: Path, recording: Path) -> list[Row]:
         ConfigError: a line that is none of these.
     """
     rows, problems = [], []
-    try:
-        lines = track.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([Problem(str(track), None, "", f"cannot be read ({error})")]) from error
+    lines = read_lines(track)
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.startswith("\\"):  # frequencies of the label above
             continue
-        parts = line.split("\t")
+        parts = line.rstrip("\r\n").split("\t")
         if len(parts) < 3 or not all(part.strip() for part in parts[:3]):
             problems.append(
                 Problem(str(track), number, "", "expected onset, offset and label between tabs")
             )
             continue
         clip = Clip(recording, (parts[2].strip(),), table=str(track), line=number)
-        rows.append(Row(clip, parts[0], parts[1]))
+        onset, offset = (part.replace(",", ".") for part in parts[:2])
+        rows.append(Row(clip, onset, offset))
     if problems:
         raise ConfigError(problems)
     return rows

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import logging
+import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,21 +17,28 @@ from ast_stream.training.material.clip import (
     LABEL_SEPARATOR,
     Clip,
     Columns,
+    read_lines,
 )
 from ast_stream.training.material.strips import AUDACITY_SUFFIX, Row, audacity_rows, strip_clips
 
 logger = logging.getLogger(__name__)
 
 FOLD, ONSET, OFFSET = "fold", "onset", "offset"  # columns that a table need not have
+_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[,;\t\s]*$', re.IGNORECASE)
 BESIDE = ("clips", "audio", "wav")  # folders beside a table where its files may lie
 
 
 class Table(NamedTuple):
-    """The rows of a table with the line each one ends on, and what is wrong with them."""
+    """The rows of a table with the line each one ends on, and what is wrong with them.
+
+    Attributes:
+        delimiter: what separates the cells.
+    """
 
     header: list[str]
     rows: list[tuple[int, dict[str, str]]]
     problems: list[Problem]
+    delimiter: str
 
 
 def read_folder(folder: Path) -> list[Clip]:
@@ -59,7 +68,7 @@ def read_table(table: Path, columns: Columns) -> list[Clip]:
     Raises:
         ConfigError: columns or labels are missing, or rows make no sense or contradict each other.
     """
-    header, rows, problems = read_rows(table)
+    header, rows, problems, delimiter = read_rows(table)
     missing = _missing_columns(table, header, columns)
     if missing:
         raise ConfigError(missing)
@@ -79,40 +88,70 @@ def read_table(table: Path, columns: Columns) -> list[Clip]:
         clips.append(Clip(path, labels, row.get(fold) or None, str(table), line, row))
     if problems:
         raise ConfigError(problems)
-    return strip_clips(
-        [Row(clip, clip.row.get(onset, ""), clip.row.get(offset, "")) for clip in clips]
-    )
+    times = [[clip.row.get(name, "") for name in (onset, offset)] for clip in clips]
+    if delimiter != ",":  # where spreadsheets have ; or tabs, numbers may have a decimal comma
+        times = [[time.replace(",", ".") for time in pair] for pair in times]
+    return strip_clips([Row(clip, *pair) for clip, pair in zip(clips, times, strict=True)])
 
 
 def read_rows(table: Path) -> Table:
-    """Return header and rows of a table with commas, or tabs if its header has any.
+    """Return header and rows of a table with commas, semicolons or tabs, as its header has them.
 
     Raises:
-        ConfigError: it is no table in UTF-8.
+        ConfigError: it is no table of text.
     """
+    lines = read_lines(table)
+    n_before = 0
+    delimiter = _delimiter(lines[0] if lines else "")
+    if lines and (told := _SEPARATOR_LINE.match(lines[0])):  # for Excel: what separates cells
+        delimiter, n_before = told[1], 1
     try:
-        with table.open(newline="", encoding="utf-8-sig") as lines:
-            first = lines.readline()
-            lines.seek(0)
-            reader = csv.DictReader(lines, delimiter="\t" if "\t" in first else ",")
-            header = list(reader.fieldnames or [])
-            read = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(
-            [Problem(str(table), None, "", f"cannot be read as a table ({error})")]
-        ) from error
+        reader = csv.DictReader(lines[n_before:], delimiter=delimiter)
+        header = [name.strip() for name in reader.fieldnames or []]
+        reader.fieldnames = header
+        read = [(reader.line_num + n_before, row) for row in reader]
+    except csv.Error as error:
+        text = f"cannot be read as a table ({error})"
+        raise ConfigError([Problem(str(table), None, "", text)]) from error
     problems = [
-        Problem(str(table), line, "", _what_is_too_much(len(header), row[None]))
+        Problem(str(table), n_before + 1, name, "expected each column once, got it twice")
+        for name, times in Counter(filter(None, header)).items()
+        if times > 1
+    ]
+    problems += [
+        Problem(str(table), line, "", _what_is_too_much(len(header), row[None], delimiter))
         for line, row in read
         if any(cell.strip() for cell in row.get(None, []))
     ]
-    return Table(header, [(line, _complete(row)) for line, row in read], problems)
+    rows = [(line, _complete(row)) for line, row in read]
+    filled = [(line, row) for line, row in rows if any(cell.strip() for cell in row.values())]
+    return Table(header, filled, problems, delimiter)
 
 
 def find_beside(table: Path, name: str) -> Path:
-    """Return the file `name` of a table: relative to it, or in a folder beside it."""
-    places = [table.parent / name, *(table.parent / sub / name for sub in BESIDE)]
-    return next((place for place in places if place.is_file()), places[0])
+    """Return the file `name` of a table: relative to it, or in a folder beside it.
+
+    Folders may be separated as on Windows.
+    """
+    names = [name, name.replace("\\", "/")] if "\\" in name else [name]
+    folders = (table.parent, *(table.parent / sub for sub in BESIDE))
+    places = [folder / one for one in names for folder in folders]
+    return next((place for place in places if _is_file(place)), places[0])
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def _delimiter(header: str) -> str:
+    """Return what separates the cells of a header."""
+    bare = re.sub(r'"[^"]*"', "", header)
+    if "\t" in bare:
+        return "\t"
+    return ";" if bare.count(";") > bare.count(",") else ","
 
 
 def _missing_columns(table: Path, header: Sequence[str], columns: Columns) -> list[Problem]:
@@ -161,10 +200,11 @@ def _accepted(
     return accepted
 
 
-def _what_is_too_much(n_columns: int, surplus: Sequence[str]) -> str:
+def _what_is_too_much(n_columns: int, surplus: Sequence[str], delimiter: str) -> str:
+    what = {",": "commas", ";": "semicolons"}.get(delimiter, "tabs")
     return (
         f"expected {n_columns} cells as in the header, got {n_columns + len(surplus)}; "
-        "a label with commas needs quotes"
+        f"a label with {what} needs quotes"
     )
 
 

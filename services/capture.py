@@ -138,6 +138,8 @@ class _CaptureProcess:
             warn_fault=LimitedLog(logger).warning,
         )
         endpoint = ring_endpoint(settings, stream.name)
+        self._sockets = Sockets()
+        self._router = self._sockets.bind("router", endpoint, QUERY_HWM_MESSAGES)
         self._service = RingService(
             stream.name,
             secrets.token_hex(16),
@@ -145,9 +147,8 @@ class _CaptureProcess:
             self._ring,
             lambda: self._intake.status,
             is_paced=source.is_paced,
+            is_trusted=self._router.is_trusted,
         )
-        self._sockets = Sockets()
-        self._router = self._sockets.bind("router", endpoint, QUERY_HWM_MESSAGES)
         push = self._sockets.connect("push", audio_endpoint(settings), AUDIO_HWM_BLOCKS)
         self._sender = BlockSender(
             self._ring,
@@ -211,7 +212,7 @@ class _CaptureProcess:
 
     def _answer(self, request: list[bytes]) -> None:
         identity, *frames = request
-        reply = self._service.answer(frames)
+        reply = self._service.answer(frames, identity)
         if reply is not None:
             self._router.send([identity, *reply])
 

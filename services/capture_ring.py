@@ -29,6 +29,10 @@ _MAX_DETAIL = 512  # characters, as the codec allows
 class RingService:
     """Answers ring requests of one stream and makes the blocks that are sent.
 
+    Args:
+        is_trusted: tells whether a client is connected and may acknowledge. Of those only one
+            has the say: the first that acknowledged, as long as it is connected.
+
     Attributes:
         has_told_end: somebody was given the last sample and knows that it is the last.
         n_malformed: requests that did not follow the format.
@@ -43,6 +47,7 @@ class RingService:
         status: Callable[[], SourceStatus],
         *,
         is_paced: bool = True,
+        is_trusted: Callable[[bytes], bool] = lambda _: True,
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self.has_told_end = False
@@ -53,14 +58,18 @@ class RingService:
         self._ring = ring
         self._status = status
         self._is_paced = is_paced
+        self._is_trusted = is_trusted
+        self._clients: set[bytes] = set()  # that have read
+        self._worker: bytes | None = None  # whose acknowledgements count
         self._wall_ns = wall_ns
         self._log = LimitedLog(logger)
 
-    def answer(self, frames: list[bytes]) -> list[bytes] | None:
+    def answer(self, frames: list[bytes], client: bytes = b"") -> list[bytes] | None:
         """Return the frames of the reply to a request, or None where none is expected.
 
         Args:
             frames: the request as a DEALER sent it, without the identity.
+            client: its identity, of one connection.
         """
         try:
             if len(frames) != 1:
@@ -71,12 +80,13 @@ class RingService:
             self._log.warning("malformed request refused: %s", error)
             return [encode_error("malformed", detail=str(error)[:_MAX_DETAIL])]
         if isinstance(request, AckRequest):
-            self._acknowledge(request)
+            self._acknowledge(request, client)
             return None
         if request.stream != self._stream:
             return [encode_error("wrong_stream", stream=self._stream)]
         if request.epoch not in (None, self._epoch):
             return [self._wrong_epoch()]
+        self._clients = {one for one in self._clients if self._is_trusted(one)} | {client}
         return self._read(request)
 
     def block(self, start: int, max_samples: int) -> AudioBlock:
@@ -103,10 +113,26 @@ class RingService:
             )
         )
 
-    def _acknowledge(self, request: AckRequest) -> None:
+    def _acknowledge(self, request: AckRequest, client: bytes) -> None:
         # an acknowledgement meant for the process before this one is late, not wrong
-        if request.epoch == self._epoch and not self._ring.ack(request.stop):
+        if request.epoch != self._epoch:
+            return
+        if not self._is_of_worker(client):
+            self.n_malformed += 1
+            self._log.warning(
+                "acknowledgement refused: expected one of the client that reads this ring, "
+                "got one of another"
+            )
+        elif self._ring.ack(request.stop):
+            self._worker = client
+        else:
             logger.debug("acknowledgement of %d ignored", request.stop)
+
+    def _is_of_worker(self, client: bytes) -> bool:
+        """Tell whether a client's word counts: it has read, and no other that reads has the say."""
+        if self._worker is not None and self._worker != client and self._is_trusted(self._worker):
+            return False
+        return client in self._clients and self._is_trusted(client)
 
     def _wrong_epoch(self) -> bytes:
         return encode_error(

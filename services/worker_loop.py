@@ -13,7 +13,7 @@ from ast_stream.detect.detector import Detector
 from ast_stream.errors import UsageError, WireError
 from ast_stream.messages import AudioBlock
 from ast_stream.runtime.journal import Journal
-from ast_stream.settings.schema import DetectionSettings, check_endpoint
+from ast_stream.settings.schema import DetectionSettings
 from ast_stream.units import seconds_to_samples
 from ast_stream.wire.codec import decode_block
 from ast_stream.wire.event_log import EventLog
@@ -58,7 +58,7 @@ class Worker:
 
     Args:
         facts: model, device, precision and the like, for the status message.
-        ring_folder: rings of streams that are not in the configuration must lie here.
+        ring_folder: the ring of a stream that is not in the configuration lies here.
         now_s: a clock that only goes forward.
         now_ns: wall clock.
     """
@@ -214,27 +214,22 @@ class Worker:
         """Return the stream of a block; one that is not configured is added while there is room.
 
         Raises:
-            WireError: no ring endpoint, or one that this worker may not connect to.
+            WireError: its ring is not where the configuration puts it.
             UsageError: too many streams.
         """
         if block.stream in self._streams:
             return self._streams[block.stream]
-        ring = block.ring or ""
-        try:
-            check_endpoint(ring)
-        except ValueError as error:
-            raise WireError(f"stream {block.stream}: ring: {error}") from error
-        if ring.startswith("ipc:") and (".." in ring or not ring.startswith(self._ring_folder)):
+        expected = f"{self._ring_folder}ring.{block.stream}.sock"
+        if block.ring != expected:  # never connect where a block from anybody says
             raise WireError(
-                f"stream {block.stream}: ring: expected an endpoint below {self._ring_folder}, "
-                f"got {ring}"
+                f"stream {block.stream}: ring: expected {expected}, got {block.ring or 'none'}"
             )
         if len(self._streams) >= self._detector.max_streams:
             raise UsageError(
                 f"stream {block.stream}: expected at most {self._detector.max_streams} streams "
                 "(model.max_streams), got one more"
             )
-        plan = StreamPlan(block.stream, {}, ring, UNCONFIGURED_RING_S, is_configured=False)
+        plan = StreamPlan(block.stream, {}, expected, UNCONFIGURED_RING_S, is_configured=False)
         return self._add(plan)
 
     def _add(self, plan: StreamPlan) -> WorkerStream:

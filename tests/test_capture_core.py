@@ -424,7 +424,7 @@ class Service:
         self.ring.skip(SAMPLE_RATE, "device_lost")
         self.ring.write(ramp(0, SAMPLE_RATE), WALL0 + 2 * NS_PER_SECOND)
         self.service = RingService(
-            "porch", EPOCH, "ipc:///x", self.ring, lambda: self.status, lambda: WALL0
+            "porch", EPOCH, "ipc:///x", self.ring, lambda: self.status, wall_ns=lambda: WALL0
         )
 
     def read(self, **request: object) -> RingReply:
@@ -442,6 +442,7 @@ class Service:
         return frames
 
     def ack(self, stop: int, epoch: str = EPOCH) -> None:
+        self.read()  # who has read nothing has nothing to acknowledge
         request = AckRequest.model_validate({"v": 1, "op": "ack", "epoch": epoch, "stop": stop})
         assert self.service.answer([encode_request(request)]) is None
 
@@ -499,6 +500,42 @@ def test_an_acknowledgement_of_the_process_before_this_one_moves_nothing() -> No
     assert service.ring.acked == 5_000
 
 
+def test_only_the_client_that_reads_the_ring_acknowledges_while_it_is_connected() -> None:
+    ring = Ring(60 * SAMPLE_RATE)
+    ring.write(ramp(0, SAMPLE_RATE), WALL0)
+    connected = {b"worker", b"stranger", b"status"}
+    service = RingService(
+        "porch",
+        EPOCH,
+        "ipc:///x",
+        ring,
+        lambda: SourceStatus("listening"),
+        is_trusted=connected.__contains__,
+    )
+
+    def read(client: bytes) -> None:
+        request = ReadRequest(v=1, op="read", stream="porch")
+        assert service.answer([encode_request(request)], client) is not None
+
+    def acknowledge(client: bytes, stop: int) -> int:
+        request = AckRequest(v=1, op="ack", epoch=EPOCH, stop=stop)
+        assert service.answer([encode_request(request)], client) is None
+        return ring.acked
+
+    assert acknowledge(b"stranger", 16_000) == 0  # it has read nothing
+    for client in connected:
+        read(client)
+    assert acknowledge(b"worker", 1000) == 1000
+    assert acknowledge(b"stranger", 16_000) == 1000
+    assert acknowledge(b"worker", 2000) == 2000
+    assert service.n_malformed == 2
+    connected.remove(b"worker")
+    connected.add(b"next worker")
+    assert acknowledge(b"next worker", 3000) == 2000
+    read(b"next worker")
+    assert acknowledge(b"next worker", 3000) == 3000
+
+
 def test_the_state_is_told_with_its_reason_cut_to_size() -> None:
     service = Service(SourceStatus("missing", "x" * 9_999))
     reply = service.read(start=3 * SAMPLE_RATE)
@@ -516,7 +553,9 @@ def test_the_last_sample_is_told_as_the_last_only_where_it_is_given() -> None:
 
 
 def test_a_ring_that_never_had_a_sample_answers_with_the_time_of_day() -> None:
-    service = RingService("porch", EPOCH, "ipc:///x", Ring(100), lambda: LISTENING, lambda: WALL0)
+    service = RingService(
+        "porch", EPOCH, "ipc:///x", Ring(100), lambda: LISTENING, wall_ns=lambda: WALL0
+    )
     frames = service.answer([b'{"v":1,"op":"read","stream":"porch"}'])
     assert frames is not None
     assert decode_ring_reply(frames, "porch").block.time_ns == WALL0
@@ -581,7 +620,7 @@ class Link:
         self.stop = Stop(Clock())
         self.ring = Ring(60 * SAMPLE_RATE)
         service = RingService(
-            "porch", EPOCH, "ipc:///x", self.ring, lambda: self.status, lambda: WALL0
+            "porch", EPOCH, "ipc:///x", self.ring, lambda: self.status, wall_ns=lambda: WALL0
         )
         self.sender = BlockSender(
             self.ring, service, self._send, is_paced=self.is_paced, stop=self.stop

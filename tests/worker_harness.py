@@ -81,7 +81,7 @@ class Capture:
         """Answer what the worker has asked."""
         while (request := self.router.receive()) is not None:
             identity, *frames = request
-            reply = self.service.answer(frames)
+            reply = self.service.answer(frames, identity)
             if reply is not None:
                 self.router.send([identity, *reply])
 

@@ -3,7 +3,8 @@
 Whatever a peer does costs that peer: everything kept for it has a limit, and who goes beyond is
 disconnected with a line in the log. The number of peers is limited as well. Where it is reached,
 the process with the most connections loses the one that was idle longest, so that a program that
-leaks connections only harms itself.
+leaks connections only harms itself. What a PULL receives is believed, so only processes of the
+same user, and root's, may send to one over ipc.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ _LIMITS: dict[Kind, Limits] = {
     "pull": Limits(message_bytes=384 * 1024, in_bytes=384 * 1024, out_bytes=4096),
     "pub": Limits(message_bytes=1024, in_bytes=0, out_bytes=8 * 1024 * 1024),
     "router": Limits(
-        message_bytes=64 * 1024,
+        message_bytes=256 * 1024,  # a query that is too long for us gets an answer that says so
         in_bytes=64 * 1024,
         out_bytes=4 * 1024 * 1024,
         answered_bytes=256 * 1024,
@@ -152,7 +153,7 @@ class _Peer:
         self.connection = connection
         self.fd = connection.fileno()
         self.session = session
-        self.owner = _owner(connection)
+        self.owner, self.is_of_own_user = _owner(connection)
         self.since_s = self.active_s = time.monotonic()
         self.inbox: deque[tuple[list[bytes], int]] = deque()
         self.in_bytes = 0
@@ -226,9 +227,13 @@ class Listener:
         """Connections at present."""
         return len(self._peers)
 
-    def is_connected(self, identity: bytes) -> bool:
-        """Tell whether the peer that sent a request (ROUTER) is still connected."""
-        return identity in self._peers
+    def is_trusted(self, identity: bytes) -> bool:
+        """Tell whether the peer of a request (ROUTER) is connected and is of this user, or root.
+
+        Over tcp nobody knows whose it is: there it is enough that it is connected.
+        """
+        peer = self._peers.get(identity)
+        return peer is not None and peer.is_of_own_user
 
     def send(self, frames: list[bytes]) -> bool:
         """Send now; False if a peer did not get it: it is gone, or too slow.
@@ -321,6 +326,9 @@ class Listener:
         peer = _Peer(next(self._numbers), connection, session)
         self._peers[peer.identity] = peer
         self._watch(peer)
+        if self._kind == "pull" and not peer.is_of_own_user:
+            self._punish(peer, f"expected a process of user {os.geteuid()} or root")
+            return
         self._queue(peer, GREETING)
 
     def _watch(self, peer: _Peer) -> None:
@@ -659,13 +667,13 @@ def _lock_path(endpoint: str) -> Path:
     return Path(endpoint.removeprefix("ipc://") + ".lock")
 
 
-def _owner(connection: socket.socket) -> str:
-    """Return who connects, as far as the kernel says."""
+def _owner(connection: socket.socket) -> tuple[str, bool]:
+    """Return who connects, as far as the kernel says, and whether it is of this user, or root."""
     if connection.family != socket.AF_UNIX:
-        return "over tcp"
+        return "over tcp", True
     found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid, uid, _ = struct.unpack("3i", found)
-    return f"process {pid} of user {uid}"
+    return f"process {pid} of user {uid}", uid in (os.geteuid(), 0)
 
 
 def _keep_alive(connection: socket.socket) -> None:

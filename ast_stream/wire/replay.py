@@ -7,6 +7,8 @@ more becomes a gap. Every sample of an epoch comes out exactly once, in order, o
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ast_stream.messages import AudioBlock
 from ast_stream.units import samples_to_ns, seconds_to_samples
 from ast_stream.wire.codec import ReadRequest, RingReply
@@ -18,6 +20,7 @@ __all__ = ["Audio", "Ended", "GapFound", "Intake", "Item", "NewEpoch"]
 ASK_AFTER_SILENCE_S = 0.2  # a loss at the tail shows only by silence
 MISSING_AFTER_S = 2.0
 FAILURES_UNTIL_LIVE_ONLY = 8  # then live blocks are taken as they come: better than deaf
+AHEAD_S = 10.0  # of a live block before the ring: networks deliver in bursts
 CLOCK_SLACK_S = 2.0  # of the wall clock against the monotonic one, across a capture restart
 
 # reasons of gaps that the ring does not name itself
@@ -63,9 +66,10 @@ class Intake:
         self._track = Track(stream)
         self._pace = RequestPace()
         self._ring_next = 0  # the ring has samples up to here
+        self._ring_known_s = 0.0
         self._live_next = 0  # live blocks since the last request reach up to here
         self._is_contacted = False
-        self._is_suspect = False  # a live block came of an epoch that is not ours
+        self._is_suspect = False  # a live block said what only the ring can know
         self._asks_openly = False  # without epoch and start: a ring refused them
         self._started_s: float | None = None
         self._silent_until_s = float("-inf")  # when an answer, or none, last showed no new audio
@@ -113,8 +117,17 @@ class Intake:
             return []
         if block.epoch != self.epoch or not self._is_contacted:
             return self._on_unknown_epoch(block, now_s, has_room=has_room)
+        if block.is_last and not (self.has_ended or self._is_live_only):
+            # only the ring's word ends a stream: anybody who reaches the socket can send a block
+            self._is_suspect = True
+            self._pace.hurry()
+            block = replace(block, is_last=False)
         if not self._track.brings_news(block):
             self.stale += 1
+            return []
+        if self._is_beyond_ring(block, now_s):
+            self._is_suspect = True
+            self._leave_to_ring()
             return []
         self.last_heard_s = now_s
         if has_room and (block.start_sample <= self.position or self._is_live_only):
@@ -141,7 +154,7 @@ class Intake:
             return []  # a capture process that heard nothing yet: its time has not begun
         self._is_suspect = self._asks_openly = False
         items = self._enter_epoch_of(reply, asked, now_s)
-        self._ring_next = reply.next
+        self._ring_next, self._ring_known_s = reply.next, now_s
         # only the answer to "from here on" can prove a loss
         if block.start_sample <= self.position or asked.epoch == self.epoch:
             reason = RING_OVERRUN if self.position < reply.oldest else LOST
@@ -192,6 +205,12 @@ class Intake:
     @property
     def _is_live_only(self) -> bool:
         return self._pace.failures >= FAILURES_UNTIL_LIVE_ONLY
+
+    def _is_beyond_ring(self, block: AudioBlock, now_s: float) -> bool:
+        """Tell whether a live block is of a time that its ring cannot have reached yet."""
+        since_s = now_s - self._ring_known_s + AHEAD_S
+        possible = self._ring_next + seconds_to_samples(since_s)
+        return self.is_paced and not self._is_live_only and block.end_sample > possible
 
     def _wants(self, now_s: float) -> bool:
         if not self._is_contacted or self._is_suspect:

@@ -1,1 +1,37 @@
 """Processes and commands: compose the library and run; the only place that exits."""
+
+# nothing is imported here that takes time: a signal to stop may come at any moment of the start
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+# commands that a signal ends as it is meant; others have been cut short
+RUN_UNTIL_STOPPED = ("run", "capture", "worker", "alerts", "listen", "subscribe")
+
+
+def chosen_command(args: Sequence[str]) -> str | None:
+    """Return the command in a command line."""
+    return next((arg for arg in args if not arg.startswith("-")), None)
+
+
+def leave_on_signals(args: Sequence[str]) -> None:
+    """Have SIGTERM and SIGINT end this process at once, with the code that its command has then.
+
+    For the time of the imports: there a handler that raises would come out as any error, and
+    there is nothing to clean up yet. `lifecycle` has what follows.
+    """
+    command = chosen_command(args)
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        os._exit(0 if command in RUN_UNTIL_STOPPED else 128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, leave)
+
+
+# not where another program, such as one of the tests, imports what is in here
+if os.path.basename(sys.argv[0]) in ("ast-stream", "-m"):  # pathlib takes 10 ms
+    leave_on_signals(sys.argv[1:])

@@ -30,10 +30,12 @@ from ast_stream.runtime.lifecycle import (
     EXIT_USAGE,
     die_with_parent,
     hold_hangups,
+    raise_on_signals,
 )
 from ast_stream.runtime.logging_setup import is_set_up, log_what_nobody_catches
 from ast_stream.urls import mask
 from ast_stream.version import __version__
+from services import RUN_UNTIL_STOPPED, chosen_command
 
 PROGRAM = "ast-stream"
 _STDOUT = 1
@@ -91,7 +93,7 @@ def main() -> None:
     log_what_nobody_catches()
     die_with_parent()
     hold_hangups()
-    code = run_command_line(sys.argv[1:])
+    code = run_command_line(sys.argv[1:], _imported)
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -101,11 +103,19 @@ def main() -> None:
     sys.exit(code)
 
 
-def run_command_line(args: Sequence[str]) -> int:
-    """Run one command and return its exit code."""
+def run_command_line(
+    args: Sequence[str], imported: Callable[[str | None], None] = lambda command: None
+) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        imported: called with the command's name when its module is there.
+    """
     was_dropped = _is_dropped()
     try:
-        typer.main.get_command(build_app(args))(args=list(args), prog_name=PROGRAM)
+        app = typer.main.get_command(build_app(args))
+        imported(chosen_command(args))
+        app(args=list(args), prog_name=PROGRAM)
     except SystemExit as stop:  # how typer ends: help, usage errors, typer.Exit
         return _after_exit(stop, was_dropped)
     except AstStreamError as error:
@@ -122,6 +132,11 @@ def run_command_line(args: Sequence[str]) -> int:
         _crash(error)
         return EXIT_CRASH
     return 0
+
+
+def _imported(command: str | None) -> None:
+    if command not in RUN_UNTIL_STOPPED:
+        raise_on_signals()
 
 
 def _refuse_output(error: OSError) -> int:
@@ -154,7 +169,7 @@ def build_app(args: Sequence[str]) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_root)
-    chosen = next((arg for arg in args if not arg.startswith("-")), None)
+    chosen = chosen_command(args)
     for command in COMMANDS:
         target = _load(command.target) if command.name == chosen else _placeholder
         if isinstance(target, typer.Typer):

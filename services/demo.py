@@ -45,10 +45,13 @@ def demo(
     Example: ast-stream demo --seed 7
     """
     truth = generate_scene(seed, duration).truth
-    with tempfile.TemporaryDirectory(prefix="ast-stream-demo-", dir="/tmp") as name:
+    with (
+        stop_on_signals() as stop,
+        tempfile.TemporaryDirectory(prefix="ast-stream-demo-", dir="/tmp") as name,
+    ):
         folder = Path(name)  # short: paths of sockets end at 107 bytes
         config = _write_configuration(folder, seed, duration, hop, model)
-        with stop_on_signals() as stop, demo_view(duration) as view:
+        with demo_view(duration) as view:
             heard, alerts = _hear(folder, config, view, stop.is_set, duration)
         if stop.is_set():
             raise typer.Exit(1)

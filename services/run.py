@@ -18,6 +18,7 @@ from ast_stream.runtime.lifecycle import (
 from ast_stream.runtime.logging_setup import LOG_FORMAT, line_format, setup_logging
 from ast_stream.runtime.notifier import Notifier
 from ast_stream.runtime.supervisor import ChildSpec, Supervisor
+from ast_stream.settings.check import LoadedSettings
 from ast_stream.settings.load import load_file
 from ast_stream.settings.paths import make_runtime_dir
 from ast_stream.settings.schema import Settings, Source
@@ -41,6 +42,17 @@ def run(
     loaded = load_file(config)
     settings = loaded.settings
     setup_logging(settings.logging.level, settings.logging.format, process="run")
+    reload = threading.Event()
+    with stop_on_signals(reload) as stop:
+        code = _supervise(loaded, config, stop, reload)
+    raise typer.Exit(code)
+
+
+def _supervise(
+    loaded: LoadedSettings, config: Path, stop: threading.Event, reload: threading.Event
+) -> int:
+    """Return the exit code; as `Supervisor.run`."""
+    settings = loaded.settings
     if settings.alerts.rules:
         from services.alert_rules import RuleFiles  # the compiler of rules, which few need
 
@@ -52,7 +64,6 @@ def run(
     forwarder = LineForwarder(sys.stderr, format)
     supervisor = Supervisor(child_specs(settings, config), environ, forwarder, folder)
     notifier = Notifier()
-    reload = threading.Event()
     reloader = Reloader(
         reload,
         config,
@@ -67,13 +78,11 @@ def run(
         reloader.look(notifier)
 
     try:
-        with stop_on_signals(reload) as stop:
-            code = supervisor.run(stop, after_turn)
+        return supervisor.run(stop, after_turn)
     finally:
         notifier.stopping()
         forwarder.close()
         os.close(lock_fd)
-    raise typer.Exit(code)
 
 
 def child_specs(settings: Settings, config: Path) -> list[ChildSpec]:

@@ -93,7 +93,8 @@ def run_worker(loaded: LoadedSettings, stop: threading.Event, reload: threading.
         feed = sockets.bind("pub", feed_endpoint(settings), FEED_HWM_MESSAGES)
         query = sockets.bind("router", query_endpoint(settings), QUERY_HWM_MESSAGES)
         event_log = EventLog(state_folder / "events")
-        tagger = _load(loaded, notifier)
+        with lifecycle.leaving_when_stopped(stop):
+            tagger = _load(loaded, notifier)
         figures = WorkerMetrics(metrics)
         tagger.on_batch = figures.on_batch
         boot = secrets.token_hex(8)

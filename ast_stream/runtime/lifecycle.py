@@ -25,6 +25,46 @@ _STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
 
 
+def raise_on_signals() -> None:
+    """Have SIGTERM and SIGINT unwind a command that does one thing; a second SIGTERM ends it."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
+        raise SystemExit(128 + number)
+
+    for number, handler in (
+        (signal.SIGTERM, terminate),
+        (signal.SIGINT, signal.default_int_handler),
+    ):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def leaving_when_stopped(stop: threading.Event) -> Iterator[None]:
+    """Raise SystemExit(0) in what is done meanwhile, if a signal to stop comes or has come.
+
+    For long steps of a start, within `stop_on_signals`; in other threads than the main one nothing
+    is raised.
+    """
+    if stop.is_set():
+        raise SystemExit(0)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        _set_soon(stop)
+        raise SystemExit(0)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 @contextlib.contextmanager
 def stop_on_signals(reload: threading.Event | None = None) -> Iterator[threading.Event]:
     """Yield an event that SIGTERM or SIGINT sets; the handlers before are restored afterwards.

@@ -1,0 +1,94 @@
+"""A signal to stop at any moment of a start: the code of an orderly end, and nothing left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+LIMIT_S = 60
+DELAYS_S = (0.0, 0.1, 0.3, 0.7, 1.5, 3.0, 6.0)  # from the moment that signals can be handled
+CONFIG = """
+runtime_dir: run
+state_dir: state
+streams: [{name: yard, source: {type: scene, duration_s: 600}}]
+alerts: {rules: [rules.yaml], actions: {log: {type: log}}}
+"""
+RULES = "version: 1\ngroups: [{name: g, rules: [{alert: siren, match: {class: Siren}}]}]\n"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    (tmp_path / "rules.yaml").write_text(RULES)
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+def start(*args: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "services.cli", *args],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not takes_signals(process.pid):
+        assert process.poll() is None
+        time.sleep(0.002)
+    return process
+
+
+def takes_signals(pid: int) -> bool:
+    """Tell whether our code has begun: before, the interpreter itself ends by the signal."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = int(status.partition("SigCgt:")[2].split()[0], 16)
+    return bool(caught & 1 << (signal.SIGTERM - 1))
+
+
+def processes_of(config: Path) -> list[str]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (folder / "cmdline").read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if str(config) in line and folder.name != str(os.getpid()):
+            found.append(line)
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "args",
+    [("run",), ("worker",), ("capture", "--stream", "yard"), ("alerts",)],
+    ids=lambda args: args[0],
+)
+def test_a_process_that_is_stopped_while_it_starts_ends_in_order(
+    args: tuple[str, ...], number: signal.Signals, config: Path
+) -> None:
+    for delay_s in DELAYS_S:
+        process = start(args[0], "-c", str(config), *args[1:])
+        time.sleep(delay_s)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=LIMIT_S)
+        assert (process.returncode, "Traceback" in said) == (0, False), (delay_s, said)
+        assert processes_of(config) == [], delay_s
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("args", [("demo", "--duration", "60"), ("evaluate", "nothing.csv")])
+def test_a_command_that_is_cut_short_says_so_by_its_code(
+    args: tuple[str, ...], number: signal.Signals, code: int
+) -> None:
+    for delay_s in DELAYS_S[:3]:
+        process = start(*args)
+        time.sleep(delay_s)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=LIMIT_S)
+        assert (process.returncode, "Traceback" in said) == (code, False), (delay_s, said)

@@ -38,6 +38,7 @@ Body = dict[str, Any]
 
 HOP_S = 0.5
 RING_S = 90.0
+SHORTEST_SCENE_S = 100.0
 LONGEST_SCENE_S = 300.0  # then it begins again
 STREAMS = {"attic": 3, "cellar": 5, "yard": 8}  # with the seeds of their scenes
 DISK_BYTES = 16 * 1024 * 1024
@@ -72,8 +73,8 @@ class Injected:
     note: str = ""
 
 
-def plan(rng: random.Random, streams: list[str], n: int, *, with_disk: bool) -> list[list[Fault]]:
-    """Return `n` or more groups of faults that fall together; every kind is there."""
+def plan(rng: random.Random, streams: list[str], *, with_disk: bool) -> list[list[Fault]]:
+    """Return one round: groups of faults that fall together, with every kind of fault."""
 
     def kill(target: str) -> Fault:
         return Fault("kill", target)
@@ -84,30 +85,18 @@ def plan(rng: random.Random, streams: list[str], n: int, *, with_disk: bool) -> 
     def capture() -> str:
         return f"capture {rng.choice(streams)}"
 
-    def one_of_each() -> list[list[Fault]]:
-        groups = [
-            [kill("worker")],
-            [kill(capture())],
-            [kill("alerts")],
-            [kill("subscriber")],
-            [stop("worker", 8.0)],
-            [stop(capture(), CAPTURE_STOP_S)],
-            [stop("alerts", 8.0), stop("subscriber", 8.0)],
-            [stop("run", 4.0), kill("worker")],
-            [kill("worker"), kill(capture())],
-            [kill("worker"), kill("alerts")],
-            [Fault("overload", "", round(rng.uniform(5.0, 10.0), 1))],
-        ]
-        if with_disk:
-            groups.append([Fault("full disk", "", round(rng.uniform(2.0, 6.0), 1))])
-        rng.shuffle(groups)
-        return groups
-
-    groups: list[list[Fault]] = []
-    while len(groups) < n:
-        groups += one_of_each()
-        if groups and n > len(groups):
-            groups.append([kill("run")])
+    groups = [
+        [kill("worker")],
+        [kill(capture()), kill("alerts")],
+        [kill("worker"), kill(capture()), kill("alerts")],
+        [kill("worker"), stop("run", 4.0)],
+        [stop("worker", 8.0)],
+        [stop(capture(), CAPTURE_STOP_S), stop("alerts", 8.0), stop("subscriber", 8.0)],
+        [Fault("overload", "", round(rng.uniform(5.0, 10.0), 1)), kill("subscriber")],
+    ]
+    if with_disk:
+        groups.append([Fault("full disk", "", round(rng.uniform(2.0, 6.0), 1))])
+    rng.shuffle(groups)
     return groups
 
 
@@ -154,7 +143,7 @@ class Box:
         self.has_own_disk = self._mount()
         self.scenes: dict[str, Pcm16] = {}
         for stream in self.streams:
-            scene_s = min(seconds + 10.0, LONGEST_SCENE_S)
+            scene_s = min(max(SHORTEST_SCENE_S, seconds), LONGEST_SCENE_S)
             self.scenes[stream] = generate_scene(STREAMS[stream], round(scene_s)).pcm
             path = self.folder / f"{stream}.wav"
             soundfile.write(path, self.scenes[stream], SAMPLE_RATE, subtype="PCM_16")
@@ -164,6 +153,7 @@ class Box:
         self.seen = Seen()
         self.injected: list[Injected] = []
         self.exit_codes: dict[str, int] = {}
+        self.was_told_later = False
         self._run: subprocess.Popen[bytes] | None = None
         self._subscriber: subprocess.Popen[bytes] | None = None
         self.n_subscribers = 0
@@ -222,6 +212,8 @@ class Box:
         self._run.terminate()
         self.exit_codes["run"] = self._run.wait(30)
         self._wait(self._is_all_read)
+        if not self._is_all_told():
+            self._start_without_captures()
         self._subscriber.terminate()
         self.exit_codes["subscriber"] = self._subscriber.wait(30)
         self._feed.stop()
@@ -244,6 +236,18 @@ class Box:
                 time.sleep(0.2)
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def _start_without_captures(self) -> None:
+        """Let the next start deliver what the stop left to it."""
+        self.was_told_later = True
+        processes = [
+            self._start("log", command, "-c", str(self.config)) for command in ("worker", "alerts")
+        ]
+        self._wait(self._is_all_told)
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait(30)
+
     def _wait(self, condition: Callable[[], bool]) -> None:
         """Wait for processes that may have begun a moment ago; in vain is for `verdict` to say."""
         end_s = time.monotonic() + DELIVERY_S
@@ -251,7 +255,10 @@ class Box:
             time.sleep(0.2)
 
     def _is_all_delivered(self) -> bool:
-        """Whether everything that has ended was told, and the subscriber stands at the end."""
+        return self._is_all_told() and self._is_all_read()
+
+    def _is_all_told(self) -> bool:
+        """Whether the end of every event that has ended was delivered."""
         ended = {body["id"] for _, body in list(self.seen.durable) if body.get("type") == "end"}
         told = {
             event_id
@@ -259,7 +266,7 @@ class Box:
             if message.body["data"]["kind"] == "resolved"
             for event_id in message.body["data"]["alert"]["events"]
         }
-        return ended <= told and self._is_all_read()
+        return ended <= told
 
     def _is_all_read(self) -> bool:
         *_, newest = self.subscribed()
@@ -434,19 +441,21 @@ def full(folder: Path) -> Iterator[None]:
 def maltreat(
     box: Box, seed: int, seconds: float, say: Callable[[str], None] = lambda text: None
 ) -> None:
-    """Let faults come for so long, and at the end let the box recover.
+    """Let faults come for at least so long, in whole rounds, and let the box recover at the end.
 
-    Some faults come while it has not recovered from those before.
+    Some faults come while it has not recovered from those before. Between rounds all is killed.
     """
     rng = random.Random(seed)
     began_s = time.monotonic()
-    groups = plan(rng, box.streams, round(seconds / 6), with_disk=box.has_own_disk)
-    for faults in groups:
-        if time.monotonic() - began_s > seconds:
-            break
-        if rng.random() < 0.5 or any(fault.kind == "full disk" for fault in faults):
-            box.wait_until_well(START_S)
-        time.sleep(rng.uniform(0.2, 2.5))
-        say(f"{time.monotonic() - began_s:6.1f} s  " + ", ".join(one.name for one in faults))
-        box.inject(faults)
+    is_first = True
+    while is_first or time.monotonic() - began_s < seconds:
+        groups = plan(rng, box.streams, with_disk=box.has_own_disk)
+        for faults in groups if is_first else [[Fault("kill", "run")], *groups]:
+            # what a full disk does to messages that a killed worker held is not compared
+            if rng.random() < 0.5 or faults[0].kind == "full disk":
+                box.wait_until_well(START_S)
+            time.sleep(rng.uniform(0.2, 2.5))
+            say(f"{time.monotonic() - began_s:6.1f} s  " + ", ".join(one.name for one in faults))
+            box.inject(faults)
+        is_first = False
     box.wait_until_well(START_S)

@@ -24,6 +24,9 @@ class AlertLife:
         pending: returns how many deliveries wait, by action; raises a `StoreError` if that
             cannot be read now.
         published: alerts published, by rule and severity.
+
+    Attributes:
+        disk: returns what cannot be written, and why; None while all can.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class AlertLife:
         self._now_s = now_s
         self._next_s = float("-inf")
         self._status = "starting"
+        self.disk: Callable[[], str | None] = lambda: None
 
     def turn(self) -> None:
         """Be called after each turn of the loop, and while the loop waits for its disk."""
@@ -63,6 +67,7 @@ class AlertLife:
         waiting = "the outbox cannot be read" if total is None else f"{total} to deliver"
         self._status = f"{n_rules} rules, {waiting}" + ("" if hears else ", waiting for the worker")
         body: dict[str, Any] = {"rules": n_rules, "hears": hears, "pending": total}
+        body["disk"] = self.disk()
         self._publisher.publish(ALERTS_STATUS_TOPIC, body | {"pending_by_action": pending})
         if self._metrics.is_on:
             self._metrics.renew(self._families(n_rules, hears, pending or {}))
@@ -71,6 +76,11 @@ class AlertLife:
         return [
             gauge("ast_stream_alerts_rules", "Rules in force", {(): n_rules}),
             gauge("ast_stream_alerts_hears_worker", "1 while the worker is heard", {(): hears}),
+            gauge(
+                "ast_stream_alerts_disk_failing",
+                "1 while the alert database cannot be written",
+                {(): float(self.disk() is not None)},
+            ),
             gauge(
                 "ast_stream_alerts_outbox_pending",
                 "Deliveries that wait",

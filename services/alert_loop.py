@@ -20,9 +20,9 @@ from ast_stream.alerts.outbox import Outbox
 from ast_stream.alerts.rules import RuleSet
 from ast_stream.alerts.store import Store, StoreError, save_progress
 from ast_stream.feed import FeedMessage, Missed, Position
+from ast_stream.limited_log import LimitedLog
 from ast_stream.messages import parse_time
 from ast_stream.units import NS_PER_SECOND
-from ast_stream.wire.limited_log import LimitedLog
 from services.alert_clock import ClockWatch
 
 TOPICS = ("event/", "gap/", "health/")
@@ -153,7 +153,7 @@ class AlertLoop:
             except StoreError as error:
                 if error.is_damaged:  # it will not get better: the next start begins anew
                     raise
-                self._limited_log.warning("%s; trying again each %g s", error, RETRY_S)
+                self._store.outage.failed("%s; trying again each %s s", error, f"{RETRY_S:g}")
                 self.while_stuck()
             if stop.wait(RETRY_S):
                 return
@@ -251,7 +251,9 @@ class AlertLoop:
             with self._store.transaction() as db:
                 self._outbox.end_unknown(db, self._engine.alert_ids())
         except StoreError as error:
-            logger.error("%s", error)
+            if error.is_damaged:
+                raise
+            self._store.outage.failed("%s", error)
 
     def _drain(self) -> None:
         """Take what the worker said before it ended, or for a moment if it goes on."""

@@ -136,6 +136,7 @@ def run_alerts(
             pending=outbox.pending,
             published=feed_runner.published,
         )
+        life.disk = lambda: store.outage.text
         loop.while_stuck = life.turn
         couriers.start()
         _start_heartbeat(settings, loop, cleanup)

@@ -20,6 +20,7 @@ from ast_stream.audio.ring import Ring
 from ast_stream.audio.source import SourceHungError
 from ast_stream.errors import AudioError, UsageError
 from ast_stream.labels import did_you_mean
+from ast_stream.limited_log import LimitedLog
 from ast_stream.runtime import lifecycle
 from ast_stream.runtime.logging_setup import setup_logging
 from ast_stream.runtime.metrics import RENEW_EVERY_S, Metrics
@@ -33,7 +34,6 @@ from ast_stream.settings.paths import (
 )
 from ast_stream.settings.schema import Settings, Source, StreamSettings
 from ast_stream.units import seconds_to_samples
-from ast_stream.wire.limited_log import LimitedLog
 from ast_stream.wire.sockets import AUDIO_HWM_BLOCKS, QUERY_HWM_MESSAGES, Sockets
 from services.capture_report import CaptureReport
 from services.capture_ring import RingService

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from ast_stream.audio.intake import SourceStatus
 from ast_stream.audio.ring import Ring, RingSlice
 from ast_stream.errors import WireError
+from ast_stream.limited_log import LimitedLog
 from ast_stream.messages import AudioBlock
 from ast_stream.wire.codec import (
     MAX_BLOCK_SAMPLES,
@@ -19,7 +20,6 @@ from ast_stream.wire.codec import (
     encode_error,
     encode_ring_reply,
 )
-from ast_stream.wire.limited_log import LimitedLog
 
 logger = logging.getLogger(__name__)
 

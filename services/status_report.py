@@ -160,6 +160,8 @@ def problems(report: Report, streams: Sequence[StreamSettings]) -> list[str]:
     finite = {one.name for one in streams if can_end(one.source)}
     found = ["the worker does not answer"] if report.worker is None else []
     if report.worker is not None:
+        if report.worker.get("disk"):
+            found.append(f"the worker's {report.worker['disk']}")
         found += [
             f"stream {one.name} is not known to the worker"
             for one in streams
@@ -181,6 +183,8 @@ def problems(report: Report, streams: Sequence[StreamSettings]) -> list[str]:
             )
     if report.has_alerts and report.alerts is None:
         found.append("the alerts process is not heard")
+    elif report.alerts is not None and report.alerts.get("disk"):
+        found.append(f"the alerts process cannot write: {report.alerts['disk']}")
     elif report.alerts is not None and not report.alerts["hears"]:
         found.append("the alerts process does not hear the worker")
     return found

@@ -11,13 +11,13 @@ from typing import Any
 
 from ast_stream.detect.detector import Detector
 from ast_stream.errors import UsageError, WireError
+from ast_stream.limited_log import LimitedLog
 from ast_stream.messages import AudioBlock
 from ast_stream.runtime.journal import Journal
 from ast_stream.settings.schema import DetectionSettings
 from ast_stream.units import seconds_to_samples
 from ast_stream.wire.codec import decode_block
 from ast_stream.wire.event_log import EventLog
-from ast_stream.wire.limited_log import LimitedLog
 from ast_stream.wire.publisher import FeedPublisher
 from ast_stream.wire.query import QueryServer
 from ast_stream.wire.sockets import Listener, Poller, Sockets
@@ -94,7 +94,13 @@ class Worker:
         self._windows_a_tick = 1
         self._metrics = metrics
         self._report = WorkerReport(
-            self._streams, detector, publisher, self._feed, facts, self._started_s
+            self._streams,
+            detector,
+            publisher,
+            self._feed,
+            facts,
+            self._started_s,
+            outages=(event_log.outage, journal.outage),
         )
         self._query = QueryServer(
             sockets.query,

@@ -133,6 +133,11 @@ def _of_the_process(report: WorkerReport) -> list[Family]:
             "Lines and files of the event log that were found damaged at the start",
             _one(feed.log_damaged),
         ),
+        gauge(
+            "ast_stream_worker_disk_failing",
+            "1 while the event log or the journal cannot be written",
+            _one(float(report.disk is not None)),
+        ),
     ]
 
 

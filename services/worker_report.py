@@ -8,6 +8,7 @@ from typing import Any
 
 from ast_stream.detect.detector import Detector, StreamStatus
 from ast_stream.errors import WireError
+from ast_stream.limited_log import Outage
 from ast_stream.messages import WORKER_STATUS_TOPIC, AudioBlock, stream_topic
 from ast_stream.wire.publisher import FeedPublisher
 from ast_stream.wire.query import AudioWanted
@@ -23,6 +24,7 @@ class WorkerReport:
     Args:
         streams: the worker's streams by name; looked at, never changed.
         facts: model, device, precision, attention and the like, for the status message.
+        outages: of what is written to the disk.
 
     Attributes:
         refusals: what came from outside and was refused, by kind.
@@ -36,8 +38,10 @@ class WorkerReport:
         feed: WorkerFeed,
         facts: dict[str, Any],
         now_s: float,
+        outages: Sequence[Outage] = (),
     ) -> None:
         self._streams = streams
+        self._outages = outages
         self._detector = detector
         self._publisher = publisher
         self._feed = feed
@@ -69,6 +73,12 @@ class WorkerReport:
         return self._publisher
 
     @property
+    def disk(self) -> str | None:
+        """What cannot be written, and why; None while all can."""
+        texts = (outage.text for outage in self._outages)
+        return "; ".join(filter(None, texts)) or None
+
+    @property
     def n_windows(self) -> int:
         """Windows scored so far."""
         return self._feed.counters["windows"]
@@ -84,7 +94,8 @@ class WorkerReport:
 
     def status_line(self, now_s: float) -> str:
         """Return how the worker is, in words."""
-        return status_line(self.healths(now_s))
+        line = status_line(self.healths(now_s))
+        return line if self.disk is None else f"{line}, {self.disk}"
 
     def snapshot(self, now_s: float) -> dict[str, Any]:
         """Return streams, open events and status."""
@@ -140,6 +151,7 @@ class WorkerReport:
             "windows_per_s": self._windows_per_s,
             "lag_s": round(max(lags_s), 3) if lags_s else None,
             "uptime_s": round(now_s - self._started_s, 1),
+            "disk": self.disk,
             "counters": counters,
         }
 

@@ -312,8 +312,18 @@ def test_full_disk_keeps_messages_in_memory_and_writes_them_later(
     assert "5 more" in caplog.records[1].getMessage()
     assert log.write_errors == 7
     assert positions(log, ("b1", 2)) == [("b1", seq) for seq in range(3, 11)]
+    assert "No space left on device" in str(log.outage.text)
     disk.is_broken = False
     log.retry()
+    assert log.outage.text is not None, "one message that fits is no end of it"
+    now_s[0] = 70.0
+    with caplog.at_level(logging.WARNING):
+        log.retry()
+        log.retry()
+    assert log.outage.text is None
+    assert [record.getMessage() for record in caplog.records[2:]] == [
+        f"event log {tmp_path} is written again after 61 s and 7 failures"
+    ]
     log.close()
     log = EventLog(tmp_path)
     assert log.damaged == 0

@@ -90,7 +90,7 @@ class Courier(threading.Thread):
         try:
             found = self._outbox.take(self.action, urgent_only=self._lane.urgent_only)
         except StoreError as error:
-            logger.error("%s", error)
+            self._outbox.outage.failed("%s", error)
             return DISK_RETRY_S
         if not isinstance(found, Delivery):
             return LOOK_EVERY_S if found is None else found
@@ -124,7 +124,7 @@ class Courier(threading.Thread):
         try:
             self._outbox.expire(self.action)
         except StoreError as error:
-            logger.error("%s", error)
+            self._outbox.outage.failed("%s", error)
 
     def _deliver(self, delivery: Delivery) -> Outcome:
         try:
@@ -149,7 +149,7 @@ class Courier(threading.Thread):
                 self._outbox.settle(delivery, outcome)
                 return
             except StoreError as error:
-                logger.error("%s", error)
+                self._outbox.outage.failed("%s", error)
             if self._stopped.wait(DISK_RETRY_S):
                 return
 

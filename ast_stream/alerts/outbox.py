@@ -34,6 +34,7 @@ from ast_stream.alerts.model import Transition
 from ast_stream.alerts.outbox_writer import SELF_RULE, OutboxWriter
 from ast_stream.alerts.receivers import Receivers
 from ast_stream.alerts.store import Store
+from ast_stream.limited_log import Outage
 from ast_stream.units import NS_PER_SECOND
 
 __all__ = ["FEED", "SELF_RULE", "Delivery", "Outbox", "Route"]
@@ -83,6 +84,11 @@ class Outbox:
         self.evaluated_ns: int | None = None
         self._receivers = Receivers(self._routes, now_ns)
         self._writer = OutboxWriter(self._routes, self._under_way, now_ns)
+
+    @property
+    def outage(self) -> Outage:
+        """For whoever meets a `StoreError` and goes on."""
+        return self._store.outage
 
     @property
     def actions(self) -> tuple[str, ...]:

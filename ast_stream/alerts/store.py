@@ -25,6 +25,7 @@ from typing import Any
 
 from ast_stream.alerts.actions.base import Notification
 from ast_stream.errors import AstStreamError, StartupError
+from ast_stream.limited_log import Outage
 from ast_stream.runtime.files import set_aside
 
 SCHEMA_VERSION = 2
@@ -119,6 +120,9 @@ class Store:
         must_exist: for commands beside the process that has made and checked it: refuse a file
             that is not there instead of creating it, and leave a damaged one where it is.
 
+    Attributes:
+        outage: for whoever meets a `StoreError` and goes on.
+
     Raises:
         StartupError: it cannot be opened or its folder cannot be written.
     """
@@ -126,6 +130,7 @@ class Store:
     def __init__(self, path: Path, *, must_exist: bool = False) -> None:
         self.path = path
         self._lock = threading.RLock()
+        self.outage = Outage(logger, f"the alert database {path} is written again")
         if must_exist:
             self._db = self._open_existing()
             return
@@ -152,6 +157,7 @@ class Store:
                 try:
                     yield self._db
                     self._db.execute("COMMIT")
+                    self.outage.worked()
                 finally:
                     if self._db.in_transaction:
                         self._db.execute("ROLLBACK")

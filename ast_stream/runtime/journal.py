@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ast_stream.detect.state import MAX_SAMPLE, DetectorState
 from ast_stream.labels import is_stream_name
+from ast_stream.limited_log import Outage
 from ast_stream.messages import SampleClock
 from ast_stream.runtime.files import (
     add_checksum,
@@ -114,7 +115,7 @@ class Journal:
         self.errors = 0
         self._model = model
         self._n_classes = n_classes
-        self._is_failing = False
+        self.outage = Outage(logger, f"{_WHAT} {path} is written again")
 
     def belong_to(self, model: str) -> None:
         """From the next `save` on the journal is of other detection settings."""
@@ -154,11 +155,9 @@ class Journal:
             replace_file(self.path, content)
         except OSError as error:
             self.errors += 1
-            if not self._is_failing:
-                logger.error("%s %s cannot be written: %s", _WHAT, self.path, error.strerror)
-            self._is_failing = True
+            self.outage.failed("%s %s cannot be written: %s", _WHAT, self.path, error.strerror)
             return self._remove()
-        self._is_failing = False
+        self.outage.worked()
         return True
 
     def _remove(self) -> bool:

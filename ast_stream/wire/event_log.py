@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ast_stream.limited_log import LimitedLog, Outage
 from ast_stream.messages import PROTOCOL_VERSION
 from ast_stream.wire.feed_codec import BOOT_TOPIC, FeedMessage, Position, encode_line
-from ast_stream.wire.limited_log import LimitedLog
 from ast_stream.wire.query_codec import MAX_PAGE_BYTES, MAX_PAGE_MESSAGES, ReplayPage, TooOld
 from ast_stream.wire.segment import LineIndex, Segment
 from ast_stream.wire.segment_folder import SegmentFolder
@@ -95,6 +95,7 @@ class EventLog:
         self._unwritten: deque[FeedMessage] = deque()
         self._left_open: dict[str, dict[str, Any]] = {}
         self._limited_log = LimitedLog(logger, now_s)
+        self.outage = Outage(logger, f"event log {directory} is written again", now_s)
         self.write_errors = 0
         self.dropped = 0
         try:
@@ -126,11 +127,10 @@ class EventLog:
             try:
                 self._folder.write(self._unwritten[0])
             except OSError as error:
-                self._limited_log.warning(
-                    "event log %s cannot be written: %s", self._folder.path, error
-                )
+                self.outage.failed("event log %s cannot be written: %s", self._folder.path, error)
                 return
             self._unwritten.popleft()
+        self.outage.worked()
 
     def replay(self, after: Position | None, limit: int = MAX_PAGE_MESSAGES) -> ReplayPage | TooOld:
         """Return the messages after a position, or from the oldest held.

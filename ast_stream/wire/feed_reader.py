@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from typing import Literal
 
 from ast_stream.errors import WireError
+from ast_stream.limited_log import LimitedLog
 from ast_stream.messages import parse_time
 from ast_stream.wire.feed_codec import DURABLE_TOPICS, FeedMessage, Position, decode_message
 from ast_stream.wire.feed_order import FeedOrder, Missed, position_before
-from ast_stream.wire.limited_log import LimitedLog
 from ast_stream.wire.query_client import QueryClient
 from ast_stream.wire.query_codec import TooOld, decode_answer, decode_replay
 from ast_stream.wire.sockets import FEED_HWM_MESSAGES, Socket, Sockets

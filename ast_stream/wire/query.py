@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ast_stream.errors import WireError
+from ast_stream.limited_log import LimitedLog
 from ast_stream.messages import (
     PROTOCOL_VERSION,
     AudioBlock,
@@ -26,7 +27,6 @@ from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE
 from ast_stream.wire.codec import encode_error, encode_json
 from ast_stream.wire.event_log import EventLog
 from ast_stream.wire.feed_codec import Position
-from ast_stream.wire.limited_log import LimitedLog
 from ast_stream.wire.query_codec import (
     MAX_AUDIO_S,
     TOO_OLD,

@@ -1,0 +1,85 @@
+"""A full disk: every process says so once, `status` too, and when it is over."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+from pipeline import Pipeline, pipeline, wait_for
+from reactive_model import save_reactive
+
+DISK_BYTES = 2_000_000
+FULL_S = 12.0
+WORDS = ("No space left", "disk is full", "cannot be written")
+RULES = """version: 1
+groups:
+  - name: g
+    rules: [{alert: any, match: {}, group_by: [stream, class], cooldown: 0s, actions: [say]}]
+"""
+
+
+@pytest.fixture
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    """Worker, capture and alerts whose state is on a small disk of their own."""
+    checkpoint = save_reactive(tmp_path_factory.mktemp("reactive"))
+    alerts = {"rules": ["rules.yaml"], "actions": {"say": {"type": "log"}}}
+    scene = {"type": "scene", "duration_s": 3600}
+    with pipeline(checkpoint, {"porch": scene}, alerts=alerts) as run:
+        state = run.folder / "state"
+        state.mkdir()
+        options = ["-t", "tmpfs", "-o", f"size={DISK_BYTES}"]
+        mounted = subprocess.run(["mount", *options, "full-disk", state], check=False)
+        if mounted.returncode != 0:
+            pytest.skip("nobody but root may mount a disk")
+        try:
+            (run.folder / "rules.yaml").write_text(RULES)
+            run.start("alerts", "alerts")
+            run.start_worker()
+            run.start_capture("porch")
+            wait_for(lambda: "any: stream porch" in run.log("alerts"), "an alert")
+            yield run
+        finally:
+            for name in list(run.processes):
+                run.kill(name)
+            subprocess.run(["umount", "--lazy", state], check=True)
+
+
+def status_of(run: Pipeline) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "services.cli", "status", "-c", str(run.config)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def complaints(run: Pipeline, process: str) -> list[str]:
+    lines = run.log(process).splitlines()
+    return [line for line in lines if any(word in line for word in WORDS)]
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("mount") is None, reason="nobody but root may mount a disk"
+)
+def test_a_full_disk_is_told_once_by_each_process_and_when_it_is_over(running: Pipeline) -> None:
+    filler = running.folder / "state" / "filler"
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
+        while file.write(b"\0" * 512):
+            pass
+    wait_for(lambda: bool(complaints(running, "worker")), "the worker's word")
+    wait_for(lambda: bool(complaints(running, "alerts")), "the word of the alerts process")
+    time.sleep(FULL_S)
+    told = status_of(running)
+    assert told.returncode == 1
+    assert "cannot be written: " in " ".join(told.stdout.split())
+    assert "the alerts process cannot write" in " ".join(told.stdout.split())
+    assert "does not hear the worker" not in told.stdout
+    for process, most in (("worker", 2), ("alerts", 1)):  # event log and journal; database
+        found = complaints(running, process)
+        assert len(found) <= most, "\n".join(found)
+    filler.unlink()
+    for process in ("worker", "alerts"):
+        wait_for(lambda name=process: "written again after" in running.log(name), process)  # type: ignore[misc]
+    wait_for(lambda: status_of(running).returncode == 0, "everything healthy")

@@ -38,6 +38,7 @@ from ast_stream.wire.publisher import FeedPublisher
 from ast_stream.wire.sockets import (
     AUDIO_HWM_BLOCKS,
     FEED_HWM_MESSAGES,
+    MAX_PEERS,
     QUERY_HWM_MESSAGES,
     Sockets,
 )
@@ -89,7 +90,12 @@ def run_worker(loaded: LoadedSettings, stop: threading.Event, reload: threading.
     metrics = Metrics("worker", metrics_address(settings, "worker"))
     try:
         # first, so that a second worker is refused before it loads a model
-        audio = sockets.bind("pull", audio_endpoint(settings), AUDIO_HWM_BLOCKS)
+        audio = sockets.bind(
+            "pull",
+            audio_endpoint(settings),
+            AUDIO_HWM_BLOCKS,
+            max_peers=max(MAX_PEERS, 2 * settings.model.max_streams),
+        )
         feed = sockets.bind("pub", feed_endpoint(settings), FEED_HWM_MESSAGES)
         query = sockets.bind("router", query_endpoint(settings), QUERY_HWM_MESSAGES)
         event_log = EventLog(state_folder / "events")

@@ -18,7 +18,7 @@ from ast_stream.errors import StartupError
 from ast_stream.wire.listener import MAX_PEERS, Listener, Reactor, lock_endpoint
 from ast_stream.wire.zmtp import Kind as BoundKind
 
-__all__ = ["Listener", "Poller", "Socket", "Sockets", "Waitable", "lock_endpoint"]
+__all__ = ["MAX_PEERS", "Listener", "Poller", "Socket", "Sockets", "Waitable", "lock_endpoint"]
 
 ConnectedKind = Literal["push", "sub", "dealer"]
 

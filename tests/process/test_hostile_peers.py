@@ -1,0 +1,144 @@
+"""A capture process and a worker whose sockets are attacked, against the same two left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from pipeline import Pipeline, events_of, pipeline, wait_for
+from reactive_model import save_reactive, tones_and_noise
+
+from ast_stream.feed import Subscriber
+from ast_stream.messages import AudioBlock
+from ast_stream.wire.codec import (
+    AckRequest,
+    ReadRequest,
+    RingReply,
+    decode_ring_reply,
+    encode_block,
+    encode_request,
+)
+from ast_stream.wire.listener import raise_descriptor_limit
+from ast_stream.wire.sockets import Sockets
+
+SOUND_S = 25.0
+N_CONNECTIONS = 1050
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_reactive(tmp_path_factory.mktemp("reactive"))
+
+
+@pytest.fixture
+def sockets() -> Iterator[Sockets]:
+    opened = Sockets()
+    yield opened
+    opened.close()
+
+
+def read_ring(sockets: Sockets, run: Pipeline, *, acknowledges: bool = False) -> RingReply:
+    """Read the ring as anybody may; `acknowledges` claims all of it for oneself."""
+    dealer = sockets.connect("dealer", f"ipc://{run.folder}/run/ring.a.sock", 8)
+    dealer.send([encode_request(ReadRequest(v=1, op="read", stream="a"))])
+    frames = dealer.receive(20_000)
+    assert frames is not None
+    reply = decode_ring_reply(frames, "a")
+    if acknowledges:
+        request = AckRequest(v=1, op="ack", epoch=reply.block.epoch, stop=reply.next)
+        dealer.send([encode_request(request)])
+        time.sleep(0.2)
+    sockets.forget(dealer)
+    return reply
+
+
+def forged_end(reply: RingReply, stream: str = "a", ring: str | None = None) -> list[bytes]:
+    block = AudioBlock(
+        stream,
+        reply.block.epoch,
+        reply.next,
+        reply.block.time_ns,
+        reply.block.pcm[:0],
+        ring=ring,
+        is_last=True,
+    )
+    return encode_block(block)
+
+
+def test_attacked_sockets_cost_no_event_and_no_process(checkpoint: Path, sockets: Sockets) -> None:
+    pcm = tones_and_noise(SOUND_S)
+    with pipeline(checkpoint, {"a": {"type": "file", "pace": "fast"}}) as calm:
+        calm.write_audio(pcm)
+        calm.start_worker()
+        calm.start_capture("a")
+        assert calm.wait("capture-a") == 0
+        assert calm.stop("worker") == 0
+        expected = events_of(calm.published(), "a")
+    assert len(expected) > 4
+    raise_descriptor_limit()
+    with pipeline(checkpoint, {"a": {"type": "file"}}) as run, ExitStack() as leaked:
+        run.write_audio(pcm)
+        worker = run.start_worker()
+        wait_for(lambda: "ready:" in run.log("worker"), "worker")
+        run.start_capture("a")
+        folder = run.folder / "run"
+        reader = Subscriber(run.feed, topics=["health/"])
+        leaked.callback(reader.close)
+        wait_for(lambda: reader.receive(0.1) is not None, "the feed")
+
+        # a dashboard that leaks connections, on every socket there is
+        names = ("audio.sock", "feed.sock", "query.sock", "ring.a.sock")
+        paths = [folder / name for name in names]
+        wait_for(paths[-1].is_socket, "the ring")
+        for path in paths:
+            for _ in range(N_CONNECTIONS):
+                one = leaked.enter_context(socket.socket(socket.AF_UNIX))
+                one.settimeout(20)
+                one.connect(str(path))
+
+        # blocks that end the stream, a cursor that is moved, a ring that is none
+        reply = read_ring(sockets, run, acknowledges=True)
+        push = sockets.connect("push", f"ipc://{folder}/audio.sock", 8)
+        for _ in range(20):
+            wait_for(lambda: push.send(forged_end(reply)), "room for a block")
+        trap = leaked.enter_context(socket.create_server(("127.0.0.1", 0)))
+        trap.settimeout(0.5)
+        ring = f"tcp://127.0.0.1:{trap.getsockname()[1]}"
+        wait_for(lambda: push.send(forged_end(reply, "b", ring)), "room for a block")
+        with pytest.raises(TimeoutError):
+            trap.accept()
+
+        # a worker that is stopped for longer than any heartbeat, then files that disappear
+        os.kill(worker.pid, signal.SIGSTOP)
+        time.sleep(3)
+        os.kill(worker.pid, signal.SIGCONT)
+        for path in folder.glob("*.sock*"):
+            path.unlink()
+        wait_for(lambda: all(path.is_socket() for path in paths), "the sockets' files")
+        late = Subscriber(run.feed, topics=["health/"])
+        leaked.callback(late.close)
+        wait_for(lambda: late.receive(0.1) is not None, "a new subscriber")
+
+        query = sockets.connect("dealer", f"ipc://{folder}/query.sock", 8)
+        query.send([b'{"op":"snapshot"}'])
+        answer = query.receive(20_000)
+        assert answer is not None
+        assert json.loads(answer[0])["status"]["streams"] == ["a"]
+
+        assert run.wait("capture-a") == 0
+        assert run.stop("worker") == 0
+        assert events_of(run.published(), "a") == expected
+        for name in ("worker", "capture-a"):
+            log = run.log(name)
+            assert "Assertion" not in log
+            assert "Traceback" not in log
+            assert "was removed: bound again" in log
+        assert "acknowledgement refused" in run.log("capture-a")
+        assert "stream b: ring: expected ipc://" in run.log("worker")

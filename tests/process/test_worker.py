@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from damage import make_strange
 from pipeline import Pipeline, events_of, pipeline, wait_for
 from reactive_model import save_reactive, tones_and_noise
 
@@ -207,3 +208,51 @@ def test_folder_that_cannot_be_written_is_named(checkpoint: Path, tmp_path: Path
         assert run.wait("worker") == 3
         assert "state_dir: cannot create" in run.log("worker")
         assert "Traceback" not in run.log("worker")
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "full folder", "sparse file", "device"])
+def test_worker_starts_and_works_whatever_lies_in_the_place_of_its_state(
+    checkpoint: Path, pcm: Pcm16, kind: str
+) -> None:
+    with pipeline(checkpoint, {"a": dict(FAST)}) as run:
+        run.write_audio(pcm[: 10 * 16_000])
+        (run.folder / "run").mkdir(mode=0o750)
+        (run.folder / "state" / "events").mkdir(parents=True)
+        for name in (
+            "run/worker-journal.jsonl",
+            "run/.worker-journal.jsonl.unfinished",
+            "run/audio.sock.lock",
+            "state/events/events-000000000001.jsonl",
+            "state/events/events-000000000007.jsonl",
+            "state/events/lock",
+        ):
+            make_strange(run.folder / name, kind)
+        run.start_worker()
+        run.start_capture("a")
+        assert run.wait("capture-a") == 0, run.log("capture-a")
+        assert run.stop("worker") == 0
+        assert events_of(run.published(), "a")
+        assert "Traceback" not in run.log("worker")
+        assert "kept as worker-journal.jsonl.damaged-1" in run.log("worker")
+
+
+def test_worker_goes_on_with_what_a_mutated_journal_is_certain_of(
+    checkpoint: Path, pcm: Pcm16
+) -> None:
+    with pipeline(checkpoint, {"a": dict(REALTIME), "b": dict(REALTIME)}) as run:
+        run.write_audio(pcm)
+        run.start_worker()
+        run.start_capture("a")
+        run.start_capture("b")
+        journal = run.folder / "run" / "worker-journal.jsonl"
+        wait_for(lambda: journal.exists() and journal.read_bytes().count(b"position") == 2, "both")
+        run.kill("worker")
+        lines = journal.read_bytes().splitlines(keepends=True)
+        journal.write_bytes(lines[0] + lines[1].replace(b"position", b"positiom") + lines[2])
+        run.start_worker()
+        wait_for(lambda: "stream a: resumed at sample" in run.log("worker"), "the intact stream")
+        wait_for(lambda: "stream b: epoch" in run.log("worker"), "the other")
+        assert "1 of its lines are damaged): kept as worker-journal.jsonl.damaged-1" in (
+            run.log("worker")
+        )
+        assert run.stop("worker") == 0

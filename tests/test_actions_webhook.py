@@ -144,6 +144,27 @@ def test_name_that_does_not_exist_is_tried_again() -> None:
     assert isinstance(outcome, Failed)
 
 
+def test_name_that_no_resolver_can_be_asked_for_is_told() -> None:
+    outcome = runner(f"http://{'a' * 70}.test/").deliver(notification())
+    assert isinstance(outcome, Failed)
+    assert outcome.reason.startswith("no answer from aaa")
+
+
+@pytest.mark.parametrize("host", ["[::ffff:127.0.0.1]", "2130706433", "0x7f.1", "127.1", "0"])
+def test_other_spellings_of_loopback_are_refused(host: str) -> None:
+    with http_receiver() as receiver:
+        url = receiver.url.replace("127.0.0.1", host)
+        assert isinstance(runner(url, allow_private=False).deliver(notification()), Refused)
+        assert receiver.got == []
+
+
+def test_redirect_is_not_followed_wherever_it_leads() -> None:
+    with http_receiver() as inside, http_receiver((307, {"Location": inside.url})) as receiver:
+        outcome = runner(receiver.url).deliver(notification())
+        assert isinstance(outcome, Refused)
+        assert inside.got == []
+
+
 def test_private_addresses_are_refused_unless_allowed() -> None:
     with http_receiver() as receiver:
         outcome = runner(receiver.url, allow_private=False).deliver(notification())
@@ -193,6 +214,39 @@ def test_address_that_was_looked_at_is_the_one_connected_to(
         ("fd00::1", False),
         ("::ffff:10.0.0.1", False),
         ("2002:0a00:0001::1", False),
+        ("2002:7f00:1::", False),  # 6to4
+        ("2001:0:7f00:1::", False),  # Teredo
+        ("2001:0:4136:e378:8000:63bf:3fff:fdd2", False),
+        ("64:ff9b::7f00:1", False),  # NAT64
+        ("64:ff9b::a9fe:a9fe", False),
+        ("64:ff9b::93.184.216.34", True),
+        ("64:ff9b:1::93.184.216.34", False),  # NAT64 of one network
+        ("64:ff9b:1:ffff::7f00:1", False),
+        ("::127.0.0.1", False),  # IPv4-compatible
+        ("::93.184.216.34", False),
+        ("::ffff:93.184.216.34", True),  # IPv4-mapped
+        ("::ffff:0:127.0.0.1", False),  # IPv4-translated
+        ("::ffff:0:93.184.216.34", False),
+        ("2606:2800:220:1:0:5efe:a00:1", False),  # ISATAP
+        ("2606:2800:220:1:200:5efe:a00:1", False),
+        ("fec0::1", False),  # site-local
+        ("ff0e::1", False),
+        ("100::1", False),
+        ("5f00::1", False),
+        ("4000::1", False),  # not given out
+        ("2001:db8::1", False),
+        ("3fff::1", False),
+        ("2001:4860:4860::8888", True),
+        ("::", False),
+        ("192.0.0.8", False),
+        ("192.88.99.1", False),
+        ("198.18.0.1", False),
+        ("203.0.113.7", False),
+        ("172.31.255.255", False),
+        ("172.32.0.1", True),
+        ("240.0.0.1", False),
+        ("255.255.255.255", False),
+        ("223.255.255.255", True),
     ],
 )
 def test_public_addresses_are_told_from_others(address: str, expected: bool) -> None:

@@ -12,7 +12,7 @@ import ipaddress
 import socket
 import ssl
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +21,26 @@ from ast_stream.alerts.actions.tls import connection_words
 
 _PORTS = {"http": 80, "https": 443}
 _Address = tuple[socket.AddressFamily, Any]
+_Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def _networks(*texts: str) -> tuple[_Network, ...]:
+    return tuple(ipaddress.ip_network(text) for text in texts)
+
+
+# What is unicast, and within it what IANA's special-purpose address registries take out: lists of
+# our own, for those of the standard library differ from one patch release of Python to the next.
+_PUBLIC_IPV4 = _networks("0.0.0.0/1", "128.0.0.0/2", "192.0.0.0/3")
+_SPECIAL_IPV4 = _networks(
+    "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12",
+    "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15",
+    "198.51.100.0/24", "203.0.113.0/24",
+)  # fmt: skip
+_PUBLIC_IPV6 = _networks("2000::/3")
+# 2001::/23: among others Teredo, ORCHID and benchmarking; 2002::/16: 6to4, IPv4 inside; 3fff::/20,
+# 2001:db8::/32: documentation. All other ways to embed IPv4 lie outside of 2000::/3.
+_SPECIAL_IPV6 = _networks("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 class Forbidden(Exception):
@@ -40,13 +60,35 @@ class Answer:
 
 
 def is_public(address: str) -> bool:
-    """Return whether an IP address is one of the public internet."""
+    """Return whether an IP address is one of the public internet.
+
+    An IPv4 address inside one of IPv6 is what counts where a gateway or the kernel goes to that.
+    Of the other ways to embed one none is needed today, and each might lead into a private network.
+    """
     parsed = ipaddress.ip_address(address.split("%")[0])
-    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is not None:
-        parsed = parsed.ipv4_mapped
-    if isinstance(parsed, ipaddress.IPv6Address) and (parsed.sixtofour or parsed.teredo):
-        return False  # they carry an IPv4 address, which may be private, inside
-    return parsed.is_global and not parsed.is_multicast
+    if isinstance(parsed, ipaddress.IPv6Address):
+        embedded = _ipv4_inside(parsed)
+        if embedded is None:
+            return _is_listed(parsed, _PUBLIC_IPV6, _SPECIAL_IPV6)
+        parsed = embedded
+    return _is_listed(parsed, _PUBLIC_IPV4, _SPECIAL_IPV4)
+
+
+def _ipv4_inside(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """Return the IPv4 address that an IPv4-mapped one or one of NAT64 stands for."""
+    if address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF) if address in _NAT64 else None
+
+
+def _is_listed(
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address,
+    public: Sequence[_Network],
+    special: Sequence[_Network],
+) -> bool:
+    is_isatap = address.version == 6 and int(address) >> 32 & 0xFDFFFFFF == 0x5EFE
+    is_special = is_isatap or any(address in one for one in special)
+    return any(address in one for one in public) and not is_special
 
 
 def post(
@@ -82,7 +124,8 @@ def post(
             connection.request("POST", target, body, {"Host": parts.netloc, **headers})
             answer = connection.getresponse()
             return Answer(answer.status, answer.getheader("Retry-After"))
-    except (OSError, http.client.HTTPException) as error:
+    # a UnicodeError: a host name that no resolver could be asked for
+    except (OSError, http.client.HTTPException, UnicodeError) as error:
         raise NoAnswer(f"no answer from {host}: {connection_words(error)}") from error
 
 

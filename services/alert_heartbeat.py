@@ -6,9 +6,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 from ast_stream.alerts.actions.base import ActionRunner, Delivered, Failed, Notification, Outcome
-from ast_stream.alerts.actions.factory import make_runner
+from ast_stream.alerts.actions.factory import LateRunner, make_runner, trouble_of
 from ast_stream.settings.alert_schema import AlertSettings
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,13 @@ class HeartbeatThread(threading.Thread):
         heartbeat = settings.heartbeat
         if heartbeat is None:
             return None
-        runner = make_runner(heartbeat.action, settings.actions[heartbeat.action])
+        action = settings.actions[heartbeat.action]
+        make = partial(make_runner, heartbeat.action, action)
+        try:
+            runner = make()
+        except Exception as error:  # one boundary, as for alerts
+            trouble = trouble_of(heartbeat.action, error)
+            runner = LateRunner(heartbeat.action, make, trouble)
         return cls(runner, heartbeat.interval_s, is_well)
 
     def run(self) -> None:

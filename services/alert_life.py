@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from ast_stream.alerts.outbox import FEED, Failing
 from ast_stream.alerts.store import StoreError
 from ast_stream.messages import ALERTS_STATUS_TOPIC
 from ast_stream.runtime.metrics import Family, Metrics, counter, gauge
@@ -23,6 +24,8 @@ class AlertLife:
         facts: returns number of rules, and whether the worker is heard.
         pending: returns how many deliveries wait, by action; raises a `StoreError` if that
             cannot be read now.
+        failing: returns the actions whose deliveries do not get through; raises as `pending`.
+        attempts: deliveries that were tried, by action and outcome.
         published: alerts published, by rule and severity.
 
     Attributes:
@@ -36,6 +39,8 @@ class AlertLife:
         publisher: FeedPublisher,
         facts: Callable[[], tuple[int, bool]],
         pending: Callable[[], Mapping[str, int]],
+        failing: Callable[[], Sequence[Failing]],
+        attempts: Counter[tuple[str, str]],
         published: Counter[tuple[str, str]],
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -45,6 +50,8 @@ class AlertLife:
         self._publisher = publisher
         self._facts = facts
         self._pending = pending
+        self._failing = failing
+        self._attempts = attempts
         self._now_s = now_s
         self._next_s = float("-inf")
         self._status = "starting"
@@ -61,16 +68,41 @@ class AlertLife:
         n_rules, hears = self._facts()
         try:
             pending: Mapping[str, int] | None = self._pending()
+            failing = self._failing()
         except StoreError:
-            pending = None
+            pending, failing = None, []
         total = None if pending is None else sum(pending.values())
         waiting = "the outbox cannot be read" if total is None else f"{total} to deliver"
-        self._status = f"{n_rules} rules, {waiting}" + ("" if hears else ", waiting for the worker")
+        names = ", ".join(one.action for one in failing)
+        failed = f", not delivered by {names}" if names else ""
+        unheard = "" if hears else ", waiting for the worker"
+        self._status = f"{n_rules} rules, {waiting}{failed}{unheard}"
         body: dict[str, Any] = {"rules": n_rules, "hears": hears, "pending": total}
         body["disk"] = self.disk()
+        body["failing"] = [one.as_json() | {"text": one.text} for one in failing]
         self._publisher.publish(ALERTS_STATUS_TOPIC, body | {"pending_by_action": pending})
         if self._metrics.is_on:
-            self._metrics.renew(self._families(n_rules, hears, pending or {}))
+            families = self._families(n_rules, hears, pending or {})
+            self._metrics.renew([*families, *self._delivery_families(pending or {}, failing)])
+
+    def _delivery_families(
+        self, actions: Iterable[str], failing: Sequence[Failing]
+    ) -> list[Family]:
+        names = {one.action for one in failing}
+        return [
+            gauge(
+                "ast_stream_alerts_action_failing",
+                "1 while alerts do not get through by an action",
+                {(name,): name in names for name in actions if name != FEED},
+                ("action",),
+            ),
+            counter(
+                "ast_stream_alerts_delivery_attempts_total",
+                "Deliveries that were tried; outcome is delivered, failed or refused",
+                {key: n for key, n in self._attempts.items()},
+                ("action", "outcome"),
+            ),
+        ]
 
     def _families(self, n_rules: int, hears: bool, pending: Mapping[str, int]) -> list[Family]:
         return [

@@ -8,6 +8,9 @@ from collections.abc import Callable, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ast_stream.alerts.actions.factory import kinds_by_action, used_without_rules
+from ast_stream.alerts.lints import reach_lints
+from ast_stream.alerts.problems import RuleProblem
 from ast_stream.alerts.rule_files import load_rules
 from ast_stream.alerts.rules import RuleSet
 from ast_stream.errors import CheckpointError, ConfigError, Problem
@@ -79,7 +82,7 @@ class RuleFiles:
             text = "expected at least one rule file for the alerts process, got none"
             raise ConfigError([Problem(loaded.file, None, "alerts.rules", text)])
         self._labels = _labels(loaded) if knows_model else None
-        self._actions = tuple(loaded.settings.alerts.actions)
+        self._alerts = loaded.settings.alerts
         self._now_s = now_s
         self._looked_s = now_s()
         self._seen = self._signature()
@@ -91,7 +94,12 @@ class RuleFiles:
             ConfigError: they cannot be used; every problem with its place.
         """
         self._seen = self._signature()
-        return load_rules(self._paths, labels=self._labels, actions=self._actions)
+        return load_rules(self._paths, labels=self._labels, actions=self._alerts.actions)
+
+    def warnings(self, rules: RuleSet) -> list[RuleProblem]:
+        """Return which of the rules tell nobody, and by which actions nobody is told."""
+        kinds, used = kinds_by_action(self._alerts.actions), used_without_rules(self._alerts)
+        return reach_lints(rules, kinds, used)
 
     def have_changed(self) -> bool:
         """Tell whether a file is another one than at the last `load`; looks every 2 s."""
@@ -116,7 +124,13 @@ class RuleFiles:
             logger.exception(text, names, type(error).__name__, error)
             return None
         logger.info("%s rules are in force now", len(rules.rules))
+        self.log_warnings(rules)
         return rules
+
+    def log_warnings(self, rules: RuleSet) -> None:
+        """Log what `warnings` returns."""
+        for one in self.warnings(rules):
+            logger.warning("%s", one)
 
     def _signature(self) -> tuple[tuple[int, int, int] | None, ...]:
         return tuple(_stat(path) for path in self._paths)

@@ -7,8 +7,10 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -17,13 +19,13 @@ import typer
 from ast_stream.alerts.actions.base import (
     ActionRunner,
 )
-from ast_stream.alerts.actions.factory import make_runner, routes
+from ast_stream.alerts.actions.factory import LateRunner, make_runner, routes, trouble_of
 from ast_stream.alerts.actions.home_assistant import Watched
 from ast_stream.alerts.actions.mqtt import MqttRunner
 from ast_stream.alerts.delivery import Couriers, no_fault
 from ast_stream.alerts.engine import Engine
 from ast_stream.alerts.model import DetectionTiming
-from ast_stream.alerts.outbox import FEED, Outbox
+from ast_stream.alerts.outbox import FEED, Failing, Outbox
 from ast_stream.alerts.rules import RuleSet
 from ast_stream.alerts.store import Store, set_aside_unless_file
 from ast_stream.feed import Subscriber
@@ -99,6 +101,7 @@ def run_alerts(
     settings = loaded.settings
     files = RuleFiles(loaded)
     rules, timing = files.load(), timing_in_force(loaded)
+    files.log_warnings(rules)
     make_runtime_dir(settings)
     with ExitStack() as cleanup:
         store = _open_store(settings, cleanup)
@@ -110,11 +113,11 @@ def run_alerts(
         clock = ClockWatch(time.time_ns, time.monotonic)
         outbox = Outbox(store, routes(settings.alerts.actions), clock.now_ns)
         outbox.recover()
-        runners = _make_runners(settings, watched(settings, rules))
+        sensors: list[MqttRunner] = []
+        runners = _make_runners(settings, watched(settings, rules), sensors)
         feed_runner = FeedRunner(publisher)
         couriers = Couriers({FEED: feed_runner, **runners}, outbox, fault)
         cleanup.callback(couriers.stop, STOP_PATIENCE_S)
-        sensors = [one for one in runners.values() if isinstance(one, MqttRunner)]
         engine = resume_engine(store, rules, timing)
         loop = AlertLoop(
             _subscribe(settings, store, cleanup),
@@ -134,6 +137,8 @@ def run_alerts(
             publisher,
             facts=lambda: (len(in_force), loop.hears),
             pending=outbox.pending,
+            failing=lambda: failing_actions(outbox, runners),
+            attempts=outbox.attempts,
             published=feed_runner.published,
         )
         life.disk = lambda: store.outage.text
@@ -213,13 +218,42 @@ def _between(
     return between
 
 
-def _make_runners(settings: Settings, watched: Watched) -> dict[str, ActionRunner]:
+def failing_actions(outbox: Outbox, runners: Mapping[str, ActionRunner]) -> list[Failing]:
+    """Return the actions by which nothing gets through, also those that nothing waits for yet.
+
+    Raises:
+        StoreError: the database cannot be read.
+    """
+    found = {one.action: one for one in outbox.failing()}
+    for name, runner in runners.items():
+        if isinstance(runner, LateRunner) and runner.trouble is not None:
+            known = found.get(name) or Failing(name, 0, 0, False, "")
+            found[name] = replace(known, error=runner.trouble)
+    return list(found.values())
+
+
+def _make_runners(
+    settings: Settings, watched: Watched, sensors: list[MqttRunner]
+) -> dict[str, ActionRunner]:
+    """Return what delivers by each action; one that cannot be used yet stops no other.
+
+    Args:
+        sensors: those that show what is heard are added, also later.
+    """
+
+    def note(runner: ActionRunner) -> None:
+        if isinstance(runner, MqttRunner):
+            sensors.append(runner)
+
     runners: dict[str, ActionRunner] = {}
-    try:
-        for name, action in settings.alerts.actions.items():
-            runners[name] = make_runner(name, action, watched)
-    except BaseException:
-        for runner in runners.values():
-            runner.close()
-        raise
+    for name, action in settings.alerts.actions.items():
+        make = partial(make_runner, name, action, watched)
+        try:
+            runners[name] = make()
+            note(runners[name])
+        except Exception as error:  # one boundary: whatever a library or a file of others does
+            trouble = trouble_of(name, error)
+            text = "the action %s cannot be used: %s; its alerts wait, it is tried again with each"
+            logger.error(text, name, trouble)
+            runners[name] = LateRunner(name, make, trouble, note)
     return runners

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ast_stream.alerts.actions.factory import action_problems
 from ast_stream.detect.facts import model_facts
 from ast_stream.detect.parameters import DecisionParameters, resolve_parameters
-from ast_stream.errors import AstStreamError, CheckpointError, ConfigError, UsageError
+from ast_stream.errors import AstStreamError, CheckpointError, ConfigError, Problem, UsageError
 from ast_stream.labels import slug
 from ast_stream.settings.check import LoadedSettings, check_against_model
 from ast_stream.settings.load import load_file
@@ -63,22 +64,39 @@ def check_config(
         return
     warnings: list[str] = []
     lines = list(describe(loaded.settings))
-    if loaded.settings.alerts.rules:
-        rules = RuleFiles(loaded, knows_model=model).load()
-        lines.append(
-            f"rules        {len(rules.rules)} in {', '.join(loaded.settings.alerts.rules)}"
-        )
-    if not model:
-        lines.append("checkpoint   not looked at: class names and durations are unchecked")
-    elif _is_elsewhere(loaded.settings.model.checkpoint):
-        lines.append("checkpoint   not on this machine: class names and durations are unchecked")
-    else:
-        description = _description(loaded)
-        lines += describe_model(loaded, description)
-        if speed:
-            _add_load(loaded.settings, description, lines, warnings)
+    problems = action_problems(loaded)
+    try:
+        if loaded.settings.alerts.rules:
+            lines.append(_describe_rules(loaded, warnings, knows_model=model))
+    except ConfigError as error:
+        problems += error.problems
+    description = None
+    try:
+        if not model:
+            lines.append("checkpoint   not looked at: class names and durations are unchecked")
+        elif _is_elsewhere(loaded.settings.model.checkpoint):
+            lines.append(
+                "checkpoint   not on this machine: class names and durations are unchecked"
+            )
+        else:
+            description = _description(loaded)
+            lines += describe_model(loaded, description)
+    except ConfigError as error:
+        problems += [one for one in error.problems if one not in problems]
+    if problems:
+        raise ConfigError(problems)
+    if description is not None and speed:
+        _add_load(loaded.settings, description, lines, warnings)
     typer.echo(f"{file}: no problems" + (f", {len(warnings)} to think about" if warnings else ""))
     typer.echo("\n".join([*lines, *(f"warning: {text}" for text in warnings)]))
+
+
+def _describe_rules(loaded: LoadedSettings, warnings: list[str], *, knows_model: bool) -> str:
+    """Return a line about the rule files; whom they do not reach is added to `warnings`."""
+    files = RuleFiles(loaded, knows_model=knows_model)
+    rules = files.load()
+    warnings += [str(Problem(one.file, one.line, "", one.text)) for one in files.warnings(rules)]
+    return f"rules        {len(rules.rules)} in {', '.join(loaded.settings.alerts.rules)}"
 
 
 def schema() -> None:

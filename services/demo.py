@@ -108,7 +108,8 @@ def _rules(labels: tuple[str, ...] | None) -> dict[str, Any] | None:
         told = {"summary": "a telephone twice within 30 s"}
         rule = {"alert": "telephone_again", "match": {"any_of": telephones}, "severity": "low"}
         rules.append(rule | {"count": {"min": 2, "within": "30s"}, "annotations": told})
-    return {"version": 1, "groups": [{"name": "demo", "rules": rules}]} if rules else None
+    groups = [{"name": "demo", "actions": [], "rules": rules}]  # the demo reads the feed
+    return {"version": 1, "groups": groups} if rules else None
 
 
 def _hear(

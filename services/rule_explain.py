@@ -31,7 +31,7 @@ def explain_rule(rule: Rule, context: RuleContext) -> Iterator[str]:
             yield f"  {key}: {_as_written(written[key])}"
     yield from _hearing(rule, context)
     yield f"  one alert for each: {', '.join(rule.group_by) or 'all together'}"
-    yield f"  actions: {', '.join(rule.settings.actions) or 'none, only published'}"
+    yield f"  actions: {', '.join(rule.actions or ()) or 'none, only published'}"
 
 
 def _hearing(rule: Rule, context: RuleContext) -> Iterator[str]:

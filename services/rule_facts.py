@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from ast_stream.alerts.actions.factory import kinds_by_action, used_without_rules
 from ast_stream.alerts.detector_lints import DetectorFacts
 from ast_stream.alerts.model import DetectionTiming
 from ast_stream.detect.facts import model_facts as checkpoint_facts
 from ast_stream.detect.parameters import DecisionParameters, resolve_parameters
 from ast_stream.errors import UsageError
 from ast_stream.labels import problem_with_labels, slug
+from ast_stream.settings.alert_schema import AlertSettings
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.schema import DEFAULT_CONFIRM_S, DetectionSettings, ModelSettings
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, samples_to_seconds
@@ -33,7 +35,7 @@ class RuleContext:
         facts: of the detector; None: not known.
         timing: how late events are.
         confirm_s: the longest span in which any class is confirmed.
-        actions: names of the configured actions; None: there is no configuration.
+        alerts: as configured; None: there is no configuration.
     """
 
     model: ModelSettings
@@ -42,7 +44,17 @@ class RuleContext:
     facts: DetectorFacts | None
     timing: DetectionTiming
     confirm_s: float
-    actions: tuple[str, ...] | None
+    alerts: AlertSettings | None
+
+    @property
+    def actions(self) -> Mapping[str, Sequence[str]] | None:
+        """What each configured action is on for; None: there is no configuration."""
+        return None if self.alerts is None else kinds_by_action(self.alerts.actions)
+
+    @property
+    def used_actions(self) -> set[str]:
+        """Actions that do something although no rule names them."""
+        return set() if self.alerts is None else used_without_rules(self.alerts)
 
 
 def rule_context(
@@ -56,13 +68,13 @@ def rule_context(
     settings = None if config is None else load_settings(config)
     model = ModelSettings() if settings is None else settings.model
     detection = DetectionSettings() if settings is None else settings.detection
-    actions = None if settings is None else tuple(settings.alerts.actions)
+    alerts = None if settings is None else settings.alerts
     if checkpoint is not None:
         model = model.model_copy(update={"checkpoint": checkpoint})
     if labels_file is not None:
         listed = _read_labels(labels_file)
         confirm_s = detection.defaults.confirm_s or DEFAULT_CONFIRM_S
-        return RuleContext(model, detection, listed, None, DetectionTiming(), confirm_s, actions)
+        return RuleContext(model, detection, listed, None, DetectionTiming(), confirm_s, alerts)
     known = model_facts(model)
     if known.labels is None and checkpoint is not None:
         raise UsageError(f"rules: {checkpoint}: expected a folder with a checkpoint, got none")
@@ -75,7 +87,7 @@ def rule_context(
         facts,
         detection_timing(parameters),
         samples_to_seconds(int(parameters.confirm_hops.max()) * parameters.geometry.hop),
-        actions,
+        alerts,
     )
 
 

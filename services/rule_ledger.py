@@ -24,7 +24,7 @@ class OutboxLedger:
         self._store = Store(Path(folder) / "alerts.sqlite")
         stack.callback(self._store.close)
         self._now_ns = 0
-        names = {name for rule in rules.rules for name in rule.settings.actions}
+        names = {name for rule in rules.rules for name in rule.actions or ()}
         route = Route(frozenset({"firing", "resolved"}))
         self._outbox = Outbox(self._store, dict.fromkeys(sorted(names), route), self._time_ns)
 

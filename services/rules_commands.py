@@ -64,7 +64,7 @@ def check(
     """
     context = rule_context(config, model, labels)
     rules = _load(files, context)
-    warnings = lint(rules, context.facts, context.actions)
+    warnings = lint(rules, context.facts, context.actions, context.used_actions)
     for warning in warnings:
         typer.echo(str(warning))
     if warnings and strict:

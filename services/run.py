@@ -100,7 +100,7 @@ def child_specs(settings: Settings, config: Path) -> list[ChildSpec]:
     ]
     worker = ChildSpec("worker", (*command, "worker", "-c", str(config)), is_core=True)
     alerts = ChildSpec(
-        "alerts", (*command, "alerts", "-c", str(config)), is_core=True, ends_last=True
+        "alerts", (*command, "alerts", "-c", str(config)), is_optional=True, ends_last=True
     )
     # alerts first: it hears all of a worker that was started after it
     return [*([alerts] if settings.alerts.rules else []), worker, *captures]

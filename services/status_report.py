@@ -187,4 +187,6 @@ def problems(report: Report, streams: Sequence[StreamSettings]) -> list[str]:
         found.append(f"the alerts process cannot write: {report.alerts['disk']}")
     elif report.alerts is not None and not report.alerts["hears"]:
         found.append("the alerts process does not hear the worker")
+    if report.alerts is not None:
+        found += [str(one["text"]) for one in report.alerts.get("failing", ())]
     return found

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -45,7 +46,8 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
 
 @contextmanager
 def running(port: int, watched: Watched = WATCHED, **options: Any) -> Iterator[MqttRunner]:
-    fields = {"type": "mqtt", "host": "127.0.0.1", "port": port, "timeout_s": 5.0} | options
+    fields = {"type": "mqtt", "host": "127.0.0.1", "port": port, "timeout_s": 5.0}
+    fields |= {"node": "ast-stream"} | options
     runner = MqttRunner("ha", MqttAction.model_validate(fields), watched)
     try:
         yield runner
@@ -325,3 +327,20 @@ def test_password_and_certificates_that_cannot_be_read_are_told(tmp_path: Path) 
     wrong_tls = {"tls": True, "ca_file": str(tmp_path / "none")}
     with pytest.raises(StartupError, match="action ha: cannot read ca_file"):
         MqttRunner("ha", MqttAction.model_validate(common | wrong_tls))
+
+
+@pytest.mark.parametrize(
+    ("host", "node"),
+    [
+        ("box1", "box1"),
+        ("box1.home.arpa", "box1-home-arpa"),
+        ("b\u00fcro", "b-ro"),
+        ("", "ast-stream"),
+    ],
+)
+def test_machines_that_share_a_broker_are_told_apart_by_their_host_names(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, host: str, node: str
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: host)
+    with listener(broker.port) as client, running(broker.port, node=None):
+        wait_for(lambda: client.last(f"ast-stream/{node}/status") == "online", "the node")

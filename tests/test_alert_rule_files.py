@@ -520,3 +520,57 @@ def test_no_rule_whatever_its_shape_is_more_than_refused(rule: dict[str, Any]) -
     except ConfigError as error:
         refused = error.problems
     assert all(str(problem).startswith("r.yaml:1:") for problem in refused)
+
+
+def test_rule_has_the_actions_of_its_group_or_of_the_file_where_it_says_nothing() -> None:
+    text = """
+defaults: {actions: [mail]}
+groups:
+  - name: loud
+    actions: phone
+    rules:
+      - {alert: of_group, match: {class: Bark}}
+      - {alert: own, match: {class: Bark}, actions: [pager, mail]}
+      - {alert: nobody, match: {class: Bark}, actions: []}
+  - name: quiet
+    rules:
+      - {alert: of_file, match: {class: Bark}}
+"""
+    rules = compile_rules([parse_document(text, "r.yaml", "groups")], labels=LABELS)
+    assert {one.name: one.actions for one in rules.rules} == {
+        "of_group": ("phone",),
+        "own": ("pager", "mail"),
+        "nobody": (),
+        "of_file": ("mail",),
+    }
+    with pytest.raises(ConfigError) as raised:
+        compile_rules([parse_document(text, "r.yaml", "groups")], labels=LABELS, actions=["mail"])
+    assert [str(one).split(" ", 1)[0] for one in raised.value.problems] == [
+        "r.yaml:5:5:",
+        "r.yaml:8:54:",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("actions", "text"),
+    [
+        (
+            "",
+            "'a' tells nobody: expected 'actions' here, in its group or in 'defaults', got none "
+            "('actions: []' if its alerts are for the feed alone)",
+        ),
+        (", actions: [late]", "'a' tells nobody when it fires: 'late' is not on for firing"),
+    ],
+)
+def test_rule_that_tells_nobody_is_warned_of(actions: str, text: str) -> None:
+    kinds = {"late": ["resolved"], "phone": ["firing", "resolved"]}
+    found = lint(rules_from(f"alert: a, match: {{class: Bark}}{actions}"), actions=kinds)
+    (warning,) = [one for one in found if one.code == "W213"]
+    assert (warning.line, warning.text) == (5, text)
+
+
+@pytest.mark.parametrize("actions", ["actions: []", "actions: [phone]", "actions: [late, phone]"])
+def test_rule_that_tells_somebody_or_means_nobody_is_not_warned_of(actions: str) -> None:
+    kinds = {"late": ["resolved"], "phone": ["firing", "resolved"]}
+    rules = rules_from(f"alert: a, match: {{class: Bark}}, {actions}")
+    assert "W213" not in [one.code for one in lint(rules, actions=kinds)]

@@ -21,6 +21,8 @@ RULES: dict[str, Any] = {
     "groups": [{"name": "g", "rules": [{"alert": "a", "match": {"class": "Bark"}}]}],
 }
 
+AST = {"model_type": "audio-spectrogram-transformer"}
+
 
 def files(folder: Path, now_s: list[float]) -> RuleFiles:
     config = {
@@ -66,7 +68,7 @@ def test_invalid_file_gives_no_rules_and_is_not_read_again_until_it_changes(
 
 
 def test_labels_and_window_are_read_from_the_checkpoint(tmp_path: Path) -> None:
-    config = {"id2label": {"1": "Bark", "0": "Speech"}, "max_length": 200}
+    config = AST | {"id2label": {"1": "Bark", "0": "Speech"}, "max_length": 200}
     (tmp_path / "config.json").write_text(json.dumps(config))
     facts = model_facts(ModelSettings(checkpoint=str(tmp_path)))
     assert (facts.labels, facts.window_s) == (("Speech", "Bark"), 2.0)
@@ -81,14 +83,14 @@ def test_run_starts_the_alerts_process_where_there_are_rules(tmp_path: Path) -> 
     settings = load_file(config).settings
     alerts, *others = child_specs(settings, config)
     assert alerts.argv[-3:] == ("alerts", "-c", str(config))
-    assert (alerts.is_core, alerts.ends_last) == (True, True)
+    assert (alerts.is_optional, alerts.ends_last) == (True, True)
     assert [one.name for one in others] == ["worker", "capture porch"]
     without = settings.model_copy(update={"alerts": AlertSettings()})
     assert [one.name for one in child_specs(without, config)] == ["worker", "capture porch"]
 
 
 def test_class_that_the_model_does_not_have_is_refused(tmp_path: Path) -> None:
-    config = {"id2label": {"0": "Speech"}, "max_length": 200}
+    config = AST | {"id2label": {"0": "Speech"}, "max_length": 200}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "rules.yaml").write_text(json.dumps(RULES))
     with pytest.raises(ConfigError, match="Bark"):

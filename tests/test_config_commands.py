@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -231,3 +232,89 @@ def test_shipped_targets_are_those_of_the_shipped_service() -> None:
     configs = Path(__file__).parents[1] / "configs"
     shipped = json.loads((configs / "monitoring/ast-stream-targets.json").read_text())
     assert shipped == scrape_targets(load_settings(configs / "service.yaml"))
+
+
+ALERTS = """
+alerts:
+  rules: [r.yaml]
+  allow_exec: true
+  actions:
+    phone: {type: apprise, urls_env: NOT_SET_ANYWHERE}
+    siem: {type: webhook, url: "http://10.0.0.1/hook", secret_file: hook.key}
+    siren: {type: command, argv: [/usr/bin/no-such-siren]}
+    home: {type: mqtt, host: b, username: u, password_file: /nonexistent/pw}
+    spare: {type: log}
+"""
+RULE_FILE = """
+version: 1
+groups:
+  - name: g
+    rules:
+      - {alert: bark, match: {class: Bark}}
+      - {alert: siren, match: {class: Siren}, actions: [siren]}
+"""
+
+
+def test_actions_that_cannot_deliver_and_mistakes_in_rules_are_listed_in_one_pass(
+    check: Check, tmp_path: Path
+) -> None:
+    (tmp_path / "r.yaml").write_text(RULE_FILE.replace("[siren]", "[sirene]"))
+    model = f"model: {{checkpoint: {check.checkpoint}, hop_s: 5, window_s: 0.5}}"
+    assert check(STREAMS + model + ALERTS) == 78
+    file, at = check.file, "alerts.actions"
+    assert check.err[:5] == [
+        f"{file}:7: {at}.phone: expected the environment variable NOT_SET_ANYWHERE, got none",
+        f"{file}:8: {at}.siem: cannot read {tmp_path}/hook.key: No such file or directory",
+        f"{file}:8: {at}.siem: url: 10.0.0.1 is not public: expected 'allow_private: true' beside "
+        "it, got none",
+        f"{file}:9: {at}.siren: argv: there is no program /usr/bin/no-such-siren",
+        f"{file}:10: {at}.home: cannot read /nonexistent/pw: No such file or directory",
+    ]
+    assert any("unknown action 'sirene'; did you mean 'siren'" in line for line in check.err)
+    assert any("model" in line for line in check.err[6:])
+
+
+@pytest.mark.parametrize(
+    ("action", "missing"),
+    [("{type: mqtt, host: b}", "paho"), ("{type: apprise, urls_env: P}", "ap")],
+)
+def test_extra_that_is_not_installed_is_a_mistake(
+    check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str, missing: str
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] in ("paho", "apprise")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "paho", None)
+    monkeypatch.setitem(sys.modules, "paho.mqtt.client", None)
+    monkeypatch.setitem(sys.modules, "apprise", None)
+    (tmp_path / "r.yaml").write_text(RULE_FILE)
+    text = f"alerts: {{rules: [r.yaml], actions: {{siren: {action}}}}}"
+    assert check(f"{STREAMS}{text}", "--no-model") == 78
+    assert f"{missing}" in check.err[0]
+    assert "is not installed: pip install 'ast-stream[notify]'" in check.err[0]
+
+
+@pytest.mark.parametrize(
+    ("host", "is_private"),
+    [
+        ("127.0.0.1", True), ("localhost", True), ("[::1]", True), ("[64:ff9b::7f00:1]", True),
+        ("nas.local", True), ("93.184.216.34", False), ("example.test", False),
+    ],
+)  # fmt: skip
+def test_webhook_that_is_surely_private_needs_leave(
+    check: Check, tmp_path: Path, host: str, is_private: bool
+) -> None:
+    (tmp_path / "r.yaml").write_text(RULE_FILE)
+    text = f'alerts: {{rules: [r.yaml], actions: {{siren: {{type: webhook, url: "http://{host}/x"}}}}}}'
+    assert check(f"{STREAMS}{text}", "--no-model") == (78 if is_private else 0)
+
+
+def test_rules_that_tell_nobody_and_actions_that_nobody_uses_are_warned_of(
+    check: Check, tmp_path: Path
+) -> None:
+    (tmp_path / "r.yaml").write_text(RULE_FILE)
+    text = "alerts: {rules: [r.yaml], actions: {siren: {type: log}, spare: {type: log}}}"
+    assert check(STREAMS + text, "--no-model") == 0
+    assert check.out[0].endswith("a.yaml: no problems, 2 to think about")
+    told, unused = check.out[-2:]
+    assert told.startswith(f"warning: {tmp_path}/r.yaml:6: 'bark' tells nobody: expected 'actions'")
+    assert unused.endswith("no rule uses the action 'spare' of the configuration")

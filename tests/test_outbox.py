@@ -750,3 +750,40 @@ def test_rows_are_listed_newest_first_by_state_and_action(
     assert len(outbox_admin.rows(store, limit=2)) == 2
     with pytest.raises(UsageError, match="state: expected one of pending, done"):
         outbox_admin.rows(store, ["gone"])
+
+
+def test_action_that_fails_is_named_with_what_waits_and_why(
+    store: Store, outbox: Outbox, clock: FakeClock, tell: Tell
+) -> None:
+    tell(firing("a1", "phone", "mail"), firing("a2", "phone"))
+    assert outbox.failing() == []
+    for _ in range(4):
+        deliver(outbox, "phone", Failed("no answer\x1b[31m"))
+        clock.pass_s(300)
+    (failing,) = outbox.failing()
+    assert (failing.action, failing.waiting, failing.lost) == ("phone", 2, False)
+    assert failing.text == (
+        "alerts are not delivered by phone: 2 alerts wait after up to 3 attempts: no answer [31m"
+    )
+    assert outbox.attempts == {("phone", "failed"): 4}
+    for _ in range(2):
+        deliver(outbox, "phone", Delivered())
+    assert outbox.failing() == []
+
+
+def test_action_whose_last_alert_was_given_up_fails_until_one_gets_through(
+    outbox: Outbox, clock: FakeClock, tell: Tell
+) -> None:
+    tell(firing("a1", "phone"))
+    deliver(outbox, "phone", Refused("the receiver answered 404"))
+    (failing,) = outbox.failing()
+    assert failing.text == (
+        "alerts are not delivered by phone: the last one was given up: the receiver answered 404"
+    )
+    tell(firing("a2", "mail"))
+    clock.pass_s(3700)
+    outbox.expire("mail")
+    assert [one.action for one in outbox.failing()] == ["phone", "mail"]
+    tell(firing("a3", "phone"))
+    deliver(outbox, "phone", Delivered())
+    assert [one.action for one in outbox.failing()] == ["mail"]

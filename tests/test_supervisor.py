@@ -417,3 +417,23 @@ def test_child_that_ends_last_is_told_when_the_others_have_ended(
     assert Supervisor(specs, child_environment(), shown[0]).run(stop, stop_when_both_wait) == 0
     guard.cancel()
     assert last.read_text() == "True"
+
+
+@pytest.mark.parametrize("code", [1, 3, 78])
+def test_child_that_the_others_can_do_without_is_tried_again_and_ends_nothing(
+    shown: tuple[LineForwarder, StringIO], tmp_path: Path, code: int
+) -> None:
+    forwarder, _ = shown
+    starts = tmp_path / "starts"
+    fails = f"open({str(starts)!r}, 'a').write('x'); raise SystemExit({code})"
+    waits = (
+        "import pathlib, time\n"
+        f"while not pathlib.Path({str(starts)!r}).exists() or"
+        f" len(pathlib.Path({str(starts)!r}).read_text()) < 3: time.sleep(0.01)"
+    )
+    specs = [
+        python("alerts", fails, is_optional=True),
+        python("worker", WAITS, is_core=True),
+        python("capture", waits, can_finish=True),
+    ]
+    assert run(specs, forwarder) == 0

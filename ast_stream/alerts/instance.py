@@ -97,7 +97,7 @@ class Instance:
                     from_state=from_state,
                     to_state=to_state,
                     at_ns=now,
-                    actions=tuple(self.rule.settings.actions) if is_news else (),
+                    actions=self.rule.actions or () if is_news else (),
                     event_id=event_id,
                 )
             )
@@ -117,7 +117,7 @@ class Instance:
             from_state = self.state
             self.state = "resolved"
             alert = self.alert("resolved", now, reason)
-            actions = tuple(self.rule.settings.actions)
+            actions = self.rule.actions or ()
             transitions.append(Transition(alert, from_state, "resolved", now, actions))
             self.quiet_until = now + self.rule.cooldown_ns
         elif self.state == "pending":

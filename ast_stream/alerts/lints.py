@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from ast_stream.alerts.detector_lints import DetectorFacts, detector_lints
 from ast_stream.alerts.matching import Vocabulary
@@ -12,23 +12,61 @@ from ast_stream.alerts.schema import RuleFile
 from ast_stream.labels import slug
 from ast_stream.settings.load import Document
 
+Actions = Collection[str] | Mapping[str, Collection[str]]
+"""Names of the configured actions, perhaps with whether each takes `firing` and `resolved`."""
+
 
 def lint(
-    rules: RuleSet, facts: DetectorFacts | None = None, actions: Collection[str] | None = None
+    rules: RuleSet,
+    facts: DetectorFacts | None = None,
+    actions: Actions | None = None,
+    used: Collection[str] = (),
 ) -> list[RuleProblem]:
     """Return warnings by file and line.
 
     Args:
         facts: of the detector; None: what depends on it is not looked at.
         actions: configured ones; None: not known.
+        used: actions that something else uses.
     """
     found = [problem for rule in rules.rules for problem in detector_lints(rule, facts)]
     found += [problem for rule in rules.rules for problem in _never(rule)]
     for document, parsed, vocabulary in rules.files:
         found += _unused(document, parsed)
         found += _branch_members(document, parsed, vocabulary)
-    found += _unused_actions(rules, actions)
+    found += reach_lints(rules, actions, used)
     return sorted(found, key=lambda one: (one.file, one.line or 0, one.code))
+
+
+def reach_lints(
+    rules: RuleSet, actions: Actions | None, used: Collection[str] = ()
+) -> list[RuleProblem]:
+    """Return warnings of rules that tell nobody, and of actions by which nobody is told.
+
+    Args:
+        actions: configured ones; None: not known.
+        used: actions that something else uses.
+    """
+    if actions is None:
+        return []
+    found = [problem for rule in rules.rules for problem in _reaches_nobody(rule, actions)]
+    return found + list(_unused_actions(rules, actions, used))
+
+
+def _reaches_nobody(rule: Rule, actions: Collection[str]) -> Iterator[RuleProblem]:
+    path = (*rule.path, "alert")
+    if rule.actions is None:
+        text = (
+            f"'{rule.name}' tells nobody: expected 'actions' here, in its group or in 'defaults', "
+            "got none ('actions: []' if its alerts are for the feed alone)"
+        )
+        yield problem_at(rule.document, path, "W213", text)
+        return
+    kinds = actions if isinstance(actions, Mapping) else dict.fromkeys(actions, ("firing",))
+    if rule.actions and not any("firing" in kinds.get(name, ()) for name in rule.actions):
+        named = " and ".join(f"'{name}'" for name in rule.actions)
+        text = f"'{rule.name}' tells nobody when it fires: {named} is not on for firing"
+        yield problem_at(rule.document, path, "W213", text)
 
 
 def _never(rule: Rule) -> Iterator[RuleProblem]:
@@ -95,9 +133,11 @@ def _branch_members(
             yield problem_at(document, path, "W208", text)
 
 
-def _unused_actions(rules: RuleSet, actions: Collection[str] | None) -> Iterator[RuleProblem]:
-    used = {name for rule in rules.rules for name in rule.settings.actions}
-    for name in sorted(set(actions or ()) - used):
+def _unused_actions(
+    rules: RuleSet, actions: Collection[str], used: Collection[str]
+) -> Iterator[RuleProblem]:
+    by_rules = {name for rule in rules.rules for name in rule.actions or ()}
+    for name in sorted(set(actions) - by_rules - set(used)):
         document = rules.files[0][0]
         text = f"no rule uses the action '{name}' of the configuration"
         yield problem_at(document, ("groups",), "W206", text)

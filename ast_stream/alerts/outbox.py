@@ -11,8 +11,10 @@ import json
 import logging
 import random
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from ast_stream.alerts import outbox_upkeep
 from ast_stream.alerts.actions.base import (
@@ -21,6 +23,7 @@ from ast_stream.alerts.actions.base import (
     Notification,
     Outcome,
     Refused,
+    one_line,
     title_of,
 )
 from ast_stream.alerts.delivery_policy import (
@@ -37,7 +40,7 @@ from ast_stream.alerts.store import Store
 from ast_stream.limited_log import Outage
 from ast_stream.units import NS_PER_SECOND
 
-__all__ = ["FEED", "SELF_RULE", "Delivery", "Outbox", "Route"]
+__all__ = ["FEED", "SELF_RULE", "Delivery", "Failing", "Outbox", "Route"]
 
 TIDY_EVERY_S = 600
 MIN_WAIT_S = 0.1  # for a row whose time has come and that something else keeps back
@@ -55,6 +58,37 @@ class Delivery:
     notification: Notification
 
 
+@dataclass(frozen=True)
+class Failing:
+    """An action whose deliveries do not get through.
+
+    Attributes:
+        waiting: deliveries that failed, and are tried again.
+        attempts: of the one that was tried most often.
+        lost: whether the last one that was decided was given up.
+        error: why the last one failed.
+    """
+
+    action: str
+    waiting: int
+    attempts: int
+    lost: bool
+    error: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return asdict(self)
+
+    @property
+    def text(self) -> str:
+        """A sentence."""
+        waiting = "1 alert waits" if self.waiting == 1 else f"{self.waiting} alerts wait"
+        tried = f"{waiting} after up to {self.attempts} attempts" if self.waiting else ""
+        lost = "the last one was given up" if self.lost else ""
+        facts = " and ".join(part for part in (tried, lost) if part) or "it cannot be used"
+        return f"alerts are not delivered by {self.action}: {facts}: {self.error}"
+
+
 class Outbox:
     """Rows to deliver, by action.
 
@@ -64,6 +98,7 @@ class Outbox:
         jitter: returns a number in [0, 1).
 
     Attributes:
+        attempts: deliveries that were tried, by action and outcome; reset with the process.
         evaluated_ns: up to when the engine's alerts are known and saved: what a snooze held back
             until later waits, for it may have ended meanwhile. None: alerts are always known.
     """
@@ -80,6 +115,7 @@ class Outbox:
         self._now_ns = now_ns
         self._jitter = jitter
         self._under_way: dict[int, str] = {}  # numbers of rows, and their actions
+        self.attempts: Counter[tuple[str, str]] = Counter()
         self._tidy_ns = 0
         self.evaluated_ns: int | None = None
         self._receivers = Receivers(self._routes, now_ns)
@@ -105,6 +141,36 @@ class Outbox:
         with self._store.reading() as db:
             query = "SELECT action, count(*) FROM deliveries WHERE state = 'pending' GROUP BY 1"
             return counts | dict(db.execute(query).fetchall())
+
+    def failing(self) -> list[Failing]:
+        """Return the actions whose deliveries do not get through now.
+
+        Raises:
+            StoreError: the database cannot be read.
+        """
+        with self._store.reading() as db:
+            found = (self._failing(db, action) for action in self.actions if action != FEED)
+            return [one for one in found if one is not None]
+
+    def _failing(self, db: sqlite3.Connection, action: str) -> Failing | None:
+        waiting, attempts, error = db.execute(
+            "SELECT count(*), max(attempts), last_error FROM deliveries"
+            " WHERE action = ? AND state = 'pending' AND attempts > 0",
+            (action,),
+        ).fetchone()
+        lost = db.execute(
+            "SELECT updated_ns, last_error FROM deliveries WHERE action = ?"
+            " AND state IN ('dead', 'expired') ORDER BY updated_ns DESC LIMIT 1",
+            (action,),
+        ).fetchone()
+        done = db.execute(
+            "SELECT max(updated_ns) FROM deliveries WHERE action = ? AND state = 'done'", (action,)
+        ).fetchone()
+        is_lost = lost is not None and (done[0] is None or lost[0] >= done[0])
+        if not waiting and not is_lost:
+            return None
+        why = error if waiting else lost[1]
+        return Failing(action, waiting, attempts or 0, is_lost, one_line(why or "unknown"))
 
     def step_clock(self, db: sqlite3.Connection, step_ns: int) -> None:
         """Follow a wall clock that was set: nothing expires or waits longer by that."""
@@ -181,6 +247,7 @@ class Outbox:
             StoreError: it could not be written: call it again, do not deliver again.
         """
         action, lost = delivery.action, delivery.notification.title
+        self.attempts[action, type(outcome).__name__.lower()] += 1
         with self._store.transaction() as db:
             match outcome:
                 case Delivered():

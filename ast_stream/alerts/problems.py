@@ -37,6 +37,7 @@ CODES = {
     "W210": "rule that can never fire",
     "W211": "'for' shorter than any event",
     "W212": "'for' longer than any event",
+    "W213": "rule that tells nobody",
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from ast_stream.alerts.rule_matchers import compile_matchers
 from ast_stream.alerts.rule_parsing import parse_rule_file
 from ast_stream.alerts.rule_windows import compile_windows
 from ast_stream.alerts.rules import Inhibition, Rule, RuleSet, triggers_of
-from ast_stream.alerts.schema import Defaults, RuleSettings
+from ast_stream.alerts.schema import Defaults, Group, RuleSettings
 from ast_stream.alerts.templates import Template
 from ast_stream.alerts.windows import TimeWindow
 from ast_stream.labels import did_you_mean
@@ -64,9 +64,12 @@ class FileCompiler:
         self._vocabulary = Vocabulary(labels, self._ontology(parsed.ontology), groups)
         for name in groups:
             self._notes.attempt(("classes", name), "E105", self._vocabulary.group_named, name)
+        self._check_actions(parsed.defaults.actions, ("defaults", "actions"))
+        for g, group in enumerate(parsed.groups):
+            self._check_actions(group.actions, ("groups", g, "actions"))
         self._windows = compile_windows(parsed.windows, parsed.defaults.timezone, self._notes)
         rules = [
-            self._rule(settings, group.name, group.labels, ("groups", g, "rules", number))
+            self._rule(settings, group, ("groups", g, "rules", number))
             for g, group in enumerate(parsed.groups)
             for number, settings in zip(numbers[g], group.rules, strict=True)
         ]
@@ -92,9 +95,7 @@ class FileCompiler:
             self._notes.add(("ontology",), "E106", f"{path}: {error}")
         return None
 
-    def _rule(
-        self, settings: RuleSettings, group: str, group_labels: Mapping[str, str], path: KeyPath
-    ) -> Rule | None:
+    def _rule(self, settings: RuleSettings, group: Group, path: KeyPath) -> Rule | None:
         before = len(self.problems)
         _check_trigger(settings, path, self._notes)
         self._check_name(settings, path)
@@ -105,13 +106,13 @@ class FileCompiler:
         }
         when = self._named_windows(settings.when, (*path, "when"))
         unless = self._named_windows(settings.unless, (*path, "unless"))
-        self._check_actions(settings, path)
+        self._check_actions(settings.actions, (*path, "actions"))
         if len(self.problems) != before:
             return None
         defaults = self._defaults
         rule = Rule(
             name=settings.alert,
-            group=group,
+            group=group.name,
             digest="",
             settings=settings,
             matchers=matchers,
@@ -121,7 +122,8 @@ class FileCompiler:
             keep_ns=_first(settings.keep_firing_for, defaults.keep_firing_for),
             cooldown_ns=_first(settings.cooldown, defaults.cooldown),
             severity=settings.severity or defaults.severity,
-            labels=dict(group_labels) | settings.labels,
+            labels=dict(group.labels) | settings.labels,
+            actions=_given(settings.actions, group.actions, defaults.actions),
             annotations={name: one for name, one in parsed.items() if one is not None},
             document=self._document,
             path=path,
@@ -137,14 +139,12 @@ class FileCompiler:
         else:
             self._places[settings.alert] = f"{self._document.file}:{line}"
 
-    def _check_actions(self, settings: RuleSettings, path: KeyPath) -> None:
-        for index, name in enumerate(settings.actions):
+    def _check_actions(self, names: Sequence[str] | None, path: KeyPath) -> None:
+        for index, name in enumerate(names or ()):
             if self._actions is not None and name not in self._actions:
                 near = did_you_mean(name, self._actions)
                 known = near or f"; configured: {', '.join(sorted(self._actions)) or 'none'}"
-                self._notes.add(
-                    (*path, "actions", index), "E104", f"unknown action '{name}'{known}"
-                )
+                self._notes.add((*path, index), "E104", f"unknown action '{name}'{known}")
 
     def _named_windows(self, names: Sequence[str] | None, path: KeyPath) -> tuple[TimeWindow, ...]:
         for index, name in enumerate(names or ()):
@@ -170,6 +170,11 @@ def _check_trigger(settings: RuleSettings, path: KeyPath, notes: Notes) -> None:
         notes.add(path, "E102", f"{start}{needed}, got neither" if not given else start + needed)
     if settings.tolerate and settings.for_ is None:
         notes.add((*path, "tolerate"), "E102", "'tolerate' belongs to 'for', got no 'for'")
+
+
+def _given(*levels: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Return what the innermost level says that says anything; None: none does."""
+    return next((tuple(one) for one in levels if one is not None), None)
 
 
 def _first(value: int | None, default: int) -> int:

@@ -30,6 +30,8 @@ class Rule:
         matchers: of the sound, or of each step of a sequence.
         digest: of all that decides when it fires; a state is kept while this stays the same.
         settings: what the file says of its trigger.
+        actions: by which people and programs are told; None: the file says nothing of it, and the
+            alerts are only published, as with none.
         path: where it stands in its file.
     """
 
@@ -45,6 +47,7 @@ class Rule:
     cooldown_ns: int
     severity: Severity
     labels: Mapping[str, str]
+    actions: tuple[str, ...] | None
     annotations: Mapping[str, Template]
     document: Document
     path: KeyPath

@@ -53,6 +53,7 @@ def _as_list(value: Any) -> Any:
 Duration = Annotated[int, BeforeValidator(parse_duration)]
 PositiveDuration = Annotated[int, BeforeValidator(_positive_duration)]
 Names = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
+Actions = Annotated[list[str] | None, BeforeValidator(_as_list)]
 
 
 class RuleSection(Section):
@@ -163,7 +164,9 @@ class RuleSettings(RuleSection):
     limit: int = Field(default=64, ge=1, le=10_000, description="alerts of this rule at a time")
     labels: dict[str, str] = Field(default_factory=dict)
     annotations: dict[str, str] = Field(default_factory=dict)
-    actions: Annotated[list[str], BeforeValidator(_as_list)] = Field(default_factory=list)
+    actions: Actions = Field(
+        default=None, description="of the configuration; null: the group's, or the file's default"
+    )
 
 
 class Defaults(RuleSection):
@@ -176,6 +179,7 @@ class Defaults(RuleSection):
     group_by: Annotated[list[str], BeforeValidator(_as_list)] = Field(
         default_factory=lambda: ["stream"]
     )
+    actions: Actions = Field(default=None, description="of rules and groups without `actions`")
     resume_window: PositiveDuration = Field(
         default=3600 * NS_PER_SECOND, description="alerts go on after a pause of at most this"
     )
@@ -196,6 +200,7 @@ class Group(RuleSection):
 
     name: str = Field(min_length=1, max_length=100)
     labels: dict[str, str] = Field(default_factory=dict)
+    actions: Actions = Field(default=None, description="of rules without `actions`")
     rules: list[RuleSettings] = Field(min_length=1)
 
 

@@ -140,7 +140,7 @@ class RuleStates:
             data = instance.export() | {"digest": instance.rule.digest}
             if instance.is_active:  # enough to resolve it should its rule be gone by then
                 alert = instance.alert(instance.state, now, None)
-                data["told"] = vars(alert) | {"actions": instance.rule.settings.actions}
+                data["told"] = vars(alert) | {"actions": list(instance.rule.actions or ())}
             found.append(data)
         return found
 

@@ -74,6 +74,7 @@ CREATE TABLE deliveries (
 ) STRICT;
 CREATE INDEX deliveries_pending ON deliveries (action, seq) WHERE state = 'pending';
 CREATE INDEX deliveries_done ON deliveries (action, updated_ns) WHERE state = 'done';
+CREATE INDEX deliveries_lost ON deliveries (action, updated_ns) WHERE state IN ('dead', 'expired');
 CREATE TABLE snoozes (
     rule TEXT PRIMARY KEY, since_ns {_TIME.format("since_ns")}, until_ns {_TIME.format("until_ns")}
 ) STRICT;

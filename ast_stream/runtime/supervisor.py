@@ -34,6 +34,7 @@ class ChildSpec:
     Attributes:
         can_finish: an exit with 0 means that its work is done.
         is_core: the others are useless without it, and it without them.
+        is_optional: the others go on without it, so it is started again whatever it has said.
         takes_stdin: standard input is handed on to it.
         begins_anew: after a crash it would do all its work again, so it is not started again.
         ends_last: at a stop it is told only when the others have ended: it works on what they say.
@@ -43,6 +44,7 @@ class ChildSpec:
     argv: Sequence[str]
     can_finish: bool = False
     is_core: bool = False
+    is_optional: bool = False
     takes_stdin: bool = False
     begins_anew: bool = False
     ends_last: bool = False
@@ -117,7 +119,7 @@ class _Child:
 
     def after_exit(self, code: int, now_s: float) -> None:
         """Decide what an exit means for this child."""
-        if code == EXIT_CONFIG:
+        if code == EXIT_CONFIG and not self.spec.is_optional:
             self.state = _State.REFUSED
             logger.error("%s refused its configuration and is not restarted", self.spec.name)
         elif code == EXIT_STARTUP and self.spec.is_core and not self._has_run_before:
@@ -245,8 +247,9 @@ class Supervisor:
 
     def _outcome(self) -> int | None:
         """Return the exit code once there is nothing left to do, else None."""
-        core = {child.state for child in self._children if child.spec.is_core}
-        others = {child.state for child in self._children if not child.spec.is_core}
+        needed = [child for child in self._children if not child.spec.is_optional]
+        core = {child.state for child in needed if child.spec.is_core}
+        others = {child.state for child in needed if not child.spec.is_core}
         if _State.REFUSED in core:
             return EXIT_CONFIG
         if _State.FAILED in core:

@@ -36,7 +36,7 @@ class RateLimit(Section):
 class ActionSection(Section):
     """What all actions have."""
 
-    on: list[Literal["firing", "resolved"]] = Field(default=["firing"], min_length=1)
+    on: list[Literal["firing", "resolved"]] = Field(default=["firing", "resolved"], min_length=1)
     rate_limit: RateLimit = RateLimit()
 
 
@@ -103,7 +103,6 @@ class MqttAction(ActionSection):
     """An MQTT broker with Home Assistant discovery (needs the extra `notify`)."""
 
     type: Literal["mqtt"]
-    on: list[Literal["firing", "resolved"]] = Field(default=["firing", "resolved"], min_length=1)
     host: str = Field(min_length=1)
     port: int = Field(default=1883, ge=1, le=65535)
     username: str | None = None
@@ -111,8 +110,10 @@ class MqttAction(ActionSection):
     password_env: VariableName | None = None
     tls: bool = False
     ca_file: FilePath | None = Field(default=None, description="null: the system's authorities")
-    node: str = Field(
-        default="ast-stream", pattern=r"^[a-zA-Z0-9_-]{1,63}$", description="name of this machine"
+    node: str | None = Field(
+        default=None,
+        pattern=r"^[a-zA-Z0-9_-]{1,63}$",
+        description="name of this machine in topics; null: its host name",
     )
     base_topic: str = Field(default="ast-stream", pattern=_TOPIC)
     discovery_prefix: str | None = Field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from mqtt_broker import MOSQUITTO, Broker, Listener, listener, mqtt_broker
 from pipeline import wait_for
 
 from ast_stream.alerts.store import Store
+from ast_stream.feed import FeedMessage, Subscriber
 
 STATUS = "ast-stream/ast-stream/status"
 SENSOR = "ast-stream/ast-stream/porch/bark/state"
@@ -163,11 +165,48 @@ def test_snooze_that_has_expired_lets_out_what_still_fires() -> None:
         wait_for(lambda: told(receiver, 1) == {"firing"}, "the end of the snooze")
 
 
+def test_actions_that_cannot_be_used_stop_no_other_and_are_named(tmp_path: Path) -> None:
+    secret = tmp_path / "hook.key"
+    with http_receiver() as receiver, http_receiver() as signed:
+        section = hook(receiver)
+        section["actions"] |= {
+            "phone": {"type": "apprise", "urls_env": "NOT_SET_ANYWHERE"},
+            "late": hook(signed, secret_file=str(secret))["actions"]["hook"],
+            "home": {"type": "mqtt", "host": "127.0.0.1", "username": "u", "password_env": "NO_PW"},
+        }
+        section["heartbeat"] = {"action": "phone", "interval_s": 1}
+        rule = RULE | {"actions": ["hook", "phone", "late"]}
+        with alert_process(section, [rule]) as one:
+            begin(one, receiver)
+            assert "Traceback" not in one.log
+            text = "the action phone cannot be used: expected the environment variable NOT_SET_ANYW"
+            assert text in one.log
+            assert "the action home cannot be used: " in one.log
+            endpoint = f"ipc://{one.folder}/alerts.sock"
+            with Subscriber(endpoint, topics=["status/alerts/"]) as reader:
+                items = reader.messages()
+                status = next(item.body for item in items if isinstance(item, FeedMessage))
+            failing = {item["action"]: item for item in status["failing"]}
+            assert set(failing) == {"phone", "late", "home"}
+            assert failing["phone"]["waiting"] > 0
+            assert failing["home"]["text"] == (
+                "alerts are not delivered by home: it cannot be used: expected the environment "
+                "variable NO_PW, got none"
+            )
+            secret.write_text("whsec_" + base64.b64encode(b"k" * 32).decode())
+            wait_for(lambda: bool(signed.got), "what waited for the secret")
+
+
 @needs_mosquitto
 def test_killed_process_is_offline_on_the_broker_until_it_is_back(tmp_path: Path) -> None:
     with mqtt_broker(tmp_path) as broker, http_receiver() as receiver:
         section = hook(receiver)
-        section["actions"]["ha"] = {"type": "mqtt", "host": "127.0.0.1", "port": broker.port}
+        section["actions"]["ha"] = {
+            "type": "mqtt",
+            "host": "127.0.0.1",
+            "port": broker.port,
+            "node": "ast-stream",
+        }
         with alert_process(section, [RULE]) as one, listener(broker.port) as client:
             begin(one, receiver)
             one.publish(1, "begin")
@@ -192,6 +231,7 @@ def test_broker_that_is_absent_at_the_start_gets_everything_once_it_is_there(
             "type": "mqtt",
             "host": "127.0.0.1",
             "port": broker.port,
+            "node": "ast-stream",
             "timeout_s": 0.5,
         }
         with alert_process(section, [RULE | {"actions": ["hook", "ha"]}]) as one:

@@ -103,6 +103,13 @@ def test_streams_that_are_heard_are_well(state: str) -> None:
             [],
             "the alerts process does not hear the worker",
         ),
+        (
+            report(
+                has_alerts=True, alerts={"hears": True, "failing": [{"text": "not delivered by p"}]}
+            ),
+            [],
+            "not delivered by p",
+        ),
     ],
 )
 def test_what_is_not_well_is_named(

@@ -12,10 +12,12 @@ from typing import Any, Literal, Protocol
 from ast_stream.alerts.model import ACTIVE_STATES, Transition
 from ast_stream.errors import StartupError
 from ast_stream.messages import format_time, parse_time
+from ast_stream.runtime.files import DamagedFileError, read_bounded
 
 Kind = Literal["firing", "resolved", "heartbeat"]
 
 MAX_TEXT_CHARACTERS = 1000
+MAX_SECRET_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -173,9 +175,10 @@ def read_secret(what: str, file: str | None, variable: str | None) -> str | None
     """
     if file is not None:
         try:
-            return Path(file).read_text().rstrip()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            return read_bounded(Path(file), MAX_SECRET_BYTES).decode().rstrip()
+        except (OSError, DamagedFileError, ValueError) as error:
+            reason = "not UTF-8 text" if isinstance(error, UnicodeError) else str(error)
+            reason = error.strerror or reason if isinstance(error, OSError) else reason
             raise StartupError(f"{what}: cannot read {file}: {reason}") from error
     if variable is not None:
         value = os.environ.get(variable)

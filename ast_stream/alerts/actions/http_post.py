@@ -40,6 +40,8 @@ _PUBLIC_IPV6 = _networks("2000::/3")
 # 2001::/23: among others Teredo, ORCHID and benchmarking; 2002::/16: 6to4, IPv4 inside; 3fff::/20,
 # 2001:db8::/32: documentation. All other ways to embed IPv4 lie outside of 2000::/3.
 _SPECIAL_IPV6 = _networks("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")
+# by RFC 6761, 6762, 8375 and the reservation of .internal
+_PRIVATE_DOMAINS = (".localhost", ".local", ".home.arpa", ".internal")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
@@ -72,6 +74,14 @@ def is_public(address: str) -> bool:
             return _is_listed(parsed, _PUBLIC_IPV6, _SPECIAL_IPV6)
         parsed = embedded
     return _is_listed(parsed, _PUBLIC_IPV4, _SPECIAL_IPV4)
+
+
+def may_be_public(host: str) -> bool:
+    """Return whether a host may have a public address, as far as its name alone says."""
+    try:
+        return is_public(host)
+    except ValueError:
+        return host != "localhost" and not host.endswith(_PRIVATE_DOMAINS)
 
 
 def _ipv4_inside(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:

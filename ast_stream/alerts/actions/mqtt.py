@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import socket
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
@@ -40,6 +42,7 @@ KEEPALIVE_S = 30
 SETTLE_AFTER = 3  # health messages; an event that lasts is updated each second, so it is quiet
 MAX_QUEUED = 1000
 _RECONNECT_S = (1, 60)
+_NOT_IN_NODES = re.compile(r"[^a-zA-Z0-9_-]")
 _ATTRIBUTES = ("id", "label", "score", "peak", "onset", "offset", "reason")
 
 logger = logging.getLogger(__name__)
@@ -54,7 +57,7 @@ class MqttRunner:
 
     def __init__(self, name: str, settings: MqttAction, watched: Watched = NOTHING) -> None:
         self._settings = settings
-        self._topics = Topics(settings.base_topic, settings.node)
+        self._topics = Topics(settings.base_topic, settings.node or host_node())
         self._lock = threading.RLock()
         self._connected = threading.Event()
         self._watched = _with_own_classes(watched, settings)
@@ -62,7 +65,7 @@ class MqttRunner:
         self._sounding: dict[tuple[str, str], set[str]] = {}  # ids of open events
         self._health_seen: dict[str, int] = {}
         self._trouble: str | None = None  # why there is no connection
-        self._client = _new_client(name, settings)
+        self._client = new_client(name, settings)
         self._client.on_connect = self._on_connect
         self._client.on_connect_fail = lambda *_: self._note_trouble(_current_words())
         self._client.on_disconnect = lambda *_: self._connected.clear()
@@ -199,12 +202,22 @@ class MqttRunner:
             self._client.publish(topic, text, qos=1, retain=True)
 
 
+def host_node() -> str:
+    """Return this machine's name as a part of topics: several may share a broker."""
+    return _NOT_IN_NODES.sub("-", socket.gethostname())[:63] or "ast-stream"
+
+
 def _with_own_classes(watched: Watched, settings: MqttAction) -> Watched:
     by_slug = {slug(label): label for label in (*settings.classes, *watched.classes)}
     return Watched(watched.streams, tuple(by_slug.values()), watched.rules)
 
 
-def _new_client(name: str, settings: MqttAction) -> Client:
+def new_client(name: str, settings: MqttAction) -> Client:
+    """Return a client that is not connected yet.
+
+    Raises:
+        StartupError: the library is missing, or the password or certificates cannot be read.
+    """
     try:
         from paho.mqtt.client import Client
         from paho.mqtt.enums import CallbackAPIVersion

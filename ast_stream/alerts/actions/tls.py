@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from pathlib import Path
 
 from ast_stream.alerts.actions.base import one_line
 from ast_stream.errors import StartupError
@@ -19,6 +20,8 @@ def trust(name: str, ca_file: str | None) -> ssl.SSLContext:
     Raises:
         StartupError: `ca_file` cannot be read, or holds no certificate.
     """
+    if ca_file is not None and Path(ca_file).exists() and not Path(ca_file).is_file():
+        raise StartupError(f"action {name}: cannot read ca_file {ca_file}: it is no file")
     try:
         return ssl.create_default_context(cafile=ca_file)
     except ssl.SSLError as error:

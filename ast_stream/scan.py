@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ast_stream.audio.channels import Channels, Choice
 from ast_stream.audio.recording import RecordingError, RecordingReader, read_mono
 from ast_stream.detect.detector import Detector
 from ast_stream.messages import Event, Scores
@@ -63,6 +64,10 @@ class Scanner:
     Args:
         tagger: the loaded model.
         detection, hop_s, min_context_s, on_scores: as for `Detector`.
+        channel: the one that is heard, counted from 0; "mix": the mean of all.
+
+    Attributes:
+        warning: what made the last recording be heard wrongly, or not at all, or None.
     """
 
     def __init__(
@@ -73,7 +78,10 @@ class Scanner:
         hop_s: float | None = None,
         min_context_s: float | None = 1.0,
         on_scores: Callable[[Scores], None] | None = None,
+        channel: Choice = "mix",
     ) -> None:
+        self.warning: str | None = None
+        self._channel = channel
         self._detector = Detector(
             tagger,
             detection,
@@ -110,16 +118,18 @@ class Scanner:
         detector = self._detector
         detector.open(_STREAM, "0" * 32)  # ids of the events are the same each time
         incomplete: RecordingError | None = None
+        channels, self.warning = Channels(self._channel), None
         try:
             position = 0
             try:
-                for pcm in read_mono(path, on_read):
+                for pcm in read_mono(path, on_read, channels=channels):
                     detector.push(_STREAM, position, pcm)
                     position += len(pcm)
                     yield from detector.run()
             except RecordingError as error:
                 incomplete = error
             yield from detector.flush(_STREAM)
+            self.warning = channels.summary if position else None
         finally:
             if _STREAM in detector.streams:
                 detector.close(_STREAM, "shutdown")

@@ -30,7 +30,10 @@ STDIN = "-"
 
 
 def make_scanner(
-    model: ModelSettings, detection: DetectionSettings, collector: ScoreCollector | None = None
+    model: ModelSettings,
+    detection: DetectionSettings,
+    collector: ScoreCollector | None = None,
+    channel: int | None = None,
 ) -> tuple[Scanner, list[str]]:
     """Return a scanner with the model and detection of a configuration, and its labels."""
     from ast_stream.scan import Scanner  # imports torch
@@ -42,6 +45,7 @@ def make_scanner(
         hop_s=model.hop_s,
         min_context_s=model.min_context_s,
         on_scores=None if collector is None else collector.add,
+        channel="mix" if channel is None else channel,
     )
     return scanner, list(tagger.labels)
 
@@ -65,6 +69,9 @@ def scan(
     model: Annotated[str | None, typer.Option(help="Checkpoint.")] = None,
     hop: Annotated[float | None, typer.Option(help="Seconds between windows.")] = None,
     window: Annotated[float | None, typer.Option(help="Length of a window in seconds.")] = None,
+    channel: Annotated[
+        int | None, typer.Option(min=0, help="Hear this one, counted from 0, not the mean of all.")
+    ] = None,
 ) -> None:
     """Find the events in recordings, faster than real time.
 
@@ -73,7 +80,7 @@ def scan(
     if as_json and labels:
         raise UsageError("scan: expected --json or --labels, got both")
     collector = None if scores is None else ScoreCollector()
-    scanner, names = make_scanner(*_settings(config, model, hop, window), collector)
+    scanner, names = make_scanner(*_settings(config, model, hop, window), collector, channel)
     form = "json" if as_json else labels or "text"
     if form in HEADERS:
         print(HEADERS[form])
@@ -99,6 +106,10 @@ def _scan_all(scanner: Scanner, recordings: list[tuple[str, Path]], form: str) -
                 for event in scanner.scan(path, shown, shown_as(shown, progress)):
                     with progress.paused():
                         print(FORMATS[form](event), flush=True)
+                if scanner.warning is not None:
+                    with progress.paused():
+                        text = f"scan: {name}: warning: {scanner.warning}"
+                        print(_printable(text), file=sys.stderr)
             except RecordingError as error:
                 failed += 1
                 with progress.paused():

@@ -139,3 +139,16 @@ def test_polarity_that_is_put_right_is_well_again() -> None:
 def test_samples_that_are_no_numbers_are_no_sound() -> None:
     pcm = np.full((12 * RATE, 2), np.nan, np.float32)
     assert fed(pcm).fault is not None
+
+
+def test_what_is_wrong_with_a_recording_is_summed_up_at_its_end() -> None:
+    left = noise(3.0)
+    opposite = np.concatenate([left, -left], axis=1)
+    assert fed(opposite).summary == (
+        "channels 0 and 1 cancel each other when averaged, in 3 of 3 s with sound: "
+        "opposite polarity; choose one channel"
+    )
+    assert fed(opposite, choice=0).summary is None
+    assert fed(np.concatenate([opposite, noise(4.0, 2)])).summary is None
+    assert fed(np.zeros((2 * RATE, 2), np.float32)).summary == "nothing but digital silence"
+    assert fed(np.concatenate([np.zeros((20 * RATE, 1), np.float32), noise(0.1)])).summary is None

@@ -237,3 +237,31 @@ def test_empty_and_very_short_recordings_give_nothing_and_no_error(
         soundfile.write(path, np.zeros(n_samples, np.int16), 16_000)
         assert scan(checkpoint, path, "--json") == 0
     assert capsys.readouterr().out == ""
+
+
+def test_channels_that_cancel_are_warned_of_and_one_of_them_can_be_heard(
+    checkpoint: Path, recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pcm, rate = soundfile.read(recording, dtype="int16")
+    soundfile.write(tmp_path / "anti.wav", np.stack([pcm, -pcm], axis=1), rate)
+    assert scan(checkpoint, recording, "--json") == 0
+    expected = capsys.readouterr().out
+    assert scan(checkpoint, tmp_path / "anti.wav", "--json") == 0
+    mixed = capsys.readouterr()
+    assert "anti.wav: warning: channels 0 and 1 cancel each other when averaged" in mixed.err
+    assert scan(checkpoint, tmp_path / "anti.wav", "--json", "--channel", 0) == 0
+    alone = capsys.readouterr()
+    assert alone.out.replace("anti", "") == expected.replace(str(recording), str(tmp_path / ".wav"))
+    assert alone.err == ""
+    assert scan(checkpoint, tmp_path / "anti.wav", "--channel", 2) == 1
+    assert "channel 2 is wanted (counted from 0), and the source has channels 0 to 1" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_recording_of_nothing_is_warned_of(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soundfile.write(tmp_path / "zeros.wav", np.zeros(48_000, np.int16), 16_000)
+    assert scan(checkpoint, tmp_path / "zeros.wav") == 0
+    assert "zeros.wav: warning: nothing but digital silence" in capsys.readouterr().err

@@ -39,6 +39,9 @@ class Channels:
     def __init__(self, choice: Choice = "mix") -> None:
         self.fault: str | None = None
         self._choice = choice
+        self._has_sound = False
+        self._opposite_text = ""  # which channels
+        self._judged_s = self._lost_s = 0.0  # with sound, and of it where the channels cancelled
         self.restart()
 
     def restart(self) -> None:
@@ -46,6 +49,16 @@ class Channels:
         self._silent = self._cancelled = 0  # frames in a row
         self._looked = 0  # frames since it was last asked whether the channels cancel
         self._energies = np.zeros(2)  # of the channels' mean, and of a channel in the mean
+
+    @property
+    def summary(self) -> str | None:
+        """What is wrong with a recording that was taken to its end, or None."""
+        if self._lost_s and self._lost_s >= self._judged_s / 2:
+            return (
+                f"{self._opposite_text} cancel each other when averaged, in {self._lost_s:.0f} of "
+                f"{self._judged_s:.0f} s with sound: opposite polarity; choose one channel"
+            )
+        return None if self._has_sound else "nothing but digital silence"
 
     def take(self, pcm: Pcm, rate: int) -> Pcm:
         """Return what is heard of a block, shape (n_frames, 1) or as it was.
@@ -72,6 +85,7 @@ class Channels:
             if self._silent >= FAULT_AFTER_S * rate:
                 self.fault = self._silence(pcm, self._silent / rate)
             return
+        self._has_sound = True
         if self._silent >= FAULT_AFTER_S * rate or self._choice != "mix" or pcm.shape[1] == 1:
             self.fault = None
         self._silent = 0
@@ -89,13 +103,16 @@ class Channels:
         mean, each = (self._energies / self._looked).tolist()
         if each < _FLOOR:
             return  # a pause
+        self._judged_s += self._looked / rate
         if mean >= each / pcm.shape[1] * _CANCELLED:
             self._cancelled, self.fault = 0, None
             return
         self._cancelled += self._looked
+        self._lost_s += self._looked / rate
+        self._opposite_text = _opposite(pcm)
         if self._cancelled >= FAULT_AFTER_S * rate:
             self.fault = (
-                f"{_opposite(pcm)} cancel each other when averaged, for "
+                f"{self._opposite_text} cancel each other when averaged, for "
                 f"{self._cancelled / rate:.0f} s now: opposite polarity; "
                 f"set `channel` of the source, e.g. channel: 0"
             )

@@ -69,6 +69,7 @@ class NetworkStream:
         self._sleep = sleep
         self._opening: LimitedCall[Any] | None = None
         self._n_failed = 0  # tries since the last success: each takes the next of a playlist
+        self._told = ""  # the address in a playlist that was logged last
         self._container: Any = None
         self._track: Any = None  # of sound
         self._packets: Iterator[Any] = iter(())
@@ -199,7 +200,8 @@ class NetworkStream:
         if not listed:
             text = f"{name} is a playlist without any address of a stream"
             raise SourceError(ABSENT, text, longest_pause_s=REFUSED_PAUSE_S)
-        if self._n_failed == 0:
+        if listed[0] != self._told:
+            self._told = listed[0]
             logger.info("%s is a playlist: taking %s", name, mask(listed[0]))
         return listed
 

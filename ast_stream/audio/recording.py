@@ -25,9 +25,10 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
+from ast_stream.audio.channels import Channels
 from ast_stream.audio.containers import METADATA, is_metadata, layout_of
 from ast_stream.audio.resample import Resampler
-from ast_stream.audio.source import Pcm
+from ast_stream.audio.source import Pcm, SourceError
 from ast_stream.errors import AudioError
 from ast_stream.messages import Pcm16
 from ast_stream.units import FULL_SCALE
@@ -314,11 +315,13 @@ def read_mono(
     path: str | os.PathLike[str],
     on_read: Callable[[RecordingReader], None] | None = None,
     block_s: float = 1.0,
+    channels: Channels | None = None,
 ) -> Iterator[Pcm16]:
     """Yield a recording as blocks of mono int16 at 16 kHz.
 
     Args:
         on_read: called after each block with the reader.
+        channels: takes what is heard of each block; None: all channels are averaged.
 
     Raises:
         RecordingError: it cannot be read, or, after its last block, not all of it could.
@@ -327,11 +330,20 @@ def read_mono(
         resampler = Resampler(reader.rate)
         n_frames = max(1, round(block_s * reader.rate))
         while len(pcm := reader.read(n_frames)):
-            yield resampler.push(pcm)
+            yield resampler.push(_heard(path, channels, pcm, reader.rate))
             if on_read is not None:
                 on_read(reader)
         yield resampler.flush()
         reader.check()
+
+
+def _heard(path: str | os.PathLike[str], channels: Channels | None, pcm: Pcm, rate: int) -> Pcm:
+    if channels is None:
+        return pcm
+    try:
+        return channels.take(pcm, rate)
+    except SourceError as error:
+        raise RecordingError(os.fspath(path), str(error)) from error
 
 
 def recording_duration_s(path: str | os.PathLike[str]) -> float:

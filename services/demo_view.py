@@ -109,7 +109,7 @@ def event_line(body: dict[str, Any]) -> str:
     sample = body["onset_sample"] if begins else body["offset_sample"]
     return (
         f"{samples_to_seconds(sample):7.2f} s  {body['type']:<5}  {body['label']:<32} "
-        f"{body['peak']:.2f}"
+        f"peak {body['peak']:.2f}"
     )
 
 

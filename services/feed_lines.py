@@ -57,11 +57,12 @@ def _event(body: dict[str, Any]) -> Text:
     text = Text.assemble(
         (f"{kind:<6}", _STYLES.get(kind, "")), "  ", (str(body.get("label")), "bold")
     )
-    text.append(f"  {_number(body.get('score'))}")
     if kind == "end":
-        text.append(f"  {_seconds(body)}, peak {_number(body.get('peak'))}, {body.get('reason')}")
+        peak, mean = _number(body.get("peak")), _number(body.get("mean"))
+        text.append(f"  {_seconds(body)}, peak {peak}, mean {mean}, {body.get('reason')}")
     else:
-        text.append(f"  since {_clock(body.get('onset'))} ± {_number(body.get('uncertainty_s'))} s")
+        since = f"since {_clock(body.get('onset'))} ± {_number(body.get('uncertainty_s'))} s"
+        text.append(f"  score {_number(body.get('score'))}  {since}")
     return text
 
 

@@ -221,7 +221,7 @@ def test_missed_messages_are_printed_as_json(capsys: pytest.CaptureFixture[str])
                 "onset": "2026-11-20T10:00:29.640000Z",
                 "uncertainty_s": 0.25,
             },
-            "10:00:31.2  porch         begin   Bark  0.83  since 10:00:29.6 ± 0.25 s",
+            "10:00:31.2  porch         begin   Bark  score 0.83  since 10:00:29.6 ± 0.25 s",
         ),
         (
             "event/bark/porch/",
@@ -231,9 +231,10 @@ def test_missed_messages_are_printed_as_json(capsys: pytest.CaptureFixture[str])
                 "score": 0.2,
                 "duration_s": 3.25,
                 "peak": 0.91,
+                "mean": 0.744,
                 "reason": "quiet",
             },
-            "10:00:31.2  porch         end     Bark  0.20  3.25 s, peak 0.91, quiet",
+            "10:00:31.2  porch         end     Bark  3.25 s, peak 0.91, mean 0.74, quiet",
         ),
         (
             "gap/porch/",
@@ -245,7 +246,11 @@ def test_missed_messages_are_printed_as_json(capsys: pytest.CaptureFixture[str])
             {"state": "missing", "detail": "no device", "level_dbfs": None, "gaps": 2},
             "10:00:31.2  porch         health  missing, detail no device, gaps 2",
         ),
-        ("event/x/porch/", {}, "10:00:31.2  porch         None    None  ?  since --:--:--.- ± ? s"),
+        (
+            "event/x/porch/",
+            {},
+            "10:00:31.2  porch         None    None  score ?  since --:--:--.- ± ? s",
+        ),
         (
             "other/x/",
             {"a": [1]},

@@ -168,7 +168,8 @@ class Hearing:
             "labels": told.labels,
             "class": told.slug,
             "label": told.label,
-            "score": round(told.peak, 4),
+            "score": round(told.score, 4),
+            "peak": round(told.peak, 4),
             "onset": told.onset,
         }
         heard = Heard(told.onset_ns, told.id, told.stream, told.slug, steps)

@@ -18,6 +18,7 @@ class Told:
     """What an event body says that rules ask for.
 
     Attributes:
+        score, peak: of the window that the body is about, and the highest so far.
         onset_ns, offset_ns, at_ns: on one clock, that of `captured`, also if it stepped meanwhile.
         at_sample, published_ns: None in bodies that are written by hand.
     """
@@ -28,6 +29,7 @@ class Told:
     labels: dict[str, str]
     slug: str
     label: str
+    score: float
     peak: float
     onset_ns: int
     offset_ns: int | None
@@ -60,6 +62,7 @@ def read_event(body: Mapping[str, Any]) -> Told | None:
             labels=labels_of(body),
             slug=str(body["class"]),
             label=str(body["label"]),
+            score=float(body.get("score", body["peak"])),
             peak=float(body["peak"]),
             onset_ns=_sound_ns(body, "onset", at_ns),
             offset_ns=offset_ns,

@@ -14,6 +14,9 @@ STREAM_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
 STREAM_NAME_RULE = "lower-case letters, digits and '-', at most 63, not starting with '-'"
 _LONGEST_SLUG = 64  # a part of topics and file names, which are limited
 _HASH_BYTES = 5
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 # Unicode categories of punctuation, spaces, control and format characters
 _SEPARATORS = frozenset({"Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po", "Zs", "Zl", "Zp", "Cc", "Cf"})
 
@@ -82,6 +85,20 @@ def problem_with_labels(labels: Sequence[str]) -> str | None:
                 f"{labels[other]!r} (class {other}) and {label!r} (class {index})"
             )
     return None
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Return `text` with all that a terminal or a log would act on written out, as in `\\x1b`.
+
+    These are control characters, such as those that begin terminal escapes, breaks of lines, marks
+    that turn the direction of writing, and halves of characters, which no encoding can write.
+
+    Args:
+        keep: characters to leave as they are, e.g. "\\n".
+    """
+    return _UNPRINTABLE.sub(
+        lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text
+    )
 
 
 def is_stream_name(name: str) -> bool:

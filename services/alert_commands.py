@@ -25,6 +25,7 @@ from ast_stream.labels import did_you_mean
 from ast_stream.messages import format_time
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.paths import alerts_state_file
+from services.output import say
 
 ConfigOption = Annotated[
     Path, typer.Option("--config", "-c", metavar="FILE", help="The configuration (YAML).")
@@ -67,7 +68,7 @@ def list_rows(
             print(json.dumps(_row_json(row)))
         return
     for line in _lines(rows):
-        print(line)
+        say(line)
     for rule, until_ns in held:
         print(f"{rule} is snoozed until {format_time(until_ns)}")
 

@@ -18,6 +18,7 @@ from ast_stream.training.calibration.curve import Choice
 from ast_stream.training.calibration.listening import Listening
 from ast_stream.training.calibration.onset_fits import FittedOnset
 from ast_stream.training.calibration.rises import RiseTime
+from services import live
 
 WIDE_COLUMNS = 105  # rise times are told where there is room
 LINE_COLUMNS = 124  # of tables in a file or pipe, which have no width of their own
@@ -79,8 +80,7 @@ def result_json(
 
 def report_console() -> Console:
     """Return the console for the tables, on standard output."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=LINE_COLUMNS)
+    return live.console(stderr=False, piped_width=LINE_COLUMNS)
 
 
 def show(
@@ -101,10 +101,10 @@ def show(
     )
     for one in calibrated:
         if one.label in asked:
-            console.print(f"\n{one.label}: what other budgets would choose", markup=False)
+            console.print(f"\n{one.label}: what other budgets would choose")
             console.print(_trade_off_table(one))
     for remark in [*remarks, *_grouped_remarks(calibrated)]:
-        console.print(f"- {remark}", soft_wrap=True, markup=False)
+        console.print(f"- {remark}", soft_wrap=True)
 
 
 def _classes_table(calibrated: Sequence[ClassCalibration], is_wide: bool) -> Table:

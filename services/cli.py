@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import logging
 import os
 import select
@@ -23,6 +24,7 @@ from ast_stream.errors import (
     StartupError,
     UsageError,
 )
+from ast_stream.labels import printable
 from ast_stream.runtime.lifecycle import (
     EXIT_CONFIG,
     EXIT_CRASH,
@@ -91,6 +93,10 @@ COMMANDS = (
 def main() -> None:
     """Run the command line and exit with the code the result stands for."""
     log_what_nobody_catches()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # halves of characters and what an old locale lacks: written out instead of a crash
+            stream.reconfigure(errors="backslashreplace")
     die_with_parent()
     hold_hangups()
     code = run_command_line(sys.argv[1:], _imported)
@@ -245,14 +251,15 @@ def _say(error: AstStreamError) -> None:
     else:
         # a problem in a file starts with file:line, where editors look for it
         start = "" if isinstance(error, ConfigError) else f"{PROGRAM}: "
-        print(f"{start}{error}", file=sys.stderr)
+        print(printable(f"{start}{error}", keep="\n"), file=sys.stderr)
 
 
 def _crash(error: BaseException | None) -> None:
     if is_set_up():
         logging.getLogger(__name__).critical("crashed: %s", error, exc_info=error)
     else:
-        print(mask("".join(traceback.format_exception(error))), file=sys.stderr, end="")
+        text = mask("".join(traceback.format_exception(error)))
+        print(printable(text, keep="\n"), file=sys.stderr, end="")
 
 
 if __name__ == "__main__":

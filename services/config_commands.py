@@ -29,6 +29,7 @@ from ast_stream.units import samples_to_seconds, seconds_to_samples
 from ast_stream.urls import mask
 from services.alert_rules import RuleFiles
 from services.capacity import describe_load, load_warnings
+from services.output import say
 
 if TYPE_CHECKING:
     from ast_stream.model.description import Description
@@ -87,8 +88,8 @@ def check_config(
         raise ConfigError(problems)
     if description is not None and speed:
         _add_load(loaded.settings, description, lines, warnings)
-    typer.echo(f"{file}: no problems" + (f", {len(warnings)} to think about" if warnings else ""))
-    typer.echo("\n".join([*lines, *(f"warning: {text}" for text in warnings)]))
+    say(f"{file}: no problems" + (f", {len(warnings)} to think about" if warnings else ""))
+    say("\n".join([*lines, *(f"warning: {text}" for text in warnings)]))
 
 
 def _describe_rules(loaded: LoadedSettings, warnings: list[str], *, knows_model: bool) -> str:

@@ -8,11 +8,12 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from ast_stream.audio.devices import InputDevice
 from ast_stream.audio.microphone import list_devices
+from services.live import console
+from services.output import json_line
 
 
 def devices(
@@ -27,7 +28,7 @@ def devices(
     found = list_devices()
     if as_json:
         for device in found:
-            print(json.dumps(dataclasses.asdict(device), ensure_ascii=False))
+            print(json_line(dataclasses.asdict(device)))
         return
     if not found:
         print(
@@ -35,10 +36,10 @@ def devices(
             file=sys.stderr,
         )
         return
-    console = Console(width=None if sys.stdout.isatty() else 100)
-    console.print(_table(found))
-    console.print("* the default input; in the configuration:")
-    console.print(f"source: {{type: microphone, device: {json.dumps(_suggestion(found).stable)}}}")
+    out = console(stderr=False, piped_width=100)
+    out.print(_table(found))
+    out.print("* the default input; in the configuration:")
+    out.print(f"source: {{type: microphone, device: {json.dumps(_suggestion(found).stable)}}}")
 
 
 def _table(found: list[InputDevice]) -> Table:

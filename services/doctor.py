@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from ast_stream.errors import AstStreamError
@@ -18,7 +17,8 @@ from ast_stream.settings.load import load_settings
 from ast_stream.settings.schema import ModelSettings, SceneSource, Settings, StreamSettings
 from services import doctor_system
 from services.doctor_findings import Check
-from services.live import StatusLine
+from services.live import StatusLine, console
+from services.output import json_line
 
 if TYPE_CHECKING:
     from ast_stream.model.tagger import Tagger
@@ -51,21 +51,21 @@ def doctor(
     """
     chosen = {"checkpoint": model, "device": device, "precision": precision, "attention": attention}
     settings = _settings(config, {key: value for key, value in chosen.items() if value is not None})
-    console = Console(stderr=as_json, highlight=False)
+    out = console(stderr=as_json)
     failures = 0
-    is_shown = console.is_terminal and not (as_json and sys.stdout.isatty())
-    with StatusLine(console, is_shown=is_shown) as status:
+    is_shown = out.is_terminal and not (as_json and sys.stdout.isatty())
+    with StatusLine(out, is_shown=is_shown) as status:
         status.update("checking")
         for check in checks(settings, status):
             failures += check.status == "failed"
             if as_json:
-                typer.echo(json.dumps(_as_json(check), ensure_ascii=False))
+                typer.echo(json_line(_as_json(check)))
             else:
-                console.print(_line(check))
+                out.print(_line(check))
     if as_json:
         typer.echo(json.dumps({"check": "summary", "ok": not failures, "failed": failures}))
     else:
-        console.print(_summary(failures))
+        out.print(_summary(failures))
     if failures:
         raise typer.Exit(1)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -11,7 +10,6 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ast_stream.errors import UsageError
@@ -36,7 +34,8 @@ from services.clip_options import (
 from services.evaluate_models import cross_validated, notes_of, single
 from services.evaluate_report import check_folder, write_report
 from services.evaluate_tables import remarks_on, show
-from services.live import ProgressView
+from services.live import ProgressView, console
+from services.output import json_line, say
 
 SNR_DB = "12"
 LARGEST_SNR_DB = 60.0
@@ -154,14 +153,14 @@ def evaluate(
             print(f"{report / 'report.html'}: written", file=sys.stderr)
     finally:  # neither a full disk nor a reader that is gone may cost the other its figures
         if json_output:
-            print(json.dumps({"notes": notes, **as_json(figures)}, ensure_ascii=False))
+            print(json_line({"notes": notes, **as_json(figures)}))
         else:
-            show(figures, settings, Console(width=None if sys.stdout.isatty() else FILE_WIDTH))
+            show(figures, settings, console(stderr=False, piped_width=FILE_WIDTH))
 
 
 def _say(notes: Sequence[str]) -> None:
     for note in notes:
-        print(f"ast-stream evaluate: {note}", file=sys.stderr)
+        say(f"ast-stream evaluate: {note}", err=True)
 
 
 def range_of(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.text import Text
 
 from ast_stream.feed import FeedMessage, Missed
+from services.live import console
+from services.output import json_line
 
 _STREAM_COLUMNS = 12
 _TOP_SCORES = 5
@@ -22,8 +22,8 @@ _STATE_STYLES = {"listening": "green", "missing": "bold red", "degraded": "yello
 class FeedLines:
     """Prints one line for each message on standard output."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(highlight=False)
+    def __init__(self) -> None:
+        self._console = console(stderr=False)
 
     def show(self, item: FeedMessage | Missed) -> None:
         """Print a message, or that some are missed."""
@@ -49,7 +49,7 @@ def feed_line(item: FeedMessage | Missed) -> Text:
         case "scores":
             return line.append(_scores(item))
     facts = {key: value for key, value in body.items() if key not in _SAID_BEFORE}
-    return line.append(f"{item.topic} {json.dumps(facts, ensure_ascii=False)}")
+    return line.append(f"{item.topic} {json_line(facts)}")
 
 
 def _event(body: dict[str, Any]) -> Text:

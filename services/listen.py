@@ -26,6 +26,7 @@ from ast_stream.settings.schema import MicrophoneSource, ModelSettings
 from ast_stream.units import SAMPLE_RATE, samples_to_seconds
 from services.live import console, level_bar, level_text, score_bars, stacked
 from services.loading import load_model
+from services.output import say
 
 if TYPE_CHECKING:
     from ast_stream.detect.detector import Detector
@@ -132,7 +133,7 @@ class _View:
 
     def show_event(self, event: Event) -> None:
         if event.type != "update":
-            print(_event_line(event), flush=True)
+            say(_event_line(event))
 
 
 class _JsonView(_View):

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.live import Live
-from rich.progress import Progress, ProgressColumn
+from rich.progress import Progress, ProgressColumn, TextColumn
 from rich.progress_bar import ProgressBar
+from rich.segment import Segment
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from ast_stream.labels import printable
 from ast_stream.units import SILENCE_DBFS
 
 MAX_COLUMNS = 100
@@ -23,9 +25,34 @@ QUIETEST_SHOWN_DBFS = -80.0
 CLIPPING_DBFS = -3.0
 
 
-def console() -> Console:
-    """Return the console for people: standard error, so that standard output stays data."""
-    return Console(stderr=True, highlight=False)
+class _Console(Console):
+    """Shows text that comes from outside as it is: neither markup nor escapes in it act."""
+
+    def __init__(self, *, stderr: bool, width: int | None = None) -> None:
+        super().__init__(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Yield what is shown; colours are no part of its text yet."""
+        for segment in super().render(renderable, options):
+            if segment.control:
+                yield segment
+            else:
+                yield Segment(printable(segment.text, keep="\n"), segment.style)
+
+
+def console(*, stderr: bool = True, piped_width: int | None = None) -> Console:
+    """Return the console for people: standard error, so that standard output stays data.
+
+    Args:
+        stderr: False for what is a command's result.
+        piped_width: columns where the output is no terminal; None: as the environment says.
+    """
+    made = _Console(stderr=stderr)
+    if made.is_terminal or piped_width is None:
+        return made
+    return _Console(stderr=stderr, width=piped_width)
 
 
 class ProgressView(Progress):
@@ -36,6 +63,9 @@ class ProgressView(Progress):
     """
 
     def __init__(self, *columns: ProgressColumn, transient: bool = True) -> None:
+        for column in columns:
+            if isinstance(column, TextColumn):
+                column.markup = False  # names of files and classes are none
         super().__init__(
             *columns,
             console=console(),

@@ -5,7 +5,6 @@ What needs torch is imported by the commands that read weights: a list is there 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from ast_stream.model.dims import StoredPrecision
 from ast_stream.model.hub_config import CONFIG
 from ast_stream.model.metadata import write_metadata
 from services.model_report import facts_of, row_of, show_facts, show_rows, summary
+from services.output import json_line, say
 
 if TYPE_CHECKING:
     from ast_stream.model.checkpoint import Checkpoint
@@ -49,7 +49,7 @@ def list_models(
     rows = [row_of(reference, path) for reference, path in _found(directories or [])]
     if as_json:
         for row in rows:
-            typer.echo(json.dumps(row, ensure_ascii=False))
+            typer.echo(json_line(row))
         return
     show_rows(rows)
 
@@ -64,7 +64,7 @@ def info(reference: Reference = BUNDLED, as_json: AsJson = False) -> None:
 
     facts = facts_of(load_checkpoint(reference))
     if as_json:
-        typer.echo(json.dumps(facts, ensure_ascii=False))
+        typer.echo(json_line(facts))
         return
     show_facts(facts)
 
@@ -191,4 +191,4 @@ def _refuse_to_overwrite(directory: Path) -> None:
 
 
 def _say(text: str) -> None:
-    typer.echo(text, err=True)
+    say(text, err=True)

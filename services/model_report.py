@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,8 @@ from ast_stream.errors import CheckpointError
 from ast_stream.model.description import describe
 from ast_stream.model.hub_config import CONFIG, MODEL_TYPE, read_json
 from ast_stream.settings.schema import DEFAULT_CONFIRM_S
+from services.live import console
+from services.output import json_line
 
 if TYPE_CHECKING:
     from ast_stream.model.checkpoint import Checkpoint
@@ -87,15 +88,15 @@ def show_rows(rows: Sequence[dict[str, Any]]) -> None:
 
 def show_facts(facts: dict[str, Any]) -> None:
     """Print everything about one checkpoint, its classes in a table."""
-    console = _console()
+    out = _console()
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in facts.items():
         if name != "classes":
             table.add_row(name, _shown(value))
-    console.print(table)
-    console.print(_class_table(facts["classes"]))
+    out.print(table)
+    out.print(_class_table(facts["classes"]))
 
 
 def _class_facts(checkpoint: Checkpoint, label: str) -> dict[str, Any]:
@@ -136,12 +137,11 @@ def _n_params(checkpoint: Checkpoint) -> int:
 
 def _shown(value: object) -> str:
     if isinstance(value, dict):
-        return json.dumps(value, ensure_ascii=False)
+        return json_line(value)
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "-"
     return "-" if value is None else str(value)
 
 
 def _console() -> Console:
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=PIPED_COLUMNS)
+    return console(stderr=False, piped_width=PIPED_COLUMNS)

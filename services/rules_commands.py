@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -20,6 +19,7 @@ from ast_stream.alerts.rule_tests import TestResult, load_tests, run_tests
 from ast_stream.alerts.rules import RuleSet
 from ast_stream.errors import ConfigError, UsageError
 from ast_stream.messages import format_time
+from services.output import json_line, say
 from services.rule_explain import explain_rule
 from services.rule_facts import RuleContext, rule_context
 from services.rule_ledger import OutboxLedger
@@ -66,11 +66,11 @@ def check(
     rules = _load(files, context)
     warnings = lint(rules, context.facts, context.actions, context.used_actions)
     for warning in warnings:
-        typer.echo(str(warning))
+        say(str(warning))
     if warnings and strict:
         raise typer.Exit(EXIT_FOUND)
     named = ", ".join(str(file) for file in files)
-    typer.echo(f"{named}: {len(rules.rules)} rules, {len(warnings)} warnings", err=True)
+    say(f"{named}: {len(rules.rules)} rules, {len(warnings)} warnings", err=True)
 
 
 @app.command("test")
@@ -97,13 +97,13 @@ def run_test_files(
         with ExitStack() as stack:
             for result in run_tests(loaded, decide, partial(OutboxLedger, stack=stack)):
                 results.append(result)
-                typer.echo(f"{'FAILED' if result.failures else 'passed'}  {file}: {result.name}")
+                say(f"{'FAILED' if result.failures else 'passed'}  {file}: {result.name}")
                 for failure in result.failures:
-                    typer.echo(f"        {failure}")
+                    say(f"        {failure}")
     if junit_file is not None:
         _write(junit_file, junit(results))
     n_failed = sum(bool(result.failures) for result in results)
-    typer.echo(f"{len(results)} tests, {n_failed} failed", err=True)
+    say(f"{len(results)} tests, {n_failed} failed", err=True)
     if n_failed:
         raise typer.Exit(EXIT_FOUND)
 
@@ -118,7 +118,7 @@ def explain(
     """
     context = rule_context(config, model, labels)
     for rule in _load(files, context).rules:
-        typer.echo("\n".join(explain_rule(rule, context)))
+        say("\n".join(explain_rule(rule, context)))
         typer.echo()
 
 
@@ -153,7 +153,7 @@ def record_command(
         name=name,
         context=context,
     )
-    typer.echo(f"{out}: {n_sounds} sounds, {n_told} firings and resolutions", err=True)
+    say(f"{out}: {n_sounds} sounds, {n_told} firings and resolutions", err=True)
 
 
 @app.command("backtest")
@@ -192,16 +192,16 @@ def backtest_command(
                 firings.append((one.at_ns, one.alert.rule))
             if as_json:
                 at = {"at": format_time(one.at_ns)}
-                typer.echo(json.dumps(at | one.alert.body(), ensure_ascii=False))
+                typer.echo(json_line(at | one.alert.body()))
             else:
-                typer.echo(transition_line(one))
+                say(transition_line(one))
     if report.events == 0 and report.damaged:
         named = ", ".join(map(str, events or ()))
         raise UsageError(
             f"rules backtest: {named}: expected JSON lines of events, "
             f"got {report.damaged} others and no event"
         )
-    typer.echo("\n".join(summary_lines(report, firings)), err=as_json)
+    say("\n".join(summary_lines(report, firings)), err=as_json)
 
 
 def _load(files: list[Path], context: RuleContext) -> RuleSet:
@@ -216,7 +216,7 @@ def _show_problems(error: ConfigError) -> None:
     for problem in error.problems:
         if not isinstance(problem, RuleProblem):
             problem = RuleProblem(problem.file, problem.line, problem.path, problem.text)
-        typer.echo(str(problem))
+        say(str(problem))
 
 
 def _write(path: Path, text: str) -> None:

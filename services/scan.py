@@ -16,6 +16,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 
 from ast_stream.audio.recording import RecordingError, RecordingReader, recordings_in
 from ast_stream.errors import AudioError, UsageError
+from ast_stream.labels import printable
 from ast_stream.settings.explain import with_options
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.schema import DetectionSettings, ModelSettings
@@ -101,7 +102,7 @@ def _scan_all(scanner: Scanner, recordings: list[tuple[str, Path]], form: str) -
     failed = 0
     with scan_progress() as progress:
         for name, path in recordings:
-            shown = _printable(name)
+            shown = printable(name)
             try:
                 for event in scanner.scan(path, shown, shown_as(shown, progress)):
                     with progress.paused():
@@ -109,11 +110,11 @@ def _scan_all(scanner: Scanner, recordings: list[tuple[str, Path]], form: str) -
                 if scanner.warning is not None:
                     with progress.paused():
                         text = f"scan: {name}: warning: {scanner.warning}"
-                        print(_printable(text), file=sys.stderr)
+                        print(printable(text), file=sys.stderr)
             except RecordingError as error:
                 failed += 1
                 with progress.paused():
-                    print(_printable(f"scan: {name}: {error.text}"), file=sys.stderr)
+                    print(printable(f"scan: {name}: {error.text}"), file=sys.stderr)
     return failed
 
 
@@ -191,8 +192,3 @@ def shown_as(name: str, progress: ProgressView) -> OnRead:
         progress.update(bar, completed=reader.position_s, total=reader.duration_s)
 
     return on_read
-
-
-def _printable(text: str) -> str:
-    """Return `text` with what is no UTF-8 (in names of files) written out."""
-    return text.encode(errors="backslashreplace").decode()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ import numpy.typing as npt
 from ast_stream.errors import UsageError
 from ast_stream.messages import Scores
 from ast_stream.units import SAMPLE_RATE
+from services.output import json_line
 
 if TYPE_CHECKING:
     from ast_stream.scan import ScannedEvent
@@ -48,7 +48,7 @@ class ScoreCollector:
 
 
 def _json(event: ScannedEvent) -> str:
-    return json.dumps(event.as_json(), ensure_ascii=False)
+    return json_line(event.as_json())
 
 
 def _text(event: ScannedEvent) -> str:

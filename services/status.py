@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -17,7 +16,8 @@ from rich.text import Text
 from ast_stream.runtime.lifecycle import EXIT_CRASH, stop_on_signals
 from ast_stream.settings.load import load_settings
 from ast_stream.units import samples_to_seconds
-from services.live import level_text
+from services.live import console, level_text
+from services.output import json_line
 from services.status_report import TIMEOUT_S, Enquiry, Report
 from services.subscribe import default_settings
 
@@ -64,7 +64,7 @@ def _follow(enquiry: Enquiry, stop: threading.Event, *, as_json: bool) -> Report
             stop.wait(REFRESH_S)
             report = report if stop.is_set() else enquiry.ask()
         return report
-    with Live(view(report), auto_refresh=False, console=Console(highlight=False)) as live:
+    with Live(view(report), auto_refresh=False, console=console(stderr=False)) as live:
         while not stop.wait(REFRESH_S):
             latest = enquiry.ask()
             if not stop.is_set():
@@ -75,9 +75,9 @@ def _follow(enquiry: Enquiry, stop: threading.Event, *, as_json: bool) -> Report
 
 def _print(report: Report, *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(report.as_json(), ensure_ascii=False), flush=True)
+        print(json_line(report.as_json()), flush=True)
     else:
-        Console(highlight=False).print(view(report))
+        console(stderr=False).print(view(report))
 
 
 def view(report: Report) -> RenderableType:

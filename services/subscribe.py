@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import select
 import sys
 import threading
@@ -19,6 +18,7 @@ from ast_stream.settings.load import load_settings
 from ast_stream.settings.paths import feed_endpoint, query_endpoint
 from ast_stream.settings.schema import Settings, StdinSource, StreamSettings
 from services.feed_lines import FeedLines
+from services.output import json_line
 
 DEFAULT_TOPICS = ("event/", "gap/")
 SAY_WAITING_AFTER_S = 1.0
@@ -88,7 +88,7 @@ def show_json(item: FeedMessage | Missed) -> None:
         line = {"topic": item.topic} | item.body
         if item.scores is not None:
             line["scores"] = [round(float(score), 4) for score in item.scores]
-    print(json.dumps(line, ensure_ascii=False), flush=True)
+    print(json_line(line), flush=True)
 
 
 def _follow(

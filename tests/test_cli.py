@@ -266,7 +266,7 @@ TORCH_FREE = [
     ["--help"],
     ["--version"],
     ["model", "list"],
-    ["check-config", "configs/default.yaml"],
+    ["check-config", "--no-speed", "configs/default.yaml"],
     ["schema"],
     ["devices"],
     ["status", "-c", "configs/default.yaml"],

@@ -17,13 +17,14 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO, cast, get_args
 
+from ast_stream.labels import printable
 from ast_stream.urls import mask
 
 LogFormat = Literal["auto", "text", "json", "journald"]
 LineFormat = Literal["terminal", "text", "json", "journald"]  # text as it is for whoever reads it
 LOG_FORMAT = "AST_STREAM_LOG_FORMAT"  # the line format a supervisor wants from its children
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_NOT_IN_JSON = re.compile(r"[\x7f-\x9f\u2028\u2029]")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _JOURNAL_PRIORITY = {"CRITICAL": 2, "ERROR": 3, "WARNING": 4, "INFO": 6, "DEBUG": 7}
 _STAMPED = re.compile(r"\d{4}-\d\d-\d\dT|\d\d:\d\d:\d\d\.\d{3} ")
@@ -100,8 +101,8 @@ def foreign_line(format: LineFormat, process: str, line: str) -> str:
         record = logging.makeLogRecord({"msg": line, "levelname": "INFO", "name": "stderr"})
         return JsonFormatter(process).format(record)
     if format == "journald":
-        return line if re.match(r"<[0-7]>", line) else f"<6>{process}: {_plain(line)}"
-    return line if _STAMPED.match(line) else f"{process}: {_plain(line)}"
+        return line if re.match(r"<[0-7]>", line) else f"<6>{process}: {printable(line)}"
+    return line if _STAMPED.match(line) else f"{process}: {printable(line)}"
 
 
 def _is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
@@ -191,7 +192,7 @@ class JsonFormatter(logging.Formatter):
             body["traceback"] = mask(self.formatException(record.exc_info))
         text = json.dumps(body, ensure_ascii=False, default=str)
         # what JSON lets stand although some readers take it for the end of a line
-        return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+        return _NOT_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _time(record: logging.LogRecord) -> str:
@@ -211,11 +212,7 @@ def _facts(record: logging.LogRecord) -> dict[str, Any]:
 def _line(record: logging.LogRecord) -> str:
     """Return message and facts on one line, without characters that could forge another."""
     facts = "".join(f" {key}={_word(value)}" for key, value in _facts(record).items())
-    return _plain(mask(record.getMessage()) + facts)
-
-
-def _plain(text: str) -> str:
-    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+    return printable(mask(record.getMessage()) + facts)
 
 
 def _word(value: Any) -> str:

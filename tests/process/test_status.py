@@ -17,6 +17,7 @@ from rich.console import Console
 
 from ast_stream.settings.schema import Settings, StreamSettings
 from ast_stream.units import SAMPLE_RATE
+from services.live import console
 from services.status import view
 from services.status_report import Report, problems
 
@@ -143,6 +144,19 @@ def test_tables_fit_a_terminal_and_name_every_process_and_stream() -> None:
     assert "alerts listening 3 rules, 2 to deliver" in shown
     assert "s0 listening -41.7 dBFS 0.3 s Bark 2 0.5 s" in shown
     assert shown.endswith("stream s1 is missing: no such device")
+
+
+def test_what_comes_from_outside_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    found = report(
+        health("s0", "missing", "[/nothing] \x1b[2J"),
+        events=[{"stream": "s0", "label": "[red]Bark"}],
+        problems=["stream s0 is missing: [/nothing] \x1b[2J"],
+    )
+    console(stderr=False, piped_width=200).print(view(found))
+    printed = capsys.readouterr().out
+    assert "[red]Bark" in printed
+    assert r"stream s0 is missing: [/nothing] \x1b[2J" in printed
+    assert "\x1b" not in printed
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,24 @@
+"""Plain lines on the standard streams: nothing in them acts on a terminal; rich is not needed."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+
+from ast_stream.labels import printable
+
+# what JSON lets stand although terminals and some readers of lines act on it
+_NOT_IN_JSON = re.compile(r"[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print lines for people, whatever is in names and texts from outside."""
+    print(printable(text, keep="\n"), file=sys.stderr if err else sys.stdout, flush=True)
+
+
+def json_line(content: object) -> str:
+    """Return JSON on one line, readable, without characters that a terminal acts on."""
+    return _NOT_IN_JSON.sub(
+        lambda found: f"\\u{ord(found[0]):04x}", json.dumps(content, ensure_ascii=False)
+    )

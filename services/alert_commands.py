@@ -7,7 +7,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -16,11 +16,15 @@ import typer
 
 from ast_stream.alerts import outbox_admin
 from ast_stream.alerts.actions.base import one_line
+from ast_stream.alerts.delivery_policy import FEED
 from ast_stream.alerts.model import Severity
 from ast_stream.alerts.outbox_admin import Row
+from ast_stream.alerts.outbox_writer import SELF_RULE
+from ast_stream.alerts.rule_files import read_rule_document
+from ast_stream.alerts.rule_parsing import alert_names
 from ast_stream.alerts.schema import RULE_NAME, parse_duration
 from ast_stream.alerts.store import Store
-from ast_stream.errors import UsageError
+from ast_stream.errors import ConfigError, UsageError
 from ast_stream.labels import did_you_mean
 from ast_stream.messages import format_time
 from ast_stream.settings.load import load_settings
@@ -61,6 +65,7 @@ def list_rows(
     Example: ast-stream outbox list -c config.yaml --state pending --state dead
     """
     with _store(config) as store:
+        _check_action(store, config, action)
         rows = outbox_admin.rows(store, state or (), action, limit)
         held = [] if as_json else outbox_admin.snoozes(store, time.time_ns())
     if as_json:
@@ -86,6 +91,7 @@ def retry_rows(
     """
     _check_choice(numbers, is_all)
     with _store(config) as store:
+        _check_action(store, config, action)
         n_rows = outbox_admin.retry(store, numbers or (), time.time_ns(), action)
     print(f"{_deliveries(n_rows)} tried again")
 
@@ -103,6 +109,7 @@ def drop_rows(
     """
     _check_choice(numbers, is_all)
     with _store(config) as store:
+        _check_action(store, config, action)
         n_rows = outbox_admin.drop(store, numbers or (), time.time_ns(), action)
     print(f"{_deliveries(n_rows)} dropped")
 
@@ -159,6 +166,8 @@ def ack(
 
     Example: ast-stream ack -c config.yaml ysl7yjzd
     """
+    if not alert:
+        raise UsageError("expected the id of one alert, or the beginning of it, got an empty text")
     with _store(config) as store:
         n_rows = outbox_admin.acknowledge(store, alert, time.time_ns(), getpass.getuser())
     print(f"acknowledged; {_deliveries(n_rows)} dropped")
@@ -181,15 +190,13 @@ def snooze(
         raise UsageError(f"--for: {error}") from error
     now_ns = time.time_ns()
     with _store(config) as store:
-        known = outbox_admin.known_rules(store)
+        _expect("a rule", rule, {SELF_RULE, *_rules(config), *outbox_admin.known_rules(store)})
         n_rows = outbox_admin.snooze(store, rule, now_ns + length_ns, now_ns)
     if length_ns == 0:
         print(f"{rule} is snoozed no longer; {_deliveries(n_rows)} held back no more")
         return
     until = format_time(now_ns + length_ns)
     print(f"{rule} is snoozed until {until}; {_deliveries(n_rows)} held back")
-    if rule not in known:
-        print(f"no alert of {rule} has fired so far{did_you_mean(rule, known)}")
 
 
 @contextmanager
@@ -199,6 +206,27 @@ def _store(config: Path) -> Iterator[Store]:
         yield store
     finally:
         store.close()
+
+
+def _rules(config: Path) -> set[str]:
+    """Return the names of all rules in the files of a configuration, right or wrong ones."""
+    found: set[str] = set()
+    for name in load_settings(config).alerts.rules:
+        with suppress(ConfigError):  # what is wrong with it is not the question here
+            found |= alert_names(read_rule_document(config.parent / name))
+    return found
+
+
+def _check_action(store: Store, config: Path, action: str | None) -> None:
+    if action is not None:
+        configured = load_settings(config).alerts.actions
+        _expect("an action", action, {FEED, *configured, *outbox_admin.known_actions(store)})
+
+
+def _expect(what: str, name: str, known: set[str]) -> None:
+    if name not in known:
+        near = did_you_mean(name, known) or f"; known: {', '.join(sorted(known))}"
+        raise UsageError(f"expected the name of {what}, got {name!r}{near}")
 
 
 def _check_choice(numbers: list[int] | None, is_all: bool) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ast_stream.audio.recording import RecordingReader
 from ast_stream.messages import SampleClock, event_body
+from ast_stream.scan import OnRead
 from ast_stream.settings.schema import DetectionSettings, ModelSettings
-from ast_stream.units import SAMPLE_RATE
+from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, seconds_to_samples
 from services.scan import make_scanner, scan_progress, shown_as
 
 MODEL = "backtest"
@@ -17,12 +19,17 @@ PAUSE_SAMPLES = 60 * SAMPLE_RATE  # between recordings, so that one ends before 
 
 
 def event_bodies(
-    files: list[Path], model: ModelSettings, detection: DetectionSettings, start_ns: int
+    files: list[Path],
+    model: ModelSettings,
+    detection: DetectionSettings,
+    start_ns: int,
+    was_heard: Callable[[int], None] = lambda heard_ns: None,
 ) -> Iterator[dict[str, Any]]:
     """Yield the event bodies of recordings; each is a stream of its own, named after its file.
 
     Args:
         start_ns: stream time at which the first begins.
+        was_heard: is called after each with its length in nanoseconds.
 
     Raises:
         AudioError: a recording cannot be read.
@@ -33,7 +40,18 @@ def event_bodies(
             clock = SampleClock()
             clock.observe(0, start_ns)
             end = 0
-            for event in scanner.messages(file, shown_as(str(file), progress)):
+            show = shown_as(str(file), progress)
+            readers: set[RecordingReader] = set()
+
+            def note(
+                reader: RecordingReader,
+                readers: set[RecordingReader] = readers,
+                show: OnRead = show,
+            ) -> None:
+                readers.add(reader)
+                show(reader)
+
+            for event in scanner.messages(file, note):
                 end = max(end, event.at_sample)
                 body = event_body(
                     event,
@@ -45,6 +63,9 @@ def event_bodies(
                 )
                 with progress.paused():
                     yield body | {"stream": stream_name(file), "id": f"{event.id}-{start_ns}"}
+            heard_s = max((one.position_s for one in readers), default=0.0)
+            was_heard(round(heard_s * NS_PER_SECOND))
+            end = max(end, seconds_to_samples(heard_s))
             start_ns = clock.time_ns(end + PAUSE_SAMPLES)
 
 

@@ -14,6 +14,7 @@ from ast_stream.units import NS_PER_SECOND
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _COLUMNS = 48
+_LEAST_SPAN_NS = 60 * NS_PER_SECOND  # of less no rate can be told
 _FORBIDDEN_IN_XML = {code: "�" for code in range(32) if code not in (9, 10, 13)}
 
 
@@ -62,7 +63,8 @@ def summary_lines(report: BacktestReport, firings: Sequence[tuple[int, str]]) ->
         yield "no events"
         return
     span_ns = max(report.last_ns - report.first_ns, 1)
-    hours = span_ns / NS_PER_SECOND / 3600
+    heard_ns = span_ns if report.heard_ns is None else report.heard_ns
+    hours = heard_ns / NS_PER_SECOND / 3600
     yield (
         f"{report.events} event messages over {hours:.1f} h, "
         f"from {format_time(report.first_ns)[:19]}Z to {format_time(report.last_ns)[:19]}Z"
@@ -71,8 +73,8 @@ def summary_lines(report: BacktestReport, firings: Sequence[tuple[int, str]]) ->
     for rule, n_fired in report.fired.items():
         times = [at_ns for at_ns, name in firings if name == rule]
         bars = _bars(times, report.first_ns, span_ns)
-        per_day = n_fired / max(hours / 24, 1)
-        line = f"{rule:<{width}}  {n_fired:>5} fired  {per_day:>6.1f}/day  |{bars}|"
+        rate = f"{n_fired * 24 / hours:.1f}" if heard_ns >= _LEAST_SPAN_NS else "-"
+        line = f"{rule:<{width}}  {n_fired:>5} fired  {rate:>6}/day  |{bars}|"
         held_back = report.held_back.get(rule, {})
         reasons = ", ".join(f"{n} by {reason}" for reason, n in held_back.items())
         yield f"{line}  held back: {reasons}" if reasons else line

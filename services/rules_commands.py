@@ -186,7 +186,11 @@ def backtest_command(
     report = BacktestReport()
     firings: list[tuple[int, str]] = []
     with ExitStack() as stack:
-        bodies = _logged(events, report, stack) if events else _heard(audio or [], context, start)
+        bodies = (
+            _logged(events, report, stack)
+            if events
+            else _heard(audio or [], context, start, report)
+        )
         for one in backtest(loaded, bodies, report, context.timing):
             if one.to_state == "firing":
                 firings.append((one.at_ns, one.alert.rule))
@@ -233,11 +237,13 @@ def _logged(
         yield from read_messages(stack.enter_context(file.open("rb")), report)
 
 
-def _heard(files: list[Path], context: RuleContext, start: str) -> Iterator[dict[str, Any]]:
+def _heard(
+    files: list[Path], context: RuleContext, start: str, report: BacktestReport
+) -> Iterator[dict[str, Any]]:
     from services.rule_audio import event_bodies  # imports torch
 
     start_ns = _time("backtest: --start", start)
-    return event_bodies(files, context.model, context.detection, start_ns)
+    return event_bodies(files, context.model, context.detection, start_ns, report.add_heard)
 
 
 def _time(option: str, text: str) -> int:

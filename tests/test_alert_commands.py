@@ -103,10 +103,53 @@ def test_ack_drops_what_is_still_to_be_sent(
 def test_snooze_names_a_near_rule_and_refuses_what_is_no_duration(
     config: Path, store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_command_line(["snooze", "dogg", "-c", str(config)]) == 0
-    assert "no alert of dogg has fired so far; did you mean 'dog'?" in capsys.readouterr().out
+    assert run_command_line(["snooze", "dogg", "-c", str(config)]) == 2
+    text = "expected the name of a rule, got 'dogg'; did you mean 'dog'?"
+    assert text in capsys.readouterr().err
     assert run_command_line(["snooze", "dog", "-c", str(config), "--for", "soon"]) == 2
     assert "--for: expected a duration such as 30s" in capsys.readouterr().err
+
+
+def test_rule_that_has_never_alerted_can_be_snoozed_also_while_its_file_is_wrong(
+    config: Path, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_alerts(config, phone={"type": "log"})
+    rules = "groups: [{name: g, rules: [{alert: cat, match: {class: Cat}}, {alert: bird, x: 1}]}]"
+    (config.parent / "a.yaml").write_text(f"version: 7\n{rules}")
+    assert run_command_line(["snooze", "cat", "-c", str(config)]) == 0
+    assert run_command_line(["snooze", "ast_stream_delivery_failed", "-c", str(config)]) == 0
+    capsys.readouterr()
+    for duration in ("1h", "0s"):
+        assert run_command_line(["snooze", "nosuch", "-c", str(config), "--for", duration]) == 2
+        assert capsys.readouterr().err.endswith(
+            "expected the name of a rule, got 'nosuch'; known: ast_stream_delivery_failed, bird, "
+            "cat, dog\n"
+        )
+    with store.reading() as db:
+        assert db.execute("SELECT count(*) FROM snoozes WHERE rule = 'nosuch'").fetchone() == (0,)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["outbox", "list", "--action", "fone"],
+        ["outbox", "retry", "--all", "--action", "fone"],
+        ["outbox", "drop", "--all", "--action", "fone"],
+        ["outbox", "retry", "999"],
+        ["outbox", "drop", "999"],
+        ["outbox", "retry", "nosuch"],
+        ["outbox", "list", "--state", "nosuch"],
+        ["ack", "nosuch"],
+        ["ack", ""],
+    ],
+)
+def test_name_or_number_that_does_not_exist_is_wrong_usage_and_changes_nothing(
+    config: Path, store: Store, capsys: pytest.CaptureFixture[str], args: list[str]
+) -> None:
+    before = states(store)
+    assert run_command_line([*args, "-c", str(config)]) == 2
+    assert "expected" in capsys.readouterr().err or args[-1] == "nosuch"
+    assert states(store) == before
 
 
 def test_commands_need_a_process_that_has_run(

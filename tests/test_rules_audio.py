@@ -19,7 +19,7 @@ def test_backtest_of_recordings_fires_for_the_events_that_scan_finds(
     model = str(save_reactive(tmp_path / "model"))
     recordings = [tmp_path / "First Night.wav", tmp_path / "second.wav"]
     for recording in recordings:
-        soundfile.write(recording, tones_and_noise(20.0), SAMPLE_RATE)
+        soundfile.write(recording, tones_and_noise(35.0), SAMPLE_RATE)
     rules = tmp_path / "rules.yaml"
     rules.write_text(
         "defaults: {group_by: [stream, class]}\n"
@@ -34,12 +34,16 @@ def test_backtest_of_recordings_fires_for_the_events_that_scan_finds(
     for recording in recordings:
         command += ["--audio", str(recording)]
     assert run_command_line(command) == 0
-    alerts = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    captured = capsys.readouterr()
+    assert " event messages over 0.0 h, " in captured.err
+    per_day = n_scanned * 2 * 86_400 / 70.0  # of both recordings, from their begin to their end
+    assert f" {per_day:.1f}/day " in captured.err
+    alerts = [json.loads(line) for line in captured.out.splitlines()]
     fired = [one for one in alerts if one["state"] == "firing"]
     by_stream = [one["group"]["stream"] for one in fired]
     assert by_stream == ["first-night"] * n_scanned + ["second"] * n_scanned
     assert len(alerts) == 2 * len(fired)
-    assert fired[0]["started"] < "2026-01-01T00:00:20" < fired[-1]["started"]
+    assert fired[0]["started"] < "2026-01-01T00:00:35" < fired[-1]["started"]
 
 
 def test_backtest_refuses_a_start_without_offset(

@@ -232,6 +232,34 @@ def test_backtest_reads_the_log_and_plain_bodies_alike(
     assert any(line.startswith("both      1 fired") for line in printed[1])
 
 
+@pytest.mark.parametrize(
+    ("hours", "n_barks", "rate"), [(48, 5, "2.5/day"), (24, 5, "5.0/day"), (12, 7, "14.0/day"),
+     (1, 3, "72.0/day"), (0.5, 2, "96.0/day"), (0.001, 2, "-/day")],
+)  # fmt: skip
+def test_backtest_gives_the_rate_of_what_was_heard_however_short_that_was(
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    hours: float,
+    n_barks: int,
+    rate: str,
+) -> None:
+    events = folder / "events.jsonl"
+    last_s = hours * 3600
+    onsets = [last_s * n / (n_barks - 1) for n in range(n_barks)]
+    bodies = [
+        {**one, "captured": one["onset"]}
+        for n, at_s in enumerate(onsets)
+        for one in sound(f"e{n}", "Bark", at_s, at_s + 0.5, stream=f"s{n}")[:1]
+    ]
+    events.write_text("".join(json.dumps(body) + "\n" for body in bodies))
+    rules = folder / "plain.yaml"
+    rules.write_text("groups: [{name: g, rules: [{alert: bark, match: {class: Bark}}]}]")
+    assert run_command_line(["rules", "backtest", str(rules), "--events", str(events)]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith(f"bark      {n_barks} fired")
+    assert f" {rate} " in line
+
+
 def test_backtest_says_which_rules_were_held_back_and_why(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,6 +25,7 @@ class BacktestReport:
         fired: alerts by rule, also rules that never fired.
         held_back: firings that did not happen, by rule and reason.
         first_ns, last_ns: stream time of the first and the last event.
+        heard_ns: how much was listened to, in which the events were; None: from first to last.
         damaged: lines that are no messages.
     """
 
@@ -34,6 +35,11 @@ class BacktestReport:
     damaged: int = 0
     first_ns: int | None = None
     last_ns: int | None = None
+    heard_ns: int | None = None
+
+    def add_heard(self, heard_ns: int) -> None:
+        """Add to what was listened to."""
+        self.heard_ns = (self.heard_ns or 0) + heard_ns
 
 
 def read_messages(lines: Iterable[bytes], report: BacktestReport) -> Iterator[dict[str, Any]]:

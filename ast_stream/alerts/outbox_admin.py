@@ -210,6 +210,12 @@ def known_rules(store: Store) -> list[str]:
         return [row[0] for row in db.execute("SELECT DISTINCT rule FROM alerts ORDER BY rule")]
 
 
+def known_actions(store: Store) -> list[str]:
+    """Return the names of actions that something was written for."""
+    with store.reading() as db:
+        return [row[0] for row in db.execute("SELECT DISTINCT action FROM deliveries")]
+
+
 def _chosen(
     db: sqlite3.Connection, seqs: Sequence[int], action: str | None, states: Sequence[str]
 ) -> list[tuple[int, str]]:

@@ -66,3 +66,35 @@ def test_socket_that_a_killed_supervisor_left_is_replaced(socket_dir: Path) -> N
     assert notify("READY=1", watch.environ)
     watch.close()
     assert not path.exists()
+
+
+def test_socket_file_that_was_removed_is_bound_again_and_the_child_not_blamed(
+    socket_dir: Path,
+) -> None:
+    folder = socket_dir / "run"
+    folder.mkdir()
+    watch = Watch(folder / "watch.0", limit_s=10.0)
+    notify("READY=1", watch.environ)
+    assert look_until(watch, 0, 3) == []
+    (folder / "watch.0").unlink()
+    folder.rmdir()
+    assert not notify("WATCHDOG=1", watch.environ)
+    assert look_until(watch, 3, 13) == []
+    assert notify("WATCHDOG=1", watch.environ)
+    assert look_until(watch, 13, 25) == [24]
+    watch.close()
+
+
+def test_child_is_not_blamed_while_its_socket_cannot_be_bound_again(socket_dir: Path) -> None:
+    folder = socket_dir / "run"
+    folder.mkdir()
+    watch = Watch(folder / "watch.0", limit_s=10.0)
+    notify("READY=1", watch.environ)
+    assert look_until(watch, 0, 3) == []
+    (folder / "watch.0").unlink()
+    folder.rmdir()
+    folder.write_text("in the way")
+    assert look_until(watch, 3, 30) == []
+    folder.unlink()
+    assert look_until(watch, 30, 42) == [41]
+    watch.close()

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 import socket
 from pathlib import Path
 
+from ast_stream.limited_log import LimitedLog
 from ast_stream.runtime.files import make_way
+
+logger = logging.getLogger(__name__)
 
 WATCHDOG_S = 30.0  # a child that was ready and has not worked for so long is stuck
 _MAX_MESSAGE_BYTES = 4096
@@ -26,10 +31,8 @@ class Watch:
         self._limit_s = limit_s
         self._fed_s: float | None = None  # None: not ready yet, or stopping
         self._looked_s: float | None = None
-        make_way(path)
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        self._socket.setblocking(False)
-        self._socket.bind(str(path))
+        self._log = LimitedLog(logger)
+        self._bind()
 
     @property
     def environ(self) -> dict[str, str]:
@@ -57,6 +60,9 @@ class Watch:
                 self._fed_s = now_s
             elif line == "STOPPING=1":
                 self._fed_s = None
+        if not self._is_in_place():
+            self._bind_again()
+            was_away = True  # what the child has sent meanwhile is lost
         if was_away and self._fed_s is not None:
             self._fed_s = now_s
         return self._fed_s is not None and now_s - self._fed_s > self._limit_s
@@ -66,9 +72,33 @@ class Watch:
         self._socket.close()
         self._path.unlink(missing_ok=True)
 
+    def _bind(self) -> None:
+        make_way(self._path)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._socket.setblocking(False)
+        self._socket.bind(str(self._path))
+        self._file = self._path.lstat()
+
+    def _bind_again(self) -> None:
+        """Put back a socket file that somebody has removed: the child would look stuck."""
+        self._socket.close()
+        try:
+            self._path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+            self._bind()
+        except OSError as error:
+            self._log.warning("%s was removed and cannot be bound again: %s", self._path, error)
+        else:
+            self._log.warning("%s was removed: bound again", self._path)
+
+    def _is_in_place(self) -> bool:
+        try:
+            return os.path.samestat(self._path.lstat(), self._file)
+        except OSError:
+            return False
+
     def _drain(self) -> list[str]:
         lines: list[str] = []
-        with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(OSError):  # nothing is there, or the file was removed
             while True:
                 lines += self._socket.recv(_MAX_MESSAGE_BYTES).decode(errors="replace").splitlines()
         return lines

@@ -174,3 +174,31 @@ def test_garbage_from_the_ring_does_not_stop_the_worker(tagger: Tagger, pcm: Pcm
             box.turn(3, seconds=0.3)
         box.hear(pcm[SAMPLE_RATE : 12 * SAMPLE_RATE])
         assert box.messages()
+
+
+def test_what_a_full_disk_kept_out_of_the_log_is_derived_again_after_a_kill(
+    tagger: Tagger, pcm: Pcm16
+) -> None:
+    def messages(*, is_disturbed: bool) -> list[tuple[object, ...]]:
+        with site(tagger) as box:
+            box.start_capture()
+            box.start_worker("mic")
+            box.hear(pcm[: 4 * SAMPLE_RATE])
+            events, away = box.folder / "events", box.folder / "away"
+            if is_disturbed:
+                events.rename(away)
+                events.touch()  # as good as a full disk
+            box.hear(pcm[4 * SAMPLE_RATE : 14 * SAMPLE_RATE])
+            if is_disturbed:
+                box.kill_worker()
+                events.unlink()
+                away.rename(events)
+                box.start_worker("mic")
+            box.hear(pcm[14 * SAMPLE_RATE : 20 * SAMPLE_RATE])
+            box.worker.finish()
+            names = ("at_sample", "type", "class", "onset_sample", "offset_sample", "reason")
+            return [tuple(body[name] for name in names) for body in box.messages()]
+
+    undisturbed = messages(is_disturbed=False)
+    assert len(undisturbed) > 10
+    assert messages(is_disturbed=True) == undisturbed

@@ -117,6 +117,7 @@ class Site:
         self._tagger = tagger
         self._capture_sockets = Sockets()
         self._captures: dict[str, Capture] = {}
+        self._rings_s: dict[str, float] = {}
         self._worker_sockets: Sockets | None = None
         self._push: Socket | None = None
         self._log: EventLog | None = None
@@ -125,6 +126,7 @@ class Site:
         self, name: str = "mic", ring_s: float = 90.0, *, is_paced: bool = True
     ) -> None:
         """Start a capture process, or start it again: another epoch, an empty ring."""
+        self._rings_s[name] = ring_s
         if name in self._captures:
             self._capture_sockets.forget(self._captures[name].router)
         endpoint = f"ipc://{self.folder}/ring.{name}.sock"
@@ -140,7 +142,7 @@ class Site:
         feed = sockets.bind("pub", f"ipc://{self.folder}/feed.sock", 100)
         self._log = EventLog(self.folder / "events")
         self.worker = Worker(
-            [StreamPlan(n, {}, f"ipc://{self.folder}/ring.{n}.sock", 90.0) for n in configured],
+            [self._plan(name) for name in configured],
             Detector(cast(Tagger, SlowTagger(self._tagger, self)), DETECTION, hop_s=HOP_S),
             FeedPublisher(feed, self._log, secrets.token_hex(8), self._now_ns),
             self._log,
@@ -154,6 +156,10 @@ class Site:
         )
         self._push = self._capture_sockets.connect("push", f"ipc://{self.folder}/audio.sock", 8)
         return self.worker
+
+    def _plan(self, name: str) -> StreamPlan:
+        endpoint = f"ipc://{self.folder}/ring.{name}.sock"
+        return StreamPlan(name, {}, endpoint, self._rings_s.get(name, 90.0))
 
     def kill_worker(self) -> None:
         """Lose the worker with everything it had in memory."""

@@ -106,6 +106,11 @@ class EventLog:
         if self.damaged:
             logger.warning("event log %s: %s damaged lines skipped", directory, self.damaged)
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether messages wait for a disk that refuses them."""
+        return bool(self._unwritten)
+
     def begin(self, boot: str) -> None:
         """Mark the start of a boot, so that readers know the order even of silent ones."""
         body = {"v": PROTOCOL_VERSION, "boot": boot, "seq": 0, "previous": 0}

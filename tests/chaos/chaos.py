@@ -56,6 +56,7 @@ class Fault:
     kind: str  # kill, stop, overload, full disk
     target: str = ""
     duration_s: float = 0.0
+    delay_s: float = 0.0  # after the others of its group
 
     @property
     def name(self) -> str:
@@ -96,6 +97,8 @@ def plan(rng: random.Random, streams: list[str], *, with_disk: bool) -> list[lis
     ]
     if with_disk:
         groups.append([Fault("full disk", "", round(rng.uniform(2.0, 6.0), 1))])
+        victim = rng.choice(["worker", "alerts"])
+        groups.append([Fault("full disk", "", 6.0), Fault("kill", victim, delay_s=3.0)])
     rng.shuffle(groups)
     return groups
 
@@ -361,6 +364,7 @@ class Box:
         self.seen.scores.setdefault(epoch, {})[message.body["end_sample"]] = message.scores
 
     def _inject(self, fault: Fault) -> None:
+        time.sleep(fault.delay_s)
         at_s = time.monotonic()
         note = ""
         match fault.kind:
@@ -451,8 +455,7 @@ def maltreat(
     while is_first or time.monotonic() - began_s < seconds:
         groups = plan(rng, box.streams, with_disk=box.has_own_disk)
         for faults in groups if is_first else [[Fault("kill", "run")], *groups]:
-            # what a full disk does to messages that a killed worker held is not compared
-            if rng.random() < 0.5 or faults[0].kind == "full disk":
+            if rng.random() < 0.5:
                 box.wait_until_well(START_S)
             time.sleep(rng.uniform(0.2, 2.5))
             say(f"{time.monotonic() - began_s:6.1f} s  " + ", ".join(one.name for one in faults))

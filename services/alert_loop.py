@@ -31,7 +31,7 @@ MAX_BATCH = 512
 WAIT_S = 1.0  # how late a stop or a changed rule file is noticed
 SAVE_EVERY_S = 1.0  # progress without an alert: what is not saved is evaluated again
 RETRY_S = 1.0
-DRAIN_S, MAX_DRAIN_S = 0.3, 1.0
+DRAIN_S, MAX_DRAIN_S = 0.5, 3.0  # a busy box brings the last words of a worker late
 
 logger = logging.getLogger(__name__)
 

@@ -77,7 +77,7 @@ def _print(report: Report, *, as_json: bool) -> None:
     if as_json:
         print(json_line(report.as_json()), flush=True)
     else:
-        console(stderr=False).print(view(report))
+        console(stderr=False).print(view(report), crop=False)
 
 
 def view(report: Report) -> RenderableType:
@@ -85,7 +85,10 @@ def view(report: Report) -> RenderableType:
     parts: list[RenderableType] = [_processes(report)]
     if report.streams:
         parts.append(_streams(report))
-    parts += [Text(problem, style="red") for problem in report.problems]
+    # not wrapped: what is not well is looked for, and holds paths
+    parts += [
+        Text(problem, style="red", no_wrap=True, overflow="ignore") for problem in report.problems
+    ]
     if not report.problems:
         parts.append(Text("everything is healthy", style="green"))
     return Group(*parts)

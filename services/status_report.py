@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ SOURCE_ENDED = "the source has ended"
 _WELL = ("listening", "warming", "gated")
 _AILING = {"missing": "has no audio", "degraded": "has no sound"}  # of capture processes
 _LOOK_EVERY_S = 0.05
+NOWHERE: Mapping[str, str] = {}
 
 
 @dataclass
@@ -103,8 +104,19 @@ class Enquiry:
             report.captures[stream.name] = self._ask_capture(stream.name)
         if self._alerts is not None:
             report.has_alerts, report.alerts = True, self._hear_alerts()
-        report.problems = problems(report, self._streams)
+        report.problems = problems(report, self._streams, self._places())
         return report
+
+    def _places(self) -> dict[str, str]:
+        """Return the sockets that are asked: whoever looks in the wrong folder must see which."""
+        captures = {
+            f"capture {one.name}": ring_endpoint(self._settings, one.name) for one in self._streams
+        }
+        return {
+            "worker": query_endpoint(self._settings),
+            "alerts": alerts_endpoint(self._settings),
+            **captures,
+        }
 
     def _ask_worker(self, report: Report) -> None:
         frames = self._worker.ask("snapshot", self._timeout_s)
@@ -155,10 +167,20 @@ class Enquiry:
         return None
 
 
-def problems(report: Report, streams: Sequence[StreamSettings]) -> list[str]:
-    """Return what is not well; a recording that has come to its end is."""
+def problems(
+    report: Report, streams: Sequence[StreamSettings], places: Mapping[str, str] = NOWHERE
+) -> list[str]:
+    """Return what is not well; a recording that has come to its end is.
+
+    Args:
+        places: which socket was asked, by process: "worker", "alerts", "capture NAME".
+    """
+
+    def at(process: str) -> str:
+        return f" at {places[process]}" if process in places else ""
+
     finite = {one.name for one in streams if can_end(one.source)}
-    found = ["the worker does not answer"] if report.worker is None else []
+    found = [f"the worker does not answer{at('worker')}"] if report.worker is None else []
     if report.worker is not None:
         if report.worker.get("disk"):
             found.append(f"the worker's {report.worker['disk']}")
@@ -176,13 +198,13 @@ def problems(report: Report, streams: Sequence[StreamSettings]) -> list[str]:
             found.append(f"stream {name} is {health['state']}: {health['detail']}")
     for name, capture in report.captures.items():
         if capture is None and name not in over:
-            found.append(f"the capture process of {name} does not answer")
+            found.append(f"the capture process of {name} does not answer{at(f'capture {name}')}")
         elif capture is not None and capture["state"] in _AILING and name not in named:
             found.append(
                 f"the capture process of {name} {_AILING[capture['state']]}: {capture['detail']}"
             )
     if report.has_alerts and report.alerts is None:
-        found.append("the alerts process is not heard")
+        found.append(f"the alerts process is not heard{at('alerts')}")
     elif report.alerts is not None and report.alerts.get("disk"):
         found.append(f"the alerts process cannot write: {report.alerts['disk']}")
     elif report.alerts is not None and not report.alerts["hears"]:

@@ -159,6 +159,16 @@ def test_what_comes_from_outside_is_shown_as_it_is(capsys: pytest.CaptureFixture
     assert "\x1b" not in printed
 
 
+def test_who_does_not_answer_is_told_with_the_socket_that_was_asked() -> None:
+    places = {"worker": "ipc:///run/a/query.sock", "capture s0": "ipc:///run/a/ring.s0.sock"}
+    found = report(worker=None, captures={"s0": None}, has_alerts=True)
+    assert problems(found, LIVE, places) == [
+        "the worker does not answer at ipc:///run/a/query.sock",
+        "the capture process of s0 does not answer at ipc:///run/a/ring.s0.sock",
+        "the alerts process is not heard",
+    ]
+
+
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     checkpoint = save_reactive(tmp_path_factory.mktemp("reactive"))

@@ -5,19 +5,26 @@ from __future__ import annotations
 import json
 import math
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from ast_stream.alerts.actions.factory import action_problems
 from ast_stream.detect.facts import model_facts
 from ast_stream.detect.parameters import DecisionParameters, resolve_parameters
-from ast_stream.errors import AstStreamError, CheckpointError, ConfigError, Problem, UsageError
+from ast_stream.errors import (
+    AstStreamError,
+    CheckpointError,
+    ConfigError,
+    Problem,
+    UsageError,
+    Warned,
+)
 from ast_stream.labels import slug
-from ast_stream.settings.check import LoadedSettings, check_against_model
-from ast_stream.settings.load import load_file
+from ast_stream.settings.check import LoadedSettings, check_against_model, check_sources
+from ast_stream.settings.load import examine_file
 from ast_stream.settings.paths import (
     audio_endpoint,
     feed_endpoint,
@@ -33,6 +40,8 @@ from services.output import say
 
 if TYPE_CHECKING:
     from ast_stream.model.description import Description
+
+_Found = TypeVar("_Found")
 
 MAX_LISTED_CLASSES = 40  # of larger models only the classes with settings of their own
 _ANY_HOST = ("0.0.0.0", "::", "*")  # not an address to connect to
@@ -54,50 +63,60 @@ def check_config(
 ) -> None:
     """Validate a configuration and print what it means; exit 78 if anything is wrong.
 
-    Every problem is listed with its file and line, those of its rule files too. Nothing is started
-    or fetched.
+    Every problem is listed with its file and line, those of its rule files too, and what cannot
+    work on this machine: files, libraries and environment variables that are not there. Warnings
+    tell what works, but hardly as it is meant. Nothing is started or fetched.
 
     Example: ast-stream check-config configs/default.yaml
     """
-    loaded = load_file(file)
+    loaded, problems = examine_file(file)
+    if loaded is None or (targets and problems):
+        raise ConfigError(problems)
     if targets:
         typer.echo(json.dumps(scrape_targets(loaded.settings), indent=2))
         return
     warnings: list[str] = []
-    lines = list(describe(loaded.settings))
-    problems = action_problems(loaded)
-    try:
-        if loaded.settings.alerts.rules:
-            lines.append(_describe_rules(loaded, warnings, knows_model=model))
-    except ConfigError as error:
-        problems += error.problems
-    description = None
-    try:
-        if not model:
-            lines.append("checkpoint   not looked at: class names and durations are unchecked")
-        elif _is_elsewhere(loaded.settings.model.checkpoint):
-            lines.append(
-                "checkpoint   not on this machine: class names and durations are unchecked"
-            )
-        else:
-            description = _description(loaded)
-            lines += describe_model(loaded, description)
-    except ConfigError as error:
-        problems += [one for one in error.problems if one not in problems]
+    lines = _attempt(problems, lambda: describe(loaded.settings))
+    problems += [*check_sources(loaded), *action_problems(loaded)]
+    if loaded.settings.alerts.rules:
+        lines += _attempt(problems, lambda: _describe_rules(loaded, warnings, knows_model=model))
+    descriptions: list[Description] = []
+    if not model:
+        lines.append("checkpoint   not looked at: class names and durations are unchecked")
+    elif _is_elsewhere(loaded.settings.model.checkpoint):
+        lines.append("checkpoint   not on this machine: class names and durations are unchecked")
+    else:
+        descriptions += _attempt(problems, lambda: [_description(loaded)])
+        for one in descriptions:
+            lines += _attempt(problems, lambda one=one: describe_model(loaded, one))  # type: ignore[misc]
     if problems:
-        raise ConfigError(problems)
-    if description is not None and speed:
-        _add_load(loaded.settings, description, lines, warnings)
+        problems += [Warned(str(file), None, "", text) for text in warnings]
+        raise ConfigError(
+            sorted(problems, key=lambda one: (one.is_warning, one.file, one.line or 0))
+        )
+    if descriptions and speed:
+        _add_load(loaded.settings, descriptions[0], lines, warnings)
     say(f"{file}: no problems" + (f", {len(warnings)} to think about" if warnings else ""))
     say("\n".join([*lines, *(f"warning: {text}" for text in warnings)]))
 
 
-def _describe_rules(loaded: LoadedSettings, warnings: list[str], *, knows_model: bool) -> str:
-    """Return a line about the rule files; whom they do not reach is added to `warnings`."""
+def _attempt(problems: list[Problem], step: Callable[[], Iterable[_Found]]) -> list[_Found]:
+    """Return what `step` finds, or add to `problems` what it cannot use."""
+    try:
+        return list(step())
+    except ConfigError as error:
+        problems += [one for one in error.problems if one not in problems]
+        return []
+
+
+def _describe_rules(
+    loaded: LoadedSettings, warnings: list[str], *, knows_model: bool
+) -> Iterator[str]:
+    """Yield a line about the rule files; whom they do not reach is added to `warnings`."""
     files = RuleFiles(loaded, knows_model=knows_model)
     rules = files.load()
     warnings += [str(Problem(one.file, one.line, "", one.text)) for one in files.warnings(rules)]
-    return f"rules        {len(rules.rules)} in {', '.join(loaded.settings.alerts.rules)}"
+    yield f"rules        {len(rules.rules)} in {', '.join(loaded.settings.alerts.rules)}"
 
 
 def schema() -> None:
@@ -161,10 +180,16 @@ def describe_model(loaded: LoadedSettings, checkpoint: Description) -> Iterator[
     """
     model = loaded.settings.model
     window_s = model.window_s or checkpoint.window_s
+    problems: list[Problem] = []
     if window_s > checkpoint.window_s:
         text = f"expected at most {checkpoint.window_s:g} s, as trained, got {window_s:g}"
-        raise ConfigError([loaded.problem(("model", "window_s"), text)])
-    check_against_model(loaded, checkpoint.labels, hop_s=model.hop_s, window_s=window_s)
+        problems.append(loaded.problem(("model", "window_s"), text))
+    try:
+        check_against_model(loaded, checkpoint.labels, hop_s=model.hop_s, window_s=window_s)
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError(problems)
     facts = model_facts(checkpoint.labels, window_s, checkpoint.metadata)
     parameters = resolve_parameters(loaded.settings.detection, facts, model.hop_s)
     yield f"checkpoint   {checkpoint.origin}: {len(checkpoint.labels)} classes"

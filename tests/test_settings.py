@@ -353,9 +353,12 @@ def test_classes_may_be_named_by_label_or_slug() -> None:
 
 def test_class_that_the_model_does_not_have_is_told_with_the_near_one() -> None:
     text = "detection:\n  classes:\n    Brak: {}\n    Syren: {enabled: false}\n"
-    assert model_problems(text) == [
-        "a.yaml:4: detection.classes.Brak: unknown class 'Brak'; did you mean 'Bark'?",
-        "a.yaml:5: detection.classes.Syren: unknown class 'Syren'; did you mean 'Siren'?",
+    command = "list all with: ast-stream model info bundled"
+    mean = "did you mean"
+    assert model_problems(text + "    Xylograph: {}\n") == [
+        f"a.yaml:4: detection.classes.Brak: unknown class 'Brak'; {mean} 'Bark'? {command}",
+        f"a.yaml:5: detection.classes.Syren: unknown class 'Syren'; {mean} 'Siren'? {command}",
+        f"a.yaml:6: detection.classes.Xylograph: unknown class 'Xylograph'; {command}",
     ]
 
 

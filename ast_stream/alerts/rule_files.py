@@ -31,9 +31,22 @@ def load_rules(
         ConfigError: the files cannot be used; every problem of all of them is listed, each a
             `RuleProblem`.
     """
-    return compile_rules(
-        [read_rule_document(path) for path in paths], labels=labels, actions=actions
-    )
+    documents: list[Document] = []
+    unread: list[Problem] = []
+    for path in paths:
+        try:
+            documents.append(read_rule_document(path))
+        except ConfigError as error:
+            unread += error.problems
+    try:
+        rules = compile_rules(documents, labels=labels, actions=actions)
+    except ConfigError as error:
+        # an alert that is not found may stand in a file that could not be read
+        known = [one for one in error.problems if not unread or getattr(one, "code", "") != "E109"]
+        raise ConfigError(unread + known) from error
+    if unread:
+        raise ConfigError(unread)
+    return rules
 
 
 def read_rule_document(path: Path) -> Document:

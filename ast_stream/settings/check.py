@@ -1,8 +1,11 @@
-"""Settings against a checkpoint: names of classes, and durations that its hop can reach."""
+"""Settings against what they name: classes and hop of a checkpoint, files and libraries."""
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
@@ -13,7 +16,9 @@ from ast_stream.settings.schema import (
     MAX_CONFIRM_HOPS,
     ClassSettings,
     DetectionDefaults,
+    FileSource,
     Settings,
+    UrlSource,
 )
 
 
@@ -100,12 +105,46 @@ def check_classes(loaded: LoadedSettings, labels: Sequence[str]) -> list[Problem
         label = find_label(name, labels)
         if label is None:
             near = did_you_mean(name, [*map(slug, labels), *labels])
-            problems.append(loaded.problem(path, f"unknown class '{name}'{near}"))
+            listed = f"list all with: ast-stream model info {loaded.settings.model.checkpoint}"
+            text = f"unknown class '{name}'{near}{' ' if near else '; '}{listed}"
+            problems.append(loaded.problem(path, text))
         elif label in first:
             problems.append(loaded.problem(path, f"names the same class as '{first[label]}'"))
         else:
             first[label] = name
     return problems
+
+
+def check_sources(loaded: LoadedSettings) -> list[Problem]:
+    """Return why this machine cannot hear the configured streams, as far as that can be seen.
+
+    Nothing is started or connected to.
+    """
+    problems = []
+    for index, stream in enumerate(loaded.settings.streams):
+        path: Path = ("streams", index, "source")
+        match stream.source:
+            case FileSource(path=file):
+                if (reason := _unreadable(file)) is not None:
+                    problems.append(loaded.problem((*path, "path"), reason))
+            case UrlSource():
+                if importlib.util.find_spec("av") is None:
+                    text = "sources of type url need PyAV: pip install 'ast-stream[url]'"
+                    problems.append(loaded.problem((*path, "type"), text))
+    return problems
+
+
+def _unreadable(file: str) -> str | None:
+    """Return why a file cannot be read, None if it can."""
+    try:
+        found = os.stat(file)
+        if stat.S_ISDIR(found.st_mode):
+            return f"expected a file, got the folder {file}"
+        if stat.S_ISREG(found.st_mode):  # opening a named pipe would wait for its writer
+            os.close(os.open(file, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        return f"cannot read {file}: {error.strerror}"
+    return None
 
 
 def _check_model(loaded: LoadedSettings, hop_s: float, window_s: float) -> list[Problem]:

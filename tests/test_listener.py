@@ -164,6 +164,33 @@ def test_leaked_connections_cost_only_who_leaks_them(sockets: Sockets, endpoint:
     assert pull.n_peers <= MAX_PEERS
 
 
+def test_subscriber_finds_room_while_another_process_leaks_subscribers(
+    sockets: Sockets, ipc: str
+) -> None:
+    pub = sockets.bind("pub", ipc, 100)
+    leak = (
+        "import sys, time, zmq\n"
+        "context = zmq.Context()\n"
+        "leaked = [context.socket(zmq.SUB) for _ in range(500)]\n"
+        "for one in leaked:\n"
+        "    one.subscribe('')\n"
+        "    one.connect(sys.argv[1])\n"
+        "print('leaked', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", leak, ipc], stdout=subprocess.PIPE, text=True)
+    with process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            assert eventually(lambda: pub.n_peers == MAX_PEERS)
+            mine = sockets.connect("sub", ipc, 100)
+            mine.subscribe("event/")
+            assert eventually(lambda: pub.send([b"event/", b"x"]) and bool(mine.receive(50)))
+        finally:
+            process.kill()
+
+
 def test_process_with_few_descriptors_survives_more_connections_than_it_has(
     sockets: Sockets, socket_dir: Path
 ) -> None:

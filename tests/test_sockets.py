@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -169,6 +170,52 @@ def test_peer_that_sends_too_much_is_disconnected(sockets: Sockets, endpoint: st
     polite = sockets.connect("push", endpoint, 1)
     send_when_connected(polite, [b"hello"])
     assert pull.receive(WAIT_MS) == [b"hello"]
+
+
+READER = """
+import sys, time
+from ast_stream.wire.sockets import Sockets
+pull = Sockets().bind('pull', sys.argv[1], 8)
+print('bound', flush=True)
+sys.stdin.readline()  # a worker that loads a model
+n = 0
+while pull.receive(500): n += 1
+print(n, flush=True)
+"""
+WRITER = """
+import sys, time
+from ast_stream.wire.sockets import Sockets
+push = Sockets().connect('push', sys.argv[1], 8)
+while not push.send([b'porch', bytes(3200)]): time.sleep(0.005)
+refused = 0
+while refused < 20:
+    refused += not push.send([b'porch', bytes(3200)])
+    time.sleep(0.001)
+print('full', flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP])
+def test_writer_that_ends_while_the_queue_is_full_does_not_end_the_reader(
+    endpoint: str, how: signal.Signals
+) -> None:
+    def start(code: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", code, endpoint]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+
+    with start(READER) as reader, start(WRITER) as writer:
+        assert reader.stdout is not None
+        assert writer.stdout is not None
+        assert reader.stdout.readline() == "bound\n"
+        assert writer.stdout.readline() == "full\n"
+        writer.send_signal(how)
+        time.sleep(2)  # longer than the heartbeats that libzmq would send
+        writer.kill()
+        out, _ = reader.communicate("\n", timeout=30)
+        assert int(out) >= 8
+    assert reader.returncode == 0
 
 
 def test_lock_names_what_is_in_use_and_is_released_by_closing(tmp_path: Path) -> None:

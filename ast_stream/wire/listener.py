@@ -38,8 +38,10 @@ _SOCKETS_A_PROCESS = 4  # that share the other descriptors
 _READ_BYTES = 32 * 1024
 _FLUSH_BUFFERS = 16
 _HANDSHAKE_S = 10.0  # a peer that has not said by then what it is, is disconnected
+_SHY_S = 2.0  # after which such a peer is the first to go where there are too many,
+_NEWCOMERS = 64  # or at once where so many connect at a time
 _SWEEP_S = 1.0  # how often time-outs and the socket's file are looked at
-_ACCEPTS_A_TURN = 64
+_ACCEPTS_A_TURN = 16
 _EVICTIONS_A_SWEEP = 200  # then newcomers wait: those who lost their place try again at once
 _MESSAGE_COST = 128  # bytes that a small object takes in Python, about
 _BACKLOG = 1024
@@ -335,22 +337,32 @@ class Listener:
         self._reactor.watch(peer.fd, peer.events, lambda events: self._on_peer(peer, events))
 
     def _evict(self) -> None:
-        """Make room: a connection that never said what it is goes first, then of the greediest."""
+        """Make room: who said nothing goes first, then the idle ones of the greediest process.
+
+        A newcomer has a moment for its greeting, or no other would ever get in beside a program
+        that connects again and again.
+        """
         self._evictions += 1
         peers = list(self._peers.values())
         shy = [peer for peer in peers if not peer.session.is_ready]
+        if len(shy) <= _NEWCOMERS:
+            late_s = time.monotonic() - _SHY_S
+            shy = [peer for peer in shy if peer.since_s < late_s]
         by_owner = Counter(peer.owner for peer in peers)
-        greediest, _ = by_owner.most_common(1)[0]
-        victim = min(shy, key=lambda peer: peer.since_s, default=None) or min(
-            (peer for peer in peers if peer.owner == greediest), key=lambda peer: peer.active_s
-        )
-        self._punish(victim, f"more than {self._max_peers} connections, {victim.owner} has most")
+        most = max(by_owner.values())
+        greedy = [peer for peer in peers if by_owner[peer.owner] == most]
+        victim = min(shy or greedy, key=lambda peer: peer.active_s)
+        self._report(victim, f"more than {self._max_peers} connections, {most} of one process")
+        self._disconnect(victim)
 
-    def _punish(self, peer: _Peer, reason: str) -> None:
+    def _report(self, peer: _Peer, reason: str) -> None:
         self.disconnected += 1
         self._log.warning(
             "%s: a client (%s) is disconnected: %s", self.endpoint, peer.owner, reason
         )
+
+    def _punish(self, peer: _Peer, reason: str) -> None:
+        self._report(peer, reason)
         self._disconnect(peer)
         self._forget_messages(peer)
 

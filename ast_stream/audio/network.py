@@ -311,7 +311,10 @@ def _errors(av: Any) -> tuple[type[Exception], ...]:
 def _reason(error: Exception, timeout_s: float) -> str:
     if type(error).__name__ == "ExitError":  # FFmpeg's word for a timeout of ours
         return f"no data for {timeout_s:g} s"
-    if getattr(error, "errno", None) == errno.EIO:  # at the end of an answer without a length
+    if type(error).__name__ == "InvalidDataError":
+        return "damaged data, or no format of sound that FFmpeg knows"
+    # EIO comes at the end of an answer without a length
+    if isinstance(error, EOFError) or getattr(error, "errno", None) == errno.EIO:
         return "the connection was closed"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 

@@ -37,6 +37,7 @@ def test_a_recording_reaches_the_worker_whole_and_the_process_ends(tmp_path: Pat
     with capture_process(fast_file(tmp_path / "a.wav")) as capture:
         capture.listen()
         capture.start()
+        capture.read(stop=0)  # a worker asks before it acknowledges
         received: list[Pcm16] = []
         while True:
             block = capture.next_block()
@@ -82,6 +83,7 @@ def test_what_a_killed_worker_missed_is_in_the_ring(tmp_path: Path) -> None:
     with capture_process(source) as capture:
         capture.listen()
         capture.start()
+        capture.read(stop=0)
         first = capture.next_block()
         capture.ack(first.epoch, first.end_sample)
         capture.stop_listening()

@@ -17,6 +17,7 @@ from ast_stream.audio.scene import generate_scene
 from ast_stream.errors import StartupError
 from ast_stream.feed import FeedMessage, Missed, Subscriber
 from ast_stream.runtime.lifecycle import child_environment, stop_on_signals
+from ast_stream.settings.explain import with_options
 from ast_stream.settings.schema import ModelSettings
 from services.alert_rules import model_facts
 from services.demo_report import Heard, compare
@@ -44,6 +45,8 @@ def demo(
 
     Example: ast-stream demo --seed 7
     """
+    options = {"checkpoint": ("demo: --model", model), "hop_s": ("demo: --hop", hop)}
+    with_options(ModelSettings(), options)
     truth = generate_scene(seed, duration).truth
     with (
         stop_on_signals() as stop,

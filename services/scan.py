@@ -88,6 +88,11 @@ def scan(
     with _recordings(files) as recordings:
         if scores is not None and len(recordings) != 1:
             raise UsageError(f"scan: --scores: expected one recording, got {len(recordings)}")
+        if labels == "audacity" and len(recordings) != 1:
+            raise UsageError(
+                f"scan: --labels audacity: expected one recording, got {len(recordings)}; a label "
+                "track names none: --labels csv does"
+            )
         failed = _scan_all(scanner, recordings, form)
     if failed:
         raise AudioError(

@@ -72,6 +72,9 @@ class WorkerFeed:
             self._mark_ended(event.id)
         self.counters[f"events_{event.type}"] += 1
         self.begun[event.slug, event.stream] += event.type == "begin"
+        scores = {"score": event.score}
+        if event.type == "end":
+            scores = {"peak": event.peak, "mean": event.mean or 0.0}
         logger.log(
             logging.DEBUG if event.type == "update" else logging.INFO,
             "event %s",
@@ -79,7 +82,7 @@ class WorkerFeed:
             extra={
                 "stream": event.stream,
                 "class": event.slug,
-                "score": round(event.score, 3),
+                **{name: round(score, 3) for name, score in scores.items()},
                 "onset_s": round(samples_to_seconds(event.onset_sample), 2),
             },
         )

@@ -208,6 +208,7 @@ def test_bad_recordings_are_named_and_do_not_stop_the_good_ones(
     [
         (["--json", "--labels", "csv"], "expected --json or --labels, got both"),
         (["--hop", "0.123"], "--hop: expected a positive multiple of 0.01 s, got 0.123"),
+        (["second.wav", "--labels", "audacity"], "audacity: expected one recording, got 2"),
         (["second.wav", "--scores", "x.npz"], "expected one recording, got 2"),
     ],
 )

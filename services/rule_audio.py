@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ast_stream.audio.recording import RecordingReader
+from ast_stream.audio.recording import RecordingError, RecordingReader
 from ast_stream.messages import SampleClock, event_body
 from ast_stream.scan import OnRead
 from ast_stream.settings.schema import DetectionSettings, ModelSettings
@@ -24,15 +24,14 @@ def event_bodies(
     detection: DetectionSettings,
     start_ns: int,
     was_heard: Callable[[int], None] = lambda heard_ns: None,
+    is_incomplete: Callable[[str], None] = lambda text: None,
 ) -> Iterator[dict[str, Any]]:
     """Yield the event bodies of recordings; each is a stream of its own, named after its file.
 
     Args:
         start_ns: stream time at which the first begins.
         was_heard: is called after each with its length in nanoseconds.
-
-    Raises:
-        AudioError: a recording cannot be read.
+        is_incomplete: is called with what is wrong with each that was not read to its end.
     """
     scanner, _ = make_scanner(model, detection)
     with scan_progress() as progress:
@@ -51,18 +50,21 @@ def event_bodies(
                 readers.add(reader)
                 show(reader)
 
-            for event in scanner.messages(file, note):
-                end = max(end, event.at_sample)
-                body = event_body(
-                    event,
-                    clock,
-                    labels={},
-                    audio_end=end,
-                    scored_ns=clock.time_ns(event.at_sample),
-                    model=MODEL,
-                )
-                with progress.paused():
-                    yield body | {"stream": stream_name(file), "id": f"{event.id}-{start_ns}"}
+            try:
+                for event in scanner.messages(file, note):
+                    end = max(end, event.at_sample)
+                    body = event_body(
+                        event,
+                        clock,
+                        labels={},
+                        audio_end=end,
+                        scored_ns=clock.time_ns(event.at_sample),
+                        model=MODEL,
+                    )
+                    with progress.paused():
+                        yield body | {"stream": stream_name(file), "id": f"{event.id}-{start_ns}"}
+            except RecordingError as error:
+                is_incomplete(str(error))
             heard_s = max((one.position_s for one in readers), default=0.0)
             was_heard(round(heard_s * NS_PER_SECOND))
             end = max(end, seconds_to_samples(heard_s))

@@ -17,7 +17,8 @@ from ast_stream.alerts.rule_files import load_rules
 from ast_stream.alerts.rule_test_schema import parse_moment
 from ast_stream.alerts.rule_tests import TestResult, load_tests, run_tests
 from ast_stream.alerts.rules import RuleSet
-from ast_stream.errors import ConfigError, UsageError
+from ast_stream.audio.recording import recordings_in
+from ast_stream.errors import AudioError, ConfigError, UsageError
 from ast_stream.messages import format_time
 from services.output import json_line, say
 from services.rule_explain import explain_rule
@@ -185,11 +186,12 @@ def backtest_command(
     loaded = _load([rules], context)
     report = BacktestReport()
     firings: list[tuple[int, str]] = []
+    incomplete: list[str] = []
     with ExitStack() as stack:
         bodies = (
             _logged(events, report, stack)
             if events
-            else _heard(audio or [], context, start, report)
+            else _heard(audio or [], context, start, report, incomplete)
         )
         for one in backtest(loaded, bodies, report, context.timing):
             if one.to_state == "firing":
@@ -206,6 +208,8 @@ def backtest_command(
             f"got {report.damaged} others and no event"
         )
     say("\n".join(summary_lines(report, firings)), err=as_json)
+    if incomplete:
+        raise AudioError("\n".join(f"rules backtest: {text}" for text in incomplete))
 
 
 def _load(files: list[Path], context: RuleContext) -> RuleSet:
@@ -238,12 +242,19 @@ def _logged(
 
 
 def _heard(
-    files: list[Path], context: RuleContext, start: str, report: BacktestReport
+    files: list[Path],
+    context: RuleContext,
+    start: str,
+    report: BacktestReport,
+    incomplete: list[str],
 ) -> Iterator[dict[str, Any]]:
     from services.rule_audio import event_bodies  # imports torch
 
     start_ns = _time("backtest: --start", start)
-    return event_bodies(files, context.model, context.detection, start_ns, report.add_heard)
+    files = [one for file in files for one in (recordings_in(file) if file.is_dir() else [file])]
+    return event_bodies(
+        files, context.model, context.detection, start_ns, report.add_heard, incomplete.append
+    )
 
 
 def _time(option: str, text: str) -> int:

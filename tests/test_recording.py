@@ -159,6 +159,42 @@ def test_a_video_container_that_was_cut_off_says_so(tmp_path: Path, name: str) -
     assert "as its header says" in problems[0]
 
 
+@pytest.mark.parametrize("name", ["a.m4a", "film.mkv"])
+def test_a_container_whose_length_is_not_that_of_the_sound_says_that_its_end_is_missing(
+    tmp_path: Path, name: str
+) -> None:
+    path = film(tmp_path / name) if name == "film.mkv" else write(tmp_path / name)
+    assert not read(path)[1]
+    os.truncate(path, path.stat().st_size * 2 // 3)
+    try:
+        (problem,) = read(path)[1]
+    except RecordingError as error:  # an m4a has its index at its end
+        problem = error.text
+    assert "its end is missing" in problem
+    assert "more bytes are promised" in problem
+
+
+def film(path: Path) -> Path:
+    """Write pictures for a while, and sound beside them."""
+    with av.open(str(path), "w") as container:
+        pictures = container.add_stream("mpeg4", rate=5)
+        pictures.width = pictures.height = 64
+        sound = container.add_stream("pcm_s16le", rate=RATE, layout="mono")
+        for second in range(round(SECONDS)):
+            for _ in range(5):
+                picture = av.VideoFrame.from_ndarray(
+                    np.zeros((64, 64, 3), np.uint8), format="rgb24"
+                )
+                container.mux(pictures.encode(picture))
+            samples = sweep()[second * RATE : (second + 1) * RATE]
+            frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
+            frame.rate, frame.pts = RATE, second * RATE
+            container.mux(sound.encode(frame))
+        container.mux(pictures.encode(None))
+        container.mux(sound.encode(None))
+    return path
+
+
 def test_bytes_behind_the_end_by_the_header_are_not_passed_over(tmp_path: Path) -> None:
     path = write(tmp_path / "a.wav")
     patched(path, data_at(path), struct.pack("<I", 2 * RATE))
@@ -364,6 +400,32 @@ def test_a_folder_gives_what_a_file_argument_reads_by_content_and_once(tmp_path:
     os.mkfifo(tmp_path / "pipe")
     names = [str(path.relative_to(tmp_path)) for path in recordings_in(tmp_path)]
     assert names == ["a.wav", "gone.wav", "link/c.mp3", "no-suffix", "pipe.wav", "sub/b.flac"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a.wav", "a.flac", "a.mp3", "a.ogg", "a.aiff", "a.au", "a.caf", "a.w64", "a.m4a", "a.mkv"],
+)
+def test_whatever_is_wrong_with_a_file_it_is_read_or_refused_in_a_sentence(
+    tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole = write(tmp_path / name, sweep(3.0)).read_bytes()
+    rng = np.random.default_rng(7)
+    for number in range(25):
+        content = bytearray(whole)
+        for _ in range(1 + number % 3):
+            at = int(rng.integers(min(120, len(content))))
+            content[at : at + 4] = (b"\xff" * 4, bytes(4), rng.bytes(4))[int(rng.integers(3))]
+        if number % 5 == 0:
+            del content[int(rng.integers(len(content))) :]
+        path = tmp_path / f"mutated{number}"
+        path.write_bytes(content)
+        try:
+            samples, _ = read(path)
+        except RecordingError:
+            continue
+        assert np.isfinite(samples).all()
+    assert capfd.readouterr().err == ""
 
 
 def test_memory_does_not_grow_with_the_length(tmp_path: Path) -> None:

@@ -55,3 +55,27 @@ def test_backtest_refuses_a_start_without_offset(
     command = ["rules", "backtest", str(rules), "--audio", str(recording), "--start", "2026-01-01"]
     assert run_command_line(command) == 2
     assert "--start: expected a time with its offset from UTC" in capsys.readouterr().err
+
+
+def test_backtest_takes_a_folder_and_says_which_recording_is_not_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(save_reactive(tmp_path / "model"))
+    folder = tmp_path / "nights"
+    folder.mkdir()
+    for name in ("a.flac", "b.flac"):
+        soundfile.write(folder / name, tones_and_noise(30.0), SAMPLE_RATE)
+    content = (folder / "a.flac").read_bytes()
+    (folder / "a.flac").write_bytes(content[: len(content) // 2])
+    rules = tmp_path / "rules.yaml"
+    rules.write_text(
+        "defaults: {group_by: [stream, class]}\n"
+        "groups: [{name: all, rules: [{alert: any, match: {}}]}]\n"
+    )
+    command = ["rules", "backtest", str(rules), "--model", model, "--json", "--audio", str(folder)]
+    assert run_command_line(command) == 1
+    said = capsys.readouterr()
+    fired = [json.loads(line)["group"]["stream"] for line in said.out.splitlines()]
+    assert set(fired) == {"a", "b"}
+    assert "a.flac: expected 30.00 s, as its header says, got" in said.err
+    assert "b.flac" not in said.err

@@ -40,6 +40,7 @@ class Layout:
         patches: bytes to put in place of others, by position, so that all samples are read.
         promised_share: length by the header as a part of what is there; None: the header fits, or
             does not say.
+        n_bytes_missing: bytes that a container promises beyond the end of the file.
         n_bytes_behind: bytes behind the samples that are no metadata.
         is_chained: several streams one after another.
         damage: places where something is missing.
@@ -48,6 +49,7 @@ class Layout:
     has_data_chunk: bool = False
     patches: dict[int, bytes] = field(default_factory=dict)
     promised_share: float | None = None
+    n_bytes_missing: int = 0
     n_bytes_behind: int = 0
     is_chained: bool = False
     damage: list[str] = field(default_factory=list)
@@ -66,6 +68,10 @@ def layout_of(file: BytesFile) -> Layout:
         return _caf(file)
     if head[:4] == b".snd":
         return _au(file)
+    if head[4:8] == b"ftyp":
+        return _mp4(file)
+    if head[:4] == b"\x1aE\xdf\xa3":
+        return _matroska(file)
     return _ogg(file) if head[:4] == b"OggS" else Layout()
 
 
@@ -209,6 +215,42 @@ def _au(file: BytesFile) -> Layout:
         return Layout(True)
     share = promised / rest if promised > rest else None
     return Layout(True, promised_share=share, n_bytes_behind=max(0, rest - promised))
+
+
+def _mp4(file: BytesFile) -> Layout:
+    """Walk the boxes of an mp4, m4a or mov: the last must end where the file does."""
+    at = 0
+    for _ in range(_MOST_CHUNKS):
+        head = file.peek(at, 16)
+        if len(head) < 8 or not _printable(head[4:8]):
+            break
+        size = int.from_bytes(head[:4], "big")
+        if size == 1:
+            size = int.from_bytes(head[8:16], "big")
+        if size < 8:  # 0: to the end of the file
+            break
+        at += size
+    return Layout(n_bytes_missing=max(0, at - file.size))
+
+
+def _matroska(file: BytesFile) -> Layout:
+    """Compare the one segment of a mkv or webm, which follows its header, with the file."""
+    at = 4
+    for _ in range(2):
+        first = file.peek(at, 8)
+        n_size = 9 - first[0].bit_length() if first and first[0] else 9
+        if n_size > 8 or len(first) < n_size:
+            return Layout()
+        size = int.from_bytes(first[:n_size], "big") & ((1 << 7 * n_size) - 1)
+        end = at + n_size + size
+        if size == (1 << 7 * n_size) - 1:  # a live stream does not know
+            return Layout()
+        if at > 4:
+            return Layout(n_bytes_missing=max(0, end - file.size))
+        if file.peek(end, 4) != b"\x18\x53\x80\x67":
+            return Layout()
+        at = end + 4
+    return Layout()
 
 
 def _compared(file: BytesFile, start: int, promised: int, form: _Form) -> Layout:

@@ -198,6 +198,8 @@ class RecordingReader:
         except _AvError as error:
             self._raise_io()
             text = f"{known}, or what FFmpeg reads: {reason}; {error}"
+            if missing := self._layout.n_bytes_missing:
+                text = f"its end is missing: {missing} more bytes are promised ({error})"
             raise RecordingError(self.path, text) from error
 
     def _read_chunk(self, n_frames: int) -> Pcm:
@@ -290,6 +292,11 @@ class RecordingReader:
         left = self._n_bytes_left() if isinstance(self._decoder, _SndfileDecoder) else 0
         if self._layout.damage and not self.problems:
             self.problems += self._layout.damage
+        elif self._layout.n_bytes_missing and missing_s <= SHORT_S and not self.problems:
+            self.problems.append(
+                f"its end is missing: read to {read_s:.2f} s, "
+                f"{self._layout.n_bytes_missing} more bytes are promised"
+            )
         elif missing_s > (ABOUT_S if self.problems else SHORT_S):
             self.problems.append(
                 f"expected {read_s + missing_s:.2f} s, as its header says, got {read_s:.2f} s: "
@@ -447,8 +454,10 @@ class _Snapshot(io.RawIOBase):
 
     def peek(self, at: int, n_bytes: int) -> bytes:
         """Return up to `n_bytes` bytes from `at` on, as they are in the file."""
+        if not 0 <= at < self.size:
+            return b""
         try:
-            return os.pread(self._descriptor, max(0, min(n_bytes, self.size - at)), at)
+            return os.pread(self._descriptor, min(n_bytes, self.size - at), at)
         except OSError as error:
             self.error = self.error or error
             return b""

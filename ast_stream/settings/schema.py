@@ -82,7 +82,7 @@ class MicrophoneSource(Section):
 
 
 class FileSource(Section):
-    """A recording: wav, flac, ogg, mp3."""
+    """A recording: wav, flac, ogg, mp3; with the extra `url` also m4a, mp4, webm and more."""
 
     type: Literal["file"]
     path: FilePath = Field(description="relative ones begin at the configuration file")

@@ -41,7 +41,7 @@ from services.clip_options import (
     clip_columns,
     clips_of_folds,
 )
-from services.live import ProgressView
+from services.live import PacedLines, ProgressView
 
 N_GENERATED = 24  # takes of every class that has a generator
 GENERATED_HOURS = 1.0  # of negative audio, where no recordings are given
@@ -216,8 +216,12 @@ def _listen(
             print(f"listening to about {minutes:.0f} minutes of audio", file=sys.stderr)
         task = progress.add_task(f"{minutes:.0f} min of audio", total=listening.expected_s)
 
+        lines = PacedLines()
+
         def on_heard(seconds: float) -> None:
             progress.advance(task, seconds)
+            if progress.disable:
+                lines.show(f"{min(100.0, progress.tasks[task].percentage):.0f} % heard")
 
         with_sounds = listening.score_sounds(on_heard)
         negatives = listening.score_negatives(on_heard)

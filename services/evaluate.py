@@ -34,7 +34,7 @@ from services.clip_options import (
 from services.evaluate_models import cross_validated, notes_of, single
 from services.evaluate_report import check_folder, write_report
 from services.evaluate_tables import remarks_on, show
-from services.live import ProgressView, console
+from services.live import PacedLines, ProgressView, console
 from services.output import json_line, say
 
 SNR_DB = "12"
@@ -195,10 +195,14 @@ def _heard(subjects: Sequence[Subject], settings: Settings) -> Heard:
     ) as progress:
         task = progress.add_task("", total=total_s(subjects, settings))
 
+        lines = PacedLines()
+
         def on_heard(what: str, seconds: float) -> None:
             if progress.disable and progress.tasks[task].description != what:
                 print(f"measuring {what}", file=sys.stderr)
             progress.update(task, description=what, advance=seconds)
+            if progress.disable:
+                lines.show(f"{min(100.0, progress.tasks[task].percentage):.0f} % measured")
 
         heard = hear(subjects, settings, on_heard)
         progress.update(task, completed=progress.tasks[task].total or 0)

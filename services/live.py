@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -85,6 +86,21 @@ class ProgressView(Progress):
             yield
         finally:
             self.start()
+
+
+class PacedLines:
+    """Lines about progress on standard error where no bar can be drawn: one in some seconds."""
+
+    def __init__(self, every_s: float = 10.0) -> None:
+        self._every_s = every_s
+        self._shown_s = time.monotonic()
+
+    def show(self, text: str) -> None:
+        """Print the line, unless the last one is new."""
+        now_s = time.monotonic()
+        if now_s - self._shown_s >= self._every_s:
+            self._shown_s = now_s
+            print(printable(text), file=sys.stderr, flush=True)
 
 
 class StatusLine:

@@ -195,7 +195,10 @@ def _run(plan: Plan, out: Path) -> None:
     stop = StopSignal()
     try:
         with Reporter() as reporter:
-            train_checkpoint(plan, out, reporter.report, reporter.begin, reporter.phase, stop.watch)
+            train_checkpoint(
+                plan, out, reporter.report, reporter.begin, reporter.phase, reporter.measured,
+                stop.watch,
+            )  # fmt: skip
         plot_curves(read_metrics(out), out / CURVES_FILE)
     except TrainingStopped as stopped:
         print(f"ast-stream: {stopped}", file=sys.stderr)

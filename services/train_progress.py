@@ -12,7 +12,7 @@ from types import FrameType
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ast_stream.training.state import Metrics
-from services.live import ProgressView
+from services.live import PacedLines, ProgressView
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
@@ -45,18 +45,26 @@ class StopSignal:
 
 
 class Reporter:
-    """Shows progress: a bar on a terminal, else a line per report with the time left."""
+    """Shows progress: a bar on a terminal, else a line per report with the time left.
 
-    def __init__(self) -> None:
+    Args:
+        every_s: between two lines about a measurement, where there is no bar.
+    """
+
+    def __init__(self, every_s: float = 10.0) -> None:
         self._progress = ProgressView(
-            TextColumn("step {task.completed:.0f} of {task.total:.0f}"),
+            TextColumn("{task.fields[done]}"),
             BarColumn(),
             TextColumn("{task.description}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(elapsed_when_finished=True),
             transient=False,
         )
-        self._task = self._progress.add_task("", total=0, visible=False)
+        # one of these is shown: steps, what is measured, and what has no length that is known
+        self._task = self._progress.add_task("", total=0, visible=False, done="")
+        self._measuring = self._progress.add_task("", total=1, visible=False, done="")
+        self._waiting = self._progress.add_task("", total=None, visible=False, done="")
+        self._lines = PacedLines(every_s)
         self._steps = 0
         self._first: tuple[float, float] | None = None
 
@@ -69,22 +77,33 @@ class Reporter:
 
     def phase(self, text: str) -> None:
         """Show what takes its time next."""
-        self._progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._progress.console.print(text, soft_wrap=True)
+        self._progress.reset(self._waiting, visible=True)
 
     def begin(self, steps: int) -> None:
         """Show how many steps there will be; again for another model."""
         self._steps, self._first = steps, None
-        self._progress.reset(self._task, total=steps, visible=True)
+        self._progress.update(self._waiting, visible=False)
+        self._progress.reset(self._task, total=steps, visible=True, done=f"step 0 of {steps}")
+
+    def measured(self, share: float) -> None:
+        """Show how much of the measurement is done, 0 to 1."""
+        done = f"{100 * share:.0f} % measured"
+        self._progress.update(self._measuring, completed=share, visible=True, done=done)
+        self._progress.update(self._waiting, visible=share >= 1)  # thresholds are chosen now
+        if self._progress.disable and share < 1:
+            self._lines.show(done)
 
     def report(self, metrics: Metrics) -> None:
         """Show one report."""
         shown = "  ".join(
             f"{name} {value:.4g}" for name, value in metrics.items() if name != "step"
         )
-        self._progress.update(self._task, completed=metrics["step"], description=shown)
+        done = f"step {metrics['step']:.0f} of {self._steps}"
+        self._progress.update(self._task, completed=metrics["step"], description=shown, done=done)
         if self._progress.disable:
             left = f"  {self._left_s(metrics['step']):.0f} s left" if self._first else ""
-            print(f"step {metrics['step']:.0f} of {self._steps}  {shown}{left}", file=sys.stderr)
+            print(f"{done}  {shown}{left}", file=sys.stderr)
         if self._first is None:
             self._first = (metrics["step"], time.monotonic())
 

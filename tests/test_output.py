@@ -19,6 +19,7 @@ from tiny_model import save_tiny
 from ast_stream.labels import printable
 from services.live import ProgressView, console
 from services.output import json_line, say
+from services.train_progress import Reporter
 
 SERVICES = Path(__file__).parent.parent / "services"
 HOSTILE = "[red]a[/] :dog: \x1b[2Jb\x9b3mc\x07\u202ed\r"
@@ -55,6 +56,15 @@ def test_a_progress_bar_takes_no_markup_from_names() -> None:
     view = ProgressView(column)
     view.add_task("[/nothing] 1.wav", total=1)
     assert column.render(view.tasks[0]).plain == "[/nothing] 1.wav"
+
+
+def test_the_measurement_after_a_training_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with Reporter(every_s=0.0) as reporter:
+        reporter.phase("measuring [the] checkpoint")
+        for share in (0.25, 0.5, 1.0):
+            reporter.measured(share)
+    said = capsys.readouterr().err
+    assert "25 % measured\n50 % measured\n" in said
 
 
 def test_lines_and_json_hold_nothing_that_acts(capsys: pytest.CaptureFixture[str]) -> None:

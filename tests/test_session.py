@@ -244,6 +244,15 @@ def test_a_finished_training_says_so(plan: Plan, tmp_path: Path) -> None:
     assert phases.count(f"{tmp_path / 'run'}: trained to its last step before") == 1
 
 
+def test_a_training_says_how_much_it_has_measured(plan: Plan, tmp_path: Path) -> None:
+    shares: list[float] = []
+    train(plan, tmp_path / "run", on_report=lambda report: None, on_measured=shares.append)
+    assert len(shares) > 3
+    assert shares == sorted(shares)
+    assert 0 < shares[0] < 0.5
+    assert shares[-1] == 1
+
+
 def test_windows_shorter_than_any_context_can_be_trained_on(plan: Plan, tmp_path: Path) -> None:
     trained = train(replace(plan, window_s=0.5), tmp_path / "run", on_report=lambda report: None)
     assert trained.window_s == 0.5

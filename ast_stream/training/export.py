@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -18,9 +19,16 @@ TRAINED, HELD_OUT = "trained", "held-out"  # folds, where the data have none
 
 
 def calibrated_checkpoint(
-    session: Session, model: AudioSpectrogramTransformer, origin: str
+    session: Session,
+    model: AudioSpectrogramTransformer,
+    origin: str,
+    on_share: Callable[[float], None] = lambda share: None,
 ) -> Checkpoint:
-    """Return the trained model as a checkpoint with thresholds."""
+    """Return the trained model as a checkpoint with thresholds.
+
+    Args:
+        on_share: called with the share of the measurement that is done, 0 to 1.
+    """
     plan, held = session.plan, session.prepared.held_out
     # what is measured are the weights as they will be stored
     stored = {name: one.cpu().half().float() for name, one in model.state_dict().items()}
@@ -43,7 +51,7 @@ def calibrated_checkpoint(
     if not plan.negatives_s:
         golden = golden_for(checkpoint)
         return replace(checkpoint, metadata=metadata.model_copy(update={"golden": golden}))
-    return calibrate_checkpoint(checkpoint, held, plan.negatives_s, plan.budget_per_h)
+    return calibrate_checkpoint(checkpoint, held, plan.negatives_s, plan.budget_per_h, on_share)
 
 
 def clips_with_folds(session: Session) -> list[tuple[Clip, str]]:

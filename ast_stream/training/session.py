@@ -55,6 +55,7 @@ def train(
     on_report: Callable[[Metrics], None],
     on_begin: Callable[[int], None] = lambda steps: None,
     on_phase: Callable[[str], None] = lambda phase: None,
+    on_measured: Callable[[float], None] = lambda share: None,
     stoppable: Callable[[], AbstractContextManager[ShouldStop]] = never_stops,
 ) -> Checkpoint:
     """Train (or go on training) in `folder` and return the calibrated checkpoint.
@@ -66,6 +67,7 @@ def train(
         on_report: called with the metrics of every report.
         on_begin: called with the number of steps once all is prepared.
         on_phase: called with what takes its time next.
+        on_measured: called with the share of the measurement after the training, 0 to 1.
         stoppable: entered while steps are made; what it yields is asked whether to stop.
 
     Raises:
@@ -97,7 +99,7 @@ def train(
     write_clips(clips_with_folds(session), folder / CLIPS_FILE)
     on_phase("measuring the checkpoint, to choose its thresholds")
     checkpoint = folder / CHECKPOINT_FOLDER
-    calibrated = calibrated_checkpoint(session, average, str(checkpoint))
+    calibrated = calibrated_checkpoint(session, average, str(checkpoint), on_measured)
     save_checkpoint(checkpoint, calibrated, "fp16")
     write_attributions([clip.row for clip in session.prepared.clips if clip.row], checkpoint)
     return calibrated

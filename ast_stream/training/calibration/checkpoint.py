@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from ast_stream.training.calibration.classes import (
 from ast_stream.training.calibration.inherited import raised_thresholds
 from ast_stream.training.calibration.streams import (
     background_streams,
+    laid_s,
     plain_tagger,
     sound_streams,
 )
@@ -31,7 +32,11 @@ _SEED = 0
 
 
 def calibrate_checkpoint(
-    checkpoint: Checkpoint, held: HeldOut, negatives_s: float, budget_per_h: float
+    checkpoint: Checkpoint,
+    held: HeldOut,
+    negatives_s: float,
+    budget_per_h: float,
+    on_share: Callable[[float], None] = lambda share: None,
 ) -> Checkpoint:
     """Return a checkpoint that was just trained, calibrated on what was held out from it.
 
@@ -41,13 +46,24 @@ def calibrate_checkpoint(
     Args:
         negatives_s: length of the streams without events that bound the false alarms.
         budget_per_h: false alarms of one class in an hour of them, and among other sounds.
+        on_share: called with the share of the streams that has been scored, 0 to 1.
     """
     tagger = plain_tagger(checkpoint)
     takes = [*held.recordings, *held.generated]
+    expected_s, scored_s = laid_s(takes, checkpoint.window_s) + negatives_s, 0.0
+
+    def on_heard(seconds: float) -> None:
+        nonlocal scored_s
+        scored_s += seconds
+        on_share(min(1.0, scored_s / expected_s))
+
     with_sounds = list(
-        sound_streams(tagger, tagger.hop_s, takes, held.backgrounds, held.labels, _SEED)
+        sound_streams(tagger, tagger.hop_s, takes, held.backgrounds, held.labels, _SEED, on_heard)
     )
-    negatives = list(background_streams(tagger, tagger.hop_s, negatives_s, _SEED, held.backgrounds))
+    negatives = list(
+        background_streams(tagger, tagger.hop_s, negatives_s, _SEED, held.backgrounds, on_heard)
+    )
+    on_share(1.0)
     heard = {sound.label for stream in with_sounds for sound in stream.truth}
     known = set(checkpoint.metadata.onset_thresholds) - heard
     budgets = Budgets(per_hour(budget_per_h))

@@ -10,25 +10,22 @@ from ast_stream.errors import ConfigError, Problem
 from ast_stream.model.checkpoint import Checkpoint
 from ast_stream.training.calibration.judges import Judge
 from ast_stream.training.calibration.streams import (
-    REPEATS,
     LogitStream,
     OnHeard,
     background_streams,
-    laying_for,
+    laid_s,
     plain_tagger,
     recorded_stream,
     sound_streams,
 )
 from ast_stream.training.material.clips import load_recordings
 from ast_stream.training.material.negatives import negative_files
-from ast_stream.training.material.streams import LONGEST_TAKE_S
 from ast_stream.training.material.takes import (
     Take,
     generated_backgrounds,
     recorded_takes,
     synthesised_takes,
 )
-from ast_stream.units import samples_to_seconds
 
 FIRST_SEED = 3_000_000  # generated material differs from that of any training or evaluation
 SEEDS_EACH = 10_000  # a calibration uses so many seeds from its first on
@@ -56,15 +53,9 @@ class Listening:
     @property
     def expected_s(self) -> float:
         """About how many seconds will be scored."""
-        laying = laying_for(self.checkpoint.window_s)
-        gap_s = sum(laying.gap_s) / 2
         takes = [take for _, takes in self.sounds for take in takes]
-        laid_s = sum(
-            min(LONGEST_TAKE_S, samples_to_seconds(end - begin)) + gap_s
-            for begin, end in (take.active_span for take in takes)
-        )
         recorded_s = sum(length_s for _, length_s in self.negatives)
-        return REPEATS * laid_s + recorded_s + self.generated_s
+        return laid_s(takes, self.checkpoint.window_s) + recorded_s + self.generated_s
 
     def score_sounds(self, on_heard: OnHeard) -> list[LogitStream]:
         """Return the streams with sounds, as their judges score them."""

@@ -20,7 +20,12 @@ from ast_stream.messages import Pcm16, Scores
 from ast_stream.model.checkpoint import Checkpoint
 from ast_stream.model.tagger import Tagger
 from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
-from ast_stream.training.material.streams import Laying, lay_backgrounds, lay_takes
+from ast_stream.training.material.streams import (
+    LONGEST_TAKE_S,
+    Laying,
+    lay_backgrounds,
+    lay_takes,
+)
 from ast_stream.training.material.takes import BACKGROUND_S, Take, generated_backgrounds
 from ast_stream.units import SAMPLE_RATE, samples_to_seconds
 
@@ -119,6 +124,14 @@ def sound_streams(
         rng = np.random.default_rng((seed, number))
         strip = lay_takes(rng, takes, backgrounds, labels, laying_for(tagger.window_s))
         yield score_stream(tagger, hop_s, _blocks(strip.pcm), strip.truth, on_heard)
+
+
+def laid_s(takes: Sequence[Take], window_s: float) -> float:
+    """Return about how many seconds `sound_streams` makes of some takes."""
+    gap_s = sum(laying_for(window_s).gap_s) / 2
+    spans = [take.active_span for take in takes]
+    active_s = [min(LONGEST_TAKE_S, samples_to_seconds(end - begin)) for begin, end in spans]
+    return REPEATS * sum(one + gap_s for one in active_s)
 
 
 def laying_for(window_s: float) -> Laying:

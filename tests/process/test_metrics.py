@@ -8,8 +8,10 @@ import re
 import shutil
 import socket
 import subprocess
+import threading
 import urllib.request
 from collections.abc import Iterator
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from pipeline import Pipeline, pipeline, wait_for
 from reactive_model import save_reactive
 
 from ast_stream.errors import StartupError
-from ast_stream.runtime.metrics import Metrics, counter, gauge
+from ast_stream.runtime.metrics import MAX_CLIENTS, Metrics, counter, gauge
 
 MONITORING = Path(__file__).parents[2] / "configs" / "monitoring"
 RULES = "version: 1\ngroups: [{name: g, rules: [{alert: bark, match: {class: Bark}}]}]\n"
@@ -182,3 +184,25 @@ def test_nothing_listens_where_nothing_is_asked_for() -> None:
     metrics = Metrics("worker")
     assert not metrics.is_on
     metrics.close()
+
+
+def test_clients_that_say_nothing_take_few_threads_and_do_not_keep_others_out() -> None:
+    port = free_ports(1)
+    metrics = Metrics("worker", ("127.0.0.1", port))
+    n_threads = threading.active_count()
+    silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(300)]
+    try:
+        wait_for(lambda: threading.active_count() >= n_threads + MAX_CLIENTS, "the clients")
+        assert threading.active_count() <= n_threads + MAX_CLIENTS
+        wait_for(lambda: answers(port), "a place at the endpoint")
+    finally:
+        for one in silent:
+            one.close()
+        metrics.close()
+
+
+def answers(port: int) -> bool:
+    try:
+        return "ast_stream_up" in scrape(port)
+    except (OSError, HTTPException):
+        return False

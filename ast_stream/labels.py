@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 STREAM_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
+MAX_NEAR_CHARACTERS = 200
 STREAM_NAME_RULE = "lower-case letters, digits and '-', at most 63, not starting with '-'"
 _LONGEST_SLUG = 64  # a part of topics and file names, which are limited
 _HASH_BYTES = 5
@@ -108,6 +109,8 @@ def is_stream_name(name: str) -> bool:
 
 def near_name(name: str, known: Iterable[str]) -> str | None:
     """Return the known name most like `name`, or None if none is close."""
+    if len(name) > MAX_NEAR_CHARACTERS:  # no name is; comparing takes its square
+        return None
     by_folded = {candidate.casefold(): candidate for candidate in known}
     close = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.6)
     return by_folded[close[0]] if close else None

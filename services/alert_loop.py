@@ -201,7 +201,7 @@ class AlertLoop:
         self._has_news = self._has_news or item.is_durable
         try:
             self._evaluate(item)
-        except (KeyError, TypeError, ValueError) as error:  # from outside: not what it should be
+        except Exception as error:  # one boundary: it is from outside, and may hold anything
             self._limited_log.warning("message %s cannot be used: %r", item.topic, error)
 
     def _evaluate(self, item: FeedMessage) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from ast_stream.alerts.actions.mqtt import MqttRunner
 from ast_stream.alerts.model import DetectionTiming
 from ast_stream.alerts.rules import RuleSet
+from ast_stream.errors import AstStreamError
 from ast_stream.settings.check import LoadedSettings, check_against_model
 from services.alert_loop import AlertLoop
 from services.alert_rules import RuleFiles, model_facts
 from services.alert_watch import watched
 from services.rule_facts import decision_parameters, detection_timing
+
+logger = logging.getLogger(__name__)
 
 
 def timing_in_force(loaded: LoadedSettings) -> DetectionTiming:
@@ -58,7 +62,10 @@ class RulesInForce:
     def look(self) -> None:
         """Use the rule files if they have changed and are right."""
         if self._files.have_changed() and (changed := self._files.reload()) is not None:
-            self._put(changed)
+            try:
+                self._put(changed)
+            except AstStreamError as error:
+                logger.error("the rules in force stay as they were: %s", error)
 
     def use(self, new: LoadedSettings) -> None:
         """Use what the rule files say now, and the timing of other detection settings.
@@ -74,7 +81,11 @@ class RulesInForce:
         self._put(rules)
 
     def _put(self, rules: RuleSet) -> None:
+        shown = watched(self._settings, rules)  # first: it may raise, and then nothing has changed
         self._rules = rules
         self._loop.replace_rules(rules, self._timing)
         for one in self._sensors:
-            one.watch(watched(self._settings, rules))
+            try:
+                one.watch(shown)
+            except Exception:  # one boundary: a broker's library must not end the evaluation
+                logger.exception("the live sensors of a broker stay as they were")

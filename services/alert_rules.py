@@ -146,6 +146,6 @@ def _labels(loaded: LoadedSettings) -> tuple[str, ...] | None:
 def _stat(path: Path) -> tuple[int, int, int] | None:
     try:
         found = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # a ValueError: a name with NUL in it
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns

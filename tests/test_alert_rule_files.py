@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from damage import make_strange
 from hypothesis import given
 from hypothesis import strategies as st
-from rule_bodies import LABELS, rules_from
+from rule_bodies import LABELS, health, rules_from, sound
 
+from ast_stream.alerts.actions.base import Notification, notification_of
+from ast_stream.alerts.backtest import BacktestReport, backtest
 from ast_stream.alerts.detector_lints import DetectorFacts
 from ast_stream.alerts.lints import lint
 from ast_stream.alerts.matching import Ontology, UnknownName
@@ -574,3 +579,80 @@ def test_rule_that_tells_somebody_or_means_nobody_is_not_warned_of(actions: str)
     kinds = {"late": ["resolved"], "phone": ["firing", "resolved"]}
     rules = rules_from(f"alert: a, match: {{class: Bark}}, {actions}")
     assert "W213" not in [one.code for one in lint(rules, actions=kinds)]
+
+
+EVERYTHING = """
+{"version": 1, "ontology": "o.json", "classes": {"c": ["Bark"]},
+ "defaults": {"timezone": "UTC", "severity": "low", "cooldown": "1s", "keep_firing_for": "1s",
+              "group_by": ["stream"], "actions": ["phone"], "resume_window": "1h"},
+ "windows": {"n": {"timezone": "UTC", "days": ["mon-fri"], "dates": ["2026-01-01..2026-12-31"],
+                   "from": "22:00", "to": "06:00"}},
+ "groups": [{"name": "g", "labels": {"a": "b"}, "actions": ["phone"], "rules": [
+   {"alert": "a", "match": {"class": "Bark", "stream": {"id": "hall"}, "score": {"min": 0.1},
+                            "not": {"class": "Siren"}}, "for": "1s", "tolerate": "1s",
+    "when": ["n"], "unless": ["n"], "limit": 3, "labels": {"c": "d"}, "severity": "high",
+    "annotations": {"summary": "{{ stream.name }} {{ labels.c }}"}, "actions": ["phone"]},
+   {"alert": "b", "match": {"group": "c"}, "count": {"min": 2, "within": "5s"}},
+   {"alert": "c", "sequence": {"within": "9s", "steps": [{"match": {"class": "Bark"}},
+                                                         {"match": {"any_of": ["Siren"]}}]}},
+   {"alert": "d", "absent": {"match": {"class": "Bark"}, "for": "5s"}},
+   {"alert": "e", "level": {"louder_than_dbfs": -20, "for": "3s"}},
+   {"alert": "f", "level": {"missing": true, "for": "3s"}}]}],
+ "inhibit": [{"source": {"alert": "a"}, "target": {"severity": ["low"]}, "equal": ["stream"]}]}
+"""
+STRANGE = (
+    None, True, -1, 1e300, 10**40, "", "\0", "\ud800", "\u202e", "1e300d", "9" * 5000 + "d",
+    "366d", "0s", [], {}, [[]], [None], ["\ud800"], {"a": None}, {"\0": "\0"}, {"": ""},
+    "{{" * 1000, "x" * 9000, ["x"] * 500, "/dev/zero", "../" * 200, ".nan", "9999-12-31",
+)  # fmt: skip
+
+
+def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    if isinstance(value, dict | list):
+        for key, one in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from paths(one, (*path, key))
+
+
+def test_whatever_stands_in_a_rule_file_is_refused_in_sentences_or_works(tmp_path: Path) -> None:
+    whole = json.loads(EVERYTHING)
+    (tmp_path / "o.json").write_text("[" * 50_000)
+    chance = random.Random(13)
+    bodies = [*sound("x", "Bark", 0, 9), *sound("y", "Siren", 3, 5), health(11, level=-3.0)]
+    n_used = 0
+    for path in list(paths(whole))[1:]:
+        for strange in chance.sample(STRANGE, 2):
+            changed = json.loads(EVERYTHING.replace('"o.json"', "null"))
+            inside = changed
+            for key in path[:-1]:
+                inside = inside[key]
+            inside[path[-1]] = strange
+            file = tmp_path / "r.yaml"
+            file.write_text(json.dumps(changed))
+            try:
+                rules = load_rules([file], labels=LABELS, actions=["phone"])
+            except ConfigError as error:
+                for problem in error.problems:
+                    assert isinstance(problem, Problem)
+                    assert 10 < len(problem.text) < 700
+                continue
+            n_used += 1
+            for one in backtest(rules, bodies, BacktestReport()):
+                told = notification_of(one)
+                assert told is None or Notification.decode(told.encode()) == told
+    assert n_used > 5
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "folder", "device", "nested", "nowhere"])
+def test_ontology_that_is_none_is_told_and_not_waited_for(tmp_path: Path, kind: str) -> None:
+    if kind == "nested":
+        (tmp_path / "o.json").write_text("[" * 100_000)
+    elif kind != "nowhere":
+        make_strange(tmp_path / "o.json", kind)
+    (tmp_path / "r.yaml").write_text(
+        "ontology: o.json\ngroups: [{name: g, rules: [{alert: a, match: {class: Bark}}]}]"
+    )
+    with pytest.raises(ConfigError) as raised:
+        load_rules([tmp_path / "r.yaml"], labels=LABELS)
+    (problem,) = raised.value.problems
+    assert f"E106: ontology: {tmp_path}/o.json: " in str(problem)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,40 @@ def test_rules_of_the_demo_hold_for_the_model(
 
 def test_demo_has_no_rules_for_a_model_that_knows_nothing_of_its_scene() -> None:
     assert _rules(("Speech",)) is None
+
+
+ALIASES = "a: &a [x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in pairwise("abcdefghijklmnop")
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ALIASES,
+        "groups: " + "[" * 5000,
+        "groups: " + "{a: " * 5000,
+        "a: &a {b: *a}\ngroups: *a",
+        'groups: [{name: "\\0", rules: [{alert: a, match: {class: Bark}}]}]',
+        'groups: [{name: "\\ud800", rules: [{alert: a, match: {class: Bark}}]}]',
+        "groups: [{name: g, rules: [{alert: a, match: {class: Bark}, for: 1e300}]}]",
+        "groups: [{name: g, rules: [{alert: a, match: {class: Bark}, limit: 1e300}]}]",
+        "ontology: /dev/zero\ngroups: [{name: g, rules: [{alert: a, match: {class: Bark}}]}]",
+        'ontology: "a\\0b"\ngroups: [{name: g, rules: [{alert: a, match: {class: Bark}}]}]',
+    ],
+)
+def test_nothing_in_a_rule_file_takes_the_rules_in_force_away(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str
+) -> None:
+    (tmp_path / "rules.yaml").write_text(json.dumps(RULES))
+    now_s = [0.0]
+    found = files(tmp_path, now_s)
+    found.load()
+    (tmp_path / "rules.yaml").write_text(text)
+    now_s[0] = 10.0
+    assert found.have_changed()
+    assert found.reload() is None
+    assert f"{tmp_path}/rules.yaml" in caplog.text
+    assert "the rules in force stay as they were" in caplog.text
+    assert "Traceback" not in caplog.text
+    assert max(map(len, caplog.messages)) < 1000

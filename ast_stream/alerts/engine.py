@@ -18,7 +18,7 @@ from ast_stream.alerts.listening import Listening
 from ast_stream.alerts.model import Alert, DetectionTiming, EngineCounters, Transition
 from ast_stream.alerts.rules import RuleSet
 from ast_stream.alerts.states import RuleStates
-from ast_stream.alerts.told import is_step, labels_of, read_event
+from ast_stream.alerts.told import is_step, labels_of, read_event, text_of
 from ast_stream.messages import parse_time
 from ast_stream.units import NS_PER_SECOND
 
@@ -103,9 +103,9 @@ class Engine:
     def on_health(self, body: dict[str, Any]) -> list[Transition]:
         """Take a health body; it tells of levels and of who listens, not of the time of sounds."""
         try:
-            stream, labels = str(body["stream"]), labels_of(body)
+            stream, labels = text_of(body["stream"]), labels_of(body)
             at_ns = max(self._now, parse_time(body["published"]))
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             self.counters.malformed += 1
             return []
         transitions = self._listening.see(stream, labels, self._now)
@@ -114,9 +114,9 @@ class Engine:
     def on_gap(self, body: dict[str, Any]) -> list[Transition]:
         """Take a gap body: silence in it is no absence."""
         try:
-            stream = str(body["stream"])
+            stream = text_of(body["stream"])
             end_ns = parse_time(body["time"]) + round(body["duration_s"] * NS_PER_SECOND)
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             self.counters.malformed += 1
             return []
         return self._listening.hear_gap(stream, end_ns, self._now)

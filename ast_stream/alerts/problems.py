@@ -11,6 +11,8 @@ from ast_stream.settings.explain import Path as KeyPath
 from ast_stream.settings.explain import line_of, show_path
 from ast_stream.settings.load import Document
 
+MAX_CHARACTERS = 500  # of a problem: what it quotes may be as long as a file
+
 _Given = TypeVar("_Given")
 _Made = TypeVar("_Made")
 
@@ -72,7 +74,14 @@ def problem_at(document: Document, path: KeyPath, code: str, text: str) -> RuleP
         None,
     )
     line = line_of(document.lines, path)
-    return RuleProblem(document.file, line, show_path(path), text, column, code)
+    return RuleProblem(document.file, line, show_path(path), shortened(text), column, code)
+
+
+def shortened(text: str) -> str:
+    """Return a text without the middle of what makes it longer than people read."""
+    if len(text) <= MAX_CHARACTERS:
+        return text
+    return f"{text[: MAX_CHARACTERS - 100]} … {text[-100:]}"
 
 
 @dataclass

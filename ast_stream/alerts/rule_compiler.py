@@ -18,8 +18,11 @@ from ast_stream.alerts.schema import Defaults, Group, RuleSettings
 from ast_stream.alerts.templates import Template
 from ast_stream.alerts.windows import TimeWindow
 from ast_stream.labels import did_you_mean
+from ast_stream.runtime.files import DamagedFileError, read_bounded
 from ast_stream.settings.explain import Path as KeyPath
 from ast_stream.settings.load import Document
+
+MAX_ONTOLOGY_BYTES = 8 * 1024 * 1024  # AudioSet's has 0.4
 
 
 class FileCompiler:
@@ -88,11 +91,13 @@ class FileCompiler:
             return None
         path = Path(self._document.file).parent / name
         try:
-            return Ontology.parse(path.read_text("utf-8"))
+            return Ontology.parse(read_bounded(path, MAX_ONTOLOGY_BYTES).decode())
         except OSError as error:
             self._notes.add(("ontology",), "E106", f"{path}: cannot be read: {error.strerror}")
-        except ValueError as error:
+        except (ValueError, DamagedFileError) as error:
             self._notes.add(("ontology",), "E106", f"{path}: {error}")
+        except RecursionError:
+            self._notes.add(("ontology",), "E106", f"{path}: is nested too deeply")
         return None
 
     def _rule(self, settings: RuleSettings, group: Group, path: KeyPath) -> Rule | None:

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from ast_stream.alerts.problems import Notes, RuleProblem
+from ast_stream.alerts.problems import Notes, RuleProblem, shortened
 from ast_stream.alerts.schema import RuleFile
 from ast_stream.errors import Problem
 from ast_stream.settings.explain import explain, show_path
@@ -58,7 +58,8 @@ def _note(notes: Notes, details: list[ErrorDetails]) -> None:
     found = {(one.line, one.path): coded(one) for one in document.problems}
     for one in explain(details, RuleFile, document.file, document.lines):
         column = _column(document, one)
-        problem = RuleProblem(one.file, one.line, one.path, one.text, column, "E101")
+        text = shortened(one.text)
+        problem = RuleProblem(one.file, one.line, one.path, text, column, "E101")
         found.setdefault((one.line, one.path), problem)
     notes.problems += found.values()
 

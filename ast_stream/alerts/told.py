@@ -47,7 +47,13 @@ def is_step(step_ns: int) -> bool:
 
 def labels_of(body: Mapping[str, Any]) -> dict[str, str]:
     """Return the labels of the stream that a body is about."""
-    return {str(name): str(value) for name, value in (body.get("labels") or {}).items()}
+    labels = body.get("labels") or {}
+    return {text_of(name): text_of(value) for name, value in labels.items()}
+
+
+def text_of(value: Any) -> str:
+    """Return a value as text that can be written down: JSON can have halves of characters."""
+    return str(value).encode(errors="replace").decode()
 
 
 def read_event(body: Mapping[str, Any]) -> Told | None:
@@ -56,12 +62,12 @@ def read_event(body: Mapping[str, Any]) -> Told | None:
         at_ns, published = parse_time(body["captured"]), body.get("published")
         offset_ns = None if body.get("offset") is None else _sound_ns(body, "offset", at_ns)
         return Told(
-            id=str(body["id"]),
+            id=text_of(body["id"]),
             type=body["type"],
-            stream=str(body["stream"]),
+            stream=text_of(body["stream"]),
             labels=labels_of(body),
-            slug=str(body["class"]),
-            label=str(body["label"]),
+            slug=text_of(body["class"]),
+            label=text_of(body["label"]),
             score=float(body.get("score", body["peak"])),
             peak=float(body["peak"]),
             onset_ns=_sound_ns(body, "onset", at_ns),
@@ -72,7 +78,7 @@ def read_event(body: Mapping[str, Any]) -> Told | None:
             at_sample=body.get("at_sample"),
             published_ns=None if published is None else parse_time(published),
         )
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None
 
 

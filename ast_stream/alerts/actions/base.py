@@ -75,7 +75,9 @@ class Notification:
 
     def encode(self) -> bytes:
         """Return the bytes that the outbox keeps."""
-        return json.dumps(self.to_json(), ensure_ascii=False, separators=(",", ":")).encode()
+        return json.dumps(self.to_json(), ensure_ascii=False, separators=(",", ":")).encode(
+            errors="replace"
+        )
 
     @classmethod
     def decode(cls, payload: bytes) -> Notification:

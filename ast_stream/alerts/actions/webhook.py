@@ -126,7 +126,7 @@ def cloud_event(notification: Notification) -> bytes:
     }
     if notification.event_id is not None:
         event["causationid"] = notification.event_id
-    return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()
+    return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
 
 
 def retry_after_s(header: str | None, now_s: float) -> float:

@@ -286,6 +286,26 @@ def assert_at_its_end(error: SourceError) -> None:
     assert "has ended" in str(error) or "the connection was closed" in str(error)
 
 
+def test_a_station_that_begins_a_new_ogg_stream_for_each_song_goes_on() -> None:
+    song = encoded(tone(2.0, 48_000), 48_000, "OGG")
+    with http_server(lambda handler: send(handler, song * 3)) as url:
+        source = network_stream(url)
+        source.open()
+        blocks, error = read_until_lost(source)
+    assert len(joined(blocks)) / 48_000 == pytest.approx(6.0, abs=0.1)
+    assert_at_its_end(error)
+
+
+def test_a_change_that_cannot_be_followed_is_a_loss_in_words() -> None:
+    songs = [encoded(tone(2.0, rate), rate, "OGG") for rate in (48_000, 16_000)]
+    with http_server(lambda handler: send(handler, b"".join(songs))) as url:
+        source = network_stream(url)
+        source.open()
+        blocks, error = read_until_lost(source)
+    assert len(joined(blocks)) / 48_000 == pytest.approx(2.0, abs=0.1)
+    assert str(error).endswith("was lost: it changed in a way that FFmpeg cannot follow")
+
+
 def test_timestamps_that_jump_back_are_no_loss() -> None:
     body = muxed((0.0, 2.0), 2.0)
     with http_server(lambda handler: send(handler, body * 3)) as url:

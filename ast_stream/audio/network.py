@@ -233,6 +233,8 @@ class NetworkStream:
             packet = next(self._packets, None)
         except _errors(av) as error:
             reason = _reason(error, self._settings.read_timeout_s)
+            if isinstance(error, av.error.PatchWelcomeError | av.error.ArgumentError | ValueError):
+                reason = "it changed in a way that FFmpeg cannot follow"
             raise SourceError(LOST, f"{self.name} was lost: {reason}") from error
         if packet is None:
             raise SourceError(LOST, f"{self.name} has ended")

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -303,6 +304,21 @@ def test_sound_that_stops_while_video_goes_on_is_lost_and_reopened_by_the_proces
             assert after.block.epoch == missing.block.epoch
             assert after.block.gap_reason == "url_lost"
             assert capture.terminate() == 0
+
+
+def test_a_process_stops_cleanly_while_a_server_does_not_answer() -> None:
+    asked, answer = threading.Event(), threading.Event()
+
+    def say_nothing(handler: object) -> None:
+        asked.set()
+        answer.wait(LIMIT_S)
+
+    with http_server(say_nothing) as url, capture_process({"type": "url", "url": url}) as capture:
+        capture.start()
+        assert asked.wait(LIMIT_S)
+        assert capture.terminate() == 0
+        assert "Traceback" not in capture.log
+        answer.set()
 
 
 def free_port() -> int:

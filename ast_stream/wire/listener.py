@@ -352,7 +352,7 @@ class Listener:
         most = max(by_owner.values())
         greedy = [peer for peer in peers if by_owner[peer.owner] == most]
         victim = min(shy or greedy, key=lambda peer: peer.active_s)
-        self._report(victim, f"more than {self._max_peers} connections, {most} of one process")
+        self._report(victim, f"more than {self._max_peers} connections, {most} of them its own")
         self._disconnect(victim)
 
     def _report(self, peer: _Peer, reason: str) -> None:
@@ -701,10 +701,14 @@ def raise_descriptor_limit() -> int:
     """Allow this process as many descriptors as the system lets it have; return how many."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
         return wanted
-    return MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (OSError, ValueError) as error:  # a sandbox may forbid the call
+        logger.info("limit of %d file descriptors cannot be raised: %s", soft, error)
+        return soft
+    return wanted
 
 
 def _peers_affordable() -> int:

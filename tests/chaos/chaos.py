@@ -44,7 +44,9 @@ STREAMS = {"attic": 3, "cellar": 5, "yard": 8}  # with the seeds of their scenes
 DISK_BYTES = 16 * 1024 * 1024
 DELIVERY_S = 30.0
 START_S = 60.0  # for all processes to start on a busy machine
-CAPTURE_STOP_S = 4.0  # longer, and the worker ends events of a stream that is not heard
+CAPTURE_STOP_S = 4.0  # longer, and the worker ends events of a stream that is not heard,
+LOST_S = 8.0  # as here
+WATCHDOG_STOP_S = 36.0  # the supervisor has killed it by then
 LEFT_BEHIND_S = 2.0  # a stream with more audio waiting has not recovered
 ROOT = Path(__file__).parents[2]
 
@@ -74,8 +76,14 @@ class Injected:
     note: str = ""
 
 
-def plan(rng: random.Random, streams: list[str], *, with_disk: bool) -> list[list[Fault]]:
-    """Return one round: groups of faults that fall together, with every kind of fault."""
+def plan(
+    rng: random.Random, streams: list[str], *, with_disk: bool, is_long: bool
+) -> list[list[Fault]]:
+    """Return one round: groups of faults that fall together, with every kind of fault.
+
+    Args:
+        is_long: with stops that outlast patience: a silent stream, and the watchdog.
+    """
 
     def kill(target: str) -> Fault:
         return Fault("kill", target)
@@ -95,6 +103,9 @@ def plan(rng: random.Random, streams: list[str], *, with_disk: bool) -> list[lis
         [stop(capture(), CAPTURE_STOP_S), stop("alerts", 8.0), stop("subscriber", 8.0)],
         [Fault("overload", "", round(rng.uniform(5.0, 10.0), 1)), kill("subscriber")],
     ]
+    if is_long:
+        groups.append([Fault("stop", capture(), LOST_S)])
+        groups.append([Fault("stop", rng.choice(["worker", "alerts"]), WATCHDOG_STOP_S)])
     if with_disk:
         groups.append([Fault("full disk", "", round(rng.uniform(2.0, 6.0), 1))])
         victim = rng.choice(["worker", "alerts"])
@@ -453,7 +464,7 @@ def maltreat(
     began_s = time.monotonic()
     is_first = True
     while is_first or time.monotonic() - began_s < seconds:
-        groups = plan(rng, box.streams, with_disk=box.has_own_disk)
+        groups = plan(rng, box.streams, with_disk=box.has_own_disk, is_long=seconds > 0)
         for faults in groups if is_first else [[Fault("kill", "run")], *groups]:
             if rng.random() < 0.5:
                 box.wait_until_well(START_S)

@@ -29,6 +29,7 @@ from ast_stream.wire.query_codec import ReplayPage
 CUT_REASONS = {"stream_lost", "gap", "shutdown", "restart"}  # of an end where an epoch ends
 CUT = "capture_restart"  # reason of the gap behind an epoch whose capture process died
 ROUNDING = 2e-3  # scores are float16 on the feed, and batches of other sizes round otherwise
+SILENT_S = 5.0  # then events of the stream end
 SETTLED = 10 * SAMPLE_RATE
 FOR_EVER = 2**53
 _PIECE = 10 * SAMPLE_RATE
@@ -69,16 +70,16 @@ class Epoch:
     messages: list[Body] = field(default_factory=list)
     cuts: list[Body] = field(default_factory=list)  # gap records
     scores: dict[int, npt.NDArray[np.float16]] = field(default_factory=dict)
-    widened: list[tuple[int, int]] = field(default_factory=list)  # samples, from and to
+    excused: list[tuple[int, int]] = field(default_factory=list)  # samples, from and to
 
     @property
     def name(self) -> str:
         """Stream and epoch, for messages."""
         return f"{self.stream} {self.epoch[:8]}"
 
-    def is_widened(self, first: int, last: int) -> bool:
-        """Tell whether the hop was wider, as was published, anywhere from `first` to `last`."""
-        return any(first <= stop and start <= last for start, stop in self.widened)
+    def is_excused(self, first: int, last: int) -> bool:
+        """Tell whether health excuses a difference anywhere from `first` to `last`."""
+        return any(first <= stop and start <= last for start, stop in self.excused)
 
     def decided(self) -> int:
         """Return the sample up to which everything must have been published."""
@@ -168,19 +169,19 @@ def _epochs(box: Box, log: list[tuple[str, Body]], stream: str) -> list[Epoch]:
             for _, name, body in box.seen.healths
             if name == stream and body["epoch"] == epoch.epoch and body["hop_s"] is not None
         ]
-        epoch.widened = _widened(healths)
+        epoch.excused = _excused(healths)
     return list(epochs.values())
 
 
-def _widened(healths: list[Body]) -> list[tuple[int, int]]:
-    """Return where the health of a stream says that windows were left out."""
+def _excused(healths: list[Body]) -> list[tuple[int, int]]:
+    """Return where the health of a stream says that windows were left out, or no audio came."""
     found: list[tuple[int, int]] = []
     begin, last_normal = None, 0
     for body in healths:
-        is_wide = body["hop_s"] > 1.01 * HOP_S
-        if is_wide and begin is None:
+        is_worse = body["hop_s"] > 1.01 * HOP_S or body["silence_s"] >= SILENT_S
+        if is_worse and begin is None:
             begin = last_normal
-        elif not is_wide:
+        elif not is_worse:
             received = round(body["audio_s"] * SAMPLE_RATE)
             if begin is not None:
                 # scores of windows left out live on in averages and open events
@@ -219,7 +220,7 @@ def _compare(epoch: Epoch, reference: Reference, verdict: Verdict) -> None:
         verdict.problems.append(f"{epoch.name}: its end was published more than once")
     wrong = {}
     for end_sample, scores in epoch.scores.items():
-        if end_sample <= decided and not epoch.is_widened(end_sample, end_sample):
+        if end_sample <= decided and not epoch.is_excused(end_sample, end_sample):
             difference = float(np.abs(scores - reference.scores[end_sample]).max())
             verdict.worst_score = max(verdict.worst_score, difference)
             verdict.figures["windows with equal scores"] += difference <= ROUNDING
@@ -241,8 +242,8 @@ def _compare_messages(epoch: Epoch, reference: Reference, decided: int, verdict:
     spans = _spans(reference, epoch)
     missing, extra = [], []
     for key in expected:
-        if key not in got and epoch.is_widened(*spans[key]):
-            verdict.figures["differences explained by overload that was published"] += 1
+        if key not in got and epoch.is_excused(*spans[key]):
+            verdict.figures["differences explained by published overload or silence"] += 1
         elif key not in got:
             missing.append(key)
     for key, body in got.items():
@@ -251,8 +252,8 @@ def _compare_messages(epoch: Epoch, reference: Reference, decided: int, verdict:
         elif key[0] > decided or (body["type"] == "end" and body["reason"] in CUT_REASONS):
             # an end that came too early is one that is missing later
             verdict.figures["differences explained by the end of an epoch"] += 1
-        elif epoch.is_widened(*spans[key]):
-            verdict.figures["differences explained by overload that was published"] += 1
+        elif epoch.is_excused(*spans[key]):
+            verdict.figures["differences explained by published overload or silence"] += 1
         else:
             extra.append(key)
     for what, keys in (("missing", missing), ("too much", extra)):
@@ -371,6 +372,8 @@ def _content(body: Body) -> Key:
 
 
 def _look_at_recoveries(box: Box, verdict: Verdict) -> None:
+    if not box.has_own_disk:
+        verdict.figures["full disks: none, as only root can mount a small one"] = 0
     for one in box.injected:
         if one.note:
             verdict.figures[f"faults not done: {one.note}"] += 1

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_model import TINY_DIMS, TINY_LABELS, save_tiny, tiny_checkpoint
 from typer.testing import CliRunner, Result
 
@@ -193,16 +195,25 @@ def test_fetch_brings_a_checkpoint_and_checks_it(
     def snapshot_download(hub_id: str, *, allow_patterns: list[str], local_dir: Path) -> str:
         assert hub_id == "someone/tiny"
         local_dir.mkdir(exist_ok=True)
-        for name in set(allow_patterns) & {path.name for path in saved.iterdir()}:
-            shutil.copy(saved / name, local_dir / name)
+        for path in saved.iterdir():
+            if any(fnmatch(path.name, pattern) for pattern in allow_patterns):
+                shutil.copy(path, local_dir / path.name)
         return str(local_dir)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     result = _model("fetch", "someone/tiny", "-o", str(tmp_path / "here"))
     assert result.stdout.strip() == str(tmp_path / "here")
     assert load_checkpoint(str(tmp_path / "here")).hash == tiny_checkpoint().hash
+    parts = load_file(saved / "model.safetensors")
     (saved / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"model\.safetensors or pytorch_model\.bin"):
+    shard = "model-00001-of-00001.safetensors"
+    save_file(parts, saved / shard)
+    index = saved / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(parts, shard)}))
+    _model("fetch", "someone/tiny", "-o", str(tmp_path / "parts"))
+    assert load_checkpoint(str(tmp_path / "parts")).hash == tiny_checkpoint().hash
+    index.unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors or .*pytorch_model\.bin"):
         _model("fetch", "someone/tiny", "-o", str(tmp_path / "there"))
 
 

@@ -10,7 +10,13 @@ from ast_stream.errors import CheckpointError
 from ast_stream.settings.schema import HUB_ID
 
 _SMALL_FILES = ["config.json", "preprocessor_config.json", "ast_stream.json", "README.md"]
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the second only where the first is not
+# one after the other, until the first of a row is there; the others of it belong to it
+_WEIGHTS = (
+    ("model.safetensors",),
+    ("model.safetensors.index.json", "model-*.safetensors"),
+    ("pytorch_model.bin",),
+    ("pytorch_model.bin.index.json", "pytorch_model-*.bin"),
+)
 
 
 def is_hub_id(reference: str) -> bool:
@@ -31,7 +37,7 @@ def download(hub_id: str, directory: Path | None = None) -> Path:
         try:
             folder = Path(
                 hub.snapshot_download(
-                    hub_id, allow_patterns=[*_SMALL_FILES, weights], local_dir=directory
+                    hub_id, allow_patterns=[*_SMALL_FILES, *weights], local_dir=directory
                 )
             )
         except Exception as error:  # of several HTTP libraries, without a common class
@@ -40,9 +46,10 @@ def download(hub_id: str, directory: Path | None = None) -> Path:
                 f"{hub_id}: cannot be fetched from the Hugging Face Hub, and is not in its cache: "
                 f"{type(error).__name__}: {reason}"
             ) from error
-        if (folder / weights).exists():
+        if (folder / weights[0]).exists():
             return folder
-    raise CheckpointError(f"{hub_id}: expected {' or '.join(_WEIGHTS)} in the repository, got none")
+    expected = " or ".join(first for first, *_ in _WEIGHTS)
+    raise CheckpointError(f"{hub_id}: expected {expected} in the repository, got none")
 
 
 def cached() -> Iterator[tuple[str, Path]]:

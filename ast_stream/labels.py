@@ -74,6 +74,8 @@ def problem_with_labels(labels: Sequence[str]) -> str | None:
     for index, label in enumerate(labels):
         if not label.strip():
             return f"expected a name for class {index}, got none"
+        if label != label.strip():
+            return f"expected no spaces around the name of class {index}, got {label!a}"
         bad = next((one for one in label if unicodedata.category(one) in ("Cc", "Cs")), None)
         if bad is not None:
             return f"expected printable text for class {index}, got {label!a} with U+{ord(bad):04X}"

@@ -199,7 +199,7 @@ def _run(plan: Plan, out: Path) -> None:
                 plan, out, reporter.report, reporter.begin, reporter.phase, reporter.measured,
                 stop.watch,
             )  # fmt: skip
-        plot_curves(read_metrics(out), out / CURVES_FILE)
+            plot_curves(read_metrics(out), out / CURVES_FILE)
     except TrainingStopped as stopped:
         print(f"ast-stream: {stopped}", file=sys.stderr)
         raise typer.Exit(SIGNAL_EXIT + (stop.number or signal.SIGINT)) from stopped

@@ -89,6 +89,7 @@ def test_a_label_is_found_by_itself_and_by_its_topic() -> None:
         (["C", "C++"], "got 'c' for both 'C' (class 0) and 'C++' (class 1)"),
         (["a", "b", "a"], "expected different labels, got 'a' for classes 0 and 2"),
         (["a", ""], "expected a name for class 1, got none"),
+        ([" a"], "expected no spaces around the name of class 0, got ' a'"),
         (["a\tb"], "expected printable text for class 0, got 'a\\tb' with U+0009"),
         (["\x9b2J"], "U+009B"),
         (["\udc80"], "expected printable text for class 0, got '\\udc80' with U+DC80"),

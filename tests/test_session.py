@@ -13,6 +13,7 @@ import torch
 from tiny_model import TINY_LABELS, save_tiny
 
 from ast_stream.errors import CheckpointError, ConfigError, UsageError
+from ast_stream.labels import slug
 from ast_stream.model.checkpoint import load_checkpoint
 from ast_stream.model.grid import change_stride
 from ast_stream.model.tagger import Tagger
@@ -297,12 +298,14 @@ def test_clips_with_several_labels_are_refused_where_one_is_needed(
         prepare(plan, None)
 
 
-@pytest.mark.parametrize(("label", "topic"), [("hiss", "hiss"), ("玄関", "class")])
+@pytest.mark.parametrize(
+    ("label", "other", "topic"),
+    [("hiss", "Hiss", "hiss"), ("\u304c", "\u304b\u3099", slug("\u304c"))],
+)
 def test_labels_with_one_topic_are_refused_by_name(
-    plan: Plan, tmp_path: Path, label: str, topic: str
+    plan: Plan, tmp_path: Path, label: str, other: str, topic: str
 ) -> None:
     table = tmp_path / "labels.csv"
-    other = {"hiss": "Hiss", "class": "声"}[topic]
     text = table.read_text().replace(",Whistle,", f",{label},").replace(",Hiss,", f",{other},")
     table.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
@@ -310,6 +313,22 @@ def test_labels_with_one_topic_are_refused_by_name(
     first, second = sorted([label, other])
     expected = f"expected a label with a topic of its own, got {topic!r} as of {first!r}"
     assert str(caught.value) == f"{table}: {second}: {expected}"
+
+
+def test_labels_without_latin_letters_can_be_trained_on(plan: Plan, tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    text = table.read_text().replace(",Whistle,", ",玄関,").replace(",Hiss,", ",声,")
+    table.write_text(text, encoding="utf-8")
+    assert {"玄関", "声"} <= set(prepare(plan, None).material.labels)
+
+
+def test_a_label_that_a_checkpoint_could_not_have_is_refused_before_the_first_step(
+    plan: Plan, tmp_path: Path
+) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text(table.read_text().replace(",Hiss,", ",Hi\x1b[2Jss,"))
+    with pytest.raises(ConfigError, match=r"expected printable text for a class, got 'Hi\\x1b"):
+        prepare(plan, None)
 
 
 def test_a_label_with_the_topic_of_a_kept_class_is_refused(plan: Plan, tmp_path: Path) -> None:

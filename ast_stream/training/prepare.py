@@ -15,7 +15,7 @@ import numpy as np
 
 from ast_stream.audio.activity import Waveform
 from ast_stream.errors import ConfigError, Problem, UsageError
-from ast_stream.labels import slug
+from ast_stream.labels import problem_with_labels, slug
 from ast_stream.model.checkpoint import Checkpoint
 from ast_stream.training.clip_batches import ClipMixing
 from ast_stream.training.material.clips import Clip, Recording, load_recordings, read_data
@@ -171,7 +171,16 @@ def _labels(plan: Plan, start: Checkpoint | None, recorded: set[str]) -> tuple[s
 
 
 def _check_topics(plan: Plan, kept: Sequence[str], labels: set[str]) -> None:
-    """Refuse labels whose events would have the topic of another class."""
+    """Refuse labels that no checkpoint may have, and those with the topic of another class."""
+    wrong = {label: problem_with_labels([label]) for label in sorted(labels - set(kept))}
+    if any(wrong.values()):
+        raise ConfigError(
+            [
+                Problem(str(plan.data), None, ascii(label), problem.replace(" class 0", " a class"))
+                for label, problem in wrong.items()
+                if problem is not None
+            ]
+        )
     taken = {slug(label): label for label in kept}
     problems = [
         Problem(

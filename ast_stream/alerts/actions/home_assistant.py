@@ -109,7 +109,7 @@ def removal_messages(
         ours = f"{topics.base}/{topics.node}/"
         if not any(components[name]["state_topic"].startswith(ours) for name in there):
             return []
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []  # of others, who may have what they like
     wanted = dict(discovery_messages(topics, prefix, watched)).get(topic)
     if wanted is None:

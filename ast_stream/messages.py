@@ -167,6 +167,7 @@ def stream_topic(kind: Literal["scores", "health", "gap"], stream: str) -> str:
 
 
 WORKER_STATUS_TOPIC = "status/worker/"
+SOURCE_ENDED = "the source has ended"  # detail of the health of a stream that is over
 ALERTS_STATUS_TOPIC = "status/alerts/"  # on the alerts process's own feed
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ast_stream.errors import WireError
 from ast_stream.feed import FeedMessage, Subscriber
-from ast_stream.messages import ALERTS_STATUS_TOPIC
+from ast_stream.messages import ALERTS_STATUS_TOPIC, SOURCE_ENDED
 from ast_stream.settings.paths import alerts_endpoint, query_endpoint, ring_endpoint
 from ast_stream.settings.schema import Settings, StreamSettings
 from ast_stream.wire.codec import ReadRequest, decode_ring_reply, encode_request
@@ -19,7 +19,6 @@ from ast_stream.wire.sockets import QUERY_HWM_MESSAGES, Sockets
 from services.run import can_end
 
 TIMEOUT_S = 3.0  # for each answer: a worker that computes answers between two turns
-SOURCE_ENDED = "the source has ended"
 _WELL = ("listening", "warming", "gated")
 _AILING = {"missing": "has no audio", "degraded": "has no sound"}  # of capture processes
 _LOOK_EVERY_S = 0.05

@@ -8,7 +8,7 @@ from typing import Any
 
 from ast_stream.detect.detector import StreamStatus
 from ast_stream.errors import WireError
-from ast_stream.messages import SampleClock, StreamState
+from ast_stream.messages import SOURCE_ENDED, SampleClock, StreamState
 from ast_stream.runtime.history import PcmHistory
 from ast_stream.runtime.journal import StreamRecord
 from ast_stream.units import SAMPLE_RATE, samples_to_seconds
@@ -148,7 +148,7 @@ class WorkerStream:
     def state(self, now_s: float, status: StreamStatus | None) -> tuple[StreamState, str | None]:
         """Return the stream's state and, where something is wrong, why."""
         if self.intake.has_ended:
-            return "missing", "the source has ended"
+            return "missing", SOURCE_ENDED
         if status is None or self.intake.is_missing(now_s):
             return "missing", self.intake.detail or self._why_silent()
         wrong = [self.intake.detail] if self.intake.state == "degraded" else []

@@ -25,7 +25,7 @@ from rule_bodies import (
 from ast_stream.alerts.model import DetectionTiming, Transition
 from ast_stream.alerts.rule_files import load_rules
 from ast_stream.alerts.rules import RuleSet
-from ast_stream.messages import format_time
+from ast_stream.messages import SOURCE_ENDED, format_time
 from ast_stream.units import NS_PER_SECOND
 
 SECOND = NS_PER_SECOND
@@ -431,3 +431,81 @@ def test_one_sound_that_raises_a_branch_and_its_member_counts_once(tmp_path: Pat
     assert told(run(engine_of(rules), bodies, 10)) == []
     third = sound("Dog2", "Dog", 9, 10)
     assert told(run(engine_of(rules), [*bodies, *third], 10)) == [(9.0, "a", "firing")]
+
+
+def heard(seconds: float, epoch: str = "a", audio_s: float | None = None, **fields: Any) -> Any:
+    """Return a health body as the worker has it: of which epoch, and how much of it was heard."""
+    more = {"epoch": epoch, "audio_s": audio_s, "lag_s": 0.5} | fields
+    return health(seconds) | more
+
+
+ABSENT = "alert: a, absent: {match: {class: Bark}, for: 300s}"
+
+
+def test_time_in_which_everything_was_off_is_no_absence() -> None:
+    rules = rules_from(ABSENT)
+    engine = engine_of(rules)
+    run(engine, [heard(0), *sound("b", "Bark", 1, 2), heard(10)], 10)
+    again = restarted(engine, rules, 700)
+    found = again.resume() + again.advance(at(705))  # before the worker is there again
+    found += run(again, [heard(710, "b", audio_s=4.5)], 1004.9)
+    assert told(found) == []
+    assert told(again.advance(at(1006))) == [(1005.0, "a", "firing")]
+
+
+def test_time_in_which_only_the_alerts_were_off_counts_for_an_absence() -> None:
+    rules = rules_from(ABSENT)
+    engine = engine_of(rules)
+    run(engine, [heard(0), *sound("b", "Bark", 1, 2), heard(10)], 10)
+    again = restarted(engine, rules, 200)
+    found = again.resume() + run(again, [heard(210)], 301.9)
+    assert told(found) == []
+    assert told(again.advance(at(303))) == [(302.0, "a", "firing")]
+
+
+def test_gap_that_is_told_before_anybody_is_seen_again_is_no_absence() -> None:
+    rules = rules_from(ABSENT)
+    engine = engine_of(rules)
+    run(engine, [heard(0), *sound("b", "Bark", 1, 2), heard(10)], 10)
+    again = restarted(engine, rules, 200)
+    again.on_gap({"stream": "hall", "time": format_time(at(20)), "duration_s": 130.0})
+    assert told(again.resume() + run(again, [heard(210)], 449.9)) == []
+    assert told(again.advance(at(451))) == [(450.0, "a", "firing")]
+
+
+@pytest.mark.parametrize(("epoch", "fires_s"), [("a", 302.0), ("b", 905.0)])
+def test_absence_is_not_counted_while_nobody_says_that_somebody_listens(
+    epoch: str, fires_s: float
+) -> None:
+    engine = engine_of(rules_from(ABSENT))
+    run(engine, [heard(0), *sound("b", "Bark", 1, 2), heard(10)], 20)
+    found = engine.lose_sight() + engine.advance(at(600))
+    assert told(found) == []
+    found = engine.on_health(heard(610, epoch, audio_s=4.5))
+    fired = told(found + engine.advance(at(1200)))
+    assert fired == [(max(fires_s, 600.0), "a", "firing")]
+
+
+def test_time_in_which_everything_was_off_is_not_missed_by_a_rule_for_missing_streams() -> None:
+    rules = rules_from("alert: a, level: {missing: true, for: 30s}")
+    engine = engine_of(rules)
+    run(engine, [heard(0), heard(10)], 20)
+    again = restarted(engine, rules, 620)
+    assert told(again.resume() + again.advance(at(639.9))) == []
+    assert told(again.advance(at(650))) == [(640.0, "a", "firing")]  # 10 s before it, 20 s after
+
+
+def test_time_in_which_everything_was_off_was_not_loud() -> None:
+    rules = rules_from("alert: a, level: {louder_than_dbfs: -20, for: 60s}")
+    engine = engine_of(rules)
+    run(engine, [health(0, level=-5.0)], 1)
+    again = restarted(engine, rules, 600)
+    bodies = [health(600 + second, level=-5.0) for second in range(61)]
+    assert told(again.resume() + run(again, bodies, 661)) == [(660.0, "a", "firing")]
+
+
+def test_stream_that_has_come_to_its_end_is_not_missing() -> None:
+    rules = rules_from("alert: a, level: {missing: true, for: 5s}")
+    ended = {"state": "missing", "level_dbfs": None, "detail": SOURCE_ENDED}
+    bodies = [health(0), *(health(second) | ended for second in range(1, 60))]
+    assert told(run(engine_of(rules), bodies, 600)) == []

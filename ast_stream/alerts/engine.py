@@ -23,6 +23,7 @@ from ast_stream.messages import parse_time
 from ast_stream.units import NS_PER_SECOND
 
 STATE_VERSION = 1
+AWAY_NS = 10 * NS_PER_SECOND  # a shorter time off is as good as none
 
 
 class Engine:
@@ -129,8 +130,8 @@ class Engine:
         return self._run_to(to_ns)
 
     def lose_sight(self) -> list[Transition]:
-        """Take that nobody tells of sounds for now: none is known to go on."""
-        return self._hearing.lose_sight(self._now)
+        """Take that nobody tells of sounds for now: none is known to go on, or to be absent."""
+        return self._hearing.lose_sight(self._now) + self._listening.lose_sight(self._now)
 
     def step_clock(self, step_ns: int) -> None:
         """Follow a wall clock that was set by `step_ns`, before the messages tell of it."""
@@ -172,6 +173,8 @@ class Engine:
             self._owed += self._states.restore(data, self._now)
         if is_step(now_ns - self._now) and now_ns < self._now:  # the clock was put back meanwhile
             self.step_clock(now_ns - self._now)
+        if now_ns - self._now > AWAY_NS:
+            self._owed += self._listening.leave_out(now_ns - self._now, self._now)
         if now_ns - self._now > self._states.rules.resume_ns:
             self._now = now_ns
             self._owed += self._states.end_all(now_ns, "restart")

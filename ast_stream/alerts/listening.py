@@ -10,6 +10,7 @@ from ast_stream.alerts.model import Transition
 from ast_stream.alerts.rules import Rule
 from ast_stream.alerts.states import RuleStates
 from ast_stream.alerts.trigger_levels import AbsentFor, LevelFor
+from ast_stream.units import NS_PER_SECOND
 
 
 class Listening:
@@ -17,7 +18,8 @@ class Listening:
 
     def __init__(self, states: RuleStates) -> None:
         self._states = states
-        self._streams: dict[str, dict[str, Any]] = {}  # labels, and whether it is missing
+        # labels, whether it is missing, epoch of its last health, and whether that is long ago
+        self._streams: dict[str, dict[str, Any]] = {}
         self._find_rules()
 
     def see(self, stream: str, labels: dict[str, str], now: int) -> list[Transition]:
@@ -25,16 +27,25 @@ class Listening:
         known = self._streams.get(stream)
         if known is not None and known["labels"] == labels:
             return []
-        is_missing = known is not None and known["missing"]
-        self._streams[stream] = {"labels": dict(labels), "missing": is_missing}
+        self._streams[stream] = (known or {"missing": False}) | {"labels": dict(labels)}
         return self._listen_for_absences(stream, labels, now)
 
     def hear_health(
         self, stream: str, labels: dict[str, str], body: Mapping[str, Any], now: int
     ) -> list[Transition]:
         """Take what a health body says."""
-        self._streams[stream]["missing"] = body.get("state") == "missing"
-        transitions = self._listen_for_absences(stream, labels, now)
+        before = self._streams[stream]
+        epoch = body.get("epoch")
+        self._streams[stream] = before | {
+            "missing": body.get("state") == "missing",
+            "epoch": epoch,
+            "is_unseen": False,
+        }
+        transitions: list[Transition] = []
+        if before.get("is_unseen"):
+            is_same = epoch is not None and epoch == before.get("epoch")
+            transitions += self._see_again(stream, labels, now, is_same, _began_ns(body, now))
+        transitions += self._listen_for_absences(stream, labels, now)
         for rule, trigger in self._levels:
             if not rule.matchers[0].covers_stream(stream, labels):
                 continue
@@ -51,8 +62,44 @@ class Listening:
         labels = self._streams.get(stream, {}).get("labels", {})
         transitions: list[Transition] = []
         for instance, trigger in self._absences(stream, labels):
-            if instance.memory.since is not None:
-                trigger.start(instance.memory, end_ns)
+            trigger.skip(instance.memory, end_ns)
+            transitions += self._states.settle(instance, False, now)
+        return transitions
+
+    def lose_sight(self, now: int) -> list[Transition]:
+        """Take that nobody says for now whether streams are listened to: silence proves nothing."""
+        transitions: list[Transition] = []
+        for stream, state in self._streams.items():
+            # bodies that are written by hand say nothing of an epoch, and may be the only ones
+            if state.get("epoch") is not None and not state["is_unseen"]:
+                state["is_unseen"] = True
+                transitions += self._listen_for_absences(stream, state["labels"], now)
+        return transitions
+
+    def leave_out(self, away_ns: int, now: int) -> list[Transition]:
+        """Take that this process was off for a time: what was not looked for is not missed."""
+        for instance in self._states.all():
+            if isinstance(instance.trigger, LevelFor):
+                instance.trigger.leave_out(instance.memory, away_ns)
+                self._states.schedule(instance, now)
+        return self.lose_sight(now)
+
+    def _see_again(
+        self, stream: str, labels: Mapping[str, str], now: int, is_same: bool, began_ns: int
+    ) -> list[Transition]:
+        """Go on counting absences.
+
+        Args:
+            is_same: the source went on meanwhile, and gaps in what was heard of it were told.
+            began_ns: else it began then.
+        """
+        transitions: list[Transition] = []
+        for instance, trigger in self._absences(stream, labels):
+            if instance.memory.since is None and self.is_listened_to(instance):
+                if is_same:
+                    trigger.resume(instance.memory, now)
+                else:
+                    trigger.start(instance.memory, began_ns)
                 transitions += self._states.settle(instance, False, now)
         return transitions
 
@@ -60,7 +107,7 @@ class Listening:
         """Tell whether, as far as is known, a stream that an instance is about is heard."""
         rule = instance.rule
         missing = [
-            state["missing"]
+            state["missing"] or state.get("is_unseen", False)
             for stream, state in self._streams.items()
             if rule.matchers[0].covers_stream(stream, state["labels"])
             and rule.group_of(stream, "", state["labels"]) == instance.group
@@ -132,3 +179,12 @@ class Listening:
                 continue
             transitions += self._states.settle(instance, False, now)
         return transitions
+
+
+def _began_ns(body: Mapping[str, Any], now: int) -> int:
+    """Return when the source of a health body began, not later than now."""
+    try:
+        heard_s = float(body["audio_s"]) + float(body.get("lag_s") or 0.0)
+        return now - max(0, round(heard_s * NS_PER_SECOND))
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return now

@@ -7,6 +7,7 @@ from typing import Any
 
 from ast_stream.alerts.memory import Heard, Memory
 from ast_stream.alerts.triggers import Plain
+from ast_stream.messages import SOURCE_ENDED
 from ast_stream.units import NS_PER_SECOND, SILENCE_DBFS
 
 LEVEL_STALE_NS = 10 * NS_PER_SECOND  # health comes each second; without it nothing is known
@@ -27,15 +28,31 @@ class AbsentFor(Plain):
         if not memory.open:
             memory.since = now if memory.since is None else max(memory.since, now)
             memory.is_spent = False
+        memory.hold_until = None
 
     def pause(self, memory: Memory) -> None:
-        """Stop counting: nobody listens."""
+        """Stop counting: nobody listens, as far as is known."""
+        if memory.since is not None:
+            memory.hold_until = memory.since
         memory.since = None
+
+    def resume(self, memory: Memory, now: int) -> None:
+        """Go on counting as if there had been no pause: somebody has listened all the time."""
+        if not memory.open:
+            memory.since = now if memory.hold_until is None else memory.hold_until
+        memory.hold_until = None
+
+    def skip(self, memory: Memory, end_ns: int) -> None:
+        """Count from the end of a gap at the earliest, also where counting is paused."""
+        if memory.since is not None:
+            self.start(memory, end_ns)
+        elif memory.hold_until is not None:
+            memory.hold_until = max(memory.hold_until, end_ns)
 
     def begin(self, memory: Memory, heard: Heard, now: int) -> bool:
         """There it is."""
         memory.open[heard.id] = heard.onset_ns
-        memory.since, memory.is_spent = None, False
+        memory.since, memory.hold_until, memory.is_spent = None, None, False
         return False
 
     def end(self, memory: Memory, event_id: str, onset: int, offset: int, now: int) -> bool:
@@ -91,8 +108,13 @@ class LevelFor(Plain):
 
     def sample(self, memory: Memory, body: Mapping[str, Any], now: int) -> bool:
         """Take a health message; tell whether the rule fires."""
+        is_stale = now >= (memory.sampled_ns or now) + LEVEL_STALE_NS
+        if is_stale and not self._is_missing:  # nobody knows how it was meanwhile
+            memory.since, memory.is_spent = None, False
         memory.sampled_ns = now
-        if self._is_missing:
+        if self._is_missing and body.get("detail") == SOURCE_ENDED:
+            memory.since, memory.is_spent = None, False  # nothing more is expected of it
+        elif self._is_missing:
             is_true = body.get("state") == "missing"
             memory.since = memory.since if is_true and memory.since is not None else now
             memory.is_spent = memory.is_spent and is_true
@@ -106,6 +128,11 @@ class LevelFor(Plain):
         """Expect health from now on."""
         if self._is_missing and memory.since is None:
             memory.since = now
+
+    def leave_out(self, memory: Memory, away_ns: int) -> None:
+        """Do not count a time in which this process was off: nobody looked whether it came."""
+        if self._is_missing and memory.since is not None and not memory.is_spent:
+            memory.since += away_ns
 
     def timer(self, memory: Memory, now: int) -> bool:
         """Fire once it lasted long enough; a level without news is not known."""

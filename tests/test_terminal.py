@@ -2,59 +2,23 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import pty
-import struct
 import subprocess
 import sys
-import termios
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 from feed_worker import Worker, event
+from pseudo_terminal import Terminal
 from reactive_model import save_reactive, tones_and_noise
 
 from services.cli import run_command_line
 
 ROOT = Path(__file__).parent.parent
 LIMIT_S = 170
-COLUMNS = 80  # of the terminal: narrower than a JSON line
-
-
-class Terminal:
-    """A pseudo-terminal and what was written to it."""
-
-    def __init__(self) -> None:
-        self._ours, self.theirs = pty.openpty()
-        fcntl.ioctl(self.theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, COLUMNS, 0, 0))
-        mode = termios.tcgetattr(self.theirs)
-        mode[1] &= ~termios.OPOST  # a line ends as it was written
-        termios.tcsetattr(self.theirs, termios.TCSANOW, mode)
-        self._shown = bytearray()
-        self._reading = threading.Thread(target=self._read, daemon=True)
-        self._reading.start()
-
-    def text(self) -> str:
-        """Return all that was shown, once nobody writes any more."""
-        os.close(self.theirs)
-        self._reading.join(LIMIT_S)
-        os.close(self._ours)
-        return self._shown.decode()
-
-    def _read(self) -> None:
-        while True:
-            try:
-                part = os.read(self._ours, 1 << 16)
-            except OSError:  # how Linux says that the other side is closed
-                return
-            if not part:
-                return
-            self._shown += part
 
 
 def run(*args: str, stdout: int, stderr: int) -> int:

@@ -292,6 +292,9 @@ class RecordingReader:
         left = self._n_bytes_left() if isinstance(self._decoder, _SndfileDecoder) else 0
         if self._layout.damage and not self.problems:
             self.problems += self._layout.damage
+            if isinstance(self._decoder, _SndfileDecoder) and missing_s > SHORT_S:
+                how = "" if _pyav() else f"; {READ_ON}"
+                self.problems.append(f"{missing_s:.2f} s are lost, what follows is too early{how}")
         elif self._layout.n_bytes_missing and missing_s <= SHORT_S and not self.problems:
             self.problems.append(
                 f"its end is missing: read to {read_s:.2f} s, "

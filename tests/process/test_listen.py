@@ -7,10 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pseudo_terminal import Terminal
 from reactive_model import save_reactive, tones_and_noise
 from virtual_mic import VirtualMic, virtual_mic
 
@@ -24,11 +26,17 @@ def mic() -> Iterator[VirtualMic]:
         yield running
 
 
-def start(mic: VirtualMic, model: Path, *args: str) -> subprocess.Popen[str]:
+def start(
+    mic: VirtualMic,
+    model: Path,
+    *args: str,
+    stdout: int = subprocess.PIPE,
+    stderr: int = subprocess.PIPE,
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "services.cli", "listen", "--model", str(model), *args],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdout=stdout,
+        stderr=stderr,
         text=True,
         env={**os.environ, **mic.environment, "OMP_NUM_THREADS": "1"},
     )
@@ -59,3 +67,32 @@ def test_device_that_is_not_there_is_one_sentence(mic: VirtualMic, tmp_path: Pat
     assert process.returncode == 3
     assert "USB Audio" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("output", ["file", "terminal"])
+@pytest.mark.parametrize("form", ["--json", "text"])
+def test_lines_are_whole_where_errors_go_to_a_terminal(
+    mic: VirtualMic, tmp_path: Path, form: str, output: str
+) -> None:
+    model = save_reactive(tmp_path / "model")
+    errors, terminal = Terminal(), Terminal()
+    args = ["--json"] if form == "--json" else []
+    with (tmp_path / "out").open("wb") as out:
+        stdout = out.fileno() if output == "file" else terminal.theirs
+        process = start(mic, model, *args, stdout=stdout, stderr=errors.theirs)
+    deadline_s = time.monotonic() + LIMIT_S
+    while time.monotonic() < deadline_s and not (tmp_path / "out").stat().st_size + terminal.size:
+        if form == "text" and output == "terminal" and errors.size:
+            break  # bars are drawn, on standard error
+        time.sleep(0.1)
+    mic.play(tones_and_noise(4.0))
+    process.send_signal(signal.SIGINT)
+    assert process.wait(LIMIT_S) == 0
+    shown, seen = errors.text(), terminal.text()
+    text = (tmp_path / "out").read_text() if output == "file" else seen
+    assert "\x1b" not in text
+    if form == "--json":
+        assert all(json.loads(line) for line in text.splitlines())
+        assert "\x1b" not in shown
+    if form == "--json" or output == "file":
+        assert text

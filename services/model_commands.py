@@ -30,7 +30,9 @@ app = typer.Typer(no_args_is_help=True, epilog="Example: ast-stream model list")
 AsJson = Annotated[bool, typer.Option("--json", help="JSON lines on standard output.")]
 Reference = Annotated[
     str,
-    typer.Argument(help="bundled, a directory, a .safetensors, .bin, .pth or .pt file, a hub id."),
+    typer.Argument(
+        help="bundled, a folder, a .safetensors, .bin, .pth, .pt or .ckpt file, a hub id."
+    ),
 ]
 
 

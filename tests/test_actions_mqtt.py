@@ -24,7 +24,12 @@ from mqtt_broker import (
 )
 
 from ast_stream.alerts.actions.base import Delivered, Failed, Outcome
-from ast_stream.alerts.actions.home_assistant import Topics, Watched, discovery_messages
+from ast_stream.alerts.actions.home_assistant import (
+    Topics,
+    Watched,
+    discovery_messages,
+    removal_messages,
+)
 from ast_stream.alerts.actions.mqtt import SETTLE_AFTER, MqttRunner
 from ast_stream.errors import StartupError
 from ast_stream.settings.alert_schema import MqttAction
@@ -70,6 +75,12 @@ def health(state: str = "listening") -> dict[str, Any]:
 
 
 @needs_mosquitto
+def test_what_others_have_retained_is_left_alone_however_deep() -> None:
+    topics, deep = Topics("base", "box"), b'{"components": ' + b"[" * 100_000
+    for retained in (deep + b"]" * 100_000 + b"}", deep, b"\xff", b"[]"):
+        assert removal_messages(topics, "homeassistant", Watched(), "t", retained) == []
+
+
 def test_classes_without_latin_letters_have_sensors_of_their_own() -> None:
     watched = Watched(streams=("porch",), classes=("狗叫", "海浪", "警笛"))
     [(_, payload)] = discovery_messages(Topics("base", "box"), "homeassistant", watched)

@@ -634,6 +634,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda d: _edit(d / "preprocessor_config.json", mean=float("nan")),
         "mean: expected a finite number, got nan",
     ),
+    "a mean beyond any sound": (
+        lambda d: _edit(d / "preprocessor_config.json", mean=1e300),
+        r"mean: expected -1000 to 1000, got 1e\+300",
+    ),
+    "a spread beyond any sound": (
+        lambda d: _edit(d / "preprocessor_config.json", std=1e-300),
+        r"std: expected a number above 0, from 0\.001 to 1000, got 1e-300",
+    ),
     "labels with one topic": (
         lambda d: _edit(d / "config.json", id2label={"0": "C", "1": "C++", "2": "Rust"}),
         r"got 'c' for both 'C' \(class 0\) and 'C\+\+' \(class 1\)",

@@ -86,7 +86,7 @@ def load_checkpoint(reference: str) -> Checkpoint:
 
     Args:
         reference: "bundled", a directory as transformers writes it, a .safetensors, .bin, .pth or
-            .pt file, or a hub id like "MIT/ast-finetuned-audioset-10-10-0.4593".
+            .pt or .ckpt file, or a hub id like "MIT/ast-finetuned-audioset-10-10-0.4593".
 
     Raises:
         CheckpointError: there is none, it is damaged, or it is not an AST; one sentence.

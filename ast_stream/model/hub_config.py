@@ -36,6 +36,7 @@ ACTIVATIONS: dict[str, Activation] = {
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
 MAX_TEXT_BYTES = 32 << 20
+LARGEST_LOG_MEL = 1000  # of sound they lie between -16 and 20; beyond, scores would be NaN
 _HUB_EPS = 1e-12  # ASTConfig's default
 
 
@@ -285,8 +286,11 @@ def read_normalization(directory: Path, max_frames: int) -> Normalization:
         return Normalization(mean=0.0, std=0.5)  # (x - 0) / (2 * 0.5)
     audioset = default_normalization(1024)  # ASTFeatureExtractor's defaults
     mean, std = config.number("mean", audioset.mean), config.number("std", audioset.std)
-    if std <= 0:
-        raise config.error("std", "a number above 0", std)
+    if abs(mean) > LARGEST_LOG_MEL:
+        raise config.error("mean", f"-{LARGEST_LOG_MEL} to {LARGEST_LOG_MEL}", mean)
+    if not 1 / LARGEST_LOG_MEL <= std <= LARGEST_LOG_MEL:
+        span = f"a number above 0, from {1 / LARGEST_LOG_MEL} to {LARGEST_LOG_MEL}"
+        raise config.error("std", span, std)
     return Normalization(mean, std)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ast_stream.errors import StartupError
+from ast_stream.runtime.files import replace_file
 from ast_stream.settings.load import load_settings
 from services.unit_files import Plan, doubts, enabled_link, program, render, wanted_units
 
@@ -85,10 +86,7 @@ def _write(path: Path, text: str) -> str:
         if before == text:
             return "as it was"
         path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_name(f".{path.name}.new")
-        new.write_text(text)
-        new.chmod(0o644)
-        new.replace(path)
+        replace_file(path, text.encode(), is_synced=True, mode=0o644)
     except OSError as error:
         raise StartupError(
             f"cannot write {path}: {error.strerror}; run it as root, or with --user or --dest"

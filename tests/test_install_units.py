@@ -211,7 +211,7 @@ def test_install_writes_once_and_says_what_to_do_next(
     out, _ = capsys.readouterr()
     assert f"{worker}: replaced" in out
     assert out.count("as it was") == len(out.splitlines()) - 1
-    assert not list(root.rglob("*.new"))
+    assert not list(root.rglob("*.unfinished"))
 
 
 def test_update_restarts_what_runs(

@@ -45,7 +45,11 @@ class DamagedFileError(AstStreamError):
 
 
 def replace_files(
-    folder: Path, contents: Mapping[str, Content], *, is_synced: bool = False
+    folder: Path,
+    contents: Mapping[str, Content],
+    *,
+    is_synced: bool = False,
+    mode: int | None = None,
 ) -> None:
     """Write files by name so that a reader sees the old or the new ones, never half of one.
 
@@ -53,6 +57,7 @@ def replace_files(
 
     Args:
         is_synced: they are to survive a power cut from the moment this returns.
+        mode: of the files; None: as new files have it.
 
     Raises:
         OSError: a file could not be written (`filename` says which); what was there is whole.
@@ -61,7 +66,9 @@ def replace_files(
     try:
         for name, content in contents.items():
             with _named(folder / name):
-                _write(unfinished[name], content, is_synced=is_synced)
+                _write(unfinished[name], content, mode)
+                if is_synced:
+                    _sync(unfinished[name])
         for name, written in unfinished.items():
             with _named(folder / name):
                 os.replace(written, folder / name)
@@ -73,9 +80,11 @@ def replace_files(
                 left_over.unlink(missing_ok=True)
 
 
-def replace_file(path: Path, content: Content, *, is_synced: bool = False) -> None:
+def replace_file(
+    path: Path, content: Content, *, is_synced: bool = False, mode: int | None = None
+) -> None:
     """Write one file, see `replace_files`."""
-    replace_files(path.parent, {path.name: content}, is_synced=is_synced)
+    replace_files(path.parent, {path.name: content}, is_synced=is_synced, mode=mode)
 
 
 @contextmanager
@@ -198,18 +207,16 @@ def has_checksum(line: bytes) -> bool:
     return line[-1:] == b"\n" and line[:_CRC_PREFIX_BYTES] == _CRC_PREFIX % zlib.crc32(rest)
 
 
-def _write(path: Path, content: Content, *, is_synced: bool) -> None:
+def _write(path: Path, content: Content, mode: int | None) -> None:
     make_way(path)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     with open(fd, "wb") as file:
-        mode = stat.S_IMODE(os.fstat(fd).st_mode)
+        mode = stat.S_IMODE(os.fstat(fd).st_mode) if mode is None else mode
         if isinstance(content, bytes):
             file.write(content)
     if not isinstance(content, bytes):
         content(path)
-        os.chmod(path, mode)  # some libraries make files that only their owner can read
-    if is_synced:
-        _sync(path)
+    os.chmod(path, mode)  # some libraries make files that only their owner can read
 
 
 @contextmanager

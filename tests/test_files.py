@@ -1,0 +1,124 @@
+"""Files are replaced whole or not at all, read within bounds, and set aside by name."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from damage import SPARSE_BYTES, STRANGE_FILES, make_strange
+
+from ast_stream.runtime.files import (
+    MAX_ASIDE,
+    DamagedFileError,
+    read_bounded,
+    read_state,
+    replace_file,
+    replace_files,
+    set_aside,
+)
+
+WRITER = """
+import sys
+from pathlib import Path
+from ast_stream.runtime.files import replace_file
+number = 0
+while True:
+    number += 1
+    replace_file(Path(sys.argv[1]), (b"%d " % number) * 100_000)
+"""
+
+
+def test_reader_never_sees_half_a_file_whenever_its_writer_is_killed(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    for round_number in range(4):
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)])
+        end_s = time.monotonic() + 20
+        while not path.exists() and time.monotonic() < end_s:
+            time.sleep(0.01)
+        time.sleep(0.05 + 0.03 * round_number)
+        words = path.read_bytes().split()
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        assert len(words) == 100_000
+        assert len(set(words)) == 1
+        words = path.read_bytes().split()
+        assert (len(words), len(set(words))) == (100_000, 1)
+    replace_file(path, b"after the kills")
+    assert [one.name for one in tmp_path.iterdir()] == ["state"]
+
+
+def test_of_several_files_none_is_replaced_before_all_are_written(tmp_path: Path) -> None:
+    replace_files(tmp_path, {"a": b"old a", "b": b"old b"})
+
+    def fail(path: Path) -> None:
+        path.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/b'"):
+        replace_files(tmp_path, {"a": b"new a", "b": fail})
+    assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == {
+        "a": b"old a",
+        "b": b"old b",
+    }
+
+
+def test_files_have_the_usual_rights_whoever_writes_them(tmp_path: Path) -> None:
+    def closed(path: Path) -> None:
+        path.unlink()
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+
+    (tmp_path / "usual").touch()
+    replace_files(tmp_path, {"bytes": b"", "library": closed}, is_synced=True)
+    replace_file(tmp_path / "given", b"", mode=0o604)
+    modes = {one.name: stat.S_IMODE(one.stat().st_mode) for one in tmp_path.iterdir()}
+    assert modes["bytes"] == modes["library"] == modes["usual"]
+    assert modes["given"] == 0o604
+
+
+@pytest.mark.parametrize("kind", STRANGE_FILES)
+def test_what_is_no_file_is_replaced_by_one_and_kept_if_it_is_a_folder(
+    tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / "state"
+    make_strange(path, kind)
+    read_state(path, bytes.decode, 100, "state")  # neither waits nor raises
+    replace_file(path, b"new")
+    assert read_state(path, bytes.decode, 100, "state") == "new"
+
+
+def test_reading_is_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    path.write_bytes(b"12345")
+    assert read_bounded(path, 5) == b"12345"
+    assert read_bounded(path, 4, is_cut=True) == b"1234"
+    with pytest.raises(DamagedFileError, match="expected at most 4 bytes, got 5"):
+        read_bounded(path, 4)
+    make_strange(tmp_path / "sparse", "sparse file")
+    with pytest.raises(DamagedFileError, match=f"got {SPARSE_BYTES}"):
+        read_bounded(tmp_path / "sparse", 1000)
+
+
+def test_what_is_set_aside_takes_the_place_of_the_oldest(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    for number in range(MAX_ASIDE + 2):
+        path.write_text(str(number))
+        assert set_aside(path) is not None
+        time.sleep(0.02)
+    kept = sorted(int(one.read_text()) for one in tmp_path.iterdir())
+    assert kept == list(range(2, MAX_ASIDE + 2))
+
+
+def test_folders_of_a_person_are_never_deleted_to_make_room(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    for _ in range(MAX_ASIDE):
+        make_strange(path, "full folder")
+        assert set_aside(path) is not None
+    make_strange(path, "full folder")
+    assert set_aside(path) is None
+    assert sum(1 for _ in tmp_path.rglob("something")) == MAX_ASIDE + 1

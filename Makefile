@@ -43,7 +43,7 @@ endef
 DEBIAN_PACKAGES := pulseaudio pulseaudio-utils libasound2-plugins libportaudio2 espeak-ng ffmpeg mosquitto openssl
 # checks of what is shipped for them, and of the units in a container; elsewhere their tests are
 # skipped: prometheus starts a service
-CI_PACKAGES := systemd prometheus
+CI_PACKAGES := systemd prometheus mmdebstrap systemd-container
 ifeq ($(CI),true)
 DEBIAN_PACKAGES += $(CI_PACKAGES)
 endif

@@ -109,7 +109,7 @@ def _remove(folder: Path, *, is_user: bool, is_dry: bool) -> None:
         typer.echo(f"{path}: removed")
     control = _control(is_user)
     steps = [
-        f"{control} stop 'ast-stream*'   # if it was not disabled and stopped before",
+        f"{control} stop 'ast-stream*'   # what still runs",
         f"{control} daemon-reload",
     ]
     typer.echo("\n".join(["Next:", *(f"  {step}" for step in steps)]), err=True)

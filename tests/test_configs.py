@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from ast_stream.settings.load import load_file, load_settings
 from ast_stream.settings.schema import MicrophoneSource, Settings, StreamSettings
+from services.cli import run_command_line
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 DEFAULT = CONFIGS / "default.yaml"
@@ -39,6 +40,13 @@ def keys_of(model: BaseModel, path: tuple[str | int, ...] = ()) -> set[tuple[str
 )
 def test_every_configuration_that_is_shipped_loads(path: Path) -> None:
     assert load_settings(path).streams
+
+
+def test_shipped_service_means_what_it_says_together_with_the_shipped_rules(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run_command_line(["check-config", "--no-speed", str(CONFIGS / "service.yaml")]) == 0
+    assert "warning" not in capsys.readouterr().out
 
 
 def test_there_are_examples() -> None:

@@ -105,7 +105,7 @@ class WorkerFeed:
 
     def publish_scores(self, stream: WorkerStream, scores: Scores) -> None:
         """Publish the scores of one window."""
-        self.counters["windows"] += 1
+        self.counters["windows_published"] += 1
         header = {
             "stream": scores.stream,
             "epoch": scores.epoch,

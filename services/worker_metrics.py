@@ -104,7 +104,12 @@ def _of_the_process(report: WorkerReport) -> list[Family]:
             {tuple(str(facts[label]) for label in labels): 1},
             labels,
         ),
-        counter("ast_stream_worker_windows_total", "Windows scored", _one(report.n_windows)),
+        counter("ast_stream_worker_windows_total", "Windows scored", _one(report.n_scored)),
+        counter(
+            "ast_stream_worker_windows_gated_total",
+            "Windows too quiet to be scored (detection.gate_dbfs)",
+            _one(report.n_gated),
+        ),
         counter(
             "ast_stream_worker_blocks_refused_total",
             "Audio blocks that did not follow the format, or for which there was no room",

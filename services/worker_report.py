@@ -62,9 +62,9 @@ class WorkerReport:
                 topic = stream_topic("health", stream.name)
                 self._publisher.publish(topic, stream.health(now_s, status))
         if is_due:
-            windows = self.n_windows - self._reported_windows
+            windows = self.n_scored - self._reported_windows
             self._windows_per_s = round(windows / (now_s - self._reported_s), 2)
-            self._reported_s, self._reported_windows = now_s, self.n_windows
+            self._reported_s, self._reported_windows = now_s, self.n_scored
             self._publisher.publish(WORKER_STATUS_TOPIC, self._worker_status(now_s))
 
     @property
@@ -80,8 +80,18 @@ class WorkerReport:
 
     @property
     def n_windows(self) -> int:
-        """Windows scored so far."""
-        return self._feed.counters["windows"]
+        """Windows decided so far: also those that were too quiet to score, or skipped."""
+        return self._feed.counters["windows_published"]
+
+    @property
+    def n_scored(self) -> int:
+        """Windows that the model has scored so far."""
+        return self._detector.n_scored
+
+    @property
+    def n_gated(self) -> int:
+        """Windows that were too quiet to score."""
+        return self._detector.n_gated
 
     @property
     def events_by_class(self) -> Counter[tuple[str, str]]:
@@ -141,6 +151,8 @@ class WorkerReport:
         counters = {
             **self._feed.counters,
             **self.refusals,
+            "windows": self.n_scored,
+            "windows_gated": self.n_gated,
             "feed_drops": self._publisher.drops,
             "nan_scores": self._detector.nan_scores,
             "event_log_errors": self._publisher.log_errors,

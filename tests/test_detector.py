@@ -304,6 +304,13 @@ def test_gate_keeps_quiet_windows_from_the_model(tagger: Tagger, pcm: Pcm16) -> 
     detector.run()
     assert detector.status("mic").is_gated
     assert not seen[-1].scores.any()
+    n_gated = detector.n_gated
+    assert (detector.n_scored, n_gated) == (0, len(seen))
+    loud = np.random.default_rng(1).normal(0, 5000, 16_000)
+    detector.push("mic", 16_000, loud.astype(np.int16))
+    detector.run()
+    assert detector.n_scored == len(seen) - n_gated > 0
+    assert detector.n_gated == n_gated
 
 
 def test_wider_stride_keeps_the_scores_between(tagger: Tagger, pcm: Pcm16) -> None:

@@ -122,6 +122,16 @@ class Detector:
         self._grow()
 
     @property
+    def n_scored(self) -> int:
+        """Windows that the model has scored."""
+        return self._scorer.n_scored
+
+    @property
+    def n_gated(self) -> int:
+        """Windows that were too quiet to score."""
+        return self._scorer.n_gated
+
+    @property
     def nan_scores(self) -> int:
         """Scores that were not a number and were taken for 0."""
         return self._scorer.nan_scores
@@ -403,6 +413,7 @@ class Detector:
         scores = self._scorer.score(
             slots,
             hop_ends,
+            is_due,
             is_run,
             is_gated,
             first_frame(at.context_start[slots]),

@@ -17,10 +17,12 @@ class WindowScorer:
 
     Attributes:
         nan_scores: scores that were not a number and were taken for 0.
+        n_scored: windows that the model has scored.
+        n_gated: windows that were due, and too quiet to score.
     """
 
     def __init__(self, tagger: Tagger, hop: int, max_hops: int) -> None:
-        self.nan_scores = 0
+        self.nan_scores = self.n_scored = self.n_gated = 0
         self._tagger = tagger
         self._features = SlidingFbank(
             tagger.fbank,
@@ -51,6 +53,7 @@ class WindowScorer:
         self,
         slots: Indices,
         hop_ends: Indices,
+        is_due: Flags,
         is_run: Flags,
         is_gated: Flags,
         first_frames: Indices,
@@ -61,11 +64,14 @@ class WindowScorer:
         Args:
             slots: shape (n,).
             hop_ends: last sample of each window, shape (hops, n).
-            is_run: windows to score, shape (hops, n).
+            is_due: windows to decide on, shape (hops, n).
+            is_run: those of them to score.
             is_gated: slots too quiet to score, shape (n,) or (hops, n).
             first_frames, last_frames: real frames of each slot, shape (n,); others are padding.
         """
         hop_rows, slot_rows = np.nonzero(is_run)
+        self.n_scored += len(hop_rows)
+        self.n_gated += int((is_due & is_gated).sum())
         n_hops, n = is_run.shape
         scores = np.zeros((n_hops, n, self._last.shape[1]), np.float32)
         if len(hop_rows):

@@ -16,6 +16,7 @@ import pytest
 from tiny_model import save_tiny
 
 LIMIT_S = 60
+RULES = "groups: [{name: g, rules: [{alert: any, match: {}, actions: [phone]}]}]\n"
 ENDLESS = "{type: scene, duration_s: 86400}"
 
 
@@ -67,13 +68,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(socket_dir: Path, checkpoint: Path) -> Iterator[Callable[[str], Run]]:
     runs = []
 
-    def start_run(source: str, model: str = str(checkpoint)) -> Run:
+    def start_run(source: str, model: str = str(checkpoint), alerts: str = "") -> Run:
         config = socket_dir / "a.yaml"
         config.write_text(
             f"runtime_dir: {socket_dir}/run\nstate_dir: {socket_dir}/state\n"
             f"streams: [{{name: scene, source: {source}}}]\n"
             f"model: {{checkpoint: {model}, device: cpu, precision: fp32, attention: math}}\n"
+            f"{alerts}"
         )
+        (socket_dir / "r.yaml").write_text(RULES)
         runs.append(Run(config))
         return runs[-1]
 
@@ -104,6 +107,29 @@ def test_run_of_a_finite_source_ends_by_itself(start: Callable[..., Run]) -> Non
     assert run.end() == 0
     assert any("worker: stream scene: the source has ended" in line for line in run.lines)
     assert any("run: capture scene has finished" in line for line in run.lines)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("", r"alerts: the action phone cannot be used: expected the environment variable NOT_SET"),
+        (
+            ", state_file: /proc/nowhere/a.sqlite",
+            r"run: alerts ended with exit code 3; next try in",
+        ),
+    ],
+)
+def test_detection_goes_on_whatever_becomes_of_the_alerts(
+    start: Callable[..., Run], more: str, said: str
+) -> None:
+    phone = "{phone: {type: apprise, urls_env: NOT_SET}}"
+    run = start(ENDLESS, alerts=f"alerts: {{rules: [r.yaml], actions: {phone}{more}}}\n")
+    run.wait_for(said)
+    run.wait_for(r"worker: stream scene: epoch")
+    assert run.process.poll() is None
+    run.process.terminate()
+    assert run.end() == 0
+    assert not any("Traceback" in line for line in run.lines)
 
 
 def test_killed_worker_is_replaced_a_second_run_refused_and_a_stop_is_clean(

@@ -14,13 +14,21 @@ class RingLink:
         self._sockets = sockets
         self._poller = poller
         self._socket: Socket | None = None
+        self._has_asked = False
 
     def send(self, request: ReadRequest | AckRequest) -> bool:
-        """Send a request; False if it could not go out now."""
+        """Send a request; False if it could not go out now.
+
+        A ring takes acknowledgements from connections that read it: none goes before a question.
+        """
+        if isinstance(request, AckRequest) and not self._has_asked:
+            return False
         if self._socket is None:
             self._socket = self._sockets.connect("dealer", self.endpoint, QUERY_HWM_MESSAGES)
             self._poller.add(self._socket)
-        return self._socket.send([encode_request(request)])
+        is_sent = self._socket.send([encode_request(request)])
+        self._has_asked = self._has_asked or is_sent
+        return is_sent
 
     def receive(self) -> list[bytes] | None:
         """Return the frames of an answer, or None."""
@@ -32,3 +40,4 @@ class RingLink:
             self._poller.remove(self._socket)
             self._sockets.forget(self._socket)
             self._socket = None
+            self._has_asked = False

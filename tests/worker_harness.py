@@ -62,6 +62,8 @@ class Capture:
         self.ring = Ring(seconds_to_samples(ring_s))
         self.began_ns = round(now_s * NS_PER_SECOND)
         self.status = SourceStatus("listening")
+        self.is_answering = True
+        self.router = sockets.bind("router", endpoint, 64)
         self.service = RingService(
             name,
             secrets.token_hex(16),
@@ -69,8 +71,8 @@ class Capture:
             self.ring,
             lambda: self.status,
             is_paced=is_paced,
+            is_trusted=self.router.is_trusted,
         )
-        self.router = sockets.bind("router", endpoint, 64)
 
     def write(self, pcm: Pcm16) -> None:
         """Hear a block."""
@@ -79,7 +81,7 @@ class Capture:
 
     def answer(self) -> None:
         """Answer what the worker has asked."""
-        while (request := self.router.receive()) is not None:
+        while self.is_answering and (request := self.router.receive()) is not None:
             identity, *frames = request
             reply = self.service.answer(frames, identity)
             if reply is not None:
@@ -181,6 +183,10 @@ class Site:
             if self._worker_sockets is not None and self._push is not None:
                 self._push.send(encode_block(capture.service.block(start, BLOCK)))
                 self.turn()
+
+    def capture(self, name: str = "mic") -> Capture:
+        """Return a capture process."""
+        return self._captures[name]
 
     def hear_only(self, pcm: Pcm16, name: str = "mic") -> None:
         """Let sound come in without the worker taking part: it is stopped, or dead."""

@@ -186,6 +186,7 @@ class Intake:
         self.needs_new_socket = self._pace.expire(now_s)
         if self.needs_new_socket:
             self.timeouts += 1
+            self._is_suspect = True  # asked again: what made it ask may be over, an answer is due
             self._found_silence(asked_s + REQUEST_TIMEOUT_S)
         return []
 

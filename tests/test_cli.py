@@ -294,3 +294,4 @@ def test_a_command_that_scores_nothing_imports_nothing_heavy(args: list[str]) ->
         "print('heavy:', json.dumps(heavy))\n"
     )
     assert ran.stdout.splitlines()[-1] == "heavy: []"
+    assert "Traceback" not in ran.stderr

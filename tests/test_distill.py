@@ -10,6 +10,7 @@ import torch
 from tiny_model import TINY_DIMS, TINY_LABELS, tiny_checkpoint
 
 from ast_stream.errors import CheckpointError
+from ast_stream.model.dims import Scoring
 from ast_stream.model.tagger import Tagger
 from ast_stream.training.distill import Teacher
 from ast_stream.training.objective import loss_of, teacher_loss
@@ -21,8 +22,9 @@ def _fbank() -> torch.Tensor:
     return torch.randn(3, 128, 128, generator=torch.Generator().manual_seed(0)) * 3 - 6
 
 
-def test_scores_are_those_of_the_checkpoint_in_the_order_of_the_student() -> None:
-    checkpoint = tiny_checkpoint()
+@pytest.mark.parametrize("scoring", ["sigmoid", "softmax"])
+def test_scores_are_those_of_the_checkpoint_in_the_order_of_the_student(scoring: Scoring) -> None:
+    checkpoint = replace(tiny_checkpoint(), scoring=scoring)
     teacher = Teacher(checkpoint, ["Doorbell", "Siren", "Bark"], WINDOW_S)
     got = teacher.scores(_fbank())
     tagger = Tagger(checkpoint, "cpu", "fp32", "math")

@@ -59,6 +59,10 @@ def cached() -> Iterator[tuple[str, Path]]:
         CheckpointError: the extra is not installed.
     """
     hub = _import_hub("the hub's cache")
+    from huggingface_hub import constants
+
+    if not Path(constants.HF_HUB_CACHE).is_dir():  # scanning brings a client for the network
+        return
     try:
         repositories = hub.scan_cache_dir().repos
     except hub.errors.CacheNotFound:

@@ -380,6 +380,28 @@ def test_url_that_cannot_be_read_in_one_way_is_refused_and_not_shown(
         assert "write # / [ as %23 %2F %5B" in told
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "streams: [{name: a, source: {type: url, url: 'srt://x', options: {pass: 4242424242}}}]",
+        "alerts: {actions: {a: {type: mqtt, host: b, password: 4242424242}}}",
+        "alerts: {actions: {a: {type: mqtt, host: b, username: 4242424242}}}",
+        "alerts: {actions: {a: {type: mqtt, host: b, password_env: '4242424242!'}}}",
+        "alerts: {actions: {a: {type: mqtt, host: b, password_env: *g4242424242}}}",
+        "alerts: {actions: {a: {type: mqtt, host: b, password_env: !g4242424242 x}}}",
+        "alerts: {actions: {a: {type: apprise, urls_env: 'tgram://4242424242:x/'}}}",
+        "alerts: {actions: {a: {type: webhook, url: 'https://x/hook?key=4242424242 '}}}",
+        "alerts: {actions: {a: {type: webhook, url: 'https://me:4242424242@x/'}}}",
+        "'rtsp://me:4242424242@x/': 1",
+        "state_dir: [*g4242424242",
+    ],
+)
+def test_mistakes_are_told_without_the_secrets_around_them(check: Check, text: str) -> None:
+    assert check((STREAMS if "streams" not in text else "") + text, "--no-model") == 78
+    assert check.err
+    assert "4242424242" not in "\n".join(check.out + check.err)
+
+
 def test_rules_that_tell_nobody_and_actions_that_nobody_uses_are_warned_of(
     check: Check, tmp_path: Path
 ) -> None:

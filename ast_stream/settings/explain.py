@@ -19,6 +19,8 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+\Z")
 _QUOTED = re.compile(r"'([^']*)'")
+_HOLDS_SECRETS = re.compile(r"(?i)pass|pwd|secret|token|key$|auth|headers|user|_env$")
+_HIDDEN = object()  # in place of a value that may be a secret, wherever it was written
 _KINDS = {
     "string_type": "text",
     "int_type": "a whole number",
@@ -57,6 +59,9 @@ def explain_by_path(
         by_place.setdefault(place.path, []).append((place, error))
     problems = {}
     for path, found in by_place.items():
+        if path and _HOLDS_SECRETS.search(str(path[-1])):
+            for _, one in found:
+                one["input"] = _HIDDEN
         place, error = found[0]
         problems[path] = Problem(
             file=file,
@@ -187,6 +192,8 @@ def _words(place: _Place, error: ErrorDetails) -> str:
 
 def show_value(value: Any) -> str:
     """Return a value from a file as it is named in a sentence."""
+    if value is _HIDDEN:
+        return "one that is not shown"
     if value is None:
         return "null"
     if isinstance(value, bool):

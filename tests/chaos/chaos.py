@@ -471,5 +471,8 @@ def maltreat(
             time.sleep(rng.uniform(0.2, 2.5))
             say(f"{time.monotonic() - began_s:6.1f} s  " + ", ".join(one.name for one in faults))
             box.inject(faults)
+            if any(fault.kind == "full disk" for fault in faults):
+                # what only a killed worker had is derived again, unless its audio dies now, too
+                box.wait_until_well(START_S)
         is_first = False
     box.wait_until_well(START_S)

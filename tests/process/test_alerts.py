@@ -260,14 +260,6 @@ def test_configuration_without_rules_is_refused(receiver: HttpReceiver) -> None:
         assert "alerts.rules: expected at least one rule file" in running.log
 
 
-def test_action_that_cannot_start_ends_the_process_with_3(receiver: HttpReceiver) -> None:
-    section = hook(receiver, secret_file="/no/such/file")
-    with alert_process(section, [RULE]) as running:
-        running.start()
-        assert running.wait() == 3
-        assert "action hook: cannot read /no/such/file" in running.log
-
-
 def test_state_file_can_be_elsewhere(receiver: HttpReceiver, tmp_path: Any) -> None:
     place = tmp_path / "elsewhere.sqlite"
     with alert_process(hook(receiver) | {"state_file": str(place)}, [RULE]) as running:

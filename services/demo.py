@@ -33,8 +33,10 @@ TELEPHONES = ("Telephone bell ringing", "Telephone dialing, DTMF")
 
 
 def demo(
-    seed: Annotated[int, typer.Option(min=0, help="Which scene.")] = 1,
-    duration: Annotated[float, typer.Option(min=10, help="Seconds of the scene.")] = 40.0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Which scene.")] = 1,
+    duration: Annotated[
+        float, typer.Option(min=10, max=86_400, help="Seconds of the scene.")
+    ] = 40.0,
     hop: Annotated[float, typer.Option(min=0.05, help="Seconds between windows.")] = 0.25,
     model: Annotated[str, typer.Option(help="Checkpoint.")] = "bundled",
     as_json: Annotated[bool, typer.Option("--json", help="Report as JSON on stdout.")] = False,

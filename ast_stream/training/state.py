@@ -30,7 +30,8 @@ _TRAILER_BYTES = len(_TRAILER % (b"0" * 64))
 _PIECE_BYTES = 1 << 20
 
 Metrics = dict[str, float]
-_REPORT = TypeAdapter(Metrics)
+# whole numbers stay whole, so that a file that is written again is the same
+_REPORT: TypeAdapter[Metrics] = TypeAdapter(dict[str, int | float])
 Identity = Mapping[str, Any]
 """What must not change between a start and its resumption: JSON values by what they are."""
 

@@ -117,7 +117,7 @@ def test_all_problems_of_the_data_are_told_before_a_step_is_made(
     with _training(table, tmp_path / "out", "--backgrounds", str(tmp_path / "no.wav")) as process:
         said = process.communicate(timeout=PATIENCE_S)[1]
     assert process.returncode == 78
-    assert f"{table}:3: nowhere.wav: file is missing" in said
+    assert f"{table}:3: nowhere.wav: No such file or directory" in said
     assert f"{tmp_path / 'no.wav'}: file is missing" in said
     assert "Whistle: expected at least 2 clips of a class, got 1" in said
     assert "Traceback" not in said

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from reactive_model import save_reactive, tones_and_noise
 from ast_stream.detect import Detector
 from ast_stream.detect.detector import LONGEST_SILENT_HOLE
 from ast_stream.detect.staging import Staging
+from ast_stream.detect.state import DetectorState
 from ast_stream.errors import UsageError
 from ast_stream.messages import Event, Gap, Pcm16, Scores
 from ast_stream.model.tagger import Tagger, load_tagger
@@ -131,7 +131,7 @@ def test_resumed_at_any_hop_of_a_minute_all_scores_are_those_of_an_undisturbed_r
     rng = np.random.default_rng(13)
     hop = SAMPLE_RATE // 2
     minute = tones_and_noise(60.0)
-    states: list[dict[str, Any]] = []
+    states: list[DetectorState] = []
     undisturbed: dict[int, bytes] = {}
 
     def build(kept: dict[int, bytes]) -> Detector:
@@ -159,7 +159,7 @@ def test_resumed_at_any_hop_of_a_minute_all_scores_are_those_of_an_undisturbed_r
             if rng.random() < 0.5:
                 detector.run(int(rng.integers(1, 9)))
         detector.run()
-        assert min(scores) == max(state["position"], hop) + hop
+        assert min(scores) == max(state.position, hop) + hop
         assert scores == {end: undisturbed[end] for end in scores}
 
 

@@ -334,8 +334,10 @@ def _look_at_readers(box: Box, log: list[tuple[str, Body]], verdict: Verdict) ->
     _expect_same("the undisturbed reader", [b for _, b in box.seen.durable], expected, verdict)
     runs = list(box.subscribed())
     for number, lines in enumerate(runs, 1):
-        if any(line["topic"] == "missed/" for line in lines):
-            verdict.problems.append(f"subscriber {number} missed messages")
+        for line in lines:
+            if line["topic"] == "missed/":
+                verdict.problems.append(f"subscriber {number} missed messages: {line}")
+        lines = [line for line in lines if line["topic"] != "missed/"]
         # all but the last were killed on their way
         n_expected = len(expected) if number == len(runs) else len(lines)
         _expect_same(f"subscriber {number}", lines, expected[:n_expected], verdict)

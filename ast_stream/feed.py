@@ -47,7 +47,8 @@ class Subscriber:
             log holds, None for now.
         on_missed: called with each `Missed` while iterating; None: a warning is logged.
         idle_timeout_s: iteration ends when nothing wanted came for so long; None: never.
-        replay_patience_s: how long to ask for missed messages before they are `Missed`.
+        replay_patience_s: how long to ask for missed messages before they are `Missed`, while
+            the publisher is there; one that is not is waited for at least a minute.
 
     Raises:
         UsageError: an endpoint that cannot be one.

@@ -404,6 +404,26 @@ def test_a_hole_that_cannot_be_filled_is_reported(
     assert ("no event log" if answers else "does not answer") in hole.reason
 
 
+def test_a_publisher_that_is_killed_while_it_is_asked_is_waited_for(
+    folder: Path, workers: list[Worker]
+) -> None:
+    workers.append(Worker(folder, "b1", answers=False))
+    with subscriber(folder, replay_patience_s=1.5) as reader:
+        wait_until_heard(reader)
+        workers[0].publish(event(1))
+        assert ids(reader, 1) == ["id1"]
+        workers[0].publish(event(2), arrives=False)
+        workers[0].publish(event(3))
+        reader.receive(0.0)  # the hole is noticed
+        workers[0].close()
+        end_s = time.monotonic() + 4.0  # longer than patience with one that is there
+        while time.monotonic() < end_s:
+            assert reader.receive(0.2) is None
+        workers[0] = Worker(folder, "b2")
+        workers[0].publish(event(4))
+        assert ids(reader, 3) == ["id2", "id3", "id4"]
+
+
 def test_a_hole_in_the_log_is_reported(folder: Path, workers: list[Worker]) -> None:
     workers.append(Worker(folder, "b1"))
     with subscriber(folder) as reader:

@@ -23,6 +23,7 @@ _ANSWER_TIMEOUT_S = 1.0
 _AWAY_AFTER_S = 3.0  # a publisher says its status each second
 _RECONNECT_AFTER_S = 5.0  # of silence: the connection may be dead without either end knowing
 _MOST_PATIENT_S = 30.0
+_ABSENT_S = 60.0  # for a publisher to come back, and to answer
 _STATUS_TOPIC = "status/"
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,8 @@ class FeedReader:
         topics: prefixes to subscribe to, besides the publisher's status. Where that is silent
             for some seconds, the connection is made anew.
         after: position to begin after, "oldest" for what the log holds, None for now.
-        patience_s: how long to ask for missed messages.
+        patience_s: how long to ask a publisher that is there for missed messages; one that is
+            not there is waited for at least a minute, as after a kill it needs to start again.
 
     Attributes:
         malformed: messages that did not follow the format.
@@ -65,7 +67,9 @@ class FeedReader:
         self._delivered = self._order.position
         self._ready: deque[FeedMessage | Missed] = deque()
         self._awaiting: FeedMessage | None = None  # a live message with a hole before it
-        self._gives_up_s = 0.0
+        self._awaiting_since_s = 0.0
+        self._unanswered_s = 0.0  # asked in vain while the publisher was there
+        self._held: deque[list[bytes]] = deque()  # came while a live message was waiting
         self._stopped = threading.Event()
         self._limited_log = LimitedLog(logger)
         self._sockets = Sockets()
@@ -112,7 +116,7 @@ class FeedReader:
                 self._replay_page(self._awaiting)
             else:
                 wait_ms = max(0, min(_POLL_MS, round(left_s * 1000)))
-                frames = self._sub.receive(wait_ms)
+                frames = self._held.popleft() if self._held else self._sub.receive(wait_ms)
                 if frames is not None:
                     self._take(frames)
                 else:
@@ -178,7 +182,7 @@ class FeedReader:
         else:
             self._delivered = self._order.position
             self._awaiting = message
-            self._gives_up_s = self._heard_s + self._patience_s
+            self._awaiting_since_s, self._unanswered_s = self._heard_s, 0.0
 
     def _beginning(self, before: Position) -> Position:
         """Return where "now" is: all of a publisher that was started after this reader."""
@@ -196,11 +200,13 @@ class FeedReader:
             self._give_up(message, "no query endpoint is known")
             return
         position = self._order.position
+        asked_s = time.monotonic()
         frames = self._client.ask("replay", _ANSWER_TIMEOUT_S, after=position)
         if frames is None:
-            if time.monotonic() >= self._gives_up_s and not self._stopped.is_set():
+            if self._is_out_of_patience(asked_s) and not self._stopped.is_set():
                 self._give_up(message, f"{self._client.endpoint} does not answer")
             return
+        self._awaiting_since_s, self._unanswered_s = time.monotonic(), 0.0
         try:
             page = decode_replay(frames)
         except WireError as error:
@@ -217,6 +223,19 @@ class FeedReader:
         if not page.more or self._order.position == position:
             self._ready += self._order.caught_up(message)
             self._finish(message)
+
+    def _is_out_of_patience(self, asked_s: float) -> bool:
+        """Tell whether a question since `asked_s` was one too many in vain."""
+        n_held = len(self._held)
+        while len(self._held) < FEED_HWM_MESSAGES and (frames := self._sub.receive()) is not None:
+            self._held.append(frames)
+        now_s = time.monotonic()
+        if len(self._held) > n_held or n_held >= FEED_HWM_MESSAGES:
+            self._heard_s = now_s
+            self._unanswered_s += now_s - asked_s
+        if self._unanswered_s > 0 and self._unanswered_s >= self._patience_s:
+            return True
+        return now_s - self._awaiting_since_s >= max(_ABSENT_S, self._patience_s)
 
     def _give_up(self, message: FeedMessage, reason: str) -> None:
         self._ready += self._order.give_up(message, reason)

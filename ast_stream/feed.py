@@ -69,6 +69,9 @@ class Subscriber:
     ) -> None:
         for given in (endpoint, query):
             _check(given)
+        for name, names in (("classes", classes), ("streams", streams), ("topics", topics)):
+            if isinstance(names, str | bytes):  # its letters would be taken for names: no events
+                raise UsageError(f"{name}: expected a list of text such as [{names!r}], got text")
         self._classes = None if classes is None else {slug(name) for name in classes}
         self._streams = None if streams is None else set(streams)
         self._topics = tuple(topics)

@@ -10,6 +10,7 @@ from typing import Any
 from ast_stream.audio.channels import Channels, Choice
 from ast_stream.audio.recording import RecordingError, RecordingReader, read_mono
 from ast_stream.detect.detector import Detector
+from ast_stream.errors import UsageError
 from ast_stream.messages import Event, Scores
 from ast_stream.model.device import PrecisionSetting
 from ast_stream.model.tagger import Tagger, load_tagger
@@ -80,6 +81,8 @@ class Scanner:
         on_scores: Callable[[Scores], None] | None = None,
         channel: Choice = "mix",
     ) -> None:
+        if channel != "mix" and (type(channel) is not int or channel < 0):
+            raise UsageError(f"channel: expected 'mix' or a number from 0, got {channel!r}")
         self.warning: str | None = None
         self._channel = channel
         self._detector = Detector(
@@ -147,6 +150,7 @@ def scan_file(
     window_s: float | None = None,
     hop_s: float | None = None,
     detection: DetectionSettings | None = None,
+    channel: Choice = "mix",
 ) -> list[ScannedEvent]:
     """Return the events of a whole recording, of any length, format and rate, as `scan` does.
 
@@ -155,14 +159,18 @@ def scan_file(
         model, device, precision, window_s: as for `load_tagger`.
         hop_s: seconds between windows; None: as the checkpoint was calibrated for.
         detection: how scores become events; None: as the checkpoint says.
+        channel: the one that is heard, counted from 0; "mix": the mean of all.
 
     Raises:
+        UsageError: an argument is none of these.
         RecordingError: the recording cannot be read, or not all of it; what was found in the part
             that could is what `Scanner(tagger).scan(path)` yields before it raises the same.
     """
     if tagger is None:
         tagger = load_tagger(model, device=device, precision=precision, window_s=window_s)
-    return list(Scanner(tagger, detection, hop_s=hop_s).scan(path))
+    elif isinstance(tagger, str | os.PathLike):
+        raise UsageError(f"tagger: expected what load_tagger returns, got a name: model={tagger!r}")
+    return list(Scanner(tagger, detection, hop_s=hop_s, channel=channel).scan(path))
 
 
 def _scanned(file: str, event: Event, score: float) -> ScannedEvent:

@@ -26,6 +26,7 @@ STREAM_SCHEMES = _LISTENING | {
 }
 _LOCAL = frozenset({"ipc", "inproc", "file"})
 _SHOWN = STREAM_SCHEMES | _LOCAL | {"ws", "wss", "mqtt", "mqtts"}  # of others all may be secret
+_BENDABLE = sorted(_SHOWN - _LOCAL, key=len, reverse=True)
 _HARMLESS_KEYS = {
     *("channel", "subchannel", "subtype", "stream", "profile", "port", "app", "camera", "cam"),
     *("resolution", "codec", "audio", "video", "mode", "quality", "fps", "bitrate", "listen"),
@@ -43,6 +44,8 @@ _LONG_SEGMENT = 20
 _WORD = (
     r"(?:pass(?:word|wd|phrase)?|pwd|token|secret|api[_-]?key|access[_-]?key|auth|sig(?:nature)?)"
 )
+# a URL inside JSON, or taken for a path
+_BENT = re.compile(rf"(?i)(?<![a-z0-9+.-])({'|'.join(_BENDABLE)}):(?:\\?/){{1,2}}(?!/)")
 _SECRET_WORDS = re.compile(rf"(?i)((?<![a-z]){_WORD}=)[^\s&;,'\"]+")
 _HEADER = re.compile(
     r"(?i)\b(authorization['\"]?\s*[:=]\s*['\"]?(?:(?:basic|bearer|digest)\s+)?)\S+"
@@ -62,7 +65,8 @@ def mask(text: str) -> str:
     >>> mask("cannot open rtsp://admin:pa/ss#1@cam/live?token=4711&channel=1: refused")
     'cannot open rtsp://***@cam/live?token=***&channel=1: refused'
     """
-    if "://" in text:
+    if ":/" in text or r":\/" in text:
+        text = _BENT.sub(r"\1://", text)
         text = "".join(_mask_line(line) for line in text.splitlines(keepends=True))
     text = _SECRET_WORDS.sub(rf"\1{MASK}", text)
     return _SCHEMED_TOKEN.sub(rf"\1{MASK}", _HEADER.sub(rf"\1{MASK}", text))
@@ -144,7 +148,8 @@ def _mask_tail(scheme: str, tail: str) -> str:
     host, *segments = path.split("/")
     name, colon, port = host.rpartition(":")
     if colon and not host.endswith("]") and not port.isdecimal():
-        host = f"{name}:{MASK}" if port else host  # a user and what is before a / in the password
+        # a user and what is before a / in the password
+        host, segments = (f"{name}:{MASK}", [MASK for _ in segments]) if port else (host, segments)
     shown = "/".join([host, *(_mask_segment(one) for one in segments)])
     shown += question + "&".join(_mask_item(one) for one in re.split("[&;]", query) if query)
     return (f"{MASK}@" if at else "") + shown + (f"#{MASK}" if hash_sign else "") + after

@@ -23,7 +23,12 @@ from ast_stream.errors import (
     Warned,
 )
 from ast_stream.labels import slug
-from ast_stream.settings.check import LoadedSettings, check_against_model, check_sources
+from ast_stream.settings.check import (
+    LoadedSettings,
+    check_against_model,
+    check_folders,
+    check_sources,
+)
 from ast_stream.settings.load import examine_file
 from ast_stream.settings.paths import (
     audio_endpoint,
@@ -77,7 +82,7 @@ def check_config(
         return
     warnings: list[str] = []
     lines = _attempt(problems, lambda: describe(loaded.settings))
-    problems += [*check_sources(loaded), *action_problems(loaded)]
+    problems += [*check_folders(loaded), *check_sources(loaded), *action_problems(loaded)]
     if loaded.settings.alerts.rules:
         lines += _attempt(problems, lambda: _describe_rules(loaded, warnings, knows_model=model))
     descriptions: list[Description] = []

@@ -20,6 +20,7 @@ from ast_stream.labels import printable
 from ast_stream.settings.explain import with_options
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.schema import DetectionSettings, ModelSettings
+from ast_stream.urls import mask
 from services.live import ProgressView
 from services.loading import load_model
 from services.scan_output import FORMATS, HEADERS, ScoreCollector
@@ -80,7 +81,7 @@ def scan(
     """
     if as_json and labels:
         raise UsageError("scan: expected --json or --labels, got both")
-    collector = None if scores is None else ScoreCollector()
+    collector = None if scores is None else ScoreCollector(scores)
     scanner, names = make_scanner(*_settings(config, model, hop, window), collector, channel)
     form = "json" if as_json else labels or "text"
     if form in HEADERS:
@@ -94,12 +95,12 @@ def scan(
                 "track names none: --labels csv does"
             )
         failed = _scan_all(scanner, recordings, form)
+    if collector is not None and not (failed and collector.is_empty):
+        collector.save(names)  # also of a part of a recording
     if failed:
         raise AudioError(
             f"scan: {failed} of {len(recordings)} recordings could not be read to their end"
         )
-    if scores is not None and collector is not None:
-        collector.save(scores, names)
 
 
 def _scan_all(scanner: Scanner, recordings: list[tuple[str, Path]], form: str) -> int:
@@ -115,11 +116,13 @@ def _scan_all(scanner: Scanner, recordings: list[tuple[str, Path]], form: str) -
                 if scanner.warning is not None:
                     with progress.paused():
                         text = f"scan: {name}: warning: {scanner.warning}"
-                        print(printable(text), file=sys.stderr)
+                        print(printable(mask(text)), file=sys.stderr)
             except RecordingError as error:
                 failed += 1
                 with progress.paused():
-                    print(printable(f"scan: {name}: {error.text}"), file=sys.stderr)
+                    # a URL in place of a file may hold a password
+                    text = f"scan: {name}: {error.text}"
+                    print(printable(mask(text)), file=sys.stderr)
     return failed
 
 

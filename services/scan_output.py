@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,9 +22,20 @@ if TYPE_CHECKING:
 
 
 class ScoreCollector:
-    """Keeps what the decision stage saw of one recording."""
+    """Keeps what the decision stage saw of one recording, for a file that can be written.
 
-    def __init__(self) -> None:
+    Raises:
+        UsageError: it cannot; better known before hours are scanned than after.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if path.is_dir():
+            raise UsageError(f"scan: --scores: expected a file, got the folder {path}")
+        if not path.parent.is_dir():
+            raise UsageError(f"scan: --scores: cannot write {path}: there is no such folder")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise UsageError(f"scan: --scores: cannot write {path}: Permission denied")
+        self._path = path
         self._ends: list[int] = []
         self._rows: list[npt.NDArray[np.float32]] = []
 
@@ -32,7 +44,12 @@ class ScoreCollector:
         self._ends.append(scores.end_sample)
         self._rows.append(scores.scores)
 
-    def save(self, path: Path, labels: list[str]) -> None:
+    @property
+    def is_empty(self) -> bool:
+        """Tell whether no window has come yet."""
+        return not self._rows
+
+    def save(self, labels: list[str]) -> None:
         """Write times_s (end of each window), scores (hops, classes) and labels as .npz.
 
         Raises:
@@ -41,10 +58,12 @@ class ScoreCollector:
         scores = np.array(self._rows, np.float32).reshape(len(self._rows), len(labels))
         times_s = np.array(self._ends, np.float64) / SAMPLE_RATE
         try:
-            with path.open("wb") as file:
+            with self._path.open("wb") as file:
                 np.savez_compressed(file, times_s=times_s, scores=scores, labels=np.array(labels))
         except OSError as error:
-            raise UsageError(f"scan: --scores: cannot write {path}: {error.strerror}") from error
+            raise UsageError(
+                f"scan: --scores: cannot write {self._path}: {error.strerror}"
+            ) from error
 
 
 def _json(event: ScannedEvent) -> str:

@@ -10,6 +10,7 @@ from tiny_model import TINY_LABELS, save_tiny
 
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.schema import Settings
+from ast_stream.urls import mask
 from services.capacity import describe_load, load_warnings
 from services.cli import run_command_line
 from services.config_commands import scrape_targets
@@ -394,6 +395,10 @@ def test_url_that_cannot_be_read_in_one_way_is_refused_and_not_shown(
         "alerts: {actions: {a: {type: webhook, url: 'https://me:4242424242@x/'}}}",
         "'rtsp://me:4242424242@x/': 1",
         "state_dir: [*g4242424242",
+        "state_dir: 'https://me:4242424242@x/'",
+        "model: {checkpoint: 'https://me:4242424242@x/y'}",
+        "alerts: {rules: ['https://me:4242424242@x/y.yaml']}",
+        "streams: [{name: a, source: {type: file, path: 'rtsp://me:4242424242@x/y'}}]",
     ],
 )
 def test_mistakes_are_told_without_the_secrets_around_them(check: Check, text: str) -> None:
@@ -412,3 +417,26 @@ def test_rules_that_tell_nobody_and_actions_that_nobody_uses_are_warned_of(
     told, unused = check.out[-2:]
     assert told.startswith(f"warning: {tmp_path}/r.yaml:6: 'bark' tells nobody: expected 'actions'")
     assert unused.endswith("no rule uses the action 'spare' of the configuration")
+
+
+def test_folders_that_cannot_be_made_are_mistakes(check: Check, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    folders = f"runtime_dir: {tmp_path}/file/run\nstate_dir: {tmp_path}/file\n"
+    assert check(STREAMS + folders, "--no-model") == 78
+    told = "\n".join(check.err)
+    assert f"runtime_dir: expected a folder, but {tmp_path}/file is none" in told
+    assert f"state_dir: expected a folder, but {tmp_path}/file is none" in told
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r'{"url": "rtsp:\/\/me:Geheim42@cam\/live"}',
+        "cannot read /etc/rtsp:/me:Geheim42@cam/live",
+        "cannot open rtsp://me:pass/Geheim42",
+        "/etc/https:/host/x?token=Geheim42: no such file",
+    ],
+)
+def test_urls_that_were_bent_on_their_way_are_masked_too(text: str) -> None:
+    assert "Geheim" not in mask(text)
+    assert mask("see /a:/b and ipc:/c") == "see /a:/b and ipc:/c"

@@ -558,6 +558,12 @@ def test_endpoints_that_cannot_be_are_refused() -> None:
             Subscriber(endpoint)
 
 
+def test_one_name_where_a_list_is_expected_is_refused_and_not_taken_for_its_letters() -> None:
+    for wrong in ({"classes": "bark"}, {"streams": "porch"}, {"topics": "event/"}):
+        with pytest.raises(UsageError, match=rf"{next(iter(wrong))}: expected a list"):
+            Subscriber("ipc:///tmp/feed.sock", **wrong)
+
+
 def test_query_endpoint_is_beside_the_feed() -> None:
     assert query_endpoint_beside("ipc:///run/x/feed.sock") == "ipc:///run/x/query.sock"
     assert query_endpoint_beside("ipc:///run/x/alerts.sock") is None

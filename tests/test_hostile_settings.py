@@ -86,6 +86,7 @@ def refused(text: str) -> str:
         (STREAMS + "state_dir: " + "x" * 300, "a.yaml:2: state_dir: expected a path of at most"),
         (STREAMS + "state_dir: ~nosuchuser/x", "a.yaml:2: state_dir: expected a path, got one"),
         (STREAMS + "model: {hop_s: " + "9" * 400 + "}", "expected a number of at most 18 digits"),
+        (STREAMS + "model: {hop_s: " + "9" * 5000 + "}", "expected a number of at most 18 digits"),
     ],
 )  # fmt: skip
 def test_what_is_made_to_break_the_reader_is_refused_in_a_sentence(text: str, words: str) -> None:

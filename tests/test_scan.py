@@ -7,6 +7,7 @@ import re
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ import soundfile
 from reactive_model import save_reactive, tones_and_noise
 
 from ast_stream import load_tagger, scan_file
-from ast_stream.errors import AudioError
+from ast_stream.audio.recording import RecordingError
+from ast_stream.errors import AudioError, UsageError
 from services.cli import run_command_line
 
 HOP_S = 0.5
@@ -107,6 +109,43 @@ def test_scan_file_gives_what_the_command_gives(
     (tmp_path / "cut.flac").write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(AudioError, match=r"cut\.flac: expected 30\.00 s.*its end is missing"):
         scan_file(tmp_path / "cut.flac", tagger)
+
+
+def test_scores_of_a_damaged_recording_are_saved_too(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, scores = tmp_path / "cut.flac", tmp_path / "scores.npz"
+    soundfile.write(path, tones_and_noise(30.0), 16_000)
+    os.truncate(path, path.stat().st_size // 2)
+    assert scan(checkpoint, path, "--scores", scores) == 1
+    assert 10.0 < np.load(scores)["times_s"][-1] < 20.0
+    assert scan(checkpoint, tmp_path / "gone.wav", "--scores", scores) == 1
+    assert len(np.load(scores)["times_s"]) > 0  # what was there stays
+    capsys.readouterr()
+
+
+def test_scores_that_cannot_be_saved_are_known_before_the_scan(
+    checkpoint: Path, recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for target in (tmp_path, tmp_path / "nosuch" / "scores.npz"):
+        assert scan(checkpoint, recording, "--scores", target) == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert "scan: --scores: " in printed.err
+
+
+def test_mistakes_in_calling_scan_file_are_one_sentence(checkpoint: Path, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "two.wav", np.zeros((16_000, 2), np.float32), 16_000)
+    wrong: Any
+    for wrong in (-1, "left", True, 1.0):
+        with pytest.raises(UsageError, match="channel: expected 'mix' or a number from 0"):
+            scan_file(tmp_path / "two.wav", model=str(checkpoint), channel=wrong)
+    wrong = str(checkpoint)
+    with pytest.raises(UsageError, match="tagger: expected what load_tagger returns"):
+        scan_file(tmp_path / "two.wav", wrong)
+    with pytest.raises(RecordingError, match=r"two\.wav: .*channel"):
+        scan_file(tmp_path / "two.wav", model=str(checkpoint), channel=2)
+    assert scan_file(tmp_path / "two.wav", model=str(checkpoint), channel=1) == []
 
 
 def test_a_recording_is_scanned_to_its_end_behind_damage_and_the_exit_code_is_1(

@@ -60,6 +60,8 @@ def layout_of(file: BytesFile) -> Layout:
     head = file.peek(0, 16)
     if head[8:12] == b"WAVE" and head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64"):
         return _riff(file, head[:4])
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        return _avi(file)
     if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
         return _aiff(file)
     if head == _W64_RIFF:
@@ -148,6 +150,13 @@ def _riff(file: BytesFile, kind: bytes) -> Layout:
     if rest - promised >= 1 << 32:  # the length of a file beyond 4 GB has run over
         return Layout(True, {4: struct.pack(f"{order}I", 8), chunk.start - 4: bytes(4)})
     return _compared(file, chunk.start, promised, form)
+
+
+def _avi(file: BytesFile) -> Layout:
+    """Compare the first RIFF of an AVI, which may be followed by more, with the file."""
+    size = int.from_bytes(file.peek(4, 4), "little")
+    is_known = size > 0 and not _is_unknown_32(size)
+    return Layout(n_bytes_missing=max(0, 8 + size - file.size) if is_known else 0)
 
 
 def _aiff(file: BytesFile) -> Layout:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import pathlib
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -112,6 +113,18 @@ def check_classes(loaded: LoadedSettings, labels: Sequence[str]) -> list[Problem
             problems.append(loaded.problem(path, f"names the same class as '{first[label]}'"))
         else:
             first[label] = name
+    return problems
+
+
+def check_folders(loaded: LoadedSettings) -> list[Problem]:
+    """Return why the folders of the configuration cannot be made; who may write is not asked."""
+    settings, problems = loaded.settings, []
+    for key, folder in (("runtime_dir", settings.runtime_dir), ("state_dir", settings.state_dir)):
+        place = pathlib.Path(folder or "/")
+        nearest = next(one for one in (place, *place.absolute().parents) if os.path.lexists(one))
+        if not nearest.is_dir():
+            text = f"expected a folder, but {nearest} is none"
+            problems.append(loaded.problem((key,), text))
     return problems
 
 

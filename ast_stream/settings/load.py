@@ -401,8 +401,12 @@ class _Reader:
         try:
             value = convert(node.value)
         except (ValueError, KeyError):
-            self._note(node, path, f"expected {node.tag.replace(_TAG, '')}, got {node.value[:40]}")
-            return None
+            if node.value.lstrip("+-").isdecimal():  # int() refuses thousands of digits
+                value = MAX_INT + 1
+            else:
+                kind = node.tag.replace(_TAG, "")
+                self._note(node, path, f"expected {kind}, got {node.value[:40]}")
+                return None
         if isinstance(value, int) and abs(value) > MAX_INT:
             self._note(node, path, f"expected a number of at most 18 digits, got {len(node.value)}")
             return None

@@ -360,7 +360,9 @@ def check_endpoint(endpoint: str) -> str:
         return endpoint
     match = re.match(r"tcp://(\[[^\]]+\]|[^:]+):(\d+)\Z", endpoint)
     if match is None or not 1 <= int(match[2]) <= 65535:
-        raise ValueError(f"expected ipc:///path or tcp://host:port, got {endpoint!r}")
+        raise ValueError(
+            f"expected an endpoint such as ipc:///path or tcp://127.0.0.1:5555, got {endpoint!r}"
+        )
     if not _is_loopback(match[1].strip("[]")):
         raise ValueError(f"tcp beyond loopback needs transport.curve, got {endpoint!r}")
     return endpoint

@@ -41,6 +41,8 @@ def resolved(path: str, context: Any) -> str:
     """
     if not path:
         raise ValueError("expected a path, got an empty text")
+    if "://" in path:
+        raise ValueError("expected a path, got a URL")
     if "\0" in path:
         raise ValueError("expected a path without NUL characters")
     try:

@@ -611,7 +611,7 @@ class _Address:
     def __init__(self, endpoint: str) -> None:
         scheme, _, place = endpoint.partition("://")
         if scheme not in ("ipc", "tcp"):
-            raise OSError("expected ipc:///path or tcp://host:port")
+            raise OSError("expected ipc:///path or tcp://127.0.0.1:5555")
         self._path = Path(place) if scheme == "ipc" else None
         host, _, port = place.rpartition(":")
         self._host, self._port = host.strip("[]"), port

@@ -30,12 +30,18 @@ class Orphans:
         self._bodies.pop(event_id, None)
 
     def take(
-        self, stream: str, *, except_epoch: str | None = None, before: int | None = None
+        self,
+        stream: str,
+        *,
+        except_epoch: str | None = None,
+        of_epoch: str | None = None,
+        before: int | None = None,
     ) -> list[Body]:
         """Take out events of a stream and return their `end` messages.
 
         Args:
             except_epoch: leave those of this epoch.
+            of_epoch: take only those of this epoch.
             before: take only those last heard before this sample.
         """
         taken = [
@@ -43,6 +49,7 @@ class Orphans:
             for body in self._bodies.values()
             if body["stream"] == stream
             and body["epoch"] != except_epoch
+            and of_epoch in (None, body["epoch"])
             and (before is None or body["at_sample"] < before)
         ]
         for body in taken:

@@ -121,10 +121,17 @@ class WorkerFeed:
             self._orphans.claim(event.id)
 
     def end_orphans(
-        self, name: str, *, except_epoch: str | None = None, before: int | None = None
+        self,
+        name: str,
+        *,
+        except_epoch: str | None = None,
+        of_epoch: str | None = None,
+        before: int | None = None,
     ) -> None:
         """End what an earlier run left open of a stream, see `Orphans.take`."""
-        for body in self._orphans.take(name, except_epoch=except_epoch, before=before):
+        for body in self._orphans.take(
+            name, except_epoch=except_epoch, of_epoch=of_epoch, before=before
+        ):
             self._mark_ended(body["id"])
             self._publisher.publish_durable(event_topic(body["class"], name), body)
 

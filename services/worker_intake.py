@@ -86,7 +86,8 @@ class WorkerIntake:
             stream.is_ending = True
         if self._detector.is_ending(stream.name):
             return False
-        self._feed.end_orphans(stream.name, before=gap.start_sample + gap.samples)
+        lost_before = gap.start_sample + gap.samples
+        self._feed.end_orphans(stream.name, of_epoch=gap.epoch, before=lost_before)
         return True
 
     def _on_new_epoch(self, stream: WorkerStream, epoch: str, start: int) -> bool:
@@ -114,7 +115,8 @@ class WorkerIntake:
         """Open a stream of the epoch that the journal knows; audio comes from `start` on."""
         stream.begin_epoch(record.epoch, start, record.sample_clock().anchors)
         self._detector.resume(stream.name, record.epoch, start, record.detector)
-        self._feed.end_orphans(stream.name, except_epoch=record.epoch)
+        if stream.intake.epoch == record.epoch:  # else those of the next may be derived again
+            self._feed.end_orphans(stream.name, except_epoch=record.epoch)
         self._feed.begin_epoch(stream.name, record.epoch, record.position)
         self._feed.continue_events(self._detector.open_events(stream.name))
         logger.info("stream %s: resumed at sample %d", stream.name, record.position)

@@ -271,7 +271,8 @@ class Worker:
         """End events of an earlier run once it is clear that nothing derives them again."""
         stream = self._streams.get(name)
         if stream is not None and stream.is_open:
-            self._feed.end_orphans(name, before=self._detector.position(name))
+            position = self._detector.position(name)
+            self._feed.end_orphans(name, of_epoch=stream.epoch, before=position)
         elif now_s - self._started_s > ORPHANS_AFTER_S:
             self._feed.end_orphans(name)
 

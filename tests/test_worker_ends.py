@@ -226,3 +226,31 @@ def test_acknowledgements_go_on_after_a_ring_was_silent_and_after_a_kill(
         box.hear(pcm[9 * SAMPLE_RATE : 14 * SAMPLE_RATE])
         assert capture.ring.acked > before + 2 * SAMPLE_RATE
         assert capture.service.n_malformed == 0
+
+
+def test_event_of_an_epoch_that_was_not_journalled_yet_goes_on_after_a_kill(
+    tagger: Tagger, pcm: Pcm16
+) -> None:
+    with site(tagger) as box:
+        box.start_capture()
+        box.start_worker("mic")
+        box.hear(pcm[: 12 * SAMPLE_RATE])
+        box.turn(2, seconds=1.0)
+        box.kill_worker()
+        before = {body["id"] for body in box.messages()}
+        box.start_capture()  # another epoch, whose first second is heard at once
+        box.hear(pcm[: 4 * SAMPLE_RATE])
+        box.start_worker("mic")
+        for _ in range(100):
+            box.turn(seconds=0.02)
+            if open_ids(box) - before:
+                break
+        begun = open_ids(box) - before
+        assert begun
+        box.kill_worker()
+        box.start_worker("mic")
+        box.hear(pcm[4 * SAMPLE_RATE : 12 * SAMPLE_RATE])
+        box.worker.finish()
+        assert_each_begin_has_one_end(box)
+        reasons = {body["id"]: body["reason"] for body in box.messages() if body["type"] == "end"}
+        assert "restart" not in {reasons[one] for one in begun}

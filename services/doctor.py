@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from ast_stream.errors import AstStreamError
 from ast_stream.settings.explain import with_options
@@ -132,7 +133,7 @@ def _line(check: Check) -> Table:
     return line
 
 
-def _summary(failures: int) -> str:
+def _summary(failures: int) -> Text:  # not markup: the console shows brackets as they are
     if not failures:
-        return "[green]everything that is required works[/green]"
-    return f"[bold red]{failures} of the checks failed[/bold red]"
+        return Text("everything that is required works", style="green")
+    return Text(f"{failures} of the checks failed", style="bold red")

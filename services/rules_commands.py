@@ -40,12 +40,22 @@ Files = Annotated[
 ]
 Config = Annotated[
     Path | None,
-    typer.Option("--config", "-c", exists=True, help="Take model, detection and actions from it."),
+    typer.Option(
+        "--config",
+        "-c",
+        exists=True,
+        dir_okay=False,
+        help="Take model, detection and actions from it.",
+    ),
 ]
 Model = Annotated[str | None, typer.Option(help="Checkpoint. [default: bundled]")]
 Labels = Annotated[
     Path | None,
-    typer.Option(exists=True, help="Instead of a checkpoint: a file with one label on each line."),
+    typer.Option(
+        exists=True,
+        dir_okay=False,
+        help="Instead of a checkpoint: a file with one label on each line.",
+    ),
 ]
 
 
@@ -128,7 +138,9 @@ def record_command(
     rules: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The rules (YAML).")],
     events: Annotated[
         list[Path],
-        typer.Option(exists=True, help="Event log or output of `subscribe`, JSON lines."),
+        typer.Option(
+            exists=True, dir_okay=False, help="Event log or output of `subscribe`, JSON lines."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The test file to write.")],
     first: Annotated[str, typer.Option("--from", help="Onsets from here on.")] = _EVER[0],
@@ -162,7 +174,9 @@ def backtest_command(
     rules: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The rules (YAML).")],
     events: Annotated[
         list[Path] | None,
-        typer.Option(exists=True, help="Event log or output of `subscribe`, JSON lines."),
+        typer.Option(
+            exists=True, dir_okay=False, help="Event log or output of `subscribe`, JSON lines."
+        ),
     ] = None,
     audio: Annotated[
         list[Path] | None, typer.Option(exists=True, help="Recordings, one after another.")

@@ -318,6 +318,27 @@ def test_backtest_refuses_what_is_no_log_of_events(
     )
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("backtest", "--events", "."),
+        ("record", "--events", ".", "--out", "new-tests.yaml"),
+        ("explain", "--labels", "."),
+        ("explain", "--config", "."),
+    ],
+)
+def test_folder_in_place_of_a_file_is_wrong_usage(
+    folder: Path,
+    options: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(folder)
+    command, *rest = options
+    assert run_command_line(["rules", command, "rules.yaml", *rest]) == 2
+    assert "is a directory" in capsys.readouterr().err
+
+
 def test_backtest_needs_events_or_audio(folder: Path) -> None:
     assert run_command_line(["rules", "backtest", str(folder / "rules.yaml")]) == 2
 

@@ -116,7 +116,7 @@ def drop_rows(
 
 @app.command("send")
 def send(
-    text: Annotated[str, typer.Argument(help="What is said, in one line.")],
+    text: Annotated[str, typer.Argument(help="The message, in one line.")],
     config: ConfigOption,
     severity: Annotated[Severity, typer.Option(help="Of the alert.")] = "informational",
     rule: Annotated[str, typer.Option(metavar="NAME", help="Sent as an alert of it.")] = "message",
@@ -127,7 +127,7 @@ def send(
         ),
     ] = None,
 ) -> None:
-    """Send a message by every action: to try them out, or what other programs have to say.
+    """Send a message through every action: to try them out, or for other programs.
 
     It is written into the outbox; the alerts process delivers it.
 

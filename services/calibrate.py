@@ -90,7 +90,7 @@ def calibrate(
         int | None,
         typer.Option(
             min=0,
-            help=f"Generated takes of each alarm class. (default: {N_GENERATED}, or 0 where "
+            help=f"Generated examples of each alarm class. (default: {N_GENERATED}, or 0 where "
             "CHECKPOINT was trained without)",
         ),
     ] = None,

@@ -55,12 +55,12 @@ class Command:
 
 
 COMMANDS = (
-    Command("demo", "services.demo:demo", "Hear a generated scene through the whole pipeline."),
+    Command("demo", "services.demo:demo", "Run a generated scene through the pipeline."),
     Command("run", "services.run:run", "Run all processes of one configuration, supervised."),
     Command("capture", "services.capture:capture", "Run the capture process of one stream."),
     Command("worker", "services.worker:worker", "Run the process that scores and decides."),
     Command("alerts", "services.alerts:alerts", "Run the process that turns events into alerts."),
-    Command("listen", "services.listen:listen", "Show live what the model hears."),
+    Command("listen", "services.listen:listen", "Show live what the model detects."),
     Command("scan", "services.scan:scan", "Find the events in recordings."),
     Command("subscribe", "services.subscribe:subscribe", "Print the feed as JSON lines."),
     Command("devices", "services.devices:devices", "List input devices with stable names."),
@@ -70,8 +70,8 @@ COMMANDS = (
         "Validate a configuration and say what it means.",
     ),
     Command("schema", "services.config_commands:schema", "Print the settings' JSON Schema."),
-    Command("rules", "services.rules_commands:app", "Check, test, explain, try alert rules."),
-    Command("outbox", "services.alert_commands:app", "List, retry or drop deliveries of alerts."),
+    Command("rules", "services.rules_commands:app", "Check, test, explain and try alert rules."),
+    Command("outbox", "services.alert_commands:app", "List, send, retry or drop deliveries."),
     Command("ack", "services.alert_commands:ack", "Say that an alert has been seen."),
     Command("snooze", "services.alert_commands:snooze", "Hold back the alerts of a rule."),
     Command("status", "services.status:status", "Show how all processes and streams are."),
@@ -81,7 +81,7 @@ COMMANDS = (
         "Write the systemd units of a configuration.",
     ),
     Command("doctor", "services.doctor:doctor", "Prove that the installation works."),
-    Command("model", "services.model_commands:app", "List, inspect, fetch, convert checkpoints."),
+    Command("model", "services.model_commands:app", "List, fetch, convert or average checkpoints."),
     Command("train", "services.train:train", "Train a checkpoint."),
     Command("evaluate", "services.evaluate:evaluate", "Measure a checkpoint."),
     Command(
@@ -197,7 +197,7 @@ def _root(
         False, "--version", help="Print the version.", callback=_print_version, is_eager=True
     ),
 ) -> None:
-    """Hear sounds on microphones and streams, and tell other programs at once."""
+    """Detect sounds on microphones and streams, and report them to other programs."""
 
 
 def _placeholder() -> None:

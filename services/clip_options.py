@@ -23,12 +23,14 @@ FoldColumn = Annotated[
 OnsetColumn = Annotated[
     str | None,
     typer.Option(
-        help="CSV column of a strip's begin in seconds. (default: onset, if there is one)"
+        help="CSV column of a section's start in seconds. (default: onset, if there is one)"
     ),
 ]
 OffsetColumn = Annotated[
     str | None,
-    typer.Option(help="CSV column of a strip's end in seconds. (default: offset, if there is one)"),
+    typer.Option(
+        help="CSV column of a section's end in seconds. (default: offset, if there is one)"
+    ),
 ]
 Where = Annotated[
     list[str] | None,

@@ -69,8 +69,8 @@ def check_config(
     """Validate a configuration and print what it means; exit 78 if anything is wrong.
 
     Every problem is listed with its file and line, those of its rule files too, and what cannot
-    work on this machine: files, libraries and environment variables that are not there. Warnings
-    tell what works, but hardly as it is meant. Nothing is started or fetched.
+    work on this machine: missing files, libraries and environment variables. Warnings name what
+    works, but probably not as intended. Nothing is started or fetched.
 
     Example: ast-stream check-config configs/default.yaml
     """

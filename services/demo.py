@@ -41,7 +41,7 @@ def demo(
     model: Annotated[str, typer.Option(help="Checkpoint.")] = "bundled",
     as_json: Annotated[bool, typer.Option("--json", help="Report as JSON on stdout.")] = False,
 ) -> None:
-    """Hear a generated scene through capture, worker, feed and alerts, as real processes.
+    """Run a generated scene through capture, worker, feed and alerts, as real processes.
 
     Exit code 0 only if every planted sound was found.
 

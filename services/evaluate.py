@@ -45,7 +45,7 @@ FILE_WIDTH = 132  # of a table that does not go to a terminal
 def evaluate(
     data: Data,
     model: Annotated[
-        list[str] | None, typer.Option(help="Checkpoint to measure.  [default: bundled]")
+        list[str] | None, typer.Option(help="Checkpoint to measure. (default: bundled)")
     ] = None,
     cross_validate: Annotated[
         bool,
@@ -93,7 +93,7 @@ def evaluate(
         typer.Option(help="Own recordings without any event, instead; may be repeated."),
     ] = None,
     generated: Annotated[
-        int, typer.Option(min=0, help="Generated takes of each alarm class.")
+        int, typer.Option(min=0, help="Generated examples of each alarm class.")
     ] = Settings.n_generated,
     seed: Annotated[int, typer.Option(min=0)] = Settings.seed,
     report: Annotated[

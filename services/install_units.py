@@ -33,7 +33,7 @@ def install_units(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print instead of writing.")] = False,
     nvidia: Annotated[
         bool | None,
-        typer.Option(help="Load nvidia-uvm at boot. [default: if its driver is there]"),
+        typer.Option(help="Load nvidia-uvm at boot. (default: if its driver is there)"),
     ] = None,
     remove: Annotated[
         bool, typer.Option("--remove", help="Remove what this command has written.")

@@ -1,4 +1,4 @@
-"""`ast-stream listen`: what the model hears right now, without a configuration."""
+"""`ast-stream listen`: what the model detects right now, without a configuration."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def listen(
     model: Annotated[str, typer.Option(help="Checkpoint.")] = "bundled",
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines on standard output.")] = False,
 ) -> None:
-    """Show what the model hears right now: level, best classes and events.
+    """Show what the model detects right now: level, best classes and events.
 
     Example: ast-stream listen --device "USB Audio" --top 5
     """

@@ -75,7 +75,8 @@ def info(reference: Reference = BUNDLED, as_json: AsJson = False) -> None:
 def fetch(
     hub_id: Annotated[str, typer.Argument(help="organisation/name on the Hugging Face Hub.")],
     directory: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Where to; default: the name, here.")
+        Path | None,
+        typer.Option("--output", "-o", help="Folder to write. (default: the model's name)"),
     ] = None,
 ) -> None:
     """Download a checkpoint from the Hugging Face Hub into a folder, and check it.

@@ -48,7 +48,7 @@ Config = Annotated[
         help="Take model, detection and actions from it.",
     ),
 ]
-Model = Annotated[str | None, typer.Option(help="Checkpoint. [default: bundled]")]
+Model = Annotated[str | None, typer.Option(help="Checkpoint. (default: bundled)")]
 Labels = Annotated[
     Path | None,
     typer.Option(

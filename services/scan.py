@@ -72,7 +72,7 @@ def scan(
     hop: Annotated[float | None, typer.Option(help="Seconds between windows.")] = None,
     window: Annotated[float | None, typer.Option(help="Length of a window in seconds.")] = None,
     channel: Annotated[
-        int | None, typer.Option(min=0, help="Hear this one, counted from 0, not the mean of all.")
+        int | None, typer.Option(min=0, help="Use this channel, counted from 0, not the mean.")
     ] = None,
 ) -> None:
     """Find the events in recordings, faster than real time.

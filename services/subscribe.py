@@ -30,7 +30,7 @@ def subscribe(
         list[str] | None,
         typer.Argument(
             help="Topics, e.g. event/bark, gap, health/porch, scores, status. "
-            "[default: event and gap]",
+            "(default: event and gap)",
             show_default=False,
         ),
     ] = None,

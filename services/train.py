@@ -35,7 +35,7 @@ from services.train_progress import Reporter, StopSignal
 
 CURVES_FILE = "curves.png"
 SIGNAL_EXIT = 128  # plus the signal's number, as shells have it
-FROM_PRESET = " [default: the preset's]"
+FROM_PRESET = " (default: the preset's)"
 
 
 def train(
@@ -67,7 +67,7 @@ def train(
     pretraining_steps: Annotated[
         int,
         typer.Option(
-            min=0, help="First learn so many steps without labels, by telling hidden patches."
+            min=0, help="First learn so many steps without labels, predicting masked patches."
         ),
     ] = 0,
     backgrounds: Annotated[
@@ -94,7 +94,7 @@ def train(
     ] = None,
     generated: Annotated[
         int | None,
-        typer.Option(min=0, help="Generated takes of each alarm class; 0: none." + FROM_PRESET),
+        typer.Option(min=0, help="Generated examples of each alarm class; 0: none." + FROM_PRESET),
     ] = None,
     generated_backgrounds: Annotated[
         int | None,
@@ -102,7 +102,7 @@ def train(
     ] = None,
     window: Annotated[
         float | None,
-        typer.Option(min=0.3, help="Seconds of a window." + FROM_PRESET + " or the start's"),
+        typer.Option(min=0.3, help="Seconds of a window. (default: the preset's or the start's)"),
     ] = None,
     width: Annotated[
         int | None, typer.Option(min=64, help="Multiple of 64, from scratch." + FROM_PRESET)
@@ -114,7 +114,7 @@ def train(
             min=1,
             max=16,
             help="Mel bands and frames from patch to patch; a start's position embeddings are "
-            "interpolated." + FROM_PRESET + " or the start's",
+            "interpolated. (default: the preset's or the start's)",
         ),
     ] = None,
     patch_share: Annotated[
@@ -137,10 +137,10 @@ def train(
     seed: Annotated[int, typer.Option(min=0)] = Recipe.seed,
     threads: Threads = DEFAULT_THREADS,
 ) -> None:
-    """Train a small AST, or fine-tune one; go on where it was if OUT holds a started training.
+    """Train a small AST, or fine-tune one; resume the training that OUT holds.
 
-    DATA is a folder with a sub-folder per class, a CSV or TSV of files and labels, or of strips of
-    long recordings (with onset and offset), Audacity label tracks beside their recordings, or a
+    DATA is a folder with a sub-folder per class, a CSV or TSV of files and labels, or of sections
+    of long recordings (with onset and offset), Audacity label tracks beside their recordings, or a
     segment list of AudioSet. OUT/checkpoint can be given to every --model option; OUT also gets
     metrics and their curves, and in clips.csv which clips were held out. With --start and without
     a preset it fine-tunes: few steps at a low rate with a faster classifier, on mixed windows.

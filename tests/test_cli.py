@@ -71,6 +71,24 @@ def test_help_of_a_command_has_an_example(name: str, capsys: pytest.CaptureFixtu
     assert f"ast-stream {name}" in capsys.readouterr().out.split("Example", 1)[1]
 
 
+@pytest.mark.parametrize(
+    ("command", "default"),
+    [
+        ("train", "the preset's or the start's"),
+        ("evaluate", "bundled"),
+        ("rules check", "bundled"),
+        ("subscribe", "event and gap"),
+        ("install-units", "if its driver is there"),
+    ],
+)
+def test_help_shows_defaults_that_are_described_in_words(
+    command: str, default: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command_line([*command.split(), "--help"]) == 0
+    words = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert f"(default: {default})" in words
+
+
 def test_version_is_the_version_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command_line(["--version"]) == 0
     assert capsys.readouterr().out == f"ast-stream {__version__}\n"

@@ -182,7 +182,7 @@ def snooze(
 ) -> None:
     """Send nothing of a rule for a while; what is still firing then is sent.
 
-    Example: ast-stream snooze -c config.yaml dog_barking --for 2h
+    Example: ast-stream snooze -c config.yaml dog_barking_long --for 2h
     """
     try:
         length_ns = parse_duration(duration)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ast_stream.model.fbank import AUDIOSET_NORMALIZATION, SILENCE_LOG_MEL
+from ast_stream.model.dims import AUDIOSET_NORMALIZATION
+from ast_stream.model.fbank import SILENCE_LOG_MEL
 from ast_stream.training.augment import (
     Augment,
     SpectrogramAugmentation,

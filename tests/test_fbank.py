@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from ast_stream.model.dims import AUDIOSET_NORMALIZATION
 from ast_stream.model.fbank import (
-    AUDIOSET_NORMALIZATION,
     SILENCE_LOG_MEL,
     Fbank,
     pad_frames,

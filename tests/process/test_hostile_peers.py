@@ -15,7 +15,7 @@ import pytest
 from pipeline import Pipeline, events_of, pipeline, wait_for
 from reactive_model import save_reactive, tones_and_noise
 
-from ast_stream.feed import Subscriber
+from ast_stream.feed import FeedMessage, Subscriber
 from ast_stream.messages import AudioBlock
 from ast_stream.wire.codec import (
     AckRequest,
@@ -59,6 +59,11 @@ def read_ring(sockets: Sockets, run: Pipeline, *, acknowledges: bool = False) ->
     return reply
 
 
+def is_heard(message: object) -> bool:
+    """Tell whether a health message is of a stream whose audio comes."""
+    return isinstance(message, FeedMessage) and message.body["state"] in ("warming", "listening")
+
+
 def forged_end(reply: RingReply, stream: str = "a", ring: str | None = None) -> list[bytes]:
     block = AudioBlock(
         stream,
@@ -91,7 +96,8 @@ def test_attacked_sockets_cost_no_event_and_no_process(checkpoint: Path, sockets
         folder = run.folder / "run"
         reader = Subscriber(run.feed, topics=["health/"])
         leaked.callback(reader.close)
-        wait_for(lambda: reader.receive(0.1) is not None, "the feed")
+        # the worker reads the ring: from now on no other client moves its cursor
+        wait_for(lambda: is_heard(reader.receive(0.1)), "the worker's first audio")
 
         # a dashboard that leaks connections, on every socket there is
         names = ("audio.sock", "feed.sock", "query.sock", "ring.a.sock")

@@ -53,8 +53,7 @@ def ended_events(run: Pipeline, stream: str) -> list[tuple[object, ...]]:
 
 def as_scanned(scanned: list[dict[str, object]]) -> list[tuple[object, ...]]:
     return [
-        (one["label"], one["onset_s"], one["offset_s"], one["score"], one["peak"])
-        for one in scanned
+        (one["label"], one["onset_s"], one["offset_s"], one["mean"], one["peak"]) for one in scanned
     ]
 
 

@@ -9,6 +9,7 @@ from types import FrameType
 
 # commands that a signal ends as it is meant; others have been cut short
 RUN_UNTIL_STOPPED = ("run", "capture", "worker", "alerts", "listen", "subscribe")
+RELOADED_BY_SIGHUP = ("run", "capture", "worker", "alerts")
 
 
 def chosen_command(args: Sequence[str]) -> str | None:
@@ -27,9 +28,20 @@ def leave_on_signals(args: Sequence[str]) -> None:
     def leave(number: int, frame: FrameType | None) -> None:
         os._exit(0 if command in RUN_UNTIL_STOPPED else 128 + number)
 
+    if command in RELOADED_BY_SIGHUP and not _has_terminal():
+        # a reload asked for now waits until it can be done; a terminal that is closed still ends us
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     for number in (signal.SIGTERM, signal.SIGINT):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, leave)
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 # not where another program, such as one of the tests, imports what is in here

@@ -33,6 +33,7 @@ def config(tmp_path: Path) -> Path:
 def start(*args: str) -> subprocess.Popen[str]:
     process = subprocess.Popen(
         [sys.executable, "-m", "services.cli", *args],
+        start_new_session=True,  # no terminal, as under systemd
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -61,6 +62,25 @@ def processes_of(config: Path) -> list[str]:
         if str(config) in line and folder.name != str(os.getpid()):
             found.append(line)
     return found
+
+
+@pytest.mark.parametrize(
+    "args",
+    [("worker",), ("capture", "--stream", "yard"), ("alerts",), ("run",)],
+    ids=lambda a: a[0],
+)
+def test_a_reload_asked_for_while_a_process_starts_ends_nothing(
+    args: tuple[str, ...], config: Path
+) -> None:
+    for delay_s in (0.0, 0.2, 0.6):
+        process = start(args[0], "-c", str(config), *args[1:])
+        time.sleep(delay_s)
+        process.send_signal(signal.SIGHUP)
+        time.sleep(1.5)
+        assert process.poll() is None, (delay_s, process.communicate())
+        process.terminate()
+        _, said = process.communicate(timeout=LIMIT_S)
+        assert (process.returncode, "Traceback" in said) == (0, False), (delay_s, said)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -32,7 +32,7 @@ from ast_stream.wire.codec import encode_block
 from ast_stream.wire.event_log import EventLog
 from ast_stream.wire.publisher import FeedPublisher
 from ast_stream.wire.query_codec import ReplayPage
-from ast_stream.wire.sockets import Socket, Sockets
+from ast_stream.wire.sockets import Poller, Socket, Sockets
 from services.capture_ring import RingService
 from services.worker_loop import Worker, WorkerSockets
 from services.worker_metrics import WorkerMetrics
@@ -44,6 +44,48 @@ HOP_S = 0.25
 DETECTION = DetectionSettings(
     defaults=DetectionDefaults(onset_threshold=0.5, confirm_s=0.25, hold_s=0.25)
 )
+
+
+PATIENCE_S = 0.25  # for messages between threads, on a busy machine
+
+
+class Line:
+    """The worker's socket to a ring; counts the requests, so that none is waited for in vain."""
+
+    def __init__(self, socket: Socket) -> None:
+        self.socket = socket
+        self.n_sent = 0
+        self.n_taken = 0
+
+    @property
+    def waitable(self) -> Any:
+        return self.socket.waitable
+
+    def send(self, frames: list[bytes]) -> bool:
+        is_sent = self.socket.send(frames)
+        self.n_sent += is_sent
+        return is_sent
+
+    def receive(self, timeout_ms: int = 0) -> list[bytes] | None:
+        return self.socket.receive(timeout_ms)
+
+
+class WatchedSockets(Sockets):
+    """The worker's sockets; `lines` has those to the rings, by endpoint."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: dict[str, Line] = {}
+
+    def connect(self, kind: Any, endpoint: str, hwm: int) -> Any:
+        socket = super().connect(kind, endpoint, hwm)
+        if kind != "dealer":
+            return socket
+        line = self.lines[endpoint] = Line(socket)
+        return line
+
+    def forget(self, socket: Any) -> None:
+        super().forget(socket.socket if isinstance(socket, Line) else socket)
 
 
 class Capture:
@@ -63,6 +105,7 @@ class Capture:
         self.began_ns = round(now_s * NS_PER_SECOND)
         self.status = SourceStatus("listening")
         self.is_answering = True
+        self.endpoint = endpoint
         self.router = sockets.bind("router", endpoint, 64)
         self.service = RingService(
             name,
@@ -79,13 +122,34 @@ class Capture:
         time_ns = self.began_ns + self.ring.next * NS_PER_SECOND // SAMPLE_RATE
         self.ring.write(pcm, time_ns // 1000 * 1000)
 
-    def answer(self) -> None:
-        """Answer what the worker has asked."""
+    def answer(self) -> tuple[int, int]:
+        """Answer what the worker has asked; return how many requests and answers there were."""
+        n_requests = n_answers = 0
         while self.is_answering and (request := self.router.receive()) is not None:
             identity, *frames = request
             reply = self.service.answer(frames, identity)
+            n_requests += 1
             if reply is not None:
                 self.router.send([identity, *reply])
+                n_answers += 1
+        return n_requests, n_answers
+
+    def answer_all(self, line: Line | None) -> None:
+        """Answer what was sent on `line`, and wait until an answer is there."""
+        end_s = time.monotonic() + PATIENCE_S
+        n_answers = 0
+        while True:
+            taken, answered = self.answer()
+            n_answers += answered
+            if line is None or not self.is_answering:
+                return
+            line.n_taken += taken
+            if line.n_taken >= line.n_sent or time.monotonic() > end_s:
+                break
+            time.sleep(0.0005)
+        line.n_taken = line.n_sent
+        if n_answers:
+            Poller([line]).wait(round(PATIENCE_S * 1000))
 
 
 class SlowTagger:
@@ -120,7 +184,7 @@ class Site:
         self._capture_sockets = Sockets()
         self._captures: dict[str, Capture] = {}
         self._rings_s: dict[str, float] = {}
-        self._worker_sockets: Sockets | None = None
+        self._worker_sockets: WatchedSockets | None = None
         self._push: Socket | None = None
         self._log: EventLog | None = None
 
@@ -138,7 +202,7 @@ class Site:
 
     def start_worker(self, *configured: str, settings: str = "same") -> Worker:
         """Start a worker; `settings` names model and detection settings in its journal."""
-        sockets = self._worker_sockets = Sockets()
+        sockets = self._worker_sockets = WatchedSockets()
         audio = sockets.bind("pull", f"ipc://{self.folder}/audio.sock", 8)
         query = sockets.bind("router", f"ipc://{self.folder}/query.sock", 8)
         feed = sockets.bind("pub", f"ipc://{self.folder}/feed.sock", 100)
@@ -226,9 +290,9 @@ class Site:
             self.now_s += seconds
             self.worker.tick()
             time.sleep(0.002)  # messages take a moment between threads of ZeroMQ
+            lines = {} if self._worker_sockets is None else self._worker_sockets.lines
             for capture in self._captures.values():
-                capture.answer()
-            time.sleep(0.002)
+                capture.answer_all(lines.get(capture.endpoint))
 
     def messages(self, kind: str = "event") -> list[Body]:
         """Return the bodies of all durable messages of a kind, of all runs of the worker."""

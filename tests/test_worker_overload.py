@@ -69,7 +69,7 @@ def test_backlog_of_a_slow_worker_is_not_silence(tagger: Tagger) -> None:
         worker = box.start_worker("mic")
         box.window_cost_s = 0.4 * HOP_S  # it catches up, slowly
         box.hear_live({"mic": pcm}, began_s + 4)
-        box.hear_only(pcm[4 * SAMPLE_RATE : 34 * SAMPLE_RATE])
+        box.hear_only(pcm[box.heard() : box.heard() + 30 * SAMPLE_RATE])
         lines, lags_s = set(), []
         for second in range(35, 91):
             box.hear_live({"mic": pcm}, began_s + second)

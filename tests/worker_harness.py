@@ -252,6 +252,10 @@ class Site:
         """Return a capture process."""
         return self._captures[name]
 
+    def heard(self, name: str = "mic") -> int:
+        """Return how many samples a capture process has got so far."""
+        return self._captures[name].ring.next
+
     def hear_only(self, pcm: Pcm16, name: str = "mic") -> None:
         """Let sound come in without the worker taking part: it is stopped, or dead."""
         self._captures[name].write(pcm)

@@ -98,7 +98,7 @@ def run_worker(loaded: LoadedSettings, stop: threading.Event, reload: threading.
         )
         feed = sockets.bind("pub", feed_endpoint(settings), FEED_HWM_MESSAGES)
         query = sockets.bind("router", query_endpoint(settings), QUERY_HWM_MESSAGES)
-        event_log = EventLog(state_folder / "events")
+        event_log = EventLog(state_folder / "events", spare=folder / "unlogged-events.jsonl")
         with lifecycle.leaving_when_stopped(stop):
             tagger = _load(loaded, notifier)
         figures = WorkerMetrics(metrics)

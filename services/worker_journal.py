@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from ast_stream.detect.detector import Detector
 from ast_stream.runtime.journal import Journal, StreamRecord
-from ast_stream.units import SAMPLE_RATE, seconds_to_samples
+from ast_stream.units import SAMPLE_RATE
 from services.worker_stream import WorkerStream
 
 SAVE_EVERY_S = 1.0
@@ -14,20 +12,9 @@ SAVE_EVERY_SAMPLES = 5 * SAMPLE_RATE  # of any stream: sources faster than real 
 
 
 class WorkerJournal:
-    """Journals the streams' state, then acknowledges it to their rings: never the other way.
+    """Journals the streams' state, then acknowledges it to their rings: never the other way."""
 
-    Args:
-        is_log_behind: tells whether published messages are not on the disk yet.
-    """
-
-    def __init__(
-        self,
-        journal: Journal,
-        detector: Detector,
-        now_s: float,
-        is_log_behind: Callable[[], bool] = lambda: False,
-    ) -> None:
-        self._is_log_behind = is_log_behind
+    def __init__(self, journal: Journal, detector: Detector, now_s: float) -> None:
         self._journal = journal
         self._detector = detector
         self._saved_s = now_s
@@ -65,28 +52,12 @@ class WorkerJournal:
         )
         if not (at_once or is_far or now_s - self._saved_s >= SAVE_EVERY_S):
             return
-        if not at_once and self._is_log_behind() and self._can_wait(streams, positions):
-            return
         self._saved_s, self._saved = now_s, positions
         records = {name: self._record(stream) for name, stream in streams.items()}
         self._records = {name: record for name, record in records.items() if record is not None}
         if self._journal.save(self._unclaimed | self._records):
             for name, position in positions.items():
                 streams[name].acknowledge(position)
-
-    def _can_wait(self, streams: dict[str, WorkerStream], positions: dict[str, int]) -> bool:
-        """Tell whether the rings surely have all that follows the last journal.
-
-        What a full disk keeps out of the log is then derived again after a kill.
-        """
-        for name, position in positions.items():
-            if position < self._saved.get(name, position):
-                return False  # another epoch
-            self._saved.setdefault(name, position)
-        return all(
-            position - self._saved[name] < seconds_to_samples(streams[name].plan.ring_s / 2)
-            for name, position in positions.items()
-        )
 
     def _record(self, stream: WorkerStream) -> StreamRecord | None:
         if not stream.is_open or stream.epoch is None:

@@ -80,7 +80,7 @@ class Worker:
     ) -> None:
         self._now_s = now_s
         self._detector = detector
-        self._journal = WorkerJournal(journal, detector, now_s(), lambda: event_log.is_behind)
+        self._journal = WorkerJournal(journal, detector, now_s())
         self._sockets = sockets
         self._ring_folder = ring_folder
         self._poller = Poller([sockets.audio, sockets.query])

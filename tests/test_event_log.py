@@ -284,15 +284,17 @@ def bodies(log: EventLog) -> list[dict[str, Any]]:
 
 
 class BrokenDisk:
-    """os.write that fails while `is_broken`, after taking part of the line."""
+    """os.write that fails for files in a folder while `is_broken`, after taking part of the line."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.is_broken = True
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        self.is_broken = False
+        self._folder = folder
         self._write = os.write
         monkeypatch.setattr(segment.os, "write", self.write)
 
     def write(self, fd: int, data: bytes) -> int:
-        return self._write(fd, data[:10] if self.is_broken else data)
+        is_here = Path(os.readlink(f"/proc/self/fd/{fd}")).parent == self._folder
+        return self._write(fd, data[:10] if self.is_broken and is_here else data)
 
 
 def test_full_disk_keeps_messages_in_memory_and_writes_them_later(
@@ -301,7 +303,8 @@ def test_full_disk_keeps_messages_in_memory_and_writes_them_later(
     now_s = [0.0]
     log = EventLog(tmp_path, now_s=lambda: now_s[0])
     fill(log, "b1", 3)
-    disk = BrokenDisk(monkeypatch)
+    disk = BrokenDisk(monkeypatch, tmp_path)
+    disk.is_broken = True
     with caplog.at_level(logging.WARNING):
         for seq in range(4, 10):
             log.append(message(seq))
@@ -333,7 +336,7 @@ def test_full_disk_keeps_messages_in_memory_and_writes_them_later(
 def test_messages_in_memory_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event_log, "MAX_UNWRITTEN", 5)
     log = EventLog(tmp_path)
-    BrokenDisk(monkeypatch)
+    BrokenDisk(monkeypatch, tmp_path).is_broken = True
     fill(log, "b1", 20)
     assert log.dropped == 16
     assert log.replay(("b1", 3)) == TooOld(None if not positions(log, None) else ("b1", 15))
@@ -418,3 +421,86 @@ def test_open_events_are_those_without_an_end(tmp_path: Path) -> None:
     log.close()
     (left_open,) = EventLog(tmp_path).open_events()
     assert (left_open["id"], left_open["at_sample"]) == ("idbbbbbbbb", 16000)
+
+
+def test_what_the_disk_refused_is_in_the_log_after_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, spare = tmp_path / "events", tmp_path / "spare.jsonl"
+    disk = BrokenDisk(monkeypatch, folder)
+    log = EventLog(folder, spare=spare)
+    log.begin("b1")
+    disk.is_broken = True
+    for seq, kind in ((1, "begin"), (2, "update")):
+        log.append(event(seq, seq * 8000, kind))
+    kill(log)
+    log = EventLog(folder, spare=spare)  # the disk is still full
+    assert positions(log, None) == [("b1", 1), ("b1", 2)]
+    assert [body["type"] for body in log.open_events()] == ["update"]
+    log.begin("b2")
+    log.append(message(1, "b2", previous=0))
+    kill(log)
+    disk.is_broken = False
+    log = EventLog(folder, spare=spare)
+    assert not spare.exists()
+    log.close()
+    log = EventLog(folder)
+    assert positions(log, None) == [("b1", 1), ("b1", 2), ("b2", 1)]
+    assert log.damaged == 0
+
+
+def test_kill_between_the_log_and_the_spare_file_gives_no_message_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, spare = tmp_path / "events", tmp_path / "spare.jsonl"
+    disk = BrokenDisk(monkeypatch, folder)
+    log = EventLog(folder, spare=spare)
+    log.begin("b1")
+    disk.is_broken = True
+    for seq in range(1, 6):
+        log.append(message(seq))
+    left = spare.read_bytes()
+    disk.is_broken = False
+    log.retry()
+    assert not spare.exists()
+    kill(log)
+    spare.write_bytes(left + left[:20])
+    log = EventLog(folder, spare=spare)
+    assert positions(log, None) == [("b1", seq) for seq in range(1, 6)]
+    assert not spare.exists()
+
+
+def test_spare_file_keeps_as_many_messages_as_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_log, "MAX_UNWRITTEN", 10)
+    folder, spare = tmp_path / "events", tmp_path / "spare.jsonl"
+    disk = BrokenDisk(monkeypatch, folder)
+    log = EventLog(folder, spare=spare)
+    disk.is_broken = True
+    for seq in range(1, 101):
+        log.append(message(seq))
+        assert len(spare.read_bytes().splitlines()) <= 20
+    kill(log)
+    assert positions(EventLog(folder, spare=spare), None) == [("b1", seq) for seq in range(91, 101)]
+
+
+@pytest.mark.parametrize("kind", STRANGE_FILES)
+def test_whatever_lies_at_the_spare_file_does_not_stop_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    folder, spare = tmp_path / "events", tmp_path / "spare.jsonl"
+    make_strange(spare, kind)
+    disk = BrokenDisk(monkeypatch, folder)
+    log = EventLog(folder, spare=spare)
+    disk.is_broken = True
+    fill(log, "b1", 3)
+    kill(log)
+    disk.is_broken = False
+    log = EventLog(folder, spare=spare)
+    assert positions(log, None) == [("b1", seq) for seq in range(1, 4)]
+
+
+def kill(log: EventLog) -> None:
+    """Let another log have the folder; nothing that waits is written."""
+    log._folder.close()

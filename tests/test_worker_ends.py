@@ -48,7 +48,8 @@ def open_ids(box: Site) -> set[str]:
 
 
 def assert_each_begin_has_one_end(box: Site) -> None:
-    counts = Counter((body["id"], body["type"]) for body in box.messages())
+    counts = Counter((body["id"], body["type"]) for body in box.published)
+    assert counts == Counter((body["id"], body["type"]) for body in box.messages())
     begun = {one for one, kind in counts if kind == "begin"}
     assert begun
     assert begun == {one for one, kind in counts if kind == "end"}
@@ -254,3 +255,33 @@ def test_event_of_an_epoch_that_was_not_journalled_yet_goes_on_after_a_kill(
         assert_each_begin_has_one_end(box)
         reasons = {body["id"]: body["reason"] for body in box.messages() if body["type"] == "end"}
         assert "restart" not in {reasons[one] for one in begun}
+
+
+@pytest.mark.parametrize("is_full_at_start", [False, True])
+@pytest.mark.parametrize("first_killed", ["capture", "worker"])
+def test_what_a_full_disk_kept_out_of_the_log_is_known_after_worker_and_capture_are_killed(
+    tagger: Tagger, pcm: Pcm16, first_killed: str, is_full_at_start: bool
+) -> None:
+    with site(tagger) as box:
+        box.start_capture()
+        box.start_worker("mic")
+        events, away = box.folder / "events", box.folder / "away"
+        events.rename(away)
+        events.touch()  # as good as a full disk
+        heard = hear_until_an_event_is_open(box, pcm, journalled=True)
+        if first_killed == "capture":
+            box.start_capture()
+            while open_ids(box):  # published, and read by whoever listens
+                box.hear(pcm[heard : heard + BLOCK])
+                heard += BLOCK
+            box.kill_worker()
+        else:
+            box.kill_worker()
+            box.start_capture()
+        if not is_full_at_start:
+            events.unlink()
+            away.rename(events)
+        box.start_worker("mic")
+        box.hear(pcm[heard : heard + 6 * SAMPLE_RATE])
+        box.worker.finish()
+        assert_each_begin_has_one_end(box)

@@ -30,6 +30,7 @@ from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, seconds_to_samples
 from ast_stream.wire.codec import encode_block
 from ast_stream.wire.event_log import EventLog
+from ast_stream.wire.feed_codec import decode_message
 from ast_stream.wire.publisher import FeedPublisher
 from ast_stream.wire.query_codec import ReplayPage
 from ast_stream.wire.sockets import Poller, Socket, Sockets
@@ -152,6 +153,20 @@ class Capture:
             Poller([line]).wait(round(PATIENCE_S * 1000))
 
 
+class WatchedFeed:
+    """The worker's socket of the feed; `published` has the event messages that live readers get."""
+
+    def __init__(self, socket: Socket, published: list[Body]) -> None:
+        self._socket = socket
+        self._published = published
+
+    def send(self, frames: list[bytes]) -> bool:
+        message = decode_message(frames)
+        if message.kind == "event":
+            self._published.append(message.body)
+        return self._socket.send(frames)
+
+
 class SlowTagger:
     """A tagger whose windows take time on the test's clock."""
 
@@ -173,10 +188,12 @@ class Site:
 
     Attributes:
         window_cost_s: what the model takes for a window.
+        published: event messages of all runs of the worker, as live readers get them.
     """
 
     def __init__(self, tagger: Tagger) -> None:
         self.window_cost_s = 0.0
+        self.published: list[Body] = []
         self.folder = Path(tempfile.mkdtemp(prefix="ast-", dir="/tmp"))
         self.now_s = 1_700_000_000.0
         self.journal_path = self.folder / "journal.json"
@@ -206,11 +223,11 @@ class Site:
         audio = sockets.bind("pull", f"ipc://{self.folder}/audio.sock", 8)
         query = sockets.bind("router", f"ipc://{self.folder}/query.sock", 8)
         feed = sockets.bind("pub", f"ipc://{self.folder}/feed.sock", 100)
-        self._log = EventLog(self.folder / "events")
+        self._log = EventLog(self.folder / "events", spare=self.folder / "unlogged.jsonl")
         self.worker = Worker(
             [self._plan(name) for name in configured],
             Detector(cast(Tagger, SlowTagger(self._tagger, self)), DETECTION, hop_s=HOP_S),
-            FeedPublisher(feed, self._log, secrets.token_hex(8), self._now_ns),
+            FeedPublisher(WatchedFeed(feed, self.published), self._log, secrets.token_hex(8), self._now_ns),
             self._log,
             Journal(self.journal_path, settings, len(self._tagger.labels)),
             WorkerSockets(sockets, audio, query),

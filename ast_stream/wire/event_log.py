@@ -3,12 +3,14 @@
 Append-only JSON lines in segments; the oldest segment goes when the whole is too large. Lines are
 written but not synced: what a killed process wrote is kept, what a power cut takes is at most the
 last seconds. Nothing here raises into the publisher: a full disk, a read-only one, or a folder
-that vanishes is counted, logged at a limited rate and bridged by a bounded copy in memory.
+that vanishes is counted, logged at a limited rate and bridged by a bounded copy in memory and, for
+the case that the process is killed meanwhile, in a spare file in another place.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,12 +20,14 @@ from typing import Any
 
 from ast_stream.limited_log import LimitedLog, Outage
 from ast_stream.messages import PROTOCOL_VERSION
+from ast_stream.runtime.files import DamagedFileError, replace_file, set_aside
 from ast_stream.wire.feed_codec import BOOT_TOPIC, FeedMessage, Position, encode_line
 from ast_stream.wire.query_codec import MAX_PAGE_BYTES, MAX_PAGE_MESSAGES, ReplayPage, TooOld
-from ast_stream.wire.segment import LineIndex, Segment
+from ast_stream.wire.segment import FILE_MODE, LineIndex, Segment, follows
 from ast_stream.wire.segment_folder import SegmentFolder
 
 MAX_UNWRITTEN = 10_000  # messages kept in memory while the disk refuses them
+MAX_SPARE_BYTES = 64 * 1024 * 1024
 
 _CHUNK_LINES = 128  # read at a time: a page ends early where messages are long
 
@@ -61,6 +65,76 @@ class _Unwritten:
         return [(message, len(encode_line(message))) for message in messages]
 
 
+class _Spare:
+    """What the disk refused, in a file elsewhere, so that a kill does not take it.
+
+    Args:
+        path: of a JSON lines file on another file system than the log; None: nothing is kept.
+    """
+
+    def __init__(self, path: Path | None, limited_log: LimitedLog) -> None:
+        self._path = path
+        self._log = limited_log
+        self._file: Segment | None = None
+
+    def load(self) -> list[FeedMessage]:
+        """Return what an earlier run left; a file that is none is set aside."""
+        if self._path is None or not os.path.lexists(self._path):
+            return []
+        file = Segment(self._path)
+        try:
+            messages = list(file.scan(set(), None, MAX_SPARE_BYTES))
+        except (OSError, DamagedFileError) as error:
+            self._log.warning("%s cannot be read: %s", self._path, error)
+            set_aside(self._path)
+            return []
+        self._file = file
+        return messages
+
+    def keep(self, waiting: deque[FeedMessage]) -> None:
+        """Add the newest of the messages that wait for the disk."""
+        if self._path is None:
+            return
+        try:
+            if self._has_all_but_newest(waiting) and self._file is not None:
+                self._file.append(waiting[-1], encode_line(waiting[-1]))
+            else:
+                self._write(self._path, waiting)
+        except (OSError, DamagedFileError) as error:
+            self._log.warning("%s cannot be written: %s", self._path, error)
+
+    def clear(self) -> None:
+        """Forget the messages: they are on the disk."""
+        if self._file is None:
+            return
+        self._file.close()
+        self._file = None
+        try:
+            if self._path is not None:
+                self._path.unlink(missing_ok=True)
+        except OSError as error:  # the next start sees that the log has its messages
+            self._log.warning("%s cannot be deleted: %s", self._path, error)
+
+    def _has_all_but_newest(self, waiting: deque[FeedMessage]) -> bool:
+        """Whether the newest message may just be added to the file."""
+        if self._file is None or len(waiting) < 2 or not self._file.is_there():
+            return False
+        is_bounded = (
+            len(self._file.index) < 2 * MAX_UNWRITTEN and self._file.size < MAX_SPARE_BYTES
+        )
+        return is_bounded and self._file.index.last == waiting[-2].position
+
+    def _write(self, path: Path, waiting: deque[FeedMessage]) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        replace_file(path, b"".join(map(encode_line, waiting)), mode=FILE_MODE)
+        file = Segment(path)
+        for _ in file.scan(set(), None, MAX_SPARE_BYTES):
+            pass
+        self._file = file
+
+
 _Part = Segment | _Unwritten
 _Place = tuple[int, int]  # number of a part, number of a line in it
 
@@ -73,6 +147,8 @@ class EventLog:
         max_bytes: size of all segments together.
         segment_bytes: size of one; at most half of `max_bytes`.
         now_s: a clock that only goes forward, for the rate of log lines.
+        spare: file, on another file system, for what the disk refuses; the next run puts it into
+            the log.
 
     Attributes:
         write_errors: messages that were not on disk when they were published.
@@ -90,11 +166,13 @@ class EventLog:
         max_bytes: int = 64 * 1024 * 1024,
         segment_bytes: int = 4 * 1024 * 1024,
         now_s: Callable[[], float] = time.monotonic,
+        spare: Path | None = None,
     ) -> None:
         self._folder = SegmentFolder(directory, max_bytes, segment_bytes)
         self._unwritten: deque[FeedMessage] = deque()
         self._left_open: dict[str, dict[str, Any]] = {}
         self._limited_log = LimitedLog(logger, now_s)
+        self._spare = _Spare(spare, self._limited_log)
         self.outage = Outage(logger, f"event log {directory} is written again", now_s)
         self.write_errors = 0
         self.dropped = 0
@@ -105,11 +183,7 @@ class EventLog:
         self.damaged = self._folder.damaged
         if self.damaged:
             logger.warning("event log %s: %s damaged lines skipped", directory, self.damaged)
-
-    @property
-    def is_behind(self) -> bool:
-        """Whether messages wait for a disk that refuses them."""
-        return bool(self._unwritten)
+        self._take_spare()
 
     def begin(self, boot: str) -> None:
         """Mark the start of a boot, so that readers know the order even of silent ones."""
@@ -120,11 +194,11 @@ class EventLog:
         """Keep a durable message; `seq` must increase within a boot."""
         self._unwritten.append(message)
         self.retry()
-        if self._unwritten:
-            self.write_errors += 1
-        if len(self._unwritten) > MAX_UNWRITTEN:
-            self._unwritten.popleft()
-            self.dropped += 1
+        if not self._unwritten:
+            return
+        self.write_errors += 1
+        self._bound_unwritten()
+        self._spare.keep(self._unwritten)
 
     def retry(self) -> None:
         """Write what the disk refused before; does nothing where nothing waits."""
@@ -135,6 +209,7 @@ class EventLog:
                 self.outage.failed("event log %s cannot be written: %s", self._folder.path, error)
                 return
             self._unwritten.popleft()
+        self._spare.clear()
         self.outage.worked()
 
     def replay(self, after: Position | None, limit: int = MAX_PAGE_MESSAGES) -> ReplayPage | TooOld:
@@ -195,6 +270,25 @@ class EventLog:
         """Write what waits, if the disk takes it, and let another process have the directory."""
         self.retry()
         self._folder.close()
+
+    def _take_spare(self) -> None:
+        """Go on with what the disk refused to an earlier run, as far as it is not in the log."""
+        boots = {boot for segment in self._folder.segments for boot in segment.index.boots}
+        lasts = [segment.index.last for segment in self._folder.segments]
+        last = next((one for one in reversed(lasts) if one is not None), None)
+        for message in self._spare.load():
+            if follows(message.position, last, boots):
+                last = message.position
+                boots.add(last[0])
+                self._observe(message)
+                self._unwritten.append(message)
+        self._bound_unwritten()
+        self.retry()
+
+    def _bound_unwritten(self) -> None:
+        while len(self._unwritten) > MAX_UNWRITTEN:
+            self._unwritten.popleft()
+            self.dropped += 1
 
     def _observe(self, message: FeedMessage) -> None:
         match message.body:

@@ -14,7 +14,7 @@ from ast_stream.errors import WireError
 from ast_stream.runtime.files import read_bounded
 from ast_stream.wire.feed_codec import MAX_LINE_BYTES, FeedMessage, Position, decode_line
 
-_FILE_MODE = 0o640
+FILE_MODE = 0o640
 
 
 class LineIndex:
@@ -100,7 +100,7 @@ class Segment:
         while offset < self.size:
             line = content[offset : content.index(b"\n", offset) + 1]
             message = _message(line)
-            if message is not None and _follows(message.position, last, known_boots):
+            if message is not None and follows(message.position, last, known_boots):
                 self.index.add(message, offset)
                 last = message.position
                 known_boots.add(last[0])
@@ -171,7 +171,7 @@ class Segment:
 
 def _open_at_once(path: Path | str, flags: int) -> int:
     """Open without waiting for what somebody may have put in the place of the file."""
-    return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, _FILE_MODE)
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, FILE_MODE)
 
 
 def _message(line: bytes) -> FeedMessage | None:
@@ -181,7 +181,8 @@ def _message(line: bytes) -> FeedMessage | None:
         return None
 
 
-def _follows(position: Position, last: Position | None, known_boots: set[str]) -> bool:
+def follows(position: Position, last: Position | None, known_boots: set[str]) -> bool:
+    """Tell whether a line may come after `last`: later in its boot, or of a boot not met yet."""
     boot, seq = position
     if last is not None and boot == last[0]:
         return seq > last[1]

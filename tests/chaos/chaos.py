@@ -110,6 +110,10 @@ def plan(
         groups.append([Fault("full disk", "", round(rng.uniform(2.0, 6.0), 1))])
         victim = rng.choice(["worker", "alerts"])
         groups.append([Fault("full disk", "", 6.0), Fault("kill", victim, delay_s=3.0)])
+        dying = ["worker", capture()]
+        rng.shuffle(dying)
+        killed = [Fault("kill", target, delay_s=2.0 + at) for at, target in enumerate(dying)]
+        groups.append([Fault("full disk", "", 6.0), *killed])
     rng.shuffle(groups)
     return groups
 

@@ -16,10 +16,10 @@ from typing import Any, Literal, Self
 
 from ast_stream.errors import UsageError
 from ast_stream.labels import slug
-from ast_stream.settings.schema import check_endpoint
-from ast_stream.wire.feed_codec import FeedMessage, Position
-from ast_stream.wire.feed_order import Missed
-from ast_stream.wire.feed_reader import FeedReader
+from ast_stream.messages.feed import FeedMessage, Position
+from ast_stream.transport.feed_order import Missed
+from ast_stream.transport.feed_reader import FeedReader
+from ast_stream.urls import check_endpoint
 
 __all__ = ["FeedMessage", "Missed", "Position", "Subscriber", "query_endpoint_beside"]
 

@@ -11,7 +11,7 @@ from ast_stream.audio.channels import Channels, Choice
 from ast_stream.audio.recording import RecordingError, RecordingReader, read_mono
 from ast_stream.detect.detector import Detector
 from ast_stream.errors import UsageError
-from ast_stream.messages import Event, Scores
+from ast_stream.messages.event import Event, Scores
 from ast_stream.model.device import PrecisionSetting
 from ast_stream.model.tagger import Tagger, load_tagger
 from ast_stream.settings.schema import DetectionSettings

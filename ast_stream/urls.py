@@ -170,3 +170,33 @@ def _mask_item(item: str) -> str:
     if key.lower() in _HARMLESS_KEYS and _HARMLESS_VALUE.match(value):
         return item
     return f"{key}={MASK}" if equals and key.lower() in _SECRET_KEYS | _HARMLESS_KEYS else MASK
+
+
+def check_endpoint(endpoint: str) -> str:
+    """Return `endpoint` if a socket may use it without CURVE.
+
+    Raises:
+        ValueError: not ipc:// or tcp://, an ipc path over 107 bytes, or tcp beyond loopback.
+    """
+    if endpoint.startswith("ipc://"):
+        path = endpoint.removeprefix("ipc://")
+        if not path.startswith("/") or len(path.encode()) > 107:
+            raise ValueError(
+                f"expected an absolute ipc path of at most 107 bytes, got {endpoint!r}"
+            )
+        return endpoint
+    match = re.match(r"tcp://(\[[^\]]+\]|[^:]+):(\d+)\Z", endpoint)
+    if match is None or not 1 <= int(match[2]) <= 65535:
+        raise ValueError(
+            f"expected an endpoint such as ipc:///path or tcp://127.0.0.1:5555, got {endpoint!r}"
+        )
+    if not _is_loopback(match[1].strip("[]")):
+        raise ValueError(f"tcp beyond loopback needs transport.curve, got {endpoint!r}")
+    return endpoint
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -16,10 +16,10 @@ from ast_stream.alerts.hearing import Hearing
 from ast_stream.alerts.lines import Lines
 from ast_stream.alerts.listening import Listening
 from ast_stream.alerts.model import Alert, DetectionTiming, EngineCounters, Transition
-from ast_stream.alerts.rules import RuleSet
+from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.alerts.states import RuleStates
 from ast_stream.alerts.told import is_step, labels_of, read_event, text_of
-from ast_stream.messages import parse_time
+from ast_stream.messages.event import parse_time
 from ast_stream.units import NS_PER_SECOND
 
 STATE_VERSION = 1

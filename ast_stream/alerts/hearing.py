@@ -10,11 +10,11 @@ from typing import Any
 from ast_stream.alerts.instance import Instance
 from ast_stream.alerts.memory import Heard
 from ast_stream.alerts.model import Transition
-from ast_stream.alerts.rules import Rule
+from ast_stream.alerts.rules.rule import Rule
 from ast_stream.alerts.states import RuleStates
 from ast_stream.alerts.told import Told
-from ast_stream.alerts.trigger_durations import For
-from ast_stream.alerts.trigger_levels import AbsentFor
+from ast_stream.alerts.triggers.duration import For
+from ast_stream.alerts.triggers.level import AbsentFor
 from ast_stream.units import NS_PER_SECOND
 
 LOST_END_NS = 700 * NS_PER_SECOND  # no message about an open event for so long: its end was lost

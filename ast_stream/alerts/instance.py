@@ -16,9 +16,9 @@ from typing import Any
 
 from ast_stream.alerts.memory import Memory
 from ast_stream.alerts.model import ACTIVE_STATES, Alert, AlertState, Transition, stable_id
-from ast_stream.alerts.rules import Rule
-from ast_stream.alerts.triggers import Trigger
-from ast_stream.messages import format_time
+from ast_stream.alerts.rules.rule import Rule
+from ast_stream.alerts.triggers.base import Trigger
+from ast_stream.messages.event import format_time
 from ast_stream.units import NS_PER_SECOND
 
 Facts = dict[str, Any]

@@ -7,9 +7,9 @@ from typing import Any
 
 from ast_stream.alerts.instance import Instance
 from ast_stream.alerts.model import Transition
-from ast_stream.alerts.rules import Rule
+from ast_stream.alerts.rules.rule import Rule
 from ast_stream.alerts.states import RuleStates
-from ast_stream.alerts.trigger_levels import AbsentFor, LevelFor
+from ast_stream.alerts.triggers.level import AbsentFor, LevelFor
 from ast_stream.units import NS_PER_SECOND
 
 

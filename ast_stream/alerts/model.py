@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from ast_stream.messages import PROTOCOL_VERSION, format_time
+from ast_stream.messages.event import PROTOCOL_VERSION, format_time
 from ast_stream.units import NS_PER_SECOND
 
 Severity = Literal["informational", "low", "medium", "high", "critical"]

@@ -21,7 +21,7 @@ from ast_stream.alerts.delivery_policy import (
 )
 from ast_stream.alerts.model import Alert, Transition, stable_id
 from ast_stream.alerts.store import delivery_checksum
-from ast_stream.messages import format_time
+from ast_stream.messages.event import format_time
 from ast_stream.units import NS_PER_SECOND
 
 SELF_RULE = "ast_stream_delivery_failed"

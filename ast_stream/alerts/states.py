@@ -7,11 +7,11 @@ from typing import Any
 
 from ast_stream.alerts.instance import Instance
 from ast_stream.alerts.model import Alert, DetectionTiming, EngineCounters, Transition
-from ast_stream.alerts.rules import Rule, RuleSet
-from ast_stream.alerts.schema import Selector
+from ast_stream.alerts.rules.rule import Rule, RuleSet
+from ast_stream.alerts.rules.schema import Selector
 from ast_stream.alerts.timers import Key, Timers
-from ast_stream.alerts.trigger_kinds import make_trigger
-from ast_stream.alerts.triggers import Trigger
+from ast_stream.alerts.triggers.base import Trigger
+from ast_stream.alerts.triggers.kinds import make_trigger
 
 MAX_INSTANCES = 1000  # of one rule
 

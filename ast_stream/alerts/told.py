@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ast_stream.messages import parse_time
+from ast_stream.messages.event import parse_time
 from ast_stream.units import NS_PER_SECOND, samples_to_ns
 
 STEP_NS = 2 * NS_PER_SECOND  # less is jitter, and changes no alert that anybody would miss

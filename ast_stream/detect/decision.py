@@ -19,7 +19,7 @@ from ast_stream.detect.positions import NEVER
 from ast_stream.detect.slots import SlotNames
 from ast_stream.detect.smoothing import averaged, remembered
 from ast_stream.detect.state import ClassState
-from ast_stream.messages import EndReason, Event, EventType, event_id
+from ast_stream.messages.event import EndReason, Event, EventType, event_id
 from ast_stream.units import SAMPLE_RATE
 
 UPDATE_INTERVAL = SAMPLE_RATE  # samples: at most one update a second for each event

@@ -12,7 +12,7 @@ import threading
 import time
 from typing import IO, TextIO
 
-from ast_stream.runtime.logging_setup import LineFormat, foreign_line
+from ast_stream.runtime.logging import LineFormat, foreign_line
 
 MAX_LINE_BYTES = 8192  # longer lines are cut into pieces
 MAX_QUEUED_LINES = 2000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from ast_stream.settings.section import (
     resolved,
 )
 from ast_stream.units import SILENCE_DBFS, whole_frames
-from ast_stream.urls import check_url
+from ast_stream.urls import check_endpoint, check_url
 
 DEFAULT_CONFIRM_S = 0.75  # of classes for which no checkpoint says more
 MAX_CONFIRM_HOPS = 64  # `confirm_s` is counted in windows, as bits of one word
@@ -343,33 +342,3 @@ class Settings(Section):
         if not 1 <= first <= most:
             text = f"expected a port from 1 to {most} in metrics.listen, which leaves one for "
             yield (), f"{text}each process, got {first}"
-
-
-def check_endpoint(endpoint: str) -> str:
-    """Return `endpoint` if a socket may use it without CURVE.
-
-    Raises:
-        ValueError: not ipc:// or tcp://, an ipc path over 107 bytes, or tcp beyond loopback.
-    """
-    if endpoint.startswith("ipc://"):
-        path = endpoint.removeprefix("ipc://")
-        if not path.startswith("/") or len(path.encode()) > 107:
-            raise ValueError(
-                f"expected an absolute ipc path of at most 107 bytes, got {endpoint!r}"
-            )
-        return endpoint
-    match = re.match(r"tcp://(\[[^\]]+\]|[^:]+):(\d+)\Z", endpoint)
-    if match is None or not 1 <= int(match[2]) <= 65535:
-        raise ValueError(
-            f"expected an endpoint such as ipc:///path or tcp://127.0.0.1:5555, got {endpoint!r}"
-        )
-    if not _is_loopback(match[1].strip("[]")):
-        raise ValueError(f"tcp beyond loopback needs transport.curve, got {endpoint!r}")
-    return endpoint
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

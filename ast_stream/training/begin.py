@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
+from ast_stream.evaluation.clips import report_clips
 from ast_stream.model.checkpoint import Checkpoint, load_checkpoint
 from ast_stream.model.dims import Normalization
+from ast_stream.soundscape.mixing import WindowMaker
 from ast_stream.training.clip_batches import ClipMaker, ClipMixing
 from ast_stream.training.convolutional import ConvolutionalDims, ConvolutionalNetwork
 from ast_stream.training.distill import Teacher
-from ast_stream.training.evaluation.clips import report_clips
 from ast_stream.training.learner import Learner
-from ast_stream.training.mixing import WindowMaker
 from ast_stream.training.plan import Plan
 from ast_stream.training.prepare import Prepared, prepare
 from ast_stream.training.presets import CONVOLUTIONAL_RECIPE

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ast_stream.audio.activity import Waveform
-from ast_stream.audio.synthesis import Random
-from ast_stream.training.material.takes import Material, Take
-from ast_stream.training.mixing import Window
+from ast_stream.soundscape.mixing import Window
+from ast_stream.soundscape.synthesis import Random
+from ast_stream.soundscape.takes import Material, Take
 from ast_stream.units import frame_count, samples_for_frames
 
 _EPOCH_ORDER, _MIXUP = 1, 2  # streams of random numbers of one seed

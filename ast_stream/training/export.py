@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
+from ast_stream.calibration.checkpoint import calibrate_checkpoint
+from ast_stream.dataset.clips import Clip
 from ast_stream.model.ast import AudioSpectrogramTransformer
 from ast_stream.model.checkpoint import Checkpoint
 from ast_stream.model.golden import golden_for
 from ast_stream.training.begin import Session
-from ast_stream.training.calibration.checkpoint import calibrate_checkpoint
 from ast_stream.training.inherit import inherited
-from ast_stream.training.material.clips import Clip
 
 HOP_S = 0.5  # that thresholds are chosen for
 TRAINED, HELD_OUT = "trained", "held-out"  # folds, where the data have none

@@ -22,12 +22,12 @@ from ast_stream.errors import AstStreamError
 from ast_stream.model.ast import AudioSpectrogramTransformer
 from ast_stream.model.dims import Normalization
 from ast_stream.model.fbank import Fbank, pad_frames
+from ast_stream.soundscape.mixing import Window
 from ast_stream.training.augment import Augment, pad_after
 from ast_stream.training.convolutional import ConvolutionalNetwork
 from ast_stream.training.cpu_speed import attend_short, keep_freed_memory
 from ast_stream.training.kept_rows import KeptRows
 from ast_stream.training.learner import Adviser, Evaluate, LearnerT, Maker
-from ast_stream.training.mixing import Window
 from ast_stream.training.objective import forward_some_patches, loss_of, teacher_loss
 from ast_stream.training.optimizers import optimizers_of, set_rate
 from ast_stream.training.precision import autocast_type

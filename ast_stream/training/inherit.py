@@ -7,7 +7,7 @@ from typing import Any
 
 from ast_stream.model.checkpoint import Checkpoint
 from ast_stream.model.metadata import Metadata
-from ast_stream.training.material.held_out import HeldOut
+from ast_stream.soundscape.held_out import HeldOut
 
 BY_LABEL = (
     "onset_thresholds",

@@ -8,8 +8,8 @@ from typing import Protocol, TypeVar
 from torch import Tensor
 
 from ast_stream.model.ast import AudioSpectrogramTransformer
+from ast_stream.soundscape.mixing import Window
 from ast_stream.training.convolutional import ConvolutionalNetwork
-from ast_stream.training.mixing import Window
 from ast_stream.training.pretraining import MaskedAutoencoder
 from ast_stream.training.state import Metrics
 

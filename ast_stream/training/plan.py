@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ast_stream.dataset.clips import Columns
+from ast_stream.soundscape.mixing import Mixing
 from ast_stream.training.clip_batches import ClipMixing
-from ast_stream.training.material.clips import Columns
-from ast_stream.training.mixing import Mixing
 from ast_stream.training.recipe import Recipe
 
 

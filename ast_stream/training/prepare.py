@@ -14,20 +14,20 @@ from typing import Any
 import numpy as np
 
 from ast_stream.audio.activity import Waveform
+from ast_stream.dataset.clips import Clip, Recording, load_recordings, read_data
 from ast_stream.errors import ConfigError, Problem, UsageError
 from ast_stream.labels import problem_with_labels, slug
 from ast_stream.model.checkpoint import Checkpoint
-from ast_stream.training.clip_batches import ClipMixing
-from ast_stream.training.material.clips import Clip, Recording, load_recordings, read_data
-from ast_stream.training.material.held_out import HeldOut, held_out
-from ast_stream.training.material.recorded_backgrounds import background_pieces, read_backgrounds
-from ast_stream.training.material.takes import (
+from ast_stream.soundscape.held_out import HeldOut, held_out
+from ast_stream.soundscape.recorded_backgrounds import background_pieces, read_backgrounds
+from ast_stream.soundscape.takes import (
     Material,
     generated_backgrounds,
     recorded_takes,
     synthesised_labels,
     synthesised_takes,
 )
+from ast_stream.training.clip_batches import ClipMixing
 from ast_stream.training.plan import Plan
 
 HELD_OUT_SEED = 1_000_000  # generated material for thresholds differs from that for training

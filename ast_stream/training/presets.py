@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ast_stream.model.dims import AstDims
+from ast_stream.soundscape.mixing import Mixing
 from ast_stream.training.augment import SpectrogramAugmentation
 from ast_stream.training.clip_batches import ClipMixing
-from ast_stream.training.mixing import Mixing
 from ast_stream.training.recipe import Decay, Recipe
 
 PresetName = Literal["small", "esc50", "speechcommands", "audioset", "audioset-balanced"]

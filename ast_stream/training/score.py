@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ast_stream.evaluation.clips import ScoreWindows
 from ast_stream.model.dims import Normalization
 from ast_stream.model.fbank import Fbank, pad_frames
-from ast_stream.training.evaluation.clips import ScoreWindows
 from ast_stream.training.learner import Learner
 from ast_stream.training.precision import autocast_type
 

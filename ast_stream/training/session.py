@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from ast_stream.dataset.clips import write_clips
 from ast_stream.errors import AstStreamError, UsageError
 from ast_stream.model.attributions import write_attributions
 from ast_stream.model.checkpoint import Checkpoint, save_checkpoint
@@ -18,7 +19,6 @@ from ast_stream.training.convolutional import ConvolutionalTeacher
 from ast_stream.training.export import calibrated_checkpoint, clips_with_folds
 from ast_stream.training.fit import Trainer
 from ast_stream.training.learner import Adviser, LearnerT
-from ast_stream.training.material.clips import write_clips
 from ast_stream.training.plan import Plan
 from ast_stream.training.pretraining import MaskedAutoencoder, pretraining_recipe
 from ast_stream.training.recipe import Recipe

@@ -10,10 +10,10 @@ import torch
 
 from ast_stream.model.dims import Normalization
 from ast_stream.model.fbank import Fbank, pad_frames
+from ast_stream.soundscape.mixing import WindowMaker
+from ast_stream.soundscape.takes import Material
 from ast_stream.training.augment import Augment, SpectrogramAugmentation
 from ast_stream.training.clip_batches import ClipMaker, ClipMixing
-from ast_stream.training.material.takes import Material
-from ast_stream.training.mixing import WindowMaker
 
 NORMALIZATION_WINDOWS = 400
 # Source: YuanGongND/ast, src/get_norm_stats.py

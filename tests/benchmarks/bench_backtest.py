@@ -20,11 +20,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ast_stream.alerts.rule_watch import model_facts
 from ast_stream.labels import slug
-from ast_stream.messages import format_time, parse_time
+from ast_stream.messages.event import format_time, parse_time
 from ast_stream.settings.schema import ModelSettings
 from ast_stream.units import NS_PER_SECOND
-from services.alert_rules import model_facts
 
 START = parse_time("2026-03-23T00:00:00Z")  # the week in which European clocks change
 WEEK_S = 7 * 86_400
@@ -43,7 +43,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="ast-stream-bench-") as folder:
         log = Path(folder) / "week.jsonl"
         n_messages = write_week(log, options.events, options.seed)
-        command = [sys.executable, "-m", "services.cli", "rules", "backtest", str(options.rules)]
+        command = [sys.executable, "-m", "ast_stream.cli", "rules", "backtest", str(options.rules)]
         begun_s = time.perf_counter()
         done = subprocess.run(
             [*command, "--events", str(log)], cwd=ROOT, capture_output=True, text=True, check=True

@@ -24,7 +24,7 @@ def main() -> None:
     totals: dict[str, list[float]] = {}
     print("seed  found  p50_s  p95_s  decided_p50_s  scored_p50_s  published_p50_s  onset_error_s")
     for seed in options.seeds:
-        command = [sys.executable, "-m", "services.cli", "demo", "--json", "--seed", str(seed)]
+        command = [sys.executable, "-m", "ast_stream.cli", "demo", "--json", "--seed", str(seed)]
         command += ["--hop", options.hop, "--model", options.model]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode not in (0, 1) or not done.stdout:

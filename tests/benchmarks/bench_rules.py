@@ -20,9 +20,9 @@ from typing import Any
 
 from ast_stream.alerts.engine import Engine
 from ast_stream.alerts.model import DetectionTiming
-from ast_stream.alerts.rule_files import compile_rules
-from ast_stream.alerts.rules import RuleSet
-from ast_stream.messages import format_time
+from ast_stream.alerts.rules.files import compile_rules
+from ast_stream.alerts.rules.rule import RuleSet
+from ast_stream.messages.event import format_time
 from ast_stream.settings.load import parse_document
 from ast_stream.units import NS_PER_SECOND
 

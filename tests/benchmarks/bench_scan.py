@@ -22,7 +22,7 @@ from pathlib import Path
 import soundfile
 import torch
 
-from ast_stream.audio.scene import SceneRenderer
+from ast_stream.soundscape.scene import SceneRenderer
 from ast_stream.units import SAMPLE_RATE
 
 BLOCK = 60 * SAMPLE_RATE
@@ -38,7 +38,16 @@ def write_scene(path: Path, duration_s: float) -> None:
 
 def scan(path: Path, model: str) -> tuple[float, float, int]:
     """Return wall seconds, peak memory in MiB and the number of events of one scan."""
-    command = [sys.executable, "-m", "services.cli", "scan", "--json", "--model", model, str(path)]
+    command = [
+        sys.executable,
+        "-m",
+        "ast_stream.cli",
+        "scan",
+        "--json",
+        "--model",
+        model,
+        str(path),
+    ]
     started_s = time.monotonic()
     with tempfile.TemporaryFile() as out:
         process = subprocess.Popen(command, stdout=out)

@@ -29,9 +29,9 @@ import numpy.typing as npt
 import soundfile
 from http_receiver import HttpReceiver
 
-from ast_stream.audio.scene import generate_scene
 from ast_stream.feed import FeedMessage, Missed, Subscriber
-from ast_stream.messages import Pcm16
+from ast_stream.messages.event import Pcm16
+from ast_stream.soundscape.scene import generate_scene
 from ast_stream.units import SAMPLE_RATE
 
 Body = dict[str, Any]
@@ -354,7 +354,7 @@ class Box:
     def _start(self, log: str, *args: str, output: int | None = None) -> subprocess.Popen[bytes]:
         with (self.folder / log).open("ab") as file:
             return subprocess.Popen(
-                [sys.executable, "-m", "services.cli", *args],
+                [sys.executable, "-m", "ast_stream.cli", *args],
                 stdin=subprocess.DEVNULL,
                 stdout=file if output is None else output,
                 stderr=file,

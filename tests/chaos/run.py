@@ -10,7 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # helpers that several tests share
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))  # helpers that several tests share
 
 from chaos import STREAMS, Box, maltreat
 from http_receiver import http_receiver

@@ -19,12 +19,12 @@ from chaos import HOP_S, Body, Box, Injected
 from http_receiver import Received
 
 from ast_stream.detect.detector import Detector
-from ast_stream.messages import Event, Pcm16, Scores
+from ast_stream.messages.event import Event, Pcm16, Scores
+from ast_stream.messages.query import ReplayPage
 from ast_stream.model.tagger import Tagger, load_tagger
 from ast_stream.settings.schema import DetectionSettings
+from ast_stream.transport.event_log import EventLog
 from ast_stream.units import SAMPLE_RATE
-from ast_stream.wire.event_log import EventLog
-from ast_stream.wire.query_codec import ReplayPage
 
 CUT_REASONS = {"stream_lost", "gap", "shutdown", "restart"}  # of an end where an epoch ends
 CUT = "capture_restart"  # reason of the gap behind an epoch whose capture process died

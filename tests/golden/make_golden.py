@@ -1,6 +1,6 @@
 """Write the golden files: features by torchaudio, logits by transformers, of a tiny model.
 
-Run from the repository's root: `PYTHONPATH=.:tests python tests/golden/make_golden.py`.
+Run from the repository's root: `PYTHONPATH=.:tests/support python tests/golden/make_golden.py`.
 Made with torch 2.13.0, torchaudio 2.11.0, transformers 5.23.0.
 """
 

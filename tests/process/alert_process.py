@@ -24,11 +24,11 @@ from feed_worker import Worker
 from http_receiver import HttpReceiver
 from pipeline import wait_for
 
-from ast_stream.messages import format_time
+from ast_stream.alerts.process import run_alerts
+from ast_stream.messages.event import format_time
 from ast_stream.runtime.lifecycle import stop_on_signals
 from ast_stream.settings.load import load_file
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE
-from services.alerts import run_alerts
 
 PATIENCE_S = 30.0
 BOTH = {"firing", "resolved"}
@@ -69,10 +69,10 @@ class AlertProcess:
 
     def start(self, point: str | None = None) -> None:
         """Start the alerts process, to be killed at `point`."""
-        command = [sys.executable, "-m", "services.cli", "alerts", "-c", str(self.config)]
+        command = [sys.executable, "-m", "ast_stream.cli", "alerts", "-c", str(self.config)]
         if point is not None:
             command = [sys.executable, __file__, str(self.config), point]
-        root, helpers = Path(__file__).parents[2], Path(__file__).parents[1]
+        root, helpers = Path(__file__).parents[2], Path(__file__).parents[1] / "support"
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 command,

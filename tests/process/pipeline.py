@@ -17,10 +17,10 @@ from typing import Any
 
 import soundfile
 
-from ast_stream.messages import Pcm16
+from ast_stream.messages.event import Pcm16
+from ast_stream.messages.query import ReplayPage
+from ast_stream.transport.event_log import EventLog
 from ast_stream.units import SAMPLE_RATE
-from ast_stream.wire.event_log import EventLog
-from ast_stream.wire.query_codec import ReplayPage
 
 Body = dict[str, Any]
 PATIENCE_S = 60.0
@@ -61,7 +61,7 @@ class Pipeline:
         """Start a sub-command as the process `name`; its stderr goes to a file."""
         log = (self.folder / f"{name}.log").open("ab")
         self.processes[name] = subprocess.Popen(
-            [sys.executable, "-m", "services.cli", *args, "--config", str(self.config)],
+            [sys.executable, "-m", "ast_stream.cli", *args, "--config", str(self.config)],
             stderr=log,
             stdout=log,
             stdin=subprocess.DEVNULL,

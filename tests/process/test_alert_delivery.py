@@ -31,7 +31,7 @@ needs_mosquitto = pytest.mark.skipif(
 
 def run(one: AlertProcess, *args: str) -> subprocess.CompletedProcess[str]:
     """Run a command of a user on the configuration."""
-    command = [sys.executable, "-m", "services.cli", *args, "-c", str(one.config)]
+    command = [sys.executable, "-m", "ast_stream.cli", *args, "-c", str(one.config)]
     root = Path(__file__).parents[2]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=60, cwd=root, env=os.environ

@@ -16,10 +16,10 @@ import soundfile
 from capture_process import LIMIT_S, capture_process
 from sound_server import http_server, muxed, paced
 
-from ast_stream.audio.resample import Resampler
-from ast_stream.messages import Pcm16
+from ast_stream.audio.resampler import Resampler
+from ast_stream.messages.audio import ReadRequest, encode_request
+from ast_stream.messages.event import Pcm16
 from ast_stream.units import SAMPLE_RATE
-from ast_stream.wire.codec import ReadRequest, encode_request
 
 
 def write_noise(path: Path, seconds: float, seed: int = 0) -> Pcm16:
@@ -254,7 +254,8 @@ def test_a_generated_scene_is_a_source_like_any_other() -> None:
 
 
 def test_a_capture_process_never_loads_torch() -> None:
-    code = "import sys, services.capture, services.devices; print('torch' in sys.modules)"
+    modules = "ast_stream.capture.process, ast_stream.cli.devices"
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

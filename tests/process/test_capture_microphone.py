@@ -14,7 +14,7 @@ import pytest
 from capture_process import LIMIT_S, CaptureProcess, capture_process
 from virtual_mic import VirtualMic, virtual_mic
 
-from ast_stream.messages import Pcm16
+from ast_stream.messages.event import Pcm16
 from ast_stream.units import SAMPLE_RATE
 
 pytestmark = pytest.mark.virtual_mic
@@ -199,7 +199,7 @@ def test_every_sample_counts_under_a_busy_reader(mic: VirtualMic, capture: Captu
 
 
 def test_devices_names_what_can_be_recorded_from(mic: VirtualMic) -> None:
-    command = [sys.executable, "-m", "services.cli", "devices"]
+    command = [sys.executable, "-m", "ast_stream.cli", "devices"]
     environment = {**os.environ, **mic.environment}
     as_json = subprocess.run(
         [*command, "--json"], env=environment, capture_output=True, timeout=LIMIT_S, check=True

@@ -16,7 +16,7 @@ import pytest
 
 from ast_stream.feed import FeedMessage, Subscriber
 
-SCRIPT = Path(__file__).parent.parent / "feed_worker.py"
+SCRIPT = Path(__file__).parents[1] / "support" / "feed_worker.py"
 ROOT = SCRIPT.parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 LONG_S = 30.0  # only a failing test waits as long
@@ -69,7 +69,7 @@ def test_a_stopped_reader_gets_what_it_missed(
     processes.append(publisher(socket_dir, n_events, 0.001))
     args = ["subscribe", "--endpoint", f"ipc://{socket_dir}/feed.sock", "--replay"]
     reader = subprocess.Popen(
-        [sys.executable, "-m", "services.cli", *args, "--count", str(n_events)],
+        [sys.executable, "-m", "ast_stream.cli", *args, "--count", str(n_events)],
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

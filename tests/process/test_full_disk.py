@@ -51,7 +51,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
 
 
 def status_of(run: Pipeline) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "services.cli", "status", "-c", str(run.config)]
+    command = [sys.executable, "-m", "ast_stream.cli", "status", "-c", str(run.config)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 

@@ -16,8 +16,7 @@ from pipeline import Pipeline, events_of, pipeline, wait_for
 from reactive_model import save_reactive, tones_and_noise
 
 from ast_stream.feed import FeedMessage, Subscriber
-from ast_stream.messages import AudioBlock
-from ast_stream.wire.codec import (
+from ast_stream.messages.audio import (
     AckRequest,
     ReadRequest,
     RingReply,
@@ -25,8 +24,9 @@ from ast_stream.wire.codec import (
     encode_block,
     encode_request,
 )
-from ast_stream.wire.listener import raise_descriptor_limit
-from ast_stream.wire.sockets import Sockets
+from ast_stream.messages.event import AudioBlock
+from ast_stream.transport.listener import raise_descriptor_limit
+from ast_stream.transport.sockets import Sockets
 
 SOUND_S = 25.0
 N_CONNECTIONS = 1050

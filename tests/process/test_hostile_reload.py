@@ -35,7 +35,7 @@ HOSTILE = {
 
 
 def cli(*args: str) -> list[str]:
-    return [sys.executable, "-m", "services.cli", *args]
+    return [sys.executable, "-m", "ast_stream.cli", *args]
 
 
 @pytest.mark.parametrize("command", ["run", "worker", "capture", "alerts"])

@@ -18,10 +18,12 @@ from service_manager import ServiceManager, is_ready, service_manager
 from torch import Tensor
 
 from ast_stream.audio.source import SourceBlock
+from ast_stream.capture import process as capture
+from ast_stream.model import loading
 from ast_stream.model.tagger import Array, Tagger
 from ast_stream.settings.load import load_file, load_settings
 from ast_stream.settings.schema import ModelSettings
-from services import capture, loading, worker
+from ast_stream.worker import process as worker
 
 ENDLESS = {"type": "scene", "duration_s": 3600}
 

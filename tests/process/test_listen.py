@@ -34,7 +34,7 @@ def start(
     stderr: int = subprocess.PIPE,
 ) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "services.cli", "listen", "--model", str(model), *args],
+        [sys.executable, "-m", "ast_stream.cli", "listen", "--model", str(model), *args],
         stdout=stdout,
         stderr=stderr,
         text=True,

@@ -11,7 +11,7 @@ import pytest
 from pipeline import Pipeline, events_of, pipeline, wait_for
 from reactive_model import save_reactive, tones_and_noise
 
-from ast_stream.messages import Pcm16
+from ast_stream.messages.event import Pcm16
 
 FAST = {"type": "file", "pace": "fast"}
 
@@ -31,7 +31,7 @@ def scanned(checkpoint: Path, pcm: Pcm16) -> list[dict[str, object]]:
     """What `scan --json` finds in the recording."""
     with pipeline(checkpoint, {"a": dict(FAST)}) as run:
         path = run.write_audio(pcm)
-        command = [sys.executable, "-m", "services.cli", "scan", "--json", str(path)]
+        command = [sys.executable, "-m", "ast_stream.cli", "scan", "--json", str(path)]
         done = subprocess.run([*command, "-c", str(run.config)], capture_output=True, check=True)
     return [json.loads(line) for line in done.stdout.splitlines()]
 

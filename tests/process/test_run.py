@@ -25,7 +25,7 @@ class Run:
 
     def __init__(self, config: Path) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "services.cli", "run", "-c", str(config)],
+            [sys.executable, "-m", "ast_stream.cli", "run", "-c", str(config)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

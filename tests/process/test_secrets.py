@@ -64,7 +64,7 @@ def free_port() -> int:
 
 
 def cli(*args: str) -> str:
-    command = [sys.executable, "-m", "services.cli", *args]
+    command = [sys.executable, "-m", "ast_stream.cli", *args]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     return done.stdout + done.stderr
 
@@ -79,7 +79,7 @@ def test_no_secret_of_a_url_leaves_the_processes(tmp_path: Path) -> None:
     (tmp_path / "rules.yaml").write_text(RULES)
     said: dict[str, str] = {"check-config": cli("check-config", str(config), "--no-model")}
     log = (tmp_path / "log").open("w")
-    command = [sys.executable, "-m", "services.cli", "run", "-c", str(config)]
+    command = [sys.executable, "-m", "ast_stream.cli", "run", "-c", str(config)]
     run = subprocess.Popen(
         command, stdout=log, stderr=log, env=os.environ | {"HOOK": "whsec_R2VoZWltNDI="}
     )

@@ -15,9 +15,9 @@ from pipeline import Body, Pipeline, pipeline, wait_for
 from virtual_mic import VirtualMic, virtual_mic
 
 from ast_stream.audio.activity import active_frames
-from ast_stream.audio.resample import Resampler
-from ast_stream.audio.scene import Planted, generate_scene
-from ast_stream.messages import Pcm16
+from ast_stream.audio.resampler import Resampler
+from ast_stream.messages.event import Pcm16
+from ast_stream.soundscape.scene import Planted, generate_scene
 from ast_stream.units import FRAME_SHIFT, SAMPLE_RATE
 
 pytestmark = pytest.mark.virtual_mic
@@ -65,7 +65,7 @@ def _first_sound_s(run: Pipeline) -> float:
     """Find when the recording began: nothing before it was anything but digital silence."""
     import json
 
-    from ast_stream.wire.sockets import Sockets
+    from ast_stream.transport.sockets import Sockets
 
     sockets = Sockets()
     query = sockets.connect("dealer", f"ipc://{run.folder}/run/query.sock", 10)

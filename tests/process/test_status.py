@@ -15,11 +15,11 @@ from pipeline import Pipeline, pipeline, wait_for
 from reactive_model import save_reactive
 from rich.console import Console
 
+from ast_stream.cli.live import console
+from ast_stream.cli.status import view
+from ast_stream.cli.status_report import Report, problems
 from ast_stream.settings.schema import Settings, StreamSettings
 from ast_stream.units import SAMPLE_RATE
-from services.live import console
-from services.status import view
-from services.status_report import Report, problems
 
 ENDLESS = {"type": "scene", "duration_s": 3600}
 RULES = "version: 1\ngroups: [{name: g, rules: [{alert: bark, match: {class: Bark}}]}]\n"
@@ -184,7 +184,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
 
 
 def ask(run: Pipeline, *args: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "services.cli", "status", "-c", str(run.config), *args]
+    command = [sys.executable, "-m", "ast_stream.cli", "status", "-c", str(run.config), *args]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
@@ -242,7 +242,7 @@ def test_no_worker_is_told_with_exit_code_1(tmp_path: Path) -> None:
     config.write_text(
         f"runtime_dir: {tmp_path}\nstreams: [{{name: porch, source: {{type: microphone}}}}]\n"
     )
-    command = [sys.executable, "-m", "services.cli", "status", "-c", str(config)]
+    command = [sys.executable, "-m", "ast_stream.cli", "status", "-c", str(config)]
     done = subprocess.run(
         [*command, "--timeout", "0.2"], capture_output=True, text=True, check=False, timeout=60
     )

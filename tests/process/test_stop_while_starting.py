@@ -32,7 +32,7 @@ def config(tmp_path: Path) -> Path:
 
 def start(*args: str) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "services.cli", *args],
+        [sys.executable, "-m", "ast_stream.cli", *args],
         start_new_session=True,  # no terminal, as under systemd
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -51,7 +51,7 @@ def undisturbed(sounds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def _training(data: Path, out: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "services.cli", "train", str(data), "-o", str(out)]
+    command = [sys.executable, "-m", "ast_stream.cli", "train", str(data), "-o", str(out)]
     with subprocess.Popen(
         [*command, *OPTIONS, *options],
         stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},

@@ -13,9 +13,9 @@ from pipeline import Pipeline, events_of, pipeline, wait_for
 from reactive_model import save_reactive, tones_and_noise
 
 from ast_stream.feed import FeedMessage, Subscriber
-from ast_stream.messages import Pcm16
-from ast_stream.wire.codec import encode_json
-from ast_stream.wire.sockets import Socket, Sockets
+from ast_stream.messages.audio import encode_json
+from ast_stream.messages.event import Pcm16
+from ast_stream.transport.sockets import Socket, Sockets
 
 FAST = {"type": "file", "pace": "fast"}
 REALTIME = {"type": "file"}
@@ -183,7 +183,7 @@ def test_second_worker_is_refused_with_one_sentence(checkpoint: Path, pcm: Pcm16
         run.start_worker()
         wait_for(lambda: ready(run), "worker")
         second = subprocess.run(
-            [sys.executable, "-m", "services.cli", "worker", "--config", str(run.config)],
+            [sys.executable, "-m", "ast_stream.cli", "worker", "--config", str(run.config)],
             capture_output=True,
             text=True,
         )

@@ -31,7 +31,7 @@ BOOT_S = 60.0
 PATIENCE_S = 120.0
 REBOOTED = 133  # exit status of systemd-nspawn with --keep-unit: start it again
 _REPOSITORY = Path(__file__).parents[2]
-_CLONED = ("ast_stream", "services", "configs", "pyproject.toml", "constraints.txt", "README.md")
+_CLONED = ("ast_stream", "configs", "pyproject.toml", "constraints.txt", "README.md")
 _ASOUND = f"""pcm."USB Audio" {{
     type pulse
     server "unix:{MICROPHONE}/native"

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 
 from ast_stream.alerts.model import ACTIVE_STATES, Transition
 from ast_stream.errors import StartupError
-from ast_stream.messages import format_time, parse_time
+from ast_stream.messages.event import format_time, parse_time
 from ast_stream.runtime.files import DamagedFileError, read_bounded
 
 Kind = Literal["firing", "resolved", "heartbeat"]

@@ -20,7 +20,7 @@ from ast_stream.alerts.actions.http_post import Answer, Forbidden, NoAnswer, pos
 from ast_stream.alerts.actions.signing import parse_secret, signature
 from ast_stream.alerts.actions.tls import trust
 from ast_stream.errors import StartupError
-from ast_stream.messages import format_time
+from ast_stream.messages.event import format_time
 from ast_stream.settings.alert_schema import WebhookAction
 from ast_stream.version import __version__
 

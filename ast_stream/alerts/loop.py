@@ -1,0 +1,265 @@
+"""The loop of the alerts process: messages in order through the engine, into the database.
+
+Stream time is what the worker's health messages say has been scored; the wall clock stands in for
+it only while the worker is silent. So a timer runs when all that was heard before it is known,
+also after a pause, and also while a backlog is worked off.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from ast_stream.alerts.clock import ClockWatch
+from ast_stream.alerts.delivery import Couriers, no_fault
+from ast_stream.alerts.engine import Engine
+from ast_stream.alerts.model import DetectionTiming, Transition
+from ast_stream.alerts.outbox import Outbox
+from ast_stream.alerts.rules.rule import RuleSet
+from ast_stream.alerts.store import Store, StoreError, save_progress
+from ast_stream.feed import FeedMessage, Missed, Position
+from ast_stream.limited_log import LimitedLog
+from ast_stream.messages.event import parse_time
+from ast_stream.units import NS_PER_SECOND
+
+TOPICS = ("event/", "gap/", "health/")
+SILENT_S = 10.0  # without a word of the worker for so long, the wall clock is stream time
+MAX_BATCH = 512
+WAIT_S = 1.0  # how late a stop or a changed rule file is noticed
+SAVE_EVERY_S = 1.0  # progress without an alert: what is not saved is evaluated again
+RETRY_S = 1.0
+DRAIN_S, MAX_DRAIN_S = 0.5, 3.0  # a busy box brings the last words of a worker late
+
+logger = logging.getLogger(__name__)
+
+
+class Feed(Protocol):
+    """What the loop needs of a Subscriber."""
+
+    @property
+    def position(self) -> Position | None:
+        """Where the messages given out end."""
+
+    @property
+    def is_publisher_there(self) -> bool:
+        """Whether the worker was heard lately."""
+
+    def receive(self, timeout_s: float | None = None) -> FeedMessage | Missed | None:
+        """Return the next message, or None."""
+
+
+class Sensors(Protocol):
+    """Who shows what is heard now, besides the alerts."""
+
+    def hear_event(self, body: dict[str, Any]) -> None:
+        """Take an event body."""
+
+    def hear_health(self, body: dict[str, Any]) -> None:
+        """Take a health body."""
+
+
+class AlertLoop:
+    """Evaluates one feed.
+
+    Args:
+        since_ns: events and gaps published before are left out; for a first start, which has no
+            position on the feed: reading from the oldest on misses nothing of a new worker.
+        now_ns: wall clock; now_s: a clock that only goes forward.
+        clock: tells when the wall clock was set; the outbox's clock where it has one.
+        fault: called with `evaluated`, `committing`, `committed` at the boundaries of a save.
+
+    Attributes:
+        while_stuck: called each time a save has failed, before the next try.
+    """
+
+    def __init__(
+        self,
+        feed: Feed,
+        engine: Engine,
+        store: Store,
+        outbox: Outbox,
+        couriers: Couriers,
+        *,
+        sensors: Sequence[Sensors] = (),
+        since_ns: int = 0,
+        now_ns: Callable[[], int] = time.time_ns,
+        now_s: Callable[[], float] = time.monotonic,
+        clock: ClockWatch | None = None,
+        fault: Callable[[str], None] = no_fault,
+    ) -> None:
+        self._engine = engine
+        self._feed = feed
+        self._store = store
+        self._outbox = outbox
+        self._couriers = couriers
+        self._sensors = sensors
+        self._since_ns = since_ns
+        self._now_ns = now_ns
+        self._now_s = now_s
+        self._fault = fault
+        self._unsaved: list[Transition] = []
+        self._has_news = False
+        self._saved_s = self._started_s = now_s()
+        self._scored_ns: dict[str, tuple[float, int]] = {}  # by stream: when it was said, and what
+        self._clock = clock or ClockWatch(now_ns, now_s)
+        self._stepped_ns = 0  # not saved yet
+        self._limited_log = LimitedLog(logger)
+        self.while_stuck: Callable[[], None] = lambda: None
+        self._known_ns = outbox.evaluated_ns = 0  # stream time up to which alerts are known
+
+    def run(self, stop: threading.Event, between: Callable[[], None]) -> None:
+        """Evaluate until `stop` is set; `between` is called at least once a second."""
+        self._note(self._engine.resume())
+        self.save_surely(stop)
+        self._end_unknown()
+        while not stop.is_set():
+            between()
+            self.step()
+            self.save_surely(stop)
+        self._drain()
+        self.save_surely(stop)
+
+    def step(self) -> None:
+        """Take what there is on the feed, waiting a moment for it, and run the timers due."""
+        item = self._feed.receive(WAIT_S)
+        for _ in range(MAX_BATCH):
+            if item is None:
+                break
+            self._follow_clock()
+            self._take(item)
+            item = self._feed.receive(0.0)
+        else:
+            if item is not None:
+                self._take(item)
+        self._follow_clock()
+        horizon_ns, deadline_ns = self._horizon_ns(), self._engine.next_deadline_ns
+        if horizon_ns is not None and deadline_ns is not None and deadline_ns <= horizon_ns:
+            self._note(self._engine.advance(horizon_ns))
+        self._known_ns = horizon_ns or 0
+
+    def replace_rules(self, rules: RuleSet, timing: DetectionTiming) -> None:
+        """Go on with other rules or another timing; what is unchanged goes on untouched."""
+        self._note(self._engine.replace_rules(rules, timing))
+
+    def save_surely(self, stop: threading.Event) -> None:
+        """Save what is due; while that fails (a full disk) nothing else is read from the feed."""
+        while True:
+            try:
+                self.save()
+                return
+            except StoreError as error:
+                if error.is_damaged:  # it will not get better: the next start begins anew
+                    raise
+                self._store.outage.failed("%s; trying again each %s s", error, f"{RETRY_S:g}")
+                self.while_stuck()
+            if stop.wait(RETRY_S):
+                return
+
+    def save(self) -> None:
+        """Save at once after a transition, else from time to time.
+
+        Raises:
+            StoreError: nothing was saved.
+        """
+        is_due = self._has_news and self._now_s() - self._saved_s >= SAVE_EVERY_S
+        if not self._unsaved and not self._stepped_ns and not is_due:
+            self._outbox.evaluated_ns = self._known_ns
+            return
+        self._fault("evaluated")
+        with self._store.transaction() as db:
+            save_progress(db, self._engine.export(), self._feed.position)
+            if self._stepped_ns:
+                self._outbox.step_clock(db, self._stepped_ns)
+                self._clock.follow()
+            self._outbox.enqueue(db, self._unsaved)
+            self._fault("committing")
+        self._fault("committed")
+        self._unsaved.clear()
+        self._stepped_ns = 0
+        self._has_news = False
+        self._saved_s = self._now_s()
+        self._outbox.evaluated_ns = self._known_ns
+        self._couriers.wake()
+
+    @property
+    def hears(self) -> bool:
+        """Whether the worker was heard lately and all that came of it is saved."""
+        return self._feed.is_publisher_there and not self._unsaved
+
+    def _take(self, item: FeedMessage | Missed) -> None:
+        if isinstance(item, Missed):
+            logger.error(
+                "messages up to %s of boot %s are missed, alerts may be too: %s",
+                item.upto[1],
+                item.upto[0],
+                item.reason,
+            )
+            return
+        self._has_news = self._has_news or item.is_durable
+        try:
+            self._evaluate(item)
+        except Exception as error:  # one boundary: it is from outside, and may hold anything
+            self._limited_log.warning("message %s cannot be used: %r", item.topic, error)
+
+    def _evaluate(self, item: FeedMessage) -> None:
+        if item.is_durable and self._since_ns > parse_time(item.body["published"]):
+            return
+        match item.kind:
+            case "event":
+                self._note(self._engine.on_event(item.body))
+                for one in self._sensors:
+                    one.hear_event(item.body)
+            case "gap":
+                self._note(self._engine.on_gap(item.body))
+            case "health":
+                self._hear_health(item.body)
+
+    def _hear_health(self, body: dict[str, Any]) -> None:
+        self._note(self._engine.on_health(body))
+        for one in self._sensors:
+            one.hear_health(body)
+        lag_ns = round((body.get("lag_s") or 0.0) * NS_PER_SECOND)
+        scored_ns = parse_time(body["published"]) - lag_ns
+        self._scored_ns[body["stream"]] = (self._now_s(), scored_ns)
+
+    def _follow_clock(self) -> None:
+        """Where the wall clock was set, let what is remembered step with it, and so what waits."""
+        step_ns = self._clock.step_ns()
+        if step_ns:
+            logger.warning("the clock was set by %+.1f s", step_ns / NS_PER_SECOND)
+            self._engine.step_clock(step_ns)
+            self._scored_ns = {one: (s, ns + step_ns) for one, (s, ns) in self._scored_ns.items()}
+            self._stepped_ns += step_ns
+
+    def _horizon_ns(self) -> int | None:
+        """Return the stream time up to which everything is known; None: not known yet."""
+        now_s = self._now_s()
+        fresh = [ns for said_s, ns in self._scored_ns.values() if now_s - said_s < SILENT_S]
+        if fresh:
+            return min(fresh)
+        if now_s - self._started_s < SILENT_S:
+            return None
+        self._note(self._engine.lose_sight())
+        return self._now_ns() - round(SILENT_S * NS_PER_SECOND)
+
+    def _end_unknown(self) -> None:
+        """Say of alerts that only receivers know of, after damage, that they are over."""
+        try:
+            with self._store.transaction() as db:
+                self._outbox.end_unknown(db, self._engine.alert_ids())
+        except StoreError as error:
+            if error.is_damaged:
+                raise
+            self._store.outage.failed("%s", error)
+
+    def _drain(self) -> None:
+        """Take what the worker said before it ended, or for a moment if it goes on."""
+        end_s = self._now_s() + MAX_DRAIN_S
+        while self._now_s() < end_s and (item := self._feed.receive(DRAIN_S)) is not None:
+            self._take(item)
+
+    def _note(self, transitions: list[Transition]) -> None:
+        self._unsaved += transitions

@@ -1,0 +1,259 @@
+"""The alerts process: rules over the feed, alerts out through the outbox."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ast_stream.alerts.actions.base import (
+    ActionRunner,
+)
+from ast_stream.alerts.actions.factory import LateRunner, make_runner, routes, trouble_of
+from ast_stream.alerts.actions.home_assistant import Watched
+from ast_stream.alerts.actions.mqtt import MqttRunner
+from ast_stream.alerts.clock import ClockWatch
+from ast_stream.alerts.delivery import Couriers, no_fault
+from ast_stream.alerts.engine import Engine
+from ast_stream.alerts.feed import FeedRunner, SharedPublisher
+from ast_stream.alerts.heartbeat import HeartbeatThread
+from ast_stream.alerts.life import AlertLife
+from ast_stream.alerts.loop import TOPICS, AlertLoop
+from ast_stream.alerts.model import DetectionTiming
+from ast_stream.alerts.outbox import FEED, Failing, Outbox
+from ast_stream.alerts.reload import RulesInForce, timing_in_force
+from ast_stream.alerts.rule_watch import RuleFiles
+from ast_stream.alerts.rules.rule import RuleSet
+from ast_stream.alerts.store import Store, set_aside_unless_file
+from ast_stream.alerts.watch import watched
+from ast_stream.feed import Subscriber
+from ast_stream.runtime import lifecycle
+from ast_stream.runtime.logging import setup_logging
+from ast_stream.runtime.metrics import Metrics
+from ast_stream.runtime.notifier import Notifier
+from ast_stream.runtime.reload import Reloader
+from ast_stream.settings.check import LoadedSettings
+from ast_stream.settings.load import load_file
+from ast_stream.settings.paths import (
+    alerts_endpoint,
+    alerts_state_file,
+    feed_endpoint,
+    make_runtime_dir,
+    metrics_address,
+    query_endpoint,
+)
+from ast_stream.settings.schema import Settings
+from ast_stream.transport.locks import lock_file
+from ast_stream.transport.sockets import Sockets
+
+STOP_PATIENCE_S = 3.0  # for deliveries under way; what is left goes out after the next start
+REPLAY_PATIENCE_S = 60.0  # a worker that ended before it answered has started again by then
+
+logger = logging.getLogger(__name__)
+
+
+def alerts(
+    config: Annotated[
+        Path, typer.Option("--config", "-c", metavar="FILE", help="The configuration (YAML).")
+    ],
+) -> None:
+    """Run the alerts process: rules over the feed, alerts to people and programs.
+
+    SIGHUP, and a change of a rule file, put the new rules in force.
+
+    Example: ast-stream alerts -c /etc/ast-stream/config.yaml
+    """
+    loaded = load_file(config)
+    settings = loaded.settings
+    setup_logging(settings.logging.level, settings.logging.format, process="alerts")
+    reload = threading.Event()
+    with lifecycle.stop_on_signals(reload) as stop:
+        run_alerts(loaded, stop, reload=reload)
+
+
+def run_alerts(
+    loaded: LoadedSettings,
+    stop: threading.Event,
+    fault: Callable[[str], None] = no_fault,
+    *,
+    reload: threading.Event | None = None,
+) -> None:
+    """Evaluate and deliver until `stop` is set.
+
+    Args:
+        fault: called at every boundary between an event and its delivery; for tests.
+        reload: read the configuration and the rules again when it is set.
+
+    Raises:
+        ConfigError: the rules cannot be used.
+        StartupError: the database, an endpoint, a library, file or secret of an action.
+    """
+    settings = loaded.settings
+    files = RuleFiles(loaded)
+    rules, timing = files.load(), timing_in_force(loaded)
+    files.log_warnings(rules)
+    make_runtime_dir(settings)
+    with ExitStack() as cleanup:
+        store = _open_store(settings, cleanup)
+        metrics = Metrics("alerts", metrics_address(settings, "alerts"))
+        cleanup.callback(metrics.close)
+        sockets = Sockets()
+        cleanup.callback(sockets.close)
+        publisher = SharedPublisher(sockets, alerts_endpoint(settings))
+        clock = ClockWatch(time.time_ns, time.monotonic)
+        outbox = Outbox(store, routes(settings.alerts.actions), clock.now_ns)
+        outbox.recover()
+        sensors: list[MqttRunner] = []
+        runners = _make_runners(settings, watched(settings, rules), sensors)
+        feed_runner = FeedRunner(publisher)
+        couriers = Couriers({FEED: feed_runner, **runners}, outbox, fault)
+        cleanup.callback(couriers.stop, STOP_PATIENCE_S)
+        engine = resume_engine(store, rules, timing)
+        loop = AlertLoop(
+            _subscribe(settings, store, cleanup),
+            engine,
+            store,
+            outbox,
+            couriers,
+            sensors=sensors,
+            since_ns=store.since_ns(time.time_ns()),
+            fault=fault,
+            clock=clock,
+        )
+        in_force = RulesInForce(loaded, files, rules, timing, loop, sensors)
+        life = AlertLife(
+            Notifier(),
+            metrics,
+            publisher,
+            facts=lambda: (len(in_force), loop.hears),
+            pending=outbox.pending,
+            failing=lambda: failing_actions(outbox, runners),
+            attempts=outbox.attempts,
+            published=feed_runner.published,
+        )
+        life.disk = lambda: store.outage.text
+        loop.while_stuck = life.turn
+        couriers.start()
+        _start_heartbeat(settings, loop, cleanup)
+        logger.info("ready: %s rules, actions: %s", len(in_force), ", ".join(runners) or "none")
+        loop.run(stop, _between(loaded, reload or threading.Event(), life, in_force))
+        life.notifier.stopping("delivering what is under way")
+
+
+def _open_store(settings: Settings, cleanup: ExitStack) -> Store:
+    """Return the database, which no other process may have."""
+    state_file = alerts_state_file(settings)
+    lock = state_file.with_name(f"{state_file.name}.lock")
+    set_aside_unless_file(lock)
+    cleanup.callback(os.close, lock_file(lock, f"the alert database {state_file}"))
+    store = Store(state_file)
+    cleanup.callback(store.close)
+    return store
+
+
+def resume_engine(store: Store, rules: RuleSet, timing: DetectionTiming) -> Engine:
+    """Return an engine that goes on where the last one stood, or begins if it cannot."""
+    state = store.engine_state()
+    if state is not None:
+        try:
+            trial = Engine(rules, state, now_ns=time.time_ns(), timing=timing)
+            bodies = [one.alert.body() for one in trial.resume()]
+            bodies += [one.body() for one in trial.active_alerts()]
+            json.dumps([trial.export(), bodies])
+            return Engine(rules, state, now_ns=time.time_ns(), timing=timing)
+        except Exception as error:  # one boundary: what is stored must not keep it from starting
+            store.forget_engine(f"{type(error).__name__}: {error}")
+    return Engine(rules, now_ns=time.time_ns(), timing=timing)
+
+
+def _subscribe(settings: Settings, store: Store, cleanup: ExitStack) -> Subscriber:
+    """Return the worker's feed from where this process stood when it ended."""
+    feed = Subscriber(
+        feed_endpoint(settings),
+        topics=TOPICS,
+        query=query_endpoint(settings),
+        after=store.position() or "oldest",
+        replay_patience_s=REPLAY_PATIENCE_S,
+    )
+    cleanup.callback(feed.close)
+    return feed
+
+
+def _start_heartbeat(settings: Settings, loop: AlertLoop, cleanup: ExitStack) -> None:
+    heartbeat = HeartbeatThread.of(settings.alerts, lambda: loop.hears)
+    if heartbeat is not None:
+        heartbeat.start()
+        cleanup.callback(heartbeat.stop)
+
+
+def _between(
+    loaded: LoadedSettings, reload: threading.Event, life: AlertLife, in_force: RulesInForce
+) -> Callable[[], None]:
+    """Return what is done after each turn: tell how it is, and look for new settings and rules."""
+    reloader = Reloader(
+        reload,
+        Path(loaded.file),
+        loaded.settings,
+        "alerts",
+        parts=lambda new: new.model_dump(exclude={"logging"}),
+        live=frozenset({"detection"}),
+        apply=in_force.use,
+    )
+
+    def between() -> None:
+        life.turn()
+        reloader.look(life.notifier)
+        in_force.look()
+
+    return between
+
+
+def failing_actions(outbox: Outbox, runners: Mapping[str, ActionRunner]) -> list[Failing]:
+    """Return the actions by which nothing gets through, also those that nothing waits for yet.
+
+    Raises:
+        StoreError: the database cannot be read.
+    """
+    found = {one.action: one for one in outbox.failing()}
+    for name, runner in runners.items():
+        if isinstance(runner, LateRunner) and runner.trouble is not None:
+            known = found.get(name) or Failing(name, 0, 0, False, "")
+            found[name] = replace(known, error=runner.trouble)
+    return list(found.values())
+
+
+def _make_runners(
+    settings: Settings, watched: Watched, sensors: list[MqttRunner]
+) -> dict[str, ActionRunner]:
+    """Return what delivers by each action; one that cannot be used yet stops no other.
+
+    Args:
+        sensors: those that show what is heard are added, also later.
+    """
+
+    def note(runner: ActionRunner) -> None:
+        if isinstance(runner, MqttRunner):
+            sensors.append(runner)
+
+    runners: dict[str, ActionRunner] = {}
+    for name, action in settings.alerts.actions.items():
+        make = partial(make_runner, name, action, watched)
+        try:
+            runners[name] = make()
+            note(runners[name])
+        except Exception as error:  # one boundary: whatever a library or a file of others does
+            trouble = trouble_of(name, error)
+            text = "the action %s cannot be used: %s; its alerts wait, it is tried again with each"
+            logger.error(text, name, trouble)
+            runners[name] = LateRunner(name, make, trouble, note)
+    return runners

@@ -1,0 +1,1 @@
+"""Tests of alert rules: known sounds in, expected alerts out."""

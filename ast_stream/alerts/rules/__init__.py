@@ -1,0 +1,1 @@
+"""Alert rules: from YAML files to compiled rules."""

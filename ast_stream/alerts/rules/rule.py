@@ -1,0 +1,96 @@
+"""Rules as the engine evaluates them: every name resolved, nothing left to go wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ast_stream.alerts.model import Severity
+from ast_stream.alerts.rules.match import Matcher, Vocabulary
+from ast_stream.alerts.rules.schema import RuleFile, RuleSettings, Selector
+from ast_stream.alerts.rules.templates import Template
+from ast_stream.alerts.rules.windows import TimeWindow
+from ast_stream.settings.explain import Path as KeyPath
+from ast_stream.settings.load import Document
+
+TRIGGERS = ("for", "count", "sequence", "absent", "level")
+
+
+def triggers_of(settings: RuleSettings) -> list[str]:
+    """Return those of `TRIGGERS` that a rule has; a valid rule has one, or none and a match."""
+    given = (settings.for_, settings.count, settings.sequence, settings.absent, settings.level)
+    return [name for name, one in zip(TRIGGERS, given, strict=True) if one is not None]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule as the engine uses it.
+
+    Attributes:
+        matchers: of the sound, or of each step of a sequence.
+        digest: of all that decides when it fires; a state is kept while this stays the same.
+        settings: what the file says of its trigger.
+        actions: by which people and programs are told; None: the file says nothing of it, and the
+            alerts are only published, as with none.
+        path: where it stands in its file.
+    """
+
+    name: str
+    group: str
+    digest: str
+    settings: RuleSettings
+    matchers: tuple[Matcher, ...]
+    group_by: tuple[str, ...]
+    when: tuple[TimeWindow, ...]
+    unless: tuple[TimeWindow, ...]
+    keep_ns: int
+    cooldown_ns: int
+    severity: Severity
+    labels: Mapping[str, str]
+    actions: tuple[str, ...] | None
+    annotations: Mapping[str, Template]
+    document: Document
+    path: KeyPath
+
+    @property
+    def trigger(self) -> str:
+        """`plain`, or one of `TRIGGERS`."""
+        return next(iter(triggers_of(self.settings)), "plain")
+
+    def group_of(self, stream: str, slug: str, labels: Mapping[str, str]) -> dict[str, str]:
+        """Return the values of `group_by` for an event or a stream (`slug` is then empty)."""
+        own = {"stream": stream, "class": slug}
+        return {name: own[name] if name in own else labels.get(name, "") for name in self.group_by}
+
+    def may_fire_at(self, at_ns: int) -> bool:
+        """Tell whether the windows of time let it fire at this instant."""
+        is_time = not self.when or any(window.holds(at_ns) for window in self.when)
+        return is_time and not any(window.holds(at_ns) for window in self.unless)
+
+
+@dataclass(frozen=True)
+class Inhibition:
+    """While an alert that `source` selects is active, `target` with equal labels does not fire."""
+
+    source: Selector
+    target: Selector
+    equal: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RuleSet:
+    """All rules in force.
+
+    Attributes:
+        resume_ns: alerts go on after a pause of at most this; the largest of all files.
+        files: the parsed files and the classes they know, for lints and explanations.
+    """
+
+    rules: tuple[Rule, ...] = ()
+    inhibitions: tuple[Inhibition, ...] = ()
+    resume_ns: int = 3600 * 10**9
+    files: tuple[tuple[Document, RuleFile, Vocabulary], ...] = ()
+
+    def named(self, name: str) -> Rule | None:
+        """Return the rule of that name."""
+        return next((rule for rule in self.rules if rule.name == name), None)

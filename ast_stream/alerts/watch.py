@@ -1,0 +1,33 @@
+"""What is shown live beside the alerts: the classes that rules name."""
+
+from __future__ import annotations
+
+from ast_stream.alerts.actions.home_assistant import Watched
+from ast_stream.alerts.rule_watch import model_facts
+from ast_stream.alerts.rules.rule import RuleSet
+from ast_stream.alerts.rules.schema import EventMatch, RuleSettings
+from ast_stream.labels import slug
+from ast_stream.settings.schema import Settings
+
+
+def watched(settings: Settings, rules: RuleSet) -> Watched:
+    """Return what is shown live: classes that rules name, not all of a branch or of the model."""
+    labels = {slug(label): label for label in model_facts(settings.model).labels or ()}
+    named = {
+        one: None
+        for rule in rules.rules
+        for match in _matches(rule.settings)
+        for name in (*(match.class_ or ()), *(match.any_of or ()))
+        for one in (slug(name),)
+    }
+    return Watched(
+        streams=tuple(stream.name for stream in settings.streams),
+        classes=tuple(labels.get(one, one) for one in named),
+        rules=tuple(rule.name for rule in rules.rules),
+    )
+
+
+def _matches(settings: RuleSettings) -> list[EventMatch]:
+    steps = [] if settings.sequence is None else [one.match for one in settings.sequence.steps]
+    absent = [] if settings.absent is None else [settings.absent.match]
+    return ([] if settings.match is None else [settings.match]) + steps + absent

@@ -1,0 +1,112 @@
+"""The monotone map from logits to scores of one class, fitted on windows of known content.
+
+Two numbers (scale and bias, after Platt), by the negative log likelihood with a Gaussian prior
+around the identity: few examples move it little. Windows of one sound are no independent
+examples, so a class counts as many examples as it has sounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ast_stream.calibration.streams import LogitStream, with_label
+from ast_stream.model.metadata import ScoreMap
+from ast_stream.soundscape.scene import Planted
+
+PRIOR = 0.1  # weight of windows with the sound: like in training, and the same for all classes
+SCALE_SPREAD, BIAS_SPREAD = 0.5, 0.5  # standard deviations of the prior around 1 and 0
+LOWEST_SCALE, HIGHEST_SCALE = 0.1, 10.0
+ENOUGH_SHARE, ENOUGH_S = 0.4, 0.5  # of the sound make a window an example, as in training
+_STEPS = 100
+
+Floats = npt.NDArray[np.float64]
+
+
+def fit_score_map(
+    index: int, label: str, streams: Sequence[LogitStream], window_s: float
+) -> ScoreMap:
+    """Return the map of class `index`, named `label`; the identity where there are no examples."""
+    with_sound, without, n_sounds = [], [], 0
+    for stream in streams:
+        sounds = with_label(stream.truth, label)
+        n_sounds += len(sounds)
+        has_enough, has_none = _content(stream, sounds, window_s)
+        with_sound.append(stream.logits[has_enough, index])
+        without.append(stream.logits[has_none, index])
+    positives = np.concatenate([*with_sound, []]).astype(np.float64)
+    negatives = np.concatenate([*without, []]).astype(np.float64)
+    if not len(positives) or not len(negatives):
+        return ScoreMap()
+    scale, bias = fit(positives, negatives, n_sounds)
+    return ScoreMap(scale=round(scale, 4), bias=round(bias, 4))
+
+
+def fit(positives: Floats, negatives: Floats, n_examples: int) -> tuple[float, float]:
+    """Return scale and bias for logits with and without the sound, each of shape (n,).
+
+    The likelihood and the prior are log-concave, so Newton's method with halved steps finds the
+    one optimum; if that lies outside of the allowed scales, the bias is fitted at their limit.
+    """
+    parameters = _newton(positives, negatives, n_examples, np.array([1.0, 0.0]), np.ones(2))
+    scale = float(np.clip(parameters[0], LOWEST_SCALE, HIGHEST_SCALE))
+    if scale != parameters[0]:
+        start, only_bias = np.array([scale, parameters[1]]), np.array([0.0, 1.0])
+        parameters = _newton(positives, negatives, n_examples, start, only_bias)
+    return scale, float(parameters[1])
+
+
+def _newton(
+    positives: Floats, negatives: Floats, n_examples: int, start: Floats, is_free: Floats
+) -> Floats:
+    logits = np.concatenate([positives, negatives])
+    target = np.concatenate([np.ones(len(positives)), np.zeros(len(negatives))])
+    weight = n_examples * np.where(target, PRIOR / len(positives), (1 - PRIOR) / len(negatives))
+    inputs = np.stack([logits, np.ones(len(logits))], axis=1)
+    centre, precision = np.array([1.0, 0.0]), np.array([SCALE_SPREAD**-2, BIAS_SPREAD**-2])
+
+    def loss(parameters: Floats) -> float:
+        mapped = inputs @ parameters
+        likelihood = weight @ (np.logaddexp(0, mapped) - target * mapped)
+        return float(likelihood + precision @ np.square(parameters - centre) / 2)
+
+    parameters, best = start, loss(start)
+    for _step in range(_STEPS):
+        probability = 1 / (1 + np.exp(-np.clip(inputs @ parameters, -500, 500)))
+        gradient = inputs.T @ (weight * (probability - target)) + precision * (parameters - centre)
+        spread = weight * probability * (1 - probability)
+        hessian = (inputs * spread[:, None]).T @ inputs + np.diag(precision)
+        free = is_free.astype(np.bool_)
+        step = np.zeros(2)
+        step[free] = np.linalg.solve(hessian[np.ix_(free, free)], gradient[free])
+        size = 1.0
+        while size > 1e-6 and loss(parameters - size * step) > best:
+            size /= 2
+        moved = parameters - size * step
+        if best - loss(moved) <= 1e-12 * abs(best):
+            break
+        parameters, best = moved, loss(moved)
+    return parameters
+
+
+def mapped_scores(logits: npt.NDArray[np.float32], score_map: ScoreMap) -> npt.NDArray[np.float32]:
+    """Return the scores of logits, any shape, as `Tagger` computes them."""
+    moved = logits * np.float32(score_map.scale) + np.float32(score_map.bias)
+    scores: npt.NDArray[np.float32] = 1 / (1 + np.exp(-np.clip(moved, -80, 80)))
+    return scores.astype(np.float32)
+
+
+def _content(
+    stream: LogitStream, sounds: Sequence[Planted], window_s: float
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Tell which windows hold enough of one of `sounds`, and which hold none of any."""
+    times = stream.times_s
+    has_enough, has_none = np.zeros(len(times), np.bool_), np.ones(len(times), np.bool_)
+    for sound in sounds:
+        held_s = np.minimum(times, sound.offset_s) - np.maximum(times - window_s, sound.onset_s)
+        longest_s = min(window_s, sound.offset_s - sound.onset_s)
+        has_enough |= held_s >= min(ENOUGH_S, ENOUGH_SHARE * longest_s)
+        has_none &= held_s <= 0
+    return has_enough, has_none

@@ -1,0 +1,189 @@
+"""Streams for calibration as logits: sounds of known times over backgrounds, and sound-free audio.
+
+Logits and not scores, because checkpoints whose scores are pooled may each have maps of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ast_stream.audio.activity import Waveform
+from ast_stream.audio.recording import read_mono
+from ast_stream.detect.detector import Detector
+from ast_stream.messages.event import Pcm16, Scores
+from ast_stream.model.checkpoint import Checkpoint
+from ast_stream.model.tagger import Tagger
+from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
+from ast_stream.soundscape.scene import Planted
+from ast_stream.soundscape.streams import (
+    LONGEST_TAKE_S,
+    Laying,
+    lay_backgrounds,
+    lay_takes,
+)
+from ast_stream.soundscape.takes import BACKGROUND_S, Take, generated_backgrounds
+from ast_stream.units import SAMPLE_RATE, samples_to_seconds
+
+SNR_DB = (0.0, 20.0)
+CLEAR_OF_WINDOW_S = 0.4  # sounds lie so much more than a window apart: each is judged alone
+REPEATS = 2  # each take is heard so often, at other levels and over other backgrounds
+PIECE_S = 1800.0  # generated audio is made and scored in pieces: a day would not fit into memory
+BLOCK_S = 1.0
+_CLOSEST = 1e-7  # of a float32 score to 0 or 1, beyond which it no longer tells the logit
+
+OnHeard = Callable[[float], None]
+"""Called with the seconds of audio that were scored."""
+
+
+@dataclass(frozen=True, eq=False)
+class LogitStream:
+    """What a model said about a stream, and what was in it.
+
+    Attributes:
+        times_s: end of each window, shape (n_windows,), a hop apart.
+        logits: before any score map, shape (n_windows, n_classes), float32.
+        truth: the sounds in it, in order; none for negative audio.
+    """
+
+    times_s: npt.NDArray[np.float64]
+    logits: npt.NDArray[np.float32]
+    truth: tuple[Planted, ...]
+    duration_s: float
+
+    @property
+    def ends(self) -> npt.NDArray[np.int64]:
+        """End of each window as a sample index."""
+        ends: npt.NDArray[np.int64] = np.round(self.times_s * SAMPLE_RATE).astype(np.int64)
+        return ends
+
+
+def with_label(truth: Iterable[Planted], label: str) -> list[Planted]:
+    """Return the sounds of one label."""
+    return [sound for sound in truth if sound.label == label]
+
+
+def hours_of(streams: Iterable[LogitStream]) -> float:
+    """Return how much audio some streams hold."""
+    return sum(stream.duration_s for stream in streams) / 3600
+
+
+def plain_tagger(checkpoint: Checkpoint, device: str = "cpu") -> Tagger:
+    """Return the checkpoint ready to score, without its score maps."""
+    metadata = checkpoint.metadata.model_copy(update={"score_maps": {}})
+    return Tagger(replace(checkpoint, metadata=metadata), device, "fp32", "math")
+
+
+def score_stream(
+    tagger: Tagger,
+    hop_s: float,
+    blocks: Iterable[Pcm16],
+    truth: Sequence[Planted] = (),
+    on_heard: OnHeard = lambda seconds: None,
+) -> LogitStream:
+    """Score int16 audio at 16 kHz through the same detector as live.
+
+    Args:
+        tagger: of a checkpoint without score maps.
+    """
+    windows: list[Scores] = []
+    plain = DetectionSettings(defaults=DetectionDefaults(smoothing_s=0.0))
+    detector = Detector(tagger, plain, hop_s=hop_s, max_streams=1, on_scores=windows.append)
+    detector.open("strip", "calibration")
+    n_samples = 0
+    for block in blocks:
+        detector.push("strip", n_samples, block)
+        detector.run()
+        n_samples += len(block)
+        on_heard(samples_to_seconds(len(block)))
+    detector.flush("strip", "quiet")
+    scores = np.array([one.scores for one in windows], np.float32).reshape(-1, len(tagger.labels))
+    return LogitStream(
+        times_s=np.array([samples_to_seconds(one.end_sample) for one in windows]),
+        logits=_logits(scores),
+        truth=tuple(truth),
+        duration_s=samples_to_seconds(n_samples),
+    )
+
+
+def sound_streams(
+    tagger: Tagger,
+    hop_s: float,
+    takes: Sequence[Take],
+    backgrounds: Sequence[Waveform],
+    labels: Sequence[str],
+    seed: int,
+    on_heard: OnHeard = lambda seconds: None,
+) -> Iterator[LogitStream]:
+    """Yield `REPEATS` streams, each with every take once, at 0 to 20 dB over its background."""
+    for number in range(REPEATS if takes else 0):
+        rng = np.random.default_rng((seed, number))
+        strip = lay_takes(rng, takes, backgrounds, labels, laying_for(tagger.window_s))
+        yield score_stream(tagger, hop_s, _blocks(strip.pcm), strip.truth, on_heard)
+
+
+def laid_s(takes: Sequence[Take], window_s: float) -> float:
+    """Return about how many seconds `sound_streams` makes of some takes."""
+    gap_s = sum(laying_for(window_s).gap_s) / 2
+    spans = [take.active_span for take in takes]
+    active_s = [min(LONGEST_TAKE_S, samples_to_seconds(end - begin)) for begin, end in spans]
+    return REPEATS * sum(one + gap_s for one in active_s)
+
+
+def laying_for(window_s: float) -> Laying:
+    """Return how sounds are laid for windows of this length: no window holds two of them."""
+    shortest_s, longest_s = Laying.gap_s
+    more_s = max(0.0, window_s + CLEAR_OF_WINDOW_S - shortest_s)
+    return Laying(snr_db=SNR_DB, gap_s=(shortest_s + more_s, longest_s + more_s))
+
+
+def background_streams(
+    tagger: Tagger,
+    hop_s: float,
+    duration_s: float,
+    seed: int,
+    backgrounds: Sequence[Waveform] | None = None,
+    on_heard: OnHeard = lambda seconds: None,
+) -> Iterator[LogitStream]:
+    """Yield streams of generated noise, hum, music and speech without any event.
+
+    Args:
+        backgrounds: what they are made of; None: new ones for every half hour, so that more hours
+            are really more to hear.
+    """
+    number = 0
+    while duration_s > 0:
+        piece_s = min(PIECE_S, duration_s)
+        count = max(1, round(piece_s / BACKGROUND_S))
+        sources = backgrounds or generated_backgrounds(seed + number, count)
+        rng = np.random.default_rng((seed, number, 99))
+        strip = lay_backgrounds(rng, sources, piece_s)
+        yield score_stream(tagger, hop_s, _blocks(strip.pcm), (), on_heard)
+        duration_s -= piece_s
+        number += 1
+
+
+def recorded_stream(
+    tagger: Tagger, hop_s: float, path: Path, on_heard: OnHeard = lambda seconds: None
+) -> LogitStream:
+    """Score a recording without any event of the checkpoint's classes; any rate and length.
+
+    Raises:
+        CaptureError, AudioError: it cannot be read, or is damaged.
+    """
+    return score_stream(tagger, hop_s, read_mono(path), (), on_heard)
+
+
+def _blocks(pcm: Pcm16) -> Iterator[Pcm16]:
+    step = round(BLOCK_S * SAMPLE_RATE)
+    return (pcm[start : start + step] for start in range(0, len(pcm), step))
+
+
+def _logits(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    exact = np.clip(scores.astype(np.float64), _CLOSEST, 1 - _CLOSEST)
+    logits: npt.NDArray[np.float32] = (np.log(exact) - np.log1p(-exact)).astype(np.float32)
+    return logits

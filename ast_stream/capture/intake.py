@@ -1,0 +1,303 @@
+"""From a source into the ring, for as long as the process lives: open, read, resample, time, retry.
+
+A source that fails is closed and opened again for ever; the time that passed meanwhile becomes a
+hole in the sample index with its reason. Nothing here ends a stream but the end of a recording.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from ast_stream.audio.channels import Channels
+from ast_stream.audio.resampler import Resampler
+from ast_stream.audio.source import Pcm, Source, SourceBlock, SourceError, SourceHungError
+from ast_stream.capture.clock import CaptureClock
+from ast_stream.capture.ring import Ring
+from ast_stream.errors import AudioError, CaptureError
+from ast_stream.messages.event import Pcm16
+from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE
+
+logger = logging.getLogger(__name__)
+
+SourceState = Literal["listening", "degraded", "missing", "ended"]
+
+READ_TIMEOUT_S = 0.2
+SILENCE_LIMIT_S = 3.0  # a live source without a block for so long is missing
+RETRY_S = (0.5, 5.0)  # first and longest pause between two attempts
+STEADY_S = 5.0  # a source that is lost sooner after its first sound is tried ever more rarely
+_STARTING = "starting"
+_JITTER = 0.2  # part of the pause: many cameras of one site must not come back in step
+_RING_SHARE = 4  # an unpaced source runs at most 1/4 of the ring ahead of the acknowledgements
+_OVERFLOW = "overflow"
+_RATE_LOG_NS = 3600 * NS_PER_SECOND
+
+
+@dataclass(frozen=True)
+class SourceStatus:
+    """What is known about the source now; `detail` says why it is missing or degraded.
+
+    A source is degraded that gives samples which cannot be the sound of a room.
+    """
+
+    state: SourceState
+    detail: str | None = None
+
+
+class Intake:
+    """One source feeding one ring; `run` is the body of a thread.
+
+    Args:
+        stop: ends `run` soon after it is set.
+        channels: takes what is heard of each block.
+        warn_lost, warn_back: log a loss and its end; a flapping device may call them often.
+        warn_fault: logs that the source gives what cannot be sound.
+        random_unit: a number in [0, 1) for the jitter of the pauses.
+
+    Attributes:
+        failure: why nothing more will come although the source should have gone on, or None.
+        n_losses: times the source was lost.
+        n_overflows: times samples were lost inside the source.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        ring: Ring,
+        stop: threading.Event,
+        *,
+        channels: Channels | None = None,
+        warn_lost: Callable[..., None] = logger.warning,
+        warn_back: Callable[..., None] = logger.warning,
+        warn_fault: Callable[..., None] = logger.warning,
+        monotonic_ns: Callable[[], int] = time.monotonic_ns,
+        random_unit: Callable[[], float] = random.random,
+    ) -> None:
+        self.failure: Exception | None = None
+        self.n_losses = 0
+        self.n_overflows = 0
+        self._source = source
+        self._ring = ring
+        self._stop = stop
+        self._channels = channels or Channels()
+        self._warn_lost = warn_lost
+        self._warn_back = warn_back
+        self._warn_fault = warn_fault
+        self._monotonic_ns = monotonic_ns
+        self._random_unit = random_unit
+        self._clock = CaptureClock()
+        self._resampler: Resampler | None = None
+        self._n_clipped = 0  # by resamplers before this one
+        self._base = 0  # ring index of the resampler's first sample
+        self._n_frames = 0  # frames given to the resampler
+        self._gap_reason: str | None = None  # why the next block does not continue the last one
+        self._lost_text: str | None = _STARTING
+        self._has_ended = False
+        self._began_ns = monotonic_ns()
+        self._first_block_ns: int | None = None  # since the last opening
+        self._last_block_ns = self._progress_ns = self._began_ns
+        self._retry_s = RETRY_S[0]
+        self._next_rate_log_ns = self._began_ns + _RATE_LOG_NS
+
+    @property
+    def status(self) -> SourceStatus:
+        """State of the source, honest even while a call to it does not return."""
+        if self._has_ended:
+            return SourceStatus("ended", None if self.failure is None else str(self.failure))
+        if self._lost_text is not None:
+            return SourceStatus("missing", self._lost_text)
+        silent_s = (self._monotonic_ns() - self._last_block_ns) / NS_PER_SECOND
+        if self._source.is_live and silent_s > SILENCE_LIMIT_S:
+            return SourceStatus("missing", f"no audio for {silent_s:.0f} s")
+        if (fault := self._channels.fault) is not None:
+            return SourceStatus("degraded", fault)
+        return SourceStatus("listening")
+
+    @property
+    def data_age_s(self) -> float | None:
+        """Seconds since the last block, None before the first."""
+        if self._resampler is None:
+            return None
+        return (self._monotonic_ns() - self._last_block_ns) / NS_PER_SECOND
+
+    @property
+    def stuck_s(self) -> float:
+        """Seconds since anything went on: a block came, or another try to get the source failed.
+
+        A source that is open and claims to work, but gives nothing, does not go on; a pipe whose
+        writer pauses and a recording that waits for the worker do.
+        """
+        return (self._monotonic_ns() - self._progress_ns) / NS_PER_SECOND
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the source came to its end."""
+        return self._has_ended
+
+    @property
+    def n_clipped(self) -> int:
+        """Samples beyond full scale."""
+        return self._n_clipped + (0 if self._resampler is None else self._resampler.n_clipped)
+
+    def run(self) -> None:
+        """Fill the ring until the source ends or `stop` is set; `failure` tells what went wrong."""
+        try:
+            while not self._stop.is_set() and not self._has_ended:
+                self._run_once()
+        except SourceHungError as error:
+            self._lost_text = str(error)
+            self.failure = error
+        except Exception as error:  # the main thread raises it: no bug may end a thread in silence
+            self.failure = error
+
+    def _run_once(self) -> None:
+        """Open the source and read it until it is lost, ends, or is no longer wanted."""
+        try:
+            self._source.open()
+            self._progress_ns = self._monotonic_ns()
+            self._first_block_ns = None
+            if self._lost_text == _STARTING:
+                self._lost_text = "open, but no audio yet"
+            self._channels.restart()
+            while not self._stop.is_set() and not self._has_ended:
+                self._wait_for_worker()
+                block = self._source.read(READ_TIMEOUT_S)
+                if block is not None:
+                    self._take(block)
+                if block is not None or not self._source.is_live:
+                    self._progress_ns = self._monotonic_ns()
+            self._source.close()
+        except SourceHungError:
+            raise
+        except CaptureError as error:
+            self._lose(error)
+            self._source.close()
+            self._pause(error)
+        except AudioError as error:
+            logger.error("%s", error)
+            self.failure = error
+            self._end()
+            self._source.close()
+
+    def _wait_for_worker(self) -> None:
+        if self._source.is_paced:
+            return
+        most = self._ring.capacity // _RING_SHARE
+        while not self._stop.is_set() and not self._ring.wait_acked(most, READ_TIMEOUT_S):
+            self._progress_ns = self._monotonic_ns()
+
+    def _take(self, block: SourceBlock) -> None:
+        pcm = self._heard(block)
+        if block.overflowed and self._gap_reason is None and self._resampler is not None:
+            self.n_overflows += 1
+            self._gap_reason = _OVERFLOW
+        if self._gap_reason is not None or self._resampler is None:
+            self._continue_after_gap(block)
+        elif self._resampler.rate != block.rate:
+            self._begin_resampler(block.rate)
+        elif self._source.is_live:
+            here = self._base + self._n_frames * SAMPLE_RATE // block.rate
+            self._clock.observe(here, block.monotonic_ns, block.captured_ns)
+        assert self._resampler is not None
+        self._write(self._resampler.push(pcm))
+        self._n_frames += len(block.pcm)
+        self._last_block_ns = self._monotonic_ns()
+        self._lost_text = None
+        if self._first_block_ns is None:
+            self._first_block_ns = self._last_block_ns
+        if self._last_block_ns - self._first_block_ns >= STEADY_S * NS_PER_SECOND:
+            self._retry_s = RETRY_S[0]
+        if block.is_last:
+            self._end()
+        self._log_rate()
+
+    def _heard(self, block: SourceBlock) -> Pcm:
+        """Return what is heard of a block, and log where a fault of the source begins or ends."""
+        before = self._channels.fault
+        try:
+            pcm = self._channels.take(block.pcm, block.rate)
+        except SourceError as error:
+            if self._source.is_live:
+                raise
+            raise AudioError(str(error)) from error  # a recording does not grow a channel
+        fault = self._channels.fault
+        if before is None and fault is not None:
+            self._warn_fault("no sound of a room: %s", fault)
+        elif before is not None and fault is None:
+            self._warn_back("the source gives sound again")
+        return pcm
+
+    def _log_rate(self) -> None:
+        if self._last_block_ns >= self._next_rate_log_ns:
+            self._next_rate_log_ns = self._last_block_ns + _RATE_LOG_NS
+            if (rate_hz := self._clock.rate_hz()) is not None:
+                logger.info("the source delivers %.2f samples per second of 16000", rate_hz)
+
+    def _continue_after_gap(self, block: SourceBlock) -> None:
+        """Count what was lost, and begin a new line of time at this block."""
+        self._flush()
+        if self._gap_reason is not None and self._source.is_live:
+            lost = self._samples_lost(block)
+            skipped = self._ring.skip(lost, self._gap_reason)
+            self._warn_back(
+                "audio goes on after %s: %.2f s lost", self._gap_reason, skipped / SAMPLE_RATE
+            )
+        if self._source.is_live or self._resampler is None:
+            self._clock.anchor(self._ring.next, block.monotonic_ns, block.captured_ns)
+        self._gap_reason = None
+        self._begin_resampler(block.rate)
+
+    def _samples_lost(self, block: SourceBlock) -> int:
+        if self._resampler is None:  # the source was absent from the start
+            return (block.monotonic_ns - self._began_ns) * SAMPLE_RATE // NS_PER_SECOND
+        return self._clock.samples_until(self._ring.next, block.monotonic_ns)
+
+    def _begin_resampler(self, rate: int) -> None:
+        self._flush()
+        self._n_clipped = self.n_clipped
+        self._resampler = Resampler(rate)
+        self._base, self._n_frames = self._ring.next, 0
+
+    def _lose(self, error: CaptureError) -> None:
+        """Keep what is still in the resampler; remember why the next block will not continue."""
+        self._flush()
+        self.n_losses += 1
+        reason = error.reason if isinstance(error, SourceError) else "source_lost"
+        self._gap_reason = self._gap_reason or reason
+        self._lost_text = str(error)
+        self._warn_lost("%s; trying again", error)
+
+    def _pause(self, error: CaptureError) -> None:
+        jitter = 1 + _JITTER * (2 * self._random_unit() - 1)
+        self._wait(self._retry_s * jitter)
+        longest_s = getattr(error, "longest_pause_s", None) or RETRY_S[1]
+        self._retry_s = min(2 * self._retry_s, longest_s)
+
+    def _wait(self, duration_s: float) -> None:
+        """Wait in steps: a long pause is progress, too."""
+        while duration_s > 0 and not self._stop.is_set():
+            self._progress_ns = self._monotonic_ns()
+            self._stop.wait(min(duration_s, RETRY_S[1]))
+            duration_s -= RETRY_S[1]
+        self._progress_ns = self._monotonic_ns()
+
+    def _end(self) -> None:
+        self._flush()
+        self._has_ended = True
+
+    def _flush(self) -> None:
+        if self._resampler is not None:
+            self._write(self._resampler.flush())
+
+    def _write(self, pcm: Pcm16) -> None:
+        if len(pcm) == 0:
+            return
+        step_ns = self._clock.step_ns(self._ring.next) if self._source.is_live else 0
+        if step_ns:
+            logger.info("audio clock moved by %.1f ms", step_ns / 1e6)
+        self._ring.write(pcm, self._clock.time_ns(self._ring.next))

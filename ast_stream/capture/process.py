@@ -1,0 +1,236 @@
+"""The capture process of one stream: source to ring, ring to worker, ring reads answered."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ast_stream.audio.source import SourceHungError
+from ast_stream.capture.intake import Intake
+from ast_stream.capture.report import CaptureReport
+from ast_stream.capture.ring import Ring
+from ast_stream.capture.ring_service import RingService
+from ast_stream.capture.sender import BlockSender
+from ast_stream.capture.sources.factory import make_channels, make_source
+from ast_stream.capture.sources.network import FIRST_SOUND_S, opening_limit_s
+from ast_stream.errors import AudioError, UsageError
+from ast_stream.labels import did_you_mean
+from ast_stream.limited_log import LimitedLog
+from ast_stream.runtime import lifecycle
+from ast_stream.runtime.logging import setup_logging
+from ast_stream.runtime.metrics import RENEW_EVERY_S, Metrics
+from ast_stream.runtime.notifier import Notifier
+from ast_stream.runtime.reload import Parts, Reloader
+from ast_stream.settings.load import load_settings
+from ast_stream.settings.paths import (
+    audio_endpoint,
+    make_runtime_dir,
+    metrics_address,
+    ring_endpoint,
+)
+from ast_stream.settings.schema import Settings, Source, StreamSettings
+from ast_stream.transport.sockets import AUDIO_HWM_BLOCKS, QUERY_HWM_MESSAGES, Sockets
+from ast_stream.units import seconds_to_samples
+
+logger = logging.getLogger(__name__)
+
+EXIT_HUNG = 75  # EX_TEMPFAIL of sysexits.h: a new process may do better
+_POLL_MS = 100
+_LINGER_S = 0.5  # the ring stays so long after its end was told, for readers that ask again
+_HUNG_GRACE_S = 5.0  # a process that must end lets the worker have its audio first
+_JOIN_S = 1.0
+PROGRESS_LIMIT_S = 10.0  # a source that gives nothing for so long, and says nothing, is stuck
+
+
+def capture(
+    config: Annotated[Path, typer.Option("--config", "-c", help="Configuration file.")],
+    stream: Annotated[str, typer.Option("--stream", help="Name of the stream to capture.")],
+) -> None:
+    """Run the capture process of one stream.
+
+    Example: ast-stream capture -c /etc/ast-stream/config.yaml --stream porch
+    """
+    settings = load_settings(config)
+    process = f"capture {stream}"
+    setup_logging(settings.logging.level, settings.logging.format, process=process)
+    reload = threading.Event()
+    reloader = Reloader(reload, config, settings, process, parts=lambda new: _parts(new, stream))
+    with lifecycle.stop_on_signals(reload) as stop:
+        try:
+            run_capture(settings, stream, stop, reloader)
+        except SourceHungError as error:
+            logger.log(logging.INFO if stop.is_set() else logging.ERROR, "%s", error)
+            sys.stderr.flush()
+            # the usual way out would wait for the thread that hangs, and hang itself
+            os._exit(0 if stop.is_set() else EXIT_HUNG)
+
+
+def run_capture(
+    settings: Settings, stream_name: str, stop: threading.Event, reloader: Reloader | None = None
+) -> None:
+    """Capture until `stop` is set, or until the worker has all of a source that has ended.
+
+    Raises:
+        UsageError: the configuration has no such stream.
+        ConfigError: the runtime folder cannot be used.
+        StartupError: the ring's endpoint or the port of the metrics is in use, or a library for
+            the source is missing.
+        AudioError: a recording that is none or is damaged; what it held was captured.
+        SourceHungError: a call to the source never returned; only ending the process helps.
+    """
+    stream = _find_stream(settings, stream_name)
+    make_runtime_dir(settings)
+    process = _CaptureProcess(settings, stream)
+    try:
+        process.run(stop, reloader)
+    finally:
+        process.close()
+    if process.failure is not None:
+        raise process.failure
+
+
+def _find_stream(settings: Settings, name: str) -> StreamSettings:
+    names = [stream.name for stream in settings.streams]
+    if name not in names:
+        raise UsageError(f"no stream {name!r} in the configuration{did_you_mean(name, names)}")
+    return settings.streams[names.index(name)]
+
+
+def _parts(settings: Settings, name: str) -> Parts:
+    """Return the settings that concern the capture process of a stream."""
+    own = [stream.model_dump() for stream in settings.streams if stream.name == name]
+    shared = settings.model_dump(include={"runtime_dir", "transport", "metrics"})
+    return shared | {f"stream {name}": own[0] if own else None}
+
+
+def _progress_limit_s(source: Source) -> float:
+    """Return how long a source that is well may take for one step."""
+    if source.type == "url":
+        return PROGRESS_LIMIT_S + max(
+            opening_limit_s(source), FIRST_SOUND_S + source.read_timeout_s
+        )
+    return PROGRESS_LIMIT_S
+
+
+class _CaptureProcess:
+    """Source, ring and sockets of one stream, with a thread each for intake and sending."""
+
+    def __init__(self, settings: Settings, stream: StreamSettings) -> None:
+        self._name = stream.name
+        self._stop_threads = threading.Event()
+        self._ring = Ring(seconds_to_samples(stream.ring_s))
+        source = make_source(stream.source)
+        self._intake = Intake(
+            source,
+            self._ring,
+            self._stop_threads,
+            channels=make_channels(stream.source),
+            warn_lost=LimitedLog(logger).warning,
+            warn_back=LimitedLog(logger).warning,
+            warn_fault=LimitedLog(logger).warning,
+        )
+        endpoint = ring_endpoint(settings, stream.name)
+        self._sockets = Sockets()
+        self._router = self._sockets.bind("router", endpoint, QUERY_HWM_MESSAGES)
+        self._service = RingService(
+            stream.name,
+            secrets.token_hex(16),
+            endpoint,
+            self._ring,
+            lambda: self._intake.status,
+            is_paced=source.is_paced,
+            is_trusted=self._router.is_trusted,
+        )
+        push = self._sockets.connect("push", audio_endpoint(settings), AUDIO_HWM_BLOCKS)
+        self._sender = BlockSender(
+            self._ring,
+            self._service,
+            push.send,
+            is_paced=source.is_paced,
+            stop=self._stop_threads,
+        )
+        self._intake_thread = threading.Thread(target=self._intake.run, name="intake", daemon=True)
+        self._sender_thread = threading.Thread(target=self._sender.run, name="sender", daemon=True)
+        self._report = CaptureReport(
+            stream.name, self._ring, self._intake, self._sender, self._service
+        )
+        self._progress_limit_s = _progress_limit_s(stream.source)
+        self._done_since_s: float | None = None
+        self._metrics = Metrics("capture", metrics_address(settings, f"capture {stream.name}"))
+        self._next_metrics_s = float("-inf")
+
+    @property
+    def failure(self) -> Exception | None:
+        """What ended the process before its time, or None."""
+        if self._intake_thread.is_alive():
+            return SourceHungError("stalled", f"the source of {self._name} is left behind waiting")
+        return self._intake.failure or self._sender.failure
+
+    def run(self, stop: threading.Event, reloader: Reloader | None) -> None:
+        """Answer ring requests until there is no more reason to."""
+        self._intake_thread.start()
+        self._sender_thread.start()
+        logger.info("capturing")
+        notifier = Notifier()
+        while not stop.is_set() and not self._is_done(time.monotonic()):
+            request = self._router.receive(_POLL_MS)
+            if request is not None:
+                self._answer(request)
+            notifier.turn(self._report.status, is_working=self._is_working)
+            if reloader is not None:
+                reloader.look(notifier)
+            self._renew_metrics(time.monotonic())
+        notifier.stopping()
+
+    def close(self) -> None:
+        """Stop the threads, as far as they can be stopped, and release the endpoint."""
+        self._stop_threads.set()
+        for thread in (self._sender_thread, self._intake_thread):
+            if thread.is_alive():
+                thread.join(_JOIN_S)
+        self._sockets.close()
+        self._metrics.close()
+        logger.info("stopped: %s", self._report.summary())
+
+    @property
+    def _is_working(self) -> bool:
+        """Whether audio comes, or the source is honestly waited for."""
+        return self._intake.has_ended or self._intake.stuck_s < self._progress_limit_s
+
+    def _renew_metrics(self, now_s: float) -> None:
+        if self._metrics.is_on and now_s >= self._next_metrics_s:
+            self._next_metrics_s = now_s + RENEW_EVERY_S
+            self._metrics.renew(self._report.families())
+
+    def _answer(self, request: list[bytes]) -> None:
+        identity, *frames = request
+        reply = self._service.answer(frames, identity)
+        if reply is not None:
+            self._router.send([identity, *reply])
+
+    def _is_done(self, now_s: float) -> bool:
+        """Tell whether the source has come to an end that the worker knows of."""
+        if self._sender.failure is not None:
+            return True
+        is_read = self._ring.acked == self._ring.next
+        match self._intake.failure:
+            case SourceHungError():
+                return is_read or self._is_done_for(_HUNG_GRACE_S, now_s)
+            case None | AudioError():
+                is_told = self._service.has_told_end and is_read
+                return is_told and self._is_done_for(_LINGER_S, now_s)
+            case _:
+                return True
+
+    def _is_done_for(self, duration_s: float, now_s: float) -> bool:
+        if self._done_since_s is None:
+            self._done_since_s = now_s
+        return now_s - self._done_since_s >= duration_s

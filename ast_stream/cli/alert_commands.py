@@ -1,0 +1,270 @@
+"""`ast-stream outbox`, `ack` and `snooze`: operating alerts while the process runs, or not."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ast_stream.alerts import outbox_admin
+from ast_stream.alerts.actions.base import one_line
+from ast_stream.alerts.delivery_policy import FEED
+from ast_stream.alerts.model import Severity
+from ast_stream.alerts.outbox_admin import Row
+from ast_stream.alerts.outbox_writer import SELF_RULE
+from ast_stream.alerts.rules.files import read_rule_document
+from ast_stream.alerts.rules.parsing import alert_names
+from ast_stream.alerts.rules.schema import RULE_NAME, parse_duration
+from ast_stream.alerts.store import Store
+from ast_stream.cli.output import say
+from ast_stream.errors import ConfigError, UsageError
+from ast_stream.labels import did_you_mean
+from ast_stream.messages.event import format_time
+from ast_stream.settings.load import load_settings
+from ast_stream.settings.paths import alerts_state_file
+
+ConfigOption = Annotated[
+    Path, typer.Option("--config", "-c", metavar="FILE", help="The configuration (YAML).")
+]
+ActionOption = Annotated[str | None, typer.Option(help="Only of this action.")]
+Numbers = Annotated[
+    list[int] | None,
+    typer.Argument(help="Numbers as `list` shows them.", show_default=False),
+]
+AllOption = Annotated[bool, typer.Option("--all", help="All of them.")]
+
+app = typer.Typer(
+    help="Show and change what is to be delivered.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example: ast-stream outbox list -c config.yaml --state dead",
+)
+
+
+@app.command("list")
+def list_rows(
+    config: ConfigOption,
+    state: Annotated[
+        list[str] | None,
+        typer.Option(help="pending, done, dead, expired, dropped, superseded, snoozed; repeatable"),
+    ] = None,
+    action: ActionOption = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest.")] = 50,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines.")] = False,
+) -> None:
+    """List deliveries, newest first.
+
+    Example: ast-stream outbox list -c config.yaml --state pending --state dead
+    """
+    with _store(config) as store:
+        _check_action(store, config, action)
+        rows = outbox_admin.rows(store, state or (), action, limit)
+        held = [] if as_json else outbox_admin.snoozes(store, time.time_ns())
+    if as_json:
+        for row in rows:
+            print(json.dumps(_row_json(row)))
+        return
+    for line in _lines(rows):
+        say(line)
+    for rule, until_ns in held:
+        print(f"{rule} is snoozed until {format_time(until_ns)}")
+
+
+@app.command("retry")
+def retry_rows(
+    config: ConfigOption,
+    numbers: Numbers = None,
+    action: ActionOption = None,
+    is_all: AllOption = False,
+) -> None:
+    """Try deliveries again that were given up, and reopen the receivers that said "gone".
+
+    Example: ast-stream outbox retry -c config.yaml --all --action phone
+    """
+    _check_choice(numbers, is_all)
+    with _store(config) as store:
+        _check_action(store, config, action)
+        n_rows = outbox_admin.retry(store, numbers or (), time.time_ns(), action)
+    print(f"{_deliveries(n_rows)} tried again")
+
+
+@app.command("drop")
+def drop_rows(
+    config: ConfigOption,
+    numbers: Numbers = None,
+    action: ActionOption = None,
+    is_all: AllOption = False,
+) -> None:
+    """Never deliver what is still waiting.
+
+    Example: ast-stream outbox drop -c config.yaml 17 18
+    """
+    _check_choice(numbers, is_all)
+    with _store(config) as store:
+        _check_action(store, config, action)
+        n_rows = outbox_admin.drop(store, numbers or (), time.time_ns(), action)
+    print(f"{_deliveries(n_rows)} dropped")
+
+
+@app.command("send")
+def send(
+    text: Annotated[str, typer.Argument(help="The message, in one line.")],
+    config: ConfigOption,
+    severity: Annotated[Severity, typer.Option(help="Of the alert.")] = "informational",
+    rule: Annotated[str, typer.Option(metavar="NAME", help="Sent as an alert of it.")] = "message",
+    about: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LABEL=VALUE", help="What it is about: sent once an hour then; repeatable."
+        ),
+    ] = None,
+) -> None:
+    """Send a message through every action: to try them out, or for other programs.
+
+    It is written into the outbox; the alerts process delivers it.
+
+    Example: ast-stream outbox send -c config.yaml "this is a test"
+    """
+    if not re.match(RULE_NAME, rule):
+        raise UsageError(f"--rule: expected a name like dog_barking, got {rule!r}")
+    labels = dict(one.partition("=")[::2] for one in about or ())
+    if not all(labels) or not all(labels.values()):
+        raise UsageError(f"--about: expected LABEL=VALUE, got {' '.join(about or ())!r}")
+    alerts = load_settings(config).alerts
+    actions = [name for name, one in alerts.actions.items() if "firing" in one.on]
+    if not alerts.rules or not actions:
+        raise UsageError(
+            f"{config}: expected alerts.rules and an alerts.actions that is there for firing "
+            "alerts, got none: nothing is delivered"
+        )
+    with _store(config) as store:
+        is_new = outbox_admin.send(
+            store,
+            actions,
+            rule=rule,
+            severity=severity,
+            about=labels,
+            text=one_line(text),
+            now_ns=time.time_ns(),
+        )
+    print(f"to be sent by {', '.join(actions)}" if is_new else "was sent within this hour")
+
+
+def ack(
+    alert: Annotated[str, typer.Argument(help="Id of the alert, or the beginning of it.")],
+    config: ConfigOption,
+) -> None:
+    """Say that an alert has been seen: nothing more is sent of it until it is over.
+
+    Example: ast-stream ack -c config.yaml ysl7yjzd
+    """
+    if not alert:
+        raise UsageError("expected the id of one alert, or the beginning of it, got an empty text")
+    with _store(config) as store:
+        n_rows = outbox_admin.acknowledge(store, alert, time.time_ns(), getpass.getuser())
+    print(f"acknowledged; {_deliveries(n_rows)} dropped")
+
+
+def snooze(
+    rule: Annotated[str, typer.Argument(help="Name of the rule.")],
+    config: ConfigOption,
+    duration: Annotated[
+        str, typer.Option("--for", help="How long, e.g. 30m or 2h; 0s ends a snooze.")
+    ] = "1h",
+) -> None:
+    """Send nothing of a rule for a while; what is still firing then is sent.
+
+    Example: ast-stream snooze -c config.yaml dog_barking_long --for 2h
+    """
+    try:
+        length_ns = parse_duration(duration)
+    except ValueError as error:
+        raise UsageError(f"--for: {error}") from error
+    now_ns = time.time_ns()
+    with _store(config) as store:
+        _expect("a rule", rule, {SELF_RULE, *_rules(config), *outbox_admin.known_rules(store)})
+        n_rows = outbox_admin.snooze(store, rule, now_ns + length_ns, now_ns)
+    if length_ns == 0:
+        print(f"{rule} is snoozed no longer; {_deliveries(n_rows)} held back no more")
+        return
+    until = format_time(now_ns + length_ns)
+    print(f"{rule} is snoozed until {until}; {_deliveries(n_rows)} held back")
+
+
+@contextmanager
+def _store(config: Path) -> Iterator[Store]:
+    store = Store(alerts_state_file(load_settings(config)), must_exist=True)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _rules(config: Path) -> set[str]:
+    """Return the names of all rules in the files of a configuration, right or wrong ones."""
+    found: set[str] = set()
+    for name in load_settings(config).alerts.rules:
+        with suppress(ConfigError):  # what is wrong with it is not the question here
+            found |= alert_names(read_rule_document(config.parent / name))
+    return found
+
+
+def _check_action(store: Store, config: Path, action: str | None) -> None:
+    if action is not None:
+        configured = load_settings(config).alerts.actions
+        _expect("an action", action, {FEED, *configured, *outbox_admin.known_actions(store)})
+
+
+def _expect(what: str, name: str, known: set[str]) -> None:
+    if name not in known:
+        near = did_you_mean(name, known) or f"; known: {', '.join(sorted(known))}"
+        raise UsageError(f"expected the name of {what}, got {name!r}{near}")
+
+
+def _check_choice(numbers: list[int] | None, is_all: bool) -> None:
+    if bool(numbers) == is_all:
+        raise UsageError("expected numbers of deliveries, or --all")
+
+
+def _deliveries(n_rows: int) -> str:
+    return "1 delivery is" if n_rows == 1 else f"{n_rows} deliveries are"
+
+
+def _row_json(row: Row) -> dict[str, object]:
+    times = ("created", "next", "expires")
+    values = asdict(row)
+    return values | {name: format_time(values.pop(f"{name}_ns")) for name in times}
+
+
+def _lines(rows: list[Row]) -> Iterator[str]:
+    """Yield the rows in columns that fit each other, and below a row why it was not delivered."""
+    heading = ("no", "created (UTC)", "alert", "state", "what", "action", "rule")
+    table = [heading, *(_cells(row) for row in rows)]
+    widths = [max(len(cells[place]) for cells in table) for place in range(len(heading))]
+    tries = ["", *(_why_not(row) for row in rows)]
+    for cells, why_not in zip(table, tries, strict=True):
+        padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        yield "  ".join(padded).rstrip()
+        if why_not:
+            yield f"{'':{widths[0]}}  {why_not}"
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    created = format_time(row.created_ns)[:19].replace("T", " ")
+    words = (row.alert_id[:10], row.state, row.transition, row.action, row.rule)
+    return (str(row.seq), created, *words)
+
+
+def _why_not(row: Row) -> str:
+    if not row.last_error:
+        return ""
+    tries = "1 try" if row.attempts == 1 else f"{row.attempts} tries"
+    return f"{tries}: {one_line(row.last_error)}"

@@ -1,0 +1,280 @@
+"""The command line: `ast-stream COMMAND`; each command's module is imported only when it runs."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import io
+import logging
+import os
+import select
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+
+from ast_stream.cli import RUN_UNTIL_STOPPED, chosen_command
+from ast_stream.errors import (
+    AstStreamError,
+    CheckpointError,
+    ConfigError,
+    StartupError,
+    UsageError,
+)
+from ast_stream.labels import printable
+from ast_stream.runtime.lifecycle import (
+    EXIT_CONFIG,
+    EXIT_CRASH,
+    EXIT_STARTUP,
+    EXIT_USAGE,
+    die_with_parent,
+    hold_hangups,
+    raise_on_signals,
+)
+from ast_stream.runtime.logging import is_set_up, log_what_nobody_catches
+from ast_stream.urls import mask
+from ast_stream.version import __version__
+
+PROGRAM = "ast-stream"
+_STDOUT = 1
+_OUTPUT_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+EXIT_INTERRUPTED = 130  # as typer and shells have it: 128 + SIGINT
+
+
+@dataclass(frozen=True)
+class Command:
+    """One sub-command: where its function (or its Typer app) is, and a line of help."""
+
+    name: str
+    target: str
+    summary: str
+
+
+COMMANDS = (
+    Command("demo", "ast_stream.cli.demo:demo", "Run a generated scene through the pipeline."),
+    Command("run", "ast_stream.cli.run:run", "Run all processes of one configuration, supervised."),
+    Command(
+        "capture", "ast_stream.capture.process:capture", "Run the capture process of one stream."
+    ),
+    Command(
+        "worker", "ast_stream.worker.process:worker", "Run the process that scores and decides."
+    ),
+    Command(
+        "alerts",
+        "ast_stream.alerts.process:alerts",
+        "Run the process that turns events into alerts.",
+    ),
+    Command("listen", "ast_stream.cli.listen:listen", "Show live what the model detects."),
+    Command("scan", "ast_stream.cli.scan:scan", "Find the events in recordings."),
+    Command("subscribe", "ast_stream.cli.subscribe:subscribe", "Print the feed as JSON lines."),
+    Command("devices", "ast_stream.cli.devices:devices", "List input devices with stable names."),
+    Command(
+        "check-config",
+        "ast_stream.cli.config_commands:check_config",
+        "Validate a configuration and say what it means.",
+    ),
+    Command("schema", "ast_stream.cli.config_commands:schema", "Print the settings' JSON Schema."),
+    Command(
+        "rules", "ast_stream.cli.rules_commands:app", "Check, test, explain and try alert rules."
+    ),
+    Command("outbox", "ast_stream.cli.alert_commands:app", "List, send, retry or drop deliveries."),
+    Command("ack", "ast_stream.cli.alert_commands:ack", "Say that an alert has been seen."),
+    Command("snooze", "ast_stream.cli.alert_commands:snooze", "Hold back the alerts of a rule."),
+    Command("status", "ast_stream.cli.status:status", "Show how all processes and streams are."),
+    Command(
+        "install-units",
+        "ast_stream.cli.install_units:install_units",
+        "Write the systemd units of a configuration.",
+    ),
+    Command("doctor", "ast_stream.cli.doctor:doctor", "Prove that the installation works."),
+    Command(
+        "model", "ast_stream.cli.model_commands:app", "List, fetch, convert or average checkpoints."
+    ),
+    Command("train", "ast_stream.cli.train:train", "Train a checkpoint."),
+    Command("evaluate", "ast_stream.cli.evaluate:evaluate", "Measure a checkpoint."),
+    Command(
+        "calibrate",
+        "ast_stream.cli.calibrate:calibrate",
+        "Choose thresholds for a false-alarm budget.",
+    ),
+)
+
+
+def main() -> None:
+    """Run the command line and exit with the code the result stands for."""
+    log_what_nobody_catches()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # halves of characters and what an old locale lacks: written out instead of a crash
+            stream.reconfigure(errors="backslashreplace")
+    die_with_parent()
+    hold_hangups()
+    code = run_command_line(sys.argv[1:], _imported)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()
+    except OSError as error:
+        code = _refuse_output(error)
+    sys.exit(code)
+
+
+def run_command_line(
+    args: Sequence[str], imported: Callable[[str | None], None] = lambda command: None
+) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        imported: called with the command's name when its module is there.
+    """
+    was_dropped = _is_dropped()
+    try:
+        app = typer.main.get_command(build_app(args))
+        imported(chosen_command(args))
+        app(args=list(args), prog_name=PROGRAM)
+    except SystemExit as stop:  # how typer ends: help, usage errors, typer.Exit
+        return _after_exit(stop, was_dropped)
+    except AstStreamError as error:
+        _say(error)
+        return exit_code(error)
+    except KeyboardInterrupt:  # before typer was there to take it
+        return EXIT_INTERRUPTED
+    except OSError as error:
+        if error.filename is not None or error.errno not in _OUTPUT_IS_FULL:
+            _crash(error)
+            return EXIT_CRASH
+        return _refuse_output(error)
+    except Exception as error:
+        _crash(error)
+        return EXIT_CRASH
+    return 0
+
+
+def _imported(command: str | None) -> None:
+    if command not in RUN_UNTIL_STOPPED:
+        raise_on_signals()
+
+
+def _refuse_output(error: OSError) -> int:
+    """Say that standard output takes no more, and leave nothing for Python to write at exit."""
+    _drop_output()
+    _say(AstStreamError(f"cannot write the output: {error.strerror}"))
+    return EXIT_CRASH
+
+
+def exit_code(error: AstStreamError) -> int:
+    """Return the exit code that `error` stands for."""
+    if isinstance(error, ConfigError):
+        return EXIT_CONFIG
+    if isinstance(error, UsageError):
+        return EXIT_USAGE
+    return EXIT_STARTUP if isinstance(error, StartupError | CheckpointError) else EXIT_CRASH
+
+
+def build_app(args: Sequence[str]) -> typer.Typer:
+    """Return the command line in which only the command named in `args` is imported.
+
+    The others are there by name and summary alone, so that help is instant, and a process that
+    only captures never imports torch.
+    """
+    app = typer.Typer(
+        name=PROGRAM,
+        epilog="Example: ast-stream demo",
+        no_args_is_help=True,
+        add_completion=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    chosen = chosen_command(args)
+    for command in COMMANDS:
+        target = _load(command.target) if command.name == chosen else _placeholder
+        if isinstance(target, typer.Typer):
+            app.add_typer(target, name=command.name, help=command.summary)
+        else:
+            summary = command.summary if target is _placeholder else None
+            app.command(command.name, help=summary)(target)
+    return app
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"{PROGRAM} {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: bool = typer.Option(
+        False, "--version", help="Print the version.", callback=_print_version, is_eager=True
+    ),
+) -> None:
+    """Detect sounds on microphones and streams, and report them to other programs."""
+
+
+def _placeholder() -> None:
+    raise AssertionError("a command ran that was not imported")
+
+
+def _load(target: str) -> Callable[..., Any] | typer.Typer:
+    module, _, attribute = target.partition(":")
+    loaded: Callable[..., Any] | typer.Typer = getattr(importlib.import_module(module), attribute)
+    return loaded
+
+
+def _after_exit(stop: SystemExit, was_dropped: bool) -> int:
+    """Return the code of a SystemExit; typer makes one of every broken pipe, also of our own.
+
+    Args:
+        was_dropped: the output went nowhere before the command began; where it does only now, rich
+            has seen that the reader is gone.
+    """
+    code = stop.code if isinstance(stop.code, int) else EXIT_CRASH
+    if not isinstance(stop.__context__, BrokenPipeError):
+        return code
+    if not _reader_is_gone() and _is_dropped() == was_dropped:
+        _crash(stop.__context__)
+        return EXIT_CRASH
+    _drop_output()  # `ast-stream subscribe | head` has what it wanted
+    return 0
+
+
+def _drop_output() -> None:
+    """Let what is still buffered go nowhere: flushing it at exit would complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _is_dropped() -> bool:
+    with suppress(OSError):  # closed
+        return os.path.samestat(os.fstat(_STDOUT), os.stat(os.devnull))
+    return False
+
+
+def _reader_is_gone() -> bool:
+    poller = select.poll()
+    poller.register(sys.stdout.fileno(), select.POLLOUT)
+    return any(flags & select.POLLERR for _, flags in poller.poll(0))
+
+
+def _say(error: AstStreamError) -> None:
+    if is_set_up():
+        for line in str(error).splitlines():
+            logging.getLogger(__name__).error("%s", line)
+    else:
+        # a problem in a file starts with file:line, where editors look for it
+        start = "" if isinstance(error, ConfigError) else f"{PROGRAM}: "
+        print(printable(f"{start}{error}", keep="\n"), file=sys.stderr)
+
+
+def _crash(error: BaseException | None) -> None:
+    if is_set_up():
+        logging.getLogger(__name__).critical("crashed: %s", error, exc_info=error)
+    else:
+        text = mask("".join(traceback.format_exception(error)))
+        print(printable(text, keep="\n"), file=sys.stderr, end="")
+
+
+if __name__ == "__main__":
+    main()

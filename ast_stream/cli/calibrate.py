@@ -1,0 +1,242 @@
+"""`ast-stream calibrate`: thresholds for a budget of false alarms, and what is missed then."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ast_stream.calibration.budget import Budgets
+from ast_stream.calibration.checkpoint import with_calibration
+from ast_stream.calibration.classes import (
+    LONGEST_CONFIRM_S,
+    LONGEST_SMOOTHING_S,
+    ClassCalibration,
+    Timing,
+    calibrate_classes,
+    timing_rules,
+)
+from ast_stream.calibration.grouping import GroupingRule
+from ast_stream.calibration.listening import Listening, negative_recordings, takes_of
+from ast_stream.calibration.store import check_target, write_copy, write_in_place
+from ast_stream.cli.calibrate_options import budgets_of, checked_hop, chosen_labels, judges_for
+from ast_stream.cli.calibrate_report import record_of, report_console, result_json, show
+from ast_stream.cli.clip_options import (
+    DEFAULT_THREADS,
+    FileColumn,
+    FoldColumn,
+    LabelColumn,
+    OffsetColumn,
+    OnsetColumn,
+    Threads,
+    Where,
+    clip_columns,
+    clips_of_folds,
+)
+from ast_stream.cli.live import PacedLines, ProgressView
+from ast_stream.errors import UsageError
+from ast_stream.model.checkpoint import Checkpoint, load_checkpoint
+
+N_GENERATED = 24  # takes of every class that has a generator
+GENERATED_HOURS = 1.0  # of negative audio, where no recordings are given
+
+
+def calibrate(
+    checkpoint: Annotated[
+        str, typer.Argument(help="bundled, the directory or file of a checkpoint, or a hub id.")
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Labelled clips: folder with a sub-folder per class, or a CSV."),
+    ] = None,
+    file_column: FileColumn = "file",
+    label_column: LabelColumn = "label",
+    fold_column: FoldColumn = None,
+    onset_column: OnsetColumn = None,
+    offset_column: OffsetColumn = None,
+    where: Where = None,
+    test_fold: Annotated[
+        list[str] | None, typer.Option(help="Only clips of this fold; may be repeated.")
+    ] = None,
+    fold_checkpoint: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Checkpoint of the same recipe that held folds out: it scores the clips of those "
+            "folds; may be repeated."
+        ),
+    ] = None,
+    unseen: Annotated[
+        bool, typer.Option("--unseen", help="CHECKPOINT was trained on none of these clips.")
+    ] = False,
+    negatives: Annotated[
+        list[Path] | None,
+        typer.Option(help="Recording, or folder of them, without any event; may be repeated."),
+    ] = None,
+    negative_hours: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help=f"Hours of generated noise, hum, music and speech. (default: {GENERATED_HOURS:g}, "
+            "or 0 with --negatives)",
+        ),
+    ] = None,
+    generated: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help=f"Generated examples of each alarm class. (default: {N_GENERATED}, or 0 where "
+            "CHECKPOINT was trained without)",
+        ),
+    ] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="False alarms accepted of each class, like 0.5/h or 1/day; of one class with "
+            "LABEL=1/day; may be repeated. (default: 0.5/h)"
+        ),
+    ] = None,
+    among: Annotated[
+        str | None,
+        typer.Option(
+            help="The same among sounds of other classes, one every 8 s or so. (default: --budget)"
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--class",
+            help="Calibrate only this class, and show what other budgets would give; may be "
+            "repeated.",
+        ),
+    ] = None,
+    longest_confirm: Annotated[
+        float,
+        typer.Option(
+            min=0.01,
+            help="Longest span in seconds in which windows may have to agree; a longer one finds "
+            "more for the same budget, but later.",
+        ),
+    ] = LONGEST_CONFIRM_S,
+    longest_smoothing: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Longest time constant in seconds over which scores may be averaged."
+        ),
+    ] = LONGEST_SMOOTHING_S,
+    hop: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="Seconds between windows. (default: CHECKPOINT's)"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to write the checkpoint to.")
+    ] = None,
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="Write into the directory CHECKPOINT.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
+    seed: Annotated[int, typer.Option(min=0, max=99, help="Of all that is generated.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
+    threads: Threads = DEFAULT_THREADS,
+) -> None:
+    """Choose thresholds that keep a budget of false alarms, and say what is missed then.
+
+    Labelled clips are laid over generated backgrounds at 0 to 20 dB; the budget holds for audio
+    without any sound and, separately, among sounds of other classes. Without --out or --in-place
+    nothing is written.
+
+    Example: ast-stream calibrate runs/doorbell/checkpoint --data sounds/ --negatives night.wav
+    --budget 1/day --out doorbell
+    """
+    torch.set_num_threads(threads)
+    check_target(checkpoint, out, in_place)
+    loaded = load_checkpoint(checkpoint)
+    chosen = chosen_labels(loaded, only or [])
+    budgets = budgets_of(loaded, budget or [], among, chosen)
+    columns = clip_columns(
+        file_column, label_column, fold_column, onset_column, offset_column, where
+    )
+    clips = [] if data is None else clips_of_folds(data, columns, test_fold or [])
+    judges, remarks = judges_for(loaded, fold_checkpoint or [], clips, test_fold or [], unseen)
+    recordings = negative_recordings(negatives or [])
+    if negative_hours is None:
+        negative_hours = 0.0 if recordings else GENERATED_HOURS
+    if generated is None:
+        generated = N_GENERATED if loaded.metadata.provenance.get("generated_takes") else 0
+    listening = Listening(
+        checkpoint=loaded,
+        sounds=takes_of(judges, loaded.labels, generated, seed),
+        negatives=recordings,
+        generated_s=3600 * negative_hours,
+        hop_s=checked_hop(loaded, hop, is_partial=bool(only)),
+        seed=seed,
+        device=device,
+    )
+    rules = timing_rules(loaded.window_s, listening.hop_s, longest_confirm, longest_smoothing)
+    calibrated = _listen(listening, chosen, budgets, rules)
+    record = record_of(listening, data, budgets) | {
+        "longest_confirm_s": longest_confirm,
+        "longest_smoothing_s": longest_smoothing,
+    }
+    result = with_calibration(loaded, calibrated, listening.hop_s, record)
+    written = None
+    try:
+        written = _write(checkpoint, result, out, in_place)
+    finally:  # neither a full disk nor a reader that is gone may cost the other what was found
+        if as_json:
+            print(json.dumps(result_json(result, calibrated, record, remarks, written)))
+        else:
+            show(report_console(), calibrated, chosen if only else (), remarks)
+    print(written or "nothing is written; give --out or --in-place", file=sys.stderr)
+
+
+def _listen(
+    listening: Listening,
+    chosen: Sequence[str],
+    budgets: Budgets,
+    rules: Mapping[Timing, GroupingRule],
+) -> list[ClassCalibration]:
+    if not listening.expected_s:
+        raise UsageError("calibrate: expected --data, --negatives or --negative-hours, got none")
+    minutes = listening.expected_s / 60
+    with ProgressView(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        transient=False,
+    ) as progress:
+        if progress.disable:
+            print(f"listening to about {minutes:.0f} minutes of audio", file=sys.stderr)
+        task = progress.add_task(f"{minutes:.0f} min of audio", total=listening.expected_s)
+
+        lines = PacedLines()
+
+        def on_heard(seconds: float) -> None:
+            progress.advance(task, seconds)
+            if progress.disable:
+                lines.show(f"{min(100.0, progress.tasks[task].percentage):.0f} % heard")
+
+        with_sounds = listening.score_sounds(on_heard)
+        negatives = listening.score_negatives(on_heard)
+        progress.update(task, completed=listening.expected_s, description="thresholds")
+        return calibrate_classes(
+            listening.checkpoint.labels, chosen, with_sounds, negatives, budgets, rules
+        )
+
+
+def _write(reference: str, checkpoint: Checkpoint, out: Path | None, in_place: bool) -> str | None:
+    """Write where it was asked for and return a line about it."""
+    if out is not None:
+        write_copy(reference, checkpoint, out)
+        return f"{out}: written; use it with --model {out}, or model.checkpoint in a configuration"
+    if in_place:
+        write_in_place(Path(reference).expanduser(), checkpoint)
+        return f"{reference}: calibrated in place"
+    return None

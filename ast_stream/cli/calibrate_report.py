@@ -1,0 +1,223 @@
+"""What `ast-stream calibrate` says: tables for people, one object for programs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ast_stream.calibration.budget import Budgets, claim, hours_text, rate_text
+from ast_stream.calibration.checkpoint import class_record
+from ast_stream.calibration.classes import ClassCalibration
+from ast_stream.calibration.curve import Choice
+from ast_stream.calibration.listening import Listening
+from ast_stream.calibration.onset_fits import FittedOnset
+from ast_stream.calibration.rises import RiseTime
+from ast_stream.cli import live
+from ast_stream.model.checkpoint import Checkpoint
+
+WIDE_COLUMNS = 105  # rise times are told where there is room
+LINE_COLUMNS = 124  # of tables in a file or pipe, which have no width of their own
+SHORTEST_NAME = 11  # columns of a folded class name
+SNR_BANDS_DB = ((0, 6), (6, 12), (12, 20))
+
+
+def class_json(one: ClassCalibration) -> dict[str, Any]:
+    """Return all about one class."""
+    return class_record(one) | {
+        "recall": _known(one.choice.recall),
+        "score_map": one.score_map.model_dump(),
+        "rise_on": _rise_json(one.rise_on),
+        "rise_off": _rise_json(one.rise_off),
+        "onset": _onset_json(one.onset),
+        "remarks": one.remarks(),
+        "trade_off": [_choice_json(choice) for choice in one.ladder],
+    }
+
+
+def record_of(listening: Listening, data: Path | None, budgets: Budgets) -> dict[str, Any]:
+    """Return what was heard, for the provenance: the same for the same call, on any day."""
+    judges = [judge for judge, _ in listening.sounds if judge.clips]
+    return {
+        "data": data.name if data and judges else None,
+        "clips": sum(len(judge.clips) for judge in judges),
+        "judges": [{"model": one.checkpoint.hash, "folds": one.folds} for one in judges],
+        "generated_takes": sum(
+            take.is_generated for _, takes in listening.sounds for take in takes
+        ),
+        "negative_recordings": [path.name for path, _ in listening.negatives],
+        "generated_hours": round(listening.generated_s / 3600, 3),
+        "budget_among": budgets.among and budgets.among.text,
+        "hop_s": listening.hop_s,
+        "seed": listening.seed,
+    }
+
+
+def result_json(
+    checkpoint: Checkpoint,
+    calibrated: Sequence[ClassCalibration],
+    record: dict[str, Any],
+    remarks: Sequence[str],
+    written: str | None,
+) -> dict[str, Any]:
+    """Return all that was found, as one object."""
+    heard = calibrated[0].choice
+    return {
+        "checkpoint": checkpoint.origin,
+        "model": checkpoint.hash,
+        "is_written": written is not None,
+        "hours_among_sounds": round(heard.hours_among, 4),
+        "hours_of_negatives": round(heard.hours_negative, 4),
+        "heard": record,
+        "remarks": list(remarks),
+        "classes": {one.label: class_json(one) for one in calibrated},
+    }
+
+
+def report_console() -> Console:
+    """Return the console for the tables, on standard output."""
+    return live.console(stderr=False, piped_width=LINE_COLUMNS)
+
+
+def show(
+    console: Console,
+    calibrated: Sequence[ClassCalibration],
+    asked: Sequence[str],
+    remarks: Sequence[str],
+) -> None:
+    """Print the table of all classes, the trade-off of those asked for, and what to know."""
+    console.print(_classes_table(calibrated, is_wide=console.width >= WIDE_COLUMNS))
+    choice = calibrated[0].choice
+    console.print(
+        f"false alarms per hour among sounds of 0 to 20 dB SNR ({hours_text(choice.hours_among)}) "
+        f"and without any ({hours_text(choice.hours_negative)}); "
+        "(thresholds in brackets) keep no budget",
+        soft_wrap=True,
+        markup=False,
+    )
+    for one in calibrated:
+        if one.label in asked:
+            console.print(f"\n{one.label}: what other budgets would choose")
+            console.print(_trade_off_table(one))
+    for remark in [*remarks, *_grouped_remarks(calibrated)]:
+        console.print(f"- {remark}", soft_wrap=True)
+
+
+def _classes_table(calibrated: Sequence[ClassCalibration], is_wide: bool) -> Table:
+    table = _table(
+        "class", "budget", "threshold", "confirm s", "average s", "found",
+        "among/h", "without/h", "95 % below",
+        *(("r_on s", "r_off s") if is_wide else ()),
+    )  # fmt: skip
+    for one in calibrated:
+        choice = one.choice
+        table.add_row(
+            one.label,
+            choice.budget.text,
+            f"{choice.threshold:.3f}" if choice.is_met else f"({choice.threshold:.3f})",
+            f"{one.timing.confirm_s:g}",
+            f"{one.timing.smoothing_s:g}",
+            f"{choice.n_found}/{choice.n_sounds}",
+            _rate(choice.false_among, choice.hours_among),
+            _rate(choice.false_negatives, choice.hours_negative),
+            "" if one.bound_per_h is None else rate_text(one.bound_per_h),
+            *((_rise_text(one.rise_on), _rise_text(one.rise_off)) if is_wide else ()),
+        )
+    return table
+
+
+def _trade_off_table(one: ClassCalibration) -> Table:
+    bands = [f"{low}-{high} dB" for low, high in SNR_BANDS_DB]
+    table = _table("budget", "threshold", "found", *bands, "to claim it")
+    for choice in one.ladder:
+        if not choice.is_met:
+            table.add_row(choice.budget.text, "none")
+            continue
+        unproven = claim(choice.false_negatives, choice.hours_negative, choice.budget)
+        needed = f"{hours_text(choice.budget.hours_to_claim)} without any"
+        table.add_row(
+            choice.budget.text,
+            f"{choice.threshold:.3f}",
+            f"{choice.n_found}/{choice.n_sounds}",
+            *(_share(*choice.found_between(*band)) for band in SNR_BANDS_DB),
+            needed if unproven else "heard enough",
+        )
+    return table
+
+
+def _grouped_remarks(calibrated: Sequence[ClassCalibration]) -> list[str]:
+    """Return each remark once, with the classes it is about."""
+    about: dict[str, list[str]] = {}
+    for one in calibrated:
+        for remark in one.remarks():
+            about.setdefault(remark, []).append(one.label)
+    everyone = len(calibrated) if len(calibrated) > 1 else math.inf
+    return [
+        f"{'all classes' if len(labels) == everyone else '; '.join(labels)}: {remark}"
+        for remark, labels in about.items()
+    ]
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        is_text = heading in ("class", "budget", "to claim it")
+        # on a narrow terminal names are folded and figures are not cut
+        table.add_column(
+            heading, justify="left" if is_text else "right", no_wrap=heading != "class",
+            overflow="fold", min_width=SHORTEST_NAME if heading == "class" else None,
+        )  # fmt: skip
+    return table
+
+
+def _choice_json(choice: Choice) -> dict[str, Any]:
+    return {
+        "budget": choice.budget.text,
+        "is_met": choice.is_met,
+        "threshold": choice.threshold,
+        "n_sounds": choice.n_sounds,
+        "n_found": choice.n_found,
+        "false_among_sounds": choice.false_among,
+        "false_in_negatives": choice.false_negatives,
+        "found_by_snr": {
+            f"{low}-{high} dB": list(choice.found_between(low, high)) for low, high in SNR_BANDS_DB
+        },
+        "unproven": claim(choice.false_negatives, choice.hours_negative, choice.budget),
+    }
+
+
+def _rise_json(rise: RiseTime | None) -> dict[str, float] | None:
+    if rise is None:
+        return None
+    return {"median_s": rise.median_s, "spread_s": rise.spread_s, "n_measured": rise.n_measured}
+
+
+def _onset_json(onset: FittedOnset | None) -> dict[str, Any] | None:
+    if onset is None:
+        return None
+    return {
+        "error_s": onset.error_s,
+        "error_without_s": onset.error_without_s,
+        "n_measured": onset.n_measured,
+        "fit": onset.fit.model_dump(),
+    }
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else round(value, 4)
+
+
+def _share(n_found: int, n_sounds: int) -> str:
+    return f"{n_found / n_sounds:.0%} of {n_sounds}" if n_sounds else "none"
+
+
+def _rate(count: int, hours: float) -> str:
+    return f"{count / hours:.2f}" if hours else ""
+
+
+def _rise_text(rise: RiseTime | None) -> str:
+    return "assumed" if rise is None else f"{rise.median_s:.2f}±{rise.spread_s:.2f}"

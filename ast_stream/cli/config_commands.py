@@ -1,0 +1,298 @@
+"""`ast-stream check-config` and `ast-stream schema`: what a configuration may say, and says."""
+
+from __future__ import annotations
+
+import json
+import math
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from ast_stream.alerts.actions.factory import action_problems
+from ast_stream.alerts.rule_watch import RuleFiles
+from ast_stream.cli.output import say
+from ast_stream.detect.facts import model_facts
+from ast_stream.detect.parameters import DecisionParameters, resolve_parameters
+from ast_stream.errors import (
+    AstStreamError,
+    CheckpointError,
+    ConfigError,
+    Problem,
+    UsageError,
+    Warned,
+)
+from ast_stream.labels import slug
+from ast_stream.settings.check import (
+    LoadedSettings,
+    check_against_model,
+    check_folders,
+    check_sources,
+)
+from ast_stream.settings.load import examine_file
+from ast_stream.settings.paths import (
+    audio_endpoint,
+    feed_endpoint,
+    metrics_address,
+    query_endpoint,
+)
+from ast_stream.settings.schema import Settings, Source
+from ast_stream.units import samples_to_seconds, seconds_to_samples
+from ast_stream.urls import mask
+from ast_stream.worker.capacity import describe_load, load_warnings
+
+if TYPE_CHECKING:
+    from ast_stream.model.description import Description
+
+_Found = TypeVar("_Found")
+
+MAX_LISTED_CLASSES = 40  # of larger models only the classes with settings of their own
+_ANY_HOST = ("0.0.0.0", "::", "*")  # not an address to connect to
+_COLUMNS = ("class", "onset", "offset", "confirm", "hold", "min", "refractory", "max")
+
+
+def check_config(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The configuration (YAML).")],
+    model: Annotated[
+        bool, typer.Option(help="Check the class names and durations against the checkpoint, too.")
+    ] = True,
+    speed: Annotated[
+        bool, typer.Option(help="Measure the model, to say how many streams this machine can hold.")
+    ] = True,
+    targets: Annotated[
+        bool,
+        typer.Option("--targets", help="Print what Prometheus scrapes instead (file_sd, JSON)."),
+    ] = False,
+) -> None:
+    """Validate a configuration and print what it means; exit 78 if anything is wrong.
+
+    Every problem is listed with its file and line, those of its rule files too, and what cannot
+    work on this machine: missing files, libraries and environment variables. Warnings name what
+    works, but probably not as intended. Nothing is started or fetched.
+
+    Example: ast-stream check-config configs/default.yaml
+    """
+    loaded, problems = examine_file(file)
+    if loaded is None or (targets and problems):
+        raise ConfigError(problems)
+    if targets:
+        typer.echo(json.dumps(scrape_targets(loaded.settings), indent=2))
+        return
+    warnings: list[str] = []
+    lines = _attempt(problems, lambda: describe(loaded.settings))
+    problems += [*check_folders(loaded), *check_sources(loaded), *action_problems(loaded)]
+    if loaded.settings.alerts.rules:
+        lines += _attempt(problems, lambda: _describe_rules(loaded, warnings, knows_model=model))
+    descriptions: list[Description] = []
+    if not model:
+        lines.append("checkpoint   not looked at: class names and durations are unchecked")
+    elif _is_elsewhere(loaded.settings.model.checkpoint):
+        lines.append("checkpoint   not on this machine: class names and durations are unchecked")
+    else:
+        descriptions += _attempt(problems, lambda: [_description(loaded)])
+        for one in descriptions:
+            lines += _attempt(problems, lambda one=one: describe_model(loaded, one))  # type: ignore[misc]
+    if problems:
+        problems += [Warned(str(file), None, "", text) for text in warnings]
+        raise ConfigError(
+            sorted(problems, key=lambda one: (one.is_warning, one.file, one.line or 0))
+        )
+    if descriptions and speed:
+        _add_load(loaded.settings, descriptions[0], lines, warnings)
+    say(f"{file}: no problems" + (f", {len(warnings)} to think about" if warnings else ""))
+    say("\n".join([*lines, *(f"warning: {text}" for text in warnings)]))
+
+
+def _attempt(problems: list[Problem], step: Callable[[], Iterable[_Found]]) -> list[_Found]:
+    """Return what `step` finds, or add to `problems` what it cannot use."""
+    try:
+        return list(step())
+    except ConfigError as error:
+        problems += [one for one in error.problems if one not in problems]
+        return []
+
+
+def _describe_rules(
+    loaded: LoadedSettings, warnings: list[str], *, knows_model: bool
+) -> Iterator[str]:
+    """Yield a line about the rule files; whom they do not reach is added to `warnings`."""
+    files = RuleFiles(loaded, knows_model=knows_model)
+    rules = files.load()
+    warnings += [str(Problem(one.file, one.line, "", one.text)) for one in files.warnings(rules)]
+    yield f"rules        {len(rules.rules)} in {', '.join(loaded.settings.alerts.rules)}"
+
+
+def schema() -> None:
+    """Print the JSON Schema of the configuration, for editors and other programs.
+
+    Example: ast-stream schema > ast-stream.schema.json
+    """
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+def json_schema() -> dict[str, object]:
+    """Return the JSON Schema of a configuration file."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Settings.model_json_schema(),
+        "title": "Configuration of ast-stream",
+    }
+
+
+def describe(settings: Settings) -> Iterator[str]:
+    """Yield lines that say what the settings mean on this machine, without the model."""
+    for stream in settings.streams:
+        labels = "".join(f", {key}={value}" for key, value in stream.labels.items())
+        source = f"{_source(stream.source)}, ring {stream.ring_s:g} s"
+        yield f"stream       {stream.name}: {source}{labels}"
+    yield f"audio        {audio_endpoint(settings)}"
+    yield f"feed         {feed_endpoint(settings)}"
+    yield f"query        {query_endpoint(settings)}"
+    yield f"state        {settings.state_dir}"
+    if settings.metrics.listen is not None:
+        shown = (
+            f"{one['labels']['process']} {one['targets'][0]}" for one in scrape_targets(settings)
+        )
+        yield f"metrics      {', '.join(shown)}"
+
+
+def scrape_targets(settings: Settings) -> list[dict[str, Any]]:
+    """Return where each process shows its metrics, as Prometheus reads it from a file (file_sd).
+
+    Raises:
+        UsageError: they show none.
+    """
+    if settings.metrics.listen is None:
+        raise UsageError("metrics.listen: expected host:port, got none: no process shows metrics")
+    captures = [f"capture {stream.name}" for stream in settings.streams]
+    found = []
+    for name in ("worker", *(["alerts"] if settings.alerts.rules else []), *captures):
+        address = metrics_address(settings, name)
+        assert address is not None
+        host = socket.gethostname() if address[0] in _ANY_HOST else address[0]
+        target = f"[{host}]:{address[1]}" if ":" in host else f"{host}:{address[1]}"
+        found.append({"targets": [target], "labels": {"process": name.split()[0]}})
+    return found
+
+
+def describe_model(loaded: LoadedSettings, checkpoint: Description) -> Iterator[str]:
+    """Yield lines that say what the settings mean for a checkpoint.
+
+    Raises:
+        ConfigError: they ask for something that the checkpoint cannot do.
+    """
+    model = loaded.settings.model
+    window_s = model.window_s or checkpoint.window_s
+    problems: list[Problem] = []
+    if window_s > checkpoint.window_s:
+        text = f"expected at most {checkpoint.window_s:g} s, as trained, got {window_s:g}"
+        problems.append(loaded.problem(("model", "window_s"), text))
+    try:
+        check_against_model(loaded, checkpoint.labels, hop_s=model.hop_s, window_s=window_s)
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    facts = model_facts(checkpoint.labels, window_s, checkpoint.metadata)
+    parameters = resolve_parameters(loaded.settings.detection, facts, model.hop_s)
+    yield f"checkpoint   {checkpoint.origin}: {len(checkpoint.labels)} classes"
+    yield (
+        f"window       {window_s:g} s every {model.hop_s:g} s "
+        f"({seconds_to_samples(model.hop_s)} samples)"
+    )
+    yield ""
+    yield from _class_table(loaded, parameters, model.hop_s)
+
+
+def _description(loaded: LoadedSettings) -> Description:
+    from ast_stream.model.description import describe
+
+    reference = loaded.settings.model.checkpoint
+    try:
+        return describe(reference)
+    except CheckpointError as error:
+        raise ConfigError([loaded.problem(("model", "checkpoint"), str(error))]) from error
+
+
+def _add_load(
+    settings: Settings, description: Description, lines: list[str], warnings: list[str]
+) -> None:
+    """Measure the model, say what the machine can hold, and warn where that is not enough."""
+    from ast_stream.cli.doctor_model import median_ms
+    from ast_stream.model.loading import load_model
+
+    try:
+        ms_per_window = median_ms(load_model(settings.model))
+    except AstStreamError as error:  # the daemon may run on another machine, with a GPU
+        lines += ["", f"load         not measured: {error}"]
+        return
+    window_s = settings.model.window_s or description.window_s
+    lines += ["", f"load         {describe_load(settings, ms_per_window)}"]
+    warnings += load_warnings(settings, ms_per_window, window_s)
+
+
+def _is_elsewhere(reference: str) -> bool:
+    from ast_stream.model.hub import is_hub_id
+
+    return is_hub_id(reference) and not Path(reference).expanduser().exists()
+
+
+def _source(source: Source) -> str:
+    text = _kind(source)
+    if source.type != "scene" and source.channel != "mix":
+        text += f", channel {source.channel} (of 0, 1, …)"
+    return text
+
+
+def _kind(source: Source) -> str:
+    if source.type == "microphone":
+        return f"microphone {'(default)' if source.device is None else repr(source.device)}"
+    if source.type == "file":
+        return f"file {source.path}, {source.pace}{', looped' if source.loop else ''}"
+    if source.type == "url":
+        return f"url {mask(source.url)}"
+    if source.type == "stdin":
+        if source.format == "wav":
+            return "standard input, a WAV"
+        return f"standard input, {source.format}, {source.rate} Hz, {source.channels} channel(s)"
+    return f"generated scene {source.seed}, {source.duration_s:g} s, {source.pace}"
+
+
+def _class_table(
+    loaded: LoadedSettings, parameters: DecisionParameters, hop_s: float
+) -> Iterator[str]:
+    named = {slug(name) for name in loaded.settings.detection.classes}
+    n_classes = len(parameters.labels)
+    listed = [
+        index
+        for index, label in enumerate(parameters.labels)
+        if n_classes <= MAX_LISTED_CLASSES or slug(label) in named
+    ]
+    rows = [_COLUMNS, *(_row(parameters, index, hop_s) for index in listed)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    if len(listed) < n_classes:
+        yield f"and {n_classes - len(listed)} classes without settings of their own"
+
+
+def _row(parameters: DecisionParameters, index: int, hop_s: float) -> tuple[str, ...]:
+    def duration(samples: int) -> str:
+        seconds = samples_to_seconds(samples)
+        return f"{seconds:g} s ({math.ceil(seconds / hop_s - 1e-6)} hops)" if seconds else "-"
+
+    label = parameters.labels[index]
+    if not parameters.is_enabled[index]:
+        return (label, "makes no events", *[""] * (len(_COLUMNS) - 2))
+    return (
+        label,
+        f"{parameters.onset_threshold[index]:.2f}",
+        f"{parameters.offset_threshold[index]:.2f}",
+        f"{parameters.confirm_hits[index]} of {parameters.confirm_hops[index]} hops",
+        duration(int(parameters.hold[index])),
+        duration(int(parameters.min_duration[index])),
+        duration(int(parameters.refractory[index])),
+        duration(int(parameters.max_duration[index])),
+    )

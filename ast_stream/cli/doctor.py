@@ -1,0 +1,139 @@
+"""`ast-stream doctor`: prove that this installation hears right, and how fast."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from ast_stream.cli import doctor_system
+from ast_stream.cli.doctor_findings import Check
+from ast_stream.cli.live import StatusLine, console
+from ast_stream.cli.output import json_line
+from ast_stream.errors import AstStreamError
+from ast_stream.settings.explain import with_options
+from ast_stream.settings.load import load_settings
+from ast_stream.settings.schema import ModelSettings, SceneSource, Settings, StreamSettings
+
+if TYPE_CHECKING:
+    from ast_stream.model.tagger import Tagger
+
+_STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
+
+
+def doctor(
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", metavar="FILE", help="Check what this configuration uses."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Checkpoint.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32, fp16 or bf16.")] = None,
+    attention: Annotated[
+        str | None,
+        typer.Option(help="auto, flash_attn, flash, cudnn, efficient or math."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object per check on standard output.")
+    ] = False,
+) -> None:
+    """Check the model, its speed and correctness here, sound input, sockets and permissions.
+
+    Exit 0 only if everything that is required works; warnings are for you to judge. Nothing is
+    changed, and a running worker is not disturbed.
+
+    Example: ast-stream doctor --device cuda
+    """
+    chosen = {"checkpoint": model, "device": device, "precision": precision, "attention": attention}
+    settings = _settings(config, {key: value for key, value in chosen.items() if value is not None})
+    out = console(stderr=as_json)
+    failures = 0
+    is_shown = out.is_terminal and not (as_json and sys.stdout.isatty())
+    with StatusLine(out, is_shown=is_shown) as status:
+        status.update("checking")
+        for check in checks(settings, status):
+            failures += check.status == "failed"
+            if as_json:
+                typer.echo(json_line(_as_json(check)))
+            else:
+                out.print(_line(check))
+    if as_json:
+        typer.echo(json.dumps({"check": "summary", "ok": not failures, "failed": failures}))
+    else:
+        out.print(_summary(failures))
+    if failures:
+        raise typer.Exit(1)
+
+
+def checks(settings: Settings, status: StatusLine) -> Iterator[Check]:
+    """Yield every finding as soon as it is there; a check that breaks is a failed one."""
+    yield from _guarded("versions", doctor_system.check_versions)
+    yield from _model_checks(settings.model, status)
+    status.update("looking for microphones")
+    yield from _guarded("microphones", doctor_system.check_microphones)
+    yield from _guarded("runtime_dir", lambda: doctor_system.check_runtime_dir(settings))
+    yield from _guarded("endpoints", lambda: doctor_system.check_endpoints(settings))
+
+
+def _model_checks(model: ModelSettings, status: StatusLine) -> Iterator[Check]:
+    status.update("loading the model")
+    from ast_stream.cli import doctor_model  # imports torch
+
+    try:
+        tagger = doctor_model.load(model)
+    except AstStreamError as error:
+        yield Check("model", "failed", str(error))
+        return
+    yield from _guarded("model", lambda: doctor_model.check_model(tagger))
+    checks: tuple[tuple[str, Callable[[Tagger], Iterator[Check]]], ...] = (
+        ("attention", doctor_model.check_attention),
+        ("features", doctor_model.check_features),
+        ("self-check", doctor_model.check_scores),
+        ("speed", doctor_model.check_speed),
+    )
+    for name, check in checks:
+        status.update(f"checking {name}")
+        yield from _guarded(name, lambda check=check: check(tagger))  # type: ignore[misc]
+
+
+def _guarded(name: str, check: Callable[[], Iterator[Check]]) -> Iterator[Check]:
+    try:
+        yield from check()
+    except (AstStreamError, RuntimeError, OSError) as error:  # RuntimeError: torch and CUDA
+        yield Check(name, "failed", str(error).split("\n")[0])
+
+
+def _settings(config: Path | None, model: dict[str, Any]) -> Settings:
+    if config is None:
+        source = StreamSettings(name="scene", source=SceneSource(type="scene"))
+        settings = Settings(streams=[source])
+    else:
+        settings = load_settings(config)
+    options = {key: (f"doctor: --{key}", value) for key, value in model.items()}
+    chosen = with_options(settings.model, options)
+    return settings.model_copy(update={"model": chosen})
+
+
+def _as_json(check: Check) -> dict[str, Any]:
+    return {"check": check.name, "status": check.status, "text": check.text, **check.facts}
+
+
+def _line(check: Check) -> Table:
+    line = Table.grid(padding=(0, 2))
+    line.add_column(width=7, style=_STYLES[check.status])
+    line.add_column(width=14)
+    line.add_column(overflow="fold")
+    line.add_row(check.status, check.name, check.text)
+    return line
+
+
+def _summary(failures: int) -> Text:  # not markup: the console shows brackets as they are
+    if not failures:
+        return Text("everything that is required works", style="green")
+    return Text(f"{failures} of the checks failed", style="bold red")

@@ -1,0 +1,209 @@
+"""`ast-stream evaluate`: how well checkpoints name clips and find sounds in streams."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ast_stream.calibration.listening import negative_recordings
+from ast_stream.cli.clip_options import (
+    DEFAULT_THREADS,
+    Data,
+    FileColumn,
+    FoldColumn,
+    LabelColumn,
+    OffsetColumn,
+    OnsetColumn,
+    Threads,
+    Where,
+    clip_columns,
+)
+from ast_stream.cli.evaluate_models import cross_validated, notes_of, single
+from ast_stream.cli.evaluate_report import check_folder, write_report
+from ast_stream.cli.evaluate_tables import remarks_on, show
+from ast_stream.cli.live import PacedLines, ProgressView, console
+from ast_stream.cli.output import json_line, say
+from ast_stream.errors import UsageError
+from ast_stream.evaluation.measure import check_hop, hear
+from ast_stream.evaluation.plan import Heard, Settings, Subject, total_s
+from ast_stream.evaluation.plots import check_plotting
+from ast_stream.evaluation.report import as_json
+from ast_stream.evaluation.report import evaluate as figures_of
+
+SNR_DB = "12"
+LARGEST_SNR_DB = 60.0
+FILE_WIDTH = 132  # of a table that does not go to a terminal
+
+
+def evaluate(
+    data: Data,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Checkpoint to measure. (default: bundled)")
+    ] = None,
+    cross_validate: Annotated[
+        bool,
+        typer.Option(
+            "--cross-validate",
+            help="Measure each --model on the folds it was not trained on, and pool.",
+        ),
+    ] = False,
+    file_column: FileColumn = "file",
+    label_column: LabelColumn = "label",
+    fold_column: FoldColumn = None,
+    onset_column: OnsetColumn = None,
+    offset_column: OffsetColumn = None,
+    where: Where = None,
+    test_fold: Annotated[
+        list[str] | None, typer.Option(help="Measure on this fold only; may be repeated.")
+    ] = None,
+    snr: Annotated[
+        str, typer.Option(help="Sounds over their backgrounds in dB: one figure, or LOW..HIGH.")
+    ] = SNR_DB,
+    gap: Annotated[
+        str | None,
+        typer.Option(
+            help="Seconds between sounds: one figure, or LOW..HIGH; a quarter lies closer than a "
+            "window. (default: a little more than a window)"
+        ),
+    ] = None,
+    alarm_snr: Annotated[
+        float, typer.Option(help="Generated alarms once more, at this SNR in dB.")
+    ] = 0.0,
+    hop: Annotated[
+        float | None, typer.Option(help="Seconds between windows; none: the checkpoint's.")
+    ] = None,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="How often each sound is laid, at other levels.")
+    ] = Settings.repeats,
+    hours: Annotated[
+        float, typer.Option(min=0, help="At least so many hours of streams with sounds.")
+    ] = Settings.hours,
+    negative_hours: Annotated[
+        float, typer.Option(min=0, help="Hours of generated streams without any event.")
+    ] = Settings.negative_hours,
+    negatives: Annotated[
+        list[Path] | None,
+        typer.Option(help="Own recordings without any event, instead; may be repeated."),
+    ] = None,
+    generated: Annotated[
+        int, typer.Option(min=0, help="Generated examples of each alarm class.")
+    ] = Settings.n_generated,
+    seed: Annotated[int, typer.Option(min=0)] = Settings.seed,
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for report.html, report.json and plots.")
+    ] = None,
+    write_streams: Annotated[
+        Path | None, typer.Option(help="Folder for the streams as WAV, with their truth.")
+    ] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
+    threads: Threads = DEFAULT_THREADS,
+) -> None:
+    """Measure a checkpoint on labelled clips, and on streams mixed from them and generated sounds.
+
+    Generated sounds and backgrounds are others than those of any training.
+
+    Example: ast-stream evaluate sounds/labels.csv --test-fold 4 --report report/
+    """
+    torch.set_num_threads(threads)
+    if report is not None:
+        check_plotting()
+        check_folder(report, "--report")
+    if write_streams is not None:
+        check_folder(write_streams, "--write-streams")
+    settings = Settings(
+        snr_db=range_of(snr, "--snr", "decibels like 12 or 0..20", -60, 60),
+        gap_s=None if gap is None else range_of(gap, "--gap", "seconds like 60 or 30..90", 0, 3600),
+        alarm_snr_db=alarm_snr,
+        hop_s=hop,
+        repeats=repeats,
+        hours=hours,
+        negative_hours=negative_hours,
+        negatives=tuple(negative_recordings(negatives or [])),
+        n_generated=generated,
+        seed=seed,
+        write_to=write_streams,
+    )
+    columns = clip_columns(
+        file_column, label_column, fold_column, onset_column, offset_column, where
+    )
+    chosen = model or ["bundled"]
+    if cross_validate:
+        subjects = cross_validated(chosen, data, columns, test_fold or [])
+    else:
+        subjects = [single(chosen, data, columns, test_fold or [])]
+    check_hop(subjects, hop)
+    notes = notes_of(subjects)
+    _say(notes)
+    heard = _heard(subjects, settings)
+    figures = figures_of(subjects, heard, settings)
+    remarks = remarks_on(figures)
+    _say(remarks)
+    notes += remarks
+    command = shlex.join(["ast-stream", *sys.argv[1:]])
+    try:
+        if report is not None:
+            write_report(report, figures, settings, command, notes)
+            print(f"{report / 'report.html'}: written", file=sys.stderr)
+    finally:  # neither a full disk nor a reader that is gone may cost the other its figures
+        if json_output:
+            print(json_line({"notes": notes, **as_json(figures)}))
+        else:
+            show(figures, settings, console(stderr=False, piped_width=FILE_WIDTH))
+
+
+def _say(notes: Sequence[str]) -> None:
+    for note in notes:
+        say(f"ast-stream evaluate: {note}", err=True)
+
+
+def range_of(
+    text: str, option: str, expected: str, lowest: float, highest: float
+) -> tuple[float, float]:
+    """Return the range that an option names.
+
+    Raises:
+        UsageError: it is neither a number nor LOW..HIGH, or goes beyond the limits.
+    """
+    try:
+        values = [float(part) for part in text.split("..")]
+    except ValueError:
+        values = []
+    if (
+        not 1 <= len(values) <= 2
+        or values[0] > values[-1]
+        or not all(lowest <= value <= highest for value in values)
+    ):
+        raise UsageError(f"{option}: expected {expected}, got {text!r}")
+    return values[0], values[-1]
+
+
+def _heard(subjects: Sequence[Subject], settings: Settings) -> Heard:
+    with ProgressView(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        transient=False,
+    ) as progress:
+        task = progress.add_task("", total=total_s(subjects, settings))
+
+        lines = PacedLines()
+
+        def on_heard(what: str, seconds: float) -> None:
+            if progress.disable and progress.tasks[task].description != what:
+                print(f"measuring {what}", file=sys.stderr)
+            progress.update(task, description=what, advance=seconds)
+            if progress.disable:
+                lines.show(f"{min(100.0, progress.tasks[task].percentage):.0f} % measured")
+
+        heard = hear(subjects, settings, on_heard)
+        progress.update(task, completed=progress.tasks[task].total or 0)
+    return heard

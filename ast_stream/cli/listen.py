@@ -1,0 +1,187 @@
+"""`ast-stream listen`: what the model detects right now, without a configuration."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import numpy.typing as npt
+import typer
+from rich.live import Live
+from rich.text import Text
+
+from ast_stream.audio.resampler import Resampler
+from ast_stream.audio.source import Source
+from ast_stream.capture.sources.factory import make_source
+from ast_stream.cli.live import console, level_bar, level_text, score_bars, stacked
+from ast_stream.cli.output import say
+from ast_stream.errors import CaptureError, StartupError
+from ast_stream.messages.event import Event, Scores
+from ast_stream.model.loading import load_model
+from ast_stream.runtime.lifecycle import stop_on_signals
+from ast_stream.settings.explain import with_options
+from ast_stream.settings.schema import MicrophoneSource, ModelSettings
+from ast_stream.units import SAMPLE_RATE, samples_to_seconds
+
+if TYPE_CHECKING:
+    from ast_stream.detect.detector import Detector
+
+READ_TIMEOUT_S = 1.0
+STREAM = "listen"
+
+
+@dataclass
+class _Heard:
+    """The newest window's scores, and the events that are open."""
+
+    scores: npt.NDArray[np.float32] | None = None
+    level_dbfs: float | None = None
+    is_fresh: bool = False
+
+    def take(self, scores: Scores) -> None:
+        self.scores, self.is_fresh = scores.scores, True
+
+
+def listen(
+    device: Annotated[
+        str | None, typer.Option(help="Input device: name, part of a name or index.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, max=50, help="How many classes to show.")] = 10,
+    hop: Annotated[float, typer.Option(help="Seconds between scores.")] = 0.25,
+    model: Annotated[str, typer.Option(help="Checkpoint.")] = "bundled",
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines on standard output.")] = False,
+) -> None:
+    """Show what the model detects right now: level, best classes and events.
+
+    Example: ast-stream listen --device "USB Audio" --top 5
+    """
+    from ast_stream.detect.detector import Detector  # imports torch
+
+    heard = _Heard()
+    chosen = ModelSettings(checkpoint=model)
+    detector = Detector(load_model(chosen), hop_s=hop, on_scores=heard.take)
+    index = int(device) if device is not None and device.isdecimal() else device
+    microphone = MicrophoneSource(type="microphone")
+    source = make_source(with_options(microphone, {"device": ("listen: --device", index)}))
+    try:
+        source.open()
+    except CaptureError as error:
+        raise StartupError(str(error)) from error
+    view = _view(detector, top, as_json)
+    try:
+        with stop_on_signals() as stop, view:
+            _follow(source, detector, heard, view, stop)
+    finally:
+        source.close()
+
+
+def _follow(
+    source: Source, detector: Detector, heard: _Heard, view: _View, stop: threading.Event
+) -> None:
+    """Show what comes from the source until `stop`, or until it is lost."""
+    resampler: Resampler | None = None
+    detector.open(STREAM, "0" * 32)
+    position = 0
+    while not stop.is_set():
+        block = source.read(READ_TIMEOUT_S)
+        if block is None:
+            continue
+        resampler = resampler or Resampler(block.rate)
+        pcm = resampler.push(block.pcm)
+        detector.push(STREAM, position, pcm)
+        position += len(pcm)
+        for event in detector.run():
+            view.show_event(event)
+        heard.level_dbfs = detector.status(STREAM).level_dbfs
+        if heard.is_fresh:
+            view.show_scores(heard)
+            heard.is_fresh = False
+
+
+class _View:
+    """Where scores and events go; this one writes a plain line a second and one for each event."""
+
+    def __init__(self, detector: Detector, top: int) -> None:
+        self.labels = detector.parameters.labels
+        self.thresholds = detector.parameters.onset_threshold
+        self.top = top
+        self._windows_a_line = max(1, round(SAMPLE_RATE / detector.hop))
+        self._n_windows = 0
+
+    def __enter__(self) -> _View:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        pass
+
+    def best(self, heard: _Heard) -> list[tuple[str, float, float]]:
+        """Return the best classes as (label, score, onset threshold)."""
+        assert heard.scores is not None
+        order = np.argsort(-heard.scores, kind="stable")[: self.top]
+        return [(self.labels[i], float(heard.scores[i]), float(self.thresholds[i])) for i in order]
+
+    def show_scores(self, heard: _Heard) -> None:
+        self._n_windows += 1
+        if self._n_windows % self._windows_a_line == 0:
+            best = "  ".join(f"{label} {score:.2f}" for label, score, _ in self.best(heard)[:3])
+            print(f"{level_text(heard.level_dbfs):>16}  {best}", flush=True)
+
+    def show_event(self, event: Event) -> None:
+        if event.type != "update":
+            say(_event_line(event))
+
+
+class _JsonView(_View):
+    """JSON lines: every window's best classes, every event."""
+
+    def show_scores(self, heard: _Heard) -> None:
+        best = {label: round(score, 4) for label, score, _ in self.best(heard)}
+        print(json.dumps({"level_dbfs": heard.level_dbfs, "scores": best}), flush=True)
+
+    def show_event(self, event: Event) -> None:
+        print(json.dumps({"event": event.type, "label": event.label}), flush=True)
+
+
+class _LiveView(_View):
+    """Bars that are redrawn in place, with the last events below."""
+
+    def __init__(self, detector: Detector, top: int) -> None:
+        super().__init__(detector, top)
+        self._live = Live(console=console(), refresh_per_second=8, redirect_stdout=False)
+        self._events: deque[str] = deque(maxlen=5)
+
+    def __enter__(self) -> _View:
+        self._live.start()
+        self._live.update(Text("listening, filling the first window (Ctrl-C ends)", style="dim"))
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._live.stop()
+
+    def show_scores(self, heard: _Heard) -> None:
+        events = Text("\n".join(self._events), style="bold")
+        self._live.update(
+            stacked(level_bar(heard.level_dbfs), score_bars(self.best(heard)), events)
+        )
+
+    def show_event(self, event: Event) -> None:
+        if event.type != "update":
+            self._events.append(_event_line(event))
+
+
+def _view(detector: Detector, top: int, as_json: bool) -> _View:
+    if as_json:
+        return _JsonView(detector, top)
+    return (_LiveView if sys.stderr.isatty() and sys.stdout.isatty() else _View)(detector, top)
+
+
+def _event_line(event: Event) -> str:
+    at_s = samples_to_seconds(
+        event.onset_sample if event.offset_sample is None else event.offset_sample
+    )
+    return f"{at_s:8.1f} s  {event.type:<5}  {event.label}  peak {event.peak:.2f}"

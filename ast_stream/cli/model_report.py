@@ -1,0 +1,147 @@
+"""What `ast-stream model` says about checkpoints: tables for people, objects for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ast_stream.cli.live import console
+from ast_stream.cli.output import json_line
+from ast_stream.errors import CheckpointError
+from ast_stream.model.description import describe
+from ast_stream.model.hub_config import CONFIG, MODEL_TYPE, read_json
+from ast_stream.settings.schema import DEFAULT_CONFIRM_S
+
+if TYPE_CHECKING:
+    from ast_stream.model.checkpoint import Checkpoint
+
+PIPED_COLUMNS = 100
+MEGA = 1_000_000
+TIMES = ("confirm_s", "smoothing_s", "rise_on_s", "rise_off_s")
+
+
+def row_of(reference: str, folder: Path | None) -> dict[str, Any]:
+    """Return a checkpoint, or the problem with it, for one row; `folder`: where it lies."""
+    try:
+        if folder and read_json(folder / CONFIG).get("model_type") != MODEL_TYPE:
+            return {"checkpoint": reference, "problem": "not an Audio Spectrogram Transformer"}
+        checkpoint = describe(str(folder or reference))
+    except CheckpointError as error:
+        return {"checkpoint": reference, "problem": str(error)}
+    return {
+        "checkpoint": reference,
+        "window_s": checkpoint.window_s,
+        "classes": len(checkpoint.labels),
+        "params": checkpoint.n_params,
+        "licence": checkpoint.metadata.licence or "not stated",
+    }
+
+
+def facts_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return everything about one checkpoint."""
+    metadata, dims = checkpoint.metadata, checkpoint.dims
+    return {
+        "checkpoint": checkpoint.origin,
+        "hash": checkpoint.hash,
+        "licence": metadata.licence or "not stated",
+        "window_s": checkpoint.window_s,
+        "hop_s": metadata.hop_s,
+        "scores": f"by {checkpoint.scoring}",
+        "params": _n_params(checkpoint),
+        "dims": {**asdict(dims), "n_tokens": dims.n_tokens},
+        "normalization": asdict(checkpoint.normalization),
+        "self_check": "golden scores" if metadata.golden else "compared with fp32 at start",
+        "background": metadata.background,
+        "provenance": metadata.provenance,
+        "classes": [_class_facts(checkpoint, label) for label in checkpoint.labels],
+    }
+
+
+def summary(checkpoint: Checkpoint) -> str:
+    """Return a checkpoint in a few words."""
+    return (
+        f"an AST of {_n_params(checkpoint) / MEGA:.1f} M parameters, "
+        f"{len(checkpoint.labels)} classes, window {checkpoint.window_s:g} s"
+    )
+
+
+def show_rows(rows: Sequence[dict[str, Any]]) -> None:
+    """Print a table of checkpoints, one in a row."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("checkpoint", overflow="fold")
+    for heading in ("window", "classes", "params"):
+        table.add_column(heading, justify="right")
+    table.add_column("licence or problem", overflow="fold")
+    for row in rows:
+        if "problem" in row:
+            table.add_row(row["checkpoint"], "", "", "", row["problem"])
+            continue
+        sizes = (f"{row['window_s']:g} s", str(row["classes"]), f"{row['params'] / MEGA:.1f} M")
+        table.add_row(row["checkpoint"], *sizes, row["licence"])
+    _console().print(table)
+
+
+def show_facts(facts: dict[str, Any]) -> None:
+    """Print everything about one checkpoint, its classes in a table."""
+    out = _console()
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        if name != "classes":
+            table.add_row(name, _shown(value))
+    out.print(table)
+    out.print(_class_table(facts["classes"]))
+
+
+def _class_facts(checkpoint: Checkpoint, label: str) -> dict[str, Any]:
+    metadata = checkpoint.metadata
+    rise, fit = metadata.rise(label, checkpoint.window_s), metadata.onset_fits.get(label)
+    return {
+        "label": label,
+        "onset_threshold": metadata.onset_threshold(label),
+        "confirm_s": metadata.confirm_s.get(label, DEFAULT_CONFIRM_S),
+        "smoothing_s": metadata.smoothing_s.get(label, 0.0),
+        "rise_on_s": rise.on_s,
+        "rise_off_s": rise.off_s,
+        "rise_assumed": rise.assumed,
+        "onset_within_s": fit and fit.within_s,
+        "makes_events": label not in metadata.background,
+    }
+
+
+def _class_table(classes: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("class", overflow="fold")
+    for heading in ("onset threshold", "confirm", "average", "rise on", "rise off"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    for row in classes:
+        notes = ["rise assumed"] if row["rise_assumed"] else []
+        if row["onset_within_s"]:
+            notes.append(f"onsets by score, nine in ten within {row['onset_within_s']:.2f} s")
+        notes += [] if row["makes_events"] else ["makes no events"]
+        seconds = [f"{row[name]:.2f} s" for name in TIMES]
+        table.add_row(row["label"], f"{row['onset_threshold']:.2f}", *seconds, ", ".join(notes))
+    return table
+
+
+def _n_params(checkpoint: Checkpoint) -> int:
+    return sum(tensor.numel() for tensor in checkpoint.state_dict.values())
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, dict):
+        return json_line(value)
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "-"
+    return "-" if value is None else str(value)
+
+
+def _console() -> Console:
+    return console(stderr=False, piped_width=PIPED_COLUMNS)

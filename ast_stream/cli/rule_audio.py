@@ -1,0 +1,80 @@
+"""Recordings as a backtest hears them: through the detector, one after another."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ast_stream.audio.recording import RecordingError, RecordingReader
+from ast_stream.cli.scan import make_scanner, scan_progress, shown_as
+from ast_stream.messages.event import SampleClock, event_body
+from ast_stream.scan import OnRead
+from ast_stream.settings.schema import DetectionSettings, ModelSettings
+from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, seconds_to_samples
+
+MODEL = "backtest"
+PAUSE_SAMPLES = 60 * SAMPLE_RATE  # between recordings, so that one ends before the next begins
+
+
+def event_bodies(
+    files: list[Path],
+    model: ModelSettings,
+    detection: DetectionSettings,
+    start_ns: int,
+    was_heard: Callable[[int], None] = lambda heard_ns: None,
+    is_incomplete: Callable[[str], None] = lambda text: None,
+) -> Iterator[dict[str, Any]]:
+    """Yield the event bodies of recordings; each is a stream of its own, named after its file.
+
+    Args:
+        start_ns: stream time at which the first begins.
+        was_heard: is called after each with its length in nanoseconds.
+        is_incomplete: is called with what is wrong with each that was not read to its end.
+    """
+    scanner, _ = make_scanner(model, detection)
+    with scan_progress() as progress:
+        for file in files:
+            clock = SampleClock()
+            clock.observe(0, start_ns)
+            end = 0
+            show = shown_as(str(file), progress)
+            readers: set[RecordingReader] = set()
+
+            def note(
+                reader: RecordingReader,
+                readers: set[RecordingReader] = readers,
+                show: OnRead = show,
+            ) -> None:
+                readers.add(reader)
+                show(reader)
+
+            try:
+                for event in scanner.messages(file, note):
+                    end = max(end, event.at_sample)
+                    body = event_body(
+                        event,
+                        clock,
+                        labels={},
+                        audio_end=end,
+                        scored_ns=clock.time_ns(event.at_sample),
+                        model=MODEL,
+                    )
+                    with progress.paused():
+                        yield body | {"stream": stream_name(file), "id": f"{event.id}-{start_ns}"}
+            except RecordingError as error:
+                is_incomplete(str(error))
+            heard_s = max((one.position_s for one in readers), default=0.0)
+            was_heard(round(heard_s * NS_PER_SECOND))
+            end = max(end, seconds_to_samples(heard_s))
+            start_ns = clock.time_ns(end + PAUSE_SAMPLES)
+
+
+def stream_name(file: Path) -> str:
+    """Return a file's name as the name of a stream.
+
+    >>> stream_name(Path("night/Front Door (2).flac"))
+    'front-door-2'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", file.stem.lower()).strip("-")[:63] or "recording"

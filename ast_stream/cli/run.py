@@ -1,0 +1,118 @@
+"""`ast-stream run`: all processes of one configuration on one box, supervised."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ast_stream.runtime.forward import LineForwarder
+from ast_stream.runtime.lifecycle import (
+    child_environment,
+    stop_on_signals,
+)
+from ast_stream.runtime.logging import LOG_FORMAT, line_format, setup_logging
+from ast_stream.runtime.notifier import Notifier
+from ast_stream.runtime.reload import Reloader
+from ast_stream.runtime.supervisor import ChildSpec, Supervisor
+from ast_stream.settings.check import LoadedSettings
+from ast_stream.settings.load import load_file
+from ast_stream.settings.paths import make_runtime_dir
+from ast_stream.settings.schema import Settings, Source
+from ast_stream.transport.locks import lock_file
+
+
+def run(
+    config: Annotated[
+        Path, typer.Option("--config", "-c", metavar="FILE", help="The configuration (YAML).")
+    ],
+) -> None:
+    """Run all processes of one configuration: a capture per stream, the worker, and alerts.
+
+    The alerts process is there if the configuration names rules.
+    What fails is started again; Ctrl-C or SIGTERM ends everything, SIGHUP has the configuration
+    read again. When every source is a recording or another one that ends, the run ends with them.
+
+    Example: ast-stream run -c configs/examples/microphone.yaml
+    """
+    loaded = load_file(config)
+    settings = loaded.settings
+    setup_logging(settings.logging.level, settings.logging.format, process="run")
+    reload = threading.Event()
+    with stop_on_signals(reload) as stop:
+        code = _supervise(loaded, config, stop, reload)
+    raise typer.Exit(code)
+
+
+def _supervise(
+    loaded: LoadedSettings, config: Path, stop: threading.Event, reload: threading.Event
+) -> int:
+    """Return the exit code; as `Supervisor.run`."""
+    settings = loaded.settings
+    if settings.alerts.rules:
+        from ast_stream.alerts.rule_watch import RuleFiles  # the compiler of rules, which few need
+
+        RuleFiles(loaded).load()  # mistakes are told before anything starts
+    folder = make_runtime_dir(settings)
+    lock_fd = lock_file(folder / "run.lock", f"the runtime folder {folder}")
+    format = line_format(settings.logging.format, sys.stderr)
+    environ = child_environment() | {LOG_FORMAT: format}
+    forwarder = LineForwarder(sys.stderr, format)
+    supervisor = Supervisor(child_specs(settings, config), environ, forwarder, folder)
+    notifier = Notifier()
+    reloader = Reloader(
+        reload,
+        config,
+        settings,
+        "run",
+        parts=lambda new: {"streams": [stream.name for stream in new.streams]},
+        apply=lambda new: supervisor.reload(),
+    )
+
+    def after_turn() -> None:
+        notifier.turn(supervisor.status, is_working=True)
+        reloader.look(notifier)
+
+    try:
+        return supervisor.run(stop, after_turn)
+    finally:
+        notifier.stopping()
+        forwarder.close()
+        os.close(lock_fd)
+
+
+def child_specs(settings: Settings, config: Path) -> list[ChildSpec]:
+    """Return the processes that a configuration needs."""
+    command = (sys.executable, "-m", "ast_stream.cli")
+    captures = [
+        ChildSpec(
+            name=f"capture {stream.name}",
+            argv=(*command, "capture", "-c", str(config), "--stream", stream.name),
+            can_finish=can_end(stream.source),
+            takes_stdin=stream.source.type == "stdin",
+            begins_anew=can_end(stream.source) and not _goes_on(stream.source),
+        )
+        for stream in settings.streams
+    ]
+    worker = ChildSpec("worker", (*command, "worker", "-c", str(config)), is_core=True)
+    alerts = ChildSpec(
+        "alerts", (*command, "alerts", "-c", str(config)), is_optional=True, ends_last=True
+    )
+    # alerts first: it hears all of a worker that was started after it
+    return [*([alerts] if settings.alerts.rules else []), worker, *captures]
+
+
+def _goes_on(source: Source) -> bool:
+    """Tell whether a new process can take up a source where the one before it has left it."""
+    return source.type == "stdin" and source.format != "wav"  # the header is read once
+
+
+def can_end(source: Source) -> bool:
+    """Tell whether a source comes to an end by itself."""
+    if source.type == "file":
+        return not source.loop
+    return source.type in ("scene", "stdin")

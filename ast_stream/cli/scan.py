@@ -1,0 +1,202 @@
+"""`ast-stream scan`: the events of recordings, through the same detector as live sound."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
+
+import typer
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ast_stream.audio.recording import RecordingError, RecordingReader, recordings_in
+from ast_stream.cli.live import ProgressView
+from ast_stream.cli.scan_output import FORMATS, HEADERS, ScoreCollector
+from ast_stream.errors import AudioError, UsageError
+from ast_stream.labels import printable
+from ast_stream.model.loading import load_model
+from ast_stream.settings.explain import with_options
+from ast_stream.settings.load import load_settings
+from ast_stream.settings.schema import DetectionSettings, ModelSettings
+from ast_stream.urls import mask
+
+if TYPE_CHECKING:
+    from ast_stream.scan import OnRead, Scanner
+
+STDIN = "-"
+
+
+def make_scanner(
+    model: ModelSettings,
+    detection: DetectionSettings,
+    collector: ScoreCollector | None = None,
+    channel: int | None = None,
+) -> tuple[Scanner, list[str]]:
+    """Return a scanner with the model and detection of a configuration, and its labels."""
+    from ast_stream.scan import Scanner  # imports torch
+
+    tagger = load_model(model)
+    scanner = Scanner(
+        tagger,
+        detection,
+        hop_s=model.hop_s,
+        min_context_s=model.min_context_s,
+        on_scores=None if collector is None else collector.add,
+        channel="mix" if channel is None else channel,
+    )
+    return scanner, list(tagger.labels)
+
+
+def scan(
+    files: Annotated[
+        list[str], typer.Argument(help="Recordings, folders of recordings, or - for stdin.")
+    ],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object for each event.")
+    ] = False,
+    labels: Annotated[
+        Literal["audacity", "rttm", "csv"] | None, typer.Option(help="Write labels in this format.")
+    ] = None,
+    scores: Annotated[
+        Path | None, typer.Option(help="Also save times, scores and labels as .npz (one file).")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Take model and detection from here.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Checkpoint.")] = None,
+    hop: Annotated[float | None, typer.Option(help="Seconds between windows.")] = None,
+    window: Annotated[float | None, typer.Option(help="Length of a window in seconds.")] = None,
+    channel: Annotated[
+        int | None, typer.Option(min=0, help="Use this channel, counted from 0, not the mean.")
+    ] = None,
+) -> None:
+    """Find the events in recordings, faster than real time.
+
+    Example: ast-stream scan night.flac --labels audacity > night.txt
+    """
+    if as_json and labels:
+        raise UsageError("scan: expected --json or --labels, got both")
+    collector = None if scores is None else ScoreCollector(scores)
+    scanner, names = make_scanner(*_settings(config, model, hop, window), collector, channel)
+    form = "json" if as_json else labels or "text"
+    if form in HEADERS:
+        print(HEADERS[form])
+    with _recordings(files) as recordings:
+        if scores is not None and len(recordings) != 1:
+            raise UsageError(f"scan: --scores: expected one recording, got {len(recordings)}")
+        if labels == "audacity" and len(recordings) != 1:
+            raise UsageError(
+                f"scan: --labels audacity: expected one recording, got {len(recordings)}; a label "
+                "track names none: --labels csv does"
+            )
+        failed = _scan_all(scanner, recordings, form)
+    if collector is not None and not (failed and collector.is_empty):
+        collector.save(names)  # also of a part of a recording
+    if failed:
+        raise AudioError(
+            f"scan: {failed} of {len(recordings)} recordings could not be read to their end"
+        )
+
+
+def _scan_all(scanner: Scanner, recordings: list[tuple[str, Path]], form: str) -> int:
+    """Print the events of all recordings and return how many could not be read to their end."""
+    failed = 0
+    with scan_progress() as progress:
+        for name, path in recordings:
+            shown = printable(name)
+            try:
+                for event in scanner.scan(path, shown, shown_as(shown, progress)):
+                    with progress.paused():
+                        print(FORMATS[form](event), flush=True)
+                if scanner.warning is not None:
+                    with progress.paused():
+                        text = f"scan: {name}: warning: {scanner.warning}"
+                        print(printable(mask(text)), file=sys.stderr)
+            except RecordingError as error:
+                failed += 1
+                with progress.paused():
+                    # a URL in place of a file may hold a password
+                    text = f"scan: {name}: {error.text}"
+                    print(printable(mask(text)), file=sys.stderr)
+    return failed
+
+
+def _settings(
+    config: Path | None, checkpoint: str | None, hop_s: float | None, window_s: float | None
+) -> tuple[ModelSettings, DetectionSettings]:
+    """Return the configuration's model and detection, with what the command line says instead."""
+    settings = None if config is None else load_settings(config)
+    model = ModelSettings() if settings is None else settings.model
+    detection = DetectionSettings() if settings is None else settings.detection
+    options = {
+        "checkpoint": ("scan: --model", checkpoint),
+        "hop_s": ("scan: --hop", hop_s),
+        "window_s": ("scan: --window", window_s),
+    }
+    return with_options(model, options), detection
+
+
+@contextmanager
+def _recordings(names: list[str]) -> Iterator[list[tuple[str, Path]]]:
+    """Yield the recordings as (name, path); what comes through a pipe becomes a temporary file.
+
+    Raises:
+        UsageError: a folder without recordings, nothing on standard input, a full disk.
+    """
+    with tempfile.TemporaryDirectory(prefix="ast-stream-scan-") as folder:
+        found: list[tuple[str, Path]] = []
+        for number, name in enumerate(names):
+            path, copy = Path(name), Path(folder) / str(number)
+            if name == STDIN:
+                if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
+                    raise UsageError("scan: -: expected a recording on standard input, got none")
+                found.append((name, _copied(sys.stdin.buffer, copy, name)))
+            elif path.is_fifo():  # as the shell's <(command) gives
+                with path.open("rb") as pipe:
+                    found.append((name, _copied(pipe, copy, name)))
+            elif path.is_dir():
+                inside = recordings_in(path)
+                if not inside:
+                    raise UsageError(f"scan: {name}: expected recordings in it, got none")
+                found += [(str(one), one) for one in inside]
+            else:
+                found.append((name, path))
+        yield found
+
+
+def _copied(source: BinaryIO, copy: Path, name: str) -> Path:
+    try:
+        with copy.open("wb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+    except OSError as error:
+        where = f"cannot be kept in {copy.parent.parent} (TMPDIR names another folder)"
+        raise UsageError(f"scan: {name}: {where}: {error.strerror}") from error
+    return copy
+
+
+def scan_progress() -> ProgressView:
+    """Return a view with a bar for the recording that is read."""
+    return ProgressView(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+
+
+def shown_as(name: str, progress: ProgressView) -> OnRead:
+    """Return what shows how far a recording is read, in place of the one before."""
+    for task in list(progress.task_ids):
+        progress.remove_task(task)
+    bar = progress.add_task(os.path.basename(name), total=None)
+
+    def on_read(reader: RecordingReader) -> None:
+        progress.update(bar, completed=reader.position_s, total=reader.duration_s)
+
+    return on_read

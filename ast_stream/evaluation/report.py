@@ -1,0 +1,163 @@
+"""All figures of one evaluation: clips, streams with sounds, alarms in noise, negative audio."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
+from typing import Any
+
+import numpy as np
+
+from ast_stream.evaluation.clips import ClipReport, clip_report, names_right
+from ast_stream.evaluation.intervals import Interval, bootstrap_ratio
+from ast_stream.evaluation.plan import Heard, Settings, Subject
+from ast_stream.evaluation.streams import (
+    FalseAlarms,
+    Measured,
+    StreamReport,
+    measure_streams,
+    negatives_report,
+)
+
+
+@dataclass(frozen=True)
+class ModelFigures:
+    """One model, and how it names the clips that it was judged by.
+
+    Attributes:
+        folds: of those clips; empty where they have none.
+        accuracy, mean_average_precision: None without clips.
+    """
+
+    name: str
+    hash: str
+    window_s: float
+    hop_s: float
+    folds: tuple[str, ...]
+    n_clips: int
+    accuracy: float | None
+    mean_average_precision: float | None
+
+
+@dataclass(frozen=True)
+class ClipFigures:
+    """How clips are named, each by a model that it was not trained on.
+
+    Attributes:
+        accuracy: of all clips together; interval over the clips.
+        mean_accuracy, mean_average_precision: means over the models.
+        pooled: accuracy by class, average precision and confusion over all clips together.
+    """
+
+    accuracy: Interval
+    mean_accuracy: float
+    mean_average_precision: float
+    pooled: ClipReport
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Everything measured; None for what there was nothing to measure on.
+
+    Attributes:
+        alarms: generated alarms at one SNR.
+        negatives, negatives_by_label: events of streams without any.
+    """
+
+    labels: tuple[str, ...]
+    models: tuple[ModelFigures, ...]
+    clips: ClipFigures | None
+    streams: Measured | None
+    alarms: StreamReport | None
+    negatives: FalseAlarms | None
+    negatives_by_label: dict[str, FalseAlarms]
+
+
+def evaluate(subjects: Sequence[Subject], heard: Heard, settings: Settings) -> Evaluation:
+    """Return the figures of what was heard."""
+    labels, seed = heard.labels, settings.seed
+    by_model = [
+        clip_report(takes, scores, labels)
+        for takes, scores in zip(heard.clip_takes, heard.clip_scores, strict=True)
+    ]
+    reports = iter(by_model)
+    models = tuple(
+        _model_figures(one, next(reports) if one.takes else None, settings) for one in subjects
+    )
+    negatives, negatives_by_label = None, dict[str, FalseAlarms]()
+    if heard.negatives:
+        negatives, negatives_by_label = negatives_report(heard.negatives, labels)
+    return Evaluation(
+        labels=labels,
+        models=models,
+        clips=_clip_figures(heard, by_model, seed) if by_model else None,
+        streams=measure_streams(heard.mixed, labels, seed) if heard.mixed else None,
+        alarms=measure_streams(heard.alarms, labels, seed).report if heard.alarms else None,
+        negatives=negatives,
+        negatives_by_label=negatives_by_label,
+    )
+
+
+def as_json(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the figures as JSON: NaN is null, infinity (never) is the string "inf"."""
+    streams = None if evaluation.streams is None else evaluation.streams.report
+    plain = {
+        "labels": evaluation.labels,
+        "models": evaluation.models,
+        "clips": evaluation.clips,
+        "streams": streams,
+        "alarms": evaluation.alarms,
+        "negatives": evaluation.negatives,
+        "negatives_by_label": evaluation.negatives_by_label,
+    }
+    result: dict[str, Any] = jsonable(plain)
+    return result
+
+
+def jsonable(value: Any) -> Any:
+    """Return dataclasses, arrays and mappings as what JSON has."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {name: jsonable(one) for name, one in vars(value).items()}
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(one) for key, one in value.items()}
+    if isinstance(value, np.ndarray):
+        return jsonable(value.tolist())
+    if isinstance(value, list | tuple):
+        return [jsonable(one) for one in value]
+    if isinstance(value, float):
+        return _finite(value)
+    return value if isinstance(value, int | str | None) else str(value)
+
+
+def _finite(value: float) -> float | str | None:
+    if math.isnan(value):
+        return None
+    return "inf" if math.isinf(value) else round(value, 6)
+
+
+def _clip_figures(heard: Heard, by_model: Sequence[ClipReport], seed: int) -> ClipFigures:
+    takes = [take for part in heard.clip_takes for take in part]
+    scores = np.concatenate(heard.clip_scores)
+    is_right = names_right(takes, scores).tolist()
+    names = [take.name or str(number) for number, take in enumerate(takes)]
+    return ClipFigures(
+        accuracy=bootstrap_ratio(is_right, [1.0] * len(takes), names, seed),
+        mean_accuracy=float(np.mean([one.accuracy for one in by_model])),
+        mean_average_precision=float(np.mean([one.mean_average_precision for one in by_model])),
+        pooled=clip_report(takes, scores, heard.labels),
+    )
+
+
+def _model_figures(subject: Subject, clips: ClipReport | None, settings: Settings) -> ModelFigures:
+    tagger = subject.tagger
+    return ModelFigures(
+        name=tagger.checkpoint.origin,
+        hash=tagger.hash,
+        window_s=tagger.window_s,
+        hop_s=settings.hop_s or tagger.hop_s,
+        folds=subject.folds,
+        n_clips=len(subject.takes),
+        accuracy=clips.accuracy if clips else None,
+        mean_average_precision=clips.mean_average_precision if clips else None,
+    )

@@ -1,0 +1,1 @@
+"""What the processes tell each other: one typed class for each body, with its codec."""

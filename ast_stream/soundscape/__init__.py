@@ -1,0 +1,1 @@
+"""Synthetic soundscapes with known truth: for the demo, training, calibration and evaluation."""

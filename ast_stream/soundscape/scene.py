@@ -1,0 +1,250 @@
+"""Generated scenes with known truth: synthesised alarms over household noise, any length, seeded.
+
+The same seed gives the same samples whatever the block size. Sounds are made one at a time as the
+scene is read, so that a day-long scene needs no more memory than a short one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ast_stream.audio.source import SourceBlock
+from ast_stream.messages.event import Pcm16
+from ast_stream.soundscape.backgrounds import coloured_noise, fan, hum
+from ast_stream.soundscape.synthesis import (
+    ACTIVE_DBFS,
+    SOUNDS,
+    Random,
+    Signal,
+    Sound,
+    smooth_gain,
+)
+from ast_stream.units import (
+    FULL_SCALE,
+    NS_PER_SECOND,
+    SAMPLE_RATE,
+    samples_to_ns,
+    samples_to_seconds,
+    seconds_to_samples,
+)
+
+FIRST_ONSET_S = 1.5
+SHORTEST_GAP_S, LONGEST_GAP_S = 1.8, 3.0  # between two sounds of different classes
+END_MARGIN_S = 0.5
+BED_DBFS = (-60.0, -45.0)
+LEVEL_DBFS = (-32.0, -18.0)  # of the sounding part
+LOWEST_SNR_DB = 15.0  # over the bed
+BED_CHUNK = 10 * SAMPLE_RATE  # the bed is generated in chunks of this length,
+BED_FADE = SAMPLE_RATE // 2  # cross-faded over this length
+
+_BED, _PLAN = 0, 1  # independent random streams of one seed
+
+
+@dataclass(frozen=True)
+class Planted:
+    """One sound of a scene: what, when (seconds from the start), how loud, and from which clip."""
+
+    label: str
+    kind: str
+    onset_s: float
+    offset_s: float
+    level_dbfs: float
+    snr_db: float
+    clip: str = ""  # file or generator's seeds; empty: nobody asks
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """A whole scene: samples of shape (n_samples,), int16, and what was planted where."""
+
+    pcm: Pcm16
+    truth: list[Planted]
+
+
+def generate_scene(seed: int, duration_s: float) -> Scene:
+    """Return the scene of `seed`; 40 s hold every class once, 6 to 8 sounds in all."""
+    renderer = SceneRenderer(seed, duration_s)
+    return Scene(renderer.render(renderer.n_samples), renderer.truth)
+
+
+class SceneRenderer:
+    """Renders one scene from start to end, in pieces of any size.
+
+    Attributes:
+        n_samples: length of the scene.
+        truth: the sounds rendered so far, in order; complete when all samples are rendered.
+    """
+
+    def __init__(self, seed: int, duration_s: float) -> None:
+        self.n_samples = seconds_to_samples(duration_s)
+        self.truth: list[Planted] = []
+        self._bed = _Bed(seed)
+        self._plan = _plan(seed, duration_s, self._bed.level_dbfs)
+        self._next = next(self._plan, None)
+        self._sounding: list[tuple[int, Signal]] = []
+        self._position = 0
+
+    def render(self, n_samples: int) -> Pcm16:
+        """Return the next samples, fewer than `n_samples` (none at last) at the end, int16."""
+        start = self._position
+        stop = min(start + n_samples, self.n_samples)
+        mix = self._bed.read(start, stop)
+        self._begin_sounds(stop)
+        for at, waveform in self._sounding:
+            first, last = max(start, at), min(stop, at + len(waveform))
+            if first < last:
+                mix[first - start : last - start] += waveform[first - at : last - at]
+        self._sounding = [(at, wave) for at, wave in self._sounding if at + len(wave) > stop]
+        self._position = stop
+        scaled = np.round(mix * FULL_SCALE)
+        return np.clip(scaled, -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
+
+    def _begin_sounds(self, stop: int) -> None:
+        while self._next is not None and self._next[0] < stop:
+            at, waveform, planted = self._next
+            self._sounding.append((at, waveform))
+            self.truth.append(planted)
+            self._next = next(self._plan, None)
+
+
+class SceneSource:
+    """A scene as a source of blocks, in real time or as fast as it is read (see `Source`)."""
+
+    is_live = False
+
+    def __init__(
+        self, seed: int, duration_s: float, pace: Literal["realtime", "fast"], block_s: float
+    ) -> None:
+        self.is_paced = pace == "realtime"
+        self._renderer = SceneRenderer(seed, duration_s)
+        self._block = seconds_to_samples(block_s)
+        self._position = 0
+        self._opened_at = 0  # sample that was due when the source was opened
+        self._wall_ns = 0
+        self._monotonic_ns = 0
+
+    @property
+    def truth(self) -> list[Planted]:
+        """The sounds delivered so far."""
+        return self._renderer.truth
+
+    def open(self) -> None:
+        """Start, or go on where the scene was left."""
+        self._opened_at = self._position
+        self._wall_ns, self._monotonic_ns = time.time_ns(), time.monotonic_ns()
+
+    def read(self, timeout_s: float) -> SourceBlock | None:
+        """Return the next block, or None if it is not due within `timeout_s`."""
+        stop = min(self._position + self._block, self._renderer.n_samples)
+        if self.is_paced and not self._wait_until_due(stop, timeout_s):
+            return None
+        elapsed_ns = samples_to_ns(self._position - self._opened_at)
+        pcm = self._renderer.render(stop - self._position)
+        self._position = stop
+        return SourceBlock(
+            pcm=pcm[:, None],
+            rate=SAMPLE_RATE,
+            captured_ns=self._wall_ns + elapsed_ns,
+            monotonic_ns=self._monotonic_ns + elapsed_ns,
+            is_last=stop == self._renderer.n_samples,
+        )
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _wait_until_due(self, stop: int, timeout_s: float) -> bool:
+        """Sleep until sample `stop` would have been recorded; False if that is too far off."""
+        due_ns = self._monotonic_ns + samples_to_ns(stop - self._opened_at)
+        wait_s = (due_ns - time.monotonic_ns()) / NS_PER_SECOND
+        time.sleep(min(max(wait_s, 0.0), timeout_s))
+        return wait_s <= timeout_s
+
+
+class _Bed:
+    """Endless room noise at a steady level: pink to brown noise, with hum or a fan."""
+
+    def __init__(self, seed: int) -> None:
+        rng = np.random.default_rng((seed, _BED))
+        self.level_dbfs = float(rng.uniform(*BED_DBFS))
+        self._seed = seed
+        self._slope = rng.uniform(0.8, 1.8)
+        self._machine = (hum, fan)[int(rng.integers(2))]
+        self._machine_share = rng.uniform(0.0, 0.6)
+        self._gain = smooth_gain(rng, BED_CHUNK + BED_FADE)
+        self._made: tuple[int, Signal, Signal] | None = None  # chunk index, its body, its tail
+
+    def read(self, start: int, stop: int) -> Signal:
+        """Return the bed of samples [start, stop), float64; `start` must not go back a chunk."""
+        bed = np.empty(stop - start)
+        for index in range(start // BED_CHUNK, -(-stop // BED_CHUNK)):
+            chunk_start = index * BED_CHUNK
+            first, last = max(start, chunk_start), min(stop, chunk_start + BED_CHUNK)
+            chunk = self._chunk(index)
+            bed[first - start : last - start] = chunk[first - chunk_start : last - chunk_start]
+        return bed
+
+    def _chunk(self, index: int) -> Signal:
+        if self._made is None or self._made[0] != index:
+            before = self._made[2] if self._made else self._generate(max(0, index - 1))[BED_CHUNK:]
+            piece = self._generate(index)
+            fade = np.sin(np.linspace(0, np.pi / 2, BED_FADE))
+            body = piece[:BED_CHUNK].copy()
+            body[:BED_FADE] = fade * body[:BED_FADE] + fade[::-1] * before
+            self._made = (index, body, piece[BED_CHUNK:])
+        return self._made[1]
+
+    def _generate(self, index: int) -> Signal:
+        n_samples = BED_CHUNK + BED_FADE
+        rng = np.random.default_rng((self._seed, _BED, index))
+        noise = coloured_noise(rng, n_samples, self._slope)
+        noise += self._machine_share * self._machine(rng, n_samples)
+        filtered = np.fft.irfft(np.fft.rfft(noise) * self._gain, n_samples)
+        rms = float(np.sqrt(np.mean(np.square(filtered))))
+        bed: Signal = filtered * (10 ** (self.level_dbfs / 20) / rms)
+        return bed
+
+
+def _plan(seed: int, duration_s: float, bed_dbfs: float) -> Iterator[tuple[int, Signal, Planted]]:
+    """Yield the sounds of a scene in order: first sample, samples, truth."""
+    rng = np.random.default_rng((seed, _PLAN))
+    onset_s = FIRST_ONSET_S
+    for name in _class_order(rng):
+        sound = SOUNDS[name](rng)
+        if onset_s + sound.duration_s > duration_s - END_MARGIN_S:
+            return
+        lowest = max(LEVEL_DBFS[0], bed_dbfs + LOWEST_SNR_DB)
+        level_dbfs = float(rng.uniform(lowest, max(lowest, LEVEL_DBFS[1])))
+        yield _place(sound, onset_s, level_dbfs, bed_dbfs)
+        onset_s += sound.duration_s + rng.uniform(SHORTEST_GAP_S, LONGEST_GAP_S)
+
+
+def _class_order(rng: Random) -> Iterator[str]:
+    """Yield class names for ever: every class once a round, never one twice in a row."""
+    last = ""
+    while True:
+        order = [str(name) for name in rng.permutation(list(SOUNDS))]
+        if order[0] == last:
+            order.append(order.pop(0))
+        yield from order
+        last = order[-1]
+
+
+def _place(
+    sound: Sound, onset_s: float, level_dbfs: float, bed_dbfs: float
+) -> tuple[int, Signal, Planted]:
+    onset = seconds_to_samples(onset_s)
+    planted = Planted(
+        label=sound.label,
+        kind=sound.kind,
+        onset_s=samples_to_seconds(onset),
+        offset_s=samples_to_seconds(onset + sound.offset_sample - sound.onset_sample),
+        level_dbfs=round(level_dbfs, 1),
+        snr_db=round(level_dbfs - bed_dbfs, 1),
+    )
+    waveform = sound.waveform * 10 ** ((level_dbfs - ACTIVE_DBFS) / 20)
+    return onset - sound.onset_sample, waveform.astype(np.float64), planted

@@ -1,0 +1,1 @@
+"""Sockets, the feed and its log: how messages get from one process to another."""

@@ -1,0 +1,716 @@
+"""Sockets that this process binds: PULL, PUB and ROUTER of ZeroMQ for peers that are not trusted.
+
+Whatever a peer does costs that peer: everything kept for it has a limit, and who goes beyond is
+disconnected with a line in the log. The number of peers is limited as well. Where it is reached,
+the process with the most connections loses the one that was idle longest, so that a program that
+leaks connections only harms itself. What a PULL receives is believed, so only processes of the
+same user, and root's, may send to one over ipc.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import resource
+import select
+import socket
+import stat
+import struct
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ast_stream.errors import StartupError, WireError
+from ast_stream.limited_log import LimitedLog
+from ast_stream.transport.locks import lock_file
+from ast_stream.transport.zmtp import GREETING, Kind, Session, encode_message
+
+MAX_PEERS = 256
+MAX_DESCRIPTORS = 65_536  # asked for at most, where the system would allow even more
+_RESERVED_DESCRIPTORS = 128  # of the process, for everything but peers
+_SOCKETS_A_PROCESS = 4  # that share the other descriptors
+
+_READ_BYTES = 32 * 1024
+_FLUSH_BUFFERS = 16
+_HANDSHAKE_S = 10.0  # a peer that has not said by then what it is, is disconnected
+_SHY_S = 2.0  # after which such a peer is the first to go where there are too many,
+_NEWCOMERS = 64  # or at once where so many connect at a time
+_SWEEP_S = 1.0  # how often time-outs and the socket's file are looked at
+_ACCEPTS_A_TURN = 16
+_EVICTIONS_A_SWEEP = 200  # then newcomers wait: those who lost their place try again at once
+_MESSAGE_COST = 128  # bytes that a small object takes in Python, about
+_BACKLOG = 1024
+_TOTAL_BYTES = 64 * 1024 * 1024  # kept for all peers of a socket together
+
+_GONE = select.EPOLLHUP | select.EPOLLERR
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one peer can make this process keep.
+
+    Attributes:
+        message_bytes: of one message that it sends.
+        in_bytes: of messages that wait to be worked on; then nothing more is read from it.
+        out_bytes: of messages that it does not read; then further ones are dropped.
+        answered_bytes: of answers that it does not read; then its requests wait.
+    """
+
+    message_bytes: int
+    in_bytes: int
+    out_bytes: int
+    answered_bytes: int = 0
+
+
+_LIMITS: dict[Kind, Limits] = {
+    # ten seconds of audio, as much as a block can have, with its header
+    "pull": Limits(message_bytes=384 * 1024, in_bytes=384 * 1024, out_bytes=4096),
+    "pub": Limits(message_bytes=1024, in_bytes=0, out_bytes=8 * 1024 * 1024),
+    "router": Limits(
+        message_bytes=256 * 1024,  # a query that is too long for us gets an answer that says so
+        in_bytes=64 * 1024,
+        out_bytes=4 * 1024 * 1024,
+        answered_bytes=256 * 1024,
+    ),
+}
+
+
+class Reactor:
+    """The thread that moves the bytes of all listeners of a process, whatever else it is doing."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()  # of everything the listeners have
+        self._epoll = select.epoll()
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._epoll.register(self._wake_fd, select.EPOLLIN)
+        self._handlers: dict[int, Callable[[int], None]] = {}
+        self._sweeps: list[Callable[[], None]] = []
+        self._is_stopping = False
+        self._thread = threading.Thread(target=self._run, name="sockets", daemon=True)
+        self._thread.start()
+
+    def watch(self, fd: int, events: int, handler: Callable[[int], None]) -> None:
+        """Call `handler` with the events of a descriptor, from now on."""
+        self._handlers[fd] = handler
+        self._epoll.register(fd, events)
+
+    def change(self, fd: int, events: int) -> None:
+        """Wait for other events of a descriptor."""
+        self._epoll.modify(fd, events)
+
+    def unwatch(self, fd: int) -> None:
+        """Forget a descriptor, which may be forgotten already."""
+        if self._handlers.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def add_sweep(self, sweep: Callable[[], None]) -> None:
+        """Call `sweep` each second."""
+        self._sweeps.append(sweep)
+
+    def remove_sweep(self, sweep: Callable[[], None]) -> None:
+        """Call `sweep` no more."""
+        self._sweeps.remove(sweep)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._is_stopping = True
+        os.eventfd_write(self._wake_fd, 1)
+        self._thread.join()
+        self._epoll.close()
+        os.close(self._wake_fd)
+
+    def _run(self) -> None:
+        next_sweep_s = time.monotonic() + _SWEEP_S
+        while not self._is_stopping:
+            ready = self._epoll.poll(max(0.0, next_sweep_s - time.monotonic()))
+            with self.lock:
+                for fd, events in ready:
+                    handler = self._handlers.get(fd)
+                    if handler is not None:
+                        self._call(handler, events)
+                if time.monotonic() >= next_sweep_s:
+                    next_sweep_s = time.monotonic() + _SWEEP_S
+                    for sweep in list(self._sweeps):
+                        self._call(sweep)
+
+    def _call(self, handler: Callable[..., None], *args: int) -> None:
+        try:
+            handler(*args)
+        except Exception:  # no bug may end this thread: then every peer would wait for ever
+            logger.exception("a peer could not be served")
+
+
+class _Peer:
+    """One connection."""
+
+    def __init__(self, number: int, connection: socket.socket, session: Session) -> None:
+        self.identity = number.to_bytes(5, "big")
+        self.connection = connection
+        self.fd = connection.fileno()
+        self.session = session
+        self.owner, self.is_of_own_user = _owner(connection)
+        self.since_s = self.active_s = time.monotonic()
+        self.inbox: deque[tuple[list[bytes], int]] = deque()
+        self.in_bytes = 0
+        self.outbox: deque[bytes] = deque()
+        self.out_bytes = 0
+        self.sent_of_first = 0
+        self.events = select.EPOLLIN
+        self.is_closed = False
+        self.counted_bytes = 0
+
+    @property
+    def held_bytes(self) -> int:
+        return self.session.held_bytes + self.in_bytes + self.out_bytes
+
+
+class Listener:
+    """A bound socket; sends never block, receives return None when nothing is there.
+
+    May be used by any thread.
+
+    Args:
+        hwm: messages of one peer that wait, in each direction.
+
+    Attributes:
+        dropped: messages that a peer was too slow for.
+        disconnected: peers that went beyond a limit.
+
+    Raises:
+        StartupError: the endpoint is in use by another process, or cannot be bound.
+    """
+
+    def __init__(
+        self, reactor: Reactor, kind: Kind, endpoint: str, hwm: int, max_peers: int = MAX_PEERS
+    ) -> None:
+        self.endpoint = endpoint
+        self.dropped = 0
+        self.disconnected = 0
+        self._reactor = reactor
+        self._kind: Kind = kind
+        self._limits = _LIMITS[kind]
+        self._hwm = hwm
+        self._max_peers = min(max_peers, _peers_affordable())
+        self._log = LimitedLog(logger)
+        self._numbers = itertools.count(1)
+        self._peers: dict[bytes, _Peer] = {}  # by identity
+        self._ready: deque[_Peer] = deque()  # have a message that may be given out
+        self._held_bytes = 0
+        self._evictions = 0
+        self._is_closed = False
+        self._lock_fd = lock_endpoint(endpoint)
+        self._has_messages = threading.Condition(reactor.lock)
+        try:
+            self._address = _Address(endpoint)
+            self._listening = self._address.listen()
+        except OSError as error:
+            self._release_lock()
+            raise StartupError(f"cannot bind {endpoint}: {error}") from error
+        self._ready_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._is_accepting = False
+        with reactor.lock:
+            self._accept_on()
+            reactor.add_sweep(self._sweep)
+
+    @property
+    def waitable(self) -> int:
+        """A descriptor that can be read from while a message waits."""
+        return self._ready_fd
+
+    @property
+    def n_peers(self) -> int:
+        """Connections at present."""
+        return len(self._peers)
+
+    def is_trusted(self, identity: bytes) -> bool:
+        """Tell whether the peer of a request (ROUTER) is connected and is of this user, or root.
+
+        Over tcp nobody knows whose it is: there it is enough that it is connected.
+        """
+        peer = self._peers.get(identity)
+        return peer is not None and peer.is_of_own_user
+
+    def send(self, frames: list[bytes]) -> bool:
+        """Send now; False if a peer did not get it: it is gone, or too slow.
+
+        A PUB sends to all who want it. A ROUTER sends to the peer that the first frame names.
+        """
+        with self._reactor.lock:
+            if self._kind == "router":
+                peer = self._peers.get(frames[0])
+                return peer is not None and self._queue(peer, encode_message(frames[1:]))
+            topic, data = frames[0], encode_message(frames)
+            wanting = [
+                peer
+                for peer in self._peers.values()
+                if topic.startswith(peer.session.subscriptions.prefixes)
+            ]
+            missed = [peer for peer in wanting if not self._queue(peer, data)]
+            return not missed
+
+    def receive(self, timeout_ms: int = 0) -> list[bytes] | None:
+        """Return the frames of the next message, or None after `timeout_ms`.
+
+        Peers come in turn; what a ROUTER gives begins with the identity of the peer.
+        """
+        with self._has_messages:
+            if timeout_ms and not self._ready:
+                self._has_messages.wait_for(lambda: self._ready, timeout_ms / 1000)
+            if not self._ready:
+                return None
+            peer = self._ready.popleft()
+            message, cost = peer.inbox.popleft()
+            peer.in_bytes -= cost
+            if not peer.is_closed:
+                self._work_on(peer)
+            elif peer.inbox:
+                self._ready.append(peer)
+            self._count(peer)
+            self._show_ready()
+            return [peer.identity, *message] if self._kind == "router" else message
+
+    def close(self) -> None:
+        """Disconnect everyone, remove the socket's file and release the endpoint."""
+        with self._reactor.lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            self._reactor.remove_sweep(self._sweep)
+            self._accept_off()
+            for peer in list(self._peers.values()):
+                self._disconnect(peer)
+            self._address.remove()
+            self._listening.close()
+            os.close(self._ready_fd)
+            self._release_lock()
+
+    # connections
+
+    def _accept_on(self) -> None:
+        if not self._is_accepting:
+            self._is_accepting = True
+            self._reactor.watch(self._listening.fileno(), select.EPOLLIN, self._on_newcomers)
+
+    def _accept_off(self) -> None:
+        """Let newcomers wait until the next sweep."""
+        self._is_accepting = False
+        self._reactor.unwatch(self._listening.fileno())
+
+    def _on_newcomers(self, _: int) -> None:
+        for _ in range(_ACCEPTS_A_TURN):
+            if len(self._peers) >= self._max_peers:
+                if self._evictions >= _EVICTIONS_A_SWEEP:
+                    self._accept_off()
+                    return
+                self._evict()
+            try:
+                connection, _ = self._listening.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._log.warning("%s: cannot accept a client: %s", self.endpoint, error)
+                self._accept_off()
+                return
+            self._admit(connection)
+
+    def _admit(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        if connection.family != socket.AF_UNIX:
+            _keep_alive(connection)
+        session = Session(self._kind, self._limits.message_bytes)
+        peer = _Peer(next(self._numbers), connection, session)
+        self._peers[peer.identity] = peer
+        self._watch(peer)
+        if self._kind == "pull" and not peer.is_of_own_user:
+            self._punish(peer, f"expected a process of user {os.geteuid()} or root")
+            return
+        self._queue(peer, GREETING)
+
+    def _watch(self, peer: _Peer) -> None:
+        self._reactor.watch(peer.fd, peer.events, lambda events: self._on_peer(peer, events))
+
+    def _evict(self) -> None:
+        """Make room: who said nothing goes first, then the idle ones of the greediest process.
+
+        A newcomer has a moment for its greeting, or no other would ever get in beside a program
+        that connects again and again.
+        """
+        self._evictions += 1
+        peers = list(self._peers.values())
+        shy = [peer for peer in peers if not peer.session.is_ready]
+        if len(shy) <= _NEWCOMERS:
+            late_s = time.monotonic() - _SHY_S
+            shy = [peer for peer in shy if peer.since_s < late_s]
+        by_owner = Counter(peer.owner for peer in peers)
+        most = max(by_owner.values())
+        greedy = [peer for peer in peers if by_owner[peer.owner] == most]
+        victim = min(shy or greedy, key=lambda peer: peer.active_s)
+        self._report(victim, f"more than {self._max_peers} connections, {most} of them its own")
+        self._disconnect(victim)
+
+    def _report(self, peer: _Peer, reason: str) -> None:
+        self.disconnected += 1
+        self._log.warning(
+            "%s: a client (%s) is disconnected: %s", self.endpoint, peer.owner, reason
+        )
+
+    def _punish(self, peer: _Peer, reason: str) -> None:
+        self._report(peer, reason)
+        self._disconnect(peer)
+        self._forget_messages(peer)
+
+    def _disconnect(self, peer: _Peer) -> None:
+        """Close a connection; what a PULL has got of it is still given out."""
+        if peer.is_closed:
+            return
+        peer.is_closed = True
+        del self._peers[peer.identity]
+        self._reactor.unwatch(peer.fd)
+        peer.connection.close()
+        peer.outbox.clear()
+        peer.out_bytes = 0
+        peer.session = Session(self._kind, 0)
+        if self._kind == "pull" and peer.inbox and not self._is_closed:
+            self._count(peer)
+        else:
+            self._forget_messages(peer)
+
+    def _forget_messages(self, peer: _Peer) -> None:
+        peer.inbox.clear()
+        peer.in_bytes = 0
+        with contextlib.suppress(ValueError):
+            self._ready.remove(peer)
+        self._count(peer)
+        self._show_ready()
+
+    def _sweep(self) -> None:
+        """Look after what takes time: shy peers, newcomers, the socket's file."""
+        self._evictions = 0
+        late_s = time.monotonic() - _HANDSHAKE_S
+        for peer in list(self._peers.values()):
+            if not peer.session.is_ready and peer.since_s < late_s:
+                self._punish(peer, f"no ZeroMQ greeting within {_HANDSHAKE_S:.0f} s")
+        if not self._address.is_in_place() or not self._is_lock_in_place():
+            self._bind_again()
+        self._accept_on()
+
+    def _bind_again(self) -> None:
+        """Put back a socket file that somebody has removed; who is connected stays so."""
+        try:
+            if not self._is_lock_in_place():
+                lock_fd = lock_endpoint(self.endpoint)
+                self._release_lock()
+                self._lock_fd = lock_fd
+            if self._address.is_in_place():
+                return
+            listening = self._address.listen()
+        except (OSError, StartupError) as error:
+            self._log.warning("%s was removed and cannot be bound again: %s", self.endpoint, error)
+            return
+        self._accept_off()
+        self._listening.close()
+        self._listening = listening
+        logger.warning("%s was removed: bound again", self.endpoint)
+
+    def _is_lock_in_place(self) -> bool:
+        if self._lock_fd is None:
+            return True
+        try:
+            found = os.stat(_lock_path(self.endpoint), follow_symlinks=False)
+        except OSError:
+            return False
+        return os.path.samestat(found, os.fstat(self._lock_fd))
+
+    def _release_lock(self) -> None:
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+
+    # bytes
+
+    def _on_peer(self, peer: _Peer, events: int) -> None:
+        if events & select.EPOLLOUT:
+            self._flush(peer)
+        if peer.is_closed:
+            return
+        if peer.events & select.EPOLLIN:
+            if events & (select.EPOLLIN | _GONE):
+                self._read(peer)
+        elif events & _GONE:
+            if self._kind == "pull":  # what it sent before it died is read when there is room
+                self._reactor.unwatch(peer.fd)
+            else:
+                self._disconnect(peer)
+
+    def _read(self, peer: _Peer) -> None:
+        try:
+            data = peer.connection.recv(_READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._disconnect(peer)
+            return
+        peer.session.feed(data)
+        self._work_on(peer)
+        self._count(peer)
+        self._show_ready()
+
+    def _work_on(self, peer: _Peer) -> None:
+        """Take messages out of what was read, as far as there is room, and wait for more."""
+        try:
+            while self._has_room(peer):
+                message = peer.session.next_message()
+                if message is None:
+                    break
+                cost = sum(map(len, message)) + _MESSAGE_COST * (1 + len(message))
+                peer.inbox.append((message, cost))
+                peer.in_bytes += cost
+                peer.active_s = time.monotonic()
+        except WireError as error:
+            self._punish(peer, str(error))
+            return
+        replies = peer.session.take_replies()
+        if len(peer.outbox) > 2 * self._hwm + _FLUSH_BUFFERS:
+            self._punish(peer, "it asks for signs of life and does not read them")
+            return
+        if replies:
+            self._append(peer, replies)
+        if peer.is_closed:
+            return
+        self._make_ready(peer)
+        self._wait_for(peer)
+
+    def _has_room(self, peer: _Peer) -> bool:
+        return (
+            not self._is_waiting(peer)
+            and len(peer.inbox) < self._hwm
+            and (self._kind == "pub" or peer.in_bytes < self._limits.in_bytes)
+        )
+
+    def _make_ready(self, peer: _Peer) -> None:
+        """Give out a peer's messages; those of one that reads no answers wait."""
+        if peer.inbox and not self._is_waiting(peer) and peer not in self._ready:
+            self._ready.append(peer)
+
+    def _is_waiting(self, peer: _Peer) -> bool:
+        """Tell whether a peer's requests wait until it has read its answers."""
+        return self._kind == "router" and peer.out_bytes > self._limits.answered_bytes
+
+    def _wait_for(self, peer: _Peer) -> None:
+        """Wait for what this peer may do next."""
+        events = select.EPOLLIN if self._has_room(peer) else 0
+        events |= select.EPOLLOUT if peer.outbox else 0
+        if events == peer.events:
+            return
+        peer.events = events
+        try:
+            self._reactor.change(peer.fd, events)
+        except FileNotFoundError:  # it hung up while there was no room
+            self._watch(peer)
+
+    def _queue(self, peer: _Peer, data: bytes) -> bool:
+        is_full = len(peer.outbox) >= self._hwm or peer.out_bytes >= self._limits.out_bytes
+        if peer.is_closed or (is_full and peer.outbox):
+            self.dropped += 1
+            return False
+        self._append(peer, data)
+        return not peer.is_closed
+
+    def _append(self, peer: _Peer, data: bytes) -> None:
+        peer.outbox.append(data)
+        peer.out_bytes += len(data)
+        if len(peer.outbox) == 1:
+            self._flush(peer)
+        if self._is_waiting(peer) and peer in self._ready:
+            self._ready.remove(peer)
+            self._show_ready()
+        self._count(peer)
+
+    def _flush(self, peer: _Peer) -> None:
+        """Send as much as the system takes."""
+        try:
+            while peer.outbox:
+                first = memoryview(peer.outbox[0])[peer.sent_of_first :]
+                rest = itertools.islice(peer.outbox, 1, _FLUSH_BUFFERS)
+                self._sent(peer, peer.connection.sendmsg([first, *rest]))
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._stop_sending(peer)
+            return
+        self._count(peer)
+        if self._kind == "router":
+            self._work_on(peer)  # requests that waited until it read its answers
+            self._show_ready()
+        else:
+            self._wait_for(peer)
+
+    def _stop_sending(self, peer: _Peer) -> None:
+        """Nobody is there to read; what a PULL was sent before is still to be had."""
+        if self._kind != "pull":
+            self._disconnect(peer)
+            return
+        peer.outbox.clear()
+        peer.out_bytes = peer.sent_of_first = 0
+        self._wait_for(peer)
+
+    def _sent(self, peer: _Peer, n_bytes: int) -> None:
+        peer.active_s = time.monotonic()
+        peer.out_bytes -= n_bytes
+        n_bytes += peer.sent_of_first
+        while peer.outbox and n_bytes >= len(peer.outbox[0]):
+            n_bytes -= len(peer.outbox.popleft())
+        peer.sent_of_first = n_bytes
+
+    # what is kept
+
+    def _count(self, peer: _Peer) -> None:
+        """Note what is kept for a peer; where it is too much for all, one that has much must go."""
+        held_bytes = peer.held_bytes
+        self._held_bytes += held_bytes - peer.counted_bytes
+        peer.counted_bytes = held_bytes
+        while self._held_bytes > _TOTAL_BYTES:
+            everyone = [*self._peers.values(), *self._ready]
+            much = max(one.counted_bytes for one in everyone) // 2
+            victim = min(
+                (one for one in everyone if one.counted_bytes >= much),
+                key=lambda one: one.active_s,  # who reads is not to blame
+            )
+            self._punish(
+                victim,
+                f"{victim.counted_bytes} bytes wait for it, {self._held_bytes} for all clients",
+            )
+
+    def _show_ready(self) -> None:
+        """Make `waitable` readable while there are messages, and wake who waits for one."""
+        if self._is_closed:
+            return
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._ready_fd)
+        if self._ready:
+            os.eventfd_write(self._ready_fd, 1)
+            self._has_messages.notify()
+
+
+class _Address:
+    """Where a listener listens.
+
+    Raises:
+        OSError: that is no place for a socket.
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        scheme, _, place = endpoint.partition("://")
+        if scheme not in ("ipc", "tcp"):
+            raise OSError("expected ipc:///path or tcp://127.0.0.1:5555")
+        self._path = Path(place) if scheme == "ipc" else None
+        host, _, port = place.rpartition(":")
+        self._host, self._port = host.strip("[]"), port
+        self._file: os.stat_result | None = None
+
+    def listen(self) -> socket.socket:
+        """Return a socket that listens there; a file that is left of another goes."""
+        if self._path is None:
+            family, kind, protocol, _, address = min(
+                socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM),
+                key=lambda found: found[0] != socket.AF_INET,  # libzmq connects to this one
+            )
+            listening = socket.socket(family, kind, protocol)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            return _listen(listening, address)
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISSOCK(self._path.lstat().st_mode):
+                raise FileExistsError(f"{self._path} is there and is no socket")
+            self._path.unlink()
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        os.fchmod(listening.fileno(), 0o660)  # so the file never has more rights than this
+        listening = _listen(listening, str(self._path))
+        self._path.chmod(0o660)
+        self._file = self._path.lstat()
+        return listening
+
+    def is_in_place(self) -> bool:
+        """Tell whether clients still find the socket there."""
+        if self._path is None or self._file is None:
+            return True
+        try:
+            return os.path.samestat(self._path.lstat(), self._file)
+        except OSError:
+            return False
+
+    def remove(self) -> None:
+        """Remove the socket's file, if it is still this one's."""
+        if self._path is not None and self.is_in_place():
+            self._path.unlink(missing_ok=True)
+
+
+def _listen(listening: socket.socket, address: object) -> socket.socket:
+    try:
+        listening.bind(address)  # type: ignore[arg-type]
+        listening.listen(_BACKLOG)
+        listening.setblocking(False)
+    except OSError:
+        listening.close()
+        raise
+    return listening
+
+
+def lock_endpoint(endpoint: str) -> int | None:
+    """Take the lock beside an ipc endpoint; None for other transports.
+
+    Raises:
+        StartupError: another process holds the endpoint, or its folder cannot be written.
+    """
+    if not endpoint.startswith("ipc://"):
+        return None
+    return lock_file(_lock_path(endpoint), endpoint)
+
+
+def _lock_path(endpoint: str) -> Path:
+    return Path(endpoint.removeprefix("ipc://") + ".lock")
+
+
+def _owner(connection: socket.socket) -> tuple[str, bool]:
+    """Return who connects, as far as the kernel says, and whether it is of this user, or root."""
+    if connection.family != socket.AF_UNIX:
+        return "over tcp", True
+    found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, uid, _ = struct.unpack("3i", found)
+    return f"process {pid} of user {uid}", uid in (os.geteuid(), 0)
+
+
+def _keep_alive(connection: socket.socket) -> None:
+    """Let the kernel find out within half a minute that the other side is gone."""
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+
+
+def raise_descriptor_limit() -> int:
+    """Allow this process as many descriptors as the system lets it have; return how many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return wanted
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (OSError, ValueError) as error:  # a sandbox may forbid the call
+        logger.info("limit of %d file descriptors cannot be raised: %s", soft, error)
+        return soft
+    return wanted
+
+
+def _peers_affordable() -> int:
+    """Return how many peers one socket may have before others lack descriptors."""
+    return max(8, (raise_descriptor_limit() - _RESERVED_DESCRIPTORS) // _SOCKETS_A_PROCESS)

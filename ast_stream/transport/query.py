@@ -1,0 +1,228 @@
+"""The query endpoint of a publisher: what was missed, what is now, what was heard.
+
+Requests come one frame each from a DEALER, or from a REQ with its empty delimiter; every request
+gets one answer, also one that makes no sense. Nothing waits for a client: an answer that does not
+fit into its queue is dropped, and the client asks again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ast_stream.errors import WireError
+from ast_stream.limited_log import LimitedLog
+from ast_stream.messages.audio import encode_error, encode_json
+from ast_stream.messages.event import (
+    PROTOCOL_VERSION,
+    AudioBlock,
+    SampleClock,
+    format_time,
+    parse_time,
+)
+from ast_stream.messages.feed import Position
+from ast_stream.messages.query import (
+    MAX_AUDIO_S,
+    TOO_OLD,
+    AudioQuery,
+    PingQuery,
+    Query,
+    ReplayQuery,
+    SnapshotQuery,
+    TooOld,
+    decode_query,
+)
+from ast_stream.transport.event_log import EventLog
+from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE
+
+ANSWERS_A_TURN = 8  # then the worker's loop goes on; the rest waits in the socket
+
+logger = logging.getLogger(__name__)
+
+
+class QuerySocket(Protocol):
+    """What the server needs of a ROUTER socket."""
+
+    def receive(self, timeout_ms: int = 0) -> list[bytes] | None:
+        """Return the next message, or None."""
+
+    def send(self, frames: list[bytes]) -> bool:
+        """Send now, or return False."""
+
+
+class PublisherState(Protocol):
+    """What the server needs to know of the publisher."""
+
+    boot: str
+    started_ns: int
+
+    @property
+    def durable_position(self) -> Position:
+        """Position of the last durable message."""
+
+
+@dataclass(frozen=True)
+class AudioWanted:
+    """Sound of [start, stop): sample indices, or nanoseconds since 1970 if `is_wall_time`.
+
+    Attributes:
+        epoch: epoch that the indices belong to; None: the present one.
+    """
+
+    stream: str
+    epoch: str | None
+    start: int
+    stop: int
+    is_wall_time: bool
+
+    def samples(self, clock: SampleClock) -> tuple[int, int]:
+        """Return the range in sample indices, by the stream's clock."""
+        if not self.is_wall_time:
+            return self.start, self.stop
+        return _sample_at(clock, self.start), _sample_at(clock, self.stop)
+
+
+class QueryServer:
+    """Answers queries between two turns of the worker's loop.
+
+    Args:
+        event_log: what `replay` reads; None: nothing can be replayed.
+        snapshot: returns streams, open events and status.
+        audio: returns what is still held of the sound wanted; raises `WireError` with a sentence
+            where the stream or epoch is not known.
+
+    Attributes:
+        answered: answers given, by op; `refused` for requests that made no sense.
+        dropped: answers that did not fit into the client's queue.
+    """
+
+    def __init__(
+        self,
+        socket: QuerySocket,
+        event_log: EventLog | None,
+        publisher: PublisherState,
+        *,
+        snapshot: Callable[[], dict[str, Any]],
+        audio: Callable[[AudioWanted], AudioBlock],
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._socket = socket
+        self._log = event_log
+        self._publisher = publisher
+        self._snapshot = snapshot
+        self._audio = audio
+        self._limited_log = LimitedLog(logger, now_s)
+        self.answered: Counter[str] = Counter()
+        self.dropped = 0
+
+    def serve(self) -> int:
+        """Answer what waits, at most `ANSWERS_A_TURN` requests; return how many."""
+        for n_answered in range(ANSWERS_A_TURN):
+            frames = self._socket.receive()
+            if frames is None:
+                return n_answered
+            envelope, request = _without_envelope(frames)
+            if not self._socket.send(envelope + self.answer(request)):
+                self.dropped += 1
+        return ANSWERS_A_TURN
+
+    def answer(self, request: list[bytes]) -> list[bytes]:
+        """Return the frames that answer the frames of one request."""
+        try:
+            if len(request) != 1:
+                raise WireError(f"query: expected 1 frame, got {len(request)}")
+            query = decode_query(request[0])
+            answer = self._answer(query)
+        except WireError as error:
+            self.answered["refused"] += 1
+            sentence = _printable(str(error))
+            self._limited_log.warning("query refused: %s", sentence)
+            return [encode_error(sentence)]
+        self.answered[query.op] += 1
+        return answer
+
+    def _answer(self, query: Query) -> list[bytes]:
+        match query:
+            case ReplayQuery():
+                return self._replay(query)
+            case SnapshotQuery():
+                return self._said(self._snapshot())
+            case AudioQuery():
+                return self._sound(query)
+            case PingQuery():
+                return self._said(
+                    {
+                        "started": format_time(self._publisher.started_ns),
+                        "durable_seq": self._publisher.durable_position[1],
+                    }
+                )
+
+    def _replay(self, query: ReplayQuery) -> list[bytes]:
+        if self._log is None:
+            raise WireError("replay: this publisher keeps no event log")
+        page = self._log.replay(query.after)
+        if isinstance(page, TooOld):
+            return [encode_error(TOO_OLD, oldest=page.oldest)]
+        messages = [{"topic": one.topic, "body": one.body} for one in page.messages]
+        return self._said({"messages": messages, "more": page.more})
+
+    def _sound(self, query: AudioQuery) -> list[bytes]:
+        block = self._audio(_wanted(query))
+        header = {
+            "stream": block.stream,
+            "epoch": block.epoch,
+            "start": block.start_sample,
+            "rate": SAMPLE_RATE,
+            "samples": len(block.pcm),
+            "time": format_time(block.time_ns),
+        }
+        return [*self._said(header), block.pcm.astype("<i2").tobytes()]
+
+    def _said(self, body: dict[str, Any]) -> list[bytes]:
+        return [encode_json(body | {"v": PROTOCOL_VERSION, "boot": self._publisher.boot})]
+
+
+def _without_envelope(frames: list[bytes]) -> tuple[list[bytes], list[bytes]]:
+    """Split off the identity, and the empty delimiter of a REQ."""
+    n_envelope = 2 if len(frames) > 2 and frames[1] == b"" else 1
+    return frames[:n_envelope], frames[n_envelope:]
+
+
+def _printable(text: str) -> str:
+    """Escape what a request may have put into an error: line ends, lone surrogates."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def _wanted(query: AudioQuery) -> AudioWanted:
+    start, stop = query.start, query.stop
+    if isinstance(start, int) and isinstance(stop, int):
+        limit, is_wall_time = MAX_AUDIO_S * SAMPLE_RATE, False
+    elif isinstance(start, str) and isinstance(stop, str):
+        start, stop = _time("from", start), _time("to", stop)
+        limit, is_wall_time = MAX_AUDIO_S * NS_PER_SECOND, True
+    else:
+        raise WireError("audio: expected 'from' and 'to' both as samples or both as times")
+    if not 0 <= stop - start <= limit:
+        raise WireError(f"audio: expected 'to' 0 to {MAX_AUDIO_S} s after 'from', got another span")
+    return AudioWanted(query.stream, query.epoch, start, stop, is_wall_time)
+
+
+def _time(key: str, text: str) -> int:
+    try:
+        return parse_time(text)
+    except (ValueError, OverflowError) as error:
+        raise WireError(f"audio: {key}: {error}") from error
+
+
+def _sample_at(clock: SampleClock, time_ns: int) -> int:
+    """Return the index of the sample at a wall time, at least 0."""
+    sample, anchor_ns = clock.anchors[0]
+    for candidate, candidate_ns in reversed(clock.anchors):
+        if candidate_ns <= time_ns:
+            sample, anchor_ns = candidate, candidate_ns
+            break
+    return max(0, sample + round((time_ns - anchor_ns) * SAMPLE_RATE / NS_PER_SECOND))

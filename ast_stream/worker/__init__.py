@@ -1,0 +1,1 @@
+"""The worker process: audio of all streams in, events out on the feed."""

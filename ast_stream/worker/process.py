@@ -1,0 +1,216 @@
+"""The worker process: start-up, self-check, then the loop until it is told to stop."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+import threading
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from ast_stream.detect.detector import Detector
+from ast_stream.errors import StartupError
+from ast_stream.model.loading import load_model
+from ast_stream.model.selfcheck import self_check
+from ast_stream.model.tagger import Tagger
+from ast_stream.runtime import lifecycle
+from ast_stream.runtime.logging import setup_logging
+from ast_stream.runtime.metrics import Metrics
+from ast_stream.runtime.notifier import Notifier
+from ast_stream.runtime.reload import Reloader
+from ast_stream.settings.check import LoadedSettings, check_against_model
+from ast_stream.settings.load import load_file
+from ast_stream.settings.paths import (
+    audio_endpoint,
+    feed_endpoint,
+    make_runtime_dir,
+    metrics_address,
+    query_endpoint,
+    ring_endpoint,
+)
+from ast_stream.settings.schema import Settings
+from ast_stream.transport.event_log import EventLog
+from ast_stream.transport.publisher import FeedPublisher
+from ast_stream.transport.sockets import (
+    AUDIO_HWM_BLOCKS,
+    FEED_HWM_MESSAGES,
+    MAX_PEERS,
+    QUERY_HWM_MESSAGES,
+    Sockets,
+)
+from ast_stream.worker.journal import Journal
+from ast_stream.worker.loop import Worker, WorkerSockets
+from ast_stream.worker.metrics import WorkerMetrics
+from ast_stream.worker.stream import StreamPlan
+
+logger = logging.getLogger(__name__)
+
+LOAD_TIMEOUT_S = 180  # asked of systemd while the model loads
+
+
+def worker(
+    config: Annotated[
+        Path, typer.Option("--config", "-c", metavar="FILE", help="The configuration (YAML).")
+    ],
+) -> None:
+    """Run the worker: audio of all streams in, events out on the feed.
+
+    Example: ast-stream worker -c /etc/ast-stream/config.yaml
+    """
+    loaded = load_file(config)
+    settings = loaded.settings
+    setup_logging(settings.logging.level, settings.logging.format, process="worker")
+    reload = threading.Event()
+    with lifecycle.stop_on_signals(reload) as stop:
+        run_worker(loaded, stop, reload)
+
+
+def run_worker(loaded: LoadedSettings, stop: threading.Event, reload: threading.Event) -> None:
+    """Load, check, serve until `stop` is set, and close everything.
+
+    Args:
+        reload: read the configuration again when it is set.
+
+    Raises:
+        ConfigError: classes or durations that do not fit the model.
+        StartupError: device, self-check, endpoint in use, or a folder that cannot be written.
+        CheckpointError: the checkpoint cannot be used.
+    """
+    settings = loaded.settings
+    folder = make_runtime_dir(settings)
+    state_folder = _make_state_dir(settings)
+    notifier = Notifier()
+    notifier.starting("loading the model", LOAD_TIMEOUT_S)
+    sockets = Sockets()
+    metrics = Metrics("worker", metrics_address(settings, "worker"))
+    try:
+        # first, so that a second worker is refused before it loads a model
+        audio = sockets.bind(
+            "pull",
+            audio_endpoint(settings),
+            AUDIO_HWM_BLOCKS,
+            max_peers=max(MAX_PEERS, 2 * settings.model.max_streams),
+        )
+        feed = sockets.bind("pub", feed_endpoint(settings), FEED_HWM_MESSAGES)
+        query = sockets.bind("router", query_endpoint(settings), QUERY_HWM_MESSAGES)
+        event_log = EventLog(state_folder / "events", spare=folder / "unlogged-events.jsonl")
+        with lifecycle.leaving_when_stopped(stop):
+            tagger = _load(loaded, notifier)
+        figures = WorkerMetrics(metrics)
+        tagger.on_batch = figures.on_batch
+        boot = secrets.token_hex(8)
+        publisher = FeedPublisher(feed, event_log, boot, time.time_ns)
+        detector = Detector(
+            tagger,
+            settings.detection,
+            hop_s=settings.model.hop_s,
+            min_context_s=settings.model.min_context_s,
+            max_streams=settings.model.max_streams,
+        )
+        _log_effective(detector)
+        worker = Worker(
+            _plans(settings),
+            detector,
+            publisher,
+            event_log,
+            Journal(
+                folder / "worker-journal.jsonl", _identity(tagger, settings), len(tagger.labels)
+            ),
+            WorkerSockets(sockets, audio, query),
+            metrics=figures,
+            facts=_facts(tagger),
+            ring_folder=f"ipc://{folder}/",
+        )
+        logger.info("ready: %s", ", ".join(f"{k} {v}" for k, v in _facts(tagger).items()))
+        reloader = _reloader(reload, loaded, worker, tagger)
+
+        def after_turn() -> None:
+            notifier.turn(worker.status_line, is_working=worker.has_worked())
+            reloader.look(notifier)
+
+        worker.run(stop, after_turn)
+        notifier.stopping("ending open events")
+        worker.finish()
+        event_log.close()
+    finally:
+        metrics.close()
+        sockets.close()
+
+
+def _reloader(
+    requested: threading.Event, loaded: LoadedSettings, worker: Worker, tagger: Tagger
+) -> Reloader:
+    settings = loaded.settings
+    hop_s = settings.model.hop_s
+
+    def apply(new: LoadedSettings) -> None:
+        check_against_model(new, tagger.labels, hop_s=hop_s, window_s=tagger.window_s)
+        in_use = settings.model_copy(update={"detection": new.settings.detection})
+        worker.use_detection(in_use.detection, _identity(tagger, in_use))
+
+    return Reloader(
+        requested,
+        Path(loaded.file),
+        settings,
+        "worker",
+        parts=lambda new: new.model_dump(exclude={"alerts", "logging"}),
+        live=frozenset({"detection"}),
+        apply=apply,
+    )
+
+
+def _load(loaded: LoadedSettings, notifier: Notifier) -> Tagger:
+    model = loaded.settings.model
+    tagger = load_model(model)
+    check_against_model(loaded, tagger.labels, hop_s=model.hop_s, window_s=tagger.window_s)
+    notifier.starting("checking the model against known scores", LOAD_TIMEOUT_S)
+    self_check(tagger)
+    return tagger
+
+
+def _make_state_dir(settings: Settings) -> Path:
+    folder = Path(settings.state_dir)
+    try:
+        folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartupError(
+            f"state_dir: cannot create {folder}: {error.strerror}; "
+            "set state_dir to a folder that this user may write to"
+        ) from error
+    return folder
+
+
+def _plans(settings: Settings) -> list[StreamPlan]:
+    return [
+        StreamPlan(one.name, one.labels, ring_endpoint(settings, one.name), one.ring_s)
+        for one in settings.streams
+    ]
+
+
+def _identity(tagger: Tagger, settings: Settings) -> str:
+    """Return what must be the same for journalled decisions to go on."""
+    chosen = settings.detection.model_dump_json() + settings.model.model_dump_json()
+    return f"{tagger.hash}/{hashlib.sha256(chosen.encode()).hexdigest()[:16]}"
+
+
+def _facts(tagger: Tagger) -> dict[str, Any]:
+    return {
+        "model": tagger.hash,
+        "device": str(tagger.device),
+        "precision": tagger.precision,
+        "attention": tagger.attention,
+        "window_s": tagger.window_s,
+        "torch": torch.__version__,
+    }
+
+
+def _log_effective(detector: Detector) -> None:
+    """Log what the settings in seconds became, class by class."""
+    for index, is_enabled in enumerate(detector.parameters.is_enabled):
+        if is_enabled:
+            logger.info("class %s", detector.parameters.describe(index))

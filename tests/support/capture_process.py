@@ -1,0 +1,173 @@
+"""A real capture process and the worker's side of its sockets, for tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from ast_stream.messages.audio import (
+    AckRequest,
+    ReadRequest,
+    RingReply,
+    decode_block,
+    decode_ring_reply,
+    encode_request,
+)
+from ast_stream.messages.event import AudioBlock, Pcm16
+from ast_stream.transport.sockets import Listener, Socket, Sockets
+
+LIMIT_S = 30.0  # until a wait is given up: far beyond what a loaded machine needs
+STREAM = "porch"
+
+
+class CaptureProcess:
+    """One capture process on a folder of its own; this side plays the worker."""
+
+    def __init__(self, source: Mapping[str, Any], ring_s: float = 60.0) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="cap-", dir="/tmp"))  # socket paths are short
+        self.config = self.folder / "config.yaml"
+        settings = {
+            "version": 1,
+            "runtime_dir": str(self.folder),
+            "state_dir": str(self.folder),
+            "streams": [{"name": STREAM, "source": dict(source), "ring_s": ring_s}],
+        }
+        self.config.write_text(json.dumps(settings))  # JSON is YAML
+        self.sockets = Sockets()
+        self.process: subprocess.Popen[bytes] | None = None
+        self._pull: Listener | None = None
+        self._dealer: Socket | None = None
+
+    @property
+    def log(self) -> str:
+        """What the process has said."""
+        return (self.folder / "log").read_text(errors="replace")
+
+    def start(
+        self,
+        environment: Mapping[str, str] | None = None,
+        stdin: int | IO[bytes] = subprocess.DEVNULL,
+    ) -> CaptureProcess:
+        """Start the process."""
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command(),
+                stdin=stdin,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **(environment or {})},
+            )
+        return self
+
+    def command(self, stream: str = STREAM) -> list[str]:
+        """Return the command line of a capture process."""
+        arguments = ["capture", "-c", str(self.config), "--stream", stream]
+        return [sys.executable, "-m", "ast_stream.cli", *arguments]
+
+    def listen(self) -> None:
+        """Take live blocks, as a worker that has started."""
+        self._pull = self.sockets.bind("pull", f"ipc://{self.folder}/audio.sock", 1_000)
+
+    def stop_listening(self) -> None:
+        """Vanish, as a worker that was killed."""
+        assert self._pull is not None
+        self.sockets.forget(self._pull)
+        self._pull = None
+
+    def next_block(self, timeout_s: float = LIMIT_S) -> AudioBlock:
+        """Return the next live block."""
+        assert self._pull is not None
+        frames = self._pull.receive(round(timeout_s * 1000))
+        assert frames is not None, f"no block in {timeout_s} s:\n{self.log}"
+        return decode_block(frames)
+
+    def read(self, **request: Any) -> RingReply:
+        """Return the ring's reply, as soon as the process answers."""
+        body = {"v": 1, "op": "read", "stream": STREAM} | request
+        frames = self.ask([encode_request(ReadRequest.model_validate(body))])
+        return decode_ring_reply(frames, STREAM)
+
+    def ask(self, frames: list[bytes]) -> list[bytes]:
+        """Send a request and return the frames of the reply."""
+        dealer = self._ring()
+        dealer.send(frames)
+        reply = dealer.receive(round(LIMIT_S * 1000))
+        assert reply is not None, f"no reply:\n{self.log}"
+        return reply
+
+    def ack(self, epoch: str, stop: int) -> None:
+        """Acknowledge all samples before `stop`."""
+        request = AckRequest(v=1, op="ack", epoch=epoch, stop=stop)
+        self._ring().send([encode_request(request)])
+
+    def read_all(self, start: int = 0) -> tuple[Pcm16, RingReply]:
+        """Return everything from `start` to the end of a source that ends, acknowledging it."""
+        pieces = []
+        while True:
+            reply = self.read(start=start)
+            pieces.append(reply.block.pcm)
+            start = reply.block.end_sample
+            self.ack(reply.block.epoch, start)
+            if reply.block.is_last:
+                return np.concatenate(pieces), reply
+            if len(reply.block.pcm) == 0:
+                time.sleep(0.02)
+
+    def wait_for_state(self, state: str) -> RingReply:
+        """Return the first reply with `state`."""
+        return self.wait_for(lambda reply: reply.state == state)
+
+    def wait_for(self, is_so: Callable[[RingReply], bool]) -> RingReply:
+        """Return the first reply for which `is_so`."""
+        deadline_s = time.monotonic() + LIMIT_S
+        while not is_so(reply := self.read(start=0, stop=0)):
+            assert time.monotonic() < deadline_s, f"still {reply.state}:\n{self.log}"
+            time.sleep(0.05)
+        return reply
+
+    def wait_exit(self) -> int:
+        """Return the exit code."""
+        assert self.process is not None
+        return self.process.wait(LIMIT_S)
+
+    def terminate(self, signal_number: int = signal.SIGTERM) -> int:
+        """Ask the process to stop and return its exit code."""
+        assert self.process is not None
+        self.process.send_signal(signal_number)
+        return self.wait_exit()
+
+    def close(self) -> None:
+        """End everything."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self.sockets.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _ring(self) -> Socket:
+        if self._dealer is None:
+            endpoint = f"ipc://{self.folder}/ring.{STREAM}.sock"
+            self._dealer = self.sockets.connect("dealer", endpoint, 1_000)
+        return self._dealer
+
+
+@contextmanager
+def capture_process(source: Mapping[str, Any], ring_s: float = 60.0) -> Iterator[CaptureProcess]:
+    """Give a capture process that is not started yet."""
+    process = CaptureProcess(source, ring_s)
+    try:
+        yield process
+    finally:
+        process.close()

@@ -1,0 +1,99 @@
+"""A publisher with its event log and query server, without audio and model.
+
+As a script it publishes numbered events until it has done all of them, and after a kill goes on
+as the worker does: a little before where it was, leaving out what the log holds.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from ast_stream.errors import WireError
+from ast_stream.messages.event import AudioBlock
+from ast_stream.transport.event_log import EventLog
+from ast_stream.transport.publisher import FeedPublisher
+from ast_stream.transport.query import AudioWanted, QueryServer
+from ast_stream.transport.sockets import FEED_HWM_MESSAGES, QUERY_HWM_MESSAGES, Sockets
+
+STREAM, EPOCH = "porch", "aaaaaaaa"
+REDERIVED = 25  # events between the last journal and a kill
+
+
+def event(n: int, kind: str = "begin", name: str = "bark", stream: str = STREAM) -> dict[str, Any]:
+    return {
+        "id": f"id{n}",
+        "type": kind,
+        "at_sample": n,
+        "class": name,
+        "label": name.capitalize(),
+        "stream": stream,
+        "epoch": EPOCH,
+    }
+
+
+class Worker:
+    """A publisher and its query server in a thread, as a worker runs them."""
+
+    def __init__(self, folder: Path, boot: str, *, answers: bool = True, logs: bool = True) -> None:
+        self.sockets = Sockets()
+        self.log = EventLog(folder / "events") if logs else None
+        pub = self.sockets.bind("pub", f"ipc://{folder}/feed.sock", FEED_HWM_MESSAGES)
+        self.publisher = FeedPublisher(pub, self.log, boot, time.time_ns)
+        self.queries = None
+        if answers:
+            router = self.sockets.bind("router", f"ipc://{folder}/query.sock", QUERY_HWM_MESSAGES)
+            self.queries = QueryServer(
+                router, self.log, self.publisher, snapshot=dict, audio=self._audio
+            )
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def publish(self, *bodies: dict[str, Any], arrives: bool = True) -> None:
+        with self._lock:
+            send = self.publisher._socket.send
+            if not arrives:
+                self.publisher._socket.send = lambda frames: True  # type: ignore[method-assign]
+            for body in bodies:
+                self.publisher.publish_durable(f"event/{body['class']}/{body['stream']}/", body)
+            self.publisher._socket.send = send  # type: ignore[method-assign]
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.sockets.close()
+        if self.log is not None:
+            self.log.close()
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.01):
+            with self._lock:
+                self.publisher.publish("status/worker/", {})
+                if self.queries is not None:
+                    self.queries.serve()
+
+    def _audio(self, wanted: AudioWanted) -> AudioBlock:
+        raise WireError("audio: none")
+
+
+def publish_numbers(folder: Path, n_events: int, pause_s: float) -> None:
+    """Publish events 1 to `n_events`, then stay."""
+    worker = Worker(folder, secrets.token_hex(8))
+    assert worker.log is not None
+    published = worker.log.published(STREAM, EPOCH)
+    last = max((at_sample for _, _, at_sample in published.events), default=0)
+    for n in range(max(1, last - REDERIVED), n_events + 1):
+        if not published.has_event(f"id{n}", "begin", n):
+            worker.publish(event(n))
+            time.sleep(pause_s)
+    threading.Event().wait()
+
+
+if __name__ == "__main__":
+    publish_numbers(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))

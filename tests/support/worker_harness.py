@@ -1,0 +1,345 @@
+"""A worker and its capture processes in one process, on real sockets, with time passed in.
+
+Ring, ring service, sockets, detector, event log and journal are the real ones; only the clock and
+the sound are the test's. A `kill` drops the worker as SIGKILL would: nothing is ended or saved.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from ast_stream.capture.intake import SourceStatus
+from ast_stream.capture.ring import Ring
+from ast_stream.capture.ring_service import RingService
+from ast_stream.detect import Detector
+from ast_stream.messages.audio import encode_block
+from ast_stream.messages.event import Pcm16
+from ast_stream.messages.feed import decode_message
+from ast_stream.messages.query import ReplayPage
+from ast_stream.model.tagger import Tagger
+from ast_stream.runtime.metrics import Metrics
+from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
+from ast_stream.transport.event_log import EventLog
+from ast_stream.transport.publisher import FeedPublisher
+from ast_stream.transport.sockets import Poller, Socket, Sockets
+from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, seconds_to_samples
+from ast_stream.worker.journal import Journal
+from ast_stream.worker.loop import Worker, WorkerSockets
+from ast_stream.worker.metrics import WorkerMetrics
+from ast_stream.worker.stream import StreamPlan
+
+Body = dict[str, Any]
+BLOCK = 1600
+HOP_S = 0.25
+DETECTION = DetectionSettings(
+    defaults=DetectionDefaults(onset_threshold=0.5, confirm_s=0.25, hold_s=0.25)
+)
+
+
+PATIENCE_S = 0.25  # for messages between threads, on a busy machine
+
+
+class Line:
+    """The worker's socket to a ring; counts the requests, so that none is waited for in vain."""
+
+    def __init__(self, socket: Socket) -> None:
+        self.socket = socket
+        self.n_sent = 0
+        self.n_taken = 0
+
+    @property
+    def waitable(self) -> Any:
+        return self.socket.waitable
+
+    def send(self, frames: list[bytes]) -> bool:
+        is_sent = self.socket.send(frames)
+        self.n_sent += is_sent
+        return is_sent
+
+    def receive(self, timeout_ms: int = 0) -> list[bytes] | None:
+        return self.socket.receive(timeout_ms)
+
+
+class WatchedSockets(Sockets):
+    """The worker's sockets; `lines` has those to the rings, by endpoint."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: dict[str, Line] = {}
+
+    def connect(self, kind: Any, endpoint: str, hwm: int) -> Any:
+        socket = super().connect(kind, endpoint, hwm)
+        if kind != "dealer":
+            return socket
+        line = self.lines[endpoint] = Line(socket)
+        return line
+
+    def forget(self, socket: Any) -> None:
+        super().forget(socket.socket if isinstance(socket, Line) else socket)
+
+
+class Capture:
+    """What a capture process has: a ring, its service and its socket."""
+
+    def __init__(
+        self,
+        sockets: Sockets,
+        name: str,
+        endpoint: str,
+        ring_s: float,
+        now_s: float,
+        *,
+        is_paced: bool,
+    ) -> None:
+        self.ring = Ring(seconds_to_samples(ring_s))
+        self.began_ns = round(now_s * NS_PER_SECOND)
+        self.status = SourceStatus("listening")
+        self.is_answering = True
+        self.endpoint = endpoint
+        self.router = sockets.bind("router", endpoint, 64)
+        self.service = RingService(
+            name,
+            secrets.token_hex(16),
+            endpoint,
+            self.ring,
+            lambda: self.status,
+            is_paced=is_paced,
+            is_trusted=self.router.is_trusted,
+        )
+
+    def write(self, pcm: Pcm16) -> None:
+        """Hear a block."""
+        time_ns = self.began_ns + self.ring.next * NS_PER_SECOND // SAMPLE_RATE
+        self.ring.write(pcm, time_ns // 1000 * 1000)
+
+    def answer(self) -> tuple[int, int]:
+        """Answer what the worker has asked; return how many requests and answers there were."""
+        n_requests = n_answers = 0
+        while self.is_answering and (request := self.router.receive()) is not None:
+            identity, *frames = request
+            reply = self.service.answer(frames, identity)
+            n_requests += 1
+            if reply is not None:
+                self.router.send([identity, *reply])
+                n_answers += 1
+        return n_requests, n_answers
+
+    def answer_all(self, line: Line | None) -> None:
+        """Answer what was sent on `line`, and wait until an answer is there."""
+        end_s = time.monotonic() + PATIENCE_S
+        n_answers = 0
+        while True:
+            taken, answered = self.answer()
+            n_answers += answered
+            if line is None or not self.is_answering:
+                return
+            line.n_taken += taken
+            if line.n_taken >= line.n_sent or time.monotonic() > end_s:
+                break
+            time.sleep(0.0005)
+        line.n_taken = line.n_sent
+        if n_answers:
+            Poller([line]).wait(round(PATIENCE_S * 1000))
+
+
+class WatchedFeed:
+    """The worker's socket of the feed; `published` has the event messages that live readers get."""
+
+    def __init__(self, socket: Socket, published: list[Body]) -> None:
+        self._socket = socket
+        self._published = published
+
+    def send(self, frames: list[bytes]) -> bool:
+        message = decode_message(frames)
+        if message.kind == "event":
+            self._published.append(message.body)
+        return self._socket.send(frames)
+
+
+class SlowTagger:
+    """A tagger whose windows take time on the test's clock."""
+
+    def __init__(self, tagger: Tagger, box: Site) -> None:
+        self._tagger = tagger
+        self._box = box
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tagger, name)
+
+    def window_scores(self, windows: Tensor) -> npt.NDArray[np.float32]:
+        """Score, and let the time pass that it takes."""
+        self._box.now_s += len(windows) * self._box.window_cost_s
+        return self._tagger.window_scores(windows)
+
+
+class Site:
+    """One box: a folder, capture processes by stream, a worker or none, and a clock in seconds.
+
+    Attributes:
+        window_cost_s: what the model takes for a window.
+        published: event messages of all runs of the worker, as live readers get them.
+    """
+
+    def __init__(self, tagger: Tagger) -> None:
+        self.window_cost_s = 0.0
+        self.published: list[Body] = []
+        self.folder = Path(tempfile.mkdtemp(prefix="ast-", dir="/tmp"))
+        self.now_s = 1_700_000_000.0
+        self.journal_path = self.folder / "journal.json"
+        self._tagger = tagger
+        self._capture_sockets = Sockets()
+        self._captures: dict[str, Capture] = {}
+        self._rings_s: dict[str, float] = {}
+        self._worker_sockets: WatchedSockets | None = None
+        self._push: Socket | None = None
+        self._log: EventLog | None = None
+
+    def start_capture(
+        self, name: str = "mic", ring_s: float = 90.0, *, is_paced: bool = True
+    ) -> None:
+        """Start a capture process, or start it again: another epoch, an empty ring."""
+        self._rings_s[name] = ring_s
+        if name in self._captures:
+            self._capture_sockets.forget(self._captures[name].router)
+        endpoint = f"ipc://{self.folder}/ring.{name}.sock"
+        self._captures[name] = Capture(
+            self._capture_sockets, name, endpoint, ring_s, self.now_s, is_paced=is_paced
+        )
+
+    def start_worker(self, *configured: str, settings: str = "same") -> Worker:
+        """Start a worker; `settings` names model and detection settings in its journal."""
+        sockets = self._worker_sockets = WatchedSockets()
+        audio = sockets.bind("pull", f"ipc://{self.folder}/audio.sock", 8)
+        query = sockets.bind("router", f"ipc://{self.folder}/query.sock", 8)
+        feed = sockets.bind("pub", f"ipc://{self.folder}/feed.sock", 100)
+        self._log = EventLog(self.folder / "events", spare=self.folder / "unlogged.jsonl")
+        self.worker = Worker(
+            [self._plan(name) for name in configured],
+            Detector(cast(Tagger, SlowTagger(self._tagger, self)), DETECTION, hop_s=HOP_S),
+            FeedPublisher(
+                WatchedFeed(feed, self.published), self._log, secrets.token_hex(8), self._now_ns
+            ),
+            self._log,
+            Journal(self.journal_path, settings, len(self._tagger.labels)),
+            WorkerSockets(sockets, audio, query),
+            metrics=WorkerMetrics(Metrics("worker", None)),
+            facts={"model": "sha256:tiny"},
+            ring_folder=f"ipc://{self.folder}/",
+            now_s=lambda: self.now_s,
+            now_ns=self._now_ns,
+        )
+        self._push = self._capture_sockets.connect("push", f"ipc://{self.folder}/audio.sock", 8)
+        return self.worker
+
+    def _plan(self, name: str) -> StreamPlan:
+        endpoint = f"ipc://{self.folder}/ring.{name}.sock"
+        return StreamPlan(name, {}, endpoint, self._rings_s.get(name, 90.0))
+
+    def kill_worker(self) -> None:
+        """Lose the worker with everything it had in memory."""
+        assert self._worker_sockets is not None
+        assert self._log is not None
+        assert self._push is not None
+        self._worker_sockets.close()
+        self._worker_sockets = None
+        self._log.close()
+        self._capture_sockets.forget(self._push)
+
+    def hear(self, pcm: Pcm16, name: str = "mic") -> None:
+        """Let sound come in real time, to the worker if there is one."""
+        for at in range(0, len(pcm), BLOCK):
+            capture = self._captures[name]
+            start = capture.ring.next
+            capture.write(pcm[at : at + BLOCK])
+            self.now_s += len(pcm[at : at + BLOCK]) / SAMPLE_RATE
+            if self._worker_sockets is not None and self._push is not None:
+                self._push.send(encode_block(capture.service.block(start, BLOCK)))
+                self.turn()
+
+    def capture(self, name: str = "mic") -> Capture:
+        """Return a capture process."""
+        return self._captures[name]
+
+    def heard(self, name: str = "mic") -> int:
+        """Return how many samples a capture process has got so far."""
+        return self._captures[name].ring.next
+
+    def hear_only(self, pcm: Pcm16, name: str = "mic") -> None:
+        """Let sound come in without the worker taking part: it is stopped, or dead."""
+        self._captures[name].write(pcm)
+        self.now_s += len(pcm) / SAMPLE_RATE
+
+    def hear_as_acknowledged(self, pcm: Pcm16, ahead_s: float) -> None:
+        """Let a source be read as fast as the worker is done with it, not in real time."""
+        ring = self._captures["mic"].ring
+        while (start := ring.next) < len(pcm):
+            if ring.next - ring.acked < seconds_to_samples(ahead_s):
+                self._captures["mic"].write(pcm[start : start + BLOCK])
+            else:
+                self.turn(seconds=0.01)
+
+    def hear_live(self, sounds: dict[str, Pcm16], until_s: float) -> None:
+        """Let several streams sound in real time, however long the worker's turns take.
+
+        Args:
+            sounds: what each stream hears from its first sample on.
+            until_s: on the clock, from which the captures started.
+        """
+        assert self._push is not None
+        while self.now_s < until_s:
+            self.now_s += BLOCK / SAMPLE_RATE
+            for name, pcm in sounds.items():
+                capture = self._captures[name]
+                heard = round((self.now_s - capture.began_ns / NS_PER_SECOND) * SAMPLE_RATE)
+                while (start := capture.ring.next) + BLOCK <= min(heard, len(pcm)):
+                    capture.write(pcm[start : start + BLOCK])
+                    self._push.send(encode_block(capture.service.block(start, BLOCK)))
+            self.turn()
+
+    def turn(self, n_turns: int = 1, seconds: float = 0.0) -> None:
+        """Let the worker's loop go round, each time after `seconds`."""
+        for _ in range(n_turns):
+            self.now_s += seconds
+            self.worker.tick()
+            time.sleep(0.002)  # messages take a moment between threads of ZeroMQ
+            lines = {} if self._worker_sockets is None else self._worker_sockets.lines
+            for capture in self._captures.values():
+                capture.answer_all(lines.get(capture.endpoint))
+
+    def messages(self, kind: str = "event") -> list[Body]:
+        """Return the bodies of all durable messages of a kind, of all runs of the worker."""
+        assert self._log is not None
+        page = self._log.replay(None)
+        assert isinstance(page, ReplayPage)
+        return [message.body for message in page.messages if message.kind == kind]
+
+    def close(self) -> None:
+        """End everything."""
+        if self._worker_sockets is not None:
+            self.kill_worker()
+        self._capture_sockets.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _now_ns(self) -> int:
+        return round(self.now_s * NS_PER_SECOND)
+
+
+@contextmanager
+def site(tagger: Tagger) -> Iterator[Site]:
+    """Yield a box that is gone afterwards."""
+    box = Site(tagger)
+    try:
+        yield box
+    finally:
+        box.close()

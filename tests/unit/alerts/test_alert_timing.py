@@ -1,0 +1,214 @@
+"""How late the detector tells of sounds: what rules reckon with, against the decision stage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rule_bodies import at, engine_of, event, rules_from, told
+
+from ast_stream.alerts.facts import decision_parameters, detection_timing, detector_facts
+from ast_stream.alerts.model import DetectionTiming
+from ast_stream.alerts.reload import RulesInForce, timing_in_force
+from ast_stream.alerts.rule_watch import RuleFiles, model_facts
+from ast_stream.detect.decision import Decision
+from ast_stream.detect.slots import SlotNames
+from ast_stream.errors import ConfigError
+from ast_stream.labels import slug
+from ast_stream.messages.event import Event
+from ast_stream.settings.load import load_file
+from ast_stream.settings.schema import DetectionSettings, ModelSettings
+from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE
+
+N_HOPS = 1500
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"defaults": {"confirm_s": 2.0, "hold_s": 0.3}},
+    {"defaults": {"confirm_s": 0.0, "hold_s": 3.1}},
+    {"defaults": {"min_duration_s": 1.2, "hold_s": 1.0}},
+    {"defaults": {"max_duration_s": 5.0}, "classes": {"Siren": {"hold_s": 5.0, "confirm_s": 3.0}}},
+]
+
+
+ONE_SAMPLE_NS = NS_PER_SECOND // SAMPLE_RATE
+
+
+def events_of(detection: DetectionSettings, hop_s: float) -> list[Event]:
+    """Return what the decision stage makes of sounds that come and go, seen by random scores."""
+    parameters = decision_parameters(model_facts(ModelSettings()), detection, hop_s)
+    names = SlotNames(1)
+    slot = names.add("porch", "e" * 32)
+    decision = Decision(parameters, names)
+    random = np.random.default_rng(3)
+    hop, n_classes = parameters.geometry.hop, len(parameters.labels)
+    is_loud = np.zeros(n_classes, bool)
+    found = []
+    for number in range(1, N_HOPS):
+        is_loud ^= random.random(n_classes) < 0.12
+        scores = np.clip(is_loud * 0.95 + random.normal(0, 0.15, n_classes), 0, 1)
+        found += decision.step(
+            np.array([slot]),
+            np.array([number * hop]),
+            scores[None].astype(np.float32),
+            context_starts=np.array([0]),
+            first_scored=np.array([-1]),
+            audio_ends=np.array([number * hop]),
+        )
+    return found
+
+
+@pytest.mark.parametrize("hop_s", [0.25, 0.5])
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_no_begin_or_end_is_told_later_than_rules_reckon_with(
+    settings: dict[str, Any], hop_s: float
+) -> None:
+    detection = DetectionSettings.model_validate(settings)
+    timing = detection_timing(decision_parameters(model_facts(ModelSettings()), detection, hop_s))
+    found = events_of(detection, hop_s)
+    latest: dict[tuple[str, str], int] = {}
+    for one in found:
+        sample = one.onset_sample if one.type == "begin" else one.offset_sample
+        if sample is not None and one.reason in (None, "quiet"):
+            key = (one.type, one.slug)
+            latest[key] = max(latest.get(key, 0), one.at_sample - sample)
+    assert len([one for one in found if one.type == "end"]) > 100
+    for (kind, name), samples in latest.items():
+        bound_ns = timing.classes[name][0 if kind == "begin" else 1]
+        late_ns = samples * NS_PER_SECOND // SAMPLE_RATE
+        assert late_ns <= bound_ns, (kind, name)
+        # and the bound is not just large: what is waited for in vain delays alerts
+        if kind == "end":
+            assert late_ns > bound_ns - 3 * hop_s * NS_PER_SECOND, (kind, name)
+
+
+def latency_of(label: str, confirm_s: float | None = None) -> float:
+    """Seconds from onset to begin: the longest rise, half a hop of 0.5 s, and confirmation."""
+    metadata = model_facts(ModelSettings()).metadata
+    fit = metadata.onset_fits.get(label)
+    rise_s = max(metadata.rise(label, 2.56).on_s, fit.highest_s if fit else 0)
+    hops = -(-(metadata.confirm_s[label] if confirm_s is None else confirm_s) // 0.5)
+    return rise_s + 0.25 + 0.5 * hops
+
+
+def test_what_was_measured_of_the_checkpoint_is_used() -> None:
+    known = model_facts(ModelSettings())
+    timing = detection_timing(decision_parameters(known, DetectionSettings(), 0.5))
+    assert known.labels is not None
+    slowest = max(known.labels, key=latency_of)
+    for label in ("Bark", slowest):
+        assert timing.classes[slug(label)][0] == pytest.approx(
+            latency_of(label) * NS_PER_SECOND, abs=ONE_SAMPLE_NS
+        )
+    assert timing.classes[slug(slowest)][0] == timing.latency_ns
+    assert timing.of_classes(["bark", slug(slowest)]).latency_ns == timing.latency_ns
+    assert timing.of_classes(["bark"]).smear_ns == timing.classes["bark"][1]
+    assert timing.of_classes(["bark", "unheard"]) == timing.of_classes(None)
+
+
+def test_class_that_is_switched_off_makes_nothing_wait() -> None:
+    known = model_facts(ModelSettings())
+    assert known.labels is not None
+    slow = {label: {"enabled": False} for label in known.labels if latency_of(label) > 3}
+    assert slow
+    detection = DetectionSettings.model_validate({"classes": slow})
+    timing = detection_timing(decision_parameters(known, detection, 0.5))
+    assert timing.latency_ns <= 3_000_000_000 + ONE_SAMPLE_NS
+
+
+def test_settings_of_a_checkpoint_that_is_elsewhere_count_all_the_same() -> None:
+    known = model_facts(ModelSettings(checkpoint="someone/ast-model"))
+    given = {"defaults": {"hold_s": 1.0}, "classes": {"Bark": {"hold_s": 9.0}}}
+    parameters = decision_parameters(known, DetectionSettings.model_validate(given), 0.5)
+    timing = detection_timing(parameters)
+    assert set(timing.classes) == {"bark"}
+    # window less rise, half a hop, and the hold
+    assert timing.smear_ns == timing.classes["bark"][1] == 18_990_000_000
+
+
+def test_lints_know_what_the_detector_tells_apart_for_each_class() -> None:
+    given = {"classes": {"Bark": {"hold_s": 2.0, "refractory_s": 1.0}}}
+    known = model_facts(ModelSettings())
+    detection = DetectionSettings.model_validate(given)
+    facts = detector_facts(decision_parameters(known, detection, 0.5))
+    off = known.metadata.rise_off_s
+    assert facts.apart_s["bark"] == pytest.approx(2.56 - off["Bark"] + 2.0 + 1.0, abs=0.011)
+    assert facts.apart_s["siren"] == pytest.approx(2.56 - off["Siren"] + 0.75, abs=0.011)
+    assert facts.shortest_s["siren"] == pytest.approx(known.metadata.rise_on_s["Siren"], abs=0.011)
+    assert (facts.window_s, facts.hop_s, facts.longest_s["bark"]) == (2.56, 0.5, 600.0)
+
+
+def test_reload_with_another_timing_moves_what_is_pending() -> None:
+    rules = rules_from("alert: long, match: {class: Bark}, for: 10s")
+    engine = engine_of(rules, DetectionTiming(0, 5 * NS_PER_SECOND))
+    engine.on_event(event("begin", "a", "Bark", 0, 0))
+    assert engine.replace_rules(rules, DetectionTiming(0, 2 * NS_PER_SECOND)) == []
+    assert told(engine.advance(at(13))) == [(12.0, "long", "firing")]
+
+
+class _Loop:
+    """Notes what is put in force."""
+
+    def __init__(self) -> None:
+        self.timings: list[DetectionTiming] = []
+
+    def replace_rules(self, rules: object, timing: DetectionTiming) -> None:
+        self.timings.append(timing)
+
+
+def in_force(folder: Path, detection: dict[str, Any]) -> tuple[RulesInForce, _Loop]:
+    write(folder, detection)
+    rule = {"alert": "a", "match": {"class": "Bark"}, "for": "10s"}
+    content = {"groups": [{"name": "g", "rules": [rule]}]}
+    (folder / "rules.yaml").write_text(json.dumps(content))
+    loaded, loop = load_file(folder / "config.yaml"), _Loop()
+    files = RuleFiles(loaded)
+    rules = RulesInForce(
+        loaded,
+        files,
+        files.load(),
+        timing_in_force(loaded),
+        loop,  # type: ignore[arg-type]
+        [],
+    )
+    return rules, loop
+
+
+def write(folder: Path, detection: dict[str, Any], **model: Any) -> None:
+    config = {
+        "streams": [{"name": "porch", "source": {"type": "stdin"}}],
+        "alerts": {"rules": ["rules.yaml"]},
+        "detection": detection,
+        "model": model,
+    }
+    (folder / "config.yaml").write_text(json.dumps(config))
+
+
+def test_detection_settings_that_are_read_again_change_the_timing_of_rules(tmp_path: Path) -> None:
+    rules, loop = in_force(tmp_path, {})
+    write(tmp_path, {"defaults": {"confirm_s": 3.0, "hold_s": 4.0}})
+    rules.use(load_file(tmp_path / "config.yaml"))
+    (timing,) = loop.timings
+    assert timing.of_classes(["bark"]) == timing_in_force(
+        load_file(tmp_path / "config.yaml")
+    ).of_classes(["bark"])
+    assert timing.classes["bark"][0] == pytest.approx(
+        latency_of("Bark", 3.0) * NS_PER_SECOND, abs=ONE_SAMPLE_NS
+    )
+    # another hop needs a restart of the worker: until then the old one holds
+    write(tmp_path, {}, hop_s=1.0)
+    rules.use(load_file(tmp_path / "config.yaml"))
+    assert loop.timings[1].classes["bark"][0] == pytest.approx(
+        latency_of("Bark") * NS_PER_SECOND, abs=ONE_SAMPLE_NS
+    )
+
+
+def test_detection_settings_that_the_model_cannot_fulfil_change_nothing(tmp_path: Path) -> None:
+    rules, loop = in_force(tmp_path, {})
+    write(tmp_path, {"classes": {"Barc": {"hold_s": 4.0}}})
+    with pytest.raises(ConfigError, match="unknown class 'Barc'; did you mean 'Bark'"):
+        rules.use(load_file(tmp_path / "config.yaml"))
+    assert loop.timings == []
+    assert len(rules) == 1

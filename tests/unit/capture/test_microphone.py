@@ -1,0 +1,485 @@
+"""The sound card edge: names, choice of format, the callback's queue, and every way to be lost."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import types
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ast_stream.capture.sources.microphone as microphone_module
+from ast_stream.audio.source import SourceBlock, SourceError, SourceHungError
+from ast_stream.capture.devices import InputDevice, find_device
+from ast_stream.capture.hardware import Card, find_cards, names_of
+from ast_stream.capture.limits import NoAnswerError, within
+from ast_stream.capture.sources.callback import CallbackBlocks
+from ast_stream.capture.sources.microphone import Microphone, list_devices
+from ast_stream.errors import StartupError
+from ast_stream.settings.schema import MicrophoneSource
+
+MONO0, WALL0 = 5_000_000_000, 1_763_700_000_000_000_000
+INVALID_RATE, INVALID_CHANNELS, HOST_ERROR = -9997, -9998, -9999
+
+
+class PortAudioError(Exception):
+    """As sounddevice's: message, code."""
+
+
+@dataclass
+class FakeStream:
+    """A stream whose callback the test calls."""
+
+    arguments: dict[str, Any]
+    hangs: threading.Event | None = None
+    calls: list[str] = field(default_factory=list)
+
+    def start(self) -> None:
+        self.calls.append("start")
+
+    def abort(self) -> None:
+        self.calls.append("abort")
+        if self.hangs is not None:
+            self.hangs.wait(30)
+
+    def close(self) -> None:
+        self.calls.append("close")
+
+    def deliver(self, pcm: Any, *, overflow: bool = False) -> None:
+        status = types.SimpleNamespace(input_overflow=overflow)
+        self.arguments["callback"](memoryview(pcm.tobytes()), len(pcm), None, status)
+
+
+class FakeSoundDevice(types.ModuleType):
+    """What `microphone` uses of sounddevice, at the edge of the hardware."""
+
+    PortAudioError = PortAudioError
+
+    def __init__(self, names: list[str], *, rates: set[int], channels: set[int]) -> None:
+        super().__init__("sounddevice")
+        self.names, self.rates, self.channels = names, rates, channels
+        self.default = types.SimpleNamespace(device=(0 if names else -1, -1))
+        self.streams: list[FakeStream] = []
+        self._initialized = 1
+        self.n_starts = 0
+        self.start_errors: list[PortAudioError] = []
+        self.check_error: PortAudioError | None = None
+        self.hangs: threading.Event | None = None
+
+    def _terminate(self) -> None:
+        if not self._initialized:
+            raise PortAudioError("PortAudio not initialized", -10000)
+        self._initialized -= 1
+
+    def _initialize(self) -> None:
+        self.n_starts += 1
+        if self.start_errors:
+            raise self.start_errors.pop()
+        self._initialized += 1
+
+    def query_hostapis(self) -> tuple[dict[str, Any], ...]:
+        return ({"name": "ALSA", "default_input_device": 0 if self.names else -1},)
+
+    def query_devices(self) -> list[dict[str, Any]]:
+        speaker = {"name": "Speaker", "max_input_channels": 0, "default_samplerate": 48_000.0}
+        inputs = [
+            {"name": name, "max_input_channels": max(self.channels), "default_samplerate": 44_100.0}
+            for name in self.names
+        ]
+        return [raw | {"index": i, "hostapi": 0} for i, raw in enumerate([*inputs, speaker])]
+
+    def check_input_settings(
+        self, device: int, channels: int, dtype: str, extra: object, rate: float
+    ) -> None:
+        del device, extra
+        assert dtype == "int16"
+        if self.check_error is not None:
+            raise self.check_error
+        if channels not in self.channels:
+            raise PortAudioError("Invalid number of channels", INVALID_CHANNELS)
+        if rate not in self.rates:
+            raise PortAudioError("Invalid sample rate", INVALID_RATE)
+
+    def RawInputStream(self, **arguments: Any) -> FakeStream:
+        self.streams.append(FakeStream(arguments, self.hangs))
+        return self.streams[-1]
+
+
+class Clock:
+    now_ns = MONO0
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+
+def install(
+    monkeypatch: pytest.MonkeyPatch,
+    names: list[str],
+    *,
+    rates: set[int] | None = None,
+    channels: set[int] | None = None,
+) -> FakeSoundDevice:
+    fake = FakeSoundDevice(names, rates=rates or {16_000}, channels=channels or {1})
+    monkeypatch.setitem(sys.modules, "sounddevice", fake)
+    monkeypatch.setattr(microphone_module, "find_cards", lambda: [Card(1, "Device")])
+    return fake
+
+
+def microphone(clock: Clock | None = None, **settings: object) -> Microphone:
+    parsed = MicrophoneSource.model_validate({"type": "microphone", **settings})
+    return Microphone(parsed, clock or Clock(), lambda: WALL0)
+
+
+def ramp(n_frames: int, n_channels: int = 1, start: int = 0) -> Any:
+    flat = np.arange(start, start + n_frames * n_channels, dtype=np.int16)
+    return flat.reshape(n_frames, n_channels)
+
+
+def device(index: int, name: str, stable: str | None = None, *aliases: str) -> InputDevice:
+    return InputDevice(index, name, stable or name, aliases, "ALSA", 1, 48_000.0, index == 0)
+
+
+DEVICES = [
+    device(0, "HDA Intel: ALC (hw:0,0)", "hw:CARD=PCH,DEV=0"),
+    device(1, "USB Audio Device: - (hw:1,0)", "usb:0d8c:0014@1-1.2", "hw:CARD=Device,DEV=0"),
+    device(2, "USB Audio Device: - (hw:2,0)", "usb:0d8c:0014@1-1.3", "hw:CARD=Device_1,DEV=0"),
+    device(3, "pulse"),
+    device(4, "pulse2"),
+]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "index"),
+    [
+        (None, 0),
+        (2, 2),
+        ("usb:0d8c:0014@1-1.3", 2),
+        ("hw:card=device,dev=0", 1),
+        ("pulse", 3),
+        ("hda intel", 0),
+        ("(hw:1,0)", 1),
+    ],
+)
+def test_a_device_is_found_by_each_of_its_names(wanted: str | int | None, index: int) -> None:
+    assert find_device(wanted, DEVICES).index == index
+
+
+def test_an_ambiguous_name_is_refused_with_all_matches() -> None:
+    with pytest.raises(SourceError, match="'USB Audio': expected one match") as refused:
+        find_device("USB Audio", DEVICES)
+    assert refused.value.reason == "device_ambiguous"
+    assert "usb:0d8c:0014@1-1.2 (index 1" in str(refused.value)
+    assert "usb:0d8c:0014@1-1.3 (index 2" in str(refused.value)
+
+
+@pytest.mark.parametrize("wanted", ["Blue Yeti", 17])
+def test_an_absent_device_is_said_with_those_that_are_there(wanted: str | int) -> None:
+    with pytest.raises(SourceError, match=f"{wanted!r} is not there; .*hw:CARD=PCH") as refused:
+        find_device(wanted, DEVICES)
+    assert refused.value.reason == "device_absent"
+
+
+def make_card(sysfs: Path, number: int, card_id: str, usb: dict[str, str] | None = None) -> None:
+    """Build what /sys shows of one card: class/sound/cardN -> .../sound/cardN."""
+    if usb is None:
+        parent = sysfs / f"devices/pci0000:00/card-{number}"
+    else:
+        parent = sysfs / f"devices/usb1/{usb['port']}/{usb['port']}:1.0"
+        parent.parent.mkdir(parents=True)
+        for name in usb.keys() - {"port"}:
+            (parent.parent / name).write_text(usb[name] + "\n")
+    home = parent / f"sound/card{number}"
+    home.mkdir(parents=True)
+    (home / "id").write_text(card_id + "\n")
+    (home / "device").symlink_to(parent)
+    (sysfs / "class/sound").mkdir(parents=True, exist_ok=True)
+    (sysfs / f"class/sound/card{number}").symlink_to(home)
+
+
+def test_cards_are_known_by_serial_number_else_by_port_else_by_alsa_id(tmp_path: Path) -> None:
+    usb = {"idVendor": "0d8c", "idProduct": "0014"}
+    make_card(tmp_path, 0, "PCH")
+    make_card(tmp_path, 1, "Device", usb | {"port": "1-1.2"})
+    make_card(tmp_path, 12, "Mic", usb | {"port": "1-1.3", "serial": "A1B2"})
+    (tmp_path / "class/sound/timer").mkdir()
+    cards = find_cards(tmp_path)
+    assert [card.number for card in cards] == [0, 1, 12]
+    assert names_of("HDA: ALC (hw:0,2)", cards) == ["hw:CARD=PCH,DEV=2"]
+    assert names_of("USB: - (hw:1,0)", cards) == [
+        "usb:0d8c:0014@1-1.2",
+        "hw:CARD=Device,DEV=0",
+        "usb:0d8c:0014",
+    ]
+    assert names_of("Mic: - (hw:12,1)", cards)[0] == "usb:0d8c:0014:A1B2,DEV=1"
+    assert names_of("pulse", cards) == ["pulse"]
+    assert names_of("Gone: - (hw:7,0)", cards) == ["Gone: - (hw:7,0)"]
+
+
+def test_without_sysfs_there_are_no_cards(tmp_path: Path) -> None:
+    assert find_cards(tmp_path / "nowhere") == []
+
+
+def test_devices_are_listed_with_stable_names_and_without_outputs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    install(monkeypatch, ["Mic: - (hw:1,0)", "pulse"])
+    found = list_devices()
+    assert [(one.index, one.stable, one.is_default) for one in found] == [
+        (0, "hw:CARD=Device,DEV=0", True),
+        (1, "pulse", False),
+    ]
+
+
+def test_blocks_arrive_with_the_time_of_their_first_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = install(monkeypatch, ["Mic"])
+    mic = microphone()
+    mic.open()
+    stream = fake.streams[0]
+    assert stream.arguments["samplerate"] == 16_000
+    assert stream.arguments["blocksize"] == 1_600
+    assert stream.arguments["latency"] == 0.2
+    pcm = ramp(1_600)
+    stream.deliver(pcm)
+    block = mic.read(1.0)
+    assert block is not None
+    np.testing.assert_array_equal(block.pcm, pcm)
+    assert (block.rate, block.overflowed) == (16_000, False)
+    assert (block.monotonic_ns, block.captured_ns) == (MONO0 - 100_000_000, WALL0 - 100_000_000)
+    mic.close()
+    assert stream.calls == ["start", "abort", "close"]
+    mic.close()
+
+
+def test_the_native_rate_is_taken_where_16_khz_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = install(monkeypatch, ["Mic"], rates={44_100, 48_000})
+    mic = microphone()
+    mic.open()
+    assert fake.streams[0].arguments["samplerate"] == 44_100
+    assert fake.streams[0].arguments["blocksize"] == 4_410
+
+
+def test_all_channels_are_taken_where_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = install(monkeypatch, ["Mic"], rates={48_000}, channels={2})
+    mic = microphone()
+    mic.open()
+    assert fake.streams[0].arguments["samplerate"] == 48_000
+    fake.streams[0].deliver(ramp(4_800, 2))
+    block = mic.read(1.0)
+    assert block is not None
+    np.testing.assert_array_equal(block.pcm, ramp(4_800, 2))
+
+
+def test_all_channels_of_a_sound_card_are_opened_to_pick_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake = install(monkeypatch, ["Array: USB (hw:1,0)"], channels={1, 6})
+    microphone(channel=4).open()
+    assert fake.streams[0].arguments["channels"] == 6
+
+
+def test_a_channel_that_the_device_lacks_is_named_with_their_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    install(monkeypatch, ["Array: USB (hw:1,0)"], channels={1, 6})
+    with pytest.raises(SourceError, match=r"channel 6 is wanted \(counted from 0\), .* has 6"):
+        microphone(channel=6).open()
+
+
+def test_a_sound_server_is_asked_for_a_channel_only_if_their_number_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake = install(monkeypatch, ["pulse"], channels={1, 6, 32})
+    with pytest.raises(SourceError, match="set `channels` to the number that the microphone has"):
+        microphone(channel=4).open()
+    microphone(channel=4, channels=6).open()
+    assert fake.streams[0].arguments["channels"] == 6
+
+
+def test_more_channels_than_the_device_has_are_refused_with_both_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    install(monkeypatch, ["Array: USB (hw:1,0)"], channels={1, 6})
+    with pytest.raises(SourceError, match=r"refuses 8 channels at .* Hz; it has 6"):
+        microphone(channels=8).open()
+
+
+def test_a_device_that_takes_nothing_we_can_use_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, ["Mic"], rates={8_000})
+    with pytest.raises(SourceError, match="Mic refuses 1 channels at 16000, 44100, 48000 Hz"):
+        microphone().open()
+
+
+def test_a_device_in_use_is_not_asked_for_other_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = install(monkeypatch, ["Mic"])
+    fake.check_error = PortAudioError("Device unavailable", -9985)
+    with pytest.raises(SourceError, match=r"Mic cannot be opened: .*Device unavailable") as refused:
+        microphone().open()
+    assert refused.value.reason == "device_absent"
+
+
+def test_portaudio_is_started_anew_before_each_opening(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = install(monkeypatch, [])
+    mic = microphone()
+    with pytest.raises(SourceError, match="the default input is not there; input devices: none"):
+        mic.open()
+    fake.names, fake.default.device = ["Mic"], (0, -1)
+    mic.open()
+    assert fake.n_starts == 2
+    assert fake._initialized == 1
+
+
+def test_a_failed_start_of_portaudio_does_not_stand_in_the_way_of_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake = install(monkeypatch, ["Mic"])
+    fake.start_errors = [PortAudioError("Unanticipated host error", HOST_ERROR)]
+    mic = microphone()
+    with pytest.raises(SourceError, match="PortAudio does not start"):
+        mic.open()
+    mic.open()
+    assert fake.streams[0].calls == ["start"]
+
+
+def test_an_unplugged_device_is_lost_after_its_last_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = install(monkeypatch, ["Mic"])
+    mic = microphone()
+    mic.open()
+    fake.streams[0].deliver(ramp(1_600))
+    fake.streams[0].arguments["finished_callback"]()
+    assert mic.read(1.0) is not None
+    with pytest.raises(SourceError, match="Mic has stopped") as lost:
+        mic.read(1.0)
+    assert lost.value.reason == "device_lost"
+
+
+def test_a_device_that_falls_silent_is_stalled_after_ten_blocks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake = install(monkeypatch, ["Mic"])
+    clock = Clock()
+    mic = microphone(clock)
+    mic.open()
+    clock.now_ns += 2_900_000_000  # a device may take its time for the first block
+    assert mic.read(0.0) is None
+    fake.streams[0].deliver(ramp(1_600))
+    assert mic.read(0.0) is not None
+    clock.now_ns += 990_000_000
+    assert mic.read(0.0) is None
+    clock.now_ns += 20_000_000
+    with pytest.raises(SourceError, match=r"Mic delivers nothing since 1\.0 s") as lost:
+        mic.read(0.0)
+    assert lost.value.reason == "stalled"
+
+
+def test_a_sound_server_that_hangs_is_given_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = install(monkeypatch, ["Mic"])
+    fake.hangs = threading.Event()
+    monkeypatch.setattr(microphone_module, "CLOSE_LIMIT_S", 0.05)
+    mic = microphone()
+    mic.open()
+    with pytest.raises(SourceHungError, match=r"closing Mic: no answer in 0\.05 s"):
+        mic.close()
+    fake.hangs.set()
+
+
+def test_a_hang_while_portaudio_starts_leaves_stderr_open(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fake = install(monkeypatch, ["Mic"])
+    release = threading.Event()
+
+    def start_without_stderr() -> None:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 2)
+        os.close(null)
+        release.wait(30)
+
+    monkeypatch.setattr(fake, "_initialize", start_without_stderr)
+    monkeypatch.setattr(microphone_module, "OPEN_LIMIT_S", 0.2)
+    with pytest.raises(SourceHungError, match="opening the default input: no answer"):
+        microphone().open()
+    os.write(2, b"heard")
+    assert capfd.readouterr().err == "heard"
+    release.set()
+
+
+def test_without_portaudio_the_reason_and_the_remedy_are_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Broken:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "sounddevice":
+                raise OSError("PortAudio library not found")
+
+    monkeypatch.delitem(sys.modules, "sounddevice", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    with pytest.raises(StartupError, match=r"library not found.*apt install libportaudio2"):
+        microphone().open()
+
+
+def queue(n_slots: int = 3, n_channels: int = 1) -> CallbackBlocks:
+    return CallbackBlocks(
+        n_slots, 160, n_channels, 16_000, monotonic_ns=lambda: MONO0, wall_ns=lambda: WALL0
+    )
+
+
+def put(blocks: CallbackBlocks, pcm: Any, *, overflow: bool = False) -> None:
+    blocks.put(memoryview(pcm.tobytes()), len(pcm), overflow)
+
+
+def got(blocks: CallbackBlocks) -> SourceBlock:
+    block = blocks.get(0.0)
+    assert block is not None
+    return block
+
+
+def test_a_late_reader_loses_the_newest_frames_and_is_told_where() -> None:
+    blocks = queue()
+    for number in range(5):
+        put(blocks, ramp(160, start=number))
+    assert blocks.n_dropped == 320
+    assert [int(got(blocks).pcm[0, 0]) for _ in range(3)] == [0, 1, 2]
+    assert blocks.get(0.0) is None
+    put(blocks, ramp(160, start=5))
+    after = got(blocks)
+    assert after.overflowed
+    assert int(after.pcm[0, 0]) == 5
+    put(blocks, ramp(160, start=6))
+    assert not got(blocks).overflowed
+
+
+def test_an_overflow_inside_portaudio_is_counted_and_marked() -> None:
+    blocks = queue()
+    put(blocks, ramp(160), overflow=True)
+    put(blocks, ramp(160))
+    assert [got(blocks).overflowed for _ in range(2)] == [True, False]
+    assert blocks.n_overflows == 1
+
+
+def test_a_block_is_the_readers_own() -> None:
+    blocks = queue(n_slots=1)
+    put(blocks, ramp(160))
+    first = got(blocks)
+    put(blocks, ramp(160, start=1_000))
+    np.testing.assert_array_equal(first.pcm, ramp(160))
+
+
+def test_shorter_blocks_and_several_channels_keep_their_shape() -> None:
+    blocks = queue(n_channels=2)
+    put(blocks, ramp(7, 2))
+    np.testing.assert_array_equal(got(blocks).pcm, ramp(7, 2))
+
+
+def test_a_call_with_a_limit_hands_over_results_and_errors() -> None:
+    assert within(30.0, lambda: 7) == 7
+    with pytest.raises(ZeroDivisionError):
+        within(30.0, lambda: 1 // 0)
+    release = threading.Event()
+    with pytest.raises(NoAnswerError, match=r"no answer in 0\.01 s"):
+        within(0.01, lambda: release.wait(30))
+    release.set()

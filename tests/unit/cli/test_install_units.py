@@ -1,0 +1,308 @@
+"""The systemd units as they are rendered: valid, closed, and true to the configuration."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ast_stream.cli.app import run_command_line
+from ast_stream.cli.unit_files import Plan, doubts, program, render, wanted_units
+from ast_stream.settings.schema import Settings
+
+MOST_EXPOSED = 2.5  # of systemd-analyze security, 0 (closed) to 10
+SERVICES = ("worker", "alerts", "capture@", "capture-net@")
+RELAXED = re.compile(
+    r"(MemoryDenyWriteExecute|PrivateDevices|ProtectKernelTunables)=no|ProcSubset=all"
+)
+IN_CI = os.environ.get("CI") == "true"
+
+needs_systemd = pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None and not IN_CI,
+    reason="systemd-analyze (Debian package systemd) is not installed",
+)
+
+
+def settings(*sources: dict[str, Any], **sections: Any) -> Settings:
+    streams = [{"name": f"s{at}", "source": one} for at, one in enumerate(sources)]
+    return Settings.model_validate({"streams": streams, **sections})
+
+
+MICROPHONE = {"type": "microphone"}
+CAMERA = {"type": "url", "url": "rtsp://camera/audio"}
+
+
+def plan(chosen: Settings | None = None, **options: Any) -> Plan:
+    chosen = chosen or settings(MICROPHONE, CAMERA)
+    return Plan(Path("/bin/true"), Path("/etc/ast-stream/config.yaml"), chosen, **options)
+
+
+def install(chosen: Plan, folder: Path) -> list[Path]:
+    """Write what is rendered below `folder` and return the units."""
+    for path, text in render(chosen).items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text)
+    return sorted(path for path in folder.rglob("*") if path.suffix in (".service", ".target"))
+
+
+def analyze(*args: object) -> subprocess.CompletedProcess[str]:
+    command = ["systemd-analyze", "--no-pager", *map(str, args)]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"LC_ALL": "C", "XDG_RUNTIME_DIR": "/tmp"},  # --user wants to know one
+    )
+
+
+@needs_systemd
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        plan(),
+        plan(settings(MICROPHONE, metrics={"listen": "0.0.0.0:9464"}, state_dir="/srv/ast")),
+        Plan(Path("/bin/true"), Path("/etc/with space/100%/$HOME/it's.yaml"), None),
+        Plan(Path("/bin/true"), Path("/home/me/config.yaml"), settings(CAMERA)),
+    ],
+    ids=["usual", "open metrics", "odd path", "in a home"],
+)
+def test_systemd_finds_nothing_wrong(chosen: Plan, tmp_path: Path) -> None:
+    done = analyze("verify", "--man=no", *install(chosen, tmp_path))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@needs_systemd
+def test_systemd_finds_nothing_wrong_with_the_units_of_a_user(tmp_path: Path) -> None:
+    done = analyze("--user", "verify", "--man=no", *install(plan(is_user=True), tmp_path))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@needs_systemd
+@pytest.mark.parametrize("name", [*SERVICES, "failed@"])
+def test_units_are_closed(name: str, tmp_path: Path) -> None:
+    install(plan(), tmp_path)
+    unit = tmp_path / f"etc/systemd/system/ast-stream-{name}.service"
+    threshold = round(MOST_EXPOSED * 10)
+    done = analyze("security", "--offline=true", f"--threshold={threshold}", unit)
+    assert done.returncode == 0, done.stdout
+
+
+def test_every_relaxation_has_its_reason_above_it() -> None:
+    n_found = 0
+    for path, text in render(plan()).items():
+        lines = text.splitlines()
+        for at, line in enumerate(lines):
+            if RELAXED.match(line):
+                n_found += 1
+                above = at - 1
+                while RELAXED.match(lines[above]):
+                    above -= 1
+                assert lines[above].startswith("# "), f"{path}: {line} is not explained"
+    assert n_found == 6
+
+
+def test_services_have_the_life_that_the_processes_live() -> None:
+    rendered = render(plan())
+    for name in SERVICES:
+        text = rendered[Path(f"etc/systemd/system/ast-stream-{name}.service")]
+        for line in ("Type=notify", "ExecReload=/bin/kill -HUP $MAINPID", "User=ast-stream"):
+            assert f"\n{line}\n" in text
+        assert re.search(r"^RestartPreventExitStatus=2 78$", text, re.MULTILINE)
+        assert re.search(r"^WatchdogSec=\d+$", text, re.MULTILINE)
+    assert not [path for path, text in rendered.items() if re.search(r"@[A-Z_]+@", text)]
+
+
+def test_target_starts_what_the_configuration_needs() -> None:
+    chosen = settings(MICROPHONE, CAMERA, {"type": "stdin"}, alerts={"rules": ["a.yaml"]})
+    assert wanted_units(plan(chosen)) == [
+        "ast-stream-worker.service",
+        "ast-stream-alerts.service",
+        "ast-stream-capture@s0.service",
+        "ast-stream-capture-net@s1.service",
+    ]
+    assert wanted_units(plan(settings(CAMERA))) == [
+        "ast-stream-worker.service",
+        "ast-stream-capture-net@s0.service",
+    ]
+    target = render(plan(chosen))[Path("etc/systemd/system/ast-stream.target")]
+    assert f"Wants={' '.join(wanted_units(plan(chosen)))}\n" in target
+
+
+def test_user_units_hold_nothing_that_only_the_system_can_do() -> None:
+    rendered = render(plan(is_user=True, has_nvidia=True))
+    assert {path.suffix for path in rendered} == {".service", ".target"}
+    assert all(path.parent == Path() for path in rendered)
+    for text in rendered.values():
+        assert not re.search(r"^(User|SupplementaryGroups|DeviceAllow|Protect\w+)=", text, re.M)
+    assert "WantedBy=default.target" in rendered[Path("ast-stream.target")]
+
+
+def test_module_of_the_gpu_is_loaded_only_where_its_driver_is() -> None:
+    path = Path("etc/modules-load.d/ast-stream.conf")
+    assert path not in render(plan())
+    assert render(plan(has_nvidia=True))[path].endswith("\nnvidia-uvm\n")
+
+
+def test_state_elsewhere_is_opened_and_metrics_for_others_are_let_through() -> None:
+    capture = Path("etc/systemd/system/ast-stream-capture@.service")
+    usual = render(plan())[capture]
+    assert "IPAddressDeny=any\nIPAddressAllow=localhost\n" in usual
+    assert "ReadWritePaths" not in usual
+    other = settings(MICROPHONE, metrics={"listen": "0.0.0.0:9464"}, state_dir="/srv/ast")
+    text = render(plan(other))[capture]
+    assert "\nReadWritePaths=/srv/ast\n" in text
+    folders = render(plan(other))[Path("etc/tmpfiles.d/ast-stream.conf")]
+    assert "\nd /srv/ast 0750 ast-stream ast-stream -\n" in folders
+    assert not re.search(r"^IPAddressDeny", text, re.MULTILINE)
+
+
+def is_closed(folder: Path) -> bool:
+    return not folder.stat().st_mode & 0o001
+
+
+def test_what_the_service_user_would_stumble_over_is_told(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    hidden = Plan(tmp_path / "ast-stream", Path("/etc/ast-stream/a.yaml"), settings(MICROPHONE))
+    closed = next(folder for folder in reversed(hidden.command.parents) if is_closed(folder))
+    assert f"{hidden.command}: the user ast-stream may not enter {closed}" in doubts(hidden)
+    chosen = settings(MICROPHONE, {"type": "stdin"}, runtime_dir="/somewhere")
+    told = "\n".join(doubts(plan(chosen)))
+    assert "stream s1 reads standard input" in told
+    assert "write runtime_dir: /run/ast-stream, so that commands in a shell" in told
+    assert len(doubts(plan())) == 1
+    assert doubts(plan(settings(CAMERA, runtime_dir="/run/ast-stream"))) == []
+    (told,) = doubts(plan(is_user=True))
+    assert "state_dir is /var/lib/ast-stream, which is not yours" in told
+    absent = Plan(Path("/bin/true"), Path("/etc/ast-stream/a.yaml"), None)
+    assert doubts(absent) == [f"{absent.config} does not exist yet: write it, then install again"]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    file = tmp_path / "a.yaml"
+    file.write_text("streams: [{name: porch, source: {type: microphone}}]\n")
+    return file
+
+
+def install_units(*args: object) -> int:
+    return run_command_line(["install-units", *map(str, args)])
+
+
+def test_install_writes_once_and_says_what_to_do_next(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "root"
+    assert install_units("-c", config, "--dest", root) == 0
+    out, err = capsys.readouterr()
+    worker = root / "etc/systemd/system/ast-stream-worker.service"
+    assert f"{worker}: written" in out
+    assert f"ExecStart={program()} worker --config {config}\n" in worker.read_text()
+    assert "systemctl enable --now ast-stream.target" in err
+    assert "ast-stream-capture@porch.service" in err
+    worker.write_text("by hand")
+    assert install_units("-c", config, "--dest", root) == 0
+    out, _ = capsys.readouterr()
+    assert f"{worker}: replaced" in out
+    assert out.count("as it was") == len(out.splitlines()) - 1
+    assert not list(root.rglob("*.unfinished"))
+
+
+def test_update_restarts_what_runs(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert install_units("-c", config, "--dest", tmp_path) == 0
+    _, err = capsys.readouterr()
+    assert "systemctl enable --now ast-stream.target" in err
+    config.write_text(config.read_text().replace("porch", "hall"))
+    assert install_units("-c", config, "--dest", tmp_path) == 0
+    _, err = capsys.readouterr()
+    assert "systemctl restart ast-stream.target" in err
+
+
+@pytest.mark.parametrize("for_whom", [(), ("--user",)], ids=["system", "user"])
+def test_remove_removes_what_was_written_and_enabled_and_nothing_else(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], for_whom: tuple[str, ...]
+) -> None:
+    root = tmp_path / "root"
+    assert install_units("-c", config, "--dest", root, "--nvidia", *for_whom) == 0
+    (target,) = root.rglob("ast-stream.target")
+    wanted_by = "default" if for_whom else "multi-user"
+    link = target.parent / f"{wanted_by}.target.wants/ast-stream.target"
+    link.parent.mkdir()
+    link.symlink_to(target)
+    drop_in = target.parent / "ast-stream-worker.service.d/mine.conf"
+    drop_in.parent.mkdir()
+    drop_in.touch()
+    capsys.readouterr()
+    assert install_units("--dest", root, "--remove", "--dry-run", *for_whom) == 0
+    assert f"{link}: would be removed" in capsys.readouterr().out
+    config.unlink()
+    assert install_units("-c", config, "--dest", root, "--remove", *for_whom) == 0
+    out, err = capsys.readouterr()
+    assert f"{target}: removed" in out
+    assert "daemon-reload" in err
+    assert [path for path in root.rglob("*") if not path.is_dir()] == [drop_in]
+    assert install_units("--dest", root, "--remove", *for_whom) == 0
+    assert f"{target}: not there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_unit_that_is_given_up_says_so_and_is_reloaded_with_the_target(name: str) -> None:
+    text = render(plan())[Path(f"etc/systemd/system/ast-stream-{name}.service")]
+    assert "\nOnFailure=ast-stream-failed@%n.service\n" in text
+    assert "\nReloadPropagatedFrom=ast-stream.target\n" in text
+    assert re.search(r"^LimitNOFILE=\d+$", text, re.MULTILINE)
+
+
+def test_dry_run_prints_and_writes_nothing(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert install_units("-c", config, "--dest", tmp_path / "root", "--dry-run") == 0
+    out, _ = capsys.readouterr()
+    assert f"# {tmp_path}/root/etc/systemd/system/ast-stream-worker.service\n" in out
+    assert "\nExecStart=" in out
+    assert not (tmp_path / "root").exists()
+
+
+def test_units_of_a_user_go_where_their_manager_looks(
+    config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "mine"))
+    assert install_units("-c", config, "--user") == 0
+    assert (tmp_path / "mine/systemd/user/ast-stream-worker.service").exists()
+    _, err = capsys.readouterr()
+    assert "systemctl --user enable --now ast-stream.target" in err
+    assert "loginctl enable-linger" in err
+    assert "systemd-sysusers" not in err
+
+
+def test_folder_that_cannot_be_written_and_bad_configurations_are_refused(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert install_units("-c", config, "--dest", tmp_path / "file") == 3
+    _, err = capsys.readouterr()
+    assert "cannot write" in err
+    assert "run it as root, or with --user or --dest" in err
+    config.write_text("streams: []\n")
+    assert install_units("-c", config, "--dest", tmp_path / "root") == 78
+    assert not (tmp_path / "root").exists()
+
+
+def test_environment_without_the_program_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    assert install_units("--dest", tmp_path / "root") == 3
+    _, err = capsys.readouterr()
+    assert "install the package into this environment" in err

@@ -1,0 +1,153 @@
+"""Which event found which sound, when it was known, and what other thresholds would give."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strip_cases import HIGH, HOP_S, LOW, WINDOW_S, begin_and_end, ideal_strip, parameters, planted
+
+from ast_stream.evaluation.curves import confirmed_scores, score_curve, score_spans
+from ast_stream.evaluation.detections import Detection, detections, match, match_strip
+from ast_stream.evaluation.timing import (
+    detection_delays,
+    offset_errors,
+    onset_errors,
+    timing,
+)
+from ast_stream.units import seconds_to_samples
+
+TRUTH = [planted("Bark", 10.0, 11.0), planted("Bark", 12.0, 13.0), planted("Bark", 30.0, 34.0)]
+
+
+def detected(onset_s: float, offset_s: float) -> Detection:
+    return Detection("Bark", onset_s, offset_s, 0.9, onset_s + 1.0, offset_s + 2.0)
+
+
+def test_an_event_finds_every_sound_that_it_overlaps() -> None:
+    matched = match(TRUTH, [detected(10.5, 12.5)])
+    assert [len(one.detections) for one in matched.sounds] == [1, 1, 0]
+    assert [one.is_first for one in matched.sounds] == [True, False, True]
+    assert [one.is_last for one in matched.sounds] == [False, True, True]
+    assert timing([matched]).sounds_per_event == 2.0
+
+
+def test_an_event_beside_a_sound_finds_it_only_if_it_is_near_and_overlaps_no_other() -> None:
+    assert match(TRUTH, [detected(13.4, 14.0)]).sounds[1].detections
+    assert match(TRUTH, [detected(13.6, 14.0)]).false_alarms
+    assert not match(TRUTH, [detected(10.2, 11.8)]).sounds[1].detections
+
+
+def test_events_within_one_sound_are_fragments_not_false_alarms() -> None:
+    matched = match(TRUTH, [detected(30.0, 31.0), detected(32.0, 34.0)])
+    assert not matched.false_alarms
+    assert timing([matched]).events_per_sound == 2.0
+
+
+def test_a_merged_sound_has_no_time_to_detect_and_a_missed_one_never() -> None:
+    matched = match(TRUTH, [detected(10.5, 12.5)])
+    assert detection_delays(matched.sounds) == [1.5, math.inf]
+    assert onset_errors(matched.sounds) == [0.5]
+    assert offset_errors(matched.sounds) == [-0.5]
+
+
+def test_an_event_that_had_begun_before_the_sound_was_known_at_once() -> None:
+    matched = match(TRUTH, [detected(28.0, 33.0)])
+    assert detection_delays(matched.sounds)[-1] == 0.0
+
+
+@given(st.lists(st.tuples(st.integers(0, 400), st.integers(1, 60)), max_size=8))
+def test_every_event_finds_a_sound_or_is_a_false_alarm(rows: list[tuple[int, int]]) -> None:
+    events = [detected(at / 10, (at + length) / 10) for at, length in rows]
+    matched = match(TRUTH, events)
+    used = {id(event) for sound in matched.sounds for event in sound.detections}
+    assert len(used) + len(matched.false_alarms) == len(events)
+    assert not used & {id(event) for event in matched.false_alarms}
+
+
+def test_the_end_of_a_strip_bounds_when_things_were_known() -> None:
+    strip = ideal_strip(TRUTH, duration_s=35.0, events=begin_and_end("Bark", 30, 34, 31.0, 37.5))
+    (event,) = detections(strip, "Bark")
+    assert (event.known_s, event.ended_s) == (31.0, 35.0)
+
+
+def test_uncorrected_times_are_those_of_the_windows_that_crossed() -> None:
+    # a window of 2.56 s every 0.5 s holds 0.6 s of the sound from 30.6 s on: at 31.0 s; it still
+    # does so until 34 + 2.56 - 0.6 = 35.96 s: 36.0 s is the first window below
+    strip = ideal_strip(
+        [planted("Bark", 30.0, 34.0)], events=begin_and_end("Bark", 30.1, 33.9, 31.5, 37.0)
+    )
+    times = timing([match_strip(strip, "Bark")])
+    assert times.onset.bias_s == pytest.approx(0.1)
+    assert times.raw_onset.bias_s == pytest.approx(1.0)
+    assert times.offset.bias_s == pytest.approx(-0.1)
+    assert times.raw_offset.bias_s == pytest.approx(2.0)
+    assert times.detect_p50_s.value == pytest.approx(1.5)
+
+
+def test_spans_of_scores_are_corrected_as_events_are() -> None:
+    strip = ideal_strip([planted("Bark", 30.0, 34.0)])
+    spans = score_spans(strip, "Bark", 0.5)
+    assert spans.onset_s == pytest.approx([30.0], abs=HOP_S / 2)
+    assert spans.offset_s == pytest.approx([34.0], abs=HOP_S / 2)
+    assert len(score_spans(strip, "Bark", 0.95)) == 0
+    everything = score_spans(strip, "Bark", LOW / 2)
+    assert len(everything) == 1
+
+
+def test_a_score_is_confirmed_by_as_many_windows_as_live() -> None:
+    its = parameters()
+    assert (its.confirm_hits[0], its.confirm_hops[0]) == (2, 2)
+    scores = np.array([0.1, 0.9, 0.3, 0.8, 0.7, 0.95, 0.2], np.float32)
+    expected = [0.0, 0.1, 0.3, 0.3, 0.7, 0.7, 0.2]
+    np.testing.assert_allclose(confirmed_scores(scores, its, 0), expected, atol=1e-6)
+
+
+def test_the_curve_of_an_ideal_model_finds_everything_without_false_alarms() -> None:
+    curve = score_curve([ideal_strip(TRUTH)], "Bark")
+    between = (curve.thresholds > LOW) & (curve.thresholds < HIGH)
+    assert (curve.recall[between] == 1.0).all()
+    assert (curve.false_per_h[between] == 0.0).all()
+    assert curve.recall_within(0.1) == 1.0
+    assert curve.recall[-1] == 0.0
+
+
+@pytest.mark.parametrize(("n_low_beyond_hold", "n_false"), [(0, 2), (1, 3)])
+def test_false_alarms_within_the_hold_are_one(n_low_beyond_hold: int, n_false: int) -> None:
+    strip = ideal_strip(TRUTH, duration_s=3600.0)
+    bark = strip.scores[:, 0]
+    hold = -(-int(parameters().hold[0]) // seconds_to_samples(HOP_S))
+    first = 2000
+    second = first + 3 + hold + n_low_beyond_hold
+    for start in (first, second, 4000):
+        bark[start : start + 3] = 0.8
+    bark[5000] = 0.8  # a single window is not confirmed
+    curve = score_curve([strip], "Bark", np.array([0.5, 0.85]))
+    np.testing.assert_allclose(curve.false_per_h, [n_false, 0.0])
+
+
+def test_one_event_of_everything_is_no_way_around_false_alarms() -> None:
+    strip = ideal_strip(TRUTH, duration_s=3600.0)
+    strip.scores[1000:1003, 0] = strip.scores[3000:3003, 0] = 0.5
+    curve = score_curve([strip], "Bark", np.array([LOW / 2, 0.4, 0.6]))
+    np.testing.assert_allclose(curve.false_per_h, [2.0, 2.0, 0.0])
+    assert curve.threshold_within(1.0) == 0.6
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_a_lower_threshold_never_finds_less(seed: int) -> None:
+    strip = ideal_strip(TRUTH)
+    strip.scores[:] = np.random.default_rng(seed).random(strip.scores.shape)
+    recall = score_curve([strip], "Bark").recall
+    assert (np.diff(recall) <= 0).all()
+
+
+def test_a_second_class_is_false_where_it_fires_on_the_first() -> None:
+    strip = ideal_strip(TRUTH, duration_s=3600.0)
+    strip.scores[:, 1] = strip.scores[:, 0]
+    curve = score_curve([strip], "Siren", np.array([0.5]))
+    assert curve.false_per_h[0] == pytest.approx(2.0)  # the first two barks are one to a window
+    assert TRUTH[1].onset_s - TRUTH[0].offset_s < WINDOW_S

@@ -1,0 +1,257 @@
+"""Figures of clips and streams, and laid strips, on cases worked by hand."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from strip_cases import LABELS, WINDOW_S, begin_and_end, ideal_strip, planted
+
+from ast_stream.audio.activity import Waveform
+from ast_stream.evaluation.clips import average_precision, clip_report, clip_scores
+from ast_stream.evaluation.plan import Settings, laying_around
+from ast_stream.evaluation.streams import measure_streams, negatives_report
+from ast_stream.messages.event import Event
+from ast_stream.soundscape.beds import Disturbances
+from ast_stream.soundscape.scene import Planted
+from ast_stream.soundscape.streams import (
+    Laying,
+    Strip,
+    lay_backgrounds,
+    lay_takes,
+)
+from ast_stream.soundscape.takes import Take, generated_backgrounds, synthesised_takes
+from ast_stream.units import SAMPLE_RATE
+
+
+def test_clip_figures_count_the_highest_score() -> None:
+    takes = [Take(np.ones(400, np.float32), (index,), False) for index in (0, 0, 1, 1)]
+    scores = np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.3], [0.1, 0.8]])
+    report = clip_report(takes, scores, LABELS)
+    assert report.accuracy == 0.75
+    assert report.recall == {"Bark": 0.5, "Siren": 1.0}
+    assert report.confusion.tolist() == [[1, 1], [0, 2]]
+    assert report.average_precision["Bark"] == 1.0
+    assert report.average_precision["Siren"] == pytest.approx((1 + 2 / 3) / 2)
+    assert report.mean_average_precision == pytest.approx((1 + 5 / 6) / 2)
+
+
+def test_a_clip_of_two_classes_is_named_right_by_either() -> None:
+    takes = [Take(np.ones(400, np.float32), classes, False) for classes in ((0, 1), (0,), (1, 0))]
+    scores = np.array([[0.4, 0.6], [0.3, 0.5], [0.7, 0.1]])
+    report = clip_report(takes, scores, LABELS)
+    assert report.accuracy == pytest.approx(2 / 3)
+    assert report.recall == {"Bark": pytest.approx(2 / 3), "Siren": 1.0}
+    assert report.average_precision == {"Bark": 1.0, "Siren": pytest.approx((1 + 2 / 3) / 2)}
+    assert report.confusion.tolist() == [[1, 1], [0, 1]]
+
+
+def test_average_precision_without_positives_is_not_a_number() -> None:
+    assert math.isnan(average_precision(np.zeros(3, np.bool_), np.arange(3.0)))
+
+
+def test_clip_scores_ask_only_windows_that_hold_the_sound() -> None:
+    waveform = np.zeros(5 * SAMPLE_RATE, np.float32)
+    waveform[: SAMPLE_RATE // 2] = 0.5
+    asked: list[int] = []
+
+    def score(windows: Waveform) -> Waveform:
+        asked.append(len(windows))
+        assert (windows[:, :100] != 0).any()
+        return np.full((len(windows), 2), 0.5, np.float32)
+
+    take = Take(waveform, (0,), False)
+    scores = clip_scores([take], score, round(WINDOW_S * SAMPLE_RATE))
+    np.testing.assert_allclose(scores, 0.5)
+    assert asked == [1]
+
+
+def test_clips_shorter_than_a_window_are_padded() -> None:
+    take = Take(np.full(8000, 0.5, np.float32), (0,), False)
+    scores = clip_scores([take], lambda w: np.full((len(w), 2), 0.25, np.float32), 40_960)
+    np.testing.assert_allclose(scores, 0.25)
+
+
+def test_stream_figures_count_what_was_found_and_what_was_not_there() -> None:
+    truth = [planted("Bark", 10.0, 11.0), planted("Bark", 30.0, 31.0), planted("Siren", 40, 44)]
+    events = [
+        *begin_and_end("Bark", 10.2, 11.3, 11.5, 14.0),
+        *begin_and_end("Bark", 20.0, 22.0, 21.0, 24.0),
+        *begin_and_end("Siren", 39.9, 41.0, 41.0, 43.0),
+        *begin_and_end("Siren", 43.0, 44.2, 44.0, 48.0),
+    ]
+    scored = ideal_strip(truth, duration_s=3600.0, events=events)
+    report = measure_streams([scored], LABELS).report
+    bark, siren = report.by_label["Bark"], report.by_label["Siren"]
+    assert (bark.n_sounds, bark.n_found, bark.recall.value) == (2, 1, 0.5)
+    assert (bark.false_alarms.count, bark.false_alarms.per_h) == (1, 1.0)
+    assert bark.timing.onset.median_absolute_s == pytest.approx(0.2)
+    assert bark.timing.offset.median_absolute_s == pytest.approx(0.3)
+    assert bark.timing.detect_p50_s.value == math.inf  # the median of 1.5 s and never
+    assert (siren.n_found, siren.false_alarms.count) == (1, 0)
+    assert siren.timing.events_per_sound == 2.0
+    assert siren.timing.onset.bias_s == pytest.approx(-0.1)
+    assert siren.timing.offset.bias_s == pytest.approx(0.2)
+    assert siren.timing.detect_p50_s.value == pytest.approx(1.0)
+    assert (report.n_found, report.n_sounds) == (2, 3)
+    assert report.recall.value == pytest.approx(2 / 3)
+    assert report.mean_recall == pytest.approx(0.75)
+    assert report.false_alarms_per_class.per_h == 0.5
+
+
+def test_no_alarm_bounds_the_rate_by_the_rule_of_three() -> None:
+    overall, by_label = negatives_report([ideal_strip([], duration_s=7200.0)], LABELS)
+    assert overall.count == 0
+    assert overall.bound_per_h == pytest.approx(1.5, abs=0.01)
+    assert by_label["Bark"].per_h == 0.0
+
+
+def test_an_alarm_in_negative_audio_is_counted_for_its_class() -> None:
+    strip = ideal_strip([], duration_s=1800.0, events=begin_and_end("Siren", 5.0, 6.0, 6.0, 9.0))
+    overall, by_label = negatives_report([strip, strip], LABELS)
+    assert (overall.count, overall.per_h) == (2, 2.0)
+    assert (by_label["Bark"].count, by_label["Siren"].count) == (0, 2)
+
+
+def test_a_class_without_sounds_has_no_figures_but_its_false_alarms_count() -> None:
+    events = [*begin_and_end("Siren", 5.0, 6.0, 6.0, 9.0)]
+    scored = ideal_strip([planted("Bark", 10.0, 11.0)], duration_s=3600.0, events=events)
+    report = measure_streams([scored], LABELS).report
+    assert set(report.by_label) == {"Bark"}
+    assert report.false_alarms.count == 1
+    assert {label: one.count for label, one in report.false_alarms_by_label.items()} == {
+        "Bark": 0,
+        "Siren": 1,
+    }
+
+
+def test_laid_takes_are_where_the_truth_says_at_the_level_it_says() -> None:
+    takes = synthesised_takes(0, ["Siren"], 4)
+    backgrounds = generated_backgrounds(0, 6, with_speech=False)
+    laying = Laying(snr_db=(20.0, 20.0), level_dbfs=(-20.0, -20.0))
+    strip = lay_takes(np.random.default_rng(2), takes, backgrounds, ["Siren"], laying)
+    assert len(strip.truth) == 4
+    samples = strip.pcm / 32_768
+    for before, sound in zip([None, *strip.truth[:-1]], strip.truth, strict=True):
+        onset, offset = (round(at * SAMPLE_RATE) for at in (sound.onset_s, sound.offset_s))
+        inside = np.square(samples[onset:offset]).mean()
+        outside = np.square(samples[onset - SAMPLE_RATE : onset]).mean()
+        assert 10 * np.log10(inside) == pytest.approx(-20.0, abs=2.0)
+        assert outside < inside / 5
+        if before is not None:
+            assert sound.onset_s - before.offset_s > WINDOW_S + 1.0
+
+
+def test_laid_backgrounds_hold_no_sound_and_have_their_length() -> None:
+    backgrounds = generated_backgrounds(0, 6, with_speech=False)
+    strip = lay_backgrounds(np.random.default_rng(0), backgrounds, 20.0)
+    assert strip.truth == []
+    assert strip.duration_s == 20.0
+    assert strip.pcm.any()
+
+
+@pytest.mark.parametrize("gap_s", [None, (30.0, 40.0)])
+def test_sounds_lie_as_far_apart_as_asked_but_a_quarter_closer_than_a_window(
+    gap_s: tuple[float, float] | None,
+) -> None:
+    settings = Settings(gap_s=gap_s)
+    laying = laying_around(WINDOW_S, settings)
+    truth = _laid(laying, seed=3).truth
+    gaps = [after.onset_s - one.offset_s for one, after in itertools.pairwise(truth)]
+    low, high = gap_s or (WINDOW_S + 0.5, WINDOW_S + 2.5)
+    far = [gap for gap in gaps if gap > WINDOW_S]
+    assert far
+    assert all(low - 0.01 <= gap <= high + 0.01 for gap in far)
+    assert all(gap <= WINDOW_S + 0.01 or gap >= low - 0.01 for gap in gaps)
+
+
+def test_a_take_of_two_classes_is_a_sound_of_each_at_the_same_place() -> None:
+    (take, *_) = synthesised_takes(0, ["Siren"], 1)
+    takes = [Take(take.waveform, classes, False, "both.wav") for classes in ((0, 1), (1, 0), (1,))]
+    backgrounds = generated_backgrounds(0, 3, with_speech=False)
+    laying = Laying(disturbances=Disturbances(dropout_share=1.0, step_share=1.0))
+    strip = lay_takes(np.random.default_rng(0), takes, backgrounds, LABELS, laying)
+    spans = [(one.onset_s, one.offset_s) for one in strip.truth]
+    assert sorted(one.label for one in strip.truth) == ["Bark"] * 2 + ["Siren"] * 3
+    assert len(set(spans)) == 3
+    assert sum(part.kind == "background" for part in strip.bed) == 3
+    gaps = np.diff(sorted({onset_s for onset_s, _ in spans})) - (spans[0][1] - spans[0][0])
+    assert (gaps >= laying.gap_s[0] + laying.same_class_gap_s - 0.01).all()
+    one = ideal_strip(strip.truth, duration_s=strip.duration_s)
+    found = [one for at in strip.truth for one in _event_of(at)]
+    report = measure_streams([replace(one, events=found)], LABELS).report
+    assert (report.n_found, report.n_sounds, report.false_alarms.count) == (5, 5, 0)
+
+
+def _event_of(sound: Planted) -> list[Event]:
+    return begin_and_end(
+        sound.label, sound.onset_s, sound.offset_s, sound.onset_s + 1, sound.offset_s + 1
+    )
+
+
+def _laid(laying: Laying, seed: int = 0) -> Strip:
+    takes = synthesised_takes(0, ["Siren", "Alarm"], 8)
+    backgrounds = generated_backgrounds(0, 6, with_speech=False)
+    return lay_takes(np.random.default_rng(seed), takes, backgrounds, ["Siren", "Alarm"], laying)
+
+
+def test_the_same_seed_lays_the_same_strip() -> None:
+    laying = Laying(close_share=0.5, disturbances=Disturbances(dropout_share=0.5, step_share=0.5))
+    first, again, other = _laid(laying), _laid(laying), _laid(laying, seed=1)
+    np.testing.assert_array_equal(first.pcm, again.pcm)
+    assert (first.truth, first.bed) == (again.truth, again.bed)
+    assert first.truth != other.truth
+
+
+def test_gaps_lie_on_both_sides_of_the_window() -> None:
+    truth = _laid(Laying(close_gap_s=(0.3, WINDOW_S), close_share=0.5, same_class_gap_s=0.0)).truth
+    gaps = [after.onset_s - before.offset_s for before, after in itertools.pairwise(truth)]
+    assert min(gaps) >= 0.3
+    n_close = sum(gap < WINDOW_S for gap in gaps)
+    assert 3 <= n_close <= len(gaps) - 3
+
+
+def test_neighbours_of_one_class_are_laid_where_asked() -> None:
+    def n_neighbours(share: float) -> int:
+        labels = [sound.label for sound in _laid(Laying(neighbour_share=share)).truth]
+        return sum(before == after for before, after in itertools.pairwise(labels))
+
+    assert n_neighbours(1.0) == 14  # all of the one class, then all of the other
+    assert n_neighbours(0.0) < 12
+
+
+def test_dropouts_are_silent_and_clear_of_the_sounds() -> None:
+    strip = _laid(Laying(disturbances=Disturbances(dropout_share=1.0)))
+    dropouts = [part for part in strip.bed if part.kind == "dropout"]
+    assert len(dropouts) == len(strip.truth)
+    for part in dropouts:
+        start, stop = (round(at * SAMPLE_RATE) for at in (part.start_s, part.stop_s))
+        assert not strip.pcm[start:stop].any()
+        assert all(
+            part.stop_s < sound.onset_s or part.start_s >= sound.offset_s for sound in strip.truth
+        )
+
+
+def test_level_steps_change_the_background_and_not_the_sounds() -> None:
+    plain = _laid(Laying())
+    stepped = _laid(Laying(disturbances=Disturbances(step_share=1.0)))
+    (first, *_), steps = stepped.truth, [part for part in stepped.bed if part.kind == "step"]
+    assert len(steps) == len(stepped.truth)
+    assert steps[0].stop_s < first.onset_s
+    changed = stepped.pcm[: round(steps[0].stop_s * SAMPLE_RATE) - 1].astype(float)
+    same = plain.pcm[: len(changed)].astype(float)
+    change_db = 10 * np.log10(np.square(changed).mean() / np.square(same).mean())
+    assert steps[0].level_dbfs is not None
+    level = first.level_dbfs - first.snr_db
+    assert change_db == pytest.approx(steps[0].level_dbfs - level, abs=0.5)
+    onset, offset = (round(at * SAMPLE_RATE) for at in (first.onset_s, first.offset_s))
+    np.testing.assert_array_equal(stepped.pcm[onset:offset], plain.pcm[onset:offset])
+
+
+def test_a_planted_sound_says_which_clip_it_was() -> None:
+    clips = {sound.clip for sound in _laid(Laying()).truth}
+    assert len(clips) == 16
+    assert {clip.rsplit("-", 2)[0] for clip in clips} == {"co_alarm", "siren"}

@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ast_stream.errors import WireError
+from ast_stream.messages.audio import (
+    MAX_BLOCK_SAMPLES,
+    MAX_DETAIL_CHARACTERS,
+    MAX_HEADER_BYTES,
+    MAX_REASON_CHARACTERS,
+    MAX_SAMPLE_INDEX,
+    MAX_TIME_NS,
+    AckRequest,
+    ReadRequest,
+    RingReply,
+    decode_block,
+    decode_json,
+    decode_ring_reply,
+    decode_ring_request,
+    encode_block,
+    encode_error,
+    encode_json,
+    encode_request,
+    encode_ring_reply,
+)
+from ast_stream.messages.event import AudioBlock, parse_time
+
+EPOCH = "9f2c4e1a"
+RING = "ipc:///run/ast-stream/ring.porch.sock"
+HEADER = (
+    b'{"v":1,"epoch":"9f2c4e1a","start":483200,"rate":16000,"samples":3,'
+    b'"time":"2026-11-20T10:00:30.200000Z","ring":"ipc:///run/ast-stream/ring.porch.sock"}'
+)
+PCM = b"\x01\x00\xff\xff\x00\x80"
+
+epochs = st.text("0123456789abcdef", min_size=8, max_size=64)
+names = st.from_regex(r"\A[a-z0-9][a-z0-9-]{0,62}\Z")
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=10,
+)
+
+
+def make_block(**changes: Any) -> AudioBlock:
+    facts: dict[str, Any] = {
+        "stream": "porch",
+        "epoch": EPOCH,
+        "start_sample": 483_200,
+        "time_ns": parse_time("2026-11-20T10:00:30.2Z"),
+        "pcm": np.array([1, -1, -32768], np.int16),
+        "ring": RING,
+    }
+    return AudioBlock(**(facts | changes))
+
+
+@st.composite
+def blocks(draw: st.DrawFn) -> AudioBlock:
+    samples = draw(st.lists(st.integers(-32768, 32767), max_size=20))
+    return make_block(
+        stream=draw(names),
+        epoch=draw(epochs),
+        start_sample=draw(st.integers(0, MAX_SAMPLE_INDEX)),
+        time_ns=draw(st.integers(0, MAX_TIME_NS // 1000)) * 1000,
+        pcm=np.array(samples, np.int16),
+        ring=draw(st.none() | st.just(RING) | st.just("tcp://127.0.0.1:7000")),
+        gap_reason=draw(st.none() | st.text(max_size=MAX_REASON_CHARACTERS)),
+        is_last=draw(st.booleans()),
+    )
+
+
+def facts_of(block: AudioBlock) -> dict[str, Any]:
+    return vars(block) | {"pcm": block.pcm.tolist()}
+
+
+def header_with(**changes: Any) -> list[bytes]:
+    return [b"porch", json.dumps(json.loads(HEADER) | changes).encode(), PCM]
+
+
+def test_audio_block_has_these_exact_bytes() -> None:
+    assert encode_block(make_block()) == [b"porch", HEADER, PCM]
+
+
+def test_audio_block_after_a_gap_and_at_the_end_says_so() -> None:
+    header = encode_block(make_block(gap_reason="overflow", is_last=True))[1]
+    assert header == HEADER[:-1] + b',"gap":"overflow","last":true}'
+
+
+def test_ring_requests_have_these_exact_bytes() -> None:
+    read = ReadRequest(v=1, op="read", stream="porch", epoch=None, start=480_000, stop=483_200)
+    assert encode_request(read) == (
+        b'{"v":1,"op":"read","stream":"porch","epoch":null,"start":480000,"stop":483200}'
+    )
+    ack = AckRequest(v=1, op="ack", epoch=EPOCH, stop=483_200)
+    assert encode_request(ack) == b'{"v":1,"op":"ack","epoch":"9f2c4e1a","stop":483200}'
+
+
+def test_ring_reply_has_these_exact_bytes() -> None:
+    reply = RingReply(make_block(), oldest=480_000, next=500_000, acked=483_200)
+    assert encode_ring_reply(reply) == [
+        HEADER[:-1] + b',"stream":"porch","oldest":480000,"next":500000,"acked":483200,'
+        b'"state":"listening","detail":null}',
+        PCM,
+    ]
+
+
+def test_refusal_has_these_exact_bytes() -> None:
+    assert encode_error("too_old", oldest=7) == b'{"v":1,"error":"too_old","oldest":7}'
+
+
+@given(blocks())
+def test_audio_block_comes_back_as_it_was_sent(block: AudioBlock) -> None:
+    assert facts_of(decode_block(encode_block(block))) == facts_of(block)
+
+
+@given(
+    block=blocks(),
+    index=st.integers(0, MAX_SAMPLE_INDEX),
+    detail=st.none() | st.text(max_size=MAX_DETAIL_CHARACTERS),
+)
+def test_ring_reply_comes_back_as_it_was_sent(
+    block: AudioBlock, index: int, detail: str | None
+) -> None:
+    reply = RingReply(block, oldest=index, next=index, acked=index, state="missing", detail=detail)
+    back = decode_ring_reply(encode_ring_reply(reply), block.stream)
+    assert facts_of(back.block) == facts_of(replace(block, state="missing", detail=detail))
+    assert vars(back) | {"block": None} == vars(reply) | {"block": None}
+
+
+@given(epoch=epochs, index=st.integers(0, MAX_SAMPLE_INDEX), start=st.none() | st.just(5))
+def test_ring_requests_come_back_as_they_were_sent(
+    epoch: str, index: int, start: int | None
+) -> None:
+    for request in (
+        ReadRequest(v=1, op="read", stream="porch", epoch=epoch, start=start, stop=index),
+        AckRequest(v=1, op="ack", epoch=epoch, stop=index),
+    ):
+        assert decode_ring_request(encode_request(request)) == request
+
+
+def test_long_texts_are_cut_so_that_the_audio_with_them_is_accepted() -> None:
+    block = make_block(gap_reason="x" * 1000)
+    reply = RingReply(block, oldest=0, next=0, acked=0, state="missing", detail="y" * 10_000)
+    back = decode_ring_reply(encode_ring_reply(reply), "porch")
+    assert back.block.gap_reason == "x" * MAX_REASON_CHARACTERS
+    assert back.detail == "y" * MAX_DETAIL_CHARACTERS
+
+
+def test_keys_of_a_newer_writer_are_ignored() -> None:
+    assert decode_block(header_with(loudness=3)).start_sample == 483_200
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"v": 2}, "v: "),
+        ({"v": None}, "v: "),
+        ({"epoch": "xyz"}, "epoch: "),
+        ({"epoch": EPOCH + "\n"}, "epoch: "),
+        ({"start": -1}, "start: "),
+        ({"start": 1.5}, "start: "),
+        ({"start": "483200"}, "start: "),
+        ({"start": True}, "start: "),
+        ({"start": MAX_SAMPLE_INDEX + 1}, "start: "),
+        ({"start": float("nan")}, "NaN"),
+        ({"start": float("inf")}, "Infinity"),
+        ({"rate": 48_000}, "rate: "),
+        ({"samples": 4}, "expected 8 bytes of PCM for 4 samples, got 6"),
+        ({"samples": 2}, "expected 4 bytes"),
+        ({"samples": MAX_BLOCK_SAMPLES + 1}, "samples: "),
+        ({"samples": 10**30}, "samples: "),
+        ({"time": "yesterday"}, "time: "),
+        ({"time": "2026-11-20T10:00:30"}, "offset from UTC"),
+        ({"time": "9999-12-31T23:59:59Z"}, "1970 to 2200"),
+        ({"time": "0001-01-01T00:00:00+23:59"}, "time: "),
+        ({"time": 5}, "time: "),
+        ({"ring": "tcp://192.0.2.1:5000"}, "ring: "),
+        ({"ring": "nonsense"}, "ring: "),
+        ({"ring": "ipc:///" + "x" * 200}, "ring: "),
+        ({"ring": "ipc:///\ud800"}, "ring: "),
+        ({"gap": "x" * 65}, "gap: "),
+        ({"last": 1}, "last: "),
+    ],
+)
+def test_wrong_value_in_a_block_header_is_named(changes: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(WireError, match=complaint):
+        decode_block(header_with(**changes))
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"",
+        b"[]",
+        b"null",
+        b"{",
+        b"\xff\xfe",
+        '{"v":1}'.encode("utf-16"),
+        b'{"v":1e999}',
+        b'{"v":-Infinity}',
+        b'{"v":' + b"1" * 5000 + b"}",
+        b"[" * 10_000,
+        b'{"v":' * 2000,
+        b" " * (MAX_HEADER_BYTES + 1),
+    ],
+    ids=lambda frame: repr(frame[:12]),
+)
+def test_frame_that_is_no_json_object_is_refused(frame: bytes) -> None:
+    with pytest.raises(WireError, match="header: "):
+        decode_json(frame, "header")
+
+
+@pytest.mark.parametrize("name", [b"", b"Porch", b"a/b", b"\xff", b"x" * 64, b"porch\n"])
+def test_wrong_stream_name_is_refused(name: bytes) -> None:
+    with pytest.raises(WireError, match="stream name"):
+        decode_block([name, HEADER, PCM])
+
+
+@pytest.mark.parametrize("n_frames", [0, 1, 2, 4])
+def test_wrong_number_of_frames_is_refused(n_frames: int) -> None:
+    with pytest.raises(WireError, match="frames"):
+        decode_block([b"porch", HEADER, PCM, b""][:n_frames])
+
+
+def test_refusal_of_a_ring_is_reported_in_one_short_line() -> None:
+    with pytest.raises(WireError, match="ring of porch refused: 'wrong epoch'"):
+        decode_ring_reply([encode_error("wrong epoch")], "porch")
+    with pytest.raises(WireError) as caught:
+        decode_ring_reply([b'{"error":"' + b"\\ud800\\n" * 500 + b'"}'], "porch")
+    assert len(str(caught.value)) < 200
+    assert str(caught.value).isprintable()
+
+
+def test_error_about_a_hostile_frame_stays_one_short_printable_line() -> None:
+    with pytest.raises(WireError) as caught:
+        decode_json(b"\x1b[2J\n" * 1000, "header")
+    assert len(str(caught.value)) < 300
+    assert str(caught.value).isprintable()
+
+
+@given(frames=st.lists(st.binary(max_size=60), max_size=4))
+def test_random_frames_raise_only_wire_errors(frames: list[bytes]) -> None:
+    decode_everything(frames)
+
+
+@given(
+    header=st.fixed_dictionaries(
+        {},
+        optional={
+            key: json_values
+            for key in [*json.loads(HEADER), "gap", "last", "op", "stream", "stop", "oldest"]
+        },
+    ),
+    keep=st.booleans(),
+)
+def test_headers_with_random_values_raise_only_wire_errors(
+    header: dict[str, Any], keep: bool
+) -> None:
+    body = json.dumps(json.loads(HEADER) | header if keep else header).encode()
+    decode_everything([b"porch", body, PCM])
+
+
+def decode_everything(frames: list[bytes]) -> None:
+    attempts = [
+        lambda: decode_block(frames),
+        lambda: decode_ring_reply(frames[1:], "porch"),
+        lambda: decode_ring_request(frames[1] if len(frames) > 1 else b""),
+    ]
+    for attempt in attempts:
+        try:
+            attempt()
+        except WireError as error:
+            str(error).encode()  # can be written to a log
+
+
+def test_our_own_nan_is_a_bug_and_not_sent() -> None:
+    with pytest.raises(ValueError, match="JSON compliant"):
+        encode_json({"level": float("nan")})

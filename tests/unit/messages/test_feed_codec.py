@@ -1,0 +1,218 @@
+"""Bytes of feed messages and queries: exact, both ways, and refused where damaged."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ast_stream.errors import WireError
+from ast_stream.messages.event import Gap
+from ast_stream.messages.feed import (
+    FeedMessage,
+    decode_line,
+    decode_message,
+    encode_line,
+    encode_message,
+    gap_body,
+)
+from ast_stream.messages.query import (
+    AudioQuery,
+    PingQuery,
+    ReplayPage,
+    ReplayQuery,
+    SnapshotQuery,
+    TooOld,
+    decode_answer,
+    decode_query,
+    decode_replay,
+    encode_query,
+)
+
+BODY: dict[str, Any] = {"v": 1, "boot": "b1", "seq": 7}
+
+
+def json_frame(value: object) -> bytes:
+    return json.dumps(value).encode()
+
+
+def test_message_has_these_bytes() -> None:
+    assert encode_message("gap/porch/", {"v": 1, "boot": "b1", "seq": 7, "reason": "ü"}) == [
+        b"gap/porch/",
+        '{"v":1,"boot":"b1","seq":7,"reason":"ü"}'.encode(),
+    ]
+
+
+def test_scores_have_these_bytes() -> None:
+    frames = encode_message("scores/porch/", BODY, np.array([0.0, 0.5, 1.0], np.float16))
+    assert frames == [
+        b"scores/porch/",
+        b'{"v":1,"boot":"b1","seq":7,"dtype":"float16","shape":[3]}',
+        b"\x00\x00\x00\x38\x00\x3c",
+    ]
+
+
+@given(
+    topic=st.text(max_size=40).map(lambda name: name + "/"),
+    scores=st.none() | st.lists(st.floats(0, 1, width=16), max_size=50),
+    extra=st.dictionaries(
+        st.text(max_size=8).filter(lambda key: key not in {"previous", "durable_seq", *BODY}),
+        st.none() | st.text(max_size=8) | st.integers(-(2**53), 2**53),
+        max_size=5,
+    ),
+)
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_decoding_gives_what_was_encoded(
+    topic: str, scores: list[float] | None, extra: dict[str, Any]
+) -> None:
+    body = extra | BODY
+    wanted = None if scores is None else np.array(scores, np.float16)
+    message = decode_message(encode_message(topic, body, wanted))
+    assert message.topic == topic
+    assert body.items() <= message.body.items()
+    if wanted is None:
+        assert message.scores is None
+    else:
+        assert message.scores is not None
+        np.testing.assert_array_equal(message.scores, wanted)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [],
+        [b"event/bark/porch/"],
+        [b"event/bark/porch", json_frame(BODY)],
+        [b"\xff/", json_frame(BODY)],
+        [b"x" * 600 + b"/", json_frame(BODY)],
+        [b"event/", b"{"],
+        [b"event/", b"[]"],
+        [b"event/", b'{"v":NaN}'],
+        [b"event/", b"[" * 100_000],
+        [b"event/", b" " * 300_000],
+        [b"event/", json_frame(BODY | {"v": 2})],
+        [b"event/", json_frame(BODY | {"boot": "a b"})],
+        [b"event/", json_frame(BODY | {"boot": 3})],
+        [b"event/", json_frame(BODY | {"seq": -1})],
+        [b"event/", json_frame(BODY | {"seq": 1.0})],
+        [b"event/", json_frame(BODY | {"seq": 2**60})],
+        [b"event/", json_frame(BODY | {"previous": "6"})],
+        [b"health/porch/", json_frame(BODY | {"durable_seq": None})],
+        [b"scores/porch/", json_frame(BODY), b"\x00\x00"],
+        [b"scores/porch/", json_frame(BODY | {"dtype": "float16", "shape": [2]}), b"\x00\x00"],
+        [b"scores/porch/", json_frame(BODY | {"dtype": "float32", "shape": [1]}), b"\x00\x00"],
+        [b"scores/porch/", json_frame(BODY | {"dtype": "float16", "shape": [1, 1]}), b"\x00\x00"],
+        [b"scores/porch/", json_frame(BODY | {"dtype": "float16", "shape": []}), b"\x00\x00"],
+    ],
+)
+def test_damaged_message_is_refused(frames: list[bytes]) -> None:
+    with pytest.raises(WireError):
+        decode_message(frames)
+
+
+@given(frames=st.lists(st.binary(max_size=200), max_size=4))
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_random_bytes_raise_nothing_but_wire_errors(frames: list[bytes]) -> None:
+    for decode in (decode_message, decode_answer, decode_replay):
+        with pytest.raises(WireError):
+            decode(frames)
+
+
+LOGGED = FeedMessage("gap/porch/", BODY | {"previous": 3})
+LINE = b'{"crc":"26796886","topic":"gap/porch/","body":{"v":1,"boot":"b1","seq":7,"previous":3}}\n'
+
+
+def test_line_of_the_log_has_these_bytes() -> None:
+    assert encode_line(LOGGED) == LINE
+    assert decode_line(LINE).body == LOGGED.body
+
+
+def test_line_with_any_byte_changed_is_refused() -> None:
+    for place in range(len(LINE) - 1):
+        for damaged in (LINE[:place], LINE[:place] + b"~" + LINE[place + 1 :]):
+            with pytest.raises(WireError):
+                decode_line(damaged)
+
+
+def test_line_without_previous_is_refused() -> None:
+    with pytest.raises(WireError, match="previous"):
+        decode_line(encode_line(FeedMessage("event/", BODY)))
+
+
+def test_gap_body_has_seconds_and_time() -> None:
+    gap = Gap("porch", "aaaaaaaa", 1600, 32000, "device_lost")
+    assert gap_body(gap, 1_500_000_000) == {
+        "stream": "porch",
+        "epoch": "aaaaaaaa",
+        "start": 1600,
+        "samples": 32000,
+        "duration_s": 2.0,
+        "reason": "device_lost",
+        "time": "1970-01-01T00:00:01.500000Z",
+    }
+    assert gap_body(gap, None)["time"] is None
+
+
+@pytest.mark.parametrize(
+    ("frame", "query"),
+    [
+        ('{"op":"ping"}', PingQuery(op="ping")),
+        ('{"v":1,"op":"snapshot"}', SnapshotQuery(op="snapshot")),
+        ('{"op":"replay"}', ReplayQuery(op="replay")),
+        ('{"op":"replay","after":null}', ReplayQuery(op="replay")),
+        ('{"op":"replay","after":["b1",5]}', ReplayQuery(op="replay", after=("b1", 5))),
+        (
+            '{"op":"audio","stream":"porch","from":0,"to":16000}',
+            AudioQuery.model_validate({"op": "audio", "stream": "porch", "from": 0, "to": 16000}),
+        ),
+    ],
+)
+def test_queries_written_by_hand_are_understood(frame: str, query: object) -> None:
+    assert decode_query(frame.encode()) == query
+
+
+@pytest.mark.parametrize(
+    ("frame", "says"),
+    [
+        ('{"op":"reply"}', "replay, snapshot, ping, audio"),
+        ("{}", "got 'None'"),
+        ('{"op":["replay"]}', "op"),
+        ('{"op":"ping","v":2}', "v"),
+        ('{"op":"replay","aftr":["b1",5]}', "aftr"),
+        ('{"op":"replay","after":["b1"]}', "expected"),
+        ('{"op":"replay","after":["b1",true]}', "expected"),
+        ('{"op":"replay","after":["b1",-1]}', "expected"),
+        ('{"op":"replay","after":"b1"}', "expected"),
+        ('{"op":"audio","stream":"porch","from":0}', "to"),
+        ('{"op":"audio","stream":"porch","from":-1,"to":3}', "from"),
+        ('{"op":"audio","stream":"porch","from":0.5,"to":3}', "from"),
+        ("x" * 20_000, "bytes"),
+    ],
+)
+def test_wrong_query_is_refused_with_the_place(frame: str, says: str) -> None:
+    with pytest.raises(WireError, match=says):
+        decode_query(frame.encode())
+
+
+def test_encoded_query_is_decoded_again() -> None:
+    assert decode_query(encode_query("replay", after=("b1", 5))) == ReplayQuery(
+        op="replay", after=("b1", 5)
+    )
+
+
+def test_replay_answers_are_told_apart() -> None:
+    entry = {"topic": "event/bark/porch/", "body": BODY | {"previous": 0}}
+    page = decode_replay([json_frame({"v": 1, "messages": [entry], "more": True})])
+    assert isinstance(page, ReplayPage)
+    assert (page.messages[0].position, page.more) == (("b1", 7), True)
+    old = decode_replay([json_frame({"v": 1, "error": "too_old", "oldest": ["b1", 3]})])
+    assert old == TooOld(("b1", 3))
+    assert decode_replay([json_frame({"error": "too_old", "oldest": None})]) == TooOld(None)
+    with pytest.raises(WireError, match="no event log"):
+        decode_replay([json_frame({"error": "no event log"})])
+    with pytest.raises(WireError, match="previous"):
+        decode_replay([json_frame({"messages": [{"topic": "x/", "body": BODY}], "more": False})])

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ast_stream.messages.event import (
+    AudioBlock,
+    Event,
+    SampleClock,
+    event_body,
+    event_id,
+    event_topic,
+    format_time,
+    parse_time,
+    stream_topic,
+)
+from ast_stream.units import NS_PER_SECOND, samples_to_ns
+
+START_NS = parse_time("2026-11-20T10:00:00Z")
+
+
+def make_event(**changes: Any) -> Event:
+    facts: dict[str, Any] = {
+        "type": "begin",
+        "id": "abc",
+        "stream": "porch",
+        "epoch": "9f2c4e1a",
+        "index": 74,
+        "label": "Baby cry, infant cry",
+        "score": 0.83456,
+        "peak": 0.91,
+        "mean": None,
+        "onset_sample": 16_000,
+        "offset_sample": None,
+        "uncertainty_s": 0.25,
+        "at_sample": 32_000,
+    }
+    return Event(**(facts | changes))
+
+
+@given(st.integers(0, 2**62 // 1000))
+def test_times_come_back_as_they_were_written(microseconds: int) -> None:
+    assert parse_time(format_time(microseconds * 1000)) == microseconds * 1000
+
+
+def test_times_of_other_zones_are_the_same_moment() -> None:
+    assert parse_time("2026-11-20T11:00:00+01:00") == START_NS
+
+
+@pytest.mark.parametrize("text", ["", "yesterday", "2026-11-20T10:00:00", "2026-13-01T00:00:00Z"])
+def test_text_that_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        parse_time(text)
+
+
+def test_block_ends_after_its_last_sample() -> None:
+    block = AudioBlock("porch", "9f2c4e1a", 100, 0, np.zeros(60, np.int16))
+    assert block.end_sample == 160
+
+
+def test_event_id_depends_on_all_that_makes_an_event_and_nothing_else() -> None:
+    first = event_id("porch", "9f2c4e1a", 74, 16_000)
+    others = [
+        event_id("yard", "9f2c4e1a", 74, 16_000),
+        event_id("porch", "9f2c4e1b", 74, 16_000),
+        event_id("porch", "9f2c4e1a", 75, 16_000),
+        event_id("porch", "9f2c4e1a", 74, 24_000),
+    ]
+    assert first == event_id("porch", "9f2c4e1a", 74, 16_000)
+    assert len({first, *others}) == 5
+    assert first == "yae7g5yzyv5wcgvxbf7pojew"  # readers keep ids: it may never change
+
+
+def test_topics_end_with_a_slash_so_that_no_prefix_matches_half_a_name() -> None:
+    assert event_topic("bark", "porch") == "event/bark/porch/"
+    assert stream_topic("health", "porch") == "health/porch/"
+
+
+def test_duration_is_known_when_the_event_has_ended() -> None:
+    assert make_event().duration_s is None
+    assert make_event(offset_sample=40_000).duration_s == 1.5
+
+
+def test_event_body_tells_times_on_the_capture_clock() -> None:
+    clock = SampleClock()
+    clock.observe(0, START_NS)
+    body = event_body(
+        make_event(type="end", offset_sample=24_000, mean=0.5, reason="quiet"),
+        clock,
+        labels={"room": "porch"},
+        audio_end=30_000,
+        scored_ns=START_NS + 3 * NS_PER_SECOND,
+        model="sha256:00",
+    )
+    assert body == {
+        "v": 1,
+        "id": "abc",
+        "type": "end",
+        "stream": "porch",
+        "labels": {"room": "porch"},
+        "class": "baby_cry_infant_cry",
+        "label": "Baby cry, infant cry",
+        "index": 74,
+        "score": 0.8346,
+        "peak": 0.91,
+        "mean": 0.5,
+        "onset": "2026-11-20T10:00:01.000000Z",
+        "offset": "2026-11-20T10:00:01.500000Z",
+        "duration_s": 0.5,
+        "duration_reliable": True,
+        "uncertainty_s": 0.25,
+        "onset_sample": 16_000,
+        "offset_sample": 24_000,
+        "at_sample": 32_000,
+        "epoch": "9f2c4e1a",
+        "reason": "quiet",
+        "captured": "2026-11-20T10:00:01.875000Z",
+        "scored": "2026-11-20T10:00:03.000000Z",
+        "model": "sha256:00",
+    }
+
+
+@given(st.lists(st.integers(1, 5000), min_size=1, max_size=50), st.integers(0, 2**30))
+def test_time_of_a_sample_does_not_depend_on_how_audio_was_cut(
+    lengths: list[int], sample: int
+) -> None:
+    in_blocks, whole = SampleClock(), SampleClock()
+    start = 0
+    for length in lengths:
+        # what a capture process sends: rounded to microseconds
+        in_blocks.observe(start, round((START_NS + samples_to_ns(start)) / 1000) * 1000)
+        start += length
+    whole.observe(0, START_NS)
+    assert in_blocks.time_ns(sample) == whole.time_ns(sample)
+
+
+def test_clock_follows_where_the_capture_clock_was_set_anew() -> None:
+    clock = SampleClock()
+    clock.observe(0, START_NS)
+    clock.observe(16_000, START_NS + 11 * NS_PER_SECOND)
+    assert clock.time_ns(8_000) == START_NS + NS_PER_SECOND // 2
+    assert clock.time_ns(32_000) == START_NS + 12 * NS_PER_SECOND
+
+
+def test_clock_extrapolates_before_its_first_anchor() -> None:
+    clock = SampleClock()
+    clock.observe(16_000, START_NS)
+    assert clock.time_ns(0) == START_NS - NS_PER_SECOND
+
+
+def test_clock_keeps_a_bounded_number_of_anchors() -> None:
+    clock = SampleClock()
+    for n_seconds in range(1000):
+        clock.observe(n_seconds * 16_000, START_NS + 2 * n_seconds * NS_PER_SECOND)
+    assert len(clock.anchors) == 256
+    assert clock.time_ns(999 * 16_000) == START_NS + 2 * 999 * NS_PER_SECOND

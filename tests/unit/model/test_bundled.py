@@ -1,0 +1,93 @@
+"""The bundled checkpoint: small, self-consistent, quiet in noise, and it hears the demo's scene."""
+
+from __future__ import annotations
+
+import csv
+import importlib.resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ast_stream.detect.detector import Detector
+from ast_stream.evaluation.measure import detector_of
+from ast_stream.evaluation.streams import measure_streams
+from ast_stream.labels import slug
+from ast_stream.messages.event import Event, Pcm16
+from ast_stream.model.selfcheck import self_check
+from ast_stream.model.tagger import Tagger, load_tagger
+from ast_stream.soundscape.backgrounds import BACKGROUNDS
+from ast_stream.soundscape.scene import generate_scene
+from ast_stream.soundscape.streams import Strip, score_strip
+from ast_stream.soundscape.synthesis import SOUNDS, to_active_level
+from ast_stream.units import FULL_SCALE, SAMPLE_RATE
+
+MOST_BYTES = 12_000_000
+FOLDER = Path(str(importlib.resources.files("ast_stream.model") / "bundled"))
+LICENCES = {"CC0", "CC-BY"}
+
+
+@pytest.fixture(scope="module")
+def tagger() -> Tagger:
+    return load_tagger("bundled", device="cpu", precision="fp32", attention="math")
+
+
+def _events(tagger: Tagger, pcm: Pcm16) -> list[Event]:
+    detector = Detector(tagger, max_streams=1)
+    detector.open("test", "epoch")
+    events: list[Event] = []
+    for start in range(0, len(pcm), SAMPLE_RATE):
+        detector.push("test", start, pcm[start : start + SAMPLE_RATE])
+        events += detector.run()
+    return events + detector.flush("test")
+
+
+def test_the_bundled_checkpoint_is_small_and_passes_its_self_check(tagger: Tagger) -> None:
+    assert (FOLDER / "model.safetensors").stat().st_size <= MOST_BYTES
+    check = self_check(tagger)
+    assert check.against == "golden"
+    assert check.max_error < 1e-4
+
+
+def test_it_knows_the_classes_of_the_demo_and_everyday_sounds(tagger: Tagger) -> None:
+    generated = {make(np.random.default_rng(0)).label for make in SOUNDS.values()}
+    assert generated <= set(tagger.labels)
+    assert {"Bark", "Baby cry, infant cry", "Rain", "Sneeze"} <= set(tagger.labels)
+    assert len({slug(label) for label in tagger.labels}) == len(tagger.labels)
+
+
+def test_every_class_has_a_threshold_and_most_have_measured_rise_times(tagger: Tagger) -> None:
+    rises = [tagger.metadata.rise(label, tagger.window_s) for label in tagger.labels]
+    assert all(0.2 <= tagger.metadata.onset_thresholds[label] <= 0.99 for label in tagger.labels)
+    assert all(0 < rise.on_s <= 0.75 * tagger.window_s for rise in rises)
+    assert sum(rise.assumed for rise in rises) <= len(rises) // 3
+
+
+def test_it_was_trained_only_on_clips_whose_licence_allows_it() -> None:
+    with (FOLDER / "ATTRIBUTIONS.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["licence"] for row in rows} == LICENCES
+    assert all(row["author"] and row["freesound_url"] for row in rows)
+
+
+def test_it_finds_all_sounds_of_scenes_near_their_onsets(tagger: Tagger) -> None:
+    scenes = [generate_scene(seed, 40.0) for seed in range(3)]
+    scored = [
+        score_strip(detector_of(tagger, None), Strip(scene.pcm, scene.truth)) for scene in scenes
+    ]
+    report = measure_streams(scored, tagger.labels).report
+    assert report.n_found == report.n_sounds
+    assert report.timing.onset.median_absolute_s < 0.5
+
+
+@pytest.mark.parametrize("name", BACKGROUNDS)
+def test_it_stays_quiet_in_noise_and_music(tagger: Tagger, name: str) -> None:
+    for seed, dbfs in ((101, -50.0), (102, -25.0)):
+        background = BACKGROUNDS[name](np.random.default_rng(seed), 12 * SAMPLE_RATE)
+        pcm = np.clip(to_active_level(background, dbfs), -1, 1) * (FULL_SCALE - 1)
+        heard = [event.label for event in _events(tagger, pcm.astype(np.int16))]
+        assert heard == []
+
+
+def test_it_stays_quiet_in_digital_silence(tagger: Tagger) -> None:
+    assert _events(tagger, np.zeros(10 * SAMPLE_RATE, np.int16)) == []

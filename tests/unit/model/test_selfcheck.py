@@ -1,0 +1,141 @@
+"""The self-check passes for a right model on any path, and stops a wrong one with the reason."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_model import TINY_DIMS, tiny_checkpoint
+
+from ast_stream.errors import StartupError
+from ast_stream.model.ast import AudioSpectrogramTransformer
+from ast_stream.model.checkpoint import Checkpoint
+from ast_stream.model.golden import golden_clip, golden_for
+from ast_stream.model.selfcheck import TOLERANCE, self_check
+from ast_stream.model.tagger import Tagger
+
+
+def _with_golden(checkpoint: Checkpoint, seed: int = 0) -> Checkpoint:
+    golden = golden_for(checkpoint, seed)
+    return replace(checkpoint, metadata=checkpoint.metadata.model_copy(update={"golden": golden}))
+
+
+def _tagger(checkpoint: Checkpoint, **choices: Any) -> Tagger:
+    return Tagger(checkpoint, **{"device": "cpu", "precision": "fp32"} | choices)
+
+
+def test_the_golden_clip_is_the_same_everywhere() -> None:
+    clip = golden_clip(0, 16_000)
+    assert clip.dtype == np.float32
+    assert 0.3 < np.abs(clip).max() <= 1
+    np.testing.assert_allclose(
+        clip[1000::2000],
+        [0.013405, -0.062311, 0.051709, 0.358462, -0.137714, -0.418175, 0.025395, 0.0003],
+        atol=2e-6,
+    )
+    assert not np.array_equal(clip, golden_clip(1, 16_000))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("attention", ["auto", "flash", "math"])
+def test_a_right_model_passes_against_its_golden_scores(precision: Any, attention: Any) -> None:
+    checkpoint = _with_golden(tiny_checkpoint())
+    result = self_check(_tagger(checkpoint, precision=precision, attention=attention))
+    assert result.against == "golden"
+    assert result.max_error <= result.tolerance == TOLERANCE[precision]
+
+
+def test_golden_scores_are_those_of_the_fp32_model() -> None:
+    checkpoint = tiny_checkpoint()
+    scores = _tagger(checkpoint, attention="math").scores(golden_clip(3, 16_000))[0]
+    np.testing.assert_allclose(golden_for(checkpoint, seed=3).scores, scores, atol=1e-6)
+
+
+def test_a_model_without_golden_scores_is_compared_with_fp32() -> None:
+    result = self_check(_tagger(tiny_checkpoint(), precision="bf16"))
+    assert result.against == "reference"
+    assert 0 < result.max_error <= TOLERANCE["bf16"]
+
+
+def test_another_window_than_the_trained_one_is_compared_with_fp32() -> None:
+    checkpoint = _with_golden(tiny_checkpoint())
+    for window_s in (0.5, 1.2):
+        assert self_check(_tagger(checkpoint, window_s=window_s)).against == "reference"
+    assert self_check(_tagger(checkpoint, window_s=1.0)).against == "golden"
+
+
+def test_scores_that_say_nothing_more_are_still_compared() -> None:
+    checkpoint = tiny_checkpoint()
+    saturated = {**checkpoint.state_dict, "head.bias": torch.tensor([80.0, -80.0, 0.0])}
+    checkpoint = _with_golden(replace(checkpoint, state_dict=saturated))
+    assert checkpoint.metadata.golden is not None
+    assert checkpoint.metadata.golden.scores[0] == 1.0
+    assert self_check(_tagger(checkpoint)).max_error <= TOLERANCE["fp32"]
+
+
+# --- what must stop a process --------------------------------------------------------------------
+
+
+def test_a_changed_weight_is_found() -> None:
+    checkpoint = _with_golden(tiny_checkpoint())
+    weight = checkpoint.state_dict["blocks.1.mlp.fc2.weight"].clone()
+    weight[:4] *= 1.5
+    changed = replace(
+        checkpoint, state_dict={**checkpoint.state_dict, "blocks.1.mlp.fc2.weight": weight}
+    )
+    with pytest.raises(StartupError, match=r"^self-check failed: tiny model, .* golden scores by"):
+        self_check(_tagger(changed))
+
+
+def test_wrong_normalisation_is_found() -> None:
+    checkpoint = _with_golden(tiny_checkpoint())
+    wrong = replace(checkpoint.normalization, mean=checkpoint.normalization.mean + 1)
+    with pytest.raises(StartupError, match="self-check failed"):
+        self_check(_tagger(replace(checkpoint, normalization=wrong)))
+
+
+def test_samples_scaled_as_integers_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = _with_golden(tiny_checkpoint())
+    tagger = _tagger(checkpoint)
+    right = tagger.fbank.frames
+    monkeypatch.setattr(tagger.fbank, "frames", lambda samples: right(samples * 32_768))
+    with pytest.raises(StartupError, match="golden scores"):
+        self_check(tagger)
+
+
+def test_wrong_attention_is_found_without_golden_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    tagger = _tagger(tiny_checkpoint())
+    model = AudioSpectrogramTransformer(TINY_DIMS)
+    model.load_state_dict(tagger.checkpoint.state_dict)
+    model.use_attention(lambda q, k, v: v)
+    monkeypatch.setattr(tagger._runner, "logits", lambda windows: model(windows).detach().float())
+    with pytest.raises(StartupError, match="reference scores by"):
+        self_check(tagger)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_scores_that_are_not_finite_are_found(monkeypatch: pytest.MonkeyPatch, bad: float) -> None:
+    tagger = _tagger(_with_golden(tiny_checkpoint()))
+    monkeypatch.setattr(tagger, "logits", lambda clips: np.full((len(clips), 3), bad))
+    with pytest.raises(StartupError, match="not finite; try precision fp32"):
+        self_check(tagger)
+
+
+def test_scores_that_change_by_themselves_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    tagger = _tagger(_with_golden(tiny_checkpoint()))
+    answers = iter(np.linspace(0, 1, 9).reshape(3, 3, 1).repeat(3, axis=2))
+    monkeypatch.setattr(tagger, "logits", lambda clips: next(answers))
+    with pytest.raises(StartupError, match="other scores when asked again"):
+        self_check(tagger)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_a_right_model_passes_on_the_gpu(precision: Any) -> None:
+    checkpoint = _with_golden(tiny_checkpoint())
+    result = self_check(_tagger(checkpoint, device="cuda", precision=precision))
+    assert result.max_error <= TOLERANCE[precision]

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ast_stream.errors import UsageError
+from ast_stream.runtime.notifier import Notifier
+from ast_stream.runtime.reload import Reloader, changes
+from ast_stream.settings.check import LoadedSettings
+from ast_stream.settings.load import load_file, load_settings
+
+BASE = "streams: [{name: porch, source: {type: microphone}}]\n"
+
+
+@pytest.fixture(autouse=True)
+def root_logger() -> Iterator[None]:
+    root = logging.getLogger()
+    before = (root.handlers[:], root.level)
+    yield
+    root.handlers[:], root.level = before
+    logging.captureWarnings(False)
+
+
+class Reload:
+    """A reloader on a file, what it told the service manager, and what it applied."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "a.yaml"
+        self.file.write_text(BASE)
+        self.said: list[str] = []
+        self.applied: list[LoadedSettings] = []
+        self.requested = threading.Event()
+        self.reloader = Reloader(
+            self.requested,
+            self.file,
+            load_settings(self.file),
+            "worker",
+            parts=lambda new: new.model_dump(include={"detection", "model", "streams"}),
+            live=frozenset({"detection"}),
+            apply=self.apply,
+        )
+
+    def apply(self, loaded: LoadedSettings) -> None:
+        if loaded.settings.detection.gate_dbfs == -1:
+            raise UsageError("this gate does not fit")
+        if loaded.settings.detection.gate_dbfs == -2:
+            raise OverflowError("a fault of ours")
+        self.applied.append(loaded)
+
+    def look(self) -> None:
+        self.reloader.look(Notifier(lambda message: self.said.append(message) is None, 1.0))
+
+    def request(self, text: str) -> str:
+        """Return what the service manager is told of a file with `text`."""
+        self.file.write_text(BASE + text)
+        self.requested.set()
+        self.look()
+        assert self.said[-2].startswith("RELOADING=1\n")
+        return self.said[-1]
+
+
+@pytest.fixture
+def reload(tmp_path: Path) -> Reload:
+    return Reload(tmp_path)
+
+
+def test_nothing_happens_until_it_is_requested(reload: Reload) -> None:
+    reload.look()
+    assert reload.said == []
+    assert "nothing changed" in reload.request("")
+    reload.look()
+    assert len(reload.said) == 2
+
+
+def test_live_settings_are_told_once_and_others_until_the_restart(reload: Reload) -> None:
+    text = "detection: {gate_dbfs: -50}\nmodel: {hop_s: 0.25}\n"
+    first = reload.request(text)
+    assert "read again: detection.gate_dbfs changed; a restart is needed for model.hop_s" in first
+    assert reload.applied[-1].settings.detection.gate_dbfs == -50
+    second = reload.request(text)
+    assert "read again: nothing changed; a restart is needed for model.hop_s" in second
+    assert "detection.gate_dbfs changed" in reload.request("")
+
+
+def test_file_with_mistakes_changes_nothing_and_is_named_with_its_line(reload: Reload) -> None:
+    told = reload.request("logging: {level: debug}\ndetection: {gate: -50}\n")
+    assert f"kept as they were: {reload.file}:3: detection.gate: unknown key" in told
+    assert reload.applied == []
+    assert logging.getLogger().level != logging.DEBUG
+    reload.file.unlink()
+    reload.requested.set()
+    reload.look()
+    assert "kept as they were" in reload.said[-1]
+
+
+def test_settings_that_the_process_refuses_change_nothing(reload: Reload) -> None:
+    told = reload.request("detection: {gate_dbfs: -1}\nlogging: {level: debug}\n")
+    assert told.endswith("kept as they were: this gate does not fit")
+    assert logging.getLogger().level != logging.DEBUG
+
+
+def test_whatever_a_reload_raises_leaves_the_settings_in_force(reload: Reload) -> None:
+    told = reload.request("detection: {gate_dbfs: -2}\nlogging: {level: debug}\n")
+    assert told.endswith(f"kept as they were: {reload.file}: OverflowError: a fault of ours")
+    assert logging.getLogger().level != logging.DEBUG
+    aliases = "\n".join(f"a{n}: &a{n} [{f'*a{n - 1}' if n else 1}]" for n in range(900))
+    assert "nested too deeply" in reload.request(aliases)
+    assert "hold_s: expected at most" in reload.request("detection: {defaults: {hold_s: 1e300}}")
+    reload.file.unlink()
+    os.mkfifo(reload.file)
+    reload.requested.set()
+    reload.look()
+    assert "expected a file, got a pipe" in reload.said[-1]
+    reload.file.unlink()
+    assert "detection.gate_dbfs changed" in reload.request("detection: {gate_dbfs: -50}\n")
+
+
+def test_a_disk_that_hangs_does_not_hold_up_the_loop(
+    reload: Reload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = threading.Event()
+    monkeypatch.setattr(
+        "ast_stream.runtime.reload.load_file", lambda path: disk.wait() and load_file(path)
+    )
+    reload.file.write_text(BASE + "detection: {gate_dbfs: -50}\n")
+    reload.requested.set()
+    for _ in range(3):
+        reload.look()
+    assert [said.split("\n")[0] for said in reload.said] == ["RELOADING=1"]
+    disk.set()
+    while len(reload.said) < 2:
+        reload.look()
+    assert "detection.gate_dbfs changed" in reload.said[-1]
+    assert len(reload.applied) == 1
+
+
+def test_log_level_changes_everywhere(reload: Reload) -> None:
+    assert "logging.level changed" in reload.request("logging: {level: debug}\n")
+    assert logging.getLogger().level == logging.DEBUG
+
+
+def test_changes_are_the_smallest_paths_that_differ() -> None:
+    old = {"a": [1, {"b": 2}], "c": {}, "d": [1]}
+    assert changes(old, {"a": [1, {"b": 3}], "c": {"x": 0}, "d": [1, 2]}) == [
+        ("a", 1, "b"),
+        ("c",),
+        ("d",),
+    ]
+    assert changes(old, old) == []

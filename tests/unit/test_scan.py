@@ -1,0 +1,307 @@
+"""`ast-stream scan`: what it finds, how it writes it, and what it says of bad input."""
+
+import io
+import json
+import os
+import re
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from reactive_model import save_reactive, tones_and_noise
+
+from ast_stream import load_tagger, scan_file
+from ast_stream.audio.recording import RecordingError
+from ast_stream.cli.app import run_command_line
+from ast_stream.errors import AudioError, UsageError
+
+HOP_S = 0.5
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_reactive(tmp_path_factory.mktemp("reactive"))
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("audio") / "night one.wav"
+    soundfile.write(path, tones_and_noise(30.0), 16_000, subtype="PCM_16")
+    return path
+
+
+def scan(checkpoint: Path, *args: object) -> int:
+    common = ["scan", "--model", str(checkpoint), "--hop", str(HOP_S)]
+    return run_command_line([*common, *map(str, args)])
+
+
+def test_json_lines_have_the_promised_fields_in_order_of_the_ends(
+    checkpoint: Path, recording: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert scan(checkpoint, recording, "--json") == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(events) >= 3
+    for event in events:
+        assert list(event) == [
+            "file",
+            "class",
+            "label",
+            "onset_s",
+            "offset_s",
+            "score",
+            "peak",
+            "uncertainty_s",
+            "mean",
+        ]
+        assert event["file"] == str(recording)
+        assert 0 <= event["onset_s"] <= event["offset_s"] <= 30
+        assert 0 < event["score"] <= event["peak"] <= 1
+        assert 0 < event["mean"] <= event["peak"]
+
+
+def test_scores_file_holds_what_the_decision_stage_saw(
+    checkpoint: Path, recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "scores.npz"
+    assert scan(checkpoint, recording, "--scores", out) == 0
+    saved = np.load(out)
+    assert saved["labels"].tolist() == ["Bark", "Siren", "Background"]
+    assert saved["scores"].shape == (len(saved["times_s"]), 3)
+    assert saved["scores"].dtype == np.float32
+    tagger = load_tagger(str(checkpoint), device="cpu")
+    pcm = tones_and_noise(30.0)
+    row = int(np.flatnonzero(saved["times_s"] == 10.0)[0])
+    window = pcm[160_000 - tagger.window_samples : 160_000].astype(np.float32) / 32_768
+    np.testing.assert_allclose(saved["scores"][row], tagger.scores(window)[0], atol=1e-5)
+
+
+def test_standard_input_gives_what_the_file_gives(
+    checkpoint: Path,
+    recording: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert scan(checkpoint, recording, "--labels", "audacity") == 0
+    from_file = capsys.readouterr().out
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(recording.read_bytes())))
+    assert scan(checkpoint, "-", "--labels", "audacity") == 0
+    assert capsys.readouterr().out == from_file
+    onset, offset, label = from_file.splitlines()[0].split("\t")
+    assert float(onset) < float(offset)
+    assert label in ("Bark", "Siren")
+
+
+def test_scan_file_gives_what_the_command_gives(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "night.flac"
+    soundfile.write(path, np.repeat(tones_and_noise(30.0), 3), 48_000)
+    assert scan(checkpoint, path, "--json") == 0
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    found = scan_file(path, model=str(checkpoint), device="cpu", hop_s=HOP_S)
+    assert [event.as_json() for event in found] == printed
+    tagger = load_tagger(str(checkpoint), device="cpu")
+    assert scan_file(str(path), tagger, hop_s=HOP_S) == found
+    (tmp_path / "cut.flac").write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(AudioError, match=r"cut\.flac: expected 30\.00 s.*its end is missing"):
+        scan_file(tmp_path / "cut.flac", tagger)
+
+
+def test_scores_of_a_damaged_recording_are_saved_too(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, scores = tmp_path / "cut.flac", tmp_path / "scores.npz"
+    soundfile.write(path, tones_and_noise(30.0), 16_000)
+    os.truncate(path, path.stat().st_size // 2)
+    assert scan(checkpoint, path, "--scores", scores) == 1
+    assert 10.0 < np.load(scores)["times_s"][-1] < 20.0
+    assert scan(checkpoint, tmp_path / "gone.wav", "--scores", scores) == 1
+    assert len(np.load(scores)["times_s"]) > 0  # what was there stays
+    capsys.readouterr()
+
+
+def test_scores_that_cannot_be_saved_are_known_before_the_scan(
+    checkpoint: Path, recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for target in (tmp_path, tmp_path / "nosuch" / "scores.npz"):
+        assert scan(checkpoint, recording, "--scores", target) == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert "scan: --scores: " in printed.err
+
+
+def test_mistakes_in_calling_scan_file_are_one_sentence(checkpoint: Path, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "two.wav", np.zeros((16_000, 2), np.float32), 16_000)
+    wrong: Any
+    for wrong in (-1, "left", True, 1.0):
+        with pytest.raises(UsageError, match="channel: expected 'mix' or a number from 0"):
+            scan_file(tmp_path / "two.wav", model=str(checkpoint), channel=wrong)
+    wrong = str(checkpoint)
+    with pytest.raises(UsageError, match="tagger: expected what load_tagger returns"):
+        scan_file(tmp_path / "two.wav", wrong)
+    with pytest.raises(RecordingError, match=r"two\.wav: .*channel"):
+        scan_file(tmp_path / "two.wav", model=str(checkpoint), channel=2)
+    assert scan_file(tmp_path / "two.wav", model=str(checkpoint), channel=1) == []
+
+
+def test_a_recording_is_scanned_to_its_end_behind_damage_and_the_exit_code_is_1(
+    checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "damaged.mp3"
+    soundfile.write(path, tones_and_noise(30.0), 16_000)
+    assert scan(checkpoint, path, "--json") == 0
+    whole = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 3_000] = np.random.default_rng(1).bytes(3_000)
+    path.write_bytes(content)
+    assert scan(checkpoint, path, "--json") == 1
+    said = capfd.readouterr()
+    assert re.match(
+        r"scan: .*damaged\.mp3: damaged at 1[45]\.\d\d s .*read on behind it\n", said.err
+    )
+    assert "mpg123" not in said.err
+    found = [json.loads(line) for line in said.out.splitlines()]
+    assert [one["onset_s"] for one in found if one["onset_s"] > 18] == pytest.approx(
+        [one["onset_s"] for one in whole if one["onset_s"] > 18], abs=0.5
+    )
+
+
+def test_what_comes_through_a_pipe_is_scanned(
+    checkpoint: Path, recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert scan(checkpoint, recording, "--labels", "audacity") == 0
+    from_file = capsys.readouterr().out
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(
+        target=(tmp_path / "pipe").write_bytes, args=(recording.read_bytes(),)
+    )
+    writer.start()
+    assert scan(checkpoint, tmp_path / "pipe", "--labels", "audacity") == 0
+    writer.join()
+    assert capsys.readouterr().out == from_file
+
+
+def test_a_folder_names_what_it_cannot_read_and_scans_the_rest(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.flac", "b.aiff", "c.w64", "d.opus", "e.caf"):
+        kind = {"format": "OGG", "subtype": "OPUS"} if name == "d.opus" else {}
+        soundfile.write(tmp_path / name, tones_and_noise(12.0), 16_000, **kind)
+    (tmp_path / "f.m4a").write_bytes(b"\0\0\0 ftypM4A ")
+    (tmp_path / "notes.txt").write_text("no audio")
+    os.mkfifo(tmp_path / "g.wav")
+    assert scan(checkpoint, tmp_path, "--json") == 1
+    said = capsys.readouterr()
+    files = {Path(json.loads(line)["file"]).name for line in said.out.splitlines()}
+    assert files == {"a.flac", "b.aiff", "c.w64", "d.opus", "e.caf"}
+    assert "f.m4a: its end is missing: 20 more bytes are promised" in said.err
+    assert "g.wav: expected a file, got a FIFO" in said.err
+    assert "notes.txt" not in said.err
+    assert "2 of 7 recordings could not be read to their end" in said.err
+
+
+def test_every_rate_and_format_of_a_folder_is_read(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pcm = np.repeat(tones_and_noise(12.0), 3)
+    soundfile.write(tmp_path / "a.flac", pcm, 48_000)
+    soundfile.write(tmp_path / "b.ogg", np.stack([pcm, pcm], axis=1), 48_000)
+    (tmp_path / "notes.txt").write_text("no audio")
+    assert scan(checkpoint, tmp_path, "--labels", "csv") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "file,class,label,onset_s,offset_s,score,peak,uncertainty_s,mean"
+    assert {line.split(",")[0].rsplit("/", 1)[1] for line in lines[1:]} == {"a.flac", "b.ogg"}
+
+
+def test_rttm_lines_have_ten_fields(
+    checkpoint: Path, recording: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert scan(checkpoint, recording, "--labels", "rttm") == 0
+    for line in capsys.readouterr().out.splitlines():
+        assert len(line.split(" ")) == 10
+        assert line.startswith("SPEAKER night_one 1 ")
+
+
+def test_bad_recordings_are_named_and_do_not_stop_the_good_ones(
+    checkpoint: Path, recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.wav").write_bytes(b"RIFF nonsense")
+    (tmp_path / "empty.wav").touch()
+    code = scan(checkpoint, tmp_path / "broken.wav", tmp_path / "none.wav", recording, "--json")
+    said = capsys.readouterr()
+    assert code == 1
+    assert len(said.out.splitlines()) >= 3
+    assert "broken.wav: expected wav, flac, ogg or mp3" in said.err
+    assert "none.wav: No such file or directory" in said.err
+    assert "2 of 3 recordings could not be read to their end" in said.err
+    assert "Traceback" not in said.err
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["--json", "--labels", "csv"], "expected --json or --labels, got both"),
+        (["--hop", "0.123"], "--hop: expected a positive multiple of 0.01 s, got 0.123"),
+        (["second.wav", "--labels", "audacity"], "audacity: expected one recording, got 2"),
+        (["second.wav", "--scores", "x.npz"], "expected one recording, got 2"),
+    ],
+)
+def test_wrong_usage_is_one_sentence_and_exit_code_2(
+    checkpoint: Path,
+    recording: Path,
+    args: list[str],
+    sentence: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert scan(checkpoint, recording, *args) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_window_longer_than_trained_is_refused(
+    checkpoint: Path, recording: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert scan(checkpoint, recording, "--window", "9") == 3
+    assert "window_s: expected at most 128 frames" in capsys.readouterr().err
+
+
+def test_empty_and_very_short_recordings_give_nothing_and_no_error(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for n_samples in (0, 1, 100):
+        path = tmp_path / f"{n_samples}.wav"
+        soundfile.write(path, np.zeros(n_samples, np.int16), 16_000)
+        assert scan(checkpoint, path, "--json") == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_channels_that_cancel_are_warned_of_and_one_of_them_can_be_heard(
+    checkpoint: Path, recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pcm, rate = soundfile.read(recording, dtype="int16")
+    soundfile.write(tmp_path / "anti.wav", np.stack([pcm, -pcm], axis=1), rate)
+    assert scan(checkpoint, recording, "--json") == 0
+    expected = capsys.readouterr().out
+    assert scan(checkpoint, tmp_path / "anti.wav", "--json") == 0
+    mixed = capsys.readouterr()
+    assert "anti.wav: warning: channels 0 and 1 cancel each other when averaged" in mixed.err
+    assert scan(checkpoint, tmp_path / "anti.wav", "--json", "--channel", 0) == 0
+    alone = capsys.readouterr()
+    assert alone.out.replace("anti", "") == expected.replace(str(recording), str(tmp_path / ".wav"))
+    assert alone.err == ""
+    assert scan(checkpoint, tmp_path / "anti.wav", "--channel", 2) == 1
+    assert "channel 2 is wanted (counted from 0), and the source has channels 0 to 1" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_recording_of_nothing_is_warned_of(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soundfile.write(tmp_path / "zeros.wav", np.zeros(48_000, np.int16), 16_000)
+    assert scan(checkpoint, tmp_path / "zeros.wav") == 0
+    assert "zeros.wav: warning: nothing but digital silence" in capsys.readouterr().err

@@ -1,0 +1,198 @@
+"""Training learns, and a training that was killed goes on with the same curve."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ast_stream.errors import AstStreamError, CheckpointError
+from ast_stream.model.ast import AudioSpectrogramTransformer
+from ast_stream.model.dims import AstDims, Normalization
+from ast_stream.soundscape.mixing import Mixing, WindowMaker
+from ast_stream.soundscape.takes import Material, synthesised_takes
+from ast_stream.training.augment import SpectrogramAugmentation
+from ast_stream.training.cpu_speed import attend_short
+from ast_stream.training.curves import plot_curves
+from ast_stream.training.fit import Trainer
+from ast_stream.training.initialize import new_model
+from ast_stream.training.objective import detection_loss, forward_some_patches
+from ast_stream.training.recipe import Recipe
+from ast_stream.training.state import METRICS_FILE, Metrics, read_metrics
+
+LABELS = ("Siren", "Telephone dialing, DTMF")
+DIMS = AstDims(
+    n_classes=2, hidden_size=32, n_layers=2, n_heads=2, intermediate_size=64,
+    frequency_stride=16, time_stride=16, max_frames=64,
+)  # fmt: skip
+NORMALIZATION = Normalization(mean=-8.0, std=4.5)
+TINY = Recipe(
+    steps=6,
+    batch_size=4,
+    warmup_steps=2,
+    report_every=1,
+    save_every=2,
+    evaluate_every=3,
+    precision="fp32",
+)
+
+
+@pytest.fixture(scope="module")
+def maker() -> WindowMaker:
+    material = Material(LABELS, tuple(synthesised_takes(0, LABELS, 4)), ())
+    return WindowMaker(material, 64 * 160, Mixing(min_context_s=0.3))
+
+
+def _trainer(maker: WindowMaker, folder: Path, recipe: Recipe = TINY) -> Trainer:
+    return Trainer(new_model(DIMS, recipe), maker, recipe, folder, NORMALIZATION)
+
+
+def test_a_resumed_training_gives_the_same_curve_and_weights(
+    maker: WindowMaker, tmp_path: Path
+) -> None:
+    whole = _trainer(maker, tmp_path / "whole")
+    expected = list(whole.run())
+
+    killed = _trainer(maker, tmp_path / "killed").run()
+    for _ in range(5):  # the last state on disk is that of step 4
+        next(killed)
+    resumed = _trainer(maker, tmp_path / "killed")
+    assert resumed.step == 4
+    list(resumed.run())
+
+    assert read_metrics(tmp_path / "killed") == expected
+    for before, after in zip(whole.average.parameters(), resumed.average.parameters(), strict=True):
+        assert torch.equal(before, after)
+
+
+def test_a_finished_training_is_not_trained_again(maker: WindowMaker, tmp_path: Path) -> None:
+    list(_trainer(maker, tmp_path).run())
+    again = _trainer(maker, tmp_path)
+    assert list(again.run()) == []
+    assert again.step == TINY.steps
+
+
+def test_a_training_that_diverges_ends_and_keeps_the_last_good_state(
+    maker: WindowMaker, tmp_path: Path
+) -> None:
+    steep = replace(TINY, steps=50, learning_rate=1e30, gradient_clip=0.0)
+    with pytest.raises(
+        AstStreamError, match=r"expected a finite loss, got (nan|inf): the training"
+    ):
+        list(_trainer(maker, tmp_path, steep).run())
+    assert all(math.isfinite(report["loss"]) for report in read_metrics(tmp_path))
+
+
+def test_a_state_of_another_recipe_is_refused(maker: WindowMaker, tmp_path: Path) -> None:
+    list(_trainer(maker, tmp_path).run())
+    with pytest.raises(
+        CheckpointError, match=r"got other recipe\.learning_rate \(0\.0008, now 1\.0\)"
+    ):
+        _trainer(maker, tmp_path, replace(TINY, learning_rate=1.0))
+
+
+def test_old_metrics_without_a_state_are_not_continued(maker: WindowMaker, tmp_path: Path) -> None:
+    (tmp_path / METRICS_FILE).write_text('{"step": 99}\n')
+    list(_trainer(maker, tmp_path).run())
+    assert [one["step"] for one in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_measurements_of_the_averaged_model_join_the_reports(
+    maker: WindowMaker, tmp_path: Path
+) -> None:
+    seen: list[AudioSpectrogramTransformer] = []
+
+    def measure(model: AudioSpectrogramTransformer) -> Metrics:
+        seen.append(model)
+        return {"accuracy": 0.5}
+
+    trainer = _trainer(maker, tmp_path)
+    reports = list(trainer.run(measure))
+    assert [one["step"] for one in reports if "accuracy" in one] == [3, 6]
+    assert seen == [trainer.average] * 2
+
+
+def test_training_learns_to_tell_two_sounds(tmp_path: Path) -> None:
+    material = Material(LABELS, tuple(synthesised_takes(0, LABELS, 4)), ())
+    clean = Mixing(
+        background_only_share=0.0,
+        second_sound_share=0.0,
+        partial_share=0.0,
+        level_dbfs=(-20.0, -18.0),
+        common_level_dbfs=(-20.0, -18.0),
+    )
+    maker = WindowMaker(material, 64 * 160, clean)
+    recipe = replace(
+        TINY, steps=50, batch_size=16, learning_rate=3e-3, warmup_steps=5, patch_share=1.0,
+        augmentation=SpectrogramAugmentation(0.0, 0, 0),
+    )  # fmt: skip
+    losses = [one["loss"] for one in _trainer(maker, tmp_path, recipe).run()]
+    assert np.mean(losses[-8:]) < 0.5 * np.mean(losses[:4])
+
+
+def test_the_learning_rate_warms_up_and_falls_to_nothing(
+    maker: WindowMaker, tmp_path: Path
+) -> None:
+    rates = [one["lr"] for one in _trainer(maker, tmp_path).run()]
+    assert max(rates) == pytest.approx(TINY.learning_rate)
+    assert rates.index(max(rates)) == 0 or rates[0] < max(rates)
+    assert rates[-1] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_all_patches_give_the_logits_of_the_whole_model() -> None:
+    model = new_model(DIMS, TINY).eval()
+    fbank = torch.randn(3, 64, 128)
+    torch.testing.assert_close(forward_some_patches(model, fbank, 1.0), model(fbank))
+    # a share that rounds to all patches still goes the way of gathered patches
+    torch.testing.assert_close(forward_some_patches(model, fbank, 0.99), model(fbank))
+
+
+def test_left_out_patches_change_with_the_generator_only() -> None:
+    model = new_model(DIMS, TINY).eval()
+    fbank = torch.randn(3, 64, 128)
+    torch.manual_seed(0)
+    first = forward_some_patches(model, fbank, 0.5)
+    torch.testing.assert_close(first, _seeded(model, fbank, 0))
+    assert (first - _seeded(model, fbank, 1)).abs().max() > 1e-4
+
+
+def _seeded(model: AudioSpectrogramTransformer, fbank: torch.Tensor, seed: int) -> torch.Tensor:
+    torch.manual_seed(seed)
+    return forward_some_patches(model, fbank, 0.5)
+
+
+def test_attention_for_short_sequences_equals_torchs() -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 3, 20, 16)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    torch.testing.assert_close(attend_short(q, k, v), expected)
+
+
+def test_the_loss_is_least_where_the_logits_say_the_truth() -> None:
+    targets = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    weights = torch.ones(2, 2)
+    right = detection_loss(torch.tensor([[8.0, -8.0], [-8.0, -8.0]]), targets, weights)
+    wrong = detection_loss(torch.tensor([[-8.0, 8.0], [8.0, -8.0]]), targets, weights)
+    assert right < 0.01 < 5.0 < wrong
+
+
+def test_the_loss_ignores_classes_the_window_says_nothing_about() -> None:
+    targets = torch.tensor([[1.0, 0.0]])
+    weights = torch.tensor([[1.0, 0.0]])
+    losses = [
+        detection_loss(torch.tensor([[2.0, unknown]]), targets, weights) for unknown in (-9.0, 9.0)
+    ]
+    torch.testing.assert_close(losses[0], losses[1])
+
+
+def test_curves_become_a_picture(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    reports = [{"step": 1.0, "loss": 2.0}, {"step": 2.0, "loss": 1.0, "map": 0.5}]
+    plot_curves(reports, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    plot_curves([], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()

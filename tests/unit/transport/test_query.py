@@ -1,0 +1,273 @@
+"""The query endpoint: every request one answer, and nothing changed by a bad one."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ast_stream.errors import WireError
+from ast_stream.messages.event import AudioBlock, SampleClock, format_time
+from ast_stream.messages.feed import FeedMessage
+from ast_stream.messages.query import ReplayPage, TooOld, decode_replay, encode_query
+from ast_stream.transport.event_log import EventLog
+from ast_stream.transport.query import ANSWERS_A_TURN, AudioWanted, QueryServer
+from ast_stream.transport.sockets import Socket, Sockets
+from ast_stream.units import SAMPLE_RATE
+
+START_NS = 1_700_000_000_000_000_000
+
+
+class Publisher:
+    boot = "b1"
+    started_ns = START_NS
+    durable_position = ("b1", 12)
+
+
+class NoSocket:
+    """For requests handed over directly."""
+
+    def receive(self, timeout_ms: int = 0) -> list[bytes] | None:
+        raise AssertionError
+
+    def send(self, frames: list[bytes]) -> bool:
+        raise AssertionError
+
+
+def held(wanted: AudioWanted) -> AudioBlock:
+    """A stream `porch` that holds samples 1600 to 4800, which began at START_NS."""
+    if wanted.stream != "porch":
+        raise WireError(f"audio: no stream {wanted.stream}")
+    clock = SampleClock([(0, START_NS)])
+    start, stop = wanted.samples(clock)
+    start, stop = max(1600, start), min(4800, stop)
+    pcm = np.arange(start, max(start, stop), dtype=np.int16)
+    return AudioBlock("porch", "aaaaaaaa", start, clock.time_ns(start), pcm)
+
+
+def server(
+    log: EventLog | None = None,
+    socket: Socket | NoSocket | None = None,
+    now_s: Callable[[], float] = lambda: 0.0,
+) -> QueryServer:
+    return QueryServer(
+        socket or NoSocket(),
+        log,
+        Publisher(),
+        snapshot=lambda: {"streams": ["porch"]},
+        audio=held,
+        now_s=now_s,
+    )
+
+
+def ask(queries: QueryServer, body: object) -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads(queries.answer([json.dumps(body).encode()])[0])
+    return answer
+
+
+def filled_log(folder: Path) -> EventLog:
+    log = EventLog(folder)
+    log.begin("b1")
+    for seq in range(1, 13):
+        log.append(
+            FeedMessage("gap/porch/", {"v": 1, "boot": "b1", "seq": seq, "previous": seq - 1})
+        )
+    return log
+
+
+def test_ping_says_where_the_publisher_stands() -> None:
+    assert ask(server(), {"op": "ping"}) == {
+        "v": 1,
+        "boot": "b1",
+        "started": format_time(START_NS),
+        "durable_seq": 12,
+    }
+
+
+def test_snapshot_is_the_workers() -> None:
+    assert ask(server(), {"op": "snapshot"}) == {"v": 1, "boot": "b1", "streams": ["porch"]}
+
+
+def test_replay_gives_topics_and_bodies(tmp_path: Path) -> None:
+    queries = server(filled_log(tmp_path))
+    answer = ask(queries, {"op": "replay", "after": ["b1", 10]})
+    assert answer["more"] is False
+    assert [entry["topic"] for entry in answer["messages"]] == ["gap/porch/"] * 2
+    assert [entry["body"]["seq"] for entry in answer["messages"]] == [11, 12]
+    page = decode_replay(queries.answer([encode_query("replay", after=None)]))
+    assert isinstance(page, ReplayPage)
+    assert [one.position[1] for one in page.messages] == list(range(13))
+
+
+def test_replay_of_what_is_gone_says_where_to_go_on(tmp_path: Path) -> None:
+    queries = server(filled_log(tmp_path))
+    assert ask(queries, {"op": "replay", "after": ["b0", 3]}) == {
+        "v": 1,
+        "error": "too_old",
+        "oldest": ["b1", 0],
+    }
+    assert decode_replay(queries.answer([encode_query("replay", after=("b0", 3))])) == TooOld(
+        ("b1", 0)
+    )
+
+
+def test_replay_without_a_log_is_refused() -> None:
+    assert "no event log" in ask(server(), {"op": "replay"})["error"]
+
+
+@pytest.mark.parametrize(
+    ("start", "stop"),
+    [(1600, 3200), (format_time(START_NS + 10**8), format_time(START_NS + 2 * 10**8))],
+)
+def test_audio_is_asked_by_samples_or_times(start: object, stop: object) -> None:
+    query = {"op": "audio", "stream": "porch", "from": start, "to": stop}
+    header, pcm = server().answer([json.dumps(query).encode()])
+    assert json.loads(header) == {
+        "v": 1,
+        "boot": "b1",
+        "stream": "porch",
+        "epoch": "aaaaaaaa",
+        "start": 1600,
+        "rate": SAMPLE_RATE,
+        "samples": 1600,
+        "time": format_time(START_NS + 10**8),
+    }
+    np.testing.assert_array_equal(np.frombuffer(pcm, "<i2"), np.arange(1600, 3200))
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "says"),
+    [
+        (0, 60 * SAMPLE_RATE + 1, "60 s"),
+        (5, 4, "60 s"),
+        (0, "2026-01-01T00:00:00Z", "both"),
+        ("2026-01-01T00:00:00", "2026-01-01T00:00:01", "offset"),
+        ("yesterday", "today", "from"),
+        ("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", ""),
+        (0, None, "to"),
+    ],
+)
+def test_impossible_audio_is_refused(start: object, stop: object, says: str) -> None:
+    query = {"op": "audio", "stream": "porch", "from": start, "to": stop}
+    answer = ask(server(), query)
+    assert says in answer["error"]
+
+
+def test_unknown_stream_is_refused_in_the_workers_words() -> None:
+    query = {"op": "audio", "stream": "attic", "from": 0, "to": 1}
+    assert ask(server(), query) == {"v": 1, "error": "audio: no stream attic"}
+
+
+def test_refusals_are_counted_and_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    now_s = [0.0]
+    queries = server(now_s=lambda: now_s[0])
+    with caplog.at_level(logging.WARNING):
+        for _ in range(10):
+            assert "error" in ask(queries, {"op": "stop\nnow"})
+        assert len(caplog.records) == 1
+        now_s[0] = 60.0
+        ask(queries, {"op": 5})
+    assert len(caplog.records) == 2
+    assert "9 more" in caplog.text
+    assert "stop\nnow" not in caplog.text
+    assert queries.answered == {"refused": 11}
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+KEYS = st.sampled_from(["v", "op", "after", "stream", "from", "to", "epoch", "\ud800", "x\n"])
+OPS = st.sampled_from(["replay", "snapshot", "audio", "ping", "stop", "\ud800"])
+
+
+@given(
+    frames=st.one_of(
+        st.lists(st.binary(max_size=100), max_size=3),
+        st.fixed_dictionaries({"op": OPS}, optional={"v": JSON})
+        .flatmap(lambda body: st.dictionaries(KEYS, JSON).map(lambda extra: extra | body))
+        .map(lambda body: [json.dumps(body).encode()]),
+        st.just([b'{"op":"ping"' + b" " * 20_000 + b"}"]),
+    )
+)
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_any_request_gets_one_json_answer(frames: list[bytes]) -> None:
+    queries = server()
+    answer = queries.answer(frames)
+    body = json.loads(answer[0])
+    assert body["v"] == 1
+    assert len(answer) == (2 if "samples" in body else 1)
+    assert queries.answered.total() == 1
+
+
+@pytest.fixture
+def sockets() -> Any:
+    found = Sockets()
+    yield found
+    found.close()
+
+
+def test_dealer_and_req_are_both_answered(sockets: Sockets, socket_dir: Path) -> None:
+    endpoint = f"ipc://{socket_dir}/query.sock"
+    queries = server(socket=sockets.bind("router", endpoint, 64))
+    dealer = sockets.connect("dealer", endpoint, 64)
+    for envelope in ([], [b""]):
+        dealer.send([*envelope, encode_query("ping")])
+        answer = None
+        for _ in range(200):
+            queries.serve()
+            if (answer := dealer.receive(10)) is not None:
+                break
+        assert answer is not None
+        assert answer[:-1] == envelope
+        assert json.loads(answer[-1])["boot"] == "b1"
+
+
+def test_one_turn_answers_a_bounded_number(sockets: Sockets, socket_dir: Path) -> None:
+    endpoint = f"ipc://{socket_dir}/query.sock"
+    queries = server(socket=sockets.bind("router", endpoint, 64))
+    dealer = sockets.connect("dealer", endpoint, 64)
+    for _ in range(3 * ANSWERS_A_TURN):
+        assert dealer.send([encode_query("ping")])
+    turns = []
+    for _ in range(500):
+        turns.append(queries.serve())
+        if sum(turns) == 3 * ANSWERS_A_TURN:
+            break
+        dealer.receive(2)
+    assert sum(turns) == 3 * ANSWERS_A_TURN
+    assert max(turns) <= ANSWERS_A_TURN
+
+
+def test_a_client_that_never_reads_does_not_stop_the_others(
+    sockets: Sockets, socket_dir: Path, tmp_path: Path
+) -> None:
+    log = EventLog(tmp_path)
+    log.begin("b1")
+    pad = "x" * 100_000
+    for seq in range(1, 12):
+        body = {"v": 1, "boot": "b1", "seq": seq, "previous": seq - 1, "pad": pad}
+        log.append(FeedMessage("gap/porch/", body))
+    endpoint = f"ipc://{socket_dir}/query.sock"
+    queries = server(log, sockets.bind("router", endpoint, 2))
+    deaf = sockets.connect("dealer", endpoint, 2)
+    for _ in range(60):
+        deaf.send([encode_query("replay")])
+        queries.serve()
+    dealer = sockets.connect("dealer", endpoint, 64)
+    dealer.send([encode_query("ping")])
+    answer = None
+    for _ in range(200):
+        queries.serve()
+        if (answer := dealer.receive(10)) is not None:
+            break
+    assert answer is not None
+    assert json.loads(answer[0])["durable_seq"] == 12

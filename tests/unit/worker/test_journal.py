@@ -1,0 +1,271 @@
+"""The journal survives what a disk, a kill and a stranger can do to it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from damage import STRANGE_FILES, make_strange, mutations
+from reactive_model import save_reactive, tones_and_noise
+
+from ast_stream.detect.detector import Detector
+from ast_stream.detect.state import ClassState, DetectorState
+from ast_stream.messages.event import SampleClock
+from ast_stream.model.tagger import Tagger, load_tagger
+from ast_stream.runtime.files import MAX_ASIDE, add_checksum
+from ast_stream.worker.journal import Journal, StreamRecord
+
+N_CLASSES = 5
+EPOCH = "ab" * 16
+RECORD = StreamRecord(
+    epoch=EPOCH,
+    detector=DetectorState(
+        position=480_000,
+        context_start=0,
+        first_scored=16_000,
+        classes={3: ClassState(hits=2**63, peak=0.91)},
+    ),
+    clock=[(0, 1_790_000_000_000_000_000)],
+)
+
+
+def journal(path: Path, model: str = "m") -> Journal:
+    return Journal(path, model, N_CLASSES)
+
+
+@pytest.fixture(scope="module")
+def tagger(tmp_path_factory: pytest.TempPathFactory) -> Tagger:
+    folder = save_reactive(tmp_path_factory.mktemp("reactive"))
+    return load_tagger(str(folder), device="cpu", precision="fp32", attention="math")
+
+
+@pytest.fixture(scope="module")
+def real_records(tagger: Tagger) -> dict[str, StreamRecord]:
+    """What a worker would journal of three streams in the midst of sounds."""
+    detector = Detector(tagger, hop_s=0.25)
+    records = {}
+    for number, name in enumerate(("porch", "yard", "attic")):
+        epoch = f"{number + 10:032x}"
+        detector.open(name, epoch)
+        pcm = tones_and_noise(9.0 + number, seed=number)
+        detector.push(name, 0, pcm)
+        detector.run()
+        clock = SampleClock([(0, 1_790_000_000_000_000_000 + number)])
+        records[name] = StreamRecord.of(epoch, detector.export(name), clock)
+    assert any(record.detector.classes for record in records.values())
+    return records
+
+
+def test_what_was_saved_is_loaded_unchanged(tmp_path: Path) -> None:
+    assert journal(tmp_path / "journal", "sha256:a").save({"porch": RECORD})
+    loaded = journal(tmp_path / "journal", "sha256:a").load()
+    assert loaded == {"porch": RECORD}
+    assert loaded["porch"].position == 480_000
+
+
+def test_state_of_a_detector_comes_back_to_the_last_bit(
+    tmp_path: Path, real_records: dict[str, StreamRecord]
+) -> None:
+    assert Journal(tmp_path / "journal", "m", 99).save(real_records)
+    loaded = Journal(tmp_path / "journal", "m", 99).load()
+    assert {name: one.model_dump() for name, one in loaded.items()} == {
+        name: one.model_dump() for name, one in real_records.items()
+    }
+
+
+def test_missing_journal_is_a_fresh_start(tmp_path: Path) -> None:
+    assert journal(tmp_path / "journal").load() == {}
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\n", b"{", b"[]", b'{"v":1}', b"\xff\xfe", b'{"v":1,"model":3}', b"\0" * 99]
+)
+def test_damaged_journal_is_a_fresh_start_that_keeps_the_file_and_says_so(
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "journal"
+    path.write_bytes(content)
+    assert journal(path).load() == {}
+    (record,) = caplog.records
+    assert re.search(
+        r"^worker journal \S+ cannot be used \(.+\): kept as journal\.damaged-1, ",
+        record.getMessage(),
+    )
+    assert [one.name for one in tmp_path.iterdir()] == ["journal.damaged-1"]
+
+
+def test_of_damaged_journals_a_few_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    for number in range(10):
+        path.write_text(f"damage {number}")
+        journal(path).load()
+    kept = sorted(tmp_path.iterdir())
+    assert len(kept) == MAX_ASIDE
+    assert {one.read_text() for one in kept} >= {"damage 9", "damage 8"}
+
+
+@pytest.mark.parametrize("kind", STRANGE_FILES)
+def test_nothing_in_the_place_of_a_journal_stops_a_start_or_lets_it_wait(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "journal"
+    make_strange(path, kind)
+    assert journal(path).load() == {}
+    assert len(caplog.records) == 1
+    assert journal(path).save({"porch": RECORD})
+    assert journal(path).load() == {"porch": RECORD}
+
+
+def test_nothing_in_the_place_of_the_unfinished_journal_stops_writing(tmp_path: Path) -> None:
+    for kind in STRANGE_FILES:
+        path = tmp_path / kind / "journal"
+        path.parent.mkdir()
+        make_strange(path.with_name(".journal.unfinished"), kind)
+        assert journal(path).save({"porch": RECORD})
+        assert journal(path).load() == {"porch": RECORD}
+
+
+def test_no_mutated_journal_raises_and_no_mutated_record_is_used(
+    tmp_path: Path, tagger: Tagger, real_records: dict[str, StreamRecord]
+) -> None:
+    path = tmp_path / "journal"
+    n_classes = len(tagger.labels)
+    Journal(path, "m", n_classes).save(real_records)
+    whole = path.read_bytes()
+    expected = Journal(path, "m", n_classes).load()
+    n_used = 0
+    for mutated in mutations(whole, 600, seed=13):
+        path.write_bytes(mutated)
+        found = Journal(path, "m", n_classes).load()
+        assert all(expected[name] == record for name, record in found.items())
+        n_used += len(found)
+        detector = Detector(tagger, hop_s=0.25)
+        for name, record in found.items():
+            detector.resume(name, record.epoch, record.position, record.detector)
+    assert n_used > 600  # damage to one record costs no other
+
+
+def with_checksum(line: dict[str, Any]) -> bytes:
+    """A forged line: what the checksum cannot tell, the checks of each field must."""
+    return add_checksum(json.dumps(line).encode())
+
+
+def set_at(line: dict[str, Any], place: tuple[str, ...], value: object) -> dict[str, Any]:
+    changed: dict[str, Any] = json.loads(json.dumps(line))
+    inner = changed
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    return changed
+
+
+IMPOSSIBLE: list[Any] = [
+    None, True, -2, 2**54, 10**40, 1e300, -0.5, float("nan"), float("inf"), "7", [], {}, [[1]],
+]  # fmt: skip
+
+
+def test_records_of_impossible_values_are_not_used_whatever_their_checksum(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "journal"
+    journal(path).save({"porch": RECORD})
+    stream_line, last_line = path.read_bytes().splitlines(keepends=True)
+    line = json.loads(stream_line)
+    del line["crc"]
+    fields = list(ClassState.model_fields)
+    line = set_at(line, ("record", "detector", "classes", "3"), ClassState().model_dump())
+    places = [
+        ("v",), ("record",), ("record", "epoch"), ("record", "detector"),
+        ("record", "clock"), ("record", "detector", "position"),
+        ("record", "detector", "context_start"), ("record", "detector", "first_scored"),
+        ("record", "detector", "classes"),
+        *(("record", "detector", "classes", "3", field) for field in fields),
+    ]  # fmt: skip
+    n_tried = 0
+    for place in places:
+        for value in IMPOSSIBLE:
+            changed = set_at(line, place, value)
+            path.write_bytes(with_checksum(changed) + last_line)
+            for name, record in journal(path).load().items():
+                # what is used is what was written: nothing is guessed
+                assert place[-1] not in ("epoch", "detector")
+                found = json.loads(record.model_dump_json())
+                inner = found
+                for key in place[1:]:
+                    inner = inner[key]
+                assert (name, inner) == ("porch", value)
+                n_tried += 1
+    assert n_tried < 30  # True of a flag and the like
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("stream",), "Not A Name"),
+        (("stream",), "../../etc"),
+        (("record", "epoch"), "xyz"),
+        (("record", "clock"), [[5, 5], [3, 3]]),
+        (("record", "clock"), [[0, 10**19]]),
+        (("record", "clock"), [[n, n] for n in range(300)]),
+        (("record", "detector", "position"), 2**53),  # in the year 19 000
+        (("record", "detector", "context_start"), 480_001),
+        (("record", "detector", "classes"), {str(N_CLASSES): {"peak": 0.5}}),
+        (("record", "detector", "classes"), {"-1": {"peak": 0.5}}),
+        (("record", "detector", "classes"), {"3": {"is_published": True}}),
+        (("record", "detector", "classes"), {"3": {"is_active": True}}),
+        (("record", "detector", "classes"), {"3": {"unknown": 1}}),
+    ],
+)
+def test_record_that_makes_no_sense_is_not_used(
+    tmp_path: Path, place: tuple[str, ...], value: object
+) -> None:
+    path = tmp_path / "journal"
+    journal(path).save({"porch": RECORD, "yard": RECORD})
+    first, second, last = path.read_bytes().splitlines(keepends=True)
+    line = json.loads(first)
+    del line["crc"]
+    path.write_bytes(with_checksum(set_at(line, place, value)) + second + last)
+    assert journal(path).load() == {"yard": RECORD}
+
+
+def test_a_stream_that_is_missing_from_the_file_is_noticed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "journal"
+    journal(path).save({"porch": RECORD, "yard": RECORD})
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[1:]))
+    assert journal(path).load() == {"yard": RECORD}
+    assert "expected 2 streams, got 1" in caplog.text
+
+
+def test_journal_of_another_model_is_not_used(tmp_path: Path) -> None:
+    journal(tmp_path / "journal", "sha256:a").save({"porch": RECORD})
+    assert journal(tmp_path / "journal", "sha256:b").load() == {}
+
+
+@pytest.mark.usefixtures("small_files")
+def test_failed_write_is_counted_logged_once_and_leaves_no_old_positions(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "journal"
+    one = journal(path)
+    assert one.save({"porch": RECORD})
+    many = {f"stream-{number}": RECORD for number in range(50)}  # more than a file may hold
+    assert one.save(many)
+    assert one.save(many)
+    assert one.errors == 2
+    assert caplog.text.count("cannot be written") == 1
+    assert journal(path).load() == {}
+    assert one.save({"porch": RECORD})
+    assert journal(path).load() == {"porch": RECORD}
+    assert [found.name for found in tmp_path.iterdir()] == ["journal"]
+
+
+def test_old_positions_that_cannot_be_removed_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    path.mkdir()  # neither replaced by a file nor unlinked
+    assert not journal(path).save({"porch": RECORD})

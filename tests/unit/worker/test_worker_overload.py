@@ -1,0 +1,159 @@
+"""A worker that is stopped, late or overloaded says so, and hears all the same."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+from reactive_model import save_reactive, tones_and_noise
+from worker_harness import HOP_S, Site, site
+
+from ast_stream.messages.event import Pcm16
+from ast_stream.model.tagger import Tagger, load_tagger
+from ast_stream.units import SAMPLE_RATE
+from ast_stream.worker.overload import CHECK_EVERY_S, NARROW_AFTER_S, OverloadControl
+
+STREAMS = ("a", "b", "c", "d")
+
+
+@pytest.fixture(scope="module")
+def tagger(tmp_path_factory: pytest.TempPathFactory) -> Tagger:
+    folder = save_reactive(tmp_path_factory.mktemp("reactive"))
+    return load_tagger(str(folder), device="cpu", precision="fp32", attention="math")
+
+
+@pytest.fixture(scope="module")
+def pcm() -> Pcm16:
+    return tones_and_noise(40.0)
+
+
+def heard_of(box: Site) -> list[dict[str, Any]]:
+    """Return the events without the times at which they were scored and published."""
+    late = {"seq", "boot", "scored", "published", "captured", "epoch", "id", "previous"}
+    bodies = [body for body in box.messages() if body["type"] != "update"]
+    return [{key: body[key] for key in body if key not in late} for body in bodies]
+
+
+def undisturbed(tagger: Tagger, pcm: Pcm16) -> list[dict[str, Any]]:
+    with site(tagger) as box:
+        box.start_capture()
+        box.start_worker("mic")
+        box.hear(pcm)
+        box.turn(10)
+        return heard_of(box)
+
+
+def test_worker_that_was_stopped_for_half_a_minute_hears_as_if_nothing_had_been(
+    tagger: Tagger, pcm: Pcm16
+) -> None:
+    with site(tagger) as box:
+        box.start_capture()
+        worker = box.start_worker("mic")
+        box.hear(pcm[: 4 * SAMPLE_RATE])
+        for at in range(4 * SAMPLE_RATE, 34 * SAMPLE_RATE, 1600):  # SIGSTOP
+            box.hear_only(pcm[at : at + 1600])
+        box.turn()
+        assert "sends no audio" not in worker.status_line()
+        box.turn(20)
+        box.hear(pcm[34 * SAMPLE_RATE :])
+        box.turn(10)
+        assert heard_of(box) == undisturbed(tagger, pcm)
+
+
+def test_backlog_of_a_slow_worker_is_not_silence(tagger: Tagger) -> None:
+    pcm = tones_and_noise(90.0)
+    with site(tagger) as box:
+        began_s = box.now_s
+        box.start_capture()
+        worker = box.start_worker("mic")
+        box.window_cost_s = 0.4 * HOP_S  # it catches up, slowly
+        box.hear_live({"mic": pcm}, began_s + 4)
+        box.hear_only(pcm[box.heard() : box.heard() + 30 * SAMPLE_RATE])
+        lines, lags_s = set(), []
+        for second in range(35, 91):
+            box.hear_live({"mic": pcm}, began_s + second)
+            lines.add(worker.status_line().split(",")[0])
+            lags_s.append(worker.healths()[0]["lag_s"])
+        assert lags_s[0] > 20
+        assert lags_s[-1] < 2
+        assert lines == {"listening to mic"}
+        box.turn(10)
+        assert heard_of(box) == undisturbed(tagger, pcm)
+
+
+def test_overload_widens_the_hop_of_all_streams_alike_and_is_over_when_it_is_over(
+    tagger: Tagger,
+) -> None:
+    sounds = {name: tones_and_noise(110.0, seed) for seed, name in enumerate(STREAMS)}
+    with site(tagger) as box:
+        for name in STREAMS:
+            box.start_capture(name, ring_s=60)
+        worker = box.start_worker(*STREAMS)
+        began_s = box.now_s
+        box.window_cost_s = 2.5 * HOP_S / len(STREAMS)  # two and a half times what can be done
+        lags_s, hops_s = [], []
+        for second in range(1, 41):
+            box.hear_live(sounds, began_s + second)
+            healths = worker.healths()
+            lags_s.append(max(one["lag_s"] for one in healths))
+            hops_s.append({one["hop_s"] for one in healths})
+        assert all(len(hops) == 1 for hops in hops_s)
+        assert max(lags_s) < 12
+        assert max(lags_s[30:]) < 4
+        assert {4 * HOP_S} in hops_s
+        assert {one["state"] for one in worker.healths()} == {"degraded"}
+        assert {body["stream"] for body in box.messages()} == set(STREAMS)
+        box.window_cost_s = 0.0
+        box.hear_live(sounds, began_s + 100)
+        assert {one["hop_s"] for one in worker.healths()} == {HOP_S}
+        assert {one["state"] for one in worker.healths()} == {"listening"}
+        assert not box.messages("gap")
+
+
+def test_file_read_as_fast_as_possible_is_always_behind_and_not_overload(
+    tagger: Tagger, pcm: Pcm16
+) -> None:
+    with site(tagger) as box:
+        box.start_capture(is_paced=False)
+        worker = box.start_worker("mic")
+        box.window_cost_s = 0.8 * HOP_S
+        for second in range(1, 41):
+            box.hear_as_acknowledged(pcm[: second * SAMPLE_RATE], ahead_s=10.0)
+            assert {one["hop_s"] or HOP_S for one in worker.healths()} == {HOP_S}
+        box.window_cost_s = 0.0
+        box.turn(20)
+        assert heard_of(box) == undisturbed(tagger, pcm)
+
+
+def test_backlog_that_shrinks_changes_nothing() -> None:
+    control = OverloadControl(16, 0.0)
+    for second in range(60):
+        behind_s = max(0.0, 30.0 - 0.5 * second)
+        assert control.update(behind_s, float(second), is_idle=False) == 1
+
+
+def test_narrower_hop_is_tried_again_later_each_time_it_was_too_much() -> None:
+    control = OverloadControl(16, 0.0)
+    now_s, behind_s = 0.0, 0.0
+    narrowed_at = []
+    stride_before = 1
+    while now_s < 600:  # one of two windows can be scored, each window cannot
+        now_s += 1.0
+        behind_s = behind_s + 0.5 if stride_before == 1 else max(0.0, behind_s - 1.0)
+        stride = control.update(behind_s, now_s, is_idle=behind_s == 0)
+        if stride < stride_before:
+            narrowed_at.append(now_s)
+        assert stride <= 2
+        stride_before = stride
+    pauses = [after - before for before, after in itertools.pairwise(narrowed_at)]
+    assert pauses == sorted(pauses)
+    assert narrowed_at[0] < 5 * NARROW_AFTER_S
+    assert pauses[-1] > 2 * pauses[0]
+
+
+def test_stride_is_never_so_wide_that_a_sound_falls_between_two_windows() -> None:
+    control = OverloadControl(5, 0.0)
+    strides = [control.update(float(n), n * CHECK_EVERY_S, is_idle=False) for n in range(1, 30)]
+    assert strides[-1] == 5
+    assert sorted(strides) == strides

@@ -23,7 +23,7 @@ from ast_stream.settings.schema import ModelSettings
 
 LOOK_EVERY_S = 2.0
 UNKNOWN_WINDOW_S = 10.24
-_BUNDLED = Path(__file__).parent.parent / "ast_stream" / "model" / "bundled"
+_BUNDLED = Path(__file__).parent.parent / "model" / "bundled"
 
 logger = logging.getLogger(__name__)
 

@@ -90,7 +90,6 @@ def test_module_map_in_the_readme_names_what_there_is() -> None:
     words = {
         "errors",
         "units",
-        "messages",
         "labels",
         "version",
         "limited_log",

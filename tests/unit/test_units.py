@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ast_stream import labels, units
-from ast_stream.messages.event import event as messages
+from ast_stream.messages import event as messages
 from ast_stream.settings import explain
 from ast_stream.units import (
     SILENCE_DBFS,

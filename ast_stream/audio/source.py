@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,18 @@ import numpy.typing as npt
 from ast_stream.errors import CaptureError
 
 Pcm = npt.NDArray[np.float32] | npt.NDArray[np.int16]
+SourceState = Literal["listening", "degraded", "missing", "ended"]
+
+
+@dataclass(frozen=True)
+class SourceStatus:
+    """What is known about a source now; `detail` says why it is missing or degraded.
+
+    A source is degraded if it gives samples that cannot be the sound of a room.
+    """
+
+    state: SourceState
+    detail: str | None = None
 
 
 @dataclass(frozen=True, eq=False)

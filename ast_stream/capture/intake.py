@@ -11,12 +11,17 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
 
 from ast_stream.audio.channels import Channels
 from ast_stream.audio.resampler import Resampler
-from ast_stream.audio.source import Pcm, Source, SourceBlock, SourceError, SourceHungError
+from ast_stream.audio.source import (
+    Pcm,
+    Source,
+    SourceBlock,
+    SourceError,
+    SourceHungError,
+    SourceStatus,
+)
 from ast_stream.capture.clock import CaptureClock
 from ast_stream.capture.ring import Ring
 from ast_stream.errors import AudioError, CaptureError
@@ -24,8 +29,6 @@ from ast_stream.messages.event import Pcm16
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE
 
 logger = logging.getLogger(__name__)
-
-SourceState = Literal["listening", "degraded", "missing", "ended"]
 
 READ_TIMEOUT_S = 0.2
 SILENCE_LIMIT_S = 3.0  # a live source without a block for so long is missing
@@ -36,17 +39,6 @@ _JITTER = 0.2  # part of the pause: many cameras of one site must not come back 
 _RING_SHARE = 4  # an unpaced source runs at most 1/4 of the ring ahead of the acknowledgements
 _OVERFLOW = "overflow"
 _RATE_LOG_NS = 3600 * NS_PER_SECOND
-
-
-@dataclass(frozen=True)
-class SourceStatus:
-    """What is known about the source now; `detail` says why it is missing or degraded.
-
-    A source is degraded that gives samples which cannot be the sound of a room.
-    """
-
-    state: SourceState
-    detail: str | None = None
 
 
 class Intake:

@@ -9,16 +9,14 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
+import numpy as np
 import typer
 
-from ast_stream.audio.source import SourceHungError
+from ast_stream.audio.source import SourceHungError, SourceState
 from ast_stream.capture.intake import Intake
-from ast_stream.capture.report import CaptureReport
-from ast_stream.capture.ring import Ring
-from ast_stream.capture.ring_service import RingService
-from ast_stream.capture.sender import BlockSender
+from ast_stream.capture.ring import Ring, RingServer
 from ast_stream.capture.sources.factory import make_channels, make_source
 from ast_stream.capture.sources.network import FIRST_SOUND_S, opening_limit_s
 from ast_stream.errors import AudioError, UsageError
@@ -26,7 +24,7 @@ from ast_stream.labels import did_you_mean
 from ast_stream.limited_log import LimitedLog
 from ast_stream.runtime import lifecycle
 from ast_stream.runtime.logging import setup_logging
-from ast_stream.runtime.metrics import RENEW_EVERY_S, Metrics
+from ast_stream.runtime.metrics import RENEW_EVERY_S, Family, Metrics, counter, gauge
 from ast_stream.runtime.notifier import Notifier
 from ast_stream.runtime.reload import Parts, Reloader
 from ast_stream.settings.load import load_settings
@@ -38,16 +36,17 @@ from ast_stream.settings.paths import (
 )
 from ast_stream.settings.schema import Settings, Source, StreamSettings
 from ast_stream.transport.sockets import AUDIO_HWM_BLOCKS, QUERY_HWM_MESSAGES, Sockets
-from ast_stream.units import seconds_to_samples
+from ast_stream.units import FULL_SCALE, SAMPLE_RATE, amplitude_to_dbfs, seconds_to_samples
 
 logger = logging.getLogger(__name__)
 
 EXIT_HUNG = 75  # EX_TEMPFAIL of sysexits.h: a new process may do better
 _POLL_MS = 100
-_LINGER_S = 0.5  # the ring stays so long after its end was told, for readers that ask again
-_HUNG_GRACE_S = 5.0  # a process that must end lets the worker have its audio first
+_LINGER_S = 0.5  # after its end was delivered the ring stays, for readers that ask again
+_HUNG_GRACE_S = 5.0  # a process that must end lets the worker read the rest first
 _JOIN_S = 1.0
-PROGRESS_LIMIT_S = 10.0  # a source that gives nothing for so long, and says nothing, is stuck
+PROGRESS_LIMIT_S = 10.0  # a source that gives nothing for longer, and says nothing, is stuck
+_LEVEL_SAMPLES = SAMPLE_RATE // 2
 
 
 def capture(
@@ -140,7 +139,7 @@ class _CaptureProcess:
         endpoint = ring_endpoint(settings, stream.name)
         self._sockets = Sockets()
         self._router = self._sockets.bind("router", endpoint, QUERY_HWM_MESSAGES)
-        self._service = RingService(
+        self._server = RingServer(
             stream.name,
             secrets.token_hex(16),
             endpoint,
@@ -150,18 +149,14 @@ class _CaptureProcess:
             is_trusted=self._router.is_trusted,
         )
         push = self._sockets.connect("push", audio_endpoint(settings), AUDIO_HWM_BLOCKS)
-        self._sender = BlockSender(
-            self._ring,
-            self._service,
-            push.send,
-            is_paced=source.is_paced,
-            stop=self._stop_threads,
-        )
         self._intake_thread = threading.Thread(target=self._intake.run, name="intake", daemon=True)
-        self._sender_thread = threading.Thread(target=self._sender.run, name="sender", daemon=True)
-        self._report = CaptureReport(
-            stream.name, self._ring, self._intake, self._sender, self._service
+        self._sender_thread = threading.Thread(
+            target=self._server.run,
+            args=(push.send, self._stop_threads),
+            name="sender",
+            daemon=True,
         )
+        self._report = _Report(stream.name, self._ring, self._intake, self._server)
         self._progress_limit_s = _progress_limit_s(stream.source)
         self._done_since_s: float | None = None
         self._metrics = Metrics("capture", metrics_address(settings, f"capture {stream.name}"))
@@ -171,8 +166,8 @@ class _CaptureProcess:
     def failure(self) -> Exception | None:
         """What ended the process before its time, or None."""
         if self._intake_thread.is_alive():
-            return SourceHungError("stalled", f"the source of {self._name} is left behind waiting")
-        return self._intake.failure or self._sender.failure
+            return SourceHungError("stalled", f"the source of {self._name} does not return")
+        return self._intake.failure or self._server.failure
 
     def run(self, stop: threading.Event, reloader: Reloader | None) -> None:
         """Answer ring requests until there is no more reason to."""
@@ -212,21 +207,21 @@ class _CaptureProcess:
 
     def _answer(self, request: list[bytes]) -> None:
         identity, *frames = request
-        reply = self._service.answer(frames, identity)
+        reply = self._server.answer(frames, identity)
         if reply is not None:
             self._router.send([identity, *reply])
 
     def _is_done(self, now_s: float) -> bool:
-        """Tell whether the source has come to an end that the worker knows of."""
-        if self._sender.failure is not None:
+        """Return whether the source has come to an end that the worker knows of."""
+        if self._server.failure is not None:
             return True
         is_read = self._ring.acked == self._ring.next
         match self._intake.failure:
             case SourceHungError():
                 return is_read or self._is_done_for(_HUNG_GRACE_S, now_s)
             case None | AudioError():
-                is_told = self._service.has_told_end and is_read
-                return is_told and self._is_done_for(_LINGER_S, now_s)
+                is_delivered = self._server.end_delivered and is_read
+                return is_delivered and self._is_done_for(_LINGER_S, now_s)
             case _:
                 return True
 
@@ -234,3 +229,78 @@ class _CaptureProcess:
         if self._done_since_s is None:
             self._done_since_s = now_s
         return now_s - self._done_since_s >= duration_s
+
+
+class _Report:
+    """What a capture process says of itself: a line for people, figures for Prometheus."""
+
+    def __init__(self, name: str, ring: Ring, intake: Intake, server: RingServer) -> None:
+        self._name = name
+        self._ring = ring
+        self._intake = intake
+        self._server = server
+
+    def status(self) -> str:
+        """Return how the stream is, in words."""
+        status = self._intake.status
+        if status.state == "missing":
+            return f"waiting for {self._name}: {status.detail}"
+        if status.state == "ended":
+            return f"{self._name} has ended, the worker reads the rest"
+        level = self._level_dbfs()
+        text = f"capturing {self._name}" + ("" if level is None else f", {level:.0f} dBFS")
+        if status.state == "degraded":
+            text += f", {status.detail}"
+        return text + (f", lost {self._intake.n_losses} times" if self._intake.n_losses else "")
+
+    def families(self) -> list[Family]:
+        """Return the figures of the stream."""
+        intake, server = self._intake, self._server
+        key = (self._name,)
+        state = intake.status.state
+
+        def figure(name: str, help: str, value: float | None) -> Family:
+            make = counter if name.endswith("_total") else gauge
+            return make(f"ast_stream_capture_{name}", help, {key: value}, ("stream",))
+
+        return [
+            gauge(
+                "ast_stream_capture_state",
+                "1 for the state that the source is in",
+                {(self._name, known): float(known == state) for known in get_args(SourceState)},
+                ("stream", "state"),
+            ),
+            figure("data_age_seconds", "Since the source gave its last block", intake.data_age_s),
+            figure("level_dbfs", "Level of the last half second", self._level_dbfs()),
+            figure("samples_total", "Samples since the start, lost ones too", self._ring.next),
+            figure(
+                "unacknowledged_samples", "Samples the worker has yet to acknowledge", self._held
+            ),
+            figure("losses_total", "Times that the source was lost", intake.n_losses),
+            figure("overflows_total", "Times that the device lost samples", intake.n_overflows),
+            figure("clipped_samples_total", "Samples beyond full scale", intake.n_clipped),
+            figure("blocks_sent_total", "Blocks handed to the worker", server.n_sent),
+            figure("blocks_refused_total", "Blocks left in the ring", server.n_refused),
+            figure("malformed_requests_total", "Requests refused", self._server.n_malformed),
+        ]
+
+    def summary(self) -> str:
+        """Return the figures of the whole run in a line."""
+        return (
+            f"{self._ring.next} samples, {self._intake.n_losses} losses, "
+            f"{self._intake.n_overflows} overflows, {self._intake.n_clipped} clipped, "
+            f"{self._server.n_sent} blocks sent, {self._server.n_refused} refused, "
+            f"{self._server.n_malformed} malformed requests"
+        )
+
+    @property
+    def _held(self) -> int:
+        return self._ring.next - self._ring.acked
+
+    def _level_dbfs(self) -> float | None:
+        stop = self._ring.next
+        pcm = self._ring.read(max(0, stop - _LEVEL_SAMPLES), stop, _LEVEL_SAMPLES).pcm
+        if len(pcm) == 0 or self._intake.status.state not in ("listening", "degraded"):
+            return None
+        samples = pcm.astype(np.float32) / FULL_SCALE
+        return amplitude_to_dbfs(float(np.sqrt(np.mean(samples * samples))))

@@ -1,22 +1,43 @@
-"""The last minutes of one stream: int16 samples by absolute index, with holes remembered.
+"""The last minutes of one stream, and what the worker gets of them: live blocks and replies.
 
 The ring is the truth about what was heard: a block that could not be sent stays here and is
-asked for later. A hole costs no room, so that a long loss does not push out audio that nobody
-has read yet.
+requested later. No sockets here: requests and replies are frames, and blocks go to a function.
 """
 
 from __future__ import annotations
 
 import bisect
+import logging
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from ast_stream.messages.event import Pcm16
-from ast_stream.units import FRAME_SHIFT, samples_to_ns
+from ast_stream.audio.source import SourceStatus
+from ast_stream.errors import WireError
+from ast_stream.limited_log import LimitedLog
+from ast_stream.messages.audio import (
+    MAX_BLOCK_SAMPLES,
+    MAX_DETAIL_CHARACTERS,
+    AckRequest,
+    ReadRequest,
+    RingReply,
+    decode_ring_request,
+    encode_block,
+    encode_error,
+    encode_ring_reply,
+)
+from ast_stream.messages.event import AudioBlock, Pcm16
+from ast_stream.units import FRAME_SHIFT, SAMPLE_RATE, samples_to_ns
 
-OVERWRITTEN = "overwritten"  # gap reason: asked for too late, newer audio has taken the room
+logger = logging.getLogger(__name__)
+
+OVERWRITTEN = "overwritten"  # gap reason: requested too late, newer audio has taken the room
+MAX_LIVE_SAMPLES = SAMPLE_RATE  # blocks are as the source wrote them; longer only when late
+_WAIT_S = 0.2
+_RETRY_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -52,7 +73,9 @@ class RingSlice:
 
 
 class Ring:
-    """The newest `capacity` samples, for one writer and many readers in different threads.
+    """The newest `capacity` samples by absolute index, for one writer and many reading threads.
+
+    A hole takes no room, so that a long loss does not push out audio that nobody has read yet.
 
     Args:
         capacity: samples kept; 1 or more.
@@ -109,11 +132,11 @@ class Ring:
             self._changed.notify_all()
 
     def skip(self, n_samples: int, reason: str) -> int:
-        """Count samples that do not exist; return how many.
+        """Leave out samples that do not exist; return how many.
 
         Args:
-            n_samples: taken as the nearest multiple of 160, at least 160, so that a hole always
-                shows and never moves the 10 ms grid of the frames.
+            n_samples: rounded to a multiple of 160, at least 160, so that a hole always shows
+                and never moves the 10 ms grid of the frames.
         """
         n_skipped = max(1, round(n_samples / FRAME_SHIFT)) * FRAME_SHIFT
         with self._changed:
@@ -126,8 +149,8 @@ class Ring:
         """Return the first samples held at or after `start`.
 
         The slice ends at `stop`, at the next hole or step of the clock, or after `max_samples`,
-        whichever comes first. With nothing before `stop` it is empty and starts where audio goes
-        on, or at `next`.
+        whichever comes first. If there is nothing before `stop`, it is empty and starts where
+        the audio continues, or at `next`.
         """
         with self._changed:
             index = bisect.bisect_right(self._segments, start, key=lambda segment: segment.start)
@@ -146,7 +169,7 @@ class Ring:
             return RingSlice(begin, time_ns, self._load(place, end - begin), reason)
 
     def ack(self, stop: int) -> bool:
-        """Learn that all samples before `stop` are done with; False if that cannot be.
+        """Move the cursor of the acknowledgements to `stop`; return False if that cannot be.
 
         The cursor only moves forward, and never beyond `next`.
         """
@@ -158,12 +181,12 @@ class Ring:
             return True
 
     def wait_written(self, beyond: int, timeout_s: float) -> bool:
-        """Wait until `next` is greater than `beyond`; tell whether it is."""
+        """Wait until `next` is greater than `beyond`; return whether it is."""
         with self._changed:
             return self._changed.wait_for(lambda: self._next > beyond, timeout_s)
 
     def wait_acked(self, n_samples: int, timeout_s: float) -> bool:
-        """Wait until at most `n_samples` are not acknowledged; tell whether that is so."""
+        """Wait until at most `n_samples` are unacknowledged; return whether that is so."""
         with self._changed:
             return self._changed.wait_for(lambda: self._next - self._acked <= n_samples, timeout_s)
 
@@ -212,3 +235,169 @@ class Ring:
 
 def _nothing() -> Pcm16:
     return np.zeros(0, dtype=np.int16)
+
+
+class RingServer:
+    """Sends the blocks of one stream and answers requests for what the worker has missed.
+
+    A block of a live source that the worker does not take is skipped: it stays in the ring, and
+    the next one is more urgent. A recording that is read faster than real time waits.
+
+    Args:
+        is_trusted: whether a client is connected and may acknowledge. Only one of them counts:
+            the first that acknowledged, for as long as it is connected.
+
+    Attributes:
+        end_delivered: the last sample went out, marked as the last.
+        failure: what ended `run` before its time, or None.
+        n_sent, n_refused: live blocks.
+        n_malformed: requests that did not follow the format.
+    """
+
+    def __init__(
+        self,
+        stream: str,
+        epoch: str,
+        endpoint: str,
+        ring: Ring,
+        status: Callable[[], SourceStatus],
+        *,
+        is_paced: bool = True,
+        is_trusted: Callable[[bytes], bool] = lambda _: True,
+        wall_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.end_delivered = False
+        self.failure: Exception | None = None
+        self.n_sent = self.n_refused = self.n_malformed = 0
+        self._stream = stream
+        self._epoch = epoch
+        self._endpoint = endpoint
+        self._ring = ring
+        self._status = status
+        self._is_paced = is_paced
+        self._is_trusted = is_trusted
+        self._wall_ns = wall_ns
+        self._next_live = 0  # first sample of the next live block
+        self._readers: set[bytes] = set()
+        self._worker: bytes | None = None  # the client whose acknowledgements count
+        self._log = LimitedLog(logger)
+
+    def run(self, send: Callable[[list[bytes]], bool], stop: threading.Event) -> None:
+        """Send live blocks until the last one is delivered or `stop` is set; a thread's body.
+
+        Args:
+            send: hands frames to the worker; returns False if it does not take them now.
+        """
+        try:
+            while not stop.is_set() and not self.end_delivered:
+                self._ring.wait_written(self._next_live, _WAIT_S)
+                if not self.send_next(send):
+                    stop.wait(_RETRY_S)
+        except Exception as error:  # the main thread raises it: no bug may end a thread in silence
+            self.failure = error
+
+    def send_next(self, send: Callable[[list[bytes]], bool]) -> bool:
+        """Send one block, if there is any; return False if the same one must be sent again."""
+        if not self._is_paced:
+            self._next_live = max(self._next_live, self._ring.acked)
+        block = self.block(self._next_live, MAX_LIVE_SAMPLES)
+        if len(block.pcm) == 0 and not block.is_last:
+            return True
+        is_sent = send(encode_block(block))
+        if is_sent:
+            self.n_sent += 1
+            self.end_delivered = self.end_delivered or block.is_last
+        else:
+            self.n_refused += 1
+        is_done_with = is_sent or (self._is_paced and len(block.pcm) > 0)
+        if is_done_with:
+            self._next_live = block.end_sample
+        return is_done_with
+
+    def block(self, start: int, max_samples: int) -> AudioBlock:
+        """Return the first block at or after `start`; it is the last if the source has ended."""
+        status = self._status()  # before the ring: after the end `next` stays
+        return self._block(self._ring.read(start, self._ring.next, max_samples), status)
+
+    def answer(self, frames: list[bytes], client: bytes = b"") -> list[bytes] | None:
+        """Return the frames of the reply to a request, or None if none is expected.
+
+        Args:
+            frames: the request as a DEALER sent it, without the identity.
+            client: the identity of its connection.
+        """
+        try:
+            if len(frames) != 1:
+                raise WireError(f"ring request: expected 1 frame, got {len(frames)}")
+            request = decode_ring_request(frames[0])
+        except WireError as error:
+            self.n_malformed += 1
+            self._log.warning("malformed request refused: %s", error)
+            return [encode_error("malformed", detail=str(error)[:MAX_DETAIL_CHARACTERS])]
+        if isinstance(request, AckRequest):
+            self._acknowledge(request, client)
+            return None
+        if request.stream != self._stream:
+            return [encode_error("wrong_stream", stream=self._stream)]
+        if request.epoch not in (None, self._epoch):
+            return [self._wrong_epoch()]
+        self._readers = {reader for reader in self._readers if self._is_trusted(reader)} | {client}
+        return self._read(request)
+
+    def _read(self, request: ReadRequest) -> list[bytes]:
+        status = self._status()
+        start = self._ring.acked if request.start is None else request.start
+        stop = self._ring.next if request.stop is None else request.stop
+        block = self._block(self._ring.read(start, stop, MAX_BLOCK_SAMPLES), status)
+        self.end_delivered = self.end_delivered or block.is_last
+        return encode_ring_reply(
+            RingReply(
+                block=block,
+                oldest=self._ring.oldest,
+                next=self._ring.next,
+                acked=self._ring.acked,
+                state=status.state,
+                detail=block.detail,
+                is_paced=self._is_paced,
+            )
+        )
+
+    def _acknowledge(self, request: AckRequest, client: bytes) -> None:
+        # an acknowledgement meant for the process before this one is late, not wrong
+        if request.epoch != self._epoch:
+            return
+        if not self._is_of_worker(client):
+            self.n_malformed += 1
+            self._log.warning(
+                "acknowledgement refused: expected one of the client that reads this ring, "
+                "got one of another"
+            )
+        elif self._ring.ack(request.stop):
+            self._worker = client
+        else:
+            logger.debug("acknowledgement of %d ignored", request.stop)
+
+    def _is_of_worker(self, client: bytes) -> bool:
+        """Return whether a client has read, and no other one acknowledges."""
+        if self._worker is not None and self._worker != client and self._is_trusted(self._worker):
+            return False
+        return client in self._readers and self._is_trusted(client)
+
+    def _wrong_epoch(self) -> bytes:
+        return encode_error(
+            "wrong_epoch", epoch=self._epoch, oldest=self._ring.oldest, next=self._ring.next
+        )
+
+    def _block(self, slice_: RingSlice, status: SourceStatus) -> AudioBlock:
+        return AudioBlock(
+            stream=self._stream,
+            epoch=self._epoch,
+            start_sample=slice_.start_sample,
+            time_ns=self._wall_ns() if slice_.time_ns is None else slice_.time_ns,
+            pcm=slice_.pcm,
+            ring=self._endpoint,
+            gap_reason=slice_.gap_reason,
+            is_last=status.state == "ended" and slice_.end_sample == self._ring.next,
+            state=status.state,
+            detail=None if status.detail is None else status.detail[:MAX_DETAIL_CHARACTERS],
+        )

@@ -19,9 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from ast_stream.capture.intake import SourceStatus
-from ast_stream.capture.ring import Ring
-from ast_stream.capture.ring_service import RingService
+from ast_stream.audio.source import SourceStatus
+from ast_stream.capture.ring import Ring, RingServer
 from ast_stream.detect import Detector
 from ast_stream.messages.audio import encode_block
 from ast_stream.messages.event import Pcm16
@@ -90,7 +89,7 @@ class WatchedSockets(Sockets):
 
 
 class Capture:
-    """What a capture process has: a ring, its service and its socket."""
+    """What a capture process has: a ring, its server and its socket."""
 
     def __init__(
         self,
@@ -108,7 +107,7 @@ class Capture:
         self.is_answering = True
         self.endpoint = endpoint
         self.router = sockets.bind("router", endpoint, 64)
-        self.service = RingService(
+        self.server = RingServer(
             name,
             secrets.token_hex(16),
             endpoint,
@@ -128,7 +127,7 @@ class Capture:
         n_requests = n_answers = 0
         while self.is_answering and (request := self.router.receive()) is not None:
             identity, *frames = request
-            reply = self.service.answer(frames, identity)
+            reply = self.server.answer(frames, identity)
             n_requests += 1
             if reply is not None:
                 self.router.send([identity, *reply])
@@ -264,7 +263,7 @@ class Site:
             capture.write(pcm[at : at + BLOCK])
             self.now_s += len(pcm[at : at + BLOCK]) / SAMPLE_RATE
             if self._worker_sockets is not None and self._push is not None:
-                self._push.send(encode_block(capture.service.block(start, BLOCK)))
+                self._push.send(encode_block(capture.server.block(start, BLOCK)))
                 self.turn()
 
     def capture(self, name: str = "mic") -> Capture:
@@ -304,7 +303,7 @@ class Site:
                 heard = round((self.now_s - capture.began_ns / NS_PER_SECOND) * SAMPLE_RATE)
                 while (start := capture.ring.next) + BLOCK <= min(heard, len(pcm)):
                     capture.write(pcm[start : start + BLOCK])
-                    self._push.send(encode_block(capture.service.block(start, BLOCK)))
+                    self._push.send(encode_block(capture.server.block(start, BLOCK)))
             self.turn()
 
     def turn(self, n_turns: int = 1, seconds: float = 0.0) -> None:

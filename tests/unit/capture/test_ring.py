@@ -1,21 +1,38 @@
-"""The ring never reorders, duplicates or invents samples."""
+"""The ring never reorders, duplicates or invents samples; what the worker gets of it is that."""
 
 from __future__ import annotations
 
+import json
+import logging
 import threading
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from ast_stream.capture.ring import OVERWRITTEN, Ring
-from ast_stream.messages.event import Pcm16
-from ast_stream.units import FRAME_SHIFT, samples_to_ns
+from ast_stream.audio.source import SourceStatus
+from ast_stream.capture.ring import OVERWRITTEN, Ring, RingServer
+from ast_stream.messages.audio import (
+    MAX_BLOCK_SAMPLES,
+    AckRequest,
+    ReadRequest,
+    RingReply,
+    decode_block,
+    decode_ring_reply,
+    encode_request,
+)
+from ast_stream.messages.event import AudioBlock, Pcm16
+from ast_stream.units import FRAME_SHIFT, NS_PER_SECOND, SAMPLE_RATE, samples_to_ns
 
 T0 = 1_700_000_000_000_000_000
+WALL0 = 1_763_700_000_000_000_000
+EPOCH, OTHER_EPOCH = "ab" * 16, "cd" * 16
+LISTENING = SourceStatus("listening")
+ENDED = SourceStatus("ended")
 
 
 def ramp(start: int, n_samples: int) -> Pcm16:
@@ -239,3 +256,330 @@ RingMachine.TestCase.settings = hypothesis_settings(
     max_examples=40, stateful_step_count=25, deadline=None, derandomize=True
 )
 TestRing = RingMachine.TestCase
+
+
+# --- replies to requests
+
+
+@dataclass
+class Served:
+    """A server of a ring with 1 s, a hole of 1 s, and 1 s again."""
+
+    status: SourceStatus = LISTENING
+
+    def __post_init__(self) -> None:
+        self.ring = Ring(60 * SAMPLE_RATE)
+        self.ring.write(ramp(0, SAMPLE_RATE), WALL0)
+        self.ring.skip(SAMPLE_RATE, "device_lost")
+        self.ring.write(ramp(0, SAMPLE_RATE), WALL0 + 2 * NS_PER_SECOND)
+        self.server = RingServer(
+            "porch", EPOCH, "ipc:///x", self.ring, lambda: self.status, wall_ns=lambda: WALL0
+        )
+
+    def read(self, **request: object) -> RingReply:
+        frames = self.answer({"v": 1, "op": "read", "stream": "porch", **request})
+        return decode_ring_reply(frames, "porch")
+
+    def error(self, **request: object) -> dict[str, object]:
+        (frame,) = self.answer({"v": 1, "op": "read", "stream": "porch", **request})
+        body: dict[str, object] = json.loads(frame)
+        return body
+
+    def answer(self, request: dict[str, object]) -> list[bytes]:
+        frames = self.server.answer([encode_request(ReadRequest.model_validate(request))])
+        assert frames is not None
+        return frames
+
+    def ack(self, stop: int, epoch: str = EPOCH) -> None:
+        self.read()  # who has read nothing has nothing to acknowledge
+        request = AckRequest.model_validate({"v": 1, "op": "ack", "epoch": epoch, "stop": stop})
+        assert self.server.answer([encode_request(request)]) is None
+
+
+def test_a_read_gives_what_is_held_with_the_range_and_the_state() -> None:
+    reply = Served().read(epoch=EPOCH, start=100, stop=300)
+    np.testing.assert_array_equal(reply.block.pcm, ramp(100, 200))
+    assert (reply.block.start_sample, reply.block.epoch) == (100, EPOCH)
+    assert reply.block.time_ns == WALL0 + samples_to_ns(100) // 1_000 * 1_000
+    assert (reply.oldest, reply.next, reply.acked) == (0, 3 * SAMPLE_RATE, 0)
+    assert (reply.state, reply.detail, reply.block.ring) == ("listening", None, "ipc:///x")
+
+
+def test_a_read_without_start_goes_on_after_the_last_acknowledgement() -> None:
+    served = Served()
+    served.ack(1_234)
+    reply = served.read()
+    assert (reply.block.start_sample, reply.acked) == (1_234, 1_234)
+    assert reply.block.end_sample == SAMPLE_RATE
+
+
+def test_a_read_behind_a_hole_carries_its_reason() -> None:
+    reply = Served().read(start=SAMPLE_RATE)
+    assert (reply.block.start_sample, reply.block.gap_reason) == (2 * SAMPLE_RATE, "device_lost")
+
+
+def test_a_reply_never_carries_more_than_the_codec_takes() -> None:
+    served = Served()
+    served.ring.write(ramp(0, 20 * SAMPLE_RATE), WALL0 + 3 * NS_PER_SECOND)
+    assert len(served.read(start=2 * SAMPLE_RATE).block.pcm) == MAX_BLOCK_SAMPLES
+
+
+def test_reads_of_another_epoch_or_stream_are_refused_with_the_facts() -> None:
+    assert Served().error(epoch=OTHER_EPOCH) == {
+        "v": 1,
+        "error": "wrong_epoch",
+        "epoch": EPOCH,
+        "oldest": 0,
+        "next": 3 * SAMPLE_RATE,
+    }
+    assert Served().error(stream="garden")["error"] == "wrong_stream"
+
+
+def test_an_acknowledgement_of_the_process_before_this_one_moves_nothing() -> None:
+    served = Served()
+    served.ack(5_000, OTHER_EPOCH)
+    assert served.ring.acked == 0
+    served.ack(5_000)
+    served.ack(4_000)
+    served.ack(10**9)
+    assert served.ring.acked == 5_000
+
+
+def test_only_the_client_that_reads_the_ring_acknowledges_while_it_is_connected() -> None:
+    ring = Ring(60 * SAMPLE_RATE)
+    ring.write(ramp(0, SAMPLE_RATE), WALL0)
+    connected = {b"worker", b"stranger", b"status"}
+    server = RingServer(
+        "porch",
+        EPOCH,
+        "ipc:///x",
+        ring,
+        lambda: SourceStatus("listening"),
+        is_trusted=connected.__contains__,
+    )
+
+    def read(client: bytes) -> None:
+        request = ReadRequest(v=1, op="read", stream="porch")
+        assert server.answer([encode_request(request)], client) is not None
+
+    def acknowledge(client: bytes, stop: int) -> int:
+        request = AckRequest(v=1, op="ack", epoch=EPOCH, stop=stop)
+        assert server.answer([encode_request(request)], client) is None
+        return ring.acked
+
+    assert acknowledge(b"stranger", 16_000) == 0  # it has read nothing
+    for client in connected:
+        read(client)
+    assert acknowledge(b"worker", 1000) == 1000
+    assert acknowledge(b"stranger", 16_000) == 1000
+    assert acknowledge(b"worker", 2000) == 2000
+    assert server.n_malformed == 2
+    connected.remove(b"worker")
+    connected.add(b"next worker")
+    assert acknowledge(b"next worker", 3000) == 2000
+    read(b"next worker")
+    assert acknowledge(b"next worker", 3000) == 3000
+
+
+def test_the_state_is_told_with_its_reason_cut_to_size() -> None:
+    served = Served(SourceStatus("missing", "x" * 9_999))
+    reply = served.read(start=3 * SAMPLE_RATE)
+    assert (reply.state, reply.detail) == ("missing", "x" * 512)
+    assert len(reply.block.pcm) == 0
+
+
+def test_the_last_sample_is_told_as_the_last_only_where_it_is_given() -> None:
+    served = Served(ENDED)
+    early = served.read(start=0, stop=100)
+    assert (early.state, early.block.is_last) == ("ended", False)
+    assert not served.server.end_delivered
+    assert served.read(start=2 * SAMPLE_RATE).block.is_last
+    assert served.server.end_delivered
+
+
+def test_a_ring_that_never_had_a_sample_answers_with_the_time_of_day() -> None:
+    server = RingServer(
+        "porch", EPOCH, "ipc:///x", Ring(100), lambda: LISTENING, wall_ns=lambda: WALL0
+    )
+    frames = server.answer([b'{"v":1,"op":"read","stream":"porch"}'])
+    assert frames is not None
+    assert decode_ring_reply(frames, "porch").block.time_ns == WALL0
+
+
+JUNK = st.one_of(
+    st.lists(st.binary(max_size=200), max_size=4),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "v": st.sampled_from([1, 2, "1", None]),
+            "op": st.sampled_from(["read", "ack", "drop", 7]),
+            "stream": st.sampled_from(["porch", "", 5]),
+            "epoch": st.sampled_from([None, EPOCH, "zz", 9]),
+            "start": st.one_of(st.integers(-(2**70), 2**70), st.floats(), st.booleans()),
+            "stop": st.one_of(st.integers(-(2**70), 2**70), st.floats(), st.text(max_size=3)),
+        },
+    ).map(lambda body: [json.dumps(body).encode()]),
+)
+
+
+@given(JUNK)
+@hypothesis_settings(max_examples=300, deadline=None, derandomize=True)
+def test_requests_from_outside_change_nothing_but_the_cursor(frames: list[bytes]) -> None:
+    served = Served()
+    logging.disable(logging.WARNING)
+    try:
+        answer = served.server.answer(frames)
+    finally:
+        logging.disable(logging.NOTSET)
+    assert served.ring.next == 3 * SAMPLE_RATE
+    assert 0 <= served.ring.acked <= served.ring.next
+    if served.server.n_malformed:
+        assert answer is not None
+        assert json.loads(answer[0])["error"] == "malformed"
+        assert served.ring.acked == 0
+    np.testing.assert_array_equal(served.read(start=0).block.pcm, ramp(0, SAMPLE_RATE))
+
+
+def test_malformed_requests_are_counted_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    served = Served()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(50):
+            served.server.answer([b"\xff"])
+    assert served.server.n_malformed == 50
+    assert len(caplog.records) == 1
+
+
+# --- live blocks
+
+
+@dataclass
+class Link:
+    """A ring with a worker that takes live blocks, or does not."""
+
+    status: SourceStatus = LISTENING
+    is_paced: bool = True
+    is_up: bool = True
+    received: list[AudioBlock] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.ring = Ring(60 * SAMPLE_RATE)
+        self.server = RingServer(
+            "porch",
+            EPOCH,
+            "ipc:///x",
+            self.ring,
+            lambda: self.status,
+            is_paced=self.is_paced,
+            wall_ns=lambda: WALL0,
+        )
+
+    def write(self, n_samples: int) -> None:
+        start = self.ring.next
+        self.ring.write(ramp(start, n_samples), WALL0 + samples_to_ns(start))
+
+    def send_next(self) -> bool:
+        return self.server.send_next(self._send)
+
+    def run(self, stop: threading.Event | None = None) -> None:
+        self.server.run(self._send, stop or threading.Event())
+
+    def _send(self, frames: list[bytes]) -> bool:
+        if self.is_up:
+            self.received.append(decode_block(frames))
+        return self.is_up
+
+
+def test_what_is_written_is_sent_block_by_block() -> None:
+    link = Link()
+    for size in (1_600, 37, 1_600):
+        link.write(size)
+        link.send_next()
+        link.send_next()
+    assert [(b.start_sample, len(b.pcm)) for b in link.received] == [
+        (0, 1_600),
+        (1_600, 37),
+        (1_637, 1_600),
+    ]
+    np.testing.assert_array_equal(link.received[2].pcm, ramp(1_637, 1_600))
+    assert link.received[0].ring == "ipc:///x"
+
+
+def test_live_blocks_that_are_not_taken_stay_in_the_ring() -> None:
+    link = Link(is_up=False)
+    link.write(1_600)
+    link.send_next()
+    link.is_up = True
+    link.write(1_600)
+    link.send_next()
+    assert [b.start_sample for b in link.received] == [1_600]
+    assert (link.server.n_sent, link.server.n_refused) == (1, 1)
+    assert len(link.ring.read(0, 1_600, 1_600).pcm) == 1_600
+
+
+def test_the_first_block_after_a_hole_says_why() -> None:
+    link = Link()
+    link.write(1_600)
+    link.send_next()
+    link.ring.skip(16_000, "device_lost")
+    link.send_next()
+    link.write(1_600)
+    link.send_next()
+    assert [(b.start_sample, b.gap_reason) for b in link.received] == [
+        (0, None),
+        (17_600, "device_lost"),
+    ]
+
+
+def test_a_recording_waits_for_the_worker_and_skips_what_it_has_read_meanwhile() -> None:
+    link = Link(is_paced=False, is_up=False)
+    link.write(3_200)
+    assert not link.send_next()
+    assert not link.send_next()
+    assert link.server.n_refused == 2
+    link.is_up = True
+    link.ring.ack(1_600)
+    link.send_next()
+    assert [(b.start_sample, len(b.pcm)) for b in link.received] == [(1_600, 1_600)]
+
+
+def test_what_is_sent_late_never_makes_a_block_longer_than_a_second() -> None:
+    link = Link()
+    link.write(40_000)
+    for _ in range(4):
+        link.send_next()
+    assert [len(b.pcm) for b in link.received] == [16_000, 16_000, 8_000]
+
+
+def test_the_end_is_sent_with_the_last_samples_or_after_them_and_once() -> None:
+    with_samples, after = Link(status=ENDED), Link()
+    with_samples.write(100)
+    with_samples.run()
+    assert [(len(b.pcm), b.is_last) for b in with_samples.received] == [(100, True)]
+    after.write(100)
+    after.send_next()
+    after.status = ENDED
+    after.run()
+    assert [(len(b.pcm), b.is_last) for b in after.received] == [(100, False), (0, True)]
+
+
+def test_the_end_of_a_live_recording_is_repeated_until_it_is_taken() -> None:
+    link = Link(status=ENDED, is_up=False)
+    link.write(100)
+    link.send_next()
+    assert not link.send_next()
+    assert not link.server.end_delivered
+
+    class Stop(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            link.is_up = True
+            return False
+
+    link.run(Stop())
+    assert [(b.start_sample, len(b.pcm), b.is_last) for b in link.received] == [(100, 0, True)]
+
+
+def test_a_bug_in_sending_reaches_the_main_thread() -> None:
+    link = Link()
+    link.write(100)
+    link.server.run(lambda frames: bool(1 // 0), threading.Event())
+    assert isinstance(link.server.failure, ZeroDivisionError)

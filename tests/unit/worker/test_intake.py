@@ -12,9 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ast_stream.capture.intake import SourceStatus
-from ast_stream.capture.ring import Ring
-from ast_stream.capture.ring_service import RingService
+from ast_stream.audio.source import SourceStatus
+from ast_stream.capture.ring import Ring, RingServer
 from ast_stream.errors import WireError
 from ast_stream.messages.audio import (
     MAX_BLOCK_SAMPLES,
@@ -483,7 +482,7 @@ def test_a_reply_that_contradicts_itself_is_refused() -> None:
 
 @dataclass
 class Capture:
-    """A capture process: real ring and ring service, and what it really heard."""
+    """A capture process: real ring and its server, and what it really heard."""
 
     epoch: str
     started_ns: int
@@ -494,7 +493,7 @@ class Capture:
     def __post_init__(self) -> None:
         self.ring = Ring(self.capacity)
         status = SourceStatus("listening", None)
-        self.service = RingService(
+        self.server = RingServer(
             "porch", self.epoch, "ipc:///r", self.ring, lambda: status, wall_ns=self.wall_ns
         )
         self.sent = 0
@@ -505,7 +504,7 @@ class Capture:
     def hear(self, n_samples: int) -> list[bytes]:
         start = self.ring.next
         self.ring.write(pcm_of(self.epoch, start, n_samples), self.time_ns(start))
-        found = self.service.block(start, n_samples)
+        found = self.server.block(start, n_samples)
         return encode_block(found)
 
     def lose(self, n_samples: int) -> None:
@@ -599,7 +598,7 @@ class World:
     def ask(self, request: ReadRequest) -> None:
         if not self.ring_is_up:
             return
-        frames = self.capture.service.answer([encode_request(request)])
+        frames = self.capture.server.answer([encode_request(request)])
         assert frames is not None
         self.replies.append((self.turn + self.delay, frames))
 

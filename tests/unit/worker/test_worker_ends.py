@@ -226,7 +226,7 @@ def test_acknowledgements_go_on_after_a_ring_was_silent_and_after_a_kill(
         box.start_worker("mic")
         box.hear(pcm[9 * SAMPLE_RATE : 14 * SAMPLE_RATE])
         assert capture.ring.acked > before + 2 * SAMPLE_RATE
-        assert capture.service.n_malformed == 0
+        assert capture.server.n_malformed == 0
 
 
 def test_event_of_an_epoch_that_was_not_journalled_yet_goes_on_after_a_kill(

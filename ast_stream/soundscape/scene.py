@@ -6,14 +6,11 @@ scene is read, so that a day-long scene needs no more memory than a short one.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-from ast_stream.audio.source import SourceBlock
 from ast_stream.messages.event import Pcm16
 from ast_stream.soundscape.backgrounds import coloured_noise, fan, hum
 from ast_stream.soundscape.synthesis import (
@@ -26,9 +23,7 @@ from ast_stream.soundscape.synthesis import (
 )
 from ast_stream.units import (
     FULL_SCALE,
-    NS_PER_SECOND,
     SAMPLE_RATE,
-    samples_to_ns,
     samples_to_seconds,
     seconds_to_samples,
 )
@@ -110,59 +105,6 @@ class SceneRenderer:
             self._sounding.append((at, waveform))
             self.truth.append(planted)
             self._next = next(self._plan, None)
-
-
-class SceneSource:
-    """A scene as a source of blocks, in real time or as fast as it is read (see `Source`)."""
-
-    is_live = False
-
-    def __init__(
-        self, seed: int, duration_s: float, pace: Literal["realtime", "fast"], block_s: float
-    ) -> None:
-        self.is_paced = pace == "realtime"
-        self._renderer = SceneRenderer(seed, duration_s)
-        self._block = seconds_to_samples(block_s)
-        self._position = 0
-        self._opened_at = 0  # sample that was due when the source was opened
-        self._wall_ns = 0
-        self._monotonic_ns = 0
-
-    @property
-    def truth(self) -> list[Planted]:
-        """The sounds delivered so far."""
-        return self._renderer.truth
-
-    def open(self) -> None:
-        """Start, or go on where the scene was left."""
-        self._opened_at = self._position
-        self._wall_ns, self._monotonic_ns = time.time_ns(), time.monotonic_ns()
-
-    def read(self, timeout_s: float) -> SourceBlock | None:
-        """Return the next block, or None if it is not due within `timeout_s`."""
-        stop = min(self._position + self._block, self._renderer.n_samples)
-        if self.is_paced and not self._wait_until_due(stop, timeout_s):
-            return None
-        elapsed_ns = samples_to_ns(self._position - self._opened_at)
-        pcm = self._renderer.render(stop - self._position)
-        self._position = stop
-        return SourceBlock(
-            pcm=pcm[:, None],
-            rate=SAMPLE_RATE,
-            captured_ns=self._wall_ns + elapsed_ns,
-            monotonic_ns=self._monotonic_ns + elapsed_ns,
-            is_last=stop == self._renderer.n_samples,
-        )
-
-    def close(self) -> None:
-        """Nothing is held open."""
-
-    def _wait_until_due(self, stop: int, timeout_s: float) -> bool:
-        """Sleep until sample `stop` would have been recorded; False if that is too far off."""
-        due_ns = self._monotonic_ns + samples_to_ns(stop - self._opened_at)
-        wait_s = (due_ns - time.monotonic_ns()) / NS_PER_SECOND
-        time.sleep(min(max(wait_s, 0.0), timeout_s))
-        return wait_s <= timeout_s
 
 
 class _Bed:

@@ -55,7 +55,7 @@ class Pace:
         return remaining_s <= timeout_s
 
 
-class Recording:
+class FilePlayer:
     """A finite source: one file, once or for ever.
 
     The sample index runs on from one round of a loop to the next. A file that is not there yet

@@ -13,16 +13,24 @@ import contextlib
 import logging
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
+
 from ast_stream.audio.source import SourceBlock, SourceError, SourceHungError
-from ast_stream.capture.devices import InputDevice, find_device
-from ast_stream.capture.hardware import find_cards, is_hardware, names_of
-from ast_stream.capture.limits import NoAnswerError, within
-from ast_stream.capture.sources.callback import CallbackBlocks
+from ast_stream.capture.devices import (
+    InputDevice,
+    find_cards,
+    find_device,
+    is_hardware,
+    names_of,
+)
 from ast_stream.errors import StartupError
+from ast_stream.runtime.background import in_background
 from ast_stream.settings.schema import MAX_CHANNELS, MicrophoneSource
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE
 
@@ -66,7 +74,7 @@ class Microphone:
         self._monotonic_ns = monotonic_ns
         self._wall_ns = wall_ns
         self._stream: Any = None
-        self._blocks: CallbackBlocks | None = None
+        self._blocks: BlockQueue | None = None
         self._has_delivered = False
         self._name = "the default input" if settings.device is None else str(settings.device)
 
@@ -95,8 +103,8 @@ class Microphone:
         if self._blocks.finished:
             raise SourceError("device_lost", f"{self._name} has stopped: unplugged or taken away")
         age_s = (self._monotonic_ns() - self._blocks.last_put_ns) / NS_PER_SECOND
-        if age_s > self._patience_s():
-            raise SourceError("stalled", f"{self._name} delivers nothing since {age_s:.1f} s")
+        if age_s > self._silence_limit_s():
+            raise SourceError("stalled", f"{self._name} has delivered nothing for {age_s:.1f} s")
         return None
 
     def close(self) -> None:
@@ -118,7 +126,7 @@ class Microphone:
 
         _answered(CLOSE_LIMIT_S, stop, f"closing {self._name}")
 
-    def _patience_s(self) -> float:
+    def _silence_limit_s(self) -> float:
         if not self._has_delivered:
             return FIRST_BLOCK_LIMIT_S
         return min(FIRST_BLOCK_LIMIT_S, max(1.0, 10 * self._settings.block_s))
@@ -129,7 +137,7 @@ class Microphone:
         rate, channels = self._choose(sd, device)
         block_frames = round(self._settings.block_s * rate)
         n_slots = max(8, math.ceil(_QUEUE_S / self._settings.block_s))
-        blocks = CallbackBlocks(
+        blocks = BlockQueue(
             n_slots,
             block_frames,
             channels,
@@ -188,11 +196,114 @@ class Microphone:
         if device.channels > MAX_CHANNELS or not is_hardware(device.name):
             raise SourceError(
                 "channel_absent",
-                f"{device.name} is no sound card but a sound server, which mixes to any number of "
-                f"channels: to hear channel {channel}, name the card itself as `device`, or set "
+                f"{device.name} is a sound server, which mixes to any number of channels, not a "
+                f"sound card: to use channel {channel}, name the card itself as `device`, or set "
                 f"`channels` to the number that the microphone has",
             )
         return [device.channels]
+
+
+@dataclass
+class _Stamp:
+    n_frames: int = 0
+    captured_ns: int = 0
+    monotonic_ns: int = 0
+    overflowed: bool = False
+
+
+class BlockQueue:
+    """From PortAudio's callback to the reading thread: fixed memory, one copy, no waiting.
+
+    Args:
+        n_slots: blocks that fit; a reader that is later than that loses the newest.
+        block_frames: most frames in one block.
+
+    Attributes:
+        n_dropped: frames lost because the reader was too late.
+        n_overflows: times PortAudio said that it had lost frames.
+    """
+
+    def __init__(
+        self,
+        n_slots: int,
+        block_frames: int,
+        n_channels: int,
+        rate: int,
+        *,
+        monotonic_ns: Callable[[], int],
+        wall_ns: Callable[[], int],
+    ) -> None:
+        self._pcm = np.zeros((n_slots, block_frames, n_channels), dtype=np.int16)
+        self._bytes = [slot.reshape(-1).data.cast("B") for slot in self._pcm]
+        self._stamps = [_Stamp() for _ in range(n_slots)]
+        self._frame_bytes = 2 * n_channels
+        self._rate = rate
+        self._monotonic_ns = monotonic_ns
+        self._wall_ns = wall_ns
+        self._n_put = 0  # written by the callback alone
+        self._n_got = 0  # written by the reader alone
+        self._is_broken = False  # frames were lost since the last block that was put
+        self._ready = threading.Event()
+        self._finished = threading.Event()
+        self.last_put_ns = monotonic_ns()
+        self.n_dropped = 0
+        self.n_overflows = 0
+
+    @property
+    def finished(self) -> bool:
+        """No more blocks will come."""
+        return self._finished.is_set()
+
+    def put(self, data: memoryview, n_frames: int, input_overflow: bool) -> None:
+        """Copy one block; called by the callback.
+
+        Args:
+            data: the interleaved int16 frames, valid during the call only.
+            input_overflow: frames were lost before this block.
+        """
+        monotonic_ns, wall_ns = self._monotonic_ns(), self._wall_ns()
+        self.last_put_ns = monotonic_ns
+        self.n_overflows += input_overflow
+        if self._n_put - self._n_got == len(self._stamps):
+            self.n_dropped += n_frames
+            self._is_broken = True
+            return
+        slot = self._n_put % len(self._stamps)
+        self._bytes[slot][: n_frames * self._frame_bytes] = data
+        age_ns = n_frames * NS_PER_SECOND // self._rate
+        stamp = self._stamps[slot]
+        stamp.n_frames = n_frames
+        stamp.captured_ns = wall_ns - age_ns
+        stamp.monotonic_ns = monotonic_ns - age_ns
+        stamp.overflowed = input_overflow or self._is_broken
+        self._is_broken = False
+        self._n_put += 1
+        self._ready.set()
+
+    def finish(self) -> None:
+        """Let the reader know that no more will come; called by the finished callback."""
+        self._finished.set()
+        self._ready.set()
+
+    def get(self, timeout_s: float) -> SourceBlock | None:
+        """Return the oldest block, or None if none came in time or none will."""
+        if self._n_got == self._n_put:
+            if self.finished or not self._ready.wait(timeout_s):
+                return None
+            self._ready.clear()
+            if self._n_got == self._n_put:
+                return None
+        slot = self._n_got % len(self._stamps)
+        stamp = self._stamps[slot]
+        block = SourceBlock(
+            pcm=self._pcm[slot, : stamp.n_frames].copy(),
+            rate=self._rate,
+            captured_ns=stamp.captured_ns,
+            monotonic_ns=stamp.monotonic_ns,
+            overflowed=stamp.overflowed,
+        )
+        self._n_got += 1
+        return block
 
 
 def _is_fit(sd: Any, index: int, rate: int, channels: int) -> bool:
@@ -231,11 +342,12 @@ def _as_source_errors(sd: Any, what: str) -> Iterator[None]:
 def _answered(limit_s: float, call: Callable[[], _T], what: str) -> _T:
     stderr = os.dup(_STDERR)
     try:
-        return within(limit_s, call)
-    except NoAnswerError as error:
-        # sounddevice turns stderr off while PortAudio starts: a hang would leave us speechless
+        return in_background(call).result(limit_s)
+    except TimeoutError as error:
+        # sounddevice turns stderr off while PortAudio starts: a hang must not leave it off
         os.dup2(stderr, _STDERR)
-        raise SourceHungError("stalled", f"{what}: {error} from the sound server") from error
+        text = f"{what}: no answer in {limit_s:g} s from the sound server"
+        raise SourceHungError("stalled", text) from error
     finally:
         os.close(stderr)
 

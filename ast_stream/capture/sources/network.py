@@ -1,30 +1,41 @@
 """Network streams, decoded by FFmpeg's libraries through PyAV (the extra `url`).
 
-FFmpeg blocks for ever by default, so both timeouts are always set; it looks up the names of hosts
-without any limit, so that it connects in a thread that can be left waiting. It only decodes: its
-own downmix to mono would add 3 dB, so channels and rate are left to the common resampler.
+FFmpeg blocks for ever by default, so both timeouts are always set; it looks up host names without
+any limit, so it connects in a thread that can be left behind. It only decodes: its own downmix to
+mono would add 3 dB, so channels and rate are left to the common resampler.
+
+For playlists, web pages and refusals it says "Input/output error" or "Invalid data", which reads
+like a fault of the network. So where it cannot open a URL, the beginning of the answer is read
+again and named.
 """
 
 from __future__ import annotations
 
+import base64
 import errno
+import html
 import logging
+import re
 import socket
 import time
+import urllib.error
+import urllib.request
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
 import numpy as np
 
 from ast_stream.audio.source import SourceBlock, SourceError
-from ast_stream.capture.limits import LimitedCall, NoAnswerError
-from ast_stream.capture.sources import answers
 from ast_stream.errors import StartupError
+from ast_stream.runtime.background import in_background
 from ast_stream.settings.schema import UrlSource
 from ast_stream.units import NS_PER_SECOND
-from ast_stream.urls import mask
+from ast_stream.urls import check_url, mask
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +49,34 @@ _RTSP_OPTIONS = {"rtsp_transport": "tcp"}  # over UDP lost packets are lost soun
 _WEB = ("http", "https")
 _MAX_PLAYLISTS = 3  # that lead to one another
 _MAX_DAMAGED = 1_000  # packets in a row
+_MAX_HEAD_BYTES = 65_536
+_PIECE_BYTES = 4_096
+_SHOWN_CHARACTERS = 40
+_PLAYLIST_SUFFIXES = (".pls", ".m3u", ".m3u8", ".asx", ".wax", ".wvx", ".xspf", ".ram")
+_PLAYLIST_TYPES = frozenset(
+    {
+        *("audio/x-scpls", "audio/scpls", "application/pls+xml", "audio/x-mpegurl"),
+        *("audio/mpegurl", "application/x-mpegurl", "application/vnd.apple.mpegurl"),
+        *("application/xspf+xml", "video/x-ms-asf", "video/x-ms-asx", "video/x-ms-wax"),
+        *("video/x-ms-wvx", "audio/x-ms-wax", "audio/x-pn-realaudio"),
+    }
+)
+_SCHEMES = frozenset({"http", "https", "rtsp", "rtsps", "rtmp", "rtmps", "mmsh", "mmst"})
+_PLS_ENTRY = re.compile(r"^\s*(?:File|Ref)\d+\s*=\s*(\S.*?)\s*$", re.IGNORECASE | re.MULTILINE)
+_ASX_ENTRY = re.compile(r"<(?:ref|entryref)\s+href\s*=\s*[\"']([^\"']+)[\"']", re.IGNORECASE)
+_XSPF_ENTRY = re.compile(r"<location>\s*(.*?)\s*</location>", re.IGNORECASE | re.DOTALL)
+_HLS = "#EXT-X-"
 
 
 def opening_limit_s(settings: UrlSource) -> float:
     """Return the longest time that one try to open takes: header, sound, and what it was."""
     return 3 * settings.open_timeout_s + 1
+
+
+def ffmpeg_options(settings: UrlSource, url: str) -> dict[str, str]:
+    """Return what is passed to FFmpeg: the options of the settings over our defaults."""
+    is_rtsp = urlsplit(url).scheme in ("rtsp", "rtsps")
+    return _LIVE_OPTIONS | (_RTSP_OPTIONS if is_rtsp else {}) | settings.options
 
 
 class NetworkStream:
@@ -67,9 +101,9 @@ class NetworkStream:
         self._monotonic_ns = monotonic_ns
         self._wall_ns = wall_ns
         self._sleep = sleep
-        self._opening: LimitedCall[Any] | None = None
+        self._opening: Future[Any] | None = None
         self._n_failed = 0  # tries since the last success: each takes the next of a playlist
-        self._told = ""  # the address in a playlist that was logged last
+        self._logged_address = ""  # in a playlist
         self._container: Any = None
         self._track: Any = None  # of sound
         self._packets: Iterator[Any] = iter(())
@@ -92,11 +126,11 @@ class NetworkStream:
             CaptureError: no connection, or no sound in what came.
         """
         av = _pyav()
-        self._opening = self._opening or LimitedCall(lambda: self._connect(av))
+        self._opening = self._opening or in_background(lambda: self._connect(av))
         limit_s = opening_limit_s(self._settings)
         try:
             container = self._opening.result(limit_s)
-        except NoAnswerError as error:  # the same try goes on: there is never more than one
+        except TimeoutError as error:  # the same try goes on: there is never more than one
             text = f"cannot open {self.name}: no answer in {limit_s:g} s, not even to the name"
             raise SourceError(ABSENT, f"{text} of its host") from error
         except SourceError:
@@ -159,7 +193,7 @@ class NetworkStream:
         timeouts = (self._settings.open_timeout_s, self._settings.read_timeout_s)
         name = mask(url)
         try:
-            container = av.open(url, options=self._options(url), timeout=timeouts)
+            container = av.open(url, options=ffmpeg_options(self._settings, url), timeout=timeouts)
         except _errors(av) as error:
             raise _not_opened(av, name, url, error, timeouts[0]) from error
         if not container.streams.audio:
@@ -184,7 +218,7 @@ class NetworkStream:
                 raise failure
             return None
         try:
-            answer = answers.ask(url, self._settings.options, self._settings.open_timeout_s)
+            answer = _ask(url, self._settings.options, self._settings.open_timeout_s)
         except OSError:
             if failure is not None:
                 raise failure from None
@@ -200,15 +234,10 @@ class NetworkStream:
         if not listed:
             text = f"{name} is a playlist without any address of a stream"
             raise SourceError(ABSENT, text, longest_pause_s=REFUSED_PAUSE_S)
-        if listed[0] != self._told:
-            self._told = listed[0]
+        if listed[0] != self._logged_address:
+            self._logged_address = listed[0]
             logger.info("%s is a playlist: taking %s", name, mask(listed[0]))
         return listed
-
-    def _options(self, url: str | None = None) -> dict[str, str]:
-        is_rtsp = urlsplit(url or self._settings.url).scheme in ("rtsp", "rtsps")
-        defaults = _LIVE_OPTIONS | (_RTSP_OPTIONS if is_rtsp else {})
-        return defaults | self._settings.options
 
     def _begin(self, container: Any) -> None:
         self._container = container
@@ -332,7 +361,7 @@ def _not_opened(av: Any, name: str, url: str, error: Exception, timeout_s: float
     }
     status = statuses.get(type(error))
     if status is not None:
-        text = f"cannot open {name}: {answers.refusal(status)}"
+        text = f"cannot open {name}: {_refusal(status)}"
         return SourceError(ABSENT, text, longest_pause_s=_pause_s(status))
     if isinstance(error, av.error.ProtocolNotFoundError):
         text = f"FFmpeg knows no protocol {urlsplit(url).scheme!r}"
@@ -360,4 +389,158 @@ def _pause_s(status: int) -> float | None:
 
 
 def _is_named_playlist(url: str) -> bool:
-    return urlsplit(url).path.lower().endswith(answers.PLAYLIST_SUFFIXES)
+    return urlsplit(url).path.lower().endswith(_PLAYLIST_SUFFIXES)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """The beginning of an answer over HTTP.
+
+    Attributes:
+        url: where it came from after redirects.
+        status, reason: e.g. 503, "Service Unavailable".
+        kind: content type without parameters, in lower case.
+        head: the first bytes of the body.
+    """
+
+    url: str
+    status: int
+    reason: str
+    kind: str
+    head: bytes
+
+    @property
+    def text(self) -> str:
+        """The first bytes as text."""
+        return self.head.decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
+
+    @property
+    def _document(self) -> str | None:
+        start = self.text[:_PIECE_BYTES].lower()
+        if start.startswith(("<!doctype html", "<html")) or "html" in self.kind:
+            return "a web page"
+        if re.match(r"[\[{]\s*[\"{\]}]", start) or "json" in self.kind:
+            return "JSON"
+        return "XML" if start.startswith("<?xml") or "xml" in self.kind else None
+
+    @property
+    def is_playlist(self) -> bool:
+        """Whether it lists addresses of sound, and is none of HLS, which FFmpeg reads itself."""
+        text = self.text
+        if not 200 <= self.status < 300 or b"\0" in self.head or _HLS in text:
+            return False
+        start = text[:200].lower()
+        if start.startswith(("[playlist]", "#extm3u", "<asx", "[reference]")):
+            return True
+        if "<playlist" in start and "xspf" in text[:1_000].lower():
+            return True
+        is_named = urlsplit(self.url).path.lower().endswith(_PLAYLIST_SUFFIXES)
+        is_address = re.match(r"[a-z][a-z0-9+.-]{1,10}://\S+\s*($|[\r\n])", start) is not None
+        is_called = is_named or self.kind in _PLAYLIST_TYPES
+        is_list = bool(text) and self._document is None and _is_text(self.head)
+        return is_address or (is_called and is_list)
+
+    def addresses(self) -> list[str]:
+        """Return what a playlist lists, those that can be played alone, in its order."""
+        text = self.text
+        found = _PLS_ENTRY.findall(text)
+        if not found and "<" in text[:200]:
+            found = [html.unescape(one) for one in _ASX_ENTRY.findall(text)]
+            found = found or [html.unescape(one) for one in _XSPF_ENTRY.findall(text)]
+        elif not found:
+            lines = (line.strip() for line in text.splitlines())
+            found = [line for line in lines if line and line[0] not in "#[" and " " not in line]
+        addresses = (_address(self.url, one) for one in found)
+        return [one for one in dict.fromkeys(addresses) if one is not None]
+
+    def describe(self) -> str | None:
+        """Say what it is that is no sound; None: it may be sound."""
+        if not 200 <= self.status < 300:
+            return _refusal(self.status, self.reason)
+        if not self.head:
+            return "the server answers with nothing"
+        if (kind := self._document) is not None:
+            return f"{kind} is answered, no sound; use the address of the stream itself"
+        if _is_text(self.head):
+            line = self.text.partition("\n")[0].strip()
+            shown = line[:_SHOWN_CHARACTERS] + ("…" if len(line) > _SHOWN_CHARACTERS else "")
+            return f"text is answered, no sound: {shown!r}"
+        return None
+
+
+def _address(base: str, entry: str) -> str | None:
+    """Return an entry of a playlist as an address that can be played, None if it is none."""
+    try:
+        return check_url(urljoin(base, entry), _SCHEMES)
+    except ValueError:
+        return None
+
+
+def _refusal(status: int, reason: str = "") -> str:
+    """Say what the status of an answer over HTTP or RTSP means."""
+    known = {
+        401: "user and password are missing or wrong",
+        403: "access is forbidden",
+        404: "there is nothing at this address",
+        410: "what was at this address is gone for good",
+        429: "the server wants fewer requests",
+    }
+    if status in known:
+        return f"{known[status]} ({status})"
+    shown = f"{status} {reason}".strip()
+    if status >= 500:
+        return f"the server has a fault of its own ({shown})"
+    return f"the server refuses the request ({shown})"
+
+
+def _ask(url: str, options: Mapping[str, str], timeout_s: float) -> _Answer:
+    """Return the beginning of what is answered at a URL of HTTP.
+
+    Args:
+        options: of FFmpeg; `user_agent`, `referer` and `headers` are heeded.
+        timeout_s: for the whole of it, as far as the network is concerned.
+
+    Raises:
+        OSError: no answer.
+    """
+    parts = urlsplit(url)
+    userinfo, _, host = parts.netloc.rpartition("@")
+    request = urllib.request.Request(urlunsplit(parts._replace(netloc=host, fragment="")))
+    request.add_header("User-Agent", options.get("user_agent", "Lavf"))
+    request.add_header("Icy-MetaData", "0")
+    if "referer" in options:
+        request.add_header("Referer", options["referer"])
+    for line in options.get("headers", "").splitlines():
+        name, colon, value = line.partition(":")
+        if colon:
+            request.add_header(name.strip(), value.strip())
+    if userinfo:
+        token = base64.b64encode(unquote(userinfo).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {token}")
+    end_s = time.monotonic() + timeout_s
+    try:
+        with urllib.request.urlopen(request, timeout=timeout_s) as response:
+            kind = response.headers.get_content_type() if "content-type" in response.headers else ""
+            head = b""
+            while len(head) < _MAX_HEAD_BYTES and time.monotonic() < end_s:
+                piece = response.read1(_PIECE_BYTES)
+                head += piece
+                if not piece or (b"\0" in head and len(head) >= _PIECE_BYTES):
+                    break  # the end, or sound, of which there may be no end
+            return _Answer(response.geturl(), response.status, response.reason, kind, head)
+    except urllib.error.HTTPError as error:
+        error.close()
+        return _Answer(url, error.code, str(error.reason), "", b"")
+    except (HTTPException, ValueError) as error:  # what answers speaks no HTTP
+        raise OSError(f"what answers is no web server: {error}") from error
+
+
+def _is_text(head: bytes) -> bool:
+    """Tell whether bytes are text: nothing that is not printable."""
+    try:
+        text = head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 4:  # not merely cut within a letter
+            return False
+        text = head[: error.start].decode("utf-8")
+    return all(letter.isprintable() or letter in "\r\n\t" for letter in text)

@@ -96,7 +96,7 @@ class Layout:
         return _SAMPLE_BYTES[self.sample_type] * self.channels
 
 
-class Pipe:
+class StandardInput:
     """A finite source of PCM from a file descriptor.
 
     It is not read faster than the worker takes it, so that a recording piped in is not lost;

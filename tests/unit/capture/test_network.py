@@ -17,7 +17,13 @@ from sound_server import Respond, encoded, http_server, muxed, paced, send, tone
 
 import ast_stream.capture.sources.network as network_module
 from ast_stream.audio.source import SourceBlock, SourceError
-from ast_stream.capture.sources.network import ABSENT, LOST, MAX_LEAD_S, NetworkStream
+from ast_stream.capture.sources.network import (
+    ABSENT,
+    LOST,
+    MAX_LEAD_S,
+    NetworkStream,
+    ffmpeg_options,
+)
 from ast_stream.settings.schema import UrlSource
 
 MONO0, WALL0 = 5_000_000_000, 1_763_700_000_000_000_000
@@ -167,13 +173,16 @@ def test_a_page_that_is_no_sound_is_refused(body: bytes, status: int) -> None:
         source.close()
 
 
+def options_for(url: str, **options: str) -> dict[str, str]:
+    return ffmpeg_options(UrlSource(type="url", url=url, options=options), url)
+
+
 def test_cameras_are_asked_over_tcp_unless_the_options_say_otherwise() -> None:
-    camera = network_stream("rtsp://camera/stream")
-    assert camera._options()["rtsp_transport"] == "tcp"
-    over_udp = network_stream("rtsp://camera/stream", options={"rtsp_transport": "udp", "x": "1"})
-    assert over_udp._options()["rtsp_transport"] == "udp"
-    assert over_udp._options()["x"] == "1"
-    assert "rtsp_transport" not in network_stream("http://radio/stream")._options()
+    assert options_for("rtsp://camera/stream")["rtsp_transport"] == "tcp"
+    over_udp = options_for("rtsp://camera/stream", rtsp_transport="udp", x="1")
+    assert over_udp["rtsp_transport"] == "udp"
+    assert over_udp["x"] == "1"
+    assert "rtsp_transport" not in options_for("http://radio/stream")
 
 
 def test_opening_a_port_that_accepts_and_says_nothing_ends_in_time() -> None:

@@ -7,8 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from ast_stream.audio.source import SourceBlock
-from ast_stream.soundscape.scene import Planted, SceneRenderer, SceneSource, generate_scene
+from ast_stream.soundscape.scene import Planted, SceneRenderer, generate_scene
 from ast_stream.soundscape.synthesis import SOUNDS
 from ast_stream.units import FULL_SCALE, SAMPLE_RATE
 
@@ -76,38 +75,3 @@ def test_a_scene_too_short_for_any_sound_is_a_bed() -> None:
     assert scene.truth == []
     assert len(scene.pcm) == SAMPLE_RATE
     assert scene.pcm.any()
-
-
-def test_the_source_delivers_the_scene_and_says_when_it_ends() -> None:
-    source = SceneSource(2, 5.05, "fast", 0.1)
-    source.open()
-    blocks: list[SourceBlock] = []
-    while not blocks or not blocks[-1].is_last:
-        block = source.read(timeout_s=0.0)
-        assert block is not None
-        blocks.append(block)
-    pcm = np.concatenate([block.pcm for block in blocks])
-    np.testing.assert_array_equal(pcm[:, 0], generate_scene(2, 5.05).pcm)
-    steps = np.diff([block.captured_ns for block in blocks])
-    assert (steps == 100_000_000).all()
-    assert len(blocks) == 51
-
-
-def test_the_source_goes_on_where_it_was_after_it_was_opened_again() -> None:
-    source = SceneSource(2, 5.0, "fast", 0.5)
-    source.open()
-    first = source.read(0.0)
-    source.close()
-    source.open()
-    second = source.read(0.0)
-    assert first is not None
-    assert second is not None
-    pcm = np.concatenate([first.pcm, second.pcm])[:, 0]
-    np.testing.assert_array_equal(pcm, generate_scene(2, 5.0).pcm[: len(pcm)])
-
-
-def test_a_paced_source_gives_nothing_before_it_is_due() -> None:
-    source = SceneSource(0, 60.0, "realtime", 1.0)
-    source.open()
-    assert source.is_paced
-    assert source.read(timeout_s=0.0) is None

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from ast_stream.audio.source import SourceBlock, SourceError
-from ast_stream.capture.sources.file import Pace, Recording
+from ast_stream.capture.sources.file import FilePlayer, Pace
 from ast_stream.errors import AudioError
 from ast_stream.settings.schema import FileSource
 
@@ -41,7 +41,7 @@ def tone(seconds: float, rate: int, n_channels: int = 1) -> npt.NDArray[np.float
     return np.repeat(mono[:, None], n_channels, axis=1).astype(np.float32)
 
 
-def recording(path: Path, clock: Clock | None = None, **settings: object) -> Recording:
+def recording(path: Path, clock: Clock | None = None, **settings: object) -> FilePlayer:
     parsed = FileSource.model_validate(
         {"type": "file", "path": str(path), "pace": "fast", **settings}
     )
@@ -52,10 +52,10 @@ def recording(path: Path, clock: Clock | None = None, **settings: object) -> Rec
         wall_ns=lambda: WALL0,
         sleep=clock.sleep,
     )
-    return Recording(parsed, pace)
+    return FilePlayer(parsed, pace)
 
 
-def read_all(source: Recording) -> list[SourceBlock]:
+def read_all(source: FilePlayer) -> list[SourceBlock]:
     source.open()
     blocks: list[SourceBlock] = []
     while not (blocks and blocks[-1].is_last):

@@ -17,7 +17,7 @@ import pytest
 import soundfile
 
 from ast_stream.audio.source import SourceBlock, SourceError
-from ast_stream.capture.sources.stdin import Pipe
+from ast_stream.capture.sources.stdin import StandardInput
 from ast_stream.errors import AudioError, ConfigError
 from ast_stream.settings.schema import StdinSource
 
@@ -35,8 +35,8 @@ def ends() -> Iterator[tuple[int, int]]:
             continue
 
 
-def pipe(descriptor: int, **settings: object) -> Pipe:
-    source = Pipe(
+def pipe(descriptor: int, **settings: object) -> StandardInput:
+    source = StandardInput(
         StdinSource.model_validate({"type": "stdin", **settings}),
         descriptor,
         monotonic_ns=lambda: MONO0,
@@ -46,7 +46,7 @@ def pipe(descriptor: int, **settings: object) -> Pipe:
     return source
 
 
-def read_all(source: Pipe) -> list[SourceBlock]:
+def read_all(source: StandardInput) -> list[SourceBlock]:
     blocks: list[SourceBlock] = []
     while not (blocks and blocks[-1].is_last):
         block = source.read(5.0)
@@ -150,7 +150,7 @@ def test_a_regular_file_can_be_piped_in(tmp_path: Path) -> None:
 def test_closed_standard_input_is_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(SourceError, match="standard input is closed"):
-        Pipe(StdinSource(type="stdin")).open()
+        StandardInput(StdinSource(type="stdin")).open()
 
 
 def sound(n_frames: int, n_channels: int = 1, seed: int = 0) -> npt.NDArray[np.float32]:

@@ -100,7 +100,7 @@ class Detector:
         self.window = tagger.window_samples
         self.max_streams = max_streams
         self._tagger = tagger
-        self.on_scores = on_scores
+        self._on_scores = on_scores
         context_s = tagger.window_s if min_context_s is None else min_context_s
         self._min_context = min(seconds_to_samples(context_s), self.window)
         self._flush_context = min(seconds_to_samples(FLUSH_CONTEXT_S), self._min_context)
@@ -434,9 +434,9 @@ class Detector:
     ) -> list[Event]:
         first_scored = self._at.mark_scored(slots, ends)
         scores = self._decision.average(slots, scores, ends == first_scored)
-        if self.on_scores is not None:
+        if self._on_scores is not None:
             for slot, end, row in zip(slots, ends, scores, strict=True):
-                self.on_scores(Scores(*self._names.of(int(slot)), int(end), row.copy()))
+                self._on_scores(Scores(*self._names.of(int(slot)), int(end), row.copy()))
         return self._decision.step(
             slots,
             ends,

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ast_stream.detect.detector import Detector
+from ast_stream.detect.parameters import DecisionParameters
 from ast_stream.errors import UsageError, WireError
 from ast_stream.limited_log import LimitedLog
 from ast_stream.messages.audio import decode_block
-from ast_stream.messages.event import AudioBlock
+from ast_stream.messages.event import AudioBlock, Scores
 from ast_stream.settings.schema import DetectionSettings
 from ast_stream.transport.event_log import EventLog
 from ast_stream.transport.publisher import FeedPublisher
@@ -57,6 +58,7 @@ class Worker:
     """Drives the detector from the sockets.
 
     Args:
+        make_detector: builds a detector that calls its argument with the scores of each window.
         facts: model, device, precision and the like, for the status message.
         ring_folder: the ring of a stream that is not in the configuration lies here.
         now_s: a clock that only goes forward.
@@ -66,7 +68,7 @@ class Worker:
     def __init__(
         self,
         plans: list[StreamPlan],
-        detector: Detector,
+        make_detector: Callable[[Callable[[Scores], None]], Detector],
         publisher: FeedPublisher,
         event_log: EventLog,
         journal: Journal,
@@ -79,7 +81,7 @@ class Worker:
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._now_s = now_s
-        self._detector = detector
+        self._detector = detector = make_detector(self._publish_scores)
         self._journal = WorkerJournal(journal, detector, now_s())
         self._sockets = sockets
         self._ring_folder = ring_folder
@@ -110,11 +112,13 @@ class Worker:
             audio=self._report.audio,
             now_s=now_s,
         )
-        detector.on_scores = lambda scores: self._feed.publish_scores(
-            self._streams[scores.stream], scores
-        )
         for plan in plans:
             self._add(plan)
+
+    @property
+    def parameters(self) -> DecisionParameters:
+        """What events are decided by."""
+        return self._detector.parameters
 
     def run(self, stop: threading.Event, after_turn: Callable[[], None]) -> None:
         """Work until `stop` is set; `finish` must follow.
@@ -194,6 +198,9 @@ class Worker:
             window_s = max(1e-6, (self._now_s() - began_s) / n_windows)
             fitting = min(2 * self._windows_a_tick, WINDOWS_A_TICK, round(TURN_S / window_s))
             self._windows_a_tick = max(1, fitting)
+
+    def _publish_scores(self, scores: Scores) -> None:
+        self._feed.publish_scores(self._streams[scores.stream], scores)
 
     def _take_blocks(self, now_s: float) -> None:
         for _ in range(BLOCKS_A_TICK):

@@ -7,6 +7,7 @@ import logging
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +15,9 @@ import torch
 import typer
 
 from ast_stream.detect.detector import Detector
+from ast_stream.detect.parameters import DecisionParameters
 from ast_stream.errors import StartupError
+from ast_stream.messages.event import Scores
 from ast_stream.model.loading import load_model
 from ast_stream.model.selfcheck import self_check
 from ast_stream.model.tagger import Tagger
@@ -105,17 +108,20 @@ def run_worker(loaded: LoadedSettings, stop: threading.Event, reload: threading.
         tagger.on_batch = figures.on_batch
         boot = secrets.token_hex(8)
         publisher = FeedPublisher(feed, event_log, boot, time.time_ns)
-        detector = Detector(
-            tagger,
-            settings.detection,
-            hop_s=settings.model.hop_s,
-            min_context_s=settings.model.min_context_s,
-            max_streams=settings.model.max_streams,
-        )
-        _log_effective(detector)
+
+        def make_detector(on_scores: Callable[[Scores], None]) -> Detector:
+            return Detector(
+                tagger,
+                settings.detection,
+                hop_s=settings.model.hop_s,
+                min_context_s=settings.model.min_context_s,
+                max_streams=settings.model.max_streams,
+                on_scores=on_scores,
+            )
+
         worker = Worker(
             _plans(settings),
-            detector,
+            make_detector,
             publisher,
             event_log,
             Journal(
@@ -126,6 +132,7 @@ def run_worker(loaded: LoadedSettings, stop: threading.Event, reload: threading.
             facts=_facts(tagger),
             ring_folder=f"ipc://{folder}/",
         )
+        _log_effective(worker.parameters)
         logger.info("ready: %s", ", ".join(f"{k} {v}" for k, v in _facts(tagger).items()))
         reloader = _reloader(reload, loaded, worker, tagger)
 
@@ -209,8 +216,8 @@ def _facts(tagger: Tagger) -> dict[str, Any]:
     }
 
 
-def _log_effective(detector: Detector) -> None:
+def _log_effective(parameters: DecisionParameters) -> None:
     """Log what the settings in seconds became, class by class."""
-    for index, is_enabled in enumerate(detector.parameters.is_enabled):
+    for index, is_enabled in enumerate(parameters.is_enabled):
         if is_enabled:
-            logger.info("class %s", detector.parameters.describe(index))
+            logger.info("class %s", parameters.describe(index))

@@ -10,7 +10,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +23,7 @@ from ast_stream.audio.source import SourceStatus
 from ast_stream.capture.ring import Ring, RingServer
 from ast_stream.detect import Detector
 from ast_stream.messages.audio import encode_block
-from ast_stream.messages.event import Pcm16
+from ast_stream.messages.event import Pcm16, Scores
 from ast_stream.messages.feed import decode_message
 from ast_stream.messages.query import ReplayPage
 from ast_stream.model.tagger import Tagger
@@ -225,7 +225,7 @@ class Site:
         self._log = EventLog(self.folder / "events", spare=self.folder / "unlogged.jsonl")
         self.worker = Worker(
             [self._plan(name) for name in configured],
-            Detector(cast(Tagger, SlowTagger(self._tagger, self)), DETECTION, hop_s=HOP_S),
+            self._make_detector,
             FeedPublisher(
                 WatchedFeed(feed, self.published), self._log, secrets.token_hex(8), self._now_ns
             ),
@@ -240,6 +240,10 @@ class Site:
         )
         self._push = self._capture_sockets.connect("push", f"ipc://{self.folder}/audio.sock", 8)
         return self.worker
+
+    def _make_detector(self, on_scores: Callable[[Scores], None]) -> Detector:
+        tagger = cast(Tagger, SlowTagger(self._tagger, self))
+        return Detector(tagger, DETECTION, hop_s=HOP_S, on_scores=on_scores)
 
     def _plan(self, name: str) -> StreamPlan:
         endpoint = f"ipc://{self.folder}/ring.{name}.sock"

@@ -74,10 +74,10 @@ COMMANDS = (
     Command("devices", "ast_stream.cli.devices:devices", "List input devices with stable names."),
     Command(
         "check-config",
-        "ast_stream.cli.config_commands:check_config",
+        "ast_stream.cli.config:check_config",
         "Validate a configuration and say what it means.",
     ),
-    Command("schema", "ast_stream.cli.config_commands:schema", "Print the settings' JSON Schema."),
+    Command("schema", "ast_stream.cli.config:schema", "Print the settings' JSON Schema."),
     Command(
         "rules", "ast_stream.cli.rules_commands:app", "Check, test, explain and try alert rules."
     ),

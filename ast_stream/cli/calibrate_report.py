@@ -17,7 +17,7 @@ from ast_stream.calibration.curve import Choice
 from ast_stream.calibration.listening import Listening
 from ast_stream.calibration.onset_fits import FittedOnset
 from ast_stream.calibration.rises import RiseTime
-from ast_stream.cli import live
+from ast_stream.cli import terminal
 from ast_stream.model.checkpoint import Checkpoint
 
 WIDE_COLUMNS = 105  # rise times are told where there is room
@@ -80,7 +80,7 @@ def result_json(
 
 def report_console() -> Console:
     """Return the console for the tables, on standard output."""
-    return live.console(stderr=False, piped_width=LINE_COLUMNS)
+    return terminal.console(stderr=False, piped_width=LINE_COLUMNS)
 
 
 def show(

@@ -7,22 +7,31 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median, quantiles
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 from ast_stream.alerts.rule_watch import model_facts
-from ast_stream.cli.demo_report import Heard, compare
-from ast_stream.cli.demo_view import DemoView, alert_line, demo_view, report_table, summary
-from ast_stream.cli.live import console
+from ast_stream.cli.terminal import console, level_bar, level_text, stacked
 from ast_stream.errors import StartupError
 from ast_stream.feed import FeedMessage, Missed, Subscriber
+from ast_stream.messages.event import parse_time
 from ast_stream.runtime.lifecycle import child_environment, stop_on_signals
 from ast_stream.settings.explain import with_options
 from ast_stream.settings.schema import ModelSettings
-from ast_stream.soundscape.scene import generate_scene
+from ast_stream.soundscape.scene import Planted, generate_scene
+from ast_stream.units import NS_PER_SECOND, samples_to_seconds
 
 STREAM = "demo"
 MARGIN_S = 60.0  # beyond the scene: loading the model, last windows, shutdown
@@ -30,6 +39,11 @@ SHUTDOWN_S = 10.0
 LOG_LINES_SHOWN = 15
 ALARMS = ("Smoke detector, smoke alarm", "Siren")
 TELEPHONES = ("Telephone bell ringing", "Telephone dialing, DTMF")
+
+
+EVENTS_SHOWN = 8
+PLAIN_EVERY_S = 10.0
+SLACK_S = 1.0  # an event of the right class counts if it overlaps the sound within this
 
 
 def demo(
@@ -192,3 +206,285 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+class DemoView:
+    """Plain lines; what is shown where the output is no terminal."""
+
+    def __init__(self, duration_s: float) -> None:
+        self.duration_s = duration_s
+        self.console = console()
+        self._said_s = 0.0
+
+    def __enter__(self) -> DemoView:
+        self.console.print("demo: starting capture, worker and alerts", soft_wrap=True)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        pass
+
+    def show_health(self, body: dict[str, Any]) -> None:
+        """Take a health message of the stream."""
+        audio_s = body["audio_s"] or 0.0
+        if audio_s - self._said_s >= PLAIN_EVERY_S:
+            self._said_s = audio_s
+            level = level_text(body["level_dbfs"])
+            self.console.print(f"demo: {audio_s:.0f} of {self.duration_s:.0f} s, {level}")
+
+    def show_event(self, body: dict[str, Any]) -> None:
+        """Take the begin or end of an event."""
+        self.console.print(event_line(body), soft_wrap=True)
+
+    def show_alert(self, body: dict[str, Any]) -> None:
+        """Take an alert that has fired."""
+        self.console.print(alert_line(body), soft_wrap=True)
+
+
+class LiveDemoView(DemoView):
+    """Redrawn in place."""
+
+    def __init__(self, duration_s: float) -> None:
+        super().__init__(duration_s)
+        self._live = Live(
+            console=self.console, refresh_per_second=8, transient=True, redirect_stdout=False
+        )
+        self._health: dict[str, Any] = {"state": "starting", "level_dbfs": None, "audio_s": None}
+        self._events: deque[str] = deque(maxlen=EVENTS_SHOWN)
+
+    def __enter__(self) -> DemoView:
+        self._live.start()
+        self._draw()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._live.stop()
+
+    def show_health(self, body: dict[str, Any]) -> None:
+        self._health = body
+        self._draw()
+
+    def show_event(self, body: dict[str, Any]) -> None:
+        self._events.append(event_line(body))
+        self._draw()
+
+    def show_alert(self, body: dict[str, Any]) -> None:
+        self._events.append(alert_line(body))
+        self._draw()
+
+    def _draw(self) -> None:
+        audio_s = self._health["audio_s"] or 0.0
+        shown: list[RenderableType] = [
+            Text(
+                f"generated scene, {audio_s:4.0f} of {self.duration_s:.0f} s, "
+                f"{self._health['state']}"
+            ),
+            ProgressBar(total=self.duration_s, completed=min(audio_s, self.duration_s)),
+            level_bar(self._health["level_dbfs"]),
+            Text("\n".join(self._events)),
+        ]
+        self._live.update(stacked(*shown))
+
+
+def demo_view(duration_s: float) -> DemoView:
+    """Return the view that fits where the output goes."""
+    return (LiveDemoView if sys.stderr.isatty() else DemoView)(duration_s)
+
+
+def event_line(body: dict[str, Any]) -> str:
+    """Return one begin or end as a line."""
+    begins = body["type"] == "begin"
+    sample = body["onset_sample"] if begins else body["offset_sample"]
+    return (
+        f"{samples_to_seconds(sample):7.2f} s  {body['type']:<5}  {body['label']:<32} "
+        f"peak {body['peak']:.2f}"
+    )
+
+
+def alert_line(body: dict[str, Any]) -> str:
+    """Return an alert that has fired as a line."""
+    words = body["annotations"].get("summary", "")
+    return f"    alert  {body['severity']:<6} {body['rule']}: {words}"
+
+
+def report_table(report: Report) -> Table:
+    """Return planted against detected, one row for each planted sound."""
+    table = Table(title="planted against detected", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("sound", max_width=24, no_wrap=True)
+    for heading in ("planted at", "detected", "error", "peak", "latency"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in report.rows:
+        table.add_row(row.planted.label, f"{row.planted.onset_s:.2f} s", *_found_cells(row))
+    return table
+
+
+def _found_cells(row: Row) -> list[str | Text]:
+    error, latency = row.onset_error_s, row.latency
+    if row.heard is None or error is None or latency is None:
+        return [Text("missed", style="red"), "", "", ""]
+    return [
+        f"{row.heard.onset_s:.2f} s",
+        f"{error:+.2f} s",
+        f"{row.heard.peak:.2f}",
+        f"{latency.total_s:.2f} s",
+    ]
+
+
+def summary(report: Report) -> str:
+    """Return the result in words."""
+    lines = [f"{report.n_found} of {len(report.rows)} planted sounds found"]
+    latency = report.latency_summary()
+    if latency:
+        total = latency["onset_to_published"]
+        lines[0] += f"; onset to published: median {total['p50']:.2f} s, p95 {total['p95']:.2f} s"
+        parts = (f"{name} {values['p50']:.3f} s" for name, values in latency.items())
+        lines.append("medians: " + ", ".join(parts))
+    lines += [
+        f"also heard: {heard.label} at {heard.onset_s:.1f} s, which was not planted"
+        for heard in report.extra
+    ]
+    return "\n".join(lines)
+
+
+@dataclass
+class Heard:
+    """One event as its messages told it, times in seconds from the start of the scene."""
+
+    id: str
+    label: str
+    onset_s: float
+    offset_s: float | None
+    peak: float
+    begin: dict[str, Any]
+
+    @classmethod
+    def from_begin(cls, body: dict[str, Any]) -> Heard:
+        """Return the event that began with the message `body`."""
+        onset_s = samples_to_seconds(body["onset_sample"])
+        return cls(body["id"], body["label"], onset_s, None, body["peak"], body)
+
+    def hear(self, body: dict[str, Any]) -> None:
+        """Take a later message of the same event."""
+        self.peak = body["peak"]
+        if body["offset_sample"] is not None:
+            self.offset_s = samples_to_seconds(body["offset_sample"])
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Seconds from the sound's onset to its `begin` message, and where they went."""
+
+    decided_s: float  # audio that had to be heard until a window was sure
+    scored_s: float  # from capture of that window's end to its scores
+    published_s: float  # from the scores to the feed
+
+    @property
+    def total_s(self) -> float:
+        """Onset to publish."""
+        return self.decided_s + self.scored_s + self.published_s
+
+
+@dataclass(frozen=True)
+class Row:
+    """One planted sound and the event that found it, if any."""
+
+    planted: Planted
+    heard: Heard | None
+
+    @property
+    def onset_error_s(self) -> float | None:
+        """Detected minus planted onset."""
+        return None if self.heard is None else self.heard.onset_s - self.planted.onset_s
+
+    @property
+    def latency(self) -> Latency | None:
+        """Where the time from onset to publish went."""
+        if self.heard is None:
+            return None
+        body = self.heard.begin
+        captured, scored, published = (
+            parse_time(body[key]) / NS_PER_SECOND for key in ("captured", "scored", "published")
+        )
+        decided_s = samples_to_seconds(body["at_sample"]) - self.planted.onset_s
+        return Latency(decided_s, scored - captured, published - scored)
+
+
+@dataclass(frozen=True)
+class Report:
+    """All planted sounds, and the events that belong to none of them."""
+
+    rows: list[Row]
+    extra: list[Heard]
+
+    @property
+    def n_found(self) -> int:
+        """Planted sounds that were found."""
+        return sum(row.heard is not None for row in self.rows)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every planted sound was found."""
+        return self.n_found == len(self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON."""
+        return {
+            "planted": len(self.rows),
+            "found": self.n_found,
+            "extra": [
+                {"label": heard.label, "onset_s": round(heard.onset_s, 3)} for heard in self.extra
+            ],
+            "sounds": [_row_json(row) for row in self.rows],
+            "latency_s": self.latency_summary(),
+        }
+
+    def latency_summary(self) -> dict[str, dict[str, float]]:
+        """Return p50 and p95 of onset to publish and of its parts, in seconds."""
+        found = [row.latency for row in self.rows if row.latency is not None]
+        parts = {
+            "onset_to_published": [one.total_s for one in found],
+            "decided": [one.decided_s for one in found],
+            "scored": [one.scored_s for one in found],
+            "published": [one.published_s for one in found],
+        }
+        return {name: _percentiles(values) for name, values in parts.items() if values}
+
+
+def compare(planted: list[Planted], heard: list[Heard]) -> Report:
+    """Match each planted sound with the first unmatched event of its class that overlaps it."""
+    rest = sorted(heard, key=lambda one: one.onset_s)
+    rows = []
+    for sound in planted:
+        found = next((one for one in rest if _overlaps(sound, one)), None)
+        if found is not None:
+            rest.remove(found)
+        rows.append(Row(sound, found))
+    return Report(rows, rest)
+
+
+def _overlaps(sound: Planted, heard: Heard) -> bool:
+    offset_s = heard.onset_s if heard.offset_s is None else heard.offset_s
+    return (
+        heard.label == sound.label
+        and heard.onset_s <= sound.offset_s + SLACK_S
+        and offset_s >= sound.onset_s - SLACK_S
+    )
+
+
+def _percentiles(values: list[float]) -> dict[str, float]:
+    p95 = quantiles(values, n=20, method="inclusive")[-1] if len(values) > 1 else values[0]
+    return {"p50": round(median(values), 3), "p95": round(p95, 3)}
+
+
+def _row_json(row: Row) -> dict[str, Any]:
+    heard, error = row.heard, row.onset_error_s
+    return {
+        "label": row.planted.label,
+        "onset_s": round(row.planted.onset_s, 3),
+        "offset_s": round(row.planted.offset_s, 3),
+        "detected_onset_s": None if heard is None else round(heard.onset_s, 3),
+        "detected_offset_s": None
+        if heard is None or heard.offset_s is None
+        else round(heard.offset_s, 3),
+        "onset_error_s": None if error is None else round(error, 3),
+        "peak": None if heard is None else heard.peak,
+    }

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from ast_stream.capture.devices import InputDevice
 from ast_stream.capture.sources.microphone import list_devices
-from ast_stream.cli.live import console
 from ast_stream.cli.output import json_line
+from ast_stream.cli.terminal import console
 
 
 def devices(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,17 +11,14 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from ast_stream.cli import doctor_system
-from ast_stream.cli.doctor_findings import Check
-from ast_stream.cli.live import StatusLine, console
 from ast_stream.cli.output import json_line
-from ast_stream.errors import AstStreamError
+from ast_stream.cli.terminal import StatusLine, console
 from ast_stream.settings.explain import with_options
 from ast_stream.settings.load import load_settings
-from ast_stream.settings.schema import ModelSettings, SceneSource, Settings, StreamSettings
+from ast_stream.settings.schema import SceneSource, Settings, StreamSettings
 
 if TYPE_CHECKING:
-    from ast_stream.model.tagger import Tagger
+    from ast_stream.cli.doctor_checks import Check
 
 _STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 
@@ -57,7 +53,9 @@ def doctor(
     is_shown = out.is_terminal and not (as_json and sys.stdout.isatty())
     with StatusLine(out, is_shown=is_shown) as status:
         status.update("checking")
-        for check in checks(settings, status):
+        from ast_stream.cli.doctor_checks import checks  # imports torch: not before this is shown
+
+        for check in checks(settings, status.update):
             failures += check.status == "failed"
             if as_json:
                 typer.echo(json_line(_as_json(check)))
@@ -69,44 +67,6 @@ def doctor(
         out.print(_summary(failures))
     if failures:
         raise typer.Exit(1)
-
-
-def checks(settings: Settings, status: StatusLine) -> Iterator[Check]:
-    """Yield every finding as soon as it is there; a check that breaks is a failed one."""
-    yield from _guarded("versions", doctor_system.check_versions)
-    yield from _model_checks(settings.model, status)
-    status.update("looking for microphones")
-    yield from _guarded("microphones", doctor_system.check_microphones)
-    yield from _guarded("runtime_dir", lambda: doctor_system.check_runtime_dir(settings))
-    yield from _guarded("endpoints", lambda: doctor_system.check_endpoints(settings))
-
-
-def _model_checks(model: ModelSettings, status: StatusLine) -> Iterator[Check]:
-    status.update("loading the model")
-    from ast_stream.cli import doctor_model  # imports torch
-
-    try:
-        tagger = doctor_model.load(model)
-    except AstStreamError as error:
-        yield Check("model", "failed", str(error))
-        return
-    yield from _guarded("model", lambda: doctor_model.check_model(tagger))
-    checks: tuple[tuple[str, Callable[[Tagger], Iterator[Check]]], ...] = (
-        ("attention", doctor_model.check_attention),
-        ("features", doctor_model.check_features),
-        ("self-check", doctor_model.check_scores),
-        ("speed", doctor_model.check_speed),
-    )
-    for name, check in checks:
-        status.update(f"checking {name}")
-        yield from _guarded(name, lambda check=check: check(tagger))  # type: ignore[misc]
-
-
-def _guarded(name: str, check: Callable[[], Iterator[Check]]) -> Iterator[Check]:
-    try:
-        yield from check()
-    except (AstStreamError, RuntimeError, OSError) as error:  # RuntimeError: torch and CUDA
-        yield Check(name, "failed", str(error).split("\n")[0])
 
 
 def _settings(config: Path | None, model: dict[str, Any]) -> Settings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -12,13 +13,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.table import Table
 
-from ast_stream.cli.evaluate_tables import class_table, details, summary
 from ast_stream.errors import AstStreamError, UsageError
+from ast_stream.evaluation.intervals import Interval
 from ast_stream.evaluation.plan import Settings
 from ast_stream.evaluation.plots import plots
 from ast_stream.evaluation.report import Evaluation, as_json, jsonable
+from ast_stream.evaluation.streams import FalseAlarms, StreamReport
+from ast_stream.evaluation.timing import Errors, Timing
 from ast_stream.version import __version__
+
+MANY_SOUNDS_PER_EVENT = 1.5
+
 
 PLOT_TITLES = {
     "confusion": "Clips: true class (rows) and named class (columns)",
@@ -38,6 +46,211 @@ img { max-width: 100%; height: auto }
 pre { white-space: pre-wrap; background: #f4f6f8; padding: .6rem }
 .note { background: #fff4d6; padding: .4rem .6rem }
 """
+
+
+def show(evaluation: Evaluation, settings: Settings, console: Console) -> None:
+    """Print a summary and a table with a row for each class."""
+    for line in summary(evaluation, settings):
+        console.print(line, highlight=False, soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
+    headings, rows = class_table(evaluation)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "class" else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def summary(evaluation: Evaluation, settings: Settings) -> list[str]:
+    """Return the main figures, a sentence each."""
+    lines = []
+    if evaluation.clips is not None:
+        clips = evaluation.clips
+        lines.append(
+            f"Clips: {share(clips.accuracy)} of {clips.pooled.n_clips} named right, "
+            f"mAP {clips.mean_average_precision:.3f}"
+        )
+        if len(evaluation.models) > 1:
+            lines += [
+                f"  fold {', '.join(one.folds)}: {one.accuracy:.1%} of {one.n_clips}, "
+                f"mAP {one.mean_average_precision:.3f}"
+                for one in evaluation.models
+                if one.accuracy is not None
+            ]
+            lines.append(f"  mean over the models: {clips.mean_accuracy:.1%}")
+    if evaluation.streams is not None:
+        lines += _stream_lines(evaluation.streams.report, settings)
+    if evaluation.alarms is not None and settings.alarm_snr_db is not None:
+        alarms = evaluation.alarms
+        lines.append(
+            f"Generated alarms at {settings.alarm_snr_db:g} dB SNR: {alarms.n_found} of "
+            f"{alarms.n_sounds} found ({share(alarms.recall)})"
+        )
+    if evaluation.negatives is not None:
+        lines.append(f"Streams without events: {alarm_rate(evaluation.negatives)}")
+    return lines
+
+
+def _stream_lines(report: StreamReport, settings: Settings) -> list[str]:
+    low, high = settings.snr_db
+    snr = f"{low:g} dB" if low == high else f"{low:g} to {high:g} dB"
+    timing, within = report.timing, report.mean_recall_within
+    return [
+        f"Streams at {snr} SNR, {report.hours:.2f} h: {report.n_found} of {report.n_sounds} sounds "
+        f"found ({share(report.recall)}), {report.false_alarms_per_class.per_h:.2f} false events "
+        f"per hour and class ({report.false_alarms.count} in all)",
+        "  recall within "
+        + ", ".join(f"{name}/h: {value:.1%}" for name, value in within.items())
+        + " false events per class (best thresholds)",
+        *_timing_lines(timing),
+        "  " + ", ".join(f"{name} {one.value:.3f}" for name, one in report.psds.items()),
+        "  F1: " + ", ".join(f"{name} {one.value:.3f}" for name, one in report.mean_f1.items()),
+    ]
+
+
+def _timing_lines(timing: Timing) -> list[str]:
+    """Return what there is to say of times: nothing where nothing was found."""
+    errors = [
+        _errors_text(name, errors, raw)
+        for name, errors, raw in (
+            ("onset", timing.onset, timing.raw_onset),
+            ("offset", timing.offset, timing.raw_offset),
+        )
+        if errors.n
+    ]
+    delays = [
+        f"time to detect: median {seconds(timing.detect_p50_s.value)}, "
+        f"90 % {seconds(timing.detect_p90_s)}"
+    ]
+    if not math.isnan(timing.end_p50_s):
+        delays.append(f"time to end: median {seconds(timing.end_p50_s)}")
+    lines = [*(["  " + "; ".join(errors)] if errors else []), "  " + "; ".join(delays)]
+    if not math.isnan(timing.events_per_sound):
+        lines.append(
+            f"  {timing.events_per_sound:.2f} events per found sound, "
+            f"{timing.sounds_per_event:.2f} sounds per event"
+        )
+    return lines
+
+
+def _errors_text(name: str, errors: Errors, raw: Errors) -> str:
+    uncorrected = f" (uncorrected {signed(raw.bias_s)} s)" if raw.n else ""
+    return (
+        f"{name} {signed(errors.bias_s)} s, median error {errors.median_absolute_s:.2f} s"
+        f"{uncorrected}"
+    )
+
+
+def remarks_on(evaluation: Evaluation) -> list[str]:
+    """Return what keeps the figures from meaning what they seem to."""
+    if evaluation.streams is None:
+        return []
+    merged = evaluation.streams.report.timing.sounds_per_event
+    if not merged > MANY_SOUNDS_PER_EVENT:
+        return []
+    return [
+        f"an event runs on over {merged:.1f} sounds in the mean: it finds all of them and is "
+        "hardly ever false, so what is found and what is false say little"
+    ]
+
+
+def class_table(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
+    """Return headings and a row for each class."""
+    headings = ["class", "clips", "AP", "found", "recall", "false/h", "at 0.5/h", "onset s"]
+    headings += ["offset s", "detect s", "quiet/h"]
+    streams = None if evaluation.streams is None else evaluation.streams.report
+    by_label = {} if streams is None else streams.by_label
+    clips = None if evaluation.clips is None else evaluation.clips.pooled
+    rows = []
+    for label in evaluation.labels:
+        row = [label, "", "", "", "", "", "", "", "", "", ""]
+        if clips is not None and label in clips.recall:
+            row[1:3] = [f"{clips.recall[label]:.0%}", f"{clips.average_precision[label]:.2f}"]
+        if streams is not None:
+            row[5] = f"{streams.false_alarms_by_label[label].per_h:.1f}"
+        if label in by_label:
+            one = by_label[label]
+            row[3:5] = [f"{one.n_found}/{one.n_sounds}", f"{one.recall.value:.0%}"]
+            row[6:10] = [
+                f"{one.recall_within['0.5']:.0%}",
+                number(one.timing.onset.median_absolute_s),
+                number(one.timing.offset.median_absolute_s),
+                number(one.timing.detect_p50_s.value),
+            ]
+        if label in evaluation.negatives_by_label:
+            row[10] = f"{evaluation.negatives_by_label[label].per_h:.1f}"
+        rows.append(row)
+    return headings, rows
+
+
+def share(interval: Interval) -> str:
+    """Return a share with its interval, in per cent."""
+    if math.isnan(interval.low):
+        return f"{interval.value:.1%}, too few recordings for an interval"
+    return f"{interval.value:.1%}, 95 % {interval.low:.1%} to {interval.high:.1%}"
+
+
+def alarm_rate(alarms: FalseAlarms) -> str:
+    """Return a rate of false alarms with its bound."""
+    return (
+        f"{alarms.count} events in {alarms.hours:.2f} h, {alarms.per_h:.2f} per hour "
+        f"(with 95 % below {alarms.bound_per_h:.2f})"
+    )
+
+
+def seconds(value: float) -> str:
+    """Return a time; a share of the sounds that is not reached is never."""
+    return "never" if math.isinf(value) else f"{value:.2f} s"
+
+
+def signed(value: float) -> str:
+    """Return a bias with its sign."""
+    return f"{value:+.2f}"
+
+
+def number(value: float) -> str:
+    """Return a figure of a table, empty without one."""
+    if math.isnan(value):
+        return ""
+    return "never" if math.isinf(value) else f"{value:.2f}"
+
+
+def _range(interval: Interval) -> str:
+    if math.isnan(interval.low):
+        return "too few"
+    return f"{number(interval.low)} to {number(interval.high)}"
+
+
+def details(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
+    """Return headings and rows: figures of the streams with their 95 % intervals."""
+    rows: list[list[str]] = []
+    streams = None if evaluation.streams is None else evaluation.streams.report
+    for name, report in (
+        ("streams", streams),
+        ("alarms in noise", evaluation.alarms),
+    ):
+        if report is None:
+            continue
+        timing = report.timing
+        figures = {
+            "recall": report.recall,
+            "median onset error, s": timing.onset_absolute_s,
+            "median time to detect, s": timing.detect_p50_s,
+            **report.psds,
+            **{f"F1, {kind}": interval for kind, interval in report.mean_f1.items()},
+        }
+        rows += [
+            [f"{name}: {what}", number(one.value), _range(one)] for what, one in figures.items()
+        ]
+        rows += [
+            [
+                f"{name}: false events per hour and class",
+                f"{one.per_h:.2f}",
+                f"below {one.bound_per_h:.2f}",
+            ]
+            for one in (report.false_alarms_per_class,)
+        ]
+    return ["figure", "value", "95 %"], rows
 
 
 def check_folder(folder: Path, option: str) -> None:

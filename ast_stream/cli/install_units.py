@@ -3,17 +3,201 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
+from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ast_stream.cli.unit_files import Plan, doubts, enabled_link, program, render, wanted_units
 from ast_stream.errors import StartupError
 from ast_stream.runtime.files import replace_file
 from ast_stream.settings.load import load_settings
+from ast_stream.settings.schema import Settings
+
+STATE_DIR = Path("/var/lib/ast-stream")  # what StateDirectory=ast-stream makes for a system
+RUNTIME_DIR = Path("/run/ast-stream")
+_SYSTEM_ONLY = re.compile(r"^# -- system only --\n(.*?)^# -- end --\n", re.DOTALL | re.MULTILINE)
+_PLACEHOLDER = re.compile(r"@([A-Z_]+)@")
+_PLAIN = re.compile(r"[A-Za-z0-9_./:=+-]+\Z")
+_HIDDEN_BY_PROTECT_HOME = tuple(map(Path, ("/home", "/root", "/run/user")))
+_LOOPBACK = ("127.", "localhost:", "[::1]:")
+_FOLDERS = {".sysusers.conf": "sysusers.d", ".tmpfiles.conf": "tmpfiles.d"}
+_MODULES = ".modules-load.conf"
+
 
 DEFAULT_CONFIG = Path("/etc/ast-stream/config.yaml")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to install for whom.
+
+    Attributes:
+        command: the `ast-stream` program of the environment.
+        config: the configuration, absolute.
+        settings: what it holds; None: it does not exist yet.
+        is_user: for the service manager of one user, not of the system.
+        has_nvidia: the kernel module for NVIDIA's memory has to be loaded at boot.
+    """
+
+    command: Path
+    config: Path
+    settings: Settings | None
+    is_user: bool = False
+    has_nvidia: bool = False
+
+
+def program() -> Path:
+    """Return the `ast-stream` program of the environment that this runs in.
+
+    Raises:
+        StartupError: the package is not installed in it.
+    """
+    found = Path(sys.executable).parent / "ast-stream"
+    if not found.exists():
+        raise StartupError(
+            f"expected the program ast-stream beside {sys.executable}, got none; "
+            "install the package into this environment (pip install .)"
+        )
+    return found
+
+
+def render(plan: Plan) -> dict[Path, str]:
+    """Return the text of each file by its path below the root (a user's: below its folder)."""
+    rendered = {}
+    for template in sorted(files("ast_stream").joinpath("systemd").iterdir(), key=str):
+        path = _place(template.name, plan)
+        if path is not None:
+            rendered[path] = _fill(template.read_text(), plan)
+    return rendered
+
+
+def enabled_link(plan: Plan) -> Path:
+    """Return the link that `systemctl enable` makes, below the root (a user's: its folder)."""
+    return _unit_folder(plan) / f"{_wanted_by(plan)}.wants/ast-stream.target"
+
+
+def wanted_units(plan: Plan) -> list[str]:
+    """Return the units that the target starts: worker, alerts, and a capture for each stream."""
+    streams = () if plan.settings is None else plan.settings.streams
+    has_alerts = plan.settings is not None and bool(plan.settings.alerts.rules)
+    captures = [
+        f"ast-stream-capture{'' if one.source.type == 'microphone' else '-net'}@{one.name}.service"
+        for one in streams
+        if one.source.type != "stdin"
+    ]
+    alerts = ["ast-stream-alerts.service"] if has_alerts else []
+    return ["ast-stream-worker.service", *alerts, *captures]
+
+
+def doubts(plan: Plan) -> list[str]:
+    """Return what the service user would stumble over, in sentences."""
+    found = [] if plan.is_user else _unreachable(plan.command, plan.config)
+    if plan.settings is None:
+        return [*found, f"{plan.config} does not exist yet: write it, then install again"]
+    streams = plan.settings.streams
+    found += [
+        f"stream {one.name} reads standard input, which a service does not have"
+        for one in streams
+        if one.source.type == "stdin"
+    ]
+    if plan.is_user and Path(plan.settings.state_dir) == STATE_DIR:
+        found.append(
+            f"state_dir is {STATE_DIR}, which is not yours: set it, e.g. to "
+            f"{Path.home() / '.local/state/ast-stream'}"
+        )
+    runtime_dir = plan.settings.runtime_dir
+    if not plan.is_user and (runtime_dir is None or Path(runtime_dir) != RUNTIME_DIR):
+        found.append(
+            f"the services meet in {RUNTIME_DIR}: write runtime_dir: {RUNTIME_DIR}, so that "
+            "commands in a shell, such as status and subscribe, find them there"
+        )
+    return found
+
+
+def _wanted_by(plan: Plan) -> str:
+    return "default.target" if plan.is_user else "multi-user.target"
+
+
+def _unit_folder(plan: Plan) -> Path:
+    return Path() if plan.is_user else Path("etc/systemd/system")
+
+
+def _place(name: str, plan: Plan) -> Path | None:
+    stem, dot, rest = name.partition(".")
+    suffix = dot + rest
+    if suffix in (".service", ".target"):
+        return _unit_folder(plan) / name
+    if plan.is_user or (suffix == _MODULES and not plan.has_nvidia):
+        return None
+    folder = _FOLDERS.get(suffix, "modules-load.d")
+    return Path("etc") / folder / f"{stem}.conf"
+
+
+def _fill(template: str, plan: Plan) -> str:
+    values = {
+        "STATE_DIR": str(_state_dir(plan.settings)),
+        "SYSTEMCTL": "systemctl --user" if plan.is_user else "systemctl",
+        "COMMAND": _quoted(str(plan.command)),
+        "CONFIG": _quoted(str(plan.config)),
+        "WANTS": " ".join(wanted_units(plan)),
+        "WANTED_BY": _wanted_by(plan),
+        "WORKING_DIRECTORY": "~" if plan.is_user else "%S/ast-stream",
+        "PROTECT_HOME": "read-only" if _is_in_home(plan.command, plan.config) else "yes",
+        "IP_FILTER": _ip_filter(plan.settings),
+        "READ_WRITE_PATHS": _writable(plan.settings),
+    }
+    text = _SYSTEM_ONLY.sub("" if plan.is_user else r"\1", template)
+    filled = _PLACEHOLDER.sub(lambda found: values[found[1]], text)
+    return re.sub(r"\n\n\n+", "\n\n", filled)
+
+
+def _ip_filter(settings: Settings | None) -> str:
+    listen = None if settings is None else settings.metrics.listen
+    if listen is not None and not listen.startswith(_LOOPBACK):
+        return "# No IPAddressDeny: metrics.listen shows the figures to other hosts."
+    return "IPAddressDeny=any\nIPAddressAllow=localhost"
+
+
+def _state_dir(settings: Settings | None) -> Path:
+    return STATE_DIR if settings is None else STATE_DIR / settings.state_dir
+
+
+def _writable(settings: Settings | None) -> str:
+    """Return the line that opens a state folder elsewhere; relative ones lie in the usual one."""
+    if settings is None:
+        return "# state_dir is writable as StateDirectory."
+    folder = _state_dir(settings)
+    if folder.is_relative_to(STATE_DIR):
+        return f"# state_dir, {folder}, is writable as StateDirectory."
+    return f"# state_dir is not where a service keeps its state by itself.\nReadWritePaths={folder}"
+
+
+def _quoted(word: str) -> str:
+    """Return a word of ExecStart= as it is, whatever systemd would read into it."""
+    escaped = word.replace("\\", "\\\\").replace("%", "%%").replace("$", "$$")
+    return escaped if _PLAIN.match(word) else '"' + escaped.replace('"', '\\"') + '"'
+
+
+def _is_in_home(*paths: Path) -> bool:
+    return any(path.is_relative_to(one) for path in paths for one in _HIDDEN_BY_PROTECT_HOME)
+
+
+def _unreachable(*paths: Path) -> list[str]:
+    """Return why the user ast-stream may not get to a file, for the first folder in its way."""
+    found: list[str] = []
+    for path in paths:
+        if path.is_relative_to("/tmp") or path.is_relative_to("/var/tmp"):
+            found.append(f"{path} lies in a temporary folder, which services do not see")
+        for folder in reversed(path.parents):
+            is_ours = folder == Path("/etc/ast-stream")  # made by tmpfiles.d for our group
+            if folder.is_dir() and not is_ours and not folder.stat().st_mode & 0o001:
+                found.append(f"{path}: the user ast-stream may not enter {folder}")
+                break
+    return found
 
 
 def install_units(

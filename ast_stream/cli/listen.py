@@ -18,8 +18,8 @@ from rich.text import Text
 from ast_stream.audio.resampler import Resampler
 from ast_stream.audio.source import Source
 from ast_stream.capture.sources import make_source
-from ast_stream.cli.live import console, level_bar, level_text, score_bars, stacked
 from ast_stream.cli.output import say
+from ast_stream.cli.terminal import console, level_bar, level_text, score_bars, stacked
 from ast_stream.errors import CaptureError, StartupError
 from ast_stream.messages.event import Event, Scores
 from ast_stream.model.loading import load_model

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from ast_stream.cli.live import console
 from ast_stream.cli.output import json_line
+from ast_stream.cli.terminal import console
 from ast_stream.errors import CheckpointError
 from ast_stream.model.description import describe
 from ast_stream.model.hub_config import CONFIG, MODEL_TYPE, read_json

@@ -11,7 +11,7 @@ from types import FrameType
 
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ast_stream.cli.live import PacedLines, ProgressView
+from ast_stream.cli.terminal import PacedLines, ProgressView
 from ast_stream.training.state import Metrics
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)

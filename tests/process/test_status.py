@@ -15,9 +15,8 @@ from pipeline import Pipeline, pipeline, wait_for
 from reactive_model import save_reactive
 from rich.console import Console
 
-from ast_stream.cli.live import console
-from ast_stream.cli.status import view
-from ast_stream.cli.status_report import Report, problems
+from ast_stream.cli.status import Report, problems, view
+from ast_stream.cli.terminal import console
 from ast_stream.settings.schema import Settings, StreamSettings
 from ast_stream.units import SAMPLE_RATE
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from ast_stream.capture.devices import InputDevice
 from ast_stream.capture.sources import microphone
-from ast_stream.cli import doctor_model
+from ast_stream.cli import doctor_checks
 from ast_stream.cli.doctor import doctor
 from ast_stream.errors import StartupError, UsageError
 from ast_stream.model.golden import golden_for
@@ -103,7 +103,7 @@ def test_a_model_that_scores_wrongly_fails(tmp_path: Path, runtime_dir: Path) ->
 def test_features_that_differ_from_torchaudio_fail(
     tiny: Path, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor_model, "MAX_FEATURE_ERROR", -1.0)
+    monkeypatch.setattr(doctor_checks, "MAX_FEATURE_ERROR", -1.0)
     checks = _checks("--model", str(tiny), "--device", "cpu", expect=1)
     assert checks["features"]["status"] == "failed"
 

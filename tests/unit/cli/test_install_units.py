@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ast_stream.cli.app import run_command_line
-from ast_stream.cli.unit_files import Plan, doubts, program, render, wanted_units
+from ast_stream.cli.install_units import Plan, doubts, program, render, wanted_units
 from ast_stream.settings.schema import Settings
 
 MOST_EXPOSED = 2.5  # of systemd-analyze security, 0 (closed) to 10

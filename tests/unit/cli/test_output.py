@@ -16,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 from tiny_model import save_tiny
 
-from ast_stream.cli.live import ProgressView, console
 from ast_stream.cli.output import json_line, say
+from ast_stream.cli.terminal import ProgressView, console
 from ast_stream.cli.train_progress import Reporter
 from ast_stream.labels import printable
 
@@ -109,7 +109,7 @@ def test_a_name_that_is_no_text_is_shown(tmp_path: Path) -> None:
 
 def test_only_one_module_makes_consoles() -> None:
     makers = [path.name for path in COMMANDS.glob("*.py") if "Console(" in path.read_text()]
-    assert makers == ["live.py"]
+    assert makers == ["terminal.py"]
 
 
 def _on_terminal(*args: str) -> tuple[int, str]:

@@ -18,8 +18,7 @@ import numpy as np
 import pytest
 from feed_worker import Worker, event
 
-from ast_stream.cli.feed_lines import feed_line
-from ast_stream.cli.subscribe import show_json
+from ast_stream.cli.subscribe import feed_line, show_json
 from ast_stream.feed import FeedMessage, Missed
 
 ROOT = Path(__file__).parents[3]

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from ast_stream.cli.demo_report import Heard, compare
+from ast_stream.cli.demo import Heard, compare
 from ast_stream.soundscape.scene import Planted
 
 

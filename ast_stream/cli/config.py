@@ -46,6 +46,7 @@ from ast_stream.worker.capacity import describe_load, load_warnings
 if TYPE_CHECKING:
     from ast_stream.model.description import Description
 
+
 _Found = TypeVar("_Found")
 
 MAX_LISTED_CLASSES = 40  # of larger models only the classes with settings of their own
@@ -220,7 +221,7 @@ def _add_load(
     settings: Settings, description: Description, lines: list[str], warnings: list[str]
 ) -> None:
     """Measure the model, say what the machine can hold, and warn where that is not enough."""
-    from ast_stream.cli.doctor_model import median_ms
+    from ast_stream.cli.doctor_checks import median_ms
     from ast_stream.model.loading import load_model
 
     try:

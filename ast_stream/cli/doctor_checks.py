@@ -1,0 +1,336 @@
+"""The checks of `ast-stream doctor`: packages, sound input, folders, sockets, and the model."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import stat
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ast_stream.errors import AstStreamError, StartupError
+from ast_stream.model.attention import Measurement, measure_all
+from ast_stream.model.device import DTYPES, scoring_threads
+from ast_stream.model.golden import golden_clip
+from ast_stream.model.runners import BUCKETS
+from ast_stream.model.selfcheck import self_check
+from ast_stream.model.tagger import Tagger, load_tagger
+from ast_stream.model.torchaudio_guard import has_compiled_part, import_kaldi
+from ast_stream.settings import paths
+from ast_stream.settings.schema import ModelSettings, Settings
+from ast_stream.transport.sockets import Sockets, lock_endpoint
+from ast_stream.units import SAMPLE_RATE
+from ast_stream.version import __version__
+
+Status = Literal["ok", "warning", "failed"]
+
+
+TRY_TIMEOUT_MS = 2000
+PACKAGES = ("torch", "torchaudio", "numpy", "safetensors", "pyzmq", "soxr", "soundfile")
+SOUND_MODULES = ("soxr", "soundfile")
+OPTIONAL_MODULES = {"av": "url", "huggingface_hub": "hub", "flash_attn": "flash"}
+MAX_FEATURE_ERROR = 1e-4  # after normalisation, against torchaudio
+SPEED_REPEATS = 15
+SPEED_LIMIT_S = 5.0  # of measuring; slow machines get fewer repeats
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding.
+
+    Attributes:
+        status: `failed` is something that must work and does not; `warning` may be intended.
+        text: one sentence for people.
+        facts: the same for programs.
+    """
+
+    name: str
+    status: Status
+    text: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def checks(settings: Settings, report: Callable[[str], None]) -> Iterator[Check]:
+    """Yield each finding as soon as it is known; a check that breaks is a failed one.
+
+    Args:
+        report: is told what is being checked.
+    """
+    yield from _guarded("versions", check_versions)
+    yield from _model_checks(settings.model, report)
+    report("looking for microphones")
+    yield from _guarded("microphones", check_microphones)
+    yield from _guarded("runtime_dir", lambda: check_runtime_dir(settings))
+    yield from _guarded("endpoints", lambda: check_endpoints(settings))
+
+
+def _model_checks(model: ModelSettings, report: Callable[[str], None]) -> Iterator[Check]:
+    report("loading the model")
+    try:
+        tagger = load(model)
+    except AstStreamError as error:
+        yield Check("model", "failed", str(error))
+        return
+    yield from _guarded("model", lambda: check_model(tagger))
+    checks: tuple[tuple[str, Callable[[Tagger], Iterator[Check]]], ...] = (
+        ("attention", check_attention),
+        ("features", check_features),
+        ("self-check", check_scores),
+        ("speed", check_speed),
+    )
+    for name, check in checks:
+        report(f"checking {name}")
+        yield from _guarded(name, lambda check=check: check(tagger))  # type: ignore[misc]
+
+
+def _guarded(name: str, check: Callable[[], Iterator[Check]]) -> Iterator[Check]:
+    try:
+        yield from check()
+    except (AstStreamError, RuntimeError, OSError) as error:  # RuntimeError: torch and CUDA
+        yield Check(name, "failed", str(error).split("\n")[0])
+
+
+def check_versions() -> Iterator[Check]:
+    """Yield versions of everything that computes or carries."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    for module in SOUND_MODULES:
+        try:
+            importlib.import_module(module)
+        except (ImportError, OSError) as error:
+            yield Check(module, "failed", f"{module} cannot be imported: {error}")
+    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    facts: dict[str, Any] = {"ast_stream": __version__, "python": platform.python_version()}
+    facts |= {**versions, "cuda": torch.version.cuda, "cudnn": cudnn}
+    shown = ", ".join(f"{name} {version or 'none'}" for name, version in facts.items())
+    facts["torchaudio_compiled"] = has_compiled_part()
+    yield Check("versions", "ok", shown, facts)
+    present = {module: _is_importable(module) for module in OPTIONAL_MODULES}
+    words = [
+        f"{module} {'installed' if there else f'not installed (extra {OPTIONAL_MODULES[module]})'}"
+        for module, there in present.items()
+    ]
+    yield Check("extras", "ok", ", ".join(words), present)
+
+
+def check_microphones() -> Iterator[Check]:
+    """Yield what PortAudio finds; a box that only reads files or streams needs none."""
+    from ast_stream.capture.sources.microphone import (
+        list_devices,  # PortAudio itself is loaded by the call
+    )
+
+    try:
+        found = list_devices()
+    except AstStreamError as error:
+        yield Check("microphones", "warning", str(error))
+        return
+    names = [device.stable for device in found]
+    text = f"{len(names)} input devices: {', '.join(names)}" if names else "PortAudio finds none"
+    yield Check("microphones", "ok" if names else "warning", text, {"devices": names})
+
+
+def check_runtime_dir(settings: Settings) -> Iterator[Check]:
+    """Yield whether this user can put sockets where the configuration says."""
+    folder = paths.runtime_dir(settings)
+    facts: dict[str, Any] = {"runtime_dir": str(folder)}
+    nearest = next(place for place in (folder, *folder.parents) if place.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        text = f"{folder}: this user ({os.getuid()}) may not write to {nearest}"
+        yield Check("runtime_dir", "failed", text, facts)
+    elif nearest != folder:
+        yield Check("runtime_dir", "ok", f"{folder} does not exist yet and can be made", facts)
+    else:
+        mode = stat.S_IMODE(folder.stat().st_mode)
+        facts["mode"] = f"{mode:04o}"
+        if mode & stat.S_IRWXO:
+            text = f"{folder} has mode {mode:04o}: all users of this machine can use its sockets"
+            yield Check("runtime_dir", "warning", text, facts)
+        else:
+            yield Check("runtime_dir", "ok", f"{folder}, mode {mode:04o}", facts)
+
+
+def check_endpoints(settings: Settings) -> Iterator[Check]:
+    """Yield whether the worker could bind its endpoints; those in use are left alone."""
+    for name, endpoint in {
+        "audio": paths.audio_endpoint(settings),
+        "feed": paths.feed_endpoint(settings),
+        "query": paths.query_endpoint(settings),
+    }.items():
+        facts = {"endpoint": endpoint}
+        try:
+            in_use = _is_in_use(endpoint)
+        except StartupError as error:
+            yield Check(f"{name} endpoint", "failed", str(error), facts)
+            continue
+        status: Status = "warning" if in_use else "ok"
+        text = f"{endpoint} is in use: a worker is running" if in_use else f"{endpoint} is free"
+        yield Check(f"{name} endpoint", status, text, facts | {"in_use": in_use})
+    yield _try_sockets()
+
+
+def _is_in_use(endpoint: str) -> bool:
+    """Tell whether another process holds `endpoint`; leaves no file that was not there."""
+    if endpoint.startswith("ipc://"):
+        if not Path(endpoint.removeprefix("ipc://") + ".lock").exists():
+            return False
+        try:
+            lock_fd = lock_endpoint(endpoint)
+        except StartupError as error:
+            if isinstance(error.__cause__, BlockingIOError):
+                return True
+            raise
+        if lock_fd is not None:
+            os.close(lock_fd)
+        return False
+    sockets = Sockets()
+    try:
+        sockets.bind("pub", endpoint, hwm=1)
+    except StartupError as error:
+        if "Address already in use" in str(error):
+            return True
+        raise
+    finally:
+        sockets.close()
+    return False
+
+
+def _try_sockets() -> Check:
+    """Send one message over an ipc socket in a private folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        endpoint = f"ipc://{folder}/try.sock"
+        sockets = Sockets()
+        try:
+            receiver = sockets.bind("pull", endpoint, hwm=1)
+            sender = sockets.connect("push", endpoint, hwm=1)
+            deadline = time.monotonic() + TRY_TIMEOUT_MS / 1000
+            while not sender.send([b"try"]) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            arrived = receiver.receive(TRY_TIMEOUT_MS) == [b"try"]
+        finally:
+            sockets.close()
+    if arrived:
+        return Check("sockets", "ok", "a message went through an ipc socket")
+    return Check("sockets", "failed", "a message over an ipc socket did not arrive")
+
+
+def _is_importable(module: str) -> bool:
+    try:
+        importlib.import_module(module)
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+def load(model: ModelSettings) -> Tagger:
+    """Return the tagger that the worker would use."""
+    return load_tagger(
+        model.checkpoint, model.device, model.precision, model.attention, model.window_s
+    )
+
+
+def check_model(tagger: Tagger) -> Iterator[Check]:
+    """Yield what the model is and where it computes."""
+    checkpoint = tagger.checkpoint
+    n_params = sum(tensor.numel() for tensor in checkpoint.state_dict.values())
+    facts: dict[str, Any] = {
+        "checkpoint": checkpoint.origin,
+        "hash": checkpoint.hash,
+        "classes": len(tagger.labels),
+        "params": n_params,
+        "tokens": tagger.dims.n_tokens,
+        "window_s": tagger.window_s,
+    }
+    text = (
+        f"{checkpoint.origin}: {n_params / 1e6:.1f} M parameters, {len(tagger.labels)} classes, "
+        f"window {tagger.window_s:g} s, {tagger.dims.n_tokens} tokens"
+    )
+    yield Check("model", "ok", text, facts)
+    name = _device_name(tagger.device)
+    facts = {"device": str(tagger.device), "device_name": name, "precision": tagger.precision}
+    text = f"{tagger.device} ({name}), {tagger.precision}"
+    if tagger.device.type == "cpu":
+        facts["threads"] = scoring_threads(tagger.dims.gflop)
+        text += f", {facts['threads']} of {torch.get_num_threads()} threads"
+    yield Check("device", "ok", text, facts)
+
+
+def check_attention(tagger: Tagger) -> Iterator[Check]:
+    """Yield the attention in use, with speed and error of every candidate."""
+    measurements = tagger.attention_choice.measurements
+    if len(measurements) == 1:  # an explicit choice: look at the others, too
+        dtype = DTYPES[tagger.precision]
+        measurements = measure_all(tagger.dims, 1, tagger.device, dtype)
+    facts = {"attention": tagger.attention, "candidates": [vars(found) for found in measurements]}
+    text = f"{tagger.attention}, of {'; '.join(map(_measured, measurements))}"
+    yield Check("attention", "ok", text, facts)
+
+
+def check_features(tagger: Tagger) -> Iterator[Check]:
+    """Yield how far the features are from torchaudio's."""
+    clip = torch.from_numpy(golden_clip(0, SAMPLE_RATE))
+    reference = import_kaldi().fbank(
+        clip[None],
+        sample_frequency=SAMPLE_RATE,
+        use_energy=False,
+        window_type="hanning",
+        num_mel_bins=tagger.dims.n_mels,
+        dither=0.0,
+    )
+    ours = tagger.fbank.frames(clip.to(tagger.device)).cpu()
+    error = (ours - reference).abs().max().item() / (2 * tagger.normalization.std)
+    status: Status = "ok" if error <= MAX_FEATURE_ERROR else "failed"
+    text = f"{error:.1g} from torchaudio's, {MAX_FEATURE_ERROR:g} is allowed"
+    yield Check("features", status, text, {"max_error": error, "allowed": MAX_FEATURE_ERROR})
+
+
+def check_scores(tagger: Tagger) -> Iterator[Check]:
+    """Yield the outcome of the self-check."""
+    result = self_check(tagger)
+    text = (
+        f"differs by {result.max_error:.2g} from its {result.against} scores, "
+        f"{result.tolerance:g} is allowed"
+    )
+    yield Check("self-check", "ok", text, vars(result))
+
+
+def check_speed(tagger: Tagger) -> Iterator[Check]:
+    """Yield milliseconds per window: one at a time and, on a GPU, in the largest batch."""
+    for batch in (1,) if tagger.device.type == "cpu" else (1, BUCKETS[-1]):
+        ms = median_ms(tagger, batch) / batch
+        facts = {"batch": batch, "ms_per_window": ms, "windows_per_s": 1000 / ms}
+        yield Check("speed", "ok", f"{ms:.2f} ms per window in batches of {batch}", facts)
+
+
+def median_ms(tagger: Tagger, batch: int = 1) -> float:
+    """Return the median of the milliseconds that `batch` windows take on this machine."""
+    shape = (batch, tagger.n_input_frames, tagger.dims.n_mels)
+    windows = torch.zeros(shape, device=tagger.device)
+    tagger.window_scores(windows)  # the first one allocates, and captures graphs
+    times_s: list[float] = []
+    while len(times_s) < SPEED_REPEATS and sum(times_s) < SPEED_LIMIT_S:
+        start = time.perf_counter()
+        tagger.window_scores(windows)  # returns when the scores are back
+        times_s.append(time.perf_counter() - start)
+    return statistics.median(times_s) * 1000
+
+
+def _measured(found: Measurement) -> str:
+    if found.ms is None or found.max_error is None:
+        return f"{found.name} unavailable: {found.problem}"
+    text = f"{found.name} {found.ms:.2f} ms, error {found.max_error:.1g}"
+    return f"{text} ({found.problem})" if found.problem else text
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = torch.cpu.get_capabilities().get("cpu_name")
+    return str(name or platform.machine())

@@ -1,1 +1,0 @@
-"""Bytes and sockets between the processes."""

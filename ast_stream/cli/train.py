@@ -24,7 +24,7 @@ from ast_stream.cli.clip_options import (
 )
 from ast_stream.cli.train_plan import Overrides, choose_preset, plan_of
 from ast_stream.cli.train_progress import Reporter, StopSignal
-from ast_stream.errors import AstStreamError, UsageError
+from ast_stream.errors import AstStreamError
 from ast_stream.training.curves import plot_curves
 from ast_stream.training.plan import Plan
 from ast_stream.training.presets import PRESETS, PresetName
@@ -60,16 +60,6 @@ def train(
     teacher_weight: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the teacher in the loss.")
     ] = Recipe.teacher_weight,
-    convolutional_teacher: Annotated[
-        int,
-        typer.Option(min=0, help="First train a convolutional network so many steps, to teach."),
-    ] = 0,
-    pretraining_steps: Annotated[
-        int,
-        typer.Option(
-            min=0, help="First learn so many steps without labels, predicting masked patches."
-        ),
-    ] = 0,
     backgrounds: Annotated[
         list[Path] | None,
         typer.Option(help="Recordings without any event, file or folder; may be repeated."),
@@ -147,10 +137,6 @@ def train(
 
     Example: ast-stream train doorbell/ --start bundled --keep-classes --backgrounds room.wav -o out
     """
-    if convolutional_teacher and (teacher is not None or keep_classes):
-        raise UsageError(
-            "--convolutional-teacher: expected no other teacher, got --teacher or --keep-classes"
-        )
     torch.set_num_threads(threads)
     columns = clip_columns(
         file_column, label_column, fold_column, onset_column, offset_column, where
@@ -170,8 +156,6 @@ def train(
         teacher_weight=teacher_weight,
         keep_classes=keep_classes,
         teacher=teacher,
-        convolutional_steps=convolutional_teacher,
-        pretraining_steps=pretraining_steps,
         backgrounds=tuple(backgrounds or ()),
         negatives_s=negative_hours * 3600,
         device=device,

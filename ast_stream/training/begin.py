@@ -8,16 +8,14 @@ from typing import Any
 import torch
 
 from ast_stream.evaluation.clips import report_clips
+from ast_stream.model.ast import AudioSpectrogramTransformer
 from ast_stream.model.checkpoint import Checkpoint, load_checkpoint
 from ast_stream.model.dims import Normalization
 from ast_stream.soundscape.mixing import WindowMaker
 from ast_stream.training.clip_batches import ClipMaker, ClipMixing
-from ast_stream.training.convolutional import ConvolutionalDims, ConvolutionalNetwork
 from ast_stream.training.distill import Teacher
-from ast_stream.training.learner import Learner
 from ast_stream.training.plan import Plan
 from ast_stream.training.prepare import Prepared, prepare
-from ast_stream.training.presets import CONVOLUTIONAL_RECIPE
 from ast_stream.training.recipe import Recipe
 from ast_stream.training.score import score_with
 from ast_stream.training.start import first_dims, window_of
@@ -47,8 +45,6 @@ class Session:
             "generated": [self.plan.n_generated, self.plan.n_backgrounds],
             "start": self.start and self.start.hash,
             "teacher": self.teacher and self.teacher.hash,
-            "convolutional_steps": self.plan.convolutional_steps,
-            "pretraining_steps": self.plan.pretraining_steps,
         }
 
     def kept_rows(self) -> list[int]:
@@ -63,21 +59,7 @@ class Session:
             return None
         return Teacher(self.teacher, self.maker.labels, self.window_s, device)
 
-    def convolutional_network(self) -> tuple[ConvolutionalNetwork, Recipe]:
-        """Return the network that is to be the teacher, and its recipe."""
-        recipe = replace(
-            CONVOLUTIONAL_RECIPE,
-            steps=self.plan.convolutional_steps,
-            batch_size=self.recipe.batch_size,
-            seed=self.recipe.seed,
-            precision=self.recipe.precision,
-        )
-        torch.manual_seed(recipe.seed)
-        n_classes = len(self.maker.labels)
-        n_frames = first_dims(self.plan, self.start, n_classes).max_frames
-        return ConvolutionalNetwork(ConvolutionalDims(n_classes, n_frames)), recipe
-
-    def measure(self, model: Learner) -> Metrics:
+    def measure(self, model: AudioSpectrogramTransformer) -> Metrics:
         """Return the figures of the held-out clips; none without any."""
         tested = self.prepared.held_out.recordings
         if not tested:

@@ -69,8 +69,6 @@ def _provenance(session: Session) -> dict[str, Any]:
     return {
         "start": session.start and session.start.hash,
         "teacher": session.teacher and session.teacher.hash,
-        "convolutional_steps": plan.convolutional_steps,
-        "pretraining_steps": plan.pretraining_steps,
         "kept_classes": plan.keep_classes,
         "test_folds": list(plan.test_folds) or [HELD_OUT] * bool(prepared.held_out_clips),
         "data": prepared.facts,

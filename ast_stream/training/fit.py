@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,14 +24,12 @@ from ast_stream.model.dims import Normalization
 from ast_stream.model.fbank import Fbank, pad_frames
 from ast_stream.soundscape.mixing import Window
 from ast_stream.training.augment import Augment, pad_after
-from ast_stream.training.convolutional import ConvolutionalNetwork
 from ast_stream.training.cpu_speed import attend_short, keep_freed_memory
 from ast_stream.training.kept_rows import KeptRows
-from ast_stream.training.learner import Adviser, Evaluate, LearnerT, Maker
+from ast_stream.training.learner import Adviser, Evaluate, Maker
 from ast_stream.training.objective import forward_some_patches, loss_of, teacher_loss
 from ast_stream.training.optimizers import optimizers_of, set_rate
 from ast_stream.training.precision import autocast_type
-from ast_stream.training.pretraining import MaskedAutoencoder
 from ast_stream.training.recipe import Recipe
 from ast_stream.training.state import (
     Metrics,
@@ -44,7 +42,7 @@ from ast_stream.training.state import (
 )
 
 
-class Trainer(Generic[LearnerT]):
+class Trainer:
     """Trains one model; `average` holds the weights to use.
 
     Args:
@@ -52,7 +50,7 @@ class Trainer(Generic[LearnerT]):
         folder: for the state and the metrics; a state that is there is resumed.
         identity: what else must be the same to resume, by name; see `state`.
         teacher: its scores of the same windows join the loss.
-        kept_rows: classes whose rows of a transformer's classifier stay as they are.
+        kept_rows: classes whose rows of the classifier stay as they are.
 
     Raises:
         CheckpointError: the state in `folder` is of another training.
@@ -60,7 +58,7 @@ class Trainer(Generic[LearnerT]):
 
     def __init__(
         self,
-        model: LearnerT,
+        model: AudioSpectrogramTransformer,
         maker: Maker,
         recipe: Recipe,
         folder: Path,
@@ -71,15 +69,12 @@ class Trainer(Generic[LearnerT]):
         kept_rows: Sequence[int] = (),
     ) -> None:
         self._device = device or torch.device("cpu")
-        self.model: LearnerT = model.to(self._device)
-        self._kept = (
-            KeptRows(model, kept_rows) if isinstance(model, AudioSpectrogramTransformer) else None
-        )
-        self.average: LearnerT = copy.deepcopy(self.model)
+        self.model = model.to(self._device)
+        self._kept = KeptRows(model, kept_rows)
+        self.average = copy.deepcopy(self.model)
         self.average.eval().requires_grad_(False)
         if self._device.type == "cpu":
-            if not isinstance(model, ConvolutionalNetwork):
-                model.use_attention(attend_short)
+            model.use_attention(attend_short)
             keep_freed_memory()
         self.step = 0
         self._losses: list[float] = []  # since the last report
@@ -169,23 +164,11 @@ class Trainer(Generic[LearnerT]):
             self._autocast_type or torch.bfloat16,
             enabled=self._autocast_type is not None,
         ):
-            outputs = self._outputs(inputs)
-        if isinstance(self.model, MaskedAutoencoder):
-            loss = outputs
-        else:
-            loss = self._loss(outputs.float(), windows, pad_after(fbank, n_real))
+            logits = forward_some_patches(self.model, inputs, recipe.patches_at(self.step))
+        loss = self._loss(logits.float(), windows, pad_after(fbank, n_real))
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self._update()
         return float(loss.detach())
-
-    def _outputs(self, inputs: Tensor) -> Tensor:
-        """Return logits (B, n_classes), or of an autoencoder its error."""
-        share = self._recipe.patches_at(self.step)
-        if isinstance(self.model, AudioSpectrogramTransformer):
-            return forward_some_patches(self.model, inputs, share)
-        options = (share,) if isinstance(self.model, MaskedAutoencoder) else ()
-        outputs: Tensor = self.model(inputs, *options)
-        return outputs
 
     def _loss(self, logits: Tensor, windows: Sequence[Window], fbank: Tensor) -> Tensor:
         recipe = self._recipe
@@ -210,15 +193,11 @@ class Trainer(Generic[LearnerT]):
             self._scaler.step(optimizer)
         self._scaler.update()
         self.model.zero_grad()
-        if self._kept is not None:
-            self._kept.restore()
+        self._kept.restore()
         averages: list[Tensor] = list(self.average.parameters())
         share = self._recipe.average_share(self.step)
         with torch.no_grad():
             torch._foreach_lerp_(averages, list[Tensor](self.model.parameters()), share)
-            for average, buffer in zip(self.average.buffers(), self.model.buffers(), strict=True):
-                if buffer.is_floating_point():  # statistics of batches, not their count
-                    average.lerp_(buffer, share)
 
     def _features(self, windows: Sequence[Window]) -> tuple[Tensor, Tensor]:
         """Return log-mel frames (B, max_frames, n_mels) and how many of each are real (B,)."""

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from torch import Tensor
 
 from ast_stream.model.ast import AudioSpectrogramTransformer
 from ast_stream.soundscape.mixing import Window
-from ast_stream.training.convolutional import ConvolutionalNetwork
-from ast_stream.training.pretraining import MaskedAutoencoder
 from ast_stream.training.state import Metrics
 
-Learner = AudioSpectrogramTransformer | ConvolutionalNetwork | MaskedAutoencoder
-LearnerT = TypeVar("LearnerT", AudioSpectrogramTransformer, ConvolutionalNetwork, MaskedAutoencoder)
-Evaluate = Callable[[Learner], Metrics]
+Evaluate = Callable[[AudioSpectrogramTransformer], Metrics]
 
 
 class Maker(Protocol):

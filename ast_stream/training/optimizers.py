@@ -9,26 +9,15 @@ import torch
 from torch import nn
 
 from ast_stream.model.ast import AudioSpectrogramTransformer
-from ast_stream.training.convolutional import ConvolutionalNetwork
-from ast_stream.training.pretraining import MaskedAutoencoder
 from ast_stream.training.recipe import Recipe
 
 SCALE = "rate_scale"  # key of a group: its rate in multiples of the recipe's
 
 
 def optimizers_of(
-    model: AudioSpectrogramTransformer | ConvolutionalNetwork | MaskedAutoencoder, recipe: Recipe
+    model: AudioSpectrogramTransformer, recipe: Recipe
 ) -> list[torch.optim.Optimizer]:
-    """Return the optimizers that together train all parameters of `model`.
-
-    The recipe's optimizer is the transformer's; a convolutional network and a decoder have AdamW.
-    """
-    if isinstance(model, ConvolutionalNetwork):
-        return [_adamw(model.parameters(), recipe)]
-    if isinstance(model, MaskedAutoencoder):
-        encoder = set(model.encoder.parameters())
-        decoder = [one for one in model.parameters() if one not in encoder]
-        return [*optimizers_of(model.encoder, recipe), _adamw(decoder, recipe)]
+    """Return the optimizers that together train all parameters of `model`."""
     return [_adam(model, recipe)] if recipe.optimizer == "adam" else _muon(model, recipe)
 
 
@@ -37,12 +26,6 @@ def set_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get(SCALE, 1.0)
-
-
-def _adamw(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(
-        parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
-    )
 
 
 def _adam(model: AudioSpectrogramTransformer, recipe: Recipe) -> torch.optim.Optimizer:

@@ -21,9 +21,6 @@ class Plan:
             are kept, and its classifier for the classes that it knows.
         keep_classes: the classes of the start stay; those without examples are learnt from it.
         teacher: checkpoint whose scores join the labels; None: the start for `keep_classes`.
-        convolutional_steps: train a convolutional network for so many steps first, and let it be
-            the teacher; 0: no such network.
-        pretraining_steps: learn to tell hidden patches for so many steps first, without labels.
         test_folds: recordings of these folds are held out: they are not trained on, and choose
             the thresholds.
         held_out_share: of the recordings of each class, if there are no test folds.
@@ -48,8 +45,6 @@ class Plan:
     start: str | None = None
     keep_classes: bool = False
     teacher: str | None = None
-    convolutional_steps: int = 0
-    pretraining_steps: int = 0
     columns: Columns = field(default_factory=Columns)
     test_folds: tuple[str, ...] = ()
     held_out_share: float = 0.0

@@ -133,17 +133,6 @@ def _published(
     )  # fmt: skip
 
 
-# a convolutional network that is to be a teacher; steps as the plan says
-CONVOLUTIONAL_RECIPE = Recipe(
-    learning_rate=2e-3,
-    warmup_steps=100,
-    weight_decay=0.05,
-    ema_decay=0.99,
-    gradient_clip=0.0,
-    save_every=100,
-    evaluate_every=300,
-)
-
 PRESETS: dict[PresetName, Preset] = {
     "small": Preset(
         "windows mixed as a stream has them, from clips, generated alarms and backgrounds; "

@@ -7,13 +7,13 @@ import numpy.typing as npt
 import torch
 
 from ast_stream.evaluation.clips import ScoreWindows
+from ast_stream.model.ast import AudioSpectrogramTransformer
 from ast_stream.model.dims import Normalization
 from ast_stream.model.fbank import Fbank, pad_frames
-from ast_stream.training.learner import Learner
 from ast_stream.training.precision import autocast_type
 
 
-def score_with(model: Learner, normalization: Normalization) -> ScoreWindows:
+def score_with(model: AudioSpectrogramTransformer, normalization: Normalization) -> ScoreWindows:
     """Return a function that scores waveforms with a model in training, on its device."""
     device = next(model.parameters()).device
     fbank, dtype = Fbank(device), autocast_type("auto", device)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ast_stream.alerts.actions.factory import kinds_by_action, used_without_rules
+from ast_stream.alerts.actions.registry import kinds_by_action, used_without_rules
 from ast_stream.alerts.model import DetectionTiming
 from ast_stream.alerts.rule_watch import ModelFacts, model_facts
 from ast_stream.alerts.rules.detector_lint import DetectorFacts

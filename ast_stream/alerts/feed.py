@@ -8,7 +8,8 @@ import time
 from collections import Counter
 from typing import Any
 
-from ast_stream.alerts.actions.base import Delivered, Notification, Outcome
+from ast_stream.alerts.actions.base import ActionRunner, Delivered, Outcome
+from ast_stream.alerts.notification import Notification
 from ast_stream.transport.publisher import FeedPublisher
 from ast_stream.transport.sockets import FEED_HWM_MESSAGES, Sockets
 
@@ -27,7 +28,7 @@ class SharedPublisher(FeedPublisher):
             super().publish(topic, body)
 
 
-class FeedRunner:
+class FeedRunner(ActionRunner):
     """Publishes alerts on the process's own PUB; one of the actions, so none is forgotten.
 
     Attributes:
@@ -35,6 +36,7 @@ class FeedRunner:
     """
 
     def __init__(self, publisher: FeedPublisher) -> None:
+        super().__init__("feed", None)
         self.published: Counter[tuple[str, str]] = Counter()
         self._publisher = publisher
 
@@ -44,6 +46,3 @@ class FeedRunner:
         topic = f"alert/{notification.severity}/{notification.rule}/"
         self._publisher.publish(topic, dict(notification.alert))
         return Delivered()
-
-    def close(self) -> None:
-        """Leave the socket to who made it."""

@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from ast_stream.alerts.actions.base import ActionRunner, Delivered, Failed, Notification, Outcome
-from ast_stream.alerts.actions.factory import LateRunner, make_runner, trouble_of
+from ast_stream.alerts.actions.base import ActionRunner, Delivered, Failed, Outcome, describe_error
+from ast_stream.alerts.actions.registry import DeferredRunner, create_runner
+from ast_stream.alerts.notification import Notification
 from ast_stream.settings.alert_schema import AlertSettings
 
 logger = logging.getLogger(__name__)
@@ -44,12 +45,12 @@ class HeartbeatThread(threading.Thread):
         if heartbeat is None:
             return None
         action = settings.actions[heartbeat.action]
-        make = partial(make_runner, heartbeat.action, action)
+        make = partial(create_runner, heartbeat.action, action)
         try:
             runner = make()
         except Exception as error:  # one boundary, as for alerts
-            trouble = trouble_of(heartbeat.action, error)
-            runner = LateRunner(heartbeat.action, make, trouble)
+            trouble = describe_error(heartbeat.action, error)
+            runner = DeferredRunner(heartbeat.action, make, trouble)
         return cls(runner, heartbeat.interval_s, is_well)
 
     def run(self) -> None:

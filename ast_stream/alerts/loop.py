@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from ast_stream.alerts.actions.base import LiveSensors
 from ast_stream.alerts.clock import ClockWatch
 from ast_stream.alerts.delivery import Couriers, no_fault
 from ast_stream.alerts.engine import Engine
@@ -51,16 +52,6 @@ class Feed(Protocol):
         """Return the next message, or None."""
 
 
-class Sensors(Protocol):
-    """Who shows what is heard now, besides the alerts."""
-
-    def hear_event(self, body: dict[str, Any]) -> None:
-        """Take an event body."""
-
-    def hear_health(self, body: dict[str, Any]) -> None:
-        """Take a health body."""
-
-
 class AlertLoop:
     """Evaluates one feed.
 
@@ -83,7 +74,7 @@ class AlertLoop:
         outbox: Outbox,
         couriers: Couriers,
         *,
-        sensors: Sequence[Sensors] = (),
+        sensors: Sequence[LiveSensors] = (),
         since_ns: int = 0,
         now_ns: Callable[[], int] = time.time_ns,
         now_s: Callable[[], float] = time.monotonic,
@@ -211,7 +202,7 @@ class AlertLoop:
             case "event":
                 self._note(self._engine.on_event(item.body))
                 for one in self._sensors:
-                    one.hear_event(item.body)
+                    one.on_event(item.body)
             case "gap":
                 self._note(self._engine.on_gap(item.body))
             case "health":
@@ -220,7 +211,7 @@ class AlertLoop:
     def _hear_health(self, body: dict[str, Any]) -> None:
         self._note(self._engine.on_health(body))
         for one in self._sensors:
-            one.hear_health(body)
+            one.on_health(body)
         lag_ns = round((body.get("lag_s") or 0.0) * NS_PER_SECOND)
         scored_ns = parse_time(body["published"]) - lag_ns
         self._scored_ns[body["stream"]] = (self._now_s(), scored_ns)

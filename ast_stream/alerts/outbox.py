@@ -17,15 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ast_stream.alerts import outbox_upkeep
-from ast_stream.alerts.actions.base import (
-    Delivered,
-    Failed,
-    Notification,
-    Outcome,
-    Refused,
-    one_line,
-    title_of,
-)
+from ast_stream.alerts.actions.base import Delivered, Failed, Outcome, Refused
 from ast_stream.alerts.delivery_policy import (
     FEED,
     MAX_ERROR_CHARACTERS,
@@ -34,10 +26,12 @@ from ast_stream.alerts.delivery_policy import (
 )
 from ast_stream.alerts.due_rows import DueRow, DueRows
 from ast_stream.alerts.model import Transition
+from ast_stream.alerts.notification import Notification, one_line, title_of
 from ast_stream.alerts.outbox_writer import SELF_RULE, OutboxWriter
 from ast_stream.alerts.receivers import Receivers
 from ast_stream.alerts.store import Store
 from ast_stream.limited_log import Outage
+from ast_stream.settings.alert_schema import Action
 from ast_stream.units import NS_PER_SECOND
 
 __all__ = ["FEED", "SELF_RULE", "Delivery", "Failing", "Outbox", "Route"]
@@ -334,3 +328,15 @@ class Outbox:
             " WHERE action = ? AND state = 'pending'",
             (reason[:MAX_ERROR_CHARACTERS], now_ns, action),
         )
+
+
+def routes(actions: Mapping[str, Action]) -> dict[str, Route]:
+    """Return what the outbox needs to know of the configured actions, in their order."""
+    return {
+        name: Route(
+            on=frozenset(action.on),
+            max_per=(action.rate_limit.max, action.rate_limit.per_s),
+            settings=action.model_dump_json(),
+        )
+        for name, action in actions.items()
+    }

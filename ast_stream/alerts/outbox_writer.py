@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
-from ast_stream.alerts.actions.base import Notification, notification_of, title_of
 from ast_stream.alerts.delivery_policy import (
     FEED,
     MAX_ERROR_CHARACTERS,
@@ -20,6 +19,7 @@ from ast_stream.alerts.delivery_policy import (
     expiry_ns,
 )
 from ast_stream.alerts.model import Alert, Transition, stable_id
+from ast_stream.alerts.notification import Notification, notification_of, title_of
 from ast_stream.alerts.store import delivery_checksum
 from ast_stream.messages.event import format_time
 from ast_stream.units import NS_PER_SECOND

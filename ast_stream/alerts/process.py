@@ -16,12 +16,8 @@ from typing import Annotated
 
 import typer
 
-from ast_stream.alerts.actions.base import (
-    ActionRunner,
-)
-from ast_stream.alerts.actions.factory import LateRunner, make_runner, routes, trouble_of
-from ast_stream.alerts.actions.home_assistant import Watched
-from ast_stream.alerts.actions.mqtt import MqttRunner
+from ast_stream.alerts.actions.base import ActionRunner, Entities, LiveSensors, describe_error
+from ast_stream.alerts.actions.registry import DeferredRunner, create_runner
 from ast_stream.alerts.clock import ClockWatch
 from ast_stream.alerts.delivery import Couriers, no_fault
 from ast_stream.alerts.engine import Engine
@@ -30,12 +26,12 @@ from ast_stream.alerts.heartbeat import HeartbeatThread
 from ast_stream.alerts.life import AlertLife
 from ast_stream.alerts.loop import TOPICS, AlertLoop
 from ast_stream.alerts.model import DetectionTiming
-from ast_stream.alerts.outbox import FEED, Failing, Outbox
+from ast_stream.alerts.outbox import FEED, Failing, Outbox, routes
 from ast_stream.alerts.reload import RulesInForce, timing_in_force
 from ast_stream.alerts.rule_watch import RuleFiles
 from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.alerts.store import Store, set_aside_unless_file
-from ast_stream.alerts.watch import watched
+from ast_stream.alerts.watch import exposed_entities
 from ast_stream.feed import Subscriber
 from ast_stream.runtime import lifecycle
 from ast_stream.runtime.logging import setup_logging
@@ -113,8 +109,8 @@ def run_alerts(
         clock = ClockWatch(time.time_ns, time.monotonic)
         outbox = Outbox(store, routes(settings.alerts.actions), clock.now_ns)
         outbox.recover()
-        sensors: list[MqttRunner] = []
-        runners = _make_runners(settings, watched(settings, rules), sensors)
+        sensors: list[LiveSensors] = []
+        runners = _create_runners(settings, exposed_entities(settings, rules), sensors)
         feed_runner = FeedRunner(publisher)
         couriers = Couriers({FEED: feed_runner, **runners}, outbox, fault)
         cleanup.callback(couriers.stop, STOP_PATIENCE_S)
@@ -226,14 +222,14 @@ def failing_actions(outbox: Outbox, runners: Mapping[str, ActionRunner]) -> list
     """
     found = {one.action: one for one in outbox.failing()}
     for name, runner in runners.items():
-        if isinstance(runner, LateRunner) and runner.trouble is not None:
+        if isinstance(runner, DeferredRunner) and runner.error is not None:
             known = found.get(name) or Failing(name, 0, 0, False, "")
-            found[name] = replace(known, error=runner.trouble)
+            found[name] = replace(known, error=runner.error)
     return list(found.values())
 
 
-def _make_runners(
-    settings: Settings, watched: Watched, sensors: list[MqttRunner]
+def _create_runners(
+    settings: Settings, entities: Entities, sensors: list[LiveSensors]
 ) -> dict[str, ActionRunner]:
     """Return what delivers by each action; one that cannot be used yet stops no other.
 
@@ -242,18 +238,18 @@ def _make_runners(
     """
 
     def note(runner: ActionRunner) -> None:
-        if isinstance(runner, MqttRunner):
+        if isinstance(runner, LiveSensors):
             sensors.append(runner)
 
     runners: dict[str, ActionRunner] = {}
     for name, action in settings.alerts.actions.items():
-        make = partial(make_runner, name, action, watched)
+        make = partial(create_runner, name, action, entities)
         try:
             runners[name] = make()
             note(runners[name])
         except Exception as error:  # one boundary: whatever a library or a file of others does
-            trouble = trouble_of(name, error)
+            reason = describe_error(name, error)
             text = "the action %s cannot be used: %s; its alerts wait, it is tried again with each"
-            logger.error(text, name, trouble)
-            runners[name] = LateRunner(name, make, trouble, note)
+            logger.error(text, name, reason)
+            runners[name] = DeferredRunner(name, make, reason, note)
     return runners

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from ast_stream.alerts.actions.mqtt import MqttRunner
+from ast_stream.alerts.actions.base import LiveSensors
 from ast_stream.alerts.facts import decision_parameters, detection_timing
 from ast_stream.alerts.loop import AlertLoop
 from ast_stream.alerts.model import DetectionTiming
 from ast_stream.alerts.rule_watch import RuleFiles, model_facts
 from ast_stream.alerts.rules.rule import RuleSet
-from ast_stream.alerts.watch import watched
+from ast_stream.alerts.watch import exposed_entities
 from ast_stream.errors import AstStreamError
 from ast_stream.settings.check import LoadedSettings, check_against_model
 
@@ -47,7 +47,7 @@ class RulesInForce:
         rules: RuleSet,
         timing: DetectionTiming,
         loop: AlertLoop,
-        sensors: Sequence[MqttRunner],
+        sensors: Sequence[LiveSensors],
     ) -> None:
         self._settings = loaded.settings
         self._files = files
@@ -81,11 +81,12 @@ class RulesInForce:
         self._put(rules)
 
     def _put(self, rules: RuleSet) -> None:
-        shown = watched(self._settings, rules)  # first: it may raise, and then nothing has changed
+        # first: if it raises, nothing has changed
+        shown = exposed_entities(self._settings, rules)
         self._rules = rules
         self._loop.replace_rules(rules, self._timing)
         for one in self._sensors:
             try:
-                one.watch(shown)
+                one.expose(shown)
             except Exception:  # one boundary: a broker's library must not end the evaluation
                 logger.exception("the live sensors of a broker stay as they were")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ast_stream.alerts.actions.factory import kinds_by_action, used_without_rules
+from ast_stream.alerts.actions.registry import kinds_by_action, used_without_rules
 from ast_stream.alerts.rules.files import load_rules
 from ast_stream.alerts.rules.lint import reach_lints
 from ast_stream.alerts.rules.problems import RuleProblem

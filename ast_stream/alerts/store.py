@@ -23,7 +23,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ast_stream.alerts.actions.base import Notification
+from ast_stream.alerts.notification import Notification
 from ast_stream.errors import AstStreamError, StartupError
 from ast_stream.limited_log import Outage
 from ast_stream.runtime.files import set_aside

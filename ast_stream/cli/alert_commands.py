@@ -15,9 +15,9 @@ from typing import Annotated
 import typer
 
 from ast_stream.alerts import outbox_admin
-from ast_stream.alerts.actions.base import one_line
 from ast_stream.alerts.delivery_policy import FEED
 from ast_stream.alerts.model import Severity
+from ast_stream.alerts.notification import one_line
 from ast_stream.alerts.outbox_admin import Row
 from ast_stream.alerts.outbox_writer import SELF_RULE
 from ast_stream.alerts.rules.files import read_rule_document

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from ast_stream.alerts.actions.factory import action_problems
+from ast_stream.alerts.actions.registry import action_problems
 from ast_stream.alerts.rule_watch import RuleFiles
 from ast_stream.cli.output import say
 from ast_stream.detect.facts import model_facts

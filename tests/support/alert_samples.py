@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ast_stream.alerts.actions.base import Notification, notification_of
 from ast_stream.alerts.model import Alert, Severity, Transition
+from ast_stream.alerts.notification import Notification, notification_of
 from ast_stream.alerts.store import Store
 from ast_stream.units import NS_PER_SECOND
 

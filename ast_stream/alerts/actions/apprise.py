@@ -8,21 +8,22 @@ import threading
 from typing import Any
 
 from ast_stream.alerts.actions.base import (
+    ActionRunner,
     Delivered,
     Failed,
-    Notification,
     Outcome,
     read_secret,
 )
+from ast_stream.alerts.notification import Notification
 from ast_stream.errors import StartupError
 from ast_stream.settings.alert_schema import AppriseAction
 
 _TYPES = {"resolved": "success", "heartbeat": "info"}
-_LOUD = ("high", "critical")
+_URGENT = ("high", "critical")
 MAX_AT_ONCE = 4  # messages that a service has not answered yet
 
 
-class AppriseRunner:
+class AppriseRunner(ActionRunner):
     """Notifies all URLs of one action; they are never logged, for they hold secrets.
 
     Raises:
@@ -30,6 +31,7 @@ class AppriseRunner:
     """
 
     def __init__(self, name: str, settings: AppriseAction) -> None:
+        super().__init__(name, settings)
         try:
             import apprise
         except ImportError as error:
@@ -39,7 +41,7 @@ class AppriseRunner:
         logging.getLogger("apprise").disabled = True  # it writes URLs into the log
         text = read_secret(f"action {name}", settings.urls_file, settings.urls_env) or ""
         urls = [line.strip() for line in text.splitlines()]
-        # one set for each message at a time: what others have written need not bear two at once
+        # a set of plug-ins for each message at a time: they need not be thread-safe
         self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(MAX_AT_ONCE):
             self._free.put(_services(name, urls, apprise.Apprise()))
@@ -71,13 +73,10 @@ class AppriseRunner:
             case _:
                 return Failed("a service refused the message or was not there", is_down=True)
 
-    def close(self) -> None:
-        """Have nothing to let go of."""
-
     def _notify(
         self, services: Any, notification: Notification, answers: list[bool | Exception]
     ) -> None:
-        level = "failure" if notification.severity in _LOUD else "warning"
+        level = "failure" if notification.severity in _URGENT else "warning"
         try:
             answer = services.notify(
                 title=notification.title,
@@ -95,10 +94,13 @@ class AppriseRunner:
 
 
 def _services(name: str, urls: list[str], services: Any) -> Any:
-    """Add `urls` to the library's `services`, which are returned; empty lines and comments not."""
+    """Add `urls`, without empty lines and comments, to the library's `services`; return those."""
     for number, url in enumerate(urls, 1):
         if url and not url.startswith("#") and not services.add(url):
             raise StartupError(f"action {name}: line {number} is no URL that apprise knows")
     if not len(services):
         raise StartupError(f"action {name}: expected at least one apprise URL, got none")
     return services
+
+
+RUNNER = AppriseRunner

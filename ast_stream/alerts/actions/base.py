@@ -1,122 +1,21 @@
-"""What is told (a notification), who tells it (an action), and what came of it (an outcome)."""
+"""What all actions share: the runner's interface, outcomes of a delivery, secrets and TLS."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
+import ssl
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from ast_stream.alerts.model import ACTIVE_STATES, Transition
+from ast_stream.alerts.notification import Notification, one_line
 from ast_stream.errors import StartupError
-from ast_stream.messages.event import format_time, parse_time
 from ast_stream.runtime.files import DamagedFileError, read_bounded
 
-Kind = Literal["firing", "resolved", "heartbeat"]
-
-MAX_TEXT_CHARACTERS = 1000
 MAX_SECRET_BYTES = 64 * 1024
-
-
-@dataclass(frozen=True)
-class Notification:
-    """One message about one alert, the same at every attempt to deliver it.
-
-    Attributes:
-        id: the same for all actions and attempts; receivers leave out what they have seen.
-        kind: `heartbeat` is no alert but a sign of life.
-        at_ns: stream time of the transition.
-        alert: body of the alert, as on the feed.
-        is_combined: a `resolved` that also stands for a firing which was never delivered.
-    """
-
-    id: str
-    kind: Kind
-    at_ns: int
-    alert: Mapping[str, Any]
-    event_id: str | None = None
-    is_combined: bool = False
-
-    @property
-    def rule(self) -> str:
-        """Name of the rule."""
-        return str(self.alert["rule"])
-
-    @property
-    def severity(self) -> str:
-        """Severity of the alert."""
-        return str(self.alert["severity"])
-
-    @property
-    def title(self) -> str:
-        """One line: severity, rule, and whether it is over."""
-        return title_of(self.severity, self.rule, self.kind)
-
-    @property
-    def text(self) -> str:
-        """One line for people: the rule's summary, else its group; control characters removed."""
-        annotations, group = self.alert.get("annotations", {}), self.alert.get("group", {})
-        words = annotations.get("summary") or ", ".join(f"{k} {v}" for k, v in group.items())
-        since = f" (from {self.alert['fired']})" if self.is_combined else ""
-        return one_line(f"{words or self.rule}{since}")
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as JSON values, as programs get it."""
-        return {
-            "id": self.id,
-            "kind": self.kind,
-            "at": format_time(self.at_ns),
-            "event_id": self.event_id,
-            "combined": self.is_combined,
-            "alert": dict(self.alert),
-        }
-
-    def encode(self) -> bytes:
-        """Return the bytes that the outbox keeps."""
-        return json.dumps(self.to_json(), ensure_ascii=False, separators=(",", ":")).encode(
-            errors="replace"
-        )
-
-    @classmethod
-    def decode(cls, payload: bytes) -> Notification:
-        """Return what `encode` was called on.
-
-        Raises:
-            ValueError: it was called on nothing that gives this.
-        """
-        try:
-            data = json.loads(payload)
-            return cls(
-                id=data["id"],
-                kind=data["kind"],
-                at_ns=parse_time(data["at"]),
-                alert=dict(data["alert"]),
-                event_id=data["event_id"],
-                is_combined=data["combined"],
-            )
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-            raise ValueError(f"not a notification: {type(error).__name__}") from error
-
-
-def title_of(severity: str, rule: str, kind: str) -> str:
-    """Return the line that names a notification."""
-    ending = " is over" if kind == "resolved" else ""
-    return one_line(f"[{severity}] {rule}{ending}")
-
-
-def notification_of(transition: Transition) -> Notification | None:
-    """Return what is to be told of a transition; None for those that are the engine's own."""
-    begins = transition.to_state == "firing" and transition.from_state not in ACTIVE_STATES
-    ends = transition.to_state == "resolved" and transition.from_state in ACTIVE_STATES
-    if not begins and not ends:
-        return None
-    kind: Kind = "firing" if begins else "resolved"
-    alert = transition.alert
-    return Notification(
-        f"{alert.id}.{kind}", kind, transition.at_ns, alert.body(), transition.event_id
-    )
+_SHOWN_CHARACTERS = 200  # of what may be the receiver's own words
 
 
 @dataclass(frozen=True)
@@ -126,11 +25,11 @@ class Delivered:
 
 @dataclass(frozen=True)
 class Failed:
-    """Worth another try.
+    """The delivery failed and is worth another attempt.
 
     Attributes:
-        after_s: seconds that the receiver asked to be left alone for.
-        is_down: it may be that nothing gets there now, whatever is sent.
+        after_s: how long the receiver asked us to wait, in seconds.
+        is_down: the receiver may be unreachable for any message, not just for this one.
     """
 
     reason: str
@@ -140,10 +39,10 @@ class Failed:
 
 @dataclass(frozen=True)
 class Refused:
-    """Trying again will not help.
+    """Another attempt cannot succeed.
 
     Attributes:
-        is_closed: nor will anything else that is sent there.
+        is_closed: nor can any other message to this receiver.
     """
 
     reason: str
@@ -153,20 +52,88 @@ class Refused:
 Outcome = Delivered | Failed | Refused
 
 
-class ActionRunner(Protocol):
-    """Delivers notifications, by a few threads at once; may block a while."""
+@dataclass(frozen=True)
+class Entities:
+    """What live sensors show: streams by classes, and the rules that alert.
 
+    Attributes:
+        classes: labels as people read them.
+    """
+
+    streams: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    rules: tuple[str, ...] = ()
+
+
+NO_ENTITIES = Entities()
+
+
+class ActionRunner(ABC):
+    """Delivers notifications for one configured action; called by a few threads at once.
+
+    Attributes:
+        needs_rules: whether it does nothing unless a rule names it.
+    """
+
+    needs_rules: ClassVar[bool] = True
+
+    def __init__(self, name: str, settings: Any) -> None:
+        self._name = name
+        self._settings = settings
+
+    @classmethod
+    def create(cls, name: str, settings: Any, entities: Entities = NO_ENTITIES) -> ActionRunner:
+        """Return the runner of the action `name`.
+
+        Args:
+            settings: the action's own settings class.
+            entities: for runners that also show live sensors.
+
+        Raises:
+            StartupError: a library, file or secret that it needs is missing.
+        """
+        return cls(name, settings)
+
+    @classmethod
+    def check(cls, name: str, settings: Any) -> None:
+        """Raise what `create` would, without contacting anyone."""
+        cls.create(name, settings).close()
+
+    @classmethod
+    def problems(cls, name: str, settings: Any) -> Iterator[str]:
+        """Yield what would keep the action from delivering, as far as this machine can tell."""
+        try:
+            cls.check(name, settings)
+        except Exception as error:  # whatever a third party's library or file does
+            yield describe_error(name, error)
+
+    @abstractmethod
     def deliver(self, notification: Notification) -> Outcome:
         """Deliver one notification within the action's own time limit; never raises."""
 
-    def close(self) -> None:
-        """Let go of connections."""
+    def close(self) -> None:  # noqa: B027 - most have nothing to close
+        """Close connections, if there are any."""
 
 
-def one_line(text: str) -> str:
-    """Return `text` without line breaks, control and format characters, and not too long."""
-    kept = "".join(character if character.isprintable() else " " for character in text)
-    return " ".join(kept.split())[:MAX_TEXT_CHARACTERS]
+@runtime_checkable
+class LiveSensors(Protocol):
+    """A runner that also shows what is detected now, besides delivering alerts."""
+
+    def expose(self, entities: Entities) -> None:
+        """Show these streams, classes and rules from now on."""
+
+    def on_event(self, body: dict[str, Any]) -> None:
+        """Process an event message of the feed."""
+
+    def on_health(self, body: dict[str, Any]) -> None:
+        """Process a health message of the feed."""
+
+
+def describe_error(name: str, error: Exception) -> str:
+    """Return in words why the action `name` cannot be used."""
+    if isinstance(error, StartupError):
+        return str(error).removeprefix(f"action {name}: ")
+    return f"{type(error).__name__}: {one_line(str(error))}"
 
 
 def read_secret(what: str, file: str | None, variable: str | None) -> str | None:
@@ -188,3 +155,36 @@ def read_secret(what: str, file: str | None, variable: str | None) -> str | None
             raise StartupError(f"{what}: expected the environment variable {variable}, got none")
         return value.rstrip()
     return None
+
+
+def tls_context(name: str, ca_file: str | None) -> ssl.SSLContext:
+    """Return the TLS context that checks certificates and host names for the action `name`.
+
+    Args:
+        ca_file: certificates of authorities (PEM) that are trusted instead of the system's.
+
+    Raises:
+        StartupError: `ca_file` cannot be read, or holds no certificate.
+    """
+    if ca_file is not None and Path(ca_file).exists() and not Path(ca_file).is_file():
+        raise StartupError(f"action {name}: cannot read ca_file {ca_file}: it is no file")
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except ssl.SSLError as error:
+        text = f"action {name}: expected certificates in ca_file {ca_file}, got none that is valid"
+        raise StartupError(text) from error
+    except OSError as error:
+        text = f"action {name}: cannot read ca_file {ca_file}: {error.strerror}"
+        raise StartupError(text) from error
+
+
+def connection_error(error: Exception) -> str:
+    """Return why there is no connection, in words rather than in a library's codes."""
+    match error:
+        case ssl.SSLCertVerificationError():
+            return f"its certificate is not accepted: {error.verify_message.rstrip('.')}"
+        case ssl.SSLError():
+            return f"no TLS: {(error.reason or 'unknown').replace('_', ' ').lower()}"
+        case OSError(strerror=str() as text):
+            return text
+    return one_line(str(error))[:_SHOWN_CHARACTERS] or type(error).__name__

@@ -14,15 +14,11 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
-from ast_stream.alerts.actions.base import (
-    Delivered,
-    Failed,
-    Notification,
-    Outcome,
-    Refused,
-    one_line,
-)
+from ast_stream.alerts.actions.base import ActionRunner, Delivered, Failed, Outcome, Refused
+from ast_stream.alerts.notification import Notification, one_line
 from ast_stream.settings.alert_schema import CommandAction
 
 TRY_AGAIN = 75
@@ -32,11 +28,23 @@ _READ_BYTES = 16 * 1024
 _SAFE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-class CommandRunner:
+class CommandRunner(ActionRunner):
     """Runs one program for each notification."""
 
-    def __init__(self, settings: CommandAction) -> None:
-        self._settings = settings
+    _settings: CommandAction
+
+    @classmethod
+    def problems(cls, name: str, settings: CommandAction) -> Iterator[str]:
+        """Yield that there is no such program, or that it may not be executed."""
+        program = settings.argv[0]
+        try:
+            is_file = Path(program).is_file()
+        except ValueError:
+            is_file = False
+        if not is_file:
+            yield f"argv: there is no program {program}"
+        elif not os.access(program, os.X_OK):
+            yield f"argv: {program} may not be executed"
 
     def deliver(self, notification: Notification) -> Outcome:
         """Run the program and wait for its end."""
@@ -57,15 +65,12 @@ class CommandRunner:
                 return Refused(f"cannot run {self._settings.argv[0]}: {error.strerror}")
         assert process.stdout is not None
         with process.stdout:
-            said, is_over = _follow(process, self._settings.timeout_s)
+            output, has_ended = _wait_for(process, self._settings.timeout_s)
             _kill_group(process.pid)
         code = process.wait()
-        if not is_over:
+        if not has_ended:
             return Failed(f"ran longer than {self._settings.timeout_s:g} s and was killed")
-        return _outcome(code, said)
-
-    def close(self) -> None:
-        """Have nothing to let go of."""
+        return _outcome(code, output)
 
     def _environment(self, notification: Notification) -> dict[str, str]:
         passed = {name: os.environ[name] for name in self._settings.pass_env if name in os.environ}
@@ -78,16 +83,16 @@ class CommandRunner:
         return {"PATH": _SAFE_PATH, "LANG": "C.UTF-8"} | passed | ours
 
 
-def _follow(process: subprocess.Popen[bytes], timeout_s: float) -> tuple[bytes, bool]:
-    """Read what the program says until it ends; return the first of it, and whether it ended.
+def _wait_for(process: subprocess.Popen[bytes], timeout_s: float) -> tuple[bytes, bool]:
+    """Read the program's output until it exits; return the start of it, and whether it exited.
 
-    Its end, not that of its output, is what counts: a child left behind may hold that open.
+    Its exit counts, not the end of its output: a child left behind may keep the pipe open.
     """
     deadline_s = time.monotonic() + timeout_s
     assert process.stdout is not None
     pipe = process.stdout.fileno()
     os.set_blocking(pipe, False)
-    said = bytearray()
+    output = bytearray()
     poll = select.poll()
     ended = os.pidfd_open(process.pid)
     try:
@@ -95,23 +100,23 @@ def _follow(process: subprocess.Popen[bytes], timeout_s: float) -> tuple[bytes, 
         poll.register(ended, select.POLLIN)
         while (left_s := deadline_s - time.monotonic()) > 0:
             ready = {fd for fd, _ in poll.poll(max(1, round(left_s * 1000)))}
-            if pipe in ready and not _read_some(pipe, said):
+            if pipe in ready and not _read_some(pipe, output):
                 poll.unregister(pipe)
             if ended in ready:
-                _read_some(pipe, said)
-                return bytes(said), True
+                _read_some(pipe, output)
+                return bytes(output), True
     finally:
         os.close(ended)
-    return bytes(said), False
+    return bytes(output), False
 
 
-def _read_some(pipe: int, said: bytearray) -> bool:
-    """Read what is there, keep it up to the limit, and return False at the end."""
+def _read_some(pipe: int, output: bytearray) -> bool:
+    """Read what is available, keep it up to the limit, and return False at the end of file."""
     try:
         data = os.read(pipe, _READ_BYTES)
     except BlockingIOError:
         return True
-    said += data[: max(0, MAX_OUTPUT_BYTES - len(said))]
+    output += data[: max(0, MAX_OUTPUT_BYTES - len(output))]
     return bool(data)
 
 
@@ -120,10 +125,13 @@ def _kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def _outcome(code: int, said: bytes) -> Outcome:
+def _outcome(code: int, output: bytes) -> Outcome:
     if code == 0:
         return Delivered()
     how = f"exit code {code}" if code > 0 else f"killed by signal {-code}"
-    words = one_line(said.decode(errors="replace"))[:_SHOWN_CHARACTERS]
+    words = one_line(output.decode(errors="replace"))[:_SHOWN_CHARACTERS]
     reason = f"{how}: {words}" if words else how
     return Failed(reason, is_down=True) if code == TRY_AGAIN else Refused(reason)
+
+
+RUNNER = CommandRunner

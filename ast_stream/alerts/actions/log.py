@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from ast_stream.alerts.actions.base import Delivered, Notification, Outcome
+from ast_stream.alerts.actions.base import ActionRunner, Delivered, Outcome
+from ast_stream.alerts.notification import Notification
 from ast_stream.settings.alert_schema import LogAction
 
 _LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -12,10 +13,11 @@ _LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ER
 logger = logging.getLogger(__name__)
 
 
-class LogRunner:
+class LogRunner(ActionRunner):
     """Writes title and text as one line."""
 
-    def __init__(self, settings: LogAction) -> None:
+    def __init__(self, name: str, settings: LogAction) -> None:
+        super().__init__(name, settings)
         self._level = _LEVELS[settings.level]
 
     def deliver(self, notification: Notification) -> Outcome:
@@ -24,5 +26,5 @@ class LogRunner:
         logger.log(self._level, "%s: %s", notification.title, notification.text, extra=extra)
         return Delivered()
 
-    def close(self) -> None:
-        """Have nothing to let go of."""
+
+RUNNER = LogRunner

@@ -1,7 +1,11 @@
 """The action `mqtt`: alerts and live sensors on a broker, with Home Assistant discovery.
 
-Alerts come through the outbox. Sensor states are not alerts: they show what is heard now, are
+Alerts come through the outbox. Sensor states are not alerts: they show what is detected now, are
 retained, and are published again after every connection and every start of Home Assistant.
+
+There is one retained discovery message for each device: a stream with a binary sensor for each
+class, and the alerts with an event entity for each rule. Event payloads are not retained, for Home
+Assistant ignores retained ones. Source: Home Assistant, MQTT integration (device-based discovery).
 """
 
 from __future__ import annotations
@@ -12,72 +16,87 @@ import re
 import socket
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ast_stream.alerts.actions.base import (
+    NO_ENTITIES,
+    ActionRunner,
     Delivered,
+    Entities,
     Failed,
-    Notification,
     Outcome,
+    connection_error,
     read_secret,
+    tls_context,
 )
-from ast_stream.alerts.actions.home_assistant import (
-    NOTHING,
-    OFFLINE,
-    ONLINE,
-    Topics,
-    Watched,
-    discovery_messages,
-    removal_messages,
-)
-from ast_stream.alerts.actions.tls import connection_words, trust
+from ast_stream.alerts.notification import Notification
 from ast_stream.errors import StartupError
 from ast_stream.labels import slug
 from ast_stream.settings.alert_schema import MqttAction
+from ast_stream.version import __version__
 
 if TYPE_CHECKING:  # an extra, which may not be there
     from paho.mqtt.client import Client
 
+ONLINE, OFFLINE = "online", "offline"
+EVENT_TYPES = ("firing", "resolved")
 KEEPALIVE_S = 30
 SETTLE_AFTER = 3  # health messages; an event that lasts is updated each second, so it is quiet
 MAX_QUEUED = 1000
 _RECONNECT_S = (1, 60)
-_NOT_IN_NODES = re.compile(r"[^a-zA-Z0-9_-]")
+_NOT_IN_IDS = re.compile(r"[^a-zA-Z0-9_-]")
 _ATTRIBUTES = ("id", "label", "score", "peak", "onset", "offset", "reason")
 
 logger = logging.getLogger(__name__)
 
 
-class MqttRunner:
+class MqttRunner(ActionRunner):
     """Publishes to one broker; connects, and connects again, in the background.
 
     Raises:
         StartupError: the library is missing, or the password or certificates cannot be read.
     """
 
-    def __init__(self, name: str, settings: MqttAction, watched: Watched = NOTHING) -> None:
-        self._settings = settings
+    needs_rules: ClassVar[bool] = False
+    _settings: MqttAction
+
+    def __init__(self, name: str, settings: MqttAction, entities: Entities = NO_ENTITIES) -> None:
+        super().__init__(name, settings)
         self._topics = Topics(settings.base_topic, settings.node or host_node())
         self._lock = threading.RLock()
         self._connected = threading.Event()
-        self._watched = _with_own_classes(watched, settings)
+        self._entities = _with_own_classes(entities, settings)
         self._retained: dict[str, str] = {}  # states by topic
-        self._sounding: dict[tuple[str, str], set[str]] = {}  # ids of open events
+        self._open_events: dict[tuple[str, str], set[str]] = {}  # ids of open events
         self._health_seen: dict[str, int] = {}
-        self._trouble: str | None = None  # why there is no connection
+        self._connection_error: str | None = None  # why there is no connection
         self._client = new_client(name, settings)
         self._client.on_connect = self._on_connect
-        self._client.on_connect_fail = lambda *_: self._note_trouble(_current_words())
+        self._client.on_connect_fail = lambda *_: self._note_connection_error(_current_error())
         self._client.on_disconnect = lambda *_: self._connected.clear()
         self._client.on_message = self._on_message
         self._client.will_set(self._topics.availability, OFFLINE, qos=1, retain=True)
         self._client.connect_async(settings.host, settings.port, KEEPALIVE_S)
         self._client.loop_start()
 
+    @classmethod
+    def create(
+        cls, name: str, settings: MqttAction, entities: Entities = NO_ENTITIES
+    ) -> MqttRunner:
+        """Return a runner that is connecting."""
+        return cls(name, settings, entities)
+
+    @classmethod
+    def check(cls, name: str, settings: MqttAction) -> None:
+        """Create a client without connecting it."""
+        new_client(name, settings)
+
     def deliver(self, notification: Notification) -> Outcome:
         """Publish one alert and wait until the broker has it."""
         if not self._connected.wait(self._settings.timeout_s):
-            why = f": {self._trouble}" if self._trouble else ""
+            why = f": {self._connection_error}" if self._connection_error else ""
             return Failed(f"no connection to {self._place}{why}", is_down=True)
         payload = {"event_type": notification.kind, **notification.to_json()}
         payload |= {"title": notification.title, "text": notification.text}
@@ -92,44 +111,44 @@ class MqttRunner:
             return Failed(text, is_down=True)
         return Delivered()
 
-    def watch(self, watched: Watched) -> None:
+    def expose(self, entities: Entities) -> None:
         """Show other streams, classes and rules from now on."""
         with self._lock:
-            before, self._watched = self._watched, _with_own_classes(watched, self._settings)
-            if self._connected.is_set() and before != self._watched:
+            before, self._entities = self._entities, _with_own_classes(entities, self._settings)
+            if self._connected.is_set() and before != self._entities:
                 self._announce(before)
 
-    def hear_event(self, body: dict[str, Any]) -> None:
+    def on_event(self, body: dict[str, Any]) -> None:
         """Take an event message of the feed: it may switch a sensor."""
         stream, name = body["stream"], body["class"]
         with self._lock:
-            if not self._is_watched(stream, name):
+            if not self._is_exposed(stream, name):
                 return
-            sounding = self._sounding.setdefault((stream, name), set())
+            open_events = self._open_events.setdefault((stream, name), set())
             if body["type"] == "end":
-                sounding.discard(body["id"])
+                open_events.discard(body["id"])
             else:
-                sounding.add(body["id"])
+                open_events.add(body["id"])
             attributes = {key: body.get(key) for key in _ATTRIBUTES}
             if body["type"] != "update":
-                self._show(self._topics.attributes(stream, name), json.dumps(attributes))
-            self._show(self._topics.sensor(stream, name), "ON" if sounding else "OFF")
+                self._publish_state(self._topics.attributes(stream, name), json.dumps(attributes))
+            self._publish_state(self._topics.sensor(stream, name), "ON" if open_events else "OFF")
 
-    def hear_health(self, body: dict[str, Any]) -> None:
+    def on_health(self, body: dict[str, Any]) -> None:
         """Take a health message of the feed: whether the stream has sound."""
         stream = body["stream"]
         with self._lock:
-            if stream not in self._watched.streams:
+            if stream not in self._entities.streams:
                 return
             is_there = body["state"] != "missing"
-            self._show(self._topics.stream(stream), ONLINE if is_there else OFFLINE)
+            self._publish_state(self._topics.stream(stream), ONLINE if is_there else OFFLINE)
             seen = self._health_seen.get(stream, 0) + 1
             self._health_seen[stream] = seen
             if seen >= SETTLE_AFTER:
-                for label in self._watched.classes:
+                for label in self._entities.classes:
                     topic = self._topics.sensor(stream, slug(label))
                     if topic not in self._retained:
-                        self._show(topic, "OFF")
+                        self._publish_state(topic, "OFF")
 
     def close(self) -> None:
         """Say goodbye, so that the broker need not send the last will, and disconnect."""
@@ -146,38 +165,38 @@ class MqttRunner:
     def _place(self) -> str:
         return f"{self._settings.host}:{self._settings.port}"
 
-    def _note_trouble(self, why: str) -> None:
+    def _note_connection_error(self, why: str) -> None:
         """Remember why there is no connection, and say it once."""
-        if why != self._trouble:
-            self._trouble = why
+        if why != self._connection_error:
+            self._connection_error = why
             logger.error("no connection to the broker %s: %s", self._place, why)
 
-    def _is_watched(self, stream: str, class_slug: str) -> bool:
-        return stream in self._watched.streams and any(
-            slug(label) == class_slug for label in self._watched.classes
+    def _is_exposed(self, stream: str, class_slug: str) -> bool:
+        return stream in self._entities.streams and any(
+            slug(label) == class_slug for label in self._entities.classes
         )
 
-    def _show(self, topic: str, payload: str) -> None:
+    def _publish_state(self, topic: str, payload: str) -> None:
         if self._retained.get(topic) == payload:
             return
         self._retained[topic] = payload
         if self._connected.is_set():
             self._client.publish(topic, payload, qos=1, retain=True)
 
-    def _announce(self, before: Watched = NOTHING) -> None:
+    def _announce(self, before: Entities = NO_ENTITIES) -> None:
         """Publish what there is, that it is there, and its states."""
         prefix = self._settings.discovery_prefix
         if prefix is not None:
-            self._discover(discovery_messages(self._topics, prefix, self._watched, before))
+            self._discover(discovery_messages(self._topics, prefix, self._entities, before))
         self._client.publish(self._topics.availability, ONLINE, qos=1, retain=True)
         for topic, state in self._retained.items():
             self._client.publish(topic, state, qos=1, retain=True)
 
     def _on_connect(self, client: Client, data: Any, flags: Any, reason: Any, _: Any) -> None:
         if reason.is_failure:
-            self._note_trouble(f"refused: {str(reason).lower()}")
+            self._note_connection_error(f"refused: {str(reason).lower()}")
             return
-        self._trouble = None
+        self._connection_error = None
         with self._lock:
             self._connected.set()
             if (prefix := self._settings.discovery_prefix) is not None:
@@ -191,8 +210,8 @@ class MqttRunner:
         with self._lock:
             if message.topic != f"{prefix}/status":
                 if message.retain:
-                    told = (self._watched, message.topic, message.payload)
-                    self._discover(removal_messages(self._topics, prefix, *told))
+                    retained = (self._entities, message.topic, message.payload)
+                    self._discover(removal_messages(self._topics, prefix, *retained))
             elif message.payload == ONLINE.encode() and not message.retain:
                 self._announce()
 
@@ -204,12 +223,12 @@ class MqttRunner:
 
 def host_node() -> str:
     """Return this machine's name as a part of topics: several may share a broker."""
-    return _NOT_IN_NODES.sub("-", socket.gethostname())[:63] or "ast-stream"
+    return _NOT_IN_IDS.sub("-", socket.gethostname())[:63] or "ast-stream"
 
 
-def _with_own_classes(watched: Watched, settings: MqttAction) -> Watched:
-    by_slug = {slug(label): label for label in (*settings.classes, *watched.classes)}
-    return Watched(watched.streams, tuple(by_slug.values()), watched.rules)
+def _with_own_classes(entities: Entities, settings: MqttAction) -> Entities:
+    by_slug = {slug(label): label for label in (*settings.classes, *entities.classes)}
+    return Entities(entities.streams, tuple(by_slug.values()), entities.rules)
 
 
 def new_client(name: str, settings: MqttAction) -> Client:
@@ -233,11 +252,145 @@ def new_client(name: str, settings: MqttAction) -> Client:
         password = read_secret(what, settings.password_file, settings.password_env)
         client.username_pw_set(settings.username, password)
     if settings.tls:
-        client.tls_set_context(trust(name, settings.ca_file))
+        client.tls_set_context(tls_context(name, settings.ca_file))
     return client
 
 
-def _current_words() -> str:
+def _current_error() -> str:
     """Return why the connection failed; the library calls back while it handles the error."""
     error = sys.exception()
-    return "unknown" if not isinstance(error, Exception) else connection_words(error)
+    return "unknown" if not isinstance(error, Exception) else connection_error(error)
+
+
+@dataclass(frozen=True)
+class Topics:
+    """Names of the topics below one base."""
+
+    base: str
+    node: str
+
+    @property
+    def availability(self) -> str:
+        """`online` or `offline`: the alerts process."""
+        return f"{self.base}/{self.node}/status"
+
+    def stream(self, stream: str) -> str:
+        """`online` or `offline`: sound of a stream."""
+        return f"{self.base}/{self.node}/{stream}/status"
+
+    def sensor(self, stream: str, class_slug: str) -> str:
+        """`ON` while the class is heard on the stream, else `OFF`."""
+        return f"{self.base}/{self.node}/{stream}/{class_slug}/state"
+
+    def attributes(self, stream: str, class_slug: str) -> str:
+        """The last event of the class, as JSON."""
+        return f"{self.base}/{self.node}/{stream}/{class_slug}/attributes"
+
+    def event(self, rule: str) -> str:
+        """An alert that fires or is resolved, as JSON."""
+        return f"{self.base}/{self.node}/alerts/{object_id(rule)}"
+
+
+def object_id(*names: str) -> str:
+    """Return an id of the characters that Home Assistant allows."""
+    return "_".join(_NOT_IN_IDS.sub("_", name) for name in names)
+
+
+def discovery_messages(
+    topics: Topics, prefix: str, entities: Entities, before: Entities = NO_ENTITIES
+) -> list[tuple[str, dict[str, Any] | None]]:
+    """Return topic and payload of every device; a payload of None removes the device.
+
+    Args:
+        before: what was shown until now: components that are gone are named without content.
+    """
+    messages: list[tuple[str, dict[str, Any] | None]] = []
+    for stream in dict.fromkeys((*entities.streams, *before.streams)):
+        classes = entities.classes if stream in entities.streams else ()
+        device = object_id(topics.node, "stream", stream)
+        topic = f"{prefix}/device/{device}/config"
+        if not classes:
+            messages += [(topic, None)] if before.classes else []
+            continue
+        components = {slug(label): _sensor(topics, device, stream, label) for label in classes}
+        for label in before.classes:
+            components.setdefault(slug(label), {"platform": "binary_sensor"})
+        messages.append((topic, _device(topics, device, f"Sounds on {stream}", components)))
+    return messages + _alert_messages(topics, prefix, entities.rules, before.rules)
+
+
+def removal_messages(
+    topics: Topics, prefix: str, entities: Entities, topic: str, retained: bytes
+) -> list[tuple[str, dict[str, Any] | None]]:
+    """Return what takes back that of an earlier run which is shown no more, often nothing.
+
+    Args:
+        topic: a discovery topic, perhaps of others.
+        retained: what the broker has there.
+    """
+    try:
+        components = dict(json.loads(retained)["components"])
+        there = {name: one["platform"] for name, one in components.items() if "state_topic" in one}
+        ours = f"{topics.base}/{topics.node}/"
+        if not any(components[name]["state_topic"].startswith(ours) for name in there):
+            return []
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return []  # of others, who may have what they like
+    wanted = dict(discovery_messages(topics, prefix, entities)).get(topic)
+    if wanted is None:
+        return [(topic, None)]
+    gone = {name: {"platform": there[name]} for name in there if name not in wanted["components"]}
+    return [(topic, wanted | {"components": wanted["components"] | gone})] if gone else []
+
+
+def _alert_messages(
+    topics: Topics, prefix: str, rules: Sequence[str], before: Sequence[str]
+) -> list[tuple[str, dict[str, Any] | None]]:
+    device = object_id(topics.node, "alerts")
+    topic = f"{prefix}/device/{device}/config"
+    if not rules:
+        return [(topic, None)] if before else []
+    components = {object_id(rule): _event(topics, device, rule) for rule in rules}
+    for rule in before:
+        components.setdefault(object_id(rule), {"platform": "event"})
+    return [(topic, _device(topics, device, "Sound alerts", components))]
+
+
+def _device(
+    topics: Topics, device: str, name: str, components: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    return {
+        "device": {"identifiers": [device], "name": name, "manufacturer": "ast-stream"},
+        "origin": {"name": "ast-stream", "sw_version": __version__},
+        "components": components,
+        "qos": 1,
+    }
+
+
+def _sensor(topics: Topics, device: str, stream: str, label: str) -> dict[str, Any]:
+    name = slug(label)
+    return {
+        "platform": "binary_sensor",
+        "unique_id": object_id(device, name),
+        "name": label,
+        "device_class": "sound",
+        "state_topic": topics.sensor(stream, name),
+        "json_attributes_topic": topics.attributes(stream, name),
+        # a dead daemon or a missing microphone is not the same as quiet
+        "availability": [{"topic": topics.availability}, {"topic": topics.stream(stream)}],
+        "availability_mode": "all",
+    }
+
+
+def _event(topics: Topics, device: str, rule: str) -> dict[str, Any]:
+    return {
+        "platform": "event",
+        "unique_id": object_id(device, rule),
+        "name": rule.replace("_", " "),
+        "state_topic": topics.event(rule),
+        "event_types": list(EVENT_TYPES),
+        "availability": [{"topic": topics.availability}],
+    }
+
+
+RUNNER = MqttRunner

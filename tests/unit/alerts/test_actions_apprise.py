@@ -11,7 +11,8 @@ from http_receiver import HANG, http_receiver
 from mqtt_broker import wait_for
 
 from ast_stream.alerts.actions.apprise import MAX_AT_ONCE, AppriseRunner
-from ast_stream.alerts.actions.base import Delivered, Failed, Notification
+from ast_stream.alerts.actions.base import Delivered, Failed
+from ast_stream.alerts.notification import Notification
 from ast_stream.errors import StartupError
 from ast_stream.settings.alert_schema import AppriseAction
 

@@ -17,9 +17,10 @@ def shell(
 ) -> CommandRunner:
     argv = ["/bin/sh", "-c", script, "sh", *arguments]
     return CommandRunner(
+        "run",
         CommandAction.model_validate(
             {"type": "command", "argv": argv, "timeout_s": timeout_s} | options
-        )
+        ),
     )
 
 
@@ -54,7 +55,7 @@ def test_exit_code_decides_what_came_of_it() -> None:
 
 def test_program_that_is_not_there_is_refused() -> None:
     settings = CommandAction(type="command", argv=["/no/such/program"])
-    outcome = CommandRunner(settings).deliver(notification())
+    outcome = CommandRunner("run", settings).deliver(notification())
     assert outcome == Refused("cannot run /no/such/program: No such file or directory")
 
 

@@ -5,18 +5,14 @@ import logging
 import pytest
 from alert_samples import T0_NS, alert, notification, resolved
 
-from ast_stream.alerts.actions.base import (
-    MAX_TEXT_CHARACTERS,
-    Delivered,
-    Notification,
-    one_line,
-)
+from ast_stream.alerts.actions.base import Delivered
 from ast_stream.alerts.actions.log import LogRunner
+from ast_stream.alerts.notification import MAX_TEXT_CHARACTERS, Notification, one_line
 from ast_stream.settings.alert_schema import LogAction
 
 
 def test_alert_is_one_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    assert LogRunner(LogAction(type="log")).deliver(notification()) == Delivered()
+    assert LogRunner("log", LogAction(type="log")).deliver(notification()) == Delivered()
     (record,) = caplog.records
     assert (record.levelno, record.getMessage()) == (
         logging.WARNING,
@@ -25,7 +21,7 @@ def test_alert_is_one_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_level_can_be_chosen(caplog: pytest.LogCaptureFixture) -> None:
-    LogRunner(LogAction(type="log", level="error")).deliver(notification())
+    LogRunner("log", LogAction(type="log", level="error")).deliver(notification())
     assert caplog.records[0].levelno == logging.ERROR
 
 

@@ -23,21 +23,21 @@ from mqtt_broker import (
     wait_for,
 )
 
-from ast_stream.alerts.actions.base import Delivered, Failed, Outcome
-from ast_stream.alerts.actions.home_assistant import (
+from ast_stream.alerts.actions.base import Delivered, Entities, Failed, Outcome
+from ast_stream.alerts.actions.mqtt import (
+    SETTLE_AFTER,
+    MqttRunner,
     Topics,
-    Watched,
     discovery_messages,
     removal_messages,
 )
-from ast_stream.alerts.actions.mqtt import SETTLE_AFTER, MqttRunner
 from ast_stream.errors import StartupError
 from ast_stream.settings.alert_schema import MqttAction
 
 needs_mosquitto = pytest.mark.skipif(
     MOSQUITTO is None, reason="needs mosquitto: apt-get install mosquitto"
 )
-WATCHED = Watched(("porch", "hall"), ("Bark", "Baby cry, infant cry"), ("dog",))
+ENTITIES = Entities(("porch", "hall"), ("Bark", "Baby cry, infant cry"), ("dog",))
 STATUS = "ast-stream/ast-stream/status"
 BARK = "ast-stream/ast-stream/porch/bark/state"
 DEVICE = "homeassistant/device/ast-stream_stream_porch/config"
@@ -50,10 +50,10 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
 
 
 @contextmanager
-def running(port: int, watched: Watched = WATCHED, **options: Any) -> Iterator[MqttRunner]:
+def running(port: int, entities: Entities = ENTITIES, **options: Any) -> Iterator[MqttRunner]:
     fields = {"type": "mqtt", "host": "127.0.0.1", "port": port, "timeout_s": 5.0}
     fields |= {"node": "ast-stream"} | options
-    runner = MqttRunner("ha", MqttAction.model_validate(fields), watched)
+    runner = MqttRunner("ha", MqttAction.model_validate(fields), entities)
     try:
         yield runner
     finally:
@@ -78,12 +78,12 @@ def health(state: str = "listening") -> dict[str, Any]:
 def test_what_others_have_retained_is_left_alone_however_deep() -> None:
     topics, deep = Topics("base", "box"), b'{"components": ' + b"[" * 100_000
     for retained in (deep + b"]" * 100_000 + b"}", deep, b"\xff", b"[]"):
-        assert removal_messages(topics, "homeassistant", Watched(), "t", retained) == []
+        assert removal_messages(topics, "homeassistant", Entities(), "t", retained) == []
 
 
 def test_classes_without_latin_letters_have_sensors_of_their_own() -> None:
-    watched = Watched(streams=("porch",), classes=("狗叫", "海浪", "警笛"))
-    [(_, payload)] = discovery_messages(Topics("base", "box"), "homeassistant", watched)
+    entities = Entities(streams=("porch",), classes=("狗叫", "海浪", "警笛"))
+    [(_, payload)] = discovery_messages(Topics("base", "box"), "homeassistant", entities)
     assert payload is not None
     sensors = payload["components"].values()
     assert [one["name"] for one in sensors] == ["狗叫", "海浪", "警笛"]
@@ -126,12 +126,12 @@ def test_alert_is_an_event_that_is_not_retained(broker: Broker) -> None:
 def test_sensor_is_on_while_any_event_of_its_class_lasts(broker: Broker) -> None:
     with running(broker.port) as runner, listener(broker.port) as client:
         wait_for(lambda: client.last(STATUS) == "online", "the connection")
-        runner.hear_event(event("begin", "e1"))
-        runner.hear_event(event("begin", "e2"))
-        runner.hear_event(event("end", "e1"))
-        runner.hear_event(event("begin", "e3", "speech"))  # not watched
+        runner.on_event(event("begin", "e1"))
+        runner.on_event(event("begin", "e2"))
+        runner.on_event(event("end", "e1"))
+        runner.on_event(event("begin", "e3", "speech"))  # not exposed
         wait_for(lambda: client.last(BARK) == "ON", "the sensor to be on")
-        runner.hear_event(event("end", "e2"))
+        runner.on_event(event("end", "e2"))
         wait_for(lambda: client.last(BARK) == "OFF", "the sensor to be off")
         states = [text for name, text, _ in client.got if name == BARK]
         attributes = json.loads(client.last(BARK.replace("/state", "/attributes")) or "")
@@ -144,9 +144,9 @@ def test_sensor_is_on_while_any_event_of_its_class_lasts(broker: Broker) -> None
 def test_sensor_that_was_never_on_is_off_once_updates_would_have_come(broker: Broker) -> None:
     with running(broker.port) as runner, listener(broker.port) as client:
         for _ in range(SETTLE_AFTER - 1):
-            runner.hear_health(health())
-        runner.hear_event(event("update"))
-        runner.hear_health(health())
+            runner.on_health(health())
+        runner.on_event(event("update"))
+        runner.on_health(health())
         quiet = "ast-stream/ast-stream/porch/baby_cry_infant_cry/state"
         wait_for(lambda: client.last(quiet) == "OFF", "the other sensor")
         assert client.last(BARK) == "ON"
@@ -156,9 +156,9 @@ def test_sensor_that_was_never_on_is_off_once_updates_would_have_come(broker: Br
 def test_missing_stream_is_not_quiet_but_offline(broker: Broker) -> None:
     topic = "ast-stream/ast-stream/porch/status"
     with running(broker.port) as runner, listener(broker.port) as client:
-        runner.hear_health(health())
+        runner.on_health(health())
         wait_for(lambda: client.last(topic) == "online", "the stream")
-        runner.hear_health(health("missing"))
+        runner.on_health(health("missing"))
         wait_for(lambda: client.last(topic) == "offline", "the loss")
 
 
@@ -166,7 +166,7 @@ def test_missing_stream_is_not_quiet_but_offline(broker: Broker) -> None:
 def test_everything_is_announced_again_when_home_assistant_starts(broker: Broker) -> None:
     with running(broker.port) as runner, listener(broker.port) as client:
         wait_for(lambda: client.last(STATUS) == "online", "the announcement")
-        runner.hear_event(event("begin"))
+        runner.on_event(event("begin"))
         wait_for(lambda: client.last(BARK) == "ON", "the state")
         before = client.count(DEVICE), client.count(BARK)
         client.publish("homeassistant/status", "online")
@@ -196,7 +196,7 @@ def test_states_are_published_again_to_a_broker_that_was_restarted(broker: Broke
     with running(broker.port) as runner:
         assert runner.deliver(notification()) == Delivered()
         broker.kill()
-        runner.hear_event(event("begin"))
+        runner.on_event(event("begin"))
         broker.start()
         with listener(broker.port) as client:
             wait_for(lambda: client.last(BARK) == "ON", "the state")
@@ -275,7 +275,7 @@ def test_what_an_earlier_run_announced_and_is_shown_no_more_is_removed(broker: B
     hall = DEVICE.replace("porch", "hall")
     alerts = "homeassistant/device/ast-stream_alerts/config"
     with listener(broker.port) as client:
-        with running(broker.port, Watched(("porch",), ("Bark",), ("cat",))):
+        with running(broker.port, Entities(("porch",), ("Bark",), ("cat",))):
             wait_for(lambda: client.last(hall) == "", "the removal of a stream")
             gone = {"baby_cry_infant_cry": {"platform": "binary_sensor"}}
             wait_for(lambda: gone.items() <= components(client, DEVICE).items(), "of a class")
@@ -283,7 +283,7 @@ def test_what_an_earlier_run_announced_and_is_shown_no_more_is_removed(broker: B
             wait_for(lambda: gone.items() <= components(client, alerts).items(), "of a rule")
             assert components(client, DEVICE)["bark"]["name"] == "Bark"
         n_told = client.count(DEVICE)
-        with running(broker.port, Watched(("porch",), ("Bark",), ("cat",))):
+        with running(broker.port, Entities(("porch",), ("Bark",), ("cat",))):
             wait_for(lambda: client.count(DEVICE) > n_told, "the next run")
             assert set(components(client, DEVICE)) == {"bark"}
         assert {topic: client.last(topic) for topic in others} == others
@@ -293,7 +293,7 @@ def test_what_an_earlier_run_announced_and_is_shown_no_more_is_removed(broker: B
 def test_what_is_announced_is_what_home_assistant_asks_for(broker: Broker) -> None:
     with running(broker.port) as runner, listener(broker.port) as client:
         wait_for(lambda: client.last(STATUS) == "online", "the announcement")
-        runner.watch(Watched(("porch",), ("Bark",), ("cat",)))
+        runner.expose(Entities(("porch",), ("Bark",), ("cat",)))
         cat = "homeassistant/device/ast-stream_alerts/config"
         wait_for(lambda: "cat" in components(client, cat), "the change")
         told = [one for one in client.got if one[0].startswith("homeassistant/")]
@@ -307,7 +307,7 @@ def test_components_of_rules_that_are_gone_are_removed(broker: Broker) -> None:
     with running(broker.port) as runner, listener(broker.port) as client:
         wait_for(lambda: client.last(STATUS) == "online", "the announcement")
         n_before = client.count(DEVICE)
-        runner.watch(Watched(("porch",), ("Bark",), ("dog",)))
+        runner.expose(Entities(("porch",), ("Bark",), ("dog",)))
         wait_for(lambda: client.count(DEVICE) > n_before, "the change")
         components = json.loads(client.last(DEVICE) or "")["components"]
         assert components["baby_cry_infant_cry"] == {"platform": "binary_sensor"}
@@ -317,8 +317,8 @@ def test_components_of_rules_that_are_gone_are_removed(broker: Broker) -> None:
 
 
 def test_ids_have_only_characters_that_home_assistant_allows() -> None:
-    watched = Watched(("porch",), ("Baby cry, infant cry",), ("smoke-alarm",))
-    messages = discovery_messages(Topics("base", "box-1"), "homeassistant", watched)
+    entities = Entities(("porch",), ("Baby cry, infant cry",), ("smoke-alarm",))
+    messages = discovery_messages(Topics("base", "box-1"), "homeassistant", entities)
     for topic, payload in messages:
         assert payload is not None
         ids = [topic.split("/")[2], *payload["components"], *payload["device"]["identifiers"]]
@@ -326,8 +326,8 @@ def test_ids_have_only_characters_that_home_assistant_allows() -> None:
         assert all(id.replace("_", "").replace("-", "").isalnum() for id in ids)
 
 
-def test_nothing_watched_announces_nothing() -> None:
-    assert discovery_messages(Topics("base", "node"), "homeassistant", Watched()) == []
+def test_nothing_exposed_announces_nothing() -> None:
+    assert discovery_messages(Topics("base", "node"), "homeassistant", Entities()) == []
 
 
 def test_password_and_certificates_that_cannot_be_read_are_told(tmp_path: Path) -> None:

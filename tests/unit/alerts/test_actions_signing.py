@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import base64
+
 import pytest
 
-from ast_stream.alerts.actions.signing import parse_secret, signature
+from ast_stream.alerts.actions.webhook import new_signer, sign
 
 # the published vector of Standard Webhooks
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -12,27 +14,28 @@ EXPECTED = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
 def test_signature_is_that_of_the_published_vector() -> None:
-    assert signature([parse_secret(SECRET)], MESSAGE_ID, TIMESTAMP_S, BODY) == EXPECTED
+    assert sign([new_signer(SECRET)], MESSAGE_ID, TIMESTAMP_S, BODY) == EXPECTED
 
 
 def test_a_secret_may_come_without_its_prefix() -> None:
-    assert parse_secret(SECRET.removeprefix("whsec_")) == parse_secret(SECRET)
+    signer = new_signer(SECRET.removeprefix("whsec_"))
+    assert sign([signer], MESSAGE_ID, TIMESTAMP_S, BODY) == EXPECTED
 
 
 def test_there_is_one_signature_for_each_secret_while_they_rotate() -> None:
-    keys = [b"n" * 24, parse_secret(SECRET)]
-    first, second = signature(keys, MESSAGE_ID, TIMESTAMP_S, BODY).split(" ")
+    keys = [new_signer(base64.b64encode(b"n" * 24).decode()), new_signer(SECRET)]
+    first, second = sign(keys, MESSAGE_ID, TIMESTAMP_S, BODY).split(" ")
     assert second == EXPECTED
     assert first.startswith("v1,")
     assert first != second
 
 
 def test_signature_covers_id_time_and_body() -> None:
-    keys = [parse_secret(SECRET)]
+    keys = [new_signer(SECRET)]
     others = {
-        signature(keys, "msg_x", TIMESTAMP_S, BODY),
-        signature(keys, MESSAGE_ID, TIMESTAMP_S + 1, BODY),
-        signature(keys, MESSAGE_ID, TIMESTAMP_S, BODY + b" "),
+        sign(keys, "msg_x", TIMESTAMP_S, BODY),
+        sign(keys, MESSAGE_ID, TIMESTAMP_S + 1, BODY),
+        sign(keys, MESSAGE_ID, TIMESTAMP_S, BODY + b" "),
     }
     assert len(others | {EXPECTED}) == 4
 
@@ -47,4 +50,4 @@ def test_signature_covers_id_time_and_body() -> None:
 )
 def test_a_secret_that_is_none_is_refused_without_showing_it(secret: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        parse_secret(secret)
+        new_signer(secret)

@@ -11,10 +11,16 @@ import pytest
 from alert_samples import T0_NS, notification, resolved
 from http_receiver import DRIP, GARBAGE, HANG, HUGE_BODY, SLOW_BODY, Script, http_receiver
 
-from ast_stream.alerts.actions.base import Delivered, Failed, Notification, Outcome, Refused
-from ast_stream.alerts.actions.http_post import is_public
-from ast_stream.alerts.actions.signing import parse_secret, signature
-from ast_stream.alerts.actions.webhook import WebhookRunner, cloud_event, retry_after_s
+from ast_stream.alerts.actions.base import Delivered, Failed, Outcome, Refused
+from ast_stream.alerts.actions.webhook import (
+    WebhookRunner,
+    cloud_event,
+    is_public,
+    new_signer,
+    retry_after_s,
+    sign,
+)
+from ast_stream.alerts.notification import Notification
 from ast_stream.errors import StartupError
 from ast_stream.messages.event import format_time
 from ast_stream.settings.alert_schema import WebhookAction
@@ -46,7 +52,7 @@ def test_post_is_a_signed_cloud_event(tmp_path: Path) -> None:
     assert got.headers["content-type"] == "application/cloudevents+json; charset=utf-8"
     assert got.headers["webhook-id"] == "a1.firing"
     assert got.headers["webhook-timestamp"] == "1700000000"
-    expected = signature([parse_secret(SECRET)], "a1.firing", 1_700_000_000, got.raw)
+    expected = sign([new_signer(SECRET)], "a1.firing", 1_700_000_000, got.raw)
     assert got.headers["webhook-signature"] == expected
     assert {key: got.body[key] for key in got.body if key != "data"} == {
         "specversion": "1.0",

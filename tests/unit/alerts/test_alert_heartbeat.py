@@ -4,8 +4,9 @@ import threading
 
 import pytest
 
-from ast_stream.alerts.actions.base import Delivered, Failed, Notification, Outcome
+from ast_stream.alerts.actions.base import Delivered, Failed, Outcome
 from ast_stream.alerts.heartbeat import HeartbeatThread
+from ast_stream.alerts.notification import Notification
 from ast_stream.settings.alert_schema import AlertSettings
 
 PATIENCE_S = 20.0

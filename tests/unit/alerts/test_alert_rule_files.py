@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rule_bodies import LABELS, health, rules_from, sound
 
-from ast_stream.alerts.actions.base import Notification, notification_of
 from ast_stream.alerts.backtest import BacktestReport, backtest
+from ast_stream.alerts.notification import Notification, notification_of
 from ast_stream.alerts.rules.detector_lint import DetectorFacts
 from ast_stream.alerts.rules.files import compile_rules, load_rules
 from ast_stream.alerts.rules.lint import lint

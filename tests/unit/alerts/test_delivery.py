@@ -8,9 +8,10 @@ import pytest
 from alert_samples import FakeClock, firing, state_file, states
 from mqtt_broker import wait_for
 
-from ast_stream.alerts.actions.base import Delivered, Failed, Notification, Outcome, Refused
+from ast_stream.alerts.actions.base import Delivered, Failed, Outcome, Refused
 from ast_stream.alerts.delivery import DELIVERY_POINTS, LOOK_EVERY_S, Courier, Couriers
 from ast_stream.alerts.model import Severity
+from ast_stream.alerts.notification import Notification
 from ast_stream.alerts.outbox import FEED, Outbox, Route
 from ast_stream.alerts.store import Store
 

@@ -12,8 +12,8 @@ from ast_stream.evaluation.curves import THRESHOLDS, score_spans
 from ast_stream.evaluation.intervals import Interval, bootstrap
 from ast_stream.evaluation.overlap import F1_KINDS, Counts
 from ast_stream.evaluation.psds import PSDS1, PSDS2, Criteria, SpansAt, psds, sweep
+from ast_stream.evaluation.scoring import ScoredStrip
 from ast_stream.evaluation.spans import Spans
-from ast_stream.soundscape.streams import ScoredStrip
 
 MOST_THRESHOLDS = 100  # of a sweep over the confidences of events: more change little
 SWEPT_THRESHOLDS = THRESHOLDS[::3]

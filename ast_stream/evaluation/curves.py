@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from ast_stream.detect.parameters import DecisionParameters
 from ast_stream.evaluation.detections import sound_spans
+from ast_stream.evaluation.scoring import ScoredStrip
 from ast_stream.evaluation.spans import Spans
-from ast_stream.soundscape.streams import ScoredStrip
 from ast_stream.units import samples_to_seconds
 
 THRESHOLDS = 1 / (1 + np.exp(-np.linspace(-5.0, 7.0, 121)))  # evenly spaced on the logit

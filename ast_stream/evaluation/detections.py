@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ast_stream.detect.parameters import DecisionParameters
+from ast_stream.evaluation.scoring import ScoredStrip
 from ast_stream.evaluation.spans import Spans, spans_of
 from ast_stream.messages.event import Event
 from ast_stream.soundscape.scene import Planted
-from ast_stream.soundscape.streams import ScoredStrip
 from ast_stream.units import samples_to_seconds
 
 TOLERANCE_S = 0.5  # a detection that overlaps no sound of its class finds one this near

@@ -28,16 +28,14 @@ from ast_stream.evaluation.plan import (
     sounding_s,
     strip_s,
 )
+from ast_stream.evaluation.scoring import ScoredStrip, score_blocks, score_strip
 from ast_stream.messages.event import Scores
 from ast_stream.model.tagger import Tagger
 from ast_stream.soundscape.streams import (
     Laying,
-    ScoredStrip,
     Strip,
     lay_backgrounds,
     lay_takes,
-    score_blocks,
-    score_strip,
 )
 from ast_stream.soundscape.strip_files import write_strip
 from ast_stream.soundscape.takes import (

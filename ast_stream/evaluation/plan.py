@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ast_stream.evaluation.scoring import ScoredStrip
 from ast_stream.model.tagger import Tagger
 from ast_stream.soundscape.beds import Disturbances
-from ast_stream.soundscape.streams import LONGEST_TAKE_S, Laying, ScoredStrip
+from ast_stream.soundscape.streams import LONGEST_TAKE_S, Laying
 from ast_stream.soundscape.takes import Take, synthesised_takes
 from ast_stream.units import samples_to_seconds
 

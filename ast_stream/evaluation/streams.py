@@ -29,8 +29,8 @@ from ast_stream.evaluation.overlap import (
     F1_KINDS,
     Counts,
 )
+from ast_stream.evaluation.scoring import ScoredStrip
 from ast_stream.evaluation.timing import Timing, timing
-from ast_stream.soundscape.streams import ScoredStrip
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,13 @@ to noise ratio is that of the active level of the sound to the active level of i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from ast_stream.audio.activity import Waveform
-from ast_stream.detect.detector import Detector
-from ast_stream.detect.parameters import DecisionParameters
-from ast_stream.messages.event import Event, Pcm16, Scores
+from ast_stream.messages.event import Pcm16
 from ast_stream.soundscape.beds import (
     BedPart,
     Disturbances,
@@ -28,7 +25,7 @@ from ast_stream.soundscape.beds import (
 from ast_stream.soundscape.scene import Planted
 from ast_stream.soundscape.synthesis import Random, Signal
 from ast_stream.soundscape.takes import Take
-from ast_stream.units import FULL_SCALE, SAMPLE_RATE, samples_to_seconds, seconds_to_samples
+from ast_stream.units import FULL_SCALE, samples_to_seconds, seconds_to_samples
 
 LONGEST_TAKE_S = 5.0
 
@@ -70,32 +67,6 @@ class Strip:
     def duration_s(self) -> float:
         """Length in seconds."""
         return samples_to_seconds(len(self.pcm))
-
-
-@dataclass(frozen=True, eq=False)
-class Layout:
-    """What is kept of a strip once it was scored: hours of samples would fill the memory."""
-
-    duration_s: float
-    truth: list[Planted]
-
-
-@dataclass(frozen=True, eq=False)
-class ScoredStrip:
-    """What the detector made of a strip.
-
-    Attributes:
-        times_s: end of each window, shape (n_windows,).
-        scores: shape (n_windows, n_classes).
-        events: begins and ends, in order.
-        parameters: what events were decided by; None: not known.
-    """
-
-    strip: Strip | Layout
-    times_s: npt.NDArray[np.float64]
-    scores: npt.NDArray[np.float32]
-    events: list[Event]
-    parameters: DecisionParameters | None = None
 
 
 def lay_takes(
@@ -162,45 +133,6 @@ def lay_backgrounds(
         bed.append(part("background", at, at + len(piece), level))
         at += len(piece)
     return Strip(_to_pcm(mix), [], tuple(bed))
-
-
-def score_strip(
-    make_detector: Callable[[Callable[[Scores], None]], Detector], strip: Strip
-) -> ScoredStrip:
-    """Return scores and events of one strip, through the same core as live.
-
-    Args:
-        make_detector: builds a detector that calls its argument with every window's scores.
-    """
-    starts = range(0, len(strip.pcm), SAMPLE_RATE)
-    blocks = (strip.pcm[start : start + SAMPLE_RATE] for start in starts)
-    return score_blocks(make_detector, blocks, strip.truth)
-
-
-def score_blocks(
-    make_detector: Callable[[Callable[[Scores], None]], Detector],
-    blocks: Iterable[Pcm16],
-    truth: list[Planted],
-) -> ScoredStrip:
-    """Return scores and events of consecutive blocks, which are let go of; as `score_strip`."""
-    windows: list[Scores] = []
-    detector = make_detector(windows.append)
-    detector.open("strip", "evaluation")
-    events: list[Event] = []
-    n_samples = 0
-    for block in blocks:
-        detector.push("strip", n_samples, block)
-        n_samples += len(block)
-        events += detector.run()
-    events += detector.flush("strip", "quiet")
-    n_classes = len(detector.parameters.labels)
-    return ScoredStrip(
-        strip=Layout(samples_to_seconds(n_samples), truth),
-        times_s=np.array([samples_to_seconds(window.end_sample) for window in windows]),
-        scores=np.array([window.scores for window in windows], np.float32).reshape(-1, n_classes),
-        events=[event for event in events if event.type != "update"],
-        parameters=detector.parameters,
-    )
 
 
 def _order(rng: Random, takes: Sequence[Take], neighbour_share: float) -> list[int]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from ast_stream.detect.parameters import DecisionParameters, ModelFacts, resolve_parameters
+from ast_stream.evaluation.scoring import Layout, ScoredStrip
 from ast_stream.messages.event import EndReason, Event, EventType
 from ast_stream.settings.schema import DetectionSettings
 from ast_stream.soundscape.scene import Planted
-from ast_stream.soundscape.streams import Layout, ScoredStrip
 from ast_stream.units import seconds_to_samples
 
 WINDOW_S, HOP_S = 2.56, 0.5

@@ -11,6 +11,7 @@ import pytest
 
 from ast_stream.detect.detector import Detector
 from ast_stream.evaluation.measure import detector_of
+from ast_stream.evaluation.scoring import score_strip
 from ast_stream.evaluation.streams import measure_streams
 from ast_stream.labels import slug
 from ast_stream.messages.event import Event, Pcm16
@@ -18,7 +19,7 @@ from ast_stream.model.selfcheck import self_check
 from ast_stream.model.tagger import Tagger, load_tagger
 from ast_stream.soundscape.backgrounds import BACKGROUNDS
 from ast_stream.soundscape.scene import generate_scene
-from ast_stream.soundscape.streams import Strip, score_strip
+from ast_stream.soundscape.streams import Strip
 from ast_stream.soundscape.synthesis import SOUNDS, to_active_level
 from ast_stream.units import FULL_SCALE, SAMPLE_RATE
 

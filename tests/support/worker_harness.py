@@ -167,7 +167,7 @@ class WatchedFeed:
 
 
 class SlowTagger:
-    """A tagger whose windows take time on the test's clock."""
+    """A tagger whose windows take time on the test's clock, and whose scores may be coarse."""
 
     def __init__(self, tagger: Tagger, box: Site) -> None:
         self._tagger = tagger
@@ -179,7 +179,10 @@ class SlowTagger:
     def window_scores(self, windows: Tensor) -> npt.NDArray[np.float32]:
         """Score, and let the time pass that it takes."""
         self._box.now_s += len(windows) * self._box.window_cost_s
-        return self._tagger.window_scores(windows)
+        scores = self._tagger.window_scores(windows)
+        if step := self._box.score_step:
+            scores = np.round(scores / step).astype(np.float32) * np.float32(step)
+        return scores
 
 
 class Site:
@@ -187,11 +190,13 @@ class Site:
 
     Attributes:
         window_cost_s: what the model takes for a window.
+        score_step: scores are multiples of it, so that they are equal on all processors; 0: exact.
         published: event messages of all runs of the worker, as live readers get them.
     """
 
-    def __init__(self, tagger: Tagger) -> None:
+    def __init__(self, tagger: Tagger, score_step: float = 0.0) -> None:
         self.window_cost_s = 0.0
+        self.score_step = score_step
         self.published: list[Body] = []
         self.folder = Path(tempfile.mkdtemp(prefix="ast-", dir="/tmp"))
         self.now_s = 1_700_000_000.0
@@ -259,15 +264,15 @@ class Site:
         self._log.close()
         self._capture_sockets.forget(self._push)
 
-    def hear(self, pcm: Pcm16, name: str = "mic") -> None:
+    def hear(self, pcm: Pcm16, name: str = "mic", block_samples: int = BLOCK) -> None:
         """Let sound come in real time, to the worker if there is one."""
-        for at in range(0, len(pcm), BLOCK):
+        for at in range(0, len(pcm), block_samples):
             capture = self._captures[name]
             start = capture.ring.next
-            capture.write(pcm[at : at + BLOCK])
-            self.now_s += len(pcm[at : at + BLOCK]) / SAMPLE_RATE
+            capture.write(pcm[at : at + block_samples])
+            self.now_s += len(pcm[at : at + block_samples]) / SAMPLE_RATE
             if self._worker_sockets is not None and self._push is not None:
-                self._push.send(encode_block(capture.server.block(start, BLOCK)))
+                self._push.send(encode_block(capture.server.block(start, block_samples)))
                 self.turn()
 
     def capture(self, name: str = "mic") -> Capture:
@@ -339,9 +344,9 @@ class Site:
 
 
 @contextmanager
-def site(tagger: Tagger) -> Iterator[Site]:
+def site(tagger: Tagger, score_step: float = 0.0) -> Iterator[Site]:
     """Yield a box that is gone afterwards."""
-    box = Site(tagger)
+    box = Site(tagger, score_step)
     try:
         yield box
     finally:

@@ -10,8 +10,8 @@ from typing import Any
 from ast_stream.alerts.outbox import FEED, Failing
 from ast_stream.alerts.store import StoreError
 from ast_stream.messages.event import ALERTS_STATUS_TOPIC
+from ast_stream.runtime.lifecycle import Notifier
 from ast_stream.runtime.metrics import Family, Metrics, counter, gauge
-from ast_stream.runtime.notifier import Notifier
 from ast_stream.transport.publisher import FeedPublisher
 
 TELL_EVERY_S = 1.0

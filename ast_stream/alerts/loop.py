@@ -22,8 +22,8 @@ from ast_stream.alerts.outbox import Outbox
 from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.alerts.store import Store, StoreError, save_progress
 from ast_stream.feed import FeedMessage, Missed, Position
-from ast_stream.limited_log import LimitedLog
 from ast_stream.messages.event import parse_time
+from ast_stream.runtime.logging import LimitedLog
 from ast_stream.units import NS_PER_SECOND
 
 TOPICS = ("event/", "gap/", "health/")

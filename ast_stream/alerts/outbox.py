@@ -30,7 +30,7 @@ from ast_stream.alerts.notification import Notification, one_line, title_of
 from ast_stream.alerts.outbox_writer import SELF_RULE, OutboxWriter
 from ast_stream.alerts.receivers import Receivers
 from ast_stream.alerts.store import Store
-from ast_stream.limited_log import Outage
+from ast_stream.runtime.logging import Outage
 from ast_stream.settings.alert_schema import Action
 from ast_stream.units import NS_PER_SECOND
 

@@ -34,9 +34,9 @@ from ast_stream.alerts.store import Store, set_aside_unless_file
 from ast_stream.alerts.watch import exposed_entities
 from ast_stream.feed import Subscriber
 from ast_stream.runtime import lifecycle
+from ast_stream.runtime.lifecycle import Notifier
 from ast_stream.runtime.logging import setup_logging
 from ast_stream.runtime.metrics import Metrics
-from ast_stream.runtime.notifier import Notifier
 from ast_stream.runtime.reload import Reloader
 from ast_stream.settings.check import LoadedSettings
 from ast_stream.settings.load import load_file
@@ -208,7 +208,7 @@ def _between(
 
     def between() -> None:
         life.turn()
-        reloader.look(life.notifier)
+        reloader.poll(life.notifier)
         in_force.look()
 
     return between

@@ -25,8 +25,8 @@ from typing import Any
 
 from ast_stream.alerts.notification import Notification
 from ast_stream.errors import AstStreamError, StartupError
-from ast_stream.limited_log import Outage
 from ast_stream.runtime.files import set_aside
+from ast_stream.runtime.logging import Outage
 
 SCHEMA_VERSION = 2
 SIDE_FILES = ("-wal", "-shm")

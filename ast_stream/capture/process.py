@@ -21,11 +21,10 @@ from ast_stream.capture.sources import make_channels, make_source
 from ast_stream.capture.sources.network import FIRST_SOUND_S, opening_limit_s
 from ast_stream.errors import AudioError, UsageError
 from ast_stream.labels import did_you_mean
-from ast_stream.limited_log import LimitedLog
 from ast_stream.runtime import lifecycle
-from ast_stream.runtime.logging import setup_logging
+from ast_stream.runtime.lifecycle import Notifier
+from ast_stream.runtime.logging import LimitedLog, setup_logging
 from ast_stream.runtime.metrics import RENEW_EVERY_S, Family, Metrics, counter, gauge
-from ast_stream.runtime.notifier import Notifier
 from ast_stream.runtime.reload import Parts, Reloader
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.paths import (
@@ -181,7 +180,7 @@ class _CaptureProcess:
                 self._answer(request)
             notifier.turn(self._report.status, is_working=self._is_working)
             if reloader is not None:
-                reloader.look(notifier)
+                reloader.poll(notifier)
             self._renew_metrics(time.monotonic())
         notifier.stopping()
 

@@ -17,7 +17,6 @@ import numpy as np
 
 from ast_stream.audio.source import SourceStatus
 from ast_stream.errors import WireError
-from ast_stream.limited_log import LimitedLog
 from ast_stream.messages.audio import (
     MAX_BLOCK_SAMPLES,
     MAX_DETAIL_CHARACTERS,
@@ -30,6 +29,7 @@ from ast_stream.messages.audio import (
     encode_ring_reply,
 )
 from ast_stream.messages.event import AudioBlock, Pcm16
+from ast_stream.runtime.logging import LimitedLog
 from ast_stream.units import FRAME_SHIFT, SAMPLE_RATE, samples_to_ns
 
 logger = logging.getLogger(__name__)

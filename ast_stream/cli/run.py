@@ -10,15 +10,14 @@ from typing import Annotated
 
 import typer
 
-from ast_stream.runtime.forward import LineForwarder
 from ast_stream.runtime.lifecycle import (
+    Notifier,
     child_environment,
     stop_on_signals,
 )
 from ast_stream.runtime.logging import LOG_FORMAT, line_format, setup_logging
-from ast_stream.runtime.notifier import Notifier
 from ast_stream.runtime.reload import Reloader
-from ast_stream.runtime.supervisor import ChildSpec, Supervisor
+from ast_stream.runtime.supervisor import ChildSpec, LineForwarder, Supervisor
 from ast_stream.settings.check import LoadedSettings
 from ast_stream.settings.load import load_file
 from ast_stream.settings.paths import make_runtime_dir
@@ -75,7 +74,7 @@ def _supervise(
 
     def after_turn() -> None:
         notifier.turn(supervisor.status, is_working=True)
-        reloader.look(notifier)
+        reloader.poll(notifier)
 
     try:
         return supervisor.run(stop, after_turn)

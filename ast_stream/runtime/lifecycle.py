@@ -1,4 +1,8 @@
-"""How a process lives and dies: stop signals, word to the service manager, end with the parent."""
+"""How a process lives and ends: signals, reports to the service manager, end with the parent.
+
+The service manager learns of start-up, ready, reloading and stopping at once; of the status at most
+once a second and only if it is new; its watchdog is fed by whoever did work, never by a timer.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 
 EXIT_CRASH = 1
@@ -23,10 +28,11 @@ PARENT = "AST_STREAM_PARENT"  # pid of that parent, to notice that it is gone al
 _OF_THE_PARENT_ALONE = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 _STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
+STATUS_EVERY_S = 1.0
 
 
 def raise_on_signals() -> None:
-    """Have SIGTERM and SIGINT unwind a command that does one thing; a second SIGTERM ends it."""
+    """Make SIGTERM and SIGINT unwind a command that does one thing; a second SIGTERM ends it."""
 
     def terminate(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
@@ -42,9 +48,9 @@ def raise_on_signals() -> None:
 
 @contextlib.contextmanager
 def leaving_when_stopped(stop: threading.Event) -> Iterator[None]:
-    """Raise SystemExit(0) in what is done meanwhile, if a signal to stop comes or has come.
+    """Raise SystemExit(0) in the body if a signal to stop comes or has come.
 
-    For long steps of a start, within `stop_on_signals`; in other threads than the main one nothing
+    For long steps of a start, within `stop_on_signals`; in threads other than the main one nothing
     is raised.
     """
     if stop.is_set():
@@ -69,8 +75,8 @@ def leaving_when_stopped(stop: threading.Event) -> Iterator[None]:
 def stop_on_signals(reload: threading.Event | None = None) -> Iterator[threading.Event]:
     """Yield an event that SIGTERM or SIGINT sets; the handlers before are restored afterwards.
 
-    SIGHUP sets `reload` where one is given, and else stops, too. A terminal that was closed sends
-    it as well: that always stops, unless it is ignored (nohup). A second SIGINT raises
+    SIGHUP sets `reload` if one is given, and otherwise stops. A terminal that is closed sends it
+    as well: that always stops, unless it is ignored (nohup). A second SIGINT raises
     KeyboardInterrupt, a third ends the process at once: for a shutdown that hangs. Only for the
     main thread.
     """
@@ -108,7 +114,7 @@ def stop_on_signals(reload: threading.Event | None = None) -> Iterator[threading
 
 
 def hold_hangups(environ: Mapping[str, str] = os.environ) -> None:
-    """Let a SIGHUP of our supervisor wait for `stop_on_signals`: before, it would kill."""
+    """Let a SIGHUP of our supervisor wait for `stop_on_signals`; until then it would kill."""
     if environ.get(SUPERVISED) == "1":
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
 
@@ -128,15 +134,15 @@ def _has_terminal() -> bool:
 
 
 def notify(message: str, environ: Mapping[str, str] = os.environ) -> bool:
-    """Tell systemd `message`, e.g. "READY=1"; False where no service manager listens.
+    """Send `message`, e.g. "READY=1", to the service manager; return False if none listens.
 
-    See sd_notify(3); several assignments are joined by newlines. `notifier.Notifier` says when
-    which of them is due.
+    See sd_notify(3); several assignments are joined by newlines. `Notifier` knows when which of
+    them is due.
     """
     address = environ.get("NOTIFY_SOCKET")
     if not address:
         return False
-    if address.startswith("@"):  # an abstract socket, which has no file
+    if address.startswith("@"):  # an abstract socket has no file
         address = "\0" + address[1:]
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
@@ -153,6 +159,74 @@ def watchdog_interval_s(environ: Mapping[str, str] = os.environ) -> float | None
     if not limit_us.isdigit() or (pid and pid != str(os.getpid())):
         return None
     return int(limit_us) / 2e6
+
+
+class Notifier:
+    """Reports on one process; without a service manager it does nothing and costs nothing.
+
+    Args:
+        send: passes a message to the service manager; returns False if there is none.
+        watchdog_s: how often the watchdog is fed; None: as the service manager requires.
+        now_s: a clock that only goes forward.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[str], bool] = notify,
+        watchdog_s: float | None = None,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._send = send
+        self._now_s = now_s
+        self._watchdog_s = watchdog_interval_s() if watchdog_s is None else watchdog_s
+        self._is_ready = False
+        self._shown: str | None = None
+        self._next_status_s = self._next_watchdog_s = float("-inf")
+
+    def starting(self, status: str, timeout_s: float) -> None:
+        """Report what start-up is busy with, and that it may take `timeout_s` from now."""
+        self._send(f"EXTEND_TIMEOUT_USEC={round(timeout_s * 1e6)}\nSTATUS={_line(status)}")
+
+    def turn(self, status: Callable[[], str], *, is_working: bool) -> None:
+        """Report what is due after one turn of the loop; the first turn makes the process ready.
+
+        Args:
+            status: how the process is, in words; called only when a line may be sent.
+            is_working: this turn, or one since the last call, did work or had none to do.
+        """
+        now_s = self._now_s()
+        if not self._is_ready:
+            self._is_ready = True
+            self._send_status(status(), now_s, "READY=1\n")
+        elif now_s >= self._next_status_s:
+            self._send_status(status(), now_s)
+        if is_working and self._watchdog_s is not None and now_s >= self._next_watchdog_s:
+            self._next_watchdog_s = now_s + self._watchdog_s
+            self._send("WATCHDOG=1")
+
+    def reloading(self) -> None:
+        """Report that the settings are being read again; `reloaded` must follow."""
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def reloaded(self, status: str) -> None:
+        """Report that the process goes on, with new settings or with the old ones."""
+        self._send_status(status, self._now_s(), "READY=1\n")
+
+    def stopping(self, status: str = "stopping") -> None:
+        """Report that the process shuts down."""
+        self._send(f"STOPPING=1\nSTATUS={_line(status)}")
+
+    def _send_status(self, text: str, now_s: float, before: str = "") -> None:
+        self._next_status_s = now_s + STATUS_EVERY_S
+        line = _line(text)
+        if before or line != self._shown:
+            self._shown = line
+            self._send(f"{before}STATUS={line}")
+
+
+def _line(text: str) -> str:
+    """Return `text` on one line: a line of its own would be another assignment."""
+    return " ".join(text.split())
 
 
 def child_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -173,6 +247,6 @@ def die_with_parent(environ: Mapping[str, str] = os.environ) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    # the parent may have died before the kernel was told to watch it
+    # the parent may have died before the kernel began to watch it
     if environ.get(PARENT, str(os.getppid())) != str(os.getppid()):
         os._exit(1)

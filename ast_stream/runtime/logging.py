@@ -13,7 +13,8 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO, cast, get_args
 
@@ -28,6 +29,8 @@ _NOT_IN_JSON = re.compile(r"[\x7f-\x9f\u2028\u2029]")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _JOURNAL_PRIORITY = {"CRITICAL": 2, "ERROR": 3, "WARNING": 4, "INFO": 6, "DEBUG": 7}
 _STAMPED = re.compile(r"\d{4}-\d\d-\d\dT|\d\d:\d\d:\d\d\.\d{3} ")
+LIMIT_S = 60.0  # between two warnings of a `LimitedLog`
+RECOVERY_S = 5.0  # without a failure, after which an `Outage` is over
 _COLOURS = {"CRITICAL": "1;31", "ERROR": "31", "WARNING": "33", "DEBUG": "2"}
 
 
@@ -51,7 +54,7 @@ def setup_logging(
 
 
 def log_what_nobody_catches() -> None:
-    """Send what threads and destructors raise through the log, too, and so through `mask`."""
+    """Log what threads and destructors raise, so that it is masked as well."""
     threading.excepthook, sys.unraisablehook = _on_thread, _on_lost
 
 
@@ -69,7 +72,7 @@ def _on_lost(found: sys.UnraisableHookArgs) -> None:
 
 
 def is_set_up() -> bool:
-    """Tell whether `setup_logging` has been called in this process."""
+    """Return whether `setup_logging` has been called in this process."""
     return any(isinstance(handler, _QuietHandler) for handler in logging.getLogger().handlers)
 
 
@@ -77,11 +80,9 @@ def line_format(
     format: LogFormat, stream: TextIO, environ: Mapping[str, str] = os.environ
 ) -> LineFormat:
     """Return the form of lines that `format` means for `stream`."""
-    for known in get_args(LineFormat):
-        if (
-            environ.get(LOG_FORMAT) == known
-        ):  # our stderr is a pipe; the supervisor knows the reader
-            return cast(LineFormat, known)
+    wanted = environ.get(LOG_FORMAT)  # of the supervisor, which knows where its lines go
+    if wanted in get_args(LineFormat):
+        return cast(LineFormat, wanted)
     if format == "auto" and _is_journal(stream, environ):
         return "journald"
     if format in ("auto", "text"):
@@ -111,6 +112,94 @@ def _is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
         found = os.fstat(stream.fileno())
         return environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
     return False
+
+
+class LimitedLog:
+    """Logs the first warning at once, then at most one every `every_s` seconds, with a count.
+
+    Args:
+        now_s: a clock that only goes forward, in seconds.
+    """
+
+    def __init__(
+        self,
+        logger: logging.Logger,
+        now_s: Callable[[], float] = time.monotonic,
+        every_s: float = LIMIT_S,
+    ) -> None:
+        self._logger = logger
+        self._now_s = now_s
+        self._every_s = every_s
+        self._last_s: float | None = None
+        self._n_suppressed = 0
+
+    def warning(self, message: str, *args: object) -> None:
+        """Log `message` with its `%s` arguments, or only count it."""
+        now_s = self._now_s()
+        if self._last_s is not None and now_s - self._last_s < self._every_s:
+            self._n_suppressed += 1
+            return
+        self._last_s = now_s
+        if self._n_suppressed:
+            message += " (and %s more like it since the last such line)"
+            args = (*args, self._n_suppressed)
+        self._n_suppressed = 0
+        self._logger.warning(message, *args)
+
+
+class Outage:
+    """Something that fails for a while: logged when it begins, once a minute, and when it is over.
+
+    It is over when nothing has failed for `RECOVERY_S`: a full disk lets a small write through now
+    and then. Several threads may share one.
+
+    Args:
+        over: what is logged then, e.g. "the event log is written again".
+        now_s: a clock that only goes forward, in seconds.
+    """
+
+    def __init__(
+        self,
+        logger: logging.Logger,
+        over: str,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._logger = logger
+        self._over = over
+        self._now_s = now_s
+        self._lock = threading.Lock()
+        self._log = LimitedLog(logger, now_s)
+        self._text: str | None = None
+        self._began_s = self._failed_s = 0.0
+        self._n_failed = 0
+
+    @property
+    def text(self) -> str | None:
+        """What fails, in words; None while nothing does."""
+        return self._text
+
+    def failed(self, message: str, *args: object) -> None:
+        """Take note of a failure; `message` with its `%s` arguments says what it is."""
+        with self._lock:
+            self._failed_s = self._now_s()
+            if self._text is None:
+                self._began_s, self._n_failed = self._failed_s, 0
+                self._log = LimitedLog(self._logger, self._now_s)
+            self._n_failed += 1
+            self._text = message % args
+            self._log.warning(message, *args)
+
+    def worked(self) -> None:
+        """Take note of a success."""
+        if self._text is None:
+            return
+        with self._lock:
+            now_s = self._now_s()
+            if self._text is None or now_s - self._failed_s < RECOVERY_S:
+                return
+            self._text = None
+            lasted_s, n_failed = self._failed_s - self._began_s, self._n_failed
+        self._logger.warning("%s after %.0f s and %d failures", self._over, lasted_s, n_failed)
 
 
 class _QuietHandler(logging.StreamHandler[TextIO]):

@@ -6,12 +6,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
 from ast_stream.errors import AstStreamError, ConfigError, Problem
+from ast_stream.runtime.background import in_background
+from ast_stream.runtime.lifecycle import Notifier
 from ast_stream.runtime.logging import setup_logging
-from ast_stream.runtime.notifier import Notifier
 from ast_stream.settings.check import LoadedSettings
 from ast_stream.settings.explain import show_path
 from ast_stream.settings.load import load_file
@@ -19,7 +21,7 @@ from ast_stream.settings.schema import Settings
 
 logger = logging.getLogger(__name__)
 
-READ_AT_ONCE_S = 1.0  # a loop may wait so long in a turn
+READ_AT_ONCE_S = 1.0  # that a loop may wait in one turn
 READ_LIMIT_S = 60.0
 
 Parts = Mapping[str, Any]
@@ -35,11 +37,11 @@ class Reloader:
     Args:
         requested: is set by whoever wants a reload.
         file: the configuration.
-        process: who is speaking in the log.
-        parts: takes from settings what concerns this process.
+        process: its name in the log.
+        parts: returns the part of settings that concerns this process.
         live: names of the parts that `apply` can change.
-        apply: checks new settings, raising an `AstStreamError` if they cannot be used, then uses
-            the parts that are live.
+        apply: checks new settings, raising an `AstStreamError` if they cannot be used, then puts
+            the live parts into effect.
     """
 
     def __init__(
@@ -62,8 +64,8 @@ class Reloader:
         self._in_use = self._parts_of(settings)
         self._reading: _Reading | None = None
 
-    def look(self, notifier: Notifier) -> None:
-        """Reload if that was requested, and tell the service manager.
+    def poll(self, notifier: Notifier) -> None:
+        """Reload if that was requested, and report it to the service manager.
 
         The file is read beside the loop: a long one, or a disk that hangs, must not stop it.
         """
@@ -91,10 +93,10 @@ class Reloader:
             return f"settings are kept as they were: {text}"
         logs = loaded.settings.logging
         setup_logging(logs.level, logs.format, process=self._process)
-        return self._tell(self._parts_of(loaded.settings))
+        return self._report(self._parts_of(loaded.settings))
 
-    def _tell(self, new: Parts) -> str:
-        """Log what has changed and what would have to; return it as a line."""
+    def _report(self, new: Parts) -> str:
+        """Log what has changed and what needs a restart; return it as a line."""
         changed: list[str] = []
         waiting: list[str] = []
         for name in new:
@@ -113,20 +115,17 @@ class Reloader:
 
 
 class _Reading:
-    """Reads settings in a thread; one of the usual size is read at once."""
+    """Settings that are read in a thread; those of the usual size are read at once."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._began_s = time.monotonic()
-        self._loaded: LoadedSettings | None = None
-        self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._read, name="reload", daemon=True)
-        self._thread.start()
-        self._thread.join(READ_AT_ONCE_S)
+        self._loaded = in_background(lambda: load_file(file))
+        wait([self._loaded], READ_AT_ONCE_S)
 
     def is_over(self) -> bool:
-        """Tell whether there is a result."""
-        return not self._thread.is_alive() or self._took_s > READ_LIMIT_S
+        """Return whether there is a result, or none will be waited for."""
+        return self._loaded.done() or time.monotonic() - self._began_s > READ_LIMIT_S
 
     def result(self) -> LoadedSettings:
         """Return the settings, or raise what reading them raised.
@@ -134,22 +133,10 @@ class _Reading:
         Raises:
             ConfigError: the file has mistakes, or its disk does not answer.
         """
-        if self._error is not None:
-            raise self._error
-        if self._loaded is None:
+        if not self._loaded.done():
             text = f"the configuration file cannot be read: no answer within {READ_LIMIT_S:g} s"
             raise ConfigError([Problem(str(self._file), None, "", text)])
-        return self._loaded
-
-    @property
-    def _took_s(self) -> float:
-        return time.monotonic() - self._began_s
-
-    def _read(self) -> None:
-        try:
-            self._loaded = load_file(self._file)
-        except Exception as error:  # raised again in the thread that asks for the result
-            self._error = error
+        return self._loaded.result()
 
 
 def changes(old: Any, new: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
@@ -164,7 +151,7 @@ def changes(old: Any, new: Any, path: tuple[str | int, ...] = ()) -> list[tuple[
         pairs = [(index, *both) for index, both in enumerate(zip(old, new, strict=True))]
     else:
         return [] if old == new else [path]
-    return [found for key, one, other in pairs for found in changes(one, other, (*path, key))]
+    return [found for key, before, after in pairs for found in changes(before, after, (*path, key))]
 
 
 def _shown(name: str, path: tuple[str | int, ...]) -> str:

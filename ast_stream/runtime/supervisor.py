@@ -1,11 +1,17 @@
-"""Child processes that are kept running: started, restarted with back-off, ended together."""
+"""Child processes that are kept running: started, watched, restarted with back-off, ended together.
+
+A watchdog per child does what systemd's does, without systemd. The lines that children print are
+passed on without ever making a child wait.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
+import queue
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -13,10 +19,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
+from typing import IO, TextIO
 
-from ast_stream.runtime.forward import LineForwarder
+from ast_stream.runtime.files import make_way
 from ast_stream.runtime.lifecycle import EXIT_CONFIG, EXIT_CRASH, EXIT_STARTUP
-from ast_stream.runtime.watch import WATCHDOG_S, Watch
+from ast_stream.runtime.logging import LimitedLog, LineFormat, foreign_line
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +32,12 @@ MAX_DELAY_S = 10.0
 HEALTHY_S = 30.0  # a child that ran for so long starts again without a penalty
 GRACE_S = 5.0  # from SIGTERM to SIGKILL
 _POLL_S = 0.1
+WATCHDOG_S = 30.0  # a child that was ready and has not worked for longer is stuck
+_MAX_MESSAGE_BYTES = 4096
+_PAUSE_S = 5.0  # between two checks: then we were not running, and the child perhaps neither
+MAX_LINE_BYTES = 8192  # longer lines are cut into pieces
+MAX_QUEUED_LINES = 2000
+_FLUSH_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -34,10 +47,10 @@ class ChildSpec:
     Attributes:
         can_finish: an exit with 0 means that its work is done.
         is_core: the others are useless without it, and it without them.
-        is_optional: the others go on without it, so it is started again whatever it has said.
-        takes_stdin: standard input is handed on to it.
-        begins_anew: after a crash it would do all its work again, so it is not started again.
-        ends_last: at a stop it is told only when the others have ended: it works on what they say.
+        is_optional: the others work without it, so it is restarted whatever its exit code.
+        takes_stdin: standard input is passed on to it.
+        begins_anew: after a crash it would repeat all its work, so it is not restarted.
+        ends_last: it is stopped only after the others have ended: it works on what they publish.
     """
 
     name: str
@@ -82,9 +95,9 @@ _STATE_WORDS = {
 
 
 class _Child:
-    def __init__(self, spec: ChildSpec, watch: Watch | None, now_s: float) -> None:
+    def __init__(self, spec: ChildSpec, watchdog: Watchdog | None, now_s: float) -> None:
         self.spec = spec
-        self.watch = watch
+        self.watchdog = watchdog
         self.state = _State.WAITING
         self.due_s = now_s
         self.process: subprocess.Popen[bytes] | None = None
@@ -96,9 +109,9 @@ class _Child:
         """Start the process, in a session of its own: Ctrl-C is for the supervisor alone."""
         self._started_s = now_s
         watched = {}
-        if self.watch is not None:
-            self.watch.begin()
-            watched = self.watch.environ
+        if self.watchdog is not None:
+            self.watchdog.begin()
+            watched = self.watchdog.environ
         try:
             self.process = subprocess.Popen(
                 list(self.spec.argv),
@@ -139,10 +152,10 @@ class _Child:
             logger.warning("%s %s; next try in %g s", self.spec.name, _how(code), delay_s)
 
     def end_if_stuck(self, now_s: float) -> None:
-        """Kill a process that lives and does not work; it is then started again."""
-        if self.watch is not None and self.watch.is_stuck(now_s):
+        """Kill a process that lives and does not work; it is then restarted."""
+        if self.watchdog is not None and self.watchdog.is_stuck(now_s):
             logger.error("%s has stopped working and is killed", self.spec.name)
-            self.watch.begin()
+            self.watchdog.begin()
             self.signal(signal.SIGKILL)
 
     def signal(self, number: signal.Signals) -> None:
@@ -157,14 +170,14 @@ class _Child:
 
 
 class Supervisor:
-    """Keep children running until told to stop, or until nothing is left to do.
+    """Keeps children running until it is stopped, or until nothing is left to do.
 
     `run` must be called in a thread that lives as long as the children (see
     `lifecycle.die_with_parent`): the main thread.
 
     Args:
-        watch_folder: where children tell whether they work, and are replaced if not; None: they
-            are not asked.
+        watch_folder: for the sockets on which children report that they work; one that does not
+            is replaced. None: they are not watched.
         watchdog_s: how long a child may go without work.
     """
 
@@ -179,10 +192,12 @@ class Supervisor:
         self._children = [
             _Child(
                 spec,
-                None if watch_folder is None else Watch(watch_folder / f"watch.{at}", watchdog_s),
+                None
+                if watch_folder is None
+                else Watchdog(watch_folder / f"watch.{index}", watchdog_s),
                 time.monotonic(),
             )
-            for at, spec in enumerate(specs)
+            for index, spec in enumerate(specs)
         ]
         self._environ = environ
         self._forwarder = forwarder
@@ -205,13 +220,14 @@ class Supervisor:
                 code = self._outcome()
                 if code is None:
                     stop.wait(_POLL_S)
-            self._end(signal.SIGTERM, [one for one in self._children if not one.spec.ends_last])
-            self._end(signal.SIGTERM, [one for one in self._children if one.spec.ends_last])
+            for ends_last in (False, True):
+                children = [child for child in self._children if child.spec.ends_last is ends_last]
+                self._end(signal.SIGTERM, children)
         finally:
             self._end(signal.SIGKILL, self._children)
             for child in self._children:
-                if child.watch is not None:
-                    child.watch.close()
+                if child.watchdog is not None:
+                    child.watchdog.close()
         return code or 0
 
     def reload(self) -> None:
@@ -221,11 +237,11 @@ class Supervisor:
 
     def status(self) -> str:
         """Return which processes run, in words."""
-        running = [one.spec.name for one in self._children if one.state is _State.RUNNING]
+        running = [child.spec.name for child in self._children if child.state is _State.RUNNING]
         others = [
-            f"{one.spec.name} {_STATE_WORDS[one.state]}"
-            for one in self._children
-            if one.state is not _State.RUNNING
+            f"{child.spec.name} {_STATE_WORDS[child.state]}"
+            for child in self._children
+            if child.state is not _State.RUNNING
         ]
         return "; ".join([f"running: {', '.join(running) or 'nothing'}", *others])
 
@@ -278,3 +294,151 @@ def _how(code: int) -> str:
         return f"was killed by {signal.Signals(-code).name}"
     except ValueError:  # real-time signals have no names
         return f"was killed by signal {-code}"
+
+
+class Watchdog:
+    """Receives the reports of one child, and knows from them whether it works.
+
+    Args:
+        path: of the socket; what an earlier run left there is replaced.
+        limit_s: how long a child may go without work.
+    """
+
+    def __init__(self, path: Path, limit_s: float = WATCHDOG_S) -> None:
+        self._path = path
+        self._limit_s = limit_s
+        self._fed_s: float | None = None  # None: not ready yet, or stopping
+        self._checked_s: float | None = None
+        self._log = LimitedLog(logger)
+        self._bind()
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """What the child needs in its environment to report here."""
+        return {
+            "NOTIFY_SOCKET": str(self._path),
+            "WATCHDOG_USEC": str(round(self._limit_s * 1e6)),
+        }
+
+    def begin(self) -> None:
+        """Forget the previous process: a new one is started."""
+        self._drain()
+        self._fed_s = self._checked_s = None
+
+    def is_stuck(self, now_s: float) -> bool:
+        """Return whether the child was ready and has not worked for too long; call it often.
+
+        Args:
+            now_s: a clock that only goes forward.
+        """
+        was_away = self._checked_s is not None and now_s - self._checked_s > _PAUSE_S
+        self._checked_s = now_s
+        for line in self._drain():
+            if line in ("READY=1", "WATCHDOG=1"):
+                self._fed_s = now_s
+            elif line == "STOPPING=1":
+                self._fed_s = None
+        if not self._is_in_place():
+            self._bind_again()
+            was_away = True  # what the child has sent meanwhile is lost
+        if was_away and self._fed_s is not None:
+            self._fed_s = now_s
+        return self._fed_s is not None and now_s - self._fed_s > self._limit_s
+
+    def close(self) -> None:
+        """Stop listening, and remove the socket."""
+        self._socket.close()
+        self._path.unlink(missing_ok=True)
+
+    def _bind(self) -> None:
+        make_way(self._path)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._socket.setblocking(False)
+        self._socket.bind(str(self._path))
+        self._file = self._path.lstat()
+
+    def _bind_again(self) -> None:
+        """Put back a socket file that somebody has removed: the child would look stuck."""
+        self._socket.close()
+        try:
+            self._path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+            self._bind()
+        except OSError as error:
+            self._log.warning("%s was removed and cannot be bound again: %s", self._path, error)
+        else:
+            self._log.warning("%s was removed: bound again", self._path)
+
+    def _is_in_place(self) -> bool:
+        try:
+            return os.path.samestat(self._path.lstat(), self._file)
+        except OSError:
+            return False
+
+    def _drain(self) -> list[str]:
+        lines: list[str] = []
+        with contextlib.suppress(OSError):  # nothing is there, or the file was removed
+            while True:
+                lines += self._socket.recv(_MAX_MESSAGE_BYTES).decode(errors="replace").splitlines()
+        return lines
+
+
+class LineForwarder:
+    """Writes the lines of several children to one stream.
+
+    Reading and writing are apart: a stopped terminal or a full pipe holds up the writer only, and
+    what does not fit the queue meanwhile is dropped and counted.
+    """
+
+    def __init__(self, stream: TextIO, format: LineFormat) -> None:
+        self._stream = stream
+        self._format = format
+        self._lines: queue.Queue[str | None] = queue.Queue(MAX_QUEUED_LINES)
+        self._lock = threading.Lock()
+        self._dropped = 0
+        self._readers: list[threading.Thread] = []
+        self._writer = threading.Thread(target=self._write, daemon=True, name="forward")
+        self._writer.start()
+
+    @property
+    def n_dropped(self) -> int:
+        """Lines dropped so far that no line has reported yet."""
+        return self._dropped
+
+    def follow(self, name: str, pipe: IO[bytes]) -> None:
+        """Forward the lines of `pipe` under `name` until its end, then close it."""
+        reader = threading.Thread(target=self._read, args=(name, pipe), daemon=True, name=name)
+        self._readers = [thread for thread in self._readers if thread.is_alive()] + [reader]
+        reader.start()
+
+    def close(self) -> None:
+        """Write the last lines of children that have ended, for at most a second each way."""
+        deadline_s = time.monotonic() + _FLUSH_S
+        for reader in self._readers:
+            reader.join(max(0.0, deadline_s - time.monotonic()))
+        with contextlib.suppress(queue.Full):
+            self._lines.put(None, timeout=_FLUSH_S)
+        self._writer.join(_FLUSH_S)
+
+    def _read(self, name: str, pipe: IO[bytes]) -> None:
+        with pipe:
+            while raw := pipe.readline(MAX_LINE_BYTES):
+                line = raw.decode(errors="backslashreplace").rstrip("\r\n")
+                self._put(foreign_line(self._format, name, line))
+
+    def _put(self, line: str) -> None:
+        with self._lock:
+            try:
+                if self._dropped:
+                    text = f"{self._dropped} lines dropped: they came faster than they can be shown"
+                    self._lines.put_nowait(foreign_line(self._format, "run", text))
+                    self._dropped = 0
+                self._lines.put_nowait(line)
+            except queue.Full:
+                self._dropped += 1
+
+    def _write(self) -> None:
+        # a closed stderr is no reason to stop reading from the children
+        while (line := self._lines.get()) is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self._stream.write(line + "\n")
+                self._stream.flush()

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ast_stream.errors import WireError
-from ast_stream.limited_log import LimitedLog
 from ast_stream.messages.audio import encode_error, encode_json
 from ast_stream.messages.event import (
     PROTOCOL_VERSION,
@@ -36,6 +35,7 @@ from ast_stream.messages.query import (
     TooOld,
     decode_query,
 )
+from ast_stream.runtime.logging import LimitedLog
 from ast_stream.transport.event_log import EventLog
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE
 

@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ast_stream.detect.state import MAX_SAMPLE, DetectorState
 from ast_stream.labels import is_stream_name
-from ast_stream.limited_log import Outage
 from ast_stream.messages.audio import MAX_TIME_NS
 from ast_stream.messages.event import SampleClock
 from ast_stream.runtime.files import (
@@ -27,6 +26,7 @@ from ast_stream.runtime.files import (
     replace_file,
     warn_set_aside,
 )
+from ast_stream.runtime.logging import Outage
 
 logger = logging.getLogger(__name__)
 

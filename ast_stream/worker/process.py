@@ -22,9 +22,9 @@ from ast_stream.model.loading import load_model
 from ast_stream.model.selfcheck import self_check
 from ast_stream.model.tagger import Tagger
 from ast_stream.runtime import lifecycle
+from ast_stream.runtime.lifecycle import Notifier
 from ast_stream.runtime.logging import setup_logging
 from ast_stream.runtime.metrics import Metrics
-from ast_stream.runtime.notifier import Notifier
 from ast_stream.runtime.reload import Reloader
 from ast_stream.settings.check import LoadedSettings, check_against_model
 from ast_stream.settings.load import load_file
@@ -138,7 +138,7 @@ def run_worker(loaded: LoadedSettings, stop: threading.Event, reload: threading.
 
         def after_turn() -> None:
             notifier.turn(worker.status_line, is_working=worker.has_worked())
-            reloader.look(notifier)
+            reloader.poll(notifier)
 
         worker.run(stop, after_turn)
         notifier.stopping("ending open events")

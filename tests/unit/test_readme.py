@@ -92,7 +92,6 @@ def test_module_map_in_the_readme_names_what_there_is() -> None:
         "units",
         "labels",
         "version",
-        "limited_log",
         "urls",
         "__init__",
         "__pycache__",

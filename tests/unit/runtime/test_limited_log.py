@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from ast_stream.limited_log import QUIET_S, Outage
+from ast_stream.runtime.logging import RECOVERY_S, Outage
 
 logger = logging.getLogger("test")
 
@@ -37,7 +37,7 @@ def test_a_fault_that_lasts_is_told_once_a_minute_and_at_its_end(
         "the log cannot be written: disk full (and 59 more like it since the last such line)",
         "the log cannot be written: disk full (and 59 more like it since the last such line)",
     ]
-    clock.now_s += QUIET_S
+    clock.now_s += RECOVERY_S
     outage.worked()
     outage.worked()
     assert outage.text is None
@@ -60,7 +60,7 @@ def test_a_fault_that_comes_again_later_is_told_at_once(caplog: pytest.LogCaptur
     clock = Clock()
     outage = Outage(logger, "it works again", clock)
     outage.failed("it fails")
-    clock.now_s += QUIET_S
+    clock.now_s += RECOVERY_S
     outage.worked()
     outage.failed("it fails")
     assert said(caplog) == ["it fails", "it works again after 0 s and 1 failures", "it fails"]

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from ast_stream.runtime.notifier import Notifier
+from ast_stream.runtime.lifecycle import Notifier
 
 
 class Clock:

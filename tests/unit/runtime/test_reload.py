@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ast_stream.errors import UsageError
-from ast_stream.runtime.notifier import Notifier
+from ast_stream.runtime.lifecycle import Notifier
 from ast_stream.runtime.reload import Reloader, changes
 from ast_stream.settings.check import LoadedSettings
 from ast_stream.settings.load import load_file, load_settings
@@ -52,14 +52,14 @@ class Reload:
             raise OverflowError("a fault of ours")
         self.applied.append(loaded)
 
-    def look(self) -> None:
-        self.reloader.look(Notifier(lambda message: self.said.append(message) is None, 1.0))
+    def poll(self) -> None:
+        self.reloader.poll(Notifier(lambda message: self.said.append(message) is None, 1.0))
 
     def request(self, text: str) -> str:
         """Return what the service manager is told of a file with `text`."""
         self.file.write_text(BASE + text)
         self.requested.set()
-        self.look()
+        self.poll()
         assert self.said[-2].startswith("RELOADING=1\n")
         return self.said[-1]
 
@@ -70,10 +70,10 @@ def reload(tmp_path: Path) -> Reload:
 
 
 def test_nothing_happens_until_it_is_requested(reload: Reload) -> None:
-    reload.look()
+    reload.poll()
     assert reload.said == []
     assert "nothing changed" in reload.request("")
-    reload.look()
+    reload.poll()
     assert len(reload.said) == 2
 
 
@@ -94,7 +94,7 @@ def test_file_with_mistakes_changes_nothing_and_is_named_with_its_line(reload: R
     assert logging.getLogger().level != logging.DEBUG
     reload.file.unlink()
     reload.requested.set()
-    reload.look()
+    reload.poll()
     assert "kept as they were" in reload.said[-1]
 
 
@@ -114,7 +114,7 @@ def test_whatever_a_reload_raises_leaves_the_settings_in_force(reload: Reload) -
     reload.file.unlink()
     os.mkfifo(reload.file)
     reload.requested.set()
-    reload.look()
+    reload.poll()
     assert "expected a file, got a pipe" in reload.said[-1]
     reload.file.unlink()
     assert "detection.gate_dbfs changed" in reload.request("detection: {gate_dbfs: -50}\n")
@@ -130,11 +130,11 @@ def test_a_disk_that_hangs_does_not_hold_up_the_loop(
     reload.file.write_text(BASE + "detection: {gate_dbfs: -50}\n")
     reload.requested.set()
     for _ in range(3):
-        reload.look()
+        reload.poll()
     assert [said.split("\n")[0] for said in reload.said] == ["RELOADING=1"]
     disk.set()
     while len(reload.said) < 2:
-        reload.look()
+        reload.poll()
     assert "detection.gate_dbfs changed" in reload.said[-1]
     assert len(reload.applied) == 1
 

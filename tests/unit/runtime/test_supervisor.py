@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from ast_stream.runtime import forward, supervisor
-from ast_stream.runtime.forward import LineForwarder
+from ast_stream.runtime import supervisor
 from ast_stream.runtime.lifecycle import child_environment
-from ast_stream.runtime.supervisor import Backoff, ChildSpec, Supervisor
+from ast_stream.runtime.supervisor import Backoff, ChildSpec, LineForwarder, Supervisor
 
 LIMIT_S = 30
 
@@ -298,13 +297,13 @@ def test_lines_are_forwarded_under_the_name_of_the_child() -> None:
     stream = StringIO()
     forwarder = LineForwarder(stream, "text")
     reader, writer = os.pipe()
-    os.write(writer, b"one\r\ncaf\xe9\n" + b"x" * (forward.MAX_LINE_BYTES + 5) + b"\nlast")
+    os.write(writer, b"one\r\ncaf\xe9\n" + b"x" * (supervisor.MAX_LINE_BYTES + 5) + b"\nlast")
     os.close(writer)
     forwarder.follow("worker", os.fdopen(reader, "rb"))
     forwarder.close()
     lines = stream.getvalue().splitlines()
     assert lines[:2] == ["worker: one", "worker: caf\\xe9"]
-    assert [len(line) - len("worker: ") for line in lines[2:4]] == [forward.MAX_LINE_BYTES, 5]
+    assert [len(line) - len("worker: ") for line in lines[2:4]] == [supervisor.MAX_LINE_BYTES, 5]
     assert lines[4:] == ["worker: last"]
 
 
@@ -325,12 +324,12 @@ def test_stuck_terminal_does_not_hold_up_a_child_and_the_loss_is_told() -> None:
     forwarder = LineForwarder(stream, "text")
     reader, writer = os.pipe()
     forwarder.follow("worker", os.fdopen(reader, "rb"))
-    n_lines = 3 * forward.MAX_QUEUED_LINES
+    n_lines = 3 * supervisor.MAX_QUEUED_LINES
     for n in range(n_lines):  # far more than the pipe and the queue hold: it would block for ever
         os.write(writer, f"line {n:06d} {'x' * 100}\n".encode())
     wait_until(lambda: forwarder.n_dropped > 0)
     stream.released.set()
-    wait_until(lambda: stream.getvalue().count("\n") >= forward.MAX_QUEUED_LINES)
+    wait_until(lambda: stream.getvalue().count("\n") >= supervisor.MAX_QUEUED_LINES)
     os.write(writer, b"after\n")
     os.close(writer)
     forwarder.close()

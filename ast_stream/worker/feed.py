@@ -152,7 +152,7 @@ class WorkerFeed:
             event,
             stream.clock,
             labels=stream.plan.labels,
-            audio_end=stream.history.stop,
+            audio_end=stream.history.end,
             scored_ns=self._now_ns(),
             model=self._model,
         )

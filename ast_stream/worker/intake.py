@@ -63,7 +63,8 @@ class WorkerIntake:
             logger.info("stream %s: audio is back", stream.name)
             stream.is_lost = False
         stream.clock.observe(audio.start_sample, audio.time_ns)
-        stream.history.write(audio.start_sample, audio.pcm)
+        stream.history.append_silence(audio.start_sample - stream.history.end)
+        stream.history.append(audio.pcm)
         self._detector.push(stream.name, audio.start_sample, audio.pcm)
         return True
 

@@ -6,12 +6,12 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from ast_stream.audio.sample_buffer import SampleBuffer
 from ast_stream.detect.detector import StreamStatus
 from ast_stream.errors import WireError
 from ast_stream.messages.audio import AckRequest, decode_ring_reply
 from ast_stream.messages.event import SOURCE_ENDED, SampleClock, StreamState
 from ast_stream.units import SAMPLE_RATE, samples_to_seconds
-from ast_stream.worker.history import PcmHistory
 from ast_stream.worker.journal import StreamRecord
 from ast_stream.worker.ring_link import RingLink
 from ast_stream.worker.stream_intake import Audio, Intake, Item
@@ -52,7 +52,7 @@ class WorkerStream:
     record: StreamRecord | None = None
     intake: Intake = field(init=False)
     clock: SampleClock = field(default_factory=SampleClock)
-    history: PcmHistory = field(default_factory=lambda: PcmHistory(HISTORY_S * SAMPLE_RATE))
+    history: SampleBuffer = field(default_factory=lambda: SampleBuffer(HISTORY_S * SAMPLE_RATE))
     gaps: int = 0
     lost_samples: int = 0
     overflows: int = 0
@@ -114,7 +114,7 @@ class WorkerStream:
     def backlog_s(self, scored_to: int) -> float:
         """Return seconds of audio that exist at the source and are not scored."""
         in_ring = self.intake.newest - self.intake.position
-        here = max(0, self.history.stop - scored_to)
+        here = max(0, self.history.end - scored_to)
         return samples_to_seconds(in_ring + self.waiting_samples + here)
 
     def health(self, now_s: float, status: StreamStatus | None) -> dict[str, Any]:
@@ -137,7 +137,7 @@ class WorkerStream:
         )
         if status is not None:
             figures = {
-                "audio_s": samples_to_seconds(self.history.stop),
+                "audio_s": samples_to_seconds(self.history.end),
                 "level_dbfs": round(status.level_dbfs, 1),
                 "lag_s": round(self.backlog_s(status.scored_to), 3),
                 "hop_s": status.hop_s,

@@ -9,7 +9,8 @@ from typing import Any
 
 from ast_stream.audio.recording import RecordingError, RecordingReader
 from ast_stream.cli.scan import make_scanner, scan_progress, shown_as
-from ast_stream.messages.event import SampleClock, event_body
+from ast_stream.messages.event import event_body
+from ast_stream.sample_clock import SampleClock
 from ast_stream.scan import OnRead
 from ast_stream.settings.schema import DetectionSettings, ModelSettings
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, seconds_to_samples

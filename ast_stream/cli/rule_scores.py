@@ -14,8 +14,9 @@ from ast_stream.detect.parameters import resolve_parameters
 from ast_stream.detect.slots import SlotNames
 from ast_stream.errors import UsageError
 from ast_stream.labels import slug
-from ast_stream.messages.event import SampleClock, event_body, parse_time
+from ast_stream.messages.event import event_body, parse_time
 from ast_stream.model.metadata import Metadata
+from ast_stream.sample_clock import SampleClock
 from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
 from ast_stream.units import NS_PER_SECOND, seconds_to_samples, whole_frames
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ast_stream.labels import slug
-from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, samples_to_seconds
+from ast_stream.sample_clock import SampleClock
+from ast_stream.units import samples_to_seconds
 
 PROTOCOL_VERSION = 1
 
@@ -169,37 +170,6 @@ def stream_topic(kind: Literal["scores", "health", "gap"], stream: str) -> str:
 WORKER_STATUS_TOPIC = "status/worker/"
 SOURCE_ENDED = "the source has ended"  # detail of the health of a stream that is over
 ALERTS_STATUS_TOPIC = "status/alerts/"  # on the alerts process's own feed
-
-
-@dataclass
-class SampleClock:
-    """Wall time of sample indices of one epoch, from the times that came with the blocks.
-
-    A new anchor is kept only where the capture clock was really re-anchored, so that the time of
-    a sample does not depend on how the audio was cut into blocks.
-    """
-
-    anchors: list[tuple[int, int]] = field(default_factory=list)
-
-    _TOLERANCE_NS = 2_000
-    MAX_ANCHORS = 256
-
-    def observe(self, sample: int, time_ns: int) -> None:
-        """Learn that `sample` was captured at `time_ns`."""
-        if self.anchors and abs(self.time_ns(sample) - time_ns) <= self._TOLERANCE_NS:
-            return
-        self.anchors.append((sample, time_ns))
-        self.anchors.sort()
-        del self.anchors[: -self.MAX_ANCHORS]
-
-    def time_ns(self, sample: int) -> int:
-        """Return the wall time of `sample` (before the first anchor: extrapolated)."""
-        anchor_sample, anchor_ns = self.anchors[0]
-        for candidate, candidate_ns in reversed(self.anchors):
-            if candidate <= sample:
-                anchor_sample, anchor_ns = candidate, candidate_ns
-                break
-        return anchor_ns + (sample - anchor_sample) * NS_PER_SECOND // SAMPLE_RATE
 
 
 def event_body(

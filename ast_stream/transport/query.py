@@ -16,13 +16,7 @@ from typing import Any, Protocol
 
 from ast_stream.errors import WireError
 from ast_stream.messages.audio import encode_error, encode_json
-from ast_stream.messages.event import (
-    PROTOCOL_VERSION,
-    AudioBlock,
-    SampleClock,
-    format_time,
-    parse_time,
-)
+from ast_stream.messages.event import PROTOCOL_VERSION, AudioBlock, format_time, parse_time
 from ast_stream.messages.feed import Position
 from ast_stream.messages.query import (
     MAX_AUDIO_S,
@@ -36,6 +30,7 @@ from ast_stream.messages.query import (
     decode_query,
 )
 from ast_stream.runtime.logging import LimitedLog
+from ast_stream.sample_clock import SampleClock
 from ast_stream.transport.event_log import EventLog
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE
 
@@ -83,7 +78,7 @@ class AudioWanted:
         """Return the range in sample indices, by the stream's clock."""
         if not self.is_wall_time:
             return self.start, self.stop
-        return _sample_at(clock, self.start), _sample_at(clock, self.stop)
+        return clock.sample_at(self.start), clock.sample_at(self.stop)
 
 
 class QueryServer:
@@ -216,13 +211,3 @@ def _time(key: str, text: str) -> int:
         return parse_time(text)
     except (ValueError, OverflowError) as error:
         raise WireError(f"audio: {key}: {error}") from error
-
-
-def _sample_at(clock: SampleClock, time_ns: int) -> int:
-    """Return the index of the sample at a wall time, at least 0."""
-    sample, anchor_ns = clock.anchors[0]
-    for candidate, candidate_ns in reversed(clock.anchors):
-        if candidate_ns <= time_ns:
-            sample, anchor_ns = candidate, candidate_ns
-            break
-    return max(0, sample + round((time_ns - anchor_ns) * SAMPLE_RATE / NS_PER_SECOND))

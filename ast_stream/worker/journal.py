@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ast_stream.detect.state import MAX_SAMPLE, DetectorState
 from ast_stream.labels import is_stream_name
 from ast_stream.messages.audio import MAX_TIME_NS
-from ast_stream.messages.event import SampleClock
 from ast_stream.runtime.files import (
     add_checksum,
     has_checksum,
@@ -27,6 +26,7 @@ from ast_stream.runtime.files import (
     warn_set_aside,
 )
 from ast_stream.runtime.logging import Outage
+from ast_stream.sample_clock import SampleClock
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,8 @@ from ast_stream.audio.sample_buffer import SampleBuffer
 from ast_stream.detect.detector import StreamStatus
 from ast_stream.errors import WireError
 from ast_stream.messages.audio import AckRequest, decode_ring_reply
-from ast_stream.messages.event import SOURCE_ENDED, SampleClock, StreamState
+from ast_stream.messages.event import SOURCE_ENDED, StreamState
+from ast_stream.sample_clock import SampleClock
 from ast_stream.units import SAMPLE_RATE, samples_to_seconds
 from ast_stream.worker.journal import StreamRecord
 from ast_stream.worker.ring_link import RingLink

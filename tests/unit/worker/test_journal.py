@@ -13,9 +13,9 @@ from reactive_model import save_reactive, tones_and_noise
 
 from ast_stream.detect.detector import Detector
 from ast_stream.detect.state import ClassState, DetectorState
-from ast_stream.messages.event import SampleClock
 from ast_stream.model.tagger import Tagger, load_tagger
 from ast_stream.runtime.files import MAX_ASIDE, add_checksum
+from ast_stream.sample_clock import SampleClock
 from ast_stream.worker.journal import Journal, StreamRecord
 
 N_CLASSES = 5

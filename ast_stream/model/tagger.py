@@ -48,6 +48,9 @@ MAX_AMPLITUDE = 8.0  # beyond any float recording; what is louder was not scaled
 class Tagger:
     """A checkpoint ready to score, with the features it was trained on.
 
+    Args:
+        on_batch: called with the size of each batch of windows and the seconds it took.
+
     Attributes:
         labels: class names in the order of the scores.
         window_s, window_samples, n_window_frames: audio in one window, and its whole frames.
@@ -56,8 +59,6 @@ class Tagger:
         device, precision: where and how the model computes.
         attention: the attention in use, with `attention_choice.measurements` behind it.
         fbank: the features, on the same device.
-        on_batch: called with the size of each batch of windows and the seconds it took; None: not
-            wanted.
     """
 
     def __init__(
@@ -67,6 +68,8 @@ class Tagger:
         precision: PrecisionSetting = "auto",
         attention: AttentionSetting = "auto",
         window_s: float | None = None,
+        *,
+        on_batch: Callable[[int, float], None] | None = None,
     ) -> None:
         dims, state_dict = checkpoint.dims, checkpoint.state_dict
         self.window_s = checkpoint.window_s if window_s is None else window_s
@@ -94,7 +97,7 @@ class Tagger:
         self.attention_choice = choose_attention(attention, dims, n_windows, self.device, dtype)
         self.attention = self.attention_choice.name
         self.fbank = Fbank(self.device)
-        self.on_batch: Callable[[int, float], None] | None = None
+        self._on_batch = on_batch
         self._has_told_cut = False
         self._score_map = _score_map(checkpoint, self.device)
         self._is_single_label = checkpoint.scoring == "softmax"
@@ -122,8 +125,8 @@ class Tagger:
         """
         began_s = time.perf_counter()
         scores = _to_numpy(torch.sigmoid(self.calibrated(self._window_logits(windows))))
-        if self.on_batch is not None:
-            self.on_batch(len(windows), time.perf_counter() - began_s)
+        if self._on_batch is not None:
+            self._on_batch(len(windows), time.perf_counter() - began_s)
         return scores
 
     @overload
@@ -231,6 +234,8 @@ def load_tagger(
     precision: PrecisionSetting = "auto",
     attention: AttentionSetting = "auto",
     window_s: float | None = None,
+    *,
+    on_batch: Callable[[int, float], None] | None = None,
 ) -> Tagger:
     """Return a checkpoint ready to score.
 
@@ -241,12 +246,14 @@ def load_tagger(
         attention: auto measures what there is.
         window_s: seconds of audio in a window, a multiple of 0.01; None: as trained. A shorter
             one cuts the position embeddings at their centre.
+        on_batch: called with the size of each batch of windows and the seconds it took.
 
     Raises:
         CheckpointError: no such checkpoint, not an AST, damaged, or too long a window.
         StartupError: device, precision or attention are not available as asked.
     """
-    return Tagger(load_checkpoint(reference), device, precision, attention, window_s)
+    checkpoint = load_checkpoint(reference)
+    return Tagger(checkpoint, device, precision, attention, window_s, on_batch=on_batch)
 
 
 def _window_frames(checkpoint: Checkpoint, window_s: float) -> int:

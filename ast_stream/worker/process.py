@@ -102,10 +102,9 @@ def run_worker(loaded: LoadedSettings, stop: threading.Event, reload: threading.
         feed = sockets.bind("pub", feed_endpoint(settings), FEED_HWM_MESSAGES)
         query = sockets.bind("router", query_endpoint(settings), QUERY_HWM_MESSAGES)
         event_log = EventLog(state_folder / "events", spare=folder / "unlogged-events.jsonl")
-        with lifecycle.leaving_when_stopped(stop):
-            tagger = _load(loaded, notifier)
         figures = WorkerMetrics(metrics)
-        tagger.on_batch = figures.on_batch
+        with lifecycle.leaving_when_stopped(stop):
+            tagger = _load(loaded, notifier, figures)
         boot = secrets.token_hex(8)
         publisher = FeedPublisher(feed, event_log, boot, time.time_ns)
 
@@ -171,9 +170,9 @@ def _reloader(
     )
 
 
-def _load(loaded: LoadedSettings, notifier: Notifier) -> Tagger:
+def _load(loaded: LoadedSettings, notifier: Notifier, figures: WorkerMetrics) -> Tagger:
     model = loaded.settings.model
-    tagger = load_model(model)
+    tagger = load_model(model, figures.on_batch)
     check_against_model(loaded, tagger.labels, hop_s=model.hop_s, window_s=tagger.window_s)
     notifier.starting("checking the model against known scores", LOAD_TIMEOUT_S)
     self_check(tagger)

@@ -6,7 +6,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -151,8 +151,8 @@ class HangingTagger(Tagger):
 def test_worker_whose_model_hangs_starves_the_watchdog(
     checkpoint: Path, manager: ServiceManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load_hanging(model: ModelSettings) -> Tagger:
-        tagger = loading.load_model(model)
+    def load_hanging(model: ModelSettings, on_batch: Callable[[int, float], None]) -> Tagger:
+        tagger = loading.load_model(model, on_batch)
         tagger.__class__ = HangingTagger
         return tagger
 

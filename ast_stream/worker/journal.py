@@ -1,17 +1,17 @@
-"""Where each stream stands, so that a killed worker goes on with the next sample.
+"""The position and state of each stream on disk, so that a killed worker resumes exactly there.
 
 One small file in the runtime folder (memory, on most systems), replaced atomically: a line of JSON
 with a checksum for each stream, so that damage costs the records that it hit and no others. It is
-written before the rings are told that audio is no longer needed; what was published after the
-last write is derived again from the same audio and recognised by its id.
+written before audio is acknowledged to the rings; what was published after the last write is
+derived again from the same audio and recognised by its id.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -27,10 +27,13 @@ from ast_stream.runtime.files import (
 )
 from ast_stream.runtime.logging import Outage
 from ast_stream.sample_clock import SampleClock
+from ast_stream.units import SAMPLE_RATE
 
 logger = logging.getLogger(__name__)
 
-MAX_BYTES = 64 * 1024 * 1024  # more than all streams of a worker with all classes heard
+SAVE_EVERY_S = 1.0
+SAVE_EVERY_SAMPLES = 5 * SAMPLE_RATE  # of any stream: sources faster than real time wait for acks
+MAX_BYTES = 64 * 1024 * 1024  # more than all streams of a worker with all classes active
 _WHAT = "worker journal"
 _STRICT = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 _Anchor = tuple[
@@ -101,55 +104,128 @@ class _LastLine(_Line):
     streams: int = Field(ge=0)
 
 
+class JournalledStream(Protocol):
+    """What the journal needs of a stream."""
+
+    @property
+    def name(self) -> str:
+        """The stream's name."""
+
+    @property
+    def position(self) -> int | None:
+        """Samples before this index are decided; None while that cannot be journalled."""
+
+    def record(self) -> StreamRecord | None:
+        """Return what a later run needs to go on from here; None if there is nothing."""
+
+    def acknowledge(self, stop: int) -> None:
+        """Tell the ring that everything before `stop` is decided, published and journalled."""
+
+
 class Journal:
+    """Journals the state of the streams, then acknowledges it to their rings: never before.
+
+    Args:
+        max_streams: records used of streams that are not in the configuration.
+        now_s: present time of the clock that `save` gets.
+    """
+
+    def __init__(self, file: JournalFile, max_streams: int, now_s: float) -> None:
+        self._file = file
+        self._saved_s = now_s
+        self._saved: dict[str, int] = {}  # positions by stream
+        # of streams that are not in the configuration and may come back
+        self._unclaimed = dict(list(file.load().items())[:max_streams])
+
+    @property
+    def outage(self) -> Outage:
+        """Whether the file cannot be written, and why."""
+        return self._file.outage
+
+    def claim(self, stream: str) -> StreamRecord | None:
+        """Return what an earlier run journalled of a stream, once."""
+        return self._unclaimed.pop(stream, None)
+
+    def change_model(self, model: str) -> None:
+        """Journal for another model or other settings from now on."""
+        self._unclaimed.clear()
+        self._file.model = model
+
+    def save(
+        self, streams: Collection[JournalledStream], now_s: float, *, at_once: bool = False
+    ) -> None:
+        """Journal and acknowledge if it is due.
+
+        What could not be journalled is acknowledged all the same, unless a journal of older
+        positions is left over: resuming from those, a later run would lack audio it has decided.
+        """
+        positions = {
+            stream.name: position for stream in streams if (position := stream.position) is not None
+        }
+        is_far = any(
+            position - self._saved.get(name, 0) >= SAVE_EVERY_SAMPLES
+            for name, position in positions.items()
+        )
+        if not (at_once or is_far or now_s - self._saved_s >= SAVE_EVERY_S):
+            return
+        self._saved_s, self._saved = now_s, positions
+        records = {
+            stream.name: record for stream in streams if (record := stream.record()) is not None
+        }
+        if self._file.save(self._unclaimed | records):
+            for stream in streams:
+                if stream.name in positions:
+                    stream.acknowledge(positions[stream.name])
+
+
+class JournalFile:
     """The journal file of one worker.
 
     Args:
         path: the file; its folder exists.
         model: identifies model and detection settings; a journal of others is not used.
         n_classes: of the model.
+
+    Attributes:
+        errors: writes that failed.
     """
 
     def __init__(self, path: Path, model: str, n_classes: int) -> None:
         self.path = path
+        self.model = model
         self.errors = 0
-        self._model = model
-        self._n_classes = n_classes
         self.outage = Outage(logger, f"{_WHAT} {path} is written again")
-
-    def belong_to(self, model: str) -> None:
-        """From the next `save` on the journal is of other detection settings."""
-        self._model = model
+        self._n_classes = n_classes
 
     def load(self) -> dict[str, StreamRecord]:
-        """Return the records by stream that can be used; a damaged file is set aside."""
+        """Return the usable records by stream; a damaged file is set aside."""
         lines = read_state(self.path, bytes.splitlines, MAX_BYTES, _WHAT)
         if lines is None:
             return {}
-        found = _Reading(self._model, self._n_classes)
+        content = _Content(self.model, self._n_classes)
         for line in lines:
-            found.take(line + b"\n")
-        if found.is_of_others:
+            content.add(line + b"\n")
+        if content.is_of_another_model:
             logger.info(
                 "%s %s is of another model or other settings, starting afresh", _WHAT, self.path
             )
-        elif (reason := found.damage()) is not None:
-            then = f"going on with {len(found.records)} streams, the others start afresh"
+        elif (reason := content.damage()) is not None:
+            then = f"going on with {len(content.records)} streams, the others start afresh"
             warn_set_aside(self.path, _WHAT, reason, then)
-        return found.records
+        return content.records
 
     def save(self, streams: Mapping[str, StreamRecord]) -> bool:
         """Replace the file.
 
         Returns:
             False if older positions are left over. A file that cannot be written (counted, and
-            logged once) is removed, because going back to old positions is worse than none.
+            logged once) is removed, because resuming from old positions is worse than from none.
         """
         lines: list[_Line] = [
-            _StreamLine.model_construct(v=2, model=self._model, stream=name, record=record)
+            _StreamLine.model_construct(v=2, model=self.model, stream=name, record=record)
             for name, record in streams.items()
         ]
-        lines.append(_LastLine.model_construct(v=2, model=self._model, streams=len(streams)))
+        lines.append(_LastLine.model_construct(v=2, model=self.model, streams=len(streams)))
         content = b"".join(_encode(line) for line in lines)
         try:
             replace_file(self.path, content)
@@ -168,24 +244,24 @@ class Journal:
         return True
 
 
-class _Reading:
-    """What the lines of a journal are found to hold."""
+class _Content:
+    """What the lines of a journal hold."""
 
     def __init__(self, model: str, n_classes: int) -> None:
         self.records: dict[str, StreamRecord] = {}
-        self.is_of_others = False
+        self.is_of_another_model = False
         self._model = model
         self._n_classes = n_classes
         self._n_expected: int | None = None
         self._n_damaged = 0
 
-    def take(self, line: bytes) -> None:
-        """Take the next line."""
+    def add(self, line: bytes) -> None:
+        """Read the next line."""
         decoded = _decode(line)
         if decoded is None:
             self._n_damaged += 1
         elif decoded.model != self._model:
-            self.is_of_others = True
+            self.is_of_another_model = True
         elif isinstance(decoded, _LastLine):
             self._n_expected = decoded.streams
         elif isinstance(decoded, _StreamLine):

@@ -1,4 +1,4 @@
-"""The worker's figures for Prometheus."""
+"""The worker's metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ast_stream.runtime.metrics import (
     counter,
     gauge,
 )
-from ast_stream.worker.report import WorkerReport
+from ast_stream.worker.report import Streams, WorkerReport
 
 Stage = Literal["receive", "rings", "detect", "journal", "report", "answer"]
 MODEL_STAGE = "model"  # the part of `detect` in which the model computes
@@ -34,7 +34,7 @@ _OF_A_STREAM: tuple[tuple[str, str, str], ...] = (
 
 
 class WorkerMetrics:
-    """Times the stages of the loop, and shows what the report knows once a second."""
+    """Times the stages of the loop, and exposes the figures of the report once a second."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -55,31 +55,31 @@ class WorkerMetrics:
         return self._stages[name].time()
 
     def on_batch(self, n_windows: int, seconds: float) -> None:
-        """Take note of a batch that the model has scored."""
+        """Observe a batch that the model has scored."""
         self._batches.observe(n_windows)
         self._stages[MODEL_STAGE].observe(seconds)
 
-    def renew(self, report: WorkerReport, now_s: float) -> None:
-        """Show the present figures, if it is time and anyone can see them."""
+    def renew(self, report: WorkerReport, streams: Streams, now_s: float) -> None:
+        """Expose the present figures, if it is time and anyone can read them."""
         if self._metrics.is_on and now_s >= self._next_s:
             self._next_s = now_s + RENEW_EVERY_S
-            self._metrics.renew(_families(report, now_s))
+            self._metrics.renew(_families(report, streams, now_s))
 
 
-def _families(report: WorkerReport, now_s: float) -> list[Family]:
-    healths = report.healths(now_s)
+def _families(report: WorkerReport, streams: Streams, now_s: float) -> list[Family]:
+    healths = [stream.health(now_s) for stream in streams]
     families = [
         (counter if name.endswith("_total") else gauge)(
             f"ast_stream_stream_{name}",
             help,
-            {(one["stream"],): one[key] for one in healths},
+            {(health["stream"],): health[key] for health in healths},
             ("stream",),
         )
         for name, key, help in _OF_A_STREAM
     ]
     states: Values = {
-        (one["stream"], state): float(one["state"] == state)
-        for one in healths
+        (health["stream"], state): float(health["state"] == state)
+        for health in healths
         for state in get_args(StreamState)
     }
     families.append(
@@ -113,7 +113,7 @@ def _of_the_process(report: WorkerReport) -> list[Family]:
         counter(
             "ast_stream_worker_blocks_refused_total",
             "Audio blocks that did not follow the format, or for which there was no room",
-            _one(report.refusals["blocks_refused"]),
+            _one(report.blocks_refused),
         ),
         counter(
             "ast_stream_events_total",

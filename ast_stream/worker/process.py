@@ -1,4 +1,4 @@
-"""The worker process: start-up, self-check, then the loop until it is told to stop."""
+"""The worker process: start-up, self-check, then the loop until a signal stops it."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ from ast_stream.transport.sockets import (
     QUERY_HWM_MESSAGES,
     Sockets,
 )
-from ast_stream.worker.journal import Journal
+from ast_stream.worker.journal import Journal, JournalFile
 from ast_stream.worker.loop import Worker, WorkerSockets
 from ast_stream.worker.metrics import WorkerMetrics
-from ast_stream.worker.stream import StreamPlan
+from ast_stream.worker.stream import StreamConfig
 
 logger = logging.getLogger(__name__)
 
@@ -119,12 +119,19 @@ def run_worker(loaded: LoadedSettings, stop: threading.Event, reload: threading.
             )
 
         worker = Worker(
-            _plans(settings),
+            [
+                StreamConfig(stream.name, stream.labels, ring_endpoint(settings, stream.name))
+                for stream in settings.streams
+            ],
             make_detector,
             publisher,
             event_log,
             Journal(
-                folder / "worker-journal.jsonl", _identity(tagger, settings), len(tagger.labels)
+                JournalFile(
+                    folder / "worker-journal.jsonl", _identity(tagger, settings), len(tagger.labels)
+                ),
+                settings.model.max_streams,
+                time.monotonic(),
             ),
             WorkerSockets(sockets, audio, query),
             metrics=figures,
@@ -135,11 +142,11 @@ def run_worker(loaded: LoadedSettings, stop: threading.Event, reload: threading.
         logger.info("ready: %s", ", ".join(f"{k} {v}" for k, v in _facts(tagger).items()))
         reloader = _reloader(reload, loaded, worker, tagger)
 
-        def after_turn() -> None:
-            notifier.turn(worker.status_line, is_working=worker.has_worked())
+        def after_tick() -> None:
+            notifier.turn(worker.status_line, is_working=worker.has_progressed())
             reloader.poll(notifier)
 
-        worker.run(stop, after_turn)
+        worker.run(stop, after_tick)
         notifier.stopping("ending open events")
         worker.finish()
         event_log.close()
@@ -189,13 +196,6 @@ def _make_state_dir(settings: Settings) -> Path:
             "set state_dir to a folder that this user may write to"
         ) from error
     return folder
-
-
-def _plans(settings: Settings) -> list[StreamPlan]:
-    return [
-        StreamPlan(one.name, one.labels, ring_endpoint(settings, one.name), one.ring_s)
-        for one in settings.streams
-    ]
 
 
 def _identity(tagger: Tagger, settings: Settings) -> str:

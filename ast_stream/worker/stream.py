@@ -1,167 +1,450 @@
-"""One stream as the worker sees it: its intake, ring, clock, history and health."""
+"""One stream at the worker: audio in from socket and ring, through the detector, onto the feed."""
 
 from __future__ import annotations
 
+import logging
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from ast_stream.audio.sample_buffer import SampleBuffer
-from ast_stream.detect.detector import StreamStatus
+from ast_stream.detect.detector import LONGEST_SILENT_HOLE, Detector, StreamStatus
 from ast_stream.errors import WireError
-from ast_stream.messages.audio import AckRequest, decode_ring_reply
-from ast_stream.messages.event import SOURCE_ENDED, StreamState
+from ast_stream.messages.audio import AckRequest, ReadRequest, decode_ring_reply, encode_request
+from ast_stream.messages.event import (
+    SOURCE_ENDED,
+    AudioBlock,
+    EndReason,
+    Event,
+    Gap,
+    Scores,
+    StreamState,
+)
 from ast_stream.sample_clock import SampleClock
-from ast_stream.units import SAMPLE_RATE, samples_to_seconds
+from ast_stream.transport.query import AudioWanted
+from ast_stream.transport.sockets import QUERY_HWM_MESSAGES, Poller, Socket, Sockets
+from ast_stream.units import SAMPLE_RATE, samples_to_seconds, seconds_to_samples
+from ast_stream.worker.deduplication import Body, DeduplicatingPublisher
 from ast_stream.worker.journal import StreamRecord
-from ast_stream.worker.ring_link import RingLink
-from ast_stream.worker.stream_intake import Audio, Intake, Item
+from ast_stream.worker.reassembly import Audio, Ended, Item, NewEpoch, Reassembler
 
-HISTORY_S = 60
+logger = logging.getLogger(__name__)
+
+HISTORY_S = 60  # of audio kept for queries
+MAX_WAITING_S = 5.0  # a stream with more than this waiting leaves further audio in its ring,
+MIN_WAITING_HOPS = 2  # but not with less than this: decisions come once a hop
+LOST_AFTER_S = 5.0  # without new audio: the open events of a stream are ended
+FORGET_AFTER_S = 60.0  # without new audio: a stream that is not in the configuration is dropped
 
 
 @dataclass(frozen=True)
-class StreamPlan:
+class StreamConfig:
     """What the configuration says of a stream."""
 
     name: str
     labels: dict[str, str]
     ring_endpoint: str
-    ring_s: float
     is_configured: bool = True
 
 
-@dataclass
+class RingClient:
+    """A DEALER to one ring, connected when first needed and again when replies may be stale."""
+
+    def __init__(self, sockets: Sockets, poller: Poller, endpoint: str) -> None:
+        self.endpoint = endpoint
+        self._sockets = sockets
+        self._poller = poller
+        self._socket: Socket | None = None
+        self._has_asked = False
+
+    def send(self, request: ReadRequest | AckRequest) -> bool:
+        """Send a request; return False if it could not go out now.
+
+        A ring accepts acknowledgements from connections that read it: none goes before a read.
+        """
+        if isinstance(request, AckRequest) and not self._has_asked:
+            return False
+        if self._socket is None:
+            self._socket = self._sockets.connect("dealer", self.endpoint, QUERY_HWM_MESSAGES)
+            self._poller.add(self._socket)
+        is_sent = self._socket.send([encode_request(request)])
+        self._has_asked = self._has_asked or is_sent
+        return is_sent
+
+    def receive(self) -> list[bytes] | None:
+        """Return the frames of a reply, or None."""
+        return None if self._socket is None else self._socket.receive()
+
+    def close(self) -> None:
+        """Close the socket: late replies must not be mistaken for those to later requests."""
+        if self._socket is not None:
+            self._poller.remove(self._socket)
+            self._sockets.forget(self._socket)
+            self._socket = None
+            self._has_asked = False
+
+
 class WorkerStream:
-    """State of one stream; the worker's loop drives it.
+    """Puts the audio of one stream in order, has it scored, and publishes what follows from it.
+
+    Args:
+        record: journalled state to resume from; None: start after the last acknowledged sample.
 
     Attributes:
-        record: journalled state to resume from, until the ring was reached.
-        waiting: what came in and the detector has not taken yet, in order.
-        is_ending: the first of `waiting` ends what came before, which is not wholly scored yet.
-        epoch: the epoch that the detector is in; what waits may be of a later one.
+        config: what the configuration says of it.
         is_open: the detector has a slot for it.
-        is_lost: no audio for so long that its events were ended.
+        epoch: the epoch that the detector is in; audio that waits may be of a later one.
         gaps, lost_samples, overflows: gaps published, all and those of an overflowing device.
-        acked: the ring was told that it need not keep anything before this sample.
-        stride: every how many windows one is scored, more than 1 under overload.
-        shown: state that the feed knows.
     """
 
-    plan: StreamPlan
-    link: RingLink
-    record: StreamRecord | None = None
-    intake: Intake = field(init=False)
-    clock: SampleClock = field(default_factory=SampleClock)
-    history: SampleBuffer = field(default_factory=lambda: SampleBuffer(HISTORY_S * SAMPLE_RATE))
-    gaps: int = 0
-    lost_samples: int = 0
-    overflows: int = 0
-    waiting: deque[Item] = field(default_factory=deque)
-    is_ending: bool = False
-    epoch: str | None = None
-    is_open: bool = False
-    is_lost: bool = False
-    acked: int = 0
-    stride: int = 1
-    shown: StreamState | None = None
-
-    def __post_init__(self) -> None:
-        self.intake = Intake(self.plan.name)
+    def __init__(
+        self,
+        config: StreamConfig,
+        ring: RingClient,
+        detector: Detector,
+        publisher: DeduplicatingPublisher,
+        record: StreamRecord | None,
+    ) -> None:
+        self.config = config
+        self.is_open = False
+        self.epoch: str | None = None
+        self.gaps = self.lost_samples = self.overflows = 0
+        self._ring = ring
+        self._detector = detector
+        self._publisher = publisher
+        self._reassembler = Reassembler(config.name)
+        self._clock = SampleClock()
+        self._history = SampleBuffer(HISTORY_S * SAMPLE_RATE)
+        self._waiting: deque[Item] = deque()  # what the detector has not taken yet, in order
+        # the first of `_waiting` ends what came before, which is not wholly scored yet
+        self._is_ending = False
+        self._is_lost = False  # no audio for so long that its events were ended
+        self._resume_from = self._journalled = record
+        self._acked = 0
+        self._stride = 1
+        if record is not None:
+            first = detector.context_needed(record.detector)
+            self._reassembler.resume(record.epoch, first, record.time_ns(first))
 
     @property
     def name(self) -> str:
         """The stream's name."""
-        return self.plan.name
-
-    def exchange(self, now_s: float, *, has_room: bool) -> list[Item]:
-        """Take the ring's answers, let time pass, and ask for more if there is room for it."""
-        items: list[Item] = []
-        while (frames := self.link.receive()) is not None:
-            try:
-                items += self.intake.on_reply(decode_ring_reply(frames, self.name), now_s)
-            except WireError as error:
-                items += self.intake.on_refusal(str(error), now_s)
-        items += self.intake.tick(now_s)
-        if self.intake.needs_new_socket:
-            self.link.close()
-        request = self.intake.request(now_s) if has_room else None
-        if request is not None:
-            self.link.send(request)
-        return items
+        return self.config.name
 
     @property
-    def waiting_samples(self) -> int:
-        """Samples that came in and that the detector has not taken yet."""
-        return sum(len(item.pcm) for item in self.waiting if isinstance(item, Audio))
+    def is_paced(self) -> bool:
+        """Whether audio comes in real time; otherwise as fast as it is acknowledged."""
+        return self._reassembler.is_paced
 
-    def begin_epoch(self, epoch: str, start_sample: int, anchors: list[tuple[int, int]]) -> None:
-        """Forget what belongs to the epoch before; `anchors` is what is known of its clock."""
-        self.epoch = epoch
-        self.clock = SampleClock(anchors)
-        self.history.restart(start_sample)
-        self.record = None
-        self.acked = 0
-        self.stride = 1
-        self.is_open = True
+    @property
+    def has_audio(self) -> bool:
+        """Whether any audio of the present epoch has come."""
+        return self.epoch is not None and bool(self._clock.anchors)
+
+    def receive_block(self, block: AudioBlock, now_s: float) -> None:
+        """Accept a live block, or leave it to the ring."""
+        self._waiting += self._reassembler.on_block(block, now_s, has_room=self._has_room())
+
+    def exchange_with_ring(self, now_s: float) -> None:
+        """Receive the ring's replies, and request more if there was room for it."""
+        has_room = self._has_room()
+        while (frames := self._ring.receive()) is not None:
+            try:
+                reply = decode_ring_reply(frames, self.name)
+            except WireError as error:
+                self._waiting += self._reassembler.on_refusal(str(error), now_s)
+            else:
+                self._waiting += self._reassembler.on_reply(reply, now_s)
+        self._reassembler.tick(now_s)
+        if self._reassembler.needs_new_socket:
+            self._ring.close()
+        request = self._reassembler.request(now_s) if has_room else None
+        if request is not None:
+            self._ring.send(request)
+
+    def push_to_detector(self) -> None:
+        """Give the detector what waits for it, in order, as far as it has room.
+
+        Nothing is scored here: what must be scored before the next item can be pushed is left to
+        the detector's next run.
+        """
+        while self._waiting:
+            match self._waiting[0]:
+                case Audio() as audio:
+                    is_done = self._on_audio(audio)
+                case Gap() as gap:
+                    is_done = self._on_gap(gap)
+                case NewEpoch(epoch, start):
+                    is_done = self._on_new_epoch(epoch, start)
+                case Ended(_, end):
+                    is_done = self._on_ended(end)
+            if not is_done:
+                return
+            self._waiting.popleft()
+            self._is_ending = False
+
+    def publish(self, results: Iterable[Event | Scores]) -> None:
+        """Publish what the detector found in this stream."""
+        for result in results:
+            if isinstance(result, Scores):
+                time_ns = self._clock.time_ns(result.end_sample)
+                self._publisher.publish_scores(result, time_ns)
+            else:
+                self._publisher.publish_event(result, self._event_body(result))
+
+    def end_events(self, reason: EndReason) -> None:
+        """End the open events; the stream goes on, or may."""
+        if self.is_open:
+            self.publish(self._detector.end_events(self.name, reason))
+
+    def end_events_if_lost(self, now_s: float) -> None:
+        """End the open events once all audio is scored and none has come for a while."""
+        silence_s = self._reassembler.silence_s(now_s)
+        if not self.is_open or self._is_lost or silence_s <= LOST_AFTER_S:
+            return
+        if not self._waiting and not self._detector.windows_due(self.name):
+            logger.warning("stream %s: no audio for %.0f s", self.name, silence_s)
+            self._is_lost = True
+            self.end_events("stream_lost")
+
+    def end_orphans(self) -> None:
+        """End events of an earlier run that the audio scored so far has not derived again."""
+        position = self._detector.position(self.name)
+        self._publisher.end_orphans(self.name, of_epoch=self.epoch, before=position)
+
+    def is_gone(self, now_s: float) -> bool:
+        """Return whether a stream that is not in the configuration may be dropped."""
+        return not self.config.is_configured and self._reassembler.silence_s(now_s) > FORGET_AFTER_S
+
+    def close(self) -> None:
+        """End everything."""
+        if self.is_open:
+            self.publish(self._detector.close(self.name, "stream_lost"))
+        self._ring.close()
+        self._publisher.forget(self.name)
+
+    def set_stride(self, stride: int) -> None:
+        """Score one of `stride` windows from now on, if audio comes in real time."""
+        stride = stride if self.is_paced else 1
+        if stride != self._stride:
+            self._stride = stride
+            self._detector.set_stride(self.name, stride)
+
+    @property
+    def position(self) -> int | None:
+        """Samples before this index are decided; None while that cannot be journalled."""
+        if not self.is_open or self._is_ending:
+            return None
+        return self._detector.position(self.name)
+
+    def record(self) -> StreamRecord | None:
+        """Return what a later run needs to go on from here; None if there is nothing."""
+        if not self.is_open or self.epoch is None:
+            return self._resume_from
+        if not self._is_ending:  # else windows beyond the audio are being scored: done again then
+            state = self._detector.export(self.name)
+            self._journalled = StreamRecord.of(self.epoch, state, self._clock)
+        return self._journalled
 
     def acknowledge(self, stop: int) -> None:
         """Tell the ring that everything before `stop` is decided, published and journalled."""
-        if stop > self.acked and self.epoch is not None:
+        if stop > self._acked and self.epoch is not None:
             request = AckRequest(v=1, op="ack", epoch=self.epoch, stop=stop)
-            if self.link.send(request):
-                self.acked = stop
+            if self._ring.send(request):
+                self._acked = stop
 
-    def backlog_s(self, scored_to: int) -> float:
+    def backlog_s(self) -> float:
         """Return seconds of audio that exist at the source and are not scored."""
-        in_ring = self.intake.newest - self.intake.position
-        here = max(0, self.history.end - scored_to)
-        return samples_to_seconds(in_ring + self.waiting_samples + here)
+        in_ring = self._reassembler.newest - self._reassembler.position
+        in_detector = max(0, self._history.end - self._detector.position(self.name))
+        return samples_to_seconds(in_ring + self._n_waiting() + in_detector)
 
-    def health(self, now_s: float, status: StreamStatus | None) -> dict[str, Any]:
+    def has_windows_due(self) -> bool:
+        """Return whether a window waits to be scored."""
+        return self._detector.windows_due(self.name) > 0
+
+    def open_events(self) -> list[Body]:
+        """Return the bodies of the events that have begun and not ended."""
+        if not self.is_open:
+            return []
+        return [self._event_body(event) for event in self._detector.open_events(self.name)]
+
+    def audio(self, wanted: AudioWanted) -> AudioBlock:
+        """Return what is held of the audio that a query wants.
+
+        Raises:
+            WireError: no audio yet, or of an epoch that is over.
+        """
+        if self.epoch is None or wanted.epoch not in (None, self.epoch):
+            raise WireError(f"audio: expected the present epoch {self.epoch}, got {wanted.epoch!r}")
+        start, pcm = self._history.read(*wanted.samples(self._clock))
+        return AudioBlock(self.name, self.epoch, start, self._clock.time_ns(start), pcm)
+
+    def health(self, now_s: float) -> Body:
         """Return the body of the health message; figures are null while the stream is not open."""
-        state, detail = self.state(now_s, status)
-        body: dict[str, Any] = {
+        status = self._status()
+        state, detail = self._state(now_s, status)
+        body: Body = {
             "stream": self.name,
-            "labels": dict(self.plan.labels),
-            "epoch": self.epoch or self.intake.epoch,
+            "labels": dict(self.config.labels),
+            "epoch": self.epoch or self._reassembler.epoch,
             "state": state,
             "detail": detail,
-            "silence_s": round(self.intake.silence_s(now_s), 1),
+            "silence_s": round(self._reassembler.silence_s(now_s), 1),
             "gaps": self.gaps,
             "lost_samples": self.lost_samples,
             "overflows": self.overflows,
-            "ring_timeouts": self.intake.timeouts,
+            "ring_timeouts": self._reassembler.timeouts,
         }
         figures: dict[str, Any] = dict.fromkeys(
             ("audio_s", "level_dbfs", "lag_s", "hop_s", "open_events")
         )
         if status is not None:
             figures = {
-                "audio_s": samples_to_seconds(self.history.end),
+                "audio_s": samples_to_seconds(self._history.end),
                 "level_dbfs": round(status.level_dbfs, 1),
-                "lag_s": round(self.backlog_s(status.scored_to), 3),
+                "lag_s": round(self.backlog_s(), 3),
                 "hop_s": status.hop_s,
                 "open_events": status.open_events,
             }
         return body | figures
 
-    def state(self, now_s: float, status: StreamStatus | None) -> tuple[StreamState, str | None]:
+    def state(self, now_s: float) -> StreamState:
+        """Return the stream's state."""
+        return self._state(now_s, self._status())[0]
+
+    def _status(self) -> StreamStatus | None:
+        return self._detector.status(self.name) if self.is_open else None
+
+    def _state(self, now_s: float, status: StreamStatus | None) -> tuple[StreamState, str | None]:
         """Return the stream's state and, where something is wrong, why."""
-        if self.intake.has_ended:
+        source = self._reassembler
+        if source.has_ended:
             return "missing", SOURCE_ENDED
-        if status is None or self.intake.is_missing(now_s):
-            return "missing", self.intake.detail or self._why_silent()
-        wrong = [self.intake.detail] if self.intake.state == "degraded" else []
-        if self.stride > 1:
-            wrong.append(f"overload: one of {self.stride} windows is scored")
-        if wrong:
-            return "degraded", "; ".join(filter(None, wrong))
+        if status is None or source.is_missing(now_s):
+            return "missing", source.detail or self._why_silent()
+        problems = [source.detail] if source.state == "degraded" else []
+        if self._stride > 1:
+            problems.append(f"overload: one of {self._stride} windows is scored")
+        if problems:
+            return "degraded", "; ".join(filter(None, problems))
         if status.is_gated:
             return "gated", None
         return ("warming" if status.is_warming else "listening"), None
 
     def _why_silent(self) -> str:
-        if self.intake.epoch is None:
-            return f"no capture process answers at {self.link.endpoint}"
+        if self._reassembler.epoch is None:
+            return f"no capture process answers at {self._ring.endpoint}"
         return "the capture process sends no audio"
+
+    def _event_body(self, event: Event) -> Body:
+        return self._publisher.event_body(event, self._clock, self.config.labels, self._history.end)
+
+    def _n_waiting(self) -> int:
+        """Return how many samples the detector has not taken yet."""
+        return sum(len(item.pcm) for item in self._waiting if isinstance(item, Audio))
+
+    def _has_room(self) -> bool:
+        """Return whether more audio is wanted now; else the ring keeps it."""
+        waiting = self._n_waiting()
+        if self.is_open:
+            waiting += self._detector.received(self.name) - self._detector.position(self.name)
+        min_waiting = MIN_WAITING_HOPS * self._detector.hop
+        return waiting < max(seconds_to_samples(MAX_WAITING_S), min_waiting)
+
+    def _on_audio(self, audio: Audio) -> bool:
+        if not self.is_open and self._resume_from is not None:
+            self._resume(self._resume_from, audio.start_sample)
+        if self._detector.room(self.name) < len(audio.pcm):
+            return False
+        if self._is_lost:
+            logger.info("stream %s: audio is back", self.name)
+            self._is_lost = False
+        self._clock.observe(audio.start_sample, audio.time_ns)
+        self._history.append_silence(audio.start_sample - self._history.end)
+        self._history.append(audio.pcm)
+        self._detector.push(self.name, audio.start_sample, audio.pcm)
+        return True
+
+    def _on_gap(self, gap: Gap) -> bool:
+        if not self._is_ending:
+            record = self._resume_from
+            if record is not None and gap.epoch == record.epoch:
+                # what was decided before the restart was only wanted again to fill the window
+                lost = gap.start_sample + gap.samples - record.position
+                if lost <= 0:
+                    return True
+                self._resume(record, record.position)
+                gap = Gap(gap.stream, gap.epoch, record.position, lost, gap.reason)
+            if self.is_open and self._detector.room(self.name) < LONGEST_SILENT_HOLE:
+                return False
+            self._publish_gap(gap)
+            if not self.is_open or gap.epoch != self.epoch:
+                return True
+            self._detector.begin_gap(gap)
+            self._is_ending = True
+        if self._detector.is_ending(self.name):
+            return False
+        end = gap.start_sample + gap.samples
+        self._publisher.end_orphans(self.name, of_epoch=gap.epoch, before=end)
+        return True
+
+    def _publish_gap(self, gap: Gap) -> None:
+        time_ns = self._clock.time_ns(gap.start_sample) if self._clock.anchors else None
+        if self._publisher.publish_gap(gap, time_ns):
+            self.gaps += 1
+            self.lost_samples += gap.samples
+            self.overflows += gap.reason == "overflow"
+
+    def _on_new_epoch(self, epoch: str, start: int) -> bool:
+        if not self._is_flushed():
+            return False
+        # events of an epoch of which nothing was acknowledged are derived again from its start
+        except_epoch = epoch if start == 0 else None
+        self._publisher.end_orphans(self.name, except_epoch=except_epoch)
+        logger.info("stream %s: epoch %s from sample %d", self.name, epoch[:8], start)
+        self._begin_epoch(epoch, start, SampleClock())
+        self._publisher.begin_epoch(self.name, epoch, start)
+        self._detector.open(self.name, epoch, start)
+        return True
+
+    def _on_ended(self, end: int) -> bool:
+        if not self.is_open:
+            return True
+        if not self._is_flushed():
+            return False
+        logger.info("stream %s: the source has ended", self.name)
+        self._publisher.end_orphans(self.name)
+        self.acknowledge(end)
+        return True
+
+    def _is_flushed(self) -> bool:
+        """Return whether everything so far is scored and ended; begin with that if need be."""
+        if self.is_open and not self._is_ending:
+            self._detector.begin_flush(self.name)
+            self._is_ending = True
+        if self._detector.is_ending(self.name):
+            return False
+        self.is_open = False
+        return True
+
+    def _resume(self, record: StreamRecord, start: int) -> None:
+        """Open the epoch that the journal knows; audio comes from `start` on."""
+        self._begin_epoch(record.epoch, start, record.sample_clock())
+        self._detector.resume(self.name, record.epoch, start, record.detector)
+        if self._reassembler.epoch == record.epoch:  # else those of the next may be derived again
+            self._publisher.end_orphans(self.name, except_epoch=record.epoch)
+        self._publisher.begin_epoch(self.name, record.epoch, record.position)
+        self._publisher.continue_events(self._detector.open_events(self.name))
+        logger.info("stream %s: resumed at sample %d", self.name, record.position)
+
+    def _begin_epoch(self, epoch: str, start_sample: int, clock: SampleClock) -> None:
+        """Forget what belongs to the epoch before."""
+        self.epoch = epoch
+        self._clock = clock
+        self._history.restart(start_sample)
+        self._resume_from = None
+        self._acked = 0
+        self._stride = 1
+        self.is_open = True

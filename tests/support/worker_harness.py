@@ -33,14 +33,15 @@ from ast_stream.transport.event_log import EventLog
 from ast_stream.transport.publisher import FeedPublisher
 from ast_stream.transport.sockets import Poller, Socket, Sockets
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, seconds_to_samples
-from ast_stream.worker.journal import Journal
+from ast_stream.worker.journal import Journal, JournalFile
 from ast_stream.worker.loop import Worker, WorkerSockets
 from ast_stream.worker.metrics import WorkerMetrics
-from ast_stream.worker.stream import StreamPlan
+from ast_stream.worker.stream import StreamConfig
 
 Body = dict[str, Any]
 BLOCK = 1600
 HOP_S = 0.25
+MAX_STREAMS = 64
 DETECTION = DetectionSettings(
     defaults=DetectionDefaults(onset_threshold=0.5, confirm_s=0.25, hold_s=0.25)
 )
@@ -204,7 +205,6 @@ class Site:
         self._tagger = tagger
         self._capture_sockets = Sockets()
         self._captures: dict[str, Capture] = {}
-        self._rings_s: dict[str, float] = {}
         self._worker_sockets: WatchedSockets | None = None
         self._push: Socket | None = None
         self._log: EventLog | None = None
@@ -213,7 +213,6 @@ class Site:
         self, name: str = "mic", ring_s: float = 90.0, *, is_paced: bool = True
     ) -> None:
         """Start a capture process, or start it again: another epoch, an empty ring."""
-        self._rings_s[name] = ring_s
         if name in self._captures:
             self._capture_sockets.forget(self._captures[name].router)
         endpoint = f"ipc://{self.folder}/ring.{name}.sock"
@@ -229,13 +228,17 @@ class Site:
         feed = sockets.bind("pub", f"ipc://{self.folder}/feed.sock", 100)
         self._log = EventLog(self.folder / "events", spare=self.folder / "unlogged.jsonl")
         self.worker = Worker(
-            [self._plan(name) for name in configured],
+            [self._config(name) for name in configured],
             self._make_detector,
             FeedPublisher(
                 WatchedFeed(feed, self.published), self._log, secrets.token_hex(8), self._now_ns
             ),
             self._log,
-            Journal(self.journal_path, settings, len(self._tagger.labels)),
+            Journal(
+                JournalFile(self.journal_path, settings, len(self._tagger.labels)),
+                MAX_STREAMS,
+                self.now_s,
+            ),
             WorkerSockets(sockets, audio, query),
             metrics=WorkerMetrics(Metrics("worker", None)),
             facts={"model": "sha256:tiny"},
@@ -250,9 +253,8 @@ class Site:
         tagger = cast(Tagger, SlowTagger(self._tagger, self))
         return Detector(tagger, DETECTION, hop_s=HOP_S, on_scores=on_scores)
 
-    def _plan(self, name: str) -> StreamPlan:
-        endpoint = f"ipc://{self.folder}/ring.{name}.sock"
-        return StreamPlan(name, {}, endpoint, self._rings_s.get(name, 90.0))
+    def _config(self, name: str) -> StreamConfig:
+        return StreamConfig(name, {}, f"ipc://{self.folder}/ring.{name}.sock")
 
     def kill_worker(self) -> None:
         """Lose the worker with everything it had in memory."""

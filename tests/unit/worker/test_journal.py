@@ -16,7 +16,7 @@ from ast_stream.detect.state import ClassState, DetectorState
 from ast_stream.model.tagger import Tagger, load_tagger
 from ast_stream.runtime.files import MAX_ASIDE, add_checksum
 from ast_stream.sample_clock import SampleClock
-from ast_stream.worker.journal import Journal, StreamRecord
+from ast_stream.worker.journal import JournalFile, StreamRecord
 
 N_CLASSES = 5
 EPOCH = "ab" * 16
@@ -32,8 +32,8 @@ RECORD = StreamRecord(
 )
 
 
-def journal(path: Path, model: str = "m") -> Journal:
-    return Journal(path, model, N_CLASSES)
+def journal(path: Path, model: str = "m") -> JournalFile:
+    return JournalFile(path, model, N_CLASSES)
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +69,8 @@ def test_what_was_saved_is_loaded_unchanged(tmp_path: Path) -> None:
 def test_state_of_a_detector_comes_back_to_the_last_bit(
     tmp_path: Path, real_records: dict[str, StreamRecord]
 ) -> None:
-    assert Journal(tmp_path / "journal", "m", 99).save(real_records)
-    loaded = Journal(tmp_path / "journal", "m", 99).load()
+    assert JournalFile(tmp_path / "journal", "m", 99).save(real_records)
+    loaded = JournalFile(tmp_path / "journal", "m", 99).load()
     assert {name: one.model_dump() for name, one in loaded.items()} == {
         name: one.model_dump() for name, one in real_records.items()
     }
@@ -133,13 +133,13 @@ def test_no_mutated_journal_raises_and_no_mutated_record_is_used(
 ) -> None:
     path = tmp_path / "journal"
     n_classes = len(tagger.labels)
-    Journal(path, "m", n_classes).save(real_records)
+    JournalFile(path, "m", n_classes).save(real_records)
     whole = path.read_bytes()
-    expected = Journal(path, "m", n_classes).load()
+    expected = JournalFile(path, "m", n_classes).load()
     n_used = 0
     for mutated in mutations(whole, 600, seed=13):
         path.write_bytes(mutated)
-        found = Journal(path, "m", n_classes).load()
+        found = JournalFile(path, "m", n_classes).load()
         assert all(expected[name] == record for name, record in found.items())
         n_used += len(found)
         detector = Detector(tagger, hop_s=0.25)

@@ -164,7 +164,7 @@ def test_garbage_from_the_ring_does_not_stop_the_worker(tagger: Tagger, pcm: Pcm
         box.start_capture()
         box.start_worker("mic")
         box.hear(pcm[:SAMPLE_RATE])
-        capture = box._captures["mic"]
+        capture = box.capture()
         replies = [[b"\xff"], [b"{}"], [b"[1]", b""], [b"{", b"\0"], [b"a"] * 5]
         for reply in replies:
             box.now_s += 1.0

@@ -1,4 +1,4 @@
-"""The worker's intake against a real ring behind a link that loses, delays and dies."""
+"""The reassembly of a stream against a real ring behind a link that loses, delays and dies."""
 
 from __future__ import annotations
 
@@ -24,16 +24,20 @@ from ast_stream.messages.audio import (
     encode_block,
     encode_request,
 )
-from ast_stream.messages.event import AudioBlock, Pcm16
+from ast_stream.messages.event import AudioBlock, Gap, Pcm16
 from ast_stream.units import SAMPLE_RATE, samples_to_ns
-from ast_stream.worker.stream_intake import (
+from ast_stream.worker.reassembly import (
+    CAPTURE_RESTART,
     FAILURES_UNTIL_LIVE_ONLY,
     LOST,
     RING_OVERRUN,
     RING_SILENT,
-    Intake,
+    Audio,
+    Ended,
+    Item,
+    NewEpoch,
+    Reassembler,
 )
-from ast_stream.worker.track import CAPTURE_RESTART, Audio, Ended, GapFound, Item, NewEpoch
 
 EPOCH, OTHER = "aaaaaaaa", "bbbbbbbb"
 BLOCK = 1600
@@ -67,14 +71,14 @@ def reply(found: AudioBlock, oldest: int, stop: int, acked: int = 0) -> RingRepl
     return RingReply(found, oldest=oldest, next=stop, acked=acked)
 
 
-def contacted() -> Intake:
-    """An intake that has reached sample 1600 of EPOCH."""
-    intake = Intake("porch")
-    assert intake.request(0.0) is not None
-    entered, audio = intake.on_reply(reply(block(0), 0, BLOCK), 0.0)
+def contacted() -> Reassembler:
+    """A reassembler that has reached sample 1600 of EPOCH."""
+    reassembler = Reassembler("porch")
+    assert reassembler.request(0.0) is not None
+    entered, audio = reassembler.on_reply(reply(block(0), 0, BLOCK), 0.0)
     assert entered == NewEpoch(EPOCH, 0)
     assert isinstance(audio, Audio)
-    return intake
+    return reassembler
 
 
 def spans(items: list[Item]) -> list[tuple[int, int]]:
@@ -82,267 +86,267 @@ def spans(items: list[Item]) -> list[tuple[int, int]]:
 
 
 def test_first_contact_goes_on_after_the_last_acknowledged_sample() -> None:
-    intake = Intake("porch")
-    request = intake.request(0.0)
+    reassembler = Reassembler("porch")
+    request = reassembler.request(0.0)
     assert request is not None
     assert (request.epoch, request.start, request.stop) == (None, None, None)
-    items = intake.on_reply(reply(block(3200), 0, 4800, acked=3200), 0.0)
+    items = reassembler.on_reply(reply(block(3200), 0, 4800, acked=3200), 0.0)
     assert items[0] == NewEpoch(EPOCH, 3200)
     assert spans(items) == [(3200, 4800)]
 
 
 def test_what_the_ring_lost_since_the_last_acknowledgement_is_a_gap() -> None:
-    intake = Intake("porch")
-    intake.request(0.0)
-    assert intake.on_reply(reply(block(8000), 8000, 9600, acked=1600), 0.0) == [
+    reassembler = Reassembler("porch")
+    reassembler.request(0.0)
+    assert reassembler.on_reply(reply(block(8000), 8000, 9600, acked=1600), 0.0) == [
         NewEpoch(EPOCH, 1600)
     ]
-    request = intake.request(0.0)
+    request = reassembler.request(0.0)
     assert request is not None
     assert (request.epoch, request.start) == (EPOCH, 1600)
-    gap, audio = intake.on_reply(reply(block(8000), 8000, 9600, acked=1600), 0.0)
-    assert isinstance(gap, GapFound)
-    assert (gap.gap.start_sample, gap.gap.samples, gap.gap.reason) == (1600, 6400, RING_OVERRUN)
+    gap, audio = reassembler.on_reply(reply(block(8000), 8000, 9600, acked=1600), 0.0)
+    assert isinstance(gap, Gap)
+    assert (gap.start_sample, gap.samples, gap.reason) == (1600, 6400, RING_OVERRUN)
     assert isinstance(audio, Audio)
 
 
 def test_live_blocks_in_order_need_no_request() -> None:
-    intake = contacted()
+    reassembler = contacted()
     for start in range(BLOCK, 16000, BLOCK):
         now_s = start / SAMPLE_RATE
-        assert spans(intake.on_block(block(start), now_s)) == [(start, start + BLOCK)]
-        assert intake.request(now_s) is None
+        assert spans(reassembler.on_block(block(start), now_s)) == [(start, start + BLOCK)]
+        assert reassembler.request(now_s) is None
 
 
 def test_a_jump_is_asked_from_the_ring_and_live_blocks_after_it_wait_there() -> None:
-    intake = contacted()
-    assert intake.on_block(block(4800), 0.1) == []
-    request = intake.request(0.1)
+    reassembler = contacted()
+    assert reassembler.on_block(block(4800), 0.1) == []
+    request = reassembler.request(0.1)
     assert request is not None
     assert (request.start, request.stop) == (1600, None)  # as much as the ring gives at once
-    assert intake.on_block(block(6400), 0.2) == []
-    assert intake.request(0.2) is None
-    assert spans(intake.on_reply(reply(block(1600, 6400), 0, 8000), 0.2)) == [(1600, 8000)]
-    assert intake.dropped == 2
-    assert spans(intake.on_block(block(8000), 0.3)) == [(8000, 9600)]
+    assert reassembler.on_block(block(6400), 0.2) == []
+    assert reassembler.request(0.2) is None
+    assert spans(reassembler.on_reply(reply(block(1600, 6400), 0, 8000), 0.2)) == [(1600, 8000)]
+    assert reassembler.deferred == 2
+    assert spans(reassembler.on_block(block(8000), 0.3)) == [(8000, 9600)]
 
 
-def test_a_reply_older_than_a_live_block_leaves_the_intake_asking() -> None:
-    intake = contacted()
-    intake.on_block(block(4800), 0.1)
-    assert intake.request(0.1) is not None
-    intake.on_block(block(6400), 0.1)
-    assert spans(intake.on_reply(reply(block(1600, 4800), 0, 6400), 0.1)) == [(1600, 6400)]
-    assert intake.newest == 8000
-    assert intake.request(0.1) is not None
+def test_a_reply_older_than_a_live_block_leaves_it_asking() -> None:
+    reassembler = contacted()
+    reassembler.on_block(block(4800), 0.1)
+    assert reassembler.request(0.1) is not None
+    reassembler.on_block(block(6400), 0.1)
+    assert spans(reassembler.on_reply(reply(block(1600, 4800), 0, 6400), 0.1)) == [(1600, 6400)]
+    assert reassembler.newest == 8000
+    assert reassembler.request(0.1) is not None
 
 
 def test_a_long_absence_is_read_in_pieces_of_ten_seconds() -> None:
-    intake = contacted()
-    intake.on_block(block(40 * SAMPLE_RATE), 0.1)
+    reassembler = contacted()
+    reassembler.on_block(block(40 * SAMPLE_RATE), 0.1)
     starts = []
     for _ in range(4):
-        request = intake.request(0.1)
+        request = reassembler.request(0.1)
         assert request is not None
         assert request.start is not None
         starts.append(request.start)
         piece = block(request.start, MAX_BLOCK_SAMPLES)
-        assert len(intake.on_reply(reply(piece, 0, 41 * SAMPLE_RATE), 0.1)) == 1
+        assert len(reassembler.on_reply(reply(piece, 0, 41 * SAMPLE_RATE), 0.1)) == 1
     assert starts == [1600 + n * MAX_BLOCK_SAMPLES for n in range(4)]
 
 
 def test_a_loss_at_the_tail_is_asked_for_after_silence() -> None:
-    intake = contacted()
-    assert intake.request(0.19) is None
-    assert intake.request(0.2) is not None
-    assert spans(intake.on_reply(reply(block(1600), 0, 3200), 0.21)) == [(1600, 3200)]
+    reassembler = contacted()
+    assert reassembler.request(0.19) is None
+    assert reassembler.request(0.2) is not None
+    assert spans(reassembler.on_reply(reply(block(1600), 0, 3200), 0.21)) == [(1600, 3200)]
 
 
 def test_requests_to_a_ring_with_nothing_new_become_rarer() -> None:
-    intake = contacted()
+    reassembler = contacted()
     asked_s = []
     for turn in range(300):
         now_s = turn * TURN_S
-        if intake.request(now_s) is not None:
+        if reassembler.request(now_s) is not None:
             asked_s.append(now_s)
-            intake.on_reply(reply(block(1600, 0), 0, 1600), now_s)
+            reassembler.on_reply(reply(block(1600, 0), 0, 1600), now_s)
     pauses = np.diff(asked_s)
     assert pauses[0] < 0.25
     assert 0.9 < pauses[-1] < 1.1
 
 
 def test_a_timeout_asks_for_a_new_socket_once_and_backs_off() -> None:
-    intake = contacted()
-    assert intake.request(0.2) is not None
-    intake.tick(0.69)
-    assert not intake.needs_new_socket
-    intake.tick(0.71)
-    assert intake.needs_new_socket
-    assert intake.request(0.71) is None
-    intake.tick(0.72)
-    assert not intake.needs_new_socket
-    assert intake.request(0.91) is not None
-    assert intake.timeouts == 1
+    reassembler = contacted()
+    assert reassembler.request(0.2) is not None
+    reassembler.tick(0.69)
+    assert not reassembler.needs_new_socket
+    reassembler.tick(0.71)
+    assert reassembler.needs_new_socket
+    assert reassembler.request(0.71) is None
+    reassembler.tick(0.72)
+    assert not reassembler.needs_new_socket
+    assert reassembler.request(0.91) is not None
+    assert reassembler.timeouts == 1
 
 
 def test_a_reply_nobody_waits_for_changes_nothing() -> None:
-    intake = contacted()
-    assert intake.on_reply(reply(block(1600), 0, 3200), 0.1) == []
-    assert intake.on_refusal("late", 0.1) == []
-    assert (intake.position, intake.unexpected, intake.detail) == (1600, 2, None)
+    reassembler = contacted()
+    assert reassembler.on_reply(reply(block(1600), 0, 3200), 0.1) == []
+    assert reassembler.on_refusal("late", 0.1) == []
+    assert (reassembler.position, reassembler.unexpected, reassembler.detail) == (1600, 2, None)
 
 
 def test_blocks_that_overlap_are_trimmed_and_duplicates_dropped() -> None:
-    intake = contacted()
-    (audio,) = intake.on_block(block(800), 0.1)
+    reassembler = contacted()
+    (audio,) = reassembler.on_block(block(800), 0.1)
     assert isinstance(audio, Audio)
     assert (audio.start_sample, audio.time_ns) == (1600, START_NS + samples_to_ns(1600))
     np.testing.assert_array_equal(audio.pcm, pcm_of(EPOCH, 1600, 800))
-    assert intake.on_block(block(800), 0.1) == []
-    assert intake.stale == 1
+    assert reassembler.on_block(block(800), 0.1) == []
+    assert reassembler.stale == 1
 
 
 def test_the_reason_of_a_hole_is_the_rings() -> None:
-    intake = contacted()
-    intake.on_block(block(8000), 0.1)
-    intake.request(0.1)
+    reassembler = contacted()
+    reassembler.on_block(block(8000), 0.1)
+    reassembler.request(0.1)
     after = AudioBlock("porch", EPOCH, 8000, 0, pcm_of(EPOCH, 8000, 10), gap_reason="device_lost")
-    gap, _ = intake.on_reply(reply(after, 0, 9600), 0.1)
-    assert isinstance(gap, GapFound)
-    assert (gap.gap.start_sample, gap.gap.samples, gap.gap.reason) == (1600, 6400, "device_lost")
+    gap, _ = reassembler.on_reply(reply(after, 0, 9600), 0.1)
+    assert isinstance(gap, Gap)
+    assert (gap.start_sample, gap.samples, gap.reason) == (1600, 6400, "device_lost")
 
 
 def test_a_hole_without_a_reason_is_lost() -> None:
-    intake = contacted()
-    intake.on_block(block(8000), 0.1)
-    intake.request(0.1)
-    gap, _ = intake.on_reply(reply(block(8000), 0, 9600), 0.1)
-    assert isinstance(gap, GapFound)
-    assert gap.gap.reason == LOST
+    reassembler = contacted()
+    reassembler.on_block(block(8000), 0.1)
+    reassembler.request(0.1)
+    gap, _ = reassembler.on_reply(reply(block(8000), 0, 9600), 0.1)
+    assert isinstance(gap, Gap)
+    assert gap.reason == LOST
 
 
 def test_a_restarted_capture_ends_the_epoch_with_a_gap_of_wall_time() -> None:
-    intake = contacted()
+    reassembler = contacted()
     late = AudioBlock("porch", OTHER, 0, START_NS + 5_000_000_000, pcm_of(OTHER, 0, BLOCK))
-    assert intake.on_block(late, 5.0) == []
-    request = intake.request(5.0)
+    assert reassembler.on_block(late, 5.0) == []
+    request = reassembler.request(5.0)
     assert request is not None
     assert request.epoch == EPOCH
-    assert intake.on_refusal("ring of porch refused: wrong_epoch", 5.0) == []
-    request = intake.request(5.05)
+    assert reassembler.on_refusal("ring of porch refused: wrong_epoch", 5.0) == []
+    request = reassembler.request(5.05)
     assert request is not None
     assert (request.epoch, request.start) == (None, None)
-    items = intake.on_reply(reply(late, 0, BLOCK), 5.05)
+    items = reassembler.on_reply(reply(late, 0, BLOCK), 5.05)
     gap = items[0]
-    assert isinstance(gap, GapFound)
-    assert (gap.gap.epoch, gap.gap.start_sample) == (EPOCH, 1600)
-    assert (gap.gap.samples, gap.gap.reason) == (5 * SAMPLE_RATE - 1600, CAPTURE_RESTART)
+    assert isinstance(gap, Gap)
+    assert (gap.epoch, gap.start_sample) == (EPOCH, 1600)
+    assert (gap.samples, gap.reason) == (5 * SAMPLE_RATE - 1600, CAPTURE_RESTART)
     assert items[1] == NewEpoch(OTHER, 0)
     assert spans(items) == [(0, BLOCK)]
 
 
 def test_a_late_block_of_a_dead_epoch_is_ignored() -> None:
-    intake = contacted()
-    intake.on_block(block(0, epoch=OTHER), 1.0)
-    intake.request(1.0)
-    intake.on_reply(reply(block(0, epoch=OTHER), 0, BLOCK), 1.0)
-    assert intake.on_block(block(1600), 1.1) == []
-    assert (intake.epoch, intake.stale) == (OTHER, 1)
-    assert intake.request(1.1) is None
+    reassembler = contacted()
+    reassembler.on_block(block(0, epoch=OTHER), 1.0)
+    reassembler.request(1.0)
+    reassembler.on_reply(reply(block(0, epoch=OTHER), 0, BLOCK), 1.0)
+    assert reassembler.on_block(block(1600), 1.1) == []
+    assert (reassembler.epoch, reassembler.stale) == (OTHER, 1)
+    assert reassembler.request(1.1) is None
 
 
 def test_a_live_block_alone_never_changes_the_epoch() -> None:
-    intake = contacted()
-    assert intake.on_block(block(0, epoch=OTHER), 0.1) == []
-    intake.request(0.1)
-    assert intake.on_reply(reply(block(1600, 0), 0, 1600), 0.1) == []
-    assert spans(intake.on_block(block(1600), 0.2)) == [(1600, 3200)]
+    reassembler = contacted()
+    assert reassembler.on_block(block(0, epoch=OTHER), 0.1) == []
+    reassembler.request(0.1)
+    assert reassembler.on_reply(reply(block(1600, 0), 0, 1600), 0.1) == []
+    assert spans(reassembler.on_block(block(1600), 0.2)) == [(1600, 3200)]
 
 
 def test_a_capture_that_heard_nothing_yet_does_not_begin_its_epoch() -> None:
-    intake = contacted()
-    intake.on_block(block(0, epoch=OTHER), 1.0)
-    intake.request(1.0)
-    assert intake.on_reply(reply(block(0, 0, epoch=OTHER), 0, 0), 1.0) == []
-    assert intake.epoch == EPOCH
-    assert intake.request(1.2) is not None
-    items = intake.on_reply(reply(block(0, epoch=OTHER), 0, BLOCK), 1.2)
+    reassembler = contacted()
+    reassembler.on_block(block(0, epoch=OTHER), 1.0)
+    reassembler.request(1.0)
+    assert reassembler.on_reply(reply(block(0, 0, epoch=OTHER), 0, 0), 1.0) == []
+    assert reassembler.epoch == EPOCH
+    assert reassembler.request(1.2) is not None
+    items = reassembler.on_reply(reply(block(0, epoch=OTHER), 0, BLOCK), 1.2)
     assert items[1] == NewEpoch(OTHER, 0)
 
 
 def test_a_block_from_far_ahead_that_the_ring_does_not_know_is_forgotten() -> None:
-    intake = contacted()
-    intake.on_block(block(2**50), 0.1)
-    assert intake.newest == 1600  # else one block could make all streams look overloaded
-    assert intake.request(0.1) is not None
-    assert intake.on_reply(reply(block(1600, 0), 0, 1600), 0.1) == []
-    assert intake.newest == 1600
-    assert spans(intake.on_block(block(1600), 0.2)) == [(1600, 3200)]
-    assert intake.request(0.3) is None
+    reassembler = contacted()
+    reassembler.on_block(block(2**50), 0.1)
+    assert reassembler.newest == 1600  # else one block could make all streams look overloaded
+    assert reassembler.request(0.1) is not None
+    assert reassembler.on_reply(reply(block(1600, 0), 0, 1600), 0.1) == []
+    assert reassembler.newest == 1600
+    assert spans(reassembler.on_block(block(1600), 0.2)) == [(1600, 3200)]
+    assert reassembler.request(0.3) is None
 
 
 def test_a_step_of_the_wall_clock_is_not_lost_audio() -> None:
-    intake = contacted()
+    reassembler = contacted()
     year_ns = 365 * 86400 * 10**9
     late = AudioBlock("porch", OTHER, 0, START_NS + year_ns, pcm_of(OTHER, 0, BLOCK))
-    intake.on_block(late, 3.0)
-    intake.request(3.0)
-    gap = intake.on_reply(reply(late, 0, BLOCK), 3.0)[0]
-    assert isinstance(gap, GapFound)
-    assert gap.gap.samples <= 6 * SAMPLE_RATE
+    reassembler.on_block(late, 3.0)
+    reassembler.request(3.0)
+    gap = reassembler.on_reply(reply(late, 0, BLOCK), 3.0)[0]
+    assert isinstance(gap, Gap)
+    assert gap.samples <= 6 * SAMPLE_RATE
 
 
 def test_resume_asks_from_the_journalled_position_and_is_no_new_epoch() -> None:
-    intake = Intake("porch")
-    intake.resume(EPOCH, 3200)
-    request = intake.request(0.0)
+    reassembler = Reassembler("porch")
+    reassembler.resume(EPOCH, 3200)
+    request = reassembler.request(0.0)
     assert request is not None
     assert (request.epoch, request.start) == (EPOCH, 3200)
-    items = intake.on_reply(reply(block(3200), 0, 4800, acked=4000), 0.0)
+    items = reassembler.on_reply(reply(block(3200), 0, 4800, acked=4000), 0.0)
     assert [type(item) for item in items] == [Audio]
 
 
 def test_resume_into_another_epoch_sizes_the_gap_by_the_journalled_time() -> None:
-    intake = Intake("porch")
-    intake.resume(EPOCH, 3200, START_NS)
-    intake.request(0.0)
-    intake.on_refusal("wrong_epoch", 0.0)
-    intake.request(0.1)
+    reassembler = Reassembler("porch")
+    reassembler.resume(EPOCH, 3200, START_NS)
+    reassembler.request(0.0)
+    reassembler.on_refusal("wrong_epoch", 0.0)
+    reassembler.request(0.1)
     new = AudioBlock("porch", OTHER, 0, START_NS + 2 * 10**9, pcm_of(OTHER, 0, BLOCK))
-    gap, entered, _ = intake.on_reply(reply(new, 0, BLOCK), 0.1)
-    assert isinstance(gap, GapFound)
-    assert (gap.gap.start_sample, gap.gap.samples) == (3200, 2 * SAMPLE_RATE)
+    gap, entered, _ = reassembler.on_reply(reply(new, 0, BLOCK), 0.1)
+    assert isinstance(gap, Gap)
+    assert (gap.start_sample, gap.samples) == (3200, 2 * SAMPLE_RATE)
     assert entered == NewEpoch(OTHER, 0)
 
 
 def test_a_position_where_the_ring_never_was_is_given_up() -> None:
-    intake = Intake("porch")
-    intake.resume(EPOCH, 900_000)
-    intake.request(0.0)
-    assert intake.on_reply(reply(block(4800, 0), 0, 4800), 0.0) == [NewEpoch(EPOCH, 4800)]
-    assert spans(intake.on_block(block(4800), 0.1)) == [(4800, 6400)]
+    reassembler = Reassembler("porch")
+    reassembler.resume(EPOCH, 900_000)
+    reassembler.request(0.0)
+    assert reassembler.on_reply(reply(block(4800, 0), 0, 4800), 0.0) == [NewEpoch(EPOCH, 4800)]
+    assert spans(reassembler.on_block(block(4800), 0.1)) == [(4800, 6400)]
 
 
 def test_the_end_of_the_source_comes_once_after_all_samples() -> None:
-    intake = contacted()
-    assert intake.on_block(block(3200, is_last=True), 0.1) == []
-    assert intake.request(0.1) is not None
-    items = intake.on_reply(reply(block(1600, 3200, is_last=True), 0, 4800), 0.1)
+    reassembler = contacted()
+    assert reassembler.on_block(block(3200, is_last=True), 0.1) == []
+    assert reassembler.request(0.1) is not None
+    items = reassembler.on_reply(reply(block(1600, 3200, is_last=True), 0, 4800), 0.1)
     assert spans(items) == [(1600, 4800)]
     assert items[-1] == Ended(EPOCH, 4800)
-    assert intake.on_block(block(3200, is_last=True), 0.2) == []
-    assert intake.request(9.0) is None
-    assert not intake.is_missing(9.0)
+    assert reassembler.on_block(block(3200, is_last=True), 0.2) == []
+    assert reassembler.request(9.0) is None
+    assert not reassembler.is_missing(9.0)
 
 
-def ended() -> Intake:
-    """An intake whose source has ended at sample 1600, as its ring says."""
-    intake = contacted()
-    assert intake.on_block(block(1600, 0, is_last=True), 0.1) == []
-    assert intake.request(0.1) is not None
+def ended() -> Reassembler:
+    """A reassembler whose source has ended at sample 1600, as its ring says."""
+    reassembler = contacted()
+    assert reassembler.on_block(block(1600, 0, is_last=True), 0.1) == []
+    assert reassembler.request(0.1) is not None
     last = reply(block(1600, 0, is_last=True), 0, 1600)
-    assert intake.on_reply(last, 0.1) == [Ended(EPOCH, 1600)]
-    return intake
+    assert reassembler.on_reply(last, 0.1) == [Ended(EPOCH, 1600)]
+    return reassembler
 
 
 def test_an_empty_last_block_ends_the_stream_once_the_ring_says_the_same() -> None:
@@ -351,133 +355,133 @@ def test_an_empty_last_block_ends_the_stream_once_the_ring_says_the_same() -> No
 
 @pytest.mark.parametrize("n_samples", [0, BLOCK])
 def test_a_last_block_that_the_ring_knows_nothing_of_ends_nothing(n_samples: int) -> None:
-    intake = contacted()
-    items = intake.on_block(block(1600, n_samples, is_last=True), 0.1)
+    reassembler = contacted()
+    items = reassembler.on_block(block(1600, n_samples, is_last=True), 0.1)
     assert not any(isinstance(item, Ended) for item in items)
-    assert intake.request(0.1) is not None
-    intake.on_reply(reply(block(1600), 0, 3200), 0.1)
-    assert not intake.has_ended
-    assert spans(intake.on_block(block(3200), 0.2)) == [(3200, 4800)]
+    assert reassembler.request(0.1) is not None
+    reassembler.on_reply(reply(block(1600), 0, 3200), 0.1)
+    assert not reassembler.has_ended
+    assert spans(reassembler.on_block(block(3200), 0.2)) == [(3200, 4800)]
 
 
 def test_audio_of_a_time_that_has_not_come_is_left_to_the_ring() -> None:
-    intake = contacted()
+    reassembler = contacted()
     forged = block(1600, 60 * SAMPLE_RATE)  # would end what is open, for the ring is not there yet
-    assert intake.on_block(forged, 0.1) == []
-    assert intake.request(0.1) is not None
-    assert spans(intake.on_reply(reply(block(1600), 0, 3200), 0.1)) == [(1600, 3200)]
+    assert reassembler.on_block(forged, 0.1) == []
+    assert reassembler.request(0.1) is not None
+    assert spans(reassembler.on_reply(reply(block(1600), 0, 3200), 0.1)) == [(1600, 3200)]
 
 
 def test_an_epoch_after_an_ended_one_leaves_no_gap() -> None:
-    intake = ended()
-    intake.on_block(block(0, epoch=OTHER), 1.0)
-    assert intake.request(1.0) is not None
-    items = intake.on_reply(reply(block(0, epoch=OTHER), 0, BLOCK), 1.0)
+    reassembler = ended()
+    reassembler.on_block(block(0, epoch=OTHER), 1.0)
+    assert reassembler.request(1.0) is not None
+    items = reassembler.on_reply(reply(block(0, epoch=OTHER), 0, BLOCK), 1.0)
     assert items[0] == NewEpoch(OTHER, 0)
 
 
 def test_live_blocks_are_taken_when_the_ring_never_answers() -> None:
-    intake = contacted()
-    intake.on_block(block(4800), 0.1)
+    reassembler = contacted()
+    reassembler.on_block(block(4800), 0.1)
     now_s, items = 0.1, []
     while not items and now_s < 60:
         now_s += TURN_S
-        intake.tick(now_s)
-        intake.request(now_s)
-        items = intake.on_block(block(int(now_s * 100) * BLOCK), now_s)
-    assert intake.timeouts == FAILURES_UNTIL_LIVE_ONLY
+        reassembler.tick(now_s)
+        reassembler.request(now_s)
+        items = reassembler.on_block(block(int(now_s * 100) * BLOCK), now_s)
+    assert reassembler.timeouts == FAILURES_UNTIL_LIVE_ONLY
     gap, audio = items
-    assert isinstance(gap, GapFound)
-    assert gap.gap.reason == RING_SILENT
+    assert isinstance(gap, Gap)
+    assert gap.reason == RING_SILENT
     assert isinstance(audio, Audio)
-    assert gap.gap.start_sample + gap.gap.samples == audio.start_sample
+    assert gap.start_sample + gap.samples == audio.start_sample
 
 
 def test_a_stalled_worker_does_not_take_its_own_pause_for_a_silent_ring() -> None:
-    intake = contacted()
-    assert intake.request(0.2) is not None
-    intake.tick(60.0)
-    assert intake.on_block(block(48_000), 60.0) == []
-    assert intake.request(60.3) is not None
+    reassembler = contacted()
+    assert reassembler.request(0.2) is not None
+    reassembler.tick(60.0)
+    assert reassembler.on_block(block(48_000), 60.0) == []
+    assert reassembler.request(60.3) is not None
 
 
-def ask_in_vain(intake: Intake, now_s: float) -> None:
+def ask_in_vain(reassembler: Reassembler, now_s: float) -> None:
     """The ring answers at once that it has nothing new."""
-    assert intake.request(now_s) is not None
-    intake.on_reply(reply(block(1600, 0), 0, 1600), now_s)
+    assert reassembler.request(now_s) is not None
+    reassembler.on_reply(reply(block(1600, 0), 0, 1600), now_s)
 
 
 def test_missing_is_known_two_seconds_after_the_last_audio() -> None:
-    intake = contacted()
-    ask_in_vain(intake, 1.9)
-    assert not intake.is_missing(1.9)
-    ask_in_vain(intake, 2.3)
-    assert intake.is_missing(2.3)
-    intake.on_block(block(1600), 2.4)
-    assert not intake.is_missing(2.4)
+    reassembler = contacted()
+    ask_in_vain(reassembler, 1.9)
+    assert not reassembler.is_missing(1.9)
+    ask_in_vain(reassembler, 2.3)
+    assert reassembler.is_missing(2.3)
+    reassembler.on_block(block(1600), 2.4)
+    assert not reassembler.is_missing(2.4)
 
 
 def test_ring_that_does_not_answer_is_missing() -> None:
-    intake = contacted()
+    reassembler = contacted()
     now_s = 0.0
     while now_s < 3.0:
-        intake.tick(now_s)
-        intake.request(now_s)
+        reassembler.tick(now_s)
+        reassembler.request(now_s)
         now_s += 0.05
-    assert intake.timeouts >= 2
-    assert intake.is_missing(3.0)
+    assert reassembler.timeouts >= 2
+    assert reassembler.is_missing(3.0)
 
 
 def test_time_in_which_the_ring_was_not_asked_is_not_silence() -> None:
-    intake = contacted()
-    ask_in_vain(intake, 0.3)
+    reassembler = contacted()
+    ask_in_vain(reassembler, 0.3)
     # the worker was stopped for a minute, or had no room for more
-    assert not intake.is_missing(60.0)
-    assert intake.silence_s(60.0) < 1.0
+    assert not reassembler.is_missing(60.0)
+    assert reassembler.silence_s(60.0) < 1.0
     # also where a request was out when it was stopped, and its answer is lost
-    intake.request(60.0)
-    intake.tick(120.0)
-    assert intake.timeouts == 1
-    assert intake.silence_s(120.0) < 61.0
+    reassembler.request(60.0)
+    reassembler.tick(120.0)
+    assert reassembler.timeouts == 1
+    assert reassembler.silence_s(120.0) < 61.0
 
 
 def test_block_without_room_for_it_is_left_to_the_ring_and_proves_that_there_is_audio() -> None:
-    intake = contacted()
-    ask_in_vain(intake, 1.0)
-    assert intake.on_block(block(1600), 1.5, has_room=False) == []
-    assert intake.position == 1600
-    assert intake.newest == 3200
-    assert intake.silence_s(1.5) == 0
-    request = intake.request(2.5)
+    reassembler = contacted()
+    ask_in_vain(reassembler, 1.0)
+    assert reassembler.on_block(block(1600), 1.5, has_room=False) == []
+    assert reassembler.position == 1600
+    assert reassembler.newest == 3200
+    assert reassembler.silence_s(1.5) == 0
+    request = reassembler.request(2.5)
     assert request is not None
     assert request.start == 1600
 
 
 def test_state_and_detail_are_the_rings_until_audio_comes() -> None:
-    intake = contacted()
-    intake.request(0.2)
+    reassembler = contacted()
+    reassembler.request(0.2)
     said = RingReply(block(1600, 0), 0, 1600, 0, state="missing", detail="device not found")
-    intake.on_reply(said, 0.2)
-    assert (intake.state, intake.detail) == ("missing", "device not found")
-    intake.on_block(block(1600), 0.3)
-    assert (intake.state, intake.detail) == ("listening", None)
+    reassembler.on_reply(said, 0.2)
+    assert (reassembler.state, reassembler.detail) == ("missing", "device not found")
+    reassembler.on_block(block(1600), 0.3)
+    assert (reassembler.state, reassembler.detail) == ("listening", None)
 
 
 def test_a_live_block_says_how_its_source_is() -> None:
-    intake = contacted()
+    reassembler = contacted()
     zeros = replace(block(1600), state="degraded", detail="digital silence for 12 s")
     (back,) = [decode_block(encode_block(zeros))]
-    intake.on_block(back, 0.3)
-    assert (intake.state, intake.detail) == ("degraded", "digital silence for 12 s")
-    intake.on_block(block(3200), 0.4)
-    assert (intake.state, intake.detail) == ("listening", None)
+    reassembler.on_block(back, 0.3)
+    assert (reassembler.state, reassembler.detail) == ("degraded", "digital silence for 12 s")
+    reassembler.on_block(block(3200), 0.4)
+    assert (reassembler.state, reassembler.detail) == ("listening", None)
 
 
 def test_a_reply_that_contradicts_itself_is_refused() -> None:
-    intake = contacted()
-    intake.request(0.2)
-    assert intake.on_reply(reply(block(900_000), 0, 3200), 0.2) == []
-    assert (intake.position, intake.refusals) == (1600, 1)
+    reassembler = contacted()
+    reassembler.request(0.2)
+    assert reassembler.on_reply(reply(block(900_000), 0, 3200), 0.2) == []
+    assert (reassembler.position, reassembler.refusals) == (1600, 1)
 
 
 @dataclass
@@ -536,7 +540,7 @@ class World:
         self.pushed: deque[list[bytes]] = deque()
         self.replies: deque[tuple[int, list[bytes]]] = deque()
         self.start_capture()
-        self.intake = Intake("porch")
+        self.reassembler = Reassembler("porch")
         self.epoch: str | None = None
         self.cursor = 0
 
@@ -560,11 +564,11 @@ class World:
             self.capture.ring.ack(self.cursor)
         self.pushed.clear()
         self.replies.clear()
-        self.intake = Intake("porch")
+        self.reassembler = Reassembler("porch")
         if journalled and self.epoch is not None:
             self.cursor = max(0, self.cursor - rewind)
             time_ns = self.captures[self.epoch].time_ns(self.cursor)
-            self.intake.resume(self.epoch, self.cursor, time_ns)
+            self.reassembler.resume(self.epoch, self.cursor, time_ns)
         else:
             self.epoch = None
 
@@ -584,14 +588,14 @@ class World:
             if takes_blocks:
                 while self.pushed:
                     self.check(
-                        self.intake.on_block(decode_block(self.pushed.popleft()), self.now_s)
+                        self.reassembler.on_block(decode_block(self.pushed.popleft()), self.now_s)
                     )
             while self.replies and self.replies[0][0] <= self.turn:
                 self.on_reply(self.replies.popleft()[1])
-            self.check(self.intake.tick(self.now_s))
-            if self.intake.needs_new_socket:
+            self.reassembler.tick(self.now_s)
+            if self.reassembler.needs_new_socket:
                 self.replies.clear()
-            request = self.intake.request(self.now_s)
+            request = self.reassembler.request(self.now_s)
             if request is not None:
                 self.ask(request)
 
@@ -606,9 +610,9 @@ class World:
         try:
             found = decode_ring_reply(frames, "porch")
         except WireError as error:
-            self.check(self.intake.on_refusal(str(error), self.now_s))
+            self.check(self.reassembler.on_refusal(str(error), self.now_s))
         else:
-            self.check(self.intake.on_reply(found, self.now_s))
+            self.check(self.reassembler.on_reply(found, self.now_s))
 
     def check(self, items: list[Item]) -> None:
         for item in items:
@@ -617,7 +621,7 @@ class World:
                 self.epoch, self.cursor = item.epoch, item.start_sample
             elif isinstance(item, Audio):
                 self.check_audio(item)
-            elif isinstance(item, GapFound):
+            elif isinstance(item, Gap):
                 self.check_gap(item)
 
     def check_audio(self, audio: Audio) -> None:
@@ -628,8 +632,7 @@ class World:
         assert abs(audio.time_ns - exact_ns) <= 1000  # the wire has whole microseconds
         self.cursor = audio.end_sample
 
-    def check_gap(self, found: GapFound) -> None:
-        gap = found.gap
+    def check_gap(self, gap: Gap) -> None:
         assert (gap.epoch, gap.start_sample) == (self.epoch, self.cursor)
         if gap.reason == CAPTURE_RESTART:
             assert gap.epoch != self.capture.epoch
@@ -704,5 +707,5 @@ def test_nothing_is_lost_while_the_ring_is_longer_than_the_trouble(
         world.run(5)
     world.run(200)
     assert world.cursor == len(arrives) * BLOCK
-    assert world.intake.epoch == world.capture.epoch
+    assert world.reassembler.epoch == world.capture.epoch
     assert world.capture.ring.oldest == 0

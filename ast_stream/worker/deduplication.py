@@ -1,0 +1,209 @@
+"""Publishing about streams exactly once, across restarts of the worker.
+
+After a kill the worker derives again what it has published since its last journal entry: that is
+recognised by the event log and left out. What an earlier run left open and nothing derives again
+is an orphan, and gets its `end` here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ast_stream.messages.event import (
+    Event,
+    Gap,
+    Scores,
+    event_body,
+    event_topic,
+    format_time,
+    stream_topic,
+)
+from ast_stream.messages.feed import gap_body
+from ast_stream.sample_clock import SampleClock
+from ast_stream.transport.event_log import EventLog, Published
+from ast_stream.transport.publisher import FeedPublisher
+from ast_stream.units import SAMPLE_RATE, samples_to_seconds
+
+logger = logging.getLogger(__name__)
+
+MAX_ENDED = 10_000  # ids of events that have ended, remembered
+
+Body = dict[str, Any]
+
+
+class DeduplicatingPublisher:
+    """Publishes events, gaps and scores of all streams.
+
+    Args:
+        event_log: what earlier runs have published.
+        model: hash of the checkpoint.
+        now_ns: wall clock.
+
+    Attributes:
+        counters: messages by kind.
+        begun: events that have begun, by slug of the class and stream.
+    """
+
+    def __init__(
+        self, publisher: FeedPublisher, event_log: EventLog, model: str, now_ns: Callable[[], int]
+    ) -> None:
+        self._publisher = publisher
+        self._event_log = event_log
+        self._model = model
+        self._now_ns = now_ns
+        self._published: dict[str, tuple[str, Published]] = {}  # by stream: epoch, messages
+        self._ended: dict[str, None] = {}  # ids, oldest first
+        self._orphans = {body["id"]: body for body in event_log.open_events()}
+        self.counters: Counter[str] = Counter()
+        self.begun: Counter[tuple[str, str]] = Counter()
+
+    @property
+    def orphaned_streams(self) -> set[str]:
+        """Streams of which events of an earlier run are still open."""
+        return {body["stream"] for body in self._orphans.values()}
+
+    def event_body(
+        self, event: Event, clock: SampleClock, labels: Mapping[str, str], audio_end: int
+    ) -> Body:
+        """Return the body of an event message."""
+        return event_body(
+            event,
+            clock,
+            labels=labels,
+            audio_end=audio_end,
+            scored_ns=self._now_ns(),
+            model=self._model,
+        )
+
+    def publish_event(self, event: Event, body: Body) -> None:
+        """Publish an event message, unless that was done, or the event has ended."""
+        published = self._published_of(event.stream, event.epoch)
+        self._orphans.pop(event.id, None)
+        if event.id in self._ended or published.has_event(event.id, event.type, event.at_sample):
+            return
+        if event.type == "end":
+            self._remember_end(event.id)
+        self.counters[f"events_{event.type}"] += 1
+        self.begun[event.slug, event.stream] += event.type == "begin"
+        _log_event(event)
+        self._publisher.publish_durable(event_topic(event.slug, event.stream), body)
+
+    def publish_gap(self, gap: Gap, time_ns: int | None) -> bool:
+        """Publish lost samples; return whether that had not been done before.
+
+        Args:
+            time_ns: wall time of the first one, if known.
+        """
+        if self._published_of(gap.stream, gap.epoch).has_gap(gap.start_sample):
+            return False
+        logger.warning(
+            "stream %s: %.2f s lost: %s", gap.stream, gap.samples / SAMPLE_RATE, gap.reason
+        )
+        self._publisher.publish_durable(stream_topic("gap", gap.stream), gap_body(gap, time_ns))
+        return True
+
+    def publish_scores(self, scores: Scores, time_ns: int) -> None:
+        """Publish the scores of one window that ends at `time_ns`."""
+        self.counters["windows_published"] += 1
+        header = {
+            "stream": scores.stream,
+            "epoch": scores.epoch,
+            "end_sample": scores.end_sample,
+            "time": format_time(time_ns),
+        }
+        topic = stream_topic("scores", scores.stream)
+        self._publisher.publish_scores(topic, header, scores.scores.astype(np.float16))
+
+    def begin_epoch(self, stream: str, epoch: str, from_sample: int) -> None:
+        """Look up what an earlier run published of an epoch, from a sample on."""
+        published = self._event_log.published(stream, epoch, from_sample)
+        self._published[stream] = (epoch, published)
+        for event_id in published.ended:
+            self._remember_end(event_id)
+
+    def continue_events(self, events: list[Event]) -> None:
+        """Note that these events of an earlier run go on: they are no orphans."""
+        for event in events:
+            self._orphans.pop(event.id, None)
+
+    def end_orphans(
+        self,
+        stream: str,
+        *,
+        except_epoch: str | None = None,
+        of_epoch: str | None = None,
+        before: int | None = None,
+    ) -> None:
+        """End what an earlier run left open of a stream.
+
+        Args:
+            except_epoch: leave events of this epoch open.
+            of_epoch: end only events of this epoch.
+            before: end only events whose last message was decided before this sample.
+        """
+        orphans = [
+            body
+            for body in self._orphans.values()
+            if body["stream"] == stream
+            and body["epoch"] != except_epoch
+            and of_epoch in (None, body["epoch"])
+            and (before is None or body["at_sample"] < before)
+        ]
+        for body in orphans:
+            del self._orphans[body["id"]]
+            self._remember_end(body["id"])
+            topic = event_topic(body["class"], stream)
+            self._publisher.publish_durable(topic, _ended_by_restart(body))
+
+    def forget(self, stream: str) -> None:
+        """Drop what is known of a stream."""
+        self._published.pop(stream, None)
+
+    def _remember_end(self, event_id: str) -> None:
+        """Remember that an event has its end: whatever derives it again, it gets no other."""
+        self._ended[event_id] = None
+        if len(self._ended) > MAX_ENDED:
+            del self._ended[next(iter(self._ended))]
+
+    def _published_of(self, stream: str, epoch: str) -> Published:
+        """Return what an earlier run published of this epoch; looked up once for each epoch."""
+        known = self._published.get(stream)
+        if known is None or known[0] != epoch:
+            known = self._published[stream] = (epoch, self._event_log.published(stream, epoch))
+        return known[1]
+
+
+def _log_event(event: Event) -> None:
+    scores = {"score": event.score}
+    if event.type == "end":
+        scores = {"peak": event.peak, "mean": event.mean or 0.0}
+    logger.log(
+        logging.DEBUG if event.type == "update" else logging.INFO,
+        "event %s",
+        event.type,
+        extra={
+            "stream": event.stream,
+            "class": event.slug,
+            **{name: round(score, 3) for name, score in scores.items()},
+            "onset_s": round(samples_to_seconds(event.onset_sample), 2),
+        },
+    )
+
+
+def _ended_by_restart(body: Body) -> Body:
+    """Return the `end` of an orphan: it is known to have lasted until its last message."""
+    offset_sample = max(body["at_sample"], body["onset_sample"])
+    return body | {
+        "type": "end",
+        "mean": body["score"],
+        "offset": body["captured"],
+        "offset_sample": offset_sample,
+        "duration_s": samples_to_seconds(offset_sample - body["onset_sample"]),
+        "duration_reliable": False,
+        "reason": "restart",
+    }

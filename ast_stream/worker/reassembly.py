@@ -1,0 +1,462 @@
+"""Reassembly of one stream: live blocks and ring replies in, samples in order and gaps out.
+
+A pure state machine: no sockets, no clock. Live blocks are a hint, the ring of the capture
+process is the truth: whatever is missing is requested, and only what the ring cannot give any
+more becomes a gap. Every sample of an epoch comes out exactly once, in order, or in a `Gap`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, replace
+
+from ast_stream.messages.audio import ReadRequest, RingReply
+from ast_stream.messages.event import AudioBlock, Gap, Pcm16
+from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, samples_to_ns, seconds_to_samples
+
+REQUEST_AFTER_SILENCE_S = 0.2  # a loss at the tail shows only by silence
+MISSING_AFTER_S = 2.0
+FAILURES_UNTIL_LIVE_ONLY = 8  # then live blocks are accepted as they come: better than nothing
+MAX_AHEAD_S = 10.0  # of a live block before the ring: networks deliver in bursts
+CLOCK_SLACK_S = 2.0  # of the wall clock against the monotonic one, across a capture restart
+
+REQUEST_TIMEOUT_S = 0.5
+MIN_PAUSE_S = 0.2
+MAX_PAUSE_S = 1.0  # between requests to a ring that answers but has nothing new
+MAX_BACKOFF_S = 2.0  # to a ring that does not answer
+URGENT_PAUSE_S = 0.05  # when a live block shows that there is something to request
+
+# reasons of gaps that the ring does not name itself
+RING_OVERRUN = "ring_overrun"
+RING_SILENT = "ring_silent"
+LOST = "lost"
+CAPTURE_RESTART = "capture_restart"  # what was only in a capture process that died
+
+_MAX_DEAD_EPOCHS = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Audio:
+    """The next samples: shape (n_samples,), int16; `time_ns` is the wall time of the first."""
+
+    epoch: str
+    start_sample: int
+    time_ns: int
+    pcm: Pcm16
+    is_last: bool = False
+
+    @property
+    def end_sample(self) -> int:
+        """Index just after the last sample."""
+        return self.start_sample + len(self.pcm)
+
+
+@dataclass(frozen=True)
+class NewEpoch:
+    """The stream continues at `start_sample` of an epoch; the one before is over."""
+
+    epoch: str
+    start_sample: int
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The source has ended; `end_sample` is the index just after its last sample."""
+
+    epoch: str
+    end_sample: int
+
+
+Item = Audio | Gap | NewEpoch | Ended  # after a gap the stream continues behind it
+
+
+class Reassembler:
+    """Puts one stream in order. All `now_s` are of one monotonic clock, in seconds.
+
+    Every input returns the items it brought, in order, often none. Each turn of the loop calls
+    `tick`, replaces the ring's socket if `needs_new_socket` (the late reply to a request that
+    timed out would be mistaken for the next one's), and sends what `request` returns. A worker
+    that has no room for more audio sends no requests for a while and says so to `on_block`.
+
+    Silence is what was found when the ring was asked: time in which nobody asked, because the
+    worker was stopped or had no room, is not silence.
+
+    After the restart of a capture process what was only in the dead one is a gap of the old
+    epoch, sized by wall time; the new epoch is read from its last acknowledged sample, which is
+    the first one for a ring that nobody has read.
+
+    Attributes:
+        needs_new_socket: set by `tick` when a request timed out, until the next `tick`.
+        state, detail: what the ring last said about its source, or why it refused.
+        is_paced: audio comes in real time; otherwise as fast as it is acknowledged.
+        last_audio_s: when new audio came, or was known to exist, last; None before.
+        deferred: live blocks that were left to the ring, because something before was missing.
+        stale: blocks that were had already, or of a dead epoch.
+        timeouts, refusals: requests that were not answered, or with an error.
+        unexpected: replies to no request.
+    """
+
+    def __init__(self, stream: str) -> None:
+        self.stream = stream
+        self.needs_new_socket = False
+        self.state = "missing"
+        self.detail: str | None = None
+        self.is_paced = True
+        self.last_audio_s: float | None = None
+        self.deferred = self.stale = self.timeouts = self.refusals = self.unexpected = 0
+        self._cursor = _Cursor(stream)
+        self._requests = _RequestTimer()
+        self._ring_next = 0  # the ring has samples up to here
+        self._ring_known_s = 0.0
+        self._live_next = 0  # live blocks since the last request reach up to here
+        self._is_contacted = False
+        self._must_verify = False  # a live block said what only the ring can know
+        self._omits_position = False  # request without epoch and start: a ring refused them
+        self._started_s: float | None = None
+        self._silent_until_s = float("-inf")  # when an answer, or none, last showed no new audio
+
+    @property
+    def epoch(self) -> str | None:
+        """Epoch being read, None before the first contact."""
+        return self._cursor.epoch
+
+    @property
+    def position(self) -> int:
+        """Index of the next sample wanted."""
+        return self._cursor.position
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the source has ended and all of it came out."""
+        return self._cursor.has_ended
+
+    @property
+    def newest(self) -> int:
+        """Index after the newest sample that is known to exist at the source."""
+        return max(self._ring_next, self._live_next, self.position)
+
+    def resume(self, epoch: str, position: int, time_ns: int | None = None) -> None:
+        """Start at a journalled position instead of after the last acknowledged sample.
+
+        Args:
+            time_ns: wall time of `position`, to size the gap if the epoch is over.
+        """
+        self._cursor.move(epoch, position, time_ns)
+
+    def silence_s(self, now_s: float) -> float:
+        """Return for how long there was no new audio, as far as the ring was asked."""
+        return max(0.0, self._silent_until_s - self._last_audio_or_start_s(now_s))
+
+    def is_missing(self, now_s: float) -> bool:
+        """Return whether a source that has not ended gave no audio for `MISSING_AFTER_S`."""
+        return not self.has_ended and self.silence_s(now_s) >= MISSING_AFTER_S
+
+    def on_block(self, block: AudioBlock, now_s: float, *, has_room: bool = True) -> list[Item]:
+        """Process a live block; without room for it, only note that it exists in the ring."""
+        if self._cursor.is_dead(block.epoch):
+            self.stale += 1
+            return []
+        if block.epoch != self.epoch or not self._is_contacted:
+            return self._on_unknown_epoch(block, now_s, has_room=has_room)
+        if block.is_last and not (self.has_ended or self._is_live_only):
+            # only the ring's word ends a stream: anybody who reaches the socket can send a block
+            self._must_verify = True
+            self._requests.expedite()
+            block = replace(block, is_last=False)
+        if not self._cursor.is_new(block):
+            self.stale += 1
+            return []
+        if self._is_beyond_ring(block, now_s):
+            self._must_verify = True
+            self._defer()
+            return []
+        self.last_audio_s = now_s
+        if has_room and (block.start_sample <= self.position or self._is_live_only):
+            self.state, self.detail = block.state, block.detail
+            return self._accept(block, block.gap_reason or RING_SILENT, now_s)
+        self._live_next = max(self._live_next, block.end_sample)
+        self._defer()
+        return []
+
+    def on_reply(self, reply: RingReply, now_s: float) -> list[Item]:
+        """Process the reply to the outstanding request; an absurd one counts as a refusal."""
+        block = reply.block
+        if reply.oldest > reply.next or block.end_sample > reply.next:
+            return self.on_refusal("the ring's reply contradicts itself", now_s)
+        request = self._requests.settle()
+        if request is None:
+            self.unexpected += 1
+            return []
+        self.state, self.detail = reply.state, reply.detail
+        self.is_paced = reply.is_paced
+        if block.epoch != self.epoch and reply.next == 0:
+            self._note_silence(self._requests.sent_s)
+            self._requests.on_answer(now_s, is_empty=True)
+            return []  # a capture process that has no audio yet: its time has not begun
+        self._must_verify = self._omits_position = False
+        items = self._enter_epoch_of(reply, request, now_s)
+        self._ring_next, self._ring_known_s = reply.next, now_s
+        # only the answer to "from here on" can prove a loss
+        if block.start_sample <= self.position or request.epoch == self.epoch:
+            reason = RING_OVERRUN if self.position < reply.oldest else LOST
+            items += self._accept(block, block.gap_reason or reason, now_s)
+        if not items:
+            self._note_silence(self._requests.sent_s)
+        self._requests.on_answer(now_s, is_empty=not items)
+        return items
+
+    def on_refusal(self, text: str, now_s: float) -> list[Item]:
+        """Note that the ring refused the outstanding request, and why."""
+        request = self._requests.settle()
+        if request is None:
+            self.unexpected += 1
+            return []
+        self.refusals += 1
+        self.detail = text
+        self._note_silence(self._requests.sent_s)
+        self._requests.on_failure(now_s)
+        if request.epoch is not None:  # most likely another epoch's by now
+            self._omits_position = True
+            self._requests.expedite()
+        return []
+
+    def tick(self, now_s: float) -> None:
+        """Note the time, and give up a request that is not answered."""
+        self._last_audio_or_start_s(now_s)
+        sent_s = self._requests.sent_s
+        self.needs_new_socket = self._requests.expire(now_s)
+        if self.needs_new_socket:
+            self.timeouts += 1
+            self._must_verify = True  # the cause of the request may be over, an answer is due
+            self._note_silence(sent_s + REQUEST_TIMEOUT_S)
+
+    def request(self, now_s: float) -> ReadRequest | None:
+        """Return the request to send now, None if none is due."""
+        if not self._requests.is_due(now_s) or not self._has_reason_to_ask(now_s):
+            return None
+        request = ReadRequest(v=1, op="read", stream=self.stream)
+        if self.epoch is not None and not self._omits_position:
+            # no stop: where the ring has gone beyond it, the reply would bring nothing
+            place = {"epoch": self.epoch, "start": self.position}
+            request = request.model_copy(update=place)
+        self._requests.on_sent(request, now_s)
+        self._live_next = 0
+        return request
+
+    @property
+    def _is_live_only(self) -> bool:
+        return self._requests.failures >= FAILURES_UNTIL_LIVE_ONLY
+
+    def _is_beyond_ring(self, block: AudioBlock, now_s: float) -> bool:
+        """Return whether a live block is of a time that its ring cannot have reached yet."""
+        since_s = now_s - self._ring_known_s + MAX_AHEAD_S
+        possible = self._ring_next + seconds_to_samples(since_s)
+        return self.is_paced and not self._is_live_only and block.end_sample > possible
+
+    def _has_reason_to_ask(self, now_s: float) -> bool:
+        if not self._is_contacted or self._must_verify:
+            return True
+        is_behind = self.newest > self.position
+        silence_s = now_s - self._last_audio_or_start_s(now_s)
+        return not self.has_ended and (is_behind or silence_s >= REQUEST_AFTER_SILENCE_S)
+
+    def _last_audio_or_start_s(self, now_s: float) -> float:
+        """Return when audio was last known to exist, or when this was first called."""
+        if self._started_s is None:
+            self._started_s = now_s
+        return self._started_s if self.last_audio_s is None else self.last_audio_s
+
+    def _note_silence(self, until_s: float) -> None:
+        self._silent_until_s = max(self._silent_until_s, until_s)
+
+    def _on_unknown_epoch(self, block: AudioBlock, now_s: float, *, has_room: bool) -> list[Item]:
+        """Ask the ring before a live block may change the epoch: it could be an old one, late."""
+        if not (has_room and self._is_live_only):
+            self._must_verify = True
+            self._defer()
+            return []
+        items: list[Item] = []
+        if block.epoch != self.epoch:
+            items = self._enter(block.epoch, block.start_sample, block.time_ns, now_s)
+        self._is_contacted = True
+        return items + self.on_block(block, now_s)
+
+    def _defer(self) -> None:
+        """Leave a live block to the ring."""
+        self.deferred += 1
+        self._requests.expedite()
+
+    def _enter_epoch_of(self, reply: RingReply, request: ReadRequest, now_s: float) -> list[Item]:
+        block = reply.block
+        self._is_contacted = True
+        if block.epoch != self.epoch:
+            start = min(reply.acked, block.start_sample)
+            start_ns = block.time_ns - samples_to_ns(block.start_sample - start)
+            return self._enter(block.epoch, start, start_ns, now_s)
+        if request.start is not None and reply.next < request.start:
+            # we stand where the ring never was: what led here was not its audio
+            return self._cursor.return_to(reply.next)
+        return []
+
+    def _enter(self, epoch: str, start: int, time_ns: int, now_s: float) -> list[Item]:
+        max_lost = None
+        if self.last_audio_s is not None:
+            passed = seconds_to_samples(now_s - self.last_audio_s + CLOCK_SLACK_S)
+            max_lost = passed + self.newest - self.position
+        self._live_next = self._ring_next = 0
+        return self._cursor.enter(epoch, start, time_ns, max_lost)
+
+    def _accept(self, block: AudioBlock, reason: str, now_s: float) -> list[Item]:
+        """Accept a block; what is missing before it is lost for good, for `reason`."""
+        items = self._cursor.skip_to(block.start_sample, reason)
+        if self._cursor.is_new(block):
+            items += self._cursor.accept(block)
+        if any(isinstance(item, Audio) for item in items):
+            self.last_audio_s = now_s
+        return items
+
+
+class _Cursor:
+    """The position in one epoch of a stream; every move returns the items it produces.
+
+    Attributes:
+        epoch: epoch being read, None before the first.
+        position: index of the next sample wanted.
+        has_ended: the source has ended and all of it came out.
+    """
+
+    def __init__(self, stream: str) -> None:
+        self.epoch: str | None = None
+        self.position = 0
+        self.has_ended = False
+        self._stream = stream
+        self._position_ns: int | None = None  # wall time of `position`
+        self._dead_epochs: deque[str] = deque(maxlen=_MAX_DEAD_EPOCHS)
+
+    def move(self, epoch: str, position: int, time_ns: int | None) -> None:
+        """Move to a position of an epoch; `time_ns` is its wall time, if known."""
+        self.epoch, self.position, self._position_ns = epoch, position, time_ns
+        self.has_ended = False
+
+    def is_dead(self, epoch: str) -> bool:
+        """Return whether an epoch was left for another."""
+        return epoch in self._dead_epochs
+
+    def is_new(self, block: AudioBlock) -> bool:
+        """Return whether a block of this epoch reaches beyond the position, or ends the source."""
+        is_end = block.is_last and block.end_sample == self.position
+        return not self.has_ended and (is_end or block.end_sample > self.position)
+
+    def enter(self, epoch: str, start: int, time_ns: int, max_lost: int | None) -> list[Item]:
+        """Change to another epoch, from sample `start` at `time_ns` on.
+
+        Args:
+            max_lost: samples that can have been lost since the position, None if not known: a
+                step of the wall clock must not count as lost audio.
+        """
+        items: list[Item] = []
+        if epoch in self._dead_epochs:
+            self._dead_epochs.remove(epoch)
+        if self.epoch is not None:
+            self._dead_epochs.append(self.epoch)
+            if not self.has_ended:
+                lost = self._samples_until(time_ns)
+                lost = lost if max_lost is None else min(lost, max_lost)
+                items += self._gap(self.epoch, lost, CAPTURE_RESTART)
+        self.move(epoch, start, time_ns)
+        return [*items, NewEpoch(epoch, start)]
+
+    def return_to(self, position: int) -> list[Item]:
+        """Begin the epoch again at a position that the ring knows."""
+        assert self.epoch is not None
+        self.move(self.epoch, position, None)
+        return [NewEpoch(self.epoch, position)]
+
+    def skip_to(self, sample: int, reason: str) -> list[Item]:
+        """Give up what does not exist any more between the position and `sample`."""
+        if sample <= self.position or self.epoch is None:
+            return []
+        samples = sample - self.position
+        items = self._gap(self.epoch, samples, reason)
+        self.position = sample
+        if self._position_ns is not None:
+            self._position_ns += samples_to_ns(samples)
+        return items
+
+    def accept(self, block: AudioBlock) -> list[Item]:
+        """Accept the new part of a block that begins at or before the position."""
+        n_known = self.position - block.start_sample
+        pcm = block.pcm[n_known:]
+        items: list[Item] = []
+        if len(pcm):
+            time_ns = block.time_ns + samples_to_ns(n_known)
+            items.append(Audio(block.epoch, self.position, time_ns, pcm, block.is_last))
+        self.position = block.end_sample
+        self._position_ns = block.time_ns + samples_to_ns(len(block.pcm))
+        self.has_ended = block.is_last
+        return [*items, Ended(block.epoch, self.position)] if block.is_last else items
+
+    def _samples_until(self, time_ns: int) -> int:
+        if self._position_ns is None:
+            return 0
+        return max(0, (time_ns - self._position_ns) * SAMPLE_RATE // NS_PER_SECOND)
+
+    def _gap(self, epoch: str, samples: int, reason: str) -> list[Item]:
+        return [Gap(self._stream, epoch, self.position, samples, reason)]
+
+
+class _RequestTimer:
+    """One request at a time, with a timeout, and back-off while nothing comes; in seconds.
+
+    Attributes:
+        failures: requests without a usable reply since the last one with.
+        sent_s: when the last request was sent.
+    """
+
+    def __init__(self) -> None:
+        self.failures = 0
+        self.sent_s = float("-inf")
+        self._outstanding: ReadRequest | None = None
+        self._not_before_s = float("-inf")
+        self._pause_s = 0.0
+
+    def is_due(self, now_s: float) -> bool:
+        """Return whether a request may be sent now."""
+        return self._outstanding is None and now_s >= self._not_before_s
+
+    def on_sent(self, request: ReadRequest, now_s: float) -> None:
+        """Remember the outstanding request."""
+        self._outstanding = request
+        self.sent_s = now_s
+
+    def settle(self) -> ReadRequest | None:
+        """Return the outstanding request, if any; it is no longer outstanding."""
+        request, self._outstanding = self._outstanding, None
+        return request
+
+    def on_answer(self, now_s: float, *, is_empty: bool) -> None:
+        """Allow the next request at once, or after a longer pause each time nothing came."""
+        self.failures = 0
+        self._pause_s = self._longer_pause(MAX_PAUSE_S) if is_empty else 0.0
+        self._not_before_s = now_s + self._pause_s
+
+    def on_failure(self, now_s: float) -> None:
+        """Back off after a refusal or a timeout."""
+        self.failures += 1
+        self._pause_s = self._longer_pause(MAX_BACKOFF_S)
+        self._not_before_s = now_s + self._pause_s
+
+    def expire(self, now_s: float) -> bool:
+        """Give up the outstanding request if it is too old; return whether it was."""
+        if self._outstanding is None or now_s - self.sent_s < REQUEST_TIMEOUT_S:
+            return False
+        self._outstanding = None
+        self.on_failure(now_s)
+        return True
+
+    def expedite(self) -> None:
+        """Allow the next request soon: the ring has something."""
+        self._not_before_s = min(self._not_before_s, self.sent_s + URGENT_PAUSE_S)
+
+    def _longer_pause(self, limit_s: float) -> float:
+        return min(limit_s, max(MIN_PAUSE_S, 2 * self._pause_s))

@@ -56,4 +56,4 @@ def small_files() -> Iterator[None]:
 @pytest.fixture
 def no_speech(monkeypatch: pytest.MonkeyPatch) -> None:
     """Generate backgrounds as without espeak-ng, which has limits and a time of its own."""
-    monkeypatch.setattr("ast_stream.soundscape.takes.speech_is_available", lambda: False)
+    monkeypatch.setattr("ast_stream.soundscape.backgrounds.speech_is_available", lambda: False)

@@ -24,7 +24,7 @@ from ast_stream.calibration.streams import (
 from ast_stream.model.checkpoint import Checkpoint
 from ast_stream.model.golden import golden_for
 from ast_stream.model.metadata import Metadata
-from ast_stream.soundscape.held_out import HeldOut
+from ast_stream.soundscape.soundbank import Soundbank
 
 PROVENANCE = "thresholds"  # key of the record in the checkpoint's provenance
 RAISED = "raised_thresholds"  # key of the classes that alarmed too often at their start's
@@ -33,7 +33,7 @@ _SEED = 0
 
 def calibrate_checkpoint(
     checkpoint: Checkpoint,
-    held: HeldOut,
+    held: Soundbank,
     negatives_s: float,
     budget_per_h: float,
     on_share: Callable[[float], None] = lambda share: None,
@@ -49,7 +49,7 @@ def calibrate_checkpoint(
         on_share: called with the share of the streams that has been scored, 0 to 1.
     """
     tagger = plain_tagger(checkpoint)
-    takes = [*held.recordings, *held.generated]
+    takes = held.foregrounds
     expected_s, scored_s = laid_s(takes, checkpoint.window_s) + negatives_s, 0.0
 
     def on_heard(seconds: float) -> None:

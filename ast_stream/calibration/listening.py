@@ -17,15 +17,10 @@ from ast_stream.calibration.streams import (
     sound_streams,
 )
 from ast_stream.dataset.clips import load_recordings
-from ast_stream.dataset.negatives import negative_files
 from ast_stream.errors import ConfigError, Problem
 from ast_stream.model.checkpoint import Checkpoint
-from ast_stream.soundscape.takes import (
-    Take,
-    generated_backgrounds,
-    recorded_takes,
-    synthesised_takes,
-)
+from ast_stream.soundscape.backgrounds import background_recordings, generated_backgrounds
+from ast_stream.soundscape.soundbank import Foreground, generated_foregrounds, recorded_foregrounds
 
 FIRST_SEED = 3_000_000  # generated material differs from that of any training or evaluation
 SEEDS_EACH = 10_000  # a calibration uses so many seeds from its first on
@@ -43,7 +38,7 @@ class Listening:
     """
 
     checkpoint: Checkpoint
-    sounds: list[tuple[Judge, list[Take]]]
+    sounds: list[tuple[Judge, list[Foreground]]]
     negatives: list[tuple[Path, float]]
     generated_s: float
     hop_s: float
@@ -92,7 +87,7 @@ class Listening:
 
 def takes_of(
     judges: Sequence[Judge], labels: Sequence[str], n_generated: int, seed: int
-) -> list[tuple[Judge, list[Take]]]:
+) -> list[tuple[Judge, list[Foreground]]]:
     """Return the takes of each judge: its recordings, and its part of the generated ones.
 
     Args:
@@ -104,10 +99,10 @@ def takes_of(
     clips = [clip for judge in judges for clip in judge.clips]
     recordings = load_recordings(clips, labels, fewest=1) if clips else []
     by_clip = {id(one.clip): one for one in recordings}
-    generated = synthesised_takes(FIRST_SEED + seed * SEEDS_EACH, labels, n_generated)
+    generated = generated_foregrounds(FIRST_SEED + seed * SEEDS_EACH, labels, n_generated)
     shares = [
         [
-            *recorded_takes([by_clip[id(clip)] for clip in judge.clips], labels),
+            *recorded_foregrounds([by_clip[id(clip)] for clip in judge.clips], labels),
             *generated[number :: len(judges)],
         ]
         for number, judge in enumerate(judges)
@@ -125,7 +120,7 @@ def negative_recordings(paths: Sequence[Path]) -> list[tuple[Path, float]]:
     found: list[tuple[Path, float]] = []
     for path in dict.fromkeys(paths):
         try:
-            found += negative_files([path])
+            found += background_recordings([path])
         except ConfigError as error:
             problems += error.problems
     problems += [

@@ -14,12 +14,12 @@ import numpy.typing as npt
 
 from ast_stream.calibration.streams import LogitStream, with_label
 from ast_stream.model.metadata import ScoreMap
-from ast_stream.soundscape.scene import Planted
+from ast_stream.soundscape.mixing import ReferenceEvent
 
 PRIOR = 0.1  # weight of windows with the sound: like in training, and the same for all classes
 SCALE_SPREAD, BIAS_SPREAD = 0.5, 0.5  # standard deviations of the prior around 1 and 0
 LOWEST_SCALE, HIGHEST_SCALE = 0.1, 10.0
-ENOUGH_SHARE, ENOUGH_S = 0.4, 0.5  # of the sound make a window an example, as in training
+ENOUGH_RATIO, ENOUGH_S = 0.4, 0.5  # of the sound make a window an example, as in training
 _STEPS = 100
 
 Floats = npt.NDArray[np.float64]
@@ -99,7 +99,7 @@ def mapped_scores(logits: npt.NDArray[np.float32], score_map: ScoreMap) -> npt.N
 
 
 def _content(
-    stream: LogitStream, sounds: Sequence[Planted], window_s: float
+    stream: LogitStream, sounds: Sequence[ReferenceEvent], window_s: float
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """Tell which windows hold enough of one of `sounds`, and which hold none of any."""
     times = stream.times_s
@@ -107,6 +107,6 @@ def _content(
     for sound in sounds:
         held_s = np.minimum(times, sound.offset_s) - np.maximum(times - window_s, sound.onset_s)
         longest_s = min(window_s, sound.offset_s - sound.onset_s)
-        has_enough |= held_s >= min(ENOUGH_S, ENOUGH_SHARE * longest_s)
+        has_enough |= held_s >= min(ENOUGH_S, ENOUGH_RATIO * longest_s)
         has_none &= held_s <= 0
     return has_enough, has_none

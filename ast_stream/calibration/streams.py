@@ -19,14 +19,15 @@ from ast_stream.messages.event import Pcm16, Scores
 from ast_stream.model.checkpoint import Checkpoint
 from ast_stream.model.tagger import Tagger
 from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
-from ast_stream.soundscape.scene import Planted
-from ast_stream.soundscape.streams import (
-    LONGEST_TAKE_S,
-    Laying,
-    lay_backgrounds,
-    lay_takes,
+from ast_stream.soundscape.backgrounds import BACKGROUND_S, generated_backgrounds
+from ast_stream.soundscape.mixing import (
+    MAX_FOREGROUND_S,
+    ReferenceEvent,
+    SoundscapeSpec,
+    mix_backgrounds,
+    mix_soundscape,
 )
-from ast_stream.soundscape.takes import BACKGROUND_S, Take, generated_backgrounds
+from ast_stream.soundscape.soundbank import Foreground
 from ast_stream.units import SAMPLE_RATE, samples_to_seconds
 
 SNR_DB = (0.0, 20.0)
@@ -52,7 +53,7 @@ class LogitStream:
 
     times_s: npt.NDArray[np.float64]
     logits: npt.NDArray[np.float32]
-    truth: tuple[Planted, ...]
+    truth: tuple[ReferenceEvent, ...]
     duration_s: float
 
     @property
@@ -62,7 +63,7 @@ class LogitStream:
         return ends
 
 
-def with_label(truth: Iterable[Planted], label: str) -> list[Planted]:
+def with_label(truth: Iterable[ReferenceEvent], label: str) -> list[ReferenceEvent]:
     """Return the sounds of one label."""
     return [sound for sound in truth if sound.label == label]
 
@@ -82,7 +83,7 @@ def score_stream(
     tagger: Tagger,
     hop_s: float,
     blocks: Iterable[Pcm16],
-    truth: Sequence[Planted] = (),
+    truth: Sequence[ReferenceEvent] = (),
     on_heard: OnHeard = lambda seconds: None,
 ) -> LogitStream:
     """Score int16 audio at 16 kHz through the same detector as live.
@@ -113,7 +114,7 @@ def score_stream(
 def sound_streams(
     tagger: Tagger,
     hop_s: float,
-    takes: Sequence[Take],
+    takes: Sequence[Foreground],
     backgrounds: Sequence[Waveform],
     labels: Sequence[str],
     seed: int,
@@ -122,23 +123,23 @@ def sound_streams(
     """Yield `REPEATS` streams, each with every take once, at 0 to 20 dB over its background."""
     for number in range(REPEATS if takes else 0):
         rng = np.random.default_rng((seed, number))
-        strip = lay_takes(rng, takes, backgrounds, labels, laying_for(tagger.window_s))
+        strip = mix_soundscape(rng, takes, backgrounds, labels, laying_for(tagger.window_s))
         yield score_stream(tagger, hop_s, _blocks(strip.pcm), strip.truth, on_heard)
 
 
-def laid_s(takes: Sequence[Take], window_s: float) -> float:
+def laid_s(takes: Sequence[Foreground], window_s: float) -> float:
     """Return about how many seconds `sound_streams` makes of some takes."""
     gap_s = sum(laying_for(window_s).gap_s) / 2
     spans = [take.active_span for take in takes]
-    active_s = [min(LONGEST_TAKE_S, samples_to_seconds(end - begin)) for begin, end in spans]
+    active_s = [min(MAX_FOREGROUND_S, samples_to_seconds(end - begin)) for begin, end in spans]
     return REPEATS * sum(one + gap_s for one in active_s)
 
 
-def laying_for(window_s: float) -> Laying:
+def laying_for(window_s: float) -> SoundscapeSpec:
     """Return how sounds are laid for windows of this length: no window holds two of them."""
-    shortest_s, longest_s = Laying.gap_s
+    shortest_s, longest_s = SoundscapeSpec.gap_s
     more_s = max(0.0, window_s + CLEAR_OF_WINDOW_S - shortest_s)
-    return Laying(snr_db=SNR_DB, gap_s=(shortest_s + more_s, longest_s + more_s))
+    return SoundscapeSpec(snr_db=SNR_DB, gap_s=(shortest_s + more_s, longest_s + more_s))
 
 
 def background_streams(
@@ -161,7 +162,7 @@ def background_streams(
         count = max(1, round(piece_s / BACKGROUND_S))
         sources = backgrounds or generated_backgrounds(seed + number, count)
         rng = np.random.default_rng((seed, number, 99))
-        strip = lay_backgrounds(rng, sources, piece_s)
+        strip = mix_backgrounds(rng, sources, piece_s)
         yield score_stream(tagger, hop_s, _blocks(strip.pcm), (), on_heard)
         duration_s -= piece_s
         number += 1

@@ -30,7 +30,8 @@ from ast_stream.messages.event import parse_time
 from ast_stream.runtime.lifecycle import child_environment, stop_on_signals
 from ast_stream.settings.explain import with_options
 from ast_stream.settings.schema import ModelSettings
-from ast_stream.soundscape.scene import Planted, generate_scene
+from ast_stream.soundscape.mixing import ReferenceEvent
+from ast_stream.soundscape.scene import generate_scene
 from ast_stream.units import NS_PER_SECOND, samples_to_seconds
 
 STREAM = "demo"
@@ -387,7 +388,7 @@ class Latency:
 class Row:
     """One planted sound and the event that found it, if any."""
 
-    planted: Planted
+    planted: ReferenceEvent
     heard: Heard | None
 
     @property
@@ -417,7 +418,7 @@ class Report:
 
     @property
     def n_found(self) -> int:
-        """Planted sounds that were found."""
+        """ReferenceEvent sounds that were found."""
         return sum(row.heard is not None for row in self.rows)
 
     @property
@@ -449,7 +450,7 @@ class Report:
         return {name: _percentiles(values) for name, values in parts.items() if values}
 
 
-def compare(planted: list[Planted], heard: list[Heard]) -> Report:
+def compare(planted: list[ReferenceEvent], heard: list[Heard]) -> Report:
     """Match each planted sound with the first unmatched event of its class that overlaps it."""
     rest = sorted(heard, key=lambda one: one.onset_s)
     rows = []
@@ -461,7 +462,7 @@ def compare(planted: list[Planted], heard: list[Heard]) -> Report:
     return Report(rows, rest)
 
 
-def _overlaps(sound: Planted, heard: Heard) -> bool:
+def _overlaps(sound: ReferenceEvent, heard: Heard) -> bool:
     offset_s = heard.onset_s if heard.offset_s is None else heard.offset_s
     return (
         heard.label == sound.label

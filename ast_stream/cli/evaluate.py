@@ -38,8 +38,8 @@ from ast_stream.evaluation.plots import check_plotting
 from ast_stream.evaluation.report import as_json
 from ast_stream.evaluation.report import evaluate as figures_of
 from ast_stream.model.tagger import Tagger, load_tagger
-from ast_stream.soundscape.speech import speech_is_available
-from ast_stream.soundscape.takes import Take, recorded_takes
+from ast_stream.soundscape.backgrounds import speech_is_available
+from ast_stream.soundscape.soundbank import Foreground, recorded_foregrounds
 
 SNR_DB = "12"
 LARGEST_SNR_DB = 60.0
@@ -252,7 +252,7 @@ def cross_validated(
     subjects = []
     for tagger, its in zip(taggers, folds, strict=True):
         own = [one for one in recordings if one.clip.fold in its]
-        subjects.append(Subject(tagger, tuple(recorded_takes(own, tagger.labels)), its))
+        subjects.append(Subject(tagger, tuple(recorded_foregrounds(own, tagger.labels)), its))
     return subjects
 
 
@@ -286,9 +286,9 @@ def _known_clips(subject: Subject) -> str | None:
     )
 
 
-def _takes(clips: Sequence[Clip], tagger: Tagger) -> tuple[Take, ...]:
+def _takes(clips: Sequence[Clip], tagger: Tagger) -> tuple[Foreground, ...]:
     recordings = load_recordings(clips, tagger.labels, fewest=1)
-    return tuple(recorded_takes(recordings, tagger.labels))
+    return tuple(recorded_foregrounds(recordings, tagger.labels))
 
 
 def _folds(clips: Iterable[Clip]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from ast_stream.evaluation.curves import THRESHOLDS, score_spans
 from ast_stream.evaluation.intervals import Interval, bootstrap
 from ast_stream.evaluation.overlap import F1_KINDS, Counts
 from ast_stream.evaluation.psds import PSDS1, PSDS2, Criteria, SpansAt, psds, sweep
-from ast_stream.evaluation.scoring import ScoredStrip
+from ast_stream.evaluation.scoring import ScoredSoundscape
 from ast_stream.evaluation.spans import Spans
 
 MOST_THRESHOLDS = 100  # of a sweep over the confidences of events: more change little
@@ -68,7 +68,7 @@ def mean_f1(counts: Sequence[npt.NDArray[np.float64]], seed: int) -> Interval:
 
 
 def psds_figures(
-    scored: Sequence[ScoredStrip],
+    scored: Sequence[ScoredSoundscape],
     spans: Mapping[str, Sequence[tuple[Spans, Spans]]],
     present: Sequence[str],
     durations: npt.NDArray[np.float64],
@@ -116,5 +116,5 @@ def _psds_interval(
     return bootstrap(score, len(durations), seed, N_PSDS_RESAMPLES)
 
 
-def _spans_at(scored: ScoredStrip, label: str) -> SpansAt:
+def _spans_at(scored: ScoredSoundscape, label: str) -> SpansAt:
     return lambda threshold: score_spans(scored, label, threshold)

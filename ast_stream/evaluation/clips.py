@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ast_stream.audio.activity import Waveform
-from ast_stream.soundscape.takes import Take
+from ast_stream.soundscape.soundbank import Foreground
 from ast_stream.units import seconds_to_samples
 
 ScoreWindows = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
@@ -46,7 +46,7 @@ class ClipReport:
 
 
 def clip_scores(
-    takes: Sequence[Take], score: ScoreWindows, n_samples: int
+    takes: Sequence[Foreground], score: ScoreWindows, n_samples: int
 ) -> npt.NDArray[np.float64]:
     """Return one score per clip and class, shape (n_clips, n_classes).
 
@@ -62,7 +62,7 @@ def clip_scores(
 
 
 def clip_report(
-    takes: Sequence[Take], scores: npt.NDArray[np.float64], labels: Sequence[str]
+    takes: Sequence[Foreground], scores: npt.NDArray[np.float64], labels: Sequence[str]
 ) -> ClipReport:
     """Return the figures of `scores` (n_clips, n_classes) for some takes."""
     named = scores.argmax(axis=1)
@@ -86,7 +86,9 @@ def clip_report(
     )
 
 
-def names_right(takes: Sequence[Take], scores: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+def names_right(
+    takes: Sequence[Foreground], scores: npt.NDArray[np.float64]
+) -> npt.NDArray[np.bool_]:
     """Tell of which takes the highest score is that of a class of theirs, shape (n_clips,)."""
     named = scores.argmax(axis=1).tolist()
     return np.array(
@@ -95,7 +97,7 @@ def names_right(takes: Sequence[Take], scores: npt.NDArray[np.float64]) -> npt.N
 
 
 def report_clips(
-    takes: Sequence[Take], score: ScoreWindows, window_s: float, labels: Sequence[str]
+    takes: Sequence[Foreground], score: ScoreWindows, window_s: float, labels: Sequence[str]
 ) -> ClipReport:
     """Return the clip-level figures of some takes."""
     return clip_report(takes, clip_scores(takes, score, seconds_to_samples(window_s)), labels)
@@ -113,12 +115,12 @@ def average_precision(is_positive: npt.NDArray[np.bool_], scores: npt.NDArray[np
     return float(precision[ranked].mean()) if ranked.any() else float("nan")
 
 
-def _sounding_windows(take: Take, n_samples: int) -> list[Waveform]:
+def _sounding_windows(take: Foreground, n_samples: int) -> list[Waveform]:
     """Return the windows of a clip, a quarter apart, that hold enough of its sound."""
     waveform = take.waveform
     if len(waveform) < n_samples:
         waveform = np.pad(waveform, (0, n_samples - len(waveform)))
     starts = range(0, len(waveform) - n_samples + 1, n_samples // HOPS_PER_WINDOW)
-    enough = MIN_PRESENCE * take.most_active_s(n_samples)
+    enough = MIN_PRESENCE * take.max_active_s(n_samples)
     kept = [start for start in starts if take.active_s(start, start + n_samples) >= enough]
     return [waveform[start : start + n_samples] for start in kept or [0]]

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ast_stream.detect.parameters import DecisionParameters
 from ast_stream.evaluation.detections import sound_spans
-from ast_stream.evaluation.scoring import ScoredStrip
+from ast_stream.evaluation.scoring import ScoredSoundscape
 from ast_stream.evaluation.spans import Spans
 from ast_stream.units import samples_to_seconds
 
@@ -44,7 +44,7 @@ class ScoreCurve:
 
 
 def score_curve(
-    scored: Sequence[ScoredStrip], label: str, thresholds: Values = THRESHOLDS
+    scored: Sequence[ScoredSoundscape], label: str, thresholds: Values = THRESHOLDS
 ) -> ScoreCurve:
     """Return recall and false alarms of one class over some strips."""
     n_found, n_false = np.zeros(len(thresholds)), np.zeros(len(thresholds))
@@ -82,7 +82,7 @@ def confirmed_scores(
     return confirmed
 
 
-def score_spans(scored: ScoredStrip, label: str, threshold: float) -> Spans:
+def score_spans(scored: ScoredSoundscape, label: str, threshold: float) -> Spans:
     """Return the stretches where the raw score reaches `threshold`, corrected for the window."""
     parameters = known_parameters(scored)
     index = parameters.labels.index(label)
@@ -102,7 +102,7 @@ def score_spans(scored: ScoredStrip, label: str, threshold: float) -> Spans:
     return Spans(onset, offset, np.full(len(onset), threshold))
 
 
-def known_parameters(scored: ScoredStrip) -> DecisionParameters:
+def known_parameters(scored: ScoredSoundscape) -> DecisionParameters:
     """Return what the events of a strip were decided by.
 
     Raises:
@@ -114,7 +114,7 @@ def known_parameters(scored: ScoredStrip) -> DecisionParameters:
 
 
 def _touching(
-    scored: ScoredStrip, parameters: DecisionParameters, label: str
+    scored: ScoredSoundscape, parameters: DecisionParameters, label: str
 ) -> npt.NDArray[np.bool_]:
     """Tell which windows hold some of which sound, shape (n_sounds, n_windows)."""
     sounds = sound_spans(scored, label)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ast_stream.detect.parameters import DecisionParameters
-from ast_stream.evaluation.scoring import ScoredStrip
+from ast_stream.evaluation.scoring import ScoredSoundscape
 from ast_stream.evaluation.spans import Spans, spans_of
 from ast_stream.messages.event import Event
-from ast_stream.soundscape.scene import Planted
+from ast_stream.soundscape.mixing import ReferenceEvent
 from ast_stream.units import samples_to_seconds
 
 TOLERANCE_S = 0.5  # a detection that overlaps no sound of its class finds one this near
@@ -48,7 +48,7 @@ class Found:
         is_last: the last of them finds no later sound.
     """
 
-    sound: Planted
+    sound: ReferenceEvent
     detections: tuple[Detection, ...]
     is_first: bool = True
     is_last: bool = True
@@ -62,7 +62,7 @@ class Matched:
     false_alarms: tuple[Detection, ...]
 
 
-def detections(scored: ScoredStrip, label: str) -> list[Detection]:
+def detections(scored: ScoredSoundscape, label: str) -> list[Detection]:
     """Return the finished events of one class, in order of their ends."""
     begins = {event.id: event for event in scored.events if event.type == "begin"}
     found = []
@@ -72,7 +72,7 @@ def detections(scored: ScoredStrip, label: str) -> list[Detection]:
     return found
 
 
-def match(sounds: Sequence[Planted], detected: Sequence[Detection]) -> Matched:
+def match(sounds: Sequence[ReferenceEvent], detected: Sequence[Detection]) -> Matched:
     """Tell which detections of a class found which of its sounds.
 
     A detection finds every sound that it overlaps. One that overlaps none finds the nearest, if
@@ -95,13 +95,13 @@ def match(sounds: Sequence[Planted], detected: Sequence[Detection]) -> Matched:
     return Matched(tuple(matched), false)
 
 
-def match_strip(scored: ScoredStrip, label: str) -> Matched:
+def match_strip(scored: ScoredSoundscape, label: str) -> Matched:
     """Return the matches of one class in one scored strip."""
     sounds = [sound for sound in scored.strip.truth if sound.label == label]
     return match(sounds, detections(scored, label))
 
 
-def _hits(sounds: Sequence[Planted], detected: Detection) -> list[int]:
+def _hits(sounds: Sequence[ReferenceEvent], detected: Detection) -> list[int]:
     distances = [
         max(sound.onset_s - detected.offset_s, detected.onset_s - sound.offset_s)
         for sound in sounds
@@ -113,7 +113,7 @@ def _hits(sounds: Sequence[Planted], detected: Detection) -> list[int]:
     return [nearest] if distances[nearest] <= TOLERANCE_S else []
 
 
-def _detection(scored: ScoredStrip, begin: Event, end: Event) -> Detection:
+def _detection(scored: ScoredSoundscape, begin: Event, end: Event) -> Detection:
     assert end.offset_sample is not None
     heard_s = scored.strip.duration_s  # the last windows of a strip reach beyond its audio
     raw_onset_s = raw_offset_s = float("nan")
@@ -132,7 +132,7 @@ def _detection(scored: ScoredStrip, begin: Event, end: Event) -> Detection:
     )
 
 
-def _crossing_up(scored: ScoredStrip, parameters: DecisionParameters, begin: Event) -> float:
+def _crossing_up(scored: ScoredSoundscape, parameters: DecisionParameters, begin: Event) -> float:
     """Return the end of the first window of those that confirmed the event."""
     hop_s = samples_to_seconds(parameters.geometry.hop)
     at_s = samples_to_seconds(begin.at_sample)
@@ -143,7 +143,7 @@ def _crossing_up(scored: ScoredStrip, parameters: DecisionParameters, begin: Eve
     return float(scored.times_s[first[0]]) if first.size else float("nan")
 
 
-def _crossing_down(scored: ScoredStrip, parameters: DecisionParameters, end: Event) -> float:
+def _crossing_down(scored: ScoredSoundscape, parameters: DecisionParameters, end: Event) -> float:
     """Return the end of the first of the low windows that ended the event."""
     hop_s = samples_to_seconds(parameters.geometry.hop)
     heard = scored.times_s < samples_to_seconds(end.at_sample) + hop_s / 2
@@ -154,14 +154,14 @@ def _crossing_down(scored: ScoredStrip, parameters: DecisionParameters, end: Eve
     return float(scored.times_s[after[0]]) if after.size else float("nan")
 
 
-def sound_spans(scored: ScoredStrip, label: str) -> Spans:
+def sound_spans(scored: ScoredSoundscape, label: str) -> Spans:
     """Return the sounds of one class."""
     return spans_of(
         [(one.onset_s, one.offset_s, 1.0) for one in scored.strip.truth if one.label == label]
     )
 
 
-def detected_spans(scored: ScoredStrip, label: str) -> Spans:
+def detected_spans(scored: ScoredSoundscape, label: str) -> Spans:
     """Return the events of one class, each with its highest score; empty ones are left out."""
     return spans_of(
         [

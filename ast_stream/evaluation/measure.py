@@ -28,22 +28,18 @@ from ast_stream.evaluation.plan import (
     sounding_s,
     strip_s,
 )
-from ast_stream.evaluation.scoring import ScoredStrip, score_blocks, score_strip
+from ast_stream.evaluation.scoring import ScoredSoundscape, score_blocks, score_soundscape
 from ast_stream.messages.event import Scores
 from ast_stream.model.tagger import Tagger
-from ast_stream.soundscape.streams import (
-    Laying,
-    Strip,
-    lay_backgrounds,
-    lay_takes,
+from ast_stream.soundscape.backgrounds import BACKGROUND_S, generated_backgrounds
+from ast_stream.soundscape.mixing import (
+    Soundscape,
+    SoundscapeSpec,
+    mix_backgrounds,
+    mix_soundscape,
+    write_soundscape,
 )
-from ast_stream.soundscape.strip_files import write_strip
-from ast_stream.soundscape.takes import (
-    BACKGROUND_S,
-    Take,
-    generated_backgrounds,
-    synthesised_takes,
-)
+from ast_stream.soundscape.soundbank import Foreground, generated_foregrounds
 from ast_stream.units import seconds_to_samples
 
 SEED_BASE = 2_000_000  # generated material that no training and no calibration uses
@@ -60,7 +56,7 @@ def hear(subjects: Sequence[Subject], settings: Settings, on_heard: OnHeard) -> 
     """Score all clips and streams. All subjects have the same labels."""
     labels = tuple(subjects[0].tagger.labels)
     base = SEED_BASE + SEEDS_APART * settings.seed
-    generated = synthesised_takes(base, labels, settings.n_generated)
+    generated = generated_foregrounds(base, labels, settings.n_generated)
     heard = Heard(labels)
     for number, subject in enumerate(subjects):
         if subject.takes:
@@ -104,12 +100,12 @@ def detector_of(
 def _laid(
     subject: Subject,
     kind: str,
-    takes: Sequence[Take],
-    laying: Laying,
+    takes: Sequence[Foreground],
+    laying: SoundscapeSpec,
     settings: Settings,
     seeds: tuple[int, ...],
     on_heard: OnHeard,
-) -> Iterator[ScoredStrip]:
+) -> Iterator[ScoredSoundscape]:
     """Yield scored strips with every take once, about ten minutes each."""
     rng = np.random.default_rng(seeds)
     order = rng.permutation(len(takes))
@@ -117,15 +113,15 @@ def _laid(
         seed = seeds[0] + int(rng.integers(SEEDS_APART // 2))
         backgrounds = generated_backgrounds(seed, math.ceil(BACKGROUNDS_PER_TAKE * len(part)))
         chosen = [takes[int(index)] for index in part]
-        strip = lay_takes(rng, chosen, backgrounds, subject.tagger.labels, laying)
+        strip = mix_soundscape(rng, chosen, backgrounds, subject.tagger.labels, laying)
         _keep(strip, f"{kind}-{'-'.join(map(str, seeds[2:]))}-{part[0]:03d}", laying, settings)
-        yield score_strip(detector_of(subject.tagger, settings.hop_s), strip)
+        yield score_soundscape(detector_of(subject.tagger, settings.hop_s), strip)
         on_heard(f"{kind} streams", strip.duration_s)
 
 
 def _negatives(
     subjects: Sequence[Subject], settings: Settings, base: int, on_heard: OnHeard
-) -> Iterator[ScoredStrip]:
+) -> Iterator[ScoredSoundscape]:
     taggers = itertools.cycle([subject.tagger for subject in subjects])
     for (path, seconds), tagger in zip(settings.negatives, taggers, strict=False):
         yield score_blocks(detector_of(tagger, settings.hop_s), read_mono(path), [])
@@ -140,14 +136,14 @@ def _negatives(
         backgrounds = generated_backgrounds(
             base + SEEDS_APART // 2 + number, math.ceil(piece_s / BACKGROUND_S)
         )
-        strip = lay_backgrounds(np.random.default_rng((base, 3, number)), backgrounds, piece_s)
+        strip = mix_backgrounds(np.random.default_rng((base, 3, number)), backgrounds, piece_s)
         _keep(strip, f"negatives-{number:03d}", None, settings)
-        yield score_strip(detector_of(tagger, settings.hop_s), strip)
+        yield score_soundscape(detector_of(tagger, settings.hop_s), strip)
         on_heard("negatives", piece_s)
         left_s -= piece_s
 
 
-def _keep(strip: Strip, name: str, laying: Laying | None, settings: Settings) -> None:
+def _keep(strip: Soundscape, name: str, laying: SoundscapeSpec | None, settings: Settings) -> None:
     if settings.write_to is not None:
         details = {"seed": settings.seed} | ({} if laying is None else {"laying": asdict(laying)})
-        write_strip(settings.write_to, name, strip, details)
+        write_soundscape(settings.write_to, name, strip, details)

@@ -10,15 +10,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ast_stream.evaluation.scoring import ScoredStrip
+from ast_stream.evaluation.scoring import ScoredSoundscape
 from ast_stream.model.tagger import Tagger
-from ast_stream.soundscape.beds import Disturbances
-from ast_stream.soundscape.streams import LONGEST_TAKE_S, Laying
-from ast_stream.soundscape.takes import Take, synthesised_takes
+from ast_stream.soundscape.mixing import MAX_FOREGROUND_S, Disturbances, SoundscapeSpec
+from ast_stream.soundscape.soundbank import Foreground, generated_foregrounds
 from ast_stream.units import samples_to_seconds
 
 CLOSE_SHARE, NEIGHBOUR_SHARE = 0.25, 0.1
-DISTURBANCES = Disturbances(dropout_share=0.1, step_share=0.15)
+DISTURBANCES = Disturbances(dropout_prob=0.1, level_step_prob=0.15)
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +29,7 @@ class Subject:
     """
 
     tagger: Tagger
-    takes: tuple[Take, ...]
+    takes: tuple[Foreground, ...]
     folds: tuple[str, ...] = ()
 
 
@@ -75,17 +74,17 @@ class Heard:
     """
 
     labels: tuple[str, ...]
-    clip_takes: list[tuple[Take, ...]] = field(default_factory=list)
+    clip_takes: list[tuple[Foreground, ...]] = field(default_factory=list)
     clip_scores: list[npt.NDArray[np.float64]] = field(default_factory=list)
-    mixed: list[ScoredStrip] = field(default_factory=list)
-    alarms: list[ScoredStrip] = field(default_factory=list)
-    negatives: list[ScoredStrip] = field(default_factory=list)
+    mixed: list[ScoredSoundscape] = field(default_factory=list)
+    alarms: list[ScoredSoundscape] = field(default_factory=list)
+    negatives: list[ScoredSoundscape] = field(default_factory=list)
 
 
 def total_s(subjects: Sequence[Subject], settings: Settings) -> float:
     """Return about how many seconds `hear` will report, for a progress display."""
     labels = tuple(subjects[0].tagger.labels)
-    generated = synthesised_takes(0, labels, 1)
+    generated = generated_foregrounds(0, labels, 1)
     first_gap_s = gap_of(settings, subjects[0].tagger.window_s)
     generated_s = settings.n_generated * strip_s(generated, first_gap_s)
     total = settings.negative_hours * 3600 if not settings.negatives else 0.0
@@ -103,21 +102,21 @@ def gap_of(settings: Settings, window_s: float) -> tuple[float, float]:
     return settings.gap_s or (window_s + 0.5, window_s + 2.5)
 
 
-def laying_apart(window_s: float, snr_db: float) -> Laying:
+def laying_apart(window_s: float, snr_db: float) -> SoundscapeSpec:
     """Return how sounds are laid so that each is alone in its windows, with no disturbances."""
     gap_s = gap_of(Settings(), window_s)
-    return Laying(snr_db=(snr_db, snr_db), gap_s=gap_s, same_class_gap_s=0.0)
+    return SoundscapeSpec(snr_db=(snr_db, snr_db), gap_s=gap_s, same_class_gap_s=0.0)
 
 
-def laying_around(window_s: float, settings: Settings) -> Laying:
+def laying_around(window_s: float, settings: Settings) -> SoundscapeSpec:
     """Return how sounds are laid around a window: most apart, some closer than one window."""
-    return Laying(
+    return SoundscapeSpec(
         snr_db=settings.snr_db,
         gap_s=gap_of(settings, window_s),
         same_class_gap_s=0.0,
         close_gap_s=(0.1 * window_s, window_s),
-        close_share=CLOSE_SHARE,
-        neighbour_share=NEIGHBOUR_SHARE,
+        close_prob=CLOSE_SHARE,
+        same_class_prob=NEIGHBOUR_SHARE,
         disturbances=DISTURBANCES,
     )
 
@@ -128,12 +127,12 @@ def repeats_of(settings: Settings, one_s: float, n_subjects: int) -> int:
     return max(settings.repeats, math.ceil(wanted_s / one_s) if one_s else 0)
 
 
-def strip_s(takes: Sequence[Take], gap_s: tuple[float, float]) -> float:
+def strip_s(takes: Sequence[Foreground], gap_s: tuple[float, float]) -> float:
     """Return about how long a strip with these takes is."""
     return sounding_s(takes) + len(takes) * sum(gap_s) / 2
 
 
-def sounding_s(takes: Sequence[Take]) -> float:
+def sounding_s(takes: Sequence[Foreground]) -> float:
     """Return how many seconds of the takes are laid."""
     spans = [take.active_span for take in takes]
-    return sum(min(LONGEST_TAKE_S, samples_to_seconds(end - begin)) for begin, end in spans)
+    return sum(min(MAX_FOREGROUND_S, samples_to_seconds(end - begin)) for begin, end in spans)

@@ -11,8 +11,7 @@ import numpy.typing as npt
 from ast_stream.detect.detector import Detector
 from ast_stream.detect.parameters import DecisionParameters
 from ast_stream.messages.event import Event, Pcm16, Scores
-from ast_stream.soundscape.scene import Planted
-from ast_stream.soundscape.streams import Strip
+from ast_stream.soundscape.mixing import ReferenceEvent, Soundscape
 from ast_stream.units import SAMPLE_RATE, samples_to_seconds
 
 
@@ -21,11 +20,11 @@ class Layout:
     """What is kept of a strip once it was scored: hours of samples would fill the memory."""
 
     duration_s: float
-    truth: list[Planted]
+    truth: list[ReferenceEvent]
 
 
 @dataclass(frozen=True, eq=False)
-class ScoredStrip:
+class ScoredSoundscape:
     """What the detector made of a strip.
 
     Attributes:
@@ -35,16 +34,16 @@ class ScoredStrip:
         parameters: what events were decided by; None: not known.
     """
 
-    strip: Strip | Layout
+    strip: Soundscape | Layout
     times_s: npt.NDArray[np.float64]
     scores: npt.NDArray[np.float32]
     events: list[Event]
     parameters: DecisionParameters | None = None
 
 
-def score_strip(
-    make_detector: Callable[[Callable[[Scores], None]], Detector], strip: Strip
-) -> ScoredStrip:
+def score_soundscape(
+    make_detector: Callable[[Callable[[Scores], None]], Detector], strip: Soundscape
+) -> ScoredSoundscape:
     """Return scores and events of one strip, through the same core as live.
 
     Args:
@@ -58,9 +57,9 @@ def score_strip(
 def score_blocks(
     make_detector: Callable[[Callable[[Scores], None]], Detector],
     blocks: Iterable[Pcm16],
-    truth: list[Planted],
-) -> ScoredStrip:
-    """Return scores and events of consecutive blocks, which are let go of; as `score_strip`."""
+    truth: list[ReferenceEvent],
+) -> ScoredSoundscape:
+    """Return scores and events of consecutive blocks, freed as they are scored."""
     windows: list[Scores] = []
     detector = make_detector(windows.append)
     detector.open("strip", "evaluation")
@@ -72,7 +71,7 @@ def score_blocks(
         events += detector.run()
     events += detector.flush("strip", "quiet")
     n_classes = len(detector.parameters.labels)
-    return ScoredStrip(
+    return ScoredSoundscape(
         strip=Layout(samples_to_seconds(n_samples), truth),
         times_s=np.array([samples_to_seconds(window.end_sample) for window in windows]),
         scores=np.array([window.scores for window in windows], np.float32).reshape(-1, n_classes),

@@ -29,7 +29,7 @@ from ast_stream.evaluation.overlap import (
     F1_KINDS,
     Counts,
 )
-from ast_stream.evaluation.scoring import ScoredStrip
+from ast_stream.evaluation.scoring import ScoredSoundscape
 from ast_stream.evaluation.timing import Timing, timing
 
 
@@ -108,7 +108,7 @@ class Measured:
 
 
 def measure_streams(
-    scored: Sequence[ScoredStrip], labels: Sequence[str], seed: int = 0
+    scored: Sequence[ScoredSoundscape], labels: Sequence[str], seed: int = 0
 ) -> Measured:
     """Return the figures of what the detector made of some strips with sounds.
 
@@ -172,7 +172,7 @@ def rate(count: int, hours: float) -> FalseAlarms:
 
 
 def negatives_report(
-    scored: Sequence[ScoredStrip], labels: Sequence[str]
+    scored: Sequence[ScoredSoundscape], labels: Sequence[str]
 ) -> tuple[FalseAlarms, dict[str, FalseAlarms]]:
     """Return the events of strips without any sound: all together, and of each class."""
     hours = sum(one.strip.duration_s for one in scored) / 3600

@@ -1,18 +1,68 @@
-"""Seeded backgrounds: noises, hum, fans, music-like tones, household knocks and beeps.
+"""Backgrounds: household noise and speech that are generated, and recordings without any event.
 
-What a microphone hears when nothing of interest happens. Used as the bed of generated scenes and
-as negative material in training. Rain and surf are left out on purpose: they are classes.
+Rain and surf are not among the generated ones: they are classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import io
+import itertools
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
+import soundfile
+import soxr
 
-from ast_stream.audio.activity import Waveform
-from ast_stream.soundscape.synthesis import Random, Signal, in_a_room, smooth_gain
+from ast_stream.audio.activity import Waveform, active_rms
+from ast_stream.audio.recording import (
+    RecordingError,
+    RecordingReader,
+    recording_duration_s,
+    recordings_in,
+)
+from ast_stream.dataset.decode import Mono16k
+from ast_stream.errors import ConfigError, Problem, UsageError
+from ast_stream.soundscape.synthesis import Random, Signal, in_a_room, smooth_gain, to_active_level
 from ast_stream.units import SAMPLE_RATE, seconds_to_samples
+
+BACKGROUND_S = 6.0  # length of a generated background
+SPEECH_RATIO, BABBLE_RATIO = 0.35, 0.05  # of the backgrounds, where espeak-ng is installed
+
+PIECE_S = 10.0  # of a recording
+MIN_PIECE_S = 1.0  # at the end of a file
+MAX_RECORDED_S = 4 * 3600.0  # kept, evenly spread over all files: 0.9 GB
+MIN_DBFS = -85.0  # quieter pieces are a switched-off input; amplified they would be nonsense
+
+LANGUAGES = ("en-gb", "en-us", "de", "fr-fr", "es", "it", "pt", "nl", "pl", "sv", "tr", "ru")
+VARIANTS = ("", "+m1", "+m3", "+m5", "+m7", "+f1", "+f2", "+f3", "+f4", "+f5", "+croak")
+SUBJECTS = ("the neighbour", "my sister", "a taxi", "nobody", "the old teacher", "our boat")
+VERBS = ("carried", "forgot", "noticed", "repaired", "never liked", "talked about", "painted")
+OBJECTS = ("the garden wall", "seven letters", "a quiet song", "breakfast", "his coat", "maths")
+PLACES = ("at the station", "in June", "before lunch", "on the ferry", "all evening", "again")
+TIMEOUT_S = 20.0
+
+
+def generated_backgrounds(seed: int, count: int, with_speech: bool = True) -> list[Waveform]:
+    """Return `count` backgrounds of 6 s or more at one active level: noise, hum, music, speech.
+
+    Without espeak-ng (or with `with_speech` false) there is no speech among them.
+    """
+    n_speech = round(count * SPEECH_RATIO) if with_speech and speech_is_available() else 0
+    voices = [speak(np.random.default_rng((seed, 0, number))) for number in range(n_speech)]
+    n_babble = round(count * BABBLE_RATIO) if voices else 0
+    n_samples = round(BACKGROUND_S * SAMPLE_RATE)
+    signals = [
+        babble(np.random.default_rng((seed, 1, number)), n_samples, voices)
+        for number in range(n_babble)
+    ]
+    generators = list(BACKGROUNDS.values())
+    for number in range(count - n_speech - n_babble):
+        generate = generators[number % len(generators)]
+        signals.append(generate(np.random.default_rng((seed, 2, number)), n_samples))
+    return [to_active_level(np.asarray(signal)) for signal in [*signals, *voices]]
 
 
 def coloured_noise(rng: Random, n_samples: int, slope: float) -> Signal:
@@ -151,3 +201,134 @@ def _add_note(
 def _unit(signal: Signal) -> Signal:
     rms = float(np.sqrt(np.mean(np.square(signal))))
     return signal / rms if rms > 0 else signal
+
+
+def speech_is_available() -> bool:
+    """Return whether espeak-ng is installed."""
+    return shutil.which("espeak-ng") is not None
+
+
+def sentence(rng: Random) -> str:
+    """Return a sentence made from the word lists, sometimes with a number."""
+    words = [str(rng.choice(part)) for part in (SUBJECTS, VERBS, OBJECTS, PLACES)]
+    number = [f"and {rng.integers(2, 9000)}"] if rng.random() < 0.3 else []
+    return " ".join(words + number)
+
+
+def speak(rng: Random) -> Waveform:
+    """Return one or two sentences in a random voice, shape (n_samples,), float32, at 16 kHz.
+
+    Raises:
+        UsageError: espeak-ng is not installed or failed.
+    """
+    voice = str(rng.choice(LANGUAGES)) + str(rng.choice(VARIANTS))
+    text = ". ".join(sentence(rng) for _ in range(int(rng.integers(1, 3))))
+    speed, pitch = str(rng.integers(110, 260)), str(rng.integers(15, 90))
+    command = ["espeak-ng", "-v", voice, "-s", speed, "-p", pitch, "--stdout", text]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=TIMEOUT_S, check=True)
+        # espeak-ng writes the header before it knows the length; soundfile reads to the end
+        samples, rate = soundfile.read(io.BytesIO(done.stdout), dtype="float32")
+    except FileNotFoundError as error:
+        raise UsageError("speech needs the program espeak-ng, which is not installed") from error
+    except (subprocess.SubprocessError, soundfile.SoundFileError) as error:
+        raise UsageError(f"espeak-ng failed with the voice {voice!r} ({error})") from error
+    resampled = soxr.resample(samples, rate, SAMPLE_RATE, quality="HQ")
+    return np.ascontiguousarray(resampled, dtype=np.float32)
+
+
+def read_backgrounds(paths: Sequence[Path]) -> list[Waveform]:
+    """Return recordings without any event as pieces of up to 10 s, each at one active level.
+
+    Files and folders are read once, front to back. Pieces that are all but silent are left out; of
+    more than four hours evenly spread pieces are kept.
+
+    Raises:
+        ConfigError: every file that is missing, empty or no audio, together.
+    """
+    problems: list[Problem] = []
+    files = _files(paths, problems)
+    total_s = sum(_duration_s(file) for file in files)
+    every = max(1, -(-round(total_s) // round(MAX_RECORDED_S)))
+    pieces: list[Waveform] = []
+    for file in files:
+        try:
+            pieces += _kept_pieces(file, every)
+        except RecordingError as error:
+            problems.append(Problem(str(file), None, "", error.text))
+    if problems:
+        raise ConfigError(problems)
+    if paths and not pieces:
+        raise ConfigError(
+            [Problem(str(paths[0]), None, "", "expected sound in the backgrounds, got silence")]
+        )
+    return pieces
+
+
+def background_pieces(waveform: Waveform) -> list[Waveform]:
+    """Return the sounding pieces of a decoded recording, each at one active level."""
+    step = seconds_to_samples(PIECE_S)
+    cuts = (waveform[start : start + step] for start in range(0, len(waveform), step))
+    return [to_active_level(np.asarray(cut)) for cut in cuts if _is_of_use(cut)]
+
+
+def background_recordings(paths: Sequence[Path]) -> list[tuple[Path, float]]:
+    """Return the recordings without any event in files and folders, each with its seconds.
+
+    Raises:
+        ConfigError: everything that is missing, empty or no audio, together.
+    """
+    problems: list[Problem] = []
+    found: list[tuple[Path, float]] = []
+    for file in _files(paths, problems):
+        try:
+            found.append((file, recording_duration_s(file)))
+        except RecordingError as error:
+            problems.append(Problem(str(file), None, "", error.text))
+    if problems:
+        raise ConfigError(problems)
+    return found
+
+
+def _files(paths: Sequence[Path], problems: list[Problem]) -> list[Path]:
+    """Return the recordings that `paths` name, files and folders."""
+    files: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            problems.append(Problem(str(path), None, "", "file is missing"))
+            continue
+        inside = recordings_in(path) if path.is_dir() else [path]
+        if not inside:
+            problems.append(Problem(str(path), None, "", "expected recordings in it, got none"))
+        files += inside
+    return files
+
+
+def _duration_s(file: Path) -> float:
+    try:
+        return recording_duration_s(file)
+    except RecordingError:
+        return 0.0  # reported when it is read
+
+
+def _kept_pieces(file: Path, every: int) -> Iterator[Waveform]:
+    with RecordingReader(file) as recording:
+        n_wanted = round(PIECE_S * recording.rate)
+        for number in itertools.count():
+            samples = recording.read(n_wanted)
+            if not len(samples):
+                break
+            if number % every:
+                continue
+            converter = Mono16k(recording.rate)
+            piece = np.concatenate([converter.push(samples), converter.flush()])
+            if _is_of_use(piece):
+                yield to_active_level(piece)
+        if recording.position_s == 0:
+            raise RecordingError(file, "expected sound, got an empty file")
+        recording.check()
+
+
+def _is_of_use(piece: Waveform) -> bool:
+    is_long = len(piece) >= MIN_PIECE_S * SAMPLE_RATE
+    return is_long and active_rms(piece) > 10 ** (MIN_DBFS / 20)

@@ -1,246 +1,327 @@
-"""Draws training windows as a live stream shows them: sounds entering, leaving, mixed, faint.
+"""Soundscapes: foregrounds mixed into backgrounds at given levels, with their reference events.
 
-A label holds for the sound and not for the file: a window that caught little of the sound is no
-example of its class, and one that caught some of it teaches nothing about it.
+The reference is the sound and not the file: foregrounds are trimmed by energy before they are
+mixed. The signal-to-noise ratio is that of the active level of a foreground to that of its
+background. The words are those of Scaper (Salamon et al., WASPAA 2017) and of DCASE.
 """
 
 from __future__ import annotations
 
+import csv
+import itertools
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
-import soxr
+import soundfile
 
 from ast_stream.audio.activity import Waveform
-from ast_stream.soundscape.synthesis import ACTIVE_DBFS, Random, in_a_room
-from ast_stream.soundscape.takes import Material, Take
-from ast_stream.units import SAMPLE_RATE, frame_count, seconds_to_samples
+from ast_stream.errors import AstStreamError
+from ast_stream.messages.event import Pcm16
+from ast_stream.runtime.files import replace_file
+from ast_stream.soundscape.soundbank import Foreground
+from ast_stream.soundscape.synthesis import ACTIVE_DBFS, Random, Signal
+from ast_stream.units import FULL_SCALE, SAMPLE_RATE, samples_to_seconds, seconds_to_samples
 
-ENOUGH_SHARE = 0.4  # of the most sound a window of this take can hold, makes an example,
-ENOUGH_S = 0.5  # and so does this much, whatever the share
-NEEDED_SHARE = 0.6  # the same for classes of `Mixing.needed_s`
-TOO_LITTLE_SHARE = 0.04  # below this the window counts as without the sound
+MAX_FOREGROUND_S = 5.0  # longer foregrounds are cut
+EDGE_S = 0.01  # fade where a foreground was cut and where backgrounds meet
+DISTURBANCE_MARGIN_S = 0.1  # level steps and dropouts stay this far from the next foreground
+REFERENCE_COLUMNS = ("filename", "onset", "offset", "event_label")  # as DCASE's tools read them
+
+Range = tuple[float, float]
+SegmentKind = Literal["background", "step", "dropout"]
 
 
 @dataclass(frozen=True)
-class Mixing:
-    """How windows are drawn; shares are probabilities, levels are dBFS of the sounding part."""
+class ReferenceEvent:
+    """One sound of a soundscape: what, when (seconds from the start), how loud, from which file.
 
-    background_only_share: float = 0.25
-    background_share: float = 0.6
-    second_sound_share: float = 0.4
-    generated_share: float = 0.5  # of a class that has recordings and a generator
-    generated_class_weight: float = 0.7  # of a class that only has a generator
-    speed: tuple[float, float] = (0.8, 1.25)
-    room_share: float = 0.3  # of the recorded sounds are heard in another room, too
-    level_dbfs: tuple[float, float] = (-50.0, -6.0)
-    common_level_dbfs: tuple[float, float] = (-32.0, -14.0)  # of half of the sounds
-    background_dbfs: tuple[float, float] = (-75.0, -10.0)
-    snr_db: tuple[float, float] = (-3.0, 35.0)
-    generated_snr_db: tuple[float, float] = (-9.0, 30.0)  # alarms carry through what drowns rain
-    floor_dbfs: tuple[float, float] = (-100.0, -55.0)
-    floor_share: float = 0.7
-    silence_share: float = 0.04  # of background windows are digital silence
-    edge_share: float = 0.25  # of sounds have only just begun, or are almost over
-    partial_share: float = 0.15  # of windows were scored before a whole window had come
-    min_context_s: float = 1.0
-    # classes that take longer to recognise than ENOUGH_S: one tick is no clock
-    needed_s: Mapping[str, float] = field(default_factory=lambda: {"Tick-tock": 1.25})
+    Attributes:
+        kind: which generator made it, or `recorded`.
+        level_dbfs: active level.
+        snr_db: over the background.
+        clip: file or seeds of the generator; empty where it does not matter.
+    """
+
+    label: str
+    kind: str
+    onset_s: float
+    offset_s: float
+    level_dbfs: float
+    snr_db: float
+    clip: str = ""
+
+
+@dataclass(frozen=True)
+class BackgroundSegment:
+    """A stretch of background: another one, the same at another level, or silence."""
+
+    kind: SegmentKind
+    start_s: float
+    stop_s: float
+    level_dbfs: float | None  # None: digital silence
 
 
 @dataclass(frozen=True, eq=False)
-class Window:
-    """One example.
+class Soundscape:
+    """A mixture, int16 at 16 kHz, with its reference events in order and its backgrounds."""
+
+    pcm: Pcm16
+    truth: list[ReferenceEvent]
+    backgrounds: tuple[BackgroundSegment, ...] = ()
+
+    @property
+    def duration_s(self) -> float:
+        """Length in seconds."""
+        return samples_to_seconds(len(self.pcm))
+
+
+@dataclass(frozen=True)
+class Disturbances:
+    """What happens to the background between the foregrounds.
 
     Attributes:
-        waveform: shape (n_samples,), float32 in [-1, 1].
-        n_real_frames: frames of real sound; what follows is padding.
-        target: shape (n_classes,), float32 in [0, 1].
-        weight: shape (n_classes,), 0 where the window says nothing about the class.
+        dropout_s: length of a silence of the background.
+        dropout_prob: of a dropout in front of a foreground.
+        step_db: jump of the background's level, up or down.
+        level_step_prob: of such a jump in front of a foreground.
     """
 
-    waveform: Waveform
-    n_real_frames: int
-    target: npt.NDArray[np.float32]
-    weight: npt.NDArray[np.float32]
+    dropout_s: Range = (0.2, 1.0)
+    dropout_prob: float = 0.0
+    step_db: Range = (3.0, 12.0)
+    level_step_prob: float = 0.0
 
 
-class WindowMaker:
-    """Draws windows of `n_samples` from some material; the generator passed in decides all.
+@dataclass(frozen=True)
+class SoundscapeSpec:
+    """How a soundscape is mixed: ranges to draw from, and probabilities.
 
-    Each class is drawn equally often, however many takes it has; one without any never is.
+    Attributes:
+        snr_db: of a foreground over its background.
+        level_dbfs: active level of a foreground.
+        gap_s: from the end of one foreground to the start of the next.
+        same_class_gap_s: added to it where the next one is of the same class.
+        close_gap_s: drawn instead with `close_prob`, nothing added: shorter than a window, so that
+            one window holds two sounds.
+        same_class_prob: that a foreground is followed by another one of its class, if there is one.
+        disturbances: what happens to the background in the gaps.
+    """
+
+    snr_db: Range = (6.0, 20.0)
+    level_dbfs: Range = (-35.0, -15.0)
+    gap_s: Range = (3.0, 5.0)
+    same_class_gap_s: float = 4.0
+    close_gap_s: Range = (0.3, 2.0)
+    close_prob: float = 0.0
+    same_class_prob: float = 0.0
+    disturbances: Disturbances = field(default_factory=Disturbances)
+
+
+def mix_soundscape(
+    rng: Random,
+    foregrounds: Sequence[Foreground],
+    backgrounds: Sequence[Waveform],
+    labels: Sequence[str],
+    spec: SoundscapeSpec,
+) -> Soundscape:
+    """Return a soundscape with every foreground once, in random order, over random backgrounds.
+
+    A foreground of several classes is as many reference events, at the same place.
+    """
+    onset_s, last_classes = rng.uniform(*spec.gap_s), set[int]()
+    placed: list[tuple[int, Signal, ReferenceEvent]] = []
+    truth: list[ReferenceEvent] = []
+    for index in _order(rng, foregrounds, spec.same_class_prob):
+        foreground = foregrounds[index]
+        classes = set(foreground.classes)
+        if placed and spec.close_prob and rng.random() < spec.close_prob:
+            onset_s = placed[-1][2].offset_s + rng.uniform(*spec.close_gap_s)
+        elif classes & last_classes:
+            onset_s += spec.same_class_gap_s
+        sound = _trimmed(foreground)
+        level_dbfs, snr_db = rng.uniform(*spec.level_dbfs), rng.uniform(*spec.snr_db)
+        gain = 10 ** (level_dbfs / 20) / max(foreground.rms, 1e-6)
+        onset = seconds_to_samples(onset_s)
+        event = ReferenceEvent(
+            label=labels[foreground.classes[0]],
+            kind="generated" if foreground.is_generated else "recorded",
+            onset_s=samples_to_seconds(onset),
+            offset_s=samples_to_seconds(onset + len(sound)),
+            level_dbfs=level_dbfs,
+            snr_db=snr_db,
+            clip=foreground.name,
+        )
+        placed.append((onset, gain * sound, event))
+        truth += [replace(event, label=labels[i]) for i in dict.fromkeys(foreground.classes)]
+        onset_s = event.offset_s + rng.uniform(*spec.gap_s)
+        last_classes = classes
+    events = [event for _, _, event in placed]
+    mix, segments = _background_below(
+        rng, seconds_to_samples(onset_s), backgrounds, events, spec.disturbances
+    )
+    for onset, sound, _ in placed:
+        mix[onset : onset + len(sound)] += sound
+    return Soundscape(_to_pcm(mix), truth, tuple(segments))
+
+
+def mix_backgrounds(
+    rng: Random,
+    backgrounds: Sequence[Waveform],
+    duration_s: float,
+    level_dbfs: Range = (-60.0, -15.0),
+) -> Soundscape:
+    """Return a soundscape without any event: one background after another at random levels."""
+    n_samples = seconds_to_samples(duration_s)
+    mix = np.zeros(n_samples)
+    segments: list[BackgroundSegment] = []
+    start = 0
+    while start < n_samples:
+        piece = _faded(backgrounds[int(rng.integers(len(backgrounds)))][: n_samples - start])
+        level = rng.uniform(*level_dbfs)
+        mix[start : start + len(piece)] = piece * _background_gain(level)
+        segments.append(_segment("background", start, start + len(piece), level))
+        start += len(piece)
+    return Soundscape(_to_pcm(mix), [], tuple(segments))
+
+
+def write_soundscape(
+    folder: Path, name: str, soundscape: Soundscape, settings: Mapping[str, Any]
+) -> None:
+    """Write `name`.wav, its reference events as `name`.tsv, and how it was made as `name`.json.
+
+    Args:
+        folder: made where it is missing.
+        settings: goes into the JSON: seed and ranges that made the soundscape.
 
     Raises:
-        ValueError: no class has any take.
+        AstStreamError: the folder or a file cannot be written.
     """
-
-    def __init__(self, material: Material, n_samples: int, mixing: Mixing) -> None:
-        self._material = material
-        self.labels = list(material.labels)
-        self._mixing = mixing
-        self._n_samples = n_samples
-        self._recorded: list[list[Take]] = []
-        self._generated: list[list[Take]] = []
-        for index in range(len(material.labels)):
-            takes = material.takes_of(index)
-            self._recorded.append([take for take in takes if not take.is_generated])
-            self._generated.append([take for take in takes if take.is_generated])
-        self.has_examples = [
-            bool(recorded or generated)
-            for recorded, generated in zip(self._recorded, self._generated, strict=True)
-        ]
-        weights = np.where(
-            [bool(recorded) for recorded in self._recorded], 1.0, mixing.generated_class_weight
-        )
-        weights = weights * self.has_examples
-        if not weights.any():
-            raise ValueError("material: expected takes of at least one class, got none")
-        self._class_share = weights / weights.sum()
-
-    def draw_batch(self, seed: int, step: int, size: int) -> list[Window]:
-        """Return the windows of one training step."""
-        rng = np.random.default_rng((seed, step))
-        return [self.draw(rng) for _ in range(size)]
-
-    def draw(self, rng: Random) -> Window:
-        """Return one window."""
-        n_real = self._n_samples
-        if rng.random() < self._mixing.partial_share:
-            least = min(seconds_to_samples(self._mixing.min_context_s), n_real)
-            n_real = int(rng.integers(least, n_real + 1))
-        n_classes = len(self._material.labels)
-        target, weight = np.zeros(n_classes, np.float32), np.ones(n_classes, np.float32)
-        if rng.random() < self._mixing.background_only_share:
-            mix = self._background_window(rng, n_real)
-        else:
-            mix = self._sound_window(rng, n_real, target, weight)
-        if rng.random() < self._mixing.floor_share:
-            floor = 10 ** (rng.uniform(*self._mixing.floor_dbfs) / 20)
-            mix += floor * rng.standard_normal(n_real, np.float32)
-        waveform = np.zeros(self._n_samples, np.float32)
-        waveform[:n_real] = np.clip(mix, -1.0, 1.0)
-        return Window(waveform, frame_count(n_real), target, weight)
-
-    def _sound_window(
-        self,
-        rng: Random,
-        n_samples: int,
-        target: npt.NDArray[np.float32],
-        weight: npt.NDArray[np.float32],
-    ) -> Waveform:
-        is_common = rng.random() < 0.5
-        level_dbfs = rng.uniform(
-            *(self._mixing.common_level_dbfs if is_common else self._mixing.level_dbfs)
-        )
-        mix = np.zeros(n_samples, np.float32)
-        shares, all_generated = [1.0], True
-        if rng.random() < self._mixing.second_sound_share:
-            first = rng.beta(1.0, 1.0)
-            shares = [max(first, 1 - first), min(first, 1 - first)]
-        for share in shares:
-            sound, take, presence = self._crop(rng, n_samples)
-            # equal parts are both fully there; the fainter part fades out of the label too
-            _label(target, weight, take.classes, presence, min(1.0, 2 * share))
-            gain = 10 ** (level_dbfs / 20) / max(take.rms, 1e-5)
-            mix += share / shares[0] * gain * sound
-            all_generated = all_generated and take.is_generated
-        if rng.random() < self._mixing.background_share:
-            snr_db = self._mixing.generated_snr_db if all_generated else self._mixing.snr_db
-            noise_dbfs = level_dbfs - rng.uniform(*snr_db)
-            mix += self._background(rng, n_samples, noise_dbfs)
-        return mix
-
-    def _background_window(self, rng: Random, n_samples: int) -> Waveform:
-        if rng.random() < self._mixing.silence_share:
-            return np.zeros(n_samples, np.float32)
-        mix = self._background(rng, n_samples, rng.uniform(*self._mixing.background_dbfs))
-        if rng.random() < 0.5:
-            mix += self._background(rng, n_samples, rng.uniform(*self._mixing.background_dbfs))
-        return mix
-
-    def _background(self, rng: Random, n_samples: int, dbfs: float) -> Waveform:
-        backgrounds = self._material.backgrounds
-        if not backgrounds:
-            return np.zeros(n_samples, np.float32)
-        whole = backgrounds[int(rng.integers(len(backgrounds)))]
-        start = int(rng.integers(max(1, len(whole) - n_samples)))
-        cut = whole[start : start + n_samples]
-        if len(cut) < n_samples:
-            cut = np.pad(cut, (0, n_samples - len(cut)))
-        return (cut * 10 ** ((dbfs - ACTIVE_DBFS) / 20)).astype(np.float32)
-
-    def _crop(self, rng: Random, n_samples: int) -> tuple[Waveform, Take, float]:
-        """Return a window over a random take, the take, and how far it is an example (or NaN)."""
-        take = self._take(rng)
-        speed = (
-            1.0 if take.is_generated else float(np.exp(rng.uniform(*np.log(self._mixing.speed))))
-        )
-        n_wanted = round(n_samples * speed)
-        start = self._start(rng, *take.active_span, n_wanted)
-        presence = self._presence(take, start, n_wanted)
-        cut = _cut(take.waveform, start, n_wanted)
-        if speed != 1.0:
-            cut = soxr.resample(cut, round(SAMPLE_RATE * speed), SAMPLE_RATE, quality="QQ")
-            cut = _cut(cut, 0, n_samples)
-        if not take.is_generated and rng.random() < self._mixing.room_share:
-            cut = in_a_room(rng, cut.astype(np.float64))[:n_samples].astype(np.float32)
-        return cut, take, presence
-
-    def _start(self, rng: Random, begin: int, end: int, n_samples: int) -> int:
-        """Return where a window begins that catches some of the sound in [begin, end)."""
-        margin = n_samples // 4  # at least this much of most windows lies within the sound
-        if rng.random() < self._mixing.edge_share:
-            # too little to tell the sound by, enough to take it for another: a stream is full of it
-            caught = int(rng.integers(1, margin))
-            return begin + caught - n_samples if rng.random() < 0.5 else end - caught
-        low, high = begin - n_samples + margin, end - margin
-        return int(rng.integers(low, high)) if low < high else (begin + end - n_samples) // 2
-
-    def _presence(self, take: Take, start: int, n_samples: int) -> float:
-        """Return 1.0 for an example, 0.0 for a window without the sound, NaN in between."""
-        active_s = take.active_s(start, start + n_samples)
-        most_s = take.most_active_s(n_samples)
-        if most_s == 0:  # of silence any share would be enough
-            return float("nan")
-        needed_s = [self._mixing.needed_s.get(self.labels[index]) for index in take.classes]
-        longest = max((needed for needed in needed_s if needed is not None), default=None)
-        enough_s = (
-            min(ENOUGH_SHARE * most_s, ENOUGH_S)
-            if longest is None
-            else min(NEEDED_SHARE * most_s, longest)
-        )
-        if active_s >= enough_s:
-            return 1.0
-        return 0.0 if active_s < TOO_LITTLE_SHARE * most_s else float("nan")
-
-    def _take(self, rng: Random) -> Take:
-        index = int(rng.choice(len(self._class_share), p=self._class_share))
-        recorded, generated = self._recorded[index], self._generated[index]
-        wants_generated = rng.random() < self._mixing.generated_share
-        pool = generated if not recorded or (generated and wants_generated) else recorded
-        return pool[int(rng.integers(len(pool)))]
+    path = wav = folder / f"{name}.wav"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        soundfile.write(wav, soundscape.pcm, SAMPLE_RATE, subtype="PCM_16")
+        path = folder / f"{name}.tsv"
+        with path.open("w", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file, delimiter="\t", lineterminator="\n")
+            rows.writerow(REFERENCE_COLUMNS)
+            for event in soundscape.truth:
+                rows.writerow(
+                    [wav.name, f"{event.onset_s:.4f}", f"{event.offset_s:.4f}", event.label]
+                )
+        path = folder / f"{name}.json"
+        description = {
+            "settings": dict(settings),
+            "duration_s": soundscape.duration_s,
+            "sounds": [asdict(event) for event in soundscape.truth],
+            "background": [asdict(segment) for segment in soundscape.backgrounds],
+        }
+        text = json.dumps(description, indent=1, ensure_ascii=False) + "\n"
+        replace_file(path, text.encode())
+    except (OSError, soundfile.SoundFileError) as error:
+        raise AstStreamError(f"{path}: cannot be written: {error}") from error
 
 
-def _label(
-    target: npt.NDArray[np.float32],
-    weight: npt.NDArray[np.float32],
-    classes: Sequence[int],
-    presence: float,
-    share: float,
-) -> None:
-    for index in classes:
-        if np.isnan(presence):
-            weight[index] = 0.0
-        else:
-            target[index] = max(target[index], np.float32(presence * share))
+def _order(rng: Random, foregrounds: Sequence[Foreground], same_class_prob: float) -> list[int]:
+    """Return a random order, in which some foregrounds are followed by one of their class."""
+    waiting = [int(index) for index in rng.permutation(len(foregrounds))]
+    if not same_class_prob:
+        return waiting
+    order: list[int] = []
+    while waiting:
+        place = 0
+        if order and rng.random() < same_class_prob:
+            last = set(foregrounds[order[-1]].classes)
+            same = (i for i, index in enumerate(waiting) if last & set(foregrounds[index].classes))
+            place = next(same, 0)
+        order.append(waiting.pop(place))
+    return order
 
 
-def _cut(waveform: Waveform, start: int, n_samples: int) -> Waveform:
-    """Return samples [start, start + n_samples), zeros where there are none."""
-    first, last = max(0, start), min(len(waveform), start + n_samples)
-    cut = np.zeros(n_samples, np.float32)
-    if first < last:
-        cut[first - start : last - start] = waveform[first:last]
-    return cut
+def _background_below(
+    rng: Random,
+    n_samples: int,
+    backgrounds: Sequence[Waveform],
+    events: Sequence[ReferenceEvent],
+    disturbances: Disturbances,
+) -> tuple[Signal, list[BackgroundSegment]]:
+    """Return backgrounds that lie below each event by its SNR; they change between the events.
+
+    Returns:
+        Samples of shape (n_samples,), float64, and the segments in order.
+    """
+    mix = np.zeros(n_samples)
+    segments: list[BackgroundSegment] = []
+    middles = [
+        seconds_to_samples((before.offset_s + after.onset_s) / 2)
+        for before, after in itertools.pairwise(events)
+    ]
+    for start, stop, event in zip([0, *middles], [*middles, n_samples], events, strict=True):
+        background = backgrounds[int(rng.integers(len(backgrounds)))]
+        level_dbfs = event.level_dbfs - event.snr_db
+        mix[start:stop] = _faded(np.resize(background, stop - start)) * _background_gain(level_dbfs)
+        segments.append(_segment("background", start, stop, level_dbfs))
+        gap = start, seconds_to_samples(event.onset_s - DISTURBANCE_MARGIN_S)
+        if disturbances.level_step_prob and rng.random() < disturbances.level_step_prob:
+            segments += _step_level(rng, mix, gap, level_dbfs, disturbances.step_db)
+        if disturbances.dropout_prob and rng.random() < disturbances.dropout_prob:
+            segments += _drop_out(rng, mix, gap, disturbances.dropout_s)
+    return mix, segments
+
+
+def _step_level(
+    rng: Random, mix: Signal, gap: tuple[int, int], level_dbfs: float, step_db: Range
+) -> list[BackgroundSegment]:
+    """Make the start of a segment louder or quieter, up to a random sample within `gap`."""
+    change_db = float(rng.uniform(*step_db) * rng.choice([-1.0, 1.0]))
+    if gap[0] >= gap[1]:
+        return []
+    stop = int(rng.integers(gap[0], gap[1])) + 1
+    mix[gap[0] : stop] *= 10 ** (change_db / 20)
+    return [_segment("step", gap[0], stop, level_dbfs + change_db)]
+
+
+def _drop_out(
+    rng: Random, mix: Signal, gap: tuple[int, int], dropout_s: Range
+) -> list[BackgroundSegment]:
+    """Silence a random stretch within `gap`, if there is room."""
+    length = seconds_to_samples(rng.uniform(*dropout_s))
+    if gap[1] - gap[0] <= length:
+        return []
+    start = int(rng.integers(gap[0], gap[1] - length))
+    mix[start : start + length] = 0
+    return [_segment("dropout", start, start + length, None)]
+
+
+def _segment(
+    kind: SegmentKind, start: int, stop: int, level_dbfs: float | None
+) -> BackgroundSegment:
+    return BackgroundSegment(kind, samples_to_seconds(start), samples_to_seconds(stop), level_dbfs)
+
+
+def _trimmed(foreground: Foreground) -> Signal:
+    begin, end = foreground.active_span
+    end = min(end, begin + seconds_to_samples(MAX_FOREGROUND_S))
+    return _faded(foreground.waveform[begin:end])
+
+
+def _faded(waveform: Waveform) -> Signal:
+    """Return the waveform with short fades at both ends, shape unchanged, float64."""
+    samples = waveform.astype(np.float64)
+    n_fade = min(seconds_to_samples(EDGE_S), len(samples) // 2)
+    ramp = np.linspace(0, 1, n_fade)
+    samples[:n_fade] *= ramp
+    samples[len(samples) - n_fade :] *= ramp[::-1]
+    return samples
+
+
+def _background_gain(dbfs: float) -> float:
+    """Return the factor that brings a generated background to `dbfs`."""
+    return float(10 ** ((dbfs - ACTIVE_DBFS) / 20))
+
+
+def _to_pcm(mix: Signal) -> Pcm16:
+    return np.clip(np.round(mix * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)

@@ -7,12 +7,12 @@ scene is read, so that a day-long scene needs no more memory than a short one.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
 from ast_stream.messages.event import Pcm16
 from ast_stream.soundscape.backgrounds import coloured_noise, fan, hum
+from ast_stream.soundscape.mixing import ReferenceEvent, Soundscape
 from ast_stream.soundscape.synthesis import (
     ACTIVE_DBFS,
     SOUNDS,
@@ -29,42 +29,21 @@ from ast_stream.units import (
 )
 
 FIRST_ONSET_S = 1.5
-SHORTEST_GAP_S, LONGEST_GAP_S = 1.8, 3.0  # between two sounds of different classes
+MIN_GAP_S, MAX_GAP_S = 1.8, 3.0  # between two sounds of different classes
 END_MARGIN_S = 0.5
-BED_DBFS = (-60.0, -45.0)
+BACKGROUND_DBFS = (-60.0, -45.0)
 LEVEL_DBFS = (-32.0, -18.0)  # of the sounding part
-LOWEST_SNR_DB = 15.0  # over the bed
-BED_CHUNK = 10 * SAMPLE_RATE  # the bed is generated in chunks of this length,
-BED_FADE = SAMPLE_RATE // 2  # cross-faded over this length
+MIN_SNR_DB = 15.0  # over the background
+BACKGROUND_CHUNK = 10 * SAMPLE_RATE  # the background is generated in chunks of this length,
+BACKGROUND_FADE = SAMPLE_RATE // 2  # cross-faded over this length
 
-_BED, _PLAN = 0, 1  # independent random streams of one seed
-
-
-@dataclass(frozen=True)
-class Planted:
-    """One sound of a scene: what, when (seconds from the start), how loud, and from which clip."""
-
-    label: str
-    kind: str
-    onset_s: float
-    offset_s: float
-    level_dbfs: float
-    snr_db: float
-    clip: str = ""  # file or generator's seeds; empty: nobody asks
+_BACKGROUND, _EVENTS = 0, 1  # independent random streams of one seed
 
 
-@dataclass(frozen=True, eq=False)
-class Scene:
-    """A whole scene: samples of shape (n_samples,), int16, and what was planted where."""
-
-    pcm: Pcm16
-    truth: list[Planted]
-
-
-def generate_scene(seed: int, duration_s: float) -> Scene:
+def generate_scene(seed: int, duration_s: float) -> Soundscape:
     """Return the scene of `seed`; 40 s hold every class once, 6 to 8 sounds in all."""
     renderer = SceneRenderer(seed, duration_s)
-    return Scene(renderer.render(renderer.n_samples), renderer.truth)
+    return Soundscape(renderer.render(renderer.n_samples), renderer.truth)
 
 
 class SceneRenderer:
@@ -77,10 +56,10 @@ class SceneRenderer:
 
     def __init__(self, seed: int, duration_s: float) -> None:
         self.n_samples = seconds_to_samples(duration_s)
-        self.truth: list[Planted] = []
-        self._bed = _Bed(seed)
-        self._plan = _plan(seed, duration_s, self._bed.level_dbfs)
-        self._next = next(self._plan, None)
+        self.truth: list[ReferenceEvent] = []
+        self._background = _Background(seed)
+        self._events = _events(seed, duration_s, self._background.level_dbfs)
+        self._next = next(self._events, None)
         self._sounding: list[tuple[int, Signal]] = []
         self._position = 0
 
@@ -88,7 +67,7 @@ class SceneRenderer:
         """Return the next samples, fewer than `n_samples` (none at last) at the end, int16."""
         start = self._position
         stop = min(start + n_samples, self.n_samples)
-        mix = self._bed.read(start, stop)
+        mix = self._background.read(start, stop)
         self._begin_sounds(stop)
         for at, waveform in self._sounding:
             first, last = max(start, at), min(stop, at + len(waveform))
@@ -101,68 +80,76 @@ class SceneRenderer:
 
     def _begin_sounds(self, stop: int) -> None:
         while self._next is not None and self._next[0] < stop:
-            at, waveform, planted = self._next
+            at, waveform, event = self._next
             self._sounding.append((at, waveform))
-            self.truth.append(planted)
-            self._next = next(self._plan, None)
+            self.truth.append(event)
+            self._next = next(self._events, None)
 
 
-class _Bed:
+class _Background:
     """Endless room noise at a steady level: pink to brown noise, with hum or a fan."""
 
     def __init__(self, seed: int) -> None:
-        rng = np.random.default_rng((seed, _BED))
-        self.level_dbfs = float(rng.uniform(*BED_DBFS))
+        rng = np.random.default_rng((seed, _BACKGROUND))
+        self.level_dbfs = float(rng.uniform(*BACKGROUND_DBFS))
         self._seed = seed
         self._slope = rng.uniform(0.8, 1.8)
         self._machine = (hum, fan)[int(rng.integers(2))]
-        self._machine_share = rng.uniform(0.0, 0.6)
-        self._gain = smooth_gain(rng, BED_CHUNK + BED_FADE)
+        self._machine_ratio = rng.uniform(0.0, 0.6)
+        self._gain = smooth_gain(rng, BACKGROUND_CHUNK + BACKGROUND_FADE)
         self._made: tuple[int, Signal, Signal] | None = None  # chunk index, its body, its tail
 
     def read(self, start: int, stop: int) -> Signal:
-        """Return the bed of samples [start, stop), float64; `start` must not go back a chunk."""
-        bed = np.empty(stop - start)
-        for index in range(start // BED_CHUNK, -(-stop // BED_CHUNK)):
-            chunk_start = index * BED_CHUNK
-            first, last = max(start, chunk_start), min(stop, chunk_start + BED_CHUNK)
+        """Return samples [start, stop), float64; `start` must not go back by a chunk."""
+        background = np.empty(stop - start)
+        for index in range(start // BACKGROUND_CHUNK, -(-stop // BACKGROUND_CHUNK)):
+            chunk_start = index * BACKGROUND_CHUNK
+            first, last = max(start, chunk_start), min(stop, chunk_start + BACKGROUND_CHUNK)
             chunk = self._chunk(index)
-            bed[first - start : last - start] = chunk[first - chunk_start : last - chunk_start]
-        return bed
+            background[first - start : last - start] = chunk[
+                first - chunk_start : last - chunk_start
+            ]
+        return background
 
     def _chunk(self, index: int) -> Signal:
         if self._made is None or self._made[0] != index:
-            before = self._made[2] if self._made else self._generate(max(0, index - 1))[BED_CHUNK:]
+            before = (
+                self._made[2]
+                if self._made
+                else self._generate(max(0, index - 1))[BACKGROUND_CHUNK:]
+            )
             piece = self._generate(index)
-            fade = np.sin(np.linspace(0, np.pi / 2, BED_FADE))
-            body = piece[:BED_CHUNK].copy()
-            body[:BED_FADE] = fade * body[:BED_FADE] + fade[::-1] * before
-            self._made = (index, body, piece[BED_CHUNK:])
+            fade = np.sin(np.linspace(0, np.pi / 2, BACKGROUND_FADE))
+            body = piece[:BACKGROUND_CHUNK].copy()
+            body[:BACKGROUND_FADE] = fade * body[:BACKGROUND_FADE] + fade[::-1] * before
+            self._made = (index, body, piece[BACKGROUND_CHUNK:])
         return self._made[1]
 
     def _generate(self, index: int) -> Signal:
-        n_samples = BED_CHUNK + BED_FADE
-        rng = np.random.default_rng((self._seed, _BED, index))
+        n_samples = BACKGROUND_CHUNK + BACKGROUND_FADE
+        rng = np.random.default_rng((self._seed, _BACKGROUND, index))
         noise = coloured_noise(rng, n_samples, self._slope)
-        noise += self._machine_share * self._machine(rng, n_samples)
+        noise += self._machine_ratio * self._machine(rng, n_samples)
         filtered = np.fft.irfft(np.fft.rfft(noise) * self._gain, n_samples)
         rms = float(np.sqrt(np.mean(np.square(filtered))))
-        bed: Signal = filtered * (10 ** (self.level_dbfs / 20) / rms)
-        return bed
+        background: Signal = filtered * (10 ** (self.level_dbfs / 20) / rms)
+        return background
 
 
-def _plan(seed: int, duration_s: float, bed_dbfs: float) -> Iterator[tuple[int, Signal, Planted]]:
+def _events(
+    seed: int, duration_s: float, background_dbfs: float
+) -> Iterator[tuple[int, Signal, ReferenceEvent]]:
     """Yield the sounds of a scene in order: first sample, samples, truth."""
-    rng = np.random.default_rng((seed, _PLAN))
+    rng = np.random.default_rng((seed, _EVENTS))
     onset_s = FIRST_ONSET_S
     for name in _class_order(rng):
         sound = SOUNDS[name](rng)
         if onset_s + sound.duration_s > duration_s - END_MARGIN_S:
             return
-        lowest = max(LEVEL_DBFS[0], bed_dbfs + LOWEST_SNR_DB)
+        lowest = max(LEVEL_DBFS[0], background_dbfs + MIN_SNR_DB)
         level_dbfs = float(rng.uniform(lowest, max(lowest, LEVEL_DBFS[1])))
-        yield _place(sound, onset_s, level_dbfs, bed_dbfs)
-        onset_s += sound.duration_s + rng.uniform(SHORTEST_GAP_S, LONGEST_GAP_S)
+        yield _placed(sound, onset_s, level_dbfs, background_dbfs)
+        onset_s += sound.duration_s + rng.uniform(MIN_GAP_S, MAX_GAP_S)
 
 
 def _class_order(rng: Random) -> Iterator[str]:
@@ -176,17 +163,17 @@ def _class_order(rng: Random) -> Iterator[str]:
         last = order[-1]
 
 
-def _place(
-    sound: Sound, onset_s: float, level_dbfs: float, bed_dbfs: float
-) -> tuple[int, Signal, Planted]:
+def _placed(
+    sound: Sound, onset_s: float, level_dbfs: float, background_dbfs: float
+) -> tuple[int, Signal, ReferenceEvent]:
     onset = seconds_to_samples(onset_s)
-    planted = Planted(
+    event = ReferenceEvent(
         label=sound.label,
         kind=sound.kind,
         onset_s=samples_to_seconds(onset),
         offset_s=samples_to_seconds(onset + sound.offset_sample - sound.onset_sample),
         level_dbfs=round(level_dbfs, 1),
-        snr_db=round(level_dbfs - bed_dbfs, 1),
+        snr_db=round(level_dbfs - background_dbfs, 1),
     )
     waveform = sound.waveform * 10 ** ((level_dbfs - ACTIVE_DBFS) / 20)
-    return onset - sound.onset_sample, waveform.astype(np.float64), planted
+    return onset - sound.onset_sample, waveform.astype(np.float64), event

@@ -11,8 +11,6 @@ from ast_stream.evaluation.clips import report_clips
 from ast_stream.model.ast import AudioSpectrogramTransformer
 from ast_stream.model.checkpoint import Checkpoint, load_checkpoint
 from ast_stream.model.dims import Normalization
-from ast_stream.soundscape.mixing import WindowMaker
-from ast_stream.training.clip_batches import ClipMaker, ClipMixing
 from ast_stream.training.distill import Teacher
 from ast_stream.training.plan import Plan
 from ast_stream.training.prepare import Prepared, prepare
@@ -20,7 +18,13 @@ from ast_stream.training.recipe import Recipe
 from ast_stream.training.score import score_with
 from ast_stream.training.start import first_dims, window_of
 from ast_stream.training.state import Metrics
-from ast_stream.training.statistics import measure_normalization, published_normalization
+from ast_stream.training.windows import (
+    ClipMixing,
+    ClipSampler,
+    WindowSampler,
+    measure_normalization,
+    published_normalization,
+)
 from ast_stream.units import seconds_to_samples
 
 
@@ -33,7 +37,7 @@ class Session:
     teacher: Checkpoint | None
     prepared: Prepared
     recipe: Recipe
-    maker: WindowMaker | ClipMaker
+    maker: WindowSampler | ClipSampler
     normalization: Normalization
     window_s: float
 
@@ -61,7 +65,7 @@ class Session:
 
     def measure(self, model: AudioSpectrogramTransformer) -> Metrics:
         """Return the figures of the held-out clips; none without any."""
-        tested = self.prepared.held_out.recordings
+        tested = self.prepared.held_out.recorded
         if not tested:
             return {}
         score = score_with(model, self.normalization)
@@ -82,16 +86,16 @@ def begin(plan: Plan) -> Session:
     window_s = window_of(plan, start)
     prepared = prepare(plan, start)
     recipe, mixing, material = plan.recipe, plan.mixing, prepared.material
-    maker: WindowMaker | ClipMaker
+    maker: WindowSampler | ClipSampler
     if isinstance(mixing, ClipMixing):
         max_frames = first_dims(plan, start, len(material.labels)).max_frames
-        maker = ClipMaker(material, max_frames, mixing)
+        maker = ClipSampler(material, max_frames, mixing)
         epoch_steps = maker.epoch_steps(recipe.batch_size)
         steps = recipe.steps if recipe.epochs is None else recipe.epochs * epoch_steps
         recipe = replace(recipe, epoch_steps=epoch_steps, steps=steps)
         normalization = published_normalization(material, max_frames, recipe.seed)
     else:
-        maker = WindowMaker(material, seconds_to_samples(window_s), mixing)
+        maker = WindowSampler(material, seconds_to_samples(window_s), mixing)
         normalization = (
             start.normalization
             if start is not None and not plan.measure_normalization

@@ -22,7 +22,6 @@ from ast_stream.errors import AstStreamError
 from ast_stream.model.ast import AudioSpectrogramTransformer
 from ast_stream.model.dims import Normalization
 from ast_stream.model.fbank import Fbank, pad_frames
-from ast_stream.soundscape.mixing import Window
 from ast_stream.training.augment import Augment, pad_after
 from ast_stream.training.cpu_speed import attend_short, keep_freed_memory
 from ast_stream.training.kept_rows import KeptRows
@@ -40,6 +39,7 @@ from ast_stream.training.state import (
     read_metrics,
     save_state,
 )
+from ast_stream.training.windows import Window
 
 
 class Trainer:

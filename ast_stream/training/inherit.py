@@ -7,7 +7,7 @@ from typing import Any
 
 from ast_stream.model.checkpoint import Checkpoint
 from ast_stream.model.metadata import Metadata
-from ast_stream.soundscape.held_out import HeldOut
+from ast_stream.soundscape.soundbank import Soundbank
 
 BY_LABEL = (
     "onset_thresholds",
@@ -22,12 +22,11 @@ BY_LABEL = (
 )
 
 
-def inherited(start: Checkpoint | None, labels: Sequence[str], held: HeldOut) -> Metadata:
-    """Return what the start says of those of `labels` that have no held-out takes."""
+def inherited(start: Checkpoint | None, labels: Sequence[str], held: Soundbank) -> Metadata:
+    """Return what the start says of those of `labels` that have no held-out examples."""
     if start is None:
         return Metadata()
-    takes = (*held.recordings, *held.generated)
-    measured = {held.labels[index] for take in takes for index in take.classes}
+    measured = {held.labels[index] for sound in held.foregrounds for index in sound.classes}
     kept = [label for label in labels if label in start.labels and label not in measured]
     facts: dict[str, Any] = {name: _of(start.metadata, name, kept) for name in BY_LABEL}
     facts["default_onset_threshold"] = start.metadata.default_onset_threshold

@@ -8,8 +8,8 @@ from typing import Protocol
 from torch import Tensor
 
 from ast_stream.model.ast import AudioSpectrogramTransformer
-from ast_stream.soundscape.mixing import Window
 from ast_stream.training.state import Metrics
+from ast_stream.training.windows import Window
 
 Evaluate = Callable[[AudioSpectrogramTransformer], Metrics]
 

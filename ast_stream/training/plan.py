@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ast_stream.dataset.clips import Columns
-from ast_stream.soundscape.mixing import Mixing
-from ast_stream.training.clip_batches import ClipMixing
 from ast_stream.training.recipe import Recipe
+from ast_stream.training.windows import ClipMixing, WindowMixing
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Plan:
     n_layers: int = 6
     stride: int | None = None
     recipe: Recipe = field(default_factory=Recipe)
-    mixing: Mixing | ClipMixing = field(default_factory=Mixing)
+    mixing: WindowMixing | ClipMixing = field(default_factory=WindowMixing)
     measure_normalization: bool = False
     negatives_s: float = 3600.0
     budget_per_h: float = 0.5

@@ -7,7 +7,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,19 @@ from ast_stream.dataset.clips import Clip, Recording, load_recordings, read_data
 from ast_stream.errors import ConfigError, Problem, UsageError
 from ast_stream.labels import problem_with_labels, slug
 from ast_stream.model.checkpoint import Checkpoint
-from ast_stream.soundscape.held_out import HeldOut, held_out
-from ast_stream.soundscape.recorded_backgrounds import background_pieces, read_backgrounds
-from ast_stream.soundscape.takes import (
-    Material,
+from ast_stream.soundscape.backgrounds import (
+    background_pieces,
     generated_backgrounds,
-    recorded_takes,
-    synthesised_labels,
-    synthesised_takes,
+    read_backgrounds,
 )
-from ast_stream.training.clip_batches import ClipMixing
+from ast_stream.soundscape.soundbank import (
+    Soundbank,
+    generated_foregrounds,
+    generated_labels,
+    recorded_foregrounds,
+)
 from ast_stream.training.plan import Plan
+from ast_stream.training.windows import ClipMixing
 
 HELD_OUT_SEED = 1_000_000  # generated material for thresholds differs from that for training
 HELD_OUT_SHARE = 0.08  # so much again is generated to choose thresholds
@@ -47,8 +49,8 @@ class Prepared:
         facts: what identifies the data: counts, and a digest of names, labels and sound.
     """
 
-    material: Material
-    held_out: HeldOut
+    material: Soundbank
+    held_out: Soundbank
     clips: list[Clip]
     held_out_clips: list[Clip]
     facts: dict[str, Any]
@@ -68,23 +70,26 @@ def prepare(plan: Plan, start: Checkpoint | None) -> Prepared:
     _check_classes(plan, recordings, training)
     n_own = len(own) - math.ceil(len(own) * HELD_OUT_BACKGROUNDS_SHARE)
     seed = plan.recipe.seed
-    held = held_out(
+    n_held = math.ceil(plan.n_generated * HELD_OUT_SHARE)
+    n_held_backgrounds = max(FEWEST_BACKGROUNDS, math.ceil(plan.n_backgrounds * 3 * HELD_OUT_SHARE))
+    held = Soundbank(
         labels,
-        tested,
-        seed + HELD_OUT_SEED,
-        n_generated=math.ceil(plan.n_generated * HELD_OUT_SHARE),
-        n_backgrounds=max(FEWEST_BACKGROUNDS, math.ceil(plan.n_backgrounds * 3 * HELD_OUT_SHARE)),
+        (
+            *recorded_foregrounds(tested, labels),
+            *generated_foregrounds(seed + HELD_OUT_SEED, labels, n_held),
+        ),
+        (*generated_backgrounds(seed + HELD_OUT_SEED, n_held_backgrounds), *own[n_own:]),
     )
     return Prepared(
-        material=Material(
+        material=Soundbank(
             labels,
             (
-                *recorded_takes(training, labels),
-                *synthesised_takes(seed, labels, plan.n_generated),
+                *recorded_foregrounds(training, labels),
+                *generated_foregrounds(seed, labels, plan.n_generated),
             ),
             (*generated_backgrounds(seed, plan.n_backgrounds), *own[:n_own]),
         ),
-        held_out=replace(held, backgrounds=(*held.backgrounds, *own[n_own:])),
+        held_out=held,
         clips=[one.clip for one in training],
         held_out_clips=[one.clip for one in tested],
         facts=_facts(training, tested, own),
@@ -165,7 +170,7 @@ def _labels(plan: Plan, start: Checkpoint | None, recorded: set[str]) -> tuple[s
             raise UsageError("keep classes: expected a start checkpoint, whose classes to keep")
         _check_topics(plan, start.labels, recorded)
         return (*start.labels, *sorted(recorded - set(start.labels)))
-    generated = set(synthesised_labels()) if plan.n_generated else set()
+    generated = set(generated_labels()) if plan.n_generated else set()
     _check_topics(plan, (), recorded | generated)
     return tuple(sorted(recorded | generated))
 

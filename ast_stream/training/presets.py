@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ast_stream.model.dims import AstDims
-from ast_stream.soundscape.mixing import Mixing
 from ast_stream.training.augment import SpectrogramAugmentation
-from ast_stream.training.clip_batches import ClipMixing
 from ast_stream.training.recipe import Decay, Recipe
+from ast_stream.training.windows import ClipMixing, WindowMixing
 
 PresetName = Literal["small", "esc50", "speechcommands", "audioset", "audioset-balanced"]
 
@@ -34,7 +33,7 @@ class Preset:
 
     summary: str
     recipe: Recipe
-    mixing: Mixing | ClipMixing
+    mixing: WindowMixing | ClipMixing
     window_s: float
     max_frames: int
     width: int
@@ -90,7 +89,7 @@ def _published(
     masks: tuple[int, int],
     window: tuple[float, int],
     *,
-    mixup_share: float = 0.0,
+    mixup_prob: float = 0.0,
     is_balanced: bool = False,
     loss: Literal["bce", "ce"] = "bce",
     rate_from_start: float | None = None,
@@ -127,7 +126,7 @@ def _published(
         ),
     )
     return Preset(
-        summary, recipe, ClipMixing(mixup_share=mixup_share, is_balanced=is_balanced), window_s,
+        summary, recipe, ClipMixing(mixup_prob=mixup_prob, is_balanced=is_balanced), window_s,
         max_frames, PUBLISHED_WIDTH, n_layers=12, stride=10, n_generated=0, n_backgrounds=0,
         rate_from_start=rate_from_start,
     )  # fmt: skip
@@ -137,7 +136,7 @@ PRESETS: dict[PresetName, Preset] = {
     "small": Preset(
         "windows mixed as a stream has them, from clips, generated alarms and backgrounds; "
         "192 x 6 layers on 2.56 s, Muon, 4000 steps of 48 at 8e-4, half a cosine",
-        Recipe(), Mixing(), window_s=2.56, max_frames=256, width=192, n_layers=6, stride=16,
+        Recipe(), WindowMixing(), window_s=2.56, max_frames=256, width=192, n_layers=6, stride=16,
         n_generated=300, n_backgrounds=1000,
     ),
     "esc50": _published(
@@ -148,18 +147,18 @@ PRESETS: dict[PresetName, Preset] = {
     "speechcommands": _published(
         "the AST paper on Speech Commands: clips of 1 s, 30 epochs of 128 at 2.5e-4, x 0.85 each "
         "epoch from 5, masks 48/48, mixup 0.6, noise and shift",
-        128, 30, 2.5e-4, Decay(5, 1, 0.85), (48, 48), (1.0, 128), mixup_share=0.6, is_noisy=True,
+        128, 30, 2.5e-4, Decay(5, 1, 0.85), (48, 48), (1.0, 128), mixup_prob=0.6, is_noisy=True,
     ),
     "audioset": _published(
         "the AST paper on all of AudioSet: clips of 10 s, 5 epochs of 12 at 1e-5, halved each "
         "epoch from 2, warm-up of 1000 steps, masks 48/192, mixup 0.5, balanced, averaged",
-        12, 5, 1e-5, Decay(2, 1, 0.5), (48, 192), (10.0, 1024), mixup_share=0.5, is_balanced=True,
+        12, 5, 1e-5, Decay(2, 1, 0.5), (48, 192), (10.0, 1024), mixup_prob=0.5, is_balanced=True,
         warmup_steps=1000, average_from_epoch=1,
     ),
     "audioset-balanced": _published(
         "the same on its balanced set: 25 epochs at 5e-5, halved every 5 epochs from 10, not "
         "balanced further, averaged from epoch 6",
-        12, 25, 5e-5, Decay(10, 5, 0.5), (48, 192), (10.0, 1024), mixup_share=0.5,
+        12, 25, 5e-5, Decay(10, 5, 0.5), (48, 192), (10.0, 1024), mixup_prob=0.5,
         warmup_steps=1000, average_from_epoch=6,
     ),
 }  # fmt: skip

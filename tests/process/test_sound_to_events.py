@@ -17,7 +17,8 @@ from virtual_mic import VirtualMic, virtual_mic
 from ast_stream.audio.activity import active_frames
 from ast_stream.audio.resampler import Resampler
 from ast_stream.messages.event import Pcm16
-from ast_stream.soundscape.scene import Planted, generate_scene
+from ast_stream.soundscape.mixing import ReferenceEvent
+from ast_stream.soundscape.scene import generate_scene
 from ast_stream.units import FRAME_SHIFT, SAMPLE_RATE
 
 pytestmark = pytest.mark.virtual_mic
@@ -78,7 +79,7 @@ def _first_sound_s(run: Pipeline) -> float:
     return (start + int(np.flatnonzero(np.frombuffer(answer[1], "<i2"))[0])) / SAMPLE_RATE
 
 
-def assert_heard(planted: list[Planted], bodies: list[Body], began_s: float) -> None:
+def assert_heard(planted: list[ReferenceEvent], bodies: list[Body], began_s: float) -> None:
     """Each planted sound has an event of its class that begins when it began."""
     begins = [body for body in bodies if body["type"] == "begin"]
     for sound in planted:
@@ -107,7 +108,7 @@ def test_recordings_played_into_the_microphone_are_found(mic: VirtualMic) -> Non
     assert_heard(planted, bodies, began_s)
 
 
-def strip_of(names: tuple[str, ...]) -> tuple[Pcm16, list[Planted]]:
+def strip_of(names: tuple[str, ...]) -> tuple[Pcm16, list[ReferenceEvent]]:
     """Return recordings one after another over quiet noise, and where each one sounds."""
     with (ESC10 / "clips.csv").open() as file:
         labels = {row["file"]: row["audioset_label"] for row in csv.DictReader(file)}
@@ -121,7 +122,7 @@ def strip_of(names: tuple[str, ...]) -> tuple[Pcm16, list[Planted]]:
         active = np.flatnonzero(active_frames(pcm.astype(np.float32) / 32_768))
         onset_s = at_s + active[0] * FRAME_SHIFT / SAMPLE_RATE
         offset_s = at_s + (active[-1] + 1) * FRAME_SHIFT / SAMPLE_RATE
-        planted.append(Planted(labels[name], "recording", onset_s, offset_s, 0.0, 0.0))
+        planted.append(ReferenceEvent(labels[name], "recording", onset_s, offset_s, 0.0, 0.0))
         pieces += [pcm, np.zeros(int(SPACE_S * SAMPLE_RATE), np.int16)]
     mixed = np.concatenate(pieces).astype(np.float32)
     mixed += np.random.default_rng(0).normal(0, BED_AMPLITUDE, len(mixed))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from ast_stream.detect.parameters import DecisionParameters, ModelFacts, resolve_parameters
-from ast_stream.evaluation.scoring import Layout, ScoredStrip
+from ast_stream.evaluation.scoring import Layout, ScoredSoundscape
 from ast_stream.messages.event import EndReason, Event, EventType
 from ast_stream.settings.schema import DetectionSettings
-from ast_stream.soundscape.scene import Planted
+from ast_stream.soundscape.mixing import ReferenceEvent
 from ast_stream.units import seconds_to_samples
 
 WINDOW_S, HOP_S = 2.56, 0.5
@@ -16,8 +16,8 @@ LABELS = ("Bark", "Siren")
 HIGH, LOW = 0.9, 0.1
 
 
-def planted(label: str, onset_s: float, offset_s: float, clip: str = "") -> Planted:
-    return Planted(label, "generated", onset_s, offset_s, -20.0, 12.0, clip)
+def planted(label: str, onset_s: float, offset_s: float, clip: str = "") -> ReferenceEvent:
+    return ReferenceEvent(label, "generated", onset_s, offset_s, -20.0, 12.0, clip)
 
 
 def event(
@@ -61,15 +61,17 @@ def parameters(rise_s: float = 0.6) -> DecisionParameters:
 
 
 def ideal_strip(
-    truth: list[Planted],
+    truth: list[ReferenceEvent],
     rise_s: float = 0.6,
     duration_s: float = 60.0,
     events: list[Event] | None = None,
-) -> ScoredStrip:
+) -> ScoredSoundscape:
     """Scores of an ideal model: high while a window holds `rise_s` of a sound, else low."""
     times = np.arange(HOP_S, duration_s + HOP_S / 2, HOP_S)
     scores = np.full((len(times), len(LABELS)), LOW, np.float32)
     for sound in truth:
         held = np.minimum(times, sound.offset_s) - np.maximum(times - WINDOW_S, sound.onset_s)
         scores[held >= rise_s, LABELS.index(sound.label)] = HIGH
-    return ScoredStrip(Layout(duration_s, truth), times, scores, events or [], parameters(rise_s))
+    return ScoredSoundscape(
+        Layout(duration_s, truth), times, scores, events or [], parameters(rise_s)
+    )

@@ -27,7 +27,7 @@ from ast_stream.calibration.rises import FEWEST_MEASURED, clearly_above, measure
 from ast_stream.calibration.score_map import fit, mapped_scores
 from ast_stream.calibration.streams import LogitStream
 from ast_stream.model.metadata import ScoreMap
-from ast_stream.soundscape.scene import Planted
+from ast_stream.soundscape.mixing import ReferenceEvent
 
 WINDOW_S, HOP_S = 2.56, 0.5
 LABELS = ("Bark", "Siren")
@@ -40,8 +40,10 @@ def _logit(score: float) -> float:
     return float(np.log(score / (1 - score)))
 
 
-def _planted(onset_s: float, offset_s: float, label: str = "Bark", snr_db: float = 12) -> Planted:
-    return Planted(label, "generated", onset_s, offset_s, -20.0, snr_db)
+def _planted(
+    onset_s: float, offset_s: float, label: str = "Bark", snr_db: float = 12
+) -> ReferenceEvent:
+    return ReferenceEvent(label, "generated", onset_s, offset_s, -20.0, snr_db)
 
 
 def _quiet(duration_s: float) -> LogitStream:
@@ -59,7 +61,7 @@ def _with_bursts(scores: list[float], duration_s: float = 3600.0) -> LogitStream
 
 
 def _ideal(
-    truth: list[Planted], scores: list[float], rise_s: float = 0.6, duration_s: float = 120.0
+    truth: list[ReferenceEvent], scores: list[float], rise_s: float = 0.6, duration_s: float = 120.0
 ) -> LogitStream:
     """Scores of a model that sees a sound while a window holds `rise_s` of it."""
     stream = replace(_quiet(duration_s), truth=tuple(truth))
@@ -70,7 +72,7 @@ def _ideal(
     return stream
 
 
-def _barks(count: int) -> list[Planted]:
+def _barks(count: int) -> list[ReferenceEvent]:
     return [_planted(5.13 + 8.1 * k, 7.13 + 8.1 * k) for k in range(count)]
 
 

@@ -1,15 +1,15 @@
-"""Planted against detected: matching, errors, and where the time went."""
+"""ReferenceEvent against detected: matching, errors, and where the time went."""
 
 from typing import Any
 
 import pytest
 
 from ast_stream.cli.demo import Heard, compare
-from ast_stream.soundscape.scene import Planted
+from ast_stream.soundscape.mixing import ReferenceEvent
 
 
-def planted(label: str, onset_s: float, offset_s: float) -> Planted:
-    return Planted(label, "kind", onset_s, offset_s, -20.0, 20.0)
+def planted(label: str, onset_s: float, offset_s: float) -> ReferenceEvent:
+    return ReferenceEvent(label, "kind", onset_s, offset_s, -20.0, 20.0)
 
 
 def heard(label: str, onset_s: float, offset_s: float, **times: Any) -> Heard:

@@ -9,10 +9,10 @@ from ast_stream.evaluation.plan import Settings
 from ast_stream.evaluation.report import Evaluation
 from ast_stream.evaluation.streams import measure_streams
 from ast_stream.messages.event import Event
-from ast_stream.soundscape.scene import Planted
+from ast_stream.soundscape.mixing import ReferenceEvent
 
 
-def _evaluation(truth: list[Planted], events: list[Event]) -> Evaluation:
+def _evaluation(truth: list[ReferenceEvent], events: list[Event]) -> Evaluation:
     measured = measure_streams([ideal_strip(truth, events=events)], LABELS)
     return Evaluation(tuple(LABELS), (), None, measured, None, None, {})
 

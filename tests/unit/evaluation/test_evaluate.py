@@ -15,20 +15,21 @@ from ast_stream.evaluation.clips import average_precision, clip_report, clip_sco
 from ast_stream.evaluation.plan import Settings, laying_around
 from ast_stream.evaluation.streams import measure_streams, negatives_report
 from ast_stream.messages.event import Event
-from ast_stream.soundscape.beds import Disturbances
-from ast_stream.soundscape.scene import Planted
-from ast_stream.soundscape.streams import (
-    Laying,
-    Strip,
-    lay_backgrounds,
-    lay_takes,
+from ast_stream.soundscape.backgrounds import generated_backgrounds
+from ast_stream.soundscape.mixing import (
+    Disturbances,
+    ReferenceEvent,
+    Soundscape,
+    SoundscapeSpec,
+    mix_backgrounds,
+    mix_soundscape,
 )
-from ast_stream.soundscape.takes import Take, generated_backgrounds, synthesised_takes
+from ast_stream.soundscape.soundbank import Foreground, generated_foregrounds
 from ast_stream.units import SAMPLE_RATE
 
 
 def test_clip_figures_count_the_highest_score() -> None:
-    takes = [Take(np.ones(400, np.float32), (index,), False) for index in (0, 0, 1, 1)]
+    takes = [Foreground(np.ones(400, np.float32), (index,), False) for index in (0, 0, 1, 1)]
     scores = np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.3], [0.1, 0.8]])
     report = clip_report(takes, scores, LABELS)
     assert report.accuracy == 0.75
@@ -40,7 +41,9 @@ def test_clip_figures_count_the_highest_score() -> None:
 
 
 def test_a_clip_of_two_classes_is_named_right_by_either() -> None:
-    takes = [Take(np.ones(400, np.float32), classes, False) for classes in ((0, 1), (0,), (1, 0))]
+    takes = [
+        Foreground(np.ones(400, np.float32), classes, False) for classes in ((0, 1), (0,), (1, 0))
+    ]
     scores = np.array([[0.4, 0.6], [0.3, 0.5], [0.7, 0.1]])
     report = clip_report(takes, scores, LABELS)
     assert report.accuracy == pytest.approx(2 / 3)
@@ -63,14 +66,14 @@ def test_clip_scores_ask_only_windows_that_hold_the_sound() -> None:
         assert (windows[:, :100] != 0).any()
         return np.full((len(windows), 2), 0.5, np.float32)
 
-    take = Take(waveform, (0,), False)
+    take = Foreground(waveform, (0,), False)
     scores = clip_scores([take], score, round(WINDOW_S * SAMPLE_RATE))
     np.testing.assert_allclose(scores, 0.5)
     assert asked == [1]
 
 
 def test_clips_shorter_than_a_window_are_padded() -> None:
-    take = Take(np.full(8000, 0.5, np.float32), (0,), False)
+    take = Foreground(np.full(8000, 0.5, np.float32), (0,), False)
     scores = clip_scores([take], lambda w: np.full((len(w), 2), 0.25, np.float32), 40_960)
     np.testing.assert_allclose(scores, 0.25)
 
@@ -129,10 +132,10 @@ def test_a_class_without_sounds_has_no_figures_but_its_false_alarms_count() -> N
 
 
 def test_laid_takes_are_where_the_truth_says_at_the_level_it_says() -> None:
-    takes = synthesised_takes(0, ["Siren"], 4)
+    takes = generated_foregrounds(0, ["Siren"], 4)
     backgrounds = generated_backgrounds(0, 6, with_speech=False)
-    laying = Laying(snr_db=(20.0, 20.0), level_dbfs=(-20.0, -20.0))
-    strip = lay_takes(np.random.default_rng(2), takes, backgrounds, ["Siren"], laying)
+    laying = SoundscapeSpec(snr_db=(20.0, 20.0), level_dbfs=(-20.0, -20.0))
+    strip = mix_soundscape(np.random.default_rng(2), takes, backgrounds, ["Siren"], laying)
     assert len(strip.truth) == 4
     samples = strip.pcm / 32_768
     for before, sound in zip([None, *strip.truth[:-1]], strip.truth, strict=True):
@@ -147,7 +150,7 @@ def test_laid_takes_are_where_the_truth_says_at_the_level_it_says() -> None:
 
 def test_laid_backgrounds_hold_no_sound_and_have_their_length() -> None:
     backgrounds = generated_backgrounds(0, 6, with_speech=False)
-    strip = lay_backgrounds(np.random.default_rng(0), backgrounds, 20.0)
+    strip = mix_backgrounds(np.random.default_rng(0), backgrounds, 20.0)
     assert strip.truth == []
     assert strip.duration_s == 20.0
     assert strip.pcm.any()
@@ -169,15 +172,17 @@ def test_sounds_lie_as_far_apart_as_asked_but_a_quarter_closer_than_a_window(
 
 
 def test_a_take_of_two_classes_is_a_sound_of_each_at_the_same_place() -> None:
-    (take, *_) = synthesised_takes(0, ["Siren"], 1)
-    takes = [Take(take.waveform, classes, False, "both.wav") for classes in ((0, 1), (1, 0), (1,))]
+    (take, *_) = generated_foregrounds(0, ["Siren"], 1)
+    takes = [
+        Foreground(take.waveform, classes, False, "both.wav") for classes in ((0, 1), (1, 0), (1,))
+    ]
     backgrounds = generated_backgrounds(0, 3, with_speech=False)
-    laying = Laying(disturbances=Disturbances(dropout_share=1.0, step_share=1.0))
-    strip = lay_takes(np.random.default_rng(0), takes, backgrounds, LABELS, laying)
+    laying = SoundscapeSpec(disturbances=Disturbances(dropout_prob=1.0, level_step_prob=1.0))
+    strip = mix_soundscape(np.random.default_rng(0), takes, backgrounds, LABELS, laying)
     spans = [(one.onset_s, one.offset_s) for one in strip.truth]
     assert sorted(one.label for one in strip.truth) == ["Bark"] * 2 + ["Siren"] * 3
     assert len(set(spans)) == 3
-    assert sum(part.kind == "background" for part in strip.bed) == 3
+    assert sum(part.kind == "background" for part in strip.backgrounds) == 3
     gaps = np.diff(sorted({onset_s for onset_s, _ in spans})) - (spans[0][1] - spans[0][0])
     assert (gaps >= laying.gap_s[0] + laying.same_class_gap_s - 0.01).all()
     one = ideal_strip(strip.truth, duration_s=strip.duration_s)
@@ -186,28 +191,34 @@ def test_a_take_of_two_classes_is_a_sound_of_each_at_the_same_place() -> None:
     assert (report.n_found, report.n_sounds, report.false_alarms.count) == (5, 5, 0)
 
 
-def _event_of(sound: Planted) -> list[Event]:
+def _event_of(sound: ReferenceEvent) -> list[Event]:
     return begin_and_end(
         sound.label, sound.onset_s, sound.offset_s, sound.onset_s + 1, sound.offset_s + 1
     )
 
 
-def _laid(laying: Laying, seed: int = 0) -> Strip:
-    takes = synthesised_takes(0, ["Siren", "Alarm"], 8)
+def _laid(laying: SoundscapeSpec, seed: int = 0) -> Soundscape:
+    takes = generated_foregrounds(0, ["Siren", "Alarm"], 8)
     backgrounds = generated_backgrounds(0, 6, with_speech=False)
-    return lay_takes(np.random.default_rng(seed), takes, backgrounds, ["Siren", "Alarm"], laying)
+    return mix_soundscape(
+        np.random.default_rng(seed), takes, backgrounds, ["Siren", "Alarm"], laying
+    )
 
 
 def test_the_same_seed_lays_the_same_strip() -> None:
-    laying = Laying(close_share=0.5, disturbances=Disturbances(dropout_share=0.5, step_share=0.5))
+    laying = SoundscapeSpec(
+        close_prob=0.5, disturbances=Disturbances(dropout_prob=0.5, level_step_prob=0.5)
+    )
     first, again, other = _laid(laying), _laid(laying), _laid(laying, seed=1)
     np.testing.assert_array_equal(first.pcm, again.pcm)
-    assert (first.truth, first.bed) == (again.truth, again.bed)
+    assert (first.truth, first.backgrounds) == (again.truth, again.backgrounds)
     assert first.truth != other.truth
 
 
 def test_gaps_lie_on_both_sides_of_the_window() -> None:
-    truth = _laid(Laying(close_gap_s=(0.3, WINDOW_S), close_share=0.5, same_class_gap_s=0.0)).truth
+    truth = _laid(
+        SoundscapeSpec(close_gap_s=(0.3, WINDOW_S), close_prob=0.5, same_class_gap_s=0.0)
+    ).truth
     gaps = [after.onset_s - before.offset_s for before, after in itertools.pairwise(truth)]
     assert min(gaps) >= 0.3
     n_close = sum(gap < WINDOW_S for gap in gaps)
@@ -216,7 +227,7 @@ def test_gaps_lie_on_both_sides_of_the_window() -> None:
 
 def test_neighbours_of_one_class_are_laid_where_asked() -> None:
     def n_neighbours(share: float) -> int:
-        labels = [sound.label for sound in _laid(Laying(neighbour_share=share)).truth]
+        labels = [sound.label for sound in _laid(SoundscapeSpec(same_class_prob=share)).truth]
         return sum(before == after for before, after in itertools.pairwise(labels))
 
     assert n_neighbours(1.0) == 14  # all of the one class, then all of the other
@@ -224,8 +235,8 @@ def test_neighbours_of_one_class_are_laid_where_asked() -> None:
 
 
 def test_dropouts_are_silent_and_clear_of_the_sounds() -> None:
-    strip = _laid(Laying(disturbances=Disturbances(dropout_share=1.0)))
-    dropouts = [part for part in strip.bed if part.kind == "dropout"]
+    strip = _laid(SoundscapeSpec(disturbances=Disturbances(dropout_prob=1.0)))
+    dropouts = [part for part in strip.backgrounds if part.kind == "dropout"]
     assert len(dropouts) == len(strip.truth)
     for part in dropouts:
         start, stop = (round(at * SAMPLE_RATE) for at in (part.start_s, part.stop_s))
@@ -236,9 +247,12 @@ def test_dropouts_are_silent_and_clear_of_the_sounds() -> None:
 
 
 def test_level_steps_change_the_background_and_not_the_sounds() -> None:
-    plain = _laid(Laying())
-    stepped = _laid(Laying(disturbances=Disturbances(step_share=1.0)))
-    (first, *_), steps = stepped.truth, [part for part in stepped.bed if part.kind == "step"]
+    plain = _laid(SoundscapeSpec())
+    stepped = _laid(SoundscapeSpec(disturbances=Disturbances(level_step_prob=1.0)))
+    (first, *_), steps = (
+        stepped.truth,
+        [part for part in stepped.backgrounds if part.kind == "step"],
+    )
     assert len(steps) == len(stepped.truth)
     assert steps[0].stop_s < first.onset_s
     changed = stepped.pcm[: round(steps[0].stop_s * SAMPLE_RATE) - 1].astype(float)
@@ -252,6 +266,6 @@ def test_level_steps_change_the_background_and_not_the_sounds() -> None:
 
 
 def test_a_planted_sound_says_which_clip_it_was() -> None:
-    clips = {sound.clip for sound in _laid(Laying()).truth}
+    clips = {sound.clip for sound in _laid(SoundscapeSpec()).truth}
     assert len(clips) == 16
     assert {clip.rsplit("-", 2)[0] for clip in clips} == {"co_alarm", "siren"}

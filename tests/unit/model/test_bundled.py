@@ -11,15 +11,15 @@ import pytest
 
 from ast_stream.detect.detector import Detector
 from ast_stream.evaluation.measure import detector_of
-from ast_stream.evaluation.scoring import score_strip
+from ast_stream.evaluation.scoring import score_soundscape
 from ast_stream.evaluation.streams import measure_streams
 from ast_stream.labels import slug
 from ast_stream.messages.event import Event, Pcm16
 from ast_stream.model.selfcheck import self_check
 from ast_stream.model.tagger import Tagger, load_tagger
 from ast_stream.soundscape.backgrounds import BACKGROUNDS
+from ast_stream.soundscape.mixing import Soundscape
 from ast_stream.soundscape.scene import generate_scene
-from ast_stream.soundscape.streams import Strip
 from ast_stream.soundscape.synthesis import SOUNDS, to_active_level
 from ast_stream.units import FULL_SCALE, SAMPLE_RATE
 
@@ -74,7 +74,8 @@ def test_it_was_trained_only_on_clips_whose_licence_allows_it() -> None:
 def test_it_finds_all_sounds_of_scenes_near_their_onsets(tagger: Tagger) -> None:
     scenes = [generate_scene(seed, 40.0) for seed in range(3)]
     scored = [
-        score_strip(detector_of(tagger, None), Strip(scene.pcm, scene.truth)) for scene in scenes
+        score_soundscape(detector_of(tagger, None), Soundscape(scene.pcm, scene.truth))
+        for scene in scenes
     ]
     report = measure_streams(scored, tagger.labels).report
     assert report.n_found == report.n_sounds

@@ -7,14 +7,15 @@ import itertools
 import numpy as np
 import pytest
 
-from ast_stream.soundscape.scene import Planted, SceneRenderer, generate_scene
+from ast_stream.soundscape.mixing import ReferenceEvent
+from ast_stream.soundscape.scene import SceneRenderer, generate_scene
 from ast_stream.soundscape.synthesis import SOUNDS
 from ast_stream.units import FULL_SCALE, SAMPLE_RATE
 
 WINDOW_S = 2.56
 
 
-def _truth(seed: int, duration_s: float) -> list[Planted]:
+def _truth(seed: int, duration_s: float) -> list[ReferenceEvent]:
     return generate_scene(seed, duration_s).truth
 
 

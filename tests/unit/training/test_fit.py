@@ -13,8 +13,7 @@ import torch
 from ast_stream.errors import AstStreamError, CheckpointError
 from ast_stream.model.ast import AudioSpectrogramTransformer
 from ast_stream.model.dims import AstDims, Normalization
-from ast_stream.soundscape.mixing import Mixing, WindowMaker
-from ast_stream.soundscape.takes import Material, synthesised_takes
+from ast_stream.soundscape.soundbank import Soundbank, generated_foregrounds
 from ast_stream.training.augment import SpectrogramAugmentation
 from ast_stream.training.cpu_speed import attend_short
 from ast_stream.training.curves import plot_curves
@@ -23,6 +22,7 @@ from ast_stream.training.initialize import new_model
 from ast_stream.training.objective import detection_loss, forward_some_patches
 from ast_stream.training.recipe import Recipe
 from ast_stream.training.state import METRICS_FILE, Metrics, read_metrics
+from ast_stream.training.windows import WindowMixing, WindowSampler
 
 LABELS = ("Siren", "Telephone dialing, DTMF")
 DIMS = AstDims(
@@ -42,17 +42,17 @@ TINY = Recipe(
 
 
 @pytest.fixture(scope="module")
-def maker() -> WindowMaker:
-    material = Material(LABELS, tuple(synthesised_takes(0, LABELS, 4)), ())
-    return WindowMaker(material, 64 * 160, Mixing(min_context_s=0.3))
+def maker() -> WindowSampler:
+    material = Soundbank(LABELS, tuple(generated_foregrounds(0, LABELS, 4)), ())
+    return WindowSampler(material, 64 * 160, WindowMixing(min_context_s=0.3))
 
 
-def _trainer(maker: WindowMaker, folder: Path, recipe: Recipe = TINY) -> Trainer:
+def _trainer(maker: WindowSampler, folder: Path, recipe: Recipe = TINY) -> Trainer:
     return Trainer(new_model(DIMS, recipe), maker, recipe, folder, NORMALIZATION)
 
 
 def test_a_resumed_training_gives_the_same_curve_and_weights(
-    maker: WindowMaker, tmp_path: Path
+    maker: WindowSampler, tmp_path: Path
 ) -> None:
     whole = _trainer(maker, tmp_path / "whole")
     expected = list(whole.run())
@@ -69,7 +69,7 @@ def test_a_resumed_training_gives_the_same_curve_and_weights(
         assert torch.equal(before, after)
 
 
-def test_a_finished_training_is_not_trained_again(maker: WindowMaker, tmp_path: Path) -> None:
+def test_a_finished_training_is_not_trained_again(maker: WindowSampler, tmp_path: Path) -> None:
     list(_trainer(maker, tmp_path).run())
     again = _trainer(maker, tmp_path)
     assert list(again.run()) == []
@@ -77,7 +77,7 @@ def test_a_finished_training_is_not_trained_again(maker: WindowMaker, tmp_path: 
 
 
 def test_a_training_that_diverges_ends_and_keeps_the_last_good_state(
-    maker: WindowMaker, tmp_path: Path
+    maker: WindowSampler, tmp_path: Path
 ) -> None:
     steep = replace(TINY, steps=50, learning_rate=1e30, gradient_clip=0.0)
     with pytest.raises(
@@ -87,7 +87,7 @@ def test_a_training_that_diverges_ends_and_keeps_the_last_good_state(
     assert all(math.isfinite(report["loss"]) for report in read_metrics(tmp_path))
 
 
-def test_a_state_of_another_recipe_is_refused(maker: WindowMaker, tmp_path: Path) -> None:
+def test_a_state_of_another_recipe_is_refused(maker: WindowSampler, tmp_path: Path) -> None:
     list(_trainer(maker, tmp_path).run())
     with pytest.raises(
         CheckpointError, match=r"got other recipe\.learning_rate \(0\.0008, now 1\.0\)"
@@ -95,14 +95,16 @@ def test_a_state_of_another_recipe_is_refused(maker: WindowMaker, tmp_path: Path
         _trainer(maker, tmp_path, replace(TINY, learning_rate=1.0))
 
 
-def test_old_metrics_without_a_state_are_not_continued(maker: WindowMaker, tmp_path: Path) -> None:
+def test_old_metrics_without_a_state_are_not_continued(
+    maker: WindowSampler, tmp_path: Path
+) -> None:
     (tmp_path / METRICS_FILE).write_text('{"step": 99}\n')
     list(_trainer(maker, tmp_path).run())
     assert [one["step"] for one in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
 def test_measurements_of_the_averaged_model_join_the_reports(
-    maker: WindowMaker, tmp_path: Path
+    maker: WindowSampler, tmp_path: Path
 ) -> None:
     seen: list[AudioSpectrogramTransformer] = []
 
@@ -117,15 +119,15 @@ def test_measurements_of_the_averaged_model_join_the_reports(
 
 
 def test_training_learns_to_tell_two_sounds(tmp_path: Path) -> None:
-    material = Material(LABELS, tuple(synthesised_takes(0, LABELS, 4)), ())
-    clean = Mixing(
-        background_only_share=0.0,
-        second_sound_share=0.0,
-        partial_share=0.0,
+    material = Soundbank(LABELS, tuple(generated_foregrounds(0, LABELS, 4)), ())
+    clean = WindowMixing(
+        background_only_prob=0.0,
+        second_sound_prob=0.0,
+        partial_prob=0.0,
         level_dbfs=(-20.0, -18.0),
         common_level_dbfs=(-20.0, -18.0),
     )
-    maker = WindowMaker(material, 64 * 160, clean)
+    maker = WindowSampler(material, 64 * 160, clean)
     recipe = replace(
         TINY, steps=50, batch_size=16, learning_rate=3e-3, warmup_steps=5, patch_share=1.0,
         augmentation=SpectrogramAugmentation(0.0, 0, 0),
@@ -135,7 +137,7 @@ def test_training_learns_to_tell_two_sounds(tmp_path: Path) -> None:
 
 
 def test_the_learning_rate_warms_up_and_falls_to_nothing(
-    maker: WindowMaker, tmp_path: Path
+    maker: WindowSampler, tmp_path: Path
 ) -> None:
     rates = [one["lr"] for one in _trainer(maker, tmp_path).run()]
     assert max(rates) == pytest.approx(TINY.learning_rate)

@@ -12,12 +12,12 @@ from tiny_model import TINY_DIMS, save_tiny
 from ast_stream.cli.train_plan import Overrides, choose_preset, plan_of
 from ast_stream.dataset.clips import Columns
 from ast_stream.errors import UsageError
-from ast_stream.training.clip_batches import ClipMixing
 from ast_stream.training.initialize import new_model
 from ast_stream.training.optimizers import optimizers_of, set_rate
 from ast_stream.training.plan import Plan
 from ast_stream.training.presets import PRESETS, PresetName, fine_tuning
 from ast_stream.training.recipe import Recipe
+from ast_stream.training.windows import ClipMixing
 
 EPOCH = 100  # steps
 
@@ -127,7 +127,7 @@ def test_options_override_the_preset() -> None:
     assert (plan.recipe.steps, plan.recipe.epochs) == (7, None)
     assert (plan.recipe.batch_size, plan.recipe.learning_rate) == (3, 0.5)
     assert (plan.window_s, plan.max_frames, plan.width) == (2.0, None, 128)
-    assert plan.mixing == ClipMixing(mixup_share=0.6)
+    assert plan.mixing == ClipMixing(mixup_prob=0.6)
 
 
 def test_sizes_that_cannot_be_are_refused(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from ast_stream.model.checkpoint import load_checkpoint
 from ast_stream.model.grid import change_stride
 from ast_stream.model.selfcheck import self_check
 from ast_stream.model.tagger import Tagger
-from ast_stream.training.clip_batches import ClipMixing
 from ast_stream.training.plan import Plan
 from ast_stream.training.prepare import prepare
 from ast_stream.training.presets import PRESETS
@@ -27,6 +26,7 @@ from ast_stream.training.recipe import Recipe
 from ast_stream.training.session import train
 from ast_stream.training.start import first_model
 from ast_stream.training.state import Metrics
+from ast_stream.training.windows import ClipMixing
 from ast_stream.units import SAMPLE_RATE
 
 N_CLIPS = 4
@@ -283,7 +283,7 @@ def test_whole_clips_are_trained_on_with_the_recipes_of_the_paper(
     assert reports[-1]["step"] == 4  # two epochs of four clips, three and one at a time
     assert trained.dims.max_frames == 128
     assert trained.normalization.mean < 0
-    assert trained.metadata.provenance["mixing"]["mixup_share"] == 0.0
+    assert trained.metadata.provenance["mixing"]["mixup_prob"] == 0.0
 
 
 def test_clips_with_several_labels_are_refused_where_one_is_needed(

@@ -1,8 +1,7 @@
-"""Labelled data: what is read, every problem told at once, and windows that honour the sound."""
+"""Labelled recordings: what is read, and every problem reported at once."""
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,40 +9,15 @@ import pytest
 import soundfile
 
 from ast_stream.cli.clip_options import accepted_values
-from ast_stream.dataset.clips import Clip, Columns, load_recordings, read_clips
+from ast_stream.dataset.clips import Columns, load_recordings, read_clips
 from ast_stream.errors import ConfigError, UsageError
-from ast_stream.soundscape.mixing import Mixing, WindowMaker
-from ast_stream.soundscape.takes import (
-    Material,
-    Take,
-    generated_backgrounds,
-    recorded_takes,
-    synthesised_takes,
-)
 from ast_stream.units import SAMPLE_RATE
-
-N_SAMPLES = 40_960
-CLEAN = Mixing(
-    background_only_share=0.0,
-    background_share=0.0,
-    second_sound_share=0.0,
-    floor_share=0.0,
-    partial_share=0.0,
-    speed=(1.0, 1.0),
-)
 
 
 def _write(path: Path, seconds: float = 0.5, rate: int = SAMPLE_RATE, channels: int = 1) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     samples = 0.1 * np.random.default_rng(0).standard_normal((round(seconds * rate), channels))
     soundfile.write(path, samples, rate)
-
-
-def _burst_take(begin_s: float, end_s: float, length_s: float = 8.0) -> Take:
-    waveform = np.zeros(round(length_s * SAMPLE_RATE), np.float32)
-    begin, end = round(begin_s * SAMPLE_RATE), round(end_s * SAMPLE_RATE)
-    waveform[begin:end] = 0.1 * np.random.default_rng(1).standard_normal(end - begin)
-    return Take(waveform, (0,), is_generated=False)
 
 
 def test_a_folder_per_class_gives_its_files_with_the_folder_as_label(tmp_path: Path) -> None:
@@ -365,118 +339,3 @@ def test_a_second_condition_for_a_column_is_refused() -> None:
 def test_a_source_that_is_nowhere_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected a folder or a CSV file"):
         read_clips(tmp_path / "nowhere")
-
-
-def test_windows_of_a_short_sound_are_examples_only_where_they_hold_it() -> None:
-    take = _burst_take(3.0, 3.5)
-    maker = WindowMaker(Material(("Bark",), (take,), ()), N_SAMPLES, CLEAN)
-    n_examples = 0
-    for seed in range(200):
-        window = maker.draw(np.random.default_rng(seed))
-        held_s = np.count_nonzero(window.waveform) / SAMPLE_RATE
-        if window.weight[0] and window.target[0] > 0:
-            n_examples += 1
-            assert held_s > 0.15
-        elif window.weight[0]:
-            assert held_s < 0.1
-    assert n_examples > 100
-
-
-@pytest.mark.parametrize("amplitude", [0.0, 1e-5])
-def test_windows_of_silence_are_no_examples_of_a_class(amplitude: float) -> None:
-    noise = np.random.default_rng(0).standard_normal(2 * SAMPLE_RATE)
-    take = Take((amplitude * noise).astype(np.float32), (0,), is_generated=False)
-    maker = WindowMaker(Material(("Bark",), (take,), ()), N_SAMPLES, CLEAN)
-    windows = [maker.draw(np.random.default_rng(seed)) for seed in range(50)]
-    assert not any(window.weight[0] or window.target[0] for window in windows)
-
-
-def test_a_long_sound_is_an_example_soon_after_it_enters() -> None:
-    take = _burst_take(1.0, 7.0)
-    maker = WindowMaker(Material(("Rain",), (take,), ()), N_SAMPLES, CLEAN)
-    held = [
-        np.count_nonzero(window.waveform) / SAMPLE_RATE
-        for window in (maker.draw(np.random.default_rng(seed)) for seed in range(200))
-        if window.weight[0] and window.target[0] == 1.0
-    ]
-    assert 0.45 < min(held) < 0.8
-    assert max(held) == pytest.approx(N_SAMPLES / SAMPLE_RATE, abs=0.01)
-
-
-def test_windows_at_the_edge_of_a_sound_tell_what_it_is_not() -> None:
-    take = _burst_take(1.0, 7.0)
-    mixing = dataclasses.replace(CLEAN, edge_share=1.0, room_share=0.0)
-    maker = WindowMaker(Material(("Rain", "Waves, surf"), (take,), ()), N_SAMPLES, mixing)
-    windows = [maker.draw(np.random.default_rng(seed)) for seed in range(200)]
-    held_s = [np.count_nonzero(window.waveform) / SAMPLE_RATE for window in windows]
-    assert max(held_s) < 0.25 * N_SAMPLES / SAMPLE_RATE
-    for window in windows:
-        assert window.weight[1] == 1.0
-        assert window.target[1] == 0.0
-    assert sum(not window.weight[0] for window in windows) > 100  # neither Rain nor without it
-    entering = [bool(window.waveform[-1]) for window in windows]
-    assert 60 < sum(entering) < 140
-
-
-def test_generated_sounds_lie_below_backgrounds_that_would_drown_recordings() -> None:
-    mixing = dataclasses.replace(
-        CLEAN, background_share=1.0, snr_db=(60.0, 60.0), generated_snr_db=(-6.0, -6.0)
-    )
-    background = _burst_take(0.0, 8.0).waveform
-    power = []
-    for is_generated in (False, True):
-        take = dataclasses.replace(_burst_take(1.0, 7.0), is_generated=is_generated)
-        maker = WindowMaker(Material(("Siren",), (take,), (background,)), N_SAMPLES, mixing)
-        windows = [maker.draw(np.random.default_rng(seed)) for seed in range(40)]
-        power.append(np.mean([np.square(window.waveform).mean() for window in windows]))
-    assert power[1] > 3 * power[0]
-
-
-def test_the_fainter_of_two_sounds_fades_out_of_the_label() -> None:
-    takes = [Take(_burst_take(0.0, 8.0).waveform, (index,), False) for index in (0, 1)]
-    mixing = Mixing(background_only_share=0.0, second_sound_share=1.0, edge_share=0.0)
-    maker = WindowMaker(Material(("A", "B"), tuple(takes), ()), N_SAMPLES, mixing)
-    targets = np.stack([maker.draw(np.random.default_rng(seed)).target for seed in range(100)])
-    assert (targets.max(axis=1) == 1.0).mean() > 0.9
-    fainter = targets.min(axis=1)
-    assert ((fainter > 0.0) & (fainter < 1.0)).mean() > 0.3
-
-
-def test_windows_repeat_by_seed_and_stay_in_range() -> None:
-    takes = tuple(synthesised_takes(0, ["Siren", "Alarm"], 2))
-    backgrounds = tuple(generated_backgrounds(0, 4, with_speech=False))
-    maker = WindowMaker(Material(("Siren", "Alarm"), takes, backgrounds), N_SAMPLES, Mixing())
-    for seed in range(30):
-        first, again = (maker.draw(np.random.default_rng(seed)) for _ in range(2))
-        np.testing.assert_array_equal(first.waveform, again.waveform)
-        assert first.waveform.shape == (N_SAMPLES,)
-        assert np.abs(first.waveform).max() <= 1.0
-        assert 98 <= first.n_real_frames <= 254
-        assert not first.waveform[first.n_real_frames * 160 + 400 :].any()
-
-
-def test_takes_know_their_labels_and_how_much_sound_they_hold() -> None:
-    take = _burst_take(2.0, 3.0)
-    assert take.active_span == (2 * SAMPLE_RATE, 3 * SAMPLE_RATE)
-    assert take.active_s(0, 2 * SAMPLE_RATE) == 0.0
-    assert take.active_s(-5000, round(2.5 * SAMPLE_RATE)) == pytest.approx(0.5)
-    assert take.most_active_s(N_SAMPLES) == pytest.approx(1.0)
-    assert take.most_active_s(SAMPLE_RATE // 2) == pytest.approx(0.5)
-
-
-def test_recordings_of_one_name_in_two_folders_are_told_apart(tmp_path: Path) -> None:
-    clips = []
-    for label in ("Bark", "Rain"):
-        (tmp_path / label).mkdir()
-        _write(tmp_path / label / "00.wav")
-        clips.append(Clip(tmp_path / label / "00.wav", (label,)))
-    takes = recorded_takes(load_recordings(clips, fewest=1), ["Bark", "Rain"])
-    assert len({take.name for take in takes}) == 2
-
-
-def test_recordings_become_takes_of_their_labels(tmp_path: Path) -> None:
-    _write(tmp_path / "a.wav")
-    _write(tmp_path / "b.wav")
-    clips = [Clip(tmp_path / "a.wav", ("Rain", "Bark")), Clip(tmp_path / "b.wav", ("Rain", "Bark"))]
-    takes = recorded_takes(load_recordings(clips), ["Bark", "Rain"])
-    assert [take.classes for take in takes] == [(1, 0), (1, 0)]

@@ -10,10 +10,13 @@ import pytest
 import soundfile
 
 from ast_stream.audio.activity import active_rms
-from ast_stream.dataset.negatives import negative_files
 from ast_stream.errors import ConfigError
-from ast_stream.soundscape import recorded_backgrounds
-from ast_stream.soundscape.recorded_backgrounds import background_pieces, read_backgrounds
+from ast_stream.soundscape import backgrounds
+from ast_stream.soundscape.backgrounds import (
+    background_pieces,
+    background_recordings,
+    read_backgrounds,
+)
 from ast_stream.soundscape.synthesis import ACTIVE_DBFS
 from ast_stream.units import SAMPLE_RATE
 
@@ -41,7 +44,7 @@ def test_folders_other_rates_and_mp3_are_read(tmp_path: Path) -> None:
     assert 21.9 < sum(map(len, pieces)) / SAMPLE_RATE < 22.3
 
 
-@pytest.mark.parametrize("read", [read_backgrounds, negative_files])
+@pytest.mark.parametrize("read", [read_backgrounds, background_recordings])
 def test_a_recording_in_a_folder_that_cannot_be_read_is_named_and_not_left_out(
     tmp_path: Path, read: Callable[[list[Path]], object]
 ) -> None:
@@ -72,7 +75,7 @@ def test_silence_and_splinters_are_left_out(tmp_path: Path) -> None:
 def test_of_very_long_recordings_evenly_spread_pieces_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recorded_backgrounds, "MOST_S", 30.0)
+    monkeypatch.setattr(backgrounds, "MAX_RECORDED_S", 30.0)
     files = [_noise(tmp_path / f"{number}.wav", 40.0) for number in range(2)]
     assert len(read_backgrounds(files)) == 4  # 80 s in 8 pieces, every third of each file
 

@@ -1,0 +1,394 @@
+"""Training windows: mixed as a live stream shows sounds, or whole clips; and their statistics.
+
+`WindowSampler` shows sounds as a stream does: entering, leaving, mixed, faint. A label holds for
+the sound and not for the file: a window that caught little of the sound is no example of its class,
+and one that caught some of it teaches nothing about it.
+
+`ClipSampler` draws whole clips as the AST repository trains on them: epochs, balanced sampling,
+mixup of waveforms. Source: YuanGongND/ast, src/dataloader.py and src/gen_weight_file.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+import soxr
+import torch
+
+from ast_stream.audio.activity import Waveform
+from ast_stream.model.dims import Normalization
+from ast_stream.model.fbank import Fbank, pad_frames
+from ast_stream.soundscape.soundbank import Foreground, Soundbank
+from ast_stream.soundscape.synthesis import ACTIVE_DBFS, Random, in_a_room
+from ast_stream.training.augment import Augment, SpectrogramAugmentation
+from ast_stream.units import SAMPLE_RATE, frame_count, samples_for_frames, seconds_to_samples
+
+ENOUGH_RATIO = 0.4  # of the most sound a window of this foreground can hold, makes an example,
+ENOUGH_S = 0.5  # and so does this much, whatever the ratio
+NEEDED_RATIO = 0.6  # the same for classes of `WindowMixing.needed_s`
+TOO_LITTLE_RATIO = 0.04  # below this the window counts as without the sound
+
+NORMALIZATION_WINDOWS = 400
+# Source: YuanGongND/ast, src/get_norm_stats.py
+PUBLISHED_BATCH = 1000
+PUBLISHED_MIXUP_PROB = 0.5
+PUBLISHED_MASKS = SpectrogramAugmentation(filter_spread=0.0, frequency_mask=24, time_mask=192)
+_UNCHANGED = Normalization(mean=0.0, std=0.5)
+
+_EPOCH_ORDER, _MIXUP = 1, 2  # independent random streams of one seed
+
+
+@dataclass(frozen=True)
+class WindowMixing:
+    """How windows are mixed; levels are dBFS of the sounding part."""
+
+    background_only_prob: float = 0.25
+    background_prob: float = 0.6
+    second_sound_prob: float = 0.4
+    generated_prob: float = 0.5  # of a class that has recordings and a generator
+    generated_class_weight: float = 0.7  # of a class that only has a generator
+    speed: tuple[float, float] = (0.8, 1.25)
+    room_prob: float = 0.3  # of the recorded sounds are heard in another room, too
+    level_dbfs: tuple[float, float] = (-50.0, -6.0)
+    common_level_dbfs: tuple[float, float] = (-32.0, -14.0)  # of half of the sounds
+    background_dbfs: tuple[float, float] = (-75.0, -10.0)
+    snr_db: tuple[float, float] = (-3.0, 35.0)
+    generated_snr_db: tuple[float, float] = (-9.0, 30.0)  # alarms carry through what drowns rain
+    floor_dbfs: tuple[float, float] = (-100.0, -55.0)
+    floor_prob: float = 0.7
+    silence_prob: float = 0.04  # of background windows are digital silence
+    edge_prob: float = 0.25  # of sounds have only just begun, or are almost over
+    partial_prob: float = 0.15  # of windows were scored before a whole window had come
+    min_context_s: float = 1.0
+    # classes that take longer to recognise than ENOUGH_S: one tick is no clock
+    needed_s: Mapping[str, float] = field(default_factory=lambda: {"Tick-tock": 1.25})
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """One example.
+
+    Attributes:
+        waveform: shape (n_samples,), float32 in [-1, 1].
+        n_real_frames: frames of real sound; what follows is padding.
+        target: shape (n_classes,), float32 in [0, 1].
+        weight: shape (n_classes,), 0 where the window says nothing about the class.
+    """
+
+    waveform: Waveform
+    n_real_frames: int
+    target: npt.NDArray[np.float32]
+    weight: npt.NDArray[np.float32]
+
+
+class WindowSampler:
+    """Draws windows of `n_samples` from some soundbank; the generator passed in decides all.
+
+    Each class is drawn equally often, however many foregrounds it has; one without any never is.
+
+    Raises:
+        ValueError: no class has any foreground.
+    """
+
+    def __init__(self, soundbank: Soundbank, n_samples: int, mixing: WindowMixing) -> None:
+        self._soundbank = soundbank
+        self.labels = list(soundbank.labels)
+        self._mixing = mixing
+        self._n_samples = n_samples
+        self._recorded: list[list[Foreground]] = []
+        self._generated: list[list[Foreground]] = []
+        for index in range(len(soundbank.labels)):
+            foregrounds = soundbank.foregrounds_of(index)
+            self._recorded.append([sound for sound in foregrounds if not sound.is_generated])
+            self._generated.append([sound for sound in foregrounds if sound.is_generated])
+        self.has_examples = [
+            bool(recorded or generated)
+            for recorded, generated in zip(self._recorded, self._generated, strict=True)
+        ]
+        weights = np.where(
+            [bool(recorded) for recorded in self._recorded], 1.0, mixing.generated_class_weight
+        )
+        weights = weights * self.has_examples
+        if not weights.any():
+            raise ValueError("soundbank: expected foregrounds of at least one class, got none")
+        self._class_prob = weights / weights.sum()
+
+    def draw_batch(self, seed: int, step: int, size: int) -> list[Window]:
+        """Return the windows of one training step."""
+        rng = np.random.default_rng((seed, step))
+        return [self.draw(rng) for _ in range(size)]
+
+    def draw(self, rng: Random) -> Window:
+        """Return one window."""
+        n_real = self._n_samples
+        if rng.random() < self._mixing.partial_prob:
+            least = min(seconds_to_samples(self._mixing.min_context_s), n_real)
+            n_real = int(rng.integers(least, n_real + 1))
+        n_classes = len(self._soundbank.labels)
+        target, weight = np.zeros(n_classes, np.float32), np.ones(n_classes, np.float32)
+        if rng.random() < self._mixing.background_only_prob:
+            mix = self._background_window(rng, n_real)
+        else:
+            mix = self._sound_window(rng, n_real, target, weight)
+        if rng.random() < self._mixing.floor_prob:
+            floor = 10 ** (rng.uniform(*self._mixing.floor_dbfs) / 20)
+            mix += floor * rng.standard_normal(n_real, np.float32)
+        waveform = np.zeros(self._n_samples, np.float32)
+        waveform[:n_real] = np.clip(mix, -1.0, 1.0)
+        return Window(waveform, frame_count(n_real), target, weight)
+
+    def _sound_window(
+        self,
+        rng: Random,
+        n_samples: int,
+        target: npt.NDArray[np.float32],
+        weight: npt.NDArray[np.float32],
+    ) -> Waveform:
+        is_common = rng.random() < 0.5
+        level_dbfs = rng.uniform(
+            *(self._mixing.common_level_dbfs if is_common else self._mixing.level_dbfs)
+        )
+        mix = np.zeros(n_samples, np.float32)
+        weights, all_generated = [1.0], True
+        if rng.random() < self._mixing.second_sound_prob:
+            first = rng.beta(1.0, 1.0)
+            weights = [max(first, 1 - first), min(first, 1 - first)]
+        for mix_weight in weights:
+            sound, foreground, presence = self._crop(rng, n_samples)
+            # equal parts are both fully there; the fainter part fades out of the label too
+            _label(target, weight, foreground.classes, presence, min(1.0, 2 * mix_weight))
+            gain = 10 ** (level_dbfs / 20) / max(foreground.rms, 1e-5)
+            mix += mix_weight / weights[0] * gain * sound
+            all_generated = all_generated and foreground.is_generated
+        if rng.random() < self._mixing.background_prob:
+            snr_db = self._mixing.generated_snr_db if all_generated else self._mixing.snr_db
+            noise_dbfs = level_dbfs - rng.uniform(*snr_db)
+            mix += self._background(rng, n_samples, noise_dbfs)
+        return mix
+
+    def _background_window(self, rng: Random, n_samples: int) -> Waveform:
+        if rng.random() < self._mixing.silence_prob:
+            return np.zeros(n_samples, np.float32)
+        mix = self._background(rng, n_samples, rng.uniform(*self._mixing.background_dbfs))
+        if rng.random() < 0.5:
+            mix += self._background(rng, n_samples, rng.uniform(*self._mixing.background_dbfs))
+        return mix
+
+    def _background(self, rng: Random, n_samples: int, dbfs: float) -> Waveform:
+        backgrounds = self._soundbank.backgrounds
+        if not backgrounds:
+            return np.zeros(n_samples, np.float32)
+        whole = backgrounds[int(rng.integers(len(backgrounds)))]
+        start = int(rng.integers(max(1, len(whole) - n_samples)))
+        cut = whole[start : start + n_samples]
+        if len(cut) < n_samples:
+            cut = np.pad(cut, (0, n_samples - len(cut)))
+        return (cut * 10 ** ((dbfs - ACTIVE_DBFS) / 20)).astype(np.float32)
+
+    def _crop(self, rng: Random, n_samples: int) -> tuple[Waveform, Foreground, float]:
+        """Return a window over a random foreground, the foreground, and its presence."""
+        foreground = self._draw_foreground(rng)
+        speed = 1.0
+        if not foreground.is_generated:
+            speed = float(np.exp(rng.uniform(*np.log(self._mixing.speed))))
+        n_wanted = round(n_samples * speed)
+        start = self._start(rng, *foreground.active_span, n_wanted)
+        presence = self._presence(foreground, start, n_wanted)
+        cut = _cut(foreground.waveform, start, n_wanted)
+        if speed != 1.0:
+            cut = soxr.resample(cut, round(SAMPLE_RATE * speed), SAMPLE_RATE, quality="QQ")
+            cut = _cut(cut, 0, n_samples)
+        if not foreground.is_generated and rng.random() < self._mixing.room_prob:
+            cut = in_a_room(rng, cut.astype(np.float64))[:n_samples].astype(np.float32)
+        return cut, foreground, presence
+
+    def _start(self, rng: Random, begin: int, end: int, n_samples: int) -> int:
+        """Return where a window begins that catches some of the sound in [begin, end)."""
+        margin = n_samples // 4  # at least this much of most windows lies within the sound
+        if rng.random() < self._mixing.edge_prob:
+            # too little to recognise the sound, enough to mistake it: a stream is full of that
+            caught = int(rng.integers(1, margin))
+            return begin + caught - n_samples if rng.random() < 0.5 else end - caught
+        low, high = begin - n_samples + margin, end - margin
+        return int(rng.integers(low, high)) if low < high else (begin + end - n_samples) // 2
+
+    def _presence(self, foreground: Foreground, start: int, n_samples: int) -> float:
+        """Return 1.0 for an example, 0.0 for a window without the sound, NaN in between."""
+        active_s = foreground.active_s(start, start + n_samples)
+        max_s = foreground.max_active_s(n_samples)
+        if max_s == 0:  # any part of silence would be enough
+            return float("nan")
+        labels = [self.labels[index] for index in foreground.classes]
+        needed_s = [
+            self._mixing.needed_s[label] for label in labels if label in self._mixing.needed_s
+        ]
+        enough_s = min(ENOUGH_RATIO * max_s, ENOUGH_S)
+        if needed_s:
+            enough_s = min(NEEDED_RATIO * max_s, max(needed_s))
+        if active_s >= enough_s:
+            return 1.0
+        return 0.0 if active_s < TOO_LITTLE_RATIO * max_s else float("nan")
+
+    def _draw_foreground(self, rng: Random) -> Foreground:
+        index = int(rng.choice(len(self._class_prob), p=self._class_prob))
+        recorded, generated = self._recorded[index], self._generated[index]
+        wants_generated = rng.random() < self._mixing.generated_prob
+        pool = generated if not recorded or (generated and wants_generated) else recorded
+        return pool[int(rng.integers(len(pool)))]
+
+
+def _label(
+    target: npt.NDArray[np.float32],
+    weight: npt.NDArray[np.float32],
+    classes: Sequence[int],
+    presence: float,
+    fading: float,
+) -> None:
+    """Set target and weight of the classes of one sound."""
+    for index in classes:
+        if np.isnan(presence):
+            weight[index] = 0.0
+        else:
+            target[index] = max(target[index], np.float32(presence * fading))
+
+
+def _cut(waveform: Waveform, start: int, n_samples: int) -> Waveform:
+    """Return samples [start, start + n_samples), zeros where there are none."""
+    first, last = max(0, start), min(len(waveform), start + n_samples)
+    cut = np.zeros(n_samples, np.float32)
+    if first < last:
+        cut[first - start : last - start] = waveform[first:last]
+    return cut
+
+
+@dataclass(frozen=True)
+class ClipMixing:
+    """How batches of clips are drawn.
+
+    Attributes:
+        mixup_prob: probability that a clip is mixed with another one.
+        mixup_beta: both parameters of the beta distribution of the mixing ratio.
+        is_balanced: draw clips with replacement, those of rare classes more often.
+    """
+
+    mixup_prob: float = 0.0
+    mixup_beta: float = 10.0
+    is_balanced: bool = False
+
+
+class ClipSampler:
+    """Draws batches of whole clips, cut to `max_frames`; each epoch sees every clip once."""
+
+    def __init__(self, soundbank: Soundbank, max_frames: int, mixing: ClipMixing) -> None:
+        self.labels = list(soundbank.labels)
+        self.has_examples = [
+            bool(soundbank.foregrounds_of(index)) for index in range(len(self.labels))
+        ]
+        self._foregrounds = soundbank.foregrounds
+        self._n_samples = samples_for_frames(max_frames)
+        self._mixing = mixing
+        self._probs = _sampling_probs(soundbank)
+
+    def epoch_steps(self, batch_size: int) -> int:
+        """Return the steps of one pass over all clips; the last batch may be smaller."""
+        return -(-len(self._foregrounds) // batch_size)
+
+    def draw_batch(self, seed: int, step: int, size: int) -> list[Window]:
+        """Return the windows of one step."""
+        epoch, place = divmod(step, self.epoch_steps(size))
+        order = self._order(np.random.default_rng((seed, _EPOCH_ORDER, epoch)))
+        rng = np.random.default_rng((seed, _MIXUP, step))
+        return [
+            self.window(rng, self._foregrounds[int(index)])
+            for index in order[place * size : (place + 1) * size]
+        ]
+
+    def window(self, rng: Random, foreground: Foreground) -> Window:
+        """Return one clip as a window, mixed with another one at times."""
+        mixing = self._mixing
+        waveform, target = self._cut(foreground), self._target(foreground)
+        if rng.random() < mixing.mixup_prob:
+            other = self._foregrounds[int(rng.integers(len(self._foregrounds)))]
+            ratio = np.float32(rng.beta(mixing.mixup_beta, mixing.mixup_beta))
+            second = self._cut(other)[: len(waveform)]
+            waveform = ratio * waveform
+            waveform[: len(second)] += (1 - ratio) * second
+            target = ratio * target + (1 - ratio) * self._target(other)
+        padded = np.zeros(self._n_samples, np.float32)
+        padded[: len(waveform)] = waveform
+        return Window(padded, frame_count(len(waveform)), target, np.ones_like(target))
+
+    def _order(self, rng: Random) -> npt.NDArray[np.int64]:
+        if self._mixing.is_balanced:
+            return rng.choice(len(self._foregrounds), len(self._foregrounds), p=self._probs)
+        return rng.permutation(len(self._foregrounds))
+
+    def _cut(self, foreground: Foreground) -> Waveform:
+        return foreground.waveform[: self._n_samples]
+
+    def _target(self, foreground: Foreground) -> npt.NDArray[np.float32]:
+        target = np.zeros(len(self.labels), np.float32)
+        target[list(foreground.classes)] = 1.0
+        return target
+
+
+def _sampling_probs(soundbank: Soundbank) -> npt.NDArray[np.float64]:
+    """Return the probability of each clip: in proportion to its classes' inverse frequencies."""
+    counts = np.zeros(len(soundbank.labels))
+    for foreground in soundbank.foregrounds:
+        counts[list(foreground.classes)] += 1
+    weights = np.array(
+        [
+            np.sum(1.0 / (counts[list(foreground.classes)] + 1e-5))
+            for foreground in soundbank.foregrounds
+        ]
+    )
+    probs: npt.NDArray[np.float64] = weights / weights.sum()
+    return probs
+
+
+def measure_normalization(sampler: WindowSampler, seed: int) -> Normalization:
+    """Return mean and standard deviation of the log-mel energies of some training windows.
+
+    Padding is left out: unlike in the AST repository's statistics, nothing but sound counts.
+    """
+    fbank = Fbank()
+    parts = []
+    for number in range(NORMALIZATION_WINDOWS):
+        window = sampler.draw(np.random.default_rng((seed, 0, number)))
+        frames = fbank.frames(torch.from_numpy(window.waveform))
+        parts.append(frames[: window.n_real_frames])
+    energies = torch.cat(parts)
+    return Normalization(round(float(energies.mean()), 4), round(float(energies.std()), 4))
+
+
+def published_normalization(soundbank: Soundbank, max_frames: int, seed: int) -> Normalization:
+    """Return the statistics of all clips as the AST repository's get_norm_stats computes them.
+
+    That is the mean of the means, and of the standard deviations, of batches of 1000 clips in
+    order, mixed up and masked as in training, with masks and padding counted as the zeros they
+    are. Zero lies above nearly all energies, so that the mean is higher than the clean one that
+    `measure_normalization` returns, the more so the shorter the clips are.
+    """
+    sampler = ClipSampler(soundbank, max_frames, ClipMixing(mixup_prob=PUBLISHED_MIXUP_PROB))
+    masks = replace(PUBLISHED_MASKS, time_mask=min(PUBLISHED_MASKS.time_mask, max_frames))
+    augment = Augment(masks, _UNCHANGED)
+    fbank, rng = Fbank(), np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    means, stds = [], []
+    for start in range(0, len(soundbank.foregrounds), PUBLISHED_BATCH):
+        n_values, total, squares = 0, 0.0, 0.0
+        for foreground in soundbank.foregrounds[start : start + PUBLISHED_BATCH]:
+            window = sampler.window(rng, foreground)
+            frames = pad_frames(fbank.frames(torch.from_numpy(window.waveform)), max_frames)
+            masked = augment(frames[None], torch.tensor([window.n_real_frames])).double()
+            n_values += masked.numel()
+            total += float(masked.sum())
+            squares += float(masked.square().sum())
+        means.append(total / n_values)
+        stds.append(math.sqrt((squares - total**2 / n_values) / (n_values - 1)))
+    return Normalization(round(float(np.mean(means)), 4), round(float(np.mean(stds)), 4))

@@ -11,7 +11,6 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ast_stream.calibration.budget import Budgets, class_named, parse_budget, parse_budgets
 from ast_stream.calibration.checkpoint import events_of, with_calibration
@@ -41,7 +40,7 @@ from ast_stream.cli.clip_options import (
     clip_columns,
     clips_of_folds,
 )
-from ast_stream.cli.terminal import PacedLines, ProgressView
+from ast_stream.cli.terminal import ProgressView
 from ast_stream.dataset.clips import Clip
 from ast_stream.detect.detector import Detector
 from ast_stream.errors import UsageError
@@ -208,24 +207,11 @@ def _listen(
     if not listening.expected_s:
         raise UsageError("calibrate: expected --data, --negatives or --negative-hours, got none")
     minutes = listening.expected_s / 60
-    with ProgressView(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        transient=False,
-    ) as progress:
-        if progress.disable:
-            print(f"listening to about {minutes:.0f} minutes of audio", file=sys.stderr)
-        task = progress.add_task(f"{minutes:.0f} min of audio", total=listening.expected_s)
-
-        lines = PacedLines()
+    with ProgressView(transient=False) as progress:
+        task = progress.add_task("", total=listening.expected_s)
 
         def on_heard(seconds: float) -> None:
-            progress.advance(task, seconds)
-            if progress.disable:
-                lines.show(f"{min(100.0, progress.tasks[task].percentage):.0f} % heard")
+            progress.proceed(task, seconds, f"scoring {minutes:.0f} minutes of audio", "scored")
 
         with_sounds = listening.score_sounds(on_heard)
         negatives = listening.score_negatives(on_heard)

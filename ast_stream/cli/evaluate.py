@@ -10,7 +10,6 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ast_stream.calibration.judges import HELD_OUT, held_folds, no_folds_remark
 from ast_stream.calibration.listening import negative_recordings
@@ -29,7 +28,7 @@ from ast_stream.cli.clip_options import (
 )
 from ast_stream.cli.evaluate_report import check_folder, remarks_on, show, write_report
 from ast_stream.cli.output import json_line, say
-from ast_stream.cli.terminal import PacedLines, ProgressView, console
+from ast_stream.cli.terminal import ProgressView, console
 from ast_stream.dataset.clips import Clip, Columns, load_recordings, read_clips
 from ast_stream.errors import UsageError
 from ast_stream.evaluation.measure import check_hop, hear
@@ -189,24 +188,11 @@ def range_of(
 
 
 def _heard(subjects: Sequence[Subject], settings: Settings) -> Heard:
-    with ProgressView(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
-        transient=False,
-    ) as progress:
+    with ProgressView(transient=False) as progress:
         task = progress.add_task("", total=total_s(subjects, settings))
 
-        lines = PacedLines()
-
         def on_heard(what: str, seconds: float) -> None:
-            if progress.disable and progress.tasks[task].description != what:
-                print(f"measuring {what}", file=sys.stderr)
-            progress.update(task, description=what, advance=seconds)
-            if progress.disable:
-                lines.show(f"{min(100.0, progress.tasks[task].percentage):.0f} % measured")
+            progress.proceed(task, seconds, f"measuring {what}", "measured")
 
         heard = hear(subjects, settings, on_heard)
         progress.update(task, completed=progress.tasks[task].total or 0)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ast_stream.audio.recording import RecordingError, RecordingReader
-from ast_stream.cli.scan import make_scanner, scan_progress, shown_as
+from ast_stream.cli.scan import make_scanner, shown_as
+from ast_stream.cli.terminal import ProgressView
 from ast_stream.messages.event import event_body
 from ast_stream.sample_clock import SampleClock
 from ast_stream.scan import OnRead
@@ -35,7 +36,7 @@ def event_bodies(
         is_incomplete: is called with what is wrong with each that was not read to its end.
     """
     scanner, _ = make_scanner(model, detection)
-    with scan_progress() as progress:
+    with ProgressView() as progress:
         for file in files:
             clock = SampleClock()
             clock.observe(0, start_ns)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
 
 import typer
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ast_stream.audio.recording import RecordingError, RecordingReader, recordings_in
 from ast_stream.cli.terminal import ProgressView
@@ -123,7 +122,7 @@ def scan(
 def _scan_all(scanner: Scanner, recordings: list[tuple[str, Path]], form: str) -> int:
     """Print the events of all recordings and return how many could not be read to their end."""
     failed = 0
-    with scan_progress() as progress:
+    with ProgressView() as progress:
         for name, path in recordings:
             shown = printable(name)
             try:
@@ -194,17 +193,6 @@ def _copied(source: BinaryIO, copy: Path, name: str) -> Path:
         where = f"cannot be kept in {copy.parent.parent} (TMPDIR names another folder)"
         raise UsageError(f"scan: {name}: {where}: {error.strerror}") from error
     return copy
-
-
-def scan_progress() -> ProgressView:
-    """Return a view with a bar for the recording that is read."""
-    return ProgressView(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
 
 
 def shown_as(name: str, progress: ProgressView) -> OnRead:

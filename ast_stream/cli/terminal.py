@@ -10,7 +10,15 @@ from contextlib import contextmanager
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.live import Live
-from rich.progress import Progress, ProgressColumn, TextColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress_bar import ProgressBar
 from rich.segment import Segment
 from rich.spinner import Spinner
@@ -56,38 +64,6 @@ def console(*, stderr: bool = True, piped_width: int | None = None) -> Console:
     return _Console(stderr=stderr, width=piped_width)
 
 
-class ProgressView(Progress):
-    """Progress on standard error, where that is a terminal; standard output is left alone.
-
-    Rich would take over both: what is printed meanwhile would be wrapped, and go to the terminal
-    instead of the file it was redirected to.
-    """
-
-    def __init__(self, *columns: ProgressColumn, transient: bool = True) -> None:
-        for column in columns:
-            if isinstance(column, TextColumn):
-                column.markup = False  # names of files and classes are none
-        super().__init__(
-            *columns,
-            console=console(),
-            transient=transient,
-            redirect_stdout=False,
-            disable=not sys.stderr.isatty() or os.environ.get("TERM") == "dumb",
-        )
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leave the terminal to standard output for a moment, if that is one too."""
-        if self.disable or not sys.stdout.isatty():
-            yield
-            return
-        self.stop()
-        try:
-            yield
-        finally:
-            self.start()
-
-
 class PacedLines:
     """Lines about progress on standard error where no bar can be drawn: one in some seconds."""
 
@@ -101,6 +77,63 @@ class PacedLines:
         if now_s - self._shown_s >= self._every_s:
             self._shown_s = now_s
             print(printable(text), file=sys.stderr, flush=True)
+
+
+class ProgressView(Progress):
+    """Progress on standard error: a bar on a terminal, elsewhere a line every ten seconds.
+
+    Standard output is left alone. Rich would take over both: what is printed meanwhile would be
+    wrapped, and go to the terminal instead of the file it was redirected to.
+
+    Args:
+        columns: default: description, bar, percentage, elapsed and remaining time.
+        transient: the bar disappears when it is done.
+    """
+
+    def __init__(self, *columns: ProgressColumn, transient: bool = True) -> None:
+        columns = columns or (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(elapsed_when_finished=not transient),
+        )
+        self._lines = PacedLines()
+        for column in columns:
+            if isinstance(column, TextColumn):
+                column.markup = False  # names of files and classes are none
+        super().__init__(
+            *columns,
+            console=console(),
+            transient=transient,
+            redirect_stdout=False,
+            disable=not sys.stderr.isatty() or os.environ.get("TERM") == "dumb",
+        )
+
+    def proceed(self, task: TaskID, amount: float, description: str, verb: str) -> None:
+        """Advance a task by an amount of its total.
+
+        Args:
+            description: what is being done now.
+            verb: what has been done to the part that is finished, e.g. "measured".
+        """
+        if self.disable and self.tasks[task].description != description:
+            print(printable(description), file=sys.stderr)
+        self.update(task, description=description, advance=amount)
+        if self.disable:
+            self._lines.show(f"{min(100.0, self.tasks[task].percentage):.0f} % {verb}")
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the terminal to standard output for a moment, if that is one too."""
+        if self.disable or not sys.stdout.isatty():
+            yield
+            return
+        self.stop()
+        try:
+            yield
+        finally:
+            self.start()
 
 
 class StatusLine:

@@ -1,4 +1,4 @@
-"""What a box can hold: windows that are due each second against what its model can score."""
+"""Capacity of a box: windows due each second against windows that its model can score."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from ast_stream.settings.schema import Settings
 
-# of all time; the rest is for features, decisions and sockets, and to catch up after a restart
-USABLE_SHARE = 0.7
+# of the time; the rest is for features, decisions and sockets, and to catch up after a restart
+USABLE_RATIO = 0.7
 WORKER_START_S = 15.0  # from a kill until the first window is scored, on a busy box
 
 
@@ -15,7 +15,7 @@ def describe_load(settings: Settings, ms_per_window: float) -> str:
     """Return how many windows are due and how many streams the box can hold, in a line."""
     hop_s = settings.model.hop_s
     due = len(settings.streams) / hop_s
-    held = int(USABLE_SHARE * 1000 / ms_per_window * hop_s)
+    held = int(USABLE_RATIO * 1000 / ms_per_window * hop_s)
     return (
         f"{ms_per_window:.1f} ms a window here: {len(settings.streams)} streams need "
         f"{due:g} windows/s, {1000 / ms_per_window:.0f} can be scored; "
@@ -24,7 +24,7 @@ def describe_load(settings: Settings, ms_per_window: float) -> str:
 
 
 def load_warnings(settings: Settings, ms_per_window: float, window_s: float) -> Iterator[str]:
-    """Yield what will not work as configured: overload, and rings that are too short.
+    """Yield what will not work as configured: overload and rings that are too short.
 
     Args:
         ms_per_window: measured on this machine, one window at a time.
@@ -32,14 +32,14 @@ def load_warnings(settings: Settings, ms_per_window: float, window_s: float) -> 
     """
     hop_s = settings.model.hop_s
     n_streams = len(settings.streams)
-    busy_share = n_streams / hop_s * ms_per_window / 1000
-    if busy_share > USABLE_SHARE:
-        fitting_hop_s = n_streams * ms_per_window / 1000 / USABLE_SHARE
+    busy_ratio = n_streams / hop_s * ms_per_window / 1000
+    if busy_ratio > USABLE_RATIO:
+        fitting_hop_s = n_streams * ms_per_window / 1000 / USABLE_RATIO
         yield (
-            f"model.hop_s: the model would be busy for {busy_share:.0%} of the time: windows "
+            f"model.hop_s: the model would be busy for {busy_ratio:.0%} of the time: windows "
             f"would be left out (health: degraded); a hop of {fitting_hop_s:.2g} s fits"
         )
-    # a new worker wants the window before its first one, too, and then catches up
+    # a new worker also needs the window before its first one, and then catches up
     needed_s = window_s + WORKER_START_S
     for stream in settings.streams:
         if stream.ring_s < needed_s:

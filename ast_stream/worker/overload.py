@@ -1,4 +1,4 @@
-"""Overload: when the model cannot keep up, all live streams score fewer windows, fairly."""
+"""Overload control: when the model cannot keep up, all live streams score fewer windows."""
 
 from __future__ import annotations
 
@@ -7,71 +7,71 @@ import logging
 logger = logging.getLogger(__name__)
 
 CHECK_EVERY_S = 3.0
-WIDEN_BEHIND_S = 2.0  # of audio not scored, and not getting less
-GAINING_S = 0.1  # less catching up than this between two checks is none
-CAUGHT_UP_S = 1.0
-NARROW_AFTER_S = 10.0  # caught up for so long: try the next narrower hop,
-NARROW_AFTER_AT_MOST_S = 320.0  # doubled up to this each time that was too much
+MAX_BACKLOG_S = 2.0  # of audio not scored: one that does not shrink is overload
+MIN_GAIN_S = 0.1  # a backlog that shrinks by less between two checks does not shrink
+CAUGHT_UP_S = 1.0  # a smaller backlog is none
+NARROW_AFTER_S = 10.0  # without a backlog: try the next narrower hop,
+MAX_NARROW_AFTER_S = 320.0  # doubled up to this each time that was too much
 
 
 class OverloadControl:
-    """Chooses every how many windows of the live streams one is scored.
+    """Chooses the stride of the live streams: one of `stride` windows is scored.
 
     The stride doubles while the model is never idle and the longest backlog does not shrink, and
     halves again once all streams have been caught up for a while. A backlog that shrinks, as
     after a restart, changes nothing: its windows are scored as if nothing had happened.
 
     Args:
-        max_stride: windows of this distance still touch: no sound falls between two.
+        max_stride: windows at this distance still touch, so that no sound falls between two.
     """
 
     def __init__(self, max_stride: int, now_s: float) -> None:
         self.stride = 1
         self._max_stride = max(1, max_stride)
         self._checked_s = now_s
-        # the longest between two checks: what the rings hold is not known at every moment
-        self._behind_s = 0.0
-        self._behind_before_s = 0.0
-        self._was_idle = True  # at any time since then
+        # the longest since the last check: what the rings hold is not known at every moment
+        self._backlog_s = 0.0
+        self._backlog_before_s = 0.0
+        self._was_idle = True  # at any time since the last check
         self._caught_up_since_s: float | None = now_s
         self._narrow_after_s = NARROW_AFTER_S
         self._narrowed_s = float("-inf")
 
-    def update(self, behind_s: float, now_s: float, *, is_idle: bool) -> int:
-        """Return the stride from now on.
+    def update(self, backlog_s: float, now_s: float, *, is_idle: bool) -> int:
+        """Return the stride to use from now on.
 
         Args:
-            behind_s: the longest backlog of a live stream, 0 if there is none.
+            backlog_s: the longest backlog of a live stream, 0 if there is none.
             is_idle: no window of a live stream waits for the model.
         """
         self._was_idle = self._was_idle or is_idle
-        self._behind_s = max(self._behind_s, behind_s)
-        if behind_s > CAUGHT_UP_S:
+        self._backlog_s = max(self._backlog_s, backlog_s)
+        if backlog_s > CAUGHT_UP_S:
             self._caught_up_since_s = None
         elif self._caught_up_since_s is None:
             self._caught_up_since_s = now_s
         if now_s - self._checked_s >= CHECK_EVERY_S:
             self._check(now_s)
             self._checked_s, self._was_idle = now_s, is_idle
-            self._behind_before_s, self._behind_s = self._behind_s, behind_s
+            self._backlog_before_s, self._backlog_s = self._backlog_s, backlog_s
         return self.stride
 
     def _check(self, now_s: float) -> None:
-        is_growing = self._behind_s > self._behind_before_s - GAINING_S
-        if self._behind_s > WIDEN_BEHIND_S and is_growing and not self._was_idle:
+        is_growing = self._backlog_s > self._backlog_before_s - MIN_GAIN_S
+        if self._backlog_s > MAX_BACKLOG_S and is_growing and not self._was_idle:
             self._widen(now_s)
         elif self.stride > 1 and self._caught_up_since_s is not None:
             if now_s - self._caught_up_since_s >= self._narrow_after_s:
                 self._set(self.stride // 2)
                 self._narrowed_s = self._caught_up_since_s = now_s
-        elif self.stride == 1 and now_s - self._narrowed_s > NARROW_AFTER_AT_MOST_S:
+        elif self.stride == 1 and now_s - self._narrowed_s > MAX_NARROW_AFTER_S:
             self._narrow_after_s = NARROW_AFTER_S
 
     def _widen(self, now_s: float) -> None:
         if self.stride >= self._max_stride:
             return
         if now_s - self._narrowed_s <= 2 * self._narrow_after_s:  # it was too much
-            self._narrow_after_s = min(2 * self._narrow_after_s, NARROW_AFTER_AT_MOST_S)
+            self._narrow_after_s = min(2 * self._narrow_after_s, MAX_NARROW_AFTER_S)
         self._set(min(2 * self.stride, self._max_stride))
 
     def _set(self, stride: int) -> None:
@@ -79,6 +79,6 @@ class OverloadControl:
             "scoring one of %d windows instead of one of %d: %.1f s behind",
             stride,
             self.stride,
-            self._behind_s,
+            self._backlog_s,
         )
         self.stride = stride

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from io import StringIO
+from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
@@ -26,6 +27,8 @@ from ast_stream.errors import (
     WireError,
 )
 from ast_stream.runtime.logging import setup_logging
+
+SERVICES = Path(__file__).parents[3] / "services"
 
 LIMIT_S = 60
 
@@ -313,3 +316,13 @@ def test_a_command_that_scores_nothing_imports_nothing_heavy(args: list[str]) ->
     )
     assert ran.stdout.splitlines()[-1] == "heavy: []"
     assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("process", ["alerts", "capture", "run", "worker"])
+def test_services_has_an_entry_point_of_each_process(process: str) -> None:
+    script = SERVICES / f"{process}.py"
+    done = subprocess.run(
+        [sys.executable, script, "--help"], capture_output=True, text=True, check=True
+    )
+    assert f"Usage: ast-stream {process} " in done.stdout
+    assert len(script.read_text().splitlines()) <= 30

@@ -1,8 +1,9 @@
-"""Sizes of the signal path and the conversions between samples, frames, seconds and dBFS."""
+"""Sizes of the signal path, and conversions of samples, frames, seconds, dBFS and wall time."""
 
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime, timedelta
 
 SAMPLE_RATE = 16_000  # Hz, everywhere after capture
 FRAME_LENGTH = 400  # samples, 25 ms Kaldi analysis frame
@@ -12,6 +13,8 @@ N_MELS = 128
 FULL_SCALE = 32_768  # int16 value that stands for 1.0
 SILENCE_DBFS = -120.0  # reported for digital silence: dBFS of zero would be minus infinity
 NS_PER_SECOND = 1_000_000_000
+
+_EPOCH_1970 = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def frame_count(n_samples: int) -> int:
@@ -55,3 +58,25 @@ def whole_frames(seconds: float, what: str = "") -> int:
 def amplitude_to_dbfs(rms: float) -> float:
     """Return the level of an RMS amplitude in [0, 1] in dBFS, at least `SILENCE_DBFS`."""
     return SILENCE_DBFS if rms <= 0 else max(SILENCE_DBFS, 20 * math.log10(rms))
+
+
+def format_time(time_ns: int) -> str:
+    """Return nanoseconds since 1970 as RFC 3339 UTC with microseconds, e.g. `…T10:00:30.200000Z`.
+
+    >>> format_time(1_500_000_000)
+    '1970-01-01T00:00:01.500000Z'
+    """
+    moment = _EPOCH_1970 + timedelta(microseconds=round(time_ns / 1000))
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%f") + "Z"
+
+
+def parse_time(text: str) -> int:
+    """Return an RFC 3339 time with offset as nanoseconds since 1970.
+
+    Raises:
+        ValueError: if `text` is not such a time.
+    """
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError(f"time {text!r} has no offset from UTC; expected e.g. a final 'Z'")
+    return (moment - _EPOCH_1970) // timedelta(microseconds=1) * 1000

@@ -11,8 +11,7 @@ from typing import Any
 from ast_stream.alerts.engine import Engine
 from ast_stream.alerts.model import DetectionTiming, Transition
 from ast_stream.alerts.rules.rule import RuleSet
-from ast_stream.messages.event import parse_time
-from ast_stream.units import NS_PER_SECOND
+from ast_stream.units import NS_PER_SECOND, parse_time
 
 _SETTLE_NS = 3600 * NS_PER_SECOND  # after the last event, so that what hangs on timers ends
 

@@ -19,8 +19,7 @@ from ast_stream.alerts.model import Alert, DetectionTiming, EngineCounters, Tran
 from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.alerts.states import RuleStates
 from ast_stream.alerts.told import is_step, labels_of, read_event, text_of
-from ast_stream.messages.event import parse_time
-from ast_stream.units import NS_PER_SECOND
+from ast_stream.units import NS_PER_SECOND, parse_time
 
 STATE_VERSION = 1
 AWAY_NS = 10 * NS_PER_SECOND  # a shorter time off is as good as none

@@ -18,8 +18,7 @@ from ast_stream.alerts.memory import Memory
 from ast_stream.alerts.model import ACTIVE_STATES, Alert, AlertState, Transition, stable_id
 from ast_stream.alerts.rules.rule import Rule
 from ast_stream.alerts.triggers.base import Trigger
-from ast_stream.messages.event import format_time
-from ast_stream.units import NS_PER_SECOND
+from ast_stream.units import NS_PER_SECOND, format_time
 
 Facts = dict[str, Any]
 

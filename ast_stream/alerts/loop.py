@@ -22,9 +22,8 @@ from ast_stream.alerts.outbox import Outbox
 from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.alerts.store import Store, StoreError, save_progress
 from ast_stream.feed import FeedMessage, Missed, Position
-from ast_stream.messages.event import parse_time
 from ast_stream.runtime.logging import LimitedLog
-from ast_stream.units import NS_PER_SECOND
+from ast_stream.units import NS_PER_SECOND, parse_time
 
 TOPICS = ("event/", "gap/", "health/")
 SILENT_S = 10.0  # without a word of the worker for so long, the wall clock is stream time

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from ast_stream.messages.event import PROTOCOL_VERSION, format_time
-from ast_stream.units import NS_PER_SECOND
+from ast_stream.messages.codec import PROTOCOL_VERSION
+from ast_stream.units import NS_PER_SECOND, format_time
 
 Severity = Literal["informational", "low", "medium", "high", "critical"]
 AlertState = Literal["inactive", "pending", "firing", "recovering", "resolved"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ast_stream.alerts.model import ACTIVE_STATES, Transition
-from ast_stream.messages.event import format_time, parse_time
+from ast_stream.units import format_time, parse_time
 
 Kind = Literal["firing", "resolved", "heartbeat"]
 

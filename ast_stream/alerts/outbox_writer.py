@@ -21,8 +21,7 @@ from ast_stream.alerts.delivery_policy import (
 from ast_stream.alerts.model import Alert, Transition, stable_id
 from ast_stream.alerts.notification import Notification, notification_of, title_of
 from ast_stream.alerts.store import delivery_checksum
-from ast_stream.messages.event import format_time
-from ast_stream.units import NS_PER_SECOND
+from ast_stream.units import NS_PER_SECOND, format_time
 
 SELF_RULE = "ast_stream_delivery_failed"
 MAX_PENDING = 10_000  # for one action; more could never be delivered before they expire

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ast_stream.messages.event import parse_time
-from ast_stream.units import NS_PER_SECOND, samples_to_ns
+from ast_stream.units import NS_PER_SECOND, parse_time, samples_to_ns
 
 STEP_NS = 2 * NS_PER_SECOND  # less is jitter, and changes no alert that anybody would miss
 BACK_NS = 12 * NS_PER_SECOND  # the last windows of a recording reach so far beyond its end

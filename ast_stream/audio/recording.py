@@ -30,7 +30,7 @@ from ast_stream.audio.containers import METADATA, is_metadata, layout_of
 from ast_stream.audio.resampler import Resampler
 from ast_stream.audio.source import Pcm, SourceError
 from ast_stream.errors import AudioError
-from ast_stream.messages.event import Pcm16
+from ast_stream.messages.audio import Pcm16
 from ast_stream.units import FULL_SCALE
 
 Floats = npt.NDArray[np.float32]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import soxr
 
 from ast_stream.audio.source import Pcm
-from ast_stream.messages.event import Pcm16
+from ast_stream.messages.audio import Pcm16
 from ast_stream.units import FULL_SCALE, SAMPLE_RATE
 
 _MAX_AMPLITUDE = 16.0  # 24 dB over full scale: beyond it is garbage that would ring in the filter

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ast_stream.messages.event import Pcm16
+from ast_stream.messages.audio import Pcm16
 
 
 class SampleBuffer:

@@ -15,7 +15,8 @@ import numpy.typing as npt
 from ast_stream.audio.activity import Waveform
 from ast_stream.audio.recording import read_mono
 from ast_stream.detect.detector import Detector
-from ast_stream.messages.event import Pcm16, Scores
+from ast_stream.messages.audio import Pcm16
+from ast_stream.messages.event import Scores
 from ast_stream.model.checkpoint import Checkpoint
 from ast_stream.model.tagger import Tagger
 from ast_stream.settings.schema import DetectionDefaults, DetectionSettings

@@ -25,7 +25,7 @@ from ast_stream.audio.source import (
 from ast_stream.capture.clock import CaptureClock
 from ast_stream.capture.ring import Ring
 from ast_stream.errors import AudioError, CaptureError
-from ast_stream.messages.event import Pcm16
+from ast_stream.messages.audio import Pcm16
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE
 
 logger = logging.getLogger(__name__)

@@ -21,6 +21,8 @@ from ast_stream.messages.audio import (
     MAX_BLOCK_SAMPLES,
     MAX_DETAIL_CHARACTERS,
     AckRequest,
+    AudioBlock,
+    Pcm16,
     ReadRequest,
     RingReply,
     decode_ring_request,
@@ -28,7 +30,6 @@ from ast_stream.messages.audio import (
     encode_error,
     encode_ring_reply,
 )
-from ast_stream.messages.event import AudioBlock, Pcm16
 from ast_stream.runtime.logging import LimitedLog
 from ast_stream.units import FRAME_SHIFT, SAMPLE_RATE, samples_to_ns
 

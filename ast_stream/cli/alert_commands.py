@@ -27,9 +27,9 @@ from ast_stream.alerts.store import Store
 from ast_stream.cli.output import say
 from ast_stream.errors import ConfigError, UsageError
 from ast_stream.labels import did_you_mean
-from ast_stream.messages.event import format_time
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.paths import alerts_state_file
+from ast_stream.units import format_time
 
 ConfigOption = Annotated[
     Path, typer.Option("--config", "-c", metavar="FILE", help="The configuration (YAML).")

@@ -26,13 +26,12 @@ from ast_stream.alerts.rule_watch import model_facts
 from ast_stream.cli.terminal import console, level_bar, level_text, stacked
 from ast_stream.errors import StartupError
 from ast_stream.feed import FeedMessage, Missed, Subscriber
-from ast_stream.messages.event import parse_time
 from ast_stream.runtime.lifecycle import child_environment, stop_on_signals
 from ast_stream.settings.explain import with_options
 from ast_stream.settings.schema import ModelSettings
 from ast_stream.soundscape.mixing import ReferenceEvent
 from ast_stream.soundscape.scene import generate_scene
-from ast_stream.units import NS_PER_SECOND, samples_to_seconds
+from ast_stream.units import NS_PER_SECOND, parse_time, samples_to_seconds
 
 STREAM = "demo"
 MARGIN_S = 60.0  # beyond the scene: loading the model, last windows, shutdown

@@ -9,8 +9,7 @@ from collections.abc import Iterator, Sequence
 from ast_stream.alerts.backtest import BacktestReport
 from ast_stream.alerts.model import Transition
 from ast_stream.alerts.rule_tests.files import TestResult
-from ast_stream.messages.event import format_time
-from ast_stream.units import NS_PER_SECOND
+from ast_stream.units import NS_PER_SECOND, format_time
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _COLUMNS = 48

@@ -14,11 +14,11 @@ from ast_stream.detect.parameters import resolve_parameters
 from ast_stream.detect.slots import SlotNames
 from ast_stream.errors import UsageError
 from ast_stream.labels import slug
-from ast_stream.messages.event import event_body, parse_time
+from ast_stream.messages.event import event_body
 from ast_stream.model.metadata import Metadata
 from ast_stream.sample_clock import SampleClock
 from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
-from ast_stream.units import NS_PER_SECOND, seconds_to_samples, whole_frames
+from ast_stream.units import NS_PER_SECOND, parse_time, seconds_to_samples, whole_frames
 
 EPOCH = "0" * 32
 MODEL = "rule-test"

@@ -26,7 +26,7 @@ from ast_stream.cli.rule_recording import write_test
 from ast_stream.cli.rule_reports import junit, summary_lines, transition_line
 from ast_stream.cli.rule_scores import decide
 from ast_stream.errors import AudioError, ConfigError, UsageError
-from ast_stream.messages.event import format_time
+from ast_stream.units import format_time
 
 EXIT_FOUND = 1
 _EVER = ("1970-01-01T00:00:00Z", "2200-01-01T00:00:00Z")

@@ -22,7 +22,8 @@ from ast_stream.detect.slots import SlotNames
 from ast_stream.detect.staging import Staging
 from ast_stream.detect.state import DetectorState
 from ast_stream.errors import UsageError
-from ast_stream.messages.event import EndReason, Event, Gap, Pcm16, Scores
+from ast_stream.messages.audio import Pcm16
+from ast_stream.messages.event import EndReason, Event, Gap, Scores
 from ast_stream.model.sliding import LOOK_BACK, UNUSED_TAIL, first_frame, last_frame
 from ast_stream.model.tagger import Tagger
 from ast_stream.settings.schema import DetectionSettings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ast_stream.messages.event import Pcm16
+from ast_stream.messages.audio import Pcm16
 
 
 class Staging:

@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from ast_stream.detect.detector import Detector
 from ast_stream.detect.parameters import DecisionParameters
-from ast_stream.messages.event import Event, Pcm16, Scores
+from ast_stream.messages.audio import Pcm16
+from ast_stream.messages.event import Event, Scores
 from ast_stream.soundscape.mixing import ReferenceEvent, Soundscape
 from ast_stream.units import SAMPLE_RATE, samples_to_seconds
 

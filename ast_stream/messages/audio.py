@@ -5,33 +5,69 @@ What comes from outside is checked here and refused with a `WireError` that says
 
 from __future__ import annotations
 
-import json
-import math
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+import numpy.typing as npt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from ast_stream.errors import WireError
 from ast_stream.labels import STREAM_NAME_RULE, is_stream_name
-from ast_stream.messages.event import PROTOCOL_VERSION, AudioBlock, Pcm16, format_time, parse_time
-from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE
+from ast_stream.messages.codec import (
+    MAX_SAMPLE_INDEX,
+    MAX_TIME_NS,
+    PROTOCOL_VERSION,
+    decode_json,
+    encode_json,
+    short,
+    validate,
+)
+from ast_stream.units import SAMPLE_RATE, format_time, parse_time
 from ast_stream.urls import check_endpoint
 
-MAX_HEADER_BYTES = 16_384
 MAX_BLOCK_SAMPLES = 10 * SAMPLE_RATE  # also the most that one ring reply carries
-MAX_SAMPLE_INDEX = 2**53  # JSON numbers are exact up to here; 17 000 years at 16 kHz
-MAX_TIME_NS = 230 * 366 * 86_400 * NS_PER_SECOND  # about the year 2200: far from any overflow
 MAX_REASON_CHARACTERS = 64
 MAX_DETAIL_CHARACTERS = 512
 _EPOCH_PATTERN = r"^[0-9a-f]{8,64}$"
 _SAMPLE_BYTES = 2
 
-_Model = TypeVar("_Model", bound=BaseModel)
+Pcm16 = npt.NDArray[np.int16]
+
 # a peer must not be able to make the worker connect anywhere else than a worker may bind
 Endpoint = Annotated[str, AfterValidator(check_endpoint)]
 _Index = Field(ge=0, le=MAX_SAMPLE_INDEX)
+
+
+@dataclass(frozen=True, eq=False)
+class AudioBlock:
+    """Consecutive samples of one stream.
+
+    Attributes:
+        start_sample: index of the first sample since the start of `epoch`.
+        time_ns: wall time of the first sample.
+        pcm: mono samples at 16 kHz, shape (n_samples,), int16.
+        ring: endpoint where missed samples can be read, or None.
+        gap_reason: why samples are missing just before this block, or None.
+        is_last: the source has ended with this block (only sources that can end).
+        state, detail: how the source is, and what is wrong with it or None.
+    """
+
+    stream: str
+    epoch: str
+    start_sample: int
+    time_ns: int
+    pcm: Pcm16
+    ring: str | None = None
+    gap_reason: str | None = None
+    is_last: bool = False
+    state: str = "listening"
+    detail: str | None = None
+
+    @property
+    def end_sample(self) -> int:
+        """Index just after the last sample."""
+        return self.start_sample + len(self.pcm)
 
 
 class _Header(BaseModel):
@@ -94,31 +130,6 @@ class RingReply:
     state: str = "listening"
     detail: str | None = None
     is_paced: bool = True
-
-
-def encode_json(body: dict[str, Any]) -> bytes:
-    """Return compact UTF-8 JSON; NaN and infinity are our own bug and raise ValueError."""
-    return json.dumps(body, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
-
-
-def decode_json(frame: bytes, what: str, max_bytes: int = MAX_HEADER_BYTES) -> dict[str, Any]:
-    """Return a JSON object from outside of at most `max_bytes`.
-
-    Raises:
-        WireError: not UTF-8, not JSON, not an object, NaN or infinity, or too long.
-    """
-    if len(frame) > max_bytes:
-        raise WireError(f"{what}: expected at most {max_bytes} bytes, got {len(frame)}")
-    try:
-        # decoded first: json itself would also take UTF-16 and UTF-32
-        value = json.loads(
-            frame.decode(), parse_constant=_refuse_number, parse_float=_finite_number
-        )
-    except (ValueError, RecursionError) as error:
-        raise WireError(f"{what}: expected a JSON object, got {short(frame)}: {error}") from error
-    if not isinstance(value, dict):
-        raise WireError(f"{what}: expected a JSON object, got {type(value).__name__}")
-    return value
 
 
 def encode_block(block: AudioBlock) -> list[bytes]:
@@ -251,21 +262,6 @@ def _to_block(stream: str, header: _BlockHeader, pcm: bytes) -> AudioBlock:
     )
 
 
-def validate(kind: type[_Model], body: dict[str, Any], what: str) -> _Model:
-    """Return `body` as a model.
-
-    Raises:
-        WireError: it does not follow the model; names the first field at fault.
-    """
-    try:
-        return kind.model_validate(body)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        got = short(repr(first.get("input")).encode())
-        raise WireError(f"{what}: {where}: {first['msg']}, got {got}") from error
-
-
 def _stream_name(frame: bytes) -> str:
     try:
         name = frame.decode()
@@ -278,18 +274,3 @@ def _stream_name(frame: bytes) -> str:
 
 def _pcm_bytes(pcm: Pcm16) -> bytes:
     return np.ascontiguousarray(pcm, dtype="<i2").tobytes()
-
-
-def _refuse_number(text: str) -> float:
-    raise ValueError(f"{short(text.encode())} is not a finite number")
-
-
-def _finite_number(text: str) -> float:
-    number = float(text)
-    return number if math.isfinite(number) else _refuse_number(text)
-
-
-def short(frame: bytes) -> str:
-    """Return the beginning of bytes from outside, safe to print."""
-    text = frame[:60].decode(errors="backslashreplace")
-    return repr(text) + ("…" if len(frame) > 60 else "")

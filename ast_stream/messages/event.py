@@ -10,77 +10,19 @@ import base64
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from ast_stream.labels import slug
+from ast_stream.messages.codec import PROTOCOL_VERSION
 from ast_stream.sample_clock import SampleClock
-from ast_stream.units import samples_to_seconds
-
-PROTOCOL_VERSION = 1
+from ast_stream.units import format_time, samples_to_seconds
 
 EventType = Literal["begin", "update", "end"]
 EndReason = Literal["quiet", "gap", "stream_lost", "max_duration", "shutdown", "restart"]
 StreamState = Literal["listening", "warming", "gated", "missing", "degraded"]
-Pcm16 = npt.NDArray[np.int16]
-
-_EPOCH_1970 = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def format_time(time_ns: int) -> str:
-    """Return nanoseconds since 1970 as RFC 3339 UTC with microseconds, e.g. `…T10:00:30.200000Z`.
-
-    >>> format_time(1_500_000_000)
-    '1970-01-01T00:00:01.500000Z'
-    """
-    moment = _EPOCH_1970 + timedelta(microseconds=round(time_ns / 1000))
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.%f") + "Z"
-
-
-def parse_time(text: str) -> int:
-    """Return an RFC 3339 time with offset as nanoseconds since 1970.
-
-    Raises:
-        ValueError: if `text` is not such a time.
-    """
-    moment = datetime.fromisoformat(text)
-    if moment.tzinfo is None:
-        raise ValueError(f"time {text!r} has no offset from UTC; expected e.g. a final 'Z'")
-    return (moment - _EPOCH_1970) // timedelta(microseconds=1) * 1000
-
-
-@dataclass(frozen=True, eq=False)
-class AudioBlock:
-    """Consecutive samples of one stream.
-
-    Attributes:
-        start_sample: index of the first sample since the start of `epoch`.
-        time_ns: wall time of the first sample.
-        pcm: mono samples at 16 kHz, shape (n_samples,), int16.
-        ring: endpoint where missed samples can be read, or None.
-        gap_reason: why samples are missing just before this block, or None.
-        is_last: the source has ended with this block (only sources that can end).
-        state, detail: how the source is, and what is wrong with it or None.
-    """
-
-    stream: str
-    epoch: str
-    start_sample: int
-    time_ns: int
-    pcm: Pcm16
-    ring: str | None = None
-    gap_reason: str | None = None
-    is_last: bool = False
-    state: str = "listening"
-    detail: str | None = None
-
-    @property
-    def end_sample(self) -> int:
-        """Index just after the last sample."""
-        return self.start_sample + len(self.pcm)
 
 
 def event_id(stream: str, epoch: str, index: int, first_sample: int) -> str:

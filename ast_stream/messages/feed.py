@@ -15,10 +15,10 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from ast_stream.errors import WireError
-from ast_stream.messages.audio import decode_json, encode_json, short, validate
-from ast_stream.messages.event import Gap, format_time
+from ast_stream.messages.codec import decode_json, encode_json, short, validate
+from ast_stream.messages.event import Gap
 from ast_stream.runtime.files import add_checksum, has_checksum
-from ast_stream.units import samples_to_seconds
+from ast_stream.units import format_time, samples_to_seconds
 
 MAX_TOPIC_BYTES = 512
 MAX_BODY_BYTES = 256 * 1024

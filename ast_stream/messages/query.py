@@ -12,8 +12,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ast_stream.errors import WireError
-from ast_stream.messages.audio import MAX_SAMPLE_INDEX, decode_json, encode_json, short, validate
-from ast_stream.messages.event import PROTOCOL_VERSION
+from ast_stream.messages.codec import (
+    MAX_SAMPLE_INDEX,
+    PROTOCOL_VERSION,
+    decode_json,
+    encode_json,
+    short,
+    validate,
+)
 from ast_stream.messages.feed import MAX_SEQ, FeedMessage, Position, logged_message
 
 MAX_PAGE_MESSAGES = 1000

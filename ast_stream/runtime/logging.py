@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, TextIO, cast, get_args
 
 from ast_stream.labels import printable
+from ast_stream.units import format_time
 from ast_stream.urls import mask
 
 LogFormat = Literal["auto", "text", "json", "journald"]
@@ -285,10 +286,6 @@ class JsonFormatter(logging.Formatter):
 
 
 def _time(record: logging.LogRecord) -> str:
-    from ast_stream.messages.event import (
-        format_time,  # brings numpy, which `--help` need not wait for
-    )
-
     return format_time(int(record.created * 1e9))
 
 

@@ -20,7 +20,7 @@ import soundfile
 
 from ast_stream.audio.activity import Waveform
 from ast_stream.errors import AstStreamError
-from ast_stream.messages.event import Pcm16
+from ast_stream.messages.audio import Pcm16
 from ast_stream.runtime.files import replace_file
 from ast_stream.soundscape.soundbank import Foreground
 from ast_stream.soundscape.synthesis import ACTIVE_DBFS, Random, Signal

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ast_stream.messages.event import Pcm16
+from ast_stream.messages.audio import Pcm16
 from ast_stream.soundscape.backgrounds import coloured_noise, fan, hum
 from ast_stream.soundscape.mixing import ReferenceEvent, Soundscape
 from ast_stream.soundscape.synthesis import (

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ast_stream.messages.event import PROTOCOL_VERSION
+from ast_stream.messages.codec import PROTOCOL_VERSION
 from ast_stream.messages.feed import BOOT_TOPIC, FeedMessage, Position, encode_line
 from ast_stream.messages.query import MAX_PAGE_BYTES, MAX_PAGE_MESSAGES, ReplayPage, TooOld
 from ast_stream.runtime.files import DamagedFileError, replace_file, set_aside

@@ -10,13 +10,13 @@ from collections.abc import Iterable
 from typing import Literal
 
 from ast_stream.errors import WireError
-from ast_stream.messages.event import parse_time
 from ast_stream.messages.feed import DURABLE_TOPICS, FeedMessage, Position, decode_message
 from ast_stream.messages.query import TooOld, decode_answer, decode_replay
 from ast_stream.runtime.logging import LimitedLog
 from ast_stream.transport.feed_order import FeedOrder, Missed, position_before
 from ast_stream.transport.query_client import QueryClient
 from ast_stream.transport.sockets import FEED_HWM_MESSAGES, Socket, Sockets
+from ast_stream.units import parse_time
 
 _POLL_MS = 100  # how late a stop is noticed
 _ANSWER_TIMEOUT_S = 1.0

@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from ast_stream.messages.event import PROTOCOL_VERSION, WORKER_STATUS_TOPIC, format_time
+from ast_stream.messages.codec import PROTOCOL_VERSION
+from ast_stream.messages.event import WORKER_STATUS_TOPIC
 from ast_stream.messages.feed import FeedMessage, Position, Scores16, encode_message
 from ast_stream.transport.event_log import EventLog
+from ast_stream.units import format_time
 
 _STATES_POSITION = ("status/", "health/")  # tell readers where the durable messages stand
 

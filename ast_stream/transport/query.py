@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ast_stream.errors import WireError
-from ast_stream.messages.audio import encode_error, encode_json
-from ast_stream.messages.event import PROTOCOL_VERSION, AudioBlock, format_time, parse_time
+from ast_stream.messages.audio import AudioBlock, encode_error
+from ast_stream.messages.codec import PROTOCOL_VERSION, encode_json
 from ast_stream.messages.feed import Position
 from ast_stream.messages.query import (
     MAX_AUDIO_S,
@@ -32,7 +32,7 @@ from ast_stream.messages.query import (
 from ast_stream.runtime.logging import LimitedLog
 from ast_stream.sample_clock import SampleClock
 from ast_stream.transport.event_log import EventLog
-from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE
+from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, format_time, parse_time
 
 ANSWERS_A_TURN = 8  # then the worker's loop goes on; the rest waits in the socket
 

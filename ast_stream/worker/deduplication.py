@@ -14,20 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from ast_stream.messages.event import (
-    Event,
-    Gap,
-    Scores,
-    event_body,
-    event_topic,
-    format_time,
-    stream_topic,
-)
+from ast_stream.messages.event import Event, Gap, Scores, event_body, event_topic, stream_topic
 from ast_stream.messages.feed import gap_body
 from ast_stream.sample_clock import SampleClock
 from ast_stream.transport.event_log import EventLog, Published
 from ast_stream.transport.publisher import FeedPublisher
-from ast_stream.units import SAMPLE_RATE, samples_to_seconds
+from ast_stream.units import SAMPLE_RATE, format_time, samples_to_seconds
 
 logger = logging.getLogger(__name__)
 

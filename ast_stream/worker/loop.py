@@ -12,8 +12,8 @@ from typing import Any
 from ast_stream.detect.detector import Detector
 from ast_stream.detect.parameters import DecisionParameters
 from ast_stream.errors import UsageError, WireError
-from ast_stream.messages.audio import decode_block
-from ast_stream.messages.event import AudioBlock, Scores
+from ast_stream.messages.audio import AudioBlock, decode_block
+from ast_stream.messages.event import Scores
 from ast_stream.runtime.logging import LimitedLog
 from ast_stream.settings.schema import DetectionSettings
 from ast_stream.transport.event_log import EventLog

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, replace
 
-from ast_stream.messages.audio import ReadRequest, RingReply
-from ast_stream.messages.event import AudioBlock, Gap, Pcm16
+from ast_stream.messages.audio import AudioBlock, Pcm16, ReadRequest, RingReply
+from ast_stream.messages.event import Gap
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, samples_to_ns, seconds_to_samples
 
 REQUEST_AFTER_SILENCE_S = 0.2  # a loss at the tail shows only by silence

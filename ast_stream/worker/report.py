@@ -8,12 +8,8 @@ from typing import Any
 
 from ast_stream.detect.detector import Detector
 from ast_stream.errors import WireError
-from ast_stream.messages.event import (
-    WORKER_STATUS_TOPIC,
-    AudioBlock,
-    StreamState,
-    stream_topic,
-)
+from ast_stream.messages.audio import AudioBlock
+from ast_stream.messages.event import WORKER_STATUS_TOPIC, StreamState, stream_topic
 from ast_stream.runtime.logging import Outage
 from ast_stream.transport.publisher import FeedPublisher
 from ast_stream.transport.query import AudioWanted

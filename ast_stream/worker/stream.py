@@ -11,16 +11,14 @@ from typing import Any
 from ast_stream.audio.sample_buffer import SampleBuffer
 from ast_stream.detect.detector import LONGEST_SILENT_HOLE, Detector, StreamStatus
 from ast_stream.errors import WireError
-from ast_stream.messages.audio import AckRequest, ReadRequest, decode_ring_reply, encode_request
-from ast_stream.messages.event import (
-    SOURCE_ENDED,
+from ast_stream.messages.audio import (
+    AckRequest,
     AudioBlock,
-    EndReason,
-    Event,
-    Gap,
-    Scores,
-    StreamState,
+    ReadRequest,
+    decode_ring_reply,
+    encode_request,
 )
+from ast_stream.messages.event import SOURCE_ENDED, EndReason, Event, Gap, Scores, StreamState
 from ast_stream.sample_clock import SampleClock
 from ast_stream.transport.query import AudioWanted
 from ast_stream.transport.sockets import QUERY_HWM_MESSAGES, Poller, Socket, Sockets

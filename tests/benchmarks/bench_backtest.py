@@ -22,9 +22,8 @@ from typing import Any
 
 from ast_stream.alerts.rule_watch import model_facts
 from ast_stream.labels import slug
-from ast_stream.messages.event import format_time, parse_time
 from ast_stream.settings.schema import ModelSettings
-from ast_stream.units import NS_PER_SECOND
+from ast_stream.units import NS_PER_SECOND, format_time, parse_time
 
 START = parse_time("2026-03-23T00:00:00Z")  # the week in which European clocks change
 WEEK_S = 7 * 86_400

@@ -22,9 +22,8 @@ from ast_stream.alerts.engine import Engine
 from ast_stream.alerts.model import DetectionTiming
 from ast_stream.alerts.rules.files import compile_rules
 from ast_stream.alerts.rules.rule import RuleSet
-from ast_stream.messages.event import format_time
 from ast_stream.settings.load import parse_document
-from ast_stream.units import NS_PER_SECOND
+from ast_stream.units import NS_PER_SECOND, format_time
 
 START = 1_800_000_000 * NS_PER_SECOND
 N_CLASSES, N_STREAMS = 50, 20

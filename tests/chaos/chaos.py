@@ -30,7 +30,7 @@ import soundfile
 from http_receiver import HttpReceiver
 
 from ast_stream.feed import FeedMessage, Missed, Subscriber
-from ast_stream.messages.event import Pcm16
+from ast_stream.messages.audio import Pcm16
 from ast_stream.soundscape.scene import generate_scene
 from ast_stream.units import SAMPLE_RATE
 

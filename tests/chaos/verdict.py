@@ -19,7 +19,8 @@ from chaos import HOP_S, Body, Box, Injected
 from http_receiver import Received
 
 from ast_stream.detect.detector import Detector
-from ast_stream.messages.event import Event, Pcm16, Scores
+from ast_stream.messages.audio import Pcm16
+from ast_stream.messages.event import Event, Scores
 from ast_stream.messages.query import ReplayPage
 from ast_stream.model.tagger import Tagger, load_tagger
 from ast_stream.settings.schema import DetectionSettings

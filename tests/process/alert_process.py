@@ -25,10 +25,9 @@ from http_receiver import HttpReceiver
 from pipeline import wait_for
 
 from ast_stream.alerts.process import run_alerts
-from ast_stream.messages.event import format_time
 from ast_stream.runtime.lifecycle import stop_on_signals
 from ast_stream.settings.load import load_file
-from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE
+from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, format_time
 
 PATIENCE_S = 30.0
 BOTH = {"firing", "resolved"}

@@ -17,7 +17,7 @@ from typing import Any
 
 import soundfile
 
-from ast_stream.messages.event import Pcm16
+from ast_stream.messages.audio import Pcm16
 from ast_stream.messages.query import ReplayPage
 from ast_stream.transport.event_log import EventLog
 from ast_stream.units import SAMPLE_RATE

@@ -17,8 +17,7 @@ from capture_process import LIMIT_S, capture_process
 from sound_server import http_server, muxed, paced
 
 from ast_stream.audio.resampler import Resampler
-from ast_stream.messages.audio import ReadRequest, encode_request
-from ast_stream.messages.event import Pcm16
+from ast_stream.messages.audio import Pcm16, ReadRequest, encode_request
 from ast_stream.units import SAMPLE_RATE
 
 

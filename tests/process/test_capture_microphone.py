@@ -14,7 +14,7 @@ import pytest
 from capture_process import LIMIT_S, CaptureProcess, capture_process
 from virtual_mic import VirtualMic, virtual_mic
 
-from ast_stream.messages.event import Pcm16
+from ast_stream.messages.audio import Pcm16
 from ast_stream.units import SAMPLE_RATE
 
 pytestmark = pytest.mark.virtual_mic

@@ -18,13 +18,13 @@ from reactive_model import save_reactive, tones_and_noise
 from ast_stream.feed import FeedMessage, Subscriber
 from ast_stream.messages.audio import (
     AckRequest,
+    AudioBlock,
     ReadRequest,
     RingReply,
     decode_ring_reply,
     encode_block,
     encode_request,
 )
-from ast_stream.messages.event import AudioBlock
 from ast_stream.transport.listener import raise_descriptor_limit
 from ast_stream.transport.sockets import Sockets
 

@@ -11,7 +11,7 @@ import pytest
 from pipeline import Pipeline, events_of, pipeline, wait_for
 from reactive_model import save_reactive, tones_and_noise
 
-from ast_stream.messages.event import Pcm16
+from ast_stream.messages.audio import Pcm16
 
 FAST = {"type": "file", "pace": "fast"}
 

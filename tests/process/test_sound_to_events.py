@@ -16,7 +16,7 @@ from virtual_mic import VirtualMic, virtual_mic
 
 from ast_stream.audio.activity import active_frames
 from ast_stream.audio.resampler import Resampler
-from ast_stream.messages.event import Pcm16
+from ast_stream.messages.audio import Pcm16
 from ast_stream.soundscape.mixing import ReferenceEvent
 from ast_stream.soundscape.scene import generate_scene
 from ast_stream.units import FRAME_SHIFT, SAMPLE_RATE

@@ -13,8 +13,8 @@ from pipeline import Pipeline, events_of, pipeline, wait_for
 from reactive_model import save_reactive, tones_and_noise
 
 from ast_stream.feed import FeedMessage, Subscriber
-from ast_stream.messages.audio import encode_json
-from ast_stream.messages.event import Pcm16
+from ast_stream.messages.audio import Pcm16
+from ast_stream.messages.codec import encode_json
 from ast_stream.transport.sockets import Socket, Sockets
 
 FAST = {"type": "file", "pace": "fast"}

@@ -19,13 +19,14 @@ import numpy as np
 
 from ast_stream.messages.audio import (
     AckRequest,
+    AudioBlock,
+    Pcm16,
     ReadRequest,
     RingReply,
     decode_block,
     decode_ring_reply,
     encode_request,
 )
-from ast_stream.messages.event import AudioBlock, Pcm16
 from ast_stream.transport.sockets import Listener, Socket, Sockets
 
 LIMIT_S = 30.0  # until a wait is given up: far beyond what a loaded machine needs

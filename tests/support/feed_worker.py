@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ast_stream.errors import WireError
-from ast_stream.messages.event import AudioBlock
+from ast_stream.messages.audio import AudioBlock
 from ast_stream.transport.event_log import EventLog
 from ast_stream.transport.publisher import FeedPublisher
 from ast_stream.transport.query import AudioWanted, QueryServer

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tiny_model import tiny_checkpoint
 
-from ast_stream.messages.event import Pcm16
+from ast_stream.messages.audio import Pcm16
 from ast_stream.model.checkpoint import save_checkpoint
 from ast_stream.model.tagger import Tagger
 from ast_stream.units import SAMPLE_RATE

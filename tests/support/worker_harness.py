@@ -22,8 +22,8 @@ from torch import Tensor
 from ast_stream.audio.source import SourceStatus
 from ast_stream.capture.ring import Ring, RingServer
 from ast_stream.detect import Detector
-from ast_stream.messages.audio import encode_block
-from ast_stream.messages.event import Pcm16, Scores
+from ast_stream.messages.audio import Pcm16, encode_block
+from ast_stream.messages.event import Scores
 from ast_stream.messages.feed import decode_message
 from ast_stream.messages.query import ReplayPage
 from ast_stream.model.tagger import Tagger

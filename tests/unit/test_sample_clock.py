@@ -3,9 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ast_stream.messages.event import parse_time
 from ast_stream.sample_clock import SampleClock
-from ast_stream.units import NS_PER_SECOND, samples_to_ns
+from ast_stream.units import NS_PER_SECOND, parse_time, samples_to_ns
 
 START_NS = parse_time("2026-11-20T10:00:00Z")
 

@@ -8,8 +8,8 @@ from typing import Any
 from ast_stream.alerts.model import DetectionTiming, stable_id
 from ast_stream.alerts.rule_tests.schema import TestEvent, TestHealth
 from ast_stream.labels import slug
-from ast_stream.messages.event import PROTOCOL_VERSION, format_time
-from ast_stream.units import NS_PER_SECOND
+from ast_stream.messages.codec import PROTOCOL_VERSION
+from ast_stream.units import NS_PER_SECOND, format_time
 
 UPDATE_NS = NS_PER_SECOND
 

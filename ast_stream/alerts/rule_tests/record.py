@@ -16,8 +16,7 @@ from ast_stream.alerts.model import Transition
 from ast_stream.alerts.rule_tests.schema import duration_text
 from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.alerts.told import Told, read_event
-from ast_stream.messages.event import format_time
-from ast_stream.units import NS_PER_SECOND
+from ast_stream.units import NS_PER_SECOND, format_time
 
 WITHIN = "1s"  # how much later an alert may come before the test fails
 AFTERWARDS_NS = 120 * NS_PER_SECOND  # for what hangs on timers after the last sound

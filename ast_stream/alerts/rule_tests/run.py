@@ -18,9 +18,8 @@ from ast_stream.alerts.rule_tests.schema import (
     duration_text,
 )
 from ast_stream.alerts.rules.rule import RuleSet
-from ast_stream.messages.event import parse_time
 from ast_stream.settings.load import Document
-from ast_stream.units import NS_PER_SECOND
+from ast_stream.units import NS_PER_SECOND, parse_time
 
 ROUNDING_NS = 1_000  # times in messages are whole microseconds
 

@@ -9,8 +9,8 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from ast_stream.alerts.model import AlertState
 from ast_stream.alerts.rules.schema import Duration, Names, PositiveDuration, RuleSection
-from ast_stream.messages.event import StreamState, parse_time
-from ast_stream.units import NS_PER_SECOND, SILENCE_DBFS
+from ast_stream.messages.event import StreamState
+from ast_stream.units import NS_PER_SECOND, SILENCE_DBFS, parse_time
 
 MAX_HOPS = 100_000
 _TERM = re.compile(

@@ -23,8 +23,7 @@ from ast_stream.alerts.outbox_admin import snooze, snoozes
 from ast_stream.alerts.rules.files import load_rules
 from ast_stream.alerts.store import Store
 from ast_stream.feed import FeedMessage, Missed, Position
-from ast_stream.messages.event import format_time
-from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE
+from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, format_time
 
 HOUR_S = 3600
 STEPS_S = [HOUR_S, -HOUR_S, 300 * 86400, -300 * 86400]

@@ -25,8 +25,8 @@ from rule_bodies import (
 from ast_stream.alerts.model import DetectionTiming, Transition
 from ast_stream.alerts.rules.files import load_rules
 from ast_stream.alerts.rules.rule import RuleSet
-from ast_stream.messages.event import SOURCE_ENDED, format_time
-from ast_stream.units import NS_PER_SECOND
+from ast_stream.messages.event import SOURCE_ENDED
+from ast_stream.units import NS_PER_SECOND, format_time
 
 SECOND = NS_PER_SECOND
 PAIR = "{match: {class: Bark}}, {match: {class: Siren}}"

@@ -15,8 +15,7 @@ from ast_stream.alerts.outbox import FEED, Outbox
 from ast_stream.alerts.rules.files import load_rules
 from ast_stream.alerts.store import Store, StoreError
 from ast_stream.feed import FeedMessage, Missed, Position
-from ast_stream.messages.event import format_time
-from ast_stream.units import NS_PER_SECOND
+from ast_stream.units import NS_PER_SECOND, format_time
 
 RULES = """
 version: 1

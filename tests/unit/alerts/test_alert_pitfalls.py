@@ -19,7 +19,7 @@ from ast_stream.alerts.model import DetectionTiming
 from ast_stream.alerts.rules.lint import lint
 from ast_stream.alerts.rules.templates import Template
 from ast_stream.errors import ConfigError
-from ast_stream.messages.event import parse_time
+from ast_stream.units import parse_time
 
 BARK = "alert: bark, match: {class: Bark}, actions: [phone]"
 

@@ -16,7 +16,7 @@ from ast_stream.alerts.rules.windows import (
     parse_days,
     parse_zone,
 )
-from ast_stream.messages.event import parse_time
+from ast_stream.units import parse_time
 
 PARIS = ZoneInfo("Europe/Paris")
 INSTANTS = st.datetimes(datetime(2025, 1, 1), datetime(2028, 1, 1), timezones=st.just(UTC))

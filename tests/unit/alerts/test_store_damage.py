@@ -21,7 +21,7 @@ from ast_stream.alerts.process import resume_engine
 from ast_stream.alerts.rules.files import load_rules
 from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.alerts.store import Store, save_progress
-from ast_stream.messages.event import format_time
+from ast_stream.units import format_time
 
 RULES = """
 version: 1

@@ -10,7 +10,7 @@ import pytest
 import soxr
 
 from ast_stream.audio.resampler import Resampler
-from ast_stream.messages.event import Pcm16
+from ast_stream.messages.audio import Pcm16
 from ast_stream.units import SAMPLE_RATE
 
 SNR_FLOOR_DB = 70.0  # measured: 75 dB from 44.1 kHz, limited by int16 and by soxr HQ

@@ -19,13 +19,14 @@ from ast_stream.capture.ring import OVERWRITTEN, Ring, RingServer
 from ast_stream.messages.audio import (
     MAX_BLOCK_SAMPLES,
     AckRequest,
+    AudioBlock,
+    Pcm16,
     ReadRequest,
     RingReply,
     decode_block,
     decode_ring_reply,
     encode_request,
 )
-from ast_stream.messages.event import AudioBlock, Pcm16
 from ast_stream.units import FRAME_SHIFT, NS_PER_SECOND, SAMPLE_RATE, samples_to_ns
 
 T0 = 1_700_000_000_000_000_000

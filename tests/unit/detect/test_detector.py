@@ -14,7 +14,8 @@ from ast_stream.detect.detector import LONGEST_SILENT_HOLE
 from ast_stream.detect.staging import Staging
 from ast_stream.detect.state import DetectorState
 from ast_stream.errors import UsageError
-from ast_stream.messages.event import Event, Gap, Pcm16, Scores
+from ast_stream.messages.audio import Pcm16
+from ast_stream.messages.event import Event, Gap, Scores
 from ast_stream.model.tagger import Tagger, load_tagger
 from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
 from ast_stream.units import SAMPLE_RATE

@@ -17,7 +17,8 @@ from ast_stream.detect.onset_fits import OnsetFit
 from ast_stream.detect.parameters import DecisionParameters, ModelFacts, resolve_parameters
 from ast_stream.detect.slots import SlotNames
 from ast_stream.detect.smoothing import FORGOTTEN, share_of_newest, smooth
-from ast_stream.messages.event import Gap, Pcm16, Scores
+from ast_stream.messages.audio import Pcm16
+from ast_stream.messages.event import Gap, Scores
 from ast_stream.model.tagger import Tagger, load_tagger
 from ast_stream.settings.schema import ClassSettings, DetectionDefaults, DetectionSettings
 

@@ -13,24 +13,27 @@ from ast_stream.errors import WireError
 from ast_stream.messages.audio import (
     MAX_BLOCK_SAMPLES,
     MAX_DETAIL_CHARACTERS,
-    MAX_HEADER_BYTES,
     MAX_REASON_CHARACTERS,
-    MAX_SAMPLE_INDEX,
-    MAX_TIME_NS,
     AckRequest,
+    AudioBlock,
     ReadRequest,
     RingReply,
     decode_block,
-    decode_json,
     decode_ring_reply,
     decode_ring_request,
     encode_block,
     encode_error,
-    encode_json,
     encode_request,
     encode_ring_reply,
 )
-from ast_stream.messages.event import AudioBlock, parse_time
+from ast_stream.messages.codec import (
+    MAX_HEADER_BYTES,
+    MAX_SAMPLE_INDEX,
+    MAX_TIME_NS,
+    decode_json,
+    encode_json,
+)
+from ast_stream.units import parse_time
 
 EPOCH = "9f2c4e1a"
 RING = "ipc:///run/ast-stream/ring.porch.sock"

@@ -7,18 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ast_stream.messages.event import (
-    AudioBlock,
-    Event,
-    event_body,
-    event_id,
-    event_topic,
-    format_time,
-    parse_time,
-    stream_topic,
-)
+from ast_stream.messages.audio import AudioBlock
+from ast_stream.messages.event import Event, event_body, event_id, event_topic, stream_topic
 from ast_stream.sample_clock import SampleClock
-from ast_stream.units import NS_PER_SECOND
+from ast_stream.units import NS_PER_SECOND, format_time, parse_time
 
 START_NS = parse_time("2026-11-20T10:00:00Z")
 

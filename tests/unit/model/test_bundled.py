@@ -14,7 +14,8 @@ from ast_stream.evaluation.measure import detector_of
 from ast_stream.evaluation.scoring import score_soundscape
 from ast_stream.evaluation.streams import measure_streams
 from ast_stream.labels import slug
-from ast_stream.messages.event import Event, Pcm16
+from ast_stream.messages.audio import Pcm16
+from ast_stream.messages.event import Event
 from ast_stream.model.selfcheck import self_check
 from ast_stream.model.tagger import Tagger, load_tagger
 from ast_stream.soundscape.backgrounds import BACKGROUNDS

@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ast_stream.errors import WireError
-from ast_stream.messages.event import AudioBlock, format_time
+from ast_stream.messages.audio import AudioBlock
 from ast_stream.messages.feed import FeedMessage
 from ast_stream.messages.query import ReplayPage, TooOld, decode_replay, encode_query
 from ast_stream.sample_clock import SampleClock
 from ast_stream.transport.event_log import EventLog
 from ast_stream.transport.query import ANSWERS_A_TURN, AudioWanted, QueryServer
 from ast_stream.transport.sockets import Socket, Sockets
-from ast_stream.units import SAMPLE_RATE
+from ast_stream.units import SAMPLE_RATE, format_time
 
 START_NS = 1_700_000_000_000_000_000
 

@@ -17,6 +17,8 @@ from ast_stream.capture.ring import Ring, RingServer
 from ast_stream.errors import WireError
 from ast_stream.messages.audio import (
     MAX_BLOCK_SAMPLES,
+    AudioBlock,
+    Pcm16,
     ReadRequest,
     RingReply,
     decode_block,
@@ -24,7 +26,7 @@ from ast_stream.messages.audio import (
     encode_block,
     encode_request,
 )
-from ast_stream.messages.event import AudioBlock, Gap, Pcm16
+from ast_stream.messages.event import Gap
 from ast_stream.units import SAMPLE_RATE, samples_to_ns
 from ast_stream.worker.reassembly import (
     CAPTURE_RESTART,

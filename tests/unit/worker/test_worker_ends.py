@@ -10,7 +10,7 @@ import pytest
 from reactive_model import save_reactive, tones_and_noise
 from worker_harness import BLOCK, Site, site
 
-from ast_stream.messages.event import Pcm16
+from ast_stream.messages.audio import Pcm16
 from ast_stream.model.tagger import Tagger, load_tagger
 from ast_stream.units import SAMPLE_RATE
 

@@ -9,7 +9,7 @@ import pytest
 from reactive_model import save_reactive, tones_and_noise
 from worker_harness import HOP_S, Site, site
 
-from ast_stream.messages.event import Pcm16
+from ast_stream.messages.audio import Pcm16
 from ast_stream.model.tagger import Tagger, load_tagger
 from ast_stream.units import SAMPLE_RATE
 from ast_stream.worker.overload import CHECK_EVERY_S, NARROW_AFTER_S, OverloadControl

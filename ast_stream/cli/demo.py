@@ -39,11 +39,9 @@ SHUTDOWN_S = 10.0
 LOG_LINES_SHOWN = 15
 ALARMS = ("Smoke detector, smoke alarm", "Siren")
 TELEPHONES = ("Telephone bell ringing", "Telephone dialing, DTMF")
-
-
 EVENTS_SHOWN = 8
 PLAIN_EVERY_S = 10.0
-SLACK_S = 1.0  # an event of the right class counts if it overlaps the sound within this
+TOLERANCE_S = 1.0  # an event of the right class counts if it overlaps the sound within this
 
 
 def demo(
@@ -53,7 +51,7 @@ def demo(
     ] = 40.0,
     hop: Annotated[float, typer.Option(min=0.05, help="Seconds between windows.")] = 0.25,
     model: Annotated[str, typer.Option(help="Checkpoint.")] = "bundled",
-    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON on stdout.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="DemoReport as JSON on stdout.")] = False,
 ) -> None:
     """Run a generated scene through capture, worker, feed and alerts, as real processes.
 
@@ -71,14 +69,14 @@ def demo(
         folder = Path(name)  # short: paths of sockets end at 107 bytes
         config = _write_configuration(folder, seed, duration, hop, model)
         with demo_view(duration) as view:
-            heard, alerts = _hear(folder, config, view, stop.is_set, duration)
+            detected, alerts = _run_pipeline(folder, config, view, stop.is_set, duration)
         if stop.is_set():
             raise typer.Exit(1)
-    report = compare(truth, heard)
+    report = compare(truth, detected)
     if as_json:
         print(
             json.dumps(
-                report.to_json() | {"alerts": [_alert_json(one) for one in alerts]}, indent=2
+                report.to_json() | {"alerts": [_alert_json(alert) for alert in alerts]}, indent=2
             )
         )
     else:
@@ -120,20 +118,20 @@ def _rules(labels: tuple[str, ...] | None) -> dict[str, Any] | None:
 
     rules: list[dict[str, Any]] = []
     if alarms := known(ALARMS):
-        told = {"summary": "{{ label }} in the demo"}
+        annotations = {"summary": "{{ label }} in the demo"}
         rule = {"alert": "alarm_sounding", "match": {"any_of": alarms}, "severity": "high"}
-        rules.append(rule | {"annotations": told})
+        rules.append(rule | {"annotations": annotations})
     if telephones := known(TELEPHONES):
-        told = {"summary": "a telephone twice within 30 s"}
+        annotations = {"summary": "a telephone twice within 30 s"}
         rule = {"alert": "telephone_again", "match": {"any_of": telephones}, "severity": "low"}
-        rules.append(rule | {"count": {"min": 2, "within": "30s"}, "annotations": told})
+        rules.append(rule | {"count": {"min": 2, "within": "30s"}, "annotations": annotations})
     groups = [{"name": "demo", "actions": [], "rules": rules}]  # the demo reads the feed
     return {"version": 1, "groups": groups} if rules else None
 
 
-def _hear(
+def _run_pipeline(
     folder: Path, config: Path, view: DemoView, is_stopped: Callable[[], bool], duration_s: float
-) -> tuple[list[Heard], list[dict[str, Any]]]:
+) -> tuple[list[DetectedEvent], list[dict[str, Any]]]:
     """Run the pipeline until the scene has ended; return its events, and the alerts that fired.
 
     Raises:
@@ -149,7 +147,7 @@ def _hear(
             stderr=log_file,
             env=child_environment(),
         )
-    heard: dict[str, Heard] = {}
+    detected: dict[str, DetectedEvent] = {}
     fired: dict[str, dict[str, Any]] = {}
     deadline_s = time.monotonic() + duration_s + MARGIN_S
     feed = Subscriber(f"ipc://{folder}/run/feed.sock", topics=("event/", "health/"), after="oldest")
@@ -159,9 +157,9 @@ def _hear(
             while not is_stopped() and time.monotonic() < deadline_s:
                 is_over = process.poll() is not None
                 while (message := feed.receive(0.2)) is not None:
-                    _take(message, heard, view)
+                    _on_message(message, detected, view)
                 while (alert := alerts.receive(0.0)) is not None:
-                    _take_alert(alert, fired, view)
+                    _on_alert(alert, fired, view)
                 if is_over:
                     break
     finally:
@@ -169,24 +167,26 @@ def _hear(
     if process.returncode and not is_stopped():
         last = log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:]
         raise StartupError("demo: the pipeline failed; its last lines:\n" + "\n".join(last))
-    return list(heard.values()), list(fired.values())
+    return list(detected.values()), list(fired.values())
 
 
-def _take(message: FeedMessage | Missed, heard: dict[str, Heard], view: DemoView) -> None:
+def _on_message(
+    message: FeedMessage | Missed, detected: dict[str, DetectedEvent], view: DemoView
+) -> None:
     if isinstance(message, Missed):
         return
     body = message.body
     if message.kind == "health":
         view.show_health(body)
         return
-    if body["id"] not in heard:
-        heard[body["id"]] = Heard.from_begin(body)
-    heard[body["id"]].hear(body)
+    if body["id"] not in detected:
+        detected[body["id"]] = DetectedEvent.from_begin(body)
+    detected[body["id"]].update(body)
     if body["type"] != "update":
         view.show_event(body)
 
 
-def _take_alert(
+def _on_alert(
     message: FeedMessage | Missed, fired: dict[str, dict[str, Any]], view: DemoView
 ) -> None:
     if isinstance(message, FeedMessage) and message.body["id"] not in fired:
@@ -214,7 +214,7 @@ class DemoView:
     def __init__(self, duration_s: float) -> None:
         self.duration_s = duration_s
         self.console = console()
-        self._said_s = 0.0
+        self._printed_s = 0.0
 
     def __enter__(self) -> DemoView:
         self.console.print("demo: starting capture, worker and alerts", soft_wrap=True)
@@ -224,19 +224,19 @@ class DemoView:
         pass
 
     def show_health(self, body: dict[str, Any]) -> None:
-        """Take a health message of the stream."""
+        """Show the health of the stream."""
         audio_s = body["audio_s"] or 0.0
-        if audio_s - self._said_s >= PLAIN_EVERY_S:
-            self._said_s = audio_s
+        if audio_s - self._printed_s >= PLAIN_EVERY_S:
+            self._printed_s = audio_s
             level = level_text(body["level_dbfs"])
             self.console.print(f"demo: {audio_s:.0f} of {self.duration_s:.0f} s, {level}")
 
     def show_event(self, body: dict[str, Any]) -> None:
-        """Take the begin or end of an event."""
+        """Show the begin or end of an event."""
         self.console.print(event_line(body), soft_wrap=True)
 
     def show_alert(self, body: dict[str, Any]) -> None:
-        """Take an alert that has fired."""
+        """Show an alert that has fired."""
         self.console.print(alert_line(body), soft_wrap=True)
 
 
@@ -306,7 +306,7 @@ def alert_line(body: dict[str, Any]) -> str:
     return f"    alert  {body['severity']:<6} {body['rule']}: {words}"
 
 
-def report_table(report: Report) -> Table:
+def report_table(report: DemoReport) -> Table:
     """Return planted against detected, one row for each planted sound."""
     table = Table(title="planted against detected", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("sound", max_width=24, no_wrap=True)
@@ -317,19 +317,19 @@ def report_table(report: Report) -> Table:
     return table
 
 
-def _found_cells(row: Row) -> list[str | Text]:
+def _found_cells(row: MatchedEvent) -> list[str | Text]:
     error, latency = row.onset_error_s, row.latency
-    if row.heard is None or error is None or latency is None:
+    if row.detected is None or error is None or latency is None:
         return [Text("missed", style="red"), "", "", ""]
     return [
-        f"{row.heard.onset_s:.2f} s",
+        f"{row.detected.onset_s:.2f} s",
         f"{error:+.2f} s",
-        f"{row.heard.peak:.2f}",
+        f"{row.detected.peak:.2f}",
         f"{latency.total_s:.2f} s",
     ]
 
 
-def summary(report: Report) -> str:
+def summary(report: DemoReport) -> str:
     """Return the result in words."""
     lines = [f"{report.n_found} of {len(report.rows)} planted sounds found"]
     latency = report.latency_summary()
@@ -339,15 +339,15 @@ def summary(report: Report) -> str:
         parts = (f"{name} {values['p50']:.3f} s" for name, values in latency.items())
         lines.append("medians: " + ", ".join(parts))
     lines += [
-        f"also heard: {heard.label} at {heard.onset_s:.1f} s, which was not planted"
-        for heard in report.extra
+        f"also heard: {detected.label} at {detected.onset_s:.1f} s, which was not planted"
+        for detected in report.extra
     ]
     return "\n".join(lines)
 
 
 @dataclass
-class Heard:
-    """One event as its messages told it, times in seconds from the start of the scene."""
+class DetectedEvent:
+    """One event as published, times in seconds from the start of the scene."""
 
     id: str
     label: str
@@ -357,13 +357,13 @@ class Heard:
     begin: dict[str, Any]
 
     @classmethod
-    def from_begin(cls, body: dict[str, Any]) -> Heard:
+    def from_begin(cls, body: dict[str, Any]) -> DetectedEvent:
         """Return the event that began with the message `body`."""
         onset_s = samples_to_seconds(body["onset_sample"])
         return cls(body["id"], body["label"], onset_s, None, body["peak"], body)
 
-    def hear(self, body: dict[str, Any]) -> None:
-        """Take a later message of the same event."""
+    def update(self, body: dict[str, Any]) -> None:
+        """Apply a later message of the same event."""
         self.peak = body["peak"]
         if body["offset_sample"] is not None:
             self.offset_s = samples_to_seconds(body["offset_sample"])
@@ -373,7 +373,7 @@ class Heard:
 class Latency:
     """Seconds from the sound's onset to its `begin` message, and where they went."""
 
-    decided_s: float  # audio that had to be heard until a window was sure
+    decided_s: float  # audio that had to be detected until a window was sure
     scored_s: float  # from capture of that window's end to its scores
     published_s: float  # from the scores to the feed
 
@@ -384,23 +384,23 @@ class Latency:
 
 
 @dataclass(frozen=True)
-class Row:
+class MatchedEvent:
     """One planted sound and the event that found it, if any."""
 
     planted: ReferenceEvent
-    heard: Heard | None
+    detected: DetectedEvent | None
 
     @property
     def onset_error_s(self) -> float | None:
         """Detected minus planted onset."""
-        return None if self.heard is None else self.heard.onset_s - self.planted.onset_s
+        return None if self.detected is None else self.detected.onset_s - self.planted.onset_s
 
     @property
     def latency(self) -> Latency | None:
         """Where the time from onset to publish went."""
-        if self.heard is None:
+        if self.detected is None:
             return None
-        body = self.heard.begin
+        body = self.detected.begin
         captured, scored, published = (
             parse_time(body[key]) / NS_PER_SECOND for key in ("captured", "scored", "published")
         )
@@ -409,16 +409,16 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Report:
+class DemoReport:
     """All planted sounds, and the events that belong to none of them."""
 
-    rows: list[Row]
-    extra: list[Heard]
+    rows: list[MatchedEvent]
+    extra: list[DetectedEvent]
 
     @property
     def n_found(self) -> int:
-        """ReferenceEvent sounds that were found."""
-        return sum(row.heard is not None for row in self.rows)
+        """How many planted sounds were found."""
+        return sum(row.detected is not None for row in self.rows)
 
     @property
     def is_complete(self) -> bool:
@@ -431,7 +431,8 @@ class Report:
             "planted": len(self.rows),
             "found": self.n_found,
             "extra": [
-                {"label": heard.label, "onset_s": round(heard.onset_s, 3)} for heard in self.extra
+                {"label": detected.label, "onset_s": round(detected.onset_s, 3)}
+                for detected in self.extra
             ],
             "sounds": [_row_json(row) for row in self.rows],
             "latency_s": self.latency_summary(),
@@ -441,32 +442,32 @@ class Report:
         """Return p50 and p95 of onset to publish and of its parts, in seconds."""
         found = [row.latency for row in self.rows if row.latency is not None]
         parts = {
-            "onset_to_published": [one.total_s for one in found],
-            "decided": [one.decided_s for one in found],
-            "scored": [one.scored_s for one in found],
-            "published": [one.published_s for one in found],
+            "onset_to_published": [latency.total_s for latency in found],
+            "decided": [latency.decided_s for latency in found],
+            "scored": [latency.scored_s for latency in found],
+            "published": [latency.published_s for latency in found],
         }
         return {name: _percentiles(values) for name, values in parts.items() if values}
 
 
-def compare(planted: list[ReferenceEvent], heard: list[Heard]) -> Report:
+def compare(planted: list[ReferenceEvent], detected: list[DetectedEvent]) -> DemoReport:
     """Match each planted sound with the first unmatched event of its class that overlaps it."""
-    rest = sorted(heard, key=lambda one: one.onset_s)
+    rest = sorted(detected, key=lambda event: event.onset_s)
     rows = []
     for sound in planted:
-        found = next((one for one in rest if _overlaps(sound, one)), None)
+        found = next((event for event in rest if _overlaps(sound, event)), None)
         if found is not None:
             rest.remove(found)
-        rows.append(Row(sound, found))
-    return Report(rows, rest)
+        rows.append(MatchedEvent(sound, found))
+    return DemoReport(rows, rest)
 
 
-def _overlaps(sound: ReferenceEvent, heard: Heard) -> bool:
-    offset_s = heard.onset_s if heard.offset_s is None else heard.offset_s
+def _overlaps(sound: ReferenceEvent, detected: DetectedEvent) -> bool:
+    offset_s = detected.onset_s if detected.offset_s is None else detected.offset_s
     return (
-        heard.label == sound.label
-        and heard.onset_s <= sound.offset_s + SLACK_S
-        and offset_s >= sound.onset_s - SLACK_S
+        detected.label == sound.label
+        and detected.onset_s <= sound.offset_s + TOLERANCE_S
+        and offset_s >= sound.onset_s - TOLERANCE_S
     )
 
 
@@ -475,16 +476,16 @@ def _percentiles(values: list[float]) -> dict[str, float]:
     return {"p50": round(median(values), 3), "p95": round(p95, 3)}
 
 
-def _row_json(row: Row) -> dict[str, Any]:
-    heard, error = row.heard, row.onset_error_s
+def _row_json(row: MatchedEvent) -> dict[str, Any]:
+    detected, error = row.detected, row.onset_error_s
     return {
         "label": row.planted.label,
         "onset_s": round(row.planted.onset_s, 3),
         "offset_s": round(row.planted.offset_s, 3),
-        "detected_onset_s": None if heard is None else round(heard.onset_s, 3),
+        "detected_onset_s": None if detected is None else round(detected.onset_s, 3),
         "detected_offset_s": None
-        if heard is None or heard.offset_s is None
-        else round(heard.offset_s, 3),
+        if detected is None or detected.offset_s is None
+        else round(detected.offset_s, 3),
         "onset_error_s": None if error is None else round(error, 3),
-        "peak": None if heard is None else heard.peak,
+        "peak": None if detected is None else detected.peak,
     }

@@ -1,10 +1,10 @@
-"""ReferenceEvent against detected: matching, errors, and where the time went."""
+"""Planted against detected: matching, errors, and where the time went."""
 
 from typing import Any
 
 import pytest
 
-from ast_stream.cli.demo import Heard, compare
+from ast_stream.cli.demo import DetectedEvent, compare
 from ast_stream.soundscape.mixing import ReferenceEvent
 
 
@@ -12,7 +12,7 @@ def planted(label: str, onset_s: float, offset_s: float) -> ReferenceEvent:
     return ReferenceEvent(label, "kind", onset_s, offset_s, -20.0, 20.0)
 
 
-def heard(label: str, onset_s: float, offset_s: float, **times: Any) -> Heard:
+def heard(label: str, onset_s: float, offset_s: float, **times: Any) -> DetectedEvent:
     body = {
         "id": f"{label}{onset_s}",
         "label": label,
@@ -24,8 +24,8 @@ def heard(label: str, onset_s: float, offset_s: float, **times: Any) -> Heard:
         "scored": "2026-11-20T10:00:10.050000Z",
         "published": "2026-11-20T10:00:10.051000Z",
     }
-    one = Heard.from_begin(body | times)
-    one.hear({"peak": 0.9, "offset_sample": round(offset_s * 16_000)})
+    one = DetectedEvent.from_begin(body | times)
+    one.update({"peak": 0.9, "offset_sample": round(offset_s * 16_000)})
     return one
 
 
@@ -33,7 +33,11 @@ def test_each_planted_sound_is_matched_once_by_class_and_time() -> None:
     sounds = [planted("Siren", 2, 5), planted("Siren", 20, 24), planted("Alarm", 10, 12)]
     events = [heard("Siren", 20.2, 24), heard("Siren", 2.1, 5), heard("Siren", 10, 12)]
     report = compare(sounds, events)
-    assert [row.heard.onset_s if row.heard else None for row in report.rows] == [2.1, 20.2, None]
+    assert [row.detected.onset_s if row.detected else None for row in report.rows] == [
+        2.1,
+        20.2,
+        None,
+    ]
     assert [extra.onset_s for extra in report.extra] == [10.0]
     assert report.n_found == 2
     assert not report.is_complete

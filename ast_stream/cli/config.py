@@ -7,12 +7,13 @@ import math
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
 from ast_stream.alerts.actions.registry import action_problems
 from ast_stream.alerts.rule_watch import RuleFiles
+from ast_stream.alerts.rules.schema import rule_file_json_schema
 from ast_stream.cli.output import say
 from ast_stream.detect.facts import model_facts
 from ast_stream.detect.parameters import DecisionParameters, resolve_parameters
@@ -125,12 +126,16 @@ def _describe_rules(
     yield f"rules        {len(rules.rules)} in {', '.join(loaded.settings.alerts.rules)}"
 
 
-def schema() -> None:
-    """Print the JSON Schema of the configuration, for editors and other programs.
+def schema(
+    of: Annotated[
+        Literal["settings", "rules"], typer.Argument(help="The configuration, or rule files.")
+    ] = "settings",
+) -> None:
+    """Print the JSON Schema of configurations or rule files, for editors and other programs.
 
     Example: ast-stream schema > ast-stream.schema.json
     """
-    typer.echo(json.dumps(json_schema(), indent=2))
+    typer.echo(json.dumps(json_schema() if of == "settings" else rule_file_json_schema(), indent=2))
 
 
 def json_schema() -> dict[str, object]:

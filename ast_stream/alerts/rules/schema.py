@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from ast_stream.alerts.model import Severity
 from ast_stream.settings.section import Section
@@ -50,10 +50,24 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Duration = Annotated[int, BeforeValidator(parse_duration)]
-PositiveDuration = Annotated[int, BeforeValidator(_positive_duration)]
-Names = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
-Actions = Annotated[list[str] | None, BeforeValidator(_as_list)]
+# the JSON Schema describes what is written in a file, not what it becomes
+_DURATION_PATTERN = "^" + _DURATION.pattern.replace(r"\Z", "$")
+_DURATION_SCHEMA = WithJsonSchema({"type": "string", "pattern": _DURATION_PATTERN})
+_ONE_OR_MORE: dict[str, Any] = {
+    "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]
+}
+
+Duration = Annotated[int, BeforeValidator(parse_duration), _DURATION_SCHEMA]
+PositiveDuration = Annotated[int, BeforeValidator(_positive_duration), _DURATION_SCHEMA]
+NameList = Annotated[list[str], BeforeValidator(_as_list), WithJsonSchema(_ONE_OR_MORE)]
+Names = Annotated[
+    list[str], BeforeValidator(_as_list), Field(min_length=1), WithJsonSchema(_ONE_OR_MORE)
+]
+Actions = Annotated[
+    list[str] | None,
+    BeforeValidator(_as_list),
+    WithJsonSchema({"anyOf": [*_ONE_OR_MORE["anyOf"], {"type": "null"}]}),
+]
 
 
 class RuleSection(Section):
@@ -155,7 +169,7 @@ class RuleSettings(RuleSection):
     sequence: Sequence | None = None
     absent: Absent | None = None
     level: Level | None = None
-    group_by: Annotated[list[str], BeforeValidator(_as_list)] | None = None
+    group_by: NameList | None = None
     when: Names | None = None
     unless: Names | None = None
     keep_firing_for: Duration | None = None
@@ -176,9 +190,7 @@ class Defaults(RuleSection):
     severity: Severity = "medium"
     cooldown: Duration = 0
     keep_firing_for: Duration = 0
-    group_by: Annotated[list[str], BeforeValidator(_as_list)] = Field(
-        default_factory=lambda: ["stream"]
-    )
+    group_by: NameList = Field(default_factory=lambda: ["stream"])
     actions: Actions = Field(default=None, description="of rules and groups without `actions`")
     resume_window: PositiveDuration = Field(
         default=3600 * NS_PER_SECOND, description="alerts go on after a pause of at most this"
@@ -222,7 +234,7 @@ class Inhibit(RuleSection):
 
     source: Selector
     target: Selector
-    equal: Annotated[list[str], BeforeValidator(_as_list)] = Field(default_factory=list)
+    equal: NameList = Field(default_factory=list)
 
 
 class RuleFile(RuleSection):
@@ -235,3 +247,17 @@ class RuleFile(RuleSection):
     windows: dict[str, WindowSettings] = Field(default_factory=dict)
     groups: list[Group] = Field(min_length=1)
     inhibit: list[Inhibit] = Field(default_factory=list)
+
+
+def rule_file_json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a rule file, durations as text."""
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **RuleFile.model_json_schema(),
+        "title": "Alert rules of ast-stream",
+    }
+    for section in (schema, *schema["$defs"].values()):
+        for field in section.get("properties", {}).values():
+            if field.get("pattern") == _DURATION_PATTERN and isinstance(field.get("default"), int):
+                field["default"] = f"{field['default'] / NS_PER_SECOND:g}s"
+    return schema

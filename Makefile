@@ -1,5 +1,6 @@
 # make run   the demo, from nothing: environment, packages, then sound in and events out
 # make test  everything that is checked before a change is accepted
+# make quick  the part of it that takes about a minute
 # make chaos  an hour of kills, stops, overload and full disks, compared with an undisturbed run
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -12,21 +13,13 @@ PYTHONS ?= python3.11 python3.12 python3.13 python3
 # handed to pip, e.g. an index that serves torch's CPU build where there is no GPU
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
-DATA ?=
-TRAIN_FLAGS ?=
-MODEL ?= runs/bundled
 # of the chaos run
 MINUTES ?= 60
 SEED ?= 1
-# of the five stages
-STEPS ?= 2600 1200 2000 2000 2800
-# of audio without events, for the checkpoint itself and for those of the folds
-NEGATIVE_HOURS ?= 48
-FOLD_NEGATIVE_HOURS ?= 4
-# accepted false alarms of each class, without any sound and among others
-BUDGET ?= --budget 0.03/h --budget siren=0.17/h --budget telephone_bell_ringing=0.05/h \
-    --budget smoke_detector_smoke_alarm=0.05/h --among 4/h
 BIN := $(VENV)/bin
+# tests with real processes mostly wait for sound: three at a time keep two cores busy, and more
+# threads than cores would only wait for each other
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile
 # only what went wrong is shown, and then all of it, warnings included
 define PIP_INSTALL
 install() {
@@ -40,7 +33,8 @@ install() {
 }
 install
 endef
-DEBIAN_PACKAGES := pulseaudio pulseaudio-utils libasound2-plugins libportaudio2 espeak-ng ffmpeg mosquitto openssl
+DEBIAN_PACKAGES := pulseaudio pulseaudio-utils libasound2-plugins libportaudio2 espeak-ng ffmpeg \
+    mosquitto openssl gcc libzmq3-dev
 # checks of what is shipped for them, and of the units in a container; elsewhere their tests are
 # skipped: prometheus starts a service
 CI_PACKAGES := systemd prometheus mmdebstrap systemd-container
@@ -48,16 +42,18 @@ ifeq ($(CI),true)
 DEBIAN_PACKAGES += $(CI_PACKAGES)
 endif
 
-.PHONY: help run test check chaos debian fix bench model clean
+.PHONY: help run test quick check lint coverage chaos debian fix docs bench clean
 
 help:
-	@echo "make run    set up and run the demo"
-	echo "make test   set up and run all checks and tests"
-	echo "make chaos  kill, stop, overload and fill up a box for an hour (MINUTES=60 SEED=1), and compare"
-	echo "make fix    format, and repair what ruff can repair"
-	echo "make bench  measure this machine: milliseconds per window, attention, precision"
-	echo "make model  train and measure a checkpoint as the bundled one was, in hours (DATA=clips.csv)"
-	echo "make clean  remove what builds and tests leave behind"
+	@echo "make run       set up and run the demo"
+	echo "make test      set up and run all checks and tests"
+	echo "make quick     set up and run the checks and tests that take about a minute"
+	echo "make coverage  run all tests, and show the lines and branches that none of them reaches"
+	echo "make chaos     kill, stop, overload and fill up a box for an hour, and compare (MINUTES=60 SEED=1)"
+	echo "make fix       format, and repair what ruff can repair"
+	echo "make docs      write the generated pages of docs/reference/ again"
+	echo "make bench     measure this machine: milliseconds per window, attention, precision"
+	echo "make clean     remove what builds and tests leave behind"
 
 run: $(VENV)/.installed
 	@$(BIN)/ast-stream demo
@@ -65,14 +61,24 @@ run: $(VENV)/.installed
 test: $(VENV)/.installed-dev debian
 	@$(MAKE) --no-print-directory check
 
-check:
+check: lint
+	@$(PYTEST) $(PYTEST_FLAGS)
+
+quick: $(VENV)/.installed-dev
+	@$(MAKE) --no-print-directory lint
+	$(PYTEST) -m "not slow" tests/unit $(PYTEST_FLAGS)
+
+# the numbers of processes that tests start are collected as well; the floor is in pyproject.toml
+coverage: $(VENV)/.installed-dev debian
+	@rm -f .coverage .coverage.*
+	$(PYTEST) --cov --cov-report= $(PYTEST_FLAGS)
+	$(BIN)/coverage report
+
+lint:
 	@$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	# tests with real processes mostly wait for sound: three at a time keep two cores busy,
-	# and more threads than cores would only wait for each other
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile $(PYTEST_FLAGS)
 
 chaos: $(VENV)/.installed-dev
 	@$(BIN)/python tests/chaos/run.py --minutes $(MINUTES) --seed $(SEED)
@@ -81,65 +87,16 @@ fix: $(VENV)/.installed-dev
 	@$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+docs: $(VENV)/.installed-dev
+	@$(BIN)/python scripts/make_reference.py
+
 bench: $(VENV)/.installed
 	@$(BIN)/ast-stream doctor
 	$(BIN)/python tests/benchmarks/bench_latency.py
 	$(BIN)/python tests/benchmarks/bench_scan.py
 
-# five stages, and the mean of the last two, for all clips and for each fold held out; thresholds of
-# each model come from folds that the others held out. Every step goes on where it was stopped.
-model: $(VENV)/.installed-dev
-	@if [ -z "$(DATA)" ]; then
-	    echo "Name the clips: make model DATA=path/to/clips.csv (columns file, fold, audioset_label," \
-	        "licence), e.g. made from ESC-10" >&2
-	    exit 2
-	fi
-	export OMP_WAIT_POLICY=passive
-	steps=($(STEPS))
-	clips=("$(DATA)" --label-column audioset_label --where licence=CC0,CC-BY)
-	train() {
-	    $(BIN)/ast-stream train "$${clips[@]}" --preset small --negative-hours 0 --device cpu \
-	        --licence CC-BY-4.0 "$$@" $(TRAIN_FLAGS)
-	}
-	rates=(8e-4 4e-4 6e-4 6e-4 6e-4)
-	seeds=(0 1 2 4 5)
-	backgrounds=(1000 1000 4000 4000 4000)
-	for part in all 1 2 3 4; do
-	    held_out=()
-	    if [ $$part != all ]; then held_out=(--test-fold $$part); fi
-	    start=()
-	    for stage in {1..5}; do
-	        train --out $(MODEL)/$$part/$$stage "$${start[@]}" --steps $${steps[stage - 1]} \
-	            --learning-rate $${rates[stage - 1]} --seed $${seeds[stage - 1]} \
-	            --generated-backgrounds $${backgrounds[stage - 1]} "$${held_out[@]}"
-	        start=(--start $(MODEL)/$$part/$$stage/checkpoint)
-	    done
-	    mean=$(MODEL)/$$part/checkpoint
-	    if [ ! -d $$mean ]; then
-	        rm -rf $$mean.unfinished
-	        $(BIN)/ast-stream model average $(MODEL)/$$part/{4,5}/checkpoint -o $$mean.unfinished
-	        mv $$mean.unfinished $$mean
-	    fi
-	done
-	for part in 1 2 3 4 all; do
-	    others=()
-	    hours=$(FOLD_NEGATIVE_HOURS)
-	    if [ $$part = all ]; then hours=$(NEGATIVE_HOURS); fi
-	    for fold in 1 2 3 4; do
-	        if [ $$fold != $$part ]; then
-	            others+=(--fold-checkpoint $(MODEL)/$$fold/checkpoint)
-	        fi
-	    done
-	    $(BIN)/ast-stream calibrate $(MODEL)/$$part/checkpoint --data "$${clips[@]}" \
-	        "$${others[@]}" $(BUDGET) --negative-hours $$hours --in-place
-	done
-	models=()
-	for fold in 1 2 3 4; do models+=(--model $(MODEL)/$$fold/checkpoint); done
-	$(BIN)/ast-stream evaluate "$${clips[@]}" --cross-validate "$${models[@]}" --report $(MODEL)/report
-	echo "$(MODEL)/all/checkpoint: the checkpoint; $(MODEL)/report: what it is worth"
-
 clean:
-	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@rm -rf build dist *.egg-info .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
 
 $(VENV)/.created:

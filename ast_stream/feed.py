@@ -3,7 +3,7 @@
     for event in Subscriber("ipc:///run/ast-stream/feed.sock", classes=["bark"]):
         print(event["type"], event["class"], event["stream"], event["onset"])
 
-Needs no torch. What a message holds is described in the README.
+Needs no torch. docs/reference/protocol.md describes the messages.
 """
 
 from __future__ import annotations

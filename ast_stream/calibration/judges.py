@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ast_stream.dataset.clips import Clip
+from ast_stream.dataset.annotations import Clip
 from ast_stream.errors import UsageError
 from ast_stream.model.checkpoint import Checkpoint
 

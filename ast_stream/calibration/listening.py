@@ -97,7 +97,7 @@ def takes_of(
         ConfigError: every problem of every clip, together.
     """
     clips = [clip for judge in judges for clip in judge.clips]
-    recordings = load_recordings(clips, labels, fewest=1) if clips else []
+    recordings = load_recordings(clips, labels, min_clips=1) if clips else []
     by_clip = {id(one.clip): one for one in recordings}
     generated = generated_foregrounds(FIRST_SEED + seed * SEEDS_EACH, labels, n_generated)
     shares = [

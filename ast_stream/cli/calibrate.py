@@ -41,7 +41,7 @@ from ast_stream.cli.clip_options import (
     clips_of_folds,
 )
 from ast_stream.cli.terminal import ProgressView
-from ast_stream.dataset.clips import Clip
+from ast_stream.dataset.annotations import Clip
 from ast_stream.detect.detector import Detector
 from ast_stream.errors import UsageError
 from ast_stream.model.checkpoint import Checkpoint, load_checkpoint

@@ -9,7 +9,9 @@ from typing import Annotated
 
 import typer
 
-from ast_stream.dataset.clips import Clip, Columns, read_clips
+from ast_stream.dataset.annotations import Clip
+from ast_stream.dataset.clips import read_clips
+from ast_stream.dataset.tables import Columns
 from ast_stream.errors import UsageError
 
 DEFAULT_THREADS = os.cpu_count() or 1

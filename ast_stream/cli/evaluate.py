@@ -29,7 +29,9 @@ from ast_stream.cli.clip_options import (
 from ast_stream.cli.evaluate_report import check_folder, remarks_on, show, write_report
 from ast_stream.cli.output import json_line, say
 from ast_stream.cli.terminal import ProgressView, console
-from ast_stream.dataset.clips import Clip, Columns, load_recordings, read_clips
+from ast_stream.dataset.annotations import Clip
+from ast_stream.dataset.clips import load_recordings, read_clips
+from ast_stream.dataset.tables import Columns
 from ast_stream.errors import UsageError
 from ast_stream.evaluation.measure import check_hop, hear
 from ast_stream.evaluation.plan import Heard, Settings, Subject, total_s
@@ -234,7 +236,7 @@ def cross_validated(
     _check_labels(taggers)
     folds = [tuple(held_folds(tagger.checkpoint) or ()) for tagger in taggers]
     _check_folds(list(zip(models, folds, strict=True)), data, _folds(clips))
-    recordings = load_recordings(clips, taggers[0].labels, fewest=1)
+    recordings = load_recordings(clips, taggers[0].labels, min_clips=1)
     subjects = []
     for tagger, its in zip(taggers, folds, strict=True):
         own = [one for one in recordings if one.clip.fold in its]
@@ -273,7 +275,7 @@ def _known_clips(subject: Subject) -> str | None:
 
 
 def _takes(clips: Sequence[Clip], tagger: Tagger) -> tuple[Foreground, ...]:
-    recordings = load_recordings(clips, tagger.labels, fewest=1)
+    recordings = load_recordings(clips, tagger.labels, min_clips=1)
     return tuple(recorded_foregrounds(recordings, tagger.labels))
 
 

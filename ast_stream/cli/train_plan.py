@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ast_stream.dataset.clips import Columns
+from ast_stream.dataset.tables import Columns
 from ast_stream.errors import UsageError
 from ast_stream.model.checkpoint import load_checkpoint
 from ast_stream.training.plan import Plan

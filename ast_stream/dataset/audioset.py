@@ -16,8 +16,8 @@ from ast_stream.audio.recording import (
     recording_duration_s,
     recordings_in,
 )
-from ast_stream.dataset.clip import Clip, Span, read_lines
-from ast_stream.dataset.strong_labels import span_of
+from ast_stream.dataset.annotations import Clip, Span, span_of
+from ast_stream.dataset.tables import read_lines
 from ast_stream.errors import ConfigError, Problem
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ NAMED = 5  # missing clips, in the notice that counts them
 
 
 def is_segment_list(table: Path) -> bool:
-    """Tell whether `table` begins as AudioSet's segment lists do: with comments that name YTID."""
+    """Return whether `table` begins with comments that name YTID, as AudioSet's lists do."""
     for line in read_lines(table):
         if not line.startswith(("#", '"#')):
             return False
@@ -74,7 +74,7 @@ def read_segments(table: Path) -> list[Clip]:
         )  # fmt: skip
     if problems:
         raise ConfigError(problems)
-    _tell_missing(table, missing, len(clips))
+    _warn_missing(table, missing, len(clips))
     return clips
 
 
@@ -134,7 +134,7 @@ def _within(path: Path, span: Span) -> Span | None:
     try:
         duration_s = recording_duration_s(path)
     except RecordingError:
-        return None  # told with all other problems when it is decoded
+        return None  # reported with all other problems when it is decoded
     return span if duration_s > span.offset_s - span.onset_s + TOLERANCE_S else None
 
 
@@ -143,7 +143,7 @@ def _rank(path: Path) -> bool:
     return path.suffix.lower() not in FFMPEG_SUFFIXES
 
 
-def _tell_missing(table: Path, missing: list[str], n_found: int) -> None:
+def _warn_missing(table: Path, missing: list[str], n_found: int) -> None:
     if missing:
         more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
         logger.warning(

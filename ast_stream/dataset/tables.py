@@ -1,31 +1,48 @@
-"""A folder per class, or a CSV or TSV table of files and labels, as clips."""
+"""Lists of labelled recordings: a folder per class, CSV and TSV tables, Audacity label tracks."""
 
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ast_stream.audio.recording import is_recording, recordings_in
-from ast_stream.dataset.clip import (
-    LABEL_SEPARATOR,
-    Clip,
-    Columns,
-    read_lines,
-)
-from ast_stream.dataset.strong_labels import AUDACITY_SUFFIX, Row, audacity_rows, strip_clips
+from ast_stream.dataset.annotations import Clip, LabelRow, section_clips
 from ast_stream.errors import ConfigError, Problem
 from ast_stream.labels import did_you_mean
 
 logger = logging.getLogger(__name__)
 
+LABEL_SEPARATOR = ";"
+AUDACITY_SUFFIX = ".txt"
 FOLD, ONSET, OFFSET = "fold", "onset", "offset"  # columns that a table need not have
+SIBLING_FOLDERS = ("clips", "audio", "wav")  # beside a table, where its files may lie
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[,;\t\s]*$', re.IGNORECASE)
-BESIDE = ("clips", "audio", "wav")  # folders beside a table where its files may lie
+_WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # .xlsx and .ods, .xls
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of a table's columns, and which rows to take.
+
+    Attributes:
+        fold, onset, offset: None: the column of that name, if there is one.
+        onset, offset: seconds; a table with both labels sections of long recordings.
+        where: accepted values by column; None: all rows.
+    """
+
+    file: str = "file"
+    label: str = "label"
+    fold: str | None = None
+    where: Mapping[str, Collection[str]] | None = None
+    onset: str | None = None
+    offset: str | None = None
 
 
 class Table(NamedTuple):
@@ -45,7 +62,7 @@ def read_folder(folder: Path) -> list[Clip]:
     """Return the files of each sub-folder, labelled by its name, and labelled recordings.
 
     A recording in `folder` itself counts if an Audacity label track lies beside it. Recordings in
-    formats that cannot be read are among the files: that is told when they are decoded.
+    formats that cannot be read are among the files: the decoder says so.
     """
     clips = [
         Clip(path, (sub_folder.name,))
@@ -59,11 +76,11 @@ def read_folder(folder: Path) -> list[Clip]:
         if is_recording(path) and (track := path.with_suffix(AUDACITY_SUFFIX)).is_file()
         for row in audacity_rows(track, path)
     ]
-    return clips + strip_clips(rows)
+    return clips + section_clips(rows)
 
 
 def read_table(table: Path, columns: Columns) -> list[Clip]:
-    """Return the labelled files of a table, and the strips of one with onsets and offsets.
+    """Return the labelled files of a table, and the sections of one with onsets and offsets.
 
     Raises:
         ConfigError: columns or labels are missing, or rows make no sense or contradict each other.
@@ -91,7 +108,32 @@ def read_table(table: Path, columns: Columns) -> list[Clip]:
     times = [[clip.row.get(name, "") for name in (onset, offset)] for clip in clips]
     if delimiter != ",":  # where spreadsheets have ; or tabs, numbers may have a decimal comma
         times = [[time.replace(",", ".") for time in pair] for pair in times]
-    return strip_clips([Row(clip, *pair) for clip, pair in zip(clips, times, strict=True)])
+    return section_clips([LabelRow(clip, *pair) for clip, pair in zip(clips, times, strict=True)])
+
+
+def audacity_rows(track: Path, recording: Path) -> list[LabelRow]:
+    """Return the labels of an Audacity label track: onset, offset and label between tabs.
+
+    Raises:
+        ConfigError: a line that is none of these.
+    """
+    rows, problems = [], []
+    lines = read_lines(track)
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.startswith("\\"):  # frequencies of the label above
+            continue
+        parts = line.rstrip("\r\n").split("\t")
+        if len(parts) < 3 or not all(part.strip() for part in parts[:3]):
+            problems.append(
+                Problem(str(track), number, "", "expected onset, offset and label between tabs")
+            )
+            continue
+        clip = Clip(recording, (parts[2].strip(),), table=str(track), line=number)
+        onset, offset = (part.replace(",", ".") for part in parts[:2])
+        rows.append(LabelRow(clip, onset, offset))
+    if problems:
+        raise ConfigError(problems)
+    return rows
 
 
 def read_rows(table: Path) -> Table:
@@ -103,8 +145,8 @@ def read_rows(table: Path) -> Table:
     lines = read_lines(table)
     n_before = 0
     delimiter = _delimiter(lines[0] if lines else "")
-    if lines and (told := _SEPARATOR_LINE.match(lines[0])):  # for Excel: what separates cells
-        delimiter, n_before = told[1], 1
+    if lines and (separator := _SEPARATOR_LINE.match(lines[0])):  # for Excel
+        delimiter, n_before = separator[1], 1
     try:
         reader = csv.DictReader(lines[n_before:], delimiter=delimiter)
         header = [name.strip() for name in reader.fieldnames or []]
@@ -119,7 +161,7 @@ def read_rows(table: Path) -> Table:
         if times > 1
     ]
     problems += [
-        Problem(str(table), line, "", _what_is_too_much(len(header), row[None], delimiter))
+        Problem(str(table), line, "", _surplus_cells(len(header), row[None], delimiter))
         for line, row in read
         if any(cell.strip() for cell in row.get(None, []))
     ]
@@ -134,8 +176,8 @@ def find_beside(table: Path, name: str) -> Path:
     Folders may be separated as on Windows.
     """
     names = [name, name.replace("\\", "/")] if "\\" in name else [name]
-    folders = (table.parent, *(table.parent / sub for sub in BESIDE))
-    places = [folder / one for one in names for folder in folders]
+    folders = (table.parent, *(table.parent / sub for sub in SIBLING_FOLDERS))
+    places = [folder / spelling for spelling in names for folder in folders]
     return next((place for place in places if _is_file(place)), places[0])
 
 
@@ -200,7 +242,7 @@ def _accepted(
     return accepted
 
 
-def _what_is_too_much(n_columns: int, surplus: Sequence[str], delimiter: str) -> str:
+def _surplus_cells(n_columns: int, surplus: Sequence[str], delimiter: str) -> str:
     what = {",": "commas", ";": "semicolons"}.get(delimiter, "tabs")
     return (
         f"expected {n_columns} cells as in the header, got {n_columns + len(surplus)}; "
@@ -215,3 +257,34 @@ def _complete(row: dict[str | None, Any]) -> dict[str, str]:
 
 def _labels(text: str) -> Iterator[str]:
     return (label.strip() for label in text.split(LABEL_SEPARATOR) if label.strip())
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines, with their ends, of a table or list in UTF-8 or UTF-16.
+
+    Raises:
+        ConfigError: it cannot be read, or is a workbook or in another encoding.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        text = f"cannot be read ({error.strerror or error})"
+        raise ConfigError([Problem(str(path), None, "", text)]) from error
+    if data.startswith(_WORKBOOKS):
+        text = "expected a table of text, got a workbook; save it as CSV UTF-8"
+        raise ConfigError([Problem(str(path), None, "", text)])
+    try:
+        return list(io.StringIO(data.decode(_encoding(data)), newline=""))
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        text = f"expected UTF-8, got {data[error.start : error.start + 1]!r}; save it as CSV UTF-8"
+        raise ConfigError([Problem(str(path), line, "", text)]) from error
+
+
+def _encoding(data: bytes) -> str:
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16"
+    zeros = [data[first:1_000:2].count(0) for first in (0, 1)]
+    if max(zeros) > len(data[:1_000]) / 4:  # letters of UTF-16 without its mark
+        return "utf-16-be" if zeros[0] > zeros[1] else "utf-16-le"
+    return "utf-8-sig"

@@ -23,7 +23,8 @@ from ast_stream.audio.recording import (
     recording_duration_s,
     recordings_in,
 )
-from ast_stream.dataset.decode import Mono16k
+from ast_stream.audio.resampler import Resampler
+from ast_stream.dataset.clips import to_waveform
 from ast_stream.errors import ConfigError, Problem, UsageError
 from ast_stream.soundscape.synthesis import Random, Signal, in_a_room, smooth_gain, to_active_level
 from ast_stream.units import SAMPLE_RATE, seconds_to_samples
@@ -54,7 +55,7 @@ def generated_backgrounds(seed: int, count: int, with_speech: bool = True) -> li
     voices = [speak(np.random.default_rng((seed, 0, number))) for number in range(n_speech)]
     n_babble = round(count * BABBLE_RATIO) if voices else 0
     n_samples = round(BACKGROUND_S * SAMPLE_RATE)
-    signals = [
+    signals: list[Signal | Waveform] = [
         babble(np.random.default_rng((seed, 1, number)), n_samples, voices)
         for number in range(n_babble)
     ]
@@ -62,7 +63,7 @@ def generated_backgrounds(seed: int, count: int, with_speech: bool = True) -> li
     for number in range(count - n_speech - n_babble):
         generate = generators[number % len(generators)]
         signals.append(generate(np.random.default_rng((seed, 2, number)), n_samples))
-    return [to_active_level(np.asarray(signal)) for signal in [*signals, *voices]]
+    return [to_active_level(signal) for signal in signals + voices]
 
 
 def coloured_noise(rng: Random, n_samples: int, slope: float) -> Signal:
@@ -269,7 +270,7 @@ def background_pieces(waveform: Waveform) -> list[Waveform]:
     """Return the sounding pieces of a decoded recording, each at one active level."""
     step = seconds_to_samples(PIECE_S)
     cuts = (waveform[start : start + step] for start in range(0, len(waveform), step))
-    return [to_active_level(np.asarray(cut)) for cut in cuts if _is_of_use(cut)]
+    return [to_active_level(cut) for cut in cuts if _is_of_use(cut)]
 
 
 def background_recordings(paths: Sequence[Path]) -> list[tuple[Path, float]]:
@@ -320,8 +321,8 @@ def _kept_pieces(file: Path, every: int) -> Iterator[Waveform]:
                 break
             if number % every:
                 continue
-            converter = Mono16k(recording.rate)
-            piece = np.concatenate([converter.push(samples), converter.flush()])
+            resampler = Resampler(recording.rate)
+            piece = to_waveform(np.concatenate([resampler.push(samples), resampler.flush()]))
             if _is_of_use(piece):
                 yield to_active_level(piece)
         if recording.position_s == 0:

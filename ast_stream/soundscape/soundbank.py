@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ast_stream.audio.activity import Waveform, active_frames, active_rms
-from ast_stream.dataset.clips import Recording
+from ast_stream.dataset.clips import DecodedClip
 from ast_stream.soundscape.synthesis import SOUNDS
 from ast_stream.units import FRAME_SHIFT, SAMPLE_RATE
 
@@ -85,7 +85,7 @@ class Soundbank:
 
 
 def recorded_foregrounds(
-    recordings: Sequence[Recording], labels: Sequence[str]
+    recordings: Sequence[DecodedClip], labels: Sequence[str]
 ) -> list[Foreground]:
     """Return the recordings as foregrounds of `labels`."""
     indices = {label: index for index, label in enumerate(labels)}

@@ -172,7 +172,7 @@ def smooth_gain(rng: Random, n_fft: int, spread_db: float = 4.0) -> Signal:
     return gain
 
 
-def to_active_level(waveform: Signal, dbfs: float = ACTIVE_DBFS) -> Waveform:
+def to_active_level(waveform: Signal | Waveform, dbfs: float = ACTIVE_DBFS) -> Waveform:
     """Return `waveform` with its active part at `dbfs` RMS, float32; silence stays silence."""
     rms = active_rms(waveform.astype(np.float32))
     return (waveform * (10 ** (dbfs / 20) / rms if rms > 0 else 1.0)).astype(np.float32)

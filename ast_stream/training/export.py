@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from ast_stream.calibration.checkpoint import calibrate_checkpoint
-from ast_stream.dataset.clips import Clip
+from ast_stream.dataset.annotations import Clip
 from ast_stream.model.ast import AudioSpectrogramTransformer
 from ast_stream.model.checkpoint import Checkpoint
 from ast_stream.model.golden import golden_for

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ast_stream.dataset.clips import Columns
+from ast_stream.dataset.tables import Columns
 from ast_stream.training.recipe import Recipe
 from ast_stream.training.windows import ClipMixing, WindowMixing
 

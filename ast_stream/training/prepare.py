@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from ast_stream.audio.activity import Waveform
-from ast_stream.dataset.clips import Clip, Recording, load_recordings, read_data
+from ast_stream.dataset.annotations import Clip
+from ast_stream.dataset.clips import DecodedClip, load_recordings, read_data
 from ast_stream.errors import ConfigError, Problem, UsageError
 from ast_stream.labels import problem_with_labels, slug
 from ast_stream.model.checkpoint import Checkpoint
@@ -96,14 +97,14 @@ def prepare(plan: Plan, start: Checkpoint | None) -> Prepared:
     )
 
 
-def _read(plan: Plan) -> tuple[list[Recording], list[Waveform]]:
+def _read(plan: Plan) -> tuple[list[DecodedClip], list[Waveform]]:
     """Return the labelled recordings, and the backgrounds beside and between them.
 
     Raises:
         ConfigError: every problem of both, together.
     """
     problems: list[Problem] = []
-    everything: list[Recording] = []
+    everything: list[DecodedClip] = []
     own: list[Waveform] = []
     try:
         everything = load_recordings(read_data(plan.data, plan.columns))
@@ -121,7 +122,7 @@ def _read(plan: Plan) -> tuple[list[Recording], list[Waveform]]:
     return [one for one in everything if one.clip.labels], own
 
 
-def _tested(plan: Plan, recordings: Sequence[Recording]) -> list[Recording]:
+def _tested(plan: Plan, recordings: Sequence[DecodedClip]) -> list[DecodedClip]:
     """Return the recordings that are held out: of the test folds, or a share of each class.
 
     Stretches that follow each other without a gap are cut from the same sound, so they stay
@@ -134,7 +135,7 @@ def _tested(plan: Plan, recordings: Sequence[Recording]) -> list[Recording]:
             raise UsageError(f"test fold: expected one of {known}, got {fold!r}")
     if plan.test_folds:
         return [one for one in recordings if one.clip.fold in plan.test_folds]
-    by_labels: dict[tuple[str, ...], list[list[Recording]]] = defaultdict(list)
+    by_labels: dict[tuple[str, ...], list[list[DecodedClip]]] = defaultdict(list)
     for group in _connected(recordings):
         by_labels[tuple(sorted({name for one in group for name in one.clip.labels}))].append(group)
     rng = np.random.default_rng((plan.recipe.seed, HELD_OUT_SEED))
@@ -147,10 +148,10 @@ def _tested(plan: Plan, recordings: Sequence[Recording]) -> list[Recording]:
     return tested
 
 
-def _connected(recordings: Sequence[Recording]) -> list[list[Recording]]:
+def _connected(recordings: Sequence[DecodedClip]) -> list[list[DecodedClip]]:
     """Return groups of recordings: of one file, whole or in stretches that touch."""
-    groups: list[list[Recording]] = []
-    last_of: dict[Path, list[Recording]] = {}
+    groups: list[list[DecodedClip]] = []
+    last_of: dict[Path, list[DecodedClip]] = {}
     until_s: dict[Path, float] = {}
     for one in sorted(recordings, key=lambda one: one.clip.span or (0.0, math.inf)):
         path, (onset_s, offset_s) = one.clip.path, one.clip.span or (0.0, math.inf)
@@ -200,7 +201,7 @@ def _check_topics(plan: Plan, kept: Sequence[str], labels: set[str]) -> None:
 
 
 def _check_classes(
-    plan: Plan, recordings: Sequence[Recording], training: Sequence[Recording]
+    plan: Plan, recordings: Sequence[DecodedClip], training: Sequence[DecodedClip]
 ) -> None:
     """Refuse classes that are held out whole, and several labels where a loss knows one."""
     trained = {label for one in training for label in one.clip.labels}
@@ -220,7 +221,7 @@ def _check_classes(
 
 
 def _facts(
-    training: Sequence[Recording], tested: Sequence[Recording], own: Sequence[Waveform]
+    training: Sequence[DecodedClip], tested: Sequence[DecodedClip], own: Sequence[Waveform]
 ) -> dict[str, Any]:
     digest = hashlib.sha256()
     for one in (*training, *tested):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from ast_stream.dataset.clip import Span
+from ast_stream.dataset.annotations import Span
 from ast_stream.dataset.clips import load_recordings, read_clips
 from ast_stream.errors import ConfigError
 from ast_stream.units import SAMPLE_RATE
@@ -98,7 +98,7 @@ def test_a_clip_in_a_format_that_cannot_be_read_is_named_unless_there_is_another
     unread = segments.parent / f"{video}.m4a"
     unread.write_bytes(b"ftyp")
     with pytest.raises(ConfigError, match=r"m4a: expected wav, flac, ogg or mp3"):
-        load_recordings(read_clips(segments), fewest=1)
+        load_recordings(read_clips(segments), min_clips=1)
     _write(segments.parent / f"{video}.flac")
     assert [clip.path.suffix for clip in read_clips(segments)] == [".flac"]
 

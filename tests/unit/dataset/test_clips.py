@@ -9,7 +9,8 @@ import pytest
 import soundfile
 
 from ast_stream.cli.clip_options import accepted_values
-from ast_stream.dataset.clips import Columns, load_recordings, read_clips
+from ast_stream.dataset.clips import load_recordings, read_clips
+from ast_stream.dataset.tables import Columns
 from ast_stream.errors import ConfigError, UsageError
 from ast_stream.units import SAMPLE_RATE
 

@@ -9,15 +9,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from ast_stream.dataset.clip import Clip, Span
-from ast_stream.dataset.clips import (
-    Columns,
-    load_recordings,
-    read_clips,
-    read_data,
-    write_clips,
-)
-from ast_stream.dataset.strong_labels import MARGIN_S
+from ast_stream.dataset.annotations import MARGIN_S, Clip, Span
+from ast_stream.dataset.clips import load_recordings, read_clips, read_data, write_clips
+from ast_stream.dataset.tables import Columns
 from ast_stream.errors import ConfigError
 from ast_stream.units import SAMPLE_RATE
 
@@ -107,7 +101,7 @@ def test_the_recording_of_a_label_track_is_found_whatever_its_name(
     track.write_text("1.0\t2.5\tBark\n")
     (tmp_path / "hall [1].m4a").write_bytes(b"ftyp")
     with pytest.raises(ConfigError, match=r"m4a: expected wav, flac, ogg or mp3"):
-        load_recordings(read_clips(track), fewest=1)
+        load_recordings(read_clips(track), min_clips=1)
     ramp.rename(tmp_path / "hall [1].wav")
     assert _spans(read_clips(track)) == [(("Bark",), (1.0, 2.5))]
 

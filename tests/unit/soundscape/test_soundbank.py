@@ -9,7 +9,8 @@ import pytest
 import soundfile
 from foregrounds import burst
 
-from ast_stream.dataset.clips import Clip, load_recordings
+from ast_stream.dataset.annotations import Clip
+from ast_stream.dataset.clips import load_recordings
 from ast_stream.soundscape.soundbank import recorded_foregrounds
 from ast_stream.units import SAMPLE_RATE
 
@@ -37,7 +38,7 @@ def test_recordings_of_one_name_in_two_folders_are_told_apart(tmp_path: Path) ->
         (tmp_path / label).mkdir()
         _write(tmp_path / label / "00.wav")
         clips.append(Clip(tmp_path / label / "00.wav", (label,)))
-    foregrounds = recorded_foregrounds(load_recordings(clips, fewest=1), ["Bark", "Rain"])
+    foregrounds = recorded_foregrounds(load_recordings(clips, min_clips=1), ["Bark", "Rain"])
     assert len({foreground.name for foreground in foregrounds}) == 2
 
 

@@ -10,7 +10,7 @@ import torch
 from tiny_model import TINY_DIMS, save_tiny
 
 from ast_stream.cli.train_plan import Overrides, choose_preset, plan_of
-from ast_stream.dataset.clips import Columns
+from ast_stream.dataset.tables import Columns
 from ast_stream.errors import UsageError
 from ast_stream.training.initialize import new_model
 from ast_stream.training.optimizers import optimizers_of, set_rate

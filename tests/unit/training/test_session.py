@@ -12,7 +12,7 @@ import soundfile
 import torch
 from tiny_model import TINY_LABELS, save_tiny
 
-from ast_stream.dataset.clips import Columns
+from ast_stream.dataset.tables import Columns
 from ast_stream.errors import CheckpointError, ConfigError, UsageError
 from ast_stream.labels import slug
 from ast_stream.model.checkpoint import load_checkpoint

@@ -86,11 +86,12 @@ def test_a_clip_is_padded_or_cut_to_the_input_and_says_how_much_is_real() -> Non
 
 
 def test_mixup_mixes_labels_as_it_mixes_sounds() -> None:
-    sampler = _clip_sampler([_clip(1.0, 0), _clip(0.0, 1, 2)], ClipMixing(mixup_prob=1.0))
+    clips = [_clip(1.0, 0), _clip(0.0, 1, 2)]
+    sampler = _clip_sampler(clips, ClipMixing(mixup_prob=1.0))
     rng = np.random.default_rng(0)
     seen = set()
     for _ in range(40):
-        window = sampler.window(rng, sampler._takes[0])
+        window = sampler.window(rng, clips[0])
         share = float(window.waveform[0])
         np.testing.assert_allclose(window.target, [share, 1 - share, 1 - share], atol=1e-6)
         seen.add(round(share, 3))

@@ -1,7 +1,7 @@
-"""Labelled strips of long recordings: where each sound begins and ends in them.
+"""Annotations: what a label says of a recording, whole or from onset to offset.
 
-What one label says of a stretch that another one overlaps is only true for both together, so the
-recording is cut wherever a label begins or ends. The stretches between labels hold none of the
+What one label says of a section that another one overlaps is only true for both together, so a
+recording is cut wherever a label begins or ends. The sections between labels hold none of the
 classes: they are backgrounds as real as the sounds.
 """
 
@@ -10,58 +10,62 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ast_stream.dataset.clip import Clip, Span, read_lines
 from ast_stream.errors import ConfigError, Problem
 
-AUDACITY_SUFFIX = ".txt"
-SHORTEST_S = 0.1  # of a label; what several leave or share for less teaches nothing
+MIN_SECTION_S = 0.1  # of a label; a shorter section that several leave or share teaches nothing
 MARGIN_S = 0.25  # around a label, since people mark neither the first nor the last of a sound
 
 
-class Row(NamedTuple):
-    """A label with its times, as they stand in the table; without them it is of the whole file."""
+class Span(NamedTuple):
+    """A section of a recording, in seconds from its beginning."""
+
+    onset_s: float
+    offset_s: float
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One labelled file or section of it, where its label was read, and its row of the table.
+
+    Attributes:
+        labels: none for a recording, or section of one, that holds no event.
+        span: the section that the labels hold for; None: the whole file.
+    """
+
+    path: Path
+    labels: tuple[str, ...]
+    fold: str | None = None
+    table: str = ""
+    line: int | None = None
+    row: Mapping[str, str] = field(default_factory=dict, compare=False)
+    span: Span | None = None
+
+    def problem(self, text: str) -> Problem:
+        """Return a problem with this clip, at its line of the table or at the file itself."""
+        if self.table:
+            return Problem(self.table, self.line, self.path.name, text)
+        return Problem(str(self.path), None, "", text)
+
+
+class LabelRow(NamedTuple):
+    """One label as a table has it: times as text, empty where it is of the whole file."""
 
     clip: Clip
     onset: str
     offset: str
 
 
-def audacity_rows(track: Path, recording: Path) -> list[Row]:
-    """Return the labels of an Audacity label track: onset, offset and label between tabs.
-
-    Raises:
-        ConfigError: a line that is none of these.
-    """
-    rows, problems = [], []
-    lines = read_lines(track)
-    for number, line in enumerate(lines, start=1):
-        if not line.strip() or line.startswith("\\"):  # frequencies of the label above
-            continue
-        parts = line.rstrip("\r\n").split("\t")
-        if len(parts) < 3 or not all(part.strip() for part in parts[:3]):
-            problems.append(
-                Problem(str(track), number, "", "expected onset, offset and label between tabs")
-            )
-            continue
-        clip = Clip(recording, (parts[2].strip(),), table=str(track), line=number)
-        onset, offset = (part.replace(",", ".") for part in parts[:2])
-        rows.append(Row(clip, onset, offset))
-    if problems:
-        raise ConfigError(problems)
-    return rows
-
-
-def strip_clips(rows: Sequence[Row]) -> list[Clip]:
-    """Return the stretches of each recording with one set of labels each, and those without.
+def section_clips(rows: Sequence[LabelRow]) -> list[Clip]:
+    """Return the sections of each recording with one set of labels each, and those without.
 
     A row without times labels its whole recording: several of them are one clip with the labels
     of all. A row without label and times says that its recording holds no event at all. The last
-    stretch of a recording without labels ends at infinity: its length is not known yet.
+    section of a recording without labels ends at infinity: its length is not known yet.
 
     Raises:
         ConfigError: every time that is no number, negative, or not clearly after its onset; rows
@@ -81,15 +85,15 @@ def strip_clips(rows: Sequence[Row]) -> list[Clip]:
     return [
         clip
         for labelled in by_file.values()
-        for clip in (_together(_whole(labelled)) or _stretches(labelled))
+        for clip in (_together(_whole(labelled)) or _sections(labelled))
     ]
 
 
 def span_of(onset: str, offset: str) -> Span:
-    """Return the stretch between two times as they stand in a table.
+    """Return the section between two times as they stand in a table.
 
     Raises:
-        ValueError: a time that is no number or negative, or a stretch shorter than `SHORTEST_S`.
+        ValueError: a time that is no number or negative, or a section shorter than `MIN_SECTION_S`.
     """
     span = Span(_seconds("onset", onset), _seconds("offset", offset))
     if span.onset_s >= span.offset_s:
@@ -98,13 +102,13 @@ def span_of(onset: str, offset: str) -> Span:
         )
     if not _is_long_enough(span):
         raise ValueError(
-            f"expected at least {SHORTEST_S:g} s from onset to offset, "
+            f"expected at least {MIN_SECTION_S:g} s from onset to offset, "
             f"got {span.offset_s - span.onset_s:.3g} s"
         )
     return span
 
 
-def _span(row: Row) -> Span | None:
+def _span(row: LabelRow) -> Span | None:
     if not row.onset.strip() and not row.offset.strip():
         return None
     if not row.clip.labels:
@@ -123,7 +127,7 @@ def _seconds(name: str, text: str) -> float:
 
 
 def _contradictions(labelled: Sequence[Clip]) -> Iterator[Problem]:
-    """Yield what speaks against the rows that label one recording as a whole."""
+    """Yield what contradicts the rows that label one recording as a whole."""
     whole = _whole(labelled)
     if 0 < len(whole) < len(labelled):
         other = next(clip for clip in labelled if clip not in whole)
@@ -153,30 +157,30 @@ def _together(whole: Sequence[Clip]) -> list[Clip]:
 
 
 def _is_long_enough(span: Span) -> bool:
-    return round(span.offset_s - span.onset_s, 6) >= SHORTEST_S  # 4.1 - 4.0 is a little less
+    return round(span.offset_s - span.onset_s, 6) >= MIN_SECTION_S  # 4.1 - 4.0 is a little less
 
 
-def _stretches(labelled: Sequence[Clip]) -> list[Clip]:
-    """Return the stretches of one recording, in order: with labels, then without."""
+def _sections(labelled: Sequence[Clip]) -> list[Clip]:
+    """Return the sections of one recording, in order: with labels, then without."""
     spans = [(clip, clip.span) for clip in labelled if clip.span is not None]
     edges = sorted({edge for _, span in spans for edge in span})
-    stretches = []
+    sections = []
     for piece in itertools.starmap(Span, itertools.pairwise(edges)):
-        there = [
+        labelled_here = [
             clip
             for clip, span in spans
             if span.onset_s <= piece.onset_s and piece.offset_s <= span.offset_s
         ]
-        if there and _is_long_enough(piece):
-            labels = dict.fromkeys(label for clip in there for label in clip.labels)
-            stretches.append(replace(there[0], labels=tuple(labels), span=piece))
-    return stretches + _without_labels(labelled[0], [span for _, span in spans])
+        if labelled_here and _is_long_enough(piece):
+            labels = dict.fromkeys(label for clip in labelled_here for label in clip.labels)
+            sections.append(replace(labelled_here[0], labels=tuple(labels), span=piece))
+    return sections + _without_labels(labelled[0], [span for _, span in spans])
 
 
 def _without_labels(first: Clip, spans: Sequence[Span]) -> list[Clip]:
-    free, at_s = [], 0.0
+    free, end_s = [], 0.0
     for span in sorted(spans):
-        free.append(Span(at_s, span.onset_s - MARGIN_S))
-        at_s = max(at_s, span.offset_s + MARGIN_S)
-    free.append(Span(at_s, math.inf))
+        free.append(Span(end_s, span.onset_s - MARGIN_S))
+        end_s = max(end_s, span.offset_s + MARGIN_S)
+    free.append(Span(end_s, math.inf))
     return [replace(first, labels=(), row={}, span=span) for span in free if _is_long_enough(span)]

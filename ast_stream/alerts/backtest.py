@@ -1,19 +1,30 @@
-"""What rules would have made of events that are already known: a week of them in seconds."""
+"""What rules make of the past: backtests, and recordings of the past as rule tests.
+
+In a recorded test, streams get other names, unless a rule asks for them by name; their labels are
+kept, because rules match on them. It expects what the rules make of it today, so that it passes
+until a rule or the engine changes.
+"""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ast_stream.alerts.detector import DetectionTiming
 from ast_stream.alerts.engine import Engine
-from ast_stream.alerts.model import DetectionTiming, Transition
+from ast_stream.alerts.model import Transition
+from ast_stream.alerts.readings import EventReading, read_event
+from ast_stream.alerts.rule_tests import duration_text
+from ast_stream.alerts.rules.match import Matcher
 from ast_stream.alerts.rules.rule import RuleSet
-from ast_stream.units import NS_PER_SECOND, parse_time
+from ast_stream.units import NS_PER_SECOND, format_time, parse_time
 
-_SETTLE_NS = 3600 * NS_PER_SECOND  # after the last event, so that what hangs on timers ends
+_SETTLE_NS = 3600 * NS_PER_SECOND  # after the last event, for timers that still run
+_WITHIN = "1s"  # how much later an alert may come before a recorded test fails
+_AFTERWARDS_NS = 120 * NS_PER_SECOND  # for timers that run after the last sound of a recorded test
 
 
 @dataclass
@@ -22,23 +33,23 @@ class BacktestReport:
 
     Attributes:
         fired: alerts by rule, also rules that never fired.
-        held_back: firings that did not happen, by rule and reason.
+        suppressed: suppressed firings, by rule and reason.
         first_ns, last_ns: stream time of the first and the last event.
-        heard_ns: how much was listened to, in which the events were; None: from first to last.
-        damaged: lines that are no messages.
+        listened_ns: duration of the audio the events are from; None: from first to last.
+        damaged: lines that are not messages.
     """
 
     fired: Counter[str] = field(default_factory=Counter)
-    held_back: dict[str, dict[str, int]] = field(default_factory=dict)
+    suppressed: dict[str, dict[str, int]] = field(default_factory=dict)
     events: int = 0
     damaged: int = 0
     first_ns: int | None = None
     last_ns: int | None = None
-    heard_ns: int | None = None
+    listened_ns: int | None = None
 
-    def add_heard(self, heard_ns: int) -> None:
-        """Add to what was listened to."""
-        self.heard_ns = (self.heard_ns or 0) + heard_ns
+    def add_listened(self, duration_ns: int) -> None:
+        """Add the duration of one recording."""
+        self.listened_ns = (self.listened_ns or 0) + duration_ns
 
 
 def read_messages(lines: Iterable[bytes], report: BacktestReport) -> Iterator[dict[str, Any]]:
@@ -63,7 +74,7 @@ def backtest(
     report: BacktestReport,
     timing: DetectionTiming | None = None,
 ) -> Iterator[Transition]:
-    """Yield each firing and resolution as it would have been told; fills in `report`.
+    """Yield each firing and resolution that would have been announced; fills in `report`.
 
     After the last event an hour passes without sound. Absence is counted from the first event.
     """
@@ -71,33 +82,130 @@ def backtest(
     engine: Engine | None = None
     for body in bodies:
         if engine is None:
-            start_ns = _captured(body)
+            start_ns = _captured_ns(body)
             if start_ns is None:
                 report.damaged += 1
                 continue
             report.first_ns = start_ns
             engine = Engine(rules, now_ns=start_ns, timing=timing)
         kind = "gap/" if "samples" in body else "health/" if "level_dbfs" in body else "event/"
-        yield from _told(engine.on_message(kind, body), report)
+        yield from _counted(engine.on_message(kind, body), report)
         report.last_ns = engine.now_ns
     if engine is not None:
-        yield from _told(engine.advance(engine.now_ns + _SETTLE_NS), report)
+        yield from _counted(engine.advance(engine.now_ns + _SETTLE_NS), report)
         report.events = engine.counters.events
         report.damaged += engine.counters.malformed
-        report.held_back = engine.counters.held_back
+        report.suppressed = engine.counters.suppressed_by_rule
 
 
-def _captured(body: dict[str, Any]) -> int | None:
+def _captured_ns(body: dict[str, Any]) -> int | None:
     try:
         return parse_time(body.get("captured") or body.get("time") or body["published"])
     except (KeyError, TypeError, ValueError):
         return None
 
 
-def _told(transitions: list[Transition], report: BacktestReport) -> Iterator[Transition]:
-    for one in transitions:
-        if one.to_state == "resolved":
-            yield one
-        elif one.to_state == "firing" and one.from_state != "recovering":
-            report.fired[one.alert.rule] += 1
-            yield one
+def _counted(transitions: list[Transition], report: BacktestReport) -> Iterator[Transition]:
+    for transition in transitions:
+        if transition.is_announced:
+            if transition.to_state == "firing":
+                report.fired[transition.alert.rule] += 1
+            yield transition
+
+
+@dataclass
+class RecordedSound:
+    """One event of the past.
+
+    Attributes:
+        event: its first message.
+        offset_ns: None while it has not ended.
+    """
+
+    event: EventReading
+    offset_ns: int | None = None
+    peak: float = 0.0
+
+
+@dataclass
+class RecordedTest:
+    """A stretch of time as a rule test: its sounds, by the id of their event.
+
+    Args:
+        rules: streams that they name keep their names.
+    """
+
+    rules: RuleSet
+    sounds: dict[str, RecordedSound] = field(default_factory=dict)
+    _names: dict[str, str] = field(default_factory=dict)
+
+    def add(self, bodies: Iterable[dict[str, Any]], from_ns: int, to_ns: int) -> None:
+        """Add the sounds whose onset lies in [`from_ns`, `to_ns`); other bodies are ignored."""
+        for body in bodies:
+            event = read_event(body)
+            if event is None or not from_ns <= event.onset_ns < to_ns:
+                continue
+            sound = self.sounds.setdefault(event.id, RecordedSound(event))
+            sound.peak = max(sound.peak, event.peak)
+            sound.offset_ns = event.offset_ns or sound.offset_ns
+
+    @property
+    def start_ns(self) -> int:
+        """The whole second at which the test begins."""
+        first = min(sound.event.onset_ns for sound in self.sounds.values())
+        return first // NS_PER_SECOND * NS_PER_SECOND
+
+    def lines(self, rule_files: Sequence[str], name: str, detector: str) -> Iterator[str]:
+        """Yield a test file up to what is expected."""
+        sounds = sorted(self.sounds.values(), key=lambda sound: sound.event.onset_ns)
+        streams = {sound.event.stream: sound.event.labels for sound in sounds}
+        yield f"rules: {json.dumps(list(rule_files))}"
+        yield f"detector: {detector}"
+        yield "tests:"
+        yield f"  - name: {json.dumps(name)}"
+        yield f"    start: {json.dumps(format_time(self.start_ns))}"
+        last = max(sound.offset_ns or sound.event.captured_ns for sound in sounds) + _AFTERWARDS_NS
+        yield f"    until: {-(-(last - self.start_ns) // NS_PER_SECOND)}s"
+        yield "    streams:"
+        for stream, labels in streams.items():
+            yield f"      {self._name(stream)}: {json.dumps(labels, ensure_ascii=False)}"
+        yield "    events:"
+        for sound in sounds:
+            dur = "" if sound.offset_ns is None else f"dur: {_length(sound)}, "
+            yield (
+                f"      - {{at: {duration_text(sound.event.onset_ns - self.start_ns)}, "
+                f"class: {json.dumps(sound.event.label, ensure_ascii=False)}, {dur}"
+                f"score: {sound.peak:g}, stream: {self._name(sound.event.stream)}}}"
+            )
+
+    def expected_lines(self, transitions: Sequence[Transition]) -> Iterator[str]:
+        """Yield what a test must expect so that these transitions pass."""
+        announced = [transition for transition in transitions if transition.is_announced]
+        yield "    expect:" if announced else "    expect: []"
+        for transition in announced:
+            texts = dict(transition.alert.annotations)
+            shown = f", annotations: {json.dumps(texts, ensure_ascii=False)}" if texts else ""
+            yield (
+                f"      - {{at: {duration_text(transition.at_ns - self.start_ns)}, "
+                f"within: {_WITHIN}, alert: {transition.alert.rule}, "
+                f"state: {transition.to_state}{shown}}}"
+            )
+
+    def _name(self, stream: str) -> str:
+        """Return what a stream is called in the test."""
+        named = {name for rule in self.rules.rules for name in _named_streams(rule.matchers)}
+        if stream not in self._names:
+            number = len(self._names) + 1
+            self._names[stream] = stream if stream in named else f"stream-{number}"
+        return self._names[stream]
+
+
+def _length(sound: RecordedSound) -> str:
+    assert sound.offset_ns is not None
+    return duration_text(max(0, sound.offset_ns - sound.event.onset_ns))
+
+
+def _named_streams(matchers: Iterable[Matcher]) -> Iterator[str]:
+    for matcher in matchers:
+        yield from matcher.named_streams or ()
+        yield from _named_streams(matcher.exceptions)

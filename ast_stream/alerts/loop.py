@@ -14,10 +14,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from ast_stream.alerts.actions.base import LiveSensors
-from ast_stream.alerts.clock import ClockWatch
+from ast_stream.alerts.clock import WallClock
 from ast_stream.alerts.delivery import Couriers, no_fault
+from ast_stream.alerts.detector import DetectionTiming
 from ast_stream.alerts.engine import Engine
-from ast_stream.alerts.model import DetectionTiming, Transition
+from ast_stream.alerts.model import Transition
 from ast_stream.alerts.outbox import Outbox
 from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.alerts.store import Store, StoreError, save_progress
@@ -77,7 +78,7 @@ class AlertLoop:
         since_ns: int = 0,
         now_ns: Callable[[], int] = time.time_ns,
         now_s: Callable[[], float] = time.monotonic,
-        clock: ClockWatch | None = None,
+        clock: WallClock | None = None,
         fault: Callable[[str], None] = no_fault,
     ) -> None:
         self._engine = engine
@@ -94,7 +95,7 @@ class AlertLoop:
         self._has_news = False
         self._saved_s = self._started_s = now_s()
         self._scored_ns: dict[str, tuple[float, int]] = {}  # by stream: when it was said, and what
-        self._clock = clock or ClockWatch(now_ns, now_s)
+        self._clock = clock or WallClock(now_ns, now_s)
         self._stepped_ns = 0  # not saved yet
         self._limited_log = LimitedLog(logger)
         self.while_stuck: Callable[[], None] = lambda: None
@@ -232,7 +233,7 @@ class AlertLoop:
             return min(fresh)
         if now_s - self._started_s < SILENT_S:
             return None
-        self._note(self._engine.lose_sight())
+        self._note(self._engine.lose_feed())
         return self._now_ns() - round(SILENT_S * NS_PER_SECOND)
 
     def _end_unknown(self) -> None:

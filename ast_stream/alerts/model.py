@@ -1,4 +1,4 @@
-"""The words of alerting: alerts, their transitions, and what an engine offers to who delivers.
+"""Alerts and their transitions between states.
 
 All times are stream times in nanoseconds since 1970: when the sound was captured, not when a
 message about it was read. An engine has no clock of its own.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from ast_stream.messages.codec import PROTOCOL_VERSION
 from ast_stream.units import NS_PER_SECOND, format_time
@@ -47,7 +47,7 @@ class Alert:
         started_ns: when the sound that began it began (or was missed, for absence).
         fired_ns, resolved_ns: None until then.
         events: ids of the events that caused it, oldest first.
-        suppressed: firings held back since the last alert of this fingerprint.
+        suppressed: firings suppressed since the last alert of this fingerprint.
         reason: why it ended: quiet, restart or rule_changed; None until then.
     """
 
@@ -103,8 +103,8 @@ class Transition:
     Attributes:
         alert: as of after the transition.
         at_ns: stream time of the transition.
-        actions: who is to be told, by the name of an action; empty but for a firing that is new
-            (from inactive or pending) and for resolved. Each action's `on` chooses among these.
+        actions: names of the actions to deliver it by; empty except for a new firing (from inactive
+            or pending) and for resolved. Each action's `on` chooses among these.
         event_id: the event that made the difference; None for timers and health.
     """
 
@@ -115,42 +115,11 @@ class Transition:
     actions: tuple[str, ...] = ()
     event_id: str | None = None
 
-
-@dataclass(frozen=True)
-class DetectionTiming:
-    """How late the detector tells of sounds; rules reason about sounds, not about messages.
-
-    Attributes:
-        latency_ns: an event's begin comes at most this long after its onset, once a window is full.
-        smear_ns: while an event is open, its sound is only sure to have lasted until this long
-            before now: a window of W still shows a sound that ended nearly W ago, and the end is
-            told when the hold has passed.
-        classes: by slug, latency and smear of classes for which they are known; the others, and
-            rules about any class, go by the first two.
-    """
-
-    latency_ns: int = 0
-    smear_ns: int = 0
-    classes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-
-    @classmethod
-    def of(
-        cls, window_s: float, hop_s: float, *, confirm_s: float = 0.75, hold_s: float = 0.75
-    ) -> DetectionTiming:
-        """Return the timing of windows of `window_s` every `hop_s`, with rises as unmeasured."""
-        rise_s = min(0.5, window_s / 4)
-        return cls(
-            latency_ns=seconds_to_ns(rise_s + hop_s / 2 + confirm_s),
-            smear_ns=seconds_to_ns(window_s - rise_s + hop_s + hold_s),
-        )
-
-    def of_classes(self, slugs: Iterable[str] | None) -> DetectionTiming:
-        """Return the largest of some classes; None: any class."""
-        found = [] if slugs is None else [self.classes.get(one) for one in slugs]
-        known = [one for one in found if one is not None]
-        if not known or len(known) < len(found):
-            return DetectionTiming(self.latency_ns, self.smear_ns)
-        return DetectionTiming(max(one[0] for one in known), max(one[1] for one in known))
+    @property
+    def is_announced(self) -> bool:
+        """Whether it is news: a new firing or a resolution, not a recovery that relapsed."""
+        is_new = self.to_state == "firing" and self.from_state != "recovering"
+        return is_new or self.to_state == "resolved"
 
 
 @dataclass
@@ -160,38 +129,7 @@ class EngineCounters:
     events: int = 0
     fired: dict[str, int] = field(default_factory=dict)
     suppressed: dict[str, int] = field(default_factory=dict)  # by reason
-    held_back: dict[str, dict[str, int]] = field(default_factory=dict)  # by rule and reason
+    suppressed_by_rule: dict[str, dict[str, int]] = field(default_factory=dict)  # and reason
     flaps: int = 0
     lost_ends: int = 0  # events that never ended on the feed
     malformed: int = 0  # bodies that are not what they should be
-
-
-class AlertEngine(Protocol):
-    """What who delivers needs of `engine.Engine`.
-
-    Every method that returns transitions has changed the state: store `export()` and the
-    deliveries of the transitions in one transaction, together with the position on the feed.
-    `Engine(rules, state, now_ns=…, timing=…)` continues from an exported state (None: new).
-    """
-
-    @property
-    def next_deadline_ns(self) -> int | None:
-        """Stream time of the next timer: call `advance` then; None: nothing to wait for."""
-
-    def resume(self) -> list[Transition]:
-        """Return what the construction itself changed; call once, before anything else."""
-
-    def on_event(self, body: dict[str, Any]) -> list[Transition]:
-        """Take an event body; timers due before it are run first."""
-
-    def on_health(self, body: dict[str, Any]) -> list[Transition]:
-        """Take a health body."""
-
-    def on_gap(self, body: dict[str, Any]) -> list[Transition]:
-        """Take a gap body."""
-
-    def advance(self, to_ns: int) -> list[Transition]:
-        """Run the timers up to `to_ns`, up to which all messages must have been given."""
-
-    def export(self) -> dict[str, Any]:
-        """Return the state as JSON values."""

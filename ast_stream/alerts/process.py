@@ -18,14 +18,14 @@ import typer
 
 from ast_stream.alerts.actions.base import ActionRunner, Entities, LiveSensors, describe_error
 from ast_stream.alerts.actions.registry import DeferredRunner, create_runner
-from ast_stream.alerts.clock import ClockWatch
+from ast_stream.alerts.clock import WallClock
 from ast_stream.alerts.delivery import Couriers, no_fault
+from ast_stream.alerts.detector import DetectionTiming
 from ast_stream.alerts.engine import Engine
 from ast_stream.alerts.feed import FeedRunner, SharedPublisher
 from ast_stream.alerts.heartbeat import HeartbeatThread
 from ast_stream.alerts.life import AlertLife
 from ast_stream.alerts.loop import TOPICS, AlertLoop
-from ast_stream.alerts.model import DetectionTiming
 from ast_stream.alerts.outbox import FEED, Failing, Outbox, routes
 from ast_stream.alerts.reload import RulesInForce, timing_in_force
 from ast_stream.alerts.rule_watch import RuleFiles
@@ -106,7 +106,7 @@ def run_alerts(
         sockets = Sockets()
         cleanup.callback(sockets.close)
         publisher = SharedPublisher(sockets, alerts_endpoint(settings))
-        clock = ClockWatch(time.time_ns, time.monotonic)
+        clock = WallClock(time.time_ns, time.monotonic)
         outbox = Outbox(store, routes(settings.alerts.actions), clock.now_ns)
         outbox.recover()
         sensors: list[LiveSensors] = []

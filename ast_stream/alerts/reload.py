@@ -6,10 +6,14 @@ import logging
 from collections.abc import Sequence
 
 from ast_stream.alerts.actions.base import LiveSensors
-from ast_stream.alerts.facts import decision_parameters, detection_timing
+from ast_stream.alerts.detector import (
+    DetectionTiming,
+    decision_parameters,
+    detection_timing,
+    model_facts,
+)
 from ast_stream.alerts.loop import AlertLoop
-from ast_stream.alerts.model import DetectionTiming
-from ast_stream.alerts.rule_watch import RuleFiles, model_facts
+from ast_stream.alerts.rule_watch import RuleFiles
 from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.alerts.watch import exposed_entities
 from ast_stream.errors import AstStreamError

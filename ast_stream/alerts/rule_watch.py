@@ -4,63 +4,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sized
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 
 from ast_stream.alerts.actions.registry import kinds_by_action, used_without_rules
-from ast_stream.alerts.rules.files import load_rules
-from ast_stream.alerts.rules.lint import reach_lints
+from ast_stream.alerts.detector import model_facts
+from ast_stream.alerts.rules.compile import load_rules
+from ast_stream.alerts.rules.lint import notification_lints
 from ast_stream.alerts.rules.problems import RuleProblem
 from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.errors import CheckpointError, ConfigError, Problem
-from ast_stream.labels import problem_with_labels
-from ast_stream.model.hub_config import CONFIG, Config, read_dims, read_labels
-from ast_stream.model.metadata import Metadata, read_metadata
-from ast_stream.model.recipes import default_window_s
 from ast_stream.settings.check import LoadedSettings
-from ast_stream.settings.schema import ModelSettings
 
 LOOK_EVERY_S = 2.0
-UNKNOWN_WINDOW_S = 10.24
-_BUNDLED = Path(__file__).parent.parent / "model" / "bundled"
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """What rules need of the checkpoint, read without torch.
-
-    Attributes:
-        labels: None where the checkpoint is no folder, as for hub ids: names cannot be checked.
-        metadata: thresholds and rise times; empty where they are not known.
-    """
-
-    labels: tuple[str, ...] | None
-    window_s: float
-    metadata: Metadata = field(default_factory=Metadata)
-
-
-def model_facts(model: ModelSettings) -> ModelFacts:
-    """Return labels, window and measurements of the configured checkpoint.
-
-    Raises:
-        CheckpointError: what is beside its weights cannot be used.
-    """
-    folder = _BUNDLED if model.checkpoint == "bundled" else Path(model.checkpoint).expanduser()
-    if not (folder / CONFIG).exists():
-        return ModelFacts(None, model.window_s or UNKNOWN_WINDOW_S)
-    config = Config(folder / CONFIG)
-    named = config.get("id2label") or config.get("label2id") or ()
-    n_classes = len(named) if isinstance(named, Sized) else 0
-    labels = read_labels(config, n_classes) if n_classes else None
-    problem = problem_with_labels(labels or ())
-    if problem is not None:
-        raise CheckpointError(f"{config.path}: {problem}")
-    dims, metadata = read_dims(config, max(1, n_classes)), read_metadata(folder)
-    window_s = model.window_s or metadata.window_s or default_window_s(dims.max_frames)
-    return ModelFacts(None if labels is None else tuple(labels), window_s, metadata)
 
 
 class RuleFiles:
@@ -99,7 +57,7 @@ class RuleFiles:
     def warnings(self, rules: RuleSet) -> list[RuleProblem]:
         """Return which of the rules tell nobody, and by which actions nobody is told."""
         kinds, used = kinds_by_action(self._alerts.actions), used_without_rules(self._alerts)
-        return reach_lints(rules, kinds, used)
+        return notification_lints(rules, kinds, used)
 
     def have_changed(self) -> bool:
         """Tell whether a file is another one than at the last `load`; looks every 2 s."""

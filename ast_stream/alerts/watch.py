@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from ast_stream.alerts.actions.base import Entities
-from ast_stream.alerts.rule_watch import model_facts
+from ast_stream.alerts.detector import model_facts
 from ast_stream.alerts.rules.rule import RuleSet
-from ast_stream.alerts.rules.schema import EventMatch, RuleSettings
 from ast_stream.labels import slug
 from ast_stream.settings.schema import Settings
 
@@ -16,7 +15,7 @@ def exposed_entities(settings: Settings, rules: RuleSet) -> Entities:
     named = {
         one: None
         for rule in rules.rules
-        for match in _matches(rule.settings)
+        for _, match in rule.trigger.matches(rule.settings)
         for name in (*(match.class_ or ()), *(match.any_of or ()))
         for one in (slug(name),)
     }
@@ -25,9 +24,3 @@ def exposed_entities(settings: Settings, rules: RuleSet) -> Entities:
         classes=tuple(labels.get(one, one) for one in named),
         rules=tuple(rule.name for rule in rules.rules),
     )
-
-
-def _matches(settings: RuleSettings) -> list[EventMatch]:
-    steps = [] if settings.sequence is None else [one.match for one in settings.sequence.steps]
-    absent = [] if settings.absent is None else [settings.absent.match]
-    return ([] if settings.match is None else [settings.match]) + steps + absent

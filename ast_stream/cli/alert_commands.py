@@ -20,9 +20,9 @@ from ast_stream.alerts.model import Severity
 from ast_stream.alerts.notification import one_line
 from ast_stream.alerts.outbox_admin import Row
 from ast_stream.alerts.outbox_writer import SELF_RULE
-from ast_stream.alerts.rules.files import read_rule_document
-from ast_stream.alerts.rules.parsing import alert_names
-from ast_stream.alerts.rules.schema import RULE_NAME, parse_duration
+from ast_stream.alerts.rules.compile import alert_names, read_rule_document
+from ast_stream.alerts.rules.fields import parse_duration
+from ast_stream.alerts.rules.schema import RULE_NAME
 from ast_stream.alerts.store import Store
 from ast_stream.cli.output import say
 from ast_stream.errors import ConfigError, UsageError

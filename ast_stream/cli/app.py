@@ -78,9 +78,7 @@ COMMANDS = (
         "Validate a configuration and say what it means.",
     ),
     Command("schema", "ast_stream.cli.config:schema", "Print the settings' JSON Schema."),
-    Command(
-        "rules", "ast_stream.cli.rules_commands:app", "Check, test, explain and try alert rules."
-    ),
+    Command("rules", "ast_stream.cli.rules:app", "Check, test, explain and try alert rules."),
     Command("outbox", "ast_stream.cli.alert_commands:app", "List, send, retry or drop deliveries."),
     Command("ack", "ast_stream.cli.alert_commands:ack", "Say that an alert has been seen."),
     Command("snooze", "ast_stream.cli.alert_commands:snooze", "Hold back the alerts of a rule."),

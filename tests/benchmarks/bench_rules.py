@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ast_stream.alerts.detector import DetectionTiming
 from ast_stream.alerts.engine import Engine
-from ast_stream.alerts.model import DetectionTiming
-from ast_stream.alerts.rules.files import compile_rules
+from ast_stream.alerts.rules.compile import compile_rules
 from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.settings.load import parse_document
 from ast_stream.units import NS_PER_SECOND, format_time

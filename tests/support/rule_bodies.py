@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ast_stream.alerts.detector import DetectionTiming
 from ast_stream.alerts.engine import Engine
-from ast_stream.alerts.model import DetectionTiming, Transition
-from ast_stream.alerts.rules.files import compile_rules
+from ast_stream.alerts.model import Transition
+from ast_stream.alerts.rules.compile import compile_rules
 from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.labels import slug
 from ast_stream.settings.load import parse_document

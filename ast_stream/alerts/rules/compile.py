@@ -1,31 +1,119 @@
-"""One rule file: from plain data to rules, with every problem at its place."""
+"""From rule files to rules: every name is resolved, and every problem reported at its place."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from ast_stream.alerts.model import stable_id
-from ast_stream.alerts.rules.match import Ontology, Vocabulary
-from ast_stream.alerts.rules.matchers import compile_matchers
-from ast_stream.alerts.rules.parsing import parse_rule_file
-from ast_stream.alerts.rules.problems import Notes, RuleProblem
-from ast_stream.alerts.rules.rule import Inhibition, Rule, RuleSet, triggers_of
-from ast_stream.alerts.rules.schema import Defaults, Group, RuleSettings
+from ast_stream.alerts.rules.match import Ontology, Vocabulary, compile_match
+from ast_stream.alerts.rules.problems import Notes, RuleProblem, problem_at, shortened
+from ast_stream.alerts.rules.rule import Inhibition, Rule, RuleSet
+from ast_stream.alerts.rules.schema import Defaults, Group, RuleFile, RuleSettings
 from ast_stream.alerts.rules.templates import Template
-from ast_stream.alerts.rules.window_names import compile_windows
-from ast_stream.alerts.rules.windows import TimeWindow
+from ast_stream.alerts.rules.windows import TimeWindow, compile_windows
+from ast_stream.alerts.triggers.kinds import KINDS, kind_of, kinds_of
+from ast_stream.errors import ConfigError, Problem
 from ast_stream.labels import did_you_mean
 from ast_stream.runtime.files import DamagedFileError, read_bounded
 from ast_stream.settings.explain import Path as KeyPath
-from ast_stream.settings.load import Document
+from ast_stream.settings.explain import explain, show_path
+from ast_stream.settings.load import Document, read_document
 
 MAX_ONTOLOGY_BYTES = 8 * 1024 * 1024  # AudioSet's has 0.4
 
 
-class FileCompiler:
+def load_rules(
+    paths: Sequence[Path],
+    *,
+    labels: Sequence[str] | None = None,
+    actions: Collection[str] | None = None,
+) -> RuleSet:
+    """Return the rules in files.
+
+    Args:
+        labels: the model's classes, to check names against; None: names are taken as they are.
+        actions: names of the configured actions; None: not known, any name will do.
+
+    Raises:
+        ConfigError: the files cannot be used; every problem of all of them is listed, each a
+            `RuleProblem`.
+    """
+    documents: list[Document] = []
+    unread: list[Problem] = []
+    for path in paths:
+        try:
+            documents.append(read_rule_document(path))
+        except ConfigError as error:
+            unread += error.problems
+    try:
+        rules = compile_rules(documents, labels=labels, actions=actions)
+    except ConfigError as error:
+        # an alert that is not found may stand in a file that could not be read
+        known = [one for one in error.problems if not unread or getattr(one, "code", "") != "E109"]
+        raise ConfigError(unread + known) from error
+    if unread:
+        raise ConfigError(unread)
+    return rules
+
+
+def read_rule_document(path: Path) -> Document:
+    """Return a rule file as plain data.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        return read_document(path, "groups")
+    except ConfigError as error:
+        raise ConfigError([_coded(problem) for problem in error.problems]) from error
+
+
+def compile_rules(
+    documents: Sequence[Document],
+    *,
+    labels: Sequence[str] | None = None,
+    actions: Collection[str] | None = None,
+) -> RuleSet:
+    """Return the rules in documents that have been read; as `load_rules`."""
+    problems: list[Problem] = []
+    whole = RuleSet(resume_ns=0)
+    lines: dict[str, str] = {}
+    for document in documents:
+        compiler = _FileCompiler(document, labels, actions, lines)
+        part = compiler.compile()
+        problems += compiler.problems
+        whole = RuleSet(
+            rules=whole.rules + part.rules,
+            inhibitions=whole.inhibitions + part.inhibitions,
+            resume_ns=max(whole.resume_ns, part.resume_ns),
+            files=whole.files + part.files,
+        )
+    problems += _unknown_inhibitions(whole)
+    if problems:
+        raise ConfigError(sorted(problems, key=lambda one: (one.file, one.line or 0)))
+    return whole
+
+
+def _unknown_inhibitions(rules: RuleSet) -> Iterator[RuleProblem]:
+    names = {name for document, _, _ in rules.files for name in alert_names(document)}
+    for document, parsed, _ in rules.files:
+        for index, inhibit in enumerate(parsed.inhibit):
+            for side, selector in (("source", inhibit.source), ("target", inhibit.target)):
+                for name in selector.alert or []:
+                    if name not in names:
+                        text = f"there is no alert '{name}'{did_you_mean(name, names)}"
+                        path: KeyPath = ("inhibit", index, side, "alert")
+                        yield problem_at(document, path, "E109", text)
+
+
+class _FileCompiler:
     """Turns one file into rules, noting what is wrong.
 
     Args:
@@ -57,7 +145,7 @@ class FileCompiler:
 
     def compile(self) -> RuleSet:
         """Return the file's rules; those with problems are left out."""
-        found = parse_rule_file(self._notes)
+        found = _parse_rule_file(self._notes)
         if found is None:
             return RuleSet(resume_ns=0)
         parsed, numbers = found
@@ -77,7 +165,8 @@ class FileCompiler:
             for number, settings in zip(numbers[g], group.rules, strict=True)
         ]
         inhibitions = tuple(
-            Inhibition(one.source, one.target, tuple(one.equal)) for one in parsed.inhibit
+            Inhibition(inhibit.source, inhibit.target, tuple(inhibit.equal))
+            for inhibit in parsed.inhibit
         )
         return RuleSet(
             rules=tuple(rule for rule in rules if rule is not None),
@@ -104,7 +193,10 @@ class FileCompiler:
         before = len(self.problems)
         _check_trigger(settings, path, self._notes)
         self._check_name(settings, path)
-        matchers = compile_matchers(settings, path, self._vocabulary, self._notes)
+        matchers = tuple(
+            compile_match(match, (*path, *place), self._vocabulary, self._notes)
+            for place, match in kind_of(settings).matches(settings)
+        )
         parsed = {
             name: self._notes.attempt((*path, "annotations", name), "E107", Template.parse, text)
             for name, text in settings.annotations.items()
@@ -124,11 +216,11 @@ class FileCompiler:
             group_by=tuple(defaults.group_by if settings.group_by is None else settings.group_by),
             when=when,
             unless=unless,
-            keep_ns=_first(settings.keep_firing_for, defaults.keep_firing_for),
-            cooldown_ns=_first(settings.cooldown, defaults.cooldown),
+            keep_ns=_or_default(settings.keep_firing_for, defaults.keep_firing_for),
+            cooldown_ns=_or_default(settings.cooldown, defaults.cooldown),
             severity=settings.severity or defaults.severity,
             labels=dict(group.labels) | settings.labels,
-            actions=_given(settings.actions, group.actions, defaults.actions),
+            actions=_innermost(settings.actions, group.actions, defaults.actions),
             annotations={name: one for name, one in parsed.items() if one is not None},
             document=self._document,
             path=path,
@@ -161,28 +253,33 @@ class FileCompiler:
 
 
 def _check_trigger(settings: RuleSettings, path: KeyPath, notes: Notes) -> None:
-    given = triggers_of(settings)
+    given = kinds_of(settings)
     if len(given) > 1:
-        text = f"expected one trigger, got {' and '.join(given)}"
-        notes.add((*path, given[1]), "E102", text)
-    elif given and given[0] in ("sequence", "absent", "level") and settings.match:
-        place = "'steps'" if given[0] == "sequence" else f"'{given[0]}'"
-        text = f"with '{given[0]}' expected what to match inside {place}, got 'match' beside it"
+        text = f"expected one trigger, got {' and '.join(kind.key for kind in given)}"
+        notes.add((*path, given[1].key), "E102", text)
+    elif given and given[0].match_place is not None and settings.match:
+        key, place = given[0].key, given[0].match_place
+        text = f"with '{key}' expected what to match inside '{place}', got 'match' beside it"
         notes.add((*path, "match"), "E102", text)
-    elif settings.match is None and (not given or given[0] in ("for", "count")):
-        needed = "sequence, absent or level" if not given else f"'match' beside '{given[0]}'"
-        start = "expected 'match', " if not given else "expected "
-        notes.add(path, "E102", f"{start}{needed}, got neither" if not given else start + needed)
-    if settings.tolerate and settings.for_ is None:
-        notes.add((*path, "tolerate"), "E102", "'tolerate' belongs to 'for', got no 'for'")
+    elif settings.match is None and not given:
+        *others, last = [kind.key for kind in KINDS if kind.match_place is not None]
+        text = f"expected 'match', {', '.join(others)} or {last}, got neither"
+        notes.add(path, "E102", text)
+    elif settings.match is None and given[0].match_place is None:
+        notes.add(path, "E102", f"expected 'match' beside '{given[0].key}'")
+    for kind in KINDS:
+        for key in kind.more_keys:
+            if getattr(settings, key) and not kind.is_given(settings):
+                text = f"'{key}' belongs to '{kind.key}', got no '{kind.key}'"
+                notes.add((*path, key), "E102", text)
 
 
-def _given(*levels: Sequence[str] | None) -> tuple[str, ...] | None:
-    """Return what the innermost level says that says anything; None: none does."""
+def _innermost(*levels: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Return the list of the innermost level that has one; None: none has."""
     return next((tuple(one) for one in levels if one is not None), None)
 
 
-def _first(value: int | None, default: int) -> int:
+def _or_default(value: int | None, default: int) -> int:
     return default if value is None else value
 
 
@@ -192,11 +289,106 @@ def _digest(rule: Rule) -> str:
         mode="json", exclude={"annotations", "actions", "labels", "severity"}
     )
     resolved = [
-        [sorted(one.slugs or ()), one.min_score, [sorted(x.slugs or ()) for x in one.exceptions]]
-        for one in rule.matchers
+        [
+            sorted(matcher.slugs or ()),
+            matcher.min_score,
+            [sorted(exception.slugs or ()) for exception in matcher.exceptions],
+        ]
+        for matcher in rule.matchers
     ]
     return stable_id(
         json.dumps(content, sort_keys=True),
         json.dumps(resolved),
         ",".join(rule.group_by),
     )
+
+
+def _parse_rule_file(notes: Notes) -> tuple[RuleFile, list[list[int]]] | None:
+    """Return a file as far as it is right, None if more than rules is wrong.
+
+    Rules with wrong keys or values are left out, so that other mistakes are reported, too.
+
+    Returns:
+        The file, and for each group where in the document its rules stand.
+    """
+    data = notes.document.data
+    try:
+        parsed = RuleFile.model_validate(data)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        _note(notes, details)
+        return _parse_without(data, _wrong_rules([one["loc"] for one in details]))
+    _note(notes, [])
+    return parsed, [list(range(len(group.rules))) for group in parsed.groups]
+
+
+def _coded(problem: Problem) -> RuleProblem:
+    """Return a problem of reading YAML with its code."""
+    return RuleProblem(problem.file, problem.line, problem.path, problem.text, None, "E100")
+
+
+def alert_names(document: Document) -> set[str]:
+    """Return the names of all alerts in a document, also of rules that are wrong."""
+    data = document.data if isinstance(document.data, dict) else {}
+    groups = data.get("groups")
+    rules = [
+        rule
+        for group in (groups if isinstance(groups, list) else [])
+        if isinstance(group, dict) and isinstance(group.get("rules"), list)
+        for rule in group["rules"]
+    ]
+    return {str(rule["alert"]) for rule in rules if isinstance(rule, dict) and "alert" in rule}
+
+
+def _note(notes: Notes, details: list[ErrorDetails]) -> None:
+    """Note what reading and validating found, once for each place."""
+    document = notes.document
+    found = {(one.line, one.path): _coded(one) for one in document.problems}
+    for one in explain(details, RuleFile, document.file, document.lines):
+        column = _column(document, one)
+        text = shortened(one.text)
+        problem = RuleProblem(one.file, one.line, one.path, text, column, "E101")
+        found.setdefault((one.line, one.path), problem)
+    notes.problems += found.values()
+
+
+def _wrong_rules(locations: Iterable[tuple[int | str, ...]]) -> set[tuple[int, int]]:
+    """Return group and number of the rules in which something is wrong."""
+    return {
+        (one[1], one[3])
+        for one in locations
+        if len(one) > 3
+        and (one[0], one[2]) == ("groups", "rules")
+        and isinstance(one[1], int)
+        and isinstance(one[3], int)
+    }
+
+
+def _parse_without(
+    data: Any, wrong: set[tuple[int, int]]
+) -> tuple[RuleFile, list[list[int]]] | None:
+    groups = data.get("groups") if isinstance(data, dict) else None
+    if not wrong or not isinstance(groups, list):
+        return None
+    kept, numbers = [], []
+    for g, group in enumerate(groups):
+        rules = group.get("rules") if isinstance(group, dict) else None
+        if not isinstance(rules, list):
+            return None
+        right = [r for r in range(len(rules)) if (g, r) not in wrong]
+        numbers.append(right)
+        kept.append(group | {"rules": [rules[r] for r in right]})
+    try:
+        return RuleFile.model_validate(data | {"groups": kept}), numbers
+    except ValidationError:  # something else than a rule is wrong, and has been noted
+        return None
+
+
+def _column(document: Document, problem: Problem) -> int | None:
+    """Return the column of what a problem on some line is about."""
+    around = [
+        path
+        for path, line in document.lines.items()
+        if line == problem.line and problem.path.startswith(show_path(path))
+    ]
+    return document.columns[max(around, key=len)] if around else None

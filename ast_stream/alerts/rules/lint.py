@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 
-from ast_stream.alerts.rules.detector_lint import DetectorFacts, detector_lints
+from ast_stream.alerts.detector import DetectorFacts
 from ast_stream.alerts.rules.match import Vocabulary
 from ast_stream.alerts.rules.problems import RuleProblem, problem_at
 from ast_stream.alerts.rules.rule import Rule, RuleSet
 from ast_stream.alerts.rules.schema import RuleFile
+from ast_stream.alerts.triggers.base import Finding
 from ast_stream.labels import slug
 from ast_stream.settings.load import Document
 
 Actions = Collection[str] | Mapping[str, Collection[str]]
-"""Names of the configured actions, perhaps with whether each takes `firing` and `resolved`."""
+"""Names of the configured actions, perhaps with which of `firing` and `resolved` each delivers."""
 
 
 def lint(
@@ -25,58 +26,88 @@ def lint(
     """Return warnings by file and line.
 
     Args:
-        facts: of the detector; None: what depends on it is not looked at.
+        facts: about the detector; None: what depends on it is not checked.
         actions: configured ones; None: not known.
-        used: actions that something else uses.
+        used: actions that something other than rules uses.
     """
-    found = [problem for rule in rules.rules for problem in detector_lints(rule, facts)]
-    found += [problem for rule in rules.rules for problem in _never(rule)]
+    found = [
+        problem_at(rule.document, (*rule.path, *place), code, text)
+        for rule in rules.rules
+        for place, code, text in _rule_lints(rule, facts)
+    ]
     for document, parsed, vocabulary in rules.files:
         found += _unused(document, parsed)
         found += _branch_members(document, parsed, vocabulary)
-    found += reach_lints(rules, actions, used)
-    return sorted(found, key=lambda one: (one.file, one.line or 0, one.code))
+    found += notification_lints(rules, actions, used)
+    return sorted(found, key=lambda problem: (problem.file, problem.line or 0, problem.code))
 
 
-def reach_lints(
+def _rule_lints(rule: Rule, facts: DetectorFacts | None) -> Iterator[Finding]:
+    yield from rule.trigger.lint(rule, facts)
+    if facts is not None:
+        yield from _low_scores(rule, facts)
+        yield from _classes_without_events(rule, facts)
+    both = sorted(set(rule.settings.when or ()) & set(rule.settings.unless or ()))
+    if both:
+        text = f"'{both[0]}' is in 'when' and in 'unless': the rule can never fire"
+        yield ("unless",), "W210", text
+
+
+def _low_scores(rule: Rule, facts: DetectorFacts) -> Iterator[Finding]:
+    places = rule.trigger.matches(rule.settings)
+    for (place, _), matcher in zip(places, rule.matchers, strict=True):
+        if matcher.slugs is None or not matcher.min_score:
+            continue
+        lowest = min(facts.thresholds.get(name, 0.0) for name in matcher.slugs)
+        if matcher.min_score <= lowest:
+            text = (
+                f"a score of {matcher.min_score:g} keeps nothing out: the detector's own "
+                f"threshold is {lowest:g}"
+            )
+            yield (*place, "score"), "W201", text
+
+
+def _classes_without_events(rule: Rule, facts: DetectorFacts) -> Iterator[Finding]:
+    places = rule.trigger.matches(rule.settings)
+    for (place, _), matcher in zip(places, rule.matchers, strict=True):
+        without = sorted((matcher.slugs or frozenset()) & frozenset(facts.without_events))
+        if without:
+            yield (
+                place,
+                "W209",
+                f"{', '.join(without)}: background or switched off, makes no events",
+            )
+
+
+def notification_lints(
     rules: RuleSet, actions: Actions | None, used: Collection[str] = ()
 ) -> list[RuleProblem]:
-    """Return warnings of rules that tell nobody, and of actions by which nobody is told.
+    """Return warnings of rules that notify nobody, and of actions that are not used.
 
     Args:
         actions: configured ones; None: not known.
-        used: actions that something else uses.
+        used: actions that something other than rules uses.
     """
     if actions is None:
         return []
-    found = [problem for rule in rules.rules for problem in _reaches_nobody(rule, actions)]
+    found = [problem for rule in rules.rules for problem in _notifies_nobody(rule, actions)]
     return found + list(_unused_actions(rules, actions, used))
 
 
-def _reaches_nobody(rule: Rule, actions: Collection[str]) -> Iterator[RuleProblem]:
+def _notifies_nobody(rule: Rule, actions: Collection[str]) -> Iterator[RuleProblem]:
     path = (*rule.path, "alert")
     if rule.actions is None:
         text = (
-            f"'{rule.name}' tells nobody: expected 'actions' here, in its group or in 'defaults', "
-            "got none ('actions: []' if its alerts are for the feed alone)"
+            f"'{rule.name}' notifies nobody: expected 'actions' here, in its group or in "
+            "'defaults', got none ('actions: []' if its alerts are for the feed alone)"
         )
         yield problem_at(rule.document, path, "W213", text)
         return
     kinds = actions if isinstance(actions, Mapping) else dict.fromkeys(actions, ("firing",))
     if rule.actions and not any("firing" in kinds.get(name, ()) for name in rule.actions):
         named = " and ".join(f"'{name}'" for name in rule.actions)
-        text = f"'{rule.name}' tells nobody when it fires: {named} is not on for firing"
+        text = f"'{rule.name}' notifies nobody when it fires: {named} is not on for firing"
         yield problem_at(rule.document, path, "W213", text)
-
-
-def _never(rule: Rule) -> Iterator[RuleProblem]:
-    both = sorted(set(rule.settings.when or ()) & set(rule.settings.unless or ()))
-    if both:
-        text = f"'{both[0]}' is in 'when' and in 'unless': the rule can never fire"
-        yield problem_at(rule.document, (*rule.path, "unless"), "W210", text)
-    if rule.trigger in ("absent", "level") and {"class", "label"} & set(rule.group_by):
-        text = f"'{rule.trigger}' has no class to group by"
-        yield problem_at(rule.document, (*rule.path, "group_by"), "W210", text)
 
 
 def _unused(document: Document, parsed: RuleFile) -> Iterator[RuleProblem]:

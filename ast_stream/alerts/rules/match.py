@@ -7,10 +7,40 @@ every class that can be reached from its node, and the node itself.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pydantic import Field
+
+from ast_stream.alerts.rules.fields import Names, RuleSection
+from ast_stream.alerts.rules.problems import Notes
 from ast_stream.labels import did_you_mean, find_label, slug
+from ast_stream.settings.explain import Path as KeyPath
+
+
+class SoundMatch(RuleSection):
+    """Which sounds on which streams; all keys given must hold, of a list any."""
+
+    class_: Names | None = Field(default=None, alias="class", description="label or its slug")
+    any_of: Names | None = Field(default=None, description="as `class`")
+    group: Names | None = Field(default=None, description="of `classes` in this file")
+    under: Names | None = Field(default=None, description="branches of the ontology")
+    stream: dict[str, Names] = Field(
+        default_factory=dict, description="by `id` (the stream's name) and by labels"
+    )
+
+
+class ScoreMatch(RuleSection):
+    """Bounds of the score so far."""
+
+    min: float = Field(ge=0, le=1)
+
+
+class EventMatch(SoundMatch):
+    """Which events."""
+
+    score: ScoreMatch | None = None
+    not_: SoundMatch | None = Field(default=None, alias="not", description="but not these")
 
 
 class UnknownName(ValueError):
@@ -160,7 +190,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Matcher:
-    """What an event must be; the score is compared by who asks.
+    """What an event must be; the caller compares the score.
 
     Attributes:
         slugs: classes; None: any.
@@ -177,13 +207,13 @@ class Matcher:
     exceptions: tuple[Matcher, ...] = ()
 
     def covers_stream(self, stream: str, labels: Mapping[str, str]) -> bool:
-        """Tell whether a stream with these labels is meant."""
+        """Return whether a stream with these labels is meant."""
         return all(
             (stream if key == "id" else labels.get(key)) in values for key, values in self.streams
         )
 
     def covers(self, class_slug: str, stream: str, labels: Mapping[str, str]) -> bool:
-        """Tell whether an event of this class on this stream is meant, whatever its score."""
+        """Return whether an event of this class on this stream is meant, whatever its score."""
         if self.slugs is not None and class_slug not in self.slugs:
             return False
         if not self.covers_stream(stream, labels):
@@ -199,3 +229,56 @@ class Matcher:
 def stream_conditions(given: Mapping[str, Iterable[str]]) -> tuple[tuple[str, frozenset[str]], ...]:
     """Return the `stream:` of a rule file as `Matcher.streams`."""
     return tuple((key, frozenset(values)) for key, values in given.items())
+
+
+def compile_match(
+    given: EventMatch, path: KeyPath, vocabulary: Vocabulary, notes: Notes
+) -> Matcher:
+    """Return the matcher that a match in a rule stands for; notes what is wrong with it."""
+    slugs = _slugs(given, path, vocabulary, notes)
+    exceptions: tuple[Matcher, ...] = ()
+    if given.not_ is not None:
+        inner: KeyPath = (*path, "not")
+        exceptions = (
+            Matcher(
+                _slugs(given.not_, inner, vocabulary, notes), stream_conditions(given.not_.stream)
+            ),
+        )
+        if exceptions[0] == Matcher():
+            notes.add(inner, "E101", "expected something that is not meant, got nothing")
+    return Matcher(
+        slugs=slugs,
+        streams=stream_conditions(given.stream),
+        min_score=0.0 if given.score is None else given.score.min,
+        relatives=vocabulary.relatives(slugs) if given.under and slugs else {},
+        exceptions=exceptions,
+    )
+
+
+def _slugs(
+    given: SoundMatch, path: KeyPath, vocabulary: Vocabulary, notes: Notes
+) -> frozenset[str] | None:
+    """Return the classes that hold for every key given; None: any."""
+    sources: tuple[tuple[str, Sequence[str] | None, str, Callable[[str], frozenset[str]]], ...] = (
+        ("class", given.class_, "E105", vocabulary.class_named),
+        ("any_of", given.any_of, "E105", vocabulary.class_named),
+        ("group", given.group, "E106", vocabulary.group_named),
+        ("under", given.under, "E106", vocabulary.branch_named),
+    )
+    chosen: frozenset[str] | None = None
+    before = len(notes.problems)
+    for key, names, code, resolve in sources:
+        if names is None:
+            continue
+        found: set[str] = set()
+        for index, name in enumerate(names):
+            try:
+                found |= resolve(name)
+            except UnknownName as error:
+                is_group_member = key == "group" and name in vocabulary.groups
+                if not is_group_member:  # reported where the group is written
+                    notes.add((*path, key, index), code, str(error))
+        chosen = frozenset(found) if chosen is None else chosen & found
+    if chosen is not None and not chosen and len(notes.problems) == before:
+        notes.add(path, "E105", "no class is in all of the keys given; of one key any will do")
+    return chosen

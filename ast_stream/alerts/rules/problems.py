@@ -39,7 +39,7 @@ CODES = {
     "W210": "rule that can never fire",
     "W211": "'for' shorter than any event",
     "W212": "'for' longer than any event",
-    "W213": "rule that tells nobody",
+    "W213": "rule that notifies nobody",
 }
 
 

@@ -10,16 +10,10 @@ from ast_stream.alerts.rules.match import Matcher, Vocabulary
 from ast_stream.alerts.rules.schema import RuleFile, RuleSettings, Selector
 from ast_stream.alerts.rules.templates import Template
 from ast_stream.alerts.rules.windows import TimeWindow
+from ast_stream.alerts.triggers.base import Trigger
+from ast_stream.alerts.triggers.kinds import kind_of
 from ast_stream.settings.explain import Path as KeyPath
 from ast_stream.settings.load import Document
-
-TRIGGERS = ("for", "count", "sequence", "absent", "level")
-
-
-def triggers_of(settings: RuleSettings) -> list[str]:
-    """Return those of `TRIGGERS` that a rule has; a valid rule has one, or none and a match."""
-    given = (settings.for_, settings.count, settings.sequence, settings.absent, settings.level)
-    return [name for name, one in zip(TRIGGERS, given, strict=True) if one is not None]
 
 
 @dataclass(frozen=True)
@@ -29,9 +23,9 @@ class Rule:
     Attributes:
         matchers: of the sound, or of each step of a sequence.
         digest: of all that decides when it fires; a state is kept while this stays the same.
-        settings: what the file says of its trigger.
-        actions: by which people and programs are told; None: the file says nothing of it, and the
-            alerts are only published, as with none.
+        settings: the rule as the file has it.
+        actions: by which its alerts are delivered; None: the file names none, and the alerts are
+            only published, as with an empty list.
         path: where it stands in its file.
     """
 
@@ -53,9 +47,23 @@ class Rule:
     path: KeyPath
 
     @property
-    def trigger(self) -> str:
-        """`plain`, or one of `TRIGGERS`."""
-        return next(iter(triggers_of(self.settings)), "plain")
+    def trigger(self) -> type[Trigger]:
+        """The kind of its trigger."""
+        return kind_of(self.settings)
+
+    @property
+    def slugs(self) -> frozenset[str] | None:
+        """The classes of its matchers together; None: any."""
+        slugs: frozenset[str] = frozenset()
+        for matcher in self.matchers:
+            if matcher.slugs is None:
+                return None
+            slugs |= matcher.slugs
+        return slugs
+
+    def covers_stream(self, stream: str, labels: Mapping[str, str]) -> bool:
+        """Return whether its first match is about a stream."""
+        return self.matchers[0].covers_stream(stream, labels)
 
     def group_of(self, stream: str, slug: str, labels: Mapping[str, str]) -> dict[str, str]:
         """Return the values of `group_by` for an event or a stream (`slug` is then empty)."""
@@ -63,7 +71,7 @@ class Rule:
         return {name: own[name] if name in own else labels.get(name, "") for name in self.group_by}
 
     def may_fire_at(self, at_ns: int) -> bool:
-        """Tell whether the windows of time let it fire at this instant."""
+        """Return whether the windows of time let it fire at this instant."""
         is_time = not self.when or any(window.holds(at_ns) for window in self.when)
         return is_time and not any(window.holds(at_ns) for window in self.unless)
 

@@ -8,15 +8,31 @@ and then belongs to the day on which it began; it holds its first minute and not
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
+from pydantic import Field
+
+from ast_stream.alerts.rules.fields import Names, RuleSection
+from ast_stream.alerts.rules.problems import Notes
 from ast_stream.labels import did_you_mean
+from ast_stream.settings.explain import Path as KeyPath
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _CLOCK = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])\Z")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class WindowSettings(RuleSection):
+    """A window of time as a rule file has it."""
+
+    timezone: str | None = None
+    days: Names | None = None
+    dates: Names | None = None
+    from_: str | None = Field(default=None, alias="from")
+    to: str | None = None
 
 
 @dataclass(frozen=True)
@@ -35,7 +51,7 @@ class TimeWindow:
     hours: tuple[time, time] | None = None
 
     def holds(self, at_ns: int) -> bool:
-        """Tell whether an instant, in nanoseconds since 1970, is inside."""
+        """Return whether an instant, in nanoseconds since 1970, is inside."""
         local = (_EPOCH + timedelta(microseconds=at_ns // 1000)).astimezone(self.zone)
         day = local.date()
         if self.hours is not None:
@@ -113,3 +129,55 @@ def parse_zone(name: str) -> ZoneInfo:
     except (ZoneInfoNotFoundError, ValueError, OSError):
         near = did_you_mean(name, available_timezones())
         raise ValueError(f"expected a time zone such as Europe/Paris, got '{name}'{near}") from None
+
+
+def compile_windows(
+    windows: Mapping[str, WindowSettings], default_zone: str | None, notes: Notes
+) -> dict[str, TimeWindow | None]:
+    """Return the windows of a rule file; None for those that are wrong, which is noted."""
+    default: ZoneInfo | None = None
+    if default_zone is not None:
+        default = notes.attempt(("defaults", "timezone"), "E103", parse_zone, default_zone)
+    found = {}
+    for name, given in windows.items():
+        path: KeyPath = ("windows", name)
+        zone = default
+        if given.timezone is not None:
+            zone = notes.attempt((*path, "timezone"), "E103", parse_zone, given.timezone)
+        elif default_zone is None:
+            text = "expected a 'timezone' here or in 'defaults', got neither"
+            notes.add(path, "E103", text)
+        found[name] = _window(path, given, zone, notes)
+    return found
+
+
+def _window(
+    path: KeyPath, given: WindowSettings, zone: ZoneInfo | None, notes: Notes
+) -> TimeWindow | None:
+    before = len(notes.problems)
+    days = notes.attempt((*path, "days"), "E103", parse_days, given.days) if given.days else None
+    dates = (
+        notes.attempt((*path, "dates"), "E103", parse_dates, given.dates) if given.dates else None
+    )
+    hours = _hours(path, given, notes)
+    if not (given.days or given.dates or given.from_ or given.to):
+        notes.add(path, "E103", "expected 'days', 'dates' or 'from' and 'to', got none")
+    if len(notes.problems) != before or zone is None:
+        return None
+    return TimeWindow(zone, days, dates, hours)
+
+
+def _hours(path: KeyPath, given: WindowSettings, notes: Notes) -> tuple[time, time] | None:
+    if given.from_ is None and given.to is None:
+        return None
+    if given.from_ is None or given.to is None:
+        notes.add(path, "E103", "expected both 'from' and 'to', got one of them")
+        return None
+    first = notes.attempt((*path, "from"), "E103", parse_clock, given.from_)
+    last = notes.attempt((*path, "to"), "E103", parse_clock, given.to)
+    if first is None or last is None:
+        return None
+    if first == last:
+        text = "expected 'from' and 'to' to differ; for the whole day leave both out"
+        notes.add(path, "E103", text)
+    return first, last

@@ -1,1 +1,1 @@
-"""Triggers: when a rule fires."""
+"""When a rule fires: one module for each kind of trigger."""

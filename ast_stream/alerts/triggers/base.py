@@ -1,83 +1,230 @@
-"""When a rule fires: one class for each kind of trigger, all over the same `Memory`.
+"""What every kind of trigger has: its part of the rule file, its state, and when it fires.
 
-A trigger tells three things of a memory at a stream time: whether something now makes the rule
-fire (an edge), whether the condition holds (an alert stays), and when to ask again. It reasons
-about sounds: an event's begin is late by up to `latency_ns`, and an open event is only sure to
-have sounded until `smear_ns` ago (`model.DetectionTiming`). How long sounds last is in
-`trigger_durations`, patterns of several events are in `trigger_patterns`, what is not heard and how
-loud it is in `trigger_levels`.
+A trigger answers three questions about its state at a stream time: does something make the rule
+fire now, does the condition hold (an alert stays active), and when must it be asked again. It
+reasons about sounds, not about messages: an event's begin arrives up to `latency_ns` late, and an
+open event is only certain to have sounded until `smear_ns` ago (`DetectionTiming`).
+
+A kind is one module with a class of `Trigger`, the keys it adds to a rule, and its state if it
+keeps more than this one; `kinds` lists them.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from ast_stream.alerts.memory import Heard, Memory
+from ast_stream.alerts.rules.match import EventMatch
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
-class Trigger(Protocol):
-    """What the engine asks of every kind; `now` is stream time in nanoseconds."""
+    from ast_stream.alerts.detector import DetectionTiming, DetectorFacts
+    from ast_stream.alerts.rules.rule import Rule
+    from ast_stream.alerts.rules.schema import RuleSettings
+    from ast_stream.settings.explain import Path as KeyPath
 
-    def begin(self, memory: Memory, heard: Heard, now: int) -> bool:
-        """Take an event that matched; tell whether the rule fires."""
-
-    def end(self, memory: Memory, event_id: str, onset: int, offset: int, now: int) -> bool:
-        """Take the end of a matched event; tell whether the rule fires."""
-
-    def timer(self, memory: Memory, now: int) -> bool:
-        """Take that time has passed; tell whether the rule fires."""
-
-    def holds(self, memory: Memory, now: int) -> bool:
-        """Tell whether an alert stays."""
-
-    def is_pending(self, memory: Memory, now: int) -> bool:
-        """Tell whether the rule fires by itself unless something happens."""
-
-    def deadline(self, memory: Memory, now: int) -> int | None:
-        """Return when to ask again, None: at the next event."""
-
-    def tidy(self, memory: Memory, now: int) -> None:
-        """Forget what can no longer matter; asked only while there is no alert."""
-
-    def active_ns(self, memory: Memory, now: int) -> int | None:
-        """Return how long the sound has lasted, None if this kind does not know."""
+Finding = tuple["KeyPath", str, str]
+"""A lint's place within the rule, its code and its text."""
 
 
-class Plain:
-    """Fires when a matching event begins, and holds while one is open."""
+class MatchedEvent(NamedTuple):
+    """An event that a rule matched.
 
-    def begin(self, memory: Memory, heard: Heard, now: int) -> bool:
-        """Fire."""
-        memory.open[heard.id] = heard.onset_ns
-        memory.run_events, memory.started_ns = [heard.id], heard.onset_ns
+    Attributes:
+        steps: which matchers of the rule it fits, as a bit mask.
+    """
+
+    onset_ns: int
+    id: str
+    stream: str
+    slug: str
+    steps: int
+
+
+@dataclass
+class TriggerState:
+    """What a trigger knows about one group of labels; JSON values that survive a restart.
+
+    Attributes:
+        open: onset of each matched event that has not ended, by id.
+        cause_ids: ids of the events that make or made the rule fire.
+        started_ns: onset of the first of them.
+    """
+
+    TIMES: ClassVar[tuple[str, ...]] = ("started_ns",)
+    """Fields that hold a time."""
+
+    open: dict[str, int] = field(default_factory=dict)
+    cause_ids: list[str] = field(default_factory=list)
+    started_ns: int | None = None
+
+    def clear(self) -> None:
+        """Become as new."""
+        vars(self).update(vars(type(self)()))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it is as new."""
+        return not any(vars(self).values())
+
+    @property
+    def began_ns(self) -> int | None:
+        """When what makes the rule fire began."""
+        return self.started_ns
+
+    def shift(self, step_ns: int) -> None:
+        """Move all times by a step of the clock."""
+        self.open = {name: onset + step_ns for name, onset in self.open.items()}
+        for name in self.TIMES:
+            if (time_ns := getattr(self, name)) is not None:
+                setattr(self, name, time_ns + step_ns)
+
+    def export(self) -> dict[str, Any]:
+        """Return the fields that are not empty, as JSON values."""
+        return {
+            name: value.copy() if isinstance(value, list | dict) else value
+            for name, value in vars(self).items()
+            if value
+        }
+
+    def restore(self, data: Mapping[str, Any]) -> None:
+        """Take over what `export` returned, also after JSON turned its tuples into lists.
+
+        Raises:
+            ValueError: a field that this kind of trigger does not have.
+        """
+        unknown = set(data) - set(vars(self))
+        if unknown:
+            raise ValueError(f"state of a trigger: unknown {', '.join(sorted(unknown))}")
+        vars(self).update(data)
+
+
+@dataclass
+class EventListState(TriggerState):
+    """State of triggers that look back at several events.
+
+    Attributes:
+        events: matched events that may still matter, by onset.
+    """
+
+    events: list[MatchedEvent] = field(default_factory=list)
+
+    def shift(self, step_ns: int) -> None:
+        """Move all times by a step of the clock."""
+        super().shift(step_ns)
+        self.events = [event._replace(onset_ns=event.onset_ns + step_ns) for event in self.events]
+
+    def restore(self, data: Mapping[str, Any]) -> None:
+        """Take over what `export` returned."""
+        super().restore(data)
+        self.events = [MatchedEvent(*event) for event in self.events]
+
+
+class Trigger:
+    """Fires when a matching event begins, and holds while one is open; all kinds build on it.
+
+    Attributes:
+        key: what the rule file calls it.
+        more_keys: keys of a rule that make sense only beside `key`.
+        match_place: the key under which its matches stand; None: `match` beside it.
+        is_pattern: whether it is about several events, which must be told apart.
+        is_about_pauses: whether pauses within sounds matter to it.
+        takes_events: whether it is given events.
+        reads_health: whether it is given health messages.
+        needs_listener: whether it may count only while a stream is listened to.
+        counts_open_time: whether the duration of open events matters: while the feed is lost, they
+            are certain only up to their last message.
+    """
+
+    key: ClassVar[str] = "plain"
+    more_keys: ClassVar[tuple[str, ...]] = ()
+    match_place: ClassVar[str | None] = None
+    is_pattern: ClassVar[bool] = False
+    is_about_pauses: ClassVar[bool] = False
+    takes_events: ClassVar[bool] = True
+    reads_health: ClassVar[bool] = False
+    needs_listener: ClassVar[bool] = False
+    counts_open_time: ClassVar[bool] = False
+
+    def __init__(self, rule: Rule, timing: DetectionTiming) -> None:
+        self._timing = timing
+
+    @classmethod
+    def is_given(cls, settings: RuleSettings) -> bool:
+        """Return whether a rule has this kind of trigger."""
         return True
 
-    def end(self, memory: Memory, event_id: str, onset: int, offset: int, now: int) -> bool:
-        """Forget the event."""
-        memory.open.pop(event_id, None)
+    @classmethod
+    def matches(cls, settings: RuleSettings) -> list[tuple[KeyPath, EventMatch]]:
+        """Return what it matches, in the order of its steps, and where in the rule that stands."""
+        return [] if settings.match is None else [(("match",), settings.match)]
+
+    @classmethod
+    def lint(cls, rule: Rule, facts: DetectorFacts | None) -> Iterator[Finding]:
+        """Yield what is valid and can still not be what the author means.
+
+        Args:
+            facts: about the detector; None: yield only what holds for any detector.
+        """
+        yield from ()
+
+    def new_state(self) -> TriggerState:
+        """Return the state of a group that is new."""
+        return TriggerState()
+
+    def on_begin(self, state: Any, event: MatchedEvent, now: int) -> bool:
+        """Process an event that matched; return whether the rule fires."""
+        state.open[event.id] = event.onset_ns
+        state.cause_ids, state.started_ns = [event.id], event.onset_ns
+        return True
+
+    def on_end(self, state: Any, event_id: str, onset: int, offset: int, now: int) -> bool:
+        """Process the end of a matched event; return whether the rule fires."""
+        state.open.pop(event_id, None)
         return False
 
-    def timer(self, memory: Memory, now: int) -> bool:
-        """Time alone fires nothing."""
+    def on_timer(self, state: Any, now: int) -> bool:
+        """Process the passing of time; return whether the rule fires."""
         return False
 
-    def holds(self, memory: Memory, now: int) -> bool:
-        """Hold while a sound lasts."""
-        return bool(memory.open)
-
-    def is_pending(self, memory: Memory, now: int) -> bool:
-        """It fires at once or not at all."""
+    def on_health(self, state: Any, body: Mapping[str, Any], now: int) -> bool:
+        """Process a health message; return whether the rule fires."""
         return False
 
-    def deadline(self, memory: Memory, now: int) -> int | None:
-        """Nothing to wait for."""
+    def on_gap(self, state: Any, end_ns: int) -> None:
+        """Process that a stream was not heard until `end_ns`."""
+
+    def on_downtime(self, state: Any, away_ns: int) -> None:
+        """Process that this process was not running for a while."""
+
+    def start(self, state: Any, now: int) -> None:
+        """Begin to wait, from now on at the earliest, for something not to happen."""
+
+    def pause(self, state: Any) -> None:
+        """Stop counting: as far as is known, nobody listens."""
+
+    def resume(self, state: Any, now: int) -> None:
+        """Continue counting as if there had been no pause: somebody listened all the time."""
+
+    def holds(self, state: Any, now: int) -> bool:
+        """Return whether an alert stays active."""
+        return bool(state.open)
+
+    def is_pending(self, state: Any, now: int) -> bool:
+        """Return whether the rule will fire unless something happens."""
+        return False
+
+    def deadline(self, state: Any, now: int) -> int | None:
+        """Return when to ask again; None: at the next event."""
         return None
 
-    def tidy(self, memory: Memory, now: int) -> None:
-        """Keep nothing longer than the sound."""
-        if not memory.open:
-            memory.clear()
+    def prune(self, state: Any, now: int) -> None:
+        """Forget what can no longer matter; called only while no alert is active."""
+        if not state.open:
+            state.clear()
 
-    def active_ns(self, memory: Memory, now: int) -> int | None:
-        """Durations are not counted."""
+    def active_ns(self, state: Any, now: int) -> int | None:
+        """Return for how long the sound has lasted; None: this kind does not count that."""
         return None

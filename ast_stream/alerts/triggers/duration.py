@@ -1,24 +1,85 @@
-"""The trigger over how long sounds last: the sound itself, without its pauses."""
+"""`for`: sound that lasts for a time, counted without its pauses."""
 
 from __future__ import annotations
 
+import math
 from bisect import insort
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from ast_stream.alerts.memory import Heard, Memory
-from ast_stream.alerts.model import MAX_CAUSES, DetectionTiming
-from ast_stream.alerts.triggers.base import Plain
+from pydantic import Field
+
+from ast_stream.alerts.model import MAX_CAUSES, seconds_to_ns
+from ast_stream.alerts.rules.fields import Duration, PositiveDuration, RuleSection
+from ast_stream.alerts.triggers.base import EventListState, Finding, MatchedEvent, Trigger
+from ast_stream.labels import slug
+from ast_stream.units import NS_PER_SECOND
+
+if TYPE_CHECKING:
+    from ast_stream.alerts.detector import DetectionTiming, DetectorFacts
+    from ast_stream.alerts.rules.rule import Rule
+    from ast_stream.alerts.rules.schema import RuleSettings
 
 MAX_SPANS = 256  # of sound that is over, kept apart
+_IMPULSIVE = (
+    "Bang", "Breaking", "Burst, pop", "Cap gun", "Chop", "Clang", "Clapping", "Coin (dropping)",
+    "Cough", "Crack", "Door", "Ding", "Ding-dong", "Explosion", "Finger snapping", "Firecracker",
+    "Glass", "Gunshot, gunfire", "Hiccup", "Knock", "Mouse", "Shatter", "Slam", "Slap, smack",
+    "Smash, crash", "Sneeze", "Tap", "Thump, thud", "Whack, thwack",
+)  # fmt: skip
+IMPULSIVE = frozenset(slug(label) for label in _IMPULSIVE)
+SHORT_FOR_NS = NS_PER_SECOND // 2  # an impulsive sound may last this long
+
+
+class DurationFields(RuleSection):
+    """Keys of a rule."""
+
+    for_: PositiveDuration | None = Field(default=None, alias="for")
+    tolerate: Duration = 0
+
+
+@dataclass
+class DurationState(EventListState):
+    """State of `for`.
+
+    Attributes:
+        spans: sound that is over but may overlap with open events: (onset, offset).
+        active_ns, run_start, last_off: sound of the present run before `spans`.
+        is_spent: this run has fired; the next one must begin before the rule fires again.
+    """
+
+    TIMES: ClassVar[tuple[str, ...]] = ("started_ns", "run_start", "last_off")
+
+    spans: list[tuple[int, int]] = field(default_factory=list)
+    active_ns: int = 0
+    run_start: int | None = None
+    last_off: int | None = None
+    is_spent: bool = False
+
+    def shift(self, step_ns: int) -> None:
+        """Move all times by a step of the clock."""
+        super().shift(step_ns)
+        self.spans = [(onset + step_ns, offset + step_ns) for onset, offset in self.spans]
+
+    def restore(self, data: Mapping[str, Any]) -> None:
+        """Take over what `export` returned."""
+        super().restore(data)
+        self.spans = [(onset, offset) for onset, offset in self.spans]
+
+    @property
+    def has_run(self) -> bool:
+        """Whether there was sound that a run consists of."""
+        return bool(self.open or self.spans) or self.last_off is not None
 
 
 class _Run(NamedTuple):
     """Sounds with no pause longer than tolerated.
 
     Attributes:
-        active_ns: how long it has surely sounded.
+        active_ns: for how long there certainly was sound.
         start: its first onset; None: there is none.
-        reach: until when it may have sounded; for open events that is now.
+        reach: until when there may have been sound; with open events that is now.
     """
 
     active_ns: int
@@ -26,149 +87,187 @@ class _Run(NamedTuple):
     reach: int | None
 
 
-class For(Plain):
+class ForDuration(Trigger):
     """Fires when sound has lasted for a time; pauses up to `tolerate` do not end the run.
 
     What counts is the sound itself: the union of the matched events from onset to offset, without
     the pauses, and for open events without the window's smear. That two events were apart may
-    turn out late, when the first has ended: the run then begins with the second.
+    become known late, when the first one has ended: the run then begins with the second.
     """
 
-    def __init__(self, needed_ns: int, tolerate_ns: int, timing: DetectionTiming) -> None:
-        self._needed_ns = needed_ns
-        self._tolerate_ns = tolerate_ns
-        self._timing = timing
+    key = "for"
+    more_keys = ("tolerate",)
+    is_about_pauses = True
+    counts_open_time = True
 
-    def begin(self, memory: Memory, heard: Heard, now: int) -> bool:
-        """Go on with the run, or start another."""
-        memory.open[heard.id] = heard.onset_ns
-        if heard.id not in memory.run_events and len(memory.run_events) < MAX_CAUSES:
-            memory.run_events.append(heard.id)
-            insort(memory.heard, heard)
-        return self._crosses(memory, now)
+    def __init__(self, rule: Rule, timing: DetectionTiming) -> None:
+        super().__init__(rule, timing)
+        assert rule.settings.for_ is not None
+        self._needed_ns = rule.settings.for_
+        self._tolerate_ns = rule.settings.tolerate
 
-    def end(self, memory: Memory, event_id: str, onset: int, offset: int, now: int) -> bool:
+    @classmethod
+    def is_given(cls, settings: RuleSettings) -> bool:
+        """Return whether a rule has this kind of trigger."""
+        return settings.for_ is not None
+
+    @classmethod
+    def lint(cls, rule: Rule, facts: DetectorFacts | None) -> Iterator[Finding]:
+        """Yield durations that the sounds or the detector's events never have."""
+        needed = rule.settings.for_
+        assert needed is not None
+        brief = sorted((rule.matchers[0].slugs or frozenset()) & IMPULSIVE)
+        if needed > SHORT_FOR_NS and brief:
+            text = f"{', '.join(brief)}: such sounds do not last; 'count' is for repeats"
+            yield ("for",), "W202", text
+        slugs = [] if facts is None else facts.known(rule.matchers[0].slugs)
+        if facts is None or not slugs:
+            return
+        shortest_s = min(facts.shortest_s[one] for one in slugs)
+        if needed <= seconds_to_ns(shortest_s):
+            text = f"keeps nothing out: no event of these classes is shorter than {shortest_s:g} s"
+            yield ("for",), "W211", text
+        longest_s = min(facts.longest_s[one] for one in slugs)
+        resumed_s = 1.5 * facts.hop_s  # the next event's onset may be estimated this much late
+        if needed > seconds_to_ns(longest_s) and rule.settings.tolerate < seconds_to_ns(resumed_s):
+            text = (
+                f"events are cut after {longest_s:g} s (max_duration_s), and the next may begin "
+                f"{resumed_s:g} s later: needs 'tolerate: {math.ceil(resumed_s)}s' or more"
+            )
+            yield ("for",), "W212", text
+
+    def new_state(self) -> DurationState:
+        """Return the state of a group that is new."""
+        return DurationState()
+
+    def on_begin(self, state: DurationState, event: MatchedEvent, now: int) -> bool:
+        """Continue the run, or start another."""
+        state.open[event.id] = event.onset_ns
+        if event.id not in state.cause_ids and len(state.cause_ids) < MAX_CAUSES:
+            state.cause_ids.append(event.id)
+            insort(state.events, event)
+        return self._crosses(state, now)
+
+    def on_end(
+        self, state: DurationState, event_id: str, onset: int, offset: int, now: int
+    ) -> bool:
         """Count what is now known to have sounded."""
-        memory.open.pop(event_id, None)
-        memory.spans = _joined(memory.spans, onset, max(onset, offset))
-        is_edge = self._crosses(memory, now)
-        self._drop_spans(memory, now)
-        return is_edge
+        state.open.pop(event_id, None)
+        state.spans = _joined(state.spans, onset, max(onset, offset))
+        fires = self._crosses(state, now)
+        self._drop_spans(state, now)
+        return fires
 
-    def timer(self, memory: Memory, now: int) -> bool:
+    def on_timer(self, state: DurationState, now: int) -> bool:
         """Fire once it has lasted long enough; end a run that is over."""
-        if not _has_run(memory):
+        if not state.has_run:
             return False
-        if not self._is_over(memory, now):
-            return self._crosses(memory, now)
-        active_ns = self._run(memory, now).active_ns
-        memory.clear()
-        memory.active_ns = active_ns  # for the text of the resolution
+        if not self._is_over(state, now):
+            return self._crosses(state, now)
+        active_ns = self._run(state, now).active_ns
+        state.clear()
+        state.active_ns = active_ns  # for the text of the resolution
         return False
 
-    def holds(self, memory: Memory, now: int) -> bool:
-        """Hold while the run that fired goes on."""
-        return memory.is_spent and _has_run(memory) and not self._is_over(memory, now)
+    def holds(self, state: DurationState, now: int) -> bool:
+        """Hold while the run that fired continues."""
+        return state.is_spent and state.has_run and not self._is_over(state, now)
 
-    def is_pending(self, memory: Memory, now: int) -> bool:
-        """There is a run that is too short as yet."""
-        return not memory.is_spent and _has_run(memory) and not self._is_over(memory, now)
+    def is_pending(self, state: DurationState, now: int) -> bool:
+        """Return whether there is a run that is too short as yet."""
+        return not state.is_spent and state.has_run and not self._is_over(state, now)
 
-    def deadline(self, memory: Memory, now: int) -> int | None:
+    def deadline(self, state: DurationState, now: int) -> int | None:
         """Return when the run may be long enough, or is over."""
-        if not memory.open:
-            return self._over_at(memory, now)
-        if memory.is_spent:
+        if not state.open:
+            return self._over_at(state, now)
+        if state.is_spent:
             return None
-        # a bound: activity grows no faster than time; at the bound it is asked again
-        return now + max(0, self._needed_ns - self._run(memory, now).active_ns)
+        # a bound: the run grows no faster than time; it is asked again at the bound
+        return now + max(0, self._needed_ns - self._run(state, now).active_ns)
 
-    def tidy(self, memory: Memory, now: int) -> None:
+    def prune(self, state: DurationState, now: int) -> None:
         """Forget a run that is over."""
-        if not _has_run(memory):
-            memory.clear()
+        if not state.has_run:
+            state.clear()
 
-    def active_ns(self, memory: Memory, now: int) -> int | None:
-        """Return the activity of the run."""
-        return self._run(memory, now).active_ns
+    def active_ns(self, state: DurationState, now: int) -> int | None:
+        """Return the sound in the run."""
+        return self._run(state, now).active_ns
 
-    def _over_at(self, memory: Memory, now: int) -> int | None:
-        reach = None if memory.open else self._run(memory, now).reach
+    def _over_at(self, state: DurationState, now: int) -> int | None:
+        reach = None if state.open else self._run(state, now).reach
         if reach is None:
             return None
-        # the next onset may lie within the pause although its begin is not here yet
+        # the next onset may lie within the pause although its begin has not arrived yet
         return reach + self._tolerate_ns + self._timing.latency_ns
 
-    def _is_over(self, memory: Memory, now: int) -> bool:
-        over_at = self._over_at(memory, now)
+    def _is_over(self, state: DurationState, now: int) -> bool:
+        over_at = self._over_at(state, now)
         return over_at is not None and now >= over_at
 
-    def _crosses(self, memory: Memory, now: int) -> bool:
-        run = self._run(memory, now)
-        if run.start is not None and run.start != memory.started_ns:
-            if memory.started_ns is not None and run.start > memory.started_ns:
-                memory.is_spent = False
-                memory.heard = [one for one in memory.heard if one.onset_ns >= run.start]
-                memory.run_events = [one.id for one in memory.heard]
-            memory.started_ns = run.start
-        is_edge = not memory.is_spent and run.active_ns >= self._needed_ns
-        memory.is_spent = memory.is_spent or is_edge
-        return is_edge
+    def _crosses(self, state: DurationState, now: int) -> bool:
+        run = self._run(state, now)
+        if run.start is not None and run.start != state.started_ns:
+            if state.started_ns is not None and run.start > state.started_ns:
+                state.is_spent = False
+                state.events = [event for event in state.events if event.onset_ns >= run.start]
+                state.cause_ids = [event.id for event in state.events]
+            state.started_ns = run.start
+        fires = not state.is_spent and run.active_ns >= self._needed_ns
+        state.is_spent = state.is_spent or fires
+        return fires
 
-    def _run(self, memory: Memory, now: int) -> _Run:
-        """Return the latest run; folded activity comes first in it."""
-        spans = [(onset, offset, offset) for onset, offset in memory.spans]
-        if memory.open:  # all of them may reach until now, so the first stands for all
-            onset = min(memory.open.values())
+    def _run(self, state: DurationState, now: int) -> _Run:
+        """Return the latest run; folded sound comes first in it."""
+        spans = [(onset, offset, offset) for onset, offset in state.spans]
+        if state.open:  # all of them may reach until now, so the first stands for all
+            onset = min(state.open.values())
             insort(spans, (onset, max(onset, now - self._timing.smear_ns), max(onset, now)))
-        active, start, counted = memory.active_ns, memory.run_start, memory.last_off
+        active, start, counted = state.active_ns, state.run_start, state.last_off
         reach = counted
-        for onset, surely, maybe in spans:
+        for onset, certain, possible in spans:
             if counted is None or reach is None or onset - reach > self._tolerate_ns:
                 active, start, counted, reach = 0, onset, onset, onset
-            active += max(0, surely - max(onset, counted))
-            counted, reach = max(counted, surely), max(reach, maybe)
+            active += max(0, certain - max(onset, counted))
+            counted, reach = max(counted, certain), max(reach, possible)
         return _Run(active, start, reach)
 
-    def _drop_spans(self, memory: Memory, now: int) -> None:
-        """Forget spans that can change nothing any more, and fold those that nothing can change."""
-        start = self._run(memory, now).start
+    def _drop_spans(self, state: DurationState, now: int) -> None:
+        """Forget spans that no longer matter, and fold those that can no longer change."""
+        start = self._run(state, now).start
         assert start is not None  # there is at least the span that has just been added
-        told = now - self._timing.latency_ns  # every sound that began before is known
-        sure = now - self._timing.smear_ns
-        since = min(memory.open.values(), default=now)
-        memory.spans = [
+        known_ns = now - self._timing.latency_ns  # every sound that began before has arrived
+        certain_ns = now - self._timing.smear_ns
+        since = min(state.open.values(), default=now)
+        state.spans = [
             (onset, offset)
-            for onset, offset in memory.spans
-            if offset >= min(start, told - self._tolerate_ns)
-            and not since <= onset <= offset <= sure  # an open event covers it
+            for onset, offset in state.spans
+            if offset >= min(start, known_ns - self._tolerate_ns)
+            and not since <= onset <= offset <= certain_ns  # an open event covers it
         ]
-        while memory.spans and (
-            memory.spans[0][1] <= min(told, since) or len(memory.spans) > MAX_SPANS
+        while state.spans and (
+            state.spans[0][1] <= min(known_ns, since) or len(state.spans) > MAX_SPANS
         ):
-            onset, offset = memory.spans.pop(0)
+            onset, offset = state.spans.pop(0)
             if onset >= start:
-                _fold(memory, start, onset, offset)
+                _fold(state, start, onset, offset)
 
 
 def _joined(spans: list[tuple[int, int]], onset: int, offset: int) -> list[tuple[int, int]]:
     """Return spans, which lie apart and in order, and one more."""
-    before = [one for one in spans if one[1] < onset]
-    after = [one for one in spans if one[0] > offset]
+    before = [span for span in spans if span[1] < onset]
+    after = [span for span in spans if span[0] > offset]
     among = spans[len(before) : len(spans) - len(after)]
-    first = min([onset, *(one[0] for one in among)])
-    last = max([offset, *(one[1] for one in among)])
+    first = min([onset, *(span[0] for span in among)])
+    last = max([offset, *(span[1] for span in among)])
     return [*before, (first, last), *after]
 
 
-def _fold(memory: Memory, start: int, onset: int, offset: int) -> None:
-    """Add a span to the folded activity of the run that began at `start`."""
-    counted = memory.last_off
-    if counted is None or counted < start:  # what was folded is of a run before this one
-        memory.active_ns, counted = 0, onset
-    memory.active_ns += max(0, offset - max(onset, counted))
-    memory.run_start, memory.last_off = start, max(counted, offset)
-
-
-def _has_run(memory: Memory) -> bool:
-    return bool(memory.open or memory.spans) or memory.last_off is not None
+def _fold(state: DurationState, start: int, onset: int, offset: int) -> None:
+    """Add a span to the folded sound of the run that began at `start`."""
+    counted = state.last_off
+    if counted is None or counted < start:  # what was folded belongs to an earlier run
+        state.active_ns, counted = 0, onset
+    state.active_ns += max(0, offset - max(onset, counted))
+    state.run_start, state.last_off = start, max(counted, offset)

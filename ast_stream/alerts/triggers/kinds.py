@@ -1,44 +1,32 @@
-"""Which trigger a rule's settings ask for."""
+"""The kinds of triggers; the only module to change when one is added, besides its own."""
 
 from __future__ import annotations
 
-from ast_stream.alerts.model import DetectionTiming
-from ast_stream.alerts.rules.rule import Rule
-from ast_stream.alerts.triggers.base import Plain, Trigger
-from ast_stream.alerts.triggers.duration import For
-from ast_stream.alerts.triggers.level import AbsentFor, LevelFor
-from ast_stream.alerts.triggers.pattern import CountWithin, SequenceWithin
+from typing import TYPE_CHECKING
+
+from ast_stream.alerts.triggers.absent import AbsentFields, AbsentFor
+from ast_stream.alerts.triggers.base import Trigger
+from ast_stream.alerts.triggers.count import CountFields, CountWithin
+from ast_stream.alerts.triggers.duration import DurationFields, ForDuration
+from ast_stream.alerts.triggers.level import LevelFields, LevelFor
+from ast_stream.alerts.triggers.sequence import SequenceFields, SequenceWithin
+
+if TYPE_CHECKING:
+    from ast_stream.alerts.rules.schema import RuleSettings
+
+KINDS: tuple[type[Trigger], ...] = (ForDuration, CountWithin, SequenceWithin, AbsentFor, LevelFor)
+"""In the order in which messages list them; a rule without any has the plain `Trigger`."""
 
 
-def make_trigger(rule: Rule, timing: DetectionTiming) -> Trigger:
-    """Return the trigger that a rule's settings ask for; its classes say how late events are."""
-    settings = rule.settings
-    timing = timing.of_classes(_slugs(rule))
-    if settings.for_ is not None:
-        return For(settings.for_, settings.tolerate, timing)
-    if settings.count is not None:
-        count = settings.count
-        by_stream = count.distinct == "stream"
-        return CountWithin(count.min, count.within, by_stream, rule.matchers[0], timing.latency_ns)
-    if settings.sequence is not None:
-        return SequenceWithin(len(rule.matchers), settings.sequence.within, timing.latency_ns)
-    if settings.absent is not None:
-        return AbsentFor(settings.absent.for_, timing.latency_ns)
-    if settings.level is not None:
-        return LevelFor(
-            settings.level.for_,
-            louder_than=settings.level.louder_than_dbfs,
-            quieter_than=settings.level.quieter_than_dbfs,
-            is_missing=settings.level.missing is True,
-        )
-    return Plain()
+class TriggerFields(LevelFields, AbsentFields, SequenceFields, CountFields, DurationFields):
+    """The keys of a rule that belong to a trigger."""
 
 
-def _slugs(rule: Rule) -> frozenset[str] | None:
-    """Return the classes of a rule's matchers together; None: any."""
-    slugs: frozenset[str] = frozenset()
-    for matcher in rule.matchers:
-        if matcher.slugs is None:
-            return None
-        slugs |= matcher.slugs
-    return slugs
+def kinds_of(settings: RuleSettings) -> list[type[Trigger]]:
+    """Return the kinds of triggers that a rule has; a valid rule has at most one."""
+    return [kind for kind in KINDS if kind.is_given(settings)]
+
+
+def kind_of(settings: RuleSettings) -> type[Trigger]:
+    """Return the kind of trigger that a valid rule has."""
+    return next(iter(kinds_of(settings)), Trigger)

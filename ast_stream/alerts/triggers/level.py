@@ -1,168 +1,181 @@
-"""Triggers without an event: a sound that is absent, a level, a stream that is missing."""
+"""`level`: the level of a stream, or that it is missing, for a time, whatever the sound."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ast_stream.alerts.memory import Heard, Memory
-from ast_stream.alerts.triggers.base import Plain
+from pydantic import Field, model_validator
+
+from ast_stream.alerts.rules.fields import Duration, Names, RuleSection
+from ast_stream.alerts.rules.match import EventMatch
+from ast_stream.alerts.triggers.base import Finding, Trigger, TriggerState
 from ast_stream.messages.event import SOURCE_ENDED
 from ast_stream.units import NS_PER_SECOND, SILENCE_DBFS
 
-LEVEL_STALE_NS = 10 * NS_PER_SECOND  # health comes each second; without it nothing is known
+if TYPE_CHECKING:
+    from ast_stream.alerts.detector import DetectionTiming, DetectorFacts
+    from ast_stream.alerts.rules.rule import Rule
+    from ast_stream.alerts.rules.schema import RuleSettings
+    from ast_stream.settings.explain import Path as KeyPath
+
+MIN_MISSING_NS = 3 * NS_PER_SECOND
+LEVEL_STALE_NS = 10 * NS_PER_SECOND  # health arrives each second; without it nothing is known
 
 
-class AbsentFor(Plain):
-    """Fires when no matching event was open for a time, and holds until one begins.
+class Level(RuleSection):
+    """The level or the absence of a stream, whatever the sound; exactly one condition."""
 
-    Time in which the stream was missing says nothing: it counts from the stream's return.
+    stream: dict[str, Names] = Field(default_factory=dict)
+    louder_than_dbfs: float | None = Field(default=None, ge=-120, le=0)
+    quieter_than_dbfs: float | None = Field(default=None, ge=-120, le=0)
+    digital_silence: Literal[True] | None = None
+    missing: Literal[True] | None = None
+    for_: Duration = Field(default=0, alias="for")
+
+    @model_validator(mode="after")
+    def _one_condition(self) -> Level:
+        names = ("louder_than_dbfs", "quieter_than_dbfs", "digital_silence", "missing")
+        given = [name for name in names if getattr(self, name) is not None]
+        if len(given) != 1:
+            got = " and ".join(given) or "none"
+            raise ValueError(f"expected exactly one of {', '.join(names)}, got {got}")
+        if self.missing and self.for_ < MIN_MISSING_NS:
+            raise ValueError(
+                "with 'missing' expected 'for' of at least 3s, as health comes each 1s"
+            )
+        return self
+
+
+class LevelFields(RuleSection):
+    """Keys of a rule."""
+
+    level: Level | None = None
+
+
+@dataclass
+class LevelState(TriggerState):
+    """State of `level`.
+
+    Attributes:
+        since: since when the condition is true; None: it is not.
+        sampled_ns: when the level was last reported.
+        is_spent: this occasion has fired; the condition must be false before the next.
     """
 
-    def __init__(self, needed_ns: int, latency_ns: int) -> None:
-        self._needed_ns = needed_ns
-        self._latency_ns = latency_ns
+    TIMES: ClassVar[tuple[str, ...]] = ("started_ns", "since", "sampled_ns")
 
-    def start(self, memory: Memory, now: int) -> None:
-        """Count from now at the earliest."""
-        if not memory.open:
-            memory.since = now if memory.since is None else max(memory.since, now)
-            memory.is_spent = False
-        memory.hold_until = None
+    since: int | None = None
+    sampled_ns: int | None = None
+    is_spent: bool = False
 
-    def pause(self, memory: Memory) -> None:
-        """Stop counting: nobody listens, as far as is known."""
-        if memory.since is not None:
-            memory.hold_until = memory.since
-        memory.since = None
-
-    def resume(self, memory: Memory, now: int) -> None:
-        """Go on counting as if there had been no pause: somebody has listened all the time."""
-        if not memory.open:
-            memory.since = now if memory.hold_until is None else memory.hold_until
-        memory.hold_until = None
-
-    def skip(self, memory: Memory, end_ns: int) -> None:
-        """Count from the end of a gap at the earliest, also where counting is paused."""
-        if memory.since is not None:
-            self.start(memory, end_ns)
-        elif memory.hold_until is not None:
-            memory.hold_until = max(memory.hold_until, end_ns)
-
-    def begin(self, memory: Memory, heard: Heard, now: int) -> bool:
-        """There it is."""
-        memory.open[heard.id] = heard.onset_ns
-        memory.since, memory.hold_until, memory.is_spent = None, None, False
-        return False
-
-    def end(self, memory: Memory, event_id: str, onset: int, offset: int, now: int) -> bool:
-        """Count from the offset of the last."""
-        memory.open.pop(event_id, None)
-        memory.last_off = max(memory.last_off or offset, offset)
-        if not memory.open:
-            memory.since, memory.is_spent = memory.last_off, False
-        return self.timer(memory, now)
-
-    def timer(self, memory: Memory, now: int) -> bool:
-        """Fire once it was quiet long enough."""
-        due = self._due(memory)
-        is_edge = due is not None and now >= due and not memory.is_spent
-        memory.is_spent = memory.is_spent or is_edge
-        return is_edge
-
-    def holds(self, memory: Memory, now: int) -> bool:
-        """Hold until it is heard again."""
-        return not memory.open
-
-    def is_pending(self, memory: Memory, now: int) -> bool:
-        """It is quiet, but not for long enough."""
-        return memory.since is not None and not memory.is_spent
-
-    def deadline(self, memory: Memory, now: int) -> int | None:
-        """Return when it will have been quiet long enough."""
-        return None if memory.is_spent else self._due(memory)
-
-    def tidy(self, memory: Memory, now: int) -> None:
-        """Keep on counting."""
-
-    def _due(self, memory: Memory) -> int | None:
-        late = self._needed_ns + self._latency_ns
-        return None if memory.since is None else memory.since + late
+    @property
+    def began_ns(self) -> int | None:
+        """When the condition became true."""
+        return self.since
 
 
-class LevelFor(Plain):
-    """Fires when a stream's health tells of a level, or of nothing, for a time."""
+class LevelFor(Trigger):
+    """Fires when a stream's health reports a level, or nothing is heard of it, for a time."""
 
-    def __init__(
-        self,
-        needed_ns: int,
-        *,
-        louder_than: float | None = None,
-        quieter_than: float | None = None,
-        is_missing: bool = False,
-    ) -> None:
-        self._needed_ns = needed_ns
-        self._louder_than = louder_than
+    key = "level"
+    match_place = "level"
+    takes_events = False
+    reads_health = True
+
+    def __init__(self, rule: Rule, timing: DetectionTiming) -> None:
+        super().__init__(rule, timing)
+        level = rule.settings.level
+        assert level is not None
+        self._needed_ns = level.for_
+        self._is_missing = level.missing is True
+        self._louder_than = level.louder_than_dbfs
+        quieter_than = level.quieter_than_dbfs
         self._quieter_than = SILENCE_DBFS if quieter_than is None else quieter_than
-        self._is_missing = is_missing
 
-    def sample(self, memory: Memory, body: Mapping[str, Any], now: int) -> bool:
-        """Take a health message; tell whether the rule fires."""
-        is_stale = now >= (memory.sampled_ns or now) + LEVEL_STALE_NS
+    @classmethod
+    def is_given(cls, settings: RuleSettings) -> bool:
+        """Return whether a rule has this kind of trigger."""
+        return settings.level is not None
+
+    @classmethod
+    def matches(cls, settings: RuleSettings) -> list[tuple[KeyPath, EventMatch]]:
+        """Return the streams as a match of any class."""
+        if settings.level is None:
+            return []
+        return [(("level",), EventMatch(stream=settings.level.stream))]
+
+    @classmethod
+    def lint(cls, rule: Rule, facts: DetectorFacts | None) -> Iterator[Finding]:
+        """Yield grouping by what levels do not have."""
+        if {"class", "label"} & set(rule.group_by):
+            yield ("group_by",), "W210", "'level' has no class to group by"
+
+    def new_state(self) -> LevelState:
+        """Return the state of a group that is new."""
+        return LevelState()
+
+    def on_health(self, state: LevelState, body: Mapping[str, Any], now: int) -> bool:
+        """Process a health message; return whether the rule fires."""
+        is_stale = now >= (state.sampled_ns or now) + LEVEL_STALE_NS
         if is_stale and not self._is_missing:  # nobody knows how it was meanwhile
-            memory.since, memory.is_spent = None, False
-        memory.sampled_ns = now
+            state.since, state.is_spent = None, False
+        state.sampled_ns = now
         if self._is_missing and body.get("detail") == SOURCE_ENDED:
-            memory.since, memory.is_spent = None, False  # nothing more is expected of it
+            state.since, state.is_spent = None, False  # nothing more is expected of it
         elif self._is_missing:
             is_true = body.get("state") == "missing"
-            memory.since = memory.since if is_true and memory.since is not None else now
-            memory.is_spent = memory.is_spent and is_true
+            state.since = state.since if is_true and state.since is not None else now
+            state.is_spent = state.is_spent and is_true
         elif self._is_met(body):
-            memory.since = now if memory.since is None else memory.since
+            state.since = now if state.since is None else state.since
         else:
-            memory.since, memory.is_spent = None, False
-        return self.timer(memory, now)
+            state.since, state.is_spent = None, False
+        return self.on_timer(state, now)
 
-    def start(self, memory: Memory, now: int) -> None:
+    def start(self, state: LevelState, now: int) -> None:
         """Expect health from now on."""
-        if self._is_missing and memory.since is None:
-            memory.since = now
+        if self._is_missing and state.since is None:
+            state.since = now
 
-    def leave_out(self, memory: Memory, away_ns: int) -> None:
-        """Do not count a time in which this process was off: nobody looked whether it came."""
-        if self._is_missing and memory.since is not None and not memory.is_spent:
-            memory.since += away_ns
+    def on_downtime(self, state: LevelState, away_ns: int) -> None:
+        """Do not count a time in which nobody looked whether health arrived."""
+        if self._is_missing and state.since is not None and not state.is_spent:
+            state.since += away_ns
 
-    def timer(self, memory: Memory, now: int) -> bool:
-        """Fire once it lasted long enough; a level without news is not known."""
-        if not self._is_missing and now >= (memory.sampled_ns or now) + LEVEL_STALE_NS:
-            memory.since, memory.is_spent = None, False
-        due = None if memory.since is None else memory.since + self._needed_ns
-        is_edge = due is not None and now >= due and not memory.is_spent
-        memory.is_spent = memory.is_spent or is_edge
-        return is_edge
+    def on_timer(self, state: LevelState, now: int) -> bool:
+        """Fire once it has lasted for long enough; a level that is not reported is unknown."""
+        if not self._is_missing and now >= (state.sampled_ns or now) + LEVEL_STALE_NS:
+            state.since, state.is_spent = None, False
+        due = None if state.since is None else state.since + self._needed_ns
+        fires = due is not None and now >= due and not state.is_spent
+        state.is_spent = state.is_spent or fires
+        return fires
 
-    def holds(self, memory: Memory, now: int) -> bool:
+    def holds(self, state: LevelState, now: int) -> bool:
         """Hold while it lasts."""
-        return memory.since is not None and now >= memory.since + self._needed_ns
+        return state.since is not None and now >= state.since + self._needed_ns
 
-    def is_pending(self, memory: Memory, now: int) -> bool:
-        """The level is wrong, but not for long enough; streams are expected at any time."""
-        return not self._is_missing and memory.since is not None and not memory.is_spent
+    def is_pending(self, state: LevelState, now: int) -> bool:
+        """Return whether the level is wrong, but not for long enough.
 
-    def deadline(self, memory: Memory, now: int) -> int | None:
-        """Return when it will have lasted long enough, or is no longer known."""
-        if memory.since is None:
+        A missing stream is not pending: streams are expected at any time.
+        """
+        return not self._is_missing and state.since is not None and not state.is_spent
+
+    def deadline(self, state: LevelState, now: int) -> int | None:
+        """Return when it will have lasted for long enough, or is no longer known."""
+        if state.since is None:
             return None
-        due = None if memory.is_spent else memory.since + self._needed_ns
-        if self._is_missing or memory.sampled_ns is None:
+        due = None if state.is_spent else state.since + self._needed_ns
+        if self._is_missing or state.sampled_ns is None:
             return due
-        stale = memory.sampled_ns + LEVEL_STALE_NS
+        stale = state.sampled_ns + LEVEL_STALE_NS
         return stale if due is None else min(due, stale)
 
-    def tidy(self, memory: Memory, now: int) -> None:
-        """Keep on listening."""
+    def prune(self, state: LevelState, now: int) -> None:
+        """Keep on watching."""
 
     def _is_met(self, body: Mapping[str, Any]) -> bool:
         level = body.get("level_dbfs")

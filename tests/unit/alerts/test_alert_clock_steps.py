@@ -12,7 +12,7 @@ from alert_samples import T0_NS, FakeClock, firing
 from rule_bodies import START, at, engine_of, event, restarted, rules_from, told
 
 from ast_stream.alerts.actions.base import ActionRunner
-from ast_stream.alerts.clock import ClockWatch
+from ast_stream.alerts.clock import WallClock
 from ast_stream.alerts.delivery import Couriers
 from ast_stream.alerts.delivery_policy import Route
 from ast_stream.alerts.engine import Engine
@@ -20,7 +20,7 @@ from ast_stream.alerts.loop import SILENT_S, AlertLoop
 from ast_stream.alerts.model import Transition
 from ast_stream.alerts.outbox import Outbox
 from ast_stream.alerts.outbox_admin import snooze, snoozes
-from ast_stream.alerts.rules.files import load_rules
+from ast_stream.alerts.rules.compile import load_rules
 from ast_stream.alerts.store import Store
 from ast_stream.feed import FeedMessage, Missed, Position
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, format_time
@@ -229,7 +229,7 @@ class Bench:
         self.wall, self.passed_s = FakeClock(), 0.0
         self.feed = FakeFeed()
         self.store = Store(folder / "a.sqlite")
-        clock = ClockWatch(self.wall, lambda: self.passed_s)
+        clock = WallClock(self.wall, lambda: self.passed_s)
         self.outbox = Outbox(self.store, {"phone": Route(frozenset({"firing"}))}, clock.now_ns)
         runners: dict[str, ActionRunner] = {}
         self.loop = AlertLoop(

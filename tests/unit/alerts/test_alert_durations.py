@@ -7,7 +7,7 @@ import random
 import pytest
 from rule_bodies import at, engine_of, event, restarted, rules_from, sound, told
 
-from ast_stream.alerts.model import DetectionTiming
+from ast_stream.alerts.detector import DetectionTiming
 from ast_stream.units import NS_PER_SECOND
 
 Sounds = list[tuple[int, int]]  # onset and offset in seconds
@@ -119,7 +119,7 @@ def test_thousands_of_short_sounds_within_a_long_one_keep_the_memory_small() -> 
         for body in sound(f"e{n}", "Bark", n / 4, n / 4 + 0.1):
             engine.on_event(body)
     (instance,) = engine.export()["instances"]
-    assert len(instance["memory"].get("spans", [])) <= 1
+    assert len(instance["trigger_state"].get("spans", [])) <= 1
     assert engine.on_event(event("end", "long", "Siren", 600, 0, 600)) == []
     (instance,) = engine.export()["instances"]
-    assert instance["memory"]["active_ns"] == 600 * NS_PER_SECOND
+    assert instance["trigger_state"]["active_ns"] == 600 * NS_PER_SECOND

@@ -22,8 +22,9 @@ from rule_bodies import (
     told,
 )
 
-from ast_stream.alerts.model import DetectionTiming, Transition
-from ast_stream.alerts.rules.files import load_rules
+from ast_stream.alerts.detector import DetectionTiming
+from ast_stream.alerts.model import Transition
+from ast_stream.alerts.rules.compile import load_rules
 from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.messages.event import SOURCE_ENDED
 from ast_stream.units import NS_PER_SECOND, format_time
@@ -479,7 +480,7 @@ def test_absence_is_not_counted_while_nobody_says_that_somebody_listens(
 ) -> None:
     engine = engine_of(rules_from(ABSENT))
     run(engine, [heard(0), *sound("b", "Bark", 1, 2), heard(10)], 20)
-    found = engine.lose_sight() + engine.advance(at(600))
+    found = engine.lose_feed() + engine.advance(at(600))
     assert told(found) == []
     found = engine.on_health(heard(610, epoch, audio_s=4.5))
     fired = told(found + engine.advance(at(1200)))

@@ -12,7 +12,7 @@ from ast_stream.alerts.delivery import Couriers
 from ast_stream.alerts.engine import Engine
 from ast_stream.alerts.loop import SILENT_S, AlertLoop
 from ast_stream.alerts.outbox import FEED, Outbox
-from ast_stream.alerts.rules.files import load_rules
+from ast_stream.alerts.rules.compile import load_rules
 from ast_stream.alerts.store import Store, StoreError
 from ast_stream.feed import FeedMessage, Missed, Position
 from ast_stream.units import NS_PER_SECOND, format_time

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from rule_bodies import LABELS, health, rules_from, sound
 
 from ast_stream.alerts.backtest import BacktestReport, backtest
+from ast_stream.alerts.detector import DetectorFacts
 from ast_stream.alerts.notification import Notification, notification_of
-from ast_stream.alerts.rules.detector_lint import DetectorFacts
-from ast_stream.alerts.rules.files import compile_rules, load_rules
+from ast_stream.alerts.rules.compile import compile_rules, load_rules
 from ast_stream.alerts.rules.lint import lint
 from ast_stream.alerts.rules.match import Ontology, UnknownName
 from ast_stream.errors import ConfigError, Problem
@@ -359,7 +359,7 @@ def test_branch_matches_the_classes_of_the_model_and_warns_of_members_elsewhere(
 
 FACTS = DetectorFacts(
     thresholds={"bark": 0.5, "siren": 0.6, "knock": 0.4},
-    silent=["alarm"],
+    without_events=["alarm"],
     window_s=2.0,
     hop_s=0.5,
     apart_s={"bark": 2.25, "siren": 3.0, "knock": 2.0},
@@ -561,10 +561,10 @@ groups:
     [
         (
             "",
-            "'a' tells nobody: expected 'actions' here, in its group or in 'defaults', got none "
+            "'a' notifies nobody: expected 'actions' here, in its group or in 'defaults', got none "
             "('actions: []' if its alerts are for the feed alone)",
         ),
-        (", actions: [late]", "'a' tells nobody when it fires: 'late' is not on for firing"),
+        (", actions: [late]", "'a' notifies nobody when it fires: 'late' is not on for firing"),
     ],
 )
 def test_rule_that_tells_nobody_is_warned_of(actions: str, text: str) -> None:

@@ -10,10 +10,15 @@ import numpy as np
 import pytest
 from rule_bodies import at, engine_of, event, rules_from, told
 
-from ast_stream.alerts.facts import decision_parameters, detection_timing, detector_facts
-from ast_stream.alerts.model import DetectionTiming
+from ast_stream.alerts.detector import (
+    DetectionTiming,
+    decision_parameters,
+    detection_timing,
+    detector_facts,
+    model_facts,
+)
 from ast_stream.alerts.reload import RulesInForce, timing_in_force
-from ast_stream.alerts.rule_watch import RuleFiles, model_facts
+from ast_stream.alerts.rule_watch import RuleFiles
 from ast_stream.detect.decision import Decision
 from ast_stream.detect.slots import SlotNames
 from ast_stream.errors import ConfigError

@@ -14,11 +14,11 @@ from alert_samples import T0_NS, FakeClock, firing, resolved, states
 
 from ast_stream.alerts import outbox_admin
 from ast_stream.alerts.actions.base import Delivered, Failed, Refused
+from ast_stream.alerts.detector import DetectionTiming
 from ast_stream.alerts.engine import Engine
-from ast_stream.alerts.model import DetectionTiming
 from ast_stream.alerts.outbox import FEED, Delivery, Outbox, Route
 from ast_stream.alerts.process import resume_engine
-from ast_stream.alerts.rules.files import load_rules
+from ast_stream.alerts.rules.compile import load_rules
 from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.alerts.store import Store, save_progress
 from ast_stream.units import format_time

@@ -415,7 +415,9 @@ def test_rules_that_tell_nobody_and_actions_that_nobody_uses_are_warned_of(
     assert check(STREAMS + text, "--no-model") == 0
     assert check.out[0].endswith("a.yaml: no problems, 2 to think about")
     told, unused = check.out[-2:]
-    assert told.startswith(f"warning: {tmp_path}/r.yaml:6: 'bark' tells nobody: expected 'actions'")
+    assert told.startswith(
+        f"warning: {tmp_path}/r.yaml:6: 'bark' notifies nobody: expected 'actions'"
+    )
     assert unused.endswith("no rule uses the action 'spare' of the configuration")
 
 

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ast_stream.alerts.facts import decision_parameters
-from ast_stream.alerts.rule_watch import model_facts
-from ast_stream.alerts.rules.files import compile_rules
+from ast_stream.alerts.detector import decision_parameters, model_facts
+from ast_stream.alerts.rules.compile import compile_rules
 from ast_stream.errors import ConfigError, UsageError
 from ast_stream.settings.check import check_against_model
 from ast_stream.settings.load import (

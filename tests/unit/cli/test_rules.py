@@ -223,7 +223,7 @@ def test_backtest_reads_the_log_and_plain_bodies_alike(
         assert run_command_line(command) == 0
         printed.append(capsys.readouterr().out.splitlines())
     assert printed[0][:-1] == printed[1]
-    assert printed[0][-1] == "lines that are no messages: 1"
+    assert printed[0][-1] == "lines that are not messages: 1"
     assert printed[1][0] == (
         "2027-01-15T08:00:00Z  firing    bark                      severity=low stream=hall  "
         "Bark on hall"
@@ -260,7 +260,7 @@ def test_backtest_gives_the_rate_of_what_was_heard_however_short_that_was(
     assert f" {rate} " in line
 
 
-def test_backtest_says_which_rules_were_held_back_and_why(
+def test_backtest_says_which_firings_were_suppressed_and_why(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rules, events = folder / "cooling.yaml", folder / "events.jsonl"
@@ -271,7 +271,7 @@ def test_backtest_says_which_rules_were_held_back_and_why(
     assert run_command_line(["rules", "backtest", str(rules), "--events", str(events)]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("bark      1 fired")
-    assert last.endswith("|  held back: 3 by cooldown")
+    assert last.endswith("|  suppressed: 3 by cooldown")
 
 
 def test_explain_says_what_the_model_tells_apart(capsys: pytest.CaptureFixture[str]) -> None:
@@ -280,12 +280,13 @@ def test_explain_says_what_the_model_tells_apart(capsys: pytest.CaptureFixture[s
     (smoke,) = [one for one in printed if one.startswith("smoke_alarm ")]
     (dog,) = [one for one in printed if one.startswith("dog_barking_long ")]
     assert re.search(
-        r"  told: up to \d\.\d s after a sound has begun, and up to \d\.\d s after it has ended\n",
+        r"  latency: up to \d\.\d s after a sound has begun, "
+        r"and up to \d\.\d s after it has ended\n",
         smoke,
     )
-    assert re.search(r"  heard: pauses of less than \d\.\d s count as sound\n", dog)
+    assert re.search(r"  resolution: pauses of less than \d\.\d s count as sound\n", dog)
     (level,) = [one for one in printed if one.startswith("workshop_loud ")]
-    assert "told:" not in level
+    assert "latency:" not in level
 
 
 def test_backtest_gives_json_lines_and_the_summary_aside(
@@ -390,7 +391,7 @@ def test_rules_that_are_shipped_are_right_and_pass_their_tests() -> None:
 
 
 def test_errors_of_rule_files_carry_their_problems(folder: Path) -> None:
-    from ast_stream.alerts.rules.files import load_rules
+    from ast_stream.alerts.rules.compile import load_rules
 
     (folder / "rules.yaml").write_text("groups: []")
     with pytest.raises(

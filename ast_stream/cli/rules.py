@@ -2,34 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ast_stream.alerts.backtest import BacktestReport, backtest, read_messages
-from ast_stream.alerts.facts import RuleContext, rule_context
-from ast_stream.alerts.rule_tests.files import TestResult, load_tests, run_tests
-from ast_stream.alerts.rule_tests.schema import parse_moment
-from ast_stream.alerts.rules.files import load_rules
+from ast_stream.alerts.actions.registry import kinds_by_action, used_without_rules
+from ast_stream.alerts.backtest import BacktestReport, RecordedTest, backtest, read_messages
+from ast_stream.alerts.detector import (
+    DetectionTiming,
+    DetectorFacts,
+    decision_parameters,
+    detection_timing,
+    detector_facts,
+    model_facts,
+)
+from ast_stream.alerts.rule_tests import (
+    TestResult,
+    load_tests,
+    parse_moment,
+    run_tests,
+    transitions_of,
+)
+from ast_stream.alerts.rules.compile import load_rules
 from ast_stream.alerts.rules.lint import lint
 from ast_stream.alerts.rules.problems import RuleProblem
 from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.audio.recording import recordings_in
 from ast_stream.cli.output import json_line, say
-from ast_stream.cli.rule_explain import explain_rule
-from ast_stream.cli.rule_ledger import OutboxLedger
-from ast_stream.cli.rule_recording import write_test
-from ast_stream.cli.rule_reports import junit, summary_lines, transition_line
-from ast_stream.cli.rule_scores import decide
+from ast_stream.cli.rules_text import explain_rule, junit, summary_lines, transition_line
 from ast_stream.errors import AudioError, ConfigError, UsageError
-from ast_stream.units import format_time
+from ast_stream.labels import problem_with_labels
+from ast_stream.settings.alert_schema import AlertSettings
+from ast_stream.settings.load import load_settings
+from ast_stream.settings.schema import DEFAULT_CONFIRM_S, DetectionSettings, ModelSettings
+from ast_stream.units import format_time, samples_to_seconds
 
 EXIT_FOUND = 1
 _EVER = ("1970-01-01T00:00:00Z", "2200-01-01T00:00:00Z")
+MAX_SOUNDS = 1000  # of a recorded test
 
 app = typer.Typer(
     no_args_is_help=True, epilog="Example: ast-stream rules check configs/alerts.yaml"
@@ -73,7 +88,7 @@ def check(
 
     Example: ast-stream rules check configs/alerts.yaml --strict
     """
-    context = rule_context(config, model, labels)
+    context = _context(config, model, labels)
     rules = _load(files, context)
     warnings = lint(rules, context.facts, context.actions, context.used_actions)
     for warning in warnings:
@@ -97,7 +112,7 @@ def run_test_files(
 
     Example: ast-stream rules test configs/alerts-tests.yaml
     """
-    context = rule_context(None, model, labels)
+    context = _context(None, model, labels)
     results: list[TestResult] = []
     for file in files:
         try:
@@ -105,12 +120,11 @@ def run_test_files(
         except ConfigError as error:
             _show_problems(error)
             raise typer.Exit(EXIT_FOUND) from error
-        with ExitStack() as stack:
-            for result in run_tests(loaded, decide, partial(OutboxLedger, stack=stack)):
-                results.append(result)
-                say(f"{'FAILED' if result.failures else 'passed'}  {file}: {result.name}")
-                for failure in result.failures:
-                    say(f"        {failure}")
+        for result in run_tests(loaded):
+            results.append(result)
+            say(f"{'FAILED' if result.failures else 'passed'}  {file}: {result.name}")
+            for failure in result.failures:
+                say(f"        {failure}")
     if junit_file is not None:
         _write(junit_file, junit(results))
     n_failed = sum(bool(result.failures) for result in results)
@@ -127,9 +141,9 @@ def explain(
 
     Example: ast-stream rules explain configs/alerts.yaml
     """
-    context = rule_context(config, model, labels)
+    context = _context(config, model, labels)
     for rule in _load(files, context).rules:
-        say("\n".join(explain_rule(rule, context)))
+        say("\n".join(explain_rule(rule, context.labels, context.facts, context.timing)))
         typer.echo()
 
 
@@ -155,8 +169,8 @@ def record_command(
 
     Example: ast-stream rules record alerts.yaml --events night.jsonl -o night-tests.yaml
     """
-    context = rule_context(config, model, None)
-    n_sounds, n_told = write_test(
+    context = _context(config, model, None)
+    n_sounds, n_transitions = _write_test(
         _load([rules], context),
         rules,
         events,
@@ -166,7 +180,7 @@ def record_command(
         name=name,
         context=context,
     )
-    say(f"{out}: {n_sounds} sounds, {n_told} firings and resolutions", err=True)
+    say(f"{out}: {n_sounds} sounds, {n_transitions} firings and resolutions", err=True)
 
 
 @app.command("backtest")
@@ -196,7 +210,7 @@ def backtest_command(
     """
     if bool(events) == bool(audio):
         raise UsageError("rules backtest: expected --events or --audio, got both or neither")
-    context = rule_context(config, model, None)
+    context = _context(config, model, None)
     loaded = _load([rules], context)
     report = BacktestReport()
     firings: list[tuple[int, str]] = []
@@ -205,16 +219,16 @@ def backtest_command(
         bodies = (
             _logged(events, report, stack)
             if events
-            else _heard(audio or [], context, start, report, incomplete)
+            else _scanned(audio or [], context, start, report, incomplete)
         )
-        for one in backtest(loaded, bodies, report, context.timing):
-            if one.to_state == "firing":
-                firings.append((one.at_ns, one.alert.rule))
+        for transition in backtest(loaded, bodies, report, context.timing):
+            if transition.to_state == "firing":
+                firings.append((transition.at_ns, transition.alert.rule))
             if as_json:
-                at = {"at": format_time(one.at_ns)}
-                typer.echo(json_line(at | one.alert.body()))
+                at = {"at": format_time(transition.at_ns)}
+                typer.echo(json_line(at | transition.alert.body()))
             else:
-                say(transition_line(one))
+                say(transition_line(transition))
     if report.events == 0 and report.damaged:
         named = ", ".join(map(str, events or ()))
         raise UsageError(
@@ -224,6 +238,69 @@ def backtest_command(
     say("\n".join(summary_lines(report, firings)), err=as_json)
     if incomplete:
         raise AudioError("\n".join(f"rules backtest: {text}" for text in incomplete))
+
+
+@dataclass(frozen=True)
+class RuleContext:
+    """What rules are checked against.
+
+    Attributes:
+        labels: classes of the model; None: not known, names are taken as they are.
+        facts: about the detector; None: not known.
+        timing: how late events are.
+        confirm_s: the longest confirmation of any class.
+        alerts: as configured; None: there is no configuration.
+    """
+
+    model: ModelSettings
+    detection: DetectionSettings
+    labels: tuple[str, ...] | None
+    facts: DetectorFacts | None
+    timing: DetectionTiming
+    confirm_s: float
+    alerts: AlertSettings | None
+
+    @property
+    def actions(self) -> Mapping[str, Sequence[str]] | None:
+        """Which kinds each configured action delivers; None: there is no configuration."""
+        return None if self.alerts is None else kinds_by_action(self.alerts.actions)
+
+    @property
+    def used_actions(self) -> set[str]:
+        """Actions that do something although no rule names them."""
+        return set() if self.alerts is None else used_without_rules(self.alerts)
+
+
+def _context(config: Path | None, checkpoint: str | None, labels_file: Path | None) -> RuleContext:
+    """Return the context that the command line names: a configuration, checkpoint, or labels.
+
+    Raises:
+        ConfigError, CheckpointError, UsageError: something of it cannot be used.
+    """
+    settings = None if config is None else load_settings(config)
+    model = ModelSettings() if settings is None else settings.model
+    detection = DetectionSettings() if settings is None else settings.detection
+    alerts = None if settings is None else settings.alerts
+    if checkpoint is not None:
+        model = model.model_copy(update={"checkpoint": checkpoint})
+    if labels_file is not None:
+        listed = _read_labels(labels_file)
+        confirm_s = detection.defaults.confirm_s or DEFAULT_CONFIRM_S
+        return RuleContext(model, detection, listed, None, DetectionTiming(), confirm_s, alerts)
+    known = model_facts(model)
+    if known.labels is None and checkpoint is not None:
+        raise UsageError(f"rules: {checkpoint}: expected a folder with a checkpoint, got none")
+    parameters = decision_parameters(known, detection, model.hop_s)
+    facts = None if known.labels is None else detector_facts(parameters)
+    return RuleContext(
+        model,
+        detection,
+        known.labels,
+        facts,
+        detection_timing(parameters),
+        samples_to_seconds(int(parameters.confirm_hops.max()) * parameters.geometry.hop),
+        alerts,
+    )
 
 
 def _load(files: list[Path], context: RuleContext) -> RuleSet:
@@ -255,19 +332,28 @@ def _logged(
         yield from read_messages(stack.enter_context(file.open("rb")), report)
 
 
-def _heard(
+def _scanned(
     files: list[Path],
     context: RuleContext,
     start: str,
     report: BacktestReport,
     incomplete: list[str],
 ) -> Iterator[dict[str, Any]]:
-    from ast_stream.cli.rule_audio import event_bodies  # imports torch
+    from ast_stream.cli.rules_audio import event_bodies  # imports torch
 
     start_ns = _time("backtest: --start", start)
-    files = [one for file in files for one in (recordings_in(file) if file.is_dir() else [file])]
+    recordings = [
+        recording
+        for file in files
+        for recording in (recordings_in(file) if file.is_dir() else [file])
+    ]
     return event_bodies(
-        files, context.model, context.detection, start_ns, report.add_heard, incomplete.append
+        recordings,
+        context.model,
+        context.detection,
+        start_ns,
+        report.add_listened,
+        incomplete.append,
     )
 
 
@@ -276,3 +362,72 @@ def _time(option: str, text: str) -> int:
         return parse_moment(text)
     except ValueError as error:
         raise UsageError(f"rules {option}: {error}") from error
+
+
+def _write_test(
+    rules: RuleSet,
+    rule_file: Path,
+    events: Iterable[Path],
+    out: Path,
+    *,
+    from_ns: int,
+    to_ns: int,
+    name: str,
+    context: RuleContext,
+) -> tuple[int, int]:
+    """Write a test file; return how many sounds it has, and how many firings and resolutions.
+
+    Raises:
+        UsageError: no sounds, too many, or a file that cannot be written.
+    """
+    recording = RecordedTest(rules)
+    with ExitStack() as stack:
+        for file in events:
+            lines = stack.enter_context(file.open("rb"))
+            recording.add(read_messages(lines, BacktestReport()), from_ns, to_ns)
+    n_sounds = len(recording.sounds)
+    if not 0 < n_sounds <= MAX_SOUNDS:
+        raise UsageError(
+            f"rules record: expected 1 to {MAX_SOUNDS} sounds, got {n_sounds}; "
+            "--from and --to choose the stretch"
+        )
+    rule_files = [os.path.relpath(rule_file.resolve(), out.resolve().parent)]
+    written = list(recording.lines(rule_files, name, _detector(context)))
+    _write_lines(out, [*written, "    expect: []"])
+    (transitions,) = transitions_of(load_tests(out, labels=context.labels))
+    expected = list(recording.expected_lines(transitions))
+    _write_lines(out, [*written, *expected])
+    return n_sounds, len(expected) - 1
+
+
+def _detector(context: RuleContext) -> str:
+    defaults = context.detection.defaults
+    window_s = 2.0 if context.facts is None else context.facts.window_s
+    values = {
+        "window": window_s,
+        "hop": context.model.hop_s,
+        "confirm": context.confirm_s,
+        "hold": defaults.hold_s,
+    }
+    return "{" + ", ".join(f"{key}: {value:g}s" for key, value in values.items()) + "}"
+
+
+def _write_lines(path: Path, lines: list[str]) -> None:
+    try:
+        path.write_text("\n".join(lines) + "\n", "utf-8")
+    except OSError as error:
+        raise UsageError(f"rules record: --out: {path}: {error.strerror}") from error
+
+
+def _read_labels(path: Path) -> tuple[str, ...]:
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"rules: --labels: {path} cannot be read: {error}") from error
+    labels = tuple(line.strip() for line in lines if line.strip())
+    problem = problem_with_labels(labels)
+    if problem is not None:
+        raise UsageError(f"rules: --labels: {path}: {problem}")
+    if not labels:
+        raise UsageError(f"rules: --labels: expected one label on each line of {path}, got none")
+    return labels

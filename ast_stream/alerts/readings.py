@@ -1,4 +1,4 @@
-"""What feed bodies say that rules ask for; what is no such body is told apart, never raised."""
+"""What the engine reads from feed bodies; a body that is not one is reported, never raised."""
 
 from __future__ import annotations
 
@@ -6,19 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ast_stream.units import NS_PER_SECOND, parse_time, samples_to_ns
-
-STEP_NS = 2 * NS_PER_SECOND  # less is jitter, and changes no alert that anybody would miss
-BACK_NS = 12 * NS_PER_SECOND  # the last windows of a recording reach so far beyond its end
+from ast_stream.units import parse_time
 
 
 @dataclass(frozen=True)
-class Told:
+class EventReading:
     """What an event body says that rules ask for.
 
     Attributes:
         score, peak: of the window that the body is about, and the highest so far.
-        onset_ns, offset_ns, at_ns: on one clock, that of `captured`, also if it stepped meanwhile.
         at_sample, published_ns: None in bodies that are written by hand.
     """
 
@@ -26,22 +22,18 @@ class Told:
     type: str
     stream: str
     labels: dict[str, str]
-    slug: str
+    class_: str
     label: str
     score: float
     peak: float
     onset_ns: int
     offset_ns: int | None
-    at_ns: int
-    onset: str
+    captured_ns: int
     epoch: str
     at_sample: int | None
+    onset_sample: int | None
+    offset_sample: int | None
     published_ns: int | None
-
-
-def is_step(step_ns: int) -> bool:
-    """Tell whether wall time and samples are so far apart that the clock was set."""
-    return step_ns > STEP_NS or step_ns < -BACK_NS
 
 
 def labels_of(body: Mapping[str, Any]) -> dict[str, str]:
@@ -55,37 +47,27 @@ def text_of(value: Any) -> str:
     return str(value).encode(errors="replace").decode()
 
 
-def read_event(body: Mapping[str, Any]) -> Told | None:
+def read_event(body: Mapping[str, Any]) -> EventReading | None:
     """Return what an event body says, None if it is not one."""
     try:
-        at_ns, published = parse_time(body["captured"]), body.get("published")
-        offset_ns = None if body.get("offset") is None else _sound_ns(body, "offset", at_ns)
-        return Told(
+        published, offset = body.get("published"), body.get("offset")
+        return EventReading(
             id=text_of(body["id"]),
             type=body["type"],
             stream=text_of(body["stream"]),
             labels=labels_of(body),
-            slug=text_of(body["class"]),
+            class_=text_of(body["class"]),
             label=text_of(body["label"]),
             score=float(body.get("score", body["peak"])),
             peak=float(body["peak"]),
-            onset_ns=_sound_ns(body, "onset", at_ns),
-            offset_ns=offset_ns,
-            at_ns=at_ns,
-            onset=body["onset"],
+            onset_ns=parse_time(body["onset"]),
+            offset_ns=None if offset is None else parse_time(offset),
+            captured_ns=parse_time(body["captured"]),
             epoch=str(body.get("epoch")),
             at_sample=body.get("at_sample"),
+            onset_sample=body.get("onset_sample"),
+            offset_sample=body.get("offset_sample"),
             published_ns=None if published is None else parse_time(published),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None
-
-
-def _sound_ns(body: Mapping[str, Any], name: str, at_ns: int) -> int:
-    """Return the time of onset or offset on the clock of `captured`."""
-    time_ns = parse_time(body[name])
-    at_sample, sample = body.get("at_sample"), body.get(f"{name}_sample")
-    if at_sample is None or sample is None:
-        return time_ns
-    by_samples_ns = at_ns - samples_to_ns(at_sample - sample)
-    return by_samples_ns if is_step(by_samples_ns - time_ns) else time_ns

@@ -1,4 +1,4 @@
-"""Recordings as a backtest hears them: through the detector, one after another."""
+"""The events of recordings for a backtest: through the detector, one recording after another."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def event_bodies(
     model: ModelSettings,
     detection: DetectionSettings,
     start_ns: int,
-    was_heard: Callable[[int], None] = lambda heard_ns: None,
-    is_incomplete: Callable[[str], None] = lambda text: None,
+    on_end: Callable[[int], None] = lambda duration_ns: None,
+    on_incomplete: Callable[[str], None] = lambda text: None,
 ) -> Iterator[dict[str, Any]]:
     """Yield the event bodies of recordings; each is a stream of its own, named after its file.
 
     Args:
         start_ns: stream time at which the first begins.
-        was_heard: is called after each with its length in nanoseconds.
-        is_incomplete: is called with what is wrong with each that was not read to its end.
+        on_end: called after each with its duration in nanoseconds.
+        on_incomplete: called with what is wrong with each that was not read to its end.
     """
     scanner, _ = make_scanner(model, detection)
     with ProgressView() as progress:
@@ -66,10 +66,10 @@ def event_bodies(
                     with progress.paused():
                         yield body | {"stream": stream_name(file), "id": f"{event.id}-{start_ns}"}
             except RecordingError as error:
-                is_incomplete(str(error))
-            heard_s = max((one.position_s for one in readers), default=0.0)
-            was_heard(round(heard_s * NS_PER_SECOND))
-            end = max(end, seconds_to_samples(heard_s))
+                on_incomplete(str(error))
+            duration_s = max((reader.position_s for reader in readers), default=0.0)
+            on_end(round(duration_s * NS_PER_SECOND))
+            end = max(end, seconds_to_samples(duration_s))
             start_ns = clock.time_ns(end + PAUSE_SAMPLES)
 
 

@@ -1,0 +1,539 @@
+"""The instances of rules, one for each group of labels: states, timers, and what may fire.
+
+    inactive -> pending -> firing -> recovering -> resolved
+                  |           ^----------'
+                  '-> inactive
+
+Time windows, inhibition, cooldown and the limit of alerts are checked at the moment of firing. A
+firing that is suppressed does not wait for a better moment: the occasion is over, and counted.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ast_stream.alerts.detector import DetectionTiming
+from ast_stream.alerts.model import (
+    ACTIVE_STATES,
+    Alert,
+    AlertState,
+    EngineCounters,
+    Transition,
+    stable_id,
+)
+from ast_stream.alerts.rules.rule import Rule, RuleSet
+from ast_stream.alerts.rules.schema import Selector
+from ast_stream.alerts.triggers.base import Trigger, TriggerState
+from ast_stream.units import NS_PER_SECOND, format_time
+
+MAX_INSTANCES = 1000  # of one rule
+_TIMER_SLACK = 64  # outdated timers that are no reason yet to clean up
+
+Key = tuple[str, tuple[tuple[str, str], ...]]
+"""A rule's name and a group of labels."""
+
+
+@dataclass
+class Instance:
+    """A rule for one group of labels.
+
+    Attributes:
+        group: values of the rule's `group_by`.
+        facts: about the newest event or health message, for templates.
+        keep_until_ns: when a recovering alert is resolved.
+        cooldown_until_ns: when the cooldown ends.
+        suppressed: firings suppressed since the last alert.
+    """
+
+    rule: Rule
+    trigger: Trigger
+    group: dict[str, str]
+    trigger_state: TriggerState
+    state: AlertState
+    facts: dict[str, Any]
+    alert_id: str = ""
+    started_ns: int = 0
+    fired_ns: int | None = None
+    events: tuple[str, ...] = ()
+    keep_until_ns: int | None = None
+    cooldown_until_ns: int | None = None
+    suppressed: int = 0
+
+    @classmethod
+    def new(cls, rule: Rule, trigger: Trigger, group: dict[str, str]) -> Instance:
+        """Return an inactive instance."""
+        return cls(rule, trigger, group, trigger.new_state(), "inactive", {})
+
+    @property
+    def key(self) -> Key:
+        """What it is known by."""
+        return _key(self.rule.name, self.group)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether its alert was announced and its end was not."""
+        return self.state in ACTIVE_STATES
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Labels of the alert: the file's, the rule's, the group's, and the severity."""
+        known = {name: value for name, value in self.group.items() if value}
+        return dict(self.rule.labels) | known | {"severity": self.rule.severity}
+
+    def is_cooling_down(self, now: int) -> bool:
+        """Return whether the cooldown after the last alert still runs."""
+        return self.cooldown_until_ns is not None and now < self.cooldown_until_ns
+
+    def is_idle(self, now: int) -> bool:
+        """Return whether nothing would be lost by forgetting it."""
+        is_forgotten = self.trigger_state.is_empty and not self.suppressed
+        return self.state == "inactive" and is_forgotten and not self.is_cooling_down(now)
+
+    def deadline(self, now: int) -> int | None:
+        """Return the stream time at which it must be asked again."""
+        times = [self.trigger.deadline(self.trigger_state, now), self.keep_until_ns]
+        if self.state == "inactive" and self.is_cooling_down(now):
+            times.append(self.cooldown_until_ns)
+        return min((time for time in times if time is not None), default=None)
+
+    def settle(
+        self, fires: bool, now: int, event_id: str | None, refusal: Callable[[Instance], str]
+    ) -> list[Transition]:
+        """Go to the state that fits, and return the transitions on the way.
+
+        Args:
+            fires: whether the trigger fires now.
+            refusal: returns why it may not fire; empty if it may.
+        """
+        transitions = []
+        if fires and not self.is_active and refusal(self):
+            fires = False
+        while (change := self._next(fires, now)) is not None:
+            from_state, to_state, reason = change
+            is_notified = to_state == "resolved" or (
+                to_state == "firing" and from_state != "recovering"
+            )
+            transitions.append(
+                Transition(
+                    alert=self.alert(to_state, now, reason),
+                    from_state=from_state,
+                    to_state=to_state,
+                    at_ns=now,
+                    actions=self.rule.actions or () if is_notified else (),
+                    event_id=event_id,
+                )
+            )
+            if to_state == "firing":
+                fires = False
+                self.suppressed = 0
+            if to_state == "resolved":
+                self._become_inactive()
+        if self.state == "inactive":
+            self.trigger.prune(self.trigger_state, now)
+        return transitions
+
+    def end(self, now: int, reason: str) -> list[Transition]:
+        """Resolve an alert that cannot continue, and forget the trigger's state."""
+        transitions = []
+        if self.is_active:
+            from_state = self.state
+            self.state = "resolved"
+            alert = self.alert("resolved", now, reason)
+            actions = self.rule.actions or ()
+            transitions.append(Transition(alert, from_state, "resolved", now, actions))
+            self.cooldown_until_ns = now + self.rule.cooldown_ns
+        elif self.state == "pending":
+            alert = self.alert("inactive", now, reason)
+            transitions.append(Transition(alert, "pending", "inactive", now))
+        self._become_inactive()
+        self.trigger_state = self.trigger.new_state()
+        return transitions
+
+    def shift(self, step_ns: int) -> None:
+        """Move all times by a step of the clock."""
+        self.trigger_state.shift(step_ns)
+        self.started_ns += step_ns
+        for name in ("fired_ns", "keep_until_ns", "cooldown_until_ns"):
+            if (time_ns := getattr(self, name)) is not None:
+                setattr(self, name, time_ns + step_ns)
+
+    def alert(self, state: AlertState, now: int, reason: str | None) -> Alert:
+        """Return the alert as of now."""
+        rule = self.rule
+        values = self._values(state, now) if rule.annotations else {}
+        annotations = {name: template.render(values) for name, template in rule.annotations.items()}
+        return Alert(
+            id=self.alert_id,
+            fingerprint=stable_id(rule.name, *_flat(self.group)),
+            rule=rule.name,
+            state=state,
+            severity=rule.severity,
+            group=dict(self.group),
+            labels=self.labels,
+            annotations=annotations,
+            started_ns=self.started_ns,
+            fired_ns=self.fired_ns,
+            resolved_ns=now if state == "resolved" else None,
+            events=self.events,
+            suppressed=self.suppressed,
+            reason=reason,
+        )
+
+    def export(self, now: int) -> dict[str, Any]:
+        """Return the state as JSON values; the rule is named."""
+        data = {name: value for name, value in vars(self).items() if name != "trigger"}
+        data |= {"rule": self.rule.name, "digest": self.rule.digest, "events": list(self.events)}
+        data["trigger_state"] = self.trigger_state.export()
+        if self.is_active:  # enough to resolve it should its rule be gone by then
+            alert = self.alert(self.state, now, None)
+            data["alert"] = vars(alert) | {"actions": list(self.rule.actions or ())}
+        return data
+
+    @classmethod
+    def restore(cls, rule: Rule, trigger: Trigger, data: Mapping[str, Any]) -> Instance:
+        """Return the instance that `export` was called on."""
+        fields = {name: data[name] for name in data if name not in ("rule", "digest", "alert")}
+        state = trigger.new_state()
+        state.restore(fields["trigger_state"])
+        fields |= {"trigger_state": state, "events": tuple(fields["events"])}
+        return cls(rule=rule, trigger=trigger, **fields)
+
+    def _next(self, fires: bool, now: int) -> tuple[AlertState, AlertState, str | None] | None:
+        """Go to the next state; return from which, to which and why, None if it fits already."""
+        state = self.state
+        if state in ("inactive", "pending") and fires:
+            if state == "inactive":
+                self._begin_alert(now)
+            else:  # the pending sound may have turned out to be a different one
+                self.started_ns = self._began(now)
+            self.state, self.fired_ns, self.keep_until_ns = "firing", now, None
+            self.events = tuple(self.trigger_state.cause_ids)
+        elif state == "inactive":
+            if not self.trigger.is_pending(self.trigger_state, now):
+                return None
+            self._begin_alert(now)
+            self.state = "pending"
+        elif state == "pending":
+            if self.trigger.is_pending(self.trigger_state, now):
+                return None
+            self.state = "inactive"
+        elif state == "firing":
+            if fires or self.trigger.holds(self.trigger_state, now):
+                return None
+            self.state = "recovering" if self.rule.keep_ns else "resolved"
+            self.keep_until_ns = now + self.rule.keep_ns if self.rule.keep_ns else None
+        elif fires or self.trigger.holds(self.trigger_state, now):
+            self.state, self.keep_until_ns = "firing", None
+        elif self.keep_until_ns is not None and now >= self.keep_until_ns:
+            self.state = "resolved"
+        else:
+            return None
+        if self.state == "resolved":
+            self.cooldown_until_ns = now + self.rule.cooldown_ns
+        return state, self.state, "quiet" if self.state == "resolved" else None
+
+    def _begin_alert(self, now: int) -> None:
+        """Give the new alert its id, which depends on what began it."""
+        self.started_ns = self._began(now)
+        causes = self.trigger_state.cause_ids
+        first = causes[0] if causes else f"@{self.started_ns}"
+        self.alert_id = stable_id(self.rule.name, *_flat(self.group), first)
+        self.fired_ns = None
+        self.events = tuple(causes)
+
+    def _began(self, now: int) -> int:
+        began_ns = self.trigger_state.began_ns
+        return now if began_ns is None else began_ns
+
+    def _become_inactive(self) -> None:
+        self.state, self.keep_until_ns = "inactive", None
+
+    def _values(self, state: AlertState, now: int) -> dict[str, str | int | float | None]:
+        active_ns = self.trigger.active_ns(self.trigger_state, now)
+        counted = now - self.started_ns if active_ns is None else active_ns
+        values: dict[str, str | int | float | None] = {
+            "alert": self.rule.name,
+            "severity": self.rule.severity,
+            "group": self.rule.group,
+            "state": state,
+            "started": format_time(self.started_ns),
+            "fired": None if self.fired_ns is None else format_time(self.fired_ns),
+            "active_s": round(counted / NS_PER_SECOND, 3),
+            "count": len(self.events),
+            "suppressed": self.suppressed,
+        }
+        stream_labels = self.facts.get("labels", {})
+        values |= {name: value for name, value in self.facts.items() if name != "labels"}
+        values |= {f"stream.labels.{name}": value for name, value in stream_labels.items()}
+        return values | {f"labels.{name}": value for name, value in self.labels.items()}
+
+
+class Timers:
+    """A heap of deadlines, one for each key; equal ones come in the order of their keys."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, Key]] = []
+        self._by_key: dict[Key, int] = {}
+
+    @property
+    def next_ns(self) -> int | None:
+        """The earliest deadline, None if there is none."""
+        while self._heap and not self._is_current(self._heap[0]):
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else None
+
+    def pop(self) -> Key:
+        """Remove the earliest deadline, which must exist, and return its key."""
+        while True:
+            entry = heapq.heappop(self._heap)
+            if self._is_current(entry):
+                del self._by_key[entry[1]]
+                return entry[1]
+
+    def set(self, key: Key, deadline_ns: int | None) -> None:
+        """Replace the deadline of `key`; None removes it."""
+        if deadline_ns is None:
+            self._by_key.pop(key, None)
+        elif self._by_key.get(key) != deadline_ns:
+            self._by_key[key] = deadline_ns
+            heapq.heappush(self._heap, (deadline_ns, key))
+            if len(self._heap) > _TIMER_SLACK + 4 * len(self._by_key):
+                self._heap = [entry for entry in self._heap if self._is_current(entry)]
+                heapq.heapify(self._heap)
+
+    def shift(self, step_ns: int) -> None:
+        """Move all deadlines by a step of the clock."""
+        self._heap = [(deadline_ns + step_ns, key) for deadline_ns, key in self._heap]
+        self._by_key = {key: deadline_ns + step_ns for key, deadline_ns in self._by_key.items()}
+
+    def _is_current(self, entry: tuple[int, Key]) -> bool:
+        return self._by_key.get(entry[1]) == entry[0]
+
+
+class InstanceTable:
+    """The instances of all rules in force, their timers, and which of them may fire.
+
+    Attributes:
+        rules: in force.
+        triggers: of each rule, by its name.
+        listening_rules: those that count only while somebody listens.
+        health_rules: those that read health messages.
+    """
+
+    def __init__(self, rules: RuleSet, timing: DetectionTiming, counters: EngineCounters) -> None:
+        self._counters = counters
+        self._timers = Timers()
+        self._instances: dict[Key, Instance] = {}
+        self._active: dict[str, dict[Key, Instance]] = {}
+        self._n_instances: dict[str, int] = {}
+        self._use(rules, timing)
+
+    @property
+    def next_deadline_ns(self) -> int | None:
+        """Stream time of the next timer, None if there is none."""
+        return self._timers.next_ns
+
+    def rule_named(self, name: str) -> Rule | None:
+        """Return the rule of that name."""
+        return self._by_name.get(name)
+
+    def all(self) -> list[Instance]:
+        """Return every instance."""
+        return list(self._instances.values())
+
+    def active(self) -> Iterator[Instance]:
+        """Yield the instances that are firing or recovering."""
+        for instances in self._active.values():
+            yield from instances.values()
+
+    def find(self, rule: Rule, group: Mapping[str, str]) -> Instance | None:
+        """Return the rule's instance for a group, None if it has none."""
+        return self._instances.get(_key(rule.name, group))
+
+    def obtain(self, rule: Rule, group: dict[str, str]) -> Instance | None:
+        """Return the rule's instance for a group, a new one if need be; None: it has too many."""
+        instance = self._instances.get(_key(rule.name, group))
+        if instance is None:
+            if self._n_instances.get(rule.name, 0) >= MAX_INSTANCES:
+                self._count_suppressed(rule.name, "instances")
+                return None
+            instance = Instance.new(rule, self.triggers[rule.name], group)
+            self._add(instance)
+        return instance
+
+    def settle(
+        self, instance: Instance, fires: bool, now: int, event_id: str | None = None
+    ) -> list[Transition]:
+        """Bring an instance to the state that fits, and set its timer.
+
+        Args:
+            fires: whether its trigger fires now.
+            event_id: the event that made the difference, if one did.
+        """
+        transitions = instance.settle(fires, now, event_id, lambda it: self._refusal(it, now))
+        key = instance.key
+        if transitions:
+            self._count(transitions)
+            active = self._active.setdefault(key[0], {})
+            if instance.is_active:
+                active[key] = instance
+            else:
+                active.pop(key, None)
+        if instance.state == "inactive" and instance.is_idle(now):
+            self._forget(key)
+        else:
+            self._timers.set(key, instance.deadline(now))
+        return transitions
+
+    def schedule(self, instance: Instance, now: int) -> None:
+        """Set an instance's timer."""
+        self._timers.set(instance.key, instance.deadline(now))
+
+    def run_timer(self, now: int) -> list[Transition]:
+        """Run the next timer."""
+        instance = self._instances[self._timers.pop()]
+        fires = instance.trigger.on_timer(instance.trigger_state, now)
+        return self.settle(instance, fires, now)
+
+    def replace(
+        self, rules: RuleSet, timing: DetectionTiming, now: int
+    ) -> tuple[list[Transition], set[str]]:
+        """Put other rules in force; return what that ends, and the names of rules that changed.
+
+        Alerts of rules that decide as before continue.
+        """
+        before = self._by_name
+        self._use(rules, timing)
+        same = {name for name, rule in before.items() if self._is_same(name, rule.digest)}
+        transitions: list[Transition] = []
+        for key, instance in list(self._instances.items()):
+            if key[0] in same:
+                instance.rule, instance.trigger = self._by_name[key[0]], self.triggers[key[0]]
+                self._timers.set(key, instance.deadline(now))
+            else:
+                transitions += instance.end(now, "rule_changed")
+                self._forget(key)
+        return transitions, set(before) - same
+
+    def shift(self, step_ns: int) -> None:
+        """Move all times by a step of the clock."""
+        self._timers.shift(step_ns)
+        for instance in self._instances.values():
+            instance.shift(step_ns)
+
+    def end_all(self, now: int, reason: str) -> list[Transition]:
+        """End every alert, and forget everything."""
+        transitions: list[Transition] = []
+        for key, instance in list(self._instances.items()):
+            transitions += instance.end(now, reason)
+            self._forget(key)
+        return transitions
+
+    def export(self, now: int) -> list[dict[str, Any]]:
+        """Return the instances as JSON values."""
+        return [instance.export(now) for instance in self._instances.values()]
+
+    def restore(self, data: Mapping[str, Any], now: int) -> list[Transition]:
+        """Take over one exported instance; an alert whose rule has changed ends."""
+        if not self._is_same(data["rule"], data["digest"]):
+            return [_resolved_without_rule(data["alert"], now)] if "alert" in data else []
+        rule = self._by_name[data["rule"]]
+        instance = Instance.restore(rule, self.triggers[rule.name], data)
+        self._add(instance)
+        if instance.is_active:
+            self._active.setdefault(rule.name, {})[instance.key] = instance
+        self.schedule(instance, now)
+        return []
+
+    def _use(self, rules: RuleSet, timing: DetectionTiming) -> None:
+        self.rules = rules
+        self._by_name = {rule.name: rule for rule in rules.rules}
+        self.triggers: dict[str, Trigger] = {
+            rule.name: rule.trigger(rule, timing.of_classes(rule.slugs)) for rule in rules.rules
+        }
+        self.listening_rules = [rule for rule in rules.rules if rule.trigger.needs_listener]
+        self.health_rules = [rule for rule in rules.rules if rule.trigger.reads_health]
+
+    def _is_same(self, name: str, digest: str) -> bool:
+        rule = self._by_name.get(name)
+        return rule is not None and rule.digest == digest
+
+    def _add(self, instance: Instance) -> None:
+        name = instance.rule.name
+        self._instances[instance.key] = instance
+        self._n_instances[name] = self._n_instances.get(name, 0) + 1
+
+    def _forget(self, key: Key) -> None:
+        if self._instances.pop(key, None) is not None:
+            self._n_instances[key[0]] -= 1
+        self._active.get(key[0], {}).pop(key, None)
+        self._timers.set(key, None)
+
+    def _refusal(self, instance: Instance, now: int) -> str:
+        """Return why an alert may not fire now, empty if it may; suppressed firings are counted."""
+        rule = instance.rule
+        reason = ""
+        if instance.is_cooling_down(now):
+            reason = "cooldown"
+        elif not rule.may_fire_at(now):
+            reason = "window"
+        elif self._is_inhibited(instance):
+            reason = "inhibited"
+        elif len(self._active.get(rule.name, ())) >= rule.settings.limit:
+            reason = "limit"
+        if reason:
+            instance.suppressed += 1
+            self._count_suppressed(rule.name, reason)
+        return reason
+
+    def _is_inhibited(self, instance: Instance) -> bool:
+        for inhibition in self.rules.inhibitions:
+            if not _selects(inhibition.target, instance.rule):
+                continue
+            labels = instance.labels
+            for source in self.active():
+                if (
+                    source.rule.name != instance.rule.name
+                    and _selects(inhibition.source, source.rule)
+                    and all(source.labels.get(n) == labels.get(n) for n in inhibition.equal)
+                ):
+                    return True
+        return False
+
+    def _count(self, transitions: list[Transition]) -> None:
+        fired = self._counters.fired
+        for transition in transitions:
+            if transition.to_state == "firing" and transition.from_state == "recovering":
+                self._counters.flaps += 1
+            elif transition.to_state == "firing":
+                fired[transition.alert.rule] = fired.get(transition.alert.rule, 0) + 1
+
+    def _count_suppressed(self, name: str, reason: str) -> None:
+        by_reason = self._counters.suppressed_by_rule.setdefault(name, {})
+        for counts in (self._counters.suppressed, by_reason):
+            counts[reason] = counts.get(reason, 0) + 1
+
+
+def _flat(group: Mapping[str, str]) -> Iterable[str]:
+    return [f"{name}={value}" for name, value in sorted(group.items())]
+
+
+def _key(name: str, group: Mapping[str, str]) -> Key:
+    return name, tuple(group.items())
+
+
+def _selects(selector: Selector, rule: Rule) -> bool:
+    is_named = selector.alert is None or rule.name in selector.alert
+    return is_named and (selector.severity is None or rule.severity in selector.severity)
+
+
+def _resolved_without_rule(data: Mapping[str, Any], now: int) -> Transition:
+    """Return the end of an exported alert whose rule no longer exists."""
+    fields = {name: value for name, value in data.items() if name != "actions"}
+    state = fields.pop("state")
+    ended = {"state": "resolved", "resolved_ns": now, "reason": "rule_changed"}
+    alert = Alert(**(fields | ended | {"events": tuple(fields["events"])}))
+    return Transition(alert, state, "resolved", now, tuple(data["actions"]))

@@ -1,0 +1,614 @@
+"""Rule tests: a virtual clock, sounds at known times, and exactly the alerts that are expected.
+
+Each test has its own engine and outbox. Sounds become the messages that the detector would
+publish, as late as `detector` says (without it: at once); scores go through the decision stage
+that decides live. At `restart_at` the state goes through its JSON form into a new engine. By
+default (`exact`) every firing and every resolution must be expected; transitions to other states
+are compared when a test names that state. What happens in `down_for` after a restart arrives late,
+as from the feed's log.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+
+from ast_stream.alerts.detector import DetectionTiming
+from ast_stream.alerts.engine import Engine
+from ast_stream.alerts.model import AlertState, Transition, stable_id
+from ast_stream.alerts.outbox import FEED, Outbox, Route
+from ast_stream.alerts.rules.compile import load_rules
+from ast_stream.alerts.rules.fields import Duration, Names, PositiveDuration, RuleSection
+from ast_stream.alerts.rules.problems import RuleProblem, problem_at
+from ast_stream.alerts.rules.rule import RuleSet
+from ast_stream.alerts.store import Store
+from ast_stream.detect.decision import Decision
+from ast_stream.detect.facts import model_facts
+from ast_stream.detect.parameters import resolve_parameters
+from ast_stream.detect.slots import SlotNames
+from ast_stream.errors import ConfigError, UsageError
+from ast_stream.labels import find_label, slug
+from ast_stream.messages.codec import PROTOCOL_VERSION
+from ast_stream.messages.event import StreamState, event_body
+from ast_stream.model.metadata import Metadata
+from ast_stream.sample_clock import SampleClock
+from ast_stream.settings.explain import explain
+from ast_stream.settings.load import Document, read_document
+from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
+from ast_stream.units import (
+    NS_PER_SECOND,
+    SILENCE_DBFS,
+    format_time,
+    parse_time,
+    seconds_to_samples,
+    whole_frames,
+)
+
+MAX_HOPS = 100_000
+UPDATE_NS = NS_PER_SECOND
+ROUNDING_NS = 1_000  # times in messages are whole microseconds
+EPOCH = "0" * 32
+MODEL = "rule-test"
+_TERM = re.compile(
+    r"(?:_|(?P<value>\d+(?:\.\d+)?)(?P<step>[+-]\d+(?:\.\d+)?)?)(?:x(?P<times>\d+))?\Z"
+)
+
+Body = dict[str, Any]
+
+
+def parse_scores(text: str) -> list[float | None]:
+    """Return the scores in promtool's notation, one for each hop; None: no window was scored.
+
+    >>> parse_scores("0x2 0.9 _")
+    [0.0, 0.0, 0.9, None]
+    >>> parse_scores("0.5+0.1x2")
+    [0.5, 0.6, 0.7]
+
+    Raises:
+        ValueError: it is not that, or a score is not from 0 to 1.
+    """
+    scores: list[float | None] = []
+    for term in text.split():
+        match = _TERM.match(term)
+        if match is None:
+            raise ValueError(f"expected scores such as '0x8 0.9x40 _x4', got '{term}'")
+        times = int(match["times"] or 1)
+        if len(scores) + times > MAX_HOPS:
+            raise ValueError(f"expected at most {MAX_HOPS} scores, got more")
+        if match["value"] is None:
+            scores += [None] * times
+            continue
+        first, step = float(match["value"]), float(match["step"] or 0)
+        # as promtool has it: with a step, the first value comes before the counted ones
+        n_values = times + (match["step"] is not None)
+        values = [round(first + step * n, 6) for n in range(n_values)]
+        if any(not 0 <= value <= 1 for value in values):
+            raise ValueError(f"expected scores from 0 to 1, got '{term}'")
+        scores += values
+    return scores
+
+
+def _scores(value: object) -> object:
+    return parse_scores(value) if isinstance(value, str) else value
+
+
+def parse_moment(text: str) -> int:
+    """Return a time that somebody wrote, in nanoseconds since 1970.
+
+    Raises:
+        ValueError: it is none, or does not say its offset from UTC.
+    """
+    try:
+        return parse_time(text)
+    except ValueError:
+        form = "2026-03-29T01:30:00+01:00"
+        raise ValueError(
+            f"expected a time with its offset from UTC such as {form}, got '{text}'"
+        ) from None
+
+
+class DetectorSettings(RuleSection):
+    """How late the detector tells of sounds, and how it decides on scores."""
+
+    window: PositiveDuration
+    hop: PositiveDuration
+    onset_threshold: float = Field(default=0.5, ge=0, le=1)
+    confirm: Duration = 750_000_000
+    hold: Duration = 750_000_000
+
+
+class TestEvent(RuleSection):
+    """A sound that the detector finds, from its onset to its offset."""
+
+    at: Duration = Field(description="onset, from `start`")
+    class_: str = Field(alias="class")
+    dur: Duration | None = Field(default=None, description="null: it does not end")
+    score: float = Field(default=0.9, ge=0, le=1)
+    stream: str
+    id: str | None = None
+    lost: list[str] = Field(default_factory=list, description="messages that do not come: begin …")
+
+
+class TestScores(RuleSection):
+    """Scores of one class on one stream, for the real decision stage."""
+
+    stream: str
+    class_: str = Field(alias="class")
+    values: Annotated[list[float | None], BeforeValidator(_scores)]
+
+
+class TestHealth(RuleSection):
+    """Health messages once a second, from `at` for `dur`."""
+
+    at: Duration
+    stream: str
+    dur: Duration = 0
+    state: StreamState = "listening"
+    level_dbfs: float | None = Field(default=-50.0, ge=SILENCE_DBFS, le=0)
+
+
+class Expected(RuleSection):
+    """A transition that must come; keys left out may be anything."""
+
+    at: Duration
+    within: Duration = Field(default=0, description="up to this much later than `at`")
+    alert: str
+    state: AlertState = "firing"
+    labels: dict[str, str] | None = None
+    annotations: dict[str, str] | None = None
+    reason: str | None = None
+
+
+class RuleTest(RuleSection):
+    """One test: what is heard, and what must come of it."""
+
+    name: str = Field(min_length=1)
+    start: str
+    streams: dict[str, dict[str, str]] = Field(default_factory=dict)
+    events: list[TestEvent] = Field(default_factory=list)
+    scores: list[TestScores] = Field(default_factory=list)
+    health: list[TestHealth] = Field(default_factory=list)
+    restart_at: list[Duration] = Field(default_factory=list)
+    down_for: Duration = 0
+    until: PositiveDuration | None = None
+    expect: list[Expected]
+    exact: bool = True
+    deliveries: int | None = Field(default=None, ge=0, description="rows in the outbox at the end")
+
+    @field_validator("start")
+    @classmethod
+    def _is_a_time(cls, start: str) -> str:
+        parse_moment(start)
+        return start
+
+    @model_validator(mode="after")
+    def _streams_are_there(self) -> RuleTest:
+        used = [one.stream for one in self.events]
+        used += [one.stream for one in self.scores]
+        used += [one.stream for one in self.health]
+        for stream in used:
+            if stream not in self.streams:
+                raise ValueError(f"the stream '{stream}' is not under 'streams' of this test")
+        return self
+
+
+class RuleTestFile(RuleSection):
+    """Rule files, and tests of them all together."""
+
+    rules: Names
+    labels: list[str] | None = Field(default=None, description="classes of the model")
+    detector: DetectorSettings | None = None
+    tests: list[RuleTest] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class LoadedTests:
+    """A test file with the rules it tests."""
+
+    document: Document
+    settings: RuleTestFile
+    rules: RuleSet
+    labels: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class TestResult:
+    """What came of one test; it passed if there is no failure."""
+
+    __test__ = False  # not for pytest
+
+    file: str
+    name: str
+    failures: list[str]
+
+
+def load_tests(path: Path, *, labels: Sequence[str] | None = None) -> LoadedTests:
+    """Return the tests in a file, and the rules, whose paths are relative to it.
+
+    Args:
+        labels: classes of the model, where the file does not list any.
+
+    Raises:
+        ConfigError: either cannot be used.
+    """
+    document = read_document(path, "tests")
+    problems = list(document.problems)
+    try:
+        settings = RuleTestFile.model_validate(document.data)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        known = {problem.line for problem in problems}
+        for one in explain(details, RuleTestFile, document.file, document.lines):
+            if one.line not in known:
+                problems.append(RuleProblem(one.file, one.line, one.path, one.text))
+        raise ConfigError(problems) from error
+    if problems:
+        raise ConfigError(problems)
+    known_labels = settings.labels or labels
+    paths = [path.parent / name for name in settings.rules]
+    rules = load_rules(paths, labels=known_labels)
+    _check_names(document, settings, {rule.name for rule in rules.rules}, known_labels)
+    return LoadedTests(
+        document, settings, rules, None if known_labels is None else tuple(known_labels)
+    )
+
+
+def run_tests(tests: LoadedTests) -> Iterator[TestResult]:
+    """Run the tests of a file one after another."""
+    for index, test in enumerate(tests.settings.tests):
+        failures = TestRun(tests, test, index).failures()
+        yield TestResult(tests.document.file, test.name, failures)
+
+
+def transitions_of(tests: LoadedTests) -> Iterator[list[Transition]]:
+    """Yield what happens in each test, whatever it expects."""
+    for index, test in enumerate(tests.settings.tests):
+        yield TestRun(tests, test, index).transitions()
+
+
+def _check_names(
+    document: Document,
+    settings: RuleTestFile,
+    alerts: Collection[str],
+    labels: Sequence[str] | None,
+) -> None:
+    """Refuse tests of alerts and classes that do not exist: they would always pass."""
+    problems = []
+    for t, test in enumerate(settings.tests):
+        for e, expected in enumerate(test.expect):
+            if expected.alert not in alerts:
+                text = f"no rule file has the alert '{expected.alert}'"
+                problems.append(problem_at(document, ("tests", t, "expect", e), "E109", text))
+        sounds: list[tuple[str, int, TestEvent | TestScores]] = [
+            *(("events", e, event) for e, event in enumerate(test.events)),
+            *(("scores", e, track) for e, track in enumerate(test.scores)),
+        ]
+        for kind, e, one in sounds:
+            if labels is not None and find_label(one.class_, labels) is None:
+                text = f"the model has no class '{one.class_}'"
+                problems.append(problem_at(document, ("tests", t, kind, e), "E105", text))
+    if problems:
+        raise ConfigError(list(problems))
+
+
+@dataclass
+class TestRun:
+    """One test while it runs."""
+
+    __test__ = False  # not for pytest
+
+    tests: LoadedTests
+    test: RuleTest
+    index: int
+
+    def failures(self) -> list[str]:
+        """Run the test and return what is wrong."""
+        if self.test.scores and self.tests.labels is None:
+            return ["scores need the classes of a model: 'labels' in the file, or a checkpoint"]
+        with _DeliveryCounter(self.tests.rules) as deliveries:
+            return self._compare(self.transitions(deliveries), deliveries.n_rows())
+
+    def transitions(self, deliveries: _DeliveryCounter | None = None) -> list[Transition]:
+        """Run the test and return all that happened."""
+
+        def note(transitions: list[Transition]) -> list[Transition]:
+            if deliveries is not None:
+                deliveries.enqueue(transitions)
+            return transitions
+
+        start = parse_time(self.test.start)
+        timing = _timing_of(self.tests.settings.detector)
+        engine = Engine(self.tests.rules, now_ns=start, timing=timing)
+        found = engine.resume()
+        timeline = sorted(self._timeline(start, timing), key=lambda entry: entry[0])
+        end = self._end(start, timeline)
+        for at_ns, topic, body in timeline:
+            if at_ns > end:
+                break
+            found += note(engine.advance(at_ns))
+            if body is None:
+                state = json.loads(json.dumps(engine.export()))
+                up_ns = at_ns + self.test.down_for
+                engine = Engine(self.tests.rules, state, now_ns=up_ns, timing=timing)
+                found += note(engine.resume())
+            else:
+                found += note(engine.on_message(topic, body))
+        return found + note(engine.advance(end))
+
+    def _timeline(
+        self, start: int, timing: DetectionTiming
+    ) -> Iterator[tuple[int, str, Body | None]]:
+        for number, event in enumerate(self.test.events):
+            for at_ns, body in _event_bodies(event, number, start, timing, self.test.streams):
+                yield at_ns, "event/", body
+        for health in self.test.health:
+            for at_ns, body in _health_bodies(health, start, self.test.streams):
+                yield at_ns, "health/", body
+        if self.test.scores:
+            detector = self.tests.settings.detector or DetectorSettings.model_validate(
+                {"window": "2s", "hop": "250ms"}
+            )
+            for at_ns, body in _decide(self.test, detector, self.tests.labels or ()):
+                yield at_ns, "event/", body
+        for offset in self.test.restart_at:
+            yield start + offset, "", None
+
+    def _end(self, start: int, timeline: list[tuple[int, str, Body | None]]) -> int:
+        if self.test.until is not None:
+            return start + self.test.until
+        expected = [start + one.at + one.within for one in self.test.expect]
+        return max([start, *expected, *(at_ns for at_ns, _, _ in timeline)])
+
+    def _compare(self, found: list[Transition], n_deliveries: int) -> list[str]:
+        named = {one.state for one in self.test.expect} | {"firing", "resolved"}
+        start = parse_time(self.test.start)
+        left = [
+            transition
+            for transition in found
+            if transition.to_state in named
+            and (transition.is_announced or transition.to_state != "firing")
+        ]
+        failures = []
+        for number, expected in enumerate(self.test.expect):
+            reasons = [_difference(expected, transition, start) for transition in left]
+            if "" in reasons:
+                del left[reasons.index("")]
+                continue
+            line = self.tests.document.lines.get(("tests", self.index, "expect", number))
+            what = f"{expected.alert} {expected.state} at {duration_text(expected.at)}"
+            near = [r for r, one in zip(reasons, left, strict=True) if _is_near(expected, one)]
+            failures.append(f"line {line}: expected {what}, got {near[0] if near else 'none'}")
+        if self.test.exact:
+            failures += [f"unexpected: {_describe(one, start)}" for one in left]
+        if self.test.deliveries not in (None, n_deliveries):
+            failures.append(f"expected {self.test.deliveries} deliveries, got {n_deliveries}")
+        return failures
+
+
+def _is_near(expected: Expected, one: Transition) -> bool:
+    return one.alert.rule == expected.alert and one.to_state == expected.state
+
+
+def _difference(expected: Expected, one: Transition, start: int) -> str:
+    """Return how a transition differs from what is expected, nothing if it does not."""
+    if not _is_near(expected, one):
+        return _describe(one, start)
+    late_ns = one.at_ns - start - expected.at
+    if not -ROUNDING_NS <= late_ns <= expected.within + ROUNDING_NS:
+        return f"it at {duration_text(one.at_ns - start)}"
+    for name in ("labels", "annotations"):
+        wanted, got = getattr(expected, name), dict(getattr(one.alert, name))
+        if wanted is not None and wanted != got:
+            return f"{name} {json.dumps(got, ensure_ascii=False, sort_keys=True)}"
+    if expected.reason is not None and expected.reason != one.alert.reason:
+        return f"reason {one.alert.reason}"
+    return ""
+
+
+def _describe(one: Transition, start: int) -> str:
+    labels = ", ".join(f"{name}={value}" for name, value in sorted(one.alert.labels.items()))
+    return f"{one.alert.rule} {one.to_state} at {duration_text(one.at_ns - start)} ({labels})"
+
+
+class _DeliveryCounter:
+    """Counts the deliveries of a test in a real outbox; all actions deliver both kinds."""
+
+    def __init__(self, rules: RuleSet) -> None:
+        self._folder = TemporaryDirectory(prefix="ast-stream-rules-")
+        self._store = Store(Path(self._folder.name) / "alerts.sqlite")
+        self._now_ns = 0
+        names = {name for rule in rules.rules for name in rule.actions or ()}
+        route = Route(frozenset({"firing", "resolved"}))
+        self._outbox = Outbox(
+            self._store, dict.fromkeys(sorted(names), route), lambda: self._now_ns
+        )
+
+    def __enter__(self) -> _DeliveryCounter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._store.close()
+        self._folder.cleanup()
+
+    def enqueue(self, transitions: list[Transition]) -> None:
+        """Write the deliveries that one message or timer caused."""
+        if transitions:
+            self._now_ns = transitions[-1].at_ns
+            with self._store.transaction() as db:
+                self._outbox.enqueue(db, transitions)
+
+    def n_rows(self) -> int:
+        """Return how many deliveries were written, not counting those on the feed."""
+        with self._store.reading() as db:
+            query = "SELECT count(*) FROM deliveries WHERE action <> ?"
+            return int(db.execute(query, (FEED,)).fetchone()[0])
+
+
+def _event_bodies(
+    event: TestEvent,
+    number: int,
+    start: int,
+    timing: DetectionTiming,
+    streams: dict[str, dict[str, str]],
+) -> Iterator[tuple[int, Body]]:
+    """Yield stream time and body of one sound's begin, an update each second, and end."""
+    onset = start + event.at
+    offset = None if event.dur is None else onset + event.dur
+    begin_at = onset + timing.latency_ns
+    end_at = None if offset is None else max(begin_at, offset + timing.smear_ns)
+    times = [("begin", begin_at)]
+    last = begin_at if end_at is None else end_at
+    times += [("update", at) for at in range(begin_at + UPDATE_NS, last, UPDATE_NS)]
+    times += [] if end_at is None else [("end", end_at)]
+    for kind, at_ns in times:
+        if kind not in event.lost:
+            yield (
+                at_ns,
+                {
+                    "v": PROTOCOL_VERSION,
+                    "id": event.id or stable_id("rule-test", str(number)),
+                    "type": kind,
+                    "stream": event.stream,
+                    "labels": streams[event.stream],
+                    "class": slug(event.class_),
+                    "label": event.class_,
+                    "score": event.score,
+                    "peak": event.score,
+                    "onset": format_time(onset),
+                    "offset": format_time(offset) if kind == "end" and offset else None,
+                    "captured": format_time(at_ns),
+                },
+            )
+
+
+def _health_bodies(
+    health: TestHealth, start: int, streams: dict[str, dict[str, str]]
+) -> Iterator[tuple[int, Body]]:
+    """Yield stream time and body of a health message each second."""
+    for offset in range(0, health.dur + 1, NS_PER_SECOND):
+        at_ns = start + health.at + offset
+        yield (
+            at_ns,
+            {
+                "stream": health.stream,
+                "labels": streams[health.stream],
+                "state": health.state,
+                "level_dbfs": health.level_dbfs,
+                "published": format_time(at_ns),
+            },
+        )
+
+
+def _decide(
+    test: RuleTest, detector: DetectorSettings, labels: Sequence[str]
+) -> list[tuple[int, dict[str, Any]]]:
+    """Return stream time and body of every event message that the test's scores bring about.
+
+    The first window ends one hop after the test's start.
+
+    Raises:
+        UsageError: a hop or window that is no multiple of 10 ms.
+    """
+    window_s, hop_s = detector.window / NS_PER_SECOND, detector.hop / NS_PER_SECOND
+    try:
+        whole_frames(hop_s, "detector.hop")
+        whole_frames(window_s, "detector.window")
+    except ValueError as error:
+        raise UsageError(f"rules test: {error}") from error
+    found: list[tuple[int, dict[str, Any]]] = []
+    for stream in sorted({track.stream for track in test.scores}):
+        tracks = [track for track in test.scores if track.stream == stream]
+        found += _decide_stream(test, stream, tracks, detector, labels)
+    return found
+
+
+def _decide_stream(
+    test: RuleTest,
+    stream: str,
+    tracks: list[TestScores],
+    detector: DetectorSettings,
+    labels: Sequence[str],
+) -> list[tuple[int, dict[str, Any]]]:
+    hop = seconds_to_samples(detector.hop / NS_PER_SECOND)
+    names = SlotNames(1)
+    slot = names.add(stream, EPOCH)
+    decision = _new_decision(detector, labels, names)
+    clock = SampleClock()
+    clock.observe(0, parse_time(test.start))
+    found = []
+    for number, row in enumerate(_rows(tracks, labels)):
+        if row is None:
+            continue
+        end = (number + 1) * hop
+        at_ns = clock.time_ns(end)
+        events = decision.step(
+            np.array([slot]),
+            np.array([end]),
+            np.array([row], np.float32),
+            context_starts=np.array([0]),
+            first_scored=np.array([hop]),
+            audio_ends=np.array([end]),
+        )
+        for event in events:
+            body = event_body(
+                event,
+                clock,
+                labels=test.streams[stream],
+                audio_end=end,
+                scored_ns=at_ns,
+                model=MODEL,
+            )
+            found.append((at_ns, body))
+    return found
+
+
+def _new_decision(detector: DetectorSettings, labels: Sequence[str], names: SlotNames) -> Decision:
+    window_s = detector.window / NS_PER_SECOND
+    unmeasured = Metadata(default_onset_threshold=detector.onset_threshold)
+    facts = model_facts(labels, window_s, unmeasured)
+    defaults = DetectionDefaults(
+        confirm_s=detector.confirm / NS_PER_SECOND, hold_s=detector.hold / NS_PER_SECOND
+    )
+    settings = DetectionSettings(defaults=defaults)
+    return Decision(resolve_parameters(settings, facts, detector.hop / NS_PER_SECOND), names)
+
+
+def _rows(tracks: list[TestScores], labels: Sequence[str]) -> list[list[float] | None]:
+    """Return the scores of all classes for each hop; None where no window is scored."""
+    by_name = {slug(label): index for index, label in enumerate(labels)}
+    rows: list[list[float] | None] = []
+    for number in range(max(len(track.values) for track in tracks)):
+        row: list[float] | None = [0.0] * len(labels)
+        for track in tracks:
+            value = track.values[number] if number < len(track.values) else 0.0
+            if value is None:
+                row = None
+            elif row is not None:
+                row[by_name[slug(track.class_)]] = value
+        rows.append(row)
+    return rows
+
+
+def _timing_of(detector: DetectorSettings | None) -> DetectionTiming:
+    """Return the timing that a test file's `detector` stands for."""
+    if detector is None:
+        return DetectionTiming()
+    return DetectionTiming.of(
+        detector.window / NS_PER_SECOND,
+        detector.hop / NS_PER_SECOND,
+        confirm_s=detector.confirm / NS_PER_SECOND,
+        hold_s=detector.hold / NS_PER_SECOND,
+    )
+
+
+def duration_text(time_ns: int) -> str:
+    """Return a stretch of time in seconds, e.g. `12.5s`."""
+    return f"{time_ns / NS_PER_SECOND:.10g}s"

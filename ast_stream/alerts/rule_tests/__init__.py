@@ -1,1 +1,0 @@
-"""Tests of alert rules: known sounds in, expected alerts out."""

@@ -1,0 +1,168 @@
+"""`count`: enough onsets within a sliding window."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from ast_stream.alerts.model import MAX_CAUSES, seconds_to_ns
+from ast_stream.alerts.rules.fields import PositiveDuration, RuleSection
+from ast_stream.alerts.triggers.base import EventListState, Finding, MatchedEvent, Trigger
+from ast_stream.units import NS_PER_SECOND
+
+if TYPE_CHECKING:
+    from ast_stream.alerts.detector import DetectionTiming, DetectorFacts
+    from ast_stream.alerts.rules.rule import Rule
+    from ast_stream.alerts.rules.schema import RuleSettings
+
+MAX_COUNT = 1000
+COLLAPSE_NS = NS_PER_SECOND  # classes of one branch that begin this close together are one sound
+
+
+class Count(RuleSection):
+    """So many onsets within a sliding window."""
+
+    min: int = Field(ge=2, le=MAX_COUNT)
+    within: PositiveDuration
+    distinct: Literal["stream"] | None = Field(
+        default=None, description="count streams instead of events"
+    )
+
+
+class CountFields(RuleSection):
+    """Keys of a rule."""
+
+    count: Count | None = None
+
+
+@dataclass
+class CountState(EventListState):
+    """State of `count`.
+
+    Attributes:
+        hold_until: when the window that fired will have slid on.
+    """
+
+    TIMES: ClassVar[tuple[str, ...]] = ("started_ns", "hold_until")
+
+    hold_until: int | None = None
+
+
+class CountWithin(Trigger):
+    """Fires when enough onsets lie within a sliding window, and holds until it has slid on."""
+
+    key = "count"
+    is_pattern = True
+
+    def __init__(self, rule: Rule, timing: DetectionTiming) -> None:
+        super().__init__(rule, timing)
+        assert rule.settings.count is not None
+        self._count = rule.settings.count
+        self._relatives = rule.matchers[0].relatives
+
+    @classmethod
+    def is_given(cls, settings: RuleSettings) -> bool:
+        """Return whether a rule has this kind of trigger."""
+        return settings.count is not None
+
+    @classmethod
+    def lint(cls, rule: Rule, facts: DetectorFacts | None) -> Iterator[Finding]:
+        """Yield counts that cannot be reached because close sounds become one event."""
+        count = rule.settings.count
+        slugs = [] if facts is None else facts.known(rule.matchers[0].slugs)
+        # several streams add up where they are not kept apart
+        if facts is None or count is None or not slugs:
+            return
+        if count.distinct or "stream" not in rule.group_by:
+            return
+        fitting = sum(count.within // seconds_to_ns(facts.apart_s[one]) + 1 for one in slugs)
+        if fitting < count.min:
+            nearest_s = min(facts.apart_s[one] for one in slugs)
+            text = (
+                f"at most {fitting} events of these classes fit into it: with windows of "
+                f"{facts.window_s:g} s, sounds less than {nearest_s:g} s apart are one event"
+            )
+            yield ("count", "within"), "W203", text
+
+    def new_state(self) -> CountState:
+        """Return the state of a group that is new."""
+        return CountState()
+
+    def on_begin(self, state: CountState, event: MatchedEvent, now: int) -> bool:
+        """Fire if this onset completes a window."""
+        if any(self._is_same_sound(event, other) for other in state.events):
+            return False
+        insort(state.events, event)
+        horizon = state.events[-1].onset_ns - self._span_ns
+        state.events = [other for other in state.events if other.onset_ns >= horizon]
+        del state.events[: -4 * self._count.min]
+        window = self._full_window(state, event)
+        if window is None:
+            return False
+        state.cause_ids = [inside.id for inside in window][:MAX_CAUSES]
+        state.started_ns = window[0].onset_ns
+        hold_until = window[0].onset_ns + self._span_ns
+        state.hold_until = max(state.hold_until or hold_until, hold_until)
+        return True
+
+    def on_timer(self, state: CountState, now: int) -> bool:
+        """Let the window slide on; that fires nothing."""
+        if state.hold_until is not None and now >= state.hold_until:
+            state.hold_until = None
+        empty_at = self._empty_at(state)
+        if empty_at is not None and now >= empty_at:
+            state.events = []
+        return False
+
+    def holds(self, state: CountState, now: int) -> bool:
+        """Hold while the window that fired has not slid on."""
+        return state.hold_until is not None and now < state.hold_until
+
+    def deadline(self, state: CountState, now: int) -> int | None:
+        """Return when the window has slid on, or is empty."""
+        times = [state.hold_until, self._empty_at(state)]
+        return min((time for time in times if time is not None), default=None)
+
+    def prune(self, state: CountState, now: int) -> None:
+        """Forget what led to an alert that is over."""
+        if not state.events:
+            state.clear()
+
+    @property
+    def _span_ns(self) -> int:
+        return self._count.within + self._timing.latency_ns
+
+    def _empty_at(self, state: CountState) -> int | None:
+        return state.events[-1].onset_ns + self._span_ns if state.events else None
+
+    def _full_window(self, state: CountState, new: MatchedEvent) -> list[MatchedEvent] | None:
+        """Return the latest window with `new` in it that holds enough, None if there is none."""
+        for last in range(len(state.events) - 1, -1, -1):
+            end = state.events[last].onset_ns
+            if end < new.onset_ns:
+                return None
+            inside = [
+                event
+                for event in state.events[: last + 1]
+                if end - event.onset_ns <= self._count.within
+            ]
+            if new not in inside:
+                continue
+            if self._count.distinct == "stream":
+                newest = {event.stream: event for event in inside}
+                inside = sorted(newest.values())
+            if len(inside) >= self._count.min:
+                return inside[-self._count.min :]
+        return None
+
+    def _is_same_sound(self, event: MatchedEvent, other: MatchedEvent) -> bool:
+        """Return whether two classes of one branch are about one sound: a bark is also a dog."""
+        return (
+            other.stream == event.stream
+            and other.slug in self._relatives.get(event.slug, ())
+            and abs(other.onset_ns - event.onset_ns) <= COLLAPSE_NS
+        )

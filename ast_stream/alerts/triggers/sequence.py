@@ -1,0 +1,174 @@
+"""`sequence`: sounds whose onsets follow each other within a time."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from ast_stream.alerts.model import seconds_to_ns
+from ast_stream.alerts.rules.fields import PositiveDuration, RuleSection
+from ast_stream.alerts.rules.match import EventMatch
+from ast_stream.alerts.triggers.base import EventListState, Finding, MatchedEvent, Trigger
+
+if TYPE_CHECKING:
+    from ast_stream.alerts.detector import DetectionTiming, DetectorFacts
+    from ast_stream.alerts.rules.rule import Rule
+    from ast_stream.alerts.rules.schema import RuleSettings
+    from ast_stream.settings.explain import Path as KeyPath
+
+MAX_SEQUENCE_EVENTS = 512
+
+
+class Step(RuleSection):
+    """One sound of a sequence."""
+
+    match: EventMatch
+
+
+class Sequence(RuleSection):
+    """Sounds whose onsets follow each other, first to last within a time."""
+
+    within: PositiveDuration
+    steps: list[Step] = Field(min_length=2, max_length=16)
+
+
+class SequenceFields(RuleSection):
+    """Keys of a rule."""
+
+    sequence: Sequence | None = None
+
+
+@dataclass
+class SequenceState(EventListState):
+    """State of `sequence`.
+
+    Attributes:
+        floor_ns: onsets up to here were used in a match.
+    """
+
+    TIMES: ClassVar[tuple[str, ...]] = ("started_ns", "floor_ns")
+
+    floor_ns: int | None = None
+
+
+class SequenceWithin(Trigger):
+    """Fires when events fit the steps in the order of their onsets, whenever they arrive.
+
+    Events are kept a latency longer than `within`, because the begin of an earlier step may arrive
+    after that of a later one. After a match, everything up to its last event is used up.
+    """
+
+    key = "sequence"
+    match_place = "steps"
+    is_pattern = True
+
+    def __init__(self, rule: Rule, timing: DetectionTiming) -> None:
+        super().__init__(rule, timing)
+        assert rule.settings.sequence is not None
+        self._n_steps = len(rule.settings.sequence.steps)
+        self._within_ns = rule.settings.sequence.within
+
+    @classmethod
+    def is_given(cls, settings: RuleSettings) -> bool:
+        """Return whether a rule has this kind of trigger."""
+        return settings.sequence is not None
+
+    @classmethod
+    def matches(cls, settings: RuleSettings) -> list[tuple[KeyPath, EventMatch]]:
+        """Return the match of each step."""
+        steps = [] if settings.sequence is None else settings.sequence.steps
+        return [(("sequence", "steps", n, "match"), step.match) for n, step in enumerate(steps)]
+
+    @classmethod
+    def lint(cls, rule: Rule, facts: DetectorFacts | None) -> Iterator[Finding]:
+        """Yield sequences that nothing can match."""
+        sequence = rule.settings.sequence
+        assert sequence is not None
+        classes = [matcher.slugs for matcher in rule.matchers if matcher.slugs is not None]
+        if "class" in rule.group_by and classes and not frozenset.intersection(*classes):
+            yield ("group_by",), "W204", "grouped by class, but no class fits every step"
+        streams = [matcher.named_streams for matcher in rule.matchers if matcher.named_streams]
+        if "stream" in rule.group_by and streams and not frozenset.intersection(*streams):
+            text = "grouped by stream, but no stream fits every step; write group_by: []"
+            yield ("sequence",), "W204", text
+        if facts is None:
+            return
+        if sequence.within < seconds_to_ns(facts.hop_s):
+            text = f"which came first is not known so exactly: onsets are {facts.hop_s:g} s apart"
+            yield ("sequence", "within"), "W203", text
+        lone = [
+            next(iter(matcher.slugs))
+            for matcher in rule.matchers
+            if matcher.slugs and len(matcher.slugs) == 1
+        ]
+        for name in dict.fromkeys(lone):
+            apart_s = facts.apart_s.get(name, 0.0)
+            if (lone.count(name) - 1) * seconds_to_ns(apart_s) > sequence.within:
+                text = (
+                    f"{name} {lone.count(name)} times within it: sounds less than {apart_s:g} s "
+                    "apart are one event"
+                )
+                yield ("sequence", "within"), "W204", text
+
+    def new_state(self) -> SequenceState:
+        """Return the state of a group that is new."""
+        return SequenceState()
+
+    def on_begin(self, state: SequenceState, event: MatchedEvent, now: int) -> bool:
+        """Fire if this event completes the steps."""
+        if state.floor_ns is not None and event.onset_ns <= state.floor_ns:
+            return False
+        state.open[event.id] = event.onset_ns
+        state.events = [other for other in state.events if other.id != event.id]
+        insort(state.events, event)
+        horizon = state.events[-1].onset_ns - self._within_ns - self._timing.latency_ns
+        state.events = [other for other in state.events if other.onset_ns >= horizon]
+        del state.events[:-MAX_SEQUENCE_EVENTS]
+        found = self._match(state.events)
+        if found is None:
+            return False
+        state.cause_ids, state.started_ns = [used.id for used in found], found[0].onset_ns
+        state.floor_ns = found[-1].onset_ns
+        state.events = [other for other in state.events if other.onset_ns > found[-1].onset_ns]
+        return True
+
+    def on_timer(self, state: SequenceState, now: int) -> bool:
+        """Forget what is too old; that fires nothing."""
+        empty_at = self.deadline(state, now)
+        if empty_at is not None and now >= empty_at:
+            state.events, state.floor_ns = [], None
+        return False
+
+    def holds(self, state: SequenceState, now: int) -> bool:
+        """Hold while one of the matched sounds lasts."""
+        return any(event_id in state.open for event_id in state.cause_ids)
+
+    def deadline(self, state: SequenceState, now: int) -> int | None:
+        """Return when the events can no longer begin a sequence."""
+        newest = [event.onset_ns for event in state.events[-1:]]
+        newest += [] if state.floor_ns is None else [state.floor_ns]
+        return max(newest) + self._within_ns + self._timing.latency_ns if newest else None
+
+    def prune(self, state: SequenceState, now: int) -> None:
+        """Forget what led to an alert that is over."""
+        if not state.events and state.floor_ns is None and not state.open:
+            state.clear()
+
+    def _match(self, events: list[MatchedEvent]) -> list[MatchedEvent] | None:
+        """Return events that fit the steps, None if there are none; the latest start wins."""
+        chains: list[list[MatchedEvent] | None] = [None] * self._n_steps
+        for event in events:
+            for step in range(self._n_steps - 1, 0, -1):  # downwards: no event takes two steps
+                before = chains[step - 1]
+                if event.steps >> step & 1 and before is not None:
+                    chains[step] = [*before, event]
+            if event.steps & 1:
+                chains[0] = [event]
+            found = chains[-1]
+            if found is not None and found[-1].onset_ns - found[0].onset_ns <= self._within_ns:
+                return found
+        return None

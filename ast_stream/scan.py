@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ast_stream.audio.channels import Channels, Choice
 from ast_stream.audio.recording import RecordingError, RecordingReader, read_mono
+from ast_stream.audio.resampler import ChannelChoice, ChannelSelector
 from ast_stream.detect.detector import Detector
 from ast_stream.errors import UsageError
 from ast_stream.messages.event import Event, Scores
@@ -79,7 +79,7 @@ class Scanner:
         hop_s: float | None = None,
         min_context_s: float | None = 1.0,
         on_scores: Callable[[Scores], None] | None = None,
-        channel: Choice = "mix",
+        channel: ChannelChoice = "mix",
     ) -> None:
         if channel != "mix" and (type(channel) is not int or channel < 0):
             raise UsageError(f"channel: expected 'mix' or a number from 0, got {channel!r}")
@@ -121,7 +121,7 @@ class Scanner:
         detector = self._detector
         detector.open(_STREAM, "0" * 32)  # ids of the events are the same each time
         incomplete: RecordingError | None = None
-        channels, self.warning = Channels(self._channel), None
+        channels, self.warning = ChannelSelector(self._channel), None
         try:
             position = 0
             try:
@@ -150,7 +150,7 @@ def scan_file(
     window_s: float | None = None,
     hop_s: float | None = None,
     detection: DetectionSettings | None = None,
-    channel: Choice = "mix",
+    channel: ChannelChoice = "mix",
 ) -> list[ScannedEvent]:
     """Return the events of a whole recording, of any length, format and rate, as `scan` does.
 

@@ -1,9 +1,9 @@
-"""What the header of a recording promises, and what the file really holds.
+"""Which files are recordings, what their headers declare, and what the files really hold.
 
 Writers that were killed leave lengths of 0, writers to a pipe lengths that mean "unknown", copies
-that broke off lengths beyond the end of the file. libsndfile takes most of them at their word.
-Here WAV (also RF64, BW64, RIFX), AIFF, W64, CAF and AU are laid out from their chunks, and the
-pages of Ogg are counted and checked.
+that broke off lengths beyond the end of the file. libsndfile believes most of them. Here WAV (also
+RF64, BW64, RIFX), AIFF, W64, CAF, AU and VOC are laid out from their chunks, and the pages of Ogg
+and the packets of MPEG transport streams are counted and checked.
 """
 
 from __future__ import annotations
@@ -12,7 +12,19 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple, Protocol
+
+import soundfile
+
+# libsndfile names most formats by their suffix; raw samples have no header to read them by
+SNDFILE_SUFFIXES = frozenset(
+    f".{name.lower()}" for name in soundfile.available_formats() if name != "RAW"
+) | {".aif", ".aifc", ".bwf", ".oga", ".opus", ".snd"}
+FFMPEG_SUFFIXES = frozenset(
+    {".3gp", ".aac", ".ac3", ".amr", ".ape", ".avi", ".m4a", ".m4b", ".mka", ".mkv", ".mov"}
+) | {".mp2", ".mp4", ".mpg", ".mts", ".ogv", ".webm", ".wma", ".wv"}
+RECORDING_SUFFIXES = SNDFILE_SUFFIXES | FFMPEG_SUFFIXES
 
 _W64_RIFF = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
 _W64_TAIL = b"\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
@@ -23,7 +35,7 @@ METADATA = (b"TAG", b"ID3", b"APETAGEX", b"LYRICSBEGIN")  # not of any container
 
 
 class BytesFile(Protocol):
-    """What is asked of a file."""
+    """A file of bytes that can be read from anywhere."""
 
     size: int
 
@@ -33,14 +45,14 @@ class BytesFile(Protocol):
 
 @dataclass
 class Layout:
-    """Where a recording's samples lie, as far as it can be told without decoding.
+    """Where a recording's samples lie, as far as it is known without decoding.
 
     Attributes:
         has_data_chunk: the samples are one chunk of known beginning.
         patches: bytes to put in place of others, by position, so that all samples are read.
-        promised_share: length by the header as a part of what is there; None: the header fits, or
+        declared_ratio: length by the header, by that of what is there; None: the header fits, or
             does not say.
-        n_bytes_missing: bytes that a container promises beyond the end of the file.
+        n_bytes_missing: bytes that a container declares beyond the end of the file.
         n_bytes_behind: bytes behind the samples that are no metadata.
         is_chained: several streams one after another.
         damage: places where something is missing.
@@ -48,7 +60,7 @@ class Layout:
 
     has_data_chunk: bool = False
     patches: dict[int, bytes] = field(default_factory=dict)
-    promised_share: float | None = None
+    declared_ratio: float | None = None
     n_bytes_missing: int = 0
     n_bytes_behind: int = 0
     is_chained: bool = False
@@ -56,7 +68,7 @@ class Layout:
 
 
 def layout_of(file: BytesFile) -> Layout:
-    """Return the layout of a recording; an empty one where there is nothing to say."""
+    """Return the layout of a recording; an empty one if nothing is known about it."""
     head = file.peek(0, 16)
     if head[8:12] == b"WAVE" and head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64"):
         return _riff(file, head[:4])
@@ -78,7 +90,7 @@ def layout_of(file: BytesFile) -> Layout:
 
 
 def is_metadata(file: BytesFile, at: int) -> bool:
-    """Tell whether the file ends, from `at` on, with tags or zeros."""
+    """Return whether the file ends, from `at` on, with tags or zeros."""
     while at < file.size:
         head = file.peek(at, 32)
         if head.startswith(b"TAG"):
@@ -137,19 +149,19 @@ def _riff(file: BytesFile, kind: bytes) -> Layout:
             break
     else:
         return Layout(has_data_chunk=True)
-    promised, rest = chunk.n_bytes, file.size - chunk.start
-    is_unknown = _is_unknown_32(promised)
-    if ds64 is not None and promised == 0xFFFFFFFF:
-        promised = int.from_bytes(file.peek(ds64.start + 8, 8), "little")
-        is_unknown = promised >= 1 << 62
-    if is_unknown or _is_unclosed(file, chunk.start, promised, form):
+    declared, rest = chunk.n_bytes, file.size - chunk.start
+    is_unknown = _is_unknown_32(declared)
+    if ds64 is not None and declared == 0xFFFFFFFF:
+        declared = int.from_bytes(file.peek(ds64.start + 8, 8), "little")
+        is_unknown = declared >= 1 << 62
+    if is_unknown or _is_unclosed(file, chunk.start, declared, form):
         if ds64 is not None:
             return Layout(True, {ds64.start + 8: rest.to_bytes(8, "little")})
         # what libsndfile itself takes for a file that was never closed, whatever its length
         return Layout(True, {4: struct.pack(f"{order}I", 8), chunk.start - 4: bytes(4)})
-    if rest - promised >= 1 << 32:  # the length of a file beyond 4 GB has run over
+    if rest - declared >= 1 << 32:  # the length of a file beyond 4 GB has run over
         return Layout(True, {4: struct.pack(f"{order}I", 8), chunk.start - 4: bytes(4)})
-    return _compared(file, chunk.start, promised, form)
+    return _compared(file, chunk.start, declared, form)
 
 
 def _avi(file: BytesFile) -> Layout:
@@ -170,9 +182,9 @@ def _aiff(file: BytesFile) -> Layout:
     else:
         return Layout(has_data_chunk=True)
     start = chunk.start + 8  # offset and size of a block come first
-    promised, rest = max(0, chunk.n_bytes - 8), file.size - start
+    declared, rest = max(0, chunk.n_bytes - 8), file.size - start
     is_unknown = _is_unknown_32(chunk.n_bytes)
-    if common is not None and (is_unknown or _is_unclosed(file, start, promised, form)):
+    if common is not None and (is_unknown or _is_unclosed(file, start, declared, form)):
         channels, _, bits = struct.unpack(">HIH", file.peek(common.start, 8))
         n_frames = rest // max(1, channels * -(-bits // 8))
         size = min(rest + 8, 0xFFFFFFFF)
@@ -182,7 +194,7 @@ def _aiff(file: BytesFile) -> Layout:
             chunk.start - 4: struct.pack(">I", size),
         }
         return Layout(True, patches)
-    return _compared(file, start, promised, form)
+    return _compared(file, start, declared, form)
 
 
 def _w64(file: BytesFile) -> Layout:
@@ -209,21 +221,21 @@ def _caf(file: BytesFile) -> Layout:
         return Layout(has_data_chunk=True)
     start = chunk.start + 4  # a count of edits comes first
     rest = file.size - start
-    promised = chunk.n_bytes - 4
-    if chunk.n_bytes >= 1 << 62 or _is_unclosed(file, start, max(0, promised), _CAF):
+    declared = chunk.n_bytes - 4
+    if chunk.n_bytes >= 1 << 62 or _is_unclosed(file, start, max(0, declared), _CAF):
         return Layout(True, {chunk.start - 8: (rest + 4).to_bytes(8, "big")})
-    return _compared(file, start, promised, _CAF)
+    return _compared(file, start, declared, _CAF)
 
 
 def _au(file: BytesFile) -> Layout:
-    start, promised = struct.unpack(">II", file.peek(4, 8).ljust(8, b"\0"))
+    start, declared = struct.unpack(">II", file.peek(4, 8).ljust(8, b"\0"))
     rest = file.size - start
-    if promised == 0 and rest > 0:
+    if declared == 0 and rest > 0:
         return Layout(True, {8: b"\xff\xff\xff\xff"})
-    if promised == 0xFFFFFFFF or rest <= 0:
+    if declared == 0xFFFFFFFF or rest <= 0:
         return Layout(True)
-    share = promised / rest if promised > rest else None
-    return Layout(True, promised_share=share, n_bytes_behind=max(0, rest - promised))
+    ratio = declared / rest if declared > rest else None
+    return Layout(True, declared_ratio=ratio, n_bytes_behind=max(0, rest - declared))
 
 
 def _mp4(file: BytesFile) -> Layout:
@@ -262,13 +274,13 @@ def _matroska(file: BytesFile) -> Layout:
     return Layout()
 
 
-def _compared(file: BytesFile, start: int, promised: int, form: _Form) -> Layout:
+def _compared(file: BytesFile, start: int, declared: int, form: _Form) -> Layout:
     """Return the layout of samples that begin at `start`, of a length that the header says."""
     rest = file.size - start
-    if promised > rest:
-        share = promised / rest if rest > 0 else None
-        return Layout(True, promised_share=share)
-    behind = start + promised
+    if declared > rest:
+        ratio = declared / rest if rest > 0 else None
+        return Layout(True, declared_ratio=ratio)
+    behind = start + declared
     is_clean = _are_chunks(file, behind, form) or is_metadata(file, behind)
     return Layout(True, n_bytes_behind=0 if is_clean else file.size - behind)
 
@@ -278,13 +290,13 @@ def _is_unknown_32(n_bytes: int) -> bool:
     return first <= n_bytes <= last or n_bytes >= most
 
 
-def _is_unclosed(file: BytesFile, start: int, promised: int, form: _Form) -> bool:
-    """Tell whether a length of 0 was never filled in: what follows are no other chunks."""
-    return promised == 0 and start < file.size and not _are_chunks(file, start, form)
+def _is_unclosed(file: BytesFile, start: int, declared: int, form: _Form) -> bool:
+    """Return whether a length of 0 was never filled in: what follows are no other chunks."""
+    return declared == 0 and start < file.size and not _are_chunks(file, start, form)
 
 
 def _are_chunks(file: BytesFile, at: int, form: _Form) -> bool:
-    """Tell whether nothing but whole chunks follows."""
+    """Return whether nothing but whole chunks follows."""
     for place in {at, -(-at // form.align) * form.align}:  # some writers do not fill up
         end = place
         for chunk in _chunks(file, place, form):
@@ -309,7 +321,7 @@ def _chunks(file: BytesFile, at: int, form: _Form) -> Iterator[_Chunk]:
 
 
 def _ogg(file: BytesFile) -> Layout:
-    """Walk the pages of an Ogg file: their checksums tell where something is missing."""
+    """Walk the pages of an Ogg file: their checksums show where something is missing."""
     layout = Layout()
     rate, time_s, at, has_data = 0, 0.0, 0, False
     while at < file.size:
@@ -363,7 +375,7 @@ def _next_page(file: BytesFile, at: int) -> int:
 
 
 def _ogg_rate(packet: bytes) -> int:
-    """Return how many units of an Ogg position make a second, 0 if it cannot be told."""
+    """Return how many units of an Ogg position make a second, 0 if unknown."""
     if packet.startswith(b"OpusHead"):
         return 48_000
     if packet.startswith(b"\x01vorbis"):
@@ -373,3 +385,58 @@ def _ogg_rate(packet: bytes) -> int:
     if packet.startswith(b"\x7fFLAC"):
         return int.from_bytes(packet[27:30], "big") >> 4
     return 0
+
+
+def recordings_in(folder: Path) -> list[Path]:
+    """Return the recordings in a folder and its sub-folders, by name.
+
+    What has the suffix of a recording is among them, also where it cannot be read, and what begins
+    like one: the reader says what is wrong with it. Hidden files and folders are left out.
+    Symbolic links are followed, each folder once.
+    """
+    return sorted(_walk(folder, set()))
+
+
+def is_recording(path: Path) -> bool:
+    """Return whether a file has the suffix of a recording, or begins like one."""
+    if path.suffix.lower() in RECORDING_SUFFIXES:
+        return True
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return _begins_like_recording(file.read(16))
+    except OSError:
+        return False
+
+
+def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+    try:
+        where = folder.stat()
+        entries = sorted(folder.iterdir())
+    except OSError:
+        yield folder  # the reader says why it cannot be read
+        return
+    if (where.st_dev, where.st_ino) in seen:
+        return
+    seen.add((where.st_dev, where.st_ino))
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _walk(entry, seen)
+        elif is_recording(entry):
+            yield entry
+
+
+def _begins_like_recording(head: bytes) -> bool:
+    if head[:4] in (b"fLaC", b"OggS", b"caff", b".snd", b"wvpk", b"MAC ", b"\x1aE\xdf\xa3"):
+        return True
+    if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64"):
+        return head[8:12] in (b"WAVE", b"AVI ")
+    if head[:4] == b"FORM":
+        return head[8:12] in (b"AIFF", b"AIFC")
+    if head[:3] == b"ID3" or head[4:8] == b"ftyp" or head[:4] == b"riff":
+        return head[8:12] not in (b"heic", b"avif", b"mif1", b"crx ")  # pictures in such a box
+    is_layer_3 = len(head) > 2 and head[0] == 0xFF and head[1] & 0xE6 == 0xE2
+    return is_layer_3 and head[1] & 0x18 != 0x08 and 0x10 <= head[2] < 0xF0

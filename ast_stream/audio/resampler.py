@@ -1,28 +1,41 @@
-"""Any rate and channel count to mono int16 at 16 kHz, once and the same for every source.
+"""Any rate and channel count to mono at 16 kHz, once and the same for every source.
 
-Channels are averaged before soxr's HQ converter, whose streamed output equals its one-shot
-output. The other ways differ: FFmpeg's float downmix adds 3 dB, and converters without memory
-leave an error at every block edge.
+Channels are averaged, or one is selected, before soxr's HQ converter, whose streamed output equals
+its one-shot output. The other ways differ: FFmpeg's float downmix adds 3 dB, and converters without
+memory leave an error at every block edge.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import soxr
 
-from ast_stream.audio.source import Pcm
+from ast_stream.errors import AudioError
 from ast_stream.messages.audio import Pcm16
 from ast_stream.units import FULL_SCALE, SAMPLE_RATE
 
+Pcm = npt.NDArray[np.float32] | npt.NDArray[np.int16]
+"""Samples of shape (n_frames, n_channels), int16, or float32 in [-1, 1]."""
+Floats = npt.NDArray[np.float32]
+ChannelChoice = Literal["mix"] | int
+
+FAULT_AFTER_S = 10.0  # shorter silences are pauses of a programme or padding of a recording
+_CANCELLED_RATIO = 10 ** (-12 / 10)  # power of the mean, by that of the mean of unrelated channels
+_FLOOR = 10 ** (-90 / 10)  # mean square of full scale: below it, polarity cannot be determined
+_CHECK_EVERY_S = 1.0
+_OPPOSITE = -0.8  # correlation of two channels that cancel each other
+_MAX_PAIRS = 4  # of opposite channels in one sentence
 _MAX_AMPLITUDE = 16.0  # 24 dB over full scale: beyond it is garbage that would ring in the filter
 
 
 class Resampler:
     """Stream of blocks at `rate` to mono int16 at 16 kHz.
 
-    Mono int16 at 16 kHz passes bit-exact. Other input comes out later by the filter's delay (10
-    to 30 ms), which `flush` hands out.
+    Mono int16 at 16 kHz passes bit-exact. Other input comes out later by the filter's delay (10 to
+    30 ms), which `flush` returns.
 
     Attributes:
         n_clipped: samples beyond full scale so far.
@@ -36,25 +49,15 @@ class Resampler:
         self._stream = self._new_stream()
 
     def push(self, pcm: Pcm) -> Pcm16:
-        """Return what is ready.
-
-        Args:
-            pcm: shape (n_frames, n_channels), int16, or float32 in [-1, 1]; NaN counts as 0.
-
-        Returns:
-            Shape (n_samples,), int16, own memory.
-        """
+        """Return what is ready, shape (n_samples,), int16, own memory; NaN counts as 0."""
         if self._stream is None and pcm.dtype == np.int16 and pcm.shape[1] == 1:
             return np.array(pcm[:, 0], dtype=np.int16)
-        mono = _mix_down(pcm)
-        return self._to_int16(mono if self._stream is None else self._convert(mono, last=False))
+        return self._to_int16(self._convert(_mix_down(pcm), is_last=False))
 
     def flush(self) -> Pcm16:
         """Return what is still inside, shape (n_samples,), int16, and be as new for more audio."""
-        if self._stream is None:
-            return np.zeros(0, dtype=np.int16)
-        rest = self._to_int16(self._convert(np.zeros(0, dtype=np.float32), last=True))
-        self._stream = self._new_stream()
+        rest = self._to_int16(self._convert(np.zeros(0, dtype=np.float32), is_last=True))
+        self.reset()
         return rest
 
     def reset(self) -> None:
@@ -66,24 +69,162 @@ class Resampler:
             return None
         return soxr.ResampleStream(self.rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
 
-    def _convert(self, mono: npt.NDArray[np.float32], *, last: bool) -> npt.NDArray[np.float32]:
-        assert self._stream is not None
-        converted: npt.NDArray[np.float32] = self._stream.resample_chunk(mono, last=last)
+    def _convert(self, mono: Floats, *, is_last: bool) -> Floats:
+        if self._stream is None:
+            return mono
+        converted: Floats = self._stream.resample_chunk(mono, last=is_last)
         return converted
 
-    def _to_int16(self, mono: npt.NDArray[np.float32]) -> Pcm16:
+    def _to_int16(self, mono: Floats) -> Pcm16:
         scaled = np.rint(mono * np.float32(FULL_SCALE))
         self.n_clipped += int(np.count_nonzero((scaled > FULL_SCALE - 1) | (scaled < -FULL_SCALE)))
         pcm: Pcm16 = np.clip(scaled, -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
         return pcm
 
 
-def _mix_down(pcm: Pcm) -> npt.NDArray[np.float32]:
+def _mix_down(pcm: Pcm) -> Floats:
     """Return the mean over channels, shape (n_frames,), float32 in about [-1, 1]."""
-    if pcm.dtype == np.int16:
-        samples = pcm.astype(np.float32) / np.float32(FULL_SCALE)
-    else:
-        samples = np.nan_to_num(pcm, nan=0.0, posinf=1.0, neginf=-1.0).astype(np.float32)
-        samples = np.clip(samples, -_MAX_AMPLITUDE, _MAX_AMPLITUDE)
-    mono: npt.NDArray[np.float32] = samples.mean(axis=1, dtype=np.float32)
+    samples = np.clip(_as_floats(pcm), -_MAX_AMPLITUDE, _MAX_AMPLITUDE)
+    mono: Floats = samples.mean(axis=1, dtype=np.float32)
     return mono
+
+
+def _as_floats(pcm: Pcm) -> Floats:
+    if pcm.dtype == np.int16:
+        return pcm.astype(np.float32) / np.float32(FULL_SCALE)
+    return np.nan_to_num(pcm, nan=0.0, posinf=1.0, neginf=-1.0).astype(np.float32)
+
+
+class ChannelSelector:
+    """Selects one channel of each block, or leaves all to be averaged, and detects faults.
+
+    A live room is never digital silence: a sound card that gives one value for seconds is muted or
+    unplugged. Nor do the channels of a microphone cancel each other: where their mean is far
+    quieter than unrelated channels would make it, one of them has its polarity reversed.
+
+    Args:
+        choice: "mix", or the number of a channel, counted from 0.
+
+    Attributes:
+        fault: why what comes cannot be the sound of a room, or None.
+    """
+
+    def __init__(self, choice: ChannelChoice = "mix") -> None:
+        self.fault: str | None = None
+        self._choice = choice
+        self._has_sound = False
+        self._opposite_text = ""  # which channels
+        self._sounding_s = self._cancelled_s = 0.0  # with sound, and of it where channels cancelled
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what the source gave before it was opened again, but not the fault it had."""
+        self._n_silent = self._n_cancelled = 0  # frames in a row
+        self._n_unchecked = 0  # frames since it was last checked whether the channels cancel
+        self._energies = np.zeros(2)  # of the channels' mean, and of a channel in the mean
+
+    @property
+    def summary(self) -> str | None:
+        """What is wrong with a recording that was read to its end, or None."""
+        if self._cancelled_s and self._cancelled_s >= self._sounding_s / 2:
+            return (
+                f"{self._opposite_text} cancel each other when averaged, in "
+                f"{self._cancelled_s:.0f} of {self._sounding_s:.0f} s with sound: opposite "
+                f"polarity; choose one channel"
+            )
+        return None if self._has_sound else "nothing but digital silence"
+
+    def select(self, pcm: Pcm, rate: int) -> Pcm:
+        """Return the channel of a block, shape (n_frames, 1), or all of them.
+
+        Args:
+            pcm: shape (n_frames, n_channels).
+            rate: frames per second.
+
+        Raises:
+            AudioError: the source has no such channel.
+        """
+        n_channels = pcm.shape[1]
+        if self._choice != "mix" and self._choice >= n_channels:
+            raise AudioError(_no_such_channel(self._choice, n_channels))
+        if len(pcm) == 0:
+            return pcm
+        selected = pcm if self._choice == "mix" else pcm[:, self._choice : self._choice + 1]
+        self._check(_as_floats(pcm), rate)
+        return selected
+
+    def _check(self, pcm: Floats, rate: int) -> None:
+        is_mixed = self._choice == "mix" and pcm.shape[1] > 1
+        if self._is_constant(pcm):
+            self._n_silent += len(pcm)
+            if self._n_silent >= FAULT_AFTER_S * rate:
+                self.fault = self._silence(pcm, self._n_silent / rate)
+            return
+        self._has_sound = True
+        if self._n_silent >= FAULT_AFTER_S * rate or not is_mixed:
+            self.fault = None
+        self._n_silent = 0
+        if not is_mixed:
+            return
+        mean = pcm.mean(axis=1)
+        self._energies += np.sum(mean * mean), np.sum(pcm * pcm) / pcm.shape[1]
+        self._n_unchecked += len(pcm)
+        if self._n_unchecked >= _CHECK_EVERY_S * rate:
+            self._check_polarity(pcm, rate)
+            self._n_unchecked, self._energies = 0, np.zeros(2)
+
+    def _check_polarity(self, pcm: Floats, rate: int) -> None:
+        """Find out whether the channels have cancelled each other since the last time."""
+        mean, channel = (self._energies / self._n_unchecked).tolist()
+        if channel < _FLOOR:
+            return  # a pause
+        self._sounding_s += self._n_unchecked / rate
+        if mean >= channel / pcm.shape[1] * _CANCELLED_RATIO:
+            self._n_cancelled, self.fault = 0, None
+            return
+        self._n_cancelled += self._n_unchecked
+        self._cancelled_s += self._n_unchecked / rate
+        self._opposite_text = _opposite(pcm)
+        if self._n_cancelled >= FAULT_AFTER_S * rate:
+            self.fault = (
+                f"{self._opposite_text} cancel each other when averaged, for "
+                f"{self._n_cancelled / rate:.0f} s now: opposite polarity; "
+                f"set `channel` of the source, e.g. channel: 0"
+            )
+
+    def _is_constant(self, pcm: Floats) -> bool:
+        selected = pcm if self._choice == "mix" else pcm[:, self._choice]
+        return bool(np.all(selected == selected[0]))
+
+    def _silence(self, pcm: Floats, silent_s: float) -> str:
+        silence = f"digital silence for {silent_s:.0f} s"
+        n_channels = pcm.shape[1]
+        if self._choice != "mix" and n_channels > 1:
+            others = [n for n in range(n_channels) if not np.all(pcm[:, n] == pcm[0, n])]
+            hint = f", while there is sound in {_listed(others)}" if others else ""
+            return f"{silence} in channel {self._choice} of 0 to {n_channels - 1}{hint}"
+        if n_channels > 1:
+            return f"{silence} in all {n_channels} channels: muted or unplugged"
+        return f"{silence}: muted, unplugged, or channels of opposite phase that cancel"
+
+
+def _no_such_channel(wanted: int, n_channels: int) -> str:
+    there = "only channel 0" if n_channels == 1 else f"channels 0 to {n_channels - 1}"
+    return f"channel {wanted} is wanted (counted from 0), and the source has {there}"
+
+
+def _opposite(samples: Floats) -> str:
+    """Return which channels are opposite to each other, in words."""
+    n_channels = samples.shape[1]
+    if n_channels == 2:
+        return "channels 0 and 1"
+    product = samples.T @ samples
+    norm = np.sqrt(np.maximum(np.diag(product), np.finfo(np.float32).tiny))
+    opposite = np.argwhere(np.triu(product / np.outer(norm, norm) < _OPPOSITE, k=1))
+    pairs = ", ".join(f"{first} and {second}" for first, second in opposite[:_MAX_PAIRS])
+    return f"channels {pairs}" if pairs else f"the {n_channels} channels"
+
+
+def _listed(channels: list[int]) -> str:
+    word = "channel" if len(channels) == 1 else "channels"
+    return f"{word} {', '.join(map(str, channels))}"

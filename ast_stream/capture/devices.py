@@ -16,7 +16,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ast_stream.audio.source import SourceError
+from ast_stream.capture.sources.base import SourceError
 
 SYSFS = Path("/sys")
 _PORTAUDIO_HARDWARE = re.compile(r"\(hw:(\d+),(\d+)\)")

@@ -12,18 +12,16 @@ import threading
 import time
 from collections.abc import Callable
 
-from ast_stream.audio.channels import Channels
-from ast_stream.audio.resampler import Resampler
-from ast_stream.audio.source import (
-    Pcm,
+from ast_stream.audio.resampler import ChannelSelector, Pcm, Resampler
+from ast_stream.capture.clock import CaptureClock
+from ast_stream.capture.ring import Ring
+from ast_stream.capture.sources.base import (
     Source,
     SourceBlock,
     SourceError,
     SourceHungError,
     SourceStatus,
 )
-from ast_stream.capture.clock import CaptureClock
-from ast_stream.capture.ring import Ring
 from ast_stream.errors import AudioError, CaptureError
 from ast_stream.messages.audio import Pcm16
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE
@@ -36,7 +34,7 @@ RETRY_S = (0.5, 5.0)  # first and longest pause between two attempts
 STEADY_S = 5.0  # a source that is lost sooner after its first sound is tried ever more rarely
 _STARTING = "starting"
 _JITTER = 0.2  # part of the pause: many cameras of one site must not come back in step
-_RING_SHARE = 4  # an unpaced source runs at most 1/4 of the ring ahead of the acknowledgements
+_RING_PART = 4  # an unpaced source runs at most 1/4 of the ring ahead of the acknowledgements
 _OVERFLOW = "overflow"
 _RATE_LOG_NS = 3600 * NS_PER_SECOND
 
@@ -46,7 +44,7 @@ class Intake:
 
     Args:
         stop: ends `run` soon after it is set.
-        channels: takes what is heard of each block.
+        channels: selects the channel of each block.
         warn_lost, warn_back: log a loss and its end; a flapping device may call them often.
         warn_fault: logs that the source gives what cannot be sound.
         random_unit: a number in [0, 1) for the jitter of the pauses.
@@ -63,7 +61,7 @@ class Intake:
         ring: Ring,
         stop: threading.Event,
         *,
-        channels: Channels | None = None,
+        channels: ChannelSelector | None = None,
         warn_lost: Callable[..., None] = logger.warning,
         warn_back: Callable[..., None] = logger.warning,
         warn_fault: Callable[..., None] = logger.warning,
@@ -76,7 +74,7 @@ class Intake:
         self._source = source
         self._ring = ring
         self._stop = stop
-        self._channels = channels or Channels()
+        self._channels = channels or ChannelSelector()
         self._warn_lost = warn_lost
         self._warn_back = warn_back
         self._warn_fault = warn_fault
@@ -160,7 +158,7 @@ class Intake:
                 self._wait_for_worker()
                 block = self._source.read(READ_TIMEOUT_S)
                 if block is not None:
-                    self._take(block)
+                    self._add(block)
                 if block is not None or not self._source.is_live:
                     self._progress_ns = self._monotonic_ns()
             self._source.close()
@@ -179,12 +177,12 @@ class Intake:
     def _wait_for_worker(self) -> None:
         if self._source.is_paced:
             return
-        most = self._ring.capacity // _RING_SHARE
+        most = self._ring.capacity // _RING_PART
         while not self._stop.is_set() and not self._ring.wait_acked(most, READ_TIMEOUT_S):
             self._progress_ns = self._monotonic_ns()
 
-    def _take(self, block: SourceBlock) -> None:
-        pcm = self._heard(block)
+    def _add(self, block: SourceBlock) -> None:
+        pcm = self._selected(block)
         if block.overflowed and self._gap_reason is None and self._resampler is not None:
             self.n_overflows += 1
             self._gap_reason = _OVERFLOW
@@ -208,15 +206,15 @@ class Intake:
             self._end()
         self._log_rate()
 
-    def _heard(self, block: SourceBlock) -> Pcm:
-        """Return what is heard of a block, and log where a fault of the source begins or ends."""
+    def _selected(self, block: SourceBlock) -> Pcm:
+        """Return the selected channel of a block; log where a fault begins or ends."""
         before = self._channels.fault
         try:
-            pcm = self._channels.take(block.pcm, block.rate)
-        except SourceError as error:
-            if self._source.is_live:
-                raise
-            raise AudioError(str(error)) from error  # a recording does not grow a channel
+            pcm = self._channels.select(block.pcm, block.rate)
+        except AudioError as error:
+            if not self._source.is_live:
+                raise  # a recording does not grow a channel
+            raise SourceError("channel_absent", str(error)) from error
         fault = self._channels.fault
         if before is None and fault is not None:
             self._warn_fault("no sound of a room: %s", fault)
@@ -267,7 +265,7 @@ class Intake:
     def _pause(self, error: CaptureError) -> None:
         jitter = 1 + _JITTER * (2 * self._random_unit() - 1)
         self._wait(self._retry_s * jitter)
-        longest_s = getattr(error, "longest_pause_s", None) or RETRY_S[1]
+        longest_s = getattr(error, "max_pause_s", None) or RETRY_S[1]
         self._retry_s = min(2 * self._retry_s, longest_s)
 
     def _wait(self, duration_s: float) -> None:

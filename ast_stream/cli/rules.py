@@ -32,7 +32,7 @@ from ast_stream.alerts.rules.compile import load_rules
 from ast_stream.alerts.rules.lint import lint
 from ast_stream.alerts.rules.problems import RuleProblem
 from ast_stream.alerts.rules.rule import RuleSet
-from ast_stream.audio.recording import recordings_in
+from ast_stream.audio.containers import recordings_in
 from ast_stream.cli.output import json_line, say
 from ast_stream.cli.rules_text import explain_rule, junit, summary_lines, transition_line
 from ast_stream.errors import AudioError, ConfigError, UsageError

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
 
 import typer
 
-from ast_stream.audio.recording import RecordingError, RecordingReader, recordings_in
+from ast_stream.audio.containers import recordings_in
+from ast_stream.audio.recording import RecordingError, RecordingReader
 from ast_stream.cli.terminal import ProgressView
 from ast_stream.errors import AudioError, UsageError
 from ast_stream.labels import printable

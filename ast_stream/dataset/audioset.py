@@ -10,12 +10,8 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ast_stream.audio.recording import (
-    FFMPEG_SUFFIXES,
-    RecordingError,
-    recording_duration_s,
-    recordings_in,
-)
+from ast_stream.audio.containers import FFMPEG_SUFFIXES, recordings_in
+from ast_stream.audio.recording import RecordingError, recording_duration_s
 from ast_stream.dataset.annotations import Clip, Span, span_of
 from ast_stream.dataset.tables import read_lines
 from ast_stream.errors import ConfigError, Problem

@@ -17,13 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from ast_stream.audio.activity import Waveform, active_rms
-from ast_stream.audio.recording import (
-    FFMPEG_SUFFIXES,
-    RecordingError,
-    RecordingReader,
-    is_recording,
-    read_mono,
-)
+from ast_stream.audio.containers import FFMPEG_SUFFIXES, is_recording
+from ast_stream.audio.recording import RecordingError, RecordingReader, read_mono
 from ast_stream.dataset.annotations import Clip, section_clips
 from ast_stream.dataset.audioset import is_segment_list, read_segments
 from ast_stream.dataset.tables import (

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ast_stream.audio.recording import is_recording, recordings_in
+from ast_stream.audio.containers import is_recording, recordings_in
 from ast_stream.dataset.annotations import Clip, LabelRow, section_clips
 from ast_stream.errors import ConfigError, Problem
 from ast_stream.labels import did_you_mean

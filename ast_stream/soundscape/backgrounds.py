@@ -17,12 +17,8 @@ import soundfile
 import soxr
 
 from ast_stream.audio.activity import Waveform, active_rms
-from ast_stream.audio.recording import (
-    RecordingError,
-    RecordingReader,
-    recording_duration_s,
-    recordings_in,
-)
+from ast_stream.audio.containers import recordings_in
+from ast_stream.audio.recording import RecordingError, RecordingReader, recording_duration_s
 from ast_stream.audio.resampler import Resampler
 from ast_stream.dataset.clips import to_waveform
 from ast_stream.errors import ConfigError, Problem, UsageError

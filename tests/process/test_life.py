@@ -17,8 +17,8 @@ from reactive_model import save_reactive
 from service_manager import ServiceManager, is_ready, service_manager
 from torch import Tensor
 
-from ast_stream.audio.source import SourceBlock
 from ast_stream.capture import process as capture
+from ast_stream.capture.sources.base import SourceBlock
 from ast_stream.model import loading
 from ast_stream.model.tagger import Array, Tagger
 from ast_stream.settings.load import load_file, load_settings

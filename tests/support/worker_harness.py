@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from ast_stream.audio.source import SourceStatus
 from ast_stream.capture.ring import Ring, RingServer
+from ast_stream.capture.sources.base import SourceStatus
 from ast_stream.detect import Detector
 from ast_stream.messages.audio import Pcm16, encode_block
 from ast_stream.messages.event import Scores

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ast_stream.audio.channels import Channels
-from ast_stream.audio.source import Source
+from ast_stream.audio.resampler import ChannelSelector
+from ast_stream.capture.sources.base import Source
 from ast_stream.capture.sources.file import FilePlayer
 from ast_stream.capture.sources.microphone import Microphone
 from ast_stream.capture.sources.network import NetworkStream
@@ -27,6 +27,6 @@ def make_source(settings: schema.Source) -> Source:
             return ScenePlayer(settings)
 
 
-def make_channels(settings: schema.Source) -> Channels:
+def make_channels(settings: schema.Source) -> ChannelSelector:
     """Return what picks the channel of the source that `settings` describes."""
-    return Channels("mix" if isinstance(settings, schema.SceneSource) else settings.channel)
+    return ChannelSelector("mix" if isinstance(settings, schema.SceneSource) else settings.channel)

@@ -21,7 +21,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ast_stream.audio.source import SourceBlock, SourceError, SourceHungError
 from ast_stream.capture.devices import (
     InputDevice,
     find_cards,
@@ -29,6 +28,7 @@ from ast_stream.capture.devices import (
     is_hardware,
     names_of,
 )
+from ast_stream.capture.sources.base import SourceBlock, SourceError, SourceHungError
 from ast_stream.errors import StartupError
 from ast_stream.runtime.background import in_background
 from ast_stream.settings.schema import MAX_CHANNELS, MicrophoneSource

@@ -28,9 +28,8 @@ from http.client import HTTPException
 from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
-import numpy as np
-
-from ast_stream.audio.source import SourceBlock, SourceError
+from ast_stream.audio.decoders import FrameConverter, pyav
+from ast_stream.capture.sources.base import SourceBlock, SourceError
 from ast_stream.errors import StartupError
 from ast_stream.runtime.background import in_background
 from ast_stream.settings.schema import UrlSource
@@ -108,7 +107,7 @@ class NetworkStream:
         self._track: Any = None  # of sound
         self._packets: Iterator[Any] = iter(())
         self._blocks: deque[SourceBlock] = deque()
-        self._converter: tuple[Any, Any] = (None, None)  # what a frame is, and what converts it
+        self._converter = FrameConverter()
         self._opened_ns = 0
         self._read_ns = 0  # length of the sound read since
         self._sound_ns = 0  # when the last of it came
@@ -187,7 +186,7 @@ class NetworkStream:
                 break
             url = listed[self._n_failed % len(listed)]
         text = f"{self.name} is a playlist that leads to other playlists without end"
-        raise SourceError(ABSENT, text, longest_pause_s=REFUSED_PAUSE_S)
+        raise SourceError(ABSENT, text, max_pause_s=REFUSED_PAUSE_S)
 
     def _open_url(self, av: Any, url: str) -> Any:
         timeouts = (self._settings.open_timeout_s, self._settings.read_timeout_s)
@@ -229,11 +228,11 @@ class NetworkStream:
             if (found := answer.describe()) is None:
                 raise failure
             text = f"cannot open {name}: {found}"
-            raise SourceError(ABSENT, text, longest_pause_s=_pause_s(answer.status)) from failure
+            raise SourceError(ABSENT, text, max_pause_s=_pause_s(answer.status)) from failure
         listed = answer.addresses()
         if not listed:
             text = f"{name} is a playlist without any address of a stream"
-            raise SourceError(ABSENT, text, longest_pause_s=REFUSED_PAUSE_S)
+            raise SourceError(ABSENT, text, max_pause_s=REFUSED_PAUSE_S)
         if listed[0] != self._logged_address:
             self._logged_address = listed[0]
             logger.info("%s is a playlist: taking %s", name, mask(listed[0]))
@@ -245,7 +244,7 @@ class NetworkStream:
         self._track = next(track for track in tracks if track.codec_context is not None)
         self._packets = container.demux()
         self._blocks.clear()
-        self._converter = (None, None)
+        self._converter = FrameConverter()
         self._opened_ns = self._sound_ns = self._monotonic_ns()
         self._read_ns = self._n_damaged = 0
         self._has_video = self._is_broken = False
@@ -279,7 +278,7 @@ class NetworkStream:
     def _decode(self, av: Any, packet: Any) -> None:
         try:
             for frame in packet.decode():
-                self._convert(av, frame)
+                self._add(frame)
         except _errors(av) as error:
             self._damage, self._is_broken = error, True
             self._n_damaged += 1
@@ -287,25 +286,21 @@ class NetworkStream:
                 text = f"{self.name} was lost: its sound cannot be decoded: {_reason(error, 0)}"
                 raise SourceError(LOST, text) from error
 
-    def _convert(self, av: Any, frame: Any) -> None:
-        """Make blocks of a frame, whose rate and channels may differ from those before."""
-        kind = (frame.format.name, frame.layout.name, frame.sample_rate)
-        if self._converter[0] != kind:
-            self._converter = (kind, av.AudioResampler(format="fltp"))  # keeps rate and channels
-        for planar in self._converter[1].resample(frame):
-            pcm = np.ascontiguousarray(planar.to_ndarray().T, dtype=np.float32)
-            if len(pcm) == 0:
-                continue
-            age_ns = len(pcm) * NS_PER_SECOND // planar.sample_rate
-            block = SourceBlock(
-                pcm=pcm,
-                rate=planar.sample_rate,
-                captured_ns=self._wall_ns() - age_ns,
-                monotonic_ns=self._monotonic_ns() - age_ns,
-                overflowed=self._is_broken,
-            )
-            self._blocks.append(block)
-            self._damage, self._is_broken, self._n_damaged = None, False, 0
+    def _add(self, frame: Any) -> None:
+        """Make a block of a frame, whose rate and channels may differ from those before."""
+        pcm = self._converter(frame)
+        if len(pcm) == 0:
+            return
+        age_ns = len(pcm) * NS_PER_SECOND // frame.sample_rate
+        block = SourceBlock(
+            pcm=pcm,
+            rate=frame.sample_rate,
+            captured_ns=self._wall_ns() - age_ns,
+            monotonic_ns=self._monotonic_ns() - age_ns,
+            overflowed=self._is_broken,
+        )
+        self._blocks.append(block)
+        self._damage, self._is_broken, self._n_damaged = None, False, 0
 
     def _check_sound(self) -> None:
         limit_s = self._settings.read_timeout_s
@@ -323,15 +318,11 @@ class NetworkStream:
 
 def _pyav() -> Any:
     try:
-        import av
-        import av.error
-        import av.logging
+        return pyav()
     except ImportError as error:
         raise StartupError(
             f"sources of type url need PyAV ({error}); pip install 'ast-stream[url]'"
         ) from error
-    av.logging.set_level(av.logging.PANIC)  # what matters comes as an exception
-    return av
 
 
 def _errors(av: Any) -> tuple[type[Exception], ...]:
@@ -362,10 +353,10 @@ def _not_opened(av: Any, name: str, url: str, error: Exception, timeout_s: float
     status = statuses.get(type(error))
     if status is not None:
         text = f"cannot open {name}: {_refusal(status)}"
-        return SourceError(ABSENT, text, longest_pause_s=_pause_s(status))
+        return SourceError(ABSENT, text, max_pause_s=_pause_s(status))
     if isinstance(error, av.error.ProtocolNotFoundError):
         text = f"FFmpeg knows no protocol {urlsplit(url).scheme!r}"
-        return SourceError(ABSENT, f"cannot open {name}: {text}", longest_pause_s=REFUSED_PAUSE_S)
+        return SourceError(ABSENT, f"cannot open {name}: {text}", max_pause_s=REFUSED_PAUSE_S)
     unknown = _unknown_host(url) if getattr(error, "errno", None) == errno.EIO else None
     text = f"cannot open {name}: {unknown or _reason(error, timeout_s)}"
     is_clear = unknown or isinstance(error, ConnectionError | av.error.ExitError)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ast_stream.audio.source import SourceBlock
+from ast_stream.capture.sources.base import SourceBlock
 from ast_stream.capture.sources.file import Pace
 from ast_stream.settings.schema import SceneSource
 from ast_stream.soundscape.scene import SceneRenderer

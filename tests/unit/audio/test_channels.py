@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ast_stream.audio.channels import FAULT_AFTER_S, Channels
-from ast_stream.audio.source import SourceError
+from ast_stream.audio.resampler import FAULT_AFTER_S, ChannelSelector
+from ast_stream.errors import AudioError
 
 RATE = 16_000
 BLOCK = 1_600
@@ -22,26 +22,28 @@ def noise(seconds: float, n_channels: int = 1, level: float = 0.05, seed: int = 
     )
 
 
-def fed(pcm: npt.NDArray[Any], choice: Any = "mix", channels: Channels | None = None) -> Channels:
-    channels = channels or Channels(choice)
+def fed(
+    pcm: npt.NDArray[Any], choice: Any = "mix", channels: ChannelSelector | None = None
+) -> ChannelSelector:
+    channels = channels or ChannelSelector(choice)
     for start in range(0, len(pcm), BLOCK):
-        channels.take(pcm[start : start + BLOCK], RATE)
+        channels.select(pcm[start : start + BLOCK], RATE)
     return channels
 
 
 def test_a_channel_is_taken_alone_and_counted_from_zero() -> None:
     pcm = np.arange(12, dtype=np.int16).reshape(4, 3)
-    assert Channels(2).take(pcm, RATE)[:, 0].tolist() == [2, 5, 8, 11]
-    assert Channels(0).take(pcm, RATE)[:, 0].tolist() == [0, 3, 6, 9]
-    assert Channels().take(pcm, RATE) is pcm
+    assert ChannelSelector(2).select(pcm, RATE)[:, 0].tolist() == [2, 5, 8, 11]
+    assert ChannelSelector(0).select(pcm, RATE)[:, 0].tolist() == [0, 3, 6, 9]
+    assert ChannelSelector().select(pcm, RATE) is pcm
 
 
 @pytest.mark.parametrize(("n_channels", "there"), [(1, "only channel 0"), (2, "channels 0 to 1")])
 def test_a_channel_that_is_not_there_is_named_with_those_that_are(
     n_channels: int, there: str
 ) -> None:
-    with pytest.raises(SourceError, match=f"channel 5 is wanted .* the source has {there}"):
-        Channels(5).take(np.zeros((10, n_channels), np.int16), RATE)
+    with pytest.raises(AudioError, match=f"channel 5 is wanted .* the source has {there}"):
+        ChannelSelector(5).select(np.zeros((10, n_channels), np.int16), RATE)
 
 
 @pytest.mark.parametrize("value", [0.0, -0.25])

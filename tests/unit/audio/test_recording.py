@@ -15,13 +15,13 @@ import numpy.typing as npt
 import pytest
 import soundfile
 
+from ast_stream.audio.containers import recordings_in
 from ast_stream.audio.recording import (
     RecordingAbsentError,
     RecordingError,
     RecordingReader,
     read_mono,
     recording_duration_s,
-    recordings_in,
 )
 
 av = pytest.importorskip("av")

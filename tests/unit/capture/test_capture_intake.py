@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from ast_stream.audio.channels import Channels
-from ast_stream.audio.source import Pcm, SourceBlock, SourceError, SourceHungError
+from ast_stream.audio.resampler import ChannelSelector, Pcm
 from ast_stream.capture.intake import Intake, SourceStatus
 from ast_stream.capture.ring import Ring, RingSlice
+from ast_stream.capture.sources.base import SourceBlock, SourceError, SourceHungError
 from ast_stream.errors import AudioError, StartupError
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, samples_to_ns
 
@@ -103,7 +103,7 @@ class Bench:
     is_paced: bool = True
     ring_s: float = 60.0
     warnings: list[str] = field(default_factory=list)
-    channels: Channels = field(default_factory=Channels)
+    channels: ChannelSelector = field(default_factory=ChannelSelector)
 
     def __post_init__(self) -> None:
         self.clock = Clock()
@@ -215,7 +215,7 @@ def test_a_source_steady_for_a_while_is_tried_soon_again() -> None:
 
 
 def test_a_server_that_denies_access_is_asked_ever_more_rarely_and_that_is_no_hang() -> None:
-    denied = [SourceError("url_absent", "wrong password", longest_pause_s=60.0) for _ in range(9)]
+    denied = [SourceError("url_absent", "wrong password", max_pause_s=60.0) for _ in range(9)]
     bench = Bench([*denied, [block(200.0)]])
     stuck: list[float] = []
     wait = bench.stop.wait
@@ -352,15 +352,15 @@ def test_a_source_of_zeros_alone_is_degraded_and_well_again_with_its_first_sound
 
 
 def test_the_wanted_channel_alone_is_captured() -> None:
-    bench = Bench([[noise_block(0.0, 4)]], channels=Channels(2))
+    bench = Bench([[noise_block(0.0, 4)]], channels=ChannelSelector(2))
     np.testing.assert_array_equal(bench.run().slices()[0].pcm, noise_block(0.0, 4).pcm[:, 2])
 
 
 def test_a_channel_that_is_not_there_ends_a_recording_and_is_waited_for_in_a_live_source() -> None:
-    bench = Bench([[block(0.0)]], is_live=False, channels=Channels(1)).run()
+    bench = Bench([[block(0.0)]], is_live=False, channels=ChannelSelector(1)).run()
     assert isinstance(bench.intake.failure, AudioError)
     assert "channel 1 is wanted" in str(bench.intake.failure)
-    bench = Bench([[block(0.0)], [noise_block(1.0, 2)]], channels=Channels(1)).run()
+    bench = Bench([[block(0.0)], [noise_block(1.0, 2)]], channels=ChannelSelector(1)).run()
     assert bench.warnings[0].startswith("channel 1 is wanted (counted from 0)")
     assert bench.intake.status == LISTENING
 

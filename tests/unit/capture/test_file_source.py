@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 import soundfile
 
-from ast_stream.audio.source import SourceBlock, SourceError
+from ast_stream.capture.sources.base import SourceBlock, SourceError
 from ast_stream.capture.sources.file import FilePlayer, Pace
 from ast_stream.errors import AudioError
 from ast_stream.settings.schema import FileSource

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import ast_stream.capture.sources.microphone as microphone_module
-from ast_stream.audio.source import SourceBlock, SourceError, SourceHungError
 from ast_stream.capture.devices import Card, InputDevice, find_cards, find_device, names_of
+from ast_stream.capture.sources.base import SourceBlock, SourceError, SourceHungError
 from ast_stream.capture.sources.microphone import BlockQueue, Microphone, list_devices
 from ast_stream.errors import StartupError
 from ast_stream.settings.schema import MicrophoneSource

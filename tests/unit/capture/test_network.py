@@ -16,7 +16,7 @@ import pytest
 from sound_server import Respond, encoded, http_server, muxed, paced, send, tone
 
 import ast_stream.capture.sources.network as network_module
-from ast_stream.audio.source import SourceBlock, SourceError
+from ast_stream.capture.sources.base import SourceBlock, SourceError
 from ast_stream.capture.sources.network import (
     ABSENT,
     LOST,
@@ -448,7 +448,7 @@ def test_a_playlist_that_leads_nowhere_is_named(text: str, expected: str) -> Non
     with http_server(by_path({"list.m3u": text.encode()})) as url:
         error = refused(url.replace("sound", "list.m3u"))
     assert expected in str(error)
-    assert error.longest_pause_s == 60.0
+    assert error.max_pause_s == 60.0
 
 
 HTML = b"<!DOCTYPE html><html><body>Hi</body></html>"
@@ -477,7 +477,7 @@ def test_what_is_no_sound_is_called_by_name(
 
 
 @pytest.mark.parametrize(
-    ("status", "expected", "longest_pause_s"),
+    ("status", "expected", "max_pause_s"),
     [
         (401, "user and password are missing or wrong (401)", 60.0),
         (403, "access is forbidden (403)", 60.0),
@@ -490,12 +490,12 @@ def test_what_is_no_sound_is_called_by_name(
     ],
 )
 def test_each_refusal_of_a_server_has_its_own_words(
-    status: int, expected: str, longest_pause_s: float | None
+    status: int, expected: str, max_pause_s: float | None
 ) -> None:
     with http_server(lambda handler: send(handler, b"<html>no</html>", status)) as url:
         error = refused(url)
     assert str(error) == f"cannot open {url}: {expected}"
-    assert error.longest_pause_s == longest_pause_s
+    assert error.max_pause_s == max_pause_s
     assert error.reason == ABSENT
 
 

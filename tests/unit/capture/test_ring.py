@@ -14,8 +14,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from ast_stream.audio.source import SourceStatus
 from ast_stream.capture.ring import OVERWRITTEN, Ring, RingServer
+from ast_stream.capture.sources.base import SourceStatus
 from ast_stream.messages.audio import (
     MAX_BLOCK_SAMPLES,
     AckRequest,

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pytest
 import soundfile
 
-from ast_stream.audio.source import SourceBlock, SourceError
+from ast_stream.capture.sources.base import SourceBlock, SourceError
 from ast_stream.capture.sources.stdin import StandardInput
 from ast_stream.errors import AudioError, ConfigError
 from ast_stream.settings.schema import StdinSource

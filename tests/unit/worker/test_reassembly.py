@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ast_stream.audio.source import SourceStatus
 from ast_stream.capture.ring import Ring, RingServer
+from ast_stream.capture.sources.base import SourceStatus
 from ast_stream.errors import WireError
 from ast_stream.messages.audio import (
     MAX_BLOCK_SAMPLES,

@@ -1,16 +1,13 @@
-"""What every source of sound looks like to the capture process: open, read blocks, close."""
+"""What the kinds of sources have in common: open, read blocks of sound, close."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
+from ast_stream.audio.resampler import Pcm
 from ast_stream.errors import CaptureError
 
-Pcm = npt.NDArray[np.float32] | npt.NDArray[np.int16]
 SourceState = Literal["listening", "degraded", "missing", "ended"]
 
 
@@ -53,8 +50,8 @@ class SourceError(CaptureError):
     Attributes:
         reason: one word for the gap record: `device_lost`, `device_absent`, `stalled`,
             `url_lost`, ...
-        longest_pause_s: how rarely it may be tried again; None: as usual.
-        is_unclear: the text does not tell what is wrong.
+        max_pause_s: up to which pauses between two attempts grow; None: as usual.
+        is_unclear: the text does not say what is wrong.
     """
 
     def __init__(
@@ -62,12 +59,12 @@ class SourceError(CaptureError):
         reason: str,
         text: str,
         *,
-        longest_pause_s: float | None = None,
+        max_pause_s: float | None = None,
         is_unclear: bool = False,
     ) -> None:
         super().__init__(text)
         self.reason = reason
-        self.longest_pause_s = longest_pause_s
+        self.max_pause_s = max_pause_s
         self.is_unclear = is_unclear
 
 
@@ -78,13 +75,13 @@ class SourceHungError(SourceError):
 class Source(Protocol):
     """A source of sound, used by one thread; may be opened again after `close`.
 
-    A source that has been read to its end is not opened again. A finite source that can fail on
-    the way goes on where it was when it is opened again.
+    A source that was read to its end is not opened again. A finite source that failed on the way
+    continues where it was when it is opened again.
     """
 
     @property
     def is_live(self) -> bool:
-        """Time passes whether or not it is read: time comes from a clock, a loss leaves a gap.
+        """Time passes whether or not it is read: it comes from a clock, and a loss leaves a gap.
 
         Microphones and network streams are live; files, pipes and scenes are finite.
         """

@@ -29,14 +29,19 @@ from ast_stream.units import NS_PER_SECOND
 RULE_NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 
 
-class RuleSettings(TriggerFields):
-    """One rule: exactly one trigger, and what becomes of it."""
+class RuleHead(RuleSection):
+    """What comes first in a rule."""
 
     alert: str = Field(
         pattern=RULE_NAME,
         description="a name of lower-case letters, digits, '-' and '_', at most 63",
     )
     match: EventMatch | None = None
+
+
+class RuleSettings(TriggerFields, RuleHead):
+    """One rule: exactly one trigger, and what becomes of it."""
+
     group_by: NameList | None = None
     when: Names | None = None
     unless: Names | None = None

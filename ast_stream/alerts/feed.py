@@ -6,10 +6,11 @@ import secrets
 import threading
 import time
 from collections import Counter
-from typing import Any
 
 from ast_stream.alerts.actions.base import ActionRunner, Delivered, Outcome
 from ast_stream.alerts.notification import Notification
+from ast_stream.messages.alert import Alert
+from ast_stream.messages.feed import Content, Scores16
 from ast_stream.transport.publisher import FeedPublisher
 from ast_stream.transport.sockets import FEED_HWM_MESSAGES, Sockets
 
@@ -22,10 +23,10 @@ class SharedPublisher(FeedPublisher):
         super().__init__(pub, None, secrets.token_hex(8), time.time_ns)
         self._lock = threading.Lock()
 
-    def publish(self, topic: str, body: dict[str, Any]) -> None:
+    def publish(self, content: Content, scores: Scores16 | None = None) -> None:
         """Publish one message at a time, whole."""
         with self._lock:
-            super().publish(topic, body)
+            super().publish(content, scores)
 
 
 class FeedRunner(ActionRunner):
@@ -43,6 +44,5 @@ class FeedRunner(ActionRunner):
     def deliver(self, notification: Notification) -> Outcome:
         """Publish one alert."""
         self.published[notification.rule, notification.severity] += 1
-        topic = f"alert/{notification.severity}/{notification.rule}/"
-        self._publisher.publish(topic, dict(notification.alert))
+        self._publisher.publish(Alert.from_json(notification.alert, "alert"))
         return Delivered()

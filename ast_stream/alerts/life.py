@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 from ast_stream.alerts.outbox import FEED, Failing
 from ast_stream.alerts.store import StoreError
-from ast_stream.messages.event import ALERTS_STATUS_TOPIC
+from ast_stream.messages.status import AlertsStatus, FailingAction
 from ast_stream.runtime.lifecycle import Notifier
 from ast_stream.runtime.metrics import Family, Metrics, counter, gauge
 from ast_stream.transport.publisher import FeedPublisher
@@ -77,10 +76,15 @@ class AlertLife:
         failed = f", not delivered by {names}" if names else ""
         unheard = "" if hears else ", waiting for the worker"
         self._status = f"{n_rules} rules, {waiting}{failed}{unheard}"
-        body: dict[str, Any] = {"rules": n_rules, "hears": hears, "pending": total}
-        body["disk"] = self.disk()
-        body["failing"] = [one.as_json() | {"text": one.text} for one in failing]
-        self._publisher.publish(ALERTS_STATUS_TOPIC, body | {"pending_by_action": pending})
+        status = AlertsStatus(
+            n_rules=n_rules,
+            hears_worker=hears,
+            pending=total,
+            disk=self.disk(),
+            failing=[FailingAction(**one.as_json()) for one in failing],
+            pending_by_action=None if pending is None else dict(pending),
+        )
+        self._publisher.publish(status)
         if self._metrics.is_on:
             families = self._families(n_rules, hears, pending or {})
             self._metrics.renew([*families, *self._delivery_families(pending or {}, failing)])

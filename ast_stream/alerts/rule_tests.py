@@ -37,7 +37,8 @@ from ast_stream.detect.slots import SlotNames
 from ast_stream.errors import ConfigError, UsageError
 from ast_stream.labels import find_label, slug
 from ast_stream.messages.codec import PROTOCOL_VERSION
-from ast_stream.messages.event import StreamState, event_body
+from ast_stream.messages.event import EventMessage
+from ast_stream.messages.status import StreamState
 from ast_stream.model.metadata import Metadata
 from ast_stream.sample_clock import SampleClock
 from ast_stream.settings.explain import explain
@@ -558,7 +559,7 @@ def _decide_stream(
             audio_ends=np.array([end]),
         )
         for event in events:
-            body = event_body(
+            message = EventMessage.of(
                 event,
                 clock,
                 labels=test.streams[stream],
@@ -566,7 +567,7 @@ def _decide_stream(
                 scored_ns=at_ns,
                 model=MODEL,
             )
-            found.append((at_ns, body))
+            found.append((at_ns, message.to_json()))
     return found
 
 

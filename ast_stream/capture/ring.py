@@ -19,16 +19,13 @@ from ast_stream.capture.sources.base import SourceStatus
 from ast_stream.errors import WireError
 from ast_stream.messages.audio import (
     MAX_BLOCK_SAMPLES,
-    MAX_DETAIL_CHARACTERS,
     AckRequest,
     AudioBlock,
     Pcm16,
     ReadRequest,
+    RingRefusal,
     RingReply,
     decode_ring_request,
-    encode_block,
-    encode_error,
-    encode_ring_reply,
 )
 from ast_stream.runtime.logging import LimitedLog
 from ast_stream.units import FRAME_SHIFT, SAMPLE_RATE, samples_to_ns
@@ -304,7 +301,7 @@ class RingServer:
         block = self.block(self._next_live, MAX_LIVE_SAMPLES)
         if len(block.pcm) == 0 and not block.is_last:
             return True
-        is_sent = send(encode_block(block))
+        is_sent = send(block.encode())
         if is_sent:
             self.n_sent += 1
             self.end_delivered = self.end_delivered or block.is_last
@@ -328,20 +325,19 @@ class RingServer:
             client: the identity of its connection.
         """
         try:
-            if len(frames) != 1:
-                raise WireError(f"ring request: expected 1 frame, got {len(frames)}")
-            request = decode_ring_request(frames[0])
+            request = decode_ring_request(frames)
         except WireError as error:
             self.n_malformed += 1
             self._log.warning("malformed request refused: %s", error)
-            return [encode_error("malformed", detail=str(error)[:MAX_DETAIL_CHARACTERS])]
+            return RingRefusal.malformed(str(error)).encode()
         if isinstance(request, AckRequest):
             self._acknowledge(request, client)
             return None
         if request.stream != self._stream:
-            return [encode_error("wrong_stream", stream=self._stream)]
+            return RingRefusal.wrong_stream(self._stream).encode()
         if request.epoch not in (None, self._epoch):
-            return [self._wrong_epoch()]
+            held = self._ring.oldest, self._ring.next
+            return RingRefusal.wrong_epoch(self._epoch, *held).encode()
         self._readers = {reader for reader in self._readers if self._is_trusted(reader)} | {client}
         return self._read(request)
 
@@ -351,17 +347,16 @@ class RingServer:
         stop = self._ring.next if request.stop is None else request.stop
         block = self._block(self._ring.read(start, stop, MAX_BLOCK_SAMPLES), status)
         self.end_delivered = self.end_delivered or block.is_last
-        return encode_ring_reply(
-            RingReply(
-                block=block,
-                oldest=self._ring.oldest,
-                next=self._ring.next,
-                acked=self._ring.acked,
-                state=status.state,
-                detail=block.detail,
-                is_paced=self._is_paced,
-            )
+        reply = RingReply(
+            block=block,
+            oldest=self._ring.oldest,
+            next=self._ring.next,
+            acked=self._ring.acked,
+            state=status.state,
+            detail=block.detail,
+            is_paced=self._is_paced,
         )
+        return reply.encode()
 
     def _acknowledge(self, request: AckRequest, client: bytes) -> None:
         # an acknowledgement meant for the process before this one is late, not wrong
@@ -384,11 +379,6 @@ class RingServer:
             return False
         return client in self._readers and self._is_trusted(client)
 
-    def _wrong_epoch(self) -> bytes:
-        return encode_error(
-            "wrong_epoch", epoch=self._epoch, oldest=self._ring.oldest, next=self._ring.next
-        )
-
     def _block(self, slice_: RingSlice, status: SourceStatus) -> AudioBlock:
         return AudioBlock(
             stream=self._stream,
@@ -400,5 +390,5 @@ class RingServer:
             gap_reason=slice_.gap_reason,
             is_last=status.state == "ended" and slice_.end_sample == self._ring.next,
             state=status.state,
-            detail=None if status.detail is None else status.detail[:MAX_DETAIL_CHARACTERS],
+            detail=status.detail,
         )

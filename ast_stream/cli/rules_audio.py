@@ -10,7 +10,7 @@ from typing import Any
 from ast_stream.audio.recording import RecordingError, RecordingReader
 from ast_stream.cli.scan import make_scanner, shown_as
 from ast_stream.cli.terminal import ProgressView
-from ast_stream.messages.event import event_body
+from ast_stream.messages.event import EventMessage
 from ast_stream.sample_clock import SampleClock
 from ast_stream.scan import OnRead
 from ast_stream.settings.schema import DetectionSettings, ModelSettings
@@ -55,7 +55,7 @@ def event_bodies(
             try:
                 for event in scanner.messages(file, note):
                     end = max(end, event.at_sample)
-                    body = event_body(
+                    message = EventMessage.of(
                         event,
                         clock,
                         labels={},
@@ -64,7 +64,10 @@ def event_bodies(
                         model=MODEL,
                     )
                     with progress.paused():
-                        yield body | {"stream": stream_name(file), "id": f"{event.id}-{start_ns}"}
+                        yield message.to_json() | {
+                            "stream": stream_name(file),
+                            "id": f"{event.id}-{start_ns}",
+                        }
             except RecordingError as error:
                 on_incomplete(str(error))
             duration_s = max((reader.position_s for reader in readers), default=0.0)

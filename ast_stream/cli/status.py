@@ -22,9 +22,9 @@ from ast_stream.cli.subscribe import default_settings
 from ast_stream.cli.terminal import console, level_text
 from ast_stream.errors import WireError
 from ast_stream.feed import FeedMessage, Subscriber
-from ast_stream.messages.audio import ReadRequest, decode_ring_reply, encode_request
-from ast_stream.messages.event import ALERTS_STATUS_TOPIC, SOURCE_ENDED
-from ast_stream.messages.query import decode_answer
+from ast_stream.messages.audio import ReadRequest, RingReply
+from ast_stream.messages.query import Snapshot, SnapshotQuery
+from ast_stream.messages.status import ALERTS_STATUS_TOPIC, SOURCE_ENDED
 from ast_stream.runtime.lifecycle import EXIT_CRASH, stop_on_signals
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.paths import alerts_endpoint, query_endpoint, ring_endpoint
@@ -286,15 +286,15 @@ class Enquiry:
         }
 
     def _ask_worker(self, report: Report) -> None:
-        frames = self._worker.ask("snapshot", self._timeout_s)
+        frames = self._worker.ask(SnapshotQuery(), self._timeout_s)
         if frames is None:
             return
         try:
-            body = decode_answer(frames)
-            healths = {one["stream"]: one for one in body["streams"]}
-            report.events, report.worker = body["events"], body["status"]
-        except (WireError, KeyError, TypeError):  # something else answers at this endpoint
+            snapshot = Snapshot.decode(frames).to_json()
+        except WireError:  # something else answers at this endpoint
             return
+        healths = {health["stream"]: health for health in snapshot["streams"]}
+        report.events, report.worker = snapshot["events"], snapshot["status"]
         first = [stream.name for stream in self._streams if stream.name in healths]
         report.streams = {name: healths[name] for name in dict.fromkeys([*first, *healths])}
 
@@ -304,11 +304,11 @@ class Enquiry:
         )
         try:
             request = ReadRequest(v=1, op="read", stream=name, epoch=None, start=0, stop=0)
-            socket.send([encode_request(request)])
+            socket.send(request.encode())
             frames = socket.receive(round(self._timeout_s * 1000))
             if frames is None:
                 return None
-            reply = decode_ring_reply(frames, name)
+            reply = RingReply.decode(frames, name)
         except WireError:
             return None
         finally:

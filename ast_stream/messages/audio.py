@@ -1,16 +1,13 @@
-"""Bytes of the wire formats: audio blocks, ring reads, queries and feed messages; no sockets.
-
-What comes from outside is checked here and refused with a `WireError` that says what is wrong.
-"""
+"""Audio blocks from a capture process to a worker, and reads of the ring that keeps them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
 from ast_stream.errors import WireError
 from ast_stream.labels import STREAM_NAME_RULE, is_stream_name
@@ -18,6 +15,7 @@ from ast_stream.messages.codec import (
     MAX_SAMPLE_INDEX,
     MAX_TIME_NS,
     PROTOCOL_VERSION,
+    Body,
     decode_json,
     encode_json,
     short,
@@ -33,186 +31,233 @@ _EPOCH_PATTERN = r"^[0-9a-f]{8,64}$"
 _SAMPLE_BYTES = 2
 
 Pcm16 = npt.NDArray[np.int16]
+"""Mono samples at 16 kHz, shape (n_samples,)."""
 
 # a peer must not be able to make the worker connect anywhere else than a worker may bind
-Endpoint = Annotated[str, AfterValidator(check_endpoint)]
-_Index = Field(ge=0, le=MAX_SAMPLE_INDEX)
+_Endpoint = Annotated[str, AfterValidator(check_endpoint)]
+_Epoch = Annotated[str, Field(pattern=_EPOCH_PATTERN)]
+_Index = Annotated[int, Field(ge=0, le=MAX_SAMPLE_INDEX)]
+
+
+class _BlockHeader(Body):
+    v: Literal[1]
+    epoch: _Epoch
+    start: _Index
+    rate: Literal[16000]
+    samples: Annotated[int, Field(ge=0, le=MAX_BLOCK_SAMPLES)]
+    time: Annotated[str, Field(max_length=64)]
+    ring: _Endpoint | None = None
+    gap: Annotated[str | None, Field(max_length=MAX_REASON_CHARACTERS)] = None
+    last: bool = False
+    state: Annotated[str, Field(max_length=32)] = "listening"
+    detail: Annotated[str | None, Field(max_length=MAX_DETAIL_CHARACTERS)] = None
+
+
+class _ReplyHeader(_BlockHeader):
+    oldest: _Index
+    next: _Index
+    acked: _Index
+    paced: bool = True
 
 
 @dataclass(frozen=True, eq=False)
 class AudioBlock:
-    """Consecutive samples of one stream.
-
-    Attributes:
-        start_sample: index of the first sample since the start of `epoch`.
-        time_ns: wall time of the first sample.
-        pcm: mono samples at 16 kHz, shape (n_samples,), int16.
-        ring: endpoint where missed samples can be read, or None.
-        gap_reason: why samples are missing just before this block, or None.
-        is_last: the source has ended with this block (only sources that can end).
-        state, detail: how the source is, and what is wrong with it or None.
-    """
+    """Consecutive samples of one stream."""
 
     stream: str
     epoch: str
+    """Run of the capture process."""
     start_sample: int
+    """Index of the first sample since the start of `epoch`."""
     time_ns: int
+    """Wall time of the first sample, nanoseconds since 1970."""
     pcm: Pcm16
     ring: str | None = None
+    """Endpoint where missed samples can be read."""
     gap_reason: str | None = None
+    """Why samples are missing just before this block; None where none are."""
     is_last: bool = False
+    """The source has ended with this block (only sources that can end)."""
     state: str = "listening"
+    """How the source is."""
     detail: str | None = None
+    """What is wrong with it; None while nothing is."""
 
     @property
     def end_sample(self) -> int:
         """Index just after the last sample."""
         return self.start_sample + len(self.pcm)
 
+    def encode(self) -> list[bytes]:
+        """Return the three frames of the block: stream, header, PCM."""
+        return [self.stream.encode(), encode_json(_block_header(self)), pcm_bytes(self.pcm)]
 
-class _Header(BaseModel):
-    """Common rules: exact types, unknown keys of a newer writer ignored."""
+    @classmethod
+    def decode(cls, frames: list[bytes]) -> AudioBlock:
+        """Return the audio block in three frames.
 
-    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
-    v: Literal[1]
-
-
-class _BlockHeader(_Header):
-    epoch: str = Field(pattern=_EPOCH_PATTERN)
-    start: int = _Index
-    rate: Literal[16000]
-    samples: int = Field(ge=0, le=MAX_BLOCK_SAMPLES)
-    time: str = Field(max_length=64)
-    ring: Endpoint | None = None
-    gap: str | None = Field(default=None, max_length=MAX_REASON_CHARACTERS)
-    last: bool = False
-    state: str = Field(default="listening", max_length=32)
-    detail: str | None = Field(default=None, max_length=MAX_DETAIL_CHARACTERS)
+        Raises:
+            WireError: the frames do not follow the format.
+        """
+        if len(frames) != 3:
+            raise WireError(f"audio block: expected 3 frames, got {len(frames)}")
+        header = validate(_BlockHeader, decode_json(frames[1], "audio block header"), "audio block")
+        return _to_block(_stream_name(frames[0]), header, frames[2])
 
 
-class _ReplyHeader(_BlockHeader):
-    oldest: int = _Index
-    next: int = _Index
-    acked: int = _Index
-    paced: bool = True
-
-
-class ReadRequest(_Header):
+class ReadRequest(Body):
     """Ask a ring for samples; without `start` after the last acknowledged one."""
 
+    v: Literal[1]
     op: Literal["read"]
     stream: str
-    epoch: str | None = Field(default=None, pattern=_EPOCH_PATTERN)
-    start: int | None = Field(default=None, ge=0, le=MAX_SAMPLE_INDEX)
-    stop: int | None = Field(default=None, ge=0, le=MAX_SAMPLE_INDEX)
+    epoch: _Epoch | None = None
+    """Run of the capture process; None: whichever it is."""
+    start: _Index | None = None
+    """Index of the first sample."""
+    stop: _Index | None = None
+    """Index after the last sample; None: all there are."""
+
+    def encode(self) -> list[bytes]:
+        """Return the frame of the request."""
+        return [encode_json(self.to_json())]
 
 
-class AckRequest(_Header):
+class AckRequest(Body):
     """Tell a ring that the events of all samples before `stop` are published."""
 
+    v: Literal[1]
     op: Literal["ack"]
-    epoch: str = Field(pattern=_EPOCH_PATTERN)
-    stop: int = _Index
+    epoch: _Epoch
+    stop: _Index
+
+    def encode(self) -> list[bytes]:
+        """Return the frame of the request."""
+        return [encode_json(self.to_json())]
 
 
-@dataclass(frozen=True)
-class RingReply:
-    """What a ring still holds of the samples asked for, and the state of its source.
-
-    Attributes:
-        is_paced: audio comes in real time; otherwise as fast as it is acknowledged.
-    """
-
-    block: AudioBlock
-    oldest: int
-    next: int
-    acked: int
-    state: str = "listening"
-    detail: str | None = None
-    is_paced: bool = True
-
-
-def encode_block(block: AudioBlock) -> list[bytes]:
-    """Return the three frames of an audio block: stream, header, PCM."""
-    return [block.stream.encode(), encode_json(_block_header(block)), _pcm_bytes(block.pcm)]
-
-
-def decode_block(frames: list[bytes]) -> AudioBlock:
-    """Return the audio block in three frames.
-
-    Raises:
-        WireError: the frames do not follow the format.
-    """
-    if len(frames) != 3:
-        raise WireError(f"audio block: expected 3 frames, got {len(frames)}")
-    header = validate(_BlockHeader, decode_json(frames[1], "audio block header"), "audio block")
-    return _to_block(_stream_name(frames[0]), header, frames[2])
-
-
-def decode_ring_request(frame: bytes) -> ReadRequest | AckRequest:
+def decode_ring_request(frames: list[bytes]) -> ReadRequest | AckRequest:
     """Return a ring request.
 
     Raises:
         WireError: it is neither a read nor an acknowledgement in the format.
     """
-    body = decode_json(frame, "ring request")
+    if len(frames) != 1:
+        raise WireError(f"ring request: expected 1 frame, got {len(frames)}")
+    body = decode_json(frames[0], "ring request")
     kind: type[ReadRequest] | type[AckRequest] = (
         AckRequest if body.get("op") == "ack" else ReadRequest
     )
     return validate(kind, body, "ring request")
 
 
-def encode_request(request: ReadRequest | AckRequest) -> bytes:
-    """Return the frame of a ring request."""
-    return encode_json(request.model_dump())
+@dataclass(frozen=True)
+class RingReply:
+    """What a ring still holds of the samples asked for, and the state of its source."""
+
+    block: AudioBlock
+    oldest: int
+    """Index of the oldest sample held."""
+    next: int
+    """Index after the newest sample."""
+    acked: int
+    """Index after the last acknowledged sample."""
+    state: str = "listening"
+    """How the source is: listening, degraded, missing or ended."""
+    detail: str | None = None
+    """What is wrong with it; None while nothing is."""
+    is_paced: bool = True
+    """Audio comes in real time; otherwise as fast as it is acknowledged."""
+
+    def encode(self) -> list[bytes]:
+        """Return the frames of the reply: header, PCM."""
+        header = _block_header(self.block) | {
+            "stream": self.block.stream,
+            "oldest": self.oldest,
+            "next": self.next,
+            "acked": self.acked,
+            "state": self.state,
+            "detail": _cut(self.detail, MAX_DETAIL_CHARACTERS),
+        }
+        if not self.is_paced:
+            header["paced"] = False
+        return [encode_json(header), pcm_bytes(self.block.pcm)]
+
+    @classmethod
+    def decode(cls, frames: list[bytes], stream: str) -> Self:
+        """Return the reply of the ring of `stream`.
+
+        Raises:
+            WireError: the ring refused the request, or the frames do not follow the format.
+        """
+        if not 1 <= len(frames) <= 2:
+            raise WireError(f"ring reply: expected 1 or 2 frames, got {len(frames)}")
+        body = decode_json(frames[0], "ring reply")
+        if "error" in body:
+            reason = short(str(body["error"]).encode("utf-8", "replace"))
+            raise WireError(f"ring of {stream} refused: {reason}")
+        if len(frames) != 2:
+            raise WireError("ring reply: expected header and PCM, got the header alone")
+        header = validate(_ReplyHeader, body, "ring reply")
+        return cls(
+            block=_to_block(stream, header, frames[1]),
+            oldest=header.oldest,
+            next=header.next,
+            acked=header.acked,
+            state=header.state,
+            detail=header.detail,
+            is_paced=header.paced,
+        )
 
 
-def encode_ring_reply(reply: RingReply) -> list[bytes]:
-    """Return the frames of a ring reply: header, PCM."""
-    header = _block_header(reply.block) | {
-        "stream": reply.block.stream,
-        "oldest": reply.oldest,
-        "next": reply.next,
-        "acked": reply.acked,
-        "state": reply.state,
-        # cut here: the other side refuses a longer one, and the audio with it
-        "detail": None if reply.detail is None else reply.detail[:MAX_DETAIL_CHARACTERS],
-    }
-    if not reply.is_paced:
-        header["paced"] = False
-    return [encode_json(header), _pcm_bytes(reply.block.pcm)]
+class RingRefusal(Body):
+    """Why a ring does not answer a request; see the class methods for the cases."""
+
+    v: Literal[1] = PROTOCOL_VERSION
+    error: Literal["malformed", "wrong_stream", "wrong_epoch"]
+    detail: str | None = None
+    """What is malformed."""
+    stream: str | None = None
+    """The stream that the ring is of."""
+    epoch: str | None = None
+    """The run of the capture process that the ring is of."""
+    oldest: int | None = None
+    """Index of the oldest sample of that epoch."""
+    next: int | None = None
+    """Index after the newest sample of that epoch."""
+
+    @classmethod
+    def malformed(cls, reason: str) -> Self:
+        """Refuse what is no request."""
+        return cls(error="malformed", detail=_cut(reason, MAX_DETAIL_CHARACTERS))
+
+    @classmethod
+    def wrong_stream(cls, stream: str) -> Self:
+        """Refuse a request for another stream than the ring's."""
+        return cls(error="wrong_stream", stream=stream)
+
+    @classmethod
+    def wrong_epoch(cls, epoch: str, oldest: int, next: int) -> Self:
+        """Refuse a request for another epoch than the ring's."""
+        return cls(error="wrong_epoch", epoch=epoch, oldest=oldest, next=next)
+
+    def encode(self) -> list[bytes]:
+        """Return the frame of the refusal."""
+        return [encode_json(self.model_dump(exclude_none=True))]
 
 
-def encode_error(text: str, **facts: Any) -> bytes:
-    """Return the single frame that refuses a request."""
-    return encode_json({"v": PROTOCOL_VERSION, "error": text, **facts})
+def pcm_bytes(pcm: Pcm16) -> bytes:
+    """Return samples as on the wire: int16, little-endian."""
+    return np.ascontiguousarray(pcm, dtype="<i2").tobytes()
 
 
-def decode_ring_reply(frames: list[bytes], stream: str) -> RingReply:
-    """Return the reply of the ring of `stream`.
+def decode_pcm_answer(body: dict[str, Any], stream: str, pcm: bytes) -> AudioBlock:
+    """Return the block in a decoded header and PCM.
 
     Raises:
-        WireError: the ring refused the request, or the frames do not follow the format.
+        WireError: they do not follow the format.
     """
-    if not 1 <= len(frames) <= 2:
-        raise WireError(f"ring reply: expected 1 or 2 frames, got {len(frames)}")
-    body = decode_json(frames[0], "ring reply")
-    if "error" in body:
-        raise WireError(
-            f"ring of {stream} refused: {short(str(body['error']).encode('utf-8', 'replace'))}"
-        )
-    if len(frames) != 2:
-        raise WireError("ring reply: expected header and PCM, got the header alone")
-    header = validate(_ReplyHeader, body, "ring reply")
-    return RingReply(
-        block=_to_block(stream, header, frames[1]),
-        oldest=header.oldest,
-        next=header.next,
-        acked=header.acked,
-        state=header.state,
-        detail=header.detail,
-        is_paced=header.paced,
-    )
+    return _to_block(stream, validate(_BlockHeader, body, "audio block"), pcm)
 
 
 def _block_header(block: AudioBlock) -> dict[str, Any]:
@@ -226,14 +271,18 @@ def _block_header(block: AudioBlock) -> dict[str, Any]:
         "ring": block.ring,
     }
     if block.gap_reason is not None:
-        header["gap"] = block.gap_reason[:MAX_REASON_CHARACTERS]
+        header["gap"] = _cut(block.gap_reason, MAX_REASON_CHARACTERS)
     if block.is_last:
         header["last"] = True
     if block.detail is not None:
         header["state"] = block.state
-        # cut here: the other side refuses a longer one, and the audio with it
-        header["detail"] = block.detail[:MAX_DETAIL_CHARACTERS]
+        header["detail"] = _cut(block.detail, MAX_DETAIL_CHARACTERS)
     return header
+
+
+def _cut(text: str | None, n_characters: int) -> str | None:
+    """Shorten a text: the other side refuses a longer one, and the audio with it."""
+    return None if text is None else text[:n_characters]
 
 
 def _to_block(stream: str, header: _BlockHeader, pcm: bytes) -> AudioBlock:
@@ -270,7 +319,3 @@ def _stream_name(frame: bytes) -> str:
     if not is_stream_name(name):
         raise WireError(f"stream name: expected {STREAM_NAME_RULE}, got {short(frame)}")
     return name
-
-
-def _pcm_bytes(pcm: Pcm16) -> bytes:
-    return np.ascontiguousarray(pcm, dtype="<i2").tobytes()

@@ -1,25 +1,96 @@
-"""JSON frames: encoded compactly, decoded and validated with errors that say what is wrong."""
+"""JSON on sockets: frames encoded compactly, bodies decoded into typed messages or refused.
+
+A `Body` is one kind of JSON object. Its fields are declared once, in the order of the wire, with
+their units; both directions of the codec follow from that.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Self, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainSerializer,
+    ValidationError,
+    ValidationInfo,
+)
 
 from ast_stream.errors import WireError
-from ast_stream.units import NS_PER_SECOND
+from ast_stream.units import NS_PER_SECOND, format_time, parse_time
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION: Final = 1
 MAX_HEADER_BYTES = 16_384
 MAX_SAMPLE_INDEX = 2**53  # JSON numbers are exact up to here; 17 000 years at 16 kHz
 MAX_TIME_NS = 230 * 366 * 86_400 * NS_PER_SECOND  # about the year 2200: far from any overflow
 
+_FROM_WIRE = object()  # context of a validation: the values are JSON, times are text
+
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-def encode_json(body: dict[str, Any]) -> bytes:
+def _time(value: object, info: ValidationInfo) -> object:
+    if info.context is not _FROM_WIRE:
+        return value
+    if not isinstance(value, str):
+        raise ValueError("expected a time as text, such as 2026-11-20T10:00:30Z")
+    return parse_time(value)
+
+
+def _text(value: object) -> object:
+    """Replace halves of characters: JSON can have them, files and sockets cannot."""
+    if isinstance(value, str) and not value.isascii():
+        return value.encode(errors="replace").decode()
+    return value
+
+
+Time = Annotated[
+    int, BeforeValidator(_time), PlainSerializer(format_time, return_type=str, when_used="always")
+]
+"""Nanoseconds since 1970 UTC; RFC 3339 text on the wire."""
+
+Text = Annotated[str, BeforeValidator(_text)]
+"""Text that can be written anywhere."""
+
+
+def _wire_name(field: str) -> str:
+    """Return the key of a field: times have no `_ns` there, as they are text; `class` is free."""
+    return field.removesuffix("_ns").removesuffix("_")
+
+
+class Body(BaseModel):
+    """A JSON object on a socket: exact types, keys of a newer writer are ignored.
+
+    A field `x_ns` is the time `x` on the wire, see `Time`.
+    """
+
+    model_config = ConfigDict(
+        strict=True,
+        frozen=True,
+        allow_inf_nan=False,
+        alias_generator=_wire_name,
+        populate_by_name=True,
+    )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object, keys in the order of the fields."""
+        return self.model_dump(by_alias=True)
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any], what: str) -> Self:
+        """Return the message in a decoded JSON object; `what` names it in the error.
+
+        Raises:
+            WireError: it does not follow the format; names the first field at fault.
+        """
+        return validate(cls, body, what)
+
+
+def encode_json(body: Mapping[str, Any]) -> bytes:
     """Return compact UTF-8 JSON; NaN and infinity are our own bug and raise ValueError."""
     return json.dumps(body, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
@@ -44,19 +115,25 @@ def decode_json(frame: bytes, what: str, max_bytes: int = MAX_HEADER_BYTES) -> d
     return value
 
 
-def validate(kind: type[_Model], body: dict[str, Any], what: str) -> _Model:
-    """Return `body` as a model.
+def validate(kind: type[_Model], body: Mapping[str, Any], what: str) -> _Model:
+    """Return a decoded JSON object as a model.
 
     Raises:
         WireError: it does not follow the model; names the first field at fault.
     """
     try:
-        return kind.model_validate(body)
+        return kind.model_validate(body, context=_FROM_WIRE, by_alias=True, by_name=False)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         got = short(repr(first.get("input")).encode())
         raise WireError(f"{what}: {where}: {first['msg']}, got {got}") from error
+
+
+def short(frame: bytes) -> str:
+    """Return the beginning of bytes from outside, safe to print."""
+    text = frame[:60].decode(errors="backslashreplace")
+    return repr(text) + ("…" if len(frame) > 60 else "")
 
 
 def _refuse_number(text: str) -> float:
@@ -66,9 +143,3 @@ def _refuse_number(text: str) -> float:
 def _finite_number(text: str) -> float:
     number = float(text)
     return number if math.isfinite(number) else _refuse_number(text)
-
-
-def short(frame: bytes) -> str:
-    """Return the beginning of bytes from outside, safe to print."""
-    text = frame[:60].decode(errors="backslashreplace")
-    return repr(text) + ("…" if len(frame) > 60 else "")

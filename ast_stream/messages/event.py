@@ -1,7 +1,7 @@
-"""What the stages and processes tell each other: blocks in, events and gaps out.
+"""Events, gaps and scores: as the detector and the intake give them, and as the feed carries them.
 
-Positions are sample indices at 16 kHz since the start of a capture process (its epoch); wall
-time is attached once, at capture, in nanoseconds since 1970 UTC.
+Positions are sample indices at 16 kHz since the start of a capture process (its epoch). The feed
+adds wall time, which was attached once, at capture.
 """
 
 from __future__ import annotations
@@ -10,19 +10,21 @@ import base64
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from ast_stream.labels import slug
-from ast_stream.messages.codec import PROTOCOL_VERSION
+from ast_stream.messages.codec import PROTOCOL_VERSION, Body, Text, Time
 from ast_stream.sample_clock import SampleClock
-from ast_stream.units import format_time, samples_to_seconds
+from ast_stream.units import samples_to_seconds
 
 EventType = Literal["begin", "update", "end"]
 EndReason = Literal["quiet", "gap", "stream_lost", "max_duration", "shutdown", "restart"]
-StreamState = Literal["listening", "warming", "gated", "missing", "degraded"]
+
+_SCORE_DIGITS = 4
 
 
 def event_id(stream: str, epoch: str, index: int, first_sample: int) -> str:
@@ -99,63 +101,215 @@ class Scores:
     scores: npt.NDArray[np.float32]
 
 
-def event_topic(class_slug: str, stream: str) -> str:
-    """Return `event/<class>/<stream>/`."""
-    return f"event/{class_slug}/{stream}/"
+Identity: TypeAlias = tuple[str, ...]
+"""What is the same if the same audio is derived again.
+
+Of an event its id, type and `at_sample`; of a gap the word gap, its stream, epoch and start.
+"""
 
 
-def stream_topic(kind: Literal["scores", "health", "gap"], stream: str) -> str:
-    """Return `<kind>/<stream>/`."""
-    return f"{kind}/{stream}/"
+def event_identity(event_id: str, event_type: str, at_sample: object) -> Identity:
+    """Return the identity of an event message."""
+    return event_id, event_type, str(at_sample)
 
 
-WORKER_STATUS_TOPIC = "status/worker/"
-SOURCE_ENDED = "the source has ended"  # detail of the health of a stream that is over
-ALERTS_STATUS_TOPIC = "status/alerts/"  # on the alerts process's own feed
+def gap_identity(stream: str, epoch: str, start_sample: object) -> Identity:
+    """Return the identity of a gap message."""
+    return "gap", stream, epoch, str(start_sample)
 
 
-def event_body(
-    event: Event,
-    clock: SampleClock,
-    *,
-    labels: Mapping[str, str],
-    audio_end: int,
-    scored_ns: int,
-    model: str,
-) -> dict[str, Any]:
-    """Return the feed body of `event`, still without `boot`, `seq` and `published`.
+class FeedBody(Body):
+    """What every body on the feed may say besides its own fields."""
 
-    Args:
-        audio_end: end of the audio known; the last windows of a recording reach beyond it.
-        scored_ns: wall time at which the deciding window was scored.
-    """
+    published_ns: Annotated[Time | None, Field(exclude=True)] = None
+    """When it was published; the publisher writes it. None in bodies that were not."""
 
-    def at(sample: int | None) -> str | None:
-        return None if sample is None else format_time(clock.time_ns(sample))
 
-    return {
-        "v": PROTOCOL_VERSION,
-        "id": event.id,
-        "type": event.type,
-        "stream": event.stream,
-        "labels": dict(labels),
-        "class": event.slug,
-        "label": event.label,
-        "index": event.index,
-        "score": round(event.score, 4),
-        "peak": round(event.peak, 4),
-        "mean": None if event.mean is None else round(event.mean, 4),
-        "onset": at(event.onset_sample),
-        "offset": at(event.offset_sample),
-        "duration_s": event.duration_s,
-        "duration_reliable": event.duration_reliable,
-        "uncertainty_s": round(event.uncertainty_s, 4),
-        "onset_sample": event.onset_sample,
-        "offset_sample": event.offset_sample,
-        "at_sample": event.at_sample,
-        "epoch": event.epoch,
-        "reason": event.reason,
-        "captured": at(min(event.at_sample, audio_end)),
-        "scored": format_time(scored_ns),
-        "model": model,
-    }
+class EventMessage(FeedBody):
+    """An event on the feed. Fields with a default may be absent in bodies written by hand."""
+
+    v: Literal[1] = PROTOCOL_VERSION
+    id: Text
+    """The same from begin to end, and if the event is derived again after a crash."""
+    type: EventType
+    stream: Text
+    labels: dict[Text, Text] = Field(default_factory=dict)
+    """Of the stream, as configured."""
+    class_: Text
+    """Slug of the label, as in topics."""
+    label: Text
+    index: int | None = None
+    """Of the class in the model's output."""
+    score: float
+    """Of the deciding window, in [0, 1]."""
+    peak: float
+    """Highest score so far, in [0, 1]."""
+    mean: float | None = None
+    """Mean score while active, in [0, 1]; set in `end`."""
+    onset_ns: Time
+    """Start of the sound."""
+    offset_ns: Time | None = None
+    """End of the sound; set in `end`."""
+    duration_s: float | None = None
+    """Seconds from onset to offset; set in `end`."""
+    duration_reliable: bool = True
+    """False where the end of the sound was not observed."""
+    uncertainty_s: float | None = None
+    """Half-width in seconds of the interval that holds the onset."""
+    onset_sample: int | None = None
+    """Sample index of the onset in `epoch`."""
+    offset_sample: int | None = None
+    """Sample index of the offset; set in `end`."""
+    at_sample: int | None = None
+    """Sample index of the end of the deciding window."""
+    epoch: Text | None = None
+    """Run of the capture process."""
+    reason: Text | None = None
+    """Why the event ended; set in `end`."""
+    captured_ns: Time
+    """When the last sample of the deciding window was captured."""
+    scored_ns: Time | None = None
+    """When the deciding window was scored."""
+    model: Text | None = None
+    """Hash of the checkpoint."""
+
+    @classmethod
+    def of(
+        cls,
+        event: Event,
+        clock: SampleClock,
+        *,
+        labels: Mapping[str, str],
+        audio_end: int,
+        scored_ns: int,
+        model: str,
+    ) -> Self:
+        """Return the message about `event`.
+
+        Args:
+            audio_end: end of the audio known; the last windows of a recording reach beyond it.
+            scored_ns: wall time at which the deciding window was scored.
+        """
+        offset_sample = event.offset_sample
+        return cls(
+            id=event.id,
+            type=event.type,
+            stream=event.stream,
+            labels=dict(labels),
+            class_=event.slug,
+            label=event.label,
+            index=event.index,
+            score=round(event.score, _SCORE_DIGITS),
+            peak=round(event.peak, _SCORE_DIGITS),
+            mean=None if event.mean is None else round(event.mean, _SCORE_DIGITS),
+            onset_ns=clock.time_ns(event.onset_sample),
+            offset_ns=None if offset_sample is None else clock.time_ns(offset_sample),
+            duration_s=event.duration_s,
+            duration_reliable=event.duration_reliable,
+            uncertainty_s=round(event.uncertainty_s, _SCORE_DIGITS),
+            onset_sample=event.onset_sample,
+            offset_sample=offset_sample,
+            at_sample=event.at_sample,
+            epoch=event.epoch,
+            reason=event.reason,
+            captured_ns=clock.time_ns(min(event.at_sample, audio_end)),
+            scored_ns=scored_ns,
+            model=model,
+        )
+
+    @property
+    def identity(self) -> Identity:
+        """What is the same if the same audio is derived again."""
+        return event_identity(self.id, self.type, self.at_sample)
+
+    @property
+    def topic(self) -> str:
+        """`event/<class>/<stream>/`."""
+        return f"event/{self.class_}/{self.stream}/"
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any], what: str = "event") -> Self:
+        """Return the event in a body; without a `score` it is as good as its peak."""
+        if "score" not in body and "peak" in body:
+            body = {**body, "score": body["peak"]}
+        return super().from_json(body, what)
+
+    def ended_by_restart(self) -> Self:
+        """Return the `end` of an event of which this is the last message.
+
+        The sound is known to have lasted until then.
+        """
+        onset = self.onset_sample or 0
+        offset = max(self.at_sample or 0, onset)
+        ending: dict[str, object] = {
+            "type": "end",
+            "mean": self.score,
+            "offset_ns": self.captured_ns,
+            "offset_sample": offset,
+            "duration_s": samples_to_seconds(offset - onset),
+            "duration_reliable": False,
+            "reason": "restart",
+        }
+        return self.model_copy(update=ending)
+
+
+class GapMessage(FeedBody):
+    """A gap on the feed: audio that is lost for good."""
+
+    stream: Text
+    epoch: Text
+    """Run of the capture process."""
+    start_sample: Annotated[int, Field(alias="start")]
+    """Sample index of the first lost sample."""
+    samples: int
+    """How many samples are lost."""
+    duration_s: float
+    """The same in seconds."""
+    reason: Text
+    """Why, e.g. `overflow`, `device_lost`, `ring_overrun`."""
+    time_ns: Time | None = None
+    """Wall time of the first lost sample, None if not known."""
+
+    @classmethod
+    def of(cls, gap: Gap, time_ns: int | None) -> Self:
+        """Return the message about `gap`.
+
+        Args:
+            time_ns: wall time of its first sample, None if not known.
+        """
+        return cls(
+            stream=gap.stream,
+            epoch=gap.epoch,
+            start_sample=gap.start_sample,
+            samples=gap.samples,
+            duration_s=samples_to_seconds(gap.samples),
+            reason=gap.reason,
+            time_ns=time_ns,
+        )
+
+    @property
+    def identity(self) -> Identity:
+        """What is the same if the same audio is derived again."""
+        return gap_identity(self.stream, self.epoch, self.start_sample)
+
+    @property
+    def topic(self) -> str:
+        """`gap/<stream>/`."""
+        return f"gap/{self.stream}/"
+
+
+class ScoresHeader(FeedBody):
+    """The body of scores of one window on the feed; the scores are a frame of their own."""
+
+    stream: Text
+    epoch: Text
+    """Run of the capture process."""
+    end_sample: int
+    """Sample index of the end of the window."""
+    time_ns: Time
+    """Wall time of that sample."""
+
+    @property
+    def topic(self) -> str:
+        """`scores/<stream>/`."""
+        return f"scores/{self.stream}/"

@@ -1,39 +1,99 @@
-"""Bytes of the feed and of its log; no sockets.
+"""The feed and its log: what goes around every body, so that readers know what they missed.
 
 A feed message is topic · JSON body, and for `scores/` a third frame of float16. A line of the log
-is one JSON object with both, and a checksum. What comes from outside is checked and refused with
-a `WireError`.
+is one JSON object with topic and body, and a checksum.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ast_stream.errors import WireError
-from ast_stream.messages.codec import decode_json, encode_json, short, validate
-from ast_stream.messages.event import Gap
+from ast_stream.messages.alert import Alert
+from ast_stream.messages.codec import (
+    PROTOCOL_VERSION,
+    Body,
+    decode_json,
+    encode_json,
+    short,
+    validate,
+)
+from ast_stream.messages.event import (
+    EventMessage,
+    GapMessage,
+    Identity,
+    ScoresHeader,
+    event_identity,
+    gap_identity,
+)
+from ast_stream.messages.status import (
+    ALERTS_STATUS_TOPIC,
+    WORKER_STATUS_TOPIC,
+    AlertsStatus,
+    Health,
+    WorkerStatus,
+)
 from ast_stream.runtime.files import add_checksum, has_checksum
-from ast_stream.units import format_time, samples_to_seconds
+from ast_stream.units import format_time
 
 MAX_TOPIC_BYTES = 512
 MAX_BODY_BYTES = 256 * 1024
 MAX_LINE_BYTES = MAX_BODY_BYTES + 1024  # of the log: topic and checksum around the body
+MAX_SEQ = 2**53  # JSON numbers are exact up to here
 DURABLE_TOPICS = ("event/", "gap/")  # logged on disk and replayed on request
+STATUS_TOPICS = ("status/",)  # published each second
 BOOT_TOPIC = "boot/"  # in the log and in replays only: here a run of the publisher begins
-SCORES_DTYPE = "float16"
+_SCORES_DTYPE = "float16"
 
 Scores16 = npt.NDArray[np.float16]
+"""Scores of one window, shape (n_classes,), in [0, 1]."""
+
 Position: TypeAlias = tuple[str, int]
 """A boot and the `seq` of one of its messages."""
 
-MAX_SEQ = 2**53  # JSON numbers are exact up to here
-_BOOT_PATTERN = r"^[0-9A-Za-z_-]{1,64}$"
+Content: TypeAlias = (
+    EventMessage | GapMessage | ScoresHeader | Health | WorkerStatus | AlertsStatus | Alert
+)
+
 _Seq = Annotated[int, Field(ge=0, le=MAX_SEQ)]
+
+
+class _Stamp(Body):
+    """What every body has; all other keys pass."""
+
+    v: Literal[1]
+    boot: Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]{1,64}$")]
+    seq: _Seq
+    previous: _Seq = 0
+    durable_seq: _Seq = 0
+
+
+class _ScoresShape(Body):
+    dtype: Literal["float16"]
+    shape: Annotated[
+        list[Annotated[int, Field(ge=0, le=100_000)]], Field(min_length=1, max_length=1)
+    ]
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """Who published a message, when, and its place in the order of the feed."""
+
+    boot: str
+    """The publisher's run."""
+    seq: int
+    """Number of the message in that run, without gaps, from 1."""
+    published_ns: int
+    """Wall time, nanoseconds since 1970."""
+    previous: int | None = None
+    """Of events and gaps: `seq` of the one before, 0 for the first."""
+    durable_seq: int | None = None
+    """Of status and health: `seq` of the last event or gap."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +109,28 @@ class FeedMessage:
     body: dict[str, Any]
     scores: Scores16 | None = None
 
+    @classmethod
+    def of(cls, content: Content, stamp: Stamp, scores: Scores16 | None = None) -> Self:
+        """Return the message that publishes `content`."""
+        body = content.to_json()
+        if stamp.previous is not None:
+            body["previous"] = stamp.previous
+        if stamp.durable_seq is not None:
+            body["durable_seq"] = stamp.durable_seq
+        body |= {
+            "v": PROTOCOL_VERSION,
+            "boot": stamp.boot,
+            "seq": stamp.seq,
+            "published": format_time(stamp.published_ns),
+        }
+        return cls(content.topic, body, scores)
+
+    @classmethod
+    def start_of(cls, boot: str) -> Self:
+        """Return the line that marks where a run of the publisher begins in the log."""
+        body = {"v": PROTOCOL_VERSION, "boot": boot, "seq": 0, "previous": 0}
+        return cls(BOOT_TOPIC, body)
+
     @property
     def kind(self) -> str:
         """First word of the topic: event, gap, scores, health, status, alert."""
@@ -60,112 +142,124 @@ class FeedMessage:
         return self.body["boot"], self.body["seq"]
 
     @property
+    def position_before(self) -> Position | None:
+        """Where a reader of everything stands before this message, None if it does not say."""
+        seq = self.body.get("previous", self.body.get("durable_seq"))
+        return None if seq is None else (self.body["boot"], seq)
+
+    @property
     def is_durable(self) -> bool:
         """Whether the publisher logs it and can repeat it."""
         return "previous" in self.body
 
+    @property
+    def identity(self) -> Identity | None:
+        """What tells a message that comes twice; None for what is never derived again."""
+        match self.kind, self.body:
+            case "event", {"id": identity, "type": kind, "at_sample": at_sample}:
+                return event_identity(str(identity), str(kind), at_sample)
+            case "gap", {"stream": stream, "epoch": epoch, "start": start}:
+                return gap_identity(str(stream), str(epoch), start)
+        return None
 
-class _FeedBody(BaseModel):
-    """What every body has; all other keys pass."""
+    @property
+    def epoch_of_stream(self) -> tuple[str, str] | None:
+        """The stream and epoch that an event or gap is about, None for others."""
+        match self.body:
+            case {"stream": str(stream), "epoch": str(epoch)}:
+                return stream, epoch
+        return None
 
-    model_config = ConfigDict(strict=True, frozen=True)
-    v: Literal[1]
-    boot: str = Field(pattern=_BOOT_PATTERN)
-    seq: _Seq
-    previous: _Seq = 0
-    durable_seq: _Seq = 0
+    @property
+    def at_sample(self) -> int | None:
+        """Sample index at which an event was decided, None for others."""
+        at_sample = self.body.get("at_sample")
+        return at_sample if isinstance(at_sample, int) else None
 
+    def content(self) -> Content:
+        """Return the body as the class of its topic.
 
-class _ScoresBody(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True)
-    dtype: Literal["float16"]
-    shape: list[Annotated[int, Field(ge=0, le=100_000)]] = Field(min_length=1, max_length=1)
+        Raises:
+            WireError: it does not follow the format, or the topic is none of this program.
+        """
+        kind: type[Content] | None = _CONTENTS.get(self.topic) or _CONTENTS.get(self.kind)
+        if kind is None:
+            raise WireError(f"feed message {short(self.topic.encode())}: the topic is not known")
+        return kind.from_json(self.body, f"feed message {short(self.topic.encode())}")
 
+    def encode(self) -> list[bytes]:
+        """Return the frames of the message; with scores the body gains `dtype` and `shape`."""
+        if self.scores is None:
+            return [self.topic.encode(), encode_json(self.body)]
+        body = self.body | {"dtype": _SCORES_DTYPE, "shape": list(self.scores.shape)}
+        payload = np.ascontiguousarray(self.scores, dtype="<f2").tobytes()
+        return [self.topic.encode(), encode_json(body), payload]
 
-def encode_message(topic: str, body: dict[str, Any], scores: Scores16 | None = None) -> list[bytes]:
-    """Return the frames of a feed message; for scores the body gains `dtype` and `shape`."""
-    if scores is None:
-        return [topic.encode(), encode_json(body)]
-    described = body | {"dtype": SCORES_DTYPE, "shape": list(scores.shape)}
-    payload = np.ascontiguousarray(scores, dtype="<f2").tobytes()
-    return [topic.encode(), encode_json(described), payload]
+    @classmethod
+    def decode(cls, frames: list[bytes]) -> Self:
+        """Return the feed message in two or three frames.
 
+        Raises:
+            WireError: the frames do not follow the format.
+        """
+        if not 2 <= len(frames) <= 3:
+            raise WireError(f"feed message: expected 2 or 3 frames, got {len(frames)}")
+        topic = _decode_topic(frames[0])
+        body = decode_json(frames[1], f"feed message {topic}", MAX_BODY_BYTES)
+        _check_stamp(topic, body)
+        scores = None if len(frames) == 2 else _decode_scores(topic, body, frames[2])
+        return cls(topic, body, scores)
 
-def decode_message(frames: list[bytes]) -> FeedMessage:
-    """Return the feed message in two or three frames.
+    def to_entry(self) -> dict[str, Any]:
+        """Return the message as in a page of a replay or a line of the log."""
+        return {"topic": self.topic, "body": self.body}
 
-    Raises:
-        WireError: the frames do not follow the format.
-    """
-    if not 2 <= len(frames) <= 3:
-        raise WireError(f"feed message: expected 2 or 3 frames, got {len(frames)}")
-    topic = _decode_topic(frames[0])
-    body = decode_json(frames[1], f"feed message {topic}", MAX_BODY_BYTES)
-    message = _checked_message(topic, body)
-    if len(frames) == 2:
+    @classmethod
+    def from_entry(cls, entry: object) -> Self:
+        """Return the durable message in a decoded line of the log or entry of a replay page.
+
+        Raises:
+            WireError: it does not follow the format.
+        """
+        match entry:
+            case {"topic": str(topic), "body": dict(body)}:
+                _check_stamp(topic, body)
+            case _:
+                raise WireError("logged message: expected 'topic' and 'body', got something else")
+        message = cls(topic, body)
+        if not message.is_durable:
+            raise WireError(f"logged message {topic}: expected 'previous', got a body without it")
         return message
-    described = validate(_ScoresBody, body, f"feed message {topic}")
-    n_bytes = described.shape[0] * np.dtype("<f2").itemsize
-    if len(frames[2]) != n_bytes:
-        raise WireError(
-            f"feed message {topic}: expected {n_bytes} bytes of scores, got {len(frames[2])}"
-        )
-    scores = np.frombuffer(frames[2], dtype="<f2").astype(np.float16, copy=False)
-    return FeedMessage(topic, body, scores)
+
+    def encode_line(self) -> bytes:
+        """Return the line of the event log: JSON that begins with its CRC-32."""
+        return add_checksum(encode_json(self.to_entry()))
+
+    @classmethod
+    def decode_line(cls, line: bytes) -> Self:
+        """Return the message in one line of the event log.
+
+        Raises:
+            WireError: the line is damaged.
+        """
+        if not has_checksum(line):
+            raise WireError(f"event log line: expected another checksum, got {short(line)}")
+        return cls.from_entry(decode_json(line, "event log line", MAX_LINE_BYTES))
 
 
-def gap_body(gap: Gap, time_ns: int | None) -> dict[str, Any]:
-    """Return the feed body of a gap, still without `boot` and `seq`.
-
-    Args:
-        time_ns: wall time of its first sample, None if not known.
-    """
-    return {
-        "stream": gap.stream,
-        "epoch": gap.epoch,
-        "start": gap.start_sample,
-        "samples": gap.samples,
-        "duration_s": samples_to_seconds(gap.samples),
-        "reason": gap.reason,
-        "time": None if time_ns is None else format_time(time_ns),
-    }
+_CONTENTS: dict[str, type[Content]] = {  # by topic, or by its first word
+    "event": EventMessage,
+    "gap": GapMessage,
+    "scores": ScoresHeader,
+    "health": Health,
+    "alert": Alert,
+    WORKER_STATUS_TOPIC: WorkerStatus,
+    ALERTS_STATUS_TOPIC: AlertsStatus,
+}
 
 
-def encode_line(message: FeedMessage) -> bytes:
-    """Return the line of the event log that holds `message`: JSON that begins with its CRC-32."""
-    return add_checksum(encode_json({"topic": message.topic, "body": message.body}))
-
-
-def decode_line(line: bytes) -> FeedMessage:
-    """Return the message in one line of the event log.
-
-    Raises:
-        WireError: the line is damaged.
-    """
-    if not has_checksum(line):
-        raise WireError(f"event log line: expected another checksum, got {short(line)}")
-    return logged_message(decode_json(line, "event log line", MAX_LINE_BYTES))
-
-
-def logged_message(entry: object) -> FeedMessage:
-    """Return the durable message in a decoded line of the log or entry of a replay page.
-
-    Raises:
-        WireError: it does not follow the format.
-    """
-    match entry:
-        case {"topic": str(topic), "body": dict(body)}:
-            message = _checked_message(topic, body)
-        case _:
-            raise WireError("logged message: expected 'topic' and 'body', got something else")
-    if not message.is_durable:
-        raise WireError(f"logged message {topic}: expected 'previous', got a body without it")
-    return message
-
-
-def _checked_message(topic: str, body: dict[str, Any]) -> FeedMessage:
-    validate(_FeedBody, body, f"feed message {short(topic.encode())}")
-    return FeedMessage(topic, body)
+def _check_stamp(topic: str, body: dict[str, Any]) -> None:
+    validate(_Stamp, body, f"feed message {short(topic.encode())}")
 
 
 def _decode_topic(frame: bytes) -> str:
@@ -176,3 +270,13 @@ def _decode_topic(frame: bytes) -> str:
     if len(frame) > MAX_TOPIC_BYTES or not topic.endswith("/"):
         raise WireError(f"topic: expected a short name ending in '/', got {short(frame)}")
     return topic
+
+
+def _decode_scores(topic: str, body: dict[str, Any], payload: bytes) -> Scores16:
+    n_scores = validate(_ScoresShape, body, f"feed message {topic}").shape[0]
+    n_bytes = n_scores * np.dtype("<f2").itemsize
+    if len(payload) != n_bytes:
+        raise WireError(
+            f"feed message {topic}: expected {n_bytes} bytes of scores, got {len(payload)}"
+        )
+    return np.frombuffer(payload, dtype="<f2").astype(np.float16, copy=False)

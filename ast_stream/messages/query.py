@@ -1,62 +1,57 @@
-"""Bytes of the query endpoint; no sockets.
+"""Queries to a publisher and their answers.
 
-A query is one JSON frame, its answer a JSON frame, for audio with a second one of PCM. What comes
-from outside is checked here and refused with a `WireError`.
+A query is one JSON frame, its answer a JSON frame, for audio with a second one of PCM.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from ast_stream.errors import WireError
+from ast_stream.messages.audio import AudioBlock, decode_pcm_answer, pcm_bytes
 from ast_stream.messages.codec import (
     MAX_SAMPLE_INDEX,
     PROTOCOL_VERSION,
+    Body,
+    Text,
+    Time,
     decode_json,
     encode_json,
     short,
     validate,
 )
-from ast_stream.messages.feed import MAX_SEQ, FeedMessage, Position, logged_message
+from ast_stream.messages.event import EventMessage
+from ast_stream.messages.feed import MAX_SEQ, FeedMessage, Position
+from ast_stream.messages.status import Health, WorkerStatus
+from ast_stream.units import SAMPLE_RATE, format_time
 
 MAX_PAGE_MESSAGES = 1000
 MAX_PAGE_BYTES = 1024 * 1024  # small, because a client that does not read keeps pages queued
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
 MAX_AUDIO_S = 60
-TOO_OLD = "too_old"
+_TOO_OLD = "too_old"
 
 _Moment = Annotated[int, Field(ge=0, le=MAX_SAMPLE_INDEX)] | Annotated[str, Field(max_length=64)]
 
 
-@dataclass(frozen=True, eq=False)
-class ReplayPage:
-    """Durable messages in the order they were published; `more` are waiting after the last."""
-
-    messages: list[FeedMessage]
-    more: bool
-
-
-@dataclass(frozen=True)
-class TooOld:
-    """What was asked for is no longer held; `oldest` is, None if nothing is."""
-
-    oldest: Position | None
-
-
-class _Query(BaseModel):
+class _Query(Body):
     """Unknown keys are refused: a mistyped `after` would replay everything."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
-    v: Literal[1] = 1
+    model_config = ConfigDict(extra="forbid")
+    v: Literal[1] = PROTOCOL_VERSION
+
+    def encode(self) -> list[bytes]:
+        """Return the frame of the query."""
+        return [encode_json(self.to_json())]
 
 
 class ReplayQuery(_Query):
     """Ask for the durable messages after a position; without one, from the oldest held."""
 
-    op: Literal["replay"]
+    op: Literal["replay"] = "replay"
     after: tuple[str, int] | None = None
 
     @field_validator("after", mode="before")
@@ -74,23 +69,26 @@ class ReplayQuery(_Query):
 class SnapshotQuery(_Query):
     """Ask for streams, open events and status."""
 
-    op: Literal["snapshot"]
+    op: Literal["snapshot"] = "snapshot"
 
 
 class PingQuery(_Query):
     """Ask whether the publisher is there, and where it stands."""
 
-    op: Literal["ping"]
+    op: Literal["ping"] = "ping"
 
 
 class AudioQuery(_Query):
-    """Ask for sound; `from` and `to` are sample indices of the epoch or RFC 3339 times."""
+    """Ask for audio."""
 
-    op: Literal["audio"]
-    stream: str = Field(max_length=63)
-    epoch: str | None = Field(default=None, max_length=64)
-    start: _Moment = Field(alias="from")
-    stop: _Moment = Field(alias="to")
+    op: Literal["audio"] = "audio"
+    stream: Annotated[str, Field(max_length=63)]
+    epoch: Annotated[str | None, Field(max_length=64)] = None
+    """Run of the capture process; None: the present one."""
+    start: Annotated[_Moment, Field(alias="from")]
+    """Sample index of the epoch, or an RFC 3339 time."""
+    stop: Annotated[_Moment, Field(alias="to")]
+    """Of the same kind."""
 
 
 Query = ReplayQuery | SnapshotQuery | PingQuery | AudioQuery
@@ -102,13 +100,15 @@ _QUERIES: dict[str, type[Query]] = {
 }
 
 
-def decode_query(frame: bytes) -> Query:
+def decode_query(frames: list[bytes]) -> Query:
     """Return a query.
 
     Raises:
         WireError: it is not one of the four queries in the format.
     """
-    body = decode_json(frame, "query")
+    if len(frames) != 1:
+        raise WireError(f"query: expected 1 frame, got {len(frames)}")
+    body = decode_json(frames[0], "query")
     op = body.get("op")
     kind = _QUERIES.get(op) if isinstance(op, str) else None
     if kind is None:
@@ -118,23 +118,100 @@ def decode_query(frame: bytes) -> Query:
     return validate(kind, body, "query")
 
 
-def encode_query(op: str, **fields: Any) -> bytes:
-    """Return the frame of a query."""
-    return encode_json({"v": PROTOCOL_VERSION, "op": op, **fields})
+class _Answer(Body):
+    boot: Annotated[Text, Field(exclude=True)]
+    """The publisher's run."""
+
+    def encode(self) -> list[bytes]:
+        """Return the frame of the answer."""
+        return [_encode_answer(self.to_json(), self.boot)]
+
+    @classmethod
+    def decode(cls, frames: list[bytes]) -> Self:
+        """Return the answer.
+
+        Raises:
+            WireError: it does not follow the format, or the query was refused.
+        """
+        return cls.from_json(_decode_answer(frames), "answer to a query")
 
 
-def decode_answer(frames: list[bytes]) -> dict[str, Any]:
-    """Return the JSON of an answer to a query.
+class PingAnswer(_Answer):
+    """Where a publisher stands."""
 
-    Raises:
-        WireError: it is not JSON, or the query was refused.
-    """
-    if not frames:
-        raise WireError("answer to a query: expected a JSON frame, got nothing")
-    body = decode_json(frames[0], "answer to a query", MAX_ANSWER_BYTES)
-    if "error" in body:
-        raise WireError(f"the query was refused: {body['error']}")
-    return body
+    started_ns: Time
+    """When its run began."""
+    durable_seq: Annotated[int, Field(ge=0, le=MAX_SEQ)]
+    """`seq` of its last event or gap, 0 if there is none."""
+
+
+class Snapshot(_Answer):
+    """How everything is now."""
+
+    streams: list[Health]
+    events: list[EventMessage]
+    """Events that are open, as their last message would be."""
+    status: WorkerStatus
+
+
+@dataclass(frozen=True, eq=False)
+class AudioAnswer:
+    """What is held of the audio asked for."""
+
+    block: AudioBlock
+    boot: str
+    """The publisher's run."""
+
+    def encode(self) -> list[bytes]:
+        """Return the frames of the answer: header, PCM."""
+        block = self.block
+        header = {
+            "stream": block.stream,
+            "epoch": block.epoch,
+            "start": block.start_sample,
+            "rate": SAMPLE_RATE,
+            "samples": len(block.pcm),
+            "time": format_time(block.time_ns),
+        }
+        return [_encode_answer(header, self.boot), pcm_bytes(block.pcm)]
+
+    @classmethod
+    def decode(cls, frames: list[bytes]) -> Self:
+        """Return the answer.
+
+        Raises:
+            WireError: it does not follow the format, or the query was refused.
+        """
+        body = _decode_answer(frames)
+        if len(frames) != 2:
+            raise WireError(f"audio: expected header and PCM, got {len(frames)} frames")
+        block = decode_pcm_answer(body, str(body.get("stream")), frames[1])
+        return cls(block, str(body.get("boot")))
+
+
+@dataclass(frozen=True, eq=False)
+class ReplayPage:
+    """Durable messages in the order they were published; `more` are waiting after the last."""
+
+    messages: list[FeedMessage]
+    more: bool
+
+    def encode(self, boot: str) -> list[bytes]:
+        """Return the frame of the answer of a publisher's run."""
+        entries = [message.to_entry() for message in self.messages]
+        return [_encode_answer({"messages": entries, "more": self.more}, boot)]
+
+
+@dataclass(frozen=True)
+class TooOld:
+    """What was asked for is no longer held."""
+
+    oldest: Position | None
+    """Position after which everything is held, None if nothing is."""
+
+    def encode(self) -> list[bytes]:
+        """Return the frame of the answer."""
+        return [_encode_refusal(_TOO_OLD, oldest=self.oldest)]
 
 
 def decode_replay(frames: list[bytes]) -> ReplayPage | TooOld:
@@ -145,13 +222,35 @@ def decode_replay(frames: list[bytes]) -> ReplayPage | TooOld:
     """
     if frames:
         body = decode_json(frames[0], "answer to a query", MAX_ANSWER_BYTES)
-        if body.get("error") == TOO_OLD:
+        if body.get("error") == _TOO_OLD:
             return TooOld(_oldest(body.get("oldest")))
-    body = decode_answer(frames)
+    body = _decode_answer(frames)
     entries, more = body.get("messages"), body.get("more")
     if not isinstance(entries, list) or not isinstance(more, bool):
         raise WireError("replay page: expected 'messages' and 'more', got other keys")
-    return ReplayPage([logged_message(entry) for entry in entries], more)
+    return ReplayPage([FeedMessage.from_entry(entry) for entry in entries], more)
+
+
+def refuse_query(reason: str) -> list[bytes]:
+    """Return the frame that refuses a query; `reason` is a sentence."""
+    return [_encode_refusal(reason)]
+
+
+def _encode_answer(body: dict[str, Any], boot: str) -> bytes:
+    return encode_json(body | {"v": PROTOCOL_VERSION, "boot": boot})
+
+
+def _encode_refusal(error: str, **facts: Any) -> bytes:
+    return encode_json({"v": PROTOCOL_VERSION, "error": error, **facts})
+
+
+def _decode_answer(frames: list[bytes]) -> dict[str, Any]:
+    if not frames:
+        raise WireError("answer to a query: expected a JSON frame, got nothing")
+    body = decode_json(frames[0], "answer to a query", MAX_ANSWER_BYTES)
+    if "error" in body:
+        raise WireError(f"the query was refused: {body['error']}")
+    return body
 
 
 def _oldest(value: object) -> Position | None:

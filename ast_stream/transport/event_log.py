@@ -9,6 +9,7 @@ the case that the process is killed meanwhile, in a spare file in another place.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -16,10 +17,17 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from ast_stream.messages.codec import PROTOCOL_VERSION
-from ast_stream.messages.feed import BOOT_TOPIC, FeedMessage, Position, encode_line
+from ast_stream.errors import WireError
+from ast_stream.messages.event import (
+    Event,
+    EventMessage,
+    Gap,
+    Identity,
+    event_identity,
+    gap_identity,
+)
+from ast_stream.messages.feed import FeedMessage, Position
 from ast_stream.messages.query import MAX_PAGE_BYTES, MAX_PAGE_MESSAGES, ReplayPage, TooOld
 from ast_stream.runtime.files import DamagedFileError, replace_file, set_aside
 from ast_stream.runtime.logging import LimitedLog, Outage
@@ -38,17 +46,16 @@ logger = logging.getLogger(__name__)
 class Published:
     """What the log holds about one epoch of one stream, to publish nothing twice after a kill."""
 
-    events: set[tuple[str, str, int]] = field(default_factory=set)
-    ended: set[str] = field(default_factory=set)
-    gaps: set[int] = field(default_factory=set)
+    identities: set[Identity] = field(default_factory=set)  # of messages
+    ended: set[str] = field(default_factory=set)  # ids of events
 
-    def has_event(self, event_id: str, event_type: str, at_sample: int) -> bool:
-        """Whether this message of this event was published."""
-        return (event_id, event_type, at_sample) in self.events
+    def has_event(self, event: Event) -> bool:
+        """Return whether this message about an event was published."""
+        return event_identity(event.id, event.type, event.at_sample) in self.identities
 
-    def has_gap(self, start_sample: int) -> bool:
-        """Whether the gap that starts here was published."""
-        return start_sample in self.gaps
+    def has_gap(self, gap: Gap) -> bool:
+        """Return whether this gap was published."""
+        return gap_identity(gap.stream, gap.epoch, gap.start_sample) in self.identities
 
 
 class _Unwritten:
@@ -62,7 +69,7 @@ class _Unwritten:
 
     def read(self, numbers: Iterable[int]) -> list[tuple[FeedMessage, int]]:
         messages = [self._messages[number] for number in numbers]
-        return [(message, len(encode_line(message))) for message in messages]
+        return [(message, len(message.encode_line())) for message in messages]
 
 
 class _Spare:
@@ -97,7 +104,7 @@ class _Spare:
             return
         try:
             if self._has_all_but_newest(waiting) and self._file is not None:
-                self._file.append(waiting[-1], encode_line(waiting[-1]))
+                self._file.append(waiting[-1], waiting[-1].encode_line())
             else:
                 self._write(self._path, waiting)
         except (OSError, DamagedFileError) as error:
@@ -126,7 +133,7 @@ class _Spare:
         if self._file is not None:
             self._file.close()
             self._file = None
-        replace_file(path, b"".join(map(encode_line, waiting)), mode=FILE_MODE)
+        replace_file(path, b"".join(message.encode_line() for message in waiting), mode=FILE_MODE)
         file = Segment(path)
         for _ in file.scan(set(), None, MAX_SPARE_BYTES):
             pass
@@ -168,7 +175,7 @@ class EventLog:
     ) -> None:
         self._folder = SegmentFolder(directory, max_bytes, segment_bytes)
         self._unwritten: deque[FeedMessage] = deque()
-        self._left_open: dict[str, dict[str, Any]] = {}
+        self._left_open: dict[str, FeedMessage] = {}
         self._limited_log = LimitedLog(logger, now_s)
         self._spare = _Spare(spare, self._limited_log)
         self.outage = Outage(logger, f"event log {directory} is written again", now_s)
@@ -185,8 +192,7 @@ class EventLog:
 
     def begin(self, boot: str) -> None:
         """Mark the start of a boot, so that readers know the order even of silent ones."""
-        body = {"v": PROTOCOL_VERSION, "boot": boot, "seq": 0, "previous": 0}
-        self.append(FeedMessage(BOOT_TOPIC, body))
+        self.append(FeedMessage.start_of(boot))
 
     def append(self, message: FeedMessage) -> None:
         """Keep a durable message; `seq` must increase within a boot."""
@@ -251,18 +257,20 @@ class EventLog:
         """Return what was published about one epoch of one stream (see `recent`)."""
         published = Published()
         for message in self.recent(stream, epoch, from_sample):
-            match message.kind, message.body:
-                case "event", {"id": str(event_id), "type": str(kind), "at_sample": int(at)}:
-                    published.events.add((event_id, kind, at))
-                    if kind == "end":
-                        published.ended.add(event_id)
-                case "gap", {"start": int(start)}:
-                    published.gaps.add(start)
+            if (identity := message.identity) is None:
+                continue
+            published.identities.add(identity)
+            if message.kind == "event" and identity[1] == "end":
+                published.ended.add(identity[0])
         return published
 
-    def open_events(self) -> list[dict[str, Any]]:
-        """Return the newest body of each event that had not ended when the log was opened."""
-        return list(self._left_open.values())
+    def open_events(self) -> list[EventMessage]:
+        """Return the newest message of each event that had not ended when the log was opened."""
+        events = []
+        for message in self._left_open.values():
+            with contextlib.suppress(WireError):  # written by another version
+                events.append(EventMessage.from_json(message.body))
+        return events
 
     def close(self) -> None:
         """Write what waits, if the disk takes it, and let another process have the directory."""
@@ -289,11 +297,13 @@ class EventLog:
             self.dropped += 1
 
     def _observe(self, message: FeedMessage) -> None:
-        match message.body:
-            case {"id": str(event_id), "type": "end"}:
-                self._left_open.pop(event_id, None)
-            case {"id": str(event_id), "type": "begin" | "update"}:
-                self._left_open[event_id] = message.body
+        if message.kind != "event" or (identity := message.identity) is None:
+            return
+        event_id, event_type = identity[:2]
+        if event_type == "end":
+            self._left_open.pop(event_id, None)
+        else:
+            self._left_open[event_id] = message
 
     def _parts(self) -> list[_Part]:
         return [*self._folder.segments, _Unwritten(self._unwritten)]
@@ -318,7 +328,7 @@ class EventLog:
 
     def _oldest(self, parts: list[_Part]) -> Position | None:
         for message, _ in self._lines(parts, (0, 0)):
-            return message.body["boot"], message.body["previous"]
+            return message.position_before
         return None
 
     def _is_cut_off(self, parts: list[_Part], after: Position) -> bool:
@@ -328,8 +338,7 @@ class EventLog:
 
 
 def _is_before(message: FeedMessage, sample: int) -> bool:
-    at_sample = message.body.get("at_sample")
-    return isinstance(at_sample, int) and at_sample < sample
+    return message.at_sample is not None and message.at_sample < sample
 
 
 def _place_after(parts: list[_Part], after: Position) -> _Place | None:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from dataclasses import dataclass
-from typing import TypeAlias
 
+from ast_stream.messages.event import Identity
 from ast_stream.messages.feed import BOOT_TOPIC, FeedMessage, Position
 
 REMEMBERED_MESSAGES = 10_000  # against repeats with a new `seq`, after a worker was killed
 _REMEMBERED_BOOTS = 64
-
-_Key: TypeAlias = tuple[object, ...]
 
 
 @dataclass(frozen=True)
@@ -48,11 +46,11 @@ class FeedOrder:
         self.position = position
         self.duplicates = 0
         self._past_boots: deque[str] = deque(maxlen=_REMEMBERED_BOOTS)
-        self._seen: OrderedDict[_Key, None] = OrderedDict()
+        self._seen: OrderedDict[Identity, None] = OrderedDict()
 
     def follows(self, message: FeedMessage) -> bool:
         """Tell whether no durable message is missing before `message`."""
-        before = position_before(message)
+        before = message.position_before
         if before is None or before[0] in self._past_boots:
             return True
         if self.position is None or before[0] != self.position[0]:
@@ -75,7 +73,7 @@ class FeedOrder:
     def replayed(self, message: FeedMessage) -> list[FeedMessage | Missed]:
         """Return what the next replayed message brings: itself, or a hole before it as well."""
         items: list[FeedMessage | Missed] = []
-        before = position_before(message)
+        before = message.position_before
         if before is not None and not self.follows(message):
             items += self._skip_to(before, "the publisher's event log does not have them")
         if message.topic == BOOT_TOPIC:
@@ -85,7 +83,7 @@ class FeedOrder:
 
     def caught_up(self, message: FeedMessage) -> list[FeedMessage | Missed]:
         """Learn that the replay is complete up to the live `message`; now it follows."""
-        before = position_before(message)
+        before = message.position_before
         if before is None or self.follows(message):
             return []
         return self._skip_to(before, "the publisher's event log does not have them")
@@ -98,7 +96,7 @@ class FeedOrder:
 
     def give_up(self, message: FeedMessage, reason: str) -> list[FeedMessage | Missed]:
         """Go on with the live `message`, which now follows; report the hole before it."""
-        before = position_before(message)
+        before = message.position_before
         if before is None or self.follows(message):
             return []
         missed = Missed(self.position, before, reason)
@@ -122,24 +120,12 @@ class FeedOrder:
         self.position = position
 
     def _is_repeated(self, message: FeedMessage) -> bool:
-        body = message.body
-        match message.kind, body:
-            case "event", {"id": identity, "type": kind, "at_sample": at_sample}:
-                key: _Key = (str(identity), str(kind), str(at_sample))
-            case "gap", {"stream": stream, "epoch": epoch, "start": start}:
-                key = ("gap", str(stream), str(epoch), str(start))
-            case _:
-                return False
-        is_repeated = key in self._seen
-        self._seen[key] = None
-        self._seen.move_to_end(key)
+        identity = message.identity
+        if identity is None:
+            return False
+        is_repeated = identity in self._seen
+        self._seen[identity] = None
+        self._seen.move_to_end(identity)
         if len(self._seen) > REMEMBERED_MESSAGES:
             self._seen.popitem(last=False)
         return is_repeated
-
-
-def position_before(message: FeedMessage) -> Position | None:
-    """Return where a reader of everything stands before `message`, None if it does not say."""
-    body = message.body
-    seq = body.get("previous", body.get("durable_seq"))
-    return None if seq is None else (body["boot"], seq)

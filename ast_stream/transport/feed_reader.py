@@ -10,13 +10,12 @@ from collections.abc import Iterable
 from typing import Literal
 
 from ast_stream.errors import WireError
-from ast_stream.messages.feed import DURABLE_TOPICS, FeedMessage, Position, decode_message
-from ast_stream.messages.query import TooOld, decode_answer, decode_replay
+from ast_stream.messages.feed import DURABLE_TOPICS, FeedMessage, Position
+from ast_stream.messages.query import PingAnswer, PingQuery, ReplayQuery, TooOld, decode_replay
 from ast_stream.runtime.logging import LimitedLog
-from ast_stream.transport.feed_order import FeedOrder, Missed, position_before
+from ast_stream.transport.feed_order import FeedOrder, Missed
 from ast_stream.transport.query_client import QueryClient
 from ast_stream.transport.sockets import FEED_HWM_MESSAGES, Socket, Sockets
-from ast_stream.units import parse_time
 
 _POLL_MS = 100  # how late a stop is noticed
 _ANSWER_TIMEOUT_S = 1.0
@@ -162,7 +161,7 @@ class FeedReader:
 
     def _take(self, frames: list[bytes]) -> None:
         try:
-            message = decode_message(frames)
+            message = FeedMessage.decode(frames)
         except WireError as error:
             self.malformed += 1
             self._limited_log.warning("%s", error)
@@ -171,7 +170,7 @@ class FeedReader:
         self._silence_s = 0.0
         self._patient_s = _RECONNECT_AFTER_S
         self._hears_status = self._hears_status or message.topic.startswith(_STATUS_TOPIC)
-        before = position_before(message) if self._is_tracking else None
+        before = message.position_before if self._is_tracking else None
         if before is None:
             self._ready.append(message)
             return
@@ -186,13 +185,13 @@ class FeedReader:
 
     def _beginning(self, before: Position) -> Position:
         """Return where "now" is: all of a publisher that was started after this reader."""
-        frames = None if self._client is None else self._client.ask("ping", _ANSWER_TIMEOUT_S)
+        frames = None if self._client is None else self._client.ask(PingQuery(), _ANSWER_TIMEOUT_S)
         try:
-            answer = decode_answer(frames or [])
-            is_later = parse_time(str(answer.get("started"))) >= self._started_ns
-        except (WireError, ValueError):
+            answer = PingAnswer.decode(frames or [])
+        except WireError:
             return before
-        return (before[0], 0) if is_later and answer.get("boot") == before[0] else before
+        is_later = answer.started_ns >= self._started_ns
+        return (before[0], 0) if is_later and answer.boot == before[0] else before
 
     def _replay_page(self, message: FeedMessage) -> None:
         """Ask once for what is missing before a live message."""
@@ -201,7 +200,7 @@ class FeedReader:
             return
         position = self._order.position
         asked_s = time.monotonic()
-        frames = self._client.ask("replay", _ANSWER_TIMEOUT_S, after=position)
+        frames = self._client.ask(ReplayQuery(after=position), _ANSWER_TIMEOUT_S)
         if frames is None:
             if self._is_out_of_patience(asked_s) and not self._stopped.is_set():
                 self._give_up(message, f"{self._client.endpoint} does not answer")

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
-from ast_stream.messages.codec import PROTOCOL_VERSION
-from ast_stream.messages.event import WORKER_STATUS_TOPIC
-from ast_stream.messages.feed import FeedMessage, Position, Scores16, encode_message
+from ast_stream.messages.event import EventMessage, GapMessage
+from ast_stream.messages.feed import Content, FeedMessage, Position, Scores16, Stamp
+from ast_stream.messages.status import AlertsStatus, Health, WorkerStatus
 from ast_stream.transport.event_log import EventLog
-from ast_stream.units import format_time
-
-_STATES_POSITION = ("status/", "health/")  # tell readers where the durable messages stand
 
 
 class Sender(Protocol):
@@ -73,36 +70,25 @@ class FeedPublisher:
         """Position of the last durable message; seq 0 if there is none in this boot."""
         return self.boot, self._durable_seq
 
-    def publish(self, topic: str, body: dict[str, Any]) -> None:
-        """Publish a message that need not be repeated (health, status)."""
-        if topic.startswith(_STATES_POSITION):
-            body = body | {"durable_seq": self._durable_seq}
-        if self._log is not None and topic == WORKER_STATUS_TOPIC:
-            self._log.retry()  # once a second is often enough for a full disk
-        self._send(topic, encode_message(topic, self._numbered(body)))
+    def publish(self, content: Content, scores: Scores16 | None = None) -> None:
+        """Number and publish one message; events and gaps are logged first.
 
-    def publish_scores(self, topic: str, header: dict[str, Any], scores: Scores16) -> None:
-        """Publish the scores of one window: shape (n_classes,), float16, in [0, 1]."""
-        self._send(topic, encode_message(topic, self._numbered(header), scores))
-
-    def publish_durable(self, topic: str, body: dict[str, Any]) -> None:
-        """Log and publish an event or a gap."""
-        numbered = self._numbered(body | {"previous": self._durable_seq})
-        self._durable_seq = self._seq
-        if self._log is not None:
-            self._log.append(FeedMessage(topic, numbered))
-        self._send(topic, encode_message(topic, numbered))
-
-    def _numbered(self, body: dict[str, Any]) -> dict[str, Any]:
+        Args:
+            scores: of a `ScoresHeader`: shape (n_classes,), float16, in [0, 1].
+        """
         self._seq += 1
-        return body | {
-            "v": PROTOCOL_VERSION,
-            "boot": self.boot,
-            "seq": self._seq,
-            "published": format_time(self._now_ns()),
-        }
-
-    def _send(self, topic: str, frames: list[bytes]) -> None:
-        self.messages[topic.split("/", 1)[0]] += 1
-        if not self._socket.send(frames):
+        previous = durable_seq = None
+        match content:
+            case EventMessage() | GapMessage():
+                previous, self._durable_seq = self._durable_seq, self._seq
+            case Health() | WorkerStatus() | AlertsStatus():
+                durable_seq = self._durable_seq
+        stamp = Stamp(self.boot, self._seq, self._now_ns(), previous, durable_seq)
+        message = FeedMessage.of(content, stamp, scores)
+        if self._log is not None and message.is_durable:
+            self._log.append(message)
+        elif self._log is not None and isinstance(content, WorkerStatus):
+            self._log.retry()  # once a second is often enough for a full disk
+        self.messages[message.kind] += 1
+        if not self._socket.send(message.encode()):
             self.drops += 1

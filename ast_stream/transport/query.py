@@ -12,27 +12,29 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from ast_stream.errors import WireError
-from ast_stream.messages.audio import AudioBlock, encode_error
-from ast_stream.messages.codec import PROTOCOL_VERSION, encode_json
+from ast_stream.messages.audio import AudioBlock
 from ast_stream.messages.feed import Position
 from ast_stream.messages.query import (
     MAX_AUDIO_S,
-    TOO_OLD,
+    AudioAnswer,
     AudioQuery,
+    PingAnswer,
     PingQuery,
     Query,
     ReplayQuery,
+    Snapshot,
     SnapshotQuery,
     TooOld,
     decode_query,
+    refuse_query,
 )
 from ast_stream.runtime.logging import LimitedLog
 from ast_stream.sample_clock import SampleClock
 from ast_stream.transport.event_log import EventLog
-from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, format_time, parse_time
+from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, parse_time
 
 ANSWERS_A_TURN = 8  # then the worker's loop goes on; the rest waits in the socket
 
@@ -101,7 +103,7 @@ class QueryServer:
         event_log: EventLog | None,
         publisher: PublisherState,
         *,
-        snapshot: Callable[[], dict[str, Any]],
+        snapshot: Callable[[], Snapshot],
         audio: Callable[[AudioWanted], AudioBlock],
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -128,15 +130,13 @@ class QueryServer:
     def answer(self, request: list[bytes]) -> list[bytes]:
         """Return the frames that answer the frames of one request."""
         try:
-            if len(request) != 1:
-                raise WireError(f"query: expected 1 frame, got {len(request)}")
-            query = decode_query(request[0])
+            query = decode_query(request)
             answer = self._answer(query)
         except WireError as error:
             self.answered["refused"] += 1
             sentence = _printable(str(error))
             self._limited_log.warning("query refused: %s", sentence)
-            return [encode_error(sentence)]
+            return refuse_query(sentence)
         self.answered[query.op] += 1
         return answer
 
@@ -145,40 +145,21 @@ class QueryServer:
             case ReplayQuery():
                 return self._replay(query)
             case SnapshotQuery():
-                return self._said(self._snapshot())
+                return self._snapshot().encode()
             case AudioQuery():
-                return self._sound(query)
+                return AudioAnswer(self._audio(_wanted(query)), self._publisher.boot).encode()
             case PingQuery():
-                return self._said(
-                    {
-                        "started": format_time(self._publisher.started_ns),
-                        "durable_seq": self._publisher.durable_position[1],
-                    }
-                )
+                return PingAnswer(
+                    boot=self._publisher.boot,
+                    started_ns=self._publisher.started_ns,
+                    durable_seq=self._publisher.durable_position[1],
+                ).encode()
 
     def _replay(self, query: ReplayQuery) -> list[bytes]:
         if self._log is None:
             raise WireError("replay: this publisher keeps no event log")
         page = self._log.replay(query.after)
-        if isinstance(page, TooOld):
-            return [encode_error(TOO_OLD, oldest=page.oldest)]
-        messages = [{"topic": one.topic, "body": one.body} for one in page.messages]
-        return self._said({"messages": messages, "more": page.more})
-
-    def _sound(self, query: AudioQuery) -> list[bytes]:
-        block = self._audio(_wanted(query))
-        header = {
-            "stream": block.stream,
-            "epoch": block.epoch,
-            "start": block.start_sample,
-            "rate": SAMPLE_RATE,
-            "samples": len(block.pcm),
-            "time": format_time(block.time_ns),
-        }
-        return [*self._said(header), block.pcm.astype("<i2").tobytes()]
-
-    def _said(self, body: dict[str, Any]) -> list[bytes]:
-        return [encode_json(body | {"v": PROTOCOL_VERSION, "boot": self._publisher.boot})]
+        return page.encode() if isinstance(page, TooOld) else page.encode(self._publisher.boot)
 
 
 def _without_envelope(frames: list[bytes]) -> tuple[list[bytes], list[bytes]]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
-from ast_stream.messages.query import encode_query
+from ast_stream.messages.query import Query
 from ast_stream.transport.sockets import QUERY_HWM_MESSAGES, Socket, Sockets
 
 _SLICE_MS = 100  # how late a stop is noticed
@@ -33,11 +32,11 @@ class QueryClient:
         self._now_s = now_s
         self._socket: Socket | None = None
 
-    def ask(self, op: str, timeout_s: float, **fields: Any) -> list[bytes] | None:
+    def ask(self, query: Query, timeout_s: float) -> list[bytes] | None:
         """Return the frames of the answer, or None if none came in time."""
         if self._socket is None:
             self._socket = self._sockets.connect("dealer", self.endpoint, QUERY_HWM_MESSAGES)
-        self._socket.send([encode_query(op, **fields)])
+        self._socket.send(query.encode())
         deadline_s = self._now_s() + timeout_s
         while not self._is_stopped() and self._now_s() < deadline_s:
             frames = self._socket.receive(_SLICE_MS)

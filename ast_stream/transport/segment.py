@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ast_stream.errors import WireError
-from ast_stream.messages.feed import MAX_LINE_BYTES, FeedMessage, Position, decode_line
+from ast_stream.messages.feed import MAX_LINE_BYTES, FeedMessage, Position
 from ast_stream.runtime.files import read_bounded
 
 FILE_MODE = 0o640
@@ -47,9 +47,8 @@ class LineIndex:
             self._boots.append((boot, number))
         self.seqs.append(seq)
         self.offsets.append(offset)
-        stream, epoch = message.body.get("stream"), message.body.get("epoch")
-        if isinstance(stream, str) and isinstance(epoch, str):
-            self._streams.setdefault((stream, epoch), array("Q")).append(number)
+        if (about := message.epoch_of_stream) is not None:
+            self._streams.setdefault(about, array("Q")).append(number)
 
     def line_after(self, position: Position) -> int | None:
         """Number of the first line after `position`, None if no line is of its boot."""
@@ -176,7 +175,7 @@ def _open_at_once(path: Path | str, flags: int) -> int:
 
 def _message(line: bytes) -> FeedMessage | None:
     try:
-        return decode_line(line)
+        return FeedMessage.decode_line(line)
     except WireError:
         return None
 

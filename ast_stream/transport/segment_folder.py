@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ast_stream.errors import StartupError
-from ast_stream.messages.feed import FeedMessage, Position, encode_line
+from ast_stream.messages.feed import FeedMessage, Position
 from ast_stream.runtime.files import DamagedFileError, warn_set_aside
 from ast_stream.transport.locks import open_lock
 from ast_stream.transport.segment import Segment
@@ -89,7 +89,7 @@ class SegmentFolder:
         Raises:
             OSError: it could not be written; nothing of it is in the folder.
         """
-        line = encode_line(message)
+        line = message.encode_line()
         if self.segments and not self.segments[-1].is_there():
             self.forget(self.segments[-1])
         while self.segments and self._size() + len(line) > self._max_bytes:

@@ -10,22 +10,18 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 
-from ast_stream.messages.event import Event, Gap, Scores, event_body, event_topic, stream_topic
-from ast_stream.messages.feed import gap_body
+from ast_stream.messages.event import Event, EventMessage, Gap, GapMessage, Scores, ScoresHeader
 from ast_stream.sample_clock import SampleClock
 from ast_stream.transport.event_log import EventLog, Published
 from ast_stream.transport.publisher import FeedPublisher
-from ast_stream.units import SAMPLE_RATE, format_time, samples_to_seconds
+from ast_stream.units import SAMPLE_RATE, samples_to_seconds
 
 logger = logging.getLogger(__name__)
 
 MAX_ENDED = 10_000  # ids of events that have ended, remembered
-
-Body = dict[str, Any]
 
 
 class DeduplicatingPublisher:
@@ -50,20 +46,20 @@ class DeduplicatingPublisher:
         self._now_ns = now_ns
         self._published: dict[str, tuple[str, Published]] = {}  # by stream: epoch, messages
         self._ended: dict[str, None] = {}  # ids, oldest first
-        self._orphans = {body["id"]: body for body in event_log.open_events()}
+        self._orphans = {event.id: event for event in event_log.open_events()}
         self.counters: Counter[str] = Counter()
         self.begun: Counter[tuple[str, str]] = Counter()
 
     @property
     def orphaned_streams(self) -> set[str]:
         """Streams of which events of an earlier run are still open."""
-        return {body["stream"] for body in self._orphans.values()}
+        return {event.stream for event in self._orphans.values()}
 
-    def event_body(
+    def event_message(
         self, event: Event, clock: SampleClock, labels: Mapping[str, str], audio_end: int
-    ) -> Body:
-        """Return the body of an event message."""
-        return event_body(
+    ) -> EventMessage:
+        """Return the message about an event."""
+        return EventMessage.of(
             event,
             clock,
             labels=labels,
@@ -72,18 +68,18 @@ class DeduplicatingPublisher:
             model=self._model,
         )
 
-    def publish_event(self, event: Event, body: Body) -> None:
+    def publish_event(self, event: Event, message: EventMessage) -> None:
         """Publish an event message, unless that was done, or the event has ended."""
         published = self._published_of(event.stream, event.epoch)
         self._orphans.pop(event.id, None)
-        if event.id in self._ended or published.has_event(event.id, event.type, event.at_sample):
+        if event.id in self._ended or message.identity in published.identities:
             return
         if event.type == "end":
             self._remember_end(event.id)
         self.counters[f"events_{event.type}"] += 1
         self.begun[event.slug, event.stream] += event.type == "begin"
         _log_event(event)
-        self._publisher.publish_durable(event_topic(event.slug, event.stream), body)
+        self._publisher.publish(message)
 
     def publish_gap(self, gap: Gap, time_ns: int | None) -> bool:
         """Publish lost samples; return whether that had not been done before.
@@ -91,25 +87,25 @@ class DeduplicatingPublisher:
         Args:
             time_ns: wall time of the first one, if known.
         """
-        if self._published_of(gap.stream, gap.epoch).has_gap(gap.start_sample):
+        message = GapMessage.of(gap, time_ns)
+        if message.identity in self._published_of(gap.stream, gap.epoch).identities:
             return False
         logger.warning(
             "stream %s: %.2f s lost: %s", gap.stream, gap.samples / SAMPLE_RATE, gap.reason
         )
-        self._publisher.publish_durable(stream_topic("gap", gap.stream), gap_body(gap, time_ns))
+        self._publisher.publish(message)
         return True
 
     def publish_scores(self, scores: Scores, time_ns: int) -> None:
         """Publish the scores of one window that ends at `time_ns`."""
         self.counters["windows_published"] += 1
-        header = {
-            "stream": scores.stream,
-            "epoch": scores.epoch,
-            "end_sample": scores.end_sample,
-            "time": format_time(time_ns),
-        }
-        topic = stream_topic("scores", scores.stream)
-        self._publisher.publish_scores(topic, header, scores.scores.astype(np.float16))
+        header = ScoresHeader(
+            stream=scores.stream,
+            epoch=scores.epoch,
+            end_sample=scores.end_sample,
+            time_ns=time_ns,
+        )
+        self._publisher.publish(header, scores.scores.astype(np.float16))
 
     def begin_epoch(self, stream: str, epoch: str, from_sample: int) -> None:
         """Look up what an earlier run published of an epoch, from a sample on."""
@@ -139,18 +135,17 @@ class DeduplicatingPublisher:
             before: end only events whose last message was decided before this sample.
         """
         orphans = [
-            body
-            for body in self._orphans.values()
-            if body["stream"] == stream
-            and body["epoch"] != except_epoch
-            and of_epoch in (None, body["epoch"])
-            and (before is None or body["at_sample"] < before)
+            event
+            for event in self._orphans.values()
+            if event.stream == stream
+            and event.epoch != except_epoch
+            and of_epoch in (None, event.epoch)
+            and (before is None or (event.at_sample or 0) < before)
         ]
-        for body in orphans:
-            del self._orphans[body["id"]]
-            self._remember_end(body["id"])
-            topic = event_topic(body["class"], stream)
-            self._publisher.publish_durable(topic, _ended_by_restart(body))
+        for event in orphans:
+            del self._orphans[event.id]
+            self._remember_end(event.id)
+            self._publisher.publish(event.ended_by_restart())
 
     def forget(self, stream: str) -> None:
         """Drop what is known of a stream."""
@@ -185,17 +180,3 @@ def _log_event(event: Event) -> None:
             "onset_s": round(samples_to_seconds(event.onset_sample), 2),
         },
     )
-
-
-def _ended_by_restart(body: Body) -> Body:
-    """Return the `end` of an orphan: it is known to have lasted until its last message."""
-    offset_sample = max(body["at_sample"], body["onset_sample"])
-    return body | {
-        "type": "end",
-        "mean": body["score"],
-        "offset": body["captured"],
-        "offset_sample": offset_sample,
-        "duration_s": samples_to_seconds(offset_sample - body["onset_sample"]),
-        "duration_reliable": False,
-        "reason": "restart",
-    }

@@ -7,13 +7,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from ast_stream.detect.detector import Detector
 from ast_stream.detect.parameters import DecisionParameters
 from ast_stream.errors import UsageError, WireError
-from ast_stream.messages.audio import AudioBlock, decode_block
+from ast_stream.messages.audio import AudioBlock
 from ast_stream.messages.event import Scores
+from ast_stream.messages.status import Health, WorkerFacts
 from ast_stream.runtime.logging import LimitedLog
 from ast_stream.settings.schema import DetectionSettings
 from ast_stream.transport.event_log import EventLog
@@ -66,7 +66,7 @@ class Worker:
         sockets: WorkerSockets,
         *,
         metrics: WorkerMetrics,
-        facts: dict[str, Any],
+        facts: WorkerFacts,
         ring_folder: str,
         now_s: Callable[[], float] = time.monotonic,
         now_ns: Callable[[], int] = time.time_ns,
@@ -80,7 +80,7 @@ class Worker:
         self._poller = Poller([sockets.audio, sockets.query])
         self._log = LimitedLog(logger, now_s)
         self._by_name: dict[str, WorkerStream] = {}
-        self._publisher = DeduplicatingPublisher(feed, event_log, facts["model"], now_ns)
+        self._publisher = DeduplicatingPublisher(feed, event_log, facts.model, now_ns)
         self._started_s = now_s()
         self._overload = OverloadControl(detector.window // detector.hop, now_s())
         self._last_positions: dict[str, int] = {}
@@ -161,7 +161,7 @@ class Worker:
         """Return the state of the worker as a line for people."""
         return self._report.status_line(self._streams, self._now_s())
 
-    def healths(self) -> list[dict[str, Any]]:
+    def healths(self) -> list[Health]:
         """Return the health of every stream, as on the feed."""
         return [stream.health(self._now_s()) for stream in self._streams]
 
@@ -191,7 +191,7 @@ class Worker:
             if frames is None:
                 return
             try:
-                block = decode_block(frames)
+                block = AudioBlock.decode(frames)
                 stream = self._stream_of(block)
             except (WireError, UsageError) as error:
                 self._report.blocks_refused += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any, Literal, get_args
 
-from ast_stream.messages.event import StreamState
+from ast_stream.messages.status import StreamState
 from ast_stream.runtime.metrics import (
     BATCH_BUCKETS,
     RENEW_EVERY_S,
@@ -72,13 +72,13 @@ def _families(report: WorkerReport, streams: Streams, now_s: float) -> list[Fami
         (counter if name.endswith("_total") else gauge)(
             f"ast_stream_stream_{name}",
             help,
-            {(health["stream"],): health[key] for health in healths},
+            {(health.stream,): getattr(health, key) for health in healths},
             ("stream",),
         )
         for name, key, help in _OF_A_STREAM
     ]
     states: Values = {
-        (health["stream"], state): float(health["state"] == state)
+        (health.stream, state): float(health.state == state)
         for health in healths
         for state in get_args(StreamState)
     }
@@ -94,7 +94,7 @@ def _families(report: WorkerReport, streams: Streams, now_s: float) -> list[Fami
 
 
 def _of_the_process(report: WorkerReport) -> list[Family]:
-    facts = report.facts
+    facts = report.facts.to_json()
     labels = tuple(facts)
     feed = report.feed
     return [

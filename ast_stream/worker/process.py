@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -18,6 +18,7 @@ from ast_stream.detect.detector import Detector
 from ast_stream.detect.parameters import DecisionParameters
 from ast_stream.errors import StartupError
 from ast_stream.messages.event import Scores
+from ast_stream.messages.status import WorkerFacts
 from ast_stream.model.loading import load_model
 from ast_stream.model.selfcheck import self_check
 from ast_stream.model.tagger import Tagger
@@ -139,7 +140,7 @@ def run_worker(loaded: LoadedSettings, stop: threading.Event, reload: threading.
             ring_folder=f"ipc://{folder}/",
         )
         _log_effective(worker.parameters)
-        logger.info("ready: %s", ", ".join(f"{k} {v}" for k, v in _facts(tagger).items()))
+        logger.info("ready: %s", ", ".join(f"{k} {v}" for k, v in _facts(tagger).to_json().items()))
         reloader = _reloader(reload, loaded, worker, tagger)
 
         def after_tick() -> None:
@@ -204,15 +205,15 @@ def _identity(tagger: Tagger, settings: Settings) -> str:
     return f"{tagger.hash}/{hashlib.sha256(chosen.encode()).hexdigest()[:16]}"
 
 
-def _facts(tagger: Tagger) -> dict[str, Any]:
-    return {
-        "model": tagger.hash,
-        "device": str(tagger.device),
-        "precision": tagger.precision,
-        "attention": tagger.attention,
-        "window_s": tagger.window_s,
-        "torch": torch.__version__,
-    }
+def _facts(tagger: Tagger) -> WorkerFacts:
+    return WorkerFacts(
+        model=tagger.hash,
+        device=str(tagger.device),
+        precision=tagger.precision,
+        attention=tagger.attention,
+        window_s=tagger.window_s,
+        torch=str(torch.__version__),
+    )
 
 
 def _log_effective(parameters: DecisionParameters) -> None:

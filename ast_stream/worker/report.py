@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from typing import Any
 
 from ast_stream.detect.detector import Detector
 from ast_stream.errors import WireError
 from ast_stream.messages.audio import AudioBlock
-from ast_stream.messages.event import WORKER_STATUS_TOPIC, StreamState, stream_topic
+from ast_stream.messages.query import Snapshot
+from ast_stream.messages.status import (
+    Health,
+    StreamState,
+    WorkerFacts,
+    WorkerStatus,
+)
 from ast_stream.runtime.logging import Outage
 from ast_stream.transport.publisher import FeedPublisher
 from ast_stream.transport.query import AudioWanted
@@ -37,7 +42,7 @@ class WorkerReport:
         detector: Detector,
         feed: FeedPublisher,
         publisher: DeduplicatingPublisher,
-        facts: dict[str, Any],
+        facts: WorkerFacts,
         now_s: float,
         outages: Sequence[Outage] = (),
     ) -> None:
@@ -58,13 +63,13 @@ class WorkerReport:
         states = {stream.name: stream.state(now_s) for stream in streams}
         for stream in streams:
             if is_due or states[stream.name] != self._states.get(stream.name):
-                self.feed.publish(stream_topic("health", stream.name), stream.health(now_s))
+                self.feed.publish(stream.health(now_s))
         self._states = states
         if is_due:
             n_windows = self.n_scored - self._reported_windows
             self._windows_per_s = round(n_windows / (now_s - self._reported_s), 2)
             self._reported_s, self._reported_windows = now_s, self.n_scored
-            self.feed.publish(WORKER_STATUS_TOPIC, self._status(streams, now_s))
+            self.feed.publish(self._status(streams, now_s))
 
     @property
     def disk(self) -> str | None:
@@ -92,15 +97,16 @@ class WorkerReport:
         line = describe_streams([stream.health(now_s) for stream in streams])
         return line if self.disk is None else f"{line}, {self.disk}"
 
-    def snapshot(self, streams: Streams, now_s: float) -> dict[str, Any]:
+    def snapshot(self, streams: Streams, now_s: float) -> Snapshot:
         """Return streams, open events and status."""
-        return {
-            "streams": [stream.health(now_s) for stream in streams],
-            "events": [body for stream in streams for body in stream.open_events()],
-            "status": self._status(streams, now_s),
-        }
+        return Snapshot(
+            boot=self.feed.boot,
+            streams=[stream.health(now_s) for stream in streams],
+            events=[event for stream in streams for event in stream.open_events()],
+            status=self._status(streams, now_s),
+        )
 
-    def _status(self, streams: Streams, now_s: float) -> dict[str, Any]:
+    def _status(self, streams: Streams, now_s: float) -> WorkerStatus:
         lags_s = [stream.backlog_s() for stream in streams if stream.is_open]
         counters = dict(self._publisher.counters)
         if self.blocks_refused:
@@ -113,14 +119,15 @@ class WorkerReport:
             "event_log_errors": self.feed.log_errors,
             "event_log_damaged": self.feed.log_damaged,
         }
-        return self.facts | {
-            "streams": sorted(stream.name for stream in streams),
-            "windows_per_s": self._windows_per_s,
-            "lag_s": round(max(lags_s), 3) if lags_s else None,
-            "uptime_s": round(now_s - self._started_s, 1),
-            "disk": self.disk,
-            "counters": counters,
-        }
+        return WorkerStatus(
+            **dict(self.facts),
+            streams=sorted(stream.name for stream in streams),
+            windows_per_s=self._windows_per_s,
+            lag_s=round(max(lags_s), 3) if lags_s else None,
+            uptime_s=round(now_s - self._started_s, 1),
+            disk=self.disk,
+            counters=counters,
+        )
 
 
 def read_audio(streams: Streams, wanted: AudioWanted) -> AudioBlock:
@@ -138,18 +145,18 @@ def read_audio(streams: Streams, wanted: AudioWanted) -> AudioBlock:
     return by_name[wanted.stream].audio(wanted)
 
 
-def describe_streams(healths: Sequence[dict[str, Any]]) -> str:
+def describe_streams(healths: Sequence[Health]) -> str:
     """Return streams as a line for people, e.g. `listening to porch, -42 dBFS, lag 0.3 s`."""
-    live = [health for health in healths if health["state"] != "missing"]
-    missing = [health for health in healths if health["state"] == "missing"]
+    live = [health for health in healths if health.state != "missing"]
+    missing = [health for health in healths if health.state == "missing"]
     parts = []
     if live:
-        names = live[0]["stream"] if len(live) == 1 else f"{len(live)} streams"
-        level = f", {live[0]['level_dbfs']:.0f} dBFS" if len(healths) == 1 else ""
-        lag_s = max(health["lag_s"] for health in live)
-        n_open = sum(health["open_events"] for health in live)
+        names = live[0].stream if len(live) == 1 else f"{len(live)} streams"
+        level = f", {live[0].level_dbfs:.0f} dBFS" if len(healths) == 1 else ""
+        lag_s = max(health.lag_s or 0.0 for health in live)
+        n_open = sum(health.open_events or 0 for health in live)
         events = f"{n_open or 'no'} event{'' if n_open == 1 else 's'} open"
         parts.append(f"listening to {names}{level}, lag {lag_s:.1f} s, {events}")
-    parts += [f"{health['stream']}: {health['detail']}" for health in live if health["detail"]]
-    parts += [f"waiting for {health['stream']}: {health['detail']}" for health in missing]
+    parts += [f"{health.stream}: {health.detail}" for health in live if health.detail]
+    parts += [f"waiting for {health.stream}: {health.detail}" for health in missing]
     return "; ".join(parts) or "waiting for streams"

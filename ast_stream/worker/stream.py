@@ -6,7 +6,6 @@ import logging
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from ast_stream.audio.sample_buffer import SampleBuffer
 from ast_stream.detect.detector import LONGEST_SILENT_HOLE, Detector, StreamStatus
@@ -15,15 +14,15 @@ from ast_stream.messages.audio import (
     AckRequest,
     AudioBlock,
     ReadRequest,
-    decode_ring_reply,
-    encode_request,
+    RingReply,
 )
-from ast_stream.messages.event import SOURCE_ENDED, EndReason, Event, Gap, Scores, StreamState
+from ast_stream.messages.event import EndReason, Event, EventMessage, Gap, Scores
+from ast_stream.messages.status import SOURCE_ENDED, Health, StreamState
 from ast_stream.sample_clock import SampleClock
 from ast_stream.transport.query import AudioWanted
 from ast_stream.transport.sockets import QUERY_HWM_MESSAGES, Poller, Socket, Sockets
 from ast_stream.units import SAMPLE_RATE, samples_to_seconds, seconds_to_samples
-from ast_stream.worker.deduplication import Body, DeduplicatingPublisher
+from ast_stream.worker.deduplication import DeduplicatingPublisher
 from ast_stream.worker.journal import StreamRecord
 from ast_stream.worker.reassembly import Audio, Ended, Item, NewEpoch, Reassembler
 
@@ -66,7 +65,7 @@ class RingClient:
         if self._socket is None:
             self._socket = self._sockets.connect("dealer", self.endpoint, QUERY_HWM_MESSAGES)
             self._poller.add(self._socket)
-        is_sent = self._socket.send([encode_request(request)])
+        is_sent = self._socket.send(request.encode())
         self._has_asked = self._has_asked or is_sent
         return is_sent
 
@@ -149,7 +148,7 @@ class WorkerStream:
         has_room = self._has_room()
         while (frames := self._ring.receive()) is not None:
             try:
-                reply = decode_ring_reply(frames, self.name)
+                reply = RingReply.decode(frames, self.name)
             except WireError as error:
                 self._waiting += self._reassembler.on_refusal(str(error), now_s)
             else:
@@ -189,7 +188,7 @@ class WorkerStream:
                 time_ns = self._clock.time_ns(result.end_sample)
                 self._publisher.publish_scores(result, time_ns)
             else:
-                self._publisher.publish_event(result, self._event_body(result))
+                self._publisher.publish_event(result, self._event_message(result))
 
     def end_events(self, reason: EndReason) -> None:
         """End the open events; the stream goes on, or may."""
@@ -262,11 +261,11 @@ class WorkerStream:
         """Return whether a window waits to be scored."""
         return self._detector.windows_due(self.name) > 0
 
-    def open_events(self) -> list[Body]:
-        """Return the bodies of the events that have begun and not ended."""
+    def open_events(self) -> list[EventMessage]:
+        """Return messages about the events that have begun and not ended."""
         if not self.is_open:
             return []
-        return [self._event_body(event) for event in self._detector.open_events(self.name)]
+        return [self._event_message(event) for event in self._detector.open_events(self.name)]
 
     def audio(self, wanted: AudioWanted) -> AudioBlock:
         """Return what is held of the audio that a query wants.
@@ -279,34 +278,27 @@ class WorkerStream:
         start, pcm = self._history.read(*wanted.samples(self._clock))
         return AudioBlock(self.name, self.epoch, start, self._clock.time_ns(start), pcm)
 
-    def health(self, now_s: float) -> Body:
-        """Return the body of the health message; figures are null while the stream is not open."""
+    def health(self, now_s: float) -> Health:
+        """Return the stream's health; some figures are None while the stream is not open."""
         status = self._status()
         state, detail = self._state(now_s, status)
-        body: Body = {
-            "stream": self.name,
-            "labels": dict(self.config.labels),
-            "epoch": self.epoch or self._reassembler.epoch,
-            "state": state,
-            "detail": detail,
-            "silence_s": round(self._reassembler.silence_s(now_s), 1),
-            "gaps": self.gaps,
-            "lost_samples": self.lost_samples,
-            "overflows": self.overflows,
-            "ring_timeouts": self._reassembler.timeouts,
-        }
-        figures: dict[str, Any] = dict.fromkeys(
-            ("audio_s", "level_dbfs", "lag_s", "hop_s", "open_events")
+        return Health(
+            stream=self.name,
+            labels=dict(self.config.labels),
+            epoch=self.epoch or self._reassembler.epoch,
+            state=state,
+            detail=detail,
+            silence_s=round(self._reassembler.silence_s(now_s), 1),
+            gaps=self.gaps,
+            lost_samples=self.lost_samples,
+            overflows=self.overflows,
+            ring_timeouts=self._reassembler.timeouts,
+            audio_s=samples_to_seconds(self._history.end) if status else None,
+            level_dbfs=round(status.level_dbfs, 1) if status else None,
+            lag_s=round(self.backlog_s(), 3) if status else None,
+            hop_s=status.hop_s if status else None,
+            open_events=status.open_events if status else None,
         )
-        if status is not None:
-            figures = {
-                "audio_s": samples_to_seconds(self._history.end),
-                "level_dbfs": round(status.level_dbfs, 1),
-                "lag_s": round(self.backlog_s(), 3),
-                "hop_s": status.hop_s,
-                "open_events": status.open_events,
-            }
-        return body | figures
 
     def state(self, now_s: float) -> StreamState:
         """Return the stream's state."""
@@ -336,8 +328,9 @@ class WorkerStream:
             return f"no capture process answers at {self._ring.endpoint}"
         return "the capture process sends no audio"
 
-    def _event_body(self, event: Event) -> Body:
-        return self._publisher.event_body(event, self._clock, self.config.labels, self._history.end)
+    def _event_message(self, event: Event) -> EventMessage:
+        labels, audio_end = self.config.labels, self._history.end
+        return self._publisher.event_message(event, self._clock, labels, audio_end)
 
     def _n_waiting(self) -> int:
         """Return how many samples the detector has not taken yet."""

@@ -17,7 +17,7 @@ from capture_process import LIMIT_S, capture_process
 from sound_server import http_server, muxed, paced
 
 from ast_stream.audio.resampler import Resampler
-from ast_stream.messages.audio import Pcm16, ReadRequest, encode_request
+from ast_stream.messages.audio import Pcm16, ReadRequest
 from ast_stream.units import SAMPLE_RATE
 
 
@@ -149,7 +149,7 @@ def test_after_a_kill_a_new_process_takes_the_endpoint_with_a_new_epoch(tmp_path
         capture.start()
         after = capture.wait_for(lambda reply: reply.block.epoch != before).block.epoch
         request = ReadRequest(v=1, op="read", stream="porch", epoch=before, start=0)
-        (refusal,) = capture.ask([encode_request(request)])
+        (refusal,) = capture.ask(request.encode())
         assert json.loads(refusal)["error"] == "wrong_epoch"
         assert json.loads(refusal)["epoch"] == after
 

@@ -21,9 +21,6 @@ from ast_stream.messages.audio import (
     AudioBlock,
     ReadRequest,
     RingReply,
-    decode_ring_reply,
-    encode_block,
-    encode_request,
 )
 from ast_stream.transport.listener import raise_descriptor_limit
 from ast_stream.transport.sockets import Sockets
@@ -47,13 +44,13 @@ def sockets() -> Iterator[Sockets]:
 def read_ring(sockets: Sockets, run: Pipeline, *, acknowledges: bool = False) -> RingReply:
     """Read the ring as anybody may; `acknowledges` claims all of it for oneself."""
     dealer = sockets.connect("dealer", f"ipc://{run.folder}/run/ring.a.sock", 8)
-    dealer.send([encode_request(ReadRequest(v=1, op="read", stream="a"))])
+    dealer.send(ReadRequest(v=1, op="read", stream="a").encode())
     frames = dealer.receive(20_000)
     assert frames is not None
-    reply = decode_ring_reply(frames, "a")
+    reply = RingReply.decode(frames, "a")
     if acknowledges:
         request = AckRequest(v=1, op="ack", epoch=reply.block.epoch, stop=reply.next)
-        dealer.send([encode_request(request)])
+        dealer.send(request.encode())
         time.sleep(0.2)
     sockets.forget(dealer)
     return reply
@@ -84,7 +81,7 @@ def forged_end(reply: RingReply, stream: str = "a", ring: str | None = None) -> 
         ring=ring,
         is_last=True,
     )
-    return encode_block(block)
+    return block.encode()
 
 
 def test_attacked_sockets_cost_no_event_and_no_process(checkpoint: Path, sockets: Sockets) -> None:

@@ -23,9 +23,6 @@ from ast_stream.messages.audio import (
     Pcm16,
     ReadRequest,
     RingReply,
-    decode_block,
-    decode_ring_reply,
-    encode_request,
 )
 from ast_stream.transport.sockets import Listener, Socket, Sockets
 
@@ -92,13 +89,13 @@ class CaptureProcess:
         assert self._pull is not None
         frames = self._pull.receive(round(timeout_s * 1000))
         assert frames is not None, f"no block in {timeout_s} s:\n{self.log}"
-        return decode_block(frames)
+        return AudioBlock.decode(frames)
 
     def read(self, **request: Any) -> RingReply:
         """Return the ring's reply, as soon as the process answers."""
         body = {"v": 1, "op": "read", "stream": STREAM} | request
-        frames = self.ask([encode_request(ReadRequest.model_validate(body))])
-        return decode_ring_reply(frames, STREAM)
+        frames = self.ask(ReadRequest.model_validate(body).encode())
+        return RingReply.decode(frames, STREAM)
 
     def ask(self, frames: list[bytes]) -> list[bytes]:
         """Send a request and return the frames of the reply."""
@@ -111,7 +108,7 @@ class CaptureProcess:
     def ack(self, epoch: str, stop: int) -> None:
         """Acknowledge all samples before `stop`."""
         request = AckRequest(v=1, op="ack", epoch=epoch, stop=stop)
-        self._ring().send([encode_request(request)])
+        self._ring().send(request.encode())
 
     def read_all(self, start: int = 0) -> tuple[Pcm16, RingReply]:
         """Return everything from `start` to the end of a source that ends, acknowledging it."""

@@ -11,29 +11,23 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+
+from sample_messages import EPOCH, STREAM, event_message, worker_status
 
 from ast_stream.errors import WireError
 from ast_stream.messages.audio import AudioBlock
+from ast_stream.messages.event import EventMessage
+from ast_stream.messages.query import Snapshot
 from ast_stream.transport.event_log import EventLog
 from ast_stream.transport.publisher import FeedPublisher
 from ast_stream.transport.query import AudioWanted, QueryServer
 from ast_stream.transport.sockets import FEED_HWM_MESSAGES, QUERY_HWM_MESSAGES, Sockets
 
-STREAM, EPOCH = "porch", "aaaaaaaa"
 REDERIVED = 25  # events between the last journal and a kill
 
 
-def event(n: int, kind: str = "begin", name: str = "bark", stream: str = STREAM) -> dict[str, Any]:
-    return {
-        "id": f"id{n}",
-        "type": kind,
-        "at_sample": n,
-        "class": name,
-        "label": name.capitalize(),
-        "stream": stream,
-        "epoch": EPOCH,
-    }
+def event(n: int, kind: str = "begin", label: str = "Bark", stream: str = STREAM) -> EventMessage:
+    return event_message(f"id{n}", kind, at_sample=n, label=label, stream=stream)
 
 
 class Worker:
@@ -48,20 +42,20 @@ class Worker:
         if answers:
             router = self.sockets.bind("router", f"ipc://{folder}/query.sock", QUERY_HWM_MESSAGES)
             self.queries = QueryServer(
-                router, self.log, self.publisher, snapshot=dict, audio=self._audio
+                router, self.log, self.publisher, snapshot=self._snapshot, audio=self._audio
             )
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
-    def publish(self, *bodies: dict[str, Any], arrives: bool = True) -> None:
+    def publish(self, *events: EventMessage, arrives: bool = True) -> None:
         with self._lock:
             send = self.publisher._socket.send
             if not arrives:
                 self.publisher._socket.send = lambda frames: True  # type: ignore[method-assign]
-            for body in bodies:
-                self.publisher.publish_durable(f"event/{body['class']}/{body['stream']}/", body)
+            for message in events:
+                self.publisher.publish(message)
             self.publisher._socket.send = send  # type: ignore[method-assign]
 
     def close(self) -> None:
@@ -74,9 +68,13 @@ class Worker:
     def _run(self) -> None:
         while not self._stop.wait(0.01):
             with self._lock:
-                self.publisher.publish("status/worker/", {})
+                self.publisher.publish(worker_status())
                 if self.queries is not None:
                     self.queries.serve()
+
+    def _snapshot(self) -> Snapshot:
+        boot = self.publisher.boot
+        return Snapshot(boot=boot, streams=[], events=[], status=worker_status())
 
     def _audio(self, wanted: AudioWanted) -> AudioBlock:
         raise WireError("audio: none")
@@ -87,10 +85,11 @@ def publish_numbers(folder: Path, n_events: int, pause_s: float) -> None:
     worker = Worker(folder, secrets.token_hex(8))
     assert worker.log is not None
     published = worker.log.published(STREAM, EPOCH)
-    last = max((at_sample for _, _, at_sample in published.events), default=0)
+    last = max((int(identity[2]) for identity in published.identities), default=0)
     for n in range(max(1, last - REDERIVED), n_events + 1):
-        if not published.has_event(f"id{n}", "begin", n):
-            worker.publish(event(n))
+        message = event(n)
+        if message.identity not in published.identities:
+            worker.publish(message)
             time.sleep(pause_s)
     threading.Event().wait()
 

@@ -17,14 +17,15 @@ from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
+from sample_messages import FACTS
 from torch import Tensor
 
 from ast_stream.capture.ring import Ring, RingServer
 from ast_stream.capture.sources.base import SourceStatus
 from ast_stream.detect import Detector
-from ast_stream.messages.audio import Pcm16, encode_block
+from ast_stream.messages.audio import Pcm16
 from ast_stream.messages.event import Scores
-from ast_stream.messages.feed import decode_message
+from ast_stream.messages.feed import FeedMessage
 from ast_stream.messages.query import ReplayPage
 from ast_stream.model.tagger import Tagger
 from ast_stream.runtime.metrics import Metrics
@@ -161,7 +162,7 @@ class WatchedFeed:
         self._published = published
 
     def send(self, frames: list[bytes]) -> bool:
-        message = decode_message(frames)
+        message = FeedMessage.decode(frames)
         if message.kind == "event":
             self._published.append(message.body)
         return self._socket.send(frames)
@@ -241,7 +242,7 @@ class Site:
             ),
             WorkerSockets(sockets, audio, query),
             metrics=WorkerMetrics(Metrics("worker", None)),
-            facts={"model": "sha256:tiny"},
+            facts=FACTS,
             ring_folder=f"ipc://{self.folder}/",
             now_s=lambda: self.now_s,
             now_ns=self._now_ns,
@@ -274,7 +275,7 @@ class Site:
             capture.write(pcm[at : at + block_samples])
             self.now_s += len(pcm[at : at + block_samples]) / SAMPLE_RATE
             if self._worker_sockets is not None and self._push is not None:
-                self._push.send(encode_block(capture.server.block(start, block_samples)))
+                self._push.send(capture.server.block(start, block_samples).encode())
                 self.turn()
 
     def capture(self, name: str = "mic") -> Capture:
@@ -314,7 +315,7 @@ class Site:
                 heard = round((self.now_s - capture.began_ns / NS_PER_SECOND) * SAMPLE_RATE)
                 while (start := capture.ring.next) + BLOCK <= min(heard, len(pcm)):
                     capture.write(pcm[start : start + BLOCK])
-                    self._push.send(encode_block(capture.server.block(start, BLOCK)))
+                    self._push.send(capture.server.block(start, BLOCK).encode())
             self.turn()
 
     def turn(self, n_turns: int = 1, seconds: float = 0.0) -> None:

@@ -21,7 +21,7 @@ import soundfile
 from reactive_model import tones_and_noise
 
 from ast_stream.cli.app import COMMANDS, run_command_line
-from ast_stream.messages.audio import decode_block, decode_ring_request
+from ast_stream.messages.audio import AudioBlock, decode_ring_request
 from ast_stream.settings.load import parse_settings
 from ast_stream.transport.sockets import Sockets
 
@@ -165,14 +165,14 @@ def test_audio_block_of_the_protocol_is_one() -> None:
     found = re.findall(r'^\{"v":1,"epoch".*"rate".*\}$', PROTOCOL, re.MULTILINE)
     assert found
     for header in found:
-        assert decode_block([b"porch", header.encode(), bytes(3200)]).start_sample == 483_200
+        assert AudioBlock.decode([b"porch", header.encode(), bytes(3200)]).start_sample == 483_200
 
 
 def test_ring_requests_of_the_protocol_are_such() -> None:
     requests = re.findall(r'`(\{"v":1,"op":"(?:read|ack)".*?\})`', PROTOCOL)
     assert len(requests) == 2
     for request in requests:
-        decode_ring_request(request.replace('"…"', '"9f2c4e1a"').encode())
+        decode_ring_request([request.replace('"…"', '"9f2c4e1a"').encode()])
 
 
 @pytest.mark.parametrize("page", [README, ROOT / "docs/how-to/subscribe.md"], ids=str)

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from ast_stream.alerts.rules.fields import Duration, Names, RuleSection
 from ast_stream.alerts.rules.match import EventMatch
 from ast_stream.alerts.triggers.base import Finding, Trigger, TriggerState
-from ast_stream.messages.event import SOURCE_ENDED
+from ast_stream.messages.status import SOURCE_ENDED
 from ast_stream.units import NS_PER_SECOND, SILENCE_DBFS
 
 if TYPE_CHECKING:

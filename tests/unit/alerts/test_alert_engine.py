@@ -26,7 +26,7 @@ from ast_stream.alerts.detector import DetectionTiming
 from ast_stream.alerts.model import Transition
 from ast_stream.alerts.rules.compile import load_rules
 from ast_stream.alerts.rules.rule import RuleSet
-from ast_stream.messages.event import SOURCE_ENDED
+from ast_stream.messages.status import SOURCE_ENDED
 from ast_stream.units import NS_PER_SECOND, format_time
 
 SECOND = NS_PER_SECOND

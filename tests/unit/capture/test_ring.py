@@ -23,9 +23,6 @@ from ast_stream.messages.audio import (
     Pcm16,
     ReadRequest,
     RingReply,
-    decode_block,
-    decode_ring_reply,
-    encode_request,
 )
 from ast_stream.units import FRAME_SHIFT, NS_PER_SECOND, SAMPLE_RATE, samples_to_ns
 
@@ -279,7 +276,7 @@ class Served:
 
     def read(self, **request: object) -> RingReply:
         frames = self.answer({"v": 1, "op": "read", "stream": "porch", **request})
-        return decode_ring_reply(frames, "porch")
+        return RingReply.decode(frames, "porch")
 
     def error(self, **request: object) -> dict[str, object]:
         (frame,) = self.answer({"v": 1, "op": "read", "stream": "porch", **request})
@@ -287,14 +284,14 @@ class Served:
         return body
 
     def answer(self, request: dict[str, object]) -> list[bytes]:
-        frames = self.server.answer([encode_request(ReadRequest.model_validate(request))])
+        frames = self.server.answer(ReadRequest.model_validate(request).encode())
         assert frames is not None
         return frames
 
     def ack(self, stop: int, epoch: str = EPOCH) -> None:
         self.read()  # who has read nothing has nothing to acknowledge
         request = AckRequest.model_validate({"v": 1, "op": "ack", "epoch": epoch, "stop": stop})
-        assert self.server.answer([encode_request(request)]) is None
+        assert self.server.answer(request.encode()) is None
 
 
 def test_a_read_gives_what_is_held_with_the_range_and_the_state() -> None:
@@ -361,11 +358,11 @@ def test_only_the_client_that_reads_the_ring_acknowledges_while_it_is_connected(
 
     def read(client: bytes) -> None:
         request = ReadRequest(v=1, op="read", stream="porch")
-        assert server.answer([encode_request(request)], client) is not None
+        assert server.answer(request.encode(), client) is not None
 
     def acknowledge(client: bytes, stop: int) -> int:
         request = AckRequest(v=1, op="ack", epoch=EPOCH, stop=stop)
-        assert server.answer([encode_request(request)], client) is None
+        assert server.answer(request.encode(), client) is None
         return ring.acked
 
     assert acknowledge(b"stranger", 16_000) == 0  # it has read nothing
@@ -404,7 +401,7 @@ def test_a_ring_that_never_had_a_sample_answers_with_the_time_of_day() -> None:
     )
     frames = server.answer([b'{"v":1,"op":"read","stream":"porch"}'])
     assert frames is not None
-    assert decode_ring_reply(frames, "porch").block.time_ns == WALL0
+    assert RingReply.decode(frames, "porch").block.time_ns == WALL0
 
 
 JUNK = st.one_of(
@@ -486,7 +483,7 @@ class Link:
 
     def _send(self, frames: list[bytes]) -> bool:
         if self.is_up:
-            self.received.append(decode_block(frames))
+            self.received.append(AudioBlock.decode(frames))
         return self.is_up
 
 

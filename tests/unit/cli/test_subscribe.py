@@ -96,10 +96,10 @@ def test_topics_classes_and_streams_are_chosen(
     worker: Worker, socket_dir: Path, processes: list[subprocess.Popen[str]]
 ) -> None:
     worker.publish(
-        event(1, name="barking"),
+        event(1, label="Barking"),
         event(2),
         event(3, stream="yard"),
-        event(4, name="siren"),
+        event(4, label="Siren"),
         event(5),
     )
     chosen = ["event/bark", "--class", "Bark", "--stream", "porch", "--replay", "--count", "2"]

@@ -6,9 +6,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sample_messages import (
+    alerts_status,
+    event_message,
+    gap_message,
+    health,
+    scores_header,
+    worker_status,
+)
 
 from ast_stream.messages.audio import AudioBlock
-from ast_stream.messages.event import Event, event_body, event_id, event_topic, stream_topic
+from ast_stream.messages.event import Event, EventMessage, event_id
 from ast_stream.sample_clock import SampleClock
 from ast_stream.units import NS_PER_SECOND, format_time, parse_time
 
@@ -68,8 +76,12 @@ def test_event_id_depends_on_all_that_makes_an_event_and_nothing_else() -> None:
 
 
 def test_topics_end_with_a_slash_so_that_no_prefix_matches_half_a_name() -> None:
-    assert event_topic("bark", "porch") == "event/bark/porch/"
-    assert stream_topic("health", "porch") == "health/porch/"
+    assert event_message().topic == "event/bark/porch/"
+    assert gap_message().topic == "gap/porch/"
+    assert scores_header().topic == "scores/porch/"
+    assert health().topic == "health/porch/"
+    assert worker_status().topic == "status/worker/"
+    assert alerts_status().topic == "status/alerts/"
 
 
 def test_duration_is_known_when_the_event_has_ended() -> None:
@@ -80,7 +92,7 @@ def test_duration_is_known_when_the_event_has_ended() -> None:
 def test_event_body_tells_times_on_the_capture_clock() -> None:
     clock = SampleClock()
     clock.observe(0, START_NS)
-    body = event_body(
+    message = EventMessage.of(
         make_event(type="end", offset_sample=24_000, mean=0.5, reason="quiet"),
         clock,
         labels={"room": "porch"},
@@ -88,7 +100,7 @@ def test_event_body_tells_times_on_the_capture_clock() -> None:
         scored_ns=START_NS + 3 * NS_PER_SECOND,
         model="sha256:00",
     )
-    assert body == {
+    assert message.to_json() == {
         "v": 1,
         "id": "abc",
         "type": "end",

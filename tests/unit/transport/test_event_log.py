@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 from damage import SPARSE_BYTES, STRANGE_FILES, make_strange, mutations
+from sample_messages import event_message, gap_message
 
 from ast_stream.errors import StartupError
-from ast_stream.messages.feed import BOOT_TOPIC, FeedMessage, Position
+from ast_stream.messages.event import Gap
+from ast_stream.messages.feed import BOOT_TOPIC, FeedMessage, Position, Stamp
 from ast_stream.messages.query import MAX_PAGE_BYTES, ReplayPage, TooOld
 from ast_stream.transport import event_log, segment
 from ast_stream.transport.event_log import EventLog
@@ -28,9 +30,8 @@ def message(seq: int, boot: str = "b1", previous: int | None = None, **body: Any
 
 
 def event(seq: int, at_sample: int, kind: str = "update", epoch: str = "aaaaaaaa") -> FeedMessage:
-    return message(
-        seq, id=f"id{epoch}", type=kind, at_sample=at_sample, stream="porch", epoch=epoch
-    )
+    content = event_message(f"id{epoch}", kind, at_sample=at_sample, epoch=epoch)
+    return FeedMessage.of(content, Stamp("b1", seq, 0, previous=seq - 1))
 
 
 def fill(log: EventLog, boot: str, n_messages: int, **body: Any) -> None:
@@ -385,21 +386,19 @@ def test_published_knows_events_and_gaps_of_one_epoch(tmp_path: Path) -> None:
     log.begin("b1")
     log.append(event(1, 8000, "begin"))
     log.append(event(2, 16000, epoch="bbbbbbbb"))
-    gap_body = message(3, stream="porch", epoch="aaaaaaaa", start=24000).body
-    log.append(FeedMessage("gap/porch/", gap_body))
+    log.append(FeedMessage.of(gap_message(24000), Stamp("b1", 3, 0, previous=2)))
     log.close()
     log = EventLog(tmp_path)
     published = log.published("porch", "aaaaaaaa")
-    assert published.has_event("idaaaaaaaa", "begin", 8000)
-    assert not published.has_event("idaaaaaaaa", "end", 8000)
-    assert not published.has_event("idbbbbbbbb", "update", 16000)
-    assert published.has_gap(24000)
-    assert not published.has_gap(8000)
+    begin, gap = event_message("idaaaaaaaa", at_sample=8000), gap_message(24000)
+    assert published.identities == {begin.identity, gap.identity}
+    assert published.has_gap(Gap("porch", "aaaaaaaa", 24000, 100, "overflow"))
+    assert not published.has_gap(Gap("porch", "aaaaaaaa", 8000, 100, "overflow"))
     assert log.recent("yard", "aaaaaaaa") == []
 
 
 def test_recent_reads_no_further_back_than_needed(tmp_path: Path) -> None:
-    log = EventLog(tmp_path, max_bytes=1_000_000, segment_bytes=20_000)
+    log = EventLog(tmp_path, max_bytes=2_000_000, segment_bytes=40_000)
     log.begin("b1")
     for seq in range(1, 2001):
         log.append(event(seq, seq * 100))
@@ -420,7 +419,7 @@ def test_open_events_are_those_without_an_end(tmp_path: Path) -> None:
     assert log.open_events() == []
     log.close()
     (left_open,) = EventLog(tmp_path).open_events()
-    assert (left_open["id"], left_open["at_sample"]) == ("idbbbbbbbb", 16000)
+    assert (left_open.id, left_open.at_sample) == ("idbbbbbbbb", 16000)
 
 
 def test_what_the_disk_refused_is_in_the_log_after_a_kill(
@@ -436,7 +435,7 @@ def test_what_the_disk_refused_is_in_the_log_after_a_kill(
     kill(log)
     log = EventLog(folder, spare=spare)  # the disk is still full
     assert positions(log, None) == [("b1", 1), ("b1", 2)]
-    assert [body["type"] for body in log.open_events()] == ["update"]
+    assert [event.type for event in log.open_events()] == ["update"]
     log.begin("b2")
     log.append(message(1, "b2", previous=0))
     kill(log)

@@ -15,10 +15,11 @@ import pytest
 from feed_worker import Worker, event
 from hypothesis import given
 from hypothesis import strategies as st
+from sample_messages import gap_message, health, scores_header, worker_status
 
 from ast_stream.errors import UsageError
 from ast_stream.feed import FeedMessage, Missed, Subscriber, query_endpoint_beside
-from ast_stream.messages.feed import Position, decode_message
+from ast_stream.messages.feed import Position
 from ast_stream.messages.query import MAX_PAGE_MESSAGES, ReplayPage
 from ast_stream.transport.event_log import EventLog
 from ast_stream.transport.feed_order import FeedOrder
@@ -35,7 +36,7 @@ class Wire:
         self.accepts = accepts
 
     def send(self, frames: list[bytes]) -> bool:
-        self.sent.append(decode_message(frames))
+        self.sent.append(FeedMessage.decode(frames))
         return self.accepts
 
 
@@ -46,11 +47,11 @@ def seqs(messages: list[FeedMessage]) -> list[int]:
 def test_seq_has_no_holes_over_all_topics() -> None:
     wire = Wire()
     publisher = FeedPublisher(wire, None, "b1", lambda: 0)
-    publisher.publish("status/worker/", {"lag_s": 0.1})
-    publisher.publish_durable("event/bark/porch/", event(1))
-    publisher.publish_scores("scores/porch/", {}, np.zeros(3, np.float16))
-    publisher.publish_durable("gap/porch/", {"start": 5})
-    publisher.publish("health/porch/", {})
+    publisher.publish(worker_status())
+    publisher.publish(event(1))
+    publisher.publish(scores_header(), np.zeros(3, np.float16))
+    publisher.publish(gap_message(5))
+    publisher.publish(health())
     assert seqs(wire.sent) == [1, 2, 3, 4, 5]
     assert {message.body["boot"] for message in wire.sent} == {"b1"}
     assert {message.body["published"] for message in wire.sent} == {"1970-01-01T00:00:00.000000Z"}
@@ -60,10 +61,10 @@ def test_seq_has_no_holes_over_all_topics() -> None:
 def test_durable_messages_name_the_one_before_and_health_names_the_last() -> None:
     wire = Wire()
     publisher = FeedPublisher(wire, None, "b1", lambda: 0)
-    publisher.publish("health/porch/", {})
-    publisher.publish_durable("event/bark/porch/", event(1))
-    publisher.publish("status/worker/", {})
-    publisher.publish_durable("gap/porch/", {})
+    publisher.publish(health())
+    publisher.publish(event(1))
+    publisher.publish(worker_status())
+    publisher.publish(gap_message())
     bodies = [message.body for message in wire.sent]
     assert bodies[0]["durable_seq"] == 0
     assert bodies[1]["previous"] == 0
@@ -83,14 +84,14 @@ def test_durable_message_is_in_the_log_before_anyone_can_receive_it(tmp_path: Pa
             return super().send(frames)
 
     publisher = FeedPublisher(LookingWire(), log, "b1", lambda: 0)
-    publisher.publish_durable("event/bark/porch/", event(1))
-    publisher.publish_durable("event/bark/porch/", event(2))
+    publisher.publish(event(1))
+    publisher.publish(event(2))
     assert held == [1, 2]
 
 
 def test_refused_messages_are_counted() -> None:
     publisher = FeedPublisher(Wire(accepts=False), None, "b1", lambda: 0)
-    publisher.publish("health/porch/", {})
+    publisher.publish(health())
     assert publisher.drops == 1
 
 
@@ -147,11 +148,12 @@ def test_reader_gets_every_durable_message_once_and_in_order(
 
     for number, plan in enumerate(boots):
         publisher = FeedPublisher(wire, ForgetfulLog(), f"b{number}", lambda: 0)  # type: ignore[arg-type]
-        for n, (kind, arrives) in enumerate([*plan, ("status", True)]):
+        for kind, arrives in [*plan, ("status", True)]:
             if kind == "status":
-                publisher.publish("status/worker/", {})
+                publisher.publish(worker_status())
             else:
-                publisher.publish_durable(f"{kind}/porch/", {"n": n})
+                n = len(published)
+                publisher.publish(event(n) if kind == "event" else gap_message(n))
                 published.append(wire.sent[-1].position)
             if arrives:
                 arrived.append(wire.sent[-1])
@@ -183,9 +185,9 @@ def test_repeats_of_an_earlier_boot_are_left_out() -> None:
     order = FeedOrder(("b1", 0))
     for boot in ("b1", "b2"):
         publisher = FeedPublisher(wire, None, boot, lambda: 0)
-        publisher.publish_durable("event/bark/porch/", event(1))
-        publisher.publish_durable("gap/porch/", event(1) | {"start": 7})
-        publisher.publish_durable("event/bark/porch/", event(1, "end"))
+        publisher.publish(event(1))
+        publisher.publish(gap_message(7))
+        publisher.publish(event(1, "end"))
     first, second = wire.sent[:3], wire.sent[3:]
     assert [order.take(message) for message in first] == first
     assert order.caught_up(second[0]) == []
@@ -238,7 +240,7 @@ def test_subscriber_yields_the_events_of_the_classes_and_streams_wanted(
     with subscriber(folder, classes=["Bark"], streams=["porch"], idle_timeout_s=LONG_S) as reader:
         wait_until_heard(reader)
         workers[0].publish(
-            event(1), event(2, name="siren"), event(3, stream="yard"), event(4, "end")
+            event(1), event(2, label="Siren"), event(3, stream="yard"), event(4, "end")
         )
         bodies = iter(reader)
         assert [next(bodies)["id"], next(bodies)["id"]] == ["id1", "id4"]
@@ -515,8 +517,8 @@ def test_other_topics_come_with_their_scores(folder: Path, workers: list[Worker]
         assert isinstance(reader.receive(LONG_S), FeedMessage)
         with workers[0]._lock:
             scores = np.array([0.25, 1.0], np.float16)
-            workers[0].publisher.publish_scores("scores/porch/", {"stream": "porch"}, scores)
-            workers[0].publisher.publish_durable("event/bark/porch/", event(1))
+            workers[0].publisher.publish(scores_header(), scores)
+            workers[0].publisher.publish(event(1))
         kinds = []
         while "scores" not in kinds:
             message = reader.receive(LONG_S)

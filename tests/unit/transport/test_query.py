@@ -12,11 +12,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sample_messages import health, worker_status
 
 from ast_stream.errors import WireError
 from ast_stream.messages.audio import AudioBlock
 from ast_stream.messages.feed import FeedMessage
-from ast_stream.messages.query import ReplayPage, TooOld, decode_replay, encode_query
+from ast_stream.messages.query import (
+    PingQuery,
+    ReplayPage,
+    ReplayQuery,
+    Snapshot,
+    TooOld,
+    decode_replay,
+)
 from ast_stream.sample_clock import SampleClock
 from ast_stream.transport.event_log import EventLog
 from ast_stream.transport.query import ANSWERS_A_TURN, AudioWanted, QueryServer
@@ -62,7 +70,7 @@ def server(
         socket or NoSocket(),
         log,
         Publisher(),
-        snapshot=lambda: {"streams": ["porch"]},
+        snapshot=lambda: Snapshot(boot="b1", streams=[health()], events=[], status=worker_status()),
         audio=held,
         now_s=now_s,
     )
@@ -93,7 +101,13 @@ def test_ping_says_where_the_publisher_stands() -> None:
 
 
 def test_snapshot_is_the_workers() -> None:
-    assert ask(server(), {"op": "snapshot"}) == {"v": 1, "boot": "b1", "streams": ["porch"]}
+    assert ask(server(), {"op": "snapshot"}) == {
+        "v": 1,
+        "boot": "b1",
+        "streams": [health().to_json()],
+        "events": [],
+        "status": worker_status().to_json(),
+    }
 
 
 def test_replay_gives_topics_and_bodies(tmp_path: Path) -> None:
@@ -102,7 +116,7 @@ def test_replay_gives_topics_and_bodies(tmp_path: Path) -> None:
     assert answer["more"] is False
     assert [entry["topic"] for entry in answer["messages"]] == ["gap/porch/"] * 2
     assert [entry["body"]["seq"] for entry in answer["messages"]] == [11, 12]
-    page = decode_replay(queries.answer([encode_query("replay", after=None)]))
+    page = decode_replay(queries.answer(ReplayQuery().encode()))
     assert isinstance(page, ReplayPage)
     assert [one.position[1] for one in page.messages] == list(range(13))
 
@@ -114,9 +128,7 @@ def test_replay_of_what_is_gone_says_where_to_go_on(tmp_path: Path) -> None:
         "error": "too_old",
         "oldest": ["b1", 0],
     }
-    assert decode_replay(queries.answer([encode_query("replay", after=("b0", 3))])) == TooOld(
-        ("b1", 0)
-    )
+    assert decode_replay(queries.answer(ReplayQuery(after=("b0", 3)).encode())) == TooOld(("b1", 0))
 
 
 def test_replay_without_a_log_is_refused() -> None:
@@ -221,7 +233,7 @@ def test_dealer_and_req_are_both_answered(sockets: Sockets, socket_dir: Path) ->
     queries = server(socket=sockets.bind("router", endpoint, 64))
     dealer = sockets.connect("dealer", endpoint, 64)
     for envelope in ([], [b""]):
-        dealer.send([*envelope, encode_query("ping")])
+        dealer.send([*envelope, *PingQuery().encode()])
         answer = None
         for _ in range(200):
             queries.serve()
@@ -237,7 +249,7 @@ def test_one_turn_answers_a_bounded_number(sockets: Sockets, socket_dir: Path) -
     queries = server(socket=sockets.bind("router", endpoint, 64))
     dealer = sockets.connect("dealer", endpoint, 64)
     for _ in range(3 * ANSWERS_A_TURN):
-        assert dealer.send([encode_query("ping")])
+        assert dealer.send(PingQuery().encode())
     turns = []
     for _ in range(500):
         turns.append(queries.serve())
@@ -261,10 +273,10 @@ def test_a_client_that_never_reads_does_not_stop_the_others(
     queries = server(log, sockets.bind("router", endpoint, 2))
     deaf = sockets.connect("dealer", endpoint, 2)
     for _ in range(60):
-        deaf.send([encode_query("replay")])
+        deaf.send(ReplayQuery().encode())
         queries.serve()
     dealer = sockets.connect("dealer", endpoint, 64)
-    dealer.send([encode_query("ping")])
+    dealer.send(PingQuery().encode())
     answer = None
     for _ in range(200):
         queries.serve()

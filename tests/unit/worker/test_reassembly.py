@@ -21,10 +21,6 @@ from ast_stream.messages.audio import (
     Pcm16,
     ReadRequest,
     RingReply,
-    decode_block,
-    decode_ring_reply,
-    encode_block,
-    encode_request,
 )
 from ast_stream.messages.event import Gap
 from ast_stream.units import SAMPLE_RATE, samples_to_ns
@@ -472,7 +468,7 @@ def test_state_and_detail_are_the_rings_until_audio_comes() -> None:
 def test_a_live_block_says_how_its_source_is() -> None:
     reassembler = contacted()
     zeros = replace(block(1600), state="degraded", detail="digital silence for 12 s")
-    (back,) = [decode_block(encode_block(zeros))]
+    (back,) = [AudioBlock.decode(zeros.encode())]
     reassembler.on_block(back, 0.3)
     assert (reassembler.state, reassembler.detail) == ("degraded", "digital silence for 12 s")
     reassembler.on_block(block(3200), 0.4)
@@ -511,7 +507,7 @@ class Capture:
         start = self.ring.next
         self.ring.write(pcm_of(self.epoch, start, n_samples), self.time_ns(start))
         found = self.server.block(start, n_samples)
-        return encode_block(found)
+        return found.encode()
 
     def lose(self, n_samples: int) -> None:
         start = self.ring.next
@@ -590,7 +586,9 @@ class World:
             if takes_blocks:
                 while self.pushed:
                     self.check(
-                        self.reassembler.on_block(decode_block(self.pushed.popleft()), self.now_s)
+                        self.reassembler.on_block(
+                            AudioBlock.decode(self.pushed.popleft()), self.now_s
+                        )
                     )
             while self.replies and self.replies[0][0] <= self.turn:
                 self.on_reply(self.replies.popleft()[1])
@@ -604,13 +602,13 @@ class World:
     def ask(self, request: ReadRequest) -> None:
         if not self.ring_is_up:
             return
-        frames = self.capture.server.answer([encode_request(request)])
+        frames = self.capture.server.answer(request.encode())
         assert frames is not None
         self.replies.append((self.turn + self.delay, frames))
 
     def on_reply(self, frames: list[bytes]) -> None:
         try:
-            found = decode_ring_reply(frames, "porch")
+            found = RingReply.decode(frames, "porch")
         except WireError as error:
             self.check(self.reassembler.on_refusal(str(error), self.now_s))
         else:

@@ -74,7 +74,7 @@ def test_backlog_of_a_slow_worker_is_not_silence(tagger: Tagger) -> None:
         for second in range(35, 91):
             box.hear_live({"mic": pcm}, began_s + second)
             lines.add(worker.status_line().split(",")[0])
-            lags_s.append(worker.healths()[0]["lag_s"])
+            lags_s.append(worker.healths()[0].lag_s)
         assert lags_s[0] > 20
         assert lags_s[-1] < 2
         assert lines == {"listening to mic"}
@@ -96,18 +96,18 @@ def test_overload_widens_the_hop_of_all_streams_alike_and_is_over_when_it_is_ove
         for second in range(1, 41):
             box.hear_live(sounds, began_s + second)
             healths = worker.healths()
-            lags_s.append(max(one["lag_s"] for one in healths))
-            hops_s.append({one["hop_s"] for one in healths})
+            lags_s.append(max(health.lag_s for health in healths))
+            hops_s.append({health.hop_s for health in healths})
         assert all(len(hops) == 1 for hops in hops_s)
         assert max(lags_s) < 12
         assert max(lags_s[30:]) < 4
         assert {4 * HOP_S} in hops_s
-        assert {one["state"] for one in worker.healths()} == {"degraded"}
+        assert {health.state for health in worker.healths()} == {"degraded"}
         assert {body["stream"] for body in box.messages()} == set(STREAMS)
         box.window_cost_s = 0.0
         box.hear_live(sounds, began_s + 100)
-        assert {one["hop_s"] for one in worker.healths()} == {HOP_S}
-        assert {one["state"] for one in worker.healths()} == {"listening"}
+        assert {health.hop_s for health in worker.healths()} == {HOP_S}
+        assert {health.state for health in worker.healths()} == {"listening"}
         assert not box.messages("gap")
 
 
@@ -120,7 +120,7 @@ def test_file_read_as_fast_as_possible_is_always_behind_and_not_overload(
         box.window_cost_s = 0.8 * HOP_S
         for second in range(1, 41):
             box.hear_as_acknowledged(pcm[: second * SAMPLE_RATE], ahead_s=10.0)
-            assert {one["hop_s"] or HOP_S for one in worker.healths()} == {HOP_S}
+            assert {health.hop_s or HOP_S for health in worker.healths()} == {HOP_S}
         box.window_cost_s = 0.0
         box.turn(20)
         assert heard_of(box) == undisturbed(tagger, pcm)

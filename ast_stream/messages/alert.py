@@ -1,0 +1,50 @@
+"""Alerts: what the alerts process publishes and delivers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PlainSerializer
+
+from ast_stream.messages.codec import PROTOCOL_VERSION, Text, Time
+from ast_stream.messages.event import FeedBody
+
+Severity = Literal["informational", "low", "medium", "high", "critical"]
+AlertState = Literal["inactive", "pending", "firing", "recovering", "resolved"]
+SEVERITIES: tuple[Severity, ...] = ("informational", "low", "medium", "high", "critical")
+ACTIVE_STATES: tuple[AlertState, ...] = ("firing", "recovering")
+
+
+class Alert(FeedBody):
+    """One alert as of one moment; times are stream times: when the sound was captured."""
+
+    v: Literal[1] = PROTOCOL_VERSION
+    id: Text
+    """The same from pending to resolved, and again after a restart: it is made of rule, group
+    labels and the event that began it."""
+    fingerprint: Text
+    """The same for every alert of this rule and these group labels."""
+    rule: Text
+    state: AlertState
+    severity: Severity
+    group: dict[Text, Text]
+    """Values of the rule's `group_by`."""
+    labels: dict[Text, Text]
+    """Of the rule's group in the file, of the rule, and `group`."""
+    annotations: dict[Text, Text]
+    """Rendered; values in them are inert."""
+    started_ns: Time
+    """When the sound that began it began (or was missed, for absence)."""
+    fired_ns: Time | None
+    resolved_ns: Time | None
+    events: Annotated[tuple[Text, ...], Field(strict=False), PlainSerializer(list)]
+    """Ids of the events that caused it, oldest first."""
+    suppressed: int = 0
+    """Firings suppressed since the last alert of this fingerprint."""
+    reason: Text | None = None
+    """Why it ended: quiet, restart or rule_changed; None until then."""
+
+    @property
+    def topic(self) -> str:
+        """`alert/<severity>/<rule>/`."""
+        return f"alert/{self.severity}/{self.rule}/"

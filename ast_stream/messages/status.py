@@ -1,0 +1,136 @@
+"""How streams and processes are, as they say on the feed each second."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, computed_field
+
+from ast_stream.messages.codec import Text
+from ast_stream.messages.event import FeedBody
+
+StreamState = Literal["listening", "warming", "gated", "missing", "degraded"]
+
+WORKER_STATUS_TOPIC = "status/worker/"
+ALERTS_STATUS_TOPIC = "status/alerts/"  # on the alerts process's own feed
+SOURCE_ENDED = "the source has ended"  # detail of the health of a stream that is over
+
+
+class Health(FeedBody):
+    """How a stream is. Fields with a default may be absent in bodies written by hand."""
+
+    stream: Text
+    labels: dict[Text, Text] = Field(default_factory=dict)
+    """Of the stream, as configured."""
+    epoch: Text | None = None
+    """Run of the capture process; None before its first contact."""
+    state: StreamState
+    detail: Text | None = None
+    """What is wrong, a sentence; None while nothing is."""
+    silence_s: float = 0.0
+    """Seconds without new audio."""
+    gaps: int = 0
+    """Gaps published."""
+    lost_samples: int = 0
+    """Samples in those gaps."""
+    overflows: int = 0
+    """Those of an overflowing device."""
+    ring_timeouts: int = 0
+    """Requests that the ring did not answer in time."""
+    audio_s: float | None = None
+    """Seconds of audio of this epoch; like all below None while the stream is not open."""
+    level_dbfs: float | None = None
+    """Level of the newest window, dBFS."""
+    lag_s: float | None = None
+    """Seconds of audio that exist at the source and are not scored."""
+    hop_s: float | None = None
+    """Seconds between scored windows at present."""
+    open_events: int | None = None
+    """Events that have begun and not ended."""
+
+    @property
+    def topic(self) -> str:
+        """`health/<stream>/`."""
+        return f"health/{self.stream}/"
+
+
+class WorkerFacts(FeedBody):
+    """What does not change while a worker runs."""
+
+    model: Text
+    """Hash of the checkpoint."""
+    device: Text
+    precision: Text
+    attention: Text
+    """Attention backend in use."""
+    window_s: float
+    """Seconds of audio in a window."""
+    torch: Text
+    """Version of torch."""
+
+
+class WorkerStatus(WorkerFacts):
+    """How a worker is."""
+
+    streams: list[Text]
+    """Names of all streams, sorted."""
+    windows_per_s: float
+    """Windows scored a second, since the status before."""
+    lag_s: float | None
+    """Of the stream that is furthest behind, seconds; None without open streams."""
+    uptime_s: float
+    """Seconds since the start."""
+    disk: Text | None
+    """What cannot be written and why; None while all can."""
+    counters: dict[str, int]
+    """Since the start, by name."""
+
+    @property
+    def topic(self) -> str:
+        """`status/worker/`."""
+        return WORKER_STATUS_TOPIC
+
+
+class FailingAction(FeedBody):
+    """An action whose deliveries do not get through."""
+
+    action: Text
+    waiting: int
+    """Deliveries that failed and are tried again."""
+    attempts: int
+    """Of the one that was tried most often."""
+    lost: bool
+    """Whether the last one that was decided was given up."""
+    error: Text
+    """Why the last one failed."""
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def text(self) -> str:
+        """A sentence."""
+        waiting = "1 alert waits" if self.waiting == 1 else f"{self.waiting} alerts wait"
+        tried = f"{waiting} after up to {self.attempts} attempts" if self.waiting else ""
+        lost = "the last one was given up" if self.lost else ""
+        facts = " and ".join(part for part in (tried, lost) if part) or "it cannot be used"
+        return f"alerts are not delivered by {self.action}: {facts}: {self.error}"
+
+
+class AlertsStatus(FeedBody):
+    """How an alerts process is."""
+
+    n_rules: Annotated[int, Field(alias="rules")]
+    """Rules in force."""
+    hears_worker: Annotated[bool, Field(alias="hears")]
+    """Whether the worker's feed is received."""
+    pending: int | None
+    """Deliveries that wait; None if the outbox cannot be read."""
+    disk: Text | None
+    """What cannot be written and why; None while all can."""
+    failing: list[FailingAction]
+    pending_by_action: dict[Text, int] | None
+    """Deliveries that wait, by action; None if the outbox cannot be read."""
+
+    @property
+    def topic(self) -> str:
+        """`status/alerts/`."""
+        return ALERTS_STATUS_TOPIC

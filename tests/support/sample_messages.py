@@ -1,0 +1,83 @@
+"""Messages of the feed as a worker and an alerts process send them, for tests about their way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ast_stream.labels import slug
+from ast_stream.messages.event import EventMessage, GapMessage, ScoresHeader
+from ast_stream.messages.status import AlertsStatus, Health, WorkerFacts, WorkerStatus
+
+STREAM, EPOCH = "porch", "aaaaaaaa"
+T0_NS = 1_700_000_000_000_000_000
+FACTS = WorkerFacts(
+    model="sha256:tiny", device="cpu", precision="fp32", attention="math", window_s=1.0, torch="0"
+)
+
+
+def event_message(id: str = "id1", type: str = "begin", **changes: Any) -> EventMessage:
+    """Return a message about a bark on the porch."""
+    fields: dict[str, Any] = {
+        "id": id,
+        "type": type,
+        "stream": STREAM,
+        "label": "Bark",
+        "score": 0.8,
+        "peak": 0.9,
+        "onset_ns": T0_NS,
+        "onset_sample": 0,
+        "at_sample": 16_000,
+        "epoch": EPOCH,
+        "captured_ns": T0_NS,
+    }
+    fields |= changes
+    return EventMessage(**{"class_": slug(fields["label"])} | fields)
+
+
+def gap_message(start_sample: int = 0, **changes: Any) -> GapMessage:
+    """Return a gap of one second on the porch."""
+    fields: dict[str, Any] = {
+        "stream": STREAM,
+        "epoch": EPOCH,
+        "start_sample": start_sample,
+        "samples": 16_000,
+        "duration_s": 1.0,
+        "reason": "overflow",
+    }
+    return GapMessage(**fields | changes)
+
+
+def scores_header() -> ScoresHeader:
+    """Return what goes before the scores of the porch."""
+    return ScoresHeader(stream=STREAM, epoch=EPOCH, end_sample=16_000, time_ns=T0_NS)
+
+
+def health(stream: str = STREAM, **changes: Any) -> Health:
+    """Return the health of a stream that is listened to."""
+    return Health(**{"stream": stream, "state": "listening"} | changes)
+
+
+def worker_status(**changes: Any) -> WorkerStatus:
+    """Return the status of a worker that has nothing to do."""
+    fields: dict[str, Any] = {
+        "streams": [STREAM],
+        "windows_per_s": 0.0,
+        "lag_s": None,
+        "uptime_s": 0.0,
+        "disk": None,
+        "counters": {},
+    }
+    return WorkerStatus(**dict(FACTS) | fields | changes)
+
+
+def alerts_status(**changes: Any) -> AlertsStatus:
+    """Return the status of an alerts process that has nothing to do."""
+    fields: dict[str, Any] = {
+        "n_rules": 1,
+        "hears_worker": True,
+        "pending": 0,
+        "disk": None,
+        "failing": [],
+        "pending_by_action": {},
+    }
+    return AlertsStatus(**fields | changes)

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ast_stream.alerts.model import seconds_to_ns
-from ast_stream.detect.facts import model_facts as checkpoint_facts
 from ast_stream.detect.parameters import DecisionParameters, resolve_parameters
+from ast_stream.detect.parameters import model_facts as checkpoint_facts
 from ast_stream.errors import CheckpointError
 from ast_stream.labels import problem_with_labels, slug
 from ast_stream.model.hub_config import CONFIG, Config, read_dims, read_labels

@@ -31,9 +31,8 @@ from ast_stream.alerts.rules.problems import RuleProblem, problem_at
 from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.alerts.store import Store
 from ast_stream.detect.decision import Decision
-from ast_stream.detect.facts import model_facts
-from ast_stream.detect.parameters import resolve_parameters
-from ast_stream.detect.slots import SlotNames
+from ast_stream.detect.parameters import model_facts, resolve_parameters
+from ast_stream.detect.state import SlotNames
 from ast_stream.errors import ConfigError, UsageError
 from ast_stream.labels import find_label, slug
 from ast_stream.messages.codec import PROTOCOL_VERSION

@@ -17,7 +17,7 @@ from ast_stream.calibration.budget import Budget
 from ast_stream.calibration.grouping import GroupingRule, Span, group_events
 from ast_stream.calibration.score_map import mapped_scores
 from ast_stream.calibration.streams import LogitStream, hours_of, with_label
-from ast_stream.detect.smoothing import smooth
+from ast_stream.detect.decision import smooth
 from ast_stream.model.metadata import ScoreMap
 from ast_stream.units import SAMPLE_RATE
 
@@ -189,7 +189,8 @@ def decided_scores(
     stream: LogitStream, index: int, score_map: ScoreMap, rule: GroupingRule
 ) -> npt.NDArray[np.float32]:
     """Return the scores of class `index` as the decision stage has them, shape (n_windows,)."""
-    return smooth(mapped_scores(stream.logits[:, index], score_map), rule.share_of_newest)
+    scores = mapped_scores(stream.logits[:, [index]], score_map)
+    return smooth(scores, np.array([rule.share_of_newest]))[:, 0]
 
 
 def touched(

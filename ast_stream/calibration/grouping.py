@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ast_stream.detect.boundaries import WindowGeometry, locate_offset, locate_onset
-from ast_stream.detect.facts import model_facts
 from ast_stream.detect.parameters import (
-    OFFSET_DROP,
-    OFFSET_SHARE,
     DecisionParameters,
+    model_facts,
+    offset_thresholds,
     resolve_parameters,
 )
+from ast_stream.detect.state import NEVER
 from ast_stream.model.metadata import Metadata
 from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
 
@@ -72,12 +72,12 @@ class GroupingRule:
 
     def offset(self, span: Span, ends: Ends) -> int:
         """Return the sample index published as the event's offset; its start if it never ended."""
-        low = None if span.low is None else int(ends[span.low])
+        low = NEVER if span.low is None else int(ends[span.low])
         at = int(ends[min(span.ended, len(ends) - 1)])
         offset = locate_offset(
             self.geometry, span.onset, low, self.rise_on, self.rise_off, audio_end=at
         )
-        return min(offset.sample, span.onset + self.max_duration)
+        return min(int(offset.sample), span.onset + self.max_duration)
 
 
 def grouping_rule(
@@ -111,14 +111,13 @@ def rule_of(parameters: DecisionParameters) -> GroupingRule:
         max_duration=int(parameters.max_duration[0]),
         rise_on=int(parameters.rise_on[0]),
         rise_off=int(parameters.rise_off[0]),
-        share_of_newest=parameters.share_of_newest[0],
+        share_of_newest=parameters.ema_alpha[0],
     )
 
 
 def offset_threshold(threshold: float) -> np.float32:
     """Return the score below which an event of onset threshold `threshold` may end."""
-    on = np.float32(threshold)
-    return np.float32(max(on - np.float32(OFFSET_DROP), np.float32(OFFSET_SHARE) * on))
+    return np.float32(offset_thresholds(np.array([threshold], np.float32))[0])
 
 
 def group_events(scores: Scores, ends: Ends, threshold: float, rule: GroupingRule) -> list[Span]:
@@ -165,7 +164,7 @@ def _span(
     earliest: int,
     rule: GroupingRule,
 ) -> Span:
-    onset = locate_onset(
+    located = locate_onset(
         rule.geometry,
         int(ends[first]),
         rule.rise_on,
@@ -173,7 +172,8 @@ def _span(
         earliest=earliest,
         first_scored=int(ends[0]),
         audio_end=int(ends[confirmed]),
-    ).sample
+    )
+    onset = int(located.sample)
     too_long = max(confirmed, int(np.searchsorted(ends, onset + rule.max_duration)))
     within = last_not_low[confirmed : too_long + 1]
     low_run = np.arange(confirmed, confirmed + len(within)) - within

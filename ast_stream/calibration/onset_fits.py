@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ast_stream.calibration.rises import LONGEST_RISE_SHARE, Crossing
-from ast_stream.detect.onset_fits import logits_from
+from ast_stream.detect.boundaries import logits_above
 from ast_stream.model.metadata import StoredOnsetFit
 
 FEWEST_FITTED = 20  # sounds
@@ -47,7 +47,7 @@ def fit_onset(
         return None
     rises = np.clip([one.rise_s for one in crossings], None, LONGEST_RISE_SHARE * window_s)
     scores = np.array([(one.before, one.first) for one in crossings])
-    heights = logits_from(scores, threshold)  # (n, 2)
+    heights = logits_above(scores, threshold)  # (n, 2)
     low, high = np.percentile(rises, PERCENTILES)
     part = np.arange(len(rises)) % N_PARTS
     errors, plain = np.zeros(len(rises)), np.zeros(len(rises))

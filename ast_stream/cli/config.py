@@ -15,8 +15,7 @@ from ast_stream.alerts.actions.registry import action_problems
 from ast_stream.alerts.rule_watch import RuleFiles
 from ast_stream.alerts.rules.schema import rule_file_json_schema
 from ast_stream.cli.output import say
-from ast_stream.detect.facts import model_facts
-from ast_stream.detect.parameters import DecisionParameters, resolve_parameters
+from ast_stream.detect.parameters import DecisionParameters, model_facts, resolve_parameters
 from ast_stream.errors import (
     AstStreamError,
     CheckpointError,

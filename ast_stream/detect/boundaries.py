@@ -7,14 +7,35 @@ noticed H/2 late on average)
     onset  = t_up   - H/2 - rise_on
     offset = t_down - H/2 - (W - rise_off)
 
-Everything is in samples. Checked against simulated windows in tests/test_boundaries.py.
+Windows are a hop apart, and sounds of one class need different parts of a window to be recognised.
+A window that jumps from nothing to far above the threshold has held the sound for longer than one
+that barely reaches it, so the two scores around the crossing tell much of what a median `rise_on`
+leaves open: that is what an onset fit says.
+
+Everything is in samples; all functions take and return scalars or arrays of any one shape. Checked
+against simulated windows in tests/unit/detect/test_boundaries.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from ast_stream.units import samples_to_seconds
+import numpy as np
+import numpy.typing as npt
+
+from ast_stream.detect.state import NEVER
+from ast_stream.model.metadata import StoredOnsetFit
+from ast_stream.units import SAMPLE_RATE
+
+LOGIT_LIMIT = 6.0  # logits this far from the threshold's say no more than ones farther away
+_CLOSEST = 1e-6  # of a score to 0 or 1
+_FIT_FIELDS = ("rise_s", "before_s", "first_s", "lowest_s", "highest_s", "within_s")
+
+Floats = npt.NDArray[np.float64]
+Samples = npt.NDArray[np.int64]
+SamplesLike = Samples | np.int64 | int
 
 
 @dataclass(frozen=True)
@@ -25,31 +46,29 @@ class WindowGeometry:
     hop: int
 
 
-@dataclass(frozen=True)
-class Onset:
+class Onset(NamedTuple):
     """Estimated start of a sound and the half-width of the interval that holds it."""
 
-    sample: int
-    uncertainty_s: float
+    sample: Samples
+    uncertainty_s: Floats
 
 
-@dataclass(frozen=True)
-class Offset:
+class Offset(NamedTuple):
     """Estimated end of a sound; unreliable where the estimate had to be clamped."""
 
-    sample: int
-    is_reliable: bool
+    sample: Samples
+    is_reliable: npt.NDArray[np.bool_]
 
 
 def locate_onset(
     geometry: WindowGeometry,
-    t_up: int,
-    rise_on: int,
+    t_up: SamplesLike,
+    rise_on: SamplesLike,
     *,
-    uncertainty: int,
-    earliest: int,
-    first_scored: int | None,
-    audio_end: int,
+    uncertainty: SamplesLike,
+    earliest: SamplesLike,
+    first_scored: SamplesLike,
+    audio_end: SamplesLike,
 ) -> Onset:
     """Return the onset of a sound first seen by the window ending at `t_up`.
 
@@ -57,38 +76,108 @@ def locate_onset(
         rise_on: how much of the sound a window needs to be above the onset threshold.
         uncertainty: half-width of the interval around the estimate, for sounds seen to begin.
         earliest: no onset before this: start of the audio, or end of the event before.
-        first_scored: end of the first window scored since start or gap. If that window already
-            sees the sound, it may have begun anywhere since `earliest`.
+        first_scored: end of the first window scored since start or gap, or NEVER. If that window
+            already sees the sound, it may have begun anywhere since `earliest`.
         audio_end: end of the audio known, less than `t_up` while flushing.
     """
-    earliest = max(earliest, t_up - geometry.window)
-    latest = max(earliest, min(t_up, audio_end) - rise_on)
-    if t_up == first_scored:
-        middle = (earliest + latest) // 2
-        return Onset(middle, samples_to_seconds((latest - earliest) // 2 + geometry.hop // 2))
-    onset = min(max(t_up - geometry.hop // 2 - rise_on, earliest), latest)
-    return Onset(onset, samples_to_seconds(uncertainty))
+    half_hop = geometry.hop // 2
+    earliest = np.maximum(earliest, np.subtract(t_up, geometry.window))
+    latest = np.maximum(earliest, np.minimum(t_up, audio_end) - rise_on)
+    has_begun_before = np.equal(t_up, first_scored)
+    estimate = np.clip(np.subtract(t_up, half_hop + np.asarray(rise_on)), earliest, latest)
+    return Onset(
+        np.where(has_begun_before, (earliest + latest) // 2, estimate),
+        np.where(has_begun_before, (latest - earliest) // 2 + half_hop, uncertainty) / SAMPLE_RATE,
+    )
 
 
 def locate_offset(
     geometry: WindowGeometry,
-    onset: int,
-    t_down: int | None,
-    rise_on: int,
-    rise_off: int,
+    onset: SamplesLike,
+    t_down: SamplesLike,
+    rise_on: SamplesLike,
+    rise_off: SamplesLike,
     *,
-    audio_end: int,
+    audio_end: SamplesLike,
 ) -> Offset:
     """Return the offset of a sound no longer seen by the window ending at `t_down`.
 
     Args:
-        t_down: None where the audio ended first: then the sound lasted as far as is known.
+        t_down: NEVER where the audio ended first: then the sound lasted as far as is known.
         audio_end: end of the audio known.
     """
-    shortest = min(onset + rise_on, max(audio_end, onset))
-    if t_down is None:
-        return Offset(max(audio_end, shortest), is_reliable=False)
-    offset = min(t_down - geometry.hop // 2 - (geometry.window - rise_off), audio_end)
-    if offset < shortest:
-        return Offset(shortest, is_reliable=False)
-    return Offset(offset, is_reliable=True)
+    shortest = np.minimum(np.add(onset, rise_on), np.maximum(audio_end, onset))
+    smear = geometry.hop // 2 + geometry.window - np.asarray(rise_off)
+    is_open = np.equal(t_down, NEVER)
+    estimate = np.where(is_open, audio_end, np.minimum(np.subtract(t_down, smear), audio_end))
+    return Offset(np.maximum(estimate, shortest), ~is_open & (estimate >= shortest))
+
+
+def logits_above(scores: npt.ArrayLike, threshold: npt.ArrayLike) -> Floats:
+    """Return how far scores lie above a threshold on the logits, within `LOGIT_LIMIT`."""
+    above: Floats = np.clip(_logit(scores) - _logit(threshold), -LOGIT_LIMIT, LOGIT_LIMIT)
+    return above
+
+
+@dataclass(frozen=True, eq=False)
+class OnsetFits:
+    """The onset fits of all classes; arrays have shape (n_classes,).
+
+    Attributes:
+        fits: what the checkpoint says, None for a class without a fit.
+        is_fitted: whether the class has one; the other arrays mean nothing where it does not.
+        values: fields of `StoredOnsetFit` in samples, by name.
+        threshold: onset thresholds in force.
+        floor: scores from here down say as little as none.
+    """
+
+    fits: tuple[StoredOnsetFit | None, ...]
+    is_fitted: npt.NDArray[np.bool_]
+    values: dict[str, Floats]
+    threshold: npt.NDArray[np.float32]
+    floor: npt.NDArray[np.float32]
+
+    @classmethod
+    def of(
+        cls, fits: Sequence[StoredOnsetFit | None], threshold: npt.NDArray[np.float32]
+    ) -> OnsetFits:
+        """Return the fits of the classes, in order; None: the class has none."""
+        values = {
+            name: np.array([getattr(fit, name) if fit else 0.0 for fit in fits]) * SAMPLE_RATE
+            for name in _FIT_FIELDS
+        }
+        is_fitted = np.array([fit is not None for fit in fits], np.bool_)
+        floor = 1 / (1 + np.exp(LOGIT_LIMIT - _logit(threshold)))
+        # classes without a fit need no score remembered
+        floor = np.where(is_fitted, floor, np.inf)
+        return cls(tuple(fits), is_fitted, values, threshold, floor.astype(np.float32))
+
+    @property
+    def longest(self) -> Samples:
+        """The longest rise time that each fit gives, in samples; 0 without a fit."""
+        return np.round(self.values["highest_s"]).astype(np.int64)
+
+    def rise(
+        self, index: Samples | int, before: npt.ArrayLike, first: npt.ArrayLike
+    ) -> tuple[Samples, Samples]:
+        """Return the rise times of classes and their half-widths, in samples.
+
+        Args:
+            index: which classes.
+            before, first: scores of the last window below the threshold and of the first above.
+        """
+        value = {name: column[index] for name, column in self.values.items()}
+        threshold = self.threshold[index]
+        rise = (
+            value["rise_s"]
+            + value["before_s"] * logits_above(before, threshold)
+            + value["first_s"] * logits_above(first, threshold)
+        )
+        rise = np.clip(rise, value["lowest_s"], value["highest_s"])
+        return np.round(rise).astype(np.int64), np.round(value["within_s"]).astype(np.int64)
+
+
+def _logit(scores: npt.ArrayLike) -> Floats:
+    p = np.clip(np.asarray(scores, np.float64), _CLOSEST, 1 - _CLOSEST)
+    logits: Floats = np.log(p / (1 - p))
+    return logits

@@ -1,28 +1,36 @@
-"""From scores to events: confirmation, hysteresis, hold and corrected boundaries.
+"""From scores to events: smoothing, confirmation, hysteresis, hold and corrected boundaries.
 
-State is arrays over [slots, classes]; one `step` decides one window of every given slot at once,
-and Python work is done only for the few classes where something begins, lasts or ends.
-Positions are sample indices; there is no clock.
+This is the only place where scores become events. State is arrays over [slots, classes]; one step
+decides one window of every given slot at once, and work is done only for the cells where something
+is above its threshold, pending or open. Live streams are slots of one `Decision`. Calibration and
+evaluation ask for the events of whole streams at many thresholds: there the streams are slots and
+the thresholds are classes (`decide_streams`). Positions are sample indices; there is no clock.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from ast_stream.detect.boundaries import locate_offset, locate_onset
 from ast_stream.detect.parameters import DecisionParameters
-from ast_stream.detect.positions import NEVER
-from ast_stream.detect.slots import SlotNames
-from ast_stream.detect.smoothing import averaged, remembered
-from ast_stream.detect.state import ClassState
+from ast_stream.detect.state import NEVER, ClassState, SlotNames
 from ast_stream.messages.event import EndReason, Event, EventType, event_id
 from ast_stream.units import SAMPLE_RATE
 
 UPDATE_INTERVAL = SAMPLE_RATE  # samples: at most one update a second for each event
+FORGOTTEN = np.float32(0.01)  # a moving average below this counts as 0 for the next one
+
+Indices = npt.NDArray[np.int64]
+Scores = npt.NDArray[np.float32]
+Flags = npt.NDArray[np.bool_]
+Cells = tuple[Indices, Indices]
+"""Slots and class indices, each of shape (n,)."""
+
 _DTYPES: dict[str, type] = {  # of the fields of `ClassState`
     "average": np.float32,
     "hits": np.uint64,
@@ -41,16 +49,45 @@ _DTYPES: dict[str, type] = {  # of the fields of `ClassState`
     "score_sum": np.float64,
     "score_count": np.int64,
     "last_update": np.int64,
-    "deaf_until": np.int64,
+    "refractory_until": np.int64,
     "last_offset": np.int64,
     "last_first_seen": np.int64,
 }
-_UNHEARD = ClassState().model_dump()
-_FIELDS = {field: (dtype, _UNHEARD[field]) for field, dtype in _DTYPES.items()}
+_IDLE = ClassState().model_dump()
+_FIELDS = {field: (dtype, _IDLE[field]) for field, dtype in _DTYPES.items()}
 # a later event must neither begin before the end of this one nor have its id
 _OUTLIVE_EVENTS = ("last_offset", "last_first_seen")
 # not of the event, but of the windows
 _OF_WINDOWS = ("average", "score_before")
+_OF_EVENTS = [field for field in _FIELDS if field not in _OUTLIVE_EVENTS + _OF_WINDOWS]
+
+KINDS: tuple[EventType, ...] = get_args(EventType)
+BEGIN, UPDATE, END = (KINDS.index(kind) for kind in ("begin", "update", "end"))
+REASONS: tuple[EndReason, ...] = get_args(EndReason)
+
+TRANSITION = np.dtype(
+    [
+        ("kind", np.int8),  # index into `KINDS`
+        ("slot", np.int64),
+        ("index", np.int64),  # of the class
+        ("at", np.int64),  # end of the window that decided
+        ("score", np.float32),
+        ("peak", np.float32),
+        ("mean", np.float64),
+        ("t_up", np.int64),  # end of the first window that saw the sound
+        ("first_seen", np.int64),  # the same, but not beyond the audio
+        ("t_down", np.int64),  # end of the first window that no longer saw it, or NEVER
+        ("onset", np.int64),
+        ("uncertainty_s", np.float64),
+        ("offset", np.int64),  # of ends only, like the fields below
+        ("reason", np.int8),  # index into `REASONS`
+        ("duration_reliable", np.bool_),
+    ]
+)
+Transitions = npt.NDArray[np.void]
+"""Records of `TRANSITION`: events that begin, last or end, shape (n,)."""
+
+_NOTHING: Transitions = np.zeros(0, TRANSITION)
 
 
 class Decision:
@@ -73,50 +110,50 @@ class Decision:
             (np.uint64(1) << parameters.confirm_hops.astype(np.uint64)) - np.uint64(1)
         ).astype(np.uint64)
         self._hit_mask[parameters.confirm_hops == 64] = np.uint64(2**64 - 1)
+        self._is_smoothing = bool((parameters.ema_alpha < 1).any())
+        self._is_fitted = bool(parameters.onset_fits.is_fitted.any())
 
     def grow(self, n_slots: int) -> None:
         """Make room for `n_slots` slots."""
-        for field, (dtype, empty) in _FIELDS.items():
-            grown: npt.NDArray[Any] = np.full((n_slots, self._n_classes), empty, dtype)
+        for field, (dtype, idle) in _FIELDS.items():
+            grown: npt.NDArray[Any] = np.full((n_slots, self._n_classes), idle, dtype)
             if field in self._state:
                 grown[: len(self._state[field])] = self._state[field]
             self._state[field] = grown
 
     def reset(self, slot: int) -> None:
         """Forget all about `slot`."""
-        for field, (_, empty) in _FIELDS.items():
-            self._state[field][slot] = empty
+        for field, (_, idle) in _FIELDS.items():
+            self._state[field][slot] = idle
 
-    def average(
-        self,
-        slots: npt.NDArray[np.int64],
-        scores: npt.NDArray[np.float32],
-        is_first: npt.NDArray[np.bool_],
-    ) -> npt.NDArray[np.float32]:
+    def average(self, slots: Indices, scores: Scores, is_first: Flags) -> Scores:
         """Take the scores of one window of each slot; return the averages that `step` decides by.
+
+        An exponential moving average: a window at distance t before the newest has a weight in
+        proportion to exp(-t / time constant). What is left of sounds long over is forgotten, so
+        that a stream's state stays small.
 
         Args:
             slots: which slots, shape (n,), each at most once.
             scores: shape (n, n_classes), in [0, 1].
             is_first: whether the window is the first since start or gap, shape (n,).
         """
-        share = self.parameters.share_of_newest
-        if (share == 1).all():
+        if not self._is_smoothing:
             return scores
-        before = self._state["average"][slots]
-        averages = np.where(is_first[:, None], scores, averaged(scores, before, share))
-        self._state["average"][slots] = remembered(averages, share)
+        averages, self._state["average"][slots] = _moving_average(
+            scores, self._state["average"][slots], self.parameters.ema_alpha, is_first[:, None]
+        )
         return averages
 
     def step(
         self,
-        slots: npt.NDArray[np.int64],
-        ends: npt.NDArray[np.int64],
-        scores: npt.NDArray[np.float32],
+        slots: Indices,
+        ends: Indices,
+        scores: Scores,
         *,
-        context_starts: npt.NDArray[np.int64],
-        first_scored: npt.NDArray[np.int64],
-        audio_ends: npt.NDArray[np.int64],
+        context_starts: Indices,
+        first_scored: Indices,
+        audio_ends: Indices,
     ) -> list[Event]:
         """Decide one window of each slot.
 
@@ -131,47 +168,94 @@ class Decision:
         Returns:
             The events that begin, last or end with these windows.
         """
+        return self._events(
+            self.advance(
+                slots,
+                ends,
+                scores,
+                context_starts=context_starts,
+                first_scored=first_scored,
+                audio_ends=audio_ends,
+            )
+        )
+
+    def advance(
+        self,
+        slots: Indices,
+        ends: Indices,
+        scores: Scores,
+        *,
+        context_starts: Indices,
+        first_scored: Indices,
+        audio_ends: Indices,
+    ) -> Transitions:
+        """Do as `step`, but return arrays: ordered by row and class, a begin before its end."""
         p, s = self.parameters, self._state
-        now = ends[:, None]
-        is_on = (scores >= p.onset_threshold) & p.is_enabled & (now >= s["deaf_until"][slots])
-        was_active = s["is_active"][slots]
-        earlier_hits = (s["hits"][slots] << np.uint64(1)) & self._hit_mask
-        hits = earlier_hits | is_on.astype(np.uint64)
-        self._look_at_crossings(slots, ends, scores, is_on & (earlier_hits == 0) & ~was_active)
-        is_confirmed = ~was_active & is_on & (np.bitwise_count(hits) >= p.confirm_hits)
+        is_high = (scores >= p.onset_threshold) & p.is_enabled
+        rows, index = np.nonzero(is_high | self._is_live(slots))
+        cell = (slots[rows], index)
+        at, score = ends[rows], scores[rows, index]
+        is_hit = is_high[rows, index] & (at >= s["refractory_until"][cell])
+        was_active = s["is_active"][cell]
+        earlier_hits = (s["hits"][cell] << np.uint64(1)) & self._hit_mask[index]
+        if self._is_fitted:
+            self._keep_crossings(cell, at, score, is_hit & (earlier_hits == 0) & ~was_active)
+            s["score_before"][slots] = np.where(scores > p.onset_fits.floor, scores, 0)
+        if not len(rows):
+            return _NOTHING
+        hits = earlier_hits | is_hit.astype(np.uint64)
+        is_enough = np.bitwise_count(hits) >= p.confirm_hits[index]
+        is_confirmed = ~was_active & is_hit & is_enough
         is_open = was_active | is_confirmed
 
         is_counted = is_open | (hits != 0)
-        s["hits"][slots] = hits
-        s["is_active"][slots] = is_open
-        s["peak"][slots] = np.where(is_counted, np.maximum(s["peak"][slots], scores), 0)
-        s["score_sum"][slots] = np.where(is_counted, s["score_sum"][slots] + scores, 0)
-        s["score_count"][slots] = np.where(is_counted, s["score_count"][slots] + 1, 0)
-        low = np.where(s["low_since"][slots] == NEVER, now, s["low_since"][slots])
-        is_low = is_open & (scores < p.offset_threshold)
-        s["low_since"][slots] = np.where(is_low, low, NEVER)
-
-        for row, index in np.argwhere(is_confirmed):
+        s["hits"][cell] = hits
+        s["is_active"][cell] = is_open
+        s["peak"][cell] = np.where(is_counted, np.maximum(s["peak"][cell], score), 0)
+        s["score_sum"][cell] = np.where(is_counted, s["score_sum"][cell] + score, 0)
+        s["score_count"][cell] = np.where(is_counted, s["score_count"][cell] + 1, 0)
+        low_since = np.where(s["low_since"][cell] == NEVER, at, s["low_since"][cell])
+        is_low = is_open & (score < p.offset_threshold[index])
+        s["low_since"][cell] = np.where(is_low, low_since, NEVER)
+        if is_confirmed.any():
+            row = rows[is_confirmed]
             self._confirm(
-                int(slots[row]),
-                int(index),
-                int(ends[row]),
-                context_start=int(context_starts[row]),
-                first_scored=int(first_scored[row]),
-                audio_end=int(audio_ends[row]),
+                (slots[row], index[is_confirmed]),
+                ends[row],
+                context_start=context_starts[row],
+                first_scored=first_scored[row],
+                audio_end=audio_ends[row],
             )
-        return self._emit(slots, ends, scores, audio_ends)
+        if not is_open.any():
+            return _NOTHING
+        row = rows[is_open]
+        return self._transitions(
+            (slots[row], index[is_open]), ends[row], score[is_open], audio_ends[row]
+        )
+
+    def has_live(self, slots: Indices) -> Flags:
+        """Return which slots have an event that is open or may be confirmed, shape (n,).
+
+        Of the others a window below all onset thresholds changes nothing.
+        """
+        has_live: Flags = np.any(self._is_live(slots), axis=1)
+        return has_live
 
     def close(self, slot: int, reason: EndReason, at: int, audio_end: int) -> list[Event]:
         """End all events of `slot` because there is no more audio, and forget its state."""
-        events = []
-        for index in np.flatnonzero(self._state["is_active"][slot]):
-            events += self._end(slot, int(index), reason, at, audio_end)
+        return self._events(self.cut(slot, reason, at, audio_end))
+
+    def cut(self, slot: int, reason: EndReason, at: int, audio_end: int) -> Transitions:
+        """Do as `close`, but return arrays."""
+        index = np.flatnonzero(self._state["is_active"][slot])
+        cell = (np.full(len(index), slot), index)
+        codes = np.full(len(index), REASONS.index(reason))
+        ended = self._end(cell, codes, np.full(len(index), at), np.full(len(index), audio_end))
         kept = {field: self._state[field][slot].copy() for field in _OUTLIVE_EVENTS}
         self.reset(slot)
         for field, values in kept.items():
             self._state[field][slot] = values
-        return events
+        return ended
 
     def open_count(self, slot: int) -> int:
         """Return how many published events of `slot` have not ended."""
@@ -179,15 +263,16 @@ class Decision:
 
     def open_events(self, slot: int, at: int) -> list[Event]:
         """Return the published events of `slot` that have not ended, as of `at`."""
-        indices = np.flatnonzero(self._state["is_published"][slot])
-        return [self._event("update", slot, int(i), at, 0.0) for i in indices]
+        index = np.flatnonzero(self._state["is_published"][slot])
+        cell = (np.full(len(index), slot), index)
+        return self._events(self._records(UPDATE, cell, at, np.float32(0)))
 
     def export(self, slot: int) -> dict[int, ClassState]:
         """Return the state of `slot`: by class index, only what is known."""
         known: dict[int, dict[str, Any]] = {}
-        for field, (_, empty) in _FIELDS.items():
+        for field, (_, idle) in _FIELDS.items():
             row = self._state[field][slot]
-            for index in np.flatnonzero(row != empty):
+            for index in np.flatnonzero(row != idle):
                 known.setdefault(int(index), {})[field] = row[index].item()
         # checked where it is read: nothing here may stop a worker that runs
         return {index: ClassState.model_construct(**fields) for index, fields in known.items()}
@@ -199,171 +284,311 @@ class Decision:
             for field in _FIELDS:
                 self._state[field][slot, index] = getattr(known, field)
 
-    def _emit(
-        self,
-        slots: npt.NDArray[np.int64],
-        ends: npt.NDArray[np.int64],
-        scores: npt.NDArray[np.float32],
-        audio_ends: npt.NDArray[np.int64],
-    ) -> list[Event]:
-        p, s = self.parameters, self._state
-        now = ends[:, None]
-        is_open = s["is_active"][slots]
-        is_published = s["is_published"][slots]
-        low_since = s["low_since"][slots]
-        is_quiet = is_open & (low_since != NEVER) & (now - low_since >= p.hold)
-        is_too_long = is_open & ~is_quiet & (now - s["onset"][slots] >= p.max_duration)
-        smear = p.geometry.window - p.rise_on - p.rise_off  # how long a mere click stays visible
-        seen_until = np.where(low_since == NEVER, now, low_since)
-        is_long_enough = (p.min_duration == 0) | (
-            seen_until - s["t_up"][slots] - smear >= p.min_duration
-        )
-        is_new = is_open & ~is_published & is_long_enough
-        is_due = is_published & (now - s["last_update"][slots] >= UPDATE_INTERVAL)
+    def _is_live(self, slots: Indices) -> Flags:
+        is_live: Flags = self._state["is_active"][slots] | (self._state["hits"][slots] != 0)
+        return is_live
 
-        events: list[Event] = []
-        for row, index in np.argwhere(is_new | is_due | is_quiet | is_too_long):
-            slot, at, score = int(slots[row]), int(ends[row]), float(scores[row, index])
-            place = (slot, int(index))
-            if is_new[row, index]:
-                s["is_published"][place] = True
-                s["last_update"][place] = at
-                events.append(self._event("begin", *place, at, score))
-            if is_quiet[row, index] or is_too_long[row, index]:
-                reason: EndReason = "quiet" if is_quiet[row, index] else "max_duration"
-                events += self._end(*place, reason, at, int(audio_ends[row]), score)
-            elif is_due[row, index]:
-                s["last_update"][place] = at
-                events.append(self._event("update", *place, at, score))
-        return events
-
-    def _look_at_crossings(
-        self,
-        slots: npt.NDArray[np.int64],
-        ends: npt.NDArray[np.int64],
-        scores: npt.NDArray[np.float32],
-        is_crossing: npt.NDArray[np.bool_],
-    ) -> None:
-        """Estimate the rise of classes whose score crosses its threshold; remember the scores."""
+    def _keep_crossings(self, cell: Cells, at: Indices, score: Scores, is_crossing: Flags) -> None:
+        """Estimate the rise of classes whose score crosses its threshold."""
         fits, s = self.parameters.onset_fits, self._state
-        if not fits.is_fitted.any():
-            return
-        for row, index in np.argwhere(is_crossing & fits.is_fitted):
-            slot = int(slots[row])
-            before = float(s["score_before"][slot, index])
-            rise, within = fits.rise(int(index), before, float(scores[row, index]))
-            s["crossed_at"][slot, index] = ends[row]
-            s["crossing_rise"][slot, index] = rise
-            s["crossing_within"][slot, index] = within
-        s["score_before"][slots] = np.where(scores > fits.floor, scores, 0)
+        slot, index = cell
+        kept = np.flatnonzero(is_crossing & fits.is_fitted[index])
+        crossed = (slot[kept], index[kept])
+        rise, within = fits.rise(crossed[1], s["score_before"][crossed], score[kept])
+        s["crossed_at"][crossed] = at[kept]
+        s["crossing_rise"][crossed] = rise
+        s["crossing_within"][crossed] = within
 
     def _confirm(
         self,
-        slot: int,
-        index: int,
-        at: int,
+        cell: Cells,
+        at: Indices,
         *,
-        context_start: int,
-        first_scored: int,
-        audio_end: int,
+        context_start: Indices,
+        first_scored: Indices,
+        audio_end: Indices,
     ) -> None:
         p, s = self.parameters, self._state
-        hops_ago = int(s["hits"][slot, index]).bit_length() - 1
+        index = cell[1]
+        hops_ago = np.array([int(hits).bit_length() - 1 for hits in s["hits"][cell]])
         t_up = at - hops_ago * p.geometry.hop
-        rise = int(p.rise_on[index])
-        uncertainty = p.geometry.hop // 2 + int(p.rise_on_spread[index])
-        if s["crossed_at"][slot, index] == t_up:
-            rise = int(s["crossing_rise"][slot, index])
-            uncertainty = int(s["crossing_within"][slot, index])
+        has_fit = s["crossed_at"][cell] == t_up
         onset = locate_onset(
             p.geometry,
             t_up,
-            rise,
-            uncertainty=uncertainty,
-            earliest=max(context_start, int(s["last_offset"][slot, index])),
+            np.where(has_fit, s["crossing_rise"][cell], p.rise_on[index]),
+            uncertainty=np.where(
+                has_fit,
+                s["crossing_within"][cell],
+                p.geometry.hop // 2 + p.rise_on_spread[index],
+            ),
+            earliest=np.maximum(context_start, s["last_offset"][cell]),
             first_scored=first_scored,
             audio_end=audio_end,
         )
-        s["t_up"][slot, index] = t_up
-        first_seen = min(t_up, audio_end)
-        if first_seen <= s["last_first_seen"][slot, index]:
-            first_seen = t_up  # two events beyond the end of the audio: ids must differ
-        s["first_seen"][slot, index] = s["last_first_seen"][slot, index] = first_seen
-        s["onset"][slot, index] = onset.sample
-        s["uncertainty_s"][slot, index] = onset.uncertainty_s
+        first_seen = np.minimum(t_up, audio_end)
+        # two events beyond the end of the audio: ids must differ
+        first_seen = np.where(first_seen <= s["last_first_seen"][cell], t_up, first_seen)
+        s["t_up"][cell] = t_up
+        s["first_seen"][cell] = s["last_first_seen"][cell] = first_seen
+        s["onset"][cell] = onset.sample
+        s["uncertainty_s"][cell] = onset.uncertainty_s
+
+    def _transitions(
+        self, cell: Cells, at: Indices, score: Scores, audio_end: Indices
+    ) -> Transitions:
+        """Return what is due of open events, and end those that are over."""
+        p, s = self.parameters, self._state
+        index = cell[1]
+        low_since, is_published = s["low_since"][cell], s["is_published"][cell]
+        is_quiet = (low_since != NEVER) & (at - low_since >= p.hold[index])
+        is_over = is_quiet | (at - s["onset"][cell] >= p.max_duration[index])
+        # how long a mere click stays visible
+        smear = p.geometry.window - p.rise_on[index] - p.rise_off[index]
+        seen_until = np.where(low_since == NEVER, at, low_since)
+        min_duration = p.min_duration[index]
+        is_long_enough = (min_duration == 0) | (
+            seen_until - s["t_up"][cell] - smear >= min_duration
+        )
+        is_new = ~is_published & is_long_enough
+        is_due = is_published & ~is_over & (at - s["last_update"][cell] >= UPDATE_INTERVAL)
+
+        found, order = [], []
+        for kind, is_kind in ((BEGIN, is_new), (UPDATE, is_due)):
+            if is_kind.any():
+                its = (cell[0][is_kind], index[is_kind])
+                s["is_published"][its] = True
+                s["last_update"][its] = at[is_kind]
+                found.append(self._records(kind, its, at[is_kind], score[is_kind]))
+                order.append(np.flatnonzero(is_kind))
+        if is_over.any():
+            its = (cell[0][is_over], index[is_over])
+            reason = np.where(
+                is_quiet[is_over], REASONS.index("quiet"), REASONS.index("max_duration")
+            )
+            is_told = s["is_published"][its]
+            found.append(self._end(its, reason, at[is_over], audio_end[is_over], score[is_over]))
+            order.append(np.flatnonzero(is_over)[is_told])
+        if not found:
+            return _NOTHING
+        return np.concatenate(found)[np.argsort(np.concatenate(order), kind="stable")]
 
     def _end(
         self,
-        slot: int,
-        index: int,
-        reason: EndReason,
-        at: int,
-        audio_end: int,
-        score: float | None = None,
-    ) -> list[Event]:
+        cell: Cells,
+        reason: Indices,
+        at: Indices,
+        audio_end: Indices,
+        score: Scores | None = None,
+    ) -> Transitions:
+        """Return the ends of events that were published, and forget all of the given."""
         p, s = self.parameters, self._state
-        low_since, onset = int(s["low_since"][slot, index]), int(s["onset"][slot, index])
+        index = cell[1]
+        onset = s["onset"][cell]
         offset = locate_offset(
             p.geometry,
             onset,
-            None if low_since == NEVER else low_since,
-            int(p.rise_on[index]),
-            int(p.rise_off[index]),
-            audio_end=min(at, audio_end),
+            s["low_since"][cell],
+            p.rise_on[index],
+            p.rise_off[index],
+            audio_end=np.minimum(at, audio_end),
         )
-        sample = offset.sample
-        if reason == "max_duration":
-            sample = min(sample, onset + int(p.max_duration[index]))
-        is_published = bool(s["is_published"][slot, index])
-        event = self._event(
-            "end",
-            slot,
-            index,
-            at,
-            0.0 if score is None else score,
-            offset_sample=sample,
-            reason=reason,
-            duration_reliable=offset.is_reliable,
+        sample = np.where(
+            reason == REASONS.index("max_duration"),
+            np.minimum(offset.sample, onset + p.max_duration[index]),
+            offset.sample,
         )
-        for field, (_, empty) in _FIELDS.items():
-            if field not in _OUTLIVE_EVENTS + _OF_WINDOWS:
-                s[field][slot, index] = empty
-        s["last_offset"][slot, index] = sample
-        if p.refractory[index]:
-            heard_from = sample + p.geometry.hop // 2 + int(p.rise_on[index])
-            s["deaf_until"][slot, index] = heard_from + p.refractory[index]
-        return [event] if is_published else []
+        ended = self._records(END, cell, at, np.float32(0) if score is None else score)
+        ended["offset"], ended["reason"] = sample, reason
+        ended["duration_reliable"] = offset.is_reliable
+        is_published = s["is_published"][cell]
+        for field in _OF_EVENTS:
+            s[field][cell] = _FIELDS[field][1]
+        s["last_offset"][cell] = sample
+        heard_from = sample + p.geometry.hop // 2 + p.rise_on[index]
+        s["refractory_until"][cell] = np.where(
+            p.refractory[index] > 0, heard_from + p.refractory[index], NEVER
+        )
+        published: Transitions = ended[is_published]
+        return published
 
-    def _event(
-        self,
-        kind: EventType,
-        slot: int,
-        index: int,
-        at: int,
-        score: float,
-        *,
-        offset_sample: int | None = None,
-        reason: EndReason | None = None,
-        duration_reliable: bool = True,
-    ) -> Event:
+    def _records(
+        self, kind: int, cell: Cells, at: Indices | int, score: Scores | np.float32
+    ) -> Transitions:
+        """Return what is known of events at this moment."""
         s = self._state
-        stream, epoch = self._names.of(slot)
-        count = int(s["score_count"][slot, index])
-        mean = float(s["score_sum"][slot, index]) / max(1, count)
+        records = np.zeros(len(cell[0]), TRANSITION)
+        records["kind"], records["at"], records["score"] = kind, at, score
+        records["slot"], records["index"] = cell
+        records["mean"] = s["score_sum"][cell] / np.maximum(1, s["score_count"][cell])
+        records["t_down"] = s["low_since"][cell]
+        for field in ("peak", "t_up", "first_seen", "onset", "uncertainty_s"):
+            records[field] = s[field][cell]
+        return records
+
+    def _events(self, transitions: Transitions) -> list[Event]:
+        return [self._event(record) for record in transitions]
+
+    def _event(self, record: np.void) -> Event:
+        stream, epoch = self._names.of(int(record["slot"]))
+        index = int(record["index"])
+        has_ended = record["kind"] == END
         return Event(
-            type=kind,
-            id=event_id(stream, epoch, index, int(s["first_seen"][slot, index])),
+            type=KINDS[record["kind"]],
+            id=event_id(stream, epoch, index, int(record["first_seen"])),
             stream=stream,
             epoch=epoch,
             index=index,
             label=self.parameters.labels[index],
-            score=score,
-            peak=float(s["peak"][slot, index]),
-            mean=mean if kind == "end" else None,
-            onset_sample=int(s["onset"][slot, index]),
-            offset_sample=offset_sample,
-            uncertainty_s=float(s["uncertainty_s"][slot, index]),
-            at_sample=at,
-            reason=reason,
-            duration_reliable=duration_reliable,
+            score=float(record["score"]),
+            peak=float(record["peak"]),
+            mean=float(record["mean"]) if has_ended else None,
+            onset_sample=int(record["onset"]),
+            offset_sample=int(record["offset"]) if has_ended else None,
+            uncertainty_s=float(record["uncertainty_s"]),
+            at_sample=int(record["at"]),
+            reason=REASONS[record["reason"]] if has_ended else None,
+            duration_reliable=bool(record["duration_reliable"]) if has_ended else True,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class WindowScores:
+    """The scores of a whole stream, of consecutive windows.
+
+    Attributes:
+        ends: end of each window in samples, a hop apart, shape (n_windows,).
+        scores: averaged as they are decided by, shape (n_windows, n_columns), in [0, 1].
+        n_samples: end of the audio; the last windows may reach beyond it.
+    """
+
+    ends: Indices
+    scores: Scores
+    n_samples: int
+
+
+@dataclass(frozen=True, eq=False)
+class StreamEvents:
+    """The finished events of one stream, in order of their ends; arrays of shape (n_events,).
+
+    Attributes:
+        index: class of the parameters; a threshold, where these are one class at many.
+        t_up: end of the first window that saw the sound.
+        known_at: end of the window with which the event became known.
+        last_seen: end of the last window that saw the sound.
+        t_down: end of the first window that no longer saw it; NEVER where it lasted to the end.
+        onset, offset: as published, in samples.
+        peak: highest score.
+    """
+
+    index: Indices
+    t_up: Indices
+    known_at: Indices
+    last_seen: Indices
+    t_down: Indices
+    onset: Indices
+    offset: Indices
+    peak: Scores
+
+
+def decide_streams(
+    parameters: DecisionParameters,
+    streams: Sequence[WindowScores],
+    column: npt.ArrayLike | None = None,
+) -> list[StreamEvents]:
+    """Return the events of whole streams, in their order.
+
+    Args:
+        parameters: a class for every way to decide that is asked for.
+        column: which column of the scores each class is decided by, shape (n_classes,); None:
+            the first.
+    """
+    if not streams:
+        return []
+    columns = np.zeros(len(parameters.labels), np.int64) if column is None else np.asarray(column)
+    names = SlotNames(len(streams))
+    for number in range(len(streams)):
+        names.add(str(number), "")
+    decision = Decision(parameters, names)
+    n_windows = np.array([len(stream.ends) for stream in streams])
+    shape = (int(n_windows.max()), len(streams))
+    scores = np.zeros((*shape, streams[0].scores.shape[1]), np.float32)
+    ends, is_busy = np.zeros(shape, np.int64), np.zeros(shape, np.bool_)
+    lowest = parameters.onset_threshold.min(initial=np.inf)
+    for slot, stream in enumerate(streams):
+        scores[: n_windows[slot], slot] = stream.scores
+        ends[: n_windows[slot], slot] = stream.ends
+        is_high = stream.scores.max(axis=1, initial=0) >= lowest
+        # a window with nothing high changes nothing where nothing is open; but the one before a
+        # rising score says when it rose
+        is_busy[: n_windows[slot], slot] = is_high | np.append(is_high[1:], False)[: len(is_high)]
+    n_samples = np.array([stream.n_samples for stream in streams])
+    is_live = np.zeros(len(streams), np.bool_)
+    found = [_NOTHING]
+    for number in range(shape[0]):
+        slots = np.flatnonzero(is_busy[number] | (is_live & (number < n_windows)))
+        if not len(slots):
+            continue
+        at = ends[number, slots]
+        found.append(
+            decision.advance(
+                slots,
+                at,
+                scores[number, slots][:, columns],
+                context_starts=np.zeros(len(slots), np.int64),
+                first_scored=ends[0, slots],
+                audio_ends=np.minimum(at, n_samples[slots]),
+            )
+        )
+        is_live[slots] = decision.has_live(slots)
+    for slot, stream in enumerate(streams):
+        last = int(stream.ends[-1]) if len(stream.ends) else 0
+        found.append(decision.cut(slot, "quiet", last, stream.n_samples))
+    transitions = np.concatenate(found)
+    hop = parameters.geometry.hop
+    return [_of_slot(transitions[transitions["slot"] == slot], hop) for slot in range(len(streams))]
+
+
+def smooth(scores: Scores, alpha: Scores) -> Scores:
+    """Return the moving averages of a whole stream as `Decision.average` computes them.
+
+    Args:
+        scores: shape (n_windows, n_columns).
+        alpha: weight of the newest window in each column.
+    """
+    averages, kept = np.empty_like(scores), np.zeros(scores.shape[1], np.float32)
+    for number, row in enumerate(scores):
+        averages[number], kept = _moving_average(row, kept, alpha, number == 0)
+    return averages
+
+
+def _moving_average(
+    scores: Scores, kept: Scores, alpha: Scores, is_first: Flags | bool
+) -> tuple[Scores, Scores]:
+    """Return the averages with `scores` as the newest, and what counts of them for the next."""
+    blended = alpha * scores + (np.float32(1) - alpha) * kept
+    averages: Scores = np.where(is_first, scores, blended)
+    is_kept = (averages >= FORGOTTEN) & (alpha < 1)
+    return averages, np.where(is_kept, averages, np.float32(0))
+
+
+def _of_slot(transitions: Transitions, hop: int) -> StreamEvents:
+    """Return the events of one stream: each end with the begin of its class before it."""
+    begins = transitions[transitions["kind"] == BEGIN]
+    ends = transitions[transitions["kind"] == END]
+    # of one class begins and ends alternate, so in stable order of classes they are pairs
+    begins = begins[np.argsort(begins["index"], kind="stable")]
+    order = np.argsort(ends["index"], kind="stable")
+    known_at = np.zeros(len(ends), np.int64)
+    known_at[order] = begins["at"]
+    last_seen = np.where(ends["t_down"] == NEVER, ends["at"], ends["t_down"] - hop)
+    return StreamEvents(
+        ends["index"].astype(np.int64),
+        ends["t_up"],
+        known_at,
+        last_seen,
+        ends["t_down"],
+        ends["onset"],
+        ends["offset"],
+        ends["peak"],
+    )

@@ -13,14 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ast_stream.detect.decision import Decision
-from ast_stream.detect.facts import model_facts
-from ast_stream.detect.levels import LevelMeter
-from ast_stream.detect.parameters import resolve_parameters
-from ast_stream.detect.positions import NEVER, Positions
-from ast_stream.detect.scorer import WindowScorer
-from ast_stream.detect.slots import SlotNames
-from ast_stream.detect.staging import Staging
-from ast_stream.detect.state import DetectorState
+from ast_stream.detect.parameters import model_facts, resolve_parameters
+from ast_stream.detect.scorer import LevelMeter, WindowScorer
+from ast_stream.detect.state import NEVER, DetectorState, Positions, SlotNames, Staging
 from ast_stream.errors import UsageError
 from ast_stream.messages.audio import Pcm16
 from ast_stream.messages.event import EndReason, Event, Gap, Scores
@@ -38,8 +33,6 @@ LONGEST_SILENT_HOLE = seconds_to_samples(0.2)  # shorter holes become silence, l
 STAGED_AT_ONCE_S = 6.0  # longer pushes are taken in pieces
 HOPS_AT_ONCE = 8  # of one stream that is behind, where larger batches are faster: not on CPUs
 FLUSH_CONTEXT_S = 1.0  # while flushing a window keeps at least this much audio
-
-Output = Event | Scores
 
 
 @dataclass(frozen=True)
@@ -114,7 +107,7 @@ class Detector:
         longest = max(2 * self._piece, self.window)
         self._staging = Staging(longest + (self._max_hops + 2) * self.hop + LOOK_BACK + self._tail)
         self._scorer = WindowScorer(tagger, self.hop, self._max_hops)
-        self._at = Positions(self.hop)
+        self._positions = Positions(self.hop)
         self._levels = LevelMeter(self.window, self.hop, detection.gate_dbfs)
         self._n_slots = 0
         self._owed: list[Event] = []
@@ -162,7 +155,7 @@ class Detector:
         self._grow()
         self._decision.reset(slot)
         self._restart_context(slot, start_sample)
-        self._at.stride[slot] = 1
+        self._positions.stride[slot] = 1
 
     def resume(self, stream: str, epoch: str, start_sample: int, state: DetectorState) -> None:
         """Begin a stream where `export` was taken: audio from `start_sample` on is pushed again.
@@ -175,17 +168,17 @@ class Detector:
         self.open(stream, epoch, start_sample)
         slot = self._names.slot(stream)
         self._decision.restore(slot, state.classes)
-        self._at.context_start[slot] = max(start_sample, state.context_start)
-        self._at.first_scored[slot] = state.first_scored
-        self._at.score_from[slot] = state.position
+        self._positions.context_start[slot] = max(start_sample, state.context_start)
+        self._positions.first_scored[slot] = state.first_scored
+        self._positions.score_from[slot] = state.position
 
     def export(self, stream: str) -> DetectorState:
         """Return what `resume` needs."""
         slot = self._names.slot(stream)
         return DetectorState.model_construct(
-            position=self._at.decided(slot),
-            context_start=int(self._at.context_start[slot]),
-            first_scored=int(self._at.first_scored[slot]),
+            position=self._positions.decided(slot),
+            context_start=int(self._positions.context_start[slot]),
+            first_scored=int(self._positions.first_scored[slot]),
             classes=self._decision.export(slot),
         )
 
@@ -195,16 +188,16 @@ class Detector:
 
     def position(self, stream: str) -> int:
         """Return the sample index up to which `stream` is decided."""
-        return self._at.decided(self._names.slot(stream))
+        return self._positions.decided(self._names.slot(stream))
 
     def received(self, stream: str) -> int:
         """Return the sample index up to which audio of `stream` was pushed."""
-        return int(self._at.received[self._names.slot(stream)])
+        return int(self._positions.received[self._names.slot(stream)])
 
     def room(self, stream: str) -> int:
         """Return how many samples `push` takes without scoring windows on the way."""
         slot = self._names.slot(stream)
-        return self._staging.room(slot, int(self._at.received[slot])) - self._tail
+        return self._staging.room(slot, int(self._positions.received[slot])) - self._tail
 
     def push(self, stream: str, start_sample: int, pcm: Pcm16) -> None:
         """Take the next samples of a stream; `run` returns what follows from them.
@@ -219,7 +212,7 @@ class Detector:
             raise ValueError(f"stream {stream}: expected no more audio, its end is not scored yet")
         for at in range(0, len(pcm), self._piece):
             piece = pcm[at : at + self._piece]
-            received = int(self._at.received[slot])
+            received = int(self._positions.received[slot])
             if start_sample + at != received:
                 raise ValueError(
                     f"stream {stream}: expected sample {received} next, got {start_sample + at}"
@@ -227,7 +220,7 @@ class Detector:
             if self.room(stream) < len(piece):
                 self._owed += self._advance()
             self._staging.write(slot, received, piece)
-            self._at.receive(slot, len(piece))
+            self._positions.receive(slot, len(piece))
 
     def gap(self, gap: Gap) -> list[Event]:
         """Continue a stream behind lost samples.
@@ -255,18 +248,20 @@ class Detector:
         self._begin_ending(stream, _Ending(reason, None))
 
     def is_ending(self, stream: str) -> bool:
-        """Tell whether the audio before a gap, or before the end, is not wholly scored yet."""
+        """Return whether the audio before a gap, or before the end, is not wholly scored yet."""
         return stream in self._names and self._names.slot(stream) in self._endings
 
     @property
     def has_due(self) -> bool:
         """Whether a window waits to be scored."""
-        return bool(self._endings) or bool((self._at.hops_waiting(self._open_slots()) > 0).any())
+        return bool(self._endings) or bool(
+            (self._positions.hops_waiting(self._open_slots()) > 0).any()
+        )
 
     def windows_due(self, stream: str) -> int:
         """Return how many windows of `stream` wait to be scored."""
         slot = np.array([self._names.slot(stream)], np.int64)
-        return max(0, int(self._at.hops_waiting(slot)[0]))
+        return max(0, int(self._positions.hops_waiting(slot)[0]))
 
     def run(self, max_windows: int | None = None) -> list[Event]:
         """Score the windows that are due and return the events, in order for each stream.
@@ -295,35 +290,41 @@ class Detector:
 
     def set_stride(self, stream: str, stride: int) -> None:
         """Under overload: score only every `stride`-th window, keeping the scores between."""
-        self._at.stride[self._names.slot(stream)] = stride
+        self._positions.stride[self._names.slot(stream)] = stride
 
     def open_events(self, stream: str) -> list[Event]:
         """Return the events of `stream` that have begun and not ended."""
         slot = self._names.slot(stream)
-        return self._decision.open_events(slot, self._at.decided(slot))
+        return self._decision.open_events(slot, self._positions.decided(slot))
 
     def status(self, stream: str) -> StreamStatus:
         """Return how `stream` is doing."""
         slot = self._names.slot(stream)
         return StreamStatus(
             level_dbfs=self._levels.level_dbfs(slot),
-            is_warming=bool(self._at.first_scored[slot] == NEVER),
+            is_warming=bool(self._positions.first_scored[slot] == NEVER),
             is_gated=self._levels.is_gated(slot),
-            hop_s=float(self._at.stride[slot]) * self.hop / SAMPLE_RATE,
-            scored_to=self._at.decided(slot),
+            hop_s=float(self._positions.stride[slot]) * self.hop / SAMPLE_RATE,
+            scored_to=self._positions.decided(slot),
             open_events=self._decision.open_count(slot),
         )
 
     def _grow(self) -> None:
         n_slots = self._names.capacity
         if self._n_slots < n_slots:
-            for part in (self._decision, self._staging, self._scorer, self._at, self._levels):
+            for part in (
+                self._decision,
+                self._staging,
+                self._scorer,
+                self._positions,
+                self._levels,
+            ):
                 part.grow(n_slots)
             self._n_slots = n_slots
 
     def _restart_context(self, slot: int, start_sample: int) -> None:
-        self._at.restart(slot, start_sample)
-        self._staging.restart(slot, int(self._at.next_end[slot]) - self.hop - LOOK_BACK)
+        self._positions.restart(slot, start_sample)
+        self._staging.restart(slot, int(self._positions.next_end[slot]) - self.hop - LOOK_BACK)
         self._levels.reset(slot)
         self._scorer.reset(slot)
 
@@ -336,13 +337,13 @@ class Detector:
         n_windows = 0
         while max_windows is None or n_windows < max_windows:
             slots = self._open_slots() if only is None else np.array([only], np.int64)
-            slots = slots[self._at.hops_waiting(slots) > 0]
+            slots = slots[self._positions.hops_waiting(slots) > 0]
             if not len(slots):
                 break
             if max_windows is not None:
                 slots = self._next_in_turn(slots, max_windows - n_windows)
             # a batch is worth more hops of a stream that is behind, but never instead of others
-            is_behind = self._at.hops_waiting(slots) >= self._max_hops
+            is_behind = self._positions.hops_waiting(slots) >= self._max_hops
             for rows, n_hops in ((slots[is_behind], self._max_hops), (slots[~is_behind], 1)):
                 if len(rows):
                     events += self._step(rows, n_hops)
@@ -363,7 +364,7 @@ class Detector:
 
     def _begin_ending(self, stream: str, ending: _Ending) -> None:
         """Let windows reach beyond the end of the audio while enough of it is still in them."""
-        slot, at = self._names.slot(stream), self._at
+        slot, at = self._names.slot(stream), self._positions
         received = int(at.received[slot])
         held = received - int(at.context_start[slot])
         if held >= FRAME_LENGTH:
@@ -379,7 +380,7 @@ class Detector:
     def _complete_endings(self) -> list[Event]:
         events: list[Event] = []
         for slot in list(self._endings):
-            if self._at.hops_waiting(np.array([slot], np.int64))[0] > 0:
+            if self._positions.hops_waiting(np.array([slot], np.int64))[0] > 0:
                 continue
             ending = self._endings.pop(slot)
             events += self._close(slot, ending.reason)
@@ -390,12 +391,12 @@ class Detector:
         return events
 
     def _close(self, slot: int, reason: EndReason) -> list[Event]:
-        received = int(self._at.received[slot])
-        return self._decision.close(slot, reason, self._at.decided(slot), received)
+        received = int(self._positions.received[slot])
+        return self._decision.close(slot, reason, self._positions.decided(slot), received)
 
     def _step(self, slots: npt.NDArray[np.int64], n_hops: int) -> list[Event]:
         """Advance each slot by `n_hops` windows: features, scores, decisions."""
-        at = self._at
+        at = self._positions
         ends = at.next_end[slots] + (n_hops - 1) * self.hop
         begin = ends - n_hops * self.hop - LOOK_BACK
         pcm = self._staging.read(slots, begin, n_hops * self.hop + LOOK_BACK)
@@ -410,7 +411,7 @@ class Detector:
         is_due = (held >= self._min_context) | (hop_ends > at.received[slots])
         is_due &= hop_ends > at.score_from[slots]
         is_run = is_due & ~is_gated
-        is_run &= (hop_ends // self.hop) % self._at.stride[slots] == 0
+        is_run &= (hop_ends // self.hop) % self._positions.stride[slots] == 0
         scores = self._scorer.score(
             slots,
             hop_ends,
@@ -433,7 +434,7 @@ class Detector:
         ends: npt.NDArray[np.int64],
         scores: npt.NDArray[np.float32],
     ) -> list[Event]:
-        first_scored = self._at.mark_scored(slots, ends)
+        first_scored = self._positions.mark_scored(slots, ends)
         scores = self._decision.average(slots, scores, ends == first_scored)
         if self._on_scores is not None:
             for slot, end, row in zip(slots, ends, scores, strict=True):
@@ -442,9 +443,9 @@ class Detector:
             slots,
             ends,
             scores,
-            context_starts=self._at.context_start[slots],
+            context_starts=self._positions.context_start[slots],
             first_scored=first_scored,
-            audio_ends=self._at.received[slots],
+            audio_ends=self._positions.received[slots],
         )
 
 

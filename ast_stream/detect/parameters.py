@@ -1,25 +1,33 @@
-"""Detection settings in seconds become per-class arrays in hops and samples, once."""
+"""What the decision stage decides by: settings in seconds become arrays in hops and samples, once.
+
+Nothing here needs torch: alert rules and the checks of a configuration read it, too.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ast_stream.detect.boundaries import WindowGeometry
-from ast_stream.detect.onset_fits import OnsetFit, OnsetFits
-from ast_stream.detect.smoothing import share_of_newest
+from ast_stream.detect.boundaries import OnsetFits, WindowGeometry
 from ast_stream.errors import UsageError
 from ast_stream.labels import did_you_mean, find_label
-from ast_stream.settings.schema import MAX_CONFIRM_HOPS, ClassSettings, DetectionSettings
+from ast_stream.model.metadata import Metadata, StoredOnsetFit
+from ast_stream.settings.schema import (
+    DEFAULT_CONFIRM_S,
+    MAX_CONFIRM_HOPS,
+    ClassSettings,
+    DetectionSettings,
+)
 from ast_stream.units import seconds_to_samples
 
-CONFIRM_SHARE = 0.6  # of the windows within confirm_s must be above the onset threshold
+CONFIRM_RATIO = 0.6  # of the windows within confirm_s must be above the onset threshold
 OFFSET_DROP = 0.15  # hysteresis: the offset threshold lies this far below the onset threshold,
-OFFSET_SHARE = 0.6  # but not below this share of it
+OFFSET_RATIO = 0.6  # but not below this part of it
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,7 @@ class ModelFacts:
     rise_on_spread_s: Sequence[float]
     confirm_s: Sequence[float]
     smoothing_s: Sequence[float] = ()
-    onset_fits: Sequence[OnsetFit | None] = ()
+    onset_fits: Sequence[StoredOnsetFit | None] = ()
     fitted_hop_s: float | None = None
     background: Sequence[str] = ()
 
@@ -57,12 +65,12 @@ class DecisionParameters:
     """Per-class settings of the decision stage; arrays have shape (n_classes,).
 
     Attributes:
-        share_of_newest: of the newest window in the averages of scores.
+        ema_alpha: weight of the newest window in the moving average of the scores.
     """
 
     labels: tuple[str, ...]
     geometry: WindowGeometry
-    share_of_newest: npt.NDArray[np.float32]
+    ema_alpha: npt.NDArray[np.float32]
     is_enabled: npt.NDArray[np.bool_]
     onset_threshold: npt.NDArray[np.float32]
     offset_threshold: npt.NDArray[np.float32]
@@ -77,6 +85,44 @@ class DecisionParameters:
     rise_on_spread: npt.NDArray[np.int64]
     onset_fits: OnsetFits
 
+    def at_thresholds(
+        self, index: int, thresholds: npt.NDArray[np.floating[Any]]
+    ) -> DecisionParameters:
+        """Return parameters whose classes are class `index`, once at each of some thresholds.
+
+        So the decision stage finds the events of many thresholds at once.
+        """
+        n = len(thresholds)
+        onset = thresholds.astype(np.float32)
+        repeated: dict[str, Any] = {
+            field.name: np.repeat(value[index], n)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), np.ndarray)
+        }
+        return replace(
+            self,
+            **repeated | {"onset_threshold": onset, "offset_threshold": offset_thresholds(onset)},
+            labels=(self.labels[index],) * n,
+            onset_fits=OnsetFits.of([self.onset_fits.fits[index]] * n, onset),
+        )
+
+    @staticmethod
+    def joined(parts: Sequence[DecisionParameters]) -> DecisionParameters:
+        """Return parameters with the classes of all parts, which have the same geometry."""
+        first = parts[0]
+        joined: dict[str, Any] = {
+            field.name: np.concatenate([getattr(part, field.name) for part in parts])
+            for field in fields(first)
+            if isinstance(getattr(first, field.name), np.ndarray)
+        }
+        fits = [fit for part in parts for fit in part.onset_fits.fits]
+        return replace(
+            first,
+            **joined,
+            labels=tuple(label for part in parts for label in part.labels),
+            onset_fits=OnsetFits.of(fits, joined["onset_threshold"]),
+        )
+
     @property
     def longest_rise(self) -> npt.NDArray[np.int64]:
         """How far before the first window that saw a sound its onset may be set, in samples."""
@@ -89,6 +135,28 @@ class DecisionParameters:
             f"offset {self.offset_threshold[index]:.3f}, "
             f"confirm {self.confirm_hits[index]} of {self.confirm_hops[index]} hops"
         )
+
+
+def model_facts(labels: Sequence[str], window_s: float, metadata: Metadata) -> ModelFacts:
+    """Return what the decision stage must know of a checkpoint."""
+    rises = [metadata.rise(label, window_s) for label in labels]
+    return ModelFacts(
+        labels=labels,
+        window_s=window_s,
+        onset_thresholds=[metadata.onset_threshold(label) for label in labels],
+        rise_on_s=[rise.on_s for rise in rises],
+        rise_off_s=[rise.off_s for rise in rises],
+        rise_on_spread_s=[rise.on_spread_s for rise in rises],
+        confirm_s=[metadata.confirm_s.get(label, DEFAULT_CONFIRM_S) for label in labels],
+        smoothing_s=[metadata.smoothing_s.get(label, 0.0) for label in labels],
+        onset_fits=(
+            [metadata.onset_fits.get(label) for label in labels]
+            if metadata.window_s in (None, window_s)
+            else ()
+        ),
+        fitted_hop_s=metadata.hop_s,
+        background=metadata.background,
+    )
 
 
 def resolve_parameters(
@@ -105,8 +173,12 @@ def resolve_parameters(
     def column(name: str, from_checkpoint: Sequence[float] | None = None) -> list[float]:
         default = getattr(detection.defaults, name)
         return [
-            _first(getattr(one, name), default, from_checkpoint[index] if from_checkpoint else None)
-            for index, one in enumerate(chosen)
+            _first(
+                getattr(settings, name),
+                default,
+                from_checkpoint[index] if from_checkpoint else None,
+            )
+            for index, settings in enumerate(chosen)
         ]
 
     def samples(name: str) -> npt.NDArray[np.int64]:
@@ -127,15 +199,15 @@ def resolve_parameters(
     return DecisionParameters(
         labels=tuple(facts.labels),
         geometry=WindowGeometry(seconds_to_samples(facts.window_s), seconds_to_samples(hop_s)),
-        share_of_newest=np.array([share_of_newest(one, hop_s) for one in smoothing_s]),
+        ema_alpha=np.array([ema_alpha(seconds, hop_s) for seconds in smoothing_s]),
         is_enabled=np.array(
             [
-                one.enabled and label not in facts.background
-                for one, label in zip(chosen, facts.labels, strict=True)
+                settings.enabled and label not in facts.background
+                for settings, label in zip(chosen, facts.labels, strict=True)
             ]
         ),
         onset_threshold=onset,
-        offset_threshold=np.maximum(onset - OFFSET_DROP, OFFSET_SHARE * onset).astype(np.float32),
+        offset_threshold=offset_thresholds(onset),
         confirm_hits=np.array([hits_of(hops) for hops in confirm_hops], np.int64),
         confirm_hops=confirm_hops,
         hold=samples("hold_s"),
@@ -151,7 +223,7 @@ def resolve_parameters(
 
 def _fits(
     facts: ModelFacts, hop_s: float, is_as_smooth: npt.NDArray[np.bool_]
-) -> Sequence[OnsetFit | None]:
+) -> Sequence[StoredOnsetFit | None]:
     """Return the fits in use: none where windows or scores follow each other in another way."""
     if not facts.onset_fits or facts.fitted_hop_s != hop_s:
         return [None] * len(facts.labels)
@@ -177,6 +249,17 @@ def _first(*values: float | None) -> float:
     return next(value for value in values if value is not None)
 
 
+def offset_thresholds(onset: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the scores below which events with these onset thresholds may end."""
+    offset: npt.NDArray[np.float32] = np.maximum(onset - OFFSET_DROP, OFFSET_RATIO * onset)
+    return offset.astype(np.float32)
+
+
+def ema_alpha(smoothing_s: float, hop_s: float) -> np.float32:
+    """Return the weight of the newest window for a time constant; 1 without smoothing."""
+    return np.float32(1.0 if smoothing_s == 0 else -math.expm1(-hop_s / smoothing_s))
+
+
 def hops_of(seconds: float, hop_s: float) -> int:
     """Return how many windows a span holds, at least one."""
     # the tolerance keeps 0.75 s at a hop of 0.25 s at three hops, whatever floats make of it
@@ -185,7 +268,7 @@ def hops_of(seconds: float, hop_s: float) -> int:
 
 def hits_of(confirm_hops: int) -> int:
     """Return how many of so many windows must be above the onset threshold."""
-    return max(1, math.ceil(CONFIRM_SHARE * confirm_hops))
+    return max(1, math.ceil(CONFIRM_RATIO * confirm_hops))
 
 
 def _rise(seconds: Sequence[float], window_s: float) -> npt.NDArray[np.int64]:

@@ -1,14 +1,216 @@
-"""What is kept of one stream to go on after a kill: a typed record, checked when it is read."""
+"""What the detector keeps of every stream: slot, position, samples not yet scored, class states.
+
+`Positions` and `Staging` are arrays over slots, so that the Python work of a hop does not grow with
+the number of streams. `DetectorState` is what is kept of one stream to go on after a kill: a typed
+record, checked when it is read.
+"""
 
 from __future__ import annotations
 
 from typing import Annotated, Self
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ast_stream.detect.positions import NEVER
+from ast_stream.errors import UsageError
+from ast_stream.messages.audio import Pcm16
 
+NEVER = -1  # a sample index that has not come
 MAX_SAMPLE = 2**53  # JSON numbers are exact up to here
+_FIRST_CAPACITY = 4
+
+Samples = npt.NDArray[np.int64]
+
+
+class SlotNames:
+    """Streams come and go; their slots are reused."""
+
+    def __init__(self, max_streams: int) -> None:
+        self.capacity = min(_FIRST_CAPACITY, max_streams)
+        self._max_streams = max_streams
+        self._names: dict[int, tuple[str, str]] = {}
+        self._slots: dict[str, int] = {}
+
+    def __contains__(self, stream: str) -> bool:
+        return stream in self._slots
+
+    @property
+    def streams(self) -> list[str]:
+        """The streams that have a slot."""
+        return list(self._slots)
+
+    def add(self, stream: str, epoch: str) -> int:
+        """Give `stream` a free slot.
+
+        Raises:
+            UsageError: it has one already, or all slots are taken.
+        """
+        if stream in self._slots:
+            raise UsageError(f"stream {stream}: already open")
+        if len(self._slots) >= self._max_streams:
+            raise UsageError(f"stream {stream}: all {self._max_streams} slots are taken")
+        slot = next(i for i in range(self._max_streams) if i not in self._names)
+        self._names[slot] = (stream, epoch)
+        self._slots[stream] = slot
+        while slot >= self.capacity:
+            self.capacity = min(2 * self.capacity, self._max_streams)
+        return slot
+
+    def remove(self, stream: str) -> int:
+        """Free the slot of `stream` and return it."""
+        slot = self._slots.pop(stream)
+        del self._names[slot]
+        return slot
+
+    def slot(self, stream: str) -> int:
+        """Return the slot of `stream`."""
+        return self._slots[stream]
+
+    def of(self, slot: int) -> tuple[str, str]:
+        """Return stream and epoch of `slot`."""
+        return self._names[slot]
+
+
+class Positions:
+    """Arrays over slots, shape (n_slots,), int64.
+
+    Attributes:
+        context_start: first real sample since start or gap.
+        received: end of the audio that came.
+        scored_until: windows may end up to here: at `received`, beyond it while a stream ends.
+        next_end: end of the next window.
+        score_from: windows up to here only fill the context again after a restart.
+        first_scored: end of the first window scored since start or gap, or NEVER.
+        stride: every how many windows one is scored.
+    """
+
+    def __init__(self, hop: int) -> None:
+        self.hop = hop
+        empty = np.zeros(0, np.int64)
+        self.context_start: Samples = empty
+        self.received: Samples = empty
+        self.scored_until: Samples = empty
+        self.next_end: Samples = empty
+        self.score_from: Samples = empty
+        self.first_scored: Samples = empty
+        self.stride: Samples = empty
+
+    def grow(self, n_slots: int) -> None:
+        """Make room for `n_slots` slots."""
+        for name in (
+            "context_start",
+            "received",
+            "scored_until",
+            "next_end",
+            "score_from",
+            "first_scored",
+        ):
+            setattr(self, name, _grown(getattr(self, name), n_slots, 0))
+        self.stride = _grown(self.stride, n_slots, 1)
+
+    def restart(self, slot: int, start_sample: int) -> None:
+        """Begin a context whose first sample is `start_sample`."""
+        self.context_start[slot] = start_sample
+        self.received[slot] = self.scored_until[slot] = start_sample
+        self.next_end[slot] = (start_sample // self.hop + 1) * self.hop
+        self.score_from[slot] = NEVER
+        self.first_scored[slot] = NEVER
+
+    def decided(self, slot: int) -> int:
+        """Return the sample up to which `slot` is decided."""
+        last_end = self.next_end[slot] - self.hop
+        return int(max(last_end, self.context_start[slot], self.score_from[slot]))
+
+    def hops_waiting(self, slots: Samples) -> Samples:
+        """Return how many windows of each slot could be scored; 0 or less for none."""
+        waiting: Samples = (self.scored_until[slots] - self.next_end[slots]) // self.hop + 1
+        return waiting
+
+    def receive(self, slot: int, n_samples: int) -> None:
+        """Note that audio came."""
+        self.received[slot] += n_samples
+        self.scored_until[slot] = self.received[slot]
+
+    def mark_scored(self, slots: Samples, ends: Samples) -> Samples:
+        """Note that windows were scored and return the first scored of each slot."""
+        first = self.first_scored[slots]
+        first = np.where(first == NEVER, ends, first)
+        self.first_scored[slots] = first
+        return first
+
+
+def _grown(array: Samples, n_slots: int, empty: int) -> Samples:
+    grown = np.full(n_slots, empty, np.int64)
+    grown[: len(array)] = array
+    return grown
+
+
+class Staging:
+    """Circular buffers over slots, addressed by absolute sample index.
+
+    Samples from `first` of a slot on are needed by a window that is not scored yet; a write that
+    would overwrite one of them is refused.
+
+    Args:
+        capacity: samples kept for each slot.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._buffer: npt.NDArray[np.int16] = np.zeros((0, capacity), np.int16)
+        self._first: npt.NDArray[np.int64] = np.zeros(0, np.int64)
+
+    def grow(self, n_slots: int) -> None:
+        """Make room for `n_slots` slots."""
+        grown = np.zeros((n_slots, self.capacity), np.int16)
+        grown[: len(self._buffer)] = self._buffer
+        self._buffer = grown
+        self._first = np.pad(self._first, (0, n_slots - len(self._first)))
+
+    def room(self, slot: int, start: int) -> int:
+        """Return how many samples can be written from sample `start` on."""
+        return self.capacity - (start - int(self._first[slot]))
+
+    def write(self, slot: int, start: int, pcm: Pcm16) -> None:
+        """Store samples at their index.
+
+        Raises:
+            ValueError: samples that are still needed would be overwritten.
+        """
+        if len(pcm) > self.room(slot, start):
+            raise ValueError(
+                f"slot {slot}: expected at most {self.room(slot, start)} samples at {start}, "
+                f"got {len(pcm)}: samples from {self._first[slot]} on are not scored yet"
+            )
+        at = start % self.capacity
+        head = min(len(pcm), self.capacity - at)
+        self._buffer[slot, at : at + head] = pcm[:head]
+        self._buffer[slot, : len(pcm) - head] = pcm[head:]
+
+    def restart(self, slot: int, first: int) -> None:
+        """Fill a slot with silence; samples from `first` on will be needed."""
+        self._buffer[slot] = 0
+        self._first[slot] = first
+
+    def release(self, slots: npt.NDArray[np.int64], first: npt.NDArray[np.int64]) -> None:
+        """Samples before `first`, shape (n,), of `slots`, shape (n,), are not needed any more."""
+        self._first[slots] = first
+
+    def read(
+        self, slots: npt.NDArray[np.int64], starts: npt.NDArray[np.int64], count: int
+    ) -> npt.NDArray[np.int16]:
+        """Return `count` samples of each slot from its start, shape (n, count).
+
+        Raises:
+            ValueError: samples that were released may be overwritten by now.
+        """
+        if (starts < self._first[slots]).any():
+            raise ValueError("staging: samples that were released are not there any more")
+        places = (starts[:, None] + np.arange(count)) % self.capacity
+        samples: npt.NDArray[np.int16] = self._buffer[slots[:, None], places]
+        return samples
+
 
 _Sample = Annotated[int, Field(ge=0, le=MAX_SAMPLE)]
 _SampleOrNever = Annotated[int, Field(ge=NEVER, le=MAX_SAMPLE)]
@@ -33,7 +235,7 @@ class ClassState(_Record):
         t_up: end of the first window that saw the sound.
         first_seen: the same, but not beyond the audio: names the event.
         low_since: end of the first window below the offset threshold.
-        deaf_until: refractory: hits before this are ignored.
+        refractory_until: hits before this are ignored.
     """
 
     average: _Score = 0.0
@@ -53,7 +255,7 @@ class ClassState(_Record):
     score_sum: float = Field(default=0.0, ge=0, le=MAX_SAMPLE)
     score_count: _Sample = 0
     last_update: _SampleOrNever = NEVER
-    deaf_until: _SampleOrNever = NEVER
+    refractory_until: _SampleOrNever = NEVER
     last_offset: _SampleOrNever = NEVER
     last_first_seen: _SampleOrNever = NEVER
 
@@ -90,5 +292,5 @@ class DetectorState(_Record):
         return self
 
     def is_of(self, n_classes: int) -> bool:
-        """Tell whether a model of so many classes can have left this."""
+        """Return whether a model of so many classes can have left this."""
         return all(0 <= index < n_classes for index in self.classes)

@@ -20,7 +20,7 @@ from ast_stream.alerts.detector import (
 from ast_stream.alerts.reload import RulesInForce, timing_in_force
 from ast_stream.alerts.rule_watch import RuleFiles
 from ast_stream.detect.decision import Decision
-from ast_stream.detect.slots import SlotNames
+from ast_stream.detect.state import SlotNames
 from ast_stream.errors import ConfigError
 from ast_stream.labels import slug
 from ast_stream.messages.event import Event

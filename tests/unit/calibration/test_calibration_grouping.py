@@ -14,10 +14,9 @@ from ast_stream.calibration.grouping import (
     rule_of,
 )
 from ast_stream.detect.boundaries import WindowGeometry
-from ast_stream.detect.decision import Decision
+from ast_stream.detect.decision import Decision, smooth
 from ast_stream.detect.parameters import DecisionParameters, ModelFacts, resolve_parameters
-from ast_stream.detect.slots import SlotNames
-from ast_stream.detect.smoothing import smooth
+from ast_stream.detect.state import SlotNames
 from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
 from ast_stream.units import seconds_to_samples
 
@@ -102,7 +101,7 @@ def test_grouping_equals_the_decision_stage(
     parameters = _parameters(threshold, hop_s, max_duration_s, smoothing_s)
     expected = _decided(scores, ends, parameters)
     rule = rule_of(parameters)
-    averages = smooth(scores, rule.share_of_newest)
+    averages = smooth(scores[:, None], parameters.ema_alpha)[:, 0]
     assert _grouped(averages, ends, threshold, rule) == expected
 
 

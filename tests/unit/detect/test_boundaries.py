@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ast_stream.detect.boundaries import WindowGeometry, locate_offset, locate_onset
+from ast_stream.detect.state import NEVER
 
 GEOMETRY = WindowGeometry(window=40_960, hop=4_000)
 RISE_ON, RISE_OFF = 6_400, 4_800
@@ -26,7 +27,7 @@ def test_boundaries_have_no_bias_over_all_phases_of_the_hop() -> None:
         offset = onset + int(rng.integers(RISE_ON, 120_000))
         t_up, t_down = crossings(onset, offset, int(rng.integers(0, GEOMETRY.hop)))
         found = locate_onset(
-            GEOMETRY, t_up, RISE_ON, uncertainty=0, earliest=0, first_scored=None, audio_end=10**9
+            GEOMETRY, t_up, RISE_ON, uncertainty=0, earliest=0, first_scored=NEVER, audio_end=10**9
         )
         end = locate_offset(GEOMETRY, found.sample, t_down, RISE_ON, RISE_OFF, audio_end=10**9)
         onset_errors.append(found.sample - onset)
@@ -44,7 +45,7 @@ def test_onset_stays_between_the_event_before_and_the_window_that_saw_it() -> No
         RISE_ON,
         uncertainty=0,
         earliest=40_000,
-        first_scored=None,
+        first_scored=NEVER,
         audio_end=10**9,
     )  # fmt: skip
     assert onset.sample == 40_000
@@ -52,7 +53,13 @@ def test_onset_stays_between_the_event_before_and_the_window_that_saw_it() -> No
 
 def test_onset_is_as_uncertain_as_was_said() -> None:
     onset = locate_onset(
-        GEOMETRY, 44_000, RISE_ON, uncertainty=3_600, earliest=0, first_scored=None, audio_end=10**9
+        GEOMETRY,
+        44_000,
+        RISE_ON,
+        uncertainty=3_600,
+        earliest=0,
+        first_scored=NEVER,
+        audio_end=10**9,
     )
     assert onset.uncertainty_s == pytest.approx(3_600 / 16_000)
 
@@ -72,6 +79,6 @@ def test_offset_is_never_before_what_the_onset_already_needed() -> None:
 
 
 def test_sound_that_lasts_to_the_end_of_the_audio_ends_there() -> None:
-    end = locate_offset(GEOMETRY, 100_000, None, RISE_ON, RISE_OFF, audio_end=150_000)
+    end = locate_offset(GEOMETRY, 100_000, NEVER, RISE_ON, RISE_OFF, audio_end=150_000)
     assert end.sample == 150_000
     assert not end.is_reliable

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ast_stream.detect.facts import model_facts
-from ast_stream.detect.parameters import DecisionParameters, resolve_parameters
+from ast_stream.detect.parameters import DecisionParameters, model_facts, resolve_parameters
 from ast_stream.errors import UsageError
 from ast_stream.model.metadata import Metadata
 from ast_stream.settings.schema import ClassSettings, DetectionDefaults, DetectionSettings

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from ast_stream.detect.decision import Decision
 from ast_stream.detect.parameters import ModelFacts, resolve_parameters
-from ast_stream.detect.positions import NEVER
-from ast_stream.detect.slots import SlotNames
+from ast_stream.detect.state import NEVER, SlotNames
 from ast_stream.errors import UsageError
 from ast_stream.messages.event import Event
 from ast_stream.settings.schema import ClassSettings, DetectionDefaults, DetectionSettings

@@ -11,8 +11,7 @@ from reactive_model import save_reactive, tones_and_noise
 
 from ast_stream.detect import Detector
 from ast_stream.detect.detector import LONGEST_SILENT_HOLE
-from ast_stream.detect.staging import Staging
-from ast_stream.detect.state import DetectorState
+from ast_stream.detect.state import DetectorState, Staging
 from ast_stream.errors import UsageError
 from ast_stream.messages.audio import Pcm16
 from ast_stream.messages.event import Event, Gap, Scores

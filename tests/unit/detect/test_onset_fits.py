@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 
 from ast_stream.calibration.onset_fits import FEWEST_FITTED, fit_onset
 from ast_stream.calibration.rises import Crossing
+from ast_stream.detect.boundaries import logits_above
 from ast_stream.detect.decision import Decision
-from ast_stream.detect.facts import model_facts
-from ast_stream.detect.onset_fits import logits_from
-from ast_stream.detect.parameters import DecisionParameters, resolve_parameters
-from ast_stream.detect.slots import SlotNames
+from ast_stream.detect.parameters import DecisionParameters, model_facts, resolve_parameters
+from ast_stream.detect.state import SlotNames
 from ast_stream.errors import CheckpointError
 from ast_stream.messages.event import Event
 from ast_stream.model.metadata import METADATA, Metadata, StoredOnsetFit, read_metadata
@@ -104,7 +103,7 @@ def test_an_event_begins_where_its_scores_say() -> None:
     before, first = 0.3, 0.9
     begin = _feed(_decision(), [[0.0, 0.0], [before, before], [first, first], [0.95, 0.95]])
     t_up = 42 * HOP
-    z_before, z_first = logits_from([before, first], THRESHOLD)
+    z_before, z_first = logits_above([before, first], THRESHOLD)
     rise_s = 0.4 + 0.02 * z_before + 0.1 * z_first
     bark, siren = begin
     assert bark.onset_sample == pytest.approx(t_up - HOP // 2 - rise_s * SAMPLE_RATE, abs=1)

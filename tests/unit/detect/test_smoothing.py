@@ -12,13 +12,17 @@ from hypothesis import strategies as st
 from reactive_model import save_reactive, tones_and_noise
 
 from ast_stream.detect import Detector
-from ast_stream.detect.decision import Decision
-from ast_stream.detect.onset_fits import OnsetFit
-from ast_stream.detect.parameters import DecisionParameters, ModelFacts, resolve_parameters
-from ast_stream.detect.slots import SlotNames
-from ast_stream.detect.smoothing import FORGOTTEN, share_of_newest, smooth
+from ast_stream.detect.decision import FORGOTTEN, Decision, smooth
+from ast_stream.detect.parameters import (
+    DecisionParameters,
+    ModelFacts,
+    ema_alpha,
+    resolve_parameters,
+)
+from ast_stream.detect.state import SlotNames
 from ast_stream.messages.audio import Pcm16
 from ast_stream.messages.event import Gap, Scores
+from ast_stream.model.metadata import StoredOnsetFit
 from ast_stream.model.tagger import Tagger, load_tagger
 from ast_stream.settings.schema import ClassSettings, DetectionDefaults, DetectionSettings
 
@@ -57,25 +61,29 @@ def parameters(smoothing_s: float | None, facts: ModelFacts = FACTS) -> Decision
     )
 
 
+def _smooth(scores: np.ndarray, alpha: np.float32) -> np.ndarray:
+    return smooth(scores[:, None], np.array([alpha]))[:, 0]
+
+
 @pytest.mark.parametrize("hop_s", [0.1, 0.25, 0.5])
 def test_a_step_is_followed_at_the_time_constant_whatever_the_hop(hop_s: float) -> None:
-    steps = smooth(np.array([0.0] + [1.0] * 40, np.float32), share_of_newest(0.5, hop_s))
+    steps = _smooth(np.array([0.0] + [1.0] * 40, np.float32), ema_alpha(0.5, hop_s))
     after_s = np.arange(41) * hop_s
     np.testing.assert_allclose(steps, 1 - np.exp(-after_s / 0.5), atol=1e-5)
 
 
 def test_without_smoothing_scores_stay_as_they_are() -> None:
     scores = np.array([0.2, 0.9, 0.1], np.float32)
-    assert smooth(scores, share_of_newest(0.0, HOP_S)) is scores
+    np.testing.assert_array_equal(_smooth(scores, ema_alpha(0.0, HOP_S)), scores)
 
 
 def test_first_window_counts_whole_and_old_sounds_are_forgotten() -> None:
-    share = share_of_newest(0.5, HOP_S)
-    averages = smooth(np.array([0.8] + [0.0] * 20, np.float32), share)
+    alpha = ema_alpha(0.5, HOP_S)
+    averages = _smooth(np.array([0.8] + [0.0] * 20, np.float32), alpha)
     assert averages[0] == np.float32(0.8)
     is_kept = averages >= FORGOTTEN
     assert 0 < is_kept.sum() < 20
-    last = int(is_kept.sum())  # the first one below is still told, then there is nothing
+    last = int(is_kept.sum())  # the first one below is still published, then there is nothing
     assert averages[last] > 0
     assert not averages[last + 1 :].any()
 
@@ -99,22 +107,20 @@ def test_decision_stage_averages_streams_as_arrays_to_the_last_bit(
     seen = np.stack(
         [decision.average(slots, scores[:, at], starts == at) for at in range(n_windows)], axis=1
     )
-    share = share_of_newest(smoothing_s, HOP_S)
+    alpha = ema_alpha(smoothing_s, HOP_S)
     for stream in (0, 2):
         for index in range(2):
-            expected = smooth(scores[stream, :, index], share)
+            expected = _smooth(scores[stream, :, index], alpha)
             np.testing.assert_array_equal(seen[stream, :, index], expected)
-    np.testing.assert_array_equal(
-        seen[1, first:, 0], smooth(np.ascontiguousarray(scores[1, first:, 0]), share)
-    )
+    np.testing.assert_array_equal(seen[1, first:, 0], _smooth(scores[1, first:, 0], alpha))
 
 
 def test_published_scores_are_those_that_decide(tagger: Tagger, pcm: Pcm16) -> None:
     plain, averaged = scores_of(tagger, pcm, 0.0), scores_of(tagger, pcm, 0.5)
-    share = share_of_newest(0.5, HOP_S)
+    alpha = ema_alpha(0.5, HOP_S)
     raw = np.stack([one.scores for one in plain])
     for index in range(raw.shape[1]):
-        expected = smooth(np.ascontiguousarray(raw[:, index]), share)
+        expected = _smooth(raw[:, index], alpha)
         np.testing.assert_array_equal([one.scores[index] for one in averaged], expected)
 
 
@@ -157,17 +163,17 @@ def test_state_holds_averages_of_heard_classes_only() -> None:
 def test_smoothing_is_the_checkpoints_unless_the_settings_say_otherwise() -> None:
     facts = replace(FACTS, smoothing_s=[0.5, 0.0])
     half_s, one_s = 1 - math.exp(-0.5), 1 - math.exp(-0.25)
-    assert parameters(None, facts).share_of_newest.tolist() == pytest.approx([half_s, 1.0])
-    assert parameters(0.0, facts).share_of_newest.tolist() == [1.0, 1.0]
-    assert parameters(1.0, facts).share_of_newest.tolist() == pytest.approx([one_s, one_s])
-    assert parameters(None).share_of_newest.tolist() == [1.0, 1.0]
+    assert parameters(None, facts).ema_alpha.tolist() == pytest.approx([half_s, 1.0])
+    assert parameters(0.0, facts).ema_alpha.tolist() == [1.0, 1.0]
+    assert parameters(1.0, facts).ema_alpha.tolist() == pytest.approx([one_s, one_s])
+    assert parameters(None).ema_alpha.tolist() == [1.0, 1.0]
     of_class = DetectionSettings(classes={"Rain": ClassSettings(smoothing_s=0.5)})
-    shares = resolve_parameters(of_class, FACTS, HOP_S).share_of_newest
-    assert shares.tolist() == pytest.approx([1.0, half_s])
+    alphas = resolve_parameters(of_class, FACTS, HOP_S).ema_alpha
+    assert alphas.tolist() == pytest.approx([1.0, half_s])
 
 
 def test_onset_fits_hold_for_their_smoothing_only() -> None:
-    fit = OnsetFit(
+    fit = StoredOnsetFit(
         rise_s=0.4, before_s=0.0, first_s=-0.1, lowest_s=0.1, highest_s=0.9, within_s=0.2
     )
     facts = replace(FACTS, smoothing_s=[0.5, 0.0], onset_fits=[fit, fit], fitted_hop_s=HOP_S)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ast_stream.detect.levels import LevelMeter
+from ast_stream.detect.scorer import LevelMeter
 
 WINDOW, HOP = 8_000, 2_000
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ast_stream.audio.sample_buffer import SampleBuffer
 from ast_stream.capture.sources.base import SourceStatus
 from ast_stream.errors import WireError
 from ast_stream.messages.audio import (
@@ -43,7 +44,7 @@ class _Segment:
     """Consecutive samples on one straight line of time."""
 
     start: int  # absolute index of the first sample
-    written: int  # samples ever written before it: its place in the buffer, unwrapped
+    place: int  # index of the first sample in the buffer, where holes take no room
     time_ns: int
     gap_reason: str | None  # why samples are missing just before it
 
@@ -80,16 +81,17 @@ class Ring:
     """
 
     def __init__(self, capacity: int) -> None:
-        if capacity < 1:
-            raise ValueError(f"capacity: expected at least 1 sample, got {capacity}")
-        self.capacity = capacity
-        self._pcm = np.zeros(capacity, dtype=np.int16)
+        self._samples = SampleBuffer(capacity)
         self._segments: list[_Segment] = []
-        self._written = 0  # samples ever written
         self._next = 0
         self._acked = 0
         self._hole_reason: str | None = None  # of the hole that ends at `next`
         self._changed = threading.Condition()
+
+    @property
+    def capacity(self) -> int:
+        """Samples kept."""
+        return self._samples.capacity
 
     @property
     def next(self) -> int:
@@ -121,10 +123,10 @@ class Ring:
             return
         with self._changed:
             if self._hole_reason is not None or self._time_of(self._next) != time_ns:
-                segment = _Segment(self._next, self._written, time_ns, self._hole_reason)
-                self._segments.append(segment)
+                place = self._samples.end
+                self._segments.append(_Segment(self._next, place, time_ns, self._hole_reason))
                 self._hole_reason = None
-            self._store(pcm)
+            self._samples.append(pcm)
             self._next += len(pcm)
             self._forget_overwritten()
             self._changed.notify_all()
@@ -162,9 +164,9 @@ class Ring:
             end = max(begin, min(stop, self._end_of(index), begin + max_samples))
             segment = self._segments[index]
             time_ns = segment.time_ns + samples_to_ns(begin - segment.start)
-            place = segment.written + begin - segment.start
-            reason = self._reason_before(index, start, begin)
-            return RingSlice(begin, time_ns, self._load(place, end - begin), reason)
+            place = segment.place + begin - segment.start
+            _, pcm = self._samples.read(place, place + end - begin)
+            return RingSlice(begin, time_ns, pcm, self._reason_before(index, start, begin))
 
     def ack(self, stop: int) -> bool:
         """Move the cursor of the acknowledgements to `stop`; return False if that cannot be.
@@ -198,13 +200,13 @@ class Ring:
     def _end_of(self, index: int) -> int:
         segment = self._segments[index]
         is_newest = index + 1 == len(self._segments)
-        written = self._written if is_newest else self._segments[index + 1].written
-        return segment.start + written - segment.written
+        end = self._samples.end if is_newest else self._segments[index + 1].place
+        return segment.start + end - segment.place
 
     def _begin_of(self, index: int) -> int:
         """First sample of a segment that is not overwritten yet."""
         segment = self._segments[index]
-        return segment.start + max(0, self._written - self.capacity - segment.written)
+        return segment.start + max(0, self._samples.oldest - segment.place)
 
     def _reason_before(self, index: int, start: int, begin: int) -> str | None:
         segment = self._segments[index]
@@ -212,22 +214,8 @@ class Ring:
             return segment.gap_reason
         return OVERWRITTEN if start < begin else None
 
-    def _store(self, pcm: Pcm16) -> None:
-        kept = pcm[-self.capacity :]
-        self._written += len(pcm)
-        place = (self._written - len(kept)) % self.capacity
-        head = min(len(kept), self.capacity - place)
-        self._pcm[place : place + head] = kept[:head]
-        self._pcm[: len(kept) - head] = kept[head:]
-
-    def _load(self, written: int, n_samples: int) -> Pcm16:
-        place = written % self.capacity
-        head = self._pcm[place : place + n_samples]
-        return np.concatenate([head, self._pcm[: n_samples - len(head)]])
-
     def _forget_overwritten(self) -> None:
-        held_from = self._written - self.capacity
-        while len(self._segments) > 1 and self._segments[1].written <= held_from:
+        while len(self._segments) > 1 and self._segments[1].place <= self._samples.oldest:
             del self._segments[0]
 
 

@@ -1,7 +1,7 @@
-"""Delivery threads: a few for each action, so that a slow receiver holds up nobody else.
+"""Delivery threads: a few for each action, so that a slow receiver delays nobody else.
 
-Nor does one message that hangs hold up the others of its action, and one thread is kept for what
-is urgent. The feed has one: programs get alerts in the order of their transitions.
+Nor does one message that hangs delay the others of its action, and one thread is reserved for
+urgent ones. The feed has one thread: programs get alerts in the order of their transitions.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ast_stream.alerts.actions.base import ActionRunner, Delivered, Failed, Outcome, Refused
-from ast_stream.alerts.outbox import FEED, Delivery, Outbox
+from ast_stream.alerts.outbox import Delivery, Outbox
+from ast_stream.alerts.schedule import FEED
 from ast_stream.alerts.store import StoreError
 
-LOOK_EVERY_S = 5.0  # commands change the outbox from another process
+POLL_EVERY_S = 5.0  # commands change the outbox from another process
 DISK_RETRY_S = 1.0
 DELIVERY_POINTS = ("taken", "delivered", "settled")  # the boundaries between what is done
 
@@ -29,23 +30,23 @@ def no_fault(point: str) -> None:
 
 
 @dataclass(frozen=True)
-class Lane:
+class ThreadRole:
     """What one of the threads of an action does.
 
     Attributes:
         urgent_only: it delivers nothing but alerts of high and critical severity.
-        gives_up: it is the one that gives up what is too old.
+        expires_old: it is the one that gives up what has expired.
     """
 
     urgent_only: bool = False
-    gives_up: bool = False
+    expires_old: bool = False
 
 
-FIRST_LANE = Lane(gives_up=True)
-LANES = (FIRST_LANE, Lane(), Lane(urgent_only=True))
+FIRST_ROLE = ThreadRole(expires_old=True)
+ROLES = (FIRST_ROLE, ThreadRole(), ThreadRole(urgent_only=True))
 
 
-class Courier(threading.Thread):
+class DeliveryThread(threading.Thread):
     """Delivers rows of one action, one after the other, until stopped.
 
     Args:
@@ -61,11 +62,11 @@ class Courier(threading.Thread):
         runner: ActionRunner,
         outbox: Outbox,
         fault: Callable[[str], None] = no_fault,
-        lane: Lane = FIRST_LANE,
+        role: ThreadRole = FIRST_ROLE,
     ) -> None:
         super().__init__(name=f"deliver {name}", daemon=True)
         self.action = name
-        self._lane = lane
+        self._role = role
         self._runner = runner
         self._outbox = outbox
         self._fault = fault
@@ -76,24 +77,24 @@ class Courier(threading.Thread):
     def run(self) -> None:
         """Deliver until `stop`, and then what is due, while there is time."""
         while True:
-            self._wake.clear()  # first, so that no row that comes after the look is left waiting
+            self._wake.clear()  # first, so that no row that arrives after the look waits
             is_ending = self._stopped.is_set()
-            wait_s = self._step_surely()
+            wait_s = self._guarded_step()
             if is_ending and (wait_s > 0 or time.monotonic() > self._end_s):
                 return
             if wait_s > 0 and not is_ending:
-                self._wake.wait(min(wait_s, LOOK_EVERY_S))
+                self._wake.wait(min(wait_s, POLL_EVERY_S))
 
     def step(self) -> float:
         """Deliver one row if it is time; return the seconds until the next look."""
-        self._give_up_old()
+        self._expire_old()
         try:
-            found = self._outbox.take(self.action, urgent_only=self._lane.urgent_only)
+            found = self._outbox.next_delivery(self.action, urgent_only=self._role.urgent_only)
         except StoreError as error:
             self._outbox.outage.failed("%s", error)
             return DISK_RETRY_S
         if not isinstance(found, Delivery):
-            return LOOK_EVERY_S if found is None else found
+            return POLL_EVERY_S if found is None else found
         self._fault(f"{self.action} taken")
         outcome = self._deliver(found)
         self._fault(f"{self.action} delivered")
@@ -101,7 +102,7 @@ class Courier(threading.Thread):
         self._fault(f"{self.action} settled")
         return 0.0
 
-    def _step_surely(self) -> float:
+    def _guarded_step(self) -> float:
         try:
             return self.step()
         except Exception:  # one boundary: a fault must not end the deliveries of an action
@@ -118,8 +119,8 @@ class Courier(threading.Thread):
         self._stopped.set()
         self._wake.set()
 
-    def _give_up_old(self) -> None:
-        if not self._lane.gives_up:
+    def _expire_old(self) -> None:
+        if not self._role.expires_old:
             return
         try:
             self._outbox.expire(self.action)
@@ -143,7 +144,7 @@ class Courier(threading.Thread):
         return outcome
 
     def _settle(self, delivery: Delivery, outcome: Outcome) -> None:
-        """Write the outcome, however long the disk is full: else it would be sent again."""
+        """Record the outcome, however long the disk is full: otherwise it would be sent again."""
         while True:
             try:
                 self._outbox.settle(delivery, outcome)
@@ -154,7 +155,7 @@ class Courier(threading.Thread):
                 return
 
 
-class Couriers:
+class DeliveryThreads:
     """The delivery threads of all actions."""
 
     def __init__(
@@ -164,31 +165,31 @@ class Couriers:
         fault: Callable[[str], None] = no_fault,
     ) -> None:
         self._runners = dict(runners)
-        self._couriers = [
-            Courier(name, one, outbox, fault, lane)
+        self._threads = [
+            DeliveryThread(name, one, outbox, fault, role)
             for name, one in runners.items()
-            for lane in (LANES if name != FEED else LANES[:1])
+            for role in (ROLES if name != FEED else ROLES[:1])
         ]
 
     def start(self) -> None:
         """Start delivering."""
-        for courier in self._couriers:
-            courier.start()
+        for thread in self._threads:
+            thread.start()
 
     def wake(self) -> None:
-        """Tell all that there may be new rows."""
-        for courier in self._couriers:
-            courier.wake()
+        """Let all of them look for new rows."""
+        for thread in self._threads:
+            thread.wake()
 
     def stop(self, patience_s: float) -> None:
-        """End; a delivery that takes longer than `patience_s` is left, and sent again next time."""
+        """End; a delivery that takes longer than `patience_s` is sent again at the next start."""
         end_s = time.monotonic() + patience_s
-        for courier in self._couriers:
-            courier.stop(patience_s)
-        for courier in self._couriers:
-            if courier.ident is not None:
-                courier.join(max(0.0, end_s - time.monotonic()))
-        at_work = {courier.action for courier in self._couriers if courier.is_alive()}
+        for thread in self._threads:
+            thread.stop(patience_s)
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, end_s - time.monotonic()))
+        busy = {thread.action for thread in self._threads if thread.is_alive()}
         for name, runner in self._runners.items():
-            if name not in at_work:
+            if name not in busy:
                 runner.close()

@@ -6,7 +6,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from ast_stream.alerts.outbox import FEED, Failing
+from ast_stream.alerts.outbox import Failing
+from ast_stream.alerts.schedule import FEED
 from ast_stream.alerts.store import StoreError
 from ast_stream.messages.status import AlertsStatus, FailingAction
 from ast_stream.runtime.lifecycle import Notifier

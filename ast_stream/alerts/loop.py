@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from ast_stream.alerts.actions.base import LiveSensors
 from ast_stream.alerts.clock import WallClock
-from ast_stream.alerts.delivery import Couriers, no_fault
+from ast_stream.alerts.delivery import DeliveryThreads, no_fault
 from ast_stream.alerts.detector import DetectionTiming
 from ast_stream.alerts.engine import Engine
 from ast_stream.alerts.model import Transition
@@ -72,7 +72,7 @@ class AlertLoop:
         engine: Engine,
         store: Store,
         outbox: Outbox,
-        couriers: Couriers,
+        deliveries: DeliveryThreads,
         *,
         sensors: Sequence[LiveSensors] = (),
         since_ns: int = 0,
@@ -85,7 +85,7 @@ class AlertLoop:
         self._feed = feed
         self._store = store
         self._outbox = outbox
-        self._couriers = couriers
+        self._deliveries = deliveries
         self._sensors = sensors
         self._since_ns = since_ns
         self._now_ns = now_ns
@@ -173,7 +173,7 @@ class AlertLoop:
         self._has_news = False
         self._saved_s = self._now_s()
         self._outbox.evaluated_ns = self._known_ns
-        self._couriers.wake()
+        self._deliveries.wake()
 
     @property
     def hears(self) -> bool:

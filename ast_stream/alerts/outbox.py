@@ -1,8 +1,9 @@
-"""The outbox: what is to be told, to whom, how often it was tried, and what became of it.
+"""The outbox: what is to be delivered, by which action, how often it was tried, and its outcome.
 
-Rows are written in the transaction of the state that caused them, and leave `pending` only when
-the receiver has them or an end is decided. What is being sent is known to the process alone: after
-a kill it is sent again with the same id, and a full disk does not keep anything from going out.
+Rows are written in the transaction of the engine state that caused them, and leave `pending` only
+when the receiver has the message or its end is decided: delivery is at least once, and the id of a
+notification is its idempotency key. What is in flight is known to the process alone: after a kill
+it is sent again, and a full disk does not keep anything from going out.
 """
 
 from __future__ import annotations
@@ -13,38 +14,45 @@ import random
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ast_stream.alerts import outbox_upkeep
 from ast_stream.alerts.actions.base import Delivered, Failed, Outcome, Refused
-from ast_stream.alerts.delivery_policy import (
+from ast_stream.alerts.model import Alert, Severity, Transition, stable_id
+from ast_stream.alerts.notification import Notification, notification_of, one_line, title_of
+from ast_stream.alerts.schedule import (
     FEED,
-    MAX_ERROR_CHARACTERS,
+    SEVERITY_RANK,
+    DueRow,
+    DueRows,
+    Receivers,
     Route,
     backoff_s,
+    expiry_ns,
 )
-from ast_stream.alerts.due_rows import DueRow, DueRows
-from ast_stream.alerts.model import Transition
-from ast_stream.alerts.notification import Notification, one_line, title_of
-from ast_stream.alerts.outbox_writer import SELF_RULE, OutboxWriter
-from ast_stream.alerts.receivers import Receivers
-from ast_stream.alerts.store import Store
+from ast_stream.alerts.store import Store, delivery_checksum
 from ast_stream.runtime.logging import Outage
-from ast_stream.settings.alert_schema import Action
-from ast_stream.units import NS_PER_SECOND
+from ast_stream.units import NS_PER_SECOND, format_time
 
-__all__ = ["FEED", "SELF_RULE", "Delivery", "Failing", "Outbox", "Route"]
-
-TIDY_EVERY_S = 600
-MIN_WAIT_S = 0.1  # for a row whose time has come and that something else keeps back
+SELF_RULE = "ast_stream_delivery_failed"
+MAX_PENDING = 10_000  # for one action; more could never be delivered before they expire
+MAX_ERROR_CHARACTERS = 300
+MIN_WAIT_S = 0.1  # for a row that is due and that something else keeps back
+PRUNE_EVERY_S = 600
+KEPT_S = 30 * 86400  # rows that are over are kept for so long, against repeats and for people,
+MAX_KEPT = 100_000  # but not more than so many
+PRUNE_BATCH = 10_000  # rows deleted at once: nothing else can be written meanwhile
+_HOUR_NS = 3600 * NS_PER_SECOND
+_NO_ROUTE = Route(frozenset())
+_NOT_ACTIVE = "alert_id NOT IN (SELECT id FROM alerts WHERE state NOT IN ('inactive', 'resolved'))"
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """A row that is being delivered."""
+    """A row that is in flight."""
 
     seq: int
     action: str
@@ -57,7 +65,7 @@ class Failing:
     """An action whose deliveries do not get through.
 
     Attributes:
-        waiting: deliveries that failed, and are tried again.
+        waiting: deliveries that failed and will be retried.
         attempts: of the one that was tried most often.
         lost: whether the last one that was decided was given up.
         error: why the last one failed.
@@ -93,8 +101,8 @@ class Outbox:
 
     Attributes:
         attempts: deliveries that were tried, by action and outcome; reset with the process.
-        evaluated_ns: up to when the engine's alerts are known and saved: what a snooze held back
-            until later waits, for it may have ended meanwhile. None: alerts are always known.
+        evaluated_ns: up to when the engine's alerts are known and saved: what a snooze holds until
+            later waits, for it may have ended meanwhile. None: alerts are always known.
     """
 
     def __init__(
@@ -108,22 +116,23 @@ class Outbox:
         self._routes = dict(routes) | {FEED: Route(frozenset({"firing", "resolved"}))}
         self._now_ns = now_ns
         self._jitter = jitter
-        self._under_way: dict[int, str] = {}  # numbers of rows, and their actions
+        self._in_flight: dict[int, str] = {}  # numbers of rows, and their actions
         self.attempts: Counter[tuple[str, str]] = Counter()
-        self._tidy_ns = 0
+        self._prune_ns = 0
         self.evaluated_ns: int | None = None
         self._receivers = Receivers(self._routes, now_ns)
-        self._writer = OutboxWriter(self._routes, self._under_way, now_ns)
 
     @property
     def outage(self) -> Outage:
-        """For whoever meets a `StoreError` and goes on."""
+        """Where a `StoreError` is reported by whoever continues after it."""
         return self._store.outage
 
     @property
     def actions(self) -> tuple[str, ...]:
         """Names of all actions, `feed` included."""
         return tuple(self._routes)
+
+    # -- state, for status and metrics
 
     def pending(self) -> dict[str, int]:
         """Return how many deliveries wait, by action.
@@ -143,75 +152,160 @@ class Outbox:
             StoreError: the database cannot be read.
         """
         with self._store.reading() as db:
-            found = (self._failing(db, action) for action in self.actions if action != FEED)
-            return [one for one in found if one is not None]
+            found = (_failing(db, action) for action in self.actions if action != FEED)
+            return [failing for failing in found if failing is not None]
 
-    def _failing(self, db: sqlite3.Connection, action: str) -> Failing | None:
-        waiting, attempts, error = db.execute(
-            "SELECT count(*), max(attempts), last_error FROM deliveries"
-            " WHERE action = ? AND state = 'pending' AND attempts > 0",
-            (action,),
-        ).fetchone()
-        lost = db.execute(
-            "SELECT updated_ns, last_error FROM deliveries WHERE action = ?"
-            " AND state IN ('dead', 'expired') ORDER BY updated_ns DESC LIMIT 1",
-            (action,),
-        ).fetchone()
-        done = db.execute(
-            "SELECT max(updated_ns) FROM deliveries WHERE action = ? AND state = 'done'", (action,)
-        ).fetchone()
-        is_lost = lost is not None and (done[0] is None or lost[0] >= done[0])
-        if not waiting and not is_lost:
-            return None
-        why = error if waiting else lost[1]
-        return Failing(action, waiting, attempts or 0, is_lost, one_line(why or "unknown"))
-
-    def step_clock(self, db: sqlite3.Connection, step_ns: int) -> None:
-        """Follow a wall clock that was set: nothing expires or waits longer by that."""
-        outbox_upkeep.step_clock(db, step_ns)
-
-    def end_unknown(self, db: sqlite3.Connection, known: Collection[str]) -> None:
-        """Resolve alerts that fire, as far as was told, and are not among the `known` ones."""
-        self._writer.end_unknown(db, known)
+    # -- from the engine's transitions to rows; inside a transaction of the caller
 
     def enqueue(self, db: sqlite3.Connection, transitions: Iterable[Transition]) -> None:
-        """Write what is to be told of transitions; in the transaction of the engine's state."""
-        self._writer.enqueue(db, transitions)
+        """Write the deliveries of transitions, in the transaction of the engine's state."""
+        written = set()
+        for transition in transitions:
+            alert = transition.alert
+            _note_alert(db, alert, alert.state, self._now_ns())
+            notification = notification_of(transition)
+            if notification is None:
+                continue
+            if notification.kind == "resolved":
+                self._drop_held(db, alert.id, notification.at_ns)
+            for action in (FEED, *transition.actions):
+                if notification.kind in self._routes.get(action, _NO_ROUTE).on:
+                    self._add(db, alert.id, action, notification)
+                    written.add(action)
+        for action in sorted(written - {FEED}):
+            self._shed(db, action)
 
-    def take(self, action: str, *, urgent_only: bool = False) -> Delivery | float | None:
-        """Return the next row to deliver, the seconds until there may be one, or None: no row.
+    def announce(self, db: sqlite3.Connection, alert: Alert, actions: Iterable[str]) -> bool:
+        """Write an alert that no rule made and that is never resolved; False if it exists already.
 
-        The most severe goes first, and what was never tried before what has failed. Only the rows
-        of one alert wait for each other: one that fails holds up nothing but its own resolve.
+        Args:
+            actions: by which it is delivered, besides the feed.
+        """
+        now_ns = self._now_ns()
+        known = db.execute("SELECT 1 FROM deliveries WHERE alert_id = ?", (alert.id,)).fetchone()
+        if known is not None:
+            return False
+        _note_alert(db, alert, "resolved", now_ns)
+        notification = Notification(f"{alert.id}.firing", "firing", now_ns, alert.body())
+        for name in (FEED, *actions):
+            self._add(db, alert.id, name, notification)
+        self._drop_held(db, alert.id, now_ns)  # nor will it still fire after a snooze
+        return True
+
+    def end_unknown(self, db: sqlite3.Connection, known: Collection[str]) -> None:
+        """Resolve the alerts that were announced and that the engine does not know.
+
+        Args:
+            known: ids of the alerts that are pending, firing or recovering.
+        """
+        query = "SELECT id FROM alerts WHERE state IN ('pending', 'firing', 'recovering')"
+        for alert_id in {row[0] for row in db.execute(query)} - set(known):
+            now_ns = self._now_ns()
+            db.execute(
+                "UPDATE alerts SET state = 'resolved', updated_ns = ? WHERE id = ?",
+                (now_ns, alert_id),
+            )
+            fired = db.execute(
+                "SELECT action, payload FROM deliveries WHERE alert_id = ? AND transition ="
+                " 'firing'",
+                (alert_id,),
+            ).fetchall()
+            self._drop_held(db, alert_id, now_ns)
+            for action, payload in fired:
+                with suppress(ValueError, KeyError):  # damaged: what began is not known
+                    ended = _ended_by_restart(Notification.decode(payload), now_ns)
+                    if ended.kind in self._routes.get(action, _NO_ROUTE).on:
+                        self._add(db, alert_id, action, ended)
+
+    def step_clock(self, db: sqlite3.Connection, step_ns: int) -> None:
+        """Follow a step of the wall clock: nothing expires or waits longer because of it."""
+        db.execute(
+            "UPDATE deliveries SET created_ns = created_ns + ?1, updated_ns = updated_ns + ?1,"
+            " next_ns = next_ns + ?1, expires_ns = expires_ns + ?1,"
+            " held_until_ns = CASE held_until_ns WHEN 0 THEN 0 ELSE held_until_ns + ?1 END"
+            " WHERE state = 'pending'",
+            (step_ns,),
+        )
+        db.execute(
+            "UPDATE snoozes SET since_ns = since_ns + ?1, until_ns = until_ns + ?1", (step_ns,)
+        )
+
+    # -- from rows to outcomes; each a transaction of its own
+
+    def recover(self) -> None:
+        """Reopen closed actions whose settings have changed; give up rows of removed actions."""
+        with self._store.transaction() as db:
+            closed = db.execute("SELECT action, settings FROM closed_actions").fetchall()
+            for action, settings in closed:
+                if action not in self._routes or self._routes[action].settings != settings:
+                    db.execute("DELETE FROM closed_actions WHERE action = ?", (action,))
+            pending = "SELECT DISTINCT action FROM deliveries WHERE state = 'pending'"
+            for action in {row[0] for row in db.execute(pending)} - set(self._routes):
+                db.execute(
+                    "UPDATE deliveries SET state = 'dead', last_error = 'no such action any more',"
+                    " updated_ns = ? WHERE action = ? AND state = 'pending'",
+                    (self._now_ns(), action),
+                )
+
+    def next_delivery(self, action: str, *, urgent_only: bool = False) -> Delivery | float | None:
+        """Return the next delivery, the seconds until there may be one, or None: no row waits.
+
+        The most severe goes first, and rows that were never tried before those that have failed.
+        Only the rows of one alert wait for each other: one that fails delays nothing but its own
+        resolution.
 
         Raises:
             StoreError: the database cannot be read.
         """
         with self._store.reading() as db:
-            queue = DueRows(
-                db, action, self._now_ns(), self._under_way, urgent_only, self.evaluated_ns
+            rows = DueRows(
+                db, action, self._now_ns(), self._in_flight, urgent_only, self.evaluated_ns
             )
-            wait_s = self._receivers.pause_s(action) or queue.budget_wait_s(
+            wait_s = self._receivers.pause_s(action) or rows.rate_limit_wait_s(
                 self._routes[action].max_per, self._receivers.failed_ns(action)
             )
-            row = queue.first() if wait_s == 0 else None
+            row = rows.first() if wait_s == 0 else None
             if row is None:
-                next_s = queue.wait_s()
+                next_s = rows.wait_s()
                 return None if next_s is None else max(wait_s, next_s, MIN_WAIT_S)
-            self._under_way[row.seq] = action
+            self._in_flight[row.seq] = action
         try:
             return Delivery(row.seq, action, row.attempts, Notification.decode(row.payload))
         except ValueError:
-            self._bury(action, row)
+            self._refuse_unknown(action, row)
         return 0.0
 
+    def settle(self, delivery: Delivery, outcome: Outcome) -> None:
+        """Record the outcome of a delivery.
+
+        Raises:
+            StoreError: it could not be written: call this again, do not deliver again.
+        """
+        action, title = delivery.action, delivery.notification.title
+        self.attempts[action, type(outcome).__name__.lower()] += 1
+        with self._store.transaction() as db:
+            match outcome:
+                case Delivered():
+                    self._end(db, delivery.seq, "done", None)
+                    self._retry_unreachable(db, action)
+                case Failed():
+                    self._postpone(db, delivery, outcome)
+                case Refused():
+                    self._end(db, delivery.seq, "dead", outcome.reason)
+                    if outcome.is_closed:
+                        self._close(db, action, outcome.reason)
+                    self._report_undelivered(db, action, title, outcome.reason)
+        with self._store.reading():  # its lock: other threads look at this under it
+            self._receivers.note(action, delivery.seq, outcome)
+            self._in_flight.pop(delivery.seq, None)
+
     def expire(self, action: str) -> None:
-        """Give up the rows of an action whose time is over, and tell of them by another.
+        """Give up the rows of an action that have expired, and report them by another action.
 
         Raises:
             StoreError: it could not be written; they are not delivered all the same.
         """
-        self._tidy()
+        self._prune()
         now_ns = self._now_ns()
         with self._store.reading() as db:
             found = db.execute(
@@ -219,71 +313,42 @@ class Outbox:
                 " action = ? AND state = 'pending' AND expires_ns <= ?",
                 (action, now_ns),
             ).fetchall()
-        rows = [row for row in found if row[0] not in self._under_way]
+        rows = [row for row in found if row[0] not in self._in_flight]
         if not rows:
             return
         with self._store.transaction() as db:
             for seq, severity, rule, transition, last_error in rows:
                 reason = last_error or "it was not its turn in time"
-                lost = title_of(severity, rule, transition)
-                logger.error("%s was not delivered by %s in time: %s", lost, action, reason)
+                title = title_of(severity, rule, transition)
+                logger.error("%s was not delivered by %s in time: %s", title, action, reason)
                 db.execute(
                     "UPDATE deliveries SET state = 'expired', last_error = ?, updated_ns = ?"
                     " WHERE seq = ? AND state = 'pending'",
                     (reason, now_ns, seq),
                 )
-                self._writer.raise_alarm(db, action, lost, reason)
+                self._report_undelivered(db, action, title, reason)
 
-    def settle(self, delivery: Delivery, outcome: Outcome) -> None:
-        """Write what came of a delivery.
-
-        Raises:
-            StoreError: it could not be written: call it again, do not deliver again.
-        """
-        action, lost = delivery.action, delivery.notification.title
-        self.attempts[action, type(outcome).__name__.lower()] += 1
-        with self._store.transaction() as db:
-            match outcome:
-                case Delivered():
-                    self._end(db, delivery.seq, "done", None)
-                    self._free_stranded(db, action)
-                case Failed():
-                    self._postpone(db, delivery, outcome)
-                case Refused():
-                    self._end(db, delivery.seq, "dead", outcome.reason)
-                    if outcome.is_closed:
-                        self._close(db, action, outcome.reason)
-                    self._writer.raise_alarm(db, action, lost, outcome.reason)
-        with self._store.reading():  # its lock: other threads look at this under it
-            self._receivers.note(action, delivery.seq, outcome)
-            self._under_way.pop(delivery.seq, None)
-
-    def recover(self) -> None:
-        """Begin anew after a start: forget closed actions whose settings have changed."""
-        with self._store.transaction() as db:
-            outbox_upkeep.renew_actions(db, self._routes, self._now_ns())
-
-    def _bury(self, action: str, row: DueRow) -> None:
-        """Give up a row that another version of this program wrote in a way unknown to us."""
-        reason, lost = "unknown to this version of ast-stream", title_of(*row.named)
-        logger.error("%s cannot be delivered by %s: %s", lost, action, reason)
+    def _refuse_unknown(self, action: str, row: DueRow) -> None:
+        """Give up a row that another version of this program wrote in a format unknown to us."""
+        reason = "unknown to this version of ast-stream"
+        title = title_of(row.severity, row.rule, row.transition)
+        logger.error("%s cannot be delivered by %s: %s", title, action, reason)
         try:
             with self._store.transaction() as db:
                 self._end(db, row.seq, "dead", reason)
-                self._writer.raise_alarm(db, action, lost, reason)
+                self._report_undelivered(db, action, title, reason)
         finally:
             with self._store.reading():
-                self._under_way.pop(row.seq)
+                self._in_flight.pop(row.seq)
 
-    def _tidy(self) -> None:
-        """Forget old rows from time to time: the process may run for years."""
+    def _prune(self) -> None:
+        """Delete old rows from time to time: the process may run for years."""
         now_ns = self._now_ns()
-        if now_ns < self._tidy_ns:
+        if now_ns < self._prune_ns:
             return
-        self._tidy_ns = now_ns + TIDY_EVERY_S * NS_PER_SECOND
+        self._prune_ns = now_ns + PRUNE_EVERY_S * NS_PER_SECOND
         with self._store.transaction() as db:
-            evaluated_ns = now_ns if self.evaluated_ns is None else self.evaluated_ns
-            outbox_upkeep.prune(db, now_ns, evaluated_ns)
+            _prune(db, now_ns, now_ns if self.evaluated_ns is None else self.evaluated_ns)
 
     def _postpone(self, db: sqlite3.Connection, delivery: Delivery, failed: Failed) -> None:
         wait_s = max(failed.after_s, backoff_s(delivery.attempts, self._jitter))
@@ -299,17 +364,17 @@ class Outbox:
             ),
         )
 
-    def _free_stranded(self, db: sqlite3.Connection, action: str) -> None:
-        """Try at once what waits only because nothing got there: something does again."""
-        if stranded := self._receivers.stranded(action):
+    def _retry_unreachable(self, db: sqlite3.Connection, action: str) -> None:
+        """Retry at once what failed only because the receiver was down: it is back."""
+        if unreachable := self._receivers.unreachable(action):
             db.execute(
                 "UPDATE deliveries SET next_ns = ? WHERE state = 'pending' AND next_ns > ? AND seq"
                 " IN (SELECT value FROM json_each(?))",
-                (self._now_ns(), self._now_ns(), json.dumps(stranded)),
+                (self._now_ns(), self._now_ns(), json.dumps(unreachable)),
             )
 
     def _end(self, db: sqlite3.Connection, seq: int, state: str, error: str | None) -> None:
-        # whatever it was meanwhile (dropped by hand): what really happened is what counts
+        # whatever state it has by now (dropped by hand): what really happened counts
         db.execute(
             "UPDATE deliveries SET state = ?, attempts = attempts + 1, last_error = ?,"
             " updated_ns = ? WHERE seq = ?",
@@ -329,14 +394,238 @@ class Outbox:
             (reason[:MAX_ERROR_CHARACTERS], now_ns, action),
         )
 
+    def _report_undelivered(
+        self, db: sqlite3.Connection, action: str, title: str, reason: str
+    ) -> None:
+        """Report an undelivered alert through another action, once an hour for each that fails.
 
-def routes(actions: Mapping[str, Action]) -> dict[str, Route]:
-    """Return what the outbox needs to know of the configured actions, in their order."""
-    return {
-        name: Route(
-            on=frozenset(action.on),
-            max_per=(action.rate_limit.max, action.rate_limit.per_s),
-            settings=action.model_dump_json(),
+        It is the next action in turn, so that all are tried one after another if several fail.
+
+        Args:
+            title: of the notification that was not delivered.
+        """
+        if action == FEED:
+            return
+        alert = _undelivered_alert(action, title, reason, self._now_ns())
+        names = [name for name in self._routes if name != FEED]
+        place = names.index(action) if action in names else -1
+        others = names[place + 1 :] + names[: max(0, place)]
+        self.announce(db, alert, others[:1])
+
+    def _add(
+        self, db: sqlite3.Connection, alert_id: str, action: str, notification: Notification
+    ) -> None:
+        now_ns = self._now_ns()
+        # by when it happened: what is evaluated late happened during the snooze all the same
+        at_ns = min(notification.at_ns, now_ns)
+        snooze = None if action == FEED else _snooze_at(db, notification.rule, at_ns)
+        until_ns = 0 if snooze is None else snooze[1]
+        closed = db.execute("SELECT reason FROM closed_actions WHERE action = ?", (action,))
+        reason = closed.fetchone()
+        state = "pending" if reason is None else "dead"
+        if notification.kind == "resolved":
+            if self._supersede(db, alert_id, action):
+                notification = replace(notification, is_combined=True)
+            if snooze is not None and not self._is_awaited(db, alert_id, action, snooze[0]):
+                state = "snoozed"  # it began and ended during the snooze
+        payload = notification.encode()
+        words = (alert_id, notification.kind, action, notification.rule, notification.severity)
+        db.execute(
+            "INSERT OR IGNORE INTO deliveries (alert_id, transition, action, rule, severity,"
+            " payload, checksum, state, last_error, created_ns, updated_ns, next_ns,"
+            " held_until_ns, expires_ns) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *words,
+                payload,
+                delivery_checksum(payload, *words),
+                state,
+                None if reason is None else f"{action} is closed: {reason[0]}",
+                now_ns,
+                now_ns,
+                now_ns,
+                until_ns,
+                max(now_ns, until_ns) + expiry_ns(notification.severity),
+            ),
         )
-        for name, action in actions.items()
-    }
+        if reason is not None:
+            self._report_undelivered(db, action, notification.title, reason[0])
+
+    def _shed(self, db: sqlite3.Connection, action: str) -> None:
+        """Drop the least severe and oldest of too many rows, and report it by another action."""
+        query = "SELECT count(*) FROM deliveries WHERE action = ? AND state = 'pending'"
+        n_too_many = db.execute(query, (action,)).fetchone()[0] - MAX_PENDING
+        if n_too_many <= 0:
+            return
+        reason = f"more than {MAX_PENDING} deliveries wait"
+        dropped = db.execute(
+            "UPDATE deliveries SET state = 'dropped', last_error = ?, updated_ns = ? WHERE seq IN"
+            " (SELECT seq FROM deliveries WHERE action = ? AND state = 'pending' AND seq NOT IN"
+            f" (SELECT value FROM json_each(?)) ORDER BY {SEVERITY_RANK} DESC, seq LIMIT ?)"
+            " RETURNING severity, rule, transition",
+            (reason, self._now_ns(), action, json.dumps(list(self._in_flight)), n_too_many),
+        ).fetchall()
+        if dropped:
+            self._report_undelivered(db, action, title_of(*dropped[0]), reason)
+
+    def _drop_held(self, db: sqlite3.Connection, alert_id: str, ended_ns: int) -> None:
+        """Drop the firing of an alert that ended before the snooze which holds it back.
+
+        For all actions, also for those that do not deliver resolutions.
+        """
+        db.execute(
+            "UPDATE deliveries SET state = 'snoozed', updated_ns = ? WHERE alert_id = ? AND"
+            " transition = 'firing' AND state = 'pending' AND held_until_ns > ? AND seq NOT IN"
+            " (SELECT value FROM json_each(?))",
+            (self._now_ns(), alert_id, ended_ns, json.dumps(list(self._in_flight))),
+        )
+
+    def _is_awaited(
+        self, db: sqlite3.Connection, alert_id: str, action: str, snoozed_ns: int
+    ) -> bool:
+        """Return whether the receiver of an action knows of an alert and waits for its end.
+
+        Args:
+            snoozed_ns: when the rule was snoozed.
+        """
+        row = db.execute(
+            "SELECT seq, state FROM deliveries WHERE alert_id = ? AND transition = 'firing' AND"
+            " action = ?",
+            (alert_id, action),
+        ).fetchone()
+        if row is not None:
+            return row[1] == "done" or row[0] in self._in_flight
+        row = db.execute(  # an action for resolutions only: by when the alert was published
+            "SELECT created_ns FROM deliveries WHERE alert_id = ? AND transition = 'firing' AND"
+            " action = ?",
+            (alert_id, FEED),
+        ).fetchone()
+        return row is not None and row[0] < snoozed_ns
+
+    def _supersede(self, db: sqlite3.Connection, alert_id: str, action: str) -> bool:
+        """Let a resolution stand for a firing that was not delivered and is not in flight.
+
+        Not on the feed: programs want both.
+        """
+        if action == FEED:
+            return False
+        row = db.execute(
+            "SELECT seq FROM deliveries WHERE alert_id = ? AND transition = 'firing' AND"
+            " action = ? AND state = 'pending'",
+            (alert_id, action),
+        ).fetchone()
+        if row is None or row[0] in self._in_flight:
+            return False
+        db.execute(
+            "UPDATE deliveries SET state = 'superseded', updated_ns = ? WHERE seq = ?",
+            (self._now_ns(), row[0]),
+        )
+        return True
+
+
+def _failing(db: sqlite3.Connection, action: str) -> Failing | None:
+    waiting, attempts, error = db.execute(
+        "SELECT count(*), max(attempts), last_error FROM deliveries"
+        " WHERE action = ? AND state = 'pending' AND attempts > 0",
+        (action,),
+    ).fetchone()
+    lost = db.execute(
+        "SELECT updated_ns, last_error FROM deliveries WHERE action = ?"
+        " AND state IN ('dead', 'expired') ORDER BY updated_ns DESC LIMIT 1",
+        (action,),
+    ).fetchone()
+    done = db.execute(
+        "SELECT max(updated_ns) FROM deliveries WHERE action = ? AND state = 'done'", (action,)
+    ).fetchone()
+    is_lost = lost is not None and (done[0] is None or lost[0] >= done[0])
+    if not waiting and not is_lost:
+        return None
+    why = error if waiting else lost[1]
+    return Failing(action, waiting, attempts or 0, is_lost, one_line(why or "unknown"))
+
+
+def _prune(db: sqlite3.Connection, now_ns: int, evaluated_ns: int) -> None:
+    """Delete what has long been over, a batch at a time; never rows of an active alert.
+
+    Args:
+        evaluated_ns: up to when alerts are known.
+    """
+
+    def too_many(key: str, table: str) -> str:  # the newest beyond the limit, NULL if none is
+        return f"(SELECT {key} FROM {table} ORDER BY {key} DESC LIMIT 1 OFFSET ?)"
+
+    before_ns = now_ns - KEPT_S * NS_PER_SECOND
+    db.execute(
+        "DELETE FROM deliveries WHERE seq IN (SELECT seq FROM deliveries WHERE state <> 'pending'"
+        f" AND (updated_ns < ? OR seq <= {too_many('seq', 'deliveries')}) AND {_NOT_ACTIVE}"
+        " ORDER BY seq LIMIT ?)",
+        (before_ns, MAX_KEPT, PRUNE_BATCH),
+    )
+    db.execute(
+        "DELETE FROM alerts WHERE rowid IN (SELECT rowid FROM alerts WHERE state IN"
+        " ('inactive', 'resolved') AND (updated_ns < ? OR rowid <="
+        f" {too_many('rowid', 'alerts')}) ORDER BY rowid LIMIT ?)",
+        (before_ns, MAX_KEPT, PRUNE_BATCH),
+    )
+    db.execute("DELETE FROM snoozes WHERE until_ns < ?", (min(now_ns, evaluated_ns),))
+
+
+def _note_alert(db: sqlite3.Connection, alert: Alert, state: str, now_ns: int) -> None:
+    db.execute(
+        "INSERT INTO alerts (id, rule, state, updated_ns) VALUES (?, ?, ?, ?) ON CONFLICT"
+        " (id) DO UPDATE SET state = excluded.state, updated_ns = excluded.updated_ns",
+        (alert.id, alert.rule, state, now_ns),
+    )
+
+
+def _snooze_at(db: sqlite3.Connection, rule: str, at_ns: int) -> tuple[int, int] | None:
+    """Return since when and until when a rule is snoozed, None if it is not at `at_ns`."""
+    row = db.execute(
+        "SELECT since_ns, until_ns FROM snoozes WHERE rule = ? AND until_ns > ?", (rule, at_ns)
+    ).fetchone()
+    return None if row is None else (row[0], row[1])
+
+
+def _ended_by_restart(fired: Notification, now_ns: int) -> Notification:
+    """Return the resolution of an alert of which only the beginning is still known."""
+    ended = {"state": "resolved", "resolved": format_time(now_ns), "reason": "restart"}
+    id = f"{fired.alert['id']}.resolved"
+    return Notification(id, "resolved", now_ns, dict(fired.alert) | ended)
+
+
+def message_alert(
+    id: str, *, rule: str, severity: Severity, group: Mapping[str, str], text: str, now_ns: int
+) -> Alert:
+    """Return an alert that no rule made.
+
+    Args:
+        id: of the alert; alerts with equal ids are delivered once.
+        group: what it is about, as the labels that a rule groups by.
+    """
+    return Alert(
+        id=id,
+        fingerprint=stable_id(rule, *(f"{name}={value}" for name, value in sorted(group.items()))),
+        rule=rule,
+        state="firing",
+        severity=severity,
+        group=group,
+        labels={**group, "alert": rule, "severity": severity},
+        annotations={"summary": text},
+        started_ns=now_ns,
+        fired_ns=now_ns,
+        resolved_ns=None,
+        events=(),
+    )
+
+
+def _undelivered_alert(action: str, title: str, reason: str, now_ns: int) -> Alert:
+    """Return the alert that reports an undelivered one."""
+    alert = message_alert(
+        stable_id(SELF_RULE, action, str(now_ns // _HOUR_NS)),
+        rule=SELF_RULE,
+        severity="high",
+        group={"action": action},
+        text=f"{title}: not delivered by {action}: {reason[:MAX_ERROR_CHARACTERS]}; "
+        "see ast-stream outbox list",
+        now_ns=now_ns,
+    )
+    return replace(alert, fingerprint=stable_id(SELF_RULE, action))

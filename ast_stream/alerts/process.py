@@ -19,17 +19,18 @@ import typer
 from ast_stream.alerts.actions.base import ActionRunner, Entities, LiveSensors, describe_error
 from ast_stream.alerts.actions.registry import DeferredRunner, create_runner
 from ast_stream.alerts.clock import WallClock
-from ast_stream.alerts.delivery import Couriers, no_fault
+from ast_stream.alerts.delivery import DeliveryThreads, no_fault
 from ast_stream.alerts.detector import DetectionTiming
 from ast_stream.alerts.engine import Engine
 from ast_stream.alerts.feed import FeedRunner, SharedPublisher
 from ast_stream.alerts.heartbeat import HeartbeatThread
 from ast_stream.alerts.life import AlertLife
 from ast_stream.alerts.loop import TOPICS, AlertLoop
-from ast_stream.alerts.outbox import FEED, Failing, Outbox, routes
+from ast_stream.alerts.outbox import Failing, Outbox
 from ast_stream.alerts.reload import RulesInForce, timing_in_force
 from ast_stream.alerts.rule_watch import RuleFiles
 from ast_stream.alerts.rules.rule import RuleSet
+from ast_stream.alerts.schedule import FEED, routes
 from ast_stream.alerts.store import Store, set_aside_unless_file
 from ast_stream.alerts.watch import exposed_entities
 from ast_stream.feed import Subscriber
@@ -112,15 +113,15 @@ def run_alerts(
         sensors: list[LiveSensors] = []
         runners = _create_runners(settings, exposed_entities(settings, rules), sensors)
         feed_runner = FeedRunner(publisher)
-        couriers = Couriers({FEED: feed_runner, **runners}, outbox, fault)
-        cleanup.callback(couriers.stop, STOP_PATIENCE_S)
+        deliveries = DeliveryThreads({FEED: feed_runner, **runners}, outbox, fault)
+        cleanup.callback(deliveries.stop, STOP_PATIENCE_S)
         engine = resume_engine(store, rules, timing)
         loop = AlertLoop(
             _subscribe(settings, store, cleanup),
             engine,
             store,
             outbox,
-            couriers,
+            deliveries,
             sensors=sensors,
             since_ns=store.since_ns(time.time_ns()),
             fault=fault,
@@ -139,7 +140,7 @@ def run_alerts(
         )
         life.disk = lambda: store.outage.text
         loop.while_stuck = life.turn
-        couriers.start()
+        deliveries.start()
         _start_heartbeat(settings, loop, cleanup)
         logger.info("ready: %s rules, actions: %s", len(in_force), ", ".join(runners) or "none")
         loop.run(stop, _between(loaded, reload or threading.Event(), life, in_force))

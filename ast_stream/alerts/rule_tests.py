@@ -24,11 +24,12 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 from ast_stream.alerts.detector import DetectionTiming
 from ast_stream.alerts.engine import Engine
 from ast_stream.alerts.model import AlertState, Transition, stable_id
-from ast_stream.alerts.outbox import FEED, Outbox, Route
+from ast_stream.alerts.outbox import Outbox
 from ast_stream.alerts.rules.compile import load_rules
 from ast_stream.alerts.rules.fields import Duration, Names, PositiveDuration, RuleSection
 from ast_stream.alerts.rules.problems import RuleProblem, problem_at
 from ast_stream.alerts.rules.rule import RuleSet
+from ast_stream.alerts.schedule import FEED, Route
 from ast_stream.alerts.store import Store
 from ast_stream.detect.decision import Decision
 from ast_stream.detect.parameters import model_facts, resolve_parameters

@@ -79,9 +79,9 @@ COMMANDS = (
     ),
     Command("schema", "ast_stream.cli.config:schema", "Print the settings' JSON Schema."),
     Command("rules", "ast_stream.cli.rules:app", "Check, test, explain and try alert rules."),
-    Command("outbox", "ast_stream.cli.alert_commands:app", "List, send, retry or drop deliveries."),
-    Command("ack", "ast_stream.cli.alert_commands:ack", "Say that an alert has been seen."),
-    Command("snooze", "ast_stream.cli.alert_commands:snooze", "Hold back the alerts of a rule."),
+    Command("outbox", "ast_stream.cli.outbox:app", "List, send, retry or drop deliveries."),
+    Command("ack", "ast_stream.cli.outbox:ack", "Say that an alert has been seen."),
+    Command("snooze", "ast_stream.cli.outbox:snooze", "Hold back the alerts of a rule."),
     Command("status", "ast_stream.cli.status:status", "Show how all processes and streams are."),
     Command(
         "install-units",

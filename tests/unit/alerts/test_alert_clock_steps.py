@@ -13,14 +13,14 @@ from rule_bodies import START, at, engine_of, event, restarted, rules_from, told
 
 from ast_stream.alerts.actions.base import ActionRunner
 from ast_stream.alerts.clock import WallClock
-from ast_stream.alerts.delivery import Couriers
-from ast_stream.alerts.delivery_policy import Route
+from ast_stream.alerts.delivery import DeliveryThreads
 from ast_stream.alerts.engine import Engine
 from ast_stream.alerts.loop import SILENT_S, AlertLoop
 from ast_stream.alerts.model import Transition
+from ast_stream.alerts.operations import snooze, snoozes
 from ast_stream.alerts.outbox import Outbox
-from ast_stream.alerts.outbox_admin import snooze, snoozes
 from ast_stream.alerts.rules.compile import load_rules
+from ast_stream.alerts.schedule import Route
 from ast_stream.alerts.store import Store
 from ast_stream.feed import FeedMessage, Missed, Position
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, format_time
@@ -237,7 +237,7 @@ class Bench:
             Engine(load_rules([folder / "rules.yaml"]), now_ns=T0_NS),
             self.store,
             self.outbox,
-            Couriers(runners, self.outbox),
+            DeliveryThreads(runners, self.outbox),
             now_ns=self.wall,
             now_s=lambda: self.passed_s,
             clock=clock,

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from alert_samples import T0_NS, FakeClock, states
 
-from ast_stream.alerts.delivery import Couriers
+from ast_stream.alerts.delivery import DeliveryThreads
 from ast_stream.alerts.engine import Engine
 from ast_stream.alerts.loop import SILENT_S, AlertLoop
-from ast_stream.alerts.outbox import FEED, Outbox
+from ast_stream.alerts.outbox import Outbox
 from ast_stream.alerts.rules.compile import load_rules
+from ast_stream.alerts.schedule import FEED
 from ast_stream.alerts.store import Store, StoreError
 from ast_stream.feed import FeedMessage, Missed, Position
 from ast_stream.units import NS_PER_SECOND, format_time
@@ -56,7 +57,7 @@ class Bench:
             engine,
             self.store,
             outbox,
-            Couriers({}, outbox),
+            DeliveryThreads({}, outbox),
             now_ns=self.clock,
             now_s=lambda: self.clock() / NS_PER_SECOND,
         )

@@ -9,10 +9,16 @@ from alert_samples import FakeClock, firing, state_file, states
 from mqtt_broker import wait_for
 
 from ast_stream.alerts.actions.base import Delivered, Failed, Outcome, Refused
-from ast_stream.alerts.delivery import DELIVERY_POINTS, LOOK_EVERY_S, Courier, Couriers
+from ast_stream.alerts.delivery import (
+    DELIVERY_POINTS,
+    POLL_EVERY_S,
+    DeliveryThread,
+    DeliveryThreads,
+)
 from ast_stream.alerts.model import Severity
 from ast_stream.alerts.notification import Notification
-from ast_stream.alerts.outbox import FEED, Outbox, Route
+from ast_stream.alerts.outbox import Outbox
+from ast_stream.alerts.schedule import FEED, Route
 from ast_stream.alerts.store import Store
 
 BOTH = frozenset({"firing", "resolved"})
@@ -79,9 +85,9 @@ def tell(store: Store, outbox: Outbox, *ids: str, severity: Severity = "low") ->
 
 def test_step_delivers_one_row_and_says_when_to_look_again(store: Store, outbox: Outbox) -> None:
     receiver = Receiver()
-    courier = Courier("phone", receiver, outbox)
+    thread = DeliveryThread("phone", receiver, outbox)
     tell(store, outbox, "a1", "a2")
-    assert [courier.step() for _ in range(3)] == [0.0, 0.0, LOOK_EVERY_S]
+    assert [thread.step() for _ in range(3)] == [0.0, 0.0, POLL_EVERY_S]
     assert receiver.got == ["a1.firing", "a2.firing"]
 
 
@@ -89,11 +95,11 @@ def test_failed_row_is_tried_again_when_its_time_has_come(
     store: Store, outbox: Outbox, clock: FakeClock
 ) -> None:
     receiver = Receiver(Failed("busy"))
-    courier = Courier("phone", receiver, outbox)
+    thread = DeliveryThread("phone", receiver, outbox)
     tell(store, outbox, "a1")
-    assert [courier.step(), courier.step()] == [0.0, 1.0]
+    assert [thread.step(), thread.step()] == [0.0, 1.0]
     clock.pass_s(1.0)
-    courier.step()
+    thread.step()
     assert receiver.got == ["a1.firing", "a1.firing"]
     assert states(store)["a1", "firing", "phone"] == "done"
 
@@ -101,42 +107,42 @@ def test_failed_row_is_tried_again_when_its_time_has_come(
 def test_action_that_breaks_is_tried_again_and_its_thread_lives(
     store: Store, outbox: Outbox, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    courier = Courier("phone", Receiver(ValueError("bug")), outbox)
+    thread = DeliveryThread("phone", Receiver(ValueError("bug")), outbox)
     tell(store, outbox, "a1")
-    courier.step()
+    thread.step()
     assert "action phone failed in a way it should not" in caplog.text
     clock.pass_s(1.0)
-    courier.step()
+    thread.step()
     assert states(store)["a1", "firing", "phone"] == "done"
 
 
 def test_faults_are_offered_at_every_boundary(store: Store, outbox: Outbox) -> None:
     points: list[str] = []
-    courier = Courier("phone", Receiver(), outbox, points.append)
+    thread = DeliveryThread("phone", Receiver(), outbox, points.append)
     tell(store, outbox, "a1")
-    courier.step()
+    thread.step()
     assert points == [f"phone {point}" for point in DELIVERY_POINTS]
 
 
 def test_message_that_hangs_holds_up_no_other_of_its_action(store: Store, outbox: Outbox) -> None:
     hanging = HangingReceiver("a1.firing", "a2.firing")
-    couriers = Couriers({"phone": hanging}, outbox)
-    couriers.start()
+    deliveries = DeliveryThreads({"phone": hanging}, outbox)
+    deliveries.start()
     tell(store, outbox, "a1")
-    couriers.wake()
+    deliveries.wake()
     assert hanging.has_got.wait(PATIENCE_S)
     tell(store, outbox, "a3")
-    couriers.wake()
+    deliveries.wake()
     wait_for(lambda: "a3.firing" in hanging.got, "the other message")
     tell(store, outbox, "a2")
-    couriers.wake()
+    deliveries.wake()
     wait_for(lambda: "a2.firing" in hanging.got, "the second that hangs")
     tell(store, outbox, "a4", severity="critical")
-    couriers.wake()
+    deliveries.wake()
     wait_for(lambda: "a4.firing" in hanging.got, "the urgent message")
     assert states(store)["a1", "firing", "phone"] == "pending"
     hanging.let_go.set()
-    couriers.stop(PATIENCE_S)
+    deliveries.stop(PATIENCE_S)
     assert hanging.is_closed
     assert sorted(hanging.got) == ["a1.firing", "a2.firing", "a3.firing", "a4.firing"]
 
@@ -145,17 +151,17 @@ def test_threads_of_many_actions_deliver_everything_once(store: Store, clock: Fa
     names = [f"action{n}" for n in range(4)]
     outbox = Outbox(store, {name: Route(BOTH, max_per=(10_000, 60)) for name in names}, clock)
     receivers = {name: Receiver(*[Failed("busy", is_down=True)] * 20) for name in names}
-    couriers = Couriers(receivers, outbox)
-    couriers.start()
+    deliveries = DeliveryThreads(receivers, outbox)
+    deliveries.start()
     for n in range(60):
         with store.transaction() as db:
             outbox.enqueue(db, [firing(f"a{n}", *names)])
-        couriers.wake()
+        deliveries.wake()
     wait_for(lambda: all(len(one.got) >= 60 for one in receivers.values()), "the first tries")
     clock.pass_s(10)
-    couriers.wake()
+    deliveries.wake()
     wait_for(lambda: sum(outbox.pending()[name] for name in names) == 0, "the rest")
-    couriers.stop(PATIENCE_S)
+    deliveries.stop(PATIENCE_S)
     for receiver in receivers.values():
         assert len(receiver.got) == 60 + 20
         assert set(receiver.got) == {f"a{n}.firing" for n in range(60)}
@@ -163,39 +169,39 @@ def test_threads_of_many_actions_deliver_everything_once(store: Store, clock: Fa
 
 def test_feed_is_published_by_one_thread_in_order(store: Store, outbox: Outbox) -> None:
     feed = Receiver()
-    couriers = Couriers({FEED: feed}, outbox)
+    deliveries = DeliveryThreads({FEED: feed}, outbox)
     tell(store, outbox, *[f"a{n}" for n in range(20)])
-    couriers.start()
-    couriers.stop(PATIENCE_S)
+    deliveries.start()
+    deliveries.stop(PATIENCE_S)
     assert feed.got == [f"a{n}.firing" for n in range(20)]
 
 
 def test_hanging_action_holds_no_other(store: Store, outbox: Outbox) -> None:
     hanging, mail = HangingReceiver(), Receiver()
-    couriers = Couriers({"phone": hanging, "mail": mail}, outbox)
-    couriers.start()
+    deliveries = DeliveryThreads({"phone": hanging, "mail": mail}, outbox)
+    deliveries.start()
     tell(store, outbox, "a1")
-    couriers.wake()
+    deliveries.wake()
     assert hanging.has_got.wait(PATIENCE_S)
     assert mail.has_got.wait(PATIENCE_S)
-    couriers.stop(0.0)
+    deliveries.stop(0.0)
     assert not hanging.is_closed  # it is still at work
     hanging.let_go.set()
 
 
 def test_stop_delivers_what_is_due_and_closes_the_actions(store: Store, outbox: Outbox) -> None:
     receivers = {"phone": Receiver(), "mail": Receiver(Refused("no"))}
-    couriers = Couriers(receivers, outbox)
+    deliveries = DeliveryThreads(receivers, outbox)
     tell(store, outbox, "a1", "a2")
-    couriers.start()
-    couriers.stop(PATIENCE_S)
+    deliveries.start()
+    deliveries.stop(PATIENCE_S)
     assert {"a1.firing", "a2.firing"} <= set(receivers["phone"].got)
     assert all(one.is_closed for one in receivers.values())
 
 
 def test_actions_that_were_never_started_are_closed(outbox: Outbox) -> None:
     receiver = Receiver()
-    Couriers({"phone": receiver}, outbox).stop(1.0)
+    DeliveryThreads({"phone": receiver}, outbox).stop(1.0)
     assert receiver.is_closed
 
 
@@ -203,16 +209,16 @@ def test_full_disk_after_a_delivery_does_not_send_it_again(
     store: Store, outbox: Outbox, caplog: pytest.LogCaptureFixture
 ) -> None:
     receiver = Receiver()
-    couriers = Couriers({"phone": receiver}, outbox)
+    deliveries = DeliveryThreads({"phone": receiver}, outbox)
     tell(store, outbox, "a1")
     with store.reading() as db:
         db.execute("PRAGMA query_only = ON")  # every write fails from here on
-    couriers.start()
+    deliveries.start()
     assert receiver.has_got.wait(PATIENCE_S)
     with store.reading() as db:
         db.execute("PRAGMA query_only = OFF")
-    couriers.wake()
+    deliveries.wake()
     wait_for(lambda: states(store)["a1", "firing", "phone"] == "done", "the outcome")
-    couriers.stop(PATIENCE_S)
+    deliveries.stop(PATIENCE_S)
     assert states(store)["a1", "firing", "phone"] == "done"
     assert receiver.got == ["a1.firing"]

@@ -6,18 +6,12 @@ from pathlib import Path
 import pytest
 from alert_samples import FakeClock, alert, firing, resolved, state_file, states
 
-from ast_stream.alerts import outbox_admin, outbox_upkeep, outbox_writer
+from ast_stream.alerts import operations
+from ast_stream.alerts import outbox as outbox_module
 from ast_stream.alerts.actions.base import Delivered, Failed, Refused
-from ast_stream.alerts.delivery_policy import MAX_PAUSE_S
 from ast_stream.alerts.model import Transition
-from ast_stream.alerts.outbox import (
-    FEED,
-    SELF_RULE,
-    TIDY_EVERY_S,
-    Delivery,
-    Outbox,
-    Route,
-)
+from ast_stream.alerts.outbox import PRUNE_EVERY_S, SELF_RULE, Delivery, Outbox
+from ast_stream.alerts.schedule import FEED, MAX_PAUSE_S, Route
 from ast_stream.alerts.store import Store, StoreError, save_progress
 from ast_stream.errors import UsageError
 
@@ -57,7 +51,7 @@ def tell(store: Store, outbox: Outbox) -> Callable[..., None]:
 
 
 def taken(outbox: Outbox, action: str) -> Delivery:
-    found = outbox.take(action)
+    found = outbox.next_delivery(action)
     assert isinstance(found, Delivery)
     return found
 
@@ -117,7 +111,7 @@ def test_same_transition_twice_is_one_delivery_with_the_same_id(
     tell(firing("a1", "phone"))
     first = deliver(outbox, "phone", Delivered())
     tell(firing("a1", "phone"))
-    assert outbox.take("phone") is None
+    assert outbox.next_delivery("phone") is None
     assert first.notification.id == "a1.firing"
     assert states(store)["a1", "firing", "phone"] == "done"
 
@@ -130,7 +124,7 @@ def test_failed_delivery_waits_with_full_jitter_and_keeps_its_id(
     waits = []
     for _ in range(7):
         ids.append(deliver(outbox, "phone", Failed("busy")).notification.id)
-        wait_s = outbox.take("phone")
+        wait_s = outbox.next_delivery("phone")
         assert isinstance(wait_s, float)
         waits.append(wait_s)
         clock.pass_s(wait_s)
@@ -141,7 +135,7 @@ def test_failed_delivery_waits_with_full_jitter_and_keeps_its_id(
 def test_receiver_may_ask_for_a_longer_pause(outbox: Outbox, tell: Tell) -> None:
     tell(firing("a1", "phone"))
     deliver(outbox, "phone", Failed("busy", after_s=120.0))
-    assert outbox.take("phone") == 120.0
+    assert outbox.next_delivery("phone") == 120.0
 
 
 def test_row_that_fails_holds_up_no_other_alert_of_its_action(
@@ -152,7 +146,9 @@ def test_row_that_fails_holds_up_no_other_alert_of_its_action(
     tell(firing("a2", "phone", severity="low"), firing("a3", "phone", severity="critical"))
     assert deliver(outbox, "phone", Delivered()).notification.id == "a3.firing"
     assert deliver(outbox, "phone", Delivered()).notification.id == "a2.firing"
-    assert outbox.take("phone") == 1.0  # nobody else's success shortens the wait of the poison
+    assert (
+        outbox.next_delivery("phone") == 1.0
+    )  # nobody else's success shortens the wait of the poison
     clock.pass_s(1.0)
     assert taken(outbox, "phone").notification.id == "poison.firing"
 
@@ -182,9 +178,9 @@ def test_resolve_waits_for_a_firing_that_is_under_way_and_others_do_not(
     under_way = taken(outbox, "phone")
     tell(resolved("a1", "phone"), firing("a2", "phone"))
     assert deliver(outbox, "phone", Delivered()).notification.id == "a2.firing"
-    assert outbox.take("phone") is None
+    assert outbox.next_delivery("phone") is None
     outbox.settle(under_way, Failed("busy"))
-    assert outbox.take("phone") == 1.0
+    assert outbox.next_delivery("phone") == 1.0
     clock.pass_s(1.0)
     told = [deliver(outbox, "phone", Delivered()).notification for _ in range(2)]
     assert [(one.id, one.is_combined) for one in told] == [
@@ -196,14 +192,14 @@ def test_resolve_waits_for_a_firing_that_is_under_way_and_others_do_not(
 def test_row_that_is_under_way_is_taken_by_nobody_else(outbox: Outbox, tell: Tell) -> None:
     tell(firing("a1", "phone"), firing("a2", "phone"))
     assert {taken(outbox, "phone").seq, taken(outbox, "phone").seq} == {2, 4}
-    assert outbox.take("phone") is None
+    assert outbox.next_delivery("phone") is None
 
 
-def test_urgent_lane_takes_nothing_of_less_severity(outbox: Outbox, tell: Tell) -> None:
+def test_thread_for_urgent_alerts_delivers_nothing_less_severe(outbox: Outbox, tell: Tell) -> None:
     tell(firing("a1", "phone", severity="medium"))
-    assert outbox.take("phone", urgent_only=True) is None
+    assert outbox.next_delivery("phone", urgent_only=True) is None
     tell(firing("a2", "phone", severity="high"))
-    found = outbox.take("phone", urgent_only=True)
+    found = outbox.next_delivery("phone", urgent_only=True)
     assert isinstance(found, Delivery)
     assert found.notification.id == "a2.firing"
 
@@ -213,10 +209,10 @@ def test_pause_that_a_receiver_asks_for_holds_for_all_but_not_for_long(
 ) -> None:
     tell(firing("a1", "phone"), firing("a2", "phone"))
     deliver(outbox, "phone", Failed("429", after_s=1200.0))
-    assert outbox.take("phone") == MAX_PAUSE_S
+    assert outbox.next_delivery("phone") == MAX_PAUSE_S
     clock.pass_s(MAX_PAUSE_S)
     assert deliver(outbox, "phone", Delivered()).notification.id == "a2.firing"
-    assert outbox.take("phone") == 1200.0 - MAX_PAUSE_S
+    assert outbox.next_delivery("phone") == 1200.0 - MAX_PAUSE_S
 
 
 def test_what_could_not_get_there_is_tried_at_once_when_something_does(
@@ -226,12 +222,12 @@ def test_what_could_not_get_there_is_tried_at_once_when_something_does(
     for _ in range(4):
         for _ in range(2):
             deliver(outbox, "phone", Failed("no connection", is_down=True))
-        wait_s = outbox.take("phone")
+        wait_s = outbox.next_delivery("phone")
         assert isinstance(wait_s, float)
         clock.pass_s(wait_s)
     deliver(outbox, "phone", Failed("no connection", is_down=True))
     deliver(outbox, "phone", Delivered())
-    assert isinstance(outbox.take("phone"), Delivery)
+    assert isinstance(outbox.next_delivery("phone"), Delivery)
 
 
 def test_clock_that_is_put_back_holds_up_nothing(store: Store, clock: FakeClock) -> None:
@@ -260,7 +256,7 @@ def test_delivery_expires_by_severity_and_another_action_tells(
     outbox.expire("phone")
     assert states(store)["a1", "firing", "phone"] == "pending"
     clock.pass_s(1)
-    assert outbox.take("phone") is None
+    assert outbox.next_delivery("phone") is None
     outbox.expire("phone")
     assert states(store)["a1", "firing", "phone"] == "expired"
     assert taken(outbox, "pager").notification.rule == SELF_RULE
@@ -287,7 +283,7 @@ def test_actions_that_all_fail_do_not_raise_alarms_without_end(
     n_sent = 0
     for _ in range(20):
         for action in ROUTES:
-            if isinstance(delivery := outbox.take(action), Delivery):
+            if isinstance(delivery := outbox.next_delivery(action), Delivery):
                 outbox.settle(delivery, Refused("no"))
                 n_sent += 1
     assert n_sent == 4  # the alert, and one alarm for each of three actions
@@ -300,11 +296,11 @@ def test_receiver_that_is_gone_gets_nothing_more_until_its_settings_change(
     tell(firing("a1", "phone"), firing("a2", "phone"))
     deliver(outbox, "phone", Refused("410", is_closed=True))
     tell(firing("a3", "phone"))
-    assert outbox.take("phone") is None
+    assert outbox.next_delivery("phone") is None
     assert [states(store)[id, "firing", "phone"] for id in ("a1", "a2", "a3")] == ["dead"] * 3
     outbox.recover()
     tell(firing("a4", "phone"))
-    assert outbox.take("phone") is None
+    assert outbox.next_delivery("phone") is None
     changed = Outbox(store, ROUTES | {"phone": Route(BOTH, settings="v2")}, clock)
     changed.recover()
     tell(firing("a5", "phone"))
@@ -318,7 +314,7 @@ def test_resolve_stands_for_a_firing_that_was_not_delivered(
     tell(resolved("a1", "phone"))
     told = deliver(outbox, "phone", Delivered()).notification
     assert (told.id, told.is_combined) == ("a1.resolved", True)
-    assert outbox.take("phone") is None
+    assert outbox.next_delivery("phone") is None
     assert states(store)["a1", "firing", "phone"] == "superseded"
 
 
@@ -344,7 +340,7 @@ def test_rate_limit_lets_more_wait(store: Store, clock: FakeClock) -> None:
     deliver(outbox, "phone", Delivered())
     clock.pass_s(10)
     deliver(outbox, "phone", Delivered())
-    assert outbox.take("phone") == 50.0
+    assert outbox.next_delivery("phone") == 50.0
     clock.pass_s(50)
     assert taken(outbox, "phone").notification.id == "a2.firing"
 
@@ -354,11 +350,11 @@ def test_rate_limit_counts_what_is_under_way(store: Store, clock: FakeClock) -> 
     with store.transaction() as db:
         outbox.enqueue(db, [firing(f"a{n}", "phone") for n in range(4)])
     first, second = taken(outbox, "phone"), taken(outbox, "phone")
-    assert outbox.take("phone") == 60.0
+    assert outbox.next_delivery("phone") == 60.0
     outbox.settle(first, Delivered())
-    assert outbox.take("phone") == 60.0
+    assert outbox.next_delivery("phone") == 60.0
     outbox.settle(second, Refused("no"))  # it was a request, like one that succeeded
-    assert outbox.take("phone") == 60.0
+    assert outbox.next_delivery("phone") == 60.0
     clock.pass_s(60)
     assert taken(outbox, "phone").notification.id == "a2.firing"
 
@@ -370,7 +366,7 @@ def test_receiver_that_refuses_everything_is_not_flooded(store: Store, clock: Fa
     n_requests = 0
     for _ in range(120):
         clock.pass_s(1)
-        while isinstance(found := outbox.take("phone"), Delivery):
+        while isinstance(found := outbox.next_delivery("phone"), Delivery):
             outbox.settle(found, Failed("the receiver answered 500"))
             n_requests += 1
     assert n_requests == 6
@@ -399,7 +395,7 @@ def test_row_of_another_version_is_dead_and_holds_up_nobody(
     tell(firing("odd", "phone"), firing("a2", "phone"))
     with store.transaction() as db:
         db.execute("UPDATE deliveries SET payload = X'7B7D' WHERE alert_id = 'odd'")
-    assert outbox.take("phone") == 0.0
+    assert outbox.next_delivery("phone") == 0.0
     assert taken(outbox, "phone").notification.id == "a2.firing"
     assert states(store)["odd", "firing", "phone"] == "dead"
     told = taken(outbox, "pager").notification.text
@@ -454,19 +450,19 @@ def test_old_rows_are_forgotten_but_never_those_of_an_alert_that_fires(
 def test_rows_that_are_over_are_bounded_and_forgotten_in_batches(
     store: Store, outbox: Outbox, clock: FakeClock, tell: Tell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox_upkeep, "MAX_KEPT", 6)
-    monkeypatch.setattr(outbox_upkeep, "BATCH", 4)
+    monkeypatch.setattr(outbox_module, "MAX_KEPT", 6)
+    monkeypatch.setattr(outbox_module, "PRUNE_BATCH", 4)
     tell(firing("lasting", "phone"))
     for n in range(10):
         tell(firing(f"a{n}", "phone", severity="critical"), resolved(f"a{n}"))
-    while isinstance(found := outbox.take("phone"), Delivery):
+    while isinstance(found := outbox.next_delivery("phone"), Delivery):
         outbox.settle(found, Delivered())
     counts = []
     for _ in range(6):
         outbox.expire("mail")
         counts.append(sum(action == "phone" for _, _, action in states(store)))
-        clock.pass_s(TIDY_EVERY_S)
-        while isinstance(found := outbox.take(FEED), Delivery):
+        clock.pass_s(PRUNE_EVERY_S)
+        while isinstance(found := outbox.next_delivery(FEED), Delivery):
             outbox.settle(found, Delivered())
     assert counts[0] == 11 - 4
     assert len(states(store)) <= 6 + 2
@@ -478,7 +474,7 @@ def test_rows_that_are_over_are_bounded_and_forgotten_in_batches(
 def test_too_many_that_wait_are_dropped_the_least_severe_and_oldest_first(
     store: Store, outbox: Outbox, tell: Tell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox_writer, "MAX_PENDING", 3)
+    monkeypatch.setattr(outbox_module, "MAX_PENDING", 3)
     tell(firing("a1", "phone", severity="critical"), firing("a2", "phone", severity="low"))
     tell(firing("a3", "phone"), firing("a4", "phone"))
     tell(firing("a5", "phone"), firing("a6", "phone", severity="high"))
@@ -493,9 +489,9 @@ def test_alarm_of_a_lost_delivery_can_be_acknowledged(
 ) -> None:
     tell(firing("a1", "phone"))
     deliver(outbox, "phone", Refused("no"))
-    (alarm,) = outbox_admin.rows(store, ["pending"], "pager")
-    assert outbox_admin.acknowledge(store, alarm.alert_id, clock(), "someone") == 1
-    assert outbox.take("pager") is None
+    (alarm,) = operations.rows(store, ["pending"], "pager")
+    assert operations.acknowledge(store, alarm.alert_id, clock(), "someone") == 1
+    assert outbox.next_delivery("pager") is None
 
 
 def test_row_that_is_under_way_does_not_expire(
@@ -507,15 +503,15 @@ def test_row_that_is_under_way_does_not_expire(
     outbox.expire("phone")
     outbox.settle(delivery, Delivered())
     assert states(store)["a1", "firing", "phone"] == "done"
-    assert outbox.take("pager") is None
+    assert outbox.next_delivery("pager") is None
 
 
 def test_snoozed_rule_is_told_when_the_time_is_over_and_it_still_fires(
     store: Store, outbox: Outbox, clock: FakeClock, tell: Tell
 ) -> None:
-    outbox_admin.snooze(store, "dog", clock() + 7200 * 10**9, clock())
+    operations.snooze(store, "dog", clock() + 7200 * 10**9, clock())
     tell(firing("a1", "phone"))
-    assert outbox.take("phone") == 7200.0
+    assert outbox.next_delivery("phone") == 7200.0
     assert taken(outbox, FEED).notification.id == "a1.firing"
     clock.pass_s(7200)
     outbox.expire("phone")
@@ -525,11 +521,11 @@ def test_snoozed_rule_is_told_when_the_time_is_over_and_it_still_fires(
 def test_alert_that_begins_and_ends_while_snoozed_is_not_told(
     store: Store, outbox: Outbox, clock: FakeClock, tell: Tell
 ) -> None:
-    outbox_admin.snooze(store, "dog", clock() + 7200 * 10**9, clock())
+    operations.snooze(store, "dog", clock() + 7200 * 10**9, clock())
     tell(firing("a1", "phone"))
     tell(resolved("a1", "phone"))
     clock.pass_s(7200)
-    assert outbox.take("phone") is None
+    assert outbox.next_delivery("phone") is None
     assert states(store)["a1", "firing", "phone"] == "snoozed"
     assert states(store)["a1", "resolved", "phone"] == "snoozed"
 
@@ -540,7 +536,7 @@ HOUR_NS = 3600 * 10**9
 def test_action_that_is_told_of_no_ends_hears_after_a_snooze_only_what_still_fires(
     store: Store, outbox: Outbox, clock: FakeClock, tell: Tell
 ) -> None:
-    outbox_admin.snooze(store, "dog", clock() + HOUR_NS, clock())
+    operations.snooze(store, "dog", clock() + HOUR_NS, clock())
     for n in range(20):
         tell(firing(f"a{n}", "pager"))
         tell(resolved(f"a{n}", "pager"))
@@ -548,18 +544,18 @@ def test_action_that_is_told_of_no_ends_hears_after_a_snooze_only_what_still_fir
     clock.pass_s(3600)
     outbox.expire("pager")
     assert deliver(outbox, "pager", Delivered()).notification.id == "still.firing"
-    assert outbox.take("pager") is None
+    assert outbox.next_delivery("pager") is None
 
 
 def test_alert_that_is_acknowledged_and_ends_while_snoozed_is_not_told(
     store: Store, outbox: Outbox, clock: FakeClock, tell: Tell
 ) -> None:
-    outbox_admin.snooze(store, "dog", clock() + HOUR_NS, clock())
+    operations.snooze(store, "dog", clock() + HOUR_NS, clock())
     tell(firing("a1", "phone"))
-    outbox_admin.acknowledge(store, "a1", clock(), "someone")
+    operations.acknowledge(store, "a1", clock(), "someone")
     tell(resolved("a1", "phone"))
     clock.pass_s(3600)
-    assert outbox.take("phone") is None
+    assert outbox.next_delivery("phone") is None
 
 
 def test_end_of_what_was_told_before_a_snooze_is_told_after_it(
@@ -567,9 +563,9 @@ def test_end_of_what_was_told_before_a_snooze_is_told_after_it(
 ) -> None:
     tell(firing("a1", "phone"))
     deliver(outbox, "phone", Delivered())
-    outbox_admin.snooze(store, "dog", clock() + HOUR_NS, clock())
+    operations.snooze(store, "dog", clock() + HOUR_NS, clock())
     tell(resolved("a1", "phone"))
-    assert outbox.take("phone") == 3600.0
+    assert outbox.next_delivery("phone") == 3600.0
     clock.pass_s(3600)
     assert taken(outbox, "phone").notification.id == "a1.resolved"
 
@@ -585,63 +581,63 @@ def test_action_for_ends_alone_hears_nothing_of_what_began_and_ended_while_snooz
 
     tell(firing("before", "tick"))
     clock.pass_s(1)
-    outbox_admin.snooze(store, "dog", clock() + HOUR_NS, clock())
+    operations.snooze(store, "dog", clock() + HOUR_NS, clock())
     tell(firing("within", "tick"), resolved("within", "tick"), resolved("before", "tick"))
     clock.pass_s(3600)
     assert deliver(outbox, "tick", Delivered()).notification.id == "before.resolved"
-    assert outbox.take("tick") is None
+    assert outbox.next_delivery("tick") is None
 
 
 def test_what_was_held_for_an_action_the_rule_no_longer_has_is_not_told_after_its_end(
     store: Store, outbox: Outbox, clock: FakeClock, tell: Tell
 ) -> None:
-    outbox_admin.snooze(store, "dog", clock() + HOUR_NS, clock())
+    operations.snooze(store, "dog", clock() + HOUR_NS, clock())
     tell(firing("a1", "phone"))
     tell(resolved("a1", "mail"))
     clock.pass_s(3600)
-    assert (outbox.take("phone"), outbox.take("mail")) == (None, None)
+    assert (outbox.next_delivery("phone"), outbox.next_delivery("mail")) == (None, None)
 
 
 def test_what_a_snooze_held_back_waits_until_it_is_known_whether_it_still_fires(
     store: Store, outbox: Outbox, clock: FakeClock, tell: Tell
 ) -> None:
-    outbox_admin.snooze(store, "dog", clock() + 60 * 10**9, clock())
+    operations.snooze(store, "dog", clock() + 60 * 10**9, clock())
     tell(firing("a1", "phone"), firing("a2", "phone"))
     clock.pass_s(3600)  # nobody evaluated anything meanwhile
     outbox.evaluated_ns = clock() - 3590 * 10**9
     outbox.expire("phone")
-    wait_s = outbox.take("phone")
+    wait_s = outbox.next_delivery("phone")
     assert isinstance(wait_s, float)
     assert wait_s > 0
     tell(resolved("a1", "phone"))  # it ended a second after it began, as is known only now
     outbox.evaluated_ns = clock()
     assert deliver(outbox, "phone", Delivered()).notification.id == "a2.firing"
-    assert outbox.take("phone") is None
+    assert outbox.next_delivery("phone") is None
 
 
 def test_what_began_while_snoozed_and_is_evaluated_late_is_held_back_all_the_same(
     store: Store, outbox: Outbox, clock: FakeClock, tell: Tell
 ) -> None:
-    outbox_admin.snooze(store, "dog", clock() + 60 * 10**9, clock())
+    operations.snooze(store, "dog", clock() + 60 * 10**9, clock())
     clock.pass_s(3600)
     outbox.evaluated_ns = clock() - 3600 * 10**9
     outbox.expire("phone")  # forgets what is over
     tell(firing("a1", "pager"))
     tell(resolved("a1", "pager"))
     outbox.evaluated_ns = clock()
-    assert outbox.take("pager") is None
+    assert outbox.next_delivery("pager") is None
 
 
 def test_snooze_that_is_ended_early_lets_out_only_what_still_fires(
     store: Store, outbox: Outbox, clock: FakeClock, tell: Tell
 ) -> None:
-    outbox_admin.snooze(store, "dog", clock() + HOUR_NS, clock())
+    operations.snooze(store, "dog", clock() + HOUR_NS, clock())
     tell(firing("a1", "pager"), firing("a2", "pager"))
     tell(resolved("a1", "pager"))
     clock.pass_s(60)
-    assert outbox_admin.snooze(store, "dog", clock(), clock()) == 1
+    assert operations.snooze(store, "dog", clock(), clock()) == 1
     assert deliver(outbox, "pager", Delivered()).notification.id == "a2.firing"
-    assert outbox.take("pager") is None
+    assert outbox.next_delivery("pager") is None
     tell(firing("a3", "pager"))
     assert taken(outbox, "pager").notification.id == "a3.firing"
 
@@ -649,12 +645,12 @@ def test_snooze_that_is_ended_early_lets_out_only_what_still_fires(
 def test_alarms_of_lost_deliveries_do_not_come_in_a_burst_after_their_snooze(
     store: Store, outbox: Outbox, clock: FakeClock, tell: Tell
 ) -> None:
-    outbox_admin.snooze(store, SELF_RULE, clock() + 3 * HOUR_NS, clock())
+    operations.snooze(store, SELF_RULE, clock() + 3 * HOUR_NS, clock())
     for n in range(3):
         tell(firing(f"a{n}", "phone"))
         deliver(outbox, "phone", Refused("404"))
         clock.pass_s(3600)
-    assert outbox.take("pager") is None
+    assert outbox.next_delivery("pager") is None
 
 
 def test_alerts_that_nobody_follows_any_more_are_told_to_be_over(
@@ -673,29 +669,29 @@ def test_snooze_holds_back_what_waits_and_lets_other_rules_pass(
     store: Store, outbox: Outbox, clock: FakeClock, tell: Tell
 ) -> None:
     tell(firing("a1", "phone"))
-    assert outbox_admin.snooze(store, "dog", clock() + 60 * 10**9, clock()) == 1
+    assert operations.snooze(store, "dog", clock() + 60 * 10**9, clock()) == 1
     cat = alert("c1", rule="cat")
     tell(Transition(cat, "inactive", "firing", 0, ("phone",)))
     assert deliver(outbox, "phone", Delivered()).notification.rule == "cat"
-    assert outbox.take("phone") == 60.0
-    assert outbox_admin.snoozes(store, clock()) == [("dog", clock() + 60 * 10**9)]
+    assert outbox.next_delivery("phone") == 60.0
+    assert operations.snoozes(store, clock()) == [("dog", clock() + 60 * 10**9)]
 
 
 def test_snooze_of_no_length_ends_one(
     store: Store, outbox: Outbox, clock: FakeClock, tell: Tell
 ) -> None:
-    outbox_admin.snooze(store, "dog", clock() + 60 * 10**9, clock())
+    operations.snooze(store, "dog", clock() + 60 * 10**9, clock())
     tell(firing("a1", "phone"))
-    assert outbox_admin.snooze(store, "dog", clock(), clock()) == 1
+    assert operations.snooze(store, "dog", clock(), clock()) == 1
     assert taken(outbox, "phone").notification.id == "a1.firing"
-    assert outbox_admin.snoozes(store, clock()) == []
+    assert operations.snoozes(store, clock()) == []
 
 
 def test_acknowledged_alert_is_told_no_more_but_its_end_is(
     store: Store, outbox: Outbox, clock: FakeClock, tell: Tell
 ) -> None:
     tell(firing("abc1", "phone", "mail"), firing("abd2", "phone"))
-    assert outbox_admin.acknowledge(store, "abc", clock(), "someone") == 2
+    assert operations.acknowledge(store, "abc", clock(), "someone") == 2
     assert deliver(outbox, "phone", Delivered()).notification.alert["id"] == "abd2"
     tell(resolved("abc1", "phone"))
     told = taken(outbox, "phone").notification
@@ -710,7 +706,7 @@ def test_acknowledging_needs_one_alert(
 ) -> None:
     tell(firing("abc1"), firing("abd2"))
     with pytest.raises(UsageError, match=f"expected the id of one alert, got {got}"):
-        outbox_admin.acknowledge(store, start, clock(), "someone")
+        operations.acknowledge(store, start, clock(), "someone")
 
 
 def test_dead_row_can_be_tried_again_and_its_receiver_is_open_again(
@@ -719,7 +715,7 @@ def test_dead_row_can_be_tried_again_and_its_receiver_is_open_again(
     tell(firing("a1", "phone"))
     dead = deliver(outbox, "phone", Refused("410", is_closed=True))
     clock.pass_s(90_000)
-    assert outbox_admin.retry(store, [dead.seq], clock()) == 1
+    assert operations.retry(store, [dead.seq], clock()) == 1
     assert deliver(outbox, "phone", Delivered()).notification.id == "a1.firing"
     tell(firing("a2", "phone"))
     assert taken(outbox, "phone").notification.id == "a2.firing"
@@ -729,11 +725,11 @@ def test_pending_row_can_be_dropped_by_its_number_only_while_it_waits(
     store: Store, outbox: Outbox, clock: FakeClock, tell: Tell
 ) -> None:
     tell(firing("a1", "phone"))
-    (row,) = outbox_admin.rows(store, ["pending"], "phone")
-    assert outbox_admin.drop(store, [row.seq], clock()) == 1
-    assert outbox.take("phone") is None
+    (row,) = operations.rows(store, ["pending"], "phone")
+    assert operations.drop(store, [row.seq], clock()) == 1
+    assert outbox.next_delivery("phone") is None
     with pytest.raises(UsageError, match=f"expected deliveries that are pending, got {row.seq}"):
-        outbox_admin.drop(store, [row.seq], clock())
+        operations.drop(store, [row.seq], clock())
 
 
 def test_rows_are_listed_newest_first_by_state_and_action(
@@ -741,15 +737,15 @@ def test_rows_are_listed_newest_first_by_state_and_action(
 ) -> None:
     tell(firing("a1", "phone"), firing("a2", "phone", "mail"))
     deliver(outbox, "phone", Failed("busy"))
-    rows = outbox_admin.rows(store, action="phone")
+    rows = operations.rows(store, action="phone")
     assert [(row.alert_id, row.attempts, row.last_error) for row in rows] == [
         ("a2", 0, None),
         ("a1", 1, "busy"),
     ]
-    assert len(outbox_admin.rows(store, ["pending"])) == 5
-    assert len(outbox_admin.rows(store, limit=2)) == 2
+    assert len(operations.rows(store, ["pending"])) == 5
+    assert len(operations.rows(store, limit=2)) == 2
     with pytest.raises(UsageError, match="state: expected one of pending, done"):
-        outbox_admin.rows(store, ["gone"])
+        operations.rows(store, ["gone"])
 
 
 def test_action_that_fails_is_named_with_what_waits_and_why(

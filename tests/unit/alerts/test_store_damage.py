@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 from alert_samples import T0_NS, FakeClock, firing, resolved, states
 
-from ast_stream.alerts import outbox_admin
+from ast_stream.alerts import operations
 from ast_stream.alerts.actions.base import Delivered, Failed, Refused
 from ast_stream.alerts.detector import DetectionTiming
 from ast_stream.alerts.engine import Engine
-from ast_stream.alerts.outbox import FEED, Delivery, Outbox, Route
+from ast_stream.alerts.outbox import Delivery, Outbox
 from ast_stream.alerts.process import resume_engine
 from ast_stream.alerts.rules.compile import load_rules
 from ast_stream.alerts.rules.rule import RuleSet
+from ast_stream.alerts.schedule import FEED, Route
 from ast_stream.alerts.store import Store, save_progress
 from ast_stream.units import format_time
 
@@ -61,10 +62,10 @@ def sound(rules: RuleSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
             outbox.enqueue(db, [firing(f"a{number}", "phone", "mail")])
     outcomes = [Delivered(), Failed("no answer"), Refused("404"), Refused("410", is_closed=True)]
     for outcome in outcomes:
-        delivery = outbox.take("mail")
+        delivery = outbox.next_delivery("mail")
         assert isinstance(delivery, Delivery)
         outbox.settle(delivery, outcome)
-    outbox_admin.snooze(store, "dog", clock() + 3600 * 10**9, clock())
+    operations.snooze(store, "dog", clock() + 3600 * 10**9, clock())
     with store.transaction() as db:
         outbox.enqueue(db, [resolved("a3", "phone"), firing("late", "phone")])
     store.close()
@@ -101,11 +102,11 @@ def start(path: Path, rules: RuleSet) -> Store:
     for action in (FEED, *ROUTES):
         outbox.expire(action)
         for _ in range(5):
-            delivery = outbox.take(action)
+            delivery = outbox.next_delivery(action)
             if isinstance(delivery, Delivery):
                 outbox.settle(delivery, Delivered())
     outbox.pending()
-    assert isinstance(outbox_admin.rows(store), list)
+    assert isinstance(operations.rows(store), list)
     return store
 
 
@@ -256,7 +257,7 @@ def test_what_waits_is_taken_over_from_a_database_with_one_bad_row(
     assert len(lost) == 1
     assert after == {seq: state for seq, state in before.items() if seq not in lost}
     assert store.position() == ("b1", 7)
-    assert [rule for rule, _ in outbox_admin.snoozes(store, T0_NS)] == ["dog"]
+    assert [rule for rule, _ in operations.snoozes(store, T0_NS)] == ["dog"]
     store.close()
 
 

@@ -246,7 +246,7 @@ def test_broken_pipe_of_another_kind_is_a_crash(
         "ast_stream.capture.process",
         "ast_stream.cli.run",
         "ast_stream.alerts.process",
-        "ast_stream.cli.alert_commands",
+        "ast_stream.cli.outbox",
         "ast_stream.feed",
         "ast_stream.settings.load",
         "ast_stream.detect.decision",

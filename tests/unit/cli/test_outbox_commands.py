@@ -9,7 +9,8 @@ import pytest
 from alert_samples import firing, states
 
 from ast_stream.alerts.actions.base import Refused
-from ast_stream.alerts.outbox import Delivery, Outbox, Route
+from ast_stream.alerts.outbox import Delivery, Outbox
+from ast_stream.alerts.schedule import Route
 from ast_stream.alerts.store import Store
 from ast_stream.cli.app import run_command_line
 
@@ -33,7 +34,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
     outbox = Outbox(store, {"phone": Route(BOTH), "mail": Route(BOTH)}, time.time_ns)
     with store.transaction() as db:
         outbox.enqueue(db, [firing("a1", "phone"), firing("b2", "phone", "mail")])
-    delivery = outbox.take("phone")
+    delivery = outbox.next_delivery("phone")
     assert isinstance(delivery, Delivery)
     outbox.settle(delivery, Refused("404"))
     yield store
@@ -172,13 +173,13 @@ def test_message_is_sent_by_every_action_that_firing_alerts_go_to(
     assert run_command_line(args) == 0
     assert capsys.readouterr().out == "to be sent by phone\n"
     outbox = Outbox(store, {"phone": Route(BOTH)}, time.time_ns)
-    delivery = outbox.take("phone")
+    delivery = outbox.next_delivery("phone")
     assert isinstance(delivery, Delivery)
     assert delivery.notification.title == "[critical] message"
     assert delivery.notification.text == "is this on?"
-    assert isinstance(outbox.take("feed"), Delivery)
+    assert isinstance(outbox.next_delivery("feed"), Delivery)
     assert run_command_line(args) == 0
-    assert isinstance(outbox.take("phone"), Delivery)
+    assert isinstance(outbox.next_delivery("phone"), Delivery)
 
 
 def test_message_about_one_thing_is_sent_once_an_hour(

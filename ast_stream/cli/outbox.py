@@ -14,15 +14,15 @@ from typing import Annotated
 
 import typer
 
-from ast_stream.alerts import outbox_admin
-from ast_stream.alerts.delivery_policy import FEED
+from ast_stream.alerts import operations
 from ast_stream.alerts.model import Severity
 from ast_stream.alerts.notification import one_line
-from ast_stream.alerts.outbox_admin import Row
-from ast_stream.alerts.outbox_writer import SELF_RULE
+from ast_stream.alerts.operations import OutboxRow
+from ast_stream.alerts.outbox import SELF_RULE
 from ast_stream.alerts.rules.compile import alert_names, read_rule_document
 from ast_stream.alerts.rules.fields import parse_duration
 from ast_stream.alerts.rules.schema import RULE_NAME
+from ast_stream.alerts.schedule import FEED
 from ast_stream.alerts.store import Store
 from ast_stream.cli.output import say
 from ast_stream.errors import ConfigError, UsageError
@@ -66,8 +66,8 @@ def list_rows(
     """
     with _store(config) as store:
         _check_action(store, config, action)
-        rows = outbox_admin.rows(store, state or (), action, limit)
-        held = [] if as_json else outbox_admin.snoozes(store, time.time_ns())
+        rows = operations.rows(store, state or (), action, limit)
+        held = [] if as_json else operations.snoozes(store, time.time_ns())
     if as_json:
         for row in rows:
             print(json.dumps(_row_json(row)))
@@ -92,7 +92,7 @@ def retry_rows(
     _check_choice(numbers, is_all)
     with _store(config) as store:
         _check_action(store, config, action)
-        n_rows = outbox_admin.retry(store, numbers or (), time.time_ns(), action)
+        n_rows = operations.retry(store, numbers or (), time.time_ns(), action)
     print(f"{_deliveries(n_rows)} tried again")
 
 
@@ -110,7 +110,7 @@ def drop_rows(
     _check_choice(numbers, is_all)
     with _store(config) as store:
         _check_action(store, config, action)
-        n_rows = outbox_admin.drop(store, numbers or (), time.time_ns(), action)
+        n_rows = operations.drop(store, numbers or (), time.time_ns(), action)
     print(f"{_deliveries(n_rows)} dropped")
 
 
@@ -146,7 +146,7 @@ def send(
             "alerts, got none: nothing is delivered"
         )
     with _store(config) as store:
-        is_new = outbox_admin.send(
+        is_new = operations.send(
             store,
             actions,
             rule=rule,
@@ -169,7 +169,7 @@ def ack(
     if not alert:
         raise UsageError("expected the id of one alert, or the beginning of it, got an empty text")
     with _store(config) as store:
-        n_rows = outbox_admin.acknowledge(store, alert, time.time_ns(), getpass.getuser())
+        n_rows = operations.acknowledge(store, alert, time.time_ns(), getpass.getuser())
     print(f"acknowledged; {_deliveries(n_rows)} dropped")
 
 
@@ -190,8 +190,8 @@ def snooze(
         raise UsageError(f"--for: {error}") from error
     now_ns = time.time_ns()
     with _store(config) as store:
-        _expect("a rule", rule, {SELF_RULE, *_rules(config), *outbox_admin.known_rules(store)})
-        n_rows = outbox_admin.snooze(store, rule, now_ns + length_ns, now_ns)
+        _expect("a rule", rule, {SELF_RULE, *_rules(config), *operations.known_rules(store)})
+        n_rows = operations.snooze(store, rule, now_ns + length_ns, now_ns)
     if length_ns == 0:
         print(f"{rule} is snoozed no longer; {_deliveries(n_rows)} held back no more")
         return
@@ -220,7 +220,7 @@ def _rules(config: Path) -> set[str]:
 def _check_action(store: Store, config: Path, action: str | None) -> None:
     if action is not None:
         configured = load_settings(config).alerts.actions
-        _expect("an action", action, {FEED, *configured, *outbox_admin.known_actions(store)})
+        _expect("an action", action, {FEED, *configured, *operations.known_actions(store)})
 
 
 def _expect(what: str, name: str, known: set[str]) -> None:
@@ -238,13 +238,13 @@ def _deliveries(n_rows: int) -> str:
     return "1 delivery is" if n_rows == 1 else f"{n_rows} deliveries are"
 
 
-def _row_json(row: Row) -> dict[str, object]:
+def _row_json(row: OutboxRow) -> dict[str, object]:
     times = ("created", "next", "expires")
     values = asdict(row)
     return values | {name: format_time(values.pop(f"{name}_ns")) for name in times}
 
 
-def _lines(rows: list[Row]) -> Iterator[str]:
+def _lines(rows: list[OutboxRow]) -> Iterator[str]:
     """Yield the rows in columns that fit each other, and below a row why it was not delivered."""
     heading = ("no", "created (UTC)", "alert", "state", "what", "action", "rule")
     table = [heading, *(_cells(row) for row in rows)]
@@ -257,13 +257,13 @@ def _lines(rows: list[Row]) -> Iterator[str]:
             yield f"{'':{widths[0]}}  {why_not}"
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: OutboxRow) -> tuple[str, ...]:
     created = format_time(row.created_ns)[:19].replace("T", " ")
     words = (row.alert_id[:10], row.state, row.transition, row.action, row.rule)
     return (str(row.seq), created, *words)
 
 
-def _why_not(row: Row) -> str:
+def _why_not(row: OutboxRow) -> str:
     if not row.last_error:
         return ""
     tries = "1 try" if row.attempts == 1 else f"{row.attempts} tries"

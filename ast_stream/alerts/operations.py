@@ -1,4 +1,4 @@
-"""What a person does with the outbox beside the running process: list, retry, send, ack, snooze."""
+"""What operators do with the outbox while the process runs: list, retry, drop, ack, snooze."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ast_stream.alerts.delivery_policy import FEED, MAX_ERROR_CHARACTERS, expiry_ns
-from ast_stream.alerts.model import Alert, Severity, stable_id
-from ast_stream.alerts.outbox_writer import OutboxWriter
+from ast_stream.alerts.model import Severity, stable_id
+from ast_stream.alerts.outbox import MAX_ERROR_CHARACTERS, Outbox, message_alert
+from ast_stream.alerts.schedule import FEED, expiry_ns
 from ast_stream.alerts.store import Store
 from ast_stream.errors import UsageError
 from ast_stream.units import NS_PER_SECOND
@@ -21,8 +21,8 @@ _COLUMNS = "seq, alert_id, rule, severity, transition, action, state, attempts, 
 
 
 @dataclass(frozen=True)
-class Row:
-    """One delivery as people see it; times in nanoseconds since 1970."""
+class OutboxRow:
+    """One delivery as operators see it; times in nanoseconds since 1970."""
 
     seq: int
     alert_id: str
@@ -43,7 +43,7 @@ def rows(
     states: Sequence[str] = (),
     action: str | None = None,
     limit: int = 100,
-) -> list[Row]:
+) -> list[OutboxRow]:
     """Return deliveries, newest first; without `states`: of all states.
 
     Raises:
@@ -61,14 +61,14 @@ def rows(
     )
     with store.reading() as db:
         found = db.execute(query, (not states, *states, action, action, limit)).fetchall()
-    return [Row(*row) for row in found]
+    return [OutboxRow(*row) for row in found]
 
 
 def retry(store: Store, seqs: Sequence[int], now_ns: int, action: str | None = None) -> int:
-    """Try deliveries that were given up once more, with their time beginning anew.
+    """Retry deliveries that were given up; their time to expire begins anew.
 
     Args:
-        seqs: which ones; none: all that were given up, of `action` if that is named.
+        seqs: which ones; empty: all that were given up, of `action` if that is named.
 
     Returns:
         How many there are.
@@ -90,7 +90,7 @@ def retry(store: Store, seqs: Sequence[int], now_ns: int, action: str | None = N
 
 
 def drop(store: Store, seqs: Sequence[int], now_ns: int, action: str | None = None) -> int:
-    """Never deliver these pending rows; none named: all pending ones (of `action`)."""
+    """Drop these pending deliveries; none named: all pending ones (of `action`)."""
     with store.transaction() as db:
         chosen = _chosen(db, seqs, action, ("pending",))
         for seq, _ in chosen:
@@ -99,7 +99,7 @@ def drop(store: Store, seqs: Sequence[int], now_ns: int, action: str | None = No
 
 
 def acknowledge(store: Store, alert_id: str, now_ns: int, by: str) -> int:
-    """Note that someone has seen an alert: what is still to be sent of its firing is dropped.
+    """Mark an alert as acknowledged: what is still to be sent of its firing is dropped.
 
     Args:
         alert_id: the id, or a beginning of it that only one alert has.
@@ -124,9 +124,9 @@ def acknowledge(store: Store, alert_id: str, now_ns: int, by: str) -> int:
 
 
 def snooze(store: Store, rule: str, until_ns: int, now_ns: int) -> int:
-    """Hold back what is sent of a rule until then; what still fires then is told.
+    """Hold back the notifications of a rule until then; what still fires then is sent.
 
-    A time that has passed ends the snooze. The feed gets everything all the same.
+    A time in the past ends the snooze. The feed gets everything all the same.
 
     Returns:
         How many waiting deliveries are held back.
@@ -179,22 +179,16 @@ def send(
     """
     hour_or_now = now_ns // _HOUR_NS if about else now_ns
     parts = [f"{name}={value}" for name, value in sorted(about.items())]
-    alert = Alert(
-        id=stable_id(rule, *parts, str(hour_or_now)),
-        fingerprint=stable_id(rule, *parts),
+    alert = message_alert(
+        stable_id(rule, *parts, str(hour_or_now)),
         rule=rule,
-        state="firing",
         severity=severity,
         group=about,
-        labels={**about, "alert": rule, "severity": severity},
-        annotations={"summary": text},
-        started_ns=now_ns,
-        fired_ns=now_ns,
-        resolved_ns=None,
-        events=(),
+        text=text,
+        now_ns=now_ns,
     )
     with store.transaction() as db:
-        return OutboxWriter({}, (), lambda: now_ns).announce(db, alert, actions)
+        return Outbox(store, {}, lambda: now_ns).announce(db, alert, actions)
 
 
 def snoozes(store: Store, now_ns: int) -> list[tuple[str, int]]:
@@ -211,7 +205,7 @@ def known_rules(store: Store) -> list[str]:
 
 
 def known_actions(store: Store) -> list[str]:
-    """Return the names of actions that something was written for."""
+    """Return the names of actions that have deliveries."""
     with store.reading() as db:
         return [row[0] for row in db.execute("SELECT DISTINCT action FROM deliveries")]
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import torch
 import typer
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ast_stream.cli.clip_options import (
     DEFAULT_THREADS,
@@ -22,19 +27,23 @@ from ast_stream.cli.clip_options import (
     Where,
     clip_columns,
 )
-from ast_stream.cli.train_plan import Overrides, choose_preset, plan_of
-from ast_stream.cli.train_progress import Reporter, StopSignal
+from ast_stream.cli.terminal import PacedLines, ProgressView
 from ast_stream.errors import AstStreamError
-from ast_stream.training.curves import plot_curves
-from ast_stream.training.plan import Plan
-from ast_stream.training.presets import PRESETS, PresetName
-from ast_stream.training.recipe import Recipe, TrainingPrecision
-from ast_stream.training.session import CHECKPOINT_FOLDER, TrainingStopped
+from ast_stream.training.config import (
+    PRESET_SUMMARIES,
+    Optimization,
+    PresetName,
+    TrainingConfig,
+    TrainingPrecision,
+    configure,
+)
+from ast_stream.training.session import CHECKPOINT_FOLDER, Progress, ShouldStop, TrainingStopped
 from ast_stream.training.session import train as train_checkpoint
-from ast_stream.training.state import METRICS_FILE, read_metrics
+from ast_stream.training.state import METRICS_FILE, Metrics, plot_curves, read_metrics
 
 CURVES_FILE = "curves.png"
 SIGNAL_EXIT = 128  # plus the signal's number, as shells have it
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 FROM_PRESET = " (default: the preset's)"
 
 
@@ -59,7 +68,7 @@ def train(
     ] = None,
     teacher_weight: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the teacher in the loss.")
-    ] = Recipe.teacher_weight,
+    ] = Optimization.teacher_weight,
     backgrounds: Annotated[
         list[Path] | None,
         typer.Option(help="Recordings without any event, file or folder; may be repeated."),
@@ -114,7 +123,7 @@ def train(
     negative_hours: Annotated[
         float,
         typer.Option(min=0, help="Length of the streams without events; 0: choose no thresholds."),
-    ] = Plan.negatives_s / 3600,
+    ] = TrainingConfig.negatives_s / 3600,
     save_every: Annotated[
         int | None, typer.Option(min=1, help="Steps between saved states." + FROM_PRESET)
     ] = None,
@@ -124,7 +133,7 @@ def train(
         typer.Option(help="Of the matrix products; auto: what the device is fast in."),
     ] = "auto",
     licence: Annotated[str | None, typer.Option(help="Licence of the weights.")] = None,
-    seed: Annotated[int, typer.Option(min=0)] = Recipe.seed,
+    seed: Annotated[int, typer.Option(min=0)] = Optimization.seed,
     threads: Threads = DEFAULT_THREADS,
 ) -> None:
     """Train a small AST, or fine-tune one; resume the training that OUT holds.
@@ -141,27 +150,35 @@ def train(
     columns = clip_columns(
         file_column, label_column, fold_column, onset_column, offset_column, where
     )
-    plan = plan_of(
-        choose_preset(preset, start, keep_classes),
-        Overrides(
-            steps, batch_size, learning_rate, save_every, generated, generated_backgrounds, window,
-            width, layers, hold_out, stride, patch_share,
-        ),
-        data=data,
-        start=start,
-        columns=columns,
-        test_folds=tuple(test_fold or ()),
-        seed=seed,
-        precision=precision,
-        teacher_weight=teacher_weight,
+    config = configure(
+        data,
+        preset,
+        start,
         keep_classes=keep_classes,
         teacher=teacher,
+        teacher_weight=teacher_weight,
         backgrounds=tuple(backgrounds or ()),
+        columns=columns,
+        test_folds=tuple(test_fold or ()),
+        held_out_ratio=hold_out,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        n_generated=generated,
+        n_backgrounds=generated_backgrounds,
+        window_s=window,
+        width=width,
+        n_layers=layers,
+        stride=stride,
+        patch_ratio=patch_share,
         negatives_s=negative_hours * 3600,
+        save_every=save_every,
         device=device,
+        precision=precision,
         licence=licence,
-    )  # fmt: skip
-    _run(plan, out)
+        seed=seed,
+    )
+    _run(config, out)
     print(
         f"{out / CHECKPOINT_FOLDER}: trained; figures in {out / METRICS_FILE}, "
         f"curves in {out / CURVES_FILE}",
@@ -169,24 +186,114 @@ def train(
     )
 
 
-# what the presets set is told where they are defined
 train.__doc__ = f"{train.__doc__}\n    Presets:\n" + "".join(
-    f"\n    {name}: {preset.summary}.\n" for name, preset in PRESETS.items()
+    f"\n    {name}: {summary}.\n" for name, summary in PRESET_SUMMARIES.items()
 )
 
 
-def _run(plan: Plan, out: Path) -> None:
-    stop = StopSignal()
+def _run(config: TrainingConfig, out: Path) -> None:
+    progress = TrainingProgress()
     try:
-        with Reporter() as reporter:
-            train_checkpoint(
-                plan, out, reporter.report, reporter.begin, reporter.phase, reporter.measured,
-                stop.watch,
-            )  # fmt: skip
+        with progress:
+            train_checkpoint(config, out, progress)
             plot_curves(read_metrics(out), out / CURVES_FILE)
     except TrainingStopped as stopped:
         print(f"ast-stream: {stopped}", file=sys.stderr)
-        raise typer.Exit(SIGNAL_EXIT + (stop.number or signal.SIGINT)) from stopped
+        number = progress.stop_signal or signal.SIGINT
+        raise typer.Exit(SIGNAL_EXIT + number) from stopped
     except OSError as error:
         place = error.filename or out
         raise AstStreamError(f"{place}: cannot be used: {error.strerror or error}") from error
+
+
+class TrainingProgress(Progress):
+    """Shows progress: a bar on a terminal, else a line per report with the time left.
+
+    The first signal to stop is a request, so that the step can end and be saved; the second one of
+    a kind does what it always does.
+
+    Attributes:
+        stop_signal: the signal that asked to stop.
+
+    Args:
+        every_s: between two lines about a measurement, where there is no bar.
+    """
+
+    def __init__(self, every_s: float = 10.0) -> None:
+        self.stop_signal: int | None = None
+        self._progress = ProgressView(
+            TextColumn("{task.fields[done]}"),
+            BarColumn(),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            transient=False,
+        )
+        # one of these is shown: steps, what is measured, and what has no length that is known
+        self._task = self._progress.add_task("", total=0, visible=False, done="")
+        self._measuring = self._progress.add_task("", total=1, visible=False, done="")
+        self._waiting = self._progress.add_task("", total=None, visible=False, done="")
+        self._lines = PacedLines(every_s)
+        self._steps = 0
+        self._first: tuple[float, float] | None = None
+
+    def __enter__(self) -> TrainingProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def phase(self, text: str) -> None:
+        """Show what takes its time next."""
+        self._progress.console.print(text, soft_wrap=True)
+        self._progress.reset(self._waiting, visible=True)
+
+    def begin(self, steps: int) -> None:
+        """Show how many steps there will be."""
+        self._steps, self._first = steps, None
+        self._progress.update(self._waiting, visible=False)
+        self._progress.reset(self._task, total=steps, visible=True, done=f"step 0 of {steps}")
+
+    def measured(self, ratio: float) -> None:
+        """Show how much of the measurement is done, 0 to 1."""
+        done = f"{100 * ratio:.0f} % measured"
+        self._progress.update(self._measuring, completed=ratio, visible=True, done=done)
+        self._progress.update(self._waiting, visible=ratio >= 1)  # thresholds are chosen now
+        if self._progress.disable and ratio < 1:
+            self._lines.show(done)
+
+    def report(self, metrics: Metrics) -> None:
+        """Show one report."""
+        shown = "  ".join(
+            f"{name} {value:.4g}" for name, value in metrics.items() if name != "step"
+        )
+        done = f"step {metrics['step']:.0f} of {self._steps}"
+        self._progress.update(self._task, completed=metrics["step"], description=shown, done=done)
+        if self._progress.disable:
+            left = f"  {self._left_s(metrics['step']):.0f} s left" if self._first else ""
+            print(f"{done}  {shown}{left}", file=sys.stderr)
+        if self._first is None:
+            self._first = (metrics["step"], time.monotonic())
+
+    @contextmanager
+    def stoppable(self) -> Iterator[ShouldStop]:
+        """Watch for signals to stop."""
+        before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+
+        def note(number: int, frame: FrameType | None) -> None:
+            self.stop_signal = number
+            signal.signal(number, before[signal.Signals(number)])
+
+        for number in STOP_SIGNALS:
+            signal.signal(number, note)
+        try:
+            yield lambda: self.stop_signal is not None
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _left_s(self, step: float) -> float:
+        assert self._first is not None
+        done, began = self._first
+        return (time.monotonic() - began) / max(1.0, step - done) * (self._steps - step)

@@ -1,25 +1,50 @@
-"""One training from data to checkpoint: material, loop, export, thresholds, provenance."""
+"""One training from data to checkpoint: data, trainer, thresholds, provenance."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ast_stream.calibration.checkpoint import calibrate_checkpoint
+from ast_stream.dataset.annotations import Clip
 from ast_stream.dataset.clips import write_clips
 from ast_stream.errors import AstStreamError, UsageError
+from ast_stream.evaluation.clips import ScoreWindows, report_clips
+from ast_stream.model.ast import AudioSpectrogramTransformer
 from ast_stream.model.attributions import write_attributions
-from ast_stream.model.checkpoint import Checkpoint, save_checkpoint
+from ast_stream.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ast_stream.model.device import resolve_device
-from ast_stream.training.begin import begin
-from ast_stream.training.export import calibrated_checkpoint, clips_with_folds
-from ast_stream.training.fit import Trainer
-from ast_stream.training.plan import Plan
-from ast_stream.training.start import first_model
+from ast_stream.model.dims import Normalization
+from ast_stream.model.fbank import Fbank, pad_frames
+from ast_stream.model.golden import golden_for
+from ast_stream.training.compute import autocast, autocast_type
+from ast_stream.training.config import Optimization, TrainingConfig
+from ast_stream.training.data import TrainingData, prepare_data
+from ast_stream.training.finetune import inherited, initial_dims, initial_model, window_of
 from ast_stream.training.state import Metrics
+from ast_stream.training.teacher import CheckpointTeacher
+from ast_stream.training.trainer import Trainer
+from ast_stream.training.windows import (
+    ClipMixing,
+    ClipSampler,
+    Sampler,
+    WindowSampler,
+    measure_normalization,
+    published_normalization,
+)
+from ast_stream.units import seconds_to_samples
 
 CHECKPOINT_FOLDER = "checkpoint"
 CLIPS_FILE = "clips.csv"
+HOP_S = 0.5  # that thresholds are chosen for
+TRAINED, HELD_OUT = "trained", "held-out"  # folds, where the data have none
 
 ShouldStop = Callable[[], bool]
 
@@ -34,69 +59,70 @@ class TrainingStopped(AstStreamError):
         )
 
 
-@contextmanager
-def never_stops() -> Iterator[ShouldStop]:
-    """Let a training run to its end."""
-    yield lambda: False
+class Progress:
+    """Follows a training, and may stop it; this one does neither."""
+
+    def phase(self, text: str) -> None:
+        """Take note of what takes its time next."""
+
+    def begin(self, steps: int) -> None:
+        """Take note that the first of so many steps comes next."""
+
+    def report(self, metrics: Metrics) -> None:
+        """Take the metrics of one report."""
+
+    def measured(self, ratio: float) -> None:
+        """Take note of how much of the measurement after the last step is done, 0 to 1."""
+
+    @contextmanager
+    def stoppable(self) -> Iterator[ShouldStop]:
+        """Enter the steps; yields what is asked before each of them whether to stop."""
+        yield lambda: False
 
 
-def train(
-    plan: Plan,
-    folder: Path,
-    on_report: Callable[[Metrics], None],
-    on_begin: Callable[[int], None] = lambda steps: None,
-    on_phase: Callable[[str], None] = lambda phase: None,
-    on_measured: Callable[[float], None] = lambda share: None,
-    stoppable: Callable[[], AbstractContextManager[ShouldStop]] = never_stops,
-) -> Checkpoint:
-    """Train (or go on training) in `folder` and return the calibrated checkpoint.
+def train(config: TrainingConfig, folder: Path, progress: Progress | None = None) -> Checkpoint:
+    """Train and write a checkpoint to `folder`/checkpoint; return it.
 
-    The checkpoint is also written to `folder/checkpoint`, with its attributions; `folder/clips.csv`
-    tells which clips were held out.
-
-    Args:
-        on_report: called with the metrics of every report.
-        on_begin: called with the number of steps once all is prepared.
-        on_phase: called with what takes its time next.
-        on_measured: called with the share of the measurement after the training, 0 to 1.
-        stoppable: entered while steps are made; what it yields is asked whether to stop.
+    A training that was begun in `folder` with the same configuration goes on.
 
     Raises:
-        ConfigError, UsageError, CheckpointError: before the first step, see `prepare`.
+        ConfigError, UsageError, CheckpointError: before the first step, see `prepare_data`.
         TrainingStopped: it was asked to stop.
     """
-    _refuse_to_replace(plan.data, folder / CLIPS_FILE)
-    on_phase(f"reading {plan.data}")
-    session = begin(plan)
+    progress = progress or Progress()
+    _refuse_to_replace(config.data, folder / CLIPS_FILE)
+    progress.phase(f"reading {config.data}")
+    session = begin(config)
     folder.mkdir(parents=True, exist_ok=True)
-    device = resolve_device(plan.device)
+    device = resolve_device(config.device)
+    steps = session.optimization.steps
     trainer = Trainer(
-        first_model(plan, session.start, session.maker.labels),
-        session.maker,
-        session.recipe,
+        initial_model(config, session.start, session.sampler.labels),
+        session.sampler,
+        session.optimization,
         folder,
         session.normalization,
-        session.identity(),
-        session.new_teacher(device),
-        device,
-        session.kept_rows(),
+        identity=session.identity(),
+        teacher=session.new_teacher(device),
+        device=device,
+        frozen_classes=session.frozen_classes(),
     )
-    if trainer.step == session.recipe.steps:
-        on_phase(f"{folder}: trained to its last step before")
-    on_begin(session.recipe.steps)
-    with stoppable() as should_stop:
-        for report in trainer.run(session.measure, should_stop):
-            on_report(report)
-    if trainer.step < session.recipe.steps:
-        raise TrainingStopped(trainer.step, session.recipe.steps)
+    if trainer.step == steps:
+        progress.phase(f"{folder}: trained to its last step before")
+    progress.begin(steps)
+    with progress.stoppable() as should_stop:
+        for report in trainer.run(session.evaluate, should_stop):
+            progress.report(report)
+    if trainer.step < steps:
+        raise TrainingStopped(trainer.step, steps)
     # not before: until its state is read, the folder may be that of another training
-    write_clips(clips_with_folds(session), folder / CLIPS_FILE)
-    on_phase("measuring the checkpoint, to choose its thresholds")
-    checkpoint = folder / CHECKPOINT_FOLDER
-    calibrated = calibrated_checkpoint(session, trainer.average, str(checkpoint), on_measured)
-    save_checkpoint(checkpoint, calibrated, "fp16")
-    write_attributions([clip.row for clip in session.prepared.clips if clip.row], checkpoint)
-    return calibrated
+    write_clips(session.clips_with_folds(), folder / CLIPS_FILE)
+    progress.phase("measuring the checkpoint, to choose its thresholds")
+    path = folder / CHECKPOINT_FOLDER
+    checkpoint = calibrated_checkpoint(session, trainer.average, str(path), progress.measured)
+    save_checkpoint(path, checkpoint, "fp16")
+    write_attributions([clip.row for clip in session.data.clips if clip.row], path)
+    return checkpoint
 
 
 def _refuse_to_replace(data: Path, clips_file: Path) -> None:
@@ -106,3 +132,162 @@ def _refuse_to_replace(data: Path, clips_file: Path) -> None:
             f"{clips_file.parent}: expected another folder for the training than that of its data, "
             f"whose {CLIPS_FILE} it would write over"
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Session:
+    """What a training is made of, ready for its first step.
+
+    Attributes:
+        optimization: the configuration's, with the number of steps that its epochs make.
+    """
+
+    config: TrainingConfig
+    start: Checkpoint | None
+    teacher: Checkpoint | None
+    data: TrainingData
+    optimization: Optimization
+    sampler: Sampler
+    normalization: Normalization
+    window_s: float
+
+    def identity(self) -> dict[str, Any]:
+        """Return what must be the same to go on with a training."""
+        return {
+            "mixing": asdict(self.config.mixing),
+            "data": self.data.facts,
+            "generated": [self.config.n_generated, self.config.n_backgrounds],
+            "start": self.start and self.start.hash,
+            "teacher": self.teacher and self.teacher.hash,
+        }
+
+    def frozen_classes(self) -> list[int]:
+        """Return the classes of the start that stay as they are: those without examples."""
+        if not self.config.keep_classes:
+            return []
+        return [index for index, has in enumerate(self.sampler.has_examples) if not has]
+
+    def new_teacher(self, device: torch.device) -> CheckpointTeacher | None:
+        """Return the teacher on a device, None without one."""
+        if self.teacher is None:
+            return None
+        return CheckpointTeacher(self.teacher, self.sampler.labels, self.window_s, device)
+
+    def evaluate(self, model: AudioSpectrogramTransformer) -> Metrics:
+        """Return the figures of the held-out clips; none without any."""
+        held_out = self.data.held_out.recorded
+        if not held_out:
+            return {}
+        score = _score_with(model, self.normalization)
+        report = report_clips(held_out, score, self.window_s, self.sampler.labels)
+        return {"clip_accuracy": report.accuracy, "map": report.mean_average_precision}
+
+    def clips_with_folds(self) -> list[tuple[Clip, str]]:
+        """Return all clips with folds that tell `evaluate` and `calibrate` which ones are new."""
+        has_folds = bool(self.config.test_folds)
+        return [
+            (clip, clip.fold if has_folds and clip.fold else fold)
+            for fold, clips in ((TRAINED, self.data.clips), (HELD_OUT, self.data.held_out_clips))
+            for clip in clips
+        ]
+
+    def provenance(self) -> dict[str, Any]:
+        """Return what the checkpoint says of its training."""
+        config = self.config
+        return {
+            "start": self.start and self.start.hash,
+            "teacher": self.teacher and self.teacher.hash,
+            "kept_classes": config.keep_classes,
+            "test_folds": list(config.test_folds) or [HELD_OUT] * bool(self.data.held_out_clips),
+            "data": self.data.facts,
+            "generated_takes": config.n_generated,  # read by `calibrate`, from older ones as well
+            "generated_backgrounds": config.n_backgrounds,
+            "recipe": asdict(self.optimization),
+            "mixing": asdict(config.mixing),
+        }
+
+
+def begin(config: TrainingConfig) -> Session:
+    """Read, check and generate all that the configuration asks for.
+
+    Raises:
+        ConfigError, UsageError, CheckpointError: see `prepare_data`, `window_of`,
+            `load_checkpoint`.
+    """
+    start = None if config.start is None else load_checkpoint(config.start)
+    teacher = start if config.keep_classes else None
+    if config.teacher is not None:
+        teacher = load_checkpoint(config.teacher)
+    window_s = window_of(config, start)
+    data = prepare_data(config, start)
+    optimization, soundbank = config.optimization, data.soundbank
+    if isinstance(config.mixing, ClipMixing):
+        max_frames = initial_dims(config, start, len(soundbank.labels)).max_frames
+        clips = ClipSampler(soundbank, max_frames, config.mixing)
+        epoch_steps = clips.epoch_steps(optimization.batch_size)
+        epochs, steps = optimization.epochs, optimization.steps
+        steps = steps if epochs is None else epochs * epoch_steps
+        optimization = replace(optimization, epoch_steps=epoch_steps, steps=steps)
+        normalization = published_normalization(soundbank, max_frames, optimization.seed)
+        return Session(config, start, teacher, data, optimization, clips, normalization, window_s)
+    windows = WindowSampler(soundbank, seconds_to_samples(window_s), config.mixing)
+    if start is not None and not config.measure_normalization:
+        normalization = start.normalization
+    else:
+        normalization = measure_normalization(windows, optimization.seed)
+    return Session(config, start, teacher, data, optimization, windows, normalization, window_s)
+
+
+def calibrated_checkpoint(
+    session: Session,
+    model: AudioSpectrogramTransformer,
+    origin: str,
+    on_measured: Callable[[float], None] = lambda ratio: None,
+) -> Checkpoint:
+    """Return the trained model as a checkpoint with thresholds.
+
+    Args:
+        on_measured: called with how much of the measurement is done, 0 to 1.
+    """
+    config, held_out = session.config, session.data.held_out
+    # what is measured are the weights as they will be stored
+    stored = {name: weight.cpu().half().float() for name, weight in model.state_dict().items()}
+    metadata = inherited(session.start, session.sampler.labels, held_out).model_copy(
+        update={
+            "window_s": session.window_s,
+            "hop_s": HOP_S,
+            "licence": config.licence,
+            "provenance": session.provenance(),
+        }
+    )
+    checkpoint = Checkpoint(
+        dims=model.dims,
+        state_dict=stored,
+        labels=session.sampler.labels,
+        normalization=session.normalization,
+        metadata=metadata,
+        origin=origin,
+    )
+    if not config.negatives_s:
+        golden = golden_for(checkpoint)
+        return replace(checkpoint, metadata=metadata.model_copy(update={"golden": golden}))
+    return calibrate_checkpoint(
+        checkpoint, held_out, config.negatives_s, config.budget_per_h, on_measured
+    )
+
+
+def _score_with(model: AudioSpectrogramTransformer, normalization: Normalization) -> ScoreWindows:
+    """Return a function that scores waveforms with a model in training, on its device."""
+    device = next(model.parameters()).device
+    fbank, dtype = Fbank(device), autocast_type("auto", device)
+
+    @torch.inference_mode()
+    def score(waveforms: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        samples = torch.from_numpy(waveforms).to(device)
+        frames = pad_frames(fbank.frames(samples), model.dims.max_frames)
+        with autocast(device, dtype):
+            logits = model(normalization.apply(frames))
+        scores: npt.NDArray[np.float32] = torch.sigmoid(logits.float()).cpu().numpy()
+        return scores
+
+    return score

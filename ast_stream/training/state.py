@@ -1,4 +1,4 @@
-"""What a training leaves on the disk: its state, to go on after a kill, and its reports.
+"""What a training leaves on the disk: its state, to go on after a kill, metrics, and their curves.
 
 A state is written beside the old one and then takes its place: whatever happens, one of them is
 whole. It ends with a checksum, so that a training never goes on from a damaged one.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -18,13 +19,13 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from ast_stream.errors import AstStreamError, CheckpointError
+from ast_stream.errors import AstStreamError, CheckpointError, UsageError
 from ast_stream.runtime.files import DamagedFileError, read_state, replace_file, warn_set_aside
 
 STATE_FILE = "state.pt"
 METRICS_FILE = "metrics.jsonl"
 MAX_METRICS_BYTES = 256 * 1024 * 1024
-SHOWN = 4  # differences named in a message
+MAX_SHOWN = 4  # differences named in a message
 _TRAILER = b"sha256:%s\n"  # behind the archive, where torch does not look
 _TRAILER_BYTES = len(_TRAILER % (b"0" * 64))
 _PIECE_BYTES = 1 << 20
@@ -82,10 +83,10 @@ def load_state(folder: Path, identity: Identity) -> dict[str, Any] | None:
         return None
     changes = differences(before, json.loads(json.dumps(identity)))
     if changes:
-        more = f" and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
+        more = f" and {len(changes) - MAX_SHOWN} more" if len(changes) > MAX_SHOWN else ""
         raise CheckpointError(
             f"{path}: expected the same training as was begun there, got other "
-            f"{', '.join(changes[:SHOWN])}{more}; choose another folder or delete this one"
+            f"{', '.join(changes[:MAX_SHOWN])}{more}; choose another folder or delete this one"
         )
     return state
 
@@ -182,6 +183,30 @@ def keep_metrics(folder: Path, reports: Sequence[Metrics]) -> None:
     """Let the metrics file hold exactly these reports."""
     lines = "".join(json.dumps(report) + "\n" for report in reports)
     replace_file(folder / METRICS_FILE, lines.encode())
+
+
+def plot_curves(reports: Sequence[Metrics], path: Path) -> None:
+    """Write a PNG with one panel per metric over the steps; does nothing without reports.
+
+    Raises:
+        UsageError: matplotlib (the extra `train`) is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UsageError("curves need matplotlib: pip install 'ast-stream[train]'") from error
+    names = [name for name in dict.fromkeys(itertools.chain(*reports)) if name != "step"]
+    if not names:
+        return
+    figure = Figure(figsize=(7, 2.2 * len(names)), layout="constrained")
+    panels = figure.subplots(len(names), squeeze=False)[:, 0]
+    for panel, name in zip(panels, names, strict=True):
+        points = [(report["step"], report[name]) for report in reports if name in report]
+        panel.plot(*zip(*points, strict=True), marker="." if len(points) < 50 else None)
+        panel.set_ylabel(name)
+        panel.grid(alpha=0.3)
+    panels[-1].set_xlabel("step")
+    figure.savefig(path, dpi=100)
 
 
 def _reason(error: Exception) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -83,6 +84,22 @@ class Window:
     n_real_frames: int
     target: npt.NDArray[np.float32]
     weight: npt.NDArray[np.float32]
+
+
+class Sampler(Protocol):
+    """Draws windows: the same for the same seed and step.
+
+    Attributes:
+        labels: class names in the order of the targets.
+        has_examples: for each class, whether anything it is drawn from holds it.
+    """
+
+    labels: list[str]
+    has_examples: list[bool]
+
+    def draw_batch(self, seed: int, step: int, size: int) -> list[Window]:
+        """Return the windows of one step."""
+        ...
 
 
 class WindowSampler:

@@ -18,7 +18,7 @@ from tiny_model import save_tiny
 
 from ast_stream.cli.output import json_line, say
 from ast_stream.cli.terminal import ProgressView, console
-from ast_stream.cli.train_progress import Reporter
+from ast_stream.cli.train import TrainingProgress
 from ast_stream.labels import printable
 
 COMMANDS = Path(__file__).parents[3] / "ast_stream" / "cli"
@@ -59,10 +59,10 @@ def test_a_progress_bar_takes_no_markup_from_names() -> None:
 
 
 def test_the_measurement_after_a_training_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    with Reporter(every_s=0.0) as reporter:
-        reporter.phase("measuring [the] checkpoint")
-        for share in (0.25, 0.5, 1.0):
-            reporter.measured(share)
+    with TrainingProgress(every_s=0.0) as progress:
+        progress.phase("measuring [the] checkpoint")
+        for ratio in (0.25, 0.5, 1.0):
+            progress.measured(ratio)
     said = capsys.readouterr().err
     assert "25 % measured\n50 % measured\n" in said
 

@@ -6,7 +6,7 @@ import torch
 
 from ast_stream.model.ast import Attention, AudioSpectrogramTransformer
 from ast_stream.model.dims import N_PREFIX_TOKENS, AstDims
-from ast_stream.training.initialize import POSITION_STD, initialize, sinusoidal_positions
+from ast_stream.training.finetune import POSITION_STD, initialize_mimetically, sinusoidal_positions
 
 DIMS = AstDims(
     n_classes=2, hidden_size=64, n_layers=2, n_heads=2, intermediate_size=64,
@@ -17,7 +17,7 @@ DIMS = AstDims(
 def _initialized() -> AudioSpectrogramTransformer:
     torch.manual_seed(4)
     model = AudioSpectrogramTransformer(DIMS)
-    initialize(model)
+    initialize_mimetically(model)
     return model
 
 

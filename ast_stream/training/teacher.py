@@ -1,13 +1,14 @@
-"""A teacher: another checkpoint's scores of the same windows, to learn from beside the labels.
+"""Teachers: what else scores a window, to learn from beside its labels.
 
-With the checkpoint itself as its teacher a fine-tuning keeps the classes that it has no examples
-of: what the start heard in a window stays what the result hears in it.
+With its start as the teacher a fine-tuning keeps the classes that it has no examples of: what the
+start hears in a window stays what the result hears in it.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,17 +18,30 @@ from ast_stream.model.ast import softmax_logits
 from ast_stream.model.checkpoint import Checkpoint, model_with
 from ast_stream.model.fbank import pad_frames
 from ast_stream.model.grid import cut_time
-from ast_stream.training.cpu_speed import attend_short
-from ast_stream.training.precision import autocast_type
+from ast_stream.training.compute import attend_short, autocast, autocast_type
 from ast_stream.units import FRAMES_PER_SECOND
 
 logger = logging.getLogger(__name__)
 
-NAMED = 5  # classes, in the notice about those a teacher does not know
+MAX_NAMED = 5  # classes, in the warning about those a teacher does not know
 
 
-class Teacher:
-    """Scores windows for a training on `labels` with windows of `window_s` seconds.
+class Teacher(Protocol):
+    """Scores windows.
+
+    Attributes:
+        is_taught: shape (n_classes,), 1.0 for the labels that it knows, else 0.0.
+    """
+
+    is_taught: Tensor
+
+    def scores(self, fbank: Tensor) -> Tensor:
+        """Return scores (B, n_classes) of log-mel frames (B, n_frames, n_mels)."""
+        ...
+
+
+class CheckpointTeacher:
+    """Another checkpoint as the teacher of a training on `labels`.
 
     Attributes:
         is_taught: shape (n_classes,), 1.0 for the labels that the teacher has, else 0.0.
@@ -58,14 +72,14 @@ class Teacher:
         if not self._to:
             raise CheckpointError(
                 f"{checkpoint.origin}: expected a teacher with some of the classes, got none of "
-                f"{', '.join(labels[:NAMED])}"
+                f"{', '.join(labels[:MAX_NAMED])}"
             )
         unknown = [label for label in labels if label not in places]
         if unknown:
-            more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
+            more = f" and {len(unknown) - MAX_NAMED} more" if len(unknown) > MAX_NAMED else ""
             logger.warning(
                 "%s, as a teacher, does not know %s%s: learnt from examples alone",
-                checkpoint.origin, ", ".join(unknown[:NAMED]), more,
+                checkpoint.origin, ", ".join(unknown[:MAX_NAMED]), more,
             )  # fmt: skip
         self.is_taught = torch.zeros(len(labels))
         self.is_taught[self._to] = 1.0
@@ -75,7 +89,7 @@ class Teacher:
         self._model = model_with(dims, weights).to(self._device)
         if self._device.type == "cpu":
             self._model.use_attention(attend_short)
-        self._type = autocast_type("auto", self._device)
+        self._autocast_type = autocast_type("auto", self._device)
 
     @torch.no_grad()
     def scores(self, fbank: Tensor) -> Tensor:
@@ -85,9 +99,7 @@ class Teacher:
             fbank: log-mel frames, padded but not normalised, shape (B, n_frames, n_mels).
         """
         windows = self._normalization.apply(pad_frames(fbank, self._max_frames))
-        with torch.autocast(
-            self._device.type, self._type or torch.bfloat16, enabled=self._type is not None
-        ):
+        with autocast(self._device, self._autocast_type):
             logits = self._model(windows)
         scores = torch.zeros(len(windows), len(self.is_taught), device=self._device)
         logits = softmax_logits(logits.float()) if self._is_single_label else logits.float()

@@ -12,8 +12,8 @@ from tiny_model import TINY_DIMS, TINY_LABELS, tiny_checkpoint
 from ast_stream.errors import CheckpointError
 from ast_stream.model.dims import Scoring
 from ast_stream.model.tagger import Tagger
-from ast_stream.training.distill import Teacher
-from ast_stream.training.objective import loss_of, teacher_loss
+from ast_stream.training.losses import label_loss, teacher_loss
+from ast_stream.training.teacher import CheckpointTeacher
 
 WINDOW_S = 1.0  # of 128 frames, as published
 
@@ -25,7 +25,7 @@ def _fbank() -> torch.Tensor:
 @pytest.mark.parametrize("scoring", ["sigmoid", "softmax"])
 def test_scores_are_those_of_the_checkpoint_in_the_order_of_the_student(scoring: Scoring) -> None:
     checkpoint = replace(tiny_checkpoint(), scoring=scoring)
-    teacher = Teacher(checkpoint, ["Doorbell", "Siren", "Bark"], WINDOW_S)
+    teacher = CheckpointTeacher(checkpoint, ["Doorbell", "Siren", "Bark"], WINDOW_S)
     got = teacher.scores(_fbank())
     tagger = Tagger(checkpoint, "cpu", "fp32", "math")
     expected = torch.from_numpy(tagger.window_scores(checkpoint.normalization.apply(_fbank())))
@@ -36,24 +36,24 @@ def test_scores_are_those_of_the_checkpoint_in_the_order_of_the_student(scoring:
 
 def test_classes_it_does_not_know_are_said(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        Teacher(tiny_checkpoint(), ["Bark", "Doorbell", "Glass"], WINDOW_S)
+        CheckpointTeacher(tiny_checkpoint(), ["Bark", "Doorbell", "Glass"], WINDOW_S)
     assert "does not know Doorbell, Glass" in caplog.text
 
 
 def test_a_teacher_of_longer_windows_is_cut_to_ours() -> None:
-    teacher = Teacher(tiny_checkpoint(), TINY_LABELS, 0.64)
+    teacher = CheckpointTeacher(tiny_checkpoint(), TINY_LABELS, 0.64)
     assert teacher.scores(_fbank()[:, :64]).shape == (3, 3)
 
 
 def test_a_teacher_of_shorter_windows_is_refused() -> None:
     with pytest.raises(CheckpointError, match=r"with windows of 2\.56 s or more, got one with 1 s"):
-        Teacher(tiny_checkpoint(), TINY_LABELS, 2.56)
+        CheckpointTeacher(tiny_checkpoint(), TINY_LABELS, 2.56)
 
 
 def test_a_teacher_without_any_of_the_classes_is_refused() -> None:
     stranger = replace(tiny_checkpoint(dims=replace(TINY_DIMS, n_classes=5)))
     with pytest.raises(CheckpointError, match="with some of the classes, got none of Bark"):
-        Teacher(stranger, ["Bark"], WINDOW_S)
+        CheckpointTeacher(stranger, ["Bark"], WINDOW_S)
 
 
 def test_agreeing_with_the_teacher_costs_least() -> None:
@@ -69,10 +69,10 @@ def test_the_losses_of_the_paper_are_torchs() -> None:
     weights = torch.ones(4, 3)
     functional = torch.nn.functional
     torch.testing.assert_close(
-        loss_of("bce", logits, targets, weights),
+        label_loss("bce", logits, targets, weights),
         functional.binary_cross_entropy_with_logits(logits, targets),
     )
     torch.testing.assert_close(
-        loss_of("ce", logits, targets, weights),
+        label_loss("ce", logits, targets, weights),
         functional.cross_entropy(logits, torch.tensor([0, 2, 1, 1])),
     )

@@ -15,13 +15,12 @@ from ast_stream.model.ast import AudioSpectrogramTransformer
 from ast_stream.model.dims import AstDims, Normalization
 from ast_stream.soundscape.soundbank import Soundbank, generated_foregrounds
 from ast_stream.training.augment import SpectrogramAugmentation
-from ast_stream.training.cpu_speed import attend_short
-from ast_stream.training.curves import plot_curves
-from ast_stream.training.fit import Trainer
-from ast_stream.training.initialize import new_model
-from ast_stream.training.objective import detection_loss, forward_some_patches
-from ast_stream.training.recipe import Recipe
-from ast_stream.training.state import METRICS_FILE, Metrics, read_metrics
+from ast_stream.training.compute import attend_short
+from ast_stream.training.config import Optimization
+from ast_stream.training.finetune import new_model
+from ast_stream.training.losses import detection_loss
+from ast_stream.training.state import METRICS_FILE, Metrics, plot_curves, read_metrics
+from ast_stream.training.trainer import Trainer, forward_patchout
 from ast_stream.training.windows import WindowMixing, WindowSampler
 
 LABELS = ("Siren", "Telephone dialing, DTMF")
@@ -30,7 +29,7 @@ DIMS = AstDims(
     frequency_stride=16, time_stride=16, max_frames=64,
 )  # fmt: skip
 NORMALIZATION = Normalization(mean=-8.0, std=4.5)
-TINY = Recipe(
+TINY = Optimization(
     steps=6,
     batch_size=4,
     warmup_steps=2,
@@ -42,25 +41,25 @@ TINY = Recipe(
 
 
 @pytest.fixture(scope="module")
-def maker() -> WindowSampler:
-    material = Soundbank(LABELS, tuple(generated_foregrounds(0, LABELS, 4)), ())
-    return WindowSampler(material, 64 * 160, WindowMixing(min_context_s=0.3))
+def sampler() -> WindowSampler:
+    soundbank = Soundbank(LABELS, tuple(generated_foregrounds(0, LABELS, 4)), ())
+    return WindowSampler(soundbank, 64 * 160, WindowMixing(min_context_s=0.3))
 
 
-def _trainer(maker: WindowSampler, folder: Path, recipe: Recipe = TINY) -> Trainer:
-    return Trainer(new_model(DIMS, recipe), maker, recipe, folder, NORMALIZATION)
+def _trainer(sampler: WindowSampler, folder: Path, optimization: Optimization = TINY) -> Trainer:
+    return Trainer(new_model(DIMS, optimization), sampler, optimization, folder, NORMALIZATION)
 
 
 def test_a_resumed_training_gives_the_same_curve_and_weights(
-    maker: WindowSampler, tmp_path: Path
+    sampler: WindowSampler, tmp_path: Path
 ) -> None:
-    whole = _trainer(maker, tmp_path / "whole")
+    whole = _trainer(sampler, tmp_path / "whole")
     expected = list(whole.run())
 
-    killed = _trainer(maker, tmp_path / "killed").run()
+    killed = _trainer(sampler, tmp_path / "killed").run()
     for _ in range(5):  # the last state on disk is that of step 4
         next(killed)
-    resumed = _trainer(maker, tmp_path / "killed")
+    resumed = _trainer(sampler, tmp_path / "killed")
     assert resumed.step == 4
     list(resumed.run())
 
@@ -69,42 +68,44 @@ def test_a_resumed_training_gives_the_same_curve_and_weights(
         assert torch.equal(before, after)
 
 
-def test_a_finished_training_is_not_trained_again(maker: WindowSampler, tmp_path: Path) -> None:
-    list(_trainer(maker, tmp_path).run())
-    again = _trainer(maker, tmp_path)
+def test_a_finished_training_is_not_trained_again(sampler: WindowSampler, tmp_path: Path) -> None:
+    list(_trainer(sampler, tmp_path).run())
+    again = _trainer(sampler, tmp_path)
     assert list(again.run()) == []
     assert again.step == TINY.steps
 
 
 def test_a_training_that_diverges_ends_and_keeps_the_last_good_state(
-    maker: WindowSampler, tmp_path: Path
+    sampler: WindowSampler, tmp_path: Path
 ) -> None:
     steep = replace(TINY, steps=50, learning_rate=1e30, gradient_clip=0.0)
     with pytest.raises(
         AstStreamError, match=r"expected a finite loss, got (nan|inf): the training"
     ):
-        list(_trainer(maker, tmp_path, steep).run())
+        list(_trainer(sampler, tmp_path, steep).run())
     assert all(math.isfinite(report["loss"]) for report in read_metrics(tmp_path))
 
 
-def test_a_state_of_another_recipe_is_refused(maker: WindowSampler, tmp_path: Path) -> None:
-    list(_trainer(maker, tmp_path).run())
+def test_a_state_of_another_configuration_is_refused(
+    sampler: WindowSampler, tmp_path: Path
+) -> None:
+    list(_trainer(sampler, tmp_path).run())
     with pytest.raises(
-        CheckpointError, match=r"got other recipe\.learning_rate \(0\.0008, now 1\.0\)"
+        CheckpointError, match=r"got other optimization\.learning_rate \(0\.0008, now 1\.0\)"
     ):
-        _trainer(maker, tmp_path, replace(TINY, learning_rate=1.0))
+        _trainer(sampler, tmp_path, replace(TINY, learning_rate=1.0))
 
 
 def test_old_metrics_without_a_state_are_not_continued(
-    maker: WindowSampler, tmp_path: Path
+    sampler: WindowSampler, tmp_path: Path
 ) -> None:
     (tmp_path / METRICS_FILE).write_text('{"step": 99}\n')
-    list(_trainer(maker, tmp_path).run())
-    assert [one["step"] for one in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    list(_trainer(sampler, tmp_path).run())
+    assert [report["step"] for report in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
 def test_measurements_of_the_averaged_model_join_the_reports(
-    maker: WindowSampler, tmp_path: Path
+    sampler: WindowSampler, tmp_path: Path
 ) -> None:
     seen: list[AudioSpectrogramTransformer] = []
 
@@ -112,14 +113,14 @@ def test_measurements_of_the_averaged_model_join_the_reports(
         seen.append(model)
         return {"accuracy": 0.5}
 
-    trainer = _trainer(maker, tmp_path)
+    trainer = _trainer(sampler, tmp_path)
     reports = list(trainer.run(measure))
-    assert [one["step"] for one in reports if "accuracy" in one] == [3, 6]
+    assert [report["step"] for report in reports if "accuracy" in report] == [3, 6]
     assert seen == [trainer.average] * 2
 
 
 def test_training_learns_to_tell_two_sounds(tmp_path: Path) -> None:
-    material = Soundbank(LABELS, tuple(generated_foregrounds(0, LABELS, 4)), ())
+    soundbank = Soundbank(LABELS, tuple(generated_foregrounds(0, LABELS, 4)), ())
     clean = WindowMixing(
         background_only_prob=0.0,
         second_sound_prob=0.0,
@@ -127,19 +128,19 @@ def test_training_learns_to_tell_two_sounds(tmp_path: Path) -> None:
         level_dbfs=(-20.0, -18.0),
         common_level_dbfs=(-20.0, -18.0),
     )
-    maker = WindowSampler(material, 64 * 160, clean)
-    recipe = replace(
-        TINY, steps=50, batch_size=16, learning_rate=3e-3, warmup_steps=5, patch_share=1.0,
+    sampler = WindowSampler(soundbank, 64 * 160, clean)
+    optimization = replace(
+        TINY, steps=50, batch_size=16, learning_rate=3e-3, warmup_steps=5, patch_ratio=1.0,
         augmentation=SpectrogramAugmentation(0.0, 0, 0),
     )  # fmt: skip
-    losses = [one["loss"] for one in _trainer(maker, tmp_path, recipe).run()]
+    losses = [report["loss"] for report in _trainer(sampler, tmp_path, optimization).run()]
     assert np.mean(losses[-8:]) < 0.5 * np.mean(losses[:4])
 
 
 def test_the_learning_rate_warms_up_and_falls_to_nothing(
-    maker: WindowSampler, tmp_path: Path
+    sampler: WindowSampler, tmp_path: Path
 ) -> None:
-    rates = [one["lr"] for one in _trainer(maker, tmp_path).run()]
+    rates = [report["lr"] for report in _trainer(sampler, tmp_path).run()]
     assert max(rates) == pytest.approx(TINY.learning_rate)
     assert rates.index(max(rates)) == 0 or rates[0] < max(rates)
     assert rates[-1] == pytest.approx(0.0, abs=1e-9)
@@ -148,23 +149,23 @@ def test_the_learning_rate_warms_up_and_falls_to_nothing(
 def test_all_patches_give_the_logits_of_the_whole_model() -> None:
     model = new_model(DIMS, TINY).eval()
     fbank = torch.randn(3, 64, 128)
-    torch.testing.assert_close(forward_some_patches(model, fbank, 1.0), model(fbank))
+    torch.testing.assert_close(forward_patchout(model, fbank, 1.0), model(fbank))
     # a share that rounds to all patches still goes the way of gathered patches
-    torch.testing.assert_close(forward_some_patches(model, fbank, 0.99), model(fbank))
+    torch.testing.assert_close(forward_patchout(model, fbank, 0.99), model(fbank))
 
 
 def test_left_out_patches_change_with_the_generator_only() -> None:
     model = new_model(DIMS, TINY).eval()
     fbank = torch.randn(3, 64, 128)
     torch.manual_seed(0)
-    first = forward_some_patches(model, fbank, 0.5)
+    first = forward_patchout(model, fbank, 0.5)
     torch.testing.assert_close(first, _seeded(model, fbank, 0))
     assert (first - _seeded(model, fbank, 1)).abs().max() > 1e-4
 
 
 def _seeded(model: AudioSpectrogramTransformer, fbank: torch.Tensor, seed: int) -> torch.Tensor:
     torch.manual_seed(seed)
-    return forward_some_patches(model, fbank, 0.5)
+    return forward_patchout(model, fbank, 0.5)
 
 
 def test_attention_for_short_sequences_equals_torchs() -> None:

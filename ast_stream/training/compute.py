@@ -1,4 +1,4 @@
-"""What makes training on CPUs twice as fast: no page faults, and attention for short sequences."""
+"""How a device computes training steps: its precision, and what makes CPUs twice as fast."""
 
 from __future__ import annotations
 
@@ -7,8 +7,33 @@ import ctypes
 import torch
 from torch import Tensor
 
+from ast_stream.errors import StartupError
+from ast_stream.training.config import TrainingPrecision
+
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # mallopt(3)
 _KEEP_BYTES = 1 << 30
+
+
+def autocast_type(precision: TrainingPrecision, device: torch.device) -> torch.dtype | None:
+    """Return the type for autocast, None for fp32 throughout.
+
+    `auto` is bf16 where the device multiplies it in hardware, else fp16 on CUDA and fp32 on CPUs.
+
+    Raises:
+        StartupError: fp16 on a CPU, whose gradients it cannot scale.
+    """
+    if device.type == "cuda" and precision == "auto":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if precision == "auto":
+        return torch.bfloat16 if _cpu_has_bf16() else None
+    if precision == "fp16" and device.type == "cpu":
+        raise StartupError("precision fp16 needs a CUDA device; on a CPU use bf16 or fp32")
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
+    """Return the context in which products are computed in `dtype`; None: in fp32."""
+    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 def keep_freed_memory() -> None:
@@ -38,6 +63,5 @@ def attend_short(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return mixed
 
 
-def cpu_has_bf16() -> bool:
-    """Tell whether this CPU multiplies bfloat16 in hardware."""
+def _cpu_has_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

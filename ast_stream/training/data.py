@@ -1,0 +1,263 @@
+"""The data of a training: read, checked, split and completed with generated sounds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ast_stream.audio.activity import Waveform
+from ast_stream.dataset.annotations import Clip
+from ast_stream.dataset.clips import DecodedClip, load_recordings, read_data
+from ast_stream.errors import ConfigError, Problem, UsageError
+from ast_stream.labels import problem_with_labels, slug
+from ast_stream.model.checkpoint import Checkpoint
+from ast_stream.soundscape.backgrounds import (
+    background_pieces,
+    generated_backgrounds,
+    read_backgrounds,
+)
+from ast_stream.soundscape.soundbank import (
+    Soundbank,
+    generated_foregrounds,
+    generated_labels,
+    recorded_foregrounds,
+)
+from ast_stream.training.config import TrainingConfig
+from ast_stream.training.windows import ClipMixing
+
+HELD_OUT_SEED = 1_000_000  # generated sounds for thresholds differ from those for training
+HELD_OUT_RATIO = 0.08  # so many more are generated to choose thresholds
+HELD_OUT_BACKGROUNDS_RATIO = 0.2  # of own backgrounds, the last of them
+MIN_HELD_OUT_BACKGROUNDS = 20
+TOUCHING_S = 0.001  # sections no farther apart follow each other
+MIN_RECORDINGS_TO_SPLIT = 4  # of a class: of fewer none is held out
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """What to train on and what to choose thresholds with.
+
+    Attributes:
+        clips, held_out_clips: the recorded clips behind the two soundbanks.
+        facts: what identifies the data: counts, and a digest of names, labels and sound.
+    """
+
+    soundbank: Soundbank
+    held_out: Soundbank
+    clips: list[Clip]
+    held_out_clips: list[Clip]
+    facts: dict[str, Any]
+
+
+def prepare_data(config: TrainingConfig, start: Checkpoint | None) -> TrainingData:
+    """Read and check all data and generate the rest.
+
+    Raises:
+        ConfigError: every problem of the data, together; or labels with one topic.
+        UsageError: a test fold that no recording has, or what the configuration makes impossible.
+    """
+    recordings, backgrounds = _read(config)
+    held_out = _held_out(config, recordings)
+    held_out_ids = {id(recording) for recording in held_out}
+    trained = [recording for recording in recordings if id(recording) not in held_out_ids]
+    recorded_labels = {label for recording in recordings for label in recording.clip.labels}
+    labels = _labels(config, start, recorded_labels)
+    _check_classes(config, recordings, trained)
+    n_trained = len(backgrounds) - math.ceil(len(backgrounds) * HELD_OUT_BACKGROUNDS_RATIO)
+    seed = config.optimization.seed
+    n_held_out_backgrounds = max(
+        MIN_HELD_OUT_BACKGROUNDS, math.ceil(config.n_backgrounds * 3 * HELD_OUT_RATIO)
+    )
+    return TrainingData(
+        soundbank=_soundbank(
+            labels, trained, backgrounds[:n_trained], seed, config.n_generated, config.n_backgrounds
+        ),
+        held_out=_soundbank(
+            labels,
+            held_out,
+            backgrounds[n_trained:],
+            seed + HELD_OUT_SEED,
+            math.ceil(config.n_generated * HELD_OUT_RATIO),
+            n_held_out_backgrounds,
+        ),
+        clips=[recording.clip for recording in trained],
+        held_out_clips=[recording.clip for recording in held_out],
+        facts=_facts(trained, held_out, backgrounds),
+    )
+
+
+def _soundbank(
+    labels: tuple[str, ...],
+    recordings: Sequence[DecodedClip],
+    backgrounds: Sequence[Waveform],
+    seed: int,
+    n_generated: int,
+    n_backgrounds: int,
+) -> Soundbank:
+    """Return recordings and backgrounds with generated ones beside them."""
+    return Soundbank(
+        labels,
+        (
+            *recorded_foregrounds(recordings, labels),
+            *generated_foregrounds(seed, labels, n_generated),
+        ),
+        (*generated_backgrounds(seed, n_backgrounds), *backgrounds),
+    )
+
+
+def _read(config: TrainingConfig) -> tuple[list[DecodedClip], list[Waveform]]:
+    """Return the labelled recordings, and the backgrounds beside and between them.
+
+    Raises:
+        ConfigError: every problem of both, together.
+    """
+    problems: list[Problem] = []
+    recordings: list[DecodedClip] = []
+    backgrounds: list[Waveform] = []
+    try:
+        recordings = load_recordings(read_data(config.data, config.columns))
+    except ConfigError as error:
+        problems += error.problems
+    try:
+        backgrounds = read_backgrounds(config.backgrounds)
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    for recording in recordings:
+        if not recording.clip.labels and recording.clip.fold not in config.test_folds:
+            backgrounds += background_pieces(recording.waveform)
+    return [recording for recording in recordings if recording.clip.labels], backgrounds
+
+
+def _held_out(config: TrainingConfig, recordings: Sequence[DecodedClip]) -> list[DecodedClip]:
+    """Return the recordings that are held out: of the test folds, or a part of each class.
+
+    Sections that follow each other without a gap are cut from the same sound, so they stay
+    together.
+    """
+    folds = {recording.clip.fold for recording in recordings}
+    for fold in config.test_folds:
+        if fold not in folds:
+            known = ", ".join(sorted(str(fold) for fold in folds))
+            raise UsageError(f"test fold: expected one of {known}, got {fold!r}")
+    if config.test_folds:
+        return [recording for recording in recordings if recording.clip.fold in config.test_folds]
+    groups_of: dict[tuple[str, ...], list[list[DecodedClip]]] = defaultdict(list)
+    for group in _connected(recordings):
+        labels = {label for recording in group for label in recording.clip.labels}
+        groups_of[tuple(sorted(labels))].append(group)
+    rng = np.random.default_rng((config.optimization.seed, HELD_OUT_SEED))
+    held_out = []
+    for _, groups in sorted(groups_of.items()):
+        order = rng.permutation(len(groups))
+        n_held_out = round(len(groups) * config.held_out_ratio)
+        if len(groups) >= MIN_RECORDINGS_TO_SPLIT:
+            held_out += [clip for index in order[:n_held_out] for clip in groups[int(index)]]
+    return held_out
+
+
+def _connected(recordings: Sequence[DecodedClip]) -> list[list[DecodedClip]]:
+    """Return groups of recordings: of one file, whole or in sections that touch."""
+    groups: list[list[DecodedClip]] = []
+    last_of: dict[Path, list[DecodedClip]] = {}
+    end_s: dict[Path, float] = {}
+    whole = (0.0, math.inf)
+    for recording in sorted(recordings, key=lambda recording: recording.clip.span or whole):
+        path, (onset_s, offset_s) = recording.clip.path, recording.clip.span or whole
+        if path in last_of and onset_s <= end_s[path] + TOUCHING_S:
+            last_of[path].append(recording)
+        else:
+            last_of[path] = [recording]
+            groups.append(last_of[path])
+        end_s[path] = max(offset_s, end_s.get(path, 0.0))
+    place = {id(recording): number for number, recording in enumerate(recordings)}
+    return sorted(groups, key=lambda group: min(place[id(recording)] for recording in group))
+
+
+def _labels(
+    config: TrainingConfig, start: Checkpoint | None, recorded: set[str]
+) -> tuple[str, ...]:
+    if config.keep_classes:
+        if start is None:
+            raise UsageError("keep classes: expected a start checkpoint, whose classes to keep")
+        _check_topics(config, start.labels, recorded)
+        return (*start.labels, *sorted(recorded - set(start.labels)))
+    generated = set(generated_labels()) if config.n_generated else set()
+    _check_topics(config, (), recorded | generated)
+    return tuple(sorted(recorded | generated))
+
+
+def _check_topics(config: TrainingConfig, kept: Sequence[str], labels: set[str]) -> None:
+    """Refuse labels that no checkpoint may have, and those with the topic of another class."""
+    wrong = {label: problem_with_labels([label]) for label in sorted(labels - set(kept))}
+    if any(wrong.values()):
+        raise ConfigError(
+            [
+                Problem(
+                    str(config.data), None, ascii(label), problem.replace(" class 0", " a class")
+                )
+                for label, problem in wrong.items()
+                if problem is not None
+            ]
+        )
+    taken = {slug(label): label for label in kept}
+    problems = [
+        Problem(
+            str(config.data), None, label,
+            f"expected a label with a topic of its own, got {slug(label)!r} as of {other!r}",
+        )
+        for label in sorted(labels - set(kept))
+        if (other := taken.setdefault(slug(label), label)) != label
+    ]  # fmt: skip
+    if problems:
+        raise ConfigError(problems)
+
+
+def _check_classes(
+    config: TrainingConfig, recordings: Sequence[DecodedClip], trained: Sequence[DecodedClip]
+) -> None:
+    """Refuse classes that are held out whole, and several labels where a loss knows one."""
+    labels = {label for recording in recordings for label in recording.clip.labels}
+    for label in sorted(labels - {label for clip in trained for label in clip.clip.labels}):
+        raise UsageError(
+            f"test fold: expected recordings of {label!r} that are trained on, got all of them "
+            "held out"
+        )
+    n_several = sum(len(recording.clip.labels) > 1 for recording in recordings)
+    if config.optimization.loss == "ce" and n_several:
+        raise UsageError(
+            f"{config.data}: expected one label for each clip, which the loss of this preset "
+            f"(cross-entropy) needs, got {n_several} clips with several"
+        )
+    if isinstance(config.mixing, ClipMixing) and not trained:
+        raise UsageError(f"{config.data}: expected clips to train on, got none")
+
+
+def _facts(
+    trained: Sequence[DecodedClip],
+    held_out: Sequence[DecodedClip],
+    backgrounds: Sequence[Waveform],
+) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for recording in (*trained, *held_out):
+        clip = recording.clip
+        digest.update(json.dumps([clip.path.name, clip.labels, clip.span]).encode())
+        digest.update(recording.waveform.tobytes())
+    for background in backgrounds:
+        digest.update(background.tobytes())
+    return {
+        "clips": len(trained),
+        "held_out_clips": len(held_out),
+        "backgrounds": len(backgrounds),
+        "background_samples": sum(len(background) for background in backgrounds),
+        "content": digest.hexdigest(),
+    }

@@ -1,0 +1,384 @@
+"""The training loop: seeded, resumable to the same curve after a kill, with averaged weights.
+
+Every step draws its windows and masks from generators seeded by (seed, step) alone, so the state
+to save is the weights, their average and the optimizers: no generator state can be forgotten.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from ast_stream.errors import AstStreamError
+from ast_stream.model.ast import AudioSpectrogramTransformer
+from ast_stream.model.dims import N_PREFIX_TOKENS, Normalization
+from ast_stream.model.fbank import Fbank, pad_frames
+from ast_stream.training.augment import Augment, pad_after
+from ast_stream.training.compute import attend_short, autocast, autocast_type, keep_freed_memory
+from ast_stream.training.config import Optimization
+from ast_stream.training.losses import label_loss, teacher_loss
+from ast_stream.training.state import (
+    Metrics,
+    append_metrics,
+    forget_metrics,
+    keep_metrics,
+    load_state,
+    read_metrics,
+    save_state,
+)
+from ast_stream.training.teacher import Teacher
+from ast_stream.training.windows import Sampler, Window
+
+Evaluate = Callable[[AudioSpectrogramTransformer], Metrics]
+RATE_SCALE = "rate_scale"  # key of a parameter group: its rate in multiples of the common one
+
+
+class Trainer:
+    """Trains one model; `average` holds the weights to use.
+
+    Args:
+        model: where to start; trained in place, on `device`.
+        sampler: draws the windows of each step.
+        folder: for the state and the metrics; a state that is there is resumed.
+        identity: what else must be the same to resume, by name; see `state`.
+        teacher: its scores of the same windows join the loss.
+        frozen_classes: classes whose rows of the classifier, with the norm before it, stay as they
+            are. A class without examples meets windows without it alone, so that training could
+            only lower its scores, whatever a teacher says of them.
+
+    Raises:
+        CheckpointError: the state in `folder` is of another training.
+    """
+
+    def __init__(
+        self,
+        model: AudioSpectrogramTransformer,
+        sampler: Sampler,
+        optimization: Optimization,
+        folder: Path,
+        normalization: Normalization,
+        *,
+        identity: Mapping[str, Any] | None = None,
+        teacher: Teacher | None = None,
+        device: torch.device | None = None,
+        frozen_classes: Sequence[int] = (),
+    ) -> None:
+        self._device = device or torch.device("cpu")
+        self.model = model.to(self._device)
+        self._frozen = FrozenRows(model, frozen_classes)
+        self._averaged = averaged_model(self.model, optimization)
+        if self._device.type == "cpu":
+            model.use_attention(attend_short)
+            keep_freed_memory()
+        self.step = 0
+        self._losses: list[float] = []  # since the last report
+        self._sampler = sampler
+        self._optimization = optimization
+        self._folder = folder
+        self._fbank = Fbank(self._device)
+        self._augment = Augment(optimization.augmentation, normalization)
+        self._optimizers = make_optimizers(model, optimization)
+        self._teacher = teacher
+        is_taught = teacher.is_taught if teacher else torch.zeros(len(sampler.labels))
+        self._is_taught = is_taught.to(self._device)
+        self._has_examples = torch.tensor(sampler.has_examples).float().to(self._device)
+        self._autocast_type = autocast_type(optimization.precision, self._device)
+        # half precision loses small gradients unless they are scaled up
+        self._scaler = torch.amp.GradScaler(
+            self._device.type, enabled=self._autocast_type == torch.float16
+        )
+        self._identity = {
+            "optimization": asdict(optimization),
+            "sizes": asdict(model.dims),
+            "classes": sampler.labels,
+            **(identity or {}),
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        self._resume()
+
+    @property
+    def average(self) -> AudioSpectrogramTransformer:
+        """The model with averaged weights."""
+        assert isinstance(self._averaged.module, AudioSpectrogramTransformer)
+        return self._averaged.module
+
+    def run(
+        self, evaluate: Evaluate | None = None, should_stop: Callable[[], bool] = lambda: False
+    ) -> Iterator[Metrics]:
+        """Train to the last step; yield the metrics of every report, also appended to a file.
+
+        Args:
+            evaluate: called with the averaged model now and then; its metrics join the report.
+            should_stop: asked before each step; if so the state is saved and the training ends
+                before its last step.
+
+        Raises:
+            AstStreamError: state or metrics cannot be written, or the training has diverged; the
+                state is the last one saved.
+        """
+        optimization = self._optimization
+        while self.step < optimization.steps:
+            if should_stop():
+                self._save()
+                return
+            self._losses.append(self._train_step())
+            self._refuse_divergence()
+            self.step += 1
+            is_last = self.step == optimization.steps
+            if self.step % optimization.report_every == 0 or is_last:
+                yield self._report(evaluate, is_last)
+            if self.step % optimization.save_every == 0 or is_last:
+                self._save()
+
+    def _refuse_divergence(self) -> None:
+        # half precision overflows now and then: its scale shrinks until it does not
+        if math.isfinite(self._losses[-1]) or self._scaler.get_scale() > 1:
+            return
+        raise AstStreamError(
+            f"step {self.step + 1}: expected a finite loss, got {self._losses[-1]}: the training "
+            f"has diverged; begin again in another folder with a learning rate below "
+            f"{self._optimization.learning_rate:g}"
+        )
+
+    def _report(self, evaluate: Evaluate | None, is_last: bool) -> Metrics:
+        rate = self._optimization.rate(self.step)
+        report = {"step": self.step, "loss": float(np.mean(self._losses)), "lr": rate}
+        self._losses.clear()
+        if evaluate and (self.step % self._optimization.evaluate_every == 0 or is_last):
+            report |= evaluate(self.average)
+        append_metrics(self._folder, report)
+        return report
+
+    def _train_step(self) -> float:
+        optimization = self._optimization
+        # one seed per step: masks and stochastic depth repeat exactly after a resume
+        torch.manual_seed(optimization.seed * 1_000_003 + self.step)
+        windows = self._sampler.draw_batch(optimization.seed, self.step, optimization.batch_size)
+        fbank, n_real = self._features(windows)
+        inputs = self._augment(fbank, n_real)
+        _set_rate(self._optimizers, optimization.rate(self.step))
+        self.model.train()
+        with autocast(self._device, self._autocast_type):
+            logits = forward_patchout(self.model, inputs, optimization.patch_ratio_at(self.step))
+        loss = self._loss(logits.float(), windows, pad_after(fbank, n_real))
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self._update()
+        return float(loss.detach())
+
+    def _loss(self, logits: Tensor, windows: Sequence[Window], fbank: Tensor) -> Tensor:
+        optimization = self._optimization
+        targets = self._stacked([window.target for window in windows])  # (B, n_classes)
+        weights = self._stacked([window.weight for window in windows])  # (B, n_classes)
+        loss = label_loss(
+            optimization.loss,
+            logits,
+            targets * (1 - optimization.label_smoothing),
+            weights * self._has_examples,
+        )
+        if self._teacher is None:
+            return loss
+        soft = teacher_loss(logits, self._teacher.scores(fbank), self._is_taught)
+        weight = optimization.teacher_weight
+        return (1 - weight) * loss + weight * soft
+
+    def _update(self) -> None:
+        """Step along the gradients, and let the average follow."""
+        for optimizer in self._optimizers:
+            self._scaler.unscale_(optimizer)
+        if self._optimization.gradient_clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self._optimization.gradient_clip)
+        for optimizer in self._optimizers:
+            self._scaler.step(optimizer)
+        self._scaler.update()
+        self.model.zero_grad()
+        self._frozen.restore()
+        update_average(self._averaged, self.model, self._optimization, self.step)
+
+    def _features(self, windows: Sequence[Window]) -> tuple[Tensor, Tensor]:
+        """Return log-mel frames (B, max_frames, n_mels) and how many of each are real (B,)."""
+        waveforms = self._stacked([window.waveform for window in windows])
+        n_real = torch.tensor([window.n_real_frames for window in windows]).to(self._device)
+        return pad_frames(self._fbank.frames(waveforms), self.model.dims.max_frames), n_real
+
+    def _stacked(self, arrays: Sequence[Any]) -> Tensor:
+        return torch.from_numpy(np.stack(arrays)).to(self._device)
+
+    def _save(self) -> None:
+        state = {
+            "step": self.step,
+            "losses": self._losses,
+            "model": self.model.state_dict(),
+            "average": self._averaged.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+            "scaler": self._scaler.state_dict(),
+            "identity": json.dumps(self._identity),
+        }
+        save_state(self._folder, state)
+
+    def _resume(self) -> None:
+        state = load_state(self._folder, self._identity)
+        if state is None:
+            forget_metrics(self._folder)
+            return
+        self.model.load_state_dict(state["model"])
+        self._averaged.load_state_dict(state["average"])
+        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self._scaler.load_state_dict(state["scaler"])
+        self.step, self._losses = state["step"], list(state["losses"])
+        reports = read_metrics(self._folder)
+        keep_metrics(self._folder, [report for report in reports if report["step"] <= self.step])
+
+
+def forward_patchout(
+    model: AudioSpectrogramTransformer, fbank: Tensor, patch_ratio: float
+) -> Tensor:
+    """Return the logits (B, n_classes) from a random part of each window's patches.
+
+    Half the patches cost less than half the time and keep a small set from being learnt by heart.
+
+    Args:
+        fbank: normalised windows, shape (B, max_frames, n_mels).
+        patch_ratio: of the patches, in (0, 1].
+
+    Source: Koutini et al., "Efficient training of audio transformers with patchout" (2022).
+    """
+    if patch_ratio >= 1:
+        whole: Tensor = model(fbank)
+        return whole
+    patches = model.patch_embed(fbank) + model.pos_embed[:, N_PREFIX_TOKENS:]  # (B, P, C)
+    n_kept = max(1, round(patch_ratio * patches.shape[1]))
+    order = torch.rand(patches.shape[:2]).to(patches.device)  # the same on every device
+    chosen = order.argsort(dim=1)[:, :n_kept]  # (B, n_kept)
+    kept = patches.gather(1, chosen[..., None].expand(-1, -1, patches.shape[2]))
+    prefix = torch.cat((model.cls_token, model.dist_token), dim=1)
+    prefix = prefix + model.pos_embed[:, :N_PREFIX_TOKENS]
+    x = torch.cat((prefix.expand(len(kept), -1, -1), kept), dim=1)  # (B, 2 + n_kept, C)
+    for block in model.blocks:
+        x = block(x)
+    pooled = model.norm(x[:, :N_PREFIX_TOKENS]).mean(dim=1)  # (B, C)
+    logits: Tensor = model.head(model.head_norm(pooled))
+    return logits
+
+
+def averaged_model(model: nn.Module, optimization: Optimization) -> AveragedModel:
+    """Return the average of the weights so far: those of `model`; see `update_average`."""
+
+    def ema(averages: Any, currents: Any, n_averaged: Tensor | int) -> None:
+        # a short memory at first, else the random start would stay in the average for long
+        decay = min(optimization.ema_decay, int(n_averaged) / (int(n_averaged) + 9))
+        torch._foreach_lerp_(averages, currents, 1 - decay)
+
+    is_ema = optimization.average_from_epoch is None
+    averaged = AveragedModel(model, multi_avg_fn=ema if is_ema else None)
+    averaged.n_averaged.fill_(int(is_ema))  # the start is the first model in the moving average
+    averaged.eval().requires_grad_(False)
+    return averaged
+
+
+def update_average(
+    averaged: AveragedModel, model: nn.Module, optimization: Optimization, step: int
+) -> None:
+    """Let the average follow the weights after step `step`.
+
+    That is an exponential moving average, or with `average_from_epoch` the mean of the weights at
+    the ends of epochs; before the first of these the weights as they are.
+    """
+    if optimization.average_from_epoch is not None:
+        n_steps, epoch_steps = step + 1, max(1, optimization.epoch_steps)
+        if n_steps <= optimization.average_from_epoch * epoch_steps:
+            averaged.n_averaged.zero_()
+        elif n_steps % epoch_steps:
+            return
+    averaged.update_parameters(model)
+
+
+def make_optimizers(
+    model: AudioSpectrogramTransformer, optimization: Optimization
+) -> list[torch.optim.Optimizer]:
+    """Return the optimizers that together train all parameters of `model`."""
+    if optimization.optimizer == "adam":
+        return [_adam(model, optimization)]
+    return _muon(model, optimization)
+
+
+class FrozenRows:
+    """Rows of the classifier, and the norm before it, that a step must not change."""
+
+    def __init__(self, model: AudioSpectrogramTransformer, rows: Sequence[int]) -> None:
+        self._rows = list(rows)
+        head, norm = model.head, model.head_norm
+        self._parameters = (head.weight, head.bias, norm.weight, norm.bias)
+        self._kept = [parameter.detach().clone() for parameter in self._parameters]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Undo what a step did to them."""
+        if not self._rows:
+            return
+        for parameter, kept in zip(self._parameters[:2], self._kept[:2], strict=True):
+            parameter[self._rows] = kept[self._rows]
+        for parameter, kept in zip(self._parameters[2:], self._kept[2:], strict=True):
+            parameter.copy_(kept)
+
+
+def _set_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group.get(RATE_SCALE, 1.0)
+
+
+def _adam(model: AudioSpectrogramTransformer, optimization: Optimization) -> torch.optim.Optimizer:
+    """Return Adam as the AST repository uses it: the decay is part of the gradient."""
+    in_head = set(model.head_norm.parameters()) | set(model.head.parameters())
+    body = [parameter for parameter in model.parameters() if parameter not in in_head]
+    head = [parameter for parameter in model.parameters() if parameter in in_head]
+    groups: list[dict[str, Any]] = [
+        {"params": body},
+        {"params": head, RATE_SCALE: optimization.head_rate},
+    ]
+    return torch.optim.Adam(
+        groups,
+        lr=optimization.learning_rate,
+        betas=optimization.adam_betas,
+        weight_decay=optimization.weight_decay,
+    )
+
+
+def _muon(
+    model: AudioSpectrogramTransformer, optimization: Optimization
+) -> list[torch.optim.Optimizer]:
+    """Return Muon for the matrices of the blocks, and AdamW for everything else.
+
+    Muon's steps are scaled to the size of AdamW's, so that both share one learning rate. Only the
+    matrices decay: not biases, norms, tokens and position embeddings.
+    """
+    matrices = [parameter for parameter in model.blocks.parameters() if parameter.ndim == 2]
+    in_blocks = set(matrices)
+    others = [parameter for parameter in model.parameters() if parameter not in in_blocks]
+    is_decayed = {model.patch_embed.proj.weight, model.head.weight}
+    groups: list[dict[str, Any]] = [
+        {
+            "params": [parameter for parameter in others if (parameter in is_decayed) == decays],
+            "weight_decay": weight_decay,
+        }
+        for decays, weight_decay in ((True, optimization.weight_decay), (False, 0.0))
+    ]
+    return [
+        torch.optim.Muon(
+            matrices,
+            lr=optimization.learning_rate,
+            weight_decay=optimization.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        ),
+        torch.optim.AdamW(groups, lr=optimization.learning_rate, fused=True),
+    ]

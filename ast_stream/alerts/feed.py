@@ -11,7 +11,7 @@ from ast_stream.alerts.actions.base import ActionRunner, Delivered, Outcome
 from ast_stream.alerts.notification import Notification
 from ast_stream.messages.alert import Alert
 from ast_stream.messages.feed import Content, Scores16
-from ast_stream.transport.publisher import FeedPublisher
+from ast_stream.transport.feed import FeedPublisher
 from ast_stream.transport.sockets import FEED_HWM_MESSAGES, Sockets
 
 

@@ -35,6 +35,7 @@ from ast_stream.alerts.store import Store, set_aside_unless_file
 from ast_stream.alerts.watch import exposed_entities
 from ast_stream.feed import Subscriber
 from ast_stream.runtime import lifecycle
+from ast_stream.runtime.files import lock_file
 from ast_stream.runtime.lifecycle import Notifier
 from ast_stream.runtime.logging import setup_logging
 from ast_stream.runtime.metrics import Metrics
@@ -50,7 +51,6 @@ from ast_stream.settings.paths import (
     query_endpoint,
 )
 from ast_stream.settings.schema import Settings
-from ast_stream.transport.locks import lock_file
 from ast_stream.transport.sockets import Sockets
 
 STOP_PATIENCE_S = 3.0  # for deliveries under way; what is left goes out after the next start

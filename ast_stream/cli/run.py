@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from ast_stream.runtime.files import lock_file
 from ast_stream.runtime.lifecycle import (
     Notifier,
     child_environment,
@@ -22,7 +23,6 @@ from ast_stream.settings.check import LoadedSettings
 from ast_stream.settings.load import load_file
 from ast_stream.settings.paths import make_runtime_dir
 from ast_stream.settings.schema import Settings, Source
-from ast_stream.transport.locks import lock_file
 
 
 def run(

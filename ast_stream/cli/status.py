@@ -29,7 +29,7 @@ from ast_stream.runtime.lifecycle import EXIT_CRASH, stop_on_signals
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.paths import alerts_endpoint, query_endpoint, ring_endpoint
 from ast_stream.settings.schema import Settings, StreamSettings
-from ast_stream.transport.query_client import QueryClient
+from ast_stream.transport.query import QueryClient
 from ast_stream.transport.sockets import QUERY_HWM_MESSAGES, Sockets
 from ast_stream.units import samples_to_seconds
 

@@ -1,4 +1,4 @@
-"""Files that outlive a process: replaced at once, read within bounds, set aside when damaged.
+"""Files that outlive a process: replaced at once, locked, read within bounds, set aside if damaged.
 
 Whatever lies where a state file should be (a folder, a FIFO, a device, a terabyte of nothing, the
 file of another program) must neither stop a start nor let it wait.
@@ -7,6 +7,7 @@ file of another program) must neither stop a start nor let it wait.
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import os
 import shutil
@@ -17,9 +18,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from ast_stream.errors import AstStreamError
+from ast_stream.errors import AstStreamError, StartupError
 
 _NOT_OF_THE_FILE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_LOCK_MODE = 0o660
 MAX_ASIDE = 3  # damaged files kept of each name; the oldest makes room
 
 _CRC_PREFIX = b'{"crc":"%08x",'
@@ -249,3 +251,44 @@ def _age(path: Path) -> float:
         return os.lstat(path).st_ctime
     except OSError:
         return 0.0
+
+
+def lock_file(path: Path, what: str) -> int:
+    """Lock `path` and return its descriptor; closing it, or the end of the process, releases it.
+
+    Args:
+        what: what the lock stands for, as it is named in the error.
+
+    Raises:
+        StartupError: another process holds the lock, or its folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        lock_fd = open_lock(path)
+    except OSError as error:
+        raise StartupError(f"cannot use {what}: {error}") from error
+    try:
+        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock_fd)
+        raise StartupError(f"{what} is in use by another process") from error
+    return lock_fd
+
+
+def open_lock(path: Path) -> int:
+    """Open a lock file; anything else in its place holds no lock and is set aside.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        pass
+    else:
+        if not stat.S_ISREG(found.st_mode):
+            warn_set_aside(path, "lock", "it is not a file")
+        elif not found.st_mode & stat.S_IRUSR and found.st_uid == os.geteuid():
+            os.chmod(path, _LOCK_MODE)  # ours: another name would let a second process in
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    return os.open(path, flags, _LOCK_MODE)

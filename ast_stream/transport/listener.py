@@ -26,8 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ast_stream.errors import StartupError, WireError
+from ast_stream.runtime.files import lock_file
 from ast_stream.runtime.logging import LimitedLog
-from ast_stream.transport.locks import lock_file
 from ast_stream.transport.zmtp import GREETING, Kind, Session, encode_message
 
 MAX_PEERS = 256

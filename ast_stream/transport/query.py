@@ -1,8 +1,8 @@
-"""The query endpoint of a publisher: what was missed, what is now, what was heard.
+"""Queries to a publisher: what was missed, what is now, what was heard; server and client.
 
-Requests come one frame each from a DEALER, or from a REQ with its empty delimiter; every request
-gets one answer, also one that makes no sense. Nothing waits for a client: an answer that does not
-fit into its queue is dropped, and the client asks again.
+Every request gets one answer, also one that makes no sense. Clients are DEALERs, or REQs with
+their empty delimiter. Nothing waits for a client: an answer that does not fit into its queue is
+dropped, and the client asks again.
 """
 
 from __future__ import annotations
@@ -34,25 +34,27 @@ from ast_stream.messages.query import (
 from ast_stream.runtime.logging import LimitedLog
 from ast_stream.sample_clock import SampleClock
 from ast_stream.transport.event_log import EventLog
+from ast_stream.transport.sockets import QUERY_HWM_MESSAGES, Socket, Sockets
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, parse_time
 
-ANSWERS_A_TURN = 8  # then the worker's loop goes on; the rest waits in the socket
+ANSWERS_A_TURN = 8  # then the worker's loop continues; the rest waits in the socket
+_POLL_MS = 100  # how late a stop is noticed
 
 logger = logging.getLogger(__name__)
 
 
 class QuerySocket(Protocol):
-    """What the server needs of a ROUTER socket."""
+    """A ROUTER socket."""
 
     def receive(self, timeout_ms: int = 0) -> list[bytes] | None:
-        """Return the next message, or None."""
+        """Return the next message; None if there is none."""
 
     def send(self, frames: list[bytes]) -> bool:
-        """Send now, or return False."""
+        """Send now; return False if that is not possible."""
 
 
 class PublisherState(Protocol):
-    """What the server needs to know of the publisher."""
+    """What answers say of the publisher."""
 
     boot: str
     started_ns: int
@@ -63,8 +65,8 @@ class PublisherState(Protocol):
 
 
 @dataclass(frozen=True)
-class AudioWanted:
-    """Sound of [start, stop): sample indices, or nanoseconds since 1970 if `is_wall_time`.
+class AudioRange:
+    """Audio from `start` to `stop`: sample indices, or nanoseconds since 1970 if `is_wall_time`.
 
     Attributes:
         epoch: epoch that the indices belong to; None: the present one.
@@ -89,11 +91,11 @@ class QueryServer:
     Args:
         event_log: what `replay` reads; None: nothing can be replayed.
         snapshot: returns streams, open events and status.
-        audio: returns what is still held of the sound wanted; raises `WireError` with a sentence
-            where the stream or epoch is not known.
+        audio: returns what is still held of a range; raises `WireError` with a sentence if the
+            stream or epoch is not known.
 
     Attributes:
-        answered: answers given, by op; `refused` for requests that made no sense.
+        answered: answers, by op; `refused` for requests that make no sense.
         dropped: answers that did not fit into the client's queue.
     """
 
@@ -104,7 +106,7 @@ class QueryServer:
         publisher: PublisherState,
         *,
         snapshot: Callable[[], Snapshot],
-        audio: Callable[[AudioWanted], AudioBlock],
+        audio: Callable[[AudioRange], AudioBlock],
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._socket = socket
@@ -117,7 +119,7 @@ class QueryServer:
         self.dropped = 0
 
     def serve(self) -> int:
-        """Answer what waits, at most `ANSWERS_A_TURN` requests; return how many."""
+        """Answer the requests that wait, at most `ANSWERS_A_TURN`; return how many."""
         for n_answered in range(ANSWERS_A_TURN):
             frames = self._socket.receive()
             if frames is None:
@@ -147,7 +149,7 @@ class QueryServer:
             case SnapshotQuery():
                 return self._snapshot().encode()
             case AudioQuery():
-                return AudioAnswer(self._audio(_wanted(query)), self._publisher.boot).encode()
+                return AudioAnswer(self._audio(_audio_range(query)), self._publisher.boot).encode()
             case PingQuery():
                 return PingAnswer(
                     boot=self._publisher.boot,
@@ -169,11 +171,11 @@ def _without_envelope(frames: list[bytes]) -> tuple[list[bytes], list[bytes]]:
 
 
 def _printable(text: str) -> str:
-    """Escape what a request may have put into an error: line ends, lone surrogates."""
+    """Escape line ends and lone surrogates, which a request may have put into an error."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
-def _wanted(query: AudioQuery) -> AudioWanted:
+def _audio_range(query: AudioQuery) -> AudioRange:
     start, stop = query.start, query.stop
     if isinstance(start, int) and isinstance(stop, int):
         limit, is_wall_time = MAX_AUDIO_S * SAMPLE_RATE, False
@@ -184,7 +186,7 @@ def _wanted(query: AudioQuery) -> AudioWanted:
         raise WireError("audio: expected 'from' and 'to' both as samples or both as times")
     if not 0 <= stop - start <= limit:
         raise WireError(f"audio: expected 'to' 0 to {MAX_AUDIO_S} s after 'from', got another span")
-    return AudioWanted(query.stream, query.epoch, start, stop, is_wall_time)
+    return AudioRange(query.stream, query.epoch, start, stop, is_wall_time)
 
 
 def _time(key: str, text: str) -> int:
@@ -192,3 +194,44 @@ def _time(key: str, text: str) -> int:
         return parse_time(text)
     except (ValueError, OverflowError) as error:
         raise WireError(f"audio: {key}: {error}") from error
+
+
+class QueryClient:
+    """A DEALER that asks one query at a time; the publisher may be absent.
+
+    Args:
+        is_stopped: polled while an answer is waited for.
+        now_s: monotonic clock.
+    """
+
+    def __init__(
+        self,
+        sockets: Sockets,
+        endpoint: str,
+        is_stopped: Callable[[], bool] = lambda: False,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.endpoint = endpoint
+        self._sockets = sockets
+        self._is_stopped = is_stopped
+        self._now_s = now_s
+        self._socket: Socket | None = None
+
+    def ask(self, query: Query, timeout_s: float) -> list[bytes] | None:
+        """Return the frames of the answer; None if none came in time."""
+        if self._socket is None:
+            self._socket = self._sockets.connect("dealer", self.endpoint, QUERY_HWM_MESSAGES)
+        self._socket.send(query.encode())
+        deadline_s = self._now_s() + timeout_s
+        while not self._is_stopped() and self._now_s() < deadline_s:
+            frames = self._socket.receive(_POLL_MS)
+            if frames is not None:
+                return frames
+        self.close()  # else a late answer would be mistaken for that to the next query
+        return None
+
+    def close(self) -> None:
+        """Close the socket; the next query opens another."""
+        if self._socket is not None:
+            self._sockets.forget(self._socket)
+            self._socket = None

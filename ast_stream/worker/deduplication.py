@@ -16,7 +16,7 @@ import numpy as np
 from ast_stream.messages.event import Event, EventMessage, Gap, GapMessage, Scores, ScoresHeader
 from ast_stream.sample_clock import SampleClock
 from ast_stream.transport.event_log import EventLog, Published
-from ast_stream.transport.publisher import FeedPublisher
+from ast_stream.transport.feed import FeedPublisher
 from ast_stream.units import SAMPLE_RATE, samples_to_seconds
 
 logger = logging.getLogger(__name__)

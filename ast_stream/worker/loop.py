@@ -17,7 +17,7 @@ from ast_stream.messages.status import Health, WorkerFacts
 from ast_stream.runtime.logging import LimitedLog
 from ast_stream.settings.schema import DetectionSettings
 from ast_stream.transport.event_log import EventLog
-from ast_stream.transport.publisher import FeedPublisher
+from ast_stream.transport.feed import FeedPublisher
 from ast_stream.transport.query import QueryServer
 from ast_stream.transport.sockets import Listener, Poller, Sockets
 from ast_stream.worker.deduplication import DeduplicatingPublisher

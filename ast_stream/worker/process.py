@@ -39,7 +39,7 @@ from ast_stream.settings.paths import (
 )
 from ast_stream.settings.schema import Settings
 from ast_stream.transport.event_log import EventLog
-from ast_stream.transport.publisher import FeedPublisher
+from ast_stream.transport.feed import FeedPublisher
 from ast_stream.transport.sockets import (
     AUDIO_HWM_BLOCKS,
     FEED_HWM_MESSAGES,

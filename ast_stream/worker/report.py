@@ -16,8 +16,8 @@ from ast_stream.messages.status import (
     WorkerStatus,
 )
 from ast_stream.runtime.logging import Outage
-from ast_stream.transport.publisher import FeedPublisher
-from ast_stream.transport.query import AudioWanted
+from ast_stream.transport.feed import FeedPublisher
+from ast_stream.transport.query import AudioRange
 from ast_stream.worker.deduplication import DeduplicatingPublisher
 from ast_stream.worker.stream import WorkerStream
 
@@ -130,7 +130,7 @@ class WorkerReport:
         )
 
 
-def read_audio(streams: Streams, wanted: AudioWanted) -> AudioBlock:
+def read_audio(streams: Streams, wanted: AudioRange) -> AudioBlock:
     """Return what is held of the audio that a query wants.
 
     Raises:

@@ -19,7 +19,7 @@ from ast_stream.messages.audio import (
 from ast_stream.messages.event import EndReason, Event, EventMessage, Gap, Scores
 from ast_stream.messages.status import SOURCE_ENDED, Health, StreamState
 from ast_stream.sample_clock import SampleClock
-from ast_stream.transport.query import AudioWanted
+from ast_stream.transport.query import AudioRange
 from ast_stream.transport.sockets import QUERY_HWM_MESSAGES, Poller, Socket, Sockets
 from ast_stream.units import SAMPLE_RATE, samples_to_seconds, seconds_to_samples
 from ast_stream.worker.deduplication import DeduplicatingPublisher
@@ -267,7 +267,7 @@ class WorkerStream:
             return []
         return [self._event_message(event) for event in self._detector.open_events(self.name)]
 
-    def audio(self, wanted: AudioWanted) -> AudioBlock:
+    def audio(self, wanted: AudioRange) -> AudioBlock:
         """Return what is held of the audio that a query wants.
 
         Raises:

@@ -19,8 +19,8 @@ from ast_stream.messages.audio import AudioBlock
 from ast_stream.messages.event import EventMessage
 from ast_stream.messages.query import Snapshot
 from ast_stream.transport.event_log import EventLog
-from ast_stream.transport.publisher import FeedPublisher
-from ast_stream.transport.query import AudioWanted, QueryServer
+from ast_stream.transport.feed import FeedPublisher
+from ast_stream.transport.query import AudioRange, QueryServer
 from ast_stream.transport.sockets import FEED_HWM_MESSAGES, QUERY_HWM_MESSAGES, Sockets
 
 REDERIVED = 25  # events between the last journal and a kill
@@ -76,7 +76,7 @@ class Worker:
         boot = self.publisher.boot
         return Snapshot(boot=boot, streams=[], events=[], status=worker_status())
 
-    def _audio(self, wanted: AudioWanted) -> AudioBlock:
+    def _audio(self, wanted: AudioRange) -> AudioBlock:
         raise WireError("audio: none")
 
 

@@ -31,7 +31,7 @@ from ast_stream.model.tagger import Tagger
 from ast_stream.runtime.metrics import Metrics
 from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
 from ast_stream.transport.event_log import EventLog
-from ast_stream.transport.publisher import FeedPublisher
+from ast_stream.transport.feed import FeedPublisher
 from ast_stream.transport.sockets import Poller, Socket, Sockets
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, seconds_to_samples
 from ast_stream.worker.journal import Journal, JournalFile

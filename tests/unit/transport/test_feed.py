@@ -22,8 +22,7 @@ from ast_stream.feed import FeedMessage, Missed, Subscriber, query_endpoint_besi
 from ast_stream.messages.feed import Position
 from ast_stream.messages.query import MAX_PAGE_MESSAGES, ReplayPage
 from ast_stream.transport.event_log import EventLog
-from ast_stream.transport.feed_order import FeedOrder
-from ast_stream.transport.publisher import FeedPublisher
+from ast_stream.transport.feed import FeedOrder, FeedPublisher
 
 LONG_S = 20.0  # only a failing test waits as long
 
@@ -108,8 +107,8 @@ def read_all(
                 items += order.replayed(one)
             if not page.more:
                 items += order.caught_up(message)
-        taken = order.take(message)
-        items += [] if taken is None else [taken]
+        accepted = order.accept(message)
+        items += [] if accepted is None else [accepted]
     return items
 
 
@@ -189,12 +188,12 @@ def test_repeats_of_an_earlier_boot_are_left_out() -> None:
         publisher.publish(gap_message(7))
         publisher.publish(event(1, "end"))
     first, second = wire.sent[:3], wire.sent[3:]
-    assert [order.take(message) for message in first] == first
+    assert [order.accept(message) for message in first] == first
     assert order.caught_up(second[0]) == []
-    assert [order.take(message) for message in second] == [None, None, None]
+    assert [order.accept(message) for message in second] == [None, None, None]
     late = first[0]
     assert order.follows(late)
-    assert order.take(late) is None
+    assert order.accept(late) is None
     assert order.duplicates == 4
 
 

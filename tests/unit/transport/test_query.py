@@ -27,7 +27,7 @@ from ast_stream.messages.query import (
 )
 from ast_stream.sample_clock import SampleClock
 from ast_stream.transport.event_log import EventLog
-from ast_stream.transport.query import ANSWERS_A_TURN, AudioWanted, QueryServer
+from ast_stream.transport.query import ANSWERS_A_TURN, AudioRange, QueryServer
 from ast_stream.transport.sockets import Socket, Sockets
 from ast_stream.units import SAMPLE_RATE, format_time
 
@@ -50,7 +50,7 @@ class NoSocket:
         raise AssertionError
 
 
-def held(wanted: AudioWanted) -> AudioBlock:
+def held(wanted: AudioRange) -> AudioBlock:
     """A stream `porch` that holds samples 1600 to 4800, which began at START_NS."""
     if wanted.stream != "porch":
         raise WireError(f"audio: no stream {wanted.stream}")

@@ -13,7 +13,7 @@ import pytest
 from damage import STRANGE_FILES, make_strange
 
 from ast_stream.errors import StartupError
-from ast_stream.transport.locks import lock_file
+from ast_stream.runtime.files import lock_file
 from ast_stream.transport.sockets import (
     AUDIO_HWM_BLOCKS,
     MAX_MESSAGE_BYTES,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -23,8 +24,15 @@ from ast_stream.cli.terminal import console, level_text
 from ast_stream.errors import WireError
 from ast_stream.feed import FeedMessage, Subscriber
 from ast_stream.messages.audio import ReadRequest, RingReply
+from ast_stream.messages.event import EventMessage
 from ast_stream.messages.query import Snapshot, SnapshotQuery
-from ast_stream.messages.status import ALERTS_STATUS_TOPIC, SOURCE_ENDED
+from ast_stream.messages.status import (
+    ALERTS_STATUS_TOPIC,
+    SOURCE_ENDED,
+    AlertsStatus,
+    Health,
+    WorkerStatus,
+)
 from ast_stream.runtime.lifecycle import EXIT_CRASH, stop_on_signals
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.paths import alerts_endpoint, query_endpoint, ring_endpoint
@@ -39,7 +47,7 @@ REFRESH_S = 1.0
 TIMEOUT_S = 3.0  # for each answer: a worker that computes answers between two turns
 _WELL = ("listening", "warming", "gated")
 _AILING = {"missing": "has no audio", "degraded": "has no sound"}  # of capture processes
-_LOOK_EVERY_S = 0.05
+_POLL_S = 0.05
 NOWHERE: Mapping[str, str] = {}
 
 
@@ -128,10 +136,10 @@ def _processes(report: Report) -> Table:
             state = _state("ended" if is_over else "no answer", is_well=is_over)
             table.add_row(f"capture {name}", state, "")
         else:
-            state = _state(capture["state"], is_well=capture["state"] in ("listening", "ended"))
+            state = _state(capture.state, is_well=capture.state in ("listening", "ended"))
             table.add_row(f"capture {name}", state, _capture_text(capture))
     if report.alerts is not None:
-        is_well = report.alerts["hears"]
+        is_well = report.alerts.hears_worker
         state = _state("listening" if is_well else "hears nothing", is_well=is_well)
         table.add_row("alerts", state, alerts_text(report.alerts))
     elif report.has_alerts:
@@ -139,28 +147,27 @@ def _processes(report: Report) -> Table:
     return table
 
 
-def worker_text(worker: dict[str, Any]) -> str:
-    """Return what a worker says of itself, in a line."""
-    lag_s = worker.get("lag_s")
+def worker_text(worker: WorkerStatus) -> str:
+    """Return the status of a worker in a line."""
     return ", ".join(
         [
-            f"{worker.get('device')} {worker.get('precision')} {worker.get('attention')}",
-            f"{worker.get('windows_per_s', 0):g} windows/s",
-            "no audio yet" if lag_s is None else f"lag {lag_s:.1f} s",
-            f"up {_duration(worker.get('uptime_s', 0))}",
+            f"{worker.device} {worker.precision} {worker.attention}",
+            f"{worker.windows_per_s:g} windows/s",
+            "no audio yet" if worker.lag_s is None else f"lag {worker.lag_s:.1f} s",
+            f"up {_duration(worker.uptime_s)}",
         ]
     )
 
 
-def alerts_text(alerts: dict[str, Any]) -> str:
-    """Return what an alerts process says of itself, in a line."""
-    return f"{alerts['rules']} rules, {alerts['pending']} to deliver"
+def alerts_text(alerts: AlertsStatus) -> str:
+    """Return the status of an alerts process in a line."""
+    return f"{alerts.n_rules} rules, {alerts.pending} to deliver"
 
 
-def _capture_text(capture: dict[str, Any]) -> str:
-    audio = _duration(samples_to_seconds(capture["samples"]))
-    waiting_s = samples_to_seconds(capture["unacknowledged"])
-    return capture["detail"] or f"{audio} of audio, {waiting_s:.1f} s not yet decided"
+def _capture_text(capture: RingReply) -> str:
+    audio = _duration(samples_to_seconds(capture.next))
+    waiting_s = samples_to_seconds(capture.next - capture.acked)
+    return capture.detail or f"{audio} of audio, {waiting_s:.1f} s not yet decided"
 
 
 def _streams(report: Report) -> Table:
@@ -168,15 +175,15 @@ def _streams(report: Report) -> Table:
     for column in ("stream", "state", "level", "lag", "open events", "gaps", "lost"):
         table.add_column(column, justify="left" if column in ("stream", "state") else "right")
     for name, health in report.streams.items():
-        lag_s, opened = health["lag_s"], [one for one in report.events if one["stream"] == name]
+        labels = [event.label for event in report.events if event.stream == name]
         table.add_row(
             name,
-            _state(health["state"], is_well=health["state"] not in ("missing", "degraded")),
-            level_text(health["level_dbfs"]),
-            "" if lag_s is None else f"{lag_s:.1f} s",
-            ", ".join(one["label"] for one in opened) or "none",
-            str(health["gaps"]),
-            f"{samples_to_seconds(health['lost_samples']):.1f} s",
+            _state(health.state, is_well=health.state not in ("missing", "degraded")),
+            level_text(health.level_dbfs),
+            "" if health.lag_s is None else f"{health.lag_s:.1f} s",
+            ", ".join(labels) or "none",
+            str(health.gaps),
+            f"{samples_to_seconds(health.lost_samples):.1f} s",
         )
     return table
 
@@ -198,20 +205,22 @@ class Report:
     """What the processes answered.
 
     Attributes:
-        worker: its status message; None: it did not answer.
+        worker: None: it did not answer.
         streams: health by stream, those in the configuration first.
         events: events that are open.
-        captures: by stream in the configuration: state, detail and samples; None: no answer.
-        alerts: status message of the alerts process; None: it was not heard.
-        has_alerts: there should be one.
+        captures: answer of the ring by stream in the configuration; None: no answer.
+        alerts: None: no status was received.
+        alerts_body: the same as it was received.
+        has_alerts: there should be an alerts process.
         problems: what is not well, in sentences.
     """
 
-    worker: dict[str, Any] | None = None
-    streams: dict[str, dict[str, Any]] = field(default_factory=dict)
-    events: list[dict[str, Any]] = field(default_factory=list)
-    captures: dict[str, dict[str, Any] | None] = field(default_factory=dict)
-    alerts: dict[str, Any] | None = None
+    worker: WorkerStatus | None = None
+    streams: dict[str, Health] = field(default_factory=dict)
+    events: list[EventMessage] = field(default_factory=list)
+    captures: dict[str, RingReply | None] = field(default_factory=dict)
+    alerts: AlertsStatus | None = None
+    alerts_body: dict[str, Any] | None = None
     has_alerts: bool = False
     problems: list[str] = field(default_factory=list)
 
@@ -220,12 +229,24 @@ class Report:
         return {
             "healthy": not self.problems,
             "problems": self.problems,
-            "worker": self.worker,
-            "streams": list(self.streams.values()),
-            "events": self.events,
-            "captures": self.captures,
-            "alerts": self.alerts,
+            "worker": None if self.worker is None else self.worker.to_json(),
+            "streams": [health.to_json() for health in self.streams.values()],
+            "events": [event.to_json() for event in self.events],
+            "captures": {name: _capture_json(reply) for name, reply in self.captures.items()},
+            "alerts": self.alerts_body,
         }
+
+
+def _capture_json(reply: RingReply | None) -> dict[str, Any] | None:
+    if reply is None:
+        return None
+    return {
+        "state": reply.state,
+        "detail": reply.detail,
+        "epoch": reply.block.epoch,
+        "samples": reply.next,
+        "unacknowledged": reply.next - reply.acked,
+    }
 
 
 class Enquiry:
@@ -270,14 +291,16 @@ class Enquiry:
         for stream in self._streams:
             report.captures[stream.name] = self._ask_capture(stream.name)
         if self._alerts is not None:
-            report.has_alerts, report.alerts = True, self._hear_alerts()
+            report.has_alerts = True
+            self._receive_alerts_status(report)
         report.problems = problems(report, self._streams, self._places())
         return report
 
     def _places(self) -> dict[str, str]:
         """Return the sockets that are asked: whoever looks in the wrong folder must see which."""
         captures = {
-            f"capture {one.name}": ring_endpoint(self._settings, one.name) for one in self._streams
+            f"capture {stream.name}": ring_endpoint(self._settings, stream.name)
+            for stream in self._streams
         }
         return {
             "worker": query_endpoint(self._settings),
@@ -290,15 +313,15 @@ class Enquiry:
         if frames is None:
             return
         try:
-            snapshot = Snapshot.decode(frames).to_json()
+            snapshot = Snapshot.decode(frames)
         except WireError:  # something else answers at this endpoint
             return
-        healths = {health["stream"]: health for health in snapshot["streams"]}
-        report.events, report.worker = snapshot["events"], snapshot["status"]
+        healths = {health.stream: health for health in snapshot.streams}
+        report.events, report.worker = snapshot.events, snapshot.status
         first = [stream.name for stream in self._streams if stream.name in healths]
         report.streams = {name: healths[name] for name in dict.fromkeys([*first, *healths])}
 
-    def _ask_capture(self, name: str) -> dict[str, Any] | None:
+    def _ask_capture(self, name: str) -> RingReply | None:
         socket = self._sockets.connect(
             "dealer", ring_endpoint(self._settings, name), QUERY_HWM_MESSAGES
         )
@@ -306,38 +329,31 @@ class Enquiry:
             request = ReadRequest(v=1, op="read", stream=name, epoch=None, start=0, stop=0)
             socket.send(request.encode())
             frames = socket.receive(round(self._timeout_s * 1000))
-            if frames is None:
-                return None
-            reply = RingReply.decode(frames, name)
+            return None if frames is None else RingReply.decode(frames, name)
         except WireError:
             return None
         finally:
             self._sockets.forget(socket)
-        return {
-            "state": reply.state,
-            "detail": reply.detail,
-            "epoch": reply.block.epoch,
-            "samples": reply.next,
-            "unacknowledged": reply.next - reply.acked,
-        }
 
-    def _hear_alerts(self) -> dict[str, Any] | None:
-        """Return the next status of the alerts process: those before are of the past."""
+    def _receive_alerts_status(self, report: Report) -> None:
+        """Wait for the next status of the alerts process: those before are outdated."""
         assert self._alerts is not None
         while self._alerts.receive(0.0) is not None:
             pass
         end_s = time.monotonic() + self._timeout_s
         while time.monotonic() < end_s and not self._is_stopped():
-            item = self._alerts.receive(_LOOK_EVERY_S)
+            item = self._alerts.receive(_POLL_S)
             if isinstance(item, FeedMessage):
-                return item.body
-        return None
+                with contextlib.suppress(WireError):
+                    report.alerts = AlertsStatus.from_json(item.body, item.topic)
+                    report.alerts_body = item.body
+                    return
 
 
 def problems(
     report: Report, streams: Sequence[StreamSettings], places: Mapping[str, str] = NOWHERE
 ) -> list[str]:
-    """Return what is not well; a recording that has come to its end is.
+    """Return what is not well; a recording that has ended is.
 
     Args:
         places: which socket was asked, by process: "worker", "alerts", "capture NAME".
@@ -346,36 +362,36 @@ def problems(
     def at(process: str) -> str:
         return f" at {places[process]}" if process in places else ""
 
-    finite = {one.name for one in streams if can_end(one.source)}
+    finite = {stream.name for stream in streams if can_end(stream.source)}
     found = [f"the worker does not answer{at('worker')}"] if report.worker is None else []
     if report.worker is not None:
-        if report.worker.get("disk"):
-            found.append(f"the worker's {report.worker['disk']}")
+        if report.worker.disk:
+            found.append(f"the worker's {report.worker.disk}")
         found += [
-            f"stream {one.name} is not known to the worker"
-            for one in streams
-            if one.name not in report.streams
+            f"stream {stream.name} is not known to the worker"
+            for stream in streams
+            if stream.name not in report.streams
         ]
     over = set()
-    named = {name for name, one in report.streams.items() if one["state"] not in _WELL}
+    named = {name for name, health in report.streams.items() if health.state not in _WELL}
     for name, health in report.streams.items():
-        if name in finite and health["detail"] == SOURCE_ENDED:
+        if name in finite and health.detail == SOURCE_ENDED:
             over.add(name)
-        elif health["state"] not in _WELL:
-            found.append(f"stream {name} is {health['state']}: {health['detail']}")
+        elif health.state not in _WELL:
+            found.append(f"stream {name} is {health.state}: {health.detail}")
     for name, capture in report.captures.items():
         if capture is None and name not in over:
             found.append(f"the capture process of {name} does not answer{at(f'capture {name}')}")
-        elif capture is not None and capture["state"] in _AILING and name not in named:
+        elif capture is not None and capture.state in _AILING and name not in named:
             found.append(
-                f"the capture process of {name} {_AILING[capture['state']]}: {capture['detail']}"
+                f"the capture process of {name} {_AILING[capture.state]}: {capture.detail}"
             )
     if report.has_alerts and report.alerts is None:
         found.append(f"the alerts process is not heard{at('alerts')}")
-    elif report.alerts is not None and report.alerts.get("disk"):
-        found.append(f"the alerts process cannot write: {report.alerts['disk']}")
-    elif report.alerts is not None and not report.alerts["hears"]:
+    elif report.alerts is not None and report.alerts.disk:
+        found.append(f"the alerts process cannot write: {report.alerts.disk}")
+    elif report.alerts is not None and not report.alerts.hears_worker:
         found.append("the alerts process does not hear the worker")
     if report.alerts is not None:
-        found += [str(one["text"]) for one in report.alerts.get("failing", ())]
+        found += [action.text for action in report.alerts.failing]
     return found

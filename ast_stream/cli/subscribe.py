@@ -17,20 +17,24 @@ from rich.text import Text
 
 from ast_stream.cli.output import json_line
 from ast_stream.cli.terminal import console
+from ast_stream.errors import WireError
 from ast_stream.feed import FeedMessage, Missed, Subscriber
+from ast_stream.messages.event import EventMessage, GapMessage, ScoresHeader
+from ast_stream.messages.feed import Content
+from ast_stream.messages.status import Health
 from ast_stream.runtime.lifecycle import stop_on_signals
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.paths import feed_endpoint, query_endpoint
 from ast_stream.settings.schema import Settings, StdinSource, StreamSettings
+from ast_stream.units import NS_PER_SECOND
 
 DEFAULT_TOPICS = ("event/", "gap/")
 SAY_WAITING_AFTER_S = 1.0
-_LOOK_EVERY_S = 0.2  # at the stop signal, the reader of our output and the publisher
+_POLL_S = 0.2  # of the stop signal, the reader of our output and the publisher
 
 
 _STREAM_COLUMNS = 12
 _TOP_SCORES = 5
-_SAID_BEFORE = ("stream", "published", "v", "boot", "seq", "durable_seq", "previous")
 _STYLES = {"begin": "bold green", "update": "dim", "end": "green"}
 _STATE_STYLES = {"listening": "green", "missing": "bold red", "degraded": "yellow"}
 
@@ -110,8 +114,8 @@ def _follow(
 ) -> None:
     n_shown = 0
     while not stop.is_set() and n_shown != count and not _output_is_closed():
-        item = reader.receive(_LOOK_EVERY_S)
-        waiting.look(reader)
+        item = reader.receive(_POLL_S)
+        waiting.update(reader)
         if item is not None:
             show(item)
             n_shown += 1
@@ -125,7 +129,7 @@ class _Waiting:
         self._since_s = time.monotonic()
         self._has_said = False
 
-    def look(self, reader: Subscriber) -> None:
+    def update(self, reader: Subscriber) -> None:
         now_s = time.monotonic()
         if reader.is_publisher_there:
             if self._has_said:
@@ -137,7 +141,7 @@ class _Waiting:
 
 
 def _output_is_closed() -> bool:
-    """Whether nobody reads our output any more: noticed without writing, as events are rare."""
+    """Return whether nobody reads our output any more, without writing: events are rare."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return any(flags & select.POLLERR for _, flags in poll.poll(0))
@@ -161,7 +165,7 @@ class FeedLines:
         self._console = console(stderr=False)
 
     def show(self, item: FeedMessage | Missed) -> None:
-        """Print a message, or that some are missed."""
+        """Print a message, or that some were missed."""
         line = feed_line(item)
         self._console.print(line, soft_wrap=True)
 
@@ -170,44 +174,43 @@ def feed_line(item: FeedMessage | Missed) -> Text:
     """Return the line of one item."""
     if isinstance(item, Missed):
         return Text(f"missed messages up to {item.upto[1]}: {item.reason}", style="bold red")
-    body = item.body
-    line = Text.assemble((_clock(body.get("published")), "dim"), "  ")
-    if "stream" in body:
-        line.append(f"{body['stream']:<{_STREAM_COLUMNS}}  ", style="cyan")
-    match item.kind:
-        case "event":
-            return line.append(_event(body))
-        case "gap":
-            return line.append(f"gap     {_seconds(body)} lost: {body.get('reason')}", "yellow")
-        case "health":
-            return line.append(_health(body))
-        case "scores":
+    try:
+        content: Content | None = item.content()
+    except WireError:  # of another version: shown as it is
+        content = None
+    line = Text.assemble((_clock(item.published_ns), "dim"), "  ")
+    if item.stream is not None:
+        line.append(f"{item.stream:<{_STREAM_COLUMNS}}  ", style="cyan")
+    match content:
+        case EventMessage():
+            return line.append(_event(content))
+        case GapMessage():
+            lost = f"gap     {_number(content.duration_s)} s lost: {content.reason}"
+            return line.append(lost, "yellow")
+        case Health():
+            return line.append(_health(content))
+        case ScoresHeader():
             return line.append(_scores(item))
-    facts = {key: value for key, value in body.items() if key not in _SAID_BEFORE}
-    return line.append(f"{item.topic} {json_line(facts)}")
+    return line.append(f"{item.topic} {json_line(item.facts)}")
 
 
-def _event(body: dict[str, Any]) -> Text:
-    kind = str(body.get("type"))
-    text = Text.assemble(
-        (f"{kind:<6}", _STYLES.get(kind, "")), "  ", (str(body.get("label")), "bold")
-    )
-    if kind == "end":
-        peak, mean = _number(body.get("peak")), _number(body.get("mean"))
-        text.append(f"  {_seconds(body)}, peak {peak}, mean {mean}, {body.get('reason')}")
+def _event(event: EventMessage) -> Text:
+    text = Text.assemble((f"{event.type:<6}", _STYLES[event.type]), "  ", (event.label, "bold"))
+    if event.type == "end":
+        peak, mean = _number(event.peak), _number(event.mean)
+        text.append(f"  {_number(event.duration_s)} s, peak {peak}, mean {mean}, {event.reason}")
     else:
-        since = f"since {_clock(body.get('onset'))} ± {_number(body.get('uncertainty_s'))} s"
-        text.append(f"  score {_number(body.get('score'))}  {since}")
+        since = f"since {_clock(event.onset_ns)} ± {_number(event.uncertainty_s)} s"
+        text.append(f"  score {_number(event.score)}  {since}")
     return text
 
 
-def _health(body: dict[str, Any]) -> Text:
-    state = str(body.get("state"))
-    text = Text.assemble("health  ", (state, _STATE_STYLES.get(state, "")))
+def _health(health: Health) -> Text:
+    text = Text.assemble("health  ", (health.state, _STATE_STYLES.get(health.state, "")))
     facts = (
-        f"{key} {body[key]}"
-        for key in ("detail", "level_dbfs", "lag_s", "hop_s", "gaps")
-        if body.get(key) is not None
+        f"{name} {getattr(health, name)}"
+        for name in ("detail", "level_dbfs", "lag_s", "hop_s", "gaps")
+        if getattr(health, name) is not None
     )
     return text.append(", ".join(["", *facts]))
 
@@ -219,18 +222,13 @@ def _scores(message: FeedMessage) -> str:
     return "scores  " + "  ".join(f"{index}: {message.scores[index]:.2f}" for index in best)
 
 
-def _seconds(body: dict[str, Any]) -> str:
-    return f"{_number(body.get('duration_s'))} s"
+def _number(value: float | None) -> str:
+    return "?" if value is None else f"{value:.2f}"
 
 
-def _number(value: object) -> str:
-    return f"{value:.2f}" if isinstance(value, int | float) else "?"
-
-
-def _clock(time: object) -> str:
-    """Return an RFC 3339 time as local time of day with tenths."""
-    try:
-        local = datetime.fromisoformat(str(time)).astimezone()
-    except ValueError:
+def _clock(time_ns: int | None) -> str:
+    """Return a wall time as local time of day with tenths."""
+    if time_ns is None:
         return "--:--:--.-"
-    return f"{local:%H:%M:%S}.{local.microsecond // 100_000}"
+    seconds, rest_ns = divmod(time_ns, NS_PER_SECOND)
+    return f"{datetime.fromtimestamp(seconds):%H:%M:%S}.{rest_ns * 10 // NS_PER_SECOND}"

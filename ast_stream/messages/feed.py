@@ -39,7 +39,7 @@ from ast_stream.messages.status import (
     WorkerStatus,
 )
 from ast_stream.runtime.files import add_checksum, has_checksum
-from ast_stream.units import format_time
+from ast_stream.units import format_time, parse_time
 
 MAX_TOPIC_BYTES = 512
 MAX_BODY_BYTES = 256 * 1024
@@ -78,6 +78,9 @@ class _ScoresShape(Body):
     shape: Annotated[
         list[Annotated[int, Field(ge=0, le=100_000)]], Field(min_length=1, max_length=1)
     ]
+
+
+_STAMP_KEYS = frozenset({"stream", "published", *_Stamp.model_fields})
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,20 @@ class FeedMessage:
         return None if seq is None else (self.body["boot"], seq)
 
     @property
+    def published_ns(self) -> int | None:
+        """When it was published, nanoseconds since 1970; None if it does not say."""
+        try:
+            return parse_time(self.body["published"])
+        except (KeyError, TypeError, ValueError, OverflowError):
+            return None
+
+    @property
+    def stream(self) -> str | None:
+        """The stream that it is about, None if it is about none."""
+        stream = self.body.get("stream")
+        return stream if isinstance(stream, str) else None
+
+    @property
     def is_durable(self) -> bool:
         """Whether the publisher logs it and can repeat it."""
         return "previous" in self.body
@@ -175,6 +192,11 @@ class FeedMessage:
         """Sample index at which an event was decided, None for others."""
         at_sample = self.body.get("at_sample")
         return at_sample if isinstance(at_sample, int) else None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The body without what says whose it is and where in the order of the feed."""
+        return {key: value for key, value in self.body.items() if key not in _STAMP_KEYS}
 
     def content(self) -> Content:
         """Return the body as the class of its topic.

@@ -14,12 +14,16 @@ import pytest
 from pipeline import Pipeline, pipeline, wait_for
 from reactive_model import save_reactive
 from rich.console import Console
+from sample_messages import alerts_status, event_message, worker_status
 
 from ast_stream.cli.status import Report, problems, view
 from ast_stream.cli.terminal import console
+from ast_stream.messages.audio import AudioBlock, RingReply
+from ast_stream.messages.status import FailingAction, Health, StreamState
 from ast_stream.settings.schema import Settings, StreamSettings
 from ast_stream.units import SAMPLE_RATE
 
+FAILING = FailingAction(action="p", waiting=1, attempts=3, lost=False, error="no route")
 ENDLESS = {"type": "scene", "duration_s": 3600}
 RULES = "version: 1\ngroups: [{name: g, rules: [{alert: bark, match: {class: Bark}}]}]\n"
 
@@ -29,28 +33,30 @@ def streams(*sources: dict[str, Any]) -> list[StreamSettings]:
     return Settings.model_validate({"streams": named}).streams
 
 
-def health(name: str, state: str = "listening", detail: str | None = None) -> dict[str, Any]:
-    return {
-        "stream": name,
-        "state": state,
-        "detail": detail,
-        "level_dbfs": None if state == "missing" else -41.7,
-        "lag_s": None if state == "missing" else 0.31,
-        "gaps": 2,
-        "lost_samples": 8_000,
-    }
+def health(name: str, state: StreamState = "listening", detail: str | None = None) -> Health:
+    return Health(
+        stream=name,
+        state=state,
+        detail=detail,
+        level_dbfs=None if state == "missing" else -41.7,
+        lag_s=None if state == "missing" else 0.31,
+        gaps=2,
+        lost_samples=8_000,
+    )
 
 
-def report(*healths: dict[str, Any], **fields: Any) -> Report:
-    worker = {"device": "cpu", "precision": "fp32", "attention": "math", "lag_s": 0.3}
+def capture(state: str = "listening", detail: str | None = None) -> RingReply:
+    """Return the answer of a ring that has ten minutes of audio, half a second not decided."""
+    block = AudioBlock("s0", "ab" * 8, 0, 0, np.zeros(0, np.int16))
+    newest = 600 * SAMPLE_RATE
+    return RingReply(block, 0, newest, newest - 8_000, state, detail)
+
+
+def report(*healths: Health, **fields: Any) -> Report:
     found = Report(
-        worker=worker | {"windows_per_s": 2.0, "uptime_s": 90_000},
-        streams={one["stream"]: one for one in healths},
-        captures={
-            one["stream"]: {"state": "listening", "detail": None, "samples": 16_000 * 600}
-            | {"epoch": "ab" * 8, "unacknowledged": 8_000}
-            for one in healths
-        },
+        worker=worker_status(lag_s=0.3, windows_per_s=2.0, uptime_s=90_000.0),
+        streams={health.stream: health for health in healths},
+        captures={health.stream: capture() for health in healths},
     )
     for name, value in fields.items():
         setattr(found, name, value)
@@ -83,12 +89,12 @@ def test_streams_that_are_heard_are_well(state: str) -> None:
             "the capture process of s0 does not answer",
         ),
         (
-            report(health("s0"), captures={"s0": {"state": "missing", "detail": "unplugged"}}),
+            report(health("s0"), captures={"s0": capture("missing", "unplugged")}),
             LIVE,
             "the capture process of s0 has no audio: unplugged",
         ),
         (
-            report(health("s0"), captures={"s0": {"state": "degraded", "detail": "zeros"}}),
+            report(health("s0"), captures={"s0": capture("degraded", "zeros")}),
             LIVE,
             "the capture process of s0 has no sound: zeros",
         ),
@@ -99,16 +105,14 @@ def test_streams_that_are_heard_are_well(state: str) -> None:
         ),
         (report(has_alerts=True), [], "the alerts process is not heard"),
         (
-            report(has_alerts=True, alerts={"hears": False}),
+            report(has_alerts=True, alerts=alerts_status(hears_worker=False)),
             [],
             "the alerts process does not hear the worker",
         ),
         (
-            report(
-                has_alerts=True, alerts={"hears": True, "failing": [{"text": "not delivered by p"}]}
-            ),
+            report(has_alerts=True, alerts=alerts_status(failing=[FAILING])),
             [],
-            "not delivered by p",
+            "alerts are not delivered by p: 1 alert waits after up to 3 attempts: no route",
         ),
     ],
 )
@@ -128,8 +132,8 @@ def test_tables_fit_a_terminal_and_name_every_process_and_stream() -> None:
         health("s0"),
         health("s1", "missing", "no such device"),
         has_alerts=True,
-        alerts={"hears": True, "rules": 3, "pending": 2},
-        events=[{"stream": "s0", "label": "Bark"}],
+        alerts=alerts_status(n_rules=3, pending=2),
+        events=[event_message(stream="s0")],
         problems=["stream s1 is missing: no such device"],
     )
     console = Console(width=80, record=True)
@@ -148,7 +152,7 @@ def test_tables_fit_a_terminal_and_name_every_process_and_stream() -> None:
 def test_what_comes_from_outside_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     found = report(
         health("s0", "missing", "[/nothing] \x1b[2J"),
-        events=[{"stream": "s0", "label": "[red]Bark"}],
+        events=[event_message(stream="s0", label="[red]Bark")],
         problems=["stream s0 is missing: [/nothing] \x1b[2J"],
     )
     console(stderr=False, piped_width=200).print(view(found))

@@ -17,12 +17,15 @@ from typing import Any
 import numpy as np
 import pytest
 from feed_worker import Worker, event
+from sample_messages import event_message, gap_message, health, scores_header
 
 from ast_stream.cli.subscribe import feed_line, show_json
 from ast_stream.feed import FeedMessage, Missed
+from ast_stream.units import parse_time
 
 ROOT = Path(__file__).parents[3]
 LONG_S = 30.0  # only a failing test waits as long
+ONSET_NS = parse_time("2026-11-20T10:00:29.640Z")
 BODY: dict[str, Any] = {
     "v": 1,
     "boot": "b1",
@@ -213,42 +216,30 @@ def test_missed_messages_are_printed_as_json(capsys: pytest.CaptureFixture[str])
     [
         (
             "event/bark/porch/",
-            {
-                "type": "begin",
-                "label": "Bark",
-                "score": 0.831,
-                "onset": "2026-11-20T10:00:29.640000Z",
-                "uncertainty_s": 0.25,
-            },
+            event_message(score=0.831, onset_ns=ONSET_NS, uncertainty_s=0.25).to_json(),
             "10:00:31.2  porch         begin   Bark  score 0.83  since 10:00:29.6 ± 0.25 s",
         ),
         (
             "event/bark/porch/",
-            {
-                "type": "end",
-                "label": "Bark",
-                "score": 0.2,
-                "duration_s": 3.25,
-                "peak": 0.91,
-                "mean": 0.744,
-                "reason": "quiet",
-            },
+            event_message(
+                type="end", score=0.2, duration_s=3.25, peak=0.91, mean=0.744, reason="quiet"
+            ).to_json(),
             "10:00:31.2  porch         end     Bark  3.25 s, peak 0.91, mean 0.74, quiet",
         ),
         (
             "gap/porch/",
-            {"duration_s": 2.0, "reason": "device_lost"},
+            gap_message(duration_s=2.0, reason="device_lost").to_json(),
             "10:00:31.2  porch         gap     2.00 s lost: device_lost",
         ),
         (
             "health/porch/",
-            {"state": "missing", "detail": "no device", "level_dbfs": None, "gaps": 2},
+            health(state="missing", detail="no device", gaps=2).to_json(),
             "10:00:31.2  porch         health  missing, detail no device, gaps 2",
         ),
         (
             "event/x/porch/",
-            {},
-            "10:00:31.2  porch         None    None  score ?  since --:--:--.- ± ? s",
+            {"type": "begin"},
+            '10:00:31.2  porch         event/x/porch/ {"type": "begin"}',
         ),
         (
             "other/x/",
@@ -263,7 +254,8 @@ def test_lines_for_people(topic: str, extra: dict[str, Any], line: str) -> None:
 
 def test_line_of_scores_names_the_best() -> None:
     scores = np.array([0.1, 0.5, 0.3], np.float16)
-    line = feed_line(FeedMessage("scores/porch/", BODY, scores)).plain
+    body = BODY | scores_header().to_json()
+    line = feed_line(FeedMessage("scores/porch/", body, scores)).plain
     assert line == "10:00:31.2  porch         scores  1: 0.50  2: 0.30  0: 0.10"
 
 

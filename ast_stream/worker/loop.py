@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from ast_stream.detect.detector import Detector
-from ast_stream.detect.parameters import DecisionParameters
 from ast_stream.errors import UsageError, WireError
 from ast_stream.messages.audio import AudioBlock
 from ast_stream.messages.event import Scores
@@ -17,7 +17,7 @@ from ast_stream.messages.status import Health, WorkerFacts
 from ast_stream.runtime.logging import LimitedLog
 from ast_stream.settings.schema import DetectionSettings
 from ast_stream.transport.event_log import EventLog
-from ast_stream.transport.feed import FeedPublisher
+from ast_stream.transport.feed import FeedPublisher, Sender
 from ast_stream.transport.query import QueryServer
 from ast_stream.transport.sockets import Listener, Poller, Sockets
 from ast_stream.worker.deduplication import DeduplicatingPublisher
@@ -38,10 +38,11 @@ ORPHANS_AFTER_S = 10.0  # events of a stream whose capture process does not come
 
 @dataclass(frozen=True)
 class WorkerSockets:
-    """The sockets of the worker."""
+    """The sockets of the worker; `sockets` connects to the rings."""
 
     sockets: Sockets
     audio: Listener
+    feed: Sender
     query: Listener
 
 
@@ -49,7 +50,7 @@ class Worker:
     """Drives the streams and the detector from the sockets.
 
     Args:
-        make_detector: builds a detector that calls its argument with the scores of each window.
+        make_detector: returns a detector that calls its argument with the scores of each window.
         facts: model, device, precision and the like, for the status message.
         ring_folder: the ring of a stream that is not in the configuration lies here.
         now_s: a monotonic clock.
@@ -60,7 +61,6 @@ class Worker:
         self,
         configs: list[StreamConfig],
         make_detector: Callable[[Callable[[Scores], None]], Detector],
-        feed: FeedPublisher,
         event_log: EventLog,
         journal: Journal,
         sockets: WorkerSockets,
@@ -80,6 +80,7 @@ class Worker:
         self._poller = Poller([sockets.audio, sockets.query])
         self._log = LimitedLog(logger, now_s)
         self._by_name: dict[str, WorkerStream] = {}
+        feed = FeedPublisher(sockets.feed, event_log, secrets.token_hex(8), now_ns)
         self._publisher = DeduplicatingPublisher(feed, event_log, facts.model, now_ns)
         self._started_s = now_s()
         self._overload = OverloadControl(detector.window // detector.hop, now_s())
@@ -103,11 +104,6 @@ class Worker:
         )
         for config in configs:
             self._add(config)
-
-    @property
-    def parameters(self) -> DecisionParameters:
-        """What events are decided by."""
-        return self._detector.parameters
 
     def run(self, stop: threading.Event, after_tick: Callable[[], None]) -> None:
         """Work until `stop` is set; `finish` must follow.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import secrets
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,6 @@ import torch
 import typer
 
 from ast_stream.detect.detector import Detector
-from ast_stream.detect.parameters import DecisionParameters
 from ast_stream.errors import StartupError
 from ast_stream.messages.event import Scores
 from ast_stream.messages.status import WorkerFacts
@@ -39,7 +39,6 @@ from ast_stream.settings.paths import (
 )
 from ast_stream.settings.schema import Settings
 from ast_stream.transport.event_log import EventLog
-from ast_stream.transport.feed import FeedPublisher
 from ast_stream.transport.sockets import (
     AUDIO_HWM_BLOCKS,
     FEED_HWM_MESSAGES,
@@ -86,61 +85,35 @@ def run_worker(loaded: LoadedSettings, stop: threading.Event, reload: threading.
         CheckpointError: the checkpoint cannot be used.
     """
     settings = loaded.settings
-    folder = make_runtime_dir(settings)
-    state_folder = _make_state_dir(settings)
+    runtime_dir = make_runtime_dir(settings)
+    state_dir = _make_state_dir(settings)
     notifier = Notifier()
     notifier.starting("loading the model", LOAD_TIMEOUT_S)
-    sockets = Sockets()
-    metrics = Metrics("worker", metrics_address(settings, "worker"))
-    try:
+    with (
+        closing(Sockets()) as sockets,
+        closing(Metrics("worker", metrics_address(settings, "worker"))) as metrics,
+    ):
         # first, so that a second worker is refused before it loads a model
-        audio = sockets.bind(
-            "pull",
-            audio_endpoint(settings),
-            AUDIO_HWM_BLOCKS,
-            max_peers=max(MAX_PEERS, 2 * settings.model.max_streams),
-        )
-        feed = sockets.bind("pub", feed_endpoint(settings), FEED_HWM_MESSAGES)
-        query = sockets.bind("router", query_endpoint(settings), QUERY_HWM_MESSAGES)
-        event_log = EventLog(state_folder / "events", spare=folder / "unlogged-events.jsonl")
+        bound = _bind(sockets, settings)
+        event_log = EventLog(state_dir / "events", spare=runtime_dir / "unlogged-events.jsonl")
         figures = WorkerMetrics(metrics)
         with lifecycle.leaving_when_stopped(stop):
             tagger = _load(loaded, notifier, figures)
-        boot = secrets.token_hex(8)
-        publisher = FeedPublisher(feed, event_log, boot, time.time_ns)
-
-        def make_detector(on_scores: Callable[[Scores], None]) -> Detector:
-            return Detector(
-                tagger,
-                settings.detection,
-                hop_s=settings.model.hop_s,
-                min_context_s=settings.model.min_context_s,
-                max_streams=settings.model.max_streams,
-                on_scores=on_scores,
-            )
-
+        facts = _facts(tagger)
         worker = Worker(
             [
                 StreamConfig(stream.name, stream.labels, ring_endpoint(settings, stream.name))
                 for stream in settings.streams
             ],
-            make_detector,
-            publisher,
+            partial(_make_detector, tagger, settings),
             event_log,
-            Journal(
-                JournalFile(
-                    folder / "worker-journal.jsonl", _identity(tagger, settings), len(tagger.labels)
-                ),
-                settings.model.max_streams,
-                time.monotonic(),
-            ),
-            WorkerSockets(sockets, audio, query),
+            _open_journal(runtime_dir, tagger, settings),
+            bound,
             metrics=figures,
-            facts=_facts(tagger),
-            ring_folder=f"ipc://{folder}/",
+            facts=facts,
+            ring_folder=f"ipc://{runtime_dir}/",
         )
-        _log_effective(worker.parameters)
-        logger.info("ready: %s", ", ".join(f"{k} {v}" for k, v in _facts(tagger).to_json().items()))
+        logger.info("ready: %s", ", ".join(f"{k} {v}" for k, v in facts.to_json().items()))
         reloader = _reloader(reload, loaded, worker, tagger)
 
         def after_tick() -> None:
@@ -151,9 +124,41 @@ def run_worker(loaded: LoadedSettings, stop: threading.Event, reload: threading.
         notifier.stopping("ending open events")
         worker.finish()
         event_log.close()
-    finally:
-        metrics.close()
-        sockets.close()
+
+
+def _bind(sockets: Sockets, settings: Settings) -> WorkerSockets:
+    max_peers = max(MAX_PEERS, 2 * settings.model.max_streams)
+    return WorkerSockets(
+        sockets,
+        audio=sockets.bind("pull", audio_endpoint(settings), AUDIO_HWM_BLOCKS, max_peers=max_peers),
+        feed=sockets.bind("pub", feed_endpoint(settings), FEED_HWM_MESSAGES),
+        query=sockets.bind("router", query_endpoint(settings), QUERY_HWM_MESSAGES),
+    )
+
+
+def _make_detector(
+    tagger: Tagger, settings: Settings, on_scores: Callable[[Scores], None]
+) -> Detector:
+    """Return the detector, and log what the settings in seconds became, class by class."""
+    detector = Detector(
+        tagger,
+        settings.detection,
+        hop_s=settings.model.hop_s,
+        min_context_s=settings.model.min_context_s,
+        max_streams=settings.model.max_streams,
+        on_scores=on_scores,
+    )
+    for index, is_enabled in enumerate(detector.parameters.is_enabled):
+        if is_enabled:
+            logger.info("class %s", detector.parameters.describe(index))
+    return detector
+
+
+def _open_journal(folder: Path, tagger: Tagger, settings: Settings) -> Journal:
+    file = JournalFile(
+        folder / "worker-journal.jsonl", _identity(tagger, settings), len(tagger.labels)
+    )
+    return Journal(file, settings.model.max_streams, time.monotonic())
 
 
 def _reloader(
@@ -214,10 +219,3 @@ def _facts(tagger: Tagger) -> WorkerFacts:
         window_s=tagger.window_s,
         torch=str(torch.__version__),
     )
-
-
-def _log_effective(parameters: DecisionParameters) -> None:
-    """Log what the settings in seconds became, class by class."""
-    for index, is_enabled in enumerate(parameters.is_enabled):
-        if is_enabled:
-            logger.info("class %s", parameters.describe(index))

@@ -72,7 +72,7 @@ def live_events(block_samples: int) -> list[Json]:
     with _reactive_site() as box:
         box.start_capture(ring_s=30)
         box.start_worker("mic")
-        box.hear(tones_and_noise(RECORDING_S), block_samples=block_samples)
+        box.play(tones_and_noise(RECORDING_S), block_samples=block_samples)
         _finish(box)
         return _events(box)
 
@@ -83,15 +83,15 @@ def events_of_a_killed_worker() -> list[Json]:
     with _reactive_site() as box:
         box.start_capture(ring_s=30)
         box.start_worker("mic")
-        heard = 0
+        n_played = 0
         for killed_s in (4.3, 8.0, 12.1):
             away = round(killed_s * SAMPLE_RATE)
-            box.hear(pcm[heard:away])
+            box.play(pcm[n_played:away])
             box.kill_worker()
-            heard = away + SAMPLE_RATE // 2
-            box.hear(pcm[away:heard])  # into the ring alone
+            n_played = away + SAMPLE_RATE // 2
+            box.play(pcm[away:n_played])  # into the ring alone
             box.start_worker("mic")
-        box.hear(pcm[heard:])
+        box.play(pcm[n_played:])
         _finish(box)
         return _events(box)
 
@@ -108,7 +108,7 @@ def worker_messages() -> dict[str, list[str]]:
         ask = _asker(context, f"ipc://{box.folder}/query.sock", box.turn)
         ask_ring = _asker(context, f"ipc://{box.folder}/ring.mic.sock", box.capture().answer)
         found = {"query ping": ask(b'{"op":"ping"}')}  # also waits until the feed is connected
-        box.hear(pcm[: 5 * SAMPLE_RATE])
+        box.play(pcm[: 5 * SAMPLE_RATE])
         found["query snapshot"] = ask(b'{"op":"snapshot"}')
         assert box.messages()[-1]["type"] != "end", "the snapshot shows no open event"
         found["query audio"] = ask(b'{"op":"audio","stream":"mic","from":1600,"to":1604}')
@@ -118,11 +118,11 @@ def worker_messages() -> dict[str, list[str]]:
         found["ring refuses a stream"] = ask_ring(_json(read | {"stream": "x"}))
         found["ring refuses an epoch"] = ask_ring(_json(read | {"epoch": "ffffffff"}))
         found["ring refuses nonsense"] = ask_ring(b"{}")
-        box.hear_only(pcm[5 * SAMPLE_RATE : 11 * SAMPLE_RATE])  # more than the ring keeps
-        box.turn(50, seconds=0.1)
-        box.hear(pcm[11 * SAMPLE_RATE :])
-        box.turn(5)
-        box.turn(2, seconds=1.0)  # the journal is written once a second
+        box.capture_only(pcm[5 * SAMPLE_RATE : 11 * SAMPLE_RATE])  # more than the ring keeps
+        box.tick(50, seconds=0.1)
+        box.play(pcm[11 * SAMPLE_RATE :])
+        box.tick(5)
+        box.tick(2, seconds=1.0)  # the journal is written once a second
         found["journal"] = box.journal_path.read_bytes().splitlines(keepends=True)
         _finish(box)
         found["query replay"] = ask(b'{"op":"replay","after":null}')
@@ -221,7 +221,7 @@ def _reactive_site() -> Iterator[Site]:
 
 
 def _finish(box: Site) -> None:
-    box.turn(5)  # the last block may still be on its way
+    box.tick(5)  # the last block may still be on its way
     box.worker.finish()
 
 

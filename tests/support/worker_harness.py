@@ -1,7 +1,8 @@
 """A worker and its capture processes in one process, on real sockets, with time passed in.
 
-Ring, ring service, sockets, detector, event log and journal are the real ones; only the clock and
-the sound are the test's. A `kill` drops the worker as SIGKILL would: nothing is ended or saved.
+Ring, ring server, sockets, detector, event log and journal are the real ones; only the clock and
+the audio are the test's. `kill_worker` drops the worker as SIGKILL would: nothing is ended or
+saved.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ from ast_stream.model.tagger import Tagger
 from ast_stream.runtime.metrics import Metrics
 from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
 from ast_stream.transport.event_log import EventLog
-from ast_stream.transport.feed import FeedPublisher
 from ast_stream.transport.sockets import Poller, Socket, Sockets
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, seconds_to_samples
 from ast_stream.worker.journal import Journal, JournalFile
@@ -46,18 +46,16 @@ MAX_STREAMS = 64
 DETECTION = DetectionSettings(
     defaults=DetectionDefaults(onset_threshold=0.5, confirm_s=0.25, hold_s=0.25)
 )
+REPLY_TIMEOUT_S = 0.25  # for messages between threads, on a busy machine
 
 
-PATIENCE_S = 0.25  # for messages between threads, on a busy machine
-
-
-class Line:
-    """The worker's socket to a ring; counts the requests, so that none is waited for in vain."""
+class CountedSocket:
+    """The worker's socket to a ring; counts the requests, to wait only for replies that come."""
 
     def __init__(self, socket: Socket) -> None:
         self.socket = socket
         self.n_sent = 0
-        self.n_taken = 0
+        self.n_answered = 0
 
     @property
     def waitable(self) -> Any:
@@ -73,21 +71,21 @@ class Line:
 
 
 class WatchedSockets(Sockets):
-    """The worker's sockets; `lines` has those to the rings, by endpoint."""
+    """The worker's sockets; `to_rings` has those to the rings, by endpoint."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.lines: dict[str, Line] = {}
+        self.to_rings: dict[str, CountedSocket] = {}
 
     def connect(self, kind: Any, endpoint: str, hwm: int) -> Any:
         socket = super().connect(kind, endpoint, hwm)
         if kind != "dealer":
             return socket
-        line = self.lines[endpoint] = Line(socket)
-        return line
+        counted = self.to_rings[endpoint] = CountedSocket(socket)
+        return counted
 
     def forget(self, socket: Any) -> None:
-        super().forget(socket.socket if isinstance(socket, Line) else socket)
+        super().forget(socket.socket if isinstance(socket, CountedSocket) else socket)
 
 
 class Capture:
@@ -120,7 +118,7 @@ class Capture:
         )
 
     def write(self, pcm: Pcm16) -> None:
-        """Hear a block."""
+        """Capture a block."""
         time_ns = self.began_ns + self.ring.next * NS_PER_SECOND // SAMPLE_RATE
         self.ring.write(pcm, time_ns // 1000 * 1000)
 
@@ -136,22 +134,22 @@ class Capture:
                 n_answers += 1
         return n_requests, n_answers
 
-    def answer_all(self, line: Line | None) -> None:
-        """Answer what was sent on `line`, and wait until an answer is there."""
-        end_s = time.monotonic() + PATIENCE_S
-        n_answers = 0
+    def answer_all(self, client: CountedSocket | None) -> None:
+        """Answer all requests of `client`, and wait until an answer has arrived there."""
+        end_s = time.monotonic() + REPLY_TIMEOUT_S
+        n_all_answers = 0
         while True:
-            taken, answered = self.answer()
-            n_answers += answered
-            if line is None or not self.is_answering:
+            n_requests, n_answers = self.answer()
+            n_all_answers += n_answers
+            if client is None or not self.is_answering:
                 return
-            line.n_taken += taken
-            if line.n_taken >= line.n_sent or time.monotonic() > end_s:
+            client.n_answered += n_requests
+            if client.n_answered >= client.n_sent or time.monotonic() > end_s:
                 break
             time.sleep(0.0005)
-        line.n_taken = line.n_sent
-        if n_answers:
-            Poller([line]).wait(round(PATIENCE_S * 1000))
+        client.n_answered = client.n_sent
+        if n_all_answers:
+            Poller([client]).wait(round(REPLY_TIMEOUT_S * 1000))
 
 
 class WatchedFeed:
@@ -179,7 +177,7 @@ class SlowTagger:
         return getattr(self._tagger, name)
 
     def window_scores(self, windows: Tensor) -> npt.NDArray[np.float32]:
-        """Score, and let the time pass that it takes."""
+        """Score, and advance the clock by the time that it takes."""
         self._box.now_s += len(windows) * self._box.window_cost_s
         scores = self._tagger.window_scores(windows)
         if step := self._box.score_step:
@@ -191,7 +189,7 @@ class Site:
     """One box: a folder, capture processes by stream, a worker or none, and a clock in seconds.
 
     Attributes:
-        window_cost_s: what the model takes for a window.
+        window_cost_s: seconds that the model needs for a window.
         score_step: scores are multiples of it, so that they are equal on all processors; 0: exact.
         published: event messages of all runs of the worker, as live readers get them.
     """
@@ -231,16 +229,13 @@ class Site:
         self.worker = Worker(
             [self._config(name) for name in configured],
             self._make_detector,
-            FeedPublisher(
-                WatchedFeed(feed, self.published), self._log, secrets.token_hex(8), self._now_ns
-            ),
             self._log,
             Journal(
                 JournalFile(self.journal_path, settings, len(self._tagger.labels)),
                 MAX_STREAMS,
                 self.now_s,
             ),
-            WorkerSockets(sockets, audio, query),
+            WorkerSockets(sockets, audio, WatchedFeed(feed, self.published), query),
             metrics=WorkerMetrics(Metrics("worker", None)),
             facts=FACTS,
             ring_folder=f"ipc://{self.folder}/",
@@ -267,66 +262,68 @@ class Site:
         self._log.close()
         self._capture_sockets.forget(self._push)
 
-    def hear(self, pcm: Pcm16, name: str = "mic", block_samples: int = BLOCK) -> None:
-        """Let sound come in real time, to the worker if there is one."""
-        for at in range(0, len(pcm), block_samples):
+    def play(self, pcm: Pcm16, name: str = "mic", block_samples: int = BLOCK) -> None:
+        """Capture audio in real time, and push it to the worker if there is one."""
+        for first in range(0, len(pcm), block_samples):
+            block = pcm[first : first + block_samples]
             capture = self._captures[name]
             start = capture.ring.next
-            capture.write(pcm[at : at + block_samples])
-            self.now_s += len(pcm[at : at + block_samples]) / SAMPLE_RATE
+            capture.write(block)
+            self.now_s += len(block) / SAMPLE_RATE
             if self._worker_sockets is not None and self._push is not None:
                 self._push.send(capture.server.block(start, block_samples).encode())
-                self.turn()
+                self.tick()
 
     def capture(self, name: str = "mic") -> Capture:
         """Return a capture process."""
         return self._captures[name]
 
-    def heard(self, name: str = "mic") -> int:
-        """Return how many samples a capture process has got so far."""
+    def n_captured(self, name: str = "mic") -> int:
+        """Return how many samples a capture process has written so far."""
         return self._captures[name].ring.next
 
-    def hear_only(self, pcm: Pcm16, name: str = "mic") -> None:
-        """Let sound come in without the worker taking part: it is stopped, or dead."""
+    def capture_only(self, pcm: Pcm16, name: str = "mic") -> None:
+        """Capture audio in real time while the worker is stopped, or dead."""
         self._captures[name].write(pcm)
         self.now_s += len(pcm) / SAMPLE_RATE
 
-    def hear_as_acknowledged(self, pcm: Pcm16, ahead_s: float) -> None:
-        """Let a source be read as fast as the worker is done with it, not in real time."""
+    def play_unpaced(self, pcm: Pcm16, ahead_s: float) -> None:
+        """Capture a source as fast as the worker acknowledges it, not in real time."""
         ring = self._captures["mic"].ring
         while (start := ring.next) < len(pcm):
             if ring.next - ring.acked < seconds_to_samples(ahead_s):
                 self._captures["mic"].write(pcm[start : start + BLOCK])
             else:
-                self.turn(seconds=0.01)
+                self.tick(seconds=0.01)
 
-    def hear_live(self, sounds: dict[str, Pcm16], until_s: float) -> None:
-        """Let several streams sound in real time, however long the worker's turns take.
+    def play_live(self, sounds: dict[str, Pcm16], until_s: float) -> None:
+        """Capture several streams in real time, however long the worker's ticks take.
 
         Args:
-            sounds: what each stream hears from its first sample on.
-            until_s: on the clock, from which the captures started.
+            sounds: audio of each stream from its first sample on.
+            until_s: on the clock of the site.
         """
         assert self._push is not None
         while self.now_s < until_s:
             self.now_s += BLOCK / SAMPLE_RATE
             for name, pcm in sounds.items():
                 capture = self._captures[name]
-                heard = round((self.now_s - capture.began_ns / NS_PER_SECOND) * SAMPLE_RATE)
-                while (start := capture.ring.next) + BLOCK <= min(heard, len(pcm)):
+                n_samples = round((self.now_s - capture.began_ns / NS_PER_SECOND) * SAMPLE_RATE)
+                while (start := capture.ring.next) + BLOCK <= min(n_samples, len(pcm)):
                     capture.write(pcm[start : start + BLOCK])
                     self._push.send(capture.server.block(start, BLOCK).encode())
-            self.turn()
+            self.tick()
 
-    def turn(self, n_turns: int = 1, seconds: float = 0.0) -> None:
-        """Let the worker's loop go round, each time after `seconds`."""
-        for _ in range(n_turns):
+    def tick(self, n_ticks: int = 1, seconds: float = 0.0) -> None:
+        """Run the worker's loop `n_ticks` times, each time after `seconds`."""
+        for _ in range(n_ticks):
             self.now_s += seconds
             self.worker.tick()
             time.sleep(0.002)  # messages take a moment between threads of ZeroMQ
-            lines = {} if self._worker_sockets is None else self._worker_sockets.lines
+            sockets = self._worker_sockets
+            clients = {} if sockets is None else sockets.to_rings
             for capture in self._captures.values():
-                capture.answer_all(lines.get(capture.endpoint))
+                capture.answer_all(clients.get(capture.endpoint))
 
     def messages(self, kind: str = "event") -> list[Body]:
         """Return the bodies of all durable messages of a kind, of all runs of the worker."""
@@ -348,7 +345,7 @@ class Site:
 
 @contextmanager
 def site(tagger: Tagger, score_step: float = 0.0) -> Iterator[Site]:
-    """Yield a box that is gone afterwards."""
+    """Yield a box, and remove it afterwards."""
     box = Site(tagger, score_step)
     try:
         yield box

@@ -94,7 +94,7 @@ def test_damaged_journal_is_a_fresh_start_that_keeps_the_file_and_says_so(
         r"^worker journal \S+ cannot be used \(.+\): kept as journal\.damaged-1, ",
         record.getMessage(),
     )
-    assert [one.name for one in tmp_path.iterdir()] == ["journal.damaged-1"]
+    assert [path.name for path in tmp_path.iterdir()] == ["journal.damaged-1"]
 
 
 def test_of_damaged_journals_a_few_are_kept(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_of_damaged_journals_a_few_are_kept(tmp_path: Path) -> None:
         journal(path).load()
     kept = sorted(tmp_path.iterdir())
     assert len(kept) == MAX_ASIDE
-    assert {one.read_text() for one in kept} >= {"damage 9", "damage 8"}
+    assert {path.read_text() for path in kept} >= {"damage 9", "damage 8"}
 
 
 @pytest.mark.parametrize("kind", STRANGE_FILES)

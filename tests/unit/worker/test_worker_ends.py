@@ -1,4 +1,4 @@
-"""Whatever dies when: every begin gets one end, no id two, and nothing decided is called lost."""
+"""Whatever dies when: every begin gets exactly one end, and no decided audio counts as lost."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def pcm() -> Pcm16:
     return tones_and_noise(40.0)
 
 
-def hear_until_an_event_is_open(box: Site, pcm: Pcm16, *, journalled: bool) -> int:
+def play_until_an_event_is_open(box: Site, pcm: Pcm16, *, journalled: bool) -> int:
     """Play `pcm` until an event has begun (and is in the journal, or not yet); return how far."""
-    heard = 0
-    while heard < len(pcm):
-        box.hear(pcm[heard : heard + BLOCK])
-        heard += BLOCK
+    n_played = 0
+    while n_played < len(pcm):
+        box.play(pcm[n_played : n_played + BLOCK])
+        n_played += BLOCK
         if open_ids(box) and not journalled:
-            return heard
-        if open_ids(box) and heard % (2 * SAMPLE_RATE) < BLOCK:
-            box.turn(seconds=1.0)
-            return heard
+            return n_played
+        if open_ids(box) and n_played % (2 * SAMPLE_RATE) < BLOCK:
+            box.tick(seconds=1.0)
+            return n_played
     raise AssertionError("no event began")
 
 
@@ -44,15 +44,15 @@ def open_ids(box: Site) -> set[str]:
     kinds: dict[str, set[str]] = {}
     for body in box.messages():
         kinds.setdefault(body["id"], set()).add(body["type"])
-    return {one for one, seen in kinds.items() if "end" not in seen}
+    return {event_id for event_id, types in kinds.items() if "end" not in types}
 
 
 def assert_each_begin_has_one_end(box: Site) -> None:
     counts = Counter((body["id"], body["type"]) for body in box.published)
     assert counts == Counter((body["id"], body["type"]) for body in box.messages())
-    begun = {one for one, kind in counts if kind == "begin"}
+    begun = {event_id for event_id, kind in counts if kind == "begin"}
     assert begun
-    assert begun == {one for one, kind in counts if kind == "end"}
+    assert begun == {event_id for event_id, kind in counts if kind == "end"}
     assert all(count == 1 for (_, kind), count in counts.items() if kind != "update")
 
 
@@ -63,12 +63,12 @@ def test_worker_and_capture_killed_together_leave_no_event_open(
     with site(tagger) as box:
         box.start_capture()
         box.start_worker("mic")
-        hear_until_an_event_is_open(box, pcm, journalled=journalled)
+        play_until_an_event_is_open(box, pcm, journalled=journalled)
         box.kill_worker()
         box.now_s += 3
         box.start_capture()
         box.start_worker("mic")
-        box.hear(np.zeros(3 * SAMPLE_RATE, np.int16))
+        box.play(np.zeros(3 * SAMPLE_RATE, np.int16))
         box.worker.finish()
         assert_each_begin_has_one_end(box)
 
@@ -80,11 +80,11 @@ def test_worker_away_longer_than_the_ring_leaves_no_event_open(
     with site(tagger) as box:
         box.start_capture(ring_s=10)
         box.start_worker("mic")
-        hear_until_an_event_is_open(box, pcm, journalled=journalled)
+        play_until_an_event_is_open(box, pcm, journalled=journalled)
         box.kill_worker()
-        box.hear(np.zeros(30 * SAMPLE_RATE, np.int16))
+        box.play(np.zeros(30 * SAMPLE_RATE, np.int16))
         box.start_worker("mic")
-        box.hear(np.zeros(3 * SAMPLE_RATE, np.int16))
+        box.play(np.zeros(3 * SAMPLE_RATE, np.int16))
         box.worker.finish()
         assert_each_begin_has_one_end(box)
         assert len(box.messages("gap")) == 1
@@ -96,11 +96,11 @@ def test_event_ended_while_its_capture_process_was_silent_gets_no_second_end(
     with site(tagger) as box:
         box.start_capture()
         box.start_worker("mic")
-        heard = hear_until_an_event_is_open(box, pcm, journalled=True)
+        n_played = play_until_an_event_is_open(box, pcm, journalled=True)
         box.kill_worker()
         box.start_worker("mic")
-        box.turn(60, seconds=0.25)  # the device hangs: no audio for 15 s
-        box.hear(pcm[heard:])
+        box.tick(60, seconds=0.25)  # the device hangs: no audio for 15 s
+        box.play(pcm[n_played:])
         box.worker.finish()
         assert_each_begin_has_one_end(box)
 
@@ -111,19 +111,19 @@ def test_stream_that_is_not_in_the_configuration_resumes_its_event(
     with site(tagger) as box:
         box.start_capture("guest")
         box.start_worker("mic")
-        heard = 0
+        n_played = 0
         while not open_ids(box):
-            box.hear(pcm[heard : heard + BLOCK], "guest")
-            heard += BLOCK
-        box.turn(2, seconds=1.0)
+            box.play(pcm[n_played : n_played + BLOCK], "guest")
+            n_played += BLOCK
+        box.tick(2, seconds=1.0)
         before = open_ids(box)
         box.kill_worker()
         box.start_worker("mic")
-        box.hear(pcm[heard:], "guest")
+        box.play(pcm[n_played:], "guest")
         box.worker.finish()
         assert_each_begin_has_one_end(box)
         reasons = {body["id"]: body["reason"] for body in box.messages() if body["type"] == "end"}
-        assert "restart" not in {reasons[one] for one in before}
+        assert "restart" not in {reasons[event_id] for event_id in before}
         assert not box.messages("gap")
 
 
@@ -131,14 +131,14 @@ def test_journal_that_could_not_be_written_makes_no_audio_lost(tagger: Tagger, p
     with site(tagger) as box:
         box.start_capture(ring_s=10)
         box.start_worker("mic")
-        box.hear(pcm[: 3 * SAMPLE_RATE])
+        box.play(pcm[: 3 * SAMPLE_RATE])
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))  # as good as a full disk
-        box.hear(pcm[3 * SAMPLE_RATE : 25 * SAMPLE_RATE])
+        box.play(pcm[3 * SAMPLE_RATE : 25 * SAMPLE_RATE])
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         box.kill_worker()
         box.start_worker("mic")
-        box.hear(pcm[25 * SAMPLE_RATE : 30 * SAMPLE_RATE])
+        box.play(pcm[25 * SAMPLE_RATE : 30 * SAMPLE_RATE])
         assert not box.messages("gap")
 
 
@@ -148,14 +148,14 @@ def test_worker_starts_from_a_journal_of_a_stream_that_never_spoke(
     with site(tagger) as box:
         box.start_capture()
         box.start_worker("mic")
-        box.hear(pcm[: 2 * SAMPLE_RATE])
-        box.turn(5, seconds=0.5)
+        box.play(pcm[: 2 * SAMPLE_RATE])
+        box.tick(5, seconds=0.5)
         box.kill_worker()
         box.start_worker("mic", settings="others")  # from after the last sample, with no audio yet
-        box.turn(5, seconds=0.5)
+        box.tick(5, seconds=0.5)
         box.kill_worker()
         box.start_worker("mic", settings="others")
-        box.hear(pcm[2 * SAMPLE_RATE : 4 * SAMPLE_RATE])
+        box.play(pcm[2 * SAMPLE_RATE : 4 * SAMPLE_RATE])
         assert not box.messages("gap")
 
 
@@ -163,7 +163,7 @@ def test_garbage_from_the_ring_does_not_stop_the_worker(tagger: Tagger, pcm: Pcm
     with site(tagger) as box:
         box.start_capture()
         box.start_worker("mic")
-        box.hear(pcm[:SAMPLE_RATE])
+        box.play(pcm[:SAMPLE_RATE])
         capture = box.capture()
         replies = [[b"\xff"], [b"{}"], [b"[1]", b""], [b"{", b"\0"], [b"a"] * 5]
         for reply in replies:
@@ -172,8 +172,8 @@ def test_garbage_from_the_ring_does_not_stop_the_worker(tagger: Tagger, pcm: Pcm
             request = capture.router.receive(200)
             if request is not None:
                 capture.router.send([request[0], *reply])
-            box.turn(3, seconds=0.3)
-        box.hear(pcm[SAMPLE_RATE : 12 * SAMPLE_RATE])
+            box.tick(3, seconds=0.3)
+        box.play(pcm[SAMPLE_RATE : 12 * SAMPLE_RATE])
         assert box.messages()
 
 
@@ -184,19 +184,19 @@ def test_what_a_full_disk_kept_out_of_the_log_is_derived_again_after_a_kill(
         with site(tagger) as box:
             box.start_capture()
             box.start_worker("mic")
-            box.hear(pcm[: 4 * SAMPLE_RATE])
+            box.play(pcm[: 4 * SAMPLE_RATE])
             events, away = box.folder / "events", box.folder / "away"
             if is_disturbed:
                 events.rename(away)
                 events.touch()  # as good as a full disk
-            box.hear(pcm[4 * SAMPLE_RATE : 14 * SAMPLE_RATE])
+            box.play(pcm[4 * SAMPLE_RATE : 14 * SAMPLE_RATE])
             if is_disturbed:
                 box.kill_worker()
                 events.unlink()
                 away.rename(events)
                 box.start_worker("mic")
-            box.hear(pcm[14 * SAMPLE_RATE : 20 * SAMPLE_RATE])
-            box.turn(20, seconds=0.02)  # what was late on a busy machine comes from the ring
+            box.play(pcm[14 * SAMPLE_RATE : 20 * SAMPLE_RATE])
+            box.tick(20, seconds=0.02)  # what was late on a busy machine comes from the ring
             box.worker.finish()
             names = ("at_sample", "type", "class", "onset_sample", "offset_sample", "reason")
             return [tuple(body[name] for name in names) for body in box.messages()]
@@ -212,19 +212,19 @@ def test_acknowledgements_go_on_after_a_ring_was_silent_and_after_a_kill(
     with site(tagger) as box:
         box.start_capture()
         box.start_worker("mic")
-        box.hear(pcm[: 4 * SAMPLE_RATE])
+        box.play(pcm[: 4 * SAMPLE_RATE])
         capture = box.capture()
         assert capture.ring.acked > 0
         capture.is_answering = False
-        box.turn(100, seconds=0.03)  # requests, because nothing comes; they are not answered
+        box.tick(100, seconds=0.03)  # requests, because nothing comes; they are not answered
         capture.is_answering = True
         before = capture.ring.acked
-        box.hear(pcm[4 * SAMPLE_RATE : 9 * SAMPLE_RATE])
+        box.play(pcm[4 * SAMPLE_RATE : 9 * SAMPLE_RATE])
         assert capture.ring.acked > before + 2 * SAMPLE_RATE
         box.kill_worker()
         before = capture.ring.acked
         box.start_worker("mic")
-        box.hear(pcm[9 * SAMPLE_RATE : 14 * SAMPLE_RATE])
+        box.play(pcm[9 * SAMPLE_RATE : 14 * SAMPLE_RATE])
         assert capture.ring.acked > before + 2 * SAMPLE_RATE
         assert capture.server.n_malformed == 0
 
@@ -235,26 +235,26 @@ def test_event_of_an_epoch_that_was_not_journalled_yet_goes_on_after_a_kill(
     with site(tagger) as box:
         box.start_capture()
         box.start_worker("mic")
-        box.hear(pcm[: 12 * SAMPLE_RATE])
-        box.turn(2, seconds=1.0)
+        box.play(pcm[: 12 * SAMPLE_RATE])
+        box.tick(2, seconds=1.0)
         box.kill_worker()
         before = {body["id"] for body in box.messages()}
-        box.start_capture()  # another epoch, whose first second is heard at once
-        box.hear(pcm[: 4 * SAMPLE_RATE])
+        box.start_capture()  # another epoch, whose first seconds come at once
+        box.play(pcm[: 4 * SAMPLE_RATE])
         box.start_worker("mic")
         for _ in range(100):
-            box.turn(seconds=0.02)
+            box.tick(seconds=0.02)
             if open_ids(box) - before:
                 break
         begun = open_ids(box) - before
         assert begun
         box.kill_worker()
         box.start_worker("mic")
-        box.hear(pcm[4 * SAMPLE_RATE : 12 * SAMPLE_RATE])
+        box.play(pcm[4 * SAMPLE_RATE : 12 * SAMPLE_RATE])
         box.worker.finish()
         assert_each_begin_has_one_end(box)
         reasons = {body["id"]: body["reason"] for body in box.messages() if body["type"] == "end"}
-        assert "restart" not in {reasons[one] for one in begun}
+        assert "restart" not in {reasons[event_id] for event_id in begun}
 
 
 @pytest.mark.parametrize("is_full_at_start", [False, True])
@@ -268,12 +268,12 @@ def test_what_a_full_disk_kept_out_of_the_log_is_known_after_worker_and_capture_
         events, away = box.folder / "events", box.folder / "away"
         events.rename(away)
         events.touch()  # as good as a full disk
-        heard = hear_until_an_event_is_open(box, pcm, journalled=True)
+        n_played = play_until_an_event_is_open(box, pcm, journalled=True)
         if first_killed == "capture":
             box.start_capture()
             while open_ids(box):  # published, and read by whoever listens
-                box.hear(pcm[heard : heard + BLOCK])
-                heard += BLOCK
+                box.play(pcm[n_played : n_played + BLOCK])
+                n_played += BLOCK
             box.kill_worker()
         else:
             box.kill_worker()
@@ -282,6 +282,6 @@ def test_what_a_full_disk_kept_out_of_the_log_is_known_after_worker_and_capture_
             events.unlink()
             away.rename(events)
         box.start_worker("mic")
-        box.hear(pcm[heard : heard + 6 * SAMPLE_RATE])
+        box.play(pcm[n_played : n_played + 6 * SAMPLE_RATE])
         box.worker.finish()
         assert_each_begin_has_one_end(box)

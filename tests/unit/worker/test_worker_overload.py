@@ -1,4 +1,4 @@
-"""A worker that is stopped, late or overloaded says so, and hears all the same."""
+"""A worker that is stopped, late or overloaded says so, and finds the same events."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from reactive_model import save_reactive, tones_and_noise
-from worker_harness import HOP_S, Site, site
+from worker_harness import BLOCK, HOP_S, Site, site
 
 from ast_stream.messages.audio import Pcm16
 from ast_stream.model.tagger import Tagger, load_tagger
@@ -28,7 +28,7 @@ def pcm() -> Pcm16:
     return tones_and_noise(40.0)
 
 
-def heard_of(box: Site) -> list[dict[str, Any]]:
+def events_of(box: Site) -> list[dict[str, Any]]:
     """Return the events without the times at which they were scored and published."""
     late = {"seq", "boot", "scored", "published", "captured", "epoch", "id", "previous"}
     bodies = [body for body in box.messages() if body["type"] != "update"]
@@ -39,26 +39,26 @@ def undisturbed(tagger: Tagger, pcm: Pcm16) -> list[dict[str, Any]]:
     with site(tagger) as box:
         box.start_capture()
         box.start_worker("mic")
-        box.hear(pcm)
-        box.turn(10)
-        return heard_of(box)
+        box.play(pcm)
+        box.tick(10)
+        return events_of(box)
 
 
-def test_worker_that_was_stopped_for_half_a_minute_hears_as_if_nothing_had_been(
+def test_worker_that_was_stopped_for_half_a_minute_finds_the_same_events(
     tagger: Tagger, pcm: Pcm16
 ) -> None:
     with site(tagger) as box:
         box.start_capture()
         worker = box.start_worker("mic")
-        box.hear(pcm[: 4 * SAMPLE_RATE])
-        for at in range(4 * SAMPLE_RATE, 34 * SAMPLE_RATE, 1600):  # SIGSTOP
-            box.hear_only(pcm[at : at + 1600])
-        box.turn()
+        box.play(pcm[: 4 * SAMPLE_RATE])
+        for start in range(4 * SAMPLE_RATE, 34 * SAMPLE_RATE, BLOCK):  # SIGSTOP
+            box.capture_only(pcm[start : start + BLOCK])
+        box.tick()
         assert "sends no audio" not in worker.status_line()
-        box.turn(20)
-        box.hear(pcm[34 * SAMPLE_RATE :])
-        box.turn(10)
-        assert heard_of(box) == undisturbed(tagger, pcm)
+        box.tick(20)
+        box.play(pcm[34 * SAMPLE_RATE :])
+        box.tick(10)
+        assert events_of(box) == undisturbed(tagger, pcm)
 
 
 def test_backlog_of_a_slow_worker_is_not_silence(tagger: Tagger) -> None:
@@ -68,18 +68,18 @@ def test_backlog_of_a_slow_worker_is_not_silence(tagger: Tagger) -> None:
         box.start_capture()
         worker = box.start_worker("mic")
         box.window_cost_s = 0.4 * HOP_S  # it catches up, slowly
-        box.hear_live({"mic": pcm}, began_s + 4)
-        box.hear_only(pcm[box.heard() : box.heard() + 30 * SAMPLE_RATE])
+        box.play_live({"mic": pcm}, began_s + 4)
+        box.capture_only(pcm[box.n_captured() : box.n_captured() + 30 * SAMPLE_RATE])
         lines, lags_s = set(), []
         for second in range(35, 91):
-            box.hear_live({"mic": pcm}, began_s + second)
+            box.play_live({"mic": pcm}, began_s + second)
             lines.add(worker.status_line().split(",")[0])
             lags_s.append(worker.healths()[0].lag_s)
         assert lags_s[0] > 20
         assert lags_s[-1] < 2
         assert lines == {"listening to mic"}
-        box.turn(10)
-        assert heard_of(box) == undisturbed(tagger, pcm)
+        box.tick(10)
+        assert events_of(box) == undisturbed(tagger, pcm)
 
 
 def test_overload_widens_the_hop_of_all_streams_alike_and_is_over_when_it_is_over(
@@ -94,7 +94,7 @@ def test_overload_widens_the_hop_of_all_streams_alike_and_is_over_when_it_is_ove
         box.window_cost_s = 2.5 * HOP_S / len(STREAMS)  # two and a half times what can be done
         lags_s, hops_s = [], []
         for second in range(1, 41):
-            box.hear_live(sounds, began_s + second)
+            box.play_live(sounds, began_s + second)
             healths = worker.healths()
             lags_s.append(max(health.lag_s for health in healths))
             hops_s.append({health.hop_s for health in healths})
@@ -105,7 +105,7 @@ def test_overload_widens_the_hop_of_all_streams_alike_and_is_over_when_it_is_ove
         assert {health.state for health in worker.healths()} == {"degraded"}
         assert {body["stream"] for body in box.messages()} == set(STREAMS)
         box.window_cost_s = 0.0
-        box.hear_live(sounds, began_s + 100)
+        box.play_live(sounds, began_s + 100)
         assert {health.hop_s for health in worker.healths()} == {HOP_S}
         assert {health.state for health in worker.healths()} == {"listening"}
         assert not box.messages("gap")
@@ -119,11 +119,11 @@ def test_file_read_as_fast_as_possible_is_always_behind_and_not_overload(
         worker = box.start_worker("mic")
         box.window_cost_s = 0.8 * HOP_S
         for second in range(1, 41):
-            box.hear_as_acknowledged(pcm[: second * SAMPLE_RATE], ahead_s=10.0)
+            box.play_unpaced(pcm[: second * SAMPLE_RATE], ahead_s=10.0)
             assert {health.hop_s or HOP_S for health in worker.healths()} == {HOP_S}
         box.window_cost_s = 0.0
-        box.turn(20)
-        assert heard_of(box) == undisturbed(tagger, pcm)
+        box.tick(20)
+        assert events_of(box) == undisturbed(tagger, pcm)
 
 
 def test_backlog_that_shrinks_changes_nothing() -> None:

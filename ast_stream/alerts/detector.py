@@ -15,9 +15,9 @@ from ast_stream.detect.parameters import DecisionParameters, resolve_parameters
 from ast_stream.detect.parameters import model_facts as checkpoint_facts
 from ast_stream.errors import CheckpointError
 from ast_stream.labels import problem_with_labels, slug
-from ast_stream.model.hub_config import CONFIG, Config, read_dims, read_labels
+from ast_stream.model.dims import default_window_s
+from ast_stream.model.hf_config import CONFIG, Config, read_dims, read_labels
 from ast_stream.model.metadata import Metadata, read_metadata
-from ast_stream.model.recipes import default_window_s
 from ast_stream.settings.schema import DetectionSettings, ModelSettings
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, samples_to_seconds
 

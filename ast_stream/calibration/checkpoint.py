@@ -22,8 +22,8 @@ from ast_stream.calibration.streams import (
     sound_streams,
 )
 from ast_stream.model.checkpoint import Checkpoint
-from ast_stream.model.golden import golden_for
 from ast_stream.model.metadata import Metadata
+from ast_stream.model.selfcheck import golden_for
 from ast_stream.soundscape.soundbank import Soundbank
 
 PROVENANCE = "thresholds"  # key of the record in the checkpoint's provenance

@@ -16,10 +16,10 @@ from ast_stream.cli.model_report import facts_of, row_of, show_facts, show_rows,
 from ast_stream.cli.output import json_line, say
 from ast_stream.errors import CheckpointError, UsageError
 from ast_stream.model import hub
-from ast_stream.model.attributions import carry_attributions
+from ast_stream.model.checkpoint import carry_attributions
 from ast_stream.model.description import BUNDLED, folder_of
 from ast_stream.model.dims import StoredPrecision
-from ast_stream.model.hub_config import CONFIG
+from ast_stream.model.hf_config import CONFIG
 from ast_stream.model.metadata import write_metadata
 
 if TYPE_CHECKING:
@@ -138,8 +138,7 @@ def average(
 
     Example: ast-stream model average runs/4/checkpoint runs/5/checkpoint -o runs/mean
     """
-    from ast_stream.model.averaging import average_checkpoints
-    from ast_stream.model.checkpoint import load_checkpoint
+    from ast_stream.model.checkpoint import average_checkpoints, load_checkpoint
 
     if len(references) < 2:
         raise UsageError(f"average: expected two checkpoints or more, got {len(references)}")
@@ -156,7 +155,7 @@ def _write(
     The scores of that are those of the weights as they are stored.
     """
     from ast_stream.model.checkpoint import load_checkpoint, save_checkpoint
-    from ast_stream.model.golden import golden_for
+    from ast_stream.model.selfcheck import golden_for
 
     metadata = checkpoint.metadata.model_copy(update={"golden": None})
     _say(f"writing {summary(checkpoint)} in {precision}")

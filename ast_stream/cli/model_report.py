@@ -14,7 +14,7 @@ from ast_stream.cli.output import json_line
 from ast_stream.cli.terminal import console
 from ast_stream.errors import CheckpointError
 from ast_stream.model.description import describe
-from ast_stream.model.hub_config import CONFIG, MODEL_TYPE, read_json
+from ast_stream.model.hf_config import CONFIG, MODEL_TYPE, read_json
 from ast_stream.settings.schema import DEFAULT_CONFIRM_S
 
 if TYPE_CHECKING:

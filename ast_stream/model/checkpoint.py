@@ -1,21 +1,27 @@
-"""Checkpoints: any file or folder that holds an AST in, one checked `Checkpoint` out, and back."""
+"""Checkpoints: any file or folder that holds an AST in, one checked `Checkpoint` out, and back.
+
+The mean of several: Wortsman et al., "Model soups: averaging weights of multiple fine-tuned models
+improves accuracy without increasing inference time" (2022).
+"""
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ast_stream.errors import CheckpointError
-from ast_stream.model import hub_config, key_schemas, recipes
 from ast_stream.model.ast import AudioSpectrogramTransformer
-from ast_stream.model.checkpoint_files import write_files
 from ast_stream.model.description import (
     check_description,
     checked_dims,
@@ -25,11 +31,30 @@ from ast_stream.model.description import (
     window_of,
     with_classes,
 )
-from ast_stream.model.dims import AstDims, Normalization, Scoring, StoredPrecision
-from ast_stream.model.metadata import METADATA, Metadata, metadata_json, read_metadata
-from ast_stream.model.weight_files import WEIGHTS, read_tensors
+from ast_stream.model.dims import AstDims, Normalization, Scoring, StoredPrecision, infer_dims
+from ast_stream.model.hf_config import (
+    CONFIG,
+    PREPROCESSOR,
+    config_json,
+    preprocessor_json,
+    read_normalization,
+    read_scoring,
+)
+from ast_stream.model.metadata import METADATA, Metadata, json_text, metadata_json, read_metadata
+from ast_stream.model.weights import (
+    WEIGHTS,
+    detect_key_map,
+    from_own,
+    read_tensors,
+    to_own,
+    unwrapped,
+)
+from ast_stream.runtime.files import Content, replace_files
 
 _STORED = {"fp32": (torch.float32, "float32"), "fp16": (torch.float16, "float16")}
+ALIKE = ("dims", "labels", "normalization", "scoring", "window_s")
+TEST_FOLDS = "test_folds"
+ATTRIBUTIONS = "ATTRIBUTIONS.csv"
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +132,7 @@ def save_checkpoint(
     dtype, dtype_name = _STORED[precision]
     tensors = {
         name: tensor.to(dtype, copy=True)
-        for name, tensor in key_schemas.from_own(checkpoint.state_dict, "hub").items()
+        for name, tensor in from_own(checkpoint.state_dict, "hub").items()
     }
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
@@ -115,38 +140,34 @@ def save_checkpoint(
                 f"{directory}: {name}: has values beyond the range of {precision}"
             )
     texts = {
-        hub_config.CONFIG: hub_config.config_json(
-            checkpoint.dims, checkpoint.labels, checkpoint.scoring, dtype_name
-        ),
-        hub_config.PREPROCESSOR: hub_config.preprocessor_json(
-            checkpoint.dims.max_frames, checkpoint.normalization
-        ),
+        CONFIG: config_json(checkpoint.dims, checkpoint.labels, checkpoint.scoring, dtype_name),
+        PREPROCESSOR: preprocessor_json(checkpoint.dims.max_frames, checkpoint.normalization),
         METADATA: metadata_json(checkpoint.metadata),
     }
-    write_files(directory, texts, WEIGHTS[0], tensors)
+    _write_files(directory, texts, WEIGHTS[0], tensors)
 
 
 def _load_file(weights: Path, origin: str) -> Checkpoint:
     where, directory = str(weights), weights.parent
     config = config_beside(weights)
-    tensors = key_schemas.unwrapped(read_tensors(weights), where)
-    key_map = key_schemas.detect(tensors, where)
+    tensors = unwrapped(read_tensors(weights), where)
+    key_map = detect_key_map(tensors, where)
     if config is not None:
         dims = checked_dims(config, key_map, where)
         key_map = replace(key_map, qkv_bias=dims.qkv_bias)
-        own = key_schemas.to_own(tensors, key_map, where)
+        own = to_own(tensors, key_map, where)
         dims = with_classes(dims, len(own["head.weight"]), where)
     else:
-        own = key_schemas.to_own(tensors, key_map, where)
-        dims = recipes.infer_dims(own, is_original=key_map.schema == "original", where=where)
+        own = to_own(tensors, key_map, where)
+        dims = infer_dims(own, is_original=key_map.schema == "original", where=where)
     checkpoint = Checkpoint(
         dims=dims,
         state_dict=own,
         labels=read_all_labels(config, directory, dims.n_classes),
-        normalization=hub_config.read_normalization(directory, dims.max_frames),
+        normalization=read_normalization(directory, dims.max_frames),
         metadata=read_metadata(directory),
         origin=origin,
-        scoring=hub_config.read_scoring(config, dims.n_classes) if config else "sigmoid",
+        scoring=read_scoring(config, dims.n_classes) if config else "sigmoid",
     )
     _check(checkpoint, {own: " + ".join(names) for own, names in key_map.sources().items()})
     return checkpoint
@@ -166,3 +187,113 @@ def _check(checkpoint: Checkpoint, file_names: Mapping[str, str]) -> None:
             )
         if not tensor.isfinite().all():
             raise CheckpointError(f"{where}: {file_names[name]}: has values that are not finite")
+
+
+def _write_files(
+    directory: Path,
+    texts: Mapping[str, Mapping[str, Any]],
+    weights: str,
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """Write JSON files and, named `weights`, the tensors.
+
+    The weights take their place last: a new folder without them is no checkpoint yet.
+
+    Raises:
+        CheckpointError: a file cannot be written; what was there before is whole.
+    """
+
+    def write_weights(path: Path) -> None:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+
+    contents: dict[str, Content] = {name: json_text(text).encode() for name, text in texts.items()}
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        replace_files(directory, contents | {weights: write_weights}, is_synced=True)
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        path = error.filename if isinstance(error, OSError) else directory / weights
+        raise CheckpointError(f"{path}: cannot be written: {reason or error}") from error
+
+
+def average_checkpoints(checkpoints: Sequence[Checkpoint], origin: str) -> Checkpoint:
+    """Return the checkpoint whose every weight is the mean of those of `checkpoints`.
+
+    Thresholds, score maps, timing and the self-check hold for the weights they were measured with,
+    so the mean has none; its provenance is that of the last, and names all.
+
+    Raises:
+        CheckpointError: they differ in sizes, classes, statistics or window.
+    """
+    first, last = checkpoints[0], checkpoints[-1]
+    for other in checkpoints[1:]:
+        for name in ALIKE:
+            here, there = getattr(first, name), getattr(other, name)
+            if here != there:
+                raise CheckpointError(
+                    f"{other.origin}: {name}: expected that of {first.origin} ({here}), got {there}"
+                )
+    means = {
+        name: torch.stack([checkpoint.state_dict[name] for checkpoint in checkpoints]).mean(dim=0)
+        for name in first.state_dict
+    }
+    metadata = Metadata(
+        window_s=last.metadata.window_s,
+        hop_s=last.metadata.hop_s,
+        background=last.metadata.background,
+        licence=last.metadata.licence,
+        provenance=_provenance(checkpoints),
+    )
+    return replace(first, state_dict=means, metadata=metadata, origin=origin)
+
+
+def _provenance(checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
+    last = checkpoints[-1].metadata.provenance
+    provenance = {**last, "averaged_from": [checkpoint.hash for checkpoint in checkpoints]}
+    if TEST_FOLDS in last:
+        # what any of them has learnt, their mean knows
+        unseen = [each.metadata.provenance.get(TEST_FOLDS, []) for each in checkpoints]
+        provenance[TEST_FOLDS] = [
+            fold for fold in last[TEST_FOLDS] if all(fold in folds for folds in unseen)
+        ]
+    return provenance
+
+
+def carry_attributions(sources: Sequence[Path], directory: Path) -> None:
+    """Write to `directory` every row of the tables in the folders `sources`, once each.
+
+    Folders without a table, and files, have none to carry.
+
+    Raises:
+        CheckpointError: a table cannot be read, or the new one not be written.
+    """
+    rows: list[dict[str, str]] = []
+    path = directory / ATTRIBUTIONS
+    try:
+        for source in sources:
+            path = source / ATTRIBUTIONS
+            if path.is_file():
+                with path.open(encoding="utf-8", newline="") as table:
+                    rows += [row for row in csv.DictReader(table) if row not in rows]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    write_attributions(rows, directory)
+
+
+def write_attributions(rows: Sequence[Mapping[str, str]], directory: Path) -> None:
+    """Write titles, authors, licences and sources as they were given; nothing without any.
+
+    Raises:
+        CheckpointError: the table cannot be written.
+    """
+    if not rows:
+        return
+    path = directory / ATTRIBUTIONS
+    try:
+        with path.open("w", encoding="utf-8", newline="") as table:
+            columns = dict.fromkeys(name for row in rows for name in row)
+            writer = csv.DictWriter(table, columns, restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: all that is known without its weights, had without torch."""
+"""What a checkpoint says of itself: all that is known without its weights and without torch."""
 
 from __future__ import annotations
 
@@ -11,10 +11,28 @@ from pathlib import Path
 
 from ast_stream.errors import CheckpointError
 from ast_stream.labels import problem_with_labels
-from ast_stream.model import hub, hub_config, key_schemas, recipes
-from ast_stream.model.dims import AstDims, Normalization, Scoring
+from ast_stream.model import hub
+from ast_stream.model.dims import AstDims, Normalization, Scoring, default_window_s
+from ast_stream.model.hf_config import (
+    CONFIG,
+    Config,
+    check_supported,
+    read_dims,
+    read_labels,
+    read_normalization,
+    read_scoring,
+    read_small_file,
+)
 from ast_stream.model.metadata import METADATA, Metadata, read_metadata
-from ast_stream.model.weight_files import WEIGHTS, read_shapes, weights_in
+from ast_stream.model.weights import (
+    WEIGHTS,
+    KeyMap,
+    check_names,
+    detect_key_map,
+    read_shapes,
+    unwrapped,
+    weights_in,
+)
 from ast_stream.units import frame_count, seconds_to_samples
 
 BUNDLED = "bundled"
@@ -48,7 +66,7 @@ class Description:
 
 def window_of(dims: AstDims, metadata: Metadata) -> float:
     """Return the seconds of audio in one window, as trained."""
-    return metadata.window_s or recipes.default_window_s(dims.max_frames)
+    return metadata.window_s or default_window_s(dims.max_frames)
 
 
 def find_weights(reference: str) -> Path:
@@ -58,10 +76,10 @@ def find_weights(reference: str) -> Path:
         CheckpointError: there is none; one sentence.
     """
     folder, path = folder_of(reference), Path(reference).expanduser()
-    if reference == BUNDLED and not (folder and (folder / hub_config.CONFIG).exists()):
+    if reference == BUNDLED and not (folder and (folder / CONFIG).exists()):
         raise CheckpointError(
             "bundled: this installation holds no bundled checkpoint; expected "
-            f"{hub_config.CONFIG} and {WEIGHTS[0]} in ast_stream/model/{BUNDLED}"
+            f"{CONFIG} and {WEIGHTS[0]} in ast_stream/model/{BUNDLED}"
         )
     if folder is not None:
         return weights_in(folder)
@@ -92,8 +110,8 @@ def describe(reference: str) -> Description:
     """
     weights = find_weights(reference)
     config = config_beside(weights)
-    tensors = key_schemas.unwrapped(read_shapes(weights), str(weights))
-    key_map = key_schemas.detect(tensors, str(weights))
+    tensors = unwrapped(read_shapes(weights), str(weights))
+    key_map = detect_key_map(tensors, str(weights))
     if config is None:  # the sizes follow from the tensors alone
         from ast_stream.model.checkpoint import load_checkpoint  # imports torch
 
@@ -108,16 +126,16 @@ def describe(reference: str) -> Description:
             sum(tensor.numel() for tensor in loaded.state_dict.values()),
         )
     dims = checked_dims(config, key_map, str(weights))
-    key_map = key_schemas.KeyMap(key_map.schema, key_map.n_layers, dims.qkv_bias)
-    key_schemas.check_names(tensors, key_map, str(weights))
+    key_map = KeyMap(key_map.schema, key_map.n_layers, dims.qkv_bias)
+    check_names(tensors, key_map, str(weights))
     head = tensors[key_map.sources()["head.weight"][0]]
     dims = with_classes(dims, head[0] if head else 0, str(weights))
     own = {name for parts in key_map.sources().values() for name in parts}
     described = Description(
         dims,
         read_all_labels(config, weights.parent, dims.n_classes),
-        hub_config.read_normalization(weights.parent, dims.max_frames),
-        hub_config.read_scoring(config, dims.n_classes),
+        read_normalization(weights.parent, dims.max_frames),
+        read_scoring(config, dims.n_classes),
         read_metadata(weights.parent),
         reference,
         sum(math.prod(shape) for name, shape in tensors.items() if name in own),
@@ -126,27 +144,27 @@ def describe(reference: str) -> Description:
     return described
 
 
-def config_beside(weights: Path) -> hub_config.Config | None:
+def config_beside(weights: Path) -> Config | None:
     """Return the configuration beside the weights, checked; None without one.
 
     Raises:
         CheckpointError: it is not one of a model that we can compute.
     """
-    path = weights.parent / hub_config.CONFIG
+    path = weights.parent / CONFIG
     if not path.exists():
         return None
-    config = hub_config.Config(path)
-    hub_config.check_supported(config)  # first, since it says best what a file of weights is
+    config = Config(path)
+    check_supported(config)  # first, since it says best what a file of weights is
     return config
 
 
-def checked_dims(config: hub_config.Config, key_map: key_schemas.KeyMap, where: str) -> AstDims:
-    """Return the sizes, still for one class: how many there are is told by the classifier.
+def checked_dims(config: Config, key_map: KeyMap, where: str) -> AstDims:
+    """Return the sizes, still for one class: the classifier says how many there are.
 
     Raises:
         CheckpointError: the configuration speaks of another model than the weights.
     """
-    dims = hub_config.read_dims(config, n_classes=1)
+    dims = read_dims(config, n_classes=1)
     if dims.n_layers != key_map.n_layers:
         raise config.error("num_hidden_layers", f"{key_map.n_layers} as in {where}", dims.n_layers)
     return dims
@@ -160,27 +178,27 @@ def with_classes(dims: AstDims, n_classes: int, where: str) -> AstDims:
         raise CheckpointError(f"{where}: classifier: {error}") from error
 
 
-def read_all_labels(config: hub_config.Config | None, directory: Path, n_classes: int) -> list[str]:
+def read_all_labels(config: Config | None, directory: Path, n_classes: int) -> list[str]:
     """Return the class names, numbers where no file has any.
 
     Raises:
         CheckpointError: there are not as many as classes.
     """
-    labels = hub_config.read_labels(config, n_classes) if config else None
+    labels = read_labels(config, n_classes) if config else None
     if labels is None and (directory / LABELS_CSV).exists():
         labels = _read_labels_csv(directory / LABELS_CSV, n_classes)
     return labels or [f"class_{index:03d}" for index in range(n_classes)]
 
 
 def check_description(dims: AstDims, labels: list[str], metadata: Metadata, where: str) -> None:
-    """Refuse labels that cannot be told apart, and metadata that speaks of another model.
+    """Refuse labels that are ambiguous, and metadata that speaks of another model.
 
     Raises:
         CheckpointError: naming what does not fit.
     """
     problem = problem_with_labels(labels)
     if problem is not None:
-        raise CheckpointError(f"{where}: {problem}; rename it in id2label of {hub_config.CONFIG}")
+        raise CheckpointError(f"{where}: {problem}; rename it in id2label of {CONFIG}")
     unknown = sorted(metadata.named_labels() - set(labels))
     if unknown:
         raise CheckpointError(f"{where}: {METADATA}: {unknown[0]!r} is no label of this model")
@@ -199,7 +217,7 @@ def check_description(dims: AstDims, labels: list[str], metadata: Metadata, wher
 
 def _read_labels_csv(path: Path, n_classes: int) -> list[str]:
     """Return AudioSet's `display_name` column, ordered by its `index` column."""
-    text = hub_config.read_small_file(path)
+    text = read_small_file(path)
     try:
         rows = list(csv.DictReader(io.StringIO(text.decode("utf-8-sig"), newline="")))
         names = {int(row["index"]): str(row["display_name"]).strip() for row in rows}
@@ -213,7 +231,7 @@ def _read_labels_csv(path: Path, n_classes: int) -> list[str]:
 
 
 def _exists(path: Path) -> bool:
-    """Tell whether a path exists; one that cannot (a NUL in it, too long) does not."""
+    """Return whether a path exists; one that cannot (a NUL in it, too long) does not."""
     try:
         return path.exists()
     except (OSError, ValueError):

@@ -20,7 +20,7 @@ _WEIGHTS = (
 
 
 def is_hub_id(reference: str) -> bool:
-    """Tell whether `reference` has the form `organisation/name`."""
+    """Return whether `reference` has the form `organisation/name`."""
     return HUB_ID.match(reference) is not None
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ast_stream.errors import CheckpointError
-from ast_stream.model.hub_config import read_small_file
+from ast_stream.model.hf_config import read_small_file
 from ast_stream.runtime.files import replace_file
 
 METADATA = "ast_stream.json"

@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 
 from ast_stream.errors import CheckpointError
-from ast_stream.model.ast import softmax_logits
+from ast_stream.model.ast import cut_time, softmax_logits
 from ast_stream.model.attention import AttentionSetting, choose_attention
 from ast_stream.model.checkpoint import Checkpoint, load_checkpoint, model_with
 from ast_stream.model.description import BUNDLED
 from ast_stream.model.device import DTYPES, PrecisionSetting, resolve_device, resolve_precision
 from ast_stream.model.dims import AstDims
 from ast_stream.model.fbank import Fbank, pad_frames
-from ast_stream.model.grid import cut_time
 from ast_stream.model.metadata import ScoreMap
 from ast_stream.model.runners import GraphRunner, SingleRunner
 from ast_stream.units import (
@@ -192,7 +191,7 @@ class Tagger:
             logits = softmax_logits(logits)
         if self._score_map is None:
             return logits
-        scale, bias = (one.to(logits.device) for one in self._score_map)
+        scale, bias = (part.to(logits.device) for part in self._score_map)
         return logits * scale + bias
 
     def prepare(self, n_windows: int) -> None:
@@ -280,8 +279,8 @@ def _score_map(checkpoint: Checkpoint, device: torch.device) -> tuple[Tensor, Te
         return None
     maps = [by_label.get(label, ScoreMap()) for label in checkpoint.labels]
     return (
-        torch.tensor([one.scale for one in maps], dtype=torch.float32, device=device),
-        torch.tensor([one.bias for one in maps], dtype=torch.float32, device=device),
+        torch.tensor([score_map.scale for score_map in maps], dtype=torch.float32, device=device),
+        torch.tensor([score_map.bias for score_map in maps], dtype=torch.float32, device=device),
     )
 
 

@@ -42,7 +42,7 @@ def import_kaldi() -> Any:
 
 
 def has_compiled_part() -> bool:
-    """Tell whether torchaudio's compiled extension is loaded, or only its Python parts work."""
+    """Return whether torchaudio's compiled extension is loaded, or only its Python parts work."""
     return bool(import_torchaudio()._extension._IS_TORCHAUDIO_EXT_AVAILABLE)
 
 

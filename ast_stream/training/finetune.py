@@ -18,10 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from ast_stream.errors import UsageError
-from ast_stream.model.ast import Attention, AudioSpectrogramTransformer
+from ast_stream.model.ast import Attention, AudioSpectrogramTransformer, change_stride, cut_time
 from ast_stream.model.checkpoint import Checkpoint
 from ast_stream.model.dims import N_PREFIX_TOKENS, AstDims
-from ast_stream.model.grid import change_stride, cut_time
 from ast_stream.model.metadata import Metadata
 from ast_stream.soundscape.soundbank import Soundbank
 from ast_stream.training.config import HEAD_DIM, Optimization, TrainingConfig

@@ -18,12 +18,16 @@ from ast_stream.dataset.clips import write_clips
 from ast_stream.errors import AstStreamError, UsageError
 from ast_stream.evaluation.clips import ScoreWindows, report_clips
 from ast_stream.model.ast import AudioSpectrogramTransformer
-from ast_stream.model.attributions import write_attributions
-from ast_stream.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from ast_stream.model.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    write_attributions,
+)
 from ast_stream.model.device import resolve_device
 from ast_stream.model.dims import Normalization
 from ast_stream.model.fbank import Fbank, pad_frames
-from ast_stream.model.golden import golden_for
+from ast_stream.model.selfcheck import golden_for
 from ast_stream.training.compute import autocast, autocast_type
 from ast_stream.training.config import Optimization, TrainingConfig
 from ast_stream.training.data import TrainingData, prepare_data

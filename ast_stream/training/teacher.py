@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from ast_stream.errors import CheckpointError
-from ast_stream.model.ast import softmax_logits
+from ast_stream.model.ast import cut_time, softmax_logits
 from ast_stream.model.checkpoint import Checkpoint, model_with
 from ast_stream.model.fbank import pad_frames
-from ast_stream.model.grid import cut_time
 from ast_stream.training.compute import attend_short, autocast, autocast_type
 from ast_stream.units import FRAMES_PER_SECOND
 

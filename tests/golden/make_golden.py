@@ -15,8 +15,8 @@ import torch
 from tiny_model import TINY_DIMS, tiny_checkpoint
 
 from ast_stream.model.checkpoint import save_checkpoint
-from ast_stream.model.golden import golden_clip
 from ast_stream.model.metadata import Metadata
+from ast_stream.model.selfcheck import golden_clip
 from ast_stream.model.torchaudio_guard import import_kaldi
 from ast_stream.units import SAMPLE_RATE
 

@@ -15,9 +15,8 @@ from ast_stream.calibration.inherited import raised_thresholds
 from ast_stream.calibration.streams import LogitStream
 from ast_stream.errors import CheckpointError
 from ast_stream.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from ast_stream.model.golden import golden_for
 from ast_stream.model.metadata import Metadata, ScoreMap
-from ast_stream.model.selfcheck import self_check
+from ast_stream.model.selfcheck import golden_for, self_check
 from ast_stream.model.tagger import Tagger
 
 MAPS = {"Bark": ScoreMap(scale=1.7, bias=-0.8), "Background": ScoreMap(scale=0.4)}

@@ -18,7 +18,7 @@ from ast_stream.capture.sources import microphone
 from ast_stream.cli import doctor_checks
 from ast_stream.cli.doctor import doctor
 from ast_stream.errors import StartupError, UsageError
-from ast_stream.model.golden import golden_for
+from ast_stream.model.selfcheck import golden_for
 from ast_stream.transport.sockets import Sockets
 
 app = typer.Typer()

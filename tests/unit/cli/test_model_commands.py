@@ -16,13 +16,12 @@ from typer.testing import CliRunner, Result
 
 from ast_stream.cli.model_commands import app
 from ast_stream.errors import CheckpointError, UsageError
-from ast_stream.model import key_schemas
 from ast_stream.model.ast import AudioSpectrogramTransformer
-from ast_stream.model.averaging import average_checkpoints
-from ast_stream.model.checkpoint import load_checkpoint
+from ast_stream.model.checkpoint import average_checkpoints, load_checkpoint
 from ast_stream.model.metadata import StoredOnsetFit
 from ast_stream.model.selfcheck import self_check
 from ast_stream.model.tagger import Tagger
+from ast_stream.model.weights import from_own
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +131,7 @@ def test_convert_makes_a_checkpoint_that_checks_itself(tmp_path: Path, precision
     original = load_checkpoint(str(tmp_path / "tiny"))
     (tmp_path / "tiny" / "model.safetensors").unlink()
     source = tmp_path / "tiny" / "weights.pth"
-    torch.save(key_schemas.from_own(original.state_dict, "original"), source)
+    torch.save(from_own(original.state_dict, "original"), source)
     result = _model("convert", str(source), str(tmp_path / "new"), "--precision", precision)
     assert result.stdout.strip() == str(tmp_path / "new")
     converted = load_checkpoint(str(tmp_path / "new"))

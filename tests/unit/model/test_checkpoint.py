@@ -18,13 +18,14 @@ from tiny_model import TINY_DIMS, TINY_LABELS, save_tiny, tiny_checkpoint
 from torch import Tensor
 
 from ast_stream.errors import CheckpointError
-from ast_stream.model import hub_config, key_schemas
 from ast_stream.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ast_stream.model.description import describe
 from ast_stream.model.dims import AstDims, Normalization
+from ast_stream.model.hf_config import ACTIVATIONS
 from ast_stream.model.metadata import Metadata
 from ast_stream.model.tagger import Tagger
 from ast_stream.model.torchaudio_guard import import_torchaudio
+from ast_stream.model.weights import Schema, from_own
 
 PARITY = 1e-4
 W = "model.safetensors"
@@ -61,12 +62,12 @@ def _windows(max_frames: int = TINY_DIMS.max_frames) -> Tensor:
 @pytest.mark.parametrize("schema", ["hub", "transformers", "original"])
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_every_schema_and_format_gives_the_same_model(
-    saved: Path, file_name: str, schema: key_schemas.Schema, prefix: str
+    saved: Path, file_name: str, schema: Schema, prefix: str
 ) -> None:
     expected = load_checkpoint(str(saved))
     tensors = {
         prefix + name: tensor.clone()
-        for name, tensor in key_schemas.from_own(expected.state_dict, schema).items()
+        for name, tensor in from_own(expected.state_dict, schema).items()
     }
     if schema == "original":  # the ImageNet classifiers that those files still carry
         tensors[f"{prefix}v.head.weight"] = torch.zeros(10, 64)
@@ -150,7 +151,7 @@ def _of_transformers(directory: Path, **config: Any) -> Any:
 
 
 HONOURED: dict[str, dict[str, Any]] = {
-    **{f"hidden_act {name}": {"hidden_act": name} for name in hub_config.ACTIVATIONS},
+    **{f"hidden_act {name}": {"hidden_act": name} for name in ACTIVATIONS},
     "a large layer_norm_eps": {"layer_norm_eps": 0.1},
     "no qkv_bias": {"qkv_bias": False},
     "strides": {"frequency_stride": 8, "time_stride": 5},
@@ -303,7 +304,7 @@ def _original_file(path: Path, stride: int, max_frames: int) -> AstDims:
     dims = replace(
         TINY_DIMS, frequency_stride=stride, time_stride=stride, max_frames=max_frames, n_classes=5
     )
-    torch.save(key_schemas.from_own(tiny_checkpoint(1, dims).state_dict, "original"), path)
+    torch.save(from_own(tiny_checkpoint(1, dims).state_dict, "original"), path)
     return replace(dims, layer_norm_eps=1e-6, head_layer_norm_eps=1e-5)
 
 

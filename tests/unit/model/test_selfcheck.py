@@ -13,8 +13,7 @@ from tiny_model import TINY_DIMS, tiny_checkpoint
 from ast_stream.errors import StartupError
 from ast_stream.model.ast import AudioSpectrogramTransformer
 from ast_stream.model.checkpoint import Checkpoint
-from ast_stream.model.golden import golden_clip, golden_for
-from ast_stream.model.selfcheck import TOLERANCE, self_check
+from ast_stream.model.selfcheck import TOLERANCE, golden_clip, golden_for, self_check
 from ast_stream.model.tagger import Tagger
 
 

@@ -15,8 +15,8 @@ from tiny_model import TINY_LABELS, save_tiny
 from ast_stream.dataset.tables import Columns
 from ast_stream.errors import CheckpointError, ConfigError, UsageError
 from ast_stream.labels import slug
+from ast_stream.model.ast import change_stride
 from ast_stream.model.checkpoint import load_checkpoint
-from ast_stream.model.grid import change_stride
 from ast_stream.model.selfcheck import self_check
 from ast_stream.model.tagger import Tagger
 from ast_stream.training.config import Optimization, TrainingConfig, esc50

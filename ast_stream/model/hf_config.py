@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ast_stream.errors import CheckpointError
-from ast_stream.model.dims import Activation, AstDims, Normalization, Scoring
-from ast_stream.model.recipes import default_normalization
+from ast_stream.model.dims import Activation, AstDims, Normalization, Scoring, default_normalization
 from ast_stream.units import N_MELS, SAMPLE_RATE
 
 MODEL_TYPE = "audio-spectrogram-transformer"
@@ -133,9 +132,9 @@ class Config:
         """
         value = self.get(key)
         if value is not None and not any(
-            type(value) is type(one) and value == one for one in allowed
+            type(value) is type(each) and value == each for each in allowed
         ):
-            expected = " or ".join(json.dumps(one) for one in allowed)
+            expected = " or ".join(json.dumps(each) for each in allowed)
             raise self.error(key, f"{expected}, since {why}", value)
 
     def error(self, key: str, expected: str, got: object) -> CheckpointError:

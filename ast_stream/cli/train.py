@@ -67,7 +67,7 @@ def train(
         str | None, typer.Option(help="Checkpoint whose scores of each window join the labels.")
     ] = None,
     teacher_weight: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the teacher in the loss.")
+        float, typer.Option(min=0, max=1, help="Weight of the teacher in the loss.")
     ] = Optimization.teacher_weight,
     backgrounds: Annotated[
         list[Path] | None,
@@ -84,7 +84,7 @@ def train(
     ] = None,
     hold_out: Annotated[
         float | None,
-        typer.Option(min=0, max=0.9, help="Hold this share of each class out." + FROM_PRESET),
+        typer.Option(min=0, max=0.9, help="Fraction of each class to hold out." + FROM_PRESET),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps." + FROM_PRESET)] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Windows." + FROM_PRESET)] = None,

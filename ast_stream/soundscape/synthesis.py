@@ -73,7 +73,7 @@ def co_alarm(rng: Random) -> Sound:
 
 
 def siren(rng: Random, duration_s: float | None = None) -> Sound:
-    """Return a vehicle siren: wail, yelp or the two-tone hi-lo, 3 to 5 s unless told."""
+    """Return a vehicle siren: wail, yelp or the two-tone hi-lo, 3 to 5 s by default."""
     n_samples = seconds_to_samples(duration_s or rng.uniform(3.0, 5.0))
     t = np.arange(n_samples) / SAMPLE_RATE
     form = rng.choice(["wail", "yelp", "hi_lo"])
@@ -120,7 +120,7 @@ def dtmf_dialling(rng: Random) -> Sound:
 
 
 def clock_ticks(rng: Random, duration_s: float | None = None) -> Sound:
-    """Return a ticking clock, 2 to 5 ticks a second for 3 to 5 s unless told."""
+    """Return a ticking clock, 2 to 5 ticks a second for 3 to 5 s by default."""
     period_s = 1 / rng.choice([2.0, 2.5, 3.0, 4.0, 5.0]) * rng.uniform(0.97, 1.03)
     n_ticks = max(3, int((duration_s or rng.uniform(3.0, 5.0)) / period_s))
     tick, tock = _click(rng), _click(rng)

@@ -44,13 +44,13 @@ def spans(*times: tuple[float, float]) -> Spans:
 
 
 @pytest.mark.parametrize("kind", F1_KINDS)
-@given(sounds=disjoint_spans(min_clips=1))
+@given(sounds=disjoint_spans(fewest=1))
 def test_perfect_detections_have_an_f1_of_one(kind: str, sounds: Spans) -> None:
     assert F1_KINDS[kind](sounds, sounds, DURATION_S).f1 == 1.0
 
 
 @pytest.mark.parametrize("kind", F1_KINDS)
-@given(sounds=disjoint_spans(min_clips=1))
+@given(sounds=disjoint_spans(fewest=1))
 def test_no_detections_have_an_f1_of_zero(kind: str, sounds: Spans) -> None:
     assert F1_KINDS[kind](spans(), sounds, DURATION_S).f1 == 0.0
 

@@ -11,7 +11,7 @@ from functools import partial
 from ast_stream.alerts.actions.base import ActionRunner, Delivered, Failed, Outcome, describe_error
 from ast_stream.alerts.actions.registry import DeferredRunner, create_runner
 from ast_stream.alerts.notification import Notification
-from ast_stream.settings.alert_schema import AlertSettings
+from ast_stream.settings.alerts import AlertSettings
 
 logger = logging.getLogger(__name__)
 

@@ -40,8 +40,7 @@ from ast_stream.runtime.lifecycle import Notifier
 from ast_stream.runtime.logging import setup_logging
 from ast_stream.runtime.metrics import Metrics
 from ast_stream.runtime.reload import Reloader
-from ast_stream.settings.check import LoadedSettings
-from ast_stream.settings.load import load_file
+from ast_stream.settings.load import LoadedSettings, load_file
 from ast_stream.settings.paths import (
     alerts_endpoint,
     alerts_state_file,

@@ -17,7 +17,8 @@ from ast_stream.alerts.rule_watch import RuleFiles
 from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.alerts.watch import exposed_entities
 from ast_stream.errors import AstStreamError
-from ast_stream.settings.check import LoadedSettings, check_against_model
+from ast_stream.settings.check import check_against_model
+from ast_stream.settings.load import LoadedSettings
 
 logger = logging.getLogger(__name__)
 

@@ -42,8 +42,8 @@ from ast_stream.messages.status import StreamState
 from ast_stream.model.metadata import Metadata
 from ast_stream.sample_clock import SampleClock
 from ast_stream.settings.explain import explain
-from ast_stream.settings.load import Document, read_document
 from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
+from ast_stream.settings.yaml import Document, read_document
 from ast_stream.units import (
     NS_PER_SECOND,
     SILENCE_DBFS,
@@ -240,7 +240,7 @@ def load_tests(path: Path, *, labels: Sequence[str] | None = None) -> LoadedTest
     Raises:
         ConfigError: either cannot be used.
     """
-    document = read_document(path, "tests")
+    document = read_document(path, "tests", "test file")
     problems = list(document.problems)
     try:
         settings = RuleTestFile.model_validate(document.data)

@@ -14,7 +14,7 @@ from ast_stream.alerts.rules.lint import notification_lints
 from ast_stream.alerts.rules.problems import RuleProblem
 from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.errors import CheckpointError, ConfigError, Problem
-from ast_stream.settings.check import LoadedSettings
+from ast_stream.settings.load import LoadedSettings
 
 LOOK_EVERY_S = 2.0
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ast_stream.alerts.actions.base import Delivered, Failed, Outcome
-from ast_stream.settings.alert_schema import FEED_ACTION, Action
+from ast_stream.settings.alerts import FEED_ACTION, Action
 from ast_stream.units import NS_PER_SECOND
 
 FEED = FEED_ACTION  # publishes; it delivers everything and is never snoozed

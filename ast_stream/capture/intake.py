@@ -22,8 +22,14 @@ from ast_stream.capture.sources.base import (
     SourceHungError,
     SourceStatus,
 )
+from ast_stream.capture.sources.file import FilePlayer
+from ast_stream.capture.sources.microphone import Microphone
+from ast_stream.capture.sources.network import NetworkStream
+from ast_stream.capture.sources.scene import ScenePlayer
+from ast_stream.capture.sources.stdin import StandardInput
 from ast_stream.errors import AudioError, CaptureError
 from ast_stream.messages.audio import Pcm16
+from ast_stream.settings import schema
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE
 
 logger = logging.getLogger(__name__)
@@ -37,6 +43,26 @@ _JITTER = 0.2  # part of the pause: many cameras of one site must not come back 
 _RING_PART = 4  # an unpaced source runs at most 1/4 of the ring ahead of the acknowledgements
 _OVERFLOW = "overflow"
 _RATE_LOG_NS = 3600 * NS_PER_SECOND
+
+
+def make_source(settings: schema.Source) -> Source:
+    """Return the source that `settings` describes, not opened yet."""
+    match settings:
+        case schema.MicrophoneSource():
+            return Microphone(settings)
+        case schema.FileSource():
+            return FilePlayer(settings)
+        case schema.UrlSource():
+            return NetworkStream(settings)
+        case schema.StdinSource():
+            return StandardInput(settings)
+        case schema.SceneSource():
+            return ScenePlayer(settings)
+
+
+def make_channels(settings: schema.Source) -> ChannelSelector:
+    """Return what picks the channel of the source that `settings` describes."""
+    return ChannelSelector("mix" if isinstance(settings, schema.SceneSource) else settings.channel)
 
 
 class Intake:

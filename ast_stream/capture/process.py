@@ -14,9 +14,8 @@ from typing import Annotated, get_args
 import numpy as np
 import typer
 
-from ast_stream.capture.intake import Intake
+from ast_stream.capture.intake import Intake, make_channels, make_source
 from ast_stream.capture.ring import Ring, RingServer
-from ast_stream.capture.sources import make_channels, make_source
 from ast_stream.capture.sources.base import SourceHungError, SourceState
 from ast_stream.capture.sources.network import FIRST_SOUND_S, opening_limit_s
 from ast_stream.errors import AudioError, UsageError

@@ -25,13 +25,8 @@ from ast_stream.errors import (
     Warned,
 )
 from ast_stream.labels import slug
-from ast_stream.settings.check import (
-    LoadedSettings,
-    check_against_model,
-    check_folders,
-    check_sources,
-)
-from ast_stream.settings.load import examine_file
+from ast_stream.settings.check import check_against_model, check_folders, check_sources
+from ast_stream.settings.load import LoadedSettings, examine_file
 from ast_stream.settings.paths import (
     audio_endpoint,
     feed_endpoint,

@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.text import Text
 
 from ast_stream.audio.resampler import Resampler
-from ast_stream.capture.sources import make_source
+from ast_stream.capture.intake import make_source
 from ast_stream.capture.sources.base import Source
 from ast_stream.cli.output import say
 from ast_stream.cli.terminal import console, level_bar, level_text, score_bars, stacked

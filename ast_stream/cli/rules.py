@@ -37,7 +37,7 @@ from ast_stream.cli.output import json_line, say
 from ast_stream.cli.rules_text import explain_rule, junit, summary_lines, transition_line
 from ast_stream.errors import AudioError, ConfigError, UsageError
 from ast_stream.labels import problem_with_labels
-from ast_stream.settings.alert_schema import AlertSettings
+from ast_stream.settings.alerts import AlertSettings
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.schema import DEFAULT_CONFIRM_S, DetectionSettings, ModelSettings
 from ast_stream.units import format_time, samples_to_seconds

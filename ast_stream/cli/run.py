@@ -19,8 +19,7 @@ from ast_stream.runtime.lifecycle import (
 from ast_stream.runtime.logging import LOG_FORMAT, line_format, setup_logging
 from ast_stream.runtime.reload import Reloader
 from ast_stream.runtime.supervisor import ChildSpec, LineForwarder, Supervisor
-from ast_stream.settings.check import LoadedSettings
-from ast_stream.settings.load import load_file
+from ast_stream.settings.load import LoadedSettings, load_file
 from ast_stream.settings.paths import make_runtime_dir
 from ast_stream.settings.schema import Settings, Source
 

@@ -14,9 +14,8 @@ from ast_stream.errors import AstStreamError, ConfigError, Problem
 from ast_stream.runtime.background import in_background
 from ast_stream.runtime.lifecycle import Notifier
 from ast_stream.runtime.logging import setup_logging
-from ast_stream.settings.check import LoadedSettings
 from ast_stream.settings.explain import show_path
-from ast_stream.settings.load import load_file
+from ast_stream.settings.load import LoadedSettings, load_file
 from ast_stream.settings.schema import Settings
 
 logger = logging.getLogger(__name__)

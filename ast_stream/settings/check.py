@@ -7,37 +7,20 @@ import math
 import os
 import pathlib
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from ast_stream.errors import ConfigError, Problem
 from ast_stream.labels import did_you_mean, find_label, slug
-from ast_stream.settings.explain import Path, line_of, show_path
+from ast_stream.settings.explain import Path
+from ast_stream.settings.load import LoadedSettings
 from ast_stream.settings.schema import (
     MAX_CONFIRM_HOPS,
     ClassSettings,
     DetectionDefaults,
     FileSource,
-    Settings,
     UrlSource,
 )
-
-
-@dataclass(frozen=True)
-class LoadedSettings:
-    """Settings with the lines they came from.
-
-    Attributes:
-        lines: line of each key and list item in `file`, by path, e.g. ("streams", 0, "name").
-    """
-
-    settings: Settings
-    lines: Mapping[Path, int]
-    file: str
-
-    def problem(self, path: Path, text: str) -> Problem:
-        """Return a problem at the line of `path`, or of the nearest thing around it."""
-        return Problem(self.file, line_of(self.lines, path), show_path(path), text)
 
 
 @dataclass(frozen=True)
@@ -121,15 +104,16 @@ def check_folders(loaded: LoadedSettings) -> list[Problem]:
     settings, problems = loaded.settings, []
     for key, folder in (("runtime_dir", settings.runtime_dir), ("state_dir", settings.state_dir)):
         place = pathlib.Path(folder or "/")
-        nearest = next(one for one in (place, *place.absolute().parents) if os.path.lexists(one))
+        parents = (place, *place.absolute().parents)
+        nearest = next(parent for parent in parents if os.path.lexists(parent))
         if not nearest.is_dir():
-            text = f"expected a folder, but {nearest} is none"
+            text = f"expected a folder, but {nearest} is not one"
             problems.append(loaded.problem((key,), text))
     return problems
 
 
 def check_sources(loaded: LoadedSettings) -> list[Problem]:
-    """Return why this machine cannot hear the configured streams, as far as that can be seen.
+    """Return why this machine cannot capture the configured streams, as far as that can be seen.
 
     Nothing is started or connected to.
     """
@@ -167,7 +151,7 @@ def _check_model(loaded: LoadedSettings, hop_s: float, window_s: float) -> list[
             loaded.problem(
                 ("model", "hop_s"),
                 f"expected at most the window of {window_s:g} s, got {hop_s:g}: "
-                "audio between the windows would not be heard",
+                "audio between the windows would not be scored",
             )
         )
     min_context_s = loaded.settings.model.min_context_s
@@ -182,7 +166,7 @@ def _check_model(loaded: LoadedSettings, hop_s: float, window_s: float) -> list[
 def _check_durations(
     loaded: LoadedSettings, path: Path, effective: EffectiveDetection, hop_s: float
 ) -> list[Problem]:
-    """Return what is wrong with the durations at `path`; what a class inherits is told once."""
+    """Return what is wrong with the durations at `path`; what a class inherits is reported once."""
     is_default = path[-1] == "defaults"
     problems = []
     confirm_s = effective.confirm_s or 0.0

@@ -1,63 +1,43 @@
-"""YAML to settings under strict rules, with every problem at its line; the only importer of yaml.
-
-Plain PyYAML reads `12:30` as 750, `on` as true, `010` as 8 and `1e-3` as text, and keeps the last
-of two equal keys without a word. Here a value is what it looks like: only `true` and `false` are
-booleans, numbers are decimal, everything else is text; equal keys, tags, merge keys and a second
-document are refused.
-"""
+"""From a configuration file to settings, with every problem at its line."""
 
 from __future__ import annotations
 
-import os
-import re
-import stat
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from ast_stream.errors import ConfigError, Problem
 from ast_stream.labels import is_stream_name
-from ast_stream.settings.check import LoadedSettings, check_against_model, check_classes
 from ast_stream.settings.explain import Path as KeyPath
 from ast_stream.settings.explain import explain_by_path, line_of, show_path
+from ast_stream.settings.paths import socket_problem
 from ast_stream.settings.schema import Settings
 from ast_stream.settings.section import FOLDER, MISFITS
+from ast_stream.settings.yaml import Document, parse_document, read_document
 
-__all__ = [
-    "Document",
-    "LoadedSettings",
-    "check_against_model",
-    "check_classes",
-    "examine_file",
-    "examine_text",
-    "load_file",
-    "load_settings",
-    "parse_document",
-    "parse_settings",
-    "parse_text",
-    "read_document",
-]
+MAX_PROBLEMS = 100  # that are listed; the others are counted
+_ROUNDS = 10  # of leaving out what is wrong and checking the rest
+_NEEDED_KEY = "streams"
 
-MAX_FILE_BYTES = 1_000_000
-MAX_WRITTEN = 50_000  # keys and values in the text: PyYAML needs 50 us for each
-MAX_VALUES = 200_000  # after aliases are put in: bounds what they can multiply
-MAX_DEPTH = 32  # of mappings and lists in each other
-MAX_TEXT = 10_000  # characters of one value
-MAX_INT = 2**63 - 1
-MAX_PROBLEMS = 100  # listed; of more the number is told
-_ROUNDS = 10  # of leaving out what is wrong and looking at the rest
-_READ_AGAIN = 5  # times, for a file that is written while it is read
-_READ_AGAIN_S = 0.05
-_TAG = "tag:yaml.org,2002:"
-_INT = re.compile(r"[-+]?(?:0|[1-9][0-9]*)\Z")
-_FLOAT = re.compile(
-    r"[-+]?(?:(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|\.inf)\Z|\.nan\Z"
-)
+
+@dataclass(frozen=True)
+class LoadedSettings:
+    """Settings with the lines they came from.
+
+    Attributes:
+        lines: line of each key and list item in `file`, by path, e.g. ("streams", 0, "name").
+    """
+
+    settings: Settings
+    lines: Mapping[KeyPath, int]
+    file: str
+
+    def problem(self, path: KeyPath, text: str) -> Problem:
+        """Return a problem at the line of `path`, or of the nearest thing around it."""
+        return Problem(self.file, line_of(self.lines, path), show_path(path), text)
 
 
 def load_settings(path: Path) -> Settings:
@@ -84,7 +64,7 @@ def load_file(path: Path) -> LoadedSettings:
     Raises:
         ConfigError: as `load_settings`.
     """
-    return parse_text(_read(path), str(path), path.absolute().parent)
+    return _expect_right(*examine_file(path))
 
 
 def parse_text(text: str, file: str = "<text>", folder: Path | None = None) -> LoadedSettings:
@@ -96,31 +76,39 @@ def parse_text(text: str, file: str = "<text>", folder: Path | None = None) -> L
     Raises:
         ConfigError: as `parse_settings`.
     """
-    loaded, problems = examine_text(text, file, folder)
-    if problems or loaded is None:
-        raise ConfigError(problems)
-    return loaded
+    return _expect_right(*examine_text(text, file, folder))
 
 
 def examine_file(path: Path) -> tuple[LoadedSettings | None, list[Problem]]:
     """Return the settings in a YAML file as far as they are right, and what is wrong.
 
-    Where something is wrong its default stands, or a generated scene in place of a stream's
-    source: for finding more problems, not for use.
+    What is wrong is replaced by its default, or by a generated scene in place of a stream's
+    source: to find more problems, not for use.
 
     Raises:
         ConfigError: the file cannot be read at all.
     """
-    return examine_text(_read(path), str(path), path.absolute().parent)
+    return _examine(read_document(path, _NEEDED_KEY), path.absolute().parent)
 
 
 def examine_text(
     text: str, file: str, folder: Path | None = None
 ) -> tuple[LoadedSettings | None, list[Problem]]:
     """Return the settings in YAML text as far as they are right; as `examine_file`."""
-    reader = _Reader(file)
-    data = reader.read(text)
-    found = {(problem.line, problem.path): problem for problem in reader.problems}
+    return _examine(parse_document(text, file, _NEEDED_KEY), folder)
+
+
+def _expect_right(loaded: LoadedSettings | None, problems: list[Problem]) -> LoadedSettings:
+    if problems or loaded is None:
+        raise ConfigError(problems)
+    return loaded
+
+
+def _examine(
+    document: Document, folder: Path | None
+) -> tuple[LoadedSettings | None, list[Problem]]:
+    data, file, lines = document.data, document.file, document.lines
+    found = {(problem.line, problem.path): problem for problem in document.problems}
     settings = None
     cut: set[KeyPath] = set()
     for _ in range(_ROUNDS):
@@ -130,30 +118,33 @@ def examine_text(
             settings = Settings.model_validate(data, context=context)
         except ValidationError as error:
             details = error.errors(include_url=False)[:MAX_PROBLEMS]
-            for path, problem in explain_by_path(details, Settings, file, reader.lines).items():
-                # what could not be read stands as null in `data`: the first complaint is better
+            for path, problem in explain_by_path(details, Settings, file, lines).items():
+                # what could not be read stands as null in `data`: the first problem says more
                 if path not in cut:
                     found.setdefault((problem.line, problem.path), problem)
                 _cut(data, path, cut)
         for path, words in misfits:
-            line, shown = line_of(reader.lines, path), show_path(path)
+            line, shown = line_of(lines, path), show_path(path)
             found.setdefault((line, f"{shown}: {words}"), Problem(file, line, shown, words))
         if settings is not None:
             break
+    loaded = None if settings is None else LoadedSettings(settings, lines, file)
+    if loaded is not None and (text := socket_problem(loaded.settings)) is not None:
+        problem = loaded.problem(("runtime_dir",), text)
+        found.setdefault((problem.line, problem.path), problem)
     problems = sorted(found.values(), key=lambda problem: problem.line or 0)
     if len(problems) > MAX_PROBLEMS:
-        more = f"and {len(problems) - MAX_PROBLEMS} problems more"
+        more = f"and {len(problems) - MAX_PROBLEMS} more problems"
         problems = [*problems[:MAX_PROBLEMS], Problem(file, None, "", more)]
-    loaded = None if settings is None else LoadedSettings(settings, reader.lines, file)
     return loaded, problems
 
 
 def _cut(data: dict[str, Any], path: KeyPath, cut: set[KeyPath]) -> None:
-    """Take what is wrong at `path` out of `data`, so that the rest can be looked at.
+    """Remove what is wrong at `path` from `data`, so that the rest can be checked.
 
     Items of lists keep their numbers: streams and actions are replaced, other lists go as a whole.
     """
-    if path and path[-1] == "type":  # of nothing that is known: what is beside it says nothing
+    if path and path[-1] == "type":  # unknown: then what is beside it means nothing
         cut.add(path)
         path = path[:-1]
     while path:
@@ -183,298 +174,3 @@ def _stand_in(stream: Any, index: int) -> dict[str, Any]:
     name = stream.get("name") if isinstance(stream, dict) else None
     is_usable = isinstance(name, str) and is_stream_name(name)
     return {"name": name if is_usable else f"stream-{index}", "source": {"type": "scene"}}
-
-
-@dataclass(frozen=True)
-class Document:
-    """A mapping read under the strict rules, with the place of everything in it.
-
-    Attributes:
-        data: plain values; what could not be read stands as null and has a problem.
-        lines, columns: of each key and list item, from 1, by path.
-    """
-
-    data: dict[str, Any]
-    lines: Mapping[KeyPath, int]
-    columns: Mapping[KeyPath, int]
-    problems: list[Problem]
-    file: str
-
-
-def read_document(path: Path, needed_key: str) -> Document:
-    """Return the mapping in a YAML file that is not a configuration, such as alert rules.
-
-    Args:
-        needed_key: a key that belongs at the top, to be named if the file is empty.
-
-    Raises:
-        ConfigError: the file cannot be read at all; lesser problems are in the document.
-    """
-    return parse_document(_read(path), str(path), needed_key)
-
-
-def parse_document(text: str, file: str, needed_key: str) -> Document:
-    """Return the mapping in YAML text; as `read_document`."""
-    reader = _Reader(file, needed_key)
-    data = reader.read(text)
-    return Document(data, reader.lines, reader.columns, reader.problems, file)
-
-
-def _read(path: Path) -> str:
-    def refuse(text: str) -> ConfigError:
-        return ConfigError([Problem(str(path), None, "", text)])
-
-    try:
-        raw = _read_whole(path)
-    except FileNotFoundError as error:
-        raise refuse("no such configuration file") from error
-    except OSError as error:
-        raise refuse(f"the configuration file cannot be read: {error.strerror}") from error
-    except ValueError as error:  # NUL in the name
-        raise refuse(f"the configuration file cannot be read: {error}") from error
-    if raw is None:
-        raise refuse("the configuration file changes while it is read")
-    if len(raw) > MAX_FILE_BYTES:
-        raise refuse(f"expected at most {MAX_FILE_BYTES} bytes of configuration, got more")
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        text = f"expected UTF-8 text, got byte 0x{raw[error.start]:02x}"
-        raise ConfigError([Problem(str(path), line, "", text)]) from error
-
-
-def _read_whole(path: Path) -> bytes | None:
-    """Return the content of a file, of which nobody wrote a part meanwhile; None: they go on.
-
-    Raises:
-        OSError: it cannot be read, or is something whose reading may never end.
-    """
-    for _ in range(_READ_AGAIN):
-        # without O_NONBLOCK, opening a named pipe waits for its writer
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as stream:
-            before = os.fstat(descriptor)
-            if stat.S_ISDIR(before.st_mode):
-                raise IsADirectoryError(0, "Is a directory")
-            if not stat.S_ISREG(before.st_mode):
-                raise OSError(0, "expected a file, got a pipe, socket or device")
-            raw = stream.read(MAX_FILE_BYTES + 1)
-            after = os.fstat(descriptor)
-        if (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns):
-            return raw
-        time.sleep(_READ_AGAIN_S)
-    return None
-
-
-# what escapes in double quotes can make: controls, and halves of characters (lone surrogates)
-_NOT_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
-_KNOWN_TAGS = ("!secret", "!include", "!env", "!env_var")
-_NAMES = re.compile(r"(alias|anchor|tag handle) '[^']*'")
-
-
-class _TooMuch(Exception):
-    """More than a person writes; `line` is where it became too much, where the text leaves it."""
-
-    def __init__(self, text: str, line: int | None = None) -> None:
-        super().__init__(text)
-        self.line = line
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML's parser with the strict meaning of plain words, and an end to its patience."""
-
-    n_written = 0
-    depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Return the next node; as in the base class."""
-        self.n_written += 1
-        self.depth += 1
-        line = int(self.line) + 1
-        if self.depth > MAX_DEPTH:
-            raise _TooMuch(f"the configuration is nested too deeply: line {line}")
-        if self.n_written > MAX_WRITTEN:
-            raise _TooMuch(f"expected at most {MAX_WRITTEN} keys and values, got more", line)
-        node: yaml.Node | None = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-
-# under the key None stand the words that PyYAML tries whatever their first letter is
-_Loader.yaml_implicit_resolvers = {
-    None: [
-        (_TAG + "bool", re.compile(r"(?:true|false)\Z")),
-        (_TAG + "null", re.compile(r"(?:~|null|)\Z")),
-        (_TAG + "int", _INT),
-        (_TAG + "float", _FLOAT),
-        (_TAG + "merge", re.compile(r"<<\Z")),
-    ]
-}
-
-_SCALARS: dict[str, Callable[[str], Any]] = {
-    _TAG + "str": str,
-    _TAG + "bool": {"true": True, "false": False}.__getitem__,
-    _TAG + "null": lambda _: None,
-    _TAG + "int": int,
-    _TAG + "float": lambda text: float(text.replace(".inf", "inf").replace(".nan", "nan")),
-}
-
-
-class _Reader:
-    """Turn one YAML document into plain data, noting the line of every key and item."""
-
-    def __init__(self, file: str, needed_key: str = "streams") -> None:
-        self.lines: dict[KeyPath, int] = {}
-        self.columns: dict[KeyPath, int] = {}
-        self.problems: list[Problem] = []
-        self._file = file
-        self._needed_key = needed_key
-        self._values = 0
-
-    def read(self, text: str) -> dict[str, Any]:
-        """Return the mapping at the top; problems that leave some data are collected.
-
-        Raises:
-            ConfigError: there is nothing to go on with: broken syntax, empty, not a mapping.
-        """
-        root = self._compose(text)
-        if root is None or root.tag == _TAG + "null":
-            text = f"expected settings, got an empty file; '{self._needed_key}' is needed"
-            raise self._fatal(None, text)
-        if not isinstance(root, yaml.MappingNode):
-            text = f"expected keys such as '{self._needed_key}:' at the top level"
-            raise self._fatal(_line(root), text)
-        data: dict[str, Any] = self._mapping(root, (), ())
-        return data
-
-    def _compose(self, text: str) -> yaml.Node | None:
-        try:
-            documents = list(yaml.compose_all(text, Loader=_Loader))
-        except _TooMuch as error:
-            raise self._fatal(error.line, str(error)) from error
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            words = " ".join(part for part in (error.context, error.problem) if part)
-            line = None if mark is None else mark.line + 1
-            raise self._fatal(line, f"this is not valid YAML: {_without_names(words)}") from error
-        except yaml.reader.ReaderError as error:
-            line = text.count("\n", 0, error.position) + 1
-            character = f"U+{int(error.character):04X}"  # a number, for text as input
-            raise self._fatal(line, f"expected text, got the character {character}") from error
-        except (ValueError, OverflowError) as error:  # of numbers in escapes and directives
-            text = "this is not valid YAML: expected an escape or directive with a smaller number"
-            raise self._fatal(None, text) from error
-        if len(documents) > 1:
-            raise self._fatal(_line(documents[1]), "expected one YAML document, got a second one")
-        return documents[0] if documents else None
-
-    def _fatal(self, line: int | None, text: str) -> ConfigError:
-        return ConfigError([*self.problems, Problem(self._file, line, "", text)])
-
-    def _note(self, node: yaml.Node, path: KeyPath, text: str) -> None:
-        self.problems.append(Problem(self._file, _line(node), show_path(path), text))
-
-    def _value(self, node: yaml.Node, path: KeyPath, parents: tuple[int, ...]) -> Any:
-        self._values += 1
-        if self._values > MAX_VALUES:
-            raise self._fatal(_line(node), f"expected at most {MAX_VALUES} values, got more")
-        if len(parents) > MAX_DEPTH:  # through aliases: each of them is written on one level
-            text = f"the configuration is nested too deeply: line {_line(node)}"
-            raise self._fatal(None, text)
-        if id(node) in parents:
-            self._note(node, path, "an alias may not contain itself")
-            return None
-        if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
-            return self._mapping(node, path, (*parents, id(node)))
-        if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
-            return self._sequence(node, path, (*parents, id(node)))
-        return self._scalar(node, path)
-
-    def _scalar(self, node: yaml.Node, path: KeyPath) -> Any:
-        convert = _SCALARS.get(node.tag)
-        if convert is None or not isinstance(node, yaml.ScalarNode):
-            self._note(node, path, f"YAML tags are not used here, got {_shown_tag(node.tag)}")
-            return None
-        if not self._is_plain(node, path):
-            return None
-        try:
-            value = convert(node.value)
-        except (ValueError, KeyError):
-            if node.value.lstrip("+-").isdecimal():  # int() refuses thousands of digits
-                value = MAX_INT + 1
-            else:
-                kind = node.tag.replace(_TAG, "")
-                self._note(node, path, f"expected {kind}, got {node.value[:40]}")
-                return None
-        if isinstance(value, int) and abs(value) > MAX_INT:
-            self._note(node, path, f"expected a number of at most 18 digits, got {len(node.value)}")
-            return None
-        return value
-
-    def _is_plain(self, node: yaml.ScalarNode, path: KeyPath) -> bool:
-        """Tell whether what a scalar says can be stored, sent and shown anywhere."""
-        odd = _NOT_TEXT.search(node.value)
-        if odd is not None:
-            self._note(node, path, f"expected text, got the character U+{ord(odd[0]):04X}")
-        elif len(node.value) > MAX_TEXT:
-            text = f"expected at most {MAX_TEXT} characters, got {len(node.value)}"
-            self._note(node, path, text)
-        else:
-            return True
-        return False
-
-    def _sequence(self, node: yaml.SequenceNode, path: KeyPath, parents: tuple[int, ...]) -> Any:
-        items = []
-        for index, item in enumerate(node.value):
-            self._mark(item, (*path, index))
-            items.append(self._value(item, (*path, index), parents))
-        return items
-
-    def _mapping(self, node: yaml.MappingNode, path: KeyPath, parents: tuple[int, ...]) -> Any:
-        data: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            key = self._key(key_node, path)
-            if key is None:
-                continue
-            here = (*path, key)
-            if key in data:
-                self._note(key_node, here, f"given twice, first on line {self.lines[here]}")
-                continue
-            self._mark(key_node, here)
-            data[key] = self._value(value_node, here, parents)
-        return data
-
-    def _mark(self, node: yaml.Node, path: KeyPath) -> None:
-        self.lines[path] = _line(node)
-        self.columns[path] = int(node.start_mark.column) + 1
-
-    def _key(self, node: yaml.Node, path: KeyPath) -> str | None:
-        if node.tag == _TAG + "merge":
-            self._note(node, path, "merge keys ('<<') are not used here; write the keys out")
-            return None
-        if not isinstance(node, yaml.ScalarNode) or node.tag != _TAG + "str":
-            is_scalar = isinstance(node, yaml.ScalarNode)
-            shown = f"{node.value[:40]}; put it in quotes" if is_scalar else "more than one word"
-            self._note(node, path, f"expected text as a key, got {shown}")
-            return None
-        return str(node.value) if self._is_plain(node, path) else None
-
-
-def _line(node: yaml.Node) -> int:
-    return int(node.start_mark.line) + 1
-
-
-def _shown_tag(tag: str) -> str:
-    """Return a tag for a sentence: a local one may be a secret that begins with `!`."""
-    if tag.startswith(_TAG):
-        return tag.replace(_TAG, "!!")
-    return tag if tag in _KNOWN_TAGS else "a word that begins with '!': put it in quotes"
-
-
-def _without_names(words: str) -> str:
-    """Return PyYAML's words without names: a secret may begin with `*`, `&` or `!`."""
-    without = _NAMES.sub(r"\1", words)
-    return (
-        f"{without} (put text that begins with *, & or ! in quotes)" if without != words else words
-    )

@@ -1,7 +1,7 @@
 """Where the processes of one configuration meet: the runtime folder and its endpoints.
 
-Nothing is created by asking, except the private fallback under the temporary folder: a check
-run as root must not leave a folder behind that the service user cannot write to.
+These functions create nothing, except the private fallback under the temporary folder: a check run
+as root must not leave a folder behind that the service user cannot write to.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from ast_stream.settings.schema import Settings
 MAX_IPC_PATH_BYTES = 107  # sun_path of AF_UNIX without its final zero
 _FOLDER_MODE = 0o750
 _PRIVATE_MODE = 0o700
+_AUDIO, _FEED, _QUERY, _ALERTS = "audio.sock", "feed.sock", "query.sock", "alerts.sock"
 
 
 def runtime_dir(settings: Settings) -> Path:
@@ -55,22 +56,30 @@ def make_runtime_dir(settings: Settings) -> Path:
 
 def audio_endpoint(settings: Settings) -> str:
     """Return where the worker takes audio blocks (it binds PULL)."""
-    return settings.transport.audio or _ipc(settings, "audio.sock")
+    return settings.transport.audio or _ipc(settings, _AUDIO)
 
 
 def feed_endpoint(settings: Settings) -> str:
     """Return where the worker publishes (it binds PUB)."""
-    return settings.transport.feed or _ipc(settings, "feed.sock")
+    return settings.transport.feed or _ipc(settings, _FEED)
 
 
 def query_endpoint(settings: Settings) -> str:
     """Return where the worker answers queries (it binds ROUTER)."""
-    return settings.transport.query or _ipc(settings, "query.sock")
+    return settings.transport.query or _ipc(settings, _QUERY)
 
 
 def alerts_endpoint(settings: Settings) -> str:
     """Return where the alerts process publishes (it binds PUB)."""
-    return _ipc(settings, "alerts.sock")
+    return _ipc(settings, _ALERTS)
+
+
+def socket_problem(settings: Settings) -> str | None:
+    """Return why the sockets cannot lie in the `runtime_dir` of a configuration, if so."""
+    if settings.runtime_dir is None:
+        return None
+    names = [_AUDIO, _FEED, _QUERY, _ALERTS, *(_ring(stream.name) for stream in settings.streams)]
+    return next(filter(None, (_too_long(runtime_dir(settings) / name) for name in names)), None)
 
 
 def alerts_state_file(settings: Settings) -> Path:
@@ -80,7 +89,7 @@ def alerts_state_file(settings: Settings) -> Path:
 
 def ring_endpoint(settings: Settings, stream: str) -> str:
     """Return where the capture process of `stream` answers ring reads (it binds ROUTER)."""
-    return _ipc(settings, f"ring.{stream}.sock")
+    return _ipc(settings, _ring(stream))
 
 
 def metrics_address(settings: Settings, process: str) -> tuple[str, int] | None:
@@ -100,14 +109,24 @@ def metrics_address(settings: Settings, process: str) -> tuple[str, int] | None:
 
 
 def _ipc(settings: Settings, name: str) -> str:
-    path = str(runtime_dir(settings) / name)
-    length = len(path.encode())
-    if length > MAX_IPC_PATH_BYTES:
-        raise _error(
-            f"expected a folder short enough for sockets of at most {MAX_IPC_PATH_BYTES} bytes, "
-            f"got {length} bytes in {path}"
-        )
+    path = runtime_dir(settings) / name
+    if (problem := _too_long(path)) is not None:
+        raise _error(problem)
     return f"ipc://{path}"
+
+
+def _ring(stream: str) -> str:
+    return f"ring.{stream}.sock"
+
+
+def _too_long(socket: Path) -> str | None:
+    length = len(str(socket).encode())
+    if length <= MAX_IPC_PATH_BYTES:
+        return None
+    return (
+        f"expected a folder short enough for sockets of at most {MAX_IPC_PATH_BYTES} bytes, "
+        f"got {length} bytes in {socket}"
+    )
 
 
 def _private_folder(folder: Path) -> Path:

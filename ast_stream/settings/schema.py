@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ast_stream.labels import STREAM_NAME_RULE, is_stream_name
-from ast_stream.settings.alert_schema import AlertSettings
+from ast_stream.settings.alerts import AlertSettings
 from ast_stream.settings.section import (
     FilePath,
     Misfit,
@@ -26,10 +26,7 @@ from ast_stream.urls import check_endpoint, check_url
 
 DEFAULT_CONFIRM_S = 0.75  # of classes for which no checkpoint says more
 MAX_CONFIRM_HOPS = 64  # `confirm_s` is counted in windows, as bits of one word
-RING_HOPS = (
-    8  # a source that waits for the worker is a quarter of its ring ahead, decided once a hop
-)
-
+RING_HOPS = 8  # `ring_s` at least: an unpaced source is up to a quarter of its ring ahead
 MAX_CHANNELS = 64
 BUNDLED = "bundled"  # the name of the checkpoint that is part of the package
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z")

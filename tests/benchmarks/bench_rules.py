@@ -22,7 +22,7 @@ from ast_stream.alerts.detector import DetectionTiming
 from ast_stream.alerts.engine import Engine
 from ast_stream.alerts.rules.compile import compile_rules
 from ast_stream.alerts.rules.rule import RuleSet
-from ast_stream.settings.load import parse_document
+from ast_stream.settings.yaml import parse_document
 from ast_stream.units import NS_PER_SECOND, format_time
 
 START = 1_800_000_000 * NS_PER_SECOND

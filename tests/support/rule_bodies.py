@@ -11,7 +11,7 @@ from ast_stream.alerts.model import Transition
 from ast_stream.alerts.rules.compile import compile_rules
 from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.labels import slug
-from ast_stream.settings.load import parse_document
+from ast_stream.settings.yaml import parse_document
 from ast_stream.units import NS_PER_SECOND, format_time
 
 START = 1_800_000_000 * NS_PER_SECOND  # 2027-01-15T08:00:00Z

@@ -16,7 +16,7 @@ from ast_stream.alerts.actions.base import (
 )
 from ast_stream.alerts.notification import Notification
 from ast_stream.errors import StartupError
-from ast_stream.settings.alert_schema import AppriseAction
+from ast_stream.settings.alerts import AppriseAction
 
 _TYPES = {"resolved": "success", "heartbeat": "info"}
 _URGENT = ("high", "critical")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ast_stream.alerts.actions.base import ActionRunner, Delivered, Failed, Outcome, Refused
 from ast_stream.alerts.notification import Notification, one_line
-from ast_stream.settings.alert_schema import CommandAction
+from ast_stream.settings.alerts import CommandAction
 
 TRY_AGAIN = 75
 MAX_OUTPUT_BYTES = 64 * 1024

@@ -6,7 +6,7 @@ import logging
 
 from ast_stream.alerts.actions.base import ActionRunner, Delivered, Outcome
 from ast_stream.alerts.notification import Notification
-from ast_stream.settings.alert_schema import LogAction
+from ast_stream.settings.alerts import LogAction
 
 _LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 

@@ -34,7 +34,7 @@ from ast_stream.alerts.actions.base import (
 from ast_stream.alerts.notification import Notification
 from ast_stream.errors import StartupError
 from ast_stream.labels import slug
-from ast_stream.settings.alert_schema import MqttAction
+from ast_stream.settings.alerts import MqttAction
 from ast_stream.version import __version__
 
 if TYPE_CHECKING:  # an extra, which may not be there

@@ -20,8 +20,8 @@ from ast_stream.alerts.actions.base import (
 )
 from ast_stream.alerts.notification import Notification
 from ast_stream.errors import Problem
-from ast_stream.settings.alert_schema import Action, AlertSettings
-from ast_stream.settings.check import LoadedSettings
+from ast_stream.settings.alerts import Action, AlertSettings
+from ast_stream.settings.load import LoadedSettings
 
 
 def runner_class(settings: Action) -> type[ActionRunner]:

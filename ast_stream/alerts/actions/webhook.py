@@ -35,7 +35,7 @@ from ast_stream.alerts.actions.base import (
 )
 from ast_stream.alerts.notification import Notification
 from ast_stream.errors import StartupError
-from ast_stream.settings.alert_schema import WebhookAction
+from ast_stream.settings.alerts import WebhookAction
 from ast_stream.units import format_time
 from ast_stream.version import __version__
 

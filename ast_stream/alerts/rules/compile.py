@@ -24,7 +24,7 @@ from ast_stream.labels import did_you_mean
 from ast_stream.runtime.files import DamagedFileError, read_bounded
 from ast_stream.settings.explain import Path as KeyPath
 from ast_stream.settings.explain import explain, show_path
-from ast_stream.settings.load import Document, read_document
+from ast_stream.settings.yaml import Document, read_document
 
 MAX_ONTOLOGY_BYTES = 8 * 1024 * 1024  # AudioSet's has 0.4
 
@@ -70,7 +70,7 @@ def read_rule_document(path: Path) -> Document:
         ConfigError: it cannot be read.
     """
     try:
-        return read_document(path, "groups")
+        return read_document(path, "groups", "rule file")
     except ConfigError as error:
         raise ConfigError([_coded(problem) for problem in error.problems]) from error
 

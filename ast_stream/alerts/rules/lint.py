@@ -11,7 +11,7 @@ from ast_stream.alerts.rules.rule import Rule, RuleSet
 from ast_stream.alerts.rules.schema import RuleFile
 from ast_stream.alerts.triggers.base import Finding
 from ast_stream.labels import slug
-from ast_stream.settings.load import Document
+from ast_stream.settings.yaml import Document
 
 Actions = Collection[str] | Mapping[str, Collection[str]]
 """Names of the configured actions, perhaps with which of `firing` and `resolved` each delivers."""

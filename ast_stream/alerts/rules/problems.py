@@ -9,7 +9,7 @@ from typing import TypeVar
 from ast_stream.errors import Problem
 from ast_stream.settings.explain import Path as KeyPath
 from ast_stream.settings.explain import line_of, show_path
-from ast_stream.settings.load import Document
+from ast_stream.settings.yaml import Document
 
 MAX_CHARACTERS = 500  # of a problem: what it quotes may be as long as a file
 

@@ -13,7 +13,7 @@ from ast_stream.alerts.rules.windows import TimeWindow
 from ast_stream.alerts.triggers.base import Trigger
 from ast_stream.alerts.triggers.kinds import kind_of
 from ast_stream.settings.explain import Path as KeyPath
-from ast_stream.settings.load import Document
+from ast_stream.settings.yaml import Document
 
 
 @dataclass(frozen=True)

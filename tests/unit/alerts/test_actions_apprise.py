@@ -14,7 +14,7 @@ from ast_stream.alerts.actions.apprise import MAX_AT_ONCE, AppriseRunner
 from ast_stream.alerts.actions.base import Delivered, Failed
 from ast_stream.alerts.notification import Notification
 from ast_stream.errors import StartupError
-from ast_stream.settings.alert_schema import AppriseAction
+from ast_stream.settings.alerts import AppriseAction
 
 # apprise imports a module that Python announces to remove, and brings its own for later
 pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")

@@ -9,7 +9,7 @@ from alert_samples import notification
 
 from ast_stream.alerts.actions.base import Delivered, Failed, Refused
 from ast_stream.alerts.actions.command import MAX_OUTPUT_BYTES, CommandRunner
-from ast_stream.settings.alert_schema import CommandAction
+from ast_stream.settings.alerts import CommandAction
 
 
 def shell(

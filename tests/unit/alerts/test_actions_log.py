@@ -8,7 +8,7 @@ from alert_samples import T0_NS, alert, notification, resolved
 from ast_stream.alerts.actions.base import Delivered
 from ast_stream.alerts.actions.log import LogRunner
 from ast_stream.alerts.notification import MAX_TEXT_CHARACTERS, Notification, one_line
-from ast_stream.settings.alert_schema import LogAction
+from ast_stream.settings.alerts import LogAction
 
 
 def test_alert_is_one_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:

@@ -32,7 +32,7 @@ from ast_stream.alerts.actions.mqtt import (
     removal_messages,
 )
 from ast_stream.errors import StartupError
-from ast_stream.settings.alert_schema import MqttAction
+from ast_stream.settings.alerts import MqttAction
 
 needs_mosquitto = pytest.mark.skipif(
     MOSQUITTO is None, reason="needs mosquitto: apt-get install mosquitto"

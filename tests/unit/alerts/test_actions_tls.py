@@ -13,7 +13,7 @@ from http_receiver import HANG, http_receiver
 from ast_stream.alerts.actions.base import Delivered, Failed, Outcome
 from ast_stream.alerts.actions.webhook import WebhookRunner
 from ast_stream.errors import StartupError
-from ast_stream.settings.alert_schema import WebhookAction
+from ast_stream.settings.alerts import WebhookAction
 
 pytestmark = pytest.mark.skipif(OPENSSL is None, reason="needs openssl: apt-get install openssl")
 

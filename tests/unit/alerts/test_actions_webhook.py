@@ -22,7 +22,7 @@ from ast_stream.alerts.actions.webhook import (
 )
 from ast_stream.alerts.notification import Notification
 from ast_stream.errors import StartupError
-from ast_stream.settings.alert_schema import WebhookAction
+from ast_stream.settings.alerts import WebhookAction
 from ast_stream.units import format_time
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"

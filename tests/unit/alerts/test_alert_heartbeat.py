@@ -7,7 +7,7 @@ import pytest
 from ast_stream.alerts.actions.base import Delivered, Failed, Outcome
 from ast_stream.alerts.heartbeat import HeartbeatThread
 from ast_stream.alerts.notification import Notification
-from ast_stream.settings.alert_schema import AlertSettings
+from ast_stream.settings.alerts import AlertSettings
 
 PATIENCE_S = 20.0
 NOW_NS = 1_800_000_000_000_000_000

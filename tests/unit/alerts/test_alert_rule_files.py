@@ -21,7 +21,7 @@ from ast_stream.alerts.rules.compile import compile_rules, load_rules
 from ast_stream.alerts.rules.lint import lint
 from ast_stream.alerts.rules.match import Ontology, UnknownName
 from ast_stream.errors import ConfigError, Problem
-from ast_stream.settings.load import parse_document
+from ast_stream.settings.yaml import parse_document
 
 ONTOLOGY = [
     {"id": "1", "name": "Animal", "child_ids": ["2", "6"]},
@@ -311,7 +311,7 @@ def test_unknown_action_is_refused_where_actions_are_known() -> None:
 
 
 def test_file_that_is_not_there_is_a_problem_with_a_code(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"error E100: no such configuration file"):
+    with pytest.raises(ConfigError, match=r"error E100: no such rule file"):
         load_rules([tmp_path / "no.yaml"])
 
 

@@ -14,7 +14,7 @@ from ast_stream.alerts.rules.compile import load_rules
 from ast_stream.cli.demo import _rules
 from ast_stream.cli.run import child_specs
 from ast_stream.errors import ConfigError
-from ast_stream.settings.alert_schema import AlertSettings
+from ast_stream.settings.alerts import AlertSettings
 from ast_stream.settings.load import load_file
 from ast_stream.settings.schema import ModelSettings
 

@@ -426,8 +426,8 @@ def test_folders_that_cannot_be_made_are_mistakes(check: Check, tmp_path: Path) 
     folders = f"runtime_dir: {tmp_path}/file/run\nstate_dir: {tmp_path}/file\n"
     assert check(STREAMS + folders, "--no-model") == 78
     told = "\n".join(check.err)
-    assert f"runtime_dir: expected a folder, but {tmp_path}/file is none" in told
-    assert f"state_dir: expected a folder, but {tmp_path}/file is none" in told
+    assert f"runtime_dir: expected a folder, but {tmp_path}/file is not one" in told
+    assert f"state_dir: expected a folder, but {tmp_path}/file is not one" in told
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,7 @@ def test_scores_go_through_the_decision_stage(
             "expected a time with its offset from UTC such as",
         ),
         ("at: 5s, class", "at: 5, class", "expected a duration such as 30s, 5m or 1h30m, got 5"),
-        ("rules.yaml", "nowhere.yaml", "no such configuration file"),
+        ("rules.yaml", "nowhere.yaml", "no such rule file"),
     ],
 )
 def test_test_files_that_cannot_be_used_are_refused(

@@ -11,8 +11,7 @@ import pytest
 from ast_stream.errors import UsageError
 from ast_stream.runtime.lifecycle import Notifier
 from ast_stream.runtime.reload import Reloader, changes
-from ast_stream.settings.check import LoadedSettings
-from ast_stream.settings.load import load_file, load_settings
+from ast_stream.settings.load import LoadedSettings, load_file, load_settings
 
 BASE = "streams: [{name: porch, source: {type: microphone}}]\n"
 

@@ -15,14 +15,8 @@ from ast_stream.alerts.detector import decision_parameters, model_facts
 from ast_stream.alerts.rules.compile import compile_rules
 from ast_stream.errors import ConfigError, UsageError
 from ast_stream.settings.check import check_against_model
-from ast_stream.settings.load import (
-    MAX_WRITTEN,
-    examine_text,
-    load_settings,
-    parse_document,
-    parse_settings,
-    parse_text,
-)
+from ast_stream.settings.load import examine_text, load_settings, parse_settings, parse_text
+from ast_stream.settings.yaml import MAX_WRITTEN, parse_document
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 SHIPPED = sorted(set(CONFIGS.rglob("*.yaml")))

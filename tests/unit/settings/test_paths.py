@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ast_stream.errors import ConfigError
+from ast_stream.settings.load import parse_settings
 from ast_stream.settings.paths import (
     MAX_IPC_PATH_BYTES,
     audio_endpoint,
@@ -86,6 +87,16 @@ def test_a_path_too_long_for_a_socket_is_refused_with_its_length() -> None:
     assert audio_endpoint(settings(runtime_dir=fits)).endswith("d/audio.sock")
     with pytest.raises(ConfigError, match="sockets of at most 107 bytes, got 108 bytes in"):
         audio_endpoint(settings(runtime_dir=fits + "d"))
+
+
+def test_a_runtime_dir_too_long_for_its_sockets_is_a_problem_of_its_line(tmp_path: Path) -> None:
+    fits = "/" + "d" * (MAX_IPC_PATH_BYTES - len("//ring.porch.sock"))
+    text = "runtime_dir: {}\nstreams: [{{name: porch, source: {{type: microphone}}}}]\n"
+    parse_settings(text.format(fits))
+    with pytest.raises(ConfigError) as refused:
+        parse_settings("\n" + text.format(fits + "d"), "a.yaml")
+    assert str(refused.value).startswith("a.yaml:2: runtime_dir: expected a folder short enough")
+    assert "got 108 bytes in" in str(refused.value)
 
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from ast_stream.errors import ConfigError
 from ast_stream.settings.check import check_against_model, check_classes
 from ast_stream.settings.load import (
-    MAX_FILE_BYTES,
     LoadedSettings,
     load_file,
     load_settings,
@@ -19,6 +18,7 @@ from ast_stream.settings.load import (
     parse_text,
 )
 from ast_stream.settings.schema import Settings
+from ast_stream.settings.yaml import MAX_FILE_BYTES
 from ast_stream.urls import check_endpoint
 
 STREAMS = "streams: [{name: porch, source: {type: microphone}}]\n"
@@ -307,7 +307,7 @@ def test_file_that_cannot_be_read_is_explained(tmp_path: Path) -> None:
     assert problem(missing) == ": no such configuration file"
     assert problem(folder) == ": the configuration file cannot be read: Is a directory"
     assert problem(latin) == ":2: expected UTF-8 text, got byte 0xe9"
-    assert problem(huge) == ": expected at most 1000000 bytes of configuration, got more"
+    assert problem(huge) == ": expected a configuration file of at most 1000000 bytes, got more"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -406,7 +406,7 @@ def test_unreachable_values_of_a_disabled_class_do_no_harm() -> None:
 def test_hop_longer_than_the_window_is_told() -> None:
     assert model_problems("model: {hop_s: 3}", hop_s=3.0) == [
         "a.yaml:2: model.hop_s: expected at most the window of 2.56 s, got 3: audio between the "
-        "windows would not be heard"
+        "windows would not be scored"
     ]
 
 

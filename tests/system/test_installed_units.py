@@ -81,10 +81,10 @@ class Box(Container):
         super().__init__(folder)
         self._receiver: subprocess.Popen[bytes] | None = None
 
-    def follow_readme(self, n_block: int) -> None:
-        """Run the lines of a block of the README's section on services."""
-        section = (ROOT / "README.md").read_text().partition("\n## As a service\n")[2]
-        block = re.findall(r"^```\n(.*?)^```", section, re.M | re.S)[n_block]
+    def follow_how_to(self, n_block: int) -> None:
+        """Run the lines of a block of the how-to on services."""
+        page = (ROOT / "docs/how-to/service.md").read_text()
+        block = re.findall(r"^```\n(.*?)^```", page, re.M | re.S)[n_block]
         for line in block.splitlines():
             if line.startswith("sudo apt-get "):
                 continue  # what it installs is there, the network is not
@@ -164,7 +164,7 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
             running.build()
             running.lend_microphone(mic.folder)
             running.boot()
-            running.follow_readme(0)
+            running.follow_how_to(0)
             running.receive_hooks()
             yield running
         finally:
@@ -354,14 +354,14 @@ def test_upgrade_of_the_readme_runs_the_new_version(box: Box) -> None:
         path = box.path(f"{SOURCE}/{name}")
         path.write_text(path.read_text().replace('"0.1.0"', '"0.1.1"'))
     before = box.main_pids()
-    box.follow_readme(1)
+    box.follow_how_to(1)
     assert box.run(f"{PROGRAM} --version").stdout.strip().endswith("0.1.1")
     box.wait_until_healthy()
     assert not set(box.main_pids().values()) & set(before.values())
 
 
 def test_removal_of_the_readme_leaves_nothing_but_configuration_and_state(box: Box) -> None:
-    box.follow_readme(2)
+    box.follow_how_to(2)
     assert not _alive(box)
     box.run("rm -rf /etc/systemd/system/ast-stream-*.d")  # drop-ins are whoever's wrote them
     left = box.run("find / -xdev -name '*ast-stream*' -not -path '/proc/*' -not -path '/root/*'")

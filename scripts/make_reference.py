@@ -144,7 +144,7 @@ def type_of(field: Schema, root: Schema) -> str:
         case "boolean":
             return "true or false"
         case "integer" | "number" as kind:
-            return (kind + bounds(field)).strip()
+            return f"{kind}{bounds(field)}".strip()
     return "null"
 
 

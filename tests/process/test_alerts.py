@@ -29,8 +29,10 @@ from ast_stream.alerts.delivery import DELIVERY_POINTS
 from ast_stream.alerts.store import Store
 from ast_stream.feed import FeedMessage, Subscriber
 
-POINTS = ("evaluated", "committing", "committed")
-POINTS += tuple(f"{action} {end}" for action in ("feed", "hook") for end in DELIVERY_POINTS)
+POINTS = (
+    *("evaluated", "committing", "committed"),
+    *(f"{action} {end}" for action in ("feed", "hook") for end in DELIVERY_POINTS),
+)
 
 
 @pytest.fixture

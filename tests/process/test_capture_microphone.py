@@ -167,7 +167,7 @@ def test_one_channel_of_an_array_is_captured_bit_for_bit() -> None:
         capture.start(array.environment)
         capture.wait_for_state("listening")
         array.play(played)
-        capture.wait_for(lambda reply: np.count_nonzero(read_from(capture, 0)) >= len(played))
+        capture.wait_for(lambda reply: bool(np.count_nonzero(read_from(capture, 0)) >= len(played)))
         recorded = heard(read_from(capture, 0), played[:, 4])
         np.testing.assert_array_equal(recorded, played[:, 4])
 

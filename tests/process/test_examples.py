@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 from feed_worker import Worker, event
+from sample_messages import T0_NS
 
 from ast_stream.cli.app import run_command_line
+from ast_stream.units import format_time
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -29,7 +31,7 @@ def first_line(command: list[str | Path], worker: Worker) -> str:
     os.set_blocking(process.stdout.fileno(), False)
     try:
         for n in range(round(PATIENCE_S * 20)):
-            worker.publish(event(n, name="bark") | {"onset": "2026-11-20T10:00:29.640000Z"})
+            worker.publish(event(n))
             if line := process.stdout.readline():
                 return line
             time.sleep(0.05)
@@ -44,12 +46,14 @@ def test_python_subscriber_prints_events_and_remembers_its_position(socket_dir: 
     worker = Worker(socket_dir, "b1")
     position = socket_dir / "position.json"
     endpoint = f"ipc://{socket_dir}/feed.sock"
-    command = [sys.executable, EXAMPLES / "subscriber.py", endpoint, "--class", "bark"]
+    command: list[str | Path] = [sys.executable, EXAMPLES / "subscriber.py", endpoint]
     try:
-        line = first_line([*command, "--position", position, "--count", "1"], worker)
+        line = first_line(
+            [*command, "--class", "bark", "--position", position, "--count", "1"], worker
+        )
     finally:
         worker.close()
-    assert line == "porch bark begin 2026-11-20T10:00:29.640000Z\n"
+    assert line == f"porch bark begin {format_time(T0_NS)}\n"
     boot, seq = json.loads(position.read_text())
     assert boot == "b1"
     assert seq > 0

@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -113,7 +114,7 @@ def test_attacked_sockets_cost_no_event_and_no_process(checkpoint: Path, sockets
         for path in paths:
             for _ in range(N_CONNECTIONS):
                 one = leaked.enter_context(socket.socket(socket.AF_UNIX))
-                wait_for(lambda one=one, path=path: connected(one, path), "room in the backlog")
+                wait_for(partial(connected, one, path), "room in the backlog")
 
         # blocks that end the stream, a cursor that is moved, a ring that is none
         reply = read_ring(sockets, run, acknowledges=True)

@@ -76,7 +76,7 @@ def _first_sound_s(run: Pipeline) -> float:
     sockets.close()
     assert answer is not None
     start = json.loads(answer[0])["start"]
-    return (start + int(np.flatnonzero(np.frombuffer(answer[1], "<i2"))[0])) / SAMPLE_RATE
+    return (int(start) + int(np.flatnonzero(np.frombuffer(answer[1], "<i2"))[0])) / SAMPLE_RATE
 
 
 def assert_heard(planted: list[ReferenceEvent], bodies: list[Body], began_s: float) -> None:
@@ -119,7 +119,7 @@ def strip_of(names: tuple[str, ...]) -> tuple[Pcm16, list[ReferenceEvent]]:
         resampler = Resampler(rate)
         pcm = np.concatenate([resampler.push(clip), resampler.flush()])
         at_s = sum(map(len, pieces)) / SAMPLE_RATE
-        active = np.flatnonzero(active_frames(pcm.astype(np.float32) / 32_768))
+        active = np.flatnonzero(active_frames(pcm.astype(np.float32) / np.float32(32_768)))
         onset_s = at_s + active[0] * FRAME_SHIFT / SAMPLE_RATE
         offset_s = at_s + (active[-1] + 1) * FRAME_SHIFT / SAMPLE_RATE
         planted.append(ReferenceEvent(labels[name], "recording", onset_s, offset_s, 0.0, 0.0))

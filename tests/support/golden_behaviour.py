@@ -187,7 +187,10 @@ def process_messages() -> dict[str, list[str]]:
     masked = json.dumps(readable)
     for name, of_a_run in {"boot": "[0-9a-f]{16}", "id": "[a-z2-7]{24}"}.items():
         masked = re.sub(rf'(\\"{name}\\":\\"){of_a_run}', rf"\1{name.upper()}", masked)
-    return json.loads(re.sub(r'(\\"events\\":\[\\")[a-z2-7]{24}', r"\1ID", masked))
+    unmasked: dict[str, list[str]] = json.loads(
+        re.sub(r'(\\"events\\":\[\\")[a-z2-7]{24}', r"\1ID", masked)
+    )
+    return unmasked
 
 
 def demo_command() -> Json:

@@ -32,6 +32,7 @@ from ast_stream.model.tagger import Tagger
 from ast_stream.runtime.metrics import Metrics
 from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
 from ast_stream.transport.event_log import EventLog
+from ast_stream.transport.listener import Listener
 from ast_stream.transport.sockets import Poller, Socket, Sockets
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, seconds_to_samples
 from ast_stream.worker.journal import Journal, JournalFile
@@ -155,7 +156,7 @@ class Capture:
 class WatchedFeed:
     """The worker's socket of the feed; `published` has the event messages that live readers get."""
 
-    def __init__(self, socket: Socket, published: list[Body]) -> None:
+    def __init__(self, socket: Listener, published: list[Body]) -> None:
         self._socket = socket
         self._published = published
 

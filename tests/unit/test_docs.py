@@ -203,6 +203,7 @@ def test_subscriber_in_ten_lines_prints_events(page: Path, socket_dir: Path) -> 
 
 
 def has_output(process: subprocess.Popen[str]) -> bool:
+    assert process.stdout is not None
     return bool(select.select([process.stdout], [], [], 0)[0])
 
 

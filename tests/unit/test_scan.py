@@ -75,7 +75,7 @@ def test_scores_file_holds_what_the_decision_stage_saw(
     tagger = load_tagger(str(checkpoint), device="cpu")
     pcm = tones_and_noise(30.0)
     row = int(np.flatnonzero(saved["times_s"] == 10.0)[0])
-    window = pcm[160_000 - tagger.window_samples : 160_000].astype(np.float32) / 32_768
+    window = pcm[160_000 - tagger.window_samples : 160_000].astype(np.float32) / np.float32(32_768)
     np.testing.assert_allclose(saved["scores"][row], tagger.scores(window)[0], atol=1e-5)
 
 

@@ -47,7 +47,7 @@ def test_message_reaches_the_service(tmp_path: Path) -> None:
 def test_message_is_written_to_a_file(tmp_path: Path) -> None:
     out = tmp_path / "messages"
 
-    @notify(on="tofile")
+    @notify(on="tofile")  # type: ignore[untyped-decorator]
     def write(body: str, title: str, notify_type: str, *args: Any, **kwargs: Any) -> bool:
         out.write_text(f"{notify_type} {title}: {body}")
         return True

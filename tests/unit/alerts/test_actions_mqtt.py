@@ -184,7 +184,7 @@ def test_broker_says_offline_when_the_process_dies_and_online_after_a_goodbye_is
         with running(broker.port) as runner:
             wait_for(lambda: client.last(STATUS) == "online", "the connection")
             connection = runner._client.socket()
-            assert connection is not None
+            assert isinstance(connection, socket.socket)
             connection.shutdown(2)  # as the death of the process: no goodbye
             wait_for(lambda: client.last(STATUS) == "offline", "the last will")
             wait_for(lambda: client.last(STATUS) == "online", "the next connection")
@@ -223,7 +223,11 @@ def test_wrong_password_is_told_once_and_the_right_one_lets_in(
     (tmp_path / "right").write_text("right\n")
     lines = ("allow_anonymous false", f"password_file {passwords}")
     with mqtt_broker(tmp_path, *lines) as broker:
-        login = {"username": "ears", "password_file": str(tmp_path / "wrong"), "timeout_s": 0.5}
+        login: dict[str, Any] = {
+            "username": "ears",
+            "password_file": str(tmp_path / "wrong"),
+            "timeout_s": 0.5,
+        }
         with running(broker.port, **login) as runner:
             place = f"127.0.0.1:{broker.port}"
             expected = Failed(f"no connection to {place}: refused: not authorized", is_down=True)

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from ast_stream.alerts.actions.base import Delivered, Failed, Outcome
+from ast_stream.alerts.actions.base import ActionRunner, Delivered, Failed, Outcome
 from ast_stream.alerts.heartbeat import HeartbeatThread
 from ast_stream.alerts.notification import Notification
 from ast_stream.settings.alerts import AlertSettings
@@ -13,10 +13,11 @@ PATIENCE_S = 20.0
 NOW_NS = 1_800_000_000_000_000_000
 
 
-class Receiver:
+class Receiver(ActionRunner):
     """An action that answers what it is told to, and notes what it got."""
 
     def __init__(self, *answers: Outcome | Exception) -> None:
+        super().__init__("receiver", None)
         self.got: list[Notification] = []
         self.has_got_two = threading.Event()
         self._answers = list(answers)

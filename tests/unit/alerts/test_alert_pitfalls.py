@@ -297,7 +297,7 @@ def test_yaml_reads_times_and_words_as_they_look() -> None:
     window = rules.rules[0].when[0]
     assert window.hours is not None
     assert [str(one) for one in window.hours] == ["22:00:00", "06:30:00"]
-    assert rules.rules[0].matchers[0].slugs == {"bark"}
+    assert rules.rules[0].matchers[0].slugs == frozenset({"bark"})
 
 
 def test_key_given_twice_is_refused() -> None:

@@ -349,7 +349,7 @@ def test_branch_matches_the_classes_of_the_model_and_warns_of_members_elsewhere(
         "ontology: ontology.json\n" + of_rule("alert: a, match: {under: Animal > Dog}")
     )
     loaded = load_rules([rules], labels=["Bark", "Growling", "Siren"])
-    assert loaded.rules[0].matchers[0].slugs == {"bark", "growling"}
+    assert loaded.rules[0].matchers[0].slugs == frozenset({"bark", "growling"})
     (warning,) = lint(loaded)
     assert str(warning).endswith(
         ":5:28: warning W208: groups[0].rules[0].match.under: members that also lie elsewhere: "
@@ -600,7 +600,7 @@ EVERYTHING = """
    {"alert": "f", "level": {"missing": true, "for": "3s"}}]}],
  "inhibit": [{"source": {"alert": "a"}, "target": {"severity": ["low"]}, "equal": ["stream"]}]}
 """
-STRANGE = (
+STRANGE: tuple[Any, ...] = (
     None, True, -1, 1e300, 10**40, "", "\0", "\ud800", "\u202e", "1e300d", "9" * 5000 + "d",
     "366d", "0s", [], {}, [[]], [None], ["\ud800"], {"a": None}, {"\0": "\0"}, {"": ""},
     "{{" * 1000, "x" * 9000, ["x"] * 500, "/dev/zero", "../" * 200, ".nan", "9999-12-31",

@@ -8,7 +8,7 @@ import pytest
 from alert_samples import FakeClock, firing, state_file, states
 from mqtt_broker import wait_for
 
-from ast_stream.alerts.actions.base import Delivered, Failed, Outcome, Refused
+from ast_stream.alerts.actions.base import ActionRunner, Delivered, Failed, Outcome, Refused
 from ast_stream.alerts.delivery import (
     DELIVERY_POINTS,
     POLL_EVERY_S,
@@ -25,10 +25,11 @@ BOTH = frozenset({"firing", "resolved"})
 PATIENCE_S = 20.0
 
 
-class Receiver:
+class Receiver(ActionRunner):
     """An action that answers what it is told to, and notes what it got."""
 
     def __init__(self, *answers: Outcome | Exception) -> None:
+        super().__init__("receiver", None)
         self.got: list[str] = []
         self.has_got = threading.Event()
         self.is_closed = False

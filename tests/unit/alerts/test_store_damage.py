@@ -13,7 +13,7 @@ import pytest
 from alert_samples import T0_NS, FakeClock, firing, resolved, states
 
 from ast_stream.alerts import operations
-from ast_stream.alerts.actions.base import Delivered, Failed, Refused
+from ast_stream.alerts.actions.base import Delivered, Failed, Outcome, Refused
 from ast_stream.alerts.detector import DetectionTiming
 from ast_stream.alerts.engine import Engine
 from ast_stream.alerts.outbox import Delivery, Outbox
@@ -60,7 +60,12 @@ def sound(rules: RuleSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
         outbox.enqueue(db, transitions)
         for number in range(40):
             outbox.enqueue(db, [firing(f"a{number}", "phone", "mail")])
-    outcomes = [Delivered(), Failed("no answer"), Refused("404"), Refused("410", is_closed=True)]
+    outcomes: list[Outcome] = [
+        Delivered(),
+        Failed("no answer"),
+        Refused("404"),
+        Refused("410", is_closed=True),
+    ]
     for outcome in outcomes:
         delivery = outbox.next_delivery("mail")
         assert isinstance(delivery, Delivery)

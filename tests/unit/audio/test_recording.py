@@ -67,7 +67,7 @@ def read(path: Path) -> tuple[npt.NDArray[np.float32], list[str]]:
         parts = [np.zeros((0, reader.n_channels), np.float32)]
         while len(pcm := reader.read(5_000)):
             scale = np.float32(32_768 if pcm.dtype == np.int16 else 1)
-            parts.append(pcm / scale)
+            parts.append((pcm / scale).astype(np.float32))
         return np.concatenate(parts)[:, 0], reader.problems
 
 

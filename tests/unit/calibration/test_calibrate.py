@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -389,7 +390,7 @@ def test_a_failed_copy_leaves_nothing_behind(
     def full_disk(source: str, target: str) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store.os, "replace", full_disk)
+    monkeypatch.setattr(os, "replace", full_disk)
     checkpoint = load_checkpoint(str(reactive))
     with pytest.raises(CheckpointError, match=r"cannot be written"):
         store.write_copy(str(reactive), checkpoint, tmp_path / "out")
@@ -464,7 +465,9 @@ def test_streams_of_logits_are_those_of_the_detector(reactive: Path) -> None:
     tagger = plain_tagger(load_checkpoint(str(reactive)))
     pcm = tones_and_noise(12.0)
     stream = score_stream(tagger, 0.5, [pcm])
-    one_window = pcm[: 4 * SAMPLE_RATE].astype(np.float32)[-tagger.window_samples :] / 32_768
+    one_window = pcm[: 4 * SAMPLE_RATE].astype(np.float32)[-tagger.window_samples :] / np.float32(
+        32_768
+    )
     place = int(np.flatnonzero(stream.times_s == 4.0)[0])
     np.testing.assert_allclose(
         stream.logits[place], tagger.logits(one_window)[0], atol=5e-3, rtol=0

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ast_stream.calibration.budget import Budget, Budgets, per_hour
 from ast_stream.calibration.classes import (
     ClassCalibration,
+    Timing,
     calibrate_classes,
     timing_rules,
 )
@@ -147,7 +148,9 @@ def test_low_recall_is_said() -> None:
     positives = _ideal(_barks(4), [0.95, 0.3, 0.3, 0.3])
     curve = class_curve(0, "Bark", [positives], [_with_bursts([0.9])], IDENTITY, RULE)
     choice = curve.choose(per_hour(0.5))
-    remarks = ClassCalibration("Bark", IDENTITY, 0.75, choice, (), None, None).remarks()
+    remarks = ClassCalibration(
+        "Bark", IDENTITY, Timing(0.75, 0.0), choice, (), None, None
+    ).remarks()
     assert remarks[0] == "finds 1 of 4 sounds (25%), fewer than 50%"
 
 

@@ -121,7 +121,7 @@ def test_thresholds_of_kept_classes_rise_where_they_alarm_too_often() -> None:
     loud, quiet = TINY_LABELS[:2]
     logits[100:110, 0] = 1.5  # a score of 0.8176
     logits[100:110, 1] = -1.0  # 0.27
-    times = (np.arange(n_windows) + 1) * 0.5
+    times = np.arange(1.0, n_windows + 1) * 0.5
     metadata = Metadata(window_s=2.56, hop_s=0.5, onset_thresholds={loud: 0.6, quiet: 0.4})
     checkpoint = replace(tiny_checkpoint(), metadata=metadata)
     heard = LogitStream(times, logits, (), n_windows / 2)

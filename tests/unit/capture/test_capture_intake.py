@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from ast_stream.audio.resampler import ChannelSelector, Pcm
-from ast_stream.capture.intake import Intake, SourceStatus
+from ast_stream.capture.intake import Intake
 from ast_stream.capture.ring import Ring, RingSlice
-from ast_stream.capture.sources.base import SourceBlock, SourceError, SourceHungError
+from ast_stream.capture.sources.base import SourceBlock, SourceError, SourceHungError, SourceStatus
 from ast_stream.errors import AudioError, StartupError
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, samples_to_ns
 

@@ -529,11 +529,11 @@ def test_a_name_that_is_looked_up_without_end_is_waited_for_by_one_thread_alone(
     answer = threading.Event()
     n_calls = 0
 
-    def hang(*arguments: object, **options: object) -> Any:
+    def hang(*arguments: Any, **options: Any) -> Any:
         nonlocal n_calls
         n_calls += 1
         assert answer.wait(PATIENCE_S)
-        return av_open(*arguments, **options)  # type: ignore[arg-type]
+        return av_open(*arguments, **options)
 
     av_open = av.open
     with http_server(by_path({"sound": encoded(tone(1.0, 16_000), 16_000, "WAV")})) as url:

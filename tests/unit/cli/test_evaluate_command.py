@@ -116,10 +116,10 @@ def test_sounds_are_laid_again_until_there_are_enough_hours(
 def test_the_same_seed_gives_the_same_figures(
     data: Path, models: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = [data, "--model", models["1"], "--test-fold", "1", "--json", "--seed"]
+    command: list[str | Path] = [data, "--model", models["1"], "--test-fold", "1", "--json"]
     results = []
     for seed in ("3", "3", "4"):
-        assert evaluate(*command, seed) == 0
+        assert evaluate(*command, "--seed", seed) == 0
         results.append(figures(capsys))
     assert results[0] == results[1]
     assert results[0]["streams"]["hours"] != results[2]["streams"]["hours"]

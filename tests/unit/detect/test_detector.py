@@ -79,7 +79,7 @@ def test_windows_score_as_the_same_waveform_given_to_the_tagger(tagger: Tagger, 
     waveforms = np.stack(
         [pcm[one.end_sample - tagger.window_samples : one.end_sample] for one in full]
     )
-    expected = tagger.scores(waveforms.astype(np.float32) / 32768)
+    expected = tagger.scores(waveforms.astype(np.float32) / np.float32(32768))
     assert len(full) == (10 - tagger.window_s) / HOP_S + 1
     np.testing.assert_allclose(np.stack([one.scores for one in full]), expected, atol=1e-5)
 
@@ -88,7 +88,7 @@ def test_first_windows_hold_what_there_is_padded_as_in_training(tagger: Tagger, 
     seen: list[Scores] = []
     hear(build(tagger, on_scores=seen.append, min_context_s=0.5), pcm)
     assert seen[0].end_sample == 8_000
-    expected = tagger.scores(pcm[None, :8_000].astype(np.float32) / 32768)[0]
+    expected = tagger.scores(pcm[None, :8_000].astype(np.float32) / np.float32(32768))[0]
     np.testing.assert_allclose(seen[0].scores, expected, atol=1e-5)
 
 

@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 
 from ast_stream.detect.scorer import LevelMeter
+from ast_stream.messages.audio import Pcm16
 
 WINDOW, HOP = 8_000, 2_000
 
 
-def hops(seed: int, n_hops: int) -> np.ndarray:
+def hops(seed: int, n_hops: int) -> Pcm16:
     rng = np.random.default_rng(seed)
     loudness = np.repeat(rng.choice([3, 300, 9_000], n_hops), HOP)
-    return (rng.normal(0, 1, n_hops * HOP) * loudness).clip(-32_000, 32_000).astype(np.int16)
+    samples = (rng.normal(0, 1, n_hops * HOP) * loudness).clip(-32_000, 32_000)
+    return samples.astype(np.int16)
 
 
 def test_gate_of_many_hops_at_once_is_the_gate_of_each_alone() -> None:

@@ -51,7 +51,8 @@ def saved(tmp_path: Path) -> Path:
 
 def _logits(checkpoint: Checkpoint, windows: Tensor) -> Tensor:
     with torch.inference_mode():
-        return checkpoint.build_model()(windows)
+        logits: Tensor = checkpoint.build_model()(windows)
+    return logits
 
 
 def _windows(max_frames: int = TINY_DIMS.max_frames) -> Tensor:
@@ -103,7 +104,7 @@ def test_a_directory_written_by_transformers_loads(tmp_path: Path) -> None:
     from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 
     torch.manual_seed(0)
-    config = ASTConfig(
+    config: Any = ASTConfig(  # type: ignore[call-arg]
         hidden_size=24,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -253,7 +254,7 @@ def _prefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {prefix + name: tensor for name, tensor in tensors.items()}
 
 
-OPTIMIZER = {"state": {}, "param_groups": []}
+OPTIMIZER: dict[str, Any] = {"state": {}, "param_groups": []}
 WRAPPED: dict[str, Callable[[dict[str, Tensor]], Any]] = {
     "torch.compile": lambda t: _prefixed(t, "_orig_mod."),
     "a compiled part": lambda t: {k.replace(".", "._orig_mod.", 1): v for k, v in t.items()},

@@ -283,7 +283,7 @@ def test_half_precision_is_refused_on_a_cpu() -> None:
 def test_automatic_precision_on_a_cpu_follows_its_instructions(
     monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], expected: str
 ) -> None:
-    monkeypatch.setattr(device_module.torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert resolve_precision("auto", torch.device("cpu")) == expected
 
 

@@ -53,7 +53,7 @@ def test_a_file_with_streams_alone_gets_the_defaults() -> None:
 def test_settings_cannot_be_changed_after_loading() -> None:
     settings = parse_settings(STREAMS)
     with pytest.raises(ValueError, match="frozen"):
-        settings.model.hop_s = 1.0  # type: ignore[misc]
+        settings.model.hop_s = 1.0
 
 
 @pytest.mark.parametrize(

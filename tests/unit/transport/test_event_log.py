@@ -19,7 +19,7 @@ from ast_stream.messages.query import MAX_PAGE_BYTES, ReplayPage, TooOld
 from ast_stream.transport import event_log
 from ast_stream.transport.event_log import EventLog
 
-SMALL = {"max_bytes": 4096, "segment_bytes": 1024}
+SMALL: dict[str, Any] = {"max_bytes": 4096, "segment_bytes": 1024}
 
 
 def message(seq: int, boot: str = "b1", previous: int | None = None, **body: Any) -> FeedMessage:
@@ -290,7 +290,7 @@ class BrokenDisk:
         self.is_broken = False
         self._folder = folder
         self._write = os.write
-        monkeypatch.setattr(event_log.os, "write", self.write)
+        monkeypatch.setattr(os, "write", self.write)
 
     def write(self, fd: int, data: bytes) -> int:
         is_here = Path(os.readlink(f"/proc/self/fd/{fd}")).parent == self._folder

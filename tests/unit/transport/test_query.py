@@ -27,6 +27,7 @@ from ast_stream.messages.query import (
 )
 from ast_stream.sample_clock import SampleClock
 from ast_stream.transport.event_log import EventLog
+from ast_stream.transport.listener import Listener
 from ast_stream.transport.query import ANSWERS_A_TURN, AudioRange, QueryServer
 from ast_stream.transport.sockets import Socket, Sockets
 from ast_stream.units import SAMPLE_RATE, format_time
@@ -63,7 +64,7 @@ def held(wanted: AudioRange) -> AudioBlock:
 
 def server(
     log: EventLog | None = None,
-    socket: Socket | NoSocket | None = None,
+    socket: Socket | Listener | NoSocket | None = None,
     now_s: Callable[[], float] = lambda: 0.0,
 ) -> QueryServer:
     return QueryServer(

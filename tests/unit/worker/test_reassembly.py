@@ -6,6 +6,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -381,7 +382,8 @@ def test_an_epoch_after_an_ended_one_leaves_no_gap() -> None:
 def test_live_blocks_are_taken_when_the_ring_never_answers() -> None:
     reassembler = contacted()
     reassembler.on_block(block(4800), 0.1)
-    now_s, items = 0.1, []
+    now_s = 0.1
+    items: list[Any] = []
     while not items and now_s < 60:
         now_s += TURN_S
         reassembler.tick(now_s)
@@ -668,7 +670,7 @@ STEPS = st.one_of(
     delay=st.integers(0, 4),
 )
 def test_every_sample_comes_once_in_order_or_is_in_a_gap(
-    steps: list[tuple[str, ...]], capacity: int, delay: int
+    steps: list[tuple[Any, ...]], capacity: int, delay: int
 ) -> None:
     world = World(capacity, delay)
     for step in steps:

@@ -67,7 +67,7 @@ def format_time(time_ns: int) -> str:
     '1970-01-01T00:00:01.500000Z'
     """
     moment = _EPOCH_1970 + timedelta(microseconds=round(time_ns / 1000))
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.%f") + "Z"
+    return moment.isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
 def parse_time(text: str) -> int:

@@ -28,26 +28,26 @@ logger = logging.getLogger(__name__)
 
 
 class Subscriber:
-    """A reader of one publisher's feed that reconnects for ever and asks for what it missed.
+    """A reader of one publisher's feed that always reconnects and asks for what it missed.
 
-    Iterating gives the bodies of event messages (`begin`, `update`, `end`) as dicts, in order and
-    without repeats. `receive` and `messages` give every message of `topics`, and `Missed` where
+    Iterating yields the bodies of event messages (`begin`, `update`, `end`) as dicts, in order and
+    without repeats. `receive` and `messages` return every message of `topics`, and `Missed` where
     durable messages (events, gaps) are lost for good. The publisher may be absent, killed and
-    started again, and this program may be stopped for a while: what was published meanwhile is
-    replayed from the publisher's log. For use by one thread; `stop` may be called from any.
+    started again, and this program may be paused: what was published meanwhile is replayed from
+    the publisher's log. For use by one thread; `stop` may be called from any.
 
     Args:
         endpoint: of the feed, `ipc:///path` or `tcp://host:port`.
-        classes: labels or slugs of the events wanted; None: all.
-        streams: names of the streams wanted; None: all.
-        topics: prefixes of the topics wanted.
+        classes: labels or slugs of the events to yield; None: all.
+        streams: names of the streams; None: all.
+        topics: prefixes of the topics.
         query: endpoint that answers replays; None: beside `endpoint` if that is a `feed.sock`.
-        after: where to begin: a position that `position` gave, "oldest" for what the publisher's
-            log holds, None for now.
+        after: where to begin: an earlier `position`, "oldest" for what the publisher's log holds,
+            None for now.
         on_missed: called with each `Missed` while iterating; None: a warning is logged.
-        idle_timeout_s: iteration ends when nothing wanted came for so long; None: never.
-        replay_patience_s: how long to ask for missed messages before they are `Missed`, while
-            the publisher is there; one that is not is waited for at least a minute.
+        idle_timeout_s: iteration ends after so long without a message; None: never.
+        replay_patience_s: how long to ask a present publisher for missed messages before they are
+            `Missed`; an absent one is waited for at least a minute.
 
     Raises:
         UsageError: an endpoint that cannot be one.
@@ -66,10 +66,10 @@ class Subscriber:
         idle_timeout_s: float | None = None,
         replay_patience_s: float = 5.0,
     ) -> None:
-        for given in (endpoint, query):
-            _check(given)
+        _check(endpoint)
+        _check(query)
         for name, names in (("classes", classes), ("streams", streams), ("topics", topics)):
-            if isinstance(names, str | bytes):  # its letters would be taken for names: no events
+            if isinstance(names, str | bytes):  # its letters would be mistaken for names
                 raise UsageError(f"{name}: expected a list of text such as [{names!r}], got text")
         self._classes = None if classes is None else {slug(name) for name in classes}
         self._streams = None if streams is None else set(streams)
@@ -104,39 +104,39 @@ class Subscriber:
 
     @property
     def position(self) -> Position | None:
-        """Where this reader stands, to be kept and given as `after` by its next run."""
+        """Position of this reader, to be stored and passed as `after` by its next run."""
         return self._reader.position
 
     @property
     def is_publisher_there(self) -> bool:
-        """Whether the publisher was heard, and lately if it is a worker; waiting helps if not."""
+        """Whether messages have come, and recently if the publisher sends a status each second."""
         return self._reader.is_publisher_there
 
     @property
     def duplicates(self) -> int:
-        """Messages left out because they came twice."""
+        """Messages skipped because they came twice."""
         return self._reader.duplicates
 
     @property
     def malformed(self) -> int:
-        """Messages left out because they did not follow the format."""
+        """Messages skipped because they did not follow the format."""
         return self._reader.malformed
 
     def messages(self) -> Iterator[FeedMessage | Missed]:
-        """Yield every message wanted until `stop` or the idle timeout."""
+        """Yield every message of the topics until `stop` or the idle timeout."""
         while (item := self.receive(self._idle_timeout_s)) is not None:
             yield item
 
     def receive(self, timeout_s: float | None = None) -> FeedMessage | Missed | None:
-        """Return the next message wanted, or None after `timeout_s` or `stop`.
+        """Return the next message of the topics; None after `timeout_s` or `stop`.
 
-        A question to the query endpoint is waited for, which may take a second more.
+        An answer of the query endpoint is waited for, which may take a second more.
         """
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
             item = self._reader.receive(left_s)
-            if item is None or isinstance(item, Missed) or self._is_wanted(item):
+            if item is None or isinstance(item, Missed) or self._matches(item):
                 return item
 
     def stop(self) -> None:
@@ -147,7 +147,7 @@ class Subscriber:
         """Stop, and close the sockets; called by the thread that reads."""
         self._reader.close()
 
-    def _is_wanted(self, message: FeedMessage) -> bool:
+    def _matches(self, message: FeedMessage) -> bool:
         if not message.topic.startswith(self._topics):
             return False
         body = message.body
@@ -158,7 +158,7 @@ class Subscriber:
 
 
 def query_endpoint_beside(feed: str) -> str | None:
-    """Return the query endpoint in the folder of an ipc feed named `feed.sock`, else None."""
+    """Return the query endpoint beside an ipc feed named `feed.sock`; None for other feeds."""
     if feed.startswith("ipc://") and feed.endswith(_FEED_NAME):
         return feed.removesuffix(_FEED_NAME) + _QUERY_NAME
     return None

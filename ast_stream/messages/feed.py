@@ -63,7 +63,7 @@ Content: TypeAlias = (
 _Seq = Annotated[int, Field(ge=0, le=MAX_SEQ)]
 
 
-class _Stamp(Body):
+class _StampedBody(Body):
     """What every body has; all other keys pass."""
 
     v: Literal[1]
@@ -80,7 +80,7 @@ class _ScoresShape(Body):
     ]
 
 
-_STAMP_KEYS = frozenset({"stream", "published", *_Stamp.model_fields})
+_STAMP_KEYS = frozenset({"stream", "published", *_StampedBody.model_fields})
 
 
 @dataclass(frozen=True)
@@ -281,7 +281,7 @@ _CONTENTS: dict[str, type[Content]] = {  # by topic, or by its first word
 
 
 def _check_stamp(topic: str, body: dict[str, Any]) -> None:
-    validate(_Stamp, body, f"feed message {short(topic.encode())}")
+    validate(_StampedBody, body, f"feed message {short(topic.encode())}")
 
 
 def _decode_topic(frame: bytes) -> str:

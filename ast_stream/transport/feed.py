@@ -289,9 +289,11 @@ class FeedReader:
         self._client: QueryClient | None = None
         if query is not None:
             self._client = QueryClient(self._sockets, query, self._stopped.is_set)
-        wanted = {*topics, _STATUS_TOPIC}
-        self._is_tracking = any(_overlap(topic, log) for topic in wanted for log in DURABLE_TOPICS)
-        self._wanted = wanted.union(DURABLE_TOPICS if self._is_tracking else ())
+        subscriptions = {*topics, _STATUS_TOPIC}
+        self._is_tracking = any(
+            _overlap(topic, log) for topic in subscriptions for log in DURABLE_TOPICS
+        )
+        self._subscriptions = subscriptions.union(DURABLE_TOPICS if self._is_tracking else ())
         self._endpoint = endpoint
         self._sub = self._connect()
         self._silence_s = 0.0  # of `receive` calls; not the time between them
@@ -349,7 +351,7 @@ class FeedReader:
 
     def _connect(self) -> Socket:
         sub = self._sockets.connect("sub", self._endpoint, FEED_HWM_MESSAGES)
-        for topic in self._wanted:
+        for topic in self._subscriptions:
             sub.subscribe(topic)
         return sub
 

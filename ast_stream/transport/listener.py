@@ -1,10 +1,10 @@
 """Sockets that this process binds: PULL, PUB and ROUTER of ZeroMQ for peers that are not trusted.
 
-Whatever a peer does costs that peer: everything kept for it has a limit, and who goes beyond is
-disconnected with a line in the log. The number of peers is limited as well. Where it is reached,
-the process with the most connections loses the one that was idle longest, so that a program that
-leaks connections only harms itself. What a PULL receives is believed, so only processes of the
-same user, and root's, may send to one over ipc.
+Misbehaviour harms only the peer itself: everything kept for it is limited, and a peer that exceeds
+a limit is disconnected with a line in the log. The number of peers is limited as well. When it is
+reached, the process with the most connections loses the one that was idle longest, so that a
+program that leaks connections only harms itself. What a PULL receives is trusted, so over ipc only
+processes of the same user, and root's, may send to one.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from pathlib import Path
 from ast_stream.errors import StartupError, WireError
 from ast_stream.runtime.files import lock_file
 from ast_stream.runtime.logging import LimitedLog
-from ast_stream.transport.zmtp import GREETING, Kind, Session, encode_message
+from ast_stream.transport.zmtp import GREETING, Kind, ZmtpSession, encode_message
 
 MAX_PEERS = 256
-MAX_DESCRIPTORS = 65_536  # asked for at most, where the system would allow even more
+MAX_DESCRIPTORS = 65_536  # requested at most, even if the system allows more
 _RESERVED_DESCRIPTORS = 128  # of the process, for everything but peers
 _SOCKETS_A_PROCESS = 4  # that share the other descriptors
 
 _READ_BYTES = 32 * 1024
 _FLUSH_BUFFERS = 16
-_HANDSHAKE_S = 10.0  # a peer that has not said by then what it is, is disconnected
-_SHY_S = 2.0  # after which such a peer is the first to go where there are too many,
-_NEWCOMERS = 64  # or at once where so many connect at a time
-_SWEEP_S = 1.0  # how often time-outs and the socket's file are looked at
+_HANDSHAKE_S = 10.0  # a peer without its greeting by then is disconnected
+_SLOW_S = 2.0  # after which such a peer is the first to go if there are too many,
+_MAX_PENDING = 64  # or at once if so many connect at a time
+_SWEEP_S = 1.0  # between checks of timeouts and of the socket's file
 _ACCEPTS_A_TURN = 16
-_EVICTIONS_A_SWEEP = 200  # then newcomers wait: those who lost their place try again at once
-_MESSAGE_COST = 128  # bytes that a small object takes in Python, about
+_EVICTIONS_A_SWEEP = 200  # then new peers wait: evicted ones connect again at once
+_MESSAGE_COST = 128  # bytes, about, of a small Python object
 _BACKLOG = 1024
 _TOTAL_BYTES = 64 * 1024 * 1024  # kept for all peers of a socket together
 
@@ -57,8 +57,8 @@ class Limits:
     """What one peer can make this process keep.
 
     Attributes:
-        message_bytes: of one message that it sends.
-        in_bytes: of messages that wait to be worked on; then nothing more is read from it.
+        message_bytes: of one message from it.
+        in_bytes: of messages from it that wait; then nothing more is read from it.
         out_bytes: of messages that it does not read; then further ones are dropped.
         answered_bytes: of answers that it does not read; then its requests wait.
     """
@@ -74,7 +74,8 @@ _LIMITS: dict[Kind, Limits] = {
     "pull": Limits(message_bytes=384 * 1024, in_bytes=384 * 1024, out_bytes=4096),
     "pub": Limits(message_bytes=1024, in_bytes=0, out_bytes=8 * 1024 * 1024),
     "router": Limits(
-        message_bytes=256 * 1024,  # a query that is too long for us gets an answer that says so
+        message_bytes=256
+        * 1024,  # longer than any query, so that one that is too long gets an answer
         in_bytes=64 * 1024,
         out_bytes=4 * 1024 * 1024,
         answered_bytes=256 * 1024,
@@ -83,10 +84,10 @@ _LIMITS: dict[Kind, Limits] = {
 
 
 class Reactor:
-    """The thread that moves the bytes of all listeners of a process, whatever else it is doing."""
+    """The thread that reads and writes for all listeners of a process."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()  # of everything the listeners have
+        self.lock = threading.RLock()  # of all state of the listeners
         self._epoll = select.epoll()
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll.register(self._wake_fd, select.EPOLLIN)
@@ -106,7 +107,7 @@ class Reactor:
         self._epoll.modify(fd, events)
 
     def unwatch(self, fd: int) -> None:
-        """Forget a descriptor, which may be forgotten already."""
+        """Watch a descriptor no longer, if it was watched."""
         if self._handlers.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
@@ -115,7 +116,7 @@ class Reactor:
         self._sweeps.append(sweep)
 
     def remove_sweep(self, sweep: Callable[[], None]) -> None:
-        """Call `sweep` no more."""
+        """Stop calling `sweep`."""
         self._sweeps.remove(sweep)
 
     def close(self) -> None:
@@ -143,14 +144,14 @@ class Reactor:
     def _call(self, handler: Callable[..., None], *args: int) -> None:
         try:
             handler(*args)
-        except Exception:  # no bug may end this thread: then every peer would wait for ever
+        except Exception:  # a bug must not end this thread: every peer would wait forever
             logger.exception("a peer could not be served")
 
 
 class _Peer:
     """One connection."""
 
-    def __init__(self, number: int, connection: socket.socket, session: Session) -> None:
+    def __init__(self, number: int, connection: socket.socket, session: ZmtpSession) -> None:
         self.identity = number.to_bytes(5, "big")
         self.connection = connection
         self.fd = connection.fileno()
@@ -172,16 +173,14 @@ class _Peer:
 
 
 class Listener:
-    """A bound socket; sends never block, receives return None when nothing is there.
-
-    May be used by any thread.
+    """A bound socket, for use by any thread; neither sending nor receiving blocks.
 
     Args:
         hwm: messages of one peer that wait, in each direction.
 
     Attributes:
         dropped: messages that a peer was too slow for.
-        disconnected: peers that went beyond a limit.
+        disconnected: peers that exceeded a limit.
 
     Raises:
         StartupError: the endpoint is in use by another process, or cannot be bound.
@@ -201,7 +200,7 @@ class Listener:
         self._log = LimitedLog(logger)
         self._numbers = itertools.count(1)
         self._peers: dict[bytes, _Peer] = {}  # by identity
-        self._ready: deque[_Peer] = deque()  # have a message that may be given out
+        self._ready: deque[_Peer] = deque()  # have a message that may be received
         self._held_bytes = 0
         self._evictions = 0
         self._is_closed = False
@@ -216,12 +215,12 @@ class Listener:
         self._ready_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._is_accepting = False
         with reactor.lock:
-            self._accept_on()
+            self._start_accepting()
             reactor.add_sweep(self._sweep)
 
     @property
     def waitable(self) -> int:
-        """A descriptor that can be read from while a message waits."""
+        """A descriptor that is readable while a message waits."""
         return self._ready_fd
 
     @property
@@ -230,35 +229,35 @@ class Listener:
         return len(self._peers)
 
     def is_trusted(self, identity: bytes) -> bool:
-        """Tell whether the peer of a request (ROUTER) is connected and is of this user, or root.
+        """Return whether the peer of a request (ROUTER) is connected and of this user, or root's.
 
-        Over tcp nobody knows whose it is: there it is enough that it is connected.
+        Over tcp the user is not known: any connected peer is trusted.
         """
         peer = self._peers.get(identity)
         return peer is not None and peer.is_of_own_user
 
     def send(self, frames: list[bytes]) -> bool:
-        """Send now; False if a peer did not get it: it is gone, or too slow.
+        """Send now; return False if it was dropped for a peer that is gone or too slow.
 
-        A PUB sends to all who want it. A ROUTER sends to the peer that the first frame names.
+        A PUB sends to all subscribers, a ROUTER to the peer that the first frame names.
         """
         with self._reactor.lock:
             if self._kind == "router":
                 peer = self._peers.get(frames[0])
                 return peer is not None and self._queue(peer, encode_message(frames[1:]))
             topic, data = frames[0], encode_message(frames)
-            wanting = [
+            subscribers = [
                 peer
                 for peer in self._peers.values()
                 if topic.startswith(peer.session.subscriptions.prefixes)
             ]
-            missed = [peer for peer in wanting if not self._queue(peer, data)]
+            missed = [peer for peer in subscribers if not self._queue(peer, data)]
             return not missed
 
     def receive(self, timeout_ms: int = 0) -> list[bytes] | None:
-        """Return the frames of the next message, or None after `timeout_ms`.
+        """Return the frames of the next message; None after `timeout_ms`.
 
-        Peers come in turn; what a ROUTER gives begins with the identity of the peer.
+        Peers take turns; a message of a ROUTER begins with the identity of the peer.
         """
         with self._has_messages:
             if timeout_ms and not self._ready:
@@ -269,11 +268,11 @@ class Listener:
             message, cost = peer.inbox.popleft()
             peer.in_bytes -= cost
             if not peer.is_closed:
-                self._work_on(peer)
+                self._process(peer)
             elif peer.inbox:
                 self._ready.append(peer)
             self._count(peer)
-            self._show_ready()
+            self._signal_ready()
             return [peer.identity, *message] if self._kind == "router" else message
 
     def close(self) -> None:
@@ -283,7 +282,7 @@ class Listener:
                 return
             self._is_closed = True
             self._reactor.remove_sweep(self._sweep)
-            self._accept_off()
+            self._stop_accepting()
             for peer in list(self._peers.values()):
                 self._disconnect(peer)
             self._address.remove()
@@ -293,21 +292,21 @@ class Listener:
 
     # connections
 
-    def _accept_on(self) -> None:
+    def _start_accepting(self) -> None:
         if not self._is_accepting:
             self._is_accepting = True
-            self._reactor.watch(self._listening.fileno(), select.EPOLLIN, self._on_newcomers)
+            self._reactor.watch(self._listening.fileno(), select.EPOLLIN, self._accept)
 
-    def _accept_off(self) -> None:
-        """Let newcomers wait until the next sweep."""
+    def _stop_accepting(self) -> None:
+        """Let new peers wait until the next sweep."""
         self._is_accepting = False
         self._reactor.unwatch(self._listening.fileno())
 
-    def _on_newcomers(self, _: int) -> None:
+    def _accept(self, _: int) -> None:
         for _ in range(_ACCEPTS_A_TURN):
             if len(self._peers) >= self._max_peers:
                 if self._evictions >= _EVICTIONS_A_SWEEP:
-                    self._accept_off()
+                    self._stop_accepting()
                     return
                 self._evict()
             try:
@@ -316,7 +315,7 @@ class Listener:
                 return
             except OSError as error:
                 self._log.warning("%s: cannot accept a client: %s", self.endpoint, error)
-                self._accept_off()
+                self._stop_accepting()
                 return
             self._admit(connection)
 
@@ -324,12 +323,12 @@ class Listener:
         connection.setblocking(False)
         if connection.family != socket.AF_UNIX:
             _keep_alive(connection)
-        session = Session(self._kind, self._limits.message_bytes)
+        session = ZmtpSession(self._kind, self._limits.message_bytes)
         peer = _Peer(next(self._numbers), connection, session)
         self._peers[peer.identity] = peer
         self._watch(peer)
         if self._kind == "pull" and not peer.is_of_own_user:
-            self._punish(peer, f"expected a process of user {os.geteuid()} or root")
+            self._expel(peer, f"expected a process of user {os.geteuid()} or root")
             return
         self._queue(peer, GREETING)
 
@@ -337,21 +336,21 @@ class Listener:
         self._reactor.watch(peer.fd, peer.events, lambda events: self._on_peer(peer, events))
 
     def _evict(self) -> None:
-        """Make room: who said nothing goes first, then the idle ones of the greediest process.
+        """Disconnect one peer: one without a greeting, else an idle one of the process with most.
 
-        A newcomer has a moment for its greeting, or no other would ever get in beside a program
-        that connects again and again.
+        New peers have a moment for their greeting, or none would ever get in beside a program that
+        connects again and again.
         """
         self._evictions += 1
         peers = list(self._peers.values())
-        shy = [peer for peer in peers if not peer.session.is_ready]
-        if len(shy) <= _NEWCOMERS:
-            late_s = time.monotonic() - _SHY_S
-            shy = [peer for peer in shy if peer.since_s < late_s]
+        pending = [peer for peer in peers if not peer.session.is_ready]
+        if len(pending) <= _MAX_PENDING:
+            late_s = time.monotonic() - _SLOW_S
+            pending = [peer for peer in pending if peer.since_s < late_s]
         by_owner = Counter(peer.owner for peer in peers)
         most = max(by_owner.values())
-        greedy = [peer for peer in peers if by_owner[peer.owner] == most]
-        victim = min(shy or greedy, key=lambda peer: peer.active_s)
+        of_largest = [peer for peer in peers if by_owner[peer.owner] == most]
+        victim = min(pending or of_largest, key=lambda peer: peer.active_s)
         self._report(victim, f"more than {self._max_peers} connections, {most} of them its own")
         self._disconnect(victim)
 
@@ -361,13 +360,13 @@ class Listener:
             "%s: a client (%s) is disconnected: %s", self.endpoint, peer.owner, reason
         )
 
-    def _punish(self, peer: _Peer, reason: str) -> None:
+    def _expel(self, peer: _Peer, reason: str) -> None:
         self._report(peer, reason)
         self._disconnect(peer)
         self._forget_messages(peer)
 
     def _disconnect(self, peer: _Peer) -> None:
-        """Close a connection; what a PULL has got of it is still given out."""
+        """Close a connection; messages that a PULL has read from it can still be received."""
         if peer.is_closed:
             return
         peer.is_closed = True
@@ -376,7 +375,7 @@ class Listener:
         peer.connection.close()
         peer.outbox.clear()
         peer.out_bytes = 0
-        peer.session = Session(self._kind, 0)
+        peer.session = ZmtpSession(self._kind, 0)
         if self._kind == "pull" and peer.inbox and not self._is_closed:
             self._count(peer)
         else:
@@ -388,21 +387,21 @@ class Listener:
         with contextlib.suppress(ValueError):
             self._ready.remove(peer)
         self._count(peer)
-        self._show_ready()
+        self._signal_ready()
 
     def _sweep(self) -> None:
-        """Look after what takes time: shy peers, newcomers, the socket's file."""
+        """Check timeouts of greetings and the socket's file, and accept new peers again."""
         self._evictions = 0
         late_s = time.monotonic() - _HANDSHAKE_S
         for peer in list(self._peers.values()):
             if not peer.session.is_ready and peer.since_s < late_s:
-                self._punish(peer, f"no ZeroMQ greeting within {_HANDSHAKE_S:.0f} s")
+                self._expel(peer, f"no ZeroMQ greeting within {_HANDSHAKE_S:.0f} s")
         if not self._address.is_in_place() or not self._is_lock_in_place():
             self._bind_again()
-        self._accept_on()
+        self._start_accepting()
 
     def _bind_again(self) -> None:
-        """Put back a socket file that somebody has removed; who is connected stays so."""
+        """Restore a socket file that was removed; connected peers stay connected."""
         try:
             if not self._is_lock_in_place():
                 lock_fd = lock_endpoint(self.endpoint)
@@ -414,7 +413,7 @@ class Listener:
         except (OSError, StartupError) as error:
             self._log.warning("%s was removed and cannot be bound again: %s", self.endpoint, error)
             return
-        self._accept_off()
+        self._stop_accepting()
         self._listening.close()
         self._listening = listening
         logger.warning("%s was removed: bound again", self.endpoint)
@@ -444,7 +443,7 @@ class Listener:
             if events & (select.EPOLLIN | _GONE):
                 self._read(peer)
         elif events & _GONE:
-            if self._kind == "pull":  # what it sent before it died is read when there is room
+            if self._kind == "pull":  # what it sent before it hung up is read when there is room
                 self._reactor.unwatch(peer.fd)
             else:
                 self._disconnect(peer)
@@ -460,12 +459,12 @@ class Listener:
             self._disconnect(peer)
             return
         peer.session.feed(data)
-        self._work_on(peer)
+        self._process(peer)
         self._count(peer)
-        self._show_ready()
+        self._signal_ready()
 
-    def _work_on(self, peer: _Peer) -> None:
-        """Take messages out of what was read, as far as there is room, and wait for more."""
+    def _process(self, peer: _Peer) -> None:
+        """Decode the messages in what was read, as far as there is room, and wait for more."""
         try:
             while self._has_room(peer):
                 message = peer.session.next_message()
@@ -476,11 +475,11 @@ class Listener:
                 peer.in_bytes += cost
                 peer.active_s = time.monotonic()
         except WireError as error:
-            self._punish(peer, str(error))
+            self._expel(peer, str(error))
             return
-        replies = peer.session.take_replies()
+        replies = peer.session.pop_replies()
         if len(peer.outbox) > 2 * self._hwm + _FLUSH_BUFFERS:
-            self._punish(peer, "it asks for signs of life and does not read them")
+            self._expel(peer, "it sends heartbeats and does not read the replies")
             return
         if replies:
             self._append(peer, replies)
@@ -497,16 +496,16 @@ class Listener:
         )
 
     def _make_ready(self, peer: _Peer) -> None:
-        """Give out a peer's messages; those of one that reads no answers wait."""
+        """Let a peer's messages be received; those of one that reads no answers wait."""
         if peer.inbox and not self._is_waiting(peer) and peer not in self._ready:
             self._ready.append(peer)
 
     def _is_waiting(self, peer: _Peer) -> bool:
-        """Tell whether a peer's requests wait until it has read its answers."""
+        """Return whether a peer's requests wait until it has read its answers."""
         return self._kind == "router" and peer.out_bytes > self._limits.answered_bytes
 
     def _wait_for(self, peer: _Peer) -> None:
-        """Wait for what this peer may do next."""
+        """Watch for what this peer may do next."""
         events = select.EPOLLIN if self._has_room(peer) else 0
         events |= select.EPOLLOUT if peer.outbox else 0
         if events == peer.events:
@@ -532,11 +531,11 @@ class Listener:
             self._flush(peer)
         if self._is_waiting(peer) and peer in self._ready:
             self._ready.remove(peer)
-            self._show_ready()
+            self._signal_ready()
         self._count(peer)
 
     def _flush(self, peer: _Peer) -> None:
-        """Send as much as the system takes."""
+        """Send as much as the system accepts."""
         try:
             while peer.outbox:
                 first = memoryview(peer.outbox[0])[peer.sent_of_first :]
@@ -549,13 +548,13 @@ class Listener:
             return
         self._count(peer)
         if self._kind == "router":
-            self._work_on(peer)  # requests that waited until it read its answers
-            self._show_ready()
+            self._process(peer)  # requests that waited until it read its answers
+            self._signal_ready()
         else:
             self._wait_for(peer)
 
     def _stop_sending(self, peer: _Peer) -> None:
-        """Nobody is there to read; what a PULL was sent before is still to be had."""
+        """Note that the peer reads no longer; what it sent to a PULL can still be read."""
         if self._kind != "pull":
             self._disconnect(peer)
             return
@@ -574,24 +573,24 @@ class Listener:
     # what is kept
 
     def _count(self, peer: _Peer) -> None:
-        """Note what is kept for a peer; where it is too much for all, one that has much must go."""
+        """Count the bytes kept for a peer; expel one of the largest if all have too many."""
         held_bytes = peer.held_bytes
         self._held_bytes += held_bytes - peer.counted_bytes
         peer.counted_bytes = held_bytes
         while self._held_bytes > _TOTAL_BYTES:
             everyone = [*self._peers.values(), *self._ready]
-            much = max(one.counted_bytes for one in everyone) // 2
+            large = max(peer.counted_bytes for peer in everyone) // 2
             victim = min(
-                (one for one in everyone if one.counted_bytes >= much),
-                key=lambda one: one.active_s,  # who reads is not to blame
+                (peer for peer in everyone if peer.counted_bytes >= large),
+                key=lambda peer: peer.active_s,  # one that reads is not to blame
             )
-            self._punish(
+            self._expel(
                 victim,
                 f"{victim.counted_bytes} bytes wait for it, {self._held_bytes} for all clients",
             )
 
-    def _show_ready(self) -> None:
-        """Make `waitable` readable while there are messages, and wake who waits for one."""
+    def _signal_ready(self) -> None:
+        """Make `waitable` readable while messages wait, and wake a thread that waits for one."""
         if self._is_closed:
             return
         with contextlib.suppress(BlockingIOError):
@@ -605,7 +604,7 @@ class _Address:
     """Where a listener listens.
 
     Raises:
-        OSError: that is no place for a socket.
+        OSError: it is not an endpoint that can be bound.
     """
 
     def __init__(self, endpoint: str) -> None:
@@ -618,7 +617,7 @@ class _Address:
         self._file: os.stat_result | None = None
 
     def listen(self) -> socket.socket:
-        """Return a socket that listens there; a file that is left of another goes."""
+        """Return a socket that listens there; the file of an earlier one is replaced."""
         if self._path is None:
             family, kind, protocol, _, address = min(
                 socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM),
@@ -629,7 +628,7 @@ class _Address:
             return _listen(listening, address)
         with contextlib.suppress(FileNotFoundError):
             if not stat.S_ISSOCK(self._path.lstat().st_mode):
-                raise FileExistsError(f"{self._path} is there and is no socket")
+                raise FileExistsError(f"{self._path} exists and is not a socket")
             self._path.unlink()
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         os.fchmod(listening.fileno(), 0o660)  # so the file never has more rights than this
@@ -639,7 +638,7 @@ class _Address:
         return listening
 
     def is_in_place(self) -> bool:
-        """Tell whether clients still find the socket there."""
+        """Return whether clients still find the socket there."""
         if self._path is None or self._file is None:
             return True
         try:
@@ -665,7 +664,7 @@ def _listen(listening: socket.socket, address: object) -> socket.socket:
 
 
 def lock_endpoint(endpoint: str) -> int | None:
-    """Take the lock beside an ipc endpoint; None for other transports.
+    """Lock the file beside an ipc endpoint; return None for other transports.
 
     Raises:
         StartupError: another process holds the endpoint, or its folder cannot be written.
@@ -680,7 +679,7 @@ def _lock_path(endpoint: str) -> Path:
 
 
 def _owner(connection: socket.socket) -> tuple[str, bool]:
-    """Return who connects, as far as the kernel says, and whether it is of this user, or root."""
+    """Return whose connection it is, as the kernel says, and whether this user's or root's."""
     if connection.family != socket.AF_UNIX:
         return "over tcp", True
     found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
@@ -689,7 +688,7 @@ def _owner(connection: socket.socket) -> tuple[str, bool]:
 
 
 def _keep_alive(connection: socket.socket) -> None:
-    """Let the kernel find out within half a minute that the other side is gone."""
+    """Let the kernel notice within half a minute that the peer is gone."""
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
@@ -698,19 +697,19 @@ def _keep_alive(connection: socket.socket) -> None:
 
 
 def raise_descriptor_limit() -> int:
-    """Allow this process as many descriptors as the system lets it have; return how many."""
+    """Raise the limit of descriptors as far as the system allows; return the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return wanted
+    limit = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    if soft == resource.RLIM_INFINITY or soft >= limit:
+        return limit
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     except (OSError, ValueError) as error:  # a sandbox may forbid the call
         logger.info("limit of %d file descriptors cannot be raised: %s", soft, error)
         return soft
-    return wanted
+    return limit
 
 
 def _peers_affordable() -> int:
-    """Return how many peers one socket may have before others lack descriptors."""
+    """Return how many peers one socket may have so that others do not lack descriptors."""
     return max(8, (raise_descriptor_limit() - _RESERVED_DESCRIPTORS) // _SOCKETS_A_PROCESS)

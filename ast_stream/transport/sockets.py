@@ -1,11 +1,11 @@
 """ZeroMQ sockets with every option explicit; the only module that imports zmq.
 
-Sockets that connect are libzmq's; those that bind are `wire.listener`'s, because libzmq ends the
-process when strangers behave badly. Measured behaviour behind the choices: PUSH with IMMEDIATE
-never queues for an absent peer, and a small HWM bounds what dies with a killed peer. libzmq's
-heartbeats are off: one that is due when the peer has died and the queue is full is an assertion
-of libzmq that ends the process. Who reads notices silence itself: `FeedReader` by the status
-that comes each second, requests by their time-out.
+Sockets that connect are libzmq's; those that bind are `transport.listener`'s, because libzmq ends
+the process when peers misbehave. Measured behaviour behind the choices: PUSH with IMMEDIATE never
+queues for an absent peer, and a small HWM bounds what is lost with a killed peer. libzmq's
+heartbeats are off: one that is due when the peer has died and the queue is full fails an assertion
+of libzmq that ends the process. Readers notice silence themselves: `FeedReader` by the status that
+is sent each second, requests by their timeout.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ ConnectedKind = Literal["push", "sub", "dealer"]
 AUDIO_HWM_BLOCKS = 8  # small: the ring, not the queue, is what keeps audio
 FEED_HWM_MESSAGES = 10_000
 QUERY_HWM_MESSAGES = 64
-MAX_MESSAGE_BYTES = 16 * 1024 * 1024  # that a socket which connects takes
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024  # that a connecting socket accepts
 _MAX_SOCKETS = 8192  # of libzmq in one process: one for each ring at most
-_HANDSHAKE_MS = 5000  # then the connection is tried again: a tunnel may take it and be dead
+_HANDSHAKE_MS = 5000  # then it connects again: a dead tunnel may accept connections
 _KINDS = {"push": zmq.PUSH, "sub": zmq.SUB, "dealer": zmq.DEALER}
 
 
 class Waitable(Protocol):
-    """What a poller can wait for: a message."""
+    """What a poller can wait for."""
 
     @property
     def waitable(self) -> zmq.Socket[bytes] | int:
-        """What zmq's poller is given."""
+        """A socket or descriptor for zmq's poller."""
 
 
 class Socket:
@@ -51,7 +51,7 @@ class Socket:
         return self._socket
 
     def send(self, frames: list[bytes]) -> bool:
-        """Send now; False if the peer is absent or its queue is full."""
+        """Send now; return False if the peer is absent or its queue is full."""
         try:
             self._socket.send_multipart(frames, zmq.DONTWAIT)
         except zmq.ZMQError as error:
@@ -61,7 +61,7 @@ class Socket:
         return True
 
     def receive(self, timeout_ms: int = 0) -> list[bytes] | None:
-        """Return the frames of the next message, or None after `timeout_ms`."""
+        """Return the frames of the next message; None after `timeout_ms`."""
         if timeout_ms and not self._socket.poll(timeout_ms):
             return None
         try:
@@ -70,7 +70,7 @@ class Socket:
             return None
 
     def subscribe(self, prefix: str) -> None:
-        """Take messages whose topic starts with `prefix` (SUB only)."""
+        """Receive messages whose topic starts with `prefix` (SUB only)."""
         self._socket.setsockopt(zmq.SUBSCRIBE, prefix.encode())
 
     def close(self) -> None:
@@ -102,10 +102,10 @@ class Sockets:
         return listener
 
     def connect(self, kind: ConnectedKind, endpoint: str, hwm: int) -> Socket:
-        """Return a socket that connects, and reconnects for ever, in the background.
+        """Return a socket that connects, and always reconnects, in the background.
 
         Raises:
-            StartupError: `endpoint` is not one.
+            StartupError: `endpoint` is not an endpoint.
         """
         socket = self._context.socket(_KINDS[kind])
         socket.setsockopt(zmq.LINGER, 0)

@@ -1,9 +1,10 @@
 """ZMTP 3.1, the protocol under ZeroMQ, as the side that binds speaks it; no sockets, no clock.
 
-libzmq serves strangers badly: a peer that sends a heartbeat into a full queue and dies, or too
-many connections, end the whole process by an assertion, and the parts of an unfinished message
-are kept without a limit. So the sockets that this program binds are its own (`wire.listener`),
-with a limit on everything a peer can make it keep; those that connect are libzmq's.
+libzmq does not withstand misbehaving peers: one that sends a heartbeat into a full queue and dies,
+or too many connections, fail an assertion that ends the process, and the parts of an unfinished
+message are kept without a limit. So the sockets that this program binds are its own
+(`transport.listener`), with a limit on everything a peer can make it keep; those that connect are
+libzmq's.
 
 The specification is RFC 37/ZMTP of the ZeroMQ project. Only the NULL mechanism is spoken.
 """
@@ -37,7 +38,7 @@ _COUNTERPARTS: dict[Kind, frozenset[bytes]] = {
 
 @dataclass
 class Subscriptions:
-    """The topics that one peer wants, by prefix.
+    """The topics that one peer subscribes to, by prefix.
 
     Attributes:
         prefixes: the same, for `bytes.startswith`.
@@ -48,7 +49,7 @@ class Subscriptions:
     _counts: dict[bytes, int] = field(default_factory=dict)
 
     def add(self, topic: bytes) -> None:
-        """Want one more topic.
+        """Subscribe to one more topic.
 
         Raises:
             WireError: it is too long, or there are too many.
@@ -71,7 +72,7 @@ class Subscriptions:
         self._renew(n_bytes)
 
     def remove(self, topic: bytes) -> None:
-        """Want a topic no more; one that was not wanted changes nothing."""
+        """Cancel a subscription; one that does not exist changes nothing."""
         count = self._counts.get(topic, 0)
         if count > 1:
             self._counts[topic] = count - 1
@@ -84,18 +85,18 @@ class Subscriptions:
         self.prefixes = tuple(self._counts)
 
 
-class Session:
+class ZmtpSession:
     """The state of one connection: bytes in, messages out.
 
-    `feed` it what was read, call `next_message` until it returns None, and send what
-    `take_replies` gives. After a `WireError` the connection is of no more use.
+    Pass the bytes read to `feed`, call `next_message` until it returns None, and send what
+    `pop_replies` returns. After a `WireError` the connection must be closed.
 
     Args:
         max_message_bytes: of all parts of a message together.
 
     Attributes:
         is_ready: the greeting is done; messages may be sent.
-        subscriptions: topics wanted (PUB only).
+        subscriptions: of the peer (PUB only).
     """
 
     def __init__(self, kind: Kind, max_message_bytes: int) -> None:
@@ -115,16 +116,16 @@ class Session:
         return len(self._buffer) + self._parts_bytes + self.subscriptions.n_bytes
 
     def feed(self, data: bytes) -> None:
-        """Take bytes as they were read."""
+        """Add bytes as they were read."""
         self._buffer += data
 
     def next_message(self) -> list[bytes] | None:
-        """Return the parts of the next whole message, None until more bytes come.
+        """Return the parts of the next whole message; None until more bytes come.
 
         Raises:
-            WireError: what came is not ZMTP 3, or goes beyond a limit.
+            WireError: the bytes are not ZMTP 3, or exceed a limit.
         """
-        if not self._has_greeting and not self._take_greeting():
+        if not self._has_greeting and not self._read_greeting():
             return None
         while (frame := self._next_frame()) is not None:
             flags, body = frame
@@ -143,13 +144,13 @@ class Session:
             self._on_subscription(message)  # as peers before ZMTP 3.1 send it
         return None
 
-    def take_replies(self) -> bytes:
-        """Return what the protocol itself has to answer."""
+    def pop_replies(self) -> bytes:
+        """Return what the protocol itself has to answer, and forget it."""
         replies = bytes(self._replies)
         self._replies.clear()
         return replies
 
-    def _take_greeting(self) -> bool:
+    def _read_greeting(self) -> bool:
         got = self._buffer
         if (got and got[0] != 0xFF) or (len(got) > 9 and not got[9] & 1):
             raise WireError(f"ZMTP: expected the greeting of ZeroMQ, got {bytes(got[:16])!r}")
@@ -166,7 +167,7 @@ class Session:
         return True
 
     def _next_frame(self) -> tuple[int, bytes] | None:
-        """Return flags and body of the next whole frame; its size is checked before it is there."""
+        """Return flags and body of the next whole frame; its size is checked before it has come."""
         got = self._buffer
         if not got:
             return None
@@ -216,7 +217,7 @@ class Session:
             raise WireError(f"ZMTP: expected the command READY, got {name!r}")
         peer = _properties(data).get(b"socket-type", b"")
         if peer not in _COUNTERPARTS[self._kind]:
-            expected = ", ".join(sorted(one.decode() for one in _COUNTERPARTS[self._kind]))
+            expected = ", ".join(sorted(kind.decode() for kind in _COUNTERPARTS[self._kind]))
             raise WireError(f"ZMTP: expected a socket of type {expected}, got {peer!r}")
         self.is_ready = True
 

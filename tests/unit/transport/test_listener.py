@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from ast_stream.errors import StartupError, WireError
 from ast_stream.transport.listener import MAX_PEERS, Listener
 from ast_stream.transport.sockets import AUDIO_HWM_BLOCKS, Poller, Socket, Sockets
-from ast_stream.transport.zmtp import GREETING, MAX_PARTS, Kind, Session, encode_message
+from ast_stream.transport.zmtp import GREETING, MAX_PARTS, Kind, ZmtpSession, encode_message
 
 WAIT_MS = 10_000  # a limit, not a duration
 MORE, LONG, COMMAND = 1, 2, 4
@@ -444,7 +444,7 @@ def test_file_of_another_kind_in_the_place_of_a_socket_is_left_alone(
     sockets: Sockets, socket_dir: Path
 ) -> None:
     (socket_dir / "a.sock").write_text("precious")
-    with pytest.raises(StartupError, match="is there and is no socket"):
+    with pytest.raises(StartupError, match="exists and is not a socket"):
         sockets.bind("pull", f"ipc://{socket_dir}/a.sock", 8)
     assert (socket_dir / "a.sock").read_text() == "precious"
 
@@ -497,7 +497,7 @@ def test_messages_are_the_same_however_their_bytes_are_cut(
     messages: list[list[bytes]], cuts: list[int]
 ) -> None:
     data = GREETING + ready(b"PUSH") + b"".join(map(encode_message, messages))
-    session = Session("pull", 100_000)
+    session = ZmtpSession("pull", 100_000)
     got = []
     places = [0, *sorted(cut for cut in cuts if cut < len(data)), len(data)]
     for start, stop in itertools.pairwise(places):
@@ -509,7 +509,7 @@ def test_messages_are_the_same_however_their_bytes_are_cut(
 
 @given(data=st.binary(max_size=200), kind=st.sampled_from(["pull", "pub", "router"]))
 def test_any_bytes_after_the_greeting_are_messages_or_refused(data: bytes, kind: Kind) -> None:
-    session = Session(kind, 1000)
+    session = ZmtpSession(kind, 1000)
     peer = {"pull": b"PUSH", "pub": b"SUB", "router": b"REQ"}[kind]
     session.feed(GREETING + ready(peer) + data)
     with contextlib.suppress(WireError):

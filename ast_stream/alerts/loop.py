@@ -60,10 +60,8 @@ class AlertLoop:
             position on the feed: reading from the oldest on misses nothing of a new worker.
         now_ns: wall clock; now_s: a clock that only goes forward.
         clock: tells when the wall clock was set; the outbox's clock where it has one.
+        on_blocked: called each time a save has failed, before the next try.
         fault: called with `evaluated`, `committing`, `committed` at the boundaries of a save.
-
-    Attributes:
-        while_stuck: called each time a save has failed, before the next try.
     """
 
     def __init__(
@@ -79,6 +77,7 @@ class AlertLoop:
         now_ns: Callable[[], int] = time.time_ns,
         now_s: Callable[[], float] = time.monotonic,
         clock: WallClock | None = None,
+        on_blocked: Callable[[], None] = lambda: None,
         fault: Callable[[str], None] = no_fault,
     ) -> None:
         self._engine = engine
@@ -98,7 +97,7 @@ class AlertLoop:
         self._clock = clock or WallClock(now_ns, now_s)
         self._stepped_ns = 0  # not saved yet
         self._limited_log = LimitedLog(logger)
-        self.while_stuck: Callable[[], None] = lambda: None
+        self._on_blocked = on_blocked
         self._known_ns = outbox.evaluated_ns = 0  # stream time up to which alerts are known
 
     def run(self, stop: threading.Event, between: Callable[[], None]) -> None:
@@ -145,7 +144,7 @@ class AlertLoop:
                 if error.is_damaged:  # it will not get better: the next start begins anew
                     raise
                 self._store.outage.failed("%s; trying again each %s s", error, f"{RETRY_S:g}")
-                self.while_stuck()
+                self._on_blocked()
             if stop.wait(RETRY_S):
                 return
 
@@ -176,7 +175,7 @@ class AlertLoop:
         self._deliveries.wake()
 
     @property
-    def hears(self) -> bool:
+    def hears_worker(self) -> bool:
         """Whether the worker was heard lately and all that came of it is saved."""
         return self._feed.is_publisher_there and not self._unsaved
 

@@ -15,8 +15,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from ast_stream.alerts.actions.base import Delivered, Failed, Outcome, Refused
 from ast_stream.alerts.model import Alert, Severity, Transition, stable_id
@@ -32,6 +31,7 @@ from ast_stream.alerts.schedule import (
     expiry_ns,
 )
 from ast_stream.alerts.store import Store, delivery_checksum
+from ast_stream.messages.status import FailingAction
 from ast_stream.runtime.logging import Outage
 from ast_stream.units import NS_PER_SECOND, format_time
 
@@ -58,37 +58,6 @@ class Delivery:
     action: str
     attempts: int
     notification: Notification
-
-
-@dataclass(frozen=True)
-class Failing:
-    """An action whose deliveries do not get through.
-
-    Attributes:
-        waiting: deliveries that failed and will be retried.
-        attempts: of the one that was tried most often.
-        lost: whether the last one that was decided was given up.
-        error: why the last one failed.
-    """
-
-    action: str
-    waiting: int
-    attempts: int
-    lost: bool
-    error: str
-
-    def as_json(self) -> dict[str, Any]:
-        """Return it as JSON values."""
-        return asdict(self)
-
-    @property
-    def text(self) -> str:
-        """A sentence."""
-        waiting = "1 alert waits" if self.waiting == 1 else f"{self.waiting} alerts wait"
-        tried = f"{waiting} after up to {self.attempts} attempts" if self.waiting else ""
-        lost = "the last one was given up" if self.lost else ""
-        facts = " and ".join(part for part in (tried, lost) if part) or "it cannot be used"
-        return f"alerts are not delivered by {self.action}: {facts}: {self.error}"
 
 
 class Outbox:
@@ -145,7 +114,7 @@ class Outbox:
             query = "SELECT action, count(*) FROM deliveries WHERE state = 'pending' GROUP BY 1"
             return counts | dict(db.execute(query).fetchall())
 
-    def failing(self) -> list[Failing]:
+    def failing(self) -> list[FailingAction]:
         """Return the actions whose deliveries do not get through now.
 
         Raises:
@@ -522,7 +491,7 @@ class Outbox:
         return True
 
 
-def _failing(db: sqlite3.Connection, action: str) -> Failing | None:
+def _failing(db: sqlite3.Connection, action: str) -> FailingAction | None:
     waiting, attempts, error = db.execute(
         "SELECT count(*), max(attempts), last_error FROM deliveries"
         " WHERE action = ? AND state = 'pending' AND attempts > 0",
@@ -540,7 +509,13 @@ def _failing(db: sqlite3.Connection, action: str) -> Failing | None:
     if not waiting and not is_lost:
         return None
     why = error if waiting else lost[1]
-    return Failing(action, waiting, attempts or 0, is_lost, one_line(why or "unknown"))
+    return FailingAction(
+        action=action,
+        waiting=waiting,
+        attempts=attempts or 0,
+        lost=is_lost,
+        error=one_line(why or "unknown"),
+    )
 
 
 def _prune(db: sqlite3.Connection, now_ns: int, evaluated_ns: int) -> None:

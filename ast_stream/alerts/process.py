@@ -5,35 +5,47 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ast_stream.alerts.actions.base import ActionRunner, Entities, LiveSensors, describe_error
+from ast_stream.alerts.actions.base import (
+    ActionRunner,
+    Delivered,
+    Entities,
+    LiveSensors,
+    Outcome,
+    describe_error,
+)
 from ast_stream.alerts.actions.registry import DeferredRunner, create_runner
 from ast_stream.alerts.clock import WallClock
 from ast_stream.alerts.delivery import DeliveryThreads, no_fault
 from ast_stream.alerts.detector import DetectionTiming
 from ast_stream.alerts.engine import Engine
-from ast_stream.alerts.feed import FeedRunner, SharedPublisher
-from ast_stream.alerts.heartbeat import HeartbeatThread
-from ast_stream.alerts.life import AlertLife
 from ast_stream.alerts.loop import TOPICS, AlertLoop
-from ast_stream.alerts.outbox import Failing, Outbox
-from ast_stream.alerts.reload import RulesInForce, timing_in_force
-from ast_stream.alerts.rule_watch import RuleFiles
+from ast_stream.alerts.notification import Notification
+from ast_stream.alerts.outbox import Outbox
+from ast_stream.alerts.rule_files import (
+    RuleFiles,
+    RulesInForce,
+    configured_timing,
+    exposed_entities,
+)
 from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.alerts.schedule import FEED, routes
+from ast_stream.alerts.status import HeartbeatThread, StatusReporter
 from ast_stream.alerts.store import Store, set_aside_unless_file
-from ast_stream.alerts.watch import exposed_entities
 from ast_stream.feed import Subscriber
+from ast_stream.messages.alert import Alert
+from ast_stream.messages.feed import Content, Scores16
 from ast_stream.runtime import lifecycle
 from ast_stream.runtime.files import lock_file
 from ast_stream.runtime.lifecycle import Notifier
@@ -50,7 +62,8 @@ from ast_stream.settings.paths import (
     query_endpoint,
 )
 from ast_stream.settings.schema import Settings
-from ast_stream.transport.sockets import Sockets
+from ast_stream.transport.feed import FeedPublisher
+from ast_stream.transport.sockets import FEED_HWM_MESSAGES, Sockets
 
 STOP_PATIENCE_S = 3.0  # for deliveries under way; what is left goes out after the next start
 REPLAY_PATIENCE_S = 60.0  # a worker that ended before it answered has started again by then
@@ -96,7 +109,7 @@ def run_alerts(
     """
     settings = loaded.settings
     files = RuleFiles(loaded)
-    rules, timing = files.load(), timing_in_force(loaded)
+    rules, timing = files.load(), configured_timing(loaded)
     files.log_warnings(rules)
     make_runtime_dir(settings)
     with ExitStack() as cleanup:
@@ -114,10 +127,18 @@ def run_alerts(
         feed_runner = FeedRunner(publisher)
         deliveries = DeliveryThreads({FEED: feed_runner, **runners}, outbox, fault)
         cleanup.callback(deliveries.stop, STOP_PATIENCE_S)
-        engine = resume_engine(store, rules, timing)
+        reporter = StatusReporter(
+            Notifier(),
+            metrics,
+            publisher,
+            outbox,
+            runners,
+            feed_runner.published,
+            lambda: (len(in_force), loop.hears_worker),
+        )
         loop = AlertLoop(
             _subscribe(settings, store, cleanup),
-            engine,
+            resume_engine(store, rules, timing),
             store,
             outbox,
             deliveries,
@@ -125,25 +146,14 @@ def run_alerts(
             since_ns=store.since_ns(time.time_ns()),
             fault=fault,
             clock=clock,
+            on_blocked=reporter.tick,
         )
         in_force = RulesInForce(loaded, files, rules, timing, loop, sensors)
-        life = AlertLife(
-            Notifier(),
-            metrics,
-            publisher,
-            facts=lambda: (len(in_force), loop.hears),
-            pending=outbox.pending,
-            failing=lambda: failing_actions(outbox, runners),
-            attempts=outbox.attempts,
-            published=feed_runner.published,
-        )
-        life.disk = lambda: store.outage.text
-        loop.while_stuck = life.turn
         deliveries.start()
         _start_heartbeat(settings, loop, cleanup)
         logger.info("ready: %s rules, actions: %s", len(in_force), ", ".join(runners) or "none")
-        loop.run(stop, _between(loaded, reload or threading.Event(), life, in_force))
-        life.notifier.stopping("delivering what is under way")
+        loop.run(stop, _between_turns(loaded, reload or threading.Event(), reporter, in_force))
+        reporter.notifier.stopping("delivering what is under way")
 
 
 def _open_store(settings: Settings, cleanup: ExitStack) -> Store:
@@ -158,13 +168,13 @@ def _open_store(settings: Settings, cleanup: ExitStack) -> Store:
 
 
 def resume_engine(store: Store, rules: RuleSet, timing: DetectionTiming) -> Engine:
-    """Return an engine that goes on where the last one stood, or begins if it cannot."""
+    """Return an engine that continues where the last one stopped, or begins anew if it cannot."""
     state = store.engine_state()
     if state is not None:
         try:
             trial = Engine(rules, state, now_ns=time.time_ns(), timing=timing)
-            bodies = [one.alert.body() for one in trial.resume()]
-            bodies += [one.body() for one in trial.active_alerts()]
+            bodies = [transition.alert.body() for transition in trial.resume()]
+            bodies += [alert.body() for alert in trial.active_alerts()]
             json.dumps([trial.export(), bodies])
             return Engine(rules, state, now_ns=time.time_ns(), timing=timing)
         except Exception as error:  # one boundary: what is stored must not keep it from starting
@@ -173,7 +183,7 @@ def resume_engine(store: Store, rules: RuleSet, timing: DetectionTiming) -> Engi
 
 
 def _subscribe(settings: Settings, store: Store, cleanup: ExitStack) -> Subscriber:
-    """Return the worker's feed from where this process stood when it ended."""
+    """Return the worker's feed from where this process stopped."""
     feed = Subscriber(
         feed_endpoint(settings),
         topics=TOPICS,
@@ -186,16 +196,19 @@ def _subscribe(settings: Settings, store: Store, cleanup: ExitStack) -> Subscrib
 
 
 def _start_heartbeat(settings: Settings, loop: AlertLoop, cleanup: ExitStack) -> None:
-    heartbeat = HeartbeatThread.of(settings.alerts, lambda: loop.hears)
+    heartbeat = HeartbeatThread.of(settings.alerts, lambda: loop.hears_worker)
     if heartbeat is not None:
         heartbeat.start()
         cleanup.callback(heartbeat.stop)
 
 
-def _between(
-    loaded: LoadedSettings, reload: threading.Event, life: AlertLife, in_force: RulesInForce
+def _between_turns(
+    loaded: LoadedSettings,
+    reload: threading.Event,
+    reporter: StatusReporter,
+    in_force: RulesInForce,
 ) -> Callable[[], None]:
-    """Return what is done after each turn: tell how it is, and look for new settings and rules."""
+    """Return what is done after each turn: report, and look for new settings and rules."""
     reloader = Reloader(
         reload,
         Path(loaded.file),
@@ -203,38 +216,24 @@ def _between(
         "alerts",
         parts=lambda new: new.model_dump(exclude={"logging"}),
         live=frozenset({"detection"}),
-        apply=in_force.use,
+        apply=in_force.apply,
     )
 
     def between() -> None:
-        life.turn()
-        reloader.poll(life.notifier)
-        in_force.look()
+        reporter.tick()
+        reloader.poll(reporter.notifier)
+        in_force.poll()
 
     return between
-
-
-def failing_actions(outbox: Outbox, runners: Mapping[str, ActionRunner]) -> list[Failing]:
-    """Return the actions by which nothing gets through, also those that nothing waits for yet.
-
-    Raises:
-        StoreError: the database cannot be read.
-    """
-    found = {one.action: one for one in outbox.failing()}
-    for name, runner in runners.items():
-        if isinstance(runner, DeferredRunner) and runner.error is not None:
-            known = found.get(name) or Failing(name, 0, 0, False, "")
-            found[name] = replace(known, error=runner.error)
-    return list(found.values())
 
 
 def _create_runners(
     settings: Settings, entities: Entities, sensors: list[LiveSensors]
 ) -> dict[str, ActionRunner]:
-    """Return what delivers by each action; one that cannot be used yet stops no other.
+    """Return the runner of each action; one that cannot be used yet affects no other.
 
     Args:
-        sensors: those that show what is heard are added, also later.
+        sensors: runners that show live sensors are added to it, also later.
     """
 
     def note(runner: ActionRunner) -> None:
@@ -243,13 +242,46 @@ def _create_runners(
 
     runners: dict[str, ActionRunner] = {}
     for name, action in settings.alerts.actions.items():
-        make = partial(create_runner, name, action, entities)
+        create = partial(create_runner, name, action, entities)
         try:
-            runners[name] = make()
+            runners[name] = create()
             note(runners[name])
-        except Exception as error:  # one boundary: whatever a library or a file of others does
+        except Exception as error:  # one boundary: whatever a third party's library or file does
             reason = describe_error(name, error)
             text = "the action %s cannot be used: %s; its alerts wait, it is tried again with each"
             logger.error(text, name, reason)
-            runners[name] = DeferredRunner(name, make, reason, note)
+            runners[name] = DeferredRunner(name, create, reason, note)
     return runners
+
+
+class SharedPublisher(FeedPublisher):
+    """A publisher for two threads: alerts come from their delivery, the status from the loop."""
+
+    def __init__(self, sockets: Sockets, endpoint: str) -> None:
+        pub = sockets.bind("pub", endpoint, FEED_HWM_MESSAGES)
+        super().__init__(pub, None, secrets.token_hex(8), time.time_ns)
+        self._lock = threading.Lock()
+
+    def publish(self, content: Content, scores: Scores16 | None = None) -> None:
+        """Publish one message at a time, whole."""
+        with self._lock:
+            super().publish(content, scores)
+
+
+class FeedRunner(ActionRunner):
+    """Publishes alerts on the process's own PUB; one of the actions, so none is forgotten.
+
+    Attributes:
+        published: alerts published, by rule and severity.
+    """
+
+    def __init__(self, publisher: FeedPublisher) -> None:
+        super().__init__("feed", None)
+        self.published: Counter[tuple[str, str]] = Counter()
+        self._publisher = publisher
+
+    def deliver(self, notification: Notification) -> Outcome:
+        """Publish one alert."""
+        self.published[notification.rule, notification.severity] += 1
+        self._publisher.publish(Alert.from_json(notification.alert, "alert"))
+        return Delivered()

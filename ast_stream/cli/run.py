@@ -52,7 +52,7 @@ def _supervise(
     """Return the exit code; as `Supervisor.run`."""
     settings = loaded.settings
     if settings.alerts.rules:
-        from ast_stream.alerts.rule_watch import RuleFiles  # the compiler of rules, which few need
+        from ast_stream.alerts.rule_files import RuleFiles  # the compiler of rules, which few need
 
         RuleFiles(loaded).load()  # mistakes are told before anything starts
     folder = make_runtime_dir(settings)

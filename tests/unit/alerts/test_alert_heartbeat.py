@@ -5,8 +5,8 @@ import threading
 import pytest
 
 from ast_stream.alerts.actions.base import ActionRunner, Delivered, Failed, Outcome
-from ast_stream.alerts.heartbeat import HeartbeatThread
 from ast_stream.alerts.notification import Notification
+from ast_stream.alerts.status import HeartbeatThread
 from ast_stream.settings.alerts import AlertSettings
 
 PATIENCE_S = 20.0

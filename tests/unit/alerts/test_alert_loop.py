@@ -166,9 +166,9 @@ def test_alert_is_saved_at_once_and_progress_from_time_to_time(bench: Bench) -> 
 
 
 def test_sign_of_life_needs_a_worker_and_a_disk(bench: Bench) -> None:
-    assert bench.loop.hears
+    assert bench.loop.hears_worker
     bench.feed.is_publisher_there = False
-    assert not bench.loop.hears
+    assert not bench.loop.hears_worker
 
 
 def test_database_that_is_damaged_while_it_runs_ends_the_loop(bench: Bench) -> None:

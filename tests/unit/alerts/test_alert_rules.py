@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ast_stream.alerts.detector import UNKNOWN_WINDOW_S, model_facts
-from ast_stream.alerts.rule_watch import RuleFiles
+from ast_stream.alerts.rule_files import RuleFiles
 from ast_stream.alerts.rules.compile import load_rules
 from ast_stream.cli.demo import _rules
 from ast_stream.cli.run import child_specs

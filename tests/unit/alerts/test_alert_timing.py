@@ -17,8 +17,7 @@ from ast_stream.alerts.detector import (
     detector_facts,
     model_facts,
 )
-from ast_stream.alerts.reload import RulesInForce, timing_in_force
-from ast_stream.alerts.rule_watch import RuleFiles
+from ast_stream.alerts.rule_files import RuleFiles, RulesInForce, configured_timing
 from ast_stream.detect.decision import Decision
 from ast_stream.detect.state import SlotNames
 from ast_stream.errors import ConfigError
@@ -174,7 +173,7 @@ def in_force(folder: Path, detection: dict[str, Any]) -> tuple[RulesInForce, _Lo
         loaded,
         files,
         files.load(),
-        timing_in_force(loaded),
+        configured_timing(loaded),
         loop,  # type: ignore[arg-type]
         [],
     )
@@ -196,7 +195,7 @@ def test_detection_settings_that_are_read_again_change_the_timing_of_rules(tmp_p
     write(tmp_path, {"defaults": {"confirm_s": 3.0, "hold_s": 4.0}})
     rules.use(load_file(tmp_path / "config.yaml"))
     (timing,) = loop.timings
-    assert timing.of_classes(["bark"]) == timing_in_force(
+    assert timing.of_classes(["bark"]) == configured_timing(
         load_file(tmp_path / "config.yaml")
     ).of_classes(["bark"])
     assert timing.classes["bark"][0] == pytest.approx(

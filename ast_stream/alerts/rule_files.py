@@ -1,0 +1,210 @@
+"""The rules in force: their files, found, read, and read again when they change."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ast_stream.alerts.actions.base import Entities, LiveSensors
+from ast_stream.alerts.actions.registry import kinds_by_action, used_without_rules
+from ast_stream.alerts.detector import (
+    DetectionTiming,
+    decision_parameters,
+    detection_timing,
+    model_facts,
+)
+from ast_stream.alerts.loop import AlertLoop
+from ast_stream.alerts.rules.compile import load_rules
+from ast_stream.alerts.rules.lint import notification_lints
+from ast_stream.alerts.rules.problems import RuleProblem
+from ast_stream.alerts.rules.rule import RuleSet
+from ast_stream.errors import AstStreamError, CheckpointError, ConfigError, Problem
+from ast_stream.labels import slug
+from ast_stream.settings.check import check_against_model
+from ast_stream.settings.load import LoadedSettings
+from ast_stream.settings.schema import Settings
+
+POLL_EVERY_S = 2.0
+
+logger = logging.getLogger(__name__)
+
+
+class RuleFiles:
+    """The rule files that a configuration names, relative ones beside it.
+
+    Args:
+        knows_model: class names are checked against the configured checkpoint.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedSettings,
+        now_s: Callable[[], float] = time.monotonic,
+        knows_model: bool = True,
+    ) -> None:
+        folder = Path(loaded.file).parent
+        self._paths = [folder / name for name in loaded.settings.alerts.rules]
+        if not self._paths:
+            text = "expected at least one rule file for the alerts process, got none"
+            raise ConfigError([Problem(loaded.file, None, "alerts.rules", text)])
+        self._labels = _labels(loaded) if knows_model else None
+        self._alerts = loaded.settings.alerts
+        self._now_s = now_s
+        self._polled_s = now_s()
+        self._loaded_signature = self._signature()
+
+    def load(self) -> RuleSet:
+        """Return the rules.
+
+        Raises:
+            ConfigError: they cannot be used; every problem with its place.
+        """
+        self._loaded_signature = self._signature()
+        return load_rules(self._paths, labels=self._labels, actions=self._alerts.actions)
+
+    def warnings(self, rules: RuleSet) -> list[RuleProblem]:
+        """Return which rules notify nobody, and which actions are not used."""
+        kinds, used = kinds_by_action(self._alerts.actions), used_without_rules(self._alerts)
+        return notification_lints(rules, kinds, used)
+
+    def have_changed(self) -> bool:
+        """Return whether a file has changed since the last `load`; looks every 2 s."""
+        now_s = self._now_s()
+        if now_s - self._polled_s < POLL_EVERY_S:
+            return False
+        self._polled_s = now_s
+        return self._signature() != self._loaded_signature
+
+    def reload(self) -> RuleSet | None:
+        """Return the rules as they are now, or log why they cannot be used and return None."""
+        try:
+            rules = self.load()
+        except ConfigError as error:
+            for problem in error.problems:
+                logger.error("%s", problem)
+            logger.error("the rules in force stay as they were")
+            return None
+        except Exception as error:  # a fault of ours must not end a process that works
+            names = ", ".join(str(path) for path in self._paths)
+            text = "the rules in force stay as they were: %s: %s: %s"
+            logger.exception(text, names, type(error).__name__, error)
+            return None
+        logger.info("%s rules are in force now", len(rules.rules))
+        self.log_warnings(rules)
+        return rules
+
+    def log_warnings(self, rules: RuleSet) -> None:
+        """Log what `warnings` returns."""
+        for warning in self.warnings(rules):
+            logger.warning("%s", warning)
+
+    def _signature(self) -> tuple[tuple[int, int, int] | None, ...]:
+        return tuple(_stat(path) for path in self._paths)
+
+
+def configured_timing(loaded: LoadedSettings) -> DetectionTiming:
+    """Return how late the configured detector reports sounds, by its measured rise times.
+
+    Raises:
+        ConfigError: detection settings that the model cannot fulfil.
+        CheckpointError: the checkpoint's measurements cannot be read.
+    """
+    settings = loaded.settings
+    known, hop_s = model_facts(settings.model), settings.model.hop_s
+    if known.labels is not None:
+        check_against_model(loaded, known.labels, hop_s=hop_s, window_s=known.window_s)
+    return detection_timing(decision_parameters(known, settings.detection, hop_s))
+
+
+class RulesInForce:
+    """Puts other rules and another timing in force: validate, then swap.
+
+    Args:
+        rules, timing: with which `loop` was made.
+        sensors: show the classes that rules name.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedSettings,
+        files: RuleFiles,
+        rules: RuleSet,
+        timing: DetectionTiming,
+        loop: AlertLoop,
+        sensors: Sequence[LiveSensors],
+    ) -> None:
+        self._settings = loaded.settings
+        self._files = files
+        self._rules = rules
+        self._timing = timing
+        self._loop = loop
+        self._sensors = sensors
+
+    def __len__(self) -> int:
+        return len(self._rules.rules)
+
+    def poll(self) -> None:
+        """Put the rule files in force if they have changed and are valid."""
+        if self._files.have_changed() and (changed := self._files.reload()) is not None:
+            try:
+                self._put(changed)
+            except AstStreamError as error:
+                logger.error("the rules in force stay as they were: %s", error)
+
+    def apply(self, new: LoadedSettings) -> None:
+        """Put the rule files as they are now in force, with the timing of the new settings.
+
+        Raises:
+            AstStreamError: either is wrong; everything stays as it was.
+        """
+        model = self._settings.model  # another one needs a restart
+        kept = new.settings.model_copy(update={"model": model})
+        timing = configured_timing(LoadedSettings(kept, new.lines, new.file))
+        rules = self._files.load()
+        self._timing = timing
+        self._put(rules)
+
+    def _put(self, rules: RuleSet) -> None:
+        # first: if it raises, nothing has changed
+        shown = exposed_entities(self._settings, rules)
+        self._rules = rules
+        self._loop.replace_rules(rules, self._timing)
+        for sensors in self._sensors:
+            try:
+                sensors.expose(shown)
+            except Exception:  # one boundary: a broker's library must not end the evaluation
+                logger.exception("the live sensors of a broker stay as they were")
+
+
+def exposed_entities(settings: Settings, rules: RuleSet) -> Entities:
+    """Return what is shown live: classes that rules name, not all of a branch or of the model."""
+    labels = {slug(label): label for label in model_facts(settings.model).labels or ()}
+    named = {
+        class_slug: None
+        for rule in rules.rules
+        for _, match in rule.trigger.matches(rule.settings)
+        for name in (*(match.class_ or ()), *(match.any_of or ()))
+        for class_slug in (slug(name),)
+    }
+    return Entities(
+        streams=tuple(stream.name for stream in settings.streams),
+        classes=tuple(labels.get(name, name) for name in named),
+        rules=tuple(rule.name for rule in rules.rules),
+    )
+
+
+def _labels(loaded: LoadedSettings) -> tuple[str, ...] | None:
+    try:
+        return model_facts(loaded.settings.model).labels
+    except CheckpointError as error:
+        raise ConfigError([loaded.problem(("model", "checkpoint"), str(error))]) from error
+
+
+def _stat(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except (OSError, ValueError):  # a ValueError: a name with NUL in it
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns

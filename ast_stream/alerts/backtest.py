@@ -16,10 +16,11 @@ from typing import Any
 from ast_stream.alerts.detector import DetectionTiming
 from ast_stream.alerts.engine import Engine
 from ast_stream.alerts.model import Transition
-from ast_stream.alerts.readings import EventReading, read_event
 from ast_stream.alerts.rule_tests import duration_text
 from ast_stream.alerts.rules.match import Matcher
 from ast_stream.alerts.rules.rule import RuleSet
+from ast_stream.errors import WireError
+from ast_stream.messages.event import EventMessage
 from ast_stream.units import NS_PER_SECOND, format_time, parse_time
 
 _SETTLE_NS = 3600 * NS_PER_SECOND  # after the last event, for timers that still run
@@ -122,7 +123,7 @@ class RecordedSound:
         offset_ns: None while it has not ended.
     """
 
-    event: EventReading
+    event: EventMessage
     offset_ns: int | None = None
     peak: float = 0.0
 
@@ -142,8 +143,11 @@ class RecordedTest:
     def add(self, bodies: Iterable[dict[str, Any]], from_ns: int, to_ns: int) -> None:
         """Add the sounds whose onset lies in [`from_ns`, `to_ns`); other bodies are ignored."""
         for body in bodies:
-            event = read_event(body)
-            if event is None or not from_ns <= event.onset_ns < to_ns:
+            try:
+                event = EventMessage.from_json(body)
+            except WireError:
+                continue
+            if not from_ns <= event.onset_ns < to_ns:
                 continue
             sound = self.sounds.setdefault(event.id, RecordedSound(event))
             sound.peak = max(sound.peak, event.peak)

@@ -9,10 +9,10 @@ there, only `published` running backwards reveals a step.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 from typing import Any
 
-from ast_stream.alerts.readings import EventReading
+from ast_stream.messages.event import EventMessage
 from ast_stream.units import NS_PER_SECOND, samples_to_ns
 
 STEP_NS = 2 * NS_PER_SECOND  # less is jitter, and changes no alert that anybody would miss
@@ -69,7 +69,7 @@ class _StreamClock:
             the stream does.
     """
 
-    epoch: str
+    epoch: str | None
     zero_ns: int
     shift_ns: int
 
@@ -82,7 +82,7 @@ class StreamClocks:
         self._published_ns: int | None = None  # of the last message
         self._last_step = (0, 0)  # by how much, and engine time after it
 
-    def observe(self, event: EventReading, now: int, *, is_open: bool) -> int:
+    def observe(self, event: EventMessage, now: int, *, is_open: bool) -> int:
         """Process a message; return by how much the engine's time must step, 0 if not at all.
 
         Args:
@@ -104,17 +104,18 @@ class StreamClocks:
                 clock.shift_ns += step_ns
         self._last_step = (step_ns, now + step_ns)
 
-    def in_engine_time(self, event: EventReading) -> EventReading:
+    def in_engine_time(self, event: EventMessage) -> EventMessage:
         """Return a message with its times on the clock of the engine."""
         clock = self._by_stream.get(event.stream)
         if clock is None or not clock.shift_ns:
             return event
         shift_ns, offset_ns = clock.shift_ns, event.offset_ns
-        return replace(
-            event,
-            onset_ns=event.onset_ns + shift_ns,
-            offset_ns=None if offset_ns is None else offset_ns + shift_ns,
-            captured_ns=event.captured_ns + shift_ns,
+        return event.model_copy(
+            update={
+                "onset_ns": event.onset_ns + shift_ns,
+                "offset_ns": None if offset_ns is None else offset_ns + shift_ns,
+                "captured_ns": event.captured_ns + shift_ns,
+            }
         )
 
     def export(self) -> dict[str, Any]:
@@ -132,7 +133,7 @@ class StreamClocks:
         step_ns, after_ns = state["last_step"]
         self._last_step = step_ns, after_ns
 
-    def _published_back(self, event: EventReading, now: int) -> int:
+    def _published_back(self, event: EventMessage, now: int) -> int:
         """Return by how much the publisher's clock was set back and the engine's was not."""
         if event.published_ns is None:
             return 0
@@ -142,7 +143,7 @@ class StreamClocks:
             return 0
         return step_ns if is_step(step_ns) else 0
 
-    def _step_of_stream(self, event: EventReading) -> int:
+    def _step_of_stream(self, event: EventMessage) -> int:
         """Return the step of a stream's clock that the engine has not made yet."""
         clock = self._by_stream.get(event.stream)
         if event.at_sample is None or clock is None or clock.epoch != event.epoch:
@@ -157,7 +158,7 @@ class StreamClocks:
             return 0
         return step_ns
 
-    def _add(self, event: EventReading, now: int) -> None:
+    def _add(self, event: EventMessage, now: int) -> None:
         """Add the clock of a new epoch; just after a step its stream may still have to make it."""
         clock = self._by_stream.get(event.stream)
         if event.at_sample is None or (clock is not None and clock.epoch == event.epoch):

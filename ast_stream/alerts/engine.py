@@ -19,11 +19,15 @@ from typing import Any
 from ast_stream.alerts.clock import StreamClocks, is_step
 from ast_stream.alerts.detector import DetectionTiming
 from ast_stream.alerts.instances import Instance, InstanceTable
-from ast_stream.alerts.model import Alert, EngineCounters, Transition
-from ast_stream.alerts.readings import EventReading, labels_of, read_event, text_of
+from ast_stream.alerts.model import EngineCounters, Transition
 from ast_stream.alerts.rules.rule import Rule, RuleSet
 from ast_stream.alerts.triggers.base import MatchedEvent
-from ast_stream.units import NS_PER_SECOND, format_time, parse_time, samples_to_ns
+from ast_stream.errors import WireError
+from ast_stream.messages.alert import Alert
+from ast_stream.messages.event import EventMessage, GapMessage
+from ast_stream.messages.feed import Content, FeedMessage
+from ast_stream.messages.status import Health
+from ast_stream.units import NS_PER_SECOND, format_time, samples_to_ns
 
 STATE_VERSION = 2
 DOWNTIME_NS = 10 * NS_PER_SECOND  # being off for less changes nothing
@@ -32,7 +36,6 @@ MAX_ENDED = 256  # ids of events that are over, against repeats
 MAX_CACHED = 20_000
 
 Labels = tuple[tuple[str, str], ...]
-_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 
 
 class Engine:
@@ -91,17 +94,29 @@ class Engine:
         return restored
 
     def on_message(self, topic: str, body: dict[str, Any]) -> list[Transition]:
-        """Process any message of the feed; only events, health and gaps matter."""
-        kind = topic.split("/", 1)[0]
-        process = {"event": self.on_event, "health": self.on_health, "gap": self.on_gap}.get(kind)
-        return [] if process is None else process(body)
-
-    def on_event(self, body: dict[str, Any]) -> list[Transition]:
-        """Process an event; timers that are due before it run first."""
-        event = read_event(body)
-        if event is None:
+        """Process any message of the feed; a malformed one is counted and changes nothing."""
+        message = FeedMessage(topic, body)
+        if message.kind not in ("event", "health", "gap"):
+            return []
+        try:
+            return self.process(message.content())
+        except WireError:
             self.counters.malformed += 1
             return []
+
+    def process(self, content: Content) -> list[Transition]:
+        """Process what a message says; only events, health and gaps matter."""
+        match content:
+            case EventMessage():
+                return self._process_event(content)
+            case Health(published_ns=int()):
+                return self._process_health(content)
+            case GapMessage(time_ns=int()):
+                return self._process_gap(content)
+        return []
+
+    def _process_event(self, event: EventMessage) -> list[Transition]:
+        """Process an event; timers that are due before it run first."""
         self.counters.events += 1
         onset = format_time(event.onset_ns)
         event = _on_capture_clock(event)
@@ -114,26 +129,18 @@ class Engine:
         transitions += self._streams.see(event.stream, event.labels, self._now)
         return transitions + self._open_events.process(event, onset, self._now)
 
-    def on_health(self, body: dict[str, Any]) -> list[Transition]:
+    def _process_health(self, health: Health) -> list[Transition]:
         """Process health: levels, and which streams are listened to; not the time of sounds."""
-        try:
-            stream, labels = text_of(body["stream"]), labels_of(body)
-            at_ns = max(self._now, parse_time(body["published"]))
-        except _MALFORMED:
-            self.counters.malformed += 1
-            return []
-        transitions = self._streams.see(stream, labels, self._now)
-        return transitions + self._streams.on_health(stream, labels, body, at_ns)
+        assert health.published_ns is not None
+        at_ns = max(self._now, health.published_ns)
+        transitions = self._streams.see(health.stream, health.labels, self._now)
+        return transitions + self._streams.on_health(health, at_ns)
 
-    def on_gap(self, body: dict[str, Any]) -> list[Transition]:
+    def _process_gap(self, gap: GapMessage) -> list[Transition]:
         """Process a gap: silence in it does not prove absence."""
-        try:
-            stream = text_of(body["stream"])
-            end_ns = parse_time(body["time"]) + round(body["duration_s"] * NS_PER_SECOND)
-        except _MALFORMED:
-            self.counters.malformed += 1
-            return []
-        return self._streams.on_gap(stream, end_ns, self._now)
+        assert gap.time_ns is not None
+        end_ns = gap.time_ns + round(gap.duration_s * NS_PER_SECOND)
+        return self._streams.on_gap(gap.stream, end_ns, self._now)
 
     def advance(self, to_ns: int) -> list[Transition]:
         """Run the timers up to `to_ns`, up to which all messages must have been processed.
@@ -254,7 +261,7 @@ class _OpenEvents:
         oldest = next(iter(self._events.values()), None)
         return None if oldest is None else oldest.heard_ns + LOST_END_NS
 
-    def process(self, event: EventReading, onset: str, now: int) -> list[Transition]:
+    def process(self, event: EventMessage, onset: str, now: int) -> list[Transition]:
         """Process a message about an event, whose onset reads `onset`."""
         if event.id in self._ended:
             return []
@@ -327,7 +334,7 @@ class _OpenEvents:
             self._events[event_id] = _OpenEvent(onset_ns, stream, heard_ns, entered)
 
     def _enter(
-        self, event: EventReading, known: _OpenEvent, onset: str, now: int
+        self, event: EventMessage, known: _OpenEvent, onset: str, now: int
     ) -> list[Transition]:
         """Give the event to the rules that match it and do not have it yet."""
         transitions: list[Transition] = []
@@ -348,7 +355,7 @@ class _OpenEvents:
         return transitions
 
     def _begin(
-        self, instance: Instance, event: EventReading, steps: int, onset: str, now: int
+        self, instance: Instance, event: EventMessage, steps: int, onset: str, now: int
     ) -> list[Transition]:
         instance.facts = {
             "stream.name": event.stream,
@@ -385,7 +392,7 @@ class _OpenEvents:
         rule = self._instances.rule_named(name)
         return None if rule is None else self._instances.find(rule, group)
 
-    def _matching(self, event: EventReading) -> list[_Candidate]:
+    def _matching(self, event: EventMessage) -> list[_Candidate]:
         key = (event.class_, event.stream, tuple(sorted(event.labels.items())))
         found = self._candidates.get(key)
         if found is None:
@@ -395,7 +402,7 @@ class _OpenEvents:
             self._candidates[key] = found
         return found
 
-    def _find_candidates(self, event: EventReading) -> Iterator[_Candidate]:
+    def _find_candidates(self, event: EventMessage) -> Iterator[_Candidate]:
         for rule in self._instances.rules.rules:
             if not rule.trigger.takes_events:
                 continue
@@ -448,18 +455,17 @@ class _Streams:
             known.labels = dict(labels)
         return self._start_or_pause(stream, labels, now)
 
-    def on_health(
-        self, stream: str, labels: dict[str, str], body: Mapping[str, Any], now: int
-    ) -> list[Transition]:
+    def on_health(self, health: Health, now: int) -> list[Transition]:
         """Process a health message of a stream that has been seen."""
+        stream, labels = health.stream, health.labels
         known = self._streams[stream]
-        before, epoch = replace(known), body.get("epoch")
-        known.missing, known.epoch = body.get("state") == "missing", epoch
+        before, epoch = replace(known), health.epoch
+        known.missing, known.epoch = health.state == "missing", epoch
         known.is_unseen = False
         transitions: list[Transition] = []
         if before.is_unseen:
             is_same_epoch = epoch is not None and epoch == before.epoch
-            began_ns = _epoch_began_ns(body, now)
+            began_ns = _epoch_began_ns(health, now)
             transitions += self._resume(stream, labels, now, is_same_epoch, began_ns)
         transitions += self._start_or_pause(stream, labels, now)
         for rule in self._instances.health_rules:
@@ -467,9 +473,9 @@ class _Streams:
                 continue
             instance = self._instances.obtain(rule, rule.group_of(stream, "", labels))
             if instance is not None:
-                level = body.get("level_dbfs")
+                level = health.level_dbfs
                 instance.facts = {"stream.name": stream, "labels": labels, "level_dbfs": level}
-                fires = instance.trigger.on_health(instance.trigger_state, body, now)
+                fires = instance.trigger.on_health(instance.trigger_state, health, now)
                 transitions += self._instances.settle(instance, fires, now)
         return transitions
 
@@ -587,7 +593,7 @@ class _Streams:
         return transitions
 
 
-def _on_capture_clock(event: EventReading) -> EventReading:
+def _on_capture_clock(event: EventMessage) -> EventMessage:
     """Return an event with onset and offset on the clock of `captured`, if that stepped between."""
     if event.at_sample is None:
         return event
@@ -601,16 +607,14 @@ def _on_capture_clock(event: EventReading) -> EventReading:
     onset_ns = moved(event.onset_ns, event.onset_sample)
     offset_ns = moved(event.offset_ns, event.offset_sample)
     assert onset_ns is not None
-    return replace(event, onset_ns=onset_ns, offset_ns=offset_ns)
+    return event.model_copy(update={"onset_ns": onset_ns, "offset_ns": offset_ns})
 
 
-def _epoch_began_ns(body: Mapping[str, Any], now: int) -> int:
+def _epoch_began_ns(health: Health, now: int) -> int:
     """Return when the source of a health message began, not later than now."""
-    try:
-        heard_s = float(body["audio_s"]) + float(body.get("lag_s") or 0.0)
-        return now - max(0, round(heard_s * NS_PER_SECOND))
-    except _MALFORMED:
+    if health.audio_s is None:
         return now
+    return now - max(0, round((health.audio_s + (health.lag_s or 0.0)) * NS_PER_SECOND))
 
 
 def _flat(group: Mapping[str, str]) -> Labels:
@@ -634,6 +638,10 @@ def _upgraded(state: Mapping[str, Any]) -> Mapping[str, Any]:
     instances = [_renamed(data, _RENAMED_IN_INSTANCES) for data in state["instances"]]
     for data in instances:
         data["trigger_state"] = _renamed(data["trigger_state"], _RENAMED_IN_TRIGGERS)
+        if "alert" in data:
+            fields = {name: data["alert"][name] for name in data["alert"] if name != "actions"}
+            alert = Alert(**fields)
+            data |= {"alert": alert.to_json(), "actions": data["alert"]["actions"]}
     return _renamed(state, {"lines": "clocks"}) | {"v": STATE_VERSION, "instances": instances}
 
 

@@ -16,21 +16,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from ast_stream.alerts.detector import DetectionTiming
-from ast_stream.alerts.model import (
-    ACTIVE_STATES,
-    Alert,
-    AlertState,
-    EngineCounters,
-    Transition,
-    stable_id,
-)
+from ast_stream.alerts.model import EngineCounters, Transition, stable_id
 from ast_stream.alerts.rules.rule import Rule, RuleSet
 from ast_stream.alerts.rules.schema import Selector
 from ast_stream.alerts.triggers.base import Trigger, TriggerState
+from ast_stream.messages.alert import ACTIVE_STATES, Alert, AlertState
 from ast_stream.units import NS_PER_SECOND, format_time
 
 MAX_INSTANCES = 1000  # of one rule
 _TIMER_SLACK = 64  # outdated timers that are no reason yet to clean up
+
+_ABOUT_RULE = ("rule", "digest", "alert", "actions")  # in an exported instance
 
 Key = tuple[str, tuple[tuple[str, str], ...]]
 """A rule's name and a group of labels."""
@@ -188,14 +184,14 @@ class Instance:
         data |= {"rule": self.rule.name, "digest": self.rule.digest, "events": list(self.events)}
         data["trigger_state"] = self.trigger_state.export()
         if self.is_active:  # enough to resolve it should its rule be gone by then
-            alert = self.alert(self.state, now, None)
-            data["alert"] = vars(alert) | {"actions": list(self.rule.actions or ())}
+            data["alert"] = self.alert(self.state, now, None).to_json()
+            data["actions"] = list(self.rule.actions or ())
         return data
 
     @classmethod
     def restore(cls, rule: Rule, trigger: Trigger, data: Mapping[str, Any]) -> Instance:
         """Return the instance that `export` was called on."""
-        fields = {name: data[name] for name in data if name not in ("rule", "digest", "alert")}
+        fields = {name: data[name] for name in data if name not in _ABOUT_RULE}
         state = trigger.new_state()
         state.restore(fields["trigger_state"])
         fields |= {"trigger_state": state, "events": tuple(fields["events"])}
@@ -439,7 +435,7 @@ class InstanceTable:
     def restore(self, data: Mapping[str, Any], now: int) -> list[Transition]:
         """Take over one exported instance; an alert whose rule has changed ends."""
         if not self._is_same(data["rule"], data["digest"]):
-            return [_resolved_without_rule(data["alert"], now)] if "alert" in data else []
+            return [_resolved_without_rule(data, now)] if "alert" in data else []
         rule = self._by_name[data["rule"]]
         instance = Instance.restore(rule, self.triggers[rule.name], data)
         self._add(instance)
@@ -531,9 +527,8 @@ def _selects(selector: Selector, rule: Rule) -> bool:
 
 
 def _resolved_without_rule(data: Mapping[str, Any], now: int) -> Transition:
-    """Return the end of an exported alert whose rule no longer exists."""
-    fields = {name: value for name, value in data.items() if name != "actions"}
-    state = fields.pop("state")
+    """Return the end of an exported instance's alert whose rule no longer exists."""
+    alert = Alert.from_json(data["alert"], "alert")
     ended = {"state": "resolved", "resolved_ns": now, "reason": "rule_changed"}
-    alert = Alert(**(fields | ended | {"events": tuple(fields["events"])}))
-    return Transition(alert, state, "resolved", now, tuple(data["actions"]))
+    resolved = alert.model_copy(update=ended)
+    return Transition(resolved, alert.state, "resolved", now, tuple(data["actions"]))

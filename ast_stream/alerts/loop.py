@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from ast_stream.alerts.actions.base import LiveSensors
 from ast_stream.alerts.clock import WallClock
@@ -22,9 +22,12 @@ from ast_stream.alerts.model import Transition
 from ast_stream.alerts.outbox import Outbox
 from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.alerts.store import Store, StoreError, save_progress
+from ast_stream.errors import WireError
 from ast_stream.feed import FeedMessage, Missed, Position
+from ast_stream.messages.event import EventMessage
+from ast_stream.messages.status import Health
 from ast_stream.runtime.logging import LimitedLog
-from ast_stream.units import NS_PER_SECOND, parse_time
+from ast_stream.units import NS_PER_SECOND
 
 TOPICS = ("event/", "gap/", "health/")
 SILENT_S = 10.0  # without a word of the worker for so long, the wall clock is stream time
@@ -191,29 +194,26 @@ class AlertLoop:
         self._has_news = self._has_news or item.is_durable
         try:
             self._evaluate(item)
+        except WireError as error:
+            self._limited_log.warning("%s", error)
         except Exception as error:  # one boundary: it is from outside, and may hold anything
             self._limited_log.warning("message %s cannot be used: %r", item.topic, error)
 
-    def _evaluate(self, item: FeedMessage) -> None:
-        if item.is_durable and self._since_ns > parse_time(item.body["published"]):
+    def _evaluate(self, message: FeedMessage) -> None:
+        content = message.content()
+        published_ns = content.published_ns or 0
+        if message.is_durable and self._since_ns > published_ns:
             return
-        match item.kind:
-            case "event":
-                self._note(self._engine.on_event(item.body))
-                for one in self._sensors:
-                    one.on_event(item.body)
-            case "gap":
-                self._note(self._engine.on_gap(item.body))
-            case "health":
-                self._hear_health(item.body)
-
-    def _hear_health(self, body: dict[str, Any]) -> None:
-        self._note(self._engine.on_health(body))
-        for one in self._sensors:
-            one.on_health(body)
-        lag_ns = round((body.get("lag_s") or 0.0) * NS_PER_SECOND)
-        scored_ns = parse_time(body["published"]) - lag_ns
-        self._scored_ns[body["stream"]] = (self._now_s(), scored_ns)
+        self._note(self._engine.process(content))
+        for sensors in self._sensors:
+            match content:
+                case EventMessage():
+                    sensors.on_event(content)
+                case Health():
+                    sensors.on_health(content)
+        if isinstance(content, Health):
+            scored_ns = published_ns - round((content.lag_s or 0.0) * NS_PER_SECOND)
+            self._scored_ns[content.stream] = (self._now_s(), scored_ns)
 
     def _follow_clock(self) -> None:
         """Where the wall clock was set, let what is remembered step with it, and so what waits."""

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ast_stream.alerts.model import ACTIVE_STATES, Transition
+from ast_stream.alerts.model import Transition
+from ast_stream.messages.alert import ACTIVE_STATES
 from ast_stream.units import format_time, parse_time
 
 Kind = Literal["firing", "resolved", "heartbeat"]
@@ -110,7 +111,7 @@ def notification_of(transition: Transition) -> Notification | None:
     kind: Kind = "firing" if begins else "resolved"
     alert = transition.alert
     return Notification(
-        f"{alert.id}.{kind}", kind, transition.at_ns, alert.body(), transition.event_id
+        f"{alert.id}.{kind}", kind, transition.at_ns, alert.to_json(), transition.event_id
     )
 
 

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from ast_stream.alerts.actions.base import Delivered, Failed, Outcome, Refused
-from ast_stream.alerts.model import Alert, Severity, Transition, stable_id
+from ast_stream.alerts.model import Transition, stable_id
 from ast_stream.alerts.notification import Notification, notification_of, one_line, title_of
 from ast_stream.alerts.schedule import (
     FEED,
@@ -31,6 +31,7 @@ from ast_stream.alerts.schedule import (
     expiry_ns,
 )
 from ast_stream.alerts.store import Store, delivery_checksum
+from ast_stream.messages.alert import Alert, Severity
 from ast_stream.messages.status import FailingAction
 from ast_stream.runtime.logging import Outage
 from ast_stream.units import NS_PER_SECOND, format_time
@@ -155,7 +156,7 @@ class Outbox:
         if known is not None:
             return False
         _note_alert(db, alert, "resolved", now_ns)
-        notification = Notification(f"{alert.id}.firing", "firing", now_ns, alert.body())
+        notification = Notification(f"{alert.id}.firing", "firing", now_ns, alert.to_json())
         for name in (FEED, *actions):
             self._add(db, alert.id, name, notification)
         self._drop_held(db, alert.id, now_ns)  # nor will it still fire after a snooze
@@ -582,7 +583,7 @@ def message_alert(
         rule=rule,
         state="firing",
         severity=severity,
-        group=group,
+        group=dict(group),
         labels={**group, "alert": rule, "severity": severity},
         annotations={"summary": text},
         started_ns=now_ns,
@@ -603,4 +604,4 @@ def _undelivered_alert(action: str, title: str, reason: str, now_ns: int) -> Ale
         "see ast-stream outbox list",
         now_ns=now_ns,
     )
-    return replace(alert, fingerprint=stable_id(SELF_RULE, action))
+    return alert.model_copy(update={"fingerprint": stable_id(SELF_RULE, action)})

@@ -173,8 +173,8 @@ def resume_engine(store: Store, rules: RuleSet, timing: DetectionTiming) -> Engi
     if state is not None:
         try:
             trial = Engine(rules, state, now_ns=time.time_ns(), timing=timing)
-            bodies = [transition.alert.body() for transition in trial.resume()]
-            bodies += [alert.body() for alert in trial.active_alerts()]
+            bodies = [transition.alert.to_json() for transition in trial.resume()]
+            bodies += [alert.to_json() for alert in trial.active_alerts()]
             json.dumps([trial.export(), bodies])
             return Engine(rules, state, now_ns=time.time_ns(), timing=timing)
         except Exception as error:  # one boundary: what is stored must not keep it from starting

@@ -23,7 +23,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 
 from ast_stream.alerts.detector import DetectionTiming
 from ast_stream.alerts.engine import Engine
-from ast_stream.alerts.model import AlertState, Transition, stable_id
+from ast_stream.alerts.model import Transition, stable_id
 from ast_stream.alerts.outbox import Outbox
 from ast_stream.alerts.rules.compile import load_rules
 from ast_stream.alerts.rules.fields import Duration, Names, PositiveDuration, RuleSection
@@ -36,6 +36,7 @@ from ast_stream.detect.parameters import model_facts, resolve_parameters
 from ast_stream.detect.state import SlotNames
 from ast_stream.errors import ConfigError, UsageError
 from ast_stream.labels import find_label, slug
+from ast_stream.messages.alert import AlertState
 from ast_stream.messages.codec import PROTOCOL_VERSION
 from ast_stream.messages.event import EventMessage
 from ast_stream.messages.status import StreamState

@@ -15,7 +15,6 @@ from typing import Annotated
 import typer
 
 from ast_stream.alerts import operations
-from ast_stream.alerts.model import Severity
 from ast_stream.alerts.notification import one_line
 from ast_stream.alerts.operations import OutboxRow
 from ast_stream.alerts.outbox import SELF_RULE
@@ -27,6 +26,7 @@ from ast_stream.alerts.store import Store
 from ast_stream.cli.output import say
 from ast_stream.errors import ConfigError, UsageError
 from ast_stream.labels import did_you_mean
+from ast_stream.messages.alert import Severity
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.paths import alerts_state_file
 from ast_stream.units import format_time

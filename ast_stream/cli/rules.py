@@ -226,7 +226,7 @@ def backtest_command(
                 firings.append((transition.at_ns, transition.alert.rule))
             if as_json:
                 at = {"at": format_time(transition.at_ns)}
-                typer.echo(json_line(at | transition.alert.body()))
+                typer.echo(json_line(at | transition.alert.to_json()))
             else:
                 say(transition_line(transition))
     if report.events == 0 and report.damaged:

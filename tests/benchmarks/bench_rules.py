@@ -49,7 +49,7 @@ def main() -> None:
     n_told, slowest_s, second_s, busy_s = 0, 0.0, 0.0, 0.0
     for done, body in enumerate(bodies(options.events, options.rate), start=1):
         begun_s = time.process_time()
-        n_told += len(engine.on_event(body))
+        n_told += len(engine.on_message("event/", body))
         if done % options.rate == 0:
             json.dumps(engine.export())
         took_s = time.process_time() - begun_s

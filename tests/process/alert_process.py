@@ -25,6 +25,7 @@ from http_receiver import HttpReceiver
 from pipeline import wait_for
 
 from ast_stream.alerts.process import run_alerts
+from ast_stream.messages.event import EventMessage
 from ast_stream.runtime.lifecycle import stop_on_signals
 from ast_stream.settings.load import load_file
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, format_time
@@ -98,7 +99,7 @@ class AlertProcess:
         """Publish messages of event `n`, each half a second later than the one before."""
         for kind in kinds:
             self._now_ns += NS_PER_SECOND // 2
-            self.worker.publish(self._event(n, kind, stream, name))
+            self.worker.publish(self.event(n, kind, stream, name))
 
     def close(self) -> None:
         """Kill what still runs and remove the folder."""
@@ -108,9 +109,10 @@ class AlertProcess:
         self.worker.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _event(self, n: int, kind: str, stream: str, name: str) -> dict[str, Any]:
+    def event(self, n: int, kind: str, stream: str = "porch", name: str = "bark") -> EventMessage:
+        """Return a message about event `n`, as of now."""
         at = format_time(self._now_ns)
-        return {
+        body = {
             "id": f"e{n}",
             "type": kind,
             "stream": stream,
@@ -126,6 +128,7 @@ class AlertProcess:
             "at_sample": (self._now_ns - self._began_ns) * SAMPLE_RATE // NS_PER_SECOND,
             "epoch": "aaaaaaaa",
         }
+        return EventMessage.from_json(body)
 
 
 @contextmanager

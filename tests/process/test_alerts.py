@@ -110,7 +110,7 @@ def test_events_of_a_worker_that_ended_before_it_was_asked_come_from_the_next(
 ) -> None:
     begin(running, receiver)
     running.worker.queries = None  # it answers no more, as one that is about to end
-    running.worker.publish(running._event(1, "begin", "porch", "bark"), arrives=False)
+    running.worker.publish(running.event(1, "begin"), arrives=False)
     running.publish(1, "end")
     running.worker.close()
     time.sleep(6.0)  # longer than a reader asks that would rather be up to date than complete

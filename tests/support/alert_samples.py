@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ast_stream.alerts.model import Alert, Severity, Transition
+from ast_stream.alerts.model import Transition
 from ast_stream.alerts.notification import Notification, notification_of
 from ast_stream.alerts.store import Store
+from ast_stream.messages.alert import Alert, Severity
 from ast_stream.units import NS_PER_SECOND
 
 T0_NS = 1_800_000_000 * NS_PER_SECOND

@@ -12,7 +12,7 @@ from ast_stream.alerts.rules.compile import compile_rules
 from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.labels import slug
 from ast_stream.settings.yaml import parse_document
-from ast_stream.units import NS_PER_SECOND, format_time
+from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, format_time
 
 START = 1_800_000_000 * NS_PER_SECOND  # 2027-01-15T08:00:00Z
 LABELS = ("Bark", "Siren", "Alarm", "Knock", "Baby cry, infant cry")
@@ -75,6 +75,18 @@ def health(
         "state": state,
         "level_dbfs": level,
         "published": format_time(at(seconds)),
+    }
+
+
+def gap(start: float, duration_s: float, stream: str = "hall") -> dict[str, Any]:
+    return {
+        "stream": stream,
+        "epoch": "e",
+        "start": 0,
+        "samples": round(duration_s * SAMPLE_RATE),
+        "duration_s": duration_s,
+        "reason": "overflow",
+        "time": format_time(at(start)),
     }
 
 

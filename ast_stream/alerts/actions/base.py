@@ -12,6 +12,8 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from ast_stream.alerts.notification import Notification, one_line
 from ast_stream.errors import StartupError
+from ast_stream.messages.event import EventMessage
+from ast_stream.messages.status import Health
 from ast_stream.runtime.files import DamagedFileError, read_bounded
 
 MAX_SECRET_BYTES = 64 * 1024
@@ -122,10 +124,10 @@ class LiveSensors(Protocol):
     def expose(self, entities: Entities) -> None:
         """Show these streams, classes and rules from now on."""
 
-    def on_event(self, body: dict[str, Any]) -> None:
+    def on_event(self, event: EventMessage) -> None:
         """Process an event message of the feed."""
 
-    def on_health(self, body: dict[str, Any]) -> None:
+    def on_health(self, health: Health) -> None:
         """Process a health message of the feed."""
 
 

@@ -34,6 +34,8 @@ from ast_stream.alerts.actions.base import (
 from ast_stream.alerts.notification import Notification
 from ast_stream.errors import StartupError
 from ast_stream.labels import slug
+from ast_stream.messages.event import EventMessage
+from ast_stream.messages.status import Health
 from ast_stream.settings.alerts import MqttAction
 from ast_stream.version import __version__
 
@@ -47,7 +49,7 @@ SETTLE_AFTER = 3  # health messages; an event that lasts is updated each second,
 MAX_QUEUED = 1000
 _RECONNECT_S = (1, 60)
 _NOT_IN_IDS = re.compile(r"[^a-zA-Z0-9_-]")
-_ATTRIBUTES = ("id", "label", "score", "peak", "onset", "offset", "reason")
+_ATTRIBUTES = {"id", "label", "score", "peak", "onset_ns", "offset_ns", "reason"}
 
 logger = logging.getLogger(__name__)
 
@@ -118,29 +120,29 @@ class MqttRunner(ActionRunner):
             if self._connected.is_set() and before != self._entities:
                 self._announce(before)
 
-    def on_event(self, body: dict[str, Any]) -> None:
-        """Take an event message of the feed: it may switch a sensor."""
-        stream, name = body["stream"], body["class"]
+    def on_event(self, event: EventMessage) -> None:
+        """Process an event message of the feed: it may switch a sensor."""
+        stream, name = event.stream, event.class_
         with self._lock:
             if not self._is_exposed(stream, name):
                 return
             open_events = self._open_events.setdefault((stream, name), set())
-            if body["type"] == "end":
-                open_events.discard(body["id"])
+            if event.type == "end":
+                open_events.discard(event.id)
             else:
-                open_events.add(body["id"])
-            attributes = {key: body.get(key) for key in _ATTRIBUTES}
-            if body["type"] != "update":
+                open_events.add(event.id)
+            if event.type != "update":
+                attributes = event.model_dump(by_alias=True, include=_ATTRIBUTES)
                 self._publish_state(self._topics.attributes(stream, name), json.dumps(attributes))
             self._publish_state(self._topics.sensor(stream, name), "ON" if open_events else "OFF")
 
-    def on_health(self, body: dict[str, Any]) -> None:
-        """Take a health message of the feed: whether the stream has sound."""
-        stream = body["stream"]
+    def on_health(self, health: Health) -> None:
+        """Process a health message of the feed: whether the stream has sound."""
+        stream = health.stream
         with self._lock:
             if stream not in self._entities.streams:
                 return
-            is_there = body["state"] != "missing"
+            is_there = health.state != "missing"
             self._publish_state(self._topics.stream(stream), ONLINE if is_there else OFFLINE)
             seen = self._health_seen.get(stream, 0) + 1
             self._health_seen[stream] = seen

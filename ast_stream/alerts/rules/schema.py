@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ast_stream.alerts.model import Severity
 from ast_stream.alerts.rules.fields import (
     DURATION_PATTERN,
     Duration,
@@ -24,6 +23,7 @@ from ast_stream.alerts.rules.fields import (
 from ast_stream.alerts.rules.match import EventMatch
 from ast_stream.alerts.rules.windows import WindowSettings
 from ast_stream.alerts.triggers.kinds import TriggerFields
+from ast_stream.messages.alert import Severity
 from ast_stream.units import NS_PER_SECOND
 
 RULE_NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"

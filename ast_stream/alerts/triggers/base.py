@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ast_stream.alerts.detector import DetectionTiming, DetectorFacts
     from ast_stream.alerts.rules.rule import Rule
     from ast_stream.alerts.rules.schema import RuleSettings
+    from ast_stream.messages.status import Health
     from ast_stream.settings.explain import Path as KeyPath
 
 Finding = tuple["KeyPath", str, str]
@@ -189,7 +190,7 @@ class Trigger:
         """Process the passing of time; return whether the rule fires."""
         return False
 
-    def on_health(self, state: Any, body: Mapping[str, Any], now: int) -> bool:
+    def on_health(self, state: Any, health: Health, now: int) -> bool:
         """Process a health message; return whether the rule fires."""
         return False
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from ast_stream.alerts.rules.fields import Duration, Names, RuleSection
 from ast_stream.alerts.rules.match import EventMatch
 from ast_stream.alerts.triggers.base import Finding, Trigger, TriggerState
-from ast_stream.messages.status import SOURCE_ENDED
+from ast_stream.messages.status import SOURCE_ENDED, Health
 from ast_stream.units import NS_PER_SECOND, SILENCE_DBFS
 
 if TYPE_CHECKING:
@@ -116,19 +116,19 @@ class LevelFor(Trigger):
         """Return the state of a group that is new."""
         return LevelState()
 
-    def on_health(self, state: LevelState, body: Mapping[str, Any], now: int) -> bool:
+    def on_health(self, state: LevelState, health: Health, now: int) -> bool:
         """Process a health message; return whether the rule fires."""
         is_stale = now >= (state.sampled_ns or now) + LEVEL_STALE_NS
         if is_stale and not self._is_missing:  # nobody knows how it was meanwhile
             state.since, state.is_spent = None, False
         state.sampled_ns = now
-        if self._is_missing and body.get("detail") == SOURCE_ENDED:
+        if self._is_missing and health.detail == SOURCE_ENDED:
             state.since, state.is_spent = None, False  # nothing more is expected of it
         elif self._is_missing:
-            is_true = body.get("state") == "missing"
+            is_true = health.state == "missing"
             state.since = state.since if is_true and state.since is not None else now
             state.is_spent = state.is_spent and is_true
-        elif self._is_met(body):
+        elif self._is_met(health):
             state.since = now if state.since is None else state.since
         else:
             state.since, state.is_spent = None, False
@@ -177,9 +177,9 @@ class LevelFor(Trigger):
     def prune(self, state: LevelState, now: int) -> None:
         """Keep on watching."""
 
-    def _is_met(self, body: Mapping[str, Any]) -> bool:
-        level = body.get("level_dbfs")
-        if not isinstance(level, int | float) or body.get("state") == "missing":
+    def _is_met(self, health: Health) -> bool:
+        level = health.level_dbfs
+        if level is None or health.state == "missing":
             return False
         if self._louder_than is not None:
             return level > self._louder_than

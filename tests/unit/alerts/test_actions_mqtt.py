@@ -32,6 +32,8 @@ from ast_stream.alerts.actions.mqtt import (
     removal_messages,
 )
 from ast_stream.errors import StartupError
+from ast_stream.messages.event import EventMessage
+from ast_stream.messages.status import Health, StreamState
 from ast_stream.settings.alerts import MqttAction
 
 needs_mosquitto = pytest.mark.skipif(
@@ -60,8 +62,10 @@ def running(port: int, entities: Entities = ENTITIES, **options: Any) -> Iterato
         runner.close()
 
 
-def event(kind: str, id: str = "e1", name: str = "bark") -> dict[str, Any]:
-    return {"type": kind, "id": id, "class": name, "stream": "porch", "peak": 0.9, "score": 0.8}
+def event(kind: str, id: str = "e1", name: str = "bark") -> EventMessage:
+    body = {"type": kind, "id": id, "class": name, "stream": "porch", "peak": 0.9, "score": 0.8}
+    times = {"onset": "2027-01-15T08:00:00Z", "captured": "2027-01-15T08:00:01Z"}
+    return EventMessage.from_json(body | times | {"label": name.capitalize()})
 
 
 def components(client: Listener, topic: str) -> dict[str, Any]:
@@ -70,8 +74,8 @@ def components(client: Listener, topic: str) -> dict[str, Any]:
     return found
 
 
-def health(state: str = "listening") -> dict[str, Any]:
-    return {"stream": "porch", "state": state}
+def health(state: StreamState = "listening") -> Health:
+    return Health(stream="porch", state=state)
 
 
 @needs_mosquitto

@@ -69,7 +69,7 @@ def long_sound(until: int, step_at: int, step: float, **more: Any) -> Iterator[d
 
 
 def take(engine: Engine, bodies: Iterator[dict[str, Any]]) -> list[Transition]:
-    return [one for body in bodies for one in engine.on_event(body)]
+    return [one for body in bodies for one in engine.on_message("event/", body)]
 
 
 @pytest.mark.parametrize("step", STEPS_S)
@@ -105,11 +105,13 @@ def test_sound_of_another_stream_whose_capture_has_not_noticed_the_step_yet_is_n
     engine = engine_of(rules_from(LONG))
     found = take(engine, iter([heard("begin", "y", 1, 0, stream="yard")]))
     found += take(engine, iter([heard("begin", "x", 1, 0)]))
-    found += engine.on_event(heard("update", "x", 20, 0, step=HOUR_S))
-    found += engine.on_event(heard("update", "y", 22, 0, stream="yard"))
-    found += engine.on_event(heard("begin", "z", 23, 22, onset_step=0, stream="yard"))
-    found += engine.on_event(heard("update", "z", 28, 22, onset_step=0, step=HOUR_S, stream="yard"))
-    found += engine.on_event(heard("update", "y", 29, 0, step=HOUR_S, stream="yard"))
+    found += engine.on_message("event/", heard("update", "x", 20, 0, step=HOUR_S))
+    found += engine.on_message("event/", heard("update", "y", 22, 0, stream="yard"))
+    found += engine.on_message("event/", heard("begin", "z", 23, 22, onset_step=0, stream="yard"))
+    found += engine.on_message(
+        "event/", heard("update", "z", 28, 22, onset_step=0, step=HOUR_S, stream="yard")
+    )
+    found += engine.on_message("event/", heard("update", "y", 29, 0, step=HOUR_S, stream="yard"))
     assert told(found + engine.advance(at(60 + HOUR_S))) == []
     assert engine.now_ns == at(60 + HOUR_S)  # both steps were one
 
@@ -132,9 +134,9 @@ def test_cooldown_neither_ends_nor_lengthens_when_the_clock_is_set(step: int) ->
     take(engine, iter([heard("end", "s", 12, 0, 10, label="Siren")]))
     take(engine, long_sound(60, 20, step))
     more: dict[str, Any] = {"label": "Siren", "step": step}
-    assert engine.on_event(heard("begin", "t", 300, 299, **more)) == []
-    engine.on_event(heard("end", "t", 305, 299, 304, **more))
-    assert told(engine.on_event(heard("begin", "u", 320, 319, **more))) == [
+    assert engine.on_message("event/", heard("begin", "t", 300, 299, **more)) == []
+    engine.on_message("event/", heard("end", "t", 305, 299, 304, **more))
+    assert told(engine.on_message("event/", heard("begin", "u", 320, 319, **more))) == [
         (320 + step, "a", "firing")
     ]
 
@@ -145,7 +147,9 @@ def test_count_within_counts_across_a_step_of_the_clock(step: int) -> None:
     take(engine, iter([heard("begin", "s", 1, 0, label="Siren")]))
     take(engine, iter([heard("end", "s", 12, 0, 10, label="Siren")]))
     found = take(engine, long_sound(40, 20, step))
-    found += engine.on_event(heard("begin", "t", 41, 40, step=step, onset_step=step, label="Siren"))
+    found += engine.on_message(
+        "event/", heard("begin", "t", 41, 40, step=step, onset_step=step, label="Siren")
+    )
     assert [one.alert.rule for one in found if one.to_state == "firing"] == ["a"]
 
 
@@ -154,7 +158,7 @@ def test_count_within_does_not_count_what_is_long_ago_because_the_clock_was_put_
     take(engine, iter([heard("begin", "s", 1, 0, label="Siren")]))
     take(engine, iter([heard("end", "s", 12, 0, 10, label="Siren")]))
     take(engine, long_sound(400, 200, -400))
-    found = engine.on_event(heard("begin", "t", 402, 401, step=-400, label="Siren"))
+    found = engine.on_message("event/", heard("begin", "t", 402, 401, step=-400, label="Siren"))
     assert [one.to_state for one in found] == []
 
 
@@ -162,7 +166,9 @@ def test_pause_of_a_source_is_no_step_of_the_clock() -> None:
     engine = engine_of(rules_from("alert: a, absent: {match: {class: Siren}, for: 5m}"))
     take(engine, iter([heard("begin", "s", 1, 0, label="Siren")]))
     take(engine, iter([heard("end", "s", 12, 0, 10, label="Siren")]))
-    found = engine.on_event(heard("begin", "x", 70, 69, step=HOUR_S))  # an hour without samples
+    found = engine.on_message(
+        "event/", heard("begin", "x", 70, 69, step=HOUR_S)
+    )  # an hour without samples
     assert told(found) == [(310, "a", "firing")]
 
 
@@ -170,7 +176,7 @@ def test_engine_follows_when_the_publisher_begins_again_with_its_clock_put_back(
     engine = engine_of(rules_from(LONG))
     take(engine, iter([heard("begin", "s", 1, 0), heard("end", "s", 12, 0, 10)]))
     after = heard("begin", "t", 5, 4, onset_step=-HOUR_S, step=-HOUR_S) | {"epoch": "another"}
-    engine.on_event(after)
+    engine.on_message("event/", after)
     assert engine.now_ns == at(5 - HOUR_S)
     assert told(engine.advance(at(500 - HOUR_S))) == []
     assert told(engine.advance(at(610 - HOUR_S))) == [(604 - HOUR_S, "long", "firing")]
@@ -184,7 +190,7 @@ def test_restart_after_the_clock_was_put_back_keeps_what_was_left_of_a_cooldown(
     engine = restarted(engine, rules, 12 - HOUR_S)
     assert engine.now_ns == at(12 - HOUR_S)
     again: dict[str, Any] = {"label": "Siren", "onset_step": -HOUR_S, "step": -HOUR_S}
-    assert engine.on_event(heard("begin", "t", 20, 19, **again)) == []
+    assert engine.on_message("event/", heard("begin", "t", 20, 19, **again)) == []
 
 
 def test_steps_are_followed_the_same_when_the_service_restarts_in_between() -> None:
@@ -193,9 +199,9 @@ def test_steps_are_followed_the_same_when_the_service_restarts_in_between() -> N
     found: list[Transition] = []
     found_often: list[Transition] = []
     for body in long_sound(700, 20, HOUR_S):
-        found += engine.on_event(body)
+        found += engine.on_message("event/", body)
         often = restarted(often, rules)
-        found_often += often.on_event(json.loads(json.dumps(body)))
+        found_often += often.on_message("event/", json.loads(json.dumps(body)))
     assert found_often == found
 
 

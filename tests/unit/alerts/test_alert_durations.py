@@ -76,7 +76,7 @@ def test_duration_of_overlapping_sounds_of_a_group_is_that_of_their_union(
             bodies += [begin, end]
         found = []
         for body in sorted(bodies, key=lambda one: str(one["captured"])):
-            found += engine.on_event(body)
+            found += engine.on_message("event/", body)
             if restarts:
                 engine = restarted(engine, rules, timing=lateness)
         found += engine.advance(at(300))
@@ -89,8 +89,8 @@ def test_duration_of_overlapping_sounds_of_a_group_is_that_of_their_union(
 def test_sound_that_begins_while_another_is_open_does_not_delay_the_alert() -> None:
     rules = rules_from("alert: long, match: {}, for: 10s, group_by: []")
     engine = engine_of(rules, DetectionTiming.of(2.56, 0.5))
-    engine.on_event(event("begin", "a", "Bark", 1.5, 0))
-    engine.on_event(event("begin", "b", "Siren", 9.5, 8))
+    engine.on_message("event/", event("begin", "a", "Bark", 1.5, 0))
+    engine.on_message("event/", event("begin", "b", "Siren", 9.5, 8))
     found = engine.advance(at(20))
     smear_s = DetectionTiming.of(2.56, 0.5).smear_ns / NS_PER_SECOND
     assert told(found) == [(10 + smear_s, "long", "firing")]
@@ -106,7 +106,7 @@ def test_alert_names_only_the_sounds_of_its_own_run() -> None:
         event("end", "a", "Bark", 5, 0, 2),
         event("end", "b", "Siren", 13, 4, 10),
     ]
-    found = [one for body in bodies for one in engine.on_event(body)]
+    found = [one for body in bodies for one in engine.on_message("event/", body)]
     (fired,) = [one for one in found + engine.advance(at(60)) if one.to_state == "firing"]
     assert (fired.alert.events, fired.alert.started_ns) == (("b",), at(4))
 
@@ -114,12 +114,12 @@ def test_alert_names_only_the_sounds_of_its_own_run() -> None:
 def test_thousands_of_short_sounds_within_a_long_one_keep_the_memory_small() -> None:
     rules = rules_from("alert: long, match: {}, for: 2h, tolerate: 5s, group_by: []")
     engine = engine_of(rules)
-    engine.on_event(event("begin", "long", "Siren", 0, 0))
+    engine.on_message("event/", event("begin", "long", "Siren", 0, 0))
     for n in range(1, 2000):
         for body in sound(f"e{n}", "Bark", n / 4, n / 4 + 0.1):
-            engine.on_event(body)
+            engine.on_message("event/", body)
     (instance,) = engine.export()["instances"]
     assert len(instance["trigger_state"].get("spans", [])) <= 1
-    assert engine.on_event(event("end", "long", "Siren", 600, 0, 600)) == []
+    assert engine.on_message("event/", event("end", "long", "Siren", 600, 0, 600)) == []
     (instance,) = engine.export()["instances"]
     assert instance["trigger_state"]["active_ns"] == 600 * NS_PER_SECOND

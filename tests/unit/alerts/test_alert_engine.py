@@ -14,6 +14,7 @@ from rule_bodies import (
     at,
     engine_of,
     event,
+    gap,
     health,
     restarted,
     rules_from,
@@ -27,7 +28,7 @@ from ast_stream.alerts.model import Transition
 from ast_stream.alerts.rules.compile import load_rules
 from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.messages.status import SOURCE_ENDED
-from ast_stream.units import NS_PER_SECOND, format_time
+from ast_stream.units import NS_PER_SECOND
 
 SECOND = NS_PER_SECOND
 PAIR = "{match: {class: Bark}}, {match: {class: Siren}}"
@@ -165,8 +166,8 @@ def test_sequence_goes_by_onset_whatever_arrives_first() -> None:
 
 def test_sequence_must_fit_into_its_time() -> None:
     rules = rules_from(f"alert: a, sequence: {{within: 5s, steps: [{PAIR}]}}")
-    for gap, n_told in ((5.0, 2), (5.01, 0)):
-        bodies = [*sound("b", "Bark", 1, 2), *sound("s", "Siren", 1 + gap, 8)]
+    for pause_s, n_told in ((5.0, 2), (5.01, 0)):
+        bodies = [*sound("b", "Bark", 1, 2), *sound("s", "Siren", 1 + pause_s, 8)]
         assert len(told(run(engine_of(rules), bodies, 20))) == n_told
 
 
@@ -197,15 +198,15 @@ def test_absence_on_a_named_stream_is_noticed_without_a_single_message() -> None
 def test_gap_is_no_absence() -> None:
     engine = engine_of(rules_from("alert: a, absent: {match: {class: Bark}, for: 60s}"))
     run(engine, sound("x", "Bark", 0, 1), 30)
-    engine.on_gap({"stream": "hall", "time": format_time(at(30)), "duration_s": 20.0})
+    engine.on_message("gap/", gap(30, 20.0))
     assert told(engine.advance(at(120))) == [(110.0, "a", "firing")]
 
 
 def test_rule_loaded_while_its_sound_lasts_claims_no_absence() -> None:
     engine = engine_of(rules_from("alert: other, match: {class: Bark}"))
-    engine.on_event(event("begin", "x", "Bark", 0, 0))
+    engine.on_message("event/", event("begin", "x", "Bark", 0, 0))
     engine.replace_rules(rules_from("alert: a, absent: {match: {class: Bark}, for: 10s}"))
-    found = engine.advance(at(5)) + engine.on_event(event("update", "x", "Bark", 6, 0))
+    found = engine.advance(at(5)) + engine.on_message("event/", event("update", "x", "Bark", 6, 0))
     assert told(found + engine.advance(at(60))) == []
 
 
@@ -258,10 +259,10 @@ def test_inhibited_alert_does_not_fire_for_equal_labels() -> None:
 def test_outside_its_window_a_rule_does_not_fire_later_instead() -> None:
     top = "windows: {w: {from: '09:00', to: '10:00', timezone: UTC}}"  # the clock starts at 08:00
     engine = engine_of(rules_from("alert: a, match: {class: Bark}, when: [w]", top=top))
-    engine.on_event(event("begin", "x", "Bark", 3590, 3590))
+    engine.on_message("event/", event("begin", "x", "Bark", 3590, 3590))
     assert engine.advance(at(3620)) == []
     assert engine.counters.suppressed == {"window": 1}
-    assert told(engine.on_event(event("begin", "y", "Bark", 3630, 3630))) == [
+    assert told(engine.on_message("event/", event("begin", "y", "Bark", 3630, 3630))) == [
         (3630.0, "a", "firing")
     ]
 
@@ -274,8 +275,11 @@ def test_outside_its_window_a_rule_does_not_fire_later_instead() -> None:
 def test_malformed_bodies_are_counted_and_change_nothing(body: dict[str, Any]) -> None:
     engine = engine_of(rules_from("alert: a, match: {}"))
     before = engine.export()
-    assert engine.on_event(body) + engine.on_health(body | {"published": 7}) == []
-    assert engine.on_gap(body) == []
+    assert (
+        engine.on_message("event/", body) + engine.on_message("health/", body | {"published": 7})
+        == []
+    )
+    assert engine.on_message("gap/", body) == []
     assert engine.counters.malformed == 3
     assert engine.export() == before
 
@@ -287,8 +291,8 @@ def test_other_topics_say_nothing() -> None:
 
 def test_body_of_an_alert_is_json_with_times_as_text() -> None:
     engine = engine_of(rules_from("alert: a, match: {class: Bark}, labels: {site: home}"))
-    (fired,) = engine.on_event(event("begin", "x", "Bark", 1, 1))
-    body = json.loads(json.dumps(fired.alert.body()))
+    (fired,) = engine.on_message("event/", event("begin", "x", "Bark", 1, 1))
+    body = json.loads(json.dumps(fired.alert.to_json()))
     assert fired.alert.topic == "alert/medium/a/"
     assert (body["started"], body["resolved"]) == ("2027-01-15T08:00:01.000000Z", None)
     assert body["labels"] == {"site": "home", "stream": "hall", "severity": "medium"}
@@ -404,7 +408,7 @@ def test_memory_does_not_grow_with_events() -> None:
     sizes = []
     for number in range(3000):
         for body in sound(f"e{number:05}", "Bark", number * 3, number * 3 + 1):
-            engine.on_event(body)
+            engine.on_message("event/", body)
         if number in (1000, 2999):
             sizes.append(len(json.dumps(engine.export())))
     assert abs(sizes[1] - sizes[0]) < 100
@@ -469,7 +473,7 @@ def test_gap_that_is_told_before_anybody_is_seen_again_is_no_absence() -> None:
     engine = engine_of(rules)
     run(engine, [heard(0), *sound("b", "Bark", 1, 2), heard(10)], 10)
     again = restarted(engine, rules, 200)
-    again.on_gap({"stream": "hall", "time": format_time(at(20)), "duration_s": 130.0})
+    again.on_message("gap/", gap(20, 130.0))
     assert told(again.resume() + run(again, [heard(210)], 449.9)) == []
     assert told(again.advance(at(451))) == [(450.0, "a", "firing")]
 
@@ -482,7 +486,7 @@ def test_absence_is_not_counted_while_nobody_says_that_somebody_listens(
     run(engine, [heard(0), *sound("b", "Bark", 1, 2), heard(10)], 20)
     found = engine.lose_feed() + engine.advance(at(600))
     assert told(found) == []
-    found = engine.on_health(heard(610, epoch, audio_s=4.5))
+    found = engine.on_message("health/", heard(610, epoch, audio_s=4.5))
     fired = told(found + engine.advance(at(1200)))
     assert fired == [(max(fires_s, 600.0), "a", "firing")]
 

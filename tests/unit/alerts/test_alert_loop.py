@@ -132,7 +132,7 @@ def test_message_that_is_not_what_it_should_be_is_left_out(
     ]
     bench.loop.step()
     assert bench.feed.items == []
-    assert "message health/porch/ cannot be used: KeyError('published')" in caplog.text
+    assert "feed message 'health/porch/': stream: Field required" in caplog.text
 
 
 def test_messages_that_are_missed_are_told(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:

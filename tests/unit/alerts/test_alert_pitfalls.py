@@ -27,7 +27,7 @@ BARK = "alert: bark, match: {class: Bark}, actions: [phone]"
 def test_for_state_is_not_lost_on_restart() -> None:
     rules = rules_from("alert: long, match: {class: Bark}, for: 30s, actions: [phone]")
     engine = engine_of(rules)
-    engine.on_event(event("begin", "a", "Bark", 0, 0))
+    engine.on_message("event/", event("begin", "a", "Bark", 0, 0))
     engine.advance(at(20))
     engine = restarted(engine, rules, 21)
     assert told(engine.resume() + engine.advance(at(40))) == [(30.0, "long", "firing")]
@@ -44,10 +44,10 @@ def test_keep_firing_for_is_not_lost_on_restart() -> None:
 def test_alert_goes_on_when_the_pause_is_within_the_resume_window() -> None:
     rules = rules_from(BARK, top="defaults: {resume_window: 10m}")
     engine = engine_of(rules)
-    engine.on_event(event("begin", "a", "Bark", 0, 0))
+    engine.on_message("event/", event("begin", "a", "Bark", 0, 0))
     engine = restarted(engine, rules, 599)
     assert engine.resume() == []
-    assert told(engine.on_event(event("end", "a", "Bark", 600, 0, 590))) == [
+    assert told(engine.on_message("event/", event("end", "a", "Bark", 600, 0, 590))) == [
         (600.0, "bark", "resolved")
     ]
 
@@ -55,7 +55,7 @@ def test_alert_goes_on_when_the_pause_is_within_the_resume_window() -> None:
 def test_alert_is_resolved_with_reason_restart_when_the_pause_was_longer() -> None:
     rules = rules_from(BARK, top="defaults: {resume_window: 10m}")
     engine = engine_of(rules)
-    engine.on_event(event("begin", "a", "Bark", 0, 0))
+    engine.on_message("event/", event("begin", "a", "Bark", 0, 0))
     engine = restarted(engine, rules, 601)
     (ended,) = engine.resume()
     assert (ended.to_state, ended.alert.reason, ended.actions) == (
@@ -64,32 +64,32 @@ def test_alert_is_resolved_with_reason_restart_when_the_pause_was_longer() -> No
         ("phone",),
     )
     # what is still told of the old sound makes no second alert of it
-    assert engine.on_event(event("update", "a", "Bark", 602, 0)) == []
+    assert engine.on_message("event/", event("update", "a", "Bark", 602, 0)) == []
     assert engine.resume() == []
 
 
 def test_nothing_is_repeated_after_a_restart() -> None:
     rules = rules_from(BARK)
     engine = engine_of(rules)
-    (fired,) = engine.on_event(event("begin", "a", "Bark", 0, 0))
+    (fired,) = engine.on_message("event/", event("begin", "a", "Bark", 0, 0))
     engine = restarted(engine, rules)
-    assert engine.resume() + engine.on_event(event("begin", "a", "Bark", 0, 0)) == []
-    (ended,) = engine.on_event(event("end", "a", "Bark", 3, 0, 3))
+    assert engine.resume() + engine.on_message("event/", event("begin", "a", "Bark", 0, 0)) == []
+    (ended,) = engine.on_message("event/", event("end", "a", "Bark", 3, 0, 3))
     assert ended.alert.id == fired.alert.id
 
 
 def test_nothing_is_repeated_after_a_reload_of_unchanged_rules() -> None:
     engine = engine_of(rules_from(BARK))
-    engine.on_event(event("begin", "a", "Bark", 0, 0))
+    engine.on_message("event/", event("begin", "a", "Bark", 0, 0))
     assert engine.replace_rules(rules_from(f"{BARK}, annotations: {{summary: new}}")) == []
-    (ended,) = engine.on_event(event("end", "a", "Bark", 3, 0, 3))
+    (ended,) = engine.on_message("event/", event("end", "a", "Bark", 3, 0, 3))
     assert ended.alert.annotations == {"summary": "new"}
 
 
 def test_alert_of_a_rule_that_changed_or_went_is_resolved_by_a_reload() -> None:
     for text in ("alert: bark, match: {class: Siren}", "alert: other, match: {class: Bark}"):
         engine = engine_of(rules_from(BARK))
-        engine.on_event(event("begin", "a", "Bark", 0, 0))
+        engine.on_message("event/", event("begin", "a", "Bark", 0, 0))
         (ended,) = engine.replace_rules(rules_from(text))
         assert (ended.to_state, ended.alert.reason) == ("resolved", "rule_changed")
         assert ended.actions == ("phone",)
@@ -98,7 +98,7 @@ def test_alert_of_a_rule_that_changed_or_went_is_resolved_by_a_reload() -> None:
 
 def test_resolve_is_sent_after_a_restart_in_which_the_rule_went() -> None:
     engine = engine_of(rules_from(BARK))
-    (fired,) = engine.on_event(event("begin", "a", "Bark", 0, 0))
+    (fired,) = engine.on_message("event/", event("begin", "a", "Bark", 0, 0))
     engine = restarted(engine, rules_from("alert: other, match: {class: Bark}"))
     (ended,) = engine.resume()
     assert (ended.alert.id, ended.to_state, ended.actions) == (
@@ -139,7 +139,7 @@ def test_short_event_is_not_missed_between_evaluations() -> None:
 
 def test_event_whose_begin_was_missed_fires_all_the_same() -> None:
     engine = engine_of(rules_from(BARK))
-    found = engine.on_event(event("end", "a", "Bark", 9, 7, 8))
+    found = engine.on_message("event/", event("end", "a", "Bark", 9, 7, 8))
     assert told(found) == [(9.0, "bark", "firing"), (9.0, "bark", "resolved")]
 
 
@@ -170,8 +170,10 @@ def test_durations_are_seconds_whatever_the_hop_or_window() -> None:
         for length, is_long in ((29.9, False), (30.1, True)):
             name, start = f"e{length}", length * 10
             end = start + length
-            found = engine.on_event(event("begin", name, "Bark", start + late_s, start))
-            found += engine.on_event(event("end", name, "Bark", end + smear_s, start, end))
+            found = engine.on_message("event/", event("begin", name, "Bark", start + late_s, start))
+            found += engine.on_message(
+                "event/", event("end", name, "Bark", end + smear_s, start, end)
+            )
             assert bool(told(found)) is is_long
 
 
@@ -252,9 +254,9 @@ def test_alerts_that_inhibit_each_other_never_silence_both() -> None:
 def test_resolve_is_sent_after_a_restart() -> None:
     rules = rules_from(BARK)
     engine = engine_of(rules)
-    engine.on_event(event("begin", "a", "Bark", 0, 0))
+    engine.on_message("event/", event("begin", "a", "Bark", 0, 0))
     engine = restarted(engine, rules, 30)
-    (ended,) = engine.resume() + engine.on_event(event("end", "a", "Bark", 31, 0, 30))
+    (ended,) = engine.resume() + engine.on_message("event/", event("end", "a", "Bark", 31, 0, 30))
     assert (ended.to_state, ended.alert.reason, ended.actions) == ("resolved", "quiet", ("phone",))
 
 
@@ -271,7 +273,7 @@ def test_duration_over_the_change_of_the_clock_is_what_really_passed() -> None:
         "onset": "2026-03-29T01:45:00+01:00",
         "captured": "2026-03-29T01:45:00+01:00",
     }
-    engine.on_event(body)
+    engine.on_message("event/", body)
     assert engine.next_deadline_ns is not None
     assert min(engine.next_deadline_ns, start + 1800 * 10**9) == engine.next_deadline_ns
 
@@ -328,7 +330,7 @@ def test_count_slides_and_does_not_start_anew_at_bucket_boundaries() -> None:
 
 def test_alert_does_not_fire_for_ever_when_the_end_is_lost() -> None:
     engine = engine_of(rules_from(BARK))
-    engine.on_event(event("begin", "a", "Bark", 0, 0))
+    engine.on_message("event/", event("begin", "a", "Bark", 0, 0))
     found = engine.advance(at(3600))
     assert [state for _, _, state in told(found)] == ["resolved"]
     assert engine.counters.lost_ends == 1

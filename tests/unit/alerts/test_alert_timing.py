@@ -147,7 +147,7 @@ def test_lints_know_what_the_detector_tells_apart_for_each_class() -> None:
 def test_reload_with_another_timing_moves_what_is_pending() -> None:
     rules = rules_from("alert: long, match: {class: Bark}, for: 10s")
     engine = engine_of(rules, DetectionTiming(0, 5 * NS_PER_SECOND))
-    engine.on_event(event("begin", "a", "Bark", 0, 0))
+    engine.on_message("event/", event("begin", "a", "Bark", 0, 0))
     assert engine.replace_rules(rules, DetectionTiming(0, 2 * NS_PER_SECOND)) == []
     assert told(engine.advance(at(13))) == [(12.0, "long", "firing")]
 
@@ -193,7 +193,7 @@ def write(folder: Path, detection: dict[str, Any], **model: Any) -> None:
 def test_detection_settings_that_are_read_again_change_the_timing_of_rules(tmp_path: Path) -> None:
     rules, loop = in_force(tmp_path, {})
     write(tmp_path, {"defaults": {"confirm_s": 3.0, "hold_s": 4.0}})
-    rules.use(load_file(tmp_path / "config.yaml"))
+    rules.apply(load_file(tmp_path / "config.yaml"))
     (timing,) = loop.timings
     assert timing.of_classes(["bark"]) == configured_timing(
         load_file(tmp_path / "config.yaml")
@@ -203,7 +203,7 @@ def test_detection_settings_that_are_read_again_change_the_timing_of_rules(tmp_p
     )
     # another hop needs a restart of the worker: until then the old one holds
     write(tmp_path, {}, hop_s=1.0)
-    rules.use(load_file(tmp_path / "config.yaml"))
+    rules.apply(load_file(tmp_path / "config.yaml"))
     assert loop.timings[1].classes["bark"][0] == pytest.approx(
         latency_of("Bark") * NS_PER_SECOND, abs=ONE_SAMPLE_NS
     )
@@ -213,6 +213,6 @@ def test_detection_settings_that_the_model_cannot_fulfil_change_nothing(tmp_path
     rules, loop = in_force(tmp_path, {})
     write(tmp_path, {"classes": {"Barc": {"hold_s": 4.0}}})
     with pytest.raises(ConfigError, match="unknown class 'Barc'; did you mean 'Bark'"):
-        rules.use(load_file(tmp_path / "config.yaml"))
+        rules.apply(load_file(tmp_path / "config.yaml"))
     assert loop.timings == []
     assert len(rules) == 1

@@ -15,11 +15,11 @@ from ast_stream.alerts.delivery import (
     DeliveryThread,
     DeliveryThreads,
 )
-from ast_stream.alerts.model import Severity
 from ast_stream.alerts.notification import Notification
 from ast_stream.alerts.outbox import Outbox
 from ast_stream.alerts.schedule import FEED, Route
 from ast_stream.alerts.store import Store
+from ast_stream.messages.alert import Severity
 
 BOTH = frozenset({"firing", "resolved"})
 PATIENCE_S = 20.0

@@ -54,7 +54,9 @@ def sound(rules: RuleSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     store.since_ns(clock())
     outbox = Outbox(store, ROUTES, clock, lambda: 0.5)
     engine = Engine(rules, now_ns=T0_NS)
-    transitions = engine.on_event(event("e1", "bark")) + engine.on_event(event("e2", "siren"))
+    transitions = engine.on_message("event/", event("e1", "bark")) + engine.on_message(
+        "event/", event("e2", "siren")
+    )
     with store.transaction() as db:
         save_progress(db, engine.export(), ("b1", 7))
         outbox.enqueue(db, transitions)
@@ -103,7 +105,7 @@ def start(path: Path, rules: RuleSet) -> Store:
         outbox.enqueue(db, owed)
         outbox.end_unknown(db, engine.alert_ids())
         outbox.enqueue(db, engine.advance(clock()))
-        outbox.enqueue(db, engine.on_event(event("e9", "bark")))
+        outbox.enqueue(db, engine.on_message("event/", event("e9", "bark")))
     for action in (FEED, *ROUTES):
         outbox.expire(action)
         for _ in range(5):

@@ -29,7 +29,10 @@ RECORDING_SUFFIXES = SNDFILE_SUFFIXES | FFMPEG_SUFFIXES
 _W64_RIFF = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
 _W64_TAIL = b"\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
 _UNKNOWN_32 = ((1 << 31) - 4096, (1 << 31) + 64, (1 << 32) - 4096)  # what tools write to pipes
-_MOST_CHUNKS = 10_000
+_MAX_CHUNKS = 10_000
+_TS_BYTES = 188  # of a packet
+_TS_AUDIO = frozenset(bytes([stream_id]) for stream_id in (*range(0xC0, 0xE0), 0xBD))
+_TS_TAIL_PACKETS = 5_000  # checked at the end
 _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 METADATA = (b"TAG", b"ID3", b"APETAGEX", b"LYRICSBEGIN")  # not of any container
 
@@ -56,6 +59,7 @@ class Layout:
         n_bytes_behind: bytes behind the samples that are no metadata.
         is_chained: several streams one after another.
         damage: places where something is missing.
+        contradiction: why the samples cannot be what the header says; None: they can.
     """
 
     has_data_chunk: bool = False
@@ -65,6 +69,7 @@ class Layout:
     n_bytes_behind: int = 0
     is_chained: bool = False
     damage: list[str] = field(default_factory=list)
+    contradiction: str | None = None
 
 
 def layout_of(file: BytesFile) -> Layout:
@@ -86,6 +91,10 @@ def layout_of(file: BytesFile) -> Layout:
         return _mp4(file)
     if head[:4] == b"\x1aE\xdf\xa3":
         return _matroska(file)
+    if head == b"Creative Voice F":
+        return _voc(file)
+    if (n_prefix := _transport_prefix(file)) is not None:
+        return _transport_stream(file, n_prefix)
     return _ogg(file) if head[:4] == b"OggS" else Layout()
 
 
@@ -143,6 +152,8 @@ def _riff(file: BytesFile, kind: bytes) -> Layout:
     form = _form(order)
     ds64: _Chunk | None = None
     for chunk in _chunks(file, 12, form):
+        if chunk.name == b"fmt " and (text := _contradiction(file.peek(chunk.start, 26), order)):
+            return Layout(contradiction=text)
         if chunk.name == b"ds64":
             ds64 = chunk
         if chunk.name == b"data":
@@ -162,6 +173,22 @@ def _riff(file: BytesFile, kind: bytes) -> Layout:
     if rest - declared >= 1 << 32:  # the length of a file beyond 4 GB has run over
         return Layout(True, {4: struct.pack(f"{order}I", 8), chunk.start - 4: bytes(4)})
     return _compared(file, chunk.start, declared, form)
+
+
+def _contradiction(chunk: bytes, order: str) -> str | None:
+    """Return why the format chunk of a WAV of plain samples contradicts itself, if it does."""
+    if len(chunk) < 16:
+        return None
+    tag, n_channels, _, _, n_bytes, n_bits = struct.unpack_from(f"{order}HHIIHH", chunk)
+    if tag == 0xFFFE and len(chunk) == 26:
+        tag = struct.unpack_from(f"{order}H", chunk, 24)[0]
+    expected = n_channels * -(-n_bits // 8)
+    if tag not in (1, 3) or n_bytes in (0, expected):  # 0: the writer left it out
+        return None
+    return (
+        f"expected {expected} bytes for one sample of {n_channels} channels with {n_bits} bits, "
+        f"got {n_bytes}: its header contradicts itself"
+    )
 
 
 def _avi(file: BytesFile) -> Layout:
@@ -238,10 +265,52 @@ def _au(file: BytesFile) -> Layout:
     return Layout(True, declared_ratio=ratio, n_bytes_behind=max(0, rest - declared))
 
 
+def _voc(file: BytesFile) -> Layout:
+    """Walk the blocks of a VOC: the last must end where the file does, or before it."""
+    at = int.from_bytes(file.peek(20, 2), "little")
+    for _ in range(_MAX_CHUNKS):
+        head = file.peek(at, 4)
+        if len(head) < 4 or head[0] == 0:
+            break
+        at += 4 + int.from_bytes(head[1:], "little")
+    return Layout(n_bytes_missing=max(0, at - file.size))
+
+
+def _transport_prefix(file: BytesFile) -> int | None:
+    """Return the bytes before each packet of an MPEG transport stream (4 in m2ts); None: no TS."""
+    for n_prefix in (0, 4):
+        n_packet = n_prefix + _TS_BYTES
+        if all(file.peek(n_prefix + n * n_packet, 1) == b"G" for n in range(4)):
+            return n_prefix
+    return None
+
+
+def _transport_stream(file: BytesFile, n_prefix: int) -> Layout:
+    """Check that the last packet of a transport stream is whole, and so its last audio unit."""
+    n_packet = n_prefix + _TS_BYTES
+    n_rest = file.size % n_packet
+    n_missing = n_packet - n_rest if n_rest else 0
+    last = file.size - n_rest
+    left: dict[int, int] = {}  # bytes of the audio unit of each track that are still to come
+    for at in range(max(0, last - _TS_TAIL_PACKETS * n_packet), last, n_packet):
+        packet = file.peek(at + n_prefix, _TS_BYTES)
+        track = int.from_bytes(packet[1:3], "big") & 0x1FFF
+        payload = packet[5 + packet[4] :] if packet[3] & 0x20 else packet[4:]
+        if not packet[3] & 0x10:
+            continue
+        if packet[1] & 0x40:  # a unit begins
+            is_audio = payload[:3] == b"\0\0\1" and (payload[3:4] in _TS_AUDIO)
+            n_unit = int.from_bytes(payload[4:6], "big") if is_audio else 0
+            left[track] = 6 + n_unit if n_unit else 0  # 0: of any length
+        if track in left:
+            left[track] -= len(payload)
+    return Layout(n_bytes_missing=max([n_missing, *left.values()]))
+
+
 def _mp4(file: BytesFile) -> Layout:
     """Walk the boxes of an mp4, m4a or mov: the last must end where the file does."""
     at = 0
-    for _ in range(_MOST_CHUNKS):
+    for _ in range(_MAX_CHUNKS):
         head = file.peek(at, 16)
         if len(head) < 8 or not _printable(head[4:8]):
             break
@@ -308,7 +377,7 @@ def _are_chunks(file: BytesFile, at: int, form: _Form) -> bool:
 
 def _chunks(file: BytesFile, at: int, form: _Form) -> Iterator[_Chunk]:
     """Yield the chunks from `at` on, up to the first that is none."""
-    for _ in range(_MOST_CHUNKS):
+    for _ in range(_MAX_CHUNKS):
         head = file.peek(at, form.n_header)
         if len(head) < form.n_header:
             return

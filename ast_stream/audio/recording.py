@@ -83,6 +83,8 @@ class RecordingReader:
             self.rate, self.n_channels = self._decoder.rate, self._decoder.n_channels
             self.dtype = self._decoder.dtype
             _check_format(self.path, self.rate, self.n_channels)
+            if self._layout.contradiction is not None:
+                raise RecordingError(self.path, self._layout.contradiction)
         except BaseException:
             self.close()
             raise

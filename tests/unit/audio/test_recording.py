@@ -39,12 +39,22 @@ def sweep(seconds: float = SECONDS) -> npt.NDArray[np.int16]:
 def write(path: Path, samples: npt.NDArray[np.int16] | None = None) -> Path:
     """Write a recording by libsndfile, or by FFmpeg where it has to."""
     samples = sweep() if samples is None else samples
-    codecs = {".m4a": "aac", ".mp4": "aac", ".aac": "aac", ".webm": "libopus", ".mkv": "pcm_s16le"}
+    codecs = {
+        ".ts": "mp2",
+        ".m2ts": "mp2",
+        ".m4a": "aac",
+        ".mp4": "aac",
+        ".aac": "aac",
+        ".webm": "libopus",
+        ".mkv": "pcm_s16le",
+    }
     codec = codecs.get(path.suffix)
     if codec is None:
         soundfile.write(path, samples, RATE)
         return path
-    container = av.open(str(path), "w", format={".m4a": "mp4", ".aac": "adts"}.get(path.suffix))
+    formats = {".m4a": "mp4", ".aac": "adts", ".ts": "mpegts", ".m2ts": "mpegts"}
+    options = {"mpegts_m2ts_mode": "1"} if path.suffix == ".m2ts" else {}
+    container = av.open(str(path), "w", format=formats.get(path.suffix), options=options)
     stream = container.add_stream(codec, rate=48_000 if codec == "libopus" else RATE)
     stream.layout = "mono"
     frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
@@ -52,7 +62,7 @@ def write(path: Path, samples: npt.NDArray[np.int16] | None = None) -> Path:
     resampler = av.AudioResampler(
         format=stream.codec_context.format,
         rate=stream.rate,
-        frame_size=1_024 if codec == "aac" else 960,
+        frame_size={"aac": 1_024, "mp2": 1_152}.get(codec, 960),
     )
     for part in [*resampler.resample(frame), *resampler.resample(None)]:
         container.mux(stream.encode(part))
@@ -148,6 +158,37 @@ def test_a_recording_that_was_cut_off_is_read_as_far_as_it_goes_and_says_so(
     assert 4.0 < len(samples) / RATE < 8.0
     assert len(problems) == 1
     assert "its end is missing" in problems[0]
+
+
+@pytest.mark.parametrize("name", ["a.voc", "a.ts", "a.m2ts"])
+@pytest.mark.parametrize("part", [0.5, 0.98])
+def test_containers_without_a_length_say_that_they_were_cut_off(
+    tmp_path: Path, name: str, part: float
+) -> None:
+    path = write(tmp_path / name)
+    assert read(path)[1] == []
+    os.truncate(path, round(part * path.stat().st_size) - 7)
+    samples, problems = read(path)
+    assert len(problems) == 1
+    assert f"its end is missing: read to {len(samples) / RATE:.2f} s" in problems[0]
+    assert len(samples) / RATE == pytest.approx(part * SECONDS, abs=0.2)
+
+
+@pytest.mark.parametrize(("n_bytes", "n_bits"), [(4, 16), (1, 16), (4, 24), (2, 8)])
+def test_a_wav_whose_header_contradicts_itself_is_refused(
+    tmp_path: Path, n_bytes: int, n_bits: int
+) -> None:
+    path = write(tmp_path / "a.wav")
+    at = path.read_bytes().index(b"fmt ") + 8 + 12
+    patched(path, at, struct.pack("<HH", n_bytes, n_bits))
+    with pytest.raises(RecordingError, match=rf"got {n_bytes}: its header contradicts itself"):
+        read(path)
+
+
+def test_a_wav_whose_block_align_was_left_out_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.wav")
+    samples, problems = read(patched(path, path.read_bytes().index(b"fmt ") + 20, bytes(2)))
+    assert (len(samples), problems) == (len(sweep()), [])
 
 
 @pytest.mark.parametrize("name", ["a.webm", "a.mkv"])

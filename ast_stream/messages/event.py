@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import numpy as np
@@ -89,6 +89,20 @@ class Gap:
     start_sample: int
     samples: int
     reason: str
+
+    def outside(self, ranges: Iterable[tuple[int, int]]) -> list[Gap]:
+        """Return the parts of this gap that are in none of the half-open ranges of samples."""
+        parts = []
+        start, stop = self.start_sample, self.start_sample + self.samples
+        for known_start, known_stop in sorted(ranges):
+            if start < min(known_start, stop):
+                parts.append(
+                    replace(self, start_sample=start, samples=min(known_start, stop) - start)
+                )
+            start = max(start, known_stop)
+        if start < stop:
+            parts.append(replace(self, start_sample=start, samples=stop - start))
+        return parts
 
 
 @dataclass(frozen=True)

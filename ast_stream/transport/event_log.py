@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ast_stream.errors import StartupError, WireError
-from ast_stream.messages.event import EventMessage, Identity
+from ast_stream.messages.event import EventMessage, GapMessage, Identity
 from ast_stream.messages.feed import MAX_LINE_BYTES, FeedMessage, Position
 from ast_stream.messages.query import MAX_PAGE_BYTES, MAX_PAGE_MESSAGES, ReplayPage, TooOld
 from ast_stream.runtime.files import (
@@ -360,6 +360,7 @@ class Published:
 
     identities: set[Identity] = field(default_factory=set)  # of messages
     ended: set[str] = field(default_factory=set)  # ids of events
+    gaps: list[tuple[int, int]] = field(default_factory=list)  # half-open ranges of samples
 
 
 class _Unwritten:
@@ -566,6 +567,10 @@ class EventLog:
             published.identities.add(identity)
             if message.kind == "event" and identity[1] == "end":
                 published.ended.add(identity[0])
+            if message.kind == "gap":
+                with contextlib.suppress(WireError):  # written by another version
+                    gap = GapMessage.from_json(message.body, "gap in the log")
+                    published.gaps.append((gap.start_sample, gap.start_sample + gap.samples))
         return published
 
     def open_events(self) -> list[EventMessage]:

@@ -81,20 +81,20 @@ class DeduplicatingPublisher:
         _log_event(event)
         self._publisher.publish(message)
 
-    def publish_gap(self, gap: Gap, time_ns: int | None) -> bool:
-        """Publish lost samples; return whether that had not been done before.
+    def publish_gap(self, gap: Gap, clock: SampleClock) -> list[Gap]:
+        """Publish lost samples; return the gaps that were, without what an earlier run published.
 
-        Args:
-            time_ns: wall time of the first one, if known.
+        After a kill the same gap may begin earlier: audio that was received, and not yet decided,
+        is lost as well where its capture process was replaced meanwhile.
         """
-        message = GapMessage.of(gap, time_ns)
-        if message.identity in self._published_of(gap.stream, gap.epoch).identities:
-            return False
-        logger.warning(
-            "stream %s: %.2f s lost: %s", gap.stream, gap.samples / SAMPLE_RATE, gap.reason
-        )
-        self._publisher.publish(message)
-        return True
+        parts = gap.outside(self._published_of(gap.stream, gap.epoch).gaps)
+        for part in parts:
+            logger.warning(
+                "stream %s: %.2f s lost: %s", gap.stream, part.samples / SAMPLE_RATE, gap.reason
+            )
+            time_ns = clock.time_ns(part.start_sample) if clock.anchors else None
+            self._publisher.publish(GapMessage.of(part, time_ns))
+        return parts
 
     def publish_scores(self, scores: Scores, time_ns: int) -> None:
         """Publish the scores of one window that ends at `time_ns`."""

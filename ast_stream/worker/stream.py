@@ -382,11 +382,10 @@ class WorkerStream:
         return True
 
     def _publish_gap(self, gap: Gap) -> None:
-        time_ns = self._clock.time_ns(gap.start_sample) if self._clock.anchors else None
-        if self._publisher.publish_gap(gap, time_ns):
+        for part in self._publisher.publish_gap(gap, self._clock):
             self.gaps += 1
-            self.lost_samples += gap.samples
-            self.overflows += gap.reason == "overflow"
+            self.lost_samples += part.samples
+            self.overflows += part.reason == "overflow"
 
     def _on_new_epoch(self, epoch: str, start: int) -> bool:
         if not self._is_flushed():

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -84,10 +85,8 @@ class Epoch:
 
     def decided(self) -> int:
         """Return the sample up to which everything must have been published."""
-        for gap in self.cuts:
-            if gap["reason"] == CUT:
-                return int(gap["start"])
-        return max(self.scores, default=0)
+        starts = [int(gap["start"]) for gap in self.cuts if gap["reason"] == CUT]
+        return min(starts, default=max(self.scores, default=0))
 
 
 @dataclass
@@ -141,8 +140,8 @@ def judge(box: Box, received: Sequence[Received]) -> Verdict:
 
 
 def published(box: Box) -> list[tuple[str, Body]]:
-    """Return topic and body of all durable messages on the disk."""
-    event_log = EventLog(box.state / "events")
+    """Return topic and body of all durable messages that the next worker would find."""
+    event_log = EventLog(box.state / "events", spare=box.folder / "run" / "unlogged-events.jsonl")
     found: list[tuple[str, Body]] = []
     after = None
     while True:
@@ -217,8 +216,11 @@ def _compare(epoch: Epoch, reference: Reference, verdict: Verdict) -> None:
                 f"{epoch.name}: lost {gap['samples']} samples from {gap['start']} on "
                 f"({gap['reason']}), which the ring had"
             )
-    if len([gap for gap in epoch.cuts if gap["reason"] == CUT]) > 1:
-        verdict.problems.append(f"{epoch.name}: its end was published more than once")
+    ranges = sorted((gap["start"], gap["start"] + gap["samples"]) for gap in epoch.cuts)
+    if any(stop > start for (_, stop), (start, _) in pairwise(ranges)):
+        verdict.problems.append(
+            f"{epoch.name}: lost samples were published more than once: {ranges}"
+        )
     wrong = {}
     for end_sample, scores in epoch.scores.items():
         if end_sample <= decided and not epoch.is_excused(end_sample, end_sample):

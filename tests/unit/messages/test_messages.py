@@ -16,7 +16,7 @@ from sample_messages import (
 )
 
 from ast_stream.messages.audio import AudioBlock
-from ast_stream.messages.event import Event, EventMessage, event_id
+from ast_stream.messages.event import Event, EventMessage, Gap, event_id
 from ast_stream.sample_clock import SampleClock
 from ast_stream.units import NS_PER_SECOND, format_time, parse_time
 
@@ -126,3 +126,20 @@ def test_event_body_tells_times_on_the_capture_clock() -> None:
         "scored": "2026-11-20T10:00:03.000000Z",
         "model": "sha256:00",
     }
+
+
+@pytest.mark.parametrize(
+    ("known", "parts"),
+    [
+        ([], [(100, 50)]),
+        ([(100, 150)], []),
+        ([(90, 160)], []),
+        ([(120, 150)], [(100, 20)]),
+        ([(100, 110)], [(110, 40)]),
+        ([(130, 140), (110, 120)], [(100, 10), (120, 10), (140, 10)]),
+        ([(0, 100), (150, 200)], [(100, 50)]),
+    ],
+)
+def test_gap_outside_known_gaps(known: list[tuple[int, int]], parts: list[tuple[int, int]]) -> None:
+    gap = Gap("porch", "aaaaaaaa", 100, 50, "overflow")
+    assert [(part.start_sample, part.samples) for part in gap.outside(known)] == parts

@@ -285,3 +285,26 @@ def test_what_a_full_disk_kept_out_of_the_log_is_known_after_worker_and_capture_
         box.play(pcm[n_played : n_played + 6 * SAMPLE_RATE])
         box.worker.finish()
         assert_each_begin_has_one_end(box)
+
+
+def test_gap_at_the_end_of_an_epoch_is_published_once_also_where_more_is_lost_after_a_kill(
+    tagger: Tagger, pcm: Pcm16
+) -> None:
+    with site(tagger) as box:
+        box.start_capture()
+        box.start_worker("mic")
+        box.play(pcm[: 6 * SAMPLE_RATE])
+        box.tick(seconds=1.1)  # journalled
+        box.play(pcm[6 * SAMPLE_RATE : 6 * SAMPLE_RATE + 5 * BLOCK])
+        box.start_capture()
+        heard = 6 * SAMPLE_RATE + 5 * BLOCK
+        while not box.messages("gap"):
+            box.play(pcm[heard : heard + BLOCK])
+            heard += BLOCK
+        box.kill_worker()
+        box.start_worker("mic")
+        box.play(pcm[heard : heard + 4 * SAMPLE_RATE])
+        ranges = [(body["start"], body["start"] + body["samples"]) for body in box.messages("gap")]
+        assert len(ranges) == 2, "what the killed worker had not decided is lost, too"
+        (first_start, _), (second_start, second_stop) = ranges
+        assert second_start < second_stop == first_start

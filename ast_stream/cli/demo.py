@@ -26,12 +26,15 @@ from ast_stream.alerts.detector import model_facts
 from ast_stream.cli.terminal import console, level_bar, level_text, stacked
 from ast_stream.errors import StartupError
 from ast_stream.feed import FeedMessage, Missed, Subscriber
+from ast_stream.messages.alert import Alert
+from ast_stream.messages.event import EventMessage
+from ast_stream.messages.status import Health
 from ast_stream.runtime.lifecycle import child_environment, stop_on_signals
 from ast_stream.settings.explain import with_options
 from ast_stream.settings.schema import ModelSettings
 from ast_stream.soundscape.mixing import ReferenceEvent
 from ast_stream.soundscape.scene import generate_scene
-from ast_stream.units import NS_PER_SECOND, parse_time, samples_to_seconds
+from ast_stream.units import NS_PER_SECOND, samples_to_seconds
 
 STREAM = "demo"
 MARGIN_S = 60.0  # beyond the scene: loading the model, last windows, shutdown
@@ -82,8 +85,8 @@ def demo(
     else:
         console().print(report_table(report))
         console().print(summary(report), soft_wrap=True)
-        for body in alerts:
-            console().print(alert_line(body), soft_wrap=True)
+        for alert in alerts:
+            console().print(alert_line(alert), soft_wrap=True)
     raise typer.Exit(0 if report.is_complete else 1)
 
 
@@ -131,7 +134,7 @@ def _rules(labels: tuple[str, ...] | None) -> dict[str, Any] | None:
 
 def _run_pipeline(
     folder: Path, config: Path, view: DemoView, is_stopped: Callable[[], bool], duration_s: float
-) -> tuple[list[DetectedEvent], list[dict[str, Any]]]:
+) -> tuple[list[DetectedEvent], list[Alert]]:
     """Run the pipeline until the scene has ended; return its events, and the alerts that fired.
 
     Raises:
@@ -148,7 +151,7 @@ def _run_pipeline(
             env=child_environment(),
         )
     detected: dict[str, DetectedEvent] = {}
-    fired: dict[str, dict[str, Any]] = {}
+    fired: dict[str, Alert] = {}
     deadline_s = time.monotonic() + duration_s + MARGIN_S
     feed = Subscriber(f"ipc://{folder}/run/feed.sock", topics=("event/", "health/"), after="oldest")
     alerts = Subscriber(f"ipc://{folder}/run/alerts.sock", topics=("alert/",))
@@ -175,26 +178,25 @@ def _on_message(
 ) -> None:
     if isinstance(message, Missed):
         return
-    body = message.body
-    if message.kind == "health":
-        view.show_health(body)
-        return
-    if body["id"] not in detected:
-        detected[body["id"]] = DetectedEvent.from_begin(body)
-    detected[body["id"]].update(body)
-    if body["type"] != "update":
-        view.show_event(body)
+    content = message.content()
+    if isinstance(content, Health):
+        view.show_health(content)
+    elif isinstance(content, EventMessage):
+        event = detected.setdefault(content.id, DetectedEvent.from_begin(content))
+        event.update(content)
+        if content.type != "update":
+            view.show_event(content)
 
 
-def _on_alert(
-    message: FeedMessage | Missed, fired: dict[str, dict[str, Any]], view: DemoView
-) -> None:
-    if isinstance(message, FeedMessage) and message.body["id"] not in fired:
-        fired[message.body["id"]] = message.body
-        view.show_alert(message.body)
+def _on_alert(message: FeedMessage | Missed, fired: dict[str, Alert], view: DemoView) -> None:
+    alert = message.content() if isinstance(message, FeedMessage) else None
+    if isinstance(alert, Alert) and alert.id not in fired:
+        fired[alert.id] = alert
+        view.show_alert(alert)
 
 
-def _alert_json(body: dict[str, Any]) -> dict[str, Any]:
+def _alert_json(alert: Alert) -> dict[str, Any]:
+    body = alert.to_json()
     return {name: body[name] for name in ("rule", "severity", "annotations", "fired")}
 
 
@@ -223,21 +225,21 @@ class DemoView:
     def __exit__(self, *exc_info: object) -> None:
         pass
 
-    def show_health(self, body: dict[str, Any]) -> None:
+    def show_health(self, health: Health) -> None:
         """Show the health of the stream."""
-        audio_s = body["audio_s"] or 0.0
+        audio_s = health.audio_s or 0.0
         if audio_s - self._printed_s >= PLAIN_EVERY_S:
             self._printed_s = audio_s
-            level = level_text(body["level_dbfs"])
+            level = level_text(health.level_dbfs)
             self.console.print(f"demo: {audio_s:.0f} of {self.duration_s:.0f} s, {level}")
 
-    def show_event(self, body: dict[str, Any]) -> None:
+    def show_event(self, event: EventMessage) -> None:
         """Show the begin or end of an event."""
-        self.console.print(event_line(body), soft_wrap=True)
+        self.console.print(event_line(event), soft_wrap=True)
 
-    def show_alert(self, body: dict[str, Any]) -> None:
+    def show_alert(self, alert: Alert) -> None:
         """Show an alert that has fired."""
-        self.console.print(alert_line(body), soft_wrap=True)
+        self.console.print(alert_line(alert), soft_wrap=True)
 
 
 class LiveDemoView(DemoView):
@@ -248,7 +250,7 @@ class LiveDemoView(DemoView):
         self._live = Live(
             console=self.console, refresh_per_second=8, transient=True, redirect_stdout=False
         )
-        self._health: dict[str, Any] = {"state": "starting", "level_dbfs": None, "audio_s": None}
+        self._health: Health | None = None
         self._events: deque[str] = deque(maxlen=EVENTS_SHOWN)
 
     def __enter__(self) -> DemoView:
@@ -259,27 +261,26 @@ class LiveDemoView(DemoView):
     def __exit__(self, *exc_info: object) -> None:
         self._live.stop()
 
-    def show_health(self, body: dict[str, Any]) -> None:
-        self._health = body
+    def show_health(self, health: Health) -> None:
+        self._health = health
         self._draw()
 
-    def show_event(self, body: dict[str, Any]) -> None:
-        self._events.append(event_line(body))
+    def show_event(self, event: EventMessage) -> None:
+        self._events.append(event_line(event))
         self._draw()
 
-    def show_alert(self, body: dict[str, Any]) -> None:
-        self._events.append(alert_line(body))
+    def show_alert(self, alert: Alert) -> None:
+        self._events.append(alert_line(alert))
         self._draw()
 
     def _draw(self) -> None:
-        audio_s = self._health["audio_s"] or 0.0
+        health = self._health
+        audio_s = (None if health is None else health.audio_s) or 0.0
+        state = "starting" if health is None else health.state
         shown: list[RenderableType] = [
-            Text(
-                f"generated scene, {audio_s:4.0f} of {self.duration_s:.0f} s, "
-                f"{self._health['state']}"
-            ),
+            Text(f"generated scene, {audio_s:4.0f} of {self.duration_s:.0f} s, {state}"),
             ProgressBar(total=self.duration_s, completed=min(audio_s, self.duration_s)),
-            level_bar(self._health["level_dbfs"]),
+            level_bar(None if health is None else health.level_dbfs),
             Text("\n".join(self._events)),
         ]
         self._live.update(stacked(*shown))
@@ -290,20 +291,17 @@ def demo_view(duration_s: float) -> DemoView:
     return (LiveDemoView if sys.stderr.isatty() else DemoView)(duration_s)
 
 
-def event_line(body: dict[str, Any]) -> str:
+def event_line(event: EventMessage) -> str:
     """Return one begin or end as a line."""
-    begins = body["type"] == "begin"
-    sample = body["onset_sample"] if begins else body["offset_sample"]
-    return (
-        f"{samples_to_seconds(sample):7.2f} s  {body['type']:<5}  {body['label']:<32} "
-        f"peak {body['peak']:.2f}"
-    )
+    sample = event.onset_sample if event.type == "begin" else event.offset_sample
+    at_s = samples_to_seconds(sample or 0)
+    return f"{at_s:7.2f} s  {event.type:<5}  {event.label:<32} peak {event.peak:.2f}"
 
 
-def alert_line(body: dict[str, Any]) -> str:
+def alert_line(alert: Alert) -> str:
     """Return an alert that has fired as a line."""
-    words = body["annotations"].get("summary", "")
-    return f"    alert  {body['severity']:<6} {body['rule']}: {words}"
+    summary = alert.annotations.get("summary", "")
+    return f"    alert  {alert.severity:<6} {alert.rule}: {summary}"
 
 
 def report_table(report: DemoReport) -> Table:
@@ -354,19 +352,19 @@ class DetectedEvent:
     onset_s: float
     offset_s: float | None
     peak: float
-    begin: dict[str, Any]
+    begin: EventMessage
 
     @classmethod
-    def from_begin(cls, body: dict[str, Any]) -> DetectedEvent:
-        """Return the event that began with the message `body`."""
-        onset_s = samples_to_seconds(body["onset_sample"])
-        return cls(body["id"], body["label"], onset_s, None, body["peak"], body)
+    def from_begin(cls, begin: EventMessage) -> DetectedEvent:
+        """Return the event that began with a message."""
+        onset_s = samples_to_seconds(begin.onset_sample or 0)
+        return cls(begin.id, begin.label, onset_s, None, begin.peak, begin)
 
-    def update(self, body: dict[str, Any]) -> None:
+    def update(self, message: EventMessage) -> None:
         """Apply a later message of the same event."""
-        self.peak = body["peak"]
-        if body["offset_sample"] is not None:
-            self.offset_s = samples_to_seconds(body["offset_sample"])
+        self.peak = message.peak
+        if message.offset_sample is not None:
+            self.offset_s = samples_to_seconds(message.offset_sample)
 
 
 @dataclass(frozen=True)
@@ -400,12 +398,14 @@ class MatchedEvent:
         """Where the time from onset to publish went."""
         if self.detected is None:
             return None
-        body = self.detected.begin
-        captured, scored, published = (
-            parse_time(body[key]) / NS_PER_SECOND for key in ("captured", "scored", "published")
+        begin = self.detected.begin
+        if begin.scored_ns is None or begin.published_ns is None or begin.at_sample is None:
+            return None
+        return Latency(
+            decided_s=samples_to_seconds(begin.at_sample) - self.planted.onset_s,
+            scored_s=(begin.scored_ns - begin.captured_ns) / NS_PER_SECOND,
+            published_s=(begin.published_ns - begin.scored_ns) / NS_PER_SECOND,
         )
-        decided_s = samples_to_seconds(body["at_sample"]) - self.planted.onset_s
-        return Latency(decided_s, scored - captured, published - scored)
 
 
 @dataclass(frozen=True)

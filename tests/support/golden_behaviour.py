@@ -105,7 +105,7 @@ def worker_messages() -> dict[str, list[str]]:
         feed = context.socket(zmq.SUB)
         feed.subscribe(b"")
         feed.connect(f"ipc://{box.folder}/feed.sock")
-        ask = _asker(context, f"ipc://{box.folder}/query.sock", box.turn)
+        ask = _asker(context, f"ipc://{box.folder}/query.sock", box.tick)
         ask_ring = _asker(context, f"ipc://{box.folder}/ring.mic.sock", box.capture().answer)
         found = {"query ping": ask(b'{"op":"ping"}')}  # also waits until the feed is connected
         box.play(pcm[: 5 * SAMPLE_RATE])

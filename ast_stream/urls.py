@@ -41,6 +41,9 @@ _HARMLESS_VALUE = re.compile(r"[A-Za-z0-9._-]{0,32}\Z")
 _CLOSING = "'\"`)>]}.,;:!"
 _TOKEN_RUN = re.compile(r"[A-Za-z0-9]{12,}")
 _LONG_SEGMENT = 20
+_ALTERNATING = re.compile(r"[A-Za-z]\d+[A-Za-z]|\d[A-Za-z]+\d")  # not stream1, 720p or 2026-11-20
+_FORMAT_NAME = re.compile(r"(?i)m3u8?|mp[34]|m4[as]|h26[45]")
+_WEB = frozenset({"http", "https", "ws", "wss"})
 _WORD = (
     r"(?:pass(?:word|wd|phrase)?|pwd|token|secret|api[_-]?key|access[_-]?key|auth|sig(?:nature)?)"
 )
@@ -60,7 +63,8 @@ def mask(text: str) -> str:
 
     User and password go whatever characters they hold: all up to the last `@` of the line counts
     as such. So do values in queries, but for those of harmless keys, parts of paths that look like
-    tokens, and the whole of URLs whose scheme is none of media or of the web.
+    tokens, and the whole of URLs whose scheme is none of media or of the web. A secret in a path
+    that looks like a word or a number cannot be recognised, and is shown.
 
     >>> mask("cannot open rtsp://admin:pa/ss#1@cam/live?token=4711&channel=1: refused")
     'cannot open rtsp://***@cam/live?token=***&channel=1: refused'
@@ -146,21 +150,28 @@ def _mask_tail(scheme: str, tail: str) -> str:
     url, hash_sign, _ = url.partition("#")
     path, question, query = url.partition("?")
     host, *segments = path.split("/")
+    is_web = scheme.lower() in _WEB
     name, colon, port = host.rpartition(":")
     if colon and not host.endswith("]") and not port.isdecimal():
         # a user and what is before a / in the password
         host, segments = (f"{name}:{MASK}", [MASK for _ in segments]) if port else (host, segments)
-    shown = "/".join([host, *(_mask_segment(one) for one in segments)])
+    shown = "/".join([host, *(_mask_segment(segment, is_web=is_web) for segment in segments)])
     shown += question + "&".join(_mask_item(one) for one in re.split("[&;]", query) if query)
     return (f"{MASK}@" if at else "") + shown + (f"#{MASK}" if hash_sign else "") + after
 
 
-def _mask_segment(segment: str) -> str:
-    """Return a part of a path; one with a long mixture of letters and digits is a token."""
+def _mask_segment(segment: str, *, is_web: bool) -> str:
+    """Return a part of a path; one with a long mixture of letters and digits is a token.
+
+    On the web, where webhooks have their tokens, a short one is, too, in which letters and digits
+    alternate. Cameras name their streams like that (`h264Preview_01`), so theirs are left.
+    """
     mixed = [run for run in _TOKEN_RUN.findall(segment) if re.search(r"\d", run)]
     is_token = any(re.search("[A-Za-z]", run) for run in mixed) or (
         len(segment) >= _LONG_SEGMENT and re.search(r"\d", segment) and "." not in segment
     )
+    if is_web and _ALTERNATING.search(_FORMAT_NAME.sub("", segment)):
+        is_token = True
     return MASK if is_token else segment
 
 

@@ -133,6 +133,8 @@ def send(
 
     Example: ast-stream outbox send -c config.yaml "this is a test"
     """
+    if not text.strip():
+        raise UsageError("outbox send: expected a message, got an empty text")
     if not re.match(RULE_NAME, rule):
         raise UsageError(f"--rule: expected a name like dog_barking, got {rule!r}")
     labels = dict(one.partition("=")[::2] for one in about or ())

@@ -168,6 +168,8 @@ def _recordings(names: list[str]) -> Iterator[list[tuple[str, Path]]]:
     with tempfile.TemporaryDirectory(prefix="ast-stream-scan-") as folder:
         found: list[tuple[str, Path]] = []
         for number, name in enumerate(names):
+            if not name:
+                raise UsageError("scan: expected recordings, folders or -, got an empty name")
             path, copy = Path(name), Path(folder) / str(number)
             if name == STDIN:
                 if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():

@@ -245,6 +245,7 @@ def test_bad_recordings_are_named_and_do_not_stop_the_good_ones(
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
+        ([""], "scan: expected recordings, folders or -, got an empty name"),
         (["--json", "--labels", "csv"], "expected --json or --labels, got both"),
         (["--hop", "0.123"], "--hop: expected a positive multiple of 0.01 s, got 0.123"),
         (["second.wav", "--labels", "audacity"], "audacity: expected one recording, got 2"),

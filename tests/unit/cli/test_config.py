@@ -12,7 +12,6 @@ from ast_stream.cli.app import run_command_line
 from ast_stream.cli.config import scrape_targets
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.schema import Settings
-from ast_stream.urls import mask
 from ast_stream.worker.capacity import describe_load, load_warnings
 
 STREAMS = "streams: [{name: porch, source: {type: microphone, device: USB}, labels: {room: p}}]\n"
@@ -428,17 +427,3 @@ def test_folders_that_cannot_be_made_are_mistakes(check: Check, tmp_path: Path) 
     told = "\n".join(check.err)
     assert f"runtime_dir: expected a folder, but {tmp_path}/file is not one" in told
     assert f"state_dir: expected a folder, but {tmp_path}/file is not one" in told
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        r'{"url": "rtsp:\/\/me:Geheim42@cam\/live"}',
-        "cannot read /etc/rtsp:/me:Geheim42@cam/live",
-        "cannot open rtsp://me:pass/Geheim42",
-        "/etc/https:/host/x?token=Geheim42: no such file",
-    ],
-)
-def test_urls_that_were_bent_on_their_way_are_masked_too(text: str) -> None:
-    assert "Geheim" not in mask(text)
-    assert mask("see /a:/b and ipc:/c") == "see /a:/b and ipc:/c"

@@ -210,6 +210,15 @@ def test_message_that_cannot_be_sent_is_refused(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["", " "])
+def test_empty_message_is_refused(
+    config: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_alerts(config, phone={"type": "log"})
+    assert run_command_line(["outbox", "send", "-c", str(config), text]) == 2
+    assert "outbox send: expected a message, got an empty text" in capsys.readouterr().err
+
+
 def test_message_without_anybody_to_deliver_it_is_refused(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -42,6 +42,11 @@ def samples_to_ns(n_samples: int) -> int:
     return n_samples * NS_PER_SECOND // SAMPLE_RATE
 
 
+def ns_to_samples(time_ns: int) -> int:
+    """Return `time_ns` nanoseconds as whole samples, rounded down."""
+    return time_ns * SAMPLE_RATE // NS_PER_SECOND
+
+
 def whole_frames(seconds: float, what: str = "") -> int:
     """Return `seconds` in frames of 10 ms; `what` names the value in the error.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, samples_to_ns
+from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, ns_to_samples, samples_to_ns
 
 ENVELOPE_S = 60  # how far back arrivals are compared
 SETTLE_S = 10  # first comparison after an anchor: the first blocks of a device come oddly
@@ -94,8 +94,7 @@ class CaptureClock:
 
     def samples_until(self, sample: int, monotonic_ns: int) -> int:
         """Return how many samples lie between `sample` and a later moment; 0 if it is earlier."""
-        lost_ns = monotonic_ns - self.monotonic_ns(sample)
-        return max(0, lost_ns * SAMPLE_RATE // NS_PER_SECOND)
+        return max(0, ns_to_samples(monotonic_ns - self.monotonic_ns(sample)))
 
     def rate_hz(self) -> float | None:
         """Return the device's rate, scaled to 16 kHz, fitted over the last minute; None if new."""

@@ -30,7 +30,7 @@ from ast_stream.capture.sources.stdin import StandardInput
 from ast_stream.errors import AudioError, CaptureError
 from ast_stream.messages.audio import Pcm16
 from ast_stream.settings import schema
-from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE
+from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, ns_to_samples
 
 logger = logging.getLogger(__name__)
 
@@ -270,7 +270,7 @@ class Intake:
 
     def _samples_lost(self, block: SourceBlock) -> int:
         if self._resampler is None:  # the source was absent from the start
-            return (block.monotonic_ns - self._began_ns) * SAMPLE_RATE // NS_PER_SECOND
+            return ns_to_samples(block.monotonic_ns - self._began_ns)
         return self._clock.samples_until(self._ring.next, block.monotonic_ns)
 
     def _begin_resampler(self, rate: int) -> None:

@@ -1,8 +1,8 @@
 """Publishing about streams exactly once, across restarts of the worker.
 
-After a kill the worker derives again what it has published since its last journal entry: that is
-recognised by the event log and left out. What an earlier run left open and nothing derives again
-is an orphan, and gets its `end` here.
+After a kill the worker derives again what it has published since its last journal entry; the
+event log tells which messages those are, and they are left out. An event that an earlier run left
+open and that nothing derives again is an orphan, and gets its `end` here.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class DeduplicatingPublisher:
         )
 
     def publish_event(self, event: Event, message: EventMessage) -> None:
-        """Publish an event message, unless that was done, or the event has ended."""
+        """Publish an event message, unless it was published before, or the event has ended."""
         published = self._published_of(event.stream, event.epoch)
         self._orphans.pop(event.id, None)
         if event.id in self._ended or message.identity in published.identities:
@@ -82,7 +82,7 @@ class DeduplicatingPublisher:
         self._publisher.publish(message)
 
     def publish_gap(self, gap: Gap, clock: SampleClock) -> list[Gap]:
-        """Publish lost samples; return the gaps that were, without what an earlier run published.
+        """Publish a gap; return its parts that no earlier run has published.
 
         After a kill the same gap may begin earlier: audio that was received, and not yet decided,
         is lost as well where its capture process was replaced meanwhile.
@@ -108,14 +108,14 @@ class DeduplicatingPublisher:
         self._publisher.publish(header, scores.scores.astype(np.float16))
 
     def begin_epoch(self, stream: str, epoch: str, from_sample: int) -> None:
-        """Look up what an earlier run published of an epoch, from a sample on."""
+        """Look up what an earlier run published about an epoch, from a sample on."""
         published = self._event_log.published(stream, epoch, from_sample)
         self._published[stream] = (epoch, published)
         for event_id in published.ended:
             self._remember_end(event_id)
 
     def continue_events(self, events: list[Event]) -> None:
-        """Note that these events of an earlier run go on: they are no orphans."""
+        """Note that these events of an earlier run continue: they are no orphans."""
         for event in events:
             self._orphans.pop(event.id, None)
 
@@ -127,7 +127,7 @@ class DeduplicatingPublisher:
         of_epoch: str | None = None,
         before: int | None = None,
     ) -> None:
-        """End what an earlier run left open of a stream.
+        """End events of a stream that an earlier run left open.
 
         Args:
             except_epoch: leave events of this epoch open.
@@ -148,17 +148,17 @@ class DeduplicatingPublisher:
             self._publisher.publish(event.ended_by_restart())
 
     def forget(self, stream: str) -> None:
-        """Drop what is known of a stream."""
+        """Drop what is known about a stream."""
         self._published.pop(stream, None)
 
     def _remember_end(self, event_id: str) -> None:
-        """Remember that an event has its end: whatever derives it again, it gets no other."""
+        """Remember that an event has its end: if it is derived again, it gets no second one."""
         self._ended[event_id] = None
         if len(self._ended) > MAX_ENDED:
             del self._ended[next(iter(self._ended))]
 
     def _published_of(self, stream: str, epoch: str) -> Published:
-        """Return what an earlier run published of this epoch; looked up once for each epoch."""
+        """Return what an earlier run published about this epoch; looked up once per epoch."""
         known = self._published.get(stream)
         if known is None or known[0] != epoch:
             known = self._published[stream] = (epoch, self._event_log.published(stream, epoch))

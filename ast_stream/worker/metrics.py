@@ -20,7 +20,7 @@ from ast_stream.worker.report import Streams, WorkerReport
 
 Stage = Literal["receive", "rings", "detect", "journal", "report", "answer"]
 MODEL_STAGE = "model"  # the part of `detect` in which the model computes
-_OF_A_STREAM: tuple[tuple[str, str, str], ...] = (
+_STREAM_METRICS: tuple[tuple[str, str, str], ...] = (  # name, field of Health, help
     ("level_dbfs", "level_dbfs", "Level of the newest hop"),
     ("lag_seconds", "lag_s", "Audio that exists and is not scored yet"),
     ("silence_seconds", "silence_s", "Since audio of the stream last came"),
@@ -75,7 +75,7 @@ def _families(report: WorkerReport, streams: Streams, now_s: float) -> list[Fami
             {(health.stream,): getattr(health, key) for health in healths},
             ("stream",),
         )
-        for name, key, help in _OF_A_STREAM
+        for name, key, help in _STREAM_METRICS
     ]
     states: Values = {
         (health.stream, state): float(health.state == state)
@@ -90,10 +90,10 @@ def _families(report: WorkerReport, streams: Streams, now_s: float) -> list[Fami
             ("stream", "state"),
         )
     )
-    return families + _of_the_process(report)
+    return families + _process_families(report)
 
 
-def _of_the_process(report: WorkerReport) -> list[Family]:
+def _process_families(report: WorkerReport) -> list[Family]:
     facts = report.facts.to_json()
     labels = tuple(facts)
     feed = report.feed
@@ -104,16 +104,16 @@ def _of_the_process(report: WorkerReport) -> list[Family]:
             {tuple(str(facts[label]) for label in labels): 1},
             labels,
         ),
-        counter("ast_stream_worker_windows_total", "Windows scored", _one(report.n_scored)),
+        counter("ast_stream_worker_windows_total", "Windows scored", _single(report.n_scored)),
         counter(
             "ast_stream_worker_windows_gated_total",
             "Windows too quiet to be scored (detection.gate_dbfs)",
-            _one(report.n_gated),
+            _single(report.n_gated),
         ),
         counter(
             "ast_stream_worker_blocks_refused_total",
             "Audio blocks that did not follow the format, or for which there was no room",
-            _one(report.blocks_refused),
+            _single(report.blocks_refused),
         ),
         counter(
             "ast_stream_events_total",
@@ -127,24 +127,24 @@ def _of_the_process(report: WorkerReport) -> list[Family]:
             {(kind,): n for kind, n in feed.messages.items()},
             ("kind",),
         ),
-        counter("ast_stream_feed_drops_total", "Messages that found no room", _one(feed.drops)),
+        counter("ast_stream_feed_drops_total", "Messages that found no room", _single(feed.drops)),
         counter(
             "ast_stream_event_log_errors_total",
             "Messages that could not be written to the event log at once",
-            _one(feed.log_errors),
+            _single(feed.log_errors),
         ),
         counter(
             "ast_stream_event_log_damaged_total",
             "Lines and files of the event log that were found damaged at the start",
-            _one(feed.log_damaged),
+            _single(feed.log_damaged),
         ),
         gauge(
             "ast_stream_worker_disk_failing",
             "1 while the event log or the journal cannot be written",
-            _one(float(report.disk is not None)),
+            _single(float(report.disk is not None)),
         ),
     ]
 
 
-def _one(value: float) -> Values:
+def _single(value: float) -> Values:
     return {(): value}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from ast_stream.messages.audio import AudioBlock, Pcm16, ReadRequest, RingReply
 from ast_stream.messages.event import Gap
-from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, samples_to_ns, seconds_to_samples
+from ast_stream.units import ns_to_samples, samples_to_ns, seconds_to_samples
 
 REQUEST_AFTER_SILENCE_S = 0.2  # a loss at the tail shows only by silence
 MISSING_AFTER_S = 2.0
@@ -399,7 +399,7 @@ class _Cursor:
     def _samples_until(self, time_ns: int) -> int:
         if self._position_ns is None:
             return 0
-        return max(0, (time_ns - self._position_ns) * SAMPLE_RATE // NS_PER_SECOND)
+        return max(0, ns_to_samples(time_ns - self._position_ns))
 
     def _gap(self, epoch: str, samples: int, reason: str) -> list[Item]:
         return [Gap(self._stream, epoch, self.position, samples, reason)]

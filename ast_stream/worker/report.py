@@ -131,7 +131,7 @@ class WorkerReport:
 
 
 def read_audio(streams: Streams, wanted: AudioRange) -> AudioBlock:
-    """Return what is held of the audio that a query wants.
+    """Return what is held of the audio that a query asks for.
 
     Raises:
         WireError: a stream without audio, or an epoch that is over.

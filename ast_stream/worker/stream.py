@@ -1,4 +1,4 @@
-"""One stream at the worker: audio in from socket and ring, through the detector, onto the feed."""
+"""One stream at the worker: audio from socket and ring, through the detector, onto the feed."""
 
 from __future__ import annotations
 
@@ -113,8 +113,8 @@ class WorkerStream:
         self._reassembler = Reassembler(config.name)
         self._clock = SampleClock()
         self._history = SampleBuffer(HISTORY_S * SAMPLE_RATE)
-        self._waiting: deque[Item] = deque()  # what the detector has not taken yet, in order
-        # the first of `_waiting` ends what came before, which is not wholly scored yet
+        self._waiting: deque[Item] = deque()  # not in the detector yet, in order
+        # the first of them ends the audio before it, which is not completely scored yet
         self._is_ending = False
         self._is_lost = False  # no audio for so long that its events were ended
         self._resume_from = self._journalled = record
@@ -140,7 +140,7 @@ class WorkerStream:
         return self.epoch is not None and bool(self._clock.anchors)
 
     def receive_block(self, block: AudioBlock, now_s: float) -> None:
-        """Accept a live block, or leave it to the ring."""
+        """Accept a live block, or leave it in the ring."""
         self._waiting += self._reassembler.on_block(block, now_s, has_room=self._has_room())
 
     def exchange_with_ring(self, now_s: float) -> None:
@@ -161,9 +161,9 @@ class WorkerStream:
             self._ring.send(request)
 
     def push_to_detector(self) -> None:
-        """Give the detector what waits for it, in order, as far as it has room.
+        """Push what is waiting into the detector, in order, as far as there is room.
 
-        Nothing is scored here: what must be scored before the next item can be pushed is left to
+        Nothing is scored here: an item that has to wait until earlier audio is scored waits for
         the detector's next run.
         """
         while self._waiting:
@@ -239,7 +239,7 @@ class WorkerStream:
         """Return what a later run needs to go on from here; None if there is nothing."""
         if not self.is_open or self.epoch is None:
             return self._resume_from
-        if not self._is_ending:  # else windows beyond the audio are being scored: done again then
+        if not self._is_ending:  # else windows beyond the audio are in progress: redone on resume
             state = self._detector.export(self.name)
             self._journalled = StreamRecord.of(self.epoch, state, self._clock)
         return self._journalled
@@ -268,7 +268,7 @@ class WorkerStream:
         return [self._event_message(event) for event in self._detector.open_events(self.name)]
 
     def audio(self, wanted: AudioRange) -> AudioBlock:
-        """Return what is held of the audio that a query wants.
+        """Return what is held of the audio that a query asks for.
 
         Raises:
             WireError: no audio yet, or of an epoch that is over.
@@ -333,7 +333,7 @@ class WorkerStream:
         return self._publisher.event_message(event, self._clock, labels, audio_end)
 
     def _n_waiting(self) -> int:
-        """Return how many samples the detector has not taken yet."""
+        """Return how many samples are waiting."""
         return sum(len(item.pcm) for item in self._waiting if isinstance(item, Audio))
 
     def _has_room(self) -> bool:
@@ -362,7 +362,7 @@ class WorkerStream:
         if not self._is_ending:
             record = self._resume_from
             if record is not None and gap.epoch == record.epoch:
-                # what was decided before the restart was only wanted again to fill the window
+                # audio decided before the restart was requested again only to fill the window
                 lost = gap.start_sample + gap.samples - record.position
                 if lost <= 0:
                     return True
@@ -390,7 +390,7 @@ class WorkerStream:
     def _on_new_epoch(self, epoch: str, start: int) -> bool:
         if not self._is_flushed():
             return False
-        # events of an epoch of which nothing was acknowledged are derived again from its start
+        # an epoch without acknowledged audio is read from its start: its events are derived again
         except_epoch = epoch if start == 0 else None
         self._publisher.end_orphans(self.name, except_epoch=except_epoch)
         logger.info("stream %s: epoch %s from sample %d", self.name, epoch[:8], start)
@@ -410,7 +410,7 @@ class WorkerStream:
         return True
 
     def _is_flushed(self) -> bool:
-        """Return whether everything so far is scored and ended; begin with that if need be."""
+        """Return whether everything so far is scored and ended; start that if necessary."""
         if self.is_open and not self._is_ending:
             self._detector.begin_flush(self.name)
             self._is_ending = True
@@ -423,7 +423,7 @@ class WorkerStream:
         """Open the epoch that the journal knows; audio comes from `start` on."""
         self._begin_epoch(record.epoch, start, record.sample_clock())
         self._detector.resume(self.name, record.epoch, start, record.detector)
-        if self._reassembler.epoch == record.epoch:  # else those of the next may be derived again
+        if self._reassembler.epoch == record.epoch:  # else the next epoch may derive its own again
             self._publisher.end_orphans(self.name, except_epoch=record.epoch)
         self._publisher.begin_epoch(self.name, record.epoch, record.position)
         self._publisher.continue_events(self._detector.open_events(self.name))

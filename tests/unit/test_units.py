@@ -13,6 +13,7 @@ from ast_stream.units import (
     SILENCE_DBFS,
     amplitude_to_dbfs,
     frame_count,
+    ns_to_samples,
     samples_for_frames,
     samples_to_ns,
     samples_to_seconds,
@@ -53,6 +54,8 @@ def test_samples_survive_the_way_to_seconds_and_back(n_samples: int) -> None:
 def test_nanoseconds_do_not_drift_over_years() -> None:
     ten_years = 10 * 365 * 86_400 * 16_000
     assert samples_to_ns(ten_years + 1) - samples_to_ns(ten_years) == 62_500
+    assert ns_to_samples(samples_to_ns(ten_years)) == ten_years
+    assert ns_to_samples(samples_to_ns(ten_years) - 1) == ten_years - 1
 
 
 @pytest.mark.parametrize(("seconds", "n_frames"), [(0.01, 1), (0.29, 29), (0.5, 50), (10.24, 1024)])

@@ -47,7 +47,7 @@ START_NS = 1_700_000_000_000_000_000
 
 
 def pcm_of(epoch: str, start: int, n_samples: int) -> Pcm16:
-    """Samples that tell where they are from."""
+    """Return samples whose values identify their epoch and index."""
     index = np.arange(start, start + n_samples, dtype=np.uint64)
     mixed = index * np.uint64(2654435761) + np.uint64(zlib.crc32(epoch.encode()))
     return ((mixed >> np.uint64(8)) & np.uint64(0xFFFF)).astype(np.uint16).view(np.int16)
@@ -66,8 +66,8 @@ def block(
     )
 
 
-def reply(found: AudioBlock, oldest: int, stop: int, acked: int = 0) -> RingReply:
-    return RingReply(found, oldest=oldest, next=stop, acked=acked)
+def reply(held: AudioBlock, oldest: int, stop: int, acked: int = 0) -> RingReply:
+    return RingReply(held, oldest=oldest, next=stop, acked=acked)
 
 
 def contacted() -> Reassembler:
@@ -262,7 +262,7 @@ def test_a_live_block_alone_never_changes_the_epoch() -> None:
     assert spans(reassembler.on_block(block(1600), 0.2)) == [(1600, 3200)]
 
 
-def test_a_capture_that_heard_nothing_yet_does_not_begin_its_epoch() -> None:
+def test_a_capture_process_without_audio_yet_does_not_begin_its_epoch() -> None:
     reassembler = contacted()
     reassembler.on_block(block(0, epoch=OTHER), 1.0)
     reassembler.request(1.0)
@@ -406,7 +406,7 @@ def test_a_stalled_worker_does_not_take_its_own_pause_for_a_silent_ring() -> Non
 
 
 def ask_in_vain(reassembler: Reassembler, now_s: float) -> None:
-    """The ring answers at once that it has nothing new."""
+    """Let the ring answer at once that it has nothing new."""
     assert reassembler.request(now_s) is not None
     reassembler.on_reply(reply(block(1600, 0), 0, 1600), now_s)
 
@@ -460,8 +460,8 @@ def test_block_without_room_for_it_is_left_to_the_ring_and_proves_that_there_is_
 def test_state_and_detail_are_the_rings_until_audio_comes() -> None:
     reassembler = contacted()
     reassembler.request(0.2)
-    said = RingReply(block(1600, 0), 0, 1600, 0, state="missing", detail="device not found")
-    reassembler.on_reply(said, 0.2)
+    missing = RingReply(block(1600, 0), 0, 1600, 0, state="missing", detail="device not found")
+    reassembler.on_reply(missing, 0.2)
     assert (reassembler.state, reassembler.detail) == ("missing", "device not found")
     reassembler.on_block(block(1600), 0.3)
     assert (reassembler.state, reassembler.detail) == ("listening", None)
@@ -486,7 +486,7 @@ def test_a_reply_that_contradicts_itself_is_refused() -> None:
 
 @dataclass
 class Capture:
-    """A capture process: real ring and its server, and what it really heard."""
+    """A capture process: real ring and its server, and what it really captured."""
 
     epoch: str
     started_ns: int
@@ -505,11 +505,10 @@ class Capture:
     def time_ns(self, sample: int) -> int:
         return self.started_ns + samples_to_ns(sample)
 
-    def hear(self, n_samples: int) -> list[bytes]:
+    def write(self, n_samples: int) -> list[bytes]:
         start = self.ring.next
         self.ring.write(pcm_of(self.epoch, start, n_samples), self.time_ns(start))
-        found = self.server.block(start, n_samples)
-        return found.encode()
+        return self.server.block(start, n_samples).encode()
 
     def lose(self, n_samples: int) -> None:
         start = self.ring.next
@@ -576,9 +575,9 @@ class World:
         self.run(n_samples // TURN_SAMPLES + 1)
         self.capture.lose(n_samples)
 
-    def hear(self, n_samples: int, *, arrives: bool) -> None:
+    def write(self, n_samples: int, *, arrives: bool) -> None:
         self.run(n_samples // TURN_SAMPLES + 1)
-        frames = self.capture.hear(n_samples)
+        frames = self.capture.write(n_samples)
         if arrives and len(self.pushed) < 8:
             self.pushed.append(frames)
 
@@ -610,11 +609,11 @@ class World:
 
     def on_reply(self, frames: list[bytes]) -> None:
         try:
-            found = RingReply.decode(frames, "porch")
+            reply = RingReply.decode(frames, "porch")
         except WireError as error:
             self.check(self.reassembler.on_refusal(str(error), self.now_s))
         else:
-            self.check(self.reassembler.on_reply(found, self.now_s))
+            self.check(self.reassembler.on_reply(reply, self.now_s))
 
     def check(self, items: list[Item]) -> None:
         for item in items:
@@ -652,14 +651,14 @@ class World:
 
 
 STEPS = st.one_of(
-    st.tuples(st.just("hear"), st.integers(1, 4000), st.booleans()),
-    st.tuples(st.just("hear"), st.integers(1, 4000), st.just(True)),
+    st.tuples(st.just("write"), st.integers(1, 4000), st.booleans()),
+    st.tuples(st.just("write"), st.integers(1, 4000), st.just(True)),
     st.tuples(st.just("run"), st.integers(1, 60)),
     st.tuples(st.just("lose"), st.integers(1, 50_000)),
     st.tuples(st.just("restart_capture"), st.integers(0, 200)),
     st.tuples(st.just("restart_worker"), st.booleans(), st.integers(0, 20_000)),
     st.tuples(st.just("ring"), st.booleans()),
-    st.tuples(st.just("deaf"), st.integers(1, 100)),
+    st.tuples(st.just("ignore_blocks"), st.integers(1, 100)),
 )
 
 
@@ -675,8 +674,8 @@ def test_every_sample_comes_once_in_order_or_is_in_a_gap(
     world = World(capacity, delay)
     for step in steps:
         match step:
-            case ("hear", int(n_samples), arrives):
-                world.hear(n_samples, arrives=bool(arrives))
+            case ("write", int(n_samples), arrives):
+                world.write(n_samples, arrives=bool(arrives))
             case ("run", int(turns)):
                 world.run(turns)
             case ("lose", int(n_samples)):
@@ -689,10 +688,10 @@ def test_every_sample_comes_once_in_order_or_is_in_a_gap(
             case ("ring", is_up):
                 world.ring_is_up = bool(is_up)
                 world.ring_was_down |= not is_up
-            case ("deaf", int(turns)):
+            case ("ignore_blocks", int(turns)):
                 world.run(turns, takes_blocks=False)
     world.ring_is_up = True
-    world.hear(1, arrives=False)
+    world.write(1, arrives=False)
     world.run(400)
     assert world.epoch == world.capture.epoch
     assert world.cursor == world.capture.ring.next
@@ -705,7 +704,7 @@ def test_nothing_is_lost_while_the_ring_is_longer_than_the_trouble(
 ) -> None:
     world = World(400 * BLOCK, delay)
     for does_arrive in arrives:
-        world.hear(BLOCK, arrives=does_arrive)
+        world.write(BLOCK, arrives=does_arrive)
         world.run(5)
     world.run(200)
     assert world.cursor == len(arrives) * BLOCK

@@ -9,17 +9,17 @@ from dataclasses import replace
 from typing import Any
 
 from ast_stream.calibration.budget import Budgets, per_hour
-from ast_stream.calibration.classes import (
-    ClassCalibration,
-    calibrate_classes,
-    timing_rules,
-)
-from ast_stream.calibration.inherited import raised_thresholds
 from ast_stream.calibration.streams import (
     background_streams,
     laid_s,
     plain_tagger,
     sound_streams,
+)
+from ast_stream.calibration.thresholds import (
+    ClassCalibration,
+    calibrate_classes,
+    raised_thresholds,
+    timings,
 )
 from ast_stream.model.checkpoint import Checkpoint
 from ast_stream.model.metadata import Metadata
@@ -73,7 +73,7 @@ def calibrate_checkpoint(
         with_sounds,
         negatives,
         budgets,
-        timing_rules(checkpoint.window_s, tagger.hop_s),
+        timings(checkpoint.window_s, tagger.hop_s),
     )
     result = with_calibration(checkpoint, calibrated, tagger.hop_s, {"seed": _SEED})
     raised = raised_thresholds(result, known, with_sounds, negatives, budgets)

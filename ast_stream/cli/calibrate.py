@@ -14,19 +14,18 @@ import typer
 
 from ast_stream.calibration.budget import Budgets, class_named, parse_budget, parse_budgets
 from ast_stream.calibration.checkpoint import events_of, with_calibration
-from ast_stream.calibration.classes import (
-    LONGEST_CONFIRM_S,
-    LONGEST_SMOOTHING_S,
-    ClassCalibration,
-    Timing,
-    calibrate_classes,
-    timing_rules,
-)
-from ast_stream.calibration.grouping import GroupingRule
 from ast_stream.calibration.judges import Judge, judges_of
 from ast_stream.calibration.listening import Listening, negative_recordings, takes_of
 from ast_stream.calibration.store import check_target, write_copy, write_in_place
 from ast_stream.calibration.streams import plain_tagger
+from ast_stream.calibration.thresholds import (
+    MAX_CONFIRM_S,
+    MAX_SMOOTHING_S,
+    ClassCalibration,
+    Timing,
+    calibrate_classes,
+    timings,
+)
 from ast_stream.cli.calibrate_report import record_of, report_console, result_json, show
 from ast_stream.cli.clip_options import (
     DEFAULT_THREADS,
@@ -43,6 +42,7 @@ from ast_stream.cli.clip_options import (
 from ast_stream.cli.terminal import ProgressView
 from ast_stream.dataset.annotations import Clip
 from ast_stream.detect.detector import Detector
+from ast_stream.detect.parameters import DecisionParameters
 from ast_stream.errors import UsageError
 from ast_stream.model.checkpoint import Checkpoint, load_checkpoint
 
@@ -125,13 +125,13 @@ def calibrate(
             help="Longest span in seconds in which windows may have to agree; a longer one finds "
             "more for the same budget, but later.",
         ),
-    ] = LONGEST_CONFIRM_S,
+    ] = MAX_CONFIRM_S,
     longest_smoothing: Annotated[
         float,
         typer.Option(
             min=0, help="Longest time constant in seconds over which scores may be averaged."
         ),
-    ] = LONGEST_SMOOTHING_S,
+    ] = MAX_SMOOTHING_S,
     hop: Annotated[
         float | None,
         typer.Option(min=0.01, help="Seconds between windows. (default: CHECKPOINT's)"),
@@ -180,8 +180,8 @@ def calibrate(
         seed=seed,
         device=device,
     )
-    rules = timing_rules(loaded.window_s, listening.hop_s, longest_confirm, longest_smoothing)
-    calibrated = _listen(listening, chosen, budgets, rules)
+    by_timing = timings(loaded.window_s, listening.hop_s, longest_confirm, longest_smoothing)
+    calibrated = _listen(listening, chosen, budgets, by_timing)
     record = record_of(listening, data, budgets) | {
         "longest_confirm_s": longest_confirm,
         "longest_smoothing_s": longest_smoothing,
@@ -202,7 +202,7 @@ def _listen(
     listening: Listening,
     chosen: Sequence[str],
     budgets: Budgets,
-    rules: Mapping[Timing, GroupingRule],
+    by_timing: Mapping[Timing, DecisionParameters],
 ) -> list[ClassCalibration]:
     if not listening.expected_s:
         raise UsageError("calibrate: expected --data, --negatives or --negative-hours, got none")
@@ -217,7 +217,7 @@ def _listen(
         negatives = listening.score_negatives(on_heard)
         progress.update(task, completed=listening.expected_s, description="thresholds")
         return calibrate_classes(
-            listening.checkpoint.labels, chosen, with_sounds, negatives, budgets, rules
+            listening.checkpoint.labels, chosen, with_sounds, negatives, budgets, by_timing
         )
 
 

@@ -12,11 +12,9 @@ from rich.table import Table
 
 from ast_stream.calibration.budget import Budgets, claim, hours_text, rate_text
 from ast_stream.calibration.checkpoint import class_record
-from ast_stream.calibration.classes import ClassCalibration
-from ast_stream.calibration.curve import Choice
 from ast_stream.calibration.listening import Listening
-from ast_stream.calibration.onset_fits import FittedOnset
-from ast_stream.calibration.rises import RiseTime
+from ast_stream.calibration.onsets import FittedOnset, RiseTime
+from ast_stream.calibration.thresholds import ClassCalibration, OperatingPoint
 from ast_stream.cli import terminal
 from ast_stream.model.checkpoint import Checkpoint
 
@@ -174,7 +172,7 @@ def _table(*headings: str) -> Table:
     return table
 
 
-def _choice_json(choice: Choice) -> dict[str, Any]:
+def _choice_json(choice: OperatingPoint) -> dict[str, Any]:
     return {
         "budget": choice.budget.text,
         "is_met": choice.is_met,

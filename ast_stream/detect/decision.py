@@ -490,6 +490,12 @@ class StreamEvents:
     offset: Indices
     peak: Scores
 
+    def of_classes(self, first: int, count: int = 1) -> StreamEvents:
+        """Return the events of `count` classes from index `first` on, which becomes 0."""
+        is_kept = (self.index >= first) & (self.index < first + count)
+        kept = {name: values[is_kept] for name, values in vars(self).items()}
+        return StreamEvents(**kept | {"index": kept["index"] - first})
+
 
 def decide_streams(
     parameters: DecisionParameters,
@@ -523,9 +529,12 @@ def decide_streams(
         # rising score says when it rose
         is_busy[: n_windows[slot], slot] = is_high | np.append(is_high[1:], False)[: len(is_high)]
     n_samples = np.array([stream.n_samples for stream in streams])
-    is_live = np.zeros(len(streams), np.bool_)
+    is_live, is_any_live = np.zeros(len(streams), np.bool_), False
     found = [_NOTHING]
+    is_any_busy = np.logical_or.reduce(is_busy, axis=1)
     for number in range(shape[0]):
+        if not (is_any_busy[number] or is_any_live):
+            continue
         slots = np.flatnonzero(is_busy[number] | (is_live & (number < n_windows)))
         if not len(slots):
             continue
@@ -541,6 +550,7 @@ def decide_streams(
             )
         )
         is_live[slots] = decision.has_live(slots)
+        is_any_live = bool(is_live.any())
     for slot, stream in enumerate(streams):
         last = int(stream.ends[-1]) if len(stream.ends) else 0
         found.append(decision.cut(slot, "quiet", last, stream.n_samples))
@@ -556,9 +566,13 @@ def smooth(scores: Scores, alpha: Scores) -> Scores:
         scores: shape (n_windows, n_columns).
         alpha: weight of the newest window in each column.
     """
-    averages, kept = np.empty_like(scores), np.zeros(scores.shape[1], np.float32)
-    for number, row in enumerate(scores):
-        averages[number], kept = _moving_average(row, kept, alpha, number == 0)
+    averages = scores.copy()
+    smoothed = np.flatnonzero(alpha < 1)
+    if len(smoothed):
+        kept = np.zeros(len(smoothed), np.float32)
+        for number, row in enumerate(scores[:, smoothed]):
+            average, kept = _moving_average(row, kept, alpha[smoothed], number == 0)
+            averages[number, smoothed] = average
     return averages
 
 

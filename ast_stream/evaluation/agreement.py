@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ast_stream.evaluation.curves import THRESHOLDS, score_spans
+from ast_stream.detect.decision import StreamEvents
+from ast_stream.evaluation.curves import THRESHOLDS, published_spans
 from ast_stream.evaluation.intervals import Interval, bootstrap
 from ast_stream.evaluation.overlap import F1_KINDS, Counts
 from ast_stream.evaluation.psds import PSDS1, PSDS2, Criteria, SpansAt, psds, sweep
-from ast_stream.evaluation.scoring import ScoredSoundscape
 from ast_stream.evaluation.spans import Spans
 
 MOST_THRESHOLDS = 100  # of a sweep over the confidences of events: more change little
-SWEPT_THRESHOLDS = THRESHOLDS[::3]
+SWEPT = range(0, len(THRESHOLDS), 3)  # thresholds that PSDS is taken over
 N_PSDS_RESAMPLES = 200  # each takes milliseconds
 
 
@@ -68,7 +68,7 @@ def mean_f1(counts: Sequence[npt.NDArray[np.float64]], seed: int) -> Interval:
 
 
 def psds_figures(
-    scored: Sequence[ScoredSoundscape],
+    decided: Mapping[str, Sequence[StreamEvents]],
     spans: Mapping[str, Sequence[tuple[Spans, Spans]]],
     present: Sequence[str],
     durations: npt.NDArray[np.float64],
@@ -77,11 +77,14 @@ def psds_figures(
     """Return both scores, from events and from scores, with intervals over the strips.
 
     Args:
+        decided: by label, the events in each strip at `THRESHOLDS`.
         spans: by label, what was detected and what is true in each strip.
         present: the classes that count.
         durations: of the strips, seconds.
     """
-    truth = [{label: spans[label][number][1] for label in present} for number in range(len(scored))]
+    truth = [
+        {label: spans[label][number][1] for label in present} for number in range(len(durations))
+    ]
     by_events: dict[str, tuple[list[SpansAt], Sequence[float]]] = {}
     by_scores: dict[str, tuple[list[SpansAt], Sequence[float]]] = {}
     for label in present:
@@ -90,7 +93,7 @@ def psds_figures(
         if len(confidences) > MOST_THRESHOLDS:
             confidences = np.quantile(confidences, np.linspace(0, 1, MOST_THRESHOLDS))
         by_events[label] = [one.at_least for one in found], confidences.tolist()
-        by_scores[label] = [_spans_at(one, label) for one in scored], SWEPT_THRESHOLDS.tolist()
+        by_scores[label] = [_spans_at(events) for events in decided[label]], list(SWEPT)
     return {
         f"{name}, from {source}": _psds_interval(sources, truth, criteria, durations, seed)
         for name, criteria in (("PSDS1", PSDS1), ("PSDS2", PSDS2))
@@ -116,5 +119,5 @@ def _psds_interval(
     return bootstrap(score, len(durations), seed, N_PSDS_RESAMPLES)
 
 
-def _spans_at(scored: ScoredSoundscape, label: str) -> SpansAt:
-    return lambda threshold: score_spans(scored, label, threshold)
+def _spans_at(events: StreamEvents) -> SpansAt:
+    return lambda number: published_spans(events.of_classes(int(number)))

@@ -1,7 +1,8 @@
-"""What other thresholds would give: recall against false alarms per hour, from scores alone.
+"""What other thresholds would give: recall against false alarms per hour.
 
-Events are confirmed and held as the decision stage does, at one threshold after another, but they
-end at the same threshold as they begin.
+The decision stage that runs live decides every stream once more, at many thresholds at once. An
+event finds a reference event if one of its windows holds some of it: by windows and not by
+published times, which depend on rise times that calibration has yet to measure.
 """
 
 from __future__ import annotations
@@ -12,21 +13,22 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ast_stream.detect.decision import StreamEvents, WindowScores, decide_streams
 from ast_stream.detect.parameters import DecisionParameters
-from ast_stream.evaluation.detections import sound_spans
 from ast_stream.evaluation.scoring import ScoredSoundscape
 from ast_stream.evaluation.spans import Spans
-from ast_stream.units import samples_to_seconds
+from ast_stream.soundscape.mixing import ReferenceEvent
+from ast_stream.units import SAMPLE_RATE, seconds_to_samples
 
 THRESHOLDS = 1 / (1 + np.exp(-np.linspace(-5.0, 7.0, 121)))  # evenly spaced on the logit
 BUDGETS_PER_H = (0.1, 0.5, 1.0)
-SHORTEST_SPAN_S = 0.01
 
 Values = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
-class ScoreCurve:
+class ThresholdCurve:
     """One class at every threshold; shape (n_thresholds,), thresholds rising."""
 
     thresholds: Values
@@ -34,7 +36,7 @@ class ScoreCurve:
     false_per_h: Values
 
     def recall_within(self, budget_per_h: float) -> float:
-        """Return the highest recall with at most so many false alarms per hour; NaN without."""
+        """Return the highest recall with at most so many false alarms per hour."""
         return float(np.max(self.recall[self.false_per_h <= budget_per_h], initial=0.0))
 
     def threshold_within(self, budget_per_h: float) -> float:
@@ -43,111 +45,110 @@ class ScoreCurve:
         return float(kept.min(initial=1.0))
 
 
-def score_curve(
-    scored: Sequence[ScoredSoundscape], label: str, thresholds: Values = THRESHOLDS
-) -> ScoreCurve:
-    """Return recall and false alarms of one class over some strips."""
+def decide_at_thresholds(
+    scored: Sequence[ScoredSoundscape], labels: Sequence[str], thresholds: Values = THRESHOLDS
+) -> dict[str, list[StreamEvents]]:
+    """Return the events of each label in each soundscape at every threshold.
+
+    The index of an event is that of its threshold; all else is as the events were decided by.
+    """
+    by_label: dict[str, list[StreamEvents]] = {label: [] for label in labels}
+    if not labels:
+        return by_label
+    n = len(thresholds)
+    for soundscape in scored:
+        parameters = known_parameters(soundscape)
+        index = [parameters.labels.index(label) for label in labels]
+        stream = WindowScores(
+            np.round(soundscape.times_s * SAMPLE_RATE).astype(np.int64),
+            soundscape.scores[:, index],
+            seconds_to_samples(soundscape.strip.duration_s),
+        )
+        (events,) = decide_streams(
+            DecisionParameters.joined([parameters.at_thresholds(one, thresholds) for one in index]),
+            [stream],
+            np.repeat(np.arange(len(labels)), n),
+        )
+        for number, label in enumerate(labels):
+            by_label[label].append(events.of_classes(number * n, n))
+    return by_label
+
+
+def threshold_curve(
+    scored: Sequence[ScoredSoundscape],
+    label: str,
+    events: Sequence[StreamEvents],
+    thresholds: Values = THRESHOLDS,
+) -> ThresholdCurve:
+    """Return recall and false alarms of one class over some soundscapes.
+
+    There are at least as many false alarms as at any higher threshold: at a very low one all is a
+    single event, which holds some reference event and would otherwise count as right.
+
+    Args:
+        events: of the class, as `decide_at_thresholds` returns them.
+    """
     n_found, n_false = np.zeros(len(thresholds)), np.zeros(len(thresholds))
     n_sounds, hours = 0, 0.0
-    for one in scored:
-        parameters = known_parameters(one)
-        index = parameters.labels.index(label)
-        confirmed = confirmed_scores(one.scores[:, index], parameters, index)
-        touching = _touching(one, parameters, label)
-        peaks = np.array([confirmed[which].max(initial=0.0) for which in touching])
-        is_free = ~np.logical_or.reduce(touching)
-        n_found += (peaks[:, None] >= thresholds).sum(axis=0)
-        hold_hops = _hold_hops(parameters, index)
-        raw = one.scores[:, index]
-        n_false += _false_alarms(raw, confirmed, is_free, hold_hops, thresholds)
-        n_sounds += len(peaks)
-        hours += one.strip.duration_s / 3600
+    for soundscape, its in zip(scored, events, strict=True):
+        window = known_parameters(soundscape).geometry.window
+        sounds = [one for one in soundscape.strip.truth if one.label == label]
+        is_found, false = found_and_false(its, sounds, len(thresholds), window)
+        n_found += is_found.sum(axis=1)
+        n_false += false
+        n_sounds += len(sounds)
+        hours += soundscape.strip.duration_s / 3600
     recall = n_found / n_sounds if n_sounds else np.full(len(thresholds), np.nan)
-    return ScoreCurve(thresholds, recall, n_false / hours)
+    most_false = np.maximum.accumulate(n_false[::-1])[::-1]
+    return ThresholdCurve(thresholds, recall, most_false / hours)
 
 
-def confirmed_scores(
-    scores: npt.NDArray[np.float32], parameters: DecisionParameters, index: int
-) -> Values:
-    """Return for each window the highest threshold at which it would confirm an event.
+def found_and_false(
+    events: StreamEvents, references: Sequence[ReferenceEvent], n_thresholds: int, window: int
+) -> tuple[Flags, npt.NDArray[np.int64]]:
+    """Return which reference events are found, and how many events find none.
 
-    That is the K-th highest of the last N scores, but not more than the window's own.
+    Args:
+        events: of one stream, by index of the threshold.
+        references: of the class, in the stream.
+        window: length of the windows in samples.
+
+    Returns:
+        Shapes (n_thresholds, n_references) and (n_thresholds,).
     """
-    n_hops = int(parameters.confirm_hops[index])
-    n_hits = int(parameters.confirm_hits[index])
-    padded = np.concatenate([np.zeros(n_hops - 1), scores.astype(np.float64)])
-    last = np.lib.stride_tricks.sliding_window_view(padded, n_hops)
-    kth = np.sort(last, axis=1)[:, n_hops - n_hits]
-    confirmed: Values = np.minimum(kth, scores)
-    return confirmed
+    is_found = np.zeros((n_thresholds, len(references)), np.bool_)
+    is_false = np.ones(len(events.index), np.bool_)
+    for number, reference in enumerate(references):
+        is_touching = touches(events, reference, window)
+        is_found[events.index[is_touching], number] = True
+        is_false &= ~is_touching
+    return is_found, np.bincount(events.index[is_false], minlength=n_thresholds)
 
 
-def score_spans(scored: ScoredSoundscape, label: str, threshold: float) -> Spans:
-    """Return the stretches where the raw score reaches `threshold`, corrected for the window."""
-    parameters = known_parameters(scored)
-    index = parameters.labels.index(label)
-    high = np.flatnonzero(scored.scores[:, index] >= threshold)
-    breaks = np.flatnonzero(np.diff(high) > 1)
-    firsts, lasts = high[np.r_[0, breaks + 1]] if high.size else high, high
-    if high.size:
-        lasts = high[np.r_[breaks, len(high) - 1]]
-    hop_s = samples_to_seconds(parameters.geometry.hop)
-    window_s = samples_to_seconds(parameters.geometry.window)
-    rise_on_s = samples_to_seconds(int(parameters.rise_on[index]))
-    rise_off_s = samples_to_seconds(int(parameters.rise_off[index]))
-    onset = scored.times_s[firsts] - hop_s / 2 - rise_on_s
-    offset = scored.times_s[lasts] + hop_s / 2 - (window_s - rise_off_s)
-    onset = np.maximum(onset, 0.0)
-    offset = np.maximum(offset, onset + max(rise_on_s, SHORTEST_SPAN_S))
-    return Spans(onset, offset, np.full(len(onset), threshold))
+def touches(events: StreamEvents, reference: ReferenceEvent, window: int) -> Flags:
+    """Return which events have a window that holds some of a reference event, shape (n,)."""
+    begins_before = events.t_up / SAMPLE_RATE < reference.offset_s + window / SAMPLE_RATE
+    is_touching: Flags = begins_before & (events.last_seen / SAMPLE_RATE > reference.onset_s)
+    return is_touching
+
+
+def published_spans(events: StreamEvents) -> Spans:
+    """Return the published times of the events of one stream, each with its highest score."""
+    is_kept = events.offset > events.onset
+    order = np.argsort(events.onset[is_kept], kind="stable")
+    return Spans(
+        events.onset[is_kept][order] / SAMPLE_RATE,
+        events.offset[is_kept][order] / SAMPLE_RATE,
+        events.peak[is_kept][order].astype(np.float64),
+    )
 
 
 def known_parameters(scored: ScoredSoundscape) -> DecisionParameters:
-    """Return what the events of a strip were decided by.
+    """Return what the events of a soundscape were decided by.
 
     Raises:
         ValueError: it is not known.
     """
     if scored.parameters is None:
-        raise ValueError("expected a strip scored by a detector, got one without its parameters")
+        raise ValueError("expected a soundscape scored by a detector, got one without parameters")
     return scored.parameters
-
-
-def _touching(
-    scored: ScoredSoundscape, parameters: DecisionParameters, label: str
-) -> npt.NDArray[np.bool_]:
-    """Tell which windows hold some of which sound, shape (n_sounds, n_windows)."""
-    sounds = sound_spans(scored, label)
-    window_s = samples_to_seconds(parameters.geometry.window)
-    touching: npt.NDArray[np.bool_] = (scored.times_s > sounds.onset_s[:, None]) & (
-        scored.times_s < sounds.offset_s[:, None] + window_s
-    )
-    return touching
-
-
-def _hold_hops(parameters: DecisionParameters, index: int) -> int:
-    return int(-(-parameters.hold[index] // parameters.geometry.hop))
-
-
-def _false_alarms(
-    scores: npt.NDArray[np.float32],
-    confirmed: Values,
-    is_free: npt.NDArray[np.bool_],
-    hold_hops: int,
-    thresholds: Values,
-) -> Values:
-    """Return how many confirmed events at each threshold hold no window with a sound of the class.
-
-    At least as many as at any higher threshold: at a very low one all is a single event, which
-    holds some sound and would otherwise count as right.
-    """
-    counts = np.zeros(len(thresholds))
-    for number, threshold in enumerate(thresholds):
-        high = np.flatnonzero(scores >= threshold)
-        if high.size:
-            starts = np.r_[0, np.flatnonzero(np.diff(high) > hold_hops + 1) + 1]
-            is_false = np.logical_and.reduceat(is_free[high], starts)
-            is_event = np.logical_or.reduceat(confirmed[high] >= threshold, starts)
-            counts[number] = (is_false & is_event).sum()
-    most: Values = np.maximum.accumulate(counts[::-1])[::-1]
-    return most

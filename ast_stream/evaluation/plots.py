@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ast_stream.errors import UsageError
 from ast_stream.evaluation.clips import ClipReport
-from ast_stream.evaluation.curves import ScoreCurve
+from ast_stream.evaluation.curves import ThresholdCurve
 from ast_stream.evaluation.detections import Found
 from ast_stream.evaluation.report import Evaluation
 from ast_stream.evaluation.streams import StreamReport
@@ -79,7 +79,7 @@ def confusion_plot(report: ClipReport) -> Figure:
     return figure
 
 
-def recall_plot(curves: dict[str, ScoreCurve], report: StreamReport) -> Figure:
+def recall_plot(curves: dict[str, ThresholdCurve], report: StreamReport) -> Figure:
     """Return recall against false alarms per hour, a panel a class; the dot is as shipped."""
     n_columns = min(PANELS_PER_ROW, max(1, len(curves)))
     n_rows = max(1, math.ceil(len(curves) / n_columns))

@@ -11,8 +11,9 @@ import numpy as np
 from ast_stream.evaluation.agreement import f1_counts, mean_f1, psds_figures
 from ast_stream.evaluation.curves import (
     BUDGETS_PER_H,
-    ScoreCurve,
-    score_curve,
+    ThresholdCurve,
+    decide_at_thresholds,
+    threshold_curve,
 )
 from ast_stream.evaluation.detections import (
     Matched,
@@ -103,7 +104,7 @@ class Measured:
     """A report and what plots need beyond it."""
 
     report: StreamReport
-    curves: dict[str, ScoreCurve]
+    curves: dict[str, ThresholdCurve]
     matched: dict[str, list[Matched]]
 
 
@@ -121,7 +122,8 @@ def measure_streams(
         label: [(detected_spans(one, label), sound_spans(one, label)) for one in scored]
         for label in labels
     }
-    curves = {label: score_curve(scored, label) for label in present}
+    decided = decide_at_thresholds(scored, present)
+    curves = {label: threshold_curve(scored, label, decided[label]) for label in present}
     durations = np.array([one.strip.duration_s for one in scored])
     counts = f1_counts({label: spans[label] for label in present}, durations)
     hours = float(durations.sum()) / 3600
@@ -152,7 +154,7 @@ def measure_streams(
             name: _mean([one.recall_within[name] for one in by_label.values()])
             for name in map(str, BUDGETS_PER_H)
         },
-        psds=psds_figures(scored, spans, present, durations, seed),
+        psds=psds_figures(decided, spans, present, durations, seed),
         timing=timing(everything, seed),
         by_label=by_label,
     )
@@ -182,7 +184,7 @@ def negatives_report(
 
 
 def _label_figures(
-    parts: Sequence[Matched], hours: float, f1: dict[str, float], curve: ScoreCurve, seed: int
+    parts: Sequence[Matched], hours: float, f1: dict[str, float], curve: ThresholdCurve, seed: int
 ) -> LabelFigures:
     sounds = [sound for part in parts for sound in part.sounds]
     return LabelFigures(

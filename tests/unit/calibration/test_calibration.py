@@ -10,29 +10,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ast_stream.calibration.budget import Budget, Budgets, per_hour
-from ast_stream.calibration.classes import (
-    ClassCalibration,
-    Timing,
-    calibrate_classes,
-    timing_rules,
-)
-from ast_stream.calibration.curve import (
-    CANDIDATES,
-    HIGHEST,
-    LOWEST,
-    class_curve,
-    delays_s,
-)
-from ast_stream.calibration.grouping import grouping_rule
-from ast_stream.calibration.rises import FEWEST_MEASURED, clearly_above, measure_rises
+from ast_stream.calibration.onsets import MIN_MEASURED, Rises, clearly_above, measure_rises
 from ast_stream.calibration.score_map import fit, mapped_scores
 from ast_stream.calibration.streams import LogitStream
+from ast_stream.calibration.thresholds import (
+    CANDIDATES,
+    DEFAULT_TIMING,
+    HIGHEST,
+    LOWEST,
+    ClassCalibration,
+    ThresholdSweep,
+    Timing,
+    calibrate_classes,
+    sweep_thresholds,
+    timing_parameters,
+    timings,
+)
 from ast_stream.model.metadata import ScoreMap
 from ast_stream.soundscape.mixing import ReferenceEvent
 
 WINDOW_S, HOP_S = 2.56, 0.5
 LABELS = ("Bark", "Siren")
-RULE = grouping_rule(WINDOW_S, HOP_S)
 IDENTITY = ScoreMap()
 SILENCE = -6.0  # logit of what is not there
 
@@ -73,6 +71,26 @@ def _ideal(
     return stream
 
 
+def _swept(
+    positives: list[LogitStream],
+    negatives: list[LogitStream],
+    score_map: ScoreMap = IDENTITY,
+    timing: Timing = DEFAULT_TIMING,
+    thresholds: np.ndarray = CANDIDATES,
+    label: str = "Bark",
+) -> ThresholdSweep:
+    by_timing = {timing: timing_parameters(WINDOW_S, HOP_S, timing)}
+    index = LABELS.index(label)
+    return sweep_thresholds(index, label, positives, negatives, score_map, by_timing, thresholds)[
+        timing
+    ]
+
+
+def _rises(stream: LogitStream, threshold: float, timing: Timing = DEFAULT_TIMING) -> Rises:
+    sweep = _swept([stream], [], timing=timing, thresholds=np.array([threshold]))
+    return measure_rises(sweep.at(threshold), threshold)
+
+
 def _barks(count: int) -> list[ReferenceEvent]:
     return [_planted(5.13 + 8.1 * k, 7.13 + 8.1 * k) for k in range(count)]
 
@@ -80,14 +98,14 @@ def _barks(count: int) -> list[ReferenceEvent]:
 def _threshold(
     positives: LogitStream, negatives: LogitStream, budget: Budget, score_map: ScoreMap = IDENTITY
 ) -> float:
-    curve = class_curve(0, "Bark", [positives], [negatives], score_map, RULE)
+    curve = _swept([positives], [negatives], score_map)
     return curve.choose(budget).threshold
 
 
 def test_the_threshold_is_the_lowest_that_keeps_the_budget() -> None:
     positives = _ideal(_barks(4), [0.95, 0.9, 0.8, 0.45])
     negatives = _with_bursts([0.7, 0.5, 0.3])
-    curve = class_curve(0, "Bark", [positives], [negatives], IDENTITY, RULE)
+    curve = _swept([positives], [negatives])
     for budget_per_h, above, found in ((0.5, 0.7, 3), (1.0, 0.5, 3), (2.0, 0.3, 4)):
         choice = curve.choose(per_hour(budget_per_h))
         below = CANDIDATES[above >= CANDIDATES].max()
@@ -102,7 +120,7 @@ def test_false_alarms_are_counted_by_event_and_not_by_window() -> None:
     negatives = _quiet(3600.0)
     negatives.logits[100:160, 0] = 3.0  # one alarm, half a minute long
     negatives.logits[103, 0] = negatives.logits[140, 0] = SILENCE  # too short a pause to end it
-    curve = class_curve(0, "Bark", [], [negatives], IDENTITY, RULE)
+    curve = _swept([], [negatives])
     assert curve.choose(per_hour(1.0)).false_negatives == 1
     assert curve.choose(per_hour(1.0)).is_met
 
@@ -110,7 +128,7 @@ def test_false_alarms_are_counted_by_event_and_not_by_window() -> None:
 def test_a_single_high_window_is_no_alarm() -> None:
     negatives = _quiet(3600.0)
     negatives.logits[100, 0] = 5.0
-    curve = class_curve(0, "Bark", [], [negatives], IDENTITY, RULE)
+    curve = _swept([], [negatives])
     assert curve.choose(per_hour(0.1)).threshold == LOWEST
 
 
@@ -119,7 +137,7 @@ def test_alarms_among_other_sounds_keep_the_budget_too() -> None:
     among = _ideal([siren, *_barks(3)], [0.99, 0.95, 0.95, 0.95], duration_s=3600.0)
     siren_windows = (among.times_s > 1001.0) & (among.times_s < 1004.0)
     among.logits[siren_windows, 0] = _logit(0.6)  # Bark answers to the siren
-    curve = class_curve(0, "Bark", [among], [_quiet(3600.0)], IDENTITY, RULE)
+    curve = _swept([among], [_quiet(3600.0)])
     strict, lenient = curve.choose(per_hour(0.5)), curve.choose(per_hour(1.0))
     assert strict.threshold > 0.6 > lenient.threshold
     assert (strict.false_among, lenient.false_among) == (0, 1)
@@ -141,16 +159,14 @@ def test_a_class_without_sounds_gets_its_threshold_from_false_alarms_alone() -> 
     assert one.choice.threshold > 0.8
     assert one.score_map == IDENTITY
     assert (one.rise_on, one.rise_off) == (None, None)
-    assert "no sound of it was planted" in one.remarks()[0]
+    assert "there are no examples of it" in one.remarks()[0]
 
 
 def test_low_recall_is_said() -> None:
     positives = _ideal(_barks(4), [0.95, 0.3, 0.3, 0.3])
-    curve = class_curve(0, "Bark", [positives], [_with_bursts([0.9])], IDENTITY, RULE)
+    curve = _swept([positives], [_with_bursts([0.9])])
     choice = curve.choose(per_hour(0.5))
-    remarks = ClassCalibration(
-        "Bark", IDENTITY, Timing(0.75, 0.0), choice, (), None, None
-    ).remarks()
+    remarks = ClassCalibration("Bark", IDENTITY, DEFAULT_TIMING, choice, (), None, None).remarks()
     assert remarks[0] == "finds 1 of 4 sounds (25%), fewer than 50%"
 
 
@@ -167,7 +183,7 @@ def test_short_negative_audio_cannot_claim_the_budget() -> None:
 def test_misses_are_told_by_snr() -> None:
     truth = [replace(one, snr_db=snr) for one, snr in zip(_barks(3), (3.0, 8.0, 15.0), strict=True)]
     positives = _ideal(truth, [0.4, 0.95, 0.95])
-    curve = class_curve(0, "Bark", [positives], [_with_bursts([0.6])], IDENTITY, RULE)
+    curve = _swept([positives], [_with_bursts([0.6])])
     choice = curve.choose(per_hour(0.5))
     bands = [choice.found_between(*band) for band in ((0, 6), (6, 12), (12, 20))]
     assert bands == [(0, 1), (1, 1), (1, 1)]
@@ -179,8 +195,8 @@ def _calibrated(
     budget: Budget,
     longest_smoothing_s: float = 0.0,
 ) -> ClassCalibration:
-    rules = timing_rules(WINDOW_S, HOP_S, longest_smoothing_s=longest_smoothing_s)
-    (one,) = calibrate_classes(LABELS, ["Bark"], positives, negatives, Budgets(budget), rules)
+    by_timing = timings(WINDOW_S, HOP_S, max_smoothing_s=longest_smoothing_s)
+    (one,) = calibrate_classes(LABELS, ["Bark"], positives, negatives, Budgets(budget), by_timing)
     return one
 
 
@@ -225,13 +241,15 @@ def test_averages_are_taken_where_they_are_known_sooner_than_two_windows() -> No
 def test_delays_are_from_the_onset_to_the_window_that_confirms() -> None:
     sounds = [_planted(5.13, 9.13), _planted(20.13, 24.13), _planted(40.13, 44.13)]
     stream = _ideal(sounds, [0.9, 0.3, 0.9], duration_s=60.0)
-    one_window, two_windows = grouping_rule(WINDOW_S, HOP_S, 0.5), grouping_rule(WINDOW_S, HOP_S)
-    one = delays_s(0, "Bark", [stream], IDENTITY, one_window, 0.5)
-    two = delays_s(0, "Bark", [stream], IDENTITY, two_windows, 0.5)
+    at = np.array([0.5])
+    one, two = (
+        _swept([stream], [], timing=Timing(confirm_s, 0.0), thresholds=at).delays_s(0.5)
+        for confirm_s in (0.5, DEFAULT_TIMING.confirm_s)
+    )
     assert len(one) == len(two) == 2  # of those that are found
-    np.testing.assert_allclose(two - one, (two_windows.confirm_hits - 1) * HOP_S)
+    np.testing.assert_allclose(two - one, HOP_S)
     assert (one > 0).all()
-    assert not len(delays_s(0, "Siren", [stream], IDENTITY, one_window, 0.5))
+    assert not len(_swept([stream], [], thresholds=at, label="Siren").delays_s(0.5))
 
 
 def test_a_few_sounds_cannot_ask_for_a_longer_confirmation() -> None:
@@ -246,8 +264,10 @@ def test_a_few_sounds_cannot_ask_for_a_longer_confirmation() -> None:
 def test_too_few_sounds_to_choose_by_are_not_averaged(
     hop_s: float, longest_s: float, expected: tuple[float, float]
 ) -> None:
-    rules = timing_rules(WINDOW_S, hop_s, longest_s)
-    (one,) = calibrate_classes(LABELS, ["Bark"], [], [_quiet(60.0)], Budgets(per_hour(0.5)), rules)
+    by_timing = timings(WINDOW_S, hop_s, longest_s)
+    (one,) = calibrate_classes(
+        LABELS, ["Bark"], [], [_quiet(60.0)], Budgets(per_hour(0.5)), by_timing
+    )
     assert one.timing == expected
 
 
@@ -259,16 +279,14 @@ def test_too_few_sounds_to_choose_by_are_not_averaged(
 def test_spans_of_confirmation_stay_within_what_is_asked_and_possible(
     hop_s: float, longest_s: float, spans: list[float]
 ) -> None:
-    rules = timing_rules(WINDOW_S, hop_s, longest_s, 0.0)
-    assert [timing.confirm_s for timing in rules] == spans
+    by_timing = timings(WINDOW_S, hop_s, longest_s, 0.0)
+    assert [timing.confirm_s for timing in by_timing] == spans
 
 
 def test_averages_that_outlast_a_sound_have_a_negative_rise_off() -> None:
     truth = [_planted(10.13 + 14.1 * k, 15.13 + 14.1 * k) for k in range(6)]
     stream = _ideal(truth, [0.99] * 6, rise_s=0.1, duration_s=120.0)
-    plain, slow = (grouping_rule(WINDOW_S, HOP_S, 0.5, constant_s) for constant_s in (0.0, 1.0))
-    before = measure_rises(0, "Bark", [stream], IDENTITY, 0.4, plain).off
-    after = measure_rises(0, "Bark", [stream], IDENTITY, 0.4, slow).off
+    before, after = (_rises(stream, 0.4, Timing(0.5, constant)).off for constant in (0.0, 1.0))
     assert before is not None
     assert after is not None
     assert before.median_s > 0 > after.median_s
@@ -283,9 +301,7 @@ bursts = st.lists(st.floats(0.05, 0.995), max_size=12)
 def test_a_lower_budget_never_lowers_a_threshold(
     false: list[float], found: list[float], tight: float, more: float
 ) -> None:
-    curve = class_curve(
-        0, "Bark", [_ideal(_barks(len(found)), found)], [_with_bursts(false)], IDENTITY, RULE
-    )
+    curve = _swept([_ideal(_barks(len(found)), found)], [_with_bursts(false)])
     strict, lenient = curve.choose(per_hour(tight)), curve.choose(per_hour(tight + more))
     assert strict.threshold >= lenient.threshold
     assert strict.n_found <= lenient.n_found
@@ -308,9 +324,7 @@ def test_a_score_map_moves_thresholds_and_keeps_what_they_find(
     )
     positives, negatives = _ideal(_barks(len(found)), found), _with_bursts(false)
     score_map = ScoreMap(scale=scale, bias=bias)
-    curves = [
-        class_curve(0, "Bark", [positives], [negatives], one, RULE) for one in (IDENTITY, score_map)
-    ]
+    curves = [_swept([positives], [negatives], one) for one in (IDENTITY, score_map)]
     for budget_per_h in (0.5, 1.0, 3.0):
         plain, mapped = (curve.choose(per_hour(budget_per_h)) for curve in curves)
         if LOWEST in (plain.threshold, mapped.threshold):
@@ -332,16 +346,16 @@ def test_pooling_one_fold_is_that_fold_and_order_does_not_matter() -> None:
 
 
 def test_negatives_may_be_heard_in_pieces() -> None:
-    whole = class_curve(0, "Bark", [], [_with_bursts([0.7, 0.4], 3600.0)], IDENTITY, RULE)
+    whole = _swept([], [_with_bursts([0.7, 0.4], 3600.0)])
     pieces = [_with_bursts([0.7], 1800.0), _with_bursts([0.4], 1800.0)]
-    parts = class_curve(0, "Bark", [], pieces, IDENTITY, RULE)
+    parts = _swept([], pieces)
     assert parts.hours_negative == whole.hours_negative == 1.0
     np.testing.assert_array_equal(parts.false_negatives, whole.false_negatives)
 
 
 def test_rise_times_of_an_ideal_model_are_measured() -> None:
     stream = _ideal(_barks(8), [0.95] * 8)
-    on, off, _ = measure_rises(0, "Bark", [stream], IDENTITY, 0.6, RULE)
+    on, off, _ = _rises(stream, 0.6)
     assert on is not None
     assert off is not None
     assert on.median_s == pytest.approx(0.6, abs=HOP_S / 4)
@@ -351,9 +365,9 @@ def test_rise_times_of_an_ideal_model_are_measured() -> None:
 
 
 def test_rise_times_of_few_sounds_stay_unmeasured() -> None:
-    few = FEWEST_MEASURED - 1
+    few = MIN_MEASURED - 1
     stream = _ideal(_barks(few), [0.95] * few)
-    assert measure_rises(0, "Bark", [stream], IDENTITY, 0.6, RULE)[:2] == (None, None)
+    assert _rises(stream, 0.6)[:2] == (None, None)
 
 
 def test_sounds_found_by_luck_do_not_drag_the_rise_times() -> None:
@@ -363,7 +377,7 @@ def test_sounds_found_by_luck_do_not_drag_the_rise_times() -> None:
     for sound in truth[clear:]:  # hovers below the threshold and crosses it late, for two windows
         late = np.flatnonzero(stream.times_s > sound.onset_s + 4.0)[:2]
         stream.logits[late, 0] = _logit(0.65)
-    on, off, _ = measure_rises(0, "Bark", [stream], IDENTITY, 0.6, RULE)
+    on, off, _ = _rises(stream, 0.6)
     assert on is not None
     assert off is not None
     assert on.n_measured == off.n_measured == clear
@@ -373,14 +387,14 @@ def test_sounds_found_by_luck_do_not_drag_the_rise_times() -> None:
 def test_a_rise_time_never_exceeds_three_quarters_of_the_window() -> None:
     truth = [_planted(10.13 + 14.1 * k, 15.13 + 14.1 * k) for k in range(6)]
     stream = _ideal(truth, [0.95] * 6, rise_s=2.2, duration_s=120.0)
-    on = measure_rises(0, "Bark", [stream], IDENTITY, 0.6, RULE).on
+    on = _rises(stream, 0.6).on
     assert on is not None
     assert on.median_s == pytest.approx(0.75 * WINDOW_S)
 
 
 def test_a_threshold_with_no_room_above_it_still_has_rise_times() -> None:
     stream = _ideal(_barks(8), [0.95] * 8)
-    on, off, _ = measure_rises(0, "Bark", [stream], IDENTITY, 0.94, RULE)
+    on, off, _ = _rises(stream, 0.94)
     assert clearly_above(0.94) > 0.95
     assert on is not None
     assert off is not None

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ast_stream.calibration.onset_fits import FEWEST_FITTED, fit_onset
-from ast_stream.calibration.rises import Crossing
+from ast_stream.calibration.onsets import MIN_FITTED, Crossing, fit_onset
 from ast_stream.detect.boundaries import logits_above
 from ast_stream.detect.decision import Decision
 from ast_stream.detect.parameters import DecisionParameters, model_facts, resolve_parameters
@@ -88,7 +87,7 @@ def test_scores_that_tell_nothing_are_not_used() -> None:
 
 
 def test_few_sounds_prove_no_fit() -> None:
-    assert fit_onset(_crossings(FEWEST_FITTED - 1), THRESHOLD, WINDOW_S) is None
+    assert fit_onset(_crossings(MIN_FITTED - 1), THRESHOLD, WINDOW_S) is None
 
 
 def test_a_few_wild_sounds_do_not_move_the_onsets_of_the_others() -> None:
@@ -114,7 +113,8 @@ def test_an_event_begins_where_its_scores_say() -> None:
 
 def test_no_onset_lies_beyond_what_was_measured() -> None:
     fits = _parameters(Bark=FIT.model_copy(update={"first_s": 1.0})).onset_fits
-    assert fits.rise(0, 0.0, 0.999) == (round(0.9 * SAMPLE_RATE), round(0.25 * SAMPLE_RATE))
+    rise, within = fits.rise(0, 0.0, 0.999)
+    assert (rise, within) == (round(0.9 * SAMPLE_RATE), round(0.25 * SAMPLE_RATE))
     assert _parameters().longest_rise.tolist() == [14_400, 8_000]
 
 

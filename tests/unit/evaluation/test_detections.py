@@ -10,8 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strip_cases import HIGH, HOP_S, LOW, WINDOW_S, begin_and_end, ideal_strip, parameters, planted
 
-from ast_stream.evaluation.curves import confirmed_scores, score_curve, score_spans
+from ast_stream.evaluation.curves import (
+    THRESHOLDS,
+    ThresholdCurve,
+    decide_at_thresholds,
+    published_spans,
+    threshold_curve,
+)
 from ast_stream.evaluation.detections import Detection, detections, match, match_strip
+from ast_stream.evaluation.scoring import ScoredSoundscape
 from ast_stream.evaluation.timing import (
     detection_delays,
     offset_errors,
@@ -88,26 +95,26 @@ def test_uncorrected_times_are_those_of_the_windows_that_crossed() -> None:
     assert times.detect_p50_s.value == pytest.approx(1.5)
 
 
-def test_spans_of_scores_are_corrected_as_events_are() -> None:
+def curve_of(
+    strip: ScoredSoundscape, label: str = "Bark", thresholds: np.ndarray = THRESHOLDS
+) -> ThresholdCurve:
+    events = decide_at_thresholds([strip], [label], thresholds)[label]
+    return threshold_curve([strip], label, events, thresholds)
+
+
+def test_spans_at_any_threshold_are_corrected_for_the_window() -> None:
     strip = ideal_strip([planted("Bark", 30.0, 34.0)])
-    spans = score_spans(strip, "Bark", 0.5)
+    thresholds = np.array([LOW / 2, 0.5, 0.95])
+    (events,) = decide_at_thresholds([strip], ["Bark"], thresholds)["Bark"]
+    spans = published_spans(events.of_classes(1))
     assert spans.onset_s == pytest.approx([30.0], abs=HOP_S / 2)
     assert spans.offset_s == pytest.approx([34.0], abs=HOP_S / 2)
-    assert len(score_spans(strip, "Bark", 0.95)) == 0
-    everything = score_spans(strip, "Bark", LOW / 2)
-    assert len(everything) == 1
-
-
-def test_a_score_is_confirmed_by_as_many_windows_as_live() -> None:
-    its = parameters()
-    assert (its.confirm_hits[0], its.confirm_hops[0]) == (2, 2)
-    scores = np.array([0.1, 0.9, 0.3, 0.8, 0.7, 0.95, 0.2], np.float32)
-    expected = [0.0, 0.1, 0.3, 0.3, 0.7, 0.7, 0.2]
-    np.testing.assert_allclose(confirmed_scores(scores, its, 0), expected, atol=1e-6)
+    assert len(published_spans(events.of_classes(2))) == 0
+    assert len(published_spans(events.of_classes(0))) == 1  # of everything
 
 
 def test_the_curve_of_an_ideal_model_finds_everything_without_false_alarms() -> None:
-    curve = score_curve([ideal_strip(TRUTH)], "Bark")
+    curve = curve_of(ideal_strip(TRUTH))
     between = (curve.thresholds > LOW) & (curve.thresholds < HIGH)
     assert (curve.recall[between] == 1.0).all()
     assert (curve.false_per_h[between] == 0.0).all()
@@ -125,29 +132,35 @@ def test_false_alarms_within_the_hold_are_one(n_low_beyond_hold: int, n_false: i
     for start in (first, second, 4000):
         bark[start : start + 3] = 0.8
     bark[5000] = 0.8  # a single window is not confirmed
-    curve = score_curve([strip], "Bark", np.array([0.5, 0.85]))
+    curve = curve_of(strip, thresholds=np.array([0.5, 0.85]))
     np.testing.assert_allclose(curve.false_per_h, [n_false, 0.0])
 
 
 def test_one_event_of_everything_is_no_way_around_false_alarms() -> None:
-    strip = ideal_strip(TRUTH, duration_s=3600.0)
-    strip.scores[1000:1003, 0] = strip.scores[3000:3003, 0] = 0.5
-    curve = score_curve([strip], "Bark", np.array([LOW / 2, 0.4, 0.6]))
-    np.testing.assert_allclose(curve.false_per_h, [2.0, 2.0, 0.0])
+    strip = ideal_strip(TRUTH, duration_s=500.0)  # shorter than an event may last
+    strip.scores[300:303, 0] = strip.scores[600:603, 0] = 0.5
+    curve = curve_of(strip, thresholds=np.array([LOW / 2, 0.4, 0.6]))
+    np.testing.assert_allclose(curve.false_per_h, [2 * 7.2, 2 * 7.2, 0.0])
     assert curve.threshold_within(1.0) == 0.6
+
+
+def test_an_event_of_everything_ends_after_ten_minutes_as_live() -> None:
+    strip = ideal_strip(TRUTH, duration_s=3600.0)
+    curve = curve_of(strip, thresholds=np.array([LOW / 2]))
+    assert curve.false_per_h[0] == 5.0  # the first of the six holds sounds
 
 
 @given(st.integers(0, 2**32 - 1))
 def test_a_lower_threshold_never_finds_less(seed: int) -> None:
     strip = ideal_strip(TRUTH)
     strip.scores[:] = np.random.default_rng(seed).random(strip.scores.shape)
-    recall = score_curve([strip], "Bark").recall
+    recall = curve_of(strip).recall
     assert (np.diff(recall) <= 0).all()
 
 
 def test_a_second_class_is_false_where_it_fires_on_the_first() -> None:
     strip = ideal_strip(TRUTH, duration_s=3600.0)
     strip.scores[:, 1] = strip.scores[:, 0]
-    curve = score_curve([strip], "Siren", np.array([0.5]))
+    curve = curve_of(strip, "Siren", np.array([0.5]))
     assert curve.false_per_h[0] == pytest.approx(2.0)  # the first two barks are one to a window
     assert TRUTH[1].onset_s - TRUTH[0].offset_s < WINDOW_S

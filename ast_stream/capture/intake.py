@@ -29,6 +29,7 @@ from ast_stream.capture.sources.scene import ScenePlayer
 from ast_stream.capture.sources.stdin import StandardInput
 from ast_stream.errors import AudioError, CaptureError
 from ast_stream.messages.audio import Pcm16
+from ast_stream.runtime.backoff import Backoff
 from ast_stream.settings import schema
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, ns_to_samples
 
@@ -117,7 +118,7 @@ class Intake:
         self._began_ns = monotonic_ns()
         self._first_block_ns: int | None = None  # since the last opening
         self._last_block_ns = self._progress_ns = self._began_ns
-        self._retry_s = RETRY_S[0]
+        self._backoff = Backoff(*RETRY_S)
         self._next_rate_log_ns = self._began_ns + _RATE_LOG_NS
 
     @property
@@ -227,7 +228,7 @@ class Intake:
         if self._first_block_ns is None:
             self._first_block_ns = self._last_block_ns
         if self._last_block_ns - self._first_block_ns >= STEADY_S * NS_PER_SECOND:
-            self._retry_s = RETRY_S[0]
+            self._backoff.reset()
         if block.is_last:
             self._end()
         self._log_rate()
@@ -290,9 +291,8 @@ class Intake:
 
     def _pause(self, error: CaptureError) -> None:
         jitter = 1 + _JITTER * (2 * self._random_unit() - 1)
-        self._wait(self._retry_s * jitter)
-        longest_s = getattr(error, "max_pause_s", None) or RETRY_S[1]
-        self._retry_s = min(2 * self._retry_s, longest_s)
+        max_s = getattr(error, "max_pause_s", None)
+        self._wait(self._backoff.next_s(max_s) * jitter)
 
     def _wait(self, duration_s: float) -> None:
         """Wait in steps: a long pause is progress, too."""

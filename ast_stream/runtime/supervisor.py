@@ -21,6 +21,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import IO, TextIO
 
+from ast_stream.runtime.backoff import Backoff
 from ast_stream.runtime.files import make_way
 from ast_stream.runtime.lifecycle import EXIT_CONFIG, EXIT_CRASH, EXIT_STARTUP
 from ast_stream.runtime.logging import LimitedLog, LineFormat, foreign_line
@@ -63,21 +64,6 @@ class ChildSpec:
     ends_last: bool = False
 
 
-class Backoff:
-    """How long to wait before the next start: doubling, forgotten after a healthy run."""
-
-    def __init__(self) -> None:
-        self._next_s = FIRST_DELAY_S
-
-    def after_run(self, ran_s: float) -> float:
-        """Return the seconds to wait after a run of `ran_s` seconds."""
-        if ran_s >= HEALTHY_S:
-            self._next_s = FIRST_DELAY_S
-        delay_s = self._next_s
-        self._next_s = min(2 * delay_s, MAX_DELAY_S)
-        return delay_s
-
-
 class _State(Enum):
     WAITING = auto()  # to be started at `due_s`
     RUNNING = auto()
@@ -102,7 +88,7 @@ class _Child:
         self.due_s = now_s
         self.process: subprocess.Popen[bytes] | None = None
         self._started_s = now_s
-        self._backoff = Backoff()
+        self._backoff = Backoff(FIRST_DELAY_S, MAX_DELAY_S, HEALTHY_S)
         self._has_run_before = False
 
     def start(self, environ: Mapping[str, str], forwarder: LineForwarder, now_s: float) -> None:

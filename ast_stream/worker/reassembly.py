@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from ast_stream.messages.audio import AudioBlock, Pcm16, ReadRequest, RingReply
 from ast_stream.messages.event import Gap
+from ast_stream.runtime.backoff import Backoff
 from ast_stream.units import ns_to_samples, samples_to_ns, seconds_to_samples
 
 REQUEST_AFTER_SILENCE_S = 0.2  # a loss at the tail shows only by silence
@@ -418,7 +419,7 @@ class _RequestTimer:
         self.sent_s = float("-inf")
         self._outstanding: ReadRequest | None = None
         self._not_before_s = float("-inf")
-        self._pause_s = 0.0
+        self._backoff = Backoff(MIN_PAUSE_S, MAX_BACKOFF_S)
 
     def is_due(self, now_s: float) -> bool:
         """Return whether a request may be sent now."""
@@ -437,14 +438,14 @@ class _RequestTimer:
     def on_answer(self, now_s: float, *, is_empty: bool) -> None:
         """Allow the next request at once, or after a longer pause each time nothing came."""
         self.failures = 0
-        self._pause_s = self._longer_pause(MAX_PAUSE_S) if is_empty else 0.0
-        self._not_before_s = now_s + self._pause_s
+        if not is_empty:
+            self._backoff.reset()
+        self._not_before_s = now_s + (self._backoff.next_s(MAX_PAUSE_S) if is_empty else 0.0)
 
     def on_failure(self, now_s: float) -> None:
         """Back off after a refusal or a timeout."""
         self.failures += 1
-        self._pause_s = self._longer_pause(MAX_BACKOFF_S)
-        self._not_before_s = now_s + self._pause_s
+        self._not_before_s = now_s + self._backoff.next_s()
 
     def expire(self, now_s: float) -> bool:
         """Give up the outstanding request if it is too old; return whether it was."""
@@ -457,6 +458,3 @@ class _RequestTimer:
     def expedite(self) -> None:
         """Allow the next request soon: the ring has something."""
         self._not_before_s = min(self._not_before_s, self.sent_s + URGENT_PAUSE_S)
-
-    def _longer_pause(self, limit_s: float) -> float:
-        return min(limit_s, max(MIN_PAUSE_S, 2 * self._pause_s))

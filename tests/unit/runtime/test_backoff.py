@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ast_stream.runtime.backoff import Backoff
+from ast_stream.runtime.supervisor import FIRST_DELAY_S, HEALTHY_S, MAX_DELAY_S
 
 
 def test_delays_double_up_to_the_limit_and_begin_anew_after_a_success() -> None:
@@ -19,3 +20,10 @@ def test_one_failure_may_have_a_limit_of_its_own() -> None:
     assert [backoff.next_s() for _ in range(4)] == [0.2, 0.4, 0.8, 1.0]
     assert backoff.next_s(max_s=60.0) == 2.0
     assert backoff.next_s() == 1.0
+
+
+def test_delay_of_the_supervisor_is_forgotten_after_a_healthy_run() -> None:
+    backoff = Backoff(FIRST_DELAY_S, MAX_DELAY_S, HEALTHY_S)
+    assert [backoff.after_run(1.0) for _ in range(7)] == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
+    assert backoff.after_run(30.0) == 0.5
+    assert backoff.after_run(1.0) == 1.0

@@ -13,7 +13,7 @@ import pytest
 
 from ast_stream.runtime import supervisor
 from ast_stream.runtime.lifecycle import child_environment
-from ast_stream.runtime.supervisor import Backoff, ChildSpec, LineForwarder, Supervisor
+from ast_stream.runtime.supervisor import ChildSpec, LineForwarder, Supervisor
 
 LIMIT_S = 30
 
@@ -56,16 +56,6 @@ def is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-def test_delay_doubles_up_to_its_limit_and_is_forgotten_after_a_healthy_run(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.undo()
-    backoff = Backoff()
-    assert [backoff.after_run(1.0) for _ in range(7)] == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
-    assert backoff.after_run(30.0) == 0.5
-    assert backoff.after_run(1.0) == 1.0
 
 
 def test_run_ends_with_zero_when_all_finite_sources_have_ended(

@@ -65,7 +65,7 @@ class Scanner:
     Args:
         tagger: the loaded model.
         detection, hop_s, min_context_s, on_scores: as for `Detector`.
-        channel: the one that is heard, counted from 0; "mix": the mean of all.
+        channel: which one is analysed, counted from 0; "mix": the mean of all.
 
     Attributes:
         warning: what made the last recording be heard wrongly, or not at all, or None.
@@ -159,7 +159,7 @@ def scan_file(
         model, device, precision, window_s: as for `load_tagger`.
         hop_s: seconds between windows; None: as the checkpoint was calibrated for.
         detection: how scores become events; None: as the checkpoint says.
-        channel: the one that is heard, counted from 0; "mix": the mean of all.
+        channel: which one is analysed, counted from 0; "mix": the mean of all.
 
     Raises:
         UsageError: an argument is none of these.

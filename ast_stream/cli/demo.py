@@ -54,7 +54,7 @@ def demo(
     ] = 40.0,
     hop: Annotated[float, typer.Option(min=0.05, help="Seconds between windows.")] = 0.25,
     model: Annotated[str, typer.Option(help="Checkpoint.")] = "bundled",
-    as_json: Annotated[bool, typer.Option("--json", help="DemoReport as JSON on stdout.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON on stdout.")] = False,
 ) -> None:
     """Run a generated scene through capture, worker, feed and alerts, as real processes.
 

@@ -152,7 +152,7 @@ def _write(
 ) -> None:
     """Write the checkpoint, made from others, with their attributions and a self-check.
 
-    The scores of that are those of the weights as they are stored.
+    The scores of the self-check are those of the weights as they are stored.
     """
     from ast_stream.model.checkpoint import load_checkpoint, save_checkpoint
     from ast_stream.model.selfcheck import golden_for
@@ -160,7 +160,9 @@ def _write(
     metadata = checkpoint.metadata.model_copy(update={"golden": None})
     _say(f"writing {summary(checkpoint)} in {precision}")
     save_checkpoint(directory, replace(checkpoint, metadata=metadata), precision)
-    carry_attributions([one for one in map(folder_of, references) if one is not None], directory)
+    carry_attributions(
+        [folder for folder in map(folder_of, references) if folder is not None], directory
+    )
     written = load_checkpoint(str(directory))
     _say("computing the scores of its self-check")
     write_metadata(directory, metadata.model_copy(update={"golden": golden_for(written)}))

@@ -1,7 +1,7 @@
 """Labelled recordings, wherever they are listed, decoded to 16 kHz.
 
-All problems of a data set are reported together: a user with 400 files must not meet them one by
-one.
+All problems of a data set are reported together: a user with 400 files must not meet each of them
+in a run of its own.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ _WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # .xlsx and .ods, .xls
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of a table's columns, and which rows to take.
+    """Names of a table's columns, and which rows count.
 
     Attributes:
         fold, onset, offset: None: the column of that name, if there is one.
@@ -46,7 +46,7 @@ class Columns:
 
 
 class Table(NamedTuple):
-    """The rows of a table with the line each one ends on, and what is wrong with them.
+    """The rows of a table with the line that each ends on, and the problems with them.
 
     Attributes:
         delimiter: what separates the cells.

@@ -31,7 +31,7 @@ class Sound:
 
     Attributes:
         label: AudioSet display name.
-        kind: which generator made it; tells alarms apart that share a label family.
+        kind: which generator made it; distinguishes alarms of one label family.
         waveform: shape (n_samples,), float32, active level `ACTIVE_DBFS`, peaks may pass 1.0;
             ends after its echo.
         onset_sample, offset_sample: first sample of the sound, and just after its last.

@@ -26,10 +26,10 @@ class SpectrogramAugmentation:
     """Strengths; zero switches a part off."""
 
     filter_spread: float = 0.6  # standard deviation in natural log of power, 2.6 dB
-    frequency_mask: int = 16  # widest mask, in mel bands
-    time_mask: int = 24  # widest mask, in frames
-    noise: float = 0.0  # highest level of uniform noise on the normalised frames
-    shift: int = 0  # most frames that a window is rolled to either side
+    frequency_mask: int = 16  # maximum width, in mel bands
+    time_mask: int = 24  # maximum width, in frames
+    noise: float = 0.0  # maximum level of uniform noise on the normalised frames
+    shift: int = 0  # maximum roll to either side, in frames
 
 
 class Augment:
@@ -82,25 +82,25 @@ def filter_randomly(fbank: Tensor, spread: float) -> Tensor:
     return (fbank + gain).clamp_min(SILENCE_LOG_MEL)
 
 
-def add_noise(windows: Tensor, most: float) -> Tensor:
-    """Return windows (B, n_frames, n_mels) plus uniform noise in [0, u], u in [0, `most`] each.
+def add_noise(windows: Tensor, max_level: float) -> Tensor:
+    """Return windows (B, n_frames, n_mels) plus noise in [0, u], each with a u in [0, `max_level`].
 
-    Source: YuanGongND/ast, src/dataloader.py, for Speech Commands (`most` 0.1).
+    Source: YuanGongND/ast, src/dataloader.py, for Speech Commands (`max_level` 0.1).
     """
-    if not most:
+    if not max_level:
         return windows
-    levels = most * torch.rand(len(windows), 1, 1)
+    levels = max_level * torch.rand(len(windows), 1, 1)
     return windows + (levels * torch.rand(windows.shape)).to(windows.device)
 
 
-def shift_randomly(windows: Tensor, most: int) -> Tensor:
-    """Return windows (B, n_frames, n_mels), each rolled in time by up to `most` frames.
+def shift_randomly(windows: Tensor, max_shift: int) -> Tensor:
+    """Return windows (B, n_frames, n_mels), each rolled in time by up to `max_shift` frames.
 
-    Source: as `add_noise`; its shift of -10 to 9 frames is drawn with `most` excluded above.
+    Source: as `add_noise`; its shift of -10 to 9 frames is drawn with `max_shift` excluded above.
     """
-    if not most:
+    if not max_shift:
         return windows
-    shifts = torch.randint(-most, most, (len(windows),)).tolist()
+    shifts = torch.randint(-max_shift, max_shift, (len(windows),)).tolist()
     return torch.stack(
         [window.roll(shift, 0) for window, shift in zip(windows, shifts, strict=True)]
     )

@@ -20,8 +20,10 @@ from ast_stream.alerts.rule_tests import duration_text
 from ast_stream.alerts.rules.match import Matcher
 from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.errors import WireError
-from ast_stream.messages.event import EventMessage
-from ast_stream.units import NS_PER_SECOND, format_time, parse_time
+from ast_stream.messages.event import EventMessage, GapMessage
+from ast_stream.messages.feed import content_without_topic
+from ast_stream.messages.status import Health
+from ast_stream.units import NS_PER_SECOND, format_time
 
 _SETTLE_NS = 3600 * NS_PER_SECOND  # after the last event, for timers that still run
 _WITHIN = "1s"  # how much later an alert may come before a recorded test fails
@@ -82,28 +84,33 @@ def backtest(
     report.fired.update({rule.name: 0 for rule in rules.rules})
     engine: Engine | None = None
     for body in bodies:
+        try:
+            content = content_without_topic(body)
+        except WireError:
+            report.damaged += 1
+            continue
         if engine is None:
-            start_ns = _captured_ns(body)
+            start_ns = _time_ns(content)
             if start_ns is None:
                 report.damaged += 1
                 continue
             report.first_ns = start_ns
             engine = Engine(rules, now_ns=start_ns, timing=timing)
-        kind = "gap/" if "samples" in body else "health/" if "level_dbfs" in body else "event/"
-        yield from _counted(engine.on_message(kind, body), report)
+        yield from _counted(engine.process(content), report)
         report.last_ns = engine.now_ns
     if engine is not None:
         yield from _counted(engine.advance(engine.now_ns + _SETTLE_NS), report)
         report.events = engine.counters.events
-        report.damaged += engine.counters.malformed
         report.suppressed = engine.counters.suppressed_by_rule
 
 
-def _captured_ns(body: dict[str, Any]) -> int | None:
-    try:
-        return parse_time(body.get("captured") or body.get("time") or body["published"])
-    except (KeyError, TypeError, ValueError):
-        return None
+def _time_ns(content: EventMessage | GapMessage | Health) -> int | None:
+    match content:
+        case EventMessage():
+            return content.captured_ns
+        case GapMessage():
+            return content.time_ns
+    return content.published_ns
 
 
 def _counted(transitions: list[Transition], report: BacktestReport) -> Iterator[Transition]:

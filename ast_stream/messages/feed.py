@@ -6,6 +6,7 @@ is one JSON object with topic and body, and a checksum.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
@@ -278,6 +279,19 @@ _CONTENTS: dict[str, type[Content]] = {  # by topic, or by its first word
     WORKER_STATUS_TOPIC: WorkerStatus,
     ALERTS_STATUS_TOPIC: AlertsStatus,
 }
+
+
+def content_without_topic(body: Mapping[str, Any]) -> EventMessage | GapMessage | Health:
+    """Return an event, gap or health whose topic is not known, by a field that only it has.
+
+    Raises:
+        WireError: it does not follow the format.
+    """
+    if "samples" in body:
+        return GapMessage.from_json(body, "gap")
+    return (
+        Health.from_json(body, "health") if "level_dbfs" in body else EventMessage.from_json(body)
+    )
 
 
 def _check_stamp(topic: str, body: dict[str, Any]) -> None:

@@ -115,7 +115,7 @@ def targets(field: Schema, root: Schema, suffix: str = "") -> Iterator[tuple[str
 def row(name: str, field: Schema, root: Schema, is_required: bool, comment: str) -> str:
     """Return a line of a table of keys."""
     default = "required" if is_required else default_of(field)
-    meaning = field.get("description") or comment
+    meaning = _COMMON_MEANINGS.get(name) or field.get("description") or comment
     cells = (f"`{name}`", type_of(field, root), default, meaning)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
@@ -148,6 +148,7 @@ def type_of(field: Schema, root: Schema) -> str:
     return "null"
 
 
+_COMMON_MEANINGS = {"type": "which kind this is"}
 _PLURALS = ("section", "number", "integer")
 
 

@@ -29,22 +29,26 @@ VariableName = Annotated[str, Field(pattern=_VARIABLE)]
 class RateLimit(Section):
     """At most `max` deliveries in any `per_s` seconds; more wait until they expire."""
 
-    max: int = Field(default=30, ge=1, le=1_000_000)
-    per_s: PositiveSeconds = 60.0
+    max: int = Field(default=30, ge=1, le=1_000_000, description="deliveries")
+    per_s: PositiveSeconds = Field(default=60.0, description="length of the sliding window")
 
 
 class ActionSection(Section):
     """What all actions have."""
 
-    on: list[Literal["firing", "resolved"]] = Field(default=["firing", "resolved"], min_length=1)
-    rate_limit: RateLimit = RateLimit()
+    on: list[Literal["firing", "resolved"]] = Field(
+        default=["firing", "resolved"], min_length=1, description="what is sent"
+    )
+    rate_limit: RateLimit = Field(default=RateLimit(), description="limits the deliveries")
 
 
 class LogAction(ActionSection):
     """A line in the log of the alerts process."""
 
     type: Literal["log"]
-    level: Literal["info", "warning", "error"] = "warning"
+    level: Literal["info", "warning", "error"] = Field(
+        default="warning", description="of the line in the log"
+    )
 
 
 class CommandAction(ActionSection):
@@ -52,7 +56,9 @@ class CommandAction(ActionSection):
 
     type: Literal["command"]
     argv: list[str] = Field(min_length=1, description="program, by absolute path, and arguments")
-    timeout_s: Patience = 10.0
+    timeout_s: Patience = Field(
+        default=10.0, description="then the program is killed, and the delivery retried"
+    )
     pass_env: list[VariableName] = Field(
         default_factory=list, description="environment variables that the program may see"
     )
@@ -71,13 +77,15 @@ class WebhookAction(ActionSection):
     """An HTTP POST of a CloudEvents 1.0 body, signed as Standard Webhooks has it."""
 
     type: Literal["webhook"]
-    url: str
+    url: str = Field(description="http:// or https://, without user and password")
     secret_file: FilePath | None = Field(
         default=None, description="file with one whsec_ secret a line; several while they rotate"
     )
-    secret_env: VariableName | None = None
+    secret_env: VariableName | None = Field(
+        default=None, description="environment variable with the secret, instead of `secret_file`"
+    )
     ca_file: FilePath | None = Field(default=None, description="null: the system's authorities")
-    timeout_s: Patience = 20.0
+    timeout_s: Patience = Field(default=20.0, description="for the answer")
     allow_private: bool = Field(
         default=False, description="may connect to private, loopback and link-local addresses"
     )
@@ -103,26 +111,33 @@ class MqttAction(ActionSection):
     """An MQTT broker with Home Assistant discovery (needs the extra `notify`)."""
 
     type: Literal["mqtt"]
-    host: str = Field(min_length=1)
-    port: int = Field(default=1883, ge=1, le=65535)
-    username: str | None = None
-    password_file: FilePath | None = None
-    password_env: VariableName | None = None
-    tls: bool = False
+    host: str = Field(min_length=1, description="of the broker")
+    port: int = Field(
+        default=1883, ge=1, le=65535, description="of the broker; with `tls` usually 8883"
+    )
+    username: str | None = Field(default=None, description="null: no login")
+    password_file: FilePath | None = Field(default=None, description="file with the password")
+    password_env: VariableName | None = Field(
+        default=None,
+        description="environment variable with the password, instead of `password_file`",
+    )
+    tls: bool = Field(default=False, description="encrypt the connection")
     ca_file: FilePath | None = Field(default=None, description="null: the system's authorities")
     node: str | None = Field(
         default=None,
         pattern=r"^[a-zA-Z0-9_-]{1,63}$",
         description="name of this machine in topics; null: its host name",
     )
-    base_topic: str = Field(default="ast-stream", pattern=_TOPIC)
+    base_topic: str = Field(
+        default="ast-stream", pattern=_TOPIC, description="what all topics begin with"
+    )
     discovery_prefix: str | None = Field(
         default="homeassistant", pattern=_TOPIC, description="null: no Home Assistant discovery"
     )
     classes: list[str] = Field(
         default_factory=list, description="binary sensors, besides those of classes in rules"
     )
-    timeout_s: Patience = 10.0
+    timeout_s: Patience = Field(default=10.0, description="for the broker to confirm")
 
 
 class AppriseAction(ActionSection):
@@ -130,8 +145,10 @@ class AppriseAction(ActionSection):
 
     type: Literal["apprise"]
     urls_file: FilePath | None = Field(default=None, description="file with one apprise URL a line")
-    urls_env: VariableName | None = None
-    timeout_s: Patience = 30.0
+    urls_env: VariableName | None = Field(
+        default=None, description="environment variable with apprise URLs, instead of `urls_file`"
+    )
+    timeout_s: Patience = Field(default=30.0, description="for the service to answer")
 
     @model_validator(mode="after")
     def _has_one_source(self) -> AppriseAction:
@@ -150,7 +167,9 @@ class Heartbeat(Section):
     """A sign of life while events can become alerts; an outside service misses it (dead man)."""
 
     action: str = Field(description="name of a webhook, command, log or apprise action")
-    interval_s: float = Field(default=60.0, ge=1, le=MAX_SECONDS)
+    interval_s: float = Field(
+        default=60.0, ge=1, le=MAX_SECONDS, description="between two signs of life"
+    )
 
 
 class AlertSettings(Section):

@@ -68,8 +68,12 @@ class MicrophoneSource(Section):
         "picks one",
     )
     channel: Channel = "mix"
-    block_s: float = Field(default=0.1, ge=0.01, le=1.0, description="length of one callback")
-    latency_s: float = Field(default=0.2, ge=0.01, le=5.0, description="buffer asked of PortAudio")
+    block_s: float = Field(
+        default=0.1, ge=0.01, le=1.0, description="seconds of audio in one callback"
+    )
+    latency_s: float = Field(
+        default=0.2, ge=0.01, le=5.0, description="seconds of buffer asked of PortAudio"
+    )
 
     @model_validator(mode="after")
     def _channel_is_there(self) -> MicrophoneSource:
@@ -85,20 +89,22 @@ class FileSource(Section):
     pace: Literal["realtime", "fast"] = Field(
         default="realtime", description="real time, or as fast as the worker takes it"
     )
-    loop: bool = False
+    loop: bool = Field(default=False, description="start again at the end")
     channel: Channel = "mix"
-    block_s: float = Field(default=0.1, ge=0.01, le=1.0)
+    block_s: float = Field(
+        default=0.1, ge=0.01, le=1.0, description="length of one block, in seconds of audio"
+    )
 
 
 class UrlSource(Section):
     """A network stream, decoded by FFmpeg's libraries (needs the extra `url`)."""
 
     type: Literal["url"]
-    url: str
+    url: str = Field(description="rtsp://, http:// or what else FFmpeg opens")
     options: dict[str, str] = Field(
         default_factory=dict, description="FFmpeg options, e.g. rtsp_transport: tcp"
     )
-    open_timeout_s: Patience = 10.0
+    open_timeout_s: Patience = Field(default=10.0, description="for the connection")
     read_timeout_s: Patience = Field(
         default=4.0, description="lost when no sound comes for so long, even if video does"
     )
@@ -135,10 +141,14 @@ class SceneSource(Section):
     """A generated scene of synthesised alarms over noise, with known truth."""
 
     type: Literal["scene"]
-    seed: int = Field(default=0, ge=0, le=2**32 - 1)
-    duration_s: float = Field(default=40.0, ge=5, le=86400)
-    pace: Literal["realtime", "fast"] = "realtime"
-    block_s: float = Field(default=0.1, ge=0.01, le=1.0)
+    seed: int = Field(default=0, ge=0, le=2**32 - 1, description="which scene")
+    duration_s: float = Field(default=40.0, ge=5, le=86400, description="length of the scene")
+    pace: Literal["realtime", "fast"] = Field(
+        default="realtime", description="real time, or as fast as the worker takes it"
+    )
+    block_s: float = Field(
+        default=0.1, ge=0.01, le=1.0, description="length of one block, in seconds of audio"
+    )
 
 
 Source = Annotated[
@@ -209,14 +219,24 @@ class ModelSettings(Section):
 class ClassSettings(Section):
     """Detection settings of one class; null: as in `detection.defaults`."""
 
-    enabled: bool = True
-    onset_threshold: Threshold | None = None
-    confirm_s: Seconds | None = None
-    smoothing_s: SmoothingSeconds | None = None
-    hold_s: Seconds | None = None
-    min_duration_s: Seconds | None = None
-    refractory_s: Seconds | None = None
-    max_duration_s: PositiveSeconds | None = None
+    enabled: bool = Field(default=True, description="false: the class makes no events")
+    onset_threshold: Threshold | None = Field(
+        default=None, description="score at which an event may begin"
+    )
+    confirm_s: Seconds | None = Field(
+        default=None, description="span in which 60 % of windows must agree"
+    )
+    smoothing_s: SmoothingSeconds | None = Field(
+        default=None, description="time constant over which scores are averaged"
+    )
+    hold_s: Seconds | None = Field(
+        default=None, description="quiet time after which an event has ended"
+    )
+    min_duration_s: Seconds | None = Field(default=None, description="shorter sounds make no event")
+    refractory_s: Seconds | None = Field(default=None, description="pause after an event")
+    max_duration_s: PositiveSeconds | None = Field(
+        default=None, description="longer events are cut"
+    )
 
 
 class DetectionDefaults(Section):
@@ -275,12 +295,12 @@ class LoggingSettings(Section):
 
 
 class MetricsSettings(Section):
-    """Prometheus endpoints, one for each process: see `paths.metrics_address` for the ports."""
+    """Prometheus endpoints, one for each process, at ports that follow each other."""
 
     listen: str | None = Field(
         default=None,
         pattern=r"^(\[[0-9A-Fa-f:.]+\]|[^:\s\[\]]+):\d{1,5}$",
-        description="host:port, e.g. 127.0.0.1:9464",
+        description="host:port of the worker, e.g. 127.0.0.1:9464; null: off",
     )
 
 
@@ -289,10 +309,13 @@ class Settings(Section):
 
     version: Literal[1] = 1
     runtime_dir: FilePath | None = Field(
-        default=None, description="relative ones begin at this file; null: that of the service"
+        default=None,
+        description="folder of sockets and locks; null: $RUNTIME_DIRECTORY, else "
+        "$XDG_RUNTIME_DIR/ast-stream, else a private temporary folder",
     )
     state_dir: FilePath = Field(
-        default="/var/lib/ast-stream", description="relative ones begin at this file"
+        default="/var/lib/ast-stream",
+        description="folder of what must survive a restart: event log, alerts",
     )
     streams: list[StreamSettings] = Field(min_length=1)
     model: ModelSettings = ModelSettings()

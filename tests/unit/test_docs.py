@@ -76,6 +76,12 @@ def test_generated_page_is_current(name: str) -> None:
     assert page.read_text() == expected, "run: make docs"
 
 
+@pytest.mark.parametrize("name", ["settings.md", "rules.md"])
+def test_every_key_has_a_meaning(name: str) -> None:
+    page = (ROOT / "docs/reference" / name).read_text()
+    assert [line for line in page.splitlines() if re.search(r"^\| `.*\|\s+\|$", line)] == []
+
+
 def test_readme_is_short() -> None:
     assert len(README.read_text().splitlines()) <= MAX_README_LINES
 

@@ -33,13 +33,13 @@ class SoundMatch(RuleSection):
 class ScoreMatch(RuleSection):
     """Bounds of the score so far."""
 
-    min: float = Field(ge=0, le=1)
+    min: float = Field(ge=0, le=1, description="the highest score so far must reach this")
 
 
 class EventMatch(SoundMatch):
     """Which events."""
 
-    score: ScoreMatch | None = None
+    score: ScoreMatch | None = Field(default=None, description="bounds of the score")
     not_: SoundMatch | None = Field(default=None, alias="not", description="but not these")
 
 

@@ -36,21 +36,35 @@ class RuleHead(RuleSection):
         pattern=RULE_NAME,
         description="a name of lower-case letters, digits, '-' and '_', at most 63",
     )
-    match: EventMatch | None = None
+    match: EventMatch | None = Field(
+        default=None, description="which events; with `for` or `count` the events that count"
+    )
 
 
 class RuleSettings(TriggerFields, RuleHead):
     """One rule: exactly one trigger, and what becomes of it."""
 
-    group_by: NameList | None = None
-    when: Names | None = None
-    unless: Names | None = None
-    keep_firing_for: Duration | None = None
-    cooldown: Duration | None = None
-    severity: Severity | None = None
+    group_by: NameList | None = Field(
+        default=None,
+        description="one alert for each value of these: stream, class, label, or labels of streams",
+    )
+    when: Names | None = Field(default=None, description="only in these windows of time")
+    unless: Names | None = Field(default=None, description="not in these windows of time")
+    keep_firing_for: Duration | None = Field(
+        default=None, description="the alert resolves only after so long without its cause"
+    )
+    cooldown: Duration | None = Field(
+        default=None,
+        description="no new alert for so long after one has ended; what fires meanwhile is counted",
+    )
+    severity: Severity | None = Field(default=None, description="decides topic, urgency and expiry")
     limit: int = Field(default=64, ge=1, le=10_000, description="alerts of this rule at a time")
-    labels: dict[str, str] = Field(default_factory=dict)
-    annotations: dict[str, str] = Field(default_factory=dict)
+    labels: dict[str, str] = Field(
+        default_factory=dict, description="added to the labels of the alert"
+    )
+    annotations: dict[str, str] = Field(
+        default_factory=dict, description="texts of the notification, by name; {{ … }} is filled in"
+    )
     actions: OptionalNameList = Field(
         default=None, description="of the configuration; null: the group's, or the file's default"
     )
@@ -59,11 +73,14 @@ class RuleSettings(TriggerFields, RuleHead):
 class Defaults(RuleSection):
     """What holds for rules that say nothing else."""
 
-    timezone: str | None = None
-    severity: Severity = "medium"
-    cooldown: Duration = 0
-    keep_firing_for: Duration = 0
-    group_by: NameList = Field(default_factory=lambda: ["stream"])
+    timezone: str | None = Field(default=None, description="of `windows`, e.g. Europe/Paris")
+    severity: Severity = Field(default="medium", description="of rules without `severity`")
+    cooldown: Duration = Field(default=0, description="of rules without `cooldown`")
+    keep_firing_for: Duration = Field(default=0, description="of rules without `keep_firing_for`")
+    group_by: NameList = Field(
+        default_factory=lambda: ["stream"],
+        description="of rules without `group_by`; [stream] if left out",
+    )
     actions: OptionalNameList = Field(
         default=None, description="of rules and groups without `actions`"
     )
@@ -75,17 +92,21 @@ class Defaults(RuleSection):
 class Group(RuleSection):
     """Rules that share labels."""
 
-    name: str = Field(min_length=1, max_length=100)
-    labels: dict[str, str] = Field(default_factory=dict)
+    name: str = Field(min_length=1, max_length=100, description="shown in messages about the file")
+    labels: dict[str, str] = Field(
+        default_factory=dict, description="added to the labels of its alerts"
+    )
     actions: OptionalNameList = Field(default=None, description="of rules without `actions`")
-    rules: list[RuleSettings] = Field(min_length=1)
+    rules: list[RuleSettings] = Field(min_length=1, description="the rules")
 
 
 class Selector(RuleSection):
     """Alerts by name or severity; all keys given must hold."""
 
-    alert: Names | None = None
-    severity: Annotated[list[Severity], BeforeValidator(as_list)] | None = None
+    alert: Names | None = Field(default=None, description="names of rules")
+    severity: Annotated[list[Severity], BeforeValidator(as_list)] | None = Field(
+        default=None, description="severities"
+    )
 
     @model_validator(mode="after")
     def _says_something(self) -> Selector:
@@ -97,21 +118,25 @@ class Selector(RuleSection):
 class Inhibit(RuleSection):
     """While a source alert is active, target alerts with equal labels do not fire."""
 
-    source: Selector
-    target: Selector
-    equal: NameList = Field(default_factory=list)
+    source: Selector = Field(description="alerts that keep others from firing")
+    target: Selector = Field(description="alerts that do not fire meanwhile")
+    equal: NameList = Field(default_factory=list, description="labels that must be equal in both")
 
 
 class RuleFile(RuleSection):
     """A whole rule file; only `groups` has no default."""
 
-    version: Literal[1] = 1
-    defaults: Defaults = Defaults()
+    version: Literal[1] = Field(default=1, description="of this format; there is only 1")
+    defaults: Defaults = Field(default=Defaults(), description="for rules that say nothing else")
     ontology: str | None = Field(default=None, description="AudioSet's ontology.json or alike")
     classes: dict[str, Names] = Field(default_factory=dict, description="your groups of classes")
-    windows: dict[str, WindowSettings] = Field(default_factory=dict)
-    groups: list[Group] = Field(min_length=1)
-    inhibit: list[Inhibit] = Field(default_factory=list)
+    windows: dict[str, WindowSettings] = Field(
+        default_factory=dict, description="windows of time, by the name that rules use"
+    )
+    groups: list[Group] = Field(min_length=1, description="groups of rules")
+    inhibit: list[Inhibit] = Field(
+        default_factory=list, description="which alerts keep others from firing"
+    )
 
 
 def rule_file_json_schema() -> dict[str, Any]:

@@ -28,11 +28,15 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 class WindowSettings(RuleSection):
     """A window of time as a rule file has it."""
 
-    timezone: str | None = None
-    days: Names | None = None
-    dates: Names | None = None
-    from_: str | None = Field(default=None, alias="from")
-    to: str | None = None
+    timezone: str | None = Field(default=None, description="null: that of the defaults")
+    days: Names | None = Field(default=None, description="mon to sun, or ranges such as mon-fri")
+    dates: Names | None = Field(
+        default=None, description="dates, or ranges such as 2026-12-24..2027-01-02"
+    )
+    from_: str | None = Field(
+        default=None, alias="from", description="first minute, HH:MM; may be later than `to`"
+    )
+    to: str | None = Field(default=None, description="minute after the last one, HH:MM")
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,16 @@ if TYPE_CHECKING:
 class Absent(RuleSection):
     """No such sound for a time, although the stream was heard."""
 
-    match: EventMatch
-    for_: PositiveDuration = Field(alias="for")
+    match: EventMatch = Field(description="which sound")
+    for_: PositiveDuration = Field(alias="for", description="how long it must be absent")
 
 
 class AbsentFields(RuleSection):
     """Keys of a rule."""
 
-    absent: Absent | None = None
+    absent: Absent | None = Field(
+        default=None, description="fires when a sound has been absent for a time"
+    )
 
 
 @dataclass

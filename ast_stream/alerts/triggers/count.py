@@ -26,8 +26,8 @@ COLLAPSE_NS = NS_PER_SECOND  # classes of one branch that begin this close toget
 class Count(RuleSection):
     """So many onsets within a sliding window."""
 
-    min: int = Field(ge=2, le=MAX_COUNT)
-    within: PositiveDuration
+    min: int = Field(ge=2, le=MAX_COUNT, description="how many onsets")
+    within: PositiveDuration = Field(description="length of the sliding window")
     distinct: Literal["stream"] | None = Field(
         default=None, description="count streams instead of events"
     )
@@ -36,7 +36,9 @@ class Count(RuleSection):
 class CountFields(RuleSection):
     """Keys of a rule."""
 
-    count: Count | None = None
+    count: Count | None = Field(
+        default=None, description="fires when `match` has had so many onsets within a time"
+    )
 
 
 @dataclass

@@ -35,8 +35,12 @@ SHORT_FOR_NS = NS_PER_SECOND // 2  # an impulsive sound may last this long
 class DurationFields(RuleSection):
     """Keys of a rule."""
 
-    for_: PositiveDuration | None = Field(default=None, alias="for")
-    tolerate: Duration = 0
+    for_: PositiveDuration | None = Field(
+        default=None, alias="for", description="fires when `match` has sounded for so long"
+    )
+    tolerate: Duration = Field(
+        default=0, description="pauses of up to this do not end the sound; they do not count for it"
+    )
 
 
 @dataclass

@@ -27,12 +27,21 @@ LEVEL_STALE_NS = 10 * NS_PER_SECOND  # health arrives each second; without it no
 class Level(RuleSection):
     """The level or the absence of a stream, whatever the sound; exactly one condition."""
 
-    stream: dict[str, Names] = Field(default_factory=dict)
-    louder_than_dbfs: float | None = Field(default=None, ge=-120, le=0)
-    quieter_than_dbfs: float | None = Field(default=None, ge=-120, le=0)
-    digital_silence: Literal[True] | None = None
-    missing: Literal[True] | None = None
-    for_: Duration = Field(default=0, alias="for")
+    stream: dict[str, Names] = Field(
+        default_factory=dict,
+        description="by `id` (the stream's name) and by labels; all streams if left out",
+    )
+    louder_than_dbfs: float | None = Field(
+        default=None, ge=-120, le=0, description="the level is above this"
+    )
+    quieter_than_dbfs: float | None = Field(
+        default=None, ge=-120, le=0, description="the level is below this"
+    )
+    digital_silence: Literal[True] | None = Field(
+        default=None, description="the source delivers only zeros"
+    )
+    missing: Literal[True] | None = Field(default=None, description="no audio comes")
+    for_: Duration = Field(default=0, alias="for", description="how long the condition must hold")
 
     @model_validator(mode="after")
     def _one_condition(self) -> Level:
@@ -51,7 +60,9 @@ class Level(RuleSection):
 class LevelFields(RuleSection):
     """Keys of a rule."""
 
-    level: Level | None = None
+    level: Level | None = Field(
+        default=None, description="fires on the level or the absence of a stream"
+    )
 
 
 @dataclass

@@ -26,20 +26,22 @@ MAX_SEQUENCE_EVENTS = 512
 class Step(RuleSection):
     """One sound of a sequence."""
 
-    match: EventMatch
+    match: EventMatch = Field(description="which sound")
 
 
 class Sequence(RuleSection):
     """Sounds whose onsets follow each other, first to last within a time."""
 
-    within: PositiveDuration
-    steps: list[Step] = Field(min_length=2, max_length=16)
+    within: PositiveDuration = Field(description="from the first onset to the last")
+    steps: list[Step] = Field(min_length=2, max_length=16, description="the sounds, in order")
 
 
 class SequenceFields(RuleSection):
     """Keys of a rule."""
 
-    sequence: Sequence | None = None
+    sequence: Sequence | None = Field(
+        default=None, description="fires when sounds follow each other in order"
+    )
 
 
 @dataclass

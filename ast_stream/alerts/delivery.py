@@ -77,7 +77,7 @@ class DeliveryThread(threading.Thread):
     def run(self) -> None:
         """Deliver until `stop`, and then what is due, while there is time."""
         while True:
-            self._wake.clear()  # first, so that no row that arrives after the look waits
+            self._wake.clear()  # first, so that no row that arrives from here on waits
             is_ending = self._stopped.is_set()
             wait_s = self._guarded_step()
             if is_ending and (wait_s > 0 or time.monotonic() > self._end_s):
@@ -86,7 +86,7 @@ class DeliveryThread(threading.Thread):
                 self._wake.wait(min(wait_s, POLL_EVERY_S))
 
     def step(self) -> float:
-        """Deliver one row if it is time; return the seconds until the next look."""
+        """Deliver one row if it is time; return the seconds until it is worth trying again."""
         self._expire_old()
         try:
             found = self._outbox.next_delivery(self.action, urgent_only=self._role.urgent_only)
@@ -166,8 +166,8 @@ class DeliveryThreads:
     ) -> None:
         self._runners = dict(runners)
         self._threads = [
-            DeliveryThread(name, one, outbox, fault, role)
-            for name, one in runners.items()
+            DeliveryThread(name, runner, outbox, fault, role)
+            for name, runner in runners.items()
             for role in (ROLES if name != FEED else ROLES[:1])
         ]
 

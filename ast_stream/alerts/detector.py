@@ -159,10 +159,10 @@ def detection_timing(parameters: DecisionParameters) -> DetectionTiming:
     long_enough = np.where(p.min_duration > 0, _whole_hops(click + p.min_duration, hop) + held, 0)
     latency = p.longest_rise + hop // 2 + np.maximum(p.confirm_hops * hop, long_enough)
     smear = p.geometry.window - p.rise_off + hop // 2 + held
-    heard = np.flatnonzero(p.is_enabled) if p.is_enabled.any() else np.arange(len(p.labels))
+    enabled = np.flatnonzero(p.is_enabled) if p.is_enabled.any() else np.arange(len(p.labels))
     return DetectionTiming(
-        _samples_to_ns(int(latency[heard].max())),
-        _samples_to_ns(int(smear[heard].max())),
+        _samples_to_ns(int(latency[enabled].max())),
+        _samples_to_ns(int(smear[enabled].max())),
         {
             slug(label): (_samples_to_ns(int(latency[n])), _samples_to_ns(int(smear[n])))
             for n, label in enumerate(p.labels)
@@ -193,8 +193,8 @@ def detector_facts(parameters: DecisionParameters) -> DetectorFacts:
 def _by_class(slugs: Sequence[str], samples: npt.NDArray[np.int64]) -> dict[str, float]:
     """Return seconds by class, rounded down to 10 ms so that nothing is claimed too much."""
     return {
-        one: math.floor(samples_to_seconds(int(value)) * 100 + 1e-6) / 100
-        for one, value in zip(slugs, samples, strict=True)
+        name: math.floor(samples_to_seconds(int(value)) * 100 + 1e-6) / 100
+        for name, value in zip(slugs, samples, strict=True)
     }
 
 

@@ -11,17 +11,16 @@ together with the position on the feed; `Engine(rules, state, ...)` continues fr
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
 from typing import Any
 
 from ast_stream.alerts.clock import StreamClocks, is_step
 from ast_stream.alerts.detector import DetectionTiming
-from ast_stream.alerts.instances import Instance, InstanceTable
+from ast_stream.alerts.instances import InstanceTable
 from ast_stream.alerts.model import EngineCounters, Transition
-from ast_stream.alerts.rules.rule import Rule, RuleSet
-from ast_stream.alerts.triggers.base import MatchedEvent
+from ast_stream.alerts.open_events import OpenEvents
+from ast_stream.alerts.rules.rule import RuleSet
+from ast_stream.alerts.stream_health import StreamHealth
 from ast_stream.errors import WireError
 from ast_stream.messages.alert import Alert
 from ast_stream.messages.event import EventMessage, GapMessage
@@ -31,11 +30,6 @@ from ast_stream.units import NS_PER_SECOND, format_time, samples_to_ns
 
 STATE_VERSION = 2
 DOWNTIME_NS = 10 * NS_PER_SECOND  # being off for less changes nothing
-LOST_END_NS = 700 * NS_PER_SECOND  # an open event without a message for so long has lost its end
-MAX_ENDED = 256  # ids of events that are over, against repeats
-MAX_CACHED = 20_000
-
-Labels = tuple[tuple[str, str], ...]
 
 
 class Engine:
@@ -61,8 +55,8 @@ class Engine:
         self._restored: list[Transition] = []
         self._clocks = StreamClocks()
         self._instances = InstanceTable(rules, self._timing, self.counters)
-        self._streams = _Streams(self._instances)
-        self._open_events = _OpenEvents(self._instances, self._streams)
+        self._streams = StreamHealth(self._instances)
+        self._open_events = OpenEvents(self._instances, self._streams)
         if state is not None:
             self._restore(_upgraded(state), now_ns)
         self._streams.expect_named(self._now)
@@ -219,380 +213,6 @@ class Engine:
         return transitions
 
 
-@dataclass
-class _OpenEvent:
-    """An event between its begin and its end.
-
-    Attributes:
-        entered: rules that matched it, with the steps it fits and the group.
-    """
-
-    onset_ns: int
-    stream: str
-    heard_ns: int
-    entered: list[tuple[str, int, dict[str, str]]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """A rule that may match an event of some class on some stream."""
-
-    rule: Rule
-    steps: tuple[tuple[int, float], ...]  # index of the matcher, minimum score
-    group: dict[str, str]
-
-
-class _OpenEvents:
-    """Events that have begun and not ended, oldest message first, and the rules they matched."""
-
-    def __init__(self, instances: InstanceTable, streams: _Streams) -> None:
-        self._instances = instances
-        self._streams = streams
-        self._events: OrderedDict[str, _OpenEvent] = OrderedDict()
-        self._ended: OrderedDict[str, None] = OrderedDict()
-        self._candidates: dict[tuple[str, str, Labels], list[_Candidate]] = {}
-
-    def __contains__(self, event_id: str) -> bool:
-        return event_id in self._events
-
-    @property
-    def next_lost_ns(self) -> int | None:
-        """When the end of an open event must have been lost, None if none is open."""
-        oldest = next(iter(self._events.values()), None)
-        return None if oldest is None else oldest.heard_ns + LOST_END_NS
-
-    def process(self, event: EventMessage, onset: str, now: int) -> list[Transition]:
-        """Process a message about an event, whose onset reads `onset`."""
-        if event.id in self._ended:
-            return []
-        known = self._events.get(event.id)
-        if known is None:
-            # also for an update or end: its begin was missed, but there was a sound all the same
-            known = _OpenEvent(event.onset_ns, event.stream, event.captured_ns)
-            self._events[event.id] = known
-        known.heard_ns = max(known.heard_ns, event.captured_ns)
-        self._events.move_to_end(event.id)
-        transitions = self._enter(event, known, onset, now)
-        if event.type == "end":
-            offset_ns = event.captured_ns if event.offset_ns is None else event.offset_ns
-            transitions += self._leave(event.id, known, offset_ns, now)
-        return transitions
-
-    def end_oldest(self, now: int) -> list[Transition]:
-        """End the event that had no message for the longest time."""
-        event_id, event = next(iter(self._events.items()))
-        return self._leave(event_id, event, event.heard_ns, now)
-
-    def shift(self, step_ns: int) -> None:
-        """Move all times by a step of the clock."""
-        for event in self._events.values():
-            event.onset_ns += step_ns
-            event.heard_ns += step_ns
-
-    def lose_feed(self, now: int) -> list[Transition]:
-        """Count the duration of open events only up to their last message, until the next one."""
-        transitions: list[Transition] = []
-        for event_id, event in self._events.items():
-            for entry in list(event.entered):
-                instance = self._find(entry[0], entry[2])
-                if instance is None or not instance.trigger.counts_open_time:
-                    continue
-                event.entered.remove(entry)  # the next message enters it again
-                fires = instance.trigger.on_end(
-                    instance.trigger_state, event_id, event.onset_ns, event.heard_ns, now
-                )
-                transitions += self._instances.settle(instance, fires, now, event_id)
-        return transitions
-
-    def end_all(self) -> None:
-        """Forget the open events, and ignore further messages about them."""
-        for event_id in self._events:
-            self._remember_ended(event_id)
-        self._events.clear()
-
-    def forget_rules(self, changed: Collection[str]) -> None:
-        """Look for candidates anew; rules that have changed have not matched any event."""
-        self._candidates = {}
-        for event in self._events.values():
-            event.entered = [entry for entry in event.entered if entry[0] not in changed]
-
-    def export(self) -> dict[str, Any]:
-        """Return the open events, and the ids of the last that ended, as JSON values."""
-        return {
-            "open": {
-                event_id: [event.onset_ns, event.stream, event.heard_ns, list(event.entered)]
-                for event_id, event in self._events.items()
-            },
-            "ended": list(self._ended),
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what `export` returned."""
-        self._ended = OrderedDict.fromkeys(state["ended"])
-        for event_id, (onset_ns, stream, heard_ns, entries) in state["open"].items():
-            entered = [(rule, steps, dict(group)) for rule, steps, group in entries]
-            self._events[event_id] = _OpenEvent(onset_ns, stream, heard_ns, entered)
-
-    def _enter(
-        self, event: EventMessage, known: _OpenEvent, onset: str, now: int
-    ) -> list[Transition]:
-        """Give the event to the rules that match it and do not have it yet."""
-        transitions: list[Transition] = []
-        entered = {(name, _flat(group)): steps for name, steps, group in known.entered}
-        for candidate in self._matching(event):
-            steps = sum(1 << bit for bit, min_score in candidate.steps if event.peak >= min_score)
-            rule, group = candidate.rule, candidate.group
-            place = (rule.name, _flat(group))
-            if steps == 0 or entered.get(place, 0) == steps:
-                continue
-            instance = self._instances.obtain(rule, group)
-            if instance is None:
-                continue
-            if place in entered:
-                known.entered.remove((rule.name, entered[place], group))
-            known.entered.append((rule.name, steps, group))
-            transitions += self._begin(instance, event, steps, onset, now)
-        return transitions
-
-    def _begin(
-        self, instance: Instance, event: EventMessage, steps: int, onset: str, now: int
-    ) -> list[Transition]:
-        instance.facts = {
-            "stream.name": event.stream,
-            "labels": event.labels,
-            "class": event.class_,
-            "label": event.label,
-            "score": round(event.score, 4),
-            "peak": round(event.peak, 4),
-            "onset": onset,
-        }
-        matched = MatchedEvent(event.onset_ns, event.id, event.stream, event.class_, steps)
-        fires = instance.trigger.on_begin(instance.trigger_state, matched, now)
-        return self._instances.settle(instance, fires, now, event.id)
-
-    def _leave(
-        self, event_id: str, event: _OpenEvent, offset_ns: int, now: int
-    ) -> list[Transition]:
-        """End an event for every rule that matched it."""
-        del self._events[event_id]
-        self._remember_ended(event_id)
-        transitions: list[Transition] = []
-        for name, _, group in event.entered:
-            instance = self._find(name, group)
-            if instance is not None:
-                trigger, state = instance.trigger, instance.trigger_state
-                fires = trigger.on_end(state, event_id, event.onset_ns, offset_ns, now)
-                if trigger.needs_listener and not self._streams.has_listener(instance):
-                    trigger.pause(state)
-                    fires = False
-                transitions += self._instances.settle(instance, fires, now, event_id)
-        return transitions
-
-    def _find(self, name: str, group: Mapping[str, str]) -> Instance | None:
-        rule = self._instances.rule_named(name)
-        return None if rule is None else self._instances.find(rule, group)
-
-    def _matching(self, event: EventMessage) -> list[_Candidate]:
-        key = (event.class_, event.stream, tuple(sorted(event.labels.items())))
-        found = self._candidates.get(key)
-        if found is None:
-            found = list(self._find_candidates(event))
-            if len(self._candidates) >= MAX_CACHED:
-                self._candidates.clear()
-            self._candidates[key] = found
-        return found
-
-    def _find_candidates(self, event: EventMessage) -> Iterator[_Candidate]:
-        for rule in self._instances.rules.rules:
-            if not rule.trigger.takes_events:
-                continue
-            steps = tuple(
-                (bit, matcher.min_score)
-                for bit, matcher in enumerate(rule.matchers)
-                if matcher.covers(event.class_, event.stream, event.labels)
-            )
-            if steps:
-                group = rule.group_of(event.stream, event.class_, event.labels)
-                yield _Candidate(rule, steps, group)
-
-    def _remember_ended(self, event_id: str) -> None:
-        self._ended[event_id] = None
-        if len(self._ended) > MAX_ENDED:
-            self._ended.popitem(last=False)
-
-
-@dataclass
-class _Stream:
-    """What is known of a stream.
-
-    Attributes:
-        missing: whether its last health said so.
-        epoch: of its last health.
-        is_unseen: whether that was too long ago to go by.
-    """
-
-    labels: dict[str, str]
-    missing: bool = False
-    epoch: str | None = None
-    is_unseen: bool = False
-
-
-class _Streams:
-    """The streams seen so far, for rules about levels and about absent sounds."""
-
-    def __init__(self, instances: InstanceTable) -> None:
-        self._instances = instances
-        self._streams: dict[str, _Stream] = {}
-
-    def see(self, stream: str, labels: dict[str, str], now: int) -> list[Transition]:
-        """Note a stream; counting its silence begins when it is first seen."""
-        known = self._streams.get(stream)
-        if known is not None and known.labels == labels:
-            return []
-        if known is None:
-            self._streams[stream] = _Stream(dict(labels))
-        else:
-            known.labels = dict(labels)
-        return self._start_or_pause(stream, labels, now)
-
-    def on_health(self, health: Health, now: int) -> list[Transition]:
-        """Process a health message of a stream that has been seen."""
-        stream, labels = health.stream, health.labels
-        known = self._streams[stream]
-        before, epoch = replace(known), health.epoch
-        known.missing, known.epoch = health.state == "missing", epoch
-        known.is_unseen = False
-        transitions: list[Transition] = []
-        if before.is_unseen:
-            is_same_epoch = epoch is not None and epoch == before.epoch
-            began_ns = _epoch_began_ns(health, now)
-            transitions += self._resume(stream, labels, now, is_same_epoch, began_ns)
-        transitions += self._start_or_pause(stream, labels, now)
-        for rule in self._instances.health_rules:
-            if not rule.covers_stream(stream, labels):
-                continue
-            instance = self._instances.obtain(rule, rule.group_of(stream, "", labels))
-            if instance is not None:
-                level = health.level_dbfs
-                instance.facts = {"stream.name": stream, "labels": labels, "level_dbfs": level}
-                fires = instance.trigger.on_health(instance.trigger_state, health, now)
-                transitions += self._instances.settle(instance, fires, now)
-        return transitions
-
-    def on_gap(self, stream: str, end_ns: int, now: int) -> list[Transition]:
-        """Process that a stream was not heard until `end_ns`."""
-        known = self._streams.get(stream)
-        transitions: list[Transition] = []
-        for instance in self._listening_instances(stream, {} if known is None else known.labels):
-            instance.trigger.on_gap(instance.trigger_state, end_ns)
-            transitions += self._instances.settle(instance, False, now)
-        return transitions
-
-    def lose_feed(self, now: int) -> list[Transition]:
-        """Process that nothing says for now whether streams are listened to."""
-        transitions: list[Transition] = []
-        for name, stream in self._streams.items():
-            # bodies written by hand have no epoch, and may be the only ones
-            if stream.epoch is not None and not stream.is_unseen:
-                stream.is_unseen = True
-                transitions += self._start_or_pause(name, stream.labels, now)
-        return transitions
-
-    def on_downtime(self, away_ns: int, now: int) -> list[Transition]:
-        """Process that this process was not running: what nobody looked for is not missing."""
-        for instance in self._instances.all():
-            instance.trigger.on_downtime(instance.trigger_state, away_ns)
-            self._instances.schedule(instance, now)
-        return self.lose_feed(now)
-
-    def has_listener(self, instance: Instance) -> bool:
-        """Return whether, as far as is known, a stream that an instance is about is heard."""
-        rule = instance.rule
-        unheard = [
-            stream.missing or stream.is_unseen
-            for name, stream in self._streams.items()
-            if rule.covers_stream(name, stream.labels)
-            and rule.group_of(name, "", stream.labels) == instance.group
-        ]
-        return not unheard or not all(unheard)
-
-    def expect_named(self, now: int) -> None:
-        """Wait for streams that rules name, before anything is heard of them."""
-        for rule in (*self._instances.listening_rules, *self._instances.health_rules):
-            if set(rule.group_by) - {"stream"}:
-                continue
-            for stream in sorted(rule.matchers[0].named_streams or ()):
-                group = rule.group_of(stream, "", {})
-                if self._instances.find(rule, group) is not None:
-                    continue
-                instance = self._instances.obtain(rule, group)
-                if instance is not None:
-                    instance.facts = {"stream.name": stream, "labels": {}}
-                    instance.trigger.start(instance.trigger_state, now)
-                    self._instances.schedule(instance, now)
-
-    def replace_rules(self, now: int) -> list[Transition]:
-        """Let rules that have just come into force count the silence of known streams."""
-        self.expect_named(now)
-        transitions: list[Transition] = []
-        for name, stream in self._streams.items():
-            transitions += self._start_or_pause(name, stream.labels, now)
-        return transitions
-
-    def export(self) -> dict[str, Any]:
-        """Return the streams as JSON values."""
-        return {name: asdict(stream) for name, stream in self._streams.items()}
-
-    def restore(self, streams: Mapping[str, Mapping[str, Any]]) -> None:
-        """Take over what `export` returned."""
-        self._streams = {name: _Stream(**data) for name, data in streams.items()}
-
-    def _resume(
-        self,
-        stream: str,
-        labels: Mapping[str, str],
-        now: int,
-        is_same_epoch: bool,
-        began_ns: int,
-    ) -> list[Transition]:
-        """Count absences again.
-
-        Args:
-            is_same_epoch: the source kept running, and gaps in it were published.
-            began_ns: otherwise it began then.
-        """
-        transitions: list[Transition] = []
-        for instance in self._listening_instances(stream, labels):
-            state = instance.trigger_state
-            if state.began_ns is None and self.has_listener(instance):
-                if is_same_epoch:
-                    instance.trigger.resume(state, now)
-                else:
-                    instance.trigger.start(state, began_ns)
-                transitions += self._instances.settle(instance, False, now)
-        return transitions
-
-    def _listening_instances(self, stream: str, labels: Mapping[str, str]) -> Iterator[Instance]:
-        for rule in self._instances.listening_rules:
-            if rule.covers_stream(stream, labels):
-                instance = self._instances.obtain(rule, rule.group_of(stream, "", labels))
-                if instance is not None:
-                    yield instance
-
-    def _start_or_pause(self, stream: str, labels: Mapping[str, str], now: int) -> list[Transition]:
-        """Start or stop counting the absence of sounds, depending on whether somebody listens."""
-        transitions: list[Transition] = []
-        for instance in self._listening_instances(stream, labels):
-            if not self.has_listener(instance):
-                instance.trigger.pause(instance.trigger_state)
-            elif instance.trigger_state.began_ns is None:
-                instance.trigger.start(instance.trigger_state, now)
-            else:
-                continue
-            transitions += self._instances.settle(instance, False, now)
-        return transitions
-
-
 def _on_capture_clock(event: EventMessage) -> EventMessage:
     """Return an event with onset and offset on the clock of `captured`, if that stepped between."""
     if event.at_sample is None:
@@ -608,17 +228,6 @@ def _on_capture_clock(event: EventMessage) -> EventMessage:
     offset_ns = moved(event.offset_ns, event.offset_sample)
     assert onset_ns is not None
     return event.model_copy(update={"onset_ns": onset_ns, "offset_ns": offset_ns})
-
-
-def _epoch_began_ns(health: Health, now: int) -> int:
-    """Return when the source of a health message began, not later than now."""
-    if health.audio_s is None:
-        return now
-    return now - max(0, round((health.audio_s + (health.lag_s or 0.0)) * NS_PER_SECOND))
-
-
-def _flat(group: Mapping[str, str]) -> Labels:
-    return tuple(group.items())
 
 
 _RENAMED_IN_INSTANCES = {

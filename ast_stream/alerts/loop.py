@@ -1,8 +1,8 @@
 """The loop of the alerts process: messages in order through the engine, into the database.
 
-Stream time is what the worker's health messages say has been scored; the wall clock stands in for
-it only while the worker is silent. So a timer runs when all that was heard before it is known,
-also after a pause, and also while a backlog is worked off.
+Stream time is what the worker's health messages say has been scored; the wall clock replaces it
+only while the worker is silent. So a timer runs only when everything before it is known, also
+after a pause, and while a backlog is processed.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from ast_stream.runtime.logging import LimitedLog
 from ast_stream.units import NS_PER_SECOND
 
 TOPICS = ("event/", "gap/", "health/")
-SILENT_S = 10.0  # without a word of the worker for so long, the wall clock is stream time
+SILENT_S = 10.0  # after this long without the worker, the wall clock is stream time
 MAX_BATCH = 512
 WAIT_S = 1.0  # how late a stop or a changed rule file is noticed
 SAVE_EVERY_S = 1.0  # progress without an alert: what is not saved is evaluated again
 RETRY_S = 1.0
-DRAIN_S, MAX_DRAIN_S = 0.5, 3.0  # a busy box brings the last words of a worker late
+DRAIN_S, MAX_DRAIN_S = 0.5, 3.0  # on a busy box a worker's last messages arrive late
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Feed(Protocol):
 
     @property
     def is_publisher_there(self) -> bool:
-        """Whether the worker was heard lately."""
+        """Whether the worker has published something lately."""
 
     def receive(self, timeout_s: float | None = None) -> FeedMessage | Missed | None:
         """Return the next message, or None."""
@@ -59,10 +59,10 @@ class AlertLoop:
     """Evaluates one feed.
 
     Args:
-        since_ns: events and gaps published before are left out; for a first start, which has no
+        since_ns: events and gaps published before are ignored; for a first start, which has no
             position on the feed: reading from the oldest on misses nothing of a new worker.
         now_ns: wall clock; now_s: a clock that only goes forward.
-        clock: tells when the wall clock was set; the outbox's clock where it has one.
+        clock: the wall clock, watched for steps; the same as the outbox's.
         on_blocked: called each time a save has failed, before the next try.
         fault: called with `evaluated`, `committing`, `committed` at the boundaries of a save.
     """
@@ -96,7 +96,7 @@ class AlertLoop:
         self._unsaved: list[Transition] = []
         self._has_news = False
         self._saved_s = self._started_s = now_s()
-        self._scored_ns: dict[str, tuple[float, int]] = {}  # by stream: when it was said, and what
+        self._scored_ns: dict[str, tuple[float, int]] = {}  # by stream: when reported, and what
         self._clock = clock or WallClock(now_ns, now_s)
         self._stepped_ns = 0  # not saved yet
         self._limited_log = LimitedLog(logger)
@@ -105,40 +105,40 @@ class AlertLoop:
 
     def run(self, stop: threading.Event, between: Callable[[], None]) -> None:
         """Evaluate until `stop` is set; `between` is called at least once a second."""
-        self._note(self._engine.resume())
-        self.save_surely(stop)
+        self._add(self._engine.resume())
+        self.save_until_done(stop)
         self._end_unknown()
         while not stop.is_set():
             between()
             self.step()
-            self.save_surely(stop)
+            self.save_until_done(stop)
         self._drain()
-        self.save_surely(stop)
+        self.save_until_done(stop)
 
     def step(self) -> None:
-        """Take what there is on the feed, waiting a moment for it, and run the timers due."""
+        """Process what is on the feed, waiting a moment for it, and run the timers that are due."""
         item = self._feed.receive(WAIT_S)
         for _ in range(MAX_BATCH):
             if item is None:
                 break
             self._follow_clock()
-            self._take(item)
+            self._process(item)
             item = self._feed.receive(0.0)
         else:
             if item is not None:
-                self._take(item)
+                self._process(item)
         self._follow_clock()
         horizon_ns, deadline_ns = self._horizon_ns(), self._engine.next_deadline_ns
         if horizon_ns is not None and deadline_ns is not None and deadline_ns <= horizon_ns:
-            self._note(self._engine.advance(horizon_ns))
+            self._add(self._engine.advance(horizon_ns))
         self._known_ns = horizon_ns or 0
 
     def replace_rules(self, rules: RuleSet, timing: DetectionTiming) -> None:
-        """Go on with other rules or another timing; what is unchanged goes on untouched."""
-        self._note(self._engine.replace_rules(rules, timing))
+        """Continue with other rules or another timing; unchanged rules are not affected."""
+        self._add(self._engine.replace_rules(rules, timing))
 
-    def save_surely(self, stop: threading.Event) -> None:
-        """Save what is due; while that fails (a full disk) nothing else is read from the feed."""
+    def save_until_done(self, stop: threading.Event) -> None:
+        """Save what is due; while that fails (a full disk), nothing else is read from the feed."""
         while True:
             try:
                 self.save()
@@ -179,10 +179,10 @@ class AlertLoop:
 
     @property
     def hears_worker(self) -> bool:
-        """Whether the worker was heard lately and all that came of it is saved."""
+        """Whether the worker has published lately and everything evaluated is saved."""
         return self._feed.is_publisher_there and not self._unsaved
 
-    def _take(self, item: FeedMessage | Missed) -> None:
+    def _process(self, item: FeedMessage | Missed) -> None:
         if isinstance(item, Missed):
             logger.error(
                 "messages up to %s of boot %s are missed, alerts may be too: %s",
@@ -196,7 +196,7 @@ class AlertLoop:
             self._evaluate(item)
         except WireError as error:
             self._limited_log.warning("%s", error)
-        except Exception as error:  # one boundary: it is from outside, and may hold anything
+        except Exception as error:  # one boundary: it is from outside and may hold anything
             self._limited_log.warning("message %s cannot be used: %r", item.topic, error)
 
     def _evaluate(self, message: FeedMessage) -> None:
@@ -204,7 +204,7 @@ class AlertLoop:
         published_ns = content.published_ns or 0
         if message.is_durable and self._since_ns > published_ns:
             return
-        self._note(self._engine.process(content))
+        self._add(self._engine.process(content))
         for sensors in self._sensors:
             match content:
                 case EventMessage():
@@ -216,27 +216,30 @@ class AlertLoop:
             self._scored_ns[content.stream] = (self._now_s(), scored_ns)
 
     def _follow_clock(self) -> None:
-        """Where the wall clock was set, let what is remembered step with it, and so what waits."""
+        """When the wall clock was set, shift everything remembered, and everything that waits."""
         step_ns = self._clock.step_ns()
         if step_ns:
             logger.warning("the clock was set by %+.1f s", step_ns / NS_PER_SECOND)
             self._engine.step_clock(step_ns)
-            self._scored_ns = {one: (s, ns + step_ns) for one, (s, ns) in self._scored_ns.items()}
+            self._scored_ns = {
+                stream: (reported_s, scored_ns + step_ns)
+                for stream, (reported_s, scored_ns) in self._scored_ns.items()
+            }
             self._stepped_ns += step_ns
 
     def _horizon_ns(self) -> int | None:
         """Return the stream time up to which everything is known; None: not known yet."""
         now_s = self._now_s()
-        fresh = [ns for said_s, ns in self._scored_ns.values() if now_s - said_s < SILENT_S]
+        fresh = [ns for reported_s, ns in self._scored_ns.values() if now_s - reported_s < SILENT_S]
         if fresh:
             return min(fresh)
         if now_s - self._started_s < SILENT_S:
             return None
-        self._note(self._engine.lose_feed())
+        self._add(self._engine.lose_feed())
         return self._now_ns() - round(SILENT_S * NS_PER_SECOND)
 
     def _end_unknown(self) -> None:
-        """Say of alerts that only receivers know of, after damage, that they are over."""
+        """Resolve alerts that, after damage, only the receivers know of."""
         try:
             with self._store.transaction() as db:
                 self._outbox.end_unknown(db, self._engine.alert_ids())
@@ -246,10 +249,10 @@ class AlertLoop:
             self._store.outage.failed("%s", error)
 
     def _drain(self) -> None:
-        """Take what the worker said before it ended, or for a moment if it goes on."""
+        """Process what the worker published before it ended, for a moment if it keeps running."""
         end_s = self._now_s() + MAX_DRAIN_S
         while self._now_s() < end_s and (item := self._feed.receive(DRAIN_S)) is not None:
-            self._take(item)
+            self._process(item)
 
-    def _note(self, transitions: list[Transition]) -> None:
+    def _add(self, transitions: list[Transition]) -> None:
         self._unsaved += transitions

@@ -103,7 +103,7 @@ def _scores(value: object) -> object:
 
 
 def parse_moment(text: str) -> int:
-    """Return a time that somebody wrote, in nanoseconds since 1970.
+    """Return a time written by hand, in nanoseconds since 1970.
 
     Raises:
         ValueError: it is none, or does not say its offset from UTC.
@@ -118,7 +118,7 @@ def parse_moment(text: str) -> int:
 
 
 class DetectorSettings(RuleSection):
-    """How late the detector tells of sounds, and how it decides on scores."""
+    """How late the detector reports sounds, and how it decides on scores."""
 
     window: PositiveDuration
     hop: PositiveDuration
@@ -170,7 +170,7 @@ class Expected(RuleSection):
 
 
 class RuleTest(RuleSection):
-    """One test: what is heard, and what must come of it."""
+    """One test: what happens on the streams, and which alerts that must cause."""
 
     name: str = Field(min_length=1)
     start: str
@@ -193,9 +193,9 @@ class RuleTest(RuleSection):
 
     @model_validator(mode="after")
     def _streams_are_there(self) -> RuleTest:
-        used = [one.stream for one in self.events]
-        used += [one.stream for one in self.scores]
-        used += [one.stream for one in self.health]
+        used = [event.stream for event in self.events]
+        used += [track.stream for track in self.scores]
+        used += [health.stream for health in self.health]
         for stream in used:
             if stream not in self.streams:
                 raise ValueError(f"the stream '{stream}' is not under 'streams' of this test")
@@ -248,9 +248,9 @@ def load_tests(path: Path, *, labels: Sequence[str] | None = None) -> LoadedTest
     except ValidationError as error:
         details = error.errors(include_url=False)
         known = {problem.line for problem in problems}
-        for one in explain(details, RuleTestFile, document.file, document.lines):
-            if one.line not in known:
-                problems.append(RuleProblem(one.file, one.line, one.path, one.text))
+        for found in explain(details, RuleTestFile, document.file, document.lines):
+            if found.line not in known:
+                problems.append(RuleProblem(found.file, found.line, found.path, found.text))
         raise ConfigError(problems) from error
     if problems:
         raise ConfigError(problems)
@@ -293,9 +293,9 @@ def _check_names(
             *(("events", e, event) for e, event in enumerate(test.events)),
             *(("scores", e, track) for e, track in enumerate(test.scores)),
         ]
-        for kind, e, one in sounds:
-            if labels is not None and find_label(one.class_, labels) is None:
-                text = f"the model has no class '{one.class_}'"
+        for kind, e, sound in sounds:
+            if labels is not None and find_label(sound.class_, labels) is None:
+                text = f"the model has no class '{sound.class_}'"
                 problems.append(problem_at(document, ("tests", t, kind, e), "E105", text))
     if problems:
         raise ConfigError(list(problems))
@@ -366,11 +366,11 @@ class TestRun:
     def _end(self, start: int, timeline: list[tuple[int, str, Body | None]]) -> int:
         if self.test.until is not None:
             return start + self.test.until
-        expected = [start + one.at + one.within for one in self.test.expect]
+        expected = [start + expect.at + expect.within for expect in self.test.expect]
         return max([start, *expected, *(at_ns for at_ns, _, _ in timeline)])
 
     def _compare(self, found: list[Transition], n_deliveries: int) -> list[str]:
-        named = {one.state for one in self.test.expect} | {"firing", "resolved"}
+        named = {expect.state for expect in self.test.expect} | {"firing", "resolved"}
         start = parse_time(self.test.start)
         left = [
             transition
@@ -386,38 +386,43 @@ class TestRun:
                 continue
             line = self.tests.document.lines.get(("tests", self.index, "expect", number))
             what = f"{expected.alert} {expected.state} at {duration_text(expected.at)}"
-            near = [r for r, one in zip(reasons, left, strict=True) if _is_near(expected, one)]
+            near = [
+                reason
+                for reason, transition in zip(reasons, left, strict=True)
+                if _is_near(expected, transition)
+            ]
             failures.append(f"line {line}: expected {what}, got {near[0] if near else 'none'}")
         if self.test.exact:
-            failures += [f"unexpected: {_describe(one, start)}" for one in left]
+            failures += [f"unexpected: {_describe(transition, start)}" for transition in left]
         if self.test.deliveries not in (None, n_deliveries):
             failures.append(f"expected {self.test.deliveries} deliveries, got {n_deliveries}")
         return failures
 
 
-def _is_near(expected: Expected, one: Transition) -> bool:
-    return one.alert.rule == expected.alert and one.to_state == expected.state
+def _is_near(expected: Expected, transition: Transition) -> bool:
+    return transition.alert.rule == expected.alert and transition.to_state == expected.state
 
 
-def _difference(expected: Expected, one: Transition, start: int) -> str:
+def _difference(expected: Expected, transition: Transition, start: int) -> str:
     """Return how a transition differs from what is expected, nothing if it does not."""
-    if not _is_near(expected, one):
-        return _describe(one, start)
-    late_ns = one.at_ns - start - expected.at
+    if not _is_near(expected, transition):
+        return _describe(transition, start)
+    late_ns = transition.at_ns - start - expected.at
     if not -ROUNDING_NS <= late_ns <= expected.within + ROUNDING_NS:
-        return f"it at {duration_text(one.at_ns - start)}"
+        return f"it at {duration_text(transition.at_ns - start)}"
     for name in ("labels", "annotations"):
-        wanted, got = getattr(expected, name), dict(getattr(one.alert, name))
+        wanted, got = getattr(expected, name), dict(getattr(transition.alert, name))
         if wanted is not None and wanted != got:
             return f"{name} {json.dumps(got, ensure_ascii=False, sort_keys=True)}"
-    if expected.reason is not None and expected.reason != one.alert.reason:
-        return f"reason {one.alert.reason}"
+    if expected.reason is not None and expected.reason != transition.alert.reason:
+        return f"reason {transition.alert.reason}"
     return ""
 
 
-def _describe(one: Transition, start: int) -> str:
-    labels = ", ".join(f"{name}={value}" for name, value in sorted(one.alert.labels.items()))
-    return f"{one.alert.rule} {one.to_state} at {duration_text(one.at_ns - start)} ({labels})"
+def _describe(transition: Transition, start: int) -> str:
+    labels = ", ".join(f"{name}={value}" for name, value in sorted(transition.alert.labels.items()))
+    at = duration_text(transition.at_ns - start)
+    return f"{transition.alert.rule} {transition.to_state} at {at} ({labels})"
 
 
 class _DeliveryCounter:
@@ -468,7 +473,7 @@ def _event_bodies(
     end_at = None if offset is None else max(begin_at, offset + timing.smear_ns)
     times = [("begin", begin_at)]
     last = begin_at if end_at is None else end_at
-    times += [("update", at) for at in range(begin_at + UPDATE_NS, last, UPDATE_NS)]
+    times += [("update", time) for time in range(begin_at + UPDATE_NS, last, UPDATE_NS)]
     times += [] if end_at is None else [("end", end_at)]
     for kind, at_ns in times:
         if kind not in event.lost:

@@ -133,10 +133,14 @@ class StatusReporter:
             ),
         ]
 
-    def _families(self, n_rules: int, hears: bool, pending: Mapping[str, int]) -> list[Family]:
+    def _families(
+        self, n_rules: int, hears_worker: bool, pending: Mapping[str, int]
+    ) -> list[Family]:
         return [
             gauge("ast_stream_alerts_rules", "Rules in force", {(): n_rules}),
-            gauge("ast_stream_alerts_hears_worker", "1 while the worker is heard", {(): hears}),
+            gauge(
+                "ast_stream_alerts_hears_worker", "1 while the worker is heard", {(): hears_worker}
+            ),
             gauge(
                 "ast_stream_alerts_disk_failing",
                 "1 while the alert database cannot be written",

@@ -165,7 +165,7 @@ def record_command(
 ) -> None:
     """Turn a stretch of the past into a rule test; streams get other names.
 
-    It expects what the rules make of it now, so look at that before you keep it.
+    It expects what the rules make of it now, so check that before you keep it.
 
     Example: ast-stream rules record alerts.yaml --events night.jsonl -o night-tests.yaml
     """

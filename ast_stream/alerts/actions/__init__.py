@@ -1,1 +1,1 @@
-"""Ways to tell people and programs of an alert; one module for each type of action."""
+"""Ways to deliver an alert; one module for each type of action."""

@@ -153,7 +153,7 @@ class MqttRunner(ActionRunner):
                         self._publish_state(topic, "OFF")
 
     def close(self) -> None:
-        """Say goodbye, so that the broker need not send the last will, and disconnect."""
+        """Publish `offline`, so that the broker need not send the last will, and disconnect."""
         if self._connected.is_set():
             sent = self._client.publish(self._topics.availability, OFFLINE, qos=1, retain=True)
             try:
@@ -281,7 +281,7 @@ class Topics:
         return f"{self.base}/{self.node}/{stream}/status"
 
     def sensor(self, stream: str, class_slug: str) -> str:
-        """`ON` while the class is heard on the stream, else `OFF`."""
+        """`ON` while an event of the class is open on the stream, else `OFF`."""
         return f"{self.base}/{self.node}/{stream}/{class_slug}/state"
 
     def attributes(self, stream: str, class_slug: str) -> str:
@@ -337,7 +337,7 @@ def removal_messages(
         if not any(components[name]["state_topic"].startswith(ours) for name in there):
             return []
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return []  # of others, who may have what they like
+        return []  # another program's, which may have any format
     wanted = dict(discovery_messages(topics, prefix, entities)).get(topic)
     if wanted is None:
         return [(topic, None)]

@@ -277,8 +277,8 @@ def _is_listed(
     special: Sequence[_Network],
 ) -> bool:
     is_isatap = address.version == 6 and int(address) >> 32 & 0xFDFFFFFF == 0x5EFE
-    is_special = is_isatap or any(address in one for one in special)
-    return any(address in one for one in public) and not is_special
+    is_special = is_isatap or any(address in network for network in special)
+    return any(address in network for network in public) and not is_special
 
 
 def post(
@@ -322,7 +322,7 @@ def post(
 def _allowed_addresses(host: str, port: int, allow_private: bool) -> list[_Address]:
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     addresses: list[_Address] = [(family, address) for family, _, _, _, address in found]
-    allowed = [one for one in addresses if allow_private or is_public(str(one[1][0]))]
+    allowed = [found for found in addresses if allow_private or is_public(str(found[1][0]))]
     if not allowed:
         address = addresses[0][1][0]
         where = host if host == address else f"{host} is at {address}, which"
@@ -331,9 +331,9 @@ def _allowed_addresses(host: str, port: int, allow_private: bool) -> list[_Addre
 
 
 class _Link:
-    """A connection that is shut at the time limit, whatever it is doing.
+    """A connection that is closed at the time limit, whatever it is doing.
 
-    Timeouts of sockets begin anew with every byte: they do not stop one who sends a byte a minute.
+    Socket timeouts begin anew with every byte: they do not stop a peer that sends a byte a minute.
     """
 
     def __init__(self, timeout_s: float) -> None:

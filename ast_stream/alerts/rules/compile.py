@@ -56,7 +56,11 @@ def load_rules(
         rules = compile_rules(documents, labels=labels, actions=actions)
     except ConfigError as error:
         # an alert that is not found may stand in a file that could not be read
-        known = [one for one in error.problems if not unread or getattr(one, "code", "") != "E109"]
+        known = [
+            problem
+            for problem in error.problems
+            if not unread or getattr(problem, "code", "") != "E109"
+        ]
         raise ConfigError(unread + known) from error
     if unread:
         raise ConfigError(unread)
@@ -97,7 +101,7 @@ def compile_rules(
         )
     problems += _unknown_inhibitions(whole)
     if problems:
-        raise ConfigError(sorted(problems, key=lambda one: (one.file, one.line or 0)))
+        raise ConfigError(sorted(problems, key=lambda problem: (problem.file, problem.line or 0)))
     return whole
 
 
@@ -249,7 +253,7 @@ class _FileCompiler:
                 near = did_you_mean(name, self._windows)
                 self._notes.add((*path, index), "E103", f"there is no window '{name}'{near}")
         found = [self._windows.get(name) for name in names or ()]
-        return tuple(one for one in found if one is not None)
+        return tuple(window for window in found if window is not None)
 
 
 def _check_trigger(settings: RuleSettings, path: KeyPath, notes: Notes) -> None:
@@ -276,7 +280,7 @@ def _check_trigger(settings: RuleSettings, path: KeyPath, notes: Notes) -> None:
 
 def _innermost(*levels: Sequence[str] | None) -> tuple[str, ...] | None:
     """Return the list of the innermost level that has one; None: none has."""
-    return next((tuple(one) for one in levels if one is not None), None)
+    return next((tuple(level) for level in levels if level is not None), None)
 
 
 def _or_default(value: int | None, default: int) -> int:
@@ -317,7 +321,7 @@ def _parse_rule_file(notes: Notes) -> tuple[RuleFile, list[list[int]]] | None:
     except ValidationError as error:
         details = error.errors(include_url=False)
         _note(notes, details)
-        return _parse_without(data, _wrong_rules([one["loc"] for one in details]))
+        return _parse_without(data, _wrong_rules([detail["loc"] for detail in details]))
     _note(notes, [])
     return parsed, [list(range(len(group.rules))) for group in parsed.groups]
 
@@ -343,24 +347,24 @@ def alert_names(document: Document) -> set[str]:
 def _note(notes: Notes, details: list[ErrorDetails]) -> None:
     """Note what reading and validating found, once for each place."""
     document = notes.document
-    found = {(one.line, one.path): _coded(one) for one in document.problems}
-    for one in explain(details, RuleFile, document.file, document.lines):
-        column = _column(document, one)
-        text = shortened(one.text)
-        problem = RuleProblem(one.file, one.line, one.path, text, column, "E101")
-        found.setdefault((one.line, one.path), problem)
+    found = {(problem.line, problem.path): _coded(problem) for problem in document.problems}
+    for problem in explain(details, RuleFile, document.file, document.lines):
+        place = (problem.file, problem.line, problem.path)
+        column = _column(document, problem)
+        coded = RuleProblem(*place, shortened(problem.text), column, "E101")
+        found.setdefault((problem.line, problem.path), coded)
     notes.problems += found.values()
 
 
 def _wrong_rules(locations: Iterable[tuple[int | str, ...]]) -> set[tuple[int, int]]:
     """Return group and number of the rules in which something is wrong."""
     return {
-        (one[1], one[3])
-        for one in locations
-        if len(one) > 3
-        and (one[0], one[2]) == ("groups", "rules")
-        and isinstance(one[1], int)
-        and isinstance(one[3], int)
+        (place[1], place[3])
+        for place in locations
+        if len(place) > 3
+        and (place[0], place[2]) == ("groups", "rules")
+        and isinstance(place[1], int)
+        and isinstance(place[3], int)
     }
 
 

@@ -106,7 +106,7 @@ def _notifies_nobody(rule: Rule, actions: Collection[str]) -> Iterator[RuleProbl
     kinds = actions if isinstance(actions, Mapping) else dict.fromkeys(actions, ("firing",))
     if rule.actions and not any("firing" in kinds.get(name, ()) for name in rule.actions):
         named = " and ".join(f"'{name}'" for name in rule.actions)
-        text = f"'{rule.name}' notifies nobody when it fires: {named} is not on for firing"
+        text = f"'{rule.name}' notifies nobody when it fires: {named} does not deliver firings"
         yield problem_at(rule.document, path, "W213", text)
 
 
@@ -118,7 +118,7 @@ def _unused(document: Document, parsed: RuleFile) -> Iterator[RuleProblem]:
             text = f"no rule uses the window '{name}'"
             yield problem_at(document, ("windows", name), "W205", text)
     dumped = [rule.model_dump(exclude_none=True) for rule in rules]
-    groups = {name for one in dumped for name in _groups_in(one)}
+    groups = {name for rule in dumped for name in _groups_in(rule)}
     for name in parsed.classes:
         if name not in groups:
             text = f"no rule uses the class group '{name}'"
@@ -156,8 +156,8 @@ def _branch_members(
             f"{name} ({', '.join(outside)})"
             for name in branch
             if slug(name) in slugs
-            and (outside := [one for one in ontology.parents(name) if one not in branch])
-            and any(one in branch for one in ontology.parents(name))
+            and (outside := [parent for parent in ontology.parents(name) if parent not in branch])
+            and any(parent in branch for parent in ontology.parents(name))
         )
         if elsewhere:
             text = f"members that also lie elsewhere: {', '.join(elsewhere)}"

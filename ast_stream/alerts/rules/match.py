@@ -83,10 +83,10 @@ class Ontology:
         found: set[str] = set()
         waiting = [name]
         while waiting:
-            one = waiting.pop()
-            if one not in found:
-                found.add(one)
-                waiting += self.children[one]
+            current = waiting.pop()
+            if current not in found:
+                found.add(current)
+                waiting += self.children[current]
         return frozenset(found)
 
     def branch(self, path: str) -> frozenset[str]:
@@ -139,8 +139,8 @@ class Vocabulary:
 
     def _containing(self, name: str) -> str:
         """Return a hint at labels that `name` is a part of, as of "Baby cry, infant cry"."""
-        found = [one for one in self.labels or () if name.casefold() in one.casefold()]
-        return f"; did you mean {' or '.join(repr(one) for one in found[:3])}?" if found else ""
+        found = [label for label in self.labels or () if name.casefold() in label.casefold()]
+        return f"; did you mean {' or '.join(repr(label) for label in found[:3])}?" if found else ""
 
     def group_named(self, name: str) -> frozenset[str]:
         """Return the slugs of a class group.
@@ -178,13 +178,13 @@ class Vocabulary:
             return {}
         names = {slug(name): name for name in self.ontology.children}
         below = {
-            one: {slug(name) for name in self.ontology.under(names[one])} & slugs - {one}
-            for one in slugs
-            if one in names
+            slug_: {slug(name) for name in self.ontology.under(names[slug_])} & slugs - {slug_}
+            for slug_ in slugs
+            if slug_ in names
         }
         return {
-            one: frozenset(under | {other for other in below if one in below[other]})
-            for one, under in below.items()
+            slug_: frozenset(under | {other for other in below if slug_ in below[other]})
+            for slug_, under in below.items()
         }
 
 
@@ -218,7 +218,7 @@ class Matcher:
             return False
         if not self.covers_stream(stream, labels):
             return False
-        return not any(one.covers(class_slug, stream, labels) for one in self.exceptions)
+        return not any(other.covers(class_slug, stream, labels) for other in self.exceptions)
 
     @property
     def named_streams(self) -> frozenset[str] | None:

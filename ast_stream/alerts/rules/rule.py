@@ -90,7 +90,7 @@ class RuleSet:
     """All rules in force.
 
     Attributes:
-        resume_ns: alerts go on after a pause of at most this; the largest of all files.
+        resume_ns: alerts continue after a pause of at most this; the largest of all files.
         files: the parsed files and the classes they know, for lints and explanations.
     """
 

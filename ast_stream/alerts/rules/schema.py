@@ -85,7 +85,7 @@ class Defaults(RuleSection):
         default=None, description="of rules and groups without `actions`"
     )
     resume_window: PositiveDuration = Field(
-        default=3600 * NS_PER_SECOND, description="alerts go on after a pause of at most this"
+        default=3600 * NS_PER_SECOND, description="alerts continue after a pause of at most this"
     )
 
 

@@ -42,7 +42,7 @@ FIELDS = {
     "active_s": "seconds of sound for 'for', else seconds since the alert began",
     "count": "events in the alert",
     "level_dbfs": "level of the stream, for level rules",
-    "suppressed": "firings held back since the last alert",
+    "suppressed": "firings suppressed since the last alert",
 }
 LABEL_PREFIXES = ("labels.", "stream.labels.")
 
@@ -121,7 +121,7 @@ def _parse_field(inside: str) -> tuple[str, bool]:
     name, bar, given_filter = (part.strip() for part in inside.partition("|"))
     if bar and given_filter != "int":
         raise ValueError(f"unknown filter '{given_filter}'; expected int or none")
-    prefix = next((one for one in LABEL_PREFIXES if name.startswith(one)), None)
+    prefix = next((prefix for prefix in LABEL_PREFIXES if name.startswith(prefix)), None)
     if prefix is not None:
         if not _LABEL_NAME.match(name.removeprefix(prefix)):
             raise ValueError(f"expected the name of a label after '{prefix}', got '{name}'")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Absent(RuleSection):
-    """No such sound for a time, although the stream was heard."""
+    """No such sound for a time, although the stream was listened to."""
 
     match: EventMatch = Field(description="which sound")
     for_: PositiveDuration = Field(alias="for", description="how long it must be absent")

@@ -88,7 +88,7 @@ class LevelState(TriggerState):
 
 
 class LevelFor(Trigger):
-    """Fires when a stream's health reports a level, or nothing is heard of it, for a time."""
+    """Fires when a stream's health reports a level, or none arrives, for a time."""
 
     key = "level"
     match_place = "level"
@@ -130,7 +130,7 @@ class LevelFor(Trigger):
     def on_health(self, state: LevelState, health: Health, now: int) -> bool:
         """Process a health message; return whether the rule fires."""
         is_stale = now >= (state.sampled_ns or now) + LEVEL_STALE_NS
-        if is_stale and not self._is_missing:  # nobody knows how it was meanwhile
+        if is_stale and not self._is_missing:  # the level meanwhile is not known
             state.since, state.is_spent = None, False
         state.sampled_ns = now
         if self._is_missing and health.detail == SOURCE_ENDED:
@@ -151,7 +151,7 @@ class LevelFor(Trigger):
             state.since = now
 
     def on_downtime(self, state: LevelState, away_ns: int) -> None:
-        """Do not count a time in which nobody looked whether health arrived."""
+        """Do not count a time in which this process was not running."""
         if self._is_missing and state.since is not None and not state.is_spent:
             state.since += away_ns
 

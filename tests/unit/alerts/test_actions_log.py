@@ -36,7 +36,7 @@ def test_combined_message_tells_when_it_began() -> None:
 
 
 def test_alert_without_a_summary_tells_its_group() -> None:
-    told = Notification("a.firing", "firing", T0_NS, alert(annotations={}).body())
+    told = Notification("a.firing", "firing", T0_NS, alert(annotations={}).to_json())
     assert told.text == "stream porch"
 
 

@@ -564,7 +564,7 @@ groups:
             "'a' notifies nobody: expected 'actions' here, in its group or in 'defaults', got none "
             "('actions: []' if its alerts are for the feed alone)",
         ),
-        (", actions: [late]", "'a' notifies nobody when it fires: 'late' is not on for firing"),
+        (", actions: [late]", "'a' notifies nobody when it fires: 'late' does not deliver firings"),
     ],
 )
 def test_rule_that_tells_nobody_is_warned_of(actions: str, text: str) -> None:

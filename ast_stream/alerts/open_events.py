@@ -1,0 +1,228 @@
+"""Events from their begin to their end, and the rules that matched them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ast_stream.alerts.instances import Instance, InstanceTable
+from ast_stream.alerts.model import Transition
+from ast_stream.alerts.rules.rule import Rule
+from ast_stream.alerts.stream_health import StreamHealth
+from ast_stream.alerts.triggers.base import MatchedEvent
+from ast_stream.messages.event import EventMessage
+from ast_stream.units import NS_PER_SECOND
+
+LOST_END_NS = 700 * NS_PER_SECOND  # an open event without a message for so long has lost its end
+MAX_ENDED = 256  # ids of events that are over, against repeats
+MAX_CACHED = 20_000
+
+Labels = tuple[tuple[str, str], ...]
+
+
+@dataclass
+class _OpenEvent:
+    """An event between its begin and its end.
+
+    Attributes:
+        entered: rules that matched it, with the steps it fits and the group.
+    """
+
+    onset_ns: int
+    stream: str
+    heard_ns: int
+    entered: list[tuple[str, int, dict[str, str]]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A rule that may match an event of some class on some stream."""
+
+    rule: Rule
+    steps: tuple[tuple[int, float], ...]  # index of the matcher, minimum score
+    group: dict[str, str]
+
+
+class OpenEvents:
+    """Events that have begun and not ended, oldest message first, and the rules they matched."""
+
+    def __init__(self, instances: InstanceTable, streams: StreamHealth) -> None:
+        self._instances = instances
+        self._streams = streams
+        self._events: OrderedDict[str, _OpenEvent] = OrderedDict()
+        self._ended: OrderedDict[str, None] = OrderedDict()
+        self._candidates: dict[tuple[str, str, Labels], list[_Candidate]] = {}
+
+    def __contains__(self, event_id: str) -> bool:
+        return event_id in self._events
+
+    @property
+    def next_lost_ns(self) -> int | None:
+        """When the end of an open event must have been lost, None if none is open."""
+        oldest = next(iter(self._events.values()), None)
+        return None if oldest is None else oldest.heard_ns + LOST_END_NS
+
+    def process(self, event: EventMessage, onset: str, now: int) -> list[Transition]:
+        """Process a message about an event, whose onset reads `onset`."""
+        if event.id in self._ended:
+            return []
+        known = self._events.get(event.id)
+        if known is None:
+            # also for an update or end: its begin was missed, but there was a sound all the same
+            known = _OpenEvent(event.onset_ns, event.stream, event.captured_ns)
+            self._events[event.id] = known
+        known.heard_ns = max(known.heard_ns, event.captured_ns)
+        self._events.move_to_end(event.id)
+        transitions = self._enter(event, known, onset, now)
+        if event.type == "end":
+            offset_ns = event.captured_ns if event.offset_ns is None else event.offset_ns
+            transitions += self._leave(event.id, known, offset_ns, now)
+        return transitions
+
+    def end_oldest(self, now: int) -> list[Transition]:
+        """End the event that had no message for the longest time."""
+        event_id, event = next(iter(self._events.items()))
+        return self._leave(event_id, event, event.heard_ns, now)
+
+    def shift(self, step_ns: int) -> None:
+        """Move all times by a step of the clock."""
+        for event in self._events.values():
+            event.onset_ns += step_ns
+            event.heard_ns += step_ns
+
+    def lose_feed(self, now: int) -> list[Transition]:
+        """Count the duration of open events only up to their last message, until the next one."""
+        transitions: list[Transition] = []
+        for event_id, event in self._events.items():
+            for entry in list(event.entered):
+                instance = self._find(entry[0], entry[2])
+                if instance is None or not instance.trigger.counts_open_time:
+                    continue
+                event.entered.remove(entry)  # the next message enters it again
+                fires = instance.trigger.on_end(
+                    instance.trigger_state, event_id, event.onset_ns, event.heard_ns, now
+                )
+                transitions += self._instances.settle(instance, fires, now, event_id)
+        return transitions
+
+    def end_all(self) -> None:
+        """Forget the open events, and ignore further messages about them."""
+        for event_id in self._events:
+            self._remember_ended(event_id)
+        self._events.clear()
+
+    def forget_rules(self, changed: Collection[str]) -> None:
+        """Look for candidates anew; rules that have changed have not matched any event."""
+        self._candidates = {}
+        for event in self._events.values():
+            event.entered = [entry for entry in event.entered if entry[0] not in changed]
+
+    def export(self) -> dict[str, Any]:
+        """Return the open events, and the ids of the last that ended, as JSON values."""
+        return {
+            "open": {
+                event_id: [event.onset_ns, event.stream, event.heard_ns, list(event.entered)]
+                for event_id, event in self._events.items()
+            },
+            "ended": list(self._ended),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what `export` returned."""
+        self._ended = OrderedDict.fromkeys(state["ended"])
+        for event_id, (onset_ns, stream, heard_ns, entries) in state["open"].items():
+            entered = [(rule, steps, dict(group)) for rule, steps, group in entries]
+            self._events[event_id] = _OpenEvent(onset_ns, stream, heard_ns, entered)
+
+    def _enter(
+        self, event: EventMessage, known: _OpenEvent, onset: str, now: int
+    ) -> list[Transition]:
+        """Give the event to the rules that match it and do not have it yet."""
+        transitions: list[Transition] = []
+        entered = {(name, _flat(group)): steps for name, steps, group in known.entered}
+        for candidate in self._matching(event):
+            steps = sum(1 << bit for bit, min_score in candidate.steps if event.peak >= min_score)
+            rule, group = candidate.rule, candidate.group
+            place = (rule.name, _flat(group))
+            if steps == 0 or entered.get(place, 0) == steps:
+                continue
+            instance = self._instances.obtain(rule, group)
+            if instance is None:
+                continue
+            if place in entered:
+                known.entered.remove((rule.name, entered[place], group))
+            known.entered.append((rule.name, steps, group))
+            transitions += self._begin(instance, event, steps, onset, now)
+        return transitions
+
+    def _begin(
+        self, instance: Instance, event: EventMessage, steps: int, onset: str, now: int
+    ) -> list[Transition]:
+        instance.facts = {
+            "stream.name": event.stream,
+            "labels": event.labels,
+            "class": event.class_,
+            "label": event.label,
+            "score": round(event.score, 4),
+            "peak": round(event.peak, 4),
+            "onset": onset,
+        }
+        matched = MatchedEvent(event.onset_ns, event.id, event.stream, event.class_, steps)
+        fires = instance.trigger.on_begin(instance.trigger_state, matched, now)
+        return self._instances.settle(instance, fires, now, event.id)
+
+    def _leave(
+        self, event_id: str, event: _OpenEvent, offset_ns: int, now: int
+    ) -> list[Transition]:
+        """End an event for every rule that matched it."""
+        del self._events[event_id]
+        self._remember_ended(event_id)
+        transitions: list[Transition] = []
+        for name, _, group in event.entered:
+            instance = self._find(name, group)
+            if instance is not None:
+                trigger, state = instance.trigger, instance.trigger_state
+                fires = trigger.on_end(state, event_id, event.onset_ns, offset_ns, now)
+                if trigger.needs_listener and not self._streams.has_listener(instance):
+                    trigger.pause(state)
+                    fires = False
+                transitions += self._instances.settle(instance, fires, now, event_id)
+        return transitions
+
+    def _find(self, name: str, group: Mapping[str, str]) -> Instance | None:
+        rule = self._instances.rule_named(name)
+        return None if rule is None else self._instances.find(rule, group)
+
+    def _matching(self, event: EventMessage) -> list[_Candidate]:
+        key = (event.class_, event.stream, tuple(sorted(event.labels.items())))
+        found = self._candidates.get(key)
+        if found is None:
+            found = list(self._find_candidates(event))
+            if len(self._candidates) >= MAX_CACHED:
+                self._candidates.clear()
+            self._candidates[key] = found
+        return found
+
+    def _find_candidates(self, event: EventMessage) -> Iterator[_Candidate]:
+        for rule in self._instances.rules.rules:
+            if not rule.trigger.takes_events:
+                continue
+            steps = tuple(
+                (bit, matcher.min_score)
+                for bit, matcher in enumerate(rule.matchers)
+                if matcher.covers(event.class_, event.stream, event.labels)
+            )
+            if steps:
+                group = rule.group_of(event.stream, event.class_, event.labels)
+                yield _Candidate(rule, steps, group)
+
+    def _remember_ended(self, event_id: str) -> None:
+        self._ended[event_id] = None
+        if len(self._ended) > MAX_ENDED:
+            self._ended.popitem(last=False)
+
+
+def _flat(group: Mapping[str, str]) -> Labels:
+    return tuple(group.items())

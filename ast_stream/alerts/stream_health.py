@@ -1,0 +1,191 @@
+"""Which streams are listened to, and at what level: for rules about absent sounds and levels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ast_stream.alerts.instances import Instance, InstanceTable
+from ast_stream.alerts.model import Transition
+from ast_stream.messages.status import Health
+from ast_stream.units import NS_PER_SECOND
+
+
+@dataclass
+class _Stream:
+    """What is known of a stream.
+
+    Attributes:
+        missing: whether its last health said so.
+        epoch: of its last health.
+        is_unseen: whether that was too long ago to go by.
+    """
+
+    labels: dict[str, str]
+    missing: bool = False
+    epoch: str | None = None
+    is_unseen: bool = False
+
+
+class StreamHealth:
+    """The streams seen so far, for rules about levels and about absent sounds."""
+
+    def __init__(self, instances: InstanceTable) -> None:
+        self._instances = instances
+        self._streams: dict[str, _Stream] = {}
+
+    def see(self, stream: str, labels: dict[str, str], now: int) -> list[Transition]:
+        """Note a stream; counting its silence begins when it is first seen."""
+        known = self._streams.get(stream)
+        if known is not None and known.labels == labels:
+            return []
+        if known is None:
+            self._streams[stream] = _Stream(dict(labels))
+        else:
+            known.labels = dict(labels)
+        return self._start_or_pause(stream, labels, now)
+
+    def on_health(self, health: Health, now: int) -> list[Transition]:
+        """Process a health message of a stream that has been seen."""
+        stream, labels = health.stream, health.labels
+        known = self._streams[stream]
+        before, epoch = replace(known), health.epoch
+        known.missing, known.epoch = health.state == "missing", epoch
+        known.is_unseen = False
+        transitions: list[Transition] = []
+        if before.is_unseen:
+            is_same_epoch = epoch is not None and epoch == before.epoch
+            began_ns = _epoch_began_ns(health, now)
+            transitions += self._resume(stream, labels, now, is_same_epoch, began_ns)
+        transitions += self._start_or_pause(stream, labels, now)
+        for rule in self._instances.health_rules:
+            if not rule.covers_stream(stream, labels):
+                continue
+            instance = self._instances.obtain(rule, rule.group_of(stream, "", labels))
+            if instance is not None:
+                level = health.level_dbfs
+                instance.facts = {"stream.name": stream, "labels": labels, "level_dbfs": level}
+                fires = instance.trigger.on_health(instance.trigger_state, health, now)
+                transitions += self._instances.settle(instance, fires, now)
+        return transitions
+
+    def on_gap(self, stream: str, end_ns: int, now: int) -> list[Transition]:
+        """Process that a stream was not heard until `end_ns`."""
+        known = self._streams.get(stream)
+        transitions: list[Transition] = []
+        for instance in self._listening_instances(stream, {} if known is None else known.labels):
+            instance.trigger.on_gap(instance.trigger_state, end_ns)
+            transitions += self._instances.settle(instance, False, now)
+        return transitions
+
+    def lose_feed(self, now: int) -> list[Transition]:
+        """Process that nothing says for now whether streams are listened to."""
+        transitions: list[Transition] = []
+        for name, stream in self._streams.items():
+            # bodies written by hand have no epoch, and may be the only ones
+            if stream.epoch is not None and not stream.is_unseen:
+                stream.is_unseen = True
+                transitions += self._start_or_pause(name, stream.labels, now)
+        return transitions
+
+    def on_downtime(self, away_ns: int, now: int) -> list[Transition]:
+        """Process that this process was not running: what nobody watched for is not missing."""
+        for instance in self._instances.all():
+            instance.trigger.on_downtime(instance.trigger_state, away_ns)
+            self._instances.schedule(instance, now)
+        return self.lose_feed(now)
+
+    def has_listener(self, instance: Instance) -> bool:
+        """Return whether, as far as is known, a stream that an instance is about is listened to."""
+        rule = instance.rule
+        unheard = [
+            stream.missing or stream.is_unseen
+            for name, stream in self._streams.items()
+            if rule.covers_stream(name, stream.labels)
+            and rule.group_of(name, "", stream.labels) == instance.group
+        ]
+        return not unheard or not all(unheard)
+
+    def expect_named(self, now: int) -> None:
+        """Wait for streams that rules name, before anything is heard of them."""
+        for rule in (*self._instances.listening_rules, *self._instances.health_rules):
+            if set(rule.group_by) - {"stream"}:
+                continue
+            for stream in sorted(rule.matchers[0].named_streams or ()):
+                group = rule.group_of(stream, "", {})
+                if self._instances.find(rule, group) is not None:
+                    continue
+                instance = self._instances.obtain(rule, group)
+                if instance is not None:
+                    instance.facts = {"stream.name": stream, "labels": {}}
+                    instance.trigger.start(instance.trigger_state, now)
+                    self._instances.schedule(instance, now)
+
+    def replace_rules(self, now: int) -> list[Transition]:
+        """Let rules that have just come into force count the silence of known streams."""
+        self.expect_named(now)
+        transitions: list[Transition] = []
+        for name, stream in self._streams.items():
+            transitions += self._start_or_pause(name, stream.labels, now)
+        return transitions
+
+    def export(self) -> dict[str, Any]:
+        """Return the streams as JSON values."""
+        return {name: asdict(stream) for name, stream in self._streams.items()}
+
+    def restore(self, streams: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take over what `export` returned."""
+        self._streams = {name: _Stream(**data) for name, data in streams.items()}
+
+    def _resume(
+        self,
+        stream: str,
+        labels: Mapping[str, str],
+        now: int,
+        is_same_epoch: bool,
+        began_ns: int,
+    ) -> list[Transition]:
+        """Count absences again.
+
+        Args:
+            is_same_epoch: the source kept running, and gaps in it were published.
+            began_ns: otherwise it began then.
+        """
+        transitions: list[Transition] = []
+        for instance in self._listening_instances(stream, labels):
+            state = instance.trigger_state
+            if state.began_ns is None and self.has_listener(instance):
+                if is_same_epoch:
+                    instance.trigger.resume(state, now)
+                else:
+                    instance.trigger.start(state, began_ns)
+                transitions += self._instances.settle(instance, False, now)
+        return transitions
+
+    def _listening_instances(self, stream: str, labels: Mapping[str, str]) -> Iterator[Instance]:
+        for rule in self._instances.listening_rules:
+            if rule.covers_stream(stream, labels):
+                instance = self._instances.obtain(rule, rule.group_of(stream, "", labels))
+                if instance is not None:
+                    yield instance
+
+    def _start_or_pause(self, stream: str, labels: Mapping[str, str], now: int) -> list[Transition]:
+        """Start or stop counting the absence of sounds, depending on whether somebody listens."""
+        transitions: list[Transition] = []
+        for instance in self._listening_instances(stream, labels):
+            if not self.has_listener(instance):
+                instance.trigger.pause(instance.trigger_state)
+            elif instance.trigger_state.began_ns is None:
+                instance.trigger.start(instance.trigger_state, now)
+            else:
+                continue
+            transitions += self._instances.settle(instance, False, now)
+        return transitions
+
+
+def _epoch_began_ns(health: Health, now: int) -> int:
+    """Return when the source of a health message began, not later than now."""
+    if health.audio_s is None:
+        return now
+    return now - max(0, round((health.audio_s + (health.lag_s or 0.0)) * NS_PER_SECOND))

@@ -150,10 +150,9 @@ class Subscriber:
     def _matches(self, message: FeedMessage) -> bool:
         if not message.topic.startswith(self._topics):
             return False
-        body = message.body
-        if self._streams is not None and body.get("stream", None) not in (None, *self._streams):
+        if self._streams is not None and message.stream not in (None, *self._streams):
             return False
-        is_of_other_class = self._classes is not None and body.get("class") not in self._classes
+        is_of_other_class = self._classes is not None and message.class_ not in self._classes
         return not (message.kind == "event" and is_of_other_class)
 
 

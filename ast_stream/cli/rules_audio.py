@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,9 @@ def event_bodies(
             try:
                 for event in scanner.messages(file, note):
                     end = max(end, event.at_sample)
+                    found = replace(event, stream=stream_name(file), id=f"{event.id}-{start_ns}")
                     message = EventMessage.of(
-                        event,
+                        found,
                         clock,
                         labels={},
                         audio_end=end,
@@ -64,10 +66,7 @@ def event_bodies(
                         model=MODEL,
                     )
                     with progress.paused():
-                        yield message.to_json() | {
-                            "stream": stream_name(file),
-                            "id": f"{event.id}-{start_ns}",
-                        }
+                        yield message.to_json()
             except RecordingError as error:
                 on_incomplete(str(error))
             duration_s = max((reader.position_s for reader in readers), default=0.0)

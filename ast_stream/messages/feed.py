@@ -166,6 +166,12 @@ class FeedMessage:
         return stream if isinstance(stream, str) else None
 
     @property
+    def class_(self) -> str | None:
+        """Slug of the class that an event is about, None if it is about none."""
+        class_ = self.body.get("class")
+        return class_ if isinstance(class_, str) else None
+
+    @property
     def is_durable(self) -> bool:
         """Whether the publisher logs it and can repeat it."""
         return "previous" in self.body

@@ -14,16 +14,15 @@ import pytest
 from pipeline import Pipeline, pipeline, wait_for
 from reactive_model import save_reactive
 from rich.console import Console
-from sample_messages import alerts_status, event_message, worker_status
+from sample_messages import FAILING, alerts_status, event_message, worker_status
 
 from ast_stream.cli.status import Report, problems, view
 from ast_stream.cli.terminal import console
 from ast_stream.messages.audio import AudioBlock, RingReply
-from ast_stream.messages.status import FailingAction, Health, StreamState
+from ast_stream.messages.status import Health, StreamState
 from ast_stream.settings.schema import Settings, StreamSettings
 from ast_stream.units import SAMPLE_RATE
 
-FAILING = FailingAction(action="p", waiting=1, attempts=3, lost=False, error="no route")
 ENDLESS = {"type": "scene", "duration_s": 3600}
 RULES = "version: 1\ngroups: [{name: g, rules: [{alert: bark, match: {class: Bark}}]}]\n"
 

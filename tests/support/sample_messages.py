@@ -5,14 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from ast_stream.labels import slug
+from ast_stream.messages.alert import Alert
 from ast_stream.messages.event import EventMessage, GapMessage, ScoresHeader
-from ast_stream.messages.status import AlertsStatus, Health, WorkerFacts, WorkerStatus
+from ast_stream.messages.status import (
+    AlertsStatus,
+    FailingAction,
+    Health,
+    WorkerFacts,
+    WorkerStatus,
+)
 
 STREAM, EPOCH = "porch", "aaaaaaaa"
 T0_NS = 1_700_000_000_000_000_000
 FACTS = WorkerFacts(
     model="sha256:tiny", device="cpu", precision="fp32", attention="math", window_s=1.0, torch="0"
 )
+FAILING = FailingAction(action="p", waiting=1, attempts=3, lost=False, error="no route")
 
 
 def event_message(id: str = "id1", type: str = "begin", **changes: Any) -> EventMessage:
@@ -81,3 +89,22 @@ def alerts_status(**changes: Any) -> AlertsStatus:
         "pending_by_action": {},
     }
     return AlertsStatus(**fields | changes)
+
+
+def alert(**changes: Any) -> Alert:
+    """Return an alert that fires because of a bark on the porch."""
+    fields: dict[str, Any] = {
+        "id": "a1",
+        "fingerprint": "f1",
+        "rule": "dog",
+        "state": "firing",
+        "severity": "medium",
+        "group": {"stream": STREAM},
+        "labels": {"stream": STREAM, "severity": "medium"},
+        "annotations": {"summary": "Dog on the porch"},
+        "started_ns": T0_NS,
+        "fired_ns": T0_NS,
+        "resolved_ns": None,
+        "events": ("id1",),
+    }
+    return Alert(**fields | changes)

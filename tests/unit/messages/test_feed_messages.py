@@ -9,11 +9,25 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sample_messages import (
+    FAILING,
+    T0_NS,
+    alert,
+    alerts_status,
+    event_message,
+    gap_message,
+    health,
+    scores_header,
+    worker_status,
+)
 
 from ast_stream.errors import WireError
-from ast_stream.messages.event import Gap, GapMessage
+from ast_stream.messages.audio import AudioBlock
+from ast_stream.messages.event import EventMessage, Gap, GapMessage
 from ast_stream.messages.feed import (
+    Content,
     FeedMessage,
+    Stamp,
 )
 from ast_stream.messages.query import (
     AudioAnswer,
@@ -27,6 +41,7 @@ from ast_stream.messages.query import (
     TooOld,
     decode_query,
     decode_replay,
+    refuse_query,
 )
 
 BODY: dict[str, Any] = {"v": 1, "boot": "b1", "seq": 7}
@@ -218,3 +233,101 @@ def test_replay_answers_are_told_apart() -> None:
         decode_replay([json_frame({"error": "no event log"})])
     with pytest.raises(WireError, match="previous"):
         decode_replay([json_frame({"messages": [{"topic": "x/", "body": BODY}], "more": False})])
+
+
+CONTENTS: tuple[Content, ...] = (
+    event_message(),
+    event_message(
+        type="end",
+        labels={"room": "porch"},
+        index=74,
+        mean=0.5,
+        offset_ns=T0_NS + 10**9,
+        duration_s=1.0,
+        duration_reliable=False,
+        uncertainty_s=0.25,
+        offset_sample=16_000,
+        reason="quiet",
+        scored_ns=T0_NS,
+        model="sha256:00",
+    ),
+    gap_message(time_ns=T0_NS),
+    scores_header(),
+    health(epoch="aaaaaaaa", audio_s=1.0, level_dbfs=-42.0, lag_s=0.3, hop_s=0.5, open_events=1),
+    worker_status(lag_s=0.3, disk="full", counters={"windows": 7}),
+    alerts_status(failing=[FAILING], pending_by_action={"p": 1}),
+    alert(),
+)
+
+
+@pytest.mark.parametrize("content", CONTENTS, ids=lambda content: content.topic)
+def test_content_comes_back_as_it_was_published(content: Content) -> None:
+    stamp = Stamp("b1", 7, T0_NS, previous=3)
+    message = FeedMessage.decode(FeedMessage.of(content, stamp).encode())
+    assert message.content() == content.model_copy(update={"published_ns": T0_NS})
+    assert (message.position, message.position_before) == (("b1", 7), ("b1", 3))
+
+
+def test_stamp_of_a_status_says_where_the_durable_messages_are() -> None:
+    message = FeedMessage.of(health(), Stamp("b1", 7, T0_NS, durable_seq=3))
+    assert message.position_before == ("b1", 3)
+    assert not message.is_durable
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"id": 5}, "id: "),
+        ({"type": "start"}, "type: "),
+        ({"peak": "0.9"}, "peak: "),
+        ({"onset": 1_700_000_000}, "onset: "),
+        ({"onset": "yesterday"}, "onset: "),
+        ({"captured": None}, "captured: "),
+        ({"labels": {"floor": 3}}, "labels.floor: "),
+        ({"at_sample": 1.5}, "at_sample: "),
+    ],
+)
+def test_wrong_value_in_an_event_is_named(changes: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(WireError, match=complaint):
+        EventMessage.from_json(event_message().to_json() | changes)
+
+
+def test_python_names_of_fields_are_no_keys_of_the_wire() -> None:
+    body = event_message().to_json()
+    body["onset_ns"] = body.pop("onset")
+    with pytest.raises(WireError, match="onset: Field required"):
+        EventMessage.from_json(body)
+
+
+def test_event_written_by_hand_needs_few_fields_and_is_as_good_as_its_peak() -> None:
+    keys = ("id", "type", "stream", "class", "label", "peak", "onset", "captured")
+    body = {key: value for key, value in event_message().to_json().items() if key in keys}
+    event = EventMessage.from_json(body)
+    assert event.score == event.peak == 0.9
+    assert event.at_sample is None
+
+
+def test_halves_of_characters_become_question_marks() -> None:
+    event = EventMessage.from_json(event_message().to_json() | {"label": "B\ud800rk"})
+    assert event.label == "B?rk"
+
+
+def test_topic_of_another_version_has_no_content_that_is_known() -> None:
+    with pytest.raises(WireError, match="topic is not known"):
+        FeedMessage("levels/porch/", BODY).content()
+
+
+def test_answers_come_back_as_they_were_given() -> None:
+    ping = PingAnswer(boot="b1", started_ns=T0_NS, durable_seq=7)
+    assert PingAnswer.decode(ping.encode()) == ping
+    snapshot = Snapshot(
+        boot="b1", streams=[health()], events=[event_message()], status=worker_status()
+    )
+    assert Snapshot.decode(snapshot.encode()) == snapshot
+    block = AudioBlock("porch", "aaaaaaaa", 16_000, T0_NS, np.arange(5, dtype=np.int16))
+    answer = AudioAnswer.decode(AudioAnswer(block, "b1").encode())
+    assert vars(answer.block) | {"pcm": None} == vars(block) | {"pcm": None}
+    np.testing.assert_array_equal(answer.block.pcm, block.pcm)
+    assert TooOld(("b1", 3)) == decode_replay(TooOld(("b1", 3)).encode())
+    with pytest.raises(WireError, match="no event log"):
+        PingAnswer.decode(refuse_query("no event log"))

@@ -83,17 +83,19 @@ def check_config(
         lines += _attempt(problems, lambda: _describe_rules(loaded, warnings, knows_model=model))
     descriptions: list[Description] = []
     if not model:
-        lines.append("checkpoint   not looked at: class names and durations are unchecked")
+        lines.append("checkpoint   not read: class names and durations are unchecked")
     elif _is_elsewhere(loaded.settings.model.checkpoint):
         lines.append("checkpoint   not on this machine: class names and durations are unchecked")
     else:
         descriptions += _attempt(problems, lambda: [_description(loaded)])
-        for one in descriptions:
-            lines += _attempt(problems, lambda one=one: describe_model(loaded, one))  # type: ignore[misc]
+        for description in descriptions:
+            lines += _attempt(problems, lambda found=description: describe_model(loaded, found))  # type: ignore[misc]
     if problems:
         problems += [Warned(str(file), None, "", text) for text in warnings]
         raise ConfigError(
-            sorted(problems, key=lambda one: (one.is_warning, one.file, one.line or 0))
+            sorted(
+                problems, key=lambda problem: (problem.is_warning, problem.file, problem.line or 0)
+            )
         )
     if descriptions and speed:
         _add_load(loaded.settings, descriptions[0], lines, warnings)
@@ -106,7 +108,7 @@ def _attempt(problems: list[Problem], step: Callable[[], Iterable[_Found]]) -> l
     try:
         return list(step())
     except ConfigError as error:
-        problems += [one for one in error.problems if one not in problems]
+        problems += [problem for problem in error.problems if problem not in problems]
         return []
 
 
@@ -116,7 +118,9 @@ def _describe_rules(
     """Yield a line about the rule files; whom they do not reach is added to `warnings`."""
     files = RuleFiles(loaded, knows_model=knows_model)
     rules = files.load()
-    warnings += [str(Problem(one.file, one.line, "", one.text)) for one in files.warnings(rules)]
+    warnings += [
+        str(Problem(lint.file, lint.line, "", lint.text)) for lint in files.warnings(rules)
+    ]
     yield f"rules        {len(rules.rules)} in {', '.join(loaded.settings.alerts.rules)}"
 
 
@@ -153,7 +157,8 @@ def describe(settings: Settings) -> Iterator[str]:
     yield f"state        {settings.state_dir}"
     if settings.metrics.listen is not None:
         shown = (
-            f"{one['labels']['process']} {one['targets'][0]}" for one in scrape_targets(settings)
+            f"{target['labels']['process']} {target['targets'][0]}"
+            for target in scrape_targets(settings)
         )
         yield f"metrics      {', '.join(shown)}"
 

@@ -1,4 +1,4 @@
-"""`ast-stream doctor`: prove that this installation hears right, and how fast."""
+"""`ast-stream doctor`: check that this installation works, and how fast it is."""
 
 from __future__ import annotations
 

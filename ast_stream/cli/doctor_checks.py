@@ -62,7 +62,7 @@ def checks(settings: Settings, report: Callable[[str], None]) -> Iterator[Check]
     """Yield each finding as soon as it is known; a check that breaks is a failed one.
 
     Args:
-        report: is told what is being checked.
+        report: called with what is being checked next.
     """
     yield from _guarded("versions", check_versions)
     yield from _model_checks(settings.model, report)
@@ -176,7 +176,7 @@ def check_endpoints(settings: Settings) -> Iterator[Check]:
 
 
 def _is_in_use(endpoint: str) -> bool:
-    """Tell whether another process holds `endpoint`; leaves no file that was not there."""
+    """Return whether another process holds `endpoint`; leaves no file that was not there."""
     if endpoint.startswith("ipc://"):
         if not Path(endpoint.removeprefix("ipc://") + ".lock").exists():
             return False
@@ -264,7 +264,7 @@ def check_model(tagger: Tagger) -> Iterator[Check]:
 def check_attention(tagger: Tagger) -> Iterator[Check]:
     """Yield the attention in use, with speed and error of every candidate."""
     measurements = tagger.attention_choice.measurements
-    if len(measurements) == 1:  # an explicit choice: look at the others, too
+    if len(measurements) == 1:  # an explicit choice: measure the others, too
         dtype = DTYPES[tagger.precision]
         measurements = measure_all(tagger.dims, 1, tagger.device, dtype)
     facts = {"attention": tagger.attention, "candidates": [vars(found) for found in measurements]}

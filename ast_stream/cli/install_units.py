@@ -15,7 +15,7 @@ import typer
 from ast_stream.errors import StartupError
 from ast_stream.runtime.files import replace_file
 from ast_stream.settings.load import load_settings
-from ast_stream.settings.schema import Settings
+from ast_stream.settings.schema import Settings, StreamSettings
 
 STATE_DIR = Path("/var/lib/ast-stream")  # what StateDirectory=ast-stream makes for a system
 RUNTIME_DIR = Path("/run/ast-stream")
@@ -85,12 +85,17 @@ def wanted_units(plan: Plan) -> list[str]:
     streams = () if plan.settings is None else plan.settings.streams
     has_alerts = plan.settings is not None and bool(plan.settings.alerts.rules)
     captures = [
-        f"ast-stream-capture{'' if one.source.type == 'microphone' else '-net'}@{one.name}.service"
-        for one in streams
-        if one.source.type != "stdin"
+        f"{_capture_unit(stream)}@{stream.name}.service"
+        for stream in streams
+        if stream.source.type != "stdin"
     ]
     alerts = ["ast-stream-alerts.service"] if has_alerts else []
     return ["ast-stream-worker.service", *alerts, *captures]
+
+
+def _capture_unit(stream: StreamSettings) -> str:
+    is_local = stream.source.type == "microphone"
+    return "ast-stream-capture" if is_local else "ast-stream-capture-net"
 
 
 def doubts(plan: Plan) -> list[str]:
@@ -100,9 +105,9 @@ def doubts(plan: Plan) -> list[str]:
         return [*found, f"{plan.config} does not exist yet: write it, then install again"]
     streams = plan.settings.streams
     found += [
-        f"stream {one.name} reads standard input, which a service does not have"
-        for one in streams
-        if one.source.type == "stdin"
+        f"stream {stream.name} reads standard input, which a service does not have"
+        for stream in streams
+        if stream.source.type == "stdin"
     ]
     if plan.is_user and Path(plan.settings.state_dir) == STATE_DIR:
         found.append(
@@ -183,7 +188,7 @@ def _quoted(word: str) -> str:
 
 
 def _is_in_home(*paths: Path) -> bool:
-    return any(path.is_relative_to(one) for path in paths for one in _HIDDEN_BY_PROTECT_HOME)
+    return any(path.is_relative_to(hidden) for path in paths for hidden in _HIDDEN_BY_PROTECT_HOME)
 
 
 def _unreachable(*paths: Path) -> list[str]:
@@ -226,7 +231,7 @@ def install_units(
     """Write the systemd units of one configuration, and say what to do next.
 
     The units start the environment that this command runs from; run it again after moving that or
-    adding streams. What is printed are the paths written; own changes belong into drop-ins.
+    adding streams. It prints the paths of the files written. Put changes of your own into drop-ins.
     Removing leaves configuration, state and drop-ins where they are.
 
     Example: sudo .venv/bin/ast-stream install-units -c /etc/ast-stream/config.yaml

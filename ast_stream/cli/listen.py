@@ -36,7 +36,7 @@ STREAM = "listen"
 
 
 @dataclass
-class _Heard:
+class _Latest:
     """The newest window's scores, and the events that are open."""
 
     scores: npt.NDArray[np.float32] | None = None
@@ -62,9 +62,9 @@ def listen(
     """
     from ast_stream.detect.detector import Detector  # imports torch
 
-    heard = _Heard()
+    latest = _Latest()
     chosen = ModelSettings(checkpoint=model)
-    detector = Detector(load_model(chosen), hop_s=hop, on_scores=heard.take)
+    detector = Detector(load_model(chosen), hop_s=hop, on_scores=latest.take)
     index = int(device) if device is not None and device.isdecimal() else device
     microphone = MicrophoneSource(type="microphone")
     source = make_source(with_options(microphone, {"device": ("listen: --device", index)}))
@@ -75,13 +75,13 @@ def listen(
     view = _view(detector, top, as_json)
     try:
         with stop_on_signals() as stop, view:
-            _follow(source, detector, heard, view, stop)
+            _follow(source, detector, latest, view, stop)
     finally:
         source.close()
 
 
 def _follow(
-    source: Source, detector: Detector, heard: _Heard, view: _View, stop: threading.Event
+    source: Source, detector: Detector, latest: _Latest, view: _View, stop: threading.Event
 ) -> None:
     """Show what comes from the source until `stop`, or until it is lost."""
     resampler: Resampler | None = None
@@ -97,10 +97,10 @@ def _follow(
         position += len(pcm)
         for event in detector.run():
             view.show_event(event)
-        heard.level_dbfs = detector.status(STREAM).level_dbfs
-        if heard.is_fresh:
-            view.show_scores(heard)
-            heard.is_fresh = False
+        latest.level_dbfs = detector.status(STREAM).level_dbfs
+        if latest.is_fresh:
+            view.show_scores(latest)
+            latest.is_fresh = False
 
 
 class _View:
@@ -119,17 +119,17 @@ class _View:
     def __exit__(self, *exc_info: object) -> None:
         pass
 
-    def best(self, heard: _Heard) -> list[tuple[str, float, float]]:
+    def best(self, latest: _Latest) -> list[tuple[str, float, float]]:
         """Return the best classes as (label, score, onset threshold)."""
-        assert heard.scores is not None
-        order = np.argsort(-heard.scores, kind="stable")[: self.top]
-        return [(self.labels[i], float(heard.scores[i]), float(self.thresholds[i])) for i in order]
+        assert latest.scores is not None
+        order = np.argsort(-latest.scores, kind="stable")[: self.top]
+        return [(self.labels[i], float(latest.scores[i]), float(self.thresholds[i])) for i in order]
 
-    def show_scores(self, heard: _Heard) -> None:
+    def show_scores(self, latest: _Latest) -> None:
         self._n_windows += 1
         if self._n_windows % self._windows_a_line == 0:
-            best = "  ".join(f"{label} {score:.2f}" for label, score, _ in self.best(heard)[:3])
-            print(f"{level_text(heard.level_dbfs):>16}  {best}", flush=True)
+            best = "  ".join(f"{label} {score:.2f}" for label, score, _ in self.best(latest)[:3])
+            print(f"{level_text(latest.level_dbfs):>16}  {best}", flush=True)
 
     def show_event(self, event: Event) -> None:
         if event.type != "update":
@@ -139,9 +139,9 @@ class _View:
 class _JsonView(_View):
     """JSON lines: every window's best classes, every event."""
 
-    def show_scores(self, heard: _Heard) -> None:
-        best = {label: round(score, 4) for label, score, _ in self.best(heard)}
-        print(json.dumps({"level_dbfs": heard.level_dbfs, "scores": best}), flush=True)
+    def show_scores(self, latest: _Latest) -> None:
+        best = {label: round(score, 4) for label, score, _ in self.best(latest)}
+        print(json.dumps({"level_dbfs": latest.level_dbfs, "scores": best}), flush=True)
 
     def show_event(self, event: Event) -> None:
         print(json.dumps({"event": event.type, "label": event.label}), flush=True)
@@ -163,10 +163,10 @@ class _LiveView(_View):
     def __exit__(self, *exc_info: object) -> None:
         self._live.stop()
 
-    def show_scores(self, heard: _Heard) -> None:
+    def show_scores(self, latest: _Latest) -> None:
         events = Text("\n".join(self._events), style="bold")
         self._live.update(
-            stacked(level_bar(heard.level_dbfs), score_bars(self.best(heard)), events)
+            stacked(level_bar(latest.level_dbfs), score_bars(self.best(latest)), events)
         )
 
     def show_event(self, event: Event) -> None:

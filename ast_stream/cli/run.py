@@ -54,7 +54,7 @@ def _supervise(
     if settings.alerts.rules:
         from ast_stream.alerts.rule_files import RuleFiles  # the compiler of rules, which few need
 
-        RuleFiles(loaded).load()  # mistakes are told before anything starts
+        RuleFiles(loaded).load()  # report mistakes before anything starts
     folder = make_runtime_dir(settings)
     lock_fd = lock_file(folder / "run.lock", f"the runtime folder {folder}")
     format = line_format(settings.logging.format, sys.stderr)
@@ -100,17 +100,17 @@ def child_specs(settings: Settings, config: Path) -> list[ChildSpec]:
     alerts = ChildSpec(
         "alerts", (*command, "alerts", "-c", str(config)), is_optional=True, ends_last=True
     )
-    # alerts first: it hears all of a worker that was started after it
+    # alerts first: it receives everything from a worker that is started after it
     return [*([alerts] if settings.alerts.rules else []), worker, *captures]
 
 
 def _goes_on(source: Source) -> bool:
-    """Tell whether a new process can take up a source where the one before it has left it."""
+    """Return whether a new process can resume a source where the previous one left it."""
     return source.type == "stdin" and source.format != "wav"  # the header is read once
 
 
 def can_end(source: Source) -> bool:
-    """Tell whether a source comes to an end by itself."""
+    """Return whether a source ends by itself."""
     if source.type == "file":
         return not source.loop
     return source.type in ("scene", "stdin")

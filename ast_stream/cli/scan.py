@@ -83,7 +83,8 @@ def scan(
         Path | None, typer.Option(help="Also save times, scores and labels as .npz (one file).")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="Take model and detection from here.")
+        Path | None,
+        typer.Option("--config", "-c", help="Use its model and detection settings."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Checkpoint.")] = None,
     hop: Annotated[float | None, typer.Option(help="Seconds between windows.")] = None,
@@ -182,7 +183,7 @@ def _recordings(names: list[str]) -> Iterator[list[tuple[str, Path]]]:
                 inside = recordings_in(path)
                 if not inside:
                     raise UsageError(f"scan: {name}: expected recordings in it, got none")
-                found += [(str(one), one) for one in inside]
+                found += [(str(recording), recording) for recording in inside]
             else:
                 found.append((name, path))
         yield found
@@ -229,13 +230,13 @@ class ScoreCollector:
         self._rows: list[npt.NDArray[np.float32]] = []
 
     def add(self, scores: Scores) -> None:
-        """Take the scores of one window."""
+        """Add the scores of one window."""
         self._ends.append(scores.end_sample)
         self._rows.append(scores.scores)
 
     @property
     def is_empty(self) -> bool:
-        """Tell whether no window has come yet."""
+        """Return whether there are no scores yet."""
         return not self._rows
 
     def save(self, labels: list[str]) -> None:

@@ -42,13 +42,11 @@ from ast_stream.transport.sockets import QUERY_HWM_MESSAGES, Sockets
 from ast_stream.units import samples_to_seconds
 
 REFRESH_S = 1.0
-
-
 TIMEOUT_S = 3.0  # for each answer: a worker that computes answers between two turns
-_WELL = ("listening", "warming", "gated")
-_AILING = {"missing": "has no audio", "degraded": "has no sound"}  # of capture processes
+_HEALTHY_STATES = ("listening", "warming", "gated")
+_FAULTS = {"missing": "has no audio", "degraded": "has no sound"}  # of capture processes
 _POLL_S = 0.05
-NOWHERE: Mapping[str, str] = {}
+NO_ENDPOINTS: Mapping[str, str] = {}
 
 
 def status(
@@ -70,80 +68,80 @@ def status(
     """
     settings = default_settings() if config is None else load_settings(config)
     with stop_on_signals() as stop:
-        enquiry = Enquiry(
+        client = StatusClient(
             settings, is_complete=config is not None, timeout_s=timeout, is_stopped=stop.is_set
         )
         try:
-            report = _follow(enquiry, stop, as_json=as_json) if watch else enquiry.ask()
+            box = _follow(client, stop, as_json=as_json) if watch else client.ask()
         finally:
-            enquiry.close()
+            client.close()
     if not watch:
-        _print(report, as_json=as_json)
-    raise typer.Exit(EXIT_CRASH if report.problems else 0)
+        _print(box, as_json=as_json)
+    raise typer.Exit(EXIT_CRASH if box.problems else 0)
 
 
-def _follow(enquiry: Enquiry, stop: threading.Event, *, as_json: bool) -> Report:
+def _follow(client: StatusClient, stop: threading.Event, *, as_json: bool) -> BoxStatus:
     """Show reports until `stop`; return the last one that was not cut short."""
-    report = enquiry.ask()
+    box = client.ask()
     if as_json or not sys.stdout.isatty():
         while not stop.is_set():
-            _print(report, as_json=as_json)
+            _print(box, as_json=as_json)
             stop.wait(REFRESH_S)
-            report = report if stop.is_set() else enquiry.ask()
-        return report
-    with Live(view(report), auto_refresh=False, console=console(stderr=False)) as live:
+            box = box if stop.is_set() else client.ask()
+        return box
+    with Live(view(box), auto_refresh=False, console=console(stderr=False)) as live:
         while not stop.wait(REFRESH_S):
-            latest = enquiry.ask()
+            latest = client.ask()
             if not stop.is_set():
-                report = latest
-                live.update(view(report), refresh=True)
-    return report
+                box = latest
+                live.update(view(box), refresh=True)
+    return box
 
 
-def _print(report: Report, *, as_json: bool) -> None:
+def _print(box: BoxStatus, *, as_json: bool) -> None:
     if as_json:
-        print(json_line(report.as_json()), flush=True)
+        print(json_line(box.as_json()), flush=True)
     else:
-        console(stderr=False).print(view(report), crop=False)
+        console(stderr=False).print(view(box), crop=False)
 
 
-def view(report: Report) -> RenderableType:
+def view(box: BoxStatus) -> RenderableType:
     """Return the tables of processes and streams, and what is not well."""
-    parts: list[RenderableType] = [_processes(report)]
-    if report.streams:
-        parts.append(_streams(report))
-    # not wrapped: what is not well is looked for, and holds paths
+    parts: list[RenderableType] = [_processes(box)]
+    if box.streams:
+        parts.append(_streams(box))
+    # not wrapped: problems hold paths, and are searched for
     parts += [
-        Text(problem, style="red", no_wrap=True, overflow="ignore") for problem in report.problems
+        Text(problem, style="red", no_wrap=True, overflow="ignore") for problem in box.problems
     ]
-    if not report.problems:
+    if not box.problems:
         parts.append(Text("everything is healthy", style="green"))
     return Group(*parts)
 
 
-def _processes(report: Report) -> Table:
+def _processes(box: BoxStatus) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("process", "state", "what it does"):
         table.add_column(column, overflow="fold")
-    worker = report.worker
+    worker = box.worker
     if worker is None:
-        table.add_row("worker", _state("no answer", is_well=False), "")
+        table.add_row("worker", _state("no answer", is_healthy=False), "")
     else:
-        table.add_row("worker", _state("scoring", is_well=True), worker_text(worker))
-    for name, capture in report.captures.items():
+        table.add_row("worker", _state("scoring", is_healthy=True), worker_text(worker))
+    for name, capture in box.captures.items():
         if capture is None:
-            is_over = not any(f"of {name} does" in problem for problem in report.problems)
-            state = _state("ended" if is_over else "no answer", is_well=is_over)
+            is_over = not any(f"of {name} does" in problem for problem in box.problems)
+            state = _state("ended" if is_over else "no answer", is_healthy=is_over)
             table.add_row(f"capture {name}", state, "")
         else:
-            state = _state(capture.state, is_well=capture.state in ("listening", "ended"))
+            state = _state(capture.state, is_healthy=capture.state in ("listening", "ended"))
             table.add_row(f"capture {name}", state, _capture_text(capture))
-    if report.alerts is not None:
-        is_well = report.alerts.hears_worker
-        state = _state("listening" if is_well else "hears nothing", is_well=is_well)
-        table.add_row("alerts", state, alerts_text(report.alerts))
-    elif report.has_alerts:
-        table.add_row("alerts", _state("no answer", is_well=False), "")
+    if box.alerts is not None:
+        is_healthy = box.alerts.hears_worker
+        state = _state("listening" if is_healthy else "no worker", is_healthy=is_healthy)
+        table.add_row("alerts", state, alerts_text(box.alerts))
+    elif box.has_alerts:
+        table.add_row("alerts", _state("no answer", is_healthy=False), "")
     return table
 
 
@@ -170,15 +168,15 @@ def _capture_text(capture: RingReply) -> str:
     return capture.detail or f"{audio} of audio, {waiting_s:.1f} s not yet decided"
 
 
-def _streams(report: Report) -> Table:
+def _streams(box: BoxStatus) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("stream", "state", "level", "lag", "open events", "gaps", "lost"):
         table.add_column(column, justify="left" if column in ("stream", "state") else "right")
-    for name, health in report.streams.items():
-        labels = [event.label for event in report.events if event.stream == name]
+    for name, health in box.streams.items():
+        labels = [event.label for event in box.events if event.stream == name]
         table.add_row(
             name,
-            _state(health.state, is_well=health.state not in ("missing", "degraded")),
+            _state(health.state, is_healthy=health.state not in ("missing", "degraded")),
             level_text(health.level_dbfs),
             "" if health.lag_s is None else f"{health.lag_s:.1f} s",
             ", ".join(labels) or "none",
@@ -188,12 +186,12 @@ def _streams(report: Report) -> Table:
     return table
 
 
-def _state(word: str, *, is_well: bool) -> Text:
-    return Text(word, style="green" if is_well else "red")
+def _state(word: str, *, is_healthy: bool) -> Text:
+    return Text(word, style="green" if is_healthy else "red")
 
 
 def _duration(seconds: float) -> str:
-    """Return a duration as people say it: 42 s, 5 min, 3.2 h, 2.5 d."""
+    """Return a duration in the largest unit that fits: 42 s, 5 min, 3.2 h, 2.5 d."""
     for unit_s, unit in ((86_400, "d"), (3_600, "h")):
         if seconds >= unit_s:
             return f"{seconds / unit_s:.1f} {unit}"
@@ -201,8 +199,8 @@ def _duration(seconds: float) -> str:
 
 
 @dataclass
-class Report:
-    """What the processes answered.
+class BoxStatus:
+    """What the processes of one box answered.
 
     Attributes:
         worker: None: it did not answer.
@@ -212,7 +210,7 @@ class Report:
         alerts: None: no status was received.
         alerts_body: the same as it was received.
         has_alerts: there should be an alerts process.
-        problems: what is not well, in sentences.
+        problems: one sentence for each.
     """
 
     worker: WorkerStatus | None = None
@@ -225,7 +223,7 @@ class Report:
     problems: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the report for programs."""
+        """Return the status as JSON."""
         return {
             "healthy": not self.problems,
             "problems": self.problems,
@@ -249,12 +247,12 @@ def _capture_json(reply: RingReply | None) -> dict[str, Any] | None:
     }
 
 
-class Enquiry:
+class StatusClient:
     """Asks the processes of a configuration, as often as wanted.
 
     Args:
         settings: of the processes.
-        is_complete: `settings` names all streams; else the worker's word is taken for them.
+        is_complete: `settings` names all streams; else those that the worker knows.
         is_stopped: asked while waiting for answers.
     """
 
@@ -284,20 +282,20 @@ class Enquiry:
             self._alerts.close()
         self._sockets.close()
 
-    def ask(self) -> Report:
+    def ask(self) -> BoxStatus:
         """Return how everything is now."""
-        report = Report()
-        self._ask_worker(report)
+        box = BoxStatus()
+        self._ask_worker(box)
         for stream in self._streams:
-            report.captures[stream.name] = self._ask_capture(stream.name)
+            box.captures[stream.name] = self._ask_capture(stream.name)
         if self._alerts is not None:
-            report.has_alerts = True
-            self._receive_alerts_status(report)
-        report.problems = problems(report, self._streams, self._places())
-        return report
+            box.has_alerts = True
+            self._receive_alerts_status(box)
+        box.problems = problems(box, self._streams, self._endpoints())
+        return box
 
-    def _places(self) -> dict[str, str]:
-        """Return the sockets that are asked: whoever looks in the wrong folder must see which."""
+    def _endpoints(self) -> dict[str, str]:
+        """Return the endpoints that are asked, so that a wrong folder shows."""
         captures = {
             f"capture {stream.name}": ring_endpoint(self._settings, stream.name)
             for stream in self._streams
@@ -308,7 +306,7 @@ class Enquiry:
             **captures,
         }
 
-    def _ask_worker(self, report: Report) -> None:
+    def _ask_worker(self, box: BoxStatus) -> None:
         frames = self._worker.ask(SnapshotQuery(), self._timeout_s)
         if frames is None:
             return
@@ -317,9 +315,9 @@ class Enquiry:
         except WireError:  # something else answers at this endpoint
             return
         healths = {health.stream: health for health in snapshot.streams}
-        report.events, report.worker = snapshot.events, snapshot.status
+        box.events, box.worker = snapshot.events, snapshot.status
         first = [stream.name for stream in self._streams if stream.name in healths]
-        report.streams = {name: healths[name] for name in dict.fromkeys([*first, *healths])}
+        box.streams = {name: healths[name] for name in dict.fromkeys([*first, *healths])}
 
     def _ask_capture(self, name: str) -> RingReply | None:
         socket = self._sockets.connect(
@@ -335,7 +333,7 @@ class Enquiry:
         finally:
             self._sockets.forget(socket)
 
-    def _receive_alerts_status(self, report: Report) -> None:
+    def _receive_alerts_status(self, box: BoxStatus) -> None:
         """Wait for the next status of the alerts process: those before are outdated."""
         assert self._alerts is not None
         while self._alerts.receive(0.0) is not None:
@@ -345,53 +343,53 @@ class Enquiry:
             item = self._alerts.receive(_POLL_S)
             if isinstance(item, FeedMessage):
                 with contextlib.suppress(WireError):
-                    report.alerts = AlertsStatus.from_json(item.body, item.topic)
-                    report.alerts_body = item.body
+                    box.alerts = AlertsStatus.from_json(item.body, item.topic)
+                    box.alerts_body = item.body
                     return
 
 
 def problems(
-    report: Report, streams: Sequence[StreamSettings], places: Mapping[str, str] = NOWHERE
+    box: BoxStatus, streams: Sequence[StreamSettings], endpoints: Mapping[str, str] = NO_ENDPOINTS
 ) -> list[str]:
     """Return what is not well; a recording that has ended is.
 
     Args:
-        places: which socket was asked, by process: "worker", "alerts", "capture NAME".
+        endpoints: which socket was asked, by process: "worker", "alerts", "capture NAME".
     """
 
     def at(process: str) -> str:
-        return f" at {places[process]}" if process in places else ""
+        return f" at {endpoints[process]}" if process in endpoints else ""
 
     finite = {stream.name for stream in streams if can_end(stream.source)}
-    found = [f"the worker does not answer{at('worker')}"] if report.worker is None else []
-    if report.worker is not None:
-        if report.worker.disk:
-            found.append(f"the worker's {report.worker.disk}")
+    found = [f"the worker does not answer{at('worker')}"] if box.worker is None else []
+    if box.worker is not None:
+        if box.worker.disk:
+            found.append(f"the worker's {box.worker.disk}")
         found += [
             f"stream {stream.name} is not known to the worker"
             for stream in streams
-            if stream.name not in report.streams
+            if stream.name not in box.streams
         ]
     over = set()
-    named = {name for name, health in report.streams.items() if health.state not in _WELL}
-    for name, health in report.streams.items():
+    named = {name for name, health in box.streams.items() if health.state not in _HEALTHY_STATES}
+    for name, health in box.streams.items():
         if name in finite and health.detail == SOURCE_ENDED:
             over.add(name)
-        elif health.state not in _WELL:
+        elif health.state not in _HEALTHY_STATES:
             found.append(f"stream {name} is {health.state}: {health.detail}")
-    for name, capture in report.captures.items():
+    for name, capture in box.captures.items():
         if capture is None and name not in over:
             found.append(f"the capture process of {name} does not answer{at(f'capture {name}')}")
-        elif capture is not None and capture.state in _AILING and name not in named:
+        elif capture is not None and capture.state in _FAULTS and name not in named:
             found.append(
-                f"the capture process of {name} {_AILING[capture.state]}: {capture.detail}"
+                f"the capture process of {name} {_FAULTS[capture.state]}: {capture.detail}"
             )
-    if report.has_alerts and report.alerts is None:
-        found.append(f"the alerts process is not heard{at('alerts')}")
-    elif report.alerts is not None and report.alerts.disk:
-        found.append(f"the alerts process cannot write: {report.alerts.disk}")
-    elif report.alerts is not None and not report.alerts.hears_worker:
-        found.append("the alerts process does not hear the worker")
-    if report.alerts is not None:
-        found += [action.text for action in report.alerts.failing]
+    if box.has_alerts and box.alerts is None:
+        found.append(f"the alerts process sends no status{at('alerts')}")
+    elif box.alerts is not None and box.alerts.disk:
+        found.append(f"the alerts process cannot write: {box.alerts.disk}")
+    elif box.alerts is not None and not box.alerts.hears_worker:
+        found.append("the alerts process receives nothing from the worker")
+    if box.alerts is not None:
+        found += [action.text for action in box.alerts.failing]
     return found

@@ -49,7 +49,7 @@ def subscribe(
         ),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="Take the endpoints from this file.")
+        Path | None, typer.Option("--config", "-c", help="Use the endpoints of this file.")
     ] = None,
     endpoint: Annotated[
         str | None,

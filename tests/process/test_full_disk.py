@@ -75,7 +75,7 @@ def test_a_full_disk_is_told_once_by_each_process_and_when_it_is_over(running: P
     assert told.returncode == 1
     assert "cannot be written: " in " ".join(told.stdout.split())
     assert "the alerts process cannot write" in " ".join(told.stdout.split())
-    assert "does not hear the worker" not in told.stdout
+    assert "receives nothing from the worker" not in told.stdout
     for process, most in (("worker", 2), ("alerts", 1)):  # event log and journal; database
         found = complaints(running, process)
         assert len(found) <= most, "\n".join(found)

@@ -16,7 +16,7 @@ from reactive_model import save_reactive
 from rich.console import Console
 from sample_messages import FAILING, alerts_status, event_message, worker_status
 
-from ast_stream.cli.status import Report, problems, view
+from ast_stream.cli.status import BoxStatus, problems, view
 from ast_stream.cli.terminal import console
 from ast_stream.messages.audio import AudioBlock, RingReply
 from ast_stream.messages.status import Health, StreamState
@@ -51,8 +51,8 @@ def capture(state: str = "listening", detail: str | None = None) -> RingReply:
     return RingReply(block, 0, newest, newest - 8_000, state, detail)
 
 
-def report(*healths: Health, **fields: Any) -> Report:
-    found = Report(
+def report(*healths: Health, **fields: Any) -> BoxStatus:
+    found = BoxStatus(
         worker=worker_status(lag_s=0.3, windows_per_s=2.0, uptime_s=90_000.0),
         streams={health.stream: health for health in healths},
         captures={health.stream: capture() for health in healths},
@@ -102,11 +102,11 @@ def test_streams_that_are_heard_are_well(state: str) -> None:
             LIVE,
             "stream s0 is missing: the source has ended",
         ),
-        (report(has_alerts=True), [], "the alerts process is not heard"),
+        (report(has_alerts=True), [], "the alerts process sends no status"),
         (
             report(has_alerts=True, alerts=alerts_status(hears_worker=False)),
             [],
-            "the alerts process does not hear the worker",
+            "the alerts process receives nothing from the worker",
         ),
         (
             report(has_alerts=True, alerts=alerts_status(failing=[FAILING])),
@@ -116,7 +116,7 @@ def test_streams_that_are_heard_are_well(state: str) -> None:
     ],
 )
 def test_what_is_not_well_is_named(
-    found: Report, configured: list[StreamSettings], expected: str
+    found: BoxStatus, configured: list[StreamSettings], expected: str
 ) -> None:
     assert problems(found, configured) == [expected]
 
@@ -167,7 +167,7 @@ def test_who_does_not_answer_is_told_with_the_socket_that_was_asked() -> None:
     assert problems(found, LIVE, places) == [
         "the worker does not answer at ipc:///run/a/query.sock",
         "the capture process of s0 does not answer at ipc:///run/a/ring.s0.sock",
-        "the alerts process is not heard",
+        "the alerts process sends no status",
     ]
 
 
@@ -219,7 +219,7 @@ def test_everything_is_healthy_when_it_is_and_not_when_a_process_is_gone(
     done = ask(running, "--timeout", "0.5")
     assert done.returncode == 1
     assert "the capture process of porch does not answer" in done.stdout
-    assert "the alerts process is not heard" in done.stdout
+    assert "the alerts process sends no status" in done.stdout
 
 
 def test_a_live_source_without_any_sound_is_not_healthy(tmp_path: Path) -> None:

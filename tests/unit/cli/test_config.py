@@ -147,7 +147,7 @@ def test_checkpoint_that_is_not_there_is_a_problem_of_its_line(
     ("model", "options", "told"),
     [
         ("MIT/ast-finetuned-audioset-10-10-0.4593", (), "not on this machine"),
-        ("/nothing", ("--no-model",), "not looked at"),
+        ("/nothing", ("--no-model",), "not read"),
     ],
 )
 def test_what_was_not_checked_is_said(

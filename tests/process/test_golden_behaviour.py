@@ -52,6 +52,7 @@ def test_messages_have_the_stored_bytes() -> None:
         assert frames == expected[kind], kind
 
 
+@pytest.mark.slow
 def test_demo_finds_the_stored_sounds_and_fires_the_stored_alerts() -> None:
     report, expected = golden.demo_command(), stored("demo")
     for sound, of_old in zip(report["sounds"], expected["sounds"], strict=True):

@@ -49,6 +49,7 @@ def random_sounds(random_: random.Random) -> Sounds:
     return [(onset, onset + random_.randint(1, 25)) for onset in onsets]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("timing", [(0, 0), (LATE_S, SMEAR_S)])
 @pytest.mark.parametrize("restarts", [False, True])
 def test_duration_of_overlapping_sounds_of_a_group_is_that_of_their_union(

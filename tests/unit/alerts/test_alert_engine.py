@@ -345,6 +345,7 @@ def transitions_of(
     return found + engine.advance(at(2000))
 
 
+@pytest.mark.slow
 @given(timelines(), st.sets(st.integers(0, 30)))
 @settings(max_examples=60)
 def test_restart_at_any_message_changes_nothing(
@@ -389,6 +390,7 @@ def test_no_alert_is_told_of_twice(bodies: list[dict[str, Any]]) -> None:
     assert len(news) == len(set(news))
 
 
+@pytest.mark.slow
 @given(timelines())
 @settings(max_examples=40)
 def test_reload_of_the_same_rules_at_any_message_changes_nothing(
@@ -403,6 +405,7 @@ def test_reload_of_the_same_rules_at_any_message_changes_nothing(
     assert found + engine.advance(at(2000)) == transitions_of(rules, bodies, set())
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_events() -> None:
     engine = engine_of(rules_from(*EVERY_KIND))
     sizes = []

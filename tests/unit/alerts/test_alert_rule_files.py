@@ -515,6 +515,7 @@ _VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.dictionaries(_KEYS, _VALUES, max_size=6))
 def test_no_rule_whatever_its_shape_is_more_than_refused(rule: dict[str, Any]) -> None:
     content = {"groups": [{"name": "g", "rules": [{"alert": "a"} | rule]}]}
@@ -614,6 +615,7 @@ def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
             yield from paths(one, (*path, key))
 
 
+@pytest.mark.slow
 def test_whatever_stands_in_a_rule_file_is_refused_in_sentences_or_works(tmp_path: Path) -> None:
     whole = json.loads(EVERYTHING)
     (tmp_path / "o.json").write_text("[" * 50_000)

@@ -122,6 +122,7 @@ ALIASES = "a: &a [x]\n" + "".join(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [

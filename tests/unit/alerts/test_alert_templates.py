@@ -37,6 +37,7 @@ def test_values_come_out_inert(value: str, shown: str) -> None:
     assert TEMPLATE.render({"stream.labels.room": value}) == f"on {shown}!"
 
 
+@pytest.mark.slow
 @given(st.text(max_size=300))
 def test_no_value_has_markup_controls_or_too_many_characters(value: str) -> None:
     shown = inert(value)

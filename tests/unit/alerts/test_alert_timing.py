@@ -64,6 +64,7 @@ def events_of(detection: DetectionSettings, hop_s: float) -> list[Event]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hop_s", [0.25, 0.5])
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_no_begin_or_end_is_told_later_than_rules_reckon_with(

@@ -143,6 +143,7 @@ def double(raw: bytearray, chance: random.Random) -> None:
 MUTATIONS = (flip_bits, flip_in_header, cut, overwrite, double)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutate", MUTATIONS)
 def test_alerts_start_from_a_file_with_any_damage(
     sound: Path, rules: RuleSet, tmp_path: Path, mutate: Callable[[bytearray, random.Random], None]
@@ -180,6 +181,7 @@ VALUES = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_alerts_start_with_any_value_in_any_column(
     sound: Path, rules: RuleSet, tmp_path: Path
 ) -> None:
@@ -208,6 +210,7 @@ def test_alerts_start_with_any_value_in_any_column(
                 start(path, rules).close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "value",
     ["[]", "null", "{", '{"v": 1}', "[" * 100_000, '{"now_ns": 1e999}', '"\\ud800"', "7"],

@@ -443,6 +443,7 @@ def test_a_folder_gives_what_a_file_argument_reads_by_content_and_once(tmp_path:
     assert names == ["a.wav", "gone.wav", "link/c.mp3", "no-suffix", "pipe.wav", "sub/b.flac"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["a.wav", "a.flac", "a.mp3", "a.ogg", "a.aiff", "a.au", "a.caf", "a.w64", "a.m4a", "a.mkv"],
@@ -469,6 +470,7 @@ def test_whatever_is_wrong_with_a_file_it_is_read_or_refused_in_a_sentence(
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_length(tmp_path: Path) -> None:
     path = tmp_path / "long.flac"
     with soundfile.SoundFile(path, "w", 48_000, 2, "PCM_16") as file:

@@ -77,6 +77,7 @@ def _said(capsys: pytest.CaptureFixture[str]) -> str:
     return " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_calibrated_to_a_new_folder(
     reactive: Path, clips: Path, night: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -110,6 +111,7 @@ def test_a_checkpoint_is_calibrated_to_a_new_folder(
     assert record["classes"]["Bark"]["threshold"] == told["classes"]["Bark"]["threshold"]
 
 
+@pytest.mark.slow
 def test_the_budget_is_kept_by_the_detector_itself(
     reactive: Path, clips: Path, night: Path, tmp_path: Path
 ) -> None:
@@ -136,6 +138,7 @@ def test_the_budget_is_kept_by_the_detector_itself(
     assert sum(event.type == "begin" for event in events)
 
 
+@pytest.mark.slow
 def test_the_same_call_writes_the_same_bytes(reactive: Path, clips: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         arguments = ("--data", clips, "--negative-hours", HOURS, "--out", tmp_path / name)
@@ -144,6 +147,7 @@ def test_the_same_call_writes_the_same_bytes(reactive: Path, clips: Path, tmp_pa
     assert first == second
 
 
+@pytest.mark.slow
 def test_only_the_classes_asked_for_are_changed_and_their_trade_off_is_shown(
     reactive: Path, clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,6 +181,7 @@ def test_without_a_target_nothing_is_written(
     assert "no sound of it was planted" in printed.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("files", [["Bark", "Siren"], ["Bark;Siren"]])
 def test_one_clip_of_a_class_is_enough_to_listen_to(
     files: list[str],
@@ -194,6 +199,7 @@ def test_one_clip_of_a_class_is_enough_to_listen_to(
     assert [one["n_sounds"] for one in told["classes"].values()] == [2, 2]  # each twice
 
 
+@pytest.mark.slow
 def test_short_negative_audio_is_said_with_what_is_needed(
     reactive: Path, clips: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -203,6 +209,7 @@ def test_short_negative_audio_is_said_with_what_is_needed(
     assert "to claim 1/day you need 72 h without any" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_metadata_gets_some(
     reactive: Path, clips: Path, tmp_path: Path
 ) -> None:
@@ -218,6 +225,7 @@ def test_a_checkpoint_without_metadata_gets_some(
     assert metadata.hop_s == 0.25
 
 
+@pytest.mark.slow
 def test_clips_are_judged_by_checkpoints_that_held_them_out(
     reactive: Path, clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -231,6 +239,7 @@ def test_clips_are_judged_by_checkpoints_that_held_them_out(
     assert json.loads(capsys.readouterr().out)["classes"] == pooled
 
 
+@pytest.mark.slow
 def test_score_maps_of_fold_checkpoints_do_not_matter(
     reactive: Path, clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -247,6 +256,7 @@ def test_score_maps_of_fold_checkpoints_do_not_matter(
     assert json.loads(capsys.readouterr().out)["classes"] == first
 
 
+@pytest.mark.slow
 def test_clips_that_were_trained_on_are_refused(
     reactive: Path, clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

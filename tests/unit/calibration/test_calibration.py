@@ -200,6 +200,7 @@ def _calibrated(
     return one
 
 
+@pytest.mark.slow
 def test_a_longer_confirmation_is_taken_where_it_finds_clearly_more() -> None:
     # barks of 4 s are seen for longer than the bursts, which are louder
     long_barks = [_planted(5.13 + 12.1 * k, 9.13 + 12.1 * k) for k in range(24)]
@@ -212,6 +213,7 @@ def test_a_longer_confirmation_is_taken_where_it_finds_clearly_more() -> None:
     assert _calibrated(loud, [_with_bursts([0.9, 0.9])], per_hour(0.5)).timing.confirm_s == 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n_more", "confirm_s"), [(6, 0.75), (2, 0.5)])
 def test_knowing_half_a_second_later_must_find_more_than_four_of_forty(
     n_more: int, confirm_s: float
@@ -224,6 +226,7 @@ def test_knowing_half_a_second_later_must_find_more_than_four_of_forty(
     assert one.timing.confirm_s == confirm_s
 
 
+@pytest.mark.slow
 def test_averages_are_taken_where_they_are_known_sooner_than_two_windows() -> None:
     # a short average bears a threshold below the glitch and is above it with the next window
     long_barks = [_planted(5.13 + 12.1 * k, 9.13 + 12.1 * k) for k in range(24)]
@@ -296,6 +299,7 @@ def test_averages_that_outlast_a_sound_have_a_negative_rise_off() -> None:
 bursts = st.lists(st.floats(0.05, 0.995), max_size=12)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(false=bursts, found=bursts, tight=st.floats(0.1, 12), more=st.floats(0, 12))
 def test_a_lower_budget_never_lowers_a_threshold(
@@ -308,6 +312,7 @@ def test_a_lower_budget_never_lowers_a_threshold(
     assert strict.false_negatives <= max(lenient.false_negatives, 0 if strict.is_met else 12)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     false=st.lists(st.floats(0.3, 0.95), min_size=1, max_size=8),

@@ -71,6 +71,7 @@ def test_golden_scores_agree_with_score_maps(tmp_path: Path) -> None:
     assert self_check(_tagger(without_golden)).against == "reference"
 
 
+@pytest.mark.slow
 def test_transformers_gives_the_same_logits_beside_score_maps(tmp_path: Path) -> None:
     save_tiny(tmp_path, score_maps=MAPS)
     tagger = _tagger(load_checkpoint(str(tmp_path)))

@@ -67,6 +67,7 @@ def test_fixture_makes_events_but_none_of_background(tagger: Tagger, pcm: Pcm16)
     assert sum(event.type == "begin" for event in events) >= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [160, 333, 1600, 4000, 16_001, 70_000, 160_000])
 def test_events_do_not_depend_on_the_block_size(tagger: Tagger, pcm: Pcm16, size: int) -> None:
     assert hear(build(tagger), pcm, size) == hear(build(tagger), pcm)
@@ -92,6 +93,7 @@ def test_first_windows_hold_what_there_is_padded_as_in_training(tagger: Tagger, 
     np.testing.assert_allclose(seen[0].scores, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     cuts=st.lists(st.integers(1, 159_999), min_size=1, max_size=4),
@@ -125,6 +127,7 @@ def test_detector_resumed_after_a_kill_gives_what_one_gives_that_never_stopped(
     assert all(event in events.values() for event in whole)
 
 
+@pytest.mark.slow
 def test_resumed_at_any_hop_of_a_minute_all_scores_are_those_of_an_undisturbed_run(
     tagger: Tagger,
 ) -> None:
@@ -224,6 +227,7 @@ def test_audio_is_refused_while_the_end_of_a_stream_is_not_scored(
     assert detector.received("mic") == len(pcm)
 
 
+@pytest.mark.slow
 def test_streams_together_give_what_each_gives_alone(tagger: Tagger, pcm: Pcm16) -> None:
     detector = build(tagger)
     clips = {"a": pcm, "b": pcm[20_000:], "c": pcm[::-1].copy(), "d": pcm // 2, "e": pcm[5:]}

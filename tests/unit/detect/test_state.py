@@ -81,6 +81,7 @@ def test_a_damaged_state_is_set_aside_and_the_training_begins_again(
     assert [path.name for path in tmp_path.iterdir()] == [f"{STATE_FILE}.damaged-1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", STRANGE_FILES)
 @pytest.mark.parametrize("name", [STATE_FILE, METRICS_FILE])
 def test_nothing_in_the_place_of_a_state_stops_a_training_or_lets_it_wait(

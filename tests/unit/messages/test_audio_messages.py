@@ -256,6 +256,7 @@ def test_random_frames_raise_only_wire_errors(frames: list[bytes]) -> None:
     decode_everything(frames)
 
 
+@pytest.mark.slow
 @given(
     header=st.fixed_dictionaries(
         {},

@@ -63,6 +63,7 @@ def _windows(n_windows: int, max_frames: int) -> Tensor:
     return torch.randn(n_windows, max_frames, 128, generator=generator) * 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [
@@ -91,6 +92,7 @@ def test_logits_equal_those_of_transformers(config: dict[str, Any]) -> None:
     torch.testing.assert_close(ours(windows), expected, atol=PARITY, rtol=0)
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_base_size_logits_equal_those_of_transformers() -> None:
     reference = _reference(1, **BASE)

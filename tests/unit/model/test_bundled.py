@@ -72,6 +72,7 @@ def test_it_was_trained_only_on_clips_whose_licence_allows_it() -> None:
     assert all(row["author"] and row["freesound_url"] for row in rows)
 
 
+@pytest.mark.slow
 def test_it_finds_all_sounds_of_scenes_near_their_onsets(tagger: Tagger) -> None:
     scenes = [generate_scene(seed, 40.0) for seed in range(3)]
     scored = [
@@ -83,6 +84,7 @@ def test_it_finds_all_sounds_of_scenes_near_their_onsets(tagger: Tagger) -> None
     assert report.timing.onset.median_absolute_s < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BACKGROUNDS)
 def test_it_stays_quiet_in_noise_and_music(tagger: Tagger, name: str) -> None:
     for seed, dbfs in ((101, -50.0), (102, -25.0)):

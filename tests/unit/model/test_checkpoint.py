@@ -59,6 +59,7 @@ def _windows(max_frames: int = TINY_DIMS.max_frames) -> Tensor:
     return torch.randn(2, max_frames, 128, generator=torch.Generator().manual_seed(5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file_name", FORMATS)
 @pytest.mark.parametrize("schema", ["hub", "transformers", "original"])
 @pytest.mark.parametrize("prefix", ["", "module."])
@@ -798,6 +799,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_bad_directory_is_refused_in_one_sentence(saved: Path, damage: str) -> None:
     spoil, message = DAMAGE[damage]

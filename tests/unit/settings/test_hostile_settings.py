@@ -64,6 +64,7 @@ def refused(text: str) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -120,6 +121,7 @@ def test_many_problems_are_counted_and_not_all_listed() -> None:
     assert len(caught.value.problems) <= 101
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_any_mutation_of_a_shipped_file_gives_settings_or_a_config_error(path: Path) -> None:
     rng = random.Random(path.name)

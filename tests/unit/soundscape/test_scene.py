@@ -19,6 +19,7 @@ def _truth(seed: int, duration_s: float) -> list[ReferenceEvent]:
     return generate_scene(seed, duration_s).truth
 
 
+@pytest.mark.slow
 def test_a_scene_of_forty_seconds_holds_every_class_in_six_to_eight_sounds() -> None:
     for seed in range(6):
         truth = _truth(seed, 40.0)
@@ -26,6 +27,7 @@ def test_a_scene_of_forty_seconds_holds_every_class_in_six_to_eight_sounds() -> 
         assert len({planted.label for planted in truth}) == len(SOUNDS)
 
 
+@pytest.mark.slow
 def test_sounds_of_one_class_are_more_than_a_window_and_a_second_apart() -> None:
     for seed in range(6):
         ended: dict[str, float] = {}
@@ -42,6 +44,7 @@ def test_sounds_do_not_overlap_and_lie_within_the_scene() -> None:
     assert truth[-1].offset_s < 60.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_block", [160, 1600, 7777, 400_000])
 def test_block_size_changes_no_sample(n_block: int) -> None:
     whole = generate_scene(5, 25.0)
@@ -53,6 +56,7 @@ def test_block_size_changes_no_sample(n_block: int) -> None:
     assert renderer.truth == whole.truth
 
 
+@pytest.mark.slow
 def test_truth_tells_where_it_gets_loud() -> None:
     for seed in range(3):
         scene = generate_scene(seed, 40.0)

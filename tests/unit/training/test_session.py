@@ -81,6 +81,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainingConfig:
     )
 
 
+@pytest.mark.slow
 def test_training_ends_in_a_calibrated_checkpoint(config: TrainingConfig, tmp_path: Path) -> None:
     progress = Recorded()
     trained = train(config, tmp_path / "out", progress)
@@ -97,6 +98,7 @@ def test_training_ends_in_a_calibrated_checkpoint(config: TrainingConfig, tmp_pa
     assert "clip_accuracy" not in progress.reports[0]
 
 
+@pytest.mark.slow
 def test_attributions_name_the_clips_that_were_trained_on(
     config: TrainingConfig, tmp_path: Path
 ) -> None:
@@ -113,6 +115,7 @@ def test_a_test_fold_that_does_not_exist_is_refused(config: TrainingConfig, tmp_
         train(replace(config, test_folds=("7",)), tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_the_same_classes_is_trained_on(
     config: TrainingConfig, tmp_path: Path
 ) -> None:
@@ -134,6 +137,7 @@ def test_a_start_with_shorter_windows_is_refused(config: TrainingConfig, tmp_pat
         train(config, tmp_path / "second")
 
 
+@pytest.mark.slow
 def test_known_classes_are_kept_with_their_thresholds(
     config: TrainingConfig, tmp_path: Path
 ) -> None:
@@ -168,6 +172,7 @@ def test_known_classes_are_kept_with_their_thresholds(
     assert "Bark" in strict.metadata.provenance["raised_thresholds"]
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_checkpoint_gives_the_same_logits_in_transformers(
     config: TrainingConfig, tmp_path: Path
 ) -> None:
@@ -255,6 +260,7 @@ def test_other_clips_are_another_identity(config: TrainingConfig, tmp_path: Path
     assert prepare_data(config, None).facts["content"] != facts[0]["content"]  # recorded anew
 
 
+@pytest.mark.slow
 def test_the_list_of_clips_of_another_training_is_left_alone(
     config: TrainingConfig, tmp_path: Path
 ) -> None:
@@ -276,6 +282,7 @@ def test_a_training_never_writes_over_the_table_of_its_data(
     assert table.read_text() == before
 
 
+@pytest.mark.slow
 def test_a_finished_training_says_so(config: TrainingConfig, tmp_path: Path) -> None:
     progress = Recorded()
     for _ in range(2):
@@ -283,6 +290,7 @@ def test_a_finished_training_says_so(config: TrainingConfig, tmp_path: Path) -> 
     assert progress.phases.count(f"{tmp_path / 'run'}: trained to its last step before") == 1
 
 
+@pytest.mark.slow
 def test_a_training_says_how_much_it_has_measured(config: TrainingConfig, tmp_path: Path) -> None:
     progress = Recorded()
     train(config, tmp_path / "run", progress)
@@ -293,6 +301,7 @@ def test_a_training_says_how_much_it_has_measured(config: TrainingConfig, tmp_pa
     assert ratios[-1] == 1
 
 
+@pytest.mark.slow
 def test_windows_shorter_than_any_context_can_be_trained_on(
     config: TrainingConfig, tmp_path: Path
 ) -> None:

@@ -119,6 +119,7 @@ def test_measurements_of_the_averaged_model_join_the_reports(
     assert seen == [trainer.average] * 2
 
 
+@pytest.mark.slow
 def test_training_learns_to_tell_two_sounds(tmp_path: Path) -> None:
     soundbank = Soundbank(LABELS, tuple(generated_foregrounds(0, LABELS, 4)), ())
     clean = WindowMixing(

@@ -255,6 +255,7 @@ def test_more_segments_than_the_log_may_hold_are_dropped_oldest_first(tmp_path: 
     assert sum(path.stat().st_size for path in tmp_path.glob("*.jsonl")) <= 4096
 
 
+@pytest.mark.slow
 def test_no_mutated_log_raises_or_invents_a_message(tmp_path: Path) -> None:
     log = EventLog(tmp_path)
     log.begin("b1")

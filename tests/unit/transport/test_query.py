@@ -203,6 +203,7 @@ KEYS = st.sampled_from(["v", "op", "after", "stream", "from", "to", "epoch", "\u
 OPS = st.sampled_from(["replay", "snapshot", "audio", "ping", "stop", "\ud800"])
 
 
+@pytest.mark.slow
 @given(
     frames=st.one_of(
         st.lists(st.binary(max_size=100), max_size=3),

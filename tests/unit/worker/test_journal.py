@@ -128,6 +128,7 @@ def test_nothing_in_the_place_of_the_unfinished_journal_stops_writing(tmp_path: 
         assert journal(path).load() == {"porch": RECORD}
 
 
+@pytest.mark.slow
 def test_no_mutated_journal_raises_and_no_mutated_record_is_used(
     tmp_path: Path, tagger: Tagger, real_records: dict[str, StreamRecord]
 ) -> None:

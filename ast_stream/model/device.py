@@ -61,7 +61,7 @@ def resolve_precision(setting: PrecisionSetting, device: torch.device) -> Precis
     if setting == "auto":
         if device.type == "cuda":
             return "fp16"
-        return "bf16" if _cpu_has_bf16() else "fp32"
+        return "bf16" if cpu_has_bf16() else "fp32"
     if setting not in DTYPES:
         raise StartupError(f"precision: expected auto, fp32, fp16 or bf16, got '{setting}'")
     if setting == "fp16" and device.type == "cpu":
@@ -105,6 +105,7 @@ def without_tf32() -> Iterator[None]:
             backend.allow_tf32 = allowed
 
 
-def _cpu_has_bf16() -> bool:
+def cpu_has_bf16() -> bool:
+    """Return whether this CPU multiplies bfloat16 in hardware."""
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(feature) for feature in _CPU_BF16_FEATURES)

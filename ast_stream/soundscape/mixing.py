@@ -165,7 +165,7 @@ def mix_soundscape(
     )
     for onset, sound, _ in placed:
         mix[onset : onset + len(sound)] += sound
-    return Soundscape(_to_pcm(mix), truth, tuple(segments))
+    return Soundscape(to_pcm(mix), truth, tuple(segments))
 
 
 def mix_backgrounds(
@@ -185,7 +185,7 @@ def mix_backgrounds(
         mix[start : start + len(piece)] = piece * _background_gain(level)
         segments.append(_segment("background", start, start + len(piece), level))
         start += len(piece)
-    return Soundscape(_to_pcm(mix), [], tuple(segments))
+    return Soundscape(to_pcm(mix), [], tuple(segments))
 
 
 def write_soundscape(
@@ -323,5 +323,6 @@ def _background_gain(dbfs: float) -> float:
     return float(10 ** ((dbfs - ACTIVE_DBFS) / 20))
 
 
-def _to_pcm(mix: Signal) -> Pcm16:
+def to_pcm(mix: Signal) -> Pcm16:
+    """Return samples in [-1, 1] as int16; what lies beyond is clipped."""
     return np.clip(np.round(mix * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ast_stream.messages.audio import Pcm16
 from ast_stream.soundscape.backgrounds import coloured_noise, fan, hum
-from ast_stream.soundscape.mixing import ReferenceEvent, Soundscape
+from ast_stream.soundscape.mixing import ReferenceEvent, Soundscape, to_pcm
 from ast_stream.soundscape.synthesis import (
     ACTIVE_DBFS,
     SOUNDS,
@@ -22,7 +22,6 @@ from ast_stream.soundscape.synthesis import (
     smooth_gain,
 )
 from ast_stream.units import (
-    FULL_SCALE,
     SAMPLE_RATE,
     samples_to_seconds,
     seconds_to_samples,
@@ -69,19 +68,20 @@ class SceneRenderer:
         stop = min(start + n_samples, self.n_samples)
         mix = self._background.read(start, stop)
         self._begin_sounds(stop)
-        for at, waveform in self._sounding:
-            first, last = max(start, at), min(stop, at + len(waveform))
+        for begin, waveform in self._sounding:
+            first, last = max(start, begin), min(stop, begin + len(waveform))
             if first < last:
-                mix[first - start : last - start] += waveform[first - at : last - at]
-        self._sounding = [(at, wave) for at, wave in self._sounding if at + len(wave) > stop]
+                mix[first - start : last - start] += waveform[first - begin : last - begin]
+        self._sounding = [
+            (begin, wave) for begin, wave in self._sounding if begin + len(wave) > stop
+        ]
         self._position = stop
-        scaled = np.round(mix * FULL_SCALE)
-        return np.clip(scaled, -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
+        return to_pcm(mix)
 
     def _begin_sounds(self, stop: int) -> None:
         while self._next is not None and self._next[0] < stop:
-            at, waveform, event = self._next
-            self._sounding.append((at, waveform))
+            begin, waveform, event = self._next
+            self._sounding.append((begin, waveform))
             self.truth.append(event)
             self._next = next(self._events, None)
 

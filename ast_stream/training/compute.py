@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ast_stream.errors import StartupError
+from ast_stream.model.device import cpu_has_bf16
 from ast_stream.training.config import TrainingPrecision
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # mallopt(3)
@@ -25,7 +26,7 @@ def autocast_type(precision: TrainingPrecision, device: torch.device) -> torch.d
     if device.type == "cuda" and precision == "auto":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     if precision == "auto":
-        return torch.bfloat16 if _cpu_has_bf16() else None
+        return torch.bfloat16 if cpu_has_bf16() else None
     if precision == "fp16" and device.type == "cpu":
         raise StartupError("precision fp16 needs a CUDA device; on a CPU use bf16 or fp32")
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
@@ -61,7 +62,3 @@ def attend_short(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     weights = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-2, -1)  # (B, H, N, N)
     mixed: Tensor = torch.softmax(weights, dim=-1) @ values  # (B, H, N, D)
     return mixed
-
-
-def _cpu_has_bf16() -> bool:
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

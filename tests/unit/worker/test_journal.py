@@ -16,7 +16,13 @@ from ast_stream.detect.state import ClassState, DetectorState
 from ast_stream.model.tagger import Tagger, load_tagger
 from ast_stream.runtime.files import MAX_ASIDE, add_checksum
 from ast_stream.sample_clock import SampleClock
-from ast_stream.worker.journal import JournalFile, StreamRecord
+from ast_stream.worker.journal import (
+    SAVE_EVERY_S,
+    SAVE_EVERY_SAMPLES,
+    Journal,
+    JournalFile,
+    StreamRecord,
+)
 
 N_CLASSES = 5
 EPOCH = "ab" * 16
@@ -270,3 +276,73 @@ def test_old_positions_that_cannot_be_removed_are_told(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     path.mkdir()  # neither replaced by a file nor unlinked
     assert not journal(path).save({"porch": RECORD})
+
+
+class DecidedStream:
+    """A stream whose audio is decided up to a position, as the journal sees it."""
+
+    def __init__(self, name: str, path: Path) -> None:
+        self.name = name
+        self.position: int | None = 0
+        self.acknowledged: list[int] = []
+        self._path = path
+
+    def record(self) -> StreamRecord | None:
+        if self.position is None:
+            return None
+        state = RECORD.detector.model_copy(update={"position": self.position})
+        return RECORD.model_copy(update={"detector": state})
+
+    def acknowledge(self, stop: int) -> None:
+        journalled = journal(self._path).load()
+        assert not self._path.is_file() or journalled[self.name].position == stop
+        self.acknowledged.append(stop)
+
+
+def test_audio_is_acknowledged_once_a_second_and_only_after_it_was_journalled(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "journal"
+    stream = DecidedStream("porch", path)
+    keeper = Journal(journal(path), max_streams=4, now_s=0.0)
+    for tick in range(1, 31):
+        stream.position = 1600 * tick
+        keeper.save([stream], 0.1 * tick)
+    assert len(stream.acknowledged) == round(3.0 / SAVE_EVERY_S)
+    stream.position += SAVE_EVERY_SAMPLES  # a source faster than real time
+    keeper.save([stream], 3.05)
+    assert stream.acknowledged[-1] == stream.position
+    stream.position = None  # its end is being scored
+    keeper.save([stream], 9.0)
+    assert len(stream.acknowledged) == 4
+
+
+def test_nothing_is_acknowledged_while_a_journal_of_older_positions_is_left_over(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "journal"
+    stream = DecidedStream("porch", path)
+    keeper = Journal(journal(path), max_streams=4, now_s=0.0)
+    path.mkdir()  # neither replaced by a file nor unlinked
+    stream.position = 1600
+    keeper.save([stream], 1.0, at_once=True)
+    assert stream.acknowledged == []
+    path.rmdir()
+    keeper.save([stream], 2.0, at_once=True)
+    assert stream.acknowledged == [1600]
+
+
+def test_record_of_a_stream_that_is_away_stays_until_it_is_claimed_or_the_model_changes(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "journal"
+    journal(path).save({"porch": RECORD, "yard": RECORD})
+    keeper = Journal(journal(path), max_streams=4, now_s=0.0)
+    assert keeper.claim("porch") == RECORD
+    assert keeper.claim("porch") is None
+    keeper.save([], 1.0, at_once=True)
+    assert journal(path).load() == {"yard": RECORD}
+    keeper.change_model("other")
+    keeper.save([], 2.0, at_once=True)
+    assert journal(path, "other").load() == {}
+    assert keeper.claim("yard") is None

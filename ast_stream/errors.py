@@ -17,7 +17,7 @@ class AstStreamError(Exception):
     """
 
     def __init__(self, *args: object) -> None:
-        super().__init__(*(mask(one) if isinstance(one, str) else one for one in args))
+        super().__init__(*(mask(part) if isinstance(part, str) else part for part in args))
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Problem:
 
 
 class Warned(Problem):
-    """Something that works, but hardly as it is meant."""
+    """Something that works, but probably not as intended."""
 
     @property
     def is_warning(self) -> bool:

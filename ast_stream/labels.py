@@ -13,7 +13,7 @@ from functools import lru_cache
 STREAM_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
 MAX_NEAR_CHARACTERS = 200
 STREAM_NAME_RULE = "lower-case letters, digits and '-', at most 63, not starting with '-'"
-_LONGEST_SLUG = 64  # a part of topics and file names, which are limited
+_MAX_SLUG = 64  # a part of topics and file names, which are limited
 _HASH_BYTES = 5
 _UNPRINTABLE = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -38,18 +38,18 @@ def slug(label: str) -> str:
     ('class_tz6hkegy', 'dog_guc4bkn7')
     """
     folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", label).casefold())
-    kept = "".join(one for one in folded if unicodedata.category(one)[0] != "M")
+    kept = "".join(letter for letter in folded if unicodedata.category(letter)[0] != "M")
     plain = re.sub(r"[^a-z0-9]+", "_", kept).strip("_")
-    if plain and len(plain) <= _LONGEST_SLUG and not any(map(_has_no_ascii_form, kept)):
+    if plain and len(plain) <= _MAX_SLUG and not any(map(_has_no_ascii_form, kept)):
         return plain
     whole = " ".join(folded.split()).encode("utf-8", "surrogatepass")
     digest = base64.b32encode(hashlib.blake2b(whole, digest_size=_HASH_BYTES).digest())
-    start = plain[: _LONGEST_SLUG - len(digest) - 1].rstrip("_") or "class"
+    start = plain[: _MAX_SLUG - len(digest) - 1].rstrip("_") or "class"
     return f"{start}_{digest.decode().lower()}"
 
 
 def _has_no_ascii_form(character: str) -> bool:
-    """Tell whether leaving the character out would change what a label says."""
+    """Return whether leaving the character out would change what a label says."""
     return not character.isascii() and unicodedata.category(character) not in _SEPARATORS
 
 
@@ -76,7 +76,9 @@ def problem_with_labels(labels: Sequence[str]) -> str | None:
             return f"expected a name for class {index}, got none"
         if label != label.strip():
             return f"expected no spaces around the name of class {index}, got {label!a}"
-        bad = next((one for one in label if unicodedata.category(one) in ("Cc", "Cs")), None)
+        bad = next(
+            (letter for letter in label if unicodedata.category(letter) in ("Cc", "Cs")), None
+        )
         if bad is not None:
             return f"expected printable text for class {index}, got {label!a} with U+{ord(bad):04X}"
         other = first.setdefault(slug(label), index)
@@ -105,7 +107,7 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def is_stream_name(name: str) -> bool:
-    """Tell whether `name` may be a stream's name (see `STREAM_NAME_RULE`)."""
+    """Return whether `name` may be a stream's name (see `STREAM_NAME_RULE`)."""
     return STREAM_NAME.match(name) is not None
 
 

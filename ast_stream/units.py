@@ -23,7 +23,7 @@ def frame_count(n_samples: int) -> int:
 
 
 def samples_for_frames(n_frames: int) -> int:
-    """Return the fewest samples that hold `n_frames` frames (0 for none)."""
+    """Return the minimum number of samples that hold `n_frames` frames (0 for none)."""
     return 0 if n_frames <= 0 else FRAME_LENGTH + (n_frames - 1) * FRAME_SHIFT
 
 

@@ -32,7 +32,7 @@ _HARMLESS_KEYS = {
     *("resolution", "codec", "audio", "video", "mode", "quality", "fps", "bitrate", "listen"),
     *("timeout", "transport", "latency", "unicast", "proto"),
 }
-_SECRET_KEYS = {  # told by name, never their values
+_SECRET_KEYS = {  # shown by name, never their values
     *("user", "username", "usr", "login", "u", "password", "passwd", "pass", "pwd", "p", "token"),
     *("access_token", "key", "apikey", "api_key", "auth", "secret", "sig", "signature", "sid"),
 }
@@ -89,7 +89,9 @@ def check_url(url: str, schemes: Collection[str] = STREAM_SCHEMES) -> str:
     scheme = found[1].lower()
     if scheme not in schemes:
         shown = " or ".join(sorted(schemes)) if len(schemes) < 4 else "rtsp, http, srt or another"
-        near = did_you_mean(scheme, [one for one in schemes if one != "rtp"])  # rstp means rtsp
+        near = did_you_mean(
+            scheme, [known for known in schemes if known != "rtp"]
+        )  # rstp means rtsp
         text = f"expected {shown} scheme of the network before ://, got {scheme[:20]!r}{near}"
         raise ValueError(text)
     if len(url) > MAX_URL:
@@ -156,7 +158,7 @@ def _mask_tail(scheme: str, tail: str) -> str:
         # a user and what is before a / in the password
         host, segments = (f"{name}:{MASK}", [MASK for _ in segments]) if port else (host, segments)
     shown = "/".join([host, *(_mask_segment(segment, is_web=is_web) for segment in segments)])
-    shown += question + "&".join(_mask_item(one) for one in re.split("[&;]", query) if query)
+    shown += question + "&".join(_mask_item(item) for item in re.split("[&;]", query) if query)
     return (f"{MASK}@" if at else "") + shown + (f"#{MASK}" if hash_sign else "") + after
 
 

@@ -29,7 +29,7 @@ def frame_power(waveform: Waveform) -> npt.NDArray[np.float64]:
 
 
 def active_frames(waveform: Waveform) -> npt.NDArray[np.bool_]:
-    """Tell for each 10 ms whether the sound is there, shape (n_samples // 160,).
+    """Return for each 10 ms whether the sound is there, shape (n_samples // 160,).
 
     Active is what lies within `ACTIVE_BELOW_PEAK_DB` of the loudest 10 ms and above `FLOOR_DB`;
     pauses up to `BRIDGE_S` are filled, so that a rhythm of short pulses is one sound.
@@ -53,11 +53,11 @@ def active_rms(waveform: Waveform) -> float:
     return float(np.sqrt(loud.mean())) if loud.size else 0.0
 
 
-def _bridge(active: npt.NDArray[np.bool_], longest: int) -> npt.NDArray[np.bool_]:
-    """Fill the pauses of at most `longest` frames that lie between active frames."""
-    at = np.flatnonzero(active)
+def _bridge(active: npt.NDArray[np.bool_], max_frames: int) -> npt.NDArray[np.bool_]:
+    """Fill the pauses of at most `max_frames` frames that lie between active frames."""
+    places = np.flatnonzero(active)
     filled = active.copy()
-    for before, after in itertools.pairwise(at):
-        if 1 < after - before <= longest + 1:
+    for before, after in itertools.pairwise(places):
+        if 1 < after - before <= max_frames + 1:
             filled[before:after] = True
     return filled

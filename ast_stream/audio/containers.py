@@ -355,8 +355,8 @@ def _compared(file: BytesFile, start: int, declared: int, form: _Form) -> Layout
 
 
 def _is_unknown_32(n_bytes: int) -> bool:
-    first, last, most = _UNKNOWN_32
-    return first <= n_bytes <= last or n_bytes >= most
+    first, last, from_here = _UNKNOWN_32
+    return first <= n_bytes <= last or n_bytes >= from_here
 
 
 def _is_unclosed(file: BytesFile, start: int, declared: int, form: _Form) -> bool:

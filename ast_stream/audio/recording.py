@@ -346,9 +346,9 @@ def recording_duration_s(path: str | os.PathLike[str]) -> float:
 
 
 def _check_format(path: Path, rate: int, n_channels: int) -> None:
-    least, most = RATES_HZ
-    if not least <= rate <= most:
-        raise RecordingError(path, f"expected a rate of {least} to {most} Hz, got {rate} Hz")
+    lowest, highest = RATES_HZ
+    if not lowest <= rate <= highest:
+        raise RecordingError(path, f"expected a rate of {lowest} to {highest} Hz, got {rate} Hz")
     if not 1 <= n_channels <= MAX_CHANNELS:
         raise RecordingError(path, f"expected 1 to {MAX_CHANNELS} channels, got {n_channels}")
 

@@ -1,7 +1,7 @@
-"""Sample index to wall time: straight lines, begun anew only where the clocks have drifted apart.
+"""Sample index to wall time: straight lines, restarted only when the clocks have drifted apart.
 
 Blocks arrive late by a varying delay and never early, so the lower envelope of (arrival time
-minus samples / rate) over the last minute tells when samples were really captured. The time of a
+minus samples / rate) over the last minute shows when samples were really captured. The time of a
 sample is read off the current line alone: it does not depend on how audio was cut into blocks.
 Lines run on the monotonic clock; a step of the wall clock shows as one clean step of the line.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, ns_to_samples, samples_to_ns
 
 ENVELOPE_S = 60  # how far back arrivals are compared
-SETTLE_S = 10  # first comparison after an anchor: the first blocks of a device come oddly
+SETTLE_S = 10  # first comparison after an anchor: the first blocks of a device come irregularly
 STEP_NS = 20_000_000  # drift that is worth a step, about one block's jitter
 _BUCKET_NS = NS_PER_SECOND  # arrivals of one second are kept as their earliest
 _NS_PER_US = 1000
@@ -56,7 +56,7 @@ class CaptureClock:
         )
 
     def observe(self, sample: int, monotonic_ns: int, wall_ns: int) -> None:
-        """Learn that `sample` seems to have been captured at these times, or a little before."""
+        """Note that `sample` seems to have been captured at these times, or a little before."""
         state = self._state
         state.wall_offset_ns = wall_ns - monotonic_ns
         arrival = _Arrival(sample, monotonic_ns, monotonic_ns - self.monotonic_ns(sample))
@@ -76,7 +76,9 @@ class CaptureClock:
         if not state.arrivals or state.arrivals[-1].monotonic_ns < state.compare_ns:
             return 0
         state.compare_ns = state.arrivals[-1].monotonic_ns + SETTLE_S * NS_PER_SECOND
-        monotonic_ns = self.monotonic_ns(sample) + min(one.delay_ns for one in state.arrivals)
+        monotonic_ns = self.monotonic_ns(sample) + min(
+            arrival.delay_ns for arrival in state.arrivals
+        )
         wall_ns = monotonic_ns + state.wall_offset_ns
         step_ns = wall_ns - self.time_ns(sample)
         if abs(step_ns) <= STEP_NS:
@@ -101,11 +103,14 @@ class CaptureClock:
         arrivals = self._state.arrivals
         if len(arrivals) < 2 or arrivals[-1].sample - arrivals[0].sample < SETTLE_S * SAMPLE_RATE:
             return None
-        mean_sample = sum(one.sample for one in arrivals) / len(arrivals)
-        mean_ns = sum(one.monotonic_ns for one in arrivals) / len(arrivals)
-        spread = sum((one.sample - mean_sample) ** 2 for one in arrivals)
+        mean_sample = sum(arrival.sample for arrival in arrivals) / len(arrivals)
+        mean_ns = sum(arrival.monotonic_ns for arrival in arrivals) / len(arrivals)
+        spread = sum((arrival.sample - mean_sample) ** 2 for arrival in arrivals)
         ns_per_sample = (
-            sum((one.sample - mean_sample) * (one.monotonic_ns - mean_ns) for one in arrivals)
+            sum(
+                (arrival.sample - mean_sample) * (arrival.monotonic_ns - mean_ns)
+                for arrival in arrivals
+            )
             / spread
         )
         return NS_PER_SECOND / ns_per_sample

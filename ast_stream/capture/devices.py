@@ -31,7 +31,7 @@ class InputDevice:
         name: PortAudio's name.
         stable: the name to put into the configuration.
         aliases: further stable names.
-        channels: most channels it records.
+        channels: maximum number of channels it records.
         rate: its default rate in Hz.
     """
 

@@ -204,8 +204,8 @@ class Intake:
     def _wait_for_worker(self) -> None:
         if self._source.is_paced:
             return
-        most = self._ring.capacity // _RING_PART
-        while not self._stop.is_set() and not self._ring.wait_acked(most, READ_TIMEOUT_S):
+        max_ahead = self._ring.capacity // _RING_PART
+        while not self._stop.is_set() and not self._ring.wait_acked(max_ahead, READ_TIMEOUT_S):
             self._progress_ns = self._monotonic_ns()
 
     def _add(self, block: SourceBlock) -> None:

@@ -1,6 +1,6 @@
 """The last minutes of one stream, and what the worker gets of them: live blocks and replies.
 
-The ring is the truth about what was heard: a block that could not be sent stays here and is
+The ring is the truth about what was captured: a block that could not be sent stays here and is
 requested later. No sockets here: requests and replies are frames, and blocks go to a function.
 """
 

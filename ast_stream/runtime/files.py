@@ -1,7 +1,7 @@
 """Files that outlive a process: replaced at once, locked, read within bounds, set aside if damaged.
 
-Whatever lies where a state file should be (a folder, a FIFO, a device, a terabyte of nothing, the
-file of another program) must neither stop a start nor let it wait.
+Whatever lies where a state file should be (a folder, a FIFO, a device, a terabyte of zeros, the
+file of another program) must neither prevent a start nor delay it.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ def replace_files(
 ) -> None:
     """Write files by name so that a reader sees the old or the new ones, never half of one.
 
-    None takes its place before all are written; then they do in their order.
+    None takes its place before all are written; then they do, in their order.
 
     Args:
-        is_synced: they are to survive a power cut from the moment this returns.
+        is_synced: they survive a power cut from the moment this returns.
         mode: of the files; None: as new files have it.
 
     Raises:
@@ -91,7 +91,7 @@ def replace_file(
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Let a new folder be filled that then takes the place of `path`, which is empty or not there.
+    """Yield a new folder that takes the place of `path`, which is empty or not there, once filled.
 
     Raises:
         OSError: it cannot be made or moved; nothing of it is left.
@@ -134,7 +134,7 @@ def read_state(path: Path, decode: Callable[[bytes], _T], max_bytes: int, what: 
 
     Args:
         decode: raises `DamagedFileError` or ValueError for what it does not understand.
-        what: the file's content, as it is named in the warning.
+        what: the content of the file, as the warning names it.
 
     Raises:
         OSError: memory or descriptors are short; the file is as it was.
@@ -189,7 +189,7 @@ def set_aside(path: Path, kept_as: Path | None = None) -> Path | None:
 
 
 def make_way(path: Path) -> None:
-    """Remove what an earlier run left here; a folder is none of ours, and set aside."""
+    """Remove what an earlier run left here; a folder is not ours, and is set aside."""
     with suppress(FileNotFoundError):
         if stat.S_ISDIR(os.lstat(path).st_mode):
             warn_set_aside(path, "the place of", "a folder is there", "going on without it")
@@ -204,7 +204,7 @@ def add_checksum(json_object: bytes) -> bytes:
 
 
 def has_checksum(line: bytes) -> bool:
-    """Tell whether a line is one that `add_checksum` made, unchanged."""
+    """Return whether a line is one that `add_checksum` made, unchanged."""
     rest = line[_CRC_PREFIX_BYTES:-1]
     return line[-1:] == b"\n" and line[:_CRC_PREFIX_BYTES] == _CRC_PREFIX % zlib.crc32(rest)
 

@@ -198,7 +198,7 @@ class AlertSettings(Section):
 
     @model_validator(mode="after")
     def _actions_fit(self, info: ValidationInfo) -> AlertSettings:
-        commands = [name for name, one in self.actions.items() if one.type == "command"]
+        commands = [name for name, action in self.actions.items() if action.type == "command"]
         misfits: list[Misfit] = []
         if not self.allow_exec:
             text = "action {!r} runs a program: needs allow_exec: true"

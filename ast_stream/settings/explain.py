@@ -1,4 +1,4 @@
-"""What pydantic found wrong, in the words of the house and at the line where it stands."""
+"""What pydantic found wrong, in plain words and with the line of the file."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ def explain_by_path(
     problems = {}
     for path, found in by_place.items():
         if path and _HOLDS_SECRETS.search(str(path[-1])):
-            for _, one in found:
-                one["input"] = _HIDDEN
+            for _, detail in found:
+                detail["input"] = _HIDDEN
         place, error = found[0]
         problems[path] = Problem(
             file=file,
             line=line_of(lines, path),
             path=show_path(path),
-            # a union complains once per member: say all that would have been right
+            # a union reports once per member: name all that would have been right
             text=_either([e for _, e in found]) if len(found) > 1 else _words(place, error),
         )
     return problems
@@ -90,7 +90,9 @@ def with_options(settings: _Model, options: Mapping[str, tuple[str, object]]) ->
     except ValidationError as error:
         problems = explain(error.errors(include_url=False), kind, "", {})
         names = {key: name for key, (name, _) in options.items()}
-        sentences = (f"{names.get(one.path, one.path)}: {one.text}" for one in problems)
+        sentences = (
+            f"{names.get(problem.path, problem.path)}: {problem.text}" for problem in problems
+        )
         raise UsageError("; ".join(sentences)) from error
 
 
@@ -144,11 +146,11 @@ def _locate(model: type[BaseModel], loc: Path) -> _Place:
         path.append(part)
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             # a field may go by another name in the file: `for` is no name in Python
-            fields = {one.alias or name: one for name, one in kind.model_fields.items()}
+            fields = {field.alias or name: field for name, field in kind.model_fields.items()}
             known = tuple(fields)
-            field = fields.get(str(part))
-            kind = Any if field is None else field.annotation
-            expected = None if field is None else field.description
+            known_field = fields.get(str(part))
+            kind = Any if known_field is None else known_field.annotation
+            expected = None if known_field is None else known_field.description
         else:
             arguments = get_args(kind)
             kind = arguments[-1] if arguments else Any

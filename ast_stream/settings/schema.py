@@ -36,7 +36,7 @@ MAX_LABEL_CHARACTERS = 256
 
 Channel = Annotated[
     Literal["mix"] | Annotated[int, Field(ge=0, lt=MAX_CHANNELS)],
-    Field(description="the channel that is heard, counted from 0; mix: the mean of all"),
+    Field(description="the channel to use, counted from 0; mix: the mean of all"),
 ]
 Threshold = Annotated[float, Field(gt=0, le=1)]  # at 0 every window would be an event
 SmoothingSeconds = Annotated[float, Field(ge=0, le=60)]
@@ -64,8 +64,8 @@ class MicrophoneSource(Section):
         default=None,
         ge=1,
         le=MAX_CHANNELS,
-        description="channels to open; null: 1, or what the device has, and that where `channel` "
-        "picks one",
+        description="channels to open; null: 1 if the device allows it, all of them if `channel` "
+        "selects one",
     )
     channel: Channel = "mix"
     block_s: float = Field(
@@ -117,7 +117,7 @@ class UrlSource(Section):
 
 
 class StdinSource(Section):
-    """Standard input: raw PCM, or a WAV that says itself what it is."""
+    """Standard input: raw PCM, or a WAV, whose header describes it."""
 
     type: Literal["stdin"]
     format: Literal["s16le", "s16be", "s24le", "s32le", "f32le", "f64le", "u8", "wav"] = Field(
@@ -348,17 +348,17 @@ class Settings(Section):
         if len(names) > self.model.max_streams:
             text = f"expected at most model.max_streams={self.model.max_streams} streams, "
             yield (), f"{text}got {len(names)}"
-        shortest = min(self.streams, key=lambda stream: stream.ring_s)
-        if shortest.ring_s < RING_HOPS * self.model.hop_s:
+        smallest = min(self.streams, key=lambda stream: stream.ring_s)
+        if smallest.ring_s < RING_HOPS * self.model.hop_s:
             text = f"expected ring_s of at least {RING_HOPS} x model.hop_s = "
-            text += f"{RING_HOPS * self.model.hop_s:g}, got {shortest.ring_s:g} for {shortest.name}"
+            text += f"{RING_HOPS * self.model.hop_s:g}, got {smallest.ring_s:g} for {smallest.name}"
             yield (), text
 
     def _port_misfits(self) -> Iterator[Misfit]:
         if self.metrics.listen is None:
             return
         first = int(self.metrics.listen.rpartition(":")[2])
-        most = 65_535 - 1 - len(self.streams)
-        if not 1 <= first <= most:
-            text = f"expected a port from 1 to {most} in metrics.listen, which leaves one for "
+        max_port = 65_535 - 1 - len(self.streams)
+        if not 1 <= first <= max_port:
+            text = f"expected a port from 1 to {max_port} in metrics.listen, which leaves one for "
             yield (), f"{text}each process, got {first}"

@@ -17,10 +17,10 @@ from ast_stream.units import NS_PER_SECOND
 
 
 class Pace:
-    """Hands out moments of a source's own time, in real time or at once.
+    """The time of a source that makes its own: in real time, or as fast as it is read.
 
     Args:
-        is_realtime: a block is due when its last sample would have been heard.
+        is_realtime: a block is due when its last sample would have been recorded.
     """
 
     def __init__(
@@ -59,9 +59,9 @@ class Pace:
 class FilePlayer:
     """A finite source: one file, once or for ever.
 
-    The sample index runs on from one round of a loop to the next. A file that is not there yet
-    is worth another try; one that is no recording is not. Where not all of one could be read, that
-    is raised behind its last sample.
+    The sample index continues from one round of a loop to the next. A file that is not there yet
+    is worth another try; one that is not a recording is not. If not all of it could be read, that
+    is raised after its last sample.
     """
 
     is_live = False

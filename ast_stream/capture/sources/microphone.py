@@ -215,8 +215,8 @@ class BlockQueue:
     """From PortAudio's callback to the reading thread: fixed memory, one copy, no waiting.
 
     Args:
-        n_slots: blocks that fit; a reader that is later than that loses the newest.
-        block_frames: most frames in one block.
+        n_slots: capacity in blocks; a reader that falls behind further loses the newest.
+        block_frames: maximum number of frames in one block.
 
     Attributes:
         n_dropped: frames lost because the reader was too late.
@@ -281,7 +281,7 @@ class BlockQueue:
         self._ready.set()
 
     def finish(self) -> None:
-        """Let the reader know that no more will come; called by the finished callback."""
+        """Mark the end of the blocks; called by the finished callback."""
         self._finished.set()
         self._ready.set()
 

@@ -68,7 +68,7 @@ _HLS = "#EXT-X-"
 
 
 def opening_limit_s(settings: UrlSource) -> float:
-    """Return the longest time that one try to open takes: header, sound, and what it was."""
+    """Return the maximum time that one attempt to open takes: header, sound, and what it was."""
     return 3 * settings.open_timeout_s + 1
 
 
@@ -159,7 +159,7 @@ class NetworkStream:
         while not self._blocks:
             if self._monotonic_ns() > end_ns:
                 return None
-            self._take_packet()
+            self._read_packet()
         block = self._blocks.popleft()
         self._read_ns += len(block.pcm) * NS_PER_SECOND // block.rate
         return block
@@ -250,7 +250,7 @@ class NetworkStream:
         self._has_video = self._is_broken = False
         self._damage = None
 
-    def _take_packet(self) -> None:
+    def _read_packet(self) -> None:
         """Read one packet of whatever kind; sound in it becomes blocks.
 
         Raises:
@@ -416,7 +416,7 @@ class _Answer:
 
     @property
     def is_playlist(self) -> bool:
-        """Whether it lists addresses of sound, and is none of HLS, which FFmpeg reads itself."""
+        """Whether it lists addresses of sound; not of HLS, which FFmpeg reads itself."""
         text = self.text
         if not 200 <= self.status < 300 or b"\0" in self.head or _HLS in text:
             return False
@@ -432,30 +432,30 @@ class _Answer:
         return is_address or (is_called and is_list)
 
     def addresses(self) -> list[str]:
-        """Return what a playlist lists, those that can be played alone, in its order."""
+        """Return what a playlist lists and can be played, in its order."""
         text = self.text
         found = _PLS_ENTRY.findall(text)
         if not found and "<" in text[:200]:
-            found = [html.unescape(one) for one in _ASX_ENTRY.findall(text)]
-            found = found or [html.unescape(one) for one in _XSPF_ENTRY.findall(text)]
+            found = [html.unescape(entry) for entry in _ASX_ENTRY.findall(text)]
+            found = found or [html.unescape(entry) for entry in _XSPF_ENTRY.findall(text)]
         elif not found:
             lines = (line.strip() for line in text.splitlines())
             found = [line for line in lines if line and line[0] not in "#[" and " " not in line]
-        addresses = (_address(self.url, one) for one in found)
-        return [one for one in dict.fromkeys(addresses) if one is not None]
+        addresses = (_address(self.url, entry) for entry in found)
+        return [address for address in dict.fromkeys(addresses) if address is not None]
 
     def describe(self) -> str | None:
-        """Say what it is that is no sound; None: it may be sound."""
+        """Return what it is instead of sound; None: it may be sound."""
         if not 200 <= self.status < 300:
             return _refusal(self.status, self.reason)
         if not self.head:
             return "the server answers with nothing"
         if (kind := self._document) is not None:
-            return f"{kind} is answered, no sound; use the address of the stream itself"
+            return f"{kind} came instead of sound; use the address of the stream itself"
         if _is_text(self.head):
             line = self.text.partition("\n")[0].strip()
             shown = line[:_SHOWN_CHARACTERS] + ("…" if len(line) > _SHOWN_CHARACTERS else "")
-            return f"text is answered, no sound: {shown!r}"
+            return f"text came instead of sound: {shown!r}"
         return None
 
 
@@ -468,7 +468,7 @@ def _address(base: str, entry: str) -> str | None:
 
 
 def _refusal(status: int, reason: str = "") -> str:
-    """Say what the status of an answer over HTTP or RTSP means."""
+    """Return what the status of an answer over HTTP or RTSP means."""
     known = {
         401: "user and password are missing or wrong",
         403: "access is forbidden",
@@ -527,7 +527,7 @@ def _ask(url: str, options: Mapping[str, str], timeout_s: float) -> _Answer:
 
 
 def _is_text(head: bytes) -> bool:
-    """Tell whether bytes are text: nothing that is not printable."""
+    """Return whether bytes are text: nothing that is not printable."""
     try:
         text = head.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -100,8 +100,8 @@ class Layout:
 class StandardInput:
     """A finite source of PCM from a file descriptor.
 
-    It is not read faster than the worker takes it, so that a recording piped in is not lost;
-    whoever writes it waits. Bytes of an incomplete frame at the end are dropped.
+    It is read no faster than the worker takes it, so that a recording piped in is not lost: its
+    writer waits. Bytes of an incomplete frame at the end are dropped.
 
     Attributes:
         n_bytes_dropped: bytes at the end that made no whole frame.
@@ -122,7 +122,7 @@ class StandardInput:
         self._descriptor = descriptor
         self._monotonic_ns = monotonic_ns
         self._wall_ns = wall_ns
-        self._layout: Layout | None = None  # None until enough has come to tell
+        self._layout: Layout | None = None  # None until enough has come to know it
         self._rest = b""
         self._began: tuple[int, int] | None = None
         self._n_frames = 0
@@ -346,7 +346,7 @@ def container_of(head: bytes, *, is_end: bool) -> str | None:
 
 
 def _frames(head: bytes, frame_bytes: Callable[[bytes], int]) -> bool | None:
-    """Tell whether bytes are frames in a row, by headers that say their length; None: maybe."""
+    """Return whether bytes are frames in a row, by the lengths in their headers; None: maybe."""
     at = 0
     for _ in range(_N_FRAMES):
         if at + 6 > len(head):

@@ -457,12 +457,17 @@ HTML = b"<!DOCTYPE html><html><body>Hi</body></html>"
 @pytest.mark.parametrize(
     ("name", "kind", "body", "expected"),
     [
-        ("sound", "text/html; charset=utf-8", HTML, "a web page is answered"),
+        ("sound", "text/html; charset=utf-8", HTML, "a web page came instead of sound"),
         ("sound", "", b"<html><head><title>Login</title></head></html>" * 50, "a web page"),
-        ("list.m3u", "audio/x-mpegurl", HTML, "a web page is answered"),
-        ("sound", "application/json", b'{"error": "no such stream"}', "JSON is answered"),
-        ("list.pls", "", b'[{"a": 1}]' * 100, "JSON is answered"),
-        ("sound", "text/plain", b"offline until Monday\n", "no sound: 'offline until Monday'"),
+        ("list.m3u", "audio/x-mpegurl", HTML, "a web page came instead of sound"),
+        ("sound", "application/json", b'{"error": "no such stream"}', "JSON came instead of sound"),
+        ("list.pls", "", b'[{"a": 1}]' * 100, "JSON came instead of sound"),
+        (
+            "sound",
+            "text/plain",
+            b"offline until Monday\n",
+            "instead of sound: 'offline until Monday'",
+        ),
         ("sound", "audio/mpeg", b"", "the server answers with nothing"),
         ("list.m3u", "audio/x-mpegurl", b"", "the server answers with nothing"),
     ],

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -56,6 +57,30 @@ def is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+@pytest.mark.parametrize(
+    ("healthy_s", "delays"), [(60.0, ["0.02", "0.04", "0.05"]), (0, 3 * ["0.02"])]
+)
+def test_delay_doubles_up_to_its_limit_and_is_forgotten_after_a_healthy_run(
+    healthy_s: float,
+    delays: list[str],
+    shown: tuple[LineForwarder, StringIO],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(supervisor, "MAX_DELAY_S", 0.05)
+    monkeypatch.setattr(supervisor, "HEALTHY_S", healthy_s)
+    fails_thrice = (
+        "import pathlib, sys\n"
+        f"runs = pathlib.Path({str(tmp_path / 'runs')!r})\n"
+        "n_runs = len(runs.read_text()) if runs.exists() else 0\n"
+        "runs.write_text('x' * (n_runs + 1))\n"
+        "sys.exit(1 if n_runs < 3 else 0)\n"
+    )
+    assert run([python("capture a", fails_thrice, can_finish=True)], shown[0]) == 0
+    assert re.findall(r"next try in (\S+) s", caplog.text) == delays
 
 
 def test_run_ends_with_zero_when_all_finite_sources_have_ended(

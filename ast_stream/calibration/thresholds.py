@@ -22,8 +22,8 @@ from ast_stream.calibration.onsets import (
     fit_onset,
     measure_rises,
 )
-from ast_stream.calibration.score_map import fit_score_map, mapped_scores
-from ast_stream.calibration.streams import LogitStream, hours_of, with_label
+from ast_stream.calibration.platt import fit_score_map, mapped_scores
+from ast_stream.calibration.scores import LogitStream, hours_of, with_label
 from ast_stream.detect.decision import StreamEvents, WindowScores, decide_streams, smooth
 from ast_stream.detect.parameters import DecisionParameters, model_facts, resolve_parameters
 from ast_stream.evaluation.curves import found_and_false, touches

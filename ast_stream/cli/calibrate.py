@@ -13,11 +13,15 @@ import torch
 import typer
 
 from ast_stream.calibration.budget import Budgets, class_named, parse_budget, parse_budgets
-from ast_stream.calibration.checkpoint import events_of, with_calibration
-from ast_stream.calibration.judges import Judge, judges_of
-from ast_stream.calibration.listening import Listening, negative_recordings, takes_of
-from ast_stream.calibration.store import check_target, write_copy, write_in_place
-from ast_stream.calibration.streams import plain_tagger
+from ast_stream.calibration.folds import Judge, judges_of
+from ast_stream.calibration.provenance import (
+    check_target,
+    events_of,
+    with_calibration,
+    write_copy,
+    write_in_place,
+)
+from ast_stream.calibration.scores import Listening, negative_recordings, plain_tagger, takes_of
 from ast_stream.calibration.thresholds import (
     MAX_CONFIRM_S,
     MAX_SMOOTHING_S,

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ast_stream.calibration.budget import Budgets, claim, hours_text, rate_text
-from ast_stream.calibration.checkpoint import class_record
-from ast_stream.calibration.listening import Listening
 from ast_stream.calibration.onsets import FittedOnset, RiseTime
+from ast_stream.calibration.provenance import class_record
+from ast_stream.calibration.scores import Listening
 from ast_stream.calibration.thresholds import ClassCalibration, OperatingPoint
 from ast_stream.cli import terminal
 from ast_stream.model.checkpoint import Checkpoint

@@ -11,8 +11,8 @@ from typing import Annotated
 import torch
 import typer
 
-from ast_stream.calibration.judges import HELD_OUT, held_folds, no_folds_remark
-from ast_stream.calibration.listening import negative_recordings
+from ast_stream.calibration.folds import HELD_OUT, held_folds, no_folds_remark
+from ast_stream.calibration.scores import negative_recordings
 from ast_stream.cli.clip_options import (
     DEFAULT_THREADS,
     Data,
@@ -33,8 +33,7 @@ from ast_stream.dataset.annotations import Clip
 from ast_stream.dataset.clips import load_recordings, read_clips
 from ast_stream.dataset.tables import Columns
 from ast_stream.errors import UsageError
-from ast_stream.evaluation.measure import check_hop, hear
-from ast_stream.evaluation.plan import Heard, Settings, Subject, total_s
+from ast_stream.evaluation.measure import Heard, Settings, Subject, check_hop, hear, total_s
 from ast_stream.evaluation.plots import check_plotting
 from ast_stream.evaluation.report import as_json
 from ast_stream.evaluation.report import evaluate as figures_of

@@ -18,11 +18,10 @@ from rich.table import Table
 
 from ast_stream.errors import AstStreamError, UsageError
 from ast_stream.evaluation.intervals import Interval
-from ast_stream.evaluation.plan import Settings
+from ast_stream.evaluation.measure import Settings
+from ast_stream.evaluation.metrics import Errors, FalseAlarms, StreamReport, Timing
 from ast_stream.evaluation.plots import plots
 from ast_stream.evaluation.report import Evaluation, as_json, jsonable
-from ast_stream.evaluation.streams import FalseAlarms, StreamReport
-from ast_stream.evaluation.timing import Errors, Timing
 from ast_stream.version import __version__
 
 MANY_SOUNDS_PER_EVENT = 1.5

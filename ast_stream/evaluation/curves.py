@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from ast_stream.detect.decision import StreamEvents, WindowScores, decide_streams
 from ast_stream.detect.parameters import DecisionParameters
+from ast_stream.evaluation.matching import Spans
 from ast_stream.evaluation.scoring import ScoredSoundscape
-from ast_stream.evaluation.spans import Spans
 from ast_stream.soundscape.mixing import ReferenceEvent
 from ast_stream.units import SAMPLE_RATE, seconds_to_samples
 

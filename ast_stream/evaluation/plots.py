@@ -12,14 +12,14 @@ import numpy.typing as npt
 from ast_stream.errors import UsageError
 from ast_stream.evaluation.clips import ClipReport
 from ast_stream.evaluation.curves import ThresholdCurve
-from ast_stream.evaluation.detections import Found
-from ast_stream.evaluation.report import Evaluation
-from ast_stream.evaluation.streams import StreamReport
-from ast_stream.evaluation.timing import (
+from ast_stream.evaluation.matching import Found
+from ast_stream.evaluation.metrics import (
+    StreamReport,
     detection_delays,
     offset_errors,
     onset_errors,
 )
+from ast_stream.evaluation.report import Evaluation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ast_stream.evaluation.overlap import DECIMALS, overlaps, relevant_detections
-from ast_stream.evaluation.spans import Spans
+from ast_stream.evaluation.matching import DECIMALS, Spans, overlaps, relevant_detections
 
 SpansAt = Callable[[float], Spans]
 """Threshold in, the detections of one class in one strip out."""

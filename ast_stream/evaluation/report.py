@@ -11,8 +11,8 @@ import numpy as np
 
 from ast_stream.evaluation.clips import ClipReport, clip_report, names_right
 from ast_stream.evaluation.intervals import Interval, bootstrap_ratio
-from ast_stream.evaluation.plan import Heard, Settings, Subject
-from ast_stream.evaluation.streams import (
+from ast_stream.evaluation.measure import Heard, Settings, Subject
+from ast_stream.evaluation.metrics import (
     FalseAlarms,
     Measured,
     StreamReport,

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ast_stream.calibration.checkpoint import calibrate_checkpoint
+from ast_stream.calibration.provenance import calibrate_checkpoint
 from ast_stream.dataset.annotations import Clip
 from ast_stream.dataset.clips import write_clips
 from ast_stream.errors import AstStreamError, UsageError

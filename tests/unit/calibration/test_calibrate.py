@@ -14,9 +14,9 @@ import pytest
 import soundfile
 from reactive_model import save_reactive, tones_and_noise
 
-from ast_stream.calibration import store
+from ast_stream.calibration import provenance
 from ast_stream.calibration.budget import parse_budget
-from ast_stream.calibration.streams import plain_tagger, score_stream
+from ast_stream.calibration.scores import plain_tagger, score_stream
 from ast_stream.cli.app import run_command_line
 from ast_stream.detect.detector import Detector
 from ast_stream.errors import CheckpointError
@@ -403,7 +403,7 @@ def test_a_failed_copy_leaves_nothing_behind(
     monkeypatch.setattr(os, "replace", full_disk)
     checkpoint = load_checkpoint(str(reactive))
     with pytest.raises(CheckpointError, match=r"cannot be written"):
-        store.write_copy(str(reactive), checkpoint, tmp_path / "out")
+        provenance.write_copy(str(reactive), checkpoint, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -439,8 +439,8 @@ def test_the_folder_to_work_in_is_no_place_for_a_copy(
 def test_a_link_to_an_empty_folder_is_written_through(reactive: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "there")
-    store.check_target(str(reactive), tmp_path / "link", False)
-    store.write_copy(str(reactive), load_checkpoint(str(reactive)), tmp_path / "link")
+    provenance.check_target(str(reactive), tmp_path / "link", False)
+    provenance.write_copy(str(reactive), load_checkpoint(str(reactive)), tmp_path / "link")
     assert load_checkpoint(str(tmp_path / "there")).labels
 
 
@@ -455,7 +455,7 @@ def test_an_interrupted_write_leaves_the_old_file_whole(
 
     monkeypatch.setattr("ast_stream.runtime.files.os.replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        store.write_in_place(folder, load_checkpoint(str(folder)))
+        provenance.write_in_place(folder, load_checkpoint(str(folder)))
     assert (folder / "ast_stream.json").read_bytes() == before
 
 
@@ -467,7 +467,7 @@ def test_a_single_file_is_written_with_its_weights_unchanged(
     file.parent.mkdir()
     for name in ("config.json", "model.safetensors"):
         (file.parent / name).write_bytes((reactive / name).read_bytes())
-    store.write_copy(str(file), checkpoint, tmp_path / "out")
+    provenance.write_copy(str(file), checkpoint, tmp_path / "out")
     assert load_checkpoint(str(tmp_path / "out")).hash == checkpoint.hash
 
 

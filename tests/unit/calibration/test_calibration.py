@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from ast_stream.calibration.budget import Budget, Budgets, per_hour
 from ast_stream.calibration.onsets import MIN_MEASURED, Rises, clearly_above, measure_rises
-from ast_stream.calibration.score_map import fit, mapped_scores
-from ast_stream.calibration.streams import LogitStream
+from ast_stream.calibration.platt import fit, mapped_scores
+from ast_stream.calibration.scores import LogitStream
 from ast_stream.calibration.thresholds import (
     CANDIDATES,
     DEFAULT_TIMING,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from strip_cases import LABELS, begin_and_end, ideal_strip, planted
 
 from ast_stream.cli.evaluate_report import details, remarks_on, summary
-from ast_stream.evaluation.plan import Settings
+from ast_stream.evaluation.measure import Settings
+from ast_stream.evaluation.metrics import measure_streams
 from ast_stream.evaluation.report import Evaluation
-from ast_stream.evaluation.streams import measure_streams
 from ast_stream.messages.event import Event
 from ast_stream.soundscape.mixing import ReferenceEvent
 

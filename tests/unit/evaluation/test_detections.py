@@ -17,14 +17,14 @@ from ast_stream.evaluation.curves import (
     published_spans,
     threshold_curve,
 )
-from ast_stream.evaluation.detections import Detection, detections, match, match_strip
-from ast_stream.evaluation.scoring import ScoredSoundscape
-from ast_stream.evaluation.timing import (
+from ast_stream.evaluation.matching import Detection, detections, match, match_strip
+from ast_stream.evaluation.metrics import (
     detection_delays,
     offset_errors,
     onset_errors,
     timing,
 )
+from ast_stream.evaluation.scoring import ScoredSoundscape
 from ast_stream.units import seconds_to_samples
 
 TRUTH = [planted("Bark", 10.0, 11.0), planted("Bark", 12.0, 13.0), planted("Bark", 30.0, 34.0)]

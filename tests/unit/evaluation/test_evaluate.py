@@ -12,8 +12,8 @@ from strip_cases import LABELS, WINDOW_S, begin_and_end, ideal_strip, planted
 
 from ast_stream.audio.activity import Waveform
 from ast_stream.evaluation.clips import average_precision, clip_report, clip_scores
-from ast_stream.evaluation.plan import Settings, laying_around
-from ast_stream.evaluation.streams import measure_streams, negatives_report
+from ast_stream.evaluation.measure import Settings, laying_around
+from ast_stream.evaluation.metrics import measure_streams, negatives_report
 from ast_stream.messages.event import Event
 from ast_stream.soundscape.backgrounds import generated_backgrounds
 from ast_stream.soundscape.mixing import (

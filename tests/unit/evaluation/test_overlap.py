@@ -9,16 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ast_stream.evaluation.overlap import (
+from ast_stream.evaluation.matching import (
     F1_KINDS,
     Collar,
     Counts,
+    Spans,
     collar_counts,
     intersection_counts,
     most_pairs,
     segment_counts,
+    spans_of,
 )
-from ast_stream.evaluation.spans import Spans, spans_of
 
 DURATION_S = 200.0
 

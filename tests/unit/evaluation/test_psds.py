@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ast_stream.evaluation.matching import Spans, spans_of
 from ast_stream.evaluation.psds import (
     PSDS1,
     PSDS2,
@@ -18,7 +19,6 @@ from ast_stream.evaluation.psds import (
     psds,
     sweep,
 )
-from ast_stream.evaluation.spans import Spans, spans_of
 
 HOUR = np.array([3600.0])
 BARKS = [(100.0 * k, 100.0 * k + 2, 0.9) for k in range(1, 5)]

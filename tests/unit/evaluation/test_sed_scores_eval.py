@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ast_stream.evaluation.overlap import F1_KINDS, Counts
+from ast_stream.evaluation.matching import F1_KINDS, Counts, Spans, spans_of
 from ast_stream.evaluation.psds import (
     PSDS1,
     PSDS2,
@@ -24,7 +24,6 @@ from ast_stream.evaluation.psds import (
     psds,
     sweep,
 )
-from ast_stream.evaluation.spans import Spans, spans_of
 
 GOLDEN: dict[str, Any] = json.loads(
     (Path(__file__).parents[2] / "golden" / "sed_scores_eval.json").read_text("utf-8")

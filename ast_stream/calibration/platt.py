@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ast_stream.calibration.streams import LogitStream, with_label
+from ast_stream.calibration.scores import LogitStream, with_label
 from ast_stream.model.metadata import ScoreMap
 from ast_stream.soundscape.mixing import ReferenceEvent
 

@@ -1,29 +1,35 @@
-"""A checkpoint with score maps, thresholds, rise times, golden scores, and where they come from."""
+"""A calibrated checkpoint: what was found, golden scores, where they come from; and writing it.
+
+Weights stay as they are, and readers see all of the new checkpoint or nothing of it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
 
 from ast_stream.calibration.budget import Budgets, per_hour
-from ast_stream.calibration.streams import (
-    background_streams,
-    laid_s,
-    plain_tagger,
-    sound_streams,
-)
+from ast_stream.calibration.scores import background_streams, laid_s, plain_tagger, sound_streams
 from ast_stream.calibration.thresholds import (
     ClassCalibration,
     calibrate_classes,
     raised_thresholds,
     timings,
 )
-from ast_stream.model.checkpoint import Checkpoint
-from ast_stream.model.metadata import Metadata
+from ast_stream.errors import CheckpointError, UsageError
+from ast_stream.model.checkpoint import Checkpoint, save_checkpoint
+from ast_stream.model.description import BUNDLED, folder_of
+from ast_stream.model.metadata import Metadata, write_metadata
 from ast_stream.model.selfcheck import golden_for
+from ast_stream.runtime.files import replacing_folder
 from ast_stream.soundscape.soundbank import Soundbank
 
 PROVENANCE = "thresholds"  # key of the record in the checkpoint's provenance
@@ -188,3 +194,72 @@ def _without(values: Mapping[str, Any], labels: set[str]) -> dict[str, Any]:
 
 def _in_order(labels: Sequence[str], values: Mapping[str, Any]) -> dict[str, Any]:
     return {label: values[label] for label in labels if label in values}
+
+
+def check_target(reference: str, out: Path | None, is_in_place: bool) -> None:
+    """Refuse a target that cannot be written, before hours of listening.
+
+    Raises:
+        UsageError: both or an impossible target.
+    """
+    if out is not None and is_in_place:
+        raise UsageError("calibrate: expected --out or --in-place, got both")
+    if is_in_place:
+        folder = Path(reference).expanduser()
+        if reference == BUNDLED or not folder.is_dir():
+            raise UsageError(
+                f"--in-place: expected the directory of a checkpoint, got {reference!r}; use --out"
+            )
+        if not os.access(folder, os.W_OK):
+            raise UsageError(f"--in-place: {folder} cannot be written")
+    if out is not None:
+        _check_out(out)
+
+
+def _check_out(out: Path) -> None:
+    whole = out.resolve()
+    if whole.is_file() or (whole.is_dir() and any(whole.iterdir())):
+        raise UsageError(f"--out: expected a new or empty folder, got {out}, which is there")
+    if whole == Path.cwd() or whole.is_mount():
+        raise UsageError(
+            f"--out: expected a folder that can be replaced, got {out}; name a new one"
+        )
+    above = next(one for one in whole.parents if one.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UsageError(f"--out: {above} cannot be written")
+
+
+def write_in_place(folder: Path, checkpoint: Checkpoint) -> None:
+    """Replace the ast_stream.json of a checkpoint's folder at once.
+
+    Raises:
+        CheckpointError: it cannot be written; the old one is whole.
+    """
+    write_metadata(folder, checkpoint.metadata)
+
+
+def write_copy(reference: str, checkpoint: Checkpoint, out: Path) -> None:
+    """Write the checkpoint that `reference` names to `out`, with its new metadata.
+
+    Raises:
+        CheckpointError: it cannot be written; nothing is left behind.
+    """
+    out = out.resolve()  # a link stays, and what it leads to is replaced
+    source = folder_of(reference)
+    try:
+        with replacing_folder(out) as unfinished:
+            if source is None:
+                precision: Literal["fp16", "fp32"] = "fp16" if _fits_fp16(checkpoint) else "fp32"
+                save_checkpoint(unfinished, checkpoint, precision)
+            else:
+                for file in sorted(source.iterdir()):
+                    if file.is_file() and not file.name.startswith("."):
+                        shutil.copyfile(file, unfinished / file.name)
+                write_metadata(unfinished, checkpoint.metadata)
+    except OSError as error:
+        raise CheckpointError(f"{out}: cannot be written: {error.strerror}") from error
+
+
+def _fits_fp16(checkpoint: Checkpoint) -> bool:
+    """Tell whether half precision holds every weight exactly."""
+    return all(torch.equal(one.half().float(), one) for one in checkpoint.state_dict.values())

@@ -1,0 +1,451 @@
+"""Figures of soundscapes: what was found of the reference events, when, and what was not there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ast_stream.detect.decision import StreamEvents
+from ast_stream.evaluation.curves import (
+    BUDGETS_PER_H,
+    THRESHOLDS,
+    ThresholdCurve,
+    decide_at_thresholds,
+    published_spans,
+    threshold_curve,
+)
+from ast_stream.evaluation.intervals import (
+    Interval,
+    bootstrap,
+    bootstrap_quantile,
+    bootstrap_ratio,
+    poisson_upper_bound,
+    quantile,
+)
+from ast_stream.evaluation.matching import (
+    F1_KINDS,
+    Counts,
+    Found,
+    Matched,
+    Spans,
+    detected_spans,
+    match_strip,
+    sound_spans,
+)
+from ast_stream.evaluation.psds import PSDS1, PSDS2, Criteria, SpansAt, psds, sweep
+from ast_stream.evaluation.scoring import ScoredSoundscape
+
+MOST_THRESHOLDS = 100  # of a sweep over the confidences of events: more change little
+SWEPT = range(0, len(THRESHOLDS), 3)  # thresholds that PSDS is taken over
+N_PSDS_RESAMPLES = 200  # each takes milliseconds
+
+
+@dataclass(frozen=True)
+class FalseAlarms:
+    """Events where no sound of their class was.
+
+    Attributes:
+        bound_per_h: the rate lies below this with 95 % confidence (exact, Poisson).
+    """
+
+    count: int
+    hours: float
+    per_h: float
+    bound_per_h: float
+
+
+@dataclass(frozen=True)
+class LabelFigures:
+    """Figures of one class.
+
+    Attributes:
+        recall: share of the sounds that an event of their class overlaps, at the thresholds of
+            the checkpoint; interval over the clips.
+        false_alarms: in the same strips.
+        f1: by kind, see `overlap.F1_KINDS`; NaN without sounds.
+        recall_within: by budget of false alarms per hour, at the best threshold for each, chosen
+            on these very strips: what the scores could give.
+    """
+
+    n_sounds: int
+    n_found: int
+    recall: Interval
+    false_alarms: FalseAlarms
+    f1: dict[str, float]
+    recall_within: dict[str, float]
+    timing: Timing
+
+
+@dataclass(frozen=True)
+class StreamReport:
+    """Figures of strips with sounds.
+
+    Attributes:
+        n_sounds, n_found, recall, false_alarms, timing: of all classes together.
+        mean_recall, mean_f1, mean_recall_within: means over the classes that have sounds.
+        false_alarms_per_class: the rate of a class in the mean, and its bound.
+        false_alarms_by_label: of each class, also those that no sound was of.
+        psds: by name; from events, with their highest scores as confidence, and from scores at
+            all thresholds. Intervals over the strips.
+    """
+
+    hours: float
+    n_strips: int
+    n_sounds: int
+    n_found: int
+    recall: Interval
+    mean_recall: float
+    false_alarms: FalseAlarms
+    false_alarms_per_class: FalseAlarms
+    false_alarms_by_label: dict[str, FalseAlarms]
+    mean_f1: dict[str, Interval]
+    mean_recall_within: dict[str, float]
+    psds: dict[str, Interval]
+    timing: Timing
+    by_label: dict[str, LabelFigures]
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """A report and what plots need beyond it."""
+
+    report: StreamReport
+    curves: dict[str, ThresholdCurve]
+    matched: dict[str, list[Matched]]
+
+
+def measure_streams(
+    scored: Sequence[ScoredSoundscape], labels: Sequence[str], seed: int = 0
+) -> Measured:
+    """Return the figures of what the detector made of some strips with sounds.
+
+    Raises:
+        ValueError: strips that no detector has scored.
+    """
+    matched = {label: [match_strip(one, label) for one in scored] for label in labels}
+    present = [label for label in labels if any(part.sounds for part in matched[label])]
+    spans = {
+        label: [(detected_spans(one, label), sound_spans(one, label)) for one in scored]
+        for label in labels
+    }
+    decided = decide_at_thresholds(scored, present)
+    curves = {label: threshold_curve(scored, label, decided[label]) for label in present}
+    durations = np.array([one.strip.duration_s for one in scored])
+    counts = f1_counts({label: spans[label] for label in present}, durations)
+    hours = float(durations.sum()) / 3600
+    by_label = {
+        label: _label_figures(
+            matched[label],
+            hours,
+            {kind: Counts(*counts[kind][label].sum(axis=0).tolist()).f1 for kind in F1_KINDS},
+            curves[label],
+            seed,
+        )
+        for label in present
+    }
+    everything = [part for label in labels for part in matched[label]]
+    false = false_alarms(everything, hours)
+    report = StreamReport(
+        hours=hours,
+        n_strips=len(scored),
+        n_sounds=sum(one.n_sounds for one in by_label.values()),
+        n_found=sum(one.n_found for one in by_label.values()),
+        recall=_recall(everything, seed),
+        mean_recall=_mean([one.recall.value for one in by_label.values()]),
+        false_alarms=false,
+        false_alarms_per_class=rate(false.count, hours * len(labels)),
+        false_alarms_by_label={label: false_alarms(matched[label], hours) for label in labels},
+        mean_f1={kind: mean_f1(list(counts[kind].values()), seed) for kind in F1_KINDS},
+        mean_recall_within={
+            name: _mean([one.recall_within[name] for one in by_label.values()])
+            for name in map(str, BUDGETS_PER_H)
+        },
+        psds=psds_figures(decided, spans, present, durations, seed),
+        timing=timing(everything, seed),
+        by_label=by_label,
+    )
+    return Measured(report, curves, matched)
+
+
+def false_alarms(parts: Sequence[Matched], hours: float) -> FalseAlarms:
+    """Return the rate of the false alarms of some matched strips of so many hours."""
+    return rate(sum(len(part.false_alarms) for part in parts), hours)
+
+
+def rate(count: int, hours: float) -> FalseAlarms:
+    """Return `count` events in `hours` as a rate with its bound."""
+    if not hours:
+        return FalseAlarms(count, hours, math.nan, math.nan)
+    return FalseAlarms(count, hours, count / hours, poisson_upper_bound(count) / hours)
+
+
+def negatives_report(
+    scored: Sequence[ScoredSoundscape], labels: Sequence[str]
+) -> tuple[FalseAlarms, dict[str, FalseAlarms]]:
+    """Return the events of strips without any sound: all together, and of each class."""
+    hours = sum(one.strip.duration_s for one in scored) / 3600
+    matched = {label: [match_strip(one, label) for one in scored] for label in labels}
+    by_label = {label: false_alarms(parts, hours) for label, parts in matched.items()}
+    return rate(sum(one.count for one in by_label.values()), hours), by_label
+
+
+def _label_figures(
+    parts: Sequence[Matched], hours: float, f1: dict[str, float], curve: ThresholdCurve, seed: int
+) -> LabelFigures:
+    sounds = [sound for part in parts for sound in part.sounds]
+    return LabelFigures(
+        n_sounds=len(sounds),
+        n_found=sum(bool(sound.detections) for sound in sounds),
+        recall=_recall(parts, seed),
+        false_alarms=false_alarms(parts, hours),
+        f1=f1,
+        recall_within={str(budget): curve.recall_within(budget) for budget in BUDGETS_PER_H},
+        timing=timing(parts, seed),
+    )
+
+
+def _recall(parts: Sequence[Matched], seed: int) -> Interval:
+    sounds = [sound for part in parts for sound in part.sounds]
+    return bootstrap_ratio(
+        [bool(one.detections) for one in sounds],
+        [1.0] * len(sounds),
+        [one.sound.clip or str(number) for number, one in enumerate(sounds)],
+        seed,
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else math.nan
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Times said less true times, in seconds: median, and median of the absolute values."""
+
+    n: int
+    bias_s: float
+    median_absolute_s: float
+    p90_absolute_s: float
+
+
+@dataclass(frozen=True)
+class Timing:
+    """When things were said to happen and when it was known.
+
+    Sounds that an event of an earlier sound ran on into have no onset of their own, and those
+    whose event ran on into a later sound no offset: they are counted as merged, not here.
+
+    Attributes:
+        onset, offset: of the published times, corrected for the window.
+        raw_onset, raw_offset: of the ends of the windows that crossed the thresholds.
+        detect_s: from a sound's onset until its begin was published, on the stream's clock;
+            a sound that was not found counts as infinite.
+        end_s: from a sound's offset until its end was published.
+        events_per_sound: of the found ones: more than 1 is fragmentation.
+        sounds_per_event: of the events that found any: more than 1 is merging.
+    """
+
+    onset: Errors
+    offset: Errors
+    raw_onset: Errors
+    raw_offset: Errors
+    onset_absolute_s: Interval
+    detect_p50_s: Interval
+    detect_p90_s: float
+    end_p50_s: float
+    end_p90_s: float
+    events_per_sound: float
+    sounds_per_event: float
+
+
+def timing(parts: Sequence[Matched], seed: int = 0) -> Timing:
+    """Return the timing of some matched strips, of one class or several."""
+    sounds = [sound for part in parts for sound in part.sounds]
+    onsets = onset_errors(sounds)
+    delays = detection_delays(sounds)
+    ends = end_delays(sounds)
+    found = [one for one in sounds if one.detections]
+    n_pairs = sum(len(one.detections) for one in found)
+    n_events = sum(_n_events(part) for part in parts)
+    begun = [one for one in sounds if one.is_first]
+    timed = [one for one in begun if one.detections]
+    return Timing(
+        onset=_errors(onsets),
+        offset=_errors(offset_errors(sounds)),
+        raw_onset=_errors(onset_errors(sounds, raw=True)),
+        raw_offset=_errors(offset_errors(sounds, raw=True)),
+        onset_absolute_s=bootstrap_quantile(
+            [abs(error) for error in onsets], _clips(timed), 0.5, seed
+        ),
+        detect_p50_s=bootstrap_quantile(delays, _clips(begun), 0.5, seed),
+        detect_p90_s=quantile(np.array(delays), 0.9),
+        end_p50_s=quantile(np.array(ends), 0.5),
+        end_p90_s=quantile(np.array(ends), 0.9),
+        events_per_sound=n_pairs / len(found) if found else math.nan,
+        sounds_per_event=n_pairs / n_events if n_events else math.nan,
+    )
+
+
+def onset_errors(sounds: Sequence[Found], raw: bool = False) -> list[float]:
+    """Return onset said less true onset of every found sound that has one of its own, seconds."""
+    return [
+        (one.detections[0].raw_onset_s if raw else one.detections[0].onset_s) - one.sound.onset_s
+        for one in sounds
+        if one.detections and one.is_first
+    ]
+
+
+def offset_errors(sounds: Sequence[Found], raw: bool = False) -> list[float]:
+    """Return offset said less true offset of every found sound that has one of its own, seconds."""
+    return [
+        (one.detections[-1].raw_offset_s if raw else one.detections[-1].offset_s)
+        - one.sound.offset_s
+        for one in sounds
+        if one.detections and one.is_last
+    ]
+
+
+def detection_delays(sounds: Sequence[Found]) -> list[float]:
+    """Return the time to detect of every sound that is not merged into an earlier one, seconds.
+
+    Infinite where it was missed; 0 where an event had begun before the sound.
+    """
+    return [
+        max(0.0, one.detections[0].known_s - one.sound.onset_s) if one.detections else math.inf
+        for one in sounds
+        if one.is_first
+    ]
+
+
+def end_delays(sounds: Sequence[Found]) -> list[float]:
+    """Return the time until the end was published of every found sound that has one, seconds."""
+    return [
+        max(0.0, one.detections[-1].ended_s - one.sound.offset_s)
+        for one in sounds
+        if one.detections and one.is_last
+    ]
+
+
+def _clips(sounds: Sequence[Found]) -> list[str]:
+    return [one.sound.clip or str(number) for number, one in enumerate(sounds)]
+
+
+def _n_events(part: Matched) -> int:
+    return len({id(one) for sound in part.sounds for one in sound.detections})
+
+
+def _errors(values: Sequence[float]) -> Errors:
+    known = np.array([value for value in values if not math.isnan(value)])
+    return Errors(
+        len(known),
+        quantile(known, 0.5),
+        quantile(np.abs(known), 0.5),
+        quantile(np.abs(known), 0.9),
+    )
+
+
+def f1_counts(
+    spans: Mapping[str, Sequence[tuple[Spans, Spans]]], durations: npt.NDArray[np.float64]
+) -> dict[str, dict[str, npt.NDArray[np.float64]]]:
+    """Return by kind and label what was found, false and there in each strip: (n_strips, 3).
+
+    Args:
+        spans: by label, what was detected and what is true in each strip.
+        durations: of the strips, seconds.
+    """
+    return {
+        kind: {label: _counts(one, durations, count) for label, one in spans.items()}
+        for kind, count in F1_KINDS.items()
+    }
+
+
+def _counts(
+    spans: Sequence[tuple[Spans, Spans]],
+    durations: npt.NDArray[np.float64],
+    count: Callable[[Spans, Spans, float], Counts],
+) -> npt.NDArray[np.float64]:
+    """Return found, false and all of each strip, shape (n_strips, 3)."""
+    rows = [
+        count(found, true, float(duration))
+        for (found, true), duration in zip(spans, durations, strict=True)
+    ]
+    return np.array([(one.n_found, one.n_false, one.n_sounds) for one in rows], np.float64)
+
+
+def mean_f1(counts: Sequence[npt.NDArray[np.float64]], seed: int) -> Interval:
+    """Return the mean F1 of the classes, with its interval over the strips.
+
+    Args:
+        counts: of each class, shape (n_strips, 3), as `f1_counts` returns them.
+    """
+    if not counts:
+        return Interval(math.nan, math.nan, math.nan)
+    stacked = np.stack(counts)  # (n_classes, n_strips, 3)
+
+    def f1_of(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        sums = np.einsum("rs,csk->rck", weights, stacked)
+        f1 = 2 * sums[..., 0] / np.maximum(sums.sum(axis=2), 1e-12)
+        mean: npt.NDArray[np.float64] = f1.mean(axis=1)
+        return mean
+
+    return bootstrap(f1_of, stacked.shape[1], seed)
+
+
+def psds_figures(
+    decided: Mapping[str, Sequence[StreamEvents]],
+    spans: Mapping[str, Sequence[tuple[Spans, Spans]]],
+    present: Sequence[str],
+    durations: npt.NDArray[np.float64],
+    seed: int,
+) -> dict[str, Interval]:
+    """Return both scores, from events and from scores, with intervals over the strips.
+
+    Args:
+        decided: by label, the events in each strip at `THRESHOLDS`.
+        spans: by label, what was detected and what is true in each strip.
+        present: the classes that count.
+        durations: of the strips, seconds.
+    """
+    truth = [
+        {label: spans[label][number][1] for label in present} for number in range(len(durations))
+    ]
+    by_events: dict[str, tuple[list[SpansAt], Sequence[float]]] = {}
+    by_scores: dict[str, tuple[list[SpansAt], Sequence[float]]] = {}
+    for label in present:
+        found = [one for one, _ in spans[label]]
+        confidences = np.unique(np.concatenate([one.confidence for one in found]))
+        if len(confidences) > MOST_THRESHOLDS:
+            confidences = np.quantile(confidences, np.linspace(0, 1, MOST_THRESHOLDS))
+        by_events[label] = [one.at_least for one in found], confidences.tolist()
+        by_scores[label] = [_spans_at(events) for events in decided[label]], list(SWEPT)
+    return {
+        f"{name}, from {source}": _psds_interval(sources, truth, criteria, durations, seed)
+        for name, criteria in (("PSDS1", PSDS1), ("PSDS2", PSDS2))
+        for source, sources in (("events", by_events), ("scores", by_scores))
+    }
+
+
+def _psds_interval(
+    sources: Mapping[str, tuple[list[SpansAt], Sequence[float]]],
+    truth: Sequence[Mapping[str, Spans]],
+    criteria: Criteria,
+    durations: npt.NDArray[np.float64],
+    seed: int,
+) -> Interval:
+    sweeps = {
+        label: sweep(spans_at, thresholds, truth, label, criteria)
+        for label, (spans_at, thresholds) in sources.items()
+    }
+
+    def score(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return np.array([psds(sweeps, durations, criteria, row) for row in weights])
+
+    return bootstrap(score, len(durations), seed, N_PSDS_RESAMPLES)
+
+
+def _spans_at(events: StreamEvents) -> SpansAt:
+    return lambda number: published_spans(events.of_classes(int(number)))

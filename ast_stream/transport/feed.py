@@ -416,7 +416,9 @@ class FeedReader:
             return
         position = self._order.position
         asked_s = time.monotonic()
-        frames = self._client.ask(ReplayQuery(after=position), _ANSWER_TIMEOUT_S)
+        # not validated: a position that a program has kept is refused by the publisher, if need be
+        query = ReplayQuery.model_construct(after=position)
+        frames = self._client.ask(query, _ANSWER_TIMEOUT_S)
         if frames is None:
             if self._is_out_of_patience(asked_s) and not self._stopped.is_set():
                 self._give_up(message, f"{self._client.endpoint} does not answer")

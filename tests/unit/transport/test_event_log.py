@@ -50,7 +50,7 @@ def positions(log: EventLog, after: Position | None) -> list[Position]:
     found: list[Position] = []
     while True:
         part = page(log, after, limit=7)
-        found += [one.position for one in part.messages]
+        found += [message.position for message in part.messages]
         if not part.more:
             return [position for position in found if position[1] > 0]
         after = found[-1]
@@ -101,7 +101,7 @@ def test_boot_without_messages_is_known(tmp_path: Path) -> None:
     log.begin("b2")
     log.append(message(4, "b2", previous=0))
     assert positions(log, ("b1", 0)) == [("b2", 4)]
-    topics = [one.topic for one in page(log, None).messages]
+    topics = [message.topic for message in page(log, None).messages]
     assert topics == [BOOT_TOPIC, BOOT_TOPIC, "event/bark/porch/"]
 
 
@@ -263,14 +263,14 @@ def test_no_mutated_log_raises_or_invents_a_message(tmp_path: Path) -> None:
         log.append(event(seq, seq * 8000, "begin" if seq % 3 else "end"))
     log.close()
     log = EventLog(tmp_path)
-    expected = {str(one) for one in bodies(log)}
+    expected = {str(body) for body in bodies(log)}
     log.close()
     (path,) = tmp_path.glob("*.jsonl")
     whole = path.read_bytes()
     for mutated in mutations(whole, 500, seed=17):
         path.write_bytes(mutated)
         log = EventLog(tmp_path)
-        found = [str(one) for one in bodies(log)]
+        found = [str(body) for body in bodies(log)]
         assert set(found) <= expected
         assert len(set(found)) == len(found)
         log.published("porch", "aaaaaaaa")
@@ -281,7 +281,7 @@ def test_no_mutated_log_raises_or_invents_a_message(tmp_path: Path) -> None:
 
 
 def bodies(log: EventLog) -> list[dict[str, Any]]:
-    return [one.body for one in page(log, None).messages]
+    return [message.body for message in page(log, None).messages]
 
 
 class BrokenDisk:
@@ -401,7 +401,7 @@ def test_recent_reads_no_further_back_than_needed(tmp_path: Path) -> None:
     for seq in range(1, 2001):
         log.append(event(seq, seq * 100))
     found = log.recent("porch", "aaaaaaaa", from_sample=190_000)
-    seqs = [one.body["seq"] for one in found]
+    seqs = [message.body["seq"] for message in found]
     assert seqs == list(range(seqs[0], 2001))
     assert 1500 < seqs[0] <= 1900
     assert len(log.recent("porch", "aaaaaaaa")) == 2000

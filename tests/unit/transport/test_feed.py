@@ -77,13 +77,13 @@ def test_durable_message_is_in_the_log_before_anyone_can_receive_it(tmp_path: Pa
     log = EventLog(tmp_path)
     held: list[int] = []
 
-    class LookingWire(Wire):
+    class InspectingWire(Wire):
         def send(self, frames: list[bytes]) -> bool:
             page = log.replay(None)
             held.append(len(getattr(page, "messages", ())) - 1)  # without the boot's start
             return super().send(frames)
 
-    publisher = FeedPublisher(LookingWire(), log, "b1", lambda: 0)
+    publisher = FeedPublisher(InspectingWire(), log, "b1", lambda: 0)
     publisher.publish(event(1))
     publisher.publish(event(2))
     assert held == [1, 2]
@@ -104,8 +104,8 @@ def read_all(
         while not order.follows(message):
             page = log.replay(order.position, limit=3)
             assert isinstance(page, ReplayPage)
-            for one in page.messages:
-                items += order.replayed(one)
+            for replayed in page.messages:
+                items += order.replayed(replayed)
             if not page.more:
                 items += order.caught_up(message)
         accepted = order.accept(message)
@@ -177,7 +177,7 @@ def test_reader_gets_every_durable_message_once_and_in_order(
     assert {position for position in lost - reported} <= {
         position for position in lost if position[0] != f"b{len(boots) - 1}"
     }
-    assert all(any(hole.after < one <= hole.upto for one in lost) for hole in holes)  # type: ignore[operator]
+    assert all(any(hole.after < position <= hole.upto for position in lost) for hole in holes)  # type: ignore[operator]
 
 
 def test_repeats_of_an_earlier_boot_are_left_out() -> None:

@@ -281,23 +281,23 @@ def test_requests_of_a_client_that_reads_no_answers_wait_and_others_are_answered
     sockets: Sockets, ipc: str
 ) -> None:
     router = sockets.bind("router", ipc, 64)
-    deaf = [greet(ipc, b"DEALER") for _ in range(40)]
-    for one in deaf:
-        one.sendall(frame(b"audio") * 50)
+    silent = [greet(ipc, b"DEALER") for _ in range(40)]
+    for peer in silent:
+        peer.sendall(frame(b"audio") * 50)
     client = sockets.connect("dealer", ipc, 64)
     for _ in range(5):
         client.send([b"mine"])
     answer = b"x" * 1_920_000  # a minute of audio
-    n_deaf = n_mine = 0
+    n_silent = n_mine = 0
     while (request := router.receive(1000)) is not None:
         router.send([request[0], answer])
         if request[1] == b"mine":
             assert client.receive(WAIT_MS) == [answer]
             n_mine += 1
         else:
-            n_deaf += 1
+            n_silent += 1
     assert n_mine == 5
-    assert n_deaf <= len(deaf)  # of 2000: the others wait until the first answer is read
+    assert n_silent <= len(silent)  # of 2000: the others wait until the first answer is read
 
 
 def test_answers_that_are_read_late_all_come(sockets: Sockets, ipc: str) -> None:

@@ -119,7 +119,7 @@ def test_replay_gives_topics_and_bodies(tmp_path: Path) -> None:
     assert [entry["body"]["seq"] for entry in answer["messages"]] == [11, 12]
     page = decode_replay(queries.answer(ReplayQuery().encode()))
     assert isinstance(page, ReplayPage)
-    assert [one.position[1] for one in page.messages] == list(range(13))
+    assert [message.position[1] for message in page.messages] == list(range(13))
 
 
 def test_replay_of_what_is_gone_says_where_to_go_on(tmp_path: Path) -> None:
@@ -273,9 +273,9 @@ def test_a_client_that_never_reads_does_not_stop_the_others(
         log.append(FeedMessage("gap/porch/", body))
     endpoint = f"ipc://{socket_dir}/query.sock"
     queries = server(log, sockets.bind("router", endpoint, 2))
-    deaf = sockets.connect("dealer", endpoint, 2)
+    silent = sockets.connect("dealer", endpoint, 2)
     for _ in range(60):
-        deaf.send(ReplayQuery().encode())
+        silent.send(ReplayQuery().encode())
         queries.serve()
     dealer = sockets.connect("dealer", endpoint, 64)
     dealer.send(PingQuery().encode())

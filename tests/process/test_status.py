@@ -67,7 +67,7 @@ FILE = streams({"type": "file", "path": "a.wav"})
 
 
 @pytest.mark.parametrize("state", ["listening", "warming", "gated"])
-def test_streams_that_are_heard_are_well(state: str) -> None:
+def test_streams_that_are_heard_are_well(state: StreamState) -> None:
     assert problems(report(health("s0", state)), LIVE) == []
 
 

@@ -167,7 +167,7 @@ def test_the_attention_function_can_be_replaced() -> None:
     assert calls == [(2, 2, model.dims.n_tokens, 8)] * 3
 
 
-SMALL = AstDims(n_classes=3, hidden_size=4, n_heads=2, n_layers=1, max_frames=256)
+SMALL_DIMS = AstDims(n_classes=3, hidden_size=4, n_heads=2, n_layers=1, max_frames=256)
 
 
 @pytest.mark.parametrize("n_frames", [128, 500, 998, 1024, 16])
@@ -204,11 +204,11 @@ def _on_a_slope(dims: AstDims) -> torch.Tensor:
 
 @pytest.mark.parametrize("stride", [16, 10, 8, 5])
 def test_patches_of_another_grid_are_placed_where_they_lie(stride: int) -> None:
-    coarse = replace(SMALL, frequency_stride=16, time_stride=16)
+    coarse = replace(SMALL_DIMS, frequency_stride=16, time_stride=16)
     dims, state = change_stride(
         coarse, {"pos_embed": _on_a_slope(coarse), "norm": torch.ones(4)}, stride
     )
-    assert dims == replace(SMALL, frequency_stride=stride, time_stride=stride)
+    assert dims == replace(SMALL_DIMS, frequency_stride=stride, time_stride=stride)
     last = torch.tensor([(coarse.n_frequency_patches - 1) * 16, (coarse.n_time_patches - 1) * 16])
     expected = _on_a_slope(dims)
     expected[:, 2:] = torch.minimum(expected[:, 2:], last.repeat(2).float())
@@ -230,4 +230,4 @@ def test_a_grid_of_one_patch_and_half_precision_can_be_changed() -> None:
 @pytest.mark.parametrize("stride", [0, 17])
 def test_a_stride_that_leaves_gaps_is_refused(stride: int) -> None:
     with pytest.raises(ValueError, match="expected 1 to 16"):
-        change_stride(SMALL, {"pos_embed": torch.zeros(1, SMALL.n_tokens, 4)}, stride)
+        change_stride(SMALL_DIMS, {"pos_embed": torch.zeros(1, SMALL_DIMS.n_tokens, 4)}, stride)

@@ -309,7 +309,7 @@ def test_audio_is_acknowledged_once_a_second_and_only_after_it_was_journalled(
         stream.position = 1600 * tick
         keeper.save([stream], 0.1 * tick)
     assert len(stream.acknowledged) == round(3.0 / SAVE_EVERY_S)
-    stream.position += SAVE_EVERY_SAMPLES  # a source faster than real time
+    stream.position = 1600 * 30 + SAVE_EVERY_SAMPLES  # a source faster than real time
     keeper.save([stream], 3.05)
     assert stream.acknowledged[-1] == stream.position
     stream.position = None  # its end is being scored

@@ -297,13 +297,13 @@ def test_gap_at_the_end_of_an_epoch_is_published_once_also_where_more_is_lost_af
         box.tick(seconds=1.1)  # journalled
         box.play(pcm[6 * SAMPLE_RATE : 6 * SAMPLE_RATE + 5 * BLOCK])
         box.start_capture()
-        heard = 6 * SAMPLE_RATE + 5 * BLOCK
+        n_played = 6 * SAMPLE_RATE + 5 * BLOCK
         while not box.messages("gap"):
-            box.play(pcm[heard : heard + BLOCK])
-            heard += BLOCK
+            box.play(pcm[n_played : n_played + BLOCK])
+            n_played += BLOCK
         box.kill_worker()
         box.start_worker("mic")
-        box.play(pcm[heard : heard + 4 * SAMPLE_RATE])
+        box.play(pcm[n_played : n_played + 4 * SAMPLE_RATE])
         ranges = [(body["start"], body["start"] + body["samples"]) for body in box.messages("gap")]
         assert len(ranges) == 2, "what the killed worker had not decided is lost, too"
         (first_start, _), (second_start, second_stop) = ranges

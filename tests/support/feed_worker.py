@@ -21,13 +21,24 @@ from ast_stream.messages.query import Snapshot
 from ast_stream.transport.event_log import EventLog
 from ast_stream.transport.feed import FeedPublisher
 from ast_stream.transport.query import AudioRange, QueryServer
-from ast_stream.transport.sockets import FEED_HWM_MESSAGES, QUERY_HWM_MESSAGES, Sockets
+from ast_stream.transport.sockets import FEED_HWM_MESSAGES, QUERY_HWM_MESSAGES, Listener, Sockets
 
 REDERIVED = 25  # events between the last journal and a kill
 
 
 def event(n: int, kind: str = "begin", label: str = "Bark", stream: str = STREAM) -> EventMessage:
     return event_message(f"id{n}", kind, at_sample=n, label=label, stream=stream)
+
+
+class LossyPub:
+    """A PUB socket that loses messages on request."""
+
+    def __init__(self, pub: Listener) -> None:
+        self.loses = False
+        self._pub = pub
+
+    def send(self, frames: list[bytes]) -> bool:
+        return self.loses or self._pub.send(frames)
 
 
 class Worker:
@@ -37,26 +48,25 @@ class Worker:
         self.sockets = Sockets()
         self.log = EventLog(folder / "events") if logs else None
         pub = self.sockets.bind("pub", f"ipc://{folder}/feed.sock", FEED_HWM_MESSAGES)
-        self.publisher = FeedPublisher(pub, self.log, boot, time.time_ns)
+        self.pub = LossyPub(pub)
+        self.publisher = FeedPublisher(self.pub, self.log, boot, time.time_ns)
         self.queries = None
         if answers:
             router = self.sockets.bind("router", f"ipc://{folder}/query.sock", QUERY_HWM_MESSAGES)
             self.queries = QueryServer(
                 router, self.log, self.publisher, snapshot=self._snapshot, audio=self._audio
             )
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
     def publish(self, *events: EventMessage, arrives: bool = True) -> None:
-        with self._lock:
-            send = self.publisher._socket.send
-            if not arrives:
-                self.publisher._socket.send = lambda frames: True  # type: ignore[method-assign]
+        with self.lock:
+            self.pub.loses = not arrives
             for message in events:
                 self.publisher.publish(message)
-            self.publisher._socket.send = send  # type: ignore[method-assign]
+            self.pub.loses = False
 
     def close(self) -> None:
         self._stop.set()
@@ -67,7 +77,7 @@ class Worker:
 
     def _run(self) -> None:
         while not self._stop.wait(0.01):
-            with self._lock:
+            with self.lock:
                 self.publisher.publish(worker_status())
                 if self.queries is not None:
                     self.queries.serve()

@@ -514,7 +514,7 @@ def test_other_topics_come_with_their_scores(folder: Path, workers: list[Worker]
     workers.append(Worker(folder, "b1"))
     with subscriber(folder, topics=["scores/", "status/"]) as reader:
         assert isinstance(reader.receive(LONG_S), FeedMessage)
-        with workers[0]._lock:
+        with workers[0].lock:
             scores = np.array([0.25, 1.0], np.float16)
             workers[0].publisher.publish(scores_header(), scores)
             workers[0].publisher.publish(event(1))
@@ -533,8 +533,8 @@ def test_malformed_messages_are_counted_and_left_out(folder: Path, workers: list
     workers.append(Worker(folder, "b1"))
     with subscriber(folder) as reader:
         wait_until_heard(reader)
-        with workers[0]._lock:
-            workers[0].publisher._socket.send([b"event/bark/porch/", b"{"])
+        with workers[0].lock:
+            workers[0].pub.send([b"event/bark/porch/", b"{"])
         workers[0].publish(event(1))
         assert ids(reader, 1) == ["id1"]
         assert reader.malformed == 1

@@ -315,7 +315,7 @@ def report_table(report: DemoReport) -> Table:
     return table
 
 
-def _found_cells(row: MatchedEvent) -> list[str | Text]:
+def _found_cells(row: PlantedSound) -> list[str | Text]:
     error, latency = row.onset_error_s, row.latency
     if row.detected is None or error is None or latency is None:
         return [Text("missed", style="red"), "", "", ""]
@@ -382,7 +382,7 @@ class Latency:
 
 
 @dataclass(frozen=True)
-class MatchedEvent:
+class PlantedSound:
     """One planted sound and the event that found it, if any."""
 
     planted: ReferenceEvent
@@ -412,7 +412,7 @@ class MatchedEvent:
 class DemoReport:
     """All planted sounds, and the events that belong to none of them."""
 
-    rows: list[MatchedEvent]
+    rows: list[PlantedSound]
     extra: list[DetectedEvent]
 
     @property
@@ -458,7 +458,7 @@ def compare(planted: list[ReferenceEvent], detected: list[DetectedEvent]) -> Dem
         found = next((event for event in rest if _overlaps(sound, event)), None)
         if found is not None:
             rest.remove(found)
-        rows.append(MatchedEvent(sound, found))
+        rows.append(PlantedSound(sound, found))
     return DemoReport(rows, rest)
 
 
@@ -476,7 +476,7 @@ def _percentiles(values: list[float]) -> dict[str, float]:
     return {"p50": round(median(values), 3), "p95": round(p95, 3)}
 
 
-def _row_json(row: MatchedEvent) -> dict[str, Any]:
+def _row_json(row: PlantedSound) -> dict[str, Any]:
     detected, error = row.detected, row.onset_error_s
     return {
         "label": row.planted.label,

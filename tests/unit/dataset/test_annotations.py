@@ -157,19 +157,19 @@ def test_a_label_too_short_to_teach_is_told_and_a_crumb_of_two_is_not(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "problem"),
     [
         ("20.0,20.1", "onset: expected less than 20.00 s, where the file ends, got 20 s"),
         ("18,21", "offset: expected at most 20.00 s, where the file ends, got 21 s"),
     ],
 )
 def test_times_beyond_the_end_of_the_file_are_told(
-    ramp: Path, tmp_path: Path, row: str, told: str
+    ramp: Path, tmp_path: Path, row: str, problem: str
 ) -> None:
     table = _table(tmp_path, "long.wav,2,4,Bark", f"long.wav,{row},Bark")
     with pytest.raises(ConfigError) as caught:
         load_recordings(read_data(table))
-    assert str(caught.value) == f"{table}:3: long.wav: {told}"
+    assert str(caught.value) == f"{table}:3: long.wav: {problem}"
 
 
 def test_one_strip_cut_by_another_label_is_still_one_clip(ramp: Path, tmp_path: Path) -> None:

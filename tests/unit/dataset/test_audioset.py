@@ -1,4 +1,4 @@
-"""AudioSet's segment lists: names as downloaders give them, classes by id, gaps that are told."""
+"""AudioSet's segment lists: names as downloaders give them, classes by id, gaps that are reported."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def test_a_recording_in_a_folder_that_cannot_be_read_is_named_and_not_left_out(
     assert [problem.file for problem in refused.value.problems] == [
         str(tmp_path / "room" / "from_the_phone.m4a")
     ]
-    assert str(refused.value).count("from_the_phone") <= 2  # not told by each layer again
+    assert str(refused.value).count("from_the_phone") <= 2  # reported once
 
 
 def test_the_pieces_of_a_file_are_those_of_the_whole_recording(tmp_path: Path) -> None:

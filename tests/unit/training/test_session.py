@@ -32,7 +32,7 @@ N_BACKGROUNDS = 3  # held out
 
 
 class Recorded(Progress):
-    """Keeps all that it is told."""
+    """Keeps all that is reported to it."""
 
     def __init__(self) -> None:
         self.phases: list[str] = []

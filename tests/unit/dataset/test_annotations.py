@@ -106,7 +106,7 @@ def test_the_recording_of_a_label_track_is_found_whatever_its_name(
     assert _spans(read_clips(track)) == [(("Bark",), (1.0, 2.5))]
 
 
-def test_a_label_that_would_be_read_back_as_two_is_told(ramp: Path, tmp_path: Path) -> None:
+def test_a_label_that_would_be_read_back_as_two_is_refused(ramp: Path, tmp_path: Path) -> None:
     (tmp_path / "long.txt").write_text("1.0\t2.5\tBark; far\n3\t4\tBark; far\n")
     with pytest.raises(ConfigError) as caught:
         read_clips(tmp_path)
@@ -114,13 +114,13 @@ def test_a_label_that_would_be_read_back_as_two_is_told(ramp: Path, tmp_path: Pa
     assert str(caught.value) == f"{tmp_path / 'long.txt'}:1: {text}"
 
 
-def test_a_label_track_that_points_nowhere_is_told(tmp_path: Path) -> None:
+def test_a_label_track_that_points_nowhere_is_refused(tmp_path: Path) -> None:
     (tmp_path / "gone.txt").write_text("1.0\t2.5\tBark\n")
     with pytest.raises(ConfigError, match=r"expected a recording named gone\.wav"):
         read_clips(tmp_path / "gone.txt")
 
 
-def test_all_wrong_times_are_told_together_with_their_lines(tmp_path: Path) -> None:
+def test_all_wrong_times_are_reported_together_with_their_lines(tmp_path: Path) -> None:
     table = _table(
         tmp_path,
         "long.wav,3,2,Bark",
@@ -142,7 +142,7 @@ def test_all_wrong_times_are_told_together_with_their_lines(tmp_path: Path) -> N
     ]
 
 
-def test_a_label_too_short_to_teach_is_told_and_a_crumb_of_two_is_not(tmp_path: Path) -> None:
+def test_a_label_too_short_to_teach_is_refused_and_a_crumb_of_two_is_not(tmp_path: Path) -> None:
     table = _table(tmp_path, "long.wav,1,1.06,Click", "long.wav,4.0,4.1,Click")
     with pytest.raises(ConfigError) as caught:
         read_clips(table)
@@ -163,7 +163,7 @@ def test_a_label_too_short_to_teach_is_told_and_a_crumb_of_two_is_not(tmp_path: 
         ("18,21", "offset: expected at most 20.00 s, where the file ends, got 21 s"),
     ],
 )
-def test_times_beyond_the_end_of_the_file_are_told(
+def test_times_beyond_the_end_of_the_file_are_refused(
     ramp: Path, tmp_path: Path, row: str, problem: str
 ) -> None:
     table = _table(tmp_path, "long.wav,2,4,Bark", f"long.wav,{row},Bark")
@@ -178,7 +178,7 @@ def test_one_strip_cut_by_another_label_is_still_one_clip(ramp: Path, tmp_path: 
         load_recordings(read_data(table))
 
 
-def test_a_missing_recording_is_told_once(tmp_path: Path) -> None:
+def test_a_missing_recording_is_reported_once(tmp_path: Path) -> None:
     table = _table(tmp_path, "gone.wav,1,2,Bark", "gone.wav,3,4,Bark")
     with pytest.raises(ConfigError) as caught:
         load_recordings(read_data(table))
@@ -203,7 +203,7 @@ def test_strips_and_whole_files_are_written_as_a_table_that_reads_the_same(tmp_p
     assert _spans(read_clips(tmp_path / "out.csv")) == _spans(clips)
 
 
-def test_a_whole_file_with_strips_of_its_own_is_told(tmp_path: Path) -> None:
+def test_a_whole_file_with_sections_of_its_own_is_refused(tmp_path: Path) -> None:
     table = _table(tmp_path, "long.wav,,,Rain", "long.wav,2.5,4,Bark", "other.wav,,,Rain")
     with pytest.raises(ConfigError) as caught:
         read_clips(table)

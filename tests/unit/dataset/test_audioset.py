@@ -1,4 +1,4 @@
-"""AudioSet's segment lists: names as downloaders give them, classes by id, gaps that are reported."""
+"""AudioSet's segment lists: names as downloaders give them, classes by id, gaps reported."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_list_without_any_clip_points_nowhere(segments: Path) -> None:
         read_clips(segments)
 
 
-def test_unknown_ids_and_broken_lines_are_told_together(segments: Path) -> None:
+def test_unknown_ids_and_broken_lines_are_reported_together(segments: Path) -> None:
     segments.write_text(
         segments.read_text()
         + 'xxxxxxxxxxx, 1.0, 11.0, "/m/nothing"\nyyyyyyyyyyy, soon\n'
@@ -121,7 +121,7 @@ def test_unknown_ids_and_broken_lines_are_told_together(segments: Path) -> None:
     ]
 
 
-def test_times_that_make_no_sense_are_told_together(segments: Path) -> None:
+def test_times_that_make_no_sense_are_reported_together(segments: Path) -> None:
     rows = ("9.0, 3.0", "-3.0, 7.0", "nan, 10.0", "0.0, inf", "1.0, 1.0", "1.00, 1.05")
     segments.write_text(HEADER + "".join(f'--4gqARaEJE, {times}, "/m/06mb1"\n' for times in rows))
     _write(segments.parent / "--4gqARaEJE.wav")

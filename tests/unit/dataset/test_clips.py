@@ -62,7 +62,7 @@ def test_recordings_that_cannot_be_read_are_told_and_not_skipped(tmp_path: Path)
         load_recordings(read_clips(table))
 
 
-def test_a_recording_whose_end_is_missing_is_told(tmp_path: Path) -> None:
+def test_a_recording_whose_end_is_missing_is_refused(tmp_path: Path) -> None:
     for name in ("1.wav", "2.aiff", "3.wav", "4.wav"):
         _write(tmp_path / "Bark" / name, seconds=2.0)
     for name in ("1.wav", "2.aiff"):
@@ -107,7 +107,7 @@ def test_recordings_are_mixed_down_and_resampled(tmp_path: Path) -> None:
         assert recording.waveform.dtype == np.float32
 
 
-def test_all_problems_are_told_together_with_their_lines(tmp_path: Path) -> None:
+def test_all_problems_are_reported_together_with_their_lines(tmp_path: Path) -> None:
     _write(tmp_path / "good.wav")
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), SAMPLE_RATE)
     (tmp_path / "text.wav").write_text("this is no audio")
@@ -128,7 +128,7 @@ def test_all_problems_are_told_together_with_their_lines(tmp_path: Path) -> None
     assert len(caught.value.problems) == 6
 
 
-def test_every_labelled_clip_without_sound_is_told(tmp_path: Path) -> None:
+def test_every_labelled_clip_without_sound_is_refused(tmp_path: Path) -> None:
     for name in ("1.wav", "2.wav"):
         _write(tmp_path / "Bark" / name)
     soundfile.write(tmp_path / "Bark" / "off.wav", np.zeros(SAMPLE_RATE), SAMPLE_RATE)
@@ -240,7 +240,7 @@ def test_rows_of_one_file_with_other_labels_are_one_clip(tmp_path: Path) -> None
     ]
 
 
-def test_rows_of_one_file_that_repeat_or_part_it_are_told(tmp_path: Path) -> None:
+def test_rows_of_one_file_that_repeat_or_part_it_are_refused(tmp_path: Path) -> None:
     table = tmp_path / "labels.csv"
     table.write_text("file,label,fold\na.wav,Bark,1\na.wav,Bark,1\nb.wav,Rain,1\nb.wav,Bark,2\n")
     with pytest.raises(ConfigError) as caught:
@@ -251,7 +251,7 @@ def test_rows_of_one_file_that_repeat_or_part_it_are_told(tmp_path: Path) -> Non
     ]
 
 
-def test_a_folder_whose_name_would_be_read_back_as_two_labels_is_told(tmp_path: Path) -> None:
+def test_a_folder_whose_name_would_be_read_back_as_two_labels_is_refused(tmp_path: Path) -> None:
     _write(tmp_path / "A;B" / "1.wav")
     _write(tmp_path / "A;B" / "2.wav")
     with pytest.raises(ConfigError) as caught:
@@ -278,7 +278,9 @@ def test_a_condition_may_be_a_value_with_commas(tmp_path: Path) -> None:
         assert [clip.path.name for clip in read_clips(table, columns)] == files
 
 
-def test_values_that_no_row_has_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_values_that_no_row_has_are_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     table = tmp_path / "labels.csv"
     table.write_text("file,label,fold\na.wav,Bark,1\nb.wav,Rain,2\n")
     with pytest.raises(ConfigError) as caught:

@@ -80,7 +80,7 @@ def test_of_very_long_recordings_evenly_spread_pieces_are_kept(
     assert len(read_backgrounds(files)) == 4  # 80 s in 8 pieces, every third of each file
 
 
-def test_all_unusable_files_are_told_together(tmp_path: Path) -> None:
+def test_all_unusable_files_are_reported_together(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), SAMPLE_RATE)
     nan = np.full(2 * SAMPLE_RATE, np.nan)
     soundfile.write(tmp_path / "nan.wav", nan, SAMPLE_RATE, subtype="FLOAT")

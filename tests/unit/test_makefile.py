@@ -54,6 +54,7 @@ def install(folder: Path, before: str) -> subprocess.CompletedProcess[str]:
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
 
+@pytest.mark.slow
 def test_installation_says_one_line(tmp_path: Path) -> None:
     done = install(tmp_path, before="print('noise of a build')")
     assert (done.returncode, done.stderr) == (0, "")
@@ -62,6 +63,7 @@ def test_installation_says_one_line(tmp_path: Path) -> None:
     assert (tmp_path / ".venv/.installed").exists()
 
 
+@pytest.mark.slow
 def test_installation_that_fails_shows_all_that_pip_said(tmp_path: Path) -> None:
     done = install(tmp_path, before="raise SystemExit('no compiler here')")
     assert done.returncode != 0

@@ -95,6 +95,7 @@ def test_standard_input_gives_what_the_file_gives(
     assert label in ("Bark", "Siren")
 
 
+@pytest.mark.slow
 def test_scan_file_gives_what_the_command_gives(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -207,6 +207,7 @@ def test_command_may_choose_its_exit_code(
     assert run_command_line(["devices", "7"]) == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("args", [["schema"], ["model", "info", "bundled"]])
 def test_reader_that_closes_the_pipe_is_no_error(args: list[str]) -> None:
     reader, writer = os.pipe()
@@ -239,6 +240,7 @@ def test_broken_pipe_of_another_kind_is_a_crash(
     assert "a socket of ours" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
     [
@@ -305,6 +307,7 @@ TORCH_FREE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("args", TORCH_FREE, ids=" ".join)
 def test_a_command_that_scores_nothing_imports_nothing_heavy(args: list[str]) -> None:
     ran = python(
@@ -318,6 +321,7 @@ def test_a_command_that_scores_nothing_imports_nothing_heavy(args: list[str]) ->
     assert "Traceback" not in ran.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", ["alerts", "capture", "run", "worker"])
 def test_services_has_an_entry_point_of_each_process(process: str) -> None:
     script = SERVICES / f"{process}.py"

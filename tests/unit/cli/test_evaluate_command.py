@@ -102,6 +102,7 @@ def test_cross_validation_judges_every_clip_once(
     assert result["clips"]["mean_accuracy"] == pytest.approx(np.mean(accuracies))
 
 
+@pytest.mark.slow
 def test_sounds_are_laid_again_until_there_are_enough_hours(
     data: Path, models: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,6 +114,7 @@ def test_sounds_are_laid_again_until_there_are_enough_hours(
     assert result["alarms"] is None
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_figures(
     data: Path, models: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -125,6 +127,7 @@ def test_the_same_seed_gives_the_same_figures(
     assert results[0]["streams"]["hours"] != results[2]["streams"]["hours"]
 
 
+@pytest.mark.slow
 def test_the_report_is_one_page_with_everything_in_it(
     data: Path, models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,6 +145,7 @@ def test_the_report_is_one_page_with_everything_in_it(
     assert content["command"] in page.replace("&#x27;", "'")
 
 
+@pytest.mark.slow
 def test_streams_are_written_for_people_to_listen_to(
     data: Path, models: dict[str, str], tmp_path: Path
 ) -> None:
@@ -157,6 +161,7 @@ def test_streams_are_written_for_people_to_listen_to(
         assert laid["background"][0]["kind"] == "background"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_files", "no_speech")
 @pytest.mark.parametrize(
     ("option", "name"), [("--report", r"out/\w+\.png"), ("--write-streams", r"out/mixed-.*\.wav")]
@@ -176,6 +181,7 @@ def test_a_full_disk_is_one_sentence_that_names_the_file(
     assert ("Clips: " in printed.out) == (option == "--report")
 
 
+@pytest.mark.slow
 def test_own_recordings_are_heard_as_negatives(
     data: Path, models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -193,6 +199,7 @@ def test_clips_a_model_was_trained_on_are_told(
     assert "was trained on clips of fold 2" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "fold", "expected"),
     [

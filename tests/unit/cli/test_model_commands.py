@@ -152,6 +152,7 @@ def test_convert_never_overwrites(tmp_path: Path) -> None:
     assert (saved / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_average_writes_the_mean_of_the_weights_without_thresholds(tmp_path: Path) -> None:
     folders = [
         save_tiny(tmp_path / name, seed, onset_thresholds={"Bark": 0.3})

@@ -76,6 +76,7 @@ def test_lines_and_json_hold_nothing_that_acts(capsys: pytest.CaptureFixture[str
     assert json.loads(line) == {"name": HOSTILE, "狗": "\udc80"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["list", "info"])
 def test_a_checkpoint_cannot_act_on_the_terminal(tmp_path: Path, command: str) -> None:
     folder = tmp_path / "[red]models \x1b[2J"
@@ -90,6 +91,7 @@ def test_a_checkpoint_cannot_act_on_the_terminal(tmp_path: Path, command: str) -
     assert "\x9b" not in printed
 
 
+@pytest.mark.slow
 def test_an_error_cannot_act_on_the_terminal(tmp_path: Path) -> None:
     code, printed = _on_terminal("model", "info", str(tmp_path / "[/] \x1b[2J"))
     assert code == 3
@@ -97,6 +99,7 @@ def test_an_error_cannot_act_on_the_terminal(tmp_path: Path) -> None:
     assert "\x1b" not in printed
 
 
+@pytest.mark.slow
 def test_a_name_that_is_no_text_is_shown(tmp_path: Path) -> None:
     save_tiny(tmp_path / os.fsdecode(b"caf\xe9"))
     ran = subprocess.run(

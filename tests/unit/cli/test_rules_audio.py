@@ -13,6 +13,7 @@ from ast_stream.cli.app import run_command_line
 from ast_stream.units import SAMPLE_RATE
 
 
+@pytest.mark.slow
 def test_backtest_of_recordings_fires_for_the_events_that_scan_finds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

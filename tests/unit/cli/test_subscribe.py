@@ -141,6 +141,7 @@ def test_waiting_is_said_on_stderr_and_ends_when_the_publisher_comes(
     assert errors == f"connected to ipc://{socket_dir}/feed.sock\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_quietly(
     socket_dir: Path, processes: list[subprocess.Popen[str]], number: signal.Signals

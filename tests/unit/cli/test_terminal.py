@@ -109,6 +109,7 @@ def is_json(text: str) -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MACHINE)
 def test_json_in_a_file_is_whole_while_progress_is_shown_at_a_terminal(
     name: str, material: Path, tmp_path: Path
@@ -122,6 +123,7 @@ def test_json_in_a_file_is_whole_while_progress_is_shown_at_a_terminal(
     assert is_json(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHOWN_MEANWHILE)
 def test_json_at_a_terminal_is_neither_wrapped_nor_mixed_with_progress(
     name: str, material: Path
@@ -134,6 +136,7 @@ def test_json_at_a_terminal_is_neither_wrapped_nor_mixed_with_progress(
     assert "\x1b" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TEXT)
 def test_lines_in_a_file_are_the_same_whether_or_not_progress_is_shown(
     name: str, material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -150,6 +153,7 @@ def test_lines_in_a_file_are_the_same_whether_or_not_progress_is_shown(
     assert text
 
 
+@pytest.mark.slow
 def test_on_one_terminal_every_event_is_a_line_of_its_own(material: Path) -> None:
     terminal = Terminal()
     args = filled(MACHINE["scan --json"], material)
@@ -161,6 +165,7 @@ def test_on_one_terminal_every_event_is_a_line_of_its_own(material: Path) -> Non
     assert all(line.endswith("}") for line in events)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["scan --labels csv", "rules backtest --json", "model info --json"]
 )
@@ -186,6 +191,7 @@ def test_a_reader_that_leaves_after_the_first_line_ends_it_quietly(
     assert "Broken pipe" not in shown
 
 
+@pytest.mark.slow
 def test_training_writes_nothing_to_standard_output_but_its_result(
     material: Path, tmp_path: Path
 ) -> None:
@@ -212,6 +218,7 @@ def test_training_writes_nothing_to_standard_output_but_its_result(
     assert all("step" not in line for line in (tmp_path / "text").read_text().splitlines())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outputs", ["file", "terminal"])
 def test_the_feed_is_json_lines_whatever_is_shown_beside_it(
     outputs: str, socket_dir: Path, tmp_path: Path

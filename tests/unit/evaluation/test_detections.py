@@ -144,12 +144,14 @@ def test_one_event_of_everything_is_no_way_around_false_alarms() -> None:
     assert curve.threshold_within(1.0) == 0.6
 
 
+@pytest.mark.slow
 def test_an_event_of_everything_ends_after_ten_minutes_as_live() -> None:
     strip = ideal_strip(TRUTH, duration_s=3600.0)
     curve = curve_of(strip, thresholds=np.array([LOW / 2]))
     assert curve.false_per_h[0] == 5.0  # the first of the six holds sounds
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**32 - 1))
 def test_a_lower_threshold_never_finds_less(seed: int) -> None:
     strip = ideal_strip(TRUTH)

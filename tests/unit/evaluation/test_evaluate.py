@@ -78,6 +78,7 @@ def test_clips_shorter_than_a_window_are_padded() -> None:
     np.testing.assert_allclose(scores, 0.25)
 
 
+@pytest.mark.slow
 def test_stream_figures_count_what_was_found_and_what_was_not_there() -> None:
     truth = [planted("Bark", 10.0, 11.0), planted("Bark", 30.0, 31.0), planted("Siren", 40, 44)]
     events = [
@@ -119,6 +120,7 @@ def test_an_alarm_in_negative_audio_is_counted_for_its_class() -> None:
     assert (by_label["Bark"].count, by_label["Siren"].count) == (0, 2)
 
 
+@pytest.mark.slow
 def test_a_class_without_sounds_has_no_figures_but_its_false_alarms_count() -> None:
     events = [*begin_and_end("Siren", 5.0, 6.0, 6.0, 9.0)]
     scored = ideal_strip([planted("Bark", 10.0, 11.0)], duration_s=3600.0, events=events)
@@ -205,6 +207,7 @@ def _laid(laying: SoundscapeSpec, seed: int = 0) -> Soundscape:
     )
 
 
+@pytest.mark.slow
 def test_the_same_seed_lays_the_same_strip() -> None:
     laying = SoundscapeSpec(
         close_prob=0.5, disturbances=Disturbances(dropout_prob=0.5, level_step_prob=0.5)

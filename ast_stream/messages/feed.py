@@ -47,7 +47,6 @@ MAX_BODY_BYTES = 256 * 1024
 MAX_LINE_BYTES = MAX_BODY_BYTES + 1024  # of the log: topic and checksum around the body
 MAX_SEQ = 2**53  # JSON numbers are exact up to here
 DURABLE_TOPICS = ("event/", "gap/")  # logged on disk and replayed on request
-STATUS_TOPICS = ("status/",)  # published each second
 BOOT_TOPIC = "boot/"  # in the log and in replays only: here a run of the publisher begins
 _SCORES_DTYPE = "float16"
 

@@ -1,4 +1,4 @@
-"""Who judges which clips: no model may be asked about sounds it was trained on.
+"""Who checkpoints which clips: no model may be asked about sounds it was trained on.
 
 A checkpoint meant for use is best trained on all folds, but then no labelled clip is left to show
 what it finds. So checkpoints of the same recipe, each trained with some folds held out, score the
@@ -21,7 +21,7 @@ HELD_OUT = "held-out"  # fold that a training gives, in its own list of clips, t
 
 
 @dataclass(frozen=True, eq=False)
-class Judge:
+class UnseenClips:
     """A checkpoint and the clips that it has never seen."""
 
     checkpoint: Checkpoint
@@ -33,21 +33,21 @@ class Judge:
         return sorted({clip.fold for clip in self.clips if clip.fold is not None})
 
 
-def judges_of(
+def unseen_clips(
     checkpoint: Checkpoint,
     fold_checkpoints: Sequence[Checkpoint],
     clips: Sequence[Clip],
     test_folds: Sequence[str],
     is_unseen: bool = False,
-) -> tuple[list[Judge], list[str]]:
-    """Return who judges which of `clips`, and remarks about clips that cannot be used.
+) -> tuple[list[UnseenClips], list[str]]:
+    """Return who checkpoints which of `clips`, and remarks about clips that cannot be used.
 
     Args:
         test_folds: only clips of these; none: all that may be judged.
         is_unseen: a person says that `checkpoint` was trained on none of them.
 
     Raises:
-        UsageError: a checkpoint was trained on what it would judge, does not say what it held
+        UsageError: a checkpoint was trained on what it would checkpoint, does not say what it held
             out, or differs from `checkpoint` in classes or windows.
     """
     chosen = [clip for clip in clips if not test_folds or clip.fold in test_folds]
@@ -55,9 +55,9 @@ def judges_of(
         return _by_folds(checkpoint, fold_checkpoints, chosen, test_folds)
     trained_without = held_folds(checkpoint)
     if is_unseen or trained_without is None:
-        return [Judge(checkpoint, chosen)], []
+        return [UnseenClips(checkpoint, chosen)], []
     if all(clip.fold is None for clip in chosen):
-        return [Judge(checkpoint, chosen)], [no_folds_remark(checkpoint)]
+        return [UnseenClips(checkpoint, chosen)], [no_folds_remark(checkpoint)]
     held = [*trained_without, HELD_OUT]
     unseen = [clip for clip in chosen if clip.fold in held]
     seen = sorted({str(clip.fold) for clip in chosen} - set(held))
@@ -68,7 +68,7 @@ def judges_of(
             "or --unseen where these are other clips than it was trained on"
         )
     remarks = [f"clips of fold {', '.join(seen)} are left out: it was trained on them"]
-    return [Judge(checkpoint, unseen)], remarks if seen else []
+    return [UnseenClips(checkpoint, unseen)], remarks if seen else []
 
 
 def held_folds(checkpoint: Checkpoint) -> list[str] | None:
@@ -94,30 +94,30 @@ def _by_folds(
     fold_checkpoints: Sequence[Checkpoint],
     clips: Sequence[Clip],
     test_folds: Sequence[str],
-) -> tuple[list[Judge], list[str]]:
-    judges: list[Judge] = []
-    judged_by: dict[str, str] = {}
+) -> tuple[list[UnseenClips], list[str]]:
+    unseen_sets: list[UnseenClips] = []
+    scored_by: dict[str, str] = {}
     for one in fold_checkpoints:
         held = _check(one, checkpoint)
         for fold in held:
-            if fold in judged_by:
+            if fold in scored_by:
                 raise UsageError(
                     f"--fold-checkpoint: expected each fold held out once, "
-                    f"got {fold} by {judged_by[fold]} and {one.origin}"
+                    f"got {fold} by {scored_by[fold]} and {one.origin}"
                 )
-            judged_by[fold] = one.origin
+            scored_by[fold] = one.origin
         own = [clip for clip in clips if clip.fold in held]
         if own:
-            judges.append(Judge(one, own))
-    missing = sorted({str(clip.fold) for clip in clips} - set(judged_by))
-    if not judges or (missing and test_folds):
-        there = ", ".join(sorted(judged_by))
+            unseen_sets.append(UnseenClips(one, own))
+    missing = sorted({str(clip.fold) for clip in clips} - set(scored_by))
+    if not unseen_sets or (missing and test_folds):
+        there = ", ".join(sorted(scored_by))
         raise UsageError(
             f"--fold-checkpoint: expected clips of fold {there}, which they held out, "
             f"got fold {', '.join(missing)}"
         )
     remarks = [f"clips of fold {', '.join(missing)} are left out: no checkpoint held them out"]
-    return judges, remarks if missing else []
+    return unseen_sets, remarks if missing else []
 
 
 def _check(fold_checkpoint: Checkpoint, checkpoint: Checkpoint) -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ast_stream.calibration.scores import LogitStream, with_label
-from ast_stream.model.metadata import ScoreMap
+from ast_stream.model.metadata import PlattScaling
 from ast_stream.soundscape.mixing import ReferenceEvent
 
 PRIOR = 0.1  # weight of windows with the sound: like in training, and the same for all classes
@@ -25,9 +25,9 @@ _STEPS = 100
 Floats = npt.NDArray[np.float64]
 
 
-def fit_score_map(
+def fit_platt(
     index: int, label: str, streams: Sequence[LogitStream], window_s: float
-) -> ScoreMap:
+) -> PlattScaling:
     """Return the map of class `index`, named `label`; the identity where there are no examples."""
     with_sound, without, n_sounds = [], [], 0
     for stream in streams:
@@ -39,9 +39,9 @@ def fit_score_map(
     positives = np.concatenate([*with_sound, []]).astype(np.float64)
     negatives = np.concatenate([*without, []]).astype(np.float64)
     if not len(positives) or not len(negatives):
-        return ScoreMap()
+        return PlattScaling()
     scale, bias = fit(positives, negatives, n_sounds)
-    return ScoreMap(scale=round(scale, 4), bias=round(bias, 4))
+    return PlattScaling(scale=round(scale, 4), bias=round(bias, 4))
 
 
 def fit(positives: Floats, negatives: Floats, n_examples: int) -> tuple[float, float]:
@@ -91,7 +91,9 @@ def _newton(
     return parameters
 
 
-def mapped_scores(logits: npt.NDArray[np.float32], score_map: ScoreMap) -> npt.NDArray[np.float32]:
+def platt_scores(
+    logits: npt.NDArray[np.float32], score_map: PlattScaling
+) -> npt.NDArray[np.float32]:
     """Return the scores of logits, any shape, as `Tagger` computes them."""
     moved = logits * np.float32(score_map.scale) + np.float32(score_map.bias)
     scores: npt.NDArray[np.float32] = 1 / (1 + np.exp(-np.clip(moved, -80, 80)))
@@ -101,7 +103,7 @@ def mapped_scores(logits: npt.NDArray[np.float32], score_map: ScoreMap) -> npt.N
 def _content(
     stream: LogitStream, sounds: Sequence[ReferenceEvent], window_s: float
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Tell which windows hold enough of one of `sounds`, and which hold none of any."""
+    """Return which windows hold enough of one of `sounds`, and which hold none of any."""
     times = stream.times_s
     has_enough, has_none = np.zeros(len(times), np.bool_), np.ones(len(times), np.bool_)
     for sound in sounds:

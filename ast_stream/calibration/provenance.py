@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 
 from ast_stream.calibration.budget import Budgets, per_hour
-from ast_stream.calibration.scores import background_streams, laid_s, plain_tagger, sound_streams
+from ast_stream.calibration.scores import background_streams, mixed_s, plain_tagger, sound_streams
 from ast_stream.calibration.thresholds import (
     ClassCalibration,
     calibrate_classes,
@@ -42,7 +42,7 @@ def calibrate_checkpoint(
     held: Soundbank,
     negatives_s: float,
     budget_per_h: float,
-    on_share: Callable[[float], None] = lambda share: None,
+    on_progress: Callable[[float], None] = lambda ratio: None,
 ) -> Checkpoint:
     """Return a checkpoint that was just trained, calibrated on what was held out from it.
 
@@ -52,24 +52,26 @@ def calibrate_checkpoint(
     Args:
         negatives_s: length of the streams without events that bound the false alarms.
         budget_per_h: false alarms of one class in an hour of them, and among other sounds.
-        on_share: called with the share of the streams that has been scored, 0 to 1.
+        on_share: called with the part of the streams that has been scored, 0 to 1.
     """
     tagger = plain_tagger(checkpoint)
-    takes = held.foregrounds
-    expected_s, scored_s = laid_s(takes, checkpoint.window_s) + negatives_s, 0.0
+    foregrounds = held.foregrounds
+    expected_s, scored_s = mixed_s(foregrounds, checkpoint.window_s) + negatives_s, 0.0
 
-    def on_heard(seconds: float) -> None:
+    def on_scored(seconds: float) -> None:
         nonlocal scored_s
         scored_s += seconds
-        on_share(min(1.0, scored_s / expected_s))
+        on_progress(min(1.0, scored_s / expected_s))
 
     with_sounds = list(
-        sound_streams(tagger, tagger.hop_s, takes, held.backgrounds, held.labels, _SEED, on_heard)
+        sound_streams(
+            tagger, tagger.hop_s, foregrounds, held.backgrounds, held.labels, _SEED, on_scored
+        )
     )
     negatives = list(
-        background_streams(tagger, tagger.hop_s, negatives_s, _SEED, held.backgrounds, on_heard)
+        background_streams(tagger, tagger.hop_s, negatives_s, _SEED, held.backgrounds, on_scored)
     )
-    on_share(1.0)
+    on_progress(1.0)
     heard = {sound.label for stream in with_sounds for sound in stream.truth}
     known = set(checkpoint.metadata.onset_thresholds) - heard
     budgets = Budgets(per_hour(budget_per_h))
@@ -261,5 +263,5 @@ def write_copy(reference: str, checkpoint: Checkpoint, out: Path) -> None:
 
 
 def _fits_fp16(checkpoint: Checkpoint) -> bool:
-    """Tell whether half precision holds every weight exactly."""
+    """Return whether half precision holds every weight exactly."""
     return all(torch.equal(one.half().float(), one) for one in checkpoint.state_dict.values())

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ast_stream.audio.activity import Waveform
 from ast_stream.audio.recording import read_mono
-from ast_stream.calibration.folds import Judge
+from ast_stream.calibration.folds import UnseenClips
 from ast_stream.dataset.clips import load_recordings
 from ast_stream.detect.detector import Detector
 from ast_stream.errors import ConfigError, Problem
@@ -41,18 +41,18 @@ from ast_stream.units import SAMPLE_RATE, samples_to_seconds
 
 SNR_DB = (0.0, 20.0)
 CLEAR_OF_WINDOW_S = 0.4  # sounds lie so much more than a window apart: each is judged alone
-REPEATS = 2  # each take is heard so often, at other levels and over other backgrounds
+REPEATS = 2  # each foreground is heard so often, at other levels and over other backgrounds
 PIECE_S = 1800.0  # generated audio is made and scored in pieces: a day would not fit into memory
 BLOCK_S = 1.0
 _CLOSEST = 1e-7  # of a float32 score to 0 or 1, beyond which it no longer tells the logit
 
-OnHeard = Callable[[float], None]
+OnProgress = Callable[[float], None]
 """Called with the seconds of audio that were scored."""
 
 
 FIRST_SEED = 3_000_000  # generated material differs from that of any training or evaluation
 SEEDS_EACH = 10_000  # a calibration uses so many seeds from its first on
-MOST_BEDS = 250  # generated backgrounds that sounds are laid over
+MAX_BACKGROUNDS = 250  # generated backgrounds that sounds are placed over
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ class LogitStream:
 
     Attributes:
         times_s: end of each window, shape (n_windows,), a hop apart.
-        logits: before any score map, shape (n_windows, n_classes), float32.
+        logits: before any Platt scaling, shape (n_windows, n_classes), float32.
         truth: the sounds in it, in order; none for negative audio.
     """
 
@@ -88,7 +88,7 @@ def hours_of(streams: Iterable[LogitStream]) -> float:
 
 
 def plain_tagger(checkpoint: Checkpoint, device: str = "cpu") -> Tagger:
-    """Return the checkpoint ready to score, without its score maps."""
+    """Return the checkpoint ready to score, without its Platt scalings."""
     metadata = checkpoint.metadata.model_copy(update={"score_maps": {}})
     return Tagger(replace(checkpoint, metadata=metadata), device, "fp32", "math")
 
@@ -98,12 +98,12 @@ def score_stream(
     hop_s: float,
     blocks: Iterable[Pcm16],
     truth: Sequence[ReferenceEvent] = (),
-    on_heard: OnHeard = lambda seconds: None,
+    on_progress: OnProgress = lambda seconds: None,
 ) -> LogitStream:
     """Score int16 audio at 16 kHz through the same detector as live.
 
     Args:
-        tagger: of a checkpoint without score maps.
+        tagger: of a checkpoint without Platt scalings.
     """
     windows: list[Scores] = []
     plain = DetectionSettings(defaults=DetectionDefaults(smoothing_s=0.0))
@@ -114,7 +114,7 @@ def score_stream(
         detector.push("strip", n_samples, block)
         detector.run()
         n_samples += len(block)
-        on_heard(samples_to_seconds(len(block)))
+        on_progress(samples_to_seconds(len(block)))
     detector.flush("strip", "quiet")
     scores = np.array([one.scores for one in windows], np.float32).reshape(-1, len(tagger.labels))
     return LogitStream(
@@ -128,29 +128,31 @@ def score_stream(
 def sound_streams(
     tagger: Tagger,
     hop_s: float,
-    takes: Sequence[Foreground],
+    foregrounds: Sequence[Foreground],
     backgrounds: Sequence[Waveform],
     labels: Sequence[str],
     seed: int,
-    on_heard: OnHeard = lambda seconds: None,
+    on_progress: OnProgress = lambda seconds: None,
 ) -> Iterator[LogitStream]:
-    """Yield `REPEATS` streams, each with every take once, at 0 to 20 dB over its background."""
-    for number in range(REPEATS if takes else 0):
+    """Yield `REPEATS` streams with every foreground once, at 0 to 20 dB over its background."""
+    for number in range(REPEATS if foregrounds else 0):
         rng = np.random.default_rng((seed, number))
-        strip = mix_soundscape(rng, takes, backgrounds, labels, laying_for(tagger.window_s))
-        yield score_stream(tagger, hop_s, _blocks(strip.pcm), strip.truth, on_heard)
+        soundscape = mix_soundscape(
+            rng, foregrounds, backgrounds, labels, spec_for(tagger.window_s)
+        )
+        yield score_stream(tagger, hop_s, _blocks(soundscape.pcm), soundscape.truth, on_progress)
 
 
-def laid_s(takes: Sequence[Foreground], window_s: float) -> float:
-    """Return about how many seconds `sound_streams` makes of some takes."""
-    gap_s = sum(laying_for(window_s).gap_s) / 2
-    spans = [take.active_span for take in takes]
+def mixed_s(foregrounds: Sequence[Foreground], window_s: float) -> float:
+    """Return about how many seconds `sound_streams` makes of some foregrounds."""
+    gap_s = sum(spec_for(window_s).gap_s) / 2
+    spans = [foreground.active_span for foreground in foregrounds]
     active_s = [min(MAX_FOREGROUND_S, samples_to_seconds(end - begin)) for begin, end in spans]
     return REPEATS * sum(one + gap_s for one in active_s)
 
 
-def laying_for(window_s: float) -> SoundscapeSpec:
-    """Return how sounds are laid for windows of this length: no window holds two of them."""
+def spec_for(window_s: float) -> SoundscapeSpec:
+    """Return how sounds are placed for windows of this length: no window holds two of them."""
     shortest_s, longest_s = SoundscapeSpec.gap_s
     more_s = max(0.0, window_s + CLEAR_OF_WINDOW_S - shortest_s)
     return SoundscapeSpec(snr_db=SNR_DB, gap_s=(shortest_s + more_s, longest_s + more_s))
@@ -162,7 +164,7 @@ def background_streams(
     duration_s: float,
     seed: int,
     backgrounds: Sequence[Waveform] | None = None,
-    on_heard: OnHeard = lambda seconds: None,
+    on_progress: OnProgress = lambda seconds: None,
 ) -> Iterator[LogitStream]:
     """Yield streams of generated noise, hum, music and speech without any event.
 
@@ -176,21 +178,21 @@ def background_streams(
         count = max(1, round(piece_s / BACKGROUND_S))
         sources = backgrounds or generated_backgrounds(seed + number, count)
         rng = np.random.default_rng((seed, number, 99))
-        strip = mix_backgrounds(rng, sources, piece_s)
-        yield score_stream(tagger, hop_s, _blocks(strip.pcm), (), on_heard)
+        soundscape = mix_backgrounds(rng, sources, piece_s)
+        yield score_stream(tagger, hop_s, _blocks(soundscape.pcm), (), on_progress)
         duration_s -= piece_s
         number += 1
 
 
 def recorded_stream(
-    tagger: Tagger, hop_s: float, path: Path, on_heard: OnHeard = lambda seconds: None
+    tagger: Tagger, hop_s: float, path: Path, on_progress: OnProgress = lambda seconds: None
 ) -> LogitStream:
     """Score a recording without any event of the checkpoint's classes; any rate and length.
 
     Raises:
         CaptureError, AudioError: it cannot be read, or is damaged.
     """
-    return score_stream(tagger, hop_s, read_mono(path), (), on_heard)
+    return score_stream(tagger, hop_s, read_mono(path), (), on_progress)
 
 
 def _blocks(pcm: Pcm16) -> Iterator[Pcm16]:
@@ -205,17 +207,17 @@ def _logits(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 @dataclass(frozen=True, eq=False)
-class Listening:
+class CalibrationAudio:
     """What is heard.
 
     Attributes:
-        sounds: each judge with its takes, recorded and generated.
+        sounds: each checkpoint with its foregrounds, recorded and generated.
         negatives: recordings without any event, and their lengths in seconds.
         generated_s: seconds of generated audio without any event.
     """
 
     checkpoint: Checkpoint
-    sounds: list[tuple[Judge, list[Foreground]]]
+    sounds: list[tuple[UnseenClips, list[Foreground]]]
     negatives: list[tuple[Path, float]]
     generated_s: float
     hop_s: float
@@ -225,66 +227,70 @@ class Listening:
     @property
     def expected_s(self) -> float:
         """About how many seconds will be scored."""
-        takes = [take for _, takes in self.sounds for take in takes]
+        foregrounds = [foreground for _, foregrounds in self.sounds for foreground in foregrounds]
         recorded_s = sum(length_s for _, length_s in self.negatives)
-        return laid_s(takes, self.checkpoint.window_s) + recorded_s + self.generated_s
+        return mixed_s(foregrounds, self.checkpoint.window_s) + recorded_s + self.generated_s
 
-    def score_sounds(self, on_heard: OnHeard) -> list[LogitStream]:
-        """Return the streams with sounds, as their judges score them."""
+    def score_sounds(self, on_progress: OnProgress) -> list[LogitStream]:
+        """Return the streams with sounds, as their checkpoints score them."""
         first = FIRST_SEED + self.seed * SEEDS_EACH
         if not self.sounds:
             return []
-        most_takes = max(len(takes) for _, takes in self.sounds)
-        backgrounds = generated_backgrounds(first, min(MOST_BEDS, most_takes))
+        max_foregrounds = max(len(foregrounds) for _, foregrounds in self.sounds)
+        backgrounds = generated_backgrounds(first, min(MAX_BACKGROUNDS, max_foregrounds))
         streams: list[LogitStream] = []
-        for number, (judge, takes) in enumerate(self.sounds):
+        for number, (unseen_set, foregrounds) in enumerate(self.sounds):
             streams += sound_streams(
-                plain_tagger(judge.checkpoint, self.device),
+                plain_tagger(unseen_set.checkpoint, self.device),
                 self.hop_s,
-                takes,
+                foregrounds,
                 backgrounds,
-                judge.checkpoint.labels,
+                unseen_set.checkpoint.labels,
                 first + number,
-                on_heard,
+                on_progress,
             )
         return streams
 
-    def score_negatives(self, on_heard: OnHeard) -> list[LogitStream]:
+    def score_negatives(self, on_progress: OnProgress) -> list[LogitStream]:
         """Return the streams without events, as the checkpoint scores them."""
         tagger = plain_tagger(self.checkpoint, self.device)
         first = FIRST_SEED + self.seed * SEEDS_EACH + 1
         streams = [
-            recorded_stream(tagger, self.hop_s, path, on_heard) for path, _ in self.negatives
+            recorded_stream(tagger, self.hop_s, path, on_progress) for path, _ in self.negatives
         ]
         streams += background_streams(
-            tagger, self.hop_s, self.generated_s, first, on_heard=on_heard
+            tagger, self.hop_s, self.generated_s, first, on_progress=on_progress
         )
         return streams
 
 
-def takes_of(
-    judges: Sequence[Judge], labels: Sequence[str], n_generated: int, seed: int
-) -> list[tuple[Judge, list[Foreground]]]:
-    """Return the takes of each judge: its recordings, and its part of the generated ones.
+def foregrounds_of(
+    unseen_sets: Sequence[UnseenClips], labels: Sequence[str], n_generated: int, seed: int
+) -> list[tuple[UnseenClips, list[Foreground]]]:
+    """Return the foregrounds of each checkpoint: recordings, and its part of the generated.
 
     Args:
-        n_generated: takes of every class that has a generator, over all judges.
+        n_generated: foregrounds of every class that has a generator, over all checkpoints.
 
     Raises:
         ConfigError: every problem of every clip, together.
     """
-    clips = [clip for judge in judges for clip in judge.clips]
+    clips = [clip for unseen_set in unseen_sets for clip in unseen_set.clips]
     recordings = load_recordings(clips, labels, min_clips=1) if clips else []
     by_clip = {id(one.clip): one for one in recordings}
     generated = generated_foregrounds(FIRST_SEED + seed * SEEDS_EACH, labels, n_generated)
-    shares = [
+    parts = [
         [
-            *recorded_foregrounds([by_clip[id(clip)] for clip in judge.clips], labels),
-            *generated[number :: len(judges)],
+            *recorded_foregrounds([by_clip[id(clip)] for clip in unseen_set.clips], labels),
+            *generated[number :: len(unseen_sets)],
         ]
-        for number, judge in enumerate(judges)
+        for number, unseen_set in enumerate(unseen_sets)
     ]
-    return [(judge, takes) for judge, takes in zip(judges, shares, strict=True) if takes]
+    return [
+        (unseen_set, foregrounds)
+        for unseen_set, foregrounds in zip(unseen_sets, parts, strict=True)
+        if foregrounds
+    ]
 
 
 def negative_recordings(paths: Sequence[Path]) -> list[tuple[Path, float]]:

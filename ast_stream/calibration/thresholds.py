@@ -22,14 +22,14 @@ from ast_stream.calibration.onsets import (
     fit_onset,
     measure_rises,
 )
-from ast_stream.calibration.platt import fit_score_map, mapped_scores
+from ast_stream.calibration.platt import fit_platt, platt_scores
 from ast_stream.calibration.scores import LogitStream, hours_of, with_label
 from ast_stream.detect.decision import StreamEvents, WindowScores, decide_streams, smooth
 from ast_stream.detect.parameters import DecisionParameters, model_facts, resolve_parameters
 from ast_stream.evaluation.curves import found_and_false, touches
 from ast_stream.evaluation.intervals import poisson_upper_bound
 from ast_stream.model.checkpoint import Checkpoint
-from ast_stream.model.metadata import Metadata, ScoreMap
+from ast_stream.model.metadata import Metadata, PlattScaling
 from ast_stream.settings.schema import (
     DEFAULT_CONFIRM_S,
     MAX_CONFIRM_HOPS,
@@ -217,7 +217,7 @@ def sweep_thresholds(
     label: str,
     with_sounds: Sequence[LogitStream],
     negatives: Sequence[LogitStream],
-    score_map: ScoreMap,
+    score_map: PlattScaling,
     by_timing: Mapping[Timing, DecisionParameters],
     thresholds: Values = CANDIDATES,
 ) -> dict[Timing, ThresholdSweep]:
@@ -293,7 +293,7 @@ class ClassCalibration:
     """
 
     label: str
-    score_map: ScoreMap
+    score_map: PlattScaling
     timing: Timing
     choice: OperatingPoint
     ladder: tuple[OperatingPoint, ...]
@@ -365,7 +365,7 @@ def _calibrate(
     by_timing: Mapping[Timing, DecisionParameters],
 ) -> ClassCalibration:
     window_s = next(iter(by_timing.values())).geometry.window / SAMPLE_RATE
-    score_map = fit_score_map(index, label, with_sounds, window_s)
+    score_map = fit_platt(index, label, with_sounds, window_s)
     sweeps = sweep_thresholds(index, label, with_sounds, negatives, score_map, by_timing)
     choices = {
         timing: sweep.choose(budgets.of(label), budgets.among_of(label))
@@ -420,7 +420,7 @@ def raised_thresholds(
         timing = Timing(
             metadata.confirm_s.get(label, DEFAULT_CONFIRM_S), metadata.smoothing_s.get(label, 0.0)
         )
-        score_map = metadata.score_maps.get(label, ScoreMap())
+        score_map = metadata.score_maps.get(label, PlattScaling())
         by_timing = {timing: timing_parameters(checkpoint.window_s, hop_s, timing)}
         sweeps = sweep_thresholds(index, label, with_sounds, negatives, score_map, by_timing)
         needed = sweeps[timing].choose(budgets.of(label), budgets.among_of(label)).threshold
@@ -438,8 +438,8 @@ def _usual_timing(possible: Iterable[Timing]) -> Timing:
 
 
 def _window_scores(
-    stream: LogitStream, index: int, score_map: ScoreMap, alphas: npt.NDArray[np.float32]
+    stream: LogitStream, index: int, score_map: PlattScaling, alphas: npt.NDArray[np.float32]
 ) -> WindowScores:
     """Return the scores of a class with every smoothing, a column each."""
-    scores = np.repeat(mapped_scores(stream.logits[:, [index]], score_map), len(alphas), axis=1)
+    scores = np.repeat(platt_scores(stream.logits[:, [index]], score_map), len(alphas), axis=1)
     return WindowScores(stream.ends, smooth(scores, alphas), seconds_to_samples(stream.duration_s))

@@ -13,7 +13,7 @@ import torch
 import typer
 
 from ast_stream.calibration.budget import Budgets, class_named, parse_budget, parse_budgets
-from ast_stream.calibration.folds import Judge, judges_of
+from ast_stream.calibration.folds import UnseenClips, unseen_clips
 from ast_stream.calibration.provenance import (
     check_target,
     events_of,
@@ -21,7 +21,12 @@ from ast_stream.calibration.provenance import (
     write_copy,
     write_in_place,
 )
-from ast_stream.calibration.scores import Listening, negative_recordings, plain_tagger, takes_of
+from ast_stream.calibration.scores import (
+    CalibrationAudio,
+    foregrounds_of,
+    negative_recordings,
+    plain_tagger,
+)
 from ast_stream.calibration.thresholds import (
     MAX_CONFIRM_S,
     MAX_SMOOTHING_S,
@@ -50,7 +55,7 @@ from ast_stream.detect.parameters import DecisionParameters
 from ast_stream.errors import UsageError
 from ast_stream.model.checkpoint import Checkpoint, load_checkpoint
 
-N_GENERATED = 24  # takes of every class that has a generator
+N_GENERATED = 24  # foregrounds of every class that has a generator
 GENERATED_HOURS = 1.0  # of negative audio, where no recordings are given
 
 
@@ -153,7 +158,7 @@ def calibrate(
 ) -> None:
     """Choose thresholds that keep a budget of false alarms, and say what is missed then.
 
-    Labelled clips are laid over generated backgrounds at 0 to 20 dB; the budget holds for audio
+    Labelled clips are placed over generated backgrounds at 0 to 20 dB; the budget holds for audio
     without any sound and, separately, among sounds of other classes. Without --out or --in-place
     nothing is written.
 
@@ -169,28 +174,30 @@ def calibrate(
         file_column, label_column, fold_column, onset_column, offset_column, where
     )
     clips = [] if data is None else clips_of_folds(data, columns, test_fold or [])
-    judges, remarks = judges_for(loaded, fold_checkpoint or [], clips, test_fold or [], unseen)
+    unseen_sets, remarks = unseen_sets_for(
+        loaded, fold_checkpoint or [], clips, test_fold or [], unseen
+    )
     recordings = negative_recordings(negatives or [])
     if negative_hours is None:
         negative_hours = 0.0 if recordings else GENERATED_HOURS
     if generated is None:
         generated = N_GENERATED if loaded.metadata.provenance.get("generated_takes") else 0
-    listening = Listening(
+    audio = CalibrationAudio(
         checkpoint=loaded,
-        sounds=takes_of(judges, loaded.labels, generated, seed),
+        sounds=foregrounds_of(unseen_sets, loaded.labels, generated, seed),
         negatives=recordings,
         generated_s=3600 * negative_hours,
         hop_s=checked_hop(loaded, hop, is_partial=bool(only)),
         seed=seed,
         device=device,
     )
-    by_timing = timings(loaded.window_s, listening.hop_s, longest_confirm, longest_smoothing)
-    calibrated = _listen(listening, chosen, budgets, by_timing)
-    record = record_of(listening, data, budgets) | {
+    by_timing = timings(loaded.window_s, audio.hop_s, longest_confirm, longest_smoothing)
+    calibrated = _listen(audio, chosen, budgets, by_timing)
+    record = record_of(audio, data, budgets) | {
         "longest_confirm_s": longest_confirm,
         "longest_smoothing_s": longest_smoothing,
     }
-    result = with_calibration(loaded, calibrated, listening.hop_s, record)
+    result = with_calibration(loaded, calibrated, audio.hop_s, record)
     written = None
     try:
         written = _write(checkpoint, result, out, in_place)
@@ -203,25 +210,25 @@ def calibrate(
 
 
 def _listen(
-    listening: Listening,
+    audio: CalibrationAudio,
     chosen: Sequence[str],
     budgets: Budgets,
     by_timing: Mapping[Timing, DecisionParameters],
 ) -> list[ClassCalibration]:
-    if not listening.expected_s:
+    if not audio.expected_s:
         raise UsageError("calibrate: expected --data, --negatives or --negative-hours, got none")
-    minutes = listening.expected_s / 60
+    minutes = audio.expected_s / 60
     with ProgressView(transient=False) as progress:
-        task = progress.add_task("", total=listening.expected_s)
+        task = progress.add_task("", total=audio.expected_s)
 
-        def on_heard(seconds: float) -> None:
+        def on_progress(seconds: float) -> None:
             progress.proceed(task, seconds, f"scoring {minutes:.0f} minutes of audio", "scored")
 
-        with_sounds = listening.score_sounds(on_heard)
-        negatives = listening.score_negatives(on_heard)
-        progress.update(task, completed=listening.expected_s, description="thresholds")
+        with_sounds = audio.score_sounds(on_progress)
+        negatives = audio.score_negatives(on_progress)
+        progress.update(task, completed=audio.expected_s, description="thresholds")
         return calibrate_classes(
-            listening.checkpoint.labels, chosen, with_sounds, negatives, budgets, by_timing
+            audio.checkpoint.labels, chosen, with_sounds, negatives, budgets, by_timing
         )
 
 
@@ -269,13 +276,13 @@ def budgets_of(
     return budgets
 
 
-def judges_for(
+def unseen_sets_for(
     checkpoint: Checkpoint,
     fold_checkpoints: Sequence[str],
     clips: Sequence[Clip],
     test_folds: Sequence[str],
     is_unseen: bool,
-) -> tuple[list[Judge], list[str]]:
+) -> tuple[list[UnseenClips], list[str]]:
     """Return who scores which clips, and remarks about it.
 
     Raises:
@@ -285,9 +292,9 @@ def judges_for(
     if not clips:
         if fold_checkpoints:
             raise UsageError("--fold-checkpoint: expected --data with the clips of their folds")
-        return [Judge(checkpoint, [])], []
+        return [UnseenClips(checkpoint, [])], []
     loaded = [load_checkpoint(one) for one in fold_checkpoints]
-    return judges_of(checkpoint, loaded, clips, test_folds, is_unseen)
+    return unseen_clips(checkpoint, loaded, clips, test_folds, is_unseen)
 
 
 def checked_hop(checkpoint: Checkpoint, hop_s: float | None, is_partial: bool) -> float:

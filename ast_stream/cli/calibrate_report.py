@@ -13,7 +13,7 @@ from rich.table import Table
 from ast_stream.calibration.budget import Budgets, claim, hours_text, rate_text
 from ast_stream.calibration.onsets import FittedOnset, RiseTime
 from ast_stream.calibration.provenance import class_record
-from ast_stream.calibration.scores import Listening
+from ast_stream.calibration.scores import CalibrationAudio
 from ast_stream.calibration.thresholds import ClassCalibration, OperatingPoint
 from ast_stream.cli import terminal
 from ast_stream.model.checkpoint import Checkpoint
@@ -37,21 +37,21 @@ def class_json(one: ClassCalibration) -> dict[str, Any]:
     }
 
 
-def record_of(listening: Listening, data: Path | None, budgets: Budgets) -> dict[str, Any]:
+def record_of(audio: CalibrationAudio, data: Path | None, budgets: Budgets) -> dict[str, Any]:
     """Return what was heard, for the provenance: the same for the same call, on any day."""
-    judges = [judge for judge, _ in listening.sounds if judge.clips]
+    unseen_sets = [unseen_set for unseen_set, _ in audio.sounds if unseen_set.clips]
     return {
-        "data": data.name if data and judges else None,
-        "clips": sum(len(judge.clips) for judge in judges),
-        "judges": [{"model": one.checkpoint.hash, "folds": one.folds} for one in judges],
+        "data": data.name if data and unseen_sets else None,
+        "clips": sum(len(unseen_set.clips) for unseen_set in unseen_sets),
+        "judges": [{"model": one.checkpoint.hash, "folds": one.folds} for one in unseen_sets],
         "generated_takes": sum(
-            take.is_generated for _, takes in listening.sounds for take in takes
+            foreground.is_generated for _, foregrounds in audio.sounds for foreground in foregrounds
         ),
-        "negative_recordings": [path.name for path, _ in listening.negatives],
-        "generated_hours": round(listening.generated_s / 3600, 3),
+        "negative_recordings": [path.name for path, _ in audio.negatives],
+        "generated_hours": round(audio.generated_s / 3600, 3),
         "budget_among": budgets.among and budgets.among.text,
-        "hop_s": listening.hop_s,
-        "seed": listening.seed,
+        "hop_s": audio.hop_s,
+        "seed": audio.seed,
     }
 
 

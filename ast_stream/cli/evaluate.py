@@ -33,7 +33,14 @@ from ast_stream.dataset.annotations import Clip
 from ast_stream.dataset.clips import load_recordings, read_clips
 from ast_stream.dataset.tables import Columns
 from ast_stream.errors import UsageError
-from ast_stream.evaluation.measure import Heard, Settings, Subject, check_hop, hear, total_s
+from ast_stream.evaluation.measure import (
+    ScoredMaterial,
+    Settings,
+    Subject,
+    check_hop,
+    score_material,
+    total_s,
+)
 from ast_stream.evaluation.plots import check_plotting
 from ast_stream.evaluation.report import as_json
 from ast_stream.evaluation.report import evaluate as figures_of
@@ -145,7 +152,7 @@ def evaluate(
     check_hop(subjects, hop)
     notes = notes_of(subjects)
     _say(notes)
-    heard = _heard(subjects, settings)
+    heard = _score(subjects, settings)
     figures = figures_of(subjects, heard, settings)
     remarks = remarks_on(figures)
     _say(remarks)
@@ -188,14 +195,14 @@ def range_of(
     return values[0], values[-1]
 
 
-def _heard(subjects: Sequence[Subject], settings: Settings) -> Heard:
+def _score(subjects: Sequence[Subject], settings: Settings) -> ScoredMaterial:
     with ProgressView(transient=False) as progress:
         task = progress.add_task("", total=total_s(subjects, settings))
 
-        def on_heard(what: str, seconds: float) -> None:
+        def on_progress(what: str, seconds: float) -> None:
             progress.proceed(task, seconds, f"measuring {what}", "measured")
 
-        heard = hear(subjects, settings, on_heard)
+        heard = score_material(subjects, settings, on_progress)
         progress.update(task, completed=progress.tasks[task].total or 0)
     return heard
 
@@ -255,7 +262,7 @@ def _known_clips(subject: Subject) -> str | None:
     """Return what says that a model may have been trained on its clips; None: nothing does."""
     checkpoint = subject.tagger.checkpoint
     held = held_folds(checkpoint)
-    if held is None or not subject.takes:
+    if held is None or not subject.foregrounds:
         return None
     if not subject.folds:
         return no_folds_remark(checkpoint)

@@ -19,7 +19,7 @@ from rich.table import Table
 from ast_stream.errors import AstStreamError, UsageError
 from ast_stream.evaluation.intervals import Interval
 from ast_stream.evaluation.measure import Settings
-from ast_stream.evaluation.metrics import Errors, FalseAlarms, StreamReport, Timing
+from ast_stream.evaluation.metrics import FalseAlarms, StreamReport, TimeErrors, TimingFigures
 from ast_stream.evaluation.plots import plots
 from ast_stream.evaluation.report import Evaluation, as_json, jsonable
 from ast_stream.version import __version__
@@ -66,7 +66,7 @@ def summary(evaluation: Evaluation, settings: Settings) -> list[str]:
     if evaluation.clips is not None:
         clips = evaluation.clips
         lines.append(
-            f"Clips: {share(clips.accuracy)} of {clips.pooled.n_clips} named right, "
+            f"Clips: {percentage(clips.accuracy)} of {clips.pooled.n_clips} named right, "
             f"mAP {clips.mean_average_precision:.3f}"
         )
         if len(evaluation.models) > 1:
@@ -83,7 +83,7 @@ def summary(evaluation: Evaluation, settings: Settings) -> list[str]:
         alarms = evaluation.alarms
         lines.append(
             f"Generated alarms at {settings.alarm_snr_db:g} dB SNR: {alarms.n_found} of "
-            f"{alarms.n_sounds} found ({share(alarms.recall)})"
+            f"{alarms.n_sounds} found ({percentage(alarms.recall)})"
         )
     if evaluation.negatives is not None:
         lines.append(f"Streams without events: {alarm_rate(evaluation.negatives)}")
@@ -96,8 +96,9 @@ def _stream_lines(report: StreamReport, settings: Settings) -> list[str]:
     timing, within = report.timing, report.mean_recall_within
     return [
         f"Streams at {snr} SNR, {report.hours:.2f} h: {report.n_found} of {report.n_sounds} sounds "
-        f"found ({share(report.recall)}), {report.false_alarms_per_class.per_h:.2f} false events "
-        f"per hour and class ({report.false_alarms.count} in all)",
+        f"found ({percentage(report.recall)}), "
+        f"{report.false_alarms_per_class.per_h:.2f} false events per hour and class "
+        f"({report.false_alarms.count} in all)",
         "  recall within "
         + ", ".join(f"{name}/h: {value:.1%}" for name, value in within.items())
         + " false events per class (best thresholds)",
@@ -107,7 +108,7 @@ def _stream_lines(report: StreamReport, settings: Settings) -> list[str]:
     ]
 
 
-def _timing_lines(timing: Timing) -> list[str]:
+def _timing_lines(timing: TimingFigures) -> list[str]:
     """Return what there is to say of times: nothing where nothing was found."""
     errors = [
         _errors_text(name, errors, raw)
@@ -132,7 +133,7 @@ def _timing_lines(timing: Timing) -> list[str]:
     return lines
 
 
-def _errors_text(name: str, errors: Errors, raw: Errors) -> str:
+def _errors_text(name: str, errors: TimeErrors, raw: TimeErrors) -> str:
     uncorrected = f" (uncorrected {signed(raw.bias_s)} s)" if raw.n else ""
     return (
         f"{name} {signed(errors.bias_s)} s, median error {errors.median_absolute_s:.2f} s"
@@ -182,8 +183,8 @@ def class_table(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
     return headings, rows
 
 
-def share(interval: Interval) -> str:
-    """Return a share with its interval, in per cent."""
+def percentage(interval: Interval) -> str:
+    """Return a ratio with its interval, in per cent."""
     if math.isnan(interval.low):
         return f"{interval.value:.1%}, too few recordings for an interval"
     return f"{interval.value:.1%}, 95 % {interval.low:.1%} to {interval.high:.1%}"
@@ -198,7 +199,7 @@ def alarm_rate(alarms: FalseAlarms) -> str:
 
 
 def seconds(value: float) -> str:
-    """Return a time; a share of the sounds that is not reached is never."""
+    """Return a time; a part of the sounds that is not reached is never."""
     return "never" if math.isinf(value) else f"{value:.2f} s"
 
 

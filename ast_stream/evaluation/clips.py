@@ -24,7 +24,7 @@ class ClipReport:
     """Figures over clips with one label each, or several.
 
     Attributes:
-        accuracy: share of clips whose highest score is that of a label of theirs.
+        accuracy: part of clips whose highest score is that of a label of theirs.
         recall: the same for the clips with one label.
         average_precision: by label, of the clip scores against all clips without it.
         confusion: counts, shape (n_classes, n_classes): row true, column highest. A clip of
@@ -46,15 +46,15 @@ class ClipReport:
 
 
 def clip_scores(
-    takes: Sequence[Foreground], score: ScoreWindows, n_samples: int
+    foregrounds: Sequence[Foreground], score: ScoreWindows, n_samples: int
 ) -> npt.NDArray[np.float64]:
     """Return one score per clip and class, shape (n_clips, n_classes).
 
     The mean logit of the windows that hold enough of the clip's sound, judged by energy alone.
     """
     rows = []
-    for take in takes:
-        scores = score(np.stack(_sounding_windows(take, n_samples))).astype(np.float64)
+    for foreground in foregrounds:
+        scores = score(np.stack(_sounding_windows(foreground, n_samples))).astype(np.float64)
         scores = np.clip(scores, 1e-6, 1 - 1e-6)
         mean_logit = np.mean(np.log(scores / (1 - scores)), axis=0)
         rows.append(1 / (1 + np.exp(-mean_logit)))
@@ -62,15 +62,15 @@ def clip_scores(
 
 
 def clip_report(
-    takes: Sequence[Foreground], scores: npt.NDArray[np.float64], labels: Sequence[str]
+    foregrounds: Sequence[Foreground], scores: npt.NDArray[np.float64], labels: Sequence[str]
 ) -> ClipReport:
-    """Return the figures of `scores` (n_clips, n_classes) for some takes."""
+    """Return the figures of `scores` (n_clips, n_classes) for some foregrounds."""
     named = scores.argmax(axis=1)
-    is_of = np.zeros((len(takes), len(labels)), np.bool_)
-    for row, take in zip(is_of, takes, strict=True):
-        row[list(take.classes)] = True
-    is_right = names_right(takes, scores)
-    truth = np.where(is_right, named, [take.classes[0] for take in takes])
+    is_of = np.zeros((len(foregrounds), len(labels)), np.bool_)
+    for row, foreground in zip(is_of, foregrounds, strict=True):
+        row[list(foreground.classes)] = True
+    is_right = names_right(foregrounds, scores)
+    truth = np.where(is_right, named, [foreground.classes[0] for foreground in foregrounds])
     confusion = np.zeros((len(labels), len(labels)), np.int64)
     np.add.at(confusion, (truth, named), 1)
     present = np.flatnonzero(is_of.any(axis=0)).tolist()
@@ -82,25 +82,31 @@ def clip_report(
             labels[i]: average_precision(is_of[:, i], scores[:, i]) for i in present
         },
         confusion=confusion,
-        n_clips=len(takes),
+        n_clips=len(foregrounds),
     )
 
 
 def names_right(
-    takes: Sequence[Foreground], scores: npt.NDArray[np.float64]
+    foregrounds: Sequence[Foreground], scores: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.bool_]:
-    """Tell of which takes the highest score is that of a class of theirs, shape (n_clips,)."""
+    """Return of which takes the highest score is that of a class of theirs, shape (n_clips,)."""
     named = scores.argmax(axis=1).tolist()
     return np.array(
-        [highest in take.classes for take, highest in zip(takes, named, strict=True)], np.bool_
+        [
+            highest in foreground.classes
+            for foreground, highest in zip(foregrounds, named, strict=True)
+        ],
+        np.bool_,
     )
 
 
 def report_clips(
-    takes: Sequence[Foreground], score: ScoreWindows, window_s: float, labels: Sequence[str]
+    foregrounds: Sequence[Foreground], score: ScoreWindows, window_s: float, labels: Sequence[str]
 ) -> ClipReport:
-    """Return the clip-level figures of some takes."""
-    return clip_report(takes, clip_scores(takes, score, seconds_to_samples(window_s)), labels)
+    """Return the clip-level figures of some foregrounds."""
+    return clip_report(
+        foregrounds, clip_scores(foregrounds, score, seconds_to_samples(window_s)), labels
+    )
 
 
 def average_precision(is_positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.float64]) -> float:
@@ -115,12 +121,12 @@ def average_precision(is_positive: npt.NDArray[np.bool_], scores: npt.NDArray[np
     return float(precision[ranked].mean()) if ranked.any() else float("nan")
 
 
-def _sounding_windows(take: Foreground, n_samples: int) -> list[Waveform]:
+def _sounding_windows(foreground: Foreground, n_samples: int) -> list[Waveform]:
     """Return the windows of a clip, a quarter apart, that hold enough of its sound."""
-    waveform = take.waveform
+    waveform = foreground.waveform
     if len(waveform) < n_samples:
         waveform = np.pad(waveform, (0, n_samples - len(waveform)))
     starts = range(0, len(waveform) - n_samples + 1, n_samples // HOPS_PER_WINDOW)
-    enough = MIN_PRESENCE * take.max_active_s(n_samples)
-    kept = [start for start in starts if take.active_s(start, start + n_samples) >= enough]
+    enough = MIN_PRESENCE * foreground.max_active_s(n_samples)
+    kept = [start for start in starts if foreground.active_s(start, start + n_samples) >= enough]
     return [waveform[start : start + n_samples] for start in kept or [0]]

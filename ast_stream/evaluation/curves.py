@@ -62,7 +62,7 @@ def decide_at_thresholds(
         stream = WindowScores(
             np.round(soundscape.times_s * SAMPLE_RATE).astype(np.int64),
             soundscape.scores[:, index],
-            seconds_to_samples(soundscape.strip.duration_s),
+            seconds_to_samples(soundscape.layout.duration_s),
         )
         (events,) = decide_streams(
             DecisionParameters.joined([parameters.at_thresholds(one, thresholds) for one in index]),
@@ -92,12 +92,12 @@ def threshold_curve(
     n_sounds, hours = 0, 0.0
     for soundscape, its in zip(scored, events, strict=True):
         window = known_parameters(soundscape).geometry.window
-        sounds = [one for one in soundscape.strip.truth if one.label == label]
+        sounds = [one for one in soundscape.layout.truth if one.label == label]
         is_found, false = found_and_false(its, sounds, len(thresholds), window)
         n_found += is_found.sum(axis=1)
         n_false += false
         n_sounds += len(sounds)
-        hours += soundscape.strip.duration_s / 3600
+        hours += soundscape.layout.duration_s / 3600
     recall = n_found / n_sounds if n_sounds else np.full(len(thresholds), np.nan)
     most_false = np.maximum.accumulate(n_false[::-1])[::-1]
     return ThresholdCurve(thresholds, recall, most_false / hours)

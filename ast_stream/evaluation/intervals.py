@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 CONFIDENCE = 0.95
 N_RESAMPLES = 1000
-FEWEST_CLUSTERS = 5  # fewer, drawn again and again, look surer than they are
+MIN_CLUSTERS = 5  # fewer, drawn again and again, look surer than they are
 
 Figures = npt.NDArray[np.float64]
 
@@ -45,11 +45,11 @@ def poisson_upper_bound(count: int, confidence: float = CONFIDENCE) -> float:
 
 
 def bootstrap_quantile(
-    values: Sequence[float], clusters: Sequence[Hashable], share: float, seed: int
+    values: Sequence[float], clusters: Sequence[Hashable], ratio: float, seed: int
 ) -> Interval:
     """Return the quantile `share` of `values` with its interval over resampled clusters.
 
-    What lies in one cluster (all sounds laid of one clip) is drawn together, because it is not
+    What lies in one cluster (all sounds mixed of one clip) is drawn together, because it is not
     independent. Infinite values stay where they are: at the end.
 
     Args:
@@ -62,14 +62,14 @@ def bootstrap_quantile(
     for value, cluster in zip(values, clusters, strict=True):
         groups.setdefault(cluster, []).append(value)
     parts = [np.array(group) for group in groups.values()]
-    value = quantile(np.array(values), share)
-    if len(parts) < FEWEST_CLUSTERS:
+    value = quantile(np.array(values), ratio)
+    if len(parts) < MIN_CLUSTERS:
         return Interval(value, math.nan, math.nan)
     rng = np.random.default_rng(seed)
     drawn = [
         quantile(
             np.concatenate([parts[index] for index in rng.integers(len(parts), size=len(parts))]),
-            share,
+            ratio,
         )
         for _ in range(N_RESAMPLES)
     ]
@@ -115,14 +115,14 @@ def bootstrap(
     if not n_clusters:
         return Interval(math.nan, math.nan, math.nan)
     value = float(statistic(np.ones((1, n_clusters)))[0])
-    if n_clusters < FEWEST_CLUSTERS:
+    if n_clusters < MIN_CLUSTERS:
         return Interval(value, math.nan, math.nan)
     rng = np.random.default_rng(seed)
     weights = rng.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), size=n)
     return _interval(value, statistic(weights.astype(np.float64)))
 
 
-def quantile(values: Figures, share: float) -> float:
+def quantile(values: Figures, ratio: float) -> float:
     """Return the value that `share` of `values` do not exceed; NaN without values.
 
     Of two values in the middle the mean is taken, infinite if one of them is.
@@ -133,13 +133,13 @@ def quantile(values: Figures, share: float) -> float:
     if not values.size:
         return math.nan
     ordered = np.sort(values)
-    place = share * (len(ordered) - 1)
+    place = ratio * (len(ordered) - 1)
     below, above = ordered[math.floor(place)], ordered[math.ceil(place)]
     return float(below if place == math.floor(place) else _between(below, above, place % 1))
 
 
-def _between(below: float, above: float, share: float) -> float:
-    return above if math.isinf(above) else below + share * (above - below)
+def _between(below: float, above: float, ratio: float) -> float:
+    return above if math.isinf(above) else below + ratio * (above - below)
 
 
 def _interval(value: float, drawn: Figures) -> Interval:

@@ -54,7 +54,7 @@ def spans_of(rows: Sequence[tuple[float, float, float]]) -> Spans:
 
 @dataclass(frozen=True)
 class Detection:
-    """One finished event of a strip.
+    """One finished event of a soundscape.
 
     Attributes:
         confidence: highest score while it lasted.
@@ -75,7 +75,7 @@ class Detection:
 
 
 @dataclass(frozen=True)
-class Found:
+class ReferenceMatch:
     """One sound and the detections of its class that found it, in order.
 
     Attributes:
@@ -90,10 +90,10 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Matched:
-    """The sounds of one class in one strip, found or not, and what was detected elsewhere."""
+class Matches:
+    """The sounds of one class in one soundscape, found or not, and what was detected elsewhere."""
 
-    sounds: tuple[Found, ...]
+    sounds: tuple[ReferenceMatch, ...]
     false_alarms: tuple[Detection, ...]
 
 
@@ -107,8 +107,8 @@ def detections(scored: ScoredSoundscape, label: str) -> list[Detection]:
     return found
 
 
-def match(sounds: Sequence[ReferenceEvent], detected: Sequence[Detection]) -> Matched:
-    """Tell which detections of a class found which of its sounds.
+def match(sounds: Sequence[ReferenceEvent], detected: Sequence[Detection]) -> Matches:
+    """Return which detections of a class found which of its sounds.
 
     A detection finds every sound that it overlaps. One that overlaps none finds the nearest, if
     that is within `TOLERANCE_S`; else it is a false alarm.
@@ -119,7 +119,7 @@ def match(sounds: Sequence[ReferenceEvent], detected: Sequence[Detection]) -> Ma
     for index, sound in enumerate(sounds):
         which = [number for number, hit in enumerate(hits) if index in hit]
         matched.append(
-            Found(
+            ReferenceMatch(
                 sound,
                 tuple(ordered[number] for number in which),
                 is_first=not which or hits[which[0]][0] == index,
@@ -127,12 +127,12 @@ def match(sounds: Sequence[ReferenceEvent], detected: Sequence[Detection]) -> Ma
             )
         )
     false = tuple(one for one, hit in zip(ordered, hits, strict=True) if not hit)
-    return Matched(tuple(matched), false)
+    return Matches(tuple(matched), false)
 
 
-def match_strip(scored: ScoredSoundscape, label: str) -> Matched:
-    """Return the matches of one class in one scored strip."""
-    sounds = [sound for sound in scored.strip.truth if sound.label == label]
+def match_soundscape(scored: ScoredSoundscape, label: str) -> Matches:
+    """Return the matches of one class in one scored soundscape."""
+    sounds = [sound for sound in scored.layout.truth if sound.label == label]
     return match(sounds, detections(scored, label))
 
 
@@ -150,7 +150,7 @@ def _hits(sounds: Sequence[ReferenceEvent], detected: Detection) -> list[int]:
 
 def _detection(scored: ScoredSoundscape, begin: Event, end: Event) -> Detection:
     assert end.offset_sample is not None
-    heard_s = scored.strip.duration_s  # the last windows of a strip reach beyond its audio
+    audio_s = scored.layout.duration_s  # the last windows of a soundscape reach beyond its audio
     raw_onset_s = raw_offset_s = float("nan")
     if scored.parameters is not None:
         raw_onset_s = _crossing_up(scored, scored.parameters, begin)
@@ -160,8 +160,8 @@ def _detection(scored: ScoredSoundscape, begin: Event, end: Event) -> Detection:
         onset_s=samples_to_seconds(end.onset_sample),
         offset_s=samples_to_seconds(end.offset_sample),
         confidence=end.peak,
-        known_s=min(samples_to_seconds(begin.at_sample), heard_s),
-        ended_s=min(samples_to_seconds(end.at_sample), heard_s),
+        known_s=min(samples_to_seconds(begin.at_sample), audio_s),
+        ended_s=min(samples_to_seconds(end.at_sample), audio_s),
         raw_onset_s=raw_onset_s,
         raw_offset_s=raw_offset_s,
     )
@@ -181,10 +181,10 @@ def _crossing_up(scored: ScoredSoundscape, parameters: DecisionParameters, begin
 def _crossing_down(scored: ScoredSoundscape, parameters: DecisionParameters, end: Event) -> float:
     """Return the end of the first of the low windows that ended the event."""
     hop_s = samples_to_seconds(parameters.geometry.hop)
-    heard = scored.times_s < samples_to_seconds(end.at_sample) + hop_s / 2
+    is_before = scored.times_s < samples_to_seconds(end.at_sample) + hop_s / 2
     is_low = scored.scores[:, end.index] < parameters.offset_threshold[end.index]
-    high = np.flatnonzero(heard & ~is_low)
-    after = np.flatnonzero(heard & is_low)
+    high = np.flatnonzero(is_before & ~is_low)
+    after = np.flatnonzero(is_before & is_low)
     after = after[after > high[-1]] if high.size else after
     return float(scored.times_s[after[0]]) if after.size else float("nan")
 
@@ -192,7 +192,7 @@ def _crossing_down(scored: ScoredSoundscape, parameters: DecisionParameters, end
 def sound_spans(scored: ScoredSoundscape, label: str) -> Spans:
     """Return the sounds of one class."""
     return spans_of(
-        [(one.onset_s, one.offset_s, 1.0) for one in scored.strip.truth if one.label == label]
+        [(one.onset_s, one.offset_s, 1.0) for one in scored.layout.truth if one.label == label]
     )
 
 
@@ -213,12 +213,12 @@ class Collar:
 
     Attributes:
         offset_s: None: offsets are not asked.
-        offset_share: the offset may also lie this share of the sound's length away.
+        offset_share: the offset may also lie this part of the sound's length away.
     """
 
     onset_s: float
     offset_s: float | None = None
-    offset_share: float = 0.2
+    offset_ratio: float = 0.2
 
 
 @dataclass(frozen=True)
@@ -263,31 +263,31 @@ def collar_counts(detected: Spans, sounds: Spans, collar: Collar) -> Counts:
     is_hit = np.round(_distance(detected.onset_s, sounds.onset_s) - collar.onset_s, DECIMALS) <= 0
     if collar.offset_s is not None:
         lengths = sounds.offset_s - sounds.onset_s
-        allowed = np.maximum(collar.offset_s, collar.offset_share * lengths)
+        allowed = np.maximum(collar.offset_s, collar.offset_ratio * lengths)
         distance = _distance(detected.offset_s, sounds.offset_s)
         is_hit &= np.round(distance - allowed, DECIMALS) <= 0
-    n_found = most_pairs(is_hit)
+    n_found = max_pairs(is_hit)
     return Counts(n_found, len(detected) - n_found, len(sounds))
 
 
-def intersection_counts(detected: Spans, sounds: Spans, share: float) -> Counts:
+def intersection_counts(detected: Spans, sounds: Spans, ratio: float) -> Counts:
     """Return how many sounds are covered by at least `share`, by detections that are so, too."""
-    relevant, shared = relevant_detections(detected, sounds, share)
+    relevant, shared = relevant_detections(detected, sounds, ratio)
     covered = np.round((relevant[:, None] * shared).sum(axis=0), DECIMALS)
-    needed = np.round(share * (sounds.offset_s - sounds.onset_s), DECIMALS)
+    needed = np.round(ratio * (sounds.offset_s - sounds.onset_s), DECIMALS)
     return Counts(int((covered >= needed).sum()), int((~relevant).sum()), len(sounds))
 
 
 def relevant_detections(
-    detected: Spans, sounds: Spans, share: float
+    detected: Spans, sounds: Spans, ratio: float
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
-    """Tell which detections lie on the sounds with at least `share` of their length.
+    """Return which detections lie on the sounds with at least `share` of their length.
 
     Returns:
         That, shape (n_detected,), and the shared seconds, shape (n_detected, n_sounds).
     """
     shared = overlaps(detected, sounds)
-    needed = np.round(share * (detected.offset_s - detected.onset_s), DECIMALS)
+    needed = np.round(ratio * (detected.offset_s - detected.onset_s), DECIMALS)
     return np.round(shared.sum(axis=1), DECIMALS) >= needed, shared
 
 
@@ -305,7 +305,7 @@ def segment_counts(
     )
 
 
-def most_pairs(is_hit: npt.NDArray[np.bool_]) -> int:
+def max_pairs(is_hit: npt.NDArray[np.bool_]) -> int:
     """Return how many rows can be paired with a column each (maximum bipartite matching).
 
     >>> most_pairs(np.array([[True, True], [True, False], [True, False]]))

@@ -29,17 +29,17 @@ from ast_stream.evaluation.intervals import (
 from ast_stream.evaluation.matching import (
     F1_KINDS,
     Counts,
-    Found,
-    Matched,
+    Matches,
+    ReferenceMatch,
     Spans,
     detected_spans,
-    match_strip,
+    match_soundscape,
     sound_spans,
 )
 from ast_stream.evaluation.psds import PSDS1, PSDS2, Criteria, SpansAt, psds, sweep
 from ast_stream.evaluation.scoring import ScoredSoundscape
 
-MOST_THRESHOLDS = 100  # of a sweep over the confidences of events: more change little
+MAX_THRESHOLDS = 100  # of a sweep over the confidences of events: more change little
 SWEPT = range(0, len(THRESHOLDS), 3)  # thresholds that PSDS is taken over
 N_PSDS_RESAMPLES = 200  # each takes milliseconds
 
@@ -63,12 +63,12 @@ class LabelFigures:
     """Figures of one class.
 
     Attributes:
-        recall: share of the sounds that an event of their class overlaps, at the thresholds of
+        recall: part of the sounds that an event of their class overlaps, at the thresholds of
             the checkpoint; interval over the clips.
-        false_alarms: in the same strips.
+        false_alarms: in the same soundscapes.
         f1: by kind, see `overlap.F1_KINDS`; NaN without sounds.
         recall_within: by budget of false alarms per hour, at the best threshold for each, chosen
-            on these very strips: what the scores could give.
+            on these very soundscapes: what the scores could give.
     """
 
     n_sounds: int
@@ -77,12 +77,12 @@ class LabelFigures:
     false_alarms: FalseAlarms
     f1: dict[str, float]
     recall_within: dict[str, float]
-    timing: Timing
+    timing: TimingFigures
 
 
 @dataclass(frozen=True)
 class StreamReport:
-    """Figures of strips with sounds.
+    """Figures of soundscapes with sounds.
 
     Attributes:
         n_sounds, n_found, recall, false_alarms, timing: of all classes together.
@@ -90,7 +90,7 @@ class StreamReport:
         false_alarms_per_class: the rate of a class in the mean, and its bound.
         false_alarms_by_label: of each class, also those that no sound was of.
         psds: by name; from events, with their highest scores as confidence, and from scores at
-            all thresholds. Intervals over the strips.
+            all thresholds. Intervals over the soundscapes.
     """
 
     hours: float
@@ -105,7 +105,7 @@ class StreamReport:
     mean_f1: dict[str, Interval]
     mean_recall_within: dict[str, float]
     psds: dict[str, Interval]
-    timing: Timing
+    timing: TimingFigures
     by_label: dict[str, LabelFigures]
 
 
@@ -115,18 +115,18 @@ class Measured:
 
     report: StreamReport
     curves: dict[str, ThresholdCurve]
-    matched: dict[str, list[Matched]]
+    matched: dict[str, list[Matches]]
 
 
 def measure_streams(
     scored: Sequence[ScoredSoundscape], labels: Sequence[str], seed: int = 0
 ) -> Measured:
-    """Return the figures of what the detector made of some strips with sounds.
+    """Return the figures of what the detector made of some soundscapes with sounds.
 
     Raises:
-        ValueError: strips that no detector has scored.
+        ValueError: soundscapes that no detector has scored.
     """
-    matched = {label: [match_strip(one, label) for one in scored] for label in labels}
+    matched = {label: [match_soundscape(one, label) for one in scored] for label in labels}
     present = [label for label in labels if any(part.sounds for part in matched[label])]
     spans = {
         label: [(detected_spans(one, label), sound_spans(one, label)) for one in scored]
@@ -134,7 +134,7 @@ def measure_streams(
     }
     decided = decide_at_thresholds(scored, present)
     curves = {label: threshold_curve(scored, label, decided[label]) for label in present}
-    durations = np.array([one.strip.duration_s for one in scored])
+    durations = np.array([one.layout.duration_s for one in scored])
     counts = f1_counts({label: spans[label] for label in present}, durations)
     hours = float(durations.sum()) / 3600
     by_label = {
@@ -171,8 +171,8 @@ def measure_streams(
     return Measured(report, curves, matched)
 
 
-def false_alarms(parts: Sequence[Matched], hours: float) -> FalseAlarms:
-    """Return the rate of the false alarms of some matched strips of so many hours."""
+def false_alarms(parts: Sequence[Matches], hours: float) -> FalseAlarms:
+    """Return the rate of the false alarms of some matched soundscapes of so many hours."""
     return rate(sum(len(part.false_alarms) for part in parts), hours)
 
 
@@ -186,15 +186,15 @@ def rate(count: int, hours: float) -> FalseAlarms:
 def negatives_report(
     scored: Sequence[ScoredSoundscape], labels: Sequence[str]
 ) -> tuple[FalseAlarms, dict[str, FalseAlarms]]:
-    """Return the events of strips without any sound: all together, and of each class."""
-    hours = sum(one.strip.duration_s for one in scored) / 3600
-    matched = {label: [match_strip(one, label) for one in scored] for label in labels}
+    """Return the events of soundscapes without any sound: all together, and of each class."""
+    hours = sum(one.layout.duration_s for one in scored) / 3600
+    matched = {label: [match_soundscape(one, label) for one in scored] for label in labels}
     by_label = {label: false_alarms(parts, hours) for label, parts in matched.items()}
     return rate(sum(one.count for one in by_label.values()), hours), by_label
 
 
 def _label_figures(
-    parts: Sequence[Matched], hours: float, f1: dict[str, float], curve: ThresholdCurve, seed: int
+    parts: Sequence[Matches], hours: float, f1: dict[str, float], curve: ThresholdCurve, seed: int
 ) -> LabelFigures:
     sounds = [sound for part in parts for sound in part.sounds]
     return LabelFigures(
@@ -208,7 +208,7 @@ def _label_figures(
     )
 
 
-def _recall(parts: Sequence[Matched], seed: int) -> Interval:
+def _recall(parts: Sequence[Matches], seed: int) -> Interval:
     sounds = [sound for part in parts for sound in part.sounds]
     return bootstrap_ratio(
         [bool(one.detections) for one in sounds],
@@ -223,7 +223,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 @dataclass(frozen=True)
-class Errors:
+class TimeErrors:
     """Times said less true times, in seconds: median, and median of the absolute values."""
 
     n: int
@@ -233,7 +233,7 @@ class Errors:
 
 
 @dataclass(frozen=True)
-class Timing:
+class TimingFigures:
     """When things were said to happen and when it was known.
 
     Sounds that an event of an earlier sound ran on into have no onset of their own, and those
@@ -249,10 +249,10 @@ class Timing:
         sounds_per_event: of the events that found any: more than 1 is merging.
     """
 
-    onset: Errors
-    offset: Errors
-    raw_onset: Errors
-    raw_offset: Errors
+    onset: TimeErrors
+    offset: TimeErrors
+    raw_onset: TimeErrors
+    raw_offset: TimeErrors
     onset_absolute_s: Interval
     detect_p50_s: Interval
     detect_p90_s: float
@@ -262,8 +262,8 @@ class Timing:
     sounds_per_event: float
 
 
-def timing(parts: Sequence[Matched], seed: int = 0) -> Timing:
-    """Return the timing of some matched strips, of one class or several."""
+def timing(parts: Sequence[Matches], seed: int = 0) -> TimingFigures:
+    """Return the timing of some matched soundscapes, of one class or several."""
     sounds = [sound for part in parts for sound in part.sounds]
     onsets = onset_errors(sounds)
     delays = detection_delays(sounds)
@@ -273,7 +273,7 @@ def timing(parts: Sequence[Matched], seed: int = 0) -> Timing:
     n_events = sum(_n_events(part) for part in parts)
     begun = [one for one in sounds if one.is_first]
     timed = [one for one in begun if one.detections]
-    return Timing(
+    return TimingFigures(
         onset=_errors(onsets),
         offset=_errors(offset_errors(sounds)),
         raw_onset=_errors(onset_errors(sounds, raw=True)),
@@ -290,7 +290,7 @@ def timing(parts: Sequence[Matched], seed: int = 0) -> Timing:
     )
 
 
-def onset_errors(sounds: Sequence[Found], raw: bool = False) -> list[float]:
+def onset_errors(sounds: Sequence[ReferenceMatch], raw: bool = False) -> list[float]:
     """Return onset said less true onset of every found sound that has one of its own, seconds."""
     return [
         (one.detections[0].raw_onset_s if raw else one.detections[0].onset_s) - one.sound.onset_s
@@ -299,7 +299,7 @@ def onset_errors(sounds: Sequence[Found], raw: bool = False) -> list[float]:
     ]
 
 
-def offset_errors(sounds: Sequence[Found], raw: bool = False) -> list[float]:
+def offset_errors(sounds: Sequence[ReferenceMatch], raw: bool = False) -> list[float]:
     """Return offset said less true offset of every found sound that has one of its own, seconds."""
     return [
         (one.detections[-1].raw_offset_s if raw else one.detections[-1].offset_s)
@@ -309,7 +309,7 @@ def offset_errors(sounds: Sequence[Found], raw: bool = False) -> list[float]:
     ]
 
 
-def detection_delays(sounds: Sequence[Found]) -> list[float]:
+def detection_delays(sounds: Sequence[ReferenceMatch]) -> list[float]:
     """Return the time to detect of every sound that is not merged into an earlier one, seconds.
 
     Infinite where it was missed; 0 where an event had begun before the sound.
@@ -321,7 +321,7 @@ def detection_delays(sounds: Sequence[Found]) -> list[float]:
     ]
 
 
-def end_delays(sounds: Sequence[Found]) -> list[float]:
+def end_delays(sounds: Sequence[ReferenceMatch]) -> list[float]:
     """Return the time until the end was published of every found sound that has one, seconds."""
     return [
         max(0.0, one.detections[-1].ended_s - one.sound.offset_s)
@@ -330,17 +330,17 @@ def end_delays(sounds: Sequence[Found]) -> list[float]:
     ]
 
 
-def _clips(sounds: Sequence[Found]) -> list[str]:
+def _clips(sounds: Sequence[ReferenceMatch]) -> list[str]:
     return [one.sound.clip or str(number) for number, one in enumerate(sounds)]
 
 
-def _n_events(part: Matched) -> int:
+def _n_events(part: Matches) -> int:
     return len({id(one) for sound in part.sounds for one in sound.detections})
 
 
-def _errors(values: Sequence[float]) -> Errors:
+def _errors(values: Sequence[float]) -> TimeErrors:
     known = np.array([value for value in values if not math.isnan(value)])
-    return Errors(
+    return TimeErrors(
         len(known),
         quantile(known, 0.5),
         quantile(np.abs(known), 0.5),
@@ -351,11 +351,11 @@ def _errors(values: Sequence[float]) -> Errors:
 def f1_counts(
     spans: Mapping[str, Sequence[tuple[Spans, Spans]]], durations: npt.NDArray[np.float64]
 ) -> dict[str, dict[str, npt.NDArray[np.float64]]]:
-    """Return by kind and label what was found, false and there in each strip: (n_strips, 3).
+    """Return by kind and label what was found, false and there in each soundscape: (n_strips, 3).
 
     Args:
-        spans: by label, what was detected and what is true in each strip.
-        durations: of the strips, seconds.
+        spans: by label, what was detected and what is true in each soundscape.
+        durations: of the soundscapes, seconds.
     """
     return {
         kind: {label: _counts(one, durations, count) for label, one in spans.items()}
@@ -368,7 +368,7 @@ def _counts(
     durations: npt.NDArray[np.float64],
     count: Callable[[Spans, Spans, float], Counts],
 ) -> npt.NDArray[np.float64]:
-    """Return found, false and all of each strip, shape (n_strips, 3)."""
+    """Return found, false and all of each soundscape, shape (n_strips, 3)."""
     rows = [
         count(found, true, float(duration))
         for (found, true), duration in zip(spans, durations, strict=True)
@@ -377,7 +377,7 @@ def _counts(
 
 
 def mean_f1(counts: Sequence[npt.NDArray[np.float64]], seed: int) -> Interval:
-    """Return the mean F1 of the classes, with its interval over the strips.
+    """Return the mean F1 of the classes, with its interval over the soundscapes.
 
     Args:
         counts: of each class, shape (n_strips, 3), as `f1_counts` returns them.
@@ -402,13 +402,13 @@ def psds_figures(
     durations: npt.NDArray[np.float64],
     seed: int,
 ) -> dict[str, Interval]:
-    """Return both scores, from events and from scores, with intervals over the strips.
+    """Return both scores, from events and from scores, with intervals over the soundscapes.
 
     Args:
-        decided: by label, the events in each strip at `THRESHOLDS`.
-        spans: by label, what was detected and what is true in each strip.
+        decided: by label, the events in each soundscape at `THRESHOLDS`.
+        spans: by label, what was detected and what is true in each soundscape.
         present: the classes that count.
-        durations: of the strips, seconds.
+        durations: of the soundscapes, seconds.
     """
     truth = [
         {label: spans[label][number][1] for label in present} for number in range(len(durations))
@@ -418,8 +418,8 @@ def psds_figures(
     for label in present:
         found = [one for one, _ in spans[label]]
         confidences = np.unique(np.concatenate([one.confidence for one in found]))
-        if len(confidences) > MOST_THRESHOLDS:
-            confidences = np.quantile(confidences, np.linspace(0, 1, MOST_THRESHOLDS))
+        if len(confidences) > MAX_THRESHOLDS:
+            confidences = np.quantile(confidences, np.linspace(0, 1, MAX_THRESHOLDS))
         by_events[label] = [one.at_least for one in found], confidences.tolist()
         by_scores[label] = [_spans_at(events) for events in decided[label]], list(SWEPT)
     return {

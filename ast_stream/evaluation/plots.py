@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ast_stream.errors import UsageError
 from ast_stream.evaluation.clips import ClipReport
 from ast_stream.evaluation.curves import ThresholdCurve
-from ast_stream.evaluation.matching import Found
+from ast_stream.evaluation.matching import ReferenceMatch
 from ast_stream.evaluation.metrics import (
     StreamReport,
     detection_delays,
@@ -64,13 +64,13 @@ def confusion_plot(report: ClipReport) -> Figure:
     counts = report.confusion
     kept = np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1))
     counts = counts[np.ix_(kept, kept)]
-    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    parts = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     names = [report.labels[index] for index in kept]
     figure = _figure(1.8 + 0.45 * len(kept), 1.6 + 0.4 * len(kept))
     axes = figure.subplots()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.imshow(parts, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.argwhere(counts):
-        colour = "white" if shares[row, column] > 0.5 else "black"
+        colour = "white" if parts[row, column] > 0.5 else "black"
         axes.text(column, row, counts[row, column], ha="center", va="center", color=colour)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axes.set_yticks(range(len(names)), names)
@@ -105,7 +105,7 @@ def recall_plot(curves: dict[str, ThresholdCurve], report: StreamReport) -> Figu
     return figure
 
 
-def times_plot(sounds: list[Found]) -> Figure:
+def times_plot(sounds: list[ReferenceMatch]) -> Figure:
     """Return histograms of onset and offset less the true ones, before and after correction."""
     figure = _figure(8.0, 2.8)
     bins = np.linspace(-LARGEST_ERROR_S, LARGEST_ERROR_S, 61)
@@ -121,15 +121,15 @@ def times_plot(sounds: list[Found]) -> Figure:
     return figure
 
 
-def delay_plot(sounds: list[Found]) -> Figure:
-    """Return the share of sounds that were known by a time after their onset."""
+def delay_plot(sounds: list[ReferenceMatch]) -> Figure:
+    """Return the part of sounds that were known by a time after their onset."""
     delays = np.sort(np.array(detection_delays(sounds)))
     figure = _figure(5.0, 2.8)
     axes = figure.subplots()
     if delays.size:
-        shares = np.arange(1, len(delays) + 1) / len(delays)
+        parts = np.arange(1, len(delays) + 1) / len(delays)
         known = np.isfinite(delays)
-        axes.step(np.r_[0.0, delays[known]], np.r_[0.0, shares[known]], where="post")
+        axes.step(np.r_[0.0, delays[known]], np.r_[0.0, parts[known]], where="post")
     axes.set_xlim(0, LARGEST_DELAY_S)
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("seconds after the onset")

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ast_stream.evaluation.matching import DECIMALS, Spans, overlaps, relevant_detections
 
 SpansAt = Callable[[float], Spans]
-"""Threshold in, the detections of one class in one strip out."""
+"""Threshold in, the detections of one class in one soundscape out."""
 
 Curve = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 """Recall and effective false alarms per hour, both rising, shape (n_points,)."""
@@ -28,9 +28,9 @@ class Criteria:
     """What counts as found and what is held against a system.
 
     Attributes:
-        detection, sound: share of a detection that must lie on sounds of its class, and share of
+        detection, sound: part of a detection that must lie on sounds of its class, and part of
             a sound that such detections must cover.
-        cross_trigger: share of a false detection on sounds of another class that makes it a
+        cross_trigger: part of a false detection on sounds of another class that makes it a
             confusion with that class; None: not looked for.
         cross_trigger_weight: of the confusions per hour of the other classes' sounds.
         spread_weight: of the standard deviation over the classes, taken off their mean recall.
@@ -51,7 +51,7 @@ PSDS2 = Criteria(detection=0.1, sound=0.1, cross_trigger=0.3, cross_trigger_weig
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """One class at all its thresholds, counted for each strip.
+    """One class at all its thresholds, counted for each soundscape.
 
     Attributes:
         n_found, n_false: shape (n_strips, n_thresholds).
@@ -74,10 +74,10 @@ def sweep(
     label: str,
     criteria: Criteria,
 ) -> Sweep:
-    """Count one class at every threshold in every strip.
+    """Count one class at every threshold in every soundscape.
 
     Args:
-        spans_at, truth: one for each strip; truth has the same labels in all.
+        spans_at, truth: one for each soundscape; truth has the same labels in all.
     """
     others = [other for other in truth[0] if other != label]
     shape = len(truth), len(thresholds)
@@ -88,15 +88,15 @@ def sweep(
         np.array([len(sounds[label]) for sounds in truth], np.float64),
         np.array([[_total_s(sounds[other]) for other in others] for sounds in truth]),
     )
-    for strip, (at, sounds) in enumerate(zip(spans_at, truth, strict=True)):
+    for soundscape, (at, sounds) in enumerate(zip(spans_at, truth, strict=True)):
         for number, threshold in enumerate(thresholds):
             detected = at(threshold)
             if len(detected):
                 rivals = [sounds[other] for other in others]
                 found, false, crossed = _count(detected, sounds[label], rivals, criteria)
-                swept.n_found[strip, number] = found
-                swept.n_false[strip, number] = false
-                swept.n_crossed[strip, number] = crossed
+                swept.n_found[soundscape, number] = found
+                swept.n_false[soundscape, number] = false
+                swept.n_crossed[soundscape, number] = crossed
     return swept
 
 
@@ -110,8 +110,8 @@ def psds(
 
     Args:
         sweeps: of each class.
-        durations_s: of each strip, shape (n_strips,).
-        weights: how often each strip counts, shape (n_strips,); None: once.
+        durations_s: of each soundscape, shape (n_strips,).
+        weights: how often each soundscape counts, shape (n_strips,); None: once.
     """
     curves = [class_curve(one, durations_s, criteria, weights) for one in sweeps.values()]
     if not curves:

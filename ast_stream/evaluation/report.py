@@ -11,7 +11,7 @@ import numpy as np
 
 from ast_stream.evaluation.clips import ClipReport, clip_report, names_right
 from ast_stream.evaluation.intervals import Interval, bootstrap_ratio
-from ast_stream.evaluation.measure import Heard, Settings, Subject
+from ast_stream.evaluation.measure import ScoredMaterial, Settings, Subject
 from ast_stream.evaluation.metrics import (
     FalseAlarms,
     Measured,
@@ -74,26 +74,29 @@ class Evaluation:
     negatives_by_label: dict[str, FalseAlarms]
 
 
-def evaluate(subjects: Sequence[Subject], heard: Heard, settings: Settings) -> Evaluation:
-    """Return the figures of what was heard."""
-    labels, seed = heard.labels, settings.seed
+def evaluate(
+    subjects: Sequence[Subject], material: ScoredMaterial, settings: Settings
+) -> Evaluation:
+    """Return the figures of what was scored."""
+    labels, seed = material.labels, settings.seed
     by_model = [
-        clip_report(takes, scores, labels)
-        for takes, scores in zip(heard.clip_takes, heard.clip_scores, strict=True)
+        clip_report(foregrounds, scores, labels)
+        for foregrounds, scores in zip(material.clip_foregrounds, material.clip_scores, strict=True)
     ]
     reports = iter(by_model)
     models = tuple(
-        _model_figures(one, next(reports) if one.takes else None, settings) for one in subjects
+        _model_figures(one, next(reports) if one.foregrounds else None, settings)
+        for one in subjects
     )
     negatives, negatives_by_label = None, dict[str, FalseAlarms]()
-    if heard.negatives:
-        negatives, negatives_by_label = negatives_report(heard.negatives, labels)
+    if material.negatives:
+        negatives, negatives_by_label = negatives_report(material.negatives, labels)
     return Evaluation(
         labels=labels,
         models=models,
-        clips=_clip_figures(heard, by_model, seed) if by_model else None,
-        streams=measure_streams(heard.mixed, labels, seed) if heard.mixed else None,
-        alarms=measure_streams(heard.alarms, labels, seed).report if heard.alarms else None,
+        clips=_clip_figures(material, by_model, seed) if by_model else None,
+        streams=measure_streams(material.mixed, labels, seed) if material.mixed else None,
+        alarms=measure_streams(material.alarms, labels, seed).report if material.alarms else None,
         negatives=negatives,
         negatives_by_label=negatives_by_label,
     )
@@ -136,16 +139,18 @@ def _finite(value: float) -> float | str | None:
     return "inf" if math.isinf(value) else round(value, 6)
 
 
-def _clip_figures(heard: Heard, by_model: Sequence[ClipReport], seed: int) -> ClipFigures:
-    takes = [take for part in heard.clip_takes for take in part]
-    scores = np.concatenate(heard.clip_scores)
-    is_right = names_right(takes, scores).tolist()
-    names = [take.name or str(number) for number, take in enumerate(takes)]
+def _clip_figures(
+    material: ScoredMaterial, by_model: Sequence[ClipReport], seed: int
+) -> ClipFigures:
+    foregrounds = [foreground for part in material.clip_foregrounds for foreground in part]
+    scores = np.concatenate(material.clip_scores)
+    is_right = names_right(foregrounds, scores).tolist()
+    names = [foreground.name or str(number) for number, foreground in enumerate(foregrounds)]
     return ClipFigures(
-        accuracy=bootstrap_ratio(is_right, [1.0] * len(takes), names, seed),
+        accuracy=bootstrap_ratio(is_right, [1.0] * len(foregrounds), names, seed),
         mean_accuracy=float(np.mean([one.accuracy for one in by_model])),
         mean_average_precision=float(np.mean([one.mean_average_precision for one in by_model])),
-        pooled=clip_report(takes, scores, heard.labels),
+        pooled=clip_report(foregrounds, scores, material.labels),
     )
 
 
@@ -157,7 +162,7 @@ def _model_figures(subject: Subject, clips: ClipReport | None, settings: Setting
         window_s=tagger.window_s,
         hop_s=settings.hop_s or tagger.hop_s,
         folds=subject.folds,
-        n_clips=len(subject.takes),
+        n_clips=len(subject.foregrounds),
         accuracy=clips.accuracy if clips else None,
         mean_average_precision=clips.mean_average_precision if clips else None,
     )

@@ -18,7 +18,7 @@ from ast_stream.units import SAMPLE_RATE, samples_to_seconds
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """What is kept of a strip once it was scored: hours of samples would fill the memory."""
+    """What is kept of a soundscape once it was scored: hours of samples would fill the memory."""
 
     duration_s: float
     truth: list[ReferenceEvent]
@@ -26,7 +26,7 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class ScoredSoundscape:
-    """What the detector made of a strip.
+    """What the detector made of a soundscape.
 
     Attributes:
         times_s: end of each window, shape (n_windows,).
@@ -35,7 +35,7 @@ class ScoredSoundscape:
         parameters: what events were decided by; None: not known.
     """
 
-    strip: Soundscape | Layout
+    layout: Soundscape | Layout
     times_s: npt.NDArray[np.float64]
     scores: npt.NDArray[np.float32]
     events: list[Event]
@@ -43,16 +43,16 @@ class ScoredSoundscape:
 
 
 def score_soundscape(
-    make_detector: Callable[[Callable[[Scores], None]], Detector], strip: Soundscape
+    make_detector: Callable[[Callable[[Scores], None]], Detector], soundscape: Soundscape
 ) -> ScoredSoundscape:
-    """Return scores and events of one strip, through the same core as live.
+    """Return scores and events of one soundscape, through the same core as live.
 
     Args:
         make_detector: builds a detector that calls its argument with every window's scores.
     """
-    starts = range(0, len(strip.pcm), SAMPLE_RATE)
-    blocks = (strip.pcm[start : start + SAMPLE_RATE] for start in starts)
-    return score_blocks(make_detector, blocks, strip.truth)
+    starts = range(0, len(soundscape.pcm), SAMPLE_RATE)
+    blocks = (soundscape.pcm[start : start + SAMPLE_RATE] for start in starts)
+    return score_blocks(make_detector, blocks, soundscape.truth)
 
 
 def score_blocks(
@@ -73,7 +73,7 @@ def score_blocks(
     events += detector.flush("strip", "quiet")
     n_classes = len(detector.parameters.labels)
     return ScoredSoundscape(
-        strip=Layout(samples_to_seconds(n_samples), truth),
+        layout=Layout(samples_to_seconds(n_samples), truth),
         times_s=np.array([samples_to_seconds(window.end_sample) for window in windows]),
         scores=np.array([window.scores for window in windows], np.float32).reshape(-1, n_classes),
         events=[event for event in events if event.type != "update"],

@@ -48,7 +48,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class ScoreMap(_Part):
+class PlattScaling(_Part):
     """A monotone map of one class's logits: its score is the sigmoid of scale * logit + bias.
 
     It changes no ranking within the class; it makes scores of different classes comparable.
@@ -117,7 +117,7 @@ class Metadata(_Part):
     onset_fits: dict[str, StoredOnsetFit] = Field(default_factory=dict)
     confirm_s: dict[str, PositiveSeconds] = Field(default_factory=dict)
     smoothing_s: dict[str, SmoothingSeconds] = Field(default_factory=dict)
-    score_maps: dict[str, ScoreMap] = Field(default_factory=dict)
+    score_maps: dict[str, PlattScaling] = Field(default_factory=dict)
     background: list[str] = Field(default_factory=list)
     golden: Golden | None = None
     licence: str | None = None

@@ -24,7 +24,7 @@ from ast_stream.model.description import BUNDLED
 from ast_stream.model.device import DTYPES, PrecisionSetting, resolve_device, resolve_precision
 from ast_stream.model.dims import AstDims
 from ast_stream.model.fbank import Fbank, pad_frames
-from ast_stream.model.metadata import ScoreMap
+from ast_stream.model.metadata import PlattScaling
 from ast_stream.model.runners import GraphRunner, SingleRunner
 from ast_stream.units import (
     FRAME_LENGTH,
@@ -277,7 +277,7 @@ def _score_map(checkpoint: Checkpoint, device: torch.device) -> tuple[Tensor, Te
     by_label = checkpoint.metadata.score_maps
     if not by_label:
         return None
-    maps = [by_label.get(label, ScoreMap()) for label in checkpoint.labels]
+    maps = [by_label.get(label, PlattScaling()) for label in checkpoint.labels]
     return (
         torch.tensor([score_map.scale for score_map in maps], dtype=torch.float32, device=device),
         torch.tensor([score_map.bias for score_map in maps], dtype=torch.float32, device=device),

@@ -1,4 +1,4 @@
-"""`ast-stream calibrate` on a tiny model: what it writes, who judges what, and wrong input."""
+"""`ast-stream calibrate` on a tiny model: what it writes, who checkpoints what, and wrong input."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_without_a_target_nothing_is_written(
     assert {path.name: path.read_bytes() for path in reactive.iterdir()} == before
     printed = capsys.readouterr()
     assert "nothing is written; give --out or --in-place" in printed.err
-    assert "no sound of it was planted" in printed.out
+    assert "there are no examples of it" in printed.out
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Thresholds by budget, score maps and rise times, on score strips made by hand."""
+"""Thresholds by budget, Platt scalings and rise times, on score soundscapes made by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ast_stream.calibration.budget import Budget, Budgets, per_hour
 from ast_stream.calibration.onsets import MIN_MEASURED, Rises, clearly_above, measure_rises
-from ast_stream.calibration.platt import fit, mapped_scores
+from ast_stream.calibration.platt import fit, platt_scores
 from ast_stream.calibration.scores import LogitStream
 from ast_stream.calibration.thresholds import (
     CANDIDATES,
@@ -26,12 +26,12 @@ from ast_stream.calibration.thresholds import (
     timing_parameters,
     timings,
 )
-from ast_stream.model.metadata import ScoreMap
+from ast_stream.model.metadata import PlattScaling
 from ast_stream.soundscape.mixing import ReferenceEvent
 
 WINDOW_S, HOP_S = 2.56, 0.5
 LABELS = ("Bark", "Siren")
-IDENTITY = ScoreMap()
+IDENTITY = PlattScaling()
 SILENCE = -6.0  # logit of what is not there
 
 
@@ -74,7 +74,7 @@ def _ideal(
 def _swept(
     positives: list[LogitStream],
     negatives: list[LogitStream],
-    score_map: ScoreMap = IDENTITY,
+    score_map: PlattScaling = IDENTITY,
     timing: Timing = DEFAULT_TIMING,
     thresholds: np.ndarray = CANDIDATES,
     label: str = "Bark",
@@ -96,7 +96,10 @@ def _barks(count: int) -> list[ReferenceEvent]:
 
 
 def _threshold(
-    positives: LogitStream, negatives: LogitStream, budget: Budget, score_map: ScoreMap = IDENTITY
+    positives: LogitStream,
+    negatives: LogitStream,
+    budget: Budget,
+    score_map: PlattScaling = IDENTITY,
 ) -> float:
     curve = _swept([positives], [negatives], score_map)
     return curve.choose(budget).threshold
@@ -328,7 +331,7 @@ def test_a_score_map_moves_thresholds_and_keeps_what_they_find(
         [1 / (1 + np.exp(-step * round(_logit(s) / step))) for s in part] for part in (false, found)
     )
     positives, negatives = _ideal(_barks(len(found)), found), _with_bursts(false)
-    score_map = ScoreMap(scale=scale, bias=bias)
+    score_map = PlattScaling(scale=scale, bias=bias)
     curves = [_swept([positives], [negatives], one) for one in (IDENTITY, score_map)]
     for budget_per_h in (0.5, 1.0, 3.0):
         plain, mapped = (curve.choose(per_hour(budget_per_h)) for curve in curves)
@@ -425,7 +428,7 @@ def test_a_fitted_map_never_turns_scores_around(
     scale, bias = fit(positives, negatives, n_examples)
     assert 0.1 <= scale <= 10.0
     logits = np.sort(rng.normal(0, 5, 100)).astype(np.float32)
-    scores = mapped_scores(logits, ScoreMap(scale=scale, bias=bias))
+    scores = platt_scores(logits, PlattScaling(scale=scale, bias=bias))
     assert (np.diff(scores) >= 0).all()
 
 
@@ -433,11 +436,11 @@ def test_a_map_undoes_a_wrong_scale_and_bias() -> None:
     rng = np.random.default_rng(0)
     truth = rng.normal(-2.2, 2.0, 200_000)  # well calibrated logits, then distorted
     is_positive = rng.random(len(truth)) < 1 / (1 + np.exp(-truth))
-    share = is_positive.mean()
+    ratio = is_positive.mean()
     distorted = (truth - 1.0) / 0.8
     scale, bias = fit(distorted[is_positive], distorted[~is_positive], 100_000)
     # positives weigh a tenth of all, whatever their share, which moves the bias alone
-    expected_bias = 1.0 + _logit(0.1) - _logit(float(share))
+    expected_bias = 1.0 + _logit(0.1) - _logit(float(ratio))
     assert scale == pytest.approx(0.8, abs=0.02)
     assert bias == pytest.approx(expected_bias, abs=0.05)
 

@@ -15,11 +15,11 @@ from ast_stream.calibration.scores import LogitStream
 from ast_stream.calibration.thresholds import raised_thresholds
 from ast_stream.errors import CheckpointError
 from ast_stream.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from ast_stream.model.metadata import Metadata, ScoreMap
+from ast_stream.model.metadata import Metadata, PlattScaling
 from ast_stream.model.selfcheck import golden_for, self_check
 from ast_stream.model.tagger import Tagger
 
-MAPS = {"Bark": ScoreMap(scale=1.7, bias=-0.8), "Background": ScoreMap(scale=0.4)}
+MAPS = {"Bark": PlattScaling(scale=1.7, bias=-0.8), "Background": PlattScaling(scale=0.4)}
 SCALE, BIAS = np.array([1.7, 1.0, 0.4]), np.array([-0.8, 0.0, 0.0])
 
 
@@ -98,7 +98,7 @@ def test_a_map_that_would_turn_scores_around_is_refused(tmp_path: Path, scale: f
 def test_a_map_of_an_unknown_label_is_refused(tmp_path: Path) -> None:
     assert "Glass" not in TINY_LABELS
     with pytest.raises(CheckpointError, match="'Glass' is no label of this model"):
-        save_tiny(tmp_path, score_maps={"Glass": ScoreMap()})
+        save_tiny(tmp_path, score_maps={"Glass": PlattScaling()})
 
 
 def test_rise_times_of_another_window_length_are_assumed() -> None:

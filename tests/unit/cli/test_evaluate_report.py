@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from strip_cases import LABELS, begin_and_end, ideal_strip, planted
+from soundscape_cases import LABELS, begin_and_end, ideal_soundscape, reference
 
 from ast_stream.cli.evaluate_report import details, remarks_on, summary
 from ast_stream.evaluation.measure import Settings
@@ -13,11 +13,11 @@ from ast_stream.soundscape.mixing import ReferenceEvent
 
 
 def _evaluation(truth: list[ReferenceEvent], events: list[Event]) -> Evaluation:
-    measured = measure_streams([ideal_strip(truth, events=events)], LABELS)
+    measured = measure_streams([ideal_soundscape(truth, events=events)], LABELS)
     return Evaluation(tuple(LABELS), (), None, measured, None, None, {})
 
 
-BARKS = [planted("Bark", 10.0, 11.0), planted("Bark", 30.0, 31.0)]
+BARKS = [reference("Bark", 10.0, 11.0), reference("Bark", 30.0, 31.0)]
 
 
 def test_times_of_nothing_are_left_out() -> None:

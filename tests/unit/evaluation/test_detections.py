@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strip_cases import HIGH, HOP_S, LOW, WINDOW_S, begin_and_end, ideal_strip, parameters, planted
+from soundscape_cases import (
+    HIGH,
+    HOP_S,
+    LOW,
+    WINDOW_S,
+    begin_and_end,
+    ideal_soundscape,
+    parameters,
+    reference,
+)
 
 from ast_stream.evaluation.curves import (
     THRESHOLDS,
@@ -17,7 +26,7 @@ from ast_stream.evaluation.curves import (
     published_spans,
     threshold_curve,
 )
-from ast_stream.evaluation.matching import Detection, detections, match, match_strip
+from ast_stream.evaluation.matching import Detection, detections, match, match_soundscape
 from ast_stream.evaluation.metrics import (
     detection_delays,
     offset_errors,
@@ -27,7 +36,11 @@ from ast_stream.evaluation.metrics import (
 from ast_stream.evaluation.scoring import ScoredSoundscape
 from ast_stream.units import seconds_to_samples
 
-TRUTH = [planted("Bark", 10.0, 11.0), planted("Bark", 12.0, 13.0), planted("Bark", 30.0, 34.0)]
+TRUTH = [
+    reference("Bark", 10.0, 11.0),
+    reference("Bark", 12.0, 13.0),
+    reference("Bark", 30.0, 34.0),
+]
 
 
 def detected(onset_s: float, offset_s: float) -> Detection:
@@ -76,18 +89,20 @@ def test_every_event_finds_a_sound_or_is_a_false_alarm(rows: list[tuple[int, int
 
 
 def test_the_end_of_a_strip_bounds_when_things_were_known() -> None:
-    strip = ideal_strip(TRUTH, duration_s=35.0, events=begin_and_end("Bark", 30, 34, 31.0, 37.5))
-    (event,) = detections(strip, "Bark")
+    soundscape = ideal_soundscape(
+        TRUTH, duration_s=35.0, events=begin_and_end("Bark", 30, 34, 31.0, 37.5)
+    )
+    (event,) = detections(soundscape, "Bark")
     assert (event.known_s, event.ended_s) == (31.0, 35.0)
 
 
 def test_uncorrected_times_are_those_of_the_windows_that_crossed() -> None:
     # a window of 2.56 s every 0.5 s holds 0.6 s of the sound from 30.6 s on: at 31.0 s; it still
     # does so until 34 + 2.56 - 0.6 = 35.96 s: 36.0 s is the first window below
-    strip = ideal_strip(
-        [planted("Bark", 30.0, 34.0)], events=begin_and_end("Bark", 30.1, 33.9, 31.5, 37.0)
+    soundscape = ideal_soundscape(
+        [reference("Bark", 30.0, 34.0)], events=begin_and_end("Bark", 30.1, 33.9, 31.5, 37.0)
     )
-    times = timing([match_strip(strip, "Bark")])
+    times = timing([match_soundscape(soundscape, "Bark")])
     assert times.onset.bias_s == pytest.approx(0.1)
     assert times.raw_onset.bias_s == pytest.approx(1.0)
     assert times.offset.bias_s == pytest.approx(-0.1)
@@ -96,16 +111,16 @@ def test_uncorrected_times_are_those_of_the_windows_that_crossed() -> None:
 
 
 def curve_of(
-    strip: ScoredSoundscape, label: str = "Bark", thresholds: np.ndarray = THRESHOLDS
+    soundscape: ScoredSoundscape, label: str = "Bark", thresholds: np.ndarray = THRESHOLDS
 ) -> ThresholdCurve:
-    events = decide_at_thresholds([strip], [label], thresholds)[label]
-    return threshold_curve([strip], label, events, thresholds)
+    events = decide_at_thresholds([soundscape], [label], thresholds)[label]
+    return threshold_curve([soundscape], label, events, thresholds)
 
 
 def test_spans_at_any_threshold_are_corrected_for_the_window() -> None:
-    strip = ideal_strip([planted("Bark", 30.0, 34.0)])
+    soundscape = ideal_soundscape([reference("Bark", 30.0, 34.0)])
     thresholds = np.array([LOW / 2, 0.5, 0.95])
-    (events,) = decide_at_thresholds([strip], ["Bark"], thresholds)["Bark"]
+    (events,) = decide_at_thresholds([soundscape], ["Bark"], thresholds)["Bark"]
     spans = published_spans(events.of_classes(1))
     assert spans.onset_s == pytest.approx([30.0], abs=HOP_S / 2)
     assert spans.offset_s == pytest.approx([34.0], abs=HOP_S / 2)
@@ -114,7 +129,7 @@ def test_spans_at_any_threshold_are_corrected_for_the_window() -> None:
 
 
 def test_the_curve_of_an_ideal_model_finds_everything_without_false_alarms() -> None:
-    curve = curve_of(ideal_strip(TRUTH))
+    curve = curve_of(ideal_soundscape(TRUTH))
     between = (curve.thresholds > LOW) & (curve.thresholds < HIGH)
     assert (curve.recall[between] == 1.0).all()
     assert (curve.false_per_h[between] == 0.0).all()
@@ -124,45 +139,45 @@ def test_the_curve_of_an_ideal_model_finds_everything_without_false_alarms() -> 
 
 @pytest.mark.parametrize(("n_low_beyond_hold", "n_false"), [(0, 2), (1, 3)])
 def test_false_alarms_within_the_hold_are_one(n_low_beyond_hold: int, n_false: int) -> None:
-    strip = ideal_strip(TRUTH, duration_s=3600.0)
-    bark = strip.scores[:, 0]
+    soundscape = ideal_soundscape(TRUTH, duration_s=3600.0)
+    bark = soundscape.scores[:, 0]
     hold = -(-int(parameters().hold[0]) // seconds_to_samples(HOP_S))
     first = 2000
     second = first + 3 + hold + n_low_beyond_hold
     for start in (first, second, 4000):
         bark[start : start + 3] = 0.8
     bark[5000] = 0.8  # a single window is not confirmed
-    curve = curve_of(strip, thresholds=np.array([0.5, 0.85]))
+    curve = curve_of(soundscape, thresholds=np.array([0.5, 0.85]))
     np.testing.assert_allclose(curve.false_per_h, [n_false, 0.0])
 
 
 def test_one_event_of_everything_is_no_way_around_false_alarms() -> None:
-    strip = ideal_strip(TRUTH, duration_s=500.0)  # shorter than an event may last
-    strip.scores[300:303, 0] = strip.scores[600:603, 0] = 0.5
-    curve = curve_of(strip, thresholds=np.array([LOW / 2, 0.4, 0.6]))
+    soundscape = ideal_soundscape(TRUTH, duration_s=500.0)  # shorter than an event may last
+    soundscape.scores[300:303, 0] = soundscape.scores[600:603, 0] = 0.5
+    curve = curve_of(soundscape, thresholds=np.array([LOW / 2, 0.4, 0.6]))
     np.testing.assert_allclose(curve.false_per_h, [2 * 7.2, 2 * 7.2, 0.0])
     assert curve.threshold_within(1.0) == 0.6
 
 
 @pytest.mark.slow
 def test_an_event_of_everything_ends_after_ten_minutes_as_live() -> None:
-    strip = ideal_strip(TRUTH, duration_s=3600.0)
-    curve = curve_of(strip, thresholds=np.array([LOW / 2]))
+    soundscape = ideal_soundscape(TRUTH, duration_s=3600.0)
+    curve = curve_of(soundscape, thresholds=np.array([LOW / 2]))
     assert curve.false_per_h[0] == 5.0  # the first of the six holds sounds
 
 
 @pytest.mark.slow
 @given(st.integers(0, 2**32 - 1))
 def test_a_lower_threshold_never_finds_less(seed: int) -> None:
-    strip = ideal_strip(TRUTH)
-    strip.scores[:] = np.random.default_rng(seed).random(strip.scores.shape)
-    recall = curve_of(strip).recall
+    soundscape = ideal_soundscape(TRUTH)
+    soundscape.scores[:] = np.random.default_rng(seed).random(soundscape.scores.shape)
+    recall = curve_of(soundscape).recall
     assert (np.diff(recall) <= 0).all()
 
 
 def test_a_second_class_is_false_where_it_fires_on_the_first() -> None:
-    strip = ideal_strip(TRUTH, duration_s=3600.0)
-    strip.scores[:, 1] = strip.scores[:, 0]
-    curve = curve_of(strip, "Siren", np.array([0.5]))
+    soundscape = ideal_soundscape(TRUTH, duration_s=3600.0)
+    soundscape.scores[:, 1] = soundscape.scores[:, 0]
+    curve = curve_of(soundscape, "Siren", np.array([0.5]))
     assert curve.false_per_h[0] == pytest.approx(2.0)  # the first two barks are one to a window
     assert TRUTH[1].onset_s - TRUTH[0].offset_s < WINDOW_S

@@ -1,4 +1,4 @@
-"""Figures of clips and streams, and laid strips, on cases worked by hand."""
+"""Figures of clips and streams, and laid soundscapes, on cases worked by hand."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from strip_cases import LABELS, WINDOW_S, begin_and_end, ideal_strip, planted
+from soundscape_cases import LABELS, WINDOW_S, begin_and_end, ideal_soundscape, reference
 
 from ast_stream.audio.activity import Waveform
 from ast_stream.evaluation.clips import average_precision, clip_report, clip_scores
-from ast_stream.evaluation.measure import Settings, laying_around
+from ast_stream.evaluation.measure import Settings, mixed_spec
 from ast_stream.evaluation.metrics import measure_streams, negatives_report
 from ast_stream.messages.event import Event
 from ast_stream.soundscape.backgrounds import generated_backgrounds
@@ -29,9 +29,9 @@ from ast_stream.units import SAMPLE_RATE
 
 
 def test_clip_figures_count_the_highest_score() -> None:
-    takes = [Foreground(np.ones(400, np.float32), (index,), False) for index in (0, 0, 1, 1)]
+    foregrounds = [Foreground(np.ones(400, np.float32), (index,), False) for index in (0, 0, 1, 1)]
     scores = np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.3], [0.1, 0.8]])
-    report = clip_report(takes, scores, LABELS)
+    report = clip_report(foregrounds, scores, LABELS)
     assert report.accuracy == 0.75
     assert report.recall == {"Bark": 0.5, "Siren": 1.0}
     assert report.confusion.tolist() == [[1, 1], [0, 2]]
@@ -41,11 +41,11 @@ def test_clip_figures_count_the_highest_score() -> None:
 
 
 def test_a_clip_of_two_classes_is_named_right_by_either() -> None:
-    takes = [
+    foregrounds = [
         Foreground(np.ones(400, np.float32), classes, False) for classes in ((0, 1), (0,), (1, 0))
     ]
     scores = np.array([[0.4, 0.6], [0.3, 0.5], [0.7, 0.1]])
-    report = clip_report(takes, scores, LABELS)
+    report = clip_report(foregrounds, scores, LABELS)
     assert report.accuracy == pytest.approx(2 / 3)
     assert report.recall == {"Bark": pytest.approx(2 / 3), "Siren": 1.0}
     assert report.average_precision == {"Bark": 1.0, "Siren": pytest.approx((1 + 2 / 3) / 2)}
@@ -66,28 +66,32 @@ def test_clip_scores_ask_only_windows_that_hold_the_sound() -> None:
         assert (windows[:, :100] != 0).any()
         return np.full((len(windows), 2), 0.5, np.float32)
 
-    take = Foreground(waveform, (0,), False)
-    scores = clip_scores([take], score, round(WINDOW_S * SAMPLE_RATE))
+    foreground = Foreground(waveform, (0,), False)
+    scores = clip_scores([foreground], score, round(WINDOW_S * SAMPLE_RATE))
     np.testing.assert_allclose(scores, 0.5)
     assert asked == [1]
 
 
 def test_clips_shorter_than_a_window_are_padded() -> None:
-    take = Foreground(np.full(8000, 0.5, np.float32), (0,), False)
-    scores = clip_scores([take], lambda w: np.full((len(w), 2), 0.25, np.float32), 40_960)
+    foreground = Foreground(np.full(8000, 0.5, np.float32), (0,), False)
+    scores = clip_scores([foreground], lambda w: np.full((len(w), 2), 0.25, np.float32), 40_960)
     np.testing.assert_allclose(scores, 0.25)
 
 
 @pytest.mark.slow
 def test_stream_figures_count_what_was_found_and_what_was_not_there() -> None:
-    truth = [planted("Bark", 10.0, 11.0), planted("Bark", 30.0, 31.0), planted("Siren", 40, 44)]
+    truth = [
+        reference("Bark", 10.0, 11.0),
+        reference("Bark", 30.0, 31.0),
+        reference("Siren", 40, 44),
+    ]
     events = [
         *begin_and_end("Bark", 10.2, 11.3, 11.5, 14.0),
         *begin_and_end("Bark", 20.0, 22.0, 21.0, 24.0),
         *begin_and_end("Siren", 39.9, 41.0, 41.0, 43.0),
         *begin_and_end("Siren", 43.0, 44.2, 44.0, 48.0),
     ]
-    scored = ideal_strip(truth, duration_s=3600.0, events=events)
+    scored = ideal_soundscape(truth, duration_s=3600.0, events=events)
     report = measure_streams([scored], LABELS).report
     bark, siren = report.by_label["Bark"], report.by_label["Siren"]
     assert (bark.n_sounds, bark.n_found, bark.recall.value) == (2, 1, 0.5)
@@ -107,15 +111,17 @@ def test_stream_figures_count_what_was_found_and_what_was_not_there() -> None:
 
 
 def test_no_alarm_bounds_the_rate_by_the_rule_of_three() -> None:
-    overall, by_label = negatives_report([ideal_strip([], duration_s=7200.0)], LABELS)
+    overall, by_label = negatives_report([ideal_soundscape([], duration_s=7200.0)], LABELS)
     assert overall.count == 0
     assert overall.bound_per_h == pytest.approx(1.5, abs=0.01)
     assert by_label["Bark"].per_h == 0.0
 
 
 def test_an_alarm_in_negative_audio_is_counted_for_its_class() -> None:
-    strip = ideal_strip([], duration_s=1800.0, events=begin_and_end("Siren", 5.0, 6.0, 6.0, 9.0))
-    overall, by_label = negatives_report([strip, strip], LABELS)
+    soundscape = ideal_soundscape(
+        [], duration_s=1800.0, events=begin_and_end("Siren", 5.0, 6.0, 6.0, 9.0)
+    )
+    overall, by_label = negatives_report([soundscape, soundscape], LABELS)
     assert (overall.count, overall.per_h) == (2, 2.0)
     assert (by_label["Bark"].count, by_label["Siren"].count) == (0, 2)
 
@@ -123,7 +129,7 @@ def test_an_alarm_in_negative_audio_is_counted_for_its_class() -> None:
 @pytest.mark.slow
 def test_a_class_without_sounds_has_no_figures_but_its_false_alarms_count() -> None:
     events = [*begin_and_end("Siren", 5.0, 6.0, 6.0, 9.0)]
-    scored = ideal_strip([planted("Bark", 10.0, 11.0)], duration_s=3600.0, events=events)
+    scored = ideal_soundscape([reference("Bark", 10.0, 11.0)], duration_s=3600.0, events=events)
     report = measure_streams([scored], LABELS).report
     assert set(report.by_label) == {"Bark"}
     assert report.false_alarms.count == 1
@@ -134,13 +140,13 @@ def test_a_class_without_sounds_has_no_figures_but_its_false_alarms_count() -> N
 
 
 def test_laid_takes_are_where_the_truth_says_at_the_level_it_says() -> None:
-    takes = generated_foregrounds(0, ["Siren"], 4)
+    foregrounds = generated_foregrounds(0, ["Siren"], 4)
     backgrounds = generated_backgrounds(0, 6, with_speech=False)
-    laying = SoundscapeSpec(snr_db=(20.0, 20.0), level_dbfs=(-20.0, -20.0))
-    strip = mix_soundscape(np.random.default_rng(2), takes, backgrounds, ["Siren"], laying)
-    assert len(strip.truth) == 4
-    samples = strip.pcm / 32_768
-    for before, sound in zip([None, *strip.truth[:-1]], strip.truth, strict=True):
+    spec = SoundscapeSpec(snr_db=(20.0, 20.0), level_dbfs=(-20.0, -20.0))
+    soundscape = mix_soundscape(np.random.default_rng(2), foregrounds, backgrounds, ["Siren"], spec)
+    assert len(soundscape.truth) == 4
+    samples = soundscape.pcm / 32_768
+    for before, sound in zip([None, *soundscape.truth[:-1]], soundscape.truth, strict=True):
         onset, offset = (round(at * SAMPLE_RATE) for at in (sound.onset_s, sound.offset_s))
         inside = np.square(samples[onset:offset]).mean()
         outside = np.square(samples[onset - SAMPLE_RATE : onset]).mean()
@@ -152,10 +158,10 @@ def test_laid_takes_are_where_the_truth_says_at_the_level_it_says() -> None:
 
 def test_laid_backgrounds_hold_no_sound_and_have_their_length() -> None:
     backgrounds = generated_backgrounds(0, 6, with_speech=False)
-    strip = mix_backgrounds(np.random.default_rng(0), backgrounds, 20.0)
-    assert strip.truth == []
-    assert strip.duration_s == 20.0
-    assert strip.pcm.any()
+    soundscape = mix_backgrounds(np.random.default_rng(0), backgrounds, 20.0)
+    assert soundscape.truth == []
+    assert soundscape.duration_s == 20.0
+    assert soundscape.pcm.any()
 
 
 @pytest.mark.parametrize("gap_s", [None, (30.0, 40.0)])
@@ -163,8 +169,8 @@ def test_sounds_lie_as_far_apart_as_asked_but_a_quarter_closer_than_a_window(
     gap_s: tuple[float, float] | None,
 ) -> None:
     settings = Settings(gap_s=gap_s)
-    laying = laying_around(WINDOW_S, settings)
-    truth = _laid(laying, seed=3).truth
+    spec = mixed_spec(WINDOW_S, settings)
+    truth = _mixed(spec, seed=3).truth
     gaps = [after.onset_s - one.offset_s for one, after in itertools.pairwise(truth)]
     low, high = gap_s or (WINDOW_S + 0.5, WINDOW_S + 2.5)
     far = [gap for gap in gaps if gap > WINDOW_S]
@@ -174,21 +180,22 @@ def test_sounds_lie_as_far_apart_as_asked_but_a_quarter_closer_than_a_window(
 
 
 def test_a_take_of_two_classes_is_a_sound_of_each_at_the_same_place() -> None:
-    (take, *_) = generated_foregrounds(0, ["Siren"], 1)
-    takes = [
-        Foreground(take.waveform, classes, False, "both.wav") for classes in ((0, 1), (1, 0), (1,))
+    (foreground, *_) = generated_foregrounds(0, ["Siren"], 1)
+    foregrounds = [
+        Foreground(foreground.waveform, classes, False, "both.wav")
+        for classes in ((0, 1), (1, 0), (1,))
     ]
     backgrounds = generated_backgrounds(0, 3, with_speech=False)
-    laying = SoundscapeSpec(disturbances=Disturbances(dropout_prob=1.0, level_step_prob=1.0))
-    strip = mix_soundscape(np.random.default_rng(0), takes, backgrounds, LABELS, laying)
-    spans = [(one.onset_s, one.offset_s) for one in strip.truth]
-    assert sorted(one.label for one in strip.truth) == ["Bark"] * 2 + ["Siren"] * 3
+    spec = SoundscapeSpec(disturbances=Disturbances(dropout_prob=1.0, level_step_prob=1.0))
+    soundscape = mix_soundscape(np.random.default_rng(0), foregrounds, backgrounds, LABELS, spec)
+    spans = [(one.onset_s, one.offset_s) for one in soundscape.truth]
+    assert sorted(one.label for one in soundscape.truth) == ["Bark"] * 2 + ["Siren"] * 3
     assert len(set(spans)) == 3
-    assert sum(part.kind == "background" for part in strip.backgrounds) == 3
+    assert sum(part.kind == "background" for part in soundscape.backgrounds) == 3
     gaps = np.diff(sorted({onset_s for onset_s, _ in spans})) - (spans[0][1] - spans[0][0])
-    assert (gaps >= laying.gap_s[0] + laying.same_class_gap_s - 0.01).all()
-    one = ideal_strip(strip.truth, duration_s=strip.duration_s)
-    found = [one for at in strip.truth for one in _event_of(at)]
+    assert (gaps >= spec.gap_s[0] + spec.same_class_gap_s - 0.01).all()
+    one = ideal_soundscape(soundscape.truth, duration_s=soundscape.duration_s)
+    found = [one for at in soundscape.truth for one in _event_of(at)]
     report = measure_streams([replace(one, events=found)], LABELS).report
     assert (report.n_found, report.n_sounds, report.false_alarms.count) == (5, 5, 0)
 
@@ -199,27 +206,27 @@ def _event_of(sound: ReferenceEvent) -> list[Event]:
     )
 
 
-def _laid(laying: SoundscapeSpec, seed: int = 0) -> Soundscape:
-    takes = generated_foregrounds(0, ["Siren", "Alarm"], 8)
+def _mixed(spec: SoundscapeSpec, seed: int = 0) -> Soundscape:
+    foregrounds = generated_foregrounds(0, ["Siren", "Alarm"], 8)
     backgrounds = generated_backgrounds(0, 6, with_speech=False)
     return mix_soundscape(
-        np.random.default_rng(seed), takes, backgrounds, ["Siren", "Alarm"], laying
+        np.random.default_rng(seed), foregrounds, backgrounds, ["Siren", "Alarm"], spec
     )
 
 
 @pytest.mark.slow
 def test_the_same_seed_lays_the_same_strip() -> None:
-    laying = SoundscapeSpec(
+    spec = SoundscapeSpec(
         close_prob=0.5, disturbances=Disturbances(dropout_prob=0.5, level_step_prob=0.5)
     )
-    first, again, other = _laid(laying), _laid(laying), _laid(laying, seed=1)
+    first, again, other = _mixed(spec), _mixed(spec), _mixed(spec, seed=1)
     np.testing.assert_array_equal(first.pcm, again.pcm)
     assert (first.truth, first.backgrounds) == (again.truth, again.backgrounds)
     assert first.truth != other.truth
 
 
 def test_gaps_lie_on_both_sides_of_the_window() -> None:
-    truth = _laid(
+    truth = _mixed(
         SoundscapeSpec(close_gap_s=(0.3, WINDOW_S), close_prob=0.5, same_class_gap_s=0.0)
     ).truth
     gaps = [after.onset_s - before.offset_s for before, after in itertools.pairwise(truth)]
@@ -229,8 +236,8 @@ def test_gaps_lie_on_both_sides_of_the_window() -> None:
 
 
 def test_neighbours_of_one_class_are_laid_where_asked() -> None:
-    def n_neighbours(share: float) -> int:
-        labels = [sound.label for sound in _laid(SoundscapeSpec(same_class_prob=share)).truth]
+    def n_neighbours(ratio: float) -> int:
+        labels = [sound.label for sound in _mixed(SoundscapeSpec(same_class_prob=ratio)).truth]
         return sum(before == after for before, after in itertools.pairwise(labels))
 
     assert n_neighbours(1.0) == 14  # all of the one class, then all of the other
@@ -238,20 +245,21 @@ def test_neighbours_of_one_class_are_laid_where_asked() -> None:
 
 
 def test_dropouts_are_silent_and_clear_of_the_sounds() -> None:
-    strip = _laid(SoundscapeSpec(disturbances=Disturbances(dropout_prob=1.0)))
-    dropouts = [part for part in strip.backgrounds if part.kind == "dropout"]
-    assert len(dropouts) == len(strip.truth)
+    soundscape = _mixed(SoundscapeSpec(disturbances=Disturbances(dropout_prob=1.0)))
+    dropouts = [part for part in soundscape.backgrounds if part.kind == "dropout"]
+    assert len(dropouts) == len(soundscape.truth)
     for part in dropouts:
         start, stop = (round(at * SAMPLE_RATE) for at in (part.start_s, part.stop_s))
-        assert not strip.pcm[start:stop].any()
+        assert not soundscape.pcm[start:stop].any()
         assert all(
-            part.stop_s < sound.onset_s or part.start_s >= sound.offset_s for sound in strip.truth
+            part.stop_s < sound.onset_s or part.start_s >= sound.offset_s
+            for sound in soundscape.truth
         )
 
 
 def test_level_steps_change_the_background_and_not_the_sounds() -> None:
-    plain = _laid(SoundscapeSpec())
-    stepped = _laid(SoundscapeSpec(disturbances=Disturbances(level_step_prob=1.0)))
+    plain = _mixed(SoundscapeSpec())
+    stepped = _mixed(SoundscapeSpec(disturbances=Disturbances(level_step_prob=1.0)))
     (first, *_), steps = (
         stepped.truth,
         [part for part in stepped.backgrounds if part.kind == "step"],
@@ -269,6 +277,6 @@ def test_level_steps_change_the_background_and_not_the_sounds() -> None:
 
 
 def test_a_planted_sound_says_which_clip_it_was() -> None:
-    clips = {sound.clip for sound in _laid(SoundscapeSpec()).truth}
+    clips = {sound.clip for sound in _mixed(SoundscapeSpec()).truth}
     assert len(clips) == 16
     assert {clip.rsplit("-", 2)[0] for clip in clips} == {"co_alarm", "siren"}

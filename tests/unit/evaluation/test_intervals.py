@@ -62,11 +62,11 @@ def test_the_bound_counts_recordings_and_not_their_sounds() -> None:
 
 def test_fewer_than_five_recordings_have_no_interval() -> None:
     hits, clips = [1.0, 0.0, 1.0, 1.0] * 3, ["a", "b", "c", "d"] * 3
-    share = bootstrap_ratio(hits, [1.0] * 12, clips, seed=0)
-    assert share.value == 0.75
+    ratio = bootstrap_ratio(hits, [1.0] * 12, clips, seed=0)
+    assert ratio.value == 0.75
     middle = bootstrap_quantile(hits, clips, 0.5, seed=0)
     assert middle.value == 1.0
-    assert all(math.isnan(one) for one in (share.low, share.high, middle.low, middle.high))
+    assert all(math.isnan(one) for one in (ratio.low, ratio.high, middle.low, middle.high))
 
 
 def test_the_interval_of_a_share_is_that_of_the_binomial() -> None:

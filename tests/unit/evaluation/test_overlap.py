@@ -16,7 +16,7 @@ from ast_stream.evaluation.matching import (
     Spans,
     collar_counts,
     intersection_counts,
-    most_pairs,
+    max_pairs,
     segment_counts,
     spans_of,
 )
@@ -103,9 +103,9 @@ def test_each_detection_is_paired_with_one_sound_only() -> None:
 
 def test_pairs_are_changed_where_that_gives_more() -> None:
     is_hit = np.array([[1, 1, 0], [1, 0, 0], [0, 1, 1]], bool)
-    assert most_pairs(is_hit) == 3
-    assert most_pairs(is_hit[:, :2]) == 2
-    assert most_pairs(np.zeros((0, 4), bool)) == 0
+    assert max_pairs(is_hit) == 3
+    assert max_pairs(is_hit[:, :2]) == 2
+    assert max_pairs(np.zeros((0, 4), bool)) == 0
 
 
 def test_two_halves_together_cover_a_sound() -> None:

@@ -38,15 +38,15 @@ class Case:
 
     def __init__(self, stored: dict[str, Any]) -> None:
         self.stored = stored
-        self.strips = list(stored["truth"])
+        self.soundscapes = list(stored["truth"])
         self.scores = {name: np.array(one) for name, one in stored["scores"].items()}
 
-    def sounds(self, strip: str, label: str) -> Spans:
-        truth = self.stored["truth"][strip]
+    def sounds(self, soundscape: str, label: str) -> Spans:
+        truth = self.stored["truth"][soundscape]
         return spans_of([(onset, offset, 1.0) for onset, offset, its in truth if its == label])
 
-    def detected(self, strip: str, label: str) -> SpansAt:
-        scores = self.scores[strip][:, LABELS.index(label)]
+    def detected(self, soundscape: str, label: str) -> SpansAt:
+        scores = self.scores[soundscape][:, LABELS.index(label)]
         edges = np.arange(len(scores) + 1) * GOLDEN["cell_s"]
 
         def at(threshold: float) -> Spans:
@@ -60,16 +60,19 @@ class Case:
         self, label: str, threshold: float, count: Callable[[Spans, Spans, float], Counts]
     ) -> Counts:
         total = Counts(0, 0, 0)
-        for strip in self.strips:
-            detected = self.detected(strip, label)(threshold)
-            total += count(detected, self.sounds(strip, label), DURATION_S)
+        for soundscape in self.soundscapes:
+            detected = self.detected(soundscape, label)(threshold)
+            total += count(detected, self.sounds(soundscape, label), DURATION_S)
         return total
 
     def sweeps(self, criteria: Criteria) -> dict[str, Sweep]:
-        truth = [{label: self.sounds(strip, label) for label in LABELS} for strip in self.strips]
+        truth = [
+            {label: self.sounds(soundscape, label) for label in LABELS}
+            for soundscape in self.soundscapes
+        ]
         return {
             label: sweep(
-                [self.detected(strip, label) for strip in self.strips],
+                [self.detected(soundscape, label) for soundscape in self.soundscapes],
                 np.unique(np.concatenate([one[:, index] for one in self.scores.values()])).tolist(),
                 truth,
                 label,
@@ -89,7 +92,7 @@ def test_sound_detection_scores_and_their_curves_agree(
 ) -> None:
     theirs = case.stored[name]
     sweeps = case.sweeps(criteria)
-    durations = np.full(len(case.strips), DURATION_S)
+    durations = np.full(len(case.soundscapes), DURATION_S)
     assert 0.01 < theirs["value"] < 0.99
     assert psds(sweeps, durations, criteria) == pytest.approx(theirs["value"], abs=SAME)
     for label, curve in theirs["curves"].items():

@@ -16,7 +16,7 @@ LABELS = ("Bark", "Siren")
 HIGH, LOW = 0.9, 0.1
 
 
-def planted(label: str, onset_s: float, offset_s: float, clip: str = "") -> ReferenceEvent:
+def reference(label: str, onset_s: float, offset_s: float, clip: str = "") -> ReferenceEvent:
     return ReferenceEvent(label, "generated", onset_s, offset_s, -20.0, 12.0, clip)
 
 
@@ -60,7 +60,7 @@ def parameters(rise_s: float = 0.6) -> DecisionParameters:
     return resolve_parameters(DetectionSettings(), facts, HOP_S)
 
 
-def ideal_strip(
+def ideal_soundscape(
     truth: list[ReferenceEvent],
     rise_s: float = 0.6,
     duration_s: float = 60.0,

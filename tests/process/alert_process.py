@@ -165,15 +165,15 @@ def begin(one: AlertProcess, receiver: HttpReceiver) -> None:
     wait_for(came_through, "the first alert")
     last = next(probes)
     one.publish(last, "begin", "end")
-    wait_for(lambda: told(receiver, last) == BOTH, "the last probe")
+    wait_for(lambda: kinds_of(receiver, last) == BOTH, "the last probe")
 
 
 def bodies(receiver: HttpReceiver) -> list[dict[str, Any]]:
     return [one.body for one in receiver.got]
 
 
-def told(receiver: HttpReceiver, n: int, rule: str | None = None) -> set[str]:
-    """Return what was told of the alert that event `n` caused, by kind."""
+def kinds_of(receiver: HttpReceiver, n: int, rule: str | None = None) -> set[str]:
+    """Return the kinds of notifications delivered about the alert that event `n` caused."""
     kinds = set()
     for body in bodies(receiver):
         alert = body["data"]["alert"]

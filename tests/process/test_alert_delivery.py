@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alert_process import BOTH, RULE, AlertProcess, alert_process, begin, hook, told
+from alert_process import BOTH, RULE, AlertProcess, alert_process, begin, hook, kinds_of
 from home_assistant import check_discovery
 from http_receiver import HANG, Received, http_receiver
 from mqtt_broker import MOSQUITTO, Broker, Listener, listener, mqtt_broker
@@ -50,12 +50,12 @@ def is_told(client: Listener, event: str) -> bool:
     return any(name == topic and f'"{event}"' in text for name, text, _ in client.got)
 
 
-def test_killed_before_the_answer_it_is_told_again_with_the_same_id_and_body() -> None:
+def test_killed_before_the_answer_it_is_sent_again_with_the_same_id_and_body() -> None:
     with http_receiver() as receiver, alert_process(hook(receiver), [RULE]) as one:
         begin(one, receiver)
         receiver.script += [HANG]
         one.publish(1, "begin")
-        wait_for(lambda: told(receiver, 1) == {"firing"}, "the request")
+        wait_for(lambda: kinds_of(receiver, 1) == {"firing"}, "the request")
         one.stop(signal.SIGKILL)  # the receiver has it, and has not said so
         one.start()
 
@@ -66,7 +66,7 @@ def test_killed_before_the_answer_it_is_told_again_with_the_same_id_and_body() -
         first, second = requests()
         assert (first.id, first.raw) == (second.id, second.raw)
         one.publish(1, "end")
-        wait_for(lambda: told(receiver, 1) == BOTH, "its end")
+        wait_for(lambda: kinds_of(receiver, 1) == BOTH, "its end")
 
 
 def test_critical_alert_passes_one_that_fails_and_one_that_hangs() -> None:
@@ -78,16 +78,16 @@ def test_critical_alert_passes_one_that_fails_and_one_that_hangs() -> None:
         begin(one, receiver)
         receiver.script += [500, HANG]
         one.publish(1, "begin")
-        wait_for(lambda: told(receiver, 1) == {"firing"}, "what fails")
+        wait_for(lambda: kinds_of(receiver, 1) == {"firing"}, "what fails")
         one.publish(2, "begin", stream="hall")
-        wait_for(lambda: told(receiver, 2) == {"firing"}, "what hangs")
+        wait_for(lambda: kinds_of(receiver, 2) == {"firing"}, "what hangs")
         one.publish(3, "begin", name="siren")
-        wait_for(lambda: told(receiver, 3) == {"firing"}, "the critical alert")
+        wait_for(lambda: kinds_of(receiver, 3) == {"firing"}, "the critical alert")
         newest = rows(one, "--action", "hook", "--state", "pending")[0]
         assert (newest["severity"], newest["attempts"]) == ("low", 0)  # the one that still hangs
 
 
-def test_alert_that_nobody_takes_is_told_by_another_action() -> None:
+def test_alert_that_nobody_takes_is_reported_by_another_action() -> None:
     with http_receiver() as dead, http_receiver() as other:
         actions = {name: hook(to)["actions"]["hook"] for name, to in (("hook", dead), ("b", other))}
         with alert_process({"actions": actions}, [RULE]) as one:
@@ -106,11 +106,11 @@ def test_alert_that_nobody_takes_is_told_by_another_action() -> None:
                 "1 delivery is tried again\n"
             )
             wait_for(lambda: not rows(one, "--state", "dead"), "the next try")
-            wait_for(lambda: told(dead, 1) == {"firing"}, "the alert")
+            wait_for(lambda: kinds_of(dead, 1) == {"firing"}, "the alert")
 
 
 @pytest.mark.parametrize("meanwhile", ["it runs", "it restarts", "it is down"])
-def test_after_a_snooze_only_what_still_fires_is_told(meanwhile: str) -> None:
+def test_after_a_snooze_only_what_still_fires_is_announced(meanwhile: str) -> None:
     rule = RULE | {"actions": ["hook", "pager"]}
     with http_receiver() as receiver, http_receiver() as pager:
         actions = hook(receiver)["actions"]
@@ -133,8 +133,8 @@ def test_after_a_snooze_only_what_still_fires_is_told(meanwhile: str) -> None:
             if meanwhile != "it runs":
                 one.start()
             for where in (receiver, pager):
-                wait_for(lambda: told(where, 2) == {"firing"}, "what still fires")  # noqa: B023
-                assert (told(where, 1), told(where, 3)) == (set(), set())
+                wait_for(lambda: kinds_of(where, 2) == {"firing"}, "what still fires")  # noqa: B023
+                assert (kinds_of(where, 1), kinds_of(where, 3)) == (set(), set())
 
 
 def test_user_snoozes_acknowledges_and_drops_while_the_process_runs() -> None:
@@ -150,8 +150,8 @@ def test_user_snoozes_acknowledges_and_drops_while_the_process_runs() -> None:
         one.publish(3, "begin", stream="yard")
         wait_for(lambda: len(rows(one, "--state", "pending")) == 1, "another")
         assert run(one, "snooze", "dog", "--for", "0s").returncode == 0
-        wait_for(lambda: told(receiver, 3) == {"firing"}, "what was held back")
-        assert told(receiver, 1) | told(receiver, 2) == set()
+        wait_for(lambda: kinds_of(receiver, 3) == {"firing"}, "what was held back")
+        assert kinds_of(receiver, 1) | kinds_of(receiver, 2) == set()
 
 
 def test_snooze_that_has_expired_lets_out_what_still_fires() -> None:
@@ -160,9 +160,9 @@ def test_snooze_that_has_expired_lets_out_what_still_fires() -> None:
         assert run(one, "snooze", "dog", "--for", "1h").returncode == 0
         one.publish(1, "begin")
         wait_for(lambda: len(rows(one, "--state", "pending", "--action", "hook")) == 1, "the row")
-        assert told(receiver, 1) == set()
+        assert kinds_of(receiver, 1) == set()
         assert run(one, "snooze", "dog", "--for", "1s").returncode == 0
-        wait_for(lambda: told(receiver, 1) == {"firing"}, "the end of the snooze")
+        wait_for(lambda: kinds_of(receiver, 1) == {"firing"}, "the end of the snooze")
 
 
 def test_actions_that_cannot_be_used_stop_no_other_and_are_named(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_broker_that_is_absent_at_the_start_gets_everything_once_it_is_there(
         with alert_process(section, [RULE | {"actions": ["hook", "ha"]}]) as one:
             begin(one, receiver)
             one.publish(1, "begin")
-            wait_for(lambda: told(receiver, 1) == {"firing"}, "the other action")
+            wait_for(lambda: kinds_of(receiver, 1) == {"firing"}, "the other action")
             wait_for(lambda: "Connection refused" in one.log, "the complaint")
             broker.start()
             try:
@@ -251,7 +251,7 @@ def test_broker_that_is_absent_at_the_start_gets_everything_once_it_is_there(
                 broker.kill()
 
 
-def test_apprise_tells_a_service_of_its_own(tmp_path: Path) -> None:
+def test_apprise_notifies_a_service_of_its_own(tmp_path: Path) -> None:
     with http_receiver() as receiver, http_receiver() as service:
         urls = tmp_path / "urls"
         urls.write_text(service.url.replace("http://", "json://").split("?")[0])
@@ -307,12 +307,12 @@ def test_damaged_database_is_set_aside_in_one_sentence() -> None:
         assert "Traceback" not in one.log
 
 
-def test_process_that_is_stopped_while_a_receiver_hangs_ends_and_tells_it_next_time() -> None:
+def test_process_that_is_stopped_while_a_receiver_hangs_ends_and_sends_it_next_time() -> None:
     with http_receiver() as receiver, alert_process(hook(receiver), [RULE]) as one:
         begin(one, receiver)
         receiver.script += [HANG]
         one.publish(1, "begin")
-        wait_for(lambda: told(receiver, 1) == {"firing"}, "the request")
+        wait_for(lambda: kinds_of(receiver, 1) == {"firing"}, "the request")
         assert one.stop() == 0
         n_got = len(receiver.got)
         one.start()

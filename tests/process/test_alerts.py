@@ -18,7 +18,7 @@ from alert_process import (
     begin,
     bodies,
     hook,
-    told,
+    kinds_of,
 )
 from damage import make_strange
 from feed_worker import Worker
@@ -70,7 +70,7 @@ def test_whatever_is_in_the_place_of_its_database_it_starts_and_delivers(
     assert running.log.count("alerts.sqlite.") >= (0 if kind == "garbage" else 1)
 
 
-def test_killed_at_every_step_no_alert_is_lost_or_told_under_two_ids(
+def test_killed_at_every_step_no_alert_is_lost_or_sent_under_two_ids(
     running: AlertProcess, receiver: HttpReceiver
 ) -> None:
     begin(running, receiver)
@@ -84,7 +84,7 @@ def test_killed_at_every_step_no_alert_is_lost_or_told_under_two_ids(
         assert running.wait() == -signal.SIGKILL, (point, running.log)
     running.start()
     for n in range(1, n_events + 1):
-        wait_for(lambda n=n: told(receiver, n) == BOTH, f"event {n}")  # type: ignore[misc]
+        wait_for(lambda n=n: kinds_of(receiver, n) == BOTH, f"event {n}")  # type: ignore[misc]
         for kind in BOTH:
             assert len(ids_of(receiver, n, kind)) <= 1
     assert running.stop() == 0
@@ -95,13 +95,13 @@ def test_pending_duration_and_firing_alerts_survive_a_kill(receiver: HttpReceive
     with alert_process(hook(receiver), rules) as running:
         begin(running, receiver)
         running.publish(1, "begin")
-        wait_for(lambda: "firing" in told(receiver, 1), "the plain rule")
+        wait_for(lambda: "firing" in kinds_of(receiver, 1), "the plain rule")
         running.stop(signal.SIGKILL)
         running.publish(1, *["update"] * 10)
         running.start()
         running.publish(1, "end")
-        wait_for(lambda: told(receiver, 1, "any") == BOTH, "the end of the plain rule")
-        wait_for(lambda: told(receiver, 1, "dog") == BOTH, "the rule that waited")
+        wait_for(lambda: kinds_of(receiver, 1, "any") == BOTH, "the end of the plain rule")
+        wait_for(lambda: kinds_of(receiver, 1, "dog") == BOTH, "the rule that waited")
     assert len(ids_of(receiver, 1, "resolved")) == 2
 
 
@@ -114,9 +114,9 @@ def test_events_of_a_worker_that_ended_before_it_was_asked_come_from_the_next(
     running.publish(1, "end")
     running.worker.close()
     time.sleep(6.0)  # longer than a reader asks that would rather be up to date than complete
-    assert told(receiver, 1) == set()
+    assert kinds_of(receiver, 1) == set()
     running.worker = Worker(running.folder, "b2")
-    wait_for(lambda: told(receiver, 1) == BOTH, "what the first worker said")
+    wait_for(lambda: kinds_of(receiver, 1) == BOTH, "what the first worker said")
     assert "missed" not in running.log
 
 
@@ -125,7 +125,7 @@ def test_first_start_takes_what_comes_after_it_and_nothing_older(
 ) -> None:
     running.publish(1, "begin", "end")
     begin(running, receiver)
-    assert told(receiver, 1) == set()
+    assert kinds_of(receiver, 1) == set()
 
 
 def test_alerts_are_published_on_a_feed_of_their_own(
@@ -152,7 +152,7 @@ def test_receiver_that_asks_for_a_pause_gets_everything() -> None:
         receiver.script += [(429, {"Retry-After": "1"})]
         running.publish(1, "begin", "end")
         running.publish(2, "begin", "end")
-        wait_for(lambda: told(receiver, 1) == told(receiver, 2) == BOTH, "both alerts")
+        wait_for(lambda: kinds_of(receiver, 1) == kinds_of(receiver, 2) == BOTH, "both alerts")
 
 
 def test_one_receiver_that_hangs_holds_up_nobody_else() -> None:
@@ -163,8 +163,8 @@ def test_one_receiver_that_hangs_holds_up_nobody_else() -> None:
         with alert_process({"actions": actions}, [rule]) as running:
             begin(running, quick)
             running.publish(1, "begin", "end")
-            wait_for(lambda: told(quick, 1) == BOTH, "the quick receiver")
-            assert told(hanging, 1) == set()
+            wait_for(lambda: kinds_of(quick, 1) == BOTH, "the quick receiver")
+            assert kinds_of(hanging, 1) == set()
 
 
 def test_rules_are_replaced_when_their_file_changes_and_on_sighup(
@@ -172,19 +172,19 @@ def test_rules_are_replaced_when_their_file_changes_and_on_sighup(
 ) -> None:
     begin(running, receiver)
     running.publish(1, "begin")
-    wait_for(lambda: told(receiver, 1) == {"firing"}, "the alert")
+    wait_for(lambda: kinds_of(receiver, 1) == {"firing"}, "the alert")
     running.rules.write_text('{"version": 1, "groups": [{"name": "x", "rulez": []}]}')
     wait_for(lambda: "the rules in force stay as they were" in running.log, "the refusal")
     assert f"{running.rules}:1:" in running.log
     assert "'rulez'; did you mean 'rules'?" in running.log
     running.publish(2, "begin", stream="hall")
-    wait_for(lambda: told(receiver, 2) == {"firing"}, "the old rules")
+    wait_for(lambda: kinds_of(receiver, 2) == {"firing"}, "the old rules")
     running.write_rules([RULE | {"alert": "any_dog"}])
     assert running.process is not None
     running.process.send_signal(signal.SIGHUP)
-    wait_for(lambda: told(receiver, 1) == BOTH, "the end of an alert whose rule is gone")
+    wait_for(lambda: kinds_of(receiver, 1) == BOTH, "the end of an alert whose rule is gone")
     running.publish(3, "begin", stream="yard")
-    wait_for(lambda: told(receiver, 3) == {"firing"}, "the new rule")
+    wait_for(lambda: kinds_of(receiver, 3) == {"firing"}, "the new rule")
     assert bodies(receiver)[-1]["data"]["alert"]["rule"] == "any_dog"
     assert running.stop() == 0
 
@@ -203,7 +203,7 @@ def test_full_disk_delays_alerts_and_loses_none(
     wait_for(lambda: "database or disk is full; trying again" in running.log, "the complaint")
     other.execute("DROP TRIGGER full")
     other.close()
-    wait_for(lambda: told(receiver, 1) == BOTH, "the alert")
+    wait_for(lambda: kinds_of(receiver, 1) == BOTH, "the alert")
 
 
 def test_position_state_and_deliveries_are_where_they_were_after_a_clean_stop(
@@ -211,7 +211,7 @@ def test_position_state_and_deliveries_are_where_they_were_after_a_clean_stop(
 ) -> None:
     begin(running, receiver)
     running.publish(1, "begin")
-    wait_for(lambda: told(receiver, 1) == {"firing"}, "the alert")
+    wait_for(lambda: kinds_of(receiver, 1) == {"firing"}, "the alert")
     assert running.stop() == 0
     store = Store(running.folder / "state" / "alerts.sqlite")
     assert store.position() == running.worker.publisher.durable_position
@@ -219,7 +219,7 @@ def test_position_state_and_deliveries_are_where_they_were_after_a_clean_stop(
     n_got = len(receiver.got)
     running.start()
     running.publish(1, "end")
-    wait_for(lambda: told(receiver, 1) == BOTH, "its end")
+    wait_for(lambda: kinds_of(receiver, 1) == BOTH, "its end")
     assert len(receiver.got) == n_got + 1
 
 

@@ -15,7 +15,7 @@ T0_NS = 1_800_000_000 * NS_PER_SECOND
 
 
 class FakeClock:
-    """Wall clock that moves when told to."""
+    """Wall clock that moves on request."""
 
     def __init__(self) -> None:
         self.now_ns = T0_NS
@@ -48,7 +48,7 @@ def alert(id: str = "a1", **changes: Any) -> Alert:
 
 
 def firing(id: str = "a1", *actions: str, severity: Severity = "medium") -> Transition:
-    """Return the transition to firing, to be told by `actions`."""
+    """Return the transition to firing, delivered by `actions`."""
     return Transition(
         alert(id, severity=severity), "inactive", "firing", T0_NS, actions, event_id="e1"
     )
@@ -61,10 +61,10 @@ def resolved(id: str = "a1", *actions: str) -> Transition:
 
 
 def notification(id: str = "a1", transition: Transition | None = None) -> Notification:
-    """Return what is told of a firing alert."""
-    told = notification_of(transition or firing(id))
-    assert told is not None
-    return told
+    """Return the notification of a firing alert."""
+    message = notification_of(transition or firing(id))
+    assert message is not None
+    return message
 
 
 def states(store: Store) -> dict[tuple[str, str, str], str]:

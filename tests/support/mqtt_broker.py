@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,58 @@ PATIENCE_S = 20.0
 ANYBODY = "allow_anonymous true"
 MOSQUITTO_PASSWD = shutil.which("mosquitto_passwd")
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
+
+
+class Forwarder:
+    """Forwards connections on a port of its own to another one, until they are cut.
+
+    Args:
+        port: where the connections go.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._target = ("127.0.0.1", port)
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._server.getsockname()[1]
+        self._open: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    def cut(self) -> None:
+        """Cut what is connected, without a goodbye; new connections are forwarded again."""
+        connections, self._open = self._open, []
+        for connection in connections:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        self._threads[0].join(PATIENCE_S)
+        self.cut()
+        for thread in self._threads:
+            thread.join(PATIENCE_S)
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                near, _ = self._server.accept()
+                far = socket.create_connection(self._target)
+                self._open += [near, far]
+                for pair in ((near, far), (far, near)):
+                    thread = threading.Thread(target=_copy, args=pair, daemon=True)
+                    self._threads.append(thread)
+                    thread.start()
+
+
+def _copy(source: socket.socket, target: socket.socket) -> None:
+    with source:
+        with suppress(OSError):
+            while data := source.recv(4096):
+                target.sendall(data)
+        with suppress(OSError):
+            target.shutdown(socket.SHUT_RDWR)
 
 
 class Broker:

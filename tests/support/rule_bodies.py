@@ -59,7 +59,7 @@ def event(
 
 
 def sound(name: str, label: str, onset: float, offset: float, **more: Any) -> list[dict[str, Any]]:
-    """Return begin and end of a sound that is told of at once."""
+    """Return begin and end of a sound that is published at once."""
     return [
         event("begin", name, label, onset, onset, **more),
         event("end", name, label, offset, onset, offset, **more),
@@ -103,8 +103,8 @@ def restarted(
     return Engine(rules, state, now_ns=now_ns, **keywords)
 
 
-def told(transitions: list[Transition]) -> list[tuple[float, str, str]]:
-    """Return seconds, rule and state of what people are told."""
+def news(transitions: list[Transition]) -> list[tuple[float, str, str]]:
+    """Return seconds, rule and state of what is announced."""
     return [
         (round((one.at_ns - START) / NS_PER_SECOND, 3), one.alert.rule, one.to_state)
         for one in transitions

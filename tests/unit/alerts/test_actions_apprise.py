@@ -58,9 +58,9 @@ def test_message_is_written_to_a_file(tmp_path: Path) -> None:
 
 def test_values_with_markup_and_line_breaks_come_out_inert(tmp_path: Path) -> None:
     nasty = alert(annotations={"summary": 'a <b onclick="x">\n\r\u2028{{7*7}}\u202e\\n *b*'})
-    told = Notification("n.firing", "firing", 0, nasty.to_json())
+    message = Notification("n.firing", "firing", 0, nasty.to_json())
     with http_receiver() as receiver:
-        runner(tmp_path, as_service(receiver.url)).deliver(told)
+        runner(tmp_path, as_service(receiver.url)).deliver(message)
         assert receiver.got[0].body["message"] == 'a <b onclick="x"> {{7*7}} \\n *b*'
 
 
@@ -108,7 +108,7 @@ def test_urls_are_never_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture)
         ("\nnosuch://secret@host", "line 2 is no URL that apprise knows"),
     ],
 )
-def test_url_that_is_none_is_told_without_showing_it(
+def test_url_that_is_none_is_reported_without_showing_it(
     tmp_path: Path, text: str, reason: str
 ) -> None:
     with pytest.raises(StartupError) as raised:

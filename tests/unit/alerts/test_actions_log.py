@@ -25,24 +25,26 @@ def test_level_can_be_chosen(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.records[0].levelno == logging.ERROR
 
 
-def test_end_of_an_alert_is_told_as_such() -> None:
+def test_end_of_an_alert_is_named_as_such() -> None:
     assert notification("a1", resolved()).title == "[medium] dog is over"
 
 
-def test_combined_message_tells_when_it_began() -> None:
-    told = notification("a1", resolved())
-    combined = Notification(told.id, told.kind, told.at_ns, told.alert, is_combined=True)
-    assert combined.text == f"Dog on porch (from {told.alert['fired']})"
+def test_combined_message_says_when_it_began() -> None:
+    message = notification("a1", resolved())
+    combined = Notification(
+        message.id, message.kind, message.at_ns, message.alert, is_combined=True
+    )
+    assert combined.text == f"Dog on porch (from {message.alert['fired']})"
 
 
-def test_alert_without_a_summary_tells_its_group() -> None:
-    told = Notification("a.firing", "firing", T0_NS, alert(annotations={}).to_json())
-    assert told.text == "stream porch"
+def test_alert_without_a_summary_names_its_group() -> None:
+    message = Notification("a.firing", "firing", T0_NS, alert(annotations={}).to_json())
+    assert message.text == "stream porch"
 
 
 def test_notification_is_the_same_after_the_outbox() -> None:
-    told = notification("a1", resolved())
-    assert Notification.decode(told.encode()) == told
+    message = notification("a1", resolved())
+    assert Notification.decode(message.encode()) == message
 
 
 def test_text_of_others_stays_on_one_line_and_ends() -> None:

@@ -4,7 +4,7 @@ import json
 import re
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from home_assistant import check_discovery
 from mqtt_broker import (
     MOSQUITTO,
     Broker,
+    Forwarder,
     Listener,
     listener,
     mqtt_broker,
@@ -184,12 +185,10 @@ def test_everything_is_announced_again_when_home_assistant_starts(broker: Broker
 def test_broker_says_offline_when_the_process_dies_and_online_after_a_goodbye_is_over(
     broker: Broker,
 ) -> None:
-    with listener(broker.port) as client:
-        with running(broker.port) as runner:
+    with listener(broker.port) as client, closing(Forwarder(broker.port)) as forwarder:
+        with running(forwarder.port):
             wait_for(lambda: client.last(STATUS) == "online", "the connection")
-            connection = runner._client.socket()
-            assert isinstance(connection, socket.socket)
-            connection.shutdown(2)  # as the death of the process: no goodbye
+            forwarder.cut()  # as the death of the process: no goodbye
             wait_for(lambda: client.last(STATUS) == "offline", "the last will")
             wait_for(lambda: client.last(STATUS) == "online", "the next connection")
         wait_for(lambda: client.last(STATUS) == "offline", "the goodbye")
@@ -219,7 +218,7 @@ def test_broker_that_is_away_is_tried_again(broker: Broker) -> None:
 
 
 @needs_mosquitto
-def test_wrong_password_is_told_once_and_the_right_one_lets_in(
+def test_wrong_password_is_reported_once_and_the_right_one_lets_in(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     passwords = password_file(tmp_path, "ears", "right")
@@ -304,9 +303,9 @@ def test_what_is_announced_is_what_home_assistant_asks_for(broker: Broker) -> No
         runner.expose(Entities(("porch",), ("Bark",), ("cat",)))
         cat = "homeassistant/device/ast-stream_alerts/config"
         wait_for(lambda: "cat" in components(client, cat), "the change")
-        told = [one for one in client.got if one[0].startswith("homeassistant/")]
-    assert len(told) >= 6
-    for topic, payload, _ in told:
+        discovered = [one for one in client.got if one[0].startswith("homeassistant/")]
+    assert len(discovered) >= 6
+    for topic, payload, _ in discovered:
         check_discovery(topic, payload)
 
 
@@ -338,7 +337,7 @@ def test_nothing_exposed_announces_nothing() -> None:
     assert discovery_messages(Topics("base", "node"), "homeassistant", Entities()) == []
 
 
-def test_password_and_certificates_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+def test_password_and_certificates_that_cannot_be_read_are_reported(tmp_path: Path) -> None:
     common = {"type": "mqtt", "host": "localhost"}
     wrong = {"username": "u", "password_file": str(tmp_path / "none")}
     with pytest.raises(StartupError, match="action ha: cannot read"):
@@ -357,7 +356,7 @@ def test_password_and_certificates_that_cannot_be_read_are_told(tmp_path: Path) 
         ("", "ast-stream"),
     ],
 )
-def test_machines_that_share_a_broker_are_told_apart_by_their_host_names(
+def test_machines_that_share_a_broker_are_distinguished_by_their_host_names(
     broker: Broker, monkeypatch: pytest.MonkeyPatch, host: str, node: str
 ) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: host)

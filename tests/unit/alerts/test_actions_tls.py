@@ -40,7 +40,9 @@ def refusal(reason: str) -> tuple[Outcome, int]:
     return Failed(text, is_down=True), 0
 
 
-def test_receiver_with_a_certificate_of_the_named_authority_is_told(authority: Authority) -> None:
+def test_receiver_with_a_certificate_of_the_named_authority_gets_it(
+    authority: Authority,
+) -> None:
     assert answer_of(authority.identity(), authority.ca_file) == (Delivered(), 1)
 
 
@@ -72,7 +74,7 @@ def test_self_signed_certificate_is_refused_unless_it_is_named(authority: Author
     assert answer_of(own, str(own.certificate)) == (Delivered(), 1)
 
 
-def test_receiver_that_speaks_no_tls_is_told_as_such(authority: Authority) -> None:
+def test_receiver_that_speaks_no_tls_is_named_as_such(authority: Authority) -> None:
     with http_receiver() as receiver:
         url = receiver.url.replace("http:", "https:")
         outcome = runner(url, authority.ca_file).deliver(notification())
@@ -89,7 +91,7 @@ def test_handshake_and_answer_that_never_come_are_left_in_time(authority: Author
         assert runner(receiver.url, authority.ca_file, 0.3).deliver(notification()) == late
 
 
-def test_ca_file_that_is_missing_or_holds_none_is_told_at_the_start(tmp_path: Path) -> None:
+def test_ca_file_that_is_missing_or_holds_none_is_reported_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(StartupError) as raised:
         runner("https://example.test/", str(tmp_path / "none"))
     expected = f"action hook: cannot read ca_file {tmp_path}/none: No such file or directory"

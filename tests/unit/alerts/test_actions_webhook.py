@@ -43,10 +43,10 @@ def answer_to(*script: Script, timeout_s: float = 5.0) -> Outcome:
 
 def test_post_is_a_signed_cloud_event(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text(SECRET + "\n")
-    told = notification()
+    message = notification()
     with http_receiver() as receiver:
         sender = runner(receiver.url, secret_file=str(tmp_path / "secret"))
-        assert sender.deliver(told) == Delivered()
+        assert sender.deliver(message) == Delivered()
         (got,) = receiver.got
     assert got.path == "/hook?x=1"
     assert got.headers["content-type"] == "application/cloudevents+json; charset=utf-8"
@@ -65,20 +65,20 @@ def test_post_is_a_signed_cloud_event(tmp_path: Path) -> None:
         "severitytext": "medium",
         "causationid": "e1",
     }
-    assert got.body["data"]["alert"] == told.alert
+    assert got.body["data"]["alert"] == message.alert
     assert got.body["data"]["text"] == "Dog on porch"
 
 
-@pytest.mark.parametrize("told", [notification(), notification("a1", resolved())])
-def test_body_is_what_cloud_events_1_0_asks_for(told: Notification) -> None:
-    event = json.loads(cloud_event(told))
+@pytest.mark.parametrize("message", [notification(), notification("a1", resolved())])
+def test_body_is_what_cloud_events_1_0_asks_for(message: Notification) -> None:
+    event = json.loads(cloud_event(message))
     for required in ("id", "source", "specversion", "type"):
         assert event[required]
     assert all(re.fullmatch("[a-z0-9]{1,20}", name) for name in event)
     assert urlsplit(event["source"]).path == event["source"]  # a reference, without a host
     assert re.fullmatch(r"org(\.[a-z0-9-]+)+", event["type"])  # a reversed domain
     assert datetime.fromisoformat(event["time"]).utcoffset() == timedelta(0)
-    assert len(cloud_event(told)) < 20_000  # what Standard Webhooks recommends at most
+    assert len(cloud_event(message)) < 20_000  # what Standard Webhooks recommends at most
 
 
 def test_body_is_the_same_at_every_attempt() -> None:
@@ -139,7 +139,7 @@ def test_receiver_that_is_not_there_is_tried_again() -> None:
     assert outcome == Failed("no answer from 127.0.0.1: Connection refused", is_down=True)
 
 
-def test_answer_that_is_no_http_is_told_on_one_line() -> None:
+def test_answer_that_is_no_http_is_reported_on_one_line() -> None:
     with http_receiver(GARBAGE) as receiver:
         outcome = runner(receiver.url).deliver(notification())
     assert outcome == Failed("no answer from 127.0.0.1: [31mgarbage", is_down=True)
@@ -150,7 +150,7 @@ def test_name_that_does_not_exist_is_tried_again() -> None:
     assert isinstance(outcome, Failed)
 
 
-def test_name_that_no_resolver_can_be_asked_for_is_told() -> None:
+def test_name_that_no_resolver_can_be_asked_for_is_reported() -> None:
     outcome = runner(f"http://{'a' * 70}.test/").deliver(notification())
     assert isinstance(outcome, Failed)
     assert outcome.reason.startswith("no answer from aaa")
@@ -255,7 +255,7 @@ def test_address_that_was_looked_at_is_the_one_connected_to(
         ("223.255.255.255", True),
     ],
 )
-def test_public_addresses_are_told_from_others(address: str, expected: bool) -> None:
+def test_public_addresses_are_distinguished_from_others(address: str, expected: bool) -> None:
     assert is_public(address) is expected
 
 
@@ -276,7 +276,7 @@ def test_retry_after_is_seconds_or_a_date_and_bounded(header: str | None, second
     assert retry_after_s(header, 10.0) == seconds
 
 
-def test_secret_that_is_missing_or_none_is_told_at_the_start(
+def test_secret_that_is_missing_or_none_is_reported_at_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(StartupError, match=r"action hook: cannot read .*: No such file"):

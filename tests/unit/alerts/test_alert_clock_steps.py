@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from alert_samples import T0_NS, FakeClock, firing
-from rule_bodies import START, at, engine_of, event, restarted, rules_from, told
+from rule_bodies import START, at, engine_of, event, news, restarted, rules_from
 
 from ast_stream.alerts.actions.base import ActionRunner
 from ast_stream.alerts.clock import WallClock
@@ -42,7 +42,7 @@ def heard(
     stream: str = "hall",
     label: str = "Bark",
 ) -> dict[str, Any]:
-    """Return a body with samples at seconds of sound, told by a clock that was set by `step`."""
+    """Return a body with samples at seconds of sound, on a clock that was set by `step`."""
     onset_step = (0 if onset < 60 else step) if onset_step is None else onset_step
     body = event(
         kind,
@@ -76,7 +76,7 @@ def take(engine: Engine, bodies: Iterator[dict[str, Any]]) -> list[Transition]:
 def test_for_does_not_fire_because_the_clock_was_set_while_the_sound_lasts(step: int) -> None:
     engine = engine_of(rules_from(LONG))
     found = take(engine, long_sound(60, 20, step))
-    assert told(found + engine.advance(at(60 + step))) == []
+    assert news(found + engine.advance(at(60 + step))) == []
     assert engine.now_ns == at(60 + step)  # it has followed, forward and back
 
 
@@ -84,21 +84,21 @@ def test_for_does_not_fire_because_the_clock_was_set_while_the_sound_lasts(step:
 def test_for_fires_when_the_sound_has_lasted_whatever_was_done_to_the_clock(step: int) -> None:
     engine = engine_of(rules_from(LONG))
     found = take(engine, long_sound(700, 20, step))
-    assert [time for time, _, state in told(found) if state == "firing"] == [600 + step]
+    assert [time for time, _, state in news(found) if state == "firing"] == [600 + step]
     (fired, *_) = (one for one in found if one.to_state == "firing")
     assert fired.alert.started_ns == at(step)  # on the clock that is right now
 
 
 @pytest.mark.parametrize("step", STEPS_S)
-def test_for_goes_by_samples_when_only_the_end_tells_of_the_set_clock(step: int) -> None:
+def test_for_goes_by_samples_when_only_the_end_shows_the_set_clock(step: int) -> None:
     engine = engine_of(rules_from(LONG))
     bodies = [heard("begin", "x", 1, 0), heard("end", "x", 30, 0, 25, step=step)]
-    assert told(take(engine, iter(bodies)) + engine.advance(at(40 + step))) == []
+    assert news(take(engine, iter(bodies)) + engine.advance(at(40 + step))) == []
 
 
 def test_for_goes_by_samples_when_begin_and_updates_were_missed() -> None:
     engine = engine_of(rules_from(LONG))
-    assert told(take(engine, iter([heard("end", "x", 30, 0, 25, step=HOUR_S)]))) == []
+    assert news(take(engine, iter([heard("end", "x", 30, 0, 25, step=HOUR_S)]))) == []
 
 
 def test_sound_of_another_stream_whose_capture_has_not_noticed_the_step_yet_is_no_older() -> None:
@@ -112,7 +112,7 @@ def test_sound_of_another_stream_whose_capture_has_not_noticed_the_step_yet_is_n
         "event/", heard("update", "z", 28, 22, onset_step=0, step=HOUR_S, stream="yard")
     )
     found += engine.on_message("event/", heard("update", "y", 29, 0, step=HOUR_S, stream="yard"))
-    assert told(found + engine.advance(at(60 + HOUR_S))) == []
+    assert news(found + engine.advance(at(60 + HOUR_S))) == []
     assert engine.now_ns == at(60 + HOUR_S)  # both steps were one
 
 
@@ -122,8 +122,8 @@ def test_absent_counts_what_has_passed_not_what_the_clock_says(step: int) -> Non
     take(engine, iter([heard("begin", "s", 1, 0, label="Siren")]))
     take(engine, iter([heard("end", "s", 12, 0, 10, label="Siren")]))
     found = take(engine, long_sound(60, 20, step))
-    assert told(found + engine.advance(at(309 + step))) == []
-    assert told(engine.advance(at(310 + step))) == [(310 + step, "a", "firing")]
+    assert news(found + engine.advance(at(309 + step))) == []
+    assert news(engine.advance(at(310 + step))) == [(310 + step, "a", "firing")]
 
 
 @pytest.mark.parametrize("step", STEPS_S)
@@ -136,7 +136,7 @@ def test_cooldown_neither_ends_nor_lengthens_when_the_clock_is_set(step: int) ->
     more: dict[str, Any] = {"label": "Siren", "step": step}
     assert engine.on_message("event/", heard("begin", "t", 300, 299, **more)) == []
     engine.on_message("event/", heard("end", "t", 305, 299, 304, **more))
-    assert told(engine.on_message("event/", heard("begin", "u", 320, 319, **more))) == [
+    assert news(engine.on_message("event/", heard("begin", "u", 320, 319, **more))) == [
         (320 + step, "a", "firing")
     ]
 
@@ -169,7 +169,7 @@ def test_pause_of_a_source_is_no_step_of_the_clock() -> None:
     found = engine.on_message(
         "event/", heard("begin", "x", 70, 69, step=HOUR_S)
     )  # an hour without samples
-    assert told(found) == [(310, "a", "firing")]
+    assert news(found) == [(310, "a", "firing")]
 
 
 def test_engine_follows_when_the_publisher_begins_again_with_its_clock_put_back() -> None:
@@ -178,8 +178,8 @@ def test_engine_follows_when_the_publisher_begins_again_with_its_clock_put_back(
     after = heard("begin", "t", 5, 4, onset_step=-HOUR_S, step=-HOUR_S) | {"epoch": "another"}
     engine.on_message("event/", after)
     assert engine.now_ns == at(5 - HOUR_S)
-    assert told(engine.advance(at(500 - HOUR_S))) == []
-    assert told(engine.advance(at(610 - HOUR_S))) == [(604 - HOUR_S, "long", "firing")]
+    assert news(engine.advance(at(500 - HOUR_S))) == []
+    assert news(engine.advance(at(610 - HOUR_S))) == [(604 - HOUR_S, "long", "firing")]
 
 
 def test_restart_after_the_clock_was_put_back_keeps_what_was_left_of_a_cooldown() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from rule_bodies import at, engine_of, event, restarted, rules_from, sound, told
+from rule_bodies import at, engine_of, event, news, restarted, rules_from, sound
 
 from ast_stream.alerts.detector import DetectionTiming
 from ast_stream.units import NS_PER_SECOND
@@ -81,10 +81,10 @@ def test_duration_of_overlapping_sounds_of_a_group_is_that_of_their_union(
             if restarts:
                 engine = restarted(engine, rules, timing=lateness)
         found += engine.advance(at(300))
-        fired = [seconds for seconds, _, state in told(found) if state == "firing"]
+        fired = [seconds for seconds, _, state in news(found) if state == "firing"]
         expected = [seconds + smear for seconds in firings(sounds, needed, tolerate)]
         assert fired == expected, (sounds, needed, tolerate)
-        assert len(told(found)) == 2 * len(expected), "each alert ends"
+        assert len(news(found)) == 2 * len(expected), "each alert ends"
 
 
 def test_sound_that_begins_while_another_is_open_does_not_delay_the_alert() -> None:
@@ -94,7 +94,7 @@ def test_sound_that_begins_while_another_is_open_does_not_delay_the_alert() -> N
     engine.on_message("event/", event("begin", "b", "Siren", 9.5, 8))
     found = engine.advance(at(20))
     smear_s = DetectionTiming.of(2.56, 0.5).smear_ns / NS_PER_SECOND
-    assert told(found) == [(10 + smear_s, "long", "firing")]
+    assert news(found) == [(10 + smear_s, "long", "firing")]
 
 
 def test_alert_names_only_the_sounds_of_its_own_run() -> None:

@@ -16,11 +16,11 @@ from rule_bodies import (
     event,
     gap,
     health,
+    news,
     restarted,
     rules_from,
     run,
     sound,
-    told,
 )
 
 from ast_stream.alerts.detector import DetectionTiming
@@ -49,7 +49,7 @@ def test_plain_rule_fires_and_resolves_with_the_sound() -> None:
 def test_overlapping_sounds_of_a_group_are_one_alert() -> None:
     engine = engine_of(rules_from("alert: a, match: {any_of: [Bark, Siren]}"))
     bodies = [*sound("x", "Bark", 1, 4), *sound("y", "Siren", 3, 8)]
-    assert told(run(engine, bodies, 10)) == [(1.0, "a", "firing"), (8.0, "a", "resolved")]
+    assert news(run(engine, bodies, 10)) == [(1.0, "a", "firing"), (8.0, "a", "resolved")]
 
 
 def test_score_counts_once_it_is_reached_also_by_an_update() -> None:
@@ -60,7 +60,7 @@ def test_score_counts_once_it_is_reached_also_by_an_update() -> None:
         event("end", "x", "Bark", 4, 1, 4, peak=0.85),
         *sound("y", "Bark", 6, 7, peak=0.79),
     ]
-    assert told(run(engine, bodies, 10)) == [(2.0, "a", "firing"), (4.0, "a", "resolved")]
+    assert news(run(engine, bodies, 10)) == [(2.0, "a", "firing"), (4.0, "a", "resolved")]
 
 
 def test_stream_and_labels_choose() -> None:
@@ -95,10 +95,10 @@ def test_groups_have_alerts_of_their_own() -> None:
 def test_for_counts_the_sound_without_its_pauses() -> None:
     engine = engine_of(rules_from("alert: a, match: {class: Bark}, for: 10s, tolerate: 3s"))
     bodies = [*sound("x", "Bark", 0, 6), *sound("y", "Bark", 8, 20)]
-    assert told(run(engine, bodies, 60)) == [(12.0, "a", "firing"), (23.0, "a", "resolved")]
+    assert news(run(engine, bodies, 60)) == [(12.0, "a", "firing"), (23.0, "a", "resolved")]
 
 
-def test_for_with_keep_firing_for_ends_and_tells_how_long_it_was() -> None:
+def test_for_with_keep_firing_for_ends_and_says_how_long_it_was() -> None:
     engine = engine_of(
         rules_from(
             "alert: a, match: {class: Bark}, for: 10s, tolerate: 3s, keep_firing_for: 20s, "
@@ -106,7 +106,7 @@ def test_for_with_keep_firing_for_ends_and_tells_how_long_it_was() -> None:
         )
     )
     found = run(engine, sound("x", "Bark", 0, 12), 60)
-    assert told(found) == [(10.0, "a", "firing"), (35.0, "a", "resolved")]
+    assert news(found) == [(10.0, "a", "firing"), (35.0, "a", "resolved")]
     assert found[-1].alert.annotations == {"text": "12 s"}
 
 
@@ -114,7 +114,7 @@ def test_for_starts_anew_after_a_longer_pause() -> None:
     engine = engine_of(rules_from("alert: a, match: {class: Bark}, for: 10s, tolerate: 3s"))
     bodies = [*sound("x", "Bark", 0, 9), *sound("y", "Bark", 12.5, 21)]
     found = run(engine, bodies, 60)
-    assert told(found) == []
+    assert news(found) == []
     assert [one.to_state for one in found] == ["pending", "inactive", "pending", "inactive"]
     assert len({one.alert.id for one in found}) == 2
 
@@ -124,22 +124,22 @@ def test_for_does_not_count_what_the_window_still_shows() -> None:
     engine = engine_of(rules_from("alert: a, match: {class: Bark}, for: 5s"), timing)
     # a bark of 1 s is open for 11 s
     bodies = [event("begin", "x", "Bark", 1, 0), event("end", "x", "Bark", 11, 0, 1)]
-    assert told(run(engine, bodies, 60)) == []
+    assert news(run(engine, bodies, 60)) == []
     bodies = [event("begin", "y", "Bark", 101, 100), event("end", "y", "Bark", 118, 100, 108)]
-    assert told(run(engine, bodies, 160)) == [(115.0, "a", "firing"), (118.0, "a", "resolved")]
+    assert news(run(engine, bodies, 160)) == [(115.0, "a", "firing"), (118.0, "a", "resolved")]
 
 
 def test_for_adds_up_overlapping_sounds_once() -> None:
     engine = engine_of(rules_from("alert: a, match: {any_of: [Bark, Siren]}, for: 10s"))
     bodies = [*sound("x", "Bark", 0, 6), *sound("y", "Siren", 4, 9)]
-    assert told(run(engine, bodies, 60)) == []
+    assert news(run(engine, bodies, 60)) == []
 
 
 def test_count_resolves_when_the_window_has_slid_on() -> None:
     engine = engine_of(rules_from("alert: a, match: {class: Knock}, count: {min: 3, within: 10s}"))
     bodies = [body for n, t in enumerate((0, 2, 4)) for body in sound(f"k{n}", "Knock", t, t + 0.5)]
     found = run(engine, bodies, 60)
-    assert told(found) == [(4.0, "a", "firing"), (10.0, "a", "resolved")]
+    assert news(found) == [(4.0, "a", "firing"), (10.0, "a", "resolved")]
     assert found[0].alert.events == ("k0", "k1", "k2")
     assert engine.export()["instances"] == []
 
@@ -150,25 +150,25 @@ def test_count_of_streams_does_not_count_one_stream_twice() -> None:
         "count: {min: 2, within: 10s, distinct: stream}"
     )
     one = [*sound("k0", "Knock", 0, 1), *sound("k1", "Knock", 2, 3)]
-    assert told(run(engine_of(rules), one, 5)) == []
+    assert news(run(engine_of(rules), one, 5)) == []
     two = [*sound("k0", "Knock", 0, 1), *sound("k1", "Knock", 2, 3, stream="attic")]
-    assert told(run(engine_of(rules), two, 5)) == [(2.0, "a", "firing")]
+    assert news(run(engine_of(rules), two, 5)) == [(2.0, "a", "firing")]
 
 
 def test_sequence_goes_by_onset_whatever_arrives_first() -> None:
     timing = DetectionTiming(latency_ns=2 * SECOND)
     rules = rules_from(f"alert: a, sequence: {{within: 5s, steps: [{PAIR}]}}")
     late_first = [event("begin", "s", "Siren", 3, 2), event("begin", "b", "Bark", 3.5, 1.8)]
-    assert told(run(engine_of(rules, timing), late_first, 10)) == [(3.5, "a", "firing")]
+    assert news(run(engine_of(rules, timing), late_first, 10)) == [(3.5, "a", "firing")]
     wrong = [event("begin", "s", "Siren", 3, 2), event("begin", "b", "Bark", 3.5, 2.1)]
-    assert told(run(engine_of(rules, timing), wrong, 10)) == []
+    assert news(run(engine_of(rules, timing), wrong, 10)) == []
 
 
 def test_sequence_must_fit_into_its_time() -> None:
     rules = rules_from(f"alert: a, sequence: {{within: 5s, steps: [{PAIR}]}}")
     for pause_s, n_told in ((5.0, 2), (5.01, 0)):
         bodies = [*sound("b", "Bark", 1, 2), *sound("s", "Siren", 1 + pause_s, 8)]
-        assert len(told(run(engine_of(rules), bodies, 20))) == n_told
+        assert len(news(run(engine_of(rules), bodies, 20))) == n_told
 
 
 def test_sequence_uses_no_event_twice() -> None:
@@ -184,7 +184,7 @@ def test_sequence_uses_no_event_twice() -> None:
 def test_absence_fires_after_the_offset_and_ends_with_the_next_sound() -> None:
     engine = engine_of(rules_from("alert: a, absent: {match: {class: Bark}, for: 60s}"))
     bodies = [*sound("x", "Bark", 1, 10), *sound("y", "Bark", 100, 110)]
-    assert told(run(engine, bodies, 120)) == [(70.0, "a", "firing"), (100.0, "a", "resolved")]
+    assert news(run(engine, bodies, 120)) == [(70.0, "a", "firing"), (100.0, "a", "resolved")]
 
 
 def test_absence_on_a_named_stream_is_noticed_without_a_single_message() -> None:
@@ -199,7 +199,7 @@ def test_gap_is_no_absence() -> None:
     engine = engine_of(rules_from("alert: a, absent: {match: {class: Bark}, for: 60s}"))
     run(engine, sound("x", "Bark", 0, 1), 30)
     engine.on_message("gap/", gap(30, 20.0))
-    assert told(engine.advance(at(120))) == [(110.0, "a", "firing")]
+    assert news(engine.advance(at(120))) == [(110.0, "a", "firing")]
 
 
 def test_rule_loaded_while_its_sound_lasts_claims_no_absence() -> None:
@@ -207,7 +207,7 @@ def test_rule_loaded_while_its_sound_lasts_claims_no_absence() -> None:
     engine.on_message("event/", event("begin", "x", "Bark", 0, 0))
     engine.replace_rules(rules_from("alert: a, absent: {match: {class: Bark}, for: 10s}"))
     found = engine.advance(at(5)) + engine.on_message("event/", event("update", "x", "Bark", 6, 0))
-    assert told(found + engine.advance(at(60))) == []
+    assert news(found + engine.advance(at(60))) == []
 
 
 @pytest.mark.parametrize(
@@ -222,22 +222,25 @@ def test_level_must_last(condition: str, bad: float, good: float) -> None:
     engine = engine_of(rules_from(f"alert: a, level: {{{condition}, for: 3s}}"))
     levels = [good, bad, bad, good, bad, bad, bad, bad, bad, good]
     found = run(engine, [health(t, level=level) for t, level in enumerate(levels)], 12)
-    assert told(found) == [(7.0, "a", "firing"), (9.0, "a", "resolved")]
+    assert news(found) == [(7.0, "a", "firing"), (9.0, "a", "resolved")]
 
 
-def test_level_that_is_no_longer_told_is_not_known() -> None:
+def test_level_that_is_no_longer_reported_is_not_known() -> None:
     engine = engine_of(rules_from("alert: a, level: {louder_than_dbfs: -20, for: 60s}"))
-    assert told(run(engine, [health(0, level=-5.0)], 300)) == []
+    assert news(run(engine, [health(0, level=-5.0)], 300)) == []
     engine = engine_of(rules_from("alert: a, level: {louder_than_dbfs: -20}"))
     found = run(engine, [health(0, level=-5.0)], 300)
-    assert told(found) == [(0.0, "a", "firing"), (10.0, "a", "resolved")]
+    assert news(found) == [(0.0, "a", "firing"), (10.0, "a", "resolved")]
 
 
 def test_stream_is_missing_when_it_says_so_and_when_nobody_says_anything() -> None:
     rules = rules_from("alert: a, level: {missing: true, for: 5s}")
     said = [health(0), *(health(t, "missing", None) for t in range(1, 9)), health(9)]
-    assert told(run(engine_of(rules), said, 9)) == [(5.0, "a", "firing"), (9.0, "a", "resolved")]
-    assert told(run(engine_of(rules), [health(0)], 60)) == [(5.0, "a", "firing")]
+    assert news(run(engine_of(rules), said, 9)) == [
+        (5.0, "a", "firing"),
+        (9.0, "a", "resolved"),
+    ]
+    assert news(run(engine_of(rules), [health(0)], 60)) == [(5.0, "a", "firing")]
 
 
 def test_inhibited_alert_does_not_fire_for_equal_labels() -> None:
@@ -262,7 +265,7 @@ def test_outside_its_window_a_rule_does_not_fire_later_instead() -> None:
     engine.on_message("event/", event("begin", "x", "Bark", 3590, 3590))
     assert engine.advance(at(3620)) == []
     assert engine.counters.suppressed == {"window": 1}
-    assert told(engine.on_message("event/", event("begin", "y", "Bark", 3630, 3630))) == [
+    assert news(engine.on_message("event/", event("begin", "y", "Bark", 3630, 3630))) == [
         (3630.0, "a", "firing")
     ]
 
@@ -313,7 +316,7 @@ TIMING = DetectionTiming(latency_ns=SECOND, smear_ns=2 * SECOND)
 
 @st.composite
 def timelines(draw: st.DrawFn) -> list[dict[str, Any]]:
-    """Draw sounds and health of two streams, in the order in which they are told of."""
+    """Draw sounds and health of two streams, in the order in which they are published."""
     bodies: list[tuple[float, dict[str, Any]]] = []
     for number in range(draw(st.integers(1, 8))):
         onset = draw(st.integers(0, 120)) / 4
@@ -380,7 +383,7 @@ def test_states_of_an_alert_follow_each_other_and_it_ends(bodies: list[dict[str,
 
 @given(timelines())
 @settings(max_examples=40)
-def test_no_alert_is_told_of_twice(bodies: list[dict[str, Any]]) -> None:
+def test_no_alert_is_announced_twice(bodies: list[dict[str, Any]]) -> None:
     news = [
         (one.alert.id, one.to_state)
         for one in transitions_of(rules_from(*EVERY_KIND), bodies, set())
@@ -436,9 +439,9 @@ def test_one_sound_that_raises_a_branch_and_its_member_counts_once(tmp_path: Pat
         for label in ("Bark", "Dog")
         for body in sound(f"{label}{n}", label, onset, onset + 1)
     ]
-    assert told(run(engine_of(rules), bodies, 10)) == []
+    assert news(run(engine_of(rules), bodies, 10)) == []
     third = sound("Dog2", "Dog", 9, 10)
-    assert told(run(engine_of(rules), [*bodies, *third], 10)) == [(9.0, "a", "firing")]
+    assert news(run(engine_of(rules), [*bodies, *third], 10)) == [(9.0, "a", "firing")]
 
 
 def heard(seconds: float, epoch: str = "a", audio_s: float | None = None, **fields: Any) -> Any:
@@ -457,8 +460,8 @@ def test_time_in_which_everything_was_off_is_no_absence() -> None:
     again = restarted(engine, rules, 700)
     found = again.resume() + again.advance(at(705))  # before the worker is there again
     found += run(again, [heard(710, "b", audio_s=4.5)], 1004.9)
-    assert told(found) == []
-    assert told(again.advance(at(1006))) == [(1005.0, "a", "firing")]
+    assert news(found) == []
+    assert news(again.advance(at(1006))) == [(1005.0, "a", "firing")]
 
 
 def test_time_in_which_only_the_alerts_were_off_counts_for_an_absence() -> None:
@@ -467,18 +470,18 @@ def test_time_in_which_only_the_alerts_were_off_counts_for_an_absence() -> None:
     run(engine, [heard(0), *sound("b", "Bark", 1, 2), heard(10)], 10)
     again = restarted(engine, rules, 200)
     found = again.resume() + run(again, [heard(210)], 301.9)
-    assert told(found) == []
-    assert told(again.advance(at(303))) == [(302.0, "a", "firing")]
+    assert news(found) == []
+    assert news(again.advance(at(303))) == [(302.0, "a", "firing")]
 
 
-def test_gap_that_is_told_before_anybody_is_seen_again_is_no_absence() -> None:
+def test_gap_that_is_published_before_anybody_is_seen_again_is_no_absence() -> None:
     rules = rules_from(ABSENT)
     engine = engine_of(rules)
     run(engine, [heard(0), *sound("b", "Bark", 1, 2), heard(10)], 10)
     again = restarted(engine, rules, 200)
     again.on_message("gap/", gap(20, 130.0))
-    assert told(again.resume() + run(again, [heard(210)], 449.9)) == []
-    assert told(again.advance(at(451))) == [(450.0, "a", "firing")]
+    assert news(again.resume() + run(again, [heard(210)], 449.9)) == []
+    assert news(again.advance(at(451))) == [(450.0, "a", "firing")]
 
 
 @pytest.mark.parametrize(("epoch", "fires_s"), [("a", 302.0), ("b", 905.0)])
@@ -488,9 +491,9 @@ def test_absence_is_not_counted_while_nobody_says_that_somebody_listens(
     engine = engine_of(rules_from(ABSENT))
     run(engine, [heard(0), *sound("b", "Bark", 1, 2), heard(10)], 20)
     found = engine.lose_feed() + engine.advance(at(600))
-    assert told(found) == []
+    assert news(found) == []
     found = engine.on_message("health/", heard(610, epoch, audio_s=4.5))
-    fired = told(found + engine.advance(at(1200)))
+    fired = news(found + engine.advance(at(1200)))
     assert fired == [(max(fires_s, 600.0), "a", "firing")]
 
 
@@ -499,8 +502,8 @@ def test_time_in_which_everything_was_off_is_not_missed_by_a_rule_for_missing_st
     engine = engine_of(rules)
     run(engine, [heard(0), heard(10)], 20)
     again = restarted(engine, rules, 620)
-    assert told(again.resume() + again.advance(at(639.9))) == []
-    assert told(again.advance(at(650))) == [(640.0, "a", "firing")]  # 10 s before it, 20 s after
+    assert news(again.resume() + again.advance(at(639.9))) == []
+    assert news(again.advance(at(650))) == [(640.0, "a", "firing")]  # 10 s before it, 20 s after
 
 
 def test_time_in_which_everything_was_off_was_not_loud() -> None:
@@ -509,11 +512,11 @@ def test_time_in_which_everything_was_off_was_not_loud() -> None:
     run(engine, [health(0, level=-5.0)], 1)
     again = restarted(engine, rules, 600)
     bodies = [health(600 + second, level=-5.0) for second in range(61)]
-    assert told(again.resume() + run(again, bodies, 661)) == [(660.0, "a", "firing")]
+    assert news(again.resume() + run(again, bodies, 661)) == [(660.0, "a", "firing")]
 
 
 def test_stream_that_has_come_to_its_end_is_not_missing() -> None:
     rules = rules_from("alert: a, level: {missing: true, for: 5s}")
     ended = {"state": "missing", "level_dbfs": None, "detail": SOURCE_ENDED}
     bodies = [health(0), *(health(second) | ended for second in range(1, 60))]
-    assert told(run(engine_of(rules), bodies, 600)) == []
+    assert news(run(engine_of(rules), bodies, 600)) == []

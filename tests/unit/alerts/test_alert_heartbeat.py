@@ -14,7 +14,7 @@ NOW_NS = 1_800_000_000_000_000_000
 
 
 class Receiver(ActionRunner):
-    """An action that answers what it is told to, and notes what it got."""
+    """An action that answers as instructed, and notes what it got."""
 
     def __init__(self, *answers: Outcome | Exception) -> None:
         super().__init__("receiver", None)
@@ -42,9 +42,9 @@ def heartbeat(receiver: Receiver, is_well: bool = True, interval_s: float = 60) 
 def test_beat_says_that_the_process_listens() -> None:
     receiver = Receiver()
     heartbeat(receiver).beat()
-    (told,) = receiver.got
-    assert (told.id, told.kind, told.at_ns) == (f"heartbeat.{NOW_NS}", "heartbeat", NOW_NS)
-    assert (told.title, told.text) == ("[informational] heartbeat", "ast-stream is listening")
+    (message,) = receiver.got
+    assert (message.id, message.kind, message.at_ns) == (f"heartbeat.{NOW_NS}", "heartbeat", NOW_NS)
+    assert (message.title, message.text) == ("[informational] heartbeat", "ast-stream is listening")
 
 
 def test_there_is_no_beat_while_an_alert_could_be_missed(
@@ -56,7 +56,7 @@ def test_there_is_no_beat_while_an_alert_could_be_missed(
     assert "no heartbeat: the worker is silent, or alerts cannot be saved" in caplog.text
 
 
-def test_beat_that_does_not_arrive_is_told_and_not_sent_later(
+def test_beat_that_does_not_arrive_is_logged_and_not_sent_later(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     receiver = Receiver(Failed("no connection"))

@@ -43,7 +43,7 @@ class FakeFeed:
 
 
 class Bench:
-    """A loop on a fake feed, with a clock that moves when told to."""
+    """A loop on a fake feed, with a clock that moves on request."""
 
     def __init__(self, folder: Path) -> None:
         (folder / "rules.yaml").write_text(RULES)
@@ -135,7 +135,9 @@ def test_message_that_is_not_what_it_should_be_is_left_out(
     assert "feed message 'health/porch/': stream: Field required" in caplog.text
 
 
-def test_messages_that_are_missed_are_told(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+def test_messages_that_are_missed_are_reported(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
     bench.feed.items.append(Missed(None, ("b", 7), "the log does not have them"))
     bench.loop.step()
     assert "messages up to 7 of boot b are missed, alerts may be too" in caplog.text

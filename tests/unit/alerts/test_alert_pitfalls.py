@@ -8,11 +8,11 @@ from rule_bodies import (
     engine_of,
     event,
     health,
+    news,
     restarted,
     rules_from,
     run,
     sound,
-    told,
 )
 
 from ast_stream.alerts.detector import DetectionTiming
@@ -30,7 +30,7 @@ def test_for_state_is_not_lost_on_restart() -> None:
     engine.on_message("event/", event("begin", "a", "Bark", 0, 0))
     engine.advance(at(20))
     engine = restarted(engine, rules, 21)
-    assert told(engine.resume() + engine.advance(at(40))) == [(30.0, "long", "firing")]
+    assert news(engine.resume() + engine.advance(at(40))) == [(30.0, "long", "firing")]
 
 
 def test_keep_firing_for_is_not_lost_on_restart() -> None:
@@ -38,7 +38,7 @@ def test_keep_firing_for_is_not_lost_on_restart() -> None:
     engine = engine_of(rules)
     run(engine, sound("a", "Bark", 0, 2), 5)
     engine = restarted(engine, rules, 6)
-    assert told(engine.resume() + engine.advance(at(60))) == [(22.0, "bark", "resolved")]
+    assert news(engine.resume() + engine.advance(at(60))) == [(22.0, "bark", "resolved")]
 
 
 def test_alert_goes_on_when_the_pause_is_within_the_resume_window() -> None:
@@ -47,7 +47,7 @@ def test_alert_goes_on_when_the_pause_is_within_the_resume_window() -> None:
     engine.on_message("event/", event("begin", "a", "Bark", 0, 0))
     engine = restarted(engine, rules, 599)
     assert engine.resume() == []
-    assert told(engine.on_message("event/", event("end", "a", "Bark", 600, 0, 590))) == [
+    assert news(engine.on_message("event/", event("end", "a", "Bark", 600, 0, 590))) == [
         (600.0, "bark", "resolved")
     ]
 
@@ -63,7 +63,7 @@ def test_alert_is_resolved_with_reason_restart_when_the_pause_was_longer() -> No
         "restart",
         ("phone",),
     )
-    # what is still told of the old sound makes no second alert of it
+    # further messages about the old sound make no second alert
     assert engine.on_message("event/", event("update", "a", "Bark", 602, 0)) == []
     assert engine.resume() == []
 
@@ -114,7 +114,7 @@ def test_cooldown_is_not_forgotten_on_restart() -> None:
     engine = engine_of(rules)
     run(engine, sound("a", "Bark", 0, 2), 5)
     engine = restarted(engine, rules)
-    assert told(run(engine, sound("b", "Bark", 10, 12), 15)) == []
+    assert news(run(engine, sound("b", "Bark", 10, 12), 15)) == []
     engine = restarted(engine, rules)
     (fired, _) = run(engine, sound("c", "Bark", 70, 72), 75)
     assert fired.to_state == "firing"
@@ -134,26 +134,29 @@ def test_suppressed_firings_are_counted_and_shown_not_lost() -> None:
 def test_short_event_is_not_missed_between_evaluations() -> None:
     engine = engine_of(rules_from(BARK))
     found = run(engine, sound("a", "Bark", 7.001, 7.002), 60)
-    assert told(found) == [(7.001, "bark", "firing"), (7.002, "bark", "resolved")]
+    assert news(found) == [(7.001, "bark", "firing"), (7.002, "bark", "resolved")]
 
 
 def test_event_whose_begin_was_missed_fires_all_the_same() -> None:
     engine = engine_of(rules_from(BARK))
     found = engine.on_message("event/", event("end", "a", "Bark", 9, 7, 8))
-    assert told(found) == [(9.0, "bark", "firing"), (9.0, "bark", "resolved")]
+    assert news(found) == [(9.0, "bark", "firing"), (9.0, "bark", "resolved")]
 
 
 def test_flapping_sound_is_one_alert() -> None:
     engine = engine_of(rules_from(f"{BARK}, keep_firing_for: 5s"))
     sounds = [body for n in range(10) for body in sound(f"e{n}", "Bark", 3 * n, 3 * n + 1)]
-    assert told(run(engine, sounds, 60)) == [(0.0, "bark", "firing"), (33.0, "bark", "resolved")]
+    assert news(run(engine, sounds, 60)) == [
+        (0.0, "bark", "firing"),
+        (33.0, "bark", "resolved"),
+    ]
     assert engine.counters.flaps == 9
 
 
 def test_notification_storm_is_limited_for_each_rule() -> None:
     engine = engine_of(rules_from(f"{BARK}, limit: 3"))
     bodies = [event("begin", f"e{n}", "Bark", n / 10, n / 10, stream=f"mic-{n}") for n in range(20)]
-    assert len(told(run(engine, bodies, 5))) == 3
+    assert len(news(run(engine, bodies, 5))) == 3
     assert engine.counters.suppressed == {"limit": 17}
 
 
@@ -174,7 +177,7 @@ def test_durations_are_seconds_whatever_the_hop_or_window() -> None:
             found += engine.on_message(
                 "event/", event("end", name, "Bark", end + smear_s, start, end)
             )
-            assert bool(told(found)) is is_long
+            assert bool(news(found)) is is_long
 
 
 def test_window_crosses_midnight_and_belongs_to_the_day_it_began() -> None:
@@ -240,7 +243,7 @@ def test_alerts_that_inhibit_each_other_never_silence_both() -> None:
     engine = engine_of(rules_from(BARK, "alert: siren, match: {class: Siren}", top=top))
     together = [*sound("a", "Bark", 0, 4), *sound("b", "Siren", 0, 4)]
     later = [*sound("c", "Siren", 10, 14), *sound("d", "Bark", 12, 14), *sound("e", "Bark", 20, 21)]
-    assert told(run(engine, [*together, *later], 30)) == [
+    assert news(run(engine, [*together, *later], 30)) == [
         (0.0, "bark", "firing"),
         (4.0, "bark", "resolved"),
         (10.0, "siren", "firing"),
@@ -324,7 +327,7 @@ def test_count_slides_and_does_not_start_anew_at_bucket_boundaries() -> None:
     for start in (0.0, 3.0, 7.0, 9.0):  # any tumbling bucket of 10 s would split one of these
         onsets = [start, start + 4.5, start + 9]
         bodies = [one for n, t in enumerate(onsets) for one in sound(f"k{n}", "Knock", t, t + 0.1)]
-        found = told(run(engine_of(rules), bodies, start + 9.5))
+        found = news(run(engine_of(rules), bodies, start + 9.5))
         assert found == [(start + 9, "many", "firing")]
 
 
@@ -332,7 +335,7 @@ def test_alert_does_not_fire_for_ever_when_the_end_is_lost() -> None:
     engine = engine_of(rules_from(BARK))
     engine.on_message("event/", event("begin", "a", "Bark", 0, 0))
     found = engine.advance(at(3600))
-    assert [state for _, _, state in told(found)] == ["resolved"]
+    assert [state for _, _, state in news(found)] == ["resolved"]
     assert engine.counters.lost_ends == 1
     assert engine.next_deadline_ns is None
 
@@ -341,5 +344,5 @@ def test_absence_is_not_claimed_while_the_stream_is_missing() -> None:
     rules = rules_from("alert: gone, absent: {match: {class: Bark}, for: 60s}")
     engine = engine_of(rules)
     found = run(engine, [health(0), health(30, "missing", None), health(100)], 159)
-    assert told(found) == []
-    assert told(engine.advance(at(161))) == [(160.0, "gone", "firing")]
+    assert news(found) == []
+    assert news(engine.advance(at(161))) == [(160.0, "gone", "firing")]

@@ -249,7 +249,7 @@ def of_rule(text: str) -> str:
         ),
     ],
 )
-def test_mistakes_are_told_where_they_are(text: str, message: str | None) -> None:
+def test_mistakes_are_reported_where_they_are(text: str, message: str | None) -> None:
     if message is None:
         with pytest.raises(ConfigError, match="this is not valid YAML"):
             parse_document(text, "r.yaml", "groups")
@@ -257,7 +257,7 @@ def test_mistakes_are_told_where_they_are(text: str, message: str | None) -> Non
         assert problems_of(text) == [message]
 
 
-def test_every_mistake_is_told_at_once() -> None:
+def test_every_mistake_is_reported_at_once() -> None:
     text = of_rule("alert: a, match: {class: Bork}, when: n, annotations: {s: '{{ x }}'}")
     assert len(problems_of(text)) == 3
 
@@ -568,7 +568,7 @@ groups:
         (", actions: [late]", "'a' notifies nobody when it fires: 'late' does not deliver firings"),
     ],
 )
-def test_rule_that_tells_nobody_is_warned_of(actions: str, text: str) -> None:
+def test_rule_that_notifies_nobody_is_warned_of(actions: str, text: str) -> None:
     kinds = {"late": ["resolved"], "phone": ["firing", "resolved"]}
     found = lint(rules_from(f"alert: a, match: {{class: Bark}}{actions}"), actions=kinds)
     (warning,) = [one for one in found if one.code == "W213"]
@@ -576,7 +576,7 @@ def test_rule_that_tells_nobody_is_warned_of(actions: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("actions", ["actions: []", "actions: [phone]", "actions: [late, phone]"])
-def test_rule_that_tells_somebody_or_means_nobody_is_not_warned_of(actions: str) -> None:
+def test_rule_that_notifies_somebody_or_means_nobody_is_not_warned_of(actions: str) -> None:
     kinds = {"late": ["resolved"], "phone": ["firing", "resolved"]}
     rules = rules_from(f"alert: a, match: {{class: Bark}}, {actions}")
     assert "W213" not in [one.code for one in lint(rules, actions=kinds)]
@@ -640,13 +640,16 @@ def test_whatever_stands_in_a_rule_file_is_refused_in_sentences_or_works(tmp_pat
                 continue
             n_used += 1
             for one in backtest(rules, bodies, BacktestReport()):
-                told = notification_of(one)
-                assert told is None or Notification.decode(told.encode()) == told
+                notification = notification_of(one)
+                assert (
+                    notification is None
+                    or Notification.decode(notification.encode()) == notification
+                )
     assert n_used > 5
 
 
 @pytest.mark.parametrize("kind", ["FIFO", "folder", "device", "nested", "nowhere"])
-def test_ontology_that_is_none_is_told_and_not_waited_for(tmp_path: Path, kind: str) -> None:
+def test_ontology_that_is_none_is_reported_and_not_waited_for(tmp_path: Path, kind: str) -> None:
     if kind == "nested":
         (tmp_path / "o.json").write_text("[" * 100_000)
     elif kind != "nowhere":

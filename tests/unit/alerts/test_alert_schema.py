@@ -71,7 +71,7 @@ def test_every_type_of_action_can_be_configured() -> None:
         ("  heartbeat: {action: none}", "got 'none'"),
     ],
 )
-def test_mistake_is_told_at_its_place(text: str, expected: str) -> None:
-    told = refusal(text)
-    assert expected in told
-    assert told.startswith("c.yaml:")
+def test_mistake_is_reported_at_its_place(text: str, expected: str) -> None:
+    problem = refusal(text)
+    assert expected in problem
+    assert problem.startswith("c.yaml:")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rule_bodies import at, engine_of, event, rules_from, told
+from rule_bodies import at, engine_of, event, news, rules_from
 
 from ast_stream.alerts.detector import (
     DetectionTiming,
@@ -67,7 +67,7 @@ def events_of(detection: DetectionSettings, hop_s: float) -> list[Event]:
 @pytest.mark.slow
 @pytest.mark.parametrize("hop_s", [0.25, 0.5])
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_no_begin_or_end_is_told_later_than_rules_reckon_with(
+def test_no_begin_or_end_is_published_later_than_rules_expect(
     settings: dict[str, Any], hop_s: float
 ) -> None:
     detection = DetectionSettings.model_validate(settings)
@@ -133,7 +133,7 @@ def test_settings_of_a_checkpoint_that_is_elsewhere_count_all_the_same() -> None
     assert timing.smear_ns == timing.classes["bark"][1] == 18_990_000_000
 
 
-def test_lints_know_what_the_detector_tells_apart_for_each_class() -> None:
+def test_lints_know_what_the_detector_distinguishes_for_each_class() -> None:
     given = {"classes": {"Bark": {"hold_s": 2.0, "refractory_s": 1.0}}}
     known = model_facts(ModelSettings())
     detection = DetectionSettings.model_validate(given)
@@ -150,7 +150,7 @@ def test_reload_with_another_timing_moves_what_is_pending() -> None:
     engine = engine_of(rules, DetectionTiming(0, 5 * NS_PER_SECOND))
     engine.on_message("event/", event("begin", "a", "Bark", 0, 0))
     assert engine.replace_rules(rules, DetectionTiming(0, 2 * NS_PER_SECOND)) == []
-    assert told(engine.advance(at(13))) == [(12.0, "long", "firing")]
+    assert news(engine.advance(at(13))) == [(12.0, "long", "firing")]
 
 
 class _Loop:

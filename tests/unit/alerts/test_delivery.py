@@ -26,7 +26,7 @@ PATIENCE_S = 20.0
 
 
 class Receiver(ActionRunner):
-    """An action that answers what it is told to, and notes what it got."""
+    """An action that answers as instructed, and notes what it got."""
 
     def __init__(self, *answers: Outcome | Exception) -> None:
         super().__init__("receiver", None)
@@ -79,7 +79,7 @@ def outbox(store: Store, clock: FakeClock) -> Outbox:
     return Outbox(store, {"phone": Route(BOTH), "mail": Route(BOTH)}, clock, lambda: 0.5)
 
 
-def tell(store: Store, outbox: Outbox, *ids: str, severity: Severity = "low") -> None:
+def write(store: Store, outbox: Outbox, *ids: str, severity: Severity = "low") -> None:
     with store.transaction() as db:
         outbox.enqueue(db, [firing(id, "phone", "mail", severity=severity) for id in ids])
 
@@ -87,7 +87,7 @@ def tell(store: Store, outbox: Outbox, *ids: str, severity: Severity = "low") ->
 def test_step_delivers_one_row_and_says_when_to_look_again(store: Store, outbox: Outbox) -> None:
     receiver = Receiver()
     thread = DeliveryThread("phone", receiver, outbox)
-    tell(store, outbox, "a1", "a2")
+    write(store, outbox, "a1", "a2")
     assert [thread.step() for _ in range(3)] == [0.0, 0.0, POLL_EVERY_S]
     assert receiver.got == ["a1.firing", "a2.firing"]
 
@@ -97,7 +97,7 @@ def test_failed_row_is_tried_again_when_its_time_has_come(
 ) -> None:
     receiver = Receiver(Failed("busy"))
     thread = DeliveryThread("phone", receiver, outbox)
-    tell(store, outbox, "a1")
+    write(store, outbox, "a1")
     assert [thread.step(), thread.step()] == [0.0, 1.0]
     clock.pass_s(1.0)
     thread.step()
@@ -109,7 +109,7 @@ def test_action_that_breaks_is_tried_again_and_its_thread_lives(
     store: Store, outbox: Outbox, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     thread = DeliveryThread("phone", Receiver(ValueError("bug")), outbox)
-    tell(store, outbox, "a1")
+    write(store, outbox, "a1")
     thread.step()
     assert "action phone failed in a way it should not" in caplog.text
     clock.pass_s(1.0)
@@ -120,7 +120,7 @@ def test_action_that_breaks_is_tried_again_and_its_thread_lives(
 def test_faults_are_offered_at_every_boundary(store: Store, outbox: Outbox) -> None:
     points: list[str] = []
     thread = DeliveryThread("phone", Receiver(), outbox, points.append)
-    tell(store, outbox, "a1")
+    write(store, outbox, "a1")
     thread.step()
     assert points == [f"phone {point}" for point in DELIVERY_POINTS]
 
@@ -129,16 +129,16 @@ def test_message_that_hangs_holds_up_no_other_of_its_action(store: Store, outbox
     hanging = HangingReceiver("a1.firing", "a2.firing")
     deliveries = DeliveryThreads({"phone": hanging}, outbox)
     deliveries.start()
-    tell(store, outbox, "a1")
+    write(store, outbox, "a1")
     deliveries.wake()
     assert hanging.has_got.wait(PATIENCE_S)
-    tell(store, outbox, "a3")
+    write(store, outbox, "a3")
     deliveries.wake()
     wait_for(lambda: "a3.firing" in hanging.got, "the other message")
-    tell(store, outbox, "a2")
+    write(store, outbox, "a2")
     deliveries.wake()
     wait_for(lambda: "a2.firing" in hanging.got, "the second that hangs")
-    tell(store, outbox, "a4", severity="critical")
+    write(store, outbox, "a4", severity="critical")
     deliveries.wake()
     wait_for(lambda: "a4.firing" in hanging.got, "the urgent message")
     assert states(store)["a1", "firing", "phone"] == "pending"
@@ -171,7 +171,7 @@ def test_threads_of_many_actions_deliver_everything_once(store: Store, clock: Fa
 def test_feed_is_published_by_one_thread_in_order(store: Store, outbox: Outbox) -> None:
     feed = Receiver()
     deliveries = DeliveryThreads({FEED: feed}, outbox)
-    tell(store, outbox, *[f"a{n}" for n in range(20)])
+    write(store, outbox, *[f"a{n}" for n in range(20)])
     deliveries.start()
     deliveries.stop(PATIENCE_S)
     assert feed.got == [f"a{n}.firing" for n in range(20)]
@@ -181,7 +181,7 @@ def test_hanging_action_holds_no_other(store: Store, outbox: Outbox) -> None:
     hanging, mail = HangingReceiver(), Receiver()
     deliveries = DeliveryThreads({"phone": hanging, "mail": mail}, outbox)
     deliveries.start()
-    tell(store, outbox, "a1")
+    write(store, outbox, "a1")
     deliveries.wake()
     assert hanging.has_got.wait(PATIENCE_S)
     assert mail.has_got.wait(PATIENCE_S)
@@ -193,7 +193,7 @@ def test_hanging_action_holds_no_other(store: Store, outbox: Outbox) -> None:
 def test_stop_delivers_what_is_due_and_closes_the_actions(store: Store, outbox: Outbox) -> None:
     receivers = {"phone": Receiver(), "mail": Receiver(Refused("no"))}
     deliveries = DeliveryThreads(receivers, outbox)
-    tell(store, outbox, "a1", "a2")
+    write(store, outbox, "a1", "a2")
     deliveries.start()
     deliveries.stop(PATIENCE_S)
     assert {"a1.firing", "a2.firing"} <= set(receivers["phone"].got)
@@ -211,7 +211,7 @@ def test_full_disk_after_a_delivery_does_not_send_it_again(
 ) -> None:
     receiver = Receiver()
     deliveries = DeliveryThreads({"phone": receiver}, outbox)
-    tell(store, outbox, "a1")
+    write(store, outbox, "a1")
     with store.reading() as db:
         db.execute("PRAGMA query_only = ON")  # every write fails from here on
     deliveries.start()

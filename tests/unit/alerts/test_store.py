@@ -170,7 +170,7 @@ def test_damaged_database_is_set_aside_in_one_sentence(
     assert "\n" not in record.message
 
 
-def test_damage_that_is_found_later_is_told_with_what_becomes_of_it(tmp_path: Path) -> None:
+def test_damage_that_is_found_later_is_reported_with_what_becomes_of_it(tmp_path: Path) -> None:
     path = tmp_path / "a.sqlite"
     damaged(path)
     store = Store(path, must_exist=True)  # as commands open it: they need not read all of it
@@ -188,7 +188,7 @@ def test_only_so_many_damaged_files_are_kept(tmp_path: Path) -> None:
     assert len(set_aside(path)) == 3
 
 
-def test_database_that_a_stranger_holds_is_told(
+def test_database_that_a_stranger_holds_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store_module, "_BUSY_MS", 50)
@@ -208,7 +208,7 @@ def test_commands_do_not_create_a_database(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StartupError, match="cannot open the alert database"):
         Store(tmp_path / "file" / "a.sqlite")

@@ -82,7 +82,7 @@ def test_check_of_clean_rules_prints_nothing_on_stdout(
     assert "2 rules, 0 warnings" in printed.err
 
 
-def test_check_of_mistakes_exits_1_and_tells_where(
+def test_check_of_mistakes_exits_1_and_says_where(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = folder / "rules.yaml"
@@ -236,7 +236,7 @@ def test_backtest_reads_the_log_and_plain_bodies_alike(
     ("hours", "n_barks", "rate"), [(48, 5, "2.5/day"), (24, 5, "5.0/day"), (12, 7, "14.0/day"),
      (1, 3, "72.0/day"), (0.5, 2, "96.0/day"), (0.001, 2, "-/day")],
 )  # fmt: skip
-def test_backtest_gives_the_rate_of_what_was_heard_however_short_that_was(
+def test_backtest_gives_the_rate_of_what_was_listened_to_however_short_that_was(
     folder: Path,
     capsys: pytest.CaptureFixture[str],
     hours: float,
@@ -274,7 +274,7 @@ def test_backtest_says_which_firings_were_suppressed_and_why(
     assert last.endswith("|  suppressed: 3 by cooldown")
 
 
-def test_explain_says_what_the_model_tells_apart(capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain_says_what_the_model_distinguishes(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command_line(["rules", "explain", str(CONFIGS / "alerts.yaml")]) == 0
     printed = capsys.readouterr().out.split("\n\n")
     (smoke,) = [one for one in printed if one.startswith("smoke_alarm ")]

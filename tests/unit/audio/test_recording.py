@@ -421,7 +421,7 @@ def test_a_playlist_does_not_make_us_open_other_files(tmp_path: Path) -> None:
         ("b.m4a", f"ffconcat version 1.0\nfile '{tmp_path}/secret.aac'\n"),
     ):
         (tmp_path / name).write_text(text)
-        with pytest.raises(RecordingError):
+        with pytest.raises(RecordingError, match=rf"{name}: expected wav, flac, ogg or mp3"):
             RecordingReader(tmp_path / name)
 
 

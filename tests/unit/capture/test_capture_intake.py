@@ -375,7 +375,8 @@ def noise_block(at_s: float, n_channels: int = 1) -> SourceBlock:
 def test_a_recording_does_not_outrun_the_worker_by_more_than_a_quarter_of_the_ring() -> None:
     blocks: list[Step] = [block(0.0) for _ in range(400)]
     bench = Bench([blocks], is_live=False, is_paced=False, ring_s=40)
-    bench.intake = Intake(bench.source, bench.ring, threading.Event(), monotonic_ns=bench.clock)
+    stop = threading.Event()
+    bench.intake = Intake(bench.source, bench.ring, stop, monotonic_ns=bench.clock)
     seen: list[int] = []
 
     def acknowledge() -> None:
@@ -383,7 +384,7 @@ def test_a_recording_does_not_outrun_the_worker_by_more_than_a_quarter_of_the_ri
             bench.ring.wait_written(bench.ring.acked, 5.0)
             seen.append(bench.ring.next - bench.ring.acked)
             bench.ring.ack(bench.ring.next)
-        bench.intake._stop.set()
+        stop.set()
 
     worker = threading.Thread(target=acknowledge)
     worker.start()

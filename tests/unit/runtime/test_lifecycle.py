@@ -104,8 +104,8 @@ def test_hangup_that_is_ignored_stays_so() -> None:
 
 def test_handlers_are_restored_also_after_an_error() -> None:
     before = (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
-    with pytest.raises(RuntimeError), lifecycle.stop_on_signals():
-        raise RuntimeError
+    with pytest.raises(RuntimeError, match="in the body"), lifecycle.stop_on_signals():
+        raise RuntimeError("in the body")
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 

@@ -122,7 +122,7 @@ class Store:
             that is not there instead of creating it, and leave a damaged one where it is.
 
     Attributes:
-        outage: for whoever meets a `StoreError` and goes on.
+        outage: where a `StoreError` is reported by whoever continues after it.
 
     Raises:
         StartupError: it cannot be opened or its folder cannot be written.
@@ -195,7 +195,7 @@ class Store:
         return int(self._read(_SINCE))
 
     def forget_engine(self, why: str) -> None:
-        """Keep an engine state that cannot be used in a file beside this one, and go on without.
+        """Keep an engine state that cannot be used in a file beside this one, and continue without.
 
         Args:
             why: it cannot be used, for the log.
@@ -277,20 +277,20 @@ class Store:
         return code in _ELSEWHERE
 
     def _make_room(self) -> None:
-        """Set aside what lies under the database's names and is no file: opening it might block."""
+        """Set aside what has the database's name but is not a file: opening it might block."""
         for name in ("", *SIDE_FILES):
             set_aside_unless_file(self.path.with_name(self.path.name + name))
         if _size(self.path) == 0 and not _size(self.path.with_name(f"{self.path.name}-wal")):
             logger.error("the alert database %s is empty: it begins anew", self.path)
 
     def _begin_anew(self, why: str) -> sqlite3.Connection:
-        """Set the damaged file aside, and return a new database with what is certain of it."""
+        """Set the damaged file aside, and return a new database with its undamaged rows."""
         kept = _set_aside(self.path)
         try:
             db = self._open(is_checked=True)
         except _Damage as damage:  # of a file that is new: its disk cannot be trusted
             raise StartupError(f"the alert database {self.path} {damage}") from damage
-        n_rows = _take_over(db, kept)
+        n_rows = _salvage(db, kept)
         logger.error(
             "the alert database %s %s: it is kept as %s, and a new one begins with %s of its rows",
             self.path,
@@ -312,7 +312,7 @@ def save_progress(
 
 
 def set_aside_unless_file(path: Path) -> None:
-    """Rename what lies where a file belongs and is none: a folder, or a FIFO that would block."""
+    """Rename what is there but is not a file: a folder, or a FIFO that would block."""
     if os.path.lexists(path) and not path.is_file():
         kept = set_aside(path)
         logger.error("%s is no file: it is kept as %s", path, kept.name if kept else "it is")
@@ -358,7 +358,7 @@ def _prepare(db: sqlite3.Connection) -> None:
 
 
 def _check(db: sqlite3.Connection) -> None:
-    """Look at everything in a database.
+    """Check everything in a database.
 
     Raises:
         _Damage: something of it was not written like this.
@@ -383,26 +383,29 @@ def _check(db: sqlite3.Connection) -> None:
 
 
 def _check_row(table: str, row: tuple[Any, ...]) -> None:
-    """Look at what the constraints of the schema say nothing of.
+    """Check what the constraints of the schema do not cover.
 
     Raises:
         _Damage: the row was not written like this.
     """
-    one = dict(zip(_TABLES[table], row, strict=True))
-    if table == "state" and not _is_state(one):
-        raise _Damage(f"is damaged (the value of {one['name']!r} is not what was stored)")
-    if table == "deliveries" and not _is_delivery(one):
-        raise _Damage(f"is damaged (delivery {one['seq']} is not what was stored)")
+    fields = dict(zip(_TABLES[table], row, strict=True))
+    if table == "state" and not _is_state(fields):
+        raise _Damage(f"is damaged (the value of {fields['name']!r} is not what was stored)")
+    if table == "deliveries" and not _is_delivery(fields):
+        raise _Damage(f"is damaged (delivery {fields['seq']} is not what was stored)")
 
 
-def _is_state(one: dict[str, Any]) -> bool:
+def _is_state(fields: dict[str, Any]) -> bool:
     try:
-        value = json.loads(one["value"])
+        value = json.loads(fields["value"])
     except (ValueError, TypeError, RecursionError):
         return False
-    if zlib.crc32(f"{one['name']}\0{one['value']}".encode(errors="replace")) != one["checksum"]:
+    if (
+        zlib.crc32(f"{fields['name']}\0{fields['value']}".encode(errors="replace"))
+        != fields["checksum"]
+    ):
         return False
-    match one["name"]:
+    match fields["name"]:
         case "engine":
             return isinstance(value, dict)
         case "position":
@@ -413,25 +416,25 @@ def _is_state(one: dict[str, Any]) -> bool:
     return False
 
 
-def _is_delivery(one: dict[str, Any]) -> bool:
-    payload = one["payload"]
+def _is_delivery(fields: dict[str, Any]) -> bool:
+    payload = fields["payload"]
     if not isinstance(payload, bytes):
         return False
-    words = (one[name] for name in ("alert_id", "transition", "action", "rule", "severity"))
-    if delivery_checksum(payload, *words) != one["checksum"]:
+    words = (fields[name] for name in ("alert_id", "transition", "action", "rule", "severity"))
+    if delivery_checksum(payload, *words) != fields["checksum"]:
         return False
-    if one["state"] != "pending":
+    if fields["state"] != "pending":
         return True
     try:
         Notification.decode(payload)
     except ValueError:
         return False
-    last_ns = max(one["updated_ns"], one["created_ns"])
-    return bool(one["next_ns"] <= last_ns + _MAX_WAIT_NS)
+    last_ns = max(fields["updated_ns"], fields["created_ns"])
+    return bool(fields["next_ns"] <= last_ns + _MAX_WAIT_NS)
 
 
-def _take_over(db: sqlite3.Connection, kept: Path) -> int:
-    """Copy the rows of a damaged database that are certain; return how many there are."""
+def _salvage(db: sqlite3.Connection, kept: Path) -> int:
+    """Copy the undamaged rows of a damaged database; return how many there are."""
     n_rows = 0
     if not kept.is_file():
         return 0

@@ -1,4 +1,4 @@
-"""Who checkpoints which clips: no model may be asked about sounds it was trained on.
+"""Which checkpoint scores which clips: no model may be asked about sounds it was trained on.
 
 A checkpoint meant for use is best trained on all folds, but then no labelled clip is left to show
 what it finds. So checkpoints of the same recipe, each trained with some folds held out, score the

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 
-from ast_stream.calibration.budget import Budgets, per_hour
+from ast_stream.calibration.false_alarms import Budgets, per_hour
 from ast_stream.calibration.scores import background_streams, mixed_s, plain_tagger, sound_streams
 from ast_stream.calibration.thresholds import (
     ClassCalibration,

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ast_stream.calibration.budget import Budgets, claim, hours_text, rate_text
+from ast_stream.calibration.false_alarms import Budgets, claim, hours_text, rate_text
 from ast_stream.calibration.onsets import FittedOnset, RiseTime
 from ast_stream.calibration.provenance import class_record
 from ast_stream.calibration.scores import CalibrationAudio

@@ -37,7 +37,7 @@ _BACKENDS: dict[AttentionName, SDPBackend] = {
 }
 # In order of preference: a later one must be clearly faster, so that noise in the measurement
 # does not give two processes different kernels.
-_CANDIDATES: dict[str, tuple[AttentionName, ...]] = {
+CANDIDATES: dict[str, tuple[AttentionName, ...]] = {
     "cuda": ("cudnn", "flash_attn", "flash", "efficient", "math"),
     "cpu": ("flash", "math"),
 }
@@ -107,7 +107,7 @@ def measure_all(
     dims: AstDims, n_windows: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Measurement, ...]:
     """Return a measurement of every candidate of the device's kind."""
-    return tuple(measure(name, dims, n_windows, device, dtype) for name in _CANDIDATES[device.type])
+    return tuple(measure(name, dims, n_windows, device, dtype) for name in CANDIDATES[device.type])
 
 
 @torch.inference_mode()
@@ -147,7 +147,7 @@ def _preferred(measurements: tuple[Measurement, ...], clearly_faster: float) -> 
 
 
 def _known_problem(name: AttentionName, device: torch.device, dtype: torch.dtype) -> str | None:
-    if name not in _CANDIDATES[device.type]:
+    if name not in CANDIDATES[device.type]:
         return f"it does not exist on a {device.type} device"
     if name == "cudnn":
         version = torch.backends.cudnn.version() or 0  # type: ignore[no-untyped-call]

@@ -584,6 +584,10 @@ class EventLog:
     def close(self) -> None:
         """Write the messages that wait, if the disk accepts them, and release the directory."""
         self.retry()
+        self.release()
+
+    def release(self) -> None:
+        """Release the directory without writing the messages that wait."""
         self._folder.close()
 
     def _load_spare(self) -> None:

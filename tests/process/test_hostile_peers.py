@@ -125,7 +125,7 @@ def test_attacked_sockets_cost_no_event_and_no_process(checkpoint: Path, sockets
         trap.settimeout(0.5)
         ring = f"tcp://127.0.0.1:{trap.getsockname()[1]}"
         wait_for(lambda: push.send(forged_end(reply, "b", ring)), "room for a block")
-        with pytest.raises(TimeoutError):
+        with pytest.raises(TimeoutError, match="timed out"):
             trap.accept()
 
         # a worker that is stopped for longer than any heartbeat, then files that disappear

@@ -347,6 +347,7 @@ def test_everything_is_healthy_after_a_reboot(box: Box) -> None:
     box.receive_hooks()
     box.wait_until_healthy()
     wait_until(lambda: len(box.hooks()) > n_before, "an alert")
+    assert box.show(WORKER, "NRestarts")["NRestarts"] == "0"
 
 
 def test_upgrade_of_the_readme_runs_the_new_version(box: Box) -> None:

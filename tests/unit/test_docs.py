@@ -105,11 +105,11 @@ def test_configurations_load(page: Path) -> None:
 
 
 @name_of
-def test_code_is_free_of_typing_errors(page: Path) -> None:
+def test_code_can_be_parsed(page: Path) -> None:
     for text in blocks(page, "python"):
-        compile(text, page.name, "exec")
+        assert compile(text, page.name, "exec")
     for text in blocks(page, "json"):
-        json.loads(text)
+        assert json.loads(text)
 
 
 @name_of

@@ -68,6 +68,10 @@ class FakeSoundDevice(types.ModuleType):
         self.check_error: PortAudioError | None = None
         self.hangs: threading.Event | None = None
 
+    @property
+    def n_initialized(self) -> int:
+        return self._initialized
+
     def _terminate(self) -> None:
         if not self._initialized:
             raise PortAudioError("PortAudio not initialized", -10000)
@@ -327,7 +331,7 @@ def test_portaudio_is_started_anew_before_each_opening(monkeypatch: pytest.Monke
     fake.names, fake.default.device = ["Mic"], (0, -1)
     mic.open()
     assert fake.n_starts == 2
-    assert fake._initialized == 1
+    assert fake.n_initialized == 1
 
 
 def test_a_failed_start_of_portaudio_does_not_stand_in_the_way_of_the_next(

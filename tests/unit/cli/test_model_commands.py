@@ -121,7 +121,7 @@ def test_info_says_everything_about_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_info_of_a_broken_checkpoint_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match=r"expected model\.safetensors or .*, got none"):
         _model("info", str(tmp_path))
 
 

@@ -29,14 +29,14 @@ FIT = StoredOnsetFit(
 )
 
 
-def _crossings(count: int, *, noise_s: float = 0.0, told: bool = True) -> list[Crossing]:
+def _crossings(count: int, *, noise_s: float = 0.0, is_informative: bool = True) -> list[Crossing]:
     """Sounds whose logit rises by 8 a second, from 0.35 s into the window on."""
     rng = np.random.default_rng(4)
     found = []
     for phase in rng.uniform(0, HOP_S, count):  # how long ago the threshold was crossed
         at_threshold = float(np.log(THRESHOLD / (1 - THRESHOLD)))
         first, before = at_threshold + 8 * phase, at_threshold + 8 * (phase - HOP_S)
-        if not told:
+        if not is_informative:
             first, before = at_threshold + 3, at_threshold - 3
         rise_s = 0.35 + phase - HOP_S / 2 + noise_s * rng.standard_normal()
         found.append(Crossing(rise_s, *(1 / (1 + np.exp(-z)) for z in (before, first))))
@@ -83,7 +83,7 @@ def test_scores_around_the_crossing_tell_where_between_two_hops_a_sound_began() 
 
 
 def test_scores_that_tell_nothing_are_not_used() -> None:
-    assert fit_onset(_crossings(60, told=False), THRESHOLD, WINDOW_S) is None
+    assert fit_onset(_crossings(60, is_informative=False), THRESHOLD, WINDOW_S) is None
 
 
 def test_few_sounds_prove_no_fit() -> None:
@@ -92,7 +92,10 @@ def test_few_sounds_prove_no_fit() -> None:
 
 def test_a_few_wild_sounds_do_not_move_the_onsets_of_the_others() -> None:
     sounds = _crossings(60)
-    wild = [one._replace(rise_s=1.28) if n % 10 == 0 else one for n, one in enumerate(sounds)]
+    wild = [
+        Crossing(1.28, sound.before, sound.first) if n % 10 == 0 else sound
+        for n, sound in enumerate(sounds)
+    ]
     fitted = fit_onset(wild, THRESHOLD, WINDOW_S)
     assert fitted is not None
     assert fitted.error_s < 0.05

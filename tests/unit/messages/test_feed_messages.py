@@ -151,7 +151,7 @@ def test_line_of_the_log_has_these_bytes() -> None:
 def test_line_with_any_byte_changed_is_refused() -> None:
     for place in range(len(LINE) - 1):
         for damaged in (LINE[:place], LINE[:place] + b"~" + LINE[place + 1 :]):
-            with pytest.raises(WireError):
+            with pytest.raises(WireError, match="line"):
                 FeedMessage.decode_line(damaged)
 
 

@@ -122,7 +122,7 @@ def test_the_flash_attn_package_gets_its_own_layout(monkeypatch: pytest.MonkeyPa
     package = ModuleType("flash_attn")
     vars(package)["flash_attn_func"] = flash_attn_func
     monkeypatch.setitem(sys.modules, "flash_attn", package)
-    monkeypatch.setitem(attention._CANDIDATES, "cpu", ("flash_attn", "math"))
+    monkeypatch.setitem(attention.CANDIDATES, "cpu", ("flash_attn", "math"))
     found = measure("flash_attn", TINY_DIMS, 2, CPU, torch.bfloat16)
     assert found.problem is None
 
@@ -131,7 +131,7 @@ def test_a_missing_flash_attn_package_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "flash_attn", None)
-    monkeypatch.setitem(attention._CANDIDATES, "cpu", ("flash_attn", "math"))
+    monkeypatch.setitem(attention.CANDIDATES, "cpu", ("flash_attn", "math"))
     with pytest.raises(StartupError, match=r"not installed; see the extra ast-stream\[flash\]"):
         choose_attention("flash_attn", TINY_DIMS, 1, CPU, torch.bfloat16)
 

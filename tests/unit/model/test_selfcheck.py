@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_model import TINY_DIMS, tiny_checkpoint
+from tiny_model import tiny_checkpoint
 
 from ast_stream.errors import StartupError
-from ast_stream.model.ast import AudioSpectrogramTransformer
+from ast_stream.model.attention import AttentionChoice
 from ast_stream.model.checkpoint import Checkpoint
 from ast_stream.model.selfcheck import TOLERANCE, golden_clip, golden_for, self_check
 from ast_stream.model.tagger import Tagger
@@ -106,11 +106,10 @@ def test_samples_scaled_as_integers_are_found(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_wrong_attention_is_found_without_golden_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    tagger = _tagger(tiny_checkpoint())
-    model = AudioSpectrogramTransformer(TINY_DIMS)
-    model.load_state_dict(tagger.checkpoint.state_dict)
-    model.use_attention(lambda q, k, v: v)
-    monkeypatch.setattr(tagger._runner, "logits", lambda windows: model(windows).detach().float())
+    wrong = AttentionChoice("math", lambda q, k, v: v, ())
+    with monkeypatch.context() as patch:  # the reference is built later, with the right one
+        patch.setattr("ast_stream.model.tagger.choose_attention", lambda *_: wrong)
+        tagger = _tagger(tiny_checkpoint())
     with pytest.raises(StartupError, match="reference scores by"):
         self_check(tagger)
 

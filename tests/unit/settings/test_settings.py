@@ -232,7 +232,7 @@ def test_all_problems_are_told_at_once_in_the_order_of_the_file() -> None:
 
 
 def test_problems_keep_their_facts_for_programs() -> None:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError, match="hop_s: expected a number, got 'x'") as caught:
         parse_settings(STREAMS + "model: {hop_s: x}", "a.yaml")
     problem = caught.value.problems[0]
     assert (problem.file, problem.line, problem.path) == ("a.yaml", 2, "model.hop_s")

@@ -430,13 +430,13 @@ def test_what_the_disk_refused_is_in_the_log_after_a_kill(
     disk.is_broken = True
     for seq, kind in ((1, "begin"), (2, "update")):
         log.append(event(seq, seq * 8000, kind))
-    kill(log)
+    log.release()  # as a kill would
     log = EventLog(folder, spare=spare)  # the disk is still full
     assert positions(log, None) == [("b1", 1), ("b1", 2)]
     assert [event.type for event in log.open_events()] == ["update"]
     log.begin("b2")
     log.append(message(1, "b2", previous=0))
-    kill(log)
+    log.release()  # as a kill would
     disk.is_broken = False
     log = EventLog(folder, spare=spare)
     assert not spare.exists()
@@ -460,7 +460,7 @@ def test_kill_between_the_log_and_the_spare_file_gives_no_message_twice(
     disk.is_broken = False
     log.retry()
     assert not spare.exists()
-    kill(log)
+    log.release()  # as a kill would
     spare.write_bytes(left + left[:20])
     log = EventLog(folder, spare=spare)
     assert positions(log, None) == [("b1", seq) for seq in range(1, 6)]
@@ -478,7 +478,7 @@ def test_spare_file_keeps_as_many_messages_as_memory(
     for seq in range(1, 101):
         log.append(message(seq))
         assert len(spare.read_bytes().splitlines()) <= 20
-    kill(log)
+    log.release()  # as a kill would
     assert positions(EventLog(folder, spare=spare), None) == [("b1", seq) for seq in range(91, 101)]
 
 
@@ -492,12 +492,7 @@ def test_whatever_lies_at_the_spare_file_does_not_stop_the_log(
     log = EventLog(folder, spare=spare)
     disk.is_broken = True
     fill(log, "b1", 3)
-    kill(log)
+    log.release()  # as a kill would
     disk.is_broken = False
     log = EventLog(folder, spare=spare)
     assert positions(log, None) == [("b1", seq) for seq in range(1, 4)]
-
-
-def kill(log: EventLog) -> None:
-    """Let another log have the folder; nothing that waits is written."""
-    log._folder.close()

@@ -131,7 +131,9 @@ def test_second_bind_of_a_live_endpoint_is_refused(sockets: Sockets, endpoint: s
 
 def test_endpoint_is_free_again_once_closed(sockets: Sockets, endpoint: str) -> None:
     sockets.forget(sockets.bind("pull", endpoint, 1))
-    sockets.bind("pull", endpoint, 1)
+    pull = sockets.bind("pull", endpoint, 1)
+    send_when_connected(sockets.connect("push", endpoint, 1), [b"x"])
+    assert pull.receive(WAIT_MS) == [b"x"]
 
 
 def test_endpoint_left_behind_by_a_killed_process_can_be_bound(

@@ -27,6 +27,25 @@ from ast_stream.settings.explain import explain, show_path
 from ast_stream.settings.yaml import Document, read_document
 
 MAX_ONTOLOGY_BYTES = 8 * 1024 * 1024  # AudioSet's has 0.4
+# keys of a rule that its digest has always covered; a key that is added later is covered only where
+# it is set, so that no rule counts as changed because the program knows more keys
+_FIRST_KEYS = {
+    "absent",
+    "alert",
+    "cooldown",
+    "count",
+    "for_",
+    "group_by",
+    "keep_firing_for",
+    "level",
+    "limit",
+    "match",
+    "sequence",
+    "tolerate",
+    "unless",
+    "when",
+}
+_UNDIGESTED_KEYS = {"annotations", "actions", "labels", "severity"}
 
 
 def load_rules(
@@ -289,8 +308,9 @@ def _or_default(value: int | None, default: int) -> int:
 
 def _digest(rule: Rule) -> str:
     """Return a digest of all that decides when a rule fires; texts and actions may change."""
-    content = rule.settings.model_dump(
-        mode="json", exclude={"annotations", "actions", "labels", "severity"}
+    settings = rule.settings
+    content = settings.model_dump(mode="json", include=_FIRST_KEYS) | settings.model_dump(
+        mode="json", exclude=_FIRST_KEYS | _UNDIGESTED_KEYS, exclude_defaults=True
     )
     resolved = [
         [

@@ -125,11 +125,16 @@ def show_path(path: Path) -> str:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where an error lies: its path, the keys known around it, what is meant to be there."""
+    """Where an error lies: its path, the keys known around it, what is meant to be there.
+
+    Attributes:
+        types: values of `type` that a section here may have.
+    """
 
     path: Path
     known: tuple[str, ...]
     expected: str | None
+    types: tuple[str, ...]
 
 
 def _locate(model: type[BaseModel], loc: Path) -> _Place:
@@ -154,7 +159,10 @@ def _locate(model: type[BaseModel], loc: Path) -> _Place:
         else:
             arguments = get_args(kind)
             kind = arguments[-1] if arguments else Any
-    return _Place(path=tuple(path), known=known, expected=expected)
+    kind = _inside(kind)
+    members = kind if isinstance(kind, tuple) else ()
+    listed = tuple(tag for member in members for tag in _tags(member))
+    return _Place(path=tuple(path), known=known, expected=expected, types=listed)
 
 
 def _inside(kind: Any) -> Any:
@@ -169,12 +177,14 @@ def _inside(kind: Any) -> Any:
 
 def _member(members: tuple[Any, ...], tag: str | int) -> Any:
     """Return the member of a tagged union whose `type` is `tag`."""
-    for member in members:
-        is_model = isinstance(member, type) and issubclass(member, BaseModel)
-        field = member.model_fields.get("type") if is_model else None
-        if field is not None and tag in get_args(field.annotation):
-            return member
-    return Any
+    return next((member for member in members if tag in _tags(member)), Any)
+
+
+def _tags(member: Any) -> tuple[str, ...]:
+    """Return what `type` may be in a member of a tagged union."""
+    is_model = isinstance(member, type) and issubclass(member, BaseModel)
+    field = member.model_fields.get("type") if is_model else None
+    return () if field is None else get_args(field.annotation)
 
 
 def _either(errors: list[ErrorDetails]) -> str:
@@ -251,7 +261,7 @@ _SENTENCES: dict[str, Callable[[_Place, ErrorDetails], str]] = {
     "literal_error": _listed_word,
     "union_tag_invalid": _unknown_type,
     "union_tag_not_found": lambda place, error: (
-        "the key 'type' is missing; expected microphone, file, url, stdin or scene"
+        f"the key 'type' is missing; expected {_any_of(list(place.types))}"
     ),
     "greater_than": _bound("more than", "gt"),
     "greater_than_equal": _bound("at least", "ge"),

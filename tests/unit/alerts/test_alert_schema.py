@@ -65,6 +65,10 @@ def test_every_type_of_action_can_be_configured() -> None:
         ("  actions: {a: {type: log, on: [fired]}}", "fired"),
         ("  actions: {a: {type: sms}}", "sms"),
         (
+            "  actions: {a: {level: info}}",
+            "the key 'type' is missing; expected log, command, webhook, mqtt or apprise",
+        ),
+        (
             "  actions: {a: {type: mqtt, host: b}}\n  heartbeat: {action: a}",
             "expected the name of a webhook, command, log or apprise action, got 'a'",
         ),

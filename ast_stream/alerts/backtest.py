@@ -13,12 +13,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ast_stream.alerts.detector import DetectionTiming
 from ast_stream.alerts.engine import Engine
-from ast_stream.alerts.model import Transition
+from ast_stream.alerts.model_facts import DetectionTiming
 from ast_stream.alerts.rule_tests import duration_text
 from ast_stream.alerts.rules.match import Matcher
 from ast_stream.alerts.rules.rule import RuleSet
+from ast_stream.alerts.transitions import Transition
 from ast_stream.errors import WireError
 from ast_stream.messages.event import EventMessage, GapMessage
 from ast_stream.messages.feed import content_without_topic

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ast_stream.alerts.actions.base import ActionRunner, Delivered, Failed, Outcome, Refused
+from ast_stream.alerts.delivery_schedule import FEED
 from ast_stream.alerts.outbox import Delivery, Outbox
-from ast_stream.alerts.schedule import FEED
 from ast_stream.alerts.store import StoreError
 
 POLL_EVERY_S = 5.0  # commands change the outbox from another process

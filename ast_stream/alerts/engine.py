@@ -15,12 +15,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from ast_stream.alerts.clock import StreamClocks, is_step
-from ast_stream.alerts.detector import DetectionTiming
 from ast_stream.alerts.instances import InstanceTable
-from ast_stream.alerts.model import EngineCounters, Transition
+from ast_stream.alerts.model_facts import DetectionTiming
 from ast_stream.alerts.open_events import OpenEvents
 from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.alerts.stream_health import StreamHealth
+from ast_stream.alerts.transitions import EngineCounters, Transition
 from ast_stream.errors import WireError
 from ast_stream.messages.alert import Alert
 from ast_stream.messages.event import EventMessage, GapMessage

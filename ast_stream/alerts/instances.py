@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ast_stream.alerts.detector import DetectionTiming
-from ast_stream.alerts.model import EngineCounters, Transition, stable_id
+from ast_stream.alerts.model_facts import DetectionTiming
 from ast_stream.alerts.rules.rule import Rule, RuleSet
 from ast_stream.alerts.rules.schema import Selector
+from ast_stream.alerts.transitions import EngineCounters, Transition, stable_id
 from ast_stream.alerts.triggers.base import Trigger, TriggerState
 from ast_stream.messages.alert import ACTIVE_STATES, Alert, AlertState
 from ast_stream.units import NS_PER_SECOND, format_time

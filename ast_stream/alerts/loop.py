@@ -16,12 +16,12 @@ from typing import Protocol
 from ast_stream.alerts.actions.base import LiveSensors
 from ast_stream.alerts.clock import WallClock
 from ast_stream.alerts.delivery import DeliveryThreads, no_fault
-from ast_stream.alerts.detector import DetectionTiming
 from ast_stream.alerts.engine import Engine
-from ast_stream.alerts.model import Transition
+from ast_stream.alerts.model_facts import DetectionTiming
 from ast_stream.alerts.outbox import Outbox
 from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.alerts.store import Store, StoreError, save_progress
+from ast_stream.alerts.transitions import Transition
 from ast_stream.errors import WireError
 from ast_stream.feed import FeedMessage, Missed, Position
 from ast_stream.messages.event import EventMessage

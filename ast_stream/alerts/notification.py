@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ast_stream.alerts.model import Transition
+from ast_stream.alerts.transitions import Transition
 from ast_stream.messages.alert import ACTIVE_STATES
 from ast_stream.units import format_time, parse_time
 

@@ -18,9 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from ast_stream.alerts.actions.base import Delivered, Failed, Outcome, Refused
-from ast_stream.alerts.model import Transition, stable_id
-from ast_stream.alerts.notification import Notification, notification_of, one_line, title_of
-from ast_stream.alerts.schedule import (
+from ast_stream.alerts.delivery_schedule import (
     FEED,
     SEVERITY_RANK,
     DueRow,
@@ -30,7 +28,9 @@ from ast_stream.alerts.schedule import (
     backoff_s,
     expiry_ns,
 )
+from ast_stream.alerts.notification import Notification, notification_of, one_line, title_of
 from ast_stream.alerts.store import Store, delivery_checksum
+from ast_stream.alerts.transitions import Transition, stable_id
 from ast_stream.messages.alert import Alert, Severity
 from ast_stream.messages.status import FailingAction
 from ast_stream.runtime.logging import Outage

@@ -28,9 +28,10 @@ from ast_stream.alerts.actions.base import (
 from ast_stream.alerts.actions.registry import DeferredRunner, create_runner
 from ast_stream.alerts.clock import WallClock
 from ast_stream.alerts.delivery import DeliveryThreads, no_fault
-from ast_stream.alerts.detector import DetectionTiming
+from ast_stream.alerts.delivery_schedule import FEED, routes
 from ast_stream.alerts.engine import Engine
 from ast_stream.alerts.loop import TOPICS, AlertLoop
+from ast_stream.alerts.model_facts import DetectionTiming
 from ast_stream.alerts.notification import Notification
 from ast_stream.alerts.outbox import Outbox
 from ast_stream.alerts.rule_files import (
@@ -40,7 +41,6 @@ from ast_stream.alerts.rule_files import (
     exposed_entities,
 )
 from ast_stream.alerts.rules.rule import RuleSet
-from ast_stream.alerts.schedule import FEED, routes
 from ast_stream.alerts.status import HeartbeatThread, StatusReporter
 from ast_stream.alerts.store import Store, set_aside_unless_file
 from ast_stream.feed import Subscriber

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from ast_stream.alerts.actions.base import Entities, LiveSensors
 from ast_stream.alerts.actions.registry import kinds_by_action, used_without_rules
-from ast_stream.alerts.detector import (
+from ast_stream.alerts.loop import AlertLoop
+from ast_stream.alerts.model_facts import (
     DetectionTiming,
     decision_parameters,
     detection_timing,
     model_facts,
 )
-from ast_stream.alerts.loop import AlertLoop
 from ast_stream.alerts.rules.compile import load_rules
 from ast_stream.alerts.rules.lint import notification_lints
 from ast_stream.alerts.rules.problems import RuleProblem

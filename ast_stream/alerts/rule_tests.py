@@ -21,16 +21,16 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from ast_stream.alerts.detector import DetectionTiming
+from ast_stream.alerts.delivery_schedule import FEED, Route
 from ast_stream.alerts.engine import Engine
-from ast_stream.alerts.model import Transition, stable_id
+from ast_stream.alerts.model_facts import DetectionTiming
 from ast_stream.alerts.outbox import Outbox
 from ast_stream.alerts.rules.compile import load_rules
 from ast_stream.alerts.rules.fields import Duration, Names, PositiveDuration, RuleSection
 from ast_stream.alerts.rules.problems import RuleProblem, problem_at
 from ast_stream.alerts.rules.rule import RuleSet
-from ast_stream.alerts.schedule import FEED, Route
 from ast_stream.alerts.store import Store
+from ast_stream.alerts.transitions import Transition, stable_id
 from ast_stream.detect.decision import Decision
 from ast_stream.detect.parameters import model_facts, resolve_parameters
 from ast_stream.detect.state import SlotNames

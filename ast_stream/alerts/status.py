@@ -17,9 +17,9 @@ from ast_stream.alerts.actions.base import (
     describe_error,
 )
 from ast_stream.alerts.actions.registry import DeferredRunner, create_runner
+from ast_stream.alerts.delivery_schedule import FEED
 from ast_stream.alerts.notification import Notification
 from ast_stream.alerts.outbox import Outbox
-from ast_stream.alerts.schedule import FEED
 from ast_stream.alerts.store import StoreError
 from ast_stream.messages.status import AlertsStatus, FailingAction
 from ast_stream.runtime.lifecycle import Notifier

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ast_stream.alerts.instances import Instance, InstanceTable
-from ast_stream.alerts.model import Transition
+from ast_stream.alerts.transitions import Transition
 from ast_stream.messages.status import Health
 from ast_stream.units import NS_PER_SECOND
 

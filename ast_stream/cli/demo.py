@@ -22,7 +22,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ast_stream.alerts.detector import model_facts
+from ast_stream.alerts.model_facts import model_facts
 from ast_stream.cli.terminal import console, level_bar, level_text, stacked
 from ast_stream.errors import StartupError
 from ast_stream.feed import FeedMessage, Missed, Subscriber

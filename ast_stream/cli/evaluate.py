@@ -34,8 +34,8 @@ from ast_stream.dataset.clips import load_recordings, read_clips
 from ast_stream.dataset.tables import Columns
 from ast_stream.errors import UsageError
 from ast_stream.evaluation.measure import (
+    MeasureSettings,
     ScoredMaterial,
-    Settings,
     Subject,
     check_hop,
     score_material,
@@ -92,21 +92,21 @@ def evaluate(
     ] = None,
     repeats: Annotated[
         int, typer.Option(min=1, help="How often each sound is laid, at other levels.")
-    ] = Settings.repeats,
+    ] = MeasureSettings.repeats,
     hours: Annotated[
         float, typer.Option(min=0, help="At least so many hours of streams with sounds.")
-    ] = Settings.hours,
+    ] = MeasureSettings.hours,
     negative_hours: Annotated[
         float, typer.Option(min=0, help="Hours of generated streams without any event.")
-    ] = Settings.negative_hours,
+    ] = MeasureSettings.negative_hours,
     negatives: Annotated[
         list[Path] | None,
         typer.Option(help="Own recordings without any event, instead; may be repeated."),
     ] = None,
     generated: Annotated[
         int, typer.Option(min=0, help="Generated examples of each alarm class.")
-    ] = Settings.n_generated,
-    seed: Annotated[int, typer.Option(min=0)] = Settings.seed,
+    ] = MeasureSettings.n_generated,
+    seed: Annotated[int, typer.Option(min=0)] = MeasureSettings.seed,
     report: Annotated[
         Path | None, typer.Option(help="Folder for report.html, report.json and plots.")
     ] = None,
@@ -128,7 +128,7 @@ def evaluate(
         check_folder(report, "--report")
     if write_streams is not None:
         check_folder(write_streams, "--write-streams")
-    settings = Settings(
+    settings = MeasureSettings(
         snr_db=range_of(snr, "--snr", "decibels like 12 or 0..20", -60, 60),
         gap_s=None if gap is None else range_of(gap, "--gap", "seconds like 60 or 30..90", 0, 3600),
         alarm_snr_db=alarm_snr,
@@ -195,7 +195,7 @@ def range_of(
     return values[0], values[-1]
 
 
-def _score(subjects: Sequence[Subject], settings: Settings) -> ScoredMaterial:
+def _score(subjects: Sequence[Subject], settings: MeasureSettings) -> ScoredMaterial:
     with ProgressView(transient=False) as progress:
         task = progress.add_task("", total=total_s(subjects, settings))
 

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from ast_stream.errors import AstStreamError, UsageError
 from ast_stream.evaluation.intervals import Interval
-from ast_stream.evaluation.measure import Settings
+from ast_stream.evaluation.measure import MeasureSettings
 from ast_stream.evaluation.metrics import FalseAlarms, StreamReport, TimeErrors, TimingFigures
 from ast_stream.evaluation.plots import plots
 from ast_stream.evaluation.report import Evaluation, as_json, jsonable
@@ -47,7 +47,7 @@ pre { white-space: pre-wrap; background: #f4f6f8; padding: .6rem }
 """
 
 
-def show(evaluation: Evaluation, settings: Settings, console: Console) -> None:
+def show(evaluation: Evaluation, settings: MeasureSettings, console: Console) -> None:
     """Print a summary and a table with a row for each class."""
     for line in summary(evaluation, settings):
         console.print(line, highlight=False, soft_wrap=True)
@@ -60,7 +60,7 @@ def show(evaluation: Evaluation, settings: Settings, console: Console) -> None:
     console.print(table)
 
 
-def summary(evaluation: Evaluation, settings: Settings) -> list[str]:
+def summary(evaluation: Evaluation, settings: MeasureSettings) -> list[str]:
     """Return the main figures, a sentence each."""
     lines = []
     if evaluation.clips is not None:
@@ -90,7 +90,7 @@ def summary(evaluation: Evaluation, settings: Settings) -> list[str]:
     return lines
 
 
-def _stream_lines(report: StreamReport, settings: Settings) -> list[str]:
+def _stream_lines(report: StreamReport, settings: MeasureSettings) -> list[str]:
     low, high = settings.snr_db
     snr = f"{low:g} dB" if low == high else f"{low:g} to {high:g} dB"
     timing, within = report.timing, report.mean_recall_within
@@ -272,7 +272,11 @@ def check_folder(folder: Path, option: str) -> None:
 
 
 def write_report(
-    folder: Path, evaluation: Evaluation, settings: Settings, command: str, notes: Sequence[str]
+    folder: Path,
+    evaluation: Evaluation,
+    settings: MeasureSettings,
+    command: str,
+    notes: Sequence[str],
 ) -> None:
     """Write report.html, report.json and the plots as PNG.
 
@@ -316,7 +320,7 @@ def versions() -> dict[str, str]:
 
 def _page(
     evaluation: Evaluation,
-    settings: Settings,
+    settings: MeasureSettings,
     pictures: Mapping[str, bytes],
     content: Mapping[str, Any],
 ) -> str:
@@ -355,7 +359,7 @@ def _page(
                 for one in evaluation.models
             ],
         ),
-        "<h2>Settings</h2>",
+        "<h2>MeasureSettings</h2>",
         f"<pre>{escape(content['command'])}</pre>",
         f"<pre>{escape(json.dumps(content['settings'], indent=1))}</pre>",
         f"<pre>{escape(json.dumps(content['versions'], indent=1))}</pre></html>",

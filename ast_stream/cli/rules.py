@@ -13,7 +13,7 @@ import typer
 
 from ast_stream.alerts.actions.registry import kinds_by_action, used_without_rules
 from ast_stream.alerts.backtest import BacktestReport, RecordedTest, backtest, read_messages
-from ast_stream.alerts.detector import (
+from ast_stream.alerts.model_facts import (
     DetectionTiming,
     DetectorFacts,
     decision_parameters,

@@ -62,7 +62,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Settings:
+class MeasureSettings:
     """What to measure on.
 
     Attributes:
@@ -110,7 +110,7 @@ class ScoredMaterial:
     negatives: list[ScoredSoundscape] = field(default_factory=list)
 
 
-def total_s(subjects: Sequence[Subject], settings: Settings) -> float:
+def total_s(subjects: Sequence[Subject], settings: MeasureSettings) -> float:
     """Return about how many seconds `hear` will report, for a progress display."""
     labels = tuple(subjects[0].tagger.labels)
     generated = generated_foregrounds(0, labels, 1)
@@ -128,18 +128,18 @@ def total_s(subjects: Sequence[Subject], settings: Settings) -> float:
     return total
 
 
-def gap_of(settings: Settings, window_s: float) -> tuple[float, float]:
+def gap_of(settings: MeasureSettings, window_s: float) -> tuple[float, float]:
     """Return the gaps between most sounds, in seconds."""
     return settings.gap_s or (window_s + 0.5, window_s + 2.5)
 
 
 def isolated_spec(window_s: float, snr_db: float) -> SoundscapeSpec:
     """Return how sounds are placed so that each is alone in its windows, with no disturbances."""
-    gap_s = gap_of(Settings(), window_s)
+    gap_s = gap_of(MeasureSettings(), window_s)
     return SoundscapeSpec(snr_db=(snr_db, snr_db), gap_s=gap_s, same_class_gap_s=0.0)
 
 
-def mixed_spec(window_s: float, settings: Settings) -> SoundscapeSpec:
+def mixed_spec(window_s: float, settings: MeasureSettings) -> SoundscapeSpec:
     """Return how sounds are placed around a window: most apart, some closer than one window."""
     return SoundscapeSpec(
         snr_db=settings.snr_db,
@@ -152,7 +152,7 @@ def mixed_spec(window_s: float, settings: Settings) -> SoundscapeSpec:
     )
 
 
-def repeats_of(settings: Settings, one_s: float, n_subjects: int) -> int:
+def repeats_of(settings: MeasureSettings, one_s: float, n_subjects: int) -> int:
     """Return how often each sound is placed; one round takes `one_s` of each subject."""
     wanted_s = settings.hours * 3600 / n_subjects
     return max(settings.repeats, math.ceil(wanted_s / one_s) if one_s else 0)
@@ -170,7 +170,7 @@ def sounding_s(foregrounds: Sequence[Foreground]) -> float:
 
 
 def score_material(
-    subjects: Sequence[Subject], settings: Settings, on_progress: OnProgress
+    subjects: Sequence[Subject], settings: MeasureSettings, on_progress: OnProgress
 ) -> ScoredMaterial:
     """Score all clips and streams. All subjects have the same labels."""
     labels = tuple(subjects[0].tagger.labels)
@@ -227,7 +227,7 @@ def _mixed(
     kind: str,
     foregrounds: Sequence[Foreground],
     spec: SoundscapeSpec,
-    settings: Settings,
+    settings: MeasureSettings,
     seeds: tuple[int, ...],
     on_progress: OnProgress,
 ) -> Iterator[ScoredSoundscape]:
@@ -249,7 +249,7 @@ def _mixed(
 
 
 def _negatives(
-    subjects: Sequence[Subject], settings: Settings, base: int, on_progress: OnProgress
+    subjects: Sequence[Subject], settings: MeasureSettings, base: int, on_progress: OnProgress
 ) -> Iterator[ScoredSoundscape]:
     taggers = itertools.cycle([subject.tagger for subject in subjects])
     for (path, seconds), tagger in zip(settings.negatives, taggers, strict=False):
@@ -273,7 +273,7 @@ def _negatives(
 
 
 def _keep(
-    soundscape: Soundscape, name: str, spec: SoundscapeSpec | None, settings: Settings
+    soundscape: Soundscape, name: str, spec: SoundscapeSpec | None, settings: MeasureSettings
 ) -> None:
     if settings.write_to is not None:
         details = {"seed": settings.seed} | ({} if spec is None else {"laying": asdict(spec)})

@@ -11,7 +11,7 @@ import numpy as np
 
 from ast_stream.evaluation.clips import ClipReport, clip_report, names_right
 from ast_stream.evaluation.intervals import Interval, bootstrap_ratio
-from ast_stream.evaluation.measure import ScoredMaterial, Settings, Subject
+from ast_stream.evaluation.measure import MeasureSettings, ScoredMaterial, Subject
 from ast_stream.evaluation.metrics import (
     FalseAlarms,
     Measured,
@@ -75,7 +75,7 @@ class Evaluation:
 
 
 def evaluate(
-    subjects: Sequence[Subject], material: ScoredMaterial, settings: Settings
+    subjects: Sequence[Subject], material: ScoredMaterial, settings: MeasureSettings
 ) -> Evaluation:
     """Return the figures of what was scored."""
     labels, seed = material.labels, settings.seed
@@ -154,7 +154,9 @@ def _clip_figures(
     )
 
 
-def _model_figures(subject: Subject, clips: ClipReport | None, settings: Settings) -> ModelFigures:
+def _model_figures(
+    subject: Subject, clips: ClipReport | None, settings: MeasureSettings
+) -> ModelFigures:
     tagger = subject.tagger
     return ModelFigures(
         name=tagger.checkpoint.origin,

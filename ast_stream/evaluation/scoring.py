@@ -17,7 +17,7 @@ from ast_stream.units import SAMPLE_RATE, samples_to_seconds
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
+class SoundscapeTruth:
     """What is kept of a soundscape once it was scored: hours of samples would fill the memory."""
 
     duration_s: float
@@ -35,7 +35,7 @@ class ScoredSoundscape:
         parameters: what events were decided by; None: not known.
     """
 
-    layout: Soundscape | Layout
+    layout: Soundscape | SoundscapeTruth
     times_s: npt.NDArray[np.float64]
     scores: npt.NDArray[np.float32]
     events: list[Event]
@@ -73,7 +73,7 @@ def score_blocks(
     events += detector.flush("strip", "quiet")
     n_classes = len(detector.parameters.labels)
     return ScoredSoundscape(
-        layout=Layout(samples_to_seconds(n_samples), truth),
+        layout=SoundscapeTruth(samples_to_seconds(n_samples), truth),
         times_s=np.array([samples_to_seconds(window.end_sample) for window in windows]),
         scores=np.array([window.scores for window in windows], np.float32).reshape(-1, n_classes),
         events=[event for event in events if event.type != "update"],

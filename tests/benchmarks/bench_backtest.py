@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ast_stream.alerts.detector import model_facts
+from ast_stream.alerts.model_facts import model_facts
 from ast_stream.labels import slug
 from ast_stream.settings.schema import ModelSettings
 from ast_stream.units import NS_PER_SECOND, format_time, parse_time

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ast_stream.alerts.detector import DetectionTiming
 from ast_stream.alerts.engine import Engine
+from ast_stream.alerts.model_facts import DetectionTiming
 from ast_stream.alerts.rules.compile import compile_rules
 from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.settings.yaml import parse_document

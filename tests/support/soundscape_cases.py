@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ast_stream.detect.parameters import DecisionParameters, ModelFacts, resolve_parameters
-from ast_stream.evaluation.scoring import Layout, ScoredSoundscape
+from ast_stream.evaluation.scoring import ScoredSoundscape, SoundscapeTruth
 from ast_stream.messages.event import EndReason, Event, EventType
 from ast_stream.settings.schema import DetectionSettings
 from ast_stream.soundscape.mixing import ReferenceEvent
@@ -73,5 +73,5 @@ def ideal_soundscape(
         held = np.minimum(times, sound.offset_s) - np.maximum(times - WINDOW_S, sound.onset_s)
         scores[held >= rise_s, LABELS.index(sound.label)] = HIGH
     return ScoredSoundscape(
-        Layout(duration_s, truth), times, scores, events or [], parameters(rise_s)
+        SoundscapeTruth(duration_s, truth), times, scores, events or [], parameters(rise_s)
     )

@@ -11,14 +11,14 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from ast_stream.alerts.model import stable_id
 from ast_stream.alerts.rules.match import Ontology, Vocabulary, compile_match
 from ast_stream.alerts.rules.problems import Notes, RuleProblem, problem_at, shortened
 from ast_stream.alerts.rules.rule import Inhibition, Rule, RuleSet
 from ast_stream.alerts.rules.schema import Defaults, Group, RuleFile, RuleSettings
 from ast_stream.alerts.rules.templates import Template
 from ast_stream.alerts.rules.windows import TimeWindow, compile_windows
-from ast_stream.alerts.triggers.kinds import KINDS, kind_of, kinds_of
+from ast_stream.alerts.transitions import stable_id
+from ast_stream.alerts.triggers.registry import KINDS, kind_of, kinds_of
 from ast_stream.errors import ConfigError, Problem
 from ast_stream.labels import did_you_mean
 from ast_stream.runtime.files import DamagedFileError, read_bounded

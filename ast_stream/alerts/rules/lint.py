@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 
-from ast_stream.alerts.detector import DetectorFacts
+from ast_stream.alerts.model_facts import DetectorFacts
 from ast_stream.alerts.rules.match import Vocabulary
 from ast_stream.alerts.rules.problems import RuleProblem, problem_at
 from ast_stream.alerts.rules.rule import Rule, RuleSet

@@ -10,7 +10,7 @@ from ast_stream.alerts.rules.schema import RuleFile, RuleSettings, Selector
 from ast_stream.alerts.rules.templates import Template
 from ast_stream.alerts.rules.windows import TimeWindow
 from ast_stream.alerts.triggers.base import Trigger
-from ast_stream.alerts.triggers.kinds import kind_of
+from ast_stream.alerts.triggers.registry import kind_of
 from ast_stream.messages.alert import Severity
 from ast_stream.settings.explain import Path as KeyPath
 from ast_stream.settings.yaml import Document

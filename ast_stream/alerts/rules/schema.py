@@ -22,7 +22,7 @@ from ast_stream.alerts.rules.fields import (
 )
 from ast_stream.alerts.rules.match import EventMatch
 from ast_stream.alerts.rules.windows import WindowSettings
-from ast_stream.alerts.triggers.kinds import TriggerFields
+from ast_stream.alerts.triggers.registry import TriggerFields
 from ast_stream.messages.alert import Severity
 from ast_stream.units import NS_PER_SECOND
 

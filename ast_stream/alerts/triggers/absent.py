@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from ast_stream.alerts.model import seconds_to_ns
 from ast_stream.alerts.rules.fields import PositiveDuration, RuleSection
 from ast_stream.alerts.rules.match import EventMatch
+from ast_stream.alerts.transitions import seconds_to_ns
 from ast_stream.alerts.triggers.base import Finding, MatchedEvent, Trigger, TriggerState
 
 if TYPE_CHECKING:
-    from ast_stream.alerts.detector import DetectionTiming, DetectorFacts
+    from ast_stream.alerts.model_facts import DetectionTiming, DetectorFacts
     from ast_stream.alerts.rules.rule import Rule
     from ast_stream.alerts.rules.schema import RuleSettings
     from ast_stream.settings.explain import Path as KeyPath

@@ -20,7 +20,7 @@ from ast_stream.alerts.rules.match import EventMatch
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ast_stream.alerts.detector import DetectionTiming, DetectorFacts
+    from ast_stream.alerts.model_facts import DetectionTiming, DetectorFacts
     from ast_stream.alerts.rules.rule import Rule
     from ast_stream.alerts.rules.schema import RuleSettings
     from ast_stream.messages.status import Health

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from ast_stream.alerts.model import MAX_CAUSES, seconds_to_ns
 from ast_stream.alerts.rules.fields import PositiveDuration, RuleSection
+from ast_stream.alerts.transitions import MAX_CAUSES, seconds_to_ns
 from ast_stream.alerts.triggers.base import EventListState, Finding, MatchedEvent, Trigger
 from ast_stream.units import NS_PER_SECOND
 
 if TYPE_CHECKING:
-    from ast_stream.alerts.detector import DetectionTiming, DetectorFacts
+    from ast_stream.alerts.model_facts import DetectionTiming, DetectorFacts
     from ast_stream.alerts.rules.rule import Rule
     from ast_stream.alerts.rules.schema import RuleSettings
 

@@ -15,7 +15,7 @@ from ast_stream.messages.status import SOURCE_ENDED, Health
 from ast_stream.units import NS_PER_SECOND, SILENCE_DBFS
 
 if TYPE_CHECKING:
-    from ast_stream.alerts.detector import DetectionTiming, DetectorFacts
+    from ast_stream.alerts.model_facts import DetectionTiming, DetectorFacts
     from ast_stream.alerts.rules.rule import Rule
     from ast_stream.alerts.rules.schema import RuleSettings
     from ast_stream.settings.explain import Path as KeyPath

@@ -76,7 +76,7 @@ _TS_BYTES = 188
 
 
 @dataclass(frozen=True)
-class Layout:
+class PcmFormat:
     """What the bytes of a stream of PCM are.
 
     Attributes:
@@ -122,7 +122,7 @@ class StandardInput:
         self._descriptor = descriptor
         self._monotonic_ns = monotonic_ns
         self._wall_ns = wall_ns
-        self._layout: Layout | None = None  # None until enough has come to know it
+        self._format: PcmFormat | None = None  # None until enough has come to know it
         self._rest = b""
         self._began: tuple[int, int] | None = None
         self._n_frames = 0
@@ -153,37 +153,39 @@ class StandardInput:
         data = os.read(self._descriptor, self._block_bytes())
         is_end = not data
         data = self._rest + data
-        if self._layout is None:
-            self._layout = self._recognise(data, is_end=is_end)
-            if self._layout is None:
+        if self._format is None:
+            self._format = self._recognise(data, is_end=is_end)
+            if self._format is None:
                 self._rest = data
                 return None
-            data = data[self._layout.header_bytes :]
-        return self._cut(self._layout, data, is_end=is_end)
+            data = data[self._format.header_bytes :]
+        return self._cut(self._format, data, is_end=is_end)
 
     def close(self) -> None:
         """Leave the descriptor open: it is the process's own."""
 
     def _block_bytes(self) -> int:
-        layout = self._layout or self._raw_layout()
-        return layout.frame_bytes * max(1, round(_BLOCK_S * layout.rate))
+        pcm_format = self._format or self._raw_format()
+        return pcm_format.frame_bytes * max(1, round(_BLOCK_S * pcm_format.rate))
 
-    def _raw_layout(self) -> Layout:
+    def _raw_format(self) -> PcmFormat:
         settings = self._settings
-        return Layout(_SAMPLE_TYPES.get(settings.format, "<i2"), settings.rate, settings.channels)
+        return PcmFormat(
+            _SAMPLE_TYPES.get(settings.format, "<i2"), settings.rate, settings.channels
+        )
 
-    def _recognise(self, head: bytes, *, is_end: bool) -> Layout | None:
+    def _recognise(self, head: bytes, *, is_end: bool) -> PcmFormat | None:
         """Return what the stream is by its first bytes; None: more are needed."""
         if self._settings.format == "wav":
             if is_end and not head:
-                return self._raw_layout()  # nothing at all is no sound, but no mistake either
-            layout = wav_layout(head)
-            if layout is None and is_end:
+                return self._raw_format()  # nothing at all is no sound, but no mistake either
+            pcm_format = wav_format(head)
+            if pcm_format is None and is_end:
                 raise AudioError(f"{_WHERE} ended in the header of a WAV, after {len(head)} bytes")
-            if layout is not None:
-                kind = f"{layout.sample_type.strip('<')}, {layout.rate} Hz"
-                logger.info("%s is a WAV: %s, channels: %d", _WHERE, kind, layout.channels)
-            return layout
+            if pcm_format is not None:
+                kind = f"{pcm_format.sample_type.strip('<')}, {pcm_format.rate} Hz"
+                logger.info("%s is a WAV: %s, channels: %d", _WHERE, kind, pcm_format.channels)
+            return pcm_format
         found = container_of(head, is_end=is_end)
         if found is None:
             return None
@@ -195,61 +197,61 @@ class StandardInput:
                 f"{found}, and raw PCM is expected (format: {name}); {hint}send raw PCM "
                 f"(ffmpeg -f {name}, arecord -t raw)",
             )
-        return self._raw_layout()
+        return self._raw_format()
 
-    def _cut(self, layout: Layout, data: bytes, *, is_end: bool) -> SourceBlock | None:
+    def _cut(self, pcm_format: PcmFormat, data: bytes, *, is_end: bool) -> SourceBlock | None:
         """Return the whole frames of what has come, and keep the rest."""
         missing = None
-        if layout.n_bytes is not None:
-            missing = layout.n_bytes - self._n_frames * layout.frame_bytes
+        if pcm_format.n_bytes is not None:
+            missing = pcm_format.n_bytes - self._n_frames * pcm_format.frame_bytes
             data = data[:missing]  # a WAV may have more behind its samples
             is_end = is_end or len(data) == missing
-        whole = len(data) - len(data) % layout.frame_bytes
+        whole = len(data) - len(data) % pcm_format.frame_bytes
         self._rest = data[whole:]
         if is_end:
             self.n_bytes_dropped, self._rest = len(self._rest), b""
-            if missing is not None and whole < missing - missing % layout.frame_bytes:
-                self._raise_cut_short(layout, whole)
+            if missing is not None and whole < missing - missing % pcm_format.frame_bytes:
+                self._raise_cut_short(pcm_format, whole)
             if self.n_bytes_dropped:
                 logger.warning(
                     "%s ended within a sample: %d bytes dropped", _WHERE, self.n_bytes_dropped
                 )
         elif whole == 0:
             return None
-        return self._block(layout, data[:whole], is_end)
+        return self._block(pcm_format, data[:whole], is_end)
 
-    def _raise_cut_short(self, layout: Layout, n_bytes: int) -> None:
-        assert layout.n_bytes is not None
-        bytes_per_s = layout.frame_bytes * layout.rate
-        got_s = self._n_frames / layout.rate + n_bytes / bytes_per_s
+    def _raise_cut_short(self, pcm_format: PcmFormat, n_bytes: int) -> None:
+        assert pcm_format.n_bytes is not None
+        bytes_per_s = pcm_format.frame_bytes * pcm_format.rate
+        got_s = self._n_frames / pcm_format.rate + n_bytes / bytes_per_s
         raise AudioError(
             f"{_WHERE} ended after {got_s:.1f} s: its WAV header says "
-            f"{layout.n_bytes / bytes_per_s:.1f} s"
+            f"{pcm_format.n_bytes / bytes_per_s:.1f} s"
         )
 
-    def _block(self, layout: Layout, data: bytes, is_last: bool) -> SourceBlock:
+    def _block(self, pcm_format: PcmFormat, data: bytes, is_last: bool) -> SourceBlock:
         if self._began is None:
             self._began = self._monotonic_ns(), self._wall_ns()
-        elapsed_ns = self._n_frames * NS_PER_SECOND // layout.rate
-        pcm = decoded(data, layout)
+        elapsed_ns = self._n_frames * NS_PER_SECOND // pcm_format.rate
+        pcm = decoded(data, pcm_format)
         self._n_frames += len(pcm)
         return SourceBlock(
             pcm=pcm,
-            rate=layout.rate,
+            rate=pcm_format.rate,
             captured_ns=self._began[1] + elapsed_ns,
             monotonic_ns=self._began[0] + elapsed_ns,
             is_last=is_last,
         )
 
 
-def decoded(data: bytes, layout: Layout) -> Pcm:
+def decoded(data: bytes, pcm_format: PcmFormat) -> Pcm:
     """Return whole frames as int16, or as float32 in [-1, 1], shape (n_frames, n_channels)."""
-    if layout.sample_type == _S24:
+    if pcm_format.sample_type == _S24:
         wide = np.zeros((len(data) // 3, 4), dtype=np.uint8)
         wide[:, 1:] = np.frombuffer(data, np.uint8).reshape(-1, 3)
-        samples = wide.view("<i4").reshape(-1, layout.channels)
+        samples = wide.view("<i4").reshape(-1, pcm_format.channels)
     else:
-        samples = np.frombuffer(data, layout.sample_type).reshape(-1, layout.channels)
+        samples = np.frombuffer(data, pcm_format.sample_type).reshape(-1, pcm_format.channels)
     kind, size = samples.dtype.kind, samples.dtype.itemsize
     if kind == "f":
         return samples.astype(np.float32)
@@ -260,7 +262,7 @@ def decoded(data: bytes, layout: Layout) -> Pcm:
     return samples.astype(np.float32) / np.float32(2**31)
 
 
-def wav_layout(head: bytes) -> Layout | None:
+def wav_format(head: bytes) -> PcmFormat | None:
     """Return what a WAV holds, by its first bytes; None: more are needed.
 
     Raises:
@@ -294,7 +296,7 @@ def wav_layout(head: bytes) -> Layout | None:
     return None
 
 
-def _layout_of(chunk: bytes, n_bytes: int | None, header_bytes: int) -> Layout:
+def _layout_of(chunk: bytes, n_bytes: int | None, header_bytes: int) -> PcmFormat:
     if len(chunk) < 16:
         raise _unfit(
             "is a WAV", f"a `fmt ` chunk of 16 bytes or more is expected, got {len(chunk)}"
@@ -322,7 +324,7 @@ def _layout_of(chunk: bytes, n_bytes: int | None, header_bytes: int) -> Layout:
             f"is a WAV of {channels} channels at {rate} Hz",
             f"1 to {MAX_CHANNELS} channels at {_RATES[0]} to {_RATES[1]} Hz are expected",
         )
-    return Layout(sample_type, rate, channels, n_bytes, header_bytes)
+    return PcmFormat(sample_type, rate, channels, n_bytes, header_bytes)
 
 
 def container_of(head: bytes, *, is_end: bool) -> str | None:

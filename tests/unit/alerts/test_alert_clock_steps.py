@@ -14,14 +14,14 @@ from rule_bodies import START, at, engine_of, event, news, restarted, rules_from
 from ast_stream.alerts.actions.base import ActionRunner
 from ast_stream.alerts.clock import WallClock
 from ast_stream.alerts.delivery import DeliveryThreads
+from ast_stream.alerts.delivery_schedule import Route
 from ast_stream.alerts.engine import Engine
 from ast_stream.alerts.loop import SILENT_S, AlertLoop
-from ast_stream.alerts.model import Transition
-from ast_stream.alerts.operations import snooze, snoozes
 from ast_stream.alerts.outbox import Outbox
+from ast_stream.alerts.outbox_operations import snooze, snoozes
 from ast_stream.alerts.rules.compile import load_rules
-from ast_stream.alerts.schedule import Route
 from ast_stream.alerts.store import Store
+from ast_stream.alerts.transitions import Transition
 from ast_stream.feed import FeedMessage, Missed, Position
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, format_time
 

@@ -7,7 +7,7 @@ import random
 import pytest
 from rule_bodies import at, engine_of, event, news, restarted, rules_from, sound
 
-from ast_stream.alerts.detector import DetectionTiming
+from ast_stream.alerts.model_facts import DetectionTiming
 from ast_stream.units import NS_PER_SECOND
 
 Sounds = list[tuple[int, int]]  # onset and offset in seconds

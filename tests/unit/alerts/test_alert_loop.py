@@ -9,11 +9,11 @@ import pytest
 from alert_samples import T0_NS, FakeClock, states
 
 from ast_stream.alerts.delivery import DeliveryThreads
+from ast_stream.alerts.delivery_schedule import FEED
 from ast_stream.alerts.engine import Engine
 from ast_stream.alerts.loop import SILENT_S, AlertLoop
 from ast_stream.alerts.outbox import Outbox
 from ast_stream.alerts.rules.compile import load_rules
-from ast_stream.alerts.schedule import FEED
 from ast_stream.alerts.store import Store, StoreError
 from ast_stream.feed import FeedMessage, Missed, Position
 from ast_stream.units import NS_PER_SECOND, format_time

@@ -15,7 +15,7 @@ from rule_bodies import (
     sound,
 )
 
-from ast_stream.alerts.detector import DetectionTiming
+from ast_stream.alerts.model_facts import DetectionTiming
 from ast_stream.alerts.rules.lint import lint
 from ast_stream.alerts.rules.templates import Template
 from ast_stream.errors import ConfigError

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ast_stream.alerts.detector import UNKNOWN_WINDOW_S, model_facts
+from ast_stream.alerts.model_facts import UNKNOWN_WINDOW_S, model_facts
 from ast_stream.alerts.rule_files import RuleFiles
 from ast_stream.alerts.rules.compile import load_rules
 from ast_stream.cli.demo import _rules

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rule_bodies import at, engine_of, event, news, rules_from
 
-from ast_stream.alerts.detector import (
+from ast_stream.alerts.model_facts import (
     DetectionTiming,
     decision_parameters,
     detection_timing,

@@ -15,9 +15,9 @@ from ast_stream.alerts.delivery import (
     DeliveryThread,
     DeliveryThreads,
 )
+from ast_stream.alerts.delivery_schedule import FEED, Route
 from ast_stream.alerts.notification import Notification
 from ast_stream.alerts.outbox import Outbox
-from ast_stream.alerts.schedule import FEED, Route
 from ast_stream.alerts.store import Store
 from ast_stream.messages.alert import Severity
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from rule_bodies import START, at, event, health, rules_from
 
 from ast_stream.alerts.engine import Engine
-from ast_stream.alerts.model import Transition
+from ast_stream.alerts.transitions import Transition
 
 # the state after 40 s of sound with the rules below and one more, `removed`, and what the program
 # that wrote it made of the messages in `MORE`

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from alert_samples import FakeClock, alert, firing, resolved, state_file, states
 
-from ast_stream.alerts import operations
 from ast_stream.alerts import outbox as outbox_module
+from ast_stream.alerts import outbox_operations as operations
 from ast_stream.alerts.actions.base import Delivered, Failed, Refused
-from ast_stream.alerts.model import Transition
+from ast_stream.alerts.delivery_schedule import FEED, MAX_PAUSE_S, Route
 from ast_stream.alerts.outbox import PRUNE_EVERY_S, SELF_RULE, Delivery, Outbox
-from ast_stream.alerts.schedule import FEED, MAX_PAUSE_S, Route
 from ast_stream.alerts.store import Store, StoreError, save_progress
+from ast_stream.alerts.transitions import Transition
 from ast_stream.errors import UsageError
 
 BOTH = frozenset({"firing", "resolved"})

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 from alert_samples import T0_NS, FakeClock, firing, resolved, states
 
-from ast_stream.alerts import operations
+from ast_stream.alerts import outbox_operations as operations
 from ast_stream.alerts.actions.base import Delivered, Failed, Outcome, Refused
-from ast_stream.alerts.detector import DetectionTiming
+from ast_stream.alerts.delivery_schedule import FEED, Route
 from ast_stream.alerts.engine import Engine
+from ast_stream.alerts.model_facts import DetectionTiming
 from ast_stream.alerts.outbox import Delivery, Outbox
 from ast_stream.alerts.process import resume_engine
 from ast_stream.alerts.rules.compile import load_rules
 from ast_stream.alerts.rules.rule import RuleSet
-from ast_stream.alerts.schedule import FEED, Route
 from ast_stream.alerts.store import Store, save_progress
 from ast_stream.units import format_time
 

@@ -9,8 +9,8 @@ import pytest
 from alert_samples import firing, states
 
 from ast_stream.alerts.actions.base import Refused
+from ast_stream.alerts.delivery_schedule import Route
 from ast_stream.alerts.outbox import Delivery, Outbox
-from ast_stream.alerts.schedule import Route
 from ast_stream.alerts.store import Store
 from ast_stream.cli.app import run_command_line
 

@@ -12,7 +12,7 @@ from soundscape_cases import LABELS, WINDOW_S, begin_and_end, ideal_soundscape, 
 
 from ast_stream.audio.activity import Waveform
 from ast_stream.evaluation.clips import average_precision, clip_report, clip_scores
-from ast_stream.evaluation.measure import Settings, mixed_spec
+from ast_stream.evaluation.measure import MeasureSettings, mixed_spec
 from ast_stream.evaluation.metrics import measure_streams, negatives_report
 from ast_stream.messages.event import Event
 from ast_stream.soundscape.backgrounds import generated_backgrounds
@@ -168,7 +168,7 @@ def test_laid_backgrounds_hold_no_sound_and_have_their_length() -> None:
 def test_sounds_lie_as_far_apart_as_asked_but_a_quarter_closer_than_a_window(
     gap_s: tuple[float, float] | None,
 ) -> None:
-    settings = Settings(gap_s=gap_s)
+    settings = MeasureSettings(gap_s=gap_s)
     spec = mixed_spec(WINDOW_S, settings)
     truth = _mixed(spec, seed=3).truth
     gaps = [after.onset_s - one.offset_s for one, after in itertools.pairwise(truth)]

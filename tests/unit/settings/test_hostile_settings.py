@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ast_stream.alerts.detector import decision_parameters, model_facts
+from ast_stream.alerts.model_facts import decision_parameters, model_facts
 from ast_stream.alerts.rules.compile import compile_rules
 from ast_stream.errors import ConfigError, UsageError
 from ast_stream.settings.check import check_against_model

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ast_stream.alerts.model import seconds_to_ns
+from ast_stream.alerts.transitions import seconds_to_ns
 from ast_stream.detect.parameters import DecisionParameters, resolve_parameters
 from ast_stream.detect.parameters import model_facts as checkpoint_facts
 from ast_stream.errors import CheckpointError
@@ -66,7 +66,7 @@ class DetectionTiming:
 
 
 @dataclass(frozen=True)
-class ModelFacts:
+class CheckpointFacts:
     """What rules need to know of the checkpoint, read without torch.
 
     Attributes:
@@ -79,7 +79,7 @@ class ModelFacts:
     metadata: Metadata = field(default_factory=Metadata)
 
 
-def model_facts(model: ModelSettings) -> ModelFacts:
+def model_facts(model: ModelSettings) -> CheckpointFacts:
     """Return labels, window and measurements of the configured checkpoint.
 
     Raises:
@@ -87,7 +87,7 @@ def model_facts(model: ModelSettings) -> ModelFacts:
     """
     folder = _BUNDLED if model.checkpoint == "bundled" else Path(model.checkpoint).expanduser()
     if not (folder / CONFIG).exists():
-        return ModelFacts(None, model.window_s or UNKNOWN_WINDOW_S)
+        return CheckpointFacts(None, model.window_s or UNKNOWN_WINDOW_S)
     config = Config(folder / CONFIG)
     named = config.get("id2label") or config.get("label2id") or ()
     n_classes = len(named) if isinstance(named, Sized) else 0
@@ -97,7 +97,7 @@ def model_facts(model: ModelSettings) -> ModelFacts:
         raise CheckpointError(f"{config.path}: {problem}")
     dims, metadata = read_dims(config, max(1, n_classes)), read_metadata(folder)
     window_s = model.window_s or metadata.window_s or default_window_s(dims.max_frames)
-    return ModelFacts(None if labels is None else tuple(labels), window_s, metadata)
+    return CheckpointFacts(None if labels is None else tuple(labels), window_s, metadata)
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class DetectorFacts:
 
 
 def decision_parameters(
-    known: ModelFacts, detection: DetectionSettings, hop_s: float
+    known: CheckpointFacts, detection: DetectionSettings, hop_s: float
 ) -> DecisionParameters:
     """Return the decision parameters of a checkpoint, as the worker has them.
 

@@ -14,6 +14,7 @@ from ast_stream.alerts.triggers.sequence import SequenceFields, SequenceWithin
 if TYPE_CHECKING:
     from ast_stream.alerts.rules.schema import RuleSettings
 
+
 KINDS: tuple[type[Trigger], ...] = (ForDuration, CountWithin, SequenceWithin, AbsentFor, LevelFor)
 """In the order in which messages list them; a rule without any has the plain `Trigger`."""
 

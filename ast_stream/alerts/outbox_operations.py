@@ -7,10 +7,10 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ast_stream.alerts.model import stable_id
+from ast_stream.alerts.delivery_schedule import FEED, expiry_ns
 from ast_stream.alerts.outbox import MAX_ERROR_CHARACTERS, Outbox, message_alert
-from ast_stream.alerts.schedule import FEED, expiry_ns
 from ast_stream.alerts.store import Store
+from ast_stream.alerts.transitions import stable_id
 from ast_stream.errors import UsageError
 from ast_stream.messages.alert import Severity
 from ast_stream.units import NS_PER_SECOND

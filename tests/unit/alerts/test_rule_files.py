@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rule_bodies import LABELS, health, rules_from, sound
 
 from ast_stream.alerts.backtest import BacktestReport, backtest
-from ast_stream.alerts.detector import DetectorFacts
+from ast_stream.alerts.model_facts import DetectorFacts
 from ast_stream.alerts.notification import Notification, notification_of
 from ast_stream.alerts.rules.compile import compile_rules, load_rules
 from ast_stream.alerts.rules.lint import lint

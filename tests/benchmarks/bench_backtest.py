@@ -60,15 +60,15 @@ def main() -> None:
 
 
 def write_week(path: Path, n_sounds: int, seed: int) -> int:
-    """Write a week of messages in the order in which they are told; return how many."""
+    """Write a week of messages in the order in which they are published; return how many."""
     rng = random.Random(seed)
     labels = model_facts(ModelSettings()).labels or ()
-    told = [message for n in range(n_sounds) for message in _sound(rng, n, labels)]
-    told.sort(key=lambda one: one[0])
+    messages = [message for n in range(n_sounds) for message in _sound(rng, n, labels)]
+    messages.sort(key=lambda message: message[0])
     with path.open("w") as log:
-        for _, body in told:
+        for _, body in messages:
             log.write(json.dumps(body, separators=(",", ":")) + "\n")
-    return len(told)
+    return len(messages)
 
 
 def _sound(

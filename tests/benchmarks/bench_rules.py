@@ -2,9 +2,9 @@
 
     .venv/bin/python tests/benchmarks/bench_rules.py [--rules 100] [--events 1000000]
 
-Begin and end messages of 50 classes on 20 streams, 2 000 a second of stream time, told as late as
-a window of 2.56 s tells them; rules are of every kind. The state is exported once a second of
-stream time, as the service does. Times are of the processor, so that a busy machine says the same.
+Begin and end messages of 50 classes on 20 streams, 2 000 a second of stream time, as late as
+a window of 2.56 s makes them; rules are of every kind. The state is exported once a second of
+stream time, as the service does. Times are of the processor, so that load does not matter.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ def main() -> None:
     parser.add_argument("--rate", type=int, default=2000, help="messages a second of stream time")
     options = parser.parse_args()
     engine = Engine(make_rules(options.rules), now_ns=START, timing=TIMING)
-    n_told, slowest_s, second_s, busy_s = 0, 0.0, 0.0, 0.0
+    n_transitions, slowest_s, second_s, busy_s = 0, 0.0, 0.0, 0.0
     for done, body in enumerate(bodies(options.events, options.rate), start=1):
         begun_s = time.process_time()
-        n_told += len(engine.on_message("event/", body))
+        n_transitions += len(engine.on_message("event/", body))
         if done % options.rate == 0:
             json.dumps(engine.export())
         took_s = time.process_time() - begun_s
@@ -65,7 +65,7 @@ def main() -> None:
             )
     print(
         f"{options.rules} rules, {options.events} messages in {busy_s:.1f} s of one core: "
-        f"{options.events / busy_s:.0f} a second, {n_told} transitions; "
+        f"{options.events / busy_s:.0f} a second, {n_transitions} transitions; "
         f"a second of {options.rate} messages took at most {slowest_s:.2f} s"
     )
 
@@ -81,10 +81,10 @@ def make_rules(n_rules: int) -> RuleSet:
 
 
 def bodies(n_messages: int, rate: int) -> Iterator[dict[str, Any]]:
-    """Yield begin and end messages in the order in which they are told."""
+    """Yield begin and end messages in the order in which they are published."""
     waiting: list[tuple[int, int, dict[str, Any]]] = []
-    n_told, sound = 0, 0
-    while n_told < n_messages:
+    n_yielded, sound = 0, 0
+    while n_yielded < n_messages:
         onset_ns = START + sound * 2 * NS_PER_SECOND // rate
         length_ns = round(LENGTHS_S[sound % len(LENGTHS_S)] * NS_PER_SECOND)
         for kind, at_ns in (
@@ -94,9 +94,9 @@ def bodies(n_messages: int, rate: int) -> Iterator[dict[str, Any]]:
             body = _body(sound, kind, at_ns, onset_ns, onset_ns + length_ns)
             heapq.heappush(waiting, (at_ns, 2 * sound + (kind == "end"), body))
         sound += 1
-        while waiting and waiting[0][0] <= onset_ns and n_told < n_messages:
+        while waiting and waiting[0][0] <= onset_ns and n_yielded < n_messages:
             yield heapq.heappop(waiting)[2]
-            n_told += 1
+            n_yielded += 1
 
 
 def resident_mb() -> float:

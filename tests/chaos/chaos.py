@@ -1,8 +1,8 @@
-"""A box that is maltreated: real processes of one configuration, and seeded faults.
+"""A box under faults: real processes of one configuration, and seeded faults.
 
 Captures play known scenes in real time, the worker detects, the alerts process delivers to a
 webhook, and subscribers read along, while processes are killed and stopped, processors taken away
-and the disk filled. `verdict` then compares what came of it with what should have.
+and the disk filled. `comparison` then compares the result with an undisturbed run.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ Body = dict[str, Any]
 
 HOP_S = 0.5
 RING_S = 90.0
-SHORTEST_SCENE_S = 100.0
-LONGEST_SCENE_S = 300.0  # then it begins again
+MIN_SCENE_S = 100.0
+MAX_SCENE_S = 300.0  # then it begins again
 STREAMS = {"attic": 3, "cellar": 5, "yard": 8}  # with the seeds of their scenes
 DISK_BYTES = 64 * 1024 * 1024  # an hour's log and database take about 30 MB
 DELIVERY_S = 30.0
 START_S = 60.0  # for all processes to start on a busy machine
-CAPTURE_STOP_S = 4.0  # longer, and the worker ends events of a stream that is not heard,
+CAPTURE_STOP_S = 4.0  # longer, and the worker ends the events of a silent stream,
 LOST_S = 8.0  # as here
 WATCHDOG_STOP_S = 36.0  # the supervisor has killed it by then
 LEFT_BEHIND_S = 2.0  # a stream with more audio waiting has not recovered
@@ -53,7 +53,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Fault:
-    """What is done to which process, and for how long."""
+    """A kind of fault, its target and how long it lasts."""
 
     kind: str  # kill, stop, overload, full disk
     target: str = ""
@@ -82,14 +82,14 @@ def plan(
     """Return one round: groups of faults that fall together, with every kind of fault.
 
     Args:
-        is_long: with stops that outlast patience: a silent stream, and the watchdog.
+        is_long: include stops that end a stream's events or trip the watchdog.
     """
 
     def kill(target: str) -> Fault:
         return Fault("kill", target)
 
-    def stop(target: str, longest_s: float) -> Fault:
-        return Fault("stop", target, round(rng.uniform(0.5, longest_s), 1))
+    def stop(target: str, max_s: float) -> Fault:
+        return Fault("stop", target, round(rng.uniform(0.5, max_s), 1))
 
     def capture() -> str:
         return f"capture {rng.choice(streams)}"
@@ -120,7 +120,7 @@ def plan(
 
 @dataclass
 class Seen:
-    """What the reader of the feed saw that nobody disturbs."""
+    """What the undisturbed reader of the feed received."""
 
     durable: list[tuple[str, Body]] = field(default_factory=list)
     missed: list[Missed] = field(default_factory=list)
@@ -128,21 +128,21 @@ class Seen:
     scores: dict[tuple[str, str], dict[int, npt.NDArray[np.float16]]] = field(default_factory=dict)
 
     def recovered_after(self, at_s: float, streams: list[str]) -> float | None:
-        """Return how long after `at_s` every stream was well at once, None if never."""
-        begin = bisect.bisect_left(self.healths, at_s, key=lambda one: one[0])
-        well: set[str] = set()
+        """Return how long after `at_s` all streams were healthy at once, None if never."""
+        begin = bisect.bisect_left(self.healths, at_s, key=lambda health: health[0])
+        healthy: set[str] = set()
         for arrived_s, stream, body in self.healths[begin:]:
-            (well.add if is_well(body) else well.discard)(stream)
-            if well == set(streams):
+            (healthy.add if is_healthy(body) else healthy.discard)(stream)
+            if healthy == set(streams):
                 return arrived_s - at_s
         return None
 
 
-def is_well(health: Body) -> bool:
-    """Tell whether a stream is heard, and as it happens."""
+def is_healthy(health: Body) -> bool:
+    """Return whether a stream is active and its lag is small."""
     lag_s = health["lag_s"]
-    is_heard = health["state"] in ("listening", "warming")
-    return is_heard and lag_s is not None and lag_s < LEFT_BEHIND_S
+    is_active = health["state"] in ("listening", "warming")
+    return is_active and lag_s is not None and lag_s < LEFT_BEHIND_S
 
 
 class Box:
@@ -161,7 +161,7 @@ class Box:
         self.has_own_disk = self._mount()
         self.scenes: dict[str, Pcm16] = {}
         for stream in self.streams:
-            scene_s = min(max(SHORTEST_SCENE_S, seconds), LONGEST_SCENE_S)
+            scene_s = min(max(MIN_SCENE_S, seconds), MAX_SCENE_S)
             self.scenes[stream] = generate_scene(STREAMS[stream], round(scene_s)).pcm
             path = self.folder / f"{stream}.wav"
             soundfile.write(path, self.scenes[stream], SAMPLE_RATE, subtype="PCM_16")
@@ -171,7 +171,7 @@ class Box:
         self.seen = Seen()
         self.injected: list[Injected] = []
         self.exit_codes: dict[str, int] = {}
-        self.was_told_later = False
+        self.delivered_after_restart = False
         self._run: subprocess.Popen[bytes] | None = None
         self._subscriber: subprocess.Popen[bytes] | None = None
         self.n_subscribers = 0
@@ -193,15 +193,15 @@ class Box:
         return path.read_text(errors="replace") if path.exists() else ""
 
     def start(self) -> None:
-        """Start everything, and wait until every stream is heard."""
+        """Start everything, and wait until every stream is healthy."""
         self._start_run()
         self._start_subscriber()
         self._reader.start()
-        self.wait_until_well(START_S)
+        self.wait_until_healthy(START_S)
 
-    def wait_until_well(self, patience_s: float) -> bool:
-        """Wait until every stream is heard as it happens; False if that takes too long."""
-        began_s = max([0.0, *(one.over_s for one in self.injected)])
+    def wait_until_healthy(self, patience_s: float) -> bool:
+        """Wait until every stream is healthy; return False if that takes too long."""
+        began_s = max([0.0, *(injected.over_s for injected in self.injected)])
         end_s = time.monotonic() + patience_s
         while self.seen.recovered_after(began_s, self.streams) is None:
             if time.monotonic() > end_s:
@@ -210,7 +210,7 @@ class Box:
         return True
 
     def inject(self, faults: list[Fault]) -> None:
-        """Do faults at the same time; return when they are over."""
+        """Inject faults at the same time; return when they are over."""
         threads = [threading.Thread(target=self._inject, args=(fault,)) for fault in faults]
         for thread in threads:
             thread.start()
@@ -226,11 +226,11 @@ class Box:
         """End everything in order, as an operator would."""
         assert self._run is not None
         assert self._subscriber is not None
-        self._wait(self._is_all_delivered)
+        self._wait(self._is_everything_received)
         self._run.terminate()
         self.exit_codes["run"] = self._run.wait(30)
-        self._wait(self._is_all_read)
-        if not self._is_all_told():
+        self._wait(self._is_feed_read)
+        if not self._are_alerts_delivered():
             self._start_without_captures()
         self._subscriber.terminate()
         self.exit_codes["subscriber"] = self._subscriber.wait(30)
@@ -255,38 +255,38 @@ class Box:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _start_without_captures(self) -> None:
-        """Let the next start deliver what the stop left to it."""
-        self.was_told_later = True
+        """Restart worker and alerts to deliver what was pending at the stop."""
+        self.delivered_after_restart = True
         processes = [
             self._start("log", command, "-c", str(self.config)) for command in ("worker", "alerts")
         ]
-        self._wait(self._is_all_told)
+        self._wait(self._are_alerts_delivered)
         for process in processes:
             process.terminate()
         for process in processes:
             process.wait(30)
 
     def _wait(self, condition: Callable[[], bool]) -> None:
-        """Wait for processes that may have begun a moment ago; in vain is for `verdict` to say."""
+        """Wait for a condition for a while; `comparison` reports what is missing then."""
         end_s = time.monotonic() + DELIVERY_S
         while not condition() and time.monotonic() < end_s:
             time.sleep(0.2)
 
-    def _is_all_delivered(self) -> bool:
-        return self._is_all_told() and self._is_all_read()
+    def _is_everything_received(self) -> bool:
+        return self._are_alerts_delivered() and self._is_feed_read()
 
-    def _is_all_told(self) -> bool:
-        """Whether the end of every event that has ended was delivered."""
+    def _are_alerts_delivered(self) -> bool:
+        """Return whether the resolution of every event that has ended was delivered."""
         ended = {body["id"] for _, body in list(self.seen.durable) if body.get("type") == "end"}
-        told = {
+        resolved = {
             event_id
             for message in list(self._receiver.got)
             if message.body["data"]["kind"] == "resolved"
             for event_id in message.body["data"]["alert"]["events"]
         }
-        return ended <= told
+        return ended <= resolved
 
-    def _is_all_read(self) -> bool:
+    def _is_feed_read(self) -> bool:
         *_, newest = self.subscribed()
         return len(newest) >= len(self.seen.durable)
 
@@ -390,15 +390,15 @@ class Box:
                 time.sleep(fault.duration_s)
                 self._signal(fault.target, signal.SIGCONT)
             case "overload":
-                with hogs(2 * (os.cpu_count() or 1)):
+                with cpu_load(2 * (os.cpu_count() or 1)):
                     time.sleep(fault.duration_s)
             case "full disk":
-                with full(self.state):
+                with full_disk(self.state):
                     time.sleep(fault.duration_s)
         self.injected.append(Injected(fault, at_s, time.monotonic(), note))
 
     def _signal(self, target: str, number: signal.Signals) -> str:
-        """Send a signal; say why not if there is no such process just now."""
+        """Send a signal; return why not if no such process is running."""
         pid = self._pid(target)
         if pid is None:
             return "not running"
@@ -427,13 +427,15 @@ class Box:
 def children(pid: int) -> list[int]:
     """Return the processes that a process has started."""
     with suppress(OSError):
-        return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
     return []
 
 
 @contextmanager
-def hogs(n: int) -> Iterator[None]:
-    """Take the processors away."""
+def cpu_load(n: int) -> Iterator[None]:
+    """Keep the processors busy."""
     busy = "while True: pass"
     processes = [subprocess.Popen([sys.executable, "-c", busy]) for _ in range(n)]
     try:
@@ -445,7 +447,7 @@ def hogs(n: int) -> Iterator[None]:
 
 
 @contextmanager
-def full(folder: Path) -> Iterator[None]:
+def full_disk(folder: Path) -> Iterator[None]:
     """Fill the disk of a folder to the last byte."""
     filler = folder / "filler"
     try:
@@ -457,12 +459,12 @@ def full(folder: Path) -> Iterator[None]:
         filler.unlink()
 
 
-def maltreat(
-    box: Box, seed: int, seconds: float, say: Callable[[str], None] = lambda text: None
+def inject_faults(
+    box: Box, seed: int, seconds: float, report: Callable[[str], None] = lambda text: None
 ) -> None:
-    """Let faults come for at least so long, in whole rounds, and let the box recover at the end.
+    """Inject faults for at least `seconds`, in whole rounds, and let the box recover at the end.
 
-    Some faults come while it has not recovered from those before. Between rounds all is killed.
+    Some faults come before it has recovered from earlier ones. Between rounds everything is killed.
     """
     rng = random.Random(seed)
     began_s = time.monotonic()
@@ -471,12 +473,14 @@ def maltreat(
         groups = plan(rng, box.streams, with_disk=box.has_own_disk, is_long=seconds > 0)
         for faults in groups if is_first else [[Fault("kill", "run")], *groups]:
             if rng.random() < 0.5:
-                box.wait_until_well(START_S)
+                box.wait_until_healthy(START_S)
             time.sleep(rng.uniform(0.2, 2.5))
-            say(f"{time.monotonic() - began_s:6.1f} s  " + ", ".join(one.name for one in faults))
+            report(
+                f"{time.monotonic() - began_s:6.1f} s  " + ", ".join(fault.name for fault in faults)
+            )
             box.inject(faults)
             if any(fault.kind == "full disk" for fault in faults):
-                # what only a killed worker had is derived again, unless its audio dies now, too
-                box.wait_until_well(START_S)
+                # a killed worker's unsaved messages are derived again if their audio survives
+                box.wait_until_healthy(START_S)
         is_first = False
-    box.wait_until_well(START_S)
+    box.wait_until_healthy(START_S)

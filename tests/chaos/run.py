@@ -1,4 +1,4 @@
-"""The long form: maltreat a box for an hour, then say what came of it.
+"""The long form: run a box under faults for an hour, then print the comparison.
 
 python tests/chaos/run.py --minutes 60 --seed 1
 """
@@ -12,26 +12,26 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))  # helpers that several tests share
 
-from chaos import STREAMS, Box, maltreat
+from chaos import STREAMS, Box, inject_faults
+from comparison import Comparison, compare
 from http_receiver import http_receiver
-from verdict import Verdict, judge
 
 
 def chaos(
     seed: int, seconds: float, n_streams: int, keep: Path | None = None, *, is_shown: bool = False
-) -> Verdict:
-    """Run a box for so long under faults, and compare.
+) -> Comparison:
+    """Run a box under faults for `seconds`, and compare it with an undisturbed run.
 
     Args:
-        keep: where what the processes have written is copied to.
+        keep: folder that the processes' files are copied to.
     """
     with http_receiver() as receiver:
         box = Box(n_streams, seconds, receiver)
         try:
             box.start()
-            maltreat(box, seed, seconds, _say if is_shown else lambda text: None)
+            inject_faults(box, seed, seconds, _report if is_shown else lambda text: None)
             box.stop()
-            return judge(box, receiver.got)
+            return compare(box, receiver.got)
         finally:
             if keep is not None:
                 keep.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ def chaos(
             box.close()
 
 
-def _say(text: str) -> None:
+def _report(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
@@ -54,9 +54,9 @@ def main() -> int:
     parser.add_argument("--streams", type=int, default=3, choices=range(1, len(STREAMS) + 1))
     parser.add_argument("--keep", type=Path, help="folder for the log of all processes")
     args = parser.parse_args()
-    verdict = chaos(args.seed, 60 * args.minutes, args.streams, args.keep, is_shown=True)
-    print(verdict.table())
-    return 1 if verdict.problems else 0
+    comparison = chaos(args.seed, 60 * args.minutes, args.streams, args.keep, is_shown=True)
+    print(comparison.table())
+    return 1 if comparison.problems else 0
 
 
 if __name__ == "__main__":

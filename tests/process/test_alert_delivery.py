@@ -44,7 +44,7 @@ def rows(one: AlertProcess, *args: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in out.splitlines()]
 
 
-def is_told(client: Listener, event: str) -> bool:
+def is_announced(client: Listener, event: str) -> bool:
     """Tell whether an alert that `event` caused was published on the broker."""
     topic = "ast-stream/ast-stream/alerts/dog"
     return any(name == topic and f'"{event}"' in text for name, text, _ in client.got)
@@ -245,7 +245,7 @@ def test_broker_that_is_absent_at_the_start_gets_everything_once_it_is_there(
                     wait_for(lambda: client.last(SENSOR) == "ON", "the sensor")
                     one.publish(2, "begin", stream="hall")  # what gets there takes the rest along
                     for event in ("e1", "e2"):
-                        wait_for(lambda event=event: is_told(client, event), event)  # type: ignore[misc]
+                        wait_for(lambda event=event: is_announced(client, event), event)  # type: ignore[misc]
                     check_discovery(DEVICE, client.last(DEVICE) or "")
             finally:
                 broker.kill()

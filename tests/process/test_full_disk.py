@@ -63,7 +63,7 @@ def complaints(run: Pipeline, process: str) -> list[str]:
 @pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("mount") is None, reason="nobody but root may mount a disk"
 )
-def test_a_full_disk_is_told_once_by_each_process_and_when_it_is_over(running: Pipeline) -> None:
+def test_each_process_reports_a_full_disk_once_and_when_it_is_over(running: Pipeline) -> None:
     filler = running.folder / "state" / "filler"
     with suppress(OSError), filler.open("wb", buffering=0) as file:
         while file.write(b"\0" * 512):
@@ -71,11 +71,11 @@ def test_a_full_disk_is_told_once_by_each_process_and_when_it_is_over(running: P
     wait_for(lambda: bool(complaints(running, "worker")), "the worker's word")
     wait_for(lambda: bool(complaints(running, "alerts")), "the word of the alerts process")
     time.sleep(FULL_S)
-    told = status_of(running)
-    assert told.returncode == 1
-    assert "cannot be written: " in " ".join(told.stdout.split())
-    assert "the alerts process cannot write" in " ".join(told.stdout.split())
-    assert "receives nothing from the worker" not in told.stdout
+    status = status_of(running)
+    assert status.returncode == 1
+    assert "cannot be written: " in " ".join(status.stdout.split())
+    assert "the alerts process cannot write" in " ".join(status.stdout.split())
+    assert "receives nothing from the worker" not in status.stdout
     for process, most in (("worker", 2), ("alerts", 1)):  # event log and journal; database
         found = complaints(running, process)
         assert len(found) <= most, "\n".join(found)

@@ -161,7 +161,7 @@ def test_what_comes_from_outside_is_shown_as_it_is(capsys: pytest.CaptureFixture
     assert "\x1b" not in printed
 
 
-def test_who_does_not_answer_is_told_with_the_socket_that_was_asked() -> None:
+def test_a_process_that_does_not_answer_is_reported_with_its_socket() -> None:
     places = {"worker": "ipc:///run/a/query.sock", "capture s0": "ipc:///run/a/ring.s0.sock"}
     found = report(worker=None, captures={"s0": None}, has_alerts=True)
     assert problems(found, LIVE, places) == [
@@ -239,7 +239,7 @@ def test_a_live_source_without_any_sound_is_not_healthy(tmp_path: Path) -> None:
     assert found["streams"][0]["state"] == found["captures"]["porch"]["state"] == "degraded"
 
 
-def test_no_worker_is_told_with_exit_code_1(tmp_path: Path) -> None:
+def test_a_missing_worker_is_reported_with_exit_code_1(tmp_path: Path) -> None:
     config = tmp_path / "a.yaml"
     config.write_text(
         f"runtime_dir: {tmp_path}\nstreams: [{{name: porch, source: {{type: microphone}}}}]\n"

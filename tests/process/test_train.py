@@ -108,7 +108,7 @@ def test_a_stopped_training_says_how_to_go_on_and_does(
     _assert_equal(tmp_path, undisturbed)
 
 
-def test_all_problems_of_the_data_are_told_before_a_step_is_made(
+def test_all_problems_of_the_data_are_reported_before_the_first_step(
     sounds: Path, tmp_path: Path
 ) -> None:
     table = tmp_path / "labels.csv"

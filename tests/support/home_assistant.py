@@ -1,4 +1,4 @@
-"""What Home Assistant accepts as device-based discovery, and refuses to be told otherwise.
+"""What Home Assistant accepts as device-based discovery, and what it refuses.
 
 Source: home-assistant/core, components/mqtt/{schemas,discovery,binary_sensor,event}.py.
 """
@@ -69,7 +69,11 @@ def check_discovery(topic: str, payload: str) -> None:
     assert _DISCOVERY_TOPIC.fullmatch(topic), topic
     if not payload:
         return
-    told = Discovery.model_validate_json(payload)
-    there = [one for one in told.components.values() if not isinstance(one, Removed)]
+    discovery = Discovery.model_validate_json(payload)
+    there = [
+        component
+        for component in discovery.components.values()
+        if not isinstance(component, Removed)
+    ]
     ids = [one.unique_id for one in there]
     assert len(set(ids)) == len(ids)

@@ -58,7 +58,7 @@ def http_receiver(*script: Script, tls: ssl.SSLContext | None = None) -> Iterato
             n_bytes = int(self.headers["Content-Length"])
             raw = self.rfile.read(n_bytes)
             if len(raw) < n_bytes:
-                return  # the client died in mid-request: nothing was told
+                return  # the client died in mid-request: nothing was received
             headers = {name.lower(): value for name, value in self.headers.items()}
             receiver.got.append(Received(self.path, headers, raw))
             self._answer(receiver.script.pop(0) if receiver.script else 204)

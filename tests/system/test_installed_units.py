@@ -309,7 +309,7 @@ def test_stop_while_everything_starts_is_clean(box: Box, after_s: float) -> None
         assert (state["Result"], state["ActiveState"]) == ("success", "inactive"), box.journal(unit)
 
 
-def test_service_that_cannot_start_is_told_of_and_started_later(box: Box) -> None:
+def test_service_that_cannot_start_is_reported_and_started_later(box: Box) -> None:
     box.write(f"/etc/systemd/system/{WORKER}.d/test.conf", "[Unit]\nStartLimitBurst=2\n")
     box.write(
         "/etc/systemd/system/ast-stream-failed@.service.d/test.conf",
@@ -327,7 +327,7 @@ def test_service_that_cannot_start_is_told_of_and_started_later(box: Box) -> Non
     assert len(box.hooks("ast_stream_unit_failed")) == 1
 
 
-def test_wrong_configuration_is_told_of_and_not_started_again(box: Box) -> None:
+def test_wrong_configuration_is_reported_and_not_started_again(box: Box) -> None:
     box.run("systemctl reset-failed")
     wrong = settings(streams=[{"name": "scene", "source": {"type": "scenery"}}])
     box.write(CONFIG, json.dumps(wrong))

@@ -289,9 +289,9 @@ def test_what_an_earlier_run_announced_and_is_shown_no_more_is_removed(broker: B
             gone = {"dog": {"platform": "event"}}
             wait_for(lambda: gone.items() <= components(client, alerts).items(), "of a rule")
             assert components(client, DEVICE)["bark"]["name"] == "Bark"
-        n_told = client.count(DEVICE)
+        n_before = client.count(DEVICE)
         with running(broker.port, Entities(("porch",), ("Bark",), ("cat",))):
-            wait_for(lambda: client.count(DEVICE) > n_told, "the next run")
+            wait_for(lambda: client.count(DEVICE) > n_before, "the next run")
             assert set(components(client, DEVICE)) == {"bark"}
         assert {topic: client.last(topic) for topic in others} == others
 

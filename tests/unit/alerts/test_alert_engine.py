@@ -166,9 +166,9 @@ def test_sequence_goes_by_onset_whatever_arrives_first() -> None:
 
 def test_sequence_must_fit_into_its_time() -> None:
     rules = rules_from(f"alert: a, sequence: {{within: 5s, steps: [{PAIR}]}}")
-    for pause_s, n_told in ((5.0, 2), (5.01, 0)):
+    for pause_s, n_expected in ((5.0, 2), (5.01, 0)):
         bodies = [*sound("b", "Bark", 1, 2), *sound("s", "Siren", 1 + pause_s, 8)]
-        assert len(news(run(engine_of(rules), bodies, 20))) == n_told
+        assert len(news(run(engine_of(rules), bodies, 20))) == n_expected
 
 
 def test_sequence_uses_no_event_twice() -> None:

@@ -82,7 +82,7 @@ def test_a_dead_channel_that_was_picked_is_named_with_those_that_have_sound() ->
 
 @pytest.mark.parametrize("gain", [1.0, 0.8])
 @pytest.mark.parametrize("dtype", [np.float32, np.int16])
-def test_channels_of_opposite_polarity_are_told_though_one_is_a_little_louder(
+def test_channels_of_opposite_polarity_are_reported_though_one_is_a_little_louder(
     gain: float, dtype: Any
 ) -> None:
     left = noise(12.0)

@@ -310,7 +310,7 @@ def test_what_lies_behind_damage_is_read_at_its_own_time(
 
 
 @pytest.mark.parametrize("name", ["a.mp3", "a.flac", "a.ogg"])
-def test_without_pyav_damage_is_told_with_its_second_and_the_extra(
+def test_without_pyav_damage_is_reported_with_its_second_and_the_extra(
     tmp_path: Path,
     name: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -374,7 +374,7 @@ def test_metadata_behind_the_sound_is_none(tmp_path: Path) -> None:
         assert not problems
 
 
-def test_samples_that_are_no_numbers_are_told_once_with_their_second(tmp_path: Path) -> None:
+def test_samples_that_are_no_numbers_are_reported_once_with_their_second(tmp_path: Path) -> None:
     samples = np.zeros(3 * RATE, np.float32)
     samples[RATE + 100] = np.nan
     samples[2 * RATE] = np.inf
@@ -493,7 +493,7 @@ def test_memory_does_not_grow_with_the_length(tmp_path: Path) -> None:
     assert grown_kb < 50_000
 
 
-def test_an_error_of_the_disk_is_told_with_its_second(
+def test_an_error_of_the_disk_is_reported_with_its_second(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path / "a.wav")

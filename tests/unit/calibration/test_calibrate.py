@@ -89,18 +89,18 @@ def test_a_checkpoint_is_calibrated_to_a_new_folder(
         )
         == 0
     )
-    told = json.loads(capsys.readouterr().out)
+    report = json.loads(capsys.readouterr().out)
     before, after = load_checkpoint(str(reactive)), load_checkpoint(str(out))
     assert after.hash == before.hash
-    assert told["is_written"] is True
+    assert report["is_written"] is True
     assert (out / "model.safetensors").read_bytes() == (reactive / "model.safetensors").read_bytes()
-    assert set(told["classes"]) == {"Bark", "Siren"}  # Background never makes events
-    for label, one in told["classes"].items():
+    assert set(report["classes"]) == {"Bark", "Siren"}  # Background never makes events
+    for label, one in report["classes"].items():
         assert after.metadata.onset_thresholds[label] == one["threshold"]
         assert 0.2 <= one["threshold"] <= 0.99
         assert one["n_sounds"] == 8  # four clips, twice
-    assert told["classes"]["Bark"]["budget"] == "1/day"
-    assert told["hours_of_negatives"] == pytest.approx(30 / 3600, abs=1e-4)
+    assert report["classes"]["Bark"]["budget"] == "1/day"
+    assert report["hours_of_negatives"] == pytest.approx(30 / 3600, abs=1e-4)
     assert self_check(Tagger(after, "cpu", "fp32", "math")).against == "golden"
     record = after.metadata.provenance["thresholds"]
     (run,) = record["runs"].values()
@@ -108,7 +108,7 @@ def test_a_checkpoint_is_calibrated_to_a_new_folder(
     assert (run["data"], run["clips"]) == ("labels.csv", 8)
     assert run["negative_recordings"] == ["night.wav"]
     assert str(tmp_path) not in json.dumps(record)
-    assert record["classes"]["Bark"]["threshold"] == told["classes"]["Bark"]["threshold"]
+    assert record["classes"]["Bark"]["threshold"] == report["classes"]["Bark"]["threshold"]
 
 
 @pytest.mark.slow
@@ -195,8 +195,8 @@ def test_one_clip_of_a_class_is_enough_to_listen_to(
     with table.open("w", newline="") as file:
         csv.writer(file).writerows([["file", "label"], *rows])
     assert _calibrate(reactive, "--data", table, "--negative-hours", HOURS, "--json") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert [one["n_sounds"] for one in told["classes"].values()] == [2, 2]  # each twice
+    report = json.loads(capsys.readouterr().out)
+    assert [one["n_sounds"] for one in report["classes"].values()] == [2, 2]  # each twice
 
 
 @pytest.mark.slow

@@ -183,7 +183,7 @@ def test_short_negative_audio_cannot_claim_the_budget() -> None:
     )
 
 
-def test_misses_are_told_by_snr() -> None:
+def test_misses_are_reported_by_snr() -> None:
     truth = [replace(one, snr_db=snr) for one, snr in zip(_barks(3), (3.0, 8.0, 15.0), strict=True)]
     positives = _ideal(truth, [0.4, 0.95, 0.95])
     curve = _swept([positives], [_with_bursts([0.6])])

@@ -439,7 +439,7 @@ def got(blocks: BlockQueue) -> SourceBlock:
     return block
 
 
-def test_a_late_reader_loses_the_newest_frames_and_is_told_where() -> None:
+def test_a_late_reader_loses_the_newest_frames_and_learns_where() -> None:
     blocks = queue()
     for number in range(5):
         put(blocks, ramp(160, start=number))

@@ -379,14 +379,14 @@ def test_only_the_client_that_reads_the_ring_acknowledges_while_it_is_connected(
     assert acknowledge(b"next worker", 3000) == 3000
 
 
-def test_the_state_is_told_with_its_reason_cut_to_size() -> None:
+def test_the_state_is_reported_with_its_reason_cut_to_size() -> None:
     served = Served(SourceStatus("missing", "x" * 9_999))
     reply = served.read(start=3 * SAMPLE_RATE)
     assert (reply.state, reply.detail) == ("missing", "x" * 512)
     assert len(reply.block.pcm) == 0
 
 
-def test_the_last_sample_is_told_as_the_last_only_where_it_is_given() -> None:
+def test_the_last_sample_is_reported_as_the_last_only_where_it_is_given() -> None:
     served = Served(ENDED)
     early = served.read(start=0, stop=100)
     assert (early.state, early.block.is_last) == ("ended", False)

@@ -228,7 +228,7 @@ def test_chunks_before_the_samples_are_passed_over() -> None:
     assert len(joined(piped(data[:12] + list_chunk + data[12:], format="wav"))) == 1_000
 
 
-def test_a_wav_that_ends_before_its_header_says_is_told_after_its_last_sample() -> None:
+def test_a_wav_that_ends_before_its_header_says_is_reported_after_its_last_sample() -> None:
     reading, writing = os.pipe()
     os.write(writing, file_of(sound(44_100), subtype="PCM_16")[: 44 + 2 * 22_050])
     os.close(writing)

@@ -45,7 +45,7 @@ class Check:
         return code
 
 
-def test_good_configuration_is_told_in_seconds_and_hops(check: Check, tmp_path: Path) -> None:
+def test_good_configuration_is_described_in_seconds_and_hops(check: Check, tmp_path: Path) -> None:
     text = (
         f"{STREAMS}runtime_dir: {tmp_path}\nstate_dir: state\n"
         f"model: {{checkpoint: {check.checkpoint}, hop_s: 0.25, min_context_s: null}}\n"
@@ -144,17 +144,17 @@ def test_checkpoint_that_is_not_there_is_a_problem_of_its_line(
 
 
 @pytest.mark.parametrize(
-    ("model", "options", "told"),
+    ("model", "options", "text"),
     [
         ("MIT/ast-finetuned-audioset-10-10-0.4593", (), "not on this machine"),
         ("/nothing", ("--no-model",), "not read"),
     ],
 )
 def test_what_was_not_checked_is_said(
-    model: str, options: tuple[str, ...], told: str, check: Check
+    model: str, options: tuple[str, ...], text: str, check: Check
 ) -> None:
     assert check(f"{STREAMS}model: {{checkpoint: {model}}}", *options) == 0
-    assert f"{told}: class names and durations are unchecked" in check.out[-1]
+    assert f"{text}: class names and durations are unchecked" in check.out[-1]
 
 
 def test_every_kind_of_source_is_described(check: Check) -> None:
@@ -310,7 +310,7 @@ def test_webhook_that_is_surely_private_needs_leave(
     assert check(f"{STREAMS}{text}", "--no-model") == (78 if is_private else 0)
 
 
-def test_all_layers_of_mistakes_are_told_in_one_pass(check: Check, tmp_path: Path) -> None:
+def test_all_layers_of_mistakes_are_reported_in_one_pass(check: Check, tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(RULE_FILE.replace("Siren", "Syren"))
     (tmp_path / "folder").mkdir()
     text = (
@@ -332,7 +332,7 @@ def test_all_layers_of_mistakes_are_told_in_one_pass(check: Check, tmp_path: Pat
         "  heartbeat: {action: nobody}\n"
     )
     assert check(text) == 78
-    told = "\n".join(check.err)
+    errors = "\n".join(check.err)
     for line, words in [
         (2, f"streams[0].source.path: cannot read {tmp_path}/nowhere.wav: No such file"),
         (3, f"streams[1].source.path: expected a file, got the folder {tmp_path}/folder"),
@@ -349,11 +349,11 @@ def test_all_layers_of_mistakes_are_told_in_one_pass(check: Check, tmp_path: Pat
         (15, "alerts.actions.wrong.url: the key 'url' is missing"),
         (11, "alerts: heartbeat.action: expected the name of a webhook"),
     ]:
-        assert f"{check.file}:{line}: {words}" in told
-    assert "gone.yaml: " in told
-    assert "'Syren'" in told
-    assert "Traceback" not in told
-    assert "nobody" in told
+        assert f"{check.file}:{line}: {words}" in errors
+    assert "gone.yaml: " in errors
+    assert "'Syren'" in errors
+    assert "Traceback" not in errors
+    assert "nobody" in errors
     assert not any("stream-4" in line or "'wrong'" in line for line in check.err)
 
 
@@ -373,11 +373,11 @@ def test_url_that_cannot_be_read_in_one_way_is_refused_and_not_shown(
     check: Check, url: str
 ) -> None:
     assert check(f'streams: [{{name: a, source: {{type: url, url: "{url}"}}}}]', "--no-model") == 78
-    told = "\n".join(check.out + check.err)
-    assert "Geheim" not in told
-    assert f"{check.file}:1: streams[0].source.url: expected" in told
+    text = "\n".join(check.out + check.err)
+    assert "Geheim" not in text
+    assert f"{check.file}:1: streams[0].source.url: expected" in text
     if "@127" in url and "://" in url and " " not in url:
-        assert "write # / [ as %23 %2F %5B" in told
+        assert "write # / [ as %23 %2F %5B" in text
 
 
 @pytest.mark.parametrize(
@@ -400,21 +400,21 @@ def test_url_that_cannot_be_read_in_one_way_is_refused_and_not_shown(
         "streams: [{name: a, source: {type: file, path: 'rtsp://me:4242424242@x/y'}}]",
     ],
 )
-def test_mistakes_are_told_without_the_secrets_around_them(check: Check, text: str) -> None:
+def test_mistakes_are_reported_without_the_secrets_around_them(check: Check, text: str) -> None:
     assert check((STREAMS if "streams" not in text else "") + text, "--no-model") == 78
     assert check.err
     assert "4242424242" not in "\n".join(check.out + check.err)
 
 
-def test_rules_that_tell_nobody_and_actions_that_nobody_uses_are_warned_of(
+def test_rules_without_actions_and_actions_without_rules_are_warned_of(
     check: Check, tmp_path: Path
 ) -> None:
     (tmp_path / "r.yaml").write_text(RULE_FILE)
     text = "alerts: {rules: [r.yaml], actions: {siren: {type: log}, spare: {type: log}}}"
     assert check(STREAMS + text, "--no-model") == 0
     assert check.out[0].endswith("a.yaml: no problems, 2 to think about")
-    told, unused = check.out[-2:]
-    assert told.startswith(
+    silent, unused = check.out[-2:]
+    assert silent.startswith(
         f"warning: {tmp_path}/r.yaml:6: 'bark' notifies nobody: expected 'actions'"
     )
     assert unused.endswith("no rule uses the action 'spare' of the configuration")
@@ -424,6 +424,6 @@ def test_folders_that_cannot_be_made_are_mistakes(check: Check, tmp_path: Path) 
     (tmp_path / "file").write_text("")
     folders = f"runtime_dir: {tmp_path}/file/run\nstate_dir: {tmp_path}/file\n"
     assert check(STREAMS + folders, "--no-model") == 78
-    told = "\n".join(check.err)
-    assert f"runtime_dir: expected a folder, but {tmp_path}/file is not one" in told
-    assert f"state_dir: expected a folder, but {tmp_path}/file is not one" in told
+    text = "\n".join(check.err)
+    assert f"runtime_dir: expected a folder, but {tmp_path}/file is not one" in text
+    assert f"state_dir: expected a folder, but {tmp_path}/file is not one" in text

@@ -192,7 +192,7 @@ def test_own_recordings_are_heard_as_negatives(
     assert figures(capsys)["negatives"]["hours"] == pytest.approx(18 / 3600, rel=1e-3)
 
 
-def test_clips_a_model_was_trained_on_are_told(
+def test_clips_a_model_was_trained_on_are_reported(
     data: Path, models: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert evaluate(data, "--model", models["1"], "--test-fold", "2", "--json") == 0
@@ -211,7 +211,7 @@ def test_clips_a_model_was_trained_on_are_told(
         ("silent", "1", ""),
     ],
 )
-def test_clips_that_a_model_may_have_been_trained_on_are_told(
+def test_clips_that_a_model_may_have_been_trained_on_are_reported(
     data: Path,
     models: dict[str, str],
     model: str,
@@ -251,7 +251,7 @@ def test_clips_that_a_model_may_have_been_trained_on_are_told(
         (["--cross-validate", "--model", "{silent}"], "does not say which folds"),
     ],
 )
-def test_what_cannot_be_measured_is_told_at_once(
+def test_what_cannot_be_measured_is_reported_at_once(
     data: Path,
     models: dict[str, str],
     arguments: list[str],
@@ -273,7 +273,7 @@ def test_columns_of_times_can_be_named(
     assert [line.split(": column")[0] for line in lines] == [f"{data}:1: begin", f"{data}:1: end"]
 
 
-def test_unreadable_negatives_are_told_together(
+def test_unreadable_negatives_are_reported_together(
     data: Path, models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "noise.wav").write_bytes(b"not audio")

@@ -167,19 +167,19 @@ def is_closed(folder: Path) -> bool:
     return not folder.stat().st_mode & 0o001
 
 
-def test_what_the_service_user_would_stumble_over_is_told(tmp_path: Path) -> None:
+def test_what_would_stop_the_service_user_is_reported(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     hidden = Plan(tmp_path / "ast-stream", Path("/etc/ast-stream/a.yaml"), settings(MICROPHONE))
     closed = next(folder for folder in reversed(hidden.command.parents) if is_closed(folder))
     assert f"{hidden.command}: the user ast-stream may not enter {closed}" in doubts(hidden)
     chosen = settings(MICROPHONE, {"type": "stdin"}, runtime_dir="/somewhere")
-    told = "\n".join(doubts(plan(chosen)))
-    assert "stream s1 reads standard input" in told
-    assert "write runtime_dir: /run/ast-stream, so that commands in a shell" in told
+    text = "\n".join(doubts(plan(chosen)))
+    assert "stream s1 reads standard input" in text
+    assert "write runtime_dir: /run/ast-stream, so that commands in a shell" in text
     assert len(doubts(plan())) == 1
     assert doubts(plan(settings(CAMERA, runtime_dir="/run/ast-stream"))) == []
-    (told,) = doubts(plan(is_user=True))
-    assert "state_dir is /var/lib/ast-stream, which is not yours" in told
+    (text,) = doubts(plan(is_user=True))
+    assert "state_dir is /var/lib/ast-stream, which is not yours" in text
     absent = Plan(Path("/bin/true"), Path("/etc/ast-stream/a.yaml"), None)
     assert doubts(absent) == [f"{absent.config} does not exist yet: write it, then install again"]
 
@@ -299,7 +299,7 @@ def test_folder_that_cannot_be_written_and_bad_configurations_are_refused(
     assert not (tmp_path / "root").exists()
 
 
-def test_environment_without_the_program_is_told(
+def test_environment_without_the_program_is_reported(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))

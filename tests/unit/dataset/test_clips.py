@@ -45,7 +45,7 @@ def test_folders_give_whatever_libsndfile_reads(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_recordings_that_cannot_be_read_are_told_and_not_skipped(tmp_path: Path) -> None:
+def test_recordings_that_cannot_be_read_are_reported_and_not_skipped(tmp_path: Path) -> None:
     for name in ("1.wav", "2.wav"):
         _write(tmp_path / "Bark" / name)
     (tmp_path / "Bark" / "3.M4A").write_bytes(b"\0\0\0 ftypM4A ")

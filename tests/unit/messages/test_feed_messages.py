@@ -221,7 +221,7 @@ def test_encoded_query_is_decoded_again() -> None:
         assert decode_query(query.encode()) == query
 
 
-def test_replay_answers_are_told_apart() -> None:
+def test_replay_answers_are_distinguished() -> None:
     entry = {"topic": "event/bark/porch/", "body": BODY | {"previous": 0}}
     page = decode_replay([json_frame({"v": 1, "messages": [entry], "more": True})])
     assert isinstance(page, ReplayPage)

@@ -125,7 +125,7 @@ def test_second_interrupt_forces_and_a_second_term_does_not() -> None:
 
 
 @pytest.mark.parametrize("is_abstract", [False, True])
-def test_service_manager_is_told(socket_dir: Path, is_abstract: bool) -> None:
+def test_service_manager_is_notified(socket_dir: Path, is_abstract: bool) -> None:
     address = f"@ast-stream-test-{os.getpid()}" if is_abstract else f"{socket_dir}/notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(address.replace("@", "\0"))

@@ -1,4 +1,4 @@
-"""Trouble that goes on is told when it begins, once a minute, and when it is over."""
+"""Trouble that goes on is logged when it begins, once a minute, and when it is over."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records]
 
 
-def test_a_fault_that_lasts_is_told_once_a_minute_and_at_its_end(
+def test_a_fault_that_lasts_is_logged_once_a_minute_and_at_its_end(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     clock = Clock()
@@ -56,7 +56,7 @@ def test_what_fails_and_works_by_turns_is_one_fault(caplog: pytest.LogCaptureFix
     assert outage.text is not None
 
 
-def test_a_fault_that_comes_again_later_is_told_at_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_fault_that_comes_again_later_is_logged_at_once(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
     outage = Outage(logger, "it works again", clock)
     outage.failed("it fails")

@@ -33,7 +33,7 @@ def test_first_turn_makes_ready_and_later_ones_do_not() -> None:
     assert len(said) == 2
 
 
-def test_status_is_told_once_a_second_and_only_when_it_changes() -> None:
+def test_status_is_sent_at_most_once_a_second_and_only_when_it_changes() -> None:
     notifier, said, clock = speaking()
     for turn in range(16):
         level = min(turn, 10)
@@ -76,7 +76,7 @@ def test_reload_is_begun_with_the_time_and_ended_with_ready() -> None:
     assert said[1] == "READY=1\nSTATUS=settings read again"
 
 
-def test_stopping_is_told_at_once() -> None:
+def test_stopping_is_notified_at_once() -> None:
     notifier, said, _ = speaking()
     notifier.stopping("ending open events")
     assert said == ["STOPPING=1\nSTATUS=ending open events"]

@@ -26,7 +26,7 @@ def root_logger() -> Iterator[None]:
 
 
 class Reload:
-    """A reloader on a file, what it told the service manager, and what it applied."""
+    """A reloader on a file, what it sent to the service manager, and what it applied."""
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "a.yaml"
@@ -55,7 +55,7 @@ class Reload:
         self.reloader.poll(Notifier(lambda message: self.said.append(message) is None, 1.0))
 
     def request(self, text: str) -> str:
-        """Return what the service manager is told of a file with `text`."""
+        """Return what the service manager is sent about a file with `text`."""
         self.file.write_text(BASE + text)
         self.requested.set()
         self.poll()
@@ -76,7 +76,7 @@ def test_nothing_happens_until_it_is_requested(reload: Reload) -> None:
     assert len(reload.said) == 2
 
 
-def test_live_settings_are_told_once_and_others_until_the_restart(reload: Reload) -> None:
+def test_live_settings_are_reported_once_and_others_until_the_restart(reload: Reload) -> None:
     text = "detection: {gate_dbfs: -50}\nmodel: {hop_s: 0.25}\n"
     first = reload.request(text)
     assert "read again: detection.gate_dbfs changed; a restart is needed for model.hop_s" in first
@@ -87,8 +87,8 @@ def test_live_settings_are_told_once_and_others_until_the_restart(reload: Reload
 
 
 def test_file_with_mistakes_changes_nothing_and_is_named_with_its_line(reload: Reload) -> None:
-    told = reload.request("logging: {level: debug}\ndetection: {gate: -50}\n")
-    assert f"kept as they were: {reload.file}:3: detection.gate: unknown key" in told
+    status = reload.request("logging: {level: debug}\ndetection: {gate: -50}\n")
+    assert f"kept as they were: {reload.file}:3: detection.gate: unknown key" in status
     assert reload.applied == []
     assert logging.getLogger().level != logging.DEBUG
     reload.file.unlink()
@@ -98,14 +98,14 @@ def test_file_with_mistakes_changes_nothing_and_is_named_with_its_line(reload: R
 
 
 def test_settings_that_the_process_refuses_change_nothing(reload: Reload) -> None:
-    told = reload.request("detection: {gate_dbfs: -1}\nlogging: {level: debug}\n")
-    assert told.endswith("kept as they were: this gate does not fit")
+    status = reload.request("detection: {gate_dbfs: -1}\nlogging: {level: debug}\n")
+    assert status.endswith("kept as they were: this gate does not fit")
     assert logging.getLogger().level != logging.DEBUG
 
 
 def test_whatever_a_reload_raises_leaves_the_settings_in_force(reload: Reload) -> None:
-    told = reload.request("detection: {gate_dbfs: -2}\nlogging: {level: debug}\n")
-    assert told.endswith(f"kept as they were: {reload.file}: OverflowError: a fault of ours")
+    status = reload.request("detection: {gate_dbfs: -2}\nlogging: {level: debug}\n")
+    assert status.endswith(f"kept as they were: {reload.file}: OverflowError: a fault of ours")
     assert logging.getLogger().level != logging.DEBUG
     aliases = "\n".join(f"a{n}: &a{n} [{f'*a{n - 1}' if n else 1}]" for n in range(900))
     assert "nested too deeply" in reload.request(aliases)

@@ -333,7 +333,7 @@ class StuckStream(StringIO):
         return super().write(text)
 
 
-def test_stuck_terminal_does_not_hold_up_a_child_and_the_loss_is_told() -> None:
+def test_stuck_terminal_does_not_hold_up_a_child_and_the_loss_is_reported() -> None:
     stream = StuckStream()
     forwarder = LineForwarder(stream, "text")
     reader, writer = os.pipe()
@@ -348,10 +348,10 @@ def test_stuck_terminal_does_not_hold_up_a_child_and_the_loss_is_told() -> None:
     os.close(writer)
     forwarder.close()
     text = stream.getvalue()
-    told = [line for line in text.splitlines() if "lines dropped" in line]
-    n_told = sum(int(line.split()[1]) for line in told)
+    notes = [line for line in text.splitlines() if "lines dropped" in line]
+    n_dropped = sum(int(line.split()[1]) for line in notes)
     assert text.splitlines()[-1] == "worker: after"
-    assert n_told + text.count("worker: line") == n_lines
+    assert n_dropped + text.count("worker: line") == n_lines
 
 
 def test_child_that_lives_and_does_not_work_is_replaced(
@@ -396,7 +396,7 @@ def test_status_names_what_runs_and_what_does_not(
     assert said[-1] == "running: worker, b; a has finished"
 
 
-def test_child_that_ends_last_is_told_when_the_others_have_ended(
+def test_child_that_ends_last_is_terminated_when_the_others_have_ended(
     shown: tuple[LineForwarder, StringIO], tmp_path: Path
 ) -> None:
     slow, last = tmp_path / "slow", tmp_path / "last"

@@ -128,7 +128,7 @@ def test_settings_cannot_be_changed_after_loading() -> None:
         ("alerts: {actions: &a {b: *a}}", "an alias may not contain itself"),
     ],
 )
-def test_mistake_is_told_with_its_line_and_path(yaml: str, problem: str) -> None:
+def test_mistake_is_reported_with_its_line_and_path(yaml: str, problem: str) -> None:
     found = problems_of(STREAMS + yaml)
     assert len(found) == 1
     assert problem in found[0]
@@ -171,7 +171,7 @@ def test_mistake_is_told_with_its_line_and_path(yaml: str, problem: str) -> None
         ("{type: stdin, format: s24be}", "or wav, got 's24be'; did you mean 's24le'?"),
     ],
 )
-def test_mistake_in_a_source_is_told_without_internal_names(source: str, problem: str) -> None:
+def test_mistake_in_a_source_is_reported_without_internal_names(source: str, problem: str) -> None:
     found = problems_of(f"streams:\n  - name: porch\n    source: {source}\n")
     assert len(found) == 1
     assert found[0].startswith("a.yaml:3: ")
@@ -216,7 +216,7 @@ def test_unusable_text_is_explained(yaml: str, problem: str) -> None:
     assert found[0].startswith(problem)
 
 
-def test_all_problems_are_told_at_once_in_the_order_of_the_file() -> None:
+def test_all_problems_are_reported_at_once_in_the_order_of_the_file() -> None:
     found = problems_of(
         "version: 3\n"
         "streams:\n"
@@ -352,7 +352,7 @@ def test_classes_may_be_named_by_label_or_slug() -> None:
     assert check_classes(loaded, LABELS) == []
 
 
-def test_class_that_the_model_does_not_have_is_told_with_the_near_one() -> None:
+def test_class_that_the_model_does_not_have_is_reported_with_the_near_one() -> None:
     text = "detection:\n  classes:\n    Brak: {}\n    Syren: {enabled: false}\n"
     command = "list all with: ast-stream model info bundled"
     mean = "did you mean"
@@ -363,14 +363,14 @@ def test_class_that_the_model_does_not_have_is_told_with_the_near_one() -> None:
     ]
 
 
-def test_class_named_twice_is_told() -> None:
+def test_class_named_twice_is_reported() -> None:
     text = "detection: {classes: {Bark: {}, bark: {}}}"
     assert model_problems(text) == [
         "a.yaml:2: detection.classes.bark: names the same class as 'Bark'"
     ]
 
 
-def test_confirmation_that_no_sound_can_reach_is_told_in_hops() -> None:
+def test_confirmation_that_no_sound_can_reach_is_reported_in_hops() -> None:
     text = "detection: {defaults: {confirm_s: 0.6}, classes: {Bark: {confirm_s: 0.65}}}"
     assert model_problems(text, hop_s=0.01) == [
         "a.yaml:2: detection.classes.Bark.confirm_s: expected at most 64 hops of 0.01 s (0.64 s), "
@@ -379,7 +379,7 @@ def test_confirmation_that_no_sound_can_reach_is_told_in_hops() -> None:
     check_against_model(load(text), LABELS, hop_s=0.02, window_s=2.56)
 
 
-def test_unreachable_default_is_told_once_and_not_for_each_class_that_inherits_it() -> None:
+def test_unreachable_default_is_reported_once_and_not_for_each_class_that_inherits_it() -> None:
     text = (
         "detection: {defaults: {confirm_s: 0.75}, "
         "classes: {Bark: {hold_s: 1}, Siren: {min_duration_s: 1}}}"
@@ -390,7 +390,7 @@ def test_unreachable_default_is_told_once_and_not_for_each_class_that_inherits_i
     ]
 
 
-def test_minimum_above_the_maximum_is_told_where_it_was_written() -> None:
+def test_minimum_above_the_maximum_is_reported_where_it_was_written() -> None:
     text = "detection:\n  defaults:\n    min_duration_s: 5\n  classes: {Bark: {max_duration_s: 4}}"
     assert model_problems(text) == [
         "a.yaml:5: detection.classes.Bark.max_duration_s: expected min_duration_s to be at most "
@@ -403,14 +403,14 @@ def test_unreachable_values_of_a_disabled_class_do_no_harm() -> None:
     check_against_model(load(text), LABELS, hop_s=0.5, window_s=2.56)
 
 
-def test_hop_longer_than_the_window_is_told() -> None:
+def test_hop_longer_than_the_window_is_reported() -> None:
     assert model_problems("model: {hop_s: 3}", hop_s=3.0) == [
         "a.yaml:2: model.hop_s: expected at most the window of 2.56 s, got 3: audio between the "
         "windows would not be scored"
     ]
 
 
-def test_context_longer_than_the_window_is_told_only_if_somebody_wrote_it() -> None:
+def test_context_longer_than_the_window_is_reported_only_if_somebody_wrote_it() -> None:
     check_against_model(load("model: {}"), LABELS, hop_s=0.5, window_s=0.96)
     assert model_problems("model: {min_context_s: 2}", window_s=0.96) == [
         "a.yaml:2: model.min_context_s: expected at most the window of 0.96 s, got 2"

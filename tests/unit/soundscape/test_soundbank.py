@@ -32,7 +32,7 @@ def test_foregrounds_know_their_labels_and_how_much_sound_they_hold() -> None:
     assert foreground.max_active_s(SAMPLE_RATE // 2) == pytest.approx(0.5)
 
 
-def test_recordings_of_one_name_in_two_folders_are_told_apart(tmp_path: Path) -> None:
+def test_recordings_of_one_name_in_two_folders_are_distinguished(tmp_path: Path) -> None:
     clips = []
     for label in ("Bark", "Rain"):
         (tmp_path / label).mkdir()

@@ -272,7 +272,7 @@ def test_failed_write_is_counted_logged_once_and_leaves_no_old_positions(
     assert [found.name for found in tmp_path.iterdir()] == ["journal"]
 
 
-def test_old_positions_that_cannot_be_removed_are_told(tmp_path: Path) -> None:
+def test_old_positions_that_cannot_be_removed_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     path.mkdir()  # neither replaced by a file nor unlinked
     assert not journal(path).save({"porch": RECORD})

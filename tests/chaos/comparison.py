@@ -1,9 +1,9 @@
-"""What came of a maltreated box, against what should have.
+"""Compare what a box published and delivered under faults with an undisturbed run.
 
 The reference is the detector itself on the whole scene, undisturbed. Every epoch of a stream must
 be a prefix of it: the same messages in the same order, bit for bit but for rounding, up to the
-sample where its capture process was killed; what was open then has an end that says why, and a gap
-record says what was lost. Alerts and readers must have all of it, and nothing twice.
+sample where its capture process was killed; open events have an end with a reason, and a
+gap record covers the lost samples. Alerts and readers must have all of it, and nothing twice.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from ast_stream.settings.schema import DetectionSettings
 from ast_stream.transport.event_log import EventLog
 from ast_stream.units import SAMPLE_RATE
 
-CUT_REASONS = {"stream_lost", "gap", "shutdown", "restart"}  # of an end where an epoch ends
-CUT = "capture_restart"  # reason of the gap behind an epoch whose capture process died
+EPOCH_END_REASONS = {"stream_lost", "gap", "shutdown", "restart"}  # of an end where an epoch ends
+RESTART_GAP = "capture_restart"  # reason of the gap behind an epoch whose capture process died
 ROUNDING = 2e-3  # scores are float16 on the feed, and batches of other sizes round otherwise
 SILENT_S = 5.0  # then events of the stream end
 SETTLED = 10 * SAMPLE_RATE
@@ -40,7 +40,7 @@ Key = tuple[Any, ...]
 
 
 class Reference:
-    """What the detector makes of an endless repetition of a scene, as far as it was asked for."""
+    """Events and scores of an endless repetition of a scene, as far as it was needed."""
 
     def __init__(self, tagger: Tagger, pcm: Pcm16) -> None:
         self.events: list[Event] = []
@@ -48,16 +48,16 @@ class Reference:
         self._pcm = pcm
         self._detector = Detector(tagger, DetectionSettings(), hop_s=HOP_S, on_scores=self._keep)
         self._detector.open("reference", "0" * 32)
-        self._heard = 0
+        self._end_sample = 0
 
-    def hear(self, until: int) -> None:
-        """Go on to sample `until`."""
-        while self._heard < until:
-            at = self._heard % len(self._pcm)
+    def advance(self, until: int) -> None:
+        """Run the detector up to sample `until`."""
+        while self._end_sample < until:
+            at = self._end_sample % len(self._pcm)
             piece = self._pcm[at : at + _PIECE]
-            self._detector.push("reference", self._heard, piece)
+            self._detector.push("reference", self._end_sample, piece)
             self.events += self._detector.run()
-            self._heard += len(piece)
+            self._end_sample += len(piece)
 
     def _keep(self, scores: Scores) -> None:
         self.scores[scores.end_sample] = scores.scores
@@ -70,28 +70,28 @@ class Epoch:
     stream: str
     epoch: str
     messages: list[Body] = field(default_factory=list)
-    cuts: list[Body] = field(default_factory=list)  # gap records
+    gaps: list[Body] = field(default_factory=list)  # gap records
     scores: dict[int, npt.NDArray[np.float16]] = field(default_factory=dict)
-    excused: list[tuple[int, int]] = field(default_factory=list)  # samples, from and to
+    explained: list[tuple[int, int]] = field(default_factory=list)  # samples, from and to
 
     @property
     def name(self) -> str:
         """Stream and epoch, for messages."""
         return f"{self.stream} {self.epoch[:8]}"
 
-    def is_excused(self, first: int, last: int) -> bool:
-        """Tell whether health excuses a difference anywhere from `first` to `last`."""
-        return any(first <= stop and start <= last for start, stop in self.excused)
+    def is_explained(self, first: int, last: int) -> bool:
+        """Return whether health explains a difference anywhere from `first` to `last`."""
+        return any(first <= stop and start <= last for start, stop in self.explained)
 
     def decided(self) -> int:
         """Return the sample up to which everything must have been published."""
-        starts = [int(gap["start"]) for gap in self.cuts if gap["reason"] == CUT]
+        starts = [int(gap["start"]) for gap in self.gaps if gap["reason"] == RESTART_GAP]
         return min(starts, default=max(self.scores, default=0))
 
 
 @dataclass
-class Verdict:
-    """Figures of the comparison, and what is wrong."""
+class Comparison:
+    """Figures of the comparison, and the differences that nothing explains."""
 
     problems: list[str] = field(default_factory=list)
     figures: Counter[str] = field(default_factory=Counter)
@@ -103,7 +103,7 @@ class Verdict:
         """Return the summary as text."""
         lines = [f"{'fault':<24}{'done':>6}{'recovered':>11}{'median s':>10}{'slowest s':>11}"]
         for name, found in sorted(self.recoveries_s.items()):
-            known = sorted(one for one in found if one is not None)
+            known = sorted(recovery_s for recovery_s in found if recovery_s is not None)
             median, slowest = (
                 (f"{known[len(known) // 2]:.1f}", f"{known[-1]:.1f}") if known else ("-", "-")
             )
@@ -115,28 +115,28 @@ class Verdict:
         return "\n".join([*lines, *(f"  {problem}" for problem in self.problems)])
 
 
-def judge(box: Box, received: Sequence[Received]) -> Verdict:
-    """Compare all that a stopped box has left behind."""
-    verdict = Verdict(faults=box.injected)
-    _look_at_recoveries(box, verdict)
+def compare(box: Box, received: Sequence[Received]) -> Comparison:
+    """Compare what a stopped box has left behind with an undisturbed run."""
+    comparison = Comparison(faults=box.injected)
+    _compare_recoveries(box, comparison)
     log = published(box)
     tagger = load_tagger("bundled", device="cpu", precision="fp32", attention="math")
     for stream in box.streams:
         reference = Reference(tagger, box.scenes[stream])
         epochs = _epochs(box, log, stream)
-        _expect_epochs(box, stream, epochs, verdict)
+        _check_epochs(box, stream, epochs, comparison)
         for epoch in epochs:
-            _compare(epoch, reference, verdict)
-    _look_at_ends(log, verdict)
-    _look_at_alerts(log, received, verdict)
-    _look_at_readers(box, log, verdict)
+            _compare_epoch(epoch, reference, comparison)
+    _check_begins_and_ends(log, comparison)
+    _check_alerts(log, received, comparison)
+    _check_readers(box, log, comparison)
     for name, code in box.exit_codes.items():
         if code != 0:
-            verdict.problems.append(f"{name}: expected exit code 0, got {code}")
+            comparison.problems.append(f"{name}: expected exit code 0, got {code}")
     for word in ("Traceback", "Assertion failed", "Fatal Python error"):
         if n := box.log.count(word):
-            verdict.problems.append(f"the log has {n} times {word!r}")
-    return verdict
+            comparison.problems.append(f"the log has {n} times {word!r}")
+    return comparison
 
 
 def published(box: Box) -> list[tuple[str, Body]]:
@@ -147,7 +147,9 @@ def published(box: Box) -> list[tuple[str, Body]]:
     while True:
         page = event_log.replay(after)
         assert isinstance(page, ReplayPage)
-        found += [(one.topic, one.body) for one in page.messages if one.kind != "boot"]
+        found += [
+            (message.topic, message.body) for message in page.messages if message.kind != "boot"
+        ]
         if not page.more:
             event_log.close()
             return found
@@ -159,7 +161,7 @@ def _epochs(box: Box, log: list[tuple[str, Body]], stream: str) -> list[Epoch]:
     for topic, body in log:
         if body["stream"] == stream:
             epoch = epochs.setdefault(body["epoch"], Epoch(stream, body["epoch"]))
-            (epoch.cuts if topic.startswith("gap/") else epoch.messages).append(body)
+            (epoch.gaps if topic.startswith("gap/") else epoch.messages).append(body)
     for (name, epoch_id), scores in box.seen.scores.items():
         if name == stream:
             epochs.setdefault(epoch_id, Epoch(stream, epoch_id)).scores = scores
@@ -169,12 +171,12 @@ def _epochs(box: Box, log: list[tuple[str, Body]], stream: str) -> list[Epoch]:
             for _, name, body in box.seen.healths
             if name == stream and body["epoch"] == epoch.epoch and body["hop_s"] is not None
         ]
-        epoch.excused = _excused(healths)
+        epoch.explained = _explained_ranges(healths)
     return list(epochs.values())
 
 
-def _excused(healths: list[Body]) -> list[tuple[int, int]]:
-    """Return where the health of a stream says that windows were left out, or no audio came."""
+def _explained_ranges(healths: list[Body]) -> list[tuple[int, int]]:
+    """Return the samples around which health reports skipped windows or no audio."""
     found: list[tuple[int, int]] = []
     begin, last_normal = None, 0
     for body in healths:
@@ -184,100 +186,102 @@ def _excused(healths: list[Body]) -> list[tuple[int, int]]:
         elif not is_worse:
             received = round(body["audio_s"] * SAMPLE_RATE)
             if begin is not None:
-                # scores of windows left out live on in averages and open events
+                # scores of skipped windows live on in averages and open events
                 found.append((begin, received + SETTLED))
                 begin = None
             last_normal = received - round((body["lag_s"] + HOP_S) * SAMPLE_RATE)
     return found if begin is None else [*found, (begin, FOR_EVER)]
 
 
-def _expect_epochs(box: Box, stream: str, epochs: list[Epoch], verdict: Verdict) -> None:
-    """An epoch more than there were kills means that a capture process died by itself."""
+def _check_epochs(box: Box, stream: str, epochs: list[Epoch], comparison: Comparison) -> None:
+    """Check that no capture process died by itself: at most one epoch per kill and one more."""
     kills = sum(
-        one.fault.kind == "kill" and one.fault.target in ("run", f"capture {stream}")
-        for one in box.injected
+        injected.fault.kind == "kill" and injected.fault.target in ("run", f"capture {stream}")
+        for injected in box.injected
     )
-    verdict.figures["epochs (runs of capture processes)"] += len(epochs)
+    comparison.figures["epochs (runs of capture processes)"] += len(epochs)
     if len(epochs) > 1 + kills:
-        verdict.problems.append(
+        comparison.problems.append(
             f"{stream}: expected at most {1 + kills} epochs after {kills} kills, got {len(epochs)}"
         )
 
 
-def _compare(epoch: Epoch, reference: Reference, verdict: Verdict) -> None:
+def _compare_epoch(epoch: Epoch, reference: Reference, comparison: Comparison) -> None:
     decided = epoch.decided()
-    heard = max([decided, *(body["at_sample"] for body in epoch.messages)])
-    reference.hear(heard + SAMPLE_RATE)
-    _compare_messages(epoch, reference, decided, verdict)
-    for gap in epoch.cuts:
-        verdict.figures[f"gap records: {gap['reason']}"] += 1
-        if gap["reason"] != CUT:
-            verdict.problems.append(
+    last_sample = max([decided, *(body["at_sample"] for body in epoch.messages)])
+    reference.advance(last_sample + SAMPLE_RATE)
+    _compare_messages(epoch, reference, decided, comparison)
+    for gap in epoch.gaps:
+        comparison.figures[f"gap records: {gap['reason']}"] += 1
+        if gap["reason"] != RESTART_GAP:
+            comparison.problems.append(
                 f"{epoch.name}: lost {gap['samples']} samples from {gap['start']} on "
                 f"({gap['reason']}), which the ring had"
             )
-    ranges = sorted((gap["start"], gap["start"] + gap["samples"]) for gap in epoch.cuts)
+    ranges = sorted((gap["start"], gap["start"] + gap["samples"]) for gap in epoch.gaps)
     if any(stop > start for (_, stop), (start, _) in pairwise(ranges)):
-        verdict.problems.append(
+        comparison.problems.append(
             f"{epoch.name}: lost samples were published more than once: {ranges}"
         )
     wrong = {}
     for end_sample, scores in epoch.scores.items():
-        if end_sample <= decided and not epoch.is_excused(end_sample, end_sample):
+        if end_sample <= decided and not epoch.is_explained(end_sample, end_sample):
             difference = float(np.abs(scores - reference.scores[end_sample]).max())
-            verdict.worst_score = max(verdict.worst_score, difference)
-            verdict.figures["windows with equal scores"] += difference <= ROUNDING
+            comparison.worst_score = max(comparison.worst_score, difference)
+            comparison.figures["windows with equal scores"] += difference <= ROUNDING
             if difference > ROUNDING:
                 wrong[end_sample] = difference
     if wrong:
-        verdict.problems.append(
+        comparison.problems.append(
             f"{epoch.name}: {len(wrong)} windows with wrong scores, the first at {min(wrong)}, "
             f"the worst {max(wrong.values()):.3f} off"
         )
 
 
-def _compare_messages(epoch: Epoch, reference: Reference, decided: int, verdict: Verdict) -> None:
-    """What differs must be explained by the end of the epoch, or of the whole run."""
+def _compare_messages(
+    epoch: Epoch, reference: Reference, decided: int, comparison: Comparison
+) -> None:
+    """Check that the end of an epoch, overload or silence explains every difference."""
     expected = {key: None for key in map(_key_of_event, reference.events) if key[0] <= decided}
     got = {_key_of_body(body): body for body in epoch.messages}
     if len(got) < len(epoch.messages):
-        verdict.problems.append(f"{epoch.name}: {len(epoch.messages) - len(got)} messages twice")
+        comparison.problems.append(f"{epoch.name}: {len(epoch.messages) - len(got)} messages twice")
     spans = _spans(reference, epoch)
     missing, extra = [], []
     for key in expected:
-        if key not in got and epoch.is_excused(*spans[key]):
-            verdict.figures["differences explained by published overload or silence"] += 1
+        if key not in got and epoch.is_explained(*spans[key]):
+            comparison.figures["differences explained by published overload or silence"] += 1
         elif key not in got:
             missing.append(key)
     for key, body in got.items():
         if key in expected:
-            verdict.figures["event messages equal to the undisturbed ones"] += 1
-        elif key[0] > decided or (body["type"] == "end" and body["reason"] in CUT_REASONS):
+            comparison.figures["event messages equal to the undisturbed ones"] += 1
+        elif key[0] > decided or (body["type"] == "end" and body["reason"] in EPOCH_END_REASONS):
             # an end that came too early is one that is missing later
-            verdict.figures["differences explained by the end of an epoch"] += 1
-        elif epoch.is_excused(*spans[key]):
-            verdict.figures["differences explained by published overload or silence"] += 1
+            comparison.figures["differences explained by the end of an epoch"] += 1
+        elif epoch.is_explained(*spans[key]):
+            comparison.figures["differences explained by published overload or silence"] += 1
         else:
             extra.append(key)
     for what, keys in (("missing", missing), ("too much", extra)):
         if keys:
-            verdict.problems.append(
+            comparison.problems.append(
                 f"{epoch.name}: {len(keys)} of {len(expected)} messages are {what}, the first "
                 f"{keys[0]}"
             )
     common = [key for key in got if key in expected]
     if common != [key for key in expected if key in got]:
-        verdict.problems.append(f"{epoch.name}: messages in another order")
+        comparison.problems.append(f"{epoch.name}: messages in another order")
 
 
 def _spans(reference: Reference, epoch: Epoch) -> dict[Key, tuple[int, int]]:
-    """Return of each message from when to when its event lasted."""
-    of_events: dict[str, list[int]] = defaultdict(list)
+    """Return first and last sample of the event of each message."""
+    samples: dict[str, list[int]] = defaultdict(list)
     messages = [(event.id, _key_of_event(event)) for event in reference.events]
     messages += [(body["id"], _key_of_body(body)) for body in epoch.messages]
     for event_id, key in messages:
-        of_events[event_id].append(key[0])
-    return {key: (min(of_events[one]), max(of_events[one])) for one, key in messages}
+        samples[event_id].append(key[0])
+    return {key: (min(samples[event_id]), max(samples[event_id])) for event_id, key in messages}
 
 
 def _key_of_event(event: Event) -> Key:
@@ -292,63 +296,67 @@ def _key_of_body(body: Body) -> Key:
     return tuple(body[name] for name in names)
 
 
-def _look_at_ends(log: list[tuple[str, Body]], verdict: Verdict) -> None:
-    """Every event has one begin and one end."""
+def _check_begins_and_ends(log: list[tuple[str, Body]], comparison: Comparison) -> None:
+    """Check that every event has one begin and one end."""
     counts = Counter(
         (body["id"], body["type"]) for topic, body in log if topic.startswith("event/")
     )
-    for event_id in {one for one, _ in counts}:
+    for event_id in {event_id for event_id, _ in counts}:
         begins, ends = counts[event_id, "begin"], counts[event_id, "end"]
-        verdict.figures["events"] += 1
+        comparison.figures["events"] += 1
         if (begins, ends) != (1, 1):
-            verdict.problems.append(f"event {event_id} has {begins} begins and {ends} ends")
+            comparison.problems.append(f"event {event_id} has {begins} begins and {ends} ends")
 
 
-def _look_at_alerts(
-    log: list[tuple[str, Body]], received: Sequence[Received], verdict: Verdict
+def _check_alerts(
+    log: list[tuple[str, Body]], received: Sequence[Received], comparison: Comparison
 ) -> None:
-    """Every event was told once as firing and once as resolved, by one alert."""
-    told: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))  # ids of messages
+    """Check that one alert of every event was delivered, once firing and once resolved."""
+    delivered: dict[str, dict[str, set[str]]] = defaultdict(
+        lambda: defaultdict(set)
+    )  # ids of messages
     for message in received:
         data = message.body["data"]
         for event_id in data["alert"]["events"]:
-            told[event_id][data["kind"]].add(message.id)
+            delivered[event_id][data["kind"]].add(message.id)
             if data["combined"]:
-                told[event_id]["firing"].add(message.id)
+                delivered[event_id]["firing"].add(message.id)
     begun = {body["id"] for topic, body in log if topic.startswith("event/")}
     for event_id in begun:
         for kind in ("firing", "resolved"):
-            n = len(told[event_id][kind])
-            verdict.figures["alerts expected"] += 1
-            verdict.figures["alerts delivered"] += n > 0
+            n = len(delivered[event_id][kind])
+            comparison.figures["alerts expected"] += 1
+            comparison.figures["alerts delivered"] += n > 0
             if n != 1:
-                verdict.problems.append(f"event {event_id}: told {n} times as {kind}")
-    for event_id in set(told) - begun:
-        verdict.problems.append(f"event {event_id} was told and is not in the log")
+                comparison.problems.append(f"event {event_id}: delivered {n} times as {kind}")
+    for event_id in set(delivered) - begun:
+        comparison.problems.append(f"event {event_id} was delivered and is not in the log")
     n_messages = len({message.id for message in received})
-    verdict.figures["alerts repeated after a kill, with the same id"] += len(received) - n_messages
+    comparison.figures["alerts repeated after a kill, with the same id"] += (
+        len(received) - n_messages
+    )
 
 
-def _look_at_readers(box: Box, log: list[tuple[str, Body]], verdict: Verdict) -> None:
-    """All that is in the log, in its order; a message may have come of an earlier boot, too."""
+def _check_readers(box: Box, log: list[tuple[str, Body]], comparison: Comparison) -> None:
+    """Check that readers got everything in the log, in its order, whatever the boot."""
     expected = [_content(body) for _, body in log]
     for missed in box.seen.missed:
-        verdict.problems.append(f"the undisturbed reader missed messages: {missed}")
-    _expect_same("the undisturbed reader", [b for _, b in box.seen.durable], expected, verdict)
+        comparison.problems.append(f"the undisturbed reader missed messages: {missed}")
+    _check_same("the undisturbed reader", [b for _, b in box.seen.durable], expected, comparison)
     runs = list(box.subscribed())
     for number, lines in enumerate(runs, 1):
         for line in lines:
             if line["topic"] == "missed/":
-                verdict.problems.append(f"subscriber {number} missed messages: {line}")
+                comparison.problems.append(f"subscriber {number} missed messages: {line}")
         lines = [line for line in lines if line["topic"] != "missed/"]
         # all but the last were killed on their way
         n_expected = len(expected) if number == len(runs) else len(lines)
-        _expect_same(f"subscriber {number}", lines, expected[:n_expected], verdict)
-    verdict.figures["readers compared"] = 1 + len(runs)
-    verdict.figures["starts that delivered what a stop left"] = int(box.was_told_later)
+        _check_same(f"subscriber {number}", lines, expected[:n_expected], comparison)
+    comparison.figures["readers compared"] = 1 + len(runs)
+    comparison.figures["starts that delivered what a stop left"] = int(box.delivered_after_restart)
 
 
-def _expect_same(who: str, got: Iterable[Body], expected: list[Key], verdict: Verdict) -> None:
+def _check_same(who: str, got: Iterable[Body], expected: list[Key], comparison: Comparison) -> None:
     found = [_content(body) for body in got]
     # between streams another order than that of the log is possible: a worker that was killed
     # while the disk was full had published what another one logged
@@ -356,7 +364,7 @@ def _expect_same(who: str, got: Iterable[Body], expected: list[Key], verdict: Ve
         return
     lost, extra = set(expected) - set(found), set(found) - set(expected)
     twice = len(found) - len(set(found))
-    verdict.problems.append(
+    comparison.problems.append(
         f"{who}: expected {len(expected)} messages as in the log, got {len(found)}: "
         f"{len(lost)} lost, {len(extra)} others, {twice} twice"
         + ("" if lost or extra or twice else ", in another order")
@@ -376,15 +384,15 @@ def _content(body: Body) -> Key:
     return body["stream"], body["epoch"], body["start"]
 
 
-def _look_at_recoveries(box: Box, verdict: Verdict) -> None:
+def _compare_recoveries(box: Box, comparison: Comparison) -> None:
     if not box.has_own_disk:
-        verdict.figures["full disks: none, as only root can mount a small one"] = 0
-    for one in box.injected:
-        if one.note:
-            verdict.figures[f"faults not done: {one.note}"] += 1
+        comparison.figures["full disks: none, as only root can mount a small one"] = 0
+    for injected in box.injected:
+        if injected.note:
+            comparison.figures[f"faults not done: {injected.note}"] += 1
             continue
-        recovered_s = box.seen.recovered_after(one.over_s, box.streams)
-        name = one.fault.name.split(" ")[:2]
-        verdict.recoveries_s[" ".join(name)].append(recovered_s)
+        recovered_s = box.seen.recovered_after(injected.over_s, box.streams)
+        name = injected.fault.name.split(" ")[:2]
+        comparison.recoveries_s[" ".join(name)].append(recovered_s)
         if recovered_s is None:
-            verdict.problems.append(f"nothing recovered after {one.fault.name}")
+            comparison.problems.append(f"nothing recovered after {injected.fault.name}")

@@ -80,7 +80,7 @@ def held_folds(checkpoint: Checkpoint) -> list[str] | None:
 def no_folds_remark(checkpoint: Checkpoint) -> str:
     """Return what to know of figures of clips without folds."""
     return (
-        f"whether {checkpoint.origin} was trained on these clips cannot be told, as they have "
+        f"whether {checkpoint.origin} was trained on these clips is unknown, as they have "
         "no folds; if it was, it finds more of them than of new ones"
     )
 

@@ -18,7 +18,7 @@ from ast_stream.calibration.thresholds import ClassCalibration, OperatingPoint
 from ast_stream.cli import terminal
 from ast_stream.model.checkpoint import Checkpoint
 
-WIDE_COLUMNS = 105  # rise times are told where there is room
+WIDE_COLUMNS = 105  # rise times are shown where there is room
 LINE_COLUMNS = 124  # of tables in a file or pipe, which have no width of their own
 SHORTEST_NAME = 11  # columns of a folded class name
 SNR_BANDS_DB = ((0, 6), (6, 12), (12, 20))

@@ -130,7 +130,7 @@ class Trigger:
         key: what the rule file calls it.
         more_keys: keys of a rule that make sense only beside `key`.
         match_place: the key under which its matches stand; None: `match` beside it.
-        is_pattern: whether it is about several events, which must be told apart.
+        is_pattern: whether it is about several events, which must be distinguished.
         is_about_pauses: whether pauses within sounds matter to it.
         takes_events: whether it is given events.
         reads_health: whether it is given health messages.

@@ -204,8 +204,8 @@ def test_clips_a_model_was_trained_on_are_reported(
     ("model", "fold", "expected"),
     [
         ("whole", "1", "held no clips out of its training"),
-        ("whole", None, "cannot be told, as they have no folds"),
-        ("1", None, "cannot be told, as they have no folds"),
+        ("whole", None, "is unknown, as they have no folds"),
+        ("1", None, "is unknown, as they have no folds"),
         ("whole", "held-out", ""),
         ("1", "1", ""),
         ("silent", "1", ""),

@@ -31,7 +31,9 @@ def main() -> None:
             raise SystemExit(done.stderr)
         report = json.loads(done.stdout)
         latency = report["latency_s"]
-        errors = [abs(one["onset_error_s"]) for one in report["sounds"] if one["onset_error_s"]]
+        errors = [
+            abs(sound["onset_error_s"]) for sound in report["sounds"] if sound["onset_error_s"]
+        ]
         figures = {
             "p50": latency["onset_to_published"]["p50"],
             "p95": latency["onset_to_published"]["p95"],

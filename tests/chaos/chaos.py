@@ -112,7 +112,9 @@ def plan(
         groups.append([Fault("full disk", "", 6.0), Fault("kill", victim, delay_s=3.0)])
         dying = ["worker", capture()]
         rng.shuffle(dying)
-        killed = [Fault("kill", target, delay_s=2.0 + at) for at, target in enumerate(dying)]
+        killed = [
+            Fault("kill", target, delay_s=2.0 + number) for number, target in enumerate(dying)
+        ]
         groups.append([Fault("full disk", "", 6.0), *killed])
     rng.shuffle(groups)
     return groups

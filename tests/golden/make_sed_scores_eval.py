@@ -1,4 +1,4 @@
-"""Regenerate `sed_scores_eval.json`: made-up scores and sounds, and what that evaluator says.
+"""Regenerate `sed_scores_eval.json`: made-up scores and sounds, and that evaluator's figures.
 
 Run where `sed_scores_eval` is installed, apart from the project: it needs an older pandas and an
 older setuptools, and brings numba and scikit-learn along:
@@ -24,7 +24,7 @@ from sed_scores_eval import collar_based, intersection_based, segment_based
 
 OUT = Path(__file__).parent / "sed_scores_eval.json"
 LABELS = ("Bark", "Rain", "Siren")
-N_CASES, N_STRIPS = 3, 2
+N_CASES, N_SOUNDSCAPES = 3, 2
 DURATION_S, CELL_S = 180.0, 0.25
 EDGES = np.arange(0, DURATION_S + CELL_S / 2, CELL_S)
 THRESHOLDS = (0.305, 0.455, 0.705)
@@ -34,7 +34,7 @@ Floats = npt.NDArray[np.float64]
 Sound = tuple[float, float, str]
 
 
-def make_strip(rng: np.random.Generator) -> tuple[Floats, list[Sound]]:
+def make_soundscape(rng: np.random.Generator) -> tuple[Floats, list[Sound]]:
     """Return noisy scores in cells, shape (n_cells, n_labels), and sounds they partly follow.
 
     Sounds fill less than a tenth: else one detection of everything would be right for PSDS2.
@@ -57,17 +57,17 @@ def make_strip(rng: np.random.Generator) -> tuple[Floats, list[Sound]]:
 
 def make_case(seed: int) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
-    strips = {f"strip-{number}": make_strip(rng) for number in range(N_STRIPS)}
+    soundscapes = {f"soundscape-{number}": make_soundscape(rng) for number in range(N_SOUNDSCAPES)}
     tables = {
         name: pd.DataFrame(
             np.column_stack([EDGES[:-1], EDGES[1:], scores]), columns=["onset", "offset", *LABELS]
         )
-        for name, (scores, _) in strips.items()
+        for name, (scores, _) in soundscapes.items()
     }
-    truth = {name: sounds for name, (_, sounds) in strips.items()}
-    durations = dict.fromkeys(strips, DURATION_S)
+    truth = {name: sounds for name, (_, sounds) in soundscapes.items()}
+    durations = dict.fromkeys(soundscapes, DURATION_S)
     return {
-        "scores": {name: scores.tolist() for name, (scores, _) in strips.items()},
+        "scores": {name: scores.tolist() for name, (scores, _) in soundscapes.items()},
         "truth": truth,
         "psds1": psds(tables, truth, durations, dtc_threshold=0.7, gtc_threshold=0.7, alpha_st=1),
         "psds2": psds(
@@ -80,7 +80,7 @@ def make_case(seed: int) -> dict[str, Any]:
             alpha_ct=0.5,
             alpha_st=1,
         ),
-        "f1": {str(one): f1(tables, truth, durations, one) for one in THRESHOLDS},
+        "f1": {str(threshold): f1(tables, truth, durations, threshold) for threshold in THRESHOLDS},
     }
 
 
@@ -125,9 +125,9 @@ def f1(tables: Any, truth: Any, durations: Any, threshold: float) -> dict[str, d
 def rounded(value: Any) -> Any:
     """Return `value` with numbers that differ between machines in no digit."""
     if isinstance(value, dict):
-        return {key: rounded(one) for key, one in value.items()}
+        return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [rounded(one) for one in value]
+        return [rounded(item) for item in value]
     return round(float(value), DECIMALS) if isinstance(value, float) else value
 
 

@@ -169,7 +169,7 @@ def begin(one: AlertProcess, receiver: HttpReceiver) -> None:
 
 
 def bodies(receiver: HttpReceiver) -> list[dict[str, Any]]:
-    return [one.body for one in receiver.got]
+    return [message.body for message in receiver.got]
 
 
 def kinds_of(receiver: HttpReceiver, n: int, rule: str | None = None) -> set[str]:

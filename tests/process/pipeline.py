@@ -39,7 +39,7 @@ class Pipeline:
         settings = {
             "runtime_dir": str(self.folder / "run"),
             "state_dir": str(self.folder / "state"),
-            "streams": [{"name": name, "source": one} for name, one in streams.items()],
+            "streams": [{"name": name, "source": options} for name, options in streams.items()],
             "model": {"checkpoint": str(checkpoint)} | model | sections.pop("model", {}),
         }
         self.config.write_text(json.dumps(settings | sections))  # JSON is YAML

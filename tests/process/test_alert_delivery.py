@@ -56,7 +56,7 @@ def test_killed_before_the_answer_it_is_sent_again_with_the_same_id_and_body() -
         receiver.script += [HANG]
         one.publish(1, "begin")
         wait_for(lambda: kinds_of(receiver, 1) == {"firing"}, "the request")
-        one.stop(signal.SIGKILL)  # the receiver has it, and has not said so
+        one.stop(signal.SIGKILL)  # the receiver has it, and has not acknowledged it
         one.start()
 
         def requests() -> list[Received]:

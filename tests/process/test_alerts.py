@@ -116,7 +116,7 @@ def test_events_of_a_worker_that_ended_before_it_was_asked_come_from_the_next(
     time.sleep(6.0)  # longer than a reader asks that would rather be up to date than complete
     assert kinds_of(receiver, 1) == set()
     running.worker = Worker(running.folder, "b2")
-    wait_for(lambda: kinds_of(receiver, 1) == BOTH, "what the first worker said")
+    wait_for(lambda: kinds_of(receiver, 1) == BOTH, "the messages of the first worker")
     assert "missed" not in running.log
 
 
@@ -158,7 +158,7 @@ def test_receiver_that_asks_for_a_pause_gets_everything() -> None:
 def test_one_receiver_that_hangs_holds_up_nobody_else() -> None:
     with http_receiver(HANG, HANG) as hanging, http_receiver() as quick:
         both = {"hook": hanging, "quick": quick}
-        actions = {name: hook(one)["actions"]["hook"] for name, one in both.items()}
+        actions = {name: hook(receiver)["actions"]["hook"] for name, receiver in both.items()}
         rule = RULE | {"actions": ["hook", "quick"]}
         with alert_process({"actions": actions}, [rule]) as running:
             begin(running, quick)

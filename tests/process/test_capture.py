@@ -272,8 +272,8 @@ def test_a_dead_server_of_a_network_stream_is_missing_and_leaves_a_gap(tmp_path:
         capture.start()
         capture.wait_for(lambda reply: "refused" in (reply.detail or ""))
         server = serve(tmp_path / "a.wav", port)
-        heard = capture.wait_for_state("listening")
-        assert heard.oldest > 0
+        reply = capture.wait_for_state("listening")
+        assert reply.oldest > 0
         server.kill()
         server.wait()
         missing = capture.wait_for_state("missing")

@@ -49,7 +49,7 @@ def read_from(capture: CaptureProcess, start: int) -> Pcm16:
     return np.concatenate(pieces)
 
 
-def heard(pcm: Pcm16, played: Pcm16) -> Pcm16:
+def without_silence(pcm: Pcm16, played: Pcm16) -> Pcm16:
     """Return what was recorded from the first sample that is not silence."""
     first = int(np.flatnonzero(pcm)[0])
     return pcm[first : first + len(played)]
@@ -70,8 +70,8 @@ def test_captured_pcm_is_what_was_played_bit_for_bit_live_and_from_the_ring(
         assert block.start_sample == cursor
         live.append(block.pcm)
         cursor = block.end_sample
-    np.testing.assert_array_equal(heard(np.concatenate(live), played), played)
-    np.testing.assert_array_equal(heard(read_from(capture, 0), played), played)
+    np.testing.assert_array_equal(without_silence(np.concatenate(live), played), played)
+    np.testing.assert_array_equal(without_silence(read_from(capture, 0), played), played)
     assert capture.terminate() == 0
 
 
@@ -95,7 +95,7 @@ def test_an_unplugged_device_is_missing_and_comes_back_behind_a_gap(
     again = capture.wait_for(lambda reply: reply.next > after.start_sample + 2 * SAMPLE_RATE)
     recorded = read_from(capture, after.start_sample)
     assert again.state == "listening"
-    np.testing.assert_array_equal(heard(recorded, played), played)
+    np.testing.assert_array_equal(without_silence(recorded, played), played)
 
 
 def test_a_device_that_falls_silent_is_missing_and_comes_back(
@@ -168,7 +168,7 @@ def test_one_channel_of_an_array_is_captured_bit_for_bit() -> None:
         capture.wait_for_state("listening")
         array.play(played)
         capture.wait_for(lambda reply: bool(np.count_nonzero(read_from(capture, 0)) >= len(played)))
-        recorded = heard(read_from(capture, 0), played[:, 4])
+        recorded = without_silence(read_from(capture, 0), played[:, 4])
         np.testing.assert_array_equal(recorded, played[:, 4])
 
 
@@ -195,7 +195,7 @@ def test_every_sample_counts_under_a_busy_reader(mic: VirtualMic, capture: Captu
     while playing.is_alive():
         capture.read(start=0)
     capture.wait_for(lambda reply: np.count_nonzero(read_from(capture, 0)) == len(played))
-    np.testing.assert_array_equal(heard(read_from(capture, 0), played), played)
+    np.testing.assert_array_equal(without_silence(read_from(capture, 0), played), played)
 
 
 def test_devices_names_what_can_be_recorded_from(mic: VirtualMic) -> None:

@@ -97,15 +97,15 @@ def test_no_reload_stops_a_process(tmp_path: Path) -> None:
 
 
 def answers(log: Path, process: str) -> int:
-    """Return how often a process has said what came of a reload."""
+    """Return how often a process has logged the outcome of a reload."""
     return sum(
-        f" {process}: settings " in one and ("read again" in one or "kept as" in one)
-        for one in log.read_text().splitlines()
+        f" {process}: settings " in line and ("read again" in line or "kept as" in line)
+        for line in log.read_text().splitlines()
     )
 
 
 def last(log: Path, process: str) -> str:
-    found = [one for one in log.read_text().splitlines() if f" {process}: settings " in one]
+    found = [line for line in log.read_text().splitlines() if f" {process}: settings " in line]
     return found[-1] if found else ""
 
 

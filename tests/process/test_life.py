@@ -71,11 +71,11 @@ def test_capture_is_ready_tells_its_level_and_feeds_the_watchdog(manager: Servic
         process.start(manager.environ)
         ready = manager.wait_for(is_ready, "READY=1")
         assert "STATUS=" in ready
-        status = manager.wait_for(lambda one: "dBFS" in one, "status with a level")
+        status = manager.wait_for(lambda message: "dBFS" in message, "status with a level")
         assert status.startswith(f"STATUS=capturing {STREAM}, -")
-        manager.wait_for(lambda one: one == "WATCHDOG=1", "WATCHDOG=1")
+        manager.wait_for(lambda message: message == "WATCHDOG=1", "WATCHDOG=1")
         assert process.terminate() == 0
-        assert manager.wait_for(lambda one: "STOPPING=1" in one, "STOPPING=1")
+        assert manager.wait_for(lambda message: "STOPPING=1" in message, "STOPPING=1")
 
 
 def test_capture_that_waits_for_its_source_says_so_and_is_alive(manager: ServiceManager) -> None:
@@ -83,9 +83,9 @@ def test_capture_that_waits_for_its_source_says_so_and_is_alive(manager: Service
         process.start(manager.environ)
         waiting = manager.wait_for(is_ready, "READY=1")
         if "No such file" not in waiting:  # asked before the first attempt
-            waiting = manager.wait_for(lambda one: "No such file" in one, "status")
+            waiting = manager.wait_for(lambda message: "No such file" in message, "status")
         assert f"STATUS=waiting for {STREAM}: " in waiting
-        manager.wait_for(lambda one: one == "WATCHDOG=1", "WATCHDOG=1")
+        manager.wait_for(lambda message: message == "WATCHDOG=1", "WATCHDOG=1")
         assert process.terminate() == 0
 
 
@@ -103,7 +103,7 @@ def test_capture_whose_source_stalls_and_claims_to_work_starves_the_watchdog(
         thread = threading.Thread(target=capture.run_capture, args=(settings, STREAM, stop))
         thread.start()
         try:
-            manager.wait_for(lambda one: one == "WATCHDOG=1", "WATCHDOG=1 while audio came")
+            manager.wait_for(lambda message: message == "WATCHDOG=1", "WATCHDOG=1 while audio came")
             assert source.has_stalled.wait(10)
             manager.listen(1.5)
             assert "WATCHDOG=1" not in manager.listen(1.0)
@@ -119,19 +119,21 @@ def test_worker_is_ready_after_its_self_check_and_tells_what_it_hears(
         run.env = manager.environ
         run.start_worker()
         manager.wait_for(is_ready, "READY=1")
-        said = [message.split("STATUS=")[1] for message in manager.messages]
-        assert said[:2] == ["loading the model", "checking the model against known scores"]
-        assert all("EXTEND_TIMEOUT_USEC=180000000" in one for one in manager.messages[:2])
+        statuses = [message.split("STATUS=")[1] for message in manager.messages]
+        assert statuses[:2] == ["loading the model", "checking the model against known scores"]
+        assert all("EXTEND_TIMEOUT_USEC=180000000" in message for message in manager.messages[:2])
         assert "self-check passed" in run.log("worker")
-        manager.wait_for(lambda one: one == "WATCHDOG=1", "WATCHDOG=1 with nothing due")
+        manager.wait_for(lambda message: message == "WATCHDOG=1", "WATCHDOG=1 with nothing due")
         run.env = {}
         run.start_capture("porch")
-        line = manager.wait_for(lambda one: "listening to porch, -" in one, "status")
+        line = manager.wait_for(lambda message: "listening to porch, -" in message, "status")
         assert " dBFS, lag " in line
         assert line.endswith(("event open", "events open"))
-        manager.wait_for(lambda one: one == "WATCHDOG=1", "WATCHDOG=1 while windows are scored")
+        manager.wait_for(
+            lambda message: message == "WATCHDOG=1", "WATCHDOG=1 while windows are scored"
+        )
         assert run.stop("worker") == 0
-        manager.wait_for(lambda one: "STOPPING=1" in one, "STOPPING=1")
+        manager.wait_for(lambda message: "STOPPING=1" in message, "STOPPING=1")
 
 
 class HangingTagger(Tagger):
@@ -165,14 +167,18 @@ def test_worker_whose_model_hangs_starves_the_watchdog(
         thread = threading.Thread(target=worker.run_worker, args=(loaded, stop, reload))
         thread.start()
         try:
-            manager.wait_for(lambda one: one == "WATCHDOG=1", "WATCHDOG=1 while nothing is due")
+            manager.wait_for(
+                lambda message: message == "WATCHDOG=1", "WATCHDOG=1 while nothing is due"
+            )
             run.env = {"NOTIFY_SOCKET": "", "WATCHDOG_USEC": ""}
             run.start_capture("porch")
             wait_for(lambda: HangingTagger.n_batches == 2, "the model to hang")
             manager.listen(0.2)
             assert "WATCHDOG=1" not in manager.listen(1.0)
             HangingTagger.release.set()
-            manager.wait_for(lambda one: one == "WATCHDOG=1", "WATCHDOG=1 of a model that goes on")
+            manager.wait_for(
+                lambda message: message == "WATCHDOG=1", "WATCHDOG=1 of a model that goes on"
+            )
         finally:
             HangingTagger.release.set()
             stop.set()
@@ -199,7 +205,7 @@ def test_worker_takes_new_thresholds_and_names_what_needs_a_restart(
             model=model | {"hop_s": 0.5},
         )
         process.send_signal(signal.SIGHUP)
-        reloading = manager.wait_for(lambda one: "RELOADING=1" in one, "RELOADING=1")
+        reloading = manager.wait_for(lambda message: "RELOADING=1" in message, "RELOADING=1")
         assert "MONOTONIC_USEC=" in reloading
         reloaded = manager.wait_for(is_ready, "READY=1 after the reload")
         assert "detection.defaults.onset_threshold, logging.level changed" in reloaded
@@ -208,11 +214,11 @@ def test_worker_takes_new_thresholds_and_names_what_needs_a_restart(
         run.config.write_text(run.config.read_text().replace("onset_threshold", "onset_treshold"))
         process.send_signal(signal.SIGHUP)
         refused = manager.wait_for(
-            lambda one: is_ready(one) and "kept as they were" in one, "refusal"
+            lambda message: is_ready(message) and "kept as they were" in message, "refusal"
         )
         assert "did you mean 'onset_threshold'?" in refused
         assert f"{run.config}:1: detection.defaults.onset_treshold" in run.log("worker")
-        manager.wait_for(lambda one: one == "WATCHDOG=1", "WATCHDOG=1: it goes on")
+        manager.wait_for(lambda message: message == "WATCHDOG=1", "WATCHDOG=1: it goes on")
         assert run.stop("worker") == 0
 
 
@@ -229,7 +235,8 @@ def test_capture_takes_a_new_log_level_and_names_what_needs_a_restart(
         assert process.process is not None
         process.process.send_signal(signal.SIGHUP)
         reloaded = manager.wait_for(
-            lambda one: is_ready(one) and "read again" in one, "READY=1 after the reload"
+            lambda message: is_ready(message) and "read again" in message,
+            "READY=1 after the reload",
         )
         assert reloaded.endswith(
             "logging.level changed; a restart is needed for stream porch.ring_s"
@@ -247,7 +254,7 @@ def test_settings_of_other_classes_than_the_model_has_are_refused(
         rewrite(run, detection={"classes": {"Brak": {"enabled": False}}})
         process.send_signal(signal.SIGHUP)
         refused = manager.wait_for(
-            lambda one: is_ready(one) and "kept as they were" in one, "refusal"
+            lambda message: is_ready(message) and "kept as they were" in message, "refusal"
         )
         assert "unknown class 'Brak'; did you mean 'Bark'?" in refused
         assert run.stop("worker") == 0
@@ -267,23 +274,24 @@ def test_alerts_is_ready_waits_for_the_worker_and_takes_new_rules(
         process = run.start("alerts", "alerts")
         ready = manager.wait_for(is_ready, "READY=1")
         assert ready.endswith("STATUS=1 rules, 0 to deliver, waiting for the worker")
-        manager.wait_for(lambda one: one == "WATCHDOG=1", "WATCHDOG=1 while it waits")
+        manager.wait_for(lambda message: message == "WATCHDOG=1", "WATCHDOG=1 while it waits")
         run.env = {}
         run.start_worker()
         manager.wait_for(
-            lambda one: one == "STATUS=1 rules, 0 to deliver", "status with the worker heard"
+            lambda message: message == "STATUS=1 rules, 0 to deliver",
+            "status with the worker connected",
         )
 
         rules.write_text(RULES.replace("}]}]", "}, {alert: siren, match: {class: Siren}}]}]"))
         process.send_signal(signal.SIGHUP)
-        manager.wait_for(lambda one: "RELOADING=1" in one, "RELOADING=1")
-        manager.wait_for(lambda one: "2 rules" in one, "status with the new rules")
+        manager.wait_for(lambda message: "RELOADING=1" in message, "RELOADING=1")
+        manager.wait_for(lambda message: "2 rules" in message, "status with the new rules")
         rules.write_text(RULES.replace("alert:", "alrt:"))
         process.send_signal(signal.SIGHUP)
         refused = manager.wait_for(
-            lambda one: is_ready(one) and "kept as they were" in one, "refusal"
+            lambda message: is_ready(message) and "kept as they were" in message, "refusal"
         )
         assert f"{rules}:2:" in refused
-        manager.wait_for(lambda one: "2 rules" in one, "status with the rules before")
+        manager.wait_for(lambda message: "2 rules" in message, "status with the rules before")
         assert run.stop("alerts") == 0
-        manager.wait_for(lambda one: "STOPPING=1" in one, "STOPPING=1")
+        manager.wait_for(lambda message: "STOPPING=1" in message, "STOPPING=1")

@@ -48,7 +48,7 @@ def test_listen_tells_level_scores_and_events_until_it_is_stopped(
     with start(mic, save_reactive(tmp_path), "--json", "--top", "2") as process:
         assert process.stdout is not None
         assert process.stderr is not None
-        first = json.loads(process.stdout.readline())  # digital silence is heard, too
+        first = json.loads(process.stdout.readline())  # digital silence is scored, too
         assert set(first) == {"level_dbfs", "scores"}
         assert len(first["scores"]) == 2
         mic.play(tones_and_noise(6.0))

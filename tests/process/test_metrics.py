@@ -38,14 +38,14 @@ def free_ports(n: int) -> int:
     for first in range(29_000, 32_000, n):
         sockets = [socket.socket() for _ in range(n)]
         try:
-            for at, one in enumerate(sockets):
-                one.bind(("127.0.0.1", first + at))
+            for number, server in enumerate(sockets):
+                server.bind(("127.0.0.1", first + number))
             return first
         except OSError:
             continue
         finally:
-            for one in sockets:
-                one.close()
+            for server in sockets:
+                server.close()
     raise AssertionError("no free ports")
 
 
@@ -196,8 +196,8 @@ def test_clients_that_say_nothing_take_few_threads_and_do_not_keep_others_out() 
         assert threading.active_count() <= n_threads + MAX_CLIENTS
         wait_for(lambda: answers(port), "a place at the endpoint")
     finally:
-        for one in silent:
-            one.close()
+        for server in silent:
+            server.close()
         metrics.close()
 
 

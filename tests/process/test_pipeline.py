@@ -53,7 +53,8 @@ def ended_events(run: Pipeline, stream: str) -> list[tuple[object, ...]]:
 
 def as_scanned(scanned: list[dict[str, object]]) -> list[tuple[object, ...]]:
     return [
-        (one["label"], one["onset_s"], one["offset_s"], one["mean"], one["peak"]) for one in scanned
+        (event["label"], event["onset_s"], event["offset_s"], event["mean"], event["peak"])
+        for event in scanned
     ]
 
 

@@ -53,7 +53,7 @@ class Run:
             time.sleep(0.05)
 
     def end(self) -> int:
-        """Return the exit code once the process has ended and all it said has been read."""
+        """Return the exit code once the process has ended and its output has been read."""
         code = self.process.wait(LIMIT_S)
         self._reader.join(LIMIT_S)
         return code
@@ -110,7 +110,7 @@ def test_run_of_a_finite_source_ends_by_itself(start: Callable[..., Run]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "expected"),
     [
         ("", r"alerts: the action phone cannot be used: expected the environment variable NOT_SET"),
         (
@@ -120,11 +120,11 @@ def test_run_of_a_finite_source_ends_by_itself(start: Callable[..., Run]) -> Non
     ],
 )
 def test_detection_goes_on_whatever_becomes_of_the_alerts(
-    start: Callable[..., Run], more: str, said: str
+    start: Callable[..., Run], more: str, expected: str
 ) -> None:
     phone = "{phone: {type: apprise, urls_env: NOT_SET}}"
     run = start(ENDLESS, alerts=f"alerts: {{rules: [r.yaml], actions: {phone}{more}}}\n")
-    run.wait_for(said)
+    run.wait_for(expected)
     run.wait_for(r"worker: stream scene: epoch")
     assert run.process.poll() is None
     run.process.terminate()

@@ -77,7 +77,7 @@ def test_no_secret_of_a_url_leaves_the_processes(tmp_path: Path) -> None:
     ports = {"closed": free_port(), "web": web.server_port, "metrics": metrics}
     config.write_text(CONFIG.format(**ports))
     (tmp_path / "rules.yaml").write_text(RULES)
-    said: dict[str, str] = {"check-config": cli("check-config", str(config), "--no-model")}
+    outputs: dict[str, str] = {"check-config": cli("check-config", str(config), "--no-model")}
     log = (tmp_path / "log").open("w")
     command = [sys.executable, "-m", "ast_stream.cli", "run", "-c", str(config)]
     run = subprocess.Popen(
@@ -85,17 +85,17 @@ def test_no_secret_of_a_url_leaves_the_processes(tmp_path: Path) -> None:
     )
     try:
         end_s = time.monotonic() + LIMIT_S
-        while said.get("status --json", "").count('"missing"') < 3 and time.monotonic() < end_s:
-            said["status --json"] = cli("status", "-c", str(config), "--json")
-        said["status"] = cli("status", "-c", str(config))
-        said["feed"] = cli("subscribe", "-c", str(config), "health", "alerts", "--count", "8")
-        said["outbox"] = cli("outbox", "list", "-c", str(config))
-        said["processes"] = "".join(
+        while outputs.get("status --json", "").count('"missing"') < 3 and time.monotonic() < end_s:
+            outputs["status --json"] = cli("status", "-c", str(config), "--json")
+        outputs["status"] = cli("status", "-c", str(config))
+        outputs["feed"] = cli("subscribe", "-c", str(config), "health", "alerts", "--count", "8")
+        outputs["outbox"] = cli("outbox", "list", "-c", str(config))
+        outputs["processes"] = "".join(
             path.read_bytes().decode(errors="replace") for path in command_lines(config)
         )
         for port in (metrics, metrics + 1, metrics + 2):
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
-                said[f"metrics {port}"] = answer.read().decode()
+                outputs[f"metrics {port}"] = answer.read().decode()
         run.send_signal(signal.SIGHUP)
         time.sleep(1.0)
     finally:
@@ -104,15 +104,15 @@ def test_no_secret_of_a_url_leaves_the_processes(tmp_path: Path) -> None:
         web.shutdown()
         web.server_close()
         log.close()
-    said["log"] = (tmp_path / "log").read_text()
+    outputs["log"] = (tmp_path / "log").read_text()
     for path in [*(tmp_path / "run").rglob("*"), *(tmp_path / "state").rglob("*")]:
         if path.is_file():
-            said[str(path)] = path.read_bytes().decode(errors="replace")
-    assert said["status --json"].count('"missing"') >= 3
-    assert json.loads(said["feed"].splitlines()[0])
-    assert "rtsp://***@127.0.0.1" in said["log"]
+            outputs[str(path)] = path.read_bytes().decode(errors="replace")
+    assert outputs["status --json"].count('"missing"') >= 3
+    assert json.loads(outputs["feed"].splitlines()[0])
+    assert "rtsp://***@127.0.0.1" in outputs["log"]
     leaks = {
-        (place, secret) for place, text in said.items() for secret in SECRETS if secret in text
+        (place, secret) for place, text in outputs.items() for secret in SECRETS if secret in text
     }
     assert leaks == set()
 

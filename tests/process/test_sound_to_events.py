@@ -41,7 +41,7 @@ def mic() -> Iterator[VirtualMic]:
         yield running
 
 
-def hear(mic: VirtualMic, pcm: Pcm16) -> tuple[list[Body], float]:
+def play(mic: VirtualMic, pcm: Pcm16) -> tuple[list[Body], float]:
     """Play `pcm` into a running pipeline; return begins and ends, and where `pcm` began in s."""
     with pipeline(
         "bundled",
@@ -96,7 +96,7 @@ def assert_heard(planted: list[ReferenceEvent], bodies: list[Body], began_s: flo
 
 def test_generated_scene_played_into_the_microphone_is_found(mic: VirtualMic) -> None:
     scene = generate_scene(seed=3, duration_s=25.0)
-    bodies, began_s = hear(mic, scene.pcm)
+    bodies, began_s = play(mic, scene.pcm)
     assert_heard(scene.truth, bodies, began_s)
 
 
@@ -104,7 +104,7 @@ def test_recordings_played_into_the_microphone_are_found(mic: VirtualMic) -> Non
     if not ESC10.is_dir():
         pytest.skip(f"the ESC-10 recordings are not there: {ESC10}")
     pcm, planted = strip_of(CLIPS)
-    bodies, began_s = hear(mic, pcm)
+    bodies, began_s = play(mic, pcm)
     assert_heard(planted, bodies, began_s)
 
 

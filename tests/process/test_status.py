@@ -28,7 +28,7 @@ RULES = "version: 1\ngroups: [{name: g, rules: [{alert: bark, match: {class: Bar
 
 
 def streams(*sources: dict[str, Any]) -> list[StreamSettings]:
-    named = [{"name": f"s{at}", "source": one} for at, one in enumerate(sources)]
+    named = [{"name": f"s{number}", "source": source} for number, source in enumerate(sources)]
     return Settings.model_validate({"streams": named}).streams
 
 

@@ -79,8 +79,8 @@ def test_a_reload_asked_for_while_a_process_starts_ends_nothing(
         time.sleep(1.5)
         assert process.poll() is None, (delay_s, process.communicate())
         process.terminate()
-        _, said = process.communicate(timeout=LIMIT_S)
-        assert (process.returncode, "Traceback" in said) == (0, False), (delay_s, said)
+        _, errors = process.communicate(timeout=LIMIT_S)
+        assert (process.returncode, "Traceback" in errors) == (0, False), (delay_s, errors)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -96,8 +96,8 @@ def test_a_process_that_is_stopped_while_it_starts_ends_in_order(
         process = start(args[0], "-c", str(config), *args[1:])
         time.sleep(delay_s)
         process.send_signal(number)
-        _, said = process.communicate(timeout=LIMIT_S)
-        assert (process.returncode, "Traceback" in said) == (0, False), (delay_s, said)
+        _, errors = process.communicate(timeout=LIMIT_S)
+        assert (process.returncode, "Traceback" in errors) == (0, False), (delay_s, errors)
         assert processes_of(config) == [], delay_s
 
 
@@ -110,5 +110,5 @@ def test_a_command_that_is_cut_short_says_so_by_its_code(
         process = start(*args)
         time.sleep(delay_s)
         process.send_signal(number)
-        _, said = process.communicate(timeout=LIMIT_S)
-        assert (process.returncode, "Traceback" in said) == (code, False), (delay_s, said)
+        _, errors = process.communicate(timeout=LIMIT_S)
+        assert (process.returncode, "Traceback" in errors) == (code, False), (delay_s, errors)

@@ -97,12 +97,12 @@ def test_a_stopped_training_says_how_to_go_on_and_does(
     with _training(sounds, tmp_path) as process:
         _wait_for_state(process, tmp_path)
         process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=PATIENCE_S)[1]
+        errors = process.communicate(timeout=PATIENCE_S)[1]
         assert process.returncode == 130
-    last = said.splitlines()[-1]
+    last = errors.splitlines()[-1]
     assert last.startswith("ast-stream: stopped after step ")
     assert last.endswith(f"of {STEPS}; the state is saved, and the same command goes on from there")
-    assert "Traceback" not in said
+    assert "Traceback" not in errors
     with _training(sounds, tmp_path) as process:
         assert process.wait(PATIENCE_S) == 0
     _assert_equal(tmp_path, undisturbed)
@@ -115,17 +115,19 @@ def test_all_problems_of_the_data_are_reported_before_the_first_step(
     whistle = sounds / "Whistle" / "0.wav"
     table.write_text(f"file,label\n{whistle},Whistle\nnowhere.wav,Hiss\n{whistle},Hiss\n")
     with _training(table, tmp_path / "out", "--backgrounds", str(tmp_path / "no.wav")) as process:
-        said = process.communicate(timeout=PATIENCE_S)[1]
+        errors = process.communicate(timeout=PATIENCE_S)[1]
     assert process.returncode == 78
-    assert f"{table}:3: nowhere.wav: No such file or directory" in said
-    assert f"{tmp_path / 'no.wav'}: file is missing" in said
-    assert "Whistle: expected at least 2 clips of a class, got 1" in said
-    assert "Traceback" not in said
+    assert f"{table}:3: nowhere.wav: No such file or directory" in errors
+    assert f"{tmp_path / 'no.wav'}: file is missing" in errors
+    assert "Whistle: expected at least 2 clips of a class, got 1" in errors
+    assert "Traceback" not in errors
     assert not (tmp_path / "out").exists()
 
 
 def test_reports_are_json_with_step_loss_and_rate(undisturbed: Path) -> None:
-    reports = [json.loads(one) for one in (undisturbed / "metrics.jsonl").read_text().splitlines()]
-    assert [one["step"] for one in reports] == list(range(10, STEPS + 1, 10))
-    assert all({"step", "loss", "lr"} <= one.keys() for one in reports)
+    reports = [
+        json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [report["step"] for report in reports] == list(range(10, STEPS + 1, 10))
+    assert all({"step", "loss", "lr"} <= report.keys() for report in reports)
     assert (undisturbed / "curves.png").read_bytes().startswith(b"\x89PNG")

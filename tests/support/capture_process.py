@@ -50,7 +50,7 @@ class CaptureProcess:
 
     @property
     def log(self) -> str:
-        """What the process has said."""
+        """What the process has logged."""
         return (self.folder / "log").read_text(errors="replace")
 
     def start(
@@ -75,7 +75,7 @@ class CaptureProcess:
         return [sys.executable, "-m", "ast_stream.cli", *arguments]
 
     def listen(self) -> None:
-        """Take live blocks, as a worker that has started."""
+        """Receive live blocks, as a worker that has started."""
         self._pull = self.sockets.bind("pull", f"ipc://{self.folder}/audio.sock", 1_000)
 
     def stop_listening(self) -> None:

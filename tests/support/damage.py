@@ -74,8 +74,8 @@ def _mutated(whole: bytes, rng: random.Random) -> bytes:
         case 0:
             content[place] ^= 1 << rng.randrange(8)
         case 1:
-            for at in rng.sample(range(len(content)), min(20, len(content))):
-                content[at] = rng.randrange(256)
+            for position in rng.sample(range(len(content)), min(20, len(content))):
+                content[position] = rng.randrange(256)
         case 2:
             del content[place:]
         case 3:
@@ -102,7 +102,9 @@ def _mutated(whole: bytes, rng: random.Random) -> bytes:
 
 def _with_other_number(whole: bytes, rng: random.Random) -> bytes:
     """Replace a value of the JSON by one of another type or size."""
-    digits = [at for at in range(1, len(whole)) if whole[at : at + 1].isdigit()]
+    digits = [
+        position for position in range(1, len(whole)) if whole[position : position + 1].isdigit()
+    ]
     begin = rng.choice(digits)
     end = begin
     while begin > 0 and whole[begin - 1 : begin] in b"0123456789.-e":

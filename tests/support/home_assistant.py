@@ -75,5 +75,5 @@ def check_discovery(topic: str, payload: str) -> None:
         for component in discovery.components.values()
         if not isinstance(component, Removed)
     ]
-    ids = [one.unique_id for one in there]
+    ids = [component.unique_id for component in there]
     assert len(set(ids)) == len(ids)

@@ -45,7 +45,7 @@ class HttpReceiver:
 
     @property
     def ids(self) -> list[str]:
-        return [one.id for one in self.got]
+        return [request.id for request in self.got]
 
 
 @contextmanager

@@ -42,7 +42,9 @@ def save_reactive(directory: Path, seed: int = 0) -> Path:
     tagger = Tagger(checkpoint, device="cpu", precision="fp32", attention="math")
     pcm = tones_and_noise(20.0).astype(np.float32) / 32_768
     starts = range(0, len(pcm) - tagger.window_samples, _HOP)
-    logits = tagger.logits(np.stack([pcm[at : at + tagger.window_samples] for at in starts]))
+    logits = tagger.logits(
+        np.stack([pcm[start : start + tagger.window_samples] for start in starts])
+    )
     gain = torch.from_numpy(LOGIT_SPREAD / logits.std(axis=0))
     middle = torch.from_numpy((logits.max(axis=0) + logits.min(axis=0)) / 2)
     state = dict(checkpoint.state_dict)

@@ -106,17 +106,21 @@ def restarted(
 def news(transitions: list[Transition]) -> list[tuple[float, str, str]]:
     """Return seconds, rule and state of what is announced."""
     return [
-        (round((one.at_ns - START) / NS_PER_SECOND, 3), one.alert.rule, one.to_state)
-        for one in transitions
-        if one.to_state == "resolved"
-        or (one.to_state == "firing" and one.from_state != "recovering")
+        (
+            round((transition.at_ns - START) / NS_PER_SECOND, 3),
+            transition.alert.rule,
+            transition.to_state,
+        )
+        for transition in transitions
+        if transition.to_state == "resolved"
+        or (transition.to_state == "firing" and transition.from_state != "recovering")
     ]
 
 
 def run(engine: Engine, bodies: list[dict[str, Any]], until: float) -> list[Transition]:
     """Give an engine bodies in the order of their times, then time until."""
     found = engine.resume()
-    for body in sorted(bodies, key=lambda one: str(one.get("captured") or one["published"])):
+    for body in sorted(bodies, key=lambda body: str(body.get("captured") or body["published"])):
         topic = "health/" if "level_dbfs" in body else "event/"
         found += engine.on_message(topic, body)
     return found + engine.advance(at(until))

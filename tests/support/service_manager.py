@@ -39,7 +39,7 @@ class ServiceManager:
         raise AssertionError(f"no {what} in\n" + "\n".join(dict.fromkeys(self.messages)))
 
     def close(self) -> None:
-        """Hear no more."""
+        """Close the socket."""
         self._socket.close()
 
     def _receive(self, timeout_s: float) -> str | None:

@@ -1,4 +1,4 @@
-"""Strips with made-up scores and events, for figures that are worked out by hand."""
+"""Soundscapes with made-up scores and events, for figures that are worked out by hand."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def event(
     return Event(
         type=kind,
         id=f"{label}-{onset_s}",
-        stream="strip",
+        stream="soundscape",
         epoch="evaluation",
         index=LABELS.index(label),
         label=label,

@@ -40,7 +40,7 @@ ctl.!default {{ type pulse }}
 
 
 def missing_parts() -> str | None:
-    """Say what the virtual microphone lacks on this machine, or None."""
+    """Return what the virtual microphone lacks on this machine, or None."""
     programs = [name for name in ("pulseaudio", "pactl", "pacat") if shutil.which(name) is None]
     if programs:
         return f"{', '.join(programs)} not installed (apt install pulseaudio pulseaudio-utils)"
@@ -106,7 +106,7 @@ class VirtualMic:
         )
 
     def unplug(self) -> None:
-        """Take the device away."""
+        """Remove the device."""
         self.pactl("unload-module", "module-null-sink")
 
     def plug(self) -> None:

@@ -51,7 +51,7 @@ _ENVIRONMENT = {
 
 
 def missing_parts() -> str | None:
-    """Say which programs for containers are not installed, or None."""
+    """Return which programs for containers are not installed, or None."""
     absent = [name for name in PROGRAMS if shutil.which(name) is None]
     if absent:
         return f"no {', '.join(absent)} (apt-get install mmdebstrap systemd-container)"
@@ -59,7 +59,7 @@ def missing_parts() -> str | None:
 
 
 def obstacle() -> str | None:
-    """Say why this machine cannot have containers whatever is installed, or None."""
+    """Return why this machine cannot have containers whatever is installed, or None."""
     if os.geteuid() != 0:
         return "containers need root"
     if not Path("/etc/debian_version").exists():
@@ -79,7 +79,7 @@ class Container:
         self._log = folder / "nspawn.log"
         self._nspawn: subprocess.Popen[bytes] | None = None
         self._lent = {sys.base_prefix: PYTHON}
-        self._lent |= {path: f"{LENT}/{at}" for at, path in enumerate(_packages())}
+        self._lent |= {path: f"{LENT}/{number}" for number, path in enumerate(_packages())}
 
     def build(self) -> None:
         """Make the root: a minimal Debian, the interpreter, and a clone of the repository."""
@@ -203,7 +203,7 @@ class Container:
         return self.run(f"journalctl --no-pager -o cat -u '{unit}'").stdout
 
     def status(self) -> dict[str, Any]:
-        """Return what `ast-stream status` says of the installed configuration."""
+        """Return what `ast-stream status` reports of the installed configuration."""
         command = "/opt/ast-stream/bin/ast-stream status --json -c /etc/ast-stream/config.yaml"
         report: dict[str, Any] = json.loads(self.run(command, check=False).stdout or "{}")
         return report

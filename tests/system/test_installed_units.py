@@ -119,7 +119,7 @@ class Box(Container):
         """Return the alerts of a rule that the webhook got."""
         path = self.path(HOOKS)
         lines = path.read_text().splitlines() if path.exists() else []
-        return [one for one in map(_alert, lines) if one["rule"] == rule]
+        return [alert for alert in map(_alert, lines) if alert["rule"] == rule]
 
     def receive_hooks(self) -> None:
         """Start the receiver of webhooks; its network has ended with the last boot."""
@@ -229,7 +229,9 @@ def test_shipped_prometheus_configuration_fits_the_shipped_service(
             lambda: len(_targets(box)) and "unknown" not in _targets(box).values(), "scrapes"
         )
         assert set(_targets(box).values()) == {"up"}
-        processes = {one["labels"]["process"] for one in _ask(box, "query?query=ast_stream_up")}
+        processes = {
+            sample["labels"]["process"] for sample in _ask(box, "query?query=ast_stream_up")
+        }
         assert len(_targets(box)) == 3
         assert processes == {"worker", "alerts", "capture"}
     finally:
@@ -245,7 +247,7 @@ def test_alert_reaches_a_webhook_and_a_program_inside_the_sandbox(box: Box) -> N
     wait_until(lambda: "ast-stream" in box.path(OUTPUT).read_text().splitlines(), "the program")
     alert = json.loads(box.path(OUTPUT).read_text().splitlines()[0])
     assert alert["alert"]["id"] == box.hooks()[0]["id"]
-    assert "scene" in {one["group"]["stream"] for one in box.hooks()}
+    assert "scene" in {hook["group"]["stream"] for hook in box.hooks()}
 
 
 def test_killed_processes_are_back_and_everything_is_healthy_again(box: Box) -> None:
@@ -320,7 +322,7 @@ def test_service_that_cannot_start_is_reported_and_started_later(box: Box) -> No
     assert "and is down, next try in 3 s" in _critical(box)
     wait_until(lambda: box.hooks("ast_stream_unit_failed"), "an alert of it")
     assert box.hooks("ast_stream_unit_failed")[0]["group"] == {"unit": WORKER}
-    assert any("the worker does not answer" in one for one in box.status()["problems"])
+    assert any("the worker does not answer" in problem for problem in box.status()["problems"])
     bundled = f"{SOURCE}/ast_stream/model/bundled"
     box.run(f"cp -r {bundled} /srv/missing")  # the disk with the checkpoint is there at last
     box.wait_until_healthy()
@@ -382,7 +384,7 @@ def _detection(onset_threshold: float) -> dict[str, Any]:
 
 def _targets(box: Box) -> dict[str, str]:
     found = _ask(box, "targets")
-    return {one["labels"]["instance"]: one["health"] for one in found}
+    return {sample["labels"]["instance"]: sample["health"] for sample in found}
 
 
 def _ask(box: Box, what: str) -> list[dict[str, Any]]:
@@ -394,7 +396,7 @@ def _ask(box: Box, what: str) -> list[dict[str, Any]]:
         return []
     data: dict[str, Any] = json.loads(done.stdout)["data"]
     found: list[dict[str, Any]] = data.get("activeTargets", data.get("result", []))
-    return [one | {"labels": one.get("labels", one.get("metric"))} for one in found]
+    return [sample | {"labels": sample.get("labels", sample.get("metric"))} for sample in found]
 
 
 def _critical(box: Box) -> str:

@@ -70,7 +70,7 @@ def test_labels_that_ascii_cannot_tell_apart_have_different_topics(labels: list[
 @pytest.mark.parametrize("label", ["Ängstlich 狗叫", "が", "Éclair №"])
 def test_a_topic_does_not_depend_on_case_nor_normal_form(label: str) -> None:
     forms = [unicodedata.normalize(form, label) for form in ("NFC", "NFD")]
-    assert {slug(one) for one in (*forms, label.upper(), label.lower())} == {slug(label)}
+    assert {slug(form) for form in (*forms, label.upper(), label.lower())} == {slug(label)}
     assert find_label(forms[1], [forms[0]]) == forms[0]
 
 

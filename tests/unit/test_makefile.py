@@ -1,4 +1,4 @@
-"""What `make` says while it installs: a line a step, and all that pip said where it fails."""
+"""What `make` says while it installs: a line a step, and pip's whole output where it fails."""
 
 from __future__ import annotations
 

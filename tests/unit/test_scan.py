@@ -161,14 +161,14 @@ def test_a_recording_is_scanned_to_its_end_behind_damage_and_the_exit_code_is_1(
     content[middle : middle + 3_000] = np.random.default_rng(1).bytes(3_000)
     path.write_bytes(content)
     assert scan(checkpoint, path, "--json") == 1
-    said = capfd.readouterr()
+    printed = capfd.readouterr()
     assert re.match(
-        r"scan: .*damaged\.mp3: damaged at 1[45]\.\d\d s .*read on behind it\n", said.err
+        r"scan: .*damaged\.mp3: damaged at 1[45]\.\d\d s .*read on behind it\n", printed.err
     )
-    assert "mpg123" not in said.err
-    found = [json.loads(line) for line in said.out.splitlines()]
-    assert [one["onset_s"] for one in found if one["onset_s"] > 18] == pytest.approx(
-        [one["onset_s"] for one in whole if one["onset_s"] > 18], abs=0.5
+    assert "mpg123" not in printed.err
+    found = [json.loads(line) for line in printed.out.splitlines()]
+    assert [event["onset_s"] for event in found if event["onset_s"] > 18] == pytest.approx(
+        [event["onset_s"] for event in whole if event["onset_s"] > 18], abs=0.5
     )
 
 
@@ -197,13 +197,13 @@ def test_a_folder_names_what_it_cannot_read_and_scans_the_rest(
     (tmp_path / "notes.txt").write_text("no audio")
     os.mkfifo(tmp_path / "g.wav")
     assert scan(checkpoint, tmp_path, "--json") == 1
-    said = capsys.readouterr()
-    files = {Path(json.loads(line)["file"]).name for line in said.out.splitlines()}
+    printed = capsys.readouterr()
+    files = {Path(json.loads(line)["file"]).name for line in printed.out.splitlines()}
     assert files == {"a.flac", "b.aiff", "c.w64", "d.opus", "e.caf"}
-    assert "f.m4a: its end is missing: 20 more bytes are promised" in said.err
-    assert "g.wav: expected a file, got a FIFO" in said.err
-    assert "notes.txt" not in said.err
-    assert "2 of 7 recordings could not be read to their end" in said.err
+    assert "f.m4a: its end is missing: 20 more bytes are promised" in printed.err
+    assert "g.wav: expected a file, got a FIFO" in printed.err
+    assert "notes.txt" not in printed.err
+    assert "2 of 7 recordings could not be read to their end" in printed.err
 
 
 def test_every_rate_and_format_of_a_folder_is_read(
@@ -234,13 +234,13 @@ def test_bad_recordings_are_named_and_do_not_stop_the_good_ones(
     (tmp_path / "broken.wav").write_bytes(b"RIFF nonsense")
     (tmp_path / "empty.wav").touch()
     code = scan(checkpoint, tmp_path / "broken.wav", tmp_path / "none.wav", recording, "--json")
-    said = capsys.readouterr()
+    printed = capsys.readouterr()
     assert code == 1
-    assert len(said.out.splitlines()) >= 3
-    assert "broken.wav: expected wav, flac, ogg or mp3" in said.err
-    assert "none.wav: No such file or directory" in said.err
-    assert "2 of 3 recordings could not be read to their end" in said.err
-    assert "Traceback" not in said.err
+    assert len(printed.out.splitlines()) >= 3
+    assert "broken.wav: expected wav, flac, ogg or mp3" in printed.err
+    assert "none.wav: No such file or directory" in printed.err
+    assert "2 of 3 recordings could not be read to their end" in printed.err
+    assert "Traceback" not in printed.err
 
 
 @pytest.mark.parametrize(

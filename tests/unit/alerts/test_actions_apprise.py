@@ -80,7 +80,9 @@ def test_service_that_hangs_is_left_in_time_and_gets_only_a_few_at_once(tmp_path
         assert sender.deliver(notification("a2", firing("a2"))) == full
         receiver.let_go.set()
         wait_for(lambda: sender.deliver(notification()) == Delivered(), "the service")
-        wait_for(lambda: not any(one.name == "apprise" for one in threading.enumerate()), "the end")
+        wait_for(
+            lambda: not any(thread.name == "apprise" for thread in threading.enumerate()), "the end"
+        )
 
 
 def test_message_that_hangs_does_not_hold_up_the_next(tmp_path: Path) -> None:
@@ -89,7 +91,9 @@ def test_message_that_hangs_does_not_hold_up_the_next(tmp_path: Path) -> None:
         assert isinstance(sender.deliver(notification()), Failed)
         assert sender.deliver(notification("a2", firing("a2"))) == Delivered()
         receiver.let_go.set()
-        wait_for(lambda: not any(one.name == "apprise" for one in threading.enumerate()), "the end")
+        wait_for(
+            lambda: not any(thread.name == "apprise" for thread in threading.enumerate()), "the end"
+        )
 
 
 def test_urls_are_never_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -91,10 +91,10 @@ def test_classes_without_latin_letters_have_sensors_of_their_own() -> None:
     [(_, payload)] = discovery_messages(Topics("base", "box"), "homeassistant", entities)
     assert payload is not None
     sensors = payload["components"].values()
-    assert [one["name"] for one in sensors] == ["狗叫", "海浪", "警笛"]
+    assert [sensor["name"] for sensor in sensors] == ["狗叫", "海浪", "警笛"]
     for key in ("unique_id", "state_topic", "json_attributes_topic"):
-        assert len({one[key] for one in sensors}) == 3
-        assert all(re.fullmatch(r"[a-zA-Z0-9_/-]+", one[key]) for one in sensors)
+        assert len({sensor[key] for sensor in sensors}) == 3
+        assert all(re.fullmatch(r"[a-zA-Z0-9_/-]+", sensor[key]) for sensor in sensors)
 
 
 def test_devices_are_announced_retained_and_online(broker: Broker) -> None:
@@ -236,7 +236,7 @@ def test_wrong_password_is_reported_once_and_the_right_one_lets_in(
             expected = Failed(f"no connection to {place}: refused: not authorized", is_down=True)
             wait_for(lambda: runner.deliver(notification()) == expected, "the refusal")
             assert runner.deliver(notification()) == expected
-        errors = [one.getMessage() for one in caplog.records if one.levelname == "ERROR"]
+        errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
         assert errors == [f"no connection to the broker {place}: refused: not authorized"]
         login["password_file"] = str(tmp_path / "right")
         with running(broker.port, **login) as runner:
@@ -303,7 +303,7 @@ def test_what_is_announced_is_what_home_assistant_asks_for(broker: Broker) -> No
         runner.expose(Entities(("porch",), ("Bark",), ("cat",)))
         cat = "homeassistant/device/ast-stream_alerts/config"
         wait_for(lambda: "cat" in components(client, cat), "the change")
-        discovered = [one for one in client.got if one[0].startswith("homeassistant/")]
+        discovered = [message for message in client.got if message[0].startswith("homeassistant/")]
     assert len(discovered) >= 6
     for topic, payload, _ in discovered:
         check_discovery(topic, payload)
@@ -329,7 +329,7 @@ def test_ids_have_only_characters_that_home_assistant_allows() -> None:
     for topic, payload in messages:
         assert payload is not None
         ids = [topic.split("/")[2], *payload["components"], *payload["device"]["identifiers"]]
-        ids += [one["unique_id"] for one in payload["components"].values()]
+        ids += [component["unique_id"] for component in payload["components"].values()]
         assert all(id.replace("_", "").replace("-", "").isalnum() for id in ids)
 
 

@@ -30,7 +30,7 @@ STEPS_S = [HOUR_S, -HOUR_S, 300 * 86400, -300 * 86400]
 LONG = "alert: long, match: {class: Bark}, for: 10m"
 
 
-def heard(
+def body_at(
     kind: str,
     name: str,
     seconds: float,
@@ -62,20 +62,20 @@ def heard(
 
 def long_sound(until: int, step_at: int, step: float, **more: Any) -> Iterator[dict[str, Any]]:
     """Yield a sound's messages; the clock is set by `step` while it lasts."""
-    yield heard("begin", "x", 1, 0, **more)
+    yield body_at("begin", "x", 1, 0, **more)
     for second in range(2, until):
-        yield heard("update", "x", second, 0, step=step if second >= step_at else 0, **more)
-    yield heard("end", "x", until, 0, until, step=step if until >= step_at else 0, **more)
+        yield body_at("update", "x", second, 0, step=step if second >= step_at else 0, **more)
+    yield body_at("end", "x", until, 0, until, step=step if until >= step_at else 0, **more)
 
 
-def take(engine: Engine, bodies: Iterator[dict[str, Any]]) -> list[Transition]:
-    return [one for body in bodies for one in engine.on_message("event/", body)]
+def process(engine: Engine, bodies: Iterator[dict[str, Any]]) -> list[Transition]:
+    return [transition for body in bodies for transition in engine.on_message("event/", body)]
 
 
 @pytest.mark.parametrize("step", STEPS_S)
 def test_for_does_not_fire_because_the_clock_was_set_while_the_sound_lasts(step: int) -> None:
     engine = engine_of(rules_from(LONG))
-    found = take(engine, long_sound(60, 20, step))
+    found = process(engine, long_sound(60, 20, step))
     assert news(found + engine.advance(at(60 + step))) == []
     assert engine.now_ns == at(60 + step)  # it has followed, forward and back
 
@@ -83,35 +83,35 @@ def test_for_does_not_fire_because_the_clock_was_set_while_the_sound_lasts(step:
 @pytest.mark.parametrize("step", STEPS_S)
 def test_for_fires_when_the_sound_has_lasted_whatever_was_done_to_the_clock(step: int) -> None:
     engine = engine_of(rules_from(LONG))
-    found = take(engine, long_sound(700, 20, step))
+    found = process(engine, long_sound(700, 20, step))
     assert [time for time, _, state in news(found) if state == "firing"] == [600 + step]
-    (fired, *_) = (one for one in found if one.to_state == "firing")
+    (fired, *_) = (transition for transition in found if transition.to_state == "firing")
     assert fired.alert.started_ns == at(step)  # on the clock that is right now
 
 
 @pytest.mark.parametrize("step", STEPS_S)
 def test_for_goes_by_samples_when_only_the_end_shows_the_set_clock(step: int) -> None:
     engine = engine_of(rules_from(LONG))
-    bodies = [heard("begin", "x", 1, 0), heard("end", "x", 30, 0, 25, step=step)]
-    assert news(take(engine, iter(bodies)) + engine.advance(at(40 + step))) == []
+    bodies = [body_at("begin", "x", 1, 0), body_at("end", "x", 30, 0, 25, step=step)]
+    assert news(process(engine, iter(bodies)) + engine.advance(at(40 + step))) == []
 
 
 def test_for_goes_by_samples_when_begin_and_updates_were_missed() -> None:
     engine = engine_of(rules_from(LONG))
-    assert news(take(engine, iter([heard("end", "x", 30, 0, 25, step=HOUR_S)]))) == []
+    assert news(process(engine, iter([body_at("end", "x", 30, 0, 25, step=HOUR_S)]))) == []
 
 
 def test_sound_of_another_stream_whose_capture_has_not_noticed_the_step_yet_is_no_older() -> None:
     engine = engine_of(rules_from(LONG))
-    found = take(engine, iter([heard("begin", "y", 1, 0, stream="yard")]))
-    found += take(engine, iter([heard("begin", "x", 1, 0)]))
-    found += engine.on_message("event/", heard("update", "x", 20, 0, step=HOUR_S))
-    found += engine.on_message("event/", heard("update", "y", 22, 0, stream="yard"))
-    found += engine.on_message("event/", heard("begin", "z", 23, 22, onset_step=0, stream="yard"))
+    found = process(engine, iter([body_at("begin", "y", 1, 0, stream="yard")]))
+    found += process(engine, iter([body_at("begin", "x", 1, 0)]))
+    found += engine.on_message("event/", body_at("update", "x", 20, 0, step=HOUR_S))
+    found += engine.on_message("event/", body_at("update", "y", 22, 0, stream="yard"))
+    found += engine.on_message("event/", body_at("begin", "z", 23, 22, onset_step=0, stream="yard"))
     found += engine.on_message(
-        "event/", heard("update", "z", 28, 22, onset_step=0, step=HOUR_S, stream="yard")
+        "event/", body_at("update", "z", 28, 22, onset_step=0, step=HOUR_S, stream="yard")
     )
-    found += engine.on_message("event/", heard("update", "y", 29, 0, step=HOUR_S, stream="yard"))
+    found += engine.on_message("event/", body_at("update", "y", 29, 0, step=HOUR_S, stream="yard"))
     assert news(found + engine.advance(at(60 + HOUR_S))) == []
     assert engine.now_ns == at(60 + HOUR_S)  # both steps were one
 
@@ -119,9 +119,9 @@ def test_sound_of_another_stream_whose_capture_has_not_noticed_the_step_yet_is_n
 @pytest.mark.parametrize("step", STEPS_S)
 def test_absent_counts_what_has_passed_not_what_the_clock_says(step: int) -> None:
     engine = engine_of(rules_from("alert: a, absent: {match: {class: Siren}, for: 5m}"))
-    take(engine, iter([heard("begin", "s", 1, 0, label="Siren")]))
-    take(engine, iter([heard("end", "s", 12, 0, 10, label="Siren")]))
-    found = take(engine, long_sound(60, 20, step))
+    process(engine, iter([body_at("begin", "s", 1, 0, label="Siren")]))
+    process(engine, iter([body_at("end", "s", 12, 0, 10, label="Siren")]))
+    found = process(engine, long_sound(60, 20, step))
     assert news(found + engine.advance(at(309 + step))) == []
     assert news(engine.advance(at(310 + step))) == [(310 + step, "a", "firing")]
 
@@ -130,13 +130,13 @@ def test_absent_counts_what_has_passed_not_what_the_clock_says(step: int) -> Non
 def test_cooldown_neither_ends_nor_lengthens_when_the_clock_is_set(step: int) -> None:
     rule = "alert: a, match: {class: Siren}, cooldown: 5m"
     engine = engine_of(rules_from(rule))
-    take(engine, iter([heard("begin", "s", 1, 0, label="Siren")]))
-    take(engine, iter([heard("end", "s", 12, 0, 10, label="Siren")]))
-    take(engine, long_sound(60, 20, step))
+    process(engine, iter([body_at("begin", "s", 1, 0, label="Siren")]))
+    process(engine, iter([body_at("end", "s", 12, 0, 10, label="Siren")]))
+    process(engine, long_sound(60, 20, step))
     more: dict[str, Any] = {"label": "Siren", "step": step}
-    assert engine.on_message("event/", heard("begin", "t", 300, 299, **more)) == []
-    engine.on_message("event/", heard("end", "t", 305, 299, 304, **more))
-    assert news(engine.on_message("event/", heard("begin", "u", 320, 319, **more))) == [
+    assert engine.on_message("event/", body_at("begin", "t", 300, 299, **more)) == []
+    engine.on_message("event/", body_at("end", "t", 305, 299, 304, **more))
+    assert news(engine.on_message("event/", body_at("begin", "u", 320, 319, **more))) == [
         (320 + step, "a", "firing")
     ]
 
@@ -144,38 +144,40 @@ def test_cooldown_neither_ends_nor_lengthens_when_the_clock_is_set(step: int) ->
 @pytest.mark.parametrize("step", STEPS_S)
 def test_count_within_counts_across_a_step_of_the_clock(step: int) -> None:
     engine = engine_of(rules_from("alert: a, match: {class: Siren}, count: {min: 2, within: 60s}"))
-    take(engine, iter([heard("begin", "s", 1, 0, label="Siren")]))
-    take(engine, iter([heard("end", "s", 12, 0, 10, label="Siren")]))
-    found = take(engine, long_sound(40, 20, step))
+    process(engine, iter([body_at("begin", "s", 1, 0, label="Siren")]))
+    process(engine, iter([body_at("end", "s", 12, 0, 10, label="Siren")]))
+    found = process(engine, long_sound(40, 20, step))
     found += engine.on_message(
-        "event/", heard("begin", "t", 41, 40, step=step, onset_step=step, label="Siren")
+        "event/", body_at("begin", "t", 41, 40, step=step, onset_step=step, label="Siren")
     )
-    assert [one.alert.rule for one in found if one.to_state == "firing"] == ["a"]
+    assert [transition.alert.rule for transition in found if transition.to_state == "firing"] == [
+        "a"
+    ]
 
 
 def test_count_within_does_not_count_what_is_long_ago_because_the_clock_was_put_back() -> None:
     engine = engine_of(rules_from("alert: a, match: {class: Siren}, count: {min: 2, within: 60s}"))
-    take(engine, iter([heard("begin", "s", 1, 0, label="Siren")]))
-    take(engine, iter([heard("end", "s", 12, 0, 10, label="Siren")]))
-    take(engine, long_sound(400, 200, -400))
-    found = engine.on_message("event/", heard("begin", "t", 402, 401, step=-400, label="Siren"))
-    assert [one.to_state for one in found] == []
+    process(engine, iter([body_at("begin", "s", 1, 0, label="Siren")]))
+    process(engine, iter([body_at("end", "s", 12, 0, 10, label="Siren")]))
+    process(engine, long_sound(400, 200, -400))
+    found = engine.on_message("event/", body_at("begin", "t", 402, 401, step=-400, label="Siren"))
+    assert [transition.to_state for transition in found] == []
 
 
 def test_pause_of_a_source_is_no_step_of_the_clock() -> None:
     engine = engine_of(rules_from("alert: a, absent: {match: {class: Siren}, for: 5m}"))
-    take(engine, iter([heard("begin", "s", 1, 0, label="Siren")]))
-    take(engine, iter([heard("end", "s", 12, 0, 10, label="Siren")]))
+    process(engine, iter([body_at("begin", "s", 1, 0, label="Siren")]))
+    process(engine, iter([body_at("end", "s", 12, 0, 10, label="Siren")]))
     found = engine.on_message(
-        "event/", heard("begin", "x", 70, 69, step=HOUR_S)
+        "event/", body_at("begin", "x", 70, 69, step=HOUR_S)
     )  # an hour without samples
     assert news(found) == [(310, "a", "firing")]
 
 
 def test_engine_follows_when_the_publisher_begins_again_with_its_clock_put_back() -> None:
     engine = engine_of(rules_from(LONG))
-    take(engine, iter([heard("begin", "s", 1, 0), heard("end", "s", 12, 0, 10)]))
-    after = heard("begin", "t", 5, 4, onset_step=-HOUR_S, step=-HOUR_S) | {"epoch": "another"}
+    process(engine, iter([body_at("begin", "s", 1, 0), body_at("end", "s", 12, 0, 10)]))
+    after = body_at("begin", "t", 5, 4, onset_step=-HOUR_S, step=-HOUR_S) | {"epoch": "another"}
     engine.on_message("event/", after)
     assert engine.now_ns == at(5 - HOUR_S)
     assert news(engine.advance(at(500 - HOUR_S))) == []
@@ -185,12 +187,12 @@ def test_engine_follows_when_the_publisher_begins_again_with_its_clock_put_back(
 def test_restart_after_the_clock_was_put_back_keeps_what_was_left_of_a_cooldown() -> None:
     rules = rules_from("alert: a, match: {class: Siren}, cooldown: 5m")
     engine = engine_of(rules)
-    take(engine, iter([heard("begin", "s", 1, 0, label="Siren")]))
-    take(engine, iter([heard("end", "s", 12, 0, 10, label="Siren")]))
+    process(engine, iter([body_at("begin", "s", 1, 0, label="Siren")]))
+    process(engine, iter([body_at("end", "s", 12, 0, 10, label="Siren")]))
     engine = restarted(engine, rules, 12 - HOUR_S)
     assert engine.now_ns == at(12 - HOUR_S)
     again: dict[str, Any] = {"label": "Siren", "onset_step": -HOUR_S, "step": -HOUR_S}
-    assert engine.on_message("event/", heard("begin", "t", 20, 19, **again)) == []
+    assert engine.on_message("event/", body_at("begin", "t", 20, 19, **again)) == []
 
 
 def test_steps_are_followed_the_same_when_the_service_restarts_in_between() -> None:

@@ -76,7 +76,7 @@ def test_duration_of_overlapping_sounds_of_a_group_is_that_of_their_union(
             end = event("end", f"e{n}", name, end_at, onset, offset, stream=f"mic-{n % 3}")
             bodies += [begin, end]
         found = []
-        for body in sorted(bodies, key=lambda one: str(one["captured"])):
+        for body in sorted(bodies, key=lambda body: str(body["captured"])):
             found += engine.on_message("event/", body)
             if restarts:
                 engine = restarted(engine, rules, timing=lateness)
@@ -107,8 +107,12 @@ def test_alert_names_only_the_sounds_of_its_own_run() -> None:
         event("end", "a", "Bark", 5, 0, 2),
         event("end", "b", "Siren", 13, 4, 10),
     ]
-    found = [one for body in bodies for one in engine.on_message("event/", body)]
-    (fired,) = [one for one in found + engine.advance(at(60)) if one.to_state == "firing"]
+    found = [transition for body in bodies for transition in engine.on_message("event/", body)]
+    (fired,) = [
+        transition
+        for transition in found + engine.advance(at(60))
+        if transition.to_state == "firing"
+    ]
     assert (fired.alert.events, fired.alert.started_ns) == (("b",), at(4))
 
 

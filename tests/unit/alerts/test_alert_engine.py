@@ -77,7 +77,7 @@ def test_stream_and_labels_choose() -> None:
         *sound("z", "Bark", 5, 6, stream="two", labels={"room": "attic"}),
         *sound("w", "Bark", 7, 8, stream="two", labels=hall | {"floor": "2"}),
     ]
-    assert [one.event_id for one in run(engine, bodies, 10)] == ["x", "x"]
+    assert [transition.event_id for transition in run(engine, bodies, 10)] == ["x", "x"]
 
 
 def test_groups_have_alerts_of_their_own() -> None:
@@ -88,7 +88,7 @@ def test_groups_have_alerts_of_their_own() -> None:
         event("begin", "z", "Bark", 3, 3, stream="three", labels={"room": "attic"}),
     ]
     fired = run(engine, bodies, 4)
-    assert [one.alert.group for one in fired] == [{"room": "hall"}, {"room": "attic"}]
+    assert [transition.alert.group for transition in fired] == [{"room": "hall"}, {"room": "attic"}]
     assert fired[0].alert.fingerprint != fired[1].alert.fingerprint
 
 
@@ -115,8 +115,13 @@ def test_for_starts_anew_after_a_longer_pause() -> None:
     bodies = [*sound("x", "Bark", 0, 9), *sound("y", "Bark", 12.5, 21)]
     found = run(engine, bodies, 60)
     assert news(found) == []
-    assert [one.to_state for one in found] == ["pending", "inactive", "pending", "inactive"]
-    assert len({one.alert.id for one in found}) == 2
+    assert [transition.to_state for transition in found] == [
+        "pending",
+        "inactive",
+        "pending",
+        "inactive",
+    ]
+    assert len({transition.alert.id for transition in found}) == 2
 
 
 def test_for_does_not_count_what_the_window_still_shows() -> None:
@@ -177,8 +182,10 @@ def test_sequence_uses_no_event_twice() -> None:
         rules_from(f"alert: a, sequence: {{within: 9s, steps: [{same}]}}, keep_firing_for: 0s")
     )
     bodies = [body for n in range(5) for body in sound(f"b{n}", "Bark", n, n + 0.5)]
-    fired = [one for one in run(engine, bodies, 30) if one.to_state == "firing"]
-    assert [one.alert.events for one in fired] == [("b0", "b1"), ("b2", "b3")]
+    fired = [
+        transition for transition in run(engine, bodies, 30) if transition.to_state == "firing"
+    ]
+    assert [transition.alert.events for transition in fired] == [("b0", "b1"), ("b2", "b3")]
 
 
 def test_absence_fires_after_the_offset_and_ends_with_the_next_sound() -> None:
@@ -235,8 +242,8 @@ def test_level_that_is_no_longer_reported_is_not_known() -> None:
 
 def test_stream_is_missing_when_it_says_so_and_when_nobody_says_anything() -> None:
     rules = rules_from("alert: a, level: {missing: true, for: 5s}")
-    said = [health(0), *(health(t, "missing", None) for t in range(1, 9)), health(9)]
-    assert news(run(engine_of(rules), said, 9)) == [
+    reports = [health(0), *(health(t, "missing", None) for t in range(1, 9)), health(9)]
+    assert news(run(engine_of(rules), reports, 9)) == [
         (5.0, "a", "firing"),
         (9.0, "a", "resolved"),
     ]
@@ -255,7 +262,11 @@ def test_inhibited_alert_does_not_fire_for_equal_labels() -> None:
         *sound("b", "Bark", 2, 3, labels={"site": "home"}),
         *sound("c", "Bark", 4, 5, labels={"site": "farm"}, stream="barn"),
     ]
-    assert [one.alert.labels["site"] for one in run(engine, bodies, 6)] == ["home", "farm", "farm"]
+    assert [transition.alert.labels["site"] for transition in run(engine, bodies, 6)] == [
+        "home",
+        "farm",
+        "farm",
+    ]
     assert engine.counters.suppressed == {"inhibited": 1}
 
 
@@ -332,7 +343,7 @@ def timelines(draw: st.DrawFn) -> list[dict[str, Any]]:
     for second in range(draw(st.integers(0, 20))):
         state, level = draw(st.sampled_from([("listening", -50.0), ("listening", -5.0)]))
         bodies.append((float(second), health(second, state, level)))
-    return [body for _, body in sorted(bodies, key=lambda one: one[0])]
+    return [body for _, body in sorted(bodies, key=lambda body: body[0])]
 
 
 def transitions_of(
@@ -369,14 +380,18 @@ def test_states_of_an_alert_follow_each_other_and_it_ends(bodies: list[dict[str,
     }
     state: dict[tuple[str, str], str] = {}
     last_ns = START
-    for one in transitions_of(rules_from(*EVERY_KIND), bodies, set()):
-        key = (one.alert.rule, one.alert.fingerprint)
-        assert one.from_state == state.get(key, "inactive")
-        assert one.to_state in allowed[one.from_state]
-        state[key] = "inactive" if one.to_state == "resolved" else one.to_state
-        if one.alert.rule not in ("loud", "missing", "gone"):  # health is ahead of the sounds
-            assert one.at_ns >= last_ns
-            last_ns = one.at_ns
+    for transition in transitions_of(rules_from(*EVERY_KIND), bodies, set()):
+        key = (transition.alert.rule, transition.alert.fingerprint)
+        assert transition.from_state == state.get(key, "inactive")
+        assert transition.to_state in allowed[transition.from_state]
+        state[key] = "inactive" if transition.to_state == "resolved" else transition.to_state
+        if transition.alert.rule not in (
+            "loud",
+            "missing",
+            "gone",
+        ):  # health is ahead of the sounds
+            assert transition.at_ns >= last_ns
+            last_ns = transition.at_ns
     lasting = {rule for (rule, _), last in state.items() if last != "inactive"}
     assert lasting <= {"gone", "missing"}  # what is absent for ever is absent for ever
 
@@ -385,10 +400,10 @@ def test_states_of_an_alert_follow_each_other_and_it_ends(bodies: list[dict[str,
 @settings(max_examples=40)
 def test_no_alert_is_announced_twice(bodies: list[dict[str, Any]]) -> None:
     news = [
-        (one.alert.id, one.to_state)
-        for one in transitions_of(rules_from(*EVERY_KIND), bodies, set())
-        if one.to_state == "resolved"
-        or (one.to_state == "firing" and one.from_state != "recovering")
+        (transition.alert.id, transition.to_state)
+        for transition in transitions_of(rules_from(*EVERY_KIND), bodies, set())
+        if transition.to_state == "resolved"
+        or (transition.to_state == "firing" and transition.from_state != "recovering")
     ]
     assert len(news) == len(set(news))
 
@@ -444,8 +459,10 @@ def test_one_sound_that_raises_a_branch_and_its_member_counts_once(tmp_path: Pat
     assert news(run(engine_of(rules), [*bodies, *third], 10)) == [(9.0, "a", "firing")]
 
 
-def heard(seconds: float, epoch: str = "a", audio_s: float | None = None, **fields: Any) -> Any:
-    """Return a health body as the worker has it: of which epoch, and how much of it was heard."""
+def worker_health(
+    seconds: float, epoch: str = "a", audio_s: float | None = None, **fields: Any
+) -> Any:
+    """Return a health body as the worker has it: of which epoch, and how much audio it has had."""
     more = {"epoch": epoch, "audio_s": audio_s, "lag_s": 0.5} | fields
     return health(seconds) | more
 
@@ -456,10 +473,10 @@ ABSENT = "alert: a, absent: {match: {class: Bark}, for: 300s}"
 def test_time_in_which_everything_was_off_is_no_absence() -> None:
     rules = rules_from(ABSENT)
     engine = engine_of(rules)
-    run(engine, [heard(0), *sound("b", "Bark", 1, 2), heard(10)], 10)
+    run(engine, [worker_health(0), *sound("b", "Bark", 1, 2), worker_health(10)], 10)
     again = restarted(engine, rules, 700)
     found = again.resume() + again.advance(at(705))  # before the worker is there again
-    found += run(again, [heard(710, "b", audio_s=4.5)], 1004.9)
+    found += run(again, [worker_health(710, "b", audio_s=4.5)], 1004.9)
     assert news(found) == []
     assert news(again.advance(at(1006))) == [(1005.0, "a", "firing")]
 
@@ -467,9 +484,9 @@ def test_time_in_which_everything_was_off_is_no_absence() -> None:
 def test_time_in_which_only_the_alerts_were_off_counts_for_an_absence() -> None:
     rules = rules_from(ABSENT)
     engine = engine_of(rules)
-    run(engine, [heard(0), *sound("b", "Bark", 1, 2), heard(10)], 10)
+    run(engine, [worker_health(0), *sound("b", "Bark", 1, 2), worker_health(10)], 10)
     again = restarted(engine, rules, 200)
-    found = again.resume() + run(again, [heard(210)], 301.9)
+    found = again.resume() + run(again, [worker_health(210)], 301.9)
     assert news(found) == []
     assert news(again.advance(at(303))) == [(302.0, "a", "firing")]
 
@@ -477,10 +494,10 @@ def test_time_in_which_only_the_alerts_were_off_counts_for_an_absence() -> None:
 def test_gap_that_is_published_before_anybody_is_seen_again_is_no_absence() -> None:
     rules = rules_from(ABSENT)
     engine = engine_of(rules)
-    run(engine, [heard(0), *sound("b", "Bark", 1, 2), heard(10)], 10)
+    run(engine, [worker_health(0), *sound("b", "Bark", 1, 2), worker_health(10)], 10)
     again = restarted(engine, rules, 200)
     again.on_message("gap/", gap(20, 130.0))
-    assert news(again.resume() + run(again, [heard(210)], 449.9)) == []
+    assert news(again.resume() + run(again, [worker_health(210)], 449.9)) == []
     assert news(again.advance(at(451))) == [(450.0, "a", "firing")]
 
 
@@ -489,10 +506,10 @@ def test_absence_is_not_counted_while_nobody_says_that_somebody_listens(
     epoch: str, fires_s: float
 ) -> None:
     engine = engine_of(rules_from(ABSENT))
-    run(engine, [heard(0), *sound("b", "Bark", 1, 2), heard(10)], 20)
+    run(engine, [worker_health(0), *sound("b", "Bark", 1, 2), worker_health(10)], 20)
     found = engine.lose_feed() + engine.advance(at(600))
     assert news(found) == []
-    found = engine.on_message("health/", heard(610, epoch, audio_s=4.5))
+    found = engine.on_message("health/", worker_health(610, epoch, audio_s=4.5))
     fired = news(found + engine.advance(at(1200)))
     assert fired == [(max(fires_s, 600.0), "a", "firing")]
 
@@ -500,7 +517,7 @@ def test_absence_is_not_counted_while_nobody_says_that_somebody_listens(
 def test_time_in_which_everything_was_off_is_not_missed_by_a_rule_for_missing_streams() -> None:
     rules = rules_from("alert: a, level: {missing: true, for: 30s}")
     engine = engine_of(rules)
-    run(engine, [heard(0), heard(10)], 20)
+    run(engine, [worker_health(0), worker_health(10)], 20)
     again = restarted(engine, rules, 620)
     assert news(again.resume() + again.advance(at(639.9))) == []
     assert news(again.advance(at(650))) == [(640.0, "a", "firing")]  # 10 s before it, 20 s after

@@ -127,7 +127,9 @@ def test_suppressed_firings_are_counted_and_shown_not_lost() -> None:
     sounds = [*sound("a", "Bark", 0, 2), *sound("b", "Bark", 10, 12), *sound("c", "Bark", 20, 22)]
     found = run(engine, [*sounds, *sound("d", "Bark", 90, 92)], 100)
     assert engine.counters.suppressed == {"cooldown": 2}
-    assert [one.alert.suppressed for one in found if one.to_state == "firing"] == [0, 2]
+    assert [
+        transition.alert.suppressed for transition in found if transition.to_state == "firing"
+    ] == [0, 2]
     assert found[-2].alert.annotations == {"text": "2 more"}
 
 
@@ -163,7 +165,12 @@ def test_notification_storm_is_limited_for_each_rule() -> None:
 def test_group_by_class_keeps_apart_what_a_common_cooldown_would_hide() -> None:
     engine = engine_of(rules_from("alert: any, match: {}, group_by: [class], cooldown: 1h"))
     found = run(engine, [*sound("a", "Bark", 0, 1), *sound("b", "Siren", 2, 3)], 5)
-    assert [one.alert.labels["class"] for one in found] == ["bark", "bark", "siren", "siren"]
+    assert [transition.alert.labels["class"] for transition in found] == [
+        "bark",
+        "bark",
+        "siren",
+        "siren",
+    ]
 
 
 def test_durations_are_seconds_whatever_the_hop_or_window() -> None:
@@ -301,7 +308,7 @@ def test_yaml_reads_times_and_words_as_they_look() -> None:
     rules = rules_from("alert: a, match: {group: on}, when: no", top=top)
     window = rules.rules[0].when[0]
     assert window.hours is not None
-    assert [str(one) for one in window.hours] == ["22:00:00", "06:30:00"]
+    assert [str(time) for time in window.hours] == ["22:00:00", "06:30:00"]
     assert rules.rules[0].matchers[0].slugs == frozenset({"bark"})
 
 
@@ -326,7 +333,9 @@ def test_count_slides_and_does_not_start_anew_at_bucket_boundaries() -> None:
     rules = rules_from("alert: many, match: {class: Knock}, count: {min: 3, within: 10s}")
     for start in (0.0, 3.0, 7.0, 9.0):  # any tumbling bucket of 10 s would split one of these
         onsets = [start, start + 4.5, start + 9]
-        bodies = [one for n, t in enumerate(onsets) for one in sound(f"k{n}", "Knock", t, t + 0.1)]
+        bodies = [
+            body for n, t in enumerate(onsets) for body in sound(f"k{n}", "Knock", t, t + 0.1)
+        ]
         found = news(run(engine_of(rules), bodies, start + 9.5))
         assert found == [(start + 9, "many", "firing")]
 

@@ -44,7 +44,7 @@ def test_rules_lie_beside_the_configuration_and_changes_are_noticed(tmp_path: Pa
     now_s[0] = 10.0
     assert not found.have_changed()
     os.utime(tmp_path / "rules.yaml", ns=(1, 1))
-    assert not found.have_changed()  # it does not look so often
+    assert not found.have_changed()  # it does not check so often
     now_s[0] = 20.0
     assert found.have_changed()
 
@@ -86,9 +86,9 @@ def test_run_starts_the_alerts_process_where_there_are_rules(tmp_path: Path) -> 
     alerts, *others = child_specs(settings, config)
     assert alerts.argv[-3:] == ("alerts", "-c", str(config))
     assert (alerts.is_optional, alerts.ends_last) == (True, True)
-    assert [one.name for one in others] == ["worker", "capture porch"]
+    assert [spec.name for spec in others] == ["worker", "capture porch"]
     without = settings.model_copy(update={"alerts": AlertSettings()})
-    assert [one.name for one in child_specs(without, config)] == ["worker", "capture porch"]
+    assert [spec.name for spec in child_specs(without, config)] == ["worker", "capture porch"]
 
 
 def test_class_that_the_model_does_not_have_is_refused(tmp_path: Path) -> None:

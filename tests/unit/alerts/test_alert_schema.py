@@ -29,7 +29,7 @@ def test_every_type_of_action_can_be_configured() -> None:
   heartbeat: {action: siem, interval_s: 30}
 """
     ).alerts
-    assert [one.type for one in alerts.actions.values()] == [
+    assert [action.type for action in alerts.actions.values()] == [
         "log",
         "command",
         "webhook",
@@ -37,7 +37,7 @@ def test_every_type_of_action_can_be_configured() -> None:
         "apprise",
     ]
     assert alerts.actions["note"].on == ["resolved"]
-    assert all(one.on == ["firing", "resolved"] for one in list(alerts.actions.values())[1:])
+    assert all(action.on == ["firing", "resolved"] for action in list(alerts.actions.values())[1:])
 
 
 @pytest.mark.parametrize(

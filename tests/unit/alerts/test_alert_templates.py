@@ -44,7 +44,9 @@ def test_no_value_has_markup_controls_or_too_many_characters(value: str) -> None
     assert html.escape(shown) == shown
     assert not set(shown) & set("<>&\"'`*_[]{}\\|~#@\n\r\t")
     assert "://" not in shown
-    assert all(unicodedata.category(one) not in ("Cc", "Cf", "Zl", "Zp", "Co") for one in shown)
+    assert all(
+        unicodedata.category(character) not in ("Cc", "Cf", "Zl", "Zp", "Co") for character in shown
+    )
     assert len(shown) <= MAX_VALUE
     assert inert(shown) == shown
 

@@ -74,12 +74,12 @@ def test_no_begin_or_end_is_published_later_than_rules_expect(
     timing = detection_timing(decision_parameters(model_facts(ModelSettings()), detection, hop_s))
     found = events_of(detection, hop_s)
     latest: dict[tuple[str, str], int] = {}
-    for one in found:
-        sample = one.onset_sample if one.type == "begin" else one.offset_sample
-        if sample is not None and one.reason in (None, "quiet"):
-            key = (one.type, one.slug)
-            latest[key] = max(latest.get(key, 0), one.at_sample - sample)
-    assert len([one for one in found if one.type == "end"]) > 100
+    for message in found:
+        sample = message.onset_sample if message.type == "begin" else message.offset_sample
+        if sample is not None and message.reason in (None, "quiet"):
+            key = (message.type, message.slug)
+            latest[key] = max(latest.get(key, 0), message.at_sample - sample)
+    assert len([event for event in found if event.type == "end"]) > 100
     for (kind, name), samples in latest.items():
         bound_ns = timing.classes[name][0 if kind == "begin" else 1]
         late_ns = samples * NS_PER_SECOND // SAMPLE_RATE

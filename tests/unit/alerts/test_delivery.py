@@ -158,7 +158,7 @@ def test_threads_of_many_actions_deliver_everything_once(store: Store, clock: Fa
         with store.transaction() as db:
             outbox.enqueue(db, [firing(f"a{n}", *names)])
         deliveries.wake()
-    wait_for(lambda: all(len(one.got) >= 60 for one in receivers.values()), "the first tries")
+    wait_for(lambda: all(len(action.got) >= 60 for action in receivers.values()), "the first tries")
     clock.pass_s(10)
     deliveries.wake()
     wait_for(lambda: sum(outbox.pending()[name] for name in names) == 0, "the rest")
@@ -197,7 +197,7 @@ def test_stop_delivers_what_is_due_and_closes_the_actions(store: Store, outbox: 
     deliveries.start()
     deliveries.stop(PATIENCE_S)
     assert {"a1.firing", "a2.firing"} <= set(receivers["phone"].got)
-    assert all(one.is_closed for one in receivers.values())
+    assert all(action.is_closed for action in receivers.values())
 
 
 def test_actions_that_were_never_started_are_closed(outbox: Outbox) -> None:

@@ -157,7 +157,7 @@ def test_most_severe_goes_first_and_what_was_never_tried_before_what_failed(
     outbox: Outbox, clock: FakeClock, write: Write
 ) -> None:
     severities = ("low", "critical", "informational", "high", "medium")
-    write(*[firing(one, "phone", severity=one) for one in severities])  # type: ignore[arg-type]
+    write(*[firing(severity, "phone", severity=severity) for severity in severities])  # type: ignore[arg-type]
     deliver(outbox, "phone", Failed("busy"))
     write(firing("second", "phone", severity="critical"))
     clock.pass_s(1.0)
@@ -182,8 +182,8 @@ def test_resolve_waits_for_a_firing_that_is_in_flight_and_others_do_not(
     outbox.settle(under_way, Failed("busy"))
     assert outbox.next_delivery("phone") == 1.0
     clock.pass_s(1.0)
-    message = [deliver(outbox, "phone", Delivered()).notification for _ in range(2)]
-    assert [(one.id, one.is_combined) for one in message] == [
+    notifications = [deliver(outbox, "phone", Delivered()).notification for _ in range(2)]
+    assert [(notification.id, notification.is_combined) for notification in notifications] == [
         ("a1.firing", False),
         ("a1.resolved", False),
     ]
@@ -447,7 +447,7 @@ def test_old_rows_are_forgotten_but_never_those_of_an_alert_that_fires(
     for _ in range(3):
         deliver(outbox, FEED, Delivered())
     clock.pass_s(31 * 86400)
-    outbox.expire("mail")  # which looks every few seconds, for as long as the process runs
+    outbox.expire("mail")  # which checks every few seconds, for as long as the process runs
     assert {key[0] for key in states(store)} == {"lasting"}
 
 
@@ -668,9 +668,9 @@ def test_alerts_that_nobody_follows_any_more_are_resolved(
     deliver(outbox, "phone", Delivered())
     with store.transaction() as db:
         outbox.end_unknown(db, {"a2"})
-    message = [deliver(outbox, "phone", Delivered()).notification for _ in range(2)]
-    assert [one.id for one in message] == ["a2.firing", "a1.resolved"]
-    assert message[1].alert["reason"] == "restart"
+    notifications = [deliver(outbox, "phone", Delivered()).notification for _ in range(2)]
+    assert [notification.id for notification in notifications] == ["a2.firing", "a1.resolved"]
+    assert notifications[1].alert["reason"] == "restart"
 
 
 def test_snooze_holds_back_what_waits_and_lets_other_rules_pass(
@@ -787,7 +787,7 @@ def test_action_whose_last_alert_was_given_up_fails_until_one_gets_through(
     write(firing("a2", "mail"))
     clock.pass_s(3700)
     outbox.expire("mail")
-    assert [one.action for one in outbox.failing()] == ["phone", "mail"]
+    assert [failure.action for failure in outbox.failing()] == ["phone", "mail"]
     write(firing("a3", "phone"))
     deliver(outbox, "phone", Delivered())
-    assert [one.action for one in outbox.failing()] == ["mail"]
+    assert [failure.action for failure in outbox.failing()] == ["mail"]

@@ -277,7 +277,7 @@ inhibit:
 """
     with pytest.raises(ConfigError) as caught:
         compile_rules([parse_document(text, "rules.yaml", "groups")], labels=LABELS)
-    assert [str(one) for one in caught.value.problems] == [
+    assert [str(problem) for problem in caught.value.problems] == [
         "rules.yaml:2:12: error E103: defaults.timezone: expected a time zone such as "
         "Europe/Paris, got 'Europe/Berln'; did you mean 'Europe/Berlin'?",
         "rules.yaml:7:30: error E101: groups[0].rules[0].match.clas: unknown key 'clas'; "
@@ -543,7 +543,7 @@ groups:
       - {alert: of_file, match: {class: Bark}}
 """
     rules = compile_rules([parse_document(text, "r.yaml", "groups")], labels=LABELS)
-    assert {one.name: one.actions for one in rules.rules} == {
+    assert {rule.name: rule.actions for rule in rules.rules} == {
         "of_group": ("phone",),
         "own": ("pager", "mail"),
         "nobody": (),
@@ -551,7 +551,7 @@ groups:
     }
     with pytest.raises(ConfigError) as raised:
         compile_rules([parse_document(text, "r.yaml", "groups")], labels=LABELS, actions=["mail"])
-    assert [str(one).split(" ", 1)[0] for one in raised.value.problems] == [
+    assert [str(problem).split(" ", 1)[0] for problem in raised.value.problems] == [
         "r.yaml:5:5:",
         "r.yaml:8:54:",
     ]
@@ -571,7 +571,7 @@ groups:
 def test_rule_that_notifies_nobody_is_warned_of(actions: str, text: str) -> None:
     kinds = {"late": ["resolved"], "phone": ["firing", "resolved"]}
     found = lint(rules_from(f"alert: a, match: {{class: Bark}}{actions}"), actions=kinds)
-    (warning,) = [one for one in found if one.code == "W213"]
+    (warning,) = [warning for warning in found if warning.code == "W213"]
     assert (warning.line, warning.text) == (5, text)
 
 
@@ -579,7 +579,7 @@ def test_rule_that_notifies_nobody_is_warned_of(actions: str, text: str) -> None
 def test_rule_that_notifies_somebody_or_means_nobody_is_not_warned_of(actions: str) -> None:
     kinds = {"late": ["resolved"], "phone": ["firing", "resolved"]}
     rules = rules_from(f"alert: a, match: {{class: Bark}}, {actions}")
-    assert "W213" not in [one.code for one in lint(rules, actions=kinds)]
+    assert "W213" not in [warning.code for warning in lint(rules, actions=kinds)]
 
 
 EVERYTHING = """
@@ -611,8 +611,8 @@ STRANGE: tuple[Any, ...] = (
 def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     yield path
     if isinstance(value, dict | list):
-        for key, one in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from paths(one, (*path, key))
+        for key, warning in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from paths(warning, (*path, key))
 
 
 @pytest.mark.slow
@@ -639,8 +639,8 @@ def test_whatever_stands_in_a_rule_file_is_refused_in_sentences_or_works(tmp_pat
                     assert 10 < len(problem.text) < 700
                 continue
             n_used += 1
-            for one in backtest(rules, bodies, BacktestReport()):
-                notification = notification_of(one)
+            for transition in backtest(rules, bodies, BacktestReport()):
+                notification = notification_of(transition)
                 assert (
                     notification is None
                     or Notification.decode(notification.encode()) == notification

@@ -82,9 +82,9 @@ def test_full_disk_is_an_error_that_leaves_the_state_before(tmp_path: Path) -> N
 def set_aside(path: Path) -> list[Path]:
     """Return what was kept of a database that could not be used, without its side files."""
     return sorted(
-        one
-        for one in path.parent.glob(f"{path.name}.damaged-*")
-        if not one.name.endswith(("-wal", "-shm"))
+        file
+        for file in path.parent.glob(f"{path.name}.damaged-*")
+        if not file.name.endswith(("-wal", "-shm"))
     )
 
 
@@ -100,7 +100,7 @@ def test_database_of_another_version_is_set_aside(
         Store(path, must_exist=True)
     Store(path).close()
     (kept,) = set_aside(path)
-    assert [one.message for one in caplog.records] == [
+    assert [record.message for record in caplog.records] == [
         f"the alert database {path} is of version 9, where this ast-stream has 2: it is kept as "
         f"{kept.name}, and a new one begins with 0 of its rows"
     ]
@@ -140,7 +140,7 @@ def test_empty_file_begins_anew_and_that_is_said(
     path = tmp_path / "a.sqlite"
     path.touch()
     Store(path).close()
-    assert [one.message for one in caplog.records] == [
+    assert [record.message for record in caplog.records] == [
         f"the alert database {path} is empty: it begins anew"
     ]
 

@@ -245,8 +245,8 @@ def test_alerts_start_with_an_engine_state_whose_words_are_right_and_meaning_is_
     (kept,) = tmp_path.glob("a.sqlite.engine-damaged")
     assert json.loads(kept.read_text())["instances"] == [{"rule": "dog"}]
     found = states(store)
-    ended = [one for one in found if one[1] == "resolved" and one[2] == FEED]
-    assert len(ended) >= 40  # of every alert that went on somebody hears that it is over
+    ended = [position for position in found if position[1] == "resolved" and position[2] == FEED]
+    assert len(ended) >= 40  # of every alert that was firing the end is announced
     store.close()
 
 

@@ -1,4 +1,4 @@
-"""Which channel is heard, and what cannot be the sound of a room."""
+"""Which channel is used, and what cannot be the sound of a room."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def _trained_without(folder: Path, source: Path, folds: list[str], **changes: An
     return folder
 
 
-def _said(capsys: pytest.CaptureFixture[str]) -> str:
+def _printed(capsys: pytest.CaptureFixture[str]) -> str:
     return " ".join(capsys.readouterr().err.split())
 
 
@@ -95,10 +95,10 @@ def test_a_checkpoint_is_calibrated_to_a_new_folder(
     assert report["is_written"] is True
     assert (out / "model.safetensors").read_bytes() == (reactive / "model.safetensors").read_bytes()
     assert set(report["classes"]) == {"Bark", "Siren"}  # Background never makes events
-    for label, one in report["classes"].items():
-        assert after.metadata.onset_thresholds[label] == one["threshold"]
-        assert 0.2 <= one["threshold"] <= 0.99
-        assert one["n_sounds"] == 8  # four clips, twice
+    for label, figures in report["classes"].items():
+        assert after.metadata.onset_thresholds[label] == figures["threshold"]
+        assert 0.2 <= figures["threshold"] <= 0.99
+        assert figures["n_sounds"] == 8  # four clips, twice
     assert report["classes"]["Bark"]["budget"] == "1/day"
     assert report["hours_of_negatives"] == pytest.approx(30 / 3600, abs=1e-4)
     assert self_check(Tagger(after, "cpu", "fp32", "math")).against == "golden"
@@ -125,8 +125,8 @@ def test_the_budget_is_kept_by_the_detector_itself(
     events = []
     pcm, _ = soundfile.read(night, dtype="int16")
     pcm = pcm[::2].copy()
-    for at in range(0, len(pcm), 1600):
-        detector.push("night", at, pcm[at : at + 1600])
+    for start in range(0, len(pcm), 1600):
+        detector.push("night", start, pcm[start : start + 1600])
         events += detector.run()
     events += detector.flush("night", "quiet")
     counted = tagger.metadata.provenance["thresholds"]["classes"]
@@ -196,7 +196,7 @@ def test_one_clip_of_a_class_is_enough_to_listen_to(
         csv.writer(file).writerows([["file", "label"], *rows])
     assert _calibrate(reactive, "--data", table, "--negative-hours", HOURS, "--json") == 0
     report = json.loads(capsys.readouterr().out)
-    assert [one["n_sounds"] for one in report["classes"].values()] == [2, 2]  # each twice
+    assert [figures["n_sounds"] for figures in report["classes"].values()] == [2, 2]  # each twice
 
 
 @pytest.mark.slow
@@ -263,14 +263,14 @@ def test_clips_that_were_trained_on_are_refused(
     trained = _trained_without(tmp_path / "trained", reactive, ["1"])
     common = (trained, "--data", clips, "--negative-hours", HOURS)
     assert _calibrate(*common, "--test-fold", "0") == USAGE
-    assert "was trained on fold 0: expected --test-fold 1" in _said(capsys)
+    assert "was trained on fold 0: expected --test-fold 1" in _printed(capsys)
     assert _calibrate(*common, "--test-fold", "0", "--unseen") == 0
     assert _calibrate(*common) == 0
     assert "clips of fold 0 are left out: it was trained on them" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("folds", "said"),
+    ("folds", "expected"),
     [
         ([["0"], ["0", "1"]], "expected each fold held out once, got 0 by"),
         ([[]], "expected a checkpoint trained with --test-fold"),
@@ -279,7 +279,7 @@ def test_clips_that_were_trained_on_are_refused(
 )
 def test_fold_checkpoints_that_do_not_fit_are_refused(
     folds: list[list[str]],
-    said: str,
+    expected: str,
     reactive: Path,
     clips: Path,
     tmp_path: Path,
@@ -289,7 +289,7 @@ def test_fold_checkpoints_that_do_not_fit_are_refused(
     for number, held in enumerate(folds):
         pool += ["--fold-checkpoint", _trained_without(tmp_path / str(number), reactive, held)]
     assert _calibrate(reactive, "--data", clips, *pool) == USAGE
-    assert said in _said(capsys)
+    assert expected in _printed(capsys)
 
 
 def test_fold_checkpoints_of_other_classes_are_refused(
@@ -300,11 +300,11 @@ def test_fold_checkpoints_of_other_classes_are_refused(
     metadata = checkpoint.metadata.model_copy(update={"provenance": {"test_folds": ["0"]}})
     save_checkpoint(tmp_path / "other", replace(checkpoint, labels=labels, metadata=metadata))
     assert _calibrate(reactive, "--data", clips, "--fold-checkpoint", tmp_path / "other") == USAGE
-    assert "got a difference at Glass, Siren" in _said(capsys)
+    assert "got a difference at Glass, Siren" in _printed(capsys)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (["--budget", "often"], "--budget: expected a number, '/', and h, day, week or month"),
         (["--budget", "0/h"], "no amount of audio can show that"),
@@ -320,11 +320,11 @@ def test_fold_checkpoints_of_other_classes_are_refused(
     ],
 )
 def test_wrong_options_are_one_sentence(
-    arguments: list[str], said: str, reactive: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], expected: str, reactive: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _calibrate(reactive, *arguments) == USAGE
-    text = _said(capsys)
-    assert said in text
+    text = _printed(capsys)
+    assert expected in text
     assert "Traceback" not in text
 
 
@@ -333,7 +333,7 @@ def test_columns_of_times_can_be_named(
 ) -> None:
     named = ["--onset-column", "begin", "--offset-column", "end"]
     assert _calibrate(reactive, "--data", clips, *named) == CONFIG
-    text = _said(capsys)
+    text = _printed(capsys)
     assert "begin: column is missing" in text
     assert "end: column is missing" in text
 
@@ -347,7 +347,7 @@ def test_unusable_negatives_are_listed_together(
     names = ("text.wav", "missing.wav", "folder", "empty.wav")
     given = [part for name in names for part in ("--negatives", tmp_path / name)]
     assert _calibrate(reactive, *given) == CONFIG
-    text = _said(capsys)
+    text = _printed(capsys)
     for name in names:
         assert name in text
     assert "empty.wav: expected sound, got an empty file" in text
@@ -360,7 +360,7 @@ def test_a_checkpoint_of_backgrounds_alone_is_refused(
     metadata = checkpoint.metadata.model_copy(update={"background": checkpoint.labels})
     save_checkpoint(tmp_path, replace(checkpoint, metadata=metadata))
     assert _calibrate(tmp_path, "--negative-hours", HOURS) == USAGE
-    assert "expected a class that makes events" in _said(capsys)
+    assert "expected a class that makes events" in _printed(capsys)
 
 
 @pytest.mark.parametrize(
@@ -385,13 +385,13 @@ def test_a_folder_that_is_there_is_not_overwritten(
 ) -> None:
     (tmp_path / "mine.txt").write_text("keep")
     assert _calibrate(reactive, "--out", tmp_path) == USAGE
-    assert "expected a new or empty folder" in _said(capsys)
+    assert "expected a new or empty folder" in _printed(capsys)
     assert _calibrate(reactive, "--out", tmp_path / "mine.txt" / "below") == USAGE
-    assert "mine.txt cannot be written" in _said(capsys)
+    assert "mine.txt cannot be written" in _printed(capsys)
     assert _calibrate("bundled", "--in-place") == USAGE
-    assert "expected the directory of a checkpoint, got 'bundled'; use --out" in _said(capsys)
+    assert "expected the directory of a checkpoint, got 'bundled'; use --out" in _printed(capsys)
     assert _calibrate(reactive, "--in-place", "--out", tmp_path / "new") == USAGE
-    assert "got both" in _said(capsys)
+    assert "got both" in _printed(capsys)
 
 
 def test_a_failed_copy_leaves_nothing_behind(
@@ -433,7 +433,7 @@ def test_the_folder_to_work_in_is_no_place_for_a_copy(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert _calibrate(reactive, "--negative-hours", HOURS, "--out", ".") == USAGE
-    assert "--out: expected a folder that can be replaced, got ." in _said(capsys)
+    assert "--out: expected a folder that can be replaced, got ." in _printed(capsys)
 
 
 def test_a_link_to_an_empty_folder_is_written_through(reactive: Path, tmp_path: Path) -> None:

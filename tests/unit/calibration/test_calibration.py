@@ -184,7 +184,9 @@ def test_short_negative_audio_cannot_claim_the_budget() -> None:
 
 
 def test_misses_are_reported_by_snr() -> None:
-    truth = [replace(one, snr_db=snr) for one, snr in zip(_barks(3), (3.0, 8.0, 15.0), strict=True)]
+    truth = [
+        replace(sound, snr_db=snr) for sound, snr in zip(_barks(3), (3.0, 8.0, 15.0), strict=True)
+    ]
     positives = _ideal(truth, [0.4, 0.95, 0.95])
     curve = _swept([positives], [_with_bursts([0.6])])
     choice = curve.choose(per_hour(0.5))
@@ -332,7 +334,7 @@ def test_a_score_map_moves_thresholds_and_keeps_what_they_find(
     )
     positives, negatives = _ideal(_barks(len(found)), found), _with_bursts(false)
     score_map = PlattScaling(scale=scale, bias=bias)
-    curves = [_swept([positives], [negatives], one) for one in (IDENTITY, score_map)]
+    curves = [_swept([positives], [negatives], affine) for affine in (IDENTITY, score_map)]
     for budget_per_h in (0.5, 1.0, 3.0):
         plain, mapped = (curve.choose(per_hour(budget_per_h)) for curve in curves)
         if LOWEST in (plain.threshold, mapped.threshold):

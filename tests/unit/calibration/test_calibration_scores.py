@@ -125,8 +125,8 @@ def test_thresholds_of_kept_classes_rise_where_they_alarm_too_often() -> None:
     times = np.arange(1.0, n_windows + 1) * 0.5
     metadata = Metadata(window_s=2.56, hop_s=0.5, onset_thresholds={loud: 0.6, quiet: 0.4})
     checkpoint = replace(tiny_checkpoint(), metadata=metadata)
-    heard = LogitStream(times, logits, (), n_windows / 2)
-    raised = raised_thresholds(checkpoint, {loud, quiet}, [], [heard], Budgets(per_hour(0.5)))
+    negatives = LogitStream(times, logits, (), n_windows / 2)
+    raised = raised_thresholds(checkpoint, {loud, quiet}, [], [negatives], Budgets(per_hour(0.5)))
     assert list(raised) == [loud]
     assert 0.8176 < raised[loud] < 0.83
-    assert raised_thresholds(checkpoint, {quiet}, [], [heard], Budgets(per_hour(0.5))) == {}
+    assert raised_thresholds(checkpoint, {quiet}, [], [negatives], Budgets(per_hour(0.5))) == {}

@@ -201,14 +201,14 @@ def test_pauses_are_spread_so_that_many_do_not_come_back_in_step() -> None:
 
 
 def test_pauses_go_on_growing_where_a_source_is_lost_soon_after_each_opening() -> None:
-    openings: list[list[Step] | Exception] = [[block(at), lost()] for at in range(4)]
+    openings: list[list[Step] | Exception] = [[block(start_s), lost()] for start_s in range(4)]
     bench = Bench([*openings, [block(20.0), lost()], [block(40.0)]]).run()
     assert bench.stop.waits == [0.5, 1.0, 2.0, 4.0, 5.0]
     assert bench.intake.n_losses == 5
 
 
 def test_a_source_steady_for_a_while_is_tried_soon_again() -> None:
-    openings: list[list[Step] | Exception] = [[block(at), lost()] for at in range(3)]
+    openings: list[list[Step] | Exception] = [[block(start_s), lost()] for start_s in range(3)]
     bench = Bench([*openings, [block(20.0), block(26.0), lost()], lost(), [block(40.0)]])
     bench.run()
     assert bench.stop.waits == [0.5, 1.0, 2.0, 0.5, 1.0]

@@ -230,7 +230,7 @@ def test_devices_are_listed_with_stable_names_and_without_outputs(
 ) -> None:
     install(monkeypatch, ["Mic: - (hw:1,0)", "pulse"])
     found = list_devices()
-    assert [(one.index, one.stable, one.is_default) for one in found] == [
+    assert [(device.index, device.stable, device.is_default) for device in found] == [
         (0, "hw:CARD=Device,DEV=0", True),
         (1, "pulse", False),
     ]

@@ -360,8 +360,8 @@ def test_a_trickle_is_lost_in_time() -> None:
         handler.send_header("Transfer-Encoding", "chunked")
         handler.end_headers()
         handler.wfile.write(b"%x\r\n%b\r\n" % (200_000, body[:200_000]))
-        for at in range(200_000, 200_100):
-            handler.wfile.write(b"1\r\n%b\r\n" % body[at : at + 1])
+        for pts in range(200_000, 200_100):
+            handler.wfile.write(b"1\r\n%b\r\n" % body[pts : pts + 1])
             time.sleep(0.1)
 
     with http_server(trickle) as url:

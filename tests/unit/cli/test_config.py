@@ -215,8 +215,8 @@ def test_targets_are_what_prometheus_scrapes_of_the_processes_there_are(check: C
     def targets(text: str) -> dict[str, list[str]]:
         assert check(text, "--targets") == 0
         found: dict[str, list[str]] = {}
-        for one in json.loads("\n".join(check.out)):
-            found.setdefault(one["labels"]["process"], []).extend(one["targets"])
+        for problem in json.loads("\n".join(check.out)):
+            found.setdefault(problem["labels"]["process"], []).extend(problem["targets"])
         return found
 
     two = "streams:\n  - {name: a, source: {type: stdin}}\n  - {name: b, source: {type: scene}}\n"

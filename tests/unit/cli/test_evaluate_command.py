@@ -95,10 +95,10 @@ def test_cross_validation_judges_every_clip_once(
     assert evaluate(data, *chosen, "--json") == 0
     result = figures(capsys)
     assert result["clips"]["pooled"]["n_clips"] == 8
-    assert [one["folds"] for one in result["models"]] == [["1"], ["2"]]
-    assert [one["n_clips"] for one in result["models"]] == [4, 4]
+    assert [model["folds"] for model in result["models"]] == [["1"], ["2"]]
+    assert [model["n_clips"] for model in result["models"]] == [4, 4]
     assert result["streams"]["n_sounds"] == 9  # generated sounds are shared out, not repeated
-    accuracies = [one["accuracy"] for one in result["models"]]
+    accuracies = [model["accuracy"] for model in result["models"]]
     assert result["clips"]["mean_accuracy"] == pytest.approx(np.mean(accuracies))
 
 
@@ -176,8 +176,8 @@ def test_a_full_disk_is_one_sentence_that_names_the_file(
 ) -> None:
     assert evaluate(data, "--model", models["1"], option, tmp_path / "out") == EXIT_CRASH
     printed = capsys.readouterr()
-    said = printed.err.splitlines()[-1]
-    assert re.match(rf"ast-stream: .*{name}: cannot be written: ", said)
+    errors = printed.err.splitlines()[-1]
+    assert re.match(rf"ast-stream: .*{name}: cannot be written: ", errors)
     assert ("Clips: " in printed.out) == (option == "--report")
 
 
@@ -258,10 +258,13 @@ def test_what_cannot_be_measured_is_reported_at_once(
     expected: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    filled = [models[one.strip("{}")] if one.startswith("{") else one for one in arguments]
+    filled = [
+        models[argument.strip("{}")] if argument.startswith("{") else argument
+        for argument in arguments
+    ]
     assert evaluate(data, "--model", models["1"], *filled) == EXIT_USAGE
-    said = " ".join(capsys.readouterr().err.split())
-    assert expected in said
+    errors = " ".join(capsys.readouterr().err.split())
+    assert expected in errors
 
 
 def test_columns_of_times_can_be_named(

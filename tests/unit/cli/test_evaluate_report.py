@@ -1,11 +1,11 @@
-"""The figures of `evaluate` as sentences: what there is nothing to say of is left out."""
+"""The figures of `evaluate` as sentences: figures without data are left out."""
 
 from __future__ import annotations
 
 from soundscape_cases import LABELS, begin_and_end, ideal_soundscape, reference
 
 from ast_stream.cli.evaluate_report import details, remarks_on, summary
-from ast_stream.evaluation.measure import MeasureSettings
+from ast_stream.evaluation.measure import Settings
 from ast_stream.evaluation.metrics import measure_streams
 from ast_stream.evaluation.report import Evaluation
 from ast_stream.messages.event import Event
@@ -21,16 +21,16 @@ BARKS = [reference("Bark", 10.0, 11.0), reference("Bark", 30.0, 31.0)]
 
 
 def test_times_of_nothing_are_left_out() -> None:
-    said = "\n".join(summary(_evaluation(BARKS, []), MeasureSettings()))
-    assert "0 of 2 sounds found" in said
-    assert "time to detect: median never" in said
+    text = "\n".join(summary(_evaluation(BARKS, []), MeasureSettings()))
+    assert "0 of 2 sounds found" in text
+    assert "time to detect: median never" in text
     for left_out in ("nan", "onset ", "uncorrected", "events per found sound", "time to end"):
-        assert left_out not in said.split("F1")[0]
+        assert left_out not in text.split("F1")[0]
 
 
 def test_a_share_of_few_recordings_has_no_interval() -> None:
     evaluation = _evaluation(BARKS, [])
-    assert "0.0%, too few recordings for an interval" in summary(evaluation, MeasureSettings())[0]
+    assert "0.0%, too few recordings for an interval" in summary(evaluation, Settings())[0]
     ranges = {row[0]: row[2] for row in details(evaluation)[1]}
     assert ranges["streams: recall"] == ranges["streams: PSDS1, from events"] == "too few"
 

@@ -30,7 +30,7 @@ needs_systemd = pytest.mark.skipif(
 
 
 def settings(*sources: dict[str, Any], **sections: Any) -> Settings:
-    streams = [{"name": f"s{at}", "source": one} for at, one in enumerate(sources)]
+    streams = [{"name": f"s{number}", "source": source} for number, source in enumerate(sources)]
     return Settings.model_validate({"streams": streams, **sections})
 
 
@@ -98,10 +98,10 @@ def test_every_relaxation_has_its_reason_above_it() -> None:
     n_found = 0
     for path, text in render(plan()).items():
         lines = text.splitlines()
-        for at, line in enumerate(lines):
+        for number, line in enumerate(lines):
             if RELAXED.match(line):
                 n_found += 1
-                above = at - 1
+                above = number - 1
                 while RELAXED.match(lines[above]):
                     above -= 1
                 assert lines[above].startswith("# "), f"{path}: {line} is not explained"

@@ -60,7 +60,7 @@ def test_list_prints_a_line_for_each_delivery_why_it_failed_below_and_the_snooze
     out = capsys.readouterr().out
     assert "dog is snoozed until" in out
     lines = out.splitlines()
-    heading = lines[1]  # below what `snooze` said
+    heading = lines[1]  # below the output of `snooze`
     assert " ".join(heading.split()) == "no created (UTC) alert state what action rule"
     below = lines.index("    1 try: 404") - 1
     assert lines[below].split()[3:] == ["a1", "dead", "firing", "phone", "dog"]
@@ -195,7 +195,7 @@ def test_message_about_one_thing_is_sent_once_an_hour(
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "expected"),
     [
         (["--about", "unit"], "--about: expected LABEL=VALUE"),
         (["--rule", "Not a name"], "--rule: expected a name"),
@@ -203,11 +203,11 @@ def test_message_about_one_thing_is_sent_once_an_hour(
     ],
 )
 def test_message_that_cannot_be_sent_is_refused(
-    config: Path, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    config: Path, options: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with_alerts(config, phone={"type": "log"})
     assert run_command_line(["outbox", "send", "-c", str(config), "text", *options]) == 2
-    assert said in capsys.readouterr().err
+    assert expected in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", " "])

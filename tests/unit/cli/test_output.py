@@ -63,8 +63,8 @@ def test_the_measurement_after_a_training_is_shown(capsys: pytest.CaptureFixture
         progress.phase("measuring [the] checkpoint")
         for ratio in (0.25, 0.5, 1.0):
             progress.measured(ratio)
-    said = capsys.readouterr().err
-    assert "25 % measured\n50 % measured\n" in said
+    errors = capsys.readouterr().err
+    assert "25 % measured\n50 % measured\n" in errors
 
 
 def test_lines_and_json_hold_nothing_that_acts(capsys: pytest.CaptureFixture[str]) -> None:

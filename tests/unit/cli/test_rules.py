@@ -247,9 +247,9 @@ def test_backtest_gives_the_rate_of_what_was_listened_to_however_short_that_was(
     last_s = hours * 3600
     onsets = [last_s * n / (n_barks - 1) for n in range(n_barks)]
     bodies = [
-        {**one, "captured": one["onset"]}
+        {**body, "captured": body["onset"]}
         for n, at_s in enumerate(onsets)
-        for one in sound(f"e{n}", "Bark", at_s, at_s + 0.5, stream=f"s{n}")[:1]
+        for body in sound(f"e{n}", "Bark", at_s, at_s + 0.5, stream=f"s{n}")[:1]
     ]
     events.write_text("".join(json.dumps(body) + "\n" for body in bodies))
     rules = folder / "plain.yaml"
@@ -266,7 +266,7 @@ def test_backtest_says_which_firings_were_suppressed_and_why(
     rules, events = folder / "cooling.yaml", folder / "events.jsonl"
     rule = "{alert: bark, match: {class: Bark}, cooldown: 1m}"
     rules.write_text(f"groups: [{{name: g, rules: [{rule}]}}]")
-    bodies = [one for n in range(4) for one in sound(f"e{n}", "Bark", 10 * n, 10 * n + 1)]
+    bodies = [body for n in range(4) for body in sound(f"e{n}", "Bark", 10 * n, 10 * n + 1)]
     events.write_text("".join(json.dumps(body) + "\n" for body in bodies))
     assert run_command_line(["rules", "backtest", str(rules), "--events", str(events)]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
@@ -277,15 +277,15 @@ def test_backtest_says_which_firings_were_suppressed_and_why(
 def test_explain_says_what_the_model_distinguishes(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command_line(["rules", "explain", str(CONFIGS / "alerts.yaml")]) == 0
     printed = capsys.readouterr().out.split("\n\n")
-    (smoke,) = [one for one in printed if one.startswith("smoke_alarm ")]
-    (dog,) = [one for one in printed if one.startswith("dog_barking_long ")]
+    (smoke,) = [line for line in printed if line.startswith("smoke_alarm ")]
+    (dog,) = [line for line in printed if line.startswith("dog_barking_long ")]
     assert re.search(
         r"  latency: up to \d\.\d s after a sound has begun, "
         r"and up to \d\.\d s after it has ended\n",
         smoke,
     )
     assert re.search(r"  resolution: pauses of less than \d\.\d s count as sound\n", dog)
-    (level,) = [one for one in printed if one.startswith("workshop_loud ")]
+    (level,) = [line for line in printed if line.startswith("workshop_loud ")]
     assert "latency:" not in level
 
 

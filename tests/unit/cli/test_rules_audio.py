@@ -1,4 +1,4 @@
-"""Backtests of recordings: rules hear what the detector finds, on one time line."""
+"""Backtests of recordings: rules receive what the detector finds, on one time line."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def test_backtest_of_recordings_fires_for_the_events_that_scan_finds(
     per_day = n_scanned * 2 * 86_400 / 70.0  # of both recordings, from their begin to their end
     assert f" {per_day:.1f}/day " in captured.err
     alerts = [json.loads(line) for line in captured.out.splitlines()]
-    fired = [one for one in alerts if one["state"] == "firing"]
-    by_stream = [one["group"]["stream"] for one in fired]
+    fired = [alert for alert in alerts if alert["state"] == "firing"]
+    by_stream = [alert["group"]["stream"] for alert in fired]
     assert by_stream == ["first-night"] * n_scanned + ["second"] * n_scanned
     assert len(alerts) == 2 * len(fired)
     assert fired[0]["started"] < "2026-01-01T00:00:35" < fired[-1]["started"]
@@ -75,8 +75,8 @@ def test_backtest_takes_a_folder_and_says_which_recording_is_not_whole(
     )
     command = ["rules", "backtest", str(rules), "--model", model, "--json", "--audio", str(folder)]
     assert run_command_line(command) == 1
-    said = capsys.readouterr()
-    fired = [json.loads(line)["group"]["stream"] for line in said.out.splitlines()]
+    printed = capsys.readouterr()
+    fired = [json.loads(line)["group"]["stream"] for line in printed.out.splitlines()]
     assert set(fired) == {"a", "b"}
-    assert "a.flac: expected 30.00 s, as its header says, got" in said.err
-    assert "b.flac" not in said.err
+    assert "a.flac: expected 30.00 s, as its header says, got" in printed.err
+    assert "b.flac" not in printed.err

@@ -1,4 +1,4 @@
-"""Labelled strips of long recordings: what holds where, what lies between, and every mistake."""
+"""Labelled intervals of long recordings: what holds where, what lies between, and every mistake."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def ramp(tmp_path: Path) -> Path:
     return path
 
 
-def _table(folder: Path, *rows: str, name: str = "strips.csv") -> Path:
+def _table(folder: Path, *rows: str, name: str = "intervals.csv") -> Path:
     table = folder / name
     table.write_text("\n".join(["file,onset,offset,label", *rows]) + "\n")
     return table
@@ -37,7 +37,7 @@ def _spans(clips: list[Clip]) -> list[tuple[tuple[str, ...], Span | None]]:
     return [(clip.labels, clip.span) for clip in clips]
 
 
-def test_a_strip_becomes_the_samples_between_its_times(ramp: Path, tmp_path: Path) -> None:
+def test_an_interval_becomes_the_samples_between_its_times(ramp: Path, tmp_path: Path) -> None:
     table = _table(tmp_path, "long.wav,2.0,4.5,Bark", "long.wav,10,12,Bark")
     first, second = load_recordings(read_clips(table))
     assert len(first.waveform) == round(2.5 * SAMPLE_RATE)
@@ -75,7 +75,10 @@ def test_a_recording_without_labels_is_all_background(ramp: Path, tmp_path: Path
 
 def test_labels_to_the_end_leave_no_background_behind_it(ramp: Path, tmp_path: Path) -> None:
     table = _table(tmp_path, "long.wav,0,10,Bark", f"long.wav,10,{LENGTH_S + 0.05},Bark")
-    assert [one.clip.labels for one in load_recordings(read_data(table))] == [("Bark",), ("Bark",)]
+    assert [recording.clip.labels for recording in load_recordings(read_data(table))] == [
+        ("Bark",),
+        ("Bark",),
+    ]
 
 
 def test_tabs_and_other_column_names_are_understood(ramp: Path, tmp_path: Path) -> None:
@@ -172,7 +175,7 @@ def test_times_beyond_the_end_of_the_file_are_refused(
     assert str(caught.value) == f"{table}:3: long.wav: {problem}"
 
 
-def test_one_strip_cut_by_another_label_is_still_one_clip(ramp: Path, tmp_path: Path) -> None:
+def test_one_interval_cut_by_another_label_is_still_one_clip(ramp: Path, tmp_path: Path) -> None:
     table = _table(tmp_path, "long.wav,1,9,Rain", "long.wav,3,4,Bark", "long.wav,6,7,Bark")
     with pytest.raises(ConfigError, match="Rain: expected at least 2 clips of a class, got 1"):
         load_recordings(read_data(table))
@@ -195,7 +198,9 @@ def test_clips_are_written_as_a_table_that_reads_the_same(ramp: Path, tmp_path: 
     assert [clip.path.resolve() for clip in clips] == [ramp.resolve()] * 2
 
 
-def test_strips_and_whole_files_are_written_as_a_table_that_reads_the_same(tmp_path: Path) -> None:
+def test_intervals_and_whole_files_are_written_as_a_table_that_reads_the_same(
+    tmp_path: Path,
+) -> None:
     table = _table(tmp_path, "long.wav,2.5,4,Bark", "short.wav,,,Bark;Rain", "other.wav,,,Rain")
     clips = read_clips(table)
     assert _spans(clips) == [(("Bark",), (2.5, 4)), (("Bark", "Rain"), None), (("Rain",), None)]

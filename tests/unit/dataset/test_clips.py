@@ -40,7 +40,7 @@ def test_folders_give_whatever_libsndfile_reads(tmp_path: Path) -> None:
     noise = 0.1 * np.random.default_rng(0).standard_normal(SAMPLE_RATE)
     for name, subtype in (("3.opus", "OPUS"), ("4.oga", "VORBIS")):
         soundfile.write(tmp_path / "Bark" / name, noise, SAMPLE_RATE, format="OGG", subtype=subtype)
-    assert [one.clip.path.name for one in load_recordings(read_clips(tmp_path))] == [
+    assert [recording.clip.path.name for recording in load_recordings(read_clips(tmp_path))] == [
         "1.au", "2.caf", "3.opus", "4.oga"
     ]  # fmt: skip
 
@@ -82,8 +82,8 @@ def test_a_recorded_stream_of_unknown_length_is_read_to_its_end(tmp_path: Path) 
         content = bytearray((tmp_path / "Bark" / name).read_bytes())
         content[40:44] = n_bytes.to_bytes(4, "little")
         (tmp_path / "Bark" / name).write_bytes(content)
-    for one in load_recordings(read_clips(tmp_path)):
-        assert len(one.waveform) == SAMPLE_RATE // 2
+    for recording in load_recordings(read_clips(tmp_path)):
+        assert len(recording.waveform) == SAMPLE_RATE // 2
 
 
 def test_a_table_gives_labels_folds_and_only_the_rows_asked_for(tmp_path: Path) -> None:

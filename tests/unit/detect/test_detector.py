@@ -47,11 +47,11 @@ def build(tagger: Tagger, smoothing_s: float = 0.0, **options: object) -> Detect
 
 
 def blocks(pcm: Pcm16, size: int, start: int = 0) -> Iterator[tuple[int, Pcm16]]:
-    for at in range(0, len(pcm), size):
-        yield start + at, pcm[at : at + size]
+    for piece_start in range(0, len(pcm), size):
+        yield start + piece_start, pcm[piece_start : piece_start + size]
 
 
-def hear(detector: Detector, pcm: Pcm16, size: int = 1600, stream: str = "mic") -> list[Event]:
+def events_of(detector: Detector, pcm: Pcm16, size: int = 1600, stream: str = "mic") -> list[Event]:
     """Return all events of a recording that comes in blocks of `size` samples."""
     detector.open(stream, EPOCH)
     events = []
@@ -62,7 +62,7 @@ def hear(detector: Detector, pcm: Pcm16, size: int = 1600, stream: str = "mic") 
 
 
 def test_fixture_makes_events_but_none_of_background(tagger: Tagger, pcm: Pcm16) -> None:
-    events = hear(build(tagger), pcm)
+    events = events_of(build(tagger), pcm)
     assert {event.label for event in events} <= {"Bark", "Siren"}
     assert sum(event.type == "begin" for event in events) >= 3
 
@@ -70,24 +70,24 @@ def test_fixture_makes_events_but_none_of_background(tagger: Tagger, pcm: Pcm16)
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [160, 333, 1600, 4000, 16_001, 70_000, 160_000])
 def test_events_do_not_depend_on_the_block_size(tagger: Tagger, pcm: Pcm16, size: int) -> None:
-    assert hear(build(tagger), pcm, size) == hear(build(tagger), pcm)
+    assert events_of(build(tagger), pcm, size) == events_of(build(tagger), pcm)
 
 
 def test_windows_score_as_the_same_waveform_given_to_the_tagger(tagger: Tagger, pcm: Pcm16) -> None:
     seen: list[Scores] = []
-    hear(build(tagger, on_scores=seen.append, min_context_s=None), pcm)
-    full = [one for one in seen if one.end_sample <= len(pcm)]
+    events_of(build(tagger, on_scores=seen.append, min_context_s=None), pcm)
+    full = [window for window in seen if window.end_sample <= len(pcm)]
     waveforms = np.stack(
-        [pcm[one.end_sample - tagger.window_samples : one.end_sample] for one in full]
+        [pcm[window.end_sample - tagger.window_samples : window.end_sample] for window in full]
     )
     expected = tagger.scores(waveforms.astype(np.float32) / np.float32(32768))
     assert len(full) == (10 - tagger.window_s) / HOP_S + 1
-    np.testing.assert_allclose(np.stack([one.scores for one in full]), expected, atol=1e-5)
+    np.testing.assert_allclose(np.stack([window.scores for window in full]), expected, atol=1e-5)
 
 
 def test_first_windows_hold_what_there_is_padded_as_in_training(tagger: Tagger, pcm: Pcm16) -> None:
     seen: list[Scores] = []
-    hear(build(tagger, on_scores=seen.append, min_context_s=0.5), pcm)
+    events_of(build(tagger, on_scores=seen.append, min_context_s=0.5), pcm)
     assert seen[0].end_sample == 8_000
     expected = tagger.scores(pcm[None, :8_000].astype(np.float32) / np.float32(32768))[0]
     np.testing.assert_allclose(seen[0].scores, expected, atol=1e-5)
@@ -102,7 +102,7 @@ def test_first_windows_hold_what_there_is_padded_as_in_training(tagger: Tagger, 
 def test_detector_resumed_after_a_kill_gives_what_one_gives_that_never_stopped(
     tagger: Tagger, pcm: Pcm16, cuts: list[int], smoothing_s: float
 ) -> None:
-    whole = hear(build(tagger, smoothing_s), pcm)
+    whole = events_of(build(tagger, smoothing_s), pcm)
     events: dict[tuple[str, str, int], Event] = {}
 
     def keep(new: list[Event]) -> None:
@@ -210,7 +210,7 @@ def test_end_of_a_stream_is_scored_in_bounded_pieces_and_gives_the_same_events(
         n_runs += 1
     assert detector.streams == []
     assert n_runs >= len(pcm) / (HOP_S * SAMPLE_RATE)
-    assert events == hear(build(tagger), pcm)
+    assert events == events_of(build(tagger), pcm)
 
 
 def test_audio_is_refused_while_the_end_of_a_stream_is_not_scored(
@@ -246,7 +246,7 @@ def test_streams_together_give_what_each_gives_alone(tagger: Tagger, pcm: Pcm16)
         events += detector.flush(stream)
     assert detector.streams == []
     for stream, clip in clips.items():
-        alone = hear(build(tagger), clip, stream=stream)
+        alone = events_of(build(tagger), clip, stream=stream)
         assert [event for event in events if event.stream == stream] == alone
 
 
@@ -275,7 +275,7 @@ def test_short_hole_is_silence_and_does_not_end_events(tagger: Tagger, pcm: Pcm1
     events += detector.gap(Gap("mic", EPOCH, 40_000, LONGEST_SILENT_HOLE, "overflow"))
     detector.push("mic", 40_000 + LONGEST_SILENT_HOLE, pcm[40_000 + LONGEST_SILENT_HOLE :])
     events += detector.run() + detector.flush("mic")
-    assert events == hear(build(tagger), holed)
+    assert events == events_of(build(tagger), holed)
 
 
 @pytest.mark.parametrize("n_samples", [0, 1, 399, 400, 4_000, 12_345])
@@ -283,7 +283,7 @@ def test_recordings_shorter_than_the_context_are_heard_or_quietly_nothing(
     tagger: Tagger, pcm: Pcm16, n_samples: int
 ) -> None:
     seen: list[Scores] = []
-    events = hear(build(tagger, on_scores=seen.append), pcm[20_000 : 20_000 + n_samples])
+    events = events_of(build(tagger, on_scores=seen.append), pcm[20_000 : 20_000 + n_samples])
     assert bool(seen) == (n_samples >= 400)
     assert all(0 <= event.onset_sample <= n_samples for event in events)
     assert all((event.offset_sample or 0) <= n_samples for event in events)
@@ -324,9 +324,9 @@ def test_wider_stride_keeps_the_scores_between(tagger: Tagger, pcm: Pcm16) -> No
     detector.set_stride("mic", 2)
     detector.push("mic", 0, pcm[:64_000])
     detector.run()
-    pairs = [one for one in seen if one.end_sample >= 2 * SAMPLE_RATE]
-    even = [one for one in pairs if one.end_sample // 4_000 % 2 == 0]
-    odd = [one for one in pairs if one.end_sample // 4_000 % 2 == 1]
+    pairs = [window for window in seen if window.end_sample >= 2 * SAMPLE_RATE]
+    even = [window for window in pairs if window.end_sample // 4_000 % 2 == 0]
+    odd = [window for window in pairs if window.end_sample // 4_000 % 2 == 1]
     for before, after in zip(even, odd, strict=False):
         assert np.array_equal(before.scores, after.scores)
 
@@ -365,7 +365,7 @@ def test_other_settings_hold_from_the_next_window_on_and_open_events_still_end(
     again = build(tagger)
     again.use(deaf)
     again.use(detection())
-    assert hear(again, pcm) == hear(build(tagger), pcm)
+    assert events_of(again, pcm) == events_of(build(tagger), pcm)
 
 
 def test_gate_can_be_changed_while_it_runs(tagger: Tagger, pcm: Pcm16) -> None:
@@ -384,7 +384,7 @@ def test_settings_that_do_not_fit_the_model_change_nothing(tagger: Tagger, pcm: 
     detector = build(tagger)
     with pytest.raises(UsageError, match="no such thing"):
         detector.use(DetectionSettings.model_validate({"classes": {"no such thing": {}}}))
-    assert hear(detector, pcm) == hear(build(tagger), pcm)
+    assert events_of(detector, pcm) == events_of(build(tagger), pcm)
 
 
 def test_hop_longer_than_the_window_or_without_whole_frames_is_refused(tagger: Tagger) -> None:
@@ -406,7 +406,7 @@ def test_scores_that_are_no_numbers_count_as_nothing(
         return scores
 
     monkeypatch.setattr(tagger, "window_scores", overflowing)
-    events = hear(detector, pcm)
+    events = events_of(detector, pcm)
     assert {event.label for event in events} == {"Bark"}
     assert detector.nan_scores > 0
 
@@ -414,6 +414,6 @@ def test_scores_that_are_no_numbers_count_as_nothing(
 def test_ids_differ_beyond_the_end_of_the_audio(tagger: Tagger) -> None:
     for seed in range(6):
         for seconds in (3.0, 4.3, 5.1):
-            events = hear(build(tagger), tones_and_noise(seconds, seed))
+            events = events_of(build(tagger), tones_and_noise(seconds, seed))
             begun = [event.id for event in events if event.type == "begin"]
             assert len(begun) == len(set(begun))

@@ -22,11 +22,14 @@ def test_gate_of_many_hops_at_once_is_the_gate_of_each_alone() -> None:
     single.grow(1)
     batched.grow(1)
     slot = np.array([0])
-    alone = [single.measure(slot, pcm[None, at : at + HOP])[0, 0] for at in range(0, len(pcm), HOP)]
+    alone = [
+        single.measure(slot, pcm[None, start : start + HOP])[0, 0]
+        for start in range(0, len(pcm), HOP)
+    ]
     together = np.concatenate(
         [
-            batched.measure(slot, pcm[None, at : at + 8 * HOP])[:, 0]
-            for at in range(0, 80_000, 16_000)
+            batched.measure(slot, pcm[None, start : start + 8 * HOP])[:, 0]
+            for start in range(0, 80_000, 16_000)
         ]
     )
     assert together.tolist() == alone

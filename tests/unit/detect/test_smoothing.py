@@ -105,7 +105,11 @@ def test_decision_stage_averages_streams_as_arrays_to_the_last_bit(
     decision = Decision(parameters(smoothing_s), names)
     starts = np.array([0, first, 0])  # the second stream has a gap
     seen = np.stack(
-        [decision.average(slots, scores[:, at], starts == at) for at in range(n_windows)], axis=1
+        [
+            decision.average(slots, scores[:, window], starts == window)
+            for window in range(n_windows)
+        ],
+        axis=1,
     )
     alpha = ema_alpha(smoothing_s, HOP_S)
     for stream in (0, 2):
@@ -118,10 +122,10 @@ def test_decision_stage_averages_streams_as_arrays_to_the_last_bit(
 def test_published_scores_are_those_that_decide(tagger: Tagger, pcm: Pcm16) -> None:
     plain, averaged = scores_of(tagger, pcm, 0.0), scores_of(tagger, pcm, 0.5)
     alpha = ema_alpha(0.5, HOP_S)
-    raw = np.stack([one.scores for one in plain])
+    raw = np.stack([scores.scores for scores in plain])
     for index in range(raw.shape[1]):
         expected = _smooth(raw[:, index], alpha)
-        np.testing.assert_array_equal([one.scores[index] for one in averaged], expected)
+        np.testing.assert_array_equal([scores.scores[index] for scores in averaged], expected)
 
 
 def test_nothing_is_carried_across_a_gap(tagger: Tagger, pcm: Pcm16) -> None:
@@ -150,7 +154,7 @@ def test_state_holds_averages_of_heard_classes_only() -> None:
     decision = Decision(parameters(0.5), names)
     decision.average(slots, np.array([[0.7, 0.004]], np.float32), np.array([True]))
     state = decision.export(int(slots[0]))
-    assert {index: one.average for index, one in state.items()} == {0: pytest.approx(0.7)}
+    assert {index: value.average for index, value in state.items()} == {0: pytest.approx(0.7)}
     other = Decision(parameters(0.5), names)
     other.restore(int(slots[0]), state)
     following = np.array([[0.1, 0.1]], np.float32)

@@ -49,9 +49,9 @@ def detected(onset_s: float, offset_s: float) -> Detection:
 
 def test_an_event_finds_every_sound_that_it_overlaps() -> None:
     matched = match(TRUTH, [detected(10.5, 12.5)])
-    assert [len(one.detections) for one in matched.sounds] == [1, 1, 0]
-    assert [one.is_first for one in matched.sounds] == [True, False, True]
-    assert [one.is_last for one in matched.sounds] == [False, True, True]
+    assert [len(sound.detections) for sound in matched.sounds] == [1, 1, 0]
+    assert [sound.is_first for sound in matched.sounds] == [True, False, True]
+    assert [sound.is_last for sound in matched.sounds] == [False, True, True]
     assert timing([matched]).sounds_per_event == 2.0
 
 
@@ -81,14 +81,14 @@ def test_an_event_that_had_begun_before_the_sound_was_known_at_once() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 400), st.integers(1, 60)), max_size=8))
 def test_every_event_finds_a_sound_or_is_a_false_alarm(rows: list[tuple[int, int]]) -> None:
-    events = [detected(at / 10, (at + length) / 10) for at, length in rows]
+    events = [detected(onset / 10, (onset + length) / 10) for onset, length in rows]
     matched = match(TRUTH, events)
     used = {id(event) for sound in matched.sounds for event in sound.detections}
     assert len(used) + len(matched.false_alarms) == len(events)
     assert not used & {id(event) for event in matched.false_alarms}
 
 
-def test_the_end_of_a_strip_bounds_when_things_were_known() -> None:
+def test_the_end_of_a_soundscape_bounds_the_times_of_detection() -> None:
     soundscape = ideal_soundscape(
         TRUTH, duration_s=35.0, events=begin_and_end("Bark", 30, 34, 31.0, 37.5)
     )

@@ -133,7 +133,7 @@ def test_a_class_without_sounds_has_no_figures_but_its_false_alarms_count() -> N
     report = measure_streams([scored], LABELS).report
     assert set(report.by_label) == {"Bark"}
     assert report.false_alarms.count == 1
-    assert {label: one.count for label, one in report.false_alarms_by_label.items()} == {
+    assert {label: rate.count for label, rate in report.false_alarms_by_label.items()} == {
         "Bark": 0,
         "Siren": 1,
     }
@@ -147,7 +147,7 @@ def test_laid_takes_are_where_the_truth_says_at_the_level_it_says() -> None:
     assert len(soundscape.truth) == 4
     samples = soundscape.pcm / 32_768
     for before, sound in zip([None, *soundscape.truth[:-1]], soundscape.truth, strict=True):
-        onset, offset = (round(at * SAMPLE_RATE) for at in (sound.onset_s, sound.offset_s))
+        onset, offset = (round(time_s * SAMPLE_RATE) for time_s in (sound.onset_s, sound.offset_s))
         inside = np.square(samples[onset:offset]).mean()
         outside = np.square(samples[onset - SAMPLE_RATE : onset]).mean()
         assert 10 * np.log10(inside) == pytest.approx(-20.0, abs=2.0)
@@ -171,7 +171,7 @@ def test_sounds_lie_as_far_apart_as_asked_but_a_quarter_closer_than_a_window(
     settings = MeasureSettings(gap_s=gap_s)
     spec = mixed_spec(WINDOW_S, settings)
     truth = _mixed(spec, seed=3).truth
-    gaps = [after.onset_s - one.offset_s for one, after in itertools.pairwise(truth)]
+    gaps = [after.onset_s - before.offset_s for before, after in itertools.pairwise(truth)]
     low, high = gap_s or (WINDOW_S + 0.5, WINDOW_S + 2.5)
     far = [gap for gap in gaps if gap > WINDOW_S]
     assert far
@@ -188,14 +188,14 @@ def test_a_take_of_two_classes_is_a_sound_of_each_at_the_same_place() -> None:
     backgrounds = generated_backgrounds(0, 3, with_speech=False)
     spec = SoundscapeSpec(disturbances=Disturbances(dropout_prob=1.0, level_step_prob=1.0))
     soundscape = mix_soundscape(np.random.default_rng(0), foregrounds, backgrounds, LABELS, spec)
-    spans = [(one.onset_s, one.offset_s) for one in soundscape.truth]
-    assert sorted(one.label for one in soundscape.truth) == ["Bark"] * 2 + ["Siren"] * 3
+    spans = [(sound.onset_s, sound.offset_s) for sound in soundscape.truth]
+    assert sorted(sound.label for sound in soundscape.truth) == ["Bark"] * 2 + ["Siren"] * 3
     assert len(set(spans)) == 3
     assert sum(part.kind == "background" for part in soundscape.backgrounds) == 3
     gaps = np.diff(sorted({onset_s for onset_s, _ in spans})) - (spans[0][1] - spans[0][0])
     assert (gaps >= spec.gap_s[0] + spec.same_class_gap_s - 0.01).all()
     one = ideal_soundscape(soundscape.truth, duration_s=soundscape.duration_s)
-    found = [one for at in soundscape.truth for one in _event_of(at)]
+    found = [event for sound in soundscape.truth for event in _event_of(sound)]
     report = measure_streams([replace(one, events=found)], LABELS).report
     assert (report.n_found, report.n_sounds, report.false_alarms.count) == (5, 5, 0)
 
@@ -215,7 +215,7 @@ def _mixed(spec: SoundscapeSpec, seed: int = 0) -> Soundscape:
 
 
 @pytest.mark.slow
-def test_the_same_seed_lays_the_same_strip() -> None:
+def test_the_same_seed_mixes_the_same_soundscape() -> None:
     spec = SoundscapeSpec(
         close_prob=0.5, disturbances=Disturbances(dropout_prob=0.5, level_step_prob=0.5)
     )
@@ -249,7 +249,7 @@ def test_dropouts_are_silent_and_clear_of_the_sounds() -> None:
     dropouts = [part for part in soundscape.backgrounds if part.kind == "dropout"]
     assert len(dropouts) == len(soundscape.truth)
     for part in dropouts:
-        start, stop = (round(at * SAMPLE_RATE) for at in (part.start_s, part.stop_s))
+        start, stop = (round(time_s * SAMPLE_RATE) for time_s in (part.start_s, part.stop_s))
         assert not soundscape.pcm[start:stop].any()
         assert all(
             part.stop_s < sound.onset_s or part.start_s >= sound.offset_s
@@ -272,7 +272,7 @@ def test_level_steps_change_the_background_and_not_the_sounds() -> None:
     assert steps[0].level_dbfs is not None
     level = first.level_dbfs - first.snr_db
     assert change_db == pytest.approx(steps[0].level_dbfs - level, abs=0.5)
-    onset, offset = (round(at * SAMPLE_RATE) for at in (first.onset_s, first.offset_s))
+    onset, offset = (round(time_s * SAMPLE_RATE) for time_s in (first.onset_s, first.offset_s))
     np.testing.assert_array_equal(stepped.pcm[onset:offset], plain.pcm[onset:offset])
 
 

@@ -66,7 +66,7 @@ def test_fewer_than_five_recordings_have_no_interval() -> None:
     assert ratio.value == 0.75
     middle = bootstrap_quantile(hits, clips, 0.5, seed=0)
     assert middle.value == 1.0
-    assert all(math.isnan(one) for one in (ratio.low, ratio.high, middle.low, middle.high))
+    assert all(math.isnan(bound) for bound in (ratio.low, ratio.high, middle.low, middle.high))
 
 
 def test_the_interval_of_a_share_is_that_of_the_binomial() -> None:

@@ -91,8 +91,10 @@ def test_a_curve_holds_until_its_next_point() -> None:
     st.lists(st.tuples(st.integers(0, 3500), st.integers(1, 9)), max_size=12),
     st.integers(1, 3),
 )
-def test_counting_a_strip_twice_is_two_such_strips(rows: list[tuple[int, int]], times: int) -> None:
-    detected = spans_of([(at, at + 1.5, confidence / 10) for at, confidence in rows])
+def test_counting_a_soundscape_twice_is_two_such_soundscapes(
+    rows: list[tuple[int, int]], times: int
+) -> None:
+    detected = spans_of([(onset_s, onset_s + 1.5, confidence / 10) for onset_s, confidence in rows])
     thresholds = [k / 10 for k in range(1, 10)]
     one = {"Bark": sweep([detected.at_least], thresholds, [TRUTH], "Bark", PSDS2)}
     several = {

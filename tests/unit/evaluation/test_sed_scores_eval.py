@@ -34,12 +34,12 @@ SAME = 1e-9  # stored with ten decimals
 
 
 class Case:
-    """Strips of scores in cells with the sounds that are true."""
+    """Soundscapes of scores in cells with the sounds that are true."""
 
     def __init__(self, stored: dict[str, Any]) -> None:
         self.stored = stored
         self.soundscapes = list(stored["truth"])
-        self.scores = {name: np.array(one) for name, one in stored["scores"].items()}
+        self.scores = {name: np.array(scores) for name, scores in stored["scores"].items()}
 
     def sounds(self, soundscape: str, label: str) -> Spans:
         truth = self.stored["truth"][soundscape]
@@ -73,7 +73,9 @@ class Case:
         return {
             label: sweep(
                 [self.detected(soundscape, label) for soundscape in self.soundscapes],
-                np.unique(np.concatenate([one[:, index] for one in self.scores.values()])).tolist(),
+                np.unique(
+                    np.concatenate([scores[:, index] for scores in self.scores.values()])
+                ).tolist(),
                 truth,
                 label,
                 criteria,

@@ -193,7 +193,7 @@ def test_queries_written_by_hand_are_understood(frame: str, query: object) -> No
 
 
 @pytest.mark.parametrize(
-    ("frame", "says"),
+    ("frame", "expected"),
     [
         ('{"op":"reply"}', "replay, snapshot, ping, audio"),
         ("{}", "got 'None'"),
@@ -210,8 +210,8 @@ def test_queries_written_by_hand_are_understood(frame: str, query: object) -> No
         ("x" * 20_000, "bytes"),
     ],
 )
-def test_wrong_query_is_refused_with_the_place(frame: str, says: str) -> None:
-    with pytest.raises(WireError, match=says):
+def test_wrong_query_is_refused_with_the_place(frame: str, expected: str) -> None:
+    with pytest.raises(WireError, match=expected):
         decode_query([frame.encode()])
 
 

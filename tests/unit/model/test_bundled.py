@@ -1,4 +1,4 @@
-"""The bundled checkpoint: small, self-consistent, quiet in noise, and it hears the demo's scene."""
+"""The bundled checkpoint: small, self-consistent, quiet in noise, right about the demo."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ def test_it_stays_quiet_in_noise_and_music(tagger: Tagger, name: str) -> None:
     for seed, dbfs in ((101, -50.0), (102, -25.0)):
         background = BACKGROUNDS[name](np.random.default_rng(seed), 12 * SAMPLE_RATE)
         pcm = np.clip(to_active_level(background, dbfs), -1, 1) * (FULL_SCALE - 1)
-        heard = [event.label for event in _events(tagger, pcm.astype(np.int16))]
-        assert heard == []
+        found = [event.label for event in _events(tagger, pcm.astype(np.int16))]
+        assert found == []
 
 
 def test_it_stays_quiet_in_digital_silence(tagger: Tagger) -> None:

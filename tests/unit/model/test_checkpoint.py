@@ -289,7 +289,7 @@ def test_a_description_says_what_the_checkpoint_is_without_its_weights(saved: Pa
     loaded, described = load_checkpoint(str(saved)), describe(str(saved))
     for name in ("dims", "labels", "normalization", "scoring", "metadata", "window_s", "origin"):
         assert getattr(described, name) == getattr(loaded, name)
-    assert described.n_params == sum(one.numel() for one in loaded.state_dict.values())
+    assert described.n_params == sum(tensor.numel() for tensor in loaded.state_dict.values())
 
 
 def test_labels_lose_the_spaces_around_them(saved: Path) -> None:
@@ -467,8 +467,8 @@ def _fifo(name: str) -> Callable[[Path], object]:
 def _lie(path: Path, *offsets: list[int]) -> None:
     """A safetensors file whose header does not fit what follows."""
     tensors = {
-        f"t{n}": {"dtype": "F32", "shape": [1], "data_offsets": one}
-        for n, one in enumerate(offsets)
+        f"t{n}": {"dtype": "F32", "shape": [1], "data_offsets": tensor}
+        for n, tensor in enumerate(offsets)
     }
     header = json.dumps(tensors).encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))

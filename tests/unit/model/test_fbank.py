@@ -128,8 +128,8 @@ def test_silence_and_padding_have_their_known_values(fbank: Fbank) -> None:
 
 def test_doubling_the_amplitude_adds_two_ln_two(fbank: Fbank) -> None:
     louder = fbank.frames(_noise() * 2) - fbank.frames(_noise())
-    heard = fbank.frames(_noise()) > SILENCE_LOG_MEL + 1
-    np.testing.assert_allclose(louder[heard].numpy(), 2 * math.log(2), atol=1e-4)
+    is_audible = fbank.frames(_noise()) > SILENCE_LOG_MEL + 1
+    np.testing.assert_allclose(louder[is_audible].numpy(), 2 * math.log(2), atol=1e-4)
 
 
 def test_a_tone_peaks_in_the_mel_band_of_its_frequency(fbank: Fbank) -> None:

@@ -28,7 +28,7 @@ def test_a_call_that_does_not_return_can_be_waited_for_again() -> None:
 def test_a_call_that_hangs_does_not_keep_the_process() -> None:
     release = threading.Event()
     in_background(lambda: release.wait(30))
-    (thread,) = [one for one in threading.enumerate() if one.name == "background call"]
+    (thread,) = [thread for thread in threading.enumerate() if thread.name == "background call"]
     assert thread.daemon
     release.set()
     thread.join(30)

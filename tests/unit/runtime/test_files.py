@@ -50,7 +50,7 @@ def test_reader_never_sees_half_a_file_whenever_its_writer_is_killed(tmp_path: P
         words = path.read_bytes().split()
         assert (len(words), len(set(words))) == (100_000, 1)
     replace_file(path, b"after the kills")
-    assert [one.name for one in tmp_path.iterdir()] == ["state"]
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
 
 
 def test_of_several_files_none_is_replaced_before_all_are_written(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_of_several_files_none_is_replaced_before_all_are_written(tmp_path: Path
 
     with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/b'"):
         replace_files(tmp_path, {"a": b"new a", "b": fail})
-    assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == {
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
         "a": b"old a",
         "b": b"old b",
     }
@@ -76,7 +76,7 @@ def test_files_have_the_usual_rights_whoever_writes_them(tmp_path: Path) -> None
     (tmp_path / "usual").touch()
     replace_files(tmp_path, {"bytes": b"", "library": closed}, is_synced=True)
     replace_file(tmp_path / "given", b"", mode=0o604)
-    modes = {one.name: stat.S_IMODE(one.stat().st_mode) for one in tmp_path.iterdir()}
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
     assert modes["bytes"] == modes["library"] == modes["usual"]
     assert modes["given"] == 0o604
 
@@ -110,7 +110,7 @@ def test_what_is_set_aside_takes_the_place_of_the_oldest(tmp_path: Path) -> None
         path.write_text(str(number))
         assert set_aside(path) is not None
         time.sleep(0.02)
-    kept = sorted(int(one.read_text()) for one in tmp_path.iterdir())
+    kept = sorted(int(path.read_text()) for path in tmp_path.iterdir())
     assert kept == list(range(2, MAX_ASIDE + 2))
 
 

@@ -18,7 +18,7 @@ class Clock:
         return self.now_s
 
 
-def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records]
 
 
@@ -32,7 +32,7 @@ def test_a_fault_that_lasts_is_logged_once_a_minute_and_at_its_end(
         outage.failed("the log cannot be written: %s", "disk full")
         clock.now_s += 1
     assert outage.text == "the log cannot be written: disk full"
-    assert said(caplog) == [
+    assert messages(caplog) == [
         "the log cannot be written: disk full",
         "the log cannot be written: disk full (and 59 more like it since the last such line)",
         "the log cannot be written: disk full (and 59 more like it since the last such line)",
@@ -41,7 +41,7 @@ def test_a_fault_that_lasts_is_logged_once_a_minute_and_at_its_end(
     outage.worked()
     outage.worked()
     assert outage.text is None
-    assert said(caplog)[3:] == ["the log is written again after 129 s and 130 failures"]
+    assert messages(caplog)[3:] == ["the log is written again after 129 s and 130 failures"]
 
 
 def test_what_fails_and_works_by_turns_is_one_fault(caplog: pytest.LogCaptureFixture) -> None:
@@ -52,7 +52,7 @@ def test_what_fails_and_works_by_turns_is_one_fault(caplog: pytest.LogCaptureFix
         clock.now_s += 0.5
         outage.worked()
         clock.now_s += 0.5
-    assert said(caplog) == ["the journal cannot be written"]
+    assert messages(caplog) == ["the journal cannot be written"]
     assert outage.text is not None
 
 
@@ -63,4 +63,4 @@ def test_a_fault_that_comes_again_later_is_logged_at_once(caplog: pytest.LogCapt
     clock.now_s += RECOVERY_S
     outage.worked()
     outage.failed("it fails")
-    assert said(caplog) == ["it fails", "it works again after 0 s and 1 failures", "it fails"]
+    assert messages(caplog) == ["it fails", "it works again after 0 s and 1 failures", "it fails"]

@@ -12,34 +12,34 @@ class Clock:
 
 
 def speaking(watchdog_s: float = 5.0) -> tuple[Notifier, list[str], Clock]:
-    said: list[str] = []
+    sent: list[str] = []
     clock = Clock()
 
     def send(message: str) -> bool:
-        said.append(message)
+        sent.append(message)
         return True
 
-    return Notifier(send, watchdog_s, clock), said, clock
+    return Notifier(send, watchdog_s, clock), sent, clock
 
 
 def test_first_turn_makes_ready_and_later_ones_do_not() -> None:
-    notifier, said, clock = speaking()
+    notifier, sent, clock = speaking()
     notifier.starting("loading", 180.0)
-    assert said == ["EXTEND_TIMEOUT_USEC=180000000\nSTATUS=loading"]
+    assert sent == ["EXTEND_TIMEOUT_USEC=180000000\nSTATUS=loading"]
     notifier.turn(lambda: "listening", is_working=False)
-    assert said[1:] == ["READY=1\nSTATUS=listening"]
+    assert sent[1:] == ["READY=1\nSTATUS=listening"]
     clock.now_s += 10
     notifier.turn(lambda: "listening", is_working=False)
-    assert len(said) == 2
+    assert len(sent) == 2
 
 
 def test_status_is_sent_at_most_once_a_second_and_only_when_it_changes() -> None:
-    notifier, said, clock = speaking()
+    notifier, sent, clock = speaking()
     for turn in range(16):
         level = min(turn, 10)
         notifier.turn(lambda level=level: f"level {level}", is_working=False)  # type: ignore[misc]
         clock.now_s += 0.25
-    assert said == [
+    assert sent == [
         "READY=1\nSTATUS=level 0",
         *(f"STATUS=level {level}" for level in (4, 8, 10)),
     ]
@@ -54,29 +54,29 @@ def test_status_is_not_made_when_it_is_not_due() -> None:
 
 
 def test_watchdog_is_fed_by_work_alone_and_at_its_pace() -> None:
-    notifier, said, clock = speaking(watchdog_s=5.0)
+    notifier, sent, clock = speaking(watchdog_s=5.0)
     for is_working in (True, True, False, True):
         notifier.turn(lambda: "fine", is_working=is_working)
         clock.now_s += 3.0
-    assert said.count("WATCHDOG=1") == 2  # at 0 and 9 s: 3 s is too soon, 6 s was without work
+    assert sent.count("WATCHDOG=1") == 2  # at 0 and 9 s: 3 s is too soon, 6 s was without work
 
 
 def test_a_status_of_several_lines_cannot_pass_for_other_assignments() -> None:
-    notifier, said, _ = speaking()
+    notifier, sent, _ = speaking()
     notifier.turn(lambda: "fine\nWATCHDOG=trigger", is_working=False)
-    assert said == ["READY=1\nSTATUS=fine WATCHDOG=trigger"]
+    assert sent == ["READY=1\nSTATUS=fine WATCHDOG=trigger"]
 
 
 def test_reload_is_begun_with_the_time_and_ended_with_ready() -> None:
-    notifier, said, _ = speaking()
+    notifier, sent, _ = speaking()
     notifier.reloading()
     notifier.reloaded("settings read again")
-    assert said[0].startswith("RELOADING=1\nMONOTONIC_USEC=")
-    assert int(said[0].rsplit("=", 1)[1]) > 0
-    assert said[1] == "READY=1\nSTATUS=settings read again"
+    assert sent[0].startswith("RELOADING=1\nMONOTONIC_USEC=")
+    assert int(sent[0].rsplit("=", 1)[1]) > 0
+    assert sent[1] == "READY=1\nSTATUS=settings read again"
 
 
 def test_stopping_is_notified_at_once() -> None:
-    notifier, said, _ = speaking()
+    notifier, sent, _ = speaking()
     notifier.stopping("ending open events")
-    assert said == ["STOPPING=1\nSTATUS=ending open events"]
+    assert sent == ["STOPPING=1\nSTATUS=ending open events"]

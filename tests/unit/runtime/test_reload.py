@@ -31,7 +31,7 @@ class Reload:
     def __init__(self, folder: Path) -> None:
         self.file = folder / "a.yaml"
         self.file.write_text(BASE)
-        self.said: list[str] = []
+        self.sent: list[str] = []
         self.applied: list[LoadedSettings] = []
         self.requested = threading.Event()
         self.reloader = Reloader(
@@ -52,15 +52,15 @@ class Reload:
         self.applied.append(loaded)
 
     def poll(self) -> None:
-        self.reloader.poll(Notifier(lambda message: self.said.append(message) is None, 1.0))
+        self.reloader.poll(Notifier(lambda message: self.sent.append(message) is None, 1.0))
 
     def request(self, text: str) -> str:
         """Return what the service manager is sent about a file with `text`."""
         self.file.write_text(BASE + text)
         self.requested.set()
         self.poll()
-        assert self.said[-2].startswith("RELOADING=1\n")
-        return self.said[-1]
+        assert self.sent[-2].startswith("RELOADING=1\n")
+        return self.sent[-1]
 
 
 @pytest.fixture
@@ -70,10 +70,10 @@ def reload(tmp_path: Path) -> Reload:
 
 def test_nothing_happens_until_it_is_requested(reload: Reload) -> None:
     reload.poll()
-    assert reload.said == []
+    assert reload.sent == []
     assert "nothing changed" in reload.request("")
     reload.poll()
-    assert len(reload.said) == 2
+    assert len(reload.sent) == 2
 
 
 def test_live_settings_are_reported_once_and_others_until_the_restart(reload: Reload) -> None:
@@ -94,7 +94,7 @@ def test_file_with_mistakes_changes_nothing_and_is_named_with_its_line(reload: R
     reload.file.unlink()
     reload.requested.set()
     reload.poll()
-    assert "kept as they were" in reload.said[-1]
+    assert "kept as they were" in reload.sent[-1]
 
 
 def test_settings_that_the_process_refuses_change_nothing(reload: Reload) -> None:
@@ -114,7 +114,7 @@ def test_whatever_a_reload_raises_leaves_the_settings_in_force(reload: Reload) -
     os.mkfifo(reload.file)
     reload.requested.set()
     reload.poll()
-    assert "expected a file, got a pipe" in reload.said[-1]
+    assert "expected a file, got a pipe" in reload.sent[-1]
     reload.file.unlink()
     assert "detection.gate_dbfs changed" in reload.request("detection: {gate_dbfs: -50}\n")
 
@@ -130,11 +130,11 @@ def test_a_disk_that_hangs_does_not_hold_up_the_loop(
     reload.requested.set()
     for _ in range(3):
         reload.poll()
-    assert [said.split("\n")[0] for said in reload.said] == ["RELOADING=1"]
+    assert [message.split("\n")[0] for message in reload.sent] == ["RELOADING=1"]
     disk.set()
-    while len(reload.said) < 2:
+    while len(reload.sent) < 2:
         reload.poll()
-    assert "detection.gate_dbfs changed" in reload.said[-1]
+    assert "detection.gate_dbfs changed" in reload.sent[-1]
     assert len(reload.applied) == 1
 
 

@@ -382,18 +382,18 @@ def test_status_names_what_runs_and_what_does_not(
     specs = [python("worker", WAITS, is_core=True), python("a", "", can_finish=True)]
     specs.append(python("b", WAITS))
     watched = Supervisor(specs, child_environment(), shown[0])
-    stop, said = threading.Event(), []
+    stop, statuses = threading.Event(), []
 
     def after_turn() -> None:
-        said.append(watched.status())
-        if "has finished" in said[-1]:
+        statuses.append(watched.status())
+        if "has finished" in statuses[-1]:
             stop.set()
 
     guard = threading.Timer(LIMIT_S, stop.set)
     guard.start()
     assert watched.run(stop, after_turn) == 0
     guard.cancel()
-    assert said[-1] == "running: worker, b; a has finished"
+    assert statuses[-1] == "running: worker, b; a has finished"
 
 
 def test_child_that_ends_last_is_terminated_when_the_others_have_ended(
@@ -410,12 +410,12 @@ def test_child_that_ends_last_is_terminated_when_the_others_have_ended(
     ends_slowly = on_term.format(
         f"time.sleep(0.3); pathlib.Path({str(slow)!r}).touch()", str(tmp_path / "a")
     )
-    looks = on_term.format(
+    checks = on_term.format(
         f"pathlib.Path({str(last)!r}).write_text(str(pathlib.Path({str(slow)!r}).exists()))",
         str(tmp_path / "b"),
     )
     specs = [
-        python("alerts", looks, is_core=True, ends_last=True),
+        python("alerts", checks, is_core=True, ends_last=True),
         python("worker", ends_slowly, is_core=True),
         python("capture", WAITS),
     ]

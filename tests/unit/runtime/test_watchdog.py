@@ -37,7 +37,7 @@ def test_new_process_is_not_judged_by_the_one_before(socket_dir: Path) -> None:
     watch = Watchdog(socket_dir / "watch.0", limit_s=10.0)
     notify("READY=1", watch.environ)
     assert stuck_between(watch, 0, 12) == [11]
-    notify("READY=1", watch.environ)  # its last word, not heard before it was replaced
+    notify("READY=1", watch.environ)  # sent before it was replaced, not yet received
     watch.begin()
     assert stuck_between(watch, 12, 40) == []
     watch.close()

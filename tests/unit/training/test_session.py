@@ -233,8 +233,10 @@ def test_a_share_of_each_class_is_held_out_and_listed(
 def test_stretches_that_touch_are_held_out_together(config: TrainingConfig, tmp_path: Path) -> None:
     hiss = 0.1 * np.random.default_rng(0).standard_normal(80 * SAMPLE_RATE)
     soundfile.write(tmp_path / "day.wav", hiss, SAMPLE_RATE)
-    rows = [("Hiss", 10.0 * at, 10.0 * at + 4) for at in range(8)]
-    rows += [("Whistle", 10.0 * at + 2, 10.0 * at + 3) for at in range(8)]  # cut each in three
+    rows = [("Hiss", 10.0 * number, 10.0 * number + 4) for number in range(8)]
+    rows += [
+        ("Whistle", 10.0 * number + 2, 10.0 * number + 3) for number in range(8)
+    ]  # cut each in three
     with (tmp_path / "day.csv").open("w", newline="") as table:
         writer = csv.writer(table)
         writer.writerow(["file", "label", "onset", "offset"])
@@ -253,7 +255,7 @@ def test_stretches_that_touch_are_held_out_together(config: TrainingConfig, tmp_
 def test_other_clips_are_another_identity(config: TrainingConfig, tmp_path: Path) -> None:
     config = replace(config, n_generated=0, n_backgrounds=1)
     fewer = replace(config, columns=Columns(where={"fold": ["0", "1"], "label": ["Hiss"]}))
-    facts = [prepare_data(one, None).facts for one in (config, config, fewer)]
+    facts = [prepare_data(choice, None).facts for choice in (config, config, fewer)]
     assert facts[0] == facts[1]
     assert facts[0]["content"] != facts[2]["content"]
     soundfile.write(tmp_path / "Hiss-0.wav", np.full(SAMPLE_RATE, 0.1), SAMPLE_RATE)

@@ -56,7 +56,7 @@ def _config(
 )
 def test_the_rate_falls_in_the_stairs_of_the_paper(name: PresetName, expected: list[float]) -> None:
     rates = _rates(name, len(expected))
-    assert rates == pytest.approx([_published(name).learning_rate * one for one in expected])
+    assert rates == pytest.approx([_published(name).learning_rate * factor for factor in expected])
 
 
 def test_audioset_warms_up_in_steps_of_fifty() -> None:

@@ -67,10 +67,11 @@ def test_batches_repeat_by_seed_and_step() -> None:
         [_clip(number / 100, number % 3) for number in range(9)], ClipMixing(mixup_prob=1.0)
     )
     first, again, other = (sampler.draw_batch(seed, 5, 4) for seed in (0, 0, 1))
-    for one, two in zip(first, again, strict=True):
-        np.testing.assert_array_equal(one.waveform, two.waveform)
+    for batch, two in zip(first, again, strict=True):
+        np.testing.assert_array_equal(batch.waveform, two.waveform)
     assert any(
-        _first(one.waveform) != _first(two.waveform) for one, two in zip(first, other, strict=True)
+        _first(batch.waveform) != _first(two.waveform)
+        for batch, two in zip(first, other, strict=True)
     )
 
 
@@ -141,8 +142,8 @@ def test_statistics_count_padding_and_are_means_over_batches(
         for foreground in foregrounds
     ]
     batches = [torch.stack(padded[:2]), torch.stack(padded[2:])]
-    assert got.mean == pytest.approx(np.mean([float(one.mean()) for one in batches]), abs=1e-3)
-    assert got.std == pytest.approx(np.mean([float(one.std()) for one in batches]), abs=1e-3)
+    assert got.mean == pytest.approx(np.mean([float(batch.mean()) for batch in batches]), abs=1e-3)
+    assert got.std == pytest.approx(np.mean([float(batch.std()) for batch in batches]), abs=1e-3)
 
 
 def test_windows_of_a_short_sound_are_examples_only_where_they_hold_it() -> None:

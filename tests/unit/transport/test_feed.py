@@ -308,9 +308,9 @@ class Tunnel:
 
     def close(self) -> None:
         self._frozen.set()
-        for one in [self._server, *self._open]:
-            one.shutdown(socket.SHUT_RDWR)
-            one.close()
+        for socket_ in [self._server, *self._open]:
+            socket_.shutdown(socket.SHUT_RDWR)
+            socket_.close()
 
     def _run(self) -> None:
         while True:

@@ -397,7 +397,7 @@ def test_no_client_can_take_the_identity_of_another(sockets: Sockets, ipc: str) 
             client.connect(ipc)
             client.send(b"x")
         found = [router.receive(WAIT_MS), router.receive(WAIT_MS)]
-        assert len({one[0] for one in found if one is not None}) == 2
+        assert len({answer[0] for answer in found if answer is not None}) == 2
     finally:
         context.destroy(0)
 

@@ -157,7 +157,7 @@ def test_audio_is_asked_by_samples_or_times(start: object, stop: object) -> None
 
 
 @pytest.mark.parametrize(
-    ("start", "stop", "says"),
+    ("start", "stop", "expected"),
     [
         (0, 60 * SAMPLE_RATE + 1, "60 s"),
         (5, 4, "60 s"),
@@ -168,10 +168,10 @@ def test_audio_is_asked_by_samples_or_times(start: object, stop: object) -> None
         (0, None, "to"),
     ],
 )
-def test_impossible_audio_is_refused(start: object, stop: object, says: str) -> None:
+def test_impossible_audio_is_refused(start: object, stop: object, expected: str) -> None:
     query = {"op": "audio", "stream": "porch", "from": start, "to": stop}
     answer = ask(server(), query)
-    assert says in answer["error"]
+    assert expected in answer["error"]
 
 
 def test_unknown_stream_is_refused_in_the_workers_words() -> None:

@@ -77,8 +77,8 @@ def test_state_of_a_detector_comes_back_to_the_last_bit(
 ) -> None:
     assert JournalFile(tmp_path / "journal", "m", 99).save(real_records)
     loaded = JournalFile(tmp_path / "journal", "m", 99).load()
-    assert {name: one.model_dump() for name, one in loaded.items()} == {
-        name: one.model_dump() for name, one in real_records.items()
+    assert {name: record.model_dump() for name, record in loaded.items()} == {
+        name: record.model_dump() for name, record in real_records.items()
     }
 
 

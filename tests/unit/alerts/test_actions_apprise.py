@@ -100,9 +100,9 @@ def test_urls_are_never_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     with http_receiver(500) as receiver:
         url = as_service(receiver.url).replace("//", "//user:secret@")
         runner(tmp_path, url).deliver(notification())
-    with pytest.raises(StartupError):
+    with pytest.raises(StartupError, match="action phone: ") as raised:
         runner(tmp_path, "nosuch://secret@host")
-    assert "secret" not in caplog.text
+    assert "secret" not in caplog.text + str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -182,6 +182,6 @@ def test_database_that_is_damaged_while_it_runs_ends_the_loop(bench: Bench) -> N
     path = bench.store.path
     path.write_bytes(path.read_bytes()[:100] + b"\xa5" * (path.stat().st_size - 100))
     bench.clock.pass_s(5)
-    with pytest.raises(StoreError) as raised:
+    with pytest.raises(StoreError, match="malformed") as raised:
         bench.loop.run(threading.Event(), bench.hear_health)
     assert raised.value.is_damaged

@@ -72,9 +72,9 @@ def test_transition_state_position_and_deliveries_are_one_transaction(
         with store.transaction() as db:
             save_progress(db, {"x": 1}, ("b", 1))
             outbox.enqueue(db, [firing("a1", "phone")])
-            raise KeyError
+            raise KeyError("a fault at the end")
 
-    with pytest.raises(KeyError):
+    with pytest.raises(KeyError, match="a fault at the end"):
         fail_at_the_end()
     assert states(store) == {}
     assert store.position() is None
@@ -420,7 +420,7 @@ def test_full_disk_keeps_nothing_from_going_out(store: Store, outbox: Outbox, wr
     with store.reading() as db:
         db.execute("PRAGMA query_only = ON")  # every write fails from here on
     delivery = taken(outbox, "phone")
-    with pytest.raises(StoreError):
+    with pytest.raises(StoreError, match="readonly database"):
         outbox.settle(delivery, Delivered())
     with store.reading() as db:
         db.execute("PRAGMA query_only = OFF")

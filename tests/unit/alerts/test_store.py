@@ -50,9 +50,9 @@ def test_transaction_that_fails_changes_nothing(tmp_path: Path) -> None:
     def fail_at_the_end() -> None:
         with store.transaction() as db:
             save_progress(db, {"half": True}, ("boot", 1))
-            raise KeyError
+            raise KeyError("a fault at the end")
 
-    with pytest.raises(KeyError):
+    with pytest.raises(KeyError, match="a fault at the end"):
         fail_at_the_end()
     assert store.engine_state() is None
     store.close()
@@ -122,15 +122,16 @@ def test_file_that_is_no_database_is_set_aside(tmp_path: Path, what: bytes) -> N
 
 @pytest.mark.parametrize("suffix", ["", "-wal", "-shm"])
 @pytest.mark.parametrize("kind", STRANGE_FILES)
-def test_whatever_is_in_its_place_it_opens_and_waits_for_nothing(
+def test_a_strange_file_in_its_place_neither_blocks_nor_keeps_it_from_writing(
     tmp_path: Path, kind: str, suffix: str
 ) -> None:
     path = tmp_path / "a.sqlite"
     make_strange(tmp_path / f"a.sqlite{suffix}", kind)
-    for _ in range(2):
+    for n in range(2):
         store = Store(path)
         with store.transaction() as db:
-            save_progress(db, {"n": 1}, None)
+            save_progress(db, {"n": n}, None)
+        assert store.engine_state() == {"n": n}
         store.close()
 
 

@@ -451,10 +451,10 @@ def test_an_interrupted_write_leaves_the_old_file_whole(
     before = (folder / "ast_stream.json").read_bytes()
 
     def interrupted(source: Path, target: Path) -> None:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("before the replacement")
 
     monkeypatch.setattr("ast_stream.runtime.files.os.replace", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="before the replacement"):
         provenance.write_in_place(folder, load_checkpoint(str(folder)))
     assert (folder / "ast_stream.json").read_bytes() == before
 

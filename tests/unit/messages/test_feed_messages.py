@@ -93,35 +93,51 @@ def test_decoding_gives_what_was_encoded(
 
 
 @pytest.mark.parametrize(
-    "frames",
+    ("frames", "problem"),
     [
-        [],
-        [b"event/bark/porch/"],
-        [b"event/bark/porch", json_frame(BODY)],
-        [b"\xff/", json_frame(BODY)],
-        [b"x" * 600 + b"/", json_frame(BODY)],
-        [b"event/", b"{"],
-        [b"event/", b"[]"],
-        [b"event/", b'{"v":NaN}'],
-        [b"event/", b"[" * 100_000],
-        [b"event/", b" " * 300_000],
-        [b"event/", json_frame(BODY | {"v": 2})],
-        [b"event/", json_frame(BODY | {"boot": "a b"})],
-        [b"event/", json_frame(BODY | {"boot": 3})],
-        [b"event/", json_frame(BODY | {"seq": -1})],
-        [b"event/", json_frame(BODY | {"seq": 1.0})],
-        [b"event/", json_frame(BODY | {"seq": 2**60})],
-        [b"event/", json_frame(BODY | {"previous": "6"})],
-        [b"health/porch/", json_frame(BODY | {"durable_seq": None})],
-        [b"scores/porch/", json_frame(BODY), b"\x00\x00"],
-        [b"scores/porch/", json_frame(BODY | {"dtype": "float16", "shape": [2]}), b"\x00\x00"],
-        [b"scores/porch/", json_frame(BODY | {"dtype": "float32", "shape": [1]}), b"\x00\x00"],
-        [b"scores/porch/", json_frame(BODY | {"dtype": "float16", "shape": [1, 1]}), b"\x00\x00"],
-        [b"scores/porch/", json_frame(BODY | {"dtype": "float16", "shape": []}), b"\x00\x00"],
+        ([], "got 0"),
+        ([b"event/bark/porch/"], "got 1"),
+        ([b"event/bark/porch", json_frame(BODY)], "ending in '/'"),
+        ([b"\xff/", json_frame(BODY)], "expected UTF-8"),
+        ([b"x" * 600 + b"/", json_frame(BODY)], "ending in '/'"),
+        ([b"event/", b"{"], "a JSON object"),
+        ([b"event/", b"[]"], "got list"),
+        ([b"event/", b'{"v":NaN}'], "not a finite number"),
+        ([b"event/", b"[" * 100_000], "a JSON object"),
+        ([b"event/", b" " * 300_000], "at most 262144 bytes"),
+        ([b"event/", json_frame(BODY | {"v": 2})], ": v: "),
+        ([b"event/", json_frame(BODY | {"boot": "a b"})], ": boot: "),
+        ([b"event/", json_frame(BODY | {"boot": 3})], ": boot: "),
+        ([b"event/", json_frame(BODY | {"seq": -1})], ": seq: "),
+        ([b"event/", json_frame(BODY | {"seq": 1.0})], ": seq: "),
+        ([b"event/", json_frame(BODY | {"seq": 2**60})], ": seq: "),
+        ([b"event/", json_frame(BODY | {"previous": "6"})], ": previous: "),
+        ([b"health/porch/", json_frame(BODY | {"durable_seq": None})], ": durable_seq: "),
+        ([b"scores/porch/", json_frame(BODY), b"\x00\x00"], ": dtype: "),
+        (
+            [b"scores/porch/", json_frame(BODY | {"dtype": "float16", "shape": [2]}), b"\x00\x00"],
+            "expected 4 bytes of scores",
+        ),
+        (
+            [b"scores/porch/", json_frame(BODY | {"dtype": "float32", "shape": [1]}), b"\x00\x00"],
+            ": dtype: ",
+        ),
+        (
+            [
+                b"scores/porch/",
+                json_frame(BODY | {"dtype": "float16", "shape": [1, 1]}),
+                b"\x00\x00",
+            ],
+            ": shape: ",
+        ),
+        (
+            [b"scores/porch/", json_frame(BODY | {"dtype": "float16", "shape": []}), b"\x00\x00"],
+            ": shape: ",
+        ),
     ],
 )
-def test_damaged_message_is_refused(frames: list[bytes]) -> None:
-    with pytest.raises(WireError):
+def test_damaged_message_is_refused(frames: list[bytes], problem: str) -> None:
+    with pytest.raises(WireError, match=problem):
         FeedMessage.decode(frames)
 
 

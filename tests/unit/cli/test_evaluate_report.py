@@ -5,7 +5,7 @@ from __future__ import annotations
 from soundscape_cases import LABELS, begin_and_end, ideal_soundscape, reference
 
 from ast_stream.cli.evaluate_report import details, remarks_on, summary
-from ast_stream.evaluation.measure import Settings
+from ast_stream.evaluation.measure import MeasureSettings
 from ast_stream.evaluation.metrics import measure_streams
 from ast_stream.evaluation.report import Evaluation
 from ast_stream.messages.event import Event
@@ -30,7 +30,7 @@ def test_times_of_nothing_are_left_out() -> None:
 
 def test_a_share_of_few_recordings_has_no_interval() -> None:
     evaluation = _evaluation(BARKS, [])
-    assert "0.0%, too few recordings for an interval" in summary(evaluation, Settings())[0]
+    assert "0.0%, too few recordings for an interval" in summary(evaluation, MeasureSettings())[0]
     ranges = {row[0]: row[2] for row in details(evaluation)[1]}
     assert ranges["streams: recall"] == ranges["streams: PSDS1, from events"] == "too few"
 

@@ -155,7 +155,9 @@ def _locate(model: type[BaseModel], loc: Path) -> _Place:
             known = tuple(fields)
             known_field = fields.get(str(part))
             kind = Any if known_field is None else known_field.annotation
-            expected = None if known_field is None else known_field.description
+            description = None if known_field is None else known_field.description
+            # what follows a semicolon explains the value to readers of the reference
+            expected = description and description.partition(";")[0]
         else:
             arguments = get_args(kind)
             kind = arguments[-1] if arguments else Any

@@ -106,7 +106,7 @@ def test_settings_cannot_be_changed_after_loading() -> None:
         ),
         (
             "metrics: {listen: localhost}",
-            "2: metrics.listen: expected host:port of the worker, e.g. 127.0.0.1:9464; null: off, "
+            "2: metrics.listen: expected host:port of the worker, e.g. 127.0.0.1:9464, "
             "got 'localhost'",
         ),
         ("version: 2", "2: version: expected 1, the only version there is, got 2"),

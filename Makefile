@@ -21,7 +21,7 @@ BIN := $(VENV)/bin
 # threads than cores would only wait for each other
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile
 # tests may call what has no types, and use lambdas for their effect
-MYPY_TESTS := --allow-untyped-calls --no-warn-return-any --disable-error-code func-returns-value
+MYPY_TESTS := --no-warn-unused-ignores --allow-untyped-calls --no-warn-return-any --disable-error-code func-returns-value
 # only what went wrong is shown, and then all of it, warnings included
 define PIP_INSTALL
 install() {

@@ -8,9 +8,14 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+
+if TYPE_CHECKING:
+    from ast_stream.model.tagger import Tagger
+    from ast_stream.transport.sockets import Sockets
 
 hypothesis.settings.register_profile(
     "house", deadline=None, derandomize=True, database=None, max_examples=100
@@ -57,3 +62,29 @@ def small_files() -> Iterator[None]:
 def no_speech(monkeypatch: pytest.MonkeyPatch) -> None:
     """Generate backgrounds as without espeak-ng, which has limits and a time of its own."""
     monkeypatch.setattr("ast_stream.soundscape.backgrounds.speech_is_available", lambda: False)
+
+
+@pytest.fixture
+def sockets() -> Iterator[Sockets]:
+    """Give sockets that are closed after the test."""
+    from ast_stream.transport.sockets import Sockets
+
+    opened = Sockets()
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the folder of a tiny checkpoint whose scores react to sound."""
+    from reactive_model import save_reactive  # needs torch, as many tests do not
+
+    return save_reactive(tmp_path_factory.mktemp("reactive"))
+
+
+@pytest.fixture(scope="module")
+def tagger(checkpoint: Path) -> Tagger:
+    """Give a tagger of `checkpoint`, the same on every CPU."""
+    from ast_stream.model.tagger import load_tagger
+
+    return load_tagger(str(checkpoint), device="cpu", precision="fp32", attention="math")

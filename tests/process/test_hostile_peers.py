@@ -7,14 +7,13 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 import pytest
 from pipeline import Pipeline, events_of, pipeline, wait_for
-from reactive_model import save_reactive, tones_and_noise
+from reactive_model import tones_and_noise
 
 from ast_stream.feed import FeedMessage, Subscriber
 from ast_stream.messages.audio import (
@@ -28,18 +27,6 @@ from ast_stream.transport.sockets import Sockets
 
 SOUND_S = 25.0
 N_CONNECTIONS = 1050
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_reactive(tmp_path_factory.mktemp("reactive"))
-
-
-@pytest.fixture
-def sockets() -> Iterator[Sockets]:
-    opened = Sockets()
-    yield opened
-    opened.close()
 
 
 def read_ring(sockets: Sockets, run: Pipeline, *, acknowledges: bool = False) -> RingReply:

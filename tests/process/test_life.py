@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from capture_process import STREAM, capture_process
 from pipeline import Pipeline, pipeline, wait_for
-from reactive_model import save_reactive
 from service_manager import ServiceManager, is_ready, service_manager
 from torch import Tensor
 
@@ -32,11 +31,6 @@ ENDLESS = {"type": "scene", "duration_s": 3600}
 def manager(socket_dir: Path) -> Iterator[ServiceManager]:
     with service_manager(socket_dir) as one:
         yield one
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_reactive(tmp_path_factory.mktemp("reactive"))
 
 
 class StalledSource:

@@ -9,16 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pipeline import Pipeline, events_of, pipeline, wait_for
-from reactive_model import save_reactive, tones_and_noise
+from reactive_model import tones_and_noise
 
 from ast_stream.messages.audio import Pcm16
 
 FAST = {"type": "file", "pace": "fast"}
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_reactive(tmp_path_factory.mktemp("reactive"))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from damage import make_strange
 from pipeline import Pipeline, events_of, pipeline, wait_for
-from reactive_model import save_reactive, tones_and_noise
+from reactive_model import tones_and_noise
 
 from ast_stream.feed import FeedMessage, Subscriber
 from ast_stream.messages.audio import Pcm16
@@ -19,11 +19,6 @@ from ast_stream.transport.sockets import Socket, Sockets
 
 FAST = {"type": "file", "pace": "fast"}
 REALTIME = {"type": "file"}
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_reactive(tmp_path_factory.mktemp("reactive"))
 
 
 @pytest.fixture(scope="module")

@@ -15,14 +15,9 @@ import av
 import numpy as np
 import numpy.typing as npt
 import soundfile
+from source_blocks import tone
 
 Respond = Callable[[BaseHTTPRequestHandler], None]
-
-
-def tone(seconds: float, rate: int, n_channels: int = 1) -> npt.NDArray[np.float32]:
-    times = np.arange(round(seconds * rate)) / rate
-    mono = 0.25 * np.sin(2 * np.pi * 440 * times)
-    return np.repeat(mono[:, None], n_channels, axis=1).astype(np.float32)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from reactive_model import save_reactive, tones_and_noise
+from reactive_model import tones_and_noise
 
 from ast_stream import load_tagger, scan_file
 from ast_stream.audio.recording import RecordingError
@@ -20,11 +20,6 @@ from ast_stream.cli.app import run_command_line
 from ast_stream.errors import AudioError, UsageError
 
 HOP_S = 0.5
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_reactive(tmp_path_factory.mktemp("reactive"))
 
 
 @pytest.fixture(scope="module")

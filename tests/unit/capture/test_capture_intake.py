@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from source_blocks import MONO0, WALL0
 
 from ast_stream.audio.resampler import ChannelSelector, Pcm
 from ast_stream.capture.intake import Intake
@@ -17,7 +18,6 @@ from ast_stream.capture.sources.base import SourceBlock, SourceError, SourceHung
 from ast_stream.errors import AudioError, StartupError
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, samples_to_ns
 
-MONO0, WALL0 = 5_000_000_000, 1_763_700_000_000_000_000
 EPOCH, OTHER_EPOCH = "ab" * 16, "cd" * 16
 BLOCK = 1_600
 LISTENING = SourceStatus("listening")

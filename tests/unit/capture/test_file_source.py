@@ -2,43 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import soundfile
+from source_blocks import MONO0, WALL0, Clock, joined, tone
 
 from ast_stream.capture.sources.base import SourceBlock, SourceError
 from ast_stream.capture.sources.file import FilePlayer, Pace
 from ast_stream.errors import AudioError
 from ast_stream.settings.schema import FileSource
 
-MONO0, WALL0 = 5_000_000_000, 1_763_700_000_000_000_000
 LOSSY_TOLERANCE = 0.02  # of full scale; vorbis and mp3 at their default quality
-
-
-@dataclass
-class Clock:
-    """A clock that moves only when somebody sleeps."""
-
-    now_ns: int = MONO0
-    slept: list[float] = field(default_factory=list)
-
-    def monotonic_ns(self) -> int:
-        return self.now_ns
-
-    def sleep(self, duration_s: float) -> None:
-        self.slept.append(duration_s)
-        self.now_ns += round(duration_s * 1e9)
-
-
-def tone(seconds: float, rate: int, n_channels: int = 1) -> npt.NDArray[np.float32]:
-    times = np.arange(round(seconds * rate)) / rate
-    mono = 0.25 * np.sin(2 * np.pi * 440 * times)
-    return np.repeat(mono[:, None], n_channels, axis=1).astype(np.float32)
 
 
 def recording(path: Path, clock: Clock | None = None, **settings: object) -> FilePlayer:
@@ -64,10 +40,6 @@ def read_all(source: FilePlayer) -> list[SourceBlock]:
             blocks.append(block)
     source.close()
     return blocks
-
-
-def joined(blocks: list[SourceBlock]) -> npt.NDArray[Any]:
-    return np.concatenate([block.pcm for block in blocks])
 
 
 def test_sixteen_bit_samples_come_out_bit_exact(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from source_blocks import MONO0, WALL0
 
 import ast_stream.capture.sources.microphone as microphone_module
 from ast_stream.capture.devices import Card, InputDevice, find_cards, find_device, names_of
@@ -20,7 +21,6 @@ from ast_stream.capture.sources.microphone import BlockQueue, Microphone, list_d
 from ast_stream.errors import StartupError
 from ast_stream.settings.schema import MicrophoneSource
 
-MONO0, WALL0 = 5_000_000_000, 1_763_700_000_000_000_000
 INVALID_RATE, INVALID_CHANNELS, HOST_ERROR = -9997, -9998, -9999
 
 

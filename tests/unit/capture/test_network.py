@@ -5,15 +5,14 @@ from __future__ import annotations
 import io
 import threading
 import time
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import av
 import numpy as np
-import numpy.typing as npt
 import pytest
-from sound_server import Respond, encoded, http_server, muxed, paced, send, tone
+from sound_server import Respond, encoded, http_server, muxed, paced, send
+from source_blocks import MONO0, WALL0, Clock, joined, tone
 
 import ast_stream.capture.sources.network as network_module
 from ast_stream.capture.sources.base import SourceBlock, SourceError
@@ -26,27 +25,7 @@ from ast_stream.capture.sources.network import (
 )
 from ast_stream.settings.schema import UrlSource
 
-MONO0, WALL0 = 5_000_000_000, 1_763_700_000_000_000_000
 PATIENCE_S = 30.0
-
-
-@dataclass
-class Clock:
-    """A clock that moves only when somebody sleeps."""
-
-    now_ns: int = MONO0
-    slept: list[float] = field(default_factory=list)
-
-    def monotonic_ns(self) -> int:
-        return self.now_ns
-
-    def sleep(self, duration_s: float) -> None:
-        self.slept.append(duration_s)
-        self.now_ns += round(duration_s * 1e9)
-
-
-def joined(blocks: list[SourceBlock]) -> npt.NDArray[Any]:
-    return np.concatenate([block.pcm for block in blocks])
 
 
 def network_stream(url: str, **settings: object) -> NetworkStream:

@@ -15,13 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import soundfile
+from source_blocks import MONO0, WALL0, joined
 
 from ast_stream.capture.sources.base import SourceBlock, SourceError
 from ast_stream.capture.sources.stdin import StandardInput
 from ast_stream.errors import AudioError, ConfigError
 from ast_stream.settings.schema import StdinSource
-
-MONO0, WALL0 = 5_000_000_000, 1_763_700_000_000_000_000
 
 
 @pytest.fixture
@@ -53,10 +52,6 @@ def read_all(source: StandardInput) -> list[SourceBlock]:
         if block is not None:
             blocks.append(block)
     return blocks
-
-
-def joined(blocks: list[SourceBlock]) -> npt.NDArray[Any]:
-    return np.concatenate([block.pcm for block in blocks])
 
 
 def test_frames_cut_across_writes_are_put_together(ends: tuple[int, int]) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reactive_model import save_reactive, tones_and_noise
+from reactive_model import tones_and_noise
 
 from ast_stream.detect import Detector
 from ast_stream.detect.detector import LONGEST_SILENT_HOLE
@@ -15,18 +15,12 @@ from ast_stream.detect.state import DetectorState, Staging
 from ast_stream.errors import UsageError
 from ast_stream.messages.audio import Pcm16
 from ast_stream.messages.event import Event, Gap, Scores
-from ast_stream.model.tagger import Tagger, load_tagger
+from ast_stream.model.tagger import Tagger
 from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
 from ast_stream.units import SAMPLE_RATE
 
 EPOCH = "ab" * 16
 HOP_S = 0.25
-
-
-@pytest.fixture(scope="module")
-def tagger(tmp_path_factory: pytest.TempPathFactory) -> Tagger:
-    folder = save_reactive(tmp_path_factory.mktemp("reactive"))
-    return load_tagger(str(folder), device="cpu", precision="fp32", attention="math")
 
 
 @pytest.fixture(scope="module")

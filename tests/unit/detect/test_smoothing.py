@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reactive_model import save_reactive, tones_and_noise
+from reactive_model import tones_and_noise
 
 from ast_stream.detect import Detector
 from ast_stream.detect.decision import FORGOTTEN, Decision, smooth
@@ -23,17 +23,11 @@ from ast_stream.detect.state import SlotNames
 from ast_stream.messages.audio import Pcm16
 from ast_stream.messages.event import Gap, Scores
 from ast_stream.model.metadata import StoredOnsetFit
-from ast_stream.model.tagger import Tagger, load_tagger
+from ast_stream.model.tagger import Tagger
 from ast_stream.settings.schema import ClassSettings, DetectionDefaults, DetectionSettings
 
 HOP_S = 0.25
 FACTS = ModelFacts(["Bark", "Rain"], 2.56, [0.5] * 2, [0.5] * 2, [0.5] * 2, [0.1] * 2, [0.75] * 2)
-
-
-@pytest.fixture(scope="module")
-def tagger(tmp_path_factory: pytest.TempPathFactory) -> Tagger:
-    folder = save_reactive(tmp_path_factory.mktemp("reactive"))
-    return load_tagger(str(folder), device="cpu", precision="fp32", attention="math")
 
 
 @pytest.fixture(scope="module")

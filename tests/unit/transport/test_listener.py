@@ -27,13 +27,6 @@ WAIT_MS = 10_000  # a limit, not a duration
 MORE, LONG, COMMAND = 1, 2, 4
 
 
-@pytest.fixture
-def sockets() -> Iterator[Sockets]:
-    opened = Sockets()
-    yield opened
-    opened.close()
-
-
 @pytest.fixture(params=["ipc", "tcp"])
 def endpoint(request: pytest.FixtureRequest, socket_dir: Path) -> str:
     if request.param == "ipc":

@@ -223,13 +223,6 @@ def test_any_request_gets_one_json_answer(frames: list[bytes]) -> None:
     assert queries.answered.total() == 1
 
 
-@pytest.fixture
-def sockets() -> Any:
-    found = Sockets()
-    yield found
-    found.close()
-
-
 def test_dealer_and_req_are_both_answered(sockets: Sockets, socket_dir: Path) -> None:
     endpoint = f"ipc://{socket_dir}/query.sock"
     queries = server(socket=sockets.bind("router", endpoint, 64))

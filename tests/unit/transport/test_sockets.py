@@ -6,7 +6,6 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,13 +22,6 @@ from ast_stream.transport.sockets import (
 )
 
 WAIT_MS = 5000  # a limit, not a duration: messages come at once
-
-
-@pytest.fixture
-def sockets() -> Iterator[Sockets]:
-    opened = Sockets()
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 from damage import STRANGE_FILES, make_strange, mutations
-from reactive_model import save_reactive, tones_and_noise
+from reactive_model import tones_and_noise
 
 from ast_stream.detect.detector import Detector
 from ast_stream.detect.state import ClassState, DetectorState
-from ast_stream.model.tagger import Tagger, load_tagger
+from ast_stream.model.tagger import Tagger
 from ast_stream.runtime.files import MAX_ASIDE, add_checksum
 from ast_stream.sample_clock import SampleClock
 from ast_stream.worker.journal import (
@@ -40,12 +40,6 @@ RECORD = StreamRecord(
 
 def journal(path: Path, model: str = "m") -> JournalFile:
     return JournalFile(path, model, N_CLASSES)
-
-
-@pytest.fixture(scope="module")
-def tagger(tmp_path_factory: pytest.TempPathFactory) -> Tagger:
-    folder = save_reactive(tmp_path_factory.mktemp("reactive"))
-    return load_tagger(str(folder), device="cpu", precision="fp32", attention="math")
 
 
 @pytest.fixture(scope="module")

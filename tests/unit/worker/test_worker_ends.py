@@ -7,18 +7,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from reactive_model import save_reactive, tones_and_noise
+from reactive_model import tones_and_noise
 from worker_harness import BLOCK, Site, site
 
 from ast_stream.messages.audio import Pcm16
-from ast_stream.model.tagger import Tagger, load_tagger
+from ast_stream.model.tagger import Tagger
 from ast_stream.units import SAMPLE_RATE
-
-
-@pytest.fixture(scope="module")
-def tagger(tmp_path_factory: pytest.TempPathFactory) -> Tagger:
-    folder = save_reactive(tmp_path_factory.mktemp("reactive"))
-    return load_tagger(str(folder), device="cpu", precision="fp32", attention="math")
 
 
 @pytest.fixture(scope="module")

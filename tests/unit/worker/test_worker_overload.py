@@ -6,21 +6,15 @@ import itertools
 from typing import Any
 
 import pytest
-from reactive_model import save_reactive, tones_and_noise
+from reactive_model import tones_and_noise
 from worker_harness import BLOCK, HOP_S, Site, site
 
 from ast_stream.messages.audio import Pcm16
-from ast_stream.model.tagger import Tagger, load_tagger
+from ast_stream.model.tagger import Tagger
 from ast_stream.units import SAMPLE_RATE
 from ast_stream.worker.overload import CHECK_EVERY_S, NARROW_AFTER_S, OverloadControl
 
 STREAMS = ("a", "b", "c", "d")
-
-
-@pytest.fixture(scope="module")
-def tagger(tmp_path_factory: pytest.TempPathFactory) -> Tagger:
-    folder = save_reactive(tmp_path_factory.mktemp("reactive"))
-    return load_tagger(str(folder), device="cpu", precision="fp32", attention="math")
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from ast_stream.cli.model_report import facts_of, row_of, show_facts, show_rows,
 from ast_stream.cli.output import json_line, say
 from ast_stream.errors import CheckpointError, UsageError
 from ast_stream.model import hub
-from ast_stream.model.checkpoint import carry_attributions
 from ast_stream.model.description import BUNDLED, folder_of
 from ast_stream.model.dims import StoredPrecision
 from ast_stream.model.hf_config import CONFIG
@@ -154,7 +153,7 @@ def _write(
 
     The scores of the self-check are those of the weights as they are stored.
     """
-    from ast_stream.model.checkpoint import load_checkpoint, save_checkpoint
+    from ast_stream.model.checkpoint import carry_attributions, load_checkpoint, save_checkpoint
     from ast_stream.model.selfcheck import golden_for
 
     metadata = checkpoint.metadata.model_copy(update={"golden": None})

@@ -339,6 +339,8 @@ def test_a_score_map_moves_thresholds_and_keeps_what_they_find(
         plain, mapped = (curve.choose(per_hour(budget_per_h)) for curve in curves)
         if LOWEST in (plain.threshold, mapped.threshold):
             continue  # the lowest allowed is no choice by false alarms
+        if not (plain.is_met and mapped.is_met):
+            continue  # the map may lift a false event above the highest threshold
         assert mapped.false_negatives == plain.false_negatives
         assert (mapped.is_found == plain.is_found).all()
 

@@ -86,7 +86,7 @@ class SnapshotFile(io.RawIOBase):
             return b""
 
     def unread(self) -> int:
-        """Return the bytes behind the last that was read."""
+        """Return the bytes after the last one that was read."""
         return self.size - self.read_to
 
     def has_grown(self) -> bool:

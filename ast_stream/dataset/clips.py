@@ -37,7 +37,7 @@ from ast_stream.units import FULL_SCALE, SAMPLE_RATE, samples_to_seconds, second
 logger = logging.getLogger(__name__)
 
 MIN_CLIPS = 2  # of a class to train on: one to learn from and one to test on
-BEYOND_END_S = 0.1  # that an offset may lie behind the end: people and tools round
+BEYOND_END_S = 0.1  # by which an offset may exceed the end: people and tools round
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,7 +182,7 @@ def _section(waveform: Waveform, clip: Clip) -> Waveform:
     """Return the samples of the clip's span.
 
     Raises:
-        ValueError: its labels begin or end behind the end of the file.
+        ValueError: its labels begin or end after the end of the file.
     """
     if clip.span is None:
         return waveform

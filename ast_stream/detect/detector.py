@@ -102,7 +102,7 @@ class Detector:
         self._names = SlotNames(max_streams)
         self._decision = Decision(self.parameters, self._names)
         self._piece = seconds_to_samples(STAGED_AT_ONCE_S)
-        # kept free for the silence behind the last sample of a stream
+        # kept free for the silence after the last sample of a stream
         self._tail = self.window + self.hop
         longest = max(2 * self._piece, self.window)
         self._staging = Staging(longest + (self._max_hops + 2) * self.hop + LOOK_BACK + self._tail)

@@ -125,7 +125,7 @@ def show_path(path: Path) -> str:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where an error lies: its path, the keys known around it, what is meant to be there.
+    """Where an error lies: its path, the keys known around it, what is expected there.
 
     Attributes:
         types: values of `type` that a section here may have.

@@ -46,7 +46,7 @@ class TrainingData:
     """What to train on and what to choose thresholds with.
 
     Attributes:
-        clips, held_out_clips: the recorded clips behind the two soundbanks.
+        clips, held_out_clips: the recorded clips that the two soundbanks are made of.
         facts: what identifies the data: counts, and a digest of names, labels and sound.
     """
 

@@ -31,35 +31,8 @@ Flags = npt.NDArray[np.bool_]
 Cells = tuple[Indices, Indices]
 """Slots and class indices, each of shape (n,)."""
 
-_DTYPES: dict[str, type] = {  # of the fields of `ClassState`
-    "average": np.float32,
-    "hits": np.uint64,
-    "is_active": np.bool_,
-    "is_published": np.bool_,
-    "score_before": np.float32,
-    "crossed_at": np.int64,
-    "crossing_rise": np.int64,
-    "crossing_within": np.int64,
-    "t_up": np.int64,
-    "first_seen": np.int64,
-    "low_since": np.int64,
-    "onset": np.int64,
-    "uncertainty_s": np.float64,
-    "peak": np.float32,
-    "score_sum": np.float64,
-    "score_count": np.int64,
-    "last_update": np.int64,
-    "refractory_until": np.int64,
-    "last_offset": np.int64,
-    "last_first_seen": np.int64,
-}
+_COLUMNS = ClassState.columns()
 _IDLE = ClassState().model_dump()
-_FIELDS = {field: (dtype, _IDLE[field]) for field, dtype in _DTYPES.items()}
-# a later event must neither begin before the end of this one nor have its id
-_OUTLIVE_EVENTS = ("last_offset", "last_first_seen")
-# not of the event, but of the windows
-_OF_WINDOWS = ("average", "score_before")
-_OF_EVENTS = [field for field in _FIELDS if field not in _OUTLIVE_EVENTS + _OF_WINDOWS]
 
 KINDS: tuple[EventType, ...] = get_args(EventType)
 BEGIN, UPDATE, END = (KINDS.index(kind) for kind in ("begin", "update", "end"))
@@ -115,15 +88,16 @@ class Decision:
 
     def grow(self, n_slots: int) -> None:
         """Make room for `n_slots` slots."""
-        for field, (dtype, idle) in _FIELDS.items():
-            grown: npt.NDArray[Any] = np.full((n_slots, self._n_classes), idle, dtype)
+        for field, column in _COLUMNS.items():
+            shape = (n_slots, self._n_classes)
+            grown: npt.NDArray[Any] = np.full(shape, _IDLE[field], column.dtype)
             if field in self._state:
                 grown[: len(self._state[field])] = self._state[field]
             self._state[field] = grown
 
     def reset(self, slot: int) -> None:
         """Forget all about `slot`."""
-        for field, (_, idle) in _FIELDS.items():
+        for field, idle in _IDLE.items():
             self._state[field][slot] = idle
 
     def average(self, slots: Indices, scores: Scores, is_first: Flags) -> Scores:
@@ -251,10 +225,9 @@ class Decision:
         cell = (np.full(len(index), slot), index)
         codes = np.full(len(index), REASONS.index(reason))
         ended = self._end(cell, codes, np.full(len(index), at), np.full(len(index), audio_end))
-        kept = {field: self._state[field][slot].copy() for field in _OUTLIVE_EVENTS}
-        self.reset(slot)
-        for field, values in kept.items():
-            self._state[field][slot] = values
+        for field, column in _COLUMNS.items():
+            if column.lasts != "stream":
+                self._state[field][slot] = _IDLE[field]
         return ended
 
     def open_count(self, slot: int) -> int:
@@ -270,7 +243,7 @@ class Decision:
     def export(self, slot: int) -> dict[int, ClassState]:
         """Return the state of `slot`: by class index, only what is known."""
         known: dict[int, dict[str, Any]] = {}
-        for field, (_, idle) in _FIELDS.items():
+        for field, idle in _IDLE.items():
             row = self._state[field][slot]
             for index in np.flatnonzero(row != idle):
                 known.setdefault(int(index), {})[field] = row[index].item()
@@ -281,7 +254,7 @@ class Decision:
         """Take back what `export` gave."""
         self.reset(slot)
         for index, known in classes.items():
-            for field in _FIELDS:
+            for field in _COLUMNS:
                 self._state[field][slot, index] = getattr(known, field)
 
     def _is_live(self, slots: Indices) -> Flags:
@@ -402,8 +375,9 @@ class Decision:
         ended["offset"], ended["reason"] = sample, reason
         ended["duration_reliable"] = offset.is_reliable
         is_published = s["is_published"][cell]
-        for field in _OF_EVENTS:
-            s[field][cell] = _FIELDS[field][1]
+        for field, column in _COLUMNS.items():
+            if column.lasts == "event":
+                s[field][cell] = _IDLE[field]
         s["last_offset"][cell] = sample
         heard_from = sample + p.geometry.hop // 2 + p.rise_on[index]
         s["refractory_until"][cell] = np.where(

@@ -7,7 +7,8 @@ record, checked when it is read.
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -212,9 +213,27 @@ class Staging:
         return samples
 
 
-_Sample = Annotated[int, Field(ge=0, le=MAX_SAMPLE)]
-_SampleOrNever = Annotated[int, Field(ge=NEVER, le=MAX_SAMPLE)]
-_Score = Annotated[float, Field(ge=0, le=1.001)]  # averages are rounded
+@dataclass(frozen=True)
+class Column:
+    """How the decision stage keeps a field of `ClassState` for all slots and classes.
+
+    Attributes:
+        dtype: of the array.
+        lasts: until the end of the event, the next gap, or the end of the stream.
+    """
+
+    dtype: type[np.generic]
+    lasts: Literal["event", "gap", "stream"] = "event"
+
+
+_Flag = Annotated[bool, Column(np.bool_)]
+_Sample = Annotated[int, Field(ge=0, le=MAX_SAMPLE), Column(np.int64)]
+_SampleOrNever = Annotated[int, Field(ge=NEVER, le=MAX_SAMPLE), Column(np.int64)]
+# a later event must neither begin before the end of this one nor have its id
+_LastSample = Annotated[int, Field(ge=NEVER, le=MAX_SAMPLE), Column(np.int64, lasts="stream")]
+_Score = Annotated[float, Field(ge=0, le=1.001), Column(np.float32)]  # averages are rounded
+_WindowScore = Annotated[float, Field(ge=0, le=1.001), Column(np.float32, lasts="gap")]
+_Sum = Annotated[float, Field(ge=0, le=MAX_SAMPLE), Column(np.float64)]
 
 
 class _Record(BaseModel):
@@ -223,6 +242,8 @@ class _Record(BaseModel):
 
 class ClassState(_Record):
     """What the decision stage keeps of one class; the defaults are those of a class not heard.
+
+    A field is declared here and nowhere else: its range where a state is read, and its `Column`.
 
     Attributes:
         average: of the scores of the windows so far.
@@ -238,26 +259,34 @@ class ClassState(_Record):
         refractory_until: hits before this are ignored.
     """
 
-    average: _Score = 0.0
-    hits: int = Field(default=0, ge=0, lt=2**64)
-    is_active: bool = False
-    is_published: bool = False
-    score_before: _Score = 0.0
+    average: _WindowScore = 0.0
+    hits: Annotated[int, Field(ge=0, lt=2**64), Column(np.uint64)] = 0
+    is_active: _Flag = False
+    is_published: _Flag = False
+    score_before: _WindowScore = 0.0
     crossed_at: _SampleOrNever = NEVER
-    crossing_rise: int = Field(default=0, ge=-MAX_SAMPLE, le=MAX_SAMPLE)
+    crossing_rise: Annotated[int, Field(ge=-MAX_SAMPLE, le=MAX_SAMPLE), Column(np.int64)] = 0
     crossing_within: _Sample = 0
     t_up: _SampleOrNever = NEVER
     first_seen: _SampleOrNever = NEVER
     low_since: _SampleOrNever = NEVER
     onset: _SampleOrNever = NEVER
-    uncertainty_s: float = Field(default=0.0, ge=0, le=MAX_SAMPLE)
+    uncertainty_s: _Sum = 0.0
     peak: _Score = 0.0
-    score_sum: float = Field(default=0.0, ge=0, le=MAX_SAMPLE)
+    score_sum: _Sum = 0.0
     score_count: _Sample = 0
     last_update: _SampleOrNever = NEVER
     refractory_until: _SampleOrNever = NEVER
-    last_offset: _SampleOrNever = NEVER
-    last_first_seen: _SampleOrNever = NEVER
+    last_offset: _LastSample = NEVER
+    last_first_seen: _LastSample = NEVER
+
+    @classmethod
+    def columns(cls) -> dict[str, Column]:
+        """Return the column of each field."""
+        return {
+            name: next(item for item in field.metadata if isinstance(item, Column))
+            for name, field in cls.model_fields.items()
+        }
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:

@@ -58,7 +58,7 @@ class Engine:
         self._streams = StreamHealth(self._instances)
         self._open_events = OpenEvents(self._instances, self._streams)
         if state is not None:
-            self._restore(_upgraded(state), now_ns)
+            self._restore(state, now_ns)
         self._streams.expect_named(self._now)
 
     @property
@@ -228,31 +228,3 @@ def _on_capture_clock(event: EventMessage) -> EventMessage:
     offset_ns = moved(event.offset_ns, event.offset_sample)
     assert onset_ns is not None
     return event.model_copy(update={"onset_ns": onset_ns, "offset_ns": offset_ns})
-
-
-_RENAMED_IN_INSTANCES = {
-    "memory": "trigger_state",
-    "keep_until": "keep_until_ns",
-    "quiet_until": "cooldown_until_ns",
-    "held_back": "suppressed",
-    "told": "alert",
-}
-_RENAMED_IN_TRIGGERS = {"heard": "events", "run_events": "cause_ids"}
-
-
-def _upgraded(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a state of version 1 as one of version 2."""
-    if state["v"] != 1:
-        return state
-    instances = [_renamed(data, _RENAMED_IN_INSTANCES) for data in state["instances"]]
-    for data in instances:
-        data["trigger_state"] = _renamed(data["trigger_state"], _RENAMED_IN_TRIGGERS)
-        if "alert" in data:
-            fields = {name: data["alert"][name] for name in data["alert"] if name != "actions"}
-            alert = Alert(**fields)
-            data |= {"alert": alert.to_json(), "actions": data["alert"]["actions"]}
-    return _renamed(state, {"lines": "clocks"}) | {"v": STATE_VERSION, "instances": instances}
-
-
-def _renamed(data: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    return {names.get(name, name): value for name, value in data.items()}

@@ -16,6 +16,7 @@ from ast_stream.errors import CheckpointError
 from ast_stream.model.description import describe
 from ast_stream.model.hf_config import CONFIG, MODEL_TYPE, read_json
 from ast_stream.settings.schema import DEFAULT_CONFIRM_S
+from ast_stream.units import FRAMES_PER_SECOND
 
 if TYPE_CHECKING:
     from ast_stream.model.checkpoint import Checkpoint
@@ -52,6 +53,7 @@ def facts_of(checkpoint: Checkpoint) -> dict[str, Any]:
         "window_s": checkpoint.window_s,
         "hop_s": metadata.hop_s,
         "scores": f"by {checkpoint.scoring}",
+        "frames": _frame_facts(checkpoint),
         "params": _n_params(checkpoint),
         "dims": {**asdict(dims), "n_tokens": dims.n_tokens},
         "normalization": asdict(checkpoint.normalization),
@@ -97,6 +99,18 @@ def show_facts(facts: dict[str, Any]) -> None:
             table.add_row(name, _shown(value))
     out.print(table)
     out.print(_class_table(facts["classes"]))
+
+
+def _frame_facts(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """Return how a frame head decides, None for a checkpoint that decides by windows."""
+    frames, dims = checkpoint.metadata.frames, checkpoint.dims
+    if frames is None:
+        return None
+    return {
+        "frame_s": dims.time_stride / FRAMES_PER_SECOND,
+        "frames_per_window": dims.n_time_patches,
+        "delay_s": frames.delay_s,
+    }
 
 
 def _class_facts(checkpoint: Checkpoint, label: str) -> dict[str, Any]:

@@ -129,9 +129,13 @@ class AudioSpectrogramTransformer(nn.Module):
 
     Args:
         drop_path: stochastic depth of the last block while training; rises linearly from 0.
+        has_frames: with a second head, which says when in the window each class sounds.
+
+    Attributes:
+        frame_head: None without `has_frames`.
     """
 
-    def __init__(self, dims: AstDims, drop_path: float = 0.0) -> None:
+    def __init__(self, dims: AstDims, drop_path: float = 0.0, *, has_frames: bool = False) -> None:
         super().__init__()
         self.dims = dims
         self.patch_embed = PatchEmbed(dims)
@@ -145,16 +149,46 @@ class AudioSpectrogramTransformer(nn.Module):
         self.norm = nn.LayerNorm(dims.hidden_size, eps=dims.layer_norm_eps)
         self.head_norm = nn.LayerNorm(dims.hidden_size, eps=dims.head_layer_norm_eps)
         self.head = nn.Linear(dims.hidden_size, dims.n_classes)
+        self.frame_head = nn.Linear(dims.hidden_size, dims.n_classes) if has_frames else None
         self._initialize()
 
     def forward(self, fbank: Tensor) -> Tensor:
         """Return logits (B, n_classes) of normalised windows (B, max_frames, n_mels)."""
-        x = self.patch_embed(fbank)  # (B, n_patches, hidden_size)
+        return self._clip_logits(self._encode(fbank))
+
+    def forward_frames(self, fbank: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits of `forward`, and those of each time patch, in one pass.
+
+        Time patch t covers frames [t * time_stride, t * time_stride + patch_size).
+
+        Args:
+            fbank: normalised windows, shape (B, max_frames, n_mels).
+
+        Returns:
+            Shapes (B, n_classes) and (B, T, n_classes), T being `dims.n_time_patches`.
+
+        Raises:
+            ValueError: the model has no frame head.
+        """
+        if self.frame_head is None:
+            raise ValueError("forward_frames: expected a model with a frame head, got one without")
+        x = self._encode(fbank)
+        grid = (self.dims.n_frequency_patches, self.dims.n_time_patches)
+        patches = self.norm(x[:, N_PREFIX_TOKENS:]).unflatten(1, grid)  # (B, F, T, hidden_size)
+        frame_logits: Tensor = self.frame_head(patches.mean(dim=1))  # (B, T, n_classes)
+        return self._clip_logits(x), frame_logits
+
+    def _encode(self, fbank: Tensor) -> Tensor:
+        """Return what the blocks make of windows, before the final norm."""
+        x: Tensor = self.patch_embed(fbank)  # (B, n_patches, hidden_size)
         prefix = torch.cat((self.cls_token, self.dist_token), dim=1)  # (1, 2, hidden_size)
         x = torch.cat((prefix.expand(len(x), -1, -1), x), dim=1)  # (B, n_tokens, hidden_size)
         x = x + self.pos_embed
         for block in self.blocks:
             x = block(x)
+        return x  # (B, n_tokens, hidden_size)
+
+    def _clip_logits(self, x: Tensor) -> Tensor:
         # The final norm works token by token, so only the two tokens that are read need it.
         pooled = self.norm(x[:, :N_PREFIX_TOKENS]).mean(dim=1)  # (B, hidden_size)
         logits: Tensor = self.head(self.head_norm(pooled))

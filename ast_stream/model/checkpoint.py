@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -40,11 +40,21 @@ from ast_stream.model.hf_config import (
     read_normalization,
     read_scoring,
 )
-from ast_stream.model.metadata import METADATA, Metadata, json_text, metadata_json, read_metadata
+from ast_stream.model.metadata import (
+    METADATA,
+    FrameDecisions,
+    Metadata,
+    json_text,
+    metadata_json,
+    read_metadata,
+)
 from ast_stream.model.weights import (
+    FRAME_HEAD,
+    FRAMES,
     WEIGHTS,
     detect_key_map,
     from_own,
+    read_frame_head,
     read_tensors,
     to_own,
     unwrapped,
@@ -52,7 +62,7 @@ from ast_stream.model.weights import (
 from ast_stream.runtime.files import Content, replace_files
 
 _STORED = {"fp32": (torch.float32, "float32"), "fp16": (torch.float16, "float16")}
-ALIKE = ("dims", "labels", "normalization", "scoring", "window_s")
+ALIKE = ("dims", "labels", "normalization", "scoring", "window_s", "has_frames")
 TEST_FOLDS = "test_folds"
 ATTRIBUTIONS = "ATTRIBUTIONS.csv"
 
@@ -62,7 +72,8 @@ class Checkpoint:
     """A trained model and all that is known about it.
 
     Attributes:
-        state_dict: tensors of `AudioSpectrogramTransformer(dims)`, float32, on the CPU.
+        state_dict: tensors of `AudioSpectrogramTransformer(dims)`, float32, on the CPU; those of
+            the frame head are among them if it has one.
         labels: class names in the order of the logits.
         origin: where it came from, for messages.
         scoring: how logits become scores.
@@ -93,15 +104,25 @@ class Checkpoint:
         """Seconds of audio in one window, as trained."""
         return window_of(self.dims, self.metadata)
 
+    @property
+    def has_frames(self) -> bool:
+        """Whether it has a frame head."""
+        return has_frame_head(self.state_dict)
+
     def build_model(self) -> AudioSpectrogramTransformer:
         """Return the model on the CPU, in fp32, ready to score; it shares the tensors."""
         return model_with(self.dims, self.state_dict)
 
 
+def has_frame_head(state_dict: Mapping[str, Tensor]) -> bool:
+    """Return whether a frame head is among the tensors of a model."""
+    return FRAME_HEAD[0] in state_dict
+
+
 def model_with(dims: AstDims, state_dict: Mapping[str, Tensor]) -> AudioSpectrogramTransformer:
     """Return a model in evaluation mode that uses the tensors of `state_dict` as they are."""
     with torch.device("meta"):  # no memory and no random numbers for weights about to be replaced
-        model = AudioSpectrogramTransformer(dims)
+        model = AudioSpectrogramTransformer(dims, has_frames=has_frame_head(state_dict))
     model.load_state_dict(state_dict, strict=True, assign=True)
     return model.train(False).requires_grad_(False)
 
@@ -124,27 +145,35 @@ def save_checkpoint(
 ) -> None:
     """Write `checkpoint` as a directory that transformers itself can load, plus ast_stream.json.
 
+    A frame head is written to a file of its own, which transformers does not look at.
+
     Raises:
         CheckpointError: it is not consistent, has weights that `precision` cannot hold, or a file
             cannot be written; a checkpoint that was there before is whole.
     """
     _check(checkpoint, {name: name for name in checkpoint.state_dict})
     dtype, dtype_name = _STORED[precision]
-    tensors = {
-        name: tensor.to(dtype, copy=True)
-        for name, tensor in from_own(checkpoint.state_dict, "hub").items()
+    files = {WEIGHTS[0]: from_own(checkpoint.state_dict, "hub")}
+    if checkpoint.has_frames:  # before the weights, which take their place last
+        files = {FRAMES: {name: checkpoint.state_dict[name] for name in FRAME_HEAD}} | files
+    stored = {
+        file: {name: tensor.to(dtype, copy=True) for name, tensor in tensors.items()}
+        for file, tensors in files.items()
     }
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise CheckpointError(
-                f"{directory}: {name}: has values beyond the range of {precision}"
-            )
+    for tensors in stored.values():
+        for name, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise CheckpointError(
+                    f"{directory}: {name}: has values beyond the range of {precision}"
+                )
     texts = {
         CONFIG: config_json(checkpoint.dims, checkpoint.labels, checkpoint.scoring, dtype_name),
         PREPROCESSOR: preprocessor_json(checkpoint.dims.max_frames, checkpoint.normalization),
         METADATA: metadata_json(checkpoint.metadata),
     }
-    _write_files(directory, texts, WEIGHTS[0], tensors)
+    _write_files(directory, texts, stored)
+    if not checkpoint.has_frames:
+        _remove_frame_head(directory)
 
 
 def _load_file(weights: Path, origin: str) -> Checkpoint:
@@ -160,12 +189,20 @@ def _load_file(weights: Path, origin: str) -> Checkpoint:
     else:
         own = to_own(tensors, key_map, where)
         dims = infer_dims(own, is_original=key_map.schema == "original", where=where)
+    metadata = read_metadata(directory)
+    if metadata.frames is not None:
+        own |= read_frame_head(directory)
+    elif (directory / FRAMES).exists():
+        raise CheckpointError(
+            f"{directory / FRAMES}: expected 'frames' in {METADATA} beside it, got none; "
+            "remove the file to decide by windows"
+        )
     checkpoint = Checkpoint(
         dims=dims,
         state_dict=own,
         labels=read_all_labels(config, directory, dims.n_classes),
         normalization=read_normalization(directory, dims.max_frames),
-        metadata=read_metadata(directory),
+        metadata=metadata,
         origin=origin,
         scoring=read_scoring(config, dims.n_classes) if config else "sigmoid",
     )
@@ -177,43 +214,64 @@ def _check(checkpoint: Checkpoint, file_names: Mapping[str, str]) -> None:
     """Refuse tensors of wrong shapes or values, and metadata that speaks of another model."""
     where, dims = checkpoint.origin, checkpoint.dims
     check_description(dims, checkpoint.labels, checkpoint.metadata, where)
+    if checkpoint.has_frames != (checkpoint.metadata.frames is not None):
+        raise CheckpointError(
+            f"{where}: expected a frame head and 'frames' in its metadata, or neither, got one"
+        )
     with torch.device("meta"):
-        expected = AudioSpectrogramTransformer(dims).state_dict()
+        model = AudioSpectrogramTransformer(dims, has_frames=checkpoint.has_frames)
+    expected = model.state_dict()
     for name, tensor in checkpoint.state_dict.items():
+        file_name = file_names.get(name, name)  # a frame head is called the same there
         if tensor.shape != expected[name].shape:
             raise CheckpointError(
-                f"{where}: {file_names[name]}: expected shape {tuple(expected[name].shape)}, "
+                f"{where}: {file_name}: expected shape {tuple(expected[name].shape)}, "
                 f"got {tuple(tensor.shape)}"
             )
         if not tensor.isfinite().all():
-            raise CheckpointError(f"{where}: {file_names[name]}: has values that are not finite")
+            raise CheckpointError(f"{where}: {file_name}: has values that are not finite")
 
 
 def _write_files(
     directory: Path,
     texts: Mapping[str, Mapping[str, Any]],
-    weights: str,
-    tensors: Mapping[str, Tensor],
+    weights: Mapping[str, Mapping[str, Tensor]],
 ) -> None:
-    """Write JSON files and, named `weights`, the tensors.
+    """Write JSON files and files of tensors, by name.
 
-    The weights take their place last: a new folder without them is no checkpoint yet.
+    The tensors take their place last: a new folder without them is no checkpoint yet.
 
     Raises:
         CheckpointError: a file cannot be written; what was there before is whole.
     """
 
-    def write_weights(path: Path) -> None:
-        save_file(dict(tensors), path, metadata={"format": "pt"})
+    def writer(name: str, tensors: Mapping[str, Tensor]) -> Callable[[Path], None]:
+        def write(path: Path) -> None:
+            try:
+                save_file(dict(tensors), path, metadata={"format": "pt"})
+            except SafetensorError as error:
+                raise CheckpointError(f"{directory / name}: cannot be written: {error}") from error
+
+        return write
 
     contents: dict[str, Content] = {name: json_text(text).encode() for name, text in texts.items()}
+    contents |= {name: writer(name, tensors) for name, tensors in weights.items()}
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        replace_files(directory, contents | {weights: write_weights}, is_synced=True)
-    except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) else None
-        path = error.filename if isinstance(error, OSError) else directory / weights
-        raise CheckpointError(f"{path}: cannot be written: {reason or error}") from error
+        replace_files(directory, contents, is_synced=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise CheckpointError(f"{error.filename}: cannot be written: {reason}") from error
+
+
+def _remove_frame_head(directory: Path) -> None:
+    """Remove what a checkpoint that was there before had."""
+    try:
+        (directory / FRAMES).unlink(missing_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"{directory / FRAMES}: cannot be removed: {error.strerror}"
+        ) from error
 
 
 def average_checkpoints(checkpoints: Sequence[Checkpoint], origin: str) -> Checkpoint:
@@ -237,10 +295,12 @@ def average_checkpoints(checkpoints: Sequence[Checkpoint], origin: str) -> Check
         name: torch.stack([checkpoint.state_dict[name] for checkpoint in checkpoints]).mean(dim=0)
         for name in first.state_dict
     }
+    frames = last.metadata.frames
     metadata = Metadata(
         window_s=last.metadata.window_s,
         hop_s=last.metadata.hop_s,
         background=last.metadata.background,
+        frames=FrameDecisions(delay_s=frames.delay_s) if frames else None,
         licence=last.metadata.licence,
         provenance=_provenance(checkpoints),
     )

@@ -25,6 +25,7 @@ from ast_stream.model.hf_config import (
 )
 from ast_stream.model.metadata import METADATA, Metadata, read_metadata
 from ast_stream.model.weights import (
+    FRAMES,
     WEIGHTS,
     KeyMap,
     check_names,
@@ -131,14 +132,18 @@ def describe(reference: str) -> Description:
     head = tensors[key_map.sources()["head.weight"][0]]
     dims = with_classes(dims, head[0] if head else 0, str(weights))
     own = {name for parts in key_map.sources().values() for name in parts}
+    shapes = [shape for name, shape in tensors.items() if name in own]
+    metadata = read_metadata(weights.parent)
+    if metadata.frames is not None:
+        shapes += read_shapes(weights.parent / FRAMES).values()
     described = Description(
         dims,
         read_all_labels(config, weights.parent, dims.n_classes),
         read_normalization(weights.parent, dims.max_frames),
         read_scoring(config, dims.n_classes),
-        read_metadata(weights.parent),
+        metadata,
         reference,
-        sum(math.prod(shape) for name, shape in tensors.items() if name in own),
+        sum(map(math.prod, shapes)),
     )
     check_description(described.dims, described.labels, described.metadata, reference)
     return described

@@ -9,7 +9,13 @@ from typing import Any
 from ast_stream.errors import CheckpointError
 from ast_stream.settings.schema import HUB_ID
 
-_SMALL_FILES = ["config.json", "preprocessor_config.json", "ast_stream.json", "README.md"]
+_SMALL_FILES = [
+    "config.json",
+    "preprocessor_config.json",
+    "ast_stream.json",
+    "frames.safetensors",
+    "README.md",
+]
 # one after the other, until the first of a row is there; the others of it belong to it
 _WEIGHTS = (
     ("model.safetensors",),

@@ -22,6 +22,7 @@ PositiveSeconds = Annotated[float, Field(ge=0.01, le=3600)]  # from one frame on
 SmoothingSeconds = Annotated[float, Field(ge=0, le=60)]
 FitSeconds = Annotated[float, Field(ge=-60, le=60)]  # no window is as long
 
+DEFAULT_FRAME_DELAY_S = 0.16
 UNMEASURED_RISE_S = 0.5
 UNMEASURED_RISE_OF_WINDOW = 0.25
 UNMEASURED_SPREAD = 0.25  # of the rise time
@@ -87,6 +88,27 @@ class StoredOnsetFit(_Part):
     within_s: Annotated[FitSeconds, Field(ge=0)]
 
 
+class FrameDecisions(_Part):
+    """How events are decided by the scores of frames; there if the checkpoint has a frame head.
+
+    Attributes:
+        delay_s: a frame is decided by the first window that ends so much later, with what all
+            windows until then say of it: the scores of a frame get better with what follows it.
+        onset_thresholds, confirm_s, smoothing_s, score_maps: as in `Metadata`, for frames.
+    """
+
+    delay_s: Annotated[float, Field(ge=0, le=10)] = DEFAULT_FRAME_DELAY_S
+    default_onset_threshold: Score = 0.5
+    onset_thresholds: dict[str, Score] = Field(default_factory=dict)
+    confirm_s: dict[str, PositiveSeconds] = Field(default_factory=dict)
+    smoothing_s: dict[str, SmoothingSeconds] = Field(default_factory=dict)
+    score_maps: dict[str, PlattScaling] = Field(default_factory=dict)
+
+    def named_labels(self) -> set[str]:
+        """Return every label that is mentioned."""
+        return {*self.onset_thresholds, *self.confirm_s, *self.smoothing_s, *self.score_maps}
+
+
 class Metadata(_Part):
     """Contents of `ast_stream.json`; every field may be absent, as for foreign checkpoints.
 
@@ -101,6 +123,8 @@ class Metadata(_Part):
         smoothing_s: time constant over which scores are averaged, by label; the others' are not.
         score_maps: from logits to scores, by label; the others' scores are plain sigmoids.
         background: labels that never make events.
+        frames: how events are decided by frames; None: the checkpoint has no frame head, and
+            windows decide. What is above holds for decisions by windows.
         golden: the self-check; None: compared with fp32 at start instead.
         provenance: training data, attributions, measurements; free form.
     """
@@ -119,6 +143,7 @@ class Metadata(_Part):
     smoothing_s: dict[str, SmoothingSeconds] = Field(default_factory=dict)
     score_maps: dict[str, PlattScaling] = Field(default_factory=dict)
     background: list[str] = Field(default_factory=list)
+    frames: FrameDecisions | None = None
     golden: Golden | None = None
     licence: str | None = None
     provenance: dict[str, Any] = Field(default_factory=dict)
@@ -162,6 +187,7 @@ class Metadata(_Part):
             *self.smoothing_s,
             *self.score_maps,
             *self.background,
+            *(self.frames.named_labels() if self.frames else ()),
         }
 
 

@@ -1,5 +1,7 @@
 """Weights: files of tensors in, tensors by our names out; nothing in a file is ever executed.
 
+A frame head has a file of its own beside the model's, which other programs do not look at.
+
 Only reading tensors imports torch: names and shapes of a safetensors file are read without it.
 
 Three kinds of names exist: `hub` are files on the Hugging Face Hub, `transformers` what
@@ -32,6 +34,8 @@ _Read = TypeVar("_Read")
 SAFETENSORS = ".safetensors"
 PICKLE_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt")
 SUFFIXES = (SAFETENSORS, *PICKLE_SUFFIXES)
+FRAMES = "frames.safetensors"
+FRAME_HEAD = ("frame_head.weight", "frame_head.bias")  # the same in our names and in that file
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 INDEX_SUFFIX = ".index.json"
 INDEXES = tuple(name + INDEX_SUFFIX for name in WEIGHTS)
@@ -146,7 +150,9 @@ def weights_in(directory: Path) -> Path:
     except OSError as error:
         raise CheckpointError(f"{directory}: cannot be read: {error.strerror or error}") from error
     candidates = [
-        path for path in files if path.suffix in SUFFIXES and not _NO_MODEL.match(path.name)
+        path
+        for path in files
+        if path.suffix in SUFFIXES and path.name != FRAMES and not _NO_MODEL.match(path.name)
     ]
     if len(candidates) == 1:
         return candidates[0]
@@ -155,6 +161,26 @@ def weights_in(directory: Path) -> Path:
         f"{directory}: expected {' or '.join(WEIGHTS)}, or one file ending in "
         f"{', '.join(SUFFIXES)}, got {found}{_what_else(files)}"
     )
+
+
+def read_frame_head(directory: Path) -> dict[str, Tensor]:
+    """Return the frame head beside a model's weights under our names, as float32.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or holds anything else.
+    """
+    path = directory / FRAMES
+    tensors = read_tensors(path)
+    if set(tensors) != set(FRAME_HEAD):
+        raise CheckpointError(
+            f"{path}: expected {' and '.join(FRAME_HEAD)}, got {_some(tensors) or 'no tensors'}"
+        )
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise CheckpointError(
+                f"{path}: {name}: expected floating point numbers, got {tensor.dtype}"
+            )
+    return {name: tensors[name].float() for name in FRAME_HEAD}
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from ast_stream.model.ast import Attention, AudioSpectrogramTransformer, change_
 from ast_stream.model.checkpoint import Checkpoint
 from ast_stream.model.dims import N_PREFIX_TOKENS, AstDims
 from ast_stream.model.metadata import Metadata
+from ast_stream.model.weights import FRAME_HEAD
 from ast_stream.soundscape.soundbank import Soundbank
 from ast_stream.training.config import HEAD_DIM, Optimization, TrainingConfig
 from ast_stream.units import FRAMES_PER_SECOND
@@ -107,7 +108,9 @@ def initial_model(
     model = new_model(dims, config.optimization)
     if start is None:
         return model
-    cut_dims, weights = cut_time(start.dims, start.state_dict, dims.max_frames)
+    # a frame head is not trained further: it would fit the start's blocks, not the new ones
+    known = {name: weight for name, weight in start.state_dict.items() if name not in FRAME_HEAD}
+    cut_dims, weights = cut_time(start.dims, known, dims.max_frames)
     if config.stride is not None:
         _, weights = change_stride(cut_dims, weights, config.stride)
     indices = {label: index for index, label in enumerate(start.labels)}

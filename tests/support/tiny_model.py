@@ -10,7 +10,7 @@ import torch
 from ast_stream.model.ast import AudioSpectrogramTransformer
 from ast_stream.model.checkpoint import Checkpoint, save_checkpoint
 from ast_stream.model.dims import AUDIOSET_NORMALIZATION, AstDims
-from ast_stream.model.metadata import Metadata
+from ast_stream.model.metadata import FrameDecisions, Metadata
 
 TINY_LABELS = ["Bark", "Siren", "Background"]
 TINY_DIMS = AstDims(
@@ -25,10 +25,16 @@ TINY_DIMS = AstDims(
 )
 
 
-def tiny_checkpoint(seed: int = 0, dims: AstDims = TINY_DIMS, **metadata: Any) -> Checkpoint:
-    """Return a checkpoint whose every weight is random, so that no two inputs score alike."""
+def tiny_checkpoint(
+    seed: int = 0, dims: AstDims = TINY_DIMS, frames: FrameDecisions | None = None, **metadata: Any
+) -> Checkpoint:
+    """Return a checkpoint whose every weight is random, so that no two inputs score alike.
+
+    Args:
+        frames: how its frame head decides; None: it has none, and else the same weights.
+    """
     generator = torch.Generator().manual_seed(seed)
-    shapes = AudioSpectrogramTransformer(dims).state_dict()
+    shapes = AudioSpectrogramTransformer(dims, has_frames=frames is not None).state_dict()
     state_dict = {}
     for name, tensor in shapes.items():
         spread = 0.5 if name.endswith(("token", "pos_embed", "head.weight")) else 0.1
@@ -41,7 +47,7 @@ def tiny_checkpoint(seed: int = 0, dims: AstDims = TINY_DIMS, **metadata: Any) -
         state_dict=state_dict,
         labels=labels or [f"class_{index:03d}" for index in range(dims.n_classes)],
         normalization=AUDIOSET_NORMALIZATION,
-        metadata=Metadata(**metadata),
+        metadata=Metadata(frames=frames, **metadata),
         origin=f"tiny model, seed {seed}",
     )
 

@@ -18,10 +18,10 @@ from ast_stream.cli.model_commands import app
 from ast_stream.errors import CheckpointError, UsageError
 from ast_stream.model.ast import AudioSpectrogramTransformer
 from ast_stream.model.checkpoint import average_checkpoints, load_checkpoint
-from ast_stream.model.metadata import StoredOnsetFit
+from ast_stream.model.metadata import FrameDecisions, StoredOnsetFit
 from ast_stream.model.selfcheck import self_check
 from ast_stream.model.tagger import Tagger
-from ast_stream.model.weights import from_own
+from ast_stream.model.weights import FRAME_HEAD, from_own
 
 
 @pytest.fixture(autouse=True)
@@ -170,6 +170,32 @@ def test_average_writes_the_mean_of_the_weights_without_thresholds(tmp_path: Pat
     assert attributions == "file,author\na.wav,Ann\nb.wav,Bob\n"
     assert mean.metadata.provenance["averaged_from"] == [first.hash, second.hash]
     assert self_check(Tagger(mean, "cpu", "fp32", "math")).against == "golden"
+
+
+def test_convert_and_average_keep_a_frame_head(tmp_path: Path) -> None:
+    frames = FrameDecisions(delay_s=0.32, onset_thresholds={"Bark": 0.7})
+    folders = [save_tiny(tmp_path / str(seed), seed, frames=frames) for seed in range(2)]
+    one, two = (load_checkpoint(str(folder)) for folder in folders)
+    _model("convert", str(folders[0]), str(tmp_path / "copy"))
+    copy = load_checkpoint(str(tmp_path / "copy"))
+    assert (copy.hash, copy.metadata.frames) == (one.hash, frames)
+    mean = average_checkpoints([one, two], "mean")
+    for name in FRAME_HEAD:
+        torch.testing.assert_close(
+            mean.state_dict[name], (one.state_dict[name] + two.state_dict[name]) / 2
+        )
+    assert mean.metadata.frames == FrameDecisions(delay_s=0.32)
+    with pytest.raises(CheckpointError, match="has_frames: expected that of tiny model, seed 0"):
+        average_checkpoints([tiny_checkpoint(0), one], "mean")
+
+
+def test_info_says_how_frames_decide(tmp_path: Path) -> None:
+    saved = save_tiny(tmp_path / "tiny", frames=FrameDecisions(delay_s=0.32))
+    [facts] = _lines(_model("info", str(saved), "--json"))
+    assert facts["frames"] == {"frame_s": 0.16, "frames_per_window": 8, "delay_s": 0.32}
+    assert "frame_s" in _model("info", str(saved)).stdout
+    [facts] = _lines(_model("info", str(save_tiny(tmp_path / "without")), "--json"))
+    assert facts["frames"] is None
 
 
 def test_a_mean_has_heard_what_any_of_its_parts_has() -> None:

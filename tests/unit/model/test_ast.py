@@ -63,6 +63,37 @@ def _windows(n_windows: int, max_frames: int) -> Tensor:
     return torch.randn(n_windows, max_frames, 128, generator=generator) * 0.5
 
 
+def test_frames_follow_from_their_own_patches_and_the_clip_logits_stay() -> None:
+    dims = AstDims(
+        n_classes=5, hidden_size=48, n_layers=1, n_heads=3, intermediate_size=96,
+        frequency_stride=16, time_stride=10, max_frames=128,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = AudioSpectrogramTransformer(dims, has_frames=True).eval()
+    windows = _windows(2, dims.max_frames)
+    with torch.inference_mode():
+        clip_logits, frame_logits = model.forward_frames(windows)
+        assert torch.equal(clip_logits, model(windows))
+    assert frame_logits.shape == (2, dims.n_time_patches, 5)
+    # without layers a time patch knows nothing but its own frames
+    model.blocks = torch.nn.ModuleList()
+    changed = windows.clone()
+    changed[:, 40:56] += 1.0
+    with torch.inference_mode():
+        before, after = (model.forward_frames(each)[1] for each in (windows, changed))
+    is_same = torch.isclose(before, after, atol=1e-6).all(dim=2)[0]
+    starts = torch.arange(dims.n_time_patches) * dims.time_stride
+    assert torch.equal(is_same, (starts + dims.patch_size <= 40) | (starts >= 56))
+
+
+def test_a_model_without_a_frame_head_refuses_frames() -> None:
+    dims = AstDims(n_classes=5, hidden_size=48, n_layers=1, n_heads=3, max_frames=128)
+    model = AudioSpectrogramTransformer(dims)
+    assert not any("frame_head" in name for name in model.state_dict())
+    with pytest.raises(ValueError, match="expected a model with a frame head"):
+        model.forward_frames(_windows(1, dims.max_frames))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "config",

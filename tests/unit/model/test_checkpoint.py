@@ -22,10 +22,10 @@ from ast_stream.model.checkpoint import Checkpoint, load_checkpoint, save_checkp
 from ast_stream.model.description import describe
 from ast_stream.model.dims import AstDims, Normalization
 from ast_stream.model.hf_config import ACTIVATIONS
-from ast_stream.model.metadata import Metadata
+from ast_stream.model.metadata import FrameDecisions, Metadata
 from ast_stream.model.tagger import Tagger
 from ast_stream.model.torchaudio_guard import import_torchaudio
-from ast_stream.model.weights import Schema, from_own
+from ast_stream.model.weights import FRAME_HEAD, FRAMES, Schema, from_own
 
 PARITY = 1e-4
 W = "model.safetensors"
@@ -98,6 +98,70 @@ def test_a_saved_checkpoint_is_what_transformers_loads(tmp_path: Path, precision
     assert theirs.config.id2label == dict(enumerate(TINY_LABELS))
     extractor: Any = ASTFeatureExtractor.from_pretrained(tmp_path)
     assert (extractor.mean, extractor.std, extractor.max_length) == (-5.0, 4.0, 128)
+
+
+def test_a_checkpoint_with_a_frame_head_is_what_transformers_loads(tmp_path: Path) -> None:
+    import_torchaudio()
+    from transformers import ASTForAudioClassification
+
+    original = tiny_checkpoint(
+        3, frames=FrameDecisions(delay_s=0.2, onset_thresholds={"Bark": 0.7})
+    )
+    save_checkpoint(tmp_path, original, "fp16")
+    theirs: Any = ASTForAudioClassification.from_pretrained(tmp_path, dtype=torch.float32)
+    ours = load_checkpoint(str(tmp_path))
+    with torch.inference_mode():
+        expected = theirs(_windows()).logits
+        clip_logits, frame_logits = ours.build_model().forward_frames(_windows())
+    torch.testing.assert_close(clip_logits, expected, atol=PARITY, rtol=0)
+    assert frame_logits.shape == (2, TINY_DIMS.n_time_patches, len(TINY_LABELS))
+    assert ours.metadata.frames == original.metadata.frames
+    for name in FRAME_HEAD:
+        assert torch.equal(ours.state_dict[name], original.state_dict[name].half().float())
+
+
+def test_the_frame_head_is_part_of_the_hash_and_of_the_number_of_weights(tmp_path: Path) -> None:
+    with_head, without = tiny_checkpoint(0, frames=FrameDecisions()), tiny_checkpoint(0)
+    assert torch.equal(_logits(with_head, _windows()), _logits(without, _windows()))
+    assert with_head.hash != without.hash
+    save_checkpoint(tmp_path, with_head)
+    assert load_checkpoint(str(tmp_path)).hash == with_head.hash
+    n_params = sum(tensor.numel() for tensor in with_head.state_dict.values())
+    assert describe(str(tmp_path)).n_params == n_params
+
+
+def test_writing_over_a_checkpoint_with_a_frame_head_leaves_none_of_it(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, tiny_checkpoint(0, frames=FrameDecisions()))
+    save_checkpoint(tmp_path, tiny_checkpoint(1))
+    assert load_checkpoint(str(tmp_path)).hash == tiny_checkpoint(1).hash
+    assert not (tmp_path / FRAMES).exists()
+
+
+def test_a_frame_head_that_does_not_fit_its_checkpoint_is_refused(tmp_path: Path) -> None:
+    whole = tiny_checkpoint(0, frames=FrameDecisions())
+    save_checkpoint(tmp_path, whole)
+    head = load_file(tmp_path / FRAMES)
+    save_file({"frame_head.weight": head["frame_head.weight"]}, tmp_path / FRAMES)
+    with pytest.raises(CheckpointError, match=r"expected frame_head\.weight and frame_head\.bias"):
+        load_checkpoint(str(tmp_path))
+    save_file(head | {"frame_head.bias": torch.zeros(5)}, tmp_path / FRAMES)
+    with pytest.raises(
+        CheckpointError, match=r"frame_head\.bias: expected shape \(3,\), got \(5,\)"
+    ):
+        load_checkpoint(str(tmp_path))
+    (tmp_path / FRAMES).unlink()
+    for load in (load_checkpoint, describe):
+        with pytest.raises(CheckpointError, match=r"frames\.safetensors: cannot be read"):
+            load(str(tmp_path))
+    without = {name: whole.state_dict[name] for name in tiny_checkpoint(0).state_dict}
+    with pytest.raises(CheckpointError, match="expected a frame head and 'frames' in its metadata"):
+        save_checkpoint(tmp_path, replace(whole, state_dict=without))
+
+
+def test_a_frame_head_that_the_metadata_does_not_know_is_refused(saved: Path) -> None:
+    save_file({"frame_head.weight": torch.zeros(3, 64)}, saved / FRAMES)
+    with pytest.raises(CheckpointError, match="remove the file to decide by windows"):
+        load_checkpoint(str(saved))
 
 
 def test_a_directory_written_by_transformers_loads(tmp_path: Path) -> None:

@@ -2,104 +2,61 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, Self
 
-from ast_stream.alerts.transitions import Transition
-from ast_stream.messages.alert import ACTIVE_STATES
-from ast_stream.units import format_time, parse_time
+from ast_stream.alerts.transitions import Transition, stable_id
+from ast_stream.messages.alert import ACTIVE_STATES, Alert, Severity
+from ast_stream.messages.codec import Body, Text, Time, decode_json, encode_json
+from ast_stream.units import format_time
 
 Kind = Literal["firing", "resolved", "heartbeat"]
 
 MAX_TEXT_CHARACTERS = 1000
 
 
-@dataclass(frozen=True)
-class Notification:
-    """One message about one alert, identical at every delivery attempt.
+class Notification(Body):
+    """One message about one alert, identical at every delivery attempt."""
 
-    Attributes:
-        id: idempotency key, the same for all actions and attempts.
-        kind: `heartbeat` is not an alert but a sign of life.
-        at_ns: stream time of the transition.
-        alert: body of the alert, as on the feed.
-        is_combined: a `resolved` that also stands for a firing which was never delivered.
-    """
-
-    id: str
+    id: Text
+    """Idempotency key, the same for all actions and attempts."""
     kind: Kind
-    at_ns: int
-    alert: Mapping[str, Any]
-    event_id: str | None = None
-    is_combined: bool = False
-
-    @property
-    def rule(self) -> str:
-        """Name of the rule."""
-        return str(self.alert["rule"])
-
-    @property
-    def severity(self) -> str:
-        """Severity of the alert."""
-        return str(self.alert["severity"])
+    """`heartbeat` is not an alert but a sign of life."""
+    at_ns: Time
+    """Stream time of the transition."""
+    event_id: Text | None = None
+    """The event that made the difference."""
+    combined: bool = False
+    """A `resolved` that also stands for a firing which was never delivered."""
+    alert: Alert
 
     @property
     def title(self) -> str:
         """One line: severity, rule, and whether it is over."""
-        return title_of(self.severity, self.rule, self.kind)
+        return title_of(self.alert.severity, self.alert.rule, self.kind)
 
     @property
     def text(self) -> str:
         """One line for people: the rule's summary, else its group; control characters removed."""
-        annotations, group = self.alert.get("annotations", {}), self.alert.get("group", {})
-        words = annotations.get("summary") or ", ".join(f"{k} {v}" for k, v in group.items())
-        since = f" (from {self.alert['fired']})" if self.is_combined else ""
-        return one_line(f"{words or self.rule}{since}")
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as JSON values, as programs receive it."""
-        return {
-            "id": self.id,
-            "kind": self.kind,
-            "at": format_time(self.at_ns),
-            "event_id": self.event_id,
-            "combined": self.is_combined,
-            "alert": dict(self.alert),
-        }
+        alert = self.alert
+        group = ", ".join(f"{name} {value}" for name, value in alert.group.items())
+        words = alert.annotations.get("summary") or group or alert.rule
+        began_ns = alert.started_ns if alert.fired_ns is None else alert.fired_ns
+        return one_line(f"{words} (from {format_time(began_ns)})" if self.combined else words)
 
     def encode(self) -> bytes:
         """Return the bytes that the outbox stores."""
-        return json.dumps(self.to_json(), ensure_ascii=False, separators=(",", ":")).encode(
-            errors="replace"
-        )
+        return encode_json(self.to_json())
 
     @classmethod
-    def decode(cls, payload: bytes) -> Notification:
+    def decode(cls, payload: bytes) -> Self:
         """Return the notification that `encode` turned into these bytes.
 
         Raises:
-            ValueError: the bytes are not a notification.
+            WireError: the bytes are not a notification.
         """
-        try:
-            data = json.loads(payload)
-            return cls(
-                id=data["id"],
-                kind=data["kind"],
-                at_ns=parse_time(data["at"]),
-                alert=dict(data["alert"]),
-                event_id=data["event_id"],
-                is_combined=data["combined"],
-            )
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-            raise ValueError(f"not a notification: {type(error).__name__}") from error
-
-
-def title_of(severity: str, rule: str, kind: str) -> str:
-    """Return the line that names a notification."""
-    ending = " is over" if kind == "resolved" else ""
-    return one_line(f"[{severity}] {rule}{ending}")
+        what = "notification"
+        return cls.from_json(decode_json(payload, what, max_bytes=len(payload)), what)
 
 
 def notification_of(transition: Transition) -> Notification | None:
@@ -109,10 +66,44 @@ def notification_of(transition: Transition) -> Notification | None:
     if not begins and not ends:
         return None
     kind: Kind = "firing" if begins else "resolved"
-    alert = transition.alert
     return Notification(
-        f"{alert.id}.{kind}", kind, transition.at_ns, alert.to_json(), transition.event_id
+        id=f"{transition.alert.id}.{kind}",
+        kind=kind,
+        at_ns=transition.at_ns,
+        event_id=transition.event_id,
+        alert=transition.alert,
     )
+
+
+def message_alert(
+    id: str, *, rule: str, severity: Severity, group: Mapping[str, str], text: str, now_ns: int
+) -> Alert:
+    """Return an alert that no rule made.
+
+    Args:
+        id: of the alert; alerts with equal ids are delivered once.
+        group: what it is about, as the labels that a rule groups by.
+    """
+    return Alert(
+        id=id,
+        fingerprint=stable_id(rule, *(f"{name}={value}" for name, value in sorted(group.items()))),
+        rule=rule,
+        state="firing",
+        severity=severity,
+        group=dict(group),
+        labels={**group, "alert": rule, "severity": severity},
+        annotations={"summary": text},
+        started_ns=now_ns,
+        fired_ns=now_ns,
+        resolved_ns=None,
+        events=(),
+    )
+
+
+def title_of(severity: str, rule: str, kind: str) -> str:
+    """Return the line that names a notification."""
+    ending = " is over" if kind == "resolved" else ""
+    return one_line(f"[{severity}] {rule}{ending}")
 
 
 def one_line(text: str) -> str:

@@ -15,7 +15,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ast_stream.alerts.actions.base import Delivered, Failed, Outcome, Refused
 from ast_stream.alerts.delivery_schedule import (
@@ -28,13 +28,20 @@ from ast_stream.alerts.delivery_schedule import (
     backoff_s,
     expiry_ns,
 )
-from ast_stream.alerts.notification import Notification, notification_of, one_line, title_of
+from ast_stream.alerts.notification import (
+    Notification,
+    message_alert,
+    notification_of,
+    one_line,
+    title_of,
+)
 from ast_stream.alerts.store import Store, delivery_checksum
 from ast_stream.alerts.transitions import Transition, stable_id
-from ast_stream.messages.alert import Alert, Severity
+from ast_stream.errors import WireError
+from ast_stream.messages.alert import Alert
 from ast_stream.messages.status import FailingAction
 from ast_stream.runtime.logging import Outage
-from ast_stream.units import NS_PER_SECOND, format_time
+from ast_stream.units import NS_PER_SECOND
 
 SELF_RULE = "ast_stream_delivery_failed"
 MAX_PENDING = 10_000  # for one action; more could never be delivered before they expire
@@ -156,7 +163,9 @@ class Outbox:
         if known is not None:
             return False
         _note_alert(db, alert, "resolved", now_ns)
-        notification = Notification(f"{alert.id}.firing", "firing", now_ns, alert.to_json())
+        notification = Notification(
+            id=f"{alert.id}.firing", kind="firing", at_ns=now_ns, alert=alert
+        )
         for name in (FEED, *actions):
             self._add(db, alert.id, name, notification)
         self._drop_held(db, alert.id, now_ns)  # nor will it still fire after a snooze
@@ -182,7 +191,7 @@ class Outbox:
             ).fetchall()
             self._drop_held(db, alert_id, now_ns)
             for action, payload in fired:
-                with suppress(ValueError, KeyError):  # damaged: what began is not known
+                with suppress(WireError):  # damaged: what began is not known
                     ended = _ended_by_restart(Notification.decode(payload), now_ns)
                     if ended.kind in self._routes.get(action, _NO_ROUTE).on:
                         self._add(db, alert_id, action, ended)
@@ -241,7 +250,7 @@ class Outbox:
             self._in_flight[row.seq] = action
         try:
             return Delivery(row.seq, action, row.attempts, Notification.decode(row.payload))
-        except ValueError:
+        except WireError:
             self._refuse_unknown(action, row)
         return 0.0
 
@@ -388,18 +397,19 @@ class Outbox:
         now_ns = self._now_ns()
         # by when it happened: what is evaluated late happened during the snooze all the same
         at_ns = min(notification.at_ns, now_ns)
-        snooze = None if action == FEED else _snooze_at(db, notification.rule, at_ns)
+        snooze = None if action == FEED else _snooze_at(db, notification.alert.rule, at_ns)
         until_ns = 0 if snooze is None else snooze[1]
         closed = db.execute("SELECT reason FROM closed_actions WHERE action = ?", (action,))
         reason = closed.fetchone()
         state = "pending" if reason is None else "dead"
         if notification.kind == "resolved":
             if self._supersede(db, alert_id, action):
-                notification = replace(notification, is_combined=True)
+                notification = notification.model_copy(update={"combined": True})
             if snooze is not None and not self._is_awaited(db, alert_id, action, snooze[0]):
                 state = "snoozed"  # it began and ended during the snooze
         payload = notification.encode()
-        words = (alert_id, notification.kind, action, notification.rule, notification.severity)
+        alert = notification.alert
+        words = (alert_id, notification.kind, action, alert.rule, alert.severity)
         db.execute(
             "INSERT OR IGNORE INTO deliveries (alert_id, transition, action, rule, severity,"
             " payload, checksum, state, last_error, created_ns, updated_ns, next_ns,"
@@ -414,7 +424,7 @@ class Outbox:
                 now_ns,
                 now_ns,
                 until_ns,
-                max(now_ns, until_ns) + expiry_ns(notification.severity),
+                max(now_ns, until_ns) + expiry_ns(alert.severity),
             ),
         )
         if reason is not None:
@@ -563,39 +573,14 @@ def _snooze_at(db: sqlite3.Connection, rule: str, at_ns: int) -> tuple[int, int]
 
 def _ended_by_restart(fired: Notification, now_ns: int) -> Notification:
     """Return the resolution of an alert of which only the beginning is still known."""
-    ended = {"state": "resolved", "resolved": format_time(now_ns), "reason": "restart"}
-    id = f"{fired.alert['id']}.resolved"
-    return Notification(id, "resolved", now_ns, dict(fired.alert) | ended)
-
-
-def message_alert(
-    id: str, *, rule: str, severity: Severity, group: Mapping[str, str], text: str, now_ns: int
-) -> Alert:
-    """Return an alert that no rule made.
-
-    Args:
-        id: of the alert; alerts with equal ids are delivered once.
-        group: what it is about, as the labels that a rule groups by.
-    """
-    return Alert(
-        id=id,
-        fingerprint=stable_id(rule, *(f"{name}={value}" for name, value in sorted(group.items()))),
-        rule=rule,
-        state="firing",
-        severity=severity,
-        group=dict(group),
-        labels={**group, "alert": rule, "severity": severity},
-        annotations={"summary": text},
-        started_ns=now_ns,
-        fired_ns=now_ns,
-        resolved_ns=None,
-        events=(),
-    )
+    ended = {"state": "resolved", "resolved_ns": now_ns, "reason": "restart"}
+    alert = fired.alert.model_copy(update=ended)
+    return Notification(id=f"{alert.id}.resolved", kind="resolved", at_ns=now_ns, alert=alert)
 
 
 def _undelivered_alert(action: str, title: str, reason: str, now_ns: int) -> Alert:
     """Return the alert that reports an undelivered one."""
-    alert = message_alert(
+    return message_alert(
         stable_id(SELF_RULE, action, str(now_ns // _HOUR_NS)),
         rule=SELF_RULE,
         severity="high",
@@ -604,4 +589,3 @@ def _undelivered_alert(action: str, title: str, reason: str, now_ns: int) -> Ale
         "see ast-stream outbox list",
         now_ns=now_ns,
     )
-    return alert.model_copy(update={"fingerprint": stable_id(SELF_RULE, action)})

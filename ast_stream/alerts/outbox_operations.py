@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ast_stream.alerts.delivery_schedule import FEED, expiry_ns
-from ast_stream.alerts.outbox import MAX_ERROR_CHARACTERS, Outbox, message_alert
+from ast_stream.alerts.notification import message_alert
+from ast_stream.alerts.outbox import MAX_ERROR_CHARACTERS, Outbox
 from ast_stream.alerts.store import Store
 from ast_stream.alerts.transitions import stable_id
 from ast_stream.errors import UsageError

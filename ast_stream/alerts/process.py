@@ -44,7 +44,6 @@ from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.alerts.status import HeartbeatThread, StatusReporter
 from ast_stream.alerts.store import Store, set_aside_unless_file
 from ast_stream.feed import Subscriber
-from ast_stream.messages.alert import Alert
 from ast_stream.messages.feed import Content, Scores16
 from ast_stream.runtime import lifecycle
 from ast_stream.runtime.files import lock_file
@@ -282,6 +281,7 @@ class FeedRunner(ActionRunner):
 
     def deliver(self, notification: Notification) -> Outcome:
         """Publish one alert."""
-        self.published[notification.rule, notification.severity] += 1
-        self._publisher.publish(Alert.from_json(notification.alert, "alert"))
+        alert = notification.alert
+        self.published[alert.rule, alert.severity] += 1
+        self._publisher.publish(alert)
         return Delivered()

@@ -18,7 +18,7 @@ from ast_stream.alerts.actions.base import (
 )
 from ast_stream.alerts.actions.registry import DeferredRunner, create_runner
 from ast_stream.alerts.delivery_schedule import FEED
-from ast_stream.alerts.notification import Notification
+from ast_stream.alerts.notification import Notification, message_alert
 from ast_stream.alerts.outbox import Outbox
 from ast_stream.alerts.store import StoreError
 from ast_stream.messages.status import AlertsStatus, FailingAction
@@ -233,11 +233,12 @@ class HeartbeatThread(threading.Thread):
 
 
 def _heartbeat(now_ns: int) -> Notification:
-    alert = {
-        "id": "heartbeat",
-        "rule": "heartbeat",
-        "severity": "informational",
-        "group": {},
-        "annotations": {"summary": "ast-stream is listening"},
-    }
-    return Notification(f"heartbeat.{now_ns}", "heartbeat", now_ns, alert)
+    alert = message_alert(
+        "heartbeat",
+        rule="heartbeat",
+        severity="informational",
+        group={},
+        text="ast-stream is listening",
+        now_ns=now_ns,
+    )
+    return Notification(id=f"heartbeat.{now_ns}", kind="heartbeat", at_ns=now_ns, alert=alert)

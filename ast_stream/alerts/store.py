@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ast_stream.alerts.notification import Notification
-from ast_stream.errors import AstStreamError, StartupError
+from ast_stream.errors import AstStreamError, StartupError, WireError
 from ast_stream.runtime.files import set_aside
 from ast_stream.runtime.logging import Outage
 
@@ -427,7 +427,7 @@ def _is_delivery(fields: dict[str, Any]) -> bool:
         return True
     try:
         Notification.decode(payload)
-    except ValueError:
+    except WireError:
         return False
     last_ns = max(fields["updated_ns"], fields["created_ns"])
     return bool(fields["next_ns"] <= last_ns + _MAX_WAIT_NS)

@@ -76,7 +76,7 @@ class AppriseRunner(ActionRunner):
     def _notify(
         self, services: Any, notification: Notification, answers: list[bool | Exception]
     ) -> None:
-        level = "failure" if notification.severity in _URGENT else "warning"
+        level = "failure" if notification.alert.severity in _URGENT else "warning"
         try:
             answer = services.notify(
                 title=notification.title,

@@ -75,10 +75,10 @@ class CommandRunner(ActionRunner):
     def _environment(self, notification: Notification) -> dict[str, str]:
         passed = {name: os.environ[name] for name in self._settings.pass_env if name in os.environ}
         ours = {
-            "AST_STREAM_ALERT_ID": str(notification.alert["id"]),
+            "AST_STREAM_ALERT_ID": notification.alert.id,
             "AST_STREAM_KIND": notification.kind,
-            "AST_STREAM_RULE": notification.rule,
-            "AST_STREAM_SEVERITY": notification.severity,
+            "AST_STREAM_RULE": notification.alert.rule,
+            "AST_STREAM_SEVERITY": notification.alert.severity,
         }
         return {"PATH": _SAFE_PATH, "LANG": "C.UTF-8"} | passed | ours
 

@@ -22,7 +22,8 @@ class LogRunner(ActionRunner):
 
     def deliver(self, notification: Notification) -> Outcome:
         """Write one line."""
-        extra = {"alert_id": notification.alert["id"], "severity": notification.severity}
+        alert = notification.alert
+        extra = {"alert_id": alert.id, "severity": alert.severity}
         logger.log(self._level, "%s: %s", notification.title, notification.text, extra=extra)
         return Delivered()
 

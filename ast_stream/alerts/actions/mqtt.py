@@ -102,7 +102,7 @@ class MqttRunner(ActionRunner):
             return Failed(f"no connection to {self._place}{why}", is_down=True)
         payload = {"event_type": notification.kind, **notification.to_json()}
         payload |= {"title": notification.title, "text": notification.text}
-        topic = self._topics.event(notification.rule)
+        topic = self._topics.event(notification.alert.rule)
         sent = self._client.publish(topic, json.dumps(payload), qos=1, retain=False)
         try:
             sent.wait_for_publish(self._settings.timeout_s)

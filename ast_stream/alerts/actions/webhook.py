@@ -11,7 +11,6 @@ import binascii
 import contextlib
 import http.client
 import ipaddress
-import json
 import socket
 import ssl
 import threading
@@ -35,6 +34,7 @@ from ast_stream.alerts.actions.base import (
 )
 from ast_stream.alerts.notification import Notification
 from ast_stream.errors import StartupError
+from ast_stream.messages.codec import encode_json
 from ast_stream.settings.alerts import WebhookAction
 from ast_stream.units import format_time
 from ast_stream.version import __version__
@@ -165,23 +165,23 @@ def cloud_event(notification: Notification) -> bytes:
     event: dict[str, Any] = {
         "specversion": "1.0",
         "id": notification.id,
-        "source": f"/ast-stream/rule/{notification.rule}",
+        "source": f"/ast-stream/rule/{alert.rule}",
         "type": f"org.ast-stream.alert.{notification.kind}.v1",
-        "subject": str(alert["id"]),
+        "subject": alert.id,
         "time": format_time(notification.at_ns),
         "datacontenttype": "application/json",
-        "severitytext": notification.severity,
+        "severitytext": alert.severity,
         "data": {
             "kind": notification.kind,
             "title": notification.title,
             "text": notification.text,
-            "combined": notification.is_combined,
-            "alert": dict(alert),
+            "combined": notification.combined,
+            "alert": alert.to_json(),
         },
     }
     if notification.event_id is not None:
         event["causationid"] = notification.event_id
-    return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
+    return encode_json(event)
 
 
 def retry_after_s(header: str | None, now_s: float) -> float:

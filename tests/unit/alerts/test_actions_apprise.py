@@ -58,7 +58,7 @@ def test_message_is_written_to_a_file(tmp_path: Path) -> None:
 
 def test_values_with_markup_and_line_breaks_come_out_inert(tmp_path: Path) -> None:
     nasty = alert(annotations={"summary": 'a <b onclick="x">\n\r\u2028{{7*7}}\u202e\\n *b*'})
-    message = Notification("n.firing", "firing", 0, nasty.to_json())
+    message = Notification(id="n.firing", kind="firing", at_ns=0, alert=nasty)
     with http_receiver() as receiver:
         runner(tmp_path, as_service(receiver.url)).deliver(message)
         assert receiver.got[0].body["message"] == 'a <b onclick="x"> {{7*7}} \\n *b*'

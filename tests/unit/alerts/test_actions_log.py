@@ -31,14 +31,13 @@ def test_end_of_an_alert_is_named_as_such() -> None:
 
 def test_combined_message_says_when_it_began() -> None:
     message = notification("a1", resolved())
-    combined = Notification(
-        message.id, message.kind, message.at_ns, message.alert, is_combined=True
-    )
-    assert combined.text == f"Dog on porch (from {message.alert['fired']})"
+    combined = message.model_copy(update={"combined": True})
+    assert combined.text == "Dog on porch (from 2027-01-15T08:00:00.000000Z)"
 
 
 def test_alert_without_a_summary_names_its_group() -> None:
-    message = Notification("a.firing", "firing", T0_NS, alert(annotations={}).to_json())
+    unnamed = alert(annotations={})
+    message = Notification(id="a.firing", kind="firing", at_ns=T0_NS, alert=unnamed)
     assert message.text == "stream porch"
 
 

@@ -65,7 +65,7 @@ def test_post_is_a_signed_cloud_event(tmp_path: Path) -> None:
         "severitytext": "medium",
         "causationid": "e1",
     }
-    assert got.body["data"]["alert"] == message.alert
+    assert got.body["data"]["alert"] == message.alert.to_json()
     assert got.body["data"]["text"] == "Dog on porch"
 
 

@@ -161,13 +161,13 @@ def test_most_severe_goes_first_and_what_was_never_tried_before_what_failed(
     deliver(outbox, "phone", Failed("busy"))
     write(firing("second", "phone", severity="critical"))
     clock.pass_s(1.0)
-    order = [deliver(outbox, "phone", Delivered()).notification.alert["id"] for _ in range(6)]
+    order = [deliver(outbox, "phone", Delivered()).notification.alert.id for _ in range(6)]
     assert order == ["second", "critical", "high", "medium", "low", "informational"]
 
 
 def test_feed_gets_alerts_in_the_order_of_their_transitions(outbox: Outbox, write: Write) -> None:
     write(firing("a1", severity="low"), firing("a2", severity="critical"))
-    order = [deliver(outbox, FEED, Delivered()).notification.alert["id"] for _ in range(2)]
+    order = [deliver(outbox, FEED, Delivered()).notification.alert.id for _ in range(2)]
     assert order == ["a1", "a2"]
 
 
@@ -183,7 +183,7 @@ def test_resolve_waits_for_a_firing_that_is_in_flight_and_others_do_not(
     assert outbox.next_delivery("phone") == 1.0
     clock.pass_s(1.0)
     notifications = [deliver(outbox, "phone", Delivered()).notification for _ in range(2)]
-    assert [(notification.id, notification.is_combined) for notification in notifications] == [
+    assert [(notification.id, notification.combined) for notification in notifications] == [
         ("a1.firing", False),
         ("a1.resolved", False),
     ]
@@ -261,7 +261,7 @@ def test_delivery_expires_by_severity_and_another_action_reports_it(
     assert outbox.next_delivery("phone") is None
     outbox.expire("phone")
     assert states(store)["a1", "firing", "phone"] == "expired"
-    assert taken(outbox, "pager").notification.rule == SELF_RULE
+    assert taken(outbox, "pager").notification.alert.rule == SELF_RULE
 
 
 def test_refused_delivery_is_dead_and_the_next_action_reports_it(
@@ -275,7 +275,7 @@ def test_refused_delivery_is_dead_and_the_next_action_reports_it(
         "[medium] dog: not delivered by phone: the receiver answered 404; "
         "see ast-stream outbox list"
     )
-    assert {key[2] for key in states(store) if key[0] == message.alert["id"]} == {FEED, "pager"}
+    assert {key[2] for key in states(store) if key[0] == message.alert.id} == {FEED, "pager"}
 
 
 def test_actions_that_all_fail_do_not_raise_alarms_without_end(
@@ -315,7 +315,7 @@ def test_resolve_stands_for_a_firing_that_was_not_delivered(
     write(firing("a1", "phone"))
     write(resolved("a1", "phone"))
     message = deliver(outbox, "phone", Delivered()).notification
-    assert (message.id, message.is_combined) == ("a1.resolved", True)
+    assert (message.id, message.combined) == ("a1.resolved", True)
     assert outbox.next_delivery("phone") is None
     assert states(store)["a1", "firing", "phone"] == "superseded"
 
@@ -326,7 +326,7 @@ def test_resolve_comes_after_a_firing_that_is_in_flight(outbox: Outbox, write: W
     write(resolved("a1", "phone"))
     outbox.settle(under_way, Delivered())
     message = taken(outbox, "phone").notification
-    assert (message.id, message.is_combined) == ("a1.resolved", False)
+    assert (message.id, message.combined) == ("a1.resolved", False)
 
 
 def test_firing_stays_for_an_action_that_does_not_deliver_resolutions(
@@ -670,7 +670,7 @@ def test_alerts_that_nobody_follows_any_more_are_resolved(
         outbox.end_unknown(db, {"a2"})
     notifications = [deliver(outbox, "phone", Delivered()).notification for _ in range(2)]
     assert [notification.id for notification in notifications] == ["a2.firing", "a1.resolved"]
-    assert notifications[1].alert["reason"] == "restart"
+    assert notifications[1].alert.reason == "restart"
 
 
 def test_snooze_holds_back_what_waits_and_lets_other_rules_pass(
@@ -680,7 +680,7 @@ def test_snooze_holds_back_what_waits_and_lets_other_rules_pass(
     assert operations.snooze(store, "dog", clock() + 60 * 10**9, clock()) == 1
     cat = alert("c1", rule="cat")
     write(Transition(cat, "inactive", "firing", 0, ("phone",)))
-    assert deliver(outbox, "phone", Delivered()).notification.rule == "cat"
+    assert deliver(outbox, "phone", Delivered()).notification.alert.rule == "cat"
     assert outbox.next_delivery("phone") == 60.0
     assert operations.snoozes(store, clock()) == [("dog", clock() + 60 * 10**9)]
 
@@ -700,10 +700,10 @@ def test_acknowledged_alert_is_not_sent_again_but_its_end_is(
 ) -> None:
     write(firing("abc1", "phone", "mail"), firing("abd2", "phone"))
     assert operations.acknowledge(store, "abc", clock(), "someone") == 2
-    assert deliver(outbox, "phone", Delivered()).notification.alert["id"] == "abd2"
+    assert deliver(outbox, "phone", Delivered()).notification.alert.id == "abd2"
     write(resolved("abc1", "phone"))
     message = taken(outbox, "phone").notification
-    assert (message.id, message.is_combined) == ("abc1.resolved", False)
+    assert (message.id, message.combined) == ("abc1.resolved", False)
 
 
 @pytest.mark.parametrize(

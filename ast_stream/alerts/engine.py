@@ -39,6 +39,9 @@ class Engine:
         state: what `export` returned; None: begin anew.
         now_ns: stream time at which it starts.
         timing: how late the detector reports sounds.
+
+    Raises:
+        ValueError: a state of another version.
     """
 
     def __init__(
@@ -179,6 +182,8 @@ class Engine:
         } | self._open_events.export()
 
     def _restore(self, state: Mapping[str, Any], now_ns: int) -> None:
+        if state["v"] != STATE_VERSION:
+            raise ValueError(f"expected version {STATE_VERSION}, got {state['v']!r}")
         self._now = max(state["now_ns"], 0)
         self._streams.restore(state["streams"])
         self._clocks.restore(state["clocks"])

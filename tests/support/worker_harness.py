@@ -3,6 +3,9 @@
 Ring, ring server, sockets, detector, event log and journal are the real ones; only the clock and
 the audio are the test's. `kill_worker` drops the worker as SIGKILL would: nothing is ended or
 saved.
+
+What one side sends is there for the next tick of the other, neither sooner nor later: the site
+waits for each message. So no speed of the machine changes what a worker finds.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import secrets
 import shutil
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,13 +22,14 @@ from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
+import zmq
 from sample_messages import FACTS
 from torch import Tensor
 
 from ast_stream.capture.ring import Ring, RingServer
 from ast_stream.capture.sources.base import SourceStatus
 from ast_stream.detect import Detector
-from ast_stream.messages.audio import Pcm16
+from ast_stream.messages.audio import AudioBlock, Pcm16
 from ast_stream.messages.event import Scores
 from ast_stream.messages.feed import FeedMessage
 from ast_stream.messages.query import ReplayPage
@@ -33,7 +38,7 @@ from ast_stream.runtime.metrics import Metrics
 from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
 from ast_stream.transport.event_log import EventLog
 from ast_stream.transport.listener import Listener
-from ast_stream.transport.sockets import Poller, Socket, Sockets
+from ast_stream.transport.sockets import AUDIO_HWM_BLOCKS, FEED_HWM_MESSAGES, Socket, Sockets
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, seconds_to_samples
 from ast_stream.worker.journal import Journal, JournalFile
 from ast_stream.worker.loop import Worker, WorkerSockets
@@ -47,16 +52,15 @@ MAX_STREAMS = 64
 DETECTION = DetectionSettings(
     defaults=DetectionDefaults(onset_threshold=0.5, confirm_s=0.25, hold_s=0.25)
 )
-REPLY_TIMEOUT_S = 0.25  # for messages between threads, on a busy machine
+PATIENCE_MS = 60_000  # until a message that must come is given up
 
 
 class CountedSocket:
-    """The worker's socket to a ring; counts the requests, to wait only for replies that come."""
+    """The worker's socket to a ring; `n_on_way` requests have not been received there yet."""
 
     def __init__(self, socket: Socket) -> None:
         self.socket = socket
-        self.n_sent = 0
-        self.n_answered = 0
+        self.n_on_way = 0
 
     @property
     def waitable(self) -> Any:
@@ -64,11 +68,47 @@ class CountedSocket:
 
     def send(self, frames: list[bytes]) -> bool:
         is_sent = self.socket.send(frames)
-        self.n_sent += is_sent
+        self.n_on_way += is_sent
         return is_sent
 
     def receive(self, timeout_ms: int = 0) -> list[bytes] | None:
         return self.socket.receive(timeout_ms)
+
+    def wait(self) -> None:
+        """Wait until a message is there."""
+        assert self.socket.waitable.poll(PATIENCE_MS), "a reply was sent, and did not arrive"
+
+
+class LiveBlocks:
+    """The worker's socket for live blocks; one can be received from the tick after it was sent."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._arrived: deque[list[bytes]] = deque()
+        self._receivable: deque[list[bytes]] = deque()
+
+    @property
+    def waitable(self) -> int:
+        return self._listener.waitable
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the queues of both sides take one more."""
+        return len(self._arrived) < 2 * AUDIO_HWM_BLOCKS
+
+    def wait(self) -> None:
+        """Wait until one more block has arrived."""
+        frames = self._listener.receive(PATIENCE_MS)
+        assert frames is not None, "a block was sent, and did not arrive"
+        self._arrived.append(frames)
+
+    def end_tick(self) -> None:
+        """Let the worker receive in its next tick what has arrived until now."""
+        self._receivable += self._arrived
+        self._arrived.clear()
+
+    def receive(self, timeout_ms: int = 0) -> list[bytes] | None:
+        return self._receivable.popleft() if self._receivable else None
 
 
 class WatchedSockets(Sockets):
@@ -86,11 +126,19 @@ class WatchedSockets(Sockets):
         return counted
 
     def forget(self, socket: Any) -> None:
-        super().forget(socket.socket if isinstance(socket, CountedSocket) else socket)
+        if isinstance(socket, CountedSocket):
+            self.to_rings = {at: ring for at, ring in self.to_rings.items() if ring is not socket}
+            socket = socket.socket
+        super().forget(socket)
 
 
 class Capture:
-    """What a capture process has: a ring, its server and its socket."""
+    """What a capture process has: a ring, its server and its socket.
+
+    Attributes:
+        is_answering: whether requests are answered, or lost.
+        garbage: frames to answer each request with; None: the ring's reply.
+    """
 
     def __init__(
         self,
@@ -106,6 +154,7 @@ class Capture:
         self.began_ns = round(now_s * NS_PER_SECOND)
         self.status = SourceStatus("listening")
         self.is_answering = True
+        self.garbage: list[bytes] | None = None
         self.endpoint = endpoint
         self.router = sockets.bind("router", endpoint, 64)
         self.server = RingServer(
@@ -123,34 +172,27 @@ class Capture:
         time_ns = self.began_ns + self.ring.next * NS_PER_SECOND // SAMPLE_RATE
         self.ring.write(pcm, time_ns // 1000 * 1000)
 
-    def answer(self) -> tuple[int, int]:
-        """Answer what the worker has asked; return how many requests and answers there were."""
-        n_requests = n_answers = 0
-        while self.is_answering and (request := self.router.receive()) is not None:
-            identity, *frames = request
-            reply = self.server.answer(frames, identity)
-            n_requests += 1
-            if reply is not None:
-                self.router.send([identity, *reply])
-                n_answers += 1
-        return n_requests, n_answers
+    def answer(self, timeout_ms: int = 0) -> bool | None:
+        """Process a request; return whether a reply was sent, None if no request came."""
+        request = self.router.receive(timeout_ms)
+        if request is None:
+            return None
+        identity, *frames = request
+        if not self.is_answering:
+            return False
+        reply = self.garbage or self.server.answer(frames, identity)
+        return reply is not None and self.router.send([identity, *reply])
 
-    def answer_all(self, client: CountedSocket | None) -> None:
-        """Answer all requests of `client`, and wait until an answer has arrived there."""
-        end_s = time.monotonic() + REPLY_TIMEOUT_S
-        n_all_answers = 0
-        while True:
-            n_requests, n_answers = self.answer()
-            n_all_answers += n_answers
-            if client is None or not self.is_answering:
-                return
-            client.n_answered += n_requests
-            if client.n_answered >= client.n_sent or time.monotonic() > end_s:
-                break
-            time.sleep(0.0005)
-        client.n_answered = client.n_sent
-        if n_all_answers:
-            Poller([client]).wait(round(REPLY_TIMEOUT_S * 1000))
+    def answer_all(self, client: CountedSocket) -> None:
+        """Answer all requests of `client`, and wait until the answer has arrived there."""
+        is_answered = False
+        while client.n_on_way:
+            sent = self.answer(PATIENCE_MS)
+            assert sent is not None, "a request was sent, and did not arrive"
+            client.n_on_way -= 1
+            is_answered = is_answered or sent
+        if is_answered:
+            client.wait()
 
 
 class WatchedFeed:
@@ -206,6 +248,7 @@ class Site:
         self._capture_sockets = Sockets()
         self._captures: dict[str, Capture] = {}
         self._worker_sockets: WatchedSockets | None = None
+        self._feed: Listener | None = None
         self._push: Socket | None = None
         self._log: EventLog | None = None
 
@@ -216,16 +259,20 @@ class Site:
         if name in self._captures:
             self._capture_sockets.forget(self._captures[name].router)
         endpoint = f"ipc://{self.folder}/ring.{name}.sock"
-        self._captures[name] = Capture(
+        capture = self._captures[name] = Capture(
             self._capture_sockets, name, endpoint, ring_s, self.now_s, is_paced=is_paced
         )
+        if self._worker_sockets is not None and endpoint in self._worker_sockets.to_rings:
+            _wait_until(lambda: capture.router.n_peers > 0)  # what is sent before that may be lost
 
     def start_worker(self, *configured: str, settings: str = "same") -> Worker:
         """Start a worker; `settings` names model and detection settings in its journal."""
         sockets = self._worker_sockets = WatchedSockets()
-        audio = sockets.bind("pull", f"ipc://{self.folder}/audio.sock", 8)
+        endpoint = f"ipc://{self.folder}/audio.sock"
+        self._live = LiveBlocks(sockets.bind("pull", endpoint, AUDIO_HWM_BLOCKS))
         query = sockets.bind("router", f"ipc://{self.folder}/query.sock", 8)
-        feed = sockets.bind("pub", f"ipc://{self.folder}/feed.sock", 100)
+        feed = sockets.bind("pub", f"ipc://{self.folder}/feed.sock", FEED_HWM_MESSAGES)
+        self._feed = feed
         self._log = EventLog(self.folder / "events", spare=self.folder / "unlogged.jsonl")
         self.worker = Worker(
             [self._config(name) for name in configured],
@@ -236,14 +283,17 @@ class Site:
                 MAX_STREAMS,
                 self.now_s,
             ),
-            WorkerSockets(sockets, audio, WatchedFeed(feed, self.published), query),
+            WorkerSockets(
+                sockets, cast(Listener, self._live), WatchedFeed(feed, self.published), query
+            ),
             metrics=WorkerMetrics(Metrics("worker", None)),
             facts=FACTS,
             ring_folder=f"ipc://{self.folder}/",
             now_s=lambda: self.now_s,
             now_ns=self._now_ns,
         )
-        self._push = self._capture_sockets.connect("push", f"ipc://{self.folder}/audio.sock", 8)
+        self._push = self._capture_sockets.connect("push", endpoint, AUDIO_HWM_BLOCKS)
+        assert self._push.waitable.poll(PATIENCE_MS, zmq.POLLOUT), "no connection to the worker"
         return self.worker
 
     def _make_detector(self, on_scores: Callable[[Scores], None]) -> Detector:
@@ -271,8 +321,8 @@ class Site:
             start = capture.ring.next
             capture.write(block)
             self.now_s += len(block) / SAMPLE_RATE
-            if self._worker_sockets is not None and self._push is not None:
-                self._push.send(capture.server.block(start, block_samples).encode())
+            if self._worker_sockets is not None:
+                self._send(capture.server.block(start, block_samples))
                 self.tick()
 
     def capture(self, name: str = "mic") -> Capture:
@@ -304,7 +354,6 @@ class Site:
             sounds: audio of each stream from its first sample on.
             until_s: on the clock of the site.
         """
-        assert self._push is not None
         while self.now_s < until_s:
             self.now_s += BLOCK / SAMPLE_RATE
             for name, pcm in sounds.items():
@@ -312,19 +361,24 @@ class Site:
                 n_samples = round((self.now_s - capture.began_ns / NS_PER_SECOND) * SAMPLE_RATE)
                 while (start := capture.ring.next) + BLOCK <= min(n_samples, len(pcm)):
                     capture.write(pcm[start : start + BLOCK])
-                    self._push.send(capture.server.block(start, BLOCK).encode())
+                    self._send(capture.server.block(start, BLOCK))
             self.tick()
 
     def tick(self, n_ticks: int = 1, seconds: float = 0.0) -> None:
         """Run the worker's loop `n_ticks` times, each time after `seconds`."""
+        assert self._worker_sockets is not None
         for _ in range(n_ticks):
             self.now_s += seconds
             self.worker.tick()
-            time.sleep(0.002)  # messages take a moment between threads of ZeroMQ
-            sockets = self._worker_sockets
-            clients = {} if sockets is None else sockets.to_rings
+            self._live.end_tick()
             for capture in self._captures.values():
-                capture.answer_all(clients.get(capture.endpoint))
+                if client := self._worker_sockets.to_rings.get(capture.endpoint):
+                    capture.answer_all(client)
+
+    def send_on_feed(self, frames: list[bytes]) -> None:
+        """Send to the readers of the feed what is not the worker's."""
+        assert self._feed is not None
+        self._feed.send(frames)
 
     def messages(self, kind: str = "event") -> list[Body]:
         """Return the bodies of all durable messages of a kind, of all runs of the worker."""
@@ -340,8 +394,21 @@ class Site:
         self._capture_sockets.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def _send(self, block: AudioBlock) -> None:
+        """Send a live block to the worker, unless the queues are full."""
+        assert self._push is not None
+        if self._live.has_room and self._push.send(block.encode()):
+            self._live.wait()
+
     def _now_ns(self) -> int:
         return round(self.now_s * NS_PER_SECOND)
+
+
+def _wait_until(is_so: Callable[[], bool]) -> None:
+    end_s = time.monotonic() + PATIENCE_MS / 1000
+    while not is_so():
+        assert time.monotonic() < end_s
+        time.sleep(0.001)
 
 
 @contextmanager

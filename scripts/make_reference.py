@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin
 from urllib.request import urlopen
 
 import typer
@@ -220,12 +220,11 @@ def commands() -> Iterator[str]:
 def command_section(name: str, function: Callable[..., Any]) -> Iterator[str]:
     """Yield what `--help` says of a command."""
     yield f"\n## `{name}`\n\n" + code_examples(inspect.cleandoc(function.__doc__ or "")) + "\n"
-    hints = get_type_hints(function, include_extras=True)
-    parameters = inspect.signature(function).parameters.values()
+    parameters = inspect.signature(function, eval_str=True).parameters.values()
     if parameters:
         yield "\n| | | default |\n|---|---|---|\n"
     for parameter in parameters:
-        kind, info = hints[parameter.name].__args__[0], hints[parameter.name].__metadata__[0]
+        kind, info = parameter.annotation.__args__[0], parameter.annotation.__metadata__[0]
         typed = typed_name(parameter.name, kind, info, parameter.default)
         cells = (f"`{typed}`", sentence(info.help or ""), default_text(parameter.default))
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"

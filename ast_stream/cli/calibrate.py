@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -36,20 +36,11 @@ from ast_stream.calibration.thresholds import (
     timings,
 )
 from ast_stream.cli.calibrate_report import record_of, report_console, result_json, show
-from ast_stream.cli.clip_options import (
-    DEFAULT_THREADS,
-    FileColumn,
-    FoldColumn,
-    LabelColumn,
-    OffsetColumn,
-    OnsetColumn,
-    Threads,
-    Where,
-    clip_columns,
-    clips_of_folds,
-)
+from ast_stream.cli.clip_options import ColumnOptions, Negatives, OnlyFolds, clips_of_folds
+from ast_stream.cli.options import DEFAULT_THREADS, AsJson, Device, Threads, with_option_groups
 from ast_stream.cli.terminal import ProgressView
 from ast_stream.dataset.annotations import Clip
+from ast_stream.dataset.tables import Columns
 from ast_stream.detect.detector import Detector
 from ast_stream.detect.parameters import DecisionParameters
 from ast_stream.errors import UsageError
@@ -59,37 +50,26 @@ N_GENERATED = 24  # foregrounds of every class that has a generator
 GENERATED_HOURS = 1.0  # of negative audio, where no recordings are given
 
 
-def calibrate(
-    checkpoint: Annotated[
-        str, typer.Argument(help="bundled, the directory or file of a checkpoint, or a hub id.")
-    ],
+@dataclass(frozen=True)
+class AudioOptions:
+    """What to listen to, and who may judge it."""
+
     data: Annotated[
         Path | None,
         typer.Option(help="Labelled clips: folder with a sub-folder per class, or a CSV."),
-    ] = None,
-    file_column: FileColumn = "file",
-    label_column: LabelColumn = "label",
-    fold_column: FoldColumn = None,
-    onset_column: OnsetColumn = None,
-    offset_column: OffsetColumn = None,
-    where: Where = None,
-    test_fold: Annotated[
-        list[str] | None, typer.Option(help="Only clips of this fold; may be repeated.")
-    ] = None,
+    ] = None
+    test_fold: OnlyFolds = None
     fold_checkpoint: Annotated[
         list[str] | None,
         typer.Option(
             help="Checkpoint of the same recipe that held folds out: it scores the clips of those "
             "folds; may be repeated."
         ),
-    ] = None,
+    ] = None
     unseen: Annotated[
         bool, typer.Option("--unseen", help="CHECKPOINT was trained on none of these clips.")
-    ] = False,
-    negatives: Annotated[
-        list[Path] | None,
-        typer.Option(help="Recording, or folder of them, without any event; may be repeated."),
-    ] = None,
+    ] = False
+    negatives: Negatives = None
     negative_hours: Annotated[
         float | None,
         typer.Option(
@@ -97,7 +77,7 @@ def calibrate(
             help=f"Hours of generated noise, hum, music and speech. (default: {GENERATED_HOURS:g}, "
             "or 0 with --negatives)",
         ),
-    ] = None,
+    ] = None
     generated: Annotated[
         int | None,
         typer.Option(
@@ -105,20 +85,66 @@ def calibrate(
             help=f"Generated examples of each alarm class. (default: {N_GENERATED}, or 0 where "
             "CHECKPOINT was trained without)",
         ),
-    ] = None,
+    ] = None
+    hop: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="Seconds between windows. (default: CHECKPOINT's)"),
+    ] = None
+    seed: Annotated[int, typer.Option(min=0, max=99, help="Of all that is generated.")] = 0
+    device: Device = "cpu"
+
+    def audio(
+        self, checkpoint: Checkpoint, columns: Columns, is_partial: bool
+    ) -> tuple[CalibrationAudio, list[str]]:
+        """Return what is heard, and remarks about clips that cannot be used.
+
+        Args:
+            is_partial: only some classes are calibrated.
+
+        Raises:
+            ConfigError, CheckpointError, UsageError: something of it cannot be used.
+        """
+        folds = self.test_fold or []
+        clips = [] if self.data is None else clips_of_folds(self.data, columns, folds)
+        unseen_sets, remarks = unseen_sets_for(
+            checkpoint, self.fold_checkpoint or [], clips, folds, self.unseen
+        )
+        recordings = negative_recordings(self.negatives or [])
+        hours, n_generated = self.negative_hours, self.generated
+        if hours is None:
+            hours = 0.0 if recordings else GENERATED_HOURS
+        if n_generated is None:
+            was_generated = checkpoint.metadata.provenance.get("generated_takes")
+            n_generated = N_GENERATED if was_generated else 0
+        audio = CalibrationAudio(
+            checkpoint=checkpoint,
+            sounds=foregrounds_of(unseen_sets, checkpoint.labels, n_generated, self.seed),
+            negatives=recordings,
+            generated_s=3600 * hours,
+            hop_s=checked_hop(checkpoint, self.hop, is_partial),
+            seed=self.seed,
+            device=self.device,
+        )
+        return audio, remarks
+
+
+@dataclass(frozen=True)
+class TargetOptions:
+    """Which classes to calibrate, how, and for which budgets."""
+
     budget: Annotated[
         list[str] | None,
         typer.Option(
             help="False alarms accepted of each class, like 0.5/h or 1/day; of one class with "
             "LABEL=1/day; may be repeated. (default: 0.5/h)"
         ),
-    ] = None,
+    ] = None
     among: Annotated[
         str | None,
         typer.Option(
             help="The same among sounds of other classes, one every 8 s or so. (default: --budget)"
         ),
-    ] = None,
+    ] = None
     only: Annotated[
         list[str] | None,
         typer.Option(
@@ -126,7 +152,7 @@ def calibrate(
             help="Calibrate only this class, and show what other budgets would give; may be "
             "repeated.",
         ),
-    ] = None,
+    ] = None
     longest_confirm: Annotated[
         float,
         typer.Option(
@@ -134,26 +160,45 @@ def calibrate(
             help="Longest span in seconds in which windows may have to agree; a longer one finds "
             "more for the same budget, but later.",
         ),
-    ] = MAX_CONFIRM_S,
+    ] = MAX_CONFIRM_S
     longest_smoothing: Annotated[
         float,
         typer.Option(
             min=0, help="Longest time constant in seconds over which scores may be averaged."
         ),
-    ] = MAX_SMOOTHING_S,
-    hop: Annotated[
-        float | None,
-        typer.Option(min=0.01, help="Seconds between windows. (default: CHECKPOINT's)"),
-    ] = None,
+    ] = MAX_SMOOTHING_S
+
+    def budgets(self, checkpoint: Checkpoint, chosen: Sequence[str]) -> Budgets:
+        """Return the budgets of --budget and --among.
+
+        Raises:
+            UsageError: one is no budget, or of a class that is not calibrated.
+        """
+        budgets = parse_budgets(self.budget or [], checkpoint.labels)
+        if self.among is not None:
+            budgets = replace(budgets, among=parse_budget(self.among, "--among"))
+        for label in budgets.by_label:
+            if label not in chosen:
+                raise UsageError(f"--budget: expected a class that is calibrated, got {label!r}")
+        return budgets
+
+
+@with_option_groups
+def calibrate(
+    checkpoint: Annotated[
+        str, typer.Argument(help="bundled, the directory or file of a checkpoint, or a hub id.")
+    ],
+    *,
+    audio: AudioOptions,
+    columns: ColumnOptions,
+    target: TargetOptions,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder to write the checkpoint to.")
     ] = None,
     in_place: Annotated[
         bool, typer.Option("--in-place", help="Write into the directory CHECKPOINT.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
-    seed: Annotated[int, typer.Option(min=0, max=99, help="Of all that is generated.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
+    as_json: AsJson = False,
     threads: Threads = DEFAULT_THREADS,
 ) -> None:
     """Choose thresholds that keep a budget of false alarms, and say what is missed then.
@@ -168,36 +213,18 @@ def calibrate(
     torch.set_num_threads(threads)
     check_target(checkpoint, out, in_place)
     loaded = load_checkpoint(checkpoint)
-    chosen = chosen_labels(loaded, only or [])
-    budgets = budgets_of(loaded, budget or [], among, chosen)
-    columns = clip_columns(
-        file_column, label_column, fold_column, onset_column, offset_column, where
+    chosen = chosen_labels(loaded, target.only or [])
+    budgets = target.budgets(loaded, chosen)
+    heard, remarks = audio.audio(loaded, columns.columns(), is_partial=bool(target.only))
+    by_timing = timings(
+        loaded.window_s, heard.hop_s, target.longest_confirm, target.longest_smoothing
     )
-    clips = [] if data is None else clips_of_folds(data, columns, test_fold or [])
-    unseen_sets, remarks = unseen_sets_for(
-        loaded, fold_checkpoint or [], clips, test_fold or [], unseen
-    )
-    recordings = negative_recordings(negatives or [])
-    if negative_hours is None:
-        negative_hours = 0.0 if recordings else GENERATED_HOURS
-    if generated is None:
-        generated = N_GENERATED if loaded.metadata.provenance.get("generated_takes") else 0
-    audio = CalibrationAudio(
-        checkpoint=loaded,
-        sounds=foregrounds_of(unseen_sets, loaded.labels, generated, seed),
-        negatives=recordings,
-        generated_s=3600 * negative_hours,
-        hop_s=checked_hop(loaded, hop, is_partial=bool(only)),
-        seed=seed,
-        device=device,
-    )
-    by_timing = timings(loaded.window_s, audio.hop_s, longest_confirm, longest_smoothing)
-    calibrated = _listen(audio, chosen, budgets, by_timing)
-    record = record_of(audio, data, budgets) | {
-        "longest_confirm_s": longest_confirm,
-        "longest_smoothing_s": longest_smoothing,
+    calibrated = _listen(heard, chosen, budgets, by_timing)
+    record = record_of(heard, audio.data, budgets) | {
+        "longest_confirm_s": target.longest_confirm,
+        "longest_smoothing_s": target.longest_smoothing,
     }
-    result = with_calibration(loaded, calibrated, audio.hop_s, record)
+    result = with_calibration(loaded, calibrated, heard.hop_s, record)
     written = None
     try:
         written = _write(checkpoint, result, out, in_place)
@@ -205,7 +232,7 @@ def calibrate(
         if as_json:
             print(json.dumps(result_json(result, calibrated, record, remarks, written)))
         else:
-            show(report_console(), calibrated, chosen if only else (), remarks)
+            show(report_console(), calibrated, chosen if target.only else (), remarks)
     print(written or "nothing is written; give --out or --in-place", file=sys.stderr)
 
 
@@ -257,23 +284,6 @@ def chosen_labels(checkpoint: Checkpoint, only: Sequence[str]) -> list[str]:
         )
     wanted = {class_named(name, possible, "--class") for name in only}
     return [label for label in possible if not wanted or label in wanted]
-
-
-def budgets_of(
-    checkpoint: Checkpoint, texts: Sequence[str], among: str | None, chosen: Sequence[str]
-) -> Budgets:
-    """Return the budgets of --budget and --among.
-
-    Raises:
-        UsageError: one is no budget, or of a class that is not calibrated.
-    """
-    budgets = parse_budgets(texts, checkpoint.labels)
-    if among is not None:
-        budgets = replace(budgets, among=parse_budget(among, "--among"))
-    for label in budgets.by_label:
-        if label not in chosen:
-            raise UsageError(f"--budget: expected a class that is calibrated, got {label!r}")
-    return budgets
 
 
 def unseen_sets_for(

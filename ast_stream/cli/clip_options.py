@@ -1,9 +1,9 @@
-"""Options that `train`, `evaluate` and `calibrate` share: which clips, which folds, which cores."""
+"""Options of `train`, `evaluate` and `calibrate`: which clips, of which folds."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -14,47 +14,56 @@ from ast_stream.dataset.clips import read_clips
 from ast_stream.dataset.tables import Columns
 from ast_stream.errors import UsageError
 
-DEFAULT_THREADS = os.cpu_count() or 1
-
 Data = Annotated[Path, typer.Argument(help="Folder with a sub-folder per class, or a CSV.")]
-FileColumn = Annotated[str, typer.Option(help="CSV column of the file name.")]
-LabelColumn = Annotated[str, typer.Option(help="CSV column of the label.")]
-FoldColumn = Annotated[
-    str | None, typer.Option(help="CSV column of the fold. (default: fold, if there is one)")
+Negatives = Annotated[
+    list[Path] | None,
+    typer.Option(help="Recording, or folder of them, without any event; may be repeated."),
 ]
-OnsetColumn = Annotated[
-    str | None,
-    typer.Option(
-        help="CSV column of a section's start in seconds. (default: onset, if there is one)"
-    ),
+OnlyFolds = Annotated[
+    list[str] | None, typer.Option(help="Only clips of this fold; may be repeated.")
 ]
-OffsetColumn = Annotated[
-    str | None,
-    typer.Option(
-        help="CSV column of a section's end in seconds. (default: offset, if there is one)"
-    ),
-]
-Where = Annotated[
-    list[str] | None,
-    typer.Option(help="Take only rows with COLUMN=VALUE[,VALUE...]; may be repeated."),
-]
-Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
 
 
-def clip_columns(
-    file: str,
-    label: str,
-    fold: str | None,
-    onset: str | None,
-    offset: str | None,
-    where: Sequence[str] | None,
-) -> Columns:
-    """Return the columns that the options name.
+@dataclass(frozen=True)
+class ColumnOptions:
+    """Which columns of a table of clips mean what, and which rows count."""
 
-    Raises:
-        UsageError: a condition that is not COLUMN=VALUE[,VALUE...].
-    """
-    return Columns(file, label, fold, accepted_values(where or []), onset, offset)
+    file_column: Annotated[str, typer.Option(help="CSV column of the file name.")] = "file"
+    label_column: Annotated[str, typer.Option(help="CSV column of the label.")] = "label"
+    fold_column: Annotated[
+        str | None, typer.Option(help="CSV column of the fold. (default: fold, if there is one)")
+    ] = None
+    onset_column: Annotated[
+        str | None,
+        typer.Option(
+            help="CSV column of a section's start in seconds. (default: onset, if there is one)"
+        ),
+    ] = None
+    offset_column: Annotated[
+        str | None,
+        typer.Option(
+            help="CSV column of a section's end in seconds. (default: offset, if there is one)"
+        ),
+    ] = None
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="Take only rows with COLUMN=VALUE[,VALUE...]; may be repeated."),
+    ] = None
+
+    def columns(self) -> Columns:
+        """Return the columns that the options name.
+
+        Raises:
+            UsageError: a condition that is not COLUMN=VALUE[,VALUE...].
+        """
+        return Columns(
+            file=self.file_column,
+            label=self.label_column,
+            fold=self.fold_column,
+            onset=self.onset_column,
+            offset=self.offset_column,
+            where=accepted_values(self.where or []),
+        )
 
 
 def accepted_values(where: Sequence[str]) -> dict[str, list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -13,20 +14,9 @@ import typer
 
 from ast_stream.calibration.folds import HELD_OUT, held_folds, no_folds_remark
 from ast_stream.calibration.scores import negative_recordings
-from ast_stream.cli.clip_options import (
-    DEFAULT_THREADS,
-    Data,
-    FileColumn,
-    FoldColumn,
-    LabelColumn,
-    OffsetColumn,
-    OnsetColumn,
-    Threads,
-    Where,
-    clip_columns,
-    clips_of_folds,
-)
+from ast_stream.cli.clip_options import ColumnOptions, Data, OnlyFolds, clips_of_folds
 from ast_stream.cli.evaluate_report import check_folder, remarks_on, show, write_report
+from ast_stream.cli.options import DEFAULT_THREADS, AsJson, Threads, with_option_groups
 from ast_stream.cli.output import json_line, say
 from ast_stream.cli.terminal import ProgressView, console
 from ast_stream.dataset.annotations import Clip
@@ -42,19 +32,87 @@ from ast_stream.evaluation.measure import (
     total_s,
 )
 from ast_stream.evaluation.plots import check_plotting
-from ast_stream.evaluation.report import as_json
+from ast_stream.evaluation.report import as_json as figures_json
 from ast_stream.evaluation.report import evaluate as figures_of
 from ast_stream.model.tagger import Tagger, load_tagger
 from ast_stream.soundscape.backgrounds import speech_is_available
 from ast_stream.soundscape.soundbank import Foreground, recorded_foregrounds
 
 SNR_DB = "12"
-LARGEST_SNR_DB = 60.0
 FILE_WIDTH = 132  # of a table that does not go to a terminal
 
 
+@dataclass(frozen=True)
+class StreamOptions:
+    """What streams are made of, and how."""
+
+    snr: Annotated[
+        str, typer.Option(help="Sounds over their backgrounds in dB: one figure, or LOW..HIGH.")
+    ] = SNR_DB
+    gap: Annotated[
+        str | None,
+        typer.Option(
+            help="Seconds between sounds: one figure, or LOW..HIGH; a quarter lies closer than a "
+            "window. (default: a little more than a window)"
+        ),
+    ] = None
+    alarm_snr: Annotated[
+        float, typer.Option(help="Generated alarms once more, at this SNR in dB.")
+    ] = 0.0
+    hop: Annotated[
+        float | None, typer.Option(help="Seconds between windows; none: the checkpoint's.")
+    ] = None
+    repeats: Annotated[
+        int, typer.Option(min=1, help="How often each sound is laid, at other levels.")
+    ] = MeasureSettings.repeats
+    hours: Annotated[
+        float, typer.Option(min=0, help="At least so many hours of streams with sounds.")
+    ] = MeasureSettings.hours
+    negative_hours: Annotated[
+        float, typer.Option(min=0, help="Hours of generated streams without any event.")
+    ] = MeasureSettings.negative_hours
+    negatives: Annotated[
+        list[Path] | None,
+        typer.Option(help="Own recordings without any event, instead; may be repeated."),
+    ] = None
+    generated: Annotated[
+        int, typer.Option(min=0, help="Generated examples of each alarm class.")
+    ] = MeasureSettings.n_generated
+    seed: Annotated[int, typer.Option(min=0)] = MeasureSettings.seed
+    write_streams: Annotated[
+        Path | None, typer.Option(help="Folder for the streams as WAV, with their truth.")
+    ] = None
+
+    def settings(self) -> MeasureSettings:
+        """Return what to measure on.
+
+        Raises:
+            UsageError, ConfigError: ranges, recordings or a folder that cannot be used.
+        """
+        if self.write_streams is not None:
+            check_folder(self.write_streams, "--write-streams")
+        gap_s = None
+        if self.gap is not None:
+            gap_s = range_of(self.gap, "--gap", "seconds like 60 or 30..90", 0, 3600)
+        return MeasureSettings(
+            snr_db=range_of(self.snr, "--snr", "decibels like 12 or 0..20", -60, 60),
+            gap_s=gap_s,
+            alarm_snr_db=self.alarm_snr,
+            hop_s=self.hop,
+            repeats=self.repeats,
+            hours=self.hours,
+            negative_hours=self.negative_hours,
+            negatives=tuple(negative_recordings(self.negatives or [])),
+            n_generated=self.generated,
+            seed=self.seed,
+            write_to=self.write_streams,
+        )
+
+
+@with_option_groups
 def evaluate(
     data: Data,
+    *,
     model: Annotated[
         list[str] | None, typer.Option(help="Checkpoint to measure. (default: bundled)")
     ] = None,
@@ -65,55 +123,13 @@ def evaluate(
             help="Measure each --model on the folds it was not trained on, and pool.",
         ),
     ] = False,
-    file_column: FileColumn = "file",
-    label_column: LabelColumn = "label",
-    fold_column: FoldColumn = None,
-    onset_column: OnsetColumn = None,
-    offset_column: OffsetColumn = None,
-    where: Where = None,
-    test_fold: Annotated[
-        list[str] | None, typer.Option(help="Measure on this fold only; may be repeated.")
-    ] = None,
-    snr: Annotated[
-        str, typer.Option(help="Sounds over their backgrounds in dB: one figure, or LOW..HIGH.")
-    ] = SNR_DB,
-    gap: Annotated[
-        str | None,
-        typer.Option(
-            help="Seconds between sounds: one figure, or LOW..HIGH; a quarter lies closer than a "
-            "window. (default: a little more than a window)"
-        ),
-    ] = None,
-    alarm_snr: Annotated[
-        float, typer.Option(help="Generated alarms once more, at this SNR in dB.")
-    ] = 0.0,
-    hop: Annotated[
-        float | None, typer.Option(help="Seconds between windows; none: the checkpoint's.")
-    ] = None,
-    repeats: Annotated[
-        int, typer.Option(min=1, help="How often each sound is laid, at other levels.")
-    ] = MeasureSettings.repeats,
-    hours: Annotated[
-        float, typer.Option(min=0, help="At least so many hours of streams with sounds.")
-    ] = MeasureSettings.hours,
-    negative_hours: Annotated[
-        float, typer.Option(min=0, help="Hours of generated streams without any event.")
-    ] = MeasureSettings.negative_hours,
-    negatives: Annotated[
-        list[Path] | None,
-        typer.Option(help="Own recordings without any event, instead; may be repeated."),
-    ] = None,
-    generated: Annotated[
-        int, typer.Option(min=0, help="Generated examples of each alarm class.")
-    ] = MeasureSettings.n_generated,
-    seed: Annotated[int, typer.Option(min=0)] = MeasureSettings.seed,
+    columns: ColumnOptions,
+    test_fold: OnlyFolds = None,
+    streams: StreamOptions,
     report: Annotated[
         Path | None, typer.Option(help="Folder for report.html, report.json and plots.")
     ] = None,
-    write_streams: Annotated[
-        Path | None, typer.Option(help="Folder for the streams as WAV, with their truth.")
-    ] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
+    as_json: AsJson = False,
     threads: Threads = DEFAULT_THREADS,
 ) -> None:
     """Measure a checkpoint on labelled clips, and on streams mixed from them and generated sounds.
@@ -126,45 +142,24 @@ def evaluate(
     if report is not None:
         check_plotting()
         check_folder(report, "--report")
-    if write_streams is not None:
-        check_folder(write_streams, "--write-streams")
-    settings = MeasureSettings(
-        snr_db=range_of(snr, "--snr", "decibels like 12 or 0..20", -60, 60),
-        gap_s=None if gap is None else range_of(gap, "--gap", "seconds like 60 or 30..90", 0, 3600),
-        alarm_snr_db=alarm_snr,
-        hop_s=hop,
-        repeats=repeats,
-        hours=hours,
-        negative_hours=negative_hours,
-        negatives=tuple(negative_recordings(negatives or [])),
-        n_generated=generated,
-        seed=seed,
-        write_to=write_streams,
-    )
-    columns = clip_columns(
-        file_column, label_column, fold_column, onset_column, offset_column, where
-    )
-    chosen = model or ["bundled"]
-    if cross_validate:
-        subjects = cross_validated(chosen, data, columns, test_fold or [])
-    else:
-        subjects = [single(chosen, data, columns, test_fold or [])]
-    check_hop(subjects, hop)
+    settings = streams.settings()
+    choose = cross_validated if cross_validate else single
+    subjects = choose(model or ["bundled"], data, columns.columns(), test_fold or [])
+    check_hop(subjects, settings.hop_s)
     notes = notes_of(subjects)
     _say(notes)
-    heard = _score(subjects, settings)
-    figures = figures_of(subjects, heard, settings)
+    figures = figures_of(subjects, _score(subjects, settings), settings)
     remarks = remarks_on(figures)
     _say(remarks)
     notes += remarks
-    command = shlex.join(["ast-stream", *sys.argv[1:]])
     try:
         if report is not None:
+            command = shlex.join(["ast-stream", *sys.argv[1:]])
             write_report(report, figures, settings, command, notes)
             print(f"{report / 'report.html'}: written", file=sys.stderr)
     finally:  # neither a full disk nor a reader that is gone may cost the other its figures
-        if json_output:
-            print(json_line({"notes": notes, **as_json(figures)}))
+        if as_json:
+            print(json_line({"notes": notes, **figures_json(figures)}))
         else:
             show(figures, settings, console(stderr=False, piped_width=FILE_WIDTH))
 
@@ -209,7 +204,7 @@ def _score(subjects: Sequence[Subject], settings: MeasureSettings) -> ScoredMate
 
 def single(
     models: Sequence[str], data: Path, columns: Columns, test_folds: Sequence[str]
-) -> Subject:
+) -> list[Subject]:
     """Return one model with the clips of the given folds, or with all.
 
     Raises:
@@ -220,7 +215,7 @@ def single(
         raise UsageError(f"--model: expected one without --cross-validate, got {len(models)}")
     tagger = load_tagger(models[0])
     clips = clips_of_folds(data, columns, test_folds)
-    return Subject(tagger, _takes(clips, tagger), _folds(clips))
+    return [Subject(tagger, _takes(clips, tagger), _folds(clips))]
 
 
 def cross_validated(

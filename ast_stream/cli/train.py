@@ -7,26 +7,17 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ast_stream.cli.clip_options import (
-    DEFAULT_THREADS,
-    Data,
-    FileColumn,
-    FoldColumn,
-    LabelColumn,
-    OffsetColumn,
-    OnsetColumn,
-    Threads,
-    Where,
-    clip_columns,
-)
+from ast_stream.cli.clip_options import ColumnOptions, Data
+from ast_stream.cli.options import DEFAULT_THREADS, Device, Threads, with_option_groups
 from ast_stream.cli.terminal import PacedLines, ProgressView
 from ast_stream.errors import AstStreamError
 from ast_stream.training.config import (
@@ -47,66 +38,76 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 FROM_PRESET = " (default: the preset's)"
 
 
-def train(
-    data: Data,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for state and checkpoint.")],
+@dataclass(frozen=True)
+class RecipeOptions:
+    """What `configure` takes by these names; None: as the preset says."""
+
     start: Annotated[
         str | None, typer.Option(help="Checkpoint to fine-tune; none: from scratch.")
-    ] = None,
+    ] = None
     preset: Annotated[
         PresetName | None, typer.Option(help="Recipe, see above; other options override it.")
-    ] = None,
+    ] = None
     keep_classes: Annotated[
         bool,
         typer.Option(
             "--keep-classes",
             help="Keep all classes of --start; those without examples are learnt from it.",
         ),
-    ] = False,
+    ] = False
     teacher: Annotated[
         str | None, typer.Option(help="Checkpoint whose scores of each window join the labels.")
-    ] = None,
+    ] = None
     teacher_weight: Annotated[
         float, typer.Option(min=0, max=1, help="Weight of the teacher in the loss.")
-    ] = Optimization.teacher_weight,
+    ] = Optimization.teacher_weight
     backgrounds: Annotated[
         list[Path] | None,
         typer.Option(help="Recordings without any event, file or folder; may be repeated."),
-    ] = None,
-    file_column: FileColumn = "file",
-    label_column: LabelColumn = "label",
-    fold_column: FoldColumn = None,
-    onset_column: OnsetColumn = None,
-    offset_column: OffsetColumn = None,
-    where: Where = None,
-    test_fold: Annotated[
-        list[str] | None, typer.Option(help="Hold this fold out to choose thresholds.")
-    ] = None,
-    hold_out: Annotated[
+    ] = None
+    test_folds: Annotated[
+        list[str] | None,
+        typer.Option("--test-fold", help="Hold this fold out to choose thresholds."),
+    ] = None
+    held_out_ratio: Annotated[
         float | None,
-        typer.Option(min=0, max=0.9, help="Fraction of each class to hold out." + FROM_PRESET),
-    ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Training steps." + FROM_PRESET)] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Windows." + FROM_PRESET)] = None,
+        typer.Option(
+            "--hold-out", min=0, max=0.9, help="Fraction of each class to hold out." + FROM_PRESET
+        ),
+    ] = None
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps." + FROM_PRESET)] = None
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Windows." + FROM_PRESET)] = None
     learning_rate: Annotated[
         float | None, typer.Option(min=0, help="Highest rate." + FROM_PRESET)
-    ] = None,
-    generated: Annotated[
+    ] = None
+    n_generated: Annotated[
         int | None,
-        typer.Option(min=0, help="Generated examples of each alarm class; 0: none." + FROM_PRESET),
-    ] = None,
-    generated_backgrounds: Annotated[
+        typer.Option(
+            "--generated",
+            min=0,
+            help="Generated examples of each alarm class; 0: none." + FROM_PRESET,
+        ),
+    ] = None
+    n_backgrounds: Annotated[
         int | None,
-        typer.Option(min=0, help="Generated backgrounds without any event." + FROM_PRESET),
-    ] = None,
-    window: Annotated[
+        typer.Option(
+            "--generated-backgrounds",
+            min=0,
+            help="Generated backgrounds without any event." + FROM_PRESET,
+        ),
+    ] = None
+    window_s: Annotated[
         float | None,
-        typer.Option(min=0.3, help="Seconds of a window. (default: the preset's or the start's)"),
-    ] = None,
+        typer.Option(
+            "--window", min=0.3, help="Seconds of a window. (default: the preset's or the start's)"
+        ),
+    ] = None
     width: Annotated[
         int | None, typer.Option(min=64, help="Multiple of 64, from scratch." + FROM_PRESET)
-    ] = None,
-    layers: Annotated[int | None, typer.Option(min=1, help="From scratch." + FROM_PRESET)] = None,
+    ] = None
+    n_layers: Annotated[
+        int | None, typer.Option("--layers", min=1, help="From scratch." + FROM_PRESET)
+    ] = None
     stride: Annotated[
         int | None,
         typer.Option(
@@ -115,25 +116,39 @@ def train(
             help="Mel bands and frames from patch to patch; a start's position embeddings are "
             "interpolated. (default: the preset's or the start's)",
         ),
-    ] = None,
-    patch_share: Annotated[
+    ] = None
+    patch_ratio: Annotated[
         float | None,
-        typer.Option(min=0.01, max=1, help="Patches seen in a step, 0 to 1." + FROM_PRESET),
-    ] = None,
+        typer.Option(
+            "--patch-share",
+            min=0.01,
+            max=1,
+            help="Patches seen in a step, 0 to 1." + FROM_PRESET,
+        ),
+    ] = None
+    save_every: Annotated[
+        int | None, typer.Option(min=1, help="Steps between saved states." + FROM_PRESET)
+    ] = None
+    device: Device = "auto"
+    precision: Annotated[
+        TrainingPrecision,
+        typer.Option(help="Of the matrix products; auto: what the device is fast in."),
+    ] = "auto"
+    licence: Annotated[str | None, typer.Option(help="Licence of the weights.")] = None
+    seed: Annotated[int, typer.Option(min=0)] = Optimization.seed
+
+
+@with_option_groups
+def train(
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for state and checkpoint.")],
+    *,
+    recipe: RecipeOptions,
+    columns: ColumnOptions,
     negative_hours: Annotated[
         float,
         typer.Option(min=0, help="Length of the streams without events; 0: choose no thresholds."),
     ] = TrainingConfig.negatives_s / 3600,
-    save_every: Annotated[
-        int | None, typer.Option(min=1, help="Steps between saved states." + FROM_PRESET)
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    precision: Annotated[
-        TrainingPrecision,
-        typer.Option(help="Of the matrix products; auto: what the device is fast in."),
-    ] = "auto",
-    licence: Annotated[str | None, typer.Option(help="Licence of the weights.")] = None,
-    seed: Annotated[int, typer.Option(min=0)] = Optimization.seed,
     threads: Threads = DEFAULT_THREADS,
 ) -> None:
     """Train a small AST, or fine-tune one; resume the training that OUT holds.
@@ -147,38 +162,12 @@ def train(
     Example: ast-stream train doorbell/ --start bundled --keep-classes --backgrounds room.wav -o out
     """
     torch.set_num_threads(threads)
-    columns = clip_columns(
-        file_column, label_column, fold_column, onset_column, offset_column, where
-    )
-    config = configure(
-        data,
-        preset,
-        start,
-        keep_classes=keep_classes,
-        teacher=teacher,
-        teacher_weight=teacher_weight,
-        backgrounds=tuple(backgrounds or ()),
-        columns=columns,
-        test_folds=tuple(test_fold or ()),
-        held_out_ratio=hold_out,
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        n_generated=generated,
-        n_backgrounds=generated_backgrounds,
-        window_s=window,
-        width=width,
-        n_layers=layers,
-        stride=stride,
-        patch_ratio=patch_share,
-        negatives_s=negative_hours * 3600,
-        save_every=save_every,
-        device=device,
-        precision=precision,
-        licence=licence,
-        seed=seed,
-    )
-    _run(config, out)
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in vars(recipe).items()
+    }
+    given |= {"columns": columns.columns(), "negatives_s": negative_hours * 3600}
+    _run(configure(data, **given), out)
     print(
         f"{out / CHECKPOINT_FOLDER}: trained; figures in {out / METRICS_FILE}, "
         f"curves in {out / CURVES_FILE}",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ from ast_stream.alerts.rules.rule import Inhibition, Rule, RuleSet
 from ast_stream.alerts.rules.schema import Defaults, Group, RuleFile, RuleSettings
 from ast_stream.alerts.rules.templates import Template
 from ast_stream.alerts.rules.windows import TimeWindow, compile_windows
-from ast_stream.alerts.transitions import stable_id
 from ast_stream.alerts.triggers.registry import KINDS, kind_of, kinds_of
 from ast_stream.errors import ConfigError, Problem
 from ast_stream.labels import did_you_mean
@@ -27,25 +24,6 @@ from ast_stream.settings.explain import explain, show_path
 from ast_stream.settings.yaml import Document, read_document
 
 MAX_ONTOLOGY_BYTES = 8 * 1024 * 1024  # AudioSet's has 0.4
-# keys of a rule that its digest has always covered; a key that is added later is covered only where
-# it is set, so that no rule counts as changed because the program knows more keys
-_FIRST_KEYS = {
-    "absent",
-    "alert",
-    "cooldown",
-    "count",
-    "for_",
-    "group_by",
-    "keep_firing_for",
-    "level",
-    "limit",
-    "match",
-    "sequence",
-    "tolerate",
-    "unless",
-    "when",
-}
-_UNDIGESTED_KEYS = {"annotations", "actions", "labels", "severity"}
 
 
 def load_rules(
@@ -230,10 +208,9 @@ class _FileCompiler:
         if len(self.problems) != before:
             return None
         defaults = self._defaults
-        rule = Rule(
+        return Rule(
             name=settings.alert,
             group=group.name,
-            digest="",
             settings=settings,
             matchers=matchers,
             group_by=tuple(defaults.group_by if settings.group_by is None else settings.group_by),
@@ -248,7 +225,6 @@ class _FileCompiler:
             document=self._document,
             path=path,
         )
-        return replace(rule, digest=_digest(rule))
 
     def _check_name(self, settings: RuleSettings, path: KeyPath) -> None:
         where = (*path, "alert")
@@ -304,27 +280,6 @@ def _innermost(*levels: Sequence[str] | None) -> tuple[str, ...] | None:
 
 def _or_default(value: int | None, default: int) -> int:
     return default if value is None else value
-
-
-def _digest(rule: Rule) -> str:
-    """Return a digest of all that decides when a rule fires; texts and actions may change."""
-    settings = rule.settings
-    content = settings.model_dump(mode="json", include=_FIRST_KEYS) | settings.model_dump(
-        mode="json", exclude=_FIRST_KEYS | _UNDIGESTED_KEYS, exclude_defaults=True
-    )
-    resolved = [
-        [
-            sorted(matcher.slugs or ()),
-            matcher.min_score,
-            [sorted(exception.slugs or ()) for exception in matcher.exceptions],
-        ]
-        for matcher in rule.matchers
-    ]
-    return stable_id(
-        json.dumps(content, sort_keys=True),
-        json.dumps(resolved),
-        ",".join(rule.group_by),
-    )
 
 
 def _parse_rule_file(notes: Notes) -> tuple[RuleFile, list[list[int]]] | None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from ast_stream.alerts.rules.match import Matcher, Vocabulary
 from ast_stream.alerts.rules.schema import RuleFile, RuleSettings, Selector
 from ast_stream.alerts.rules.templates import Template
 from ast_stream.alerts.rules.windows import TimeWindow
+from ast_stream.alerts.transitions import stable_id
 from ast_stream.alerts.triggers.base import Trigger
 from ast_stream.alerts.triggers.registry import kind_of
 from ast_stream.messages.alert import Severity
 from ast_stream.settings.explain import Path as KeyPath
 from ast_stream.settings.yaml import Document
+
+_UNDIGESTED_KEYS = {"annotations", "actions", "labels", "severity"}
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,6 @@ class Rule:
 
     Attributes:
         matchers: of the sound, or of each step of a sequence.
-        digest: of all that decides when it fires; a state is kept while this stays the same.
         settings: the rule as the file has it.
         actions: by which its alerts are delivered; None: the file names none, and the alerts are
             only published, as with an empty list.
@@ -31,7 +35,6 @@ class Rule:
 
     name: str
     group: str
-    digest: str
     settings: RuleSettings
     matchers: tuple[Matcher, ...]
     group_by: tuple[str, ...]
@@ -45,6 +48,27 @@ class Rule:
     annotations: Mapping[str, Template]
     document: Document
     path: KeyPath
+
+    @cached_property
+    def digest(self) -> str:
+        """A digest of all that decides when it fires; a state is kept while this stays the same.
+
+        Only keys that are set count, at every depth: one that the program learns changes no rule.
+        """
+        content = self.settings.model_dump(
+            mode="json", exclude=_UNDIGESTED_KEYS, exclude_defaults=True
+        )
+        resolved = [
+            [
+                sorted(matcher.slugs or ()),
+                matcher.min_score,
+                [sorted(exception.slugs or ()) for exception in matcher.exceptions],
+            ]
+            for matcher in self.matchers
+        ]
+        return stable_id(
+            json.dumps(content, sort_keys=True), json.dumps(resolved), ",".join(self.group_by)
+        )
 
     @property
     def trigger(self) -> type[Trigger]:

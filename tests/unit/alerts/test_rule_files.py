@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,19 @@ import pytest
 from damage import make_strange
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import create_model
 from rule_bodies import LABELS, health, rules_from, sound
 
 from ast_stream.alerts.backtest import BacktestReport, backtest
 from ast_stream.alerts.model_facts import DetectorFacts
 from ast_stream.alerts.notification import Notification, notification_of
 from ast_stream.alerts.rules.compile import compile_rules, load_rules
+from ast_stream.alerts.rules.fields import RuleSection
 from ast_stream.alerts.rules.lint import lint
-from ast_stream.alerts.rules.match import Ontology, UnknownName
+from ast_stream.alerts.rules.match import EventMatch, Ontology, UnknownName
+from ast_stream.alerts.rules.schema import RuleSettings
+from ast_stream.alerts.triggers.count import Count
+from ast_stream.alerts.triggers.level import Level
 from ast_stream.errors import ConfigError, Problem
 from ast_stream.settings.yaml import parse_document
 
@@ -661,3 +667,25 @@ def test_ontology_that_is_none_is_reported_and_not_waited_for(tmp_path: Path, ki
         load_rules([tmp_path / "r.yaml"], labels=LABELS)
     (problem,) = raised.value.problems
     assert f"E106: ontology: {tmp_path}/o.json: " in str(problem)
+
+
+@pytest.mark.parametrize(
+    ("written", "key", "section"),
+    [
+        ("alert: a, match: {class: Knock}", "match", EventMatch),
+        ("alert: a, match: {class: Knock}, count: {min: 3, within: 60s}", "count", Count),
+        ("alert: a, level: {missing: true, for: 1m}", "level", Level),
+    ],
+)
+def test_key_that_sections_of_a_rule_learn_changes_only_rules_that_set_it(
+    written: str, key: str, section: type[RuleSection]
+) -> None:
+    (rule,) = rules_from(written).rules
+    newer = create_model("Newer", __base__=section, learnt=(float | None, None))
+    replaced: dict[str, Any] = {key: (newer | None, None)}
+    settings = create_model("NewerSettings", __base__=RuleSettings, **replaced)
+    data = rule.document.data["groups"][0]["rules"][0]
+    upgraded = replace(rule, settings=settings.model_validate(data))
+    assert upgraded.digest == rule.digest
+    data[key]["learnt"] = 0.5
+    assert replace(rule, settings=settings.model_validate(data)).digest != rule.digest

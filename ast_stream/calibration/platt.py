@@ -20,7 +20,6 @@ PRIOR = 0.1  # weight of windows with the sound: like in training, and the same 
 SCALE_SPREAD, BIAS_SPREAD = 0.5, 0.5  # standard deviations of the prior around 1 and 0
 LOWEST_SCALE, HIGHEST_SCALE = 0.1, 10.0
 ENOUGH_RATIO, ENOUGH_S = 0.4, 0.5  # of the sound make a window an example, as in training
-_STEPS = 100
 
 Floats = npt.NDArray[np.float64]
 
@@ -47,48 +46,33 @@ def fit_platt(
 def fit(positives: Floats, negatives: Floats, n_examples: int) -> tuple[float, float]:
     """Return scale and bias for logits with and without the sound, each of shape (n,).
 
-    The likelihood and the prior are log-concave, so Newton's method with halved steps finds the
-    one optimum; if that lies outside of the allowed scales, the bias is fitted at their limit.
+    The likelihood and the prior are log-concave, so there is one optimum within the allowed scales.
     """
-    parameters = _newton(positives, negatives, n_examples, np.array([1.0, 0.0]), np.ones(2))
-    scale = float(np.clip(parameters[0], LOWEST_SCALE, HIGHEST_SCALE))
-    if scale != parameters[0]:
-        start, only_bias = np.array([scale, parameters[1]]), np.array([0.0, 1.0])
-        parameters = _newton(positives, negatives, n_examples, start, only_bias)
-    return scale, float(parameters[1])
+    from scipy.optimize import minimize
+    from scipy.special import expit
 
-
-def _newton(
-    positives: Floats, negatives: Floats, n_examples: int, start: Floats, is_free: Floats
-) -> Floats:
     logits = np.concatenate([positives, negatives])
     target = np.concatenate([np.ones(len(positives)), np.zeros(len(negatives))])
     weight = n_examples * np.where(target, PRIOR / len(positives), (1 - PRIOR) / len(negatives))
     inputs = np.stack([logits, np.ones(len(logits))], axis=1)
-    centre, precision = np.array([1.0, 0.0]), np.array([SCALE_SPREAD**-2, BIAS_SPREAD**-2])
+    identity, precision = np.array([1.0, 0.0]), np.array([SCALE_SPREAD**-2, BIAS_SPREAD**-2])
 
-    def loss(parameters: Floats) -> float:
-        mapped = inputs @ parameters
+    def loss_and_gradient(parameters: Floats) -> tuple[float, Floats]:
+        mapped, moved = inputs @ parameters, parameters - identity
         likelihood = weight @ (np.logaddexp(0, mapped) - target * mapped)
-        return float(likelihood + precision @ np.square(parameters - centre) / 2)
+        gradient = inputs.T @ (weight * (expit(mapped) - target)) + precision * moved
+        return float(likelihood + precision @ np.square(moved) / 2), gradient
 
-    parameters, best = start, loss(start)
-    for _step in range(_STEPS):
-        probability = 1 / (1 + np.exp(-np.clip(inputs @ parameters, -500, 500)))
-        gradient = inputs.T @ (weight * (probability - target)) + precision * (parameters - centre)
-        spread = weight * probability * (1 - probability)
-        hessian = (inputs * spread[:, None]).T @ inputs + np.diag(precision)
-        free = is_free.astype(np.bool_)
-        step = np.zeros(2)
-        step[free] = np.linalg.solve(hessian[np.ix_(free, free)], gradient[free])
-        size = 1.0
-        while size > 1e-6 and loss(parameters - size * step) > best:
-            size /= 2
-        moved = parameters - size * step
-        if best - loss(moved) <= 1e-12 * abs(best):
-            break
-        parameters, best = moved, loss(moved)
-    return parameters
+    found = minimize(
+        loss_and_gradient,
+        identity,
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(LOWEST_SCALE, HIGHEST_SCALE), (None, None)],
+        options={"ftol": 1e-15, "gtol": 1e-9 * n_examples},
+    )
+    scale, bias = found.x
+    return float(scale), float(bias)
 
 
 def platt_scores(

@@ -36,7 +36,13 @@ from ast_stream.calibration.thresholds import (
     timings,
 )
 from ast_stream.cli.calibrate_report import record_of, report_console, result_json, show
-from ast_stream.cli.clip_options import ColumnOptions, Negatives, OnlyFolds, clips_of_folds
+from ast_stream.cli.clip_options import (
+    ColumnOptions,
+    Negatives,
+    OnlyFolds,
+    clips_of_folds,
+    require_packages,
+)
 from ast_stream.cli.options import DEFAULT_THREADS, AsJson, Device, Threads, with_option_groups
 from ast_stream.cli.terminal import ProgressView
 from ast_stream.dataset.annotations import Clip
@@ -211,6 +217,7 @@ def calibrate(
     --budget 1/day --out doorbell
     """
     torch.set_num_threads(threads)
+    require_packages("calibrate", "scipy")
     check_target(checkpoint, out, in_place)
     loaded = load_checkpoint(checkpoint)
     chosen = chosen_labels(loaded, target.only or [])

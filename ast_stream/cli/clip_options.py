@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,3 +101,18 @@ def clips_of_folds(data: Path, columns: Columns, folds: Sequence[str]) -> list[C
             there = ", ".join(sorted(known)) or "no folds"
             raise UsageError(f"--test-fold: expected a fold of {data} ({there}), got {fold!r}")
     return [clip for clip in clips if not folds or clip.fold in folds]
+
+
+def require_packages(command: str, *packages: str) -> None:
+    """Make sure that packages of the extra `train` are there, before hours of work.
+
+    Raises:
+        UsageError: one cannot be imported.
+    """
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise UsageError(
+                f"{command} needs {package}: pip install 'ast-stream[train]'"
+            ) from error

@@ -14,7 +14,13 @@ import typer
 
 from ast_stream.calibration.folds import HELD_OUT, held_folds, no_folds_remark
 from ast_stream.calibration.scores import negative_recordings
-from ast_stream.cli.clip_options import ColumnOptions, Data, OnlyFolds, clips_of_folds
+from ast_stream.cli.clip_options import (
+    ColumnOptions,
+    Data,
+    OnlyFolds,
+    clips_of_folds,
+    require_packages,
+)
 from ast_stream.cli.evaluate_report import check_folder, remarks_on, show, write_report
 from ast_stream.cli.options import DEFAULT_THREADS, AsJson, Threads, with_option_groups
 from ast_stream.cli.output import json_line, say
@@ -31,7 +37,6 @@ from ast_stream.evaluation.measure import (
     score_material,
     total_s,
 )
-from ast_stream.evaluation.plots import check_plotting
 from ast_stream.evaluation.report import as_json as figures_json
 from ast_stream.evaluation.report import evaluate as figures_of
 from ast_stream.model.tagger import Tagger, load_tagger
@@ -139,8 +144,9 @@ def evaluate(
     Example: ast-stream evaluate sounds/labels.csv --test-fold 4 --report report/
     """
     torch.set_num_threads(threads)
+    require_packages("evaluate", "scipy")
     if report is not None:
-        check_plotting()
+        require_packages("evaluate --report", "matplotlib")
         check_folder(report, "--report")
     settings = streams.settings()
     choose = cross_validated if cross_validate else single

@@ -16,7 +16,7 @@ import torch
 import typer
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ast_stream.cli.clip_options import ColumnOptions, Data
+from ast_stream.cli.clip_options import ColumnOptions, Data, require_packages
 from ast_stream.cli.options import DEFAULT_THREADS, Device, Threads, with_option_groups
 from ast_stream.cli.terminal import PacedLines, ProgressView
 from ast_stream.errors import AstStreamError
@@ -162,6 +162,7 @@ def train(
     Example: ast-stream train doorbell/ --start bundled --keep-classes --backgrounds room.wav -o out
     """
     torch.set_num_threads(threads)
+    require_packages("train", "scipy", "matplotlib")
     given: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in vars(recipe).items()

@@ -1,4 +1,10 @@
-"""How sure a figure is: exact Poisson bounds of rates, and bootstrap intervals over clusters."""
+"""How sure a figure is: exact Poisson bounds of rates, and bootstrap intervals over clusters.
+
+Exact bounds are scipy's. Its `bootstrap` could resample clusters by their indices, but its
+intervals are undefined where some resamples are: those without any sound of a class, and those
+whose quantile lies between sounds that were never found, which are infinite. Here the former are
+left out and the latter are infinite, so the resampling and the quantile are ours.
+"""
 
 from __future__ import annotations
 
@@ -28,26 +34,21 @@ class Interval:
 def poisson_upper_bound(count: int, confidence: float = CONFIDENCE) -> float:
     """Return the exact one-sided upper bound of a Poisson mean after `count` were seen.
 
-    The mean at which `count` or fewer would be seen with probability 1 - confidence; half the
-    chi-square quantile with 2 (count + 1) degrees of freedom (Garwood 1936). Zero seen gives 3.0.
+    Half the chi-square quantile with 2 (count + 1) degrees of freedom (Garwood 1936). Zero seen
+    gives 3.0.
 
     >>> round(poisson_upper_bound(0), 4), round(poisson_upper_bound(10), 4)
     (2.9957, 16.9622)
     """
-    low, high = float(count), count + 10 + 10 * math.sqrt(count + 1)
-    for _ in range(100):
-        middle = (low + high) / 2
-        if _poisson_at_most(count, middle) > 1 - confidence:
-            low = middle
-        else:
-            high = middle
-    return high
+    from scipy.stats import chi2
+
+    return float(chi2.ppf(confidence, 2 * (count + 1))) / 2
 
 
 def bootstrap_quantile(
     values: Sequence[float], clusters: Sequence[Hashable], ratio: float, seed: int
 ) -> Interval:
-    """Return the quantile `share` of `values` with its interval over resampled clusters.
+    """Return the quantile `ratio` of `values` with its interval over resampled clusters.
 
     What lies in one cluster (all sounds mixed of one clip) is drawn together, because it is not
     independent. Infinite values stay where they are: at the end.
@@ -79,7 +80,7 @@ def bootstrap_quantile(
 def bootstrap_ratio(
     hits: Sequence[float], totals: Sequence[float], clusters: Sequence[Hashable], seed: int
 ) -> Interval:
-    """Return the share sum(hits) / sum(totals) with its interval over resampled clusters.
+    """Return the ratio sum(hits) / sum(totals) with its interval over resampled clusters.
 
     Resampling says nothing where all are hits, or none: there the bound is the exact one of as
     many independent trials as there are clusters (Clopper and Pearson 1934).
@@ -98,10 +99,11 @@ def bootstrap_ratio(
     interval = bootstrap(ratio, len(order), seed)
     if interval.value not in (0.0, 1.0) or math.isnan(interval.low):
         return interval
-    furthest = 1 - ((1 - CONFIDENCE) / 2) ** (1 / len(order))
-    if interval.value == 0.0:
-        return Interval(0.0, 0.0, furthest)
-    return Interval(1.0, 1 - furthest, 1.0)
+    from scipy.stats import binomtest
+
+    n_hits = len(order) if interval.value else 0
+    exact = binomtest(n_hits, len(order)).proportion_ci(CONFIDENCE, method="exact")
+    return Interval(interval.value, float(exact.low), float(exact.high))
 
 
 def bootstrap(
@@ -123,7 +125,7 @@ def bootstrap(
 
 
 def quantile(values: Figures, ratio: float) -> float:
-    """Return the value that `share` of `values` do not exceed; NaN without values.
+    """Return the value that `ratio` of `values` do not exceed; NaN without values.
 
     Of two values in the middle the mean is taken, infinite if one of them is.
 
@@ -146,13 +148,3 @@ def _interval(value: float, drawn: Figures) -> Interval:
     drawn = drawn[~np.isnan(drawn)]
     tail = (1 - CONFIDENCE) / 2
     return Interval(value, quantile(drawn, tail), quantile(drawn, 1 - tail))
-
-
-def _poisson_at_most(count: int, mean: float) -> float:
-    """Return the probability of at most `count`, summed from the largest term down."""
-    term = math.exp(count * math.log(mean) - mean - math.lgamma(count + 1)) if mean else 1.0
-    total = 0.0
-    for number in range(count, -1, -1):
-        total += term
-        term *= number / mean if mean else 0.0
-    return total

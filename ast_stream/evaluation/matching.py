@@ -308,22 +308,13 @@ def segment_counts(
 def max_pairs(is_hit: npt.NDArray[np.bool_]) -> int:
     """Return how many rows can be paired with a column each (maximum bipartite matching).
 
-    >>> most_pairs(np.array([[True, True], [True, False], [True, False]]))
+    >>> max_pairs(np.array([[True, True], [True, False], [True, False]]))
     2
     """
-    partner: dict[int, int] = {}  # column -> row
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import maximum_bipartite_matching
 
-    def place(row: int, tried: set[int]) -> bool:
-        for column in np.flatnonzero(is_hit[row]).tolist():
-            if column in tried:
-                continue
-            tried.add(column)
-            if column not in partner or place(partner[column], tried):
-                partner[column] = row
-                return True
-        return False
-
-    return sum(place(row, set()) for row in range(len(is_hit)))
+    return int((maximum_bipartite_matching(csr_array(is_hit)) >= 0).sum()) if is_hit.size else 0
 
 
 def _distance(

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from ast_stream.errors import UsageError
 from ast_stream.evaluation.clips import ClipReport
 from ast_stream.evaluation.curves import ThresholdCurve
 from ast_stream.evaluation.matching import ReferenceMatch
@@ -29,18 +28,6 @@ LARGEST_ERROR_S = 3.0  # of the histograms' axes; what lies beyond is counted at
 LARGEST_DELAY_S = 5.0
 LEAST_FALSE_PER_H = 0.05  # of a logarithmic axis; a curve at zero is drawn here
 PANELS_PER_ROW = 4
-
-
-def check_plotting() -> None:
-    """Make sure that plots can be made.
-
-    Raises:
-        UsageError: matplotlib (the extra `train`) is not installed.
-    """
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise UsageError("a report needs matplotlib: pip install 'ast-stream[train]'") from error
 
 
 def plots(evaluation: Evaluation) -> dict[str, bytes]:

@@ -449,6 +449,42 @@ def test_a_map_undoes_a_wrong_scale_and_bias() -> None:
     assert bias == pytest.approx(expected_bias, abs=0.05)
 
 
+# scale and bias by Newton's method with halved steps, which this repository had of its own:
+# git show bb427e1:ast_stream/calibration/platt.py; in test_a_map_is_that_of_newtons_method its
+# `fit` in place of scipy's gives these
+NEWTON = [
+    (1.0225710096, -0.0024654119),
+    (1.1097790051, -0.0385063123),
+    (0.6778542509, -0.3362423318),
+    (0.3162516282, -0.8010105409),
+    (0.1509056532, -1.0666933277),
+]
+MAP_TOLERANCE = 1e-5  # a checkpoint stores four decimals
+
+
+@pytest.mark.parametrize("seed", range(len(NEWTON)))
+def test_a_map_is_that_of_newtons_method(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    positives, negatives = rng.normal(2 - seed, 1 + seed, 50), rng.normal(-4, 1 + seed, 500)
+    found = fit(positives, negatives, 12 * seed + 1)
+    assert found == pytest.approx(NEWTON[seed], abs=MAP_TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("positives", "negatives", "expected"),
+    [
+        ((-1.0, 1.0), (3.0, -3.0), (0.1, -2.2082949)),
+        ((-0.02, 0.06), (-0.08, 0.03), (10, -2.0414013)),
+    ],
+)
+def test_a_map_at_the_limit_of_its_scale_has_the_bias_of_that_scale(
+    positives: tuple[float, float], negatives: tuple[float, float], expected: tuple[float, float]
+) -> None:
+    n_examples = 100_000 if expected[0] < 1 else 1_000_000
+    found = fit(np.linspace(*positives, 20), np.linspace(*negatives, 20), n_examples)
+    assert found == pytest.approx(expected, abs=MAP_TOLERANCE)
+
+
 def test_few_examples_hardly_move_the_map() -> None:
     rng = np.random.default_rng(1)
     positives, negatives = rng.normal(1.0, 1.0, 300), rng.normal(0.0, 1.0, 3000)

@@ -291,14 +291,26 @@ def test_unreadable_negatives_are_reported_together(
     assert all(str(path) in line for path, line in zip(paths, lines, strict=True))
 
 
-def test_a_report_without_matplotlib_names_what_to_install(
-    data: Path,
-    models: dict[str, str],
+@pytest.mark.parametrize(
+    ("package", "args"),
+    [
+        ("scipy", ["evaluate", "sounds"]),
+        ("scipy", ["calibrate", "bundled"]),
+        ("scipy", ["train", "sounds", "--out", "out"]),
+        ("matplotlib", ["train", "sounds", "--out", "out"]),
+        ("matplotlib", ["evaluate", "sounds", "--report", "out"]),
+    ],
+)
+def test_a_missing_package_is_named_before_any_work(
+    package: str,
+    args: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert evaluate(data, "--model", models["1"], "--report", tmp_path / "out") == EXIT_USAGE
-    assert capsys.readouterr().err.strip().endswith("pip install 'ast-stream[train]'")
-    assert not (tmp_path / "out").exists()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert run_command_line(args) == EXIT_USAGE  # although there are no sounds either
+    wanted = rf"ast-stream: {args[0]}.* needs {package}: pip install 'ast-stream\[train\]'"
+    assert re.fullmatch(wanted, capsys.readouterr().err.strip())
+    assert not list(tmp_path.iterdir())

@@ -29,7 +29,7 @@ def test_the_poisson_bound_is_exact(count: int, bound: float) -> None:
 def test_the_bound_leaves_the_rest_to_fewer_events(count: int, confidence: float) -> None:
     mean = poisson_upper_bound(count, confidence)
     fewer = sum(mean**k * math.exp(-mean) / math.factorial(k) for k in range(count + 1))
-    assert fewer == pytest.approx(1 - confidence, rel=1e-6)
+    assert fewer == pytest.approx(1 - confidence, rel=1e-9)
 
 
 def test_more_alarms_have_a_higher_bound() -> None:

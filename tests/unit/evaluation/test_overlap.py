@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from ast_stream.evaluation.matching import (
     F1_KINDS,
@@ -106,6 +109,17 @@ def test_pairs_are_changed_where_that_gives_more() -> None:
     assert max_pairs(is_hit) == 3
     assert max_pairs(is_hit[:, :2]) == 2
     assert max_pairs(np.zeros((0, 4), bool)) == 0
+
+
+@given(arrays(np.bool_, st.tuples(st.integers(0, 5), st.integers(0, 5))))
+def test_no_pairing_has_more_pairs(is_hit: npt.NDArray[np.bool_]) -> None:
+    square = np.zeros((5, 5), np.bool_)
+    square[: is_hit.shape[0], : is_hit.shape[1]] = is_hit
+    every = (
+        sum(square[row, column] for row, column in enumerate(order))
+        for order in itertools.permutations(range(5))
+    )
+    assert max_pairs(is_hit) == max(every)
 
 
 def test_two_halves_together_cover_a_sound() -> None:

@@ -10,8 +10,8 @@ from ast_stream.alerts.backtest import BacktestReport
 from ast_stream.alerts.model_facts import DetectionTiming, DetectorFacts
 from ast_stream.alerts.rule_tests import TestResult
 from ast_stream.alerts.rules.rule import Rule
+from ast_stream.alerts.rules.schema import KINDS
 from ast_stream.alerts.transitions import Transition
-from ast_stream.alerts.triggers.registry import KINDS
 from ast_stream.labels import slug
 from ast_stream.units import NS_PER_SECOND, format_time
 

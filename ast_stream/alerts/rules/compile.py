@@ -12,10 +12,9 @@ from pydantic_core import ErrorDetails
 from ast_stream.alerts.rules.match import Ontology, Vocabulary, compile_match
 from ast_stream.alerts.rules.problems import Notes, RuleProblem, problem_at, shortened
 from ast_stream.alerts.rules.rule import Inhibition, Rule, RuleSet
-from ast_stream.alerts.rules.schema import Defaults, Group, RuleFile, RuleSettings
+from ast_stream.alerts.rules.schema import KINDS, Defaults, Group, RuleFile, RuleSettings
 from ast_stream.alerts.rules.templates import Template
 from ast_stream.alerts.rules.windows import TimeWindow, compile_windows
-from ast_stream.alerts.triggers.registry import KINDS, kind_of, kinds_of
 from ast_stream.errors import ConfigError, Problem
 from ast_stream.labels import did_you_mean
 from ast_stream.runtime.files import DamagedFileError, read_bounded
@@ -196,7 +195,7 @@ class _FileCompiler:
         self._check_name(settings, path)
         matchers = tuple(
             compile_match(match, (*path, *place), self._vocabulary, self._notes)
-            for place, match in kind_of(settings).matches(settings)
+            for place, match in settings.trigger.matches(settings)
         )
         parsed = {
             name: self._notes.attempt((*path, "annotations", name), "E107", Template.parse, text)
@@ -252,7 +251,7 @@ class _FileCompiler:
 
 
 def _check_trigger(settings: RuleSettings, path: KeyPath, notes: Notes) -> None:
-    given = kinds_of(settings)
+    given = settings.kinds
     if len(given) > 1:
         text = f"expected one trigger, got {' and '.join(kind.key for kind in given)}"
         notes.add((*path, given[1].key), "E102", text)
@@ -268,7 +267,7 @@ def _check_trigger(settings: RuleSettings, path: KeyPath, notes: Notes) -> None:
         notes.add(path, "E102", f"expected 'match' beside '{given[0].key}'")
     for kind in KINDS:
         for key in kind.more_keys:
-            if getattr(settings, key) and not kind.is_given(settings):
+            if getattr(settings, key) and kind not in given:
                 text = f"'{key}' belongs to '{kind.key}', got no '{kind.key}'"
                 notes.add((*path, key), "E102", text)
 

@@ -13,7 +13,6 @@ from ast_stream.alerts.rules.templates import Template
 from ast_stream.alerts.rules.windows import TimeWindow
 from ast_stream.alerts.transitions import stable_id
 from ast_stream.alerts.triggers.base import Trigger
-from ast_stream.alerts.triggers.registry import kind_of
 from ast_stream.messages.alert import Severity
 from ast_stream.settings.explain import Path as KeyPath
 from ast_stream.settings.yaml import Document
@@ -73,7 +72,7 @@ class Rule:
     @property
     def trigger(self) -> type[Trigger]:
         """The kind of its trigger."""
-        return kind_of(self.settings)
+        return self.settings.trigger
 
     @property
     def slugs(self) -> frozenset[str] | None:

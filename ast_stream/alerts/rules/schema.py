@@ -1,6 +1,6 @@
 """What a rule file may say: frozen models as for the configuration; durations become nanoseconds.
 
-Each kind of trigger adds its own keys to a rule (`triggers.kinds`). References between parts of the
+A kind of trigger is one module of `triggers`, and is named here. References between parts of the
 file (windows, classes, actions) are checked in `compile`.
 """
 
@@ -22,15 +22,24 @@ from ast_stream.alerts.rules.fields import (
 )
 from ast_stream.alerts.rules.match import EventMatch
 from ast_stream.alerts.rules.windows import WindowSettings
-from ast_stream.alerts.triggers.registry import TriggerFields
+from ast_stream.alerts.triggers.absent import Absent, AbsentFor
+from ast_stream.alerts.triggers.base import Trigger
+from ast_stream.alerts.triggers.count import Count, CountWithin
+from ast_stream.alerts.triggers.duration import ForDuration
+from ast_stream.alerts.triggers.level import Level, LevelFor
+from ast_stream.alerts.triggers.sequence import Sequence, SequenceWithin
 from ast_stream.messages.alert import Severity
 from ast_stream.units import NS_PER_SECOND
 
 RULE_NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 
 
-class RuleHead(RuleSection):
-    """What comes first in a rule."""
+KINDS: tuple[type[Trigger], ...] = (ForDuration, CountWithin, SequenceWithin, AbsentFor, LevelFor)
+"""In the order in which messages list them; a rule without any has the plain `Trigger`."""
+
+
+class RuleSettings(RuleSection):
+    """One rule: exactly one trigger, and what becomes of it."""
 
     alert: str = Field(
         pattern=RULE_NAME,
@@ -39,11 +48,24 @@ class RuleHead(RuleSection):
     match: EventMatch | None = Field(
         default=None, description="which events; with `for` or `count` the events that count"
     )
-
-
-class RuleSettings(TriggerFields, RuleHead):
-    """One rule: exactly one trigger, and what becomes of it."""
-
+    for_: PositiveDuration | None = Field(
+        default=None, alias="for", description="fires when `match` has sounded for so long"
+    )
+    tolerate: Duration = Field(
+        default=0, description="pauses of up to this do not end the sound; they do not count for it"
+    )
+    count: Count | None = Field(
+        default=None, description="fires when `match` has had so many onsets within a time"
+    )
+    sequence: Sequence | None = Field(
+        default=None, description="fires when sounds follow each other in order"
+    )
+    absent: Absent | None = Field(
+        default=None, description="fires when a sound has been absent for a time"
+    )
+    level: Level | None = Field(
+        default=None, description="fires on the level or the absence of a stream"
+    )
     group_by: NameList | None = Field(
         default=None,
         description="one alert for each value of these: stream, class, label, or labels of streams",
@@ -68,6 +90,16 @@ class RuleSettings(TriggerFields, RuleHead):
     actions: OptionalNameList = Field(
         default=None, description="of the configuration; null: the group's, or the file's default"
     )
+
+    @property
+    def kinds(self) -> list[type[Trigger]]:
+        """The kinds of triggers that it has; a valid rule has at most one."""
+        return [kind for kind in KINDS if kind.given(self) is not None]
+
+    @property
+    def trigger(self) -> type[Trigger]:
+        """The kind of trigger that a valid rule has."""
+        return next(iter(self.kinds), Trigger)
 
 
 class Defaults(RuleSection):

@@ -11,7 +11,7 @@ from pydantic import Field
 from ast_stream.alerts.rules.fields import PositiveDuration, RuleSection
 from ast_stream.alerts.rules.match import EventMatch
 from ast_stream.alerts.transitions import seconds_to_ns
-from ast_stream.alerts.triggers.base import Finding, MatchedEvent, Trigger, TriggerState
+from ast_stream.alerts.triggers.base import Finding, MatchedEvent, WaitingTrigger, WaitState
 
 if TYPE_CHECKING:
     from ast_stream.alerts.model_facts import DetectionTiming, DetectorFacts
@@ -27,84 +27,57 @@ class Absent(RuleSection):
     for_: PositiveDuration = Field(alias="for", description="how long it must be absent")
 
 
-class AbsentFields(RuleSection):
-    """Keys of a rule."""
-
-    absent: Absent | None = Field(
-        default=None, description="fires when a sound has been absent for a time"
-    )
-
-
 @dataclass
-class AbsentState(TriggerState):
-    """State of `absent`.
+class AbsentState(WaitState):
+    """State of `absent`; `since` is None also while nobody listens.
 
     Attributes:
-        since: since when the sound is absent; None: it is not, or nobody listens.
         last_off: when it was last heard to end.
         hold_until: `since` while counting is paused.
-        is_spent: this absence has fired.
     """
 
     TIMES: ClassVar[tuple[str, ...]] = ("started_ns", "since", "last_off", "hold_until")
 
-    since: int | None = None
     last_off: int | None = None
     hold_until: int | None = None
-    is_spent: bool = False
-
-    @property
-    def began_ns(self) -> int | None:
-        """When the absence began."""
-        return self.since
 
 
-class AbsentFor(Trigger):
+class AbsentFor(WaitingTrigger):
     """Fires when no matching event was open for a time, and holds until one begins.
 
     Time in which the stream was missing proves nothing: counting starts at the stream's return.
     """
 
     key = "absent"
+    State = AbsentState
     match_place = "absent"
     is_about_pauses = True
     needs_listener = True
 
     def __init__(self, rule: Rule, timing: DetectionTiming) -> None:
         super().__init__(rule, timing)
-        assert rule.settings.absent is not None
-        self._due_after_ns = rule.settings.absent.for_ + timing.latency_ns
-
-    @classmethod
-    def is_given(cls, settings: RuleSettings) -> bool:
-        """Return whether a rule has this kind of trigger."""
-        return settings.absent is not None
+        absent: Absent = self.given(rule.settings)
+        self._needed_ns = absent.for_ + timing.latency_ns
 
     @classmethod
     def matches(cls, settings: RuleSettings) -> list[tuple[KeyPath, EventMatch]]:
         """Return what must not be absent."""
-        return [] if settings.absent is None else [(("absent", "match"), settings.absent.match)]
+        return [(("absent", "match"), cls.given(settings).match)]
 
     @classmethod
     def lint(cls, rule: Rule, facts: DetectorFacts | None) -> Iterator[Finding]:
         """Yield absences that every pause would be."""
-        assert rule.settings.absent is not None
-        if {"class", "label"} & set(rule.group_by):
-            yield ("group_by",), "W210", "'absent' has no class to group by"
+        yield from super().lint(rule, facts)
         slugs = [] if facts is None else facts.known(rule.matchers[0].slugs)
         if facts is None or not slugs:
             return
         pause_s = min(facts.pause_s(one) for one in slugs)
-        if rule.settings.absent.for_ < seconds_to_ns(pause_s):
+        if cls.given(rule.settings).for_ < seconds_to_ns(pause_s):
             text = (
                 f"fires at every pause that is heard at all: with windows of {facts.window_s:g} s "
                 f"those are longer than {pause_s:g} s"
             )
             yield ("absent", "for"), "W203", text
-
-    def new_state(self) -> AbsentState:
-        """Return the state of a group that is new."""
-        return AbsentState()
 
     def start(self, state: AbsentState, now: int) -> None:
         """Count from now at the earliest."""
@@ -146,27 +119,6 @@ class AbsentFor(Trigger):
             state.since, state.is_spent = state.last_off, False
         return self.on_timer(state, now)
 
-    def on_timer(self, state: AbsentState, now: int) -> bool:
-        """Fire once it was quiet for long enough."""
-        due = self._due(state)
-        fires = due is not None and now >= due and not state.is_spent
-        state.is_spent = state.is_spent or fires
-        return fires
-
     def holds(self, state: AbsentState, now: int) -> bool:
         """Hold until the sound is heard again."""
         return not state.open
-
-    def is_pending(self, state: AbsentState, now: int) -> bool:
-        """Return whether it is quiet, but not for long enough."""
-        return state.since is not None and not state.is_spent
-
-    def deadline(self, state: AbsentState, now: int) -> int | None:
-        """Return when it will have been quiet for long enough."""
-        return None if state.is_spent else self._due(state)
-
-    def prune(self, state: AbsentState, now: int) -> None:
-        """Keep on counting."""
-
-    def _due(self, state: AbsentState) -> int | None:
-        return None if state.since is None else state.since + self._due_after_ns

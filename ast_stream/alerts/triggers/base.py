@@ -5,14 +5,15 @@ fire now, does the condition hold (an alert stays active), and when must it be a
 reasons about sounds, not about messages: an event's begin arrives up to `latency_ns` late, and an
 open event is only certain to have sounded until `smear_ns` ago (`DetectionTiming`).
 
-A kind is one module with a class of `Trigger`, the keys it adds to a rule, and its state if it
-keeps more than this one; `kinds` lists them.
+A kind is one module with a class of `Trigger`, what the rule file says under its key, and its state
+if it keeps more than this one; `rules.schema` lists them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from keyword import iskeyword
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from ast_stream.alerts.rules.match import EventMatch
@@ -123,11 +124,32 @@ class EventListState(TriggerState):
         self.events = [MatchedEvent(*event) for event in self.events]
 
 
+@dataclass
+class WaitState(TriggerState):
+    """State of triggers that wait for a time in which something stays true.
+
+    Attributes:
+        since: since when it is true; None: it is not, or not known.
+        is_spent: this occasion has fired; it must be false before the next.
+    """
+
+    TIMES: ClassVar[tuple[str, ...]] = ("started_ns", "since")
+
+    since: int | None = None
+    is_spent: bool = False
+
+    @property
+    def began_ns(self) -> int | None:
+        """When it became true."""
+        return self.since
+
+
 class Trigger:
     """Fires when a matching event begins, and holds while one is open; all kinds build on it.
 
     Attributes:
         key: what the rule file calls it.
+        State: what it knows about a group of labels.
         more_keys: keys of a rule that make sense only beside `key`.
         match_place: the key under which its matches stand; None: `match` beside it.
         is_pattern: whether it is about several events, which must be distinguished.
@@ -140,6 +162,7 @@ class Trigger:
     """
 
     key: ClassVar[str] = "plain"
+    State: ClassVar[type[TriggerState]] = TriggerState
     more_keys: ClassVar[tuple[str, ...]] = ()
     match_place: ClassVar[str | None] = None
     is_pattern: ClassVar[bool] = False
@@ -153,9 +176,9 @@ class Trigger:
         self._timing = timing
 
     @classmethod
-    def is_given(cls, settings: RuleSettings) -> bool:
-        """Return whether a rule has this kind of trigger."""
-        return True
+    def given(cls, settings: RuleSettings) -> Any:
+        """Return what a rule says under `key`; None: it has another kind of trigger."""
+        return getattr(settings, f"{cls.key}_" if iskeyword(cls.key) else cls.key)
 
     @classmethod
     def matches(cls, settings: RuleSettings) -> list[tuple[KeyPath, EventMatch]]:
@@ -173,7 +196,7 @@ class Trigger:
 
     def new_state(self) -> TriggerState:
         """Return the state of a group that is new."""
-        return TriggerState()
+        return self.State()
 
     def on_begin(self, state: Any, event: MatchedEvent, now: int) -> bool:
         """Process an event that matched; return whether the rule fires."""
@@ -229,3 +252,36 @@ class Trigger:
     def active_ns(self, state: Any, now: int) -> int | None:
         """Return for how long the sound has lasted; None: this kind does not count that."""
         return None
+
+
+class WaitingTrigger(Trigger):
+    """Fires once when something has stayed true for a time, which a subclass decides."""
+
+    _needed_ns: int
+
+    @classmethod
+    def lint(cls, rule: Rule, facts: DetectorFacts | None) -> Iterator[Finding]:
+        """Yield grouping by what does not exist while nothing is heard."""
+        if {"class", "label"} & set(rule.group_by):
+            yield ("group_by",), "W210", f"'{cls.key}' has no class to group by"
+
+    def on_timer(self, state: Any, now: int) -> bool:
+        """Fire once it has lasted for long enough."""
+        due = self._due(state)
+        fires = due is not None and now >= due and not state.is_spent
+        state.is_spent = state.is_spent or fires
+        return fires
+
+    def is_pending(self, state: Any, now: int) -> bool:
+        """Return whether it is true, but not for long enough."""
+        return state.since is not None and not state.is_spent
+
+    def deadline(self, state: Any, now: int) -> int | None:
+        """Return when it will have lasted for long enough."""
+        return None if state.is_spent else self._due(state)
+
+    def prune(self, state: Any, now: int) -> None:
+        """Keep on waiting."""
+
+    def _due(self, state: WaitState) -> int | None:
+        return None if state.since is None else state.since + self._needed_ns

@@ -17,7 +17,6 @@ from ast_stream.units import NS_PER_SECOND
 if TYPE_CHECKING:
     from ast_stream.alerts.model_facts import DetectionTiming, DetectorFacts
     from ast_stream.alerts.rules.rule import Rule
-    from ast_stream.alerts.rules.schema import RuleSettings
 
 MAX_COUNT = 1000
 COLLAPSE_NS = NS_PER_SECOND  # classes of one branch that begin this close together are one sound
@@ -30,14 +29,6 @@ class Count(RuleSection):
     within: PositiveDuration = Field(description="length of the sliding window")
     distinct: Literal["stream"] | None = Field(
         default=None, description="count streams instead of events"
-    )
-
-
-class CountFields(RuleSection):
-    """Keys of a rule."""
-
-    count: Count | None = Field(
-        default=None, description="fires when `match` has had so many onsets within a time"
     )
 
 
@@ -58,28 +49,21 @@ class CountWithin(Trigger):
     """Fires when enough onsets lie within a sliding window, and holds until it has slid on."""
 
     key = "count"
+    State = CountState
     is_pattern = True
 
     def __init__(self, rule: Rule, timing: DetectionTiming) -> None:
         super().__init__(rule, timing)
-        assert rule.settings.count is not None
-        self._count = rule.settings.count
+        self._count: Count = self.given(rule.settings)
         self._relatives = rule.matchers[0].relatives
-
-    @classmethod
-    def is_given(cls, settings: RuleSettings) -> bool:
-        """Return whether a rule has this kind of trigger."""
-        return settings.count is not None
 
     @classmethod
     def lint(cls, rule: Rule, facts: DetectorFacts | None) -> Iterator[Finding]:
         """Yield counts that cannot be reached because close sounds become one event."""
-        count = rule.settings.count
+        count: Count = cls.given(rule.settings)
         slugs = [] if facts is None else facts.known(rule.matchers[0].slugs)
         # several streams add up where they are not kept apart
-        if facts is None or count is None or not slugs:
-            return
-        if count.distinct or "stream" not in rule.group_by:
+        if facts is None or not slugs or count.distinct or "stream" not in rule.group_by:
             return
         fitting = sum(count.within // seconds_to_ns(facts.apart_s[one]) + 1 for one in slugs)
         if fitting < count.min:
@@ -89,10 +73,6 @@ class CountWithin(Trigger):
                 f"{facts.window_s:g} s, sounds less than {nearest_s:g} s apart are one event"
             )
             yield ("count", "within"), "W203", text
-
-    def new_state(self) -> CountState:
-        """Return the state of a group that is new."""
-        return CountState()
 
     def on_begin(self, state: CountState, event: MatchedEvent, now: int) -> bool:
         """Fire if this onset completes a window."""

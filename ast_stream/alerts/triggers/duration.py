@@ -8,9 +8,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from pydantic import Field
-
-from ast_stream.alerts.rules.fields import Duration, PositiveDuration, RuleSection
 from ast_stream.alerts.transitions import MAX_CAUSES, seconds_to_ns
 from ast_stream.alerts.triggers.base import EventListState, Finding, MatchedEvent, Trigger
 from ast_stream.labels import slug
@@ -19,7 +16,6 @@ from ast_stream.units import NS_PER_SECOND
 if TYPE_CHECKING:
     from ast_stream.alerts.model_facts import DetectionTiming, DetectorFacts
     from ast_stream.alerts.rules.rule import Rule
-    from ast_stream.alerts.rules.schema import RuleSettings
 
 MAX_SPANS = 256  # of sound that is over, kept apart
 _IMPULSIVE = (
@@ -30,17 +26,6 @@ _IMPULSIVE = (
 )  # fmt: skip
 IMPULSIVE = frozenset(slug(label) for label in _IMPULSIVE)
 SHORT_FOR_NS = NS_PER_SECOND // 2  # an impulsive sound may last this long
-
-
-class DurationFields(RuleSection):
-    """Keys of a rule."""
-
-    for_: PositiveDuration | None = Field(
-        default=None, alias="for", description="fires when `match` has sounded for so long"
-    )
-    tolerate: Duration = Field(
-        default=0, description="pauses of up to this do not end the sound; they do not count for it"
-    )
 
 
 @dataclass
@@ -100,26 +85,20 @@ class ForDuration(Trigger):
     """
 
     key = "for"
+    State = DurationState
     more_keys = ("tolerate",)
     is_about_pauses = True
     counts_open_time = True
 
     def __init__(self, rule: Rule, timing: DetectionTiming) -> None:
         super().__init__(rule, timing)
-        assert rule.settings.for_ is not None
-        self._needed_ns = rule.settings.for_
+        self._needed_ns: int = self.given(rule.settings)
         self._tolerate_ns = rule.settings.tolerate
-
-    @classmethod
-    def is_given(cls, settings: RuleSettings) -> bool:
-        """Return whether a rule has this kind of trigger."""
-        return settings.for_ is not None
 
     @classmethod
     def lint(cls, rule: Rule, facts: DetectorFacts | None) -> Iterator[Finding]:
         """Yield durations that the sounds or the detector's events never have."""
-        needed = rule.settings.for_
-        assert needed is not None
+        needed: int = cls.given(rule.settings)
         brief = sorted((rule.matchers[0].slugs or frozenset()) & IMPULSIVE)
         if needed > SHORT_FOR_NS and brief:
             text = f"{', '.join(brief)}: such sounds do not last; 'count' is for repeats"
@@ -139,10 +118,6 @@ class ForDuration(Trigger):
                 f"{resumed_s:g} s later: needs 'tolerate: {math.ceil(resumed_s)}s' or more"
             )
             yield ("for",), "W212", text
-
-    def new_state(self) -> DurationState:
-        """Return the state of a group that is new."""
-        return DurationState()
 
     def on_begin(self, state: DurationState, event: MatchedEvent, now: int) -> bool:
         """Continue the run, or start another."""

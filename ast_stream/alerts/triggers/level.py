@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -10,12 +9,12 @@ from pydantic import Field, model_validator
 
 from ast_stream.alerts.rules.fields import Duration, Names, RuleSection
 from ast_stream.alerts.rules.match import EventMatch
-from ast_stream.alerts.triggers.base import Finding, Trigger, TriggerState
+from ast_stream.alerts.triggers.base import WaitingTrigger, WaitState
 from ast_stream.messages.status import SOURCE_ENDED, Health
 from ast_stream.units import NS_PER_SECOND, SILENCE_DBFS
 
 if TYPE_CHECKING:
-    from ast_stream.alerts.model_facts import DetectionTiming, DetectorFacts
+    from ast_stream.alerts.model_facts import DetectionTiming
     from ast_stream.alerts.rules.rule import Rule
     from ast_stream.alerts.rules.schema import RuleSettings
     from ast_stream.settings.explain import Path as KeyPath
@@ -57,48 +56,35 @@ class Level(RuleSection):
         return self
 
 
-class LevelFields(RuleSection):
-    """Keys of a rule."""
-
-    level: Level | None = Field(
-        default=None, description="fires on the level or the absence of a stream"
-    )
-
-
 @dataclass
-class LevelState(TriggerState):
+class LevelState(WaitState):
     """State of `level`.
 
     Attributes:
-        since: since when the condition is true; None: it is not.
         sampled_ns: when the level was last reported.
-        is_spent: this occasion has fired; the condition must be false before the next.
     """
 
     TIMES: ClassVar[tuple[str, ...]] = ("started_ns", "since", "sampled_ns")
 
-    since: int | None = None
     sampled_ns: int | None = None
-    is_spent: bool = False
 
-    @property
-    def began_ns(self) -> int | None:
-        """When the condition became true."""
-        return self.since
+    def end(self) -> None:
+        """Note that the condition is not true, or not known."""
+        self.since, self.is_spent = None, False
 
 
-class LevelFor(Trigger):
+class LevelFor(WaitingTrigger):
     """Fires when a stream's health reports a level, or none arrives, for a time."""
 
     key = "level"
+    State = LevelState
     match_place = "level"
     takes_events = False
     reads_health = True
 
     def __init__(self, rule: Rule, timing: DetectionTiming) -> None:
         super().__init__(rule, timing)
-        level = rule.settings.level
-        assert level is not None
+        level: Level = self.given(rule.settings)
         self._needed_ns = level.for_
         self._is_missing = level.missing is True
         self._louder_than = level.louder_than_dbfs
@@ -106,43 +92,24 @@ class LevelFor(Trigger):
         self._quieter_than = SILENCE_DBFS if quieter_than is None else quieter_than
 
     @classmethod
-    def is_given(cls, settings: RuleSettings) -> bool:
-        """Return whether a rule has this kind of trigger."""
-        return settings.level is not None
-
-    @classmethod
     def matches(cls, settings: RuleSettings) -> list[tuple[KeyPath, EventMatch]]:
         """Return the streams as a match of any class."""
-        if settings.level is None:
-            return []
-        return [(("level",), EventMatch(stream=settings.level.stream))]
-
-    @classmethod
-    def lint(cls, rule: Rule, facts: DetectorFacts | None) -> Iterator[Finding]:
-        """Yield grouping by what levels do not have."""
-        if {"class", "label"} & set(rule.group_by):
-            yield ("group_by",), "W210", "'level' has no class to group by"
-
-    def new_state(self) -> LevelState:
-        """Return the state of a group that is new."""
-        return LevelState()
+        return [(("level",), EventMatch(stream=cls.given(settings).stream))]
 
     def on_health(self, state: LevelState, health: Health, now: int) -> bool:
         """Process a health message; return whether the rule fires."""
-        is_stale = now >= (state.sampled_ns or now) + LEVEL_STALE_NS
-        if is_stale and not self._is_missing:  # the level meanwhile is not known
-            state.since, state.is_spent = None, False
+        self._check_stale(state, now)
         state.sampled_ns = now
         if self._is_missing and health.detail == SOURCE_ENDED:
-            state.since, state.is_spent = None, False  # nothing more is expected of it
+            state.end()  # nothing more is expected of it
         elif self._is_missing:
             is_true = health.state == "missing"
             state.since = state.since if is_true and state.since is not None else now
             state.is_spent = state.is_spent and is_true
-        elif self._is_met(health):
-            state.since = now if state.since is None else state.since
-        else:
-            state.since, state.is_spent = None, False
+        elif not self._is_met(health):
+            state.end()
+        elif state.since is None:
+            state.since = now
         return self.on_timer(state, now)
 
     def start(self, state: LevelState, now: int) -> None:
@@ -157,36 +124,32 @@ class LevelFor(Trigger):
 
     def on_timer(self, state: LevelState, now: int) -> bool:
         """Fire once it has lasted for long enough; a level that is not reported is unknown."""
-        if not self._is_missing and now >= (state.sampled_ns or now) + LEVEL_STALE_NS:
-            state.since, state.is_spent = None, False
-        due = None if state.since is None else state.since + self._needed_ns
-        fires = due is not None and now >= due and not state.is_spent
-        state.is_spent = state.is_spent or fires
-        return fires
+        self._check_stale(state, now)
+        return super().on_timer(state, now)
 
     def holds(self, state: LevelState, now: int) -> bool:
         """Hold while it lasts."""
-        return state.since is not None and now >= state.since + self._needed_ns
+        due = self._due(state)
+        return due is not None and now >= due
 
     def is_pending(self, state: LevelState, now: int) -> bool:
         """Return whether the level is wrong, but not for long enough.
 
         A missing stream is not pending: streams are expected at any time.
         """
-        return not self._is_missing and state.since is not None and not state.is_spent
+        return not self._is_missing and super().is_pending(state, now)
 
     def deadline(self, state: LevelState, now: int) -> int | None:
         """Return when it will have lasted for long enough, or is no longer known."""
-        if state.since is None:
-            return None
-        due = None if state.is_spent else state.since + self._needed_ns
-        if self._is_missing or state.sampled_ns is None:
+        due = super().deadline(state, now)
+        if self._is_missing or state.since is None or state.sampled_ns is None:
             return due
         stale = state.sampled_ns + LEVEL_STALE_NS
         return stale if due is None else min(due, stale)
 
-    def prune(self, state: LevelState, now: int) -> None:
-        """Keep on watching."""
+    def _check_stale(self, state: LevelState, now: int) -> None:
+        if not self._is_missing and now >= (state.sampled_ns or now) + LEVEL_STALE_NS:
+            state.end()
 
     def _is_met(self, health: Health) -> bool:
         level = health.level_dbfs

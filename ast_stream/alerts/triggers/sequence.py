@@ -36,14 +36,6 @@ class Sequence(RuleSection):
     steps: list[Step] = Field(min_length=2, max_length=16, description="the sounds, in order")
 
 
-class SequenceFields(RuleSection):
-    """Keys of a rule."""
-
-    sequence: Sequence | None = Field(
-        default=None, description="fires when sounds follow each other in order"
-    )
-
-
 @dataclass
 class SequenceState(EventListState):
     """State of `sequence`.
@@ -65,31 +57,26 @@ class SequenceWithin(Trigger):
     """
 
     key = "sequence"
+    State = SequenceState
     match_place = "steps"
     is_pattern = True
 
     def __init__(self, rule: Rule, timing: DetectionTiming) -> None:
         super().__init__(rule, timing)
-        assert rule.settings.sequence is not None
-        self._n_steps = len(rule.settings.sequence.steps)
-        self._within_ns = rule.settings.sequence.within
-
-    @classmethod
-    def is_given(cls, settings: RuleSettings) -> bool:
-        """Return whether a rule has this kind of trigger."""
-        return settings.sequence is not None
+        sequence: Sequence = self.given(rule.settings)
+        self._n_steps = len(sequence.steps)
+        self._within_ns = sequence.within
 
     @classmethod
     def matches(cls, settings: RuleSettings) -> list[tuple[KeyPath, EventMatch]]:
         """Return the match of each step."""
-        steps = [] if settings.sequence is None else settings.sequence.steps
+        steps: list[Step] = cls.given(settings).steps
         return [(("sequence", "steps", n, "match"), step.match) for n, step in enumerate(steps)]
 
     @classmethod
     def lint(cls, rule: Rule, facts: DetectorFacts | None) -> Iterator[Finding]:
         """Yield sequences that nothing can match."""
-        sequence = rule.settings.sequence
-        assert sequence is not None
+        sequence: Sequence = cls.given(rule.settings)
         classes = [matcher.slugs for matcher in rule.matchers if matcher.slugs is not None]
         if "class" in rule.group_by and classes and not frozenset.intersection(*classes):
             yield ("group_by",), "W204", "grouped by class, but no class fits every step"
@@ -115,10 +102,6 @@ class SequenceWithin(Trigger):
                     "apart are one event"
                 )
                 yield ("sequence", "within"), "W204", text
-
-    def new_state(self) -> SequenceState:
-        """Return the state of a group that is new."""
-        return SequenceState()
 
     def on_begin(self, state: SequenceState, event: MatchedEvent, now: int) -> bool:
         """Fire if this event completes the steps."""

@@ -53,6 +53,7 @@ MAX_KEPT = 100_000  # but not more than so many
 PRUNE_BATCH = 10_000  # rows deleted at once: nothing else can be written meanwhile
 _HOUR_NS = 3600 * NS_PER_SECOND
 _NO_ROUTE = Route(frozenset())
+_NOT_AMONG = "seq NOT IN (SELECT value FROM json_each(?))"
 _NOT_ACTIVE = "alert_id NOT IN (SELECT id FROM alerts WHERE state NOT IN ('inactive', 'resolved'))"
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,9 @@ class Outbox:
         attempts: deliveries that were tried, by action and outcome; reset with the process.
         evaluated_ns: up to when the engine's alerts are known and saved: what a snooze holds until
             later waits, for it may have ended meanwhile. None: alerts are always known.
+
+    Raises:
+        StoreError: by any method, the database cannot be read or written; nothing has changed.
     """
 
     def __init__(
@@ -112,22 +116,14 @@ class Outbox:
     # -- state, for status and metrics
 
     def pending(self) -> dict[str, int]:
-        """Return how many deliveries wait, by action.
-
-        Raises:
-            StoreError: the database cannot be read.
-        """
+        """Return how many deliveries wait, by action."""
         counts = dict.fromkeys(self.actions, 0)
         with self._store.reading() as db:
             query = "SELECT action, count(*) FROM deliveries WHERE state = 'pending' GROUP BY 1"
             return counts | dict(db.execute(query).fetchall())
 
     def failing(self) -> list[FailingAction]:
-        """Return the actions whose deliveries do not get through now.
-
-        Raises:
-            StoreError: the database cannot be read.
-        """
+        """Return the actions whose deliveries do not get through now."""
         with self._store.reading() as db:
             found = (_failing(db, action) for action in self.actions if action != FEED)
             return [failing for failing in found if failing is not None]
@@ -147,7 +143,7 @@ class Outbox:
                 self._drop_held(db, alert.id, notification.at_ns)
             for action in (FEED, *transition.actions):
                 if notification.kind in self._routes.get(action, _NO_ROUTE).on:
-                    self._add(db, alert.id, action, notification)
+                    self._add(db, action, notification)
                     written.add(action)
         for action in sorted(written - {FEED}):
             self._shed(db, action)
@@ -167,7 +163,7 @@ class Outbox:
             id=f"{alert.id}.firing", kind="firing", at_ns=now_ns, alert=alert
         )
         for name in (FEED, *actions):
-            self._add(db, alert.id, name, notification)
+            self._add(db, name, notification)
         self._drop_held(db, alert.id, now_ns)  # nor will it still fire after a snooze
         return True
 
@@ -194,7 +190,7 @@ class Outbox:
                 with suppress(WireError):  # damaged: what began is not known
                     ended = _ended_by_restart(Notification.decode(payload), now_ns)
                     if ended.kind in self._routes.get(action, _NO_ROUTE).on:
-                        self._add(db, alert_id, action, ended)
+                        self._add(db, action, ended)
 
     def step_clock(self, db: sqlite3.Connection, step_ns: int) -> None:
         """Follow a step of the wall clock: nothing expires or waits longer because of it."""
@@ -220,11 +216,8 @@ class Outbox:
                     db.execute("DELETE FROM closed_actions WHERE action = ?", (action,))
             pending = "SELECT DISTINCT action FROM deliveries WHERE state = 'pending'"
             for action in {row[0] for row in db.execute(pending)} - set(self._routes):
-                db.execute(
-                    "UPDATE deliveries SET state = 'dead', last_error = 'no such action any more',"
-                    " updated_ns = ? WHERE action = ? AND state = 'pending'",
-                    (self._now_ns(), action),
-                )
+                reason = "no such action any more"
+                end_rows(db, "dead", self._now_ns(), "action = ?", action, reason=reason)
 
     def next_delivery(self, action: str, *, urgent_only: bool = False) -> Delivery | float | None:
         """Return the next delivery, the seconds until there may be one, or None: no row waits.
@@ -232,9 +225,6 @@ class Outbox:
         The most severe goes first, and rows that were never tried before those that have failed.
         Only the rows of one alert wait for each other: one that fails delays nothing but its own
         resolution.
-
-        Raises:
-            StoreError: the database cannot be read.
         """
         with self._store.reading() as db:
             rows = DueRows(
@@ -255,11 +245,7 @@ class Outbox:
         return 0.0
 
     def settle(self, delivery: Delivery, outcome: Outcome) -> None:
-        """Record the outcome of a delivery.
-
-        Raises:
-            StoreError: it could not be written: call this again, do not deliver again.
-        """
+        """Record the outcome of a delivery; after a `StoreError` to be called again for it."""
         action, title = delivery.action, delivery.notification.title
         self.attempts[action, type(outcome).__name__.lower()] += 1
         with self._store.transaction() as db:
@@ -281,8 +267,7 @@ class Outbox:
     def expire(self, action: str) -> None:
         """Give up the rows of an action that have expired, and report them by another action.
 
-        Raises:
-            StoreError: it could not be written; they are not delivered all the same.
+        If that cannot be written they are not delivered all the same.
         """
         self._prune()
         now_ns = self._now_ns()
@@ -300,11 +285,7 @@ class Outbox:
                 reason = last_error or "it was not its turn in time"
                 title = title_of(severity, rule, transition)
                 logger.error("%s was not delivered by %s in time: %s", title, action, reason)
-                db.execute(
-                    "UPDATE deliveries SET state = 'expired', last_error = ?, updated_ns = ?"
-                    " WHERE seq = ? AND state = 'pending'",
-                    (reason, now_ns, seq),
-                )
+                end_rows(db, "expired", now_ns, "seq = ?", seq, reason=reason)
                 self._report_undelivered(db, action, title, reason)
 
     def _refuse_unknown(self, action: str, row: DueRow) -> None:
@@ -367,11 +348,7 @@ class Outbox:
             "INSERT OR REPLACE INTO closed_actions VALUES (?, ?, ?, ?)",
             (action, self._routes[action].settings, now_ns, reason),
         )
-        db.execute(
-            "UPDATE deliveries SET state = 'dead', last_error = ?, updated_ns = ?"
-            " WHERE action = ? AND state = 'pending'",
-            (reason[:MAX_ERROR_CHARACTERS], now_ns, action),
-        )
+        end_rows(db, "dead", now_ns, "action = ?", action, reason=reason)
 
     def _report_undelivered(
         self, db: sqlite3.Connection, action: str, title: str, reason: str
@@ -391,25 +368,22 @@ class Outbox:
         others = names[place + 1 :] + names[: max(0, place)]
         self.announce(db, alert, others[:1])
 
-    def _add(
-        self, db: sqlite3.Connection, alert_id: str, action: str, notification: Notification
-    ) -> None:
-        now_ns = self._now_ns()
+    def _add(self, db: sqlite3.Connection, action: str, notification: Notification) -> None:
+        now_ns, alert = self._now_ns(), notification.alert
         # by when it happened: what is evaluated late happened during the snooze all the same
         at_ns = min(notification.at_ns, now_ns)
-        snooze = None if action == FEED else _snooze_at(db, notification.alert.rule, at_ns)
+        snooze = None if action == FEED else _snooze_at(db, alert.rule, at_ns)
         until_ns = 0 if snooze is None else snooze[1]
         closed = db.execute("SELECT reason FROM closed_actions WHERE action = ?", (action,))
         reason = closed.fetchone()
         state = "pending" if reason is None else "dead"
         if notification.kind == "resolved":
-            if self._supersede(db, alert_id, action):
+            if self._supersede(db, alert.id, action):
                 notification = notification.model_copy(update={"combined": True})
-            if snooze is not None and not self._is_awaited(db, alert_id, action, snooze[0]):
+            if snooze is not None and not self._is_awaited(db, alert.id, action, snooze[0]):
                 state = "snoozed"  # it began and ended during the snooze
         payload = notification.encode()
-        alert = notification.alert
-        words = (alert_id, notification.kind, action, alert.rule, alert.severity)
+        words = (alert.id, notification.kind, action, alert.rule, alert.severity)
         db.execute(
             "INSERT OR IGNORE INTO deliveries (alert_id, transition, action, rule, severity,"
             " payload, checksum, state, last_error, created_ns, updated_ns, next_ns,"
@@ -437,14 +411,12 @@ class Outbox:
         if n_too_many <= 0:
             return
         reason = f"more than {MAX_PENDING} deliveries wait"
-        dropped = db.execute(
-            "UPDATE deliveries SET state = 'dropped', last_error = ?, updated_ns = ? WHERE seq IN"
-            " (SELECT seq FROM deliveries WHERE action = ? AND state = 'pending' AND seq NOT IN"
-            f" (SELECT value FROM json_each(?)) ORDER BY {SEVERITY_RANK} DESC, seq LIMIT ?)"
-            " RETURNING severity, rule, transition",
-            (reason, self._now_ns(), action, json.dumps(list(self._in_flight)), n_too_many),
-        ).fetchall()
-        if dropped:
+        chosen = (
+            "seq IN (SELECT seq FROM deliveries WHERE action = ? AND state = 'pending' AND"
+            f" {_NOT_AMONG} ORDER BY {SEVERITY_RANK} DESC, seq LIMIT ?)"
+        )
+        bound = (action, json.dumps(list(self._in_flight)), n_too_many)
+        if dropped := end_rows(db, "dropped", self._now_ns(), chosen, *bound, reason=reason):
             self._report_undelivered(db, action, title_of(*dropped[0]), reason)
 
     def _drop_held(self, db: sqlite3.Connection, alert_id: str, ended_ns: int) -> None:
@@ -452,12 +424,9 @@ class Outbox:
 
         For all actions, also for those that do not deliver resolutions.
         """
-        db.execute(
-            "UPDATE deliveries SET state = 'snoozed', updated_ns = ? WHERE alert_id = ? AND"
-            " transition = 'firing' AND state = 'pending' AND held_until_ns > ? AND seq NOT IN"
-            " (SELECT value FROM json_each(?))",
-            (self._now_ns(), alert_id, ended_ns, json.dumps(list(self._in_flight))),
-        )
+        held = f"alert_id = ? AND transition = 'firing' AND held_until_ns > ? AND {_NOT_AMONG}"
+        bound = (alert_id, ended_ns, json.dumps(list(self._in_flight)))
+        end_rows(db, "snoozed", self._now_ns(), held, *bound)
 
     def _is_awaited(
         self, db: sqlite3.Connection, alert_id: str, action: str, snoozed_ns: int
@@ -486,20 +455,27 @@ class Outbox:
 
         Not on the feed: programs want both.
         """
-        if action == FEED:
-            return False
-        row = db.execute(
-            "SELECT seq FROM deliveries WHERE alert_id = ? AND transition = 'firing' AND"
-            " action = ? AND state = 'pending'",
-            (alert_id, action),
-        ).fetchone()
-        if row is None or row[0] in self._in_flight:
-            return False
-        db.execute(
-            "UPDATE deliveries SET state = 'superseded', updated_ns = ? WHERE seq = ?",
-            (self._now_ns(), row[0]),
-        )
-        return True
+        waiting = f"alert_id = ? AND transition = 'firing' AND action = ? AND {_NOT_AMONG}"
+        bound = (alert_id, action, json.dumps(list(self._in_flight)))
+        return action != FEED and bool(end_rows(db, "superseded", self._now_ns(), waiting, *bound))
+
+
+def end_rows(
+    db: sqlite3.Connection, state: str, now_ns: int, where: str, *bound: object, reason: str = ""
+) -> list[tuple[str, str, str]]:
+    """Let pending rows go to another state; return severity, rule and transition of each.
+
+    Args:
+        where: which rows, in SQL with a mark for each of `bound`.
+        reason: why they will not be delivered; empty: what was noted last is kept.
+    """
+    query = (
+        "UPDATE deliveries SET state = ?, last_error = coalesce(?, last_error), updated_ns = ?"
+        f" WHERE state = 'pending' AND {where} RETURNING severity, rule, transition"
+    )
+    return db.execute(
+        query, (state, reason[:MAX_ERROR_CHARACTERS] or None, now_ns, *bound)
+    ).fetchall()
 
 
 def _failing(db: sqlite3.Connection, action: str) -> FailingAction | None:

@@ -1,4 +1,7 @@
-"""What operators do with the outbox while the process runs: list, retry, drop, ack, snooze."""
+"""What operators do with the outbox while the process runs: list, retry, drop, ack, snooze.
+
+Everything here raises `StoreError` if the database cannot be read or written.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from dataclasses import dataclass
 
 from ast_stream.alerts.delivery_schedule import FEED, expiry_ns
 from ast_stream.alerts.notification import message_alert
-from ast_stream.alerts.outbox import MAX_ERROR_CHARACTERS, Outbox
+from ast_stream.alerts.outbox import Outbox, end_rows
 from ast_stream.alerts.store import Store
 from ast_stream.alerts.transitions import stable_id
 from ast_stream.errors import UsageError
@@ -50,7 +53,6 @@ def rows(
 
     Raises:
         UsageError: a state that does not exist.
-        StoreError: the database cannot be read.
     """
     for state in states:
         if state not in STATES:
@@ -96,7 +98,7 @@ def drop(store: Store, seqs: Sequence[int], now_ns: int, action: str | None = No
     with store.transaction() as db:
         chosen = _chosen(db, seqs, action, ("pending",))
         for seq, _ in chosen:
-            _drop(db, seq, "dropped by hand", now_ns)
+            end_rows(db, "dropped", now_ns, "seq = ?", seq, reason="dropped by hand")
     return len(chosen)
 
 
@@ -115,14 +117,9 @@ def acknowledge(store: Store, alert_id: str, now_ns: int, by: str) -> int:
     with store.transaction() as db:
         full_id = _find_alert(db, alert_id)
         db.execute("UPDATE alerts SET acknowledged_ns = ? WHERE id = ?", (now_ns, full_id))
-        pending = db.execute(
-            "SELECT seq FROM deliveries WHERE alert_id = ? AND transition = 'firing' AND"
-            " state = 'pending' AND action <> ?",
-            (full_id, FEED),
-        ).fetchall()
-        for (seq,) in pending:
-            _drop(db, seq, f"acknowledged by {by}"[:MAX_ERROR_CHARACTERS], now_ns)
-    return len(pending)
+        firing = "alert_id = ? AND transition = 'firing' AND action <> ?"
+        reason = f"acknowledged by {by}"
+        return len(end_rows(db, "dropped", now_ns, firing, full_id, FEED, reason=reason))
 
 
 def snooze(store: Store, rule: str, until_ns: int, now_ns: int) -> int:
@@ -230,21 +227,9 @@ def _chosen(
     return found
 
 
-def _drop(db: sqlite3.Connection, seq: int, reason: str, now_ns: int) -> None:
-    db.execute(
-        "UPDATE deliveries SET state = 'dropped', last_error = ?, updated_ns = ? WHERE seq = ?",
-        (reason, now_ns, seq),
-    )
-
-
 def _find_alert(db: sqlite3.Connection, start: str) -> str:
-    found = [
-        str(row[0])
-        for row in db.execute(
-            "SELECT id FROM alerts WHERE substr(id, 1, ?) = ? ORDER BY id LIMIT 5",
-            (len(start), start),
-        )
-    ]
+    query = "SELECT id FROM alerts WHERE substr(id, 1, ?) = ? ORDER BY id LIMIT 5"
+    found = [str(row[0]) for row in db.execute(query, (len(start), start))]
     if start in found:
         return start
     if len(found) != 1:

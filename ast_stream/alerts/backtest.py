@@ -11,7 +11,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from ast_stream.alerts.engine import Engine
 from ast_stream.alerts.model_facts import DetectionTiming
@@ -24,6 +23,8 @@ from ast_stream.messages.event import EventMessage, GapMessage
 from ast_stream.messages.feed import content_without_topic
 from ast_stream.messages.status import Health
 from ast_stream.units import NS_PER_SECOND, format_time
+
+Message = EventMessage | GapMessage | Health
 
 _SETTLE_NS = 3600 * NS_PER_SECOND  # after the last event, for timers that still run
 _WITHIN = "1s"  # how much later an alert may come before a recorded test fails
@@ -55,25 +56,22 @@ class BacktestReport:
         self.listened_ns = (self.listened_ns or 0) + duration_ns
 
 
-def read_messages(lines: Iterable[bytes], report: BacktestReport) -> Iterator[dict[str, Any]]:
-    """Yield event and gap bodies of JSON lines: of the worker's log, of `subscribe`, or plain."""
+def read_messages(lines: Iterable[bytes], report: BacktestReport) -> Iterator[Message]:
+    """Yield the messages of JSON lines: of the worker's log, of `subscribe`, or plain."""
     for line in lines:
         if not line.strip():
             continue
         try:
             entry = json.loads(line)
-        except (ValueError, RecursionError):
-            entry = None
-        body = entry.get("body", entry) if isinstance(entry, dict) else None
-        if isinstance(body, dict):
-            yield body
-        else:
+            body = entry.get("body", entry) if isinstance(entry, dict) else None
+            yield content_without_topic(body if isinstance(body, dict) else {})
+        except (ValueError, RecursionError, WireError):
             report.damaged += 1
 
 
 def backtest(
     rules: RuleSet,
-    bodies: Iterable[dict[str, Any]],
+    messages: Iterable[Message],
     report: BacktestReport,
     timing: DetectionTiming | None = None,
 ) -> Iterator[Transition]:
@@ -83,20 +81,14 @@ def backtest(
     """
     report.fired.update({rule.name: 0 for rule in rules.rules})
     engine: Engine | None = None
-    for body in bodies:
-        try:
-            content = content_without_topic(body)
-        except WireError:
-            report.damaged += 1
-            continue
+    for message in messages:
         if engine is None:
-            start_ns = _time_ns(content)
-            if start_ns is None:
+            report.first_ns = _time_ns(message)
+            if report.first_ns is None:
                 report.damaged += 1
                 continue
-            report.first_ns = start_ns
-            engine = Engine(rules, now_ns=start_ns, timing=timing)
-        yield from _counted(engine.process(content), report)
+            engine = Engine(rules, now_ns=report.first_ns, timing=timing)
+        yield from _counted(engine.process(message), report)
         report.last_ns = engine.now_ns
     if engine is not None:
         yield from _counted(engine.advance(engine.now_ns + _SETTLE_NS), report)
@@ -104,13 +96,13 @@ def backtest(
         report.suppressed = engine.counters.suppressed_by_rule
 
 
-def _time_ns(content: EventMessage | GapMessage | Health) -> int | None:
-    match content:
+def _time_ns(message: Message) -> int | None:
+    match message:
         case EventMessage():
-            return content.captured_ns
+            return message.captured_ns
         case GapMessage():
-            return content.time_ns
-    return content.published_ns
+            return message.time_ns
+    return message.published_ns
 
 
 def _counted(transitions: list[Transition], report: BacktestReport) -> Iterator[Transition]:
@@ -147,18 +139,13 @@ class RecordedTest:
     sounds: dict[str, RecordedSound] = field(default_factory=dict)
     _names: dict[str, str] = field(default_factory=dict)
 
-    def add(self, bodies: Iterable[dict[str, Any]], from_ns: int, to_ns: int) -> None:
-        """Add the sounds whose onset lies in [`from_ns`, `to_ns`); other bodies are ignored."""
-        for body in bodies:
-            try:
-                event = EventMessage.from_json(body)
-            except WireError:
-                continue
-            if not from_ns <= event.onset_ns < to_ns:
-                continue
-            sound = self.sounds.setdefault(event.id, RecordedSound(event))
-            sound.peak = max(sound.peak, event.peak)
-            sound.offset_ns = event.offset_ns or sound.offset_ns
+    def add(self, messages: Iterable[Message], from_ns: int, to_ns: int) -> None:
+        """Add the sounds whose onset lies in [`from_ns`, `to_ns`); other messages are ignored."""
+        for event in messages:
+            if isinstance(event, EventMessage) and from_ns <= event.onset_ns < to_ns:
+                sound = self.sounds.setdefault(event.id, RecordedSound(event))
+                sound.peak = max(sound.peak, event.peak)
+                sound.offset_ns = event.offset_ns or sound.offset_ns
 
     @property
     def start_ns(self) -> int:
@@ -182,9 +169,11 @@ class RecordedTest:
             yield f"      {self._name(stream)}: {json.dumps(labels, ensure_ascii=False)}"
         yield "    events:"
         for sound in sounds:
-            dur = "" if sound.offset_ns is None else f"dur: {_length(sound)}, "
+            onset_ns, dur = sound.event.onset_ns, ""
+            if sound.offset_ns is not None:
+                dur = f"dur: {duration_text(max(0, sound.offset_ns - onset_ns))}, "
             yield (
-                f"      - {{at: {duration_text(sound.event.onset_ns - self.start_ns)}, "
+                f"      - {{at: {duration_text(onset_ns - self.start_ns)}, "
                 f"class: {json.dumps(sound.event.label, ensure_ascii=False)}, {dur}"
                 f"score: {sound.peak:g}, stream: {self._name(sound.event.stream)}}}"
             )
@@ -209,11 +198,6 @@ class RecordedTest:
             number = len(self._names) + 1
             self._names[stream] = stream if stream in named else f"stream-{number}"
         return self._names[stream]
-
-
-def _length(sound: RecordedSound) -> str:
-    assert sound.offset_ns is not None
-    return duration_text(max(0, sound.offset_ns - sound.event.onset_ns))
 
 
 def _named_streams(matchers: Iterable[Matcher]) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Rule tests: a virtual clock, sounds at known times, and exactly the alerts that are expected.
 
-Each test has its own engine and outbox. Sounds become the messages that the detector would
+Each test has its own engine. Sounds become the messages that the detector would
 publish, as late as `detector` says (without it: at once); scores go through the decision stage
 that decides live. At `restart_at` the state goes through its JSON form into a new engine. By
 default (`exact`) every firing and every resolution must be expected; transitions to other states
@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
@@ -37,9 +38,8 @@ from ast_stream.detect.state import SlotNames
 from ast_stream.errors import ConfigError, UsageError
 from ast_stream.labels import find_label, slug
 from ast_stream.messages.alert import AlertState
-from ast_stream.messages.codec import PROTOCOL_VERSION
-from ast_stream.messages.event import EventMessage
-from ast_stream.messages.status import StreamState
+from ast_stream.messages.event import EventMessage, EventType
+from ast_stream.messages.status import Health, StreamState
 from ast_stream.model.metadata import Metadata
 from ast_stream.sample_clock import SampleClock
 from ast_stream.settings.explain import explain
@@ -48,7 +48,6 @@ from ast_stream.settings.yaml import Document, read_document
 from ast_stream.units import (
     NS_PER_SECOND,
     SILENCE_DBFS,
-    format_time,
     parse_time,
     seconds_to_samples,
     whole_frames,
@@ -63,7 +62,7 @@ _TERM = re.compile(
     r"(?:_|(?P<value>\d+(?:\.\d+)?)(?P<step>[+-]\d+(?:\.\d+)?)?)(?:x(?P<times>\d+))?\Z"
 )
 
-Body = dict[str, Any]
+Message = EventMessage | Health
 
 
 def parse_scores(text: str) -> list[float | None]:
@@ -126,32 +125,59 @@ class DetectorSettings(RuleSection):
     confirm: Duration = 750_000_000
     hold: Duration = 750_000_000
 
+    @property
+    def window_s(self) -> float:
+        """Length of a window in seconds."""
+        return self.window / NS_PER_SECOND
 
-class TestEvent(RuleSection):
+    @property
+    def hop_s(self) -> float:
+        """Seconds between windows."""
+        return self.hop / NS_PER_SECOND
+
+    @property
+    def confirm_and_hold_s(self) -> dict[str, float]:
+        """Both in seconds, by the names that they have in the configuration."""
+        return {"confirm_s": self.confirm / NS_PER_SECOND, "hold_s": self.hold / NS_PER_SECOND}
+
+    @property
+    def timing(self) -> DetectionTiming:
+        """How late it reports sounds."""
+        return DetectionTiming.of(self.window_s, self.hop_s, **self.confirm_and_hold_s)
+
+
+class OnStream(RuleSection):
+    """What happens on one stream."""
+
+    stream: str
+
+
+class SoundOnStream(OnStream):
+    """What is heard of one class on one stream."""
+
+    class_: str = Field(alias="class")
+
+
+class TestEvent(SoundOnStream):
     """A sound that the detector finds, from its onset to its offset."""
 
     at: Duration = Field(description="onset, from `start`")
-    class_: str = Field(alias="class")
     dur: Duration | None = Field(default=None, description="null: it does not end")
     score: float = Field(default=0.9, ge=0, le=1)
-    stream: str
     id: str | None = None
     lost: list[str] = Field(default_factory=list, description="messages that do not come: begin …")
 
 
-class TestScores(RuleSection):
+class TestScores(SoundOnStream):
     """Scores of one class on one stream, for the real decision stage."""
 
-    stream: str
-    class_: str = Field(alias="class")
     values: Annotated[list[float | None], BeforeValidator(_scores)]
 
 
-class TestHealth(RuleSection):
+class TestHealth(OnStream):
     """Health messages once a second, from `at` for `dur`."""
 
     at: Duration
-    stream: str
     dur: Duration = 0
     state: StreamState = "listening"
     level_dbfs: float | None = Field(default=-50.0, ge=SILENCE_DBFS, le=0)
@@ -193,13 +219,16 @@ class RuleTest(RuleSection):
 
     @model_validator(mode="after")
     def _streams_are_there(self) -> RuleTest:
-        used = [event.stream for event in self.events]
-        used += [track.stream for track in self.scores]
-        used += [health.stream for health in self.health]
-        for stream in used:
-            if stream not in self.streams:
-                raise ValueError(f"the stream '{stream}' is not under 'streams' of this test")
+        listed: list[OnStream] = [*self.events, *self.scores, *self.health]
+        for given in listed:
+            if given.stream not in self.streams:
+                raise ValueError(f"the stream '{given.stream}' is not under 'streams' of this test")
         return self
+
+    @property
+    def start_ns(self) -> int:
+        """Stream time at which it begins."""
+        return parse_time(self.start)
 
 
 class RuleTestFile(RuleSection):
@@ -248,19 +277,21 @@ def load_tests(path: Path, *, labels: Sequence[str] | None = None) -> LoadedTest
     except ValidationError as error:
         details = error.errors(include_url=False)
         known = {problem.line for problem in problems}
-        for found in explain(details, RuleTestFile, document.file, document.lines):
-            if found.line not in known:
-                problems.append(RuleProblem(found.file, found.line, found.path, found.text))
+        problems += [
+            RuleProblem(found.file, found.line, found.path, found.text)
+            for found in explain(details, RuleTestFile, document.file, document.lines)
+            if found.line not in known
+        ]
         raise ConfigError(problems) from error
     if problems:
         raise ConfigError(problems)
-    known_labels = settings.labels or labels
-    paths = [path.parent / name for name in settings.rules]
-    rules = load_rules(paths, labels=known_labels)
-    _check_names(document, settings, {rule.name for rule in rules.rules}, known_labels)
-    return LoadedTests(
-        document, settings, rules, None if known_labels is None else tuple(known_labels)
-    )
+    labels = settings.labels or labels
+    rules = load_rules([path.parent / name for name in settings.rules], labels=labels)
+    tests = LoadedTests(document, settings, rules, None if labels is None else tuple(labels))
+    problems += _unknown_names(tests)
+    if problems:
+        raise ConfigError(problems)
+    return tests
 
 
 def run_tests(tests: LoadedTests) -> Iterator[TestResult]:
@@ -276,29 +307,20 @@ def transitions_of(tests: LoadedTests) -> Iterator[list[Transition]]:
         yield TestRun(tests, test, index).transitions()
 
 
-def _check_names(
-    document: Document,
-    settings: RuleTestFile,
-    alerts: Collection[str],
-    labels: Sequence[str] | None,
-) -> None:
-    """Refuse tests of alerts and classes that do not exist: they would always pass."""
-    problems = []
-    for t, test in enumerate(settings.tests):
+def _unknown_names(tests: LoadedTests) -> Iterator[RuleProblem]:
+    """Yield tests of alerts and classes that do not exist: they would always pass."""
+    alerts = {rule.name for rule in tests.rules.rules}
+    for t, test in enumerate(tests.settings.tests):
         for e, expected in enumerate(test.expect):
             if expected.alert not in alerts:
                 text = f"no rule file has the alert '{expected.alert}'"
-                problems.append(problem_at(document, ("tests", t, "expect", e), "E109", text))
-        sounds: list[tuple[str, int, TestEvent | TestScores]] = [
-            *(("events", e, event) for e, event in enumerate(test.events)),
-            *(("scores", e, track) for e, track in enumerate(test.scores)),
-        ]
-        for kind, e, sound in sounds:
-            if labels is not None and find_label(sound.class_, labels) is None:
-                text = f"the model has no class '{sound.class_}'"
-                problems.append(problem_at(document, ("tests", t, kind, e), "E105", text))
-    if problems:
-        raise ConfigError(list(problems))
+                yield problem_at(tests.document, ("tests", t, "expect", e), "E109", text)
+        listed: dict[str, Sequence[SoundOnStream]] = {"events": test.events, "scores": test.scores}
+        for kind, sounds in listed.items():
+            for e, sound in enumerate(sounds):
+                if tests.labels is not None and find_label(sound.class_, tests.labels) is None:
+                    text = f"the model has no class '{sound.class_}'"
+                    yield problem_at(tests.document, ("tests", t, kind, e), "E105", text)
 
 
 @dataclass
@@ -315,63 +337,66 @@ class TestRun:
         """Run the test and return what is wrong."""
         if self.test.scores and self.tests.labels is None:
             return ["scores need the classes of a model: 'labels' in the file, or a checkpoint"]
-        with _DeliveryCounter(self.tests.rules) as deliveries:
-            return self._compare(self.transitions(deliveries), deliveries.n_rows())
+        return self._compare(self.transitions())
 
-    def transitions(self, deliveries: _DeliveryCounter | None = None) -> list[Transition]:
+    def transitions(self) -> list[Transition]:
         """Run the test and return all that happened."""
-
-        def note(transitions: list[Transition]) -> list[Transition]:
-            if deliveries is not None:
-                deliveries.enqueue(transitions)
-            return transitions
-
-        start = parse_time(self.test.start)
-        timing = _timing_of(self.tests.settings.detector)
-        engine = Engine(self.tests.rules, now_ns=start, timing=timing)
+        rules, detector = self.tests.rules, self.tests.settings.detector
+        timing = DetectionTiming() if detector is None else detector.timing
+        engine = Engine(rules, now_ns=self.test.start_ns, timing=timing)
         found = engine.resume()
-        timeline = sorted(self._timeline(start, timing), key=lambda entry: entry[0])
-        end = self._end(start, timeline)
-        for at_ns, topic, body in timeline:
+        timeline = sorted(self._timeline(timing), key=lambda entry: entry[0])
+        end = self._end(timeline)
+        for at_ns, message in timeline:
             if at_ns > end:
                 break
-            found += note(engine.advance(at_ns))
-            if body is None:
+            found += engine.advance(at_ns)
+            if message is None:
                 state = json.loads(json.dumps(engine.export()))
                 up_ns = at_ns + self.test.down_for
-                engine = Engine(self.tests.rules, state, now_ns=up_ns, timing=timing)
-                found += note(engine.resume())
+                engine = Engine(rules, state, now_ns=up_ns, timing=timing)
+                found += engine.resume()
             else:
-                found += note(engine.on_message(topic, body))
-        return found + note(engine.advance(end))
+                found += engine.process(message)
+        return found + engine.advance(end)
 
-    def _timeline(
-        self, start: int, timing: DetectionTiming
-    ) -> Iterator[tuple[int, str, Body | None]]:
-        for number, event in enumerate(self.test.events):
-            for at_ns, body in _event_bodies(event, number, start, timing, self.test.streams):
-                yield at_ns, "event/", body
-        for health in self.test.health:
-            for at_ns, body in _health_bodies(health, start, self.test.streams):
-                yield at_ns, "health/", body
-        if self.test.scores:
+    def _timeline(self, timing: DetectionTiming) -> Iterator[tuple[int, Message | None]]:
+        """Yield stream times and messages; None is a restart."""
+        test = self.test
+        for number, event in enumerate(test.events):
+            for message in _event_messages(event, number, test, timing):
+                yield message.captured_ns, message
+        for health in test.health:
+            for offset in range(0, health.dur + 1, NS_PER_SECOND):
+                at_ns = test.start_ns + health.at + offset
+                yield (
+                    at_ns,
+                    Health(
+                        stream=health.stream,
+                        labels=test.streams[health.stream],
+                        state=health.state,
+                        level_dbfs=health.level_dbfs,
+                        published_ns=at_ns,
+                    ),
+                )
+        if test.scores:
             detector = self.tests.settings.detector or DetectorSettings.model_validate(
                 {"window": "2s", "hop": "250ms"}
             )
-            for at_ns, body in _decide(self.test, detector, self.tests.labels or ()):
-                yield at_ns, "event/", body
-        for offset in self.test.restart_at:
-            yield start + offset, "", None
+            yield from _decide(test, detector, self.tests.labels or ())
+        for offset in test.restart_at:
+            yield test.start_ns + offset, None
 
-    def _end(self, start: int, timeline: list[tuple[int, str, Body | None]]) -> int:
+    def _end(self, timeline: list[tuple[int, Message | None]]) -> int:
+        start = self.test.start_ns
         if self.test.until is not None:
             return start + self.test.until
         expected = [start + expect.at + expect.within for expect in self.test.expect]
-        return max([start, *expected, *(at_ns for at_ns, _, _ in timeline)])
+        return max([start, *expected, *(at_ns for at_ns, _ in timeline)])
 
-    def _compare(self, found: list[Transition], n_deliveries: int) -> list[str]:
+    def _compare(self, found: list[Transition]) -> list[str]:
         named = {expect.state for expect in self.test.expect} | {"firing", "resolved"}
-        start = parse_time(self.test.start)
+        start = self.test.start_ns
         left = [
             transition
             for transition in found
@@ -394,8 +419,10 @@ class TestRun:
             failures.append(f"line {line}: expected {what}, got {near[0] if near else 'none'}")
         if self.test.exact:
             failures += [f"unexpected: {_describe(transition, start)}" for transition in left]
-        if self.test.deliveries not in (None, n_deliveries):
-            failures.append(f"expected {self.test.deliveries} deliveries, got {n_deliveries}")
+        if self.test.deliveries is not None:
+            n_deliveries = _count_deliveries(self.tests.rules, found)
+            if n_deliveries != self.test.deliveries:
+                failures.append(f"expected {self.test.deliveries} deliveries, got {n_deliveries}")
         return failures
 
 
@@ -425,116 +452,68 @@ def _describe(transition: Transition, start: int) -> str:
     return f"{transition.alert.rule} {transition.to_state} at {at} ({labels})"
 
 
-class _DeliveryCounter:
-    """Counts the deliveries of a test in a real outbox; all actions deliver both kinds."""
-
-    def __init__(self, rules: RuleSet) -> None:
-        self._folder = TemporaryDirectory(prefix="ast-stream-rules-")
-        self._store = Store(Path(self._folder.name) / "alerts.sqlite")
-        self._now_ns = 0
-        names = {name for rule in rules.rules for name in rule.actions or ()}
-        route = Route(frozenset({"firing", "resolved"}))
-        self._outbox = Outbox(
-            self._store, dict.fromkeys(sorted(names), route), lambda: self._now_ns
-        )
-
-    def __enter__(self) -> _DeliveryCounter:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._store.close()
-        self._folder.cleanup()
-
-    def enqueue(self, transitions: list[Transition]) -> None:
-        """Write the deliveries that one message or timer caused."""
-        if transitions:
-            self._now_ns = transitions[-1].at_ns
-            with self._store.transaction() as db:
-                self._outbox.enqueue(db, transitions)
-
-    def n_rows(self) -> int:
-        """Return how many deliveries were written, not counting those on the feed."""
-        with self._store.reading() as db:
-            query = "SELECT count(*) FROM deliveries WHERE action <> ?"
-            return int(db.execute(query, (FEED,)).fetchone()[0])
+def _count_deliveries(rules: RuleSet, transitions: list[Transition]) -> int:
+    """Return how many rows a real outbox gets, besides the feed's; each action has both kinds."""
+    names = {name for rule in rules.rules for name in rule.actions or ()}
+    routes = dict.fromkeys(sorted(names), Route(frozenset({"firing", "resolved"})))
+    end_ns = max((transition.at_ns for transition in transitions), default=0)
+    with (
+        TemporaryDirectory(prefix="ast-stream-rules-") as folder,
+        closing(Store(Path(folder) / "alerts.sqlite")) as store,
+        store.transaction() as db,
+    ):
+        Outbox(store, routes, lambda: end_ns).enqueue(db, transitions)
+        query = "SELECT count(*) FROM deliveries WHERE action <> ?"
+        return int(db.execute(query, (FEED,)).fetchone()[0])
 
 
-def _event_bodies(
-    event: TestEvent,
-    number: int,
-    start: int,
-    timing: DetectionTiming,
-    streams: dict[str, dict[str, str]],
-) -> Iterator[tuple[int, Body]]:
-    """Yield stream time and body of one sound's begin, an update each second, and end."""
-    onset = start + event.at
+def _event_messages(
+    event: TestEvent, number: int, test: RuleTest, timing: DetectionTiming
+) -> Iterator[EventMessage]:
+    """Yield one sound's begin, an update each second, and its end."""
+    onset = test.start_ns + event.at
     offset = None if event.dur is None else onset + event.dur
     begin_at = onset + timing.latency_ns
     end_at = None if offset is None else max(begin_at, offset + timing.smear_ns)
-    times = [("begin", begin_at)]
     last = begin_at if end_at is None else end_at
+    times: list[tuple[EventType, int]] = [("begin", begin_at)]
     times += [("update", time) for time in range(begin_at + UPDATE_NS, last, UPDATE_NS)]
     times += [] if end_at is None else [("end", end_at)]
     for kind, at_ns in times:
         if kind not in event.lost:
-            yield (
-                at_ns,
-                {
-                    "v": PROTOCOL_VERSION,
-                    "id": event.id or stable_id("rule-test", str(number)),
-                    "type": kind,
-                    "stream": event.stream,
-                    "labels": streams[event.stream],
-                    "class": slug(event.class_),
-                    "label": event.class_,
-                    "score": event.score,
-                    "peak": event.score,
-                    "onset": format_time(onset),
-                    "offset": format_time(offset) if kind == "end" and offset else None,
-                    "captured": format_time(at_ns),
-                },
+            yield EventMessage(
+                id=event.id or stable_id("rule-test", str(number)),
+                type=kind,
+                stream=event.stream,
+                labels=test.streams[event.stream],
+                class_=slug(event.class_),
+                label=event.class_,
+                score=event.score,
+                peak=event.score,
+                onset_ns=onset,
+                offset_ns=offset if kind == "end" else None,
+                captured_ns=at_ns,
             )
-
-
-def _health_bodies(
-    health: TestHealth, start: int, streams: dict[str, dict[str, str]]
-) -> Iterator[tuple[int, Body]]:
-    """Yield stream time and body of a health message each second."""
-    for offset in range(0, health.dur + 1, NS_PER_SECOND):
-        at_ns = start + health.at + offset
-        yield (
-            at_ns,
-            {
-                "stream": health.stream,
-                "labels": streams[health.stream],
-                "state": health.state,
-                "level_dbfs": health.level_dbfs,
-                "published": format_time(at_ns),
-            },
-        )
 
 
 def _decide(
     test: RuleTest, detector: DetectorSettings, labels: Sequence[str]
-) -> list[tuple[int, dict[str, Any]]]:
-    """Return stream time and body of every event message that the test's scores bring about.
+) -> Iterator[tuple[int, EventMessage]]:
+    """Yield stream time and every event message that the test's scores bring about.
 
     The first window ends one hop after the test's start.
 
     Raises:
         UsageError: a hop or window that is no multiple of 10 ms.
     """
-    window_s, hop_s = detector.window / NS_PER_SECOND, detector.hop / NS_PER_SECOND
     try:
-        whole_frames(hop_s, "detector.hop")
-        whole_frames(window_s, "detector.window")
+        whole_frames(detector.hop_s, "detector.hop")
+        whole_frames(detector.window_s, "detector.window")
     except ValueError as error:
         raise UsageError(f"rules test: {error}") from error
-    found: list[tuple[int, dict[str, Any]]] = []
     for stream in sorted({track.stream for track in test.scores}):
         tracks = [track for track in test.scores if track.stream == stream]
-        found += _decide_stream(test, stream, tracks, detector, labels)
-    return found
+        yield from _decide_stream(test, stream, tracks, detector, labels)
 
 
 def _decide_stream(
@@ -543,14 +522,13 @@ def _decide_stream(
     tracks: list[TestScores],
     detector: DetectorSettings,
     labels: Sequence[str],
-) -> list[tuple[int, dict[str, Any]]]:
-    hop = seconds_to_samples(detector.hop / NS_PER_SECOND)
+) -> Iterator[tuple[int, EventMessage]]:
+    hop = seconds_to_samples(detector.hop_s)
     names = SlotNames(1)
     slot = names.add(stream, EPOCH)
     decision = _new_decision(detector, labels, names)
     clock = SampleClock()
-    clock.observe(0, parse_time(test.start))
-    found = []
+    clock.observe(0, test.start_ns)
     for number, row in enumerate(_rows(tracks, labels)):
         if row is None:
             continue
@@ -565,27 +543,25 @@ def _decide_stream(
             audio_ends=np.array([end]),
         )
         for event in events:
-            message = EventMessage.of(
-                event,
-                clock,
-                labels=test.streams[stream],
-                audio_end=end,
-                scored_ns=at_ns,
-                model=MODEL,
+            yield (
+                at_ns,
+                EventMessage.of(
+                    event,
+                    clock,
+                    labels=test.streams[stream],
+                    audio_end=end,
+                    scored_ns=at_ns,
+                    model=MODEL,
+                ),
             )
-            found.append((at_ns, message.to_json()))
-    return found
 
 
 def _new_decision(detector: DetectorSettings, labels: Sequence[str], names: SlotNames) -> Decision:
-    window_s = detector.window / NS_PER_SECOND
     unmeasured = Metadata(default_onset_threshold=detector.onset_threshold)
-    facts = model_facts(labels, window_s, unmeasured)
-    defaults = DetectionDefaults(
-        confirm_s=detector.confirm / NS_PER_SECOND, hold_s=detector.hold / NS_PER_SECOND
-    )
+    facts = model_facts(labels, detector.window_s, unmeasured)
+    defaults = DetectionDefaults(**detector.confirm_and_hold_s)
     settings = DetectionSettings(defaults=defaults)
-    return Decision(resolve_parameters(settings, facts, detector.hop / NS_PER_SECOND), names)
+    return Decision(resolve_parameters(settings, facts, detector.hop_s), names)
 
 
 def _rows(tracks: list[TestScores], labels: Sequence[str]) -> list[list[float] | None]:
@@ -602,18 +578,6 @@ def _rows(tracks: list[TestScores], labels: Sequence[str]) -> list[list[float] |
                 row[by_name[slug(track.class_)]] = value
         rows.append(row)
     return rows
-
-
-def _timing_of(detector: DetectorSettings | None) -> DetectionTiming:
-    """Return the timing that a test file's `detector` stands for."""
-    if detector is None:
-        return DetectionTiming()
-    return DetectionTiming.of(
-        detector.window / NS_PER_SECOND,
-        detector.hop / NS_PER_SECOND,
-        confirm_s=detector.confirm / NS_PER_SECOND,
-        hold_s=detector.hold / NS_PER_SECOND,
-    )
 
 
 def duration_text(time_ns: int) -> str:

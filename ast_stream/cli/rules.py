@@ -7,12 +7,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from ast_stream.alerts.actions.registry import kinds_by_action, used_without_rules
-from ast_stream.alerts.backtest import BacktestReport, RecordedTest, backtest, read_messages
+from ast_stream.alerts.backtest import (
+    BacktestReport,
+    Message,
+    RecordedTest,
+    backtest,
+    read_messages,
+)
 from ast_stream.alerts.model_facts import (
     DetectionTiming,
     DetectorFacts,
@@ -216,12 +222,12 @@ def backtest_command(
     firings: list[tuple[int, str]] = []
     incomplete: list[str] = []
     with ExitStack() as stack:
-        bodies = (
+        messages = (
             _logged(events, report, stack)
             if events
             else _scanned(audio or [], context, start, report, incomplete)
         )
-        for transition in backtest(loaded, bodies, report, context.timing):
+        for transition in backtest(loaded, messages, report, context.timing):
             if transition.to_state == "firing":
                 firings.append((transition.at_ns, transition.alert.rule))
             if as_json:
@@ -325,9 +331,7 @@ def _write(path: Path, text: str) -> None:
         raise UsageError(f"rules test: --junit: {path}: {error.strerror}") from error
 
 
-def _logged(
-    files: list[Path], report: BacktestReport, stack: ExitStack
-) -> Iterator[dict[str, Any]]:
+def _logged(files: list[Path], report: BacktestReport, stack: ExitStack) -> Iterator[Message]:
     for file in files:
         yield from read_messages(stack.enter_context(file.open("rb")), report)
 
@@ -338,8 +342,8 @@ def _scanned(
     start: str,
     report: BacktestReport,
     incomplete: list[str],
-) -> Iterator[dict[str, Any]]:
-    from ast_stream.cli.rules_audio import event_bodies  # imports torch
+) -> Iterator[Message]:
+    from ast_stream.cli.rules_audio import event_messages  # imports torch
 
     start_ns = _time("backtest: --start", start)
     recordings = [
@@ -347,7 +351,7 @@ def _scanned(
         for file in files
         for recording in (recordings_in(file) if file.is_dir() else [file])
     ]
-    return event_bodies(
+    return event_messages(
         recordings,
         context.model,
         context.detection,

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ast_stream.audio.recording import RecordingError, RecordingReader
 from ast_stream.cli.scan import make_scanner, shown_as
@@ -21,15 +20,15 @@ MODEL = "backtest"
 PAUSE_SAMPLES = 60 * SAMPLE_RATE  # between recordings, so that one ends before the next begins
 
 
-def event_bodies(
+def event_messages(
     files: list[Path],
     model: ModelSettings,
     detection: DetectionSettings,
     start_ns: int,
     on_end: Callable[[int], None] = lambda duration_ns: None,
     on_incomplete: Callable[[str], None] = lambda text: None,
-) -> Iterator[dict[str, Any]]:
-    """Yield the event bodies of recordings; each is a stream of its own, named after its file.
+) -> Iterator[EventMessage]:
+    """Yield the event messages of recordings; each is a stream of its own, named after its file.
 
     Args:
         start_ns: stream time at which the first begins.
@@ -66,7 +65,7 @@ def event_bodies(
                         model=MODEL,
                     )
                     with progress.paused():
-                        yield message.to_json()
+                        yield message
             except RecordingError as error:
                 on_incomplete(str(error))
             duration_s = max((reader.position_s for reader in readers), default=0.0)

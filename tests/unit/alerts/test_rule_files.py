@@ -27,6 +27,7 @@ from ast_stream.alerts.rules.schema import RuleSettings
 from ast_stream.alerts.triggers.count import Count
 from ast_stream.alerts.triggers.level import Level
 from ast_stream.errors import ConfigError, Problem
+from ast_stream.messages.feed import content_without_topic
 from ast_stream.settings.yaml import parse_document
 
 ONTOLOGY = [
@@ -627,6 +628,7 @@ def test_whatever_stands_in_a_rule_file_is_refused_in_sentences_or_works(tmp_pat
     (tmp_path / "o.json").write_text("[" * 50_000)
     chance = random.Random(13)
     bodies = [*sound("x", "Bark", 0, 9), *sound("y", "Siren", 3, 5), health(11, level=-3.0)]
+    messages = [content_without_topic(body) for body in bodies]
     n_used = 0
     for path in list(paths(whole))[1:]:
         for strange in chance.sample(STRANGE, 2):
@@ -645,7 +647,7 @@ def test_whatever_stands_in_a_rule_file_is_refused_in_sentences_or_works(tmp_pat
                     assert 10 < len(problem.text) < 700
                 continue
             n_used += 1
-            for transition in backtest(rules, bodies, BacktestReport()):
+            for transition in backtest(rules, messages, BacktestReport()):
                 notification = notification_of(transition)
                 assert (
                     notification is None

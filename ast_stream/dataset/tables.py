@@ -20,6 +20,7 @@ from ast_stream.labels import did_you_mean
 logger = logging.getLogger(__name__)
 
 LABEL_SEPARATOR = ";"
+NO_CLASS = "-"  # label of a file with a sound that belongs to none of the classes
 AUDACITY_SUFFIX = ".txt"
 FOLD, ONSET, OFFSET = "fold", "onset", "offset"  # columns that a table need not have
 SIBLING_FOLDERS = ("clips", "audio", "wav")  # beside a table, where its files may lie
@@ -97,8 +98,11 @@ def read_table(table: Path, columns: Columns) -> list[Clip]:
         if any(row[name] not in values for name, values in accepted.items()):
             continue
         labels = tuple(_labels(row[columns.label]))
-        if not labels and not has_times:
-            problems.append(Problem(str(table), line, columns.label, "expected a label, got none"))
+        if labels == (NO_CLASS,):
+            labels = ()
+        elif not labels and not has_times:
+            text = f"expected a label, got none; {NO_CLASS} stands for a sound of no class"
+            problems.append(Problem(str(table), line, columns.label, text))
         if not row[columns.file].strip():
             problems.append(Problem(str(table), line, columns.file, "expected a file, got none"))
         path = find_beside(table, row[columns.file])

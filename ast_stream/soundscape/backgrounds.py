@@ -9,7 +9,7 @@ import io
 import itertools
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from ast_stream.errors import ConfigError, Problem, UsageError
 from ast_stream.soundscape.synthesis import Random, Signal, in_a_room, smooth_gain, to_active_level
 from ast_stream.units import SAMPLE_RATE, seconds_to_samples
 
+SPEECH, MUSIC = "Speech", "Music"  # AudioSet display names
 BACKGROUND_S = 6.0  # length of a generated background
 SPEECH_RATIO, BABBLE_RATIO = 0.35, 0.05  # of the backgrounds, where espeak-ng is installed
 
@@ -42,11 +43,18 @@ PLACES = ("at the station", "in June", "before lunch", "on the ferry", "all even
 TIMEOUT_S = 20.0
 
 
-def generated_backgrounds(seed: int, count: int, with_speech: bool = True) -> list[Waveform]:
+def generated_backgrounds(
+    seed: int, count: int, with_speech: bool = True, labels: Collection[str] = ()
+) -> list[Waveform]:
     """Return `count` backgrounds of 6 s or more at one active level: noise, hum, music, speech.
 
     Without espeak-ng (or with `with_speech` false) there is no speech among them.
+
+    Args:
+        labels: classes to be told from backgrounds: with Speech or Music among them, speech or
+            music is no background.
     """
+    with_speech = with_speech and SPEECH not in labels
     n_speech = round(count * SPEECH_RATIO) if with_speech and speech_is_available() else 0
     voices = [speak(np.random.default_rng((seed, 0, number))) for number in range(n_speech)]
     n_babble = round(count * BABBLE_RATIO) if voices else 0
@@ -55,7 +63,9 @@ def generated_backgrounds(seed: int, count: int, with_speech: bool = True) -> li
         babble(np.random.default_rng((seed, 1, number)), n_samples, voices)
         for number in range(n_babble)
     ]
-    generators = list(BACKGROUNDS.values())
+    generators = [
+        generate for name, generate in BACKGROUNDS.items() if name != "music" or MUSIC not in labels
+    ]
     for number in range(count - n_speech - n_babble):
         generate = generators[number % len(generators)]
         signals.append(generate(np.random.default_rng((seed, 2, number)), n_samples))

@@ -58,6 +58,22 @@ class Foreground:
         n_active = self._n_active_before[last_frame] - self._n_active_before[first_frame]
         return float(n_active) * FRAME_SHIFT / SAMPLE_RATE
 
+    def activity_at(
+        self, samples: npt.NDArray[np.float64]
+    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Return whether sound is active at `samples`, which may exceed it, and whether they lie
+        between its first and its last active sample."""
+        is_active = np.diff(self._n_active_before) > 0
+        if not len(is_active):
+            return np.zeros(len(samples), np.bool_), np.zeros(len(samples), np.bool_)
+        frames = np.floor(samples / FRAME_SHIFT).astype(np.int64)
+        is_there = (frames >= 0) & (frames < len(is_active))
+        begin, end = self.active_span
+        return (
+            is_there & is_active[frames.clip(0, len(is_active) - 1)],
+            (samples >= begin) & (samples < end),
+        )
+
     def max_active_s(self, n_samples: int) -> float:
         """Return the most seconds of sound that any window of `n_samples` holds."""
         counts = self._n_active_before

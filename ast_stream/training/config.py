@@ -57,14 +57,17 @@ class Optimization:
         all_patches_ratio: last part of the training, in which steps see all patches.
         loss: detection (see `losses`), bce, or ce for clips with one label.
         teacher_weight: of a teacher's scores in the loss, if there is one, 0 to 1.
+        frame_weight: of the time patches' loss, added to that of the windows.
+        distillation_weight: of the loss against a teacher with classes of its own.
+        distilled_ratio: part of the windows that this teacher scores.
     """
 
     steps: int = 4000
     batch_size: int = 48
-    learning_rate: float = 8e-4
+    learning_rate: float = 1e-3
     warmup_steps: int = 150
     weight_decay: float = 0.1
-    ema_decay: float = 0.998
+    ema_decay: float = 0.999
     drop_path: float = 0.1
     label_smoothing: float = 0.05  # of positive targets
     gradient_clip: float = 1.0  # 0: none
@@ -86,6 +89,9 @@ class Optimization:
     average_from_epoch: int | None = None
     loss: Loss = "detection"
     teacher_weight: float = 0.5
+    frame_weight: float = 1.0
+    distillation_weight: float = 0.3
+    distilled_ratio: float = 0.35
 
     def rate(self, step: int) -> float:
         """Return the learning rate of step `step`, counted from 0."""
@@ -115,6 +121,9 @@ class TrainingConfig:
             are kept, and its classifier for the classes that it knows.
         keep_classes: the classes of the start stay; those without examples are learnt from it.
         teacher: checkpoint whose scores join the labels; None: the start for `keep_classes`.
+        waveform_teacher: .tflite file of a tagger of waveforms, such as YAMNet, whose scores a
+            second head learns.
+        has_frames: learn a frame head, too.
         test_folds: recordings of these folds are held out: they are not trained on, and choose
             the thresholds.
         held_out_ratio: of the recordings of each class, if there are no test folds.
@@ -139,6 +148,8 @@ class TrainingConfig:
     start: str | None = None
     keep_classes: bool = False
     teacher: str | None = None
+    waveform_teacher: Path | None = None
+    has_frames: bool = False
     columns: Columns = field(default_factory=Columns)
     test_folds: tuple[str, ...] = ()
     held_out_ratio: float = 0.0
@@ -174,6 +185,8 @@ class Overrides(TypedDict, total=False):
 
     keep_classes: bool
     teacher: str | None
+    waveform_teacher: Path | None
+    has_frames: bool
     columns: Columns
     test_folds: tuple[str, ...]
     held_out_ratio: float | None

@@ -64,7 +64,7 @@ def prepare_data(config: TrainingConfig, start: Checkpoint | None) -> TrainingDa
         ConfigError: every problem of the data, together; or labels with one topic.
         UsageError: a test fold that no recording has, or what the configuration makes impossible.
     """
-    recordings, backgrounds = _read(config)
+    recordings, unlabelled, backgrounds = _read(config)
     held_out = _held_out(config, recordings)
     held_out_ids = {id(recording) for recording in held_out}
     trained = [recording for recording in recordings if id(recording) not in held_out_ids]
@@ -78,7 +78,12 @@ def prepare_data(config: TrainingConfig, start: Checkpoint | None) -> TrainingDa
     )
     return TrainingData(
         soundbank=_soundbank(
-            labels, trained, backgrounds[:n_trained], seed, config.n_generated, config.n_backgrounds
+            labels,
+            [*trained, *unlabelled],
+            backgrounds[:n_trained],
+            seed,
+            config.n_generated,
+            config.n_backgrounds,
         ),
         held_out=_soundbank(
             labels,
@@ -109,12 +114,16 @@ def _soundbank(
             *recorded_foregrounds(recordings, labels),
             *generated_foregrounds(seed, labels, n_generated),
         ),
-        (*generated_backgrounds(seed, n_backgrounds), *backgrounds),
+        (*generated_backgrounds(seed, n_backgrounds, labels=labels), *backgrounds),
     )
 
 
-def _read(config: TrainingConfig) -> tuple[list[DecodedClip], list[Waveform]]:
-    """Return the labelled recordings, and the backgrounds beside and between them.
+def _read(
+    config: TrainingConfig,
+) -> tuple[list[DecodedClip], list[DecodedClip], list[Waveform]]:
+    """Return labelled recordings, those without any label, and backgrounds.
+
+    A recording of a sound without a class is both: a sound not to be named, and a background.
 
     Raises:
         ConfigError: every problem of both, together.
@@ -132,10 +141,16 @@ def _read(config: TrainingConfig) -> tuple[list[DecodedClip], list[Waveform]]:
         problems += error.problems
     if problems:
         raise ConfigError(problems)
+    unlabelled: list[DecodedClip] = []
     for recording in recordings:
-        if not recording.clip.labels and recording.clip.fold not in config.test_folds:
-            backgrounds += background_pieces(recording.waveform)
-    return [recording for recording in recordings if recording.clip.labels], backgrounds
+        clip = recording.clip
+        if clip.labels or clip.fold in config.test_folds:
+            continue
+        backgrounds += background_pieces(recording.waveform)
+        if clip.span is None:
+            unlabelled.append(recording)
+    labelled = [recording for recording in recordings if recording.clip.labels]
+    return labelled, unlabelled, backgrounds
 
 
 def _held_out(config: TrainingConfig, recordings: Sequence[DecodedClip]) -> list[DecodedClip]:

@@ -44,6 +44,31 @@ def detection_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     return BINARY_WEIGHT * binary + among
 
 
+def frame_loss(logits: Tensor, targets: Tensor, weights: Tensor, is_seen: Tensor) -> Tensor:
+    """Return the detection loss of time patches, each an example of its own.
+
+    Args:
+        logits, targets, weights: shape (B, n_time_patches, n_classes).
+        is_seen: shape (B, n_time_patches); patches that patchout left nothing of teach nothing.
+    """
+    chosen = is_seen & (weights.amax(dim=2) > 0)
+    return detection_loss(logits[chosen], targets[chosen], weights[chosen])
+
+
+def distillation_loss(logits: Tensor, scores: Tensor) -> Tensor:
+    """Return how far the student is from a teacher of its own classes: divergence, 0 at best.
+
+    The sum over classes: of hundreds of classes a window holds a few.
+
+    Args:
+        logits: shape (..., n_teacher_classes).
+        scores: of the teacher, same shape, in (0, 1).
+    """
+    least = torch.special.entr(scores) + torch.special.entr(1 - scores)
+    cross = F.binary_cross_entropy_with_logits(logits, scores, reduction="none")
+    return (cross - least).sum(dim=-1).mean()
+
+
 def teacher_loss(logits: Tensor, scores: Tensor, is_taught: Tensor) -> Tensor:
     """Return binary cross-entropy against a teacher's scores, at the size of `detection_loss`.
 

@@ -33,11 +33,12 @@ from ast_stream.training.config import Optimization, TrainingConfig
 from ast_stream.training.data import TrainingData, prepare_data
 from ast_stream.training.finetune import inherited, initial_dims, initial_model, window_of
 from ast_stream.training.state import Metrics
-from ast_stream.training.teacher import CheckpointTeacher
+from ast_stream.training.teacher import CheckpointTeacher, LiteRtTeacher
 from ast_stream.training.trainer import Trainer
 from ast_stream.training.windows import (
     ClipMixing,
     ClipSampler,
+    FrameGrid,
     Sampler,
     WindowSampler,
     measure_normalization,
@@ -108,6 +109,8 @@ def train(config: TrainingConfig, folder: Path, progress: Progress | None = None
         session.normalization,
         identity=session.identity(),
         teacher=session.new_teacher(device),
+        waveform_teacher=session.waveform_teacher,
+        has_frames=config.has_frames,
         device=device,
         frozen_classes=session.frozen_classes(),
     )
@@ -154,6 +157,7 @@ class Session:
     sampler: Sampler
     normalization: Normalization
     window_s: float
+    waveform_teacher: LiteRtTeacher | None = None
 
     def identity(self) -> dict[str, Any]:
         """Return what must be the same to go on with a training."""
@@ -163,6 +167,8 @@ class Session:
             "generated": [self.config.n_generated, self.config.n_backgrounds],
             "start": self.start and self.start.hash,
             "teacher": self.teacher and self.teacher.hash,
+            "waveform_teacher": self.waveform_teacher and self.waveform_teacher.hash,
+            "has_frames": self.config.has_frames,
         }
 
     def frozen_classes(self) -> list[int]:
@@ -234,12 +240,26 @@ def begin(config: TrainingConfig) -> Session:
         optimization = replace(optimization, epoch_steps=epoch_steps, steps=steps)
         normalization = published_normalization(soundbank, max_frames, optimization.seed)
         return Session(config, start, teacher, data, optimization, clips, normalization, window_s)
-    windows = WindowSampler(soundbank, seconds_to_samples(window_s), config.mixing)
+    dims = initial_dims(config, start, len(soundbank.labels))
+    grid = FrameGrid(dims.n_time_patches, dims.time_stride) if config.has_frames else None
+    windows = WindowSampler(soundbank, seconds_to_samples(window_s), config.mixing, grid)
+    listener = config.waveform_teacher
+    waveform_teacher = None if listener is None else LiteRtTeacher(listener)
     if start is not None and not config.measure_normalization:
         normalization = start.normalization
     else:
         normalization = measure_normalization(windows, optimization.seed)
-    return Session(config, start, teacher, data, optimization, windows, normalization, window_s)
+    return Session(
+        config,
+        start,
+        teacher,
+        data,
+        optimization,
+        windows,
+        normalization,
+        window_s,
+        waveform_teacher,
+    )
 
 
 def calibrated_checkpoint(

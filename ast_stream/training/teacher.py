@@ -6,14 +6,18 @@ start hears in a window stays what the result hears in it.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ast_stream.errors import CheckpointError
+from ast_stream.errors import CheckpointError, StartupError
 from ast_stream.model.ast import cut_time, softmax_logits
 from ast_stream.model.checkpoint import Checkpoint, model_with
 from ast_stream.model.fbank import pad_frames
@@ -103,4 +107,64 @@ class CheckpointTeacher:
         scores = torch.zeros(len(windows), len(self.is_taught), device=self._device)
         logits = softmax_logits(logits.float()) if self._is_single_label else logits.float()
         scores[:, self._to] = torch.sigmoid(logits)[:, self._from]
+        return scores
+
+
+class WaveformTeacher(Protocol):
+    """Scores waveforms with classes of its own, from which a student learns what sounds are like.
+
+    Attributes:
+        n_classes: of its scores.
+        n_samples: of the waveform it takes, at 16 kHz.
+    """
+
+    n_classes: int
+    n_samples: int
+
+    def scores(self, waveforms: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return scores (B, n_classes) of waveforms (B, n_samples) in [-1, 1]."""
+        ...
+
+
+class LiteRtTeacher:
+    """A TFLite model that takes one waveform of fixed length, such as YAMNet.
+
+    Raises:
+        StartupError: ai-edge-litert is not installed.
+        CheckpointError: the file is missing, or no such model.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            from ai_edge_litert.interpreter import Interpreter
+        except ImportError as error:
+            raise StartupError(
+                f"{path}: a teacher in a .tflite file needs ai-edge-litert; "
+                "install it with: pip install ai-edge-litert"
+            ) from error
+        if not path.is_file():
+            raise CheckpointError(f"{path}: expected a .tflite file, got none")
+        try:
+            self._interpreter = Interpreter(str(path), num_threads=1)
+            self._interpreter.allocate_tensors()
+            (given,) = self._interpreter.get_input_details()
+            out = self._interpreter.get_output_details()[0]
+        except (ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{path}: cannot be loaded as a teacher: {error}") from error
+        if len(given["shape"]) != 1 or out["shape"][0] != 1:
+            raise CheckpointError(
+                f"{path}: expected a model of one waveform, got input {tuple(given['shape'])}, "
+                f"output {tuple(out['shape'])}"
+            )
+        self._input, self._output = given["index"], out["index"]
+        self.n_samples, self.n_classes = int(given["shape"][0]), int(out["shape"][-1])
+        self.hash = hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def scores(self, waveforms: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return scores (B, n_classes) of waveforms (B, n_samples) in [-1, 1]."""
+        scores = np.empty((len(waveforms), self.n_classes), np.float32)
+        for row, waveform in enumerate(waveforms):
+            self._interpreter.set_tensor(self._input, np.ascontiguousarray(waveform))
+            self._interpreter.invoke()
+            scores[row] = self._interpreter.get_tensor(self._output)[0]
         return scores

@@ -20,12 +20,17 @@ from torch.optim.swa_utils import AveragedModel
 
 from ast_stream.errors import AstStreamError
 from ast_stream.model.ast import AudioSpectrogramTransformer
-from ast_stream.model.dims import N_PREFIX_TOKENS, Normalization
+from ast_stream.model.dims import Normalization
 from ast_stream.model.fbank import Fbank, pad_frames
 from ast_stream.training.augment import Augment, pad_after
 from ast_stream.training.compute import attend_short, autocast, autocast_type, keep_freed_memory
 from ast_stream.training.config import Optimization
-from ast_stream.training.losses import label_loss, teacher_loss
+from ast_stream.training.losses import (
+    distillation_loss,
+    frame_loss,
+    label_loss,
+    teacher_loss,
+)
 from ast_stream.training.state import (
     Metrics,
     append_metrics,
@@ -35,8 +40,10 @@ from ast_stream.training.state import (
     read_metrics,
     save_state,
 )
-from ast_stream.training.teacher import Teacher
+from ast_stream.training.student import Outputs, Student, teacher_segments, teacher_starts
+from ast_stream.training.teacher import Teacher, WaveformTeacher
 from ast_stream.training.windows import Sampler, Window
+from ast_stream.units import FRAME_SHIFT
 
 Evaluate = Callable[[AudioSpectrogramTransformer], Metrics]
 RATE_SCALE = "rate_scale"  # key of a parameter group: its rate in multiples of the common one
@@ -51,6 +58,8 @@ class Trainer:
         folder: for the state and the metrics; a state that is there is resumed.
         identity: what else must be the same to resume, by name; see `state`.
         teacher: its scores of the same windows join the loss.
+        waveform_teacher: a second head learns its scores of the same waveforms.
+        has_frames: a head beside the classifier learns the classes of each time patch.
         frozen_classes: classes whose rows of the classifier, with the norm before it, stay as they
             are. A class without examples meets windows without it alone, so that training could
             only lower its scores, whatever a teacher says of them.
@@ -69,13 +78,25 @@ class Trainer:
         *,
         identity: Mapping[str, Any] | None = None,
         teacher: Teacher | None = None,
+        waveform_teacher: WaveformTeacher | None = None,
+        has_frames: bool = False,
         device: torch.device | None = None,
         frozen_classes: Sequence[int] = (),
     ) -> None:
         self._device = device or torch.device("cpu")
-        self.model = model.to(self._device)
+        self.model = model
+        self._waveform_teacher = waveform_teacher
+        self._starts: list[int] = []
+        n_teacher_classes, segments = 0, None
+        if waveform_teacher is not None:
+            n_teacher_classes = waveform_teacher.n_classes
+            n_samples = model.dims.max_frames * FRAME_SHIFT
+            self._starts = teacher_starts(n_samples, waveform_teacher.n_samples)
+            segments = teacher_segments(model.dims, self._starts, waveform_teacher.n_samples)
+        torch.manual_seed(optimization.seed)
+        self.student = Student(model, has_frames, n_teacher_classes, segments).to(self._device)
         self._frozen = FrozenRows(model, frozen_classes)
-        self._averaged = averaged_model(self.model, optimization)
+        self._averaged = averaged_model(self.student, optimization)
         if self._device.type == "cpu":
             model.use_attention(attend_short)
             keep_freed_memory()
@@ -86,7 +107,7 @@ class Trainer:
         self._folder = folder
         self._fbank = Fbank(self._device)
         self._augment = Augment(optimization.augmentation, normalization)
-        self._optimizers = make_optimizers(model, optimization)
+        self._optimizers = make_optimizers(self.student, optimization)
         self._teacher = teacher
         is_taught = teacher.is_taught if teacher else torch.zeros(len(sampler.labels))
         self._is_taught = is_taught.to(self._device)
@@ -108,7 +129,12 @@ class Trainer:
     @property
     def average(self) -> AudioSpectrogramTransformer:
         """The model with averaged weights."""
-        assert isinstance(self._averaged.module, AudioSpectrogramTransformer)
+        return self.average_student.model
+
+    @property
+    def average_student(self) -> Student:
+        """The model with averaged weights, with its heads."""
+        assert isinstance(self._averaged.module, Student)
         return self._averaged.module
 
     def run(
@@ -166,42 +192,69 @@ class Trainer:
         fbank, n_real = self._features(windows)
         inputs = self._augment(fbank, n_real)
         _set_rate(self._optimizers, optimization.rate(self.step))
-        self.model.train()
+        self.student.train()
         with autocast(self._device, self._autocast_type):
-            logits = forward_patchout(self.model, inputs, optimization.patch_ratio_at(self.step))
-        loss = self._loss(logits.float(), windows, pad_after(fbank, n_real))
+            outputs = self.student(inputs, optimization.patch_ratio_at(self.step))
+        loss = self._loss(outputs, windows, pad_after(fbank, n_real))
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self._update()
         return float(loss.detach())
 
-    def _loss(self, logits: Tensor, windows: Sequence[Window], fbank: Tensor) -> Tensor:
+    def _loss(self, outputs: Outputs, windows: Sequence[Window], fbank: Tensor) -> Tensor:
         optimization = self._optimization
+        logits = outputs.clip.float()
         targets = self._stacked([window.target for window in windows])  # (B, n_classes)
         weights = self._stacked([window.weight for window in windows])  # (B, n_classes)
+        certain = 1 - optimization.label_smoothing
         loss = label_loss(
-            optimization.loss,
-            logits,
-            targets * (1 - optimization.label_smoothing),
-            weights * self._has_examples,
+            optimization.loss, logits, targets * certain, weights * self._has_examples
         )
-        if self._teacher is None:
-            return loss
-        soft = teacher_loss(logits, self._teacher.scores(fbank), self._is_taught)
-        weight = optimization.teacher_weight
-        return (1 - weight) * loss + weight * soft
+        if outputs.frames is not None:
+            # (B, n_time_patches, n_classes)
+            targets = self._stacked([window.frame_target for window in windows])
+            weights = self._stacked([window.frame_weight for window in windows])
+            loss = loss + optimization.frame_weight * frame_loss(
+                outputs.frames.float(),
+                targets * certain,
+                weights * self._has_examples,
+                outputs.is_seen,
+            )
+        if self._teacher is not None:
+            soft = teacher_loss(logits, self._teacher.scores(fbank), self._is_taught)
+            weight = optimization.teacher_weight
+            loss = (1 - weight) * loss + weight * soft
+        if outputs.teacher is not None:
+            loss = loss + optimization.distillation_weight * self._distillation(
+                outputs.teacher.float(), windows
+            )
+        return loss
+
+    def _distillation(self, logits: Tensor, windows: Sequence[Window]) -> Tensor:
+        """Return the loss against the teacher of waveforms, of a part of the windows."""
+        teacher = self._waveform_teacher
+        assert teacher is not None
+        n_taught = max(1, round(self._optimization.distilled_ratio * len(windows)))
+        pieces = [
+            window.waveform[start : start + teacher.n_samples]
+            for window in windows[:n_taught]
+            for start in self._starts
+        ]
+        scores = torch.from_numpy(teacher.scores(np.stack(pieces))).to(self._device)
+        scores = scores.view(n_taught, len(self._starts), -1)
+        return distillation_loss(logits[:n_taught], scores)
 
     def _update(self) -> None:
         """Step along the gradients, and let the average follow."""
         for optimizer in self._optimizers:
             self._scaler.unscale_(optimizer)
         if self._optimization.gradient_clip:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self._optimization.gradient_clip)
+            nn.utils.clip_grad_norm_(self.student.parameters(), self._optimization.gradient_clip)
         for optimizer in self._optimizers:
             self._scaler.step(optimizer)
         self._scaler.update()
-        self.model.zero_grad()
+        self.student.zero_grad()
         self._frozen.restore()
-        update_average(self._averaged, self.model, self._optimization, self.step)
+        update_average(self._averaged, self.student, self._optimization, self.step)
 
     def _features(self, windows: Sequence[Window]) -> tuple[Tensor, Tensor]:
         """Return log-mel frames (B, max_frames, n_mels) and how many of each are real (B,)."""
@@ -216,7 +269,7 @@ class Trainer:
         state = {
             "step": self.step,
             "losses": self._losses,
-            "model": self.model.state_dict(),
+            "student": self.student.state_dict(),
             "average": self._averaged.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
             "scaler": self._scaler.state_dict(),
@@ -229,7 +282,7 @@ class Trainer:
         if state is None:
             forget_metrics(self._folder)
             return
-        self.model.load_state_dict(state["model"])
+        self.student.load_state_dict(state["student"])
         self._averaged.load_state_dict(state["average"])
         for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
@@ -237,37 +290,6 @@ class Trainer:
         self.step, self._losses = state["step"], list(state["losses"])
         reports = read_metrics(self._folder)
         keep_metrics(self._folder, [report for report in reports if report["step"] <= self.step])
-
-
-def forward_patchout(
-    model: AudioSpectrogramTransformer, fbank: Tensor, patch_ratio: float
-) -> Tensor:
-    """Return the logits (B, n_classes) from a random part of each window's patches.
-
-    Half the patches cost less than half the time and keep a small set from being learnt by heart.
-
-    Args:
-        fbank: normalised windows, shape (B, max_frames, n_mels).
-        patch_ratio: of the patches, in (0, 1].
-
-    Source: Koutini et al., "Efficient training of audio transformers with patchout" (2022).
-    """
-    if patch_ratio >= 1:
-        whole: Tensor = model(fbank)
-        return whole
-    patches = model.patch_embed(fbank) + model.pos_embed[:, N_PREFIX_TOKENS:]  # (B, P, C)
-    n_kept = max(1, round(patch_ratio * patches.shape[1]))
-    order = torch.rand(patches.shape[:2]).to(patches.device)  # the same on every device
-    chosen = order.argsort(dim=1)[:, :n_kept]  # (B, n_kept)
-    kept = patches.gather(1, chosen[..., None].expand(-1, -1, patches.shape[2]))
-    prefix = torch.cat((model.cls_token, model.dist_token), dim=1)
-    prefix = prefix + model.pos_embed[:, :N_PREFIX_TOKENS]
-    x = torch.cat((prefix.expand(len(kept), -1, -1), kept), dim=1)  # (B, 2 + n_kept, C)
-    for block in model.blocks:
-        x = block(x)
-    pooled = model.norm(x[:, :N_PREFIX_TOKENS]).mean(dim=1)  # (B, C)
-    logits: Tensor = model.head(model.head_norm(pooled))
-    return logits
 
 
 def averaged_model(model: nn.Module, optimization: Optimization) -> AveragedModel:
@@ -302,13 +324,11 @@ def update_average(
     averaged.update_parameters(model)
 
 
-def make_optimizers(
-    model: AudioSpectrogramTransformer, optimization: Optimization
-) -> list[torch.optim.Optimizer]:
-    """Return the optimizers that together train all parameters of `model`."""
+def make_optimizers(student: Student, optimization: Optimization) -> list[torch.optim.Optimizer]:
+    """Return the optimizers that together train all parameters of `student`."""
     if optimization.optimizer == "adam":
-        return [_adam(model, optimization)]
-    return _muon(model, optimization)
+        return [_adam(student, optimization)]
+    return _muon(student, optimization)
 
 
 class FrozenRows:
@@ -337,11 +357,13 @@ def _set_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:
             group["lr"] = rate * group.get(RATE_SCALE, 1.0)
 
 
-def _adam(model: AudioSpectrogramTransformer, optimization: Optimization) -> torch.optim.Optimizer:
+def _adam(student: Student, optimization: Optimization) -> torch.optim.Optimizer:
     """Return Adam as the AST repository uses it: the decay is part of the gradient."""
-    in_head = set(model.head_norm.parameters()) | set(model.head.parameters())
-    body = [parameter for parameter in model.parameters() if parameter not in in_head]
-    head = [parameter for parameter in model.parameters() if parameter in in_head]
+    in_model = student.model
+    in_head = set(student.parameters()) - set(in_model.parameters())
+    in_head |= set(in_model.head_norm.parameters()) | set(in_model.head.parameters())
+    body = [parameter for parameter in student.parameters() if parameter not in in_head]
+    head = [parameter for parameter in student.parameters() if parameter in in_head]
     groups: list[dict[str, Any]] = [
         {"params": body},
         {"params": head, RATE_SCALE: optimization.head_rate},
@@ -354,18 +376,20 @@ def _adam(model: AudioSpectrogramTransformer, optimization: Optimization) -> tor
     )
 
 
-def _muon(
-    model: AudioSpectrogramTransformer, optimization: Optimization
-) -> list[torch.optim.Optimizer]:
+def _muon(student: Student, optimization: Optimization) -> list[torch.optim.Optimizer]:
     """Return Muon for the matrices of the blocks, and AdamW for everything else.
 
     Muon's steps are scaled to the size of AdamW's, so that both share one learning rate. Only the
     matrices decay: not biases, norms, tokens and position embeddings.
     """
+    model = student.model
     matrices = [parameter for parameter in model.blocks.parameters() if parameter.ndim == 2]
     in_blocks = set(matrices)
-    others = [parameter for parameter in model.parameters() if parameter not in in_blocks]
+    others = [parameter for parameter in student.parameters() if parameter not in in_blocks]
     is_decayed = {model.patch_embed.proj.weight, model.head.weight}
+    is_decayed |= {
+        head.weight for head in (student.frame_head, student.teacher_head) if head is not None
+    }
     groups: list[dict[str, Any]] = [
         {
             "params": [parameter for parameter in others if (parameter in is_decayed) == decays],

@@ -11,7 +11,7 @@ mixup of waveforms. Source: YuanGongND/ast, src/dataloader.py and src/gen_weight
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -26,11 +26,20 @@ from ast_stream.model.fbank import Fbank, pad_frames
 from ast_stream.soundscape.soundbank import Foreground, Soundbank
 from ast_stream.soundscape.synthesis import ACTIVE_DBFS, Random, in_a_room
 from ast_stream.training.augment import Augment, SpectrogramAugmentation
-from ast_stream.units import SAMPLE_RATE, frame_count, samples_for_frames, seconds_to_samples
+from ast_stream.units import (
+    FRAME_SHIFT,
+    SAMPLE_RATE,
+    frame_count,
+    samples_for_frames,
+    seconds_to_samples,
+)
 
 ENOUGH_RATIO = 0.4  # of the most sound a window of this foreground can hold, makes an example,
 ENOUGH_S = 0.5  # and so does this much, whatever the ratio
 NEEDED_RATIO = 0.6  # the same for classes of `WindowMixing.needed_s`
+FRAME_ACTIVE_RATIO = 0.5  # a time patch with so much of the sound is an example of it,
+FRAME_SILENT_RATIO = 0.1  # one with less is none
+PATCH_FRAMES = 16
 TOO_LITTLE_RATIO = 0.04  # below this the window counts as without the sound
 
 NORMALIZATION_WINDOWS = 400
@@ -47,23 +56,26 @@ _EPOCH_ORDER, _MIXUP = 1, 2  # independent random streams of one seed
 class WindowMixing:
     """How windows are mixed; levels are dBFS of the sounding part."""
 
-    background_only_prob: float = 0.25
-    background_prob: float = 0.6
+    background_only_prob: float = 0.12
+    background_prob: float = 0.45
     second_sound_prob: float = 0.4
+    by_recording_prob: float = 0.25  # of sounds are drawn by recording, the others by class
+    unlabelled_prob: float = 0.1  # of sounds have no class: what the model must not name
     generated_prob: float = 0.5  # of a class that has recordings and a generator
     generated_class_weight: float = 0.7  # of a class that only has a generator
-    speed: tuple[float, float] = (0.8, 1.25)
-    room_prob: float = 0.3  # of the recorded sounds are heard in another room, too
+    speed: tuple[float, float] = (0.85, 1.18)
+    room_prob: float = 0.2  # of the recorded sounds are heard in another room, too
     level_dbfs: tuple[float, float] = (-50.0, -6.0)
-    common_level_dbfs: tuple[float, float] = (-32.0, -14.0)  # of half of the sounds
+    common_level_dbfs: tuple[float, float] = (-32.0, -14.0)
+    common_level_prob: float = 0.75
     background_dbfs: tuple[float, float] = (-75.0, -10.0)
     snr_db: tuple[float, float] = (-3.0, 35.0)
     generated_snr_db: tuple[float, float] = (-9.0, 30.0)  # alarms carry through what drowns rain
     floor_dbfs: tuple[float, float] = (-100.0, -55.0)
-    floor_prob: float = 0.7
+    floor_prob: float = 0.5
     silence_prob: float = 0.04  # of background windows are digital silence
-    edge_prob: float = 0.25  # of sounds have only just begun, or are almost over
-    partial_prob: float = 0.15  # of windows were scored before a whole window had come
+    edge_prob: float = 0.12  # of sounds have only just begun, or are almost over
+    partial_prob: float = 0.06  # of windows were scored before a whole window had come
     min_context_s: float = 1.0
     # classes that take longer to recognise than ENOUGH_S: one tick is no clock
     needed_s: Mapping[str, float] = field(default_factory=lambda: {"Tick-tock": 1.25})
@@ -78,12 +90,37 @@ class Window:
         n_real_frames: frames of real sound; what follows is padding.
         target: shape (n_classes,), float32 in [0, 1].
         weight: shape (n_classes,), 0 where the window says nothing about the class.
+        frame_target, frame_weight: the same for each time patch, shape (n_time_patches, n_classes);
+            without a frame grid of shape (0, n_classes).
     """
 
     waveform: Waveform
     n_real_frames: int
     target: npt.NDArray[np.float32]
     weight: npt.NDArray[np.float32]
+    frame_target: npt.NDArray[np.float32]
+    frame_weight: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class FrameGrid:
+    """Time patches of a model: `n_patches` of them, one every `stride` frames of 10 ms."""
+
+    n_patches: int
+    stride: int
+
+    def ratios(self, is_active: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+        """Return how much of each time patch is active, shape (n_patches,), of frames of 10 ms.
+
+        Overlapping patches count for the frames nearest to their centres.
+        """
+        first = (PATCH_FRAMES - self.stride) // 2
+        n_frames = first + self.n_patches * self.stride
+        padded = np.zeros(n_frames, np.float32)
+        n_given = min(n_frames, len(is_active))
+        padded[:n_given] = is_active[:n_given]
+        ratios: npt.NDArray[np.float32] = padded[first:].reshape(-1, self.stride).mean(axis=1)
+        return ratios
 
 
 class Sampler(Protocol):
@@ -111,8 +148,15 @@ class WindowSampler:
         ValueError: no class has any foreground.
     """
 
-    def __init__(self, soundbank: Soundbank, n_samples: int, mixing: WindowMixing) -> None:
+    def __init__(
+        self,
+        soundbank: Soundbank,
+        n_samples: int,
+        mixing: WindowMixing,
+        grid: FrameGrid | None = None,
+    ) -> None:
         self._soundbank = soundbank
+        self._grid = grid or FrameGrid(0, PATCH_FRAMES)
         self.labels = list(soundbank.labels)
         self._mixing = mixing
         self._n_samples = n_samples
@@ -122,6 +166,8 @@ class WindowSampler:
             foregrounds = soundbank.foregrounds_of(index)
             self._recorded.append([sound for sound in foregrounds if not sound.is_generated])
             self._generated.append([sound for sound in foregrounds if sound.is_generated])
+        self._all_recorded = [sound for sound in soundbank.recorded if sound.classes]
+        self._unlabelled = [sound for sound in soundbank.recorded if not sound.classes]
         self.has_examples = [
             bool(recorded or generated)
             for recorded, generated in zip(self._recorded, self._generated, strict=True)
@@ -146,26 +192,27 @@ class WindowSampler:
             least = min(seconds_to_samples(self._mixing.min_context_s), n_real)
             n_real = int(rng.integers(least, n_real + 1))
         n_classes = len(self._soundbank.labels)
-        target, weight = np.zeros(n_classes, np.float32), np.ones(n_classes, np.float32)
+        labels = _Labels(n_classes, self._grid, n_real)
         if rng.random() < self._mixing.background_only_prob:
             mix = self._background_window(rng, n_real)
         else:
-            mix = self._sound_window(rng, n_real, target, weight)
+            mix = self._sound_window(rng, n_real, labels)
         if rng.random() < self._mixing.floor_prob:
             floor = 10 ** (rng.uniform(*self._mixing.floor_dbfs) / 20)
             mix += floor * rng.standard_normal(n_real, np.float32)
         waveform = np.zeros(self._n_samples, np.float32)
         waveform[:n_real] = np.clip(mix, -1.0, 1.0)
-        return Window(waveform, frame_count(n_real), target, weight)
+        return Window(
+            waveform,
+            frame_count(n_real),
+            labels.target,
+            labels.weight,
+            labels.frame_target,
+            labels.frame_weight,
+        )
 
-    def _sound_window(
-        self,
-        rng: Random,
-        n_samples: int,
-        target: npt.NDArray[np.float32],
-        weight: npt.NDArray[np.float32],
-    ) -> Waveform:
-        is_common = rng.random() < 0.5
+    def _sound_window(self, rng: Random, n_samples: int, labels: _Labels) -> Waveform:
+        is_common = rng.random() < self._mixing.common_level_prob
         level_dbfs = rng.uniform(
             *(self._mixing.common_level_dbfs if is_common else self._mixing.level_dbfs)
         )
@@ -175,11 +222,12 @@ class WindowSampler:
             first = rng.beta(1.0, 1.0)
             weights = [max(first, 1 - first), min(first, 1 - first)]
         for mix_weight in weights:
-            sound, foreground, presence = self._crop(rng, n_samples)
+            crop = self._crop(rng, n_samples)
+            foreground = crop.foreground
             # equal parts are both fully there; the fainter part fades out of the label too
-            _label(target, weight, foreground.classes, presence, min(1.0, 2 * mix_weight))
+            labels.add(crop, min(1.0, 2 * mix_weight))
             gain = 10 ** (level_dbfs / 20) / max(foreground.rms, 1e-5)
-            mix += mix_weight / weights[0] * gain * sound
+            mix += mix_weight / weights[0] * gain * crop.waveform
             all_generated = all_generated and foreground.is_generated
         if rng.random() < self._mixing.background_prob:
             snr_db = self._mixing.generated_snr_db if all_generated else self._mixing.snr_db
@@ -206,8 +254,8 @@ class WindowSampler:
             cut = np.pad(cut, (0, n_samples - len(cut)))
         return (cut * 10 ** ((dbfs - ACTIVE_DBFS) / 20)).astype(np.float32)
 
-    def _crop(self, rng: Random, n_samples: int) -> tuple[Waveform, Foreground, float]:
-        """Return a window over a random foreground, the foreground, and its presence."""
+    def _crop(self, rng: Random, n_samples: int) -> _Crop:
+        """Return a window over a random foreground."""
         foreground = self._draw_foreground(rng)
         speed = 1.0
         if not foreground.is_generated:
@@ -221,7 +269,8 @@ class WindowSampler:
             cut = _cut(cut, 0, n_samples)
         if not foreground.is_generated and rng.random() < self._mixing.room_prob:
             cut = in_a_room(rng, cut.astype(np.float64))[:n_samples].astype(np.float32)
-        return cut, foreground, presence
+        frames = start + np.arange(n_samples // FRAME_SHIFT) * (FRAME_SHIFT * speed)
+        return _Crop(cut, foreground, presence, *foreground.activity_at(frames))
 
     def _start(self, rng: Random, begin: int, end: int, n_samples: int) -> int:
         """Return where a window begins that catches some of the sound in [begin, end)."""
@@ -251,6 +300,10 @@ class WindowSampler:
         return 0.0 if active_s < TOO_LITTLE_RATIO * max_s else float("nan")
 
     def _draw_foreground(self, rng: Random) -> Foreground:
+        if self._unlabelled and rng.random() < self._mixing.unlabelled_prob:
+            return self._unlabelled[int(rng.integers(len(self._unlabelled)))]
+        if self._all_recorded and rng.random() < self._mixing.by_recording_prob:
+            return self._all_recorded[int(rng.integers(len(self._all_recorded)))]
         index = int(rng.choice(len(self._class_prob), p=self._class_prob))
         recorded, generated = self._recorded[index], self._generated[index]
         wants_generated = rng.random() < self._mixing.generated_prob
@@ -258,19 +311,47 @@ class WindowSampler:
         return pool[int(rng.integers(len(pool)))]
 
 
-def _label(
-    target: npt.NDArray[np.float32],
-    weight: npt.NDArray[np.float32],
-    classes: Sequence[int],
-    presence: float,
-    fading: float,
-) -> None:
-    """Set target and weight of the classes of one sound."""
-    for index in classes:
-        if np.isnan(presence):
-            weight[index] = 0.0
-        else:
-            target[index] = max(target[index], np.float32(presence * fading))
+@dataclass(frozen=True, eq=False)
+class _Crop:
+    """A window over a foreground.
+
+    Attributes:
+        presence: 1.0 for an example, 0.0 for a window without the sound, NaN in between.
+        is_active, is_inside: frames of 10 ms with sound, and from its first to its last.
+    """
+
+    waveform: Waveform
+    foreground: Foreground
+    presence: float
+    is_active: npt.NDArray[np.bool_]
+    is_inside: npt.NDArray[np.bool_]
+
+
+class _Labels:
+    """Targets and weights of one window, and of its time patches."""
+
+    def __init__(self, n_classes: int, grid: FrameGrid, n_samples: int) -> None:
+        self._grid = grid
+        self.target = np.zeros(n_classes, np.float32)
+        self.weight = np.ones(n_classes, np.float32)
+        self.frame_target = np.zeros((grid.n_patches, n_classes), np.float32)
+        is_real = grid.ratios(np.ones(frame_count(n_samples), np.bool_)) > FRAME_ACTIVE_RATIO
+        self.frame_weight = np.repeat(is_real[:, None].astype(np.float32), n_classes, axis=1)
+
+    def add(self, crop: _Crop, fading: float) -> None:
+        """Set target and weight of the classes of one sound; `fading` is how much of it is left."""
+        ratios, inside = self._grid.ratios(crop.is_active), self._grid.ratios(crop.is_inside)
+        is_example = (ratios >= FRAME_ACTIVE_RATIO) & (crop.presence == 1.0)
+        is_unclear = (inside > FRAME_SILENT_RATIO) & ~is_example
+        for index in crop.foreground.classes:
+            if np.isnan(crop.presence):
+                self.weight[index] = 0.0
+            else:
+                self.target[index] = max(self.target[index], np.float32(crop.presence * fading))
+            self.frame_target[is_example, index] = np.maximum(
+                self.frame_target[is_example, index], np.float32(fading)
+            )
+            self.frame_weight[is_unclear, index] = 0.0
 
 
 def _cut(waveform: Waveform, start: int, n_samples: int) -> Waveform:
@@ -337,7 +418,8 @@ class ClipSampler:
             target = ratio * target + (1 - ratio) * self._target(other)
         padded = np.zeros(self._n_samples, np.float32)
         padded[: len(waveform)] = waveform
-        return Window(padded, frame_count(len(waveform)), target, np.ones_like(target))
+        none = np.zeros((0, len(target)), np.float32)
+        return Window(padded, frame_count(len(waveform)), target, np.ones_like(target), none, none)
 
     def _order(self, rng: Random) -> npt.NDArray[np.int64]:
         if self._mixing.is_balanced:

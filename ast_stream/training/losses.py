@@ -66,7 +66,8 @@ def distillation_loss(logits: Tensor, scores: Tensor) -> Tensor:
     """
     least = torch.special.entr(scores) + torch.special.entr(1 - scores)
     cross = F.binary_cross_entropy_with_logits(logits, scores, reduction="none")
-    return (cross - least).sum(dim=-1).mean()
+    divergence: Tensor = (cross - least).sum(dim=-1).mean()
+    return divergence
 
 
 def teacher_loss(logits: Tensor, scores: Tensor, is_taught: Tensor) -> Tensor:

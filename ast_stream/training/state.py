@@ -114,7 +114,7 @@ def _expect_fields(state: object) -> None:
         case {
             "step": int(step),
             "losses": list(),
-            "model": dict(),
+            "student": dict(),
             "average": dict(),
             "optimizers": list(),
             "scaler": dict(),

@@ -269,7 +269,9 @@ class WindowSampler:
             cut = _cut(cut, 0, n_samples)
         if not foreground.is_generated and rng.random() < self._mixing.room_prob:
             cut = in_a_room(rng, cut.astype(np.float64))[:n_samples].astype(np.float32)
-        frames = start + np.arange(n_samples // FRAME_SHIFT) * (FRAME_SHIFT * speed)
+        frames = start + np.arange(n_samples // FRAME_SHIFT, dtype=np.float64) * (
+            FRAME_SHIFT * speed
+        )
         return _Crop(cut, foreground, presence, *foreground.activity_at(frames))
 
     def _start(self, rng: Random, begin: int, end: int, n_samples: int) -> int:

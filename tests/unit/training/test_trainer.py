@@ -20,8 +20,9 @@ from ast_stream.training.config import Optimization
 from ast_stream.training.finetune import new_model
 from ast_stream.training.losses import detection_loss
 from ast_stream.training.state import METRICS_FILE, Metrics, plot_curves, read_metrics
-from ast_stream.training.trainer import Trainer, forward_patchout
-from ast_stream.training.windows import WindowMixing, WindowSampler
+from ast_stream.training.student import Student, teacher_segments, teacher_starts
+from ast_stream.training.trainer import Trainer
+from ast_stream.training.windows import FrameGrid, WindowMixing, WindowSampler
 
 LABELS = ("Siren", "Telephone dialing, DTMF")
 DIMS = AstDims(
@@ -91,7 +92,7 @@ def test_a_state_of_another_configuration_is_refused(
 ) -> None:
     list(_trainer(sampler, tmp_path).run())
     with pytest.raises(
-        CheckpointError, match=r"got other optimization\.learning_rate \(0\.0008, now 1\.0\)"
+        CheckpointError, match=r"got other optimization\.learning_rate \(0\.001, now 1\.0\)"
     ):
         _trainer(sampler, tmp_path, replace(TINY, learning_rate=1.0))
 
@@ -150,23 +151,83 @@ def test_the_learning_rate_warms_up_and_falls_to_nothing(
 def test_all_patches_give_the_logits_of_the_whole_model() -> None:
     model = new_model(DIMS, TINY).eval()
     fbank = torch.randn(3, 64, 128)
-    torch.testing.assert_close(forward_patchout(model, fbank, 1.0), model(fbank))
-    # a share that rounds to all patches still goes the way of gathered patches
-    torch.testing.assert_close(forward_patchout(model, fbank, 0.99), model(fbank))
+    torch.testing.assert_close(Student(model)(fbank, 1.0).clip, model(fbank))
+    # a ratio that rounds to all patches still goes the way of gathered patches
+    torch.testing.assert_close(Student(model)(fbank, 0.99).clip, model(fbank))
 
 
 def test_left_out_patches_change_with_the_generator_only() -> None:
     model = new_model(DIMS, TINY).eval()
     fbank = torch.randn(3, 64, 128)
     torch.manual_seed(0)
-    first = forward_patchout(model, fbank, 0.5)
+    first = Student(model)(fbank, 0.5).clip
     torch.testing.assert_close(first, _seeded(model, fbank, 0))
     assert (first - _seeded(model, fbank, 1)).abs().max() > 1e-4
 
 
 def _seeded(model: AudioSpectrogramTransformer, fbank: torch.Tensor, seed: int) -> torch.Tensor:
     torch.manual_seed(seed)
-    return forward_patchout(model, fbank, 0.5)
+    logits: torch.Tensor = Student(model)(fbank, 0.5).clip
+    return logits
+
+
+def test_frame_logits_do_not_depend_on_the_order_of_patches() -> None:
+    student = Student(new_model(DIMS, TINY), has_frames=True).eval()
+    fbank = torch.randn(3, 64, 128)
+    whole, gathered = student(fbank, 1.0), student(fbank, 0.99)
+    assert whole.frames.shape == (3, 4, 2)
+    torch.testing.assert_close(gathered.frames, whole.frames)
+    assert whole.is_seen.all()
+
+
+def test_time_patches_without_any_patch_are_not_seen() -> None:
+    student = Student(new_model(DIMS, TINY), has_frames=True).eval()
+    torch.manual_seed(0)
+    outputs = student(torch.randn(16, 64, 128), 0.05)  # 2 of 32 patches
+    assert int(outputs.is_seen.sum(dim=1).min()) >= 1
+    assert int(outputs.is_seen.sum(dim=1).max()) <= 2
+    assert torch.isfinite(outputs.frames).all()
+
+
+def test_stretches_of_a_teacher_cover_the_window_evenly() -> None:
+    starts = teacher_starts(64 * 160, 6000)
+    assert starts == [0, 64 * 160 - 6000]
+    segments = teacher_segments(DIMS, starts, 6000)
+    assert segments.tolist() == [[1, 1, 0, 0], [0, 0, 1, 1]]
+    with pytest.raises(ValueError, match="expected 20000 or more"):
+        teacher_starts(64 * 160, 20000)
+
+
+class LoudnessTeacher:
+    """Scores how loud a waveform is: one class for each of two levels."""
+
+    n_classes, n_samples = 2, 6000
+
+    def scores(self, waveforms: np.ndarray) -> np.ndarray:
+        loud = np.sqrt(np.mean(np.square(waveforms), axis=1)) > 0.02
+        return np.stack([np.where(loud, 0.95, 0.05), np.where(loud, 0.05, 0.95)], axis=1).astype(
+            np.float32
+        )
+
+
+def test_heads_for_frames_and_for_a_teacher_learn(tmp_path: Path) -> None:
+    soundbank = Soundbank(LABELS, tuple(generated_foregrounds(0, LABELS, 4)), ())
+    sampler = WindowSampler(soundbank, 64 * 160, WindowMixing(min_context_s=0.3), FrameGrid(4, 16))
+    optimization = replace(TINY, steps=80, batch_size=16, learning_rate=1e-2, distilled_ratio=1.0)
+    trainer = Trainer(
+        new_model(DIMS, optimization), sampler, optimization, tmp_path, NORMALIZATION,
+        waveform_teacher=LoudnessTeacher(), has_frames=True,
+    )  # fmt: skip
+    losses = [report["loss"] for report in trainer.run()]
+    assert np.mean(losses[-5:]) < 0.75 * np.mean(losses[:5])
+    assert trainer.average_student.frame_head is not None
+    resumed = Trainer(
+        new_model(DIMS, optimization), sampler, optimization, tmp_path, NORMALIZATION,
+        waveform_teacher=LoudnessTeacher(), has_frames=True,
+    )  # fmt: skip
+    assert resumed.step == 80
+    for name, weight in trainer.average_student.state_dict().items():
+        assert torch.equal(resumed.average_student.state_dict()[name], weight), name
 
 
 def test_attention_for_short_sequences_equals_torchs() -> None:

@@ -21,6 +21,7 @@ from ast_stream.training.config import (
     fine_tuning,
 )
 from ast_stream.training.finetune import new_model
+from ast_stream.training.student import Student
 from ast_stream.training.trainer import RATE_SCALE, averaged_model, make_optimizers, update_average
 from ast_stream.training.windows import ClipMixing, WindowMixing
 
@@ -102,7 +103,7 @@ def test_the_classifier_learns_faster_where_the_recipe_says_so() -> None:
         learning_rate=1e-4, optimizer="adam", head_rate=10.0, adam_betas=(0.95, 0.999)
     )
     model = new_model(TINY_DIMS, optimization)
-    (adam,) = make_optimizers(model, optimization)
+    (adam,) = make_optimizers(Student(model), optimization)
     rates = {
         id(parameter): group["lr"] * group.get(RATE_SCALE, 1.0)
         for group in adam.param_groups

@@ -25,14 +25,14 @@ from ast_stream.training.state import (
 IDENTITY = {"recipe": {"steps": 10, "rate": 0.1}, "classes": ["Bark"], "data": {"clips": 4}}
 STORED = '{"recipe": {"steps": 10, "rate": 0.1}, "classes": ["Bark"], "data": {"clips": 4}}'
 FIELDS: dict[str, Any] = {
-    "step": 0, "losses": [], "model": {}, "average": {}, "optimizers": [], "scaler": {},
+    "step": 0, "losses": [], "student": {}, "average": {}, "optimizers": [], "scaler": {},
     "identity": STORED,
 }  # fmt: skip
 
 
 def test_a_state_comes_back_for_the_same_training(tmp_path: Path) -> None:
     assert load_state(tmp_path, IDENTITY) is None
-    save_state(tmp_path, FIELDS | {"step": 3, "model": {"w": torch.ones(2)}})
+    save_state(tmp_path, FIELDS | {"step": 3, "student": {"w": torch.ones(2)}})
     state = load_state(tmp_path, IDENTITY)
     assert state is not None
     assert state["step"] == 3
@@ -65,7 +65,7 @@ def real_state() -> dict[str, Any]:
         optimizer.step()
     weights = model.state_dict()
     optimizers = [optimizer.state_dict()]
-    return FIELDS | {"step": 3, "model": weights, "average": weights, "optimizers": optimizers}
+    return FIELDS | {"step": 3, "student": weights, "average": weights, "optimizers": optimizers}
 
 
 @pytest.mark.parametrize("content", [b"", b"not a state", b"PK\x03\x04 cut"])
@@ -110,7 +110,13 @@ def test_no_training_goes_on_from_a_mutated_state(tmp_path: Path) -> None:
 
 
 def test_what_is_no_state_of_a_training_is_not_used_whatever_its_checksum(tmp_path: Path) -> None:
-    for change in ({"step": -1}, {"step": "3"}, {"model": None}, {"identity": "{"}, {"losses": 1}):
+    for change in (
+        {"step": -1},
+        {"step": "3"},
+        {"student": None},
+        {"identity": "{"},
+        {"losses": 1},
+    ):
         save_state(tmp_path, FIELDS | change)
         assert load_state(tmp_path, IDENTITY) is None
 
@@ -125,7 +131,7 @@ def test_reports_that_are_none_are_left_out(tmp_path: Path) -> None:
 def test_a_state_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
     save_state(tmp_path, FIELDS | {"step": 1})
     with pytest.raises(AstStreamError, match="the state before is kept, and the same command"):
-        save_state(tmp_path, FIELDS | {"step": 2, "model": {"w": torch.rand(10_000)}})
+        save_state(tmp_path, FIELDS | {"step": 2, "student": {"w": torch.rand(10_000)}})
     state = load_state(tmp_path, IDENTITY)
     assert state is not None
     assert state["step"] == 1

@@ -58,6 +58,21 @@ class RecipeOptions:
     teacher: Annotated[
         str | None, typer.Option(help="Checkpoint whose scores of each window join the labels.")
     ] = None
+    waveform_teacher: Annotated[
+        Path | None,
+        typer.Option(
+            help="Tagger of waveforms with classes of its own, such as YAMNet (.tflite), that a "
+            "head learns from which the checkpoint does not keep."
+        ),
+    ] = None
+    has_frames: Annotated[
+        bool | None,
+        typer.Option(
+            "--frames/--windows",
+            help="Learn when in a window each class sounds, or only whether.",
+            show_default=False,
+        ),
+    ] = None
     teacher_weight: Annotated[
         float, typer.Option(min=0, max=1, help="Weight of the teacher in the loss.")
     ] = Optimization.teacher_weight

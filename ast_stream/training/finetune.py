@@ -105,22 +105,24 @@ def initial_model(
     new labels begin as noise with the lowest bias of the others, since a new sound is rare.
     """
     dims = initial_dims(config, start, len(labels))
-    model = new_model(dims, config.optimization)
+    model = new_model(dims, config.optimization, config.has_frames)
     if start is None:
         return model
-    # a frame head is not trained further: it would fit the start's blocks, not the new ones
-    known = {name: weight for name, weight in start.state_dict.items() if name not in FRAME_HEAD}
-    cut_dims, weights = cut_time(start.dims, known, dims.max_frames)
+    names = HEAD + (FRAME_HEAD if config.has_frames else ())
+    body = {name: weight for name, weight in start.state_dict.items() if name not in FRAME_HEAD}
+    cut_dims, weights = cut_time(start.dims, body, dims.max_frames)
     if config.stride is not None:
         _, weights = change_stride(cut_dims, weights, config.stride)
     indices = {label: index for index, label in enumerate(start.labels)}
-    head = {name: model.state_dict()[name].clone() for name in HEAD}
-    head["head.bias"].fill_(float(weights["head.bias"].min()))
-    for row, label in enumerate(labels):
-        if label in indices:
-            for name in HEAD:
-                head[name][row] = weights[name][indices[label]]
-    model.load_state_dict(weights | head)
+    heads = {name: model.state_dict()[name].clone() for name in names}
+    known = {name: start.state_dict[name] for name in names if name in start.state_dict}
+    for name, weight in known.items():
+        if weight.ndim == 1:
+            heads[name].fill_(float(weight.min()))
+        for row, label in enumerate(labels):
+            if label in indices:
+                heads[name][row] = weight[indices[label]]
+    model.load_state_dict(weights | heads)
     return model
 
 
@@ -140,10 +142,12 @@ def _of(metadata: Metadata, name: str, labels: Sequence[str]) -> dict[str, Any]:
     return {label: value for label, value in getattr(metadata, name).items() if label in labels}
 
 
-def new_model(dims: AstDims, optimization: Optimization) -> AudioSpectrogramTransformer:
+def new_model(
+    dims: AstDims, optimization: Optimization, has_frames: bool = False
+) -> AudioSpectrogramTransformer:
     """Return a model initialised for small data, the same for the same seed."""
     torch.manual_seed(optimization.seed)
-    model = AudioSpectrogramTransformer(dims, drop_path=optimization.drop_path)
+    model = AudioSpectrogramTransformer(dims, optimization.drop_path, has_frames=has_frames)
     initialize_mimetically(model)
     return model
 

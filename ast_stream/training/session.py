@@ -27,6 +27,7 @@ from ast_stream.model.checkpoint import (
 from ast_stream.model.device import resolve_device
 from ast_stream.model.dims import Normalization
 from ast_stream.model.fbank import Fbank, pad_frames
+from ast_stream.model.metadata import FrameDecisions
 from ast_stream.model.selfcheck import golden_for
 from ast_stream.training.compute import autocast, autocast_type
 from ast_stream.training.config import Optimization, TrainingConfig
@@ -44,7 +45,7 @@ from ast_stream.training.windows import (
     measure_normalization,
     published_normalization,
 )
-from ast_stream.units import seconds_to_samples
+from ast_stream.units import samples_to_seconds, seconds_to_samples
 
 CHECKPOINT_FOLDER = "checkpoint"
 CLIPS_FILE = "clips.csv"
@@ -110,7 +111,6 @@ def train(config: TrainingConfig, folder: Path, progress: Progress | None = None
         identity=session.identity(),
         teacher=session.new_teacher(device),
         waveform_teacher=session.waveform_teacher,
-        has_frames=config.has_frames,
         device=device,
         frozen_classes=session.frozen_classes(),
     )
@@ -207,6 +207,7 @@ class Session:
         return {
             "start": self.start and self.start.hash,
             "teacher": self.teacher and self.teacher.hash,
+            "waveform_teacher": self.waveform_teacher and self.waveform_teacher.hash,
             "kept_classes": config.keep_classes,
             "test_folds": list(config.test_folds) or [HELD_OUT] * bool(self.data.held_out_clips),
             "data": self.data.facts,
@@ -243,8 +244,15 @@ def begin(config: TrainingConfig) -> Session:
     dims = initial_dims(config, start, len(soundbank.labels))
     grid = FrameGrid(dims.n_time_patches, dims.time_stride) if config.has_frames else None
     windows = WindowSampler(soundbank, seconds_to_samples(window_s), config.mixing, grid)
-    listener = config.waveform_teacher
-    waveform_teacher = None if listener is None else LiteRtTeacher(listener)
+    waveform_teacher = None
+    if config.waveform_teacher is not None:
+        waveform_teacher = LiteRtTeacher(config.waveform_teacher)
+        least_s = samples_to_seconds(waveform_teacher.n_samples)
+        if window_s < least_s:
+            raise UsageError(
+                f"--window: expected {least_s:g} s or more, which the teacher "
+                f"{config.waveform_teacher} takes, got {window_s:g}"
+            )
     if start is not None and not config.measure_normalization:
         normalization = start.normalization
     else:
@@ -280,6 +288,7 @@ def calibrated_checkpoint(
         update={
             "window_s": session.window_s,
             "hop_s": HOP_S,
+            "frames": FrameDecisions() if config.has_frames else None,
             "licence": config.licence,
             "provenance": session.provenance(),
         }

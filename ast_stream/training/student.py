@@ -1,7 +1,6 @@
-"""What a training trains: the model, with heads beside its classifier that read the patch tokens.
+"""What a training trains: the model, and a head for a teacher that is dropped after the training.
 
-The frame head scores the classes at every time patch and stays; the teacher's head learns the
-scores of a teacher with other classes and is dropped after the training.
+Both that head and the model's frame head read the patch tokens, of which training sees a part.
 """
 
 from __future__ import annotations
@@ -14,6 +13,8 @@ from torch import Tensor, nn
 from ast_stream.model.ast import INIT_STD, AudioSpectrogramTransformer
 from ast_stream.model.dims import N_PREFIX_TOKENS, AstDims
 from ast_stream.units import FRAME_SHIFT
+
+RARE_LOGIT = -5.0  # of hundreds of a teacher's classes a window holds a few
 
 
 class Outputs(NamedTuple):
@@ -45,24 +46,17 @@ class Student(nn.Module):
     def __init__(
         self,
         model: AudioSpectrogramTransformer,
-        has_frames: bool = False,
         n_teacher_classes: int = 0,
         segments: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.model = model
-        dims = model.dims
-        self.frame_head = nn.Linear(dims.hidden_size, dims.n_classes) if has_frames else None
-        self.teacher_head = (
-            nn.Linear(dims.hidden_size, n_teacher_classes) if n_teacher_classes else None
-        )
+        self.teacher_head = None
+        if n_teacher_classes:
+            self.teacher_head = nn.Linear(model.dims.hidden_size, n_teacher_classes)
+            nn.init.trunc_normal_(self.teacher_head.weight, std=INIT_STD)
+            nn.init.constant_(self.teacher_head.bias, RARE_LOGIT)
         self.register_buffer("segments", torch.zeros(0) if segments is None else segments)
-        for head in (self.frame_head, self.teacher_head):
-            if head is not None:
-                nn.init.trunc_normal_(head.weight, std=INIT_STD)
-                nn.init.zeros_(head.bias)
-        if self.teacher_head is not None:
-            nn.init.constant_(self.teacher_head.bias, -5.0)  # of hundreds of classes few are there
 
     def forward(self, fbank: Tensor, patch_ratio: float = 1.0) -> Outputs:
         """Return all logits from a random part of each window's patches (patchout).
@@ -97,13 +91,13 @@ class Student(nn.Module):
         counts = torch.zeros(n_windows, n_times, device=x.device)
         counts.scatter_add_(1, times, torch.ones_like(times, dtype=counts.dtype))
         is_seen = counts > 0
-        if self.frame_head is None and self.teacher_head is None:
+        if model.frame_head is None and self.teacher_head is None:
             return Outputs(clip, None, None, is_seen)
         tokens = model.norm(x[:, N_PREFIX_TOKENS:]).float()  # (B, n_kept, C)
         sums = torch.zeros(n_windows, n_times, width, device=x.device)
         sums = sums.scatter_add(1, times[..., None].expand(-1, -1, width), tokens)
         moments = sums / counts.clamp_min(1)[..., None]  # (B, T, C)
-        frames = None if self.frame_head is None else self.frame_head(moments)
+        frames = None if model.frame_head is None else model.frame_head(moments)
         teacher = None
         if self.teacher_head is not None:
             parts = self.segments * is_seen[:, None]  # (B, S, T)

@@ -53,13 +53,13 @@ class Trainer:
     """Trains one model; `average` holds the weights to use.
 
     Args:
-        model: where to start; trained in place, on `device`.
+        model: where to start; trained in place, on `device`. Its frame head, if it has one, learns
+            the classes of each time patch.
         sampler: draws the windows of each step.
         folder: for the state and the metrics; a state that is there is resumed.
         identity: what else must be the same to resume, by name; see `state`.
         teacher: its scores of the same windows join the loss.
         waveform_teacher: a second head learns its scores of the same waveforms.
-        has_frames: a head beside the classifier learns the classes of each time patch.
         frozen_classes: classes whose rows of the classifier, with the norm before it, stay as they
             are. A class without examples meets windows without it alone, so that training could
             only lower its scores, whatever a teacher says of them.
@@ -79,7 +79,6 @@ class Trainer:
         identity: Mapping[str, Any] | None = None,
         teacher: Teacher | None = None,
         waveform_teacher: WaveformTeacher | None = None,
-        has_frames: bool = False,
         device: torch.device | None = None,
         frozen_classes: Sequence[int] = (),
     ) -> None:
@@ -94,7 +93,7 @@ class Trainer:
             self._starts = teacher_starts(n_samples, waveform_teacher.n_samples)
             segments = teacher_segments(model.dims, self._starts, waveform_teacher.n_samples)
         torch.manual_seed(optimization.seed)
-        self.student = Student(model, has_frames, n_teacher_classes, segments).to(self._device)
+        self.student = Student(model, n_teacher_classes, segments).to(self._device)
         self._frozen = FrozenRows(model, frozen_classes)
         self._averaged = averaged_model(self.student, optimization)
         if self._device.type == "cpu":
@@ -332,22 +331,27 @@ def make_optimizers(student: Student, optimization: Optimization) -> list[torch.
 
 
 class FrozenRows:
-    """Rows of the classifier, and the norm before it, that a step must not change."""
+    """Rows of the classifiers, and the norm before one, that a step must not change."""
 
     def __init__(self, model: AudioSpectrogramTransformer, rows: Sequence[int]) -> None:
         self._rows = list(rows)
         head, norm = model.head, model.head_norm
-        self._parameters = (head.weight, head.bias, norm.weight, norm.bias)
-        self._kept = [parameter.detach().clone() for parameter in self._parameters]
+        by_class = [head.weight, head.bias]
+        if model.frame_head is not None:
+            by_class += [model.frame_head.weight, model.frame_head.bias]
+        self._by_class = [(parameter, parameter.detach().clone()) for parameter in by_class]
+        self._whole = [
+            (parameter, parameter.detach().clone()) for parameter in (norm.weight, norm.bias)
+        ]
 
     @torch.no_grad()
     def restore(self) -> None:
         """Undo what a step did to them."""
         if not self._rows:
             return
-        for parameter, kept in zip(self._parameters[:2], self._kept[:2], strict=True):
+        for parameter, kept in self._by_class:
             parameter[self._rows] = kept[self._rows]
-        for parameter, kept in zip(self._parameters[2:], self._kept[2:], strict=True):
+        for parameter, kept in self._whole:
             parameter.copy_(kept)
 
 
@@ -387,9 +391,8 @@ def _muon(student: Student, optimization: Optimization) -> list[torch.optim.Opti
     in_blocks = set(matrices)
     others = [parameter for parameter in student.parameters() if parameter not in in_blocks]
     is_decayed = {model.patch_embed.proj.weight, model.head.weight}
-    is_decayed |= {
-        head.weight for head in (student.frame_head, student.teacher_head) if head is not None
-    }
+    heads = (model.frame_head, student.teacher_head)
+    is_decayed |= {head.weight for head in heads if head is not None}
     groups: list[dict[str, Any]] = [
         {
             "params": [parameter for parameter in others if (parameter in is_decayed) == decays],

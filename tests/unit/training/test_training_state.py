@@ -36,7 +36,7 @@ def test_a_state_comes_back_for_the_same_training(tmp_path: Path) -> None:
     state = load_state(tmp_path, IDENTITY)
     assert state is not None
     assert state["step"] == 3
-    assert torch.equal(state["model"]["w"], torch.ones(2))
+    assert torch.equal(state["student"]["w"], torch.ones(2))
 
 
 def test_what_differs_is_named_with_both_values(tmp_path: Path) -> None:

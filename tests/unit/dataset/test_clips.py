@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from ast_stream.cli.clip_options import accepted_values
-from ast_stream.dataset.clips import load_recordings, read_clips
+from ast_stream.dataset.clips import load_recordings, read_clips, read_data
 from ast_stream.dataset.tables import Columns
 from ast_stream.errors import ConfigError, UsageError
 from ast_stream.units import SAMPLE_RATE
@@ -342,3 +342,10 @@ def test_a_second_condition_for_a_column_is_refused() -> None:
 def test_a_source_that_is_nowhere_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected a folder or a CSV file"):
         read_clips(tmp_path / "nowhere")
+
+
+def test_a_dash_stands_for_a_sound_of_no_class(tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("file,label\na.wav,Bark\nb.wav,-\n")
+    assert [clip.labels for clip in read_data(table)] == [("Bark",), ()]
+    assert [clip.path.name for clip in read_clips(table)] == ["a.wav"]

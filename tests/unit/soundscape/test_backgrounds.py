@@ -15,6 +15,7 @@ from ast_stream.soundscape import backgrounds
 from ast_stream.soundscape.backgrounds import (
     background_pieces,
     background_recordings,
+    generated_backgrounds,
     read_backgrounds,
 )
 from ast_stream.soundscape.synthesis import ACTIVE_DBFS
@@ -101,3 +102,13 @@ def test_backgrounds_that_are_silent_altogether_are_refused(tmp_path: Path) -> N
     soundfile.write(tmp_path / "silent.wav", np.zeros(5 * SAMPLE_RATE), SAMPLE_RATE)
     with pytest.raises(ConfigError, match="expected sound in the backgrounds, got silence"):
         read_backgrounds([tmp_path / "silent.wav"])
+
+
+def test_what_is_a_class_is_no_generated_background() -> None:
+    plain = generated_backgrounds(0, 12, with_speech=False)
+    without_music = generated_backgrounds(0, 12, labels=("Speech", "Music"))
+    assert len(without_music) == 12
+    assert len(plain[0]) == len(without_music[0])
+    # of six generators in turn the fourth is music
+    np.testing.assert_array_equal(plain[2], without_music[2])
+    assert not np.array_equal(plain[3], without_music[3])

@@ -19,6 +19,7 @@ from ast_stream.training.augment import SpectrogramAugmentation
 from ast_stream.training.windows import (
     ClipMixing,
     ClipSampler,
+    FrameGrid,
     WindowMixing,
     WindowSampler,
     published_normalization,
@@ -238,3 +239,60 @@ def test_windows_repeat_by_seed_and_stay_in_range() -> None:
         assert np.abs(first.waveform).max() <= 1.0
         assert 98 <= first.n_real_frames <= 254
         assert not first.waveform[first.n_real_frames * 160 + 400 :].any()
+
+
+def test_time_patches_are_examples_where_the_sound_is() -> None:
+    foreground = burst(3.0, 3.5)
+    grid, dry = FrameGrid(N_SAMPLES // 2560, 16), dataclasses.replace(CLEAN, room_prob=0.0)
+    sampler = WindowSampler(Soundbank(("Bark", "Rain"), (foreground,), ()), N_SAMPLES, dry, grid)
+    n_examples = 0
+    for seed in range(100):
+        window = sampler.draw(np.random.default_rng(seed))
+        assert window.frame_target.shape == window.frame_weight.shape == (grid.n_patches, 2)
+        patches = window.waveform[: grid.n_patches * 2560].reshape(-1, 2560)
+        sounding = np.count_nonzero(patches, axis=1) / 2560
+        is_example = window.frame_target[:, 0] == 1.0
+        assert (sounding[is_example] > 0.4).all()
+        assert (sounding[(window.frame_target[:, 0] == 0) & (window.frame_weight[:, 0] > 0)] < 0.3
+                ).all()  # fmt: skip
+        assert not window.frame_target[:, 1].any()
+        n_examples += int(is_example.sum())
+    assert n_examples > 100
+
+
+def test_time_patches_after_the_end_of_a_partial_window_say_nothing() -> None:
+    foreground = burst(1.0, 7.0)
+    mixing = dataclasses.replace(CLEAN, partial_prob=1.0)
+    grid = FrameGrid(N_SAMPLES // 2560, 16)
+    sampler = WindowSampler(Soundbank(("Rain",), (foreground,), ()), N_SAMPLES, mixing, grid)
+    for seed in range(30):
+        window = sampler.draw(np.random.default_rng(seed))
+        n_real_patches = window.n_real_frames / 16
+        is_weighted = window.frame_weight[:, 0] > 0
+        assert not is_weighted[int(n_real_patches) + 1 :].any()
+
+
+def test_sounds_without_a_class_are_drawn_and_named_nothing() -> None:
+    clicks = Foreground(burst(1.0, 7.0).waveform, (), is_generated=False)
+    mixing = dataclasses.replace(CLEAN, unlabelled_prob=0.5)
+    bank = Soundbank(("Bark",), (burst(3.0, 3.5), clicks), ())
+    sampler = WindowSampler(bank, N_SAMPLES, mixing)
+    windows = [sampler.draw(np.random.default_rng(seed)) for seed in range(200)]
+    is_loud_negative = [
+        window.weight[0] == 1.0 and not window.target[0] and np.any(window.waveform)
+        for window in windows
+    ]
+    assert 60 < sum(is_loud_negative) < 160
+
+
+def test_some_sounds_are_drawn_by_recording_whatever_the_size_of_their_class() -> None:
+    many = [burst(1.0, 7.0) for _ in range(99)]
+    rare = Foreground(burst(1.0, 7.0).waveform, (1,), is_generated=False)
+    rates = []
+    for by_recording_prob in (0.0, 1.0):
+        mixing = dataclasses.replace(CLEAN, by_recording_prob=by_recording_prob)
+        sampler = WindowSampler(Soundbank(("A", "B"), (*many, rare), ()), N_SAMPLES, mixing)
+        windows = [sampler.draw(np.random.default_rng(seed)) for seed in range(200)]
+        rates.append(np.mean([window.target[1] > 0 for window in windows]))
+    assert rates[0] > 0.3
+    assert rates[1] < 0.1

@@ -10,10 +10,11 @@ import logging
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from ast_stream.audio.resampler import ChannelSelector, Pcm, Resampler
-from ast_stream.capture.clock import CaptureClock
 from ast_stream.capture.ring import Ring
 from ast_stream.capture.sources.base import (
     Source,
@@ -31,7 +32,7 @@ from ast_stream.errors import AudioError, CaptureError
 from ast_stream.messages.audio import Pcm16
 from ast_stream.runtime.backoff import Backoff
 from ast_stream.settings import schema
-from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, ns_to_samples
+from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, ns_to_samples, samples_to_ns
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,12 @@ _JITTER = 0.2  # part of the pause: many cameras of one site must not come back 
 _RING_PART = 4  # an unpaced source runs at most 1/4 of the ring ahead of the acknowledgements
 _OVERFLOW = "overflow"
 _RATE_LOG_NS = 3600 * NS_PER_SECOND
+
+ENVELOPE_S = 60  # how far back arrivals are compared
+SETTLE_S = 10  # first comparison after an anchor: the first blocks of a device come irregularly
+STEP_NS = 20_000_000  # drift that is worth a step, about one block's jitter
+_BUCKET_NS = NS_PER_SECOND  # arrivals of one second are kept as their earliest
+_NS_PER_US = 1000
 
 
 def make_source(settings: schema.Source) -> Source:
@@ -118,12 +125,11 @@ class Intake:
         self._began_ns = monotonic_ns()
         self._first_block_ns: int | None = None  # since the last opening
         self._last_block_ns = self._progress_ns = self._began_ns
-        self._backoff = Backoff(*RETRY_S)
+        self._backoff = Backoff(*RETRY_S, healthy_s=STEADY_S)
         self._next_rate_log_ns = self._began_ns + _RATE_LOG_NS
 
-    @property
     def status(self) -> SourceStatus:
-        """State of the source, honest even while a call to it does not return."""
+        """Return the state of the source, honest even while a call to it does not return."""
         if self._has_ended:
             return SourceStatus("ended", None if self.failure is None else str(self.failure))
         if self._lost_text is not None:
@@ -174,10 +180,10 @@ class Intake:
 
     def _run_once(self) -> None:
         """Open the source and read it until it is lost, ends, or is no longer wanted."""
+        self._first_block_ns = None
         try:
             self._source.open()
             self._progress_ns = self._monotonic_ns()
-            self._first_block_ns = None
             if self._lost_text == _STARTING:
                 self._lost_text = "open, but no audio yet"
             self._channels.restart()
@@ -227,8 +233,6 @@ class Intake:
         self._lost_text = None
         if self._first_block_ns is None:
             self._first_block_ns = self._last_block_ns
-        if self._last_block_ns - self._first_block_ns >= STEADY_S * NS_PER_SECOND:
-            self._backoff.reset()
         if block.is_last:
             self._end()
         self._log_rate()
@@ -292,7 +296,9 @@ class Intake:
     def _pause(self, error: CaptureError) -> None:
         jitter = 1 + _JITTER * (2 * self._random_unit() - 1)
         max_s = getattr(error, "max_pause_s", None)
-        self._wait(self._backoff.next_s(max_s) * jitter)
+        began_ns = self._first_block_ns or self._last_block_ns
+        gave_s = (self._last_block_ns - began_ns) / NS_PER_SECOND
+        self._wait(self._backoff.after_run(gave_s, max_s) * jitter)
 
     def _wait(self, duration_s: float) -> None:
         """Wait in steps: a long pause is progress, too."""
@@ -317,3 +323,106 @@ class Intake:
         if step_ns:
             logger.info("audio clock moved by %.1f ms", step_ns / 1e6)
         self._ring.write(pcm, self._clock.time_ns(self._ring.next))
+
+
+@dataclass(frozen=True)
+class _Arrival:
+    """The least delayed block of one second, relative to the line."""
+
+    sample: int
+    monotonic_ns: int
+    delay_ns: int
+
+
+@dataclass
+class _Line:
+    sample: int = 0
+    wall_ns: int = 0
+    monotonic_ns: int = 0
+    wall_offset_ns: int = 0  # wall minus monotonic clock, as last seen
+    compare_ns: int = 0  # monotonic time of the next comparison
+    arrivals: deque[_Arrival] = field(default_factory=lambda: deque(maxlen=ENVELOPE_S))
+
+
+class CaptureClock:
+    """Sample index to wall time: straight lines, begun anew only where the clocks drifted apart.
+
+    Blocks arrive late by a varying delay and never early, so the lower envelope of (arrival time
+    minus samples / rate) over the last minute shows when samples were really captured. The time of
+    a sample is read off the current line alone: it does not depend on how audio was cut into
+    blocks. Lines run on the monotonic clock; a step of the wall clock shows as one clean step of
+    the line.
+    """
+
+    def __init__(self) -> None:
+        self._line = _Line()
+
+    def anchor(self, sample: int, monotonic_ns: int, wall_ns: int) -> None:
+        """Begin a line: `sample` was captured at these times (wall time is cut to whole us)."""
+        self._line = _Line(
+            sample=sample,
+            wall_ns=wall_ns // _NS_PER_US * _NS_PER_US,
+            monotonic_ns=monotonic_ns,
+            wall_offset_ns=wall_ns - monotonic_ns,
+            compare_ns=monotonic_ns + SETTLE_S * NS_PER_SECOND,
+        )
+
+    def observe(self, sample: int, monotonic_ns: int, wall_ns: int) -> None:
+        """Note that `sample` seems to have been captured at these times, or a little before."""
+        line = self._line
+        line.wall_offset_ns = wall_ns - monotonic_ns
+        arrival = _Arrival(sample, monotonic_ns, monotonic_ns - self.monotonic_ns(sample))
+        newest = line.arrivals[-1] if line.arrivals else None
+        if newest is None or newest.monotonic_ns // _BUCKET_NS != monotonic_ns // _BUCKET_NS:
+            line.arrivals.append(arrival)
+        elif arrival.delay_ns < newest.delay_ns:
+            line.arrivals[-1] = arrival
+
+    def step_ns(self, sample: int) -> int:
+        """Begin a new line at `sample` if the clocks have drifted apart.
+
+        Returns:
+            How much later (or, negative, earlier) `sample` is now; 0 if nothing changed.
+        """
+        line = self._line
+        if not line.arrivals or line.arrivals[-1].monotonic_ns < line.compare_ns:
+            return 0
+        line.compare_ns = line.arrivals[-1].monotonic_ns + SETTLE_S * NS_PER_SECOND
+        monotonic_ns = self.monotonic_ns(sample) + min(
+            arrival.delay_ns for arrival in line.arrivals
+        )
+        wall_ns = monotonic_ns + line.wall_offset_ns
+        step_ns = wall_ns - self.time_ns(sample)
+        if abs(step_ns) <= STEP_NS:
+            return 0
+        self.anchor(sample, monotonic_ns, wall_ns)
+        return step_ns
+
+    def time_ns(self, sample: int) -> int:
+        """Return the wall time of `sample`, nanoseconds since 1970."""
+        return self._line.wall_ns + samples_to_ns(sample - self._line.sample)
+
+    def monotonic_ns(self, sample: int) -> int:
+        """Return the monotonic time of `sample`."""
+        return self._line.monotonic_ns + samples_to_ns(sample - self._line.sample)
+
+    def samples_until(self, sample: int, monotonic_ns: int) -> int:
+        """Return how many samples lie between `sample` and a later moment; 0 if it is earlier."""
+        return max(0, ns_to_samples(monotonic_ns - self.monotonic_ns(sample)))
+
+    def rate_hz(self) -> float | None:
+        """Return the device's rate, scaled to 16 kHz, fitted over the last minute; None if new."""
+        arrivals = self._line.arrivals
+        if len(arrivals) < 2 or arrivals[-1].sample - arrivals[0].sample < SETTLE_S * SAMPLE_RATE:
+            return None
+        mean_sample = sum(arrival.sample for arrival in arrivals) / len(arrivals)
+        mean_ns = sum(arrival.monotonic_ns for arrival in arrivals) / len(arrivals)
+        spread = sum((arrival.sample - mean_sample) ** 2 for arrival in arrivals)
+        ns_per_sample = (
+            sum(
+                (arrival.sample - mean_sample) * (arrival.monotonic_ns - mean_ns)
+                for arrival in arrivals
+            )
+            / spread
+        )
+        return NS_PER_SECOND / ns_per_sample

@@ -142,7 +142,7 @@ class _CaptureProcess:
             secrets.token_hex(16),
             endpoint,
             self._ring,
-            lambda: self._intake.status,
+            self._intake.status,
             is_paced=source.is_paced,
             is_trusted=self._router.is_trusted,
         )
@@ -240,7 +240,7 @@ class _Report:
 
     def status(self) -> str:
         """Return how the stream is, in words."""
-        status = self._intake.status
+        status = self._intake.status()
         if status.state == "missing":
             return f"waiting for {self._name}: {status.detail}"
         if status.state == "ended":
@@ -255,7 +255,7 @@ class _Report:
         """Return the figures of the stream."""
         intake, server = self._intake, self._server
         key = (self._name,)
-        state = intake.status.state
+        state = intake.status().state
 
         def figure(name: str, help: str, value: float | None) -> Family:
             make = counter if name.endswith("_total") else gauge
@@ -298,7 +298,7 @@ class _Report:
     def _level_dbfs(self) -> float | None:
         stop = self._ring.next
         pcm = self._ring.read(max(0, stop - _LEVEL_SAMPLES), stop, _LEVEL_SAMPLES).pcm
-        if len(pcm) == 0 or self._intake.status.state not in ("listening", "degraded"):
+        if len(pcm) == 0 or self._intake.status().state not in ("listening", "degraded"):
             return None
         samples = pcm.astype(np.float32) / FULL_SCALE
         return amplitude_to_dbfs(float(np.sqrt(np.mean(samples * samples))))

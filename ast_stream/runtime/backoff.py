@@ -35,11 +35,11 @@ class Backoff:
         self._next_s = 2 * delay_s
         return delay_s
 
-    def after_run(self, ran_s: float) -> float:
-        """Return the delay after the failure of what ran for `ran_s` seconds."""
+    def after_run(self, ran_s: float, max_s: float | None = None) -> float:
+        """Return the delay, see `next_s`, after the failure of what ran for `ran_s` seconds."""
         if ran_s >= self._healthy_s:
             self.reset()
-        return self.next_s()
+        return self.next_s(max_s)
 
     def reset(self) -> None:
         """Begin with the first delay again, after a success."""

@@ -277,7 +277,7 @@ def test_a_recording_ends_with_its_last_sample() -> None:
     last = block(0.1, 2, n_frames=700, is_last=True)
     bench = Bench([[block(0.0), last]], is_live=False).run()
     assert bench.ring.next == BLOCK + 700
-    assert bench.intake.status == ENDED
+    assert bench.intake.status() == ENDED
     assert bench.intake.failure is None
     assert not bench.stop.is_set()
 
@@ -296,7 +296,7 @@ def test_the_time_of_a_recording_is_never_corrected() -> None:
 def test_a_damaged_recording_ends_with_the_reason(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR):
         bench = Bench([[block(0.0), AudioError("a.wav: damaged")]], is_live=False).run()
-    assert bench.intake.status == SourceStatus("ended", "a.wav: damaged")
+    assert bench.intake.status() == SourceStatus("ended", "a.wav: damaged")
     assert isinstance(bench.intake.failure, AudioError)
     assert "a.wav: damaged" in caplog.text
     assert bench.ring.next == BLOCK
@@ -307,7 +307,7 @@ def test_a_hung_source_ends_the_intake_and_stays_missing() -> None:
     bench.source.close_error = SourceHungError("stalled", "no answer")
     bench.run()
     assert isinstance(bench.intake.failure, SourceHungError)
-    assert bench.intake.status == SourceStatus("missing", "no answer")
+    assert bench.intake.status() == SourceStatus("missing", "no answer")
 
 
 @pytest.mark.parametrize("error", [StartupError("no PortAudio"), KeyError("a bug of ours")])
@@ -318,18 +318,18 @@ def test_what_cannot_be_retried_is_handed_to_the_main_thread(error: Exception) -
 
 def test_status_is_missing_until_sound_comes_and_when_it_stays_away() -> None:
     bench = Bench([[block(0.0)]])
-    assert bench.intake.status == SourceStatus("missing", "starting")
+    assert bench.intake.status() == SourceStatus("missing", "starting")
     bench.run()
-    assert bench.intake.status == LISTENING
+    assert bench.intake.status() == LISTENING
     bench.clock.move(2.9)
-    assert bench.intake.status == LISTENING
+    assert bench.intake.status() == LISTENING
     bench.clock.move(0.2)
-    assert bench.intake.status == SourceStatus("missing", "no audio for 3 s")
+    assert bench.intake.status() == SourceStatus("missing", "no audio for 3 s")
 
 
 def test_status_says_why_the_device_is_missing() -> None:
     bench = Bench([[block(0.0), lost()], StartupError("enough")]).run()
-    assert bench.intake.status == SourceStatus("missing", "the device: device_lost")
+    assert bench.intake.status() == SourceStatus("missing", "the device: device_lost")
 
 
 def silence(at_s: float, n_channels: int = 1) -> SourceBlock:
@@ -340,14 +340,14 @@ def silence(at_s: float, n_channels: int = 1) -> SourceBlock:
 
 def test_a_source_of_zeros_alone_is_degraded_and_well_again_with_its_first_sound() -> None:
     bench = Bench([[silence(at_s) for at_s in range(12)]]).run()
-    assert bench.intake.status == SourceStatus(
+    assert bench.intake.status() == SourceStatus(
         "degraded",
         "digital silence for 12 s: muted, unplugged, or channels of opposite phase that cancel",
     )
     (warning,) = bench.warnings
     assert warning.startswith("no sound of a room: digital silence for 10 s")
     bench = Bench([[*(silence(at_s) for at_s in range(12)), noise_block(12.0)]]).run()
-    assert bench.intake.status == LISTENING
+    assert bench.intake.status() == LISTENING
     assert bench.warnings[1:] == ["the source gives sound again"]
 
 
@@ -362,7 +362,7 @@ def test_a_channel_that_is_not_there_ends_a_recording_and_is_waited_for_in_a_liv
     assert "channel 1 is wanted" in str(bench.intake.failure)
     bench = Bench([[block(0.0)], [noise_block(1.0, 2)]], channels=ChannelSelector(1)).run()
     assert bench.warnings[0].startswith("channel 1 is wanted (counted from 0)")
-    assert bench.intake.status == LISTENING
+    assert bench.intake.status() == LISTENING
 
 
 def noise_block(at_s: float, n_channels: int = 1) -> SourceBlock:

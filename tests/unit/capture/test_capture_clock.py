@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from ast_stream.capture.clock import SETTLE_S, STEP_NS, CaptureClock
+from ast_stream.capture.intake import SETTLE_S, STEP_NS, CaptureClock
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, samples_to_ns
 
 WALL0 = 1_763_700_000_123_456_789

@@ -61,7 +61,7 @@ from ast_stream.settings.paths import (
     query_endpoint,
 )
 from ast_stream.settings.schema import Settings
-from ast_stream.transport.feed import FeedPublisher
+from ast_stream.transport.publisher import FeedPublisher
 from ast_stream.transport.sockets import FEED_HWM_MESSAGES, Sockets
 
 STOP_PATIENCE_S = 3.0  # for deliveries under way; what is left goes out after the next start

@@ -25,7 +25,7 @@ from ast_stream.messages.status import AlertsStatus, FailingAction
 from ast_stream.runtime.lifecycle import Notifier
 from ast_stream.runtime.metrics import Family, Metrics, counter, gauge
 from ast_stream.settings.alerts import AlertSettings
-from ast_stream.transport.feed import FeedPublisher
+from ast_stream.transport.publisher import FeedPublisher
 
 REPORT_EVERY_S = 1.0
 

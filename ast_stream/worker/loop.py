@@ -17,10 +17,9 @@ from ast_stream.messages.status import Health, WorkerFacts
 from ast_stream.runtime.logging import LimitedLog
 from ast_stream.settings.schema import DetectionSettings
 from ast_stream.transport.event_log import EventLog
-from ast_stream.transport.feed import FeedPublisher, Sender
+from ast_stream.transport.publisher import DeduplicatingPublisher, FeedPublisher, Sender
 from ast_stream.transport.query import QueryServer
 from ast_stream.transport.sockets import Listener, Poller, Sockets
-from ast_stream.worker.deduplication import DeduplicatingPublisher
 from ast_stream.worker.journal import Journal
 from ast_stream.worker.metrics import WorkerMetrics
 from ast_stream.worker.overload import OverloadControl

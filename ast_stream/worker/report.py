@@ -16,9 +16,8 @@ from ast_stream.messages.status import (
     WorkerStatus,
 )
 from ast_stream.runtime.logging import Outage
-from ast_stream.transport.feed import FeedPublisher
+from ast_stream.transport.publisher import DeduplicatingPublisher, FeedPublisher
 from ast_stream.transport.query import AudioRange
-from ast_stream.worker.deduplication import DeduplicatingPublisher
 from ast_stream.worker.stream import WorkerStream
 
 REPORT_EVERY_S = 1.0

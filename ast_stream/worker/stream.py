@@ -19,10 +19,10 @@ from ast_stream.messages.audio import (
 from ast_stream.messages.event import EndReason, Event, EventMessage, Gap, Scores
 from ast_stream.messages.status import SOURCE_ENDED, Health, StreamState
 from ast_stream.sample_clock import SampleClock
+from ast_stream.transport.publisher import DeduplicatingPublisher
 from ast_stream.transport.query import AudioRange
 from ast_stream.transport.sockets import QUERY_HWM_MESSAGES, Poller, Socket, Sockets
 from ast_stream.units import SAMPLE_RATE, samples_to_seconds, seconds_to_samples
-from ast_stream.worker.deduplication import DeduplicatingPublisher
 from ast_stream.worker.journal import StreamRecord
 from ast_stream.worker.reassembly import Audio, Ended, Item, NewEpoch, Reassembler
 

@@ -19,7 +19,7 @@ from ast_stream.messages.audio import AudioBlock
 from ast_stream.messages.event import EventMessage
 from ast_stream.messages.query import Snapshot
 from ast_stream.transport.event_log import EventLog
-from ast_stream.transport.feed import FeedPublisher
+from ast_stream.transport.publisher import FeedPublisher
 from ast_stream.transport.query import AudioRange, QueryServer
 from ast_stream.transport.sockets import FEED_HWM_MESSAGES, QUERY_HWM_MESSAGES, Listener, Sockets
 

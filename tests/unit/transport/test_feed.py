@@ -23,7 +23,8 @@ from ast_stream.feed import FeedMessage, Missed, Subscriber, query_endpoint_besi
 from ast_stream.messages.feed import Position
 from ast_stream.messages.query import MAX_PAGE_MESSAGES, ReplayPage
 from ast_stream.transport.event_log import EventLog
-from ast_stream.transport.feed import FeedOrder, FeedPublisher
+from ast_stream.transport.publisher import FeedPublisher
+from ast_stream.transport.reader import FeedOrder
 
 LONG_S = 20.0  # only a failing test waits as long
 

@@ -1,4 +1,8 @@
-"""Publishing about streams exactly once, across restarts of the worker.
+"""Publishing on the feed: numbered and logged, and about streams exactly once across restarts.
+
+Every durable message (event or gap) says the `seq` of the durable one before it, and status and
+health messages the `seq` of the last one, so that a reader of any topics knows of every loss and
+can ask the publisher's query endpoint for what it missed.
 
 After a kill the worker derives again what it has published since its last journal entry; the
 event log tells which messages those are, and they are left out. An event that an earlier run left
@@ -10,18 +14,100 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import numpy as np
 
 from ast_stream.messages.event import Event, EventMessage, Gap, GapMessage, Scores, ScoresHeader
+from ast_stream.messages.feed import Content, FeedMessage, Position, Scores16, Stamp
+from ast_stream.messages.status import AlertsStatus, Health, WorkerStatus
 from ast_stream.sample_clock import SampleClock
 from ast_stream.transport.event_log import EventLog, Published
-from ast_stream.transport.feed import FeedPublisher
 from ast_stream.units import SAMPLE_RATE, samples_to_seconds
 
 logger = logging.getLogger(__name__)
 
 MAX_ENDED = 10_000  # ids of events that have ended, remembered
+
+
+class Sender(Protocol):
+    """A PUB socket."""
+
+    def send(self, frames: list[bytes]) -> bool:
+        """Send now; return False if that is not possible."""
+
+
+class FeedPublisher:
+    """Publishes messages of all topics with one gap-free `seq`.
+
+    Durable messages (events and gaps) are in the log before anyone can receive them.
+
+    Args:
+        event_log: keeps the durable messages; None: nothing can be replayed.
+        boot: id of this run of the publisher.
+        now_ns: wall clock, nanoseconds since 1970.
+
+    Attributes:
+        messages: messages published, by first word of the topic.
+        drops: messages that the socket refused.
+    """
+
+    def __init__(
+        self,
+        pub_socket: Sender,
+        event_log: EventLog | None,
+        boot: str,
+        now_ns: Callable[[], int],
+    ) -> None:
+        self._socket = pub_socket
+        self._log = event_log
+        self._now_ns = now_ns
+        self.boot = boot
+        self.started_ns = now_ns()
+        self.messages: Counter[str] = Counter()
+        self.drops = 0
+        self._seq = 0
+        self._durable_seq = 0
+        if event_log is not None:
+            event_log.begin(boot)
+
+    @property
+    def log_errors(self) -> int:
+        """Durable messages that could not be written to disk when they were published."""
+        return 0 if self._log is None else self._log.write_errors
+
+    @property
+    def log_damaged(self) -> int:
+        """Lines and files of the log that were found damaged when it was opened."""
+        return 0 if self._log is None else self._log.damaged
+
+    @property
+    def durable_position(self) -> Position:
+        """Position of the last durable message; `seq` 0 if there is none in this boot."""
+        return self.boot, self._durable_seq
+
+    def publish(self, content: Content, scores: Scores16 | None = None) -> None:
+        """Number and publish one message; events and gaps are logged first.
+
+        Args:
+            scores: of a `ScoresHeader`: shape (n_classes,), float16, in [0, 1].
+        """
+        self._seq += 1
+        previous = durable_seq = None
+        match content:
+            case EventMessage() | GapMessage():
+                previous, self._durable_seq = self._durable_seq, self._seq
+            case Health() | WorkerStatus() | AlertsStatus():
+                durable_seq = self._durable_seq
+        stamp = Stamp(self.boot, self._seq, self._now_ns(), previous, durable_seq)
+        message = FeedMessage.of(content, stamp, scores)
+        if self._log is not None and message.is_durable:
+            self._log.append(message)
+        elif self._log is not None and isinstance(content, WorkerStatus):
+            self._log.retry()  # once a second is often enough for a full disk
+        self.messages[message.kind] += 1
+        if not self._socket.send(message.encode()):
+            self.drops += 1
 
 
 class DeduplicatingPublisher:

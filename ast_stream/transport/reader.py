@@ -1,8 +1,6 @@
-"""The feed of one publisher: numbered and logged where it is published, complete where it is read.
+"""Reading the feed of one publisher completely, in order, and nothing twice.
 
-Every durable message (event or gap) says the `seq` of the durable one before it, and status and
-health messages the `seq` of the last one, so that a reader of any topics knows of every loss and
-can ask the publisher's query endpoint for what it missed.
+What the numbers of a message show to be missing is asked for at the publisher's query endpoint.
 """
 
 from __future__ import annotations
@@ -10,27 +8,22 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections import OrderedDict, deque
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from ast_stream.errors import WireError
-from ast_stream.messages.event import EventMessage, GapMessage, Identity
+from ast_stream.messages.event import Identity
 from ast_stream.messages.feed import (
     BOOT_TOPIC,
     DURABLE_TOPICS,
-    Content,
     FeedMessage,
     Position,
-    Scores16,
-    Stamp,
 )
 from ast_stream.messages.query import PingAnswer, PingQuery, ReplayQuery, TooOld, decode_replay
-from ast_stream.messages.status import AlertsStatus, Health, WorkerStatus
 from ast_stream.runtime.backoff import Backoff
 from ast_stream.runtime.logging import LimitedLog
-from ast_stream.transport.event_log import EventLog
 from ast_stream.transport.query import QueryClient
 from ast_stream.transport.sockets import FEED_HWM_MESSAGES, Socket, Sockets
 
@@ -45,86 +38,6 @@ _STATUS_TOPIC = "status/"
 _NOT_LOGGED = "the publisher's event log does not have them"
 
 logger = logging.getLogger(__name__)
-
-
-class Sender(Protocol):
-    """A PUB socket."""
-
-    def send(self, frames: list[bytes]) -> bool:
-        """Send now; return False if that is not possible."""
-
-
-class FeedPublisher:
-    """Publishes messages of all topics with one gap-free `seq`.
-
-    Durable messages (events and gaps) are in the log before anyone can receive them.
-
-    Args:
-        event_log: keeps the durable messages; None: nothing can be replayed.
-        boot: id of this run of the publisher.
-        now_ns: wall clock, nanoseconds since 1970.
-
-    Attributes:
-        messages: messages published, by first word of the topic.
-        drops: messages that the socket refused.
-    """
-
-    def __init__(
-        self,
-        pub_socket: Sender,
-        event_log: EventLog | None,
-        boot: str,
-        now_ns: Callable[[], int],
-    ) -> None:
-        self._socket = pub_socket
-        self._log = event_log
-        self._now_ns = now_ns
-        self.boot = boot
-        self.started_ns = now_ns()
-        self.messages: Counter[str] = Counter()
-        self.drops = 0
-        self._seq = 0
-        self._durable_seq = 0
-        if event_log is not None:
-            event_log.begin(boot)
-
-    @property
-    def log_errors(self) -> int:
-        """Durable messages that could not be written to disk when they were published."""
-        return 0 if self._log is None else self._log.write_errors
-
-    @property
-    def log_damaged(self) -> int:
-        """Lines and files of the log that were found damaged when it was opened."""
-        return 0 if self._log is None else self._log.damaged
-
-    @property
-    def durable_position(self) -> Position:
-        """Position of the last durable message; `seq` 0 if there is none in this boot."""
-        return self.boot, self._durable_seq
-
-    def publish(self, content: Content, scores: Scores16 | None = None) -> None:
-        """Number and publish one message; events and gaps are logged first.
-
-        Args:
-            scores: of a `ScoresHeader`: shape (n_classes,), float16, in [0, 1].
-        """
-        self._seq += 1
-        previous = durable_seq = None
-        match content:
-            case EventMessage() | GapMessage():
-                previous, self._durable_seq = self._durable_seq, self._seq
-            case Health() | WorkerStatus() | AlertsStatus():
-                durable_seq = self._durable_seq
-        stamp = Stamp(self.boot, self._seq, self._now_ns(), previous, durable_seq)
-        message = FeedMessage.of(content, stamp, scores)
-        if self._log is not None and message.is_durable:
-            self._log.append(message)
-        elif self._log is not None and isinstance(content, WorkerStatus):
-            self._log.retry()  # once a second is often enough for a full disk
-        self.messages[message.kind] += 1
-        if not self._socket.send(message.encode()):
-            self.drops += 1
 
 
 @dataclass(frozen=True)

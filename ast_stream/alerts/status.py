@@ -23,7 +23,7 @@ from ast_stream.alerts.outbox import Outbox
 from ast_stream.alerts.store import StoreError
 from ast_stream.messages.status import AlertsStatus, FailingAction
 from ast_stream.runtime.lifecycle import Notifier
-from ast_stream.runtime.metrics import Family, Metrics, counter, gauge
+from ast_stream.runtime.metrics import Family, Metrics, figure
 from ast_stream.settings.alerts import AlertSettings
 from ast_stream.transport.publisher import FeedPublisher
 
@@ -119,16 +119,16 @@ class StatusReporter:
     ) -> list[Family]:
         names = {action.action for action in failing}
         return [
-            gauge(
+            figure(
                 "ast_stream_alerts_action_failing",
                 "1 while alerts do not get through by an action",
                 {(name,): name in names for name in actions if name != FEED},
                 ("action",),
             ),
-            counter(
+            figure(
                 "ast_stream_alerts_delivery_attempts_total",
                 "Deliveries that were tried; outcome is delivered, failed or refused",
-                {key: n for key, n in self._outbox.attempts.items()},
+                self._outbox.attempts,
                 ("action", "outcome"),
             ),
         ]
@@ -137,37 +137,35 @@ class StatusReporter:
         self, n_rules: int, hears_worker: bool, pending: Mapping[str, int]
     ) -> list[Family]:
         return [
-            gauge("ast_stream_alerts_rules", "Rules in force", {(): n_rules}),
-            gauge(
-                "ast_stream_alerts_hears_worker", "1 while the worker is heard", {(): hears_worker}
-            ),
-            gauge(
+            figure("ast_stream_alerts_rules", "Rules in force", n_rules),
+            figure("ast_stream_alerts_hears_worker", "1 while the worker is heard", hears_worker),
+            figure(
                 "ast_stream_alerts_disk_failing",
                 "1 while the alert database cannot be written",
-                {(): float(self._outbox.outage.text is not None)},
+                self._outbox.outage.text is not None,
             ),
-            gauge(
+            figure(
                 "ast_stream_alerts_outbox_pending",
                 "Deliveries that wait",
                 {(action,): n for action, n in pending.items()},
                 ("action",),
             ),
-            counter(
+            figure(
                 "ast_stream_alerts_published_total",
                 "Alert messages published",
-                {key: n for key, n in self._published.items()},
+                self._published,
                 ("rule", "severity"),
             ),
-            counter(
+            figure(
                 "ast_stream_feed_messages_total",
                 "Messages published",
                 {(kind,): n for kind, n in self._publisher.messages.items()},
                 ("kind",),
             ),
-            counter(
+            figure(
                 "ast_stream_feed_drops_total",
                 "Messages that found no room",
-                {(): self._publisher.drops},
+                self._publisher.drops,
             ),
         ]
 

@@ -23,7 +23,7 @@ from ast_stream.labels import did_you_mean
 from ast_stream.runtime import lifecycle
 from ast_stream.runtime.lifecycle import Notifier
 from ast_stream.runtime.logging import LimitedLog, setup_logging
-from ast_stream.runtime.metrics import RENEW_EVERY_S, Family, Metrics, counter, gauge
+from ast_stream.runtime.metrics import RENEW_EVERY_S, Family, Metrics, figure
 from ast_stream.runtime.reload import Parts, Reloader
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.paths import (
@@ -257,29 +257,26 @@ class _Report:
         key = (self._name,)
         state = intake.status().state
 
-        def figure(name: str, help: str, value: float | None) -> Family:
-            make = counter if name.endswith("_total") else gauge
-            return make(f"ast_stream_capture_{name}", help, {key: value}, ("stream",))
+        def own(name: str, help: str, value: float | None) -> Family:
+            return figure(f"ast_stream_capture_{name}", help, {key: value}, ("stream",))
 
         return [
-            gauge(
+            figure(
                 "ast_stream_capture_state",
                 "1 for the state that the source is in",
                 {(self._name, known): float(known == state) for known in get_args(SourceState)},
                 ("stream", "state"),
             ),
-            figure("data_age_seconds", "Since the source gave its last block", intake.data_age_s),
-            figure("level_dbfs", "Level of the last half second", self._level_dbfs()),
-            figure("samples_total", "Samples since the start, lost ones too", self._ring.next),
-            figure(
-                "unacknowledged_samples", "Samples the worker has yet to acknowledge", self._held
-            ),
-            figure("losses_total", "Times that the source was lost", intake.n_losses),
-            figure("overflows_total", "Times that the device lost samples", intake.n_overflows),
-            figure("clipped_samples_total", "Samples beyond full scale", intake.n_clipped),
-            figure("blocks_sent_total", "Blocks handed to the worker", server.n_sent),
-            figure("blocks_refused_total", "Blocks left in the ring", server.n_refused),
-            figure("malformed_requests_total", "Requests refused", self._server.n_malformed),
+            own("data_age_seconds", "Since the source gave its last block", intake.data_age_s),
+            own("level_dbfs", "Level of the last half second", self._level_dbfs()),
+            own("samples_total", "Samples since the start, lost ones too", self._ring.next),
+            own("unacknowledged_samples", "Samples the worker has yet to acknowledge", self._held),
+            own("losses_total", "Times that the source was lost", intake.n_losses),
+            own("overflows_total", "Times that the device lost samples", intake.n_overflows),
+            own("clipped_samples_total", "Samples beyond full scale", intake.n_clipped),
+            own("blocks_sent_total", "Blocks handed to the worker", server.n_sent),
+            own("blocks_refused_total", "Blocks left in the ring", server.n_refused),
+            own("malformed_requests_total", "Requests refused", self._server.n_malformed),
         ]
 
     def summary(self) -> str:

@@ -30,23 +30,22 @@ CLIENT_TIMEOUT_S = 5.0  # a client that asks nothing for so long is disconnected
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 Family = Metric
-Values = Mapping[tuple[str, ...], float | None]
-"""Values by label values; None is left out."""
+Values = Mapping[Any, float | None]
+"""Values by label values, a tuple of texts; None is left out."""
 
 
-def gauge(name: str, help: str, values: Values, labels: Sequence[str] = ()) -> Family:
-    """Return figures that go up and down; units are part of `name`."""
-    family = GaugeMetricFamily(name, help, labels=labels)
-    for key, value in values.items():
-        if value is not None:
-            family.add_metric(key, value)
-    return family
+def figure(
+    name: str, help: str, values: Values | float | None, labels: Sequence[str] = ()
+) -> Family:
+    """Return a figure: a counter if `name` ends in `_total`, else one that goes up and down.
 
-
-def counter(name: str, help: str, values: Values, labels: Sequence[str] = ()) -> Family:
-    """Return figures that only grow; `_total` is added to `name`."""
-    family = CounterMetricFamily(name, help, labels=labels)
-    for key, value in values.items():
+    Args:
+        name: with its unit.
+        values: one, or those of all label values.
+    """
+    kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+    family = kind(name, help, labels=labels)
+    for key, value in (values if isinstance(values, Mapping) else {(): values}).items():
         if value is not None:
             family.add_metric(key, value)
     return family
@@ -85,8 +84,8 @@ class Metrics:
         self._renewed = _Renewed()
         self._registry.register(self._renewed)
         ProcessCollector(registry=self._registry)
-        self._up = gauge(
-            "ast_stream_up", "1 while the process runs", {(process,): 1}, labels=("process",)
+        self._up = figure(
+            "ast_stream_up", "1 while the process runs", {(process,): 1}, ("process",)
         )
         self.renew([])
         if address is not None:

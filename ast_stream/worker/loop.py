@@ -21,9 +21,8 @@ from ast_stream.transport.publisher import DeduplicatingPublisher, FeedPublisher
 from ast_stream.transport.query import QueryServer
 from ast_stream.transport.sockets import Listener, Poller, Sockets
 from ast_stream.worker.journal import Journal
-from ast_stream.worker.metrics import WorkerMetrics
 from ast_stream.worker.overload import OverloadControl
-from ast_stream.worker.report import WorkerReport, read_audio
+from ast_stream.worker.report import WorkerMetrics, WorkerReport, read_audio
 from ast_stream.worker.stream import RingClient, StreamConfig, WorkerStream
 
 logger = logging.getLogger(__name__)
@@ -122,8 +121,13 @@ class Worker:
         self._journal.save(self._streams, self._now_s(), at_once=True)
 
     def tick(self) -> None:
-        """Do what is due: receive, score, publish, acknowledge, report, answer."""
+        """Do what is due: move audio on to events, then what the clock and clients ask for."""
         now_s = self._now_s()
+        self._move_audio(now_s)
+        self._do_chores(now_s)
+
+    def _move_audio(self, now_s: float) -> None:
+        """Receive, put in order, score, decide and publish."""
         stage = self._metrics.stage
         with stage("receive"):
             self._receive_blocks(now_s)
@@ -135,13 +139,17 @@ class Worker:
             self._detect()
             for stream in self._streams:
                 stream.push_to_detector()
+
+    def _do_chores(self, now_s: float) -> None:
+        """Control overload, end what is over, journal and acknowledge, report, answer."""
+        stage = self._metrics.stage
         self._control_overload(now_s)
         self._end_what_is_over(now_s)
         with stage("journal"):
             self._journal.save(self._streams, now_s)
         with stage("report"):
             self._report.publish(self._streams, now_s)
-            self._metrics.renew(self._report, self._streams, now_s)
+            self._metrics.renew(lambda: self._report.families(self._streams, now_s), now_s)
         with stage("answer"):
             self._query.serve()
 

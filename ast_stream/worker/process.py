@@ -48,7 +48,7 @@ from ast_stream.transport.sockets import (
 )
 from ast_stream.worker.journal import Journal, JournalFile
 from ast_stream.worker.loop import Worker, WorkerSockets
-from ast_stream.worker.metrics import WorkerMetrics
+from ast_stream.worker.report import WorkerMetrics
 from ast_stream.worker.stream import StreamConfig
 
 logger = logging.getLogger(__name__)

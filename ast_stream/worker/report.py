@@ -1,9 +1,10 @@
-"""What the worker reports: health and status on the feed, snapshot and audio on request."""
+"""What the worker reports: on the feed each second, on request, and to Prometheus."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Literal, get_args
 
 from ast_stream.detect.detector import Detector
 from ast_stream.errors import WireError
@@ -16,6 +17,15 @@ from ast_stream.messages.status import (
     WorkerStatus,
 )
 from ast_stream.runtime.logging import Outage
+from ast_stream.runtime.metrics import (
+    BATCH_BUCKETS,
+    RENEW_EVERY_S,
+    SECONDS_BUCKETS,
+    Family,
+    Metrics,
+    Values,
+    figure,
+)
 from ast_stream.transport.publisher import DeduplicatingPublisher, FeedPublisher
 from ast_stream.transport.query import AudioRange
 from ast_stream.worker.stream import WorkerStream
@@ -23,6 +33,20 @@ from ast_stream.worker.stream import WorkerStream
 REPORT_EVERY_S = 1.0
 
 Streams = Collection[WorkerStream]
+
+Stage = Literal["receive", "rings", "detect", "journal", "report", "answer"]
+MODEL_STAGE = "model"  # the part of `detect` in which the model computes
+_STREAM_METRICS: tuple[tuple[str, str, str], ...] = (  # name, field of Health, help
+    ("level_dbfs", "level_dbfs", "Level of the newest hop"),
+    ("lag_seconds", "lag_s", "Audio that exists and is not scored yet"),
+    ("silence_seconds", "silence_s", "Since audio of the stream last came"),
+    ("hop_seconds", "hop_s", "Between two windows; wider under overload"),
+    ("open_events", "open_events", "Events that have begun and not ended"),
+    ("gaps_total", "gaps", "Gap records published"),
+    ("lost_samples_total", "lost_samples", "Samples at 16 kHz that are lost for good"),
+    ("overflows_total", "overflows", "Gaps made by a device that overflowed"),
+    ("ring_timeouts_total", "ring_timeouts", "Ring reads without an answer"),
+)
 
 
 class WorkerReport:
@@ -48,8 +72,8 @@ class WorkerReport:
         self._detector = detector
         self._publisher = publisher
         self._outages = outages
-        self.feed = feed
-        self.facts = facts
+        self._feed = feed
+        self._facts = facts
         self.blocks_refused = 0
         self._started_s = self._reported_s = now_s
         self._reported_windows = 0
@@ -62,34 +86,20 @@ class WorkerReport:
         states = {stream.name: stream.state(now_s) for stream in streams}
         for stream in streams:
             if is_due or states[stream.name] != self._states.get(stream.name):
-                self.feed.publish(stream.health(now_s))
+                self._feed.publish(stream.health(now_s))
         self._states = states
         if is_due:
-            n_windows = self.n_scored - self._reported_windows
+            n_scored = self._detector.n_scored
+            n_windows = n_scored - self._reported_windows
             self._windows_per_s = round(n_windows / (now_s - self._reported_s), 2)
-            self._reported_s, self._reported_windows = now_s, self.n_scored
-            self.feed.publish(self._status(streams, now_s))
+            self._reported_s, self._reported_windows = now_s, n_scored
+            self._feed.publish(self._status(streams, now_s))
 
     @property
     def disk(self) -> str | None:
         """What cannot be written, and why; None while everything can."""
         texts = (outage.text for outage in self._outages)
         return "; ".join(filter(None, texts)) or None
-
-    @property
-    def n_scored(self) -> int:
-        """Windows that the model has scored so far."""
-        return self._detector.n_scored
-
-    @property
-    def n_gated(self) -> int:
-        """Windows that were too quiet to score."""
-        return self._detector.n_gated
-
-    @property
-    def events_by_class(self) -> Counter[tuple[str, str]]:
-        """Events that have begun, by slug of the class and stream."""
-        return self._publisher.begun
 
     def status_line(self, streams: Streams, now_s: float) -> str:
         """Return the state of the worker as a line for people."""
@@ -99,11 +109,93 @@ class WorkerReport:
     def snapshot(self, streams: Streams, now_s: float) -> Snapshot:
         """Return streams, open events and status."""
         return Snapshot(
-            boot=self.feed.boot,
+            boot=self._feed.boot,
             streams=[stream.health(now_s) for stream in streams],
             events=[event for stream in streams for event in stream.open_events()],
             status=self._status(streams, now_s),
         )
+
+    def families(self, streams: Streams, now_s: float) -> list[Family]:
+        """Return the figures of the streams and of the worker."""
+        healths = [stream.health(now_s) for stream in streams]
+        families = [
+            figure(
+                f"ast_stream_stream_{name}",
+                help,
+                {(health.stream,): getattr(health, key) for health in healths},
+                ("stream",),
+            )
+            for name, key, help in _STREAM_METRICS
+        ]
+        states: Values = {
+            (health.stream, state): float(health.state == state)
+            for health in healths
+            for state in get_args(StreamState)
+        }
+        families.append(
+            figure(
+                "ast_stream_stream_state",
+                "1 for the state that a stream is in",
+                states,
+                ("stream", "state"),
+            )
+        )
+        return families + self._process_families()
+
+    def _process_families(self) -> list[Family]:
+        facts = self._facts.to_json()
+        labels, feed = tuple(facts), self._feed
+        return [
+            figure(
+                "ast_stream_worker_info",
+                "Always 1; what the worker runs with",
+                {tuple(str(facts[label]) for label in labels): 1},
+                labels,
+            ),
+            figure(
+                "ast_stream_worker_windows_total",
+                "Windows scored",
+                self._detector.n_scored,
+            ),
+            figure(
+                "ast_stream_worker_windows_gated_total",
+                "Windows too quiet to be scored (detection.gate_dbfs)",
+                self._detector.n_gated,
+            ),
+            figure(
+                "ast_stream_worker_blocks_refused_total",
+                "Audio blocks that did not follow the format, or for which there was no room",
+                self.blocks_refused,
+            ),
+            figure(
+                "ast_stream_events_total",
+                "Events that have begun",
+                self._publisher.begun,
+                ("class", "stream"),
+            ),
+            figure(
+                "ast_stream_feed_messages_total",
+                "Messages published",
+                {(kind,): n for kind, n in feed.messages.items()},
+                ("kind",),
+            ),
+            figure("ast_stream_feed_drops_total", "Messages that found no room", feed.drops),
+            figure(
+                "ast_stream_event_log_errors_total",
+                "Messages that could not be written to the event log at once",
+                feed.log_errors,
+            ),
+            figure(
+                "ast_stream_event_log_damaged_total",
+                "Lines and files of the event log that were found damaged at the start",
+                feed.log_damaged,
+            ),
+            figure(
+                "ast_stream_worker_disk_failing",
+                "1 while the event log or the journal cannot be written",
+                self.disk is not None,
+            ),
+        ]
 
     def _status(self, streams: Streams, now_s: float) -> WorkerStatus:
         lags_s = [stream.backlog_s() for stream in streams if stream.is_open]
@@ -111,15 +203,15 @@ class WorkerReport:
         if self.blocks_refused:
             counters["blocks_refused"] = self.blocks_refused
         counters |= {
-            "windows": self.n_scored,
-            "windows_gated": self.n_gated,
-            "feed_drops": self.feed.drops,
+            "windows": self._detector.n_scored,
+            "windows_gated": self._detector.n_gated,
+            "feed_drops": self._feed.drops,
             "nan_scores": self._detector.nan_scores,
-            "event_log_errors": self.feed.log_errors,
-            "event_log_damaged": self.feed.log_damaged,
+            "event_log_errors": self._feed.log_errors,
+            "event_log_damaged": self._feed.log_damaged,
         }
         return WorkerStatus(
-            **dict(self.facts),
+            **dict(self._facts),
             streams=sorted(stream.name for stream in streams),
             windows_per_s=self._windows_per_s,
             lag_s=round(max(lags_s), 3) if lags_s else None,
@@ -159,3 +251,36 @@ def describe_streams(healths: Sequence[Health]) -> str:
     parts += [f"{health.stream}: {health.detail}" for health in live if health.detail]
     parts += [f"waiting for {health.stream}: {health.detail}" for health in missing]
     return "; ".join(parts) or "waiting for streams"
+
+
+class WorkerMetrics:
+    """Times the stages of the loop, and exposes the figures of the report once a second."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._next_s = float("-inf")
+        seconds = metrics.histogram(
+            "ast_stream_worker_stage_seconds",
+            "Time spent in one turn of the loop, by stage; `model` is a part of `detect`",
+            SECONDS_BUCKETS,
+            ("stage",),
+        )
+        self._stages = {name: seconds.labels(name) for name in (*get_args(Stage), MODEL_STAGE)}
+        self._batches = metrics.histogram(
+            "ast_stream_worker_batch_windows", "Windows scored at once", BATCH_BUCKETS
+        )
+
+    def stage(self, name: Stage) -> AbstractContextManager[Any]:
+        """Return a context that times a stage."""
+        return self._stages[name].time()
+
+    def on_batch(self, n_windows: int, seconds: float) -> None:
+        """Observe a batch that the model has scored."""
+        self._batches.observe(n_windows)
+        self._stages[MODEL_STAGE].observe(seconds)
+
+    def renew(self, figures: Callable[[], list[Family]], now_s: float) -> None:
+        """Expose the present figures, if it is time and anyone can read them."""
+        if self._metrics.is_on and now_s >= self._next_s:
+            self._next_s = now_s + RENEW_EVERY_S
+            self._metrics.renew(figures())

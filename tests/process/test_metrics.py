@@ -20,7 +20,7 @@ from pipeline import Pipeline, pipeline, wait_for
 from reactive_model import save_reactive
 
 from ast_stream.errors import StartupError
-from ast_stream.runtime.metrics import MAX_CLIENTS, Metrics, counter, gauge
+from ast_stream.runtime.metrics import MAX_CLIENTS, Metrics, figure
 
 MONITORING = Path(__file__).parents[2] / "configs" / "monitoring"
 RULES = "version: 1\ngroups: [{name: g, rules: [{alert: bark, match: {class: Bark}}]}]\n"
@@ -165,8 +165,8 @@ def test_figures_are_renewed_as_a_whole_and_end_with_the_process() -> None:
     metrics = Metrics("worker", ("127.0.0.1", port))
     metrics.renew(
         [
-            gauge("ast_stream_a", "One.", {("x",): 1.5, ("y",): None}, ("stream",)),
-            counter("ast_stream_b_total", "Two.", {(): 2}),
+            figure("ast_stream_a", "One.", {("x",): 1.5, ("y",): None}, ("stream",)),
+            figure("ast_stream_b_total", "Two.", 2),
         ]
     )
     text = scrape(port)

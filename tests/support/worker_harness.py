@@ -42,7 +42,7 @@ from ast_stream.transport.sockets import AUDIO_HWM_BLOCKS, FEED_HWM_MESSAGES, So
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, seconds_to_samples
 from ast_stream.worker.journal import Journal, JournalFile
 from ast_stream.worker.loop import Worker, WorkerSockets
-from ast_stream.worker.metrics import WorkerMetrics
+from ast_stream.worker.report import WorkerMetrics
 from ast_stream.worker.stream import StreamConfig
 
 Body = dict[str, Any]

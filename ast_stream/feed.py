@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 
 from ast_stream.errors import UsageError
 from ast_stream.labels import slug
-from ast_stream.messages.feed import FeedMessage, Position
+from ast_stream.messages.event import FeedMessage, Position
 from ast_stream.transport.reader import FeedReader, Missed
 from ast_stream.urls import check_endpoint
 

@@ -19,8 +19,7 @@ from ast_stream.alerts.rules.match import Matcher
 from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.alerts.transitions import Transition
 from ast_stream.errors import WireError
-from ast_stream.messages.event import EventMessage, GapMessage
-from ast_stream.messages.feed import content_without_topic
+from ast_stream.messages.event import EventMessage, GapMessage, content_without_topic
 from ast_stream.messages.status import Health
 from ast_stream.units import NS_PER_SECOND, format_time
 

@@ -23,8 +23,7 @@ from ast_stream.alerts.stream_health import StreamHealth
 from ast_stream.alerts.transitions import EngineCounters, Transition
 from ast_stream.errors import WireError
 from ast_stream.messages.alert import Alert
-from ast_stream.messages.event import EventMessage, GapMessage
-from ast_stream.messages.feed import Content, FeedMessage
+from ast_stream.messages.event import Content, EventMessage, FeedMessage, GapMessage
 from ast_stream.messages.status import Health
 from ast_stream.units import NS_PER_SECOND, format_time, samples_to_ns
 

@@ -44,7 +44,7 @@ from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.alerts.status import HeartbeatThread, StatusReporter
 from ast_stream.alerts.store import Store, set_aside_unless_file
 from ast_stream.feed import Subscriber
-from ast_stream.messages.feed import Content, Scores16
+from ast_stream.messages.event import Content, Scores16
 from ast_stream.runtime import lifecycle
 from ast_stream.runtime.files import lock_file
 from ast_stream.runtime.lifecycle import Notifier

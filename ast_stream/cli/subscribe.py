@@ -19,8 +19,7 @@ from ast_stream.cli.output import json_line
 from ast_stream.cli.terminal import console
 from ast_stream.errors import WireError
 from ast_stream.feed import FeedMessage, Missed, Subscriber
-from ast_stream.messages.event import EventMessage, GapMessage, ScoresHeader
-from ast_stream.messages.feed import Content
+from ast_stream.messages.event import Content, EventMessage, GapMessage, ScoresHeader
 from ast_stream.messages.status import Health
 from ast_stream.runtime.lifecycle import stop_on_signals
 from ast_stream.settings.load import load_settings

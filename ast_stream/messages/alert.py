@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PlainSerializer
 
-from ast_stream.messages.codec import PROTOCOL_VERSION, Text, Time
-from ast_stream.messages.event import FeedBody
+from ast_stream.messages.codec import PROTOCOL_VERSION, FeedBody, Text, Time
 
 Severity = Literal["informational", "low", "medium", "high", "critical"]
 AlertState = Literal["inactive", "pending", "firing", "recovering", "resolved"]

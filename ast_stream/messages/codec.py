@@ -15,6 +15,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     PlainSerializer,
     ValidationError,
     ValidationInfo,
@@ -88,6 +89,13 @@ class Body(BaseModel):
             WireError: it does not follow the format; names the first field at fault.
         """
         return validate(cls, body, what)
+
+
+class FeedBody(Body):
+    """What every body on the feed may say besides its own fields."""
+
+    published_ns: Annotated[Time | None, Field(exclude=True)] = None
+    """When it was published; the publisher writes it. None in bodies that were not."""
 
 
 def encode_json(body: Mapping[str, Any]) -> bytes:

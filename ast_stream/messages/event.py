@@ -1,7 +1,9 @@
 """Events, gaps and scores: as the detector and the intake give them, and as the feed carries them.
 
 Positions are sample indices at 16 kHz since the start of a capture process (its epoch). The feed
-adds wall time, which was attached once, at capture.
+adds wall time, which was attached once, at capture, and around every body a stamp by which readers
+know what they missed. A feed message is topic · JSON body, and for `scores/` a third frame of
+float16. A line of the log is one JSON object with topic and body, and a checksum.
 """
 
 from __future__ import annotations
@@ -16,15 +18,49 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from ast_stream.errors import WireError
 from ast_stream.labels import slug
-from ast_stream.messages.codec import PROTOCOL_VERSION, Body, Text, Time
+from ast_stream.messages.alert import Alert
+from ast_stream.messages.codec import (
+    PROTOCOL_VERSION,
+    Body,
+    FeedBody,
+    Text,
+    Time,
+    decode_json,
+    encode_json,
+    short,
+    validate,
+)
+from ast_stream.messages.status import (
+    ALERTS_STATUS_TOPIC,
+    WORKER_STATUS_TOPIC,
+    AlertsStatus,
+    Health,
+    WorkerStatus,
+)
+from ast_stream.runtime.files import add_checksum, has_checksum
 from ast_stream.sample_clock import SampleClock
-from ast_stream.units import samples_to_seconds
+from ast_stream.units import format_time, parse_time, samples_to_seconds
 
 EventType = Literal["begin", "update", "end"]
 EndReason = Literal["quiet", "gap", "stream_lost", "max_duration", "shutdown", "restart"]
 
 _SCORE_DIGITS = 4
+
+MAX_TOPIC_BYTES = 512
+MAX_BODY_BYTES = 256 * 1024
+MAX_LINE_BYTES = MAX_BODY_BYTES + 1024  # of the log: topic and checksum around the body
+MAX_SEQ = 2**53  # JSON numbers are exact up to here
+DURABLE_TOPICS = ("event/", "gap/")  # logged on disk and replayed on request
+BOOT_TOPIC = "boot/"  # in the log and in replays only: here a run of the publisher begins
+_SCORES_DTYPE = "float16"
+
+Scores16 = npt.NDArray[np.float16]
+"""Scores of one window, shape (n_classes,), in [0, 1]."""
+
+Position: TypeAlias = tuple[str, int]
+"""A boot and the `seq` of one of its messages."""
 
 
 def event_id(stream: str, epoch: str, index: int, first_sample: int) -> str:
@@ -130,13 +166,6 @@ def event_identity(event_id: str, event_type: str, at_sample: object) -> Identit
 def gap_identity(stream: str, epoch: str, start_sample: object) -> Identity:
     """Return the identity of a gap message."""
     return "gap", stream, epoch, str(start_sample)
-
-
-class FeedBody(Body):
-    """What every body on the feed may say besides its own fields."""
-
-    published_ns: Annotated[Time | None, Field(exclude=True)] = None
-    """When it was published; the publisher writes it. None in bodies that were not."""
 
 
 class EventMessage(FeedBody):
@@ -327,3 +356,270 @@ class ScoresHeader(FeedBody):
     def topic(self) -> str:
         """`scores/<stream>/`."""
         return f"scores/{self.stream}/"
+
+
+Content: TypeAlias = (
+    EventMessage | GapMessage | ScoresHeader | Health | WorkerStatus | AlertsStatus | Alert
+)
+
+_Seq = Annotated[int, Field(ge=0, le=MAX_SEQ)]
+
+
+class _StampedBody(Body):
+    """What every body has; all other keys pass."""
+
+    v: Literal[1]
+    boot: Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]{1,64}$")]
+    seq: _Seq
+    previous: _Seq = 0
+    durable_seq: _Seq = 0
+
+
+class _ScoresShape(Body):
+    dtype: Literal["float16"]
+    shape: Annotated[
+        list[Annotated[int, Field(ge=0, le=100_000)]], Field(min_length=1, max_length=1)
+    ]
+
+
+_STAMP_KEYS = frozenset({"stream", "published", *_StampedBody.model_fields})
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """Who published a message, when, and its place in the order of the feed."""
+
+    boot: str
+    """The publisher's run."""
+    seq: int
+    """Number of the message in that run, without gaps, from 1."""
+    published_ns: int
+    """Wall time, nanoseconds since 1970."""
+    previous: int | None = None
+    """Of events and gaps: `seq` of the one before, 0 for the first."""
+    durable_seq: int | None = None
+    """Of status and health: `seq` of the last event or gap."""
+
+
+@dataclass(frozen=True, eq=False)
+class FeedMessage:
+    """One message of the feed.
+
+    Attributes:
+        body: as on the wire; has at least `v`, `boot` and `seq`.
+        scores: shape (n_classes,), float16, in [0, 1], only with topics `scores/`.
+    """
+
+    topic: str
+    body: dict[str, Any]
+    scores: Scores16 | None = None
+
+    @classmethod
+    def of(cls, content: Content, stamp: Stamp, scores: Scores16 | None = None) -> Self:
+        """Return the message that publishes `content`."""
+        body = content.to_json()
+        if stamp.previous is not None:
+            body["previous"] = stamp.previous
+        if stamp.durable_seq is not None:
+            body["durable_seq"] = stamp.durable_seq
+        body |= {
+            "v": PROTOCOL_VERSION,
+            "boot": stamp.boot,
+            "seq": stamp.seq,
+            "published": format_time(stamp.published_ns),
+        }
+        return cls(content.topic, body, scores)
+
+    @classmethod
+    def start_of(cls, boot: str) -> Self:
+        """Return the line that marks where a run of the publisher begins in the log."""
+        body = {"v": PROTOCOL_VERSION, "boot": boot, "seq": 0, "previous": 0}
+        return cls(BOOT_TOPIC, body)
+
+    @property
+    def kind(self) -> str:
+        """First word of the topic: event, gap, scores, health, status, alert."""
+        return self.topic.split("/", 1)[0]
+
+    @property
+    def position(self) -> Position:
+        """Boot and seq of this message."""
+        return self.body["boot"], self.body["seq"]
+
+    @property
+    def position_before(self) -> Position | None:
+        """Where a reader of everything stands before this message, None if it does not say."""
+        seq = self.body.get("previous", self.body.get("durable_seq"))
+        return None if seq is None else (self.body["boot"], seq)
+
+    @property
+    def published_ns(self) -> int | None:
+        """When it was published, nanoseconds since 1970; None if it does not say."""
+        try:
+            return parse_time(self.body["published"])
+        except (KeyError, TypeError, ValueError, OverflowError):
+            return None
+
+    @property
+    def stream(self) -> str | None:
+        """The stream that it is about, None if it is about none."""
+        stream = self.body.get("stream")
+        return stream if isinstance(stream, str) else None
+
+    @property
+    def class_(self) -> str | None:
+        """Slug of the class that an event is about, None if it is about none."""
+        class_ = self.body.get("class")
+        return class_ if isinstance(class_, str) else None
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether the publisher logs it and can repeat it."""
+        return "previous" in self.body
+
+    @property
+    def identity(self) -> Identity | None:
+        """What tells a message that comes twice; None for what is never derived again."""
+        match self.kind, self.body:
+            case "event", {"id": identity, "type": kind, "at_sample": at_sample}:
+                return event_identity(str(identity), str(kind), at_sample)
+            case "gap", {"stream": stream, "epoch": epoch, "start": start}:
+                return gap_identity(str(stream), str(epoch), start)
+        return None
+
+    @property
+    def epoch_of_stream(self) -> tuple[str, str] | None:
+        """The stream and epoch that an event or gap is about, None for others."""
+        match self.body:
+            case {"stream": str(stream), "epoch": str(epoch)}:
+                return stream, epoch
+        return None
+
+    @property
+    def at_sample(self) -> int | None:
+        """Sample index at which an event was decided, None for others."""
+        at_sample = self.body.get("at_sample")
+        return at_sample if isinstance(at_sample, int) else None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The body without what says whose it is and where in the order of the feed."""
+        return {key: value for key, value in self.body.items() if key not in _STAMP_KEYS}
+
+    def content(self) -> Content:
+        """Return the body as the class of its topic.
+
+        Raises:
+            WireError: it does not follow the format, or the topic is none of this program.
+        """
+        kind: type[Content] | None = _CONTENTS.get(self.topic) or _CONTENTS.get(self.kind)
+        if kind is None:
+            raise WireError(f"feed message {short(self.topic.encode())}: the topic is not known")
+        return kind.from_json(self.body, f"feed message {short(self.topic.encode())}")
+
+    def encode(self) -> list[bytes]:
+        """Return the frames of the message; with scores the body gains `dtype` and `shape`."""
+        if self.scores is None:
+            return [self.topic.encode(), encode_json(self.body)]
+        body = self.body | {"dtype": _SCORES_DTYPE, "shape": list(self.scores.shape)}
+        payload = np.ascontiguousarray(self.scores, dtype="<f2").tobytes()
+        return [self.topic.encode(), encode_json(body), payload]
+
+    @classmethod
+    def decode(cls, frames: list[bytes]) -> Self:
+        """Return the feed message in two or three frames.
+
+        Raises:
+            WireError: the frames do not follow the format.
+        """
+        if not 2 <= len(frames) <= 3:
+            raise WireError(f"feed message: expected 2 or 3 frames, got {len(frames)}")
+        topic = _decode_topic(frames[0])
+        body = decode_json(frames[1], f"feed message {topic}", MAX_BODY_BYTES)
+        _check_stamp(topic, body)
+        scores = None if len(frames) == 2 else _decode_scores(topic, body, frames[2])
+        return cls(topic, body, scores)
+
+    def to_entry(self) -> dict[str, Any]:
+        """Return the message as in a page of a replay or a line of the log."""
+        return {"topic": self.topic, "body": self.body}
+
+    @classmethod
+    def from_entry(cls, entry: object) -> Self:
+        """Return the durable message in a decoded line of the log or entry of a replay page.
+
+        Raises:
+            WireError: it does not follow the format.
+        """
+        match entry:
+            case {"topic": str(topic), "body": dict(body)}:
+                _check_stamp(topic, body)
+            case _:
+                raise WireError("logged message: expected 'topic' and 'body', got something else")
+        message = cls(topic, body)
+        if not message.is_durable:
+            raise WireError(f"logged message {topic}: expected 'previous', got a body without it")
+        return message
+
+    def encode_line(self) -> bytes:
+        """Return the line of the event log: JSON that begins with its CRC-32."""
+        return add_checksum(encode_json(self.to_entry()))
+
+    @classmethod
+    def decode_line(cls, line: bytes) -> Self:
+        """Return the message in one line of the event log.
+
+        Raises:
+            WireError: the line is damaged.
+        """
+        if not has_checksum(line):
+            raise WireError(f"event log line: expected another checksum, got {short(line)}")
+        return cls.from_entry(decode_json(line, "event log line", MAX_LINE_BYTES))
+
+
+_CONTENTS: dict[str, type[Content]] = {  # by topic, or by its first word
+    "event": EventMessage,
+    "gap": GapMessage,
+    "scores": ScoresHeader,
+    "health": Health,
+    "alert": Alert,
+    WORKER_STATUS_TOPIC: WorkerStatus,
+    ALERTS_STATUS_TOPIC: AlertsStatus,
+}
+
+
+def content_without_topic(body: Mapping[str, Any]) -> EventMessage | GapMessage | Health:
+    """Return an event, gap or health whose topic is not known, by a field that only it has.
+
+    Raises:
+        WireError: it does not follow the format.
+    """
+    if "samples" in body:
+        return GapMessage.from_json(body, "gap")
+    return (
+        Health.from_json(body, "health") if "level_dbfs" in body else EventMessage.from_json(body)
+    )
+
+
+def _check_stamp(topic: str, body: dict[str, Any]) -> None:
+    validate(_StampedBody, body, f"feed message {short(topic.encode())}")
+
+
+def _decode_topic(frame: bytes) -> str:
+    try:
+        topic = frame.decode()
+    except UnicodeDecodeError as error:
+        raise WireError(f"topic: expected UTF-8, got {short(frame)}") from error
+    if len(frame) > MAX_TOPIC_BYTES or not topic.endswith("/"):
+        raise WireError(f"topic: expected a short name ending in '/', got {short(frame)}")
+    return topic
+
+
+def _decode_scores(topic: str, body: dict[str, Any], payload: bytes) -> Scores16:
+    n_scores = validate(_ScoresShape, body, f"feed message {topic}").shape[0]
+    n_bytes = n_scores * np.dtype("<f2").itemsize
+    if len(payload) != n_bytes:
+        raise WireError(
+            f"feed message {topic}: expected {n_bytes} bytes of scores, got {len(payload)}"
+        )
+    return np.frombuffer(payload, dtype="<f2").astype(np.float16, copy=False)

@@ -23,8 +23,7 @@ from ast_stream.messages.codec import (
     short,
     validate,
 )
-from ast_stream.messages.event import EventMessage
-from ast_stream.messages.feed import MAX_SEQ, FeedMessage, Position
+from ast_stream.messages.event import MAX_SEQ, EventMessage, FeedMessage, Position
 from ast_stream.messages.status import Health, WorkerStatus
 from ast_stream.units import SAMPLE_RATE, format_time
 

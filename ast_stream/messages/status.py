@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, computed_field
 
-from ast_stream.messages.codec import Text
-from ast_stream.messages.event import FeedBody
+from ast_stream.messages.codec import FeedBody, Text
 
 StreamState = Literal["listening", "warming", "gated", "missing", "degraded"]
 

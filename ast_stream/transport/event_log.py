@@ -24,8 +24,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ast_stream.errors import StartupError, WireError
-from ast_stream.messages.event import EventMessage, GapMessage, Identity
-from ast_stream.messages.feed import MAX_LINE_BYTES, FeedMessage, Position
+from ast_stream.messages.event import (
+    MAX_LINE_BYTES,
+    EventMessage,
+    FeedMessage,
+    GapMessage,
+    Identity,
+    Position,
+)
 from ast_stream.messages.query import MAX_PAGE_BYTES, MAX_PAGE_MESSAGES, ReplayPage, TooOld
 from ast_stream.runtime.files import (
     DamagedFileError,

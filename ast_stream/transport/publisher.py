@@ -18,8 +18,19 @@ from typing import Protocol
 
 import numpy as np
 
-from ast_stream.messages.event import Event, EventMessage, Gap, GapMessage, Scores, ScoresHeader
-from ast_stream.messages.feed import Content, FeedMessage, Position, Scores16, Stamp
+from ast_stream.messages.event import (
+    Content,
+    Event,
+    EventMessage,
+    FeedMessage,
+    Gap,
+    GapMessage,
+    Position,
+    Scores,
+    Scores16,
+    ScoresHeader,
+    Stamp,
+)
 from ast_stream.messages.status import AlertsStatus, Health, WorkerStatus
 from ast_stream.sample_clock import SampleClock
 from ast_stream.transport.event_log import EventLog, Published

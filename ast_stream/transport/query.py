@@ -16,7 +16,7 @@ from typing import Protocol
 
 from ast_stream.errors import WireError
 from ast_stream.messages.audio import AudioBlock
-from ast_stream.messages.feed import Position
+from ast_stream.messages.event import Position
 from ast_stream.messages.query import (
     MAX_AUDIO_S,
     AudioAnswer,

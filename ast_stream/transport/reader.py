@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ast_stream.errors import WireError
-from ast_stream.messages.event import Identity
-from ast_stream.messages.feed import (
+from ast_stream.messages.event import (
     BOOT_TOPIC,
     DURABLE_TOPICS,
     FeedMessage,
+    Identity,
     Position,
 )
 from ast_stream.messages.query import PingAnswer, PingQuery, ReplayQuery, TooOld, decode_replay

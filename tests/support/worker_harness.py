@@ -30,8 +30,7 @@ from ast_stream.capture.ring import Ring, RingServer
 from ast_stream.capture.sources.base import SourceStatus
 from ast_stream.detect import Detector
 from ast_stream.messages.audio import AudioBlock, Pcm16
-from ast_stream.messages.event import Scores
-from ast_stream.messages.feed import FeedMessage
+from ast_stream.messages.event import FeedMessage, Scores
 from ast_stream.messages.query import ReplayPage
 from ast_stream.model.tagger import Tagger
 from ast_stream.runtime.metrics import Metrics

@@ -23,10 +23,12 @@ from sample_messages import (
 
 from ast_stream.errors import WireError
 from ast_stream.messages.audio import AudioBlock
-from ast_stream.messages.event import EventMessage, Gap, GapMessage
-from ast_stream.messages.feed import (
+from ast_stream.messages.event import (
     Content,
+    EventMessage,
     FeedMessage,
+    Gap,
+    GapMessage,
     Stamp,
 )
 from ast_stream.messages.query import (

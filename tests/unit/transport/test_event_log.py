@@ -14,7 +14,7 @@ from damage import SPARSE_BYTES, STRANGE_FILES, make_strange, mutations
 from sample_messages import event_message, gap_message
 
 from ast_stream.errors import StartupError
-from ast_stream.messages.feed import BOOT_TOPIC, FeedMessage, Position, Stamp
+from ast_stream.messages.event import BOOT_TOPIC, FeedMessage, Position, Stamp
 from ast_stream.messages.query import MAX_PAGE_BYTES, ReplayPage, TooOld
 from ast_stream.transport import event_log
 from ast_stream.transport.event_log import EventLog

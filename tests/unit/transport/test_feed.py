@@ -20,7 +20,7 @@ from sample_messages import gap_message, health, scores_header, worker_status
 
 from ast_stream.errors import UsageError
 from ast_stream.feed import FeedMessage, Missed, Subscriber, query_endpoint_beside
-from ast_stream.messages.feed import Position
+from ast_stream.messages.event import Position
 from ast_stream.messages.query import MAX_PAGE_MESSAGES, ReplayPage
 from ast_stream.transport.event_log import EventLog
 from ast_stream.transport.publisher import FeedPublisher

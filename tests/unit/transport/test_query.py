@@ -16,7 +16,7 @@ from sample_messages import health, worker_status
 
 from ast_stream.errors import WireError
 from ast_stream.messages.audio import AudioBlock
-from ast_stream.messages.feed import FeedMessage
+from ast_stream.messages.event import FeedMessage
 from ast_stream.messages.query import (
     PingQuery,
     ReplayPage,

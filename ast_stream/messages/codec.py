@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Self, TypeVar
 
@@ -29,6 +30,8 @@ MAX_HEADER_BYTES = 16_384
 MAX_SAMPLE_INDEX = 2**53  # JSON numbers are exact up to here; 17 000 years at 16 kHz
 MAX_TIME_NS = 230 * 366 * 86_400 * NS_PER_SECOND  # about the year 2200: far from any overflow
 
+_CRC_PREFIX = b'{"crc":"%08x",'
+_CRC_PREFIX_BYTES = len(_CRC_PREFIX % 0)
 _FROM_WIRE = object()  # context of a validation: the values are JSON, times are text
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -121,6 +124,18 @@ def decode_json(frame: bytes, what: str, max_bytes: int = MAX_HEADER_BYTES) -> d
     if not isinstance(value, dict):
         raise WireError(f"{what}: expected a JSON object, got {type(value).__name__}")
     return value
+
+
+def add_checksum(json_object: bytes) -> bytes:
+    """Return a line of JSON that begins with the CRC-32 of the rest of it."""
+    rest = json_object[1:]
+    return _CRC_PREFIX % zlib.crc32(rest) + rest + b"\n"
+
+
+def has_checksum(line: bytes) -> bool:
+    """Return whether a line is one that `add_checksum` made, unchanged."""
+    rest = line[_CRC_PREFIX_BYTES:-1]
+    return line[-1:] == b"\n" and line[:_CRC_PREFIX_BYTES] == _CRC_PREFIX % zlib.crc32(rest)
 
 
 def validate(kind: type[_Model], body: Mapping[str, Any], what: str) -> _Model:

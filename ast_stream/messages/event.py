@@ -27,8 +27,10 @@ from ast_stream.messages.codec import (
     FeedBody,
     Text,
     Time,
+    add_checksum,
     decode_json,
     encode_json,
+    has_checksum,
     short,
     validate,
 )
@@ -39,7 +41,6 @@ from ast_stream.messages.status import (
     Health,
     WorkerStatus,
 )
-from ast_stream.runtime.files import add_checksum, has_checksum
 from ast_stream.sample_clock import SampleClock
 from ast_stream.units import format_time, parse_time, samples_to_seconds
 

@@ -12,7 +12,6 @@ import logging
 import os
 import shutil
 import stat
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,8 +23,6 @@ _NOT_OF_THE_FILE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _LOCK_MODE = 0o660
 MAX_ASIDE = 3  # damaged files kept of each name; the oldest makes room
 
-_CRC_PREFIX = b'{"crc":"%08x",'
-_CRC_PREFIX_BYTES = len(_CRC_PREFIX % 0)
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a FIFO",
@@ -195,18 +192,6 @@ def make_way(path: Path) -> None:
             warn_set_aside(path, "the place of", "a folder is there", "going on without it")
         else:
             path.unlink()
-
-
-def add_checksum(json_object: bytes) -> bytes:
-    """Return a line of JSON that begins with the CRC-32 of the rest of it."""
-    rest = json_object[1:]
-    return _CRC_PREFIX % zlib.crc32(rest) + rest + b"\n"
-
-
-def has_checksum(line: bytes) -> bool:
-    """Return whether a line is one that `add_checksum` made, unchanged."""
-    rest = line[_CRC_PREFIX_BYTES:-1]
-    return line[-1:] == b"\n" and line[:_CRC_PREFIX_BYTES] == _CRC_PREFIX % zlib.crc32(rest)
 
 
 def _write(path: Path, content: Content, mode: int | None) -> None:

@@ -507,8 +507,11 @@ class EventLog:
 
     def append(self, message: FeedMessage) -> None:
         """Add a durable message; `seq` must increase within a boot."""
+        if not self._unwritten and self._is_written(message):
+            return
         self._unwritten.append(message)
-        self.retry()
+        if len(self._unwritten) > 1:
+            self.retry()
         if not self._unwritten:
             return
         self.write_errors += 1
@@ -518,10 +521,7 @@ class EventLog:
     def retry(self) -> None:
         """Write the messages that the disk has refused so far, if there are any."""
         while self._unwritten:
-            try:
-                self._folder.write(self._unwritten[0])
-            except OSError as error:
-                self.outage.failed("event log %s cannot be written: %s", self._folder.path, error)
+            if not self._is_written(self._unwritten[0]):
                 return
             self._unwritten.popleft()
         self._spare.clear()
@@ -595,6 +595,14 @@ class EventLog:
     def release(self) -> None:
         """Release the directory without writing the messages that wait."""
         self._folder.close()
+
+    def _is_written(self, message: FeedMessage) -> bool:
+        try:
+            self._folder.write(message)
+        except OSError as error:
+            self.outage.failed("event log %s cannot be written: %s", self._folder.path, error)
+            return False
+        return True
 
     def _load_spare(self) -> None:
         """Append the messages that the disk refused to an earlier run and that the log lacks."""

@@ -17,10 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ast_stream.detect.state import MAX_SAMPLE, DetectorState
 from ast_stream.labels import is_stream_name
-from ast_stream.messages.codec import MAX_TIME_NS
+from ast_stream.messages.codec import MAX_TIME_NS, add_checksum, has_checksum
 from ast_stream.runtime.files import (
-    add_checksum,
-    has_checksum,
     read_state,
     replace_file,
     warn_set_aside,

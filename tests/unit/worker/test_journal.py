@@ -13,8 +13,9 @@ from reactive_model import tones_and_noise
 
 from ast_stream.detect.detector import Detector
 from ast_stream.detect.state import ClassState, DetectorState
+from ast_stream.messages.codec import add_checksum
 from ast_stream.model.tagger import Tagger
-from ast_stream.runtime.files import MAX_ASIDE, add_checksum
+from ast_stream.runtime.files import MAX_ASIDE
 from ast_stream.sample_clock import SampleClock
 from ast_stream.worker.journal import (
     SAVE_EVERY_S,

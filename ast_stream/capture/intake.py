@@ -68,11 +68,6 @@ def make_source(settings: schema.Source) -> Source:
             return ScenePlayer(settings)
 
 
-def make_channels(settings: schema.Source) -> ChannelSelector:
-    """Return what picks the channel of the source that `settings` describes."""
-    return ChannelSelector("mix" if isinstance(settings, schema.SceneSource) else settings.channel)
-
-
 class Intake:
     """One source feeding one ring; `run` is the body of a thread.
 

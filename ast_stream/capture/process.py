@@ -14,10 +14,10 @@ from typing import Annotated, get_args
 import numpy as np
 import typer
 
-from ast_stream.capture.intake import Intake, make_channels, make_source
+from ast_stream.audio.resampler import ChannelSelector
+from ast_stream.capture.intake import Intake, make_source
 from ast_stream.capture.ring import Ring, RingServer
 from ast_stream.capture.sources.base import SourceHungError, SourceState
-from ast_stream.capture.sources.network import FIRST_SOUND_S, opening_limit_s
 from ast_stream.errors import AudioError, UsageError
 from ast_stream.labels import did_you_mean
 from ast_stream.runtime import lifecycle
@@ -32,7 +32,7 @@ from ast_stream.settings.paths import (
     metrics_address,
     ring_endpoint,
 )
-from ast_stream.settings.schema import Settings, Source, StreamSettings
+from ast_stream.settings.schema import Settings, StreamSettings
 from ast_stream.transport.sockets import AUDIO_HWM_BLOCKS, QUERY_HWM_MESSAGES, Sockets
 from ast_stream.units import FULL_SCALE, SAMPLE_RATE, amplitude_to_dbfs, seconds_to_samples
 
@@ -108,15 +108,6 @@ def _parts(settings: Settings, name: str) -> Parts:
     return shared | {f"stream {name}": own[0] if own else None}
 
 
-def _progress_limit_s(source: Source) -> float:
-    """Return how long a source that is well may take for one step."""
-    if source.type == "url":
-        return PROGRESS_LIMIT_S + max(
-            opening_limit_s(source), FIRST_SOUND_S + source.read_timeout_s
-        )
-    return PROGRESS_LIMIT_S
-
-
 class _CaptureProcess:
     """Source, ring and sockets of one stream, with a thread each for intake and sending."""
 
@@ -129,7 +120,7 @@ class _CaptureProcess:
             source,
             self._ring,
             self._stop_threads,
-            channels=make_channels(stream.source),
+            channels=ChannelSelector(stream.source.channel),
             warn_lost=LimitedLog(logger).warning,
             warn_back=LimitedLog(logger).warning,
             warn_fault=LimitedLog(logger).warning,
@@ -155,7 +146,7 @@ class _CaptureProcess:
             daemon=True,
         )
         self._report = _Report(stream.name, self._ring, self._intake, self._server)
-        self._progress_limit_s = _progress_limit_s(stream.source)
+        self._progress_limit_s = PROGRESS_LIMIT_S + stream.source.longest_step_s
         self._done_since_s: float | None = None
         self._metrics = Metrics("capture", metrics_address(settings, f"capture {stream.name}"))
         self._next_metrics_s = float("-inf")

@@ -35,7 +35,6 @@ from ast_stream.settings.paths import (
 )
 from ast_stream.settings.schema import Settings, Source
 from ast_stream.units import samples_to_seconds, seconds_to_samples
-from ast_stream.urls import mask
 from ast_stream.worker.capacity import describe_load, load_warnings
 
 if TYPE_CHECKING:
@@ -245,24 +244,10 @@ def _is_elsewhere(reference: str) -> bool:
 
 
 def _source(source: Source) -> str:
-    text = _kind(source)
-    if source.type != "scene" and source.channel != "mix":
+    text = source.describe()
+    if source.channel != "mix":
         text += f", channel {source.channel} (of 0, 1, …)"
     return text
-
-
-def _kind(source: Source) -> str:
-    if source.type == "microphone":
-        return f"microphone {'(default)' if source.device is None else repr(source.device)}"
-    if source.type == "file":
-        return f"file {source.path}, {source.pace}{', looped' if source.loop else ''}"
-    if source.type == "url":
-        return f"url {mask(source.url)}"
-    if source.type == "stdin":
-        if source.format == "wav":
-            return "standard input, a WAV"
-        return f"standard input, {source.format}, {source.rate} Hz, {source.channels} channel(s)"
-    return f"generated scene {source.seed}, {source.duration_s:g} s, {source.pace}"
 
 
 def _class_table(

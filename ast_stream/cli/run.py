@@ -21,7 +21,7 @@ from ast_stream.runtime.reload import Reloader
 from ast_stream.runtime.supervisor import ChildSpec, LineForwarder, Supervisor
 from ast_stream.settings.load import LoadedSettings, load_file
 from ast_stream.settings.paths import make_runtime_dir
-from ast_stream.settings.schema import Settings, Source
+from ast_stream.settings.schema import Settings
 
 
 def run(
@@ -90,9 +90,9 @@ def child_specs(settings: Settings, config: Path) -> list[ChildSpec]:
         ChildSpec(
             name=f"capture {stream.name}",
             argv=(*command, "capture", "-c", str(config), "--stream", stream.name),
-            can_finish=can_end(stream.source),
+            can_finish=stream.source.can_end,
             takes_stdin=stream.source.type == "stdin",
-            begins_anew=can_end(stream.source) and not _goes_on(stream.source),
+            begins_anew=stream.source.can_end and not stream.source.can_resume,
         )
         for stream in settings.streams
     ]
@@ -102,15 +102,3 @@ def child_specs(settings: Settings, config: Path) -> list[ChildSpec]:
     )
     # alerts first: it receives everything from a worker that is started after it
     return [*([alerts] if settings.alerts.rules else []), worker, *captures]
-
-
-def _goes_on(source: Source) -> bool:
-    """Return whether a new process can resume a source where the previous one left it."""
-    return source.type == "stdin" and source.format != "wav"  # the header is read once
-
-
-def can_end(source: Source) -> bool:
-    """Return whether a source ends by itself."""
-    if source.type == "file":
-        return not source.loop
-    return source.type in ("scene", "stdin")

@@ -18,7 +18,6 @@ from rich.table import Table
 from rich.text import Text
 
 from ast_stream.cli.output import json_line
-from ast_stream.cli.run import can_end
 from ast_stream.cli.subscribe import default_settings
 from ast_stream.cli.terminal import console, level_text
 from ast_stream.errors import WireError
@@ -360,7 +359,7 @@ def problems(
     def at(process: str) -> str:
         return f" at {endpoints[process]}" if process in endpoints else ""
 
-    finite = {stream.name for stream in streams if can_end(stream.source)}
+    finite = {stream.name for stream in streams if stream.source.can_end}
     found = [f"the worker does not answer{at('worker')}"] if box.worker is None else []
     if box.worker is not None:
         if box.worker.disk:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 import pathlib
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -18,8 +16,6 @@ from ast_stream.settings.schema import (
     MAX_CONFIRM_HOPS,
     ClassSettings,
     DetectionDefaults,
-    FileSource,
-    UrlSource,
 )
 
 
@@ -113,35 +109,14 @@ def check_folders(loaded: LoadedSettings) -> list[Problem]:
 
 
 def check_sources(loaded: LoadedSettings) -> list[Problem]:
-    """Return why this machine cannot capture the configured streams, as far as that can be seen.
-
-    Nothing is started or connected to.
-    """
+    """Return why this machine cannot capture the configured streams, as far as that can be seen."""
     problems = []
     for index, stream in enumerate(loaded.settings.streams):
         path: Path = ("streams", index, "source")
-        match stream.source:
-            case FileSource(path=file):
-                if (reason := _unreadable(file)) is not None:
-                    problems.append(loaded.problem((*path, "path"), reason))
-            case UrlSource():
-                if importlib.util.find_spec("av") is None:
-                    text = "sources of type url need PyAV: pip install 'ast-stream[url]'"
-                    problems.append(loaded.problem((*path, "type"), text))
+        if (problem := stream.source.problem()) is not None:
+            key, text = problem
+            problems.append(loaded.problem((*path, key), text))
     return problems
-
-
-def _unreadable(file: str) -> str | None:
-    """Return why a file cannot be read, None if it can."""
-    try:
-        found = os.stat(file)
-        if stat.S_ISDIR(found.st_mode):
-            return f"expected a file, got the folder {file}"
-        if stat.S_ISREG(found.st_mode):  # opening a named pipe would wait for its writer
-            os.close(os.open(file, os.O_RDONLY | os.O_CLOEXEC))
-    except OSError as error:
-        return f"cannot read {file}: {error.strerror}"
-    return None
 
 
 def _check_model(loaded: LoadedSettings, hop_s: float, window_s: float) -> list[Problem]:

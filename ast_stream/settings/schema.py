@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
+import stat
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -22,12 +24,13 @@ from ast_stream.settings.section import (
     resolved,
 )
 from ast_stream.units import SILENCE_DBFS, whole_frames
-from ast_stream.urls import check_endpoint, check_url
+from ast_stream.urls import check_endpoint, check_url, mask
 
 DEFAULT_CONFIRM_S = 0.75  # of classes for which no checkpoint says more
 MAX_CONFIRM_HOPS = 64  # `confirm_s` is counted in windows, as bits of one word
 RING_HOPS = 8  # `ring_s` at least: an unpaced source is up to a quarter of its ring ahead
 MAX_CHANNELS = 64
+FIRST_SOUND_S = 30.0  # of network streams: sound may begin later than the video
 BUNDLED = "bundled"  # the name of the checkpoint that is part of the package
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z")
 MAX_INDEX = 10_000  # of sound devices
@@ -52,7 +55,37 @@ def _check_channel(channel: Channel, channels: int | None) -> None:
         )
 
 
-class MicrophoneSource(Section):
+class SourceSection(Section):
+    """One type of source; what other parts need to know of a type, it says here."""
+
+    @property
+    def can_end(self) -> bool:
+        """Whether the source ends by itself."""
+        return False
+
+    @property
+    def can_resume(self) -> bool:
+        """Whether a new process reads on where the one before it stopped."""
+        return False
+
+    @property
+    def longest_step_s(self) -> float:
+        """How long one attempt to open or read may take, beyond what any source may."""
+        return 0.0
+
+    def describe(self) -> str:
+        """Return what it is, in a few words."""
+        raise NotImplementedError
+
+    def problem(self) -> tuple[str, str] | None:
+        """Return why this machine cannot capture it, with the key at fault; None if it seems to.
+
+        Nothing is started or connected to.
+        """
+        return None
+
+
+class MicrophoneSource(SourceSection):
     """A sound card input, opened through PortAudio."""
 
     type: Literal["microphone"]
@@ -80,8 +113,12 @@ class MicrophoneSource(Section):
         _check_channel(self.channel, self.channels)
         return self
 
+    def describe(self) -> str:
+        """Return its device."""
+        return f"microphone {'(default)' if self.device is None else repr(self.device)}"
 
-class FileSource(Section):
+
+class FileSource(SourceSection):
     """A recording: wav, flac, ogg, mp3; with the extra `url` also m4a, mp4, webm and more."""
 
     type: Literal["file"]
@@ -95,8 +132,29 @@ class FileSource(Section):
         default=0.1, ge=0.01, le=1.0, description="length of one block, in seconds of audio"
     )
 
+    @property
+    def can_end(self) -> bool:
+        """Whether it is played once."""
+        return not self.loop
 
-class UrlSource(Section):
+    def describe(self) -> str:
+        """Return its path and how it is played."""
+        return f"file {self.path}, {self.pace}{', looped' if self.loop else ''}"
+
+    def problem(self) -> tuple[str, str] | None:
+        """Return why the file cannot be read."""
+        try:
+            found = os.stat(self.path)
+            if stat.S_ISDIR(found.st_mode):
+                return "path", f"expected a file, got the folder {self.path}"
+            if stat.S_ISREG(found.st_mode):  # opening a named pipe would wait for its writer
+                os.close(os.open(self.path, os.O_RDONLY | os.O_CLOEXEC))
+        except OSError as error:
+            return "path", f"cannot read {self.path}: {error.strerror}"
+        return None
+
+
+class UrlSource(SourceSection):
     """A network stream, decoded by FFmpeg's libraries (needs the extra `url`)."""
 
     type: Literal["url"]
@@ -115,8 +173,28 @@ class UrlSource(Section):
     def _url_is_clear(cls, url: str) -> str:
         return check_url(url)
 
+    @property
+    def opening_limit_s(self) -> float:
+        """The longest time that one attempt to open takes: header, sound, and what it was."""
+        return 3 * self.open_timeout_s + 1
 
-class StdinSource(Section):
+    @property
+    def longest_step_s(self) -> float:
+        """To open, or to wait for sound in a stream that has begun with video."""
+        return max(self.opening_limit_s, FIRST_SOUND_S + self.read_timeout_s)
+
+    def describe(self) -> str:
+        """Return its address without passwords."""
+        return f"url {mask(self.url)}"
+
+    def problem(self) -> tuple[str, str] | None:
+        """Return that the decoder is not installed."""
+        if importlib.util.find_spec("av") is None:
+            return "type", "sources of type url need PyAV: pip install 'ast-stream[url]'"
+        return None
+
+
+class StdinSource(SourceSection):
     """Standard input: raw PCM, or a WAV, whose header describes it."""
 
     type: Literal["stdin"]
@@ -136,11 +214,28 @@ class StdinSource(Section):
             _check_channel(self.channel, self.channels)
         return self
 
+    @property
+    def can_end(self) -> bool:
+        """Whoever writes it may close it."""
+        return True
 
-class SceneSource(Section):
+    @property
+    def can_resume(self) -> bool:
+        """Raw PCM can be read from anywhere; the header of a WAV is read once."""
+        return self.format != "wav"
+
+    def describe(self) -> str:
+        """Return its format."""
+        if self.format == "wav":
+            return "standard input, a WAV"
+        return f"standard input, {self.format}, {self.rate} Hz, {self.channels} channel(s)"
+
+
+class SceneSource(SourceSection):
     """A generated scene of synthesised alarms over noise, with known truth."""
 
     type: Literal["scene"]
+    channel: ClassVar[Literal["mix"]] = "mix"
     seed: int = Field(default=0, ge=0, le=2**32 - 1, description="which scene")
     duration_s: float = Field(default=40.0, ge=5, le=86400, description="length of the scene")
     pace: Literal["realtime", "fast"] = Field(
@@ -149,6 +244,15 @@ class SceneSource(Section):
     block_s: float = Field(
         default=0.1, ge=0.01, le=1.0, description="length of one block, in seconds of audio"
     )
+
+    @property
+    def can_end(self) -> bool:
+        """A scene has a length."""
+        return True
+
+    def describe(self) -> str:
+        """Return its seed and length."""
+        return f"generated scene {self.seed}, {self.duration_s:g} s, {self.pace}"
 
 
 Source = Annotated[

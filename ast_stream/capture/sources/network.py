@@ -32,7 +32,7 @@ from ast_stream.audio.decoders import FrameConverter, pyav
 from ast_stream.capture.sources.base import SourceBlock, SourceError
 from ast_stream.errors import StartupError
 from ast_stream.runtime.background import in_background
-from ast_stream.settings.schema import UrlSource
+from ast_stream.settings.schema import FIRST_SOUND_S, UrlSource
 from ast_stream.units import NS_PER_SECOND
 from ast_stream.urls import check_url, mask
 
@@ -42,7 +42,6 @@ LOST = "url_lost"
 ABSENT = "url_absent"
 _LIVE_OPTIONS = {"analyzeduration": "1000000"}  # us; by default a live stream opens after 5 s
 MAX_LEAD_S = 10.0  # sound taken before its time: a station's burst, but not a whole recording
-FIRST_SOUND_S = 30.0  # a track of sound may begin later than the video
 REFUSED_PAUSE_S = 60.0  # to whom a server denies access, it may close the account
 _RTSP_OPTIONS = {"rtsp_transport": "tcp"}  # over UDP lost packets are lost sound
 _WEB = ("http", "https")
@@ -65,11 +64,6 @@ _PLS_ENTRY = re.compile(r"^\s*(?:File|Ref)\d+\s*=\s*(\S.*?)\s*$", re.IGNORECASE 
 _ASX_ENTRY = re.compile(r"<(?:ref|entryref)\s+href\s*=\s*[\"']([^\"']+)[\"']", re.IGNORECASE)
 _XSPF_ENTRY = re.compile(r"<location>\s*(.*?)\s*</location>", re.IGNORECASE | re.DOTALL)
 _HLS = "#EXT-X-"
-
-
-def opening_limit_s(settings: UrlSource) -> float:
-    """Return the maximum time that one attempt to open takes: header, sound, and what it was."""
-    return 3 * settings.open_timeout_s + 1
 
 
 def ffmpeg_options(settings: UrlSource, url: str) -> dict[str, str]:
@@ -126,7 +120,7 @@ class NetworkStream:
         """
         av = _pyav()
         self._opening = self._opening or in_background(lambda: self._connect(av))
-        limit_s = opening_limit_s(self._settings)
+        limit_s = self._settings.opening_limit_s
         try:
             container = self._opening.result(limit_s)
         except TimeoutError as error:  # the same try goes on: there is never more than one

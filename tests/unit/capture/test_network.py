@@ -14,7 +14,6 @@ import pytest
 from sound_server import Respond, encoded, http_server, muxed, paced, send
 from source_blocks import MONO0, WALL0, Clock, joined, tone
 
-import ast_stream.capture.sources.network as network_module
 from ast_stream.capture.sources.base import SourceBlock, SourceError
 from ast_stream.capture.sources.network import (
     ABSENT,
@@ -522,7 +521,7 @@ def test_a_name_that_is_looked_up_without_end_is_waited_for_by_one_thread_alone(
 
     av_open = av.open
     with http_server(by_path({"sound": encoded(tone(1.0, 16_000), 16_000, "WAV")})) as url:
-        monkeypatch.setattr(network_module, "opening_limit_s", lambda settings: 0.1)
+        monkeypatch.setattr(UrlSource, "opening_limit_s", 0.1)
         monkeypatch.setattr(av, "open", hang)
         source = live_stream(url)
         for _ in range(3):
@@ -530,7 +529,7 @@ def test_a_name_that_is_looked_up_without_end_is_waited_for_by_one_thread_alone(
                 source.open()
         assert n_calls == 1
         answer.set()
-        monkeypatch.setattr(network_module, "opening_limit_s", lambda settings: PATIENCE_S)
+        monkeypatch.setattr(UrlSource, "opening_limit_s", PATIENCE_S)
         source.open()
         assert source.read(1.0) is not None
         source.close()

@@ -12,7 +12,7 @@ from ast_stream.audio.resampler import ChannelChoice, ChannelSelector
 from ast_stream.detect.detector import Detector
 from ast_stream.errors import UsageError
 from ast_stream.messages.event import Event, Scores
-from ast_stream.model.device import PrecisionSetting
+from ast_stream.model.runners import PrecisionSetting
 from ast_stream.model.tagger import Tagger, load_tagger
 from ast_stream.settings.schema import DetectionSettings
 from ast_stream.units import samples_to_seconds

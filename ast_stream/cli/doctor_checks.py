@@ -19,8 +19,7 @@ import torch
 
 from ast_stream.errors import AstStreamError, StartupError
 from ast_stream.model.attention import Measurement, measure_all
-from ast_stream.model.device import DTYPES, scoring_threads
-from ast_stream.model.runners import BUCKETS
+from ast_stream.model.runners import BUCKETS, DTYPES, scoring_threads
 from ast_stream.model.selfcheck import golden_clip, self_check
 from ast_stream.model.tagger import Tagger, load_tagger
 from ast_stream.model.torchaudio_guard import has_compiled_part, import_kaldi

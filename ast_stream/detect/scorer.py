@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ast_stream.model.sliding import SlidingFbank
+from ast_stream.model.fbank import SlidingFbank
 from ast_stream.model.tagger import Tagger
 from ast_stream.units import FULL_SCALE, amplitude_to_dbfs
 

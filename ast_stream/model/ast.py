@@ -6,6 +6,7 @@ repository YuanGongND/ast; parity with transformers' ASTForAudioClassification i
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -13,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ast_stream.model.dims import N_PREFIX_TOKENS, Activation, AstDims
 
@@ -20,6 +22,38 @@ INIT_STD = 0.02
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Queries, keys, values in, mixed values out; all of shape (B, n_heads, N, head_dim)."""
+
+
+def attention_by(backend: SDPBackend) -> Attend:
+    """Return torch's attention, forced to one of its backends."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with sdpa_kernel(backend):
+            return F.scaled_dot_product_attention(q, k, v)
+
+    return attend
+
+
+def flash_attn_package() -> Attend:
+    """Return the attention of the flash-attn package.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        flash_attn_func = importlib.import_module("flash_attn").flash_attn_func
+    except ImportError as error:
+        raise ImportError(
+            "the flash-attn package is not installed; see the extra ast-stream[flash]"
+        ) from error
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        mixed: Tensor = flash_attn_func(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        )  # (B, N, H, D)
+        return mixed.transpose(1, 2)
+
+    return attend
 
 
 _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import time
 import warnings
@@ -20,9 +19,9 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ast_stream.errors import StartupError
-from ast_stream.model.ast import Attend
-from ast_stream.model.device import at_most_threads, scoring_threads
+from ast_stream.model.ast import Attend, attention_by, flash_attn_package
 from ast_stream.model.dims import AstDims
+from ast_stream.model.runners import at_most_threads, scoring_threads
 
 logger = logging.getLogger(__name__)
 
@@ -162,32 +161,7 @@ def _known_problem(name: AttentionName, device: torch.device, dtype: torch.dtype
 
 
 def _attend(name: AttentionName) -> Attend:
-    if name == "flash_attn":
-        return _flash_attn_package()
-    backend = _BACKENDS[name]
-
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        with sdpa_kernel(backend):
-            return F.scaled_dot_product_attention(q, k, v)
-
-    return attend
-
-
-def _flash_attn_package() -> Attend:
-    try:
-        flash_attn_func = importlib.import_module("flash_attn").flash_attn_func
-    except ImportError as error:
-        raise ImportError(
-            "the flash-attn package is not installed; see the extra ast-stream[flash]"
-        ) from error
-
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        mixed: Tensor = flash_attn_func(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        )  # (B, N, H, D)
-        return mixed.transpose(1, 2)
-
-    return attend
+    return flash_attn_package() if name == "flash_attn" else attention_by(_BACKENDS[name])
 
 
 def _queries_keys_values(

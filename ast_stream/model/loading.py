@@ -24,7 +24,7 @@ def load_model(
     """
     import torch  # here: the help of a command that loads a model needs none of this
 
-    from ast_stream.model.device import scoring_threads
+    from ast_stream.model.runners import scoring_threads
     from ast_stream.model.tagger import load_tagger
 
     tagger = load_tagger(

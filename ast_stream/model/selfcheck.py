@@ -17,8 +17,8 @@ import torch
 
 from ast_stream.errors import StartupError
 from ast_stream.model.checkpoint import Checkpoint
-from ast_stream.model.device import Precision
 from ast_stream.model.metadata import Golden
+from ast_stream.model.runners import Precision
 from ast_stream.model.tagger import Tagger
 from ast_stream.units import FULL_SCALE, SAMPLE_RATE
 

@@ -21,11 +21,17 @@ from ast_stream.model.ast import cut_time, softmax_logits
 from ast_stream.model.attention import AttentionSetting, choose_attention
 from ast_stream.model.checkpoint import Checkpoint, load_checkpoint, model_with
 from ast_stream.model.description import BUNDLED
-from ast_stream.model.device import DTYPES, PrecisionSetting, resolve_device, resolve_precision
 from ast_stream.model.dims import AstDims
 from ast_stream.model.fbank import Fbank, pad_frames
 from ast_stream.model.metadata import PlattScaling
-from ast_stream.model.runners import GraphRunner, SingleRunner
+from ast_stream.model.runners import (
+    DTYPES,
+    GraphRunner,
+    PrecisionSetting,
+    SingleRunner,
+    resolve_device,
+    resolve_precision,
+)
 from ast_stream.units import (
     FRAME_LENGTH,
     FRAME_SHIFT,

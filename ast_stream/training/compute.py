@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ast_stream.errors import StartupError
-from ast_stream.model.device import cpu_has_bf16
+from ast_stream.model.runners import cpu_has_bf16
 from ast_stream.training.config import TrainingPrecision
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # mallopt(3)

@@ -24,10 +24,10 @@ from ast_stream.model.checkpoint import (
     save_checkpoint,
     write_attributions,
 )
-from ast_stream.model.device import resolve_device
 from ast_stream.model.dims import Normalization
 from ast_stream.model.fbank import Fbank, pad_frames
 from ast_stream.model.metadata import FrameDecisions
+from ast_stream.model.runners import resolve_device
 from ast_stream.model.selfcheck import golden_for
 from ast_stream.training.compute import autocast, autocast_type
 from ast_stream.training.config import Optimization, TrainingConfig

@@ -15,9 +15,9 @@ from tiny_model import TINY_DIMS, TINY_LABELS, save_tiny, tiny_checkpoint
 from ast_stream import load_tagger
 from ast_stream.errors import CheckpointError, StartupError
 from ast_stream.model import attention as attention_module
-from ast_stream.model import device as device_module
-from ast_stream.model.device import resolve_device, resolve_precision, without_tf32
+from ast_stream.model import runners as runners_module
 from ast_stream.model.dims import AstDims
+from ast_stream.model.runners import resolve_device, resolve_precision, without_tf32
 from ast_stream.model.tagger import Tagger
 from ast_stream.model.torchaudio_guard import import_torchaudio
 
@@ -118,7 +118,7 @@ def test_only_large_models_are_spread_over_threads(
         seen.append(torch.get_num_threads())
         return v
 
-    monkeypatch.setattr(device_module, "ONE_THREAD_GFLOP", one_thread_gflop)
+    monkeypatch.setattr(runners_module, "ONE_THREAD_GFLOP", one_thread_gflop)
     monkeypatch.setattr(attention_module, "_attend", lambda _name: attend)
     monkeypatch.setattr(attention_module, "MAX_ERROR", {torch.float32: 100.0})
     with threads(3):

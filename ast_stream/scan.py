@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ast_stream.audio.pcm import ChannelChoice, ChannelSelector
 from ast_stream.audio.recording import RecordingError, RecordingReader, read_mono
-from ast_stream.audio.resampler import ChannelChoice, ChannelSelector
 from ast_stream.detect.detector import Detector
 from ast_stream.errors import UsageError
 from ast_stream.messages.event import Event, Scores

@@ -23,7 +23,7 @@ import soundfile
 import soxr
 
 from ast_stream.audio.containers import METADATA
-from ast_stream.audio.resampler import Floats, Pcm
+from ast_stream.audio.pcm import Floats, Pcm
 from ast_stream.units import FULL_SCALE
 
 RATES_HZ = (1_000, 1_000_000)

@@ -25,7 +25,7 @@ from ast_stream.audio.decoders import (
     SndfileDecoder,
     has_pyav,
 )
-from ast_stream.audio.resampler import ChannelSelector, Pcm, Resampler
+from ast_stream.audio.pcm import ChannelSelector, Pcm, Resampler
 from ast_stream.errors import AudioError
 from ast_stream.messages.audio import Pcm16
 

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ast_stream.audio.resampler import ChannelSelector, Pcm, Resampler
+from ast_stream.audio.pcm import ChannelSelector, Pcm, Resampler
 from ast_stream.capture.ring import Ring
 from ast_stream.capture.sources.base import (
     Source,

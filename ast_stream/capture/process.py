@@ -14,7 +14,7 @@ from typing import Annotated, get_args
 import numpy as np
 import typer
 
-from ast_stream.audio.resampler import ChannelSelector
+from ast_stream.audio.pcm import ChannelSelector
 from ast_stream.capture.intake import Intake, make_source
 from ast_stream.capture.ring import Ring, RingServer
 from ast_stream.capture.sources.base import SourceHungError, SourceState

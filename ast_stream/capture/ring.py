@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ast_stream.audio.sample_buffer import SampleBuffer
+from ast_stream.audio.pcm import SampleBuffer
 from ast_stream.capture.sources.base import SourceStatus
 from ast_stream.errors import WireError
 from ast_stream.messages.audio import (

@@ -15,7 +15,7 @@ import typer
 from rich.live import Live
 from rich.text import Text
 
-from ast_stream.audio.resampler import Resampler
+from ast_stream.audio.pcm import Resampler
 from ast_stream.capture.intake import make_source
 from ast_stream.capture.sources.base import Source
 from ast_stream.cli.output import say

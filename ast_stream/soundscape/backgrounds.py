@@ -18,8 +18,8 @@ import soxr
 
 from ast_stream.audio.activity import Waveform, active_rms
 from ast_stream.audio.containers import recordings_in
+from ast_stream.audio.pcm import Resampler
 from ast_stream.audio.recording import RecordingError, RecordingReader, recording_duration_s
-from ast_stream.audio.resampler import Resampler
 from ast_stream.dataset.clips import to_waveform
 from ast_stream.errors import ConfigError, Problem, UsageError
 from ast_stream.soundscape.synthesis import Random, Signal, in_a_room, smooth_gain, to_active_level

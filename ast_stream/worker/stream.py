@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ast_stream.audio.sample_buffer import SampleBuffer
+from ast_stream.audio.pcm import SampleBuffer
 from ast_stream.detect.detector import LONGEST_SILENT_HOLE, Detector, StreamStatus
 from ast_stream.errors import WireError
 from ast_stream.messages.audio import (

@@ -16,7 +16,7 @@ import soundfile
 from capture_process import LIMIT_S, capture_process
 from sound_server import http_server, muxed, paced
 
-from ast_stream.audio.resampler import Resampler
+from ast_stream.audio.pcm import Resampler
 from ast_stream.messages.audio import Pcm16, ReadRequest
 from ast_stream.units import SAMPLE_RATE
 

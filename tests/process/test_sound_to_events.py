@@ -15,7 +15,7 @@ from pipeline import Body, Pipeline, pipeline, wait_for
 from virtual_mic import VirtualMic, virtual_mic
 
 from ast_stream.audio.activity import active_frames
-from ast_stream.audio.resampler import Resampler
+from ast_stream.audio.pcm import Resampler
 from ast_stream.messages.audio import Pcm16
 from ast_stream.soundscape.mixing import ReferenceEvent
 from ast_stream.soundscape.scene import generate_scene

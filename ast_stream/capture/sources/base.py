@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from ast_stream.audio.resampler import Pcm
+from ast_stream.audio.pcm import Pcm
 from ast_stream.errors import CaptureError
 
 SourceState = Literal["listening", "degraded", "missing", "ended"]

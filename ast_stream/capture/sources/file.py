@@ -8,8 +8,8 @@ from typing import cast
 
 import numpy as np
 
+from ast_stream.audio.pcm import Pcm
 from ast_stream.audio.recording import RecordingAbsentError, RecordingReader
-from ast_stream.audio.resampler import Pcm
 from ast_stream.capture.sources.base import SourceBlock, SourceError
 from ast_stream.errors import AudioError
 from ast_stream.settings.schema import FileSource

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ast_stream.audio.resampler import Pcm
+from ast_stream.audio.pcm import Pcm
 from ast_stream.capture.sources.base import SourceBlock, SourceError
 from ast_stream.errors import AudioError, ConfigError, Problem
 from ast_stream.settings.schema import MAX_CHANNELS, StdinSource

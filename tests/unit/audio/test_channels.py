@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ast_stream.audio.resampler import FAULT_AFTER_S, ChannelSelector
+from ast_stream.audio.pcm import FAULT_AFTER_S, ChannelSelector
 from ast_stream.errors import AudioError
 
 RATE = 16_000

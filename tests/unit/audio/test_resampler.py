@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 import soxr
 
-from ast_stream.audio.resampler import Resampler
+from ast_stream.audio.pcm import Resampler
 from ast_stream.messages.audio import Pcm16
 from ast_stream.units import SAMPLE_RATE
 

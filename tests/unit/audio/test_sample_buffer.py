@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ast_stream.audio.sample_buffer import SampleBuffer
+from ast_stream.audio.pcm import SampleBuffer
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from source_blocks import MONO0, WALL0
 
-from ast_stream.audio.resampler import ChannelSelector, Pcm
+from ast_stream.audio.pcm import ChannelSelector, Pcm
 from ast_stream.capture.intake import Intake
 from ast_stream.capture.ring import Ring, RingSlice
 from ast_stream.capture.sources.base import SourceBlock, SourceError, SourceHungError, SourceStatus

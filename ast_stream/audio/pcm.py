@@ -1,8 +1,8 @@
-"""Any rate and channel count to mono at 16 kHz, once and the same for every source.
+"""PCM in memory: any rate and channel count to mono at 16 kHz, and the newest samples kept.
 
-Channels are averaged, or one is selected, before soxr's HQ converter, whose streamed output equals
-its one-shot output. The other ways differ: FFmpeg's float downmix adds 3 dB, and converters without
-memory leave an error at every block edge.
+The conversion is the same for every source: channels are averaged, or one is selected, before
+soxr's HQ converter, whose streamed output equals its one-shot output. The other ways differ:
+FFmpeg's float downmix adds 3 dB, and converters without memory leave an error at every block edge.
 """
 
 from __future__ import annotations
@@ -206,6 +206,59 @@ class ChannelSelector:
         if n_channels > 1:
             return f"{silence} in all {n_channels} channels: muted or unplugged"
         return f"{silence}: muted, unplugged, or channels of opposite phase that cancel"
+
+
+class SampleBuffer:
+    """The newest `capacity` samples of one stream, in a circle, addressed by absolute index.
+
+    Args:
+        capacity: samples kept; 1 or more.
+        start_sample: index of the first sample.
+    """
+
+    def __init__(self, capacity: int, start_sample: int = 0) -> None:
+        if capacity < 1:
+            raise ValueError(f"capacity: expected at least 1 sample, got {capacity}")
+        self.capacity = capacity
+        self._pcm: Pcm16 = np.zeros(capacity, np.int16)
+        self.restart(start_sample)
+
+    @property
+    def oldest(self) -> int:
+        """Index of the oldest sample held; `end` if none is."""
+        return max(self._start, self._end - self.capacity)
+
+    @property
+    def end(self) -> int:
+        """Index just after the newest sample."""
+        return self._end
+
+    def restart(self, start_sample: int) -> None:
+        """Forget everything; the next sample has index `start_sample`."""
+        self._start = self._end = start_sample
+
+    def append(self, pcm: Pcm16) -> None:
+        """Append samples, shape (n_samples,), int16, overwriting the oldest."""
+        self._end += len(pcm)
+        kept = pcm[-self.capacity :]
+        place = (self._end - len(kept)) % self.capacity
+        head = min(len(kept), self.capacity - place)
+        self._pcm[place : place + head] = kept[:head]
+        self._pcm[: len(kept) - head] = kept[head:]
+
+    def append_silence(self, n_samples: int) -> None:
+        """Append `n_samples` zeros, for samples that do not exist."""
+        n_written = min(n_samples, self.capacity)
+        self._end += n_samples - n_written
+        self.append(np.zeros(n_written, np.int16))
+
+    def read(self, start_sample: int, end_sample: int) -> tuple[int, Pcm16]:
+        """Return what is held of [start, end): the index of its first sample, and a copy."""
+        start = min(max(start_sample, self.oldest), self._end)
+        end = max(start, min(end_sample, self._end))
+        place = start % self.capacity
+        head = self._pcm[place : place + end - start]
+        return start, np.concatenate([head, self._pcm[: end - start - len(head)]])
 
 
 def _no_such_channel(wanted: int, n_channels: int) -> str:

@@ -27,7 +27,7 @@ from ast_stream.alerts.rules.schema import RuleSettings
 from ast_stream.alerts.triggers.count import Count
 from ast_stream.alerts.triggers.level import Level
 from ast_stream.errors import ConfigError, Problem
-from ast_stream.messages.feed import content_without_topic
+from ast_stream.messages.event import content_without_topic
 from ast_stream.settings.yaml import parse_document
 
 ONTOLOGY = [

@@ -17,9 +17,9 @@ PYTEST_FLAGS ?=
 MINUTES ?= 60
 SEED ?= 1
 BIN := $(VENV)/bin
-# tests with real processes mostly wait for sound: three at a time keep two cores busy, and more
-# threads than cores would only wait for each other
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile
+# tests with real processes mostly wait for sound: four files at a time keep two cores busy, in the
+# order of tests/conftest.py; more threads than cores would only wait for each other
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
 # tests may call what has no types, and use lambdas for their effect
 MYPY_TESTS := --no-warn-unused-ignores --allow-untyped-calls --no-warn-return-any --disable-error-code func-returns-value
 # only what went wrong is shown, and then all of it, warnings included

@@ -1,10 +1,11 @@
-"""What all tests share: seeded property tests, a clean environment, and short socket folders."""
+"""What all tests share: their order, seeded property tests, a clean environment, socket folders."""
 
 from __future__ import annotations
 
 import os
 import resource
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ import hypothesis
 import pytest
 
 if TYPE_CHECKING:
+    from virtual_mic import VirtualMic
+
     from ast_stream.model.tagger import Tagger
     from ast_stream.transport.sockets import Sockets
 
@@ -31,6 +34,48 @@ _OUTER = (
     "RUNTIME_DIRECTORY",
     "STATE_DIRECTORY",
 )
+
+
+# what waits most of the time, the longest first
+_WAITING = ("system", "chaos", "process")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mix files whose tests wait with files whose tests compute.
+
+    Files are handed out in this order when several run at a time. So neither do all wait at once
+    nor compute at once, and no long file begins when all others are done.
+    """
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    waiting = [path for path in files if path.parent.name in _WAITING]
+    waiting.sort(key=lambda path: _WAITING.index(path.parent.name))
+    computing = [path for path in files if path.parent.name not in _WAITING]
+    places = {path: (n + 0.5) / len(computing) for n, path in enumerate(computing)}
+    places |= {path: 0.8 * n / len(waiting) for n, path in enumerate(waiting)}
+    items[:] = [
+        item for path in sorted(files, key=lambda path: places[path]) for item in files[path]
+    ]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def signals_of_a_shell() -> Iterator[None]:
+    """Let processes that tests start ignore no signal, as a shell does that nothing detached.
+
+    Under `nohup` or in the background of a script they would inherit that hangups or interrupts
+    are ignored. A handler is not inherited, and this process goes on ignoring them by it.
+    """
+    ignored = [
+        number
+        for number in (signal.SIGINT, signal.SIGHUP)
+        if signal.getsignal(number) is signal.SIG_IGN
+    ]
+    for number in ignored:
+        signal.signal(number, lambda *_: None)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +117,15 @@ def sockets() -> Iterator[Sockets]:
     opened = Sockets()
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def mic() -> Iterator[VirtualMic]:
+    """Give a microphone that tests play into."""
+    from virtual_mic import virtual_mic
+
+    with virtual_mic() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

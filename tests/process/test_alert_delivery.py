@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
-import os
 import signal
-import subprocess
-import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from mqtt_broker import MOSQUITTO, Broker, Listener, listener, mqtt_broker
 from pipeline import wait_for
 
 from ast_stream.alerts.store import Store
+from ast_stream.cli.app import run_command_line
 from ast_stream.feed import FeedMessage, Subscriber
 
 STATUS = "ast-stream/ast-stream/status"
@@ -29,19 +29,20 @@ needs_mosquitto = pytest.mark.skipif(
 )
 
 
-def run(one: AlertProcess, *args: str) -> subprocess.CompletedProcess[str]:
-    """Run a command of a user on the configuration."""
-    command = [sys.executable, "-m", "ast_stream.cli", *args, "-c", str(one.config)]
-    root = Path(__file__).parents[2]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=60, cwd=root, env=os.environ
-    )
+def run(one: AlertProcess, *args: str) -> str:
+    """Return what a command of a user on the configuration prints."""
+    with redirect_stdout(io.StringIO()) as out:
+        assert run_command_line([*args, "-c", str(one.config)]) == 0
+    return out.getvalue()
 
 
 def rows(one: AlertProcess, *args: str) -> list[dict[str, Any]]:
     """Return what `outbox list` shows."""
-    out = run(one, "outbox", "list", "--json", *args).stdout
-    return [json.loads(line) for line in out.splitlines()]
+    return [json.loads(line) for line in run(one, "outbox", "list", "--json", *args).splitlines()]
+
+
+def n_resolved(one: AlertProcess) -> int:
+    return sum(row["transition"] == "resolved" for row in rows(one, "--action", "feed"))
 
 
 def is_announced(client: Listener, event: str) -> bool:
@@ -102,9 +103,7 @@ def test_alert_that_nobody_takes_is_reported_by_another_action() -> None:
                 "see ast-stream outbox list"
             )
             (row,) = rows(one, "--state", "dead")
-            assert run(one, "outbox", "retry", str(row["seq"])).stdout == (
-                "1 delivery is tried again\n"
-            )
+            assert run(one, "outbox", "retry", str(row["seq"])) == "1 delivery is tried again\n"
             wait_for(lambda: not rows(one, "--state", "dead"), "the next try")
             wait_for(lambda: kinds_of(dead, 1) == {"firing"}, "the alert")
 
@@ -117,19 +116,23 @@ def test_after_a_snooze_only_what_still_fires_is_announced(meanwhile: str) -> No
         actions |= {"pager": hook(pager, on=["firing"])["actions"]["hook"]}
         with alert_process({"actions": actions}, [rule]) as one:
             begin(one, receiver)
-            # longer than what the probes have moved stream time ahead of the clock
-            assert run(one, "snooze", "dog", "--for", "15s").returncode == 0
+            n_probes = len(rows(one, "--action", "pager"))
+            run(one, "snooze", "dog", "--for", "1h")
             one.publish(1, "begin", "end")
             one.publish(2, "begin")
             one.publish(3, "begin", stream="hall")
+            wait_for(
+                lambda: len(rows(one, "--action", "pager")) == n_probes + 3, "what is held back"
+            )
+            n_before = n_resolved(one)
             if meanwhile != "it runs":
-                wait_for(lambda: len(rows(one, "--action", "pager")) > 3, "the held rows")
                 one.stop()
             one.publish(3, "end", stream="hall")
+            if meanwhile == "it runs":
+                wait_for(lambda: n_resolved(one) > n_before, "the end of one")
+            run(one, "snooze", "dog", "--for", "1s")
             if meanwhile == "it is down":
-                wait_for(
-                    lambda: "snoozed until" not in run(one, "outbox", "list").stdout, "its end"
-                )
+                wait_for(lambda: "snoozed until" not in run(one, "outbox", "list"), "its end")
             if meanwhile != "it runs":
                 one.start()
             for where in (receiver, pager):
@@ -140,16 +143,16 @@ def test_after_a_snooze_only_what_still_fires_is_announced(meanwhile: str) -> No
 def test_user_snoozes_acknowledges_and_drops_while_the_process_runs() -> None:
     with http_receiver() as receiver, alert_process(hook(receiver), [RULE]) as one:
         begin(one, receiver)
-        assert run(one, "snooze", "dog", "--for", "1h").returncode == 0
+        run(one, "snooze", "dog", "--for", "1h")
         one.publish(1, "begin")
         one.publish(2, "begin", stream="hall")
         wait_for(lambda: len(rows(one, "--state", "pending")) == 2, "what is held back")
         first, second = rows(one, "--state", "pending")
-        assert run(one, "ack", second["alert_id"]).stdout == "acknowledged; 1 delivery is dropped\n"
-        assert run(one, "outbox", "drop", str(first["seq"])).returncode == 0
+        assert run(one, "ack", second["alert_id"]) == "acknowledged; 1 delivery is dropped\n"
+        run(one, "outbox", "drop", str(first["seq"]))
         one.publish(3, "begin", stream="yard")
         wait_for(lambda: len(rows(one, "--state", "pending")) == 1, "another")
-        assert run(one, "snooze", "dog", "--for", "0s").returncode == 0
+        run(one, "snooze", "dog", "--for", "0s")
         wait_for(lambda: kinds_of(receiver, 3) == {"firing"}, "what was held back")
         assert kinds_of(receiver, 1) | kinds_of(receiver, 2) == set()
 
@@ -157,11 +160,11 @@ def test_user_snoozes_acknowledges_and_drops_while_the_process_runs() -> None:
 def test_snooze_that_has_expired_lets_out_what_still_fires() -> None:
     with http_receiver() as receiver, alert_process(hook(receiver), [RULE]) as one:
         begin(one, receiver)
-        assert run(one, "snooze", "dog", "--for", "1h").returncode == 0
+        run(one, "snooze", "dog", "--for", "1h")
         one.publish(1, "begin")
         wait_for(lambda: len(rows(one, "--state", "pending", "--action", "hook")) == 1, "the row")
         assert kinds_of(receiver, 1) == set()
-        assert run(one, "snooze", "dog", "--for", "1s").returncode == 0
+        run(one, "snooze", "dog", "--for", "1s")
         wait_for(lambda: kinds_of(receiver, 1) == {"firing"}, "the end of the snooze")
 
 

@@ -6,6 +6,7 @@ as the worker does: a little before where it was, leaving out what the log holds
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import sys
 import threading
@@ -24,6 +25,7 @@ from ast_stream.transport.query import AudioRange, QueryServer
 from ast_stream.transport.sockets import FEED_HWM_MESSAGES, QUERY_HWM_MESSAGES, Listener, Sockets
 
 REDERIVED = 25  # events between the last journal and a kill
+TURNS_PER_STATUS = 10  # of 10 ms
 
 
 def event(n: int, kind: str = "begin", label: str = "Bark", stream: str = STREAM) -> EventMessage:
@@ -76,9 +78,12 @@ class Worker:
             self.log.close()
 
     def _run(self) -> None:
-        while not self._stop.wait(0.01):
+        for n_turn in itertools.count():
+            if self._stop.wait(0.01):
+                return
             with self.lock:
-                self.publisher.publish(worker_status())
+                if n_turn % TURNS_PER_STATUS == 0:
+                    self.publisher.publish(worker_status())
                 if self.queries is not None:
                     self.queries.serve()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 
 LIMIT_S = 60
-DELAYS_S = (0.0, 0.1, 0.3, 0.7, 1.5, 3.0, 6.0)  # from the moment that signals can be handled
+# from the moment that signals can be handled
+DELAYS_S = (0.0, 0.1, 0.3, 0.7, 1.5)
+DELAYS_WITH_MODEL_S = (*DELAYS_S, 3.0, 6.0)
 CONFIG = """
 runtime_dir: run
 state_dir: state
@@ -20,6 +23,9 @@ streams: [{name: yard, source: {type: scene, duration_s: 600}}]
 alerts: {rules: [rules.yaml], actions: {log: {type: log}}}
 """
 RULES = "version: 1\ngroups: [{name: g, rules: [{alert: siren, match: {class: Siren}}]}]\n"
+
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)  # in turns
 
 
 @pytest.fixture
@@ -64,35 +70,34 @@ def processes_of(config: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize(
-    "args",
-    [("worker",), ("capture", "--stream", "yard"), ("alerts",), ("run",)],
-    ids=lambda a: a[0],
-)
-def test_a_reload_asked_for_while_a_process_starts_ends_nothing(
-    args: tuple[str, ...], config: Path
-) -> None:
-    for delay_s in (0.0, 0.2, 0.6):
-        process = start(args[0], "-c", str(config), *args[1:])
-        time.sleep(delay_s)
-        process.send_signal(signal.SIGHUP)
-        time.sleep(1.5)
-        assert process.poll() is None, (delay_s, process.communicate())
-        process.terminate()
-        _, errors = process.communicate(timeout=LIMIT_S)
-        assert (process.returncode, "Traceback" in errors) == (0, False), (delay_s, errors)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize(
+every_process = pytest.mark.parametrize(
     "args",
     [("run",), ("worker",), ("capture", "--stream", "yard"), ("alerts",)],
     ids=lambda args: args[0],
 )
-def test_a_process_that_is_stopped_while_it_starts_ends_in_order(
-    args: tuple[str, ...], number: signal.Signals, config: Path
+
+
+@every_process
+def test_reloads_asked_for_while_a_process_starts_end_nothing(
+    args: tuple[str, ...], config: Path
 ) -> None:
-    for delay_s in DELAYS_S:
+    process = start(args[0], "-c", str(config), *args[1:])
+    for delay_s in (0.0, 0.2, 0.4, 1.0):
+        time.sleep(delay_s)
+        assert process.poll() is None, (delay_s, process.communicate())
+        process.send_signal(signal.SIGHUP)
+    time.sleep(1.0)
+    process.terminate()
+    _, errors = process.communicate(timeout=LIMIT_S)
+    assert (process.returncode, "Traceback" in errors) == (0, False), errors
+
+
+@every_process
+def test_a_process_that_is_stopped_while_it_starts_ends_in_order(
+    args: tuple[str, ...], config: Path
+) -> None:
+    delays_s = DELAYS_WITH_MODEL_S if args[0] in ("run", "worker") else DELAYS_S
+    for delay_s, number in zip(delays_s, itertools.cycle(SIGNALS), strict=False):
         process = start(args[0], "-c", str(config), *args[1:])
         time.sleep(delay_s)
         process.send_signal(number)

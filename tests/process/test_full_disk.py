@@ -15,7 +15,7 @@ from pipeline import Pipeline, pipeline, wait_for
 from reactive_model import save_reactive
 
 DISK_BYTES = 2_000_000
-FULL_S = 12.0
+FULL_S = 5.0
 WORDS = ("No space left", "disk is full", "cannot be written")
 RULES = """version: 1
 groups:

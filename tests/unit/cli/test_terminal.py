@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -21,18 +22,20 @@ ROOT = Path(__file__).parents[3]
 LIMIT_S = 170
 
 
+@pytest.fixture(autouse=True)
+def colourful_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+
 def run(*args: str, stdout: int, stderr: int) -> int:
-    environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
-    return subprocess.run(
-        [sys.executable, "-m", "ast_stream.cli", *args],
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        stdout=stdout,
-        stderr=stderr,
-        timeout=LIMIT_S,
-        check=False,
-        env={**environment, "TERM": "xterm-256color", "OMP_NUM_THREADS": "1"},
-    ).returncode
+    """Run a command in this process, which has torch already, with other standard streams."""
+    with (
+        open(os.dup(stdout), "w") as out,
+        open(os.dup(stderr), "w") as errors,
+        mock.patch.multiple(sys, stdout=out, stderr=errors),
+    ):
+        return run_command_line(list(args))
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 from capture_process import LIMIT_S, capture_process
+from ports import free_ports
 from sound_server import http_server, muxed, paced
 
 from ast_stream.audio.pcm import Resampler
@@ -261,7 +261,7 @@ def test_a_capture_process_never_loads_torch() -> None:
 
 def test_a_dead_server_of_a_network_stream_is_missing_and_leaves_a_gap(tmp_path: Path) -> None:
     write_noise(tmp_path / "a.wav", 30.0)
-    port = free_port()
+    port = free_ports()
     source = {
         "type": "url",
         "url": f"http://127.0.0.1:{port}/a.wav",
@@ -319,13 +319,6 @@ def test_a_process_stops_cleanly_while_a_server_does_not_answer() -> None:
         assert capture.terminate() == 0
         assert "Traceback" not in capture.log
         answer.set()
-
-
-def free_port() -> int:
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def serve(path: Path, port: int) -> subprocess.Popen[bytes]:

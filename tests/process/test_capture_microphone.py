@@ -24,12 +24,6 @@ GAP_TOLERANCE = SAMPLE_RATE // 2  # samples: two blocks, and what the sound serv
 
 
 @pytest.fixture
-def mic() -> Iterator[VirtualMic]:
-    with virtual_mic() as running:
-        yield running
-
-
-@pytest.fixture
 def capture() -> Iterator[CaptureProcess]:
     with capture_process(MICROPHONE) as process:
         yield process

@@ -8,22 +8,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from pseudo_terminal import Terminal
 from reactive_model import save_reactive, tones_and_noise
-from virtual_mic import VirtualMic, virtual_mic
+from virtual_mic import VirtualMic
 
 pytestmark = pytest.mark.virtual_mic
 LIMIT_S = 60
-
-
-@pytest.fixture
-def mic() -> Iterator[VirtualMic]:
-    with virtual_mic() as running:
-        yield running
 
 
 def start(

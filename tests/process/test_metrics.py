@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from pipeline import Pipeline, pipeline, wait_for
+from ports import free_ports
 from reactive_model import save_reactive
 
 from ast_stream.errors import StartupError
@@ -31,22 +32,6 @@ needs_promtool = pytest.mark.skipif(
     shutil.which("promtool") is None and os.environ.get("CI") != "true",
     reason="promtool (Debian package prometheus) is not installed",
 )
-
-
-def free_ports(n: int) -> int:
-    """Return the first of `n` consecutive ports that nobody uses."""
-    for first in range(29_000, 32_000, n):
-        sockets = [socket.socket() for _ in range(n)]
-        try:
-            for number, server in enumerate(sockets):
-                server.bind(("127.0.0.1", first + number))
-            return first
-        except OSError:
-            continue
-        finally:
-            for server in sockets:
-                server.close()
-    raise AssertionError("no free ports")
 
 
 def scrape(port: int) -> str:
@@ -161,7 +146,7 @@ def test_prometheus_can_read_every_expression_of_the_dashboard(tmp_path: Path) -
 
 
 def test_figures_are_renewed_as_a_whole_and_end_with_the_process() -> None:
-    port = free_ports(1)
+    port = free_ports()
     metrics = Metrics("worker", ("127.0.0.1", port))
     metrics.renew(
         [
@@ -187,7 +172,7 @@ def test_nothing_listens_where_nothing_is_asked_for() -> None:
 
 
 def test_clients_that_say_nothing_take_few_threads_and_do_not_keep_others_out() -> None:
-    port = free_ports(1)
+    port = free_ports()
     metrics = Metrics("worker", ("127.0.0.1", port))
     n_threads = threading.active_count()
     silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(300)]

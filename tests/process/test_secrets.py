@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from ports import free_ports
 
 pytest.importorskip("av")
 
@@ -57,12 +57,6 @@ class Refusing(BaseHTTPRequestHandler):
         del format, arguments
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def cli(*args: str) -> str:
     command = [sys.executable, "-m", "ast_stream.cli", *args]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
@@ -72,9 +66,9 @@ def cli(*args: str) -> str:
 def test_no_secret_of_a_url_leaves_the_processes(tmp_path: Path) -> None:
     web = HTTPServer(("127.0.0.1", 0), Refusing)
     threading.Thread(target=web.serve_forever, daemon=True).start()
-    metrics = free_port()
+    metrics = free_ports(3)  # of the three kinds of process
     config = tmp_path / "config.yaml"
-    ports = {"closed": free_port(), "web": web.server_port, "metrics": metrics}
+    ports = {"closed": free_ports(), "web": web.server_port, "metrics": metrics}
     config.write_text(CONFIG.format(**ports))
     (tmp_path / "rules.yaml").write_text(RULES)
     outputs: dict[str, str] = {"check-config": cli("check-config", str(config), "--no-model")}

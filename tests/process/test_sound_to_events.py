@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 from pipeline import Body, Pipeline, pipeline, wait_for
-from virtual_mic import VirtualMic, virtual_mic
+from virtual_mic import VirtualMic
 
 from ast_stream.audio.activity import active_frames
 from ast_stream.audio.pcm import Resampler
@@ -33,12 +32,6 @@ CLIPS = (
 ONSET_TOLERANCE_S = 0.75
 BED_AMPLITUDE = 30  # int16: -60 dBFS
 SPACE_S = 3.0
-
-
-@pytest.fixture
-def mic() -> Iterator[VirtualMic]:
-    with virtual_mic() as running:
-        yield running
 
 
 def play(mic: VirtualMic, pcm: Pcm16) -> tuple[list[Body], float]:

@@ -14,20 +14,6 @@ from ast_stream.units import NS_PER_SECOND
 T0_NS = 1_800_000_000 * NS_PER_SECOND
 
 
-class FakeClock:
-    """Wall clock that moves on request."""
-
-    def __init__(self) -> None:
-        self.now_ns = T0_NS
-
-    def __call__(self) -> int:
-        return self.now_ns
-
-    def pass_s(self, seconds: float) -> None:
-        """Let time pass."""
-        self.now_ns += round(seconds * NS_PER_SECOND)
-
-
 def alert(id: str = "a1", **changes: Any) -> Alert:
     """Return an alert that fires."""
     fields: dict[str, Any] = {

@@ -15,6 +15,7 @@ from typing import Any
 
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion
+from ports import free_ports
 
 PATIENCE_S = 20.0
 ANYBODY = "allow_anonymous true"
@@ -82,9 +83,7 @@ class Broker:
     """
 
     def __init__(self, folder: Path, *lines: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_ports()
         self._config = folder / "mosquitto.conf"
         own = (f"listener {self.port} 127.0.0.1", f"user {getpass.getuser()}")
         rights = () if any("allow_anonymous" in line for line in lines) else (ANYBODY,)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alert_samples import T0_NS, FakeClock, firing
+from alert_samples import T0_NS, firing
+from clocks import FakeClock
 from rule_bodies import START, at, engine_of, event, news, restarted, rules_from
 
 from ast_stream.alerts.actions.base import ActionRunner
@@ -234,7 +235,7 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         (folder / "rules.yaml").write_text(RULES)
-        self.wall, self.passed_s = FakeClock(), 0.0
+        self.wall, self.passed_s = FakeClock(T0_NS), 0.0
         self.feed = FakeFeed()
         self.store = Store(folder / "a.sqlite")
         clock = WallClock(self.wall, lambda: self.passed_s)

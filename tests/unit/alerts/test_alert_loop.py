@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alert_samples import T0_NS, FakeClock, states
+from alert_samples import T0_NS, states
+from clocks import FakeClock
 
 from ast_stream.alerts.delivery import DeliveryThreads
 from ast_stream.alerts.delivery_schedule import FEED
@@ -47,7 +48,7 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         (folder / "rules.yaml").write_text(RULES)
-        self.clock = FakeClock()
+        self.clock = FakeClock(T0_NS)
         self.feed = FakeFeed()
         self.store = Store(folder / "a.sqlite")
         outbox = Outbox(self.store, {}, self.clock)

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from alert_samples import FakeClock, firing, state_file, states
+from alert_samples import T0_NS, firing, state_file, states
+from clocks import FakeClock
 from mqtt_broker import wait_for
 
 from ast_stream.alerts.actions.base import ActionRunner, Delivered, Failed, Outcome, Refused
@@ -64,7 +65,7 @@ class HangingReceiver(Receiver):
 
 @pytest.fixture
 def clock() -> FakeClock:
-    return FakeClock()
+    return FakeClock(T0_NS)
 
 
 @pytest.fixture

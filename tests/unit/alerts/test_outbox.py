@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from alert_samples import FakeClock, alert, firing, resolved, state_file, states
+from alert_samples import T0_NS, alert, firing, resolved, state_file, states
+from clocks import FakeClock
 
 from ast_stream.alerts import outbox as outbox_module
 from ast_stream.alerts import outbox_operations as operations
@@ -26,7 +27,7 @@ HALF = 0.5  # what the jitter always is here
 
 @pytest.fixture
 def clock() -> FakeClock:
-    return FakeClock()
+    return FakeClock(T0_NS)
 
 
 @pytest.fixture

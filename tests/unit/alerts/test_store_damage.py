@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from alert_samples import T0_NS, FakeClock, firing, resolved, states
+from alert_samples import T0_NS, firing, resolved, states
+from clocks import FakeClock
 
 from ast_stream.alerts import outbox_operations as operations
 from ast_stream.alerts.actions.base import Delivered, Failed, Outcome, Refused
@@ -49,7 +50,7 @@ def rules(tmp_path_factory: pytest.TempPathFactory) -> RuleSet:
 def sound(rules: RuleSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database in the middle of its work: alerts that fire, wait, failed, and are snoozed."""
     path = tmp_path_factory.mktemp("sound") / "a.sqlite"
-    clock = FakeClock()
+    clock = FakeClock(T0_NS)
     store = Store(path)
     store.since_ns(clock())
     outbox = Outbox(store, ROUTES, clock, lambda: 0.5)
@@ -90,7 +91,7 @@ def event(id: str, name: str) -> dict[str, object]:
 
 def start(path: Path, rules: RuleSet) -> Store:
     """Begin as the alerts process does, and go through what the first seconds bring."""
-    clock = FakeClock()
+    clock = FakeClock(T0_NS)
     clock.pass_s(5)
     store = Store(path)
     outbox = Outbox(store, ROUTES, clock, lambda: 0.5)

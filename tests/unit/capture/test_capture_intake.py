@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from clocks import FakeClock
 from source_blocks import MONO0, WALL0
 
 from ast_stream.audio.pcm import ChannelSelector, Pcm
@@ -24,23 +25,10 @@ LISTENING = SourceStatus("listening")
 ENDED = SourceStatus("ended")
 
 
-class Clock:
-    """A clock that the script of a source moves."""
-
-    def __init__(self) -> None:
-        self.now_ns = MONO0
-
-    def __call__(self) -> int:
-        return self.now_ns
-
-    def move(self, duration_s: float) -> None:
-        self.now_ns += round(duration_s * NS_PER_SECOND)
-
-
 class Stop(threading.Event):
     """A stop event on the clock of the test: waiting takes no time."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: FakeClock) -> None:
         super().__init__()
         self.clock = clock
         self.waits: list[float] = []
@@ -48,7 +36,7 @@ class Stop(threading.Event):
     def wait(self, timeout: float | None = None) -> bool:
         assert timeout is not None
         self.waits.append(timeout)
-        self.clock.move(timeout)
+        self.clock.pass_s(timeout)
         return self.is_set()
 
 
@@ -106,7 +94,7 @@ class Bench:
     channels: ChannelSelector = field(default_factory=ChannelSelector)
 
     def __post_init__(self) -> None:
-        self.clock = Clock()
+        self.clock = FakeClock(MONO0)
         self.stop = Stop(self.clock)
         self.source = ScriptedSource(self.stop, self.scripts, self.is_live, self.is_paced)
         self.ring = Ring(round(self.ring_s * SAMPLE_RATE))
@@ -321,9 +309,9 @@ def test_status_is_missing_until_sound_comes_and_when_it_stays_away() -> None:
     assert bench.intake.status() == SourceStatus("missing", "starting")
     bench.run()
     assert bench.intake.status() == LISTENING
-    bench.clock.move(2.9)
+    bench.clock.pass_s(2.9)
     assert bench.intake.status() == LISTENING
-    bench.clock.move(0.2)
+    bench.clock.pass_s(0.2)
     assert bench.intake.status() == SourceStatus("missing", "no audio for 3 s")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from clocks import FakeClock
 from fake_portaudio import (
     HOST_ERROR,
     FakeSoundDevice,
@@ -25,13 +26,6 @@ from ast_stream.errors import StartupError
 from ast_stream.settings.schema import MicrophoneSource
 
 
-class Clock:
-    now_ns = MONO0
-
-    def __call__(self) -> int:
-        return self.now_ns
-
-
 def install(
     monkeypatch: pytest.MonkeyPatch,
     names: list[str],
@@ -45,9 +39,9 @@ def install(
     return fake
 
 
-def microphone(clock: Clock | None = None, **settings: object) -> Microphone:
+def microphone(clock: FakeClock | None = None, **settings: object) -> Microphone:
     parsed = MicrophoneSource.model_validate({"type": "microphone", **settings})
-    return Microphone(parsed, clock or Clock(), lambda: WALL0)
+    return Microphone(parsed, clock or FakeClock(MONO0), lambda: WALL0)
 
 
 def ramp(n_frames: int, n_channels: int = 1, start: int = 0) -> Any:
@@ -276,7 +270,7 @@ def test_a_device_that_falls_silent_is_stalled_after_ten_blocks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fake = install(monkeypatch, ["Mic"])
-    clock = Clock()
+    clock = FakeClock(MONO0)
     mic = microphone(clock)
     mic.open()
     clock.now_ns += 2_900_000_000  # a device may take its time for the first block

@@ -5,17 +5,11 @@ from __future__ import annotations
 import logging
 
 import pytest
+from clocks import FakeSeconds
 
 from ast_stream.runtime.logging import RECOVERY_S, Outage
 
 logger = logging.getLogger("test")
-
-
-class Clock:
-    now_s = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -25,7 +19,7 @@ def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_a_fault_that_lasts_is_logged_once_a_minute_and_at_its_end(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    clock = Clock()
+    clock = FakeSeconds(1_000.0)
     outage = Outage(logger, "the log is written again", clock)
     outage.worked()
     for _ in range(130):
@@ -45,7 +39,7 @@ def test_a_fault_that_lasts_is_logged_once_a_minute_and_at_its_end(
 
 
 def test_what_fails_and_works_by_turns_is_one_fault(caplog: pytest.LogCaptureFixture) -> None:
-    clock = Clock()
+    clock = FakeSeconds(1_000.0)
     outage = Outage(logger, "the journal is written again", clock)
     for _ in range(40):
         outage.failed("the journal cannot be written")
@@ -57,7 +51,7 @@ def test_what_fails_and_works_by_turns_is_one_fault(caplog: pytest.LogCaptureFix
 
 
 def test_a_fault_that_comes_again_later_is_logged_at_once(caplog: pytest.LogCaptureFixture) -> None:
-    clock = Clock()
+    clock = FakeSeconds(1_000.0)
     outage = Outage(logger, "it works again", clock)
     outage.failed("it fails")
     clock.now_s += RECOVERY_S

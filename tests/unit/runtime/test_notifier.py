@@ -1,19 +1,13 @@
 from __future__ import annotations
 
+from clocks import FakeSeconds
+
 from ast_stream.runtime.lifecycle import Notifier
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-def speaking(watchdog_s: float = 5.0) -> tuple[Notifier, list[str], Clock]:
+def speaking(watchdog_s: float = 5.0) -> tuple[Notifier, list[str], FakeSeconds]:
     sent: list[str] = []
-    clock = Clock()
+    clock = FakeSeconds(100.0)
 
     def send(message: str) -> bool:
         sent.append(message)

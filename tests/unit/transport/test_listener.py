@@ -17,6 +17,7 @@ import pytest
 import zmq
 from hypothesis import given
 from hypothesis import strategies as st
+from ports import free_ports
 
 from ast_stream.errors import StartupError, WireError
 from ast_stream.transport.listener import MAX_PEERS, Listener
@@ -31,9 +32,7 @@ MORE, LONG, COMMAND = 1, 2, 4
 def endpoint(request: pytest.FixtureRequest, socket_dir: Path) -> str:
     if request.param == "ipc":
         return f"ipc://{socket_dir}/a.sock"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    return f"tcp://127.0.0.1:{free_ports()}"
 
 
 @pytest.fixture

@@ -105,14 +105,10 @@ class AstDims:
 
 @dataclass(frozen=True)
 class Normalization:
-    """Statistics of the training set's log-mel energies."""
+    """Statistics of the training set's log-mel energies, see `fbank.normalize`."""
 
     mean: float
     std: float
-
-    def apply(self, fbank: Tensor) -> Tensor:
-        """Return (fbank - mean) / (2 std): about mean 0 and standard deviation 0.5."""
-        return (fbank - self.mean) / (self.std * 2)
 
 
 AUDIOSET_NORMALIZATION = Normalization(mean=-4.2677393, std=4.5689974)

@@ -174,7 +174,7 @@ class SlidingFbank:
         )
         frames = self._ring[rows, (start + self._positions) % self._capacity]
         is_real = (self._positions < n_real)[:, :, None]
-        return self._normalization.apply(torch.where(is_real, frames, 0.0))
+        return normalize(torch.where(is_real, frames, 0.0), self._normalization)
 
 
 def last_frame(end_sample: Index) -> Index:
@@ -196,6 +196,11 @@ def pad_frames(fbank: Tensor, n_frames: int) -> Tensor:
     """
     missing = n_frames - fbank.shape[-2]
     return F.pad(fbank, (0, 0, 0, missing)) if missing > 0 else fbank[..., :n_frames, :]
+
+
+def normalize(fbank: Tensor, normalization: Normalization) -> Tensor:
+    """Return (fbank - mean) / (2 std): about mean 0 and standard deviation 0.5."""
+    return (fbank - normalization.mean) / (normalization.std * 2)
 
 
 def _mel_bank() -> Tensor:

@@ -22,7 +22,7 @@ from ast_stream.model.attention import AttentionSetting, choose_attention
 from ast_stream.model.checkpoint import Checkpoint, load_checkpoint, model_with
 from ast_stream.model.description import BUNDLED
 from ast_stream.model.dims import AstDims
-from ast_stream.model.fbank import Fbank, pad_frames
+from ast_stream.model.fbank import Fbank, normalize, pad_frames
 from ast_stream.model.metadata import PlattScaling
 from ast_stream.model.runners import (
     DTYPES,
@@ -221,7 +221,7 @@ class Tagger:
     @torch.inference_mode()
     def _waveform_logits(self, samples: Tensor) -> Tensor:
         fbank = pad_frames(self.fbank.frames(samples.to(self.device)), self.n_input_frames)
-        return self._window_logits(self.normalization.apply(fbank)).cpu()
+        return self._window_logits(normalize(fbank, self.normalization)).cpu()
 
     def _window_logits(self, windows: Tensor) -> Tensor:
         expected = (self.n_input_frames, self.dims.n_mels)

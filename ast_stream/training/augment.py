@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ast_stream.model.dims import Normalization
-from ast_stream.model.fbank import SILENCE_LOG_MEL
+from ast_stream.model.fbank import SILENCE_LOG_MEL, normalize
 from ast_stream.model.torchaudio_guard import import_torchaudio
 from ast_stream.units import N_MELS
 
@@ -59,7 +59,7 @@ class Augment:
         image = pad_after(fbank, n_real_frames).transpose(1, 2).unsqueeze(1)  # (B, 1, mels, frames)
         for mask in self._masks:
             image = mask(image)
-        normalised = self._normalization.apply(image.squeeze(1).transpose(1, 2))
+        normalised = normalize(image.squeeze(1).transpose(1, 2), self._normalization)
         return shift_randomly(add_noise(normalised, self._strengths.noise), self._strengths.shift)
 
 

@@ -25,7 +25,7 @@ from ast_stream.model.checkpoint import (
     write_attributions,
 )
 from ast_stream.model.dims import Normalization
-from ast_stream.model.fbank import Fbank, pad_frames
+from ast_stream.model.fbank import Fbank, normalize, pad_frames
 from ast_stream.model.metadata import FrameDecisions
 from ast_stream.model.runners import resolve_device
 from ast_stream.model.selfcheck import golden_for
@@ -319,7 +319,7 @@ def _score_with(model: AudioSpectrogramTransformer, normalization: Normalization
         samples = torch.from_numpy(waveforms).to(device)
         frames = pad_frames(fbank.frames(samples), model.dims.max_frames)
         with autocast(device, dtype):
-            logits = model(normalization.apply(frames))
+            logits = model(normalize(frames, normalization))
         scores: npt.NDArray[np.float32] = torch.sigmoid(logits.float()).cpu().numpy()
         return scores
 

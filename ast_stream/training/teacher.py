@@ -20,7 +20,7 @@ from torch import Tensor
 from ast_stream.errors import CheckpointError, StartupError
 from ast_stream.model.ast import cut_time, softmax_logits
 from ast_stream.model.checkpoint import Checkpoint, model_with
-from ast_stream.model.fbank import pad_frames
+from ast_stream.model.fbank import normalize, pad_frames
 from ast_stream.training.compute import attend_short, autocast, autocast_type
 from ast_stream.units import FRAMES_PER_SECOND
 
@@ -101,7 +101,7 @@ class CheckpointTeacher:
         Args:
             fbank: log-mel frames, padded but not normalised, shape (B, n_frames, n_mels).
         """
-        windows = self._normalization.apply(pad_frames(fbank, self._max_frames))
+        windows = normalize(pad_frames(fbank, self._max_frames), self._normalization)
         with autocast(self._device, self._autocast_type):
             logits = self._model(windows)
         scores = torch.zeros(len(windows), len(self.is_taught), device=self._device)

@@ -258,7 +258,7 @@ class SharedPublisher(FeedPublisher):
 
     def __init__(self, sockets: Sockets, endpoint: str) -> None:
         pub = sockets.bind("pub", endpoint, FEED_HWM_MESSAGES)
-        super().__init__(pub, None, secrets.token_hex(8), time.time_ns)
+        super().__init__(pub, None, secrets.token_hex(8))
         self._lock = threading.Lock()
 
     def publish(self, content: Content, scores: Scores16 | None = None) -> None:

@@ -527,8 +527,7 @@ def _decide_stream(
     names = SlotNames(1)
     slot = names.add(stream, EPOCH)
     decision = _new_decision(detector, labels, names)
-    clock = SampleClock()
-    clock.observe(0, test.start_ns)
+    clock = SampleClock.from_start(test.start_ns)
     for number, row in enumerate(_rows(tracks, labels)):
         if row is None:
             continue
@@ -550,7 +549,7 @@ def _decide_stream(
                     clock,
                     labels=test.streams[stream],
                     audio_end=end,
-                    scored_ns=at_ns,
+                    scored=clock.moment(end),
                     model=MODEL,
                 ),
             )

@@ -29,6 +29,7 @@ from ast_stream.capture.sources.network import NetworkStream
 from ast_stream.capture.sources.scene import ScenePlayer
 from ast_stream.capture.sources.stdin import StandardInput
 from ast_stream.errors import AudioError, CaptureError
+from ast_stream.machine_clock import Moment
 from ast_stream.messages.audio import Pcm16
 from ast_stream.runtime.backoff import Backoff
 from ast_stream.settings import schema
@@ -317,7 +318,7 @@ class Intake:
         step_ns = self._clock.step_ns(self._ring.next) if self._source.is_live else 0
         if step_ns:
             logger.info("audio clock moved by %.1f ms", step_ns / 1e6)
-        self._ring.write(pcm, self._clock.time_ns(self._ring.next))
+        self._ring.write(pcm, self._clock.moment(self._ring.next))
 
 
 @dataclass(frozen=True)
@@ -340,7 +341,7 @@ class _Line:
 
 
 class CaptureClock:
-    """Sample index to wall time: straight lines, begun anew only where the clocks drifted apart.
+    """When samples were captured: straight lines, begun anew only where the clocks drifted apart.
 
     Blocks arrive late by a varying delay and never early, so the lower envelope of (arrival time
     minus samples / rate) over the last minute shows when samples were really captured. The time of
@@ -392,6 +393,10 @@ class CaptureClock:
             return 0
         self.anchor(sample, monotonic_ns, wall_ns)
         return step_ns
+
+    def moment(self, sample: int) -> Moment:
+        """Return when `sample` was captured."""
+        return Moment(self.time_ns(sample), self.monotonic_ns(sample))
 
     def time_ns(self, sample: int) -> int:
         """Return the wall time of `sample`, nanoseconds since 1970."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import bisect
 import logging
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ import numpy as np
 from ast_stream.audio.pcm import SampleBuffer
 from ast_stream.capture.sources.base import SourceStatus
 from ast_stream.errors import WireError
+from ast_stream.machine_clock import Moment, read_clocks
 from ast_stream.messages.audio import (
     MAX_BLOCK_SAMPLES,
     AckRequest,
@@ -45,7 +45,7 @@ class _Segment:
 
     start: int  # absolute index of the first sample
     place: int  # index of the first sample in the buffer, where holes take no room
-    time_ns: int
+    moment: Moment  # of the first sample
     gap_reason: str | None  # why samples are missing just before it
 
 
@@ -55,13 +55,13 @@ class RingSlice:
 
     Attributes:
         start_sample: absolute index of the first sample.
-        time_ns: wall time of the first sample, None if nothing was ever written.
+        moment: when the first sample was captured, None if nothing was ever written.
         pcm: shape (n_samples,), int16, own memory.
         gap_reason: why there is nothing just before it, or None.
     """
 
     start_sample: int
-    time_ns: int | None
+    moment: Moment | None
     pcm: Pcm16
     gap_reason: str | None
 
@@ -111,20 +111,20 @@ class Ring:
         with self._changed:
             return self._acked
 
-    def write(self, pcm: Pcm16, time_ns: int) -> None:
+    def write(self, pcm: Pcm16, moment: Moment) -> None:
         """Append samples, overwriting the oldest.
 
         Args:
             pcm: shape (n_samples,), int16; may be empty.
-            time_ns: wall time of the first one; where it is not the straight continuation of
-                the samples before, slices will not cross this point.
+            moment: when the first one was captured; where it is not the straight continuation
+                of the samples before, slices will not cross this point.
         """
         if len(pcm) == 0:
             return
         with self._changed:
-            if self._hole_reason is not None or self._time_of(self._next) != time_ns:
+            if self._hole_reason is not None or self._moment_of(self._next) != moment:
                 place = self._samples.end
-                self._segments.append(_Segment(self._next, place, time_ns, self._hole_reason))
+                self._segments.append(_Segment(self._next, place, moment, self._hole_reason))
                 self._hole_reason = None
             self._samples.append(pcm)
             self._next += len(pcm)
@@ -158,15 +158,15 @@ class Ring:
             while index < len(self._segments) and self._end_of(index) <= start:
                 index += 1
             if index == len(self._segments):
-                time_ns = self._time_of(self._next)
-                return RingSlice(self._next, time_ns, _nothing(), self._hole_reason)
+                moment = self._moment_of(self._next)
+                return RingSlice(self._next, moment, _nothing(), self._hole_reason)
             begin = max(start, self._begin_of(index))
             end = max(begin, min(stop, self._end_of(index), begin + max_samples))
             segment = self._segments[index]
-            time_ns = segment.time_ns + samples_to_ns(begin - segment.start)
+            moment = segment.moment.after(samples_to_ns(begin - segment.start))
             place = segment.place + begin - segment.start
             _, pcm = self._samples.read(place, place + end - begin)
-            return RingSlice(begin, time_ns, pcm, self._reason_before(index, start, begin))
+            return RingSlice(begin, moment, pcm, self._reason_before(index, start, begin))
 
     def ack(self, stop: int) -> bool:
         """Move the cursor of the acknowledgements to `stop`; return False if that cannot be.
@@ -190,12 +190,12 @@ class Ring:
         with self._changed:
             return self._changed.wait_for(lambda: self._next - self._acked <= n_samples, timeout_s)
 
-    def _time_of(self, sample: int) -> int | None:
-        """Wall time of a sample at or after the start of the newest segment."""
+    def _moment_of(self, sample: int) -> Moment | None:
+        """Return when a sample at or after the start of the newest segment was captured."""
         if not self._segments:
             return None
         newest = self._segments[-1]
-        return newest.time_ns + samples_to_ns(sample - newest.start)
+        return newest.moment.after(samples_to_ns(sample - newest.start))
 
     def _end_of(self, index: int) -> int:
         segment = self._segments[index]
@@ -250,7 +250,7 @@ class RingServer:
         *,
         is_paced: bool = True,
         is_trusted: Callable[[bytes], bool] = lambda _: True,
-        wall_ns: Callable[[], int] = time.time_ns,
+        now: Callable[[], Moment] = read_clocks,
     ) -> None:
         self.end_delivered = False
         self.failure: Exception | None = None
@@ -262,7 +262,7 @@ class RingServer:
         self._status = status
         self._is_paced = is_paced
         self._is_trusted = is_trusted
-        self._wall_ns = wall_ns
+        self._now = now
         self._next_live = 0  # first sample of the next live block
         self._readers: set[bytes] = set()
         self._worker: bytes | None = None  # the client whose acknowledgements count
@@ -372,7 +372,7 @@ class RingServer:
             stream=self._stream,
             epoch=self._epoch,
             start_sample=slice_.start_sample,
-            time_ns=self._wall_ns() if slice_.time_ns is None else slice_.time_ns,
+            moment=slice_.moment or self._now(),
             pcm=slice_.pcm,
             ring=self._endpoint,
             gap_reason=slice_.gap_reason,

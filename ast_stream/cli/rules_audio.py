@@ -38,8 +38,7 @@ def event_messages(
     scanner, _ = make_scanner(model, detection)
     with ProgressView() as progress:
         for file in files:
-            clock = SampleClock()
-            clock.observe(0, start_ns)
+            clock = SampleClock.from_start(start_ns)
             end = 0
             show = shown_as(str(file), progress)
             readers: set[RecordingReader] = set()
@@ -61,7 +60,7 @@ def event_messages(
                         clock,
                         labels={},
                         audio_end=end,
-                        scored_ns=clock.time_ns(event.at_sample),
+                        scored=clock.moment(event.at_sample),
                         model=MODEL,
                     )
                     with progress.paused():

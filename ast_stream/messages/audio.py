@@ -11,11 +11,13 @@ from pydantic import AfterValidator, Field
 
 from ast_stream.errors import WireError
 from ast_stream.labels import STREAM_NAME_RULE, is_stream_name
+from ast_stream.machine_clock import Moment
 from ast_stream.messages.codec import (
     MAX_SAMPLE_INDEX,
     MAX_TIME_NS,
     PROTOCOL_VERSION,
     Body,
+    Monotonic,
     decode_json,
     encode_json,
     short,
@@ -46,6 +48,7 @@ class _BlockHeader(Body):
     rate: Literal[16000]
     samples: Annotated[int, Field(ge=0, le=MAX_BLOCK_SAMPLES)]
     time: Annotated[str, Field(max_length=64)]
+    monotonic_ns: Monotonic
     ring: _Endpoint | None = None
     gap: Annotated[str | None, Field(max_length=MAX_REASON_CHARACTERS)] = None
     last: bool = False
@@ -69,8 +72,8 @@ class AudioBlock:
     """Run of the capture process."""
     start_sample: int
     """Index of the first sample since the start of `epoch`."""
-    time_ns: int
-    """Wall time of the first sample, nanoseconds since 1970."""
+    moment: Moment
+    """When the first sample was captured."""
     pcm: Pcm16
     ring: str | None = None
     """Endpoint where missed samples can be read."""
@@ -267,7 +270,8 @@ def _block_header(block: AudioBlock) -> dict[str, Any]:
         "start": block.start_sample,
         "rate": SAMPLE_RATE,
         "samples": len(block.pcm),
-        "time": format_time(block.time_ns),
+        "time": format_time(block.moment.wall_ns),
+        "monotonic_ns": block.moment.monotonic_ns,
         "ring": block.ring,
     }
     if block.gap_reason is not None:
@@ -301,7 +305,7 @@ def _to_block(stream: str, header: _BlockHeader, pcm: bytes) -> AudioBlock:
         stream=stream,
         epoch=header.epoch,
         start_sample=header.start,
-        time_ns=time_ns,
+        moment=Moment(time_ns, header.monotonic_ns),
         pcm=np.frombuffer(pcm, dtype="<i2").astype(np.int16, copy=False),
         ring=header.ring,
         gap_reason=header.gap,

@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from ast_stream.errors import WireError
+from ast_stream.machine_clock import Moment
 from ast_stream.units import NS_PER_SECOND, format_time, parse_time
 
 PROTOCOL_VERSION: Final = 1
@@ -57,19 +58,23 @@ Time = Annotated[
 ]
 """Nanoseconds since 1970 UTC; RFC 3339 text on the wire."""
 
+Monotonic = Annotated[int, Field(ge=0, le=MAX_TIME_NS)]
+"""Nanoseconds on a machine's monotonic clock."""
+
 Text = Annotated[str, BeforeValidator(_text)]
 """Text that can be written anywhere."""
 
 
 def _wire_name(field: str) -> str:
     """Return the key of a field: times have no `_ns` there, as they are text; `class` is free."""
-    return field.removesuffix("_ns").removesuffix("_")
+    is_number = field == "monotonic_ns"
+    return field if is_number else field.removesuffix("_ns").removesuffix("_")
 
 
 class Body(BaseModel):
     """A JSON object on a socket: exact types, keys of a newer writer are ignored.
 
-    A field `x_ns` is the time `x` on the wire, see `Time`.
+    A field `x_ns` is the time `x` on the wire, see `Time`; `monotonic_ns` is a number there, too.
     """
 
     model_config = ConfigDict(
@@ -98,7 +103,19 @@ class FeedBody(Body):
     """What every body on the feed may say besides its own fields."""
 
     published_ns: Annotated[Time | None, Field(exclude=True)] = None
-    """When it was published; the publisher writes it. None in bodies that were not."""
+    """When it was published; the publisher writes this and what follows. All times in a body are
+    by the wall clock as it was set then. None in bodies that were not published."""
+    monotonic_ns: Annotated[Monotonic | None, Field(exclude=True)] = None
+    """The same on the monotonic clock of the publisher's machine."""
+    clock: Annotated[Text | None, Field(exclude=True)] = None
+    """Names that clock; times on another one, or before a reboot, cannot be compared."""
+
+    @property
+    def published(self) -> Moment | None:
+        """When it was published, on both clocks; None if it does not say so."""
+        if self.published_ns is None or self.monotonic_ns is None:
+            return None
+        return Moment(self.published_ns, self.monotonic_ns)
 
 
 def encode_json(body: Mapping[str, Any]) -> bytes:

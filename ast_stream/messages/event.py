@@ -20,6 +20,7 @@ from pydantic import Field
 
 from ast_stream.errors import WireError
 from ast_stream.labels import slug
+from ast_stream.machine_clock import CLOCK_ID, Moment
 from ast_stream.messages.alert import Alert
 from ast_stream.messages.codec import (
     PROTOCOL_VERSION,
@@ -225,14 +226,15 @@ class EventMessage(FeedBody):
         *,
         labels: Mapping[str, str],
         audio_end: int,
-        scored_ns: int,
+        scored: Moment,
         model: str,
     ) -> Self:
         """Return the message about `event`.
 
         Args:
             audio_end: end of the audio known; the last windows of a recording reach beyond it.
-            scored_ns: wall time at which the deciding window was scored.
+            scored: when the deciding window was scored; all times are by the wall clock as it
+                was set then.
         """
         offset_sample = event.offset_sample
         return cls(
@@ -246,8 +248,8 @@ class EventMessage(FeedBody):
             score=round(event.score, _SCORE_DIGITS),
             peak=round(event.peak, _SCORE_DIGITS),
             mean=None if event.mean is None else round(event.mean, _SCORE_DIGITS),
-            onset_ns=clock.time_ns(event.onset_sample),
-            offset_ns=None if offset_sample is None else clock.time_ns(offset_sample),
+            onset_ns=clock.time_ns(event.onset_sample, scored),
+            offset_ns=None if offset_sample is None else clock.time_ns(offset_sample, scored),
             duration_s=event.duration_s,
             duration_reliable=event.duration_reliable,
             uncertainty_s=round(event.uncertainty_s, _SCORE_DIGITS),
@@ -256,8 +258,8 @@ class EventMessage(FeedBody):
             at_sample=event.at_sample,
             epoch=event.epoch,
             reason=event.reason,
-            captured_ns=clock.time_ns(min(event.at_sample, audio_end)),
-            scored_ns=scored_ns,
+            captured_ns=clock.time_ns(min(event.at_sample, audio_end), scored),
+            scored_ns=scored.wall_ns,
             model=model,
         )
 
@@ -278,11 +280,26 @@ class EventMessage(FeedBody):
             body = {**body, "score": body["peak"]}
         return super().from_json(body, what)
 
-    def ended_by_restart(self) -> Self:
+    def moved(self, by_ns: int) -> Self:
+        """Return the message with all that it says of the sound so much later."""
+        offset_ns = None if self.offset_ns is None else self.offset_ns + by_ns
+        times = {"onset_ns": self.onset_ns + by_ns, "offset_ns": offset_ns}
+        return self.model_copy(update=times | {"captured_ns": self.captured_ns + by_ns})
+
+    def ended_by_restart(self, now: Moment) -> Self:
         """Return the `end` of an event of which this is the last message.
 
         The sound is known to have lasted until then.
+
+        Args:
+            now: when that is published.
         """
+        if (published := self.published) is not None and self.clock == CLOCK_ID:
+            set_by_ns = published.seen_from(now) - published.wall_ns
+            return self.moved(set_by_ns)._ended()
+        return self._ended()
+
+    def _ended(self) -> Self:
         onset = self.onset_sample or 0
         offset = max(self.at_sample or 0, onset)
         ending: dict[str, object] = {
@@ -383,7 +400,9 @@ class _ScoresShape(Body):
     ]
 
 
-_STAMP_KEYS = frozenset({"stream", "published", *_StampedBody.model_fields})
+_STAMP_KEYS = frozenset(
+    {"stream", "published", "monotonic_ns", "clock", *_StampedBody.model_fields}
+)
 
 
 @dataclass(frozen=True)
@@ -394,8 +413,8 @@ class Stamp:
     """The publisher's run."""
     seq: int
     """Number of the message in that run, without gaps, from 1."""
-    published_ns: int
-    """Wall time, nanoseconds since 1970."""
+    published: Moment
+    """On the clocks of this machine."""
     previous: int | None = None
     """Of events and gaps: `seq` of the one before, 0 for the first."""
     durable_seq: int | None = None
@@ -427,7 +446,9 @@ class FeedMessage:
             "v": PROTOCOL_VERSION,
             "boot": stamp.boot,
             "seq": stamp.seq,
-            "published": format_time(stamp.published_ns),
+            "published": format_time(stamp.published.wall_ns),
+            "monotonic_ns": stamp.published.monotonic_ns,
+            "clock": CLOCK_ID,
         }
         return cls(content.topic, body, scores)
 

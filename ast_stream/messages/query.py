@@ -170,7 +170,8 @@ class AudioAnswer:
             "start": block.start_sample,
             "rate": SAMPLE_RATE,
             "samples": len(block.pcm),
-            "time": format_time(block.time_ns),
+            "time": format_time(block.moment.wall_ns),
+            "monotonic_ns": block.moment.monotonic_ns,
         }
         return [_encode_answer(header, self.boot), pcm_bytes(block.pcm)]
 

@@ -18,6 +18,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ast_stream.machine_clock import Moment, read_clocks
 from ast_stream.messages.event import (
     Content,
     Event,
@@ -56,7 +57,7 @@ class FeedPublisher:
     Args:
         event_log: keeps the durable messages; None: nothing can be replayed.
         boot: id of this run of the publisher.
-        now_ns: wall clock, nanoseconds since 1970.
+        now: reads the clocks.
 
     Attributes:
         messages: messages published, by first word of the topic.
@@ -68,13 +69,13 @@ class FeedPublisher:
         pub_socket: Sender,
         event_log: EventLog | None,
         boot: str,
-        now_ns: Callable[[], int],
+        now: Callable[[], Moment] = read_clocks,
     ) -> None:
         self._socket = pub_socket
         self._log = event_log
-        self._now_ns = now_ns
+        self._now = now
         self.boot = boot
-        self.started_ns = now_ns()
+        self.started_ns = now().wall_ns
         self.messages: Counter[str] = Counter()
         self.drops = 0
         self._seq = 0
@@ -110,7 +111,7 @@ class FeedPublisher:
                 previous, self._durable_seq = self._durable_seq, self._seq
             case Health() | WorkerStatus() | AlertsStatus():
                 durable_seq = self._durable_seq
-        stamp = Stamp(self.boot, self._seq, self._now_ns(), previous, durable_seq)
+        stamp = Stamp(self.boot, self._seq, self._now(), previous, durable_seq)
         message = FeedMessage.of(content, stamp, scores)
         if self._log is not None and message.is_durable:
             self._log.append(message)
@@ -127,7 +128,7 @@ class DeduplicatingPublisher:
     Args:
         event_log: what earlier runs have published.
         model: hash of the checkpoint.
-        now_ns: wall clock.
+        now: reads the clocks.
 
     Attributes:
         counters: messages by kind.
@@ -135,12 +136,12 @@ class DeduplicatingPublisher:
     """
 
     def __init__(
-        self, publisher: FeedPublisher, event_log: EventLog, model: str, now_ns: Callable[[], int]
+        self, publisher: FeedPublisher, event_log: EventLog, model: str, now: Callable[[], Moment]
     ) -> None:
         self._publisher = publisher
         self._event_log = event_log
         self._model = model
-        self._now_ns = now_ns
+        self._now = now
         self._published: dict[str, tuple[str, Published]] = {}  # by stream: epoch, messages
         self._ended: dict[str, None] = {}  # ids, oldest first
         self._orphans = {event.id: event for event in event_log.open_events()}
@@ -161,7 +162,7 @@ class DeduplicatingPublisher:
             clock,
             labels=labels,
             audio_end=audio_end,
-            scored_ns=self._now_ns(),
+            scored=self._now(),
             model=self._model,
         )
 
@@ -189,18 +190,19 @@ class DeduplicatingPublisher:
             logger.warning(
                 "stream %s: %.2f s lost: %s", gap.stream, part.samples / SAMPLE_RATE, gap.reason
             )
-            time_ns = clock.time_ns(part.start_sample) if clock.anchors else None
+            start = part.start_sample
+            time_ns = clock.time_ns(start, self._now()) if clock.anchors else None
             self._publisher.publish(GapMessage.of(part, time_ns))
         return parts
 
-    def publish_scores(self, scores: Scores, time_ns: int) -> None:
-        """Publish the scores of one window that ends at `time_ns`."""
+    def publish_scores(self, scores: Scores, clock: SampleClock) -> None:
+        """Publish the scores of one window."""
         self.counters["windows_published"] += 1
         header = ScoresHeader(
             stream=scores.stream,
             epoch=scores.epoch,
             end_sample=scores.end_sample,
-            time_ns=time_ns,
+            time_ns=clock.time_ns(scores.end_sample, self._now()),
         )
         self._publisher.publish(header, scores.scores.astype(np.float16))
 
@@ -242,7 +244,7 @@ class DeduplicatingPublisher:
         for event in orphans:
             del self._orphans[event.id]
             self._remember_end(event.id)
-            self._publisher.publish(event.ended_by_restart())
+            self._publisher.publish(event.ended_by_restart(self._now()))
 
     def forget(self, stream: str) -> None:
         """Drop what is known about a stream."""

@@ -24,7 +24,7 @@ from ast_stream.runtime.files import (
     warn_set_aside,
 )
 from ast_stream.runtime.logging import Outage
-from ast_stream.sample_clock import SampleClock
+from ast_stream.sample_clock import Anchor, SampleClock
 from ast_stream.units import SAMPLE_RATE
 
 logger = logging.getLogger(__name__)
@@ -34,9 +34,8 @@ SAVE_EVERY_SAMPLES = 5 * SAMPLE_RATE  # of any stream: sources faster than real 
 MAX_BYTES = 64 * 1024 * 1024  # more than all streams of a worker with all classes active
 _WHAT = "worker journal"
 _STRICT = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
-_Anchor = tuple[
-    Annotated[int, Field(ge=0, le=MAX_SAMPLE)], Annotated[int, Field(ge=0, le=MAX_TIME_NS)]
-]
+_TimeNs = Annotated[int, Field(ge=0, le=MAX_TIME_NS)]
+_Anchor = tuple[Annotated[int, Field(ge=0, le=MAX_SAMPLE)], _TimeNs, _TimeNs]
 
 
 class StreamRecord(BaseModel):
@@ -45,7 +44,7 @@ class StreamRecord(BaseModel):
     Attributes:
         epoch: run of the capture process that the positions belong to.
         detector: what `Detector.export` gave.
-        clock: anchors of the stream's clock, (sample, nanoseconds since 1970).
+        clock: anchors of the stream's clock: sample, wall time and monotonic time.
     """
 
     model_config = _STRICT
@@ -70,7 +69,7 @@ class StreamRecord(BaseModel):
 
     def sample_clock(self) -> SampleClock:
         """Return the stream's clock as it was."""
-        return SampleClock(list(self.clock))
+        return SampleClock([Anchor(*anchor) for anchor in self.clock])
 
     def time_ns(self, sample: int) -> int | None:
         """Return the wall time of a sample, None if no audio had come yet."""

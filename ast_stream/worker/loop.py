@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from ast_stream.detect.detector import Detector
 from ast_stream.errors import UsageError, WireError
+from ast_stream.machine_clock import Moment, read_clocks
 from ast_stream.messages.audio import AudioBlock
 from ast_stream.messages.event import Scores
 from ast_stream.messages.status import Health, WorkerFacts
@@ -52,7 +53,7 @@ class Worker:
         facts: model, device, precision and the like, for the status message.
         ring_folder: the ring of a stream that is not in the configuration lies here.
         now_s: a monotonic clock.
-        now_ns: wall clock.
+        now: reads both clocks of the machine.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Worker:
         facts: WorkerFacts,
         ring_folder: str,
         now_s: Callable[[], float] = time.monotonic,
-        now_ns: Callable[[], int] = time.time_ns,
+        now: Callable[[], Moment] = read_clocks,
     ) -> None:
         self._now_s = now_s
         self._detector = detector = make_detector(self._publish_scores)
@@ -78,8 +79,8 @@ class Worker:
         self._poller = Poller([sockets.audio, sockets.query])
         self._log = LimitedLog(logger, now_s)
         self._by_name: dict[str, WorkerStream] = {}
-        feed = FeedPublisher(sockets.feed, event_log, secrets.token_hex(8), now_ns)
-        self._publisher = DeduplicatingPublisher(feed, event_log, facts.model, now_ns)
+        feed = FeedPublisher(sockets.feed, event_log, secrets.token_hex(8), now)
+        self._publisher = DeduplicatingPublisher(feed, event_log, facts.model, now)
         self._started_s = now_s()
         self._overload = OverloadControl(detector.window // detector.hop, now_s())
         self._last_positions: dict[str, int] = {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, replace
 
+from ast_stream.machine_clock import Moment
 from ast_stream.messages.audio import AudioBlock, Pcm16, ReadRequest, RingReply
 from ast_stream.messages.event import Gap
 from ast_stream.runtime.backoff import Backoff
@@ -38,11 +39,11 @@ _MAX_DEAD_EPOCHS = 16
 
 @dataclass(frozen=True, eq=False)
 class Audio:
-    """The next samples: shape (n_samples,), int16; `time_ns` is the wall time of the first."""
+    """The next samples: shape (n_samples,), int16; `moment` is when the first was captured."""
 
     epoch: str
     start_sample: int
-    time_ns: int
+    moment: Moment
     pcm: Pcm16
     is_last: bool = False
 
@@ -278,7 +279,7 @@ class Reassembler:
             return []
         items: list[Item] = []
         if block.epoch != self.epoch:
-            items = self._enter(block.epoch, block.start_sample, block.time_ns, now_s)
+            items = self._enter(block.epoch, block.start_sample, block.moment.wall_ns, now_s)
         self._is_contacted = True
         return items + self.on_block(block, now_s)
 
@@ -292,7 +293,7 @@ class Reassembler:
         self._is_contacted = True
         if block.epoch != self.epoch:
             start = min(reply.acked, block.start_sample)
-            start_ns = block.time_ns - samples_to_ns(block.start_sample - start)
+            start_ns = block.moment.wall_ns - samples_to_ns(block.start_sample - start)
             return self._enter(block.epoch, start, start_ns, now_s)
         if request.start is not None and reply.next < request.start:
             # we stand where the ring never was: what led here was not its audio
@@ -390,10 +391,10 @@ class _Cursor:
         pcm = block.pcm[n_known:]
         items: list[Item] = []
         if len(pcm):
-            time_ns = block.time_ns + samples_to_ns(n_known)
-            items.append(Audio(block.epoch, self.position, time_ns, pcm, block.is_last))
+            moment = block.moment.after(samples_to_ns(n_known))
+            items.append(Audio(block.epoch, self.position, moment, pcm, block.is_last))
         self.position = block.end_sample
-        self._position_ns = block.time_ns + samples_to_ns(len(block.pcm))
+        self._position_ns = block.moment.wall_ns + samples_to_ns(len(block.pcm))
         self.has_ended = block.is_last
         return [*items, Ended(block.epoch, self.position)] if block.is_last else items
 

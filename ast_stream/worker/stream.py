@@ -185,8 +185,7 @@ class WorkerStream:
         """Publish what the detector found in this stream."""
         for result in results:
             if isinstance(result, Scores):
-                time_ns = self._clock.time_ns(result.end_sample)
-                self._publisher.publish_scores(result, time_ns)
+                self._publisher.publish_scores(result, self._clock)
             else:
                 self._publisher.publish_event(result, self._event_message(result))
 
@@ -276,7 +275,7 @@ class WorkerStream:
         if self.epoch is None or wanted.epoch not in (None, self.epoch):
             raise WireError(f"audio: expected the present epoch {self.epoch}, got {wanted.epoch!r}")
         start, pcm = self._history.read(*wanted.samples(self._clock))
-        return AudioBlock(self.name, self.epoch, start, self._clock.time_ns(start), pcm)
+        return AudioBlock(self.name, self.epoch, start, self._clock.moment(start), pcm)
 
     def health(self, now_s: float) -> Health:
         """Return the stream's health; some figures are None while the stream is not open."""
@@ -352,7 +351,7 @@ class WorkerStream:
         if self._is_lost:
             logger.info("stream %s: audio is back", self.name)
             self._is_lost = False
-        self._clock.observe(audio.start_sample, audio.time_ns)
+        self._clock.observe(audio.start_sample, audio.moment)
         self._history.append_silence(audio.start_sample - self._history.end)
         self._history.append(audio.pcm)
         self._detector.push(self.name, audio.start_sample, audio.pcm)

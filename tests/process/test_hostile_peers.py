@@ -64,7 +64,7 @@ def forged_end(reply: RingReply, stream: str = "a", ring: str | None = None) -> 
         stream,
         reply.block.epoch,
         reply.next,
-        reply.block.time_ns,
+        reply.block.moment,
         reply.block.pcm[:0],
         ring=ring,
         is_last=True,

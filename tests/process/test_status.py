@@ -18,6 +18,7 @@ from sample_messages import FAILING, alerts_status, event_message, worker_status
 
 from ast_stream.cli.status import BoxStatus, problems, view
 from ast_stream.cli.terminal import console
+from ast_stream.machine_clock import Moment
 from ast_stream.messages.audio import AudioBlock, RingReply
 from ast_stream.messages.status import Health, StreamState
 from ast_stream.settings.schema import Settings, StreamSettings
@@ -46,7 +47,7 @@ def health(name: str, state: StreamState = "listening", detail: str | None = Non
 
 def capture(state: str = "listening", detail: str | None = None) -> RingReply:
     """Return the answer of a ring that has ten minutes of audio, half a second not decided."""
-    block = AudioBlock("s0", "ab" * 8, 0, 0, np.zeros(0, np.int16))
+    block = AudioBlock("s0", "ab" * 8, 0, Moment(0, 0), np.zeros(0, np.int16))
     newest = 600 * SAMPLE_RATE
     return RingReply(block, 0, newest, newest - 8_000, state, detail)
 

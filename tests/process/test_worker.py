@@ -64,7 +64,8 @@ def test_garbage_on_every_socket_is_counted_and_changes_nothing(
         calm.stop("worker")
         expected = events_of(calm.published(), "a")
 
-    good = {"v": 1, "epoch": "ab" * 8, "start": 0, "rate": 16000, "samples": 2, "time": "x"}
+    good = {"v": 1, "epoch": "ab" * 8, "start": 0, "rate": 16000, "samples": 2}
+    good |= {"time": "2026-11-20T10:00:30Z", "monotonic_ns": 5}
     bad_headers: list[bytes] = [
         b"",
         b"{",
@@ -84,6 +85,7 @@ def test_garbage_on_every_socket_is_counted_and_changes_nothing(
                 {"rate": 8000},
                 {"epoch": "../../etc"},
                 {"time": "yesterday"},
+                {"monotonic_ns": -1},
                 {"time": "9999-12-31T23:59:59.999999-23:59"},
                 {"ring": "tcp://10.0.0.1:99"},
                 {"ring": "ipc:///etc/passwd"},

@@ -51,7 +51,7 @@ class Worker:
         self.log = EventLog(folder / "events") if logs else None
         pub = self.sockets.bind("pub", f"ipc://{folder}/feed.sock", FEED_HWM_MESSAGES)
         self.pub = LossyPub(pub)
-        self.publisher = FeedPublisher(self.pub, self.log, boot, time.time_ns)
+        self.publisher = FeedPublisher(self.pub, self.log, boot)
         self.queries = None
         if answers:
             router = self.sockets.bind("router", f"ipc://{folder}/query.sock", QUERY_HWM_MESSAGES)

@@ -41,7 +41,7 @@ BLOCKS = (160, 1600, 5000)  # samples
 COMMAND = (sys.executable, "-m", "ast_stream.cli")
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-OF_A_RUN = ("boot", "seq", "previous", "scored", "published")
+OF_A_RUN = ("boot", "seq", "previous", "scored", "published", "monotonic_ns", "clock")
 PATIENCE_S = 60.0
 
 Json = Any
@@ -381,5 +381,7 @@ _MASKS = (
     (r'"(scored|published|started|fired|resolved)":"20[^"]*Z"', r'"\1":"TIME"'),
     (r'"(seq|previous|durable_seq)":\d+', r'"\1":0'),
     (r'("op":"ack".*"stop"):\d+', r"\1:0"),
+    (r'"monotonic_ns":\d+', '"monotonic_ns":0'),
+    (r'"clock":"[0-9a-f]{16}"', '"clock":"CLOCK"'),
     (r'"torch":"[^"]*"', '"torch":"VERSION"'),
 )

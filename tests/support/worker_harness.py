@@ -29,6 +29,7 @@ from torch import Tensor
 from ast_stream.capture.ring import Ring, RingServer
 from ast_stream.capture.sources.base import SourceStatus
 from ast_stream.detect import Detector
+from ast_stream.machine_clock import Moment
 from ast_stream.messages.audio import AudioBlock, Pcm16
 from ast_stream.messages.event import FeedMessage, Scores
 from ast_stream.messages.query import ReplayPage
@@ -51,6 +52,7 @@ MAX_STREAMS = 64
 DETECTION = DetectionSettings(
     defaults=DetectionDefaults(onset_threshold=0.5, confirm_s=0.25, hold_s=0.25)
 )
+MACHINE_STARTED_NS = 1_690_000_000 * NS_PER_SECOND
 PATIENCE_MS = 60_000  # until a message that must come is given up
 
 
@@ -135,6 +137,7 @@ class Capture:
     """What a capture process has: a ring, its server and its socket.
 
     Attributes:
+        set_by_ns: by how much the wall clock was set, as far as this process has noticed.
         is_answering: whether requests are answered, or lost.
         garbage: frames to answer each request with; None: the ring's reply.
     """
@@ -151,6 +154,7 @@ class Capture:
     ) -> None:
         self.ring = Ring(seconds_to_samples(ring_s))
         self.began_ns = round(now_s * NS_PER_SECOND)
+        self.set_by_ns = 0
         self.status = SourceStatus("listening")
         self.is_answering = True
         self.garbage: list[bytes] | None = None
@@ -168,8 +172,8 @@ class Capture:
 
     def write(self, pcm: Pcm16) -> None:
         """Capture a block."""
-        time_ns = self.began_ns + self.ring.next * NS_PER_SECOND // SAMPLE_RATE
-        self.ring.write(pcm, time_ns // 1000 * 1000)
+        passed_ns = self.ring.next * NS_PER_SECOND // SAMPLE_RATE
+        self.ring.write(pcm, _moment((self.began_ns + passed_ns) // 1000 * 1000, self.set_by_ns))
 
     def answer(self, timeout_ms: int = 0) -> bool | None:
         """Process a request; return whether a reply was sent, None if no request came."""
@@ -232,12 +236,14 @@ class Site:
 
     Attributes:
         window_cost_s: seconds that the model needs for a window.
+        set_by_ns: by how much the wall clock was set.
         score_step: scores are multiples of it, so that they are equal on all processors; 0: exact.
         published: event messages of all runs of the worker, as live readers get them.
     """
 
     def __init__(self, tagger: Tagger, score_step: float = 0.0) -> None:
         self.window_cost_s = 0.0
+        self.set_by_ns = 0
         self.score_step = score_step
         self.published: list[Body] = []
         self.folder = Path(tempfile.mkdtemp(prefix="ast-", dir="/tmp"))
@@ -289,7 +295,7 @@ class Site:
             facts=FACTS,
             ring_folder=f"ipc://{self.folder}/",
             now_s=lambda: self.now_s,
-            now_ns=self._now_ns,
+            now=lambda: _moment(round(self.now_s * NS_PER_SECOND), self.set_by_ns),
         )
         self._push = self._capture_sockets.connect("push", endpoint, AUDIO_HWM_BLOCKS)
         assert self._push.waitable.poll(PATIENCE_MS, zmq.POLLOUT), "no connection to the worker"
@@ -399,8 +405,9 @@ class Site:
         if self._live.has_room and self._push.send(block.encode()):
             self._live.wait()
 
-    def _now_ns(self) -> int:
-        return round(self.now_s * NS_PER_SECOND)
+
+def _moment(time_ns: int, set_by_ns: int) -> Moment:
+    return Moment(time_ns + set_by_ns, time_ns - MACHINE_STARTED_NS)
 
 
 def _wait_until(is_so: Callable[[], bool]) -> None:

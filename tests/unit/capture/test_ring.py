@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from ast_stream.capture.ring import OVERWRITTEN, Ring, RingServer
 from ast_stream.capture.sources.base import SourceStatus
+from ast_stream.machine_clock import Moment
 from ast_stream.messages.audio import (
     MAX_BLOCK_SAMPLES,
     AckRequest,
@@ -33,6 +34,10 @@ LISTENING = SourceStatus("listening")
 ENDED = SourceStatus("ended")
 
 
+def moment(wall_ns: int) -> Moment:
+    return Moment(wall_ns, wall_ns - T0 // 2)
+
+
 def ramp(start: int, n_samples: int) -> Pcm16:
     return (np.arange(start, start + n_samples) % 30_000).astype(np.int16)
 
@@ -41,42 +46,42 @@ def test_samples_come_back_as_written_whatever_the_block_sizes() -> None:
     ring = Ring(1000)
     position = 0
     for size in (1, 160, 0, 333, 200):
-        ring.write(ramp(position, size), T0 + samples_to_ns(position))
+        ring.write(ramp(position, size), moment(T0 + samples_to_ns(position)))
         position += size
     piece = ring.read(0, position, 10_000)
     assert piece.start_sample == 0
-    assert piece.time_ns == T0
+    assert piece.moment == moment(T0)
     np.testing.assert_array_equal(piece.pcm, ramp(0, position))
 
 
 def test_newest_samples_replace_the_oldest() -> None:
     ring = Ring(100)
-    ring.write(ramp(0, 250), T0)
+    ring.write(ramp(0, 250), moment(T0))
     assert (ring.oldest, ring.next) == (150, 250)
     piece = ring.read(0, 250, 1000)
     assert piece.start_sample == 150
-    assert piece.time_ns == T0 + samples_to_ns(150)
+    assert piece.moment == moment(T0 + samples_to_ns(150))
     assert piece.gap_reason == OVERWRITTEN
     np.testing.assert_array_equal(piece.pcm, ramp(150, 100))
 
 
 def test_a_hole_ends_a_slice_and_its_reason_stands_before_the_next() -> None:
     ring = Ring(1000)
-    ring.write(ramp(0, 200), T0)
+    ring.write(ramp(0, 200), moment(T0))
     assert ring.skip(470, "device_lost") == 480
-    ring.write(ramp(680, 100), T0 + 1)
+    ring.write(ramp(680, 100), moment(T0 + 1))
     before, after = ring.read(100, 780, 1000), ring.read(200, 780, 1000)
     assert (before.start_sample, len(before.pcm), before.gap_reason) == (100, 100, None)
     assert (after.start_sample, len(after.pcm), after.gap_reason) == (680, 100, "device_lost")
-    assert after.time_ns == T0 + 1
+    assert after.moment == moment(T0 + 1)
     assert ring.read(681, 780, 1000).gap_reason is None
 
 
 def test_a_hole_costs_no_room() -> None:
     ring = Ring(300)
-    ring.write(ramp(0, 200), T0)
+    ring.write(ramp(0, 200), moment(T0))
     ring.skip(1_000_000, "device_lost")
-    ring.write(ramp(0, 100), T0)
+    ring.write(ramp(0, 100), moment(T0))
     assert ring.oldest == 0
     assert len(ring.read(0, ring.next, 1000).pcm) == 200
 
@@ -85,34 +90,34 @@ def test_the_shortest_hole_is_one_frame_shift_and_the_first_reason_is_kept() -> 
     ring = Ring(300)
     assert ring.skip(0, "device_absent") == FRAME_SHIFT
     assert ring.skip(159, "overflow") == FRAME_SHIFT
-    ring.write(ramp(0, 10), T0)
+    ring.write(ramp(0, 10), moment(T0))
     piece = ring.read(0, 1000, 1000)
     assert (piece.start_sample, piece.gap_reason) == (2 * FRAME_SHIFT, "device_absent")
 
 
 def test_a_step_of_the_clock_ends_a_slice_without_a_gap() -> None:
     ring = Ring(1000)
-    ring.write(ramp(0, 160), T0)
-    ring.write(ramp(160, 160), T0 + samples_to_ns(160) + 30_000_000)
+    ring.write(ramp(0, 160), moment(T0))
+    ring.write(ramp(160, 160), moment(T0 + samples_to_ns(160) + 30_000_000))
     first, second = ring.read(0, 320, 1000), ring.read(160, 320, 1000)
     assert len(first.pcm) == 160
     assert (second.start_sample, len(second.pcm), second.gap_reason) == (160, 160, None)
-    assert second.time_ns == T0 + samples_to_ns(160) + 30_000_000
+    assert second.moment == moment(T0 + samples_to_ns(160) + 30_000_000)
 
 
 def test_nothing_there_is_an_empty_slice_at_the_next_sample() -> None:
     ring = Ring(1000)
-    assert ring.read(0, 100, 100).time_ns is None
-    ring.write(ramp(0, 100), T0)
+    assert ring.read(0, 100, 100).moment is None
+    ring.write(ramp(0, 100), moment(T0))
     piece = ring.read(100, 200, 100)
     assert (piece.start_sample, len(piece.pcm)) == (100, 0)
-    assert piece.time_ns == T0 + samples_to_ns(100)
+    assert piece.moment == moment(T0 + samples_to_ns(100))
     assert ring.read(5_000, 6_000, 100).start_sample == 100
 
 
 def test_acknowledgements_only_move_forward_and_never_beyond_what_is_there() -> None:
     ring = Ring(1000)
-    ring.write(ramp(0, 100), T0)
+    ring.write(ramp(0, 100), moment(T0))
     assert not ring.ack(101)
     assert ring.acked == 0
     assert ring.ack(60)
@@ -126,7 +131,7 @@ def test_waiting_ends_when_samples_come_and_when_they_are_acknowledged() -> None
     assert not ring.wait_written(0, 0.0)
     waiting = threading.Thread(target=lambda: ring.wait_written(0, 30.0))
     waiting.start()
-    ring.write(ramp(0, 100), T0)
+    ring.write(ramp(0, 100), moment(T0))
     waiting.join(30.0)
     assert not waiting.is_alive()
     assert not ring.wait_acked(50, 0.0)
@@ -140,7 +145,7 @@ def test_a_reader_beside_a_writer_sees_only_what_was_written() -> None:
 
     def write() -> None:
         for start in range(0, total, 500):
-            ring.write(ramp(start, 500), T0 + samples_to_ns(start))
+            ring.write(ramp(start, 500), moment(T0 + samples_to_ns(start)))
 
     writer = threading.Thread(target=write)
     writer.start()
@@ -163,9 +168,9 @@ def test_a_ring_without_room_is_refused() -> None:
 
 @dataclass
 class _Model:
-    """What was ever written: index -> (value, wall time)."""
+    """What was ever written: index -> (value, when)."""
 
-    samples: dict[int, tuple[int, int]] = field(default_factory=dict)
+    samples: dict[int, tuple[int, Moment]] = field(default_factory=dict)
     starts_after_gap: dict[int, str] = field(default_factory=dict)
     next: int = 0
     pending: str | None = None
@@ -220,7 +225,7 @@ class RingMachine(RuleBasedStateMachine):
         assert piece.start_sample >= min(start, self.model.next)
         if len(piece.pcm):
             assert piece.end_sample <= start + length
-            self._check_samples(piece.start_sample, piece.pcm, piece.time_ns)
+            self._check_samples(piece.start_sample, piece.pcm, piece.moment)
             skipped = [i for i in range(start, piece.start_sample) if i in self.model.samples]
             assert all(index < self.ring.oldest for index in skipped)
             expected = self.model.starts_after_gap.get(piece.start_sample)
@@ -236,18 +241,18 @@ class RingMachine(RuleBasedStateMachine):
             piece = self.ring.read(cursor, self.model.next, 1_000)
             if len(piece.pcm) == 0:
                 break
-            self._check_samples(piece.start_sample, piece.pcm, piece.time_ns)
+            self._check_samples(piece.start_sample, piece.pcm, piece.moment)
             n_read += len(piece.pcm)
             cursor = piece.end_sample
         assert n_read == min(self.ring.capacity, len(self.model.samples))
 
-    def _check_samples(self, start: int, pcm: Pcm16, time_ns: int | None) -> None:
-        assert time_ns is not None
+    def _check_samples(self, start: int, pcm: Pcm16, begin: Moment | None) -> None:
+        assert begin is not None
         for offset, value in enumerate(pcm.tolist()):
-            assert self.model.samples[start + offset] == (value, time_ns + samples_to_ns(offset))
+            assert self.model.samples[start + offset] == (value, begin.after(samples_to_ns(offset)))
 
-    def _time(self, sample: int) -> int:
-        return self.clock_ns + samples_to_ns(sample)
+    def _time(self, sample: int) -> Moment:
+        return moment(self.clock_ns + samples_to_ns(sample))
 
 
 RingMachine.TestCase.settings = hypothesis_settings(
@@ -267,11 +272,11 @@ class Served:
 
     def __post_init__(self) -> None:
         self.ring = Ring(60 * SAMPLE_RATE)
-        self.ring.write(ramp(0, SAMPLE_RATE), WALL0)
+        self.ring.write(ramp(0, SAMPLE_RATE), moment(WALL0))
         self.ring.skip(SAMPLE_RATE, "device_lost")
-        self.ring.write(ramp(0, SAMPLE_RATE), WALL0 + 2 * NS_PER_SECOND)
+        self.ring.write(ramp(0, SAMPLE_RATE), moment(WALL0 + 2 * NS_PER_SECOND))
         self.server = RingServer(
-            "porch", EPOCH, "ipc:///x", self.ring, lambda: self.status, wall_ns=lambda: WALL0
+            "porch", EPOCH, "ipc:///x", self.ring, lambda: self.status, now=lambda: moment(WALL0)
         )
 
     def read(self, **request: object) -> RingReply:
@@ -298,7 +303,7 @@ def test_a_read_gives_what_is_held_with_the_range_and_the_state() -> None:
     reply = Served().read(epoch=EPOCH, start=100, stop=300)
     np.testing.assert_array_equal(reply.block.pcm, ramp(100, 200))
     assert (reply.block.start_sample, reply.block.epoch) == (100, EPOCH)
-    assert reply.block.time_ns == WALL0 + samples_to_ns(100) // 1_000 * 1_000
+    assert reply.block.moment.wall_ns == WALL0 + samples_to_ns(100) // 1_000 * 1_000
     assert (reply.oldest, reply.next, reply.acked) == (0, 3 * SAMPLE_RATE, 0)
     assert (reply.state, reply.detail, reply.block.ring) == ("listening", None, "ipc:///x")
 
@@ -318,7 +323,7 @@ def test_a_read_behind_a_hole_carries_its_reason() -> None:
 
 def test_a_reply_never_carries_more_than_the_codec_takes() -> None:
     served = Served()
-    served.ring.write(ramp(0, 20 * SAMPLE_RATE), WALL0 + 3 * NS_PER_SECOND)
+    served.ring.write(ramp(0, 20 * SAMPLE_RATE), moment(WALL0 + 3 * NS_PER_SECOND))
     assert len(served.read(start=2 * SAMPLE_RATE).block.pcm) == MAX_BLOCK_SAMPLES
 
 
@@ -345,7 +350,7 @@ def test_an_acknowledgement_of_the_process_before_this_one_moves_nothing() -> No
 
 def test_only_the_client_that_reads_the_ring_acknowledges_while_it_is_connected() -> None:
     ring = Ring(60 * SAMPLE_RATE)
-    ring.write(ramp(0, SAMPLE_RATE), WALL0)
+    ring.write(ramp(0, SAMPLE_RATE), moment(WALL0))
     connected = {b"worker", b"stranger", b"status"}
     server = RingServer(
         "porch",
@@ -397,11 +402,11 @@ def test_the_last_sample_is_reported_as_the_last_only_where_it_is_given() -> Non
 
 def test_a_ring_that_never_had_a_sample_answers_with_the_time_of_day() -> None:
     server = RingServer(
-        "porch", EPOCH, "ipc:///x", Ring(100), lambda: LISTENING, wall_ns=lambda: WALL0
+        "porch", EPOCH, "ipc:///x", Ring(100), lambda: LISTENING, now=lambda: moment(WALL0)
     )
     frames = server.answer([b'{"v":1,"op":"read","stream":"porch"}'])
     assert frames is not None
-    assert RingReply.decode(frames, "porch").block.time_ns == WALL0
+    assert RingReply.decode(frames, "porch").block.moment.wall_ns == WALL0
 
 
 JUNK = st.one_of(
@@ -468,12 +473,12 @@ class Link:
             self.ring,
             lambda: self.status,
             is_paced=self.is_paced,
-            wall_ns=lambda: WALL0,
+            now=lambda: moment(WALL0),
         )
 
     def write(self, n_samples: int) -> None:
         start = self.ring.next
-        self.ring.write(ramp(start, n_samples), WALL0 + samples_to_ns(start))
+        self.ring.write(ramp(start, n_samples), moment(WALL0 + samples_to_ns(start)))
 
     def send_next(self) -> bool:
         return self.server.send_next(self._send)

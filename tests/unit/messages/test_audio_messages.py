@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ast_stream.errors import WireError
+from ast_stream.machine_clock import Moment
 from ast_stream.messages.audio import (
     MAX_BLOCK_SAMPLES,
     MAX_DETAIL_CHARACTERS,
@@ -34,7 +35,7 @@ EPOCH = "9f2c4e1a"
 RING = "ipc:///run/ast-stream/ring.porch.sock"
 HEADER = (
     b'{"v":1,"epoch":"9f2c4e1a","start":483200,"rate":16000,"samples":3,'
-    b'"time":"2026-11-20T10:00:30.200000Z","ring":"ipc:///run/ast-stream/ring.porch.sock"}'
+    b'"time":"2026-11-20T10:00:30.200000Z","monotonic_ns":7000000,"ring":"ipc:///run/ast-stream/ring.porch.sock"}'
 )
 PCM = b"\x01\x00\xff\xff\x00\x80"
 
@@ -52,7 +53,7 @@ def make_block(**changes: Any) -> AudioBlock:
         "stream": "porch",
         "epoch": EPOCH,
         "start_sample": 483_200,
-        "time_ns": parse_time("2026-11-20T10:00:30.2Z"),
+        "moment": Moment(parse_time("2026-11-20T10:00:30.2Z"), 7_000_000),
         "pcm": np.array([1, -1, -32768], np.int16),
         "ring": RING,
     }
@@ -66,7 +67,9 @@ def blocks(draw: st.DrawFn) -> AudioBlock:
         stream=draw(names),
         epoch=draw(epochs),
         start_sample=draw(st.integers(0, MAX_SAMPLE_INDEX)),
-        time_ns=draw(st.integers(0, MAX_TIME_NS // 1000)) * 1000,
+        moment=Moment(
+            draw(st.integers(0, MAX_TIME_NS // 1000)) * 1000, draw(st.integers(0, MAX_TIME_NS))
+        ),
         pcm=np.array(samples, np.int16),
         ring=draw(st.none() | st.just(RING) | st.just("tcp://127.0.0.1:7000")),
         gap_reason=draw(st.none() | st.text(max_size=MAX_REASON_CHARACTERS)),

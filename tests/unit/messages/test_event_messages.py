@@ -15,10 +15,11 @@ from sample_messages import (
     worker_status,
 )
 
+from ast_stream.machine_clock import Moment
 from ast_stream.messages.audio import AudioBlock
 from ast_stream.messages.event import Event, EventMessage, Gap, event_id
 from ast_stream.sample_clock import SampleClock
-from ast_stream.units import NS_PER_SECOND, format_time, parse_time
+from ast_stream.units import format_time, parse_time
 
 START_NS = parse_time("2026-11-20T10:00:00Z")
 
@@ -58,7 +59,7 @@ def test_text_that_is_no_time_is_refused(text: str) -> None:
 
 
 def test_block_ends_after_its_last_sample() -> None:
-    block = AudioBlock("porch", "9f2c4e1a", 100, 0, np.zeros(60, np.int16))
+    block = AudioBlock("porch", "9f2c4e1a", 100, Moment(0, 0), np.zeros(60, np.int16))
     assert block.end_sample == 160
 
 
@@ -90,14 +91,13 @@ def test_duration_is_known_when_the_event_has_ended() -> None:
 
 
 def test_event_body_tells_times_on_the_capture_clock() -> None:
-    clock = SampleClock()
-    clock.observe(0, START_NS)
+    clock = SampleClock.from_start(START_NS)
     message = EventMessage.of(
         make_event(type="end", offset_sample=24_000, mean=0.5, reason="quiet"),
         clock,
         labels={"room": "porch"},
         audio_end=30_000,
-        scored_ns=START_NS + 3 * NS_PER_SECOND,
+        scored=clock.moment(48_000),
         model="sha256:00",
     )
     assert message.to_json() == {

@@ -22,6 +22,7 @@ from sample_messages import (
 )
 
 from ast_stream.errors import WireError
+from ast_stream.machine_clock import CLOCK_ID, Moment
 from ast_stream.messages.audio import AudioBlock
 from ast_stream.messages.event import (
     Content,
@@ -280,14 +281,16 @@ CONTENTS: tuple[Content, ...] = (
 
 @pytest.mark.parametrize("content", CONTENTS, ids=lambda content: content.topic)
 def test_content_comes_back_as_it_was_published(content: Content) -> None:
-    stamp = Stamp("b1", 7, T0_NS, previous=3)
+    stamp = Stamp("b1", 7, Moment(T0_NS, 5), previous=3)
     message = FeedMessage.decode(FeedMessage.of(content, stamp).encode())
-    assert message.content() == content.model_copy(update={"published_ns": T0_NS})
+    stamped = {"published_ns": T0_NS, "monotonic_ns": 5, "clock": CLOCK_ID}
+    assert message.content() == content.model_copy(update=stamped)
+    assert message.content().published == stamp.published
     assert (message.position, message.position_before) == (("b1", 7), ("b1", 3))
 
 
 def test_stamp_of_a_status_says_where_the_durable_messages_are() -> None:
-    message = FeedMessage.of(health(), Stamp("b1", 7, T0_NS, durable_seq=3))
+    message = FeedMessage.of(health(), Stamp("b1", 7, Moment(T0_NS, 5), durable_seq=3))
     assert message.position_before == ("b1", 3)
     assert not message.is_durable
 
@@ -342,7 +345,7 @@ def test_answers_come_back_as_they_were_given() -> None:
         boot="b1", streams=[health()], events=[event_message()], status=worker_status()
     )
     assert Snapshot.decode(snapshot.encode()) == snapshot
-    block = AudioBlock("porch", "aaaaaaaa", 16_000, T0_NS, np.arange(5, dtype=np.int16))
+    block = AudioBlock("porch", "aaaaaaaa", 16_000, Moment(T0_NS, 5), np.arange(5, dtype=np.int16))
     answer = AudioAnswer.decode(AudioAnswer(block, "b1").encode())
     assert vars(answer.block) | {"pcm": None} == vars(block) | {"pcm": None}
     np.testing.assert_array_equal(answer.block.pcm, block.pcm)

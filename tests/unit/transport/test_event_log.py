@@ -14,6 +14,7 @@ from damage import SPARSE_BYTES, STRANGE_FILES, make_strange, mutations
 from sample_messages import event_message, gap_message
 
 from ast_stream.errors import StartupError
+from ast_stream.machine_clock import Moment
 from ast_stream.messages.event import BOOT_TOPIC, FeedMessage, Position, Stamp
 from ast_stream.messages.query import MAX_PAGE_BYTES, ReplayPage, TooOld
 from ast_stream.transport import event_log
@@ -30,7 +31,7 @@ def message(seq: int, boot: str = "b1", previous: int | None = None, **body: Any
 
 def event(seq: int, at_sample: int, kind: str = "update", epoch: str = "aaaaaaaa") -> FeedMessage:
     content = event_message(f"id{epoch}", kind, at_sample=at_sample, epoch=epoch)
-    return FeedMessage.of(content, Stamp("b1", seq, 0, previous=seq - 1))
+    return FeedMessage.of(content, Stamp("b1", seq, Moment(0, 0), previous=seq - 1))
 
 
 def fill(log: EventLog, boot: str, n_messages: int, **body: Any) -> None:
@@ -386,7 +387,7 @@ def test_published_knows_events_and_gaps_of_one_epoch(tmp_path: Path) -> None:
     log.begin("b1")
     log.append(event(1, 8000, "begin"))
     log.append(event(2, 16000, epoch="bbbbbbbb"))
-    log.append(FeedMessage.of(gap_message(24000), Stamp("b1", 3, 0, previous=2)))
+    log.append(FeedMessage.of(gap_message(24000), Stamp("b1", 3, Moment(0, 0), previous=2)))
     log.close()
     log = EventLog(tmp_path)
     published = log.published("porch", "aaaaaaaa")

@@ -20,6 +20,7 @@ from sample_messages import gap_message, health, scores_header, worker_status
 
 from ast_stream.errors import UsageError
 from ast_stream.feed import FeedMessage, Missed, Subscriber, query_endpoint_beside
+from ast_stream.machine_clock import Moment
 from ast_stream.messages.event import Position
 from ast_stream.messages.query import MAX_PAGE_MESSAGES, ReplayPage
 from ast_stream.transport.event_log import EventLog
@@ -47,7 +48,7 @@ def seqs(messages: list[FeedMessage]) -> list[int]:
 
 def test_seq_has_no_holes_over_all_topics() -> None:
     wire = Wire()
-    publisher = FeedPublisher(wire, None, "b1", lambda: 0)
+    publisher = FeedPublisher(wire, None, "b1", lambda: Moment(0, 0))
     publisher.publish(worker_status())
     publisher.publish(event(1))
     publisher.publish(scores_header(), np.zeros(3, np.float16))
@@ -61,7 +62,7 @@ def test_seq_has_no_holes_over_all_topics() -> None:
 
 def test_durable_messages_name_the_one_before_and_health_names_the_last() -> None:
     wire = Wire()
-    publisher = FeedPublisher(wire, None, "b1", lambda: 0)
+    publisher = FeedPublisher(wire, None, "b1", lambda: Moment(0, 0))
     publisher.publish(health())
     publisher.publish(event(1))
     publisher.publish(worker_status())
@@ -84,14 +85,14 @@ def test_durable_message_is_in_the_log_before_anyone_can_receive_it(tmp_path: Pa
             held.append(len(getattr(page, "messages", ())) - 1)  # without the boot's start
             return super().send(frames)
 
-    publisher = FeedPublisher(InspectingWire(), log, "b1", lambda: 0)
+    publisher = FeedPublisher(InspectingWire(), log, "b1", lambda: Moment(0, 0))
     publisher.publish(event(1))
     publisher.publish(event(2))
     assert held == [1, 2]
 
 
 def test_refused_messages_are_counted() -> None:
-    publisher = FeedPublisher(Wire(accepts=False), None, "b1", lambda: 0)
+    publisher = FeedPublisher(Wire(accepts=False), None, "b1", lambda: Moment(0, 0))
     publisher.publish(health())
     assert publisher.drops == 1
 
@@ -148,7 +149,7 @@ def test_reader_gets_every_durable_message_once_and_in_order(
             pass
 
     for number, plan in enumerate(boots):
-        publisher = FeedPublisher(wire, ForgetfulLog(), f"b{number}", lambda: 0)  # type: ignore[arg-type]
+        publisher = FeedPublisher(wire, ForgetfulLog(), f"b{number}", lambda: Moment(0, 0))  # type: ignore[arg-type]
         for kind, arrives in [*plan, ("status", True)]:
             if kind == "status":
                 publisher.publish(worker_status())
@@ -185,7 +186,7 @@ def test_repeats_of_an_earlier_boot_are_left_out() -> None:
     wire = Wire()
     order = FeedOrder(("b1", 0))
     for boot in ("b1", "b2"):
-        publisher = FeedPublisher(wire, None, boot, lambda: 0)
+        publisher = FeedPublisher(wire, None, boot, lambda: Moment(0, 0))
         publisher.publish(event(1))
         publisher.publish(gap_message(7))
         publisher.publish(event(1, "end"))

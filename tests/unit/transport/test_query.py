@@ -55,11 +55,11 @@ def held(wanted: AudioRange) -> AudioBlock:
     """A stream `porch` that holds samples 1600 to 4800, which began at START_NS."""
     if wanted.stream != "porch":
         raise WireError(f"audio: no stream {wanted.stream}")
-    clock = SampleClock([(0, START_NS)])
+    clock = SampleClock.from_start(START_NS)
     start, stop = wanted.samples(clock)
     start, stop = max(1600, start), min(4800, stop)
     pcm = np.arange(start, max(start, stop), dtype=np.int16)
-    return AudioBlock("porch", "aaaaaaaa", start, clock.time_ns(start), pcm)
+    return AudioBlock("porch", "aaaaaaaa", start, clock.moment(start), pcm)
 
 
 def server(
@@ -152,6 +152,7 @@ def test_audio_is_asked_by_samples_or_times(start: object, stop: object) -> None
         "rate": SAMPLE_RATE,
         "samples": 1600,
         "time": format_time(START_NS + 10**8),
+        "monotonic_ns": START_NS + 10**8,
     }
     np.testing.assert_array_equal(np.frombuffer(pcm, "<i2"), np.arange(1600, 3200))
 

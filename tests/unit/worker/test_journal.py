@@ -16,7 +16,7 @@ from ast_stream.detect.state import ClassState, DetectorState
 from ast_stream.messages.codec import add_checksum
 from ast_stream.model.tagger import Tagger
 from ast_stream.runtime.files import MAX_ASIDE
-from ast_stream.sample_clock import SampleClock
+from ast_stream.sample_clock import Anchor, SampleClock
 from ast_stream.worker.journal import (
     SAVE_EVERY_S,
     SAVE_EVERY_SAMPLES,
@@ -35,7 +35,7 @@ RECORD = StreamRecord(
         first_scored=16_000,
         classes={3: ClassState(hits=2**63, peak=0.91)},
     ),
-    clock=[(0, 1_790_000_000_000_000_000)],
+    clock=[(0, 1_790_000_000_000_000_000, 5)],
 )
 
 
@@ -54,7 +54,7 @@ def real_records(tagger: Tagger) -> dict[str, StreamRecord]:
         pcm = tones_and_noise(9.0 + number, seed=number)
         detector.push(name, 0, pcm)
         detector.run()
-        clock = SampleClock([(0, 1_790_000_000_000_000_000 + number)])
+        clock = SampleClock([Anchor(0, 1_790_000_000_000_000_000 + number, number)])
         records[name] = StreamRecord.of(epoch, detector.export(name), clock)
     assert any(record.detector.classes for record in records.values())
     return records

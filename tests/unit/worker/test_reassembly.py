@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from ast_stream.capture.ring import Ring, RingServer
 from ast_stream.capture.sources.base import SourceStatus
 from ast_stream.errors import WireError
+from ast_stream.machine_clock import Moment
 from ast_stream.messages.audio import (
     MAX_BLOCK_SAMPLES,
     AudioBlock,
@@ -53,6 +54,10 @@ def pcm_of(epoch: str, start: int, n_samples: int) -> Pcm16:
     return ((mixed >> np.uint64(8)) & np.uint64(0xFFFF)).astype(np.uint16).view(np.int16)
 
 
+def moment(wall_ns: int) -> Moment:
+    return Moment(wall_ns, wall_ns - START_NS // 2)
+
+
 def block(
     start: int, n_samples: int = BLOCK, epoch: str = EPOCH, *, is_last: bool = False
 ) -> AudioBlock:
@@ -60,7 +65,7 @@ def block(
         "porch",
         epoch,
         start,
-        START_NS + samples_to_ns(start),
+        moment(START_NS + samples_to_ns(start)),
         pcm_of(epoch, start, n_samples),
         is_last=is_last,
     )
@@ -199,7 +204,7 @@ def test_blocks_that_overlap_are_trimmed_and_duplicates_dropped() -> None:
     reassembler = contacted()
     (audio,) = reassembler.on_block(block(800), 0.1)
     assert isinstance(audio, Audio)
-    assert (audio.start_sample, audio.time_ns) == (1600, START_NS + samples_to_ns(1600))
+    assert (audio.start_sample, audio.moment) == (1600, moment(START_NS + samples_to_ns(1600)))
     np.testing.assert_array_equal(audio.pcm, pcm_of(EPOCH, 1600, 800))
     assert reassembler.on_block(block(800), 0.1) == []
     assert reassembler.stale == 1
@@ -209,7 +214,8 @@ def test_the_reason_of_a_hole_is_the_rings() -> None:
     reassembler = contacted()
     reassembler.on_block(block(8000), 0.1)
     reassembler.request(0.1)
-    after = AudioBlock("porch", EPOCH, 8000, 0, pcm_of(EPOCH, 8000, 10), gap_reason="device_lost")
+    pcm = pcm_of(EPOCH, 8000, 10)
+    after = AudioBlock("porch", EPOCH, 8000, moment(START_NS), pcm, gap_reason="device_lost")
     gap, _ = reassembler.on_reply(reply(after, 0, 9600), 0.1)
     assert isinstance(gap, Gap)
     assert (gap.start_sample, gap.samples, gap.reason) == (1600, 6400, "device_lost")
@@ -226,7 +232,7 @@ def test_a_hole_without_a_reason_is_lost() -> None:
 
 def test_a_restarted_capture_ends_the_epoch_with_a_gap_of_wall_time() -> None:
     reassembler = contacted()
-    late = AudioBlock("porch", OTHER, 0, START_NS + 5_000_000_000, pcm_of(OTHER, 0, BLOCK))
+    late = AudioBlock("porch", OTHER, 0, moment(START_NS + 5_000_000_000), pcm_of(OTHER, 0, BLOCK))
     assert reassembler.on_block(late, 5.0) == []
     request = reassembler.request(5.0)
     assert request is not None
@@ -287,7 +293,7 @@ def test_a_block_from_far_ahead_that_the_ring_does_not_know_is_forgotten() -> No
 def test_a_step_of_the_wall_clock_is_not_lost_audio() -> None:
     reassembler = contacted()
     year_ns = 365 * 86400 * 10**9
-    late = AudioBlock("porch", OTHER, 0, START_NS + year_ns, pcm_of(OTHER, 0, BLOCK))
+    late = AudioBlock("porch", OTHER, 0, moment(START_NS + year_ns), pcm_of(OTHER, 0, BLOCK))
     reassembler.on_block(late, 3.0)
     reassembler.request(3.0)
     gap = reassembler.on_reply(reply(late, 0, BLOCK), 3.0)[0]
@@ -311,7 +317,7 @@ def test_resume_into_another_epoch_sizes_the_gap_by_the_journalled_time() -> Non
     reassembler.request(0.0)
     reassembler.on_refusal("wrong_epoch", 0.0)
     reassembler.request(0.1)
-    new = AudioBlock("porch", OTHER, 0, START_NS + 2 * 10**9, pcm_of(OTHER, 0, BLOCK))
+    new = AudioBlock("porch", OTHER, 0, moment(START_NS + 2 * 10**9), pcm_of(OTHER, 0, BLOCK))
     gap, entered, _ = reassembler.on_reply(reply(new, 0, BLOCK), 0.1)
     assert isinstance(gap, Gap)
     assert (gap.start_sample, gap.samples) == (3200, 2 * SAMPLE_RATE)
@@ -491,14 +497,19 @@ class Capture:
     epoch: str
     started_ns: int
     capacity: int
-    wall_ns: Callable[[], int]
+    now: Callable[[], Moment]
     skipped: list[tuple[int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.ring = Ring(self.capacity)
         status = SourceStatus("listening", None)
         self.server = RingServer(
-            "porch", self.epoch, "ipc:///r", self.ring, lambda: status, wall_ns=self.wall_ns
+            "porch",
+            self.epoch,
+            "ipc:///r",
+            self.ring,
+            lambda: status,
+            now=self.now,
         )
         self.sent = 0
 
@@ -507,7 +518,7 @@ class Capture:
 
     def write(self, n_samples: int) -> list[bytes]:
         start = self.ring.next
-        self.ring.write(pcm_of(self.epoch, start, n_samples), self.time_ns(start))
+        self.ring.write(pcm_of(self.epoch, start, n_samples), moment(self.time_ns(start)))
         return self.server.block(start, n_samples).encode()
 
     def lose(self, n_samples: int) -> None:
@@ -553,7 +564,7 @@ class World:
     def start_capture(self) -> None:
         self.n_epochs += 1
         epoch = f"{self.n_epochs:08x}"
-        self.capture = Capture(epoch, self.wall_ns(), self.capacity, self.wall_ns)
+        self.capture = Capture(epoch, self.wall_ns(), self.capacity, lambda: moment(self.wall_ns()))
         self.captures[epoch] = self.capture
         self.replies.clear()
 
@@ -630,7 +641,7 @@ class World:
         expected = pcm_of(audio.epoch, audio.start_sample, len(audio.pcm))
         np.testing.assert_array_equal(audio.pcm, expected)
         exact_ns = self.captures[audio.epoch].time_ns(audio.start_sample)
-        assert abs(audio.time_ns - exact_ns) <= 1000  # the wire has whole microseconds
+        assert abs(audio.moment.wall_ns - exact_ns) <= 1000  # the wire has whole microseconds
         self.cursor = audio.end_sample
 
     def check_gap(self, gap: Gap) -> None:

@@ -25,6 +25,7 @@ def pcm() -> Pcm16:
 def events_of(box: Site) -> list[dict[str, Any]]:
     """Return the events without the times at which they were scored and published."""
     late = {"seq", "boot", "scored", "published", "captured", "epoch", "id", "previous"}
+    late |= {"monotonic_ns", "clock"}
     bodies = [body for body in box.messages() if body["type"] != "update"]
     return [{key: body[key] for key in body if key not in late} for body in bodies]
 

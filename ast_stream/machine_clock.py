@@ -1,0 +1,61 @@
+"""The clocks of this machine: wall time, which can be set, and a clock that only goes forward.
+
+The monotonic clock stands still while the machine is suspended: nothing was listened to then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+SET_NS = 100_000_000  # a wall clock that moves by less was not set: two clocks are read in turn
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One moment on both clocks of one machine.
+
+    Attributes:
+        wall_ns: nanoseconds since 1970.
+        monotonic_ns: nanoseconds on a clock that is never set, and begins anew with each boot.
+    """
+
+    wall_ns: int
+    monotonic_ns: int
+
+    @property
+    def offset_ns(self) -> int:
+        """Wall time minus monotonic time: changes only when the wall clock is set."""
+        return self.wall_ns - self.monotonic_ns
+
+    def after(self, duration_ns: int) -> Moment:
+        """Return the moment a duration later, by a wall clock that is not set meanwhile."""
+        return Moment(self.wall_ns + duration_ns, self.monotonic_ns + duration_ns)
+
+    def seen_from(self, later: Moment) -> int:
+        """Return the wall time of this moment by the wall clock as it is set at another."""
+        set_by_ns = later.offset_ns - self.offset_ns
+        return self.wall_ns + (set_by_ns if abs(set_by_ns) > SET_NS else 0)
+
+
+def read_clocks() -> Moment:
+    """Return the present moment."""
+    return Moment(time.time_ns(), time.monotonic_ns())
+
+
+def _monotonic_clock_id() -> str:
+    """Return what differs where monotonic times cannot be compared: a machine, and its boot."""
+    boot = ""
+    with suppress(OSError):
+        boot = _BOOT_ID.read_text("ascii").strip()
+    # hashed: the kernel asks not to give its own id away
+    return hashlib.blake2b((boot or secrets.token_hex()).encode(), digest_size=8).hexdigest()
+
+
+CLOCK_ID = _monotonic_clock_id()
+"""Names the monotonic clock of this machine since its last boot."""

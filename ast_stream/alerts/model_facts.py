@@ -72,11 +72,13 @@ class CheckpointFacts:
     Attributes:
         labels: None where the checkpoint is no folder, as for hub ids: names cannot be checked.
         metadata: thresholds and rise times; empty where they are not known.
+        frame_s: seconds from one frame to the next; None: windows decide.
     """
 
     labels: tuple[str, ...] | None
     window_s: float
     metadata: Metadata = field(default_factory=Metadata)
+    frame_s: float | None = None
 
 
 def model_facts(model: ModelSettings) -> CheckpointFacts:
@@ -97,7 +99,8 @@ def model_facts(model: ModelSettings) -> CheckpointFacts:
         raise CheckpointError(f"{config.path}: {problem}")
     dims, metadata = read_dims(config, max(1, n_classes)), read_metadata(folder)
     window_s = model.window_s or metadata.window_s or default_window_s(dims.max_frames)
-    return CheckpointFacts(None if labels is None else tuple(labels), window_s, metadata)
+    frame_s = None if metadata.frames is None else dims.time_patch_s
+    return CheckpointFacts(None if labels is None else tuple(labels), window_s, metadata, frame_s)
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,7 @@ def decision_parameters(
         UsageError: settings that this checkpoint cannot fulfil.
     """
     labels = known.labels or (*detection.classes, _ANY_OTHER)
-    facts = checkpoint_facts(labels, known.window_s, known.metadata)
+    facts = checkpoint_facts(labels, known.window_s, known.metadata, known.frame_s)
     return resolve_parameters(detection, facts, hop_s)
 
 
@@ -152,13 +155,15 @@ def detection_timing(parameters: DecisionParameters) -> DetectionTiming:
     `ast_stream.detect.boundaries`; the begin comes when the sound is confirmed and, where
     `min_duration_s` asks for it, long enough, which may be seen only after a pause. An offset is
     set as long before the first window that no longer sees it; the end comes after the hold.
+    Frames, where these decide, wait for the window that decides them.
     """
     p, hop = parameters, parameters.geometry.hop
+    wait = p.geometry.longest_wait
     click = np.maximum(0, p.geometry.window - p.rise_on - p.rise_off)  # seen of a mere click
     held = _whole_hops(p.hold, hop)
     long_enough = np.where(p.min_duration > 0, _whole_hops(click + p.min_duration, hop) + held, 0)
-    latency = p.longest_rise + hop // 2 + np.maximum(p.confirm_hops * hop, long_enough)
-    smear = p.geometry.window - p.rise_off + hop // 2 + held
+    latency = p.longest_rise + hop // 2 + np.maximum(p.confirm_hops * hop, long_enough) + wait
+    smear = p.geometry.window - p.rise_off + hop // 2 + held + wait
     enabled = np.flatnonzero(p.is_enabled) if p.is_enabled.any() else np.arange(len(p.labels))
     return DetectionTiming(
         _samples_to_ns(int(latency[enabled].max())),

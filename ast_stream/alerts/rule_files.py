@@ -114,7 +114,9 @@ def configured_timing(loaded: LoadedSettings) -> DetectionTiming:
     settings = loaded.settings
     known, hop_s = model_facts(settings.model), settings.model.hop_s
     if known.labels is not None:
-        check_against_model(loaded, known.labels, hop_s=hop_s, window_s=known.window_s)
+        check_against_model(
+            loaded, known.labels, hop_s=hop_s, window_s=known.window_s, frame_s=known.frame_s
+        )
     return detection_timing(decision_parameters(known, settings.detection, hop_s))
 
 

@@ -189,25 +189,31 @@ def describe_model(loaded: LoadedSettings, checkpoint: Description) -> Iterator[
     """
     model = loaded.settings.model
     window_s = model.window_s or checkpoint.window_s
+    frame_s = checkpoint.frame_s
     problems: list[Problem] = []
     if window_s > checkpoint.window_s:
         text = f"expected at most {checkpoint.window_s:g} s, as trained, got {window_s:g}"
         problems.append(loaded.problem(("model", "window_s"), text))
     try:
-        check_against_model(loaded, checkpoint.labels, hop_s=model.hop_s, window_s=window_s)
+        check_against_model(
+            loaded, checkpoint.labels, hop_s=model.hop_s, window_s=window_s, frame_s=frame_s
+        )
     except ConfigError as error:
         problems += error.problems
     if problems:
         raise ConfigError(problems)
-    facts = model_facts(checkpoint.labels, window_s, checkpoint.metadata)
+    facts = model_facts(checkpoint.labels, window_s, checkpoint.metadata, frame_s)
     parameters = resolve_parameters(loaded.settings.detection, facts, model.hop_s)
     yield f"checkpoint   {checkpoint.origin}: {len(checkpoint.labels)} classes"
     yield (
         f"window       {window_s:g} s every {model.hop_s:g} s "
         f"({seconds_to_samples(model.hop_s)} samples)"
     )
+    if frame_s is not None:
+        wait_s = samples_to_seconds(parameters.geometry.longest_wait)
+        yield f"frames       {frame_s:g} s; each is decided within {wait_s:g} s"
     yield ""
-    yield from _class_table(loaded, parameters, model.hop_s)
+    yield from _class_table(loaded, parameters, frame_s or model.hop_s)
 
 
 def _description(loaded: LoadedSettings) -> Description:
@@ -251,7 +257,7 @@ def _source(source: Source) -> str:
 
 
 def _class_table(
-    loaded: LoadedSettings, parameters: DecisionParameters, hop_s: float
+    loaded: LoadedSettings, parameters: DecisionParameters, step_s: float
 ) -> Iterator[str]:
     named = {slug(name) for name in loaded.settings.detection.classes}
     n_classes = len(parameters.labels)
@@ -260,7 +266,7 @@ def _class_table(
         for index, label in enumerate(parameters.labels)
         if n_classes <= MAX_LISTED_CLASSES or slug(label) in named
     ]
-    rows = [_COLUMNS, *(_row(parameters, index, hop_s) for index in listed)]
+    rows = [_COLUMNS, *(_row(parameters, index, step_s) for index in listed)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -268,10 +274,12 @@ def _class_table(
         yield f"and {n_classes - len(listed)} classes without settings of their own"
 
 
-def _row(parameters: DecisionParameters, index: int, hop_s: float) -> tuple[str, ...]:
+def _row(parameters: DecisionParameters, index: int, step_s: float) -> tuple[str, ...]:
     def duration(samples: int) -> str:
         seconds = samples_to_seconds(samples)
-        return f"{seconds:g} s ({math.ceil(seconds / hop_s - 1e-6)} hops)" if seconds else "-"
+        return f"{seconds:g} s ({math.ceil(seconds / step_s - 1e-6)} {steps})" if seconds else "-"
+
+    steps = "frames" if parameters.geometry.is_of_frames else "hops"
 
     label = parameters.labels[index]
     if not parameters.is_enabled[index]:
@@ -280,7 +288,7 @@ def _row(parameters: DecisionParameters, index: int, hop_s: float) -> tuple[str,
         label,
         f"{parameters.onset_threshold[index]:.2f}",
         f"{parameters.offset_threshold[index]:.2f}",
-        f"{parameters.confirm_hits[index]} of {parameters.confirm_hops[index]} hops",
+        f"{parameters.confirm_hits[index]} of {parameters.confirm_hops[index]} {steps}",
         duration(int(parameters.hold[index])),
         duration(int(parameters.min_duration[index])),
         duration(int(parameters.refractory[index])),

@@ -16,7 +16,6 @@ from ast_stream.errors import CheckpointError
 from ast_stream.model.description import describe
 from ast_stream.model.hf_config import CONFIG, MODEL_TYPE, read_json
 from ast_stream.settings.schema import DEFAULT_CONFIRM_S
-from ast_stream.units import FRAMES_PER_SECOND
 
 if TYPE_CHECKING:
     from ast_stream.model.checkpoint import Checkpoint
@@ -107,7 +106,7 @@ def _frame_facts(checkpoint: Checkpoint) -> dict[str, Any] | None:
     if frames is None:
         return None
     return {
-        "frame_s": dims.time_stride / FRAMES_PER_SECOND,
+        "frame_s": dims.time_patch_s,
         "frames_per_window": dims.n_time_patches,
         "delay_s": frames.delay_s,
     }

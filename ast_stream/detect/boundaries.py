@@ -12,6 +12,9 @@ A window that jumps from nothing to far above the threshold has held the sound f
 that barely reaches it, so the two scores around the crossing tell much of what a median `rise_on`
 leaves open: that is what an onset fit says.
 
+Frames of a checkpoint with a frame head are windows as long as the hop: a frame is above the
+threshold if the sound fills about half of it, so that both rise times are half a frame.
+
 Everything is in samples; all functions take and return scalars or arrays of any one shape. Checked
 against simulated windows in tests/unit/detect/test_boundaries.py.
 """
@@ -40,10 +43,37 @@ SamplesLike = Samples | np.int64 | int
 
 @dataclass(frozen=True)
 class WindowGeometry:
-    """Window length and hop in samples."""
+    """What the decision stage decides by, in samples: windows, or the frames in them.
+
+    Attributes:
+        window, hop: length and distance; of frames both are the same.
+        delay: a frame is decided by the first window that ends so much behind it; windows: 0.
+        window_hop: distance of the windows that decide frames; 0 where windows are decided.
+    """
 
     window: int
     hop: int
+    delay: int = 0
+    window_hop: int = 0
+
+    @property
+    def is_of_frames(self) -> bool:
+        """Whether frames are decided, and not windows."""
+        return self.window_hop > 0
+
+    @property
+    def longest_wait(self) -> int:
+        """How long after its end a frame is decided, at most; of windows 0."""
+        return self.delay + self.window_hop
+
+    def known_at(self, at: SamplesLike) -> SamplesLike:
+        """Return the end of the window that decides the frame, or is the window, that ends at `at`.
+
+        While a stream starts or ends, and under overload, frames may have to wait for a later one.
+        """
+        if not self.is_of_frames:
+            return at
+        return -(-np.add(at, self.delay) // self.window_hop) * self.window_hop
 
 
 class Onset(NamedTuple):

@@ -43,7 +43,8 @@ TRANSITION = np.dtype(
         ("kind", np.int8),  # index into `KINDS`
         ("slot", np.int64),
         ("index", np.int64),  # of the class
-        ("at", np.int64),  # end of the window that decided
+        ("at", np.int64),  # end of the window, or frame, that decided
+        ("known_at", np.int64),  # the same, or end of the window that decided the frame
         ("score", np.float32),
         ("peak", np.float32),
         ("mean", np.float64),
@@ -128,30 +129,34 @@ class Decision:
         context_starts: Indices,
         first_scored: Indices,
         audio_ends: Indices,
+        known_at: Indices | None = None,
     ) -> list[Event]:
-        """Decide one window of each slot.
+        """Decide one window, or frame, of each slot.
 
         Args:
             slots: which slots, shape (n,), each at most once.
-            ends: end of the window, shape (n,).
+            ends: end of the window or frame, shape (n,).
             scores: as `average` returns them, shape (n, n_classes), in [0, 1].
             context_starts: first real sample since start or gap, shape (n,).
             first_scored: end of the first window scored since then, shape (n,).
             audio_ends: end of the audio known, shape (n,).
+            known_at: end of the window that decides the frame; None: as soon as can be.
 
         Returns:
             The events that begin, last or end with these windows.
         """
-        return self._events(
-            self.advance(
-                slots,
-                ends,
-                scores,
-                context_starts=context_starts,
-                first_scored=first_scored,
-                audio_ends=audio_ends,
-            )
+        transitions = self.advance(
+            slots,
+            ends,
+            scores,
+            context_starts=context_starts,
+            first_scored=first_scored,
+            audio_ends=audio_ends,
         )
+        if known_at is not None and len(transitions):
+            by_slot = dict(zip(slots.tolist(), known_at.tolist(), strict=True))
+            transitions["known_at"] = [by_slot[slot] for slot in transitions["slot"].tolist()]
+        return self._events(transitions)
 
     def advance(
         self,
@@ -225,6 +230,7 @@ class Decision:
         cell = (np.full(len(index), slot), index)
         codes = np.full(len(index), REASONS.index(reason))
         ended = self._end(cell, codes, np.full(len(index), at), np.full(len(index), audio_end))
+        ended["known_at"] = at  # not to be waited for
         for field, column in _COLUMNS.items():
             if column.lasts != "stream":
                 self._state[field][slot] = _IDLE[field]
@@ -238,7 +244,9 @@ class Decision:
         """Return the published events of `slot` that have not ended, as of `at`."""
         index = np.flatnonzero(self._state["is_published"][slot])
         cell = (np.full(len(index), slot), index)
-        return self._events(self._records(UPDATE, cell, at, np.float32(0)))
+        records = self._records(UPDATE, cell, at, np.float32(0))
+        records["known_at"] = at
+        return self._events(records)
 
     def export(self, slot: int) -> dict[int, ClassState]:
         """Return the state of `slot`: by class index, only what is known."""
@@ -393,6 +401,7 @@ class Decision:
         s = self._state
         records = np.zeros(len(cell[0]), TRANSITION)
         records["kind"], records["at"], records["score"] = kind, at, score
+        records["known_at"] = self.parameters.geometry.known_at(at)
         records["slot"], records["index"] = cell
         records["mean"] = s["score_sum"][cell] / np.maximum(1, s["score_count"][cell])
         records["t_down"] = s["low_since"][cell]
@@ -420,7 +429,7 @@ class Decision:
             onset_sample=int(record["onset"]),
             offset_sample=int(record["offset"]) if has_ended else None,
             uncertainty_s=float(record["uncertainty_s"]),
-            at_sample=int(record["at"]),
+            at_sample=int(record["known_at"]),
             reason=REASONS[record["reason"]] if has_ended else None,
             duration_reliable=bool(record["duration_reliable"]) if has_ended else True,
         )
@@ -568,7 +577,7 @@ def _of_slot(transitions: Transitions, hop: int) -> StreamEvents:
     begins = begins[np.argsort(begins["index"], kind="stable")]
     order = np.argsort(ends["index"], kind="stable")
     known_at = np.zeros(len(ends), np.int64)
-    known_at[order] = begins["at"]
+    known_at[order] = begins["known_at"]
     last_seen = np.where(ends["t_down"] == NEVER, ends["at"], ends["t_down"] - hop)
     return StreamEvents(
         ends["index"].astype(np.int64),

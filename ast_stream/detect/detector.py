@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ast_stream.detect.decision import Decision
+from ast_stream.detect.frames import FrameAverages, PatchGrid
 from ast_stream.detect.parameters import model_facts, resolve_parameters
 from ast_stream.detect.scorer import LevelMeter, WindowScorer
 from ast_stream.detect.state import NEVER, DetectorState, Positions, SlotNames, Staging
@@ -67,8 +69,8 @@ class Detector:
         detection: how scores become events.
         hop_s: seconds between windows, a multiple of 0.01.
         min_context_s: audio since start or gap before the first score; None: a full window.
-        on_scores: called with the scores of each window, averaged as they are decided by, in
-            order; None: not wanted.
+        on_scores: called with the scores of each window, or each frame where frames decide,
+            averaged as they are decided by, in order; None: not wanted.
 
     Raises:
         UsageError: a setting that does not fit the model (class, window or hop).
@@ -87,7 +89,7 @@ class Detector:
         detection = detection or DetectionSettings()
         hop_s = tagger.hop_s if hop_s is None else hop_s
         _check_hop(hop_s, tagger.window_s)
-        self._facts = model_facts(tagger.labels, tagger.window_s, tagger.metadata)
+        self._facts = model_facts(tagger.labels, tagger.window_s, tagger.metadata, tagger.frame_s)
         self._hop_s = hop_s
         self.parameters = resolve_parameters(detection, self._facts, hop_s)
         self.hop = seconds_to_samples(hop_s)
@@ -107,6 +109,7 @@ class Detector:
         longest = max(2 * self._piece, self.window)
         self._staging = Staging(longest + (self._max_hops + 2) * self.hop + LOOK_BACK + self._tail)
         self._scorer = WindowScorer(tagger, self.hop, self._max_hops)
+        self._frames = _frame_averages(tagger, self.parameters.geometry.delay)
         self._positions = Positions(self.hop)
         self._levels = LevelMeter(self.window, self.hop, detection.gate_dbfs)
         self._n_slots = 0
@@ -168,6 +171,8 @@ class Detector:
         self.open(stream, epoch, start_sample)
         slot = self._names.slot(stream)
         self._decision.restore(slot, state.classes)
+        if self._frames is not None:
+            self._frames.restore(slot, state.frames)
         self._positions.context_start[slot] = max(start_sample, state.context_start)
         self._positions.first_scored[slot] = state.first_scored
         self._positions.score_from[slot] = state.position
@@ -175,12 +180,15 @@ class Detector:
     def export(self, stream: str) -> DetectorState:
         """Return what `resume` needs."""
         slot = self._names.slot(stream)
-        return DetectorState.model_construct(
-            position=self._positions.decided(slot),
-            context_start=int(self._positions.context_start[slot]),
-            first_scored=int(self._positions.first_scored[slot]),
-            classes=self._decision.export(slot),
-        )
+        known: dict[str, Any] = {
+            "position": self._positions.decided(slot),
+            "context_start": int(self._positions.context_start[slot]),
+            "first_scored": int(self._positions.first_scored[slot]),
+            "classes": self._decision.export(slot),
+        }
+        if self._frames is not None:
+            known["frames"] = self._frames.export(slot)
+        return DetectorState.model_construct(**known)
 
     def context_needed(self, state: DetectorState) -> int:
         """Return the first sample that `resume` should be given again."""
@@ -279,7 +287,7 @@ class Detector:
         self._owed = []
         if stream in self._names:
             self._endings.pop(slot, None)
-            events += self._close(slot, reason)
+            events += self._decide_rest(slot) + self._close(slot, reason)
             self._names.remove(stream)
         return events
 
@@ -316,10 +324,12 @@ class Detector:
                 self._decision,
                 self._staging,
                 self._scorer,
+                self._frames,
                 self._positions,
                 self._levels,
             ):
-                part.grow(n_slots)
+                if part is not None:
+                    part.grow(n_slots)
             self._n_slots = n_slots
 
     def _restart_context(self, slot: int, start_sample: int) -> None:
@@ -327,6 +337,8 @@ class Detector:
         self._staging.restart(slot, int(self._positions.next_end[slot]) - self.hop - LOOK_BACK)
         self._levels.reset(slot)
         self._scorer.reset(slot)
+        if self._frames is not None:
+            self._frames.reset(slot)
 
     def _open_slots(self) -> npt.NDArray[np.int64]:
         return np.array([self._names.slot(stream) for stream in self.streams], np.int64)
@@ -383,7 +395,7 @@ class Detector:
             if self._positions.hops_waiting(np.array([slot], np.int64))[0] > 0:
                 continue
             ending = self._endings.pop(slot)
-            events += self._close(slot, ending.reason)
+            events += self._decide_rest(slot) + self._close(slot, ending.reason)
             if ending.restart_at is None:
                 self._names.remove(self._names.of(slot)[0])
             else:
@@ -412,20 +424,52 @@ class Detector:
         is_due &= hop_ends > at.score_from[slots]
         is_run = is_due & ~is_gated
         is_run &= (hop_ends // self.hop) % self._positions.stride[slots] == 0
-        scores = self._scorer.score(
-            slots,
-            hop_ends,
-            is_due,
-            is_run,
-            is_gated,
-            first_frame(at.context_start[slots]),
-            last_frame(at.received[slots]),
-        )
+        first, last = first_frame(at.context_start[slots]), last_frame(at.received[slots])
+        asked = (slots, hop_ends, is_due, is_run, is_gated, first, last)
+        scores = self._scorer.score(*asked) if self._frames is None else None
+        logits = self._scorer.frame_logits(*asked) if self._frames is not None else None
         events: list[Event] = []
         for hop in range(n_hops):
             rows = np.flatnonzero(is_due[hop])
-            if len(rows):
-                events += self._decide(slots[rows], hop_ends[hop, rows], scores[hop, rows])
+            first_scored = at.mark_scored(slots[rows], hop_ends[hop, rows])
+            if scores is not None and len(rows):
+                ends, found = hop_ends[hop, rows], scores[hop, rows]
+                events += self._decide(slots[rows], ends, found, first_scored)
+            if logits is not None:
+                # a window that overload leaves out says nothing of its frames
+                rows = np.flatnonzero(is_due[hop] & (is_run[hop] | is_gated[hop]))
+                begins = self._scorer.begins(hop_ends[hop, rows], first[rows])
+                ends, found = hop_ends[hop, rows], logits[hop, rows]
+                events += self._decide_frames(slots[rows], ends, begins, found)
+        return events
+
+    def _decide_frames(
+        self,
+        slots: npt.NDArray[np.int64],
+        ends: npt.NDArray[np.int64],
+        begins: npt.NDArray[np.int64],
+        logits: npt.NDArray[np.float32],
+    ) -> list[Event]:
+        """Decide the frames that are final once a window of each slot is known."""
+        assert self._frames is not None
+        audio_ends = self._positions.received[slots]
+        events: list[Event] = []
+        for decided in self._frames.add(slots, ends, begins, audio_ends, logits):
+            rows = decided.rows
+            first = self._frames.first_ends(slots[rows])
+            events += self._decide(slots[rows], decided.ends, decided.scores, first, ends[rows])
+        return events
+
+    def _decide_rest(self, slot: int) -> list[Event]:
+        """Decide the frames of a slot that no further window is waited for."""
+        if self._frames is None:
+            return []
+        slots = np.array([slot], np.int64)
+        at = np.array([self._positions.decided(slot)], np.int64)
+        events: list[Event] = []
+        for decided in self._frames.finish(slot):
+            first = self._frames.first_ends(slots)
+            events += self._decide(slots, decided.ends, decided.scores, first, at)
         return events
 
     def _decide(
@@ -433,8 +477,10 @@ class Detector:
         slots: npt.NDArray[np.int64],
         ends: npt.NDArray[np.int64],
         scores: npt.NDArray[np.float32],
+        first_scored: npt.NDArray[np.int64],
+        known_at: npt.NDArray[np.int64] | None = None,
     ) -> list[Event]:
-        first_scored = self._positions.mark_scored(slots, ends)
+        """Decide a window, or a frame, of each slot; see `Decision.step`."""
         scores = self._decision.average(slots, scores, ends == first_scored)
         if self._on_scores is not None:
             for slot, end, row in zip(slots, ends, scores, strict=True):
@@ -446,7 +492,16 @@ class Detector:
             context_starts=self._positions.context_start[slots],
             first_scored=first_scored,
             audio_ends=self._positions.received[slots],
+            known_at=known_at,
         )
+
+
+def _frame_averages(tagger: Tagger, delay: int) -> FrameAverages | None:
+    if tagger.frames is None:
+        return None
+    dims = tagger.dims
+    grid = PatchGrid(dims.n_time_patches, dims.patch_size, dims.time_stride)
+    return FrameAverages(grid, len(tagger.labels), delay)
 
 
 def _check_hop(hop_s: float, window_s: float) -> None:

@@ -16,9 +16,10 @@ import numpy.typing as npt
 from ast_stream.detect.boundaries import OnsetFits, WindowGeometry
 from ast_stream.errors import UsageError
 from ast_stream.labels import did_you_mean, find_label
-from ast_stream.model.metadata import Metadata, StoredOnsetFit
+from ast_stream.model.metadata import FrameDecisions, Metadata, StoredOnsetFit
 from ast_stream.settings.schema import (
     DEFAULT_CONFIRM_S,
+    DEFAULT_FRAME_CONFIRM_S,
     MAX_CONFIRM_HOPS,
     ClassSettings,
     DetectionSettings,
@@ -28,6 +29,19 @@ from ast_stream.units import seconds_to_samples
 CONFIRM_RATIO = 0.6  # of the windows within confirm_s must be above the onset threshold
 OFFSET_DROP = 0.15  # hysteresis: the offset threshold lies this far below the onset threshold,
 OFFSET_RATIO = 0.6  # but not below this part of it
+
+
+@dataclass(frozen=True)
+class FrameSteps:
+    """Frames that decide instead of windows.
+
+    Attributes:
+        frame_s: length, and distance, of a frame.
+        delay_s: a frame is decided by the first window that ends so much behind it.
+    """
+
+    frame_s: float
+    delay_s: float
 
 
 @dataclass(frozen=True)
@@ -45,6 +59,8 @@ class ModelFacts:
         onset_fits: what the scores say about a rise, None where they do not; empty: of no class.
         fitted_hop_s: the hop that they hold for; the smoothing must be the one above, too.
         background: labels that never make events.
+        frames: None: windows decide. Else all the above holds for frames, and rise times and fits
+            are not used: a frame says itself when it is.
     """
 
     labels: Sequence[str]
@@ -58,6 +74,7 @@ class ModelFacts:
     onset_fits: Sequence[StoredOnsetFit | None] = ()
     fitted_hop_s: float | None = None
     background: Sequence[str] = ()
+    frames: FrameSteps | None = None
 
 
 @dataclass(frozen=True)
@@ -133,12 +150,25 @@ class DecisionParameters:
         return (
             f"{self.labels[index]}: onset {self.onset_threshold[index]:.3f}, "
             f"offset {self.offset_threshold[index]:.3f}, "
-            f"confirm {self.confirm_hits[index]} of {self.confirm_hops[index]} hops"
+            f"confirm {self.confirm_hits[index]} of {self.confirm_hops[index]} "
+            + ("frames" if self.geometry.is_of_frames else "hops")
         )
 
 
-def model_facts(labels: Sequence[str], window_s: float, metadata: Metadata) -> ModelFacts:
-    """Return what the decision stage must know of a checkpoint."""
+def model_facts(
+    labels: Sequence[str],
+    window_s: float,
+    metadata: Metadata,
+    frame_s: float | None = None,
+) -> ModelFacts:
+    """Return what the decision stage must know of a checkpoint.
+
+    Args:
+        frame_s: seconds from one time patch to the next; None: windows decide, even if the
+            checkpoint has a frame head.
+    """
+    if frame_s is not None and metadata.frames is not None:
+        return _frame_facts(labels, window_s, metadata.frames, frame_s, metadata.background)
     rises = [metadata.rise(label, window_s) for label in labels]
     return ModelFacts(
         labels=labels,
@@ -159,14 +189,40 @@ def model_facts(labels: Sequence[str], window_s: float, metadata: Metadata) -> M
     )
 
 
+def _frame_facts(
+    labels: Sequence[str],
+    window_s: float,
+    frames: FrameDecisions,
+    frame_s: float,
+    background: Sequence[str],
+) -> ModelFacts:
+    half = [frame_s / 2] * len(labels)
+    return ModelFacts(
+        labels=labels,
+        window_s=window_s,
+        onset_thresholds=[frames.onset_threshold(label) for label in labels],
+        rise_on_s=half,
+        rise_off_s=half,
+        rise_on_spread_s=half,
+        confirm_s=[frames.confirm_s.get(label, DEFAULT_FRAME_CONFIRM_S) for label in labels],
+        smoothing_s=[frames.smoothing_s.get(label, 0.0) for label in labels],
+        background=background,
+        frames=FrameSteps(frame_s, frames.delay_s),
+    )
+
+
 def resolve_parameters(
     detection: DetectionSettings, facts: ModelFacts, hop_s: float
 ) -> DecisionParameters:
     """Return what `detection` means for this checkpoint and hop.
 
+    Frames, where these decide, are what is counted instead of windows.
+
     Raises:
         UsageError: a class the checkpoint does not have, or a value that no sound can reach.
     """
+    frame_s = facts.frames.frame_s if facts.frames else None
+    step_s, seen_s = frame_s or hop_s, frame_s or facts.window_s
     by_class = _match_classes(detection.classes, facts.labels)
     chosen = [by_class.get(label, ClassSettings()) for label in facts.labels]
 
@@ -186,20 +242,20 @@ def resolve_parameters(
 
     onset = np.array(column("onset_threshold", facts.onset_thresholds), np.float32)
     # a checkpoint may have been calibrated with a longer hop than it is used with
-    longest_s = MAX_CONFIRM_HOPS * hop_s
+    longest_s = MAX_CONFIRM_HOPS * step_s
     confirm_s = column("confirm_s", [min(value, longest_s) for value in facts.confirm_s])
     if max(confirm_s, default=0.0) > longest_s:
         raise UsageError(
             f"detection: confirm_s: expected at most {longest_s:g} s "
-            f"at a hop of {hop_s:g} s, got {max(confirm_s):g}"
+            f"at a hop of {step_s:g} s, got {max(confirm_s):g}"
         )
     own_smoothing_s = facts.smoothing_s or [0.0] * len(facts.labels)
     smoothing_s = column("smoothing_s", own_smoothing_s)
-    confirm_hops = np.array([hops_of(seconds, hop_s) for seconds in confirm_s], np.int64)
+    confirm_hops = np.array([hops_of(seconds, step_s) for seconds in confirm_s], np.int64)
     return DecisionParameters(
         labels=tuple(facts.labels),
-        geometry=WindowGeometry(seconds_to_samples(facts.window_s), seconds_to_samples(hop_s)),
-        ema_alpha=np.array([ema_alpha(seconds, hop_s) for seconds in smoothing_s]),
+        geometry=_geometry(facts, hop_s),
+        ema_alpha=np.array([ema_alpha(seconds, step_s) for seconds in smoothing_s]),
         is_enabled=np.array(
             [
                 settings.enabled and label not in facts.background
@@ -214,10 +270,20 @@ def resolve_parameters(
         min_duration=samples("min_duration_s"),
         refractory=samples("refractory_s"),
         max_duration=samples("max_duration_s"),
-        rise_on=_rise(facts.rise_on_s, facts.window_s),
-        rise_off=_rise(facts.rise_off_s, facts.window_s),
-        rise_on_spread=_rise(facts.rise_on_spread_s, facts.window_s),
+        rise_on=_rise(facts.rise_on_s, seen_s),
+        rise_off=_rise(facts.rise_off_s, seen_s),
+        rise_on_spread=_rise(facts.rise_on_spread_s, seen_s),
         onset_fits=OnsetFits.of(_fits(facts, hop_s, np.equal(smoothing_s, own_smoothing_s)), onset),
+    )
+
+
+def _geometry(facts: ModelFacts, hop_s: float) -> WindowGeometry:
+    hop = seconds_to_samples(hop_s)
+    if facts.frames is None:
+        return WindowGeometry(seconds_to_samples(facts.window_s), hop)
+    frame = seconds_to_samples(facts.frames.frame_s)
+    return WindowGeometry(
+        window=frame, hop=frame, delay=seconds_to_samples(facts.frames.delay_s), window_hop=hop
     )
 
 

@@ -1,10 +1,12 @@
-"""What a window scores: nothing below the level gate, else its features go through the model."""
+"""What windows or their frames score: nothing below the level gate, else what the model says."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
+from ast_stream.detect.frames import MAX_LOGIT
 from ast_stream.model.fbank import SlidingFbank
 from ast_stream.model.tagger import Tagger
 from ast_stream.units import FULL_SCALE, amplitude_to_dbfs
@@ -70,24 +72,74 @@ class WindowScorer:
             is_gated: slots too quiet to score, shape (n,) or (hops, n).
             first_frames, last_frames: real frames of each slot, shape (n,); others are padding.
         """
-        hop_rows, slot_rows = np.nonzero(is_run)
-        self.n_scored += len(hop_rows)
-        self.n_gated += int((is_due & is_gated).sum())
         n_hops, n = is_run.shape
         scores = np.zeros((n_hops, n, self._last.shape[1]), np.float32)
-        if len(hop_rows):
-            windows = self._features.windows(
-                slots[slot_rows],
-                hop_ends[hop_rows, slot_rows],
-                first_frames[slot_rows],
-                last_frames[slot_rows],
-            )
-            scores[hop_rows, slot_rows] = self._finite(self._tagger.window_scores(windows))
+        windows, cells = self._windows(
+            slots, hop_ends, is_due, is_run, is_gated, first_frames, last_frames
+        )
+        if windows is not None:
+            scores[cells] = self._finite(self._tagger.window_scores(windows))
         for hop in range(n_hops):
             kept = ~is_run[hop] & ~is_gated[hop]
             scores[hop, kept] = self._last[slots[kept]]
             self._last[slots] = scores[hop]
         return scores
+
+    def frame_logits(
+        self,
+        slots: Indices,
+        hop_ends: Indices,
+        is_due: Flags,
+        is_run: Flags,
+        is_gated: Flags,
+        first_frames: Indices,
+        last_frames: Indices,
+    ) -> npt.NDArray[np.float32]:
+        """Return logits of frames (hops, n, frames of a window, classes); arguments as `score`.
+
+        They are `-MAX_LOGIT` where gated, and mean nothing where the window is neither run nor
+        gated.
+        """
+        n_hops, n = is_run.shape
+        shape = (n_hops, n, self._tagger.dims.n_time_patches, self._last.shape[1])
+        logits = np.full(shape, -MAX_LOGIT, np.float32)
+        windows, cells = self._windows(
+            slots, hop_ends, is_due, is_run, is_gated, first_frames, last_frames
+        )
+        if windows is not None:
+            found = self._tagger.frame_logits(windows)
+            is_nan = np.isnan(found)
+            self.nan_scores += int(is_nan.sum())
+            logits[cells] = np.where(is_nan, np.float32(-MAX_LOGIT), found)
+        return logits
+
+    def begins(self, hop_ends: Indices, first_frames: Indices) -> Indices:
+        """Return the first filterbank frame of windows; both of shape (n,)."""
+        return self._features.begins(hop_ends, first_frames)
+
+    def _windows(
+        self,
+        slots: Indices,
+        hop_ends: Indices,
+        is_due: Flags,
+        is_run: Flags,
+        is_gated: Flags,
+        first_frames: Indices,
+        last_frames: Indices,
+    ) -> tuple[Tensor | None, tuple[Indices, Indices]]:
+        """Return the windows to run, None if there are none, and the hop and row of each."""
+        hop_rows, slot_rows = np.nonzero(is_run)
+        self.n_scored += len(hop_rows)
+        self.n_gated += int((is_due & is_gated).sum())
+        if not len(hop_rows):
+            return None, (hop_rows, slot_rows)
+        windows = self._features.windows(
+            slots[slot_rows],
+            hop_ends[hop_rows, slot_rows],
+            first_frames[slot_rows],
+            last_frames[slot_rows],
+        )
+        return windows, (hop_rows, slot_rows)
 
     def _finite(self, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Take NaN (an overflow in half precision, say) for 0, and count it."""

@@ -7,12 +7,13 @@ record, checked when it is read.
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from ast_stream.errors import UsageError
 from ast_stream.messages.audio import Pcm16
@@ -299,20 +300,89 @@ class ClassState(_Record):
         return self
 
 
+def _check_floats(text: str) -> str:
+    """Return base64 of float32 numbers, all finite, as it is."""
+    try:
+        numbers = np.frombuffer(base64.b64decode(text, validate=True), "<f4")
+    except ValueError as error:
+        raise ValueError("expected base64 of float32 numbers") from error
+    if not np.isfinite(numbers).all():
+        raise ValueError("expected finite numbers")
+    return text
+
+
+_Floats = Annotated[str, Field(max_length=64 * 1024 * 1024), AfterValidator(_check_floats)]
+
+
+class FrameState(_Record):
+    """The frames of one stream that its windows have scored and that are not decided yet.
+
+    Attributes:
+        first_end: end of the first frame since start or gap.
+        decided_to: frames before this sample are decided.
+        last: logits of the last of them, (n_classes,), float32 in base64.
+        weights: of what windows said of each undecided frame.
+        sums: of their logits times their weights, (n_frames, n_classes), float32 in base64.
+    """
+
+    first_end: _Sample
+    decided_to: _Sample
+    last: _Floats
+    weights: list[Annotated[float, Field(ge=0, le=MAX_SAMPLE)]] = Field(max_length=100_000)
+    sums: _Floats
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        first_end: int,
+        decided_to: int,
+        last: npt.NDArray[np.float32],
+        weights: npt.NDArray[np.float32],
+        sums: npt.NDArray[np.float32],
+    ) -> FrameState:
+        """Return the state with its arrays as text."""
+        # checked where it is read: nothing here may stop a worker that runs
+        return cls.model_construct(
+            first_end=first_end,
+            decided_to=decided_to,
+            last=_base64(last),
+            weights=weights.tolist(),
+            sums=_base64(sums),
+        )
+
+    @staticmethod
+    def array(text: str) -> npt.NDArray[np.float32]:
+        """Return the numbers of a text."""
+        return np.frombuffer(base64.b64decode(text), "<f4").astype(np.float32)
+
+    def is_of(self, n_classes: int) -> bool:
+        """Return whether a model of so many classes can have left this."""
+        n_sums = len(self.weights) * n_classes
+        return len(self.array(self.last)) == n_classes and len(self.array(self.sums)) == n_sums
+
+
+def _base64(numbers: npt.NDArray[np.float32]) -> str:
+    return base64.b64encode(numbers.astype("<f4").tobytes()).decode()
+
+
 class DetectorState(_Record):
     """Where the detector stands in one stream.
 
     Attributes:
-        position: samples before this index are decided.
+        position: windows that end up to this sample are scored, and what follows from them is
+            decided.
         context_start: first real sample since start or gap.
         first_scored: end of the first window scored since then, or NEVER.
         classes: by index, those of which anything is known.
+        frames: what is known of frames not decided yet; None without any, or where windows decide.
     """
 
     position: _Sample
     context_start: _Sample
     first_scored: _SampleOrNever
     classes: dict[int, ClassState] = Field(max_length=100_000)
+    frames: FrameState | None = None
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
@@ -322,4 +392,5 @@ class DetectorState(_Record):
 
     def is_of(self, n_classes: int) -> bool:
         """Return whether a model of so many classes can have left this."""
-        return all(0 <= index < n_classes for index in self.classes)
+        has_its_classes = all(0 <= index < n_classes for index in self.classes)
+        return has_its_classes and (self.frames is None or self.frames.is_of(n_classes))

@@ -64,6 +64,11 @@ class Description:
         """Seconds of audio in one window, as trained."""
         return window_of(self.dims, self.metadata)
 
+    @property
+    def frame_s(self) -> float | None:
+        """Seconds from one frame to the next; None: the checkpoint decides by windows."""
+        return None if self.metadata.frames is None else self.dims.time_patch_s
+
 
 def window_of(dims: AstDims, metadata: Metadata) -> float:
     """Return the seconds of audio in one window, as trained."""

@@ -80,6 +80,11 @@ class AstDims:
         return self.hidden_size // self.n_heads
 
     @property
+    def time_patch_s(self) -> float:
+        """Seconds from one time patch to the next."""
+        return self.time_stride / FRAMES_PER_SECOND
+
+    @property
     def n_frequency_patches(self) -> int:
         """Rows of the patch grid."""
         return (self.n_mels - self.patch_size) // self.frequency_stride + 1

@@ -156,6 +156,10 @@ class SlidingFbank:
         rows = torch.from_numpy(slots).to(self._device)
         self._ring[rows[:, None], places] = frames
 
+    def begins(self, ends: Index, first: Index) -> Index:
+        """Return the first frame of the windows that end at `ends`; arguments as for `windows`."""
+        return np.maximum(last_frame(ends) - self._n_window_frames + 1, first)
+
     def windows(self, slots: Index, ends: Index, first: Index, last: Index) -> Tensor:
         """Return the model's input for the windows that end at `ends`.
 
@@ -167,7 +171,7 @@ class SlidingFbank:
         Returns:
             Normalised log-mel, shape (n, n_input_frames, 128), float32, on the device.
         """
-        begin = np.maximum(last_frame(ends) - self._n_window_frames + 1, first)
+        begin = self.begins(ends, first)
         count = np.maximum(np.minimum(last_frame(ends), last) - begin + 1, 0)
         start, n_real, rows = (
             torch.from_numpy(array).to(self._device)[:, None] for array in (begin, count, slots)

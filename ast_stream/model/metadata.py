@@ -104,6 +104,10 @@ class FrameDecisions(_Part):
     smoothing_s: dict[str, SmoothingSeconds] = Field(default_factory=dict)
     score_maps: dict[str, PlattScaling] = Field(default_factory=dict)
 
+    def onset_threshold(self, label: str) -> float:
+        """Return the score at which an event of `label` may begin."""
+        return self.onset_thresholds.get(label, self.default_onset_threshold)
+
     def named_labels(self) -> set[str]:
         """Return every label that is mentioned."""
         return {*self.onset_thresholds, *self.confirm_s, *self.smoothing_s, *self.score_maps}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -47,12 +47,22 @@ class SingleRunner:
                 row.copy_(self._model(window[None].to(self._dtype))[0])
         return logits
 
+    def frame_logits(self, windows: Tensor) -> Tensor:
+        """Return (B, n_time_patches, n_classes) float32 for (B, n_frames, n_mels)."""
+        dims = self._model.dims
+        logits = torch.empty((len(windows), dims.n_time_patches, dims.n_classes))
+        with at_most_threads(self._n_threads):
+            for window, row in zip(windows, logits, strict=True):
+                row.copy_(self._model.forward_frames(window[None].to(self._dtype))[1][0])
+        return logits
+
 
 @dataclass(frozen=True, eq=False)
 class _Graph:
     graph: torch.cuda.CUDAGraph
     windows: Tensor  # static input, (bucket, n_frames, n_mels)
     logits: Tensor  # static output, (bucket, n_classes), float32
+    frame_logits: Tensor  # the same, (bucket, n_time_patches, n_classes); empty without frame head
 
 
 class GraphRunner:
@@ -73,6 +83,17 @@ class GraphRunner:
     def logits(self, windows: Tensor) -> Tensor:
         """Return (B, n_classes) float32 for (B, n_frames, n_mels)."""
         logits = torch.empty((len(windows), self._model.dims.n_classes), device=self._device)
+        return self._run(windows, logits, lambda graph: graph.logits)
+
+    def frame_logits(self, windows: Tensor) -> Tensor:
+        """Return (B, n_time_patches, n_classes) float32 for (B, n_frames, n_mels)."""
+        dims = self._model.dims
+        shape = (len(windows), dims.n_time_patches, dims.n_classes)
+        logits = torch.empty(shape, device=self._device)
+        return self._run(windows, logits, lambda graph: graph.frame_logits)
+
+    def _run(self, windows: Tensor, logits: Tensor, output: Callable[[_Graph], Tensor]) -> Tensor:
+        """Fill `logits`, a row for each window, with an output of the graphs."""
         with torch.cuda.device(self._device):
             for start in range(0, len(windows), BUCKETS[-1]):
                 part = windows[start : start + BUCKETS[-1]]
@@ -80,7 +101,7 @@ class GraphRunner:
                 graph.windows[: len(part)].copy_(part)  # the rest keeps older windows, unread
                 graph.graph.replay()
                 # Copied before the next replay, which may reuse the pool's memory.
-                logits[start : start + len(part)].copy_(graph.logits[: len(part)])
+                logits[start : start + len(part)].copy_(output(graph)[: len(part)])
         return logits
 
     def prepare(self, n_windows: int) -> None:
@@ -102,12 +123,19 @@ class GraphRunner:
         side.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(side):
             for _run in range(_WARM_UP_RUNS):
-                self._model(windows)
+                self._forward(windows)
         torch.cuda.current_stream(self._device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
+            logits, frame_logits = self._forward(windows)
+        return _Graph(graph, windows, logits, frame_logits)
+
+    def _forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
+        if self._model.frame_head is None:
             logits = self._model(windows).float()
-        return _Graph(graph, windows, logits)
+            return logits, logits.new_empty(0)
+        logits, frame_logits = self._model.forward_frames(windows)
+        return logits.float(), frame_logits.float()
 
 
 def bucket_for(n_windows: int) -> int:

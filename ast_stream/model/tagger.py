@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, overload
 
@@ -32,6 +32,7 @@ from ast_stream.model.runners import (
     resolve_device,
     resolve_precision,
 )
+from ast_stream.model.weights import FRAME_HEAD
 from ast_stream.units import (
     FRAME_LENGTH,
     FRAME_SHIFT,
@@ -55,12 +56,16 @@ class Tagger:
 
     Args:
         on_batch: called with the size of each batch of windows and the seconds it took.
+        use_frames: False: leave the frame head of a checkpoint out; windows decide, as of one that
+            has none.
 
     Attributes:
         labels: class names in the order of the scores.
         window_s, window_samples, n_window_frames: audio in one window, and its whole frames.
         n_input_frames: frames the model takes; those beyond `n_window_frames` are padding.
         hop_s: distance between windows that the checkpoint was calibrated for.
+        frames: how events are decided by frames; None: windows decide.
+        frame_s: seconds from one frame to the next; None: windows decide.
         device, precision: where and how the model computes.
         attention: the attention in use, with `attention_choice.measurements` behind it.
         fbank: the features, on the same device.
@@ -75,11 +80,17 @@ class Tagger:
         window_s: float | None = None,
         *,
         on_batch: Callable[[int, float], None] | None = None,
+        use_frames: bool = True,
     ) -> None:
         dims, state_dict = checkpoint.dims, checkpoint.state_dict
+        self.frames = checkpoint.metadata.frames if use_frames else None
+        if self.frames is None:
+            state_dict = {
+                name: tensor for name, tensor in state_dict.items() if name not in FRAME_HEAD
+            }
         self.window_s = checkpoint.window_s if window_s is None else window_s
         if self.window_s < checkpoint.window_s:
-            dims, state_dict = _shortened(checkpoint, self.window_s)
+            dims, state_dict = _shortened(checkpoint, state_dict, self.window_s)
         self.window_samples = _window_frames(checkpoint, self.window_s) * FRAME_SHIFT
         self.n_window_frames = frame_count(self.window_samples)
         self.n_input_frames = dims.max_frames
@@ -90,6 +101,7 @@ class Tagger:
             )
         self.checkpoint = checkpoint
         self.dims = dims
+        self.frame_s = None if self.frames is None else dims.time_patch_s
         self.labels = list(checkpoint.labels)
         self.metadata = checkpoint.metadata
         self.normalization = checkpoint.normalization
@@ -104,7 +116,12 @@ class Tagger:
         self.fbank = Fbank(self.device)
         self._on_batch = on_batch
         self._has_told_cut = False
-        self._score_map = _score_map(checkpoint, self.device)
+        self._score_map = _score_map(checkpoint.metadata.score_maps, checkpoint.labels, self.device)
+        self._frame_score_map = (
+            _score_map(self.frames.score_maps, checkpoint.labels, self.device)
+            if self.frames is not None
+            else None
+        )
         self._is_single_label = checkpoint.scoring == "softmax"
         model = model_with(dims, state_dict).to(self.device, dtype)
         model.use_attention(self.attention_choice.attend)
@@ -133,6 +150,33 @@ class Tagger:
         if self._on_batch is not None:
             self._on_batch(len(windows), time.perf_counter() - began_s)
         return scores
+
+    @torch.inference_mode()
+    def frame_logits(self, windows: Tensor) -> Array:
+        """Return what the scores of the time patches of windows are the sigmoid of.
+
+        Args:
+            windows: as for `window_scores`.
+
+        Returns:
+            Logits through the score maps of frames, shape (B, n_time_patches, n_classes), float32;
+            of a window the same whatever the batch, as there.
+
+        Raises:
+            ValueError: `windows` has another shape, or `frames` is None.
+        """
+        if self.frames is None:
+            raise ValueError("frame_logits: expected a checkpoint with a frame head in use")
+        began_s = time.perf_counter()
+        self._check_windows(windows)
+        logits = self._runner.frame_logits(windows)
+        if self._frame_score_map is not None:
+            scale, bias = self._frame_score_map
+            logits = logits * scale + bias
+        result = _to_numpy(logits)
+        if self._on_batch is not None:
+            self._on_batch(len(windows), time.perf_counter() - began_s)
+        return result
 
     @overload
     def logits(self, waveforms: Tensor, sample_rate: int | None = None) -> Tensor: ...
@@ -224,13 +268,16 @@ class Tagger:
         return self._window_logits(normalize(fbank, self.normalization)).cpu()
 
     def _window_logits(self, windows: Tensor) -> Tensor:
+        self._check_windows(windows)
+        return self._runner.logits(windows)
+
+    def _check_windows(self, windows: Tensor) -> None:
         expected = (self.n_input_frames, self.dims.n_mels)
         if windows.ndim != 3 or windows.shape[1:] != expected:
             raise ValueError(
                 f"windows: expected shape (B, {expected[0]}, {expected[1]}), "
                 f"got {tuple(windows.shape)}"
             )
-        return self._runner.logits(windows)
 
 
 def load_tagger(
@@ -241,6 +288,7 @@ def load_tagger(
     window_s: float | None = None,
     *,
     on_batch: Callable[[int, float], None] | None = None,
+    use_frames: bool = True,
 ) -> Tagger:
     """Return a checkpoint ready to score.
 
@@ -252,13 +300,16 @@ def load_tagger(
         window_s: seconds of audio in a window, a multiple of 0.01; None: as trained. A shorter
             one cuts the position embeddings at their centre.
         on_batch: called with the size of each batch of windows and the seconds it took.
+        use_frames: False: decide by windows, even if the checkpoint has a frame head.
 
     Raises:
         CheckpointError: no such checkpoint, not an AST, damaged, or too long a window.
         StartupError: device, precision or attention are not available as asked.
     """
     checkpoint = load_checkpoint(reference)
-    return Tagger(checkpoint, device, precision, attention, window_s, on_batch=on_batch)
+    return Tagger(
+        checkpoint, device, precision, attention, window_s, on_batch=on_batch, use_frames=use_frames
+    )
 
 
 def _window_frames(checkpoint: Checkpoint, window_s: float) -> int:
@@ -268,22 +319,25 @@ def _window_frames(checkpoint: Checkpoint, window_s: float) -> int:
         raise CheckpointError(f"{checkpoint.origin}: {error}") from error
 
 
-def _shortened(checkpoint: Checkpoint, window_s: float) -> tuple[AstDims, dict[str, Tensor]]:
+def _shortened(
+    checkpoint: Checkpoint, state_dict: Mapping[str, Tensor], window_s: float
+) -> tuple[AstDims, dict[str, Tensor]]:
     try:
         n_frames = _window_frames(checkpoint, window_s)
-        return cut_time(checkpoint.dims, checkpoint.state_dict, n_frames)
+        return cut_time(checkpoint.dims, state_dict, n_frames)
     except ValueError as error:
         raise CheckpointError(
             f"{checkpoint.origin}: window_s {window_s:g} is too short: {error}"
         ) from error
 
 
-def _score_map(checkpoint: Checkpoint, device: torch.device) -> tuple[Tensor, Tensor] | None:
+def _score_map(
+    by_label: Mapping[str, PlattScaling], labels: Sequence[str], device: torch.device
+) -> tuple[Tensor, Tensor] | None:
     """Return scale and bias of all classes, each of shape (n_classes,), None if none has a map."""
-    by_label = checkpoint.metadata.score_maps
     if not by_label:
         return None
-    maps = [by_label.get(label, PlattScaling()) for label in checkpoint.labels]
+    maps = [by_label.get(label, PlattScaling()) for label in labels]
     return (
         torch.tensor([score_map.scale for score_map in maps], dtype=torch.float32, device=device),
         torch.tensor([score_map.bias for score_map in maps], dtype=torch.float32, device=device),

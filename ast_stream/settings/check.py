@@ -49,7 +49,12 @@ def effective_detection(
 
 
 def check_against_model(
-    loaded: LoadedSettings, labels: Sequence[str], *, hop_s: float, window_s: float
+    loaded: LoadedSettings,
+    labels: Sequence[str],
+    *,
+    hop_s: float,
+    window_s: float,
+    frame_s: float | None = None,
 ) -> None:
     """Refuse settings that the checkpoint in use cannot fulfil.
 
@@ -57,6 +62,7 @@ def check_against_model(
         labels: the checkpoint's class labels.
         hop_s: seconds between windows, as in use.
         window_s: seconds in a window, as in use.
+        frame_s: seconds of a frame; None: windows decide, and not frames.
 
     Raises:
         ConfigError: unknown classes, or durations out of reach; every one is listed.
@@ -68,7 +74,7 @@ def check_against_model(
     for path, own in by_path.items():
         effective = effective_detection(detection.defaults, own)
         if effective.enabled:
-            problems += _check_durations(loaded, path, effective, hop_s)
+            problems += _check_durations(loaded, path, effective, hop_s, frame_s)
     if problems:
         raise ConfigError(sorted(problems, key=lambda problem: problem.line or 0))
 
@@ -139,19 +145,24 @@ def _check_model(loaded: LoadedSettings, hop_s: float, window_s: float) -> list[
 
 
 def _check_durations(
-    loaded: LoadedSettings, path: Path, effective: EffectiveDetection, hop_s: float
+    loaded: LoadedSettings,
+    path: Path,
+    effective: EffectiveDetection,
+    hop_s: float,
+    frame_s: float | None,
 ) -> list[Problem]:
     """Return what is wrong with the durations at `path`; what a class inherits is reported once."""
     is_default = path[-1] == "defaults"
     problems = []
     confirm_s = effective.confirm_s or 0.0
-    confirm_hops = math.ceil(confirm_s / hop_s - 1e-6)
+    step_s, steps = (hop_s, "hops") if frame_s is None else (frame_s, "frames")
+    confirm_hops = math.ceil(confirm_s / step_s - 1e-6)
     if confirm_hops > MAX_CONFIRM_HOPS and (is_default or (*path, "confirm_s") in loaded.lines):
         problems.append(
             loaded.problem(
                 (*path, "confirm_s"),
-                f"expected at most {MAX_CONFIRM_HOPS} hops of {hop_s:g} s "
-                f"({MAX_CONFIRM_HOPS * hop_s:g} s), got {confirm_s:g}",
+                f"expected at most {MAX_CONFIRM_HOPS} {steps} of {step_s:g} s "
+                f"({MAX_CONFIRM_HOPS * step_s:g} s), got {confirm_s:g}",
             )
         )
     own = [key for key in ("min_duration_s", "max_duration_s") if (*path, key) in loaded.lines]

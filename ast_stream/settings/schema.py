@@ -27,7 +27,8 @@ from ast_stream.units import SILENCE_DBFS, whole_frames
 from ast_stream.urls import check_endpoint, check_url, mask
 
 DEFAULT_CONFIRM_S = 0.75  # of classes for which no checkpoint says more
-MAX_CONFIRM_HOPS = 64  # `confirm_s` is counted in windows, as bits of one word
+DEFAULT_FRAME_CONFIRM_S = 0.3  # the same, where frames decide and not windows
+MAX_CONFIRM_HOPS = 64  # `confirm_s` is counted in windows or frames, as bits of one word
 RING_HOPS = 8  # `ring_s` at least: an unpaced source is up to a quarter of its ring ahead
 MAX_CHANNELS = 64
 FIRST_SOUND_S = 30.0  # of network streams: sound may begin later than the video
@@ -351,8 +352,8 @@ class DetectionDefaults(Section):
     )
     confirm_s: Seconds | None = Field(
         default=None,
-        description="span in which 60 % of windows must agree; null: from the checkpoint, 0.75 "
-        "where it has none",
+        description="span in which 60 % of windows must agree, or of frames where these decide; "
+        "null: from the checkpoint, 0.75 where it has none, 0.3 for frames",
     )
     smoothing_s: SmoothingSeconds | None = Field(
         default=None,

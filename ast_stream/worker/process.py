@@ -168,7 +168,9 @@ def _reloader(
     hop_s = settings.model.hop_s
 
     def apply(new: LoadedSettings) -> None:
-        check_against_model(new, tagger.labels, hop_s=hop_s, window_s=tagger.window_s)
+        check_against_model(
+            new, tagger.labels, hop_s=hop_s, window_s=tagger.window_s, frame_s=tagger.frame_s
+        )
         in_use = settings.model_copy(update={"detection": new.settings.detection})
         worker.use_detection(in_use.detection, _identity(tagger, in_use))
 
@@ -186,7 +188,13 @@ def _reloader(
 def _load(loaded: LoadedSettings, notifier: Notifier, figures: WorkerMetrics) -> Tagger:
     model = loaded.settings.model
     tagger = load_model(model, figures.on_batch)
-    check_against_model(loaded, tagger.labels, hop_s=model.hop_s, window_s=tagger.window_s)
+    check_against_model(
+        loaded,
+        tagger.labels,
+        hop_s=model.hop_s,
+        window_s=tagger.window_s,
+        frame_s=tagger.frame_s,
+    )
     notifier.starting("checking the model against known scores", LOAD_TIMEOUT_S)
     self_check(tagger)
     return tagger

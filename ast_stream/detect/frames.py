@@ -1,0 +1,218 @@
+"""Frames of every stream: what its windows say of each moment, averaged until it is decided.
+
+A window of a checkpoint with a frame head scores each of its time patches. Windows overlap, so the
+same moment is scored several times, each time with more of what follows it. The frames of a stream
+lie on a grid of their own, `[g * step, (g + 1) * step)` on the sample index with the step of the
+patches, whatever the hop: a window says of a frame what lies between its two patches around the
+frame's middle, by linear interpolation. Logits are averaged, and not scores, so that Platt scaling
+before and after the average is the same.
+
+    weight of a window = 1 + (end of window - end of frame) / step
+
+A frame is decided by the first window that ends at least `delay` behind it. Everything is a
+function of the sample index, so blocks of any size, a replay and a resumed run give the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ast_stream.detect.state import NEVER, FrameState
+from ast_stream.units import FRAME_SHIFT
+
+MAX_LOGIT = 16.0  # beyond it a float32 score no longer tells the logit
+
+Indices = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """The time patches of a window.
+
+    Attributes:
+        n_patches: in a window.
+        patch, stride: length and distance in frames of the filterbank (10 ms).
+    """
+
+    n_patches: int
+    patch: int
+    stride: int
+
+    @property
+    def step(self) -> int:
+        """Distance of patches in samples."""
+        return self.stride * FRAME_SHIFT
+
+
+class DecidedFrames(NamedTuple):
+    """One frame each of some slots, final.
+
+    Attributes:
+        rows: which of the slots asked for, shape (n,).
+        ends: end of the frame in samples, shape (n,).
+        scores: shape (n, n_classes), in [0, 1].
+    """
+
+    rows: Indices
+    ends: Indices
+    scores: Floats
+
+
+class FrameAverages:
+    """The frames of all slots that are not decided yet.
+
+    Args:
+        delay: samples that the deciding window ends behind the frame, at least.
+    """
+
+    def __init__(self, grid: PatchGrid, n_classes: int, delay: int) -> None:
+        self._grid = grid
+        self._delay = delay
+        # a window says nothing of frames before its first patch, and these are decided before it
+        # is added: so many of a window can be undecided
+        self._capacity = grid.n_patches + 1
+        self._n_classes = n_classes
+        self._sums: Floats = np.zeros((0, self._capacity, n_classes), np.float32)
+        self._weights: Floats = np.zeros((0, self._capacity), np.float32)
+        self._last: Floats = np.zeros((0, n_classes), np.float32)  # logits of the last decided
+        self._first = np.zeros(0, np.int64)  # first frame since start or gap
+        self._next = np.zeros(0, np.int64)  # first frame not decided
+        self._known = np.zeros(0, np.int64)  # first frame that no window has scored
+
+    def grow(self, n_slots: int) -> None:
+        """Make room for `n_slots` slots."""
+        more = n_slots - len(self._sums)
+        self._sums = np.pad(self._sums, ((0, more), (0, 0), (0, 0)))
+        self._weights = np.pad(self._weights, ((0, more), (0, 0)))
+        self._last = np.pad(self._last, ((0, more), (0, 0)))
+        for name in ("_first", "_next", "_known"):
+            setattr(self, name, np.pad(getattr(self, name), (0, more), constant_values=NEVER))
+
+    def reset(self, slot: int) -> None:
+        """Forget the frames of a slot: it starts, or goes on behind a gap."""
+        self._sums[slot] = self._weights[slot] = 0
+        self._last[slot] = -MAX_LOGIT
+        self._first[slot] = self._next[slot] = self._known[slot] = NEVER
+
+    def add(
+        self, slots: Indices, ends: Indices, begins: Indices, audio_ends: Indices, logits: Floats
+    ) -> Iterator[DecidedFrames]:
+        """Take what one window of each slot says, and yield the frames that are final by that.
+
+        Args:
+            slots: which slots, shape (n,), each at most once.
+            ends: end of the window, shape (n,).
+            begins: first filterbank frame of the window, shape (n,).
+            audio_ends: end of the audio known; less than `ends` while a stream ends.
+            logits: of the window's patches, shape (n, n_patches, n_classes).
+        """
+        grid = self._grid
+        end_frames, audio_frames = ends // FRAME_SHIFT, audio_ends // FRAME_SHIFT
+        # the last patch within the window and, at the end of the audio, at least half within that
+        last_patch = np.minimum(
+            (end_frames - begins - grid.patch) // grid.stride, grid.n_patches - 1
+        )
+        half_in = (2 * (audio_frames - begins) - grid.patch) // (2 * grid.stride)
+        last_patch = np.minimum(last_patch, half_in)
+        # frames whose middle lies between the middles of two patches
+        middle = 2 * begins + grid.patch - grid.stride
+        first = -(-middle // (2 * grid.stride))
+        stop = (middle + 2 * grid.stride * last_patch) // (2 * grid.stride) + 1
+        has_any = stop > first
+        first, stop = np.where(has_any, first, NEVER), np.where(has_any, stop, NEVER)
+        is_new = has_any & (self._first[slots] == NEVER)
+        for kept in (self._first, self._next, self._known):
+            kept[slots[is_new]] = first[is_new]
+        # no later window knows more of what lies before this one
+        yield from self._decide(slots, first)
+        self._accumulate(slots, ends, begins, stop, logits)
+        self._known[slots] = np.maximum(self._known[slots], stop)
+        final = np.minimum((ends - self._delay) // grid.step, self._known[slots])
+        yield from self._decide(slots, final)
+
+    def finish(self, slot: int) -> Iterator[DecidedFrames]:
+        """Yield the rest of the frames of a slot: no window will say more of them."""
+        slots = np.array([slot], np.int64)
+        yield from self._decide(slots, self._known[slots])
+
+    def first_ends(self, slots: Indices) -> Indices:
+        """Return the end of the first frame since start or gap of each slot, in samples."""
+        first = self._first[slots]
+        return np.where(first == NEVER, NEVER, (first + 1) * self._grid.step)
+
+    def export(self, slot: int) -> FrameState | None:
+        """Return what `restore` needs; None: no window has scored a frame yet."""
+        if self._first[slot] == NEVER:
+            return None
+        places = np.arange(self._next[slot], self._known[slot]) % self._capacity
+        return FrameState.of(
+            first_end=int(self._first[slot] + 1) * self._grid.step,
+            decided_to=int(self._next[slot]) * self._grid.step,
+            last=self._last[slot],
+            weights=self._weights[slot, places],
+            sums=self._sums[slot, places],
+        )
+
+    def restore(self, slot: int, state: FrameState | None) -> None:
+        """Take back what `export` gave."""
+        self.reset(slot)
+        if state is None:
+            return
+        step = self._grid.step
+        sums = state.array(state.sums).reshape(-1, self._n_classes)[: self._capacity]
+        self._first[slot] = state.first_end // step - 1
+        self._next[slot] = state.decided_to // step
+        self._known[slot] = self._next[slot] + len(sums)
+        self._last[slot] = state.array(state.last)
+        places = np.arange(self._next[slot], self._known[slot]) % self._capacity
+        self._weights[slot, places] = state.weights[: len(sums)]
+        self._sums[slot, places] = sums
+
+    def _accumulate(
+        self, slots: Indices, ends: Indices, begins: Indices, stop: Indices, logits: Floats
+    ) -> None:
+        grid, begin = self._grid, self._next[slots]
+        bounded = np.clip(logits, -MAX_LOGIT, MAX_LOGIT)
+        # of the first frame: the patch before its middle, and how far behind that patch's it lies
+        place = 2 * (begin * grid.stride - begins) + grid.stride - grid.patch
+        patch, beyond = np.divmod(place, 2 * grid.stride)
+        ratio = (beyond / (2 * grid.stride)).astype(np.float32)[:, None]
+        for number in range(int(np.max(stop - begin, initial=0))):
+            rows = np.flatnonzero(begin + number < stop)
+            frame, slot = begin[rows] + number, slots[rows]
+            here = patch[rows] + number
+            after = np.minimum(here + 1, grid.n_patches - 1)
+            said = (1 - ratio[rows]) * bounded[rows, here] + ratio[rows] * bounded[rows, after]
+            context = (ends[rows] - (frame + 1) * grid.step) / grid.step
+            weight = (1 + context).astype(np.float32)
+            cell = (slot, frame % self._capacity)
+            self._sums[cell] += weight[:, None] * said
+            self._weights[cell] += weight
+
+    def _decide(self, slots: Indices, stop: Indices) -> Iterator[DecidedFrames]:
+        """Yield the frames of each slot before `stop`, one of each slot at a time."""
+        while True:
+            rows = np.flatnonzero(self._next[slots] < stop)
+            if not len(rows):
+                return
+            slot = slots[rows]
+            frame = self._next[slot]
+            cell = (slot, frame % self._capacity)
+            weights = self._weights[cell][:, None]
+            # a frame that no window has scored, under overload, is as the one before
+            means = np.where(
+                weights > 0, self._sums[cell] / np.maximum(weights, 1e-6), self._last[slot]
+            )
+            self._sums[cell] = self._weights[cell] = 0
+            self._last[slot] = means
+            self._next[slot] = frame + 1
+            self._known[slot] = np.maximum(self._known[slot], frame + 1)
+            # in float64, so that the score is the same in arrays of any shape
+            scores = 1 / (1 + np.exp(-means.astype(np.float64)))
+            yield DecidedFrames(rows, (frame + 1) * self._grid.step, scores.astype(np.float32))

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ast_stream.capture.devices import InputDevice
+from ast_stream.capture.sound_cards import InputDevice
 from ast_stream.capture.sources.microphone import list_devices
 from ast_stream.cli.output import json_line
 from ast_stream.cli.terminal import console

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ast_stream.capture.devices import (
+from ast_stream.capture.sound_cards import (
     InputDevice,
     find_cards,
     find_device,

@@ -19,7 +19,7 @@ from fake_portaudio import (
 from source_blocks import MONO0, WALL0
 
 import ast_stream.capture.sources.microphone as microphone_module
-from ast_stream.capture.devices import Card, InputDevice, find_cards, find_device, names_of
+from ast_stream.capture.sound_cards import Card, InputDevice, find_cards, find_device, names_of
 from ast_stream.capture.sources.base import SourceBlock, SourceError, SourceHungError
 from ast_stream.capture.sources.microphone import BlockQueue, Microphone, list_devices
 from ast_stream.errors import StartupError

@@ -13,7 +13,7 @@ import typer
 from tiny_model import save_tiny, tiny_checkpoint
 from typer.testing import CliRunner, Result
 
-from ast_stream.capture.devices import InputDevice
+from ast_stream.capture.sound_cards import InputDevice
 from ast_stream.capture.sources import microphone
 from ast_stream.cli import doctor_checks
 from ast_stream.cli.doctor import doctor

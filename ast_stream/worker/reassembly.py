@@ -92,10 +92,7 @@ class Reassembler:
         state, detail: what the ring last said about its source, or why it refused.
         is_paced: audio comes in real time; otherwise as fast as it is acknowledged.
         last_audio_s: when new audio came, or was known to exist, last; None before.
-        deferred: live blocks that were left to the ring, because something before was missing.
-        stale: blocks that were had already, or of a dead epoch.
-        timeouts, refusals: requests that were not answered, or with an error.
-        unexpected: replies to no request.
+        timeouts: requests that were not answered.
     """
 
     def __init__(self, stream: str) -> None:
@@ -105,7 +102,7 @@ class Reassembler:
         self.detail: str | None = None
         self.is_paced = True
         self.last_audio_s: float | None = None
-        self.deferred = self.stale = self.timeouts = self.refusals = self.unexpected = 0
+        self.timeouts = 0
         self._cursor = _Cursor(stream)
         self._requests = _RequestTimer()
         self._ring_next = 0  # the ring has samples up to here
@@ -156,7 +153,6 @@ class Reassembler:
     def on_block(self, block: AudioBlock, now_s: float, *, has_room: bool = True) -> list[Item]:
         """Process a live block; without room for it, only note that it exists in the ring."""
         if self._cursor.is_dead(block.epoch):
-            self.stale += 1
             return []
         if block.epoch != self.epoch or not self._is_contacted:
             return self._on_unknown_epoch(block, now_s, has_room=has_room)
@@ -166,18 +162,17 @@ class Reassembler:
             self._requests.expedite()
             block = replace(block, is_last=False)
         if not self._cursor.is_new(block):
-            self.stale += 1
             return []
         if self._is_beyond_ring(block, now_s):
             self._must_verify = True
-            self._defer()
+            self._requests.expedite()  # the ring has it
             return []
         self.last_audio_s = now_s
         if has_room and (block.start_sample <= self.position or self._is_live_only):
             self.state, self.detail = block.state, block.detail
             return self._accept(block, block.gap_reason or RING_SILENT, now_s)
         self._live_next = max(self._live_next, block.end_sample)
-        self._defer()
+        self._requests.expedite()
         return []
 
     def on_reply(self, reply: RingReply, now_s: float) -> list[Item]:
@@ -187,7 +182,6 @@ class Reassembler:
             return self.on_refusal("the ring's reply contradicts itself", now_s)
         request = self._requests.settle()
         if request is None:
-            self.unexpected += 1
             return []
         self.state, self.detail = reply.state, reply.detail
         self.is_paced = reply.is_paced
@@ -211,9 +205,7 @@ class Reassembler:
         """Note that the ring refused the outstanding request, and why."""
         request = self._requests.settle()
         if request is None:
-            self.unexpected += 1
             return []
-        self.refusals += 1
         self.detail = text
         self._note_silence(self._requests.sent_s)
         self._requests.on_failure(now_s)
@@ -275,18 +267,13 @@ class Reassembler:
         """Ask the ring before a live block may change the epoch: it could be an old one, late."""
         if not (has_room and self._is_live_only):
             self._must_verify = True
-            self._defer()
+            self._requests.expedite()  # the ring has it
             return []
         items: list[Item] = []
         if block.epoch != self.epoch:
             items = self._enter(block.epoch, block.start_sample, block.moment.wall_ns, now_s)
         self._is_contacted = True
         return items + self.on_block(block, now_s)
-
-    def _defer(self) -> None:
-        """Leave a live block to the ring."""
-        self.deferred += 1
-        self._requests.expedite()
 
     def _enter_epoch_of(self, reply: RingReply, request: ReadRequest, now_s: float) -> list[Item]:
         block = reply.block

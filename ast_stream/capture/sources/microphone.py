@@ -219,8 +219,7 @@ class BlockQueue:
         block_frames: maximum number of frames in one block.
 
     Attributes:
-        n_dropped: frames lost because the reader was too late.
-        n_overflows: times PortAudio said that it had lost frames.
+        last_put_ns: monotonic time of the newest block, or of the beginning.
     """
 
     def __init__(
@@ -246,8 +245,6 @@ class BlockQueue:
         self._ready = threading.Event()
         self._finished = threading.Event()
         self.last_put_ns = monotonic_ns()
-        self.n_dropped = 0
-        self.n_overflows = 0
 
     @property
     def finished(self) -> bool:
@@ -263,9 +260,7 @@ class BlockQueue:
         """
         monotonic_ns, wall_ns = self._monotonic_ns(), self._wall_ns()
         self.last_put_ns = monotonic_ns
-        self.n_overflows += input_overflow
         if self._n_put - self._n_got == len(self._stamps):
-            self.n_dropped += n_frames
             self._is_broken = True
             return
         slot = self._n_put % len(self._stamps)

@@ -32,9 +32,8 @@ from ast_stream.alerts.rules.problems import RuleProblem, problem_at
 from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.alerts.store import Store
 from ast_stream.alerts.transitions import Transition, stable_id
-from ast_stream.detect.decision import Decision
+from ast_stream.detect.decision import Decision, SlotNames
 from ast_stream.detect.parameters import model_facts, resolve_parameters
-from ast_stream.detect.state import SlotNames
 from ast_stream.errors import ConfigError, UsageError
 from ast_stream.labels import find_label, slug
 from ast_stream.messages.alert import AlertState

@@ -18,11 +18,13 @@ import numpy.typing as npt
 
 from ast_stream.detect.boundaries import locate_offset, locate_onset
 from ast_stream.detect.parameters import DecisionParameters
-from ast_stream.detect.state import NEVER, ClassState, SlotNames
+from ast_stream.detect.state import NEVER, ClassState
+from ast_stream.errors import UsageError
 from ast_stream.messages.event import EndReason, Event, EventType, event_id
 from ast_stream.units import SAMPLE_RATE
 
 UPDATE_INTERVAL = SAMPLE_RATE  # samples: at most one update a second for each event
+_FIRST_CAPACITY = 4  # slots; doubled when they are taken
 FORGOTTEN = np.float32(0.01)  # a moving average below this counts as 0 for the next one
 
 Indices = npt.NDArray[np.int64]
@@ -62,6 +64,55 @@ Transitions = npt.NDArray[np.void]
 """Records of `TRANSITION`: events that begin, last or end, shape (n,)."""
 
 _NOTHING: Transitions = np.zeros(0, TRANSITION)
+
+
+class SlotNames:
+    """Streams come and go; their slots are reused."""
+
+    def __init__(self, max_streams: int) -> None:
+        self.capacity = min(_FIRST_CAPACITY, max_streams)
+        self._max_streams = max_streams
+        self._names: dict[int, tuple[str, str]] = {}
+        self._slots: dict[str, int] = {}
+
+    def __contains__(self, stream: str) -> bool:
+        return stream in self._slots
+
+    @property
+    def streams(self) -> list[str]:
+        """The streams that have a slot."""
+        return list(self._slots)
+
+    def add(self, stream: str, epoch: str) -> int:
+        """Give `stream` a free slot.
+
+        Raises:
+            UsageError: it has one already, or all slots are taken.
+        """
+        if stream in self._slots:
+            raise UsageError(f"stream {stream}: already open")
+        if len(self._slots) >= self._max_streams:
+            raise UsageError(f"stream {stream}: all {self._max_streams} slots are taken")
+        slot = next(i for i in range(self._max_streams) if i not in self._names)
+        self._names[slot] = (stream, epoch)
+        self._slots[stream] = slot
+        while slot >= self.capacity:
+            self.capacity = min(2 * self.capacity, self._max_streams)
+        return slot
+
+    def remove(self, stream: str) -> int:
+        """Free the slot of `stream` and return it."""
+        slot = self._slots.pop(stream)
+        del self._names[slot]
+        return slot
+
+    def slot(self, stream: str) -> int:
+        """Return the slot of `stream`."""
+        return self._slots[stream]
+
+    def of(self, slot: int) -> tuple[str, str]:
+        """Return stream and epoch of `slot`."""
+        return self._names[slot]
 
 
 class Decision:

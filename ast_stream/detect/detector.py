@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ast_stream.detect.decision import Decision
+from ast_stream.detect.decision import Decision, SlotNames
 from ast_stream.detect.frames import FrameAverages, PatchGrid
 from ast_stream.detect.parameters import model_facts, resolve_parameters
 from ast_stream.detect.scorer import LevelMeter, WindowScorer
-from ast_stream.detect.state import NEVER, DetectorState, Positions, SlotNames, Staging
+from ast_stream.detect.state import NEVER, DetectorState
 from ast_stream.errors import UsageError
 from ast_stream.messages.audio import Pcm16
 from ast_stream.messages.event import EndReason, Event, Gap, Scores
@@ -35,6 +35,9 @@ LONGEST_SILENT_HOLE = seconds_to_samples(0.2)  # shorter holes become silence, l
 STAGED_AT_ONCE_S = 6.0  # longer pushes are taken in pieces
 HOPS_AT_ONCE = 8  # of one stream that is behind, where larger batches are faster: not on CPUs
 FLUSH_CONTEXT_S = 1.0  # while flushing a window keeps at least this much audio
+
+
+Samples = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -514,3 +517,143 @@ def _check_hop(hop_s: float, window_s: float) -> None:
             f"hop_s: expected at most the window of {window_s:g} s, got {hop_s:g}: "
             "sounds between two windows would be missed"
         )
+
+
+class Positions:
+    """Arrays over slots, shape (n_slots,), int64.
+
+    Attributes:
+        context_start: first real sample since start or gap.
+        received: end of the audio that came.
+        scored_until: windows may end up to here: at `received`, beyond it while a stream ends.
+        next_end: end of the next window.
+        score_from: windows up to here only fill the context again after a restart.
+        first_scored: end of the first window scored since start or gap, or NEVER.
+        stride: every how many windows one is scored.
+    """
+
+    def __init__(self, hop: int) -> None:
+        self.hop = hop
+        empty = np.zeros(0, np.int64)
+        self.context_start: Samples = empty
+        self.received: Samples = empty
+        self.scored_until: Samples = empty
+        self.next_end: Samples = empty
+        self.score_from: Samples = empty
+        self.first_scored: Samples = empty
+        self.stride: Samples = empty
+
+    def grow(self, n_slots: int) -> None:
+        """Make room for `n_slots` slots."""
+        for name in (
+            "context_start",
+            "received",
+            "scored_until",
+            "next_end",
+            "score_from",
+            "first_scored",
+        ):
+            setattr(self, name, _grown(getattr(self, name), n_slots, 0))
+        self.stride = _grown(self.stride, n_slots, 1)
+
+    def restart(self, slot: int, start_sample: int) -> None:
+        """Begin a context whose first sample is `start_sample`."""
+        self.context_start[slot] = start_sample
+        self.received[slot] = self.scored_until[slot] = start_sample
+        self.next_end[slot] = (start_sample // self.hop + 1) * self.hop
+        self.score_from[slot] = NEVER
+        self.first_scored[slot] = NEVER
+
+    def decided(self, slot: int) -> int:
+        """Return the sample up to which `slot` is decided."""
+        last_end = self.next_end[slot] - self.hop
+        return int(max(last_end, self.context_start[slot], self.score_from[slot]))
+
+    def hops_waiting(self, slots: Samples) -> Samples:
+        """Return how many windows of each slot could be scored; 0 or less for none."""
+        waiting: Samples = (self.scored_until[slots] - self.next_end[slots]) // self.hop + 1
+        return waiting
+
+    def receive(self, slot: int, n_samples: int) -> None:
+        """Note that audio came."""
+        self.received[slot] += n_samples
+        self.scored_until[slot] = self.received[slot]
+
+    def mark_scored(self, slots: Samples, ends: Samples) -> Samples:
+        """Note that windows were scored and return the first scored of each slot."""
+        first = self.first_scored[slots]
+        first = np.where(first == NEVER, ends, first)
+        self.first_scored[slots] = first
+        return first
+
+
+def _grown(array: Samples, n_slots: int, empty: int) -> Samples:
+    grown = np.full(n_slots, empty, np.int64)
+    grown[: len(array)] = array
+    return grown
+
+
+class Staging:
+    """Circular buffers over slots, addressed by absolute sample index.
+
+    Samples from `first` of a slot on are needed by a window that is not scored yet; a write that
+    would overwrite one of them is refused.
+
+    Args:
+        capacity: samples kept for each slot.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._buffer: npt.NDArray[np.int16] = np.zeros((0, capacity), np.int16)
+        self._first: npt.NDArray[np.int64] = np.zeros(0, np.int64)
+
+    def grow(self, n_slots: int) -> None:
+        """Make room for `n_slots` slots."""
+        grown = np.zeros((n_slots, self.capacity), np.int16)
+        grown[: len(self._buffer)] = self._buffer
+        self._buffer = grown
+        self._first = np.pad(self._first, (0, n_slots - len(self._first)))
+
+    def room(self, slot: int, start: int) -> int:
+        """Return how many samples can be written from sample `start` on."""
+        return self.capacity - (start - int(self._first[slot]))
+
+    def write(self, slot: int, start: int, pcm: Pcm16) -> None:
+        """Store samples at their index.
+
+        Raises:
+            ValueError: samples that are still needed would be overwritten.
+        """
+        if len(pcm) > self.room(slot, start):
+            raise ValueError(
+                f"slot {slot}: expected at most {self.room(slot, start)} samples at {start}, "
+                f"got {len(pcm)}: samples from {self._first[slot]} on are not scored yet"
+            )
+        at = start % self.capacity
+        head = min(len(pcm), self.capacity - at)
+        self._buffer[slot, at : at + head] = pcm[:head]
+        self._buffer[slot, : len(pcm) - head] = pcm[head:]
+
+    def restart(self, slot: int, first: int) -> None:
+        """Fill a slot with silence; samples from `first` on will be needed."""
+        self._buffer[slot] = 0
+        self._first[slot] = first
+
+    def release(self, slots: npt.NDArray[np.int64], first: npt.NDArray[np.int64]) -> None:
+        """Samples before `first`, shape (n,), of `slots`, shape (n,), are not needed any more."""
+        self._first[slots] = first
+
+    def read(
+        self, slots: npt.NDArray[np.int64], starts: npt.NDArray[np.int64], count: int
+    ) -> npt.NDArray[np.int16]:
+        """Return `count` samples of each slot from its start, shape (n, count).
+
+        Raises:
+            ValueError: samples that were released may be overwritten by now.
+        """
+        if (starts < self._first[slots]).any():
+            raise ValueError("staging: samples that were released are not there any more")
+        places = (starts[:, None] + np.arange(count)) % self.capacity
+        samples: npt.NDArray[np.int16] = self._buffer[slots[:, None], places]
+        return samples

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 PACKAGE = Path(ast_stream.__file__).parent
 PAGE = PACKAGE.parent / "docs" / "design" / "way-of-a-block.md"
-MAX_FILES = 24
+MAX_FILES = 23
 BLOCK = 1600
 PATIENCE_S = 60
 # what the clock, the service manager, Prometheus and clients ask for between two blocks

@@ -18,8 +18,7 @@ from ast_stream.alerts.model_facts import (
     model_facts,
 )
 from ast_stream.alerts.rule_files import RuleFiles, RulesInForce, configured_timing
-from ast_stream.detect.decision import Decision
-from ast_stream.detect.state import SlotNames
+from ast_stream.detect.decision import Decision, SlotNames
 from ast_stream.errors import ConfigError
 from ast_stream.labels import slug
 from ast_stream.messages.event import Event

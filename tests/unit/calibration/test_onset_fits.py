@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 
 from ast_stream.calibration.onsets import MIN_FITTED, Crossing, fit_onset
 from ast_stream.detect.boundaries import logits_above
-from ast_stream.detect.decision import Decision
+from ast_stream.detect.decision import Decision, SlotNames
 from ast_stream.detect.parameters import DecisionParameters, model_facts, resolve_parameters
-from ast_stream.detect.state import SlotNames
 from ast_stream.errors import CheckpointError
 from ast_stream.messages.event import Event
 from ast_stream.model.metadata import METADATA, Metadata, StoredOnsetFit, read_metadata

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from ast_stream.detect.decision import (
     Decision,
+    SlotNames,
     StreamEvents,
     WindowScores,
     decide_streams,
     smooth,
 )
 from ast_stream.detect.parameters import DecisionParameters, ModelFacts, resolve_parameters
-from ast_stream.detect.state import SlotNames
 from ast_stream.model.metadata import StoredOnsetFit
 from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
 from ast_stream.units import seconds_to_samples

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ast_stream.detect.decision import Decision
+from ast_stream.detect.decision import Decision, SlotNames
 from ast_stream.detect.parameters import ModelFacts, resolve_parameters
-from ast_stream.detect.state import NEVER, SlotNames
+from ast_stream.detect.state import NEVER
 from ast_stream.errors import UsageError
 from ast_stream.messages.event import Event
 from ast_stream.settings.schema import ClassSettings, DetectionDefaults, DetectionSettings

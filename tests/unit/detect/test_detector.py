@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from reactive_model import tones_and_noise
 
 from ast_stream.detect import Detector
-from ast_stream.detect.detector import LONGEST_SILENT_HOLE
-from ast_stream.detect.state import DetectorState, Staging
+from ast_stream.detect.detector import LONGEST_SILENT_HOLE, Staging
+from ast_stream.detect.state import DetectorState
 from ast_stream.errors import UsageError
 from ast_stream.messages.audio import Pcm16
 from ast_stream.messages.event import Event, Gap, Scores

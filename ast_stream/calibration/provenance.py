@@ -17,7 +17,13 @@ from typing import Any, Literal
 import torch
 
 from ast_stream.calibration.false_alarms import Budgets, per_hour
-from ast_stream.calibration.scores import background_streams, mixed_s, plain_tagger, sound_streams
+from ast_stream.calibration.scores import (
+    background_streams,
+    frame_steps,
+    mixed_s,
+    plain_tagger,
+    sound_streams,
+)
 from ast_stream.calibration.thresholds import (
     ClassCalibration,
     calibrate_classes,
@@ -73,7 +79,8 @@ def calibrate_checkpoint(
     )
     on_progress(1.0)
     heard = {sound.label for stream in with_sounds for sound in stream.truth}
-    known = set(checkpoint.metadata.onset_thresholds) - heard
+    decided_by = checkpoint.metadata.frames or checkpoint.metadata
+    known = set(decided_by.onset_thresholds) - heard
     budgets = Budgets(per_hour(budget_per_h))
     calibrated = calibrate_classes(
         checkpoint.labels,
@@ -81,15 +88,19 @@ def calibrate_checkpoint(
         with_sounds,
         negatives,
         budgets,
-        timings(checkpoint.window_s, tagger.hop_s),
+        timings(checkpoint.window_s, tagger.hop_s, frames=frame_steps(checkpoint)),
     )
     result = with_calibration(checkpoint, calibrated, tagger.hop_s, {"seed": _SEED})
     raised = raised_thresholds(result, known, with_sounds, negatives, budgets)
     metadata = result.metadata
-    update = {
-        "onset_thresholds": metadata.onset_thresholds | raised,
+    update: dict[str, Any] = {
         "provenance": metadata.provenance | ({RAISED: sorted(raised)} if raised else {}),
     }
+    if metadata.frames is not None:
+        thresholds = metadata.frames.onset_thresholds | raised
+        update["frames"] = metadata.frames.model_copy(update={"onset_thresholds": thresholds})
+    else:
+        update["onset_thresholds"] = metadata.onset_thresholds | raised
     return replace(result, metadata=metadata.model_copy(update=update))
 
 
@@ -124,10 +135,15 @@ def with_calibration(
         "rise_on_spread_s": {label: rise.spread_s for label, rise in rises_on.items()},
         "rise_off_spread_s": {label: rise.spread_s for label, rise in rises_off.items()},
     }
+    by_frames = any(one.by_frames for one in calibrated)
+    held = metadata.frames if by_frames and metadata.frames is not None else metadata
     update: dict[str, Any] = {
-        name: _in_order(checkpoint.labels, _without(getattr(metadata, name), done) | found)
+        name: _in_order(checkpoint.labels, _without(getattr(held, name), done) | found)
         for name, found in fields.items()
+        if name in type(held).model_fields
     }
+    if held is not metadata:  # what holds for decisions by windows stays beside it
+        update = {"frames": held.model_copy(update=update)}
     update["window_s"], update["hop_s"] = checkpoint.window_s, hop_s  # what all this holds for
     update["provenance"] = _provenance(metadata, checkpoint.hash, calibrated, record)
     calibrated_one = replace(checkpoint, metadata=metadata.model_copy(update=update))

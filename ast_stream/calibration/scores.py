@@ -18,6 +18,7 @@ from ast_stream.audio.recording import read_mono
 from ast_stream.calibration.folds import UnseenClips
 from ast_stream.dataset.clips import load_recordings
 from ast_stream.detect.detector import Detector
+from ast_stream.detect.parameters import FrameSteps
 from ast_stream.errors import ConfigError, Problem
 from ast_stream.messages.audio import Pcm16
 from ast_stream.messages.event import Scores
@@ -60,7 +61,8 @@ class LogitStream:
     """What a model said about a stream, and what was in it.
 
     Attributes:
-        times_s: end of each window, shape (n_windows,), a hop apart.
+        times_s: end of each window, shape (n_windows,), a hop apart; or of each frame, where a
+            frame head decides: then all that is said of windows here is of frames.
         logits: before any Platt scaling, shape (n_windows, n_classes), float32.
         truth: the sounds in it, in order; none for negative audio.
     """
@@ -87,10 +89,20 @@ def hours_of(streams: Iterable[LogitStream]) -> float:
     return sum(stream.duration_s for stream in streams) / 3600
 
 
-def plain_tagger(checkpoint: Checkpoint, device: str = "cpu") -> Tagger:
+def plain_tagger(checkpoint: Checkpoint, device: str = "cpu", *, use_frames: bool = True) -> Tagger:
     """Return the checkpoint ready to score, without its Platt scalings."""
     metadata = checkpoint.metadata.model_copy(update={"score_maps": {}})
-    return Tagger(replace(checkpoint, metadata=metadata), device, "fp32", "math")
+    if metadata.frames is not None:
+        frames = metadata.frames.model_copy(update={"score_maps": {}})
+        metadata = metadata.model_copy(update={"frames": frames})
+    plain = replace(checkpoint, metadata=metadata)
+    return Tagger(plain, device, "fp32", "math", use_frames=use_frames)
+
+
+def frame_steps(checkpoint: Checkpoint) -> FrameSteps | None:
+    """Return the frames that decide; None: windows do."""
+    frames = checkpoint.metadata.frames
+    return None if frames is None else FrameSteps(checkpoint.dims.time_patch_s, frames.delay_s)
 
 
 def score_stream(
@@ -214,6 +226,7 @@ class CalibrationAudio:
         sounds: each checkpoint with its foregrounds, recorded and generated.
         negatives: recordings without any event, and their lengths in seconds.
         generated_s: seconds of generated audio without any event.
+        use_frames: decide by frames if the checkpoint has a frame head.
     """
 
     checkpoint: Checkpoint
@@ -223,6 +236,7 @@ class CalibrationAudio:
     hop_s: float
     seed: int
     device: str = "cpu"
+    use_frames: bool = True
 
     @property
     def expected_s(self) -> float:
@@ -241,7 +255,7 @@ class CalibrationAudio:
         streams: list[LogitStream] = []
         for number, (unseen_set, foregrounds) in enumerate(self.sounds):
             streams += sound_streams(
-                plain_tagger(unseen_set.checkpoint, self.device),
+                plain_tagger(unseen_set.checkpoint, self.device, use_frames=self.use_frames),
                 self.hop_s,
                 foregrounds,
                 backgrounds,
@@ -253,7 +267,7 @@ class CalibrationAudio:
 
     def score_negatives(self, on_progress: OnProgress) -> list[LogitStream]:
         """Return the streams without events, as the checkpoint scores them."""
-        tagger = plain_tagger(self.checkpoint, self.device)
+        tagger = plain_tagger(self.checkpoint, self.device, use_frames=self.use_frames)
         first = FIRST_SEED + self.seed * SEEDS_EACH + 1
         streams = [
             recorded_stream(tagger, self.hop_s, path, on_progress) for path, _ in self.negatives

@@ -18,20 +18,27 @@ from ast_stream.calibration.false_alarms import LADDER, Budget, Budgets, claim, 
 from ast_stream.calibration.onsets import (
     DecidedStream,
     FittedOnset,
+    Rises,
     RiseTime,
     fit_onset,
     measure_rises,
 )
 from ast_stream.calibration.platt import fit_platt, platt_scores
-from ast_stream.calibration.scores import LogitStream, hours_of, with_label
+from ast_stream.calibration.scores import LogitStream, frame_steps, hours_of, with_label
 from ast_stream.detect.decision import StreamEvents, WindowScores, decide_streams, smooth
-from ast_stream.detect.parameters import DecisionParameters, model_facts, resolve_parameters
+from ast_stream.detect.parameters import (
+    DecisionParameters,
+    FrameSteps,
+    model_facts,
+    resolve_parameters,
+)
 from ast_stream.evaluation.curves import found_and_false, touches
 from ast_stream.evaluation.intervals import poisson_upper_bound
 from ast_stream.model.checkpoint import Checkpoint
-from ast_stream.model.metadata import Metadata, PlattScaling
+from ast_stream.model.metadata import FrameDecisions, Metadata, PlattScaling
 from ast_stream.settings.schema import (
     DEFAULT_CONFIRM_S,
+    DEFAULT_FRAME_CONFIRM_S,
     MAX_CONFIRM_HOPS,
     DetectionDefaults,
     DetectionSettings,
@@ -43,6 +50,7 @@ _LOGIT_STEP = 0.05  # candidates are even on the logits: near 1 they must lie cl
 
 CONFIRM_S = (0.5, DEFAULT_CONFIRM_S, 2.0, 3.0, 4.0)
 MAX_CONFIRM_S = CONFIRM_S[-1]
+FRAME_CONFIRM_S = (0.16, DEFAULT_FRAME_CONFIRM_S, 0.48, DEFAULT_CONFIRM_S, 2.0, 3.0, 4.0)
 SMOOTHING_S = (0.0, 0.25, 0.5, 1.0)
 MAX_SMOOTHING_S = SMOOTHING_S[-1]
 WORTH_OF_A_SECOND = 0.2  # a sound that is known a second later counts so much less
@@ -76,16 +84,25 @@ class Timing(NamedTuple):
 
 
 DEFAULT_TIMING = Timing(DEFAULT_CONFIRM_S, 0.0)
+DEFAULT_FRAME_TIMING = Timing(DEFAULT_FRAME_CONFIRM_S, 0.0)
 
 
-def timing_parameters(window_s: float, hop_s: float, timing: Timing) -> DecisionParameters:
+def timing_parameters(
+    window_s: float, hop_s: float, timing: Timing, frames: FrameSteps | None = None
+) -> DecisionParameters:
     """Return how one class is decided with a timing, the defaults, and rise times yet unmeasured.
+
+    Args:
+        frames: what decides; None: windows.
 
     Raises:
         UsageError: a hop at which no event can be confirmed.
     """
     defaults = DetectionDefaults(confirm_s=timing.confirm_s, smoothing_s=timing.smoothing_s)
     facts = model_facts([""], window_s, Metadata())
+    if frames is not None:
+        of_frames = Metadata(frames=FrameDecisions(delay_s=frames.delay_s))
+        facts = model_facts([""], window_s, of_frames, frames.frame_s)
     return resolve_parameters(DetectionSettings(defaults=defaults), facts, hop_s)
 
 
@@ -94,21 +111,28 @@ def timings(
     hop_s: float,
     max_confirm_s: float = MAX_CONFIRM_S,
     max_smoothing_s: float = MAX_SMOOTHING_S,
+    frames: FrameSteps | None = None,
 ) -> dict[Timing, DecisionParameters]:
     """Return the timings to choose among, shortest first.
 
+    Frames are not smoothed: windows are averaged already, and smoothing would shift the edges that
+    are the times of events.
+
     Args:
+        frames: what decides; None: windows.
         max_confirm_s: no longer span is tried; one shorter than all is the only one.
         max_smoothing_s: no longer time constant is tried.
 
     Raises:
         UsageError: a hop at which no event can be confirmed.
     """
-    possible_s = min(max_confirm_s, MAX_CONFIRM_HOPS * hop_s)
-    spans = [span for span in CONFIRM_S if span <= possible_s] or [max_confirm_s]
-    constants = [constant for constant in SMOOTHING_S if constant <= max_smoothing_s]
+    step_s, choices_s = (frames.frame_s, FRAME_CONFIRM_S) if frames else (hop_s, CONFIRM_S)
+    possible_s = min(max_confirm_s, MAX_CONFIRM_HOPS * step_s)
+    spans = [span for span in choices_s if span <= possible_s] or [max_confirm_s]
+    smoothing_s = (0.0,) if frames else SMOOTHING_S
+    constants = [constant for constant in smoothing_s if constant <= max_smoothing_s]
     possible = [Timing(span, constant) for span in spans for constant in constants]
-    return {timing: timing_parameters(window_s, hop_s, timing) for timing in possible}
+    return {timing: timing_parameters(window_s, hop_s, timing, frames) for timing in possible}
 
 
 @dataclass(frozen=True, eq=False)
@@ -290,6 +314,7 @@ class ClassCalibration:
         ladder: what other budgets would choose.
         rise_on, rise_off: None: too few sounds to measure, so it stays assumed.
         onset: what makes onsets finer than `rise_on`; None: nothing does.
+        by_frames: frames decide, which need no rise times.
     """
 
     label: str
@@ -300,6 +325,7 @@ class ClassCalibration:
     rise_on: RiseTime | None
     rise_off: RiseTime | None
     onset: FittedOnset | None = None
+    by_frames: bool = False
 
     @property
     def bound_per_h(self) -> float | None:
@@ -326,7 +352,7 @@ class ClassCalibration:
                 f"finds {choice.n_found} of {choice.n_sounds} sounds ({choice.recall:.0%}), "
                 f"fewer than {recall_floor:.0%}"
             )
-        elif self.rise_on is None or self.rise_off is None:
+        elif not self.by_frames and (self.rise_on is None or self.rise_off is None):
             said.append("too few clear sounds to measure rise times: they stay assumed")
         unproven = claim(choice.false_negatives, choice.hours_negative, choice.budget)
         if choice.is_met and unproven:
@@ -377,13 +403,16 @@ def _calibrate(
         late_s = sweeps[timing].delays_s(choice.threshold)
         return choice.is_met, float(np.maximum(0.0, 1.0 - WORTH_OF_A_SECOND * late_s).sum())
 
-    timing = _usual_timing(by_timing)
+    by_frames = next(iter(by_timing.values())).geometry.is_of_frames
+    timing = _usual_timing(by_timing, DEFAULT_FRAME_TIMING if by_frames else DEFAULT_TIMING)
     if choices[timing].n_sounds >= ENOUGH_SOUNDS:
         # chance sends one window above a threshold more easily than several or their average, so
         # these bear a lower threshold and find more; but not always sooner
         timing = max(by_timing, key=worth)  # of equals the shortest
     choice, sweep = choices[timing], sweeps[timing]
     rises = measure_rises(sweep.at(choice.threshold), choice.threshold)
+    if by_frames:  # a frame says itself when it is
+        rises = Rises(None, None, [])
     return ClassCalibration(
         label=label,
         score_map=score_map,
@@ -393,6 +422,7 @@ def _calibrate(
         rise_on=rises.on,
         rise_off=rises.off,
         onset=fit_onset(rises.crossings, choice.threshold, window_s),
+        by_frames=by_frames,
     )
 
 
@@ -411,29 +441,29 @@ def raised_thresholds(
     Args:
         with_sounds: of other classes; any event of one of `labels` in them is false.
     """
-    metadata, hop_s = checkpoint.metadata, checkpoint.metadata.hop_s
+    frames, hop_s = frame_steps(checkpoint), checkpoint.metadata.hop_s
+    known = checkpoint.metadata.frames or checkpoint.metadata
+    default_s = DEFAULT_FRAME_CONFIRM_S if frames else DEFAULT_CONFIRM_S
     assert hop_s is not None, "thresholds that were chosen know their hop"
     raised = {}
     for index, label in enumerate(checkpoint.labels):
         if label not in labels:
             continue
-        timing = Timing(
-            metadata.confirm_s.get(label, DEFAULT_CONFIRM_S), metadata.smoothing_s.get(label, 0.0)
-        )
-        score_map = metadata.score_maps.get(label, PlattScaling())
-        by_timing = {timing: timing_parameters(checkpoint.window_s, hop_s, timing)}
+        timing = Timing(known.confirm_s.get(label, default_s), known.smoothing_s.get(label, 0.0))
+        score_map = known.score_maps.get(label, PlattScaling())
+        by_timing = {timing: timing_parameters(checkpoint.window_s, hop_s, timing, frames)}
         sweeps = sweep_thresholds(index, label, with_sounds, negatives, score_map, by_timing)
         needed = sweeps[timing].choose(budgets.of(label), budgets.among_of(label)).threshold
-        if needed > metadata.onset_threshold(label):
+        if needed > known.onset_threshold(label):
             raised[label] = needed
     return raised
 
 
-def _usual_timing(possible: Iterable[Timing]) -> Timing:
+def _usual_timing(possible: Iterable[Timing], default: Timing) -> Timing:
     """Return the default, or what comes nearest: the longest span, smoothed the least."""
     known = set(possible)
-    if DEFAULT_TIMING in known:
-        return DEFAULT_TIMING
+    if default in known:
+        return default
     return max(known, key=lambda timing: (timing.confirm_s, -timing.smoothing_s))
 
 

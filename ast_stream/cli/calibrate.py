@@ -24,6 +24,7 @@ from ast_stream.calibration.provenance import (
 from ast_stream.calibration.scores import (
     CalibrationAudio,
     foregrounds_of,
+    frame_steps,
     negative_recordings,
     plain_tagger,
 )
@@ -37,6 +38,7 @@ from ast_stream.calibration.thresholds import (
 )
 from ast_stream.cli.calibrate_report import record_of, report_console, result_json, show
 from ast_stream.cli.clip_options import (
+    ByWindows,
     ColumnOptions,
     Negatives,
     OnlyFolds,
@@ -98,6 +100,7 @@ class AudioOptions:
     ] = None
     seed: Annotated[int, typer.Option(min=0, max=99, help="Of all that is generated.")] = 0
     device: Device = "cpu"
+    by_windows: ByWindows = False
 
     def audio(
         self, checkpoint: Checkpoint, columns: Columns, is_partial: bool
@@ -130,6 +133,7 @@ class AudioOptions:
             hop_s=checked_hop(checkpoint, self.hop, is_partial),
             seed=self.seed,
             device=self.device,
+            use_frames=not self.by_windows,
         )
         return audio, remarks
 
@@ -224,7 +228,11 @@ def calibrate(
     budgets = target.budgets(loaded, chosen)
     heard, remarks = audio.audio(loaded, columns.columns(), is_partial=bool(target.only))
     by_timing = timings(
-        loaded.window_s, heard.hop_s, target.longest_confirm, target.longest_smoothing
+        loaded.window_s,
+        heard.hop_s,
+        target.longest_confirm,
+        target.longest_smoothing,
+        frame_steps(loaded) if heard.use_frames else None,
     )
     calibrated = _listen(heard, chosen, budgets, by_timing)
     record = record_of(heard, audio.data, budgets) | {

@@ -123,7 +123,7 @@ def _classes_table(calibrated: Sequence[ClassCalibration], is_wide: bool) -> Tab
             _rate(choice.false_among, choice.hours_among),
             _rate(choice.false_negatives, choice.hours_negative),
             "" if one.bound_per_h is None else rate_text(one.bound_per_h),
-            *((_rise_text(one.rise_on), _rise_text(one.rise_off)) if is_wide else ()),
+            *(_rise_texts(one) if is_wide else ()),
         )
     return table
 
@@ -215,6 +215,12 @@ def _share(n_found: int, n_sounds: int) -> str:
 
 def _rate(count: int, hours: float) -> str:
     return f"{count / hours:.2f}" if hours else ""
+
+
+def _rise_texts(one: ClassCalibration) -> tuple[str, str]:
+    if one.by_frames:
+        return "-", "-"
+    return _rise_text(one.rise_on), _rise_text(one.rise_off)
 
 
 def _rise_text(rise: RiseTime | None) -> str:

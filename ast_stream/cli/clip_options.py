@@ -20,6 +20,10 @@ Negatives = Annotated[
     list[Path] | None,
     typer.Option(help="Recording, or folder of them, without any event; may be repeated."),
 ]
+ByWindows = Annotated[
+    bool,
+    typer.Option("--windows", help="Decide by windows, even if the checkpoint has a frame head."),
+]
 OnlyFolds = Annotated[
     list[str] | None, typer.Option(help="Only clips of this fold; may be repeated.")
 ]

@@ -15,6 +15,7 @@ import typer
 from ast_stream.calibration.folds import HELD_OUT, held_folds, no_folds_remark
 from ast_stream.calibration.scores import negative_recordings
 from ast_stream.cli.clip_options import (
+    ByWindows,
     ColumnOptions,
     Data,
     OnlyFolds,
@@ -128,6 +129,7 @@ def evaluate(
             help="Measure each --model on the folds it was not trained on, and pool.",
         ),
     ] = False,
+    by_windows: ByWindows = False,
     columns: ColumnOptions,
     test_fold: OnlyFolds = None,
     streams: StreamOptions,
@@ -150,7 +152,9 @@ def evaluate(
         check_folder(report, "--report")
     settings = streams.settings()
     choose = cross_validated if cross_validate else single
-    subjects = choose(model or ["bundled"], data, columns.columns(), test_fold or [])
+    subjects = choose(
+        model or ["bundled"], data, columns.columns(), test_fold or [], use_frames=not by_windows
+    )
     check_hop(subjects, settings.hop_s)
     notes = notes_of(subjects)
     _say(notes)
@@ -209,7 +213,12 @@ def _score(subjects: Sequence[Subject], settings: MeasureSettings) -> ScoredMate
 
 
 def single(
-    models: Sequence[str], data: Path, columns: Columns, test_folds: Sequence[str]
+    models: Sequence[str],
+    data: Path,
+    columns: Columns,
+    test_folds: Sequence[str],
+    *,
+    use_frames: bool = True,
 ) -> list[Subject]:
     """Return one model with the clips of the given folds, or with all.
 
@@ -219,13 +228,18 @@ def single(
     """
     if len(models) > 1:
         raise UsageError(f"--model: expected one without --cross-validate, got {len(models)}")
-    tagger = load_tagger(models[0])
+    tagger = load_tagger(models[0], use_frames=use_frames)
     clips = clips_of_folds(data, columns, test_folds)
     return [Subject(tagger, _takes(clips, tagger), _folds(clips))]
 
 
 def cross_validated(
-    models: Sequence[str], data: Path, columns: Columns, test_folds: Sequence[str]
+    models: Sequence[str],
+    data: Path,
+    columns: Columns,
+    test_folds: Sequence[str],
+    *,
+    use_frames: bool = True,
 ) -> list[Subject]:
     """Return every model with the clips of the folds that it was not trained on.
 
@@ -239,7 +253,7 @@ def cross_validated(
             "been trained on"
         )
     clips = read_clips(data, columns)
-    taggers = [load_tagger(model) for model in models]
+    taggers = [load_tagger(model, use_frames=use_frames) for model in models]
     _check_labels(taggers)
     folds = [tuple(held_folds(tagger.checkpoint) or ()) for tagger in taggers]
     _check_folds(list(zip(models, folds, strict=True)), data, _folds(clips))
@@ -254,6 +268,11 @@ def cross_validated(
 def notes_of(subjects: Sequence[Subject]) -> list[str]:
     """Return what a reader of the figures must know."""
     notes = [note for subject in subjects if (note := _known_clips(subject))]
+    notes += [
+        f"{subject.tagger.checkpoint.origin} is decided by windows, not by its frame head"
+        for subject in subjects
+        if subject.tagger.checkpoint.has_frames and subject.tagger.frames is None
+    ]
     if not speech_is_available():
         notes.append("espeak-ng is not installed: there is no speech among the backgrounds")
     return notes

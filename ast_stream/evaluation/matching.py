@@ -61,7 +61,7 @@ class Detection:
         known_s, ended_s: stream time at which begin and end were published.
         raw_onset_s, raw_offset_s: end of the first window above the onset threshold and of the
             first one below the offset threshold: the times without the correction for the
-            window. NaN where the scores do not show them.
+            window. NaN where the scores do not show them, or frames decided.
     """
 
     label: str
@@ -152,7 +152,7 @@ def _detection(scored: ScoredSoundscape, begin: Event, end: Event) -> Detection:
     assert end.offset_sample is not None
     audio_s = scored.layout.duration_s  # the last windows of a soundscape reach beyond its audio
     raw_onset_s = raw_offset_s = float("nan")
-    if scored.parameters is not None:
+    if scored.parameters is not None and not scored.parameters.geometry.is_of_frames:
         raw_onset_s = _crossing_up(scored, scored.parameters, begin)
         raw_offset_s = _crossing_down(scored, scored.parameters, end)
     return Detection(

@@ -1,0 +1,125 @@
+"""Frames are calibrated and evaluated through the detector that decides by them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from loud_frames import LoudFrames, loud_frames, noise_bursts
+from tiny_model import TINY_DIMS, tiny_checkpoint
+
+from ast_stream.calibration.false_alarms import Budgets, per_hour
+from ast_stream.calibration.platt import platt_scores
+from ast_stream.calibration.provenance import with_calibration
+from ast_stream.calibration.scores import frame_steps, plain_tagger, score_stream
+from ast_stream.calibration.thresholds import Timing, calibrate_classes, timings
+from ast_stream.detect import Detector
+from ast_stream.detect.decision import WindowScores, decide_streams
+from ast_stream.detect.parameters import DecisionParameters
+from ast_stream.evaluation.matching import detections
+from ast_stream.evaluation.measure import detector_of
+from ast_stream.evaluation.scoring import score_blocks
+from ast_stream.messages.audio import Pcm16
+from ast_stream.messages.event import Scores
+from ast_stream.model.metadata import FrameDecisions, PlattScaling
+from ast_stream.model.tagger import Tagger
+from ast_stream.soundscape.mixing import ReferenceEvent
+from ast_stream.units import SAMPLE_RATE
+
+HOP_S = 0.5
+
+
+@pytest.fixture(scope="module")
+def bursts() -> tuple[Pcm16, list[ReferenceEvent]]:
+    pcm, times = noise_bursts(12)
+    return pcm, [
+        ReferenceEvent("Bark", "noise", onset, offset, -20.0, 12.0)
+        for onset, offset in times.tolist()
+    ]
+
+
+def test_score_maps_before_and_after_the_average_over_windows_are_the_same() -> None:
+    pcm, _ = noise_bursts(2)
+    maps = {"Bark": PlattScaling(scale=1.7, bias=-0.8)}
+    checkpoint = tiny_checkpoint(4, TINY_DIMS, FrameDecisions(score_maps=maps))
+    found = []
+    for tagger in (plain_tagger(checkpoint), Tagger(checkpoint, "cpu", "fp32", "math")):
+        seen: list[Scores] = []
+        detector = Detector(tagger, hop_s=HOP_S, on_scores=seen.append)
+        detector.open("mic", "ab" * 16)
+        detector.push("mic", 0, pcm)
+        detector.run()
+        found.append(np.stack([each.scores[0] for each in seen]))
+    plain, mapped = found
+    logits = np.log(plain / (1 - plain))
+    np.testing.assert_allclose(mapped, platt_scores(logits, maps["Bark"]), atol=1e-5)
+    assert np.abs(mapped - plain).max() > 0.05
+
+
+def test_calibration_decides_by_frames_and_keeps_what_holds_for_windows(
+    bursts: tuple[Pcm16, list[ReferenceEvent]],
+) -> None:
+    pcm, truth = bursts
+    checkpoint = loud_frames().checkpoint
+    metadata = checkpoint.metadata.model_copy(
+        update={"onset_thresholds": {"Bark": 0.77}, "rise_on_s": {"Bark": 0.9}}
+    )
+    checkpoint = replace(checkpoint, metadata=metadata)
+    tagger = LoudFrames(checkpoint, device="cpu", precision="fp32", attention="math")
+    blocks = [pcm[start : start + 16_000] for start in range(0, len(pcm), 16_000)]
+    stream = score_stream(tagger, HOP_S, blocks, truth)
+    np.testing.assert_allclose(np.diff(stream.times_s), 0.16)
+    by_timing = timings(2.56, HOP_S, 1.0, frames=frame_steps(checkpoint))
+    assert Timing(0.3, 0.0) in by_timing
+    assert {timing.smoothing_s for timing in by_timing} == {0.0}
+    quiet = replace(stream, truth=(), logits=np.full_like(stream.logits, -6.0))
+    (calibrated,) = calibrate_classes(
+        checkpoint.labels, ["Bark"], [stream], [quiet], Budgets(per_hour(0.5)), by_timing
+    )
+    assert calibrated.choice.n_found == len(truth)
+    assert not any("rise times" in remark for remark in calibrated.remarks())
+    result = with_calibration(checkpoint, [calibrated], HOP_S, {}).metadata
+    assert result.frames is not None
+    assert result.frames.onset_thresholds == {"Bark": calibrated.choice.threshold}
+    assert result.frames.confirm_s == {"Bark": calibrated.timing.confirm_s}
+    assert list(result.frames.score_maps) == ["Bark"]
+    assert result.onset_thresholds == {"Bark": 0.77}
+    assert result.rise_on_s == {"Bark": 0.9}
+
+
+def test_whole_streams_are_decided_as_the_detector_decides_them(
+    bursts: tuple[Pcm16, list[ReferenceEvent]],
+) -> None:
+    pcm, truth = bursts
+    blocks = [pcm[start : start + 16_000] for start in range(0, len(pcm), 16_000)]
+    scored = score_blocks(detector_of(loud_frames(), HOP_S), blocks, truth)
+    parameters = scored.parameters
+    assert isinstance(parameters, DecisionParameters)
+    ends = np.round(scored.times_s * SAMPLE_RATE).astype(np.int64)
+    (found,) = decide_streams(
+        parameters, [WindowScores(ends, scored.scores, len(pcm))], np.arange(3)
+    )
+    begins = {e.id: e for e in scored.events if e.type == "begin"}
+    live = [e for e in scored.events if e.type == "end" and e.label == "Bark"]
+    bark = found.of_classes(0)
+    assert bark.onset.tolist() == [e.onset_sample for e in live]
+    assert bark.offset.tolist() == [e.offset_sample for e in live]
+    assert bark.known_at.tolist() == [begins[e.id].at_sample for e in live]
+    errors = [
+        one.onset_s - sound.onset_s
+        for one, sound in zip(detections(scored, "Bark"), truth, strict=True)
+    ]
+    assert np.median(np.abs(errors)) < 0.08
+
+
+def test_one_checkpoint_can_be_measured_by_frames_and_by_windows() -> None:
+    checkpoint = tiny_checkpoint(4, TINY_DIMS, FrameDecisions())
+    geometries = []
+    for use_frames in (True, False):
+        tagger = Tagger(checkpoint, "cpu", "fp32", "math", use_frames=use_frames)
+        detector = detector_of(tagger, HOP_S)(lambda scores: None)
+        geometries.append(detector.parameters.geometry)
+    by_frames, by_windows = geometries
+    assert (by_frames.window, by_frames.hop, by_frames.window_hop) == (2_560, 2_560, 8_000)
+    assert (by_windows.window, by_windows.hop, by_windows.window_hop) == (16_000, 8_000, 0)

@@ -15,10 +15,11 @@ from virtual_mic import VirtualMic
 
 from ast_stream.audio.activity import active_frames
 from ast_stream.audio.pcm import Resampler
+from ast_stream.feed import FeedMessage, Missed, Subscriber
 from ast_stream.messages.audio import Pcm16
 from ast_stream.soundscape.mixing import ReferenceEvent
 from ast_stream.soundscape.scene import generate_scene
-from ast_stream.units import FRAME_SHIFT, SAMPLE_RATE
+from ast_stream.units import FRAME_SHIFT, NS_PER_SECOND, SAMPLE_RATE, parse_time
 
 pytestmark = pytest.mark.virtual_mic
 
@@ -32,6 +33,7 @@ CLIPS = (
 ONSET_TOLERANCE_S = 0.75
 BED_AMPLITUDE = 30  # int16: -60 dBFS
 SPACE_S = 3.0
+LEFT_BEHIND_S = 3  # then the last window has left the last sound
 
 
 def play(mic: VirtualMic, pcm: Pcm16) -> tuple[list[Body], float]:
@@ -48,11 +50,21 @@ def play(mic: VirtualMic, pcm: Pcm16) -> tuple[list[Body], float]:
         wait_for(lambda: "epoch" in run.log("worker"), "audio")
         time.sleep(1.0)  # the microphone is open and silent for a moment
         mic.play(pcm)
-        time.sleep(3.0)  # the last window leaves the last sound
+        wait_until_scored(run, time.time_ns() + LEFT_BEHIND_S * NS_PER_SECOND)
         began_s = _first_sound_s(run)
         assert run.stop("worker") == 0
         assert run.stop("capture-mic") == 0
         return [body for topic, body in run.published() if topic.startswith("event/")], began_s
+
+
+def wait_until_scored(run: Pipeline, time_ns: int) -> None:
+    """Wait until a window is scored that ended at `time_ns`, however slow the worker is."""
+
+    def is_later(message: FeedMessage | Missed | None) -> bool:
+        return isinstance(message, FeedMessage) and parse_time(message.body["time"]) >= time_ns
+
+    with Subscriber(run.feed, topics=["scores/"]) as reader:
+        wait_for(lambda: is_later(reader.receive(0.1)), "the last scores")
 
 
 def _first_sound_s(run: Pipeline) -> float:

@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,6 +118,16 @@ def sockets() -> Iterator[Sockets]:
     opened = Sockets()
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def processes() -> Iterator[list[subprocess.Popen[str]]]:
+    """Give a list for processes that the test starts, to be killed at its end."""
+    found: list[subprocess.Popen[str]] = []
+    yield found
+    for process in found:
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture

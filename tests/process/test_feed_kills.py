@@ -9,10 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from ast_stream.feed import FeedMessage, Subscriber
 
@@ -21,16 +18,6 @@ ROOT = SCRIPT.parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 LONG_S = 30.0  # only a failing test waits as long
 DISCONNECTED_AFTER_S = 3.0  # by the heartbeat of the publisher, with time to spare
-
-
-@pytest.fixture
-def processes() -> Iterator[list[subprocess.Popen[str]]]:
-    """Processes started by the test; killed at its end."""
-    found: list[subprocess.Popen[str]] = []
-    yield found
-    for process in found:
-        process.kill()
-        process.communicate()
 
 
 def publisher(folder: Path, n_events: int, pause_s: float) -> subprocess.Popen[str]:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from processes import processes_of
 
 LIMIT_S = 90
 CONFIG = """
@@ -107,17 +108,6 @@ def answers(log: Path, process: str) -> int:
 def last(log: Path, process: str) -> str:
     found = [line for line in log.read_text().splitlines() if f" {process}: settings " in line]
     return found[-1] if found else ""
-
-
-def processes_of(config: Path) -> list[int]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if str(config).encode() in path.read_bytes():
-                found.append(int(path.parent.name))
-        except OSError:
-            continue
-    return found
 
 
 def wait(is_so: Callable[[], bool], log: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from ports import free_ports
+from processes import processes_of
 
 pytest.importorskip("av")
 
@@ -84,9 +85,7 @@ def test_no_secret_of_a_url_leaves_the_processes(tmp_path: Path) -> None:
         outputs["status"] = cli("status", "-c", str(config))
         outputs["feed"] = cli("subscribe", "-c", str(config), "health", "alerts", "--count", "8")
         outputs["outbox"] = cli("outbox", "list", "-c", str(config))
-        outputs["processes"] = "".join(
-            path.read_bytes().decode(errors="replace") for path in command_lines(config)
-        )
+        outputs["processes"] = "".join(processes_of(config).values())
         for port in (metrics, metrics + 1, metrics + 2):
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
                 outputs[f"metrics {port}"] = answer.read().decode()
@@ -109,14 +108,3 @@ def test_no_secret_of_a_url_leaves_the_processes(tmp_path: Path) -> None:
         (place, secret) for place, text in outputs.items() for secret in SECRETS if secret in text
     }
     assert leaks == set()
-
-
-def command_lines(config: Path) -> list[Path]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if str(config).encode() in path.read_bytes():
-                found.append(path)
-        except OSError:
-            continue
-    return found

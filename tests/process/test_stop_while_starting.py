@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import processes_of
 
 LIMIT_S = 60
 # from the moment that signals can be handled
@@ -58,18 +58,6 @@ def takes_signals(pid: int) -> bool:
     return bool(caught & 1 << (signal.SIGTERM - 1))
 
 
-def processes_of(config: Path) -> list[str]:
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (folder / "cmdline").read_bytes().decode(errors="replace")
-        except OSError:
-            continue
-        if str(config) in line and folder.name != str(os.getpid()):
-            found.append(line)
-    return found
-
-
 every_process = pytest.mark.parametrize(
     "args",
     [("run",), ("worker",), ("capture", "--stream", "yard"), ("alerts",)],
@@ -103,7 +91,7 @@ def test_a_process_that_is_stopped_while_it_starts_ends_in_order(
         process.send_signal(number)
         _, errors = process.communicate(timeout=LIMIT_S)
         assert (process.returncode, "Traceback" in errors) == (0, False), (delay_s, errors)
-        assert processes_of(config) == [], delay_s
+        assert processes_of(config) == {}, delay_s
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

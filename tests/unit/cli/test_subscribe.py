@@ -52,16 +52,6 @@ def worker(socket_dir: Path) -> Iterator[Worker]:
     found.close()
 
 
-@pytest.fixture
-def processes() -> Iterator[list[subprocess.Popen[str]]]:
-    """Processes started by the test; killed at its end."""
-    found: list[subprocess.Popen[str]] = []
-    yield found
-    for process in found:
-        process.kill()
-        process.communicate()
-
-
 def command(folder: Path, *args: str, **options: Any) -> subprocess.Popen[str]:
     if "--endpoint" not in args and "-c" not in args:
         args = (*args, "--endpoint", f"ipc://{folder}/feed.sock")

@@ -12,8 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import typer
 
@@ -45,8 +44,7 @@ _OUTPUT_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 EXIT_INTERRUPTED = 130  # as typer and shells have it: 128 + SIGINT
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(NamedTuple):
     """One sub-command: where its function (or its Typer app) is, and a line of help."""
 
     name: str
@@ -54,9 +52,10 @@ class Command:
     summary: str
 
 
+_CLI = "ast_stream.cli"
 COMMANDS = (
-    Command("demo", "ast_stream.cli.demo:demo", "Run a generated scene through the pipeline."),
-    Command("run", "ast_stream.cli.run:run", "Run all processes of one configuration, supervised."),
+    Command("demo", f"{_CLI}.demo:demo", "Run a generated scene through the pipeline."),
+    Command("run", f"{_CLI}.run:run", "Run all processes of one configuration, supervised."),
     Command(
         "capture", "ast_stream.capture.process:capture", "Run the capture process of one stream."
     ),
@@ -68,36 +67,32 @@ COMMANDS = (
         "ast_stream.alerts.process:alerts",
         "Run the process that turns events into alerts.",
     ),
-    Command("listen", "ast_stream.cli.listen:listen", "Show live what the model detects."),
-    Command("scan", "ast_stream.cli.scan:scan", "Find the events in recordings."),
-    Command("subscribe", "ast_stream.cli.subscribe:subscribe", "Print the feed as JSON lines."),
-    Command("devices", "ast_stream.cli.devices:devices", "List input devices with stable names."),
+    Command("listen", f"{_CLI}.listen:listen", "Show live what the model detects."),
+    Command("scan", f"{_CLI}.scan:scan", "Find the events in recordings."),
+    Command("subscribe", f"{_CLI}.subscribe:subscribe", "Print the feed as JSON lines."),
+    Command("devices", f"{_CLI}.devices:devices", "List input devices with stable names."),
     Command(
         "check-config",
-        "ast_stream.cli.config:check_config",
+        f"{_CLI}.config:check_config",
         "Validate a configuration and say what it means.",
     ),
-    Command("schema", "ast_stream.cli.config:schema", "Print the settings' JSON Schema."),
-    Command("rules", "ast_stream.cli.rules:app", "Check, test, explain and try alert rules."),
-    Command("outbox", "ast_stream.cli.outbox:app", "List, send, retry or drop deliveries."),
-    Command("ack", "ast_stream.cli.outbox:ack", "Say that an alert has been seen."),
-    Command("snooze", "ast_stream.cli.outbox:snooze", "Hold back the alerts of a rule."),
-    Command("status", "ast_stream.cli.status:status", "Show how all processes and streams are."),
+    Command("schema", f"{_CLI}.config:schema", "Print the settings' JSON Schema."),
+    Command("rules", f"{_CLI}.rules:app", "Check, test, explain and try alert rules."),
+    Command("outbox", f"{_CLI}.outbox:app", "List, send, retry or drop deliveries."),
+    Command("ack", f"{_CLI}.outbox:ack", "Say that an alert has been seen."),
+    Command("snooze", f"{_CLI}.outbox:snooze", "Hold back the alerts of a rule."),
+    Command("status", f"{_CLI}.status:status", "Show how all processes and streams are."),
     Command(
         "install-units",
-        "ast_stream.cli.install_units:install_units",
+        f"{_CLI}.install_units:install_units",
         "Write the systemd units of a configuration.",
     ),
-    Command("doctor", "ast_stream.cli.doctor:doctor", "Prove that the installation works."),
+    Command("doctor", f"{_CLI}.doctor:doctor", "Prove that the installation works."),
+    Command("model", f"{_CLI}.model_commands:app", "List, fetch, convert or average checkpoints."),
+    Command("train", f"{_CLI}.train:train", "Train a checkpoint."),
+    Command("evaluate", f"{_CLI}.evaluate:evaluate", "Measure a checkpoint."),
     Command(
-        "model", "ast_stream.cli.model_commands:app", "List, fetch, convert or average checkpoints."
-    ),
-    Command("train", "ast_stream.cli.train:train", "Train a checkpoint."),
-    Command("evaluate", "ast_stream.cli.evaluate:evaluate", "Measure a checkpoint."),
-    Command(
-        "calibrate",
-        "ast_stream.cli.calibrate:calibrate",
-        "Choose thresholds for a false-alarm budget.",
+        "calibrate", f"{_CLI}.calibrate:calibrate", "Choose thresholds for a false-alarm budget."
     ),
 )
 

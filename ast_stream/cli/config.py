@@ -14,7 +14,7 @@ import typer
 from ast_stream.alerts.actions.registry import action_problems
 from ast_stream.alerts.rule_files import RuleFiles
 from ast_stream.alerts.rules.schema import rule_file_json_schema
-from ast_stream.cli.output import say
+from ast_stream.cli.output import aligned, say
 from ast_stream.detect.parameters import DecisionParameters, model_facts, resolve_parameters
 from ast_stream.errors import (
     AstStreamError,
@@ -25,14 +25,9 @@ from ast_stream.errors import (
     Warned,
 )
 from ast_stream.labels import slug
+from ast_stream.settings import paths
 from ast_stream.settings.check import check_against_model, check_folders, check_sources
 from ast_stream.settings.load import LoadedSettings, examine_file
-from ast_stream.settings.paths import (
-    audio_endpoint,
-    feed_endpoint,
-    metrics_address,
-    query_endpoint,
-)
 from ast_stream.settings.schema import Settings, Source
 from ast_stream.units import samples_to_seconds, seconds_to_samples
 from ast_stream.worker.capacity import describe_load, load_warnings
@@ -92,9 +87,7 @@ def check_config(
     if problems:
         problems += [Warned(str(file), None, "", text) for text in warnings]
         raise ConfigError(
-            sorted(
-                problems, key=lambda problem: (problem.is_warning, problem.file, problem.line or 0)
-            )
+            sorted(problems, key=lambda one: (one.is_warning, one.file, one.line or 0))
         )
     if descriptions and speed:
         _add_load(loaded.settings, descriptions[0], lines, warnings)
@@ -150,9 +143,9 @@ def describe(settings: Settings) -> Iterator[str]:
         labels = "".join(f", {key}={value}" for key, value in stream.labels.items())
         source = f"{_source(stream.source)}, ring {stream.ring_s:g} s"
         yield f"stream       {stream.name}: {source}{labels}"
-    yield f"audio        {audio_endpoint(settings)}"
-    yield f"feed         {feed_endpoint(settings)}"
-    yield f"query        {query_endpoint(settings)}"
+    yield f"audio        {paths.audio_endpoint(settings)}"
+    yield f"feed         {paths.feed_endpoint(settings)}"
+    yield f"query        {paths.query_endpoint(settings)}"
     yield f"state        {settings.state_dir}"
     if settings.metrics.listen is not None:
         shown = (
@@ -173,7 +166,7 @@ def scrape_targets(settings: Settings) -> list[dict[str, Any]]:
     captures = [f"capture {stream.name}" for stream in settings.streams]
     found = []
     for name in ("worker", *(["alerts"] if settings.alerts.rules else []), *captures):
-        address = metrics_address(settings, name)
+        address = paths.metrics_address(settings, name)
         assert address is not None
         host = socket.gethostname() if address[0] in _ANY_HOST else address[0]
         target = f"[{host}]:{address[1]}" if ":" in host else f"{host}:{address[1]}"
@@ -261,17 +254,14 @@ def _class_table(
 ) -> Iterator[str]:
     named = {slug(name) for name in loaded.settings.detection.classes}
     n_classes = len(parameters.labels)
-    listed = [
-        index
+    rows = [
+        _row(parameters, index, step_s)
         for index, label in enumerate(parameters.labels)
         if n_classes <= MAX_LISTED_CLASSES or slug(label) in named
     ]
-    rows = [_COLUMNS, *(_row(parameters, index, step_s) for index in listed)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-    for row in rows:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-    if len(listed) < n_classes:
-        yield f"and {n_classes - len(listed)} classes without settings of their own"
+    yield from aligned([_COLUMNS, *rows])
+    if len(rows) < n_classes:
+        yield f"and {n_classes - len(rows)} classes without settings of their own"
 
 
 def _row(parameters: DecisionParameters, index: int, step_s: float) -> tuple[str, ...]:
@@ -284,13 +274,13 @@ def _row(parameters: DecisionParameters, index: int, step_s: float) -> tuple[str
     label = parameters.labels[index]
     if not parameters.is_enabled[index]:
         return (label, "makes no events", *[""] * (len(_COLUMNS) - 2))
+    spans = (
+        parameters.hold, parameters.min_duration, parameters.refractory, parameters.max_duration
+    )  # fmt: skip
     return (
         label,
         f"{parameters.onset_threshold[index]:.2f}",
         f"{parameters.offset_threshold[index]:.2f}",
         f"{parameters.confirm_hits[index]} of {parameters.confirm_hops[index]} {steps}",
-        duration(int(parameters.hold[index])),
-        duration(int(parameters.min_duration[index])),
-        duration(int(parameters.refractory[index])),
-        duration(int(parameters.max_duration[index])),
+        *(duration(int(span[index])) for span in spans),
     )

@@ -16,14 +16,14 @@ from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import RenderableType
+from rich.console import Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from ast_stream.alerts.model_facts import model_facts
-from ast_stream.cli.terminal import console, level_bar, level_text, stacked
+from ast_stream.cli.terminal import console, level_bar, level_text
 from ast_stream.errors import StartupError
 from ast_stream.feed import FeedMessage, Missed, Subscriber
 from ast_stream.messages.alert import Alert
@@ -40,9 +40,10 @@ STREAM = "demo"
 MARGIN_S = 60.0  # beyond the scene: loading the model, last windows, shutdown
 SHUTDOWN_S = 10.0
 LOG_LINES_SHOWN = 15
+ALERT_FIELDS = ("rule", "severity", "annotations", "fired")  # in JSON
 ALARMS = ("Smoke detector, smoke alarm", "Siren")
 TELEPHONES = ("Telephone bell ringing", "Telephone dialing, DTMF")
-EVENTS_SHOWN = 8
+LINES_SHOWN = 8
 PLAIN_EVERY_S = 10.0
 TOLERANCE_S = 1.0  # an event of the right class counts if it overlaps the sound within this
 
@@ -71,37 +72,30 @@ def demo(
     ):
         folder = Path(name)  # short: paths of sockets end at 107 bytes
         config = _write_configuration(folder, seed, duration, hop, model)
-        with demo_view(duration) as view:
+        with (LiveDemoView if sys.stderr.isatty() else DemoView)(duration) as view:
             detected, alerts = _run_pipeline(folder, config, view, stop.is_set, duration)
         if stop.is_set():
             raise typer.Exit(1)
     report = compare(truth, detected)
     if as_json:
-        print(
-            json.dumps(
-                report.to_json() | {"alerts": [_alert_json(alert) for alert in alerts]}, indent=2
-            )
-        )
+        bodies = [alert.to_json() for alert in alerts]
+        shown = [{name: body[name] for name in ALERT_FIELDS} for body in bodies]
+        print(json.dumps(report.to_json() | {"alerts": shown}, indent=2))
     else:
         console().print(report_table(report))
-        console().print(summary(report), soft_wrap=True)
-        for alert in alerts:
-            console().print(alert_line(alert), soft_wrap=True)
+        lines = [summary(report), *map(alert_line, alerts)]
+        console().print("\n".join(lines), soft_wrap=True)
     raise typer.Exit(0 if report.is_complete else 1)
 
 
 def _write_configuration(
     folder: Path, seed: int, duration_s: float, hop_s: float, model: str
 ) -> Path:
+    source = {"type": "scene", "seed": seed, "duration_s": duration_s}
     settings: dict[str, Any] = {
         "runtime_dir": str(folder / "run"),
         "state_dir": str(folder / "state"),
-        "streams": [
-            {
-                "name": STREAM,
-                "source": {"type": "scene", "seed": seed, "duration_s": duration_s},
-            }
-        ],
+        "streams": [{"name": STREAM, "source": source}],
         "model": {"checkpoint": model, "hop_s": hop_s},
     }
     rules = _rules(model_facts(ModelSettings(checkpoint=model)).labels)
@@ -115,19 +109,17 @@ def _write_configuration(
 
 def _rules(labels: tuple[str, ...] | None) -> dict[str, Any] | None:
     """Return two rules on what the scene may hold; None if the model knows nothing of it."""
-
-    def known(names: tuple[str, ...]) -> list[str]:
-        return [name for name in names if labels is None or name in labels]
-
     rules: list[dict[str, Any]] = []
-    if alarms := known(ALARMS):
-        annotations = {"summary": "{{ label }} in the demo"}
-        rule = {"alert": "alarm_sounding", "match": {"any_of": alarms}, "severity": "high"}
-        rules.append(rule | {"annotations": annotations})
-    if telephones := known(TELEPHONES):
-        annotations = {"summary": "a telephone twice within 30 s"}
-        rule = {"alert": "telephone_again", "match": {"any_of": telephones}, "severity": "low"}
-        rules.append(rule | {"count": {"min": 2, "within": "30s"}, "annotations": annotations})
+    for name, severity, classes, summary, trigger in (
+        ("alarm_sounding", "high", ALARMS, "{{ label }} in the demo", {}),
+        (
+            "telephone_again", "low", TELEPHONES, "a telephone twice within 30 s",
+            {"count": {"min": 2, "within": "30s"}},
+        ),
+    ):  # fmt: skip
+        if known := [label for label in classes if labels is None or label in labels]:
+            rule = {"alert": name, "match": {"any_of": known}, "severity": severity}
+            rules.append(rule | trigger | {"annotations": {"summary": summary}})
     groups = [{"name": "demo", "actions": [], "rules": rules}]  # the demo reads the feed
     return {"version": 1, "groups": groups} if rules else None
 
@@ -144,12 +136,9 @@ def _run_pipeline(
     command = [sys.executable, "-m", "ast_stream.cli", "run", "--config", str(config)]
     with log.open("wb") as log_file:
         process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log_file,
-            stderr=log_file,
+            command, stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file,
             env=child_environment(),
-        )
+        )  # fmt: skip
     detected: dict[str, DetectedEvent] = {}
     fired: dict[str, Alert] = {}
     deadline_s = time.monotonic() + duration_s + MARGIN_S
@@ -176,28 +165,20 @@ def _run_pipeline(
 def _on_message(
     message: FeedMessage | Missed, detected: dict[str, DetectedEvent], view: DemoView
 ) -> None:
-    if isinstance(message, Missed):
-        return
-    content = message.content()
+    content = message.content() if isinstance(message, FeedMessage) else None
     if isinstance(content, Health):
         view.show_health(content)
     elif isinstance(content, EventMessage):
-        event = detected.setdefault(content.id, DetectedEvent.from_begin(content))
-        event.update(content)
+        detected.setdefault(content.id, DetectedEvent(content, content)).last = content
         if content.type != "update":
-            view.show_event(content)
+            view.show_line(event_line(content))
 
 
 def _on_alert(message: FeedMessage | Missed, fired: dict[str, Alert], view: DemoView) -> None:
     alert = message.content() if isinstance(message, FeedMessage) else None
     if isinstance(alert, Alert) and alert.id not in fired:
         fired[alert.id] = alert
-        view.show_alert(alert)
-
-
-def _alert_json(alert: Alert) -> dict[str, Any]:
-    body = alert.to_json()
-    return {name: body[name] for name in ("rule", "severity", "annotations", "fired")}
+        view.show_line(alert_line(alert))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -233,13 +214,9 @@ class DemoView:
             level = level_text(health.level_dbfs)
             self.console.print(f"demo: {audio_s:.0f} of {self.duration_s:.0f} s, {level}")
 
-    def show_event(self, event: EventMessage) -> None:
-        """Show the begin or end of an event."""
-        self.console.print(event_line(event), soft_wrap=True)
-
-    def show_alert(self, alert: Alert) -> None:
-        """Show an alert that has fired."""
-        self.console.print(alert_line(alert), soft_wrap=True)
+    def show_line(self, line: str) -> None:
+        """Show the begin or end of an event, or an alert that has fired."""
+        self.console.print(line, soft_wrap=True)
 
 
 class LiveDemoView(DemoView):
@@ -251,7 +228,7 @@ class LiveDemoView(DemoView):
             console=self.console, refresh_per_second=8, transient=True, redirect_stdout=False
         )
         self._health: Health | None = None
-        self._events: deque[str] = deque(maxlen=EVENTS_SHOWN)
+        self._lines: deque[str] = deque(maxlen=LINES_SHOWN)
 
     def __enter__(self) -> DemoView:
         self._live.start()
@@ -265,30 +242,21 @@ class LiveDemoView(DemoView):
         self._health = health
         self._draw()
 
-    def show_event(self, event: EventMessage) -> None:
-        self._events.append(event_line(event))
-        self._draw()
-
-    def show_alert(self, alert: Alert) -> None:
-        self._events.append(alert_line(alert))
+    def show_line(self, line: str) -> None:
+        self._lines.append(line)
         self._draw()
 
     def _draw(self) -> None:
         health = self._health
         audio_s = (None if health is None else health.audio_s) or 0.0
         state = "starting" if health is None else health.state
-        shown: list[RenderableType] = [
+        shown = Group(
             Text(f"generated scene, {audio_s:4.0f} of {self.duration_s:.0f} s, {state}"),
             ProgressBar(total=self.duration_s, completed=min(audio_s, self.duration_s)),
             level_bar(None if health is None else health.level_dbfs),
-            Text("\n".join(self._events)),
-        ]
-        self._live.update(stacked(*shown))
-
-
-def demo_view(duration_s: float) -> DemoView:
-    """Return the view that fits where the output goes."""
-    return (LiveDemoView if sys.stderr.isatty() else DemoView)(duration_s)
+            Text("\n".join(self._lines)),
+        )
+        self._live.update(shown)
 
 
 def event_line(event: EventMessage) -> str:
@@ -311,20 +279,13 @@ def report_table(report: DemoReport) -> Table:
     for heading in ("planted at", "detected", "error", "peak", "latency"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in report.rows:
-        table.add_row(row.planted.label, f"{row.planted.onset_s:.2f} s", *_found_cells(row))
+        found, error_s, latency = row.detected, row.onset_error_s, row.latency
+        cells: list[str | Text] = [Text("missed", style="red")]
+        if found is not None and error_s is not None and latency is not None:
+            cells = [f"{found.onset_s:.2f} s", f"{error_s:+.2f} s", f"{found.last.peak:.2f}"]
+            cells.append(f"{latency['onset_to_published']:.2f} s")
+        table.add_row(row.planted.label, f"{row.planted.onset_s:.2f} s", *cells)
     return table
-
-
-def _found_cells(row: PlantedSound) -> list[str | Text]:
-    error, latency = row.onset_error_s, row.latency
-    if row.detected is None or error is None or latency is None:
-        return [Text("missed", style="red"), "", "", ""]
-    return [
-        f"{row.detected.onset_s:.2f} s",
-        f"{error:+.2f} s",
-        f"{row.detected.peak:.2f}",
-        f"{latency.total_s:.2f} s",
-    ]
 
 
 def summary(report: DemoReport) -> str:
@@ -337,7 +298,7 @@ def summary(report: DemoReport) -> str:
         parts = (f"{name} {values['p50']:.3f} s" for name, values in latency.items())
         lines.append("medians: " + ", ".join(parts))
     lines += [
-        f"also heard: {detected.label} at {detected.onset_s:.1f} s, which was not planted"
+        f"also heard: {detected.begin.label} at {detected.onset_s:.1f} s, which was not planted"
         for detected in report.extra
     ]
     return "\n".join(lines)
@@ -345,40 +306,19 @@ def summary(report: DemoReport) -> str:
 
 @dataclass
 class DetectedEvent:
-    """One event as published, times in seconds from the start of the scene."""
+    """One event as published: its first and its latest message; times from the scene's start."""
 
-    id: str
-    label: str
-    onset_s: float
-    offset_s: float | None
-    peak: float
     begin: EventMessage
-
-    @classmethod
-    def from_begin(cls, begin: EventMessage) -> DetectedEvent:
-        """Return the event that began with a message."""
-        onset_s = samples_to_seconds(begin.onset_sample or 0)
-        return cls(begin.id, begin.label, onset_s, None, begin.peak, begin)
-
-    def update(self, message: EventMessage) -> None:
-        """Apply a later message of the same event."""
-        self.peak = message.peak
-        if message.offset_sample is not None:
-            self.offset_s = samples_to_seconds(message.offset_sample)
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Seconds from the sound's onset to its `begin` message, and where they went."""
-
-    decided_s: float  # audio that had to be detected until a window was sure
-    scored_s: float  # from capture of that window's end to its scores
-    published_s: float  # from the scores to the feed
+    last: EventMessage
 
     @property
-    def total_s(self) -> float:
-        """Onset to publish."""
-        return self.decided_s + self.scored_s + self.published_s
+    def onset_s(self) -> float:
+        return samples_to_seconds(self.begin.onset_sample or 0)
+
+    @property
+    def offset_s(self) -> float | None:
+        sample = self.last.offset_sample
+        return None if sample is None else samples_to_seconds(sample)
 
 
 @dataclass(frozen=True)
@@ -394,18 +334,36 @@ class PlantedSound:
         return None if self.detected is None else self.detected.onset_s - self.planted.onset_s
 
     @property
-    def latency(self) -> Latency | None:
-        """Where the time from onset to publish went."""
-        if self.detected is None:
+    def latency(self) -> dict[str, float] | None:
+        """Seconds from the sound's onset to its `begin` message, and of the parts of that.
+
+        Decided: audio that had to be heard until a window was sure; scored: from the capture of
+        that window's end to its scores; published: from these to the feed.
+        """
+        begin = None if self.detected is None else self.detected.begin
+        if begin is None or begin.at_sample is None:
             return None
-        begin = self.detected.begin
-        if begin.scored_ns is None or begin.published_ns is None or begin.at_sample is None:
+        if begin.scored_ns is None or begin.published_ns is None:
             return None
-        return Latency(
-            decided_s=samples_to_seconds(begin.at_sample) - self.planted.onset_s,
-            scored_s=(begin.scored_ns - begin.captured_ns) / NS_PER_SECOND,
-            published_s=(begin.published_ns - begin.scored_ns) / NS_PER_SECOND,
-        )
+        parts = {
+            "decided": samples_to_seconds(begin.at_sample) - self.planted.onset_s,
+            "scored": (begin.scored_ns - begin.captured_ns) / NS_PER_SECOND,
+            "published": (begin.published_ns - begin.scored_ns) / NS_PER_SECOND,
+        }
+        return {"onset_to_published": sum(parts.values()), **parts}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        detected = self.detected
+        return {
+            "label": self.planted.label,
+            "onset_s": round(self.planted.onset_s, 3),
+            "offset_s": round(self.planted.offset_s, 3),
+            "detected_onset_s": _rounded(None if detected is None else detected.onset_s),
+            "detected_offset_s": _rounded(None if detected is None else detected.offset_s),
+            "onset_error_s": _rounded(self.onset_error_s),
+            "peak": None if detected is None else detected.last.peak,
+        }
 
 
 @dataclass(frozen=True)
@@ -431,23 +389,19 @@ class DemoReport:
             "planted": len(self.rows),
             "found": self.n_found,
             "extra": [
-                {"label": detected.label, "onset_s": round(detected.onset_s, 3)}
+                {"label": detected.begin.label, "onset_s": round(detected.onset_s, 3)}
                 for detected in self.extra
             ],
-            "sounds": [_row_json(row) for row in self.rows],
+            "sounds": [row.to_json() for row in self.rows],
             "latency_s": self.latency_summary(),
         }
 
     def latency_summary(self) -> dict[str, dict[str, float]]:
         """Return p50 and p95 of onset to publish and of its parts, in seconds."""
         found = [row.latency for row in self.rows if row.latency is not None]
-        parts = {
-            "onset_to_published": [latency.total_s for latency in found],
-            "decided": [latency.decided_s for latency in found],
-            "scored": [latency.scored_s for latency in found],
-            "published": [latency.published_s for latency in found],
-        }
-        return {name: _percentiles(values) for name, values in parts.items() if values}
+        return (
+            {name: _percentiles([one[name] for one in found]) for name in found[0]} if found else {}
+        )
 
 
 def compare(planted: list[ReferenceEvent], detected: list[DetectedEvent]) -> DemoReport:
@@ -465,7 +419,7 @@ def compare(planted: list[ReferenceEvent], detected: list[DetectedEvent]) -> Dem
 def _overlaps(sound: ReferenceEvent, detected: DetectedEvent) -> bool:
     offset_s = detected.onset_s if detected.offset_s is None else detected.offset_s
     return (
-        detected.label == sound.label
+        detected.begin.label == sound.label
         and detected.onset_s <= sound.offset_s + TOLERANCE_S
         and offset_s >= sound.onset_s - TOLERANCE_S
     )
@@ -476,16 +430,5 @@ def _percentiles(values: list[float]) -> dict[str, float]:
     return {"p50": round(median(values), 3), "p95": round(p95, 3)}
 
 
-def _row_json(row: PlantedSound) -> dict[str, Any]:
-    detected, error = row.detected, row.onset_error_s
-    return {
-        "label": row.planted.label,
-        "onset_s": round(row.planted.onset_s, 3),
-        "offset_s": round(row.planted.offset_s, 3),
-        "detected_onset_s": None if detected is None else round(detected.onset_s, 3),
-        "detected_offset_s": None
-        if detected is None or detected.offset_s is None
-        else round(detected.offset_s, 3),
-        "onset_error_s": None if error is None else round(error, 3),
-        "peak": None if detected is None else detected.peak,
-    }
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import numpy.typing as npt
 import typer
+from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
 from ast_stream.audio.pcm import Resampler
 from ast_stream.capture.intake import make_source
 from ast_stream.capture.sources.base import Source
+from ast_stream.cli.options import json_option
 from ast_stream.cli.output import say
-from ast_stream.cli.terminal import console, level_bar, level_text, score_bars, stacked
+from ast_stream.cli.terminal import console, level_bar, level_text, score_bars
 from ast_stream.errors import CaptureError, StartupError
 from ast_stream.messages.event import Event, Scores
 from ast_stream.model.loading import load_model
@@ -54,7 +56,7 @@ def listen(
     top: Annotated[int, typer.Option(min=1, max=50, help="How many classes to show.")] = 10,
     hop: Annotated[float, typer.Option(help="Seconds between scores.")] = 0.25,
     model: Annotated[str, typer.Option(help="Checkpoint.")] = "bundled",
-    as_json: Annotated[bool, typer.Option("--json", help="JSON lines on standard output.")] = False,
+    as_json: Annotated[bool, json_option("JSON lines on standard output.")] = False,
 ) -> None:
     """Show what the model detects right now: level, best classes and events.
 
@@ -72,10 +74,14 @@ def listen(
         source.open()
     except CaptureError as error:
         raise StartupError(str(error)) from error
-    view = _view(detector, top, as_json)
+    view = _View
+    if as_json:
+        view = _JsonView
+    elif sys.stderr.isatty() and sys.stdout.isatty():
+        view = _LiveView
     try:
-        with stop_on_signals() as stop, view:
-            _follow(source, detector, latest, view, stop)
+        with stop_on_signals() as stop, view(detector, top) as shown:
+            _follow(source, detector, latest, shown, stop)
     finally:
         source.close()
 
@@ -164,24 +170,15 @@ class _LiveView(_View):
         self._live.stop()
 
     def show_scores(self, latest: _Latest) -> None:
-        events = Text("\n".join(self._events), style="bold")
-        self._live.update(
-            stacked(level_bar(latest.level_dbfs), score_bars(self.best(latest)), events)
-        )
+        level, best = level_bar(latest.level_dbfs), score_bars(self.best(latest))
+        self._live.update(Group(level, best, Text("\n".join(self._events), style="bold")))
 
     def show_event(self, event: Event) -> None:
         if event.type != "update":
             self._events.append(_event_line(event))
 
 
-def _view(detector: Detector, top: int, as_json: bool) -> _View:
-    if as_json:
-        return _JsonView(detector, top)
-    return (_LiveView if sys.stderr.isatty() and sys.stdout.isatty() else _View)(detector, top)
-
-
 def _event_line(event: Event) -> str:
-    at_s = samples_to_seconds(
-        event.onset_sample if event.offset_sample is None else event.offset_sample
-    )
+    sample = event.onset_sample if event.offset_sample is None else event.offset_sample
+    at_s = samples_to_seconds(sample)
     return f"{at_s:8.1f} s  {event.type:<5}  {event.label}  peak {event.peak:.2f}"

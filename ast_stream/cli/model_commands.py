@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ast_stream.cli.model_report import facts_of, row_of, show_facts, show_rows, summary
+from ast_stream.cli.options import json_option
 from ast_stream.cli.output import json_line, say
 from ast_stream.errors import CheckpointError, UsageError
 from ast_stream.model import hub
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, epilog="Example: ast-stream model list")
 
-AsJson = Annotated[bool, typer.Option("--json", help="JSON lines on standard output.")]
+AsJson = Annotated[bool, json_option("JSON lines on standard output.")]
+Precision = Annotated[
+    StoredPrecision, typer.Option(help="How weights are stored; fp16 halves the size.")
+]
 Reference = Annotated[
     str,
     typer.Argument(
@@ -98,9 +102,7 @@ def fetch(
 def convert(
     reference: Reference,
     directory: Annotated[Path, typer.Argument(help="Folder to write.")],
-    precision: Annotated[
-        StoredPrecision, typer.Option(help="How weights are stored; fp16 halves the size.")
-    ] = "fp32",
+    precision: Precision = "fp32",
 ) -> None:
     """Write any checkpoint as a folder that this program and transformers can load.
 
@@ -113,11 +115,9 @@ def convert(
     _refuse_to_overwrite(directory)
     _say(f"reading {reference}")
     checkpoint = load_checkpoint(reference)
-    provenance = {
-        **checkpoint.metadata.provenance,
-        "converted_from": {"origin": checkpoint.origin, "hash": checkpoint.hash},
-    }
-    metadata = checkpoint.metadata.model_copy(update={"provenance": provenance})
+    source = {"converted_from": {"origin": checkpoint.origin, "hash": checkpoint.hash}}
+    update = {"provenance": checkpoint.metadata.provenance | source}
+    metadata = checkpoint.metadata.model_copy(update=update)
     _write(directory, replace(checkpoint, metadata=metadata), precision, [reference])
 
 
@@ -127,9 +127,7 @@ def average(
         list[str], typer.Argument(help="Checkpoints of the same model, two or more.")
     ],
     directory: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
-    precision: Annotated[
-        StoredPrecision, typer.Option(help="How weights are stored; fp16 halves the size.")
-    ] = "fp16",
+    precision: Precision = "fp16",
 ) -> None:
     """Write the mean of the weights of checkpoints that were trained on from one another.
 
@@ -159,9 +157,7 @@ def _write(
     metadata = checkpoint.metadata.model_copy(update={"golden": None})
     _say(f"writing {summary(checkpoint)} in {precision}")
     save_checkpoint(directory, replace(checkpoint, metadata=metadata), precision)
-    carry_attributions(
-        [folder for folder in map(folder_of, references) if folder is not None], directory
-    )
+    carry_attributions([path for one in references if (path := folder_of(one))], directory)
     written = load_checkpoint(str(directory))
     _say("computing the scores of its self-check")
     write_metadata(directory, metadata.model_copy(update={"golden": golden_for(written)}))
@@ -174,18 +170,14 @@ def _found(directories: list[Path]) -> Iterator[tuple[str, Path | None]]:
     for directory in directories:
         if not directory.is_dir():
             raise UsageError(f"list: expected a folder, got '{directory}'")
-        folders = [directory] if _is_checkpoint(directory) else sorted(directory.iterdir())
-        for folder in folders:
-            if _is_checkpoint(folder):
+        is_one = (directory / CONFIG).is_file()
+        for folder in [directory] if is_one else sorted(directory.iterdir()):
+            if (folder / CONFIG).is_file():
                 yield str(folder), folder
     try:
         yield from hub.cached()
     except CheckpointError:
         _say("the hub's cache is not listed: huggingface_hub is not installed")
-
-
-def _is_checkpoint(folder: Path) -> bool:
-    return (folder / CONFIG).is_file()
 
 
 def _refuse_to_overwrite(directory: Path) -> None:

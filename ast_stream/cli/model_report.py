@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ast_stream.cli.output import json_line
-from ast_stream.cli.terminal import console
+from ast_stream.cli.terminal import console, plain_table
 from ast_stream.errors import CheckpointError
 from ast_stream.model.description import describe
 from ast_stream.model.hf_config import CONFIG, MODEL_TYPE, read_json
@@ -73,29 +73,26 @@ def summary(checkpoint: Checkpoint) -> str:
 
 def show_rows(rows: Sequence[dict[str, Any]]) -> None:
     """Print a table of checkpoints, one in a row."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("checkpoint", overflow="fold")
-    for heading in ("window", "classes", "params"):
-        table.add_column(heading, justify="right")
-    table.add_column("licence or problem", overflow="fold")
+    sizes = ("window", "classes", "params")
+    table = plain_table("checkpoint", *sizes, "licence or problem", right=sizes)
     for row in rows:
-        if "problem" in row:
-            table.add_row(row["checkpoint"], "", "", "", row["problem"])
-            continue
-        sizes = (f"{row['window_s']:g} s", str(row["classes"]), f"{row['params'] / MEGA:.1f} M")
-        table.add_row(row["checkpoint"], *sizes, row["licence"])
+        cells = ["", "", "", row.get("problem", "")]
+        if "problem" not in row:
+            cells = [f"{row['window_s']:g} s", str(row["classes"])]
+            cells += [f"{row['params'] / MEGA:.1f} M", row["licence"]]
+        table.add_row(row["checkpoint"], *cells)
     _console().print(table)
 
 
 def show_facts(facts: dict[str, Any]) -> None:
     """Print everything about one checkpoint, its classes in a table."""
-    out = _console()
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in facts.items():
         if name != "classes":
             table.add_row(name, _shown(value))
+    out = _console()
     out.print(table)
     out.print(_class_table(facts["classes"]))
 
@@ -129,11 +126,8 @@ def _class_facts(checkpoint: Checkpoint, label: str) -> dict[str, Any]:
 
 
 def _class_table(classes: list[dict[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("class", overflow="fold")
-    for heading in ("onset threshold", "confirm", "average", "rise on", "rise off"):
-        table.add_column(heading, justify="right")
-    table.add_column("")
+    figures = ("onset threshold", "confirm", "average", "rise on", "rise off")
+    table = plain_table("class", *figures, "", right=figures)
     for row in classes:
         notes = ["rise assumed"] if row["rise_assumed"] else []
         if row["onset_within_s"]:

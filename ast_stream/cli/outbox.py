@@ -6,7 +6,7 @@ import getpass
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +23,8 @@ from ast_stream.alerts.rules.compile import alert_names, read_rule_document
 from ast_stream.alerts.rules.fields import parse_duration
 from ast_stream.alerts.rules.schema import RULE_NAME
 from ast_stream.alerts.store import Store
-from ast_stream.cli.output import say
+from ast_stream.cli.options import config_option, json_option
+from ast_stream.cli.output import aligned, say
 from ast_stream.errors import ConfigError, UsageError
 from ast_stream.labels import did_you_mean
 from ast_stream.messages.alert import Severity
@@ -31,9 +32,7 @@ from ast_stream.settings.load import load_settings
 from ast_stream.settings.paths import alerts_state_file
 from ast_stream.units import format_time
 
-ConfigOption = Annotated[
-    Path, typer.Option("--config", "-c", metavar="FILE", help="The configuration (YAML).")
-]
+ConfigOption = Annotated[Path, config_option()]
 ActionOption = Annotated[str | None, typer.Option(help="Only of this action.")]
 Numbers = Annotated[
     list[int] | None,
@@ -58,7 +57,7 @@ def list_rows(
     ] = None,
     action: ActionOption = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest.")] = 50,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON lines.")] = False,
+    as_json: Annotated[bool, json_option("JSON lines.")] = False,
 ) -> None:
     """List deliveries, newest first.
 
@@ -89,10 +88,7 @@ def retry_rows(
 
     Example: ast-stream outbox retry -c config.yaml --all --action phone
     """
-    _check_choice(numbers, is_all)
-    with _store(config) as store:
-        _check_action(store, config, action)
-        n_rows = operations.retry(store, numbers or (), time.time_ns(), action)
+    n_rows = _change(operations.retry, config, numbers, action, is_all)
     print(f"{_deliveries(n_rows)} tried again")
 
 
@@ -107,11 +103,23 @@ def drop_rows(
 
     Example: ast-stream outbox drop -c config.yaml 17 18
     """
-    _check_choice(numbers, is_all)
+    n_rows = _change(operations.drop, config, numbers, action, is_all)
+    print(f"{_deliveries(n_rows)} dropped")
+
+
+def _change(
+    operation: Callable[[Store, Sequence[int], int, str | None], int],
+    config: Path,
+    numbers: list[int] | None,
+    action: str | None,
+    is_all: bool,
+) -> int:
+    """Return how many of the deliveries that were named, or of all, an operation has changed."""
+    if bool(numbers) == is_all:
+        raise UsageError("expected numbers of deliveries, or --all")
     with _store(config) as store:
         _check_action(store, config, action)
-        n_rows = operations.drop(store, numbers or (), time.time_ns(), action)
-    print(f"{_deliveries(n_rows)} dropped")
+        return operation(store, numbers or (), time.time_ns(), action)
 
 
 @app.command("send")
@@ -149,14 +157,9 @@ def send(
         )
     with _store(config) as store:
         is_new = operations.send(
-            store,
-            actions,
-            rule=rule,
-            severity=severity,
-            about=labels,
-            text=one_line(text),
+            store, actions, rule=rule, severity=severity, about=labels, text=one_line(text),
             now_ns=time.time_ns(),
-        )
+        )  # fmt: skip
     print(f"to be sent by {', '.join(actions)}" if is_new else "was sent within this hour")
 
 
@@ -194,11 +197,10 @@ def snooze(
     with _store(config) as store:
         _expect("a rule", rule, {SELF_RULE, *_rules(config), *operations.known_rules(store)})
         n_rows = operations.snooze(store, rule, now_ns + length_ns, now_ns)
+    until, more = f"until {format_time(now_ns + length_ns)}", ""
     if length_ns == 0:
-        print(f"{rule} is snoozed no longer; {_deliveries(n_rows)} held back no more")
-        return
-    until = format_time(now_ns + length_ns)
-    print(f"{rule} is snoozed until {until}; {_deliveries(n_rows)} held back")
+        until, more = "no longer", " no more"
+    print(f"{rule} is snoozed {until}; {_deliveries(n_rows)} held back{more}")
 
 
 @contextmanager
@@ -231,11 +233,6 @@ def _expect(what: str, name: str, known: set[str]) -> None:
         raise UsageError(f"expected the name of {what}, got {name!r}{near}")
 
 
-def _check_choice(numbers: list[int] | None, is_all: bool) -> None:
-    if bool(numbers) == is_all:
-        raise UsageError("expected numbers of deliveries, or --all")
-
-
 def _deliveries(n_rows: int) -> str:
     return "1 delivery is" if n_rows == 1 else f"{n_rows} deliveries are"
 
@@ -247,26 +244,18 @@ def _row_json(row: OutboxRow) -> dict[str, object]:
 
 
 def _lines(rows: list[OutboxRow]) -> Iterator[str]:
-    """Yield the rows in columns that fit each other, and below a row why it was not delivered."""
+    """Yield a line for each delivery, and below it why it was not delivered."""
     heading = ("no", "created (UTC)", "alert", "state", "what", "action", "rule")
-    table = [heading, *(_cells(row) for row in rows)]
-    widths = [max(len(cells[place]) for cells in table) for place in range(len(heading))]
-    tries = ["", *(_why_not(row) for row in rows)]
-    for cells, why_not in zip(table, tries, strict=True):
-        padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-        yield "  ".join(padded).rstrip()
-        if why_not:
-            yield f"{'':{widths[0]}}  {why_not}"
-
-
-def _cells(row: OutboxRow) -> tuple[str, ...]:
-    created = format_time(row.created_ns)[:19].replace("T", " ")
-    words = (row.alert_id[:10], row.state, row.transition, row.action, row.rule)
-    return (str(row.seq), created, *words)
-
-
-def _why_not(row: OutboxRow) -> str:
-    if not row.last_error:
-        return ""
-    tries = "1 try" if row.attempts == 1 else f"{row.attempts} tries"
-    return f"{tries}: {one_line(row.last_error)}"
+    table = [heading]
+    for row in rows:
+        created = format_time(row.created_ns)[:19].replace("T", " ")
+        words = (row.alert_id[:10], row.state, row.transition, row.action, row.rule)
+        table.append((str(row.seq), created, *words))
+    number_width = max(len(cells[0]) for cells in table)
+    first, *lines = aligned(table)
+    yield first
+    for row, line in zip(rows, lines, strict=True):
+        yield line
+        if row.last_error:
+            tries = "1 try" if row.attempts == 1 else f"{row.attempts} tries"
+            yield f"{'':{number_width}}  {tries}: {one_line(row.last_error)}"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -39,6 +40,7 @@ from ast_stream.alerts.rules.lint import lint
 from ast_stream.alerts.rules.problems import RuleProblem
 from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.audio.containers import recordings_in
+from ast_stream.cli.options import json_option
 from ast_stream.cli.output import json_line, say
 from ast_stream.cli.rules_text import explain_rule, junit, summary_lines, transition_line
 from ast_stream.errors import AudioError, ConfigError, UsageError
@@ -59,25 +61,25 @@ app = typer.Typer(
 Files = Annotated[
     list[Path], typer.Argument(metavar="FILE…", exists=True, dir_okay=False, help="YAML files.")
 ]
+RuleFile = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The rules (YAML).")]
 Config = Annotated[
     Path | None,
     typer.Option(
-        "--config",
-        "-c",
-        exists=True,
-        dir_okay=False,
+        "--config", "-c", exists=True, dir_okay=False,
         help="Take model, detection and actions from it.",
     ),
-]
+]  # fmt: skip
 Model = Annotated[str | None, typer.Option(help="Checkpoint. (default: bundled)")]
 Labels = Annotated[
     Path | None,
     typer.Option(
-        exists=True,
-        dir_okay=False,
+        exists=True, dir_okay=False,
         help="Instead of a checkpoint: a file with one label on each line.",
     ),
-]
+]  # fmt: skip
+_EVENTS = typer.Option(
+    exists=True, dir_okay=False, help="Event log or output of `subscribe`, JSON lines."
+)
 
 
 @app.command()
@@ -132,7 +134,7 @@ def run_test_files(
             for failure in result.failures:
                 say(f"        {failure}")
     if junit_file is not None:
-        _write(junit_file, junit(results))
+        _write(junit_file, junit(results).splitlines(), "test: --junit")
     n_failed = sum(bool(result.failures) for result in results)
     say(f"{len(results)} tests, {n_failed} failed", err=True)
     if n_failed:
@@ -155,13 +157,8 @@ def explain(
 
 @app.command("record")
 def record_command(
-    rules: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The rules (YAML).")],
-    events: Annotated[
-        list[Path],
-        typer.Option(
-            exists=True, dir_okay=False, help="Event log or output of `subscribe`, JSON lines."
-        ),
-    ],
+    rules: RuleFile,
+    events: Annotated[list[Path], _EVENTS],
     out: Annotated[Path, typer.Option("--out", "-o", help="The test file to write.")],
     first: Annotated[str, typer.Option("--from", help="Onsets from here on.")] = _EVER[0],
     last: Annotated[str, typer.Option("--to", help="Onsets before this.")] = _EVER[1],
@@ -176,28 +173,31 @@ def record_command(
     Example: ast-stream rules record alerts.yaml --events night.jsonl -o night-tests.yaml
     """
     context = _context(config, model, None)
-    n_sounds, n_transitions = _write_test(
-        _load([rules], context),
-        rules,
-        events,
-        out,
-        from_ns=_time("record: --from", first),
-        to_ns=_time("record: --to", last),
-        name=name,
-        context=context,
-    )
-    say(f"{out}: {n_sounds} sounds, {n_transitions} firings and resolutions", err=True)
+    from_ns, to_ns = _time("record: --from", first), _time("record: --to", last)
+    recording = RecordedTest(_load([rules], context))
+    with ExitStack() as stack:
+        for file in events:
+            lines = stack.enter_context(file.open("rb"))
+            recording.add(read_messages(lines, BacktestReport()), from_ns, to_ns)
+    n_sounds = len(recording.sounds)
+    if not 0 < n_sounds <= MAX_SOUNDS:
+        raise UsageError(
+            f"rules record: expected 1 to {MAX_SOUNDS} sounds, got {n_sounds}; "
+            "--from and --to choose the stretch"
+        )
+    rule_files = [os.path.relpath(rules.resolve(), out.resolve().parent)]
+    written = list(recording.lines(rule_files, name, _detector(context)))
+    _write(out, [*written, "    expect: []"], "record: --out")
+    (transitions,) = transitions_of(load_tests(out, labels=context.labels))
+    expected = list(recording.expected_lines(transitions))
+    _write(out, [*written, *expected], "record: --out")
+    say(f"{out}: {n_sounds} sounds, {len(expected) - 1} firings and resolutions", err=True)
 
 
 @app.command("backtest")
 def backtest_command(
-    rules: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The rules (YAML).")],
-    events: Annotated[
-        list[Path] | None,
-        typer.Option(
-            exists=True, dir_okay=False, help="Event log or output of `subscribe`, JSON lines."
-        ),
-    ] = None,
+    rules: RuleFile,
+    events: Annotated[list[Path] | None, _EVENTS] = None,
     audio: Annotated[
         list[Path] | None, typer.Option(exists=True, help="Recordings, one after another.")
     ] = None,
@@ -206,9 +206,7 @@ def backtest_command(
     ] = "2000-01-01T00:00:00Z",
     config: Config = None,
     model: Model = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object for each alert.")
-    ] = False,
+    as_json: Annotated[bool, json_option("One JSON object for each alert.")] = False,
 ) -> None:
     """Show what rules would have made of the past.
 
@@ -298,15 +296,10 @@ def _context(config: Path | None, checkpoint: str | None, labels_file: Path | No
         raise UsageError(f"rules: {checkpoint}: expected a folder with a checkpoint, got none")
     parameters = decision_parameters(known, detection, model.hop_s)
     facts = None if known.labels is None else detector_facts(parameters)
-    return RuleContext(
-        model,
-        detection,
-        known.labels,
-        facts,
-        detection_timing(parameters),
-        samples_to_seconds(int(parameters.confirm_hops.max()) * parameters.geometry.hop),
-        alerts,
-    )
+    timing = detection_timing(parameters)
+    longest = int(parameters.confirm_hops.max()) * parameters.geometry.hop
+    confirm_s = samples_to_seconds(longest)
+    return RuleContext(model, detection, known.labels, facts, timing, confirm_s, alerts)
 
 
 def _load(files: list[Path], context: RuleContext) -> RuleSet:
@@ -324,11 +317,11 @@ def _show_problems(error: ConfigError) -> None:
         say(str(problem))
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, lines: Sequence[str], option: str) -> None:
     try:
-        path.write_text(text, "utf-8")
+        path.write_text("\n".join(lines) + "\n", "utf-8")
     except OSError as error:
-        raise UsageError(f"rules test: --junit: {path}: {error.strerror}") from error
+        raise UsageError(f"rules {option}: {path}: {error.strerror}") from error
 
 
 def _logged(files: list[Path], report: BacktestReport, stack: ExitStack) -> Iterator[Message]:
@@ -346,19 +339,11 @@ def _scanned(
     from ast_stream.cli.rules_audio import event_messages  # imports torch
 
     start_ns = _time("backtest: --start", start)
-    recordings = [
-        recording
-        for file in files
-        for recording in (recordings_in(file) if file.is_dir() else [file])
-    ]
+    found = [recordings_in(file) if file.is_dir() else [file] for file in files]
     return event_messages(
-        recordings,
-        context.model,
-        context.detection,
-        start_ns,
-        report.add_listened,
-        incomplete.append,
-    )
+        list(chain.from_iterable(found)), context.model, context.detection, start_ns,
+        report.add_listened, incomplete.append,
+    )  # fmt: skip
 
 
 def _time(option: str, text: str) -> int:
@@ -368,59 +353,15 @@ def _time(option: str, text: str) -> int:
         raise UsageError(f"rules {option}: {error}") from error
 
 
-def _write_test(
-    rules: RuleSet,
-    rule_file: Path,
-    events: Iterable[Path],
-    out: Path,
-    *,
-    from_ns: int,
-    to_ns: int,
-    name: str,
-    context: RuleContext,
-) -> tuple[int, int]:
-    """Write a test file; return how many sounds it has, and how many firings and resolutions.
-
-    Raises:
-        UsageError: no sounds, too many, or a file that cannot be written.
-    """
-    recording = RecordedTest(rules)
-    with ExitStack() as stack:
-        for file in events:
-            lines = stack.enter_context(file.open("rb"))
-            recording.add(read_messages(lines, BacktestReport()), from_ns, to_ns)
-    n_sounds = len(recording.sounds)
-    if not 0 < n_sounds <= MAX_SOUNDS:
-        raise UsageError(
-            f"rules record: expected 1 to {MAX_SOUNDS} sounds, got {n_sounds}; "
-            "--from and --to choose the stretch"
-        )
-    rule_files = [os.path.relpath(rule_file.resolve(), out.resolve().parent)]
-    written = list(recording.lines(rule_files, name, _detector(context)))
-    _write_lines(out, [*written, "    expect: []"])
-    (transitions,) = transitions_of(load_tests(out, labels=context.labels))
-    expected = list(recording.expected_lines(transitions))
-    _write_lines(out, [*written, *expected])
-    return n_sounds, len(expected) - 1
-
-
 def _detector(context: RuleContext) -> str:
-    defaults = context.detection.defaults
-    window_s = 2.0 if context.facts is None else context.facts.window_s
+    """Return the detector's section of a rule test."""
     values = {
-        "window": window_s,
+        "window": 2.0 if context.facts is None else context.facts.window_s,
         "hop": context.model.hop_s,
         "confirm": context.confirm_s,
-        "hold": defaults.hold_s,
+        "hold": context.detection.defaults.hold_s,
     }
     return "{" + ", ".join(f"{key}: {value:g}s" for key, value in values.items()) + "}"
-
-
-def _write_lines(path: Path, lines: list[str]) -> None:
-    try:
-        path.write_text("\n".join(lines) + "\n", "utf-8")
-    except OSError as error:
-        raise UsageError(f"rules record: --out: {path}: {error.strerror}") from error
 
 
 def _read_labels(path: Path) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ast_stream.audio.recording import RecordingError, RecordingReader
@@ -40,28 +41,16 @@ def event_messages(
         for file in files:
             clock = SampleClock.from_start(start_ns)
             end = 0
-            show = shown_as(str(file), progress)
             readers: set[RecordingReader] = set()
-
-            def note(
-                reader: RecordingReader,
-                readers: set[RecordingReader] = readers,
-                show: OnRead = show,
-            ) -> None:
-                readers.add(reader)
-                show(reader)
-
+            show = shown_as(str(file), progress)
+            on_read = partial(_note, readers, show)
             try:
-                for event in scanner.messages(file, note):
+                for event in scanner.messages(file, on_read):
                     end = max(end, event.at_sample)
                     found = replace(event, stream=stream_name(file), id=f"{event.id}-{start_ns}")
+                    scored = clock.moment(event.at_sample)
                     message = EventMessage.of(
-                        found,
-                        clock,
-                        labels={},
-                        audio_end=end,
-                        scored=clock.moment(event.at_sample),
-                        model=MODEL,
+                        found, clock, labels={}, audio_end=end, scored=scored, model=MODEL
                     )
                     with progress.paused():
                         yield message
@@ -71,6 +60,11 @@ def event_messages(
             on_end(round(duration_s * NS_PER_SECOND))
             end = max(end, seconds_to_samples(duration_s))
             start_ns = clock.time_ns(end + PAUSE_SAMPLES)
+
+
+def _note(readers: set[RecordingReader], show: OnRead, reader: RecordingReader) -> None:
+    readers.add(reader)
+    show(reader)
 
 
 def stream_name(file: Path) -> str:

@@ -110,23 +110,16 @@ def junit(results: Sequence[TestResult]) -> str:
     root = ET.Element("testsuites")
     for file in dict.fromkeys(result.file for result in results):
         of_file = [result for result in results if result.file == file]
-        failed = sum(bool(result.failures) for result in of_file)
-        suite = ET.SubElement(
-            root,
-            "testsuite",
-            name=_plain(file),
-            tests=str(len(of_file)),
-            failures=str(failed),
-            errors="0",
-        )
+        n_failed = str(sum(bool(one.failures) for one in of_file))
+        counts = {"tests": str(len(of_file)), "failures": n_failed, "errors": "0"}
+        suite = ET.SubElement(root, "testsuite", {"name": _plain(file), **counts})
         for result in of_file:
-            case = ET.SubElement(
-                suite, "testcase", name=_plain(result.name), classname=_plain(file)
-            )
+            names = {"name": _plain(result.name), "classname": _plain(file)}
+            case = ET.SubElement(suite, "testcase", names)
             if result.failures:
-                text = _plain("\n".join(result.failures))
                 message = _plain(result.failures[0])
-                ET.SubElement(case, "failure", message=message).text = text
+                failure = ET.SubElement(case, "failure", message=message)
+                failure.text = _plain("\n".join(result.failures))
     ET.indent(root)
     return ET.tostring(root, encoding="unicode", xml_declaration=False) + "\n"
 

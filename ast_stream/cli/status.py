@@ -17,9 +17,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ast_stream.cli.options import config_option, json_option
 from ast_stream.cli.output import json_line
 from ast_stream.cli.subscribe import default_settings
-from ast_stream.cli.terminal import console, level_text
+from ast_stream.cli.terminal import console, level_text, plain_table
 from ast_stream.errors import WireError
 from ast_stream.feed import FeedMessage, Subscriber
 from ast_stream.messages.audio import ReadRequest, RingReply
@@ -49,11 +50,8 @@ NO_ENDPOINTS: Mapping[str, str] = {}
 
 
 def status(
-    config: Annotated[
-        Path | None,
-        typer.Option("--config", "-c", metavar="FILE", help="The configuration they run from."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    config: Annotated[Path | None, config_option("The configuration they run from.")] = None,
+    as_json: Annotated[bool, json_option("One JSON object.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Go on until Ctrl-C.")] = False,
     timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds to wait for each process.")
@@ -119,40 +117,36 @@ def view(box: BoxStatus) -> RenderableType:
 
 
 def _processes(box: BoxStatus) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("process", "state", "what it does"):
-        table.add_column(column, overflow="fold")
-    worker = box.worker
-    if worker is None:
-        table.add_row("worker", _state("no answer", is_healthy=False), "")
+    table = plain_table("process", "state", "what it does")
+
+    def add(name: str, state: str, is_healthy: bool, text: str = "") -> None:
+        table.add_row(name, _state(state, is_healthy=is_healthy), text)
+
+    if box.worker is None:
+        add("worker", "no answer", False)
     else:
-        table.add_row("worker", _state("scoring", is_healthy=True), worker_text(worker))
+        add("worker", "scoring", True, worker_text(box.worker))
     for name, capture in box.captures.items():
         if capture is None:
             is_over = not any(f"of {name} does" in problem for problem in box.problems)
-            state = _state("ended" if is_over else "no answer", is_healthy=is_over)
-            table.add_row(f"capture {name}", state, "")
+            add(f"capture {name}", "ended" if is_over else "no answer", is_over)
         else:
-            state = _state(capture.state, is_healthy=capture.state in ("listening", "ended"))
-            table.add_row(f"capture {name}", state, _capture_text(capture))
+            is_healthy = capture.state in ("listening", "ended")
+            add(f"capture {name}", capture.state, is_healthy, _capture_text(capture))
     if box.alerts is not None:
-        is_healthy = box.alerts.hears_worker
-        state = _state("listening" if is_healthy else "no worker", is_healthy=is_healthy)
-        table.add_row("alerts", state, alerts_text(box.alerts))
+        state = "listening" if box.alerts.hears_worker else "no worker"
+        add("alerts", state, box.alerts.hears_worker, alerts_text(box.alerts))
     elif box.has_alerts:
-        table.add_row("alerts", _state("no answer", is_healthy=False), "")
+        add("alerts", "no answer", False)
     return table
 
 
 def worker_text(worker: WorkerStatus) -> str:
     """Return the status of a worker in a line."""
-    return ", ".join(
-        [
-            f"{worker.device} {worker.precision} {worker.attention}",
-            f"{worker.windows_per_s:g} windows/s",
-            "no audio yet" if worker.lag_s is None else f"lag {worker.lag_s:.1f} s",
-            f"up {_duration(worker.uptime_s)}",
-        ]
+    lag = "no audio yet" if worker.lag_s is None else f"lag {worker.lag_s:.1f} s"
+    return (
+        f"{worker.device} {worker.precision} {worker.attention}, "
+        f"{worker.windows_per_s:g} windows/s, {lag}, up {_duration(worker.uptime_s)}"
     )
 
 
@@ -168,9 +162,8 @@ def _capture_text(capture: RingReply) -> str:
 
 
 def _streams(box: BoxStatus) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("stream", "state", "level", "lag", "open events", "gaps", "lost"):
-        table.add_column(column, justify="left" if column in ("stream", "state") else "right")
+    figures = ("level", "lag", "open events", "gaps", "lost")
+    table = plain_table("stream", "state", *figures, right=figures)
     for name, health in box.streams.items():
         labels = [event.label for event in box.events if event.stream == name]
         table.add_row(
@@ -295,15 +288,10 @@ class StatusClient:
 
     def _endpoints(self) -> dict[str, str]:
         """Return the endpoints that are asked, so that a wrong folder shows."""
-        captures = {
-            f"capture {stream.name}": ring_endpoint(self._settings, stream.name)
-            for stream in self._streams
-        }
-        return {
-            "worker": query_endpoint(self._settings),
-            "alerts": alerts_endpoint(self._settings),
-            **captures,
-        }
+        settings, names = self._settings, [stream.name for stream in self._streams]
+        captures = {f"capture {name}": ring_endpoint(settings, name) for name in names}
+        asked = {"worker": query_endpoint(settings), "alerts": alerts_endpoint(settings)}
+        return asked | captures
 
     def _ask_worker(self, box: BoxStatus) -> None:
         frames = self._worker.ask(SnapshotQuery(), self._timeout_s)

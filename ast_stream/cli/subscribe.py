@@ -15,6 +15,7 @@ import numpy as np
 import typer
 from rich.text import Text
 
+from ast_stream.cli.options import config_option, json_option
 from ast_stream.cli.output import json_line
 from ast_stream.cli.terminal import console
 from ast_stream.errors import WireError
@@ -47,12 +48,9 @@ def subscribe(
             show_default=False,
         ),
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="Use the endpoints of this file.")
-    ] = None,
+    config: Annotated[Path | None, config_option("Use the endpoints of this file.")] = None,
     endpoint: Annotated[
-        str | None,
-        typer.Option(help="Endpoint of the feed, ipc:///path or tcp://host:port."),
+        str | None, typer.Option(help="Endpoint of the feed, ipc:///path or tcp://host:port.")
     ] = None,
     query: Annotated[
         str | None, typer.Option(help="Endpoint that repeats what was missed.")
@@ -68,7 +66,7 @@ def subscribe(
     ] = False,
     count: Annotated[int | None, typer.Option(min=1, help="End after so many messages.")] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="JSON lines also where the output is a terminal.")
+        bool, json_option("JSON lines also where the output is a terminal.")
     ] = False,
 ) -> None:
     """Print the feed: one JSON object a line, or lines for people in a terminal.
@@ -86,8 +84,12 @@ def subscribe(
         query=query,
         after="oldest" if replay else None,
     )
-    is_for_people = sys.stdout.isatty() and not as_json
-    show = FeedLines().show if is_for_people else show_json
+    out = console(stderr=False)
+
+    def show_line(item: FeedMessage | Missed) -> None:
+        out.print(feed_line(item), soft_wrap=True)
+
+    show = show_line if sys.stdout.isatty() and not as_json else show_json
     with stop_on_signals() as stop, reader:
         _follow(reader, _Waiting(endpoint), show, count, stop)
 
@@ -95,8 +97,7 @@ def subscribe(
 def show_json(item: FeedMessage | Missed) -> None:
     """Print one JSON object: topic and body, scores as a list."""
     if isinstance(item, Missed):
-        line: dict[str, Any] = {"topic": "missed/", "after": item.after, "upto": item.upto}
-        line["reason"] = item.reason
+        line: dict[str, Any] = {"topic": "missed/", **vars(item)}
     else:
         line = {"topic": item.topic} | item.body
         if item.scores is not None:
@@ -157,18 +158,6 @@ def default_settings() -> Settings:
     return Settings(streams=[unused])
 
 
-class FeedLines:
-    """Prints one line for each message on standard output."""
-
-    def __init__(self) -> None:
-        self._console = console(stderr=False)
-
-    def show(self, item: FeedMessage | Missed) -> None:
-        """Print a message, or that some were missed."""
-        line = feed_line(item)
-        self._console.print(line, soft_wrap=True)
-
-
 def feed_line(item: FeedMessage | Missed) -> Text:
     """Return the line of one item."""
     if isinstance(item, Missed):
@@ -184,8 +173,8 @@ def feed_line(item: FeedMessage | Missed) -> Text:
         case EventMessage():
             return line.append(_event(content))
         case GapMessage():
-            lost = f"gap     {_number(content.duration_s)} s lost: {content.reason}"
-            return line.append(lost, "yellow")
+            lost_s = _number(content.duration_s)
+            return line.append(f"gap     {lost_s} s lost: {content.reason}", "yellow")
         case Health():
             return line.append(_health(content))
         case ScoresHeader():

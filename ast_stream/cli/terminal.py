@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType
 from rich.live import Live
 from rich.progress import (
     BarColumn,
@@ -28,7 +28,6 @@ from rich.text import Text
 from ast_stream.labels import printable
 from ast_stream.units import SILENCE_DBFS
 
-MAX_COLUMNS = 100
 LABEL_COLUMNS = 34
 QUIETEST_SHOWN_DBFS = -80.0
 CLIPPING_DBFS = -3.0
@@ -59,9 +58,8 @@ def console(*, stderr: bool = True, piped_width: int | None = None) -> Console:
         piped_width: columns where the output is no terminal; None: as the environment says.
     """
     made = _Console(stderr=stderr)
-    if made.is_terminal or piped_width is None:
-        return made
-    return _Console(stderr=stderr, width=piped_width)
+    is_piped = piped_width is not None and not made.is_terminal
+    return _Console(stderr=stderr, width=piped_width) if is_piped else made
 
 
 class PacedLines:
@@ -141,23 +139,19 @@ class StatusLine:
 
     def __init__(self, console: Console, *, is_shown: bool) -> None:
         self._spinner = Spinner("dots")
-        self._live = (
-            Live(
-                self._spinner, console=console, transient=True, redirect_stdout=False,
-                refresh_per_second=12.5,
-            )
-            if is_shown
-            else None
+        self._live = Live(
+            self._spinner, console=console, transient=True, redirect_stdout=False,
+            refresh_per_second=12.5,
         )  # fmt: skip
+        self._is_shown = is_shown
 
     def __enter__(self) -> StatusLine:
-        if self._live is not None:
+        if self._is_shown:
             self._live.start()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        if self._live is not None:
-            self._live.stop()
+        self._live.stop()
 
     def update(self, text: str) -> None:
         """Say what is being done next."""
@@ -175,26 +169,22 @@ def level_bar(level_dbfs: float | None) -> RenderableType:
     """Return a bar from -80 to 0 dBFS with the figure behind it."""
     shown = QUIETEST_SHOWN_DBFS if level_dbfs is None else max(QUIETEST_SHOWN_DBFS, level_dbfs)
     style = "red" if shown > CLIPPING_DBFS else "green"
-    return bar_table([("level", shown - QUIETEST_SHOWN_DBFS, level_text(level_dbfs), style)], 80.0)
+    value = shown - QUIETEST_SHOWN_DBFS
+    return _bars([("level", value, level_text(level_dbfs), style)], -QUIETEST_SHOWN_DBFS)
 
 
-def score_bars(
-    scores: Sequence[tuple[str, float, float]], *, threshold_known: bool = True
-) -> RenderableType:
+def score_bars(scores: Sequence[tuple[str, float, float]]) -> RenderableType:
     """Return one bar for each (label, score, onset threshold); bold where above the threshold."""
-    rows = [
-        (
-            label,
-            score,
-            f"{score:.2f}",
-            "bold magenta" if threshold_known and score >= threshold else "cyan",
-        )
-        for label, score, threshold in scores
-    ]
-    return bar_table(rows, 1.0)
+    return _bars(
+        [
+            (label, score, f"{score:.2f}", "bold magenta" if score >= threshold else "cyan")
+            for label, score, threshold in scores
+        ],
+        1.0,
+    )
 
 
-def bar_table(rows: Sequence[tuple[str, float, str, str]], total: float) -> RenderableType:
+def _bars(rows: Sequence[tuple[str, float, str, str]], total: float) -> RenderableType:
     """Return rows of label, bar and figure; each row is (label, value, figure, style)."""
     table = Table.grid(padding=(0, 1), expand=True)
     table.add_column(width=LABEL_COLUMNS, no_wrap=True, overflow="ellipsis")
@@ -206,6 +196,14 @@ def bar_table(rows: Sequence[tuple[str, float, str, str]], total: float) -> Rend
     return table
 
 
-def stacked(*parts: RenderableType) -> RenderableType:
-    """Return the parts below each other."""
-    return Group(*parts)
+def plain_table(*headings: str, right: Collection[str] = ()) -> Table:
+    """Return a table without lines, whose text is folded and not cut where room is short.
+
+    Args:
+        right: headings of the columns that hold figures.
+    """
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        justify: JustifyMethod = "right" if heading in right else "left"
+        table.add_column(heading, justify=justify, overflow="fold")
+    return table

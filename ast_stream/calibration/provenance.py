@@ -26,6 +26,7 @@ from ast_stream.calibration.scores import (
 )
 from ast_stream.calibration.thresholds import (
     ClassCalibration,
+    OperatingPoint,
     calibrate_classes,
     raised_thresholds,
     timings,
@@ -151,18 +152,23 @@ def with_calibration(
     return replace(calibrated_one, metadata=calibrated_one.metadata.model_copy(update=golden))
 
 
-def class_record(one: ClassCalibration) -> dict[str, Any]:
-    """Return the figures of one class as JSON."""
-    choice = one.choice
+def choice_record(choice: OperatingPoint) -> dict[str, Any]:
+    """Return the figures of one threshold as JSON."""
     return {
         "budget": choice.budget.text,
         "is_met": choice.is_met,
         "threshold": choice.threshold,
-        **one.timing._asdict(),
         "n_sounds": choice.n_sounds,
         "n_found": choice.n_found,
         "false_among_sounds": choice.false_among,
         "false_in_negatives": choice.false_negatives,
+    }
+
+
+def class_record(one: ClassCalibration) -> dict[str, Any]:
+    """Return the figures of one class as JSON."""
+    return choice_record(one.choice) | {
+        **one.timing._asdict(),
         "onset_error_s": one.onset and one.onset.error_s,
         "bound_per_h": None if one.bound_per_h is None else round(one.bound_per_h, 4),
         "rises_measured": [

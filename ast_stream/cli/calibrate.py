@@ -36,7 +36,7 @@ from ast_stream.calibration.thresholds import (
     calibrate_classes,
     timings,
 )
-from ast_stream.cli.calibrate_report import record_of, report_console, result_json, show
+from ast_stream.cli.calibrate_report import record_of, result_json, show
 from ast_stream.cli.clip_options import (
     ByWindows,
     ColumnOptions,
@@ -47,7 +47,6 @@ from ast_stream.cli.clip_options import (
 )
 from ast_stream.cli.options import DEFAULT_THREADS, AsJson, Device, Threads, with_option_groups
 from ast_stream.cli.terminal import ProgressView
-from ast_stream.dataset.annotations import Clip
 from ast_stream.dataset.tables import Columns
 from ast_stream.detect.detector import Detector
 from ast_stream.detect.parameters import DecisionParameters
@@ -115,9 +114,12 @@ class AudioOptions:
         """
         folds = self.test_fold or []
         clips = [] if self.data is None else clips_of_folds(self.data, columns, folds)
-        unseen_sets, remarks = unseen_sets_for(
-            checkpoint, self.fold_checkpoint or [], clips, folds, self.unseen
-        )
+        if self.fold_checkpoint and not clips:
+            raise UsageError("--fold-checkpoint: expected --data with the clips of their folds")
+        unseen_sets, remarks = [UnseenClips(checkpoint, [])], list[str]()
+        if clips:
+            others = [load_checkpoint(one) for one in self.fold_checkpoint or []]
+            unseen_sets, remarks = unseen_clips(checkpoint, others, clips, folds, self.unseen)
         recordings = negative_recordings(self.negatives or [])
         hours, n_generated = self.negative_hours, self.generated
         if hours is None:
@@ -242,12 +244,18 @@ def calibrate(
     result = with_calibration(loaded, calibrated, heard.hop_s, record)
     written = None
     try:
-        written = _write(checkpoint, result, out, in_place)
+        if out is not None:
+            write_copy(checkpoint, result, out)
+            use = f"use it with --model {out}, or model.checkpoint in a configuration"
+            written = f"{out}: written; {use}"
+        elif in_place:
+            write_in_place(Path(checkpoint).expanduser(), result)
+            written = f"{checkpoint}: calibrated in place"
     finally:  # neither a full disk nor a reader that is gone may cost the other what was found
         if as_json:
             print(json.dumps(result_json(result, calibrated, record, remarks, written)))
         else:
-            show(report_console(), calibrated, chosen if target.only else (), remarks)
+            show(calibrated, chosen if target.only else (), remarks)
     print(written or "nothing is written; give --out or --in-place", file=sys.stderr)
 
 
@@ -274,17 +282,6 @@ def _listen(
         )
 
 
-def _write(reference: str, checkpoint: Checkpoint, out: Path | None, in_place: bool) -> str | None:
-    """Write where it was asked for and return a line about it."""
-    if out is not None:
-        write_copy(reference, checkpoint, out)
-        return f"{out}: written; use it with --model {out}, or model.checkpoint in a configuration"
-    if in_place:
-        write_in_place(Path(reference).expanduser(), checkpoint)
-        return f"{reference}: calibrated in place"
-    return None
-
-
 def chosen_labels(checkpoint: Checkpoint, only: Sequence[str]) -> list[str]:
     """Return the labels to calibrate, in the checkpoint's order.
 
@@ -299,27 +296,6 @@ def chosen_labels(checkpoint: Checkpoint, only: Sequence[str]) -> list[str]:
         )
     wanted = {class_named(name, possible, "--class") for name in only}
     return [label for label in possible if not wanted or label in wanted]
-
-
-def unseen_sets_for(
-    checkpoint: Checkpoint,
-    fold_checkpoints: Sequence[str],
-    clips: Sequence[Clip],
-    test_folds: Sequence[str],
-    is_unseen: bool,
-) -> tuple[list[UnseenClips], list[str]]:
-    """Return who scores which clips, and remarks about it.
-
-    Raises:
-        CheckpointError: one cannot be loaded.
-        UsageError: there are no clips for them, or `judges_of` refuses them.
-    """
-    if not clips:
-        if fold_checkpoints:
-            raise UsageError("--fold-checkpoint: expected --data with the clips of their folds")
-        return [UnseenClips(checkpoint, [])], []
-    loaded = [load_checkpoint(one) for one in fold_checkpoints]
-    return unseen_clips(checkpoint, loaded, clips, test_folds, is_unseen)
 
 
 def checked_hop(checkpoint: Checkpoint, hop_s: float | None, is_partial: bool) -> float:

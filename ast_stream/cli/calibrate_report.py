@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ast_stream.calibration.false_alarms import Budgets, claim, hours_text, rate_text
-from ast_stream.calibration.onsets import FittedOnset, RiseTime
-from ast_stream.calibration.provenance import class_record
+from ast_stream.calibration.onsets import RiseTime
+from ast_stream.calibration.provenance import choice_record, class_record
 from ast_stream.calibration.scores import CalibrationAudio
 from ast_stream.calibration.thresholds import ClassCalibration, OperatingPoint
 from ast_stream.cli import terminal
@@ -26,12 +26,13 @@ SNR_BANDS_DB = ((0, 6), (6, 12), (12, 20))
 
 def class_json(one: ClassCalibration) -> dict[str, Any]:
     """Return all about one class."""
+    recall, onset = one.choice.recall, one.onset
     return class_record(one) | {
-        "recall": _known(one.choice.recall),
+        "recall": None if math.isnan(recall) else round(recall, 4),
         "score_map": one.score_map.model_dump(),
-        "rise_on": _rise_json(one.rise_on),
-        "rise_off": _rise_json(one.rise_off),
-        "onset": _onset_json(one.onset),
+        "rise_on": one.rise_on and asdict(one.rise_on),
+        "rise_off": one.rise_off and asdict(one.rise_off),
+        "onset": onset and asdict(onset) | {"fit": onset.fit.model_dump()},
         "remarks": one.remarks(),
         "trade_off": [_choice_json(choice) for choice in one.ladder],
     }
@@ -76,18 +77,11 @@ def result_json(
     }
 
 
-def report_console() -> Console:
-    """Return the console for the tables, on standard output."""
-    return terminal.console(stderr=False, piped_width=LINE_COLUMNS)
-
-
 def show(
-    console: Console,
-    calibrated: Sequence[ClassCalibration],
-    asked: Sequence[str],
-    remarks: Sequence[str],
+    calibrated: Sequence[ClassCalibration], asked: Sequence[str], remarks: Sequence[str]
 ) -> None:
     """Print the table of all classes, the trade-off of those asked for, and what to know."""
+    console = terminal.console(stderr=False, piped_width=LINE_COLUMNS)
     console.print(_classes_table(calibrated, is_wide=console.width >= WIDE_COLUMNS))
     choice = calibrated[0].choice
     console.print(
@@ -95,7 +89,6 @@ def show(
         f"and without any ({hours_text(choice.hours_negative)}); "
         "(thresholds in brackets) keep no budget",
         soft_wrap=True,
-        markup=False,
     )
     for one in calibrated:
         if one.label in asked:
@@ -141,7 +134,7 @@ def _trade_off_table(one: ClassCalibration) -> Table:
             choice.budget.text,
             f"{choice.threshold:.3f}",
             f"{choice.n_found}/{choice.n_sounds}",
-            *(_share(*choice.found_between(*band)) for band in SNR_BANDS_DB),
+            *(_ratio(*choice.found_between(*band)) for band in SNR_BANDS_DB),
             needed if unproven else "heard enough",
         )
     return table
@@ -173,14 +166,7 @@ def _table(*headings: str) -> Table:
 
 
 def _choice_json(choice: OperatingPoint) -> dict[str, Any]:
-    return {
-        "budget": choice.budget.text,
-        "is_met": choice.is_met,
-        "threshold": choice.threshold,
-        "n_sounds": choice.n_sounds,
-        "n_found": choice.n_found,
-        "false_among_sounds": choice.false_among,
-        "false_in_negatives": choice.false_negatives,
+    return choice_record(choice) | {
         "found_by_snr": {
             f"{low}-{high} dB": list(choice.found_between(low, high)) for low, high in SNR_BANDS_DB
         },
@@ -188,28 +174,7 @@ def _choice_json(choice: OperatingPoint) -> dict[str, Any]:
     }
 
 
-def _rise_json(rise: RiseTime | None) -> dict[str, float] | None:
-    if rise is None:
-        return None
-    return {"median_s": rise.median_s, "spread_s": rise.spread_s, "n_measured": rise.n_measured}
-
-
-def _onset_json(onset: FittedOnset | None) -> dict[str, Any] | None:
-    if onset is None:
-        return None
-    return {
-        "error_s": onset.error_s,
-        "error_without_s": onset.error_without_s,
-        "n_measured": onset.n_measured,
-        "fit": onset.fit.model_dump(),
-    }
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else round(value, 4)
-
-
-def _share(n_found: int, n_sounds: int) -> str:
+def _ratio(n_found: int, n_sounds: int) -> str:
     return f"{n_found / n_sounds:.0%} of {n_sounds}" if n_sounds else "none"
 
 

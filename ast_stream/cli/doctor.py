@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
-from rich.text import Text
 
+from ast_stream.cli.options import config_option, json_option
 from ast_stream.cli.output import json_line
 from ast_stream.cli.terminal import StatusLine, console
 from ast_stream.settings.explain import with_options
@@ -24,20 +24,14 @@ _STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 
 
 def doctor(
-    config: Annotated[
-        Path | None,
-        typer.Option("--config", "-c", metavar="FILE", help="Check what this configuration uses."),
-    ] = None,
+    config: Annotated[Path | None, config_option("Check what this configuration uses.")] = None,
     model: Annotated[str | None, typer.Option(help="Checkpoint.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, fp16 or bf16.")] = None,
     attention: Annotated[
-        str | None,
-        typer.Option(help="auto, flash_attn, flash, cudnn, efficient or math."),
+        str | None, typer.Option(help="auto, flash_attn, flash, cudnn, efficient or math.")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object per check on standard output.")
-    ] = False,
+    as_json: Annotated[bool, json_option("One JSON object per check on standard output.")] = False,
 ) -> None:
     """Check the model, its speed and correctness here, sound input, sockets and permissions.
 
@@ -58,13 +52,16 @@ def doctor(
         for check in checks(settings, status.update):
             failures += check.status == "failed"
             if as_json:
-                typer.echo(json_line(_as_json(check)))
+                shown = {"check": check.name, "status": check.status, "text": check.text}
+                typer.echo(json_line(shown | check.facts))
             else:
                 out.print(_line(check))
     if as_json:
         typer.echo(json.dumps({"check": "summary", "ok": not failures, "failed": failures}))
+    elif failures:
+        out.print(f"{failures} of the checks failed", style="bold red")
     else:
-        out.print(_summary(failures))
+        out.print("everything that is required works", style="green")
     if failures:
         raise typer.Exit(1)
 
@@ -76,12 +73,7 @@ def _settings(config: Path | None, model: dict[str, Any]) -> Settings:
     else:
         settings = load_settings(config)
     options = {key: (f"doctor: --{key}", value) for key, value in model.items()}
-    chosen = with_options(settings.model, options)
-    return settings.model_copy(update={"model": chosen})
-
-
-def _as_json(check: Check) -> dict[str, Any]:
-    return {"check": check.name, "status": check.status, "text": check.text, **check.facts}
+    return settings.model_copy(update={"model": with_options(settings.model, options)})
 
 
 def _line(check: Check) -> Table:
@@ -91,9 +83,3 @@ def _line(check: Check) -> Table:
     line.add_column(overflow="fold")
     line.add_row(check.status, check.name, check.text)
     return line
-
-
-def _summary(failures: int) -> Text:  # not markup: the console shows brackets as they are
-    if not failures:
-        return Text("everything that is required works", style="green")
-    return Text(f"{failures} of the checks failed", style="bold red")

@@ -12,11 +12,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from ast_stream.capture.sources import microphone
 from ast_stream.errors import AstStreamError, StartupError
 from ast_stream.model.attention import Measurement, measure_all
 from ast_stream.model.runners import BUCKETS, DTYPES, scoring_threads
@@ -30,7 +32,6 @@ from ast_stream.units import SAMPLE_RATE
 from ast_stream.version import __version__
 
 Status = Literal["ok", "warning", "failed"]
-
 
 TRY_TIMEOUT_MS = 2000
 PACKAGES = ("torch", "torchaudio", "numpy", "safetensors", "pyzmq", "soxr", "soundfile")
@@ -74,20 +75,21 @@ def checks(settings: Settings, report: Callable[[str], None]) -> Iterator[Check]
 def _model_checks(model: ModelSettings, report: Callable[[str], None]) -> Iterator[Check]:
     report("loading the model")
     try:
-        tagger = load(model)
+        tagger = load_tagger(
+            model.checkpoint, model.device, model.precision, model.attention, model.window_s
+        )
     except AstStreamError as error:
         yield Check("model", "failed", str(error))
         return
     yield from _guarded("model", lambda: check_model(tagger))
-    checks: tuple[tuple[str, Callable[[Tagger], Iterator[Check]]], ...] = (
-        ("attention", check_attention),
-        ("features", check_features),
-        ("self-check", check_scores),
-        ("speed", check_speed),
-    )
-    for name, check in checks:
+    for name, check in {
+        "attention": check_attention,
+        "features": check_features,
+        "self-check": check_scores,
+        "speed": check_speed,
+    }.items():
         report(f"checking {name}")
-        yield from _guarded(name, lambda check=check: check(tagger))  # type: ignore[misc]
+        yield from _guarded(name, partial(check, tagger))
 
 
 def _guarded(name: str, check: Callable[[], Iterator[Check]]) -> Iterator[Check]:
@@ -111,7 +113,13 @@ def check_versions() -> Iterator[Check]:
     shown = ", ".join(f"{name} {version or 'none'}" for name, version in facts.items())
     facts["torchaudio_compiled"] = has_compiled_part()
     yield Check("versions", "ok", shown, facts)
-    present = {module: _is_importable(module) for module in OPTIONAL_MODULES}
+    present = {}
+    for module in OPTIONAL_MODULES:
+        present[module] = True
+        try:
+            importlib.import_module(module)
+        except (ImportError, OSError):
+            present[module] = False
     words = [
         f"{module} {'installed' if there else f'not installed (extra {OPTIONAL_MODULES[module]})'}"
         for module, there in present.items()
@@ -121,12 +129,8 @@ def check_versions() -> Iterator[Check]:
 
 def check_microphones() -> Iterator[Check]:
     """Yield what PortAudio finds; a box that only reads files or streams needs none."""
-    from ast_stream.capture.sources.microphone import (
-        list_devices,  # PortAudio itself is loaded by the call
-    )
-
     try:
-        found = list_devices()
+        found = microphone.list_devices()  # loads PortAudio
     except AstStreamError as error:
         yield Check("microphones", "warning", str(error))
         return
@@ -217,21 +221,6 @@ def _try_sockets() -> Check:
     if arrived:
         return Check("sockets", "ok", "a message went through an ipc socket")
     return Check("sockets", "failed", "a message over an ipc socket did not arrive")
-
-
-def _is_importable(module: str) -> bool:
-    try:
-        importlib.import_module(module)
-    except (ImportError, OSError):
-        return False
-    return True
-
-
-def load(model: ModelSettings) -> Tagger:
-    """Return the tagger that the worker would use."""
-    return load_tagger(
-        model.checkpoint, model.device, model.precision, model.attention, model.window_s
-    )
 
 
 def check_model(tagger: Tagger) -> Iterator[Check]:

@@ -27,7 +27,7 @@ from ast_stream.cli.options import DEFAULT_THREADS, AsJson, Threads, with_option
 from ast_stream.cli.output import json_line, say
 from ast_stream.cli.terminal import ProgressView, console
 from ast_stream.dataset.annotations import Clip
-from ast_stream.dataset.clips import load_recordings, read_clips
+from ast_stream.dataset.clips import DecodedClip, load_recordings, read_clips
 from ast_stream.dataset.tables import Columns
 from ast_stream.errors import UsageError
 from ast_stream.evaluation.measure import (
@@ -42,7 +42,7 @@ from ast_stream.evaluation.report import as_json as figures_json
 from ast_stream.evaluation.report import evaluate as figures_of
 from ast_stream.model.tagger import Tagger, load_tagger
 from ast_stream.soundscape.backgrounds import speech_is_available
-from ast_stream.soundscape.soundbank import Foreground, recorded_foregrounds
+from ast_stream.soundscape.soundbank import recorded_foregrounds
 
 SNR_DB = "12"
 FILE_WIDTH = 132  # of a table that does not go to a terminal
@@ -191,11 +191,7 @@ def range_of(
         values = [float(part) for part in text.split("..")]
     except ValueError:
         values = []
-    if (
-        not 1 <= len(values) <= 2
-        or values[0] > values[-1]
-        or not all(lowest <= value <= highest for value in values)
-    ):
+    if len(values) not in (1, 2) or not lowest <= values[0] <= values[-1] <= highest:
         raise UsageError(f"{option}: expected {expected}, got {text!r}")
     return values[0], values[-1]
 
@@ -230,7 +226,8 @@ def single(
         raise UsageError(f"--model: expected one without --cross-validate, got {len(models)}")
     tagger = load_tagger(models[0], use_frames=use_frames)
     clips = clips_of_folds(data, columns, test_folds)
-    return [Subject(tagger, _takes(clips, tagger), _folds(clips))]
+    recordings = load_recordings(clips, tagger.labels, min_clips=1)
+    return [_subject(tagger, recordings, _folds(clips))]
 
 
 def cross_validated(
@@ -254,15 +251,25 @@ def cross_validated(
         )
     clips = read_clips(data, columns)
     taggers = [load_tagger(model, use_frames=use_frames) for model in models]
-    _check_labels(taggers)
+    for tagger in taggers[1:]:
+        if tagger.labels != taggers[0].labels:
+            raise UsageError(
+                f"--cross-validate: expected models with the same labels, got {len(tagger.labels)} "
+                f"in {tagger.checkpoint.origin} that differ from the {len(taggers[0].labels)} of "
+                f"{taggers[0].checkpoint.origin}"
+            )
     folds = [tuple(held_folds(tagger.checkpoint) or ()) for tagger in taggers]
     _check_folds(list(zip(models, folds, strict=True)), data, _folds(clips))
     recordings = load_recordings(clips, taggers[0].labels, min_clips=1)
     subjects = []
     for tagger, its in zip(taggers, folds, strict=True):
         own = [one for one in recordings if one.clip.fold in its]
-        subjects.append(Subject(tagger, tuple(recorded_foregrounds(own, tagger.labels)), its))
+        subjects.append(_subject(tagger, own, its))
     return subjects
+
+
+def _subject(tagger: Tagger, recordings: Sequence[DecodedClip], folds: tuple[str, ...]) -> Subject:
+    return Subject(tagger, tuple(recorded_foregrounds(recordings, tagger.labels)), folds)
 
 
 def notes_of(subjects: Sequence[Subject]) -> list[str]:
@@ -300,24 +307,8 @@ def _known_clips(subject: Subject) -> str | None:
     )
 
 
-def _takes(clips: Sequence[Clip], tagger: Tagger) -> tuple[Foreground, ...]:
-    recordings = load_recordings(clips, tagger.labels, min_clips=1)
-    return tuple(recorded_foregrounds(recordings, tagger.labels))
-
-
 def _folds(clips: Iterable[Clip]) -> tuple[str, ...]:
     return tuple(sorted({clip.fold for clip in clips if clip.fold is not None}))
-
-
-def _check_labels(taggers: Sequence[Tagger]) -> None:
-    first, *others = taggers
-    for tagger in others:
-        if tagger.labels != first.labels:
-            raise UsageError(
-                f"--cross-validate: expected models with the same labels, got {len(tagger.labels)} "
-                f"in {tagger.checkpoint.origin} that differ from the {len(first.labels)} of "
-                f"{first.checkpoint.origin}"
-            )
 
 
 def _check_folds(

@@ -19,14 +19,12 @@ from rich.table import Table
 from ast_stream.errors import AstStreamError, UsageError
 from ast_stream.evaluation.intervals import Interval
 from ast_stream.evaluation.measure import MeasureSettings
-from ast_stream.evaluation.metrics import FalseAlarms, StreamReport, TimeErrors, TimingFigures
+from ast_stream.evaluation.metrics import FalseAlarms, StreamReport, TimingFigures
 from ast_stream.evaluation.plots import plots
 from ast_stream.evaluation.report import Evaluation, as_json, jsonable
 from ast_stream.version import __version__
 
 MANY_SOUNDS_PER_EVENT = 1.5
-
-
 PLOT_TITLES = {
     "confusion": "Clips: true class (rows) and named class (columns)",
     "recall": "Streams: recall against false events per hour, as the threshold falls; the dot is "
@@ -50,11 +48,12 @@ pre { white-space: pre-wrap; background: #f4f6f8; padding: .6rem }
 def show(evaluation: Evaluation, settings: MeasureSettings, console: Console) -> None:
     """Print a summary and a table with a row for each class."""
     for line in summary(evaluation, settings):
-        console.print(line, highlight=False, soft_wrap=True)
-    table = Table(box=None, pad_edge=False)
+        console.print(line, soft_wrap=True)
     headings, rows = class_table(evaluation)
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading == "class" else "right", no_wrap=True)
+    table = Table(*headings, box=None, pad_edge=False)
+    for column in table.columns:
+        column.justify = "left" if column.header == "class" else "right"
+        column.no_wrap = True
     for row in rows:
         table.add_row(*row)
     console.print(table)
@@ -110,21 +109,18 @@ def _stream_lines(report: StreamReport, settings: MeasureSettings) -> list[str]:
 
 def _timing_lines(timing: TimingFigures) -> list[str]:
     """Return what there is to say of times: nothing where nothing was found."""
+    both = (("onset", timing.onset, timing.raw_onset), ("offset", timing.offset, timing.raw_offset))
     errors = [
-        _errors_text(name, errors, raw)
-        for name, errors, raw in (
-            ("onset", timing.onset, timing.raw_onset),
-            ("offset", timing.offset, timing.raw_offset),
-        )
+        f"{name} {errors.bias_s:+.2f} s, median error {errors.median_absolute_s:.2f} s"
+        + (f" (uncorrected {raw.bias_s:+.2f} s)" if raw.n else "")
+        for name, errors, raw in both
         if errors.n
     ]
-    delays = [
-        f"time to detect: median {seconds(timing.detect_p50_s.value)}, "
-        f"90 % {seconds(timing.detect_p90_s)}"
-    ]
+    delays = f"time to detect: median {seconds(timing.detect_p50_s.value)}, "
+    delays += f"90 % {seconds(timing.detect_p90_s)}"
     if not math.isnan(timing.end_p50_s):
-        delays.append(f"time to end: median {seconds(timing.end_p50_s)}")
-    lines = [*(["  " + "; ".join(errors)] if errors else []), "  " + "; ".join(delays)]
+        delays += f"; time to end: median {seconds(timing.end_p50_s)}"
+    lines = [*(["  " + "; ".join(errors)] if errors else []), "  " + delays]
     if not math.isnan(timing.events_per_sound):
         lines.append(
             f"  {timing.events_per_sound:.2f} events per found sound, "
@@ -133,19 +129,10 @@ def _timing_lines(timing: TimingFigures) -> list[str]:
     return lines
 
 
-def _errors_text(name: str, errors: TimeErrors, raw: TimeErrors) -> str:
-    uncorrected = f" (uncorrected {signed(raw.bias_s)} s)" if raw.n else ""
-    return (
-        f"{name} {signed(errors.bias_s)} s, median error {errors.median_absolute_s:.2f} s"
-        f"{uncorrected}"
-    )
-
-
 def remarks_on(evaluation: Evaluation) -> list[str]:
     """Return what keeps the figures from meaning what they seem to."""
-    if evaluation.streams is None:
-        return []
-    merged = evaluation.streams.report.timing.sounds_per_event
+    streams = evaluation.streams
+    merged = math.nan if streams is None else streams.report.timing.sounds_per_event
     if not merged > MANY_SOUNDS_PER_EVENT:
         return []
     return [
@@ -159,27 +146,26 @@ def class_table(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
     headings = ["class", "clips", "AP", "found", "recall", "false/h", "at 0.5/h", "onset s"]
     headings += ["offset s", "detect s", "quiet/h"]
     streams = None if evaluation.streams is None else evaluation.streams.report
-    by_label = {} if streams is None else streams.by_label
     clips = None if evaluation.clips is None else evaluation.clips.pooled
     rows = []
     for label in evaluation.labels:
-        row = [label, "", "", "", "", "", "", "", "", "", ""]
+        cells = {"class": label}
         if clips is not None and label in clips.recall:
-            row[1:3] = [f"{clips.recall[label]:.0%}", f"{clips.average_precision[label]:.2f}"]
+            cells["clips"] = f"{clips.recall[label]:.0%}"
+            cells["AP"] = f"{clips.average_precision[label]:.2f}"
         if streams is not None:
-            row[5] = f"{streams.false_alarms_by_label[label].per_h:.1f}"
-        if label in by_label:
-            one = by_label[label]
-            row[3:5] = [f"{one.n_found}/{one.n_sounds}", f"{one.recall.value:.0%}"]
-            row[6:10] = [
-                f"{one.recall_within['0.5']:.0%}",
-                number(one.timing.onset.median_absolute_s),
-                number(one.timing.offset.median_absolute_s),
-                number(one.timing.detect_p50_s.value),
-            ]
+            cells["false/h"] = f"{streams.false_alarms_by_label[label].per_h:.1f}"
+        if streams is not None and label in streams.by_label:
+            one = streams.by_label[label]
+            cells["found"] = f"{one.n_found}/{one.n_sounds}"
+            cells["recall"] = f"{one.recall.value:.0%}"
+            cells["at 0.5/h"] = f"{one.recall_within['0.5']:.0%}"
+            cells["onset s"] = number(one.timing.onset.median_absolute_s)
+            cells["offset s"] = number(one.timing.offset.median_absolute_s)
+            cells["detect s"] = number(one.timing.detect_p50_s.value)
         if label in evaluation.negatives_by_label:
-            row[10] = f"{evaluation.negatives_by_label[label].per_h:.1f}"
-        rows.append(row)
+            cells["quiet/h"] = f"{evaluation.negatives_by_label[label].per_h:.1f}"
+        rows.append([cells.get(heading, "") for heading in headings])
     return headings, rows
 
 
@@ -203,11 +189,6 @@ def seconds(value: float) -> str:
     return "never" if math.isinf(value) else f"{value:.2f} s"
 
 
-def signed(value: float) -> str:
-    """Return a bias with its sign."""
-    return f"{value:+.2f}"
-
-
 def number(value: float) -> str:
     """Return a figure of a table, empty without one."""
     if math.isnan(value):
@@ -215,41 +196,27 @@ def number(value: float) -> str:
     return "never" if math.isinf(value) else f"{value:.2f}"
 
 
-def _range(interval: Interval) -> str:
-    if math.isnan(interval.low):
-        return "too few"
-    return f"{number(interval.low)} to {number(interval.high)}"
-
-
 def details(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
     """Return headings and rows: figures of the streams with their 95 % intervals."""
     rows: list[list[str]] = []
     streams = None if evaluation.streams is None else evaluation.streams.report
-    for name, report in (
-        ("streams", streams),
-        ("alarms in noise", evaluation.alarms),
-    ):
+    for name, report in (("streams", streams), ("alarms in noise", evaluation.alarms)):
         if report is None:
             continue
-        timing = report.timing
         figures = {
             "recall": report.recall,
-            "median onset error, s": timing.onset_absolute_s,
-            "median time to detect, s": timing.detect_p50_s,
+            "median onset error, s": report.timing.onset_absolute_s,
+            "median time to detect, s": report.timing.detect_p50_s,
             **report.psds,
             **{f"F1, {kind}": interval for kind, interval in report.mean_f1.items()},
         }
-        rows += [
-            [f"{name}: {what}", number(one.value), _range(one)] for what, one in figures.items()
-        ]
-        rows += [
-            [
-                f"{name}: false events per hour and class",
-                f"{one.per_h:.2f}",
-                f"below {one.bound_per_h:.2f}",
-            ]
-            for one in (report.false_alarms_per_class,)
-        ]
+        for what, one in figures.items():
+            between = f"{number(one.low)} to {number(one.high)}"
+            between = "too few" if math.isnan(one.low) else between
+            rows.append([f"{name}: {what}", number(one.value), between])
+        false = report.false_alarms_per_class
+        what = f"{name}: false events per hour and class"
+        rows.append([what, f"{false.per_h:.2f}", f"below {false.bound_per_h:.2f}"])
     return ["figure", "value", "95 %"], rows
 
 
@@ -281,15 +248,21 @@ def write_report(
     """Write report.html, report.json and the plots as PNG.
 
     Raises:
-        UsageError: matplotlib is not installed.
         AstStreamError: a file cannot be written.
     """
     pictures = plots(evaluation)
     for name, png in pictures.items():
         _write(folder / f"{name}.png", png)
+    versions = {
+        "ast-stream": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+    }
     content = {
         "command": command,
-        "versions": versions(),
+        "versions": versions,
         "notes": list(notes),
         "settings": jsonable(settings),
         **as_json(evaluation),
@@ -307,23 +280,16 @@ def _write(path: Path, content: bytes) -> None:
         raise AstStreamError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-def versions() -> dict[str, str]:
-    """Return what the figures were made with."""
-    return {
-        "ast-stream": __version__,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-        "machine": platform.machine(),
-    }
-
-
 def _page(
     evaluation: Evaluation,
     settings: MeasureSettings,
     pictures: Mapping[str, bytes],
     content: Mapping[str, Any],
 ) -> str:
+    models = []
+    for one in evaluation.models:
+        sizes = (f"{one.window_s:g}", f"{one.hop_s:g}", ", ".join(one.folds), str(one.n_clips))
+        models.append([one.name, one.hash, *sizes])
     parts = [
         "<!doctype html><html lang='en'><meta charset='utf-8'><title>Evaluation</title>",
         f"<style>{STYLE}</style><h1>Evaluation</h1>",
@@ -345,21 +311,8 @@ def _page(
         "<h2>Details</h2>",
         _table(*details(evaluation)),
         "<h2>Models</h2>",
-        _table(
-            ["model", "hash", "window s", "hop s", "folds", "clips"],
-            [
-                [
-                    one.name,
-                    one.hash,
-                    f"{one.window_s:g}",
-                    f"{one.hop_s:g}",
-                    ", ".join(one.folds),
-                    str(one.n_clips),
-                ]
-                for one in evaluation.models
-            ],
-        ),
-        "<h2>MeasureSettings</h2>",
+        _table(["model", "hash", "window s", "hop s", "folds", "clips"], models),
+        "<h2>Settings</h2>",
         f"<pre>{escape(content['command'])}</pre>",
         f"<pre>{escape(json.dumps(content['settings'], indent=1))}</pre>",
         f"<pre>{escape(json.dumps(content['versions'], indent=1))}</pre></html>",

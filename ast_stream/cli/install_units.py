@@ -12,10 +12,11 @@ from typing import Annotated
 
 import typer
 
+from ast_stream.cli.options import config_option
 from ast_stream.errors import StartupError
 from ast_stream.runtime.files import replace_file
 from ast_stream.settings.load import load_settings
-from ast_stream.settings.schema import Settings, StreamSettings
+from ast_stream.settings.schema import Settings
 
 STATE_DIR = Path("/var/lib/ast-stream")  # what StateDirectory=ast-stream makes for a system
 RUNTIME_DIR = Path("/run/ast-stream")
@@ -26,8 +27,6 @@ _HIDDEN_BY_PROTECT_HOME = tuple(map(Path, ("/home", "/root", "/run/user")))
 _LOOPBACK = ("127.", "localhost:", "[::1]:")
 _FOLDERS = {".sysusers.conf": "sysusers.d", ".tmpfiles.conf": "tmpfiles.d"}
 _MODULES = ".modules-load.conf"
-
-
 DEFAULT_CONFIG = Path("/etc/ast-stream/config.yaml")
 
 
@@ -48,6 +47,19 @@ class Plan:
     settings: Settings | None
     is_user: bool = False
     has_nvidia: bool = False
+
+    @property
+    def wanted_by(self) -> str:
+        return "default.target" if self.is_user else "multi-user.target"
+
+    @property
+    def unit_folder(self) -> Path:
+        """Below the root; a user's: below its folder."""
+        return Path() if self.is_user else Path("etc/systemd/system")
+
+    @property
+    def control(self) -> str:
+        return "systemctl --user" if self.is_user else "systemctl"
 
 
 def program() -> Path:
@@ -75,27 +87,16 @@ def render(plan: Plan) -> dict[Path, str]:
     return rendered
 
 
-def enabled_link(plan: Plan) -> Path:
-    """Return the link that `systemctl enable` makes, below the root (a user's: its folder)."""
-    return _unit_folder(plan) / f"{_wanted_by(plan)}.wants/ast-stream.target"
-
-
 def wanted_units(plan: Plan) -> list[str]:
     """Return the units that the target starts: worker, alerts, and a capture for each stream."""
-    streams = () if plan.settings is None else plan.settings.streams
-    has_alerts = plan.settings is not None and bool(plan.settings.alerts.rules)
-    captures = [
-        f"{_capture_unit(stream)}@{stream.name}.service"
-        for stream in streams
-        if stream.source.type != "stdin"
-    ]
-    alerts = ["ast-stream-alerts.service"] if has_alerts else []
-    return ["ast-stream-worker.service", *alerts, *captures]
-
-
-def _capture_unit(stream: StreamSettings) -> str:
-    is_local = stream.source.type == "microphone"
-    return "ast-stream-capture" if is_local else "ast-stream-capture-net"
+    units = ["ast-stream-worker.service"]
+    if plan.settings is not None:
+        units += ["ast-stream-alerts.service"] if plan.settings.alerts.rules else []
+        for stream in plan.settings.streams:
+            net = "" if stream.source.type == "microphone" else "-net"
+            if stream.source.type != "stdin":
+                units.append(f"ast-stream-capture{net}@{stream.name}.service")
+    return units
 
 
 def doubts(plan: Plan) -> list[str]:
@@ -123,19 +124,11 @@ def doubts(plan: Plan) -> list[str]:
     return found
 
 
-def _wanted_by(plan: Plan) -> str:
-    return "default.target" if plan.is_user else "multi-user.target"
-
-
-def _unit_folder(plan: Plan) -> Path:
-    return Path() if plan.is_user else Path("etc/systemd/system")
-
-
 def _place(name: str, plan: Plan) -> Path | None:
     stem, dot, rest = name.partition(".")
     suffix = dot + rest
     if suffix in (".service", ".target"):
-        return _unit_folder(plan) / name
+        return plan.unit_folder / name
     if plan.is_user or (suffix == _MODULES and not plan.has_nvidia):
         return None
     folder = _FOLDERS.get(suffix, "modules-load.d")
@@ -143,52 +136,44 @@ def _place(name: str, plan: Plan) -> Path | None:
 
 
 def _fill(template: str, plan: Plan) -> str:
+    state_dir, is_open = STATE_DIR, False
+    if plan.settings is not None:
+        state_dir = STATE_DIR / plan.settings.state_dir  # a relative one lies in the usual one
+        listen = plan.settings.metrics.listen
+        is_open = listen is not None and not listen.startswith(_LOOPBACK)
+    ip_filter = "IPAddressDeny=any\nIPAddressAllow=localhost"
+    if is_open:
+        ip_filter = "# No IPAddressDeny: metrics.listen shows the figures to other hosts."
+    shown = "" if plan.settings is None else f", {state_dir},"
+    writable = f"# state_dir{shown} is writable as StateDirectory."
+    if not state_dir.is_relative_to(STATE_DIR):
+        writable = "# state_dir is not where a service keeps its state by itself.\n"
+        writable += f"ReadWritePaths={state_dir}"
+    paths = (plan.command, plan.config)
+    is_in_home = any(
+        path.is_relative_to(home) for path in paths for home in _HIDDEN_BY_PROTECT_HOME
+    )
     values = {
-        "STATE_DIR": str(_state_dir(plan.settings)),
-        "SYSTEMCTL": "systemctl --user" if plan.is_user else "systemctl",
+        "STATE_DIR": str(state_dir),
+        "SYSTEMCTL": plan.control,
         "COMMAND": _quoted(str(plan.command)),
         "CONFIG": _quoted(str(plan.config)),
         "WANTS": " ".join(wanted_units(plan)),
-        "WANTED_BY": _wanted_by(plan),
+        "WANTED_BY": plan.wanted_by,
         "WORKING_DIRECTORY": "~" if plan.is_user else "%S/ast-stream",
-        "PROTECT_HOME": "read-only" if _is_in_home(plan.command, plan.config) else "yes",
-        "IP_FILTER": _ip_filter(plan.settings),
-        "READ_WRITE_PATHS": _writable(plan.settings),
+        "PROTECT_HOME": "read-only" if is_in_home else "yes",
+        "IP_FILTER": ip_filter,
+        "READ_WRITE_PATHS": writable,
     }
     text = _SYSTEM_ONLY.sub("" if plan.is_user else r"\1", template)
     filled = _PLACEHOLDER.sub(lambda found: values[found[1]], text)
     return re.sub(r"\n\n\n+", "\n\n", filled)
 
 
-def _ip_filter(settings: Settings | None) -> str:
-    listen = None if settings is None else settings.metrics.listen
-    if listen is not None and not listen.startswith(_LOOPBACK):
-        return "# No IPAddressDeny: metrics.listen shows the figures to other hosts."
-    return "IPAddressDeny=any\nIPAddressAllow=localhost"
-
-
-def _state_dir(settings: Settings | None) -> Path:
-    return STATE_DIR if settings is None else STATE_DIR / settings.state_dir
-
-
-def _writable(settings: Settings | None) -> str:
-    """Return the line that opens a state folder elsewhere; relative ones lie in the usual one."""
-    if settings is None:
-        return "# state_dir is writable as StateDirectory."
-    folder = _state_dir(settings)
-    if folder.is_relative_to(STATE_DIR):
-        return f"# state_dir, {folder}, is writable as StateDirectory."
-    return f"# state_dir is not where a service keeps its state by itself.\nReadWritePaths={folder}"
-
-
 def _quoted(word: str) -> str:
     """Return a word of ExecStart= as it is, whatever systemd would read into it."""
     escaped = word.replace("\\", "\\\\").replace("%", "%%").replace("$", "$$")
     return escaped if _PLAIN.match(word) else '"' + escaped.replace('"', '\\"') + '"'
-
-
-def _is_in_home(*paths: Path) -> bool:
-    return any(path.is_relative_to(hidden) for path in paths for hidden in _HIDDEN_BY_PROTECT_HOME)
 
 
 def _unreachable(*paths: Path) -> list[str]:
@@ -206,9 +191,7 @@ def _unreachable(*paths: Path) -> list[str]:
 
 
 def install_units(
-    config: Annotated[
-        Path, typer.Option("--config", "-c", metavar="FILE", help="The configuration (YAML).")
-    ] = DEFAULT_CONFIG,
+    config: Annotated[Path, config_option()] = DEFAULT_CONFIG,
     dest: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Write below this folder as if it were the root."),
@@ -286,7 +269,8 @@ def _write(path: Path, text: str) -> str:
 def _remove(folder: Path, *, is_user: bool, is_dry: bool) -> None:
     """Remove the files of any configuration; what is not there is passed over."""
     plan = Plan(program(), DEFAULT_CONFIG, settings=None, is_user=is_user, has_nvidia=True)
-    for path in (folder / name for name in (*render(plan), enabled_link(plan))):
+    enabled = plan.unit_folder / f"{plan.wanted_by}.wants/ast-stream.target"  # by systemctl enable
+    for path in (folder / name for name in (*render(plan), enabled)):
         is_there = os.path.lexists(path)
         if is_dry or not is_there:
             typer.echo(f"{path}: {'would be removed' if is_there else 'not there'}")
@@ -296,20 +280,12 @@ def _remove(folder: Path, *, is_user: bool, is_dry: bool) -> None:
         except OSError as error:
             raise StartupError(f"cannot remove {path}: {error.strerror}; run it as root") from error
         typer.echo(f"{path}: removed")
-    control = _control(is_user)
-    steps = [
-        f"{control} stop 'ast-stream*'   # what still runs",
-        f"{control} daemon-reload",
-    ]
-    typer.echo("\n".join(["Next:", *(f"  {step}" for step in steps)]), err=True)
-
-
-def _control(is_user: bool) -> str:
-    return "systemctl --user" if is_user else "systemctl"
+    stop = f"  {plan.control} stop 'ast-stream*'   # what still runs"
+    typer.echo(f"Next:\n{stop}\n  {plan.control} daemon-reload", err=True)
 
 
 def _next_steps(plan: Plan, *, is_elsewhere: bool, is_update: bool) -> list[str]:
-    control = _control(plan.is_user)
+    control = plan.control
     steps = [] if plan.is_user else ["systemd-sysusers", "systemd-tmpfiles --create"]
     status = f"{plan.command} status -c {plan.config}"
     start = "restart" if is_update else "enable --now"

@@ -10,12 +10,9 @@ from typing import Annotated
 
 import typer
 
+from ast_stream.cli.options import config_option
 from ast_stream.runtime.files import lock_file
-from ast_stream.runtime.lifecycle import (
-    Notifier,
-    child_environment,
-    stop_on_signals,
-)
+from ast_stream.runtime.lifecycle import Notifier, child_environment, stop_on_signals
 from ast_stream.runtime.logging import LOG_FORMAT, line_format, setup_logging
 from ast_stream.runtime.reload import Reloader
 from ast_stream.runtime.supervisor import ChildSpec, LineForwarder, Supervisor
@@ -25,9 +22,7 @@ from ast_stream.settings.schema import Settings
 
 
 def run(
-    config: Annotated[
-        Path, typer.Option("--config", "-c", metavar="FILE", help="The configuration (YAML).")
-    ],
+    config: Annotated[Path, config_option()],
 ) -> None:
     """Run all processes of one configuration: a capture per stream, the worker, and alerts.
 

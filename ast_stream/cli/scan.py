@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import shutil
 import sys
@@ -11,41 +13,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
 
+import numpy as np
+import numpy.typing as npt
 import typer
 
 from ast_stream.audio.containers import recordings_in
 from ast_stream.audio.recording import RecordingError, RecordingReader
+from ast_stream.cli.options import config_option, json_option
+from ast_stream.cli.output import json_line
 from ast_stream.cli.terminal import ProgressView
 from ast_stream.errors import AudioError, UsageError
 from ast_stream.labels import printable
+from ast_stream.messages.event import Scores
 from ast_stream.model.loading import load_model
 from ast_stream.settings.explain import with_options
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.schema import DetectionSettings, ModelSettings
+from ast_stream.units import SAMPLE_RATE
 from ast_stream.urls import mask
 
 if TYPE_CHECKING:
-    from ast_stream.scan import OnRead, Scanner
-import csv
-import io
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-import numpy as np
-import numpy.typing as npt
-
-from ast_stream.cli.output import json_line
-from ast_stream.messages.event import Scores
-from ast_stream.units import SAMPLE_RATE
-
-if TYPE_CHECKING:
-    from ast_stream.scan import ScannedEvent
-
+    from ast_stream.scan import OnRead, ScannedEvent, Scanner
 
 STDIN = "-"
-
-
-HEADERS = {"csv": "file,class,label,onset_s,offset_s,score,peak,uncertainty_s,mean"}
+CSV_HEADER = "file,class,label,onset_s,offset_s,score,peak,uncertainty_s,mean"
 
 
 def make_scanner(
@@ -73,19 +64,14 @@ def scan(
     files: Annotated[
         list[str], typer.Argument(help="Recordings, folders of recordings, or - for stdin.")
     ],
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object for each event.")
-    ] = False,
+    as_json: Annotated[bool, json_option("One JSON object for each event.")] = False,
     labels: Annotated[
         Literal["audacity", "rttm", "csv"] | None, typer.Option(help="Write labels in this format.")
     ] = None,
     scores: Annotated[
         Path | None, typer.Option(help="Also save times, scores and labels as .npz (one file).")
     ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option("--config", "-c", help="Use its model and detection settings."),
-    ] = None,
+    config: Annotated[Path | None, config_option("Use its model and detection settings.")] = None,
     model: Annotated[str | None, typer.Option(help="Checkpoint.")] = None,
     hop: Annotated[float | None, typer.Option(help="Seconds between windows.")] = None,
     window: Annotated[float | None, typer.Option(help="Length of a window in seconds.")] = None,
@@ -102,8 +88,8 @@ def scan(
     collector = None if scores is None else ScoreCollector(scores)
     scanner, names = make_scanner(*_settings(config, model, hop, window), collector, channel)
     form = "json" if as_json else labels or "text"
-    if form in HEADERS:
-        print(HEADERS[form])
+    if form == "csv":
+        print(CSV_HEADER)
     with _recordings(files) as recordings:
         if scores is not None and len(recordings) != 1:
             raise UsageError(f"scan: --scores: expected one recording, got {len(recordings)}")
@@ -130,17 +116,15 @@ def _scan_all(scanner: Scanner, recordings: list[tuple[str, Path]], form: str) -
             try:
                 for event in scanner.scan(path, shown, shown_as(shown, progress)):
                     with progress.paused():
-                        print(FORMATS[form](event), flush=True)
-                if scanner.warning is not None:
-                    with progress.paused():
-                        text = f"scan: {name}: warning: {scanner.warning}"
-                        print(printable(mask(text)), file=sys.stderr)
+                        print(line_of(event, form), flush=True)
+                problem = f"warning: {scanner.warning}" if scanner.warning else None
             except RecordingError as error:
                 failed += 1
+                problem = error.text
+            if problem is not None:
                 with progress.paused():
                     # a URL in place of a file may hold a password
-                    text = f"scan: {name}: {error.text}"
-                    print(printable(mask(text)), file=sys.stderr)
+                    print(printable(mask(f"scan: {name}: {problem}")), file=sys.stderr)
     return failed
 
 
@@ -256,39 +240,24 @@ class ScoreCollector:
             ) from error
 
 
-def _json(event: ScannedEvent) -> str:
-    return json_line(event.as_json())
-
-
-def _text(event: ScannedEvent) -> str:
+def line_of(event: ScannedEvent, form: str) -> str:
+    """Return an event as a line of the given format; "text" is for people."""
+    match form:
+        case "json":
+            return json_line(event.as_json())
+        case "audacity":
+            return f"{event.onset_s:.6f}\t{event.offset_s:.6f}\t{event.label}"
+        case "rttm":
+            name = Path(event.file).stem.replace(" ", "_")
+            return (
+                f"SPEAKER {name} 1 {event.onset_s:.3f} {event.offset_s - event.onset_s:.3f} "
+                f"<NA> <NA> {event.slug} {event.mean:.4f} <NA>"
+            )
+        case "csv":
+            line = io.StringIO()
+            csv.writer(line, lineterminator="").writerow(event.as_json().values())
+            return line.getvalue()
     return (
         f"{event.onset_s:9.2f} {event.offset_s:9.2f}  {event.label:<40} "
         f"peak {event.peak:.2f}  mean {event.mean:.2f}  {event.file}"
     )
-
-
-def _audacity(event: ScannedEvent) -> str:
-    return f"{event.onset_s:.6f}\t{event.offset_s:.6f}\t{event.label}"
-
-
-def _rttm(event: ScannedEvent) -> str:
-    name = Path(event.file).stem.replace(" ", "_")
-    return (
-        f"SPEAKER {name} 1 {event.onset_s:.3f} {event.offset_s - event.onset_s:.3f} "
-        f"<NA> <NA> {event.slug} {event.mean:.4f} <NA>"
-    )
-
-
-def _csv(event: ScannedEvent) -> str:
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(event.as_json().values())
-    return line.getvalue()
-
-
-FORMATS: dict[str, Callable[[ScannedEvent], str]] = {
-    "json": _json,
-    "text": _text,
-    "audacity": _audacity,
-    "rttm": _rttm,
-    "csv": _csv,
-}

@@ -20,6 +20,8 @@ from ast_stream.dataset.clips import load_recordings
 from ast_stream.detect.detector import Detector
 from ast_stream.detect.parameters import FrameSteps
 from ast_stream.errors import ConfigError, Problem
+from ast_stream.evaluation.measure import soundscape_s
+from ast_stream.evaluation.scoring import blocks_of, score_blocks
 from ast_stream.messages.audio import Pcm16
 from ast_stream.messages.event import Scores
 from ast_stream.model.checkpoint import Checkpoint
@@ -31,7 +33,6 @@ from ast_stream.soundscape.backgrounds import (
     generated_backgrounds,
 )
 from ast_stream.soundscape.mixing import (
-    MAX_FOREGROUND_S,
     ReferenceEvent,
     SoundscapeSpec,
     mix_backgrounds,
@@ -44,7 +45,6 @@ SNR_DB = (0.0, 20.0)
 CLEAR_OF_WINDOW_S = 0.4  # sounds lie so much more than a window apart: each is judged alone
 REPEATS = 2  # each foreground is heard so often, at other levels and over other backgrounds
 PIECE_S = 1800.0  # generated audio is made and scored in pieces: a day would not fit into memory
-BLOCK_S = 1.0
 _CLOSEST = 1e-7  # of a float32 score to 0 or 1, beyond which it no longer tells the logit
 
 OnProgress = Callable[[float], None]
@@ -117,23 +117,19 @@ def score_stream(
     Args:
         tagger: of a checkpoint without Platt scalings.
     """
-    windows: list[Scores] = []
     plain = DetectionSettings(defaults=DetectionDefaults(smoothing_s=0.0))
-    detector = Detector(tagger, plain, hop_s=hop_s, max_streams=1, on_scores=windows.append)
-    detector.open("strip", "calibration")
-    n_samples = 0
-    for block in blocks:
-        detector.push("strip", n_samples, block)
-        detector.run()
-        n_samples += len(block)
-        on_progress(samples_to_seconds(len(block)))
-    detector.flush("strip", "quiet")
-    scores = np.array([one.scores for one in windows], np.float32).reshape(-1, len(tagger.labels))
+
+    def make_detector(on_scores: Callable[[Scores], None]) -> Detector:
+        return Detector(tagger, plain, hop_s=hop_s, max_streams=1, on_scores=on_scores)
+
+    def reported() -> Iterator[Pcm16]:
+        for block in blocks:
+            yield block
+            on_progress(samples_to_seconds(len(block)))
+
+    scored = score_blocks(make_detector, reported(), list(truth))
     return LogitStream(
-        times_s=np.array([samples_to_seconds(one.end_sample) for one in windows]),
-        logits=_logits(scores),
-        truth=tuple(truth),
-        duration_s=samples_to_seconds(n_samples),
+        scored.times_s, _logits(scored.scores), tuple(truth), scored.layout.duration_s
     )
 
 
@@ -152,15 +148,12 @@ def sound_streams(
         soundscape = mix_soundscape(
             rng, foregrounds, backgrounds, labels, spec_for(tagger.window_s)
         )
-        yield score_stream(tagger, hop_s, _blocks(soundscape.pcm), soundscape.truth, on_progress)
+        yield score_stream(tagger, hop_s, blocks_of(soundscape.pcm), soundscape.truth, on_progress)
 
 
 def mixed_s(foregrounds: Sequence[Foreground], window_s: float) -> float:
     """Return about how many seconds `sound_streams` makes of some foregrounds."""
-    gap_s = sum(spec_for(window_s).gap_s) / 2
-    spans = [foreground.active_span for foreground in foregrounds]
-    active_s = [min(MAX_FOREGROUND_S, samples_to_seconds(end - begin)) for begin, end in spans]
-    return REPEATS * sum(one + gap_s for one in active_s)
+    return REPEATS * soundscape_s(foregrounds, spec_for(window_s).gap_s)
 
 
 def spec_for(window_s: float) -> SoundscapeSpec:
@@ -191,25 +184,9 @@ def background_streams(
         sources = backgrounds or generated_backgrounds(seed + number, count)
         rng = np.random.default_rng((seed, number, 99))
         soundscape = mix_backgrounds(rng, sources, piece_s)
-        yield score_stream(tagger, hop_s, _blocks(soundscape.pcm), (), on_progress)
+        yield score_stream(tagger, hop_s, blocks_of(soundscape.pcm), (), on_progress)
         duration_s -= piece_s
         number += 1
-
-
-def recorded_stream(
-    tagger: Tagger, hop_s: float, path: Path, on_progress: OnProgress = lambda seconds: None
-) -> LogitStream:
-    """Score a recording without any event of the checkpoint's classes; any rate and length.
-
-    Raises:
-        CaptureError, AudioError: it cannot be read, or is damaged.
-    """
-    return score_stream(tagger, hop_s, read_mono(path), (), on_progress)
-
-
-def _blocks(pcm: Pcm16) -> Iterator[Pcm16]:
-    step = round(BLOCK_S * SAMPLE_RATE)
-    return (pcm[start : start + step] for start in range(0, len(pcm), step))
 
 
 def _logits(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -270,7 +247,8 @@ class CalibrationAudio:
         tagger = plain_tagger(self.checkpoint, self.device, use_frames=self.use_frames)
         first = FIRST_SEED + self.seed * SEEDS_EACH + 1
         streams = [
-            recorded_stream(tagger, self.hop_s, path, on_progress) for path, _ in self.negatives
+            score_stream(tagger, self.hop_s, read_mono(path), (), on_progress)
+            for path, _ in self.negatives
         ]
         streams += background_streams(
             tagger, self.hop_s, self.generated_s, first, on_progress=on_progress

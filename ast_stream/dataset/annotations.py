@@ -52,6 +52,11 @@ class Clip:
         return Problem(str(self.path), None, "", text)
 
 
+def refusal(path: Path, text: str, line: int | None = None) -> ConfigError:
+    """Return the error that says what is wrong with a whole file, or one line of it."""
+    return ConfigError([Problem(str(path), line, "", text)])
+
+
 class LabelRow(NamedTuple):
     """One label as a table has it: times as text, empty where it is of the whole file."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ast_stream.audio.containers import FFMPEG_SUFFIXES, recordings_in
 from ast_stream.audio.recording import RecordingError, recording_duration_s
-from ast_stream.dataset.annotations import Clip, Span, span_of
+from ast_stream.dataset.annotations import Clip, Span, refusal, span_of
 from ast_stream.dataset.tables import read_lines
 from ast_stream.errors import ConfigError, Problem
 
@@ -99,16 +99,16 @@ def _class_names(table: Path) -> Mapping[str, str]:
     places = [folder / LABELS_CSV for folder in (table.parent, table.parent.parent)]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
-        text = f"expected {LABELS_CSV} beside it, for the names of the classes, got none"
-        raise ConfigError([Problem(str(table), None, "", text)])
+        raise refusal(
+            table, f"expected {LABELS_CSV} beside it, for the names of the classes, got none"
+        )
     lines = read_lines(path)
     delimiter = ";" if lines and lines[0].count(";") > lines[0].count(",") else ","
     try:
         rows = csv.DictReader(lines, delimiter=delimiter)
         return {row["mid"]: row["display_name"] for row in rows}
     except (KeyError, csv.Error) as error:
-        text = f"expected columns index, mid, display_name ({error!r})"
-        raise ConfigError([Problem(str(path), None, "", text)]) from error
+        raise refusal(path, f"expected columns index, mid, display_name ({error!r})") from error
 
 
 def _stems(video: str, span: Span) -> Iterator[str]:

@@ -19,7 +19,7 @@ import numpy as np
 from ast_stream.audio.activity import Waveform, active_rms
 from ast_stream.audio.containers import FFMPEG_SUFFIXES, is_recording
 from ast_stream.audio.recording import RecordingError, RecordingReader, read_mono
-from ast_stream.dataset.annotations import Clip, section_clips
+from ast_stream.dataset.annotations import Clip, refusal, section_clips
 from ast_stream.dataset.audioset import is_segment_list, read_segments
 from ast_stream.dataset.tables import (
     AUDACITY_SUFFIX,
@@ -69,8 +69,7 @@ def read_data(source: Path, columns: Columns | None = None) -> list[Clip]:
     if source.is_dir():
         clips = read_folder(source)
     elif not source.is_file():
-        text = "expected a folder or a CSV file, got neither"
-        raise ConfigError([Problem(str(source), None, "", text)])
+        raise refusal(source, "expected a folder or a CSV file, got neither")
     elif source.suffix.lower() == AUDACITY_SUFFIX and not is_segment_list(source):
         clips = section_clips(audacity_rows(source, _recording_of(source)))
     elif is_segment_list(source):
@@ -78,8 +77,7 @@ def read_data(source: Path, columns: Columns | None = None) -> list[Clip]:
     else:
         clips = read_table(source, columns or Columns())
     if not any(clip.labels for clip in clips):
-        text = "expected labelled recordings, got none"
-        raise ConfigError([Problem(str(source), None, "", text)])
+        raise refusal(source, "expected labelled recordings, got none")
     problems = _inseparable(clips)
     if problems:
         raise ConfigError(problems)
@@ -255,6 +253,7 @@ def _recording_of(track: Path) -> Path:
         if path.stem == track.stem and is_recording(path)
     ]
     if not audio:
-        text = f"expected a recording named {track.stem}.wav (or .flac, .ogg, …) beside it"
-        raise ConfigError([Problem(str(track), None, "", text)])
+        raise refusal(
+            track, f"expected a recording named {track.stem}.wav (or .flac, .ogg, …) beside it"
+        )
     return max(audio, key=lambda path: path.suffix.lower() not in FFMPEG_SUFFIXES)

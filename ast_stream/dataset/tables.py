@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ast_stream.audio.containers import is_recording, recordings_in
-from ast_stream.dataset.annotations import Clip, LabelRow, section_clips
+from ast_stream.dataset.annotations import Clip, LabelRow, refusal, section_clips
 from ast_stream.errors import ConfigError, Problem
 from ast_stream.labels import did_you_mean
 
@@ -157,8 +157,7 @@ def read_rows(table: Path) -> Table:
         reader.fieldnames = header
         read = [(reader.line_num + n_before, row) for row in reader]
     except csv.Error as error:
-        text = f"cannot be read as a table ({error})"
-        raise ConfigError([Problem(str(table), None, "", text)]) from error
+        raise refusal(table, f"cannot be read as a table ({error})") from error
     problems = [
         Problem(str(table), n_before + 1, name, "expected each column once, got it twice")
         for name, times in Counter(filter(None, header)).items()
@@ -272,17 +271,18 @@ def read_lines(path: Path) -> list[str]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        text = f"cannot be read ({error.strerror or error})"
-        raise ConfigError([Problem(str(path), None, "", text)]) from error
+        raise refusal(path, f"cannot be read ({error.strerror or error})") from error
     if data.startswith(_WORKBOOKS):
-        text = "expected a table of text, got a workbook; save it as CSV UTF-8"
-        raise ConfigError([Problem(str(path), None, "", text)])
+        raise refusal(path, "expected a table of text, got a workbook; save it as CSV UTF-8")
     try:
         return list(io.StringIO(data.decode(_encoding(data)), newline=""))
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        text = f"expected UTF-8, got {data[error.start : error.start + 1]!r}; save it as CSV UTF-8"
-        raise ConfigError([Problem(str(path), line, "", text)]) from error
+        raise refusal(
+            path,
+            f"expected UTF-8, got {data[error.start : error.start + 1]!r}; save it as CSV UTF-8",
+            line,
+        ) from error
 
 
 def _encoding(data: bytes) -> str:

@@ -39,11 +39,6 @@ class ThresholdCurve:
         """Return the highest recall with at most so many false alarms per hour."""
         return float(np.max(self.recall[self.false_per_h <= budget_per_h], initial=0.0))
 
-    def threshold_within(self, budget_per_h: float) -> float:
-        """Return the lowest threshold with at most so many false alarms per hour, else 1."""
-        kept = self.thresholds[self.false_per_h <= budget_per_h]
-        return float(kept.min(initial=1.0))
-
 
 def decide_at_thresholds(
     scored: Sequence[ScoredSoundscape], labels: Sequence[str], thresholds: Values = THRESHOLDS

@@ -229,14 +229,6 @@ class Counts:
     n_false: int
     n_sounds: int
 
-    def __add__(self, other: Counts) -> Counts:
-        """Return the counts of both together."""
-        return Counts(
-            self.n_found + other.n_found,
-            self.n_false + other.n_false,
-            self.n_sounds + other.n_sounds,
-        )
-
     @property
     def f1(self) -> float:
         """Harmonic mean of precision and recall, NaN where there is nothing to find or found."""
@@ -332,7 +324,10 @@ def _active_segments(spans: Spans, n_segments: int, segment_s: float) -> npt.NDA
     return active
 
 
-F1_KINDS: Mapping[str, Callable[[Spans, Spans, float], Counts]] = {
+F1Count = Callable[[Spans, Spans, float], Counts]
+"""Detections, sounds and the seconds of a soundscape in, what was found of them out."""
+
+F1_KINDS: Mapping[str, F1Count] = {
     "collar 0.2 s": lambda found, true, _: collar_counts(found, true, Collar(0.2, 0.2)),
     "onset 0.5 s": lambda found, true, _: collar_counts(found, true, Collar(0.5)),
     "onset 1 s": lambda found, true, _: collar_counts(found, true, Collar(1.0)),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,7 @@ from ast_stream.evaluation.intervals import (
 from ast_stream.evaluation.matching import (
     F1_KINDS,
     Counts,
+    F1Count,
     Matches,
     ReferenceMatch,
     Spans,
@@ -66,7 +68,7 @@ class LabelFigures:
         recall: part of the sounds that an event of their class overlaps, at the thresholds of
             the checkpoint; interval over the clips.
         false_alarms: in the same soundscapes.
-        f1: by kind, see `overlap.F1_KINDS`; NaN without sounds.
+        f1: by kind, see `F1_KINDS`; NaN without sounds.
         recall_within: by budget of false alarms per hour, at the best threshold for each, chosen
             on these very soundscapes: what the scores could give.
     """
@@ -210,12 +212,8 @@ def _label_figures(
 
 def _recall(parts: Sequence[Matches], seed: int) -> Interval:
     sounds = [sound for part in parts for sound in part.sounds]
-    return bootstrap_ratio(
-        [bool(one.detections) for one in sounds],
-        [1.0] * len(sounds),
-        [one.sound.clip or str(number) for number, one in enumerate(sounds)],
-        seed,
-    )
+    is_found = [bool(one.detections) for one in sounds]
+    return bootstrap_ratio(is_found, [1.0] * len(sounds), _clips(sounds), seed)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -270,7 +268,7 @@ def timing(parts: Sequence[Matches], seed: int = 0) -> TimingFigures:
     ends = end_delays(sounds)
     found = [one for one in sounds if one.detections]
     n_pairs = sum(len(one.detections) for one in found)
-    n_events = sum(_n_events(part) for part in parts)
+    events = {id(one) for sound in sounds for one in sound.detections}
     begun = [one for one in sounds if one.is_first]
     timed = [one for one in begun if one.detections]
     return TimingFigures(
@@ -286,7 +284,7 @@ def timing(parts: Sequence[Matches], seed: int = 0) -> TimingFigures:
         end_p50_s=quantile(np.array(ends), 0.5),
         end_p90_s=quantile(np.array(ends), 0.9),
         events_per_sound=n_pairs / len(found) if found else math.nan,
-        sounds_per_event=n_pairs / n_events if n_events else math.nan,
+        sounds_per_event=n_pairs / len(events) if events else math.nan,
     )
 
 
@@ -334,17 +332,11 @@ def _clips(sounds: Sequence[ReferenceMatch]) -> list[str]:
     return [one.sound.clip or str(number) for number, one in enumerate(sounds)]
 
 
-def _n_events(part: Matches) -> int:
-    return len({id(one) for sound in part.sounds for one in sound.detections})
-
-
 def _errors(values: Sequence[float]) -> TimeErrors:
     known = np.array([value for value in values if not math.isnan(value)])
+    absolute = np.abs(known)
     return TimeErrors(
-        len(known),
-        quantile(known, 0.5),
-        quantile(np.abs(known), 0.5),
-        quantile(np.abs(known), 0.9),
+        len(known), quantile(known, 0.5), quantile(absolute, 0.5), quantile(absolute, 0.9)
     )
 
 
@@ -357,23 +349,18 @@ def f1_counts(
         spans: by label, what was detected and what is true in each soundscape.
         durations: of the soundscapes, seconds.
     """
+
+    def counts(pairs: Sequence[tuple[Spans, Spans]], count: F1Count) -> npt.NDArray[np.float64]:
+        rows = [
+            astuple(count(found, true, float(duration)))
+            for (found, true), duration in zip(pairs, durations, strict=True)
+        ]
+        return np.array(rows, np.float64)
+
     return {
-        kind: {label: _counts(one, durations, count) for label, one in spans.items()}
+        kind: {label: counts(pairs, count) for label, pairs in spans.items()}
         for kind, count in F1_KINDS.items()
     }
-
-
-def _counts(
-    spans: Sequence[tuple[Spans, Spans]],
-    durations: npt.NDArray[np.float64],
-    count: Callable[[Spans, Spans, float], Counts],
-) -> npt.NDArray[np.float64]:
-    """Return found, false and all of each soundscape, shape (n_strips, 3)."""
-    rows = [
-        count(found, true, float(duration))
-        for (found, true), duration in zip(spans, durations, strict=True)
-    ]
-    return np.array([(one.n_found, one.n_false, one.n_sounds) for one in rows], np.float64)
 
 
 def mean_f1(counts: Sequence[npt.NDArray[np.float64]], seed: int) -> Interval:
@@ -421,7 +408,7 @@ def psds_figures(
         if len(confidences) > MAX_THRESHOLDS:
             confidences = np.quantile(confidences, np.linspace(0, 1, MAX_THRESHOLDS))
         by_events[label] = [one.at_least for one in found], confidences.tolist()
-        by_scores[label] = [_spans_at(events) for events in decided[label]], list(SWEPT)
+        by_scores[label] = [partial(_published, one) for one in decided[label]], list(SWEPT)
     return {
         f"{name}, from {source}": _psds_interval(sources, truth, criteria, durations, seed)
         for name, criteria in (("PSDS1", PSDS1), ("PSDS2", PSDS2))
@@ -447,5 +434,5 @@ def _psds_interval(
     return bootstrap(score, len(durations), seed, N_PSDS_RESAMPLES)
 
 
-def _spans_at(events: StreamEvents) -> SpansAt:
-    return lambda number: published_spans(events.of_classes(int(number)))
+def _published(events: StreamEvents, threshold: float) -> Spans:
+    return published_spans(events.of_classes(int(threshold)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,9 +50,12 @@ def score_soundscape(
     Args:
         make_detector: builds a detector that calls its argument with every window's scores.
     """
-    starts = range(0, len(soundscape.pcm), SAMPLE_RATE)
-    blocks = (soundscape.pcm[start : start + SAMPLE_RATE] for start in starts)
-    return score_blocks(make_detector, blocks, soundscape.truth)
+    return score_blocks(make_detector, blocks_of(soundscape.pcm), soundscape.truth)
+
+
+def blocks_of(pcm: Pcm16) -> Iterator[Pcm16]:
+    """Return int16 samples at 16 kHz second by second."""
+    return (pcm[start : start + SAMPLE_RATE] for start in range(0, len(pcm), SAMPLE_RATE))
 
 
 def score_blocks(

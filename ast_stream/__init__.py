@@ -13,7 +13,7 @@ from ast_stream.version import __version__
 
 if TYPE_CHECKING:
     from ast_stream.model.tagger import load_tagger
-    from ast_stream.scan import scan_file
+    from ast_stream.scanner import scan_file
 
 __all__ = ["__version__", "load_tagger", "scan_file"]
 
@@ -25,7 +25,7 @@ def __getattr__(name: str) -> Any:
 
         return load_tagger
     if name == "scan_file":
-        from ast_stream.scan import scan_file
+        from ast_stream.scanner import scan_file
 
         return scan_file
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -73,10 +73,10 @@ COMMANDS = (
     Command("devices", f"{_CLI}.devices:devices", "List input devices with stable names."),
     Command(
         "check-config",
-        f"{_CLI}.config:check_config",
+        f"{_CLI}.check_config:check_config",
         "Validate a configuration and say what it means.",
     ),
-    Command("schema", f"{_CLI}.config:schema", "Print the settings' JSON Schema."),
+    Command("schema", f"{_CLI}.check_config:schema", "Print the settings' JSON Schema."),
     Command("rules", f"{_CLI}.rules:app", "Check, test, explain and try alert rules."),
     Command("outbox", f"{_CLI}.outbox:app", "List, send, retry or drop deliveries."),
     Command("ack", f"{_CLI}.outbox:ack", "Say that an alert has been seen."),

@@ -30,6 +30,8 @@ from ast_stream.dataset.annotations import Clip
 from ast_stream.dataset.clips import DecodedClip, load_recordings, read_clips
 from ast_stream.dataset.tables import Columns
 from ast_stream.errors import UsageError
+from ast_stream.evaluation.figures import as_json as figures_json
+from ast_stream.evaluation.figures import evaluate as figures_of
 from ast_stream.evaluation.measure import (
     MeasureSettings,
     ScoredMaterial,
@@ -38,8 +40,6 @@ from ast_stream.evaluation.measure import (
     score_material,
     total_s,
 )
-from ast_stream.evaluation.report import as_json as figures_json
-from ast_stream.evaluation.report import evaluate as figures_of
 from ast_stream.model.tagger import Tagger, load_tagger
 from ast_stream.soundscape.backgrounds import speech_is_available
 from ast_stream.soundscape.soundbank import recorded_foregrounds

@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ast_stream.errors import AstStreamError, UsageError
+from ast_stream.evaluation.figures import Evaluation, as_json, jsonable
 from ast_stream.evaluation.intervals import Interval
 from ast_stream.evaluation.measure import MeasureSettings
-from ast_stream.evaluation.metrics import FalseAlarms, StreamReport, TimingFigures
 from ast_stream.evaluation.plots import plots
-from ast_stream.evaluation.report import Evaluation, as_json, jsonable
+from ast_stream.evaluation.stream_figures import FalseAlarms, StreamReport, TimingFigures
 from ast_stream.version import __version__
 
 MANY_SOUNDS_PER_EVENT = 1.5

@@ -13,7 +13,7 @@ from ast_stream.cli.scan import make_scanner, shown_as
 from ast_stream.cli.terminal import ProgressView
 from ast_stream.messages.event import EventMessage
 from ast_stream.sample_clock import SampleClock
-from ast_stream.scan import OnRead
+from ast_stream.scanner import OnRead
 from ast_stream.settings.schema import DetectionSettings, ModelSettings
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, seconds_to_samples
 

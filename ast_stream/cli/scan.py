@@ -33,7 +33,7 @@ from ast_stream.units import SAMPLE_RATE
 from ast_stream.urls import mask
 
 if TYPE_CHECKING:
-    from ast_stream.scan import OnRead, ScannedEvent, Scanner
+    from ast_stream.scanner import OnRead, ScannedEvent, Scanner
 
 STDIN = "-"
 CSV_HEADER = "file,class,label,onset_s,offset_s,score,peak,uncertainty_s,mean"
@@ -46,7 +46,7 @@ def make_scanner(
     channel: int | None = None,
 ) -> tuple[Scanner, list[str]]:
     """Return a scanner with the model and detection of a configuration, and its labels."""
-    from ast_stream.scan import Scanner  # imports torch
+    from ast_stream.scanner import Scanner  # imports torch
 
     tagger = load_model(model)
     scanner = Scanner(

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ast_stream.audio.recording import read_mono
 from ast_stream.detect.detector import Detector
-from ast_stream.evaluation.clips import clip_scores
+from ast_stream.evaluation.clip_figures import clip_scores
 from ast_stream.evaluation.scoring import ScoredSoundscape, score_blocks, score_soundscape
 from ast_stream.messages.event import Scores
 from ast_stream.model.tagger import Tagger

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from ast_stream.evaluation.clips import ClipReport
+from ast_stream.evaluation.clip_figures import ClipReport
 from ast_stream.evaluation.curves import ThresholdCurve
+from ast_stream.evaluation.figures import Evaluation
 from ast_stream.evaluation.matching import ReferenceMatch
-from ast_stream.evaluation.metrics import (
+from ast_stream.evaluation.stream_figures import (
     StreamReport,
     detection_delays,
     offset_errors,
     onset_errors,
 )
-from ast_stream.evaluation.report import Evaluation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

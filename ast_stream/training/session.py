@@ -16,7 +16,7 @@ from ast_stream.calibration.provenance import calibrate_checkpoint
 from ast_stream.dataset.annotations import Clip
 from ast_stream.dataset.clips import write_clips
 from ast_stream.errors import AstStreamError, UsageError
-from ast_stream.evaluation.clips import ScoreWindows, report_clips
+from ast_stream.evaluation.clip_figures import ScoreWindows, report_clips
 from ast_stream.model.ast import AudioSpectrogramTransformer
 from ast_stream.model.checkpoint import (
     Checkpoint,

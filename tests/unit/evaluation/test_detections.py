@@ -27,13 +27,13 @@ from ast_stream.evaluation.curves import (
     threshold_curve,
 )
 from ast_stream.evaluation.matching import Detection, detections, match, match_soundscape
-from ast_stream.evaluation.metrics import (
+from ast_stream.evaluation.scoring import ScoredSoundscape
+from ast_stream.evaluation.stream_figures import (
     detection_delays,
     offset_errors,
     onset_errors,
     timing,
 )
-from ast_stream.evaluation.scoring import ScoredSoundscape
 from ast_stream.units import seconds_to_samples
 
 TRUTH = [

@@ -11,9 +11,9 @@ import pytest
 from soundscape_cases import LABELS, WINDOW_S, begin_and_end, ideal_soundscape, reference
 
 from ast_stream.audio.activity import Waveform
-from ast_stream.evaluation.clips import average_precision, clip_report, clip_scores
+from ast_stream.evaluation.clip_figures import average_precision, clip_report, clip_scores
 from ast_stream.evaluation.measure import MeasureSettings, mixed_spec
-from ast_stream.evaluation.metrics import measure_streams, negatives_report
+from ast_stream.evaluation.stream_figures import measure_streams, negatives_report
 from ast_stream.messages.event import Event
 from ast_stream.soundscape.backgrounds import generated_backgrounds
 from ast_stream.soundscape.mixing import (

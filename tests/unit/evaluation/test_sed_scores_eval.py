@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,11 @@ class Case:
     def counts(
         self, label: str, threshold: float, count: Callable[[Spans, Spans, float], Counts]
     ) -> Counts:
-        total = Counts(0, 0, 0)
+        rows = []
         for soundscape in self.soundscapes:
             detected = self.detected(soundscape, label)(threshold)
-            total += count(detected, self.sounds(soundscape, label), DURATION_S)
-        return total
+            rows.append(astuple(count(detected, self.sounds(soundscape, label), DURATION_S)))
+        return Counts(*np.sum(rows, axis=0).tolist())
 
     def sweeps(self, criteria: Criteria) -> dict[str, Sweep]:
         truth = [

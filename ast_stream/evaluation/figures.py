@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ast_stream.evaluation.clips import ClipReport, clip_report, names_right
+from ast_stream.evaluation.clip_figures import ClipReport, clip_report, names_right
 from ast_stream.evaluation.intervals import Interval, bootstrap_ratio
 from ast_stream.evaluation.measure import MeasureSettings, ScoredMaterial, Subject
-from ast_stream.evaluation.metrics import (
+from ast_stream.evaluation.stream_figures import (
     FalseAlarms,
     Measured,
     StreamReport,

@@ -9,7 +9,7 @@ import pytest
 from tiny_model import TINY_LABELS, save_tiny
 
 from ast_stream.cli.app import run_command_line
-from ast_stream.cli.config import scrape_targets
+from ast_stream.cli.check_config import scrape_targets
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.schema import Settings
 from ast_stream.worker.capacity import describe_load, load_warnings

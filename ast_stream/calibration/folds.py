@@ -9,12 +9,18 @@ so there the checkpoint's own scores are used.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ast_stream.dataset.annotations import Clip
+from ast_stream.dataset.clips import DecodedClip, load_recordings, read_clips
+from ast_stream.dataset.tables import Columns
 from ast_stream.errors import UsageError
+from ast_stream.evaluation.measure import Subject
 from ast_stream.model.checkpoint import Checkpoint
+from ast_stream.model.tagger import Tagger, load_tagger
+from ast_stream.soundscape.soundbank import recorded_foregrounds
 
 TEST_FOLDS = "test_folds"  # key of a trained checkpoint's provenance
 HELD_OUT = "held-out"  # fold that a training gives, in its own list of clips, to those it kept back
@@ -138,3 +144,127 @@ def _check(fold_checkpoint: Checkpoint, checkpoint: Checkpoint) -> list[str]:
             f"got {fold_checkpoint.window_s:g} s"
         )
     return held
+
+
+def clips_of_folds(data: Path, columns: Columns, folds: Sequence[str]) -> list[Clip]:
+    """Return the labelled files of `data` in the given folds; all of them without any fold.
+
+    Raises:
+        ConfigError: the source is missing or empty, or the table cannot be understood.
+        UsageError: a fold that no clip has.
+    """
+    clips = read_clips(data, columns)
+    known = {clip.fold for clip in clips if clip.fold is not None}
+    for fold in folds:
+        if fold not in known:
+            there = ", ".join(sorted(known)) or "no folds"
+            raise UsageError(f"--test-fold: expected a fold of {data} ({there}), got {fold!r}")
+    return [clip for clip in clips if not folds or clip.fold in folds]
+
+
+def single(
+    models: Sequence[str],
+    data: Path,
+    columns: Columns,
+    test_folds: Sequence[str],
+    *,
+    use_frames: bool = True,
+) -> list[Subject]:
+    """Return one model with the clips of the given folds, or with all.
+
+    Raises:
+        UsageError: several models, or a fold that no clip has.
+        ConfigError: everything that is wrong with the clips.
+    """
+    if len(models) > 1:
+        raise UsageError(f"--model: expected one without --cross-validate, got {len(models)}")
+    tagger = load_tagger(models[0], use_frames=use_frames)
+    clips = clips_of_folds(data, columns, test_folds)
+    recordings = load_recordings(clips, tagger.labels, min_clips=1)
+    return [_subject(tagger, recordings, _folds(clips))]
+
+
+def cross_validated(
+    models: Sequence[str],
+    data: Path,
+    columns: Columns,
+    test_folds: Sequence[str],
+    *,
+    use_frames: bool = True,
+) -> list[Subject]:
+    """Return every model with the clips of the folds that it was not trained on.
+
+    Raises:
+        UsageError: models that do not say so, share a fold, leave one out, or differ in labels.
+        ConfigError: everything that is wrong with the clips.
+    """
+    if test_folds:
+        raise UsageError(
+            "--test-fold: expected none with --cross-validate: each model says which it has not "
+            "been trained on"
+        )
+    clips = read_clips(data, columns)
+    taggers = [load_tagger(model, use_frames=use_frames) for model in models]
+    for tagger in taggers[1:]:
+        if tagger.labels != taggers[0].labels:
+            raise UsageError(
+                f"--cross-validate: expected models with the same labels, got {len(tagger.labels)} "
+                f"in {tagger.checkpoint.origin} that differ from the {len(taggers[0].labels)} of "
+                f"{taggers[0].checkpoint.origin}"
+            )
+    folds = [tuple(held_folds(tagger.checkpoint) or ()) for tagger in taggers]
+    _check_folds(list(zip(models, folds, strict=True)), data, _folds(clips))
+    recordings = load_recordings(clips, taggers[0].labels, min_clips=1)
+    subjects = []
+    for tagger, its in zip(taggers, folds, strict=True):
+        own = [one for one in recordings if one.clip.fold in its]
+        subjects.append(_subject(tagger, own, its))
+    return subjects
+
+
+def _subject(tagger: Tagger, recordings: Sequence[DecodedClip], folds: tuple[str, ...]) -> Subject:
+    return Subject(tagger, tuple(recorded_foregrounds(recordings, tagger.labels)), folds)
+
+
+def known_clips_remark(subject: Subject) -> str | None:
+    """Return what says that a model may have been trained on its clips; None: nothing does."""
+    checkpoint = subject.tagger.checkpoint
+    held = held_folds(checkpoint)
+    if held is None or not subject.foregrounds:
+        return None
+    if not subject.folds:
+        return no_folds_remark(checkpoint)
+    seen = [fold for fold in subject.folds if fold not in (*held, HELD_OUT)]
+    if not seen:
+        return None
+    if not held:
+        return (
+            f"{checkpoint.origin} held no clips out of its training: if it was trained on these, "
+            "it finds more of them than of new ones"
+        )
+    return (
+        f"{checkpoint.origin} was trained on clips of fold {', '.join(seen)}: figures of clips it "
+        f"knows say little (it was not trained on fold {', '.join(held)})"
+    )
+
+
+def _folds(clips: Iterable[Clip]) -> tuple[str, ...]:
+    return tuple(sorted({clip.fold for clip in clips if clip.fold is not None}))
+
+
+def _check_folds(
+    folds: Sequence[tuple[str, tuple[str, ...]]], data: Path, known: Sequence[str]
+) -> None:
+    problems = [
+        f"{model} does not say which folds it was not trained on" for model, its in folds if not its
+    ]
+    claimed = [fold for _, its in folds for fold in its]
+    twice = sorted({fold for fold in claimed if claimed.count(fold) > 1})
+    problems += [f"fold {fold} is tested by several models" for fold in twice]
+    problems += [f"fold {fold} is not in {data}" for fold in sorted(set(claimed) - set(known))]
+    problems += [f"fold {fold} is tested by no model" for fold in known if fold not in claimed]
+    if problems:
+        raise UsageError(
+            "--cross-validate: expected models that together test every fold once: "
+            + "; ".join(problems)
+        )

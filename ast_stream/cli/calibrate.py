@@ -13,7 +13,7 @@ import torch
 import typer
 
 from ast_stream.calibration.false_alarms import Budgets, class_named, parse_budget, parse_budgets
-from ast_stream.calibration.folds import UnseenClips, unseen_clips
+from ast_stream.calibration.folds import UnseenClips, clips_of_folds, unseen_clips
 from ast_stream.calibration.provenance import (
     check_target,
     events_of,
@@ -42,7 +42,6 @@ from ast_stream.cli.clip_options import (
     ColumnOptions,
     Negatives,
     OnlyFolds,
-    clips_of_folds,
     require_packages,
 )
 from ast_stream.cli.options import DEFAULT_THREADS, AsJson, Device, Threads, with_option_groups

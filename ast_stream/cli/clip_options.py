@@ -10,8 +10,6 @@ from typing import Annotated
 
 import typer
 
-from ast_stream.dataset.annotations import Clip
-from ast_stream.dataset.clips import read_clips
 from ast_stream.dataset.tables import Columns
 from ast_stream.errors import UsageError
 
@@ -89,22 +87,6 @@ def accepted_values(where: Sequence[str]) -> dict[str, list[str]]:
             )
         accepted[column] = values.split(",")
     return accepted
-
-
-def clips_of_folds(data: Path, columns: Columns, folds: Sequence[str]) -> list[Clip]:
-    """Return the labelled files of `data` in the given folds; all of them without any fold.
-
-    Raises:
-        ConfigError: the source is missing or empty, or the table cannot be understood.
-        UsageError: a fold that no clip has.
-    """
-    clips = read_clips(data, columns)
-    known = {clip.fold for clip in clips if clip.fold is not None}
-    for fold in folds:
-        if fold not in known:
-            there = ", ".join(sorted(known)) or "no folds"
-            raise UsageError(f"--test-fold: expected a fold of {data} ({there}), got {fold!r}")
-    return [clip for clip in clips if not folds or clip.fold in folds]
 
 
 def require_packages(command: str, *packages: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,24 +12,20 @@ from typing import Annotated
 import torch
 import typer
 
-from ast_stream.calibration.folds import HELD_OUT, held_folds, no_folds_remark
+from ast_stream.calibration.folds import cross_validated, known_clips_remark, single
 from ast_stream.calibration.scores import negative_recordings
 from ast_stream.cli.clip_options import (
     ByWindows,
     ColumnOptions,
     Data,
     OnlyFolds,
-    clips_of_folds,
     require_packages,
 )
-from ast_stream.cli.evaluate_report import check_folder, remarks_on, show, write_report
 from ast_stream.cli.options import DEFAULT_THREADS, AsJson, Threads, with_option_groups
 from ast_stream.cli.output import json_line, say
-from ast_stream.cli.terminal import ProgressView, console
-from ast_stream.dataset.annotations import Clip
-from ast_stream.dataset.clips import DecodedClip, load_recordings, read_clips
-from ast_stream.dataset.tables import Columns
+from ast_stream.cli.terminal import ProgressView, console, plain_table
 from ast_stream.errors import UsageError
+from ast_stream.evaluation.figures import Evaluation
 from ast_stream.evaluation.figures import as_json as figures_json
 from ast_stream.evaluation.figures import evaluate as figures_of
 from ast_stream.evaluation.measure import (
@@ -40,9 +36,8 @@ from ast_stream.evaluation.measure import (
     score_material,
     total_s,
 )
-from ast_stream.model.tagger import Tagger, load_tagger
+from ast_stream.evaluation.report_page import class_table, remarks_on, summary, write_report
 from ast_stream.soundscape.backgrounds import speech_is_available
-from ast_stream.soundscape.soundbank import recorded_foregrounds
 
 SNR_DB = "12"
 FILE_WIDTH = 132  # of a table that does not go to a terminal
@@ -171,7 +166,7 @@ def evaluate(
         if as_json:
             print(json_line({"notes": notes, **figures_json(figures)}))
         else:
-            show(figures, settings, console(stderr=False, piped_width=FILE_WIDTH))
+            _show(figures, settings)
 
 
 def _say(notes: Sequence[str]) -> None:
@@ -196,6 +191,19 @@ def range_of(
     return values[0], values[-1]
 
 
+def _show(evaluation: Evaluation, settings: MeasureSettings) -> None:
+    out = console(stderr=False, piped_width=FILE_WIDTH)
+    for line in summary(evaluation, settings):
+        out.print(line, soft_wrap=True)
+    headings, rows = class_table(evaluation)
+    table = plain_table(*headings, right=headings[1:])
+    for row in rows:
+        table.add_row(*row)
+    for column in table.columns:
+        column.no_wrap = True
+    out.print(table)
+
+
 def _score(subjects: Sequence[Subject], settings: MeasureSettings) -> ScoredMaterial:
     with ProgressView(transient=False) as progress:
         task = progress.add_task("", total=total_s(subjects, settings))
@@ -208,73 +216,9 @@ def _score(subjects: Sequence[Subject], settings: MeasureSettings) -> ScoredMate
     return heard
 
 
-def single(
-    models: Sequence[str],
-    data: Path,
-    columns: Columns,
-    test_folds: Sequence[str],
-    *,
-    use_frames: bool = True,
-) -> list[Subject]:
-    """Return one model with the clips of the given folds, or with all.
-
-    Raises:
-        UsageError: several models, or a fold that no clip has.
-        ConfigError: everything that is wrong with the clips.
-    """
-    if len(models) > 1:
-        raise UsageError(f"--model: expected one without --cross-validate, got {len(models)}")
-    tagger = load_tagger(models[0], use_frames=use_frames)
-    clips = clips_of_folds(data, columns, test_folds)
-    recordings = load_recordings(clips, tagger.labels, min_clips=1)
-    return [_subject(tagger, recordings, _folds(clips))]
-
-
-def cross_validated(
-    models: Sequence[str],
-    data: Path,
-    columns: Columns,
-    test_folds: Sequence[str],
-    *,
-    use_frames: bool = True,
-) -> list[Subject]:
-    """Return every model with the clips of the folds that it was not trained on.
-
-    Raises:
-        UsageError: models that do not say so, share a fold, leave one out, or differ in labels.
-        ConfigError: everything that is wrong with the clips.
-    """
-    if test_folds:
-        raise UsageError(
-            "--test-fold: expected none with --cross-validate: each model says which it has not "
-            "been trained on"
-        )
-    clips = read_clips(data, columns)
-    taggers = [load_tagger(model, use_frames=use_frames) for model in models]
-    for tagger in taggers[1:]:
-        if tagger.labels != taggers[0].labels:
-            raise UsageError(
-                f"--cross-validate: expected models with the same labels, got {len(tagger.labels)} "
-                f"in {tagger.checkpoint.origin} that differ from the {len(taggers[0].labels)} of "
-                f"{taggers[0].checkpoint.origin}"
-            )
-    folds = [tuple(held_folds(tagger.checkpoint) or ()) for tagger in taggers]
-    _check_folds(list(zip(models, folds, strict=True)), data, _folds(clips))
-    recordings = load_recordings(clips, taggers[0].labels, min_clips=1)
-    subjects = []
-    for tagger, its in zip(taggers, folds, strict=True):
-        own = [one for one in recordings if one.clip.fold in its]
-        subjects.append(_subject(tagger, own, its))
-    return subjects
-
-
-def _subject(tagger: Tagger, recordings: Sequence[DecodedClip], folds: tuple[str, ...]) -> Subject:
-    return Subject(tagger, tuple(recorded_foregrounds(recordings, tagger.labels)), folds)
-
-
 def notes_of(subjects: Sequence[Subject]) -> list[str]:
     """Return what a reader of the figures must know."""
-    notes = [note for subject in subjects if (note := _known_clips(subject))]
+    notes = [note for subject in subjects if (note := known_clips_remark(subject))]
     notes += [
         f"{subject.tagger.checkpoint.origin} is decided by windows, not by its frame head"
         for subject in subjects
@@ -285,45 +229,19 @@ def notes_of(subjects: Sequence[Subject]) -> list[str]:
     return notes
 
 
-def _known_clips(subject: Subject) -> str | None:
-    """Return what says that a model may have been trained on its clips; None: nothing does."""
-    checkpoint = subject.tagger.checkpoint
-    held = held_folds(checkpoint)
-    if held is None or not subject.foregrounds:
-        return None
-    if not subject.folds:
-        return no_folds_remark(checkpoint)
-    seen = [fold for fold in subject.folds if fold not in (*held, HELD_OUT)]
-    if not seen:
-        return None
-    if not held:
-        return (
-            f"{checkpoint.origin} held no clips out of its training: if it was trained on these, "
-            "it finds more of them than of new ones"
-        )
-    return (
-        f"{checkpoint.origin} was trained on clips of fold {', '.join(seen)}: figures of clips it "
-        f"knows say little (it was not trained on fold {', '.join(held)})"
-    )
+def check_folder(folder: Path, option: str) -> None:
+    """Make the folder, so that hours of measuring are not lost for want of one.
 
-
-def _folds(clips: Iterable[Clip]) -> tuple[str, ...]:
-    return tuple(sorted({clip.fold for clip in clips if clip.fold is not None}))
-
-
-def _check_folds(
-    folds: Sequence[tuple[str, tuple[str, ...]]], data: Path, known: Sequence[str]
-) -> None:
-    problems = [
-        f"{model} does not say which folds it was not trained on" for model, its in folds if not its
-    ]
-    claimed = [fold for _, its in folds for fold in its]
-    twice = sorted({fold for fold in claimed if claimed.count(fold) > 1})
-    problems += [f"fold {fold} is tested by several models" for fold in twice]
-    problems += [f"fold {fold} is not in {data}" for fold in sorted(set(claimed) - set(known))]
-    problems += [f"fold {fold} is tested by no model" for fold in known if fold not in claimed]
-    if problems:
+    Raises:
+        UsageError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
         raise UsageError(
-            "--cross-validate: expected models that together test every fold once: "
-            + "; ".join(problems)
-        )
+            f"{option}: expected a folder that can be written to, got {folder} "
+            f"({error.strerror or error})"
+        ) from error

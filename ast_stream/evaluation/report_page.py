@@ -1,4 +1,4 @@
-"""The report folder of `evaluate`: one self-contained page, the figures as JSON, the plots."""
+"""An evaluation in words and tables, and as a folder: one page, the figures as JSON, the plots."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from ast_stream.errors import AstStreamError, UsageError
+from ast_stream.errors import AstStreamError
 from ast_stream.evaluation.figures import Evaluation, as_json, jsonable
 from ast_stream.evaluation.intervals import Interval
 from ast_stream.evaluation.measure import MeasureSettings
@@ -43,20 +41,6 @@ img { max-width: 100%; height: auto }
 pre { white-space: pre-wrap; background: #f4f6f8; padding: .6rem }
 .note { background: #fff4d6; padding: .4rem .6rem }
 """
-
-
-def show(evaluation: Evaluation, settings: MeasureSettings, console: Console) -> None:
-    """Print a summary and a table with a row for each class."""
-    for line in summary(evaluation, settings):
-        console.print(line, soft_wrap=True)
-    headings, rows = class_table(evaluation)
-    table = Table(*headings, box=None, pad_edge=False)
-    for column in table.columns:
-        column.justify = "left" if column.header == "class" else "right"
-        column.no_wrap = True
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
 
 
 def summary(evaluation: Evaluation, settings: MeasureSettings) -> list[str]:
@@ -218,24 +202,6 @@ def details(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
         what = f"{name}: false events per hour and class"
         rows.append([what, f"{false.per_h:.2f}", f"below {false.bound_per_h:.2f}"])
     return ["figure", "value", "95 %"], rows
-
-
-def check_folder(folder: Path, option: str) -> None:
-    """Make the folder, so that hours of measuring are not lost for want of one.
-
-    Raises:
-        UsageError: it cannot be made or written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UsageError(
-            f"{option}: expected a folder that can be written to, got {folder} "
-            f"({error.strerror or error})"
-        ) from error
 
 
 def write_report(

@@ -13,7 +13,6 @@ RELOADED_BY_SIGHUP = ("run", "capture", "worker", "alerts")
 
 
 def chosen_command(args: Sequence[str]) -> str | None:
-    """Return the command in a command line."""
     return next((arg for arg in args if not arg.startswith("-")), None)
 
 

@@ -160,7 +160,6 @@ def _refuse_output(error: OSError) -> int:
 
 
 def exit_code(error: AstStreamError) -> int:
-    """Return the exit code that `error` stands for."""
     if isinstance(error, ConfigError):
         return EXIT_CONFIG
     if isinstance(error, UsageError):

@@ -25,7 +25,6 @@ SNR_BANDS_DB = ((0, 6), (6, 12), (12, 20))
 
 
 def class_json(one: ClassCalibration) -> dict[str, Any]:
-    """Return all about one class."""
     recall, onset = one.choice.recall, one.onset
     return class_record(one) | {
         "recall": None if math.isnan(recall) else round(recall, 4),
@@ -63,7 +62,6 @@ def result_json(
     remarks: Sequence[str],
     written: str | None,
 ) -> dict[str, Any]:
-    """Return all that was found, as one object."""
     heard = calibrated[0].choice
     return {
         "checkpoint": checkpoint.origin,

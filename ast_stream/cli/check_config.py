@@ -129,7 +129,6 @@ def schema(
 
 
 def json_schema() -> dict[str, object]:
-    """Return the JSON Schema of a configuration file."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **Settings.model_json_schema(),

@@ -207,7 +207,6 @@ class DemoView:
         pass
 
     def show_health(self, health: Health) -> None:
-        """Show the health of the stream."""
         audio_s = health.audio_s or 0.0
         if audio_s - self._printed_s >= PLAIN_EVERY_S:
             self._printed_s = audio_s
@@ -215,7 +214,6 @@ class DemoView:
             self.console.print(f"demo: {audio_s:.0f} of {self.duration_s:.0f} s, {level}")
 
     def show_line(self, line: str) -> None:
-        """Show the begin or end of an event, or an alert that has fired."""
         self.console.print(line, soft_wrap=True)
 
 
@@ -260,14 +258,12 @@ class LiveDemoView(DemoView):
 
 
 def event_line(event: EventMessage) -> str:
-    """Return one begin or end as a line."""
     sample = event.onset_sample if event.type == "begin" else event.offset_sample
     at_s = samples_to_seconds(sample or 0)
     return f"{at_s:7.2f} s  {event.type:<5}  {event.label:<32} peak {event.peak:.2f}"
 
 
 def alert_line(alert: Alert) -> str:
-    """Return an alert that has fired as a line."""
     summary = alert.annotations.get("summary", "")
     return f"    alert  {alert.severity:<6} {alert.rule}: {summary}"
 
@@ -289,7 +285,6 @@ def report_table(report: DemoReport) -> Table:
 
 
 def summary(report: DemoReport) -> str:
-    """Return the result in words."""
     lines = [f"{report.n_found} of {len(report.rows)} planted sounds found"]
     latency = report.latency_summary()
     if latency:
@@ -353,7 +348,6 @@ class PlantedSound:
         return {"onset_to_published": sum(parts.values()), **parts}
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON."""
         detected = self.detected
         return {
             "label": self.planted.label,
@@ -375,16 +369,13 @@ class DemoReport:
 
     @property
     def n_found(self) -> int:
-        """How many planted sounds were found."""
         return sum(row.detected is not None for row in self.rows)
 
     @property
     def is_complete(self) -> bool:
-        """Whether every planted sound was found."""
         return self.n_found == len(self.rows)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the report as JSON."""
         return {
             "planted": len(self.rows),
             "found": self.n_found,

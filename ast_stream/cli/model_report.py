@@ -43,7 +43,6 @@ def row_of(reference: str, folder: Path | None) -> dict[str, Any]:
 
 
 def facts_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return everything about one checkpoint."""
     metadata, dims = checkpoint.metadata, checkpoint.dims
     return {
         "checkpoint": checkpoint.origin,
@@ -64,7 +63,6 @@ def facts_of(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def summary(checkpoint: Checkpoint) -> str:
-    """Return a checkpoint in a few words."""
     return (
         f"an AST of {_n_params(checkpoint) / MEGA:.1f} M parameters, "
         f"{len(checkpoint.labels)} classes, window {checkpoint.window_s:g} s"
@@ -72,7 +70,6 @@ def summary(checkpoint: Checkpoint) -> str:
 
 
 def show_rows(rows: Sequence[dict[str, Any]]) -> None:
-    """Print a table of checkpoints, one in a row."""
     sizes = ("window", "classes", "params")
     table = plain_table("checkpoint", *sizes, "licence or problem", right=sizes)
     for row in rows:
@@ -85,7 +82,6 @@ def show_rows(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def show_facts(facts: dict[str, Any]) -> None:
-    """Print everything about one checkpoint, its classes in a table."""
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")

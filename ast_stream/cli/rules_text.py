@@ -106,7 +106,6 @@ def _as_written(value: object) -> str:
 
 
 def junit(results: Sequence[TestResult]) -> str:
-    """Return test results as JUnit XML."""
     root = ET.Element("testsuites")
     for file in dict.fromkeys(result.file for result in results):
         of_file = [result for result in results if result.file == file]

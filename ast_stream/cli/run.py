@@ -79,7 +79,6 @@ def _supervise(
 
 
 def child_specs(settings: Settings, config: Path) -> list[ChildSpec]:
-    """Return the processes that a configuration needs."""
     command = (sys.executable, "-m", "ast_stream.cli")
     captures = [
         ChildSpec(

@@ -214,13 +214,11 @@ class ScoreCollector:
         self._rows: list[npt.NDArray[np.float32]] = []
 
     def add(self, scores: Scores) -> None:
-        """Add the scores of one window."""
         self._ends.append(scores.end_sample)
         self._rows.append(scores.scores)
 
     @property
     def is_empty(self) -> bool:
-        """Return whether there are no scores yet."""
         return not self._rows
 
     def save(self, labels: list[str]) -> None:

@@ -142,7 +142,6 @@ def _processes(box: BoxStatus) -> Table:
 
 
 def worker_text(worker: WorkerStatus) -> str:
-    """Return the status of a worker in a line."""
     lag = "no audio yet" if worker.lag_s is None else f"lag {worker.lag_s:.1f} s"
     return (
         f"{worker.device} {worker.precision} {worker.attention}, "
@@ -151,7 +150,6 @@ def worker_text(worker: WorkerStatus) -> str:
 
 
 def alerts_text(alerts: AlertsStatus) -> str:
-    """Return the status of an alerts process in a line."""
     return f"{alerts.n_rules} rules, {alerts.pending} to deliver"
 
 
@@ -215,7 +213,6 @@ class BoxStatus:
     problems: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the status as JSON."""
         return {
             "healthy": not self.problems,
             "problems": self.problems,
@@ -269,7 +266,6 @@ class StatusClient:
         )
 
     def close(self) -> None:
-        """Close the sockets."""
         if self._alerts is not None:
             self._alerts.close()
         self._sockets.close()

@@ -159,7 +159,6 @@ def default_settings() -> Settings:
 
 
 def feed_line(item: FeedMessage | Missed) -> Text:
-    """Return the line of one item."""
     if isinstance(item, Missed):
         return Text(f"missed messages up to {item.upto[1]}: {item.reason}", style="bold red")
     try:

@@ -154,12 +154,10 @@ class StatusLine:
         self._live.stop()
 
     def update(self, text: str) -> None:
-        """Say what is being done next."""
         self._spinner.update(text=Text(text))
 
 
 def level_text(level_dbfs: float | None) -> str:
-    """Return a level as people read it."""
     if level_dbfs is None:
         return "no audio"
     return "digital silence" if level_dbfs <= SILENCE_DBFS else f"{level_dbfs:.1f} dBFS"

@@ -250,18 +250,15 @@ class TrainingProgress(Progress):
         self._progress.stop()
 
     def phase(self, text: str) -> None:
-        """Show what takes its time next."""
         self._progress.console.print(text, soft_wrap=True)
         self._progress.reset(self._waiting, visible=True)
 
     def begin(self, steps: int) -> None:
-        """Show how many steps there will be."""
         self._steps, self._first = steps, None
         self._progress.update(self._waiting, visible=False)
         self._progress.reset(self._task, total=steps, visible=True, done=f"step 0 of {steps}")
 
     def measured(self, ratio: float) -> None:
-        """Show how much of the measurement is done, 0 to 1."""
         done = f"{100 * ratio:.0f} % measured"
         self._progress.update(self._measuring, completed=ratio, visible=True, done=done)
         self._progress.update(self._waiting, visible=ratio >= 1)  # thresholds are chosen now
@@ -269,7 +266,6 @@ class TrainingProgress(Progress):
             self._lines.show(done)
 
     def report(self, metrics: Metrics) -> None:
-        """Show one report."""
         shown = "  ".join(
             f"{name} {value:.4g}" for name, value in metrics.items() if name != "step"
         )
@@ -283,7 +279,6 @@ class TrainingProgress(Progress):
 
     @contextmanager
     def stoppable(self) -> Iterator[ShouldStop]:
-        """Watch for signals to stop."""
         before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
 
         def note(number: int, frame: FrameType | None) -> None:

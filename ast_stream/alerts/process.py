@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -23,9 +22,8 @@ from ast_stream.alerts.actions.base import (
     Entities,
     LiveSensors,
     Outcome,
-    describe_error,
 )
-from ast_stream.alerts.actions.registry import DeferredRunner, create_runner
+from ast_stream.alerts.actions.registry import create_runner
 from ast_stream.alerts.clock import WallClock
 from ast_stream.alerts.delivery import DeliveryThreads, no_fault
 from ast_stream.alerts.delivery_schedule import FEED, routes
@@ -239,18 +237,10 @@ def _create_runners(
         if isinstance(runner, LiveSensors):
             sensors.append(runner)
 
-    runners: dict[str, ActionRunner] = {}
-    for name, action in settings.alerts.actions.items():
-        create = partial(create_runner, name, action, entities)
-        try:
-            runners[name] = create()
-            note(runners[name])
-        except Exception as error:  # one boundary: whatever a third party's library or file does
-            reason = describe_error(name, error)
-            text = "the action %s cannot be used: %s; its alerts wait, it is tried again with each"
-            logger.error(text, name, reason)
-            runners[name] = DeferredRunner(name, create, reason, note)
-    return runners
+    return {
+        name: create_runner(name, action, entities, note)
+        for name, action in settings.alerts.actions.items()
+    }
 
 
 class SharedPublisher(FeedPublisher):

@@ -7,14 +7,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 
 from ast_stream.alerts.actions.base import (
     ActionRunner,
     Delivered,
     Failed,
     Outcome,
-    describe_error,
 )
 from ast_stream.alerts.actions.registry import DeferredRunner, create_runner
 from ast_stream.alerts.delivery_schedule import FEED
@@ -199,12 +197,7 @@ class HeartbeatThread(threading.Thread):
         if heartbeat is None:
             return None
         action = settings.actions[heartbeat.action]
-        make = partial(create_runner, heartbeat.action, action)
-        try:
-            runner = make()
-        except Exception as error:  # one boundary, as for alerts
-            reason = describe_error(heartbeat.action, error)
-            runner = DeferredRunner(heartbeat.action, make, reason)
+        runner = create_runner(heartbeat.action, action)
         return cls(runner, heartbeat.interval_s, is_well)
 
     def run(self) -> None:

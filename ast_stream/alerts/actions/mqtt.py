@@ -16,7 +16,6 @@ import re
 import socket
 import sys
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -50,6 +49,11 @@ MAX_QUEUED = 1000
 _RECONNECT_S = (1, 60)
 _NOT_IN_IDS = re.compile(r"[^a-zA-Z0-9_-]")
 _ATTRIBUTES = {"id", "label", "score", "peak", "onset_ns", "offset_ns", "reason"}
+
+Device = dict[str, Any]
+"""The discovery message of a device: its components by their ids, and what holds for all."""
+
+NO_DEVICE: Device = {"components": {}}
 
 logger = logging.getLogger(__name__)
 
@@ -187,12 +191,20 @@ class MqttRunner(ActionRunner):
 
     def _announce(self, before: Entities = NO_ENTITIES) -> None:
         """Publish what there is, that it is there, and its states."""
-        prefix = self._settings.discovery_prefix
-        if prefix is not None:
-            self._discover(discovery_messages(self._topics, prefix, self._entities, before))
+        announced = self._discovery(before)
+        for topic, device in (dict.fromkeys(announced) | self._discovery(self._entities)).items():
+            self._publish_device(topic, update_of(device, announced.get(topic, NO_DEVICE)))
         self._client.publish(self._topics.availability, ONLINE, qos=1, retain=True)
         for topic, state in self._retained.items():
             self._client.publish(topic, state, qos=1, retain=True)
+
+    def _discovery(self, entities: Entities) -> dict[str, Device]:
+        prefix = self._settings.discovery_prefix
+        return {} if prefix is None else discovery(self._topics, prefix, entities)
+
+    def _publish_device(self, topic: str, device: Device | None) -> None:
+        text = "" if device is None else json.dumps(device)
+        self._client.publish(topic, text, qos=1, retain=True)
 
     def _on_connect(self, client: Client, data: Any, flags: Any, reason: Any, _: Any) -> None:
         if reason.is_failure:
@@ -208,19 +220,14 @@ class MqttRunner(ActionRunner):
 
     def _on_message(self, client: Client, data: Any, message: Any) -> None:
         """Announce again when Home Assistant has started; take back what is shown no more."""
-        prefix = self._settings.discovery_prefix or ""
         with self._lock:
-            if message.topic != f"{prefix}/status":
-                if message.retain:
-                    retained = (self._entities, message.topic, message.payload)
-                    self._discover(removal_messages(self._topics, prefix, *retained))
-            elif message.payload == ONLINE.encode() and not message.retain:
-                self._announce()
-
-    def _discover(self, messages: list[tuple[str, dict[str, Any] | None]]) -> None:
-        for topic, payload in messages:
-            text = "" if payload is None else json.dumps(payload)
-            self._client.publish(topic, text, qos=1, retain=True)
+            if message.topic == f"{self._settings.discovery_prefix}/status":
+                if message.payload == ONLINE.encode() and not message.retain:
+                    self._announce()
+            elif message.retain and (before := announced_before(self._topics, message.payload)):
+                device = self._discovery(self._entities).get(message.topic)
+                if (update := update_of(device, before)) is None or update != device:
+                    self._publish_device(message.topic, update)
 
 
 def host_node() -> str:
@@ -298,69 +305,60 @@ def object_id(*names: str) -> str:
     return "_".join(_NOT_IN_IDS.sub("_", name) for name in names)
 
 
-def discovery_messages(
-    topics: Topics, prefix: str, entities: Entities, before: Entities = NO_ENTITIES
-) -> list[tuple[str, dict[str, Any] | None]]:
-    """Return topic and payload of every device; a payload of None removes the device.
-
-    Args:
-        before: what was shown until now: components that are gone are named without content.
-    """
-    messages: list[tuple[str, dict[str, Any] | None]] = []
-    for stream in dict.fromkeys((*entities.streams, *before.streams)):
-        classes = entities.classes if stream in entities.streams else ()
+def discovery(topics: Topics, prefix: str, entities: Entities) -> dict[str, Device]:
+    """Return every device to announce, by topic: streams with their classes, and the alerts."""
+    devices = {}
+    for stream in entities.streams if entities.classes else ():
         device = object_id(topics.node, "stream", stream)
-        topic = f"{prefix}/device/{device}/config"
-        if not classes:
-            messages += [(topic, None)] if before.classes else []
-            continue
-        components = {slug(label): _sensor(topics, device, stream, label) for label in classes}
-        for label in before.classes:
-            components.setdefault(slug(label), {"platform": "binary_sensor"})
-        messages.append((topic, _device(topics, device, f"Sounds on {stream}", components)))
-    return messages + _alert_messages(topics, prefix, entities.rules, before.rules)
+        sensors = {
+            slug(label): _sensor(topics, device, stream, label) for label in entities.classes
+        }
+        devices[device] = _device(device, f"Sounds on {stream}", sensors)
+    if entities.rules:
+        device = object_id(topics.node, "alerts")
+        events = {object_id(rule): _event(topics, device, rule) for rule in entities.rules}
+        devices[device] = _device(device, "Sound alerts", events)
+    return {f"{prefix}/device/{device}/config": payload for device, payload in devices.items()}
 
 
-def removal_messages(
-    topics: Topics, prefix: str, entities: Entities, topic: str, retained: bytes
-) -> list[tuple[str, dict[str, Any] | None]]:
-    """Return what takes back that of an earlier run which is shown no more, often nothing.
+def update_of(device: Device | None, before: Device) -> Device | None:
+    """Return what turns a device into another; None removes it.
+
+    Components that are gone are named without content, as Home Assistant wants it.
+    """
+    if device is None:
+        return None
+    there = device["components"]
+    gone = {
+        name: {"platform": component["platform"]}
+        for name, component in before["components"].items()
+        if name not in there
+    }
+    return device | {"components": there | gone}
+
+
+def announced_before(topics: Topics, retained: bytes) -> Device | None:
+    """Return the device that an earlier run of ours announced; None: it is another program's.
 
     Args:
-        topic: a discovery topic, perhaps of others.
-        retained: what the broker has there.
+        retained: what the broker has at a discovery topic.
     """
     try:
         components = dict(json.loads(retained)["components"])
-        there = {name: one["platform"] for name, one in components.items() if "state_topic" in one}
+        there = {
+            name: {"platform": component["platform"], "state_topic": component["state_topic"]}
+            for name, component in components.items()
+            if "state_topic" in component
+        }
         ours = f"{topics.base}/{topics.node}/"
-        if not any(components[name]["state_topic"].startswith(ours) for name in there):
-            return []
+        if any(component["state_topic"].startswith(ours) for component in there.values()):
+            return {"components": there}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return []  # another program's, which may have any format
-    wanted = dict(discovery_messages(topics, prefix, entities)).get(topic)
-    if wanted is None:
-        return [(topic, None)]
-    gone = {name: {"platform": there[name]} for name in there if name not in wanted["components"]}
-    return [(topic, wanted | {"components": wanted["components"] | gone})] if gone else []
+        pass  # it may have any format
+    return None
 
 
-def _alert_messages(
-    topics: Topics, prefix: str, rules: Sequence[str], before: Sequence[str]
-) -> list[tuple[str, dict[str, Any] | None]]:
-    device = object_id(topics.node, "alerts")
-    topic = f"{prefix}/device/{device}/config"
-    if not rules:
-        return [(topic, None)] if before else []
-    components = {object_id(rule): _event(topics, device, rule) for rule in rules}
-    for rule in before:
-        components.setdefault(object_id(rule), {"platform": "event"})
-    return [(topic, _device(topics, device, "Sound alerts", components))]
-
-
-def _device(
-    topics: Topics, device: str, name: str, components: dict[str, dict[str, Any]]
-) -> dict[str, Any]:
+def _device(device: str, name: str, components: dict[str, dict[str, Any]]) -> Device:
     return {
         "device": {"identifiers": [device], "name": name, "manufacturer": "ast-stream"},
         "origin": {"name": "ast-stream", "sw_version": __version__},

@@ -6,8 +6,10 @@ new action is its settings class and its module, and nothing else. Modules are i
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import import_module
 
 from ast_stream.alerts.actions.base import (
@@ -23,21 +25,14 @@ from ast_stream.errors import Problem
 from ast_stream.settings.alerts import Action, AlertSettings
 from ast_stream.settings.load import LoadedSettings
 
+logger = logging.getLogger(__name__)
+
 
 def runner_class(settings: Action) -> type[ActionRunner]:
     """Return the class that delivers for actions of this type."""
     module = import_module(f"{__name__.rpartition('.')[0]}.{settings.type}")
     found: type[ActionRunner] = module.RUNNER
     return found
-
-
-def create_runner(name: str, settings: Action, entities: Entities = NO_ENTITIES) -> ActionRunner:
-    """Return the runner of the action `name`.
-
-    Raises:
-        StartupError: a library, file or secret that it needs is missing.
-    """
-    return runner_class(settings).create(name, settings, entities)
 
 
 class DeferredRunner(ActionRunner):
@@ -58,7 +53,7 @@ class DeferredRunner(ActionRunner):
         name: str,
         create: Callable[[], ActionRunner],
         error: str,
-        on_created: Callable[[ActionRunner], None] = lambda runner: None,
+        on_created: Callable[[ActionRunner], None],
     ) -> None:
         super().__init__(name, None)
         self.error: str | None = error
@@ -91,6 +86,29 @@ class DeferredRunner(ActionRunner):
                 self.error = None
                 self._on_created(self._runner)
             return self._runner
+
+
+def create_runner(
+    name: str,
+    settings: Action,
+    entities: Entities = NO_ENTITIES,
+    on_created: Callable[[ActionRunner], None] = lambda runner: None,
+) -> ActionRunner:
+    """Return the runner of the action `name`; one that cannot be used yet is tried again.
+
+    Args:
+        on_created: called once with the runner, perhaps later.
+    """
+    create = partial(runner_class(settings).create, name, settings, entities)
+    try:
+        runner = create()
+    except Exception as error:  # one boundary: whatever a third party's library or file does
+        reason = describe_error(name, error)
+        text = "the action %s cannot be used: %s; its alerts wait, it is tried again with each"
+        logger.error(text, name, reason)
+        return DeferredRunner(name, create, reason, on_created)
+    on_created(runner)
+    return runner
 
 
 def kinds_by_action(actions: Mapping[str, Action]) -> dict[str, tuple[str, ...]]:

@@ -29,8 +29,8 @@ from ast_stream.alerts.actions.mqtt import (
     SETTLE_AFTER,
     MqttRunner,
     Topics,
-    discovery_messages,
-    removal_messages,
+    announced_before,
+    discovery,
 )
 from ast_stream.errors import StartupError
 from ast_stream.messages.event import EventMessage
@@ -83,13 +83,12 @@ def health(state: StreamState = "listening") -> Health:
 def test_what_others_have_retained_is_left_alone_however_deep() -> None:
     topics, deep = Topics("base", "box"), b'{"components": ' + b"[" * 100_000
     for retained in (deep + b"]" * 100_000 + b"}", deep, b"\xff", b"[]"):
-        assert removal_messages(topics, "homeassistant", Entities(), "t", retained) == []
+        assert announced_before(topics, retained) is None
 
 
 def test_classes_without_latin_letters_have_sensors_of_their_own() -> None:
     entities = Entities(streams=("porch",), classes=("狗叫", "海浪", "警笛"))
-    [(_, payload)] = discovery_messages(Topics("base", "box"), "homeassistant", entities)
-    assert payload is not None
+    (payload,) = discovery(Topics("base", "box"), "homeassistant", entities).values()
     sensors = payload["components"].values()
     assert [sensor["name"] for sensor in sensors] == ["狗叫", "海浪", "警笛"]
     for key in ("unique_id", "state_topic", "json_attributes_topic"):
@@ -325,16 +324,15 @@ def test_components_of_rules_that_are_gone_are_removed(broker: Broker) -> None:
 
 def test_ids_have_only_characters_that_home_assistant_allows() -> None:
     entities = Entities(("porch",), ("Baby cry, infant cry",), ("smoke-alarm",))
-    messages = discovery_messages(Topics("base", "box-1"), "homeassistant", entities)
-    for topic, payload in messages:
-        assert payload is not None
+    messages = discovery(Topics("base", "box-1"), "homeassistant", entities)
+    for topic, payload in messages.items():
         ids = [topic.split("/")[2], *payload["components"], *payload["device"]["identifiers"]]
         ids += [component["unique_id"] for component in payload["components"].values()]
         assert all(id.replace("_", "").replace("-", "").isalnum() for id in ids)
 
 
 def test_nothing_exposed_announces_nothing() -> None:
-    assert discovery_messages(Topics("base", "node"), "homeassistant", Entities()) == []
+    assert discovery(Topics("base", "node"), "homeassistant", Entities()) == {}
 
 
 def test_password_and_certificates_that_cannot_be_read_are_reported(tmp_path: Path) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from ast_stream.alerts.rules.match import Ontology, Vocabulary, compile_match
-from ast_stream.alerts.rules.problems import Notes, RuleProblem, problem_at, shortened
+from ast_stream.alerts.rules.problems import Notes, RuleProblem, problem_at
 from ast_stream.alerts.rules.rule import Inhibition, Rule, RuleSet
 from ast_stream.alerts.rules.schema import KINDS, Defaults, Group, RuleFile, RuleSettings
 from ast_stream.alerts.rules.templates import Template
@@ -19,7 +18,7 @@ from ast_stream.errors import ConfigError, Problem
 from ast_stream.labels import did_you_mean
 from ast_stream.runtime.files import DamagedFileError, read_bounded
 from ast_stream.settings.explain import Path as KeyPath
-from ast_stream.settings.explain import explain, show_path
+from ast_stream.settings.explain import explain_by_path
 from ast_stream.settings.yaml import Document, read_document
 
 MAX_ONTOLOGY_BYTES = 8 * 1024 * 1024  # AudioSet's has 0.4
@@ -145,10 +144,9 @@ class _FileCompiler:
 
     def compile(self) -> RuleSet:
         """Return the file's rules; those with problems are left out."""
-        found = _parse_rule_file(self._notes)
-        if found is None:
+        parsed, wrong = _parse_rule_file(self._notes)
+        if parsed is None:
             return RuleSet(resume_ns=0)
-        parsed, numbers = found
         self._defaults = parsed.defaults
         labels = None if self._labels is None else tuple(self._labels)
         groups = {name: tuple(members) for name, members in parsed.classes.items()}
@@ -162,7 +160,11 @@ class _FileCompiler:
         rules = [
             self._rule(settings, group, ("groups", g, "rules", number))
             for g, group in enumerate(parsed.groups)
-            for number, settings in zip(numbers[g], group.rules, strict=True)
+            for number, settings in zip(
+                _right_rules(g, len(self._document.data["groups"][g]["rules"]), wrong),
+                group.rules,
+                strict=True,
+            )
         ]
         inhibitions = tuple(
             Inhibition(inhibit.source, inhibit.target, tuple(inhibit.equal))
@@ -185,8 +187,6 @@ class _FileCompiler:
             self._notes.add(("ontology",), "E106", f"{path}: cannot be read: {error.strerror}")
         except (ValueError, DamagedFileError) as error:
             self._notes.add(("ontology",), "E106", f"{path}: {error}")
-        except RecursionError:
-            self._notes.add(("ontology",), "E106", f"{path}: is nested too deeply")
         return None
 
     def _rule(self, settings: RuleSettings, group: Group, path: KeyPath) -> Rule | None:
@@ -281,23 +281,45 @@ def _or_default(value: int | None, default: int) -> int:
     return default if value is None else value
 
 
-def _parse_rule_file(notes: Notes) -> tuple[RuleFile, list[list[int]]] | None:
-    """Return a file as far as it is right, None if more than rules is wrong.
+def _parse_rule_file(notes: Notes) -> tuple[RuleFile | None, set[KeyPath]]:
+    """Return a file as far as it is right, None if more than rules is wrong; and the wrong rules.
 
     Rules with wrong keys or values are left out, so that other mistakes are reported, too.
-
-    Returns:
-        The file, and for each group where in the document its rules stand.
     """
-    data = notes.document.data
+    document = notes.document
+    found = {(problem.line, problem.path): _coded(problem) for problem in document.problems}
+    wrong: set[KeyPath] = set()
+    parsed: RuleFile | None
     try:
-        parsed = RuleFile.model_validate(data)
+        parsed = RuleFile.model_validate(document.data)
     except ValidationError as error:
         details = error.errors(include_url=False)
-        _note(notes, details)
-        return _parse_without(data, _wrong_rules([detail["loc"] for detail in details]))
-    _note(notes, [])
-    return parsed, [list(range(len(group.rules))) for group in parsed.groups]
+        problems = explain_by_path(details, RuleFile, document.file, document.lines)
+        for path, problem in problems.items():
+            coded = problem_at(document, path, "E101", problem.text)
+            found.setdefault((problem.line, problem.path), coded)
+        wrong = {detail["loc"][:4] for detail in details}
+        parsed = _parse_without(document.data, wrong)
+    notes.problems += found.values()
+    return parsed, wrong
+
+
+def _parse_without(data: Any, wrong: set[KeyPath]) -> RuleFile | None:
+    """Return a file without some of its rules; None if something else is wrong."""
+    if any(len(place) < 4 or (place[0], place[2]) != ("groups", "rules") for place in wrong):
+        return None
+    groups = [
+        group | {"rules": [group["rules"][r] for r in _right_rules(g, len(group["rules"]), wrong)]}
+        for g, group in enumerate(data["groups"])
+    ]
+    try:
+        return RuleFile.model_validate(data | {"groups": groups})
+    except ValidationError:  # nothing is left of a group
+        return None
+
+
+def _right_rules(group: int, n_rules: int, wrong: set[KeyPath]) -> list[int]:
+    return [r for r in range(n_rules) if ("groups", group, "rules", r) not in wrong]
 
 
 def _coded(problem: Problem) -> RuleProblem:
@@ -316,57 +338,3 @@ def alert_names(document: Document) -> set[str]:
         for rule in group["rules"]
     ]
     return {str(rule["alert"]) for rule in rules if isinstance(rule, dict) and "alert" in rule}
-
-
-def _note(notes: Notes, details: list[ErrorDetails]) -> None:
-    """Note what reading and validating found, once for each place."""
-    document = notes.document
-    found = {(problem.line, problem.path): _coded(problem) for problem in document.problems}
-    for problem in explain(details, RuleFile, document.file, document.lines):
-        place = (problem.file, problem.line, problem.path)
-        column = _column(document, problem)
-        coded = RuleProblem(*place, shortened(problem.text), column, "E101")
-        found.setdefault((problem.line, problem.path), coded)
-    notes.problems += found.values()
-
-
-def _wrong_rules(locations: Iterable[tuple[int | str, ...]]) -> set[tuple[int, int]]:
-    """Return group and number of the rules in which something is wrong."""
-    return {
-        (place[1], place[3])
-        for place in locations
-        if len(place) > 3
-        and (place[0], place[2]) == ("groups", "rules")
-        and isinstance(place[1], int)
-        and isinstance(place[3], int)
-    }
-
-
-def _parse_without(
-    data: Any, wrong: set[tuple[int, int]]
-) -> tuple[RuleFile, list[list[int]]] | None:
-    groups = data.get("groups") if isinstance(data, dict) else None
-    if not wrong or not isinstance(groups, list):
-        return None
-    kept, numbers = [], []
-    for g, group in enumerate(groups):
-        rules = group.get("rules") if isinstance(group, dict) else None
-        if not isinstance(rules, list):
-            return None
-        right = [r for r in range(len(rules)) if (g, r) not in wrong]
-        numbers.append(right)
-        kept.append(group | {"rules": [rules[r] for r in right]})
-    try:
-        return RuleFile.model_validate(data | {"groups": kept}), numbers
-    except ValidationError:  # something else than a rule is wrong, and has been noted
-        return None
-
-
-def _column(document: Document, problem: Problem) -> int | None:
-    """Return the column of what a problem on some line is about."""
-    around = [
-        path
-        for path, line in document.lines.items()
-        if line == problem.line and problem.path.startswith(show_path(path))
-    ]
-    return document.columns[max(around, key=len)] if around else None

@@ -11,6 +11,7 @@ from ast_stream.alerts.rules.rule import Rule, RuleSet
 from ast_stream.alerts.rules.schema import RuleFile
 from ast_stream.alerts.triggers.base import Finding
 from ast_stream.labels import slug
+from ast_stream.settings.explain import Path as KeyPath
 from ast_stream.settings.yaml import Document
 
 Actions = Collection[str] | Mapping[str, Collection[str]]
@@ -44,39 +45,29 @@ def lint(
 
 def _rule_lints(rule: Rule, facts: DetectorFacts | None) -> Iterator[Finding]:
     yield from rule.trigger.lint(rule, facts)
-    if facts is not None:
-        yield from _low_scores(rule, facts)
-        yield from _classes_without_events(rule, facts)
+    places = rule.trigger.matches(rule.settings)
+    for (place, _), matcher in zip(places, rule.matchers, strict=True):
+        if facts is not None and matcher.slugs is not None:
+            yield from _match_lints(place, matcher.slugs, matcher.min_score, facts)
     both = sorted(set(rule.settings.when or ()) & set(rule.settings.unless or ()))
     if both:
         text = f"'{both[0]}' is in 'when' and in 'unless': the rule can never fire"
         yield ("unless",), "W210", text
 
 
-def _low_scores(rule: Rule, facts: DetectorFacts) -> Iterator[Finding]:
-    places = rule.trigger.matches(rule.settings)
-    for (place, _), matcher in zip(places, rule.matchers, strict=True):
-        if matcher.slugs is None or not matcher.min_score:
-            continue
-        lowest = min(facts.thresholds.get(name, 0.0) for name in matcher.slugs)
-        if matcher.min_score <= lowest:
-            text = (
-                f"a score of {matcher.min_score:g} keeps nothing out: the detector's own "
-                f"threshold is {lowest:g}"
-            )
-            yield (*place, "score"), "W201", text
-
-
-def _classes_without_events(rule: Rule, facts: DetectorFacts) -> Iterator[Finding]:
-    places = rule.trigger.matches(rule.settings)
-    for (place, _), matcher in zip(places, rule.matchers, strict=True):
-        without = sorted((matcher.slugs or frozenset()) & frozenset(facts.without_events))
-        if without:
-            yield (
-                place,
-                "W209",
-                f"{', '.join(without)}: background or switched off, makes no events",
-            )
+def _match_lints(
+    place: KeyPath, slugs: frozenset[str], min_score: float, facts: DetectorFacts
+) -> Iterator[Finding]:
+    lowest = min(facts.thresholds.get(name, 0.0) for name in slugs)
+    if 0 < min_score <= lowest:
+        text = (
+            f"a score of {min_score:g} keeps nothing out: the detector's own "
+            f"threshold is {lowest:g}"
+        )
+        yield (*place, "score"), "W201", text
+    without = sorted(slugs & frozenset(facts.without_events))
+    if without:
+        yield place, "W209", f"{', '.join(without)}: background or switched off, makes no events"
 
 
 def notification_lints(
@@ -113,16 +104,12 @@ def _notifies_nobody(rule: Rule, actions: Collection[str]) -> Iterator[RuleProbl
 def _unused(document: Document, parsed: RuleFile) -> Iterator[RuleProblem]:
     rules = [rule for group in parsed.groups for rule in group.rules]
     windows = {name for rule in rules for name in (*(rule.when or ()), *(rule.unless or ()))}
-    for name in parsed.windows:
-        if name not in windows:
-            text = f"no rule uses the window '{name}'"
-            yield problem_at(document, ("windows", name), "W205", text)
-    dumped = [rule.model_dump(exclude_none=True) for rule in rules]
-    groups = {name for rule in dumped for name in _groups_in(rule)}
-    for name in parsed.classes:
-        if name not in groups:
-            text = f"no rule uses the class group '{name}'"
-            yield problem_at(document, ("classes", name), "W207", text)
+    for name in (name for name in parsed.windows if name not in windows):
+        yield problem_at(document, ("windows", name), "W205", f"no rule uses the window '{name}'")
+    groups = {name for rule in rules for name in _groups_in(rule.model_dump(exclude_none=True))}
+    for name in (name for name in parsed.classes if name not in groups):
+        text = f"no rule uses the class group '{name}'"
+        yield problem_at(document, ("classes", name), "W207", text)
 
 
 def _groups_in(value: object) -> Iterator[str]:

@@ -65,23 +65,10 @@ class RuleProblem(Problem):
 
 def problem_at(document: Document, path: KeyPath, code: str, text: str) -> RuleProblem:
     """Return a problem at `path`, or at the nearest thing around it that the file holds."""
-    column = next(
-        (
-            document.columns[path[:length]]
-            for length in range(len(path), 0, -1)
-            if path[:length] in document.columns
-        ),
-        None,
-    )
-    line = line_of(document.lines, path)
-    return RuleProblem(document.file, line, show_path(path), shortened(text), column, code)
-
-
-def shortened(text: str) -> str:
-    """Return a text without the middle of what makes it longer than people read."""
-    if len(text) <= MAX_CHARACTERS:
-        return text
-    return f"{text[: MAX_CHARACTERS - 100]} … {text[-100:]}"
+    if len(text) > MAX_CHARACTERS:
+        text = f"{text[: MAX_CHARACTERS - 100]} … {text[-100:]}"
+    line, column = (line_of(places, path) for places in (document.lines, document.columns))
+    return RuleProblem(document.file, line, show_path(path), text, column, code)
 
 
 @dataclass

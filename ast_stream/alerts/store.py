@@ -83,18 +83,6 @@ CREATE TABLE closed_actions (
     reason TEXT NOT NULL
 ) STRICT;
 """
-_TABLES = {
-    "state": ("name", "value", "checksum"),
-    "alerts": ("id", "rule", "state", "updated_ns", "acknowledged_ns"),
-    "deliveries": (
-        "seq", "alert_id", "transition", "action", "rule", "severity", "payload", "checksum",
-        "state", "attempts", "last_error", "created_ns", "updated_ns", "next_ns",
-        "held_until_ns", "expires_ns",
-    ),
-    "snoozes": ("rule", "since_ns", "until_ns"),
-    "closed_actions": ("action", "settings", "since_ns", "reason"),
-}  # fmt: skip
-
 logger = logging.getLogger(__name__)
 
 
@@ -154,14 +142,9 @@ class Store:
         """
         with self._lock:
             try:
-                self._db.execute("BEGIN IMMEDIATE")
-                try:
+                with _committed(self._db):
                     yield self._db
-                    self._db.execute("COMMIT")
-                    self.outage.worked()
-                finally:
-                    if self._db.in_transaction:
-                        self._db.execute("ROLLBACK")
+                self.outage.worked()
             except sqlite3.Error as error:
                 raise self._store_error(error) from error
 
@@ -341,20 +324,31 @@ def _prepare(db: sqlite3.Connection) -> None:
     db.execute("PRAGMA synchronous = FULL")
     db.execute("PRAGMA foreign_keys = ON")
     db.execute(f"PRAGMA journal_size_limit = {_MAX_WAL_BYTES}")
-    db.execute("BEGIN IMMEDIATE")
-    try:
+    with _committed(db):
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version == 0 and not db.execute("SELECT 1 FROM sqlite_schema").fetchone():
-            for statement in _SCHEMA.split(";\n"):
-                db.execute(statement)
+            _make_tables(db)
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         elif version != SCHEMA_VERSION:
             text = f"is of version {version}, where this ast-stream has {SCHEMA_VERSION}"
             raise _Damage(text)
+
+
+@contextmanager
+def _committed(db: sqlite3.Connection) -> Iterator[None]:
+    """Commit what is done inside, or roll it back if something is raised."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
         db.execute("COMMIT")
     finally:
         if db.in_transaction:
             db.execute("ROLLBACK")
+
+
+def _make_tables(db: sqlite3.Connection) -> None:
+    for statement in _SCHEMA.split(";\n"):
+        db.execute(statement)
 
 
 def _check(db: sqlite3.Connection) -> None:
@@ -367,28 +361,29 @@ def _check(db: sqlite3.Connection) -> None:
     if found != "ok":
         raise _Damage(f"is damaged ({' '.join(str(found).split())})")
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as fresh:
-        for statement in _SCHEMA.split(";\n"):
-            fresh.execute(statement)
+        _make_tables(fresh)
         query = "SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY name"
         if fresh.execute(query).fetchall() != db.execute(query).fetchall():
             raise _Damage("is damaged (its tables are not as they were made)")
     (last,) = db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence").fetchone()
     if not isinstance(last, int) or last > _MAX_SEQ:
         raise _Damage("is damaged (the number of the last delivery is none)")
-    for row in db.execute(f"SELECT {', '.join(_TABLES['state'])} FROM state"):
-        _check_row("state", row)
-    pending = f"SELECT {', '.join(_TABLES['deliveries'])} FROM deliveries WHERE state = 'pending'"
-    for row in db.execute(pending):
-        _check_row("deliveries", row)
+    for table, which in (("state", ""), ("deliveries", "WHERE state = 'pending'")):
+        columns = _columns(db, table)
+        for row in db.execute(f"SELECT {', '.join(columns)} FROM {table} {which}"):
+            _check_row(table, dict(zip(columns, row, strict=True)))
 
 
-def _check_row(table: str, row: tuple[Any, ...]) -> None:
+def _columns(db: sqlite3.Connection, table: str) -> list[str]:
+    return [name for (name,) in db.execute("SELECT name FROM pragma_table_info(?)", (table,))]
+
+
+def _check_row(table: str, fields: dict[str, Any]) -> None:
     """Check what the constraints of the schema do not cover.
 
     Raises:
         _Damage: the row was not written like this.
     """
-    fields = dict(zip(_TABLES[table], row, strict=True))
     if table == "state" and not _is_state(fields):
         raise _Damage(f"is damaged (the value of {fields['name']!r} is not what was stored)")
     if table == "deliveries" and not _is_delivery(fields):
@@ -396,23 +391,18 @@ def _check_row(table: str, row: tuple[Any, ...]) -> None:
 
 
 def _is_state(fields: dict[str, Any]) -> bool:
+    name, text = fields["name"], fields["value"]
+    if zlib.crc32(f"{name}\0{text}".encode(errors="replace")) != fields["checksum"]:
+        return False
     try:
-        value = json.loads(fields["value"])
+        value = json.loads(text)
     except (ValueError, TypeError, RecursionError):
         return False
-    if (
-        zlib.crc32(f"{fields['name']}\0{fields['value']}".encode(errors="replace"))
-        != fields["checksum"]
-    ):
-        return False
-    match fields["name"]:
-        case "engine":
-            return isinstance(value, dict)
-        case "position":
-            is_pair = isinstance(value, list) and len(value) == 2
-            return is_pair and isinstance(value[0], str) and isinstance(value[1], int)
-        case "since":
-            return isinstance(value, int) and abs(value) < _MAX_TIME_NS
+    match name, value:
+        case ("engine", dict()) | ("position", [str(), int()]):
+            return True
+        case "since", int():
+            return abs(value) < _MAX_TIME_NS
     return False
 
 
@@ -445,14 +435,14 @@ def _salvage(db: sqlite3.Connection, kept: Path) -> int:
     with closing(old):
         old.text_factory = lambda raw: raw.decode(errors="surrogateescape")  # refused below
         db.execute("BEGIN IMMEDIATE")
-        for table, columns in _TABLES.items():
-            marks = ", ".join("?" * len(columns))
-            insert = f"INSERT OR IGNORE INTO {table} VALUES ({marks})"
+        for table in ("state", "alerts", "deliveries", "snoozes", "closed_actions"):
+            columns = _columns(db, table)
+            insert = f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * len(columns))})"
             # what is beyond a broken page is not certain, and other tables may be whole
             with suppress(sqlite3.Error, MemoryError, UnicodeError):
                 for row in old.execute(f"SELECT {', '.join(columns)} FROM {table} NOT INDEXED"):
                     with suppress(sqlite3.Error, _Damage, ValueError, TypeError, OverflowError):
-                        _check_row(table, row)
+                        _check_row(table, dict(zip(columns, row, strict=True)))
                         n_rows += db.execute(insert, row).rowcount
         # a row that was refused has left its number there
         db.execute(

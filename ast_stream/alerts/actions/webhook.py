@@ -15,8 +15,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
@@ -78,6 +77,8 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 class WebhookRunner(ActionRunner):
     """Posts each notification to one URL.
 
+    After the name is resolved everything has `timeout_s` together.
+
     Args:
         name: of the action, for errors.
         now_s: wall clock, seconds since 1970; stamps each attempt.
@@ -115,22 +116,37 @@ class WebhookRunner(ActionRunner):
             yield f"url: {host} is not public: expected 'allow_private: true' beside it, got none"
 
     def deliver(self, notification: Notification) -> Outcome:
-        """Post once."""
-        body = cloud_event(notification)
+        """Post once; the body of the answer is not read."""
+        settings, parts, body = (
+            self._settings,
+            urlsplit(self._settings.url),
+            cloud_event(notification),
+        )
+        host, port = parts.hostname or "", parts.port or _PORTS[parts.scheme]
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         try:
-            answer = post(
-                self._settings.url,
-                body,
-                self._headers(notification.id, body),
-                timeout_s=self._settings.timeout_s,
-                allow_private=self._settings.allow_private,
-                context=self._tls,
-            )
-        except Forbidden as error:
-            return Refused(str(error))
-        except NoAnswer as error:
-            return Failed(str(error), is_down=True)
-        return self._outcome(answer)
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            addresses: list[_Address] = [(family, address) for family, _, _, _, address in found]
+            if not settings.allow_private:
+                addresses = [one for one in addresses if is_public(str(one[1][0]))]
+            if not addresses:
+                address = found[0][4][0]
+                where = host if host == address else f"{host} is at {address}, which"
+                text = f"{where} is not public; the action's 'allow_private: true' lets it"
+                return Refused(text)
+            with _Link(settings.timeout_s) as link:
+                link.connect(addresses)
+                if self._tls is not None:
+                    link.secure(self._tls, host)
+                connection = http.client.HTTPConnection(host, port)
+                connection.sock = link.socket
+                headers = {"Host": parts.netloc, **self._headers(notification.id, body)}
+                connection.request("POST", target, body, headers)
+                answer = connection.getresponse()
+                return self._outcome(answer.status, answer.getheader("Retry-After"))
+        # a UnicodeError: a host name that no resolver could be asked for
+        except (OSError, http.client.HTTPException, UnicodeError) as error:
+            return Failed(f"no answer from {host}: {connection_error(error)}", is_down=True)
 
     def _headers(self, message_id: str, body: bytes) -> dict[str, str]:
         timestamp_s = int(self._now_s())
@@ -144,8 +160,7 @@ class WebhookRunner(ActionRunner):
             headers["webhook-signature"] = sign(self._signers, message_id, timestamp_s, body)
         return headers
 
-    def _outcome(self, answer: Answer) -> Outcome:
-        status = answer.status
+    def _outcome(self, status: int, retry_after: str | None) -> Outcome:
         reason = f"the receiver answered {status}"
         if 200 <= status < 300:
             return Delivered()
@@ -154,7 +169,7 @@ class WebhookRunner(ActionRunner):
         if status == GONE:
             return Refused(f"{reason} (gone): nothing more is sent there", is_closed=True)
         if status in _RETRIED or status >= 500:
-            after_s = retry_after_s(answer.retry_after, self._now_s())
+            after_s = retry_after_s(retry_after, self._now_s())
             return Failed(reason, after_s, is_down=status in _DOWN)
         return Refused(reason)
 
@@ -225,22 +240,6 @@ def sign(signers: Sequence[Webhook], message_id: str, timestamp_s: int, body: by
     return " ".join(signer.sign(message_id, time, body.decode()) for signer in signers)
 
 
-class Forbidden(Exception):
-    """All addresses of the host are private."""
-
-
-class NoAnswer(Exception):
-    """The connection or the answer failed; worth another try."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Status of the answer, and its `Retry-After` if there is one."""
-
-    status: int
-    retry_after: str | None
-
-
 def is_public(address: str) -> bool:
     """Return whether an IP address is one of the public internet.
 
@@ -279,55 +278,6 @@ def _is_listed(
     is_isatap = address.version == 6 and int(address) >> 32 & 0xFDFFFFFF == 0x5EFE
     is_special = is_isatap or any(address in network for network in special)
     return any(address in network for network in public) and not is_special
-
-
-def post(
-    url: str,
-    body: bytes,
-    headers: Mapping[str, str],
-    *,
-    timeout_s: float,
-    allow_private: bool,
-    context: ssl.SSLContext | None = None,
-) -> Answer:
-    """Post `body` and return the answer's status; its body is not read.
-
-    Args:
-        timeout_s: limit of everything after the name is resolved.
-        context: which authorities are trusted; None: those of the system.
-
-    Raises:
-        Forbidden: the host has only addresses that are not public, and `allow_private` is False.
-        NoAnswer: no connection, no TLS, no or a malformed answer, or out of time.
-    """
-    parts = urlsplit(url)
-    host, port = parts.hostname or "", parts.port or _PORTS[parts.scheme]
-    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    try:
-        addresses = _allowed_addresses(host, port, allow_private)
-        with _Link(timeout_s) as link:
-            link.connect(addresses)
-            if parts.scheme == "https":
-                link.secure(context or ssl.create_default_context(), host)
-            connection = http.client.HTTPConnection(host, port)
-            connection.sock = link.socket
-            connection.request("POST", target, body, {"Host": parts.netloc, **headers})
-            answer = connection.getresponse()
-            return Answer(answer.status, answer.getheader("Retry-After"))
-    # a UnicodeError: a host name that no resolver could be asked for
-    except (OSError, http.client.HTTPException, UnicodeError) as error:
-        raise NoAnswer(f"no answer from {host}: {connection_error(error)}") from error
-
-
-def _allowed_addresses(host: str, port: int, allow_private: bool) -> list[_Address]:
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    addresses: list[_Address] = [(family, address) for family, _, _, _, address in found]
-    allowed = [found for found in addresses if allow_private or is_public(str(found[1][0]))]
-    if not allowed:
-        address = addresses[0][1][0]
-        where = host if host == address else f"{host} is at {address}, which"
-        raise Forbidden(f"{where} is not public; the action's 'allow_private: true' lets it")
-    return allowed
 
 
 class _Link:

@@ -27,13 +27,13 @@ class _OpenEvent:
     """An event between its begin and its end.
 
     Attributes:
-        entered: rules that matched it, with the steps it fits and the group.
+        entered: the steps it fits of each rule that matched it, by the rule's name and the group.
     """
 
     onset_ns: int
     stream: str
     heard_ns: int
-    entered: list[tuple[str, int, dict[str, str]]] = field(default_factory=list)
+    entered: dict[tuple[str, Labels], int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,10 @@ class OpenEvents:
         transitions: list[Transition] = []
         for event_id, event in self._events.items():
             for entry in list(event.entered):
-                instance = self._find(entry[0], entry[2])
+                instance = self._find(*entry)
                 if instance is None or not instance.trigger.counts_open_time:
                     continue
-                event.entered.remove(entry)  # the next message enters it again
+                del event.entered[entry]  # the next message enters it again
                 fires = instance.trigger.on_end(
                     instance.trigger_state, event_id, event.onset_ns, event.heard_ns, now
                 )
@@ -117,13 +117,20 @@ class OpenEvents:
         """Look for candidates anew; rules that have changed have not matched any event."""
         self._candidates = {}
         for event in self._events.values():
-            event.entered = [entry for entry in event.entered if entry[0] not in changed]
+            event.entered = {
+                entry: steps for entry, steps in event.entered.items() if entry[0] not in changed
+            }
 
     def export(self) -> dict[str, Any]:
         """Return the open events, and the ids of the last that ended, as JSON values."""
         return {
             "open": {
-                event_id: [event.onset_ns, event.stream, event.heard_ns, list(event.entered)]
+                event_id: [
+                    event.onset_ns,
+                    event.stream,
+                    event.heard_ns,
+                    [[rule, steps, dict(group)] for (rule, group), steps in event.entered.items()],
+                ]
                 for event_id, event in self._events.items()
             },
             "ended": list(self._ended),
@@ -133,7 +140,7 @@ class OpenEvents:
         """Take over what `export` returned."""
         self._ended = OrderedDict.fromkeys(state["ended"])
         for event_id, (onset_ns, stream, heard_ns, entries) in state["open"].items():
-            entered = [(rule, steps, dict(group)) for rule, steps, group in entries]
+            entered = {(rule, _flat(group)): steps for rule, steps, group in entries}
             self._events[event_id] = _OpenEvent(onset_ns, stream, heard_ns, entered)
 
     def _enter(
@@ -141,19 +148,17 @@ class OpenEvents:
     ) -> list[Transition]:
         """Give the event to the rules that match it and do not have it yet."""
         transitions: list[Transition] = []
-        entered = {(name, _flat(group)): steps for name, steps, group in known.entered}
         for candidate in self._matching(event):
             steps = sum(1 << bit for bit, min_score in candidate.steps if event.peak >= min_score)
             rule, group = candidate.rule, candidate.group
             place = (rule.name, _flat(group))
-            if steps == 0 or entered.get(place, 0) == steps:
+            if steps == 0 or known.entered.get(place, 0) == steps:
                 continue
             instance = self._instances.obtain(rule, group)
             if instance is None:
                 continue
-            if place in entered:
-                known.entered.remove((rule.name, entered[place], group))
-            known.entered.append((rule.name, steps, group))
+            known.entered.pop(place, None)  # it comes last from now on
+            known.entered[place] = steps
             transitions += self._begin(instance, event, steps, onset, now)
         return transitions
 
@@ -180,8 +185,8 @@ class OpenEvents:
         del self._events[event_id]
         self._remember_ended(event_id)
         transitions: list[Transition] = []
-        for name, _, group in event.entered:
-            instance = self._find(name, group)
+        for entry in event.entered:
+            instance = self._find(*entry)
             if instance is not None:
                 trigger, state = instance.trigger, instance.trigger_state
                 fires = trigger.on_end(state, event_id, event.onset_ns, offset_ns, now)
@@ -191,9 +196,9 @@ class OpenEvents:
                 transitions += self._instances.settle(instance, fires, now, event_id)
         return transitions
 
-    def _find(self, name: str, group: Mapping[str, str]) -> Instance | None:
+    def _find(self, name: str, group: Labels) -> Instance | None:
         rule = self._instances.rule_named(name)
-        return None if rule is None else self._instances.find(rule, group)
+        return None if rule is None else self._instances.find(rule, dict(group))
 
     def _matching(self, event: EventMessage) -> list[_Candidate]:
         key = (event.class_, event.stream, tuple(sorted(event.labels.items())))

@@ -89,18 +89,6 @@ def backoff_s(n_failed: int, jitter: Callable[[], float]) -> float:
     return BACKOFF_S[min(n_failed, len(BACKOFF_S) - 1)] * jitter()
 
 
-@dataclass(frozen=True)
-class DueRow:
-    """A row to deliver."""
-
-    seq: int
-    attempts: int
-    payload: bytes
-    severity: str
-    rule: str
-    transition: str
-
-
 class DueRows:
     """The pending rows of one action at one moment.
 
@@ -134,13 +122,12 @@ class DueRows:
             "in_flight": json.dumps(list(in_flight)),
         }
 
-    def first(self) -> DueRow | None:
-        """Return the row to deliver next; on the feed the one that was written first."""
+    def first(self) -> tuple[int, int, bytes] | None:
+        """Return number, attempts and payload of what to deliver next; on the feed the oldest."""
         order = "seq" if self._action == FEED else f"{SEVERITY_RANK}, attempts > 0, seq"
-        columns = "seq, attempts, payload, severity, rule, transition"
-        query = f"SELECT {columns} {_READY} {_DUE} ORDER BY {order} LIMIT 1"
-        row = self._db.execute(query, self._bound).fetchone()
-        return None if row is None else DueRow(*row)
+        query = f"SELECT seq, attempts, payload {_READY} {_DUE} ORDER BY {order} LIMIT 1"
+        row: tuple[int, int, bytes] | None = self._db.execute(query, self._bound).fetchone()
+        return row
 
     def wait_s(self) -> float | None:
         """Return the seconds until the next row is due, None if no row waits for its time."""

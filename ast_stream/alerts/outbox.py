@@ -21,7 +21,6 @@ from ast_stream.alerts.actions.base import Delivered, Failed, Outcome, Refused
 from ast_stream.alerts.delivery_schedule import (
     FEED,
     SEVERITY_RANK,
-    DueRow,
     DueRows,
     Receivers,
     Route,
@@ -237,11 +236,12 @@ class Outbox:
             if row is None:
                 next_s = rows.wait_s()
                 return None if next_s is None else max(wait_s, next_s, MIN_WAIT_S)
-            self._in_flight[row.seq] = action
+            seq, attempts, payload = row
+            self._in_flight[seq] = action
         try:
-            return Delivery(row.seq, action, row.attempts, Notification.decode(row.payload))
+            return Delivery(seq, action, attempts, Notification.decode(payload))
         except WireError:
-            self._refuse_unknown(action, row)
+            self._refuse_unknown(action, seq)
         return 0.0
 
     def settle(self, delivery: Delivery, outcome: Outcome) -> None:
@@ -288,18 +288,18 @@ class Outbox:
                 end_rows(db, "expired", now_ns, "seq = ?", seq, reason=reason)
                 self._report_undelivered(db, action, title, reason)
 
-    def _refuse_unknown(self, action: str, row: DueRow) -> None:
+    def _refuse_unknown(self, action: str, seq: int) -> None:
         """Give up a row that another version of this program wrote in a format unknown to us."""
         reason = "unknown to this version of ast-stream"
-        title = title_of(row.severity, row.rule, row.transition)
-        logger.error("%s cannot be delivered by %s: %s", title, action, reason)
         try:
             with self._store.transaction() as db:
-                self._end(db, row.seq, "dead", reason)
-                self._report_undelivered(db, action, title, reason)
+                for row in end_rows(db, "dead", self._now_ns(), "seq = ?", seq, reason=reason):
+                    title = title_of(*row)
+                    logger.error("%s cannot be delivered by %s: %s", title, action, reason)
+                    self._report_undelivered(db, action, title, reason)
         finally:
             with self._store.reading():
-                self._in_flight.pop(row.seq)
+                self._in_flight.pop(seq)
 
     def _prune(self) -> None:
         """Delete old rows from time to time: the process may run for years."""

@@ -22,8 +22,8 @@ from ast_stream.alerts.actions.base import (
     Entities,
     LiveSensors,
     Outcome,
+    create_runner,
 )
-from ast_stream.alerts.actions.registry import create_runner
 from ast_stream.alerts.clock import WallClock
 from ast_stream.alerts.delivery import DeliveryThreads, no_fault
 from ast_stream.alerts.delivery_schedule import FEED, routes
@@ -145,7 +145,7 @@ def run_alerts(
             clock=clock,
             on_blocked=reporter.tick,
         )
-        in_force = RulesInForce(loaded, files, rules, timing, loop, sensors)
+        in_force = RulesInForce(settings, files, rules, timing, loop, sensors)
         deliveries.start()
         _start_heartbeat(settings, loop, cleanup)
         logger.info("ready: %s rules, actions: %s", len(in_force), ", ".join(runners) or "none")

@@ -5,10 +5,15 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from ast_stream.alerts.actions.base import Entities, LiveSensors
-from ast_stream.alerts.actions.registry import kinds_by_action, used_without_rules
+from ast_stream.alerts.actions.base import (
+    Entities,
+    LiveSensors,
+    kinds_by_action,
+    used_without_rules,
+)
 from ast_stream.alerts.loop import AlertLoop
 from ast_stream.alerts.model_facts import (
     DetectionTiming,
@@ -120,6 +125,7 @@ def configured_timing(loaded: LoadedSettings) -> DetectionTiming:
     return detection_timing(decision_parameters(known, settings.detection, hop_s))
 
 
+@dataclass
 class RulesInForce:
     """Puts other rules and another timing in force: validate, then swap.
 
@@ -128,28 +134,19 @@ class RulesInForce:
         sensors: show the classes that rules name.
     """
 
-    def __init__(
-        self,
-        loaded: LoadedSettings,
-        files: RuleFiles,
-        rules: RuleSet,
-        timing: DetectionTiming,
-        loop: AlertLoop,
-        sensors: Sequence[LiveSensors],
-    ) -> None:
-        self._settings = loaded.settings
-        self._files = files
-        self._rules = rules
-        self._timing = timing
-        self._loop = loop
-        self._sensors = sensors
+    settings: Settings
+    files: RuleFiles
+    rules: RuleSet
+    timing: DetectionTiming
+    loop: AlertLoop
+    sensors: Sequence[LiveSensors]
 
     def __len__(self) -> int:
-        return len(self._rules.rules)
+        return len(self.rules.rules)
 
     def poll(self) -> None:
         """Put the rule files in force if they have changed and are valid."""
-        if self._files.have_changed() and (changed := self._files.reload()) is not None:
+        if self.files.have_changed() and (changed := self.files.reload()) is not None:
             try:
                 self._put(changed)
             except AstStreamError as error:
@@ -161,19 +158,19 @@ class RulesInForce:
         Raises:
             AstStreamError: either is wrong; everything stays as it was.
         """
-        model = self._settings.model  # another one needs a restart
+        model = self.settings.model  # another one needs a restart
         kept = new.settings.model_copy(update={"model": model})
         timing = configured_timing(LoadedSettings(kept, new.lines, new.file))
-        rules = self._files.load()
-        self._timing = timing
+        rules = self.files.load()
+        self.timing = timing
         self._put(rules)
 
     def _put(self, rules: RuleSet) -> None:
         # first: if it raises, nothing has changed
-        shown = exposed_entities(self._settings, rules)
-        self._rules = rules
-        self._loop.replace_rules(rules, self._timing)
-        for sensors in self._sensors:
+        shown = exposed_entities(self.settings, rules)
+        self.rules = rules
+        self.loop.replace_rules(rules, self.timing)
+        for sensors in self.sensors:
             try:
                 sensors.expose(shown)
             except Exception:  # one boundary: a broker's library must not end the evaluation

@@ -6,15 +6,17 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from ast_stream.alerts.actions.base import (
     ActionRunner,
+    DeferredRunner,
     Delivered,
     Failed,
     Outcome,
+    create_runner,
 )
-from ast_stream.alerts.actions.registry import DeferredRunner, create_runner
 from ast_stream.alerts.delivery_schedule import FEED
 from ast_stream.alerts.notification import Notification, message_alert
 from ast_stream.alerts.outbox import Outbox
@@ -30,6 +32,7 @@ REPORT_EVERY_S = 1.0
 logger = logging.getLogger(__name__)
 
 
+@dataclass
 class StatusReporter:
     """Reports once a second to the service manager, on the process's feed, and to Prometheus.
 
@@ -39,25 +42,15 @@ class StatusReporter:
         rules_and_worker: returns the number of rules, and whether the worker is heard.
     """
 
-    def __init__(
-        self,
-        notifier: Notifier,
-        metrics: Metrics,
-        publisher: FeedPublisher,
-        outbox: Outbox,
-        runners: Mapping[str, ActionRunner],
-        published: Counter[tuple[str, str]],
-        rules_and_worker: Callable[[], tuple[int, bool]],
-    ) -> None:
-        self.notifier = notifier
-        self._metrics = metrics
-        self._publisher = publisher
-        self._outbox = outbox
-        self._runners = dict(runners)
-        self._published = published
-        self._rules_and_worker = rules_and_worker
-        self._next_s = float("-inf")
-        self._status = "starting"
+    notifier: Notifier
+    metrics: Metrics
+    publisher: FeedPublisher
+    outbox: Outbox
+    runners: Mapping[str, ActionRunner]
+    published: Counter[tuple[str, str]]
+    rules_and_worker: Callable[[], tuple[int, bool]]
+    _next_s: float = float("-inf")
+    _status: str = "starting"
 
     def tick(self) -> None:
         """Report if it is time; called after each turn of the loop, and while that waits."""
@@ -67,11 +60,10 @@ class StatusReporter:
         self.notifier.turn(lambda: self._status, is_working=True)
 
     def _report(self) -> None:
-        n_rules, hears_worker = self._rules_and_worker()
-        pending: dict[str, int] | None = None
-        failing: list[FailingAction] = []
+        n_rules, hears_worker = self.rules_and_worker()
+        pending: dict[str, int] | None
         try:
-            pending, failing = self._outbox.pending(), self._failing()
+            pending, failing = self.outbox.pending(), self._failing()
         except StoreError:
             pending, failing = None, []
         total = None if pending is None else sum(pending.values())
@@ -84,14 +76,13 @@ class StatusReporter:
             n_rules=n_rules,
             hears_worker=hears_worker,
             pending=total,
-            disk=self._outbox.outage.text,
+            disk=self.outbox.outage.text,
             failing=failing,
             pending_by_action=pending,
         )
-        self._publisher.publish(status)
-        if self._metrics.is_on:
-            families = self._families(n_rules, hears_worker, pending or {})
-            self._metrics.renew([*families, *self._delivery_families(pending or {}, failing)])
+        self.publisher.publish(status)
+        if self.metrics.is_on:
+            self.metrics.renew(self._families(status))
 
     def _failing(self) -> list[FailingAction]:
         """Return the actions whose deliveries do not get through, also those without deliveries.
@@ -99,48 +90,28 @@ class StatusReporter:
         Raises:
             StoreError: the database cannot be read.
         """
-        found = {action.action: action for action in self._outbox.failing()}
-        for name, runner in self._runners.items():
+        found = {action.action: action for action in self.outbox.failing()}
+        for name, runner in self.runners.items():
             if isinstance(runner, DeferredRunner) and runner.error is not None:
-                known = found.get(name)
-                found[name] = FailingAction(
-                    action=name,
-                    waiting=0 if known is None else known.waiting,
-                    attempts=0 if known is None else known.attempts,
-                    lost=False if known is None else known.lost,
-                    error=runner.error,
-                )
+                unknown = FailingAction(action=name, waiting=0, attempts=0, lost=False, error="")
+                known = found.get(name, unknown)
+                found[name] = known.model_copy(update={"error": runner.error})
         return list(found.values())
 
-    def _delivery_families(
-        self, actions: Iterable[str], failing: Sequence[FailingAction]
-    ) -> list[Family]:
-        names = {action.action for action in failing}
+    def _families(self, status: AlertsStatus) -> list[Family]:
+        pending = status.pending_by_action or {}
+        failing = {action.action for action in status.failing}
         return [
+            figure("ast_stream_alerts_rules", "Rules in force", status.n_rules),
             figure(
-                "ast_stream_alerts_action_failing",
-                "1 while alerts do not get through by an action",
-                {(name,): name in names for name in actions if name != FEED},
-                ("action",),
+                "ast_stream_alerts_hears_worker",
+                "1 while the worker is heard",
+                status.hears_worker,
             ),
-            figure(
-                "ast_stream_alerts_delivery_attempts_total",
-                "Deliveries that were tried; outcome is delivered, failed or refused",
-                self._outbox.attempts,
-                ("action", "outcome"),
-            ),
-        ]
-
-    def _families(
-        self, n_rules: int, hears_worker: bool, pending: Mapping[str, int]
-    ) -> list[Family]:
-        return [
-            figure("ast_stream_alerts_rules", "Rules in force", n_rules),
-            figure("ast_stream_alerts_hears_worker", "1 while the worker is heard", hears_worker),
             figure(
                 "ast_stream_alerts_disk_failing",
                 "1 while the alert database cannot be written",
-                self._outbox.outage.text is not None,
+                status.disk is not None,
             ),
             figure(
                 "ast_stream_alerts_outbox_pending",
@@ -151,19 +122,31 @@ class StatusReporter:
             figure(
                 "ast_stream_alerts_published_total",
                 "Alert messages published",
-                self._published,
+                self.published,
                 ("rule", "severity"),
             ),
             figure(
                 "ast_stream_feed_messages_total",
                 "Messages published",
-                {(kind,): n for kind, n in self._publisher.messages.items()},
+                {(kind,): n for kind, n in self.publisher.messages.items()},
                 ("kind",),
             ),
             figure(
                 "ast_stream_feed_drops_total",
                 "Messages that found no room",
-                self._publisher.drops,
+                self.publisher.drops,
+            ),
+            figure(
+                "ast_stream_alerts_action_failing",
+                "1 while alerts do not get through by an action",
+                {(name,): name in failing for name in pending if name != FEED},
+                ("action",),
+            ),
+            figure(
+                "ast_stream_alerts_delivery_attempts_total",
+                "Deliveries that were tried; outcome is delivered, failed or refused",
+                self.outbox.attempts,
+                ("action", "outcome"),
             ),
         ]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
-from ast_stream.alerts.actions.registry import action_problems
+from ast_stream.alerts.actions.base import action_problems
 from ast_stream.alerts.rule_files import RuleFiles
 from ast_stream.alerts.rules.schema import rule_file_json_schema
 from ast_stream.cli.output import aligned, say

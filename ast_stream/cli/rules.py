@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from ast_stream.alerts.actions.registry import kinds_by_action, used_without_rules
+from ast_stream.alerts.actions.base import kinds_by_action, used_without_rules
 from ast_stream.alerts.backtest import (
     BacktestReport,
     Message,

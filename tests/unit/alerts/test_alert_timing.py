@@ -170,7 +170,7 @@ def in_force(folder: Path, detection: dict[str, Any]) -> tuple[RulesInForce, _Lo
     loaded, loop = load_file(folder / "config.yaml"), _Loop()
     files = RuleFiles(loaded)
     rules = RulesInForce(
-        loaded,
+        loaded.settings,
         files,
         files.load(),
         configured_timing(loaded),

@@ -113,68 +113,58 @@ def _counted(transitions: list[Transition], report: BacktestReport) -> Iterator[
 
 
 @dataclass
-class RecordedSound:
-    """One event of the past.
+class RecordedTest:
+    """A stretch of time as a rule test.
 
     Attributes:
-        event: its first message.
-        offset_ns: None while it has not ended.
-    """
-
-    event: EventMessage
-    offset_ns: int | None = None
-    peak: float = 0.0
-
-
-@dataclass
-class RecordedTest:
-    """A stretch of time as a rule test: its sounds, by the id of their event.
-
-    Args:
         rules: streams that they name keep their names.
+        sounds: the first message about each, by id, with what later ones said of peak and offset.
     """
 
     rules: RuleSet
-    sounds: dict[str, RecordedSound] = field(default_factory=dict)
+    sounds: dict[str, EventMessage] = field(default_factory=dict)
     _names: dict[str, str] = field(default_factory=dict)
 
     def add(self, messages: Iterable[Message], from_ns: int, to_ns: int) -> None:
         """Add the sounds whose onset lies in [`from_ns`, `to_ns`); other messages are ignored."""
         for event in messages:
             if isinstance(event, EventMessage) and from_ns <= event.onset_ns < to_ns:
-                sound = self.sounds.setdefault(event.id, RecordedSound(event))
-                sound.peak = max(sound.peak, event.peak)
-                sound.offset_ns = event.offset_ns or sound.offset_ns
+                known = self.sounds.get(event.id, event)
+                so_far = {
+                    "peak": max(known.peak, event.peak),
+                    "offset_ns": event.offset_ns or known.offset_ns,
+                }
+                self.sounds[event.id] = known.model_copy(update=so_far)
 
     @property
     def start_ns(self) -> int:
         """The whole second at which the test begins."""
-        first = min(sound.event.onset_ns for sound in self.sounds.values())
+        first = min(sound.onset_ns for sound in self.sounds.values())
         return first // NS_PER_SECOND * NS_PER_SECOND
 
     def lines(self, rule_files: Sequence[str], name: str, detector: str) -> Iterator[str]:
         """Yield a test file up to what is expected."""
-        sounds = sorted(self.sounds.values(), key=lambda sound: sound.event.onset_ns)
-        streams = {sound.event.stream: sound.event.labels for sound in sounds}
+        sounds = sorted(self.sounds.values(), key=lambda sound: sound.onset_ns)
+        streams = {sound.stream: sound.labels for sound in sounds}
         yield f"rules: {json.dumps(list(rule_files))}"
         yield f"detector: {detector}"
         yield "tests:"
         yield f"  - name: {json.dumps(name)}"
         yield f"    start: {json.dumps(format_time(self.start_ns))}"
-        last = max(sound.offset_ns or sound.event.captured_ns for sound in sounds) + _AFTERWARDS_NS
+        last = max(sound.offset_ns or sound.captured_ns for sound in sounds) + _AFTERWARDS_NS
         yield f"    until: {-(-(last - self.start_ns) // NS_PER_SECOND)}s"
         yield "    streams:"
         for stream, labels in streams.items():
             yield f"      {self._name(stream)}: {json.dumps(labels, ensure_ascii=False)}"
         yield "    events:"
         for sound in sounds:
-            onset_ns, dur = sound.event.onset_ns, ""
+            dur = ""
             if sound.offset_ns is not None:
-                dur = f"dur: {duration_text(max(0, sound.offset_ns - onset_ns))}, "
+                dur = f"dur: {duration_text(max(0, sound.offset_ns - sound.onset_ns))}, "
             yield (
-                f"      - {{at: {duration_text(onset_ns - self.start_ns)}, "
-                f"class: {json.dumps(sound.event.label, ensure_ascii=False)}, {dur}"
-                f"score: {sound.peak:g}, stream: {self._name(sound.event.stream)}}}"
+                f"      - {{at: {duration_text(sound.onset_ns - self.start_ns)}, "
+                f"class: {json.dumps(sound.label, ensure_ascii=False)}, {dur}"
+                f"score: {sound.peak:g}, stream: {self._name(sound.stream)}}}"
             )
 
     def expected_lines(self, transitions: Sequence[Transition]) -> Iterator[str]:

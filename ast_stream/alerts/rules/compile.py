@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from ast_stream.alerts.rules.match import Ontology, Vocabulary, compile_match
 from ast_stream.alerts.rules.problems import Notes, RuleProblem, problem_at
-from ast_stream.alerts.rules.rule import Inhibition, Rule, RuleSet
+from ast_stream.alerts.rules.rule import Rule, RuleSet
 from ast_stream.alerts.rules.schema import KINDS, Defaults, Group, RuleFile, RuleSettings
 from ast_stream.alerts.rules.templates import Template
 from ast_stream.alerts.rules.windows import TimeWindow, compile_windows
@@ -166,13 +166,9 @@ class _FileCompiler:
                 strict=True,
             )
         ]
-        inhibitions = tuple(
-            Inhibition(inhibit.source, inhibit.target, tuple(inhibit.equal))
-            for inhibit in parsed.inhibit
-        )
         return RuleSet(
             rules=tuple(rule for rule in rules if rule is not None),
-            inhibitions=inhibitions,
+            inhibitions=tuple(parsed.inhibit),
             resume_ns=parsed.defaults.resume_window,
             files=((self._document, parsed, self._vocabulary),),
         )

@@ -7,8 +7,8 @@ every class that can be reached from its node, and the node itself.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from pydantic import Field
 
@@ -226,33 +226,28 @@ class Matcher:
         return next((values for key, values in self.streams if key == "id"), None)
 
 
-def stream_conditions(given: Mapping[str, Iterable[str]]) -> tuple[tuple[str, frozenset[str]], ...]:
-    """Return the `stream:` of a rule file as `Matcher.streams`."""
-    return tuple((key, frozenset(values)) for key, values in given.items())
-
-
 def compile_match(
     given: EventMatch, path: KeyPath, vocabulary: Vocabulary, notes: Notes
 ) -> Matcher:
     """Return the matcher that a match in a rule stands for; notes what is wrong with it."""
-    slugs = _slugs(given, path, vocabulary, notes)
+    matcher = _sounds(given, path, vocabulary, notes)
     exceptions: tuple[Matcher, ...] = ()
     if given.not_ is not None:
-        inner: KeyPath = (*path, "not")
-        exceptions = (
-            Matcher(
-                _slugs(given.not_, inner, vocabulary, notes), stream_conditions(given.not_.stream)
-            ),
-        )
+        exceptions = (_sounds(given.not_, (*path, "not"), vocabulary, notes),)
         if exceptions[0] == Matcher():
-            notes.add(inner, "E101", "expected something that is not meant, got nothing")
-    return Matcher(
-        slugs=slugs,
-        streams=stream_conditions(given.stream),
+            text = "expected something that is not meant, got nothing"
+            notes.add((*path, "not"), "E101", text)
+    return replace(
+        matcher,
         min_score=0.0 if given.score is None else given.score.min,
-        relatives=vocabulary.relatives(slugs) if given.under and slugs else {},
+        relatives=vocabulary.relatives(matcher.slugs) if given.under and matcher.slugs else {},
         exceptions=exceptions,
     )
+
+
+def _sounds(given: SoundMatch, path: KeyPath, vocabulary: Vocabulary, notes: Notes) -> Matcher:
+    streams = tuple((key, frozenset(values)) for key, values in given.stream.items())
+    return Matcher(_slugs(given, path, vocabulary, notes), streams)
 
 
 def _slugs(

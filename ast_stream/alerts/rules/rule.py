@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ast_stream.alerts.rules.match import Matcher, Vocabulary
-from ast_stream.alerts.rules.schema import RuleFile, RuleSettings, Selector
+from ast_stream.alerts.rules.schema import Inhibit, RuleFile, RuleSettings
 from ast_stream.alerts.rules.templates import Template
 from ast_stream.alerts.rules.windows import TimeWindow
 from ast_stream.alerts.transitions import stable_id
@@ -100,15 +100,6 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Inhibition:
-    """While an alert that `source` selects is active, `target` with equal labels does not fire."""
-
-    source: Selector
-    target: Selector
-    equal: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class RuleSet:
     """All rules in force.
 
@@ -118,7 +109,7 @@ class RuleSet:
     """
 
     rules: tuple[Rule, ...] = ()
-    inhibitions: tuple[Inhibition, ...] = ()
+    inhibitions: tuple[Inhibit, ...] = ()
     resume_ns: int = 3600 * 10**9
     files: tuple[tuple[Document, RuleFile, Vocabulary], ...] = ()
 

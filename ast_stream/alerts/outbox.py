@@ -18,21 +18,23 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ast_stream.alerts.actions.base import Delivered, Failed, Outcome, Refused
-from ast_stream.alerts.delivery_schedule import (
-    FEED,
-    SEVERITY_RANK,
-    DueRows,
-    Receivers,
-    Route,
-    backoff_s,
-    expiry_ns,
-)
+from ast_stream.alerts.delivery_schedule import FEED, Receivers, Route, backoff_s, expiry_ns
 from ast_stream.alerts.notification import (
     Notification,
     message_alert,
     notification_of,
-    one_line,
     title_of,
+)
+from ast_stream.alerts.outbox_rows import (
+    MAX_ERROR_CHARACTERS,
+    NOT_AMONG,
+    SEVERITY_RANK,
+    DueRows,
+    end_rows,
+    failing_action,
+    note_alert,
+    prune,
+    snooze_at,
 )
 from ast_stream.alerts.store import Store, delivery_checksum
 from ast_stream.alerts.transitions import Transition, stable_id
@@ -44,16 +46,10 @@ from ast_stream.units import NS_PER_SECOND
 
 SELF_RULE = "ast_stream_delivery_failed"
 MAX_PENDING = 10_000  # for one action; more could never be delivered before they expire
-MAX_ERROR_CHARACTERS = 300
 MIN_WAIT_S = 0.1  # for a row that is due and that something else keeps back
 PRUNE_EVERY_S = 600
-KEPT_S = 30 * 86400  # rows that are over are kept for so long, against repeats and for people,
-MAX_KEPT = 100_000  # but not more than so many
-PRUNE_BATCH = 10_000  # rows deleted at once: nothing else can be written meanwhile
 _HOUR_NS = 3600 * NS_PER_SECOND
 _NO_ROUTE = Route(frozenset())
-_NOT_AMONG = "seq NOT IN (SELECT value FROM json_each(?))"
-_NOT_ACTIVE = "alert_id NOT IN (SELECT id FROM alerts WHERE state NOT IN ('inactive', 'resolved'))"
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +120,7 @@ class Outbox:
     def failing(self) -> list[FailingAction]:
         """Return the actions whose deliveries do not get through now."""
         with self._store.reading() as db:
-            found = (_failing(db, action) for action in self.actions if action != FEED)
+            found = (failing_action(db, action) for action in self.actions if action != FEED)
             return [failing for failing in found if failing is not None]
 
     # -- from the engine's transitions to rows; inside a transaction of the caller
@@ -134,7 +130,7 @@ class Outbox:
         written = set()
         for transition in transitions:
             alert = transition.alert
-            _note_alert(db, alert, alert.state, self._now_ns())
+            note_alert(db, alert, alert.state, self._now_ns())
             notification = notification_of(transition)
             if notification is None:
                 continue
@@ -157,7 +153,7 @@ class Outbox:
         known = db.execute("SELECT 1 FROM deliveries WHERE alert_id = ?", (alert.id,)).fetchone()
         if known is not None:
             return False
-        _note_alert(db, alert, "resolved", now_ns)
+        note_alert(db, alert, "resolved", now_ns)
         notification = Notification(
             id=f"{alert.id}.firing", kind="firing", at_ns=now_ns, alert=alert
         )
@@ -308,7 +304,7 @@ class Outbox:
             return
         self._prune_ns = now_ns + PRUNE_EVERY_S * NS_PER_SECOND
         with self._store.transaction() as db:
-            _prune(db, now_ns, now_ns if self.evaluated_ns is None else self.evaluated_ns)
+            prune(db, now_ns, now_ns if self.evaluated_ns is None else self.evaluated_ns)
 
     def _postpone(self, db: sqlite3.Connection, delivery: Delivery, failed: Failed) -> None:
         wait_s = max(failed.after_s, backoff_s(delivery.attempts, self._jitter))
@@ -372,7 +368,7 @@ class Outbox:
         now_ns, alert = self._now_ns(), notification.alert
         # by when it happened: what is evaluated late happened during the snooze all the same
         at_ns = min(notification.at_ns, now_ns)
-        snooze = None if action == FEED else _snooze_at(db, alert.rule, at_ns)
+        snooze = None if action == FEED else snooze_at(db, alert.rule, at_ns)
         until_ns = 0 if snooze is None else snooze[1]
         closed = db.execute("SELECT reason FROM closed_actions WHERE action = ?", (action,))
         reason = closed.fetchone()
@@ -413,7 +409,7 @@ class Outbox:
         reason = f"more than {MAX_PENDING} deliveries wait"
         chosen = (
             "seq IN (SELECT seq FROM deliveries WHERE action = ? AND state = 'pending' AND"
-            f" {_NOT_AMONG} ORDER BY {SEVERITY_RANK} DESC, seq LIMIT ?)"
+            f" {NOT_AMONG} ORDER BY {SEVERITY_RANK} DESC, seq LIMIT ?)"
         )
         bound = (action, json.dumps(list(self._in_flight)), n_too_many)
         if dropped := end_rows(db, "dropped", self._now_ns(), chosen, *bound, reason=reason):
@@ -424,7 +420,7 @@ class Outbox:
 
         For all actions, also for those that do not deliver resolutions.
         """
-        held = f"alert_id = ? AND transition = 'firing' AND held_until_ns > ? AND {_NOT_AMONG}"
+        held = f"alert_id = ? AND transition = 'firing' AND held_until_ns > ? AND {NOT_AMONG}"
         bound = (alert_id, ended_ns, json.dumps(list(self._in_flight)))
         end_rows(db, "snoozed", self._now_ns(), held, *bound)
 
@@ -455,96 +451,9 @@ class Outbox:
 
         Not on the feed: programs want both.
         """
-        waiting = f"alert_id = ? AND transition = 'firing' AND action = ? AND {_NOT_AMONG}"
+        waiting = f"alert_id = ? AND transition = 'firing' AND action = ? AND {NOT_AMONG}"
         bound = (alert_id, action, json.dumps(list(self._in_flight)))
         return action != FEED and bool(end_rows(db, "superseded", self._now_ns(), waiting, *bound))
-
-
-def end_rows(
-    db: sqlite3.Connection, state: str, now_ns: int, where: str, *bound: object, reason: str = ""
-) -> list[tuple[str, str, str]]:
-    """Let pending rows go to another state; return severity, rule and transition of each.
-
-    Args:
-        where: which rows, in SQL with a mark for each of `bound`.
-        reason: why they will not be delivered; empty: what was noted last is kept.
-    """
-    query = (
-        "UPDATE deliveries SET state = ?, last_error = coalesce(?, last_error), updated_ns = ?"
-        f" WHERE state = 'pending' AND {where} RETURNING severity, rule, transition"
-    )
-    return db.execute(
-        query, (state, reason[:MAX_ERROR_CHARACTERS] or None, now_ns, *bound)
-    ).fetchall()
-
-
-def _failing(db: sqlite3.Connection, action: str) -> FailingAction | None:
-    waiting, attempts, error = db.execute(
-        "SELECT count(*), max(attempts), last_error FROM deliveries"
-        " WHERE action = ? AND state = 'pending' AND attempts > 0",
-        (action,),
-    ).fetchone()
-    lost = db.execute(
-        "SELECT updated_ns, last_error FROM deliveries WHERE action = ?"
-        " AND state IN ('dead', 'expired') ORDER BY updated_ns DESC LIMIT 1",
-        (action,),
-    ).fetchone()
-    done = db.execute(
-        "SELECT max(updated_ns) FROM deliveries WHERE action = ? AND state = 'done'", (action,)
-    ).fetchone()
-    is_lost = lost is not None and (done[0] is None or lost[0] >= done[0])
-    if not waiting and not is_lost:
-        return None
-    why = error if waiting else lost[1]
-    return FailingAction(
-        action=action,
-        waiting=waiting,
-        attempts=attempts or 0,
-        lost=is_lost,
-        error=one_line(why or "unknown"),
-    )
-
-
-def _prune(db: sqlite3.Connection, now_ns: int, evaluated_ns: int) -> None:
-    """Delete what has long been over, a batch at a time; never rows of an active alert.
-
-    Args:
-        evaluated_ns: up to when alerts are known.
-    """
-
-    def too_many(key: str, table: str) -> str:  # the newest beyond the limit, NULL if none is
-        return f"(SELECT {key} FROM {table} ORDER BY {key} DESC LIMIT 1 OFFSET ?)"
-
-    before_ns = now_ns - KEPT_S * NS_PER_SECOND
-    db.execute(
-        "DELETE FROM deliveries WHERE seq IN (SELECT seq FROM deliveries WHERE state <> 'pending'"
-        f" AND (updated_ns < ? OR seq <= {too_many('seq', 'deliveries')}) AND {_NOT_ACTIVE}"
-        " ORDER BY seq LIMIT ?)",
-        (before_ns, MAX_KEPT, PRUNE_BATCH),
-    )
-    db.execute(
-        "DELETE FROM alerts WHERE rowid IN (SELECT rowid FROM alerts WHERE state IN"
-        " ('inactive', 'resolved') AND (updated_ns < ? OR rowid <="
-        f" {too_many('rowid', 'alerts')}) ORDER BY rowid LIMIT ?)",
-        (before_ns, MAX_KEPT, PRUNE_BATCH),
-    )
-    db.execute("DELETE FROM snoozes WHERE until_ns < ?", (min(now_ns, evaluated_ns),))
-
-
-def _note_alert(db: sqlite3.Connection, alert: Alert, state: str, now_ns: int) -> None:
-    db.execute(
-        "INSERT INTO alerts (id, rule, state, updated_ns) VALUES (?, ?, ?, ?) ON CONFLICT"
-        " (id) DO UPDATE SET state = excluded.state, updated_ns = excluded.updated_ns",
-        (alert.id, alert.rule, state, now_ns),
-    )
-
-
-def _snooze_at(db: sqlite3.Connection, rule: str, at_ns: int) -> tuple[int, int] | None:
-    """Return since when and until when a rule is snoozed, None if it is not at `at_ns`."""
-    row = db.execute(
-        "SELECT since_ns, until_ns FROM snoozes WHERE rule = ? AND until_ns > ?", (rule, at_ns)
-    ).fetchone()
-    return None if row is None else (row[0], row[1])
 
 
 def _ended_by_restart(fired: Notification, now_ns: int) -> Notification:

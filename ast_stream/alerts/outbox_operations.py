@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from ast_stream.alerts.delivery_schedule import FEED, expiry_ns
 from ast_stream.alerts.notification import message_alert
-from ast_stream.alerts.outbox import Outbox, end_rows
+from ast_stream.alerts.outbox import Outbox
+from ast_stream.alerts.outbox_rows import end_rows
 from ast_stream.alerts.store import Store
 from ast_stream.alerts.transitions import stable_id
 from ast_stream.errors import UsageError

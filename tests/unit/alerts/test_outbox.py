@@ -9,6 +9,7 @@ from clocks import FakeClock
 
 from ast_stream.alerts import outbox as outbox_module
 from ast_stream.alerts import outbox_operations as operations
+from ast_stream.alerts import outbox_rows
 from ast_stream.alerts.actions.base import Delivered, Failed, Refused
 from ast_stream.alerts.delivery_schedule import FEED, MAX_PAUSE_S, Route
 from ast_stream.alerts.outbox import PRUNE_EVERY_S, SELF_RULE, Delivery, Outbox
@@ -459,8 +460,8 @@ def test_rows_that_are_over_are_bounded_and_forgotten_in_batches(
     write: Write,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(outbox_module, "MAX_KEPT", 6)
-    monkeypatch.setattr(outbox_module, "PRUNE_BATCH", 4)
+    monkeypatch.setattr(outbox_rows, "MAX_KEPT", 6)
+    monkeypatch.setattr(outbox_rows, "PRUNE_BATCH", 4)
     write(firing("lasting", "phone"))
     for n in range(10):
         write(firing(f"a{n}", "phone", severity="critical"), resolved(f"a{n}"))

@@ -28,13 +28,8 @@ from ast_stream.alerts.model_facts import (
     detector_facts,
     model_facts,
 )
-from ast_stream.alerts.rule_tests import (
-    TestResult,
-    load_tests,
-    parse_moment,
-    run_tests,
-    transitions_of,
-)
+from ast_stream.alerts.rule_test_files import load_tests, parse_moment
+from ast_stream.alerts.rule_tests import TestResult, run_tests, transitions_of
 from ast_stream.alerts.rules.compile import load_rules
 from ast_stream.alerts.rules.lint import lint
 from ast_stream.alerts.rules.problems import RuleProblem

@@ -11,7 +11,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from ast_stream.alerts.actions.base import ActionRunner, Delivered, Failed, Outcome, Refused
 from ast_stream.alerts.delivery_schedule import FEED
@@ -20,6 +19,7 @@ from ast_stream.alerts.store import StoreError
 
 POLL_EVERY_S = 5.0  # commands change the outbox from another process
 DISK_RETRY_S = 1.0
+N_THREADS = 3  # of an action; the last one is for urgent alerts only
 DELIVERY_POINTS = ("taken", "delivered", "settled")  # the boundaries between what is done
 
 logger = logging.getLogger(__name__)
@@ -29,28 +29,13 @@ def no_fault(point: str) -> None:
     """Do nothing at a point where a test may end the process."""
 
 
-@dataclass(frozen=True)
-class ThreadRole:
-    """What one of the threads of an action does.
-
-    Attributes:
-        urgent_only: it delivers nothing but alerts of high and critical severity.
-        expires_old: it is the one that gives up what has expired.
-    """
-
-    urgent_only: bool = False
-    expires_old: bool = False
-
-
-FIRST_ROLE = ThreadRole(expires_old=True)
-ROLES = (FIRST_ROLE, ThreadRole(), ThreadRole(urgent_only=True))
-
-
 class DeliveryThread(threading.Thread):
     """Delivers rows of one action, one after the other, until stopped.
 
     Args:
         fault: called at each of `DELIVERY_POINTS`, with the name of the action before it.
+        urgent_only: it delivers nothing but alerts of high and critical severity.
+        expires_old: it is the one of the action's threads that gives up what has expired.
 
     Attributes:
         action: name of the action.
@@ -62,11 +47,14 @@ class DeliveryThread(threading.Thread):
         runner: ActionRunner,
         outbox: Outbox,
         fault: Callable[[str], None] = no_fault,
-        role: ThreadRole = FIRST_ROLE,
+        *,
+        urgent_only: bool = False,
+        expires_old: bool = True,
     ) -> None:
         super().__init__(name=f"deliver {name}", daemon=True)
         self.action = name
-        self._role = role
+        self._urgent_only = urgent_only
+        self._expires_old = expires_old
         self._runner = runner
         self._outbox = outbox
         self._fault = fault
@@ -89,7 +77,7 @@ class DeliveryThread(threading.Thread):
         """Deliver one row if it is time; return the seconds until it is worth trying again."""
         self._expire_old()
         try:
-            found = self._outbox.next_delivery(self.action, urgent_only=self._role.urgent_only)
+            found = self._outbox.next_delivery(self.action, urgent_only=self._urgent_only)
         except StoreError as error:
             self._outbox.outage.failed("%s", error)
             return DISK_RETRY_S
@@ -120,7 +108,7 @@ class DeliveryThread(threading.Thread):
         self._wake.set()
 
     def _expire_old(self) -> None:
-        if not self._role.expires_old:
+        if not self._expires_old:
             return
         try:
             self._outbox.expire(self.action)
@@ -166,9 +154,16 @@ class DeliveryThreads:
     ) -> None:
         self._runners = dict(runners)
         self._threads = [
-            DeliveryThread(name, runner, outbox, fault, role)
+            DeliveryThread(
+                name,
+                runner,
+                outbox,
+                fault,
+                urgent_only=n == N_THREADS - 1,
+                expires_old=n == 0,
+            )
             for name, runner in runners.items()
-            for role in (ROLES if name != FEED else ROLES[:1])
+            for n in range(N_THREADS if name != FEED else 1)
         ]
 
     def start(self) -> None:

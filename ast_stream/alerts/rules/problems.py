@@ -86,11 +86,11 @@ class Notes:
         self.problems.append(problem_at(self.document, path, code, text))
 
     def attempt(
-        self, path: KeyPath, code: str, make: Callable[[_Given], _Made], given: _Given
+        self, path: KeyPath, code: str, make: Callable[[_Given], _Made], given: _Given | None
     ) -> _Made | None:
-        """Return what `make` makes of `given`, or None and note why not."""
+        """Return what `make` makes of `given`; None if it is None, or wrong, which is noted."""
         try:
-            return make(given)
+            return None if given is None else make(given)
         except ValueError as error:
             self.add(path, code, str(error))
             return None

@@ -139,9 +139,7 @@ def compile_windows(
     windows: Mapping[str, WindowSettings], default_zone: str | None, notes: Notes
 ) -> dict[str, TimeWindow | None]:
     """Return the windows of a rule file; None for those that are wrong, which is noted."""
-    default: ZoneInfo | None = None
-    if default_zone is not None:
-        default = notes.attempt(("defaults", "timezone"), "E103", parse_zone, default_zone)
+    default = notes.attempt(("defaults", "timezone"), "E103", parse_zone, default_zone)
     found = {}
     for name, given in windows.items():
         path: KeyPath = ("windows", name)
@@ -159,10 +157,8 @@ def _window(
     path: KeyPath, given: WindowSettings, zone: ZoneInfo | None, notes: Notes
 ) -> TimeWindow | None:
     before = len(notes.problems)
-    days = notes.attempt((*path, "days"), "E103", parse_days, given.days) if given.days else None
-    dates = (
-        notes.attempt((*path, "dates"), "E103", parse_dates, given.dates) if given.dates else None
-    )
+    days = notes.attempt((*path, "days"), "E103", parse_days, given.days)
+    dates = notes.attempt((*path, "dates"), "E103", parse_dates, given.dates)
     hours = _hours(path, given, notes)
     if not (given.days or given.dates or given.from_ or given.to):
         notes.add(path, "E103", "expected 'days', 'dates' or 'from' and 'to', got none")
@@ -172,9 +168,7 @@ def _window(
 
 
 def _hours(path: KeyPath, given: WindowSettings, notes: Notes) -> tuple[time, time] | None:
-    if given.from_ is None and given.to is None:
-        return None
-    if given.from_ is None or given.to is None:
+    if (given.from_ is None) != (given.to is None):
         notes.add(path, "E103", "expected both 'from' and 'to', got one of them")
         return None
     first = notes.attempt((*path, "from"), "E103", parse_clock, given.from_)

@@ -18,6 +18,7 @@ import typer
 
 from ast_stream.alerts.actions.base import (
     ActionRunner,
+    DeferredRunner,
     Delivered,
     Entities,
     LiveSensors,
@@ -237,10 +238,13 @@ def _create_runners(
         if isinstance(runner, LiveSensors):
             sensors.append(runner)
 
-    return {
-        name: create_runner(name, action, entities, note)
-        for name, action in settings.alerts.actions.items()
-    }
+    runners: dict[str, ActionRunner] = {}
+    for name, action in settings.alerts.actions.items():
+        runners[name] = runner = create_runner(name, action, entities, note)
+        if isinstance(runner, DeferredRunner):
+            text = "the action %s cannot be used: %s; its alerts wait, it is tried again with each"
+            logger.error(text, name, runner.error)
+    return runners
 
 
 class SharedPublisher(FeedPublisher):

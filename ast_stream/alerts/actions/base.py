@@ -6,7 +6,6 @@ new action is its settings class and its module, and nothing else. Modules are i
 
 from __future__ import annotations
 
-import logging
 import os
 import ssl
 import threading
@@ -28,8 +27,6 @@ from ast_stream.settings.load import LoadedSettings
 
 MAX_SECRET_BYTES = 64 * 1024
 _SHOWN_CHARACTERS = 200  # of what may be the receiver's own words
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -165,10 +162,7 @@ def create_runner(
     try:
         runner = create()
     except Exception as error:  # one boundary: whatever a third party's library or file does
-        reason = describe_error(name, error)
-        text = "the action %s cannot be used: %s; its alerts wait, it is tried again with each"
-        logger.error(text, name, reason)
-        return DeferredRunner(name, create, reason, on_created)
+        return DeferredRunner(name, create, describe_error(name, error), on_created)
     on_created(runner)
     return runner
 

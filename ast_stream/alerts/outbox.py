@@ -241,7 +241,10 @@ class Outbox:
         return 0.0
 
     def settle(self, delivery: Delivery, outcome: Outcome) -> None:
-        """Record the outcome of a delivery; after a `StoreError` to be called again for it."""
+        """Record the outcome of a delivery.
+
+        If that raises `StoreError`, call this again, and do not deliver again.
+        """
         action, title = delivery.action, delivery.notification.title
         self.attempts[action, type(outcome).__name__.lower()] += 1
         with self._store.transaction() as db:

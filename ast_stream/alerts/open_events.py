@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from ast_stream.alerts.instances import Instance, InstanceTable
@@ -53,7 +54,7 @@ class OpenEvents:
         self._streams = streams
         self._events: OrderedDict[str, _OpenEvent] = OrderedDict()
         self._ended: OrderedDict[str, None] = OrderedDict()
-        self._candidates: dict[tuple[str, str, Labels], list[_Candidate]] = {}
+        self._candidates = lru_cache(MAX_CACHED)(self._find_candidates)
 
     def __contains__(self, event_id: str) -> bool:
         return event_id in self._events
@@ -115,7 +116,7 @@ class OpenEvents:
 
     def forget_rules(self, changed: Collection[str]) -> None:
         """Look for candidates anew; rules that have changed have not matched any event."""
-        self._candidates = {}
+        self._candidates.cache_clear()
         for event in self._events.values():
             event.entered = {
                 entry: steps for entry, steps in event.entered.items() if entry[0] not in changed
@@ -148,7 +149,8 @@ class OpenEvents:
     ) -> list[Transition]:
         """Give the event to the rules that match it and do not have it yet."""
         transitions: list[Transition] = []
-        for candidate in self._matching(event):
+        labels = tuple(sorted(event.labels.items()))
+        for candidate in self._candidates(event.class_, event.stream, labels):
             steps = sum(1 << bit for bit, min_score in candidate.steps if event.peak >= min_score)
             rule, group = candidate.rule, candidate.group
             place = (rule.name, _flat(group))
@@ -200,28 +202,20 @@ class OpenEvents:
         rule = self._instances.rule_named(name)
         return None if rule is None else self._instances.find(rule, dict(group))
 
-    def _matching(self, event: EventMessage) -> list[_Candidate]:
-        key = (event.class_, event.stream, tuple(sorted(event.labels.items())))
-        found = self._candidates.get(key)
-        if found is None:
-            found = list(self._find_candidates(event))
-            if len(self._candidates) >= MAX_CACHED:
-                self._candidates.clear()
-            self._candidates[key] = found
-        return found
-
-    def _find_candidates(self, event: EventMessage) -> Iterator[_Candidate]:
+    def _find_candidates(
+        self, class_slug: str, stream: str, labels: Labels
+    ) -> tuple[_Candidate, ...]:
+        found = []
         for rule in self._instances.rules.rules:
-            if not rule.trigger.takes_events:
-                continue
             steps = tuple(
                 (bit, matcher.min_score)
                 for bit, matcher in enumerate(rule.matchers)
-                if matcher.covers(event.class_, event.stream, event.labels)
+                if rule.trigger.takes_events and matcher.covers(class_slug, stream, dict(labels))
             )
             if steps:
-                group = rule.group_of(event.stream, event.class_, event.labels)
-                yield _Candidate(rule, steps, group)
+                group = rule.group_of(stream, class_slug, dict(labels))
+                found.append(_Candidate(rule, steps, group))
+        return tuple(found)
 
     def _remember_ended(self, event_id: str) -> None:
         self._ended[event_id] = None

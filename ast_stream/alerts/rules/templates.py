@@ -89,14 +89,12 @@ class Template:
         Raises:
             ValueError: an unknown field or filter, lone braces, or characters that are no text.
         """
-        parts: list[tuple[str, str | None, bool]] = []
-        position = 0
-        for match in _FIELD.finditer(text):
-            field, is_whole = _parse_field(match[1])
-            parts.append((_literal(text[position : match.start()]), field, is_whole))
-            position = match.end()
-        parts.append((_literal(text[position:]), None, False))
-        return cls(tuple(parts))
+        *pieces, last = _FIELD.split(text)  # text and field in turn
+        parts = (
+            (_literal(before), *_parse_field(field))
+            for before, field in zip(pieces[::2], pieces[1::2], strict=True)
+        )
+        return cls((*parts, (_literal(last), None, False)))
 
     def render(self, values: Mapping[str, str | int | float | None]) -> str:
         """Return the text with every field filled in, at most `MAX_TEXT` characters."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from ast_stream.alerts.actions.base import Delivered, Failed, Outcome
-from ast_stream.settings.alerts import FEED_ACTION, Action
+from ast_stream.settings.alerts import FEED_ACTION, ActionSection
 from ast_stream.units import NS_PER_SECOND
 
-FEED = FEED_ACTION  # publishes; it delivers everything and is never snoozed
+FEED = FEED_ACTION  # publishes; it delivers everything at any rate and is never snoozed
 BACKOFF_S = (2.0, 10.0, 60.0, 300.0, 900.0, 3600.0)
 EXPIRY_S = {
     "informational": 3600,
@@ -20,33 +19,6 @@ EXPIRY_S = {
     "critical": 24 * 3600,
 }
 MAX_PAUSE_S = 60.0  # what a receiver's answer can impose on all deliveries of its action
-
-
-@dataclass(frozen=True)
-class Route:
-    """What one action delivers.
-
-    Attributes:
-        on: kinds of notifications.
-        max_per: at most so many deliveries in so many seconds; None: no limit.
-        settings: identifies the action's settings: a closed action is reopened when they change.
-    """
-
-    on: frozenset[str]
-    max_per: tuple[int, float] | None = None
-    settings: str = ""
-
-
-def routes(actions: Mapping[str, Action]) -> dict[str, Route]:
-    """Return the routes of the configured actions, in their order."""
-    return {
-        name: Route(
-            on=frozenset(action.on),
-            max_per=(action.rate_limit.max, action.rate_limit.per_s),
-            settings=action.model_dump_json(),
-        )
-        for name, action in actions.items()
-    }
 
 
 def expiry_ns(severity: str) -> int:
@@ -68,15 +40,14 @@ class Receivers:
     """How the receivers of all actions have fared lately; forgotten with the process.
 
     Args:
-        routes: every action by name.
+        actions: settings of every action by name.
         now_ns: wall clock, nanoseconds since 1970.
     """
 
-    def __init__(self, routes: Mapping[str, Route], now_ns: Callable[[], int]) -> None:
+    def __init__(self, actions: Mapping[str, ActionSection], now_ns: Callable[[], int]) -> None:
         self._now_ns = now_ns
         self._failed_ns: dict[str, deque[int]] = {
-            name: deque(maxlen=1 if route.max_per is None else route.max_per[0])
-            for name, route in routes.items()
+            name: deque(maxlen=action.rate_limit.max) for name, action in actions.items()
         }
         self._paused_until_ns: dict[str, int] = {}
         self._unreachable: dict[str, set[int]] = {}

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ast_stream.alerts.actions.base import Delivered, Failed, Outcome, Refused
-from ast_stream.alerts.delivery_schedule import FEED, Receivers, Route, backoff_s, expiry_ns
+from ast_stream.alerts.delivery_schedule import FEED, Receivers, backoff_s, expiry_ns
 from ast_stream.alerts.notification import (
     Notification,
     message_alert,
@@ -42,6 +42,7 @@ from ast_stream.errors import WireError
 from ast_stream.messages.alert import Alert
 from ast_stream.messages.status import FailingAction
 from ast_stream.runtime.logging import Outage
+from ast_stream.settings.alerts import ActionSection
 from ast_stream.units import NS_PER_SECOND
 
 SELF_RULE = "ast_stream_delivery_failed"
@@ -49,7 +50,6 @@ MAX_PENDING = 10_000  # for one action; more could never be delivered before the
 MIN_WAIT_S = 0.1  # for a row that is due and that something else keeps back
 PRUNE_EVERY_S = 600
 _HOUR_NS = 3600 * NS_PER_SECOND
-_NO_ROUTE = Route(frozenset())
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Outbox:
     """Rows to deliver, by action.
 
     Args:
-        routes: every action by name, in the order of the configuration.
+        actions: settings of every action by name, in the order of the configuration.
         now_ns: wall clock, nanoseconds since 1970.
         jitter: returns a number in [0, 1).
 
@@ -84,19 +84,19 @@ class Outbox:
     def __init__(
         self,
         store: Store,
-        routes: Mapping[str, Route],
+        actions: Mapping[str, ActionSection],
         now_ns: Callable[[], int],
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._store = store
-        self._routes = dict(routes) | {FEED: Route(frozenset({"firing", "resolved"}))}
+        self._actions = dict(actions) | {FEED: ActionSection()}
         self._now_ns = now_ns
         self._jitter = jitter
         self._in_flight: dict[int, str] = {}  # numbers of rows, and their actions
         self.attempts: Counter[tuple[str, str]] = Counter()
         self._prune_ns = 0
         self.evaluated_ns: int | None = None
-        self._receivers = Receivers(self._routes, now_ns)
+        self._receivers = Receivers(self._actions, now_ns)
 
     @property
     def outage(self) -> Outage:
@@ -106,7 +106,7 @@ class Outbox:
     @property
     def actions(self) -> tuple[str, ...]:
         """Names of all actions, `feed` included."""
-        return tuple(self._routes)
+        return tuple(self._actions)
 
     # -- state, for status and metrics
 
@@ -137,7 +137,7 @@ class Outbox:
             if notification.kind == "resolved":
                 self._drop_held(db, alert.id, notification.at_ns)
             for action in (FEED, *transition.actions):
-                if notification.kind in self._routes.get(action, _NO_ROUTE).on:
+                if self._delivers(action, notification):
                     self._add(db, action, notification)
                     written.add(action)
         for action in sorted(written - {FEED}):
@@ -184,7 +184,7 @@ class Outbox:
             for action, payload in fired:
                 with suppress(WireError):  # damaged: what began is not known
                     ended = _ended_by_restart(Notification.decode(payload), now_ns)
-                    if ended.kind in self._routes.get(action, _NO_ROUTE).on:
+                    if self._delivers(action, ended):
                         self._add(db, action, ended)
 
     def step_clock(self, db: sqlite3.Connection, step_ns: int) -> None:
@@ -207,10 +207,10 @@ class Outbox:
         with self._store.transaction() as db:
             closed = db.execute("SELECT action, settings FROM closed_actions").fetchall()
             for action, settings in closed:
-                if action not in self._routes or self._routes[action].settings != settings:
+                if action not in self._actions or self._identity(action) != settings:
                     db.execute("DELETE FROM closed_actions WHERE action = ?", (action,))
             pending = "SELECT DISTINCT action FROM deliveries WHERE state = 'pending'"
-            for action in {row[0] for row in db.execute(pending)} - set(self._routes):
+            for action in {row[0] for row in db.execute(pending)} - set(self._actions):
                 reason = "no such action any more"
                 end_rows(db, "dead", self._now_ns(), "action = ?", action, reason=reason)
 
@@ -226,7 +226,7 @@ class Outbox:
                 db, action, self._now_ns(), self._in_flight, urgent_only, self.evaluated_ns
             )
             wait_s = self._receivers.pause_s(action) or rows.rate_limit_wait_s(
-                self._routes[action].max_per, self._receivers.failed_ns(action)
+                self._actions[action].rate_limit, self._receivers.failed_ns(action)
             )
             row = rows.first() if wait_s == 0 else None
             if row is None:
@@ -287,6 +287,14 @@ class Outbox:
                 end_rows(db, "expired", now_ns, "seq = ?", seq, reason=reason)
                 self._report_undelivered(db, action, title, reason)
 
+    def _delivers(self, action: str, notification: Notification) -> bool:
+        settings = self._actions.get(action)  # a rule may name one that is not configured
+        return settings is not None and notification.kind in settings.on
+
+    def _identity(self, action: str) -> str:
+        """Return what changes when an action's settings do: a closed one is then reopened."""
+        return self._actions[action].model_dump_json()
+
     def _refuse_unknown(self, action: str, seq: int) -> None:
         """Give up a row that another version of this program wrote in a format unknown to us."""
         reason = "unknown to this version of ast-stream"
@@ -345,7 +353,7 @@ class Outbox:
         now_ns = self._now_ns()
         db.execute(
             "INSERT OR REPLACE INTO closed_actions VALUES (?, ?, ?, ?)",
-            (action, self._routes[action].settings, now_ns, reason),
+            (action, self._identity(action), now_ns, reason),
         )
         end_rows(db, "dead", now_ns, "action = ?", action, reason=reason)
 
@@ -362,7 +370,7 @@ class Outbox:
         if action == FEED:
             return
         alert = _undelivered_alert(action, title, reason, self._now_ns())
-        names = [name for name in self._routes if name != FEED]
+        names = [name for name in self._actions if name != FEED]
         place = names.index(action) if action in names else -1
         others = names[place + 1 :] + names[: max(0, place)]
         self.announce(db, alert, others[:1])

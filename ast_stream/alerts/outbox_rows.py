@@ -13,6 +13,7 @@ from ast_stream.alerts.delivery_schedule import FEED
 from ast_stream.alerts.notification import one_line
 from ast_stream.messages.alert import Alert
 from ast_stream.messages.status import FailingAction
+from ast_stream.settings.alerts import RateLimit
 from ast_stream.units import NS_PER_SECOND
 
 MAX_ERROR_CHARACTERS = 300
@@ -89,20 +90,17 @@ class DueRows:
         next_ns = self._db.execute(query, self._bound).fetchone()[0]
         return None if next_ns is None else max(0.0, (next_ns - self._now_ns) / NS_PER_SECOND)
 
-    def rate_limit_wait_s(
-        self, max_per: tuple[int, float] | None, failed_ns: Sequence[int]
-    ) -> float:
+    def rate_limit_wait_s(self, limit: RateLimit, failed_ns: Sequence[int]) -> float:
         """Return the seconds until a rate limit allows the next delivery, 0 if it does now.
 
         Args:
-            max_per: at most so many deliveries in so many seconds; None: no limit.
             failed_ns: when deliveries failed, oldest first: a receiver in trouble is spared too.
         """
-        if max_per is None:
+        if self._action == FEED:
             return 0.0
-        span_ns = round(max_per[1] * NS_PER_SECOND)
+        span_ns = round(limit.per_s * NS_PER_SECOND)
         failed = [time for time in failed_ns if self._now_ns - span_ns < time <= self._now_ns]
-        n_left = max_per[0] - self._n_in_flight - len(failed)
+        n_left = limit.max - self._n_in_flight - len(failed)
         if n_left <= 0:
             until_ns = failed[0] + span_ns if failed else self._now_ns + span_ns
             return (until_ns - self._now_ns) / NS_PER_SECOND

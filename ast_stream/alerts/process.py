@@ -27,7 +27,7 @@ from ast_stream.alerts.actions.base import (
 )
 from ast_stream.alerts.clock import WallClock
 from ast_stream.alerts.delivery import DeliveryThreads, no_fault
-from ast_stream.alerts.delivery_schedule import FEED, routes
+from ast_stream.alerts.delivery_schedule import FEED
 from ast_stream.alerts.engine import Engine
 from ast_stream.alerts.loop import TOPICS, AlertLoop
 from ast_stream.alerts.model_facts import DetectionTiming
@@ -118,7 +118,7 @@ def run_alerts(
         cleanup.callback(sockets.close)
         publisher = SharedPublisher(sockets, alerts_endpoint(settings))
         clock = WallClock(time.time_ns, time.monotonic)
-        outbox = Outbox(store, routes(settings.alerts.actions), clock.now_ns)
+        outbox = Outbox(store, settings.alerts.actions, clock.now_ns)
         outbox.recover()
         sensors: list[LiveSensors] = []
         runners = _create_runners(settings, exposed_entities(settings, rules), sensors)

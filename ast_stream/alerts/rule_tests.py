@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from ast_stream.alerts.delivery_schedule import FEED, Route
+from ast_stream.alerts.delivery_schedule import FEED
 from ast_stream.alerts.engine import Engine
 from ast_stream.alerts.model_facts import DetectionTiming
 from ast_stream.alerts.outbox import Outbox
@@ -41,6 +41,7 @@ from ast_stream.messages.event import EventMessage, EventType
 from ast_stream.messages.status import Health
 from ast_stream.model.metadata import Metadata
 from ast_stream.sample_clock import SampleClock
+from ast_stream.settings.alerts import ActionSection
 from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
 from ast_stream.units import NS_PER_SECOND, seconds_to_samples, whole_frames
 
@@ -208,14 +209,14 @@ def _describe(transition: Transition, start: int) -> str:
 def _count_deliveries(rules: RuleSet, transitions: list[Transition]) -> int:
     """Return how many rows a real outbox gets, besides the feed's; each action has both kinds."""
     names = {name for rule in rules.rules for name in rule.actions or ()}
-    routes = dict.fromkeys(sorted(names), Route(frozenset({"firing", "resolved"})))
+    actions = dict.fromkeys(sorted(names), ActionSection())
     end_ns = max((transition.at_ns for transition in transitions), default=0)
     with (
         TemporaryDirectory(prefix="ast-stream-rules-") as folder,
         closing(Store(Path(folder) / "alerts.sqlite")) as store,
         store.transaction() as db,
     ):
-        Outbox(store, routes, lambda: end_ns).enqueue(db, transitions)
+        Outbox(store, actions, lambda: end_ns).enqueue(db, transitions)
         query = "SELECT count(*) FROM deliveries WHERE action <> ?"
         return int(db.execute(query, (FEED,)).fetchone()[0])
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ast_stream.alerts.notification import Notification, notification_of
 from ast_stream.alerts.store import Store
 from ast_stream.alerts.transitions import Transition
 from ast_stream.messages.alert import Alert, Severity
+from ast_stream.settings.alerts import ActionSection
 from ast_stream.units import NS_PER_SECOND
 
 T0_NS = 1_800_000_000 * NS_PER_SECOND
@@ -51,6 +52,14 @@ def notification(id: str = "a1", transition: Transition | None = None) -> Notifi
     message = notification_of(transition or firing(id))
     assert message is not None
     return message
+
+
+def action_settings(
+    *on: Literal["firing", "resolved"], max: int = 1_000_000, per_s: float = 60.0
+) -> ActionSection:
+    """Return what all actions have; it delivers both kinds unless they are named."""
+    kinds = list(on) or ["firing", "resolved"]
+    return ActionSection.model_validate({"on": kinds, "rate_limit": {"max": max, "per_s": per_s}})
 
 
 def states(store: Store) -> dict[tuple[str, str, str], str]:

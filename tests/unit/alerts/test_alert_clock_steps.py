@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alert_samples import T0_NS, firing
+from alert_samples import T0_NS, action_settings, firing
 from clocks import FakeClock
 from rule_bodies import START, at, engine_of, event, news, restarted, rules_from
 
 from ast_stream.alerts.actions.base import ActionRunner
 from ast_stream.alerts.clock import WallClock
 from ast_stream.alerts.delivery import DeliveryThreads
-from ast_stream.alerts.delivery_schedule import Route
 from ast_stream.alerts.engine import Engine
 from ast_stream.alerts.loop import SILENT_S, AlertLoop
 from ast_stream.alerts.outbox import Outbox
@@ -239,7 +238,7 @@ class Bench:
         self.feed = FakeFeed()
         self.store = Store(folder / "a.sqlite")
         clock = WallClock(self.wall, lambda: self.passed_s)
-        self.outbox = Outbox(self.store, {"phone": Route(frozenset({"firing"}))}, clock.now_ns)
+        self.outbox = Outbox(self.store, {"phone": action_settings("firing")}, clock.now_ns)
         runners: dict[str, ActionRunner] = {}
         self.loop = AlertLoop(
             self.feed,

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from alert_samples import T0_NS, firing, state_file, states
+from alert_samples import T0_NS, action_settings, firing, state_file, states
 from clocks import FakeClock
 from mqtt_broker import wait_for
 
@@ -16,13 +16,12 @@ from ast_stream.alerts.delivery import (
     DeliveryThread,
     DeliveryThreads,
 )
-from ast_stream.alerts.delivery_schedule import FEED, Route
+from ast_stream.alerts.delivery_schedule import FEED
 from ast_stream.alerts.notification import Notification
 from ast_stream.alerts.outbox import Outbox
 from ast_stream.alerts.store import Store
 from ast_stream.messages.alert import Severity
 
-BOTH = frozenset({"firing", "resolved"})
 PATIENCE_S = 20.0
 
 
@@ -77,7 +76,9 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 @pytest.fixture
 def outbox(store: Store, clock: FakeClock) -> Outbox:
-    return Outbox(store, {"phone": Route(BOTH), "mail": Route(BOTH)}, clock, lambda: 0.5)
+    return Outbox(
+        store, {"phone": action_settings(), "mail": action_settings()}, clock, lambda: 0.5
+    )
 
 
 def write(store: Store, outbox: Outbox, *ids: str, severity: Severity = "low") -> None:
@@ -151,7 +152,7 @@ def test_message_that_hangs_holds_up_no_other_of_its_action(store: Store, outbox
 
 def test_threads_of_many_actions_deliver_everything_once(store: Store, clock: FakeClock) -> None:
     names = [f"action{n}" for n in range(4)]
-    outbox = Outbox(store, {name: Route(BOTH, max_per=(10_000, 60)) for name in names}, clock)
+    outbox = Outbox(store, {name: action_settings(max=10_000) for name in names}, clock)
     receivers = {name: Receiver(*[Failed("busy", is_down=True)] * 20) for name in names}
     deliveries = DeliveryThreads(receivers, outbox)
     deliveries.start()

@@ -4,24 +4,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from alert_samples import T0_NS, alert, firing, resolved, state_file, states
+from alert_samples import T0_NS, action_settings, alert, firing, resolved, state_file, states
 from clocks import FakeClock
 
 from ast_stream.alerts import outbox as outbox_module
 from ast_stream.alerts import outbox_operations as operations
 from ast_stream.alerts import outbox_rows
 from ast_stream.alerts.actions.base import Delivered, Failed, Refused
-from ast_stream.alerts.delivery_schedule import FEED, MAX_PAUSE_S, Route
+from ast_stream.alerts.delivery_schedule import FEED, MAX_PAUSE_S
 from ast_stream.alerts.outbox import PRUNE_EVERY_S, SELF_RULE, Delivery, Outbox
 from ast_stream.alerts.store import Store, StoreError, save_progress
 from ast_stream.alerts.transitions import Transition
 from ast_stream.errors import UsageError
 
-BOTH = frozenset({"firing", "resolved"})
-ROUTES = {
-    "phone": Route(BOTH, settings="v1"),
-    "pager": Route(frozenset({"firing"})),
-    "mail": Route(BOTH),
+ACTIONS = {
+    "phone": action_settings(max=1_000),
+    "pager": action_settings("firing"),
+    "mail": action_settings(),
 }
 HALF = 0.5  # what the jitter always is here
 
@@ -40,7 +39,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 @pytest.fixture
 def outbox(store: Store, clock: FakeClock) -> Outbox:
-    return Outbox(store, ROUTES, clock, lambda: HALF)
+    return Outbox(store, ACTIONS, clock, lambda: HALF)
 
 
 @pytest.fixture
@@ -235,7 +234,7 @@ def test_what_could_not_get_there_is_tried_at_once_when_something_does(
 
 
 def test_clock_that_is_put_back_holds_up_nothing(store: Store, clock: FakeClock) -> None:
-    outbox = Outbox(store, {"phone": Route(BOTH, max_per=(1, 60.0))}, clock, lambda: HALF)
+    outbox = Outbox(store, {"phone": action_settings(max=1)}, clock, lambda: HALF)
     with store.transaction() as db:
         outbox.enqueue(db, [firing("a1", "phone"), firing("a2", "phone")])
     deliver(outbox, "phone", Delivered())
@@ -286,7 +285,7 @@ def test_actions_that_all_fail_do_not_raise_alarms_without_end(
     write(firing("a1", "phone"))
     n_sent = 0
     for _ in range(20):
-        for action in ROUTES:
+        for action in ACTIONS:
             if isinstance(delivery := outbox.next_delivery(action), Delivery):
                 outbox.settle(delivery, Refused("no"))
                 n_sent += 1
@@ -305,7 +304,7 @@ def test_receiver_that_is_gone_gets_nothing_more_until_its_settings_change(
     outbox.recover()
     write(firing("a4", "phone"))
     assert outbox.next_delivery("phone") is None
-    changed = Outbox(store, ROUTES | {"phone": Route(BOTH, settings="v2")}, clock)
+    changed = Outbox(store, ACTIONS | {"phone": action_settings(max=2_000)}, clock)
     changed.recover()
     write(firing("a5", "phone"))
     assert taken(changed, "phone").notification.id == "a5.firing"
@@ -340,7 +339,7 @@ def test_firing_stays_for_an_action_that_does_not_deliver_resolutions(
 
 
 def test_rate_limit_lets_more_wait(store: Store, clock: FakeClock) -> None:
-    outbox = Outbox(store, {"phone": Route(BOTH, max_per=(2, 60.0))}, clock)
+    outbox = Outbox(store, {"phone": action_settings(max=2)}, clock)
     with store.transaction() as db:
         outbox.enqueue(db, [firing(f"a{n}", "phone") for n in range(3)])
     deliver(outbox, "phone", Delivered())
@@ -352,7 +351,7 @@ def test_rate_limit_lets_more_wait(store: Store, clock: FakeClock) -> None:
 
 
 def test_rate_limit_counts_what_is_under_way(store: Store, clock: FakeClock) -> None:
-    outbox = Outbox(store, {"phone": Route(BOTH, max_per=(2, 60.0))}, clock)
+    outbox = Outbox(store, {"phone": action_settings(max=2)}, clock)
     with store.transaction() as db:
         outbox.enqueue(db, [firing(f"a{n}", "phone") for n in range(4)])
     first, second = taken(outbox, "phone"), taken(outbox, "phone")
@@ -366,7 +365,7 @@ def test_rate_limit_counts_what_is_under_way(store: Store, clock: FakeClock) -> 
 
 
 def test_receiver_that_refuses_everything_is_not_flooded(store: Store, clock: FakeClock) -> None:
-    outbox = Outbox(store, {"phone": Route(BOTH, max_per=(3, 60.0))}, clock, lambda: HALF)
+    outbox = Outbox(store, {"phone": action_settings(max=3)}, clock, lambda: HALF)
     with store.transaction() as db:
         outbox.enqueue(db, [firing(f"a{n}", "phone") for n in range(20)])
     n_requests = 0
@@ -413,7 +412,7 @@ def test_taken_row_goes_out_again_after_a_kill(
 ) -> None:
     write(firing("a1", "phone"))
     before = taken(outbox, "phone")
-    after = taken(Outbox(store, ROUTES, clock), "phone")
+    after = taken(Outbox(store, ACTIONS, clock), "phone")
     assert after.notification == before.notification
 
 
@@ -583,7 +582,7 @@ def test_end_of_what_was_announced_before_a_snooze_is_announced_after_it(
 def test_action_for_ends_alone_gets_nothing_of_what_began_and_ended_while_snoozed(
     store: Store, clock: FakeClock
 ) -> None:
-    outbox = Outbox(store, {"tick": Route(frozenset({"resolved"}))}, clock)
+    outbox = Outbox(store, {"tick": action_settings("resolved")}, clock)
 
     def write(*transitions: Transition) -> None:
         with store.transaction() as db:

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from alert_samples import T0_NS, firing, resolved, states
+from alert_samples import T0_NS, action_settings, firing, resolved, states
 from clocks import FakeClock
 
 from ast_stream.alerts import outbox_operations as operations
 from ast_stream.alerts.actions.base import Delivered, Failed, Outcome, Refused
-from ast_stream.alerts.delivery_schedule import FEED, Route
+from ast_stream.alerts.delivery_schedule import FEED
 from ast_stream.alerts.engine import Engine
 from ast_stream.alerts.model_facts import DetectionTiming
 from ast_stream.alerts.outbox import Delivery, Outbox
@@ -34,8 +34,7 @@ groups:
       - {alert: quiet_pump, absent: {match: {class: Pump}, for: 60s}}
       - {alert: long_siren, match: {class: Siren}, for: 3s, tolerate: 1s}
 """
-BOTH = frozenset({"firing", "resolved"})
-ROUTES = {"phone": Route(BOTH), "mail": Route(BOTH)}
+ACTIONS = {"phone": action_settings(), "mail": action_settings()}
 TIMES = ("created_ns", "updated_ns", "next_ns", "held_until_ns", "expires_ns")
 
 
@@ -53,7 +52,7 @@ def sound(rules: RuleSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     clock = FakeClock(T0_NS)
     store = Store(path)
     store.since_ns(clock())
-    outbox = Outbox(store, ROUTES, clock, lambda: 0.5)
+    outbox = Outbox(store, ACTIONS, clock, lambda: 0.5)
     engine = Engine(rules, now_ns=T0_NS)
     transitions = engine.on_message("event/", event("e1", "bark")) + engine.on_message(
         "event/", event("e2", "siren")
@@ -94,7 +93,7 @@ def start(path: Path, rules: RuleSet) -> Store:
     clock = FakeClock(T0_NS)
     clock.pass_s(5)
     store = Store(path)
-    outbox = Outbox(store, ROUTES, clock, lambda: 0.5)
+    outbox = Outbox(store, ACTIONS, clock, lambda: 0.5)
     outbox.recover()
     engine = resume_engine(store, rules, DetectionTiming())
     assert store.since_ns(clock()) is not None
@@ -107,7 +106,7 @@ def start(path: Path, rules: RuleSet) -> Store:
         outbox.end_unknown(db, engine.alert_ids())
         outbox.enqueue(db, engine.advance(clock()))
         outbox.enqueue(db, engine.on_message("event/", event("e9", "bark")))
-    for action in (FEED, *ROUTES):
+    for action in (FEED, *ACTIONS):
         outbox.expire(action)
         for _ in range(5):
             delivery = outbox.next_delivery(action)

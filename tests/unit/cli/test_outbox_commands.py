@@ -6,15 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from alert_samples import firing, states
+from alert_samples import action_settings, firing, states
 
 from ast_stream.alerts.actions.base import Refused
-from ast_stream.alerts.delivery_schedule import Route
 from ast_stream.alerts.outbox import Delivery, Outbox
 from ast_stream.alerts.store import Store
 from ast_stream.cli.app import run_command_line
-
-BOTH = frozenset({"firing", "resolved"})
 
 
 @pytest.fixture
@@ -31,7 +28,7 @@ def config(tmp_path: Path) -> Path:
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     store = Store(tmp_path / "alerts.sqlite")
-    outbox = Outbox(store, {"phone": Route(BOTH), "mail": Route(BOTH)}, time.time_ns)
+    outbox = Outbox(store, {"phone": action_settings(), "mail": action_settings()}, time.time_ns)
     with store.transaction() as db:
         outbox.enqueue(db, [firing("a1", "phone"), firing("b2", "phone", "mail")])
     delivery = outbox.next_delivery("phone")
@@ -172,7 +169,7 @@ def test_message_is_sent_by_every_action_that_firing_alerts_go_to(
     args = ["outbox", "send", "-c", str(config), "--severity", "critical", "is\x1b this\non?"]
     assert run_command_line(args) == 0
     assert capsys.readouterr().out == "to be sent by phone\n"
-    outbox = Outbox(store, {"phone": Route(BOTH)}, time.time_ns)
+    outbox = Outbox(store, {"phone": action_settings()}, time.time_ns)
     delivery = outbox.next_delivery("phone")
     assert isinstance(delivery, Delivery)
     assert delivery.notification.title == "[critical] message"

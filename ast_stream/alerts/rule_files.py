@@ -8,12 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ast_stream.alerts.actions.base import (
-    Entities,
-    LiveSensors,
-    kinds_by_action,
-    used_without_rules,
-)
+from ast_stream.alerts.actions.base import Entities, LiveSensors
 from ast_stream.alerts.loop import AlertLoop
 from ast_stream.alerts.model_facts import (
     DetectionTiming,
@@ -71,8 +66,7 @@ class RuleFiles:
 
     def warnings(self, rules: RuleSet) -> list[RuleProblem]:
         """Return which rules notify nobody, and which actions are not used."""
-        kinds, used = kinds_by_action(self._alerts.actions), used_without_rules(self._alerts)
-        return notification_lints(rules, kinds, used)
+        return notification_lints(rules, self._alerts)
 
     def have_changed(self) -> bool:
         """Return whether a file has changed since the last `load`; looks every 2 s."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
@@ -12,7 +12,6 @@ from typing import Annotated
 
 import typer
 
-from ast_stream.alerts.actions.base import kinds_by_action, used_without_rules
 from ast_stream.alerts.backtest import (
     BacktestReport,
     Message,
@@ -93,7 +92,7 @@ def check(
     """
     context = _context(config, model, labels)
     rules = _load(files, context)
-    warnings = lint(rules, context.facts, context.actions, context.used_actions)
+    warnings = lint(rules, context.facts, context.alerts)
     for warning in warnings:
         say(str(warning))
     if warnings and strict:
@@ -259,16 +258,6 @@ class RuleContext:
     confirm_s: float
     alerts: AlertSettings | None
 
-    @property
-    def actions(self) -> Mapping[str, Sequence[str]] | None:
-        """Which kinds each configured action delivers; None: there is no configuration."""
-        return None if self.alerts is None else kinds_by_action(self.alerts.actions)
-
-    @property
-    def used_actions(self) -> set[str]:
-        """Actions that do something although no rule names them."""
-        return set() if self.alerts is None else used_without_rules(self.alerts)
-
 
 def _context(config: Path | None, checkpoint: str | None, labels_file: Path | None) -> RuleContext:
     """Return the context that the command line names: a configuration, checkpoint, or labels.
@@ -299,7 +288,8 @@ def _context(config: Path | None, checkpoint: str | None, labels_file: Path | No
 
 def _load(files: list[Path], context: RuleContext) -> RuleSet:
     try:
-        return load_rules(files, labels=context.labels, actions=context.actions)
+        actions = None if context.alerts is None else context.alerts.actions
+        return load_rules(files, labels=context.labels, actions=actions)
     except ConfigError as error:
         _show_problems(error)
         raise typer.Exit(EXIT_FOUND) from error

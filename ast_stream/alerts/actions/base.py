@@ -10,7 +10,7 @@ import os
 import ssl
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -279,11 +279,6 @@ def connection_error(error: Exception) -> str:
         case OSError(strerror=str() as text):
             return text
     return one_line(str(error))[:_SHOWN_CHARACTERS] or type(error).__name__
-
-
-def kinds_by_action(actions: Mapping[str, Action]) -> dict[str, tuple[str, ...]]:
-    """Return for each action which of `firing` and `resolved` it delivers."""
-    return {name: tuple(action.on) for name, action in actions.items()}
 
 
 def used_without_rules(alerts: AlertSettings) -> set[str]:

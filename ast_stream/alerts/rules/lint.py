@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 
+from ast_stream.alerts.actions.base import used_without_rules
 from ast_stream.alerts.model_facts import DetectorFacts
 from ast_stream.alerts.rules.match import Vocabulary
 from ast_stream.alerts.rules.problems import RuleProblem, problem_at
@@ -11,25 +12,21 @@ from ast_stream.alerts.rules.rule import Rule, RuleSet
 from ast_stream.alerts.rules.schema import RuleFile
 from ast_stream.alerts.triggers.base import Finding
 from ast_stream.labels import slug
+from ast_stream.settings.alerts import AlertSettings
 from ast_stream.settings.explain import Path as KeyPath
 from ast_stream.settings.yaml import Document
-
-Actions = Collection[str] | Mapping[str, Collection[str]]
-"""Names of the configured actions, perhaps with which of `firing` and `resolved` each delivers."""
 
 
 def lint(
     rules: RuleSet,
     facts: DetectorFacts | None = None,
-    actions: Actions | None = None,
-    used: Collection[str] = (),
+    alerts: AlertSettings | None = None,
 ) -> list[RuleProblem]:
     """Return warnings by file and line.
 
     Args:
         facts: about the detector; None: what depends on it is not checked.
-        actions: configured ones; None: not known.
-        used: actions that something other than rules uses.
+        alerts: with the configured actions; None: those are not known.
     """
     found = [
         problem_at(rule.document, (*rule.path, *place), code, text)
@@ -39,7 +36,7 @@ def lint(
     for document, parsed, vocabulary in rules.files:
         found += _unused(document, parsed)
         found += _branch_members(document, parsed, vocabulary)
-    found += notification_lints(rules, actions, used)
+    found += [] if alerts is None else notification_lints(rules, alerts)
     return sorted(found, key=lambda problem: (problem.file, problem.line or 0, problem.code))
 
 
@@ -70,22 +67,18 @@ def _match_lints(
         yield place, "W209", f"{', '.join(without)}: background or switched off, makes no events"
 
 
-def notification_lints(
-    rules: RuleSet, actions: Actions | None, used: Collection[str] = ()
-) -> list[RuleProblem]:
-    """Return warnings of rules that notify nobody, and of actions that are not used.
-
-    Args:
-        actions: configured ones; None: not known.
-        used: actions that something other than rules uses.
-    """
-    if actions is None:
-        return []
-    found = [problem for rule in rules.rules for problem in _notifies_nobody(rule, actions)]
-    return found + list(_unused_actions(rules, actions, used))
+def notification_lints(rules: RuleSet, alerts: AlertSettings) -> list[RuleProblem]:
+    """Return warnings of rules that notify nobody, and of actions that are not used."""
+    found = [problem for rule in rules.rules for problem in _notifies_nobody(rule, alerts)]
+    by_rules = {name for rule in rules.rules for name in rule.actions or ()}
+    for name in sorted(set(alerts.actions) - by_rules - used_without_rules(alerts)):
+        document = rules.files[0][0]
+        text = f"no rule uses the action '{name}' of the configuration"
+        found.append(problem_at(document, ("groups",), "W206", text))
+    return found
 
 
-def _notifies_nobody(rule: Rule, actions: Collection[str]) -> Iterator[RuleProblem]:
+def _notifies_nobody(rule: Rule, alerts: AlertSettings) -> Iterator[RuleProblem]:
     path = (*rule.path, "alert")
     if rule.actions is None:
         text = (
@@ -94,8 +87,8 @@ def _notifies_nobody(rule: Rule, actions: Collection[str]) -> Iterator[RuleProbl
         )
         yield problem_at(rule.document, path, "W213", text)
         return
-    kinds = actions if isinstance(actions, Mapping) else dict.fromkeys(actions, ("firing",))
-    if rule.actions and not any("firing" in kinds.get(name, ()) for name in rule.actions):
+    known = [alerts.actions[name] for name in rule.actions if name in alerts.actions]
+    if rule.actions and not any("firing" in action.on for action in known):
         named = " and ".join(f"'{name}'" for name in rule.actions)
         text = f"'{rule.name}' notifies nobody when it fires: {named} does not deliver firings"
         yield problem_at(rule.document, path, "W213", text)
@@ -149,13 +142,3 @@ def _branch_members(
         if elsewhere:
             text = f"members that also lie elsewhere: {', '.join(elsewhere)}"
             yield problem_at(document, path, "W208", text)
-
-
-def _unused_actions(
-    rules: RuleSet, actions: Collection[str], used: Collection[str]
-) -> Iterator[RuleProblem]:
-    by_rules = {name for rule in rules.rules for name in rule.actions or ()}
-    for name in sorted(set(actions) - by_rules - set(used)):
-        document = rules.files[0][0]
-        text = f"no rule uses the action '{name}' of the configuration"
-        yield problem_at(document, ("groups",), "W206", text)

@@ -28,6 +28,7 @@ from ast_stream.alerts.triggers.count import Count
 from ast_stream.alerts.triggers.level import Level
 from ast_stream.errors import ConfigError, Problem
 from ast_stream.messages.event import content_without_topic
+from ast_stream.settings.alerts import AlertSettings
 from ast_stream.settings.yaml import parse_document
 
 ONTOLOGY = [
@@ -40,6 +41,13 @@ ONTOLOGY = [
     {"id": "7", "name": "Siren", "child_ids": []},
 ]
 HEAD = "groups:\n  - name: house\n    rules:\n      - "
+
+
+def alerts_with(*names: str, **kinds: list[str]) -> AlertSettings:
+    """Return settings with actions that deliver both kinds, and others that deliver some."""
+    both = {name: {"type": "log"} for name in names}
+    some = {name: {"type": "log", "on": on} for name, on in kinds.items()}
+    return AlertSettings.model_validate({"actions": both | some})
 
 
 def problems_of(text: str, **keywords: object) -> list[str]:
@@ -483,7 +491,7 @@ def test_rules_that_do_not_mean_what_they_say_are_warned_of(
 
 def test_unused_action_is_warned_of() -> None:
     rules = rules_from("alert: a, match: {class: Bark}, actions: [phone]")
-    (found,) = lint(rules, actions=["phone", "mail"])
+    (found,) = lint(rules, alerts=alerts_with("phone", "mail"))
     assert found.code == "W206"
     assert "'mail'" in found.text
 
@@ -576,17 +584,20 @@ groups:
     ],
 )
 def test_rule_that_notifies_nobody_is_warned_of(actions: str, text: str) -> None:
-    kinds = {"late": ["resolved"], "phone": ["firing", "resolved"]}
-    found = lint(rules_from(f"alert: a, match: {{class: Bark}}{actions}"), actions=kinds)
+    found = lint(
+        rules_from(f"alert: a, match: {{class: Bark}}{actions}"),
+        alerts=alerts_with("phone", late=["resolved"]),
+    )
     (warning,) = [warning for warning in found if warning.code == "W213"]
     assert (warning.line, warning.text) == (5, text)
 
 
 @pytest.mark.parametrize("actions", ["actions: []", "actions: [phone]", "actions: [late, phone]"])
 def test_rule_that_notifies_somebody_or_means_nobody_is_not_warned_of(actions: str) -> None:
-    kinds = {"late": ["resolved"], "phone": ["firing", "resolved"]}
     rules = rules_from(f"alert: a, match: {{class: Bark}}, {actions}")
-    assert "W213" not in [warning.code for warning in lint(rules, actions=kinds)]
+    assert "W213" not in [
+        warning.code for warning in lint(rules, alerts=alerts_with("phone", late=["resolved"]))
+    ]
 
 
 EVERYTHING = """

@@ -161,6 +161,8 @@ def hook(receiver: HttpReceiver, **options: Any) -> dict[str, Any]:
 def begin(one: AlertProcess, receiver: HttpReceiver) -> None:
     """Start the process, and wait until it stands on the feed: an event has come through."""
     one.start()
+    # before that, each probe would only move stream time further ahead of the clock
+    wait_for(lambda: "ready: " in one.log, "the start")
     probes = itertools.count(1000)
 
     def came_through() -> bool:

@@ -15,7 +15,7 @@ from ast_stream.cli.terminal import console, plain_table
 from ast_stream.errors import CheckpointError
 from ast_stream.model.description import describe
 from ast_stream.model.hf_config import CONFIG, MODEL_TYPE, read_json
-from ast_stream.settings.schema import DEFAULT_CONFIRM_S
+from ast_stream.settings.schema import DEFAULT_CONFIRM_S, DEFAULT_FRAME_CONFIRM_S
 
 if TYPE_CHECKING:
     from ast_stream.model.checkpoint import Checkpoint
@@ -107,6 +107,18 @@ def _frame_facts(checkpoint: Checkpoint) -> dict[str, Any] | None:
 
 def _class_facts(checkpoint: Checkpoint, label: str) -> dict[str, Any]:
     metadata = checkpoint.metadata
+    if (frames := metadata.frames) is not None:  # they need no rise times
+        return {
+            "label": label,
+            "onset_threshold": frames.onset_threshold(label),
+            "confirm_s": frames.confirm_s.get(label, DEFAULT_FRAME_CONFIRM_S),
+            "smoothing_s": frames.smoothing_s.get(label, 0.0),
+            "rise_on_s": None,
+            "rise_off_s": None,
+            "rise_assumed": False,
+            "onset_within_s": None,
+            "makes_events": label not in metadata.background,
+        }
     rise, fit = metadata.rise(label, checkpoint.window_s), metadata.onset_fits.get(label)
     return {
         "label": label,
@@ -129,7 +141,7 @@ def _class_table(classes: list[dict[str, Any]]) -> Table:
         if row["onset_within_s"]:
             notes.append(f"onsets by score, nine in ten within {row['onset_within_s']:.2f} s")
         notes += [] if row["makes_events"] else ["makes no events"]
-        seconds = [f"{row[name]:.2f} s" for name in TIMES]
+        seconds = ["-" if row[name] is None else f"{row[name]:.2f} s" for name in TIMES]
         table.add_row(row["label"], f"{row['onset_threshold']:.2f}", *seconds, ", ".join(notes))
     return table
 

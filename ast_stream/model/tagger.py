@@ -264,8 +264,13 @@ class Tagger:
 
     @torch.inference_mode()
     def _waveform_logits(self, samples: Tensor) -> Tensor:
+        return self._window_logits(self.windows(samples)).cpu()
+
+    @torch.inference_mode()
+    def windows(self, samples: Tensor) -> Tensor:
+        """Return the windows of waveforms (B, n_samples), as `window_scores` takes them."""
         fbank = pad_frames(self.fbank.frames(samples.to(self.device)), self.n_input_frames)
-        return self._window_logits(normalize(fbank, self.normalization)).cpu()
+        return normalize(fbank, self.normalization)
 
     def _window_logits(self, windows: Tensor) -> Tensor:
         self._check_windows(windows)

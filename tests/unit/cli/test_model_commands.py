@@ -190,9 +190,12 @@ def test_convert_and_average_keep_a_frame_head(tmp_path: Path) -> None:
 
 
 def test_info_says_how_frames_decide(tmp_path: Path) -> None:
-    saved = save_tiny(tmp_path / "tiny", frames=FrameDecisions(delay_s=0.32))
+    frames = FrameDecisions(delay_s=0.32, onset_thresholds={"Bark": 0.7})
+    saved = save_tiny(tmp_path / "tiny", frames=frames, onset_thresholds={"Bark": 0.4})
     [facts] = _lines(_model("info", str(saved), "--json"))
     assert facts["frames"] == {"frame_s": 0.16, "frames_per_window": 8, "delay_s": 0.32}
+    bark = facts["classes"][0]
+    assert (bark["onset_threshold"], bark["confirm_s"], bark["rise_on_s"]) == (0.7, 0.3, None)
     assert "frame_s" in _model("info", str(saved)).stdout
     [facts] = _lines(_model("info", str(save_tiny(tmp_path / "without")), "--json"))
     assert facts["frames"] is None

@@ -13,6 +13,7 @@ from tiny_model import tiny_checkpoint
 from ast_stream.errors import StartupError
 from ast_stream.model.attention import AttentionChoice
 from ast_stream.model.checkpoint import Checkpoint
+from ast_stream.model.metadata import FrameDecisions
 from ast_stream.model.selfcheck import TOLERANCE, golden_clip, golden_for, self_check
 from ast_stream.model.tagger import Tagger
 
@@ -119,6 +120,21 @@ def test_scores_that_are_not_finite_are_found(monkeypatch: pytest.MonkeyPatch, b
     tagger = _tagger(_with_golden(tiny_checkpoint()))
     monkeypatch.setattr(tagger, "logits", lambda clips: np.full((len(clips), 3), bad))
     with pytest.raises(StartupError, match="not finite; try precision fp32"):
+        self_check(tagger)
+
+
+def test_a_frame_head_that_scores_otherwise_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = tiny_checkpoint(frames=FrameDecisions())
+    golden = golden_for(checkpoint)
+    metadata = checkpoint.metadata.model_copy(update={"golden": golden})
+    tagger = Tagger(replace(checkpoint, metadata=metadata), "cpu", "fp32", "math")
+    assert self_check(tagger).against == "golden"
+    right = tagger.frame_logits
+    monkeypatch.setattr(tagger, "frame_logits", lambda windows: right(windows) + 0.1)
+    with pytest.raises(StartupError, match="differs from its golden scores"):
+        self_check(tagger)
+    monkeypatch.setattr(tagger, "frame_logits", lambda windows: right(windows) * np.nan)
+    with pytest.raises(StartupError, match=r"frame head of .* gives scores that are not finite"):
         self_check(tagger)
 
 

@@ -18,6 +18,7 @@ from ast_stream.model import attention as attention_module
 from ast_stream.model import runners as runners_module
 from ast_stream.model.dims import AstDims
 from ast_stream.model.fbank import normalize
+from ast_stream.model.metadata import FrameDecisions, PlattScaling
 from ast_stream.model.runners import resolve_device, resolve_precision, without_tf32
 from ast_stream.model.tagger import Tagger
 from ast_stream.model.torchaudio_guard import import_torchaudio
@@ -301,6 +302,37 @@ def gpu_tagger(tiny: Path) -> Tagger:
     return load_tagger(str(tiny), device="cuda", precision="fp32", attention="math")
 
 
+def framed(device: str, precision: Any = "fp32") -> Tagger:
+    maps = {"Bark": PlattScaling(scale=1.5, bias=-0.5)}
+    checkpoint = tiny_checkpoint(0, frames=FrameDecisions(score_maps=maps))
+    return Tagger(checkpoint, device, precision, "math")
+
+
+def test_frames_of_a_window_do_not_depend_on_its_batch_and_go_through_their_score_maps() -> None:
+    tagger, windows = framed("cpu"), _windows(4)
+    logits = tagger.frame_logits(windows)
+    assert logits.shape == (4, tagger.dims.n_time_patches, 3)
+    for index in range(4):
+        np.testing.assert_array_equal(
+            tagger.frame_logits(windows[index : index + 1])[0], logits[index]
+        )
+    with torch.inference_mode():
+        plain = tagger.checkpoint.build_model().forward_frames(windows)[1].numpy()
+    np.testing.assert_allclose(logits[..., 0], 1.5 * plain[..., 0] - 0.5, atol=1e-4)
+    np.testing.assert_allclose(logits[..., 1:], plain[..., 1:], atol=1e-4)
+
+
+def test_frames_are_refused_where_windows_decide(tagger: Tagger) -> None:
+    with pytest.raises(ValueError, match="expected a checkpoint with a frame head in use"):
+        tagger.frame_logits(_windows(1))
+    by_windows = Tagger(framed("cpu").checkpoint, "cpu", "fp32", "math", use_frames=False)
+    assert by_windows.frames is None
+    assert by_windows.frame_s is None
+    np.testing.assert_array_equal(
+        by_windows.window_scores(_windows(2)), framed("cpu").window_scores(_windows(2))
+    )
+
+
 class TestOnAGpu:
     pytestmark = gpu
 
@@ -313,6 +345,13 @@ class TestOnAGpu:
         np.testing.assert_allclose(
             gpu_tagger.window_scores(windows.cuda()), expected, atol=1e-4, rtol=0
         )
+
+    @pytest.mark.parametrize("batch", [1, 5, 65])
+    def test_frames_are_those_on_the_cpu(self, batch: int) -> None:
+        windows = _windows(batch)
+        expected = framed("cpu").frame_logits(windows)
+        on_gpu = framed("cuda").frame_logits(windows.cuda())
+        np.testing.assert_allclose(on_gpu, expected, atol=1e-3, rtol=0)
 
     def test_a_smaller_batch_after_a_larger_one_is_not_mixed_up(self, gpu_tagger: Tagger) -> None:
         windows = _windows(64).cuda()

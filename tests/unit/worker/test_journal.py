@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from damage import STRANGE_FILES, make_strange, mutations
+from loud_frames import loud_frames, noise_bursts
 from reactive_model import tones_and_noise
 
 from ast_stream.detect.detector import Detector
@@ -75,6 +76,22 @@ def test_state_of_a_detector_comes_back_to_the_last_bit(
     assert {name: record.model_dump() for name, record in loaded.items()} == {
         name: record.model_dump() for name, record in real_records.items()
     }
+
+
+def test_undecided_frames_come_back_to_the_last_bit_and_damaged_ones_do_not(tmp_path: Path) -> None:
+    detector = Detector(loud_frames(), hop_s=0.5)
+    detector.open("porch", RECORD.epoch)
+    detector.push("porch", 0, noise_bursts(1)[0])
+    detector.run()
+    state = detector.export("porch")
+    assert state.frames is not None
+    assert state.frames.weights
+    record = StreamRecord.of(RECORD.epoch, state, RECORD.sample_clock())
+    assert JournalFile(tmp_path / "journal", "m", 3).save({"porch": record})
+    loaded = JournalFile(tmp_path / "journal", "m", 3).load()["porch"]
+    assert loaded.detector.frames == state.frames
+    # of a model with other classes
+    assert JournalFile(tmp_path / "journal", "m", 4).load() == {}
 
 
 def test_missing_journal_is_a_fresh_start(tmp_path: Path) -> None:

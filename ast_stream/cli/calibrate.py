@@ -44,7 +44,7 @@ from ast_stream.cli.clip_options import (
     OnlyFolds,
     require_packages,
 )
-from ast_stream.cli.options import DEFAULT_THREADS, AsJson, Device, Threads, with_option_groups
+from ast_stream.cli.options import N_CORES, AsJson, Device, Threads, with_option_groups
 from ast_stream.cli.terminal import ProgressView
 from ast_stream.dataset.tables import Columns
 from ast_stream.detect.detector import Detector
@@ -210,7 +210,7 @@ def calibrate(
         bool, typer.Option("--in-place", help="Write into the directory CHECKPOINT.")
     ] = False,
     as_json: AsJson = False,
-    threads: Threads = DEFAULT_THREADS,
+    threads: Threads = None,
 ) -> None:
     """Choose thresholds that keep a budget of false alarms, and say what is missed then.
 
@@ -221,7 +221,7 @@ def calibrate(
     Example: ast-stream calibrate runs/doorbell/checkpoint --data sounds/ --negatives night.wav
     --budget 1/day --out doorbell
     """
-    torch.set_num_threads(threads)
+    torch.set_num_threads(threads or N_CORES)
     require_packages("calibrate", "scipy")
     check_target(checkpoint, out, in_place)
     loaded = load_checkpoint(checkpoint)

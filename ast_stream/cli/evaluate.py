@@ -21,7 +21,7 @@ from ast_stream.cli.clip_options import (
     OnlyFolds,
     require_packages,
 )
-from ast_stream.cli.options import DEFAULT_THREADS, AsJson, Threads, with_option_groups
+from ast_stream.cli.options import N_CORES, AsJson, Threads, with_option_groups
 from ast_stream.cli.output import json_line, say
 from ast_stream.cli.terminal import ProgressView, console, plain_table
 from ast_stream.errors import UsageError
@@ -132,7 +132,7 @@ def evaluate(
         Path | None, typer.Option(help="Folder for report.html, report.json and plots.")
     ] = None,
     as_json: AsJson = False,
-    threads: Threads = DEFAULT_THREADS,
+    threads: Threads = None,
 ) -> None:
     """Measure a checkpoint on labelled clips, and on streams mixed from them and generated sounds.
 
@@ -140,7 +140,7 @@ def evaluate(
 
     Example: ast-stream evaluate sounds/labels.csv --test-fold 4 --report report/
     """
-    torch.set_num_threads(threads)
+    torch.set_num_threads(threads or N_CORES)
     require_packages("evaluate", "scipy")
     if report is not None:
         require_packages("evaluate --report", "matplotlib")

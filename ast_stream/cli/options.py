@@ -12,9 +12,11 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-DEFAULT_THREADS = os.cpu_count() or 1
+N_CORES = os.cpu_count() or 1
 
-Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads. (default: as many as there are cores)")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
 

@@ -17,7 +17,7 @@ import typer
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ast_stream.cli.clip_options import ColumnOptions, Data, require_packages
-from ast_stream.cli.options import DEFAULT_THREADS, Device, Threads, with_option_groups
+from ast_stream.cli.options import N_CORES, Device, Threads, with_option_groups
 from ast_stream.cli.terminal import PacedLines, ProgressView
 from ast_stream.errors import AstStreamError
 from ast_stream.training.config import (
@@ -164,7 +164,7 @@ def train(
         float,
         typer.Option(min=0, help="Length of the streams without events; 0: choose no thresholds."),
     ] = TrainingConfig.negatives_s / 3600,
-    threads: Threads = DEFAULT_THREADS,
+    threads: Threads = None,
 ) -> None:
     """Train a small AST, or fine-tune one; resume the training that OUT holds.
 
@@ -176,7 +176,7 @@ def train(
 
     Example: ast-stream train doorbell/ --start bundled --keep-classes --backgrounds room.wav -o out
     """
-    torch.set_num_threads(threads)
+    torch.set_num_threads(threads or N_CORES)
     require_packages("train", "scipy", "matplotlib")
     given: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value

@@ -51,7 +51,7 @@ def generated_backgrounds(
     Without espeak-ng (or with `with_speech` false) there is no speech among them.
 
     Args:
-        labels: classes to be told from backgrounds: with Speech or Music among them, speech or
+        labels: classes to tell from backgrounds: with Speech or Music among them, speech or
             music is no background.
     """
     with_speech = with_speech and SPEECH not in labels

@@ -20,8 +20,9 @@ from ast_stream.dataset.clips import load_recordings
 from ast_stream.detect.detector import Detector
 from ast_stream.detect.parameters import FrameSteps
 from ast_stream.errors import ConfigError, Problem
-from ast_stream.evaluation.measure import soundscape_s
+from ast_stream.evaluation.measure import NegativeRecording, soundscape_s
 from ast_stream.evaluation.scoring import blocks_of, score_blocks
+from ast_stream.labels import did_you_mean, find_label
 from ast_stream.messages.audio import Pcm16
 from ast_stream.messages.event import Scores
 from ast_stream.model.checkpoint import Checkpoint
@@ -65,12 +66,14 @@ class LogitStream:
             frame head decides: then all that is said of windows here is of frames.
         logits: before any Platt scaling, shape (n_windows, n_classes), float32.
         truth: the sounds in it, in order; none for negative audio.
+        expected_label: of negative audio, the one class that may be heard in it.
     """
 
     times_s: npt.NDArray[np.float64]
     logits: npt.NDArray[np.float32]
     truth: tuple[ReferenceEvent, ...]
     duration_s: float
+    expected_label: str | None = None
 
     @property
     def ends(self) -> npt.NDArray[np.int64]:
@@ -181,7 +184,7 @@ def background_streams(
     while duration_s > 0:
         piece_s = min(PIECE_S, duration_s)
         count = max(1, round(piece_s / BACKGROUND_S))
-        sources = backgrounds or generated_backgrounds(seed + number, count)
+        sources = backgrounds or generated_backgrounds(seed + number, count, labels=tagger.labels)
         rng = np.random.default_rng((seed, number, 99))
         soundscape = mix_backgrounds(rng, sources, piece_s)
         yield score_stream(tagger, hop_s, blocks_of(soundscape.pcm), (), on_progress)
@@ -201,14 +204,14 @@ class CalibrationAudio:
 
     Attributes:
         sounds: each checkpoint with its foregrounds, recorded and generated.
-        negatives: recordings without any event, and their lengths in seconds.
+        negatives: recordings without any event.
         generated_s: seconds of generated audio without any event.
         use_frames: decide by frames if the checkpoint has a frame head.
     """
 
     checkpoint: Checkpoint
     sounds: list[tuple[UnseenClips, list[Foreground]]]
-    negatives: list[tuple[Path, float]]
+    negatives: list[NegativeRecording]
     generated_s: float
     hop_s: float
     seed: int
@@ -219,7 +222,7 @@ class CalibrationAudio:
     def expected_s(self) -> float:
         """About how many seconds will be scored."""
         foregrounds = [foreground for _, foregrounds in self.sounds for foreground in foregrounds]
-        recorded_s = sum(length_s for _, length_s in self.negatives)
+        recorded_s = sum(recording.duration_s for recording in self.negatives)
         return mixed_s(foregrounds, self.checkpoint.window_s) + recorded_s + self.generated_s
 
     def score_sounds(self, on_progress: OnProgress) -> list[LogitStream]:
@@ -228,7 +231,9 @@ class CalibrationAudio:
         if not self.sounds:
             return []
         max_foregrounds = max(len(foregrounds) for _, foregrounds in self.sounds)
-        backgrounds = generated_backgrounds(first, min(MAX_BACKGROUNDS, max_foregrounds))
+        backgrounds = generated_backgrounds(
+            first, min(MAX_BACKGROUNDS, max_foregrounds), labels=self.checkpoint.labels
+        )
         streams: list[LogitStream] = []
         for number, (unseen_set, foregrounds) in enumerate(self.sounds):
             streams += sound_streams(
@@ -247,8 +252,11 @@ class CalibrationAudio:
         tagger = plain_tagger(self.checkpoint, self.device, use_frames=self.use_frames)
         first = FIRST_SEED + self.seed * SEEDS_EACH + 1
         streams = [
-            score_stream(tagger, self.hop_s, read_mono(path), (), on_progress)
-            for path, _ in self.negatives
+            replace(
+                score_stream(tagger, self.hop_s, read_mono(recording.path), (), on_progress),
+                expected_label=recording.expected_label,
+            )
+            for recording in self.negatives
         ]
         streams += background_streams(
             tagger, self.hop_s, self.generated_s, first, on_progress=on_progress
@@ -285,24 +293,47 @@ def foregrounds_of(
     ]
 
 
-def negative_recordings(paths: Sequence[Path]) -> list[tuple[Path, float]]:
-    """Return the recordings of files and folders, with their lengths in seconds.
+def negative_recordings(names: Sequence[str], labels: Sequence[str]) -> list[NegativeRecording]:
+    """Return the recordings of files and folders.
+
+    Args:
+        names: paths; LABEL=PATH where one of `labels` may be heard.
 
     Raises:
         ConfigError: everything missing, unreadable or empty, together.
     """
     problems: list[Problem] = []
-    found: list[tuple[Path, float]] = []
-    for path in dict.fromkeys(paths):
+    found: list[NegativeRecording] = []
+    for name in dict.fromkeys(names):
+        label, path = _labelled_path(name, labels)
         try:
-            found += background_recordings([path])
+            found += [
+                NegativeRecording(file, duration_s, label)
+                for file, duration_s in background_recordings([path])
+            ]
         except ConfigError as error:
             problems += error.problems
     problems += [
-        Problem(str(file), None, "", "expected sound, got an empty file")
-        for file, length_s in found
-        if not length_s
+        Problem(str(recording.path), None, "", "expected sound, got an empty file")
+        for recording in found
+        if not recording.duration_s
     ]
     if problems:
         raise ConfigError(problems)
     return found
+
+
+def _labelled_path(name: str, labels: Sequence[str]) -> tuple[str | None, Path]:
+    """Return the label, None without one, and the path of `[LABEL=]PATH`.
+
+    A name that is there as it stands is a path, whatever is in it.
+    """
+    text, separator, path = name.partition("=")
+    if not separator or Path(name).expanduser().exists():
+        return None, Path(name).expanduser()
+    label = find_label(text, labels)
+    if label is None:
+        near = did_you_mean(text, labels)
+        said = f"expected LABEL=PATH with a class of the model, or a path, got {name!r}{near}"
+        raise ConfigError([Problem("--negatives", None, "", said)])
+    return label, Path(path).expanduser()

@@ -265,6 +265,7 @@ def sweep_thresholds(
         return scored, decide_streams(joined, scored, column)
 
     scored, among = decide(with_sounds)
+    negatives = [stream for stream in negatives if stream.expected_label != label]
     _, elsewhere = decide(negatives)
     window = joined.geometry.window
     truth = [with_label(stream.truth, label) for stream in with_sounds]

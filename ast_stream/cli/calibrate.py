@@ -119,7 +119,7 @@ class AudioOptions:
         if clips:
             others = [load_checkpoint(one) for one in self.fold_checkpoint or []]
             unseen_sets, remarks = unseen_clips(checkpoint, others, clips, folds, self.unseen)
-        recordings = negative_recordings(self.negatives or [])
+        recordings = negative_recordings(self.negatives or [], checkpoint.labels)
         hours, n_generated = self.negative_hours, self.generated
         if hours is None:
             hours = 0.0 if recordings else GENERATED_HOURS

@@ -47,7 +47,7 @@ def record_of(audio: CalibrationAudio, data: Path | None, budgets: Budgets) -> d
         "generated_takes": sum(
             foreground.is_generated for _, foregrounds in audio.sounds for foreground in foregrounds
         ),
-        "negative_recordings": [path.name for path, _ in audio.negatives],
+        "negative_recordings": [recording.path.name for recording in audio.negatives],
         "generated_hours": round(audio.generated_s / 3600, 3),
         "budget_among": budgets.among and budgets.among.text,
         "hop_s": audio.hop_s,

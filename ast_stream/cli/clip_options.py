@@ -15,8 +15,12 @@ from ast_stream.errors import UsageError
 
 Data = Annotated[Path, typer.Argument(help="Folder with a sub-folder per class, or a CSV.")]
 Negatives = Annotated[
-    list[Path] | None,
-    typer.Option(help="Recording, or folder of them, without any event; may be repeated."),
+    list[str] | None,
+    typer.Option(
+        metavar="[LABEL=]PATH",
+        help="Recording, or folder of them, without any event; with LABEL= of that class alone, "
+        "such as Speech=talk/, whose events are not false; may be repeated.",
+    ),
 ]
 ByWindows = Annotated[
     bool,

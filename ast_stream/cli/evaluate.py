@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +18,7 @@ from ast_stream.cli.clip_options import (
     ByWindows,
     ColumnOptions,
     Data,
+    Negatives,
     OnlyFolds,
     require_packages,
 )
@@ -72,10 +73,7 @@ class StreamOptions:
     negative_hours: Annotated[
         float, typer.Option(min=0, help="Hours of generated streams without any event.")
     ] = MeasureSettings.negative_hours
-    negatives: Annotated[
-        list[Path] | None,
-        typer.Option(help="Own recordings without any event, instead; may be repeated."),
-    ] = None
+    negatives: Negatives = None
     generated: Annotated[
         int, typer.Option(min=0, help="Generated examples of each alarm class.")
     ] = MeasureSettings.n_generated
@@ -85,7 +83,7 @@ class StreamOptions:
     ] = None
 
     def settings(self) -> MeasureSettings:
-        """Return what to measure on.
+        """Return what to measure on, but for `negatives`, which a checkpoint's labels may be in.
 
         Raises:
             UsageError, ConfigError: ranges, recordings or a folder that cannot be used.
@@ -103,7 +101,6 @@ class StreamOptions:
             repeats=self.repeats,
             hours=self.hours,
             negative_hours=self.negative_hours,
-            negatives=tuple(negative_recordings(self.negatives or [])),
             n_generated=self.generated,
             seed=self.seed,
             write_to=self.write_streams,
@@ -150,6 +147,8 @@ def evaluate(
     subjects = choose(
         model or ["bundled"], data, columns.columns(), test_fold or [], use_frames=not by_windows
     )
+    recordings = negative_recordings(streams.negatives or [], subjects[0].tagger.labels)
+    settings = replace(settings, negatives=tuple(recordings))
     check_hop(subjects, settings.hop_s)
     notes = notes_of(subjects)
     _say(notes)

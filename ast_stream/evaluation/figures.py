@@ -63,6 +63,7 @@ class Evaluation:
     Attributes:
         alarms: generated alarms at one SNR.
         negatives, negatives_by_label: events of streams without any.
+        negatives_by_expected: the same of streams that hold one class, of all the others.
     """
 
     labels: tuple[str, ...]
@@ -72,6 +73,7 @@ class Evaluation:
     alarms: StreamReport | None
     negatives: FalseAlarms | None
     negatives_by_label: dict[str, FalseAlarms]
+    negatives_by_expected: dict[str, FalseAlarms]
 
 
 def evaluate(
@@ -99,7 +101,19 @@ def evaluate(
         alarms=measure_streams(material.alarms, labels, seed).report if material.alarms else None,
         negatives=negatives,
         negatives_by_label=negatives_by_label,
+        negatives_by_expected=_by_expected(material, labels),
     )
+
+
+def _by_expected(material: ScoredMaterial, labels: Sequence[str]) -> dict[str, FalseAlarms]:
+    expected = {one.expected_label for one in material.negatives} - {None}
+    return {
+        label: negatives_report(
+            [one for one in material.negatives if one.expected_label == label], labels
+        )[0]
+        for label in labels
+        if label in expected
+    }
 
 
 def as_json(evaluation: Evaluation) -> dict[str, Any]:
@@ -113,6 +127,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
         "alarms": evaluation.alarms,
         "negatives": evaluation.negatives,
         "negatives_by_label": evaluation.negatives_by_label,
+        "negatives_by_expected": evaluation.negatives_by_expected,
     }
     result: dict[str, Any] = jsonable(plain)
     return result

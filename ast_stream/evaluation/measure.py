@@ -10,8 +10,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -61,6 +62,19 @@ class Subject:
     folds: tuple[str, ...] = ()
 
 
+class NegativeRecording(NamedTuple):
+    """A recording without any event, but perhaps of one class.
+
+    Attributes:
+        expected_label: what may be heard in it and is no false alarm, e.g. Speech in an hour of
+            talk; None: nothing.
+    """
+
+    path: Path
+    duration_s: float
+    expected_label: str | None = None
+
+
 @dataclass(frozen=True)
 class MeasureSettings:
     """What to measure on.
@@ -74,7 +88,7 @@ class MeasureSettings:
         repeats: how often each sound is placed, at other levels, in another order.
         hours: of streams with sounds, at least; more repeats where they give less.
         negative_hours: of generated streams without any event.
-        negatives: own recordings without any event, and their seconds, instead.
+        negatives: own recordings without any event, instead.
         n_generated: foregrounds of each class that has a generator.
         write_to: folder for the soundscapes as files; None: they are not kept.
     """
@@ -86,7 +100,7 @@ class MeasureSettings:
     repeats: int = 2
     hours: float = 0.0
     negative_hours: float = 2.0
-    negatives: tuple[tuple[Path, float], ...] = ()
+    negatives: tuple[NegativeRecording, ...] = ()
     n_generated: int = 24
     seed: int = 0
     write_to: Path | None = None
@@ -117,7 +131,7 @@ def total_s(subjects: Sequence[Subject], settings: MeasureSettings) -> float:
     first_gap_s = gap_of(settings, subjects[0].tagger.window_s)
     generated_s = settings.n_generated * soundscape_s(generated, first_gap_s)
     total = settings.negative_hours * 3600 if not settings.negatives else 0.0
-    total += sum(seconds for _, seconds in settings.negatives)
+    total += sum(recording.duration_s for recording in settings.negatives)
     total += generated_s if settings.alarm_snr_db is not None else 0.0
     for subject in subjects:
         recorded_s = soundscape_s(subject.foregrounds, gap_of(settings, subject.tagger.window_s))
@@ -240,7 +254,9 @@ def _mixed(
         else ()
     ):
         seed = seeds[0] + int(rng.integers(SEEDS_APART // 2))
-        backgrounds = generated_backgrounds(seed, math.ceil(BACKGROUNDS_PER_FOREGROUND * len(part)))
+        backgrounds = generated_backgrounds(
+            seed, math.ceil(BACKGROUNDS_PER_FOREGROUND * len(part)), labels=subject.tagger.labels
+        )
         chosen = [foregrounds[int(index)] for index in part]
         soundscape = mix_soundscape(rng, chosen, backgrounds, subject.tagger.labels, spec)
         _keep(soundscape, f"{kind}-{'-'.join(map(str, seeds[2:]))}-{part[0]:03d}", spec, settings)
@@ -252,9 +268,10 @@ def _negatives(
     subjects: Sequence[Subject], settings: MeasureSettings, base: int, on_progress: OnProgress
 ) -> Iterator[ScoredSoundscape]:
     taggers = itertools.cycle([subject.tagger for subject in subjects])
-    for (path, seconds), tagger in zip(settings.negatives, taggers, strict=False):
-        yield score_blocks(detector_of(tagger, settings.hop_s), read_mono(path), [])
-        on_progress("negatives", seconds)
+    for recording, tagger in zip(settings.negatives, taggers, strict=False):
+        scored = score_blocks(detector_of(tagger, settings.hop_s), read_mono(recording.path), [])
+        yield replace(scored, expected_label=recording.expected_label)
+        on_progress("negatives", recording.duration_s)
     if settings.negatives:
         return
     left_s = settings.negative_hours * 3600
@@ -263,7 +280,9 @@ def _negatives(
             return
         piece_s = min(PIECE_S, left_s)
         backgrounds = generated_backgrounds(
-            base + SEEDS_APART // 2 + number, math.ceil(piece_s / BACKGROUND_S)
+            base + SEEDS_APART // 2 + number,
+            math.ceil(piece_s / BACKGROUND_S),
+            labels=tagger.labels,
         )
         soundscape = mix_backgrounds(np.random.default_rng((base, 3, number)), backgrounds, piece_s)
         _keep(soundscape, f"negatives-{number:03d}", None, settings)

@@ -70,6 +70,8 @@ def summary(evaluation: Evaluation, settings: MeasureSettings) -> list[str]:
         )
     if evaluation.negatives is not None:
         lines.append(f"Streams without events: {alarm_rate(evaluation.negatives)}")
+    for label, alarms_beside in evaluation.negatives_by_expected.items():
+        lines.append(f"  besides {label}, in streams of it: {alarm_rate(alarms_beside)}")
     return lines
 
 

@@ -33,6 +33,7 @@ class ScoredSoundscape:
         scores: shape (n_windows, n_classes).
         events: begins and ends, in order.
         parameters: what events were decided by; None: not known.
+        expected_label: the one class that a recording without reference events may hold.
     """
 
     layout: Soundscape | SoundscapeTruth
@@ -40,6 +41,7 @@ class ScoredSoundscape:
     scores: npt.NDArray[np.float32]
     events: list[Event]
     parameters: DecisionParameters | None = None
+    expected_label: str | None = None
 
 
 def score_soundscape(

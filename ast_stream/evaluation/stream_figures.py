@@ -188,10 +188,16 @@ def rate(count: int, hours: float) -> FalseAlarms:
 def negatives_report(
     scored: Sequence[ScoredSoundscape], labels: Sequence[str]
 ) -> tuple[FalseAlarms, dict[str, FalseAlarms]]:
-    """Return the events of soundscapes without any sound: all together, and of each class."""
+    """Return the events of soundscapes without any sound: all together, and of each class.
+
+    The one class that a soundscape is expected to hold is not counted there.
+    """
+    by_label = {}
+    for label in labels:
+        counted = [one for one in scored if one.expected_label != label]
+        hours = sum(one.layout.duration_s for one in counted) / 3600
+        by_label[label] = false_alarms([match_soundscape(one, label) for one in counted], hours)
     hours = sum(one.layout.duration_s for one in scored) / 3600
-    matched = {label: [match_soundscape(one, label) for one in scored] for label in labels}
-    by_label = {label: false_alarms(parts, hours) for label, parts in matched.items()}
     return rate(sum(one.count for one in by_label.values()), hours), by_label
 
 

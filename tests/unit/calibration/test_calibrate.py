@@ -353,6 +353,15 @@ def test_unusable_negatives_are_listed_together(
     assert "empty.wav: expected sound, got an empty file" in text
 
 
+def test_negatives_of_an_unknown_class_are_refused(
+    reactive: Path, night: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _calibrate(reactive, "--negatives", f"Barks={night}") == CONFIG
+    text = _printed(capsys)
+    assert "expected LABEL=PATH with a class of the model, or a path, got 'Barks=" in text
+    assert "did you mean 'Bark'?" in text
+
+
 def test_a_checkpoint_of_backgrounds_alone_is_refused(
     reactive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

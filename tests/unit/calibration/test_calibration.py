@@ -128,6 +128,17 @@ def test_false_alarms_are_counted_by_event_and_not_by_window() -> None:
     assert curve.choose(per_hour(1.0)).is_met
 
 
+def test_negatives_that_may_hold_a_class_count_for_the_others_only() -> None:
+    barking = replace(_with_bursts([0.9]), expected_label="Bark")
+    own = _swept([], [barking, _with_bursts([])])
+    assert own.choose(per_hour(0.1)).threshold == LOWEST
+    assert own.hours_negative == 1.0
+    siren = replace(barking, expected_label="Siren")
+    other = _swept([], [siren])
+    assert other.choose(per_hour(0.1)).threshold > 0.9
+    assert other.hours_negative == 1.0
+
+
 def test_a_single_high_window_is_no_alarm() -> None:
     negatives = _quiet(3600.0)
     negatives.logits[100, 0] = 5.0

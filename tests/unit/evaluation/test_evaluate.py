@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from dataclasses import replace
@@ -280,3 +281,15 @@ def test_a_planted_sound_says_which_clip_it_was() -> None:
     clips = {sound.clip for sound in _mixed(SoundscapeSpec()).truth}
     assert len(clips) == 16
     assert {clip.rsplit("-", 2)[0] for clip in clips} == {"co_alarm", "siren"}
+
+
+def test_the_class_that_a_recording_is_expected_to_hold_is_no_false_alarm_there() -> None:
+    heard = ideal_soundscape(
+        [], duration_s=1800.0, events=begin_and_end("Siren", 5.0, 6.0, 6.0, 9.0)
+    )
+    held = dataclasses.replace(heard, expected_label="Siren")
+    overall, by_label = negatives_report([heard, held], LABELS)
+    assert overall.count == by_label["Siren"].count == 1
+    assert (by_label["Siren"].hours, by_label["Bark"].hours) == (0.5, 1.0)
+    barked = dataclasses.replace(held, expected_label="Bark")
+    assert negatives_report([barked], LABELS)[0].count == 1

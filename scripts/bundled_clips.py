@@ -2,9 +2,10 @@
 
     python scripts/bundled_clips.py SOUNDS/clips.csv OUT/clips.csv
 
-SOUNDS/clips.csv has the columns file, label, fold, group, author, title, licence, url, active_s and
-suspect. Classes are the labels with enough independent recordings; recordings of other sounds get
-no label: they are sounds that the model must not name. Recordings of one group stay in one fold.
+The recordings are found by a link `clips` beside the table. SOUNDS/clips.csv has the columns file,
+label, fold, group, author, title, licence, url, active_s and suspect. Classes are the labels with
+enough independent recordings; recordings of other sounds get no label: they are sounds that the
+model must not name. Recordings of one group stay in one fold.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ MERGED = {
     "Chatter": "Speech",
     "Hubbub, speech noise, speech babble": "Speech",
 }
+NO_CLASS = "-"  # as `train` reads it
 FOLDS = ("1", "2", "3", "4")
 MIN_ACTIVE_S = 0.05
 
@@ -62,6 +64,9 @@ def main() -> None:
     classes = _classes(rows, labels_of)
     fold_of = _folds(rows)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    link = arguments.out.parent / "clips"
+    link.unlink(missing_ok=True)
+    link.symlink_to(arguments.sounds.parent.resolve())
     n_labelled = n_negative = 0
     with arguments.out.open("w", newline="", encoding="utf-8") as file:
         columns = ("file", "label", "fold", "author", "title", "licence", "url")
@@ -76,10 +81,10 @@ def main() -> None:
             if labels and not kept:
                 n_negative += 1
             n_labelled += bool(kept)
-            path = (arguments.sounds.parent / row["file"]).resolve()
             writer.writerow(
                 {
-                    "file": path, "label": ";".join(kept) or "-", "fold": fold_of[row["group"]],
+                    "file": row["file"], "label": ";".join(kept) or NO_CLASS,
+                    "fold": fold_of[row["group"]],
                     "author": row["author"], "title": row["title"], "licence": row["licence"],
                     "url": row["url"],
                 }

@@ -2,7 +2,7 @@
 
 Run from the repository's root: `python scripts/make_reference.py`. Settings and rules come from the
 JSON Schemas, commands from the command line itself, metrics from what a running pipeline shows to
-Prometheus, messages from the golden bytes of the tests. `tests/unit/test_reference.py` fails while
+Prometheus, messages from the golden bytes of the tests. `tests/unit/test_docs.py` fails while
 a page is not what this script writes.
 """
 

@@ -2,8 +2,7 @@
 
 It is driven by messages and by timers in stream time. Stream time is what the messages say: when
 the sound was captured. Timers that are due before a message run before it, so that a replay after
-a pause gives what would have been given live. When a wall clock is set, everything the engine
-remembers is shifted along, so that durations stay what they were (`clock`).
+a pause gives what would have been given live. It is steady: wall clocks may be set (`clock`).
 
 Whoever uses it stores `export()` and the deliveries of the transitions in one transaction,
 together with the position on the feed; `Engine(rules, state, ...)` continues from there.
@@ -14,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ast_stream.alerts.clock import StreamClocks, is_step
+from ast_stream.alerts.clock import SteadyTime
 from ast_stream.alerts.instances import InstanceTable
 from ast_stream.alerts.model_facts import DetectionTiming
 from ast_stream.alerts.open_events import OpenEvents
@@ -25,9 +24,9 @@ from ast_stream.errors import WireError
 from ast_stream.messages.alert import Alert
 from ast_stream.messages.event import Content, EventMessage, FeedMessage, GapMessage
 from ast_stream.messages.status import Health
-from ast_stream.units import NS_PER_SECOND, format_time, samples_to_ns
+from ast_stream.units import NS_PER_SECOND, format_time
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 DOWNTIME_NS = 10 * NS_PER_SECOND  # being off for less changes nothing
 
 
@@ -38,6 +37,7 @@ class Engine:
         state: what `export` returned; None: begin anew.
         now_ns: stream time at which it starts.
         timing: how late the detector reports sounds.
+        time: the one by which the times in `state` are; None: restore it from there.
 
     Raises:
         ValueError: a state of another version.
@@ -50,13 +50,14 @@ class Engine:
         *,
         now_ns: int,
         timing: DetectionTiming | None = None,
+        time: SteadyTime | None = None,
     ) -> None:
+        self.time = time or SteadyTime(None if state is None else state.get("time"))
         self.counters = EngineCounters()
         self._timing = timing or DetectionTiming()
         self._now = now_ns
         self._restored: list[Transition] = []
-        self._clocks = StreamClocks()
-        self._instances = InstanceTable(rules, self._timing, self.counters)
+        self._instances = InstanceTable(rules, self._timing, self.counters, self.time)
         self._streams = StreamHealth(self._instances)
         self._open_events = OpenEvents(self._instances, self._streams)
         if state is not None:
@@ -102,6 +103,7 @@ class Engine:
 
     def process(self, content: Content) -> list[Transition]:
         """Process what a message says; only events, health and gaps matter."""
+        self.time.observe(content)
         match content:
             case EventMessage():
                 return self._process_event(content)
@@ -115,10 +117,7 @@ class Engine:
         """Process an event; timers that are due before it run first."""
         self.counters.events += 1
         onset = format_time(event.onset_ns)
-        event = _on_capture_clock(event)
-        step_ns = self._clocks.observe(event, self._now, is_open=event.id in self._open_events)
-        self._shift(step_ns)
-        event = self._clocks.in_engine_time(event)
+        event = event.moved(-self.time.set_by_ns)
         # a message about an instant comes before the timers of that instant: bounds are inclusive
         transitions = self._run_timers(event.captured_ns - 1)
         self._now = max(self._now, event.captured_ns)
@@ -128,31 +127,26 @@ class Engine:
     def _process_health(self, health: Health) -> list[Transition]:
         """Process health: levels, and which streams are listened to; not the time of sounds."""
         assert health.published_ns is not None
-        at_ns = max(self._now, health.published_ns)
+        at_ns = max(self._now, self.time.steady_ns(health.published_ns))
         transitions = self._streams.see(health.stream, health.labels, self._now)
         return transitions + self._streams.on_health(health, at_ns)
 
     def _process_gap(self, gap: GapMessage) -> list[Transition]:
         """Process a gap: silence in it does not prove absence."""
         assert gap.time_ns is not None
-        end_ns = gap.time_ns + round(gap.duration_s * NS_PER_SECOND)
+        end_ns = self.time.steady_ns(gap.time_ns) + round(gap.duration_s * NS_PER_SECOND)
         return self._streams.on_gap(gap.stream, end_ns, self._now)
 
     def advance(self, to_ns: int) -> list[Transition]:
         """Run the timers up to `to_ns`, up to which all messages must have been processed.
 
-        Live, that is a little before the wall clock: by as much as messages may be late.
+        Live, that is a little before now: by as much as messages may be late.
         """
         return self._run_timers(to_ns)
 
     def lose_feed(self) -> list[Transition]:
         """Process that the publisher is silent: no sound is known to last, or to be absent."""
         return self._open_events.lose_feed(self._now) + self._streams.lose_feed(self._now)
-
-    def step_clock(self, step_ns: int) -> None:
-        """Follow a step of the wall clock before messages show it."""
-        self._clocks.step(step_ns, self._now)
-        self._shift(step_ns)
 
     def replace_rules(
         self, rules: RuleSet, timing: DetectionTiming | None = None
@@ -177,7 +171,7 @@ class Engine:
             "now_ns": self._now,
             "instances": self._instances.export(self._now),
             "streams": self._streams.export(),
-            "clocks": self._clocks.export(),
+            "time": self.time.export(),
         } | self._open_events.export()
 
     def _restore(self, state: Mapping[str, Any], now_ns: int) -> None:
@@ -185,24 +179,15 @@ class Engine:
             raise ValueError(f"expected version {STATE_VERSION}, got {state['v']!r}")
         self._now = max(state["now_ns"], 0)
         self._streams.restore(state["streams"])
-        self._clocks.restore(state["clocks"])
         self._open_events.restore(state)
         for data in state["instances"]:
             self._restored += self._instances.restore(data, self._now)
-        if is_step(now_ns - self._now) and now_ns < self._now:  # the clock was set back meanwhile
-            self.step_clock(now_ns - self._now)
         if now_ns - self._now > DOWNTIME_NS:
             self._restored += self._streams.on_downtime(now_ns - self._now, self._now)
         if now_ns - self._now > self._instances.rules.resume_ns:
             self._now = now_ns
             self._restored += self._instances.end_all(now_ns, "restart")
             self._open_events.end_all()
-
-    def _shift(self, step_ns: int) -> None:
-        if step_ns:
-            self._now += step_ns
-            self._instances.shift(step_ns)
-            self._open_events.shift(step_ns)
 
     def _run_timers(self, to_ns: int) -> list[Transition]:
         transitions: list[Transition] = []
@@ -215,20 +200,3 @@ class Engine:
                 transitions += self._open_events.end_oldest(self._now)
         self._now = max(self._now, to_ns)
         return transitions
-
-
-def _on_capture_clock(event: EventMessage) -> EventMessage:
-    """Return an event with onset and offset on the clock of `captured`, if that stepped between."""
-    if event.at_sample is None:
-        return event
-
-    def moved(time_ns: int | None, sample: int | None) -> int | None:
-        if time_ns is None or sample is None or event.at_sample is None:
-            return time_ns
-        by_samples_ns = event.captured_ns - samples_to_ns(event.at_sample - sample)
-        return by_samples_ns if is_step(by_samples_ns - time_ns) else time_ns
-
-    onset_ns = moved(event.onset_ns, event.onset_sample)
-    offset_ns = moved(event.offset_ns, event.offset_sample)
-    assert onset_ns is not None
-    return event.model_copy(update={"onset_ns": onset_ns, "offset_ns": offset_ns})

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ast_stream.alerts.clock import SteadyTime
 from ast_stream.alerts.model_facts import DetectionTiming
 from ast_stream.alerts.rules.rule import Rule, RuleSet
 from ast_stream.alerts.rules.schema import Selector
@@ -26,6 +27,7 @@ from ast_stream.units import NS_PER_SECOND, format_time
 MAX_INSTANCES = 1000  # of one rule
 _TIMER_SLACK = 64  # outdated timers that are no reason yet to clean up
 
+_NOT_STORED = ("trigger", "time")
 _ABOUT_RULE = ("rule", "digest", "alert", "actions")  # in an exported instance
 
 Key = tuple[str, tuple[tuple[str, str], ...]]
@@ -46,6 +48,7 @@ class Instance:
 
     rule: Rule
     trigger: Trigger
+    time: SteadyTime
     group: dict[str, str]
     trigger_state: TriggerState
     state: AlertState
@@ -59,9 +62,9 @@ class Instance:
     suppressed: int = 0
 
     @classmethod
-    def new(cls, rule: Rule, trigger: Trigger, group: dict[str, str]) -> Instance:
+    def new(cls, rule: Rule, trigger: Trigger, time: SteadyTime, group: dict[str, str]) -> Instance:
         """Return an inactive instance."""
-        return cls(rule, trigger, group, trigger.new_state(), "inactive", {})
+        return cls(rule, trigger, time, group, trigger.new_state(), "inactive", {})
 
     @property
     def key(self) -> Key:
@@ -148,16 +151,8 @@ class Instance:
         self.trigger_state = self.trigger.new_state()
         return transitions
 
-    def shift(self, step_ns: int) -> None:
-        """Move all times by a step of the clock."""
-        self.trigger_state.shift(step_ns)
-        self.started_ns += step_ns
-        for name in ("fired_ns", "keep_until_ns", "cooldown_until_ns"):
-            if (time_ns := getattr(self, name)) is not None:
-                setattr(self, name, time_ns + step_ns)
-
     def alert(self, state: AlertState, now: int, reason: str | None) -> Alert:
-        """Return the alert as of now."""
+        """Return the alert as of now, its times as wall time."""
         rule = self.rule
         values = self._values(state, now) if rule.annotations else {}
         annotations = {name: template.render(values) for name, template in rule.annotations.items()}
@@ -170,9 +165,9 @@ class Instance:
             group=dict(self.group),
             labels=self.labels,
             annotations=annotations,
-            started_ns=self.started_ns,
-            fired_ns=self.fired_ns,
-            resolved_ns=now if state == "resolved" else None,
+            started_ns=self.time.wall_ns(self.started_ns),
+            fired_ns=None if self.fired_ns is None else self.time.wall_ns(self.fired_ns),
+            resolved_ns=self.time.wall_ns(now) if state == "resolved" else None,
             events=self.events,
             suppressed=self.suppressed,
             reason=reason,
@@ -180,7 +175,7 @@ class Instance:
 
     def export(self, now: int) -> dict[str, Any]:
         """Return the state as JSON values; the rule is named."""
-        data = {name: value for name, value in vars(self).items() if name != "trigger"}
+        data = {name: value for name, value in vars(self).items() if name not in _NOT_STORED}
         data |= {"rule": self.rule.name, "digest": self.rule.digest, "events": list(self.events)}
         data["trigger_state"] = self.trigger_state.export()
         if self.is_active:  # enough to resolve it should its rule be gone by then
@@ -189,13 +184,15 @@ class Instance:
         return data
 
     @classmethod
-    def restore(cls, rule: Rule, trigger: Trigger, data: Mapping[str, Any]) -> Instance:
+    def restore(
+        cls, rule: Rule, trigger: Trigger, time: SteadyTime, data: Mapping[str, Any]
+    ) -> Instance:
         """Return the instance that `export` was called on."""
         fields = {name: data[name] for name in data if name not in _ABOUT_RULE}
         state = trigger.new_state()
         state.restore(fields["trigger_state"])
         fields |= {"trigger_state": state, "events": tuple(fields["events"])}
-        return cls(rule=rule, trigger=trigger, **fields)
+        return cls(rule=rule, trigger=trigger, time=time, **fields)
 
     def _next(self, fires: bool, now: int) -> tuple[AlertState, AlertState, str | None] | None:
         """Go to the next state; return from which, to which and why, None if it fits already."""
@@ -247,6 +244,9 @@ class Instance:
     def _become_inactive(self) -> None:
         self.state, self.keep_until_ns = "inactive", None
 
+    def _text(self, time_ns: int) -> str:
+        return format_time(self.time.wall_ns(time_ns))
+
     def _values(self, state: AlertState, now: int) -> dict[str, str | int | float | None]:
         active_ns = self.trigger.active_ns(self.trigger_state, now)
         counted = now - self.started_ns if active_ns is None else active_ns
@@ -255,8 +255,8 @@ class Instance:
             "severity": self.rule.severity,
             "group": self.rule.group,
             "state": state,
-            "started": format_time(self.started_ns),
-            "fired": None if self.fired_ns is None else format_time(self.fired_ns),
+            "started": self._text(self.started_ns),
+            "fired": None if self.fired_ns is None else self._text(self.fired_ns),
             "active_s": round(counted / NS_PER_SECOND, 3),
             "count": len(self.events),
             "suppressed": self.suppressed,
@@ -300,11 +300,6 @@ class Timers:
                 self._heap = [entry for entry in self._heap if self._is_current(entry)]
                 heapq.heapify(self._heap)
 
-    def shift(self, step_ns: int) -> None:
-        """Move all deadlines by a step of the clock."""
-        self._heap = [(deadline_ns + step_ns, key) for deadline_ns, key in self._heap]
-        self._by_key = {key: deadline_ns + step_ns for key, deadline_ns in self._by_key.items()}
-
     def _is_current(self, entry: tuple[int, Key]) -> bool:
         return self._by_key.get(entry[1]) == entry[0]
 
@@ -319,8 +314,11 @@ class InstanceTable:
         health_rules: those that read health messages.
     """
 
-    def __init__(self, rules: RuleSet, timing: DetectionTiming, counters: EngineCounters) -> None:
+    def __init__(
+        self, rules: RuleSet, timing: DetectionTiming, counters: EngineCounters, time: SteadyTime
+    ) -> None:
         self._counters = counters
+        self._time = time
         self._timers = Timers()
         self._instances: dict[Key, Instance] = {}
         self._active: dict[str, dict[Key, Instance]] = {}
@@ -356,7 +354,7 @@ class InstanceTable:
             if self._n_instances.get(rule.name, 0) >= MAX_INSTANCES:
                 self._count_suppressed(rule.name, "instances")
                 return None
-            instance = Instance.new(rule, self.triggers[rule.name], group)
+            instance = Instance.new(rule, self.triggers[rule.name], self._time, group)
             self._add(instance)
         return instance
 
@@ -414,12 +412,6 @@ class InstanceTable:
                 self._forget(key)
         return transitions, set(before) - same
 
-    def shift(self, step_ns: int) -> None:
-        """Move all times by a step of the clock."""
-        self._timers.shift(step_ns)
-        for instance in self._instances.values():
-            instance.shift(step_ns)
-
     def end_all(self, now: int, reason: str) -> list[Transition]:
         """End every alert, and forget everything."""
         transitions: list[Transition] = []
@@ -435,9 +427,10 @@ class InstanceTable:
     def restore(self, data: Mapping[str, Any], now: int) -> list[Transition]:
         """Take over one exported instance; an alert whose rule has changed ends."""
         if not self._is_same(data["rule"], data["digest"]):
-            return [_resolved_without_rule(data, now)] if "alert" in data else []
+            wall_ns = self._time.wall_ns(now)
+            return [_resolved_without_rule(data, now, wall_ns)] if "alert" in data else []
         rule = self._by_name[data["rule"]]
-        instance = Instance.restore(rule, self.triggers[rule.name], data)
+        instance = Instance.restore(rule, self.triggers[rule.name], self._time, data)
         self._add(instance)
         if instance.is_active:
             self._active.setdefault(rule.name, {})[instance.key] = instance
@@ -474,7 +467,7 @@ class InstanceTable:
         reason = ""
         if instance.is_cooling_down(now):
             reason = "cooldown"
-        elif not rule.may_fire_at(now):
+        elif not rule.may_fire_at(self._time.wall_ns(now)):
             reason = "window"
         elif self._is_inhibited(instance):
             reason = "inhibited"
@@ -526,9 +519,9 @@ def _selects(selector: Selector, rule: Rule) -> bool:
     return is_named and (selector.severity is None or rule.severity in selector.severity)
 
 
-def _resolved_without_rule(data: Mapping[str, Any], now: int) -> Transition:
+def _resolved_without_rule(data: Mapping[str, Any], now: int, wall_ns: int) -> Transition:
     """Return the end of an exported instance's alert whose rule no longer exists."""
     alert = Alert.from_json(data["alert"], "alert")
-    ended = {"state": "resolved", "resolved_ns": now, "reason": "rule_changed"}
+    ended = {"state": "resolved", "resolved_ns": wall_ns, "reason": "rule_changed"}
     resolved = alert.model_copy(update=ended)
     return Transition(resolved, alert.state, "resolved", now, tuple(data["actions"]))

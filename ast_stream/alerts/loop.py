@@ -1,8 +1,8 @@
 """The loop of the alerts process: messages in order through the engine, into the database.
 
-Stream time is what the worker's health messages say has been scored; the wall clock replaces it
-only while the worker is silent. So a timer runs only when everything before it is known, also
-after a pause, and while a backlog is processed.
+Stream time is what the worker's health messages say has been scored; the clock of this machine
+replaces it only while the worker is silent. So a timer runs only when everything before it is
+known, also after a pause, and while a backlog is processed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ast_stream.alerts.actions.base import LiveSensors
-from ast_stream.alerts.clock import WallClock
 from ast_stream.alerts.delivery import DeliveryThreads, no_fault
 from ast_stream.alerts.engine import Engine
 from ast_stream.alerts.model_facts import DetectionTiming
@@ -30,7 +29,7 @@ from ast_stream.runtime.logging import LimitedLog
 from ast_stream.units import NS_PER_SECOND
 
 TOPICS = ("event/", "gap/", "health/")
-SILENT_S = 10.0  # after this long without the worker, the wall clock is stream time
+SILENT_S = 10.0  # after this long without the worker, time passes all the same
 MAX_BATCH = 512
 WAIT_S = 1.0  # how late a stop or a changed rule file is noticed
 SAVE_EVERY_S = 1.0  # progress without an alert: what is not saved is evaluated again
@@ -61,8 +60,7 @@ class AlertLoop:
     Args:
         since_ns: events and gaps published before are ignored; for a first start, which has no
             position on the feed: reading from the oldest on misses nothing of a new worker.
-        now_ns: wall clock; now_s: a clock that only goes forward.
-        clock: the wall clock, watched for steps; the same as the outbox's.
+        now_s: a clock that only goes forward.
         on_blocked: called each time a save has failed, before the next try.
         fault: called with `evaluated`, `committing`, `committed` at the boundaries of a save.
     """
@@ -77,9 +75,7 @@ class AlertLoop:
         *,
         sensors: Sequence[LiveSensors] = (),
         since_ns: int = 0,
-        now_ns: Callable[[], int] = time.time_ns,
         now_s: Callable[[], float] = time.monotonic,
-        clock: WallClock | None = None,
         on_blocked: Callable[[], None] = lambda: None,
         fault: Callable[[str], None] = no_fault,
     ) -> None:
@@ -90,15 +86,14 @@ class AlertLoop:
         self._deliveries = deliveries
         self._sensors = sensors
         self._since_ns = since_ns
-        self._now_ns = now_ns
         self._now_s = now_s
         self._fault = fault
         self._unsaved: list[Transition] = []
         self._has_news = False
         self._saved_s = self._started_s = now_s()
         self._scored_ns: dict[str, tuple[float, int]] = {}  # by stream: when reported, and what
-        self._clock = clock or WallClock(now_ns, now_s)
-        self._stepped_ns = 0  # not saved yet
+        self._time = engine.time
+        self._set_by_ns = engine.time.set_by_ns  # as last logged
         self._limited_log = LimitedLog(logger)
         self._on_blocked = on_blocked
         self._known_ns = outbox.evaluated_ns = 0  # stream time up to which alerts are known
@@ -121,13 +116,12 @@ class AlertLoop:
         for _ in range(MAX_BATCH):
             if item is None:
                 break
-            self._follow_clock()
             self._process(item)
             item = self._feed.receive(0.0)
         else:
             if item is not None:
                 self._process(item)
-        self._follow_clock()
+        self._follow_clocks()
         horizon_ns, deadline_ns = self._horizon_ns(), self._engine.next_deadline_ns
         if horizon_ns is not None and deadline_ns is not None and deadline_ns <= horizon_ns:
             self._add(self._engine.advance(horizon_ns))
@@ -158,20 +152,16 @@ class AlertLoop:
             StoreError: nothing was saved.
         """
         is_due = self._has_news and self._now_s() - self._saved_s >= SAVE_EVERY_S
-        if not self._unsaved and not self._stepped_ns and not is_due:
+        if not self._unsaved and not is_due:
             self._outbox.evaluated_ns = self._known_ns
             return
         self._fault("evaluated")
         with self._store.transaction() as db:
             save_progress(db, self._engine.export(), self._feed.position)
-            if self._stepped_ns:
-                self._outbox.step_clock(db, self._stepped_ns)
-                self._clock.follow()
             self._outbox.enqueue(db, self._unsaved)
             self._fault("committing")
         self._fault("committed")
         self._unsaved.clear()
-        self._stepped_ns = 0
         self._has_news = False
         self._saved_s = self._now_s()
         self._outbox.evaluated_ns = self._known_ns
@@ -201,7 +191,8 @@ class AlertLoop:
 
     def _evaluate(self, message: FeedMessage) -> None:
         content = message.content()
-        published_ns = content.published_ns or 0
+        self._time.observe(content)
+        published_ns = self._time.steady_ns(content.published_ns or 0)
         if message.is_durable and self._since_ns > published_ns:
             return
         self._add(self._engine.process(content))
@@ -215,17 +206,13 @@ class AlertLoop:
             scored_ns = published_ns - round((content.lag_s or 0.0) * NS_PER_SECOND)
             self._scored_ns[content.stream] = (self._now_s(), scored_ns)
 
-    def _follow_clock(self) -> None:
-        """When the wall clock was set, shift everything remembered, and everything that waits."""
-        step_ns = self._clock.step_ns()
-        if step_ns:
-            logger.warning("the clock was set by %+.1f s", step_ns / NS_PER_SECOND)
-            self._engine.step_clock(step_ns)
-            self._scored_ns = {
-                stream: (reported_s, scored_ns + step_ns)
-                for stream, (reported_s, scored_ns) in self._scored_ns.items()
-            }
-            self._stepped_ns += step_ns
+    def _follow_clocks(self) -> None:
+        """Follow the clocks of this machine, for wall times that people read, and calendars."""
+        self._time.follow_machine()
+        set_by_ns, self._set_by_ns = self._time.set_by_ns - self._set_by_ns, self._time.set_by_ns
+        if set_by_ns:
+            logger.warning("the clock was set by %+.1f s", set_by_ns / NS_PER_SECOND)
+            self._has_news = True
 
     def _horizon_ns(self) -> int | None:
         """Return the stream time up to which everything is known; None: not known yet."""
@@ -236,7 +223,7 @@ class AlertLoop:
         if now_s - self._started_s < SILENT_S:
             return None
         self._add(self._engine.lose_feed())
-        return self._now_ns() - round(SILENT_S * NS_PER_SECOND)
+        return self._time.now_ns() - round(SILENT_S * NS_PER_SECOND)
 
     def _end_unknown(self) -> None:
         """Resolve alerts that, after damage, only the receivers know of."""

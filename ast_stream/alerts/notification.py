@@ -66,17 +66,19 @@ def notification_of(transition: Transition) -> Notification | None:
     if not begins and not ends:
         return None
     kind: Kind = "firing" if begins else "resolved"
+    at_ns = transition.alert.fired_ns if begins else transition.alert.resolved_ns
+    assert at_ns is not None
     return Notification(
         id=f"{transition.alert.id}.{kind}",
         kind=kind,
-        at_ns=transition.at_ns,
+        at_ns=at_ns,
         event_id=transition.event_id,
         alert=transition.alert,
     )
 
 
 def message_alert(
-    id: str, *, rule: str, severity: Severity, group: Mapping[str, str], text: str, now_ns: int
+    id: str, *, rule: str, severity: Severity, group: Mapping[str, str], text: str, wall_ns: int
 ) -> Alert:
     """Return an alert that no rule made.
 
@@ -93,8 +95,8 @@ def message_alert(
         group=dict(group),
         labels={**group, "alert": rule, "severity": severity},
         annotations={"summary": text},
-        started_ns=now_ns,
-        fired_ns=now_ns,
+        started_ns=wall_ns,
+        fired_ns=wall_ns,
         resolved_ns=None,
         events=(),
     )

@@ -56,9 +56,6 @@ class OpenEvents:
         self._ended: OrderedDict[str, None] = OrderedDict()
         self._candidates = lru_cache(MAX_CACHED)(self._find_candidates)
 
-    def __contains__(self, event_id: str) -> bool:
-        return event_id in self._events
-
     @property
     def next_lost_ns(self) -> int | None:
         """When the end of an open event must have been lost, None if none is open."""
@@ -86,12 +83,6 @@ class OpenEvents:
         """End the event that had no message for the longest time."""
         event_id, event = next(iter(self._events.items()))
         return self._leave(event_id, event, event.heard_ns, now)
-
-    def shift(self, step_ns: int) -> None:
-        """Move all times by a step of the clock."""
-        for event in self._events.values():
-            event.onset_ns += step_ns
-            event.heard_ns += step_ns
 
     def lose_feed(self, now: int) -> list[Transition]:
         """Count the duration of open events only up to their last message, until the next one."""

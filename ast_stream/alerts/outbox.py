@@ -69,7 +69,8 @@ class Outbox:
 
     Args:
         actions: settings of every action by name, in the order of the configuration.
-        now_ns: wall clock, nanoseconds since 1970.
+        now_ns: clock that nobody sets.
+        wall_ns: returns a time of that clock as wall time.
         jitter: returns a number in [0, 1).
 
     Attributes:
@@ -87,10 +88,13 @@ class Outbox:
         actions: Mapping[str, ActionSection],
         now_ns: Callable[[], int],
         jitter: Callable[[], float] = random.random,
+        *,
+        wall_ns: Callable[[int], int] = lambda time_ns: time_ns,
     ) -> None:
         self._store = store
         self._actions = dict(actions) | {FEED: ActionSection()}
         self._now_ns = now_ns
+        self._wall_ns = wall_ns
         self._jitter = jitter
         self._in_flight: dict[int, str] = {}  # numbers of rows, and their actions
         self.attempts: Counter[tuple[str, str]] = Counter()
@@ -135,10 +139,10 @@ class Outbox:
             if notification is None:
                 continue
             if notification.kind == "resolved":
-                self._drop_held(db, alert.id, notification.at_ns)
+                self._drop_held(db, alert.id, transition.at_ns)
             for action in (FEED, *transition.actions):
                 if self._delivers(action, notification):
-                    self._add(db, action, notification)
+                    self._add(db, action, notification, transition.at_ns)
                     written.add(action)
         for action in sorted(written - {FEED}):
             self._shed(db, action)
@@ -155,10 +159,10 @@ class Outbox:
             return False
         note_alert(db, alert, "resolved", now_ns)
         notification = Notification(
-            id=f"{alert.id}.firing", kind="firing", at_ns=now_ns, alert=alert
+            id=f"{alert.id}.firing", kind="firing", at_ns=self._wall_ns(now_ns), alert=alert
         )
         for name in (FEED, *actions):
-            self._add(db, name, notification)
+            self._add(db, name, notification, now_ns)
         self._drop_held(db, alert.id, now_ns)  # nor will it still fire after a snooze
         return True
 
@@ -183,22 +187,9 @@ class Outbox:
             self._drop_held(db, alert_id, now_ns)
             for action, payload in fired:
                 with suppress(WireError):  # damaged: what began is not known
-                    ended = _ended_by_restart(Notification.decode(payload), now_ns)
+                    ended = _ended_by_restart(Notification.decode(payload), self._wall_ns(now_ns))
                     if self._delivers(action, ended):
-                        self._add(db, action, ended)
-
-    def step_clock(self, db: sqlite3.Connection, step_ns: int) -> None:
-        """Follow a step of the wall clock: nothing expires or waits longer because of it."""
-        db.execute(
-            "UPDATE deliveries SET created_ns = created_ns + ?1, updated_ns = updated_ns + ?1,"
-            " next_ns = next_ns + ?1, expires_ns = expires_ns + ?1,"
-            " held_until_ns = CASE held_until_ns WHEN 0 THEN 0 ELSE held_until_ns + ?1 END"
-            " WHERE state = 'pending'",
-            (step_ns,),
-        )
-        db.execute(
-            "UPDATE snoozes SET since_ns = since_ns + ?1, until_ns = until_ns + ?1", (step_ns,)
-        )
+                        self._add(db, action, ended, now_ns)
 
     # -- from rows to outcomes; each a transaction of its own
 
@@ -369,17 +360,19 @@ class Outbox:
         """
         if action == FEED:
             return
-        alert = _undelivered_alert(action, title, reason, self._now_ns())
+        now_ns = self._now_ns()
+        alert = _undelivered_alert(action, title, reason, now_ns // _HOUR_NS, self._wall_ns(now_ns))
         names = [name for name in self._actions if name != FEED]
         place = names.index(action) if action in names else -1
         others = names[place + 1 :] + names[: max(0, place)]
         self.announce(db, alert, others[:1])
 
-    def _add(self, db: sqlite3.Connection, action: str, notification: Notification) -> None:
+    def _add(
+        self, db: sqlite3.Connection, action: str, notification: Notification, at_ns: int
+    ) -> None:
         now_ns, alert = self._now_ns(), notification.alert
         # by when it happened: what is evaluated late happened during the snooze all the same
-        at_ns = min(notification.at_ns, now_ns)
-        snooze = None if action == FEED else snooze_at(db, alert.rule, at_ns)
+        snooze = None if action == FEED else snooze_at(db, alert.rule, min(at_ns, now_ns))
         until_ns = 0 if snooze is None else snooze[1]
         closed = db.execute("SELECT reason FROM closed_actions WHERE action = ?", (action,))
         reason = closed.fetchone()
@@ -467,21 +460,21 @@ class Outbox:
         return action != FEED and bool(end_rows(db, "superseded", self._now_ns(), waiting, *bound))
 
 
-def _ended_by_restart(fired: Notification, now_ns: int) -> Notification:
+def _ended_by_restart(fired: Notification, wall_ns: int) -> Notification:
     """Return the resolution of an alert of which only the beginning is still known."""
-    ended = {"state": "resolved", "resolved_ns": now_ns, "reason": "restart"}
+    ended = {"state": "resolved", "resolved_ns": wall_ns, "reason": "restart"}
     alert = fired.alert.model_copy(update=ended)
-    return Notification(id=f"{alert.id}.resolved", kind="resolved", at_ns=now_ns, alert=alert)
+    return Notification(id=f"{alert.id}.resolved", kind="resolved", at_ns=wall_ns, alert=alert)
 
 
-def _undelivered_alert(action: str, title: str, reason: str, now_ns: int) -> Alert:
+def _undelivered_alert(action: str, title: str, reason: str, hour: int, wall_ns: int) -> Alert:
     """Return the alert that reports an undelivered one."""
     return message_alert(
-        stable_id(SELF_RULE, action, str(now_ns // _HOUR_NS)),
+        stable_id(SELF_RULE, action, str(hour)),
         rule=SELF_RULE,
         severity="high",
         group={"action": action},
         text=f"{title}: not delivered by {action}: {reason[:MAX_ERROR_CHARACTERS]}; "
         "see ast-stream outbox list",
-        now_ns=now_ns,
+        wall_ns=wall_ns,
     )

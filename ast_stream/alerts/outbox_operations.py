@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ast_stream.alerts.clock import SteadyTime
 from ast_stream.alerts.delivery_schedule import FEED, expiry_ns
 from ast_stream.alerts.notification import message_alert
 from ast_stream.alerts.outbox import Outbox
@@ -28,7 +29,7 @@ _COLUMNS = "seq, alert_id, rule, severity, transition, action, state, attempts, 
 
 @dataclass(frozen=True)
 class OutboxRow:
-    """One delivery as operators see it; times in nanoseconds since 1970."""
+    """One delivery as operators see it; times are steady time."""
 
     seq: int
     alert_id: str
@@ -166,7 +167,7 @@ def send(
     severity: Severity,
     about: Mapping[str, str],
     text: str,
-    now_ns: int,
+    time: SteadyTime,
 ) -> bool:
     """Write an alert for these actions, as if the rule `rule` had fired.
 
@@ -177,6 +178,7 @@ def send(
     Returns:
         Whether it is sent: False if it was within this hour.
     """
+    now_ns = time.now_ns()
     hour_or_now = now_ns // _HOUR_NS if about else now_ns
     parts = [f"{name}={value}" for name, value in sorted(about.items())]
     alert = message_alert(
@@ -185,10 +187,11 @@ def send(
         severity=severity,
         group=about,
         text=text,
-        now_ns=now_ns,
+        wall_ns=time.wall_ns(now_ns),
     )
     with store.transaction() as db:
-        return Outbox(store, {}, lambda: now_ns).announce(db, alert, actions)
+        outbox = Outbox(store, {}, lambda: now_ns, wall_ns=time.wall_ns)
+        return outbox.announce(db, alert, actions)
 
 
 def snoozes(store: Store, now_ns: int) -> list[tuple[str, int]]:

@@ -7,7 +7,6 @@ import logging
 import os
 import secrets
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -25,7 +24,7 @@ from ast_stream.alerts.actions.base import (
     Outcome,
     create_runner,
 )
-from ast_stream.alerts.clock import WallClock
+from ast_stream.alerts.clock import SteadyTime
 from ast_stream.alerts.delivery import DeliveryThreads, no_fault
 from ast_stream.alerts.delivery_schedule import FEED
 from ast_stream.alerts.engine import Engine
@@ -117,8 +116,9 @@ def run_alerts(
         sockets = Sockets()
         cleanup.callback(sockets.close)
         publisher = SharedPublisher(sockets, alerts_endpoint(settings))
-        clock = WallClock(time.time_ns, time.monotonic)
-        outbox = Outbox(store, settings.alerts.actions, clock.now_ns)
+        time = store.steady_time()
+        time.follow_machine()
+        outbox = Outbox(store, settings.alerts.actions, time.now_ns, wall_ns=time.wall_ns)
         outbox.recover()
         sensors: list[LiveSensors] = []
         runners = _create_runners(settings, exposed_entities(settings, rules), sensors)
@@ -136,14 +136,13 @@ def run_alerts(
         )
         loop = AlertLoop(
             _subscribe(settings, store, cleanup),
-            resume_engine(store, rules, timing),
+            resume_engine(store, rules, timing, time),
             store,
             outbox,
             deliveries,
             sensors=sensors,
-            since_ns=store.since_ns(time.time_ns()),
+            since_ns=store.since_ns(time.now_ns()),
             fault=fault,
-            clock=clock,
             on_blocked=reporter.tick,
         )
         in_force = RulesInForce(settings, files, rules, timing, loop, sensors)
@@ -165,19 +164,21 @@ def _open_store(settings: Settings, cleanup: ExitStack) -> Store:
     return store
 
 
-def resume_engine(store: Store, rules: RuleSet, timing: DetectionTiming) -> Engine:
+def resume_engine(
+    store: Store, rules: RuleSet, timing: DetectionTiming, time: SteadyTime
+) -> Engine:
     """Return an engine that continues where the last one stopped, or begins anew if it cannot."""
     state = store.engine_state()
     if state is not None:
         try:
-            trial = Engine(rules, state, now_ns=time.time_ns(), timing=timing)
+            trial = Engine(rules, state, now_ns=time.now_ns(), timing=timing, time=time)
             bodies = [transition.alert.to_json() for transition in trial.resume()]
             bodies += [alert.to_json() for alert in trial.active_alerts()]
             json.dumps([trial.export(), bodies])
-            return Engine(rules, state, now_ns=time.time_ns(), timing=timing)
+            return Engine(rules, state, now_ns=time.now_ns(), timing=timing, time=time)
         except Exception as error:  # one boundary: what is stored must not keep it from starting
             store.forget_engine(f"{type(error).__name__}: {error}")
-    return Engine(rules, now_ns=time.time_ns(), timing=timing)
+    return Engine(rules, now_ns=time.now_ns(), timing=timing, time=time)
 
 
 def _subscribe(settings: Settings, store: Store, cleanup: ExitStack) -> Subscriber:

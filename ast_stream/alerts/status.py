@@ -213,6 +213,6 @@ def _heartbeat(now_ns: int) -> Notification:
         severity="informational",
         group={},
         text="ast-stream is listening",
-        now_ns=now_ns,
+        wall_ns=now_ns,
     )
     return Notification(id=f"heartbeat.{now_ns}", kind="heartbeat", at_ns=now_ns, alert=alert)

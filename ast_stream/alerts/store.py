@@ -23,6 +23,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ast_stream.alerts.clock import SteadyTime
 from ast_stream.alerts.notification import Notification
 from ast_stream.errors import AstStreamError, StartupError, WireError
 from ast_stream.runtime.files import set_aside
@@ -165,6 +166,13 @@ class Store:
         """Return what `save_progress` stored, None in a new database."""
         state: dict[str, Any] | None = self._read(_ENGINE)
         return state
+
+    def steady_time(self) -> SteadyTime:
+        """Return the time by which all times in here are; that of a new database begins now."""
+        state = self.engine_state() or {}
+        with suppress(KeyError, TypeError, ValueError, AttributeError):
+            return SteadyTime(state.get("time"))
+        return SteadyTime()
 
     def position(self) -> tuple[str, int] | None:
         """Return where on the feed the stored engine stands."""

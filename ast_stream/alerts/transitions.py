@@ -1,7 +1,8 @@
 """Alerts and their transitions between states.
 
-All times are stream times in nanoseconds since 1970: when the sound was captured, not when a
-message about it was read. An engine has no clock of its own.
+Times are stream times in nanoseconds: when the sound was captured, not when a message about it was
+read, as steady time (`clock`). Only those in an `Alert` are wall times. An engine has no clock of
+its own.
 """
 
 from __future__ import annotations

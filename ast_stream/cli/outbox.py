@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import json
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from typing import Annotated
 import typer
 
 from ast_stream.alerts import outbox_operations as operations
+from ast_stream.alerts.clock import SteadyTime
 from ast_stream.alerts.delivery_schedule import FEED
 from ast_stream.alerts.notification import one_line
 from ast_stream.alerts.outbox import SELF_RULE
@@ -66,15 +66,16 @@ def list_rows(
     with _store(config) as store:
         _check_action(store, config, action)
         rows = operations.rows(store, state or (), action, limit)
-        held = [] if as_json else operations.snoozes(store, time.time_ns())
+        time = store.steady_time()
+        held = [] if as_json else operations.snoozes(store, time.now_ns())
     if as_json:
         for row in rows:
-            print(json.dumps(_row_json(row)))
+            print(json.dumps(_row_json(row, time)))
         return
-    for line in _lines(rows):
+    for line in _lines(rows, time):
         say(line)
     for rule, until_ns in held:
-        print(f"{rule} is snoozed until {format_time(until_ns)}")
+        print(f"{rule} is snoozed until {format_time(time.wall_ns(until_ns))}")
 
 
 @app.command("retry")
@@ -119,7 +120,7 @@ def _change(
         raise UsageError("expected numbers of deliveries, or --all")
     with _store(config) as store:
         _check_action(store, config, action)
-        return operation(store, numbers or (), time.time_ns(), action)
+        return operation(store, numbers or (), store.steady_time().now_ns(), action)
 
 
 @app.command("send")
@@ -158,7 +159,7 @@ def send(
     with _store(config) as store:
         is_new = operations.send(
             store, actions, rule=rule, severity=severity, about=labels, text=one_line(text),
-            now_ns=time.time_ns(),
+            time=store.steady_time(),
         )  # fmt: skip
     print(f"to be sent by {', '.join(actions)}" if is_new else "was sent within this hour")
 
@@ -174,7 +175,9 @@ def ack(
     if not alert:
         raise UsageError("expected the id of one alert, or the beginning of it, got an empty text")
     with _store(config) as store:
-        n_rows = operations.acknowledge(store, alert, time.time_ns(), getpass.getuser())
+        n_rows = operations.acknowledge(
+            store, alert, store.steady_time().now_ns(), getpass.getuser()
+        )
     print(f"acknowledged; {_deliveries(n_rows)} dropped")
 
 
@@ -193,11 +196,12 @@ def snooze(
         length_ns = parse_duration(duration)
     except ValueError as error:
         raise UsageError(f"--for: {error}") from error
-    now_ns = time.time_ns()
     with _store(config) as store:
+        time = store.steady_time()
+        now_ns = time.now_ns()
         _expect("a rule", rule, {SELF_RULE, *_rules(config), *operations.known_rules(store)})
         n_rows = operations.snooze(store, rule, now_ns + length_ns, now_ns)
-    until, more = f"until {format_time(now_ns + length_ns)}", ""
+    until, more = f"until {format_time(time.wall_ns(now_ns + length_ns))}", ""
     if length_ns == 0:
         until, more = "no longer", " no more"
     print(f"{rule} is snoozed {until}; {_deliveries(n_rows)} held back{more}")
@@ -237,18 +241,18 @@ def _deliveries(n_rows: int) -> str:
     return "1 delivery is" if n_rows == 1 else f"{n_rows} deliveries are"
 
 
-def _row_json(row: OutboxRow) -> dict[str, object]:
+def _row_json(row: OutboxRow, time: SteadyTime) -> dict[str, object]:
     times = ("created", "next", "expires")
     values = asdict(row)
-    return values | {name: format_time(values.pop(f"{name}_ns")) for name in times}
+    return values | {name: format_time(time.wall_ns(values.pop(f"{name}_ns"))) for name in times}
 
 
-def _lines(rows: list[OutboxRow]) -> Iterator[str]:
+def _lines(rows: list[OutboxRow], time: SteadyTime) -> Iterator[str]:
     """Yield a line for each delivery, and below it why it was not delivered."""
     heading = ("no", "created (UTC)", "alert", "state", "what", "action", "rule")
     table = [heading]
     for row in rows:
-        created = format_time(row.created_ns)[:19].replace("T", " ")
+        created = format_time(time.wall_ns(row.created_ns))[:19].replace("T", " ")
         words = (row.alert_id[:10], row.state, row.transition, row.action, row.rule)
         table.append((str(row.seq), created, *words))
     number_width = max(len(cells[0]) for cells in table)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -35,8 +35,6 @@ class AbsentState(WaitState):
         last_off: when it was last heard to end.
         hold_until: `since` while counting is paused.
     """
-
-    TIMES: ClassVar[tuple[str, ...]] = ("started_ns", "since", "last_off", "hold_until")
 
     last_off: int | None = None
     hold_until: int | None = None

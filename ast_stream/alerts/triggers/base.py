@@ -55,9 +55,6 @@ class TriggerState:
         started_ns: onset of the first of them.
     """
 
-    TIMES: ClassVar[tuple[str, ...]] = ("started_ns",)
-    """Fields that hold a time."""
-
     open: dict[str, int] = field(default_factory=dict)
     cause_ids: list[str] = field(default_factory=list)
     started_ns: int | None = None
@@ -75,13 +72,6 @@ class TriggerState:
     def began_ns(self) -> int | None:
         """When what makes the rule fire began."""
         return self.started_ns
-
-    def shift(self, step_ns: int) -> None:
-        """Move all times by a step of the clock."""
-        self.open = {name: onset + step_ns for name, onset in self.open.items()}
-        for name in self.TIMES:
-            if (time_ns := getattr(self, name)) is not None:
-                setattr(self, name, time_ns + step_ns)
 
     def export(self) -> dict[str, Any]:
         """Return the fields that are not empty, as JSON values."""
@@ -112,11 +102,6 @@ class EventListState(TriggerState):
     """
 
     events: list[MatchedEvent] = field(default_factory=list)
-
-    def shift(self, step_ns: int) -> None:
-        """Move all times by a step of the clock."""
-        super().shift(step_ns)
-        self.events = [event._replace(onset_ns=event.onset_ns + step_ns) for event in self.events]
 
     def restore(self, data: Mapping[str, Any]) -> None:
         """Take over what `export` returned."""

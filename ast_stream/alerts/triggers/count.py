@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -39,8 +39,6 @@ class CountState(EventListState):
     Attributes:
         hold_until: when the window that fired will have slid on.
     """
-
-    TIMES: ClassVar[tuple[str, ...]] = ("started_ns", "hold_until")
 
     hold_until: int | None = None
 

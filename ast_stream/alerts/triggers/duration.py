@@ -6,7 +6,7 @@ import math
 from bisect import insort
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ast_stream.alerts.transitions import MAX_CAUSES, seconds_to_ns
 from ast_stream.alerts.triggers.base import EventListState, Finding, MatchedEvent, Trigger
@@ -38,18 +38,11 @@ class DurationState(EventListState):
         is_spent: this run has fired; the next one must begin before the rule fires again.
     """
 
-    TIMES: ClassVar[tuple[str, ...]] = ("started_ns", "run_start", "last_off")
-
     spans: list[tuple[int, int]] = field(default_factory=list)
     active_ns: int = 0
     run_start: int | None = None
     last_off: int | None = None
     is_spent: bool = False
-
-    def shift(self, step_ns: int) -> None:
-        """Move all times by a step of the clock."""
-        super().shift(step_ns)
-        self.spans = [(onset + step_ns, offset + step_ns) for onset, offset in self.spans]
 
     def restore(self, data: Mapping[str, Any]) -> None:
         """Take over what `export` returned."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
@@ -63,8 +63,6 @@ class LevelState(WaitState):
     Attributes:
         sampled_ns: when the level was last reported.
     """
-
-    TIMES: ClassVar[tuple[str, ...]] = ("started_ns", "since", "sampled_ns")
 
     sampled_ns: int | None = None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -43,8 +43,6 @@ class SequenceState(EventListState):
     Attributes:
         floor_ns: onsets up to here were used in a match.
     """
-
-    TIMES: ClassVar[tuple[str, ...]] = ("started_ns", "floor_ns")
 
     floor_ns: int | None = None
 

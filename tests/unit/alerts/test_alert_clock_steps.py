@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 from alert_samples import T0_NS, action_settings, firing
 from clocks import FakeClock
-from rule_bodies import START, at, engine_of, event, news, restarted, rules_from
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rule_bodies import START, at, event, gap, health, news, restarted, rules_from
 
 from ast_stream.alerts.actions.base import ActionRunner
-from ast_stream.alerts.clock import WallClock
+from ast_stream.alerts.clock import MAX_CLOCKS, SteadyTime
 from ast_stream.alerts.delivery import DeliveryThreads
 from ast_stream.alerts.engine import Engine
 from ast_stream.alerts.loop import SILENT_S, AlertLoop
@@ -23,188 +26,204 @@ from ast_stream.alerts.rules.compile import load_rules
 from ast_stream.alerts.store import Store
 from ast_stream.alerts.transitions import Transition
 from ast_stream.feed import FeedMessage, Missed, Position
-from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, format_time
+from ast_stream.machine_clock import CLOCK_ID, Moment
+from ast_stream.messages.event import EventMessage
+from ast_stream.units import NS_PER_SECOND, format_time, parse_time
 
 HOUR_S = 3600
-STEPS_S = [HOUR_S, -HOUR_S, 300 * 86400, -300 * 86400]
-LONG = "alert: long, match: {class: Bark}, for: 10m"
+YEAR_S = 365 * 86400
+STEPS_S = [HOUR_S, -HOUR_S, YEAR_S, -YEAR_S]
+LENGTH_S = 240
+UPTIME_S = 1000  # of the machine, at second 0
+TIMES = ("onset", "offset", "captured", "time", "published")
+RULES = rules_from(
+    "alert: plain, match: {class: Bark}, keep_firing_for: 20s, cooldown: 40s",
+    "alert: long, match: {class: Siren}, for: 30s, tolerate: 3s",
+    "alert: many, match: {class: Knock}, count: {min: 2, within: 60s}",
+    "alert: steps, sequence: {within: 60s, steps: "
+    "[{match: {class: Knock}}, {match: {class: Bark}}]}, group_by: []",
+    "alert: quiet, absent: {match: {class: Bark}, for: 50s}",
+    "alert: loud, level: {louder_than_dbfs: -30, for: 15s}",
+)
 
 
-def body_at(
-    kind: str,
-    name: str,
-    seconds: float,
-    onset: float,
-    offset: float | None = None,
-    *,
-    step: float = 0,
-    onset_step: float | None = None,
-    stream: str = "hall",
-    label: str = "Bark",
-) -> dict[str, Any]:
-    """Return a body with samples at seconds of sound, on a clock that was set by `step`."""
-    onset_step = (0 if onset < 60 else step) if onset_step is None else onset_step
-    body = event(
-        kind,
-        name,
-        label,
-        seconds + step,
-        onset + onset_step,
-        None if offset is None else offset + step,
-        stream=stream,
-    )
-    body |= {"epoch": f"epoch of {stream}", "at_sample": round(seconds * SAMPLE_RATE)}
-    body |= {"onset_sample": round(onset * SAMPLE_RATE), "published": body["captured"]}
-    if offset is not None:
-        body["offset_sample"] = round(offset * SAMPLE_RATE)
-    return body
+@dataclass(frozen=True)
+class Wall:
+    """A wall clock that is set now and then: at a second, by seconds."""
+
+    steps: tuple[tuple[float, float], ...] = ()
+
+    def set_by_s(self, second: float) -> float:
+        return sum(by for when, by in self.steps if when <= second)
+
+    def stamp(self, body: dict[str, Any], second: float, clock: str = "c1") -> dict[str, Any]:
+        """Return a body as published at a second, with its times by the clock as it is set then."""
+        set_by_ns = round(self.set_by_s(second) * NS_PER_SECOND)
+        moved = {
+            name: format_time(parse_time(time) + set_by_ns)
+            for name in TIMES
+            if (time := body.get(name)) is not None
+        }
+        published = {"published": format_time(at(second) + set_by_ns), "clock": clock}
+        monotonic_ns = round((UPTIME_S + second) * NS_PER_SECOND)
+        return body | moved | published | {"monotonic_ns": monotonic_ns}
 
 
-def long_sound(until: int, step_at: int, step: float, **more: Any) -> Iterator[dict[str, Any]]:
-    """Yield a sound's messages; the clock is set by `step` while it lasts."""
-    yield body_at("begin", "x", 1, 0, **more)
-    for second in range(2, until):
-        yield body_at("update", "x", second, 0, step=step if second >= step_at else 0, **more)
-    yield body_at("end", "x", until, 0, until, step=step if until >= step_at else 0, **more)
+def facts(transition: Transition, engine: Engine) -> list[object]:
+    """Return what became of an alert, its wall times as steady time."""
+    alert, set_by_ns = transition.alert, engine.time.set_by_ns
+    if transition.to_state == "firing" and transition.from_state != "recovering":
+        assert alert.fired_ns == transition.at_ns + set_by_ns  # by the clock that is right now
+    return [
+        transition.at_ns,
+        alert.rule,
+        transition.from_state,
+        transition.to_state,
+        alert.id,
+        alert.started_ns - set_by_ns,
+        alert.events,
+        alert.suppressed,
+        alert.reason,
+        transition.actions,
+    ]
 
 
-def process(engine: Engine, bodies: Iterator[dict[str, Any]]) -> list[Transition]:
+Sound = tuple[str, str, float, float]
+sounds = st.lists(
+    st.tuples(
+        st.sampled_from(["Bark", "Siren", "Knock"]),
+        st.sampled_from(["hall", "yard"]),
+        st.floats(0, LENGTH_S - 60).map(lambda second: round(second, 2)),
+        st.sampled_from([0.5, 4.0, 33.0, 50.0]),
+    ),
+    min_size=2,
+    max_size=8,
+)
+steps = st.lists(
+    st.tuples(
+        st.floats(0, LENGTH_S),
+        st.one_of(st.floats(-YEAR_S, YEAR_S), st.floats(-5, 5))
+        .map(lambda by: round(by, 3))
+        .filter(lambda by: abs(by) > 0.2),  # less is the jitter of two clocks
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+def timeline(sounds: list[Sound]) -> list[tuple[float, dict[str, Any]]]:
+    """Return bodies as a worker publishes them while its clock is right, and when."""
+    found: list[tuple[float, dict[str, Any]]] = []
+    for number, (label, stream, onset, length) in enumerate(sounds):
+        name, end = f"e{number}", onset + length
+        found.append((onset + 1, event("begin", name, label, onset + 1, onset, stream=stream)))
+        for second in range(int(onset) + 3, int(end), 9):
+            body = event("update", name, label, second, onset, stream=stream)
+            found.append((second, body))
+        ended = event("end", name, label, end + 1, onset, end, stream=stream)
+        found.append((end + 1, ended))
+    for second in range(0, LENGTH_S, 5):
+        level = -20.0 if 60 <= second < 120 else -50.0
+        found += [(second, health(second, level=level, stream=name)) for name in ("hall", "yard")]
+    found.append((101.5, gap(95, 5.0)))
+    return sorted(found, key=lambda entry: entry[0])
+
+
+def alerts(bodies: list[tuple[float, dict[str, Any]]], wall: Wall, restart_s: float) -> list[Any]:
+    """Return what the engine makes of bodies; it is killed once, and restored."""
+    engine = Engine(RULES, now_ns=START)
+    found = []
+    is_restarted = False
+    for second, body in bodies:
+        if second > restart_s and not is_restarted:
+            engine, is_restarted = restarted(engine, RULES, second), True
+            found += [facts(transition, engine) for transition in engine.resume()]
+        stamped = wall.stamp(body, second)
+        topic = "event/" if "id" in body else "gap/" if "samples" in body else "health/"
+        found += [facts(it, engine) for it in engine.on_message(topic, stamped)]
+    return found + [facts(it, engine) for it in engine.advance(at(LENGTH_S + 100))]
+
+
+@given(sounds, steps, st.integers(0, LENGTH_S))
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_alerts_fire_and_end_as_without_a_step_of_the_clock_whenever_it_is_set_and_by_how_much(
+    sounds: list[Sound], steps: list[tuple[float, float]], restart_s: float
+) -> None:
+    bodies = timeline(sounds)
+    undisturbed = alerts(bodies, Wall(), restart_s)
+    found = alerts(bodies, Wall(tuple(sorted(steps))), restart_s)
+    assert found == undisturbed
+
+
+LONG = rules_from("alert: long, match: {class: Bark}, for: 10m")
+COOLDOWN = rules_from("alert: a, match: {class: Siren}, cooldown: 5m")
+
+
+def process(engine: Engine, *bodies: dict[str, Any]) -> list[Transition]:
     return [transition for body in bodies for transition in engine.on_message("event/", body)]
 
 
-@pytest.mark.parametrize("step", STEPS_S)
-def test_for_does_not_fire_because_the_clock_was_set_while_the_sound_lasts(step: int) -> None:
-    engine = engine_of(rules_from(LONG))
-    found = process(engine, long_sound(60, 20, step))
-    assert news(found + engine.advance(at(60 + step))) == []
-    assert engine.now_ns == at(60 + step)  # it has followed, forward and back
+def siren(name: str, second: float) -> list[dict[str, Any]]:
+    begin = event("begin", name, "Siren", second + 1, second)
+    return [begin, event("end", name, "Siren", second + 4, second, second + 3)]
 
 
-@pytest.mark.parametrize("step", STEPS_S)
-def test_for_fires_when_the_sound_has_lasted_whatever_was_done_to_the_clock(step: int) -> None:
-    engine = engine_of(rules_from(LONG))
-    found = process(engine, long_sound(700, 20, step))
-    assert [time for time, _, state in news(found) if state == "firing"] == [600 + step]
-    (fired, *_) = (transition for transition in found if transition.to_state == "firing")
-    assert fired.alert.started_ns == at(step)  # on the clock that is right now
+@pytest.mark.parametrize("set_by_s", STEPS_S)
+def test_sound_of_which_only_the_end_is_told_is_as_long_as_it_was(set_by_s: int) -> None:
+    engine, wall = Engine(LONG, now_ns=START), Wall(((20, set_by_s),))
+    process(engine, *(wall.stamp(body, 1) for body in siren("s", 0)))
+    ended = event("end", "x", "Bark", 30, 0, 25)
+    assert news(process(engine, wall.stamp(ended, 30)) + engine.advance(at(40))) == []
 
 
-@pytest.mark.parametrize("step", STEPS_S)
-def test_for_goes_by_samples_when_only_the_end_shows_the_set_clock(step: int) -> None:
-    engine = engine_of(rules_from(LONG))
-    bodies = [body_at("begin", "x", 1, 0), body_at("end", "x", 30, 0, 25, step=step)]
-    assert news(process(engine, iter(bodies)) + engine.advance(at(40 + step))) == []
+@pytest.mark.parametrize(("away_s", "expected"), [(100, []), (400, ["firing"])])
+@pytest.mark.parametrize("set_by_s", STEPS_S)
+def test_boot_takes_as_long_as_the_wall_clock_says(
+    away_s: int, expected: list[str], set_by_s: int
+) -> None:
+    engine, wall = Engine(COOLDOWN, now_ns=START), Wall(((2, set_by_s),))
+    process(engine, *(wall.stamp(body, n) for n, body in enumerate(siren("s", 0), 1)))
+    engine = restarted(engine, COOLDOWN)
+    again = wall.stamp(siren("t", away_s)[0], away_s, clock="c2") | {"monotonic_ns": 5}
+    found = process(engine, again)
+    assert [transition.to_state for transition in found] == expected
 
 
-def test_for_goes_by_samples_when_begin_and_updates_were_missed() -> None:
-    engine = engine_of(rules_from(LONG))
-    assert news(process(engine, iter([body_at("end", "x", 30, 0, 25, step=HOUR_S)]))) == []
+def test_boot_with_a_clock_that_was_put_back_takes_no_time_rather_than_less() -> None:
+    engine = Engine(COOLDOWN, now_ns=START)
+    process(engine, *(Wall().stamp(body, 3 * n) for n, body in enumerate(siren("s", 0), 1)))
+    wall = Wall(((0, -YEAR_S), (60, YEAR_S)))  # right again after a minute
+    for name, second, expected in (("t", 40, 0), ("u", 200, 0), ("v", 400, 1)):
+        begin, end = siren(name, second)
+        found = process(engine, wall.stamp(begin, second + 1, clock="c2"))
+        process(engine, wall.stamp(end, second + 4, clock="c2"))
+        assert len(found) == expected
+    assert engine.time.wall_ns(found[0].at_ns) == at(401)
 
 
-def test_sound_of_another_stream_whose_capture_has_not_noticed_the_step_yet_is_no_older() -> None:
-    engine = engine_of(rules_from(LONG))
-    found = process(engine, iter([body_at("begin", "y", 1, 0, stream="yard")]))
-    found += process(engine, iter([body_at("begin", "x", 1, 0)]))
-    found += engine.on_message("event/", body_at("update", "x", 20, 0, step=HOUR_S))
-    found += engine.on_message("event/", body_at("update", "y", 22, 0, stream="yard"))
-    found += engine.on_message("event/", body_at("begin", "z", 23, 22, onset_step=0, stream="yard"))
-    found += engine.on_message(
-        "event/", body_at("update", "z", 28, 22, onset_step=0, step=HOUR_S, stream="yard")
-    )
-    found += engine.on_message("event/", body_at("update", "y", 29, 0, step=HOUR_S, stream="yard"))
-    assert news(found + engine.advance(at(60 + HOUR_S))) == []
-    assert engine.now_ns == at(60 + HOUR_S)  # both steps were one
+def test_messages_of_an_earlier_boot_that_are_replayed_lie_where_they_were() -> None:
+    engine = Engine(COOLDOWN, now_ns=START)
+    process(engine, Wall().stamp(siren("s", 0)[0], 1))
+    after = Wall(((0, HOUR_S),)).stamp(siren("t", 500)[0], 501, clock="c2")
+    engine.time.observe(EventMessage.from_json(after))
+    found = process(engine, Wall().stamp(siren("s", 0)[1], 4))
+    assert [transition.at_ns for transition in found] == [at(4)]
 
 
-@pytest.mark.parametrize("step", STEPS_S)
-def test_absent_counts_what_has_passed_not_what_the_clock_says(step: int) -> None:
-    engine = engine_of(rules_from("alert: a, absent: {match: {class: Siren}, for: 5m}"))
-    process(engine, iter([body_at("begin", "s", 1, 0, label="Siren")]))
-    process(engine, iter([body_at("end", "s", 12, 0, 10, label="Siren")]))
-    found = process(engine, long_sound(60, 20, step))
-    assert news(found + engine.advance(at(309 + step))) == []
-    assert news(engine.advance(at(310 + step))) == [(310 + step, "a", "firing")]
+def test_body_without_a_stamp_is_by_the_clock_as_it_was_last_seen() -> None:
+    engine, wall = Engine(COOLDOWN, now_ns=START), Wall(((2, HOUR_S),))
+    process(engine, *(wall.stamp(body, n) for n, body in enumerate(siren("s", 0), 1)))
+    bare = {**siren("t", 100)[0], "captured": format_time(at(101 + HOUR_S))}
+    assert process(engine, bare | {"onset": format_time(at(100 + HOUR_S))}) == []
+    assert engine.now_ns == at(101)
 
 
-@pytest.mark.parametrize("step", STEPS_S)
-def test_cooldown_neither_ends_nor_lengthens_when_the_clock_is_set(step: int) -> None:
-    rule = "alert: a, match: {class: Siren}, cooldown: 5m"
-    engine = engine_of(rules_from(rule))
-    process(engine, iter([body_at("begin", "s", 1, 0, label="Siren")]))
-    process(engine, iter([body_at("end", "s", 12, 0, 10, label="Siren")]))
-    process(engine, long_sound(60, 20, step))
-    more: dict[str, Any] = {"label": "Siren", "step": step}
-    assert engine.on_message("event/", body_at("begin", "t", 300, 299, **more)) == []
-    engine.on_message("event/", body_at("end", "t", 305, 299, 304, **more))
-    assert news(engine.on_message("event/", body_at("begin", "u", 320, 319, **more))) == [
-        (320 + step, "a", "firing")
-    ]
-
-
-@pytest.mark.parametrize("step", STEPS_S)
-def test_count_within_counts_across_a_step_of_the_clock(step: int) -> None:
-    engine = engine_of(rules_from("alert: a, match: {class: Siren}, count: {min: 2, within: 60s}"))
-    process(engine, iter([body_at("begin", "s", 1, 0, label="Siren")]))
-    process(engine, iter([body_at("end", "s", 12, 0, 10, label="Siren")]))
-    found = process(engine, long_sound(40, 20, step))
-    found += engine.on_message(
-        "event/", body_at("begin", "t", 41, 40, step=step, onset_step=step, label="Siren")
-    )
-    assert [transition.alert.rule for transition in found if transition.to_state == "firing"] == [
-        "a"
-    ]
-
-
-def test_count_within_does_not_count_what_is_long_ago_because_the_clock_was_put_back() -> None:
-    engine = engine_of(rules_from("alert: a, match: {class: Siren}, count: {min: 2, within: 60s}"))
-    process(engine, iter([body_at("begin", "s", 1, 0, label="Siren")]))
-    process(engine, iter([body_at("end", "s", 12, 0, 10, label="Siren")]))
-    process(engine, long_sound(400, 200, -400))
-    found = engine.on_message("event/", body_at("begin", "t", 402, 401, step=-400, label="Siren"))
-    assert [transition.to_state for transition in found] == []
-
-
-def test_pause_of_a_source_is_no_step_of_the_clock() -> None:
-    engine = engine_of(rules_from("alert: a, absent: {match: {class: Siren}, for: 5m}"))
-    process(engine, iter([body_at("begin", "s", 1, 0, label="Siren")]))
-    process(engine, iter([body_at("end", "s", 12, 0, 10, label="Siren")]))
-    found = engine.on_message(
-        "event/", body_at("begin", "x", 70, 69, step=HOUR_S)
-    )  # an hour without samples
-    assert news(found) == [(310, "a", "firing")]
-
-
-def test_engine_follows_when_the_publisher_begins_again_with_its_clock_put_back() -> None:
-    engine = engine_of(rules_from(LONG))
-    process(engine, iter([body_at("begin", "s", 1, 0), body_at("end", "s", 12, 0, 10)]))
-    after = body_at("begin", "t", 5, 4, onset_step=-HOUR_S, step=-HOUR_S) | {"epoch": "another"}
-    engine.on_message("event/", after)
-    assert engine.now_ns == at(5 - HOUR_S)
-    assert news(engine.advance(at(500 - HOUR_S))) == []
-    assert news(engine.advance(at(610 - HOUR_S))) == [(604 - HOUR_S, "long", "firing")]
-
-
-def test_restart_after_the_clock_was_put_back_keeps_what_was_left_of_a_cooldown() -> None:
-    rules = rules_from("alert: a, match: {class: Siren}, cooldown: 5m")
-    engine = engine_of(rules)
-    process(engine, iter([body_at("begin", "s", 1, 0, label="Siren")]))
-    process(engine, iter([body_at("end", "s", 12, 0, 10, label="Siren")]))
-    engine = restarted(engine, rules, 12 - HOUR_S)
-    assert engine.now_ns == at(12 - HOUR_S)
-    again: dict[str, Any] = {"label": "Siren", "onset_step": -HOUR_S, "step": -HOUR_S}
-    assert engine.on_message("event/", body_at("begin", "t", 20, 19, **again)) == []
-
-
-def test_steps_are_followed_the_same_when_the_service_restarts_in_between() -> None:
-    rules = rules_from(LONG)
-    engine, often = engine_of(rules), engine_of(rules)
-    found: list[Transition] = []
-    found_often: list[Transition] = []
-    for body in long_sound(700, 20, HOUR_S):
-        found += engine.on_message("event/", body)
-        often = restarted(often, rules)
-        found_often += often.on_message("event/", json.loads(json.dumps(body)))
-    assert found_often == found
+def test_known_clocks_are_bounded_and_an_old_one_that_comes_back_is_met_anew() -> None:
+    time = SteadyTime()
+    for number in range(3 * MAX_CLOCKS):
+        body = Wall().stamp(siren("s", 0)[0], number, clock=f"c{number}")
+        time.observe(EventMessage.from_json(body))
+    assert len(time.export()["offsets_ns"]) == MAX_CLOCKS
 
 
 class FakeFeed:
@@ -219,7 +238,7 @@ class FakeFeed:
         return self.items.pop(0) if self.items else None
 
 
-RULES = """
+RULE_FILE = """
 version: 1
 groups:
   - name: test
@@ -233,23 +252,26 @@ class Bench:
     """A loop on a fake feed with a wall clock that can be set, and one that only goes forward."""
 
     def __init__(self, folder: Path) -> None:
-        (folder / "rules.yaml").write_text(RULES)
+        (folder / "rules.yaml").write_text(RULE_FILE)
         self.wall, self.passed_s = FakeClock(T0_NS), 0.0
         self.feed = FakeFeed()
         self.store = Store(folder / "a.sqlite")
-        clock = WallClock(self.wall, lambda: self.passed_s)
-        self.outbox = Outbox(self.store, {"phone": action_settings("firing")}, clock.now_ns)
+        self.time = SteadyTime(read=self.read)
+        self.time.follow_machine()
+        actions = {"phone": action_settings("firing")}
+        self.outbox = Outbox(self.store, actions, self.time.now_ns, wall_ns=self.time.wall_ns)
         runners: dict[str, ActionRunner] = {}
         self.loop = AlertLoop(
             self.feed,
-            Engine(load_rules([folder / "rules.yaml"]), now_ns=T0_NS),
+            Engine(load_rules([folder / "rules.yaml"]), now_ns=T0_NS, time=self.time),
             self.store,
             self.outbox,
             DeliveryThreads(runners, self.outbox),
-            now_ns=self.wall,
             now_s=lambda: self.passed_s,
-            clock=clock,
         )
+
+    def read(self) -> Moment:
+        return Moment(self.wall(), round((UPTIME_S + self.passed_s) * NS_PER_SECOND))
 
     def pass_s(self, seconds: int, *, is_worker_there: bool = True) -> None:
         for _ in range(seconds):
@@ -257,15 +279,20 @@ class Bench:
             self.passed_s += 1
             if is_worker_there:
                 body: dict[str, Any] = {"stream": "porch", "labels": {}, "state": "listening"}
-                body |= {"lag_s": 0.0, "level_dbfs": -40.0, "published": format_time(self.wall())}
-                self.feed.items.append(FeedMessage("health/porch/", body))
+                body |= {"lag_s": 0.0, "level_dbfs": -40.0}
+                self.publish("health/porch/", body)
             self.loop.step()
             self.loop.save()
 
     def hear_bark(self) -> None:
         seconds = (self.wall() - START) / NS_PER_SECOND
         body = event("begin", "x", "Bark", seconds, seconds, stream="porch")
-        self.feed.items.append(FeedMessage("event/bark/porch/", body))
+        self.publish("event/bark/porch/", body)
+
+    def publish(self, topic: str, body: dict[str, Any]) -> None:
+        now = self.read()
+        stamp = {"published": format_time(now.wall_ns), "monotonic_ns": now.monotonic_ns}
+        self.feed.items.append(FeedMessage(topic, body | stamp | {"clock": CLOCK_ID}))
 
     @property
     def fired(self) -> list[str]:
@@ -307,8 +334,9 @@ def test_snooze_is_as_long_as_it_was_when_the_clock_is_set(bench: Bench) -> None
     snooze(bench.store, "long", T0_NS + 600 * NS_PER_SECOND, T0_NS)
     bench.wall.pass_s(HOUR_S)
     bench.pass_s(1)
-    until_ns = T0_NS + (HOUR_S + 600) * NS_PER_SECOND
-    assert snoozes(bench.store, bench.wall()) == [("long", until_ns)]
+    until_ns = T0_NS + 600 * NS_PER_SECOND
+    assert snoozes(bench.store, bench.time.now_ns()) == [("long", until_ns)]
+    assert bench.time.wall_ns(until_ns) == until_ns + HOUR_S * NS_PER_SECOND
 
 
 def test_delivery_that_waits_does_not_expire_because_the_clock_was_set(bench: Bench) -> None:
@@ -321,3 +349,30 @@ def test_delivery_that_waits_does_not_expire_because_the_clock_was_set(bench: Be
     with bench.store.reading() as db:
         query = "SELECT state FROM deliveries WHERE action = 'phone'"
         assert db.execute(query).fetchall() == [("pending",)]
+
+
+def deliveries(steps: list[tuple[float, float]], silent_from: int) -> list[tuple[object, ...]]:
+    """Return what was to be delivered, and when, while the clock is set."""
+    with TemporaryDirectory() as folder:
+        bench = Bench(Path(folder))
+        bench.pass_s(1)
+        bench.hear_bark()
+        for second in range(1, 700):
+            bench.wall.pass_s(sum(by for when, by in steps if second <= when < second + 1))
+            bench.pass_s(1, is_worker_there=second < silent_from)
+        bench.outbox.expire("phone")
+        with bench.store.reading() as db:
+            query = "SELECT rule, transition, action, state, created_ns, expires_ns FROM deliveries"
+            found = db.execute(f"{query} ORDER BY seq").fetchall()
+        bench.store.close()
+    return found
+
+
+@given(steps, st.sampled_from([100, 700]))
+@settings(max_examples=3, deadline=None, derandomize=True)
+def test_deliveries_are_due_and_expire_as_without_a_step_of_the_clock(
+    steps: list[tuple[float, float]], silent_from: int
+) -> None:
+    undisturbed = deliveries([], silent_from)
+    assert undisturbed
+    assert deliveries(steps, silent_from) == undisturbed

@@ -9,6 +9,7 @@ import pytest
 from alert_samples import T0_NS, states
 from clocks import FakeClock
 
+from ast_stream.alerts.clock import SteadyTime
 from ast_stream.alerts.delivery import DeliveryThreads
 from ast_stream.alerts.delivery_schedule import FEED
 from ast_stream.alerts.engine import Engine
@@ -17,6 +18,7 @@ from ast_stream.alerts.outbox import Outbox
 from ast_stream.alerts.rules.compile import load_rules
 from ast_stream.alerts.store import Store, StoreError
 from ast_stream.feed import FeedMessage, Missed, Position
+from ast_stream.machine_clock import Moment
 from ast_stream.units import NS_PER_SECOND, format_time
 
 RULES = """
@@ -52,14 +54,14 @@ class Bench:
         self.feed = FakeFeed()
         self.store = Store(folder / "a.sqlite")
         outbox = Outbox(self.store, {}, self.clock)
-        engine = Engine(load_rules([folder / "rules.yaml"]), now_ns=T0_NS)
+        time = SteadyTime(read=lambda: Moment(self.clock(), self.clock() - T0_NS))
+        engine = Engine(load_rules([folder / "rules.yaml"]), now_ns=T0_NS, time=time)
         self.loop = AlertLoop(
             self.feed,
             engine,
             self.store,
             outbox,
             DeliveryThreads({}, outbox),
-            now_ns=self.clock,
             now_s=lambda: self.clock() / NS_PER_SECOND,
         )
 

@@ -95,7 +95,7 @@ def start(path: Path, rules: RuleSet) -> Store:
     store = Store(path)
     outbox = Outbox(store, ACTIONS, clock, lambda: 0.5)
     outbox.recover()
-    engine = resume_engine(store, rules, DetectionTiming())
+    engine = resume_engine(store, rules, DetectionTiming(), store.steady_time())
     assert store.since_ns(clock()) is not None
     position = store.position()
     assert position is None or isinstance(position[1], int)

@@ -35,7 +35,14 @@ MARK = (
     "<!-- From here on written by scripts/make_reference.py: change the code, then run that. -->\n"
 )
 COMMAND = (sys.executable, "-m", "ast_stream.cli")
-SCENE_S = 10.0
+SCENE_S = 60.0  # longer than anything takes: the processes are ended before
+# of each process what it shows last, in the order of the page
+SHOWN_LAST = {
+    "capture": "ast_stream_capture_level_dbfs{",
+    "alerts": "ast_stream_alerts_published_total{",
+    "worker": "ast_stream_events_total{",
+}
+PORTS = {"worker": 0, "alerts": 1, "capture": 2}  # after that of the settings
 PATIENCE_S = 60.0
 
 Schema = dict[str, Any]
@@ -294,7 +301,7 @@ def metrics_page() -> str:
 
 
 def scrape(folder: Path) -> dict[str, str]:
-    """Run a scene with a rule through all processes, and return all that each has shown."""
+    """Run a scene with a rule through all processes until each has shown all that it can."""
     rule = {"alert": "alarm", "match": {"class": "Alarm"}, "actions": ["log"]}
     rules = {"version": 1, "groups": [{"name": "scene", "rules": [rule]}]}
     (folder / "rules.yaml").write_text(json.dumps(rules))  # JSON is YAML
@@ -309,7 +316,7 @@ def scrape(folder: Path) -> dict[str, str]:
         "metrics": {"listen": f"127.0.0.1:{first_port}"},
     }
     (folder / "config.yaml").write_text(json.dumps(settings))
-    shown: dict[str, str] = {}
+    shown = dict.fromkeys(SHOWN_LAST, "")
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [*COMMAND, "run", "--config", str(folder / "config.yaml")],
@@ -320,10 +327,13 @@ def scrape(folder: Path) -> dict[str, str]:
         )
     try:
         end_s = time.monotonic() + PATIENCE_S
-        while process.poll() is None and time.monotonic() < end_s:
-            for port, name in enumerate(("worker", "alerts", "capture"), first_port):
-                with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/metrics") as page:
-                    shown[name] = shown.get(name, "") + page.read().decode()
+        while not all(last in shown[name] for name, last in SHOWN_LAST.items()):
+            assert process.poll() is None, (folder / "log").read_text()
+            assert time.monotonic() < end_s, f"not all was shown: {shown}"
+            for name, number in PORTS.items():
+                url = f"http://127.0.0.1:{first_port + number}/metrics"
+                with suppress(OSError), urlopen(url) as page:
+                    shown[name] += page.read().decode()
             time.sleep(0.2)
     finally:
         process.terminate()

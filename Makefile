@@ -66,9 +66,10 @@ test: $(VENV)/.installed-dev debian
 check: lint
 	@$(PYTEST) $(PYTEST_FLAGS)
 
+# these tests compute: a process for each core, each of which imports torch
 quick: $(VENV)/.installed-dev
 	@$(MAKE) --no-print-directory lint
-	$(PYTEST) -m "not slow" tests/unit $(PYTEST_FLAGS)
+	$(PYTEST) -n 2 -m "not slow" tests/unit $(PYTEST_FLAGS)
 
 # the numbers of processes that tests start are collected as well; the floor is in pyproject.toml
 coverage: $(VENV)/.installed-dev debian

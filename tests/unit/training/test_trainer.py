@@ -211,6 +211,7 @@ class LoudnessTeacher:
         )
 
 
+@pytest.mark.slow
 def test_heads_for_frames_and_for_a_teacher_learn(tmp_path: Path) -> None:
     soundbank = Soundbank(LABELS, tuple(generated_foregrounds(0, LABELS, 4)), ())
     sampler = WindowSampler(soundbank, 64 * 160, WindowMixing(min_context_s=0.3), FrameGrid(4, 16))

@@ -56,6 +56,7 @@ def test_worker_that_was_stopped_for_half_a_minute_finds_the_same_events(
         assert events_of(box) == undisturbed(tagger, pcm)
 
 
+@pytest.mark.slow
 def test_backlog_of_a_slow_worker_is_not_silence(tagger: Tagger) -> None:
     pcm = tones_and_noise(90.0)
     with site(tagger) as box:
@@ -77,6 +78,7 @@ def test_backlog_of_a_slow_worker_is_not_silence(tagger: Tagger) -> None:
         assert events_of(box) == undisturbed(tagger, pcm)
 
 
+@pytest.mark.slow
 def test_overload_widens_the_hop_of_all_streams_alike_and_is_over_when_it_is_over(
     tagger: Tagger,
 ) -> None:

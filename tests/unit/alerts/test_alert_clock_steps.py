@@ -252,7 +252,7 @@ groups:
 class Bench:
     """A loop on a fake feed with a wall clock that can be set, and one that only goes forward."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, since_ns: int = 0) -> None:
         (folder / "rules.yaml").write_text(RULE_FILE)
         self.wall, self.passed_s = FakeClock(T0_NS), 0.0
         self.feed = FakeFeed()
@@ -269,6 +269,7 @@ class Bench:
             self.outbox,
             DeliveryThreads(runners, self.outbox),
             now_s=lambda: self.passed_s,
+            since_ns=since_ns,
         )
 
     def read(self) -> Moment:
@@ -377,3 +378,15 @@ def test_deliveries_are_due_and_expire_as_without_a_step_of_the_clock(
     undisturbed = deliveries([], silent_from)
     assert undisturbed
     assert deliveries(steps, silent_from) == undisturbed
+
+
+def test_first_start_hears_what_is_published_after_it_also_when_the_clock_is_set_back(
+    tmp_path: Path,
+) -> None:
+    bench = Bench(tmp_path, since_ns=T0_NS)
+    bench.wall.pass_s(-HOUR_S)
+    bench.pass_s(1)
+    bench.hear_bark()
+    bench.pass_s(602)
+    assert "long" in bench.fired
+    bench.store.close()

@@ -115,11 +115,14 @@ def with_calibration(
     calibrated: Sequence[ClassCalibration],
     hop_s: float,
     record: Mapping[str, Any],
+    off_below: float = 0.0,
 ) -> Checkpoint:
     """Return the checkpoint with what was found for some classes; the others keep what they had.
 
     Args:
         record: what was heard and how, for the provenance; nothing in it may depend on the day.
+        off_below: classes of which a smaller part is found, or whose budget cannot be met, are left
+            off by default; 0: those that were off before stay so.
     """
     metadata = checkpoint.metadata
     done = {one.label for one in calibrated}
@@ -145,6 +148,10 @@ def with_calibration(
     }
     if held is not metadata:  # what holds for decisions by windows stays beside it
         update = {"frames": held.model_copy(update=update)}
+    if off_below:
+        off = {one.label for one in calibrated if one.is_off(off_below)}
+        off |= set(metadata.off) - done
+        update["off"] = [label for label in checkpoint.labels if label in off]
     update["window_s"], update["hop_s"] = checkpoint.window_s, hop_s  # what all this holds for
     update["provenance"] = _provenance(metadata, checkpoint.hash, calibrated, record)
     calibrated_one = replace(checkpoint, metadata=metadata.model_copy(update=update))

@@ -336,6 +336,10 @@ class ClassCalibration:
             return None
         return poisson_upper_bound(choice.false_negatives) / choice.hours_negative
 
+    def is_off(self, recall_floor: float) -> bool:
+        """Return whether the class finds too little at its budget to be on by default."""
+        return not self.choice.is_met or self.choice.recall < recall_floor
+
     def remarks(self, recall_floor: float = RECALL_FLOOR) -> list[str]:
         """Return what a person must know before trusting the threshold, one sentence each."""
         choice, said = self.choice, []

@@ -178,6 +178,15 @@ class TargetOptions:
             min=0, help="Longest time constant in seconds over which scores may be averaged."
         ),
     ] = MAX_SMOOTHING_S
+    off_below: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Leave a class off by default if a smaller part of its sounds than this is found, "
+            "or if its budget cannot be met; 0: as CHECKPOINT has it.",
+        ),
+    ] = 0.0
 
     def budgets(self, checkpoint: Checkpoint, chosen: Sequence[str]) -> Budgets:
         """Return the budgets of --budget and --among.
@@ -240,7 +249,7 @@ def calibrate(
         "longest_confirm_s": target.longest_confirm,
         "longest_smoothing_s": target.longest_smoothing,
     }
-    result = with_calibration(loaded, calibrated, heard.hop_s, record)
+    result = with_calibration(loaded, calibrated, heard.hop_s, record, target.off_below)
     written = None
     try:
         if out is not None:

@@ -118,6 +118,7 @@ def _class_facts(checkpoint: Checkpoint, label: str) -> dict[str, Any]:
             "rise_assumed": False,
             "onset_within_s": None,
             "makes_events": label not in metadata.background,
+            "on_by_default": label not in metadata.off,
         }
     rise, fit = metadata.rise(label, checkpoint.window_s), metadata.onset_fits.get(label)
     return {
@@ -130,6 +131,7 @@ def _class_facts(checkpoint: Checkpoint, label: str) -> dict[str, Any]:
         "rise_assumed": rise.assumed,
         "onset_within_s": fit and fit.within_s,
         "makes_events": label not in metadata.background,
+        "on_by_default": label not in metadata.off,
     }
 
 
@@ -141,6 +143,7 @@ def _class_table(classes: list[dict[str, Any]]) -> Table:
         if row["onset_within_s"]:
             notes.append(f"onsets by score, nine in ten within {row['onset_within_s']:.2f} s")
         notes += [] if row["makes_events"] else ["makes no events"]
+        notes += [] if row["on_by_default"] else ["off by default"]
         seconds = ["-" if row[name] is None else f"{row[name]:.2f} s" for name in TIMES]
         table.add_row(row["label"], f"{row['onset_threshold']:.2f}", *seconds, ", ".join(notes))
     return table

@@ -59,6 +59,7 @@ class ModelFacts:
         onset_fits: what the scores say about a rise, None where they do not; empty: of no class.
         fitted_hop_s: the hop that they hold for; the smoothing must be the one above, too.
         background: labels that never make events.
+        off: labels that make events only where the settings enable them.
         frames: None: windows decide. Else all the above holds for frames, and rise times and fits
             are not used: a frame says itself when it is.
     """
@@ -74,6 +75,7 @@ class ModelFacts:
     onset_fits: Sequence[StoredOnsetFit | None] = ()
     fitted_hop_s: float | None = None
     background: Sequence[str] = ()
+    off: Sequence[str] = ()
     frames: FrameSteps | None = None
 
 
@@ -168,7 +170,7 @@ def model_facts(
             checkpoint has a frame head.
     """
     if frame_s is not None and metadata.frames is not None:
-        return _frame_facts(labels, window_s, metadata.frames, frame_s, metadata.background)
+        return _frame_facts(labels, window_s, metadata, metadata.frames, frame_s)
     rises = [metadata.rise(label, window_s) for label in labels]
     return ModelFacts(
         labels=labels,
@@ -186,15 +188,16 @@ def model_facts(
         ),
         fitted_hop_s=metadata.hop_s,
         background=metadata.background,
+        off=metadata.off,
     )
 
 
 def _frame_facts(
     labels: Sequence[str],
     window_s: float,
+    metadata: Metadata,
     frames: FrameDecisions,
     frame_s: float,
-    background: Sequence[str],
 ) -> ModelFacts:
     half = [frame_s / 2] * len(labels)
     return ModelFacts(
@@ -206,7 +209,8 @@ def _frame_facts(
         rise_on_spread_s=half,
         confirm_s=[frames.confirm_s.get(label, DEFAULT_FRAME_CONFIRM_S) for label in labels],
         smoothing_s=[frames.smoothing_s.get(label, 0.0) for label in labels],
-        background=background,
+        background=metadata.background,
+        off=metadata.off,
         frames=FrameSteps(frame_s, frames.delay_s),
     )
 
@@ -258,7 +262,8 @@ def resolve_parameters(
         ema_alpha=np.array([ema_alpha(seconds, step_s) for seconds in smoothing_s]),
         is_enabled=np.array(
             [
-                settings.enabled and label not in facts.background
+                label not in facts.background
+                and (label not in facts.off if settings.enabled is None else settings.enabled)
                 for settings, label in zip(chosen, facts.labels, strict=True)
             ]
         ),

@@ -127,6 +127,8 @@ class Metadata(_Part):
         smoothing_s: time constant over which scores are averaged, by label; the others' are not.
         score_maps: from logits to scores, by label; the others' scores are plain sigmoids.
         background: labels that never make events.
+        off: labels that make events only where the settings enable them: what is found of them is
+            not worth what is alarmed falsely.
         frames: how events are decided by frames; None: the checkpoint has no frame head, and
             windows decide. What is above holds for decisions by windows.
         golden: the self-check; None: compared with fp32 at start instead.
@@ -147,6 +149,7 @@ class Metadata(_Part):
     smoothing_s: dict[str, SmoothingSeconds] = Field(default_factory=dict)
     score_maps: dict[str, PlattScaling] = Field(default_factory=dict)
     background: list[str] = Field(default_factory=list)
+    off: list[str] = Field(default_factory=list)
     frames: FrameDecisions | None = None
     golden: Golden | None = None
     licence: str | None = None
@@ -191,6 +194,7 @@ class Metadata(_Part):
             *self.smoothing_s,
             *self.score_maps,
             *self.background,
+            *self.off,
             *(self.frames.named_labels() if self.frames else ()),
         }
 

@@ -45,7 +45,7 @@ def effective_detection(
             continue
         chosen = None if own is None else getattr(own, field.name)
         values[field.name] = getattr(defaults, field.name) if chosen is None else chosen
-    return EffectiveDetection(enabled=own is None or own.enabled, **values)
+    return EffectiveDetection(enabled=own is None or own.enabled is not False, **values)
 
 
 def check_against_model(

@@ -324,7 +324,10 @@ class ModelSettings(Section):
 class ClassSettings(Section):
     """Detection settings of one class; null: as in `detection.defaults`."""
 
-    enabled: bool = Field(default=True, description="false: the class makes no events")
+    enabled: bool | None = Field(
+        default=None,
+        description="whether the class makes events; null: unless the checkpoint leaves it off",
+    )
     onset_threshold: Threshold | None = Field(
         default=None, description="score at which an event may begin"
     )

@@ -84,6 +84,15 @@ def test_calibration_decides_by_frames_and_keeps_what_holds_for_windows(
     assert result.frames.onset_thresholds == {"Bark": calibrated.choice.threshold}
     assert result.frames.confirm_s == {"Bark": calibrated.timing.confirm_s}
     assert list(result.frames.score_maps) == ["Bark"]
+    assert result.off == []
+    silent = replace(stream, logits=np.full_like(stream.logits, -6.0))
+    (deaf,) = calibrate_classes(
+        checkpoint.labels, ["Bark"], [silent], [quiet], Budgets(per_hour(0.5)), by_timing
+    )
+    assert with_calibration(checkpoint, [deaf], HOP_S, {}, off_below=0.5).metadata.off == ["Bark"]
+    again = replace(checkpoint, metadata=metadata.model_copy(update={"off": ["Bark"]}))
+    assert with_calibration(again, [deaf], HOP_S, {}).metadata.off == ["Bark"]
+    assert with_calibration(again, [calibrated], HOP_S, {}, off_below=0.5).metadata.off == []
     assert result.onset_thresholds == {"Bark": 0.77}
     assert result.rise_on_s == {"Bark": 0.9}
 

@@ -1,5 +1,6 @@
 """The decision stage on given scores: confirmation, hysteresis, hold, limits, laws."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ def detection(**defaults: Any) -> DetectionSettings:
     return DetectionSettings(defaults=DetectionDefaults(**chosen))
 
 
-def build(what: DetectionSettings, n_slots: int = 1) -> Decision:
+def build(what: DetectionSettings, n_slots: int = 1, off: Sequence[str] = ()) -> Decision:
     names = SlotNames(8)
     for number in range(n_slots):
         names.add(f"mic-{number}", "ab" * 8)
@@ -39,6 +40,7 @@ def build(what: DetectionSettings, n_slots: int = 1) -> Decision:
         [0.1] * 3,
         [0.75] * 3,
         background=["Background"],
+        off=off,
     )
     return Decision(resolve_parameters(what, facts, HOP_S), names)
 
@@ -129,6 +131,17 @@ def test_background_and_disabled_classes_never_make_events() -> None:
         classes={"siren": ClassSettings(enabled=False)},
     )
     assert feed(build(what), np.tile([0.0, 0.9, 0.9], (5, 1))) == []
+
+
+@pytest.mark.parametrize(("enabled", "n_begun"), [(None, 0), (True, 1), (False, 0)])
+def test_a_class_that_the_checkpoint_leaves_off_is_on_where_the_settings_say_so(
+    enabled: bool | None, n_begun: int
+) -> None:
+    what = DetectionSettings(
+        defaults=DetectionDefaults(onset_threshold=0.5, confirm_s=0.25),
+        classes={"Bark": ClassSettings(enabled=enabled)},
+    )
+    assert kinds(feed(build(what, off=["Bark"]), [0.9] * 5)).count("begin") == n_begun
 
 
 def test_class_settings_override_the_defaults_by_label_or_slug() -> None:

@@ -152,6 +152,9 @@ def _contradictions(labelled: Sequence[Clip]) -> Iterator[Problem]:
 
 
 def _whole(labelled: Sequence[Clip]) -> list[Clip]:
+    """Return what is said of the whole recording; without any section, also that it is no event."""
+    if all(clip.span is None for clip in labelled):
+        return list(labelled)
     return [clip for clip in labelled if clip.labels and clip.span is None]
 
 

@@ -47,6 +47,7 @@ class TrainingData:
 
     Attributes:
         clips, held_out_clips: the recorded clips that the two soundbanks are made of.
+        unlabelled_clips: recordings of sounds without a class, trained on as well.
         facts: what identifies the data: counts, and a digest of names, labels and sound.
     """
 
@@ -54,6 +55,7 @@ class TrainingData:
     held_out: Soundbank
     clips: list[Clip]
     held_out_clips: list[Clip]
+    unlabelled_clips: list[Clip]
     facts: dict[str, Any]
 
 
@@ -95,6 +97,7 @@ def prepare_data(config: TrainingConfig, start: Checkpoint | None) -> TrainingDa
         ),
         clips=[recording.clip for recording in trained],
         held_out_clips=[recording.clip for recording in held_out],
+        unlabelled_clips=[recording.clip for recording in unlabelled],
         facts=_facts(trained, held_out, backgrounds),
     )
 

@@ -128,7 +128,8 @@ def train(config: TrainingConfig, folder: Path, progress: Progress | None = None
     path = folder / CHECKPOINT_FOLDER
     checkpoint = calibrated_checkpoint(session, trainer.average, str(path), progress.measured)
     save_checkpoint(path, checkpoint, "fp16")
-    write_attributions([clip.row for clip in session.data.clips if clip.row], path)
+    heard = (*session.data.clips, *session.data.unlabelled_clips)
+    write_attributions([clip.row for clip in heard if clip.row], path)
     return checkpoint
 
 

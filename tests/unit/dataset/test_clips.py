@@ -347,5 +347,7 @@ def test_a_source_that_is_nowhere_is_refused(tmp_path: Path) -> None:
 def test_a_dash_stands_for_a_sound_of_no_class(tmp_path: Path) -> None:
     table = tmp_path / "labels.csv"
     table.write_text("file,label\na.wav,Bark\nb.wav,-\n")
-    assert [clip.labels for clip in read_data(table)] == [("Bark",), ()]
+    clips = read_data(table)
+    assert [clip.labels for clip in clips] == [("Bark",), ()]
+    assert [(clip.span, clip.row["file"]) for clip in clips] == [(None, "a.wav"), (None, "b.wav")]
     assert [clip.path.name for clip in read_clips(table)] == ["a.wav"]

@@ -14,7 +14,7 @@ from ast_stream.soundscape.mixing import ReferenceEvent
 
 def _evaluation(truth: list[ReferenceEvent], events: list[Event]) -> Evaluation:
     measured = measure_streams([ideal_soundscape(truth, events=events)], LABELS)
-    return Evaluation(tuple(LABELS), (), None, measured, None, None, {})
+    return Evaluation(tuple(LABELS), (), None, measured, None, None, {}, {})
 
 
 BARKS = [reference("Bark", 10.0, 11.0), reference("Bark", 30.0, 31.0)]

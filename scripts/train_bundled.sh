@@ -30,7 +30,7 @@ clips=$out/clips.csv
 "$bin/python" scripts/bundled_clips.py "$sounds/clips.csv" "$clips"
 
 "$bin/ast-stream" train "$clips" --preset small --out "$out/model" --test-fold "$fold" --steps "$steps" \
-    --waveform-teacher "$teacher" --generated 150 --generated-backgrounds 600 --negative-hours 0 \
+    --frames --waveform-teacher "$teacher" --generated 150 --generated-backgrounds 600 --negative-hours 0 \
     --device cpu --licence CC-BY-4.0
 
 stream() { # NAME LABEL SECONDS-BETWEEN MINUTES TELEPHONE

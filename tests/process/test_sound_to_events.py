@@ -23,12 +23,12 @@ from ast_stream.units import FRAME_SHIFT, NS_PER_SECOND, SAMPLE_RATE, parse_time
 
 pytestmark = pytest.mark.virtual_mic
 
-ESC10 = Path(__file__).parents[3] / "shared" / "data" / "esc10"
+SOUNDS = Path(__file__).parents[3] / "shared" / "data" / "sounds"
 CLIPS = (
-    "4-156844-A.ogg",
-    "4-182368-A.ogg",
-    "4-59579-A.ogg",
-    "4-164064-B.ogg",
+    "esc50/4-156844-A.ogg",
+    "esc50/4-182368-A.ogg",
+    "esc50/4-59579-A.ogg",
+    "esc50/4-164064-B.ogg",
 )  # of the held-out fold
 ONSET_TOLERANCE_S = 0.75
 BED_AMPLITUDE = 30  # int16: -60 dBFS
@@ -106,8 +106,8 @@ def test_generated_scene_played_into_the_microphone_is_found(mic: VirtualMic) ->
 
 
 def test_recordings_played_into_the_microphone_are_found(mic: VirtualMic) -> None:
-    if not ESC10.is_dir():
-        pytest.skip(f"the ESC-10 recordings are not there: {ESC10}")
+    if not SOUNDS.is_dir():
+        pytest.skip(f"the recordings are not there: {SOUNDS}")
     pcm, planted = strip_of(CLIPS)
     bodies, began_s = play(mic, pcm)
     assert_heard(planted, bodies, began_s)
@@ -115,12 +115,12 @@ def test_recordings_played_into_the_microphone_are_found(mic: VirtualMic) -> Non
 
 def strip_of(names: tuple[str, ...]) -> tuple[Pcm16, list[ReferenceEvent]]:
     """Return recordings one after another over quiet noise, and where each one sounds."""
-    with (ESC10 / "clips.csv").open() as file:
-        labels = {row["file"]: row["audioset_label"] for row in csv.DictReader(file)}
+    with (SOUNDS / "clips.csv").open() as file:
+        labels = {row["file"]: row["label"] for row in csv.DictReader(file)}
     pieces: list[Pcm16] = [np.zeros(int(SPACE_S * SAMPLE_RATE), np.int16)]
     planted = []
     for name in names:
-        clip, rate = soundfile.read(ESC10 / "clips" / name, dtype="float32", always_2d=True)
+        clip, rate = soundfile.read(SOUNDS / name, dtype="float32", always_2d=True)
         resampler = Resampler(rate)
         pcm = np.concatenate([resampler.push(clip), resampler.flush()])
         at_s = sum(map(len, pieces)) / SAMPLE_RATE

@@ -59,6 +59,14 @@ class Reference:
             self.events += self._detector.run()
             self._end_sample += len(piece)
 
+    @property
+    def longest_wait(self) -> int:
+        """Samples that a frame may wait for the window that decides it; 0 where windows decide.
+
+        The last frames of an epoch are decided without that window.
+        """
+        return self._detector.parameters.geometry.longest_wait
+
     def _keep(self, scores: Scores) -> None:
         self.scores[scores.end_sample] = scores.scores
 
@@ -207,7 +215,7 @@ def _check_epochs(box: Box, stream: str, epochs: list[Epoch], comparison: Compar
 
 
 def _compare_epoch(epoch: Epoch, reference: Reference, comparison: Comparison) -> None:
-    decided = epoch.decided()
+    decided = epoch.decided() - reference.longest_wait
     last_sample = max([decided, *(body["at_sample"] for body in epoch.messages)])
     reference.advance(last_sample + SAMPLE_RATE)
     _compare_messages(epoch, reference, decided, comparison)

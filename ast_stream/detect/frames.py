@@ -68,7 +68,7 @@ class FrameAverages:
     """The frames of all slots that are not decided yet.
 
     Args:
-        delay: samples that the deciding window ends behind the frame, at least.
+        delay: samples from the end of a frame to the end of the window that decides it, at least.
     """
 
     def __init__(self, grid: PatchGrid, n_classes: int, delay: int) -> None:

@@ -20,7 +20,7 @@ from ast_stream.alerts.model_facts import DetectionTiming
 from ast_stream.alerts.rules.rule import Rule, RuleSet
 from ast_stream.alerts.rules.schema import Selector
 from ast_stream.alerts.transitions import EngineCounters, Transition, stable_id
-from ast_stream.alerts.triggers.base import Trigger, TriggerState
+from ast_stream.alerts.triggers.base import Trigger
 from ast_stream.messages.alert import ACTIVE_STATES, Alert, AlertState
 from ast_stream.units import NS_PER_SECOND, format_time
 
@@ -28,7 +28,7 @@ MAX_INSTANCES = 1000  # of one rule
 _TIMER_SLACK = 64  # outdated timers that are no reason yet to clean up
 
 _NOT_STORED = ("trigger", "time")
-_ABOUT_RULE = ("rule", "digest", "alert", "actions")  # in an exported instance
+_NOT_FIELDS = ("rule", "digest", "alert", "actions", "trigger_state")  # in an exported instance
 
 Key = tuple[str, tuple[tuple[str, str], ...]]
 """A rule's name and a group of labels."""
@@ -50,7 +50,6 @@ class Instance:
     trigger: Trigger
     time: SteadyTime
     group: dict[str, str]
-    trigger_state: TriggerState
     state: AlertState
     facts: dict[str, Any]
     alert_id: str = ""
@@ -64,7 +63,7 @@ class Instance:
     @classmethod
     def new(cls, rule: Rule, trigger: Trigger, time: SteadyTime, group: dict[str, str]) -> Instance:
         """Return an inactive instance."""
-        return cls(rule, trigger, time, group, trigger.new_state(), "inactive", {})
+        return cls(rule, trigger, time, group, "inactive", {})
 
     @property
     def key(self) -> Key:
@@ -88,12 +87,12 @@ class Instance:
 
     def is_idle(self, now: int) -> bool:
         """Return whether nothing would be lost by forgetting it."""
-        is_forgotten = self.trigger_state.is_empty and not self.suppressed
+        is_forgotten = self.trigger.is_empty and not self.suppressed
         return self.state == "inactive" and is_forgotten and not self.is_cooling_down(now)
 
     def deadline(self, now: int) -> int | None:
         """Return the stream time at which it must be asked again."""
-        times = [self.trigger.deadline(self.trigger_state, now), self.keep_until_ns]
+        times = [self.trigger.deadline(now), self.keep_until_ns]
         if self.state == "inactive" and self.is_cooling_down(now):
             times.append(self.cooldown_until_ns)
         return min((time for time in times if time is not None), default=None)
@@ -131,7 +130,7 @@ class Instance:
             if to_state == "resolved":
                 self._become_inactive()
         if self.state == "inactive":
-            self.trigger.prune(self.trigger_state, now)
+            self.trigger.prune(now)
         return transitions
 
     def end(self, now: int, reason: str) -> list[Transition]:
@@ -148,7 +147,7 @@ class Instance:
             alert = self.alert("inactive", now, reason)
             transitions.append(Transition(alert, "pending", "inactive", now))
         self._become_inactive()
-        self.trigger_state = self.trigger.new_state()
+        self.trigger.clear()
         return transitions
 
     def alert(self, state: AlertState, now: int, reason: str | None) -> Alert:
@@ -177,7 +176,7 @@ class Instance:
         """Return the state as JSON values; the rule is named."""
         data = {name: value for name, value in vars(self).items() if name not in _NOT_STORED}
         data |= {"rule": self.rule.name, "digest": self.rule.digest, "events": list(self.events)}
-        data["trigger_state"] = self.trigger_state.export()
+        data["trigger_state"] = self.trigger.export()
         if self.is_active:  # enough to resolve it should its rule be gone by then
             data["alert"] = self.alert(self.state, now, None).to_json()
             data["actions"] = list(self.rule.actions or ())
@@ -188,10 +187,9 @@ class Instance:
         cls, rule: Rule, trigger: Trigger, time: SteadyTime, data: Mapping[str, Any]
     ) -> Instance:
         """Return the instance that `export` was called on."""
-        fields = {name: data[name] for name in data if name not in _ABOUT_RULE}
-        state = trigger.new_state()
-        state.restore(fields["trigger_state"])
-        fields |= {"trigger_state": state, "events": tuple(fields["events"])}
+        trigger.restore(data["trigger_state"])
+        fields = {name: data[name] for name in data if name not in _NOT_FIELDS}
+        fields["events"] = tuple(fields["events"])
         return cls(rule=rule, trigger=trigger, time=time, **fields)
 
     def _next(self, fires: bool, now: int) -> tuple[AlertState, AlertState, str | None] | None:
@@ -203,22 +201,22 @@ class Instance:
             else:  # the pending sound may have turned out to be a different one
                 self.started_ns = self._began(now)
             self.state, self.fired_ns, self.keep_until_ns = "firing", now, None
-            self.events = tuple(self.trigger_state.cause_ids)
+            self.events = tuple(self.trigger.cause_ids)
         elif state == "inactive":
-            if not self.trigger.is_pending(self.trigger_state, now):
+            if not self.trigger.is_pending(now):
                 return None
             self._begin_alert(now)
             self.state = "pending"
         elif state == "pending":
-            if self.trigger.is_pending(self.trigger_state, now):
+            if self.trigger.is_pending(now):
                 return None
             self.state = "inactive"
         elif state == "firing":
-            if fires or self.trigger.holds(self.trigger_state, now):
+            if fires or self.trigger.holds(now):
                 return None
             self.state = "recovering" if self.rule.keep_ns else "resolved"
             self.keep_until_ns = now + self.rule.keep_ns if self.rule.keep_ns else None
-        elif fires or self.trigger.holds(self.trigger_state, now):
+        elif fires or self.trigger.holds(now):
             self.state, self.keep_until_ns = "firing", None
         elif self.keep_until_ns is not None and now >= self.keep_until_ns:
             self.state = "resolved"
@@ -231,14 +229,14 @@ class Instance:
     def _begin_alert(self, now: int) -> None:
         """Give the new alert its id, which depends on what began it."""
         self.started_ns = self._began(now)
-        causes = self.trigger_state.cause_ids
+        causes = self.trigger.cause_ids
         first = causes[0] if causes else f"@{self.started_ns}"
         self.alert_id = stable_id(self.rule.name, *_flat(self.group), first)
         self.fired_ns = None
         self.events = tuple(causes)
 
     def _began(self, now: int) -> int:
-        began_ns = self.trigger_state.began_ns
+        began_ns = self.trigger.began_ns
         return now if began_ns is None else began_ns
 
     def _become_inactive(self) -> None:
@@ -248,7 +246,7 @@ class Instance:
         return format_time(self.time.wall_ns(time_ns))
 
     def _values(self, state: AlertState, now: int) -> dict[str, str | int | float | None]:
-        active_ns = self.trigger.active_ns(self.trigger_state, now)
+        active_ns = self.trigger.sounded_ns(now)
         counted = now - self.started_ns if active_ns is None else active_ns
         values: dict[str, str | int | float | None] = {
             "alert": self.rule.name,
@@ -309,7 +307,6 @@ class InstanceTable:
 
     Attributes:
         rules: in force.
-        triggers: of each rule, by its name.
         listening_rules: those that count only while somebody listens.
         health_rules: those that read health messages.
     """
@@ -354,7 +351,7 @@ class InstanceTable:
             if self._n_instances.get(rule.name, 0) >= MAX_INSTANCES:
                 self._count_suppressed(rule.name, "instances")
                 return None
-            instance = Instance.new(rule, self.triggers[rule.name], self._time, group)
+            instance = Instance.new(rule, self._trigger_of(rule), self._time, group)
             self._add(instance)
         return instance
 
@@ -389,7 +386,7 @@ class InstanceTable:
     def run_timer(self, now: int) -> list[Transition]:
         """Run the next timer."""
         instance = self._instances[self._timers.pop()]
-        fires = instance.trigger.on_timer(instance.trigger_state, now)
+        fires = instance.trigger.on_timer(now)
         return self.settle(instance, fires, now)
 
     def replace(
@@ -405,7 +402,8 @@ class InstanceTable:
         transitions: list[Transition] = []
         for key, instance in list(self._instances.items()):
             if key[0] in same:
-                instance.rule, instance.trigger = self._by_name[key[0]], self.triggers[key[0]]
+                instance.rule = rule = self._by_name[key[0]]
+                instance.trigger.use(rule, self._timings[rule.name])
                 self._timers.set(key, instance.deadline(now))
             else:
                 transitions += instance.end(now, "rule_changed")
@@ -430,7 +428,7 @@ class InstanceTable:
             wall_ns = self._time.wall_ns(now)
             return [_resolved_without_rule(data, now, wall_ns)] if "alert" in data else []
         rule = self._by_name[data["rule"]]
-        instance = Instance.restore(rule, self.triggers[rule.name], self._time, data)
+        instance = Instance.restore(rule, self._trigger_of(rule), self._time, data)
         self._add(instance)
         if instance.is_active:
             self._active.setdefault(rule.name, {})[instance.key] = instance
@@ -440,11 +438,14 @@ class InstanceTable:
     def _use(self, rules: RuleSet, timing: DetectionTiming) -> None:
         self.rules = rules
         self._by_name = {rule.name: rule for rule in rules.rules}
-        self.triggers: dict[str, Trigger] = {
-            rule.name: rule.trigger(rule, timing.of_classes(rule.slugs)) for rule in rules.rules
-        }
+        self._timings = {rule.name: timing.of_classes(rule.slugs) for rule in rules.rules}
         self.listening_rules = [rule for rule in rules.rules if rule.trigger.needs_listener]
         self.health_rules = [rule for rule in rules.rules if rule.trigger.reads_health]
+
+    def _trigger_of(self, rule: Rule) -> Trigger:
+        trigger = rule.trigger()
+        trigger.use(rule, self._timings[rule.name])
+        return trigger
 
     def _is_same(self, name: str, digest: str) -> bool:
         rule = self._by_name.get(name)

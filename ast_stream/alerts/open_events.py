@@ -93,9 +93,7 @@ class OpenEvents:
                 if instance is None or not instance.trigger.counts_open_time:
                     continue
                 del event.entered[entry]  # the next message enters it again
-                fires = instance.trigger.on_end(
-                    instance.trigger_state, event_id, event.onset_ns, event.heard_ns, now
-                )
+                fires = instance.trigger.on_end(event_id, event.onset_ns, event.heard_ns, now)
                 transitions += self._instances.settle(instance, fires, now, event_id)
         return transitions
 
@@ -168,7 +166,7 @@ class OpenEvents:
             "onset": onset,
         }
         matched = MatchedEvent(event.onset_ns, event.id, event.stream, event.class_, steps)
-        fires = instance.trigger.on_begin(instance.trigger_state, matched, now)
+        fires = instance.trigger.on_begin(matched, now)
         return self._instances.settle(instance, fires, now, event.id)
 
     def _leave(
@@ -181,10 +179,10 @@ class OpenEvents:
         for entry in event.entered:
             instance = self._find(*entry)
             if instance is not None:
-                trigger, state = instance.trigger, instance.trigger_state
-                fires = trigger.on_end(state, event_id, event.onset_ns, offset_ns, now)
+                trigger = instance.trigger
+                fires = trigger.on_end(event_id, event.onset_ns, offset_ns, now)
                 if trigger.needs_listener and not self._streams.has_listener(instance):
-                    trigger.pause(state)
+                    trigger.pause()
                     fires = False
                 transitions += self._instances.settle(instance, fires, now, event_id)
         return transitions

@@ -66,7 +66,7 @@ class StreamHealth:
             if instance is not None:
                 level = health.level_dbfs
                 instance.facts = {"stream.name": stream, "labels": labels, "level_dbfs": level}
-                fires = instance.trigger.on_health(instance.trigger_state, health, now)
+                fires = instance.trigger.on_health(health, now)
                 transitions += self._instances.settle(instance, fires, now)
         return transitions
 
@@ -75,7 +75,7 @@ class StreamHealth:
         known = self._streams.get(stream)
         transitions: list[Transition] = []
         for instance in self._listening_instances(stream, {} if known is None else known.labels):
-            instance.trigger.on_gap(instance.trigger_state, end_ns)
+            instance.trigger.on_gap(end_ns)
             transitions += self._instances.settle(instance, False, now)
         return transitions
 
@@ -92,7 +92,7 @@ class StreamHealth:
     def on_downtime(self, away_ns: int, now: int) -> list[Transition]:
         """Process that this process was not running: what nobody watched for is not missing."""
         for instance in self._instances.all():
-            instance.trigger.on_downtime(instance.trigger_state, away_ns)
+            instance.trigger.on_downtime(away_ns)
             self._instances.schedule(instance, now)
         return self.lose_feed(now)
 
@@ -119,7 +119,7 @@ class StreamHealth:
                 instance = self._instances.obtain(rule, group)
                 if instance is not None:
                     instance.facts = {"stream.name": stream, "labels": {}}
-                    instance.trigger.start(instance.trigger_state, now)
+                    instance.trigger.start(now)
                     self._instances.schedule(instance, now)
 
     def replace_rules(self, now: int) -> list[Transition]:
@@ -154,12 +154,11 @@ class StreamHealth:
         """
         transitions: list[Transition] = []
         for instance in self._listening_instances(stream, labels):
-            state = instance.trigger_state
-            if state.began_ns is None and self.has_listener(instance):
+            if instance.trigger.began_ns is None and self.has_listener(instance):
                 if is_same_epoch:
-                    instance.trigger.resume(state, now)
+                    instance.trigger.resume(now)
                 else:
-                    instance.trigger.start(state, began_ns)
+                    instance.trigger.start(began_ns)
                 transitions += self._instances.settle(instance, False, now)
         return transitions
 
@@ -175,9 +174,9 @@ class StreamHealth:
         transitions: list[Transition] = []
         for instance in self._listening_instances(stream, labels):
             if not self.has_listener(instance):
-                instance.trigger.pause(instance.trigger_state)
-            elif instance.trigger_state.began_ns is None:
-                instance.trigger.start(instance.trigger_state, now)
+                instance.trigger.pause()
+            elif instance.trigger.began_ns is None:
+                instance.trigger.start(now)
             else:
                 continue
             transitions += self._instances.settle(instance, False, now)

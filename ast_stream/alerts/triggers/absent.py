@@ -11,7 +11,7 @@ from pydantic import Field
 from ast_stream.alerts.rules.fields import PositiveDuration, RuleSection
 from ast_stream.alerts.rules.match import EventMatch
 from ast_stream.alerts.transitions import seconds_to_ns
-from ast_stream.alerts.triggers.base import Finding, MatchedEvent, WaitingTrigger, WaitState
+from ast_stream.alerts.triggers.base import Finding, MatchedEvent, WaitingTrigger
 
 if TYPE_CHECKING:
     from ast_stream.alerts.model_facts import DetectionTiming, DetectorFacts
@@ -27,33 +27,29 @@ class Absent(RuleSection):
     for_: PositiveDuration = Field(alias="for", description="how long it must be absent")
 
 
-@dataclass
-class AbsentState(WaitState):
-    """State of `absent`; `since` is None also while nobody listens.
+@dataclass(eq=False)
+class AbsentFor(WaitingTrigger):
+    """Fires when no matching event was open for a time, and holds until one begins.
+
+    Time in which the stream was missing proves nothing: counting starts at the stream's return, and
+    `since` is None also while nobody listens.
 
     Attributes:
         last_off: when it was last heard to end.
         hold_until: `since` while counting is paused.
     """
 
-    last_off: int | None = None
-    hold_until: int | None = None
-
-
-class AbsentFor(WaitingTrigger):
-    """Fires when no matching event was open for a time, and holds until one begins.
-
-    Time in which the stream was missing proves nothing: counting starts at the stream's return.
-    """
-
     key = "absent"
-    State = AbsentState
     match_place = "absent"
     is_about_pauses = True
     needs_listener = True
 
-    def __init__(self, rule: Rule, timing: DetectionTiming) -> None:
-        super().__init__(rule, timing)
+    last_off: int | None = None
+    hold_until: int | None = None
+
+    def use(self, rule: Rule, timing: DetectionTiming) -> None:
+        """Go by a rule from now on."""
+        super().use(rule, timing)
         absent: Absent = self.given(rule.settings)
         self._needed_ns = absent.for_ + timing.latency_ns
 
@@ -77,46 +73,46 @@ class AbsentFor(WaitingTrigger):
             )
             yield ("absent", "for"), "W203", text
 
-    def start(self, state: AbsentState, now: int) -> None:
+    def start(self, now: int) -> None:
         """Count from now at the earliest."""
-        if not state.open:
-            state.since = now if state.since is None else max(state.since, now)
-            state.is_spent = False
-        state.hold_until = None
+        if not self.open:
+            self.since = now if self.since is None else max(self.since, now)
+            self.is_spent = False
+        self.hold_until = None
 
-    def pause(self, state: AbsentState) -> None:
+    def pause(self) -> None:
         """Stop counting: as far as is known, nobody listens."""
-        if state.since is not None:
-            state.hold_until = state.since
-        state.since = None
+        if self.since is not None:
+            self.hold_until = self.since
+        self.since = None
 
-    def resume(self, state: AbsentState, now: int) -> None:
+    def resume(self, now: int) -> None:
         """Continue counting as if there had been no pause: somebody listened all the time."""
-        if not state.open:
-            state.since = now if state.hold_until is None else state.hold_until
-        state.hold_until = None
+        if not self.open:
+            self.since = now if self.hold_until is None else self.hold_until
+        self.hold_until = None
 
-    def on_gap(self, state: AbsentState, end_ns: int) -> None:
+    def on_gap(self, end_ns: int) -> None:
         """Count from the end of a gap at the earliest, also while counting is paused."""
-        if state.since is not None:
-            self.start(state, end_ns)
-        elif state.hold_until is not None:
-            state.hold_until = max(state.hold_until, end_ns)
+        if self.since is not None:
+            self.start(end_ns)
+        elif self.hold_until is not None:
+            self.hold_until = max(self.hold_until, end_ns)
 
-    def on_begin(self, state: AbsentState, event: MatchedEvent, now: int) -> bool:
+    def on_begin(self, event: MatchedEvent, now: int) -> bool:
         """End the absence."""
-        state.open[event.id] = event.onset_ns
-        state.since, state.hold_until, state.is_spent = None, None, False
+        self.open[event.id] = event.onset_ns
+        self.since, self.hold_until, self.is_spent = None, None, False
         return False
 
-    def on_end(self, state: AbsentState, event_id: str, onset: int, offset: int, now: int) -> bool:
+    def on_end(self, event_id: str, onset: int, offset: int, now: int) -> bool:
         """Count from the offset of the last."""
-        state.open.pop(event_id, None)
-        state.last_off = max(state.last_off or offset, offset)
-        if not state.open:
-            state.since, state.is_spent = state.last_off, False
-        return self.on_timer(state, now)
+        self.open.pop(event_id, None)
+        self.last_off = max(self.last_off or offset, offset)
+        if not self.open:
+            self.since, self.is_spent = self.last_off, False
+        return self.on_timer(now)
 
-    def holds(self, state: AbsentState, now: int) -> bool:
+    def holds(self, now: int) -> bool:
         """Hold until the sound is heard again."""
-        return not state.open
+        return not self.open

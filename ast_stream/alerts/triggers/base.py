@@ -1,18 +1,19 @@
 """What every kind of trigger has: its part of the rule file, its state, and when it fires.
 
-A trigger answers three questions about its state at a stream time: does something make the rule
-fire now, does the condition hold (an alert stays active), and when must it be asked again. It
-reasons about sounds, not about messages: an event's begin arrives up to `latency_ns` late, and an
-open event is only certain to have sounded until `smear_ns` ago (`DetectionTiming`).
+A trigger watches one group of labels for one rule. It answers three questions at a stream time:
+does something make the rule fire now, does the condition hold (an alert stays active), and when
+must it be asked again. It reasons about sounds, not about messages: an event's begin arrives up to
+`latency_ns` late, and an open event is only certain to have sounded until `smear_ns` ago
+(`DetectionTiming`).
 
-A kind is one module with a class of `Trigger`, what the rule file says under its key, and its state
-if it keeps more than this one; `rules.schema` lists them.
+A kind is one module with a class of `Trigger` and what the rule file says under its key;
+`rules.schema` lists them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from keyword import iskeyword
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -45,96 +46,15 @@ class MatchedEvent(NamedTuple):
     steps: int
 
 
-@dataclass
-class TriggerState:
-    """What a trigger knows about one group of labels; JSON values that survive a restart.
-
-    Attributes:
-        open: onset of each matched event that has not ended, by id.
-        cause_ids: ids of the events that make or made the rule fire.
-        started_ns: onset of the first of them.
-    """
-
-    open: dict[str, int] = field(default_factory=dict)
-    cause_ids: list[str] = field(default_factory=list)
-    started_ns: int | None = None
-
-    def clear(self) -> None:
-        """Become as new."""
-        vars(self).update(vars(type(self)()))
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether it is as new."""
-        return not any(vars(self).values())
-
-    @property
-    def began_ns(self) -> int | None:
-        """When what makes the rule fire began."""
-        return self.started_ns
-
-    def export(self) -> dict[str, Any]:
-        """Return the fields that are not empty, as JSON values."""
-        return {
-            name: value.copy() if isinstance(value, list | dict) else value
-            for name, value in vars(self).items()
-            if value
-        }
-
-    def restore(self, data: Mapping[str, Any]) -> None:
-        """Take over what `export` returned, also after JSON turned its tuples into lists.
-
-        Raises:
-            ValueError: a field that this kind of trigger does not have.
-        """
-        unknown = set(data) - set(vars(self))
-        if unknown:
-            raise ValueError(f"state of a trigger: unknown {', '.join(sorted(unknown))}")
-        vars(self).update(data)
-
-
-@dataclass
-class EventListState(TriggerState):
-    """State of triggers that look back at several events.
-
-    Attributes:
-        events: matched events that may still matter, by onset.
-    """
-
-    events: list[MatchedEvent] = field(default_factory=list)
-
-    def restore(self, data: Mapping[str, Any]) -> None:
-        """Take over what `export` returned."""
-        super().restore(data)
-        self.events = [MatchedEvent(*event) for event in self.events]
-
-
-@dataclass
-class WaitState(TriggerState):
-    """State of triggers that wait for a time in which something stays true.
-
-    Attributes:
-        since: since when it is true; None: it is not, or not known.
-        is_spent: this occasion has fired; it must be false before the next.
-    """
-
-    TIMES: ClassVar[tuple[str, ...]] = ("started_ns", "since")
-
-    since: int | None = None
-    is_spent: bool = False
-
-    @property
-    def began_ns(self) -> int | None:
-        """When it became true."""
-        return self.since
-
-
+@dataclass(eq=False)
 class Trigger:
     """Fires when a matching event begins, and holds while one is open; all kinds build on it.
 
+    The fields of this dataclass, and of each kind, are the state: JSON values that survive a
+    restart. What follows from the rule is private, and set by `use`.
+
     Attributes:
         key: what the rule file calls it.
-        State: what it knows about a group of labels.
         more_keys: keys of a rule that make sense only beside `key`.
         match_place: the key under which its matches stand; None: `match` beside it.
         is_pattern: whether it is about several events, which must be distinguished.
@@ -144,10 +64,12 @@ class Trigger:
         needs_listener: whether it may count only while a stream is listened to.
         counts_open_time: whether the duration of open events matters: while the feed is lost, they
             are certain only up to their last message.
+        open: onset of each matched event that has not ended, by id.
+        cause_ids: ids of the events that make or made the rule fire.
+        started_ns: onset of the first of them.
     """
 
     key: ClassVar[str] = "plain"
-    State: ClassVar[type[TriggerState]] = TriggerState
     more_keys: ClassVar[tuple[str, ...]] = ()
     match_place: ClassVar[str | None] = None
     is_pattern: ClassVar[bool] = False
@@ -157,8 +79,46 @@ class Trigger:
     needs_listener: ClassVar[bool] = False
     counts_open_time: ClassVar[bool] = False
 
-    def __init__(self, rule: Rule, timing: DetectionTiming) -> None:
+    open: dict[str, int] = field(default_factory=dict)
+    cause_ids: list[str] = field(default_factory=list)
+    started_ns: int | None = None
+
+    def use(self, rule: Rule, timing: DetectionTiming) -> None:
+        """Go by a rule from now on; its state stays."""
         self._timing = timing
+
+    def clear(self) -> None:
+        """Become as new."""
+        vars(self).update(vars(type(self)()))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether its state is as new."""
+        return not any(self._state().values())
+
+    @property
+    def began_ns(self) -> int | None:
+        """When what makes the rule fire began."""
+        return self.started_ns
+
+    def export(self) -> dict[str, Any]:
+        """Return the fields of the state that are not empty, as JSON values."""
+        return {
+            name: value.copy() if isinstance(value, list | dict) else value
+            for name, value in self._state().items()
+            if value
+        }
+
+    def restore(self, data: Mapping[str, Any]) -> None:
+        """Take over what `export` returned, also after JSON turned its tuples into lists.
+
+        Raises:
+            ValueError: a field that this kind of trigger does not have.
+        """
+        unknown = set(data) - set(self._state())
+        if unknown:
+            raise ValueError(f"state of a trigger: unknown {', '.join(sorted(unknown))}")
+        vars(self).update(data)
 
     @classmethod
     def given(cls, settings: RuleSettings) -> Any:
@@ -179,70 +139,99 @@ class Trigger:
         """
         yield from ()
 
-    def new_state(self) -> TriggerState:
-        """Return the state of a group that is new."""
-        return self.State()
-
-    def on_begin(self, state: Any, event: MatchedEvent, now: int) -> bool:
+    def on_begin(self, event: MatchedEvent, now: int) -> bool:
         """Process an event that matched; return whether the rule fires."""
-        state.open[event.id] = event.onset_ns
-        state.cause_ids, state.started_ns = [event.id], event.onset_ns
+        self.open[event.id] = event.onset_ns
+        self.cause_ids, self.started_ns = [event.id], event.onset_ns
         return True
 
-    def on_end(self, state: Any, event_id: str, onset: int, offset: int, now: int) -> bool:
+    def on_end(self, event_id: str, onset: int, offset: int, now: int) -> bool:
         """Process the end of a matched event; return whether the rule fires."""
-        state.open.pop(event_id, None)
+        self.open.pop(event_id, None)
         return False
 
-    def on_timer(self, state: Any, now: int) -> bool:
+    def on_timer(self, now: int) -> bool:
         """Process the passing of time; return whether the rule fires."""
         return False
 
-    def on_health(self, state: Any, health: Health, now: int) -> bool:
+    def on_health(self, health: Health, now: int) -> bool:
         """Process a health message; return whether the rule fires."""
         return False
 
-    def on_gap(self, state: Any, end_ns: int) -> None:
+    def on_gap(self, end_ns: int) -> None:
         """Process that a stream was not heard until `end_ns`."""
 
-    def on_downtime(self, state: Any, away_ns: int) -> None:
+    def on_downtime(self, away_ns: int) -> None:
         """Process that this process was not running for a while."""
 
-    def start(self, state: Any, now: int) -> None:
+    def start(self, now: int) -> None:
         """Begin to wait, from now on at the earliest, for something not to happen."""
 
-    def pause(self, state: Any) -> None:
+    def pause(self) -> None:
         """Stop counting: as far as is known, nobody listens."""
 
-    def resume(self, state: Any, now: int) -> None:
+    def resume(self, now: int) -> None:
         """Continue counting as if there had been no pause: somebody listened all the time."""
 
-    def holds(self, state: Any, now: int) -> bool:
+    def holds(self, now: int) -> bool:
         """Return whether an alert stays active."""
-        return bool(state.open)
+        return bool(self.open)
 
-    def is_pending(self, state: Any, now: int) -> bool:
+    def is_pending(self, now: int) -> bool:
         """Return whether the rule will fire unless something happens."""
         return False
 
-    def deadline(self, state: Any, now: int) -> int | None:
+    def deadline(self, now: int) -> int | None:
         """Return when to ask again; None: at the next event."""
         return None
 
-    def prune(self, state: Any, now: int) -> None:
+    def prune(self, now: int) -> None:
         """Forget what can no longer matter; called only while no alert is active."""
-        if not state.open:
-            state.clear()
+        if not self.open:
+            self.clear()
 
-    def active_ns(self, state: Any, now: int) -> int | None:
+    def sounded_ns(self, now: int) -> int | None:
         """Return for how long the sound has lasted; None: this kind does not count that."""
         return None
 
+    def _state(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
+
+@dataclass(eq=False)
+class EventListTrigger(Trigger):
+    """A trigger that looks back at several events.
+
+    Attributes:
+        events: matched events that may still matter, by onset.
+    """
+
+    events: list[MatchedEvent] = field(default_factory=list)
+
+    def restore(self, data: Mapping[str, Any]) -> None:
+        """Take over what `export` returned."""
+        super().restore(data)
+        self.events = [MatchedEvent(*event) for event in self.events]
+
+
+@dataclass(eq=False)
 class WaitingTrigger(Trigger):
-    """Fires once when something has stayed true for a time, which a subclass decides."""
+    """Fires once when something has stayed true for a time, which a subclass decides.
 
-    _needed_ns: int
+    Attributes:
+        since: since when it is true; None: it is not, or not known.
+        is_spent: this occasion has fired; it must be false before the next.
+    """
+
+    since: int | None = None
+    is_spent: bool = False
+
+    _needed_ns = 0  # for how long, see `use`
+
+    @property
+    def began_ns(self) -> int | None:
+        """When it became true."""
+        return self.since
 
     @classmethod
     def lint(cls, rule: Rule, facts: DetectorFacts | None) -> Iterator[Finding]:
@@ -250,23 +239,23 @@ class WaitingTrigger(Trigger):
         if {"class", "label"} & set(rule.group_by):
             yield ("group_by",), "W210", f"'{cls.key}' has no class to group by"
 
-    def on_timer(self, state: Any, now: int) -> bool:
+    def on_timer(self, now: int) -> bool:
         """Fire once it has lasted for long enough."""
-        due = self._due(state)
-        fires = due is not None and now >= due and not state.is_spent
-        state.is_spent = state.is_spent or fires
+        due = self._due()
+        fires = due is not None and now >= due and not self.is_spent
+        self.is_spent = self.is_spent or fires
         return fires
 
-    def is_pending(self, state: Any, now: int) -> bool:
+    def is_pending(self, now: int) -> bool:
         """Return whether it is true, but not for long enough."""
-        return state.since is not None and not state.is_spent
+        return self.since is not None and not self.is_spent
 
-    def deadline(self, state: Any, now: int) -> int | None:
+    def deadline(self, now: int) -> int | None:
         """Return when it will have lasted for long enough."""
-        return None if state.is_spent else self._due(state)
+        return None if self.is_spent else self._due()
 
-    def prune(self, state: Any, now: int) -> None:
+    def prune(self, now: int) -> None:
         """Keep on waiting."""
 
-    def _due(self, state: WaitState) -> int | None:
-        return None if state.since is None else state.since + self._needed_ns
+    def _due(self) -> int | None:
+        return None if self.since is None else self.since + self._needed_ns

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from ast_stream.alerts.rules.fields import PositiveDuration, RuleSection
 from ast_stream.alerts.transitions import MAX_CAUSES, seconds_to_ns
-from ast_stream.alerts.triggers.base import EventListState, Finding, MatchedEvent, Trigger
+from ast_stream.alerts.triggers.base import EventListTrigger, Finding, MatchedEvent
 from ast_stream.units import NS_PER_SECOND
 
 if TYPE_CHECKING:
@@ -32,26 +32,22 @@ class Count(RuleSection):
     )
 
 
-@dataclass
-class CountState(EventListState):
-    """State of `count`.
+@dataclass(eq=False)
+class CountWithin(EventListTrigger):
+    """Fires when enough onsets lie within a sliding window, and holds until it has slid on.
 
     Attributes:
         hold_until: when the window that fired will have slid on.
     """
 
-    hold_until: int | None = None
-
-
-class CountWithin(Trigger):
-    """Fires when enough onsets lie within a sliding window, and holds until it has slid on."""
-
     key = "count"
-    State = CountState
     is_pattern = True
 
-    def __init__(self, rule: Rule, timing: DetectionTiming) -> None:
-        super().__init__(rule, timing)
+    hold_until: int | None = None
+
+    def use(self, rule: Rule, timing: DetectionTiming) -> None:
+        """Go by a rule from now on."""
+        super().use(rule, timing)
         self._count: Count = self.given(rule.settings)
         self._relatives = rule.matchers[0].relatives
 
@@ -72,62 +68,62 @@ class CountWithin(Trigger):
             )
             yield ("count", "within"), "W203", text
 
-    def on_begin(self, state: CountState, event: MatchedEvent, now: int) -> bool:
+    def on_begin(self, event: MatchedEvent, now: int) -> bool:
         """Fire if this onset completes a window."""
-        if any(self._is_same_sound(event, other) for other in state.events):
+        if any(self._is_same_sound(event, other) for other in self.events):
             return False
-        insort(state.events, event)
-        horizon = state.events[-1].onset_ns - self._span_ns
-        state.events = [other for other in state.events if other.onset_ns >= horizon]
-        del state.events[: -4 * self._count.min]
-        window = self._full_window(state, event)
+        insort(self.events, event)
+        horizon = self.events[-1].onset_ns - self._span_ns
+        self.events = [other for other in self.events if other.onset_ns >= horizon]
+        del self.events[: -4 * self._count.min]
+        window = self._full_window(event)
         if window is None:
             return False
-        state.cause_ids = [inside.id for inside in window][:MAX_CAUSES]
-        state.started_ns = window[0].onset_ns
+        self.cause_ids = [inside.id for inside in window][:MAX_CAUSES]
+        self.started_ns = window[0].onset_ns
         hold_until = window[0].onset_ns + self._span_ns
-        state.hold_until = max(state.hold_until or hold_until, hold_until)
+        self.hold_until = max(self.hold_until or hold_until, hold_until)
         return True
 
-    def on_timer(self, state: CountState, now: int) -> bool:
+    def on_timer(self, now: int) -> bool:
         """Let the window slide on; that fires nothing."""
-        if state.hold_until is not None and now >= state.hold_until:
-            state.hold_until = None
-        empty_at = self._empty_at(state)
+        if self.hold_until is not None and now >= self.hold_until:
+            self.hold_until = None
+        empty_at = self._empty_at()
         if empty_at is not None and now >= empty_at:
-            state.events = []
+            self.events = []
         return False
 
-    def holds(self, state: CountState, now: int) -> bool:
+    def holds(self, now: int) -> bool:
         """Hold while the window that fired has not slid on."""
-        return state.hold_until is not None and now < state.hold_until
+        return self.hold_until is not None and now < self.hold_until
 
-    def deadline(self, state: CountState, now: int) -> int | None:
+    def deadline(self, now: int) -> int | None:
         """Return when the window has slid on, or is empty."""
-        times = [state.hold_until, self._empty_at(state)]
+        times = [self.hold_until, self._empty_at()]
         return min((time for time in times if time is not None), default=None)
 
-    def prune(self, state: CountState, now: int) -> None:
+    def prune(self, now: int) -> None:
         """Forget what led to an alert that is over."""
-        if not state.events:
-            state.clear()
+        if not self.events:
+            self.clear()
 
     @property
     def _span_ns(self) -> int:
         return self._count.within + self._timing.latency_ns
 
-    def _empty_at(self, state: CountState) -> int | None:
-        return state.events[-1].onset_ns + self._span_ns if state.events else None
+    def _empty_at(self) -> int | None:
+        return self.events[-1].onset_ns + self._span_ns if self.events else None
 
-    def _full_window(self, state: CountState, new: MatchedEvent) -> list[MatchedEvent] | None:
+    def _full_window(self, new: MatchedEvent) -> list[MatchedEvent] | None:
         """Return the latest window with `new` in it that holds enough, None if there is none."""
-        for last in range(len(state.events) - 1, -1, -1):
-            end = state.events[last].onset_ns
+        for last in range(len(self.events) - 1, -1, -1):
+            end = self.events[last].onset_ns
             if end < new.onset_ns:
                 return None
             inside = [
                 event
-                for event in state.events[: last + 1]
+                for event in self.events[: last + 1]
                 if end - event.onset_ns <= self._count.within
             ]
             if new not in inside:

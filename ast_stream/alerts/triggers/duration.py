@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ast_stream.alerts.transitions import MAX_CAUSES, seconds_to_ns
-from ast_stream.alerts.triggers.base import EventListState, Finding, MatchedEvent, Trigger
+from ast_stream.alerts.triggers.base import EventListTrigger, Finding, MatchedEvent
 from ast_stream.labels import slug
 from ast_stream.units import NS_PER_SECOND
 
@@ -28,33 +28,6 @@ IMPULSIVE = frozenset(slug(label) for label in _IMPULSIVE)
 SHORT_FOR_NS = NS_PER_SECOND // 2  # an impulsive sound may last this long
 
 
-@dataclass
-class DurationState(EventListState):
-    """State of `for`.
-
-    Attributes:
-        spans: sound that is over but may overlap with open events: (onset, offset).
-        active_ns, run_start, last_off: sound of the present run before `spans`.
-        is_spent: this run has fired; the next one must begin before the rule fires again.
-    """
-
-    spans: list[tuple[int, int]] = field(default_factory=list)
-    active_ns: int = 0
-    run_start: int | None = None
-    last_off: int | None = None
-    is_spent: bool = False
-
-    def restore(self, data: Mapping[str, Any]) -> None:
-        """Take over what `export` returned."""
-        super().restore(data)
-        self.spans = [(onset, offset) for onset, offset in self.spans]
-
-    @property
-    def has_run(self) -> bool:
-        """Whether there was sound that a run consists of."""
-        return bool(self.open or self.spans) or self.last_off is not None
-
-
 class _Run(NamedTuple):
     """Sounds with no pause longer than tolerated.
 
@@ -69,22 +42,39 @@ class _Run(NamedTuple):
     reach: int | None
 
 
-class ForDuration(Trigger):
+@dataclass(eq=False)
+class ForDuration(EventListTrigger):
     """Fires when sound has lasted for a time; pauses up to `tolerate` do not end the run.
 
     What counts is the sound itself: the union of the matched events from onset to offset, without
     the pauses, and for open events without the window's smear. That two events were apart may
     become known late, when the first one has ended: the run then begins with the second.
+
+    Attributes:
+        spans: sound that is over but may overlap with open events: (onset, offset).
+        active_ns, run_start, last_off: sound of the present run before `spans`.
+        is_spent: this run has fired; the next one must begin before the rule fires again.
     """
 
     key = "for"
-    State = DurationState
     more_keys = ("tolerate",)
     is_about_pauses = True
     counts_open_time = True
 
-    def __init__(self, rule: Rule, timing: DetectionTiming) -> None:
-        super().__init__(rule, timing)
+    spans: list[tuple[int, int]] = field(default_factory=list)
+    active_ns: int = 0
+    run_start: int | None = None
+    last_off: int | None = None
+    is_spent: bool = False
+
+    def restore(self, data: Mapping[str, Any]) -> None:
+        """Take over what `export` returned."""
+        super().restore(data)
+        self.spans = [(onset, offset) for onset, offset in self.spans]
+
+    def use(self, rule: Rule, timing: DetectionTiming) -> None:
+        """Go by a rule from now on."""
+        super().use(rule, timing)
         self._needed_ns: int = self.given(rule.settings)
         self._tolerate_ns = rule.settings.tolerate
 
@@ -112,91 +102,94 @@ class ForDuration(Trigger):
             )
             yield ("for",), "W212", text
 
-    def on_begin(self, state: DurationState, event: MatchedEvent, now: int) -> bool:
+    def on_begin(self, event: MatchedEvent, now: int) -> bool:
         """Continue the run, or start another."""
-        state.open[event.id] = event.onset_ns
-        if event.id not in state.cause_ids and len(state.cause_ids) < MAX_CAUSES:
-            state.cause_ids.append(event.id)
-            insort(state.events, event)
-        return self._crosses(state, now)
+        self.open[event.id] = event.onset_ns
+        if event.id not in self.cause_ids and len(self.cause_ids) < MAX_CAUSES:
+            self.cause_ids.append(event.id)
+            insort(self.events, event)
+        return self._crosses(now)
 
-    def on_end(
-        self, state: DurationState, event_id: str, onset: int, offset: int, now: int
-    ) -> bool:
+    def on_end(self, event_id: str, onset: int, offset: int, now: int) -> bool:
         """Count what is now known to have sounded."""
-        state.open.pop(event_id, None)
-        state.spans = _joined(state.spans, onset, max(onset, offset))
-        fires = self._crosses(state, now)
-        self._drop_spans(state, now)
+        self.open.pop(event_id, None)
+        self.spans = _joined(self.spans, onset, max(onset, offset))
+        fires = self._crosses(now)
+        self._drop_spans(now)
         return fires
 
-    def on_timer(self, state: DurationState, now: int) -> bool:
+    def on_timer(self, now: int) -> bool:
         """Fire once it has lasted long enough; end a run that is over."""
-        if not state.has_run:
+        if not self._has_run:
             return False
-        if not self._is_over(state, now):
-            return self._crosses(state, now)
-        active_ns = self._run(state, now).active_ns
-        state.clear()
-        state.active_ns = active_ns  # for the text of the resolution
+        if not self._is_over(now):
+            return self._crosses(now)
+        active_ns = self._run(now).active_ns
+        self.clear()
+        self.active_ns = active_ns  # for the text of the resolution
         return False
 
-    def holds(self, state: DurationState, now: int) -> bool:
+    def holds(self, now: int) -> bool:
         """Hold while the run that fired continues."""
-        return state.is_spent and state.has_run and not self._is_over(state, now)
+        return self.is_spent and self._has_run and not self._is_over(now)
 
-    def is_pending(self, state: DurationState, now: int) -> bool:
+    def is_pending(self, now: int) -> bool:
         """Return whether there is a run that is too short as yet."""
-        return not state.is_spent and state.has_run and not self._is_over(state, now)
+        return not self.is_spent and self._has_run and not self._is_over(now)
 
-    def deadline(self, state: DurationState, now: int) -> int | None:
+    def deadline(self, now: int) -> int | None:
         """Return when the run may be long enough, or is over."""
-        if not state.open:
-            return self._over_at(state, now)
-        if state.is_spent:
+        if not self.open:
+            return self._over_at(now)
+        if self.is_spent:
             return None
         # a bound: the run grows no faster than time; it is asked again at the bound
-        return now + max(0, self._needed_ns - self._run(state, now).active_ns)
+        return now + max(0, self._needed_ns - self._run(now).active_ns)
 
-    def prune(self, state: DurationState, now: int) -> None:
+    def prune(self, now: int) -> None:
         """Forget a run that is over."""
-        if not state.has_run:
-            state.clear()
+        if not self._has_run:
+            self.clear()
 
-    def active_ns(self, state: DurationState, now: int) -> int | None:
+    def sounded_ns(self, now: int) -> int | None:
         """Return the sound in the run."""
-        return self._run(state, now).active_ns
+        return self._run(now).active_ns
 
-    def _over_at(self, state: DurationState, now: int) -> int | None:
-        reach = None if state.open else self._run(state, now).reach
+    @property
+    def _has_run(self) -> bool:
+        """Whether there was sound that a run consists of."""
+        return bool(self.open or self.spans) or self.last_off is not None
+
+    def _over_at(self, now: int) -> int | None:
+        reach = None if self.open else self._run(now).reach
         if reach is None:
             return None
         # the next onset may lie within the pause although its begin has not arrived yet
         return reach + self._tolerate_ns + self._timing.latency_ns
 
-    def _is_over(self, state: DurationState, now: int) -> bool:
-        over_at = self._over_at(state, now)
+    def _is_over(self, now: int) -> bool:
+        over_at = self._over_at(now)
         return over_at is not None and now >= over_at
 
-    def _crosses(self, state: DurationState, now: int) -> bool:
-        run = self._run(state, now)
-        if run.start is not None and run.start != state.started_ns:
-            if state.started_ns is not None and run.start > state.started_ns:
-                state.is_spent = False
-                state.events = [event for event in state.events if event.onset_ns >= run.start]
-                state.cause_ids = [event.id for event in state.events]
-            state.started_ns = run.start
-        fires = not state.is_spent and run.active_ns >= self._needed_ns
-        state.is_spent = state.is_spent or fires
+    def _crosses(self, now: int) -> bool:
+        run = self._run(now)
+        if run.start is not None and run.start != self.started_ns:
+            if self.started_ns is not None and run.start > self.started_ns:
+                self.is_spent = False
+                self.events = [event for event in self.events if event.onset_ns >= run.start]
+                self.cause_ids = [event.id for event in self.events]
+            self.started_ns = run.start
+        fires = not self.is_spent and run.active_ns >= self._needed_ns
+        self.is_spent = self.is_spent or fires
         return fires
 
-    def _run(self, state: DurationState, now: int) -> _Run:
+    def _run(self, now: int) -> _Run:
         """Return the latest run; folded sound comes first in it."""
-        spans = [(onset, offset, offset) for onset, offset in state.spans]
-        if state.open:  # all of them may reach until now, so the first stands for all
-            onset = min(state.open.values())
+        spans = [(onset, offset, offset) for onset, offset in self.spans]
+        if self.open:  # all of them may reach until now, so the first stands for all
+            onset = min(self.open.values())
             insort(spans, (onset, max(onset, now - self._timing.smear_ns), max(onset, now)))
-        active, start, counted = state.active_ns, state.run_start, state.last_off
+        active, start, counted = self.active_ns, self.run_start, self.last_off
         reach = counted
         for onset, certain, possible in spans:
             if counted is None or reach is None or onset - reach > self._tolerate_ns:
@@ -205,25 +198,33 @@ class ForDuration(Trigger):
             counted, reach = max(counted, certain), max(reach, possible)
         return _Run(active, start, reach)
 
-    def _drop_spans(self, state: DurationState, now: int) -> None:
+    def _drop_spans(self, now: int) -> None:
         """Forget spans that no longer matter, and fold those that can no longer change."""
-        start = self._run(state, now).start
+        start = self._run(now).start
         assert start is not None  # there is at least the span that has just been added
         known_ns = now - self._timing.latency_ns  # every sound that began before has arrived
         certain_ns = now - self._timing.smear_ns
-        since = min(state.open.values(), default=now)
-        state.spans = [
+        since = min(self.open.values(), default=now)
+        self.spans = [
             (onset, offset)
-            for onset, offset in state.spans
+            for onset, offset in self.spans
             if offset >= min(start, known_ns - self._tolerate_ns)
             and not since <= onset <= offset <= certain_ns  # an open event covers it
         ]
-        while state.spans and (
-            state.spans[0][1] <= min(known_ns, since) or len(state.spans) > MAX_SPANS
+        while self.spans and (
+            self.spans[0][1] <= min(known_ns, since) or len(self.spans) > MAX_SPANS
         ):
-            onset, offset = state.spans.pop(0)
+            onset, offset = self.spans.pop(0)
             if onset >= start:
-                _fold(state, start, onset, offset)
+                self._fold(start, onset, offset)
+
+    def _fold(self, start: int, onset: int, offset: int) -> None:
+        """Add a span to the folded sound of the run that began at `start`."""
+        counted = self.last_off
+        if counted is None or counted < start:  # what was folded belongs to an earlier run
+            self.active_ns, counted = 0, onset
+        self.active_ns += max(0, offset - max(onset, counted))
+        self.run_start, self.last_off = start, max(counted, offset)
 
 
 def _joined(spans: list[tuple[int, int]], onset: int, offset: int) -> list[tuple[int, int]]:
@@ -234,12 +235,3 @@ def _joined(spans: list[tuple[int, int]], onset: int, offset: int) -> list[tuple
     first = min([onset, *(span[0] for span in among)])
     last = max([offset, *(span[1] for span in among)])
     return [*before, (first, last), *after]
-
-
-def _fold(state: DurationState, start: int, onset: int, offset: int) -> None:
-    """Add a span to the folded sound of the run that began at `start`."""
-    counted = state.last_off
-    if counted is None or counted < start:  # what was folded belongs to an earlier run
-        state.active_ns, counted = 0, onset
-    state.active_ns += max(0, offset - max(onset, counted))
-    state.run_start, state.last_off = start, max(counted, offset)

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from ast_stream.alerts.rules.fields import Duration, Names, RuleSection
 from ast_stream.alerts.rules.match import EventMatch
-from ast_stream.alerts.triggers.base import WaitingTrigger, WaitState
+from ast_stream.alerts.triggers.base import WaitingTrigger
 from ast_stream.messages.status import SOURCE_ENDED, Health
 from ast_stream.units import NS_PER_SECOND, SILENCE_DBFS
 
@@ -56,32 +56,24 @@ class Level(RuleSection):
         return self
 
 
-@dataclass
-class LevelState(WaitState):
-    """State of `level`.
+@dataclass(eq=False)
+class LevelFor(WaitingTrigger):
+    """Fires when a stream's health reports a level, or none arrives, for a time.
 
     Attributes:
         sampled_ns: when the level was last reported.
     """
 
-    sampled_ns: int | None = None
-
-    def end(self) -> None:
-        """Note that the condition is not true, or not known."""
-        self.since, self.is_spent = None, False
-
-
-class LevelFor(WaitingTrigger):
-    """Fires when a stream's health reports a level, or none arrives, for a time."""
-
     key = "level"
-    State = LevelState
     match_place = "level"
     takes_events = False
     reads_health = True
 
-    def __init__(self, rule: Rule, timing: DetectionTiming) -> None:
-        super().__init__(rule, timing)
+    sampled_ns: int | None = None
+
+    def use(self, rule: Rule, timing: DetectionTiming) -> None:
+        """Go by a rule from now on."""
+        super().use(rule, timing)
         level: Level = self.given(rule.settings)
         self._needed_ns = level.for_
         self._is_missing = level.missing is True
@@ -94,60 +86,64 @@ class LevelFor(WaitingTrigger):
         """Return the streams as a match of any class."""
         return [(("level",), EventMatch(stream=cls.given(settings).stream))]
 
-    def on_health(self, state: LevelState, health: Health, now: int) -> bool:
+    def on_health(self, health: Health, now: int) -> bool:
         """Process a health message; return whether the rule fires."""
-        self._check_stale(state, now)
-        state.sampled_ns = now
+        self._check_stale(now)
+        self.sampled_ns = now
         if self._is_missing and health.detail == SOURCE_ENDED:
-            state.end()  # nothing more is expected of it
+            self._end()  # nothing more is expected of it
         elif self._is_missing:
             is_true = health.state == "missing"
-            state.since = state.since if is_true and state.since is not None else now
-            state.is_spent = state.is_spent and is_true
+            self.since = self.since if is_true and self.since is not None else now
+            self.is_spent = self.is_spent and is_true
         elif not self._is_met(health):
-            state.end()
-        elif state.since is None:
-            state.since = now
-        return self.on_timer(state, now)
+            self._end()
+        elif self.since is None:
+            self.since = now
+        return self.on_timer(now)
 
-    def start(self, state: LevelState, now: int) -> None:
+    def start(self, now: int) -> None:
         """Expect health from now on."""
-        if self._is_missing and state.since is None:
-            state.since = now
+        if self._is_missing and self.since is None:
+            self.since = now
 
-    def on_downtime(self, state: LevelState, away_ns: int) -> None:
+    def on_downtime(self, away_ns: int) -> None:
         """Do not count a time in which this process was not running."""
-        if self._is_missing and state.since is not None and not state.is_spent:
-            state.since += away_ns
+        if self._is_missing and self.since is not None and not self.is_spent:
+            self.since += away_ns
 
-    def on_timer(self, state: LevelState, now: int) -> bool:
+    def on_timer(self, now: int) -> bool:
         """Fire once it has lasted for long enough; a level that is not reported is unknown."""
-        self._check_stale(state, now)
-        return super().on_timer(state, now)
+        self._check_stale(now)
+        return super().on_timer(now)
 
-    def holds(self, state: LevelState, now: int) -> bool:
+    def holds(self, now: int) -> bool:
         """Hold while it lasts."""
-        due = self._due(state)
+        due = self._due()
         return due is not None and now >= due
 
-    def is_pending(self, state: LevelState, now: int) -> bool:
+    def is_pending(self, now: int) -> bool:
         """Return whether the level is wrong, but not for long enough.
 
         A missing stream is not pending: streams are expected at any time.
         """
-        return not self._is_missing and super().is_pending(state, now)
+        return not self._is_missing and super().is_pending(now)
 
-    def deadline(self, state: LevelState, now: int) -> int | None:
+    def deadline(self, now: int) -> int | None:
         """Return when it will have lasted for long enough, or is no longer known."""
-        due = super().deadline(state, now)
-        if self._is_missing or state.since is None or state.sampled_ns is None:
+        due = super().deadline(now)
+        if self._is_missing or self.since is None or self.sampled_ns is None:
             return due
-        stale = state.sampled_ns + LEVEL_STALE_NS
+        stale = self.sampled_ns + LEVEL_STALE_NS
         return stale if due is None else min(due, stale)
 
-    def _check_stale(self, state: LevelState, now: int) -> None:
-        if not self._is_missing and now >= (state.sampled_ns or now) + LEVEL_STALE_NS:
-            state.end()
+    def _end(self) -> None:
+        """Note that the condition is not true, or not known."""
+        self.since, self.is_spent = None, False
+
+    def _check_stale(self, now: int) -> None:
+        if not self._is_missing and now >= (self.sampled_ns or now) + LEVEL_STALE_NS:
+            self._end()
 
     def _is_met(self, health: Health) -> bool:
         level = health.level_dbfs

@@ -12,7 +12,7 @@ from pydantic import Field
 from ast_stream.alerts.rules.fields import PositiveDuration, RuleSection
 from ast_stream.alerts.rules.match import EventMatch
 from ast_stream.alerts.transitions import seconds_to_ns
-from ast_stream.alerts.triggers.base import EventListState, Finding, MatchedEvent, Trigger
+from ast_stream.alerts.triggers.base import EventListTrigger, Finding, MatchedEvent
 
 if TYPE_CHECKING:
     from ast_stream.alerts.model_facts import DetectionTiming, DetectorFacts
@@ -36,31 +36,26 @@ class Sequence(RuleSection):
     steps: list[Step] = Field(min_length=2, max_length=16, description="the sounds, in order")
 
 
-@dataclass
-class SequenceState(EventListState):
-    """State of `sequence`.
+@dataclass(eq=False)
+class SequenceWithin(EventListTrigger):
+    """Fires when events fit the steps in the order of their onsets, whenever they arrive.
+
+    Events are kept a latency longer than `within`, because the begin of an earlier step may arrive
+    after that of a later one. After a match, everything up to its last event is used up.
 
     Attributes:
         floor_ns: onsets up to here were used in a match.
     """
 
-    floor_ns: int | None = None
-
-
-class SequenceWithin(Trigger):
-    """Fires when events fit the steps in the order of their onsets, whenever they arrive.
-
-    Events are kept a latency longer than `within`, because the begin of an earlier step may arrive
-    after that of a later one. After a match, everything up to its last event is used up.
-    """
-
     key = "sequence"
-    State = SequenceState
     match_place = "steps"
     is_pattern = True
 
-    def __init__(self, rule: Rule, timing: DetectionTiming) -> None:
-        super().__init__(rule, timing)
+    floor_ns: int | None = None
+
+    def use(self, rule: Rule, timing: DetectionTiming) -> None:
+        """Go by a rule from now on."""
+        super().use(rule, timing)
         sequence: Sequence = self.given(rule.settings)
         self._n_steps = len(sequence.steps)
         self._within_ns = sequence.within
@@ -101,45 +96,45 @@ class SequenceWithin(Trigger):
                 )
                 yield ("sequence", "within"), "W204", text
 
-    def on_begin(self, state: SequenceState, event: MatchedEvent, now: int) -> bool:
+    def on_begin(self, event: MatchedEvent, now: int) -> bool:
         """Fire if this event completes the steps."""
-        if state.floor_ns is not None and event.onset_ns <= state.floor_ns:
+        if self.floor_ns is not None and event.onset_ns <= self.floor_ns:
             return False
-        state.open[event.id] = event.onset_ns
-        state.events = [other for other in state.events if other.id != event.id]
-        insort(state.events, event)
-        horizon = state.events[-1].onset_ns - self._within_ns - self._timing.latency_ns
-        state.events = [other for other in state.events if other.onset_ns >= horizon]
-        del state.events[:-MAX_SEQUENCE_EVENTS]
-        found = self._match(state.events)
+        self.open[event.id] = event.onset_ns
+        self.events = [other for other in self.events if other.id != event.id]
+        insort(self.events, event)
+        horizon = self.events[-1].onset_ns - self._within_ns - self._timing.latency_ns
+        self.events = [other for other in self.events if other.onset_ns >= horizon]
+        del self.events[:-MAX_SEQUENCE_EVENTS]
+        found = self._match(self.events)
         if found is None:
             return False
-        state.cause_ids, state.started_ns = [used.id for used in found], found[0].onset_ns
-        state.floor_ns = found[-1].onset_ns
-        state.events = [other for other in state.events if other.onset_ns > found[-1].onset_ns]
+        self.cause_ids, self.started_ns = [used.id for used in found], found[0].onset_ns
+        self.floor_ns = found[-1].onset_ns
+        self.events = [other for other in self.events if other.onset_ns > found[-1].onset_ns]
         return True
 
-    def on_timer(self, state: SequenceState, now: int) -> bool:
+    def on_timer(self, now: int) -> bool:
         """Forget what is too old; that fires nothing."""
-        empty_at = self.deadline(state, now)
+        empty_at = self.deadline(now)
         if empty_at is not None and now >= empty_at:
-            state.events, state.floor_ns = [], None
+            self.events, self.floor_ns = [], None
         return False
 
-    def holds(self, state: SequenceState, now: int) -> bool:
+    def holds(self, now: int) -> bool:
         """Hold while one of the matched sounds lasts."""
-        return any(event_id in state.open for event_id in state.cause_ids)
+        return any(event_id in self.open for event_id in self.cause_ids)
 
-    def deadline(self, state: SequenceState, now: int) -> int | None:
+    def deadline(self, now: int) -> int | None:
         """Return when the events can no longer begin a sequence."""
-        newest = [event.onset_ns for event in state.events[-1:]]
-        newest += [] if state.floor_ns is None else [state.floor_ns]
+        newest = [event.onset_ns for event in self.events[-1:]]
+        newest += [] if self.floor_ns is None else [self.floor_ns]
         return max(newest) + self._within_ns + self._timing.latency_ns if newest else None
 
-    def prune(self, state: SequenceState, now: int) -> None:
+    def prune(self, now: int) -> None:
         """Forget what led to an alert that is over."""
-        if not state.events and state.floor_ns is None and not state.open:
-            state.clear()
+        if not self.events and self.floor_ns is None and not self.open:
+            self.clear()
 
     def _match(self, events: list[MatchedEvent]) -> list[MatchedEvent] | None:
         """Return events that fit the steps, None if there are none; the latest start wins."""

@@ -1,4 +1,4 @@
-"""Names: slugs of class labels for topics, stream names, and near names for mistakes."""
+"""Names: slugs of class labels for topics, stream names, stable ids, near names for mistakes."""
 
 from __future__ import annotations
 
@@ -46,6 +46,12 @@ def slug(label: str) -> str:
     digest = base64.b32encode(hashlib.blake2b(whole, digest_size=_HASH_BYTES).digest())
     start = plain[: _MAX_SLUG - len(digest) - 1].rstrip("_") or "class"
     return f"{start}_{digest.decode().lower()}"
+
+
+def stable_id(*parts: str) -> str:
+    """Return a short id that is the same for the same parts, whenever and wherever."""
+    digest = hashlib.blake2b("\n".join(parts).encode(), digest_size=15).digest()
+    return base64.b32encode(digest).decode().lower()
 
 
 def _has_no_ascii_form(character: str) -> bool:

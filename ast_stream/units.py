@@ -47,6 +47,11 @@ def ns_to_samples(time_ns: int) -> int:
     return time_ns * SAMPLE_RATE // NS_PER_SECOND
 
 
+def seconds_to_ns(seconds: float) -> int:
+    """Return `seconds` as the nearest nanosecond."""
+    return round(seconds * NS_PER_SECOND)
+
+
 def whole_frames(seconds: float, what: str = "") -> int:
     """Return `seconds` in frames of 10 ms; `what` names the value in the error.
 

@@ -13,11 +13,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ast_stream.alerts.engine import Engine
+from ast_stream.alerts.instances import Transition
 from ast_stream.alerts.model_facts import DetectionTiming
 from ast_stream.alerts.rule_tests import duration_text
 from ast_stream.alerts.rules.match import Matcher
 from ast_stream.alerts.rules.rule import RuleSet
-from ast_stream.alerts.transitions import Transition
 from ast_stream.errors import WireError
 from ast_stream.messages.event import EventMessage, GapMessage, content_without_topic
 from ast_stream.messages.status import Health

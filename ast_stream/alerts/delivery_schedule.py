@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ast_stream.alerts.actions.base import Delivered, Failed, Outcome
 from ast_stream.settings.alerts import FEED_ACTION, ActionSection
-from ast_stream.units import NS_PER_SECOND
+from ast_stream.units import NS_PER_SECOND, seconds_to_ns
 
 FEED = FEED_ACTION  # publishes; it delivers everything at any rate and is never snoozed
 BACKOFF_S = (2.0, 10.0, 60.0, 300.0, 900.0, 3600.0)
@@ -63,7 +63,7 @@ class Receivers:
             return
         if outcome.after_s > 0:
             pause_s = min(outcome.after_s, MAX_PAUSE_S)
-            self._paused_until_ns[action] = now_ns + round(pause_s * NS_PER_SECOND)
+            self._paused_until_ns[action] = now_ns + seconds_to_ns(pause_s)
         elif outcome.is_down:
             self._unreachable.setdefault(action, set()).add(seq)
 

@@ -2,7 +2,8 @@
 
 It is driven by messages and by timers in stream time. Stream time is what the messages say: when
 the sound was captured. Timers that are due before a message run before it, so that a replay after
-a pause gives what would have been given live. It is steady: wall clocks may be set (`clock`).
+a pause gives what would have been given live. It is steady: wall clocks may be set
+(`steady_time`).
 
 Whoever uses it stores `export()` and the deliveries of the transitions in one transaction,
 together with the position on the feed; `Engine(rules, state, ...)` continues from there.
@@ -13,18 +14,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ast_stream.alerts.clock import SteadyTime
-from ast_stream.alerts.instances import InstanceTable
+from ast_stream.alerts.instances import EngineCounters, InstanceTable, Transition
 from ast_stream.alerts.model_facts import DetectionTiming
 from ast_stream.alerts.open_events import OpenEvents
 from ast_stream.alerts.rules.rule import RuleSet
+from ast_stream.alerts.steady_time import SteadyTime
 from ast_stream.alerts.stream_health import StreamHealth
-from ast_stream.alerts.transitions import EngineCounters, Transition
 from ast_stream.errors import WireError
 from ast_stream.messages.alert import Alert
 from ast_stream.messages.event import Content, EventMessage, FeedMessage, GapMessage
 from ast_stream.messages.status import Health
-from ast_stream.units import NS_PER_SECOND, format_time
+from ast_stream.units import NS_PER_SECOND, format_time, seconds_to_ns
 
 STATE_VERSION = 3
 DOWNTIME_NS = 10 * NS_PER_SECOND  # being off for less changes nothing
@@ -134,7 +134,7 @@ class Engine:
     def _process_gap(self, gap: GapMessage) -> list[Transition]:
         """Process a gap: silence in it does not prove absence."""
         assert gap.time_ns is not None
-        end_ns = self.time.steady_ns(gap.time_ns) + round(gap.duration_s * NS_PER_SECOND)
+        end_ns = self.time.steady_ns(gap.time_ns) + seconds_to_ns(gap.duration_s)
         return self._streams.on_gap(gap.stream, end_ns, self._now)
 
     def advance(self, to_ns: int) -> list[Transition]:

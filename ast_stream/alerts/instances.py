@@ -6,21 +6,24 @@
 
 Time windows, inhibition, cooldown and the limit of alerts are checked at the moment of firing. A
 firing that is suppressed does not wait for a better moment: the occasion is over, and counted.
+
+Times are stream times in nanoseconds: when the sound was captured, not when a message about it was
+read, as steady time (`steady_time`). Only those in an `Alert` are wall times.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from ast_stream.alerts.clock import SteadyTime
 from ast_stream.alerts.model_facts import DetectionTiming
 from ast_stream.alerts.rules.rule import Rule, RuleSet
 from ast_stream.alerts.rules.schema import Selector
-from ast_stream.alerts.transitions import EngineCounters, Transition, stable_id
+from ast_stream.alerts.steady_time import SteadyTime
 from ast_stream.alerts.triggers.base import Trigger
+from ast_stream.labels import stable_id
 from ast_stream.messages.alert import ACTIVE_STATES, Alert, AlertState
 from ast_stream.units import NS_PER_SECOND, format_time
 
@@ -32,6 +35,45 @@ _NOT_FIELDS = ("rule", "digest", "alert", "actions", "trigger_state")  # in an e
 
 Key = tuple[str, tuple[tuple[str, str], ...]]
 """A rule's name and a group of labels."""
+
+
+@dataclass(frozen=True)
+class Transition:
+    """An alert that passed from one state to another.
+
+    Attributes:
+        alert: as of after the transition.
+        at_ns: stream time of the transition.
+        actions: names of the actions to deliver it by; empty except for a new firing (from inactive
+            or pending) and for resolved. Each action's `on` chooses among these.
+        event_id: the event that made the difference; None for timers and health.
+    """
+
+    alert: Alert
+    from_state: AlertState
+    to_state: AlertState
+    at_ns: int
+    actions: tuple[str, ...] = ()
+    event_id: str | None = None
+
+    @property
+    def is_announced(self) -> bool:
+        """Whether it is news: a new firing or a resolution, not a recovery that relapsed."""
+        is_new = self.to_state == "firing" and self.from_state != "recovering"
+        return is_new or self.to_state == "resolved"
+
+
+@dataclass
+class EngineCounters:
+    """What an engine did, for metrics; reset with the process."""
+
+    events: int = 0
+    fired: dict[str, int] = field(default_factory=dict)
+    suppressed: dict[str, int] = field(default_factory=dict)  # by reason
+    suppressed_by_rule: dict[str, dict[str, int]] = field(default_factory=dict)  # and reason
+    flaps: int = 0
+    lost_ends: int = 0  # events that never ended on the feed
+    malformed: int = 0  # bodies that are not what they should be
 
 
 @dataclass

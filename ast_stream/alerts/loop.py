@@ -16,17 +16,17 @@ from typing import Protocol
 from ast_stream.alerts.actions.base import LiveSensors
 from ast_stream.alerts.delivery import DeliveryThreads, no_fault
 from ast_stream.alerts.engine import Engine
+from ast_stream.alerts.instances import Transition
 from ast_stream.alerts.model_facts import DetectionTiming
 from ast_stream.alerts.outbox import Outbox
 from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.alerts.store import Store, StoreError, save_progress
-from ast_stream.alerts.transitions import Transition
 from ast_stream.errors import WireError
 from ast_stream.feed import FeedMessage, Missed, Position
 from ast_stream.messages.event import EventMessage
 from ast_stream.messages.status import Health
 from ast_stream.runtime.logging import LimitedLog
-from ast_stream.units import NS_PER_SECOND
+from ast_stream.units import NS_PER_SECOND, seconds_to_ns
 
 TOPICS = ("event/", "gap/", "health/")
 SILENT_S = 10.0  # after this long without the worker, time passes all the same
@@ -203,7 +203,7 @@ class AlertLoop:
                 case Health():
                     sensors.on_health(content)
         if isinstance(content, Health):
-            scored_ns = published_ns - round((content.lag_s or 0.0) * NS_PER_SECOND)
+            scored_ns = published_ns - seconds_to_ns(content.lag_s or 0.0)
             self._scored_ns[content.stream] = (self._now_s(), scored_ns)
 
     def _follow_clocks(self) -> None:
@@ -223,7 +223,7 @@ class AlertLoop:
         if now_s - self._started_s < SILENT_S:
             return None
         self._add(self._engine.lose_feed())
-        return self._time.now_ns() - round(SILENT_S * NS_PER_SECOND)
+        return self._time.now_ns() - seconds_to_ns(SILENT_S)
 
     def _end_unknown(self) -> None:
         """Resolve alerts that, after damage, only the receivers know of."""

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ast_stream.alerts.transitions import seconds_to_ns
 from ast_stream.detect.parameters import DecisionParameters, resolve_parameters
 from ast_stream.detect.parameters import model_facts as checkpoint_facts
 from ast_stream.errors import CheckpointError
@@ -19,7 +18,7 @@ from ast_stream.model.dims import default_window_s
 from ast_stream.model.hf_config import CONFIG, Config, read_dims, read_labels
 from ast_stream.model.metadata import Metadata, read_metadata
 from ast_stream.settings.schema import DetectionSettings, ModelSettings
-from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, samples_to_seconds
+from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, samples_to_seconds, seconds_to_ns
 
 UNKNOWN_WINDOW_S = 10.24
 _BUNDLED = Path(__file__).parent.parent / "model" / "bundled"

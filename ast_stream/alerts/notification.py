@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, Self
 
-from ast_stream.alerts.transitions import Transition, stable_id
+from ast_stream.alerts.instances import Transition
+from ast_stream.labels import stable_id
 from ast_stream.messages.alert import ACTIVE_STATES, Alert, Severity
 from ast_stream.messages.codec import Body, Text, Time, decode_json, encode_json
 from ast_stream.units import format_time

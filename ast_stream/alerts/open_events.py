@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from ast_stream.alerts.instances import Instance, InstanceTable
+from ast_stream.alerts.instances import Instance, InstanceTable, Transition
 from ast_stream.alerts.rules.rule import Rule
 from ast_stream.alerts.stream_health import StreamHealth
-from ast_stream.alerts.transitions import Transition
 from ast_stream.alerts.triggers.base import MatchedEvent
 from ast_stream.messages.event import EventMessage
 from ast_stream.units import NS_PER_SECOND

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from ast_stream.alerts.actions.base import Delivered, Failed, Outcome, Refused
 from ast_stream.alerts.delivery_schedule import FEED, Receivers, backoff_s, expiry_ns
+from ast_stream.alerts.instances import Transition
 from ast_stream.alerts.notification import (
     Notification,
     message_alert,
@@ -37,13 +38,13 @@ from ast_stream.alerts.outbox_rows import (
     snooze_at,
 )
 from ast_stream.alerts.store import Store, delivery_checksum
-from ast_stream.alerts.transitions import Transition, stable_id
 from ast_stream.errors import WireError
+from ast_stream.labels import stable_id
 from ast_stream.messages.alert import Alert
 from ast_stream.messages.status import FailingAction
 from ast_stream.runtime.logging import Outage
 from ast_stream.settings.alerts import ActionSection
-from ast_stream.units import NS_PER_SECOND
+from ast_stream.units import NS_PER_SECOND, seconds_to_ns
 
 SELF_RULE = "ast_stream_delivery_failed"
 MAX_PENDING = 10_000  # for one action; more could never be delivered before they expire
@@ -315,7 +316,7 @@ class Outbox:
             "UPDATE deliveries SET attempts = attempts + 1, next_ns = ?, last_error = ?,"
             " updated_ns = ? WHERE seq = ? AND state = 'pending'",
             (
-                now_ns + round(wait_s * NS_PER_SECOND),
+                now_ns + seconds_to_ns(wait_s),
                 failed.reason[:MAX_ERROR_CHARACTERS],
                 now_ns,
                 delivery.seq,

@@ -10,14 +10,14 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ast_stream.alerts.clock import SteadyTime
 from ast_stream.alerts.delivery_schedule import FEED, expiry_ns
 from ast_stream.alerts.notification import message_alert
 from ast_stream.alerts.outbox import Outbox
 from ast_stream.alerts.outbox_rows import end_rows
+from ast_stream.alerts.steady_time import SteadyTime
 from ast_stream.alerts.store import Store
-from ast_stream.alerts.transitions import stable_id
 from ast_stream.errors import UsageError
+from ast_stream.labels import stable_id
 from ast_stream.messages.alert import Severity
 from ast_stream.units import NS_PER_SECOND
 

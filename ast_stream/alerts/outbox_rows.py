@@ -14,7 +14,7 @@ from ast_stream.alerts.notification import one_line
 from ast_stream.messages.alert import Alert
 from ast_stream.messages.status import FailingAction
 from ast_stream.settings.alerts import RateLimit
-from ast_stream.units import NS_PER_SECOND
+from ast_stream.units import NS_PER_SECOND, seconds_to_ns
 
 MAX_ERROR_CHARACTERS = 300
 KEPT_S = 30 * 86400  # rows that are over are kept for so long, against repeats and for people,
@@ -98,7 +98,7 @@ class DueRows:
         """
         if self._action == FEED:
             return 0.0
-        span_ns = round(limit.per_s * NS_PER_SECOND)
+        span_ns = seconds_to_ns(limit.per_s)
         failed = [time for time in failed_ns if self._now_ns - span_ns < time <= self._now_ns]
         n_left = limit.max - self._n_in_flight - len(failed)
         if n_left <= 0:

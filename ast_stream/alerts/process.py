@@ -24,7 +24,6 @@ from ast_stream.alerts.actions.base import (
     Outcome,
     create_runner,
 )
-from ast_stream.alerts.clock import SteadyTime
 from ast_stream.alerts.delivery import DeliveryThreads, no_fault
 from ast_stream.alerts.delivery_schedule import FEED
 from ast_stream.alerts.engine import Engine
@@ -32,6 +31,7 @@ from ast_stream.alerts.loop import TOPICS, AlertLoop
 from ast_stream.alerts.model_facts import DetectionTiming
 from ast_stream.alerts.notification import Notification
 from ast_stream.alerts.outbox import Outbox
+from ast_stream.alerts.report import HeartbeatThread, StatusReporter
 from ast_stream.alerts.rule_files import (
     RuleFiles,
     RulesInForce,
@@ -39,7 +39,7 @@ from ast_stream.alerts.rule_files import (
     exposed_entities,
 )
 from ast_stream.alerts.rules.rule import RuleSet
-from ast_stream.alerts.status import HeartbeatThread, StatusReporter
+from ast_stream.alerts.steady_time import SteadyTime
 from ast_stream.alerts.store import Store, set_aside_unless_file
 from ast_stream.feed import Subscriber
 from ast_stream.messages.event import Content, Scores16

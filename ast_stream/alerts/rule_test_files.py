@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 
 from ast_stream.alerts.model_facts import DetectionTiming
 from ast_stream.alerts.rules.compile import load_rules
-from ast_stream.alerts.rules.fields import Duration, Names, PositiveDuration, RuleSection
+from ast_stream.alerts.rules.field_types import Duration, Names, PositiveDuration, RuleSection
 from ast_stream.alerts.rules.problems import RuleProblem, problem_at
 from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.errors import ConfigError

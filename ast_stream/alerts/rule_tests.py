@@ -20,6 +20,7 @@ import numpy as np
 
 from ast_stream.alerts.delivery_schedule import FEED
 from ast_stream.alerts.engine import Engine
+from ast_stream.alerts.instances import Transition
 from ast_stream.alerts.model_facts import DetectionTiming
 from ast_stream.alerts.outbox import Outbox
 from ast_stream.alerts.rule_test_files import (
@@ -32,11 +33,10 @@ from ast_stream.alerts.rule_test_files import (
 )
 from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.alerts.store import Store
-from ast_stream.alerts.transitions import Transition, stable_id
 from ast_stream.detect.decision import Decision, SlotNames
 from ast_stream.detect.parameters import model_facts, resolve_parameters
 from ast_stream.errors import UsageError
-from ast_stream.labels import slug
+from ast_stream.labels import slug, stable_id
 from ast_stream.messages.event import EventMessage, EventType
 from ast_stream.messages.status import Health
 from ast_stream.model.metadata import Metadata

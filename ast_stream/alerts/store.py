@@ -23,8 +23,8 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ast_stream.alerts.clock import SteadyTime
 from ast_stream.alerts.notification import Notification
+from ast_stream.alerts.steady_time import SteadyTime
 from ast_stream.errors import AstStreamError, StartupError, WireError
 from ast_stream.runtime.files import set_aside
 from ast_stream.runtime.logging import Outage

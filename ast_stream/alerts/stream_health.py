@@ -6,10 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ast_stream.alerts.instances import Instance, InstanceTable
-from ast_stream.alerts.transitions import Transition
+from ast_stream.alerts.instances import Instance, InstanceTable, Transition
 from ast_stream.messages.status import Health
-from ast_stream.units import NS_PER_SECOND
+from ast_stream.units import seconds_to_ns
 
 
 @dataclass
@@ -187,4 +186,4 @@ def _epoch_began_ns(health: Health, now: int) -> int:
     """Return when the source of a health message began, not later than now."""
     if health.audio_s is None:
         return now
-    return now - max(0, round((health.audio_s + (health.lag_s or 0.0)) * NS_PER_SECOND))
+    return now - max(0, seconds_to_ns(health.audio_s + (health.lag_s or 0.0)))

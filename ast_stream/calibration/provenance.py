@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 
-from ast_stream.calibration.false_alarms import Budgets, per_hour
+from ast_stream.calibration.budgets import Budgets, per_hour
 from ast_stream.calibration.scores import (
     background_streams,
     frame_steps,

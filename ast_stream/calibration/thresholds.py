@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ast_stream.calibration.false_alarms import LADDER, Budget, Budgets, claim, hours_text
+from ast_stream.calibration.budgets import LADDER, Budget, Budgets, claim, hours_text
 from ast_stream.calibration.onsets import (
     DecidedStream,
     FittedOnset,

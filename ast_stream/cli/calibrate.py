@@ -12,7 +12,7 @@ from typing import Annotated
 import torch
 import typer
 
-from ast_stream.calibration.false_alarms import Budgets, class_named, parse_budget, parse_budgets
+from ast_stream.calibration.budgets import Budgets, class_named, parse_budget, parse_budgets
 from ast_stream.calibration.folds import UnseenClips, clips_of_folds, unseen_clips
 from ast_stream.calibration.provenance import (
     check_target,

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ast_stream.calibration.false_alarms import Budgets, claim, hours_text, rate_text
+from ast_stream.calibration.budgets import Budgets, claim, hours_text, rate_text
 from ast_stream.calibration.onsets import RiseTime
 from ast_stream.calibration.provenance import choice_record, class_record
 from ast_stream.calibration.scores import CalibrationAudio

@@ -14,14 +14,14 @@ from typing import Annotated
 import typer
 
 from ast_stream.alerts import outbox_operations as operations
-from ast_stream.alerts.clock import SteadyTime
 from ast_stream.alerts.delivery_schedule import FEED
 from ast_stream.alerts.notification import one_line
 from ast_stream.alerts.outbox import SELF_RULE
 from ast_stream.alerts.outbox_operations import OutboxRow
 from ast_stream.alerts.rules.compile import alert_names, read_rule_document
-from ast_stream.alerts.rules.fields import parse_duration
+from ast_stream.alerts.rules.field_types import parse_duration
 from ast_stream.alerts.rules.schema import RULE_NAME
+from ast_stream.alerts.steady_time import SteadyTime
 from ast_stream.alerts.store import Store
 from ast_stream.cli.options import config_option, json_option
 from ast_stream.cli.output import aligned, say

@@ -36,7 +36,7 @@ from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.audio.containers import recordings_in
 from ast_stream.cli.options import json_option
 from ast_stream.cli.output import json_line, say
-from ast_stream.cli.rules_text import explain_rule, junit, summary_lines, transition_line
+from ast_stream.cli.rules_report import explain_rule, junit, summary_lines, transition_line
 from ast_stream.errors import AudioError, ConfigError, UsageError
 from ast_stream.labels import problem_with_labels
 from ast_stream.settings.alerts import AlertSettings

@@ -15,7 +15,7 @@ from ast_stream.messages.event import EventMessage
 from ast_stream.sample_clock import SampleClock
 from ast_stream.scanner import OnRead
 from ast_stream.settings.schema import DetectionSettings, ModelSettings
-from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, seconds_to_samples
+from ast_stream.units import SAMPLE_RATE, seconds_to_ns, seconds_to_samples
 
 MODEL = "backtest"
 PAUSE_SAMPLES = 60 * SAMPLE_RATE  # between recordings, so that one ends before the next begins
@@ -57,7 +57,7 @@ def event_messages(
             except RecordingError as error:
                 on_incomplete(str(error))
             duration_s = max((reader.position_s for reader in readers), default=0.0)
-            on_end(round(duration_s * NS_PER_SECOND))
+            on_end(seconds_to_ns(duration_s))
             end = max(end, seconds_to_samples(duration_s))
             start_ns = clock.time_ns(end + PAUSE_SAMPLES)
 

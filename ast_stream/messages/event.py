@@ -8,8 +8,6 @@ float16. A line of the log is one JSON object with topic and body, and a checksu
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Self, TypeAlias
@@ -19,7 +17,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from ast_stream.errors import WireError
-from ast_stream.labels import slug
+from ast_stream.labels import slug, stable_id
 from ast_stream.machine_clock import CLOCK_ID, Moment
 from ast_stream.messages.alert import Alert
 from ast_stream.messages.codec import (
@@ -71,9 +69,7 @@ def event_id(stream: str, epoch: str, index: int, first_sample: int) -> str:
     Args:
         first_sample: end of the first window above the onset threshold.
     """
-    key = f"{stream}\n{epoch}\n{index}\n{first_sample}".encode()
-    digest = hashlib.blake2b(key, digest_size=15).digest()
-    return base64.b32encode(digest).decode().lower()
+    return stable_id(stream, epoch, str(index), str(first_sample))
 
 
 @dataclass(frozen=True)

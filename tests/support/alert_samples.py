@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from ast_stream.alerts.instances import Transition
 from ast_stream.alerts.notification import Notification, notification_of
 from ast_stream.alerts.store import Store
-from ast_stream.alerts.transitions import Transition
 from ast_stream.messages.alert import Alert, Severity
 from ast_stream.settings.alerts import ActionSection
 from ast_stream.units import NS_PER_SECOND

@@ -6,10 +6,10 @@ import json
 from typing import Any
 
 from ast_stream.alerts.engine import Engine
+from ast_stream.alerts.instances import Transition
 from ast_stream.alerts.model_facts import DetectionTiming
 from ast_stream.alerts.rules.compile import compile_rules
 from ast_stream.alerts.rules.rule import RuleSet
-from ast_stream.alerts.transitions import Transition
 from ast_stream.labels import slug
 from ast_stream.settings.yaml import parse_document
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, format_time

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from pydantic import Field
 
-from ast_stream.alerts.rules.fields import Names, RuleSection
+from ast_stream.alerts.rules.field_types import Names, RuleSection
 from ast_stream.alerts.rules.problems import Notes
 from ast_stream.labels import did_you_mean, find_label, slug
 from ast_stream.settings.explain import Path as KeyPath

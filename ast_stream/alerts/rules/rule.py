@@ -11,8 +11,8 @@ from ast_stream.alerts.rules.match import Matcher, Vocabulary
 from ast_stream.alerts.rules.schema import Inhibit, RuleFile, RuleSettings
 from ast_stream.alerts.rules.templates import Template
 from ast_stream.alerts.rules.windows import TimeWindow
-from ast_stream.alerts.transitions import stable_id
 from ast_stream.alerts.triggers.base import Trigger
+from ast_stream.labels import stable_id
 from ast_stream.messages.alert import Severity
 from ast_stream.settings.explain import Path as KeyPath
 from ast_stream.settings.yaml import Document

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ast_stream.alerts.rules.fields import (
+from ast_stream.alerts.rules.field_types import (
     DURATION_PATTERN,
     Duration,
     NameList,

@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from pydantic import Field
 
-from ast_stream.alerts.rules.fields import Names, RuleSection
+from ast_stream.alerts.rules.field_types import Names, RuleSection
 from ast_stream.alerts.rules.problems import Notes
 from ast_stream.labels import did_you_mean
 from ast_stream.settings.explain import Path as KeyPath

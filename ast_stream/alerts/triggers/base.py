@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from ast_stream.messages.status import Health
     from ast_stream.settings.explain import Path as KeyPath
 
+MAX_CAUSES = 64  # event ids an alert names; the newest are left out
+
 Finding = tuple["KeyPath", str, str]
 """A lint's place within the rule, its code and its text."""
 

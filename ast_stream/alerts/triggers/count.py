@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from ast_stream.alerts.rules.fields import PositiveDuration, RuleSection
-from ast_stream.alerts.transitions import MAX_CAUSES, seconds_to_ns
-from ast_stream.alerts.triggers.base import EventListTrigger, Finding, MatchedEvent
-from ast_stream.units import NS_PER_SECOND
+from ast_stream.alerts.rules.field_types import PositiveDuration, RuleSection
+from ast_stream.alerts.triggers.base import MAX_CAUSES, EventListTrigger, Finding, MatchedEvent
+from ast_stream.units import NS_PER_SECOND, seconds_to_ns
 
 if TYPE_CHECKING:
     from ast_stream.alerts.model_facts import DetectionTiming, DetectorFacts

@@ -8,10 +8,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ast_stream.alerts.transitions import MAX_CAUSES, seconds_to_ns
-from ast_stream.alerts.triggers.base import EventListTrigger, Finding, MatchedEvent
+from ast_stream.alerts.triggers.base import MAX_CAUSES, EventListTrigger, Finding, MatchedEvent
 from ast_stream.labels import slug
-from ast_stream.units import NS_PER_SECOND
+from ast_stream.units import NS_PER_SECOND, seconds_to_ns
 
 if TYPE_CHECKING:
     from ast_stream.alerts.model_facts import DetectionTiming, DetectorFacts

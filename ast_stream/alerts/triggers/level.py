@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from ast_stream.alerts.rules.fields import Duration, Names, RuleSection
+from ast_stream.alerts.rules.field_types import Duration, Names, RuleSection
 from ast_stream.alerts.rules.match import EventMatch
 from ast_stream.alerts.triggers.base import WaitingTrigger
 from ast_stream.messages.status import SOURCE_ENDED, Health

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from ast_stream.alerts.rules.fields import PositiveDuration, RuleSection
+from ast_stream.alerts.rules.field_types import PositiveDuration, RuleSection
 from ast_stream.alerts.rules.match import EventMatch
-from ast_stream.alerts.transitions import seconds_to_ns
 from ast_stream.alerts.triggers.base import EventListTrigger, Finding, MatchedEvent
+from ast_stream.units import seconds_to_ns
 
 if TYPE_CHECKING:
     from ast_stream.alerts.model_facts import DetectionTiming, DetectorFacts

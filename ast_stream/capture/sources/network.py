@@ -33,7 +33,7 @@ from ast_stream.capture.sources.base import SourceBlock, SourceError
 from ast_stream.errors import StartupError
 from ast_stream.runtime.background import in_background
 from ast_stream.settings.schema import FIRST_SOUND_S, UrlSource
-from ast_stream.units import NS_PER_SECOND
+from ast_stream.units import NS_PER_SECOND, seconds_to_ns
 from ast_stream.urls import check_url, mask
 
 logger = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ class NetworkStream:
             self._sleep(min(timeout_s, lead_s - MAX_LEAD_S))
             self._sound_ns = self._monotonic_ns()
             return None
-        end_ns = now_ns + round(timeout_s * NS_PER_SECOND)
+        end_ns = now_ns + seconds_to_ns(timeout_s)
         while not self._blocks:
             if self._monotonic_ns() > end_ns:
                 return None

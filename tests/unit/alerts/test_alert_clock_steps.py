@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 from rule_bodies import START, at, event, gap, health, news, restarted, rules_from
 
 from ast_stream.alerts.actions.base import ActionRunner
-from ast_stream.alerts.clock import MAX_CLOCKS, SteadyTime
 from ast_stream.alerts.delivery import DeliveryThreads
 from ast_stream.alerts.engine import Engine
+from ast_stream.alerts.instances import Transition
 from ast_stream.alerts.loop import SILENT_S, AlertLoop
 from ast_stream.alerts.outbox import Outbox
 from ast_stream.alerts.outbox_operations import snooze, snoozes
 from ast_stream.alerts.rules.compile import load_rules
+from ast_stream.alerts.steady_time import MAX_CLOCKS, SteadyTime
 from ast_stream.alerts.store import Store
-from ast_stream.alerts.transitions import Transition
 from ast_stream.feed import FeedMessage, Missed, Position
 from ast_stream.machine_clock import CLOCK_ID, Moment
 from ast_stream.messages.event import EventMessage

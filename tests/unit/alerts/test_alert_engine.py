@@ -23,10 +23,10 @@ from rule_bodies import (
     sound,
 )
 
+from ast_stream.alerts.instances import Transition
 from ast_stream.alerts.model_facts import DetectionTiming
 from ast_stream.alerts.rules.compile import load_rules
 from ast_stream.alerts.rules.rule import RuleSet
-from ast_stream.alerts.transitions import Transition
 from ast_stream.messages.status import SOURCE_ENDED
 from ast_stream.units import NS_PER_SECOND
 

@@ -6,7 +6,7 @@ import pytest
 
 from ast_stream.alerts.actions.base import ActionRunner, Delivered, Failed, Outcome
 from ast_stream.alerts.notification import Notification
-from ast_stream.alerts.status import HeartbeatThread
+from ast_stream.alerts.report import HeartbeatThread
 from ast_stream.settings.alerts import AlertSettings
 
 PATIENCE_S = 20.0

@@ -9,13 +9,13 @@ import pytest
 from alert_samples import T0_NS, states
 from clocks import FakeClock
 
-from ast_stream.alerts.clock import SteadyTime
 from ast_stream.alerts.delivery import DeliveryThreads
 from ast_stream.alerts.delivery_schedule import FEED
 from ast_stream.alerts.engine import Engine
 from ast_stream.alerts.loop import SILENT_S, AlertLoop
 from ast_stream.alerts.outbox import Outbox
 from ast_stream.alerts.rules.compile import load_rules
+from ast_stream.alerts.steady_time import SteadyTime
 from ast_stream.alerts.store import Store, StoreError
 from ast_stream.feed import FeedMessage, Missed, Position
 from ast_stream.machine_clock import Moment

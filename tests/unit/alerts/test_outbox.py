@@ -12,9 +12,9 @@ from ast_stream.alerts import outbox_operations as operations
 from ast_stream.alerts import outbox_rows
 from ast_stream.alerts.actions.base import Delivered, Failed, Refused
 from ast_stream.alerts.delivery_schedule import FEED, MAX_PAUSE_S
+from ast_stream.alerts.instances import Transition
 from ast_stream.alerts.outbox import PRUNE_EVERY_S, SELF_RULE, Delivery, Outbox
 from ast_stream.alerts.store import Store, StoreError, save_progress
-from ast_stream.alerts.transitions import Transition
 from ast_stream.errors import UsageError
 
 ACTIONS = {

@@ -20,7 +20,7 @@ from ast_stream.alerts.backtest import BacktestReport, backtest
 from ast_stream.alerts.model_facts import DetectorFacts
 from ast_stream.alerts.notification import Notification, notification_of
 from ast_stream.alerts.rules.compile import compile_rules, load_rules
-from ast_stream.alerts.rules.fields import RuleSection
+from ast_stream.alerts.rules.field_types import RuleSection
 from ast_stream.alerts.rules.lint import lint
 from ast_stream.alerts.rules.match import EventMatch, Ontology, UnknownName
 from ast_stream.alerts.rules.schema import RuleSettings

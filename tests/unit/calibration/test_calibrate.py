@@ -15,7 +15,7 @@ import soundfile
 from reactive_model import save_reactive, tones_and_noise
 
 from ast_stream.calibration import provenance
-from ast_stream.calibration.false_alarms import parse_budget
+from ast_stream.calibration.budgets import parse_budget
 from ast_stream.calibration.scores import plain_tagger, score_stream
 from ast_stream.cli.app import run_command_line
 from ast_stream.detect.detector import Detector

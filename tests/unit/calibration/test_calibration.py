@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ast_stream.calibration.false_alarms import Budget, Budgets, per_hour
+from ast_stream.calibration.budgets import Budget, Budgets, per_hour
 from ast_stream.calibration.onsets import MIN_MEASURED, Rises, clearly_above, measure_rises
 from ast_stream.calibration.platt import fit, platt_scores
 from ast_stream.calibration.scores import LogitStream

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_model import TINY_LABELS, save_tiny, tiny_checkpoint
 
-from ast_stream.calibration.false_alarms import Budgets, per_hour
+from ast_stream.calibration.budgets import Budgets, per_hour
 from ast_stream.calibration.scores import LogitStream
 from ast_stream.calibration.thresholds import raised_thresholds
 from ast_stream.errors import CheckpointError

@@ -9,7 +9,7 @@ import pytest
 from loud_frames import LoudFrames, loud_frames, noise_bursts
 from tiny_model import TINY_DIMS, tiny_checkpoint
 
-from ast_stream.calibration.false_alarms import Budgets, per_hour
+from ast_stream.calibration.budgets import Budgets, per_hour
 from ast_stream.calibration.platt import platt_scores
 from ast_stream.calibration.provenance import with_calibration
 from ast_stream.calibration.scores import frame_steps, plain_tagger, score_stream

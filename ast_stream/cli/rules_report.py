@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from ast_stream.alerts.backtest import BacktestReport
+from ast_stream.alerts.instances import Transition
 from ast_stream.alerts.model_facts import DetectionTiming, DetectorFacts
 from ast_stream.alerts.rule_tests import TestResult
 from ast_stream.alerts.rules.rule import Rule
 from ast_stream.alerts.rules.schema import KINDS
-from ast_stream.alerts.transitions import Transition
 from ast_stream.labels import slug
 from ast_stream.units import NS_PER_SECOND, format_time
 

@@ -17,7 +17,7 @@ from ast_stream.dataset.annotations import Clip
 from ast_stream.dataset.clips import DecodedClip, load_recordings, read_clips
 from ast_stream.dataset.tables import Columns
 from ast_stream.errors import UsageError
-from ast_stream.evaluation.measure import Subject
+from ast_stream.evaluation.scoring import Subject
 from ast_stream.model.checkpoint import Checkpoint
 from ast_stream.model.tagger import Tagger, load_tagger
 from ast_stream.soundscape.soundbank import recorded_foregrounds

@@ -20,8 +20,7 @@ from ast_stream.dataset.clips import load_recordings
 from ast_stream.detect.detector import Detector
 from ast_stream.detect.parameters import FrameSteps
 from ast_stream.errors import ConfigError, Problem
-from ast_stream.evaluation.measure import NegativeRecording, soundscape_s
-from ast_stream.evaluation.scoring import blocks_of, score_blocks
+from ast_stream.evaluation.scoring import NegativeRecording, blocks_of, score_blocks, soundscape_s
 from ast_stream.labels import did_you_mean, find_label
 from ast_stream.messages.audio import Pcm16
 from ast_stream.messages.event import Scores

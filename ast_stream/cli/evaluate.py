@@ -29,7 +29,8 @@ from ast_stream.errors import UsageError
 from ast_stream.evaluation.figures import Evaluation
 from ast_stream.evaluation.figures import as_json as figures_json
 from ast_stream.evaluation.figures import evaluate as figures_of
-from ast_stream.evaluation.measure import (
+from ast_stream.evaluation.report_page import class_table, remarks_on, summary, write_report
+from ast_stream.evaluation.scoring import (
     MeasureSettings,
     ScoredMaterial,
     Subject,
@@ -37,7 +38,6 @@ from ast_stream.evaluation.measure import (
     score_material,
     total_s,
 )
-from ast_stream.evaluation.report_page import class_table, remarks_on, summary, write_report
 from ast_stream.soundscape.backgrounds import speech_is_available
 
 SNR_DB = "12"

@@ -11,7 +11,7 @@ import numpy as np
 
 from ast_stream.evaluation.clip_figures import ClipReport, clip_report, names_right
 from ast_stream.evaluation.intervals import Interval, bootstrap_ratio
-from ast_stream.evaluation.measure import MeasureSettings, ScoredMaterial, Subject
+from ast_stream.evaluation.scoring import MeasureSettings, ScoredMaterial, Subject
 from ast_stream.evaluation.stream_figures import (
     FalseAlarms,
     Measured,

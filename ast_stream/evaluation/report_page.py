@@ -17,8 +17,8 @@ import torch
 from ast_stream.errors import AstStreamError
 from ast_stream.evaluation.figures import Evaluation, as_json, jsonable
 from ast_stream.evaluation.intervals import Interval
-from ast_stream.evaluation.measure import MeasureSettings
 from ast_stream.evaluation.plots import plots
+from ast_stream.evaluation.scoring import MeasureSettings
 from ast_stream.evaluation.stream_figures import FalseAlarms, StreamReport, TimingFigures
 from ast_stream.version import __version__
 

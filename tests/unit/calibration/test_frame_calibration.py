@@ -18,8 +18,7 @@ from ast_stream.detect import Detector
 from ast_stream.detect.decision import WindowScores, decide_streams
 from ast_stream.detect.parameters import DecisionParameters
 from ast_stream.evaluation.matching import detections
-from ast_stream.evaluation.measure import detector_of
-from ast_stream.evaluation.scoring import score_blocks
+from ast_stream.evaluation.scoring import detector_of, score_blocks
 from ast_stream.messages.audio import Pcm16
 from ast_stream.messages.event import Scores
 from ast_stream.model.metadata import FrameDecisions, PlattScaling

@@ -13,7 +13,7 @@ from soundscape_cases import LABELS, WINDOW_S, begin_and_end, ideal_soundscape, 
 
 from ast_stream.audio.activity import Waveform
 from ast_stream.evaluation.clip_figures import average_precision, clip_report, clip_scores
-from ast_stream.evaluation.measure import MeasureSettings, mixed_spec
+from ast_stream.evaluation.scoring import MeasureSettings, mixed_spec
 from ast_stream.evaluation.stream_figures import measure_streams, negatives_report
 from ast_stream.messages.event import Event
 from ast_stream.soundscape.backgrounds import generated_backgrounds

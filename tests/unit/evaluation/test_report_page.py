@@ -5,8 +5,8 @@ from __future__ import annotations
 from soundscape_cases import LABELS, begin_and_end, ideal_soundscape, reference
 
 from ast_stream.evaluation.figures import Evaluation
-from ast_stream.evaluation.measure import MeasureSettings
 from ast_stream.evaluation.report_page import details, remarks_on, summary
+from ast_stream.evaluation.scoring import MeasureSettings
 from ast_stream.evaluation.stream_figures import measure_streams
 from ast_stream.messages.event import Event
 from ast_stream.soundscape.mixing import ReferenceEvent

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from ast_stream.detect.detector import Detector
-from ast_stream.evaluation.measure import detector_of
-from ast_stream.evaluation.scoring import score_soundscape
+from ast_stream.evaluation.scoring import detector_of, score_soundscape
 from ast_stream.evaluation.stream_figures import measure_streams
 from ast_stream.labels import slug
 from ast_stream.messages.audio import Pcm16

@@ -46,15 +46,15 @@ def unseen_clips(
     test_folds: Sequence[str],
     is_unseen: bool = False,
 ) -> tuple[list[UnseenClips], list[str]]:
-    """Return who checkpoints which of `clips`, and remarks about clips that cannot be used.
+    """Return which checkpoint scores which clips, and remarks about clips that cannot be used.
 
     Args:
-        test_folds: only clips of these; none: all that may be judged.
+        test_folds: only clips of these; none: all that may be scored.
         is_unseen: a person says that `checkpoint` was trained on none of them.
 
     Raises:
-        UsageError: a checkpoint was trained on what it would checkpoint, does not say what it held
-            out, or differs from `checkpoint` in classes or windows.
+        UsageError: a checkpoint was trained on what it would score, does not say what it held out,
+            or differs from `checkpoint` in classes or windows.
     """
     chosen = [clip for clip in clips if not test_folds or clip.fold in test_folds]
     if fold_checkpoints:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ast_stream.detect.decision import Decision, SlotNames
 from ast_stream.detect.frames import FrameAverages, PatchGrid
 from ast_stream.detect.parameters import model_facts, resolve_parameters
-from ast_stream.detect.scorer import LevelMeter, WindowScorer
+from ast_stream.detect.scorer import DueWindows, LevelMeter, WindowScorer
 from ast_stream.detect.state import NEVER, DetectorState
 from ast_stream.errors import UsageError
 from ast_stream.messages.audio import Pcm16
@@ -428,9 +428,9 @@ class Detector:
         is_run = is_due & ~is_gated
         is_run &= (hop_ends // self.hop) % self._positions.stride[slots] == 0
         first, last = first_frame(at.context_start[slots]), last_frame(at.received[slots])
-        asked = (slots, hop_ends, is_due, is_run, is_gated, first, last)
-        scores = self._scorer.score(*asked) if self._frames is None else None
-        logits = self._scorer.frame_logits(*asked) if self._frames is not None else None
+        asked = DueWindows(slots, hop_ends, is_due, is_run, is_gated, first, last)
+        scores = self._scorer.score(asked) if self._frames is None else None
+        logits = self._scorer.frame_logits(asked) if self._frames is not None else None
         events: list[Event] = []
         for hop in range(n_hops):
             rows = np.flatnonzero(is_due[hop])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
@@ -13,6 +16,28 @@ from ast_stream.units import FULL_SCALE, amplitude_to_dbfs
 
 Indices = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class DueWindows:
+    """The windows of one step: `hops` of each of n slots.
+
+    Attributes:
+        slots: shape (n,).
+        hop_ends: last sample of each window, shape (hops, n).
+        is_due: windows to decide on, shape (hops, n).
+        is_run: those of them to score.
+        is_gated: windows too quiet to score, shape (hops, n).
+        first_frames, last_frames: real frames of each slot, shape (n,); others are padding.
+    """
+
+    slots: Indices
+    hop_ends: Indices
+    is_due: Flags
+    is_run: Flags
+    is_gated: Flags
+    first_frames: Indices
+    last_frames: Indices
 
 
 class WindowScorer:
@@ -52,100 +77,58 @@ class WindowScorer:
         """Take new samples (n, n_samples) of `slots` that end at sample `ends` (n,)."""
         self._features.push(slots, pcm, ends)
 
-    def score(
-        self,
-        slots: Indices,
-        hop_ends: Indices,
-        is_due: Flags,
-        is_run: Flags,
-        is_gated: Flags,
-        first_frames: Indices,
-        last_frames: Indices,
-    ) -> npt.NDArray[np.float32]:
-        """Return scores (hops, n, classes): the ones before if not run, 0 if gated.
-
-        Args:
-            slots: shape (n,).
-            hop_ends: last sample of each window, shape (hops, n).
-            is_due: windows to decide on, shape (hops, n).
-            is_run: those of them to score.
-            is_gated: slots too quiet to score, shape (n,) or (hops, n).
-            first_frames, last_frames: real frames of each slot, shape (n,); others are padding.
-        """
-        n_hops, n = is_run.shape
-        scores = np.zeros((n_hops, n, self._last.shape[1]), np.float32)
-        windows, cells = self._windows(
-            slots, hop_ends, is_due, is_run, is_gated, first_frames, last_frames
-        )
-        if windows is not None:
-            scores[cells] = self._finite(self._tagger.window_scores(windows))
-        for hop in range(n_hops):
-            kept = ~is_run[hop] & ~is_gated[hop]
-            scores[hop, kept] = self._last[slots[kept]]
-            self._last[slots] = scores[hop]
+    def score(self, asked: DueWindows) -> npt.NDArray[np.float32]:
+        """Return scores (hops, n, classes): the ones before if not run, 0 if gated."""
+        scores = self._run(asked, self._tagger.window_scores, (), 0.0)
+        for hop, is_run in enumerate(asked.is_run):
+            kept = ~is_run & ~asked.is_gated[hop]
+            scores[hop, kept] = self._last[asked.slots[kept]]
+            self._last[asked.slots] = scores[hop]
         return scores
 
-    def frame_logits(
-        self,
-        slots: Indices,
-        hop_ends: Indices,
-        is_due: Flags,
-        is_run: Flags,
-        is_gated: Flags,
-        first_frames: Indices,
-        last_frames: Indices,
-    ) -> npt.NDArray[np.float32]:
-        """Return logits of frames (hops, n, frames of a window, classes); arguments as `score`.
+    def frame_logits(self, asked: DueWindows) -> npt.NDArray[np.float32]:
+        """Return logits of frames (hops, n, frames of a window, classes).
 
         They are `-MAX_LOGIT` where gated, and mean nothing where the window is neither run nor
         gated.
         """
-        n_hops, n = is_run.shape
-        shape = (n_hops, n, self._tagger.dims.n_time_patches, self._last.shape[1])
-        logits = np.full(shape, -MAX_LOGIT, np.float32)
-        windows, cells = self._windows(
-            slots, hop_ends, is_due, is_run, is_gated, first_frames, last_frames
-        )
-        if windows is not None:
-            found = self._tagger.frame_logits(windows)
-            is_nan = np.isnan(found)
-            self.nan_scores += int(is_nan.sum())
-            logits[cells] = np.where(is_nan, np.float32(-MAX_LOGIT), found)
-        return logits
+        n_frames = self._tagger.dims.n_time_patches
+        return self._run(asked, self._tagger.frame_logits, (n_frames,), -MAX_LOGIT)
 
     def begins(self, hop_ends: Indices, first_frames: Indices) -> Indices:
         """Return the first filterbank frame of windows; both of shape (n,)."""
         return self._features.begins(hop_ends, first_frames)
 
-    def _windows(
+    def _run(
         self,
-        slots: Indices,
-        hop_ends: Indices,
-        is_due: Flags,
-        is_run: Flags,
-        is_gated: Flags,
-        first_frames: Indices,
-        last_frames: Indices,
-    ) -> tuple[Tensor | None, tuple[Indices, Indices]]:
-        """Return the windows to run, None if there are none, and the hop and row of each."""
-        hop_rows, slot_rows = np.nonzero(is_run)
-        self.n_scored += len(hop_rows)
-        self.n_gated += int((is_due & is_gated).sum())
-        if not len(hop_rows):
-            return None, (hop_rows, slot_rows)
-        windows = self._features.windows(
-            slots[slot_rows],
-            hop_ends[hop_rows, slot_rows],
-            first_frames[slot_rows],
-            last_frames[slot_rows],
-        )
-        return windows, (hop_rows, slot_rows)
+        asked: DueWindows,
+        model: Callable[[Tensor], npt.NDArray[np.float32]],
+        shape: tuple[int, ...],
+        nothing: float,
+    ) -> npt.NDArray[np.float32]:
+        """Return what the model says of the windows to run, shape (hops, n, *shape, classes).
 
-    def _finite(self, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Take NaN (an overflow in half precision, say) for 0, and count it."""
-        is_nan = np.isnan(scores)
+        Args:
+            nothing: stands where it was not run, and for NaN (an overflow in half precision, say),
+                which is counted.
+        """
+        filled = np.full((*asked.is_run.shape, *shape, self._last.shape[1]), nothing, np.float32)
+        hops, rows = np.nonzero(asked.is_run)
+        self.n_scored += len(hops)
+        self.n_gated += int((asked.is_due & asked.is_gated).sum())
+        if not len(hops):
+            return filled
+        windows = self._features.windows(
+            asked.slots[rows],
+            asked.hop_ends[hops, rows],
+            asked.first_frames[rows],
+            asked.last_frames[rows],
+        )
+        found = model(windows)
+        is_nan = np.isnan(found)
         self.nan_scores += int(is_nan.sum())
-        return np.where(is_nan, np.float32(0), scores)
+        filled[hops, rows] = np.where(is_nan, np.float32(nothing), found)
+        return filled
 
 
 class LevelMeter:

@@ -221,6 +221,8 @@ class Decision:
     ) -> Transitions:
         """Do as `step`, but return arrays: ordered by row and class, a begin before its end."""
         p, s = self.parameters, self._state
+        if p.geometry.is_of_frames:
+            self._keep_rises(slots, ends, scores)
         is_high = (scores >= p.onset_threshold) & p.is_enabled
         rows, index = np.nonzero(is_high | self._is_live(slots))
         cell = (slots[rows], index)
@@ -266,7 +268,8 @@ class Decision:
     def has_live(self, slots: Indices) -> Flags:
         """Return which slots have an event that is open or may be confirmed, shape (n,).
 
-        Of the others a window below all onset thresholds changes nothing.
+        Of the others a window below all onset thresholds changes nothing; a second frame in a row
+        below all rising thresholds does not, either.
         """
         has_live: Flags = np.any(self._is_live(slots), axis=1)
         return has_live
@@ -331,6 +334,13 @@ class Decision:
         s["crossing_rise"][crossed] = rise
         s["crossing_within"][crossed] = within
 
+    def _keep_rises(self, slots: Indices, ends: Indices, scores: Scores) -> None:
+        """Keep since when each class has been above the level from which a sound may have begun."""
+        since = self._state["rising_since"][slots]
+        is_rising = (scores >= self.parameters.rising_threshold) & self.parameters.is_enabled
+        since = np.where(since == NEVER, ends[:, None], since)
+        self._state["rising_since"][slots] = np.where(is_rising, since, NEVER)
+
     def _confirm(
         self,
         cell: Cells,
@@ -345,14 +355,16 @@ class Decision:
         hops_ago = np.array([int(hits).bit_length() - 1 for hits in s["hits"][cell]])
         t_up = at - hops_ago * p.geometry.hop
         has_fit = s["crossed_at"][cell] == t_up
+        since = np.maximum(s["rising_since"][cell], t_up - p.max_rise)
+        first_risen = np.where(s["rising_since"][cell] == NEVER, t_up, np.minimum(since, t_up))
         onset = locate_onset(
             p.geometry,
-            t_up,
+            first_risen,
             np.where(has_fit, s["crossing_rise"][cell], p.rise_on[index]),
             uncertainty=np.where(
                 has_fit,
                 s["crossing_within"][cell],
-                p.geometry.hop // 2 + p.rise_on_spread[index],
+                p.geometry.hop // 2 + p.rise_on_spread[index] + (t_up - first_risen) // 2,
             ),
             earliest=np.maximum(context_start, s["last_offset"][cell]),
             first_scored=first_scored,
@@ -554,14 +566,18 @@ def decide_streams(
     shape = (int(n_windows.max()), len(streams))
     scores = np.zeros((*shape, streams[0].scores.shape[1]), np.float32)
     ends, is_busy = np.zeros(shape, np.int64), np.zeros(shape, np.bool_)
-    lowest = parameters.onset_threshold.min(initial=np.inf)
+    thresholds = parameters.onset_threshold
+    if parameters.geometry.is_of_frames:
+        thresholds = parameters.rising_threshold
+    lowest = thresholds.min(initial=np.inf)
     for slot, stream in enumerate(streams):
         scores[: n_windows[slot], slot] = stream.scores
         ends[: n_windows[slot], slot] = stream.ends
         is_high = stream.scores.max(axis=1, initial=0) >= lowest
         # a window with nothing high changes nothing where nothing is open; but the one before a
-        # rising score says when it rose
-        is_busy[: n_windows[slot], slot] = is_high | np.append(is_high[1:], False)[: len(is_high)]
+        # rising score says when it rose, and the one after it that it no longer does
+        near = np.pad(is_high, 1)
+        is_busy[: n_windows[slot], slot] = near[:-2] | near[1:-1] | near[2:]
     n_samples = np.array([stream.n_samples for stream in streams])
     is_live, is_any_live = np.zeros(len(streams), np.bool_), False
     found = [_NOTHING]

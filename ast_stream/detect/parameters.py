@@ -29,6 +29,10 @@ from ast_stream.units import seconds_to_samples
 CONFIRM_RATIO = 0.6  # of the windows within confirm_s must be above the onset threshold
 OFFSET_DROP = 0.15  # hysteresis: the offset threshold lies this far below the onset threshold,
 OFFSET_RATIO = 0.6  # but not below this part of it
+# a sound that is scored higher the longer it lasts began with the first of the frames before the
+# threshold that have this part of it,
+RISING_RATIO = np.float32(0.4)
+MAX_RISE_S = 1.6  # so far back at most
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,18 @@ class DecisionParameters:
     @property
     def longest_rise(self) -> npt.NDArray[np.int64]:
         """How far before the first window that saw a sound its onset may be set, in samples."""
-        return np.maximum(self.rise_on, self.onset_fits.longest)
+        longest = np.maximum(self.rise_on, self.onset_fits.longest)
+        return longest + self.max_rise
+
+    @property
+    def max_rise(self) -> int:
+        """How far before the first frame above its threshold a sound may have begun, in samples."""
+        return seconds_to_samples(MAX_RISE_S) if self.geometry.is_of_frames else 0
+
+    @property
+    def rising_threshold(self) -> npt.NDArray[np.float32]:
+        """From which score on a frame may be the first of a sound, shape (n_classes,)."""
+        return self.onset_threshold * RISING_RATIO
 
     def describe(self, index: int) -> str:
         """Return one class's effective values as a line for the log."""

@@ -32,6 +32,7 @@ _Sample = Annotated[int, Field(ge=0, le=MAX_SAMPLE), Column(np.int64)]
 _SampleOrNever = Annotated[int, Field(ge=NEVER, le=MAX_SAMPLE), Column(np.int64)]
 # a later event must neither begin before the end of this one nor have its id
 _LastSample = Annotated[int, Field(ge=NEVER, le=MAX_SAMPLE), Column(np.int64, lasts="stream")]
+_SampleOfRun = Annotated[int, Field(ge=NEVER, le=MAX_SAMPLE), Column(np.int64, lasts="gap")]
 _Score = Annotated[float, Field(ge=0, le=1.001), Column(np.float32)]  # averages are rounded
 _WindowScore = Annotated[float, Field(ge=0, le=1.001), Column(np.float32, lasts="gap")]
 _Sum = Annotated[float, Field(ge=0, le=MAX_SAMPLE), Column(np.float64)]
@@ -54,6 +55,8 @@ class ClassState(_Record):
         score_before: of the window before, where a class has an onset fit.
         crossed_at: end of the first hit after none, and what its scores say: `crossing_rise`,
             `crossing_within`.
+        rising_since: end of the first of the last frames in a row that a sound may have begun with;
+            where windows decide, never.
         t_up: end of the first window that saw the sound.
         first_seen: the same, but not beyond the audio: names the event.
         low_since: end of the first window below the offset threshold.
@@ -68,6 +71,7 @@ class ClassState(_Record):
     crossed_at: _SampleOrNever = NEVER
     crossing_rise: Annotated[int, Field(ge=-MAX_SAMPLE, le=MAX_SAMPLE), Column(np.int64)] = 0
     crossing_within: _Sample = 0
+    rising_since: _SampleOfRun = NEVER
     t_up: _SampleOrNever = NEVER
     first_seen: _SampleOrNever = NEVER
     low_since: _SampleOrNever = NEVER

@@ -17,7 +17,12 @@ from ast_stream.detect.decision import (
     decide_streams,
     smooth,
 )
-from ast_stream.detect.parameters import DecisionParameters, ModelFacts, resolve_parameters
+from ast_stream.detect.parameters import (
+    DecisionParameters,
+    FrameSteps,
+    ModelFacts,
+    resolve_parameters,
+)
 from ast_stream.model.metadata import StoredOnsetFit
 from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
 from ast_stream.units import seconds_to_samples
@@ -31,11 +36,15 @@ Event = tuple[int, int, int, float]  # onset, known at, offset in samples; peak
 
 
 def _parameters(
-    threshold: float = 0.5, hop_s: float = 0.5, fit: StoredOnsetFit | None = None, **defaults: float
+    threshold: float = 0.5,
+    hop_s: float = 0.5,
+    fit: StoredOnsetFit | None = None,
+    frames: FrameSteps | None = None,
+    **defaults: float,
 ) -> DecisionParameters:
     facts = ModelFacts(
         ["Bark"], WINDOW_S, [threshold], [0.5], [0.5], [0.1], [0.75],
-        onset_fits=[fit], fitted_hop_s=hop_s,
+        onset_fits=[fit], fitted_hop_s=hop_s, frames=frames,
     )  # fmt: skip
     chosen = DetectionDefaults(**defaults)
     return resolve_parameters(DetectionSettings(defaults=chosen), facts, hop_s)
@@ -94,6 +103,7 @@ def _stream(scores: list[float] | np.ndarray, hop_s: float = 0.5, first: int = 0
     smoothness=st.integers(1, 8),
     smoothing_s=st.sampled_from([0.0, 0.5]),
     fit=st.sampled_from([None, FIT]),
+    are_frames=st.booleans(),
 )
 def test_streams_at_many_thresholds_are_decided_as_each_alone(
     seed: int,
@@ -103,13 +113,15 @@ def test_streams_at_many_thresholds_are_decided_as_each_alone(
     smoothness: int,
     smoothing_s: float,
     fit: StoredOnsetFit | None,
+    are_frames: bool,
 ) -> None:
     rng = np.random.default_rng(seed)
+    frames = FrameSteps(hop_s, 0.0) if are_frames else None
     thresholds = np.array([0.2, 0.5, 0.77, 0.95])
     chosen = {
         "max_duration_s": max_duration_s, "refractory_s": refractory_s, "smoothing_s": smoothing_s,
     }  # fmt: skip
-    parameters = _parameters(hop_s=hop_s, fit=fit, **chosen)
+    parameters = _parameters(hop_s=hop_s, fit=fit, frames=frames, **chosen)
     raw, streams = [], []
     for n_windows in (120, 70):
         rough = rng.uniform(-0.6, 1.3, n_windows // smoothness + 2)
@@ -120,7 +132,7 @@ def test_streams_at_many_thresholds_are_decided_as_each_alone(
     decided = decide_streams(parameters.at_thresholds(0, thresholds), streams)
     for scores, stream, events in zip(raw, streams, decided, strict=True):
         for number, threshold in enumerate(thresholds):
-            alone = _parameters(threshold, hop_s, fit, **chosen)
+            alone = _parameters(threshold, hop_s, fit, frames, **chosen)
             assert _rows(events.of_classes(number)) == _stepped(scores, stream.ends, alone)
 
 

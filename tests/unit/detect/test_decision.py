@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ast_stream.detect.decision import Decision, SlotNames
-from ast_stream.detect.parameters import ModelFacts, resolve_parameters
+from ast_stream.detect.parameters import MAX_RISE_S, FrameSteps, ModelFacts, resolve_parameters
 from ast_stream.detect.state import NEVER
 from ast_stream.errors import UsageError
 from ast_stream.messages.event import Event
@@ -27,7 +27,12 @@ def detection(**defaults: Any) -> DetectionSettings:
     return DetectionSettings(defaults=DetectionDefaults(**chosen))
 
 
-def build(what: DetectionSettings, n_slots: int = 1, off: Sequence[str] = ()) -> Decision:
+def build(
+    what: DetectionSettings,
+    n_slots: int = 1,
+    off: Sequence[str] = (),
+    frames: FrameSteps | None = None,
+) -> Decision:
     names = SlotNames(8)
     for number in range(n_slots):
         names.add(f"mic-{number}", "ab" * 8)
@@ -41,6 +46,7 @@ def build(what: DetectionSettings, n_slots: int = 1, off: Sequence[str] = ()) ->
         [0.75] * 3,
         background=["Background"],
         off=off,
+        frames=frames,
     )
     return Decision(resolve_parameters(what, facts, HOP_S), names)
 
@@ -177,15 +183,47 @@ def test_close_ends_every_open_event_with_the_reason() -> None:
     assert decision.close(0, "gap", 43 * HOP, 43 * HOP) == []
 
 
+FRAMES = FrameSteps(frame_s=HOP_S, delay_s=0.0)
+
+
+@pytest.mark.parametrize(
+    ("scores", "first_hop"),
+    [
+        ([0.0, 0.1, 0.25, 0.3, 0.9, 0.9], 42),  # 0.4 of the threshold is enough to have begun
+        ([0.3, 0.3, 0.1, 0.3, 0.9, 0.9], 43),  # what came before a dip is another sound
+        ([0.0, 0.0, 0.0, 0.9, 0.9], 43),
+    ],
+)
+def test_a_sound_that_frames_score_ever_higher_began_with_the_first_of_them(
+    scores: list[float], first_hop: int
+) -> None:
+    events = feed(build(detection(confirm_s=0.5), frames=FRAMES), scores)
+    assert events[0].onset_sample == (first_hop - 1) * HOP  # the start of that frame
+
+
+def test_an_onset_lies_no_farther_back_than_sounds_take_to_be_recognised() -> None:
+    events = feed(build(detection(), frames=FRAMES), [*[0.3] * 20, 0.9])
+    assert events[0].onset_sample == 59 * HOP - seconds_to_samples(MAX_RISE_S)
+    assert events[0].uncertainty_s >= MAX_RISE_S / 2
+
+
+def test_windows_rise_while_a_sound_enters_them_so_that_only_their_rise_times_count() -> None:
+    slow = feed(build(detection()), [0.3, 0.3, 0.9])
+    quick = feed(build(detection()), [0.0, 0.0, 0.9])
+    assert slow[0].onset_sample == quick[0].onset_sample
+
+
 score_rows = st.lists(st.sampled_from([0.0, 0.2, 0.4, 0.55, 0.9]), min_size=1, max_size=60)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(scores=score_rows, cut=st.integers(0, 60))
-def test_exported_state_goes_on_exactly_where_it_was(scores: list[float], cut: int) -> None:
+@given(scores=score_rows, cut=st.integers(0, 60), frames=st.sampled_from([None, FRAMES]))
+def test_exported_state_goes_on_exactly_where_it_was(
+    scores: list[float], cut: int, frames: FrameSteps | None
+) -> None:
     what = detection(confirm_s=0.75, refractory_s=0.5, min_duration_s=0.3, max_duration_s=3.0)
-    whole = feed(build(what), scores)
-    first, second = build(what), build(what)
+    whole = feed(build(what, frames=frames), scores)
+    first, second = build(what, frames=frames), build(what, frames=frames)
     events = feed(first, scores[:cut])
     second.restore(0, first.export(0))
     events += feed(second, scores[cut:], first_hop=40 + cut)
@@ -193,9 +231,11 @@ def test_exported_state_goes_on_exactly_where_it_was(scores: list[float], cut: i
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(scores=score_rows)
-def test_events_of_a_class_alternate_and_do_not_overlap(scores: list[float]) -> None:
-    decision = build(detection(hold_s=0.25))
+@given(scores=score_rows, frames=st.sampled_from([None, FRAMES]))
+def test_events_of_a_class_alternate_and_do_not_overlap(
+    scores: list[float], frames: FrameSteps | None
+) -> None:
+    decision = build(detection(hold_s=0.25), frames=frames)
     events = feed(decision, scores)
     end = (40 + len(scores) - 1) * HOP
     events += decision.close(0, "shutdown", end, end)

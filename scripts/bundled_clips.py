@@ -1,8 +1,9 @@
 """Write the table that the bundled checkpoint is trained on, from a folder of free recordings.
 
-    python scripts/bundled_clips.py SOUNDS/clips.csv OUT/clips.csv
+    python scripts/bundled_clips.py SOUNDS/clips.csv OUT/clips.csv [--songs SONGS/songs.csv]
 
-The recordings are found by a link `clips` beside the table. SOUNDS/clips.csv has the columns file,
+The recordings are found by links in a folder `clips` beside the table. Songs that
+scripts/render_music.py wrote are rows of a fold of their own, so that they judge nothing. SOUNDS/clips.csv has the columns file,
 label, fold, group, author, title, licence, url, active_s and suspect. Classes are the labels with
 enough independent recordings; recordings of other sounds get no label: they are sounds that the
 model must not name. Recordings of one group stay in one fold.
@@ -63,6 +64,7 @@ AMBIGUOUS = {
     "Rustling leaves", "Singing bowl", "Sink (filling or washing)", "Steam whistle", "Telephone",
     "Traffic noise, roadway noise", "Water", "Waterfall", "Whistling", "Wind chime", "Wood",
 }  # fmt: skip
+SONGS = "songs"
 FOLDS = ("1", "2", "3", "4")
 MIN_ACTIVE_S = 0.05
 
@@ -72,16 +74,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("sounds", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--songs", type=Path, help="table of generated recordings")
     arguments = parser.parse_args()
     with arguments.sounds.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if float(row["active_s"]) >= MIN_ACTIVE_S]
     labels_of = [_labels(row["label"]) for row in rows]
     classes = _classes(rows, labels_of)
     fold_of = _folds(rows)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    link = arguments.out.parent / "clips"
-    link.unlink(missing_ok=True)
-    link.symlink_to(arguments.sounds.parent.resolve())
+    links = arguments.out.parent / "clips"
+    links.mkdir(parents=True, exist_ok=True)
+    for folder in sorted(path for path in arguments.sounds.parent.iterdir() if path.is_dir()):
+        _link(links / folder.name, folder)
     n_labelled = n_negative = 0
     with arguments.out.open("w", newline="", encoding="utf-8") as file:
         columns = ("file", "label", "fold", "author", "title", "licence", "url")
@@ -106,8 +109,18 @@ def main() -> None:
                     "url": row["url"],
                 }
             )  # fmt: skip
+        if arguments.songs is not None:
+            _link(links / SONGS, arguments.songs.parent)
+            with arguments.songs.open(newline="", encoding="utf-8") as songs:
+                for row in csv.DictReader(songs):
+                    writer.writerow(row | {"file": f"{SONGS}/{row['file']}"})
     print(f"{len(classes)} classes, {n_labelled} clips of them, {n_negative} of other sounds")
     print("; ".join(sorted(classes)))
+
+
+def _link(link: Path, folder: Path) -> None:
+    link.unlink(missing_ok=True)
+    link.symlink_to(folder.resolve())
 
 
 def _labels(text: str) -> list[str]:

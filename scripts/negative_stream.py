@@ -23,6 +23,7 @@ from ast_stream.dataset.clips import read_data, read_waveform
 from ast_stream.errors import AstStreamError
 from ast_stream.soundscape.backgrounds import background_recordings
 from ast_stream.soundscape.mixing import to_pcm
+from ast_stream.soundscape.synthesis import band_limited
 from ast_stream.units import SAMPLE_RATE
 
 FLOOR_DBFS = (-75.0, -55.0)
@@ -86,7 +87,7 @@ def _stream(
         for index in rng.permutation(len(waveforms)):
             sound = _faded(waveforms[int(index)].astype(np.float64))
             if rng.random() < telephone_prob:
-                sound = _through_telephone(sound)
+                sound = band_limited(sound.astype(np.float32), *TELEPHONE_HZ).astype(np.float64)
             sound *= 10 ** (rng.uniform(*dbfs) / 20) / max(
                 active_rms(sound.astype(np.float32)), 1e-6
             )
@@ -106,14 +107,6 @@ def _faded(sound: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     sound[:n_fade] *= ramp
     sound[len(sound) - n_fade :] *= ramp[::-1]
     return sound
-
-
-def _through_telephone(sound: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    spectrum = np.fft.rfft(sound)
-    frequency_hz = np.fft.rfftfreq(len(sound), 1 / SAMPLE_RATE)
-    low, high = TELEPHONE_HZ
-    spectrum[(frequency_hz < low) | (frequency_hz > high)] = 0
-    return np.fft.irfft(spectrum, len(sound))
 
 
 def _range(text: str) -> tuple[float, float]:

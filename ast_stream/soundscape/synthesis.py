@@ -162,6 +162,14 @@ def in_a_room(rng: Random, dry: Signal) -> Signal:
     return wet[: len(dry) + n_echo]
 
 
+def band_limited(waveform: Waveform, low_hz: float, high_hz: float) -> Waveform:
+    """Return what of `waveform` lies between two frequencies, as a telephone lets it through."""
+    spectrum = np.fft.rfft(waveform)
+    frequency_hz = np.fft.rfftfreq(len(waveform), 1 / SAMPLE_RATE)
+    spectrum[(frequency_hz < low_hz) | (frequency_hz > high_hz)] = 0
+    return np.fft.irfft(spectrum, len(waveform)).astype(np.float32)
+
+
 def smooth_gain(rng: Random, n_fft: int, spread_db: float = 4.0) -> Signal:
     """Return a random smooth zero-phase gain for an rfft of `n_fft` points, about 1.0."""
     knots_hz = np.array([0.0, 125, 250, 500, 1000, 2000, 4000, 8000])

@@ -24,10 +24,11 @@ from ast_stream.audio.activity import Waveform
 from ast_stream.model.dims import Normalization
 from ast_stream.model.fbank import Fbank, pad_frames
 from ast_stream.soundscape.soundbank import Foreground, Soundbank
-from ast_stream.soundscape.synthesis import ACTIVE_DBFS, Random, in_a_room
+from ast_stream.soundscape.synthesis import ACTIVE_DBFS, Random, band_limited, in_a_room
 from ast_stream.training.augment import Augment, SpectrogramAugmentation
 from ast_stream.units import (
     FRAME_SHIFT,
+    FRAMES_PER_SECOND,
     SAMPLE_RATE,
     frame_count,
     samples_for_frames,
@@ -39,6 +40,8 @@ ENOUGH_S = 0.5  # and so does this much, whatever the ratio
 NEEDED_RATIO = 0.6  # the same for classes of `WindowMixing.needed_s`
 FRAME_ACTIVE_RATIO = 0.5  # a time patch with so much of the sound is an example of it,
 FRAME_SILENT_RATIO = 0.1  # one with less is none
+# a frame is scored before much of what follows it is heard: what it is worth then must be learnt
+FRAMES_ENOUGH_S = 0.2
 PATCH_FRAMES = 16
 TOO_LITTLE_RATIO = 0.04  # below this the window counts as without the sound
 
@@ -74,7 +77,13 @@ class WindowMixing:
     floor_dbfs: tuple[float, float] = (-100.0, -55.0)
     floor_prob: float = 0.5
     silence_prob: float = 0.04  # of background windows are digital silence
-    edge_prob: float = 0.12  # of sounds have only just begun, or are almost over
+    edge_prob: float = 0.2  # of sounds have only just begun, or are almost over
+    begun_prob: float = 0.7  # of these have only just begun: how soon a sound is known
+    telephone_prob: float = 0.1  # of the recorded sounds are heard through a narrow band
+    telephone_hz: tuple[float, float] = (300.0, 3400.0)
+    fragment_prob: float = 0.25  # of the sounds of classes of `fragmented` are a single word
+    fragment_s: tuple[float, float] = (0.15, 0.9)
+    fragmented: tuple[str, ...] = ("Speech",)
     partial_prob: float = 0.06  # of windows were scored before a whole window had come
     min_context_s: float = 1.0
     # classes that take longer to recognise than ENOUGH_S: one tick is no clock
@@ -267,12 +276,44 @@ class WindowSampler:
         if speed != 1.0:
             cut = soxr.resample(cut, round(SAMPLE_RATE * speed), SAMPLE_RATE, quality="QQ")
             cut = _cut(cut, 0, n_samples)
-        if not foreground.is_generated and rng.random() < self._mixing.room_prob:
-            cut = in_a_room(rng, cut.astype(np.float64))[:n_samples].astype(np.float32)
         frames = start + np.arange(n_samples // FRAME_SHIFT, dtype=np.float64) * (
             FRAME_SHIFT * speed
         )
-        return _Crop(cut, foreground, presence, *foreground.activity_at(frames))
+        is_active, is_inside = foreground.activity_at(frames)
+        needs_more = any(label in self._mixing.needed_s for label in self._labels_of(foreground))
+        is_known = presence == 1.0 or (
+            not needs_more and int(is_active.sum()) >= FRAMES_ENOUGH_S * FRAMES_PER_SECOND
+        )
+        if self._is_fragmented(foreground) and rng.random() < self._mixing.fragment_prob:
+            cut, is_kept = self._fragment(rng, cut, is_active)
+            is_active, is_inside = is_active & is_kept, is_inside & is_kept
+            presence = 1.0 if is_active.any() else 0.0
+            is_known = True
+        if not foreground.is_generated and rng.random() < self._mixing.room_prob:
+            cut = in_a_room(rng, cut.astype(np.float64))[:n_samples].astype(np.float32)
+        if not foreground.is_generated and rng.random() < self._mixing.telephone_prob:
+            cut = band_limited(cut, *self._mixing.telephone_hz)
+        return _Crop(cut, foreground, presence, is_known, is_active, is_inside)
+
+    def _labels_of(self, foreground: Foreground) -> list[str]:
+        return [self.labels[index] for index in foreground.classes]
+
+    def _is_fragmented(self, foreground: Foreground) -> bool:
+        return any(label in self._mixing.fragmented for label in self._labels_of(foreground))
+
+    def _fragment(
+        self, rng: Random, cut: Waveform, is_active: npt.NDArray[np.bool_]
+    ) -> tuple[Waveform, npt.NDArray[np.bool_]]:
+        """Return a short piece of a window with silence around it, and which frames are kept."""
+        active = np.flatnonzero(is_active)
+        is_kept = np.zeros(len(is_active), np.bool_)
+        if len(active):
+            n_frames = round(rng.uniform(*self._mixing.fragment_s) * SAMPLE_RATE / FRAME_SHIFT)
+            first = max(0, int(rng.choice(active)) - n_frames // 2)
+            is_kept[first : first + n_frames] = True
+        gain = np.repeat(is_kept.astype(np.float32), FRAME_SHIFT)
+        gain = np.convolve(gain, np.full(FRAME_SHIFT, 1 / FRAME_SHIFT, np.float32), "same")
+        return cut * np.pad(gain, (0, len(cut) - len(gain))), is_kept
 
     def _start(self, rng: Random, begin: int, end: int, n_samples: int) -> int:
         """Return where a window begins that catches some of the sound in [begin, end)."""
@@ -280,7 +321,8 @@ class WindowSampler:
         if rng.random() < self._mixing.edge_prob:
             # too little to recognise the sound, enough to mistake it: a stream is full of that
             caught = int(rng.integers(1, margin))
-            return begin + caught - n_samples if rng.random() < 0.5 else end - caught
+            has_begun = rng.random() < self._mixing.begun_prob
+            return begin + caught - n_samples if has_begun else end - caught
         low, high = begin - n_samples + margin, end - margin
         return int(rng.integers(low, high)) if low < high else (begin + end - n_samples) // 2
 
@@ -290,9 +332,10 @@ class WindowSampler:
         max_s = foreground.max_active_s(n_samples)
         if max_s == 0:  # any part of silence would be enough
             return float("nan")
-        labels = [self.labels[index] for index in foreground.classes]
         needed_s = [
-            self._mixing.needed_s[label] for label in labels if label in self._mixing.needed_s
+            self._mixing.needed_s[label]
+            for label in self._labels_of(foreground)
+            if label in self._mixing.needed_s
         ]
         enough_s = min(ENOUGH_RATIO * max_s, ENOUGH_S)
         if needed_s:
@@ -319,12 +362,14 @@ class _Crop:
 
     Attributes:
         presence: 1.0 for an example, 0.0 for a window without the sound, NaN in between.
+        is_known: so much of the sound is there that its frames are examples.
         is_active, is_inside: frames of 10 ms with sound, and from its first to its last.
     """
 
     waveform: Waveform
     foreground: Foreground
     presence: float
+    is_known: bool
     is_active: npt.NDArray[np.bool_]
     is_inside: npt.NDArray[np.bool_]
 
@@ -343,7 +388,7 @@ class _Labels:
     def add(self, crop: _Crop, fading: float) -> None:
         """Set target and weight of the classes of one sound; `fading` is how much of it is left."""
         ratios, inside = self._grid.ratios(crop.is_active), self._grid.ratios(crop.is_inside)
-        is_example = (ratios >= FRAME_ACTIVE_RATIO) & (crop.presence == 1.0)
+        is_example = (ratios >= FRAME_ACTIVE_RATIO) & crop.is_known
         is_unclear = (inside > FRAME_SILENT_RATIO) & ~is_example
         for index in crop.foreground.classes:
             if np.isnan(crop.presence):

@@ -35,6 +35,8 @@ CLEAN = WindowMixing(
     second_sound_prob=0.0,
     floor_prob=0.0,
     partial_prob=0.0,
+    telephone_prob=0.0,
+    fragment_prob=0.0,
     speed=(1.0, 1.0),
 )
 
@@ -197,7 +199,43 @@ def test_windows_at_the_edge_of_a_sound_tell_what_it_is_not() -> None:
         assert window.target[1] == 0.0
     assert sum(not window.weight[0] for window in windows) > 100  # neither Rain nor without it
     entering = [bool(window.waveform[-1]) for window in windows]
-    assert 60 < sum(entering) < 140
+    assert 110 < sum(entering) < 170  # more often: sounds are to be known soon
+
+
+def test_time_patches_of_a_sound_that_has_just_begun_are_examples_before_the_window_is() -> None:
+    foreground = burst(1.0, 7.0)
+    mixing = dataclasses.replace(CLEAN, edge_prob=1.0, begun_prob=1.0, room_prob=0.0)
+    grid = FrameGrid(N_SAMPLES // 2560, 16)
+    sampler = WindowSampler(Soundbank(("Rain",), (foreground,), ()), N_SAMPLES, mixing, grid)
+    windows = [sampler.draw(np.random.default_rng(seed)) for seed in range(200)]
+    unclear = [window for window in windows if not window.weight[0]]
+    held_s = [np.count_nonzero(window.waveform) / SAMPLE_RATE for window in unclear]
+    is_example = [bool((window.frame_target[:, 0] * window.frame_weight[:, 0]).any())
+                  for window in unclear]  # fmt: skip
+    assert min(held for held, known in zip(held_s, is_example, strict=True) if known) < 0.35
+    assert not any(known for held, known in zip(held_s, is_example, strict=True) if held < 0.15)
+
+
+def test_speech_is_heard_as_single_words_too_which_are_examples() -> None:
+    foreground = burst(0.0, 8.0)
+    mixing = dataclasses.replace(CLEAN, fragment_prob=1.0, edge_prob=0.0, room_prob=0.0)
+    for label, longest_s in (("Speech", 0.95), ("Rain", 2.56)):
+        sampler = WindowSampler(Soundbank((label,), (foreground,), ()), N_SAMPLES, mixing)
+        windows = [sampler.draw(np.random.default_rng(seed)) for seed in range(50)]
+        held_s = [np.count_nonzero(window.waveform) / SAMPLE_RATE for window in windows]
+        assert longest_s - 0.2 < max(held_s) <= longest_s
+        assert all(window.target[0] == window.weight[0] == 1.0 for window in windows)
+
+
+def test_some_recordings_are_heard_through_a_telephone() -> None:
+    noise = np.random.default_rng(0).normal(0, 0.1, 8 * SAMPLE_RATE).astype(np.float32)
+    foreground = Foreground(noise, (0,), is_generated=False)
+    for telephone_prob, expected in ((0.0, 1.0), (1.0, 0.0)):
+        mixing = dataclasses.replace(CLEAN, telephone_prob=telephone_prob, room_prob=0.0)
+        sampler = WindowSampler(Soundbank(("Rain",), (foreground,), ()), N_SAMPLES, mixing)
+        power = np.square(np.abs(np.fft.rfft(sampler.draw(np.random.default_rng(1)).waveform)))
+        high, middle = power[-len(power) // 4 :].mean(), power[len(power) // 8 : len(power) // 4]
+        assert high / middle.mean() == pytest.approx(expected, abs=0.1)
 
 
 def test_generated_sounds_lie_below_backgrounds_that_would_drown_recordings() -> None:

@@ -2,11 +2,11 @@
 
     python scripts/bundled_clips.py SOUNDS/clips.csv OUT/clips.csv [--songs SONGS/songs.csv]
 
-The recordings are found by links in a folder `clips` beside the table. Songs that
-scripts/render_music.py wrote are rows of a fold of their own, so that they judge nothing. SOUNDS/clips.csv has the columns file,
-label, fold, group, author, title, licence, url, active_s and suspect. Classes are the labels with
-enough independent recordings; recordings of other sounds get no label: they are sounds that the
-model must not name. Recordings of one group stay in one fold.
+The recordings are found by links in a folder `clips` beside the table. SOUNDS/clips.csv has the
+columns file, label, fold, group, author, title, licence, url, active_s and suspect. Classes are the
+labels with enough independent recordings; recordings of other sounds get no label: they are sounds
+that the model must not name. Recordings of one group stay in one fold. Songs that
+scripts/render_music.py wrote are in a fold of their own, so that they judge nothing.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from ast_stream.errors import UsageError
 from ast_stream.model.ast import Attention, AudioSpectrogramTransformer, change_stride, cut_time
 from ast_stream.model.checkpoint import Checkpoint
 from ast_stream.model.dims import N_PREFIX_TOKENS, AstDims
-from ast_stream.model.metadata import Metadata
+from ast_stream.model.metadata import FrameDecisions, Metadata
 from ast_stream.model.weights import FRAME_HEAD
 from ast_stream.soundscape.soundbank import Soundbank
 from ast_stream.training.config import HEAD_DIM, Optimization, TrainingConfig
@@ -49,6 +49,7 @@ INHERITED = (
     "rise_off_spread_s",
     "score_maps",
 )
+FRAMES_INHERITED = ("onset_thresholds", "confirm_s", "smoothing_s", "score_maps")
 
 
 def window_of(config: TrainingConfig, start: Checkpoint | None) -> float:
@@ -135,10 +136,14 @@ def inherited(start: Checkpoint | None, labels: Sequence[str], held_out: Soundba
     facts: dict[str, Any] = {name: _of(start.metadata, name, kept) for name in INHERITED}
     facts["default_onset_threshold"] = start.metadata.default_onset_threshold
     facts["background"] = [label for label in start.metadata.background if label in labels]
+    facts["off"] = [label for label in start.metadata.off if label in kept]
+    if (frames := start.metadata.frames) is not None:
+        of_frames = {name: _of(frames, name, kept) for name in FRAMES_INHERITED}
+        facts["frames"] = frames.model_copy(update=of_frames)
     return Metadata().model_copy(update=facts)
 
 
-def _of(metadata: Metadata, name: str, labels: Sequence[str]) -> dict[str, Any]:
+def _of(metadata: Metadata | FrameDecisions, name: str, labels: Sequence[str]) -> dict[str, Any]:
     return {label: value for label, value in getattr(metadata, name).items() if label in labels}
 
 

@@ -285,11 +285,12 @@ def calibrated_checkpoint(
     config, held_out = session.config, session.data.held_out
     # what is measured are the weights as they will be stored
     stored = {name: weight.cpu().half().float() for name, weight in model.state_dict().items()}
-    metadata = inherited(session.start, session.sampler.labels, held_out).model_copy(
+    known = inherited(session.start, session.sampler.labels, held_out)
+    metadata = known.model_copy(
         update={
             "window_s": session.window_s,
             "hop_s": HOP_S,
-            "frames": FrameDecisions() if config.has_frames else None,
+            "frames": (known.frames or FrameDecisions()) if config.has_frames else None,
             "licence": config.licence,
             "provenance": session.provenance(),
         }

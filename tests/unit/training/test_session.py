@@ -10,18 +10,20 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from tiny_model import TINY_LABELS, save_tiny
+from tiny_model import TINY_LABELS, save_tiny, tiny_checkpoint
 
 from ast_stream.dataset.tables import Columns
 from ast_stream.errors import CheckpointError, ConfigError, UsageError
 from ast_stream.labels import slug
 from ast_stream.model.ast import change_stride
 from ast_stream.model.checkpoint import load_checkpoint
+from ast_stream.model.metadata import FrameDecisions, PlattScaling
 from ast_stream.model.selfcheck import self_check
 from ast_stream.model.tagger import Tagger
+from ast_stream.soundscape.soundbank import Foreground, Soundbank
 from ast_stream.training.config import Optimization, TrainingConfig, esc50
 from ast_stream.training.data import prepare_data
-from ast_stream.training.finetune import initial_model
+from ast_stream.training.finetune import inherited, initial_model
 from ast_stream.training.session import Progress, train
 from ast_stream.training.state import Metrics
 from ast_stream.training.windows import ClipMixing
@@ -170,6 +172,21 @@ def test_known_classes_are_kept_with_their_thresholds(
     strict = train(replace(config, budget_per_h=0.5), tmp_path / "strict")
     assert strict.metadata.onset_thresholds["Bark"] > 0.35
     assert "Bark" in strict.metadata.provenance["raised_thresholds"]
+
+
+def test_a_start_that_decides_by_frames_hands_down_how_and_what_it_leaves_off() -> None:
+    frames = FrameDecisions(
+        delay_s=0.32,
+        onset_thresholds={"Bark": 0.7, "Siren": 0.9},
+        confirm_s={"Bark": 0.48},
+        score_maps={"Bark": PlattScaling(scale=1.5)},
+    )
+    start = tiny_checkpoint(frames=frames, off=["Bark", "Siren"])
+    siren = Foreground(np.ones(SAMPLE_RATE, np.float32), classes=(1,), is_generated=False)
+    held_out = Soundbank(("Bark", "Siren", "Doorbell"), (siren,), ())
+    known = inherited(start, ["Bark", "Siren", "Doorbell"], held_out)
+    assert known.off == ["Bark"]  # of the other there are examples
+    assert known.frames == frames.model_copy(update={"onset_thresholds": {"Bark": 0.7}})
 
 
 @pytest.mark.slow

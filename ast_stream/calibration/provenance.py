@@ -122,7 +122,7 @@ def with_calibration(
     Args:
         record: what was heard and how, for the provenance; nothing in it may depend on the day.
         off_below: classes of which a smaller part is found, or whose budget cannot be met, are left
-            off by default; 0: those that were off before stay so.
+            off by default; 0: those that were off before stay so, as do those without a sound.
     """
     metadata = checkpoint.metadata
     done = {one.label for one in calibrated}
@@ -150,7 +150,7 @@ def with_calibration(
         update = {"frames": held.model_copy(update=update)}
     if off_below:
         off = {one.label for one in calibrated if one.is_off(off_below)}
-        off |= set(metadata.off) - done
+        off |= set(metadata.off) - {one.label for one in calibrated if one.choice.n_sounds}
         update["off"] = [label for label in checkpoint.labels if label in off]
     update["window_s"], update["hop_s"] = checkpoint.window_s, hop_s  # what all this holds for
     update["provenance"] = _provenance(metadata, checkpoint.hash, calibrated, record)

@@ -395,7 +395,12 @@ def _calibrate(
     budgets: Budgets,
     by_timing: Mapping[Timing, DecisionParameters],
 ) -> ClassCalibration:
-    window_s = next(iter(by_timing.values())).geometry.window / SAMPLE_RATE
+    first = next(iter(by_timing.values())).geometry
+    window_s, by_frames = first.window / SAMPLE_RATE, first.is_of_frames
+    timing = _usual_timing(by_timing, DEFAULT_FRAME_TIMING if by_frames else DEFAULT_TIMING)
+    n_sounds = sum(len(with_label(stream.truth, label)) for stream in with_sounds)
+    if n_sounds < ENOUGH_SOUNDS:  # nothing to choose by, and of 527 classes a night takes its time
+        by_timing = {timing: by_timing[timing]}
     score_map = fit_platt(index, label, with_sounds, window_s)
     sweeps = sweep_thresholds(index, label, with_sounds, negatives, score_map, by_timing)
     choices = {
@@ -408,12 +413,9 @@ def _calibrate(
         late_s = sweeps[timing].delays_s(choice.threshold)
         return choice.is_met, float(np.maximum(0.0, 1.0 - WORTH_OF_A_SECOND * late_s).sum())
 
-    by_frames = next(iter(by_timing.values())).geometry.is_of_frames
-    timing = _usual_timing(by_timing, DEFAULT_FRAME_TIMING if by_frames else DEFAULT_TIMING)
-    if choices[timing].n_sounds >= ENOUGH_SOUNDS:
-        # chance sends one window above a threshold more easily than several or their average, so
-        # these bear a lower threshold and find more; but not always sooner
-        timing = max(by_timing, key=worth)  # of equals the shortest
+    # chance sends one window above a threshold more easily than several or their average, so
+    # these bear a lower threshold and find more; but not always sooner
+    timing = max(by_timing, key=worth)  # of equals the shortest
     choice, sweep = choices[timing], sweeps[timing]
     rises = measure_rises(sweep.at(choice.threshold), choice.threshold)
     if by_frames:  # a frame says itself when it is

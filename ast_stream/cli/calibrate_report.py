@@ -21,6 +21,7 @@ from ast_stream.model.checkpoint import Checkpoint
 WIDE_COLUMNS = 105  # rise times are shown where there is room
 LINE_COLUMNS = 124  # of tables in a file or pipe, which have no width of their own
 SHORTEST_NAME = 11  # columns of a folded class name
+MAX_NAMED = 60  # classes that one remark lists; AudioSet has 527
 SNR_BANDS_DB = ((0, 6), (6, 12), (12, 20))
 
 
@@ -146,9 +147,16 @@ def _grouped_remarks(calibrated: Sequence[ClassCalibration]) -> list[str]:
             about.setdefault(remark, []).append(one.label)
     everyone = len(calibrated) if len(calibrated) > 1 else math.inf
     return [
-        f"{'all classes' if len(labels) == everyone else '; '.join(labels)}: {remark}"
+        f"{'all classes' if len(labels) == everyone else _listed(labels)}: {remark}"
         for remark, labels in about.items()
     ]
+
+
+def _listed(labels: Sequence[str]) -> str:
+    """Return the classes a remark is about, of many the first ones."""
+    more = len(labels) - MAX_NAMED
+    named = "; ".join(labels[:MAX_NAMED])
+    return f"{named} and {more} more" if more > 0 else named
 
 
 def _table(*headings: str) -> Table:

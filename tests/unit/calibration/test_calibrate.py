@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 from reactive_model import save_reactive, tones_and_noise
+from tiny_model import TINY_DIMS, tiny_checkpoint
 
 from ast_stream.calibration import provenance
 from ast_stream.calibration.budgets import parse_budget
@@ -20,12 +21,15 @@ from ast_stream.calibration.scores import plain_tagger, score_stream
 from ast_stream.cli.app import run_command_line
 from ast_stream.detect.detector import Detector
 from ast_stream.errors import CheckpointError
+from ast_stream.model.audioset import OFF
 from ast_stream.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from ast_stream.model.metadata import METADATA
 from ast_stream.model.selfcheck import self_check
 from ast_stream.model.tagger import Tagger, load_tagger
 from ast_stream.units import SAMPLE_RATE
 
 USAGE, STARTUP, CONFIG = 2, 3, 78
+AUDIOSET = Path(__file__).parents[2] / "golden" / "audioset_slugs.tsv"
 HOURS = "0.005"  # of generated negatives: 18 s
 
 
@@ -179,6 +183,26 @@ def test_without_a_target_nothing_is_written(
     printed = capsys.readouterr()
     assert "nothing is written; give --out or --in-place" in printed.err
     assert "there are no examples of it" in printed.out
+
+
+@pytest.mark.slow
+def test_a_night_without_labelled_sounds_gives_all_of_527_classes_a_threshold(
+    night: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = [line.split("\t")[0] for line in AUDIOSET.read_text("utf-8").splitlines()]
+    published = tiny_checkpoint(dims=replace(TINY_DIMS, n_classes=len(labels)))
+    save_checkpoint(tmp_path / "ast", replace(published, labels=labels))
+    (tmp_path / "ast" / METADATA).unlink()
+    out = tmp_path / "out"
+    assert _calibrate(tmp_path / "ast", "--negatives", night, "--out", out) == 0
+    printed = capsys.readouterr().out
+    assert "all classes: there are no examples of it" in printed
+    assert max(map(len, printed.splitlines())) < 2500  # no remark names hundreds of classes
+    metadata = load_checkpoint(str(out)).metadata
+    assert list(metadata.onset_thresholds) == labels
+    assert len(set(metadata.onset_thresholds.values())) > 50
+    assert set(metadata.confirm_s.values()) == {0.75}  # nothing to choose another by
+    assert metadata.off == [label for label in labels if label in OFF]
 
 
 @pytest.mark.slow

@@ -92,6 +92,10 @@ def test_calibration_decides_by_frames_and_keeps_what_holds_for_windows(
     again = replace(checkpoint, metadata=metadata.model_copy(update={"off": ["Bark"]}))
     assert with_calibration(again, [deaf], HOP_S, {}).metadata.off == ["Bark"]
     assert with_calibration(again, [calibrated], HOP_S, {}, off_below=0.5).metadata.off == []
+    (unheard,) = calibrate_classes(
+        checkpoint.labels, ["Bark"], [], [quiet], Budgets(per_hour(0.5)), by_timing
+    )
+    assert with_calibration(again, [unheard], HOP_S, {}, off_below=0.5).metadata.off == ["Bark"]
     assert result.onset_thresholds == {"Bark": 0.77}
     assert result.rise_on_s == {"Bark": 0.9}
 

@@ -14,6 +14,7 @@ from ast_stream.detect.parameters import DecisionParameters, resolve_parameters
 from ast_stream.detect.parameters import model_facts as checkpoint_facts
 from ast_stream.errors import CheckpointError
 from ast_stream.labels import problem_with_labels, slug
+from ast_stream.model.audioset import with_audioset_defaults
 from ast_stream.model.dims import default_window_s
 from ast_stream.model.hf_config import CONFIG, Config, read_dims, read_labels
 from ast_stream.model.metadata import Metadata, read_metadata
@@ -96,7 +97,8 @@ def model_facts(model: ModelSettings) -> CheckpointFacts:
     problem = problem_with_labels(labels or ())
     if problem is not None:
         raise CheckpointError(f"{config.path}: {problem}")
-    dims, metadata = read_dims(config, max(1, n_classes)), read_metadata(folder)
+    dims = read_dims(config, max(1, n_classes))
+    metadata = with_audioset_defaults(read_metadata(folder), labels or ())
     window_s = model.window_s or metadata.window_s or default_window_s(dims.max_frames)
     frame_s = None if metadata.frames is None else dims.time_patch_s
     return CheckpointFacts(None if labels is None else tuple(labels), window_s, metadata, frame_s)

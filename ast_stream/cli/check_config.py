@@ -25,6 +25,7 @@ from ast_stream.errors import (
     Warned,
 )
 from ast_stream.labels import slug
+from ast_stream.model.audioset import short_window_warning
 from ast_stream.settings import paths
 from ast_stream.settings.check import check_against_model, check_folders, check_sources
 from ast_stream.settings.load import LoadedSettings, examine_file
@@ -89,8 +90,12 @@ def check_config(
         raise ConfigError(
             sorted(problems, key=lambda one: (one.is_warning, one.file, one.line or 0))
         )
-    if descriptions and speed:
-        _add_load(loaded.settings, descriptions[0], lines, warnings)
+    for description in descriptions:
+        window_s = loaded.settings.model.window_s or description.window_s
+        if (short := short_window_warning(window_s, description.dims)) is not None:
+            warnings.append(f"model.window_s: {short}")
+        if speed:
+            _add_load(loaded.settings, description, lines, warnings)
     say(f"{file}: no problems" + (f", {len(warnings)} to think about" if warnings else ""))
     say("\n".join([*lines, *(f"warning: {text}" for text in warnings)]))
 

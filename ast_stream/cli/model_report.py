@@ -13,6 +13,7 @@ from rich.table import Table
 from ast_stream.cli.output import json_line
 from ast_stream.cli.terminal import console, plain_table
 from ast_stream.errors import CheckpointError
+from ast_stream.model.audioset import window_remark
 from ast_stream.model.description import describe
 from ast_stream.model.hf_config import CONFIG, MODEL_TYPE, read_json
 from ast_stream.settings.schema import DEFAULT_CONFIRM_S, DEFAULT_FRAME_CONFIRM_S
@@ -49,6 +50,7 @@ def facts_of(checkpoint: Checkpoint) -> dict[str, Any]:
         "hash": checkpoint.hash,
         "licence": metadata.licence or "not stated",
         "window_s": checkpoint.window_s,
+        "window_remark": window_remark(checkpoint.window_s, dims, checkpoint.labels),
         "hop_s": metadata.hop_s,
         "scores": f"by {checkpoint.scoring}",
         "frames": _frame_facts(checkpoint),

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ast_stream.errors import CheckpointError
 from ast_stream.model.ast import AudioSpectrogramTransformer
+from ast_stream.model.audioset import with_audioset_defaults
 from ast_stream.model.description import (
     check_description,
     checked_dims,
@@ -197,12 +198,13 @@ def _load_file(weights: Path, origin: str) -> Checkpoint:
             f"{directory / FRAMES}: expected 'frames' in {METADATA} beside it, got none; "
             "remove the file to decide by windows"
         )
+    labels = read_all_labels(config, directory, dims.n_classes)
     checkpoint = Checkpoint(
         dims=dims,
         state_dict=own,
-        labels=read_all_labels(config, directory, dims.n_classes),
+        labels=labels,
         normalization=read_normalization(directory, dims.max_frames),
-        metadata=metadata,
+        metadata=with_audioset_defaults(metadata, labels),
         origin=origin,
         scoring=read_scoring(config, dims.n_classes) if config else "sigmoid",
     )

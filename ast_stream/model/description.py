@@ -12,6 +12,7 @@ from pathlib import Path
 from ast_stream.errors import CheckpointError
 from ast_stream.labels import problem_with_labels
 from ast_stream.model import hub
+from ast_stream.model.audioset import with_audioset_defaults
 from ast_stream.model.dims import AstDims, Normalization, Scoring, default_window_s
 from ast_stream.model.hf_config import (
     CONFIG,
@@ -141,12 +142,13 @@ def describe(reference: str) -> Description:
     metadata = read_metadata(weights.parent)
     if metadata.frames is not None:
         shapes += read_shapes(weights.parent / FRAMES).values()
+    labels = read_all_labels(config, weights.parent, dims.n_classes)
     described = Description(
         dims,
-        read_all_labels(config, weights.parent, dims.n_classes),
+        labels,
         read_normalization(weights.parent, dims.max_frames),
         read_scoring(config, dims.n_classes),
-        metadata,
+        with_audioset_defaults(metadata, labels),
         reference,
         sum(map(math.prod, shapes)),
     )

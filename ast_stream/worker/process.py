@@ -19,6 +19,7 @@ from ast_stream.detect.detector import Detector
 from ast_stream.errors import StartupError
 from ast_stream.messages.event import Scores
 from ast_stream.messages.status import WorkerFacts
+from ast_stream.model.audioset import short_window_warning
 from ast_stream.model.loading import load_model
 from ast_stream.model.selfcheck import self_check
 from ast_stream.model.tagger import Tagger
@@ -195,6 +196,9 @@ def _load(loaded: LoadedSettings, notifier: Notifier, figures: WorkerMetrics) ->
         window_s=tagger.window_s,
         frame_s=tagger.frame_s,
     )
+    short = short_window_warning(tagger.window_s, tagger.checkpoint.dims)
+    if short is not None:
+        logger.warning("model.window_s: %s", short)
     notifier.starting("checking the model against known scores", LOAD_TIMEOUT_S)
     self_check(tagger)
     return tagger

@@ -135,6 +135,15 @@ def test_window_longer_than_trained_is_refused(check: Check) -> None:
     ]
 
 
+def test_window_much_shorter_than_trained_is_a_warning(check: Check) -> None:
+    model = f"model: {{checkpoint: {check.checkpoint}, hop_s: 0.2, window_s: 0.4}}\n"
+    assert check(STREAMS + model) == 0
+    (warning,) = [line for line in check.out if line.startswith("warning: model.window_s")]
+    assert "windows of 0.4 s, where the checkpoint was trained on 1 s" in warning
+    assert check(STREAMS + model.replace("0.4", "0.8")) == 0
+    assert not [line for line in check.out if line.startswith("warning: model.window_s")]
+
+
 def test_checkpoint_that_is_not_there_is_a_problem_of_its_line(
     check: Check, tmp_path: Path
 ) -> None:

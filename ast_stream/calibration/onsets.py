@@ -51,6 +51,10 @@ _RIDGE = 2.0  # of slopes in standard deviations: a few sounds prove no steep on
 _ROUNDS = 30
 _CLOSE_S = 0.02  # deviations below weigh alike
 
+IN_ONE_EVENT = 0.8  # of the sounds of a class are not to be cut by their pauses
+HOLD_S = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5)
+HOLD_MARGIN_S = 0.32  # two frames: how much the edges of events around a pause vary
+
 Floats = npt.NDArray[np.float64]
 
 
@@ -118,6 +122,31 @@ class FittedOnset:
     error_s: float
     error_without_s: float
     n_measured: int
+
+
+def choose_hold(streams: Sequence[DecidedStream]) -> float | None:
+    """Return the quiet time that ends an event of a class whose frames decide.
+
+    The shortest that keeps most of its sounds in one event each; None: the usual one does, or the
+    pauses are too long to be taken for part of a sound.
+
+    Args:
+        streams: with the events that the usual time gives.
+    """
+    longest_s = []
+    for stream in streams:
+        for sound in stream.sounds:
+            which = np.flatnonzero(touches(stream.events, sound, stream.geometry.window))
+            if len(which):
+                order = which[np.argsort(stream.events.onset[which])]
+                pauses = stream.events.onset[order][1:] - stream.events.offset[order][:-1]
+                longest_s.append(float(pauses.max(initial=0)) / SAMPLE_RATE)
+    if len(longest_s) < MIN_MEASURED:
+        return None
+    needed_s = float(np.quantile(longest_s, IN_ONE_EVENT, method="higher"))
+    if needed_s == 0:
+        return None
+    return next((hold_s for hold_s in HOLD_S if hold_s >= needed_s + HOLD_MARGIN_S), None)
 
 
 def measure_rises(streams: Sequence[DecidedStream], threshold: float) -> Rises:

@@ -134,6 +134,7 @@ def with_calibration(
         "onset_fits": {one.label: one.onset.fit for one in calibrated if one.onset},
         "confirm_s": {one.label: one.timing.confirm_s for one in calibrated},
         "smoothing_s": {one.label: one.timing.smoothing_s for one in calibrated},
+        "hold_s": {one.label: one.hold_s for one in calibrated if one.hold_s is not None},
         "rise_on_s": {label: rise.median_s for label, rise in rises_on.items()},
         "rise_off_s": {label: rise.median_s for label, rise in rises_off.items()},
         "rise_on_spread_s": {label: rise.spread_s for label, rise in rises_on.items()},
@@ -176,6 +177,7 @@ def class_record(one: ClassCalibration) -> dict[str, Any]:
     """Return the figures of one class as JSON."""
     return choice_record(one.choice) | {
         **one.timing._asdict(),
+        "hold_s": one.hold_s,
         "onset_error_s": one.onset and one.onset.error_s,
         "bound_per_h": None if one.bound_per_h is None else round(one.bound_per_h, 4),
         "rises_measured": [

@@ -20,6 +20,7 @@ from ast_stream.calibration.onsets import (
     FittedOnset,
     Rises,
     RiseTime,
+    choose_hold,
     fit_onset,
     measure_rises,
 )
@@ -315,6 +316,7 @@ class ClassCalibration:
         ladder: what other budgets would choose.
         rise_on, rise_off: None: too few sounds to measure, so it stays assumed.
         onset: what makes onsets finer than `rise_on`; None: nothing does.
+        hold_s: quiet time after which an event has ended; None: as for any class.
         by_frames: frames decide, which need no rise times.
     """
 
@@ -326,6 +328,7 @@ class ClassCalibration:
     rise_on: RiseTime | None
     rise_off: RiseTime | None
     onset: FittedOnset | None = None
+    hold_s: float | None = None
     by_frames: bool = False
 
     @property
@@ -417,9 +420,9 @@ def _calibrate(
     # these bear a lower threshold and find more; but not always sooner
     timing = max(by_timing, key=worth)  # of equals the shortest
     choice, sweep = choices[timing], sweeps[timing]
-    rises = measure_rises(sweep.at(choice.threshold), choice.threshold)
-    if by_frames:  # a frame says itself when it is
-        rises = Rises(None, None, [])
+    decided = sweep.at(choice.threshold)
+    # a frame says itself when it is, and windows bridge pauses
+    rises = Rises(None, None, []) if by_frames else measure_rises(decided, choice.threshold)
     return ClassCalibration(
         label=label,
         score_map=score_map,
@@ -429,6 +432,7 @@ def _calibrate(
         rise_on=rises.on,
         rise_off=rises.off,
         onset=fit_onset(rises.crossings, choice.threshold, window_s),
+        hold_s=choose_hold(decided) if by_frames else None,
         by_frames=by_frames,
     )
 

@@ -41,7 +41,12 @@ from ast_stream.errors import AudioError, ConfigError, UsageError
 from ast_stream.labels import problem_with_labels
 from ast_stream.settings.alerts import AlertSettings
 from ast_stream.settings.load import load_settings
-from ast_stream.settings.schema import DEFAULT_CONFIRM_S, DetectionSettings, ModelSettings
+from ast_stream.settings.schema import (
+    DEFAULT_CONFIRM_S,
+    DEFAULT_HOLD_S,
+    DetectionSettings,
+    ModelSettings,
+)
 from ast_stream.units import format_time, samples_to_seconds
 
 EXIT_FOUND = 1
@@ -340,11 +345,12 @@ def _time(option: str, text: str) -> int:
 
 def _detector(context: RuleContext) -> str:
     """Return the detector's section of a rule test."""
+    hold_s = context.detection.defaults.hold_s
     values = {
         "window": 2.0 if context.facts is None else context.facts.window_s,
         "hop": context.model.hop_s,
         "confirm": context.confirm_s,
-        "hold": context.detection.defaults.hold_s,
+        "hold": DEFAULT_HOLD_S if hold_s is None else hold_s,
     }
     return "{" + ", ".join(f"{key}: {value:g}s" for key, value in values.items()) + "}"
 

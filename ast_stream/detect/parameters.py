@@ -20,6 +20,7 @@ from ast_stream.model.metadata import FrameDecisions, Metadata, StoredOnsetFit
 from ast_stream.settings.schema import (
     DEFAULT_CONFIRM_S,
     DEFAULT_FRAME_CONFIRM_S,
+    DEFAULT_HOLD_S,
     MAX_CONFIRM_HOPS,
     ClassSettings,
     DetectionSettings,
@@ -60,6 +61,8 @@ class ModelFacts:
         confirm_s: span in which windows must agree, where the settings have none.
         smoothing_s: time constants over which scores are averaged, where the settings have none;
             empty: 0 for all.
+        hold_s: quiet time after which an event has ended, where the settings have none; empty:
+            the usual one for all.
         onset_fits: what the scores say about a rise, None where they do not; empty: of no class.
         fitted_hop_s: the hop that they hold for; the smoothing must be the one above, too.
         background: labels that never make events.
@@ -76,6 +79,7 @@ class ModelFacts:
     rise_on_spread_s: Sequence[float]
     confirm_s: Sequence[float]
     smoothing_s: Sequence[float] = ()
+    hold_s: Sequence[float] = ()
     onset_fits: Sequence[StoredOnsetFit | None] = ()
     fitted_hop_s: float | None = None
     background: Sequence[str] = ()
@@ -224,6 +228,7 @@ def _frame_facts(
         rise_on_spread_s=half,
         confirm_s=[frames.confirm_s.get(label, DEFAULT_FRAME_CONFIRM_S) for label in labels],
         smoothing_s=[frames.smoothing_s.get(label, 0.0) for label in labels],
+        hold_s=[frames.hold_s.get(label, DEFAULT_HOLD_S) for label in labels],
         background=metadata.background,
         off=metadata.off,
         frames=FrameSteps(frame_s, frames.delay_s),
@@ -256,8 +261,9 @@ def resolve_parameters(
             for index, settings in enumerate(chosen)
         ]
 
-    def samples(name: str) -> npt.NDArray[np.int64]:
-        return np.array([seconds_to_samples(value) for value in column(name)], np.int64)
+    def samples(name: str, from_checkpoint: Sequence[float] | None = None) -> npt.NDArray[np.int64]:
+        values = column(name, from_checkpoint)
+        return np.array([seconds_to_samples(value) for value in values], np.int64)
 
     onset = np.array(column("onset_threshold", facts.onset_thresholds), np.float32)
     # a checkpoint may have been calibrated with a longer hop than it is used with
@@ -286,7 +292,7 @@ def resolve_parameters(
         offset_threshold=offset_thresholds(onset),
         confirm_hits=np.array([hits_of(hops) for hops in confirm_hops], np.int64),
         confirm_hops=confirm_hops,
-        hold=samples("hold_s"),
+        hold=samples("hold_s", facts.hold_s or [DEFAULT_HOLD_S] * len(facts.labels)),
         min_duration=samples("min_duration_s"),
         refractory=samples("refractory_s"),
         max_duration=samples("max_duration_s"),

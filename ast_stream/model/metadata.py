@@ -95,6 +95,8 @@ class FrameDecisions(_Part):
         delay_s: a frame is decided by the first window that ends so much later, with what all
             windows until then say of it: the scores of a frame get better with what follows it.
         onset_thresholds, confirm_s, smoothing_s, score_maps: as in `Metadata`, for frames.
+        hold_s: quiet time after which an event has ended, by label: the pauses of a bark or an
+            alarm, which windows do not see, are no ends.
     """
 
     delay_s: Annotated[float, Field(ge=0, le=10)] = DEFAULT_FRAME_DELAY_S
@@ -102,6 +104,7 @@ class FrameDecisions(_Part):
     onset_thresholds: dict[str, Score] = Field(default_factory=dict)
     confirm_s: dict[str, PositiveSeconds] = Field(default_factory=dict)
     smoothing_s: dict[str, SmoothingSeconds] = Field(default_factory=dict)
+    hold_s: dict[str, PositiveSeconds] = Field(default_factory=dict)
     score_maps: dict[str, PlattScaling] = Field(default_factory=dict)
 
     def onset_threshold(self, label: str) -> float:
@@ -110,7 +113,13 @@ class FrameDecisions(_Part):
 
     def named_labels(self) -> set[str]:
         """Return every label that is mentioned."""
-        return {*self.onset_thresholds, *self.confirm_s, *self.smoothing_s, *self.score_maps}
+        return {
+            *self.onset_thresholds,
+            *self.confirm_s,
+            *self.smoothing_s,
+            *self.hold_s,
+            *self.score_maps,
+        }
 
 
 class Metadata(_Part):

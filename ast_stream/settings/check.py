@@ -29,7 +29,7 @@ class EffectiveDetection:
     onset_threshold: float | None
     confirm_s: float | None
     smoothing_s: float | None
-    hold_s: float
+    hold_s: float | None
     min_duration_s: float
     refractory_s: float
     max_duration_s: float

@@ -28,6 +28,7 @@ from ast_stream.urls import check_endpoint, check_url, mask
 
 DEFAULT_CONFIRM_S = 0.75  # of classes for which no checkpoint says more
 DEFAULT_FRAME_CONFIRM_S = 0.3  # the same, where frames decide and not windows
+DEFAULT_HOLD_S = 0.75
 MAX_CONFIRM_HOPS = 64  # `confirm_s` is counted in windows or frames, as bits of one word
 RING_HOPS = 8  # `ring_s` at least: an unpaced source is up to a quarter of its ring ahead
 MAX_CHANNELS = 64
@@ -363,7 +364,11 @@ class DetectionDefaults(Section):
         description="time constant over which scores are averaged, 0 for none; null: from the "
         "checkpoint",
     )
-    hold_s: Seconds = Field(default=0.75, description="quiet time after which an event has ended")
+    hold_s: Seconds | None = Field(
+        default=None,
+        description="quiet time after which an event has ended; null: from the checkpoint, 0.75 "
+        "where it has none",
+    )
     min_duration_s: Seconds = Field(default=0.0, description="shorter sounds make no event")
     refractory_s: Seconds = Field(default=0.0, description="pause after an event of the same class")
     max_duration_s: PositiveSeconds = Field(default=600.0, description="longer events are cut")

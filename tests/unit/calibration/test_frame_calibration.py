@@ -12,21 +12,27 @@ from tiny_model import TINY_DIMS, tiny_checkpoint
 from ast_stream.calibration.budgets import Budgets, per_hour
 from ast_stream.calibration.platt import platt_scores
 from ast_stream.calibration.provenance import with_calibration
-from ast_stream.calibration.scores import frame_steps, plain_tagger, score_stream
+from ast_stream.calibration.scores import LogitStream, frame_steps, plain_tagger, score_stream
 from ast_stream.calibration.thresholds import Timing, calibrate_classes, timings
 from ast_stream.detect import Detector
 from ast_stream.detect.decision import WindowScores, decide_streams
-from ast_stream.detect.parameters import DecisionParameters
+from ast_stream.detect.parameters import (
+    DecisionParameters,
+    FrameSteps,
+    model_facts,
+    resolve_parameters,
+)
 from ast_stream.evaluation.matching import detections
 from ast_stream.evaluation.scoring import detector_of, score_blocks
 from ast_stream.messages.audio import Pcm16
 from ast_stream.messages.event import Scores
-from ast_stream.model.metadata import FrameDecisions, PlattScaling
+from ast_stream.model.metadata import FrameDecisions, Metadata, PlattScaling
 from ast_stream.model.tagger import Tagger
+from ast_stream.settings.schema import DetectionSettings
 from ast_stream.soundscape.mixing import ReferenceEvent
 from ast_stream.units import SAMPLE_RATE
 
-HOP_S = 0.5
+HOP_S, FRAME_S = 0.5, 0.16
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +141,46 @@ def test_one_checkpoint_can_be_measured_by_frames_and_by_windows() -> None:
     by_frames, by_windows = geometries
     assert (by_frames.window, by_frames.hop, by_frames.window_hop) == (2_560, 2_560, 8_000)
     assert (by_windows.window, by_windows.hop, by_windows.window_hop) == (16_000, 8_000, 0)
+
+
+def _with_pauses(n_sounds: int, pause_s: float) -> LogitStream:
+    """Frames of sounds of Bark that are two strokes of 0.48 s with a pause between them."""
+    n_frames = 100 * n_sounds
+    logits = np.full((n_frames, 1), -6.0, np.float32)
+    truth, pause = [], round(pause_s / FRAME_S)
+    for first in range(20, n_frames, 100):
+        logits[first : first + 3] = logits[first + 3 + pause : first + 6 + pause] = 4.0
+        truth.append(
+            ReferenceEvent(
+                "Bark", "noise", first * FRAME_S, (first + 6 + pause) * FRAME_S, -20.0, 12.0
+            )
+        )
+    times_s = (np.arange(n_frames) + 1) * FRAME_S
+    return LogitStream(times_s, logits, tuple(truth), n_frames * FRAME_S)
+
+
+@pytest.mark.parametrize(("pause_s", "expected_s"), [(0.48, None), (1.44, 2.0), (4.8, None)])
+def test_a_class_of_sounds_with_pauses_is_held_through_them(
+    pause_s: float, expected_s: float | None
+) -> None:
+    stream = _with_pauses(12, pause_s)
+    frames = FrameSteps(FRAME_S, 0.16)
+    (one,) = calibrate_classes(
+        ["Bark"],
+        ["Bark"],
+        [stream],
+        [],
+        Budgets(per_hour(0.5)),
+        timings(2.56, HOP_S, frames=frames),
+    )
+    assert one.hold_s == expected_s
+    hold_s = {} if one.hold_s is None else {"Bark": one.hold_s}
+    metadata = Metadata(frames=FrameDecisions(hold_s=hold_s, onset_thresholds={"Bark": 0.5}))
+    parameters = resolve_parameters(
+        DetectionSettings(), model_facts(["Bark"], 2.56, metadata, FRAME_S), HOP_S
+    )
+    scores = 1 / (1 + np.exp(-stream.logits))
+    (events,) = decide_streams(
+        parameters, [WindowScores(stream.ends, scores, int(stream.ends[-1]))]
+    )
+    assert len(events.index) == (24 if pause_s > 2 else 12)

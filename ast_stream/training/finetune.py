@@ -49,7 +49,7 @@ INHERITED = (
     "rise_off_spread_s",
     "score_maps",
 )
-FRAMES_INHERITED = ("onset_thresholds", "confirm_s", "smoothing_s", "score_maps")
+FRAMES_INHERITED = ("onset_thresholds", "confirm_s", "smoothing_s", "hold_s", "score_maps")
 
 
 def window_of(config: TrainingConfig, start: Checkpoint | None) -> float:

@@ -155,7 +155,7 @@ def _with_pauses(n_sounds: int, pause_s: float) -> LogitStream:
                 "Bark", "noise", first * FRAME_S, (first + 6 + pause) * FRAME_S, -20.0, 12.0
             )
         )
-    times_s = (np.arange(n_frames) + 1) * FRAME_S
+    times_s = (np.arange(n_frames, dtype=np.float64) + 1) * FRAME_S
     return LogitStream(times_s, logits, tuple(truth), n_frames * FRAME_S)
 
 
@@ -179,7 +179,7 @@ def test_a_class_of_sounds_with_pauses_is_held_through_them(
     parameters = resolve_parameters(
         DetectionSettings(), model_facts(["Bark"], 2.56, metadata, FRAME_S), HOP_S
     )
-    scores = 1 / (1 + np.exp(-stream.logits))
+    scores = platt_scores(stream.logits, PlattScaling())
     (events,) = decide_streams(
         parameters, [WindowScores(stream.ends, scores, int(stream.ends[-1]))]
     )

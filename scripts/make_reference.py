@@ -27,6 +27,7 @@ from urllib.request import urlopen
 
 import typer
 
+from ast_stream.alerts.rules.problems import CODES
 from ast_stream.cli.app import COMMANDS, PROGRAM
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,7 +54,7 @@ def pages() -> dict[str, str]:
     settings, rules = json_schema("settings"), json_schema("rules")
     return {
         "settings.md": "".join(sections(settings, comments_of_defaults())),
-        "rules.md": "".join(sections(rules, {})),
+        "rules.md": "".join((*sections(rules, {}), *problem_codes())),
         "commands.md": "".join(commands()),
         "messages.md": messages_page(),
     }
@@ -76,6 +77,13 @@ def json_schema(what: str) -> Schema:
     done = subprocess.run([*COMMAND, "schema", what], capture_output=True, check=True, cwd=ROOT)
     schema: Schema = json.loads(done.stdout)
     return schema
+
+
+def problem_codes() -> Iterator[str]:
+    """Yield the table of what `ast-stream rules check` finds."""
+    yield "\n## Codes\n\nOf what `ast-stream rules check` finds; those with W are warnings.\n\n"
+    yield "| code | |\n|---|---|\n"
+    yield from (f"| {code} | {text} |\n" for code, text in CODES.items())
 
 
 def sections(root: Schema, comments: dict[str, str]) -> Iterator[str]:

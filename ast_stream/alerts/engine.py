@@ -119,7 +119,7 @@ class Engine:
         onset = format_time(event.onset_ns)
         event = event.moved(-self.time.set_by_ns)
         # a message about an instant comes before the timers of that instant: bounds are inclusive
-        transitions = self._run_timers(event.captured_ns - 1)
+        transitions = self.advance(event.captured_ns - 1)
         self._now = max(self._now, event.captured_ns)
         transitions += self._streams.see(event.stream, event.labels, self._now)
         return transitions + self._open_events.process(event, onset, self._now)
@@ -142,7 +142,16 @@ class Engine:
 
         Live, that is a little before now: by as much as messages may be late.
         """
-        return self._run_timers(to_ns)
+        transitions: list[Transition] = []
+        while (due := self.next_deadline_ns) is not None and due <= to_ns:
+            self._now = max(self._now, due)
+            if self._instances.next_deadline_ns == due:
+                transitions += self._instances.run_timer(self._now)
+            else:
+                self.counters.lost_ends += 1
+                transitions += self._open_events.end_oldest(self._now)
+        self._now = max(self._now, to_ns)
+        return transitions
 
     def lose_feed(self) -> list[Transition]:
         """Process that the publisher is silent: no sound is known to last, or to be absent."""
@@ -188,15 +197,3 @@ class Engine:
             self._now = now_ns
             self._restored += self._instances.end_all(now_ns, "restart")
             self._open_events.end_all()
-
-    def _run_timers(self, to_ns: int) -> list[Transition]:
-        transitions: list[Transition] = []
-        while (due := self.next_deadline_ns) is not None and due <= to_ns:
-            self._now = max(self._now, due)
-            if self._instances.next_deadline_ns == due:
-                transitions += self._instances.run_timer(self._now)
-            else:
-                self.counters.lost_ends += 1
-                transitions += self._open_events.end_oldest(self._now)
-        self._now = max(self._now, to_ns)
-        return transitions

@@ -3,7 +3,7 @@
 Bilen et al. 2020 (arXiv 1910.08440), with exact curves over all thresholds as in Ebbers et al. 2022
 (arXiv 2201.13148): recall holds from one operating point to the next. Detections come with a
 confidence each and the threshold is swept over it, or from scores, with other spans at every
-threshold. Agrees with `sed_scores_eval` (tests/test_sed_scores_eval.py).
+threshold. Agrees with `sed_scores_eval` (tests/unit/evaluation/test_sed_scores_eval.py).
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ class Sweep:
     """One class at all its thresholds, counted for each soundscape.
 
     Attributes:
-        n_found, n_false: shape (n_strips, n_thresholds).
-        n_crossed: confusions with each other class, shape (n_strips, n_thresholds, n_others).
-        n_sounds: shape (n_strips,).
-        others_s: seconds of sounds of each other class, shape (n_strips, n_others).
+        n_found, n_false: shape (n_soundscapes, n_thresholds).
+        n_crossed: confusions with each other class, shape (n_soundscapes, n_thresholds, n_others).
+        n_sounds: shape (n_soundscapes,).
+        others_s: seconds of sounds of each other class, shape (n_soundscapes, n_others).
     """
 
     n_found: npt.NDArray[np.float64]
@@ -110,8 +110,8 @@ def psds(
 
     Args:
         sweeps: of each class.
-        durations_s: of each soundscape, shape (n_strips,).
-        weights: how often each soundscape counts, shape (n_strips,); None: once.
+        durations_s: of each soundscape, shape (n_soundscapes,).
+        weights: how often each soundscape counts, shape (n_soundscapes,); None: once.
     """
     curves = [class_curve(one, durations_s, criteria, weights) for one in sweeps.values()]
     if not curves:

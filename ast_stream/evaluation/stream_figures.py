@@ -96,7 +96,7 @@ class StreamReport:
     """
 
     hours: float
-    n_strips: int
+    n_soundscapes: int
     n_sounds: int
     n_found: int
     recall: Interval
@@ -153,7 +153,7 @@ def measure_streams(
     false = false_alarms(everything, hours)
     report = StreamReport(
         hours=hours,
-        n_strips=len(scored),
+        n_soundscapes=len(scored),
         n_sounds=sum(one.n_sounds for one in by_label.values()),
         n_found=sum(one.n_found for one in by_label.values()),
         recall=_recall(everything, seed),
@@ -349,7 +349,9 @@ def _errors(values: Sequence[float]) -> TimeErrors:
 def f1_counts(
     spans: Mapping[str, Sequence[tuple[Spans, Spans]]], durations: npt.NDArray[np.float64]
 ) -> dict[str, dict[str, npt.NDArray[np.float64]]]:
-    """Return by kind and label what was found, false and there in each soundscape: (n_strips, 3).
+    """Return by kind and label what was found, false and there in each soundscape.
+
+    The arrays have the shape (n_soundscapes, 3).
 
     Args:
         spans: by label, what was detected and what is true in each soundscape.
@@ -373,11 +375,11 @@ def mean_f1(counts: Sequence[npt.NDArray[np.float64]], seed: int) -> Interval:
     """Return the mean F1 of the classes, with its interval over the soundscapes.
 
     Args:
-        counts: of each class, shape (n_strips, 3), as `f1_counts` returns them.
+        counts: of each class, shape (n_soundscapes, 3), as `f1_counts` returns them.
     """
     if not counts:
         return Interval(math.nan, math.nan, math.nan)
-    stacked = np.stack(counts)  # (n_classes, n_strips, 3)
+    stacked = np.stack(counts)  # (n_classes, n_soundscapes, 3)
 
     def f1_of(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         sums = np.einsum("rs,csk->rck", weights, stacked)

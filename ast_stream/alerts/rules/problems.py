@@ -1,4 +1,4 @@
-"""What is wrong with a rule file: where, a code to look up or silence, and one sentence."""
+"""What is wrong with a rule file: where, a code to look up, and one sentence."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -50,6 +50,7 @@ def calibrate_checkpoint(
     negatives_s: float,
     budget_per_h: float,
     on_progress: Callable[[float], None] = lambda ratio: None,
+    heard_in_negatives: Collection[str] = (),
 ) -> Checkpoint:
     """Return a checkpoint that was just trained, calibrated on what was held out from it.
 
@@ -59,7 +60,8 @@ def calibrate_checkpoint(
     Args:
         negatives_s: length of the streams without events that bound the false alarms.
         budget_per_h: false alarms of one class in an hour of them, and among other sounds.
-        on_share: called with the part of the streams that has been scored, 0 to 1.
+        on_progress: called with the part of the streams that has been scored, 0 to 1.
+        heard_in_negatives: labels whose events in the streams without events may be real.
     """
     tagger = plain_tagger(checkpoint)
     foregrounds = held.foregrounds
@@ -92,7 +94,8 @@ def calibrate_checkpoint(
         timings(checkpoint.window_s, tagger.hop_s, frames=frame_steps(checkpoint)),
     )
     result = with_calibration(checkpoint, calibrated, tagger.hop_s, {"seed": _SEED})
-    raised = raised_thresholds(result, known, with_sounds, negatives, budgets)
+    raisable = known.difference(heard_in_negatives)
+    raised = raised_thresholds(result, raisable, with_sounds, negatives, budgets)
     metadata = result.metadata
     update: dict[str, Any] = {
         "provenance": metadata.provenance | ({RAISED: sorted(raised)} if raised else {}),
@@ -125,7 +128,7 @@ def with_calibration(
             off by default; 0: those that were off before stay so, as do those without a sound.
     """
     metadata = checkpoint.metadata
-    done = {one.label for one in calibrated}
+    done = {one.label for one in calibrated if not one.is_raised_only}
     rises_on = {one.label: one.rise_on for one in calibrated if one.rise_on}
     rises_off = {one.label: one.rise_off for one in calibrated if one.rise_off}
     fields: dict[str, dict[str, Any]] = {

@@ -80,6 +80,13 @@ class RecipeOptions:
         list[Path] | None,
         typer.Option(help="Recordings without any event, file or folder; may be repeated."),
     ] = None
+    heard: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Class of --start that may be heard in --backgrounds, such as Speech where the "
+            "radio is on: its threshold is not raised for that; may be repeated."
+        ),
+    ] = None
     test_folds: Annotated[
         list[str] | None,
         typer.Option("--test-fold", help="Hold this fold out to choose thresholds."),

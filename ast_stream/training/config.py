@@ -128,6 +128,7 @@ class TrainingConfig:
             the thresholds.
         held_out_ratio: of the recordings of each class, if there are no test folds.
         backgrounds: own recordings without any event, files or folders; a part is held out.
+        heard: classes of the start that may be heard in them all the same.
         n_generated: examples of each generated class; 0: recordings only.
         n_backgrounds: generated backgrounds without any event.
         window_s: None: that of the start. A shorter one cuts its position embeddings.
@@ -154,6 +155,7 @@ class TrainingConfig:
     test_folds: tuple[str, ...] = ()
     held_out_ratio: float = 0.0
     backgrounds: tuple[Path, ...] = ()
+    heard: tuple[str, ...] = ()
     n_generated: int = 300
     n_backgrounds: int = 1000
     window_s: float | None = None
@@ -191,6 +193,7 @@ class Overrides(TypedDict, total=False):
     test_folds: tuple[str, ...]
     held_out_ratio: float | None
     backgrounds: tuple[Path, ...]
+    heard: tuple[str, ...]
     n_generated: int | None
     n_backgrounds: int | None
     window_s: float | None

@@ -17,6 +17,7 @@ from ast_stream.dataset.annotations import Clip
 from ast_stream.dataset.clips import write_clips
 from ast_stream.errors import AstStreamError, UsageError
 from ast_stream.evaluation.clip_figures import ScoreWindows, report_clips
+from ast_stream.labels import did_you_mean, find_label
 from ast_stream.model.ast import AudioSpectrogramTransformer
 from ast_stream.model.checkpoint import (
     Checkpoint,
@@ -231,6 +232,7 @@ def begin(config: TrainingConfig) -> Session:
     if config.teacher is not None:
         teacher = load_checkpoint(config.teacher)
     window_s = window_of(config, start)
+    heard_labels(config, start)
     data = prepare_data(config, start)
     optimization, soundbank = config.optimization, data.soundbank
     if isinstance(config.mixing, ClipMixing):
@@ -271,6 +273,22 @@ def begin(config: TrainingConfig) -> Session:
     )
 
 
+def heard_labels(config: TrainingConfig, start: Checkpoint | None) -> set[str]:
+    """Return the classes of the start that may be heard in the backgrounds.
+
+    Raises:
+        UsageError: the start has no such class.
+    """
+    known = start.labels if start is not None else []
+    labels = {name: find_label(name, known) for name in config.heard}
+    for name, label in labels.items():
+        if label is None:
+            raise UsageError(
+                f"--heard: expected a class of --start, got {name!r}{did_you_mean(name, known)}"
+            )
+    return {label for label in labels.values() if label is not None}
+
+
 def calibrated_checkpoint(
     session: Session,
     model: AudioSpectrogramTransformer,
@@ -307,7 +325,12 @@ def calibrated_checkpoint(
         golden = golden_for(checkpoint)
         return replace(checkpoint, metadata=metadata.model_copy(update={"golden": golden}))
     return calibrate_checkpoint(
-        checkpoint, held_out, config.negatives_s, config.budget_per_h, on_measured
+        checkpoint,
+        held_out,
+        config.negatives_s,
+        config.budget_per_h,
+        on_measured,
+        heard_labels(config, session.start),
     )
 
 

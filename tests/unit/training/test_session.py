@@ -172,6 +172,10 @@ def test_known_classes_are_kept_with_their_thresholds(
     strict = train(replace(config, budget_per_h=0.5), tmp_path / "strict")
     assert strict.metadata.onset_thresholds["Bark"] > 0.35
     assert "Bark" in strict.metadata.provenance["raised_thresholds"]
+    heard = train(replace(config, budget_per_h=0.5, heard=("bark",)), tmp_path / "heard")
+    assert heard.metadata.onset_thresholds["Bark"] == 0.35  # may really be heard
+    with pytest.raises(UsageError, match="--heard: expected a class of --start, got 'Hiss'"):
+        train(replace(config, heard=("Hiss",)), tmp_path / "unknown")
 
 
 def test_a_start_that_decides_by_frames_hands_down_how_and_what_it_leaves_off() -> None:

@@ -318,6 +318,8 @@ class ClassCalibration:
         onset: what makes onsets finer than `rise_on`; None: nothing does.
         hold_s: quiet time after which an event has ended; None: as for any class.
         by_frames: frames decide, which need no rise times.
+        is_raised_only: without examples, a threshold that it had was not lowered, and all else is
+            as it was.
     """
 
     label: str
@@ -330,6 +332,7 @@ class ClassCalibration:
     onset: FittedOnset | None = None
     hold_s: float | None = None
     by_frames: bool = False
+    is_raised_only: bool = False
 
     @property
     def bound_per_h(self) -> float | None:
@@ -353,7 +356,9 @@ class ClassCalibration:
                 f"{hours_text(choice.hours_negative)} of negative audio and "
                 f"{choice.false_among} in {hours_text(choice.hours_among)} among other sounds"
             )
-        if not choice.n_sounds:
+        if self.is_raised_only:
+            said.append("there are no examples of it: its threshold is no lower than it was")
+        elif not choice.n_sounds:
             said.append("there are no examples of it: the threshold comes from false alarms alone")
         elif choice.recall < recall_floor:
             said.append(
@@ -375,6 +380,7 @@ def calibrate_classes(
     negatives: Sequence[LogitStream],
     budgets: Budgets,
     by_timing: Mapping[Timing, DecisionParameters],
+    known: Checkpoint | None = None,
 ) -> list[ClassCalibration]:
     """Return the calibration of each class of `chosen`, in the order of `labels`.
 
@@ -382,12 +388,64 @@ def calibrate_classes(
         labels: all classes, in the order of the logits.
         with_sounds, negatives: what the model said about streams with sounds, and without any.
         by_timing: what to choose among, shortest first; see `timings`.
+        known: its thresholds of classes without sounds here are raised where needed, and never
+            lowered: nothing was heard that lower ones would find.
     """
-    return [
-        _calibrate(index, label, with_sounds, negatives, budgets, by_timing)
-        for index, label in enumerate(labels)
-        if label in chosen
-    ]
+    heard = {sound.label for stream in with_sounds for sound in stream.truth}
+    decided_by = known and (known.metadata.frames if _are_frames(by_timing) else known.metadata)
+    calibrated = []
+    for index, label in enumerate(labels):
+        if label not in chosen:
+            continue
+        if decided_by and label not in heard and label in decided_by.onset_thresholds:
+            one = _raise(index, label, with_sounds, negatives, budgets, by_timing, decided_by)
+        else:
+            one = _calibrate(index, label, with_sounds, negatives, budgets, by_timing)
+        calibrated.append(one)
+    return calibrated
+
+
+def _are_frames(by_timing: Mapping[Timing, DecisionParameters]) -> bool:
+    return next(iter(by_timing.values())).geometry.is_of_frames
+
+
+def _raise(
+    index: int,
+    label: str,
+    with_sounds: Sequence[LogitStream],
+    negatives: Sequence[LogitStream],
+    budgets: Budgets,
+    by_timing: Mapping[Timing, DecisionParameters],
+    known: Metadata | FrameDecisions,
+) -> ClassCalibration:
+    """Return a class as it was, but for a threshold that keeps the budget."""
+    geometry, by_frames = next(iter(by_timing.values())).geometry, _are_frames(by_timing)
+    usual = DEFAULT_FRAME_TIMING if by_frames else DEFAULT_TIMING
+    timing = Timing(
+        known.confirm_s.get(label, usual.confirm_s), known.smoothing_s.get(label, usual.smoothing_s)
+    )
+    score_map, lowest = known.score_maps.get(label, PlattScaling()), known.onset_threshold(label)
+    window_s, hop_s = geometry.window / SAMPLE_RATE, geometry.hop / SAMPLE_RATE
+    frames = None
+    if by_frames:
+        frames = FrameSteps(window_s, geometry.delay / SAMPLE_RATE)
+        hop_s = geometry.window_hop / SAMPLE_RATE
+    parameters = by_timing.get(timing) or timing_parameters(window_s, hop_s, timing, frames)
+    thresholds = np.array([lowest, *(each for each in CANDIDATES if each > lowest)])
+    sweep = sweep_thresholds(
+        index, label, with_sounds, negatives, score_map, {timing: parameters}, thresholds
+    )[timing]
+    return ClassCalibration(
+        label=label,
+        score_map=score_map,
+        timing=timing,
+        choice=sweep.choose(budgets.of(label), budgets.among_of(label)),
+        ladder=tuple(sweep.choose(budget, budgets.among) for budget in LADDER),
+        rise_on=None,
+        rise_off=None,
+        by_frames=by_frames,
+        is_raised_only=True,
+    )
 
 
 def _calibrate(
@@ -398,8 +456,8 @@ def _calibrate(
     budgets: Budgets,
     by_timing: Mapping[Timing, DecisionParameters],
 ) -> ClassCalibration:
-    first = next(iter(by_timing.values())).geometry
-    window_s, by_frames = first.window / SAMPLE_RATE, first.is_of_frames
+    window_s = next(iter(by_timing.values())).geometry.window / SAMPLE_RATE
+    by_frames = _are_frames(by_timing)
     timing = _usual_timing(by_timing, DEFAULT_FRAME_TIMING if by_frames else DEFAULT_TIMING)
     n_sounds = sum(len(with_label(stream.truth, label)) for stream in with_sounds)
     if n_sounds < ENOUGH_SOUNDS:  # nothing to choose by, and of 527 classes a night takes its time

@@ -286,7 +286,13 @@ def _listen(
         negatives = audio.score_negatives(on_progress)
         progress.update(task, completed=audio.expected_s, description="thresholds")
         return calibrate_classes(
-            audio.checkpoint.labels, chosen, with_sounds, negatives, budgets, by_timing
+            audio.checkpoint.labels,
+            chosen,
+            with_sounds,
+            negatives,
+            budgets,
+            by_timing,
+            known=audio.checkpoint,
         )
 
 

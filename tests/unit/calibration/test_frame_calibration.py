@@ -106,6 +106,41 @@ def test_calibration_decides_by_frames_and_keeps_what_holds_for_windows(
     assert result.rise_on_s == {"Bark": 0.9}
 
 
+@pytest.mark.parametrize(("loudest", "expected"), [(0.3, 0.83), (2.5, 0.93)])
+def test_without_sounds_of_a_class_its_threshold_is_raised_where_needed_and_never_lowered(
+    bursts: tuple[Pcm16, list[ReferenceEvent]], loudest: float, expected: float
+) -> None:
+    pcm, _ = bursts
+    known = FrameDecisions(
+        onset_thresholds={"Bark": 0.83},
+        confirm_s={"Bark": 0.64},
+        score_maps={"Bark": PlattScaling(scale=1.0, bias=0.1)},
+    )
+    before = loud_frames().checkpoint
+    before = replace(before, metadata=before.metadata.model_copy(update={"frames": known}))
+    tagger = LoudFrames(before, device="cpu", precision="fp32", attention="math")
+    night = score_stream(tagger, HOP_S, [pcm[: 20 * SAMPLE_RATE]])
+    logits = np.full_like(night.logits, -6.0)
+    logits[30:60] = loudest  # a score of 0.60, or of 0.93
+    by_timing = timings(2.56, HOP_S, 1.0, frames=frame_steps(before))
+    (calibrated,) = calibrate_classes(
+        before.labels,
+        ["Bark"],
+        [],
+        [replace(night, logits=logits)],
+        Budgets(per_hour(0.5)),
+        by_timing,
+        known=before,
+    )
+    assert calibrated.choice.threshold == pytest.approx(expected, abs=0.005)
+    assert any("no lower than it was" in remark for remark in calibrated.remarks())
+    after = with_calibration(before, [calibrated], HOP_S, {}).metadata.frames
+    thresholds = {"Bark": calibrated.choice.threshold}
+    assert after == known.model_copy(
+        update={"onset_thresholds": thresholds, "smoothing_s": {"Bark": 0.0}}
+    )
+
+
 def test_whole_streams_are_decided_as_the_detector_decides_them(
     bursts: tuple[Pcm16, list[ReferenceEvent]],
 ) -> None:

@@ -35,7 +35,8 @@ from ast_stream.training.windows import ClipMixing
 
 HELD_OUT_SEED = 1_000_000  # generated sounds for thresholds differ from those for training
 HELD_OUT_RATIO = 0.08  # so many more are generated to choose thresholds
-HELD_OUT_BACKGROUNDS_RATIO = 0.2  # of own backgrounds, the last of them
+HELD_OUT_EVERY = 5  # of own backgrounds one block in so many
+MAX_BLOCK_PIECES = 6  # of backgrounds: what follows each other is alike
 MIN_HELD_OUT_BACKGROUNDS = 20
 TOUCHING_S = 0.001  # sections no farther apart follow each other
 MIN_RECORDINGS_TO_SPLIT = 4  # of a class: of fewer none is held out
@@ -73,7 +74,7 @@ def prepare_data(config: TrainingConfig, start: Checkpoint | None) -> TrainingDa
     recorded_labels = {label for recording in recordings for label in recording.clip.labels}
     labels = _labels(config, start, recorded_labels)
     _check_classes(config, recordings, trained)
-    n_trained = len(backgrounds) - math.ceil(len(backgrounds) * HELD_OUT_BACKGROUNDS_RATIO)
+    trained_backgrounds, held_out_backgrounds = split_backgrounds(backgrounds)
     seed = config.optimization.seed
     n_held_out_backgrounds = max(
         MIN_HELD_OUT_BACKGROUNDS, math.ceil(config.n_backgrounds * 3 * HELD_OUT_RATIO)
@@ -82,7 +83,7 @@ def prepare_data(config: TrainingConfig, start: Checkpoint | None) -> TrainingDa
         soundbank=_soundbank(
             labels,
             [*trained, *unlabelled],
-            backgrounds[:n_trained],
+            trained_backgrounds,
             seed,
             config.n_generated,
             config.n_backgrounds,
@@ -90,7 +91,7 @@ def prepare_data(config: TrainingConfig, start: Checkpoint | None) -> TrainingDa
         held_out=_soundbank(
             labels,
             held_out,
-            backgrounds[n_trained:],
+            held_out_backgrounds,
             seed + HELD_OUT_SEED,
             math.ceil(config.n_generated * HELD_OUT_RATIO),
             n_held_out_backgrounds,
@@ -119,6 +120,19 @@ def _soundbank(
         ),
         (*generated_backgrounds(seed, n_backgrounds, labels=labels), *backgrounds),
     )
+
+
+def split_backgrounds(pieces: Sequence[Waveform]) -> tuple[list[Waveform], list[Waveform]]:
+    """Return the own backgrounds to train on, and those to choose thresholds with.
+
+    Blocks of the latter are spread over all recordings: an hour of a room ends with something else
+    than it begins with.
+    """
+    block = min(MAX_BLOCK_PIECES, max(1, len(pieces) // HELD_OUT_EVERY))
+    parts: tuple[list[Waveform], list[Waveform]] = [], []
+    for number, piece in enumerate(pieces):
+        parts[number // block % HELD_OUT_EVERY == 0].append(piece)
+    return parts
 
 
 def _read(

@@ -22,7 +22,7 @@ from ast_stream.model.selfcheck import self_check
 from ast_stream.model.tagger import Tagger
 from ast_stream.soundscape.soundbank import Foreground, Soundbank
 from ast_stream.training.config import Optimization, TrainingConfig, esc50
-from ast_stream.training.data import prepare_data
+from ast_stream.training.data import prepare_data, split_backgrounds
 from ast_stream.training.finetune import inherited, initial_model
 from ast_stream.training.session import Progress, train
 from ast_stream.training.state import Metrics
@@ -176,6 +176,19 @@ def test_known_classes_are_kept_with_their_thresholds(
     assert heard.metadata.onset_thresholds["Bark"] == 0.35  # may really be heard
     with pytest.raises(UsageError, match="--heard: expected a class of --start, got 'Hiss'"):
         train(replace(config, heard=("Hiss",)), tmp_path / "unknown")
+
+
+@pytest.mark.parametrize(("n", "held"), [(1, 1), (4, 1), (10, 2), (60, 12), (360, 72)])
+def test_backgrounds_that_choose_thresholds_are_spread_over_the_recording(
+    n: int, held: int
+) -> None:
+    pieces = [np.full(1, number, np.float32) for number in range(n)]
+    trained, held_out = split_backgrounds(pieces)
+    assert len(held_out) == held
+    assert len(trained) == n - held
+    if n >= 60:  # of each part of the recording some minutes
+        quarters = {int(4 * piece[0] / n) for piece in held_out}
+        assert quarters == {0, 1, 2, 3}
 
 
 def test_a_start_that_decides_by_frames_hands_down_how_and_what_it_leaves_off() -> None:

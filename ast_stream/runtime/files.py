@@ -194,6 +194,14 @@ def make_way(path: Path) -> None:
             path.unlink()
 
 
+def is_in_place(path: Path, file: os.stat_result) -> bool:
+    """Return whether `path` still is the file, or the socket, that it was."""
+    try:
+        return os.path.samestat(path.lstat(), file)
+    except OSError:
+        return False
+
+
 def _write(path: Path, content: Content, mode: int | None) -> None:
     make_way(path)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)

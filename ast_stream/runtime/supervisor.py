@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, TextIO
 
 from ast_stream.runtime.backoff import Backoff
-from ast_stream.runtime.files import make_way
+from ast_stream.runtime.files import is_in_place, make_way
 from ast_stream.runtime.lifecycle import EXIT_CONFIG, EXIT_CRASH, EXIT_STARTUP
 from ast_stream.runtime.logging import LimitedLog, LineFormat, foreign_line
 
@@ -324,7 +324,7 @@ class Watchdog:
                 self._fed_s = now_s
             elif line == "STOPPING=1":
                 self._fed_s = None
-        if not self._is_in_place():
+        if not is_in_place(self._path, self._file):
             self._bind_again()
             was_away = True  # what the child has sent meanwhile is lost
         if was_away and self._fed_s is not None:
@@ -353,12 +353,6 @@ class Watchdog:
             self._log.warning("%s was removed and cannot be bound again: %s", self._path, error)
         else:
             self._log.warning("%s was removed: bound again", self._path)
-
-    def _is_in_place(self) -> bool:
-        try:
-            return os.path.samestat(self._path.lstat(), self._file)
-        except OSError:
-            return False
 
     def _drain(self) -> list[str]:
         lines: list[str] = []

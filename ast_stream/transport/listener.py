@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ast_stream.errors import StartupError, WireError
-from ast_stream.runtime.files import lock_file
+from ast_stream.runtime.files import is_in_place, lock_file
 from ast_stream.runtime.logging import LimitedLog
 from ast_stream.transport.zmtp import GREETING, Kind, ZmtpSession, encode_message
 
@@ -639,12 +639,7 @@ class _Address:
 
     def is_in_place(self) -> bool:
         """Return whether clients still find the socket there."""
-        if self._path is None or self._file is None:
-            return True
-        try:
-            return os.path.samestat(self._path.lstat(), self._file)
-        except OSError:
-            return False
+        return self._path is None or self._file is None or is_in_place(self._path, self._file)
 
     def remove(self) -> None:
         """Remove the socket's file, if it is still this one's."""

@@ -58,7 +58,7 @@ GENERATED_HOURS = 1.0  # of negative audio, where no recordings are given
 
 @dataclass(frozen=True)
 class AudioOptions:
-    """What to listen to, and who may judge it."""
+    """What to listen to, and which checkpoints may score it."""
 
     data: Annotated[
         Path | None,

@@ -65,7 +65,7 @@ class StreamOptions:
         float | None, typer.Option(help="Seconds between windows; none: the checkpoint's.")
     ] = None
     repeats: Annotated[
-        int, typer.Option(min=1, help="How often each sound is laid, at other levels.")
+        int, typer.Option(min=1, help="How often each sound is mixed in, at other levels.")
     ] = MeasureSettings.repeats
     hours: Annotated[
         float, typer.Option(min=0, help="At least so many hours of streams with sounds.")

@@ -20,7 +20,7 @@ from ast_stream.audio.activity import Waveform, active_rms
 from ast_stream.audio.containers import FFMPEG_SUFFIXES, is_recording
 from ast_stream.audio.recording import RecordingError, RecordingReader, read_mono
 from ast_stream.dataset.annotations import Clip, refusal, section_clips
-from ast_stream.dataset.audioset import is_segment_list, read_segments
+from ast_stream.dataset.audioset_tables import is_segment_list, read_segments
 from ast_stream.dataset.tables import (
     AUDACITY_SUFFIX,
     LABEL_SEPARATOR,

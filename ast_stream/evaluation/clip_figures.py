@@ -50,7 +50,7 @@ def clip_scores(
 ) -> npt.NDArray[np.float64]:
     """Return one score per clip and class, shape (n_clips, n_classes).
 
-    The mean logit of the windows that hold enough of the clip's sound, judged by energy alone.
+    The mean logit of the windows that hold enough of the clip's sound, by energy alone.
     """
     rows = []
     for foreground in foregrounds:

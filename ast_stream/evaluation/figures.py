@@ -23,7 +23,7 @@ from ast_stream.evaluation.stream_figures import (
 
 @dataclass(frozen=True)
 class ModelFigures:
-    """One model, and how it names the clips that it was judged by.
+    """One model, and how it names the clips that it was measured on.
 
     Attributes:
         folds: of those clips; empty where they have none.

@@ -121,7 +121,7 @@ def score_blocks(
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A model and the recordings it is judged by: none it was trained on.
+    """A model and the recordings it is measured on: none it was trained on.
 
     Attributes:
         folds: of the recordings; empty where they have none.

@@ -115,7 +115,7 @@ class Tagger:
         self.attention = self.attention_choice.name
         self.fbank = Fbank(self.device)
         self._on_batch = on_batch
-        self._has_told_cut = False
+        self._has_warned = False
         self._score_map = _score_map(checkpoint.metadata.score_maps, checkpoint.labels, self.device)
         self._frame_score_map = (
             _score_map(self.frames.score_maps, checkpoint.labels, self.device)
@@ -206,7 +206,7 @@ class Tagger:
         """
         _check_rate(sample_rate)
         samples = _checked(waveforms)
-        self._tell_what_is_cut(samples.shape[1])
+        self._warn_of_cut(samples.shape[1])
         logits = self._waveform_logits(samples)
         # The clone is an ordinary tensor: those made in inference mode refuse later gradients.
         return _to_numpy(logits) if isinstance(waveforms, np.ndarray) else logits.clone()
@@ -250,11 +250,11 @@ class Tagger:
             with torch.inference_mode():
                 self._runner.prepare(n_windows)
 
-    def _tell_what_is_cut(self, n_samples: int) -> None:
+    def _warn_of_cut(self, n_samples: int) -> None:
         """Log, once, that only the beginning of a waveform is scored."""
-        if self._has_told_cut or frame_count(n_samples) <= self.n_input_frames:
+        if self._has_warned or frame_count(n_samples) <= self.n_input_frames:
             return
-        self._has_told_cut = True
+        self._has_warned = True
         n_scored = (self.n_input_frames - 1) * FRAME_SHIFT + FRAME_LENGTH
         logger.warning(
             "waveforms: the first %.2f s of %.2f s are scored, cut as ASTFeatureExtractor does; "

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny_model import TINY_DIMS, TINY_LABELS, save_tiny, tiny_checkpoint
 from typer.testing import CliRunner, Result
 
-from ast_stream.cli.model_commands import app
+from ast_stream.cli.model import app
 from ast_stream.errors import CheckpointError, UsageError
 from ast_stream.model.ast import AudioSpectrogramTransformer
 from ast_stream.model.checkpoint import average_checkpoints, load_checkpoint

@@ -1,21 +1,17 @@
 """The durable messages of the feed on disk, bounded, for readers that missed some.
 
-The log is a folder of segments: files of JSON lines that are only appended to. The oldest segment
-is deleted when all together are too large. Lines are written but not synced: a kill loses none, a
-power cut at most those of the last seconds. Nothing here raises into the publisher: while the disk
-is full, read-only or gone, messages are counted, logged at a limited rate and kept in memory and,
-in case the process is killed meanwhile, in a spare file on another file system.
+The log is a folder of segments, see `ast_stream.runtime.segments`. Nothing here raises into the
+publisher: while the disk is full, read-only or gone, messages are counted, logged at a limited rate
+and kept in memory and, in case the process is killed meanwhile, in a spare file on another file
+system.
 """
 
 from __future__ import annotations
 
 import bisect
 import contextlib
-import errno
-import fcntl
 import logging
 import os
-import re
 import time
 from array import array
 from collections import deque
@@ -23,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ast_stream.errors import StartupError, WireError
+from ast_stream.errors import WireError
 from ast_stream.messages.event import (
     MAX_LINE_BYTES,
     EventMessage,
@@ -33,24 +29,14 @@ from ast_stream.messages.event import (
     Position,
 )
 from ast_stream.messages.query import MAX_PAGE_BYTES, MAX_PAGE_MESSAGES, ReplayPage, TooOld
-from ast_stream.runtime.files import (
-    DamagedFileError,
-    open_lock,
-    read_bounded,
-    replace_file,
-    set_aside,
-    warn_set_aside,
-)
+from ast_stream.runtime.files import DamagedFileError, replace_file, set_aside
 from ast_stream.runtime.logging import LimitedLog, Outage
+from ast_stream.runtime.segments import FILE_MODE, LineFile, SegmentFolder, open_at_once
 
 MAX_UNWRITTEN = 10_000  # messages kept in memory while the disk refuses them
 MAX_SPARE_BYTES = 64 * 1024 * 1024
 
 _CHUNK_LINES = 128  # read at a time: a page ends early where messages are long
-_SEGMENT_NAME = re.compile(r"events-(\d{12})\.jsonl\Z")
-_ASIDE = "segment"
-_FOLDER_MODE = 0o750
-_FILE_MODE = 0o640
 
 logger = logging.getLogger(__name__)
 
@@ -103,23 +89,19 @@ class LineIndex:
         return list(self._streams.get((stream, epoch), ()))
 
 
-class Segment:
-    """One file of the log, appended to by whole lines; only the newest one is."""
+class Segment(LineFile):
+    """One file of the log, with an index of its lines."""
+
+    MAX_LINE_BYTES = MAX_LINE_BYTES
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.size = 0
+        super().__init__(path)
         self.index = LineIndex()
-        self.damaged = 0
-        self._fd: int | None = None
 
     def scan(
         self, known_boots: set[str], last: Position | None, max_bytes: int
     ) -> Iterator[FeedMessage]:
-        """Index and yield the lines on disk; those damaged or out of order are skipped.
-
-        A last line without its end was left by a kill, and is no damage: the next append cuts it
-        off.
+        """Index and yield the messages on disk; those damaged or out of order are skipped.
 
         Args:
             max_bytes: what lies beyond was not written by this program, and is not read.
@@ -128,14 +110,7 @@ class Segment:
             OSError: the file cannot be read.
             DamagedFileError: it is not a file.
         """
-        content = read_bounded(self.path, max_bytes, is_cut=True)
-        self.size = content.rfind(b"\n") + 1
-        torn = content[self.size :]
-        is_too_long = self.path.stat().st_size > max_bytes
-        self.damaged = int(is_too_long or len(torn) > MAX_LINE_BYTES or b"\0" in torn)
-        offset = 0
-        while offset < self.size:
-            line = content[offset : content.index(b"\n", offset) + 1]
+        for offset, line in self.lines(max_bytes):
             message = _message(line)
             if message is not None and _follows(message.position, last, known_boots):
                 self.index.add(message, offset)
@@ -144,34 +119,6 @@ class Segment:
                 yield message
             else:
                 self.damaged += 1
-            offset += len(line)
-
-    def append(self, message: FeedMessage, line: bytes) -> None:
-        """Write one line.
-
-        Raises:
-            OSError: it could not be written; the next append cuts off what the disk took of it.
-        """
-        try:
-            if self._fd is None:
-                self._fd = self._open()
-            if os.write(self._fd, line) != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError:
-            self.close()
-            raise
-        self.index.add(message, self.size)
-        self.size += len(line)
-
-    def is_there(self) -> bool:
-        """Return whether the path still leads to the file with the lines that were written."""
-        try:
-            found = os.stat(self.path)
-        except FileNotFoundError:
-            return False
-        if self._fd is not None and found.st_ino != os.fstat(self._fd).st_ino:
-            return False
-        return found.st_size >= self.size
 
     def read(self, numbers: Iterable[int]) -> list[tuple[FeedMessage, int]]:
         """Return the messages in these lines and how many bytes each is; damaged ones are skipped.
@@ -180,7 +127,7 @@ class Segment:
             OSError: the file cannot be read.
         """
         found = []
-        with open(self.path, "rb", opener=_open_at_once) as file:
+        with open(self.path, "rb", opener=open_at_once) as file:
             for number in numbers:
                 file.seek(self.index.offsets[number])
                 line = file.readline(MAX_LINE_BYTES)
@@ -188,27 +135,6 @@ class Segment:
                 if message is not None and message.position[1] == self.index.seqs[number]:
                     found.append((message, len(line)))
         return found
-
-    def close(self) -> None:
-        """Close the file; it is opened again when needed."""
-        if self._fd is not None:
-            fd, self._fd = self._fd, None
-            with contextlib.suppress(OSError):
-                os.close(fd)
-
-    def _open(self) -> int:
-        fd = _open_at_once(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        try:
-            os.ftruncate(fd, self.size)  # the rest of a line that a kill or a full disk left
-        except OSError:
-            os.close(fd)
-            raise
-        return fd
-
-
-def _open_at_once(path: Path | str, flags: int) -> int:
-    """Open without blocking, whatever somebody may have put in the place of the file."""
-    return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, _FILE_MODE)
 
 
 def _message(line: bytes) -> FeedMessage | None:
@@ -224,140 +150,6 @@ def _follows(position: Position, last: Position | None, known_boots: set[str]) -
     if last is not None and boot == last[0]:
         return seq > last[1]
     return boot not in known_boots
-
-
-class SegmentFolder:
-    """The segments of a log in order, with one writer at a time.
-
-    Args:
-        path: created if missing; used by one process at a time.
-        max_bytes: size of all segments together.
-        segment_bytes: size of one; at most half of `max_bytes`.
-
-    Attributes:
-        segments: oldest first.
-        damaged: lines and files skipped when the folder was opened.
-
-    Raises:
-        ValueError: sizes that do not fit together.
-    """
-
-    def __init__(self, path: Path, max_bytes: int, segment_bytes: int) -> None:
-        if not 0 < segment_bytes <= max_bytes // 2:
-            raise ValueError(
-                f"segment_bytes: expected 1 to {max_bytes // 2}, half of max_bytes, "
-                f"got {segment_bytes}"
-            )
-        self.path = path
-        self.segments: list[Segment] = []
-        self.damaged = 0
-        self._max_bytes = max_bytes
-        self._segment_bytes = segment_bytes
-        self._next_number = 1
-        self._lock_fd: int | None = None
-
-    def open(self, observe: Callable[[FeedMessage], None]) -> None:
-        """Index the messages of earlier runs, and pass each to `observe`, oldest first.
-
-        Raises:
-            OSError: the folder cannot be created or read.
-            StartupError: another process uses it.
-        """
-        if os.path.lexists(self.path) and not self.path.is_dir():
-            warn_set_aside(self.path, "event log", "it is not a folder")
-        self.path.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
-        self._lock()
-        names = (_SEGMENT_NAME.match(path.name) for path in self.path.iterdir())
-        numbers = sorted(int(name[1]) for name in names if name)
-        known_boots: set[str] = set()
-        last: Position | None = None
-        for number in numbers:
-            self._next_number = number + 1
-            segment = Segment(self._path_of(number))
-            try:
-                for message in segment.scan(known_boots, last, self._segment_bytes):
-                    observe(message)
-            except (OSError, DamagedFileError) as error:
-                self._set_aside(segment.path, error)
-                continue
-            self.damaged += segment.damaged
-            last = segment.index.last or last
-            self.segments.append(segment)
-            while self._size() > self._max_bytes:  # more than this program leaves
-                oldest = self.segments[0]
-                with contextlib.suppress(OSError):
-                    oldest.path.unlink()
-                self.forget(oldest)
-
-    def write(self, message: FeedMessage) -> None:
-        """Append a message to the newest segment.
-
-        Raises:
-            OSError: it could not be written; no part of it is in the folder.
-        """
-        line = message.encode_line()
-        if self.segments and not self.segments[-1].is_there():
-            self.forget(self.segments[-1])
-        while self.segments and self._size() + len(line) > self._max_bytes:
-            self._delete_oldest()
-        if not self.segments or self.segments[-1].size + len(line) > self._segment_bytes:
-            self._start_segment()
-        try:
-            self.segments[-1].append(message, line)
-        except PermissionError:  # the file belongs to another user or was made read-only
-            self._start_segment()
-            self.segments[-1].append(message, line)
-
-    def forget(self, segment: Segment) -> None:
-        """Drop a segment whose file is gone."""
-        segment.close()
-        if segment in self.segments:
-            self.segments.remove(segment)
-
-    def close(self) -> None:
-        """Close all files and release the folder."""
-        for segment in self.segments:
-            segment.close()
-        if self._lock_fd is not None:
-            os.close(self._lock_fd)
-            self._lock_fd = None
-
-    def _set_aside(self, path: Path, error: OSError | DamagedFileError) -> None:
-        self.damaged += 1
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        kept_as = self.path / _ASIDE
-        warn_set_aside(path, "event log", reason, "going on with the other files", kept_as)
-
-    def _size(self) -> int:
-        return sum(segment.size for segment in self.segments)
-
-    def _delete_oldest(self) -> None:
-        oldest = self.segments[0]
-        with contextlib.suppress(FileNotFoundError):
-            oldest.path.unlink()
-        self.forget(oldest)
-
-    def _start_segment(self) -> None:
-        self.path.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
-        if self.segments:
-            self.segments[-1].close()
-        self.segments.append(Segment(self._path_of(self._next_number)))
-        self._next_number += 1
-
-    def _path_of(self, number: int) -> Path:
-        return self.path / f"events-{number:012}.jsonl"
-
-    def _lock(self) -> None:
-        try:
-            lock_fd = open_lock(self.path / "lock")
-        except OSError:
-            return  # a read-only disk: nobody writes, and the messages on it can still be replayed
-        try:
-            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(lock_fd)
-            raise StartupError(f"{self.path} is in use by another process") from error
-        self._lock_fd = lock_fd
 
 
 @dataclass(frozen=True)
@@ -415,7 +207,8 @@ class _Spare:
             return
         try:
             if self._has_all_but_newest(waiting) and self._file is not None:
-                self._file.append(waiting[-1], waiting[-1].encode_line())
+                offset = self._file.append(waiting[-1].encode_line())
+                self._file.index.add(waiting[-1], offset)
             else:
                 self._write(self._path, waiting)
         except (OSError, DamagedFileError) as error:
@@ -444,7 +237,7 @@ class _Spare:
         if self._file is not None:
             self._file.close()
             self._file = None
-        replace_file(path, b"".join(message.encode_line() for message in waiting), mode=_FILE_MODE)
+        replace_file(path, b"".join(message.encode_line() for message in waiting), mode=FILE_MODE)
         file = Segment(path)
         for _ in file.scan(set(), None, MAX_SPARE_BYTES):
             pass
@@ -484,7 +277,9 @@ class EventLog:
         now_s: Callable[[], float] = time.monotonic,
         spare: Path | None = None,
     ) -> None:
-        self._folder = SegmentFolder(directory, max_bytes, segment_bytes)
+        self._folder = SegmentFolder(
+            directory, "events", "event log", Segment, max_bytes, segment_bytes
+        )
         self._unwritten: deque[FeedMessage] = deque()
         self._left_open: dict[str, FeedMessage] = {}
         self._limited_log = LimitedLog(logger, now_s)
@@ -493,7 +288,7 @@ class EventLog:
         self.write_errors = 0
         self.dropped = 0
         try:
-            self._folder.open(self._observe)
+            self._open()
         except OSError as error:
             self._limited_log.warning("event log %s cannot be read: %s", directory, error)
         self.damaged = self._folder.damaged
@@ -598,11 +393,30 @@ class EventLog:
 
     def _is_written(self, message: FeedMessage) -> bool:
         try:
-            self._folder.write(message)
+            segment, offset = self._folder.write(message.encode_line())
         except OSError as error:
             self.outage.failed("event log %s cannot be written: %s", self._folder.path, error)
             return False
+        segment.index.add(message, offset)
         return True
+
+    def _open(self) -> None:
+        """Index the messages of earlier runs.
+
+        Raises:
+            OSError: the folder cannot be created or read.
+            StartupError: another process uses it.
+        """
+        known_boots: set[str] = set()
+        last: Position | None = None
+
+        def scan(segment: Segment, max_bytes: int) -> None:
+            nonlocal last
+            for message in segment.scan(known_boots, last, max_bytes):
+                self._observe(message)
+            last = segment.index.last or last
+
+        self._folder.open(scan)
 
     def _load_spare(self) -> None:
         """Append the messages that the disk refused to an earlier run and that the log lacks."""

@@ -1,0 +1,298 @@
+"""A bounded log on disk: a folder of segments, files of lines that are only appended to.
+
+The oldest segment is deleted when all together are too large. Lines are written but not synced: a
+kill loses none, a power cut at most those of the last seconds. A last line without its end was left
+by a kill, and is cut off before the next one is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from ast_stream.errors import StartupError
+from ast_stream.runtime.files import (
+    DamagedFileError,
+    open_lock,
+    read_bounded,
+    replace_file,
+    warn_set_aside,
+)
+
+FILE_MODE = 0o640
+_ASIDE = "segment"
+_FOLDER_MODE = 0o750
+
+logger = logging.getLogger(__name__)
+
+
+class LineFile:
+    """One file of a log, appended to by whole lines; only the newest one is.
+
+    Attributes:
+        size: bytes of whole lines.
+        damaged: lines skipped, counted by whoever reads them.
+    """
+
+    MAX_LINE_BYTES = 64 * 1024
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = 0
+        self.damaged = 0
+        self._fd: int | None = None
+
+    def lines(self, max_bytes: int) -> Iterator[tuple[int, bytes]]:
+        """Yield the first byte and the text of each whole line on disk.
+
+        Args:
+            max_bytes: what lies beyond was not written by this program, and is not read.
+
+        Raises:
+            OSError: the file cannot be read.
+            DamagedFileError: it is not a file.
+        """
+        content = read_bounded(self.path, max_bytes, is_cut=True)
+        self.size = content.rfind(b"\n") + 1
+        torn = content[self.size :]
+        is_too_long = self.path.stat().st_size > max_bytes
+        self.damaged = int(is_too_long or len(torn) > self.MAX_LINE_BYTES or b"\0" in torn)
+        offset = 0
+        while offset < self.size:
+            line = content[offset : content.index(b"\n", offset) + 1]
+            yield offset, line
+            offset += len(line)
+
+    def append(self, line: bytes) -> int:
+        """Write one line; return its first byte.
+
+        Raises:
+            OSError: it could not be written; the next append cuts off what the disk took of it.
+        """
+        try:
+            if self._fd is None:
+                self._fd = self._open()
+            if os.write(self._fd, line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            self.close()
+            raise
+        offset, self.size = self.size, self.size + len(line)
+        return offset
+
+    def replace(self, content: bytes) -> None:
+        """Put other lines in the place of those that are there.
+
+        Raises:
+            OSError: they could not be written; what was there is whole.
+        """
+        replace_file(self.path, content, mode=FILE_MODE)
+        self.close()
+        self.size = len(content)
+
+    def is_there(self) -> bool:
+        """Return whether the path still leads to the file with the lines that were written."""
+        try:
+            found = os.stat(self.path)
+        except FileNotFoundError:
+            return False
+        if self._fd is not None and found.st_ino != os.fstat(self._fd).st_ino:
+            return False
+        return found.st_size >= self.size
+
+    def close(self) -> None:
+        """Close the file; it is opened again when needed."""
+        if self._fd is not None:
+            fd, self._fd = self._fd, None
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+    def _open(self) -> int:
+        fd = open_at_once(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        try:
+            os.ftruncate(fd, self.size)  # the rest of a line that a kill or a full disk left
+        except OSError:
+            os.close(fd)
+            raise
+        return fd
+
+
+def open_at_once(path: Path | str, flags: int) -> int:
+    """Open without blocking, whatever somebody may have put in the place of the file."""
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, FILE_MODE)
+
+
+_Segment = TypeVar("_Segment", bound=LineFile)
+
+
+class SegmentFolder(Generic[_Segment]):
+    """The segments of a log in order, with one writer at a time.
+
+    Args:
+        path: created if missing; used by one process at a time.
+        name: the segments are `NAME-000000000001.jsonl` and so on.
+        what: the content, as warnings name it.
+        make: returns the segment of a path.
+        max_bytes: size of all segments together.
+        segment_bytes: size of one; at most half of `max_bytes`.
+
+    Attributes:
+        segments: oldest first.
+        damaged: lines and files skipped when the folder was opened.
+
+    Raises:
+        ValueError: sizes that do not fit together.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        what: str,
+        make: Callable[[Path], _Segment],
+        max_bytes: int,
+        segment_bytes: int,
+    ) -> None:
+        if not 0 < segment_bytes <= max_bytes // 2:
+            raise ValueError(
+                f"segment_bytes: expected 1 to {max_bytes // 2}, half of max_bytes, "
+                f"got {segment_bytes}"
+            )
+        self.path = path
+        self.segments: list[_Segment] = []
+        self.damaged = 0
+        self._name = name
+        self._what = what
+        self._make = make
+        self._max_bytes = max_bytes
+        self._segment_bytes = segment_bytes
+        self._next_number = 1
+        self._lock_fd: int | None = None
+
+    def open(self, scan: Callable[[_Segment, int], None]) -> None:
+        """Find the segments of earlier runs.
+
+        Args:
+            scan: reads one of them, up to so many bytes; called with each, oldest first.
+
+        Raises:
+            OSError: the folder cannot be created or read.
+            StartupError: another process uses it.
+        """
+        if os.path.lexists(self.path) and not self.path.is_dir():
+            warn_set_aside(self.path, self._what, "it is not a folder")
+        self.path.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+        self._lock()
+        for number in segment_numbers(self.path, self._name):
+            self._next_number = number + 1
+            segment = self._make(self._path_of(number))
+            try:
+                scan(segment, self._segment_bytes)
+            except (OSError, DamagedFileError) as error:
+                self._set_aside(segment.path, error)
+                continue
+            self.damaged += segment.damaged
+            self.segments.append(segment)
+            while self._size() > self._max_bytes:  # more than this program leaves
+                oldest = self.segments[0]
+                with contextlib.suppress(OSError):
+                    oldest.path.unlink()
+                self.forget(oldest)
+
+    def write(self, line: bytes) -> tuple[_Segment, int]:
+        """Append a line to the newest segment; return that and the line's first byte.
+
+        Raises:
+            OSError: it could not be written; no part of it is in the folder.
+        """
+        if self.segments and not self.segments[-1].is_there():
+            self.forget(self.segments[-1])
+        while self.segments and self._size() + len(line) > self._max_bytes:
+            self._delete_oldest()
+        if self.newest_without_room_for(line) or not self.segments:
+            self._start_segment()
+        try:
+            return self.segments[-1], self.segments[-1].append(line)
+        except PermissionError:  # the file belongs to another user or was made read-only
+            self._start_segment()
+            return self.segments[-1], self.segments[-1].append(line)
+
+    def newest_without_room_for(self, line: bytes) -> _Segment | None:
+        """Return the newest segment if this line would begin another one; None: it has room."""
+        if self.segments and self.segments[-1].size + len(line) > self._segment_bytes:
+            return self.segments[-1]
+        return None
+
+    def forget(self, segment: _Segment) -> None:
+        """Drop a segment whose file is gone."""
+        segment.close()
+        if segment in self.segments:
+            self.segments.remove(segment)
+
+    def close(self) -> None:
+        """Close all files and release the folder."""
+        for segment in self.segments:
+            segment.close()
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+
+    def _set_aside(self, path: Path, error: OSError | DamagedFileError) -> None:
+        self.damaged += 1
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        kept_as = self.path / _ASIDE
+        warn_set_aside(path, self._what, reason, "going on with the other files", kept_as)
+
+    def _size(self) -> int:
+        return sum(segment.size for segment in self.segments)
+
+    def _delete_oldest(self) -> None:
+        oldest = self.segments[0]
+        with contextlib.suppress(FileNotFoundError):
+            oldest.path.unlink()
+        self.forget(oldest)
+
+    def _start_segment(self) -> None:
+        self.path.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+        if self.segments:
+            self.segments[-1].close()
+        self.segments.append(self._make(self._path_of(self._next_number)))
+        self._next_number += 1
+
+    def _path_of(self, number: int) -> Path:
+        return segment_path(self.path, self._name, number)
+
+    def _lock(self) -> None:
+        try:
+            lock_fd = open_lock(self.path / "lock")
+        except OSError:
+            return  # a read-only disk: nobody writes, and the lines on it can still be read
+        try:
+            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(lock_fd)
+            raise StartupError(f"{self.path} is in use by another process") from error
+        self._lock_fd = lock_fd
+
+
+def segment_path(folder: Path, name: str, number: int) -> Path:
+    """Return where a segment of a folder is."""
+    return folder / f"{name}-{number:012}.jsonl"
+
+
+def segment_numbers(folder: Path, name: str) -> list[int]:
+    """Return the numbers of the segments in a folder, oldest first.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    pattern = re.compile(re.escape(name) + r"-(\d{12})\.jsonl\Z")
+    found = (pattern.match(path.name) for path in folder.iterdir())
+    return sorted(int(match[1]) for match in found if match)

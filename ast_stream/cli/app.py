@@ -81,6 +81,7 @@ COMMANDS = (
     Command("outbox", f"{_CLI}.outbox:app", "List, send, retry or drop deliveries."),
     Command("ack", f"{_CLI}.outbox:ack", "Say that an alert has been seen."),
     Command("snooze", f"{_CLI}.outbox:snooze", "Hold back the alerts of a rule."),
+    Command("keys", f"{_CLI}.keys:app", "Make keys for tcp, and say what each may do."),
     Command("status", f"{_CLI}.status:status", "Show how all processes and streams are."),
     Command(
         "install-units",

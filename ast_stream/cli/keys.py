@@ -1,0 +1,151 @@
+"""`ast-stream keys`: CURVE keys for tcp, and the rights of each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ast_stream.cli.options import json_option
+from ast_stream.cli.output import aligned, json_line, say
+from ast_stream.errors import UsageError
+from ast_stream.transport.allow_list import (
+    DEFAULT_ALLOW_LIST,
+    WORDS,
+    Client,
+    Rights,
+    read_allow_list,
+    write_allow_list,
+)
+from ast_stream.transport.curve import make_key
+from ast_stream.transport.keys import (
+    KEY_CHARACTERS,
+    NAME,
+    NAME_RULE,
+    decode_key,
+    read_public,
+    write_pair,
+)
+from ast_stream.units import format_time
+
+AllowListOption = Annotated[
+    Path, typer.Option("--allow-list", metavar="FILE", help="The allow-list of the worker.")
+]
+_RIGHTS = "; ".join(f"{word}: {meaning}" for word, meaning in WORDS.items())
+
+app = typer.Typer(
+    help="Make CURVE keys, and say what each may do.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example: ast-stream keys create porch-box",
+)
+
+
+@app.command("create")
+def create(
+    name: Annotated[str, typer.Argument(help="Of whom the key is, e.g. worker or porch-box.")],
+    folder: Annotated[
+        Path, typer.Option("--dir", metavar="DIR", help="Where the files are written.")
+    ] = DEFAULT_ALLOW_LIST.parent,
+) -> None:
+    """Make a key: NAME.key, which may be given to anyone, and NAME.key_secret, which may not.
+
+    The secret is written with mode 0600 and never printed; the paths of both files are.
+
+    Example: ast-stream keys create porch-box --dir keys
+    """
+    for path in write_pair(folder, name, make_key()):
+        say(str(path))
+
+
+@app.command("authorise")
+def authorise(
+    key: Annotated[str, typer.Argument(help="The public key: its file, or its 40 characters.")],
+    rights: Annotated[list[str], typer.Argument(help=f"{_RIGHTS}.")],
+    name: Annotated[
+        str | None, typer.Option(help="What to call it. (default: as its file)")
+    ] = None,
+    allow_list: AllowListOption = DEFAULT_ALLOW_LIST,
+) -> None:
+    """Let the owner of a key do what is named, and nothing else; a running worker follows at once.
+
+    Example: ast-stream keys authorise porch-box.key push:porch feed
+    """
+    public = _public(key)
+    name = Path(key).stem if name is None and public != key else name
+    if name is None or not NAME.match(name):
+        raise UsageError(f"--name: expected {NAME_RULE}, got {name or 'none'}")
+    try:
+        Rights.of(rights)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    clients = read_allow_list(allow_list)
+    if any(client.name == name and client.key != public for client in clients):
+        raise UsageError(
+            f"{name} is the name of another key: revoke that, or choose another --name"
+        )
+    client = Client(name, public, tuple(dict.fromkeys(rights)), time.time_ns())
+    write_allow_list(allow_list, [*_without(clients, public), client])
+    say(f"{name} may: {', '.join(client.words)}")
+
+
+@app.command("revoke")
+def revoke(
+    key: Annotated[str, typer.Argument(help="The name as `list` shows it, the file, or the key.")],
+    allow_list: AllowListOption = DEFAULT_ALLOW_LIST,
+) -> None:
+    """Take all rights from a key; a running worker disconnects its owner at once.
+
+    Example: ast-stream keys revoke porch-box
+    """
+    clients = read_allow_list(allow_list)
+    named = [client for client in clients if key in (client.name, client.key)]
+    if not named and Path(key).is_file():
+        public = _public(key)
+        named = [client for client in clients if client.key == public]
+    if not named:
+        raise UsageError(f"{key}: expected a key in {allow_list}, got none that is")
+    write_allow_list(allow_list, _without(clients, named[0].key))
+    say(f"{named[0].name} may do nothing any more")
+
+
+@app.command("list")
+def list_keys(
+    allow_list: AllowListOption = DEFAULT_ALLOW_LIST,
+    as_json: Annotated[bool, json_option("JSON lines.")] = False,
+) -> None:
+    """List the keys that are authorised, and the rights of each.
+
+    Example: ast-stream keys list --json
+    """
+    clients = read_allow_list(allow_list)
+    if as_json:
+        for client in clients:
+            added = format_time(client.added_ns)
+            entry = {"name": client.name, "key": client.key, "rights": client.words, "added": added}
+            print(json_line(entry))
+        return
+    rows = [
+        (client.name, client.key, format_time(client.added_ns)[:10], " ".join(client.words))
+        for client in clients
+    ]
+    for line in aligned([("name", "key", "added", "rights"), *rows]):
+        say(line)
+
+
+def _public(key: str) -> str:
+    """Return the public key that is meant: the text itself, or what is in the file."""
+    if len(key) == KEY_CHARACTERS and not Path(key).exists():
+        try:
+            decode_key(key)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        return key
+    return read_public(Path(key))
+
+
+def _without(clients: Sequence[Client], key: str) -> list[Client]:
+    return [client for client in clients if client.key != key]

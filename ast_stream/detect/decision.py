@@ -137,6 +137,7 @@ class Decision:
         self._hit_mask[parameters.confirm_hops == 64] = np.uint64(2**64 - 1)
         self._is_smoothing = bool((parameters.ema_alpha < 1).any())
         self._is_fitted = bool(parameters.onset_fits.is_fitted.any())
+        self._max_rise = parameters.max_rise
 
     def grow(self, n_slots: int) -> None:
         """Make room for `n_slots` slots."""
@@ -355,7 +356,7 @@ class Decision:
         hops_ago = np.array([int(hits).bit_length() - 1 for hits in s["hits"][cell]])
         t_up = at - hops_ago * p.geometry.hop
         has_fit = s["crossed_at"][cell] == t_up
-        since = np.maximum(s["rising_since"][cell], t_up - p.max_rise)
+        since = np.maximum(s["rising_since"][cell], t_up - self._max_rise)
         first_risen = np.where(s["rising_since"][cell] == NEVER, t_up, np.minimum(since, t_up))
         onset = locate_onset(
             p.geometry,

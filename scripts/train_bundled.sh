@@ -22,12 +22,12 @@ steps=${STEPS:-12500} second_steps=${SECOND_STEPS:-6000}
 fold=4
 
 # minutes of talk, music and sounds of no class that thresholds are chosen by, and hours of generated ones
-talk_minutes=${TALK_MINUTES:-70}
-music_minutes=${MUSIC_MINUTES:-45}
+talk_minutes=${TALK_MINUTES:-120}
+music_minutes=${MUSIC_MINUTES:-85}
 unknown_minutes=${UNKNOWN_MINUTES:-25}
 negative_hours=${NEGATIVE_HOURS:-1}
-# none of a class in these three hours, two of clocks and music; what finds too little then is off by default
-budget=(--budget "${BUDGET:-0.2/h}" --budget tick_tock=0.7/h --budget music=0.7/h --among "${AMONG:-4/h}"
+# of each class in these hours; what finds too little then is off by default
+budget=(--budget "${BUDGET:-0.1/h}" --budget rain=0.2/h --budget sneeze=0.2/h --budget tick_tock=0.7/h --budget music=0.7/h --among "${AMONG:-4/h}"
     --off-below 0.5)
 
 mkdir -p "$out"

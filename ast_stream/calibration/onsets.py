@@ -51,7 +51,7 @@ _RIDGE = 2.0  # of slopes in standard deviations: a few sounds prove no steep on
 _ROUNDS = 30
 _CLOSE_S = 0.02  # deviations below weigh alike
 
-IN_ONE_EVENT = 0.8  # of the sounds of a class are not to be cut by their pauses
+IN_ONE_EVENT = 0.9  # of the sounds of a class are not to be cut by their pauses
 HOLD_S = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5)
 HOLD_MARGIN_S = 0.32  # two frames: how much the edges of events around a pause vary
 

@@ -55,6 +55,9 @@ FRAME_CONFIRM_S = (0.16, DEFAULT_FRAME_CONFIRM_S, 0.48, DEFAULT_CONFIRM_S, 2.0, 
 SMOOTHING_S = (0.0, 0.25, 0.5, 1.0)
 MAX_SMOOTHING_S = SMOOTHING_S[-1]
 WORTH_OF_A_SECOND = 0.2  # a sound that is known a second later counts so much less
+TAIL_PEAKS = 10  # false alarms that the tail of their rate is fitted to
+TAIL_PRIOR, TAIL_PRIOR_PEAKS = 0.5, 2.0  # their mean excess on the logits before any is heard
+TAIL_REACH = 10  # no rate is told below one alarm in so many times what was heard
 ENOUGH_SOUNDS = 20  # fewer cannot show whether a timing finds more
 RECALL_FLOOR = 0.5  # a class that finds fewer of its sounds is not worth its alarms: a remark
 
@@ -198,14 +201,19 @@ class ThresholdSweep:
     def choose(self, budget: Budget, among: Budget | None = None) -> OperatingPoint:
         """Return the lowest threshold from which on no higher one exceeds the budget either.
 
+        Where the budget allows few alarms in the audio that was heard, chance decides how many
+        there were: then the threshold must keep the budget by the tail of the rate, too.
+
         Args:
             among: the budget among other sounds; None: the same.
 
         Where even the highest exceeds it, that one is chosen and `is_met` is false.
         """
-        exceeds = self.false_among > (among or budget).allowed(self.hours_among)
-        exceeds |= self.false_negatives > budget.allowed(self.hours_negative)
-        number = int(np.flatnonzero(exceeds)[-1]) + 1 if exceeds.any() else 0
+        among = among or budget
+        number = max(
+            first_within(self.thresholds, self.false_among, among, self.hours_among),
+            first_within(self.thresholds, self.false_negatives, budget, self.hours_negative),
+        )
         is_met = number < len(self.thresholds)
         number = min(number, len(self.thresholds) - 1)
         return OperatingPoint(
@@ -305,6 +313,43 @@ def sweep_thresholds(
         )
         for number, (timing, parameters) in enumerate(by_timing.items())
     }
+
+
+def first_within(thresholds: Values, counts: Counts, budget: Budget, hours: float) -> int:
+    """Return the index of the first threshold that keeps the budget, their number if none does.
+
+    Scores of what is falsely heard have a tail that falls exponentially over the logits, so few
+    alarms of a class at lower thresholds say how rare they are at higher ones (peaks over a
+    threshold). A prior keeps one or two of them from saying much.
+
+    Args:
+        thresholds: ascending, shape (n,).
+        counts: false alarms at each, shape (n,).
+
+    Source: Pickands, "Statistical inference using extreme order statistics", Annals of Statistics
+    3 (1975).
+    """
+    if not hours:
+        return 0
+    exceeds = counts > budget.allowed(hours)
+    seen = int(np.flatnonzero(exceeds)[-1]) + 1 if exceeds.any() else 0
+    expected = max(budget.per_h * hours, 1 / TAIL_REACH)
+    if expected >= TAIL_PEAKS:
+        return seen
+    falling = np.maximum.accumulate(counts[::-1])[::-1].astype(np.float64)
+    if falling[-1] > TAIL_PEAKS:
+        return len(thresholds)
+    n_peaks = float(falling[falling <= TAIL_PEAKS][0])
+    if n_peaks <= expected:
+        return seen
+    first = int(np.flatnonzero(falling >= n_peaks)[-1])  # the highest that all of them are above
+    logits = np.log(thresholds / (1 - thresholds))
+    excess = float(
+        (falling[first:-1] * np.diff(logits[first:])).sum()
+    )  # of all peaks over the first
+    mean = (excess + TAIL_PRIOR * TAIL_PRIOR_PEAKS) / (n_peaks + TAIL_PRIOR_PEAKS)
+    needed = logits[first] + mean * np.log(n_peaks / expected)
+    return max(seen, int(np.searchsorted(logits, needed)))
 
 
 @dataclass(frozen=True)

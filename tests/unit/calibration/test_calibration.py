@@ -22,6 +22,7 @@ from ast_stream.calibration.thresholds import (
     ThresholdSweep,
     Timing,
     calibrate_classes,
+    first_within,
     sweep_thresholds,
     timing_parameters,
     timings,
@@ -107,16 +108,16 @@ def _threshold(
 
 def test_the_threshold_is_the_lowest_that_keeps_the_budget() -> None:
     positives = _ideal(_barks(4), [0.95, 0.9, 0.8, 0.45])
-    negatives = _with_bursts([0.7, 0.5, 0.3])
-    curve = _swept([positives], [negatives])
-    for budget_per_h, above, found in ((0.5, 0.7, 3), (1.0, 0.5, 3), (2.0, 0.3, 4)):
+    loud = [0.96] * 10  # enough to be counted, and not left to chance
+    curve = _swept([positives], [_with_bursts([*loud, 0.7, 0.5, 0.3])])
+    for budget_per_h, above, found in ((10.0, 0.7, 3), (11.0, 0.5, 3), (12.0, 0.3, 4)):
         choice = curve.choose(per_hour(budget_per_h))
         below = CANDIDATES[above >= CANDIDATES].max()
         assert choice.is_met
         assert choice.threshold == CANDIDATES[below < CANDIDATES].min()
         assert (choice.n_found, choice.n_sounds) == (found, 4)
         assert choice.false_negatives == int(budget_per_h)
-    assert curve.choose(per_hour(3.0)).threshold == LOWEST
+    assert curve.choose(per_hour(13.0)).threshold == LOWEST
 
 
 def test_false_alarms_are_counted_by_event_and_not_by_window() -> None:
@@ -331,7 +332,7 @@ def test_a_lower_budget_never_lowers_a_threshold(
 @pytest.mark.slow
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
-    false=st.lists(st.floats(0.3, 0.95), min_size=1, max_size=8),
+    false=st.lists(st.floats(0.3, 0.95), min_size=11, max_size=24),
     found=st.lists(st.floats(0.3, 0.95), min_size=1, max_size=8),
     scale=st.floats(0.7, 1.5),
     bias=st.floats(-0.3, 0.3),
@@ -346,7 +347,7 @@ def test_a_score_map_moves_thresholds_and_keeps_what_they_find(
     positives, negatives = _ideal(_barks(len(found)), found), _with_bursts(false)
     score_map = PlattScaling(scale=scale, bias=bias)
     curves = [_swept([positives], [negatives], affine) for affine in (IDENTITY, score_map)]
-    for budget_per_h in (0.5, 1.0, 3.0):
+    for budget_per_h in (10.0, 14.0):  # so many that their tail is not asked
         plain, mapped = (curve.choose(per_hour(budget_per_h)) for curve in curves)
         if LOWEST in (plain.threshold, mapped.threshold):
             continue  # the lowest allowed is no choice by false alarms
@@ -501,3 +502,27 @@ def test_few_examples_hardly_move_the_map() -> None:
     positives, negatives = rng.normal(1.0, 1.0, 300), rng.normal(0.0, 1.0, 3000)
     few, many = (fit(positives, negatives, n) for n in (2, 2000))
     assert abs(few[0] - 1) + abs(few[1]) < 0.5 * (abs(many[0] - 1) + abs(many[1]))
+
+
+def test_few_false_alarms_at_low_thresholds_say_how_rare_they_are_at_higher_ones() -> None:
+    rng = np.random.default_rng(0)
+    logits = np.log(CANDIDATES / (1 - CANDIDATES))
+    rates_per_h = []
+    for _ in range(200):
+        # peaks over 0.2: 30 an hour, exponential over the logits with mean 0.5, heard for 3 h
+        peaks = logits[0] + rng.exponential(0.5, rng.poisson(90))
+        counts = (peaks[:, None] >= logits).sum(axis=0)
+        chosen = logits[first_within(CANDIDATES, counts, per_hour(0.05), 3.0)]
+        rates_per_h.append(30 * np.exp(-(chosen - logits[0]) / 0.5))
+    assert 0.02 < np.median(rates_per_h) < 0.1
+    # what none was heard at is far above that, since nothing below one in 3 h can be heard
+    assert np.quantile(rates_per_h, 0.9) < 0.3
+
+
+def test_a_budget_that_many_alarms_keep_is_met_by_counting() -> None:
+    counts = np.arange(len(CANDIDATES))[::-1]
+    assert counts[first_within(CANDIDATES, counts, per_hour(10), 2.0)] == 20
+    assert first_within(CANDIDATES, np.full(len(CANDIDATES), 30), per_hour(0.1), 2.0) == len(
+        CANDIDATES
+    )
+    assert first_within(CANDIDATES, np.zeros(len(CANDIDATES), np.int64), per_hour(0.1), 2.0) == 0

@@ -128,5 +128,5 @@ def test_thresholds_of_kept_classes_rise_where_they_alarm_too_often() -> None:
     negatives = LogitStream(times, logits, (), n_windows / 2)
     raised = raised_thresholds(checkpoint, {loud, quiet}, [], [negatives], Budgets(per_hour(0.5)))
     assert list(raised) == [loud]
-    assert 0.8176 < raised[loud] < 0.83
+    assert 0.8176 < raised[loud] < 0.88  # where one was heard, louder ones are to be expected
     assert raised_thresholds(checkpoint, {quiet}, [], [negatives], Budgets(per_hour(0.5))) == {}

@@ -106,7 +106,7 @@ def test_calibration_decides_by_frames_and_keeps_what_holds_for_windows(
     assert result.rise_on_s == {"Bark": 0.9}
 
 
-@pytest.mark.parametrize(("loudest", "expected"), [(0.3, 0.83), (2.5, 0.93)])
+@pytest.mark.parametrize(("loudest", "expected"), [(0.3, 0.83), (2.5, 0.968)])
 def test_without_sounds_of_a_class_its_threshold_is_raised_where_needed_and_never_lowered(
     bursts: tuple[Pcm16, list[ReferenceEvent]], loudest: float, expected: float
 ) -> None:
@@ -121,7 +121,7 @@ def test_without_sounds_of_a_class_its_threshold_is_raised_where_needed_and_neve
     tagger = LoudFrames(before, device="cpu", precision="fp32", attention="math")
     night = score_stream(tagger, HOP_S, [pcm[: 20 * SAMPLE_RATE]])
     logits = np.full_like(night.logits, -6.0)
-    logits[30:60] = loudest  # a score of 0.60, or of 0.93
+    logits[30:60] = loudest  # a score of 0.60, or of 0.93: louder ones are to be expected
     by_timing = timings(2.56, HOP_S, 1.0, frames=frame_steps(before))
     (calibrated,) = calibrate_classes(
         before.labels,

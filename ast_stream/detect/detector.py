@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ast_stream.detect.decision import Decision, SlotNames
 from ast_stream.detect.frames import FrameAverages, PatchGrid
 from ast_stream.detect.parameters import model_facts, resolve_parameters
-from ast_stream.detect.scorer import DueWindows, LevelMeter, WindowScorer
+from ast_stream.detect.scorer import DueWindows, HopRun, HopRuns, LevelMeter, WindowScorer
 from ast_stream.detect.state import NEVER, DetectorState
 from ast_stream.errors import UsageError
 from ast_stream.messages.audio import Pcm16
@@ -74,6 +74,8 @@ class Detector:
         min_context_s: audio since start or gap before the first score; None: a full window.
         on_scores: called with the scores of each window, or each frame where frames decide,
             averaged as they are decided by, in order; None: not wanted.
+        on_run: called with runs of samples that were dealt with alike, see `settle_runs`; None: not
+            wanted.
 
     Raises:
         UsageError: a setting that does not fit the model (class, window or hop).
@@ -88,6 +90,7 @@ class Detector:
         min_context_s: float | None = 1.0,
         max_streams: int = 64,
         on_scores: Callable[[Scores], None] | None = None,
+        on_run: Callable[[HopRun], None] | None = None,
     ) -> None:
         detection = detection or DetectionSettings()
         hop_s = tagger.hop_s if hop_s is None else hop_s
@@ -115,6 +118,7 @@ class Detector:
         self._frames = _frame_averages(tagger, self.parameters.geometry.delay)
         self._positions = Positions(self.hop)
         self._levels = LevelMeter(self.window, self.hop, detection.gate_dbfs)
+        self._runs = None if on_run is None else HopRuns(self._names, on_run)
         self._n_slots = 0
         self._owed: list[Event] = []
         self._endings: dict[int, _Ending] = {}
@@ -179,6 +183,8 @@ class Detector:
         self._positions.context_start[slot] = max(start_sample, state.context_start)
         self._positions.first_scored[slot] = state.first_scored
         self._positions.score_from[slot] = state.position
+        if self._runs is not None:
+            self._runs.restart(slot, max(start_sample, state.position))
 
     def export(self, stream: str) -> DetectorState:
         """Return what `resume` needs."""
@@ -290,6 +296,7 @@ class Detector:
         self._owed = []
         if stream in self._names:
             self._endings.pop(slot, None)
+            self._finish_run(slot)
             events += self._decide_rest(slot) + self._close(slot, reason)
             self._names.remove(stream)
         return events
@@ -298,6 +305,14 @@ class Detector:
         """End the open events of a stream that goes on, or may; what is due is not scored."""
         events, self._owed = self._owed, []
         return events + self._close(self._names.slot(stream), reason)
+
+    def settle_runs(self) -> None:
+        """Give to `on_run` what is known so far: all samples up to `position` of each stream.
+
+        Runs are given without being asked for where they end.
+        """
+        if self._runs is not None:
+            self._runs.settle()
 
     def set_stride(self, stream: str, stride: int) -> None:
         """Under overload: score only every `stride`-th window, keeping the scores between."""
@@ -330,6 +345,7 @@ class Detector:
                 self._frames,
                 self._positions,
                 self._levels,
+                self._runs,
             ):
                 if part is not None:
                     part.grow(n_slots)
@@ -342,6 +358,12 @@ class Detector:
         self._scorer.reset(slot)
         if self._frames is not None:
             self._frames.reset(slot)
+        if self._runs is not None:
+            self._runs.restart(slot, start_sample)
+
+    def _finish_run(self, slot: int) -> None:
+        if self._runs is not None:
+            self._runs.finish(slot, int(self._positions.received[slot]))
 
     def _open_slots(self) -> npt.NDArray[np.int64]:
         return np.array([self._names.slot(stream) for stream in self.streams], np.int64)
@@ -398,6 +420,7 @@ class Detector:
             if self._positions.hops_waiting(np.array([slot], np.int64))[0] > 0:
                 continue
             ending = self._endings.pop(slot)
+            self._finish_run(slot)
             events += self._decide_rest(slot) + self._close(slot, ending.reason)
             if ending.restart_at is None:
                 self._names.remove(self._names.of(slot)[0])
@@ -427,6 +450,10 @@ class Detector:
         is_due &= hop_ends > at.score_from[slots]
         is_run = is_due & ~is_gated
         is_run &= (hop_ends // self.hop) % self._positions.stride[slots] == 0
+        if self._runs is not None:
+            for ends, gated in zip(hop_ends, is_gated, strict=True):
+                stops = np.minimum(ends, at.received[slots])
+                self._runs.add(slots, stops, gated, at.stride[slots] > 1)
         first, last = first_frame(at.context_start[slots]), last_frame(at.received[slots])
         asked = DueWindows(slots, hop_ends, is_due, is_run, is_gated, first, last)
         scores = self._scorer.score(asked) if self._frames is None else None

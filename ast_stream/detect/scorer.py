@@ -1,4 +1,7 @@
-"""What windows or their frames score: nothing below the level gate, else what the model says."""
+"""What windows or their frames score: nothing below the level gate, else what the model says.
+
+Which hops were listened to follows from that: runs of hops that were dealt with alike.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,16 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from ast_stream.coverage.spans import Kind
+from ast_stream.detect.decision import SlotNames
 from ast_stream.detect.frames import MAX_LOGIT
 from ast_stream.model.fbank import SlidingFbank
 from ast_stream.model.tagger import Tagger
 from ast_stream.units import FULL_SCALE, amplitude_to_dbfs
+
+_KINDS: tuple[Kind, ...] = ("listened", "gated", "degraded")
+_LISTENED, _GATED, _DEGRADED = range(len(_KINDS))
+_NONE = -1
 
 Indices = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -183,3 +192,86 @@ class LevelMeter:
     def level_dbfs(self, slot: int) -> float:
         """Return the level of the newest hop."""
         return amplitude_to_dbfs(float(self._rms[slot, -1]))
+
+
+@dataclass(frozen=True)
+class HopRun:
+    """Samples from `start` to `stop`, half-open, whose hops were dealt with alike."""
+
+    stream: str
+    epoch: str
+    kind: Kind
+    start: int
+    stop: int
+
+
+class HopRuns:
+    """The runs of all slots, as arrays: Python work is done only where a run ends.
+
+    Between two `restart` the runs of a slot follow each other without a gap, from the sample given
+    there to that given to `finish`.
+
+    Args:
+        on_run: called with each run that has ended, in order for each slot.
+    """
+
+    def __init__(self, names: SlotNames, on_run: Callable[[HopRun], None]) -> None:
+        self._names = names
+        self._on_run = on_run
+        self._kind: Indices = np.zeros(0, np.int64)
+        self._start: Indices = np.zeros(0, np.int64)
+        self._stop: Indices = np.zeros(0, np.int64)
+
+    def grow(self, n_slots: int) -> None:
+        """Make room for `n_slots` slots."""
+        more = (0, n_slots - len(self._kind))
+        self._kind = np.pad(self._kind, more, constant_values=_NONE)
+        self._start = np.pad(self._start, more)
+        self._stop = np.pad(self._stop, more)
+
+    def restart(self, slot: int, sample: int) -> None:
+        """Begin at a sample; what was not finished before is not accounted for."""
+        self._kind[slot] = _NONE
+        self._start[slot] = self._stop[slot] = sample
+
+    def add(
+        self,
+        slots: Indices,
+        stops: Indices,
+        is_gated: npt.NDArray[np.bool_],
+        is_late: npt.NDArray[np.bool_],
+    ) -> None:
+        """Take one hop of each slot; all of shape (n,).
+
+        Args:
+            stops: end of the hop, or of the audio where that is less.
+            is_gated: its window was too quiet to be scored.
+            is_late: windows are left out because the model cannot keep up.
+        """
+        is_new = stops > self._stop[slots]  # others only filled the window again after a restart
+        kinds = np.where(is_gated, _GATED, np.where(is_late, _DEGRADED, _LISTENED))
+        for row in np.flatnonzero(is_new & (kinds != self._kind[slots])):
+            self._end(int(slots[row]))
+            self._kind[slots[row]] = kinds[row]
+        self._stop[slots[is_new]] = stops[is_new]
+
+    def finish(self, slot: int, stop: int) -> None:
+        """End the run of a slot whose audio ends at `stop`.
+
+        Samples that no window reached, less than a hop, were not listened to as wanted.
+        """
+        self._end(slot)
+        self._kind[slot] = _DEGRADED
+        self._stop[slot] = max(stop, self._stop[slot])
+        self._end(slot)
+
+    def settle(self) -> None:
+        """Report what is known of all slots; their runs go on as new ones."""
+        for stream in self._names.streams:
+            self._end(self._names.slot(stream))
+
+    def _end(self, slot: int) -> None:
+        start, stop = int(self._start[slot]), int(self._stop[slot])
+        if start < stop:
+            self._on_run(HopRun(*self._names.of(slot), _KINDS[self._kind[slot]], start, stop))
+        self._start[slot] = stop

@@ -428,7 +428,7 @@ class Settings(Section):
     )
     state_dir: FilePath = Field(
         default="/var/lib/ast-stream",
-        description="folder of what must survive a restart: event log, alerts",
+        description="folder of what must survive a restart: event log, coverage, alerts",
     )
     streams: list[StreamSettings] = Field(min_length=1)
     model: ModelSettings = ModelSettings()

@@ -148,23 +148,21 @@ class Journal:
         self._unclaimed.clear()
         self._file.model = model
 
-    def save(
-        self, streams: Collection[JournalledStream], now_s: float, *, at_once: bool = False
-    ) -> None:
-        """Journal and acknowledge if it is due.
+    def is_due(self, streams: Collection[JournalledStream], now_s: float) -> bool:
+        """Return whether it is time to save again."""
+        is_far = any(
+            position - self._saved.get(name, 0) >= SAVE_EVERY_SAMPLES
+            for name, position in _positions(streams).items()
+        )
+        return is_far or now_s - self._saved_s >= SAVE_EVERY_S
+
+    def save(self, streams: Collection[JournalledStream], now_s: float) -> None:
+        """Journal and acknowledge.
 
         What could not be journalled is acknowledged all the same, unless a journal of older
         positions is left over: resuming from those, a later run would lack audio it has decided.
         """
-        positions = {
-            stream.name: position for stream in streams if (position := stream.position) is not None
-        }
-        is_far = any(
-            position - self._saved.get(name, 0) >= SAVE_EVERY_SAMPLES
-            for name, position in positions.items()
-        )
-        if not (at_once or is_far or now_s - self._saved_s >= SAVE_EVERY_S):
-            return
+        positions = _positions(streams)
         self._saved_s, self._saved = now_s, positions
         records = {
             stream.name: record for stream in streams if (record := stream.record()) is not None
@@ -173,6 +171,12 @@ class Journal:
             for stream in streams:
                 if stream.name in positions:
                     stream.acknowledge(positions[stream.name])
+
+
+def _positions(streams: Collection[JournalledStream]) -> dict[str, int]:
+    return {
+        stream.name: position for stream in streams if (position := stream.position) is not None
+    }
 
 
 class JournalFile:

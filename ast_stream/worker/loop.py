@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ast_stream.coverage.ledger import CoverageLedger
 from ast_stream.detect.detector import Detector
+from ast_stream.detect.scorer import HopRun
 from ast_stream.errors import UsageError, WireError
 from ast_stream.machine_clock import Moment, read_clocks
 from ast_stream.messages.audio import AudioBlock
@@ -21,6 +23,7 @@ from ast_stream.transport.event_log import EventLog
 from ast_stream.transport.publisher import DeduplicatingPublisher, FeedPublisher, Sender
 from ast_stream.transport.query import QueryServer
 from ast_stream.transport.sockets import Listener, Poller, Sockets
+from ast_stream.worker.account import StreamAccount
 from ast_stream.worker.journal import Journal
 from ast_stream.worker.overload import OverloadControl
 from ast_stream.worker.report import WorkerMetrics, WorkerReport, read_audio
@@ -33,6 +36,10 @@ MAX_BLOCKS_PER_TICK = 256
 MAX_WINDOWS_PER_TICK = 64  # then sockets and timers get their turn,
 MAX_SCORING_S = 1.0  # or after so long
 ORPHANS_AFTER_S = 10.0  # events of a stream whose capture process does not come back end then
+
+
+MakeDetector = Callable[[Callable[[Scores], None], Callable[[HopRun], None]], Detector]
+"""Returns a detector that calls its arguments with scores and with runs of hops."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ class Worker:
     """Drives the streams and the detector from the sockets.
 
     Args:
-        make_detector: returns a detector that calls its argument with the scores of each window.
+        ledger: of what was listened to.
         facts: model, device, precision and the like, for the status message.
         ring_folder: the ring of a stream that is not in the configuration lies here.
         now_s: a monotonic clock.
@@ -59,9 +66,10 @@ class Worker:
     def __init__(
         self,
         configs: list[StreamConfig],
-        make_detector: Callable[[Callable[[Scores], None]], Detector],
+        make_detector: MakeDetector,
         event_log: EventLog,
         journal: Journal,
+        ledger: CoverageLedger,
         sockets: WorkerSockets,
         *,
         metrics: WorkerMetrics,
@@ -71,8 +79,9 @@ class Worker:
         now: Callable[[], Moment] = read_clocks,
     ) -> None:
         self._now_s = now_s
-        self._detector = detector = make_detector(self._publish_scores)
+        self._detector = detector = make_detector(self._publish_scores, self._account_for)
         self._journal = journal
+        self._ledger = ledger
         self._sockets = sockets
         self._ring_folder = ring_folder
         self._metrics = metrics
@@ -91,7 +100,7 @@ class Worker:
             self._publisher,
             facts,
             self._started_s,
-            outages=(event_log.outage, journal.outage),
+            outages=(event_log.outage, journal.outage, ledger.outage),
         )
         self._query = QueryServer(
             sockets.query,
@@ -116,10 +125,10 @@ class Worker:
             after_tick()
 
     def finish(self) -> None:
-        """End open events, journal and acknowledge."""
+        """End open events, account for what was heard, journal and acknowledge."""
         for stream in self._streams:
             stream.end_events("shutdown")
-        self._journal.save(self._streams, self._now_s(), at_once=True)
+        self._save(self._now_s(), is_last=True)
 
     def tick(self) -> None:
         """Do what is due: move audio on to events, then what the clock and clients ask for."""
@@ -147,7 +156,8 @@ class Worker:
         self._control_overload(now_s)
         self._end_what_is_over(now_s)
         with stage("journal"):
-            self._journal.save(self._streams, now_s)
+            if self._journal.is_due(self._streams, now_s):
+                self._save(now_s)
         with stage("report"):
             self._report.publish(self._streams, now_s)
             self._metrics.renew(lambda: self._report.families(self._streams, now_s), now_s)
@@ -180,7 +190,7 @@ class Worker:
         """
         self._detector.use(detection)
         self._journal.change_model(model)
-        self._journal.save(self._streams, self._now_s(), at_once=True)
+        self._save(self._now_s())
 
     @property
     def _streams(self) -> list[WorkerStream]:
@@ -188,6 +198,18 @@ class Worker:
 
     def _publish_scores(self, scores: Scores) -> None:
         self._by_name[scores.stream].publish([scores])
+
+    def _account_for(self, run: HopRun) -> None:
+        self._by_name[run.stream].account_for(run)
+
+    def _save(self, now_s: float, *, is_last: bool = False) -> None:
+        """Account for all audio up to here, then journal and acknowledge it.
+
+        In this order: a run that resumes from the journal finds nothing before it unaccounted for.
+        """
+        self._detector.settle_runs()
+        self._ledger.save(at_once=is_last)
+        self._journal.save(self._streams, now_s)
 
     def _receive_blocks(self, now_s: float) -> None:
         for _ in range(MAX_BLOCKS_PER_TICK):
@@ -227,7 +249,8 @@ class Worker:
     def _add(self, config: StreamConfig) -> WorkerStream:
         ring = RingClient(self._sockets.sockets, self._poller, config.ring_endpoint)
         record = self._journal.claim(config.name)
-        stream = WorkerStream(config, ring, self._detector, self._publisher, record)
+        account = StreamAccount(self._ledger)
+        stream = WorkerStream(config, ring, self._detector, self._publisher, account, record)
         self._by_name[config.name] = stream
         logger.info("stream %s: expecting audio, ring at %s", config.name, config.ring_endpoint)
         return stream

@@ -15,7 +15,9 @@ from typing import Annotated
 import torch
 import typer
 
+from ast_stream.coverage.ledger import CoverageLedger
 from ast_stream.detect.detector import Detector
+from ast_stream.detect.scorer import HopRun
 from ast_stream.errors import StartupError
 from ast_stream.messages.event import Scores
 from ast_stream.messages.status import WorkerFacts
@@ -32,6 +34,7 @@ from ast_stream.settings.check import check_against_model
 from ast_stream.settings.load import LoadedSettings, load_file
 from ast_stream.settings.paths import (
     audio_endpoint,
+    coverage_paths,
     feed_endpoint,
     make_runtime_dir,
     metrics_address,
@@ -97,6 +100,7 @@ def run_worker(loaded: LoadedSettings, stop: threading.Event, reload: threading.
         # first, so that a second worker is refused before it loads a model
         bound = _bind(sockets, settings)
         event_log = EventLog(state_dir / "events", spare=runtime_dir / "unlogged-events.jsonl")
+        ledger = CoverageLedger(*coverage_paths(settings))
         figures = WorkerMetrics(metrics)
         with lifecycle.leaving_when_stopped(stop):
             tagger = _load(loaded, notifier, figures)
@@ -109,6 +113,7 @@ def run_worker(loaded: LoadedSettings, stop: threading.Event, reload: threading.
             partial(_make_detector, tagger, settings),
             event_log,
             _open_journal(runtime_dir, tagger, settings),
+            ledger,
             bound,
             metrics=figures,
             facts=facts,
@@ -125,6 +130,7 @@ def run_worker(loaded: LoadedSettings, stop: threading.Event, reload: threading.
         notifier.stopping("ending open events")
         worker.finish()
         event_log.close()
+        ledger.close()
 
 
 def _bind(sockets: Sockets, settings: Settings) -> WorkerSockets:
@@ -138,7 +144,10 @@ def _bind(sockets: Sockets, settings: Settings) -> WorkerSockets:
 
 
 def _make_detector(
-    tagger: Tagger, settings: Settings, on_scores: Callable[[Scores], None]
+    tagger: Tagger,
+    settings: Settings,
+    on_scores: Callable[[Scores], None],
+    on_run: Callable[[HopRun], None],
 ) -> Detector:
     """Return the detector, and log what the settings in seconds became, class by class."""
     detector = Detector(
@@ -148,6 +157,7 @@ def _make_detector(
         min_context_s=settings.model.min_context_s,
         max_streams=settings.model.max_streams,
         on_scores=on_scores,
+        on_run=on_run,
     )
     for index, is_enabled in enumerate(detector.parameters.is_enabled):
         if is_enabled:

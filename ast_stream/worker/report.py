@@ -192,7 +192,7 @@ class WorkerReport:
             ),
             figure(
                 "ast_stream_worker_disk_failing",
-                "1 while the event log or the journal cannot be written",
+                "1 while the event log, the journal or the coverage ledger cannot be written",
                 self.disk is not None,
             ),
         ]

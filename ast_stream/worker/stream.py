@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ast_stream.audio.pcm import SampleBuffer
 from ast_stream.detect.detector import LONGEST_SILENT_HOLE, Detector, StreamStatus
+from ast_stream.detect.scorer import HopRun
 from ast_stream.errors import WireError
 from ast_stream.messages.audio import (
     AckRequest,
@@ -23,6 +24,7 @@ from ast_stream.transport.publisher import DeduplicatingPublisher
 from ast_stream.transport.query import AudioRange
 from ast_stream.transport.sockets import QUERY_HWM_MESSAGES, Poller, Socket, Sockets
 from ast_stream.units import SAMPLE_RATE, samples_to_seconds, seconds_to_samples
+from ast_stream.worker.account import StreamAccount
 from ast_stream.worker.journal import StreamRecord
 from ast_stream.worker.reassembly import Audio, Ended, Item, NewEpoch, Reassembler
 
@@ -86,6 +88,7 @@ class WorkerStream:
     """Puts the audio of one stream in order, has it scored, and publishes what follows from it.
 
     Args:
+        account: accounts for the samples.
         record: journalled state to resume from; None: start after the last acknowledged sample.
 
     Attributes:
@@ -101,6 +104,7 @@ class WorkerStream:
         ring: RingClient,
         detector: Detector,
         publisher: DeduplicatingPublisher,
+        account: StreamAccount,
         record: StreamRecord | None,
     ) -> None:
         self.config = config
@@ -110,6 +114,7 @@ class WorkerStream:
         self._ring = ring
         self._detector = detector
         self._publisher = publisher
+        self._account = account
         self._reassembler = Reassembler(config.name)
         self._clock = SampleClock()
         self._history = SampleBuffer(HISTORY_S * SAMPLE_RATE)
@@ -188,6 +193,10 @@ class WorkerStream:
                 self._publisher.publish_scores(result, self._clock)
             else:
                 self._publisher.publish_event(result, self._event_message(result))
+
+    def account_for(self, run: HopRun) -> None:
+        """Account for samples that the detector is done with."""
+        self._account.add_run(run, self._clock)
 
     def end_events(self, reason: EndReason) -> None:
         """End the open events; the stream goes on, or may."""
@@ -372,10 +381,13 @@ class WorkerStream:
             self._publish_gap(gap)
             if not self.is_open or gap.epoch != self.epoch:
                 return True
+            self._account.expect(gap)
             self._detector.begin_gap(gap)
             self._is_ending = True
         if self._detector.is_ending(self.name):
             return False
+        self._detector.settle_runs()  # what is in front of the gap comes first
+        self._account.add_gaps(self._detector.position(self.name), self._clock)
         end = gap.start_sample + gap.samples
         self._publisher.end_orphans(self.name, of_epoch=gap.epoch, before=end)
         return True
@@ -432,6 +444,7 @@ class WorkerStream:
         """Forget what belongs to the epoch before."""
         self.epoch = epoch
         self._clock = clock
+        self._account.restart()
         self._history.restart(start_sample)
         self._resume_from = None
         self._acked = 0

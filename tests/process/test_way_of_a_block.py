@@ -33,6 +33,7 @@ PATIENCE_S = 60
 # what the clock, the service manager, Prometheus and clients ask for between two blocks
 BESIDE = {"Worker._do_chores", "run_worker.<locals>.after_tick", "WorkerMetrics.stage"}
 BESIDE |= {"WorkerMetrics.on_batch", "_CaptureProcess.run", "Listener._sweep"}
+BESIDE |= {"Worker._account_for"}
 # on a busy machine a block may be missed, which is logged, and the ring is asked for it
 BESIDE |= {"WorkerStream.exchange_with_ring", "LimitedLog.warning"}
 

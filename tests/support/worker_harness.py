@@ -28,7 +28,10 @@ from torch import Tensor
 
 from ast_stream.capture.ring import Ring, RingServer
 from ast_stream.capture.sources.base import SourceStatus
+from ast_stream.coverage.ledger import CoverageLedger, read_spans
+from ast_stream.coverage.spans import Span
 from ast_stream.detect import Detector
+from ast_stream.detect.scorer import HopRun
 from ast_stream.machine_clock import Moment
 from ast_stream.messages.audio import AudioBlock, Pcm16
 from ast_stream.messages.event import FeedMessage, Scores
@@ -238,6 +241,7 @@ class Site:
         window_cost_s: seconds that the model needs for a window.
         set_by_ns: by how much the wall clock was set.
         score_step: scores are multiples of it, so that they are equal on all processors; 0: exact.
+        gate_dbfs: of the next worker.
         published: event messages of all runs of the worker, as live readers get them.
     """
 
@@ -245,6 +249,7 @@ class Site:
         self.window_cost_s = 0.0
         self.set_by_ns = 0
         self.score_step = score_step
+        self.gate_dbfs: float | None = None
         self.published: list[Body] = []
         self.folder = Path(tempfile.mkdtemp(prefix="ast-", dir="/tmp"))
         self.now_s = 1_700_000_000.0
@@ -279,6 +284,7 @@ class Site:
         feed = sockets.bind("pub", f"ipc://{self.folder}/feed.sock", FEED_HWM_MESSAGES)
         self._feed = feed
         self._log = EventLog(self.folder / "events", spare=self.folder / "unlogged.jsonl")
+        self._ledger = CoverageLedger(*self._coverage_paths, now_s=lambda: self.now_s)
         self.worker = Worker(
             [self._config(name) for name in configured],
             self._make_detector,
@@ -288,6 +294,7 @@ class Site:
                 MAX_STREAMS,
                 self.now_s,
             ),
+            self._ledger,
             WorkerSockets(
                 sockets, cast(Listener, self._live), WatchedFeed(feed, self.published), query
             ),
@@ -301,9 +308,12 @@ class Site:
         assert self._push.waitable.poll(PATIENCE_MS, zmq.POLLOUT), "no connection to the worker"
         return self.worker
 
-    def _make_detector(self, on_scores: Callable[[Scores], None]) -> Detector:
+    def _make_detector(
+        self, on_scores: Callable[[Scores], None], on_run: Callable[[HopRun], None]
+    ) -> Detector:
         tagger = cast(Tagger, SlowTagger(self._tagger, self))
-        return Detector(tagger, DETECTION, hop_s=HOP_S, on_scores=on_scores)
+        detection = DETECTION.model_copy(update={"gate_dbfs": self.gate_dbfs})
+        return Detector(tagger, detection, hop_s=HOP_S, on_scores=on_scores, on_run=on_run)
 
     def _config(self, name: str) -> StreamConfig:
         return StreamConfig(name, {}, f"ipc://{self.folder}/ring.{name}.sock")
@@ -316,6 +326,7 @@ class Site:
         self._worker_sockets.close()
         self._worker_sockets = None
         self._log.close()
+        self._ledger.release()
         self._capture_sockets.forget(self._push)
 
     def play(self, pcm: Pcm16, name: str = "mic", block_samples: int = BLOCK) -> None:
@@ -391,6 +402,14 @@ class Site:
         page = self._log.replay(None)
         assert isinstance(page, ReplayPage)
         return [message.body for message in page.messages if message.kind == kind]
+
+    def spans(self, stream: str = "mic") -> list[Span]:
+        """Return what the ledger says of a stream, as anybody can read it meanwhile."""
+        return read_spans(*self._coverage_paths).get(stream, [])
+
+    @property
+    def _coverage_paths(self) -> tuple[Path, Path]:
+        return self.folder / "coverage", self.folder / "unwritten-coverage.jsonl"
 
     def close(self) -> None:
         """End everything."""

@@ -311,6 +311,11 @@ class DecidedStream:
         self.acknowledged.append(stop)
 
 
+def save_if_due(keeper: Journal, stream: DecidedStream, now_s: float) -> None:
+    if keeper.is_due([stream], now_s):
+        keeper.save([stream], now_s)
+
+
 def test_audio_is_acknowledged_once_a_second_and_only_after_it_was_journalled(
     tmp_path: Path,
 ) -> None:
@@ -319,13 +324,13 @@ def test_audio_is_acknowledged_once_a_second_and_only_after_it_was_journalled(
     keeper = Journal(journal(path), max_streams=4, now_s=0.0)
     for tick in range(1, 31):
         stream.position = 1600 * tick
-        keeper.save([stream], 0.1 * tick)
+        save_if_due(keeper, stream, 0.1 * tick)
     assert len(stream.acknowledged) == round(3.0 / SAVE_EVERY_S)
     stream.position = 1600 * 30 + SAVE_EVERY_SAMPLES  # a source faster than real time
-    keeper.save([stream], 3.05)
+    save_if_due(keeper, stream, 3.05)
     assert stream.acknowledged[-1] == stream.position
     stream.position = None  # its end is being scored
-    keeper.save([stream], 9.0)
+    save_if_due(keeper, stream, 9.0)
     assert len(stream.acknowledged) == 4
 
 
@@ -337,10 +342,10 @@ def test_nothing_is_acknowledged_while_a_journal_of_older_positions_is_left_over
     keeper = Journal(journal(path), max_streams=4, now_s=0.0)
     path.mkdir()  # neither replaced by a file nor unlinked
     stream.position = 1600
-    keeper.save([stream], 1.0, at_once=True)
+    keeper.save([stream], 1.0)
     assert stream.acknowledged == []
     path.rmdir()
-    keeper.save([stream], 2.0, at_once=True)
+    keeper.save([stream], 2.0)
     assert stream.acknowledged == [1600]
 
 
@@ -352,9 +357,9 @@ def test_record_of_a_stream_that_is_away_stays_until_it_is_claimed_or_the_model_
     keeper = Journal(journal(path), max_streams=4, now_s=0.0)
     assert keeper.claim("porch") == RECORD
     assert keeper.claim("porch") is None
-    keeper.save([], 1.0, at_once=True)
+    keeper.save([], 1.0)
     assert journal(path).load() == {"yard": RECORD}
     keeper.change_model("other")
-    keeper.save([], 2.0, at_once=True)
+    keeper.save([], 2.0)
     assert journal(path, "other").load() == {}
     assert keeper.claim("yard") is None

@@ -1,0 +1,212 @@
+"""The ledger on disk: written by the worker, read by anybody.
+
+Spans that have ended, and once in `WRITE_EVERY_S` those that go on, are appended to a segmented log
+in the state folder; a full segment is first rewritten with its neighbours merged, so that only what
+changes takes room. What is not in the log yet is in a small file in the runtime folder (memory, on
+most systems), replaced before the worker's journal: a kill loses no sample, and what a resumed
+worker derives again is recognised by its sample index. A power cut loses at most the last
+`WRITE_EVERY_S`, which then count as missing.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from ast_stream.coverage.spans import MAX_LINE_BYTES, Accounted, Span, decoded, merged
+from ast_stream.runtime.files import (
+    DamagedFileError,
+    read_bounded,
+    read_state,
+    replace_file,
+)
+from ast_stream.runtime.logging import Outage
+from ast_stream.runtime.segments import (
+    FILE_MODE,
+    LineFile,
+    SegmentFolder,
+    segment_numbers,
+    segment_path,
+)
+
+logger = logging.getLogger(__name__)
+
+WRITE_EVERY_S = 300.0
+MAX_BYTES = 64 * 1024 * 1024
+SEGMENT_BYTES = 1024 * 1024
+MAX_UNWRITTEN = 10_000  # spans kept in memory while the disk refuses them
+_MAX_UNWRITTEN_BYTES = 64 * 1024 * 1024
+_NAME = "coverage"
+_WHAT = "coverage ledger"
+
+
+class _Segment(LineFile):
+    MAX_LINE_BYTES = MAX_LINE_BYTES
+
+
+class CoverageLedger:
+    """Writes the spans of all streams of a worker.
+
+    Args:
+        folder: of the log; created if missing, used by one process at a time.
+        unwritten: file for what is not in the log yet.
+        now_s: monotonic clock.
+
+    Attributes:
+        outage: whether spans cannot be written, and why.
+        dropped: spans that were never written, because too many waited in memory.
+
+    Raises:
+        StartupError: another process uses the folder.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        unwritten: Path,
+        now_s: Callable[[], float] = time.monotonic,
+        max_bytes: int = MAX_BYTES,
+        segment_bytes: int = SEGMENT_BYTES,
+    ) -> None:
+        self.outage = Outage(logger, f"{_WHAT} {folder} is written again", now_s)
+        self.dropped = 0
+        self._now_s = now_s
+        self._folder = SegmentFolder(folder, _NAME, _WHAT, _Segment, max_bytes, segment_bytes)
+        self._unwritten = unwritten
+        self._accounted = Accounted()
+        self._open: dict[str, Span] = {}  # by stream: the span that goes on
+        self._closed: deque[Span] = deque()
+        self._written_s = now_s()
+        self._kept: bytes | None = None  # content of the file `unwritten`; None: not known
+        try:
+            self._folder.open(self._scan)
+        except OSError as error:
+            self.outage.failed("%s %s cannot be read: %s", _WHAT, folder, error)
+        if self._folder.damaged:
+            logger.warning("%s %s: %s damaged lines skipped", _WHAT, folder, self._folder.damaged)
+        left = read_state(unwritten, bytes.splitlines, _MAX_UNWRITTEN_BYTES, _WHAT) or []
+        for span in decoded(line + b"\n" for line in left):
+            if span is not None and (part := self._accounted.new_part(span)) is not None:
+                self._closed.append(part)
+
+    def add(self, span: Span) -> None:
+        """Account for more samples of a stream; those that are accounted for already are left out.
+
+        What is in memory is safe from a kill once `save` was called.
+        """
+        part = self._accounted.new_part(span)
+        if part is None:
+            return
+        before = self._open.get(part.stream)
+        if before is not None and part.continues(before):
+            self._open[part.stream] = before.extended(part)
+            return
+        if before is not None:
+            self._close(before)
+        self._open[part.stream] = part
+
+    def save(self, *, at_once: bool = False) -> None:
+        """Make what was added safe from a kill.
+
+        Args:
+            at_once: write everything to the log; otherwise spans that go on once in a while.
+        """
+        now_s = self._now_s()
+        if at_once or now_s - self._written_s >= WRITE_EVERY_S:
+            self._written_s = now_s
+            for stream in list(self._open):
+                self._close(self._open.pop(stream))
+        while self._closed and self._is_written(self._closed[0]):
+            self._closed.popleft()
+        self._keep_unwritten()
+
+    def close(self) -> None:
+        """Write everything, if the disk accepts it, and release the folder."""
+        self.save(at_once=True)
+        self._folder.close()
+
+    def release(self) -> None:
+        """Release the folder without writing anything."""
+        self._folder.close()
+
+    def _scan(self, segment: _Segment, max_bytes: int) -> None:
+        for span in decoded(line for _, line in segment.lines(max_bytes)):
+            if span is None:
+                segment.damaged += 1
+            else:
+                self._accounted.new_part(span)
+
+    def _close(self, span: Span) -> None:
+        self._closed.append(span)
+        if len(self._closed) > MAX_UNWRITTEN:
+            self._closed.popleft()
+            self.dropped += 1
+
+    def _is_written(self, span: Span) -> bool:
+        line = span.encode_line()
+        try:
+            if (full := self._folder.newest_without_room_for(line)) is not None:
+                self._merge(full)
+            self._folder.write(line)
+        except (OSError, DamagedFileError) as error:
+            self.outage.failed("%s %s cannot be written: %s", _WHAT, self._folder.path, error)
+            return False
+        self.outage.worked()
+        return True
+
+    def _merge(self, segment: _Segment) -> None:
+        """Rewrite a full segment with neighbours merged, if that makes it much smaller."""
+        if not segment.is_there():
+            return
+        lines = [line for _, line in segment.lines(segment.size)]
+        spans = merged(span for span in decoded(lines) if span is not None)
+        content = b"".join(span.encode_line() for span in spans)
+        if len(content) <= segment.size // 2:
+            segment.replace(content)
+
+    def _keep_unwritten(self) -> None:
+        spans = [*self._closed, *self._open.values()]
+        content = b"".join(span.encode_line() for span in spans)
+        if content == self._kept:
+            return
+        try:
+            replace_file(self._unwritten, content, mode=FILE_MODE)
+        except OSError as error:
+            self._kept = None
+            self.outage.failed("%s %s cannot be written: %s", _WHAT, self._unwritten, error)
+        else:
+            self._kept = content
+
+
+def read_spans(folder: Path, unwritten: Path) -> dict[str, list[Span]]:
+    """Return what is known of each stream, in the order of time; also beside a running worker.
+
+    Args:
+        folder, unwritten: as the worker was given them; what is not there is empty.
+
+    Raises:
+        OSError: they cannot be read.
+    """
+    # first: what the worker moves to the log meanwhile is then there twice, and not nowhere
+    lines = _lines_of(unwritten, _MAX_UNWRITTEN_BYTES)
+    written: list[bytes] = []
+    if folder.is_dir():
+        for number in segment_numbers(folder, _NAME):
+            written += _lines_of(segment_path(folder, _NAME, number), SEGMENT_BYTES)
+    streams: dict[str, list[Span]] = {}
+    for span in merged(span for span in decoded(written + lines) if span is not None):
+        streams.setdefault(span.stream, []).append(span)
+    return streams
+
+
+def _lines_of(path: Path, max_bytes: int) -> list[bytes]:
+    try:
+        return read_bounded(path, max_bytes, is_cut=True).splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    except DamagedFileError as error:
+        logger.warning("%s %s is left out: %s", _WHAT, path, error)
+        return []

@@ -293,6 +293,7 @@ TORCH_FREE = [
     ["schema"],
     ["devices"],
     ["status", "-c", "configs/default.yaml"],
+    ["coverage", "-c", "configs/default.yaml"],
     ["rules", "check", "configs/alerts.yaml"],
     ["rules", "explain", "configs/alerts.yaml"],
     ["outbox", "list", "-c", "configs/default.yaml"],

@@ -1,0 +1,198 @@
+"""`ast-stream coverage`: what was listened to and what was not, to the sample."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from ast_stream.alerts.rules.field_types import parse_duration
+from ast_stream.cli.clip_options import require_packages
+from ast_stream.cli.options import config_option, json_option
+from ast_stream.cli.output import json_line
+from ast_stream.cli.subscribe import default_settings
+from ast_stream.cli.terminal import console, plain_table
+from ast_stream.coverage.ledger import read_spans
+from ast_stream.coverage.spans import HEARD, KINDS
+from ast_stream.coverage.timeline import Coverage
+from ast_stream.errors import AstStreamError, UsageError
+from ast_stream.runtime.files import replace_file
+from ast_stream.runtime.lifecycle import EXIT_CRASH
+from ast_stream.settings.load import load_settings
+from ast_stream.settings.paths import coverage_paths
+from ast_stream.units import NS_PER_SECOND, format_time, parse_time, samples_to_seconds
+
+_COLOURS = {
+    "listened": "#2a9d4a",
+    "gated": "#9ccfa9",
+    "degraded": "#e9b44c",
+    "missing": "#b0b0b0",
+    "gap": "#c8322b",
+}
+_DPI = 110
+_MOMENT = "A time (2026-11-20T10:00:00Z), or how long ago (24h, 7d)"
+
+
+def coverage(
+    streams: Annotated[
+        list[str] | None, typer.Argument(metavar="STREAM", help="All, if none is named.")
+    ] = None,
+    config: Annotated[Path | None, config_option("The configuration of the worker.")] = None,
+    since: Annotated[str | None, typer.Option(help=f"{_MOMENT}.")] = None,
+    until: Annotated[str | None, typer.Option(help=f"{_MOMENT}.")] = None,
+    as_json: Annotated[
+        bool, json_option("One JSON object for each stream, with all its spans.")
+    ] = False,
+    png: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also draw a timeline (needs matplotlib).")
+    ] = None,
+) -> None:
+    """Show for how long each stream was listened to, gated, degraded, missing or lost in gaps.
+
+    All time from the first record of a stream on is one of these. Streams of the configuration are
+    accounted for until now, others to their last record.
+
+    Example: ast-stream coverage -c /etc/ast-stream/config.yaml --since 24h
+    """
+    if png is not None:
+        require_packages("coverage --png", "matplotlib")
+    settings = default_settings() if config is None else load_settings(config)
+    now_ns = time.time_ns()
+    since_ns, until_ns = _moment(since, "--since", now_ns), _moment(until, "--until", now_ns)
+    if since_ns is not None and since_ns >= (now_ns if until_ns is None else until_ns):
+        raise UsageError("--since: expected a time before --until, or before now")
+    try:
+        spans = read_spans(*coverage_paths(settings))
+    except OSError as error:
+        raise AstStreamError(
+            f"cannot read the coverage ledger {error.filename}: {error.strerror}"
+        ) from error
+    configured = [] if config is None else settings.streams
+    lasting = {stream.name for stream in configured if not stream.source.can_end}
+    names = [stream.name for stream in configured]
+    names += [name for name in sorted(spans) if name not in names]
+    for name in streams or ():
+        if name not in names:
+            known = ", ".join(names) or "none yet"
+            raise UsageError(f"expected a stream that was recorded ({known}), got {name!r}")
+    found = [
+        Coverage.of(
+            name,
+            spans.get(name, []),
+            now_ns,
+            is_expected=name in lasting,
+            since_ns=since_ns,
+            until_ns=until_ns,
+        )
+        for name in names
+        if not streams or name in streams
+    ]
+    if png is not None:
+        _write_png(png, found)
+    if as_json:
+        for one in found:
+            print(json_line(one.to_json()))
+    else:
+        console(stderr=False, piped_width=140).print(_table(found), crop=False)
+    if not any(one.stretches for one in found):
+        typer.echo(f"nothing is recorded in {coverage_paths(settings)[0]} for then", err=True)
+        raise typer.Exit(EXIT_CRASH)
+
+
+def _moment(text: str | None, option: str, now_ns: int) -> int | None:
+    if text is None:
+        return None
+    try:
+        return parse_time(text)
+    except ValueError:
+        pass
+    try:
+        return now_ns - parse_duration(text)
+    except ValueError as error:
+        raise UsageError(
+            f"{option}: expected a time with its offset from UTC, such as 2026-11-20T10:00:00Z, or "
+            f"a duration such as 24h, got {text!r}"
+        ) from error
+
+
+def _table(found: Sequence[Coverage]) -> Table:
+    table = plain_table("stream", "from", "to", *KINDS, "heard", right=(*KINDS, "heard"))
+    for one in found:
+        if not one.stretches:
+            table.add_row(one.stream, "nothing recorded")
+            continue
+        first, last = one.stretches[0].time_ns, one.stretches[-1].stop_ns
+        figures = (_duration(samples_to_seconds(count)) for count in one.samples.values())
+        table.add_row(one.stream, _second(first), _second(last), *figures, percent(one.heard))
+    return table
+
+
+def percent(ratio: float | None) -> str:
+    """Return a ratio in percent, rounded down: 100 % is all of it."""
+    return "" if ratio is None else f"{math.floor(ratio * 10_000) / 100:.2f} %"
+
+
+def _second(time_ns: int) -> str:
+    return format_time(time_ns // NS_PER_SECOND * NS_PER_SECOND).replace(".000000", "")
+
+
+def _duration(seconds: float) -> str:
+    """Return a duration exactly enough to add up: 0, 0.350 s, 12.3 s, 4:05:06."""
+    if seconds < 100:
+        digits = 3 if seconds < 1 else 1
+        return "0" if seconds == 0 else f"{seconds:.{digits}f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
+def _write_png(path: Path, found: Sequence[Coverage]) -> None:
+    """Draw a line for each stream, coloured by kind.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    figure = Figure(figsize=(11, 1.4 + 0.4 * max(1, len(found))), layout="constrained")
+    axes = figure.subplots()
+    for row, one in enumerate(found):
+        for kind in KINDS:
+            bars = [
+                (_days(stretch.time_ns), _days(stretch.stop_ns - stretch.time_ns))
+                for stretch in one.stretches
+                if stretch.kind == kind
+            ]
+            # a second of a day that was lost is seen, too
+            width = 0 if kind in HEARD else 0.8
+            axes.broken_barh(bars, (row - 0.4, 0.8), color=_COLOURS[kind], linewidth=width)
+    labels = [f"{one.stream}  {percent(one.heard)}" for one in found]
+    axes.set_yticks(range(len(found)), labels)
+    axes.invert_yaxis()
+    axes.xaxis_date()
+    dates: Any = importlib.import_module("matplotlib.dates")  # it has no types
+    locator = dates.AutoDateLocator()
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator))
+    axes.set_xlabel("UTC")
+    handles = [Patch(color=_COLOURS[kind], label=kind) for kind in KINDS]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(KINDS), frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
+    try:
+        replace_file(path, buffer.getvalue())
+    except OSError as error:
+        raise UsageError(f"--png: cannot write {path}: {error.strerror}") from error
+
+
+def _days(duration_ns: int) -> float:
+    """Return nanoseconds, of a duration or since 1970, as matplotlib counts them."""
+    return duration_ns / (86_400 * NS_PER_SECOND)

@@ -1,0 +1,178 @@
+"""What the spans of a stream add up to: all time between two moments, each sample once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ast_stream.coverage.spans import HEARD, KINDS, Kind, Span
+from ast_stream.units import format_time, samples_to_ns, samples_to_seconds
+
+UNDECIDED_NS = 120 * 10**9  # what is younger may still come out of a ring
+NOT_RECORDED = "not_recorded"  # reason of missing time that no record speaks of
+
+_SAMPLE_NS = samples_to_ns(1)
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Time of one kind.
+
+    Attributes:
+        time_ns: wall time of its first sample.
+        samples: its length at 16 kHz.
+        reason: why it is missing or lost; None for others.
+        epoch, start_sample: whose samples they are; None between two epochs.
+    """
+
+    kind: Kind
+    time_ns: int
+    samples: int
+    reason: str | None = None
+    epoch: str | None = None
+    start_sample: int | None = None
+
+    @property
+    def stop_ns(self) -> int:
+        """Wall time just after its last sample."""
+        return self.time_ns + samples_to_ns(self.samples)
+
+    def between(self, since_ns: int, until_ns: int) -> Stretch | None:
+        """Return the part between two moments, to the nearest sample; None if there is none."""
+        first = max(0, _samples(since_ns - self.time_ns))
+        last = min(self.samples, _samples(until_ns - self.time_ns))
+        if first >= last:
+            return None
+        start = None if self.start_sample is None else self.start_sample + first
+        time_ns = self.time_ns + samples_to_ns(first)
+        return Stretch(self.kind, time_ns, last - first, self.reason, self.epoch, start)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the stretch as JSON values; what is None is left out."""
+        values = {
+            "kind": self.kind,
+            "time": format_time(self.time_ns),
+            "samples": self.samples,
+            "seconds": samples_to_seconds(self.samples),
+            "epoch": self.epoch,
+            "start": self.start_sample,
+            "reason": self.reason,
+        }
+        return {key: value for key, value in values.items() if value is not None}
+
+
+def timeline(spans: Sequence[Span]) -> list[Stretch]:
+    """Return the spans of one stream with the time between them, which is missing.
+
+    Within an epoch consecutive samples follow each other, whatever the wall clock says meanwhile:
+    it was set, or corrected for the rate of the device, and no time is missing.
+    """
+    found: list[Stretch] = []
+    before: Span | None = None
+    for span in spans:
+        if before is not None and not _follows(span, before):
+            absent = _samples(span.time_ns - before.stop_ns)
+            if absent > 0:
+                found.append(Stretch("missing", before.stop_ns, absent, NOT_RECORDED))
+        found.append(
+            Stretch(
+                span.kind, span.time_ns, span.samples, span.reason, span.epoch, span.start_sample
+            )
+        )
+        before = span
+    return found
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What became of the time of one stream.
+
+    Attributes:
+        stretches: in order, without time between them.
+    """
+
+    stream: str
+    stretches: tuple[Stretch, ...]
+
+    @classmethod
+    def of(
+        cls,
+        stream: str,
+        spans: Sequence[Span],
+        now_ns: int,
+        *,
+        is_expected: bool,
+        since_ns: int | None = None,
+        until_ns: int | None = None,
+    ) -> Coverage:
+        """Return the coverage of a stream between two moments.
+
+        Args:
+            is_expected: it should be listened to until now: that it is not is missing time, too.
+            since_ns: None, or earlier than the first record: from that on.
+            until_ns: None: until now if it is expected, else to the last record.
+        """
+        stretches = timeline(spans)
+        stop_ns = now_ns if until_ns is None else min(until_ns, now_ns)
+        last_ns = stretches[-1].stop_ns if stretches else stop_ns
+        is_over = now_ns - last_ns > UNDECIDED_NS and (is_expected or until_ns is not None)
+        if is_over and (absent := _samples(stop_ns - last_ns)) > 0:
+            stretches.append(Stretch("missing", last_ns, absent, NOT_RECORDED))
+        begin_ns = 0 if since_ns is None else since_ns
+        end_ns = max(last_ns, stop_ns) if until_ns is None else until_ns
+        parts = (stretch.between(begin_ns, end_ns) for stretch in stretches)
+        return cls(stream, tuple(part for part in parts if part is not None))
+
+    @property
+    def samples(self) -> dict[Kind, int]:
+        """Samples of each kind."""
+        counts: Counter[Kind] = Counter()
+        for stretch in self.stretches:
+            counts[stretch.kind] += stretch.samples
+        return {kind: counts[kind] for kind in KINDS}
+
+    @property
+    def total(self) -> int:
+        """Samples of all kinds."""
+        return sum(stretch.samples for stretch in self.stretches)
+
+    @property
+    def heard(self) -> float | None:
+        """Part of the time that was not lost: listened, gated or degraded; None: no time at all."""
+        samples = self.samples
+        return sum(samples[kind] for kind in HEARD) / self.total if self.total else None
+
+    @property
+    def reasons(self) -> dict[str, dict[str, int]]:
+        """Samples by kind and reason, of the kinds that have one."""
+        found: dict[str, dict[str, int]] = {}
+        for stretch in self.stretches:
+            if stretch.reason is not None:
+                of_kind = found.setdefault(stretch.kind, {})
+                of_kind[stretch.reason] = of_kind.get(stretch.reason, 0) + stretch.samples
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the coverage as JSON values."""
+        samples: dict[str, int] = dict(self.samples.items()) | {"total": self.total}
+        first, last = self.stretches[:1], self.stretches[-1:]
+        return {
+            "stream": self.stream,
+            "from": format_time(first[0].time_ns) if first else None,
+            "to": format_time(last[0].stop_ns) if last else None,
+            "samples": samples,
+            "seconds": {kind: samples_to_seconds(count) for kind, count in samples.items()},
+            "heard": self.heard,
+            "reasons": self.reasons,
+            "spans": [stretch.to_json() for stretch in self.stretches],
+        }
+
+
+def _follows(span: Span, before: Span) -> bool:
+    return span.epoch == before.epoch and span.start_sample == before.stop_sample
+
+
+def _samples(duration_ns: int) -> int:
+    return round(duration_ns / _SAMPLE_NS)

@@ -1,0 +1,136 @@
+"""All time between the first and the last record is accounted for, to the sample."""
+
+from __future__ import annotations
+
+import random
+
+from coverage_spans import BEGAN_NS, span
+
+from ast_stream.coverage.spans import Kind, Span
+from ast_stream.coverage.timeline import NOT_RECORDED, UNDECIDED_NS, Coverage
+from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, samples_to_ns
+
+HOUR_NS = 3600 * NS_PER_SECOND
+
+
+def coverage(
+    spans: list[Span],
+    *,
+    now_ns: int | None = None,
+    is_expected: bool = False,
+    since_ns: int | None = None,
+    until_ns: int | None = None,
+) -> Coverage:
+    now_ns = BEGAN_NS + 100 * HOUR_NS if now_ns is None else now_ns
+    return Coverage.of(
+        "porch", spans, now_ns, is_expected=is_expected, since_ns=since_ns, until_ns=until_ns
+    )
+
+
+def assert_complete(found: Coverage) -> None:
+    first, last = found.stretches[0], found.stretches[-1]
+    assert samples_to_ns(found.total) == last.stop_ns - first.time_ns
+    at = first.time_ns
+    for stretch in found.stretches:
+        assert stretch.time_ns == at
+        at = stretch.stop_ns
+    assert sum(found.samples.values()) == found.total
+
+
+def test_time_between_two_epochs_is_missing() -> None:
+    later = span(0, 16_000, epoch="bbbbbbbb", late_ns=samples_to_ns(16_000 + 12_345))
+    found = coverage([span(0, 16_000), later])
+    assert_complete(found)
+    assert found.samples["missing"] == 12_345
+    assert found.reasons == {"missing": {NOT_RECORDED: 12_345}}
+    assert found.heard == 32_000 / 44_345
+
+
+def test_any_ledger_adds_up_to_the_time_from_its_first_to_its_last_sample() -> None:
+    rng = random.Random(8)
+    kinds: list[Kind] = ["listened", "gated", "degraded", "missing", "gap"]
+    for _ in range(100):
+        spans, time_ns = [], BEGAN_NS
+        for epoch in range(rng.randint(1, 5)):
+            at = rng.choice([0, rng.randint(0, 10**6)])
+            for _ in range(rng.randint(1, 6)):
+                n_samples = rng.randint(1, 10**6)
+                one = span(at, at + n_samples, rng.choice(kinds), epoch=f"{epoch:08}")
+                spans.append(one.model_copy(update={"time_ns": time_ns}))
+                at += n_samples
+                time_ns = spans[-1].stop_ns
+            time_ns += samples_to_ns(rng.choice([0, 0, rng.randint(1, 10**6)]))
+        found = coverage(spans)
+        assert_complete(found)
+        for kind in set(kinds) - {"missing"}:
+            assert found.samples[kind] == sum(o.samples for o in spans if o.kind == kind)
+        length_ns = found.stretches[-1].stop_ns - BEGAN_NS
+        cuts = sorted(BEGAN_NS + rng.randint(0, length_ns) for _ in range(2))
+        parts = [
+            coverage(spans, until_ns=cuts[0]),
+            coverage(spans, since_ns=cuts[0], until_ns=cuts[1]),
+            coverage(spans, since_ns=cuts[1]),
+        ]
+        assert sum(part.total for part in parts) == found.total
+
+
+def test_streams_that_should_be_heard_are_missing_until_now_and_others_to_their_last_record() -> (
+    None
+):
+    spans = [span(0, 16_000)]
+    now_ns = spans[0].stop_ns + HOUR_NS
+    assert coverage(spans, now_ns=now_ns).samples["missing"] == 0
+    found = coverage(spans, now_ns=now_ns, is_expected=True)
+    assert_complete(found)
+    assert found.samples["missing"] == 3600 * SAMPLE_RATE
+    fresh = coverage(spans, now_ns=spans[0].stop_ns + UNDECIDED_NS, is_expected=True)
+    assert fresh.samples["missing"] == 0  # it may still come out of the ring
+    asked = coverage(spans, now_ns=now_ns, until_ns=spans[0].stop_ns + samples_to_ns(77))
+    assert asked.samples["missing"] == 77
+    assert coverage(spans, now_ns=now_ns, until_ns=now_ns + HOUR_NS).total == (
+        16_000 + 3600 * SAMPLE_RATE
+    )
+
+
+def test_clock_that_is_set_within_an_epoch_makes_no_time_and_takes_none() -> None:
+    for late_ns in (HOUR_NS, -HOUR_NS, 20_000_000, -20_000_000):
+        found = coverage([span(0, 16_000), span(16_000, 32_000, late_ns=late_ns)])
+        assert found.samples == {
+            "listened": 32_000,
+            "gated": 0,
+            "degraded": 0,
+            "missing": 0,
+            "gap": 0,
+        }
+
+
+def test_hole_that_the_ledger_itself_has_is_missing() -> None:
+    found = coverage([span(0, 1_000), span(1_500, 2_000)])
+    assert_complete(found)
+    assert found.samples["missing"] == 500
+
+
+def test_json_says_the_same_by_kind_by_reason_and_by_range() -> None:
+    spans = [span(0, 1_600), span(1_600, 4_800, "gap", reason="overflow"), span(4_800, 6_400)]
+    body = coverage(spans).to_json()
+    assert body["samples"] == {
+        "listened": 3_200,
+        "gated": 0,
+        "degraded": 0,
+        "missing": 0,
+        "gap": 3_200,
+        "total": 6_400,
+    }
+    assert body["seconds"]["gap"] == 0.2
+    assert body["heard"] == 0.5
+    assert body["reasons"] == {"gap": {"overflow": 3_200}}
+    assert body["spans"][1] == {
+        "kind": "gap",
+        "time": body["spans"][1]["time"],
+        "samples": 3_200,
+        "seconds": 0.2,
+        "epoch": "aaaaaaaa",
+        "start": 1_600,
+        "reason": "overflow",
+    }
+    assert coverage([]).to_json()["from"] is None

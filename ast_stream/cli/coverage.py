@@ -16,7 +16,7 @@ from rich.table import Table
 from ast_stream.alerts.rules.field_types import parse_duration
 from ast_stream.cli.clip_options import require_packages
 from ast_stream.cli.options import config_option, json_option
-from ast_stream.cli.output import json_line
+from ast_stream.cli.output import json_line, say
 from ast_stream.cli.subscribe import default_settings
 from ast_stream.cli.terminal import console, plain_table
 from ast_stream.coverage.ledger import read_spans
@@ -27,6 +27,7 @@ from ast_stream.runtime.files import replace_file
 from ast_stream.runtime.lifecycle import EXIT_CRASH
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.paths import coverage_paths
+from ast_stream.settings.schema import Settings
 from ast_stream.units import NS_PER_SECOND, format_time, parse_time, samples_to_seconds
 
 _COLOURS = {
@@ -47,6 +48,15 @@ def coverage(
     config: Annotated[Path | None, config_option("The configuration of the worker.")] = None,
     since: Annotated[str | None, typer.Option(help=f"{_MOMENT}.")] = None,
     until: Annotated[str | None, typer.Option(help=f"{_MOMENT}.")] = None,
+    at_least: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=100,
+            metavar="PERCENT",
+            help="Exit with 1 if a stream was heard for less of the time.",
+        ),
+    ] = None,
     as_json: Annotated[
         bool, json_option("One JSON object for each stream, with all its spans.")
     ] = False,
@@ -59,30 +69,69 @@ def coverage(
     All time from the first record of a stream on is one of these. Streams of the configuration are
     accounted for until now, others to their last record.
 
+    Heard is what was listened to, gated or degraded: deliberate silence is not loss.
+
     Example: ast-stream coverage -c /etc/ast-stream/config.yaml --since 24h
     """
     if png is not None:
         require_packages("coverage --png", "matplotlib")
     settings = default_settings() if config is None else load_settings(config)
+    found = _coverages(
+        settings if config else None, coverage_paths(settings), streams, since, until
+    )
+    if png is not None:
+        _write_png(png, found)
+    if as_json:
+        for one in found:
+            print(json_line(one.to_json()))
+    else:
+        console(stderr=False, piped_width=140).print(_table(found), crop=False)
+    problems = [
+        f"{one.stream}: heard for {percent(one.heard) or 'none'} of the time, "
+        f"expected at least {at_least:g} %"
+        for one in found
+        if at_least is not None and 100 * (one.heard or 0.0) < at_least
+    ]
+    if not any(one.stretches for one in found):
+        problems = [f"nothing is recorded in {coverage_paths(settings)[0]} for then"]
+    for problem in problems:
+        say(problem, err=True)
+    if problems:
+        raise typer.Exit(EXIT_CRASH)
+
+
+def _coverages(
+    settings: Settings | None,
+    paths: tuple[Path, Path],
+    wanted: Sequence[str] | None,
+    since: str | None,
+    until: str | None,
+) -> list[Coverage]:
+    """Return the coverage of the streams in a configuration and of those that were recorded.
+
+    Raises:
+        UsageError: a stream or a time that cannot be meant.
+        AstStreamError: the ledger cannot be read.
+    """
     now_ns = time.time_ns()
     since_ns, until_ns = _moment(since, "--since", now_ns), _moment(until, "--until", now_ns)
     if since_ns is not None and since_ns >= (now_ns if until_ns is None else until_ns):
         raise UsageError("--since: expected a time before --until, or before now")
     try:
-        spans = read_spans(*coverage_paths(settings))
+        spans = read_spans(*paths)
     except OSError as error:
         raise AstStreamError(
             f"cannot read the coverage ledger {error.filename}: {error.strerror}"
         ) from error
-    configured = [] if config is None else settings.streams
+    configured = [] if settings is None else settings.streams
     lasting = {stream.name for stream in configured if not stream.source.can_end}
     names = [stream.name for stream in configured]
     names += [name for name in sorted(spans) if name not in names]
-    for name in streams or ():
+    for name in wanted or ():
         if name not in names:
             known = ", ".join(names) or "none yet"
             raise UsageError(f"expected a stream that was recorded ({known}), got {name!r}")
-    found = [
+    return [
         Coverage.of(
             name,
             spans.get(name, []),
@@ -92,18 +141,8 @@ def coverage(
             until_ns=until_ns,
         )
         for name in names
-        if not streams or name in streams
+        if not wanted or name in wanted
     ]
-    if png is not None:
-        _write_png(png, found)
-    if as_json:
-        for one in found:
-            print(json_line(one.to_json()))
-    else:
-        console(stderr=False, piped_width=140).print(_table(found), crop=False)
-    if not any(one.stretches for one in found):
-        typer.echo(f"nothing is recorded in {coverage_paths(settings)[0]} for then", err=True)
-        raise typer.Exit(EXIT_CRASH)
 
 
 def _moment(text: str | None, option: str, now_ns: int) -> int | None:

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
 
-from ast_stream.coverage.spans import MAX_LINE_BYTES, Accounted, Span, decoded, merged
+from ast_stream.coverage.spans import MAX_LINE_BYTES, Accounted, Kind, Span, decoded, merged
 from ast_stream.runtime.files import (
     DamagedFileError,
     read_bounded,
@@ -58,6 +58,7 @@ class CoverageLedger:
     Attributes:
         outage: whether spans cannot be written, and why.
         dropped: spans that were never written, because too many waited in memory.
+        samples: accounted for since the start, by stream and kind.
 
     Raises:
         StartupError: another process uses the folder.
@@ -73,6 +74,7 @@ class CoverageLedger:
     ) -> None:
         self.outage = Outage(logger, f"{_WHAT} {folder} is written again", now_s)
         self.dropped = 0
+        self.samples: Counter[tuple[str, Kind]] = Counter()
         self._now_s = now_s
         self._folder = SegmentFolder(folder, _NAME, _WHAT, _Segment, max_bytes, segment_bytes)
         self._unwritten = unwritten
@@ -100,6 +102,7 @@ class CoverageLedger:
         part = self._accounted.new_part(span)
         if part is None:
             return
+        self.samples[part.stream, part.kind] += part.samples
         before = self._open.get(part.stream)
         if before is not None and part.continues(before):
             self._open[part.stream] = before.extended(part)

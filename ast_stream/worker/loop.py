@@ -101,6 +101,7 @@ class Worker:
             facts,
             self._started_s,
             outages=(event_log.outage, journal.outage, ledger.outage),
+            covered=ledger.samples,
         )
         self._query = QueryServer(
             sockets.query,

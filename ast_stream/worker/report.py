@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal, get_args
 
+from ast_stream.coverage.spans import KINDS, Kind
 from ast_stream.detect.detector import Detector
 from ast_stream.errors import WireError
 from ast_stream.messages.audio import AudioBlock
@@ -28,6 +29,7 @@ from ast_stream.runtime.metrics import (
 )
 from ast_stream.transport.publisher import DeduplicatingPublisher, FeedPublisher
 from ast_stream.transport.query import AudioRange
+from ast_stream.units import samples_to_seconds
 from ast_stream.worker.stream import WorkerStream
 
 REPORT_EVERY_S = 1.0
@@ -55,6 +57,7 @@ class WorkerReport:
     Args:
         facts: model, device, precision, attention and the like, for the status message.
         outages: of what is written to the disk.
+        covered: samples accounted for since the start, by stream and kind.
 
     Attributes:
         blocks_refused: audio blocks that were invalid, or for which there was no room.
@@ -67,11 +70,13 @@ class WorkerReport:
         publisher: DeduplicatingPublisher,
         facts: WorkerFacts,
         now_s: float,
-        outages: Sequence[Outage] = (),
+        outages: Sequence[Outage],
+        covered: Mapping[tuple[str, Kind], int],
     ) -> None:
         self._detector = detector
         self._publisher = publisher
         self._outages = outages
+        self._covered = covered
         self._feed = feed
         self._facts = facts
         self.blocks_refused = 0
@@ -138,6 +143,19 @@ class WorkerReport:
                 "1 for the state that a stream is in",
                 states,
                 ("stream", "state"),
+            )
+        )
+        covered: Values = {
+            (health.stream, kind): samples_to_seconds(self._covered.get((health.stream, kind), 0))
+            for health in healths
+            for kind in KINDS
+        }
+        families.append(
+            figure(
+                "ast_stream_stream_coverage_seconds_total",
+                "Audio by what became of it, see ast-stream coverage; none without a worker",
+                covered,
+                ("stream", "kind"),
             )
         )
         return families + self._process_families()

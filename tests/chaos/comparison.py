@@ -19,6 +19,7 @@ import numpy.typing as npt
 from chaos import HOP_S, Body, Box, Injected
 from http_receiver import Received
 
+from ast_stream.coverage.ledger import read_spans
 from ast_stream.detect.detector import Detector
 from ast_stream.messages.audio import Pcm16
 from ast_stream.messages.event import Event, Scores
@@ -33,6 +34,7 @@ RESTART_GAP = "capture_restart"  # reason of the gap behind an epoch whose captu
 ROUNDING = 2e-3  # scores are float16 on the feed, and batches of other sizes round otherwise
 SILENT_S = 5.0  # then events of the stream end
 SETTLED = 10 * SAMPLE_RATE
+WINDOW_AT_END = 11 * SAMPLE_RATE  # the last windows of an epoch reach beyond its audio
 FOR_EVER = 2**53
 _PIECE = 10 * SAMPLE_RATE
 
@@ -135,6 +137,7 @@ def compare(box: Box, received: Sequence[Received]) -> Comparison:
         _check_epochs(box, stream, epochs, comparison)
         for epoch in epochs:
             _compare_epoch(epoch, reference, comparison)
+    _check_coverage(box, log, comparison)
     _check_begins_and_ends(log, comparison)
     _check_alerts(log, received, comparison)
     _check_readers(box, log, comparison)
@@ -302,6 +305,40 @@ def _key_of_event(event: Event) -> Key:
 def _key_of_body(body: Body) -> Key:
     names = ("at_sample", "type", "class", "onset_sample", "offset_sample", "reason")
     return tuple(body[name] for name in names)
+
+
+def _check_coverage(box: Box, log: list[tuple[str, Body]], comparison: Comparison) -> None:
+    """Check that the ledger has every sample of every epoch once, and the gaps of the records."""
+    streams = read_spans(box.state / "coverage", box.folder / "run" / "unwritten-coverage.jsonl")
+    for stream in box.streams:
+        recorded: Counter[tuple[str, str]] = Counter()
+        for topic, body in log:
+            if topic == f"gap/{stream}/":
+                recorded[body["epoch"], body["reason"]] += body["samples"]
+        lost: Counter[tuple[str, str]] = Counter()
+        stops: dict[str, int] = {}
+        for span in streams.get(stream, []):
+            comparison.figures[f"samples {span.kind}"] += span.samples
+            if span.reason is not None:
+                lost[span.epoch, span.reason] += span.samples
+            expected = stops.get(span.epoch, 0)
+            if span.start_sample != expected:
+                comparison.problems.append(
+                    f"{stream} {span.epoch[:8]}: the ledger goes on at sample {span.start_sample} "
+                    f"instead of {expected}"
+                )
+            stops[span.epoch] = span.stop_sample
+        if lost != recorded:
+            comparison.problems.append(
+                f"{stream}: the ledger has other gaps ({dict(lost)}) than were published "
+                f"({dict(recorded)})"
+            )
+        for (name, epoch), scores in box.seen.scores.items():
+            if name == stream and stops.get(epoch, 0) < max(scores) - WINDOW_AT_END:
+                comparison.problems.append(
+                    f"{stream} {epoch[:8]}: the ledger ends at sample {stops.get(epoch)}, and "
+                    f"scores at {max(scores)}"
+                )
 
 
 def _check_begins_and_ends(log: list[tuple[str, Body]], comparison: Comparison) -> None:

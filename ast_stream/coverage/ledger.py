@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 WRITE_EVERY_S = 300.0
 MAX_BYTES = 64 * 1024 * 1024
 SEGMENT_BYTES = 1024 * 1024
+# in which a worker looks up where its streams stand: each has a line in them, unless it was silent
+RECENT_SEGMENTS = 4
 MAX_UNWRITTEN = 10_000  # spans kept in memory while the disk refuses them
 _MAX_UNWRITTEN_BYTES = 64 * 1024 * 1024
 _NAME = "coverage"
@@ -57,7 +59,6 @@ class CoverageLedger:
 
     Attributes:
         outage: whether spans cannot be written, and why.
-        dropped: spans that were never written, because too many waited in memory.
         samples: accounted for since the start, by stream and kind.
 
     Raises:
@@ -73,7 +74,6 @@ class CoverageLedger:
         segment_bytes: int = SEGMENT_BYTES,
     ) -> None:
         self.outage = Outage(logger, f"{_WHAT} {folder} is written again", now_s)
-        self.dropped = 0
         self.samples: Counter[tuple[str, Kind]] = Counter()
         self._now_s = now_s
         self._folder = SegmentFolder(folder, _NAME, _WHAT, _Segment, max_bytes, segment_bytes)
@@ -83,12 +83,18 @@ class CoverageLedger:
         self._closed: deque[Span] = deque()
         self._written_s = now_s()
         self._kept: bytes | None = None  # content of the file `unwritten`; None: not known
+        recent: deque[list[bytes]] = deque(maxlen=RECENT_SEGMENTS)
         try:
-            self._folder.open(self._scan)
+            self._folder.open(lambda segment, max_bytes: recent.append(_lines(segment, max_bytes)))
         except OSError as error:
             self.outage.failed("%s %s cannot be read: %s", _WHAT, folder, error)
-        if self._folder.damaged:
-            logger.warning("%s %s: %s damaged lines skipped", _WHAT, folder, self._folder.damaged)
+        n_damaged = self._folder.damaged
+        for span in decoded(line for lines in recent for line in lines):
+            n_damaged += span is None
+            if span is not None:
+                self._accounted.new_part(span)
+        if n_damaged:
+            logger.warning("%s %s: %s damaged lines skipped", _WHAT, folder, n_damaged)
         left = read_state(unwritten, bytes.splitlines, _MAX_UNWRITTEN_BYTES, _WHAT) or []
         for span in decoded(line + b"\n" for line in left):
             if span is not None and (part := self._accounted.new_part(span)) is not None:
@@ -135,18 +141,10 @@ class CoverageLedger:
         """Release the folder without writing anything."""
         self._folder.close()
 
-    def _scan(self, segment: _Segment, max_bytes: int) -> None:
-        for span in decoded(line for _, line in segment.lines(max_bytes)):
-            if span is None:
-                segment.damaged += 1
-            else:
-                self._accounted.new_part(span)
-
     def _close(self, span: Span) -> None:
         self._closed.append(span)
         if len(self._closed) > MAX_UNWRITTEN:
-            self._closed.popleft()
-            self.dropped += 1
+            self._closed.popleft()  # it counts as missing
 
     def _is_written(self, span: Span) -> bool:
         line = span.encode_line()
@@ -164,7 +162,7 @@ class CoverageLedger:
         """Rewrite a full segment with neighbours merged, if that makes it much smaller."""
         if not segment.is_there():
             return
-        lines = [line for _, line in segment.lines(segment.size)]
+        lines = _lines(segment, segment.size)
         spans = merged(span for span in decoded(lines) if span is not None)
         content = b"".join(span.encode_line() for span in spans)
         if len(content) <= segment.size // 2:
@@ -203,6 +201,10 @@ def read_spans(folder: Path, unwritten: Path) -> dict[str, list[Span]]:
     for span in merged(span for span in decoded(written + lines) if span is not None):
         streams.setdefault(span.stream, []).append(span)
     return streams
+
+
+def _lines(segment: _Segment, max_bytes: int) -> list[bytes]:
+    return [line for _, line in segment.lines(max_bytes)]
 
 
 def _lines_of(path: Path, max_bytes: int) -> list[bytes]:

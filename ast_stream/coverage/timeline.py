@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ast_stream.coverage.spans import HEARD, KINDS, Kind, Span
-from ast_stream.units import format_time, samples_to_ns, samples_to_seconds
+from ast_stream.units import NS_PER_SECOND, format_time, samples_to_ns, samples_to_seconds
 
-UNDECIDED_NS = 120 * 10**9  # what is younger may still come out of a ring
+# what is younger may still come out of a ring, or be in a file that cannot be seen
+UNDECIDED_NS = 600 * NS_PER_SECOND
 NOT_RECORDED = "not_recorded"  # reason of missing time that no record speaks of
 
 _SAMPLE_NS = samples_to_ns(1)
@@ -112,7 +113,8 @@ class Coverage:
         Args:
             is_expected: it should be listened to until now: that it is not is missing time, too.
             since_ns: None, or earlier than the first record: from that on.
-            until_ns: None: until now if it is expected, else to the last record.
+            until_ns: None: until now if it is expected, else to the last record. Time behind the
+                last record is missing once it is older than `UNDECIDED_NS`.
         """
         stretches = timeline(spans)
         stop_ns = now_ns if until_ns is None else min(until_ns, now_ns)

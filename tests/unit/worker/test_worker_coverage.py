@@ -243,3 +243,35 @@ def test_full_disk_loses_nothing_that_fits_into_memory(
         spans = box.spans()
         assert_complete(spans)
         assert spans[-1].stop_sample == 28 * SAMPLE_RATE
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_worker_of_another_model_goes_on_where_the_one_before_it_ended(
+    tagger: Tagger, pcm: Pcm16, is_stopped: bool
+) -> None:
+    with site(tagger) as box:
+        box.start_capture()
+        box.start_worker("mic")
+        box.play(pcm[: 10 * SAMPLE_RATE + BLOCK])
+        if is_stopped:
+            box.worker.finish()
+        box.kill_worker()
+        box.start_worker("mic", settings="other")  # it has no use for the journal
+        box.play(pcm[10 * SAMPLE_RATE + BLOCK :])
+        finish(box)
+        assert without_time(box.spans()) == [("listened", 0, len(pcm))]
+
+
+def test_streams_are_accounted_for_each_by_itself(tagger: Tagger, pcm: Pcm16) -> None:
+    with site(tagger) as box:
+        box.start_capture("mic")
+        box.start_capture("guest")  # not in the configuration
+        box.start_worker("mic")
+        box.play(pcm[: 5 * SAMPLE_RATE], "mic")
+        box.play(pcm[: 7 * SAMPLE_RATE], "guest")
+        box.kill_worker()
+        box.start_worker("mic")
+        box.play(pcm[7 * SAMPLE_RATE :], "guest")
+        finish(box)
+        assert without_time(box.spans("mic")) == [("listened", 0, 5 * SAMPLE_RATE)]
+        assert without_time(box.spans("guest")) == [("listened", 0, len(pcm))]

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pipeline import Pipeline, events_of, pipeline, wait_for
-from reactive_model import tones_and_noise
+from reactive_model import framed_checkpoint, tones_and_noise
 
 from ast_stream.messages.audio import Pcm16
+from ast_stream.model.checkpoint import save_checkpoint
 
 FAST = {"type": "file", "pace": "fast"}
 
@@ -80,9 +81,13 @@ def test_live_at_three_block_sizes_gives_the_events_of_the_scan(
         assert not [topic for topic, _ in messages if topic.startswith("gap/")]
 
 
+@pytest.mark.parametrize("decided_by", ["windows", "frames"])
 def test_worker_killed_three_times_loses_and_repeats_nothing(
-    checkpoint: Path, pcm: Pcm16, scanned: list[dict[str, object]]
+    checkpoint: Path, pcm: Pcm16, tmp_path: Path, decided_by: str
 ) -> None:
+    if decided_by == "frames":
+        checkpoint = tmp_path
+        save_checkpoint(checkpoint, framed_checkpoint())
     with pipeline(checkpoint, {"a": {"type": "file"}}) as run:
         run.write_audio(pcm[: 25 * 16_000])
         run.start_capture("a")
@@ -106,6 +111,7 @@ def test_worker_killed_three_times_loses_and_repeats_nothing(
         assert calm.wait("capture-a") == 0
         calm.stop("worker")
         expected = calm.published()
+    assert len(events_of(expected, "a")) > 10
     assert events_of(messages, "a") == events_of(expected, "a")
     assert not [topic for topic, _ in messages if topic.startswith("gap/")]
     boots_seen = {body["boot"] for _, body in messages}

@@ -13,8 +13,11 @@ import numpy as np
 import torch
 from tiny_model import tiny_checkpoint
 
+from ast_stream.detect import Detector
 from ast_stream.messages.audio import Pcm16
-from ast_stream.model.checkpoint import save_checkpoint
+from ast_stream.messages.event import Scores
+from ast_stream.model.checkpoint import Checkpoint, save_checkpoint
+from ast_stream.model.metadata import FrameDecisions
 from ast_stream.model.tagger import Tagger
 from ast_stream.units import SAMPLE_RATE
 
@@ -52,3 +55,22 @@ def save_reactive(directory: Path, seed: int = 0) -> Path:
     state["head.bias"] = (state["head.bias"] - middle) * gain
     save_checkpoint(directory, replace(checkpoint, state_dict=state))
     return directory
+
+
+def framed_checkpoint() -> Checkpoint:
+    """Return one that decides by frames, whose scores go up and down in the same way."""
+    checkpoint = tiny_checkpoint(4, frames=FrameDecisions(), background=["Background"])
+    tagger = Tagger(checkpoint, device="cpu", precision="fp32", attention="math")
+    seen: list[Scores] = []
+    detector = Detector(tagger, hop_s=0.25, on_scores=seen.append)
+    detector.open("mic", "ab" * 16)
+    detector.push("mic", 0, tones_and_noise(20.0))
+    detector.run()
+    scores = np.stack([each.scores for each in seen])
+    logits = np.log(scores / (1 - scores))
+    gain = torch.from_numpy(LOGIT_SPREAD / logits.std(axis=0))
+    middle = torch.from_numpy(logits.mean(axis=0))
+    state = dict(checkpoint.state_dict)
+    state["frame_head.weight"] = state["frame_head.weight"] * gain[:, None]
+    state["frame_head.bias"] = (state["frame_head.bias"] - middle) * gain
+    return replace(checkpoint, state_dict=state)

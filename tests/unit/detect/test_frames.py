@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loud_frames import SURE, LoudFrames, loud_frames, noise_bursts
 from pydantic import ValidationError
-from reactive_model import tones_and_noise
+from reactive_model import framed_checkpoint, tones_and_noise
 from tiny_model import TINY_DIMS, tiny_checkpoint
 
 from ast_stream.detect import Detector
@@ -46,19 +44,7 @@ def perfect() -> LoudFrames:
 
 @pytest.fixture(scope="module")
 def framed() -> Tagger:
-    """A random frame head on the tiny model, whose frames go up and down with the audio."""
-    checkpoint = tiny_checkpoint(4, TINY_DIMS, FrameDecisions(), background=["Background"])
-    tagger = Tagger(checkpoint, "cpu", "fp32", "math")
-    seen: list[Scores] = []
-    events_of(Detector(tagger, detection(), hop_s=0.25, on_scores=seen.append), tones_and_noise(20))
-    scores = np.stack([each.scores for each in seen])
-    logits = np.log(scores / (1 - scores))
-    gain = torch.from_numpy(4 / logits.std(axis=0))
-    state = dict(checkpoint.state_dict)
-    state["frame_head.weight"] = state["frame_head.weight"] * gain[:, None]
-    middle = torch.from_numpy(logits.mean(axis=0))
-    state["frame_head.bias"] = (state["frame_head.bias"] - middle) * gain
-    return Tagger(replace(checkpoint, state_dict=state), "cpu", "fp32", "math")
+    return Tagger(framed_checkpoint(), "cpu", "fp32", "math")
 
 
 def blocks(pcm: Pcm16, size: int, start: int = 0) -> Iterator[tuple[int, Pcm16]]:

@@ -257,15 +257,20 @@ def _class_table(
     loaded: LoadedSettings, parameters: DecisionParameters, step_s: float
 ) -> Iterator[str]:
     named = {slug(name) for name in loaded.settings.detection.classes}
-    n_classes = len(parameters.labels)
-    rows = [
-        _row(parameters, index, step_s)
-        for index, label in enumerate(parameters.labels)
-        if n_classes <= MAX_LISTED_CLASSES or slug(label) in named
+    indices = range(len(parameters.labels))
+    listed = [
+        index
+        for index in indices
+        if len(indices) <= MAX_LISTED_CLASSES or slug(parameters.labels[index]) in named
     ]
-    yield from aligned([_COLUMNS, *rows])
-    if len(rows) < n_classes:
-        yield f"and {n_classes - len(rows)} classes without settings of their own"
+    if listed:
+        yield from aligned([_COLUMNS, *(_row(parameters, index, step_s) for index in listed)])
+    if others := set(indices) - set(listed):
+        n_off = sum(not parameters.is_enabled[index] for index in others)
+        yield (
+            f"{'and ' if listed else ''}{len(others)} classes without settings of their own"
+            + (f", {n_off} of which make no events" if n_off else "")
+        )
 
 
 def _row(parameters: DecisionParameters, index: int, step_s: float) -> tuple[str, ...]:

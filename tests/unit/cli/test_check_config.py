@@ -3,10 +3,11 @@ from __future__ import annotations
 import json
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_model import TINY_LABELS, save_tiny
+from tiny_model import TINY_DIMS, TINY_LABELS, save_tiny
 
 from ast_stream.cli.app import run_command_line
 from ast_stream.cli.check_config import scrape_targets
@@ -72,6 +73,22 @@ def test_good_configuration_is_described_in_seconds_and_hops(check: Check, tmp_p
         "60 s (240 hops)",
         "Background  makes no events",
     ]
+
+
+def test_only_some_of_many_classes_are_listed_and_those_that_are_off_are_counted(
+    check: Check, tmp_path: Path
+) -> None:
+    dims = replace(TINY_DIMS, n_classes=41)
+    large = save_tiny(tmp_path / "large", dims=dims, off=["class_003", "class_007", "class_008"])
+    model = f"{STREAMS}model: {{checkpoint: {large}}}\n"
+    assert check(model) == 0
+    assert check.out[-1] == "41 classes without settings of their own, 3 of which make no events"
+    detection = "detection: {classes: {class_001: {hold_s: 2}, class_007: {enabled: true}}}\n"
+    assert check(model + detection) == 0
+    assert [line.split()[0] for line in check.out[-4:-1]] == ["class", "class_001", "class_007"]
+    assert (
+        check.out[-1] == "and 39 classes without settings of their own, 2 of which make no events"
+    )
 
 
 def test_load_is_measured_and_what_the_machine_cannot_hold_is_a_warning(check: Check) -> None:

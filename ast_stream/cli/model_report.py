@@ -87,9 +87,10 @@ def show_facts(facts: dict[str, Any]) -> None:
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
+    labels = {row["label"] for row in facts["classes"]}
     for name, value in facts.items():
         if name != "classes":
-            table.add_row(name, _shown(value))
+            table.add_row(name, _shown(_without_records(value, labels)))
     out = _console()
     out.print(table)
     out.print(_class_table(facts["classes"]))
@@ -153,6 +154,15 @@ def _class_table(classes: list[dict[str, Any]]) -> Table:
 
 def _n_params(checkpoint: Checkpoint) -> int:
     return sum(tensor.numel() for tensor in checkpoint.state_dict.values())
+
+
+def _without_records(value: object, labels: set[str]) -> object:
+    """Return a value without what was noted of each class: pages of it, if there are many."""
+    if not isinstance(value, dict):
+        return value
+    if value and labels.issuperset(value) and all(isinstance(of, dict) for of in value.values()):
+        return f"of {len(value)}, see --json"
+    return {key: _without_records(part, labels) for key, part in value.items()}
 
 
 def _shown(value: object) -> str:

@@ -94,9 +94,11 @@ def test_info_says_everything_about_a_checkpoint(tmp_path: Path) -> None:
         },
         background=["Background"],
         licence="CC-BY-4.0",
+        provenance={"thresholds": {"runs": {"1f": {}}, "classes": {"Bark": {"n_found": 47}}}},
     )
     [facts] = _lines(_model("info", str(saved), "--json"))
     assert facts["hash"] == tiny_checkpoint().hash
+    assert facts["provenance"]["thresholds"]["classes"]["Bark"]["n_found"] == 47
     n_params = sum(p.numel() for p in AudioSpectrogramTransformer(TINY_DIMS).parameters())
     assert (facts["licence"], facts["params"], facts["window_s"]) == ("CC-BY-4.0", n_params, 1.0)
     assert facts["dims"]["n_tokens"] == 66
@@ -115,8 +117,10 @@ def test_info_says_everything_about_a_checkpoint(tmp_path: Path) -> None:
         "rise assumed",
         "within 0.30 s",
         "makes no events",
+        '"runs": {"1f": {}}, "classes": "of 1, see --json"',
     ):
         assert expected in text
+    assert "n_found" not in text
     assert max(map(len, text.splitlines())) <= 100
 
 

@@ -41,6 +41,12 @@ def test_each_planted_sound_is_matched_once_by_class_and_time() -> None:
     assert not report.is_complete
 
 
+def test_second_event_of_one_planted_sound_was_planted_too() -> None:
+    report = compare([planted("Siren", 2, 8)], [detected("Siren", 2, 4), detected("Siren", 6, 8)])
+    assert report.n_found == 1
+    assert report.extra == []
+
+
 def test_onset_error_and_latency_are_measured_from_the_planted_onset() -> None:
     row = compare([planted("Siren", 2.0, 5.0)], [detected("Siren", 2.1, 5.0)]).rows[0]
     assert row.onset_error_s == pytest.approx(0.1, abs=1e-6)

@@ -64,7 +64,8 @@ def _match_lints(
         yield (*place, "score"), "W201", text
     without = sorted(slugs & frozenset(facts.without_events))
     if without:
-        yield place, "W209", f"{', '.join(without)}: background or switched off, makes no events"
+        text = "makes no events: background, or off unless detection.classes enables it"
+        yield place, "W209", f"{', '.join(without)}: {text}"
 
 
 def notification_lints(rules: RuleSet, alerts: AlertSettings) -> list[RuleProblem]:

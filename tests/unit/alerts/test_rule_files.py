@@ -467,7 +467,8 @@ FACTS = DetectorFacts(
         (
             "alert: a, match: {class: Alarm}",
             "",
-            "W209: groups[0].rules[0].match: alarm: background or switched off, makes no events",
+            "W209: groups[0].rules[0].match: alarm: makes no events: "
+            "background, or off unless detection.classes enables it",
         ),
         (
             "alert: a, match: {class: Bark}, when: n, unless: n",

@@ -37,6 +37,13 @@ def has_logged_events(run: Pipeline) -> bool:
     return any(b'"topic":"event/' in path.read_bytes() for path in logs)
 
 
+def start_and_wait(run: Pipeline) -> None:
+    """Start the worker and wait until it is ready, however often it was before."""
+    boots = run.log("worker").count("ready:")
+    run.start_worker()
+    wait_for(lambda: run.log("worker").count("ready:") > boots, "worker ready")
+
+
 def ended_events(run: Pipeline, stream: str) -> list[tuple[object, ...]]:
     """Finished events as `scan` reports them, in the order of their ends."""
     return [
@@ -93,14 +100,12 @@ def test_worker_killed_three_times_loses_and_repeats_nothing(
         run.start_capture("a")
         rng = np.random.default_rng(3)
         for number in range(3):
-            run.start_worker()
-            boots = run.log("worker").count("ready:")
-            wait_for(lambda n=boots: run.log("worker").count("ready:") > n, "worker ready")  # type: ignore[misc]
+            start_and_wait(run)
             if number == 0:
                 wait_for(lambda: has_logged_events(run), "an event")
             time.sleep(float(rng.uniform(0.3, 2.0)))
             run.kill("worker")
-        run.start_worker()
+        start_and_wait(run)
         assert run.wait("capture-a") == 0, run.log("capture-a")
         assert run.stop("worker") == 0
         messages = run.published()

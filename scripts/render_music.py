@@ -172,7 +172,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=12.0)
     parser.add_argument("--label", default="Music")
     parser.add_argument("--fold", default="generated")
-    parser.add_argument("--licence", default="MIT")
+    parser.add_argument("--licence", default="MIT", help="of the soundfont")
+    parser.add_argument("--url", default="https://packages.debian.org/stable/fluid-soundfont-gm")
     parser.add_argument("--fluidsynth", default="fluidsynth")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -185,8 +186,9 @@ def main() -> None:
             _play(midi, path, arguments)
         except (OSError, subprocess.SubprocessError) as error:
             sys.exit(f"{arguments.fluidsynth}: cannot play {path.name}: {error}")
-        rows.append((path.name, arguments.label, arguments.fold, "generated", path.stem,
-                     arguments.licence, ""))  # fmt: skip
+        author = f"generated with {arguments.soundfont.stem}"
+        rows.append((path.name, arguments.label, arguments.fold, author, path.stem,
+                     arguments.licence, arguments.url))  # fmt: skip
     with (arguments.out / "songs.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("file", "label", "fold", "author", "title", "licence", "url"))

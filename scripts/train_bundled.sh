@@ -27,8 +27,8 @@ music_minutes=${MUSIC_MINUTES:-85}
 unknown_minutes=${UNKNOWN_MINUTES:-25}
 negative_hours=${NEGATIVE_HOURS:-1}
 # of each class in these hours; what finds too little then is off by default
-budget=(--budget "${BUDGET:-0.1/h}" --budget rain=0.2/h --budget sneeze=0.2/h --budget tick_tock=0.7/h --budget music=0.7/h --among "${AMONG:-4/h}"
-    --off-below 0.5)
+budget=(--budget "${BUDGET:-0.1/h}" --budget rain=0.2/h --budget sneeze=0.2/h --budget tick_tock=0.2/h
+    --budget music=0.2/h --among "${AMONG:-4/h}" --off-below 0.5)
 
 mkdir -p "$out"
 export OMP_WAIT_POLICY=passive

@@ -294,7 +294,7 @@ def fine_tuning(data: Path, start: str, dims: AstDims, keep_classes: bool) -> Tr
 
 def small(data: Path, start: str | None = None) -> TrainingConfig:
     """Return the default recipe for small models."""
-    return TrainingConfig(data, start, window_s=2.56, max_frames=256, stride=16)
+    return TrainingConfig(data, start, window_s=2.56, max_frames=256, stride=16, has_frames=True)
 
 
 def esc50(data: Path, start: str | None = None) -> TrainingConfig:
@@ -345,7 +345,7 @@ PRESETS: dict[PresetName, Callable[[Path, str | None], TrainingConfig]] = {
 PRESET_SUMMARIES: dict[PresetName, str] = {
     "small": (
         "windows mixed as a stream has them, from clips, generated alarms and backgrounds; "
-        "192 x 6 layers on 2.56 s, Muon, 4000 steps of 48 at 1e-3, half a cosine"
+        "192 x 6 layers on 2.56 s, frame by frame, Muon, 4000 steps of 48 at 1e-3, half a cosine"
     ),
     "esc50": (
         "the AST paper on ESC-50: whole clips of 5 s, 25 epochs of 48 at 1e-5 (1e-4 from "

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -89,9 +91,11 @@ def test_scores_and_events_of_the_generated_scene_are_printed() -> None:
         check=True,
     )
     lines = done.stdout.splitlines()
-    assert lines[0] == "15 classes, windows of 2.56 s"
+    assert re.fullmatch(r"\d+ classes, windows of 2\.56 s", lines[0])
     assert lines[1].endswith("  Alarm")
-    assert [line.split("  ")[-1] for line in lines[4:]] == [
+    events = (line.split("  ")[-1] for line in lines[4:])
+    # beeps with long pauses may be several events
+    assert [label for label, _ in groupby(events)] == [
         "Alarm",
         "Telephone dialing, DTMF",
         "Smoke detector, smoke alarm",

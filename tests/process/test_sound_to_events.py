@@ -24,12 +24,14 @@ from ast_stream.units import FRAME_SHIFT, NS_PER_SECOND, SAMPLE_RATE, parse_time
 pytestmark = pytest.mark.virtual_mic
 
 SOUNDS = Path(__file__).parents[3] / "shared" / "data" / "sounds"
+# of the held-out fold: knocks, barks, a baby and a cock, each clear. A checkpoint may miss a faint
+# one, which says nothing of the way from a microphone to its events.
 CLIPS = (
-    "esc50/4-156844-A.ogg",
-    "esc50/4-182368-A.ogg",
+    "esc50/4-182039-A.ogg",
+    "esc50/4-191687-A.ogg",
     "esc50/4-59579-A.ogg",
     "esc50/4-164064-B.ogg",
-)  # of the held-out fold
+)
 ONSET_TOLERANCE_S = 0.75
 BED_AMPLITUDE = 30  # int16: -60 dBFS
 SPACE_S = 3.0

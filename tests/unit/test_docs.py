@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import make_reference
 import numpy as np
@@ -162,9 +163,9 @@ def test_rule_file_of_the_readme_is_free_of_mistakes(
 
 def test_parts_of_the_readme_can_be_used_on_their_own() -> None:
     (program,) = [text for text in blocks(README, "python") if "load_tagger" in text]
-    variables = {"waveform": np.zeros(16_000, np.float32)}
-    exec(program + "shape = tagger.scores(waveform).shape\n", variables)
-    assert variables["shape"] == (1, 15)
+    variables: dict[str, Any] = {"waveform": np.zeros(16_000, np.float32)}
+    exec(program + "shape, labels = tagger.scores(waveform).shape, tagger.labels\n", variables)
+    assert variables["shape"] == (1, len(variables["labels"]))
 
 
 def test_audio_block_of_the_protocol_is_one() -> None:

@@ -68,7 +68,8 @@ class StreamAccount:
         cuts = [start, *steps, stop]
         for first, last in itertools.pairwise(cuts):
             if first < last:
-                span = Span(
+                # checked where it is read: nothing here may stop a worker that runs
+                span = Span.model_construct(
                     stream=stream,
                     epoch=epoch,
                     kind=kind,

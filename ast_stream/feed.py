@@ -17,10 +17,11 @@ from typing import Any, Literal, Self
 from ast_stream.errors import UsageError
 from ast_stream.labels import slug
 from ast_stream.messages.event import FeedMessage, Position
+from ast_stream.transport.keys import ClientKeys
 from ast_stream.transport.reader import FeedReader, Missed
 from ast_stream.urls import check_endpoint
 
-__all__ = ["FeedMessage", "Missed", "Position", "Subscriber", "query_endpoint_beside"]
+__all__ = ["ClientKeys", "FeedMessage", "Missed", "Position", "Subscriber", "query_endpoint_beside"]
 
 _FEED_NAME, _QUERY_NAME = "/feed.sock", "/query.sock"
 
@@ -48,6 +49,8 @@ class Subscriber:
         idle_timeout_s: iteration ends after so long without a message; None: never.
         replay_patience_s: how long to ask a present publisher for missed messages before they are
             `Missed`; an absent one is waited for at least a minute.
+        keys: `ClientKeys.load(secret_file, server_key_file)`, without which tcp is refused beyond
+            loopback.
 
     Raises:
         UsageError: an endpoint that cannot be one.
@@ -65,9 +68,10 @@ class Subscriber:
         on_missed: Callable[[Missed], None] | None = None,
         idle_timeout_s: float | None = None,
         replay_patience_s: float = 5.0,
+        keys: ClientKeys | None = None,
     ) -> None:
-        _check(endpoint)
-        _check(query)
+        _check(endpoint, keys)
+        _check(query, keys)
         for name, names in (("classes", classes), ("streams", streams), ("topics", topics)):
             if isinstance(names, str | bytes):  # its letters would be mistaken for names
                 raise UsageError(f"{name}: expected a list of text such as [{names!r}], got text")
@@ -82,6 +86,7 @@ class Subscriber:
             self._topics,
             after,
             replay_patience_s,
+            keys,
         )
 
     def __enter__(self) -> Self:
@@ -163,10 +168,10 @@ def query_endpoint_beside(feed: str) -> str | None:
     return None
 
 
-def _check(endpoint: str | None) -> None:
+def _check(endpoint: str | None, keys: ClientKeys | None) -> None:
     try:
         if endpoint is not None:
-            check_endpoint(endpoint)
+            check_endpoint(endpoint, has_keys=keys is not None)
     except ValueError as error:
         raise UsageError(f"endpoint: {error}") from error
 

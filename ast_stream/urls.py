@@ -185,8 +185,11 @@ def _mask_item(item: str) -> str:
     return f"{key}={MASK}" if equals and key.lower() in _SECRET_KEYS | _HARMLESS_KEYS else MASK
 
 
-def check_endpoint(endpoint: str) -> str:
-    """Return `endpoint` if a socket may use it without CURVE.
+def check_endpoint(endpoint: str, *, has_keys: bool = False) -> str:
+    """Return `endpoint` if a socket may use it.
+
+    Args:
+        has_keys: CURVE keys are used: tcp may go beyond loopback.
 
     Raises:
         ValueError: not ipc:// or tcp://, an ipc path over 107 bytes, or tcp beyond loopback.
@@ -198,12 +201,12 @@ def check_endpoint(endpoint: str) -> str:
                 f"expected an absolute ipc path of at most 107 bytes, got {endpoint!r}"
             )
         return endpoint
-    match = re.match(r"tcp://(\[[^\]]+\]|[^:]+):(\d+)\Z", endpoint)
+    match = re.match(r"tcp://(\[[0-9A-Fa-f:.%]+\]|[\w.-]+):(\d+)\Z", endpoint)
     if match is None or not 1 <= int(match[2]) <= 65535:
         raise ValueError(
             f"expected an endpoint such as ipc:///path or tcp://127.0.0.1:5555, got {endpoint!r}"
         )
-    if not _is_loopback(match[1].strip("[]")):
+    if not has_keys and not _is_loopback(match[1].strip("[]")):
         raise ValueError(f"tcp beyond loopback needs transport.curve, got {endpoint!r}")
     return endpoint
 

@@ -59,6 +59,7 @@ from ast_stream.settings.paths import (
     query_endpoint,
 )
 from ast_stream.settings.schema import Settings
+from ast_stream.transport.keys import client_keys
 from ast_stream.transport.publisher import FeedPublisher
 from ast_stream.transport.sockets import FEED_HWM_MESSAGES, Sockets
 
@@ -189,6 +190,7 @@ def _subscribe(settings: Settings, store: Store, cleanup: ExitStack) -> Subscrib
         query=query_endpoint(settings),
         after=store.position() or "oldest",
         replay_patience_s=REPLAY_PATIENCE_S,
+        keys=client_keys(settings.transport),
     )
     cleanup.callback(feed.close)
     return feed

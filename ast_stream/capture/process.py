@@ -20,6 +20,7 @@ from ast_stream.capture.ring import Ring, RingServer
 from ast_stream.capture.sources.base import SourceHungError, SourceState
 from ast_stream.errors import AudioError, UsageError
 from ast_stream.labels import did_you_mean
+from ast_stream.machine_clock import CLOCK_ID
 from ast_stream.runtime import lifecycle
 from ast_stream.runtime.lifecycle import Notifier
 from ast_stream.runtime.logging import LimitedLog, setup_logging
@@ -33,6 +34,7 @@ from ast_stream.settings.paths import (
     ring_endpoint,
 )
 from ast_stream.settings.schema import Settings, StreamSettings
+from ast_stream.transport.keys import client_keys
 from ast_stream.transport.sockets import AUDIO_HWM_BLOCKS, QUERY_HWM_MESSAGES, Sockets
 from ast_stream.units import FULL_SCALE, SAMPLE_RATE, amplitude_to_dbfs, seconds_to_samples
 
@@ -126,7 +128,7 @@ class _CaptureProcess:
             warn_fault=LimitedLog(logger).warning,
         )
         endpoint = ring_endpoint(settings, stream.name)
-        self._sockets = Sockets()
+        self._sockets = Sockets(client_keys(settings.transport))
         self._router = self._sockets.bind("router", endpoint, QUERY_HWM_MESSAGES)
         self._server = RingServer(
             stream.name,
@@ -136,6 +138,7 @@ class _CaptureProcess:
             self._intake.status,
             is_paced=source.is_paced,
             is_trusted=self._router.is_trusted,
+            clock=CLOCK_ID if audio_endpoint(settings).startswith("tcp://") else None,
         )
         push = self._sockets.connect("push", audio_endpoint(settings), AUDIO_HWM_BLOCKS)
         self._intake_thread = threading.Thread(target=self._intake.run, name="intake", daemon=True)

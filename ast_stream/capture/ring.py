@@ -230,8 +230,11 @@ class RingServer:
     the next one is more urgent. A recording that is read faster than real time waits.
 
     Args:
-        is_trusted: whether a client is connected and may acknowledge. Only one of them counts:
-            the first that acknowledged, for as long as it is connected.
+        is_trusted: whether a client is connected and may listen and acknowledge; others may ask
+            for an empty range, which says how the stream is. Only one acknowledges: the first
+            that did, for as long as it is connected.
+
+        clock: name of this machine's monotonic clock, where the worker may be on another.
 
     Attributes:
         end_delivered: the last sample went out, marked as the last.
@@ -250,6 +253,7 @@ class RingServer:
         *,
         is_paced: bool = True,
         is_trusted: Callable[[bytes], bool] = lambda _: True,
+        clock: str | None = None,
         now: Callable[[], Moment] = read_clocks,
     ) -> None:
         self.end_delivered = False
@@ -262,6 +266,7 @@ class RingServer:
         self._status = status
         self._is_paced = is_paced
         self._is_trusted = is_trusted
+        self._clock = clock
         self._now = now
         self._next_live = 0  # first sample of the next live block
         self._readers: set[bytes] = set()
@@ -326,6 +331,10 @@ class RingServer:
         if request.epoch not in (None, self._epoch):
             held = self._ring.oldest, self._ring.next
             return RingRefusal.wrong_epoch(self._epoch, *held).encode()
+        is_empty = request.start is not None and request.start == request.stop
+        if not is_empty and not self._is_trusted(client):
+            self._log.warning("read refused: the client may ask how the stream is, and not listen")
+            return RingRefusal.not_allowed().encode()
         self._readers = {reader for reader in self._readers if self._is_trusted(reader)} | {client}
         return self._read(request)
 
@@ -379,4 +388,5 @@ class RingServer:
             is_last=status.state == "ended" and slice_.end_sample == self._ring.next,
             state=status.state,
             detail=status.detail,
+            clock=self._clock,
         )

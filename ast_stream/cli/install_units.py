@@ -17,6 +17,7 @@ from ast_stream.errors import StartupError
 from ast_stream.runtime.files import replace_file
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.schema import Settings
+from ast_stream.transport.keys import CLIENT_CREDENTIAL, SERVER_CREDENTIAL
 
 STATE_DIR = Path("/var/lib/ast-stream")  # what StateDirectory=ast-stream makes for a system
 RUNTIME_DIR = Path("/run/ast-stream")
@@ -141,9 +142,10 @@ def _fill(template: str, plan: Plan) -> str:
         state_dir = STATE_DIR / plan.settings.state_dir  # a relative one lies in the usual one
         listen = plan.settings.metrics.listen
         is_open = listen is not None and not listen.startswith(_LOOPBACK)
+        is_open |= plan.settings.transport.has_keyed_tcp
     ip_filter = "IPAddressDeny=any\nIPAddressAllow=localhost"
     if is_open:
-        ip_filter = "# No IPAddressDeny: metrics.listen shows the figures to other hosts."
+        ip_filter = "# No IPAddressDeny: metrics.listen or transport reaches other hosts."
     shown = "" if plan.settings is None else f", {state_dir},"
     writable = f"# state_dir{shown} is writable as StateDirectory."
     if not state_dir.is_relative_to(STATE_DIR):
@@ -164,10 +166,24 @@ def _fill(template: str, plan: Plan) -> str:
         "PROTECT_HOME": "read-only" if is_in_home else "yes",
         "IP_FILTER": ip_filter,
         "READ_WRITE_PATHS": writable,
+        "SERVER_CREDENTIAL": _credential(plan, SERVER_CREDENTIAL),
+        "CLIENT_CREDENTIAL": _credential(plan, CLIENT_CREDENTIAL),
     }
     text = _SYSTEM_ONLY.sub("" if plan.is_user else r"\1", template)
     filled = _PLACEHOLDER.sub(lambda found: values[found[1]], text)
     return re.sub(r"\n\n\n+", "\n\n", filled)
+
+
+def _credential(plan: Plan, name: str) -> str:
+    """Return the line by which systemd hands a secret key, which may be root's alone, to a unit."""
+    if plan.settings is None or not plan.settings.transport.has_keyed_tcp:
+        return "# No LoadCredential: nothing goes over tcp with keys."
+    curve = plan.settings.transport.curve
+    assert curve is not None
+    path = curve.server_secret if name == SERVER_CREDENTIAL else curve.client_secret
+    if path is None:
+        return f"# No LoadCredential: the configuration names no key for {name}."
+    return f"LoadCredential={name}:{path.replace('%', '%%')}"
 
 
 def _quoted(word: str) -> str:

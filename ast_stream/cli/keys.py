@@ -12,8 +12,8 @@ import typer
 from ast_stream.cli.options import json_option
 from ast_stream.cli.output import aligned, json_line, say
 from ast_stream.errors import UsageError
+from ast_stream.settings.schema import DEFAULT_ALLOW_LIST
 from ast_stream.transport.allow_list import (
-    DEFAULT_ALLOW_LIST,
     WORDS,
     Client,
     Rights,
@@ -34,6 +34,8 @@ from ast_stream.units import format_time
 AllowListOption = Annotated[
     Path, typer.Option("--allow-list", metavar="FILE", help="The allow-list of the worker.")
 ]
+ALLOW_LIST = Path(DEFAULT_ALLOW_LIST)
+KEY_FOLDER = ALLOW_LIST.parent
 _RIGHTS = "; ".join(f"{word}: {meaning}" for word, meaning in WORDS.items())
 
 app = typer.Typer(
@@ -49,7 +51,7 @@ def create(
     name: Annotated[str, typer.Argument(help="Of whom the key is, e.g. worker or porch-box.")],
     folder: Annotated[
         Path, typer.Option("--dir", metavar="DIR", help="Where the files are written.")
-    ] = DEFAULT_ALLOW_LIST.parent,
+    ] = KEY_FOLDER,
 ) -> None:
     """Make a key: NAME.key, which may be given to anyone, and NAME.key_secret, which may not.
 
@@ -68,7 +70,7 @@ def authorise(
     name: Annotated[
         str | None, typer.Option(help="What to call it. (default: as its file)")
     ] = None,
-    allow_list: AllowListOption = DEFAULT_ALLOW_LIST,
+    allow_list: AllowListOption = ALLOW_LIST,
 ) -> None:
     """Let the owner of a key do what is named, and nothing else; a running worker follows at once.
 
@@ -95,7 +97,7 @@ def authorise(
 @app.command("revoke")
 def revoke(
     key: Annotated[str, typer.Argument(help="The name as `list` shows it, the file, or the key.")],
-    allow_list: AllowListOption = DEFAULT_ALLOW_LIST,
+    allow_list: AllowListOption = ALLOW_LIST,
 ) -> None:
     """Take all rights from a key; a running worker disconnects its owner at once.
 
@@ -114,7 +116,7 @@ def revoke(
 
 @app.command("list")
 def list_keys(
-    allow_list: AllowListOption = DEFAULT_ALLOW_LIST,
+    allow_list: AllowListOption = ALLOW_LIST,
     as_json: Annotated[bool, json_option("JSON lines.")] = False,
 ) -> None:
     """List the keys that are authorised, and the rights of each.

@@ -37,6 +37,7 @@ from ast_stream.runtime.lifecycle import EXIT_CRASH, stop_on_signals
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.paths import alerts_endpoint, query_endpoint, ring_endpoint
 from ast_stream.settings.schema import Settings, StreamSettings
+from ast_stream.transport.keys import client_keys
 from ast_stream.transport.query import QueryClient
 from ast_stream.transport.sockets import QUERY_HWM_MESSAGES, Sockets
 from ast_stream.units import samples_to_seconds
@@ -257,7 +258,7 @@ class StatusClient:
         self._streams: Sequence[StreamSettings] = settings.streams if is_complete else ()
         self._timeout_s = timeout_s
         self._is_stopped = is_stopped
-        self._sockets = Sockets()
+        self._sockets = Sockets(client_keys(settings.transport))
         self._worker = QueryClient(self._sockets, query_endpoint(settings), is_stopped)
         self._alerts = (
             Subscriber(alerts_endpoint(settings), topics=[ALERTS_STATUS_TOPIC])

@@ -18,14 +18,15 @@ from rich.text import Text
 from ast_stream.cli.options import config_option, json_option
 from ast_stream.cli.output import json_line
 from ast_stream.cli.terminal import console
-from ast_stream.errors import WireError
-from ast_stream.feed import FeedMessage, Missed, Subscriber
+from ast_stream.errors import UsageError, WireError
+from ast_stream.feed import ClientKeys, FeedMessage, Missed, Subscriber
 from ast_stream.messages.event import Content, EventMessage, GapMessage, ScoresHeader
 from ast_stream.messages.status import Health
 from ast_stream.runtime.lifecycle import stop_on_signals
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.paths import feed_endpoint, query_endpoint
 from ast_stream.settings.schema import Settings, StdinSource, StreamSettings
+from ast_stream.transport.keys import client_keys
 from ast_stream.units import NS_PER_SECOND
 
 DEFAULT_TOPICS = ("event/", "gap/")
@@ -55,6 +56,13 @@ def subscribe(
     query: Annotated[
         str | None, typer.Option(help="Endpoint that repeats what was missed.")
     ] = None,
+    client_key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Your secret key, where --endpoint is tcp with keys."),
+    ] = None,
+    server_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The public key of the worker there.")
+    ] = None,
     classes: Annotated[
         list[str] | None, typer.Option("--class", help="Only events of this class; repeatable.")
     ] = None,
@@ -73,9 +81,15 @@ def subscribe(
 
     Example: ast-stream subscribe event/bark --stream porch
     """
+    if (client_key is None) != (server_key is None):
+        raise UsageError("expected both --client-key and --server-key, or neither")
+    keys = None
+    if client_key is not None and server_key is not None:
+        keys = ClientKeys.load(client_key, server_key)
     if endpoint is None:
         settings = default_settings() if config is None else load_settings(config)
         endpoint, query = feed_endpoint(settings), query or query_endpoint(settings)
+        keys = keys or client_keys(settings.transport)
     reader = Subscriber(
         endpoint,
         classes=classes,
@@ -83,6 +97,7 @@ def subscribe(
         topics=[_prefix(topic) for topic in topics or DEFAULT_TOPICS],
         query=query,
         after="oldest" if replay else None,
+        keys=keys,
     )
     out = console(stderr=False)
 

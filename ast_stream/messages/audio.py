@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -49,6 +49,7 @@ class _BlockHeader(Body):
     samples: Annotated[int, Field(ge=0, le=MAX_BLOCK_SAMPLES)]
     time: Annotated[str, Field(max_length=64)]
     monotonic_ns: Monotonic
+    clock: Annotated[str | None, Field(max_length=64)] = None
     ring: _Endpoint | None = None
     gap: Annotated[str | None, Field(max_length=MAX_REASON_CHARACTERS)] = None
     last: bool = False
@@ -85,11 +86,21 @@ class AudioBlock:
     """How the source is."""
     detail: str | None = None
     """What is wrong with it; None while nothing is."""
+    clock: str | None = None
+    """Names the monotonic clock of `moment`; None: that of this machine."""
 
     @property
     def end_sample(self) -> int:
         """Index just after the last sample."""
         return self.start_sample + len(self.pcm)
+
+    def by_clock_of(self, now: Moment) -> AudioBlock:
+        """Return this block of another machine with its moment on both clocks of this one.
+
+        Wall clocks of the two are taken to agree; their monotonic clocks have nothing in common.
+        """
+        wall_ns = self.moment.wall_ns
+        return replace(self, clock=None, moment=Moment(wall_ns, wall_ns - now.offset_ns))
 
     def encode(self) -> list[bytes]:
         """Return the three frames of the block: stream, header, PCM."""
@@ -217,7 +228,7 @@ class RingRefusal(Body):
     """Why a ring does not answer a request; see the class methods for the cases."""
 
     v: Literal[1] = PROTOCOL_VERSION
-    error: Literal["malformed", "wrong_stream", "wrong_epoch"]
+    error: Literal["malformed", "wrong_stream", "wrong_epoch", "not_allowed"]
     detail: str | None = None
     """What is malformed."""
     stream: str | None = None
@@ -238,6 +249,11 @@ class RingRefusal(Body):
     def wrong_stream(cls, stream: str) -> Self:
         """Refuse a request for another stream than the ring's."""
         return cls(error="wrong_stream", stream=stream)
+
+    @classmethod
+    def not_allowed(cls) -> Self:
+        """Refuse audio to a client that may not listen."""
+        return cls(error="not_allowed")
 
     @classmethod
     def wrong_epoch(cls, epoch: str, oldest: int, next: int) -> Self:
@@ -274,6 +290,8 @@ def _block_header(block: AudioBlock) -> dict[str, Any]:
         "monotonic_ns": block.moment.monotonic_ns,
         "ring": block.ring,
     }
+    if block.clock is not None:
+        header["clock"] = block.clock
     if block.gap_reason is not None:
         header["gap"] = _cut(block.gap_reason, MAX_REASON_CHARACTERS)
     if block.is_last:
@@ -308,6 +326,7 @@ def _to_block(stream: str, header: _BlockHeader, pcm: bytes) -> AudioBlock:
         moment=Moment(time_ns, header.monotonic_ns),
         pcm=np.frombuffer(pcm, dtype="<i2").astype(np.int16, copy=False),
         ring=header.ring,
+        clock=header.clock,
         gap_reason=header.gap,
         is_last=header.last,
         state=header.state,

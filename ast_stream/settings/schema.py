@@ -33,6 +33,7 @@ MAX_CONFIRM_HOPS = 64  # `confirm_s` is counted in windows or frames, as bits of
 RING_HOPS = 8  # `ring_s` at least: an unpaced source is up to a quarter of its ring ahead
 MAX_CHANNELS = 64
 FIRST_SOUND_S = 30.0  # of network streams: sound may begin later than the video
+DEFAULT_ALLOW_LIST = "/etc/ast-stream/keys/allowed.json"
 BUNDLED = "bundled"  # the name of the checkpoint that is part of the package
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z")
 MAX_INDEX = 10_000  # of sound devices
@@ -386,18 +387,65 @@ class DetectionSettings(Section):
     )
 
 
+class CurveSettings(Section):
+    """Keys of tcp endpoints, as `ast-stream keys create` makes them; ipc needs none."""
+
+    server_secret: FilePath | None = Field(
+        default=None,
+        description="secret key of the worker; null: the worker runs on another box",
+    )
+    server_key: FilePath | None = Field(
+        default=None,
+        description="public key of the worker, which clients expect; null: the .key beside "
+        "server_secret",
+    )
+    client_secret: FilePath | None = Field(
+        default=None,
+        description="secret key of what connects: capture, alerts, status, subscribe; null: "
+        "nothing connects over tcp",
+    )
+    allow_list: FilePath = Field(
+        default=DEFAULT_ALLOW_LIST,
+        description="keys that the worker allows, and what each may do; read again when it changes",
+    )
+
+
 class TransportSettings(Section):
     """ZeroMQ endpoints; null: ipc files in `runtime_dir`."""
 
     audio: str | None = None
     feed: str | None = None
     query: str | None = None
-    curve: None = Field(default=None, description="reserved for CURVE keys")
+    curve: CurveSettings | None = Field(
+        default=None, description="keys of tcp endpoints; null: tcp on loopback only, without keys"
+    )
 
     @field_validator("audio", "feed", "query")
     @classmethod
-    def _endpoint_is_safe(cls, endpoint: str | None) -> str | None:
-        return endpoint if endpoint is None else check_endpoint(endpoint)
+    def _endpoint_is_one(cls, endpoint: str | None) -> str | None:
+        return endpoint if endpoint is None else check_endpoint(endpoint, has_keys=True)
+
+    @property
+    def has_keyed_tcp(self) -> bool:
+        """Whether an endpoint needs keys."""
+        endpoints = (self.audio, self.feed, self.query)
+        return self.curve is not None and any(
+            endpoint is not None and endpoint.startswith("tcp://") for endpoint in endpoints
+        )
+
+    def misfits(self) -> Iterator[Misfit]:
+        """Yield what is not safe, or cannot work."""
+        for name in ("audio", "feed", "query"):
+            endpoint = getattr(self, name)
+            if endpoint is None or self.curve is not None:
+                continue
+            try:
+                check_endpoint(endpoint)
+            except ValueError as error:
+                yield ("transport", name), str(error)
+        if self.curve is not None and self.curve.server_key is self.curve.server_secret is None:
+            text = "expected server_key, or server_secret on the box of the worker, got neither"
+            yield ("transport", "curve"), text
 
 
 class LoggingSettings(Section):
@@ -447,7 +495,9 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self, info: ValidationInfo) -> Settings:
-        refuse_misfits([*self._stream_misfits(), *self._port_misfits()], info)
+        refuse_misfits(
+            [*self._stream_misfits(), *self._port_misfits(), *self.transport.misfits()], info
+        )
         return self
 
     def _stream_misfits(self) -> Iterator[Misfit]:

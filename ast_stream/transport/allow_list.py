@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ from ast_stream.errors import StartupError
 from ast_stream.labels import STREAM_NAME_RULE, did_you_mean, is_stream_name
 from ast_stream.runtime.files import DamagedFileError, read_bounded, replace_file
 from ast_stream.transport.keys import NAME, NAME_RULE, decode_key
+from ast_stream.transport.zmtp import Kind
 from ast_stream.units import format_time, parse_time
 
-DEFAULT_ALLOW_LIST = Path("/etc/ast-stream/keys/allowed.json")
 FEED, SCORES, AUDIO, ADMIN = "feed", "scores", "audio", "admin"
 PUSH = "push:"
 ALL_STREAMS = "*"
@@ -26,6 +26,7 @@ WORDS = {
     ADMIN: "administrate",
 }
 MAX_KEYS = 4096
+_SCORES_TOPIC = b"scores/"
 _VERSION = 1
 _MAX_BYTES = 4 * 1024 * 1024
 _MODE = 0o644  # it holds no secret
@@ -73,6 +74,29 @@ class Rights:
         """Return whether a right other than to push is among them."""
         return word in self.reads
 
+    def may_receive(self, topic: bytes) -> bool:
+        """Return whether messages of a topic of the feed are for this client."""
+        return (SCORES if topic.startswith(_SCORES_TOPIC) else FEED) in self.reads
+
+    def may_connect(self, kind: Kind) -> bool:
+        """Return whether there is anything to do for this client at a socket that is bound.
+
+        PULL receives audio, PUB is the feed, ROUTER answers queries.
+        """
+        match kind:
+            case "pull":
+                return bool(self.push)
+            case "pub":
+                return not self.reads.isdisjoint((FEED, SCORES))
+            case "router":
+                return not self.reads.isdisjoint((FEED, AUDIO, ADMIN))
+
+
+ALL_RIGHTS = Rights(frozenset({ALL_STREAMS.encode()}), frozenset({FEED, SCORES, AUDIO, ADMIN}))
+# over ipc, of members of the group that may open the socket: events, never what was said
+GROUP_RIGHTS = Rights(frozenset(), frozenset({FEED, SCORES}))
+NO_RIGHTS = Rights(frozenset(), frozenset())
+
 
 @dataclass(frozen=True)
 class Client:
@@ -86,10 +110,11 @@ class Client:
     added_ns: int
     """When it was authorised, or its rights were changed."""
 
-    @property
-    def rights(self) -> Rights:
-        """What it may do."""
-        return Rights.of(self.words)
+    rights: Rights = field(init=False, compare=False, repr=False)
+    """What the words mean."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rights", Rights.of(self.words))
 
 
 def read_allow_list(path: Path) -> list[Client]:

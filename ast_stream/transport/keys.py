@@ -15,10 +15,12 @@ from pathlib import Path
 
 from ast_stream.errors import StartupError, UsageError
 from ast_stream.runtime.files import DamagedFileError, read_bounded
+from ast_stream.settings.schema import TransportSettings
 
 KEY_BYTES = 32
 KEY_CHARACTERS = 40  # of a key in Z85
 PUBLIC_SUFFIX, SECRET_SUFFIX = ".key", ".key_secret"
+SERVER_CREDENTIAL, CLIENT_CREDENTIAL = "curve-server", "curve-client"
 CREDENTIALS = "CREDENTIALS_DIRECTORY"  # variable that systemd sets where there are credentials
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")
 NAME_RULE = "lower-case letters, digits, '.', '_' and '-', at most 63, first a letter or digit"
@@ -37,6 +39,23 @@ class KeyPair:
 
     public: str
     secret: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class ClientKeys:
+    """What a client needs over tcp: its own key, and the public one that it expects there."""
+
+    own: KeyPair
+    server: str
+
+    @classmethod
+    def load(cls, secret: str | Path, server: str | Path) -> ClientKeys:
+        """Return the keys in two files: the client's secret one, and the server's public one.
+
+        Raises:
+            StartupError: a file cannot be read, holds no key, or others may read the secret.
+        """
+        return cls(read_pair(Path(secret), CLIENT_CREDENTIAL), read_public(Path(server)))
 
 
 def encode_z85(data: bytes) -> str:
@@ -156,3 +175,36 @@ def _write_new(path: Path, text: str, mode: int) -> None:
         os.fchmod(fd, mode)
         file.flush()
         os.fsync(fd)
+
+
+def client_keys(transport: TransportSettings) -> ClientKeys | None:
+    """Return what this box's clients need; None if nothing goes over tcp with keys.
+
+    Raises:
+        StartupError: a key is missing, or cannot be used.
+    """
+    curve = transport.curve
+    if curve is None or not transport.has_keyed_tcp:
+        return None
+    if curve.client_secret is None:
+        raise StartupError("transport.curve.client_secret: expected a secret key, got none")
+    server = curve.server_key
+    if server is None:
+        assert curve.server_secret is not None  # as the settings are checked
+        # not the secret itself, which clients may not be able to read
+        server = str(Path(curve.server_secret).with_suffix(PUBLIC_SUFFIX))
+    return ClientKeys.load(curve.client_secret, server)
+
+
+def server_key(transport: TransportSettings) -> KeyPair | None:
+    """Return the worker's key; None if it binds nothing that needs one.
+
+    Raises:
+        StartupError: it is missing, or cannot be used.
+    """
+    curve = transport.curve
+    if curve is None or not transport.has_keyed_tcp:
+        return None
+    if curve.server_secret is None:
+        raise StartupError("transport.curve.server_secret: expected a secret key, got none")
+    return read_pair(Path(curve.server_secret), SERVER_CREDENTIAL)

@@ -28,7 +28,9 @@ from pathlib import Path
 from ast_stream.errors import StartupError, WireError
 from ast_stream.runtime.files import is_in_place, lock_file
 from ast_stream.runtime.logging import LimitedLog
-from ast_stream.transport.zmtp import GREETING, Kind, ZmtpSession, encode_message
+from ast_stream.transport.allow_list import ALL_RIGHTS, GROUP_RIGHTS, NO_RIGHTS, Client, Rights
+from ast_stream.transport.authenticator import Authenticator
+from ast_stream.transport.zmtp import Kind, ZmtpSession, encode_message
 
 MAX_PEERS = 256
 MAX_DESCRIPTORS = 65_536  # requested at most, even if the system allows more
@@ -151,12 +153,15 @@ class Reactor:
 class _Peer:
     """One connection."""
 
-    def __init__(self, number: int, connection: socket.socket, session: ZmtpSession) -> None:
+    session: ZmtpSession
+
+    def __init__(self, number: int, connection: socket.socket) -> None:
         self.identity = number.to_bytes(5, "big")
         self.connection = connection
         self.fd = connection.fileno()
-        self.session = session
         self.owner, self.is_of_own_user = _owner(connection)
+        self.client: Client | None = None  # whose key it has shown
+        self.rights = ALL_RIGHTS if self.is_of_own_user else GROUP_RIGHTS
         self.since_s = self.active_s = time.monotonic()
         self.inbox: deque[tuple[list[bytes], int]] = deque()
         self.in_bytes = 0
@@ -171,27 +176,43 @@ class _Peer:
     def held_bytes(self) -> int:
         return self.session.held_bytes + self.in_bytes + self.out_bytes
 
+    def use(self, client: Client) -> None:
+        """Give the peer the rights of a client on the allow-list."""
+        self.client, self.rights = client, client.rights
+        self.owner = f"{client.name} over tcp"
+
 
 class Listener:
     """A bound socket, for use by any thread; neither sending nor receiving blocks.
 
     Args:
         hwm: messages of one peer that wait, in each direction.
+        authenticator: knows the keys that are allowed over tcp; None: there everybody is.
 
     Attributes:
         dropped: messages that a peer was too slow for.
-        disconnected: peers that exceeded a limit.
+        disconnected: peers that exceeded a limit, or whose key is not allowed.
+        refused: messages that a peer has no right to send.
 
     Raises:
         StartupError: the endpoint is in use by another process, or cannot be bound.
     """
 
     def __init__(
-        self, reactor: Reactor, kind: Kind, endpoint: str, hwm: int, max_peers: int = MAX_PEERS
+        self,
+        reactor: Reactor,
+        kind: Kind,
+        endpoint: str,
+        hwm: int,
+        max_peers: int = MAX_PEERS,
+        authenticator: Authenticator | None = None,
     ) -> None:
         self.endpoint = endpoint
+        self._authenticator = authenticator if endpoint.startswith("tcp://") else None
+        self._changes_seen = 0 if authenticator is None else authenticator.changes
         self.dropped = 0
         self.disconnected = 0
+        self.refused = 0
         self._reactor = reactor
         self._kind: Kind = kind
         self._limits = _LIMITS[kind]
@@ -236,6 +257,11 @@ class Listener:
         peer = self._peers.get(identity)
         return peer is not None and peer.is_of_own_user
 
+    def rights(self, identity: bytes) -> Rights:
+        """Return what the peer of a request (ROUTER) may do; nothing once it is gone."""
+        peer = self._peers.get(identity)
+        return NO_RIGHTS if peer is None else peer.rights
+
     def send(self, frames: list[bytes]) -> bool:
         """Send now; return False if it was dropped for a peer that is gone or too slow.
 
@@ -244,14 +270,16 @@ class Listener:
         with self._reactor.lock:
             if self._kind == "router":
                 peer = self._peers.get(frames[0])
-                return peer is not None and self._queue(peer, encode_message(frames[1:]))
-            topic, data = frames[0], encode_message(frames)
+                return peer is not None and self._queue(peer, frames[1:])
+            topic = frames[0]
+            data = encode_message(frames) if self._authenticator is None else None  # for all alike
             subscribers = [
                 peer
                 for peer in self._peers.values()
                 if topic.startswith(peer.session.subscriptions.prefixes)
+                and (self._authenticator is None or peer.rights.may_receive(topic))
             ]
-            missed = [peer for peer in subscribers if not self._queue(peer, data)]
+            missed = [peer for peer in subscribers if not self._queue(peer, frames, data)]
             return not missed
 
     def receive(self, timeout_ms: int = 0) -> list[bytes] | None:
@@ -323,14 +351,46 @@ class Listener:
         connection.setblocking(False)
         if connection.family != socket.AF_UNIX:
             _keep_alive(connection)
-        session = ZmtpSession(self._kind, self._limits.message_bytes)
-        peer = _Peer(next(self._numbers), connection, session)
+        peer = _Peer(next(self._numbers), connection)
+        peer.session = self._session(peer)
         self._peers[peer.identity] = peer
         self._watch(peer)
         if self._kind == "pull" and not peer.is_of_own_user:
             self._expel(peer, f"expected a process of user {os.geteuid()} or root")
             return
-        self._queue(peer, GREETING)
+        self._append(peer, peer.session.greeting)
+
+    def _session(self, peer: _Peer) -> ZmtpSession:
+        """Return the state of a new connection, which asks for a key where there is a list."""
+        if self._authenticator is None:
+            return ZmtpSession(self._kind, self._limits.message_bytes)
+        peer.rights = NO_RIGHTS
+
+        def admit(client: Client) -> None:
+            if not client.rights.may_connect(self._kind):
+                words = ", ".join(client.words) or "nothing"
+                raise WireError(f"{client.name} may {words}, and none of that here")
+            peer.use(client)
+
+        curve = self._authenticator.session(admit)
+        return ZmtpSession(self._kind, self._limits.message_bytes, curve)
+
+    def _follow_allow_list(self) -> None:
+        """Give connected peers the rights that they have now; those without any must go."""
+        if self._authenticator is None:
+            return
+        self._authenticator.poll()
+        if self._authenticator.changes == self._changes_seen:
+            return
+        self._changes_seen = self._authenticator.changes
+        for peer in list(self._peers.values()):
+            if peer.client is None:
+                continue
+            client = self._authenticator.client(peer.client.key)
+            if client is None or not client.rights.may_connect(self._kind):
+                self._expel(peer, "its key is revoked")
+            else:
+                peer.use(client)
 
     def _watch(self, peer: _Peer) -> None:
         self._reactor.watch(peer.fd, peer.events, lambda events: self._on_peer(peer, events))
@@ -392,6 +452,7 @@ class Listener:
     def _sweep(self) -> None:
         """Check timeouts of greetings and the socket's file, and accept new peers again."""
         self._evictions = 0
+        self._follow_allow_list()
         late_s = time.monotonic() - _HANDSHAKE_S
         for peer in list(self._peers.values()):
             if not peer.session.is_ready and peer.since_s < late_s:
@@ -470,6 +531,8 @@ class Listener:
                 message = peer.session.next_message()
                 if message is None:
                     break
+                if self._authenticator is not None and self._is_refused(peer, message):
+                    continue
                 cost = sum(map(len, message)) + _MESSAGE_COST * (1 + len(message))
                 peer.inbox.append((message, cost))
                 peer.in_bytes += cost
@@ -487,6 +550,17 @@ class Listener:
             return
         self._make_ready(peer)
         self._wait_for(peer)
+
+    def _is_refused(self, peer: _Peer, message: list[bytes]) -> bool:
+        """Return whether its sender has no right to a message; it stays connected for others."""
+        if self._kind != "pull" or peer.rights.may_push(message[0]):
+            return False
+        self.refused += 1
+        shown = message[0][:64]
+        self._log.warning(
+            "%s: audio of %r refused: %s may not send it", self.endpoint, shown, peer.owner
+        )
+        return True
 
     def _has_room(self, peer: _Peer) -> bool:
         return (
@@ -516,12 +590,13 @@ class Listener:
         except FileNotFoundError:  # it hung up while there was no room
             self._watch(peer)
 
-    def _queue(self, peer: _Peer, data: bytes) -> bool:
+    def _queue(self, peer: _Peer, frames: list[bytes], data: bytes | None = None) -> bool:
+        """Queue a message, for whose bytes `data` is known or they are made for the peer."""
         is_full = len(peer.outbox) >= self._hwm or peer.out_bytes >= self._limits.out_bytes
         if peer.is_closed or (is_full and peer.outbox):
             self.dropped += 1
             return False
-        self._append(peer, data)
+        self._append(peer, peer.session.encode(frames) if data is None else data)
         return not peer.is_closed
 
     def _append(self, peer: _Peer, data: bytes) -> None:
@@ -676,7 +751,9 @@ def _lock_path(endpoint: str) -> Path:
 def _owner(connection: socket.socket) -> tuple[str, bool]:
     """Return whose connection it is, as the kernel says, and whether this user's or root's."""
     if connection.family != socket.AF_UNIX:
-        return "over tcp", True
+        with contextlib.suppress(OSError):  # it has hung up already
+            return f"{connection.getpeername()[0]} over tcp", True
+        return "somebody over tcp", True
     found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid, uid, _ = struct.unpack("3i", found)
     return f"process {pid} of user {uid}", uid in (os.geteuid(), 0)

@@ -33,11 +33,13 @@ from ast_stream.messages.query import (
 )
 from ast_stream.runtime.logging import LimitedLog
 from ast_stream.sample_clock import SampleClock
+from ast_stream.transport.allow_list import ALL_RIGHTS, AUDIO, FEED, Rights
 from ast_stream.transport.event_log import EventLog
 from ast_stream.transport.sockets import QUERY_HWM_MESSAGES, Socket, Sockets
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, parse_time
 
 ANSWERS_A_TURN = 8  # then the worker's loop continues; the rest waits in the socket
+_NEEDED = {"replay": FEED, "snapshot": FEED, "audio": AUDIO}  # by op; anyone may ping
 _POLL_MS = 100  # how late a stop is noticed
 
 logger = logging.getLogger(__name__)
@@ -51,6 +53,9 @@ class QuerySocket(Protocol):
 
     def send(self, frames: list[bytes]) -> bool:
         """Send now; return False if that is not possible."""
+
+    def rights(self, identity: bytes) -> Rights:
+        """Return what the client of a request may do."""
 
 
 class PublisherState(Protocol):
@@ -125,14 +130,22 @@ class QueryServer:
             if frames is None:
                 return n_answered
             envelope, request = _without_envelope(frames)
-            if not self._socket.send(envelope + self.answer(request)):
+            rights = self._socket.rights(envelope[0])
+            if not self._socket.send(envelope + self.answer(request, rights)):
                 self.dropped += 1
         return ANSWERS_A_TURN
 
-    def answer(self, request: list[bytes]) -> list[bytes]:
-        """Return the frames that answer the frames of one request."""
+    def answer(self, request: list[bytes], rights: Rights = ALL_RIGHTS) -> list[bytes]:
+        """Return the frames that answer the frames of one request.
+
+        Args:
+            rights: of the client.
+        """
         try:
             query = decode_query(request)
+            needed = _NEEDED.get(query.op)
+            if needed is not None and not rights.may(needed):
+                raise WireError(f"{query.op}: not allowed: the client lacks the right {needed!r}")
             answer = self._answer(query)
         except WireError as error:
             self.answered["refused"] += 1

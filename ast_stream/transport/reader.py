@@ -24,6 +24,7 @@ from ast_stream.messages.event import (
 from ast_stream.messages.query import PingAnswer, PingQuery, ReplayQuery, TooOld, decode_replay
 from ast_stream.runtime.backoff import Backoff
 from ast_stream.runtime.logging import LimitedLog
+from ast_stream.transport.keys import ClientKeys
 from ast_stream.transport.query import QueryClient
 from ast_stream.transport.sockets import FEED_HWM_MESSAGES, Socket, Sockets
 
@@ -168,6 +169,7 @@ class FeedReader:
         after: position to begin after; "oldest" for what the log holds; None for now.
         patience_s: how long to ask a present publisher for missed messages; an absent one is
             waited for at least a minute, which it needs to start again after a kill.
+        keys: for tcp.
 
     Attributes:
         malformed: messages that did not follow the format.
@@ -180,6 +182,7 @@ class FeedReader:
         topics: Iterable[str],
         after: Position | Literal["oldest"] | None,
         patience_s: float,
+        keys: ClientKeys | None = None,
     ) -> None:
         self.malformed = 0
         self._received_s: float | None = None
@@ -198,7 +201,7 @@ class FeedReader:
         self._held: deque[list[bytes]] = deque()  # received while a live message waits
         self._stopped = threading.Event()
         self._limited_log = LimitedLog(logger)
-        self._sockets = Sockets()
+        self._sockets = Sockets(keys)
         self._client: QueryClient | None = None
         if query is not None:
             self._client = QueryClient(self._sockets, query, self._stopped.is_set)

@@ -5,16 +5,26 @@ the process when peers misbehave. Measured behaviour behind the choices: PUSH wi
 queues for an absent peer, and a small HWM bounds what is lost with a killed peer. libzmq's
 heartbeats are off: one that is due when the peer has died and the queue is full fails an assertion
 of libzmq that ends the process. Readers notice silence themselves: `FeedReader` by the status that
-is sent each second, requests by their timeout.
+is sent each second, requests by their timeout. Over tcp a socket with keys speaks CURVE. Where the
+other side speaks something else libzmq never tries again: the monitor tells, and the socket is
+replaced.
 """
 
 from __future__ import annotations
 
+import logging
+import time
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 from ast_stream.errors import StartupError
+from ast_stream.runtime.backoff import Backoff
+from ast_stream.runtime.logging import LimitedLog
+from ast_stream.transport.authenticator import Authenticator
+from ast_stream.transport.keys import ClientKeys
 from ast_stream.transport.listener import MAX_PEERS, Listener, Reactor, lock_endpoint
 from ast_stream.transport.zmtp import Kind as BoundKind
 
@@ -28,7 +38,13 @@ QUERY_HWM_MESSAGES = 64
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024  # that a connecting socket accepts
 _MAX_SOCKETS = 8192  # of libzmq in one process: one for each ring at most
 _HANDSHAKE_MS = 5000  # then it connects again: a dead tunnel may accept connections
+_REPLACE_S = (0.5, 10.0)  # pause before a socket that libzmq has given up is replaced
+_GIVEN_UP = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+_REFUSED = _GIVEN_UP | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 _KINDS = {"push": zmq.PUSH, "sub": zmq.SUB, "dealer": zmq.DEALER}
+
+
+logger = logging.getLogger(__name__)
 
 
 class Waitable(Protocol):
@@ -40,18 +56,40 @@ class Waitable(Protocol):
 
 
 class Socket:
-    """A ZeroMQ socket that connects; sends and receives never block."""
+    """A ZeroMQ socket that connects; sends and receives never block.
 
-    def __init__(self, socket: zmq.Socket[bytes]) -> None:
-        self._socket = socket
+    Args:
+        connect: returns a connected socket; again if libzmq gives one up.
+        endpoint: of the other side, to speak of.
+        log: for refusals; None: of a socket without keys there are none.
+        now_s: a monotonic clock.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], zmq.Socket[bytes]],
+        endpoint: str,
+        log: LimitedLog | None = None,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._connect = connect
+        self._endpoint = endpoint
+        self._log = log
+        self._now_s = now_s
+        self._prefixes: list[str] = []
+        self._socket = connect()
+        self._monitor = self._watch()
+        self._pause = Backoff(*_REPLACE_S)
+        self._replace_at_s: float | None = None
 
     @property
     def waitable(self) -> zmq.Socket[bytes]:
-        """The socket for a poller."""
+        """The socket for a poller; with keys it is replaced now and then."""
         return self._socket
 
     def send(self, frames: list[bytes]) -> bool:
         """Send now; return False if the peer is absent or its queue is full."""
+        self._look()
         try:
             self._socket.send_multipart(frames, zmq.DONTWAIT)
         except zmq.ZMQError as error:
@@ -62,6 +100,7 @@ class Socket:
 
     def receive(self, timeout_ms: int = 0) -> list[bytes] | None:
         """Return the frames of the next message; None after `timeout_ms`."""
+        self._look()
         if timeout_ms and not self._socket.poll(timeout_ms):
             return None
         try:
@@ -71,33 +110,88 @@ class Socket:
 
     def subscribe(self, prefix: str) -> None:
         """Receive messages whose topic starts with `prefix` (SUB only)."""
+        self._prefixes.append(prefix)
         self._socket.setsockopt(zmq.SUBSCRIBE, prefix.encode())
 
     def close(self) -> None:
         """Close without waiting for unsent messages."""
+        if self._monitor is not None:
+            self._socket.disable_monitor()
+            self._monitor.close(0)
         self._socket.close(0)
+
+    def _watch(self) -> zmq.Socket[bytes] | None:
+        if self._log is None:
+            return None
+        monitor: zmq.Socket[bytes] = self._socket.get_monitor_socket(
+            _REFUSED | zmq.EVENT_HANDSHAKE_SUCCEEDED
+        )
+        return monitor
+
+    def _look(self) -> None:
+        """Follow how the handshakes went, and replace a socket that libzmq has given up."""
+        if self._monitor is None:
+            return
+        while self._monitor.poll(0):
+            self._note(recv_monitor_message(self._monitor)["event"])
+        if self._replace_at_s is not None and self._now_s() >= self._replace_at_s:
+            self._replace_at_s = None
+            self.close()
+            self._socket = self._connect()
+            self._monitor = self._watch()
+            for prefix in self._prefixes:
+                self._socket.setsockopt(zmq.SUBSCRIBE, prefix.encode())
+
+    def _note(self, event: int) -> None:
+        if event & zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self._pause.reset()
+            return
+        assert self._log is not None
+        self._log.warning(
+            "%s refuses the connection: %s",
+            self._endpoint,
+            "it has no CURVE keys in its configuration"
+            if event & _GIVEN_UP
+            else "this key is not allowed there, or the server key is another's",
+        )
+        if event & _GIVEN_UP and self._replace_at_s is None:
+            self._replace_at_s = self._now_s() + self._pause.next_s()
 
 
 class Sockets:
-    """The sockets of one process (or thread group), closed together."""
+    """The sockets of one process (or thread group), closed together.
 
-    def __init__(self) -> None:
+    Args:
+        keys: of those that connect, over tcp; None: there nothing is encrypted.
+    """
+
+    def __init__(self, keys: ClientKeys | None = None) -> None:
+        self._keys = keys
+        self._log = LimitedLog(logger)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, _MAX_SOCKETS)
         self._reactor: Reactor | None = None
         self._open: list[Socket | Listener] = []
 
     def bind(
-        self, kind: BoundKind, endpoint: str, hwm: int, max_peers: int = MAX_PEERS
+        self,
+        kind: BoundKind,
+        endpoint: str,
+        hwm: int,
+        max_peers: int = MAX_PEERS,
+        authenticator: Authenticator | None = None,
     ) -> Listener:
         """Return a bound socket.
+
+        Args:
+            authenticator: knows the keys that are allowed over tcp; None: there everybody is.
 
         Raises:
             StartupError: the endpoint is in use by another process, or cannot be bound.
         """
         if self._reactor is None:
             self._reactor = Reactor()
-        listener = Listener(self._reactor, kind, endpoint, hwm, max_peers)
+        listener = Listener(self._reactor, kind, endpoint, hwm, max_peers, authenticator)
         self._open.append(listener)
         return listener
 
@@ -107,26 +201,23 @@ class Sockets:
         Raises:
             StartupError: `endpoint` is not an endpoint.
         """
-        socket = self._context.socket(_KINDS[kind])
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.SNDHWM, hwm)
-        socket.setsockopt(zmq.RCVHWM, hwm)
-        socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
-        socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
-        socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
-        socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 10)
-        socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 5)
-        socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
-        socket.setsockopt(zmq.RECONNECT_IVL, 50)
-        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
-        if kind == "push":
-            socket.setsockopt(zmq.IMMEDIATE, 1)
-        try:
-            socket.connect(endpoint)
-        except zmq.ZMQError as error:
-            socket.close(0)
-            raise StartupError(f"cannot connect to {endpoint}: {error}") from error
-        connected = Socket(socket)
+        keys = self._keys if endpoint.startswith("tcp://") else None
+
+        def connect() -> zmq.Socket[bytes]:
+            socket = self._context.socket(_KINDS[kind])
+            _set_options(socket, kind, hwm)
+            if keys is not None:
+                socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.own.public.encode())
+                socket.setsockopt(zmq.CURVE_SECRETKEY, keys.own.secret.encode())
+                socket.setsockopt(zmq.CURVE_SERVERKEY, keys.server.encode())
+            try:
+                socket.connect(endpoint)
+            except zmq.ZMQError as error:
+                socket.close(0)
+                raise StartupError(f"cannot connect to {endpoint}: {error}") from error
+            return socket
+
+        connected = Socket(connect, endpoint, None if keys is None else self._log)
         self._open.append(connected)
         return connected
 
@@ -144,6 +235,22 @@ class Sockets:
         """Close one socket."""
         self._open.remove(socket)
         socket.close()
+
+
+def _set_options(socket: zmq.Socket[bytes], kind: ConnectedKind, hwm: int) -> None:
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.SNDHWM, hwm)
+    socket.setsockopt(zmq.RCVHWM, hwm)
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
+    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 10)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 5)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
+    socket.setsockopt(zmq.RECONNECT_IVL, 50)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+    if kind == "push":
+        socket.setsockopt(zmq.IMMEDIATE, 1)
 
 
 class Poller:

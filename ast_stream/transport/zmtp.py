@@ -6,13 +6,14 @@ message are kept without a limit. So the sockets that this program binds are its
 (`transport.listener`), with a limit on everything a peer can make it keep; those that connect are
 libzmq's.
 
-The specification is RFC 37/ZMTP of the ZeroMQ project. Only the NULL mechanism is spoken.
+The specification is RFC 37/ZMTP of the ZeroMQ project. The mechanism is NULL, or CURVE where the
+session is given the side of a connection that speaks it (`transport.curve`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from ast_stream.errors import WireError
 
@@ -26,14 +27,45 @@ MAX_COMMAND_BYTES = 1024
 
 GREETING_BYTES = 64
 _SIGNATURE = b"\xff" + bytes(8) + b"\x7f"
-GREETING = (_SIGNATURE + b"\x03\x01" + b"NULL".ljust(20, b"\0")).ljust(GREETING_BYTES, b"\0")
+_MECHANISM_BYTES = 20
+_VERSION = b"\x03\x01"
+
+
+def _greeting(mechanism: bytes, *, is_server: bool) -> bytes:
+    named = _SIGNATURE + _VERSION + mechanism.ljust(_MECHANISM_BYTES, b"\0") + bytes((is_server,))
+    return named.ljust(GREETING_BYTES, b"\0")
+
+
+GREETING = _greeting(b"NULL", is_server=False)
+CURVE_GREETING = _greeting(b"CURVE", is_server=True)
+_FRAME_OVERHEAD = 64  # of an encrypted frame at most, beside its body
 
 _MORE, _LONG, _COMMAND = 1, 2, 4  # bits of the first byte of a frame
+_CURVE_COMMAND = 2  # the same of one that is encrypted, where the length is not part of it
 _COUNTERPARTS: dict[Kind, frozenset[bytes]] = {
     "pull": frozenset({b"PUSH"}),
     "pub": frozenset({b"SUB", b"XSUB"}),
     "router": frozenset({b"DEALER", b"REQ", b"ROUTER"}),
 }
+
+
+class Curve(Protocol):
+    """The side of a CURVE connection that binds."""
+
+    def welcome(self, hello: bytes) -> bytes:
+        """Return the command that answers HELLO."""
+
+    def initiate(self, command: bytes) -> bytes:
+        """Return the client's metadata in INITIATE."""
+
+    def ready(self, metadata: bytes) -> bytes:
+        """Return the command that ends the handshake."""
+
+    def seal(self, flags: int, body: bytes) -> bytes:
+        """Return the body of an encrypted frame."""
+
+    def open(self, frame: bytes) -> tuple[int, bytes]:
+        """Return flags and body of an encrypted frame."""
 
 
 @dataclass
@@ -93,14 +125,18 @@ class ZmtpSession:
 
     Args:
         max_message_bytes: of all parts of a message together.
+        curve: the CURVE side of the connection; None: nothing is encrypted, and anyone may come.
 
     Attributes:
-        is_ready: the greeting is done; messages may be sent.
+        greeting: what is sent first.
+        is_ready: the handshake is done; messages may be sent.
         subscriptions: of the peer (PUB only).
     """
 
-    def __init__(self, kind: Kind, max_message_bytes: int) -> None:
+    def __init__(self, kind: Kind, max_message_bytes: int, curve: Curve | None = None) -> None:
+        self.greeting = GREETING if curve is None else CURVE_GREETING
         self.is_ready = False
+        self._curve = curve
         self.subscriptions = Subscriptions()
         self._kind = kind
         self._max_message_bytes = max_message_bytes
@@ -129,6 +165,8 @@ class ZmtpSession:
             return None
         while (frame := self._next_frame()) is not None:
             flags, body = frame
+            if self._curve is not None and self.is_ready:
+                flags, body = self._opened(self._curve, body)
             if flags & _COMMAND:
                 self._on_command(body)
                 continue
@@ -144,6 +182,14 @@ class ZmtpSession:
             self._on_subscription(message)  # as peers before ZMTP 3.1 send it
         return None
 
+    def encode(self, parts: list[bytes]) -> bytes:
+        """Return the bytes of a message to the peer; each call's once, and in this order."""
+        if self._curve is None:
+            return encode_message(parts)
+        flags = [_MORE] * (len(parts) - 1) + [0]
+        sealed = map(self._curve.seal, flags, parts)
+        return b"".join(_frame(frame, 0) for frame in sealed)
+
     def pop_replies(self) -> bytes:
         """Return what the protocol itself has to answer, and forget it."""
         replies = bytes(self._replies)
@@ -158,13 +204,26 @@ class ZmtpSession:
             raise WireError(f"ZMTP: expected version 3 or later, got {got[10]}")
         if len(got) < GREETING_BYTES:
             return False
-        mechanism = bytes(got[12:32]).rstrip(b"\0")
-        if mechanism != b"NULL":
-            raise WireError(f"ZMTP: expected the mechanism NULL, got {mechanism!r}")
+        expected = b"NULL" if self._curve is None else b"CURVE"
+        mechanism = bytes(got[12 : 12 + _MECHANISM_BYTES]).rstrip(b"\0")
+        if mechanism != expected:
+            raise WireError(
+                f"ZMTP: expected the mechanism {expected.decode()}, got {mechanism!r}"
+                + ("" if self._curve is None else ": the client has no key")
+            )
         del got[:GREETING_BYTES]
         self._has_greeting = True
-        self._replies += _ready(self._kind)
+        if self._curve is None:
+            self._replies += _frame(b"\x05READY" + _metadata(self._kind), _COMMAND)
         return True
+
+    @staticmethod
+    def _opened(curve: Curve, frame: bytes) -> tuple[int, bytes]:
+        """Return flags and body of what an encrypted frame holds; those outside mean nothing."""
+        flags, body = curve.open(frame)
+        if flags not in (0, _MORE, _CURVE_COMMAND):
+            raise WireError(f"CURVE: expected a frame, got one with flags {flags:#x}")
+        return (_COMMAND if flags & _CURVE_COMMAND else flags), body
 
     def _next_frame(self) -> tuple[int, bytes] | None:
         """Return flags and body of the next whole frame; its size is checked before it has come."""
@@ -194,7 +253,8 @@ class ZmtpSession:
             return
         if len(self._parts) >= MAX_PARTS:
             raise WireError(f"message: expected at most {MAX_PARTS} parts, got one more")
-        if self._parts_bytes + size > self._max_message_bytes:
+        allowed = self._max_message_bytes + (0 if self._curve is None else _FRAME_OVERHEAD)
+        if self._parts_bytes + size > allowed:
             raise WireError(
                 f"message: expected at most {self._max_message_bytes} bytes, "
                 f"got {self._parts_bytes + size}"
@@ -204,18 +264,33 @@ class ZmtpSession:
         n_name = body[0] if body else 0
         name, data = body[1 : 1 + n_name], body[1 + n_name :]
         if not self.is_ready:
-            self._on_ready(name, data)
+            self._on_handshake(name, data)
         elif name == b"PING":
-            self._replies += _frame(b"\x04PONG" + data[2:18], _COMMAND)
+            pong = b"\x04PONG" + data[2:18]
+            if self._curve is None:
+                self._replies += _frame(pong, _COMMAND)
+            else:
+                self._replies += _frame(self._curve.seal(_CURVE_COMMAND, pong), 0)
         elif name == b"SUBSCRIBE" and self._kind == "pub":
             self.subscriptions.add(data)
         elif name == b"CANCEL" and self._kind == "pub":
             self.subscriptions.remove(data)
 
-    def _on_ready(self, name: bytes, data: bytes) -> None:
-        if name != b"READY":
-            raise WireError(f"ZMTP: expected the command READY, got {name!r}")
-        peer = _properties(data).get(b"socket-type", b"")
+    def _on_handshake(self, name: bytes, data: bytes) -> None:
+        if self._curve is None:
+            if name != b"READY":
+                raise WireError(f"ZMTP: expected the command READY, got {name!r}")
+            self._become_ready(data)
+        elif name == b"HELLO":
+            self._replies += _frame(self._curve.welcome(data), _COMMAND)
+        elif name == b"INITIATE":
+            self._become_ready(self._curve.initiate(data))
+            self._replies += _frame(self._curve.ready(_metadata(self._kind)), _COMMAND)
+        else:
+            raise WireError(f"ZMTP: expected the handshake of CURVE, got {name!r}")
+
+    def _become_ready(self, metadata: bytes) -> None:
+        peer = _properties(metadata).get(b"socket-type", b"")
         if peer not in _COUNTERPARTS[self._kind]:
             expected = ", ".join(sorted(kind.decode() for kind in _COUNTERPARTS[self._kind]))
             raise WireError(f"ZMTP: expected a socket of type {expected}, got {peer!r}")
@@ -241,10 +316,10 @@ def _frame(body: bytes, flags: int) -> bytes:
     return bytes((flags | _LONG,)) + len(body).to_bytes(8, "big") + body
 
 
-def _ready(kind: Kind) -> bytes:
+def _metadata(kind: Kind) -> bytes:
+    """Return the properties that this side tells of itself."""
     name, value = b"Socket-Type", kind.upper().encode()
-    metadata = bytes((len(name),)) + name + len(value).to_bytes(4, "big") + value
-    return _frame(b"\x05READY" + metadata, _COMMAND)
+    return bytes((len(name),)) + name + len(value).to_bytes(4, "big") + value
 
 
 def _properties(data: bytes) -> dict[bytes, bytes]:

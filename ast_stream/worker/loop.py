@@ -13,7 +13,7 @@ from ast_stream.coverage.ledger import CoverageLedger
 from ast_stream.detect.detector import Detector
 from ast_stream.detect.scorer import HopRun
 from ast_stream.errors import UsageError, WireError
-from ast_stream.machine_clock import Moment, read_clocks
+from ast_stream.machine_clock import CLOCK_ID, Moment, read_clocks
 from ast_stream.messages.audio import AudioBlock
 from ast_stream.messages.event import Scores
 from ast_stream.messages.status import Health, WorkerFacts
@@ -79,6 +79,7 @@ class Worker:
         now: Callable[[], Moment] = read_clocks,
     ) -> None:
         self._now_s = now_s
+        self._now = now
         self._detector = detector = make_detector(self._publish_scores, self._account_for)
         self._journal = journal
         self._ledger = ledger
@@ -219,6 +220,8 @@ class Worker:
                 return
             try:
                 block = AudioBlock.decode(frames)
+                if block.clock not in (None, CLOCK_ID):
+                    block = block.by_clock_of(self._now())
                 stream = self._stream_of(block)
             except (WireError, UsageError) as error:
                 self._report.blocks_refused += 1

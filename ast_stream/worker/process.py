@@ -42,6 +42,7 @@ from ast_stream.settings.paths import (
     ring_endpoint,
 )
 from ast_stream.settings.schema import Settings
+from ast_stream.transport.authenticator import authenticator_of
 from ast_stream.transport.event_log import EventLog
 from ast_stream.transport.sockets import (
     AUDIO_HWM_BLOCKS,
@@ -135,11 +136,12 @@ def run_worker(loaded: LoadedSettings, stop: threading.Event, reload: threading.
 
 def _bind(sockets: Sockets, settings: Settings) -> WorkerSockets:
     max_peers = max(MAX_PEERS, 2 * settings.model.max_streams)
+    bind = partial(sockets.bind, authenticator=authenticator_of(settings.transport))
     return WorkerSockets(
         sockets,
-        audio=sockets.bind("pull", audio_endpoint(settings), AUDIO_HWM_BLOCKS, max_peers=max_peers),
-        feed=sockets.bind("pub", feed_endpoint(settings), FEED_HWM_MESSAGES),
-        query=sockets.bind("router", query_endpoint(settings), QUERY_HWM_MESSAGES),
+        audio=bind("pull", audio_endpoint(settings), AUDIO_HWM_BLOCKS, max_peers),
+        feed=bind("pub", feed_endpoint(settings), FEED_HWM_MESSAGES),
+        query=bind("router", query_endpoint(settings), QUERY_HWM_MESSAGES),
     )
 
 

@@ -370,6 +370,15 @@ def test_only_the_client_that_reads_the_ring_acknowledges_while_it_is_connected(
         assert server.answer(request.encode(), client) is None
         return ring.acked
 
+    def refused(client: bytes, start: int | None, stop: int | None) -> bool:
+        request = ReadRequest(v=1, op="read", stream="porch", start=start, stop=stop)
+        reply = server.answer(request.encode(), client)
+        assert reply is not None
+        return b"not_allowed" in reply[0]
+
+    for start, stop in ((None, None), (0, None), (None, 10), (0, 1)):
+        assert refused(b"of another user", start, stop)
+    assert not refused(b"of another user", 0, 0), "how the stream is may be asked"
     assert acknowledge(b"stranger", 16_000) == 0  # it has read nothing
     for client in connected:
         read(client)

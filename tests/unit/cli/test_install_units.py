@@ -35,6 +35,7 @@ def settings(*sources: dict[str, Any], **sections: Any) -> Settings:
 
 
 MICROPHONE = {"type": "microphone"}
+KEYS = {"server_secret": "/etc/worker.key_secret", "client_secret": "/etc/box.key_secret"}
 CAMERA = {"type": "url", "url": "rtsp://camera/audio"}
 
 
@@ -70,8 +71,9 @@ def analyze(*args: object) -> subprocess.CompletedProcess[str]:
         plan(settings(MICROPHONE, metrics={"listen": "0.0.0.0:9464"}, state_dir="/srv/ast")),
         Plan(Path("/bin/true"), Path("/etc/with space/100%/$HOME/it's.yaml"), None),
         Plan(Path("/bin/true"), Path("/home/me/config.yaml"), settings(CAMERA)),
+        plan(settings(MICROPHONE, transport={"feed": "tcp://10.0.0.1:5000", "curve": KEYS})),
     ],
-    ids=["usual", "open metrics", "odd path", "in a home"],
+    ids=["usual", "open metrics", "odd path", "in a home", "keys"],
 )
 def test_systemd_finds_nothing_wrong(chosen: Plan, tmp_path: Path) -> None:
     done = analyze("verify", "--man=no", *install(chosen, tmp_path))
@@ -148,6 +150,27 @@ def test_module_of_the_gpu_is_loaded_only_where_its_driver_is() -> None:
     path = Path("etc/modules-load.d/ast-stream.conf")
     assert path not in render(plan())
     assert render(plan(has_nvidia=True))[path].endswith("\nnvidia-uvm\n")
+
+
+def test_units_of_boxes_with_keys_load_their_secrets_as_credentials() -> None:
+    keys = {"server_secret": "/etc/keys/50%.key_secret", "client_secret": "/etc/keys/a.key_secret"}
+    chosen = settings(MICROPHONE, transport={"feed": "tcp://10.0.0.1:5000", "curve": keys})
+    texts = {path.name: text for path, text in render(plan(chosen)).items()}
+    server, client = (
+        "LoadCredential=curve-server:/etc/keys/50%%.key_secret\n",
+        "LoadCredential=curve-client:/etc/keys/a.key_secret\n",
+    )
+    has = {name: (server in text, client in text) for name, text in texts.items()}
+    assert {name for name, found in has.items() if found == (True, False)} == {
+        "ast-stream-worker.service"
+    }
+    assert {name for name, found in has.items() if found == (False, True)} == {
+        "ast-stream-alerts.service",
+        "ast-stream-capture@.service",
+        "ast-stream-capture-net@.service",
+    }
+    assert not re.search("^IPAddressDeny", texts["ast-stream-capture@.service"], re.MULTILINE)
+    assert not any("LoadCredential=" in text for text in render(plan()).values())
 
 
 def test_state_elsewhere_is_opened_and_metrics_for_others_are_let_through() -> None:

@@ -29,6 +29,7 @@ from ast_stream.messages.codec import (
     decode_json,
     encode_json,
 )
+from ast_stream.sample_clock import SampleClock
 from ast_stream.units import parse_time
 
 EPOCH = "9f2c4e1a"
@@ -296,3 +297,17 @@ def problems_of_decoding(frames: list[bytes]) -> list[str]:
 def test_our_own_nan_is_a_bug_and_not_sent() -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
         encode_json({"level": float("nan")})
+
+
+def test_block_of_another_machine_has_its_times_by_the_clocks_of_this_one() -> None:
+    captured = Moment(1_795_000_000 * 10**9, 5)  # just after the boot of a box
+    block = AudioBlock("porch", "ab" * 8, 0, captured, np.zeros(2, np.int16), clock="of the box")
+    decoded = AudioBlock.decode(block.encode())
+    assert decoded.clock == "of the box"
+    now = Moment(captured.wall_ns + 10**8, 40 * 86_400 * 10**9)  # a worker that runs for weeks
+    moved = decoded.by_clock_of(now)
+    assert moved.clock is None
+    assert moved.moment == Moment(captured.wall_ns, now.monotonic_ns - 10**8)
+    clock = SampleClock()
+    clock.observe(0, moved.moment)
+    assert clock.time_ns(0, now) == captured.wall_ns

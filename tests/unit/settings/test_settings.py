@@ -111,7 +111,16 @@ def test_settings_cannot_be_changed_after_loading() -> None:
         ),
         ("version: 2", "2: version: expected 1, the only version there is, got 2"),
         ("version: true", "2: version: expected 1, the only version there is, got True"),
-        ("transport: {curve: 1}", "2: transport.curve: expected null, got 1"),
+        ("transport: {curve: 1}", "2: transport.curve: expected keys and values, got 1"),
+        (
+            "transport: {curve: {client_secret: a.key_secret}}",
+            "2: transport.curve: expected server_key, or server_secret on the box of the worker, "
+            "got neither",
+        ),
+        (
+            "transport: {feed: 'tcp://*:5', curve: {server_secret: a}}",
+            "2: transport.feed: expected an endpoint such as",
+        ),
         (
             "transport: {feed: 'tcp://0.0.0.0:5000'}",
             "2: transport.feed: tcp beyond loopback needs transport.curve, "

@@ -470,7 +470,7 @@ def test_a_query_endpoint_that_lies_does_not_stop_the_reader(
     assert workers[0].queries is not None
     with subscriber(folder) as reader:
         wait_until_heard(reader)
-        workers[0].queries.answer = lambda request: LIES[lie]  # type: ignore[method-assign]
+        workers[0].queries.answer = lambda *_: LIES[lie]  # type: ignore[method-assign]
         workers[0].publish(event(1), arrives=False)
         workers[0].publish(event(2))
         items = [reader.receive(LONG_S)]

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,10 +30,12 @@ from ast_stream.messages.query import (
     decode_replay,
 )
 from ast_stream.sample_clock import SampleClock
+from ast_stream.transport.allow_list import NO_RIGHTS, Rights
 from ast_stream.transport.event_log import EventLog
 from ast_stream.transport.listener import Listener
 from ast_stream.transport.query import ANSWERS_A_TURN, AudioRange, QueryServer
-from ast_stream.transport.sockets import Socket, Sockets
+from ast_stream.transport.sockets import Sockets
+from ast_stream.transport.zmtp import GREETING, encode_message
 from ast_stream.units import SAMPLE_RATE, format_time
 
 START_NS = 1_700_000_000_000_000_000
@@ -50,6 +56,9 @@ class NoSocket:
     def send(self, frames: list[bytes]) -> bool:
         raise AssertionError
 
+    def rights(self, identity: bytes) -> Rights:
+        return NO_RIGHTS
+
 
 def held(wanted: AudioRange) -> AudioBlock:
     """A stream `porch` that holds samples 1600 to 4800, which began at START_NS."""
@@ -64,7 +73,7 @@ def held(wanted: AudioRange) -> AudioBlock:
 
 def server(
     log: EventLog | None = None,
-    socket: Socket | Listener | NoSocket | None = None,
+    socket: Listener | NoSocket | None = None,
     now_s: Callable[[], float] = lambda: 0.0,
 ) -> QueryServer:
     return QueryServer(
@@ -238,6 +247,61 @@ def test_dealer_and_req_are_both_answered(sockets: Sockets, socket_dir: Path) ->
         assert answer is not None
         assert answer[:-1] == envelope
         assert json.loads(answer[-1])["boot"] == "b1"
+
+
+@pytest.mark.parametrize(
+    ("words", "allowed"),
+    [
+        (["feed"], {"replay", "snapshot", "ping"}),
+        (["audio"], {"audio", "ping"}),
+        (["push:*", "scores", "admin"], {"ping"}),
+    ],
+)
+def test_a_query_needs_the_right_to_what_it_asks_for(
+    tmp_path: Path, words: list[str], allowed: set[str]
+) -> None:
+    queries = server(EventLog(tmp_path))
+    answered = set()
+    for op in ("replay", "snapshot", "ping", "audio"):
+        query = {"op": op} | ({"stream": "porch", "from": 0, "to": 1} if op == "audio" else {})
+        body = json.loads(queries.answer([json.dumps(query).encode()], Rights.of(words))[0])
+        assert "error" not in body or "not allowed: the client lacks the right" in body["error"]
+        answered |= set() if "error" in body else {op}
+    assert answered == allowed
+
+
+AS_ANOTHER_USER = """
+import os, socket, sys
+peer = socket.socket(socket.AF_UNIX)
+os.setgroups([]); os.setresgid(0, 0, 0); os.setresuid(65534, 65534, 65534)
+peer.connect(sys.argv[1])
+peer.settimeout(10)
+peer.sendall(bytes.fromhex(sys.argv[2]))
+got = b""
+while b"}" not in got[64:]: got += peer.recv(65536)
+sys.stdout.buffer.write(got)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("op", ["audio", "replay"])
+def test_members_of_the_group_read_events_and_never_listen(
+    sockets: Sockets, socket_dir: Path, tmp_path: Path, op: str
+) -> None:
+    socket_dir.chmod(0o750)
+    router = sockets.bind("router", f"ipc://{socket_dir}/query.sock", 8)
+    queries = server(EventLog(tmp_path), router)
+    query = {"op": op} | ({"stream": "porch", "from": 1600, "to": 1700} if op == "audio" else {})
+    ready = b"\x04\x1c\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
+    said = GREETING + ready + encode_message([json.dumps(query).encode()])
+    command = [sys.executable, "-c", AS_ANOTHER_USER, str(socket_dir / "query.sock"), said.hex()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as member:
+        while queries.serve() == 0 and member.poll() is None:
+            time.sleep(0.01)
+        answer, _ = member.communicate(timeout=30)
+    assert member.returncode == 0
+    assert (b"lacks the right 'audio'" in answer) == (op == "audio")
+    assert (b'"messages"' in answer) == (op == "replay")
 
 
 def test_one_turn_answers_a_bounded_number(sockets: Sockets, socket_dir: Path) -> None:

@@ -28,7 +28,8 @@ from ast_stream.transport.sockets import Sockets
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-PAGES = (README, ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md")))
+NEAR = ("CONTRIBUTING.md", "SECURITY.md")
+PAGES = (README, *map(ROOT.joinpath, NEAR), *sorted(ROOT.glob("docs/**/*.md")))
 WRITTEN = tuple(page for page in PAGES if make_reference.MARK not in page.read_text())
 PROTOCOL = (ROOT / "docs/reference/protocol.md").read_text()
 LIMIT_S = 30

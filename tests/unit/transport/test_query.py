@@ -278,7 +278,7 @@ peer.connect(sys.argv[1])
 peer.settimeout(10)
 peer.sendall(bytes.fromhex(sys.argv[2]))
 got = b""
-while b"}" not in got[64:]: got += peer.recv(65536)
+while b"}" not in got[64:] and (data := peer.recv(65536)): got += data
 sys.stdout.buffer.write(got)
 """
 
@@ -302,6 +302,19 @@ def test_members_of_the_group_read_events_and_never_listen(
     assert member.returncode == 0
     assert (b"lacks the right 'audio'" in answer) == (op == "audio")
     assert (b'"messages"' in answer) == (op == "replay")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_audio_of_another_user_is_not_received_over_ipc(
+    sockets: Sockets, socket_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    socket_dir.chmod(0o750)
+    pull = sockets.bind("pull", f"ipc://{socket_dir}/audio.sock", 8)
+    command = [sys.executable, "-c", AS_ANOTHER_USER, str(socket_dir / "audio.sock"), ""]
+    subprocess.run(command, timeout=30, check=False)  # cut off, so it ends
+    assert pull.disconnected == 1
+    assert "expected a process of user 0 or root" in caplog.text
+    assert pull.receive() is None
 
 
 def test_one_turn_answers_a_bounded_number(sockets: Sockets, socket_dir: Path) -> None:

@@ -66,5 +66,9 @@ negatives=(
 
 "$bin/ast-stream" calibrate "$out/model/checkpoint" --data "$clips" --test-fold "$fold" "${budget[@]}" \
     "${negatives[@]}" --negative-hours "$negative_hours" --in-place
+# generated noise sounds like surf: that class hears more of it
+"$bin/ast-stream" calibrate "$out/model/checkpoint" --data "$clips" --test-fold "$fold" --class waves_surf \
+    --budget "${BUDGET:-0.1/h}" --among "${AMONG:-4/h}" "${negatives[@]}" \
+    --negative-hours "${SURF_HOURS:-6}" --in-place
 "$bin/ast-stream" evaluate "$clips" --test-fold "$fold" --model "$out/model/checkpoint" --report "$out/report"
 echo "$out/model/checkpoint: the checkpoint; $out/report: what it is worth"

@@ -13,6 +13,7 @@ import pytest
 from pipeline import Body, Pipeline, pipeline, wait_for
 from reactive_model import tones_and_noise
 
+from ast_stream.coverage.spans import HEARD
 from ast_stream.messages.audio import Pcm16
 from ast_stream.units import SAMPLE_RATE, parse_time
 
@@ -57,7 +58,7 @@ def assert_adds_up(body: Body) -> None:
 
 
 def heard(body: Body | None) -> int:
-    return 0 if body is None else sum(body["samples"][kind] for kind in ("listened", "gated"))
+    return 0 if body is None else sum(body["samples"][kind] for kind in HEARD)
 
 
 def test_every_sample_of_a_recording_is_accounted_for_though_the_worker_is_killed(
@@ -90,8 +91,12 @@ def test_every_sample_of_a_recording_is_accounted_for_though_the_worker_is_kille
             assert body["samples"]["total"] == len(pcm)
             assert body["heard"] == 1.0
             assert body["samples"]["gated"] > 8 * SAMPLE_RATE
-        kinds = [[(s["kind"], s["samples"]) for s in body["spans"]] for body in found.values()]
-        assert kinds[0] == kinds[1]
+        # on a busy machine the live one may be degraded, and is gated all the same
+        gated = [
+            [(span["start"], span["samples"]) for span in body["spans"] if span["kind"] == "gated"]
+            for body in found.values()
+        ]
+        assert gated[0] == gated[1]
         table = coverage(run, "live", "--png", str(tmp_path / "t.png"))
         assert table.returncode == 0, table.stderr
         assert "100.00 %" in table.stdout
@@ -116,7 +121,7 @@ def test_lost_audio_is_the_gap_of_its_record_and_downtime_is_missing(checkpoint:
         run.kill("capture-a")
         run.start_capture("a")
         wait_for(lambda: by_stream(run)["a"]["samples"]["missing"] > 0, "the missing time")
-        wait_for(lambda: by_stream(run)["a"]["spans"][-1]["kind"] == "listened", "audio again")
+        wait_for(lambda: by_stream(run)["a"]["spans"][-1]["kind"] in HEARD, "audio again")
         assert run.stop("worker") == 0
         run.stop("capture-a")
         body = by_stream(run)["a"]
@@ -130,7 +135,9 @@ def test_lost_audio_is_the_gap_of_its_record_and_downtime_is_missing(checkpoint:
         assert body["reasons"]["gap"] == reasons
         assert body["samples"]["gap"] == sum(reasons.values())
         assert 0 < body["heard"] < 1
-        assert [span["kind"] for span in body["spans"][:2]] == ["listened", "gap"]
+        lost = [span["kind"] for span in body["spans"] if span["kind"] not in HEARD]
+        assert lost[0] == "gap"
+        assert set(lost) == {"gap", "missing"}
 
 
 def _is_past(run: Pipeline, seconds: float) -> bool:

@@ -205,6 +205,7 @@ def test_states_are_published_again_to_a_broker_that_was_restarted(broker: Broke
             assert json.loads(client.last(DEVICE) or "")["components"]
 
 
+@pytest.mark.slow
 @needs_mosquitto
 def test_broker_that_is_away_is_tried_again(broker: Broker) -> None:
     broker.kill()
@@ -246,6 +247,7 @@ def test_wrong_password_is_reported_once_and_the_right_one_lets_in(
 @needs_mosquitto
 @pytest.mark.skipif(OPENSSL is None, reason="needs openssl: apt-get install openssl")
 # paho leaves a socket to the garbage collector when a handshake fails
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_broker_must_have_a_certificate_of_the_named_authority(tmp_path: Path) -> None:
     authority = Authority(tmp_path)

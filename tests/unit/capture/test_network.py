@@ -206,6 +206,7 @@ def refused(url: str, **settings: object) -> SourceError:
     return caught.value
 
 
+@pytest.mark.slow
 def test_sound_that_stops_while_video_goes_on_is_lost_by_the_source_itself() -> None:
     body = muxed((0.0, 2.0), 20.0)
     with http_server(paced(body, 10.0)) as url:
@@ -228,6 +229,7 @@ def test_reading_comes_back_in_time_while_video_alone_comes() -> None:
     assert len(joined(blocks)) / 16_000 == pytest.approx(1.0, abs=0.2)
 
 
+@pytest.mark.slow
 def test_sound_that_begins_later_than_video_is_waited_for() -> None:
     with http_server(paced(muxed((4.0, 6.0), 6.0), 3.0)) as url:
         source = live_stream(url, read_timeout_s=1.0)

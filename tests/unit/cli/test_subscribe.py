@@ -114,6 +114,7 @@ def test_endpoints_are_taken_from_the_configuration(
     assert json.loads(lines[0])["id"] == "id1"
 
 
+@pytest.mark.slow
 def test_waiting_is_said_on_stderr_and_ends_when_the_publisher_comes(
     socket_dir: Path, processes: list[subprocess.Popen[str]]
 ) -> None:

@@ -190,6 +190,7 @@ def test_samples_that_a_window_needs_cannot_be_overwritten() -> None:
         staging.read(np.array([0]), np.array([499]), 10)
 
 
+@pytest.mark.slow
 def test_bounded_runs_serve_all_streams_in_turn(tagger: Tagger, pcm: Pcm16) -> None:
     detector = build(tagger)
     for number in range(5):

@@ -55,6 +55,7 @@ def _windows(batch: int, n_frames: int = 128) -> torch.Tensor:
     return torch.randn(batch, n_frames, 128, generator=torch.Generator().manual_seed(2)) * 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_samples", [400, 8000, 16_000, 20_640, 40_000])
 def test_logits_of_waveforms_equal_the_transformers_pipeline(
     tagger: Tagger, tiny: Path, n_samples: int

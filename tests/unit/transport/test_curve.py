@@ -198,6 +198,7 @@ def test_a_client_whose_worker_had_no_keys_recovers_once_it_has(
     assert pull.receive(WAIT_MS) == [b"porch", b"at last"]
 
 
+@pytest.mark.slow
 def test_a_revoked_key_is_disconnected_and_stays_out(
     door: Door, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -228,6 +229,7 @@ def test_rights_that_change_hold_for_who_is_connected(door: Door) -> None:
     assert pull.receive() is None
 
 
+@pytest.mark.slow
 def test_damage_to_the_allow_list_leaves_the_last_good_one_in_force(
     door: Door, caplog: pytest.LogCaptureFixture
 ) -> None:

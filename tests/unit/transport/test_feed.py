@@ -337,6 +337,7 @@ class Tunnel:
             return
 
 
+@pytest.mark.slow
 def test_a_connection_that_died_silently_is_made_anew_and_nothing_is_missed(
     folder: Path, workers: list[Worker]
 ) -> None:
@@ -388,6 +389,7 @@ def test_a_kept_position_goes_on_where_the_last_run_stopped(
         assert ids(reader, 2) == ["id2", "id3"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answers", [True, False])
 def test_a_hole_that_cannot_be_filled_is_reported(
     folder: Path, workers: list[Worker], answers: bool
@@ -408,6 +410,7 @@ def test_a_hole_that_cannot_be_filled_is_reported(
     assert ("no event log" if answers else "does not answer") in hole.reason
 
 
+@pytest.mark.slow
 def test_a_publisher_that_is_killed_while_it_is_asked_is_waited_for(
     folder: Path, workers: list[Worker]
 ) -> None:

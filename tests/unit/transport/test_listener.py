@@ -141,6 +141,7 @@ def test_heartbeat_of_a_peer_is_answered_while_nobody_receives(
     assert peer.recv(100) == frame(b"\x04PONGabc", COMMAND)
 
 
+@pytest.mark.slow
 def test_leaked_connections_cost_only_who_leaks_them(sockets: Sockets, endpoint: str) -> None:
     pull = sockets.bind("pull", endpoint, AUDIO_HWM_BLOCKS)
     capture = sockets.connect("push", endpoint, AUDIO_HWM_BLOCKS)

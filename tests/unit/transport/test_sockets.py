@@ -196,6 +196,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP])
 def test_writer_that_ends_while_the_queue_is_full_does_not_end_the_reader(
     endpoint: str, how: signal.Signals

@@ -69,6 +69,7 @@ def undisturbed(tagger: Tagger) -> list[Facts]:
     return found
 
 
+@pytest.mark.slow
 @given(
     set_at=st.integers(0, LENGTH_S - 1),
     set_by_s=st.one_of(st.floats(-YEAR_S, YEAR_S), st.floats(-3, 3)).filter(lambda s: abs(s) > 0.2),

@@ -66,6 +66,7 @@ def test_steady_listening_is_one_span_up_to_the_last_scored_window(
         assert abs(span.time_ns - began_ns) < 1000
 
 
+@pytest.mark.slow
 def test_worker_killed_at_any_time_leaves_no_hole_and_no_overlap(tagger: Tagger) -> None:
     """Silence for the gate, sounds, holes; kills between any two blocks, and a reader beside it."""
     rng = random.Random(16)
@@ -181,6 +182,7 @@ def test_time_in_which_no_capture_process_ran_is_missing(tagger: Tagger, pcm: Pc
         assert gap["samples"] == spans[1].samples
 
 
+@pytest.mark.slow
 def test_overload_is_degraded_and_costs_no_sample(tagger: Tagger) -> None:
     pcm = tones_and_noise(60.0)
     with site(tagger) as box:
@@ -199,6 +201,7 @@ def test_overload_is_degraded_and_costs_no_sample(tagger: Tagger) -> None:
         assert sum(span.samples for span in spans) > 58 * SAMPLE_RATE
 
 
+@pytest.mark.slow
 def test_room_too_quiet_to_score_is_gated_and_no_loss(tagger: Tagger, pcm: Pcm16) -> None:
     with site(tagger) as box:
         box.gate_dbfs = -60.0
@@ -215,6 +218,7 @@ def test_room_too_quiet_to_score_is_gated_and_no_loss(tagger: Tagger, pcm: Pcm16
         assert 20 - tagger.window_s <= quiet_s <= 20
 
 
+@pytest.mark.slow
 def test_clock_that_is_set_ends_a_span_and_loses_no_sample(tagger: Tagger, pcm: Pcm16) -> None:
     with site(tagger) as box:
         box.start_capture()
@@ -229,6 +233,7 @@ def test_clock_that_is_set_ends_a_span_and_loses_no_sample(tagger: Tagger, pcm: 
         assert before.samples == 20 * SAMPLE_RATE
 
 
+@pytest.mark.slow
 def test_full_disk_loses_nothing_that_fits_into_memory(
     tagger: Tagger, pcm: Pcm16, small_files: None
 ) -> None:
@@ -245,6 +250,7 @@ def test_full_disk_loses_nothing_that_fits_into_memory(
         assert spans[-1].stop_sample == 28 * SAMPLE_RATE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_stopped", [False, True])
 def test_worker_of_another_model_goes_on_where_the_one_before_it_ended(
     tagger: Tagger, pcm: Pcm16, is_stopped: bool
@@ -262,6 +268,7 @@ def test_worker_of_another_model_goes_on_where_the_one_before_it_ended(
         assert without_time(box.spans()) == [("listened", 0, len(pcm))]
 
 
+@pytest.mark.slow
 def test_streams_are_accounted_for_each_by_itself(tagger: Tagger, pcm: Pcm16) -> None:
     with site(tagger) as box:
         box.start_capture("mic")

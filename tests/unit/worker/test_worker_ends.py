@@ -169,6 +169,7 @@ def test_garbage_from_the_ring_does_not_stop_the_worker(tagger: Tagger, pcm: Pcm
         assert box.messages()
 
 
+@pytest.mark.slow
 def test_what_a_full_disk_kept_out_of_the_log_is_derived_again_after_a_kill(
     tagger: Tagger, pcm: Pcm16
 ) -> None:

@@ -88,8 +88,8 @@ class AudioOptions:
         int | None,
         typer.Option(
             min=0,
-            help=f"Generated examples of each alarm class. (default: {N_GENERATED}, or 0 where "
-            "CHECKPOINT was trained without)",
+            help=f"Generated examples of each alarm class. (default: {N_GENERATED}, or 0 without "
+            "--data or where CHECKPOINT was trained without)",
         ),
     ] = None
     hop: Annotated[
@@ -125,7 +125,9 @@ class AudioOptions:
             hours = 0.0 if recordings else GENERATED_HOURS
         if n_generated is None:
             was_generated = checkpoint.metadata.provenance.get("generated_takes")
-            n_generated = N_GENERATED if was_generated else 0
+            # without own sounds it is thresholds that are to be raised, and generated ones would
+            # be reasons to lower those of their classes
+            n_generated = N_GENERATED if was_generated and self.data is not None else 0
         audio = CalibrationAudio(
             checkpoint=checkpoint,
             sounds=foregrounds_of(unseen_sets, checkpoint.labels, n_generated, self.seed),

@@ -523,3 +523,21 @@ def test_streams_of_logits_are_those_of_the_detector(reactive: Path) -> None:
 )
 def test_budgets_are_read_in_every_unit(text: str, per_day: float) -> None:
     assert parse_budget(text).per_h * 24 == pytest.approx(per_day)
+
+
+def test_a_recording_of_a_room_alone_lowers_no_threshold(
+    reactive: Path, night: Path, tmp_path: Path
+) -> None:
+    start = load_checkpoint(str(reactive))
+    metadata = start.metadata.model_copy(
+        update={
+            "onset_thresholds": {"Bark": 0.6, "Siren": 0.7},
+            "provenance": {"generated_takes": 3},  # Siren has a generator
+        }
+    )
+    known, out = tmp_path / "known", tmp_path / "out"
+    save_checkpoint(known, replace(start, metadata=metadata))
+    assert _calibrate(known, "--negatives", night, "--out", out) == 0
+    after = load_checkpoint(str(out)).metadata.onset_thresholds
+    assert after["Bark"] >= 0.6
+    assert after["Siren"] >= 0.7

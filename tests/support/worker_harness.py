@@ -421,8 +421,12 @@ class Site:
     def _send(self, block: AudioBlock) -> None:
         """Send a live block to the worker, unless the queues are full."""
         assert self._push is not None
-        if self._live.has_room and self._push.send(block.encode()):
-            self._live.wait()
+        if not self._live.has_room:
+            return
+        # all before it has arrived, but libzmq may not have noticed yet that it has room
+        assert self._push.waitable.poll(PATIENCE_MS, zmq.POLLOUT), "no room in an empty queue"
+        assert self._push.send(block.encode()), "no room in an empty queue"
+        self._live.wait()
 
 
 def _moment(time_ns: int, set_by_ns: int) -> Moment:

@@ -36,10 +36,15 @@ class Received:
 
 @dataclass
 class HttpReceiver:
-    """Answers `script` in order, then 204."""
+    """Answers `script` in order, then 204.
+
+    Attributes:
+        by_content: answers to requests that contain something, whenever these come.
+    """
 
     url: str = ""
     script: list[Script] = field(default_factory=list)
+    by_content: dict[bytes, Script] = field(default_factory=dict)
     got: list[Received] = field(default_factory=list)
     let_go: threading.Event = field(default_factory=threading.Event)
 
@@ -61,6 +66,9 @@ def http_receiver(*script: Script, tls: ssl.SSLContext | None = None) -> Iterato
                 return  # the client died in mid-request: nothing was received
             headers = {name.lower(): value for name, value in self.headers.items()}
             receiver.got.append(Received(self.path, headers, raw))
+            for content, answer in receiver.by_content.items():
+                if content in raw:
+                    return self._answer(answer)
             self._answer(receiver.script.pop(0) if receiver.script else 204)
 
         def _answer(self, what: Script) -> None:

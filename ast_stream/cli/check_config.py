@@ -30,6 +30,7 @@ from ast_stream.settings import paths
 from ast_stream.settings.check import check_against_model, check_folders, check_sources
 from ast_stream.settings.load import LoadedSettings, examine_file
 from ast_stream.settings.schema import Settings, Source
+from ast_stream.transport.authenticator import key_problems, key_warnings
 from ast_stream.units import samples_to_seconds, seconds_to_samples
 from ast_stream.worker.capacity import describe_load, load_warnings
 
@@ -60,8 +61,8 @@ def check_config(
     """Validate a configuration and print what it means; exit 78 if anything is wrong.
 
     Every problem is listed with its file and line, those of its rule files too, and what cannot
-    work on this machine: missing files, libraries and environment variables. Warnings name what
-    works, but probably not as intended. Nothing is started or fetched.
+    work on this machine: missing files, keys, libraries and environment variables. Warnings name
+    what works, but probably not as intended. Nothing is started or fetched.
 
     Example: ast-stream check-config configs/default.yaml
     """
@@ -74,6 +75,9 @@ def check_config(
     warnings: list[str] = []
     lines = _attempt(problems, lambda: describe(loaded.settings))
     problems += [*check_folders(loaded), *check_sources(loaded), *action_problems(loaded)]
+    transport = loaded.settings.transport
+    problems += [loaded.problem(path, text) for path, text in key_problems(transport)]
+    warnings += [str(loaded.problem(path, text)) for path, text in key_warnings(transport)]
     if loaded.settings.alerts.rules:
         lines += _attempt(problems, lambda: _describe_rules(loaded, warnings, knows_model=model))
     descriptions: list[Description] = []

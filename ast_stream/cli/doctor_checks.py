@@ -26,7 +26,10 @@ from ast_stream.model.selfcheck import golden_clip, self_check
 from ast_stream.model.tagger import Tagger, load_tagger
 from ast_stream.model.torchaudio_guard import has_compiled_part, import_kaldi
 from ast_stream.settings import paths
+from ast_stream.settings.explain import show_path
 from ast_stream.settings.schema import ModelSettings, Settings
+from ast_stream.settings.section import Misfit
+from ast_stream.transport.authenticator import key_problems, key_warnings
 from ast_stream.transport.sockets import Sockets, lock_endpoint
 from ast_stream.units import SAMPLE_RATE
 from ast_stream.version import __version__
@@ -70,6 +73,7 @@ def checks(settings: Settings, report: Callable[[str], None]) -> Iterator[Check]
     yield from _guarded("microphones", check_microphones)
     yield from _guarded("runtime_dir", lambda: check_runtime_dir(settings))
     yield from _guarded("endpoints", lambda: check_endpoints(settings))
+    yield from _guarded("keys", lambda: check_keys(settings))
 
 
 def _model_checks(model: ModelSettings, report: Callable[[str], None]) -> Iterator[Check]:
@@ -176,6 +180,20 @@ def check_endpoints(settings: Settings) -> Iterator[Check]:
         text = f"{endpoint} is in use: a worker is running" if in_use else f"{endpoint} is free"
         yield Check(f"{name} endpoint", status, text, facts | {"in_use": in_use})
     yield _try_sockets()
+
+
+def check_keys(settings: Settings) -> Iterator[Check]:
+    """Yield whether keys and allow-list can be used, where an endpoint needs them."""
+    if not settings.transport.has_keyed_tcp:
+        return
+    found: list[tuple[Status, Misfit]] = [
+        *(("failed", problem) for problem in key_problems(settings.transport)),
+        *(("warning", warning) for warning in key_warnings(settings.transport)),
+    ]
+    for status, (path, text) in found:
+        yield Check("keys", status, f"{show_path(path)}: {text}")
+    if not found:
+        yield Check("keys", "ok", "the keys of transport.curve can be used")
 
 
 def _is_in_use(endpoint: str) -> bool:

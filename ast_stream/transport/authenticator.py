@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ast_stream.errors import StartupError, WireError
 from ast_stream.runtime.logging import LimitedLog
 from ast_stream.settings.schema import TransportSettings
+from ast_stream.settings.section import Misfit
 from ast_stream.transport.allow_list import Client, read_allow_list
 from ast_stream.transport.curve import CurveServer
-from ast_stream.transport.keys import KeyPair, server_key
+from ast_stream.transport.keys import (
+    CLIENT_CREDENTIAL,
+    NO_SECRET,
+    SERVER_CREDENTIAL,
+    KeyPair,
+    expected_server_key,
+    read_pair,
+    read_public,
+    server_key,
+)
+
+_CURVE = ("transport", "curve")
 
 logger = logging.getLogger(__name__)
 
@@ -101,3 +113,51 @@ def authenticator_of(transport: TransportSettings) -> Authenticator | None:
     if key is None or transport.curve is None:
         return None
     return Authenticator(key, Path(transport.curve.allow_list))
+
+
+def key_problems(transport: TransportSettings) -> Iterator[Misfit]:
+    """Yield what is wrong with the keys and the allow-list of a configuration, if any are used."""
+    curve = transport.curve
+    if curve is None or not transport.has_keyed_tcp:
+        return
+    checks: dict[str, Callable[[], object]] = {}
+    if (own := curve.server_secret) is not None:
+        checks["server_secret"] = lambda: read_pair(Path(own), SERVER_CREDENTIAL)
+        checks["allow_list"] = lambda: read_allow_list(Path(curve.allow_list))
+    if (client := curve.client_secret) is not None:
+        checks["client_secret"] = lambda: read_pair(Path(client), CLIENT_CREDENTIAL)
+    elif own is None:  # then all that this box does is to connect
+        yield (*_CURVE, "client_secret"), NO_SECRET
+    if client is not None or curve.server_key is not None:
+        checks["server_key"] = lambda: read_public(expected_server_key(curve))
+    for key, check in checks.items():
+        try:
+            check()
+        except StartupError as error:
+            yield (*_CURVE, key), str(error)
+
+
+def key_warnings(transport: TransportSettings) -> Iterator[Misfit]:
+    """Yield whom the keys and the allow-list, which can be used, keep out."""
+    curve = transport.curve
+    if curve is None or curve.server_secret is None or not transport.has_keyed_tcp:
+        return
+    path = (*_CURVE, "allow_list")
+    try:
+        clients = read_allow_list(Path(curve.allow_list))
+        own = (
+            read_pair(Path(curve.client_secret), CLIENT_CREDENTIAL) if curve.client_secret else None
+        )
+    except StartupError:  # a problem
+        return
+    authorise = "nobody can connect over tcp until `ast-stream keys authorise` adds a key"
+    if not os.path.exists(curve.allow_list):
+        yield path, f"there is no {curve.allow_list} yet: {authorise}"
+    elif not clients:
+        yield path, f"{curve.allow_list} allows nobody yet: {authorise}"
+    elif own is not None and own.public not in {client.key for client in clients}:
+        text = f"its key {own.public} is not in {curve.allow_list}: the worker will refuse it"
+        yield (*_CURVE, "client_secret"), text
+    if own is None:
+        text = "none: capture, alerts, status and subscribe of this box cannot connect"
+        yield (*_CURVE, "client_secret"), text

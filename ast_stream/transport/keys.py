@@ -13,14 +13,15 @@ import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ast_stream.errors import StartupError, UsageError
+from ast_stream.errors import ConfigError, Problem, StartupError, UsageError
 from ast_stream.runtime.files import DamagedFileError, read_bounded
-from ast_stream.settings.schema import TransportSettings
+from ast_stream.settings.schema import CurveSettings, TransportSettings
 
 KEY_BYTES = 32
 KEY_CHARACTERS = 40  # of a key in Z85
 PUBLIC_SUFFIX, SECRET_SUFFIX = ".key", ".key_secret"
 SERVER_CREDENTIAL, CLIENT_CREDENTIAL = "curve-server", "curve-client"
+NO_SECRET = "expected a secret key, got none"
 CREDENTIALS = "CREDENTIALS_DIRECTORY"  # variable that systemd sets where there are credentials
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")
 NAME_RULE = "lower-case letters, digits, '.', '_' and '-', at most 63, first a letter or digit"
@@ -159,6 +160,10 @@ def _read_halves(path: Path, wanted: str) -> dict[str, str]:
     except (DamagedFileError, UnicodeDecodeError) as error:
         raise StartupError(f"{wanted} key: {path} is no key file") from error
     halves = dict(_LINE.findall(text))
+    if wanted == "secret" and "public" in halves and "secret" not in halves:
+        raise StartupError(
+            f"secret key: {path} holds the public half only; expected its {SECRET_SUFFIX} file"
+        )
     try:
         for half in ("public", wanted):
             decode_key(halves.get(half, ""))
@@ -181,30 +186,41 @@ def client_keys(transport: TransportSettings) -> ClientKeys | None:
     """Return what this box's clients need; None if nothing goes over tcp with keys.
 
     Raises:
-        StartupError: a key is missing, or cannot be used.
+        ConfigError: the configuration names none.
+        StartupError: a key cannot be used.
     """
     curve = transport.curve
     if curve is None or not transport.has_keyed_tcp:
         return None
     if curve.client_secret is None:
-        raise StartupError("transport.curve.client_secret: expected a secret key, got none")
-    server = curve.server_key
-    if server is None:
-        assert curve.server_secret is not None  # as the settings are checked
-        # not the secret itself, which clients may not be able to read
-        server = str(Path(curve.server_secret).with_suffix(PUBLIC_SUFFIX))
-    return ClientKeys.load(curve.client_secret, server)
+        raise _unnamed("client_secret")
+    return ClientKeys.load(curve.client_secret, expected_server_key(curve))
+
+
+def expected_server_key(curve: CurveSettings) -> Path:
+    """Return the file of the public key that clients expect the worker to have."""
+    if curve.server_key is not None:
+        return Path(curve.server_key)
+    assert curve.server_secret is not None  # as the settings are checked
+    # not the secret itself, which clients may not be able to read
+    return Path(curve.server_secret).with_suffix(PUBLIC_SUFFIX)
 
 
 def server_key(transport: TransportSettings) -> KeyPair | None:
     """Return the worker's key; None if it binds nothing that needs one.
 
     Raises:
-        StartupError: it is missing, or cannot be used.
+        ConfigError: the configuration names none.
+        StartupError: it cannot be used.
     """
     curve = transport.curve
     if curve is None or not transport.has_keyed_tcp:
         return None
     if curve.server_secret is None:
-        raise StartupError("transport.curve.server_secret: expected a secret key, got none")
+        raise _unnamed("server_secret")
     return read_pair(Path(curve.server_secret), SERVER_CREDENTIAL)
+
+
+def _unnamed(key: str) -> ConfigError:
+    path = f"transport.curve.{key}"
+    return ConfigError([Problem("configuration", None, path, NO_SECRET)])

@@ -13,6 +13,9 @@ from ast_stream.cli.app import run_command_line
 from ast_stream.cli.check_config import scrape_targets
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.schema import Settings
+from ast_stream.transport.allow_list import Client, write_allow_list
+from ast_stream.transport.curve import make_key
+from ast_stream.transport.keys import write_pair
 from ast_stream.worker.capacity import describe_load, load_warnings
 
 STREAMS = "streams: [{name: porch, source: {type: microphone, device: USB}, labels: {room: p}}]\n"
@@ -453,3 +456,86 @@ def test_folders_that_cannot_be_made_are_mistakes(check: Check, tmp_path: Path) 
     text = "\n".join(check.err)
     assert f"runtime_dir: expected a folder, but {tmp_path}/file is not one" in text
     assert f"state_dir: expected a folder, but {tmp_path}/file is not one" in text
+
+
+def keyed(folder: Path, *lines: str) -> str:
+    """Return a configuration over tcp with these lines in transport.curve, from line 7 on."""
+    text = (
+        f"{STREAMS}runtime_dir: {folder}\nstate_dir: {folder}/state\n"
+        "transport:\n  audio: tcp://0.0.0.0:5555\n  curve:\n"
+    )
+    return text + "".join(f"    {line}\n" for line in lines)
+
+
+def test_keys_that_cannot_be_used_are_named_with_their_lines(check: Check, tmp_path: Path) -> None:
+    write_pair(tmp_path, "worker", make_key())
+    write_pair(tmp_path, "open", make_key())[1].chmod(0o644)
+    (tmp_path / "allowed.json").write_text("[]")
+    wrong = ("server_secret: worker.key", "client_secret: absent.key_secret")
+    text = keyed(tmp_path, *wrong, "server_key: a.yaml", "allow_list: allowed.json")
+    assert check(text, "--no-model") == 78
+    assert [line.removeprefix(f"{check.file}:") for line in check.err] == [
+        f"7: transport.curve.server_secret: secret key: {tmp_path}/worker.key holds the public "
+        "half only; expected its .key_secret file",
+        f"8: transport.curve.client_secret: secret key: cannot read {tmp_path}/absent.key_secret: "
+        "No such file or directory",
+        f"9: transport.curve.server_key: public key: {check.file} holds none: expected a key of 40 "
+        "characters in Z85, got something else",
+        f"10: transport.curve.allow_list: allow-list: {tmp_path}/allowed.json cannot be used: "
+        "expected an object of version 1, got something else",
+    ]
+    assert check(keyed(tmp_path, "server_secret: open.key_secret"), "--no-model") == 78
+    assert f":7: transport.curve.server_secret: secret key {tmp_path}/open" in check.err[0]
+    assert "expected mode 0600, got 0644" in check.err[0]
+
+
+def test_keys_that_are_not_named_or_lack_their_public_half_are_problems(
+    check: Check, tmp_path: Path
+) -> None:
+    write_pair(tmp_path, "worker", make_key())
+    assert check(keyed(tmp_path, "server_key: worker.key"), "--no-model") == 78
+    assert check.err == [
+        f"{check.file}:6: transport.curve.client_secret: expected a secret key, got none"
+    ]
+    (tmp_path / "worker.key").unlink()
+    own = ("server_secret: worker.key_secret", "client_secret: worker.key_secret")
+    assert check(keyed(tmp_path, *own, "allow_list: none.json"), "--no-model") == 78
+    assert check.err[0].startswith(
+        f"{check.file}:6: transport.curve.server_key: public key: cannot read {tmp_path}/worker.key"
+    )
+
+
+def test_an_allow_list_that_lets_nobody_in_is_a_warning(check: Check, tmp_path: Path) -> None:
+    write_pair(tmp_path, "worker", make_key())
+    own = make_key()
+    write_pair(tmp_path, "own", own)
+    allowed = tmp_path / "allowed.json"
+    lines = ("server_secret: worker.key_secret", "allow_list: allowed.json")
+    text = keyed(tmp_path, *lines, "client_secret: own.key_secret")
+
+    def warnings() -> list[str]:
+        assert check(text, "--no-model") == 0
+        return [line for line in check.out if line.startswith("warning: ")]
+
+    prefix = f"warning: {check.file}:8: transport.curve.allow_list: "
+    advice = "nobody can connect over tcp until `ast-stream keys authorise` adds a key"
+    assert warnings() == [f"{prefix}there is no {allowed} yet: {advice}"]
+    write_allow_list(allowed, [])
+    assert warnings() == [f"{prefix}{allowed} allows nobody yet: {advice}"]
+    write_allow_list(allowed, [Client("other", make_key().public, ("feed",), 0)])
+    assert warnings() == [
+        f"warning: {check.file}:9: transport.curve.client_secret: its key {own.public} is not in "
+        f"{allowed}: the worker will refuse it"
+    ]
+    write_allow_list(allowed, [Client("own", own.public, ("feed",), 0)])
+    assert warnings() == []
+    text = keyed(tmp_path, *lines)
+    assert warnings() == [
+        f"warning: {check.file}:6: transport.curve.client_secret: none: capture, alerts, status "
+        "and subscribe of this box cannot connect"
+    ]
+
+
+def test_keys_that_no_endpoint_needs_are_not_asked_for(check: Check, tmp_path: Path) -> None:
+    text = keyed(tmp_path, "server_secret: absent.key_secret").replace("  audio: tcp", "  #")
+    assert check(text, "--no-model") == 0

@@ -209,3 +209,23 @@ def test_the_model_of_a_configuration_is_checked(
 def test_a_wrong_option_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match=r"--precision: .*got 'fp8'"):
         _doctor("--precision", "fp8")
+
+
+def test_keys_that_cannot_be_used_fail_the_check(
+    tiny: Path, runtime_dir: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "streams: [{name: a, source: {type: scene}}]\n"
+        "transport:\n  audio: tcp://127.0.0.1:5555\n"
+        f"  curve: {{server_key: {tmp_path}/no.key, client_secret: {tmp_path}/no.key_secret}}\n"
+    )
+    result = _doctor("-c", str(config), "--model", str(tiny), "--json")
+    assert result.exit_code == 1
+    texts = [
+        line["text"]
+        for line in map(json.loads, result.stdout.splitlines())
+        if line["check"] == "keys"
+    ]
+    for key in ("client_secret", "server_key"):
+        assert any(text.startswith(f"transport.curve.{key}: ") for text in texts)

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ports import free_ports
 
-from ast_stream.errors import StartupError, WireError
+from ast_stream.errors import ConfigError, WireError
 from ast_stream.feed import Subscriber
 from ast_stream.settings.schema import CurveSettings, TransportSettings
 from ast_stream.transport.allow_list import Client, write_allow_list
@@ -412,9 +412,9 @@ def test_keys_are_those_of_the_configuration(tmp_path: Path) -> None:
     assert server_key(settings(tmp_path)) == SERVER
     other = settings(tmp_path, server_key=str(tmp_path / "box.key"), server_secret=None)
     assert client_keys(other) == ClientKeys(PORCH, PORCH.public)
-    with pytest.raises(StartupError, match=r"curve\.server_secret: expected a secret key"):
+    with pytest.raises(ConfigError, match=r"curve\.server_secret: expected a secret key"):
         server_key(other)
-    with pytest.raises(StartupError, match=r"curve\.client_secret: expected a secret key"):
+    with pytest.raises(ConfigError, match=r"curve\.client_secret: expected a secret key"):
         client_keys(settings(tmp_path, client_secret=None))
     assert client_keys(TransportSettings()) is None
     ipc = TransportSettings(curve=CurveSettings(server_secret="nowhere"))

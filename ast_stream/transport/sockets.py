@@ -6,8 +6,8 @@ queues for an absent peer, and a small HWM bounds what is lost with a killed pee
 heartbeats are off: one that is due when the peer has died and the queue is full fails an assertion
 of libzmq that ends the process. Readers notice silence themselves: `FeedReader` by the status that
 is sent each second, requests by their timeout. Over tcp a socket with keys speaks CURVE. Where the
-other side speaks something else libzmq never tries again: the monitor tells, and the socket is
-replaced.
+other side speaks something else, with keys or without, libzmq never tries again: the monitor tells,
+and the socket is replaced.
 """
 
 from __future__ import annotations
@@ -41,6 +41,12 @@ _HANDSHAKE_MS = 5000  # then it connects again: a dead tunnel may accept connect
 _REPLACE_S = (0.5, 10.0)  # pause before a socket that libzmq has given up is replaced
 _GIVEN_UP = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 _REFUSED = _GIVEN_UP | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+_NO_KEYS_THERE = "it has no CURVE keys in its configuration"
+_OTHER_KEY = "this key is not allowed there, or the server key is another's"
+_NO_KEY_HERE = (
+    "it asks for a CURVE key; give one in the configuration (transport.curve), as --client-key and "
+    "--server-key of subscribe, or as keys= of Subscriber"
+)
 _KINDS = {"push": zmq.PUSH, "sub": zmq.SUB, "dealer": zmq.DEALER}
 
 
@@ -61,7 +67,8 @@ class Socket:
     Args:
         connect: returns a connected socket; again if libzmq gives one up.
         endpoint: of the other side, to speak of.
-        log: for refusals; None: of a socket without keys there are none.
+        log: for refusals; None: there are none over ipc.
+        has_keys: whether it speaks CURVE.
         now_s: a monotonic clock.
     """
 
@@ -70,11 +77,13 @@ class Socket:
         connect: Callable[[], zmq.Socket[bytes]],
         endpoint: str,
         log: LimitedLog | None = None,
+        has_keys: bool = False,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._connect = connect
         self._endpoint = endpoint
         self._log = log
+        self._has_keys = has_keys
         self._now_s = now_s
         self._prefixes: list[str] = []
         self._socket = connect()
@@ -84,7 +93,7 @@ class Socket:
 
     @property
     def waitable(self) -> zmq.Socket[bytes]:
-        """The socket for a poller; with keys it is replaced now and then."""
+        """The socket for a poller; over tcp it is replaced now and then."""
         return self._socket
 
     def send(self, frames: list[bytes]) -> bool:
@@ -133,7 +142,8 @@ class Socket:
         if self._monitor is None:
             return
         while self._monitor.poll(0):
-            self._note(recv_monitor_message(self._monitor)["event"])
+            found = recv_monitor_message(self._monitor)
+            self._note(found["event"], found["value"])
         if self._replace_at_s is not None and self._now_s() >= self._replace_at_s:
             self._replace_at_s = None
             self.close()
@@ -142,19 +152,20 @@ class Socket:
             for prefix in self._prefixes:
                 self._socket.setsockopt(zmq.SUBSCRIBE, prefix.encode())
 
-    def _note(self, event: int) -> None:
+    def _note(self, event: int, value: int) -> None:
         if event & zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._pause.reset()
             return
         assert self._log is not None
-        self._log.warning(
-            "%s refuses the connection: %s",
-            self._endpoint,
-            "it has no CURVE keys in its configuration"
-            if event & _GIVEN_UP
-            else "this key is not allowed there, or the server key is another's",
-        )
-        if event & _GIVEN_UP and self._replace_at_s is None:
+        has_given_up = bool(event & _GIVEN_UP)
+        reason = None
+        if self._has_keys:
+            reason = _NO_KEYS_THERE if has_given_up else _OTHER_KEY
+        elif has_given_up and value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
+            reason = _NO_KEY_HERE  # else the other side broke off, or is no ZeroMQ socket at all
+        if reason is not None:
+            self._log.warning("%s refuses the connection: %s", self._endpoint, reason)
+        if has_given_up and self._replace_at_s is None:
             self._replace_at_s = self._now_s() + self._pause.next_s()
 
 
@@ -217,7 +228,8 @@ class Sockets:
                 raise StartupError(f"cannot connect to {endpoint}: {error}") from error
             return socket
 
-        connected = Socket(connect, endpoint, None if keys is None else self._log)
+        log = self._log if endpoint.startswith("tcp://") else None
+        connected = Socket(connect, endpoint, log, has_keys=keys is not None)
         self._open.append(connected)
         return connected
 

@@ -17,10 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 from feed_worker import Worker, event
+from ports import free_ports
 from sample_messages import event_message, gap_message, health, scores_header
 
 from ast_stream.cli.subscribe import feed_line, show_json
 from ast_stream.feed import FeedMessage, Missed
+from ast_stream.transport.authenticator import Authenticator
+from ast_stream.transport.curve import make_key
+from ast_stream.transport.sockets import Sockets
 from ast_stream.units import parse_time
 
 ROOT = Path(__file__).parents[3]
@@ -181,6 +185,23 @@ def test_impossible_endpoint_is_wrong_usage(
     assert processes[0].returncode == 2
     assert "transport.curve" in errors
     assert "Traceback" not in errors
+
+
+def test_a_publisher_that_asks_for_a_key_says_so_and_how_to_give_one(
+    tmp_path: Path, processes: list[subprocess.Popen[str]]
+) -> None:
+    endpoint = f"tcp://127.0.0.1:{free_ports()}"
+    authenticator = Authenticator(make_key(), tmp_path / "allowed.json")
+    sockets = Sockets()
+    try:
+        sockets.bind("pub", endpoint, hwm=8, authenticator=authenticator)
+        processes.append(command(tmp_path, "--endpoint", endpoint))
+        assert processes[0].stderr is not None
+        said = processes[0].stderr.readline()
+    finally:
+        sockets.close()
+    assert said.startswith(f"{endpoint} refuses the connection: it asks for a CURVE key; give one")
+    assert "--client-key" in said
 
 
 def test_scores_are_printed_as_a_rounded_list(capsys: pytest.CaptureFixture[str]) -> None:

@@ -198,6 +198,18 @@ def test_a_client_whose_worker_had_no_keys_recovers_once_it_has(
     assert pull.receive(WAIT_MS) == [b"porch", b"at last"]
 
 
+def test_a_client_without_a_key_is_told_that_one_is_asked_for_and_recovers_without_it(
+    door: Door, caplog: pytest.LogCaptureFixture
+) -> None:
+    pull = door.bind("pull")
+    push = door.connect("push", None)
+    assert eventually(lambda: not push.send([b"porch"]) and "asks for a CURVE key" in caplog.text)
+    door.bound.forget(pull)
+    pull = door.bound.bind("pull", door.endpoint, 8)
+    assert pushed(push, [b"porch", b"at last"])
+    assert pull.receive(WAIT_MS) == [b"porch", b"at last"]
+
+
 @pytest.mark.slow
 def test_a_revoked_key_is_disconnected_and_stays_out(
     door: Door, caplog: pytest.LogCaptureFixture

@@ -54,7 +54,7 @@ def coverage(
             min=0,
             max=100,
             metavar="PERCENT",
-            help="Exit with 1 if a stream was heard for less of the time.",
+            help="Exit with 1 if a stream was heard for less of the time it is accounted for.",
         ),
     ] = None,
     as_json: Annotated[
@@ -67,7 +67,10 @@ def coverage(
     """Show for how long each stream was listened to, gated, degraded, missing or lost in gaps.
 
     All time from the first record of a stream on is one of these. Streams of the configuration are
-    accounted for until now, others to their last record.
+    accounted for until now. Those whose source can end (a file that is not looped, standard input,
+    a scene), and all without -c, are accounted for until their last record: what follows may be
+    the end of the source or of its capture process; `status` tells. With --until all are
+    accounted for until then.
 
     Heard is what was listened to, gated or degraded: deliberate silence is not loss.
 
@@ -86,6 +89,15 @@ def coverage(
             print(json_line(one.to_json()))
     else:
         console(stderr=False, piped_width=140).print(_table(found), crop=False)
+    if at_least is not None:
+        for one in found:
+            if one.ends_with_record and one.stretches:
+                last = _second(one.stretches[-1].stop_ns)
+                say(
+                    f"warning: {one.stream} is accounted for until its last record, {last}: the "
+                    "time since then is not in the check",
+                    err=True,
+                )
     problems = [
         f"{one.stream}: heard for {percent(one.heard) or 'none'} of the time, "
         f"expected at least {at_least:g} %"
@@ -93,7 +105,7 @@ def coverage(
         if at_least is not None and 100 * (one.heard or 0.0) < at_least
     ]
     if not any(one.stretches for one in found):
-        problems = [f"nothing is recorded in {coverage_paths(settings)[0]} for then"]
+        problems = [f"{coverage_paths(settings)[0]} has no record of that time"]
     for problem in problems:
         say(problem, err=True)
     if problems:
@@ -167,9 +179,10 @@ def _table(found: Sequence[Coverage]) -> Table:
         if not one.stretches:
             table.add_row(one.stream, "nothing recorded")
             continue
-        first, last = one.stretches[0].time_ns, one.stretches[-1].stop_ns
+        first, last = (_second(ns) for ns in (one.stretches[0].time_ns, one.stretches[-1].stop_ns))
+        last += ", its last record" if one.ends_with_record else ""
         figures = (_duration(samples_to_seconds(count)) for count in one.samples.values())
-        table.add_row(one.stream, _second(first), _second(last), *figures, percent(one.heard))
+        table.add_row(one.stream, first, last, *figures, percent(one.heard))
     return table
 
 

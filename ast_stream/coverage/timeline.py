@@ -92,10 +92,13 @@ class Coverage:
 
     Attributes:
         stretches: in order, without time between them.
+        ends_with_record: the time behind its last record is not counted, though it is long ago:
+            the ledger does not say whether the source ended or nobody listened any more.
     """
 
     stream: str
     stretches: tuple[Stretch, ...]
+    ends_with_record: bool = False
 
     @classmethod
     def of(
@@ -119,13 +122,15 @@ class Coverage:
         stretches = timeline(spans)
         stop_ns = now_ns if until_ns is None else min(until_ns, now_ns)
         last_ns = stretches[-1].stop_ns if stretches else stop_ns
-        is_over = now_ns - last_ns > UNDECIDED_NS and (is_expected or until_ns is not None)
-        if is_over and (absent := _samples(stop_ns - last_ns)) > 0:
+        is_old = now_ns - last_ns > UNDECIDED_NS
+        is_counted_on = is_expected or until_ns is not None
+        if is_old and is_counted_on and (absent := _samples(stop_ns - last_ns)) > 0:
             stretches.append(Stretch("missing", last_ns, absent, NOT_RECORDED))
         begin_ns = 0 if since_ns is None else since_ns
         end_ns = max(last_ns, stop_ns) if until_ns is None else until_ns
         parts = (stretch.between(begin_ns, end_ns) for stretch in stretches)
-        return cls(stream, tuple(part for part in parts if part is not None))
+        kept = tuple(part for part in parts if part is not None)
+        return cls(stream, kept, is_old and not is_counted_on)
 
     @property
     def samples(self) -> dict[Kind, int]:
@@ -164,6 +169,7 @@ class Coverage:
             "stream": self.stream,
             "from": format_time(first[0].time_ns) if first else None,
             "to": format_time(last[0].stop_ns) if last else None,
+            "ends_with_record": self.ends_with_record,
             "samples": samples,
             "seconds": {kind: samples_to_seconds(count) for kind, count in samples.items()},
             "heard": self.heard,

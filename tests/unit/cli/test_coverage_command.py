@@ -112,6 +112,25 @@ def test_what_cannot_be_meant_is_refused_with_one_sentence(
     assert problem in capsys.readouterr().err
 
 
+def test_a_stream_that_is_accounted_for_until_its_last_record_says_so(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = config.read_text()
+    config.write_text(text.replace('"type": "microphone"', '"type": "file", "path": "porch.wav"'))
+    check = ["coverage", "-c", str(config), "porch", "--at-least", "99"]
+    assert run_command_line(check) == 0
+    shown = capsys.readouterr()
+    assert ", its last record" in shown.out
+    assert shown.err.startswith("warning: porch is accounted for until its last record, ")
+    assert run_command_line([*check, "--until", ago(0)]) == 1
+    shown = capsys.readouterr()
+    assert "its last record" not in shown.out
+    assert shown.err.startswith("porch: heard for ")
+    config.write_text(text)
+    assert run_command_line([*check, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["ends_with_record"] is False
+
+
 def test_percent_is_rounded_down_so_that_all_is_all() -> None:
     assert [percent(ratio) for ratio in (1.0, 0.999_999, 0.0, None)] == [
         "100.00 %",

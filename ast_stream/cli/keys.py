@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -16,16 +15,17 @@ from ast_stream.settings.schema import DEFAULT_ALLOW_LIST
 from ast_stream.transport.allow_list import (
     WORDS,
     Client,
-    Rights,
+    changing_allow_list,
     read_allow_list,
-    write_allow_list,
 )
 from ast_stream.transport.curve import make_key
 from ast_stream.transport.keys import (
     KEY_CHARACTERS,
     NAME,
     NAME_RULE,
+    PUBLIC_SUFFIX,
     decode_key,
+    holds_secret,
     read_public,
     write_pair,
 )
@@ -72,7 +72,9 @@ def authorise(
     ] = None,
     allow_list: AllowListOption = ALLOW_LIST,
 ) -> None:
-    """Let the owner of a key do what is named, and nothing else; a running worker follows at once.
+    """Let the owner of a key do what is named, and nothing else.
+
+    The rights replace those that the key had. A running worker follows within two seconds.
 
     Example: ast-stream keys authorise porch-box.key push:porch feed
     """
@@ -81,17 +83,17 @@ def authorise(
     if name is None or not NAME.match(name):
         raise UsageError(f"--name: expected {NAME_RULE}, got {name or 'none'}")
     try:
-        Rights.of(rights)
+        client = Client(name, public, tuple(dict.fromkeys(rights)), time.time_ns())
     except ValueError as error:
         raise UsageError(str(error)) from error
-    clients = read_allow_list(allow_list)
-    if any(client.name == name and client.key != public for client in clients):
-        raise UsageError(
-            f"{name} is the name of another key: revoke that, or choose another --name"
-        )
-    client = Client(name, public, tuple(dict.fromkeys(rights)), time.time_ns())
-    write_allow_list(allow_list, [*_without(clients, public), client])
-    say(f"{name} may: {', '.join(client.words)}")
+    with changing_allow_list(allow_list) as clients:
+        if any(other.name == name and other.key != public for other in clients):
+            raise UsageError(
+                f"{name} is the name of another key: revoke that, or choose another --name"
+            )
+        before = _remove(clients, public)
+        clients.append(client)
+    say(f"{name} may: {', '.join(client.words)}{_change(before, client)}")
 
 
 @app.command("revoke")
@@ -99,7 +101,7 @@ def revoke(
     key: Annotated[str, typer.Argument(help="The name as `list` shows it, the file, or the key.")],
     allow_list: AllowListOption = ALLOW_LIST,
 ) -> None:
-    """Take all rights from a key; a running worker disconnects its owner at once.
+    """Take all rights from a key; a running worker disconnects its owner within two seconds.
 
     Example: ast-stream keys revoke porch-box
     """
@@ -110,7 +112,8 @@ def revoke(
         named = [client for client in clients if client.key == public]
     if not named:
         raise UsageError(f"{key}: expected a key in {allow_list}, got none that is")
-    write_allow_list(allow_list, _without(clients, named[0].key))
+    with changing_allow_list(allow_list) as clients:
+        _remove(clients, named[0].key)
     say(f"{named[0].name} may do nothing any more")
 
 
@@ -146,8 +149,28 @@ def _public(key: str) -> str:
         except ValueError as error:
             raise UsageError(str(error)) from error
         return key
-    return read_public(Path(key))
+    path = Path(key)
+    public = read_public(path)
+    if holds_secret(path):
+        raise UsageError(
+            f"{path} holds a secret key, which stays on its own box: expected the public one, "
+            f"{path.with_suffix(PUBLIC_SUFFIX).name}"
+        )
+    return public
 
 
-def _without(clients: Sequence[Client], key: str) -> list[Client]:
-    return [client for client in clients if client.key != key]
+def _remove(clients: list[Client], key: str) -> Client | None:
+    """Remove the client that has a key from a list, and return it; None if there is none."""
+    for client in clients:
+        if client.key == key:
+            clients.remove(client)
+            return client
+    return None
+
+
+def _change(before: Client | None, client: Client) -> str:
+    """Return what the entry of a client was before, where that differs."""
+    if before is None or (before.name, before.words) == (client.name, client.words):
+        return ""
+    name = "" if before.name == client.name else f"{before.name}, "
+    return f" (was: {name}{', '.join(before.words)})"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ast_stream.errors import StartupError
 from ast_stream.labels import STREAM_NAME_RULE, did_you_mean, is_stream_name
-from ast_stream.runtime.files import DamagedFileError, read_bounded, replace_file
+from ast_stream.runtime.files import DamagedFileError, lock_file, read_bounded, replace_file
 from ast_stream.transport.keys import NAME, NAME_RULE, decode_key
 from ast_stream.transport.zmtp import Kind
 from ast_stream.units import format_time, parse_time
@@ -30,6 +32,7 @@ _SCORES_TOPIC = b"scores/"
 _VERSION = 1
 _MAX_BYTES = 4 * 1024 * 1024
 _MODE = 0o644  # it holds no secret
+_FOLDER_MODE = 0o755
 _OTHERS_MAY_WRITE = 0o002
 
 
@@ -139,8 +142,25 @@ def read_allow_list(path: Path) -> list[Client]:
         raise StartupError(f"allow-list: {path} cannot be used: {error}") from error
 
 
+@contextmanager
+def changing_allow_list(path: Path) -> Iterator[list[Client]]:
+    """Yield the clients in an allow-list, and write the list as it is left, unless that raises.
+
+    Raises:
+        StartupError: it cannot be read or written, or another process is changing it.
+    """
+    _make_folder(path)
+    lock_fd = lock_file(path.with_name(f".{path.name}.lock"), f"allow-list {path}")
+    try:
+        clients = read_allow_list(path)
+        yield clients
+        write_allow_list(path, clients)
+    finally:
+        os.close(lock_fd)
+
+
 def write_allow_list(path: Path, clients: Sequence[Client]) -> None:
-    """Write an allow-list; running processes follow it within a second.
+    """Write an allow-list; running processes follow it within two seconds.
 
     Raises:
         StartupError: it cannot be written; what was there is whole.
@@ -157,10 +177,17 @@ def write_allow_list(path: Path, clients: Sequence[Client]) -> None:
             for client in clients
         ],
     }
+    _make_folder(path)
+    text = json.dumps(body, indent=2) + "\n"
     try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        text = json.dumps(body, indent=2) + "\n"
         replace_file(path, text.encode(), is_synced=True, mode=_MODE)
+    except OSError as error:
+        raise StartupError(f"allow-list: cannot write {path}: {error.strerror}") from error
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.parent.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
     except OSError as error:
         raise StartupError(f"allow-list: cannot write {path}: {error.strerror}") from error
 
@@ -188,7 +215,6 @@ def _decode_client(entry: Any) -> Client:
         raise ValueError(f"rights of {name}: expected a list of words, got something else")
     try:
         decode_key(key)
-        Rights.of(words)
+        return Client(name, key, tuple(words), parse_time(entry["added"]))
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
-    return Client(name, key, tuple(words), parse_time(entry["added"]))

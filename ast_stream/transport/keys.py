@@ -128,6 +128,15 @@ def read_public(path: Path) -> str:
     return _read_halves(path, "public")["public"]
 
 
+def holds_secret(path: Path) -> bool:
+    """Return whether a file of a key has its secret half, too.
+
+    Raises:
+        StartupError: it cannot be read, or holds no key.
+    """
+    return "secret" in _read_halves(path, "public")
+
+
 def read_pair(path: Path, credential: str | None = None) -> KeyPair:
     """Return the key in a secret file.
 

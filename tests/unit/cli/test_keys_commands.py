@@ -11,6 +11,7 @@ import zmq.auth
 from ports import free_ports
 
 from ast_stream.cli.app import run_command_line
+from ast_stream.transport.allow_list import Client, changing_allow_list, read_allow_list
 
 
 @pytest.fixture
@@ -64,6 +65,50 @@ def test_rights_are_given_changed_listed_and_taken(
         assert run(capsys, "revoke", *allowed, "--", named)[0] == 0
         assert run(capsys, "list", "--json", *allowed)[1] == ""
     assert run(capsys, "revoke", "porch-box", *allowed)[0] == 2
+
+
+def test_rights_that_are_replaced_are_named(keys: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    allowed = ("--allow-list", keys / "allowed.json")
+    run(capsys, "authorise", "0" * 40, "feed", "scores", "--name", "a", *allowed)
+    _, out, _ = run(capsys, "authorise", "0" * 40, "push:porch", "--name", "a", *allowed)
+    assert out == "a may: push:porch (was: feed, scores)\n"
+    _, out, _ = run(capsys, "authorise", "0" * 40, "push:porch", "--name", "b", *allowed)
+    assert out == "b may: push:porch (was: a, push:porch)\n"
+    _, out, _ = run(capsys, "authorise", "0" * 40, "push:porch", "--name", "b", *allowed)
+    assert out == "b may: push:porch\n"
+
+
+def test_secret_key_is_refused_where_a_public_one_is_expected(
+    keys: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(capsys, "create", "porch-box", "--dir", keys)
+    secret, allow_list = keys / "porch-box.key_secret", keys / "allowed.json"
+    code, _, err = run(capsys, "authorise", secret, "feed", "--allow-list", allow_list)
+    assert code == 2
+    assert "holds a secret key" in err
+    assert "expected the public one, porch-box.key" in err
+    assert not allow_list.exists()
+
+
+def test_list_that_another_process_changes_is_left_to_it(
+    keys: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    allowed = ("--allow-list", keys / "allowed.json")
+    other = Client("other", "1" * 40, ("feed",), 0)
+    with changing_allow_list(keys / "allowed.json") as clients:
+        code, _, err = run(capsys, "authorise", "0" * 40, "feed", "--name", "a", *allowed)
+        assert code == 3
+        assert "in use by another process" in err
+        clients.append(other)
+    assert run(capsys, "authorise", "0" * 40, "feed", "--name", "a", *allowed)[0] == 0
+    assert [client.name for client in read_allow_list(keys / "allowed.json")] == ["other", "a"]
+
+
+def test_revoking_on_a_list_that_is_not_there_makes_none(
+    keys: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(capsys, "revoke", "porch-box", "--allow-list", keys / "allowed.json")[0] == 2
+    assert not keys.exists()
 
 
 @pytest.mark.parametrize(

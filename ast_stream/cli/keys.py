@@ -38,12 +38,7 @@ ALLOW_LIST = Path(DEFAULT_ALLOW_LIST)
 KEY_FOLDER = ALLOW_LIST.parent
 _RIGHTS = "; ".join(f"{word}: {meaning}" for word, meaning in WORDS.items())
 
-app = typer.Typer(
-    help="Make CURVE keys, and say what each may do.",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Example: ast-stream keys create porch-box",
-)
+app = typer.Typer(no_args_is_help=True, epilog="Example: ast-stream keys create porch-box")
 
 
 @app.command("create")

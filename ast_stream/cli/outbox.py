@@ -41,10 +41,7 @@ Numbers = Annotated[
 AllOption = Annotated[bool, typer.Option("--all", help="All of them.")]
 
 app = typer.Typer(
-    help="Show and change what is to be delivered.",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Example: ast-stream outbox list -c config.yaml --state dead",
+    no_args_is_help=True, epilog="Example: ast-stream outbox list -c config.yaml --state dead"
 )
 
 

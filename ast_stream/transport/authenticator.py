@@ -94,13 +94,13 @@ class Authenticator:
     def _read(self) -> dict[str, Client]:
         return {client.key: client for client in read_allow_list(self._path)}
 
-    def _look(self) -> tuple[int, int, int] | None:
-        """Return what differs when the file was written or replaced; None if there is none."""
+    def _look(self) -> tuple[int, ...] | None:
+        """Return what differs once the file, or its mode, has changed; None if there is none."""
         try:
             found = os.stat(self._path)
         except OSError:
             return None
-        return found.st_mtime_ns, found.st_ino, found.st_size
+        return found.st_mtime_ns, found.st_ino, found.st_size, found.st_mode
 
 
 def authenticator_of(transport: TransportSettings) -> Authenticator | None:

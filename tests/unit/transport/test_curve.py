@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import zmq
+from damage import STRANGE_FILES, make_strange
 from hypothesis import given
 from hypothesis import strategies as st
 from ports import free_ports
@@ -254,6 +255,35 @@ def test_damage_to_the_allow_list_leaves_the_last_good_one_in_force(
     assert asked(dealer, router)
     door.path.unlink()
     assert eventually(lambda: router.n_peers == 0), "no list is a list of nobody"
+
+
+@pytest.mark.parametrize("kind", sorted(set(STRANGE_FILES) - {"dangling link"}))
+def test_whatever_takes_the_place_of_the_allow_list_leaves_the_last_good_one_in_force(
+    door: Door, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    door.allow("porch-box", PORCH, "feed")
+    authenticator = Authenticator(SERVER, door.path)
+    door.path.unlink()
+    make_strange(door.path, kind)
+    authenticator.poll()
+    assert "the one before stays in force" in caplog.text
+    assert authenticator.client(PORCH.public) is not None
+
+
+def test_allow_list_that_becomes_writable_for_everybody_is_followed_no_longer(
+    door: Door, caplog: pytest.LogCaptureFixture
+) -> None:
+    door.allow("porch-box", PORCH, "feed")
+    authenticator = Authenticator(SERVER, door.path)
+    door.path.chmod(0o666)
+    authenticator.poll()
+    assert "everybody may write" in caplog.text
+    door.path.write_text('{"version": 1, "keys": []}')
+    authenticator.poll()
+    assert authenticator.client(PORCH.public) is not None
+    door.path.chmod(0o644)
+    authenticator.poll()
+    assert authenticator.client(PORCH.public) is None, "mended, it is followed again"
 
 
 def test_scores_are_for_those_with_the_right_to_them(door: Door) -> None:

@@ -482,11 +482,7 @@ class Listener:
     def _is_lock_in_place(self) -> bool:
         if self._lock_fd is None:
             return True
-        try:
-            found = os.stat(_lock_path(self.endpoint), follow_symlinks=False)
-        except OSError:
-            return False
-        return os.path.samestat(found, os.fstat(self._lock_fd))
+        return is_in_place(_lock_path(self.endpoint), os.fstat(self._lock_fd))
 
     def _release_lock(self) -> None:
         if self._lock_fd is not None:

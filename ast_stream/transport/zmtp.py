@@ -13,9 +13,10 @@ session is given the side of a connection that speaks it (`transport.curve`).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 from ast_stream.errors import WireError
+from ast_stream.transport.curve import OVERHEAD_BYTES, CurveServer
 
 Kind = Literal["pull", "pub", "router"]
 
@@ -38,7 +39,6 @@ def _greeting(mechanism: bytes, *, is_server: bool) -> bytes:
 
 GREETING = _greeting(b"NULL", is_server=False)
 CURVE_GREETING = _greeting(b"CURVE", is_server=True)
-_FRAME_OVERHEAD = 64  # of an encrypted frame at most, beside its body
 
 _MORE, _LONG, _COMMAND = 1, 2, 4  # bits of the first byte of a frame
 _CURVE_COMMAND = 2  # the same of one that is encrypted, where the length is not part of it
@@ -47,25 +47,6 @@ _COUNTERPARTS: dict[Kind, frozenset[bytes]] = {
     "pub": frozenset({b"SUB", b"XSUB"}),
     "router": frozenset({b"DEALER", b"REQ", b"ROUTER"}),
 }
-
-
-class Curve(Protocol):
-    """The side of a CURVE connection that binds."""
-
-    def welcome(self, hello: bytes) -> bytes:
-        """Return the command that answers HELLO."""
-
-    def initiate(self, command: bytes) -> bytes:
-        """Return the client's metadata in INITIATE."""
-
-    def ready(self, metadata: bytes) -> bytes:
-        """Return the command that ends the handshake."""
-
-    def seal(self, flags: int, body: bytes) -> bytes:
-        """Return the body of an encrypted frame."""
-
-    def open(self, frame: bytes) -> tuple[int, bytes]:
-        """Return flags and body of an encrypted frame."""
 
 
 @dataclass
@@ -133,7 +114,9 @@ class ZmtpSession:
         subscriptions: of the peer (PUB only).
     """
 
-    def __init__(self, kind: Kind, max_message_bytes: int, curve: Curve | None = None) -> None:
+    def __init__(
+        self, kind: Kind, max_message_bytes: int, curve: CurveServer | None = None
+    ) -> None:
         self.greeting = GREETING if curve is None else CURVE_GREETING
         self.is_ready = False
         self._curve = curve
@@ -218,7 +201,7 @@ class ZmtpSession:
         return True
 
     @staticmethod
-    def _opened(curve: Curve, frame: bytes) -> tuple[int, bytes]:
+    def _opened(curve: CurveServer, frame: bytes) -> tuple[int, bytes]:
         """Return flags and body of what an encrypted frame holds; those outside mean nothing."""
         flags, body = curve.open(frame)
         if flags not in (0, _MORE, _CURVE_COMMAND):
@@ -253,7 +236,7 @@ class ZmtpSession:
             return
         if len(self._parts) >= MAX_PARTS:
             raise WireError(f"message: expected at most {MAX_PARTS} parts, got one more")
-        allowed = self._max_message_bytes + (0 if self._curve is None else _FRAME_OVERHEAD)
+        allowed = self._max_message_bytes + (0 if self._curve is None else OVERHEAD_BYTES)
         if self._parts_bytes + size > allowed:
             raise WireError(
                 f"message: expected at most {self._max_message_bytes} bytes, "

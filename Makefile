@@ -59,6 +59,7 @@ help:
 
 run: $(VENV)/.installed
 	@$(BIN)/ast-stream demo
+	echo "next: '. $(BIN)/activate' puts ast-stream on this shell's path; then 'ast-stream listen', or the README"
 
 test: $(VENV)/.installed-dev debian
 	@$(MAKE) --no-print-directory check

@@ -17,6 +17,11 @@ NS_PER_SECOND = 1_000_000_000
 _EPOCH_1970 = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+def counted(n: int, noun: str) -> str:
+    """Return a number with its noun, whose plural ends in s."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def frame_count(n_samples: int) -> int:
     """Return how many whole frames `n_samples` hold: 1 + (n - 400) // 160, or 0 below 400."""
     return 0 if n_samples < FRAME_LENGTH else 1 + (n_samples - FRAME_LENGTH) // FRAME_SHIFT

@@ -26,6 +26,7 @@ from ast_stream.runtime.lifecycle import Notifier
 from ast_stream.runtime.metrics import Family, Metrics, figure
 from ast_stream.settings.alerts import AlertSettings
 from ast_stream.transport.publisher import FeedPublisher
+from ast_stream.units import counted
 
 REPORT_EVERY_S = 1.0
 
@@ -71,7 +72,7 @@ class StatusReporter:
         names = ", ".join(action.action for action in failing)
         failed = f", not delivered by {names}" if names else ""
         unheard = "" if hears_worker else ", waiting for the worker"
-        self._status = f"{n_rules} rules, {waiting}{failed}{unheard}"
+        self._status = f"{counted(n_rules, 'rule')}, {waiting}{failed}{unheard}"
         status = AlertsStatus(
             n_rules=n_rules,
             hears_worker=hears_worker,

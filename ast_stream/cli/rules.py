@@ -47,7 +47,7 @@ from ast_stream.settings.schema import (
     DetectionSettings,
     ModelSettings,
 )
-from ast_stream.units import format_time, samples_to_seconds
+from ast_stream.units import counted, format_time, samples_to_seconds
 
 EXIT_FOUND = 1
 _EVER = ("1970-01-01T00:00:00Z", "2200-01-01T00:00:00Z")
@@ -103,7 +103,10 @@ def check(
     if warnings and strict:
         raise typer.Exit(EXIT_FOUND)
     named = ", ".join(str(file) for file in files)
-    say(f"{named}: {len(rules.rules)} rules, {len(warnings)} warnings", err=True)
+    say(
+        f"{named}: {counted(len(rules.rules), 'rule')}, {counted(len(warnings), 'warning')}",
+        err=True,
+    )
 
 
 @app.command("test")
@@ -135,7 +138,7 @@ def run_test_files(
     if junit_file is not None:
         _write(junit_file, junit(results).splitlines(), "test: --junit")
     n_failed = sum(bool(result.failures) for result in results)
-    say(f"{len(results)} tests, {n_failed} failed", err=True)
+    say(f"{counted(len(results), 'test')}, {n_failed} failed", err=True)
     if n_failed:
         raise typer.Exit(EXIT_FOUND)
 
@@ -190,7 +193,10 @@ def record_command(
     (transitions,) = transitions_of(load_tests(out, labels=context.labels))
     expected = list(recording.expected_lines(transitions))
     _write(out, [*written, *expected], "record: --out")
-    say(f"{out}: {n_sounds} sounds, {len(expected) - 1} firings and resolutions", err=True)
+    say(
+        f"{out}: {counted(n_sounds, 'sound')}, {len(expected) - 1} firings and resolutions",
+        err=True,
+    )
 
 
 @app.command("backtest")

@@ -40,7 +40,7 @@ from ast_stream.settings.schema import Settings, StreamSettings
 from ast_stream.transport.keys import client_keys
 from ast_stream.transport.query import QueryClient
 from ast_stream.transport.sockets import QUERY_HWM_MESSAGES, Sockets
-from ast_stream.units import samples_to_seconds
+from ast_stream.units import counted, samples_to_seconds
 
 REFRESH_S = 1.0
 TIMEOUT_S = 3.0  # for each answer: a worker that computes answers between two turns
@@ -151,7 +151,7 @@ def worker_text(worker: WorkerStatus) -> str:
 
 
 def alerts_text(alerts: AlertsStatus) -> str:
-    return f"{alerts.n_rules} rules, {alerts.pending} to deliver"
+    return f"{counted(alerts.n_rules, 'rule')}, {alerts.pending} to deliver"
 
 
 def _capture_text(capture: RingReply) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ast_stream.settings.schema import Settings
+from ast_stream.units import counted
 
 # of the time; the rest is for features, decisions and sockets, and to catch up after a restart
 USABLE_RATIO = 0.7
@@ -17,9 +18,10 @@ def describe_load(settings: Settings, ms_per_window: float) -> str:
     due = len(settings.streams) / hop_s
     held = int(USABLE_RATIO * 1000 / ms_per_window * hop_s)
     return (
-        f"{ms_per_window:.1f} ms a window here: {len(settings.streams)} streams need "
-        f"{due:g} windows/s, {1000 / ms_per_window:.0f} can be scored; "
-        f"about {held} streams fit at a hop of {hop_s:g} s"
+        f"{ms_per_window:.1f} ms a window here: "
+        f"{due:g} windows/s are due for {counted(len(settings.streams), 'stream')}, "
+        f"{1000 / ms_per_window:.0f} can be scored; "
+        f"about {counted(held, 'stream')} fit at a hop of {hop_s:g} s"
     )
 
 

@@ -267,12 +267,12 @@ def test_alerts_is_ready_waits_for_the_worker_and_takes_new_rules(
         run.env = manager.environ
         process = run.start("alerts", "alerts")
         ready = manager.wait_for(is_ready, "READY=1")
-        assert ready.endswith("STATUS=1 rules, 0 to deliver, waiting for the worker")
+        assert ready.endswith("STATUS=1 rule, 0 to deliver, waiting for the worker")
         manager.wait_for(lambda message: message == "WATCHDOG=1", "WATCHDOG=1 while it waits")
         run.env = {}
         run.start_worker()
         manager.wait_for(
-            lambda message: message == "STATUS=1 rules, 0 to deliver",
+            lambda message: message == "STATUS=1 rule, 0 to deliver",
             "status with the worker connected",
         )
 

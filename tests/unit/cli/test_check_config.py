@@ -102,7 +102,7 @@ def test_load_is_measured_and_what_the_machine_cannot_hold_is_a_warning(check: C
     assert check(f"streams:\n{streams}{model}", speed="--speed") == 0
     assert check.out[0].endswith("no problems, 61 to think about")
     load = next(line for line in check.out if line.startswith("load "))
-    assert "60 streams need 6000 windows/s" in load
+    assert "6000 windows/s are due for 60 streams" in load
     warnings = [line for line in check.out if line.startswith("warning: ")]
     assert "model.hop_s: the model would be busy" in warnings[0]
     assert warnings[1].startswith("warning: streams.mic-0.ring_s: 15 s do not bridge the restart")

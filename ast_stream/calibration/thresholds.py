@@ -57,7 +57,7 @@ MAX_SMOOTHING_S = SMOOTHING_S[-1]
 WORTH_OF_A_SECOND = 0.2  # a sound that is known a second later counts so much less
 TAIL_PEAKS = 10  # false alarms that the tail of their rate is fitted to
 TAIL_PRIOR, TAIL_PRIOR_PEAKS = 0.5, 2.0  # their mean excess on the logits before any is heard
-TAIL_REACH = 10  # no rate is told below one alarm in so many times what was heard
+TAIL_REACH = 10  # the tail is followed down to one alarm in so many times the hours heard
 ENOUGH_SOUNDS = 20  # fewer cannot show whether a timing finds more
 RECALL_FLOOR = 0.5  # a class that finds fewer of its sounds is not worth its alarms: a remark
 
@@ -344,9 +344,8 @@ def first_within(thresholds: Values, counts: Counts, budget: Budget, hours: floa
         return seen
     first = int(np.flatnonzero(falling >= n_peaks)[-1])  # the highest that all of them are above
     logits = np.log(thresholds / (1 - thresholds))
-    excess = float(
-        (falling[first:-1] * np.diff(logits[first:])).sum()
-    )  # of all peaks over the first
+    # of all peaks over the first threshold, summed
+    excess = float((falling[first:-1] * np.diff(logits[first:])).sum())
     mean = (excess + TAIL_PRIOR * TAIL_PRIOR_PEAKS) / (n_peaks + TAIL_PRIOR_PEAKS)
     needed = logits[first] + mean * np.log(n_peaks / expected)
     return max(seen, int(np.searchsorted(logits, needed)))

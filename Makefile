@@ -2,6 +2,7 @@
 # make test  everything that is checked before a change is accepted
 # make quick  the part of it that takes about a minute
 # make chaos  an hour of kills, stops, overload and full disks, compared with an undisturbed run
+# make fuzz   a million damaged inputs through every decoder of bytes from outside
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
@@ -13,9 +14,10 @@ PYTHONS ?= python3.11 python3.12 python3.13 python3
 # handed to pip, e.g. an index that serves torch's CPU build where there is no GPU
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
-# of the chaos run
+# of the chaos run and of fuzzing
 MINUTES ?= 60
 SEED ?= 1
+CASES ?= 1000000
 BIN := $(VENV)/bin
 # tests with real processes mostly wait for sound: four files at a time keep two cores busy, in the
 # order of tests/conftest.py; more threads than cores would only wait for each other
@@ -44,7 +46,7 @@ ifeq ($(CI),true)
 DEBIAN_PACKAGES += $(CI_PACKAGES)
 endif
 
-.PHONY: help run test quick check lint coverage chaos debian fix docs bench clean
+.PHONY: help run test quick check lint coverage chaos fuzz debian fix docs bench clean
 
 help:
 	@echo "make run       set up and run the demo"
@@ -52,6 +54,7 @@ help:
 	echo "make quick     set up and run the checks and tests that take about a minute"
 	echo "make coverage  run all tests, and show the lines and branches that none of them reaches"
 	echo "make chaos     kill, stop, overload and fill up a box for an hour, and compare (MINUTES=60 SEED=1)"
+	echo "make fuzz      give every decoder a million damaged inputs (CASES=1000000 SEED=1)"
 	echo "make fix       format, and repair what ruff can repair"
 	echo "make docs      write the generated pages of docs/reference/ again"
 	echo "make bench     measure this machine: milliseconds per window, attention, precision"
@@ -87,6 +90,10 @@ lint:
 
 chaos: $(VENV)/.installed-dev
 	@$(BIN)/python tests/chaos/run.py --minutes $(MINUTES) --seed $(SEED)
+
+fuzz: $(VENV)/.installed-dev
+	@PYTHONPATH=tests:tests/support OMP_NUM_THREADS=1 $(BIN)/python -m fuzz --cases $(CASES) \
+	    --seed $(SEED) --out fuzz.json
 
 fix: $(VENV)/.installed-dev
 	@$(BIN)/ruff check --fix

@@ -8,24 +8,27 @@ from dataclasses import dataclass
 from ast_stream.urls import mask
 
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+MAX_CHARACTERS = 2000  # of a sentence: what it quotes may be a whole file
+_MAX_QUOTED = 400  # of what quotes a message, of which many may come, or a place in a file
 
 
 class AstStreamError(Exception):
     """Base of all errors that are explained to a person without a traceback.
 
-    Its text may go anywhere, to subscribers too: secrets in URLs are masked.
+    Its text may go anywhere, to subscribers too, and quote anything: secrets in URLs are masked,
+    characters that a terminal would obey are spelled out, and what is too long is cut.
     """
 
-    def __init__(self, *args: object) -> None:
-        super().__init__(*(mask(part) if isinstance(part, str) else part for part in args))
+    def __init__(self, text: str = "") -> None:
+        lines = mask(text).split("\n")
+        super().__init__(_cut("\n".join(map(_printable, lines)), MAX_CHARACTERS))
 
 
 @dataclass(frozen=True)
 class Problem:
     """One mistake in a configuration file.
 
-    Path and text may hold what stands in the file: secrets in URLs are masked, and characters that
-    a terminal would obey are spelled out.
+    Path and text may hold what stands in the file: they are shown as an `AstStreamError` shows it.
     """
 
     file: str
@@ -34,8 +37,8 @@ class Problem:
     text: str
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "path", _shown(self.path))
-        object.__setattr__(self, "text", _shown(self.text))
+        object.__setattr__(self, "path", _shown(self.path, _MAX_QUOTED))
+        object.__setattr__(self, "text", _shown(self.text, MAX_CHARACTERS // 2))
 
     @property
     def is_warning(self) -> bool:
@@ -59,20 +62,33 @@ class Warned(Problem):
         return True
 
 
-def _shown(text: str) -> str:
-    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], mask(text))
+def _shown(text: str, max_characters: int) -> str:
+    """Return one line that can be shown anywhere."""
+    return _cut(_printable(mask(text)), max_characters)
+
+
+def _printable(line: str) -> str:
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], line)
+
+
+def _cut(text: str, max_characters: int) -> str:
+    return text if len(text) <= max_characters else text[: max_characters - 1] + "…"
 
 
 class ConfigError(AstStreamError):
     """A configuration that cannot be used; carries every problem found, not only the first."""
 
     def __init__(self, problems: list[Problem]) -> None:
-        super().__init__("\n".join(str(problem) for problem in problems))
+        super().__init__()
+        self.args = (mask("\n".join(map(str, problems))),)  # not cut: each is by itself
         self.problems = problems
 
 
 class WireError(AstStreamError):
     """A message from outside that does not follow the wire format."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(_shown(text, _MAX_QUOTED))
 
 
 class CaptureError(AstStreamError):

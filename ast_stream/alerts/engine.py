@@ -22,11 +22,13 @@ from ast_stream.alerts.steady_time import SteadyTime
 from ast_stream.alerts.stream_health import StreamHealth
 from ast_stream.errors import WireError
 from ast_stream.messages.alert import Alert
+from ast_stream.messages.codec import MAX_TIME_NS
 from ast_stream.messages.event import Content, EventMessage, FeedMessage, GapMessage
 from ast_stream.messages.status import Health
 from ast_stream.units import NS_PER_SECOND, format_time, seconds_to_ns
 
 STATE_VERSION = 3
+_MAX_STORED_NS = 8 * MAX_TIME_NS  # of times that come of those in messages; still a date
 DOWNTIME_NS = 10 * NS_PER_SECOND  # being off for less changes nothing
 
 
@@ -186,6 +188,7 @@ class Engine:
     def _restore(self, state: Mapping[str, Any], now_ns: int) -> None:
         if state["v"] != STATE_VERSION:
             raise ValueError(f"expected version {STATE_VERSION}, got {state['v']!r}")
+        _expect_possible(state)
         self._now = max(state["now_ns"], 0)
         self._streams.restore(state["streams"])
         self._open_events.restore(state)
@@ -197,3 +200,20 @@ class Engine:
             self._now = now_ns
             self._restored += self._instances.end_all(now_ns, "restart")
             self._open_events.end_all()
+
+
+def _expect_possible(value: Any) -> None:
+    """Refuse numbers that are no times of ours, nor anything else: dates could not be made of them.
+
+    Raises:
+        ValueError: there is one among what has been stored.
+    """
+    match value:
+        case int() if abs(value) > _MAX_STORED_NS:
+            raise ValueError(f"expected times up to {format_time(_MAX_STORED_NS)}, got another")
+        case dict():
+            for inner in value.values():
+                _expect_possible(inner)
+        case list():
+            for inner in value:
+                _expect_possible(inner)

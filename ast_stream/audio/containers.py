@@ -17,9 +17,10 @@ from typing import NamedTuple, Protocol
 
 import soundfile
 
-# libsndfile names most formats by their suffix; raw samples have no header to read them by
+# libsndfile names most formats by their suffix; raw samples have no header to read them by, and
+# what it says of a damaged SDS goes to standard output
 SNDFILE_SUFFIXES = frozenset(
-    f".{name.lower()}" for name in soundfile.available_formats() if name != "RAW"
+    f".{name.lower()}" for name in soundfile.available_formats() if name not in ("RAW", "SDS")
 ) | {".aif", ".aifc", ".bwf", ".oga", ".opus", ".snd"}
 FFMPEG_SUFFIXES = frozenset(
     {".3gp", ".aac", ".ac3", ".amr", ".ape", ".avi", ".m4a", ".m4b", ".mka", ".mkv", ".mov"}

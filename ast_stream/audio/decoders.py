@@ -11,6 +11,7 @@ import functools
 import io
 import itertools
 import os
+import re
 import stat
 import threading
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ _MAX_HOLE_S = 600.0  # filled with silence; a longer one is a broken time stamp
 _STREAMING_FORMATS = ("mp3", "aac", "ac3", "eac3")  # their times only count frames
 _AV_TIME_BASE = 1_000_000
 _NO_HOLES = (*_STREAMING_FORMATS, "wav", "w64", "aiff", "caf", "au")
+_SDS = re.compile(rb"\xf0\x7e.\x01", re.DOTALL)  # what is printed would be among our results
 _DEMUXERS = (  # no playlists, no image sequences: a recording must not make us open other files
     "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,matroska,mov,mp3,mpeg,"
     "mpegts,mpc,mpc8,ogg,rm,tak,tta,voc,w64,wav,wv"
@@ -165,6 +167,8 @@ class SndfileDecoder(Decoder):
 
     def __init__(self, file: SnapshotFile) -> None:
         file.seek(0)
+        if _SDS.match(file.peek(0, 4)):
+            raise DecodeError("a sample dump of MIDI, of which libsndfile prints what is wrong")
         try:
             with _quiet_c_library():
                 self._file = _SequentialFile(file)
@@ -222,7 +226,7 @@ class FfmpegDecoder(Decoder):
         self._file = file
         self._ready: list[Floats] = []
         self._problems = problems
-        self._errors = (self._av.error.FFmpegError, OSError, ValueError, EOFError)
+        self._errors = decoding_errors(self._av)
         options = {"format_whitelist": _DEMUXERS}
         try:
             self._container = self._av.open(file, mode="r", options=options)
@@ -444,6 +448,14 @@ def pyav() -> Any:
 
     av.logging.set_level(av.logging.PANIC)  # what matters comes as an exception
     return av
+
+
+def decoding_errors(av: Any) -> tuple[type[Exception], ...]:
+    """Return what PyAV raises for what it cannot read or decode.
+
+    ValueError comes where a stream changes its format, IndexError where one begins on the way.
+    """
+    return (av.error.FFmpegError, OSError, ValueError, EOFError, IndexError)
 
 
 _c_library_lock = threading.Lock()

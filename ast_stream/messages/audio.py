@@ -158,7 +158,7 @@ def decode_ring_request(frames: list[bytes]) -> ReadRequest | AckRequest:
     """
     if len(frames) != 1:
         raise WireError(f"ring request: expected 1 frame, got {len(frames)}")
-    body = decode_json(frames[0], "ring request")
+    body = decode_json(frames[0], "ring request", mends_text=True)
     kind: type[ReadRequest] | type[AckRequest] = (
         AckRequest if body.get("op") == "ack" else ReadRequest
     )

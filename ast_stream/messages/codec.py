@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import zlib
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Self, TypeVar
@@ -30,9 +31,11 @@ PROTOCOL_VERSION: Final = 1
 MAX_HEADER_BYTES = 16_384
 MAX_SAMPLE_INDEX = 2**53  # JSON numbers are exact up to here; 17 000 years at 16 kHz
 MAX_TIME_NS = 230 * 366 * 86_400 * NS_PER_SECOND  # about the year 2200: far from any overflow
+_MAX_SECONDS = MAX_TIME_NS // NS_PER_SECOND
 
 _CRC_PREFIX = b'{"crc":"%08x",'
 _CRC_PREFIX_BYTES = len(_CRC_PREFIX % 0)
+_HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")  # an escape that may stand for one
 _FROM_WIRE = object()  # context of a validation: the values are JSON, times are text
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -43,7 +46,10 @@ def _time(value: object, info: ValidationInfo) -> object:
         return value
     if not isinstance(value, str):
         raise ValueError("expected a time as text, such as 2026-11-20T10:00:30Z")
-    return parse_time(value)
+    time_ns = parse_time(value)
+    if not 0 <= time_ns <= MAX_TIME_NS:  # nothing can come before or after
+        raise ValueError(f"expected a time from 1970 to 2200, got {value}")
+    return time_ns
 
 
 def _text(value: object) -> object:
@@ -60,6 +66,12 @@ Time = Annotated[
 
 Monotonic = Annotated[int, Field(ge=0, le=MAX_TIME_NS)]
 """Nanoseconds on a machine's monotonic clock."""
+
+Seconds = Annotated[float, Field(ge=-_MAX_SECONDS, le=_MAX_SECONDS)]
+"""A number of seconds that can be added to a time."""
+
+SampleIndex = Annotated[int, Field(ge=-MAX_SAMPLE_INDEX, le=MAX_SAMPLE_INDEX)]
+"""A position in an epoch, or a number of samples."""
 
 Text = Annotated[str, BeforeValidator(_text)]
 """Text that can be written anywhere."""
@@ -123,8 +135,14 @@ def encode_json(body: Mapping[str, Any]) -> bytes:
     return json.dumps(body, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
-def decode_json(frame: bytes, what: str, max_bytes: int = MAX_HEADER_BYTES) -> dict[str, Any]:
+def decode_json(
+    frame: bytes, what: str, max_bytes: int = MAX_HEADER_BYTES, *, mends_text: bool = False
+) -> dict[str, Any]:
     """Return a JSON object from outside of at most `max_bytes`.
+
+    Args:
+        mends_text: of an object of which parts go on as they are, for JSON can have halves of
+            characters, and files and sockets cannot: they become `?`.
 
     Raises:
         WireError: not UTF-8, not JSON, not an object, NaN or infinity, or too long.
@@ -132,15 +150,19 @@ def decode_json(frame: bytes, what: str, max_bytes: int = MAX_HEADER_BYTES) -> d
     if len(frame) > max_bytes:
         raise WireError(f"{what}: expected at most {max_bytes} bytes, got {len(frame)}")
     try:
-        # decoded first: json itself would also take UTF-16 and UTF-32
-        value = json.loads(
-            frame.decode(), parse_constant=_refuse_number, parse_float=_finite_number
-        )
+        value = _loads(frame.decode())  # decoded first: json itself would also take UTF-16
+        if mends_text and _HALF_CHARACTER.search(frame):
+            whole = json.dumps(value, ensure_ascii=False).encode(errors="replace")
+            value = _loads(whole.decode())
     except (ValueError, RecursionError) as error:
         raise WireError(f"{what}: expected a JSON object, got {short(frame)}: {error}") from error
     if not isinstance(value, dict):
         raise WireError(f"{what}: expected a JSON object, got {type(value).__name__}")
     return value
+
+
+def _loads(text: str) -> Any:
+    return json.loads(text, parse_constant=_refuse_number, parse_float=_finite_number)
 
 
 def add_checksum(json_object: bytes) -> bytes:

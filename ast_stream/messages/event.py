@@ -24,6 +24,8 @@ from ast_stream.messages.codec import (
     PROTOCOL_VERSION,
     Body,
     FeedBody,
+    SampleIndex,
+    Seconds,
     Text,
     Time,
     add_checksum,
@@ -191,17 +193,17 @@ class EventMessage(FeedBody):
     """Start of the sound."""
     offset_ns: Time | None = None
     """End of the sound; set in `end`."""
-    duration_s: float | None = None
+    duration_s: Seconds | None = None
     """Seconds from onset to offset; set in `end`."""
     duration_reliable: bool = True
     """False where the end of the sound was not observed."""
-    uncertainty_s: float | None = None
+    uncertainty_s: Seconds | None = None
     """Half-width in seconds of the interval that holds the onset."""
-    onset_sample: int | None = None
+    onset_sample: SampleIndex | None = None
     """Sample index of the onset in `epoch`."""
-    offset_sample: int | None = None
+    offset_sample: SampleIndex | None = None
     """Sample index of the offset; set in `end`."""
-    at_sample: int | None = None
+    at_sample: SampleIndex | None = None
     """Sample index of the end of the deciding window."""
     epoch: Text | None = None
     """Run of the capture process."""
@@ -316,11 +318,11 @@ class GapMessage(FeedBody):
     stream: Text
     epoch: Text
     """Run of the capture process."""
-    start_sample: Annotated[int, Field(alias="start")]
+    start_sample: Annotated[SampleIndex, Field(alias="start")]
     """Sample index of the first lost sample."""
-    samples: int
+    samples: SampleIndex
     """How many samples are lost."""
-    duration_s: float
+    duration_s: Seconds
     """The same in seconds."""
     reason: Text
     """Why, e.g. `overflow`, `device_lost`, `ring_overrun`."""
@@ -361,7 +363,7 @@ class ScoresHeader(FeedBody):
     stream: Text
     epoch: Text
     """Run of the capture process."""
-    end_sample: int
+    end_sample: SampleIndex
     """Sample index of the end of the window."""
     time_ns: Time
     """Wall time of that sample."""
@@ -553,7 +555,8 @@ class FeedMessage:
         if not 2 <= len(frames) <= 3:
             raise WireError(f"feed message: expected 2 or 3 frames, got {len(frames)}")
         topic = _decode_topic(frames[0])
-        body = decode_json(frames[1], f"feed message {topic}", MAX_BODY_BYTES)
+        what = f"feed message {short(topic.encode())}"
+        body = decode_json(frames[1], what, MAX_BODY_BYTES, mends_text=True)
         _check_stamp(topic, body)
         scores = None if len(frames) == 2 else _decode_scores(topic, body, frames[2])
         return cls(topic, body, scores)
@@ -576,7 +579,8 @@ class FeedMessage:
                 raise WireError("logged message: expected 'topic' and 'body', got something else")
         message = cls(topic, body)
         if not message.is_durable:
-            raise WireError(f"logged message {topic}: expected 'previous', got a body without it")
+            shown = short(topic.encode())
+            raise WireError(f"logged message {shown}: expected 'previous', got a body without it")
         return message
 
     def encode_line(self) -> bytes:
@@ -592,7 +596,8 @@ class FeedMessage:
         """
         if not has_checksum(line):
             raise WireError(f"event log line: expected another checksum, got {short(line)}")
-        return cls.from_entry(decode_json(line, "event log line", MAX_LINE_BYTES))
+        entry = decode_json(line, "event log line", MAX_LINE_BYTES, mends_text=True)
+        return cls.from_entry(entry)
 
 
 _CONTENTS: dict[str, type[Content]] = {  # by topic, or by its first word
@@ -634,10 +639,9 @@ def _decode_topic(frame: bytes) -> str:
 
 
 def _decode_scores(topic: str, body: dict[str, Any], payload: bytes) -> Scores16:
-    n_scores = validate(_ScoresShape, body, f"feed message {topic}").shape[0]
+    what = f"feed message {short(topic.encode())}"
+    n_scores = validate(_ScoresShape, body, what).shape[0]
     n_bytes = n_scores * np.dtype("<f2").itemsize
     if len(payload) != n_bytes:
-        raise WireError(
-            f"feed message {topic}: expected {n_bytes} bytes of scores, got {len(payload)}"
-        )
+        raise WireError(f"{what}: expected {n_bytes} bytes of scores, got {len(payload)}")
     return np.frombuffer(payload, dtype="<f2").astype(np.float16, copy=False)

@@ -107,7 +107,7 @@ def decode_query(frames: list[bytes]) -> Query:
     """
     if len(frames) != 1:
         raise WireError(f"query: expected 1 frame, got {len(frames)}")
-    body = decode_json(frames[0], "query")
+    body = decode_json(frames[0], "query", mends_text=True)
     op = body.get("op")
     kind = _QUERIES.get(op) if isinstance(op, str) else None
     if kind is None:
@@ -221,7 +221,7 @@ def decode_replay(frames: list[bytes]) -> ReplayPage | TooOld:
         WireError: it does not follow the format, or the query was refused.
     """
     if frames:
-        body = decode_json(frames[0], "answer to a query", MAX_ANSWER_BYTES)
+        body = _json_of(frames[0])
         if body.get("error") == _TOO_OLD:
             return TooOld(_oldest(body.get("oldest")))
     body = _decode_answer(frames)
@@ -247,10 +247,14 @@ def _encode_refusal(error: str, **facts: Any) -> bytes:
 def _decode_answer(frames: list[bytes]) -> dict[str, Any]:
     if not frames:
         raise WireError("answer to a query: expected a JSON frame, got nothing")
-    body = decode_json(frames[0], "answer to a query", MAX_ANSWER_BYTES)
+    body = _json_of(frames[0])
     if "error" in body:
         raise WireError(f"the query was refused: {body['error']}")
     return body
+
+
+def _json_of(frame: bytes) -> dict[str, Any]:
+    return decode_json(frame, "answer to a query", MAX_ANSWER_BYTES, mends_text=True)
 
 
 def _oldest(value: object) -> Position | None:

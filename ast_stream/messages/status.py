@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, computed_field
 
-from ast_stream.messages.codec import FeedBody, Text
+from ast_stream.messages.codec import FeedBody, SampleIndex, Seconds, Text
 
 StreamState = Literal["listening", "warming", "gated", "missing", "degraded"]
 
@@ -26,23 +26,23 @@ class Health(FeedBody):
     state: StreamState
     detail: Text | None = None
     """What is wrong, a sentence; None while nothing is."""
-    silence_s: float = 0.0
+    silence_s: Seconds = 0.0
     """Seconds without new audio."""
     gaps: int = 0
     """Gaps published."""
-    lost_samples: int = 0
+    lost_samples: SampleIndex = 0
     """Samples in those gaps."""
     overflows: int = 0
     """Those of an overflowing device."""
     ring_timeouts: int = 0
     """Requests that the ring did not answer in time."""
-    audio_s: float | None = None
+    audio_s: Seconds | None = None
     """Seconds of audio of this epoch; like all below None while the stream is not open."""
     level_dbfs: float | None = None
     """Level of the newest window, dBFS."""
-    lag_s: float | None = None
+    lag_s: Seconds | None = None
     """Seconds of audio that exist at the source and are not scored."""
-    hop_s: float | None = None
+    hop_s: Seconds | None = None
     """Seconds between scored windows at present."""
     open_events: int | None = None
     """Events that have begun and not ended."""
@@ -62,7 +62,7 @@ class WorkerFacts(FeedBody):
     precision: Text
     attention: Text
     """Attention backend in use."""
-    window_s: float
+    window_s: Seconds
     """Seconds of audio in a window."""
     torch: Text
     """Version of torch."""
@@ -75,9 +75,9 @@ class WorkerStatus(WorkerFacts):
     """Names of all streams, sorted."""
     windows_per_s: float
     """Windows scored a second, since the status before."""
-    lag_s: float | None
+    lag_s: Seconds | None
     """Of the stream that is furthest behind, seconds; None without open streams."""
-    uptime_s: float
+    uptime_s: Seconds
     """Seconds since the start."""
     disk: Text | None
     """What cannot be written and why; None while all can."""

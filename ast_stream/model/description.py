@@ -31,6 +31,7 @@ from ast_stream.model.weights import (
     KeyMap,
     check_names,
     detect_key_map,
+    exists,
     read_shapes,
     unwrapped,
     weights_in,
@@ -90,7 +91,7 @@ def find_weights(reference: str) -> Path:
         )
     if folder is not None:
         return weights_in(folder)
-    if _exists(path):
+    if exists(path):
         return path
     if hub.is_hub_id(reference):
         return weights_in(hub.download(reference))
@@ -104,7 +105,7 @@ def folder_of(reference: str) -> Path | None:
     if reference == BUNDLED:
         return Path(str(importlib.resources.files("ast_stream.model") / BUNDLED))
     folder = Path(reference).expanduser()
-    return folder if _exists(folder) and folder.is_dir() else None
+    return folder if exists(folder) and folder.is_dir() else None
 
 
 def describe(reference: str) -> Description:
@@ -240,11 +241,3 @@ def _read_labels_csv(path: Path, n_classes: int) -> list[str]:
     if set(names) != set(range(n_classes)) or len(rows) != n_classes:
         raise CheckpointError(f"{path}: expected {n_classes} labels, got {len(rows)}")
     return [names[index] for index in range(n_classes)]
-
-
-def _exists(path: Path) -> bool:
-    """Return whether a path exists; one that cannot (a NUL in it, too long) does not."""
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False

@@ -250,7 +250,7 @@ def _read_shards(
     tensors: dict[str, _Read] = {}
     for name in sorted(set(where.values())):
         shard = index.parent / name
-        if not shard.exists():
+        if not exists(shard):
             raise CheckpointError(f"{index}: {name} is missing beside it")
         held = _read(shard, read_safe, read_pickle)
         wanted = [tensor for tensor, file in where.items() if file == name]
@@ -262,6 +262,14 @@ def _read_shards(
             raise CheckpointError(f"{shard}: {min(extra)} is not in {index.name}")
         tensors |= held
     return tensors
+
+
+def exists(path: Path) -> bool:
+    """Return whether a path exists; one that cannot (a NUL in it, too long) does not."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:

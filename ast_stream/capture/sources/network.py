@@ -28,9 +28,10 @@ from http.client import HTTPException
 from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
-from ast_stream.audio.decoders import FrameConverter, pyav
+from ast_stream.audio.decoders import FrameConverter, decoding_errors, pyav
 from ast_stream.capture.sources.base import SourceBlock, SourceError
 from ast_stream.errors import StartupError
+from ast_stream.labels import printable
 from ast_stream.runtime.background import in_background
 from ast_stream.settings.schema import FIRST_SOUND_S, UrlSource
 from ast_stream.units import NS_PER_SECOND, seconds_to_ns
@@ -187,7 +188,7 @@ class NetworkStream:
         name = mask(url)
         try:
             container = av.open(url, options=ffmpeg_options(self._settings, url), timeout=timeouts)
-        except _errors(av) as error:
+        except decoding_errors(av) as error:
             raise _not_opened(av, name, url, error, timeouts[0]) from error
         if not container.streams.audio:
             kinds = sorted({stream.type for stream in container.streams}) or ["nothing"]
@@ -253,9 +254,10 @@ class NetworkStream:
         av = _pyav()
         try:
             packet = next(self._packets, None)
-        except _errors(av) as error:
+        except decoding_errors(av) as error:
             reason = _reason(error, self._settings.read_timeout_s)
-            if isinstance(error, av.error.PatchWelcomeError | av.error.ArgumentError | ValueError):
+            unknown = (av.error.PatchWelcomeError, av.error.ArgumentError, ValueError, IndexError)
+            if isinstance(error, unknown):
                 reason = "it changed in a way that FFmpeg cannot follow"
             raise SourceError(LOST, f"{self.name} was lost: {reason}") from error
         if packet is None:
@@ -273,7 +275,7 @@ class NetworkStream:
         try:
             for frame in packet.decode():
                 self._add(frame)
-        except _errors(av) as error:
+        except decoding_errors(av) as error:
             self._damage, self._is_broken = error, True
             self._n_damaged += 1
             if self._n_damaged > _MAX_DAMAGED:
@@ -317,11 +319,6 @@ def _pyav() -> Any:
         raise StartupError(
             f"sources of type url need PyAV ({error}); pip install 'ast-stream[url]'"
         ) from error
-
-
-def _errors(av: Any) -> tuple[type[Exception], ...]:
-    """What PyAV raises for bad streams; ValueError comes where a stream changes its format."""
-    return (av.error.FFmpegError, OSError, ValueError)
 
 
 def _reason(error: Exception, timeout_s: float) -> str:
@@ -472,7 +469,7 @@ def _refusal(status: int, reason: str = "") -> str:
     }
     if status in known:
         return f"{known[status]} ({status})"
-    shown = f"{status} {reason}".strip()
+    shown = printable(f"{status} {reason}".strip())[:_SHOWN_CHARACTERS]
     if status >= 500:
         return f"the server has a fault of its own ({shown})"
     return f"the server refuses the request ({shown})"

@@ -1,0 +1,158 @@
+"""Decoders of the files of a checkpoint: JSON, tables, headers of tensors, pickles."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from fuzz.decoder import Broken, Decoder
+from fuzz.mutation import Case
+from tiny_model import tiny_checkpoint
+
+from ast_stream.errors import CheckpointError
+from ast_stream.model.checkpoint import carry_attributions, load_checkpoint, save_checkpoint
+from ast_stream.model.description import LABELS_CSV, describe
+from ast_stream.model.hf_config import CONFIG, PREPROCESSOR
+from ast_stream.model.metadata import METADATA, Golden, PlattScaling, read_metadata, write_metadata
+from ast_stream.training.state import load_state
+
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+
+
+def decoders(scratch: Path) -> Iterator[Decoder]:
+    """Yield the decoders; `scratch` is a folder that they may use."""
+    folder = scratch / "checkpoints"
+    whole = folder / "whole"
+    checkpoint = tiny_checkpoint(
+        window_s=1.0, hop_s=0.5, onset_thresholds={"Bark": 0.5}, rise_on_s={"Bark": 0.2},
+        score_maps={"Bark": PlattScaling(scale=1.5)}, background=["Background"],
+        golden=Golden(recipe="chirps-1", seed=1, scores=[0.1, 0.2, 0.3]),
+        provenance={"data": "none"},
+    )  # fmt: skip
+    save_checkpoint(whole, checkpoint)
+    (whole / LABELS_CSV).write_text("index,mid,display_name\n0,/m/1,Bark\n1,/m/2,Siren\n2,/m/3,X\n")
+    for name in (CONFIG, PREPROCESSOR, METADATA):
+        yield Decoder(
+            f"checkpoint: {name}", [((whole / name).read_bytes(),)], _file(whole, name), 0.4
+        )
+    labels = (whole / LABELS_CSV).read_bytes()
+    config = json.loads((whole / CONFIG).read_bytes())
+    bare = folder / "bare"
+    shutil.copytree(whole, bare)
+    (bare / METADATA).unlink()
+    (bare / CONFIG).write_text(json.dumps({k: v for k, v in config.items() if "label" not in k}))
+    yield Decoder("checkpoint: label table", [(labels,)], _file(bare, LABELS_CSV), 0.4)
+    header, tensors = _split((whole / _WEIGHTS).read_bytes())
+    yield Decoder("checkpoint: header of tensors", [(header,)], _header(whole, tensors), 0.3)
+    names = {name: _WEIGHTS for name in json.loads(header) if name != "__metadata__"}
+    index = json.dumps({"metadata": {"total_size": 1}, "weight_map": names}).encode()
+    yield Decoder("checkpoint: index of parts", [(index,)], _index(folder, whole), 0.3)
+    small = {name: tensor for name, tensor in list(checkpoint.state_dict.items())[:3]}
+    pickled = folder / "small.bin"
+    torch.save(small, pickled)
+    torch.save(small, legacy := folder / "legacy.pth", _use_new_zipfile_serialization=False)
+    seeds = [(pickled.read_bytes(),), (legacy.read_bytes(),)]
+    yield Decoder("checkpoint: pickle", seeds, _pickle(folder), 0.1, _PICKLE_TOKENS)
+    yield Decoder("state of a training", [(b"x" * 200,)], _training(folder), 0.1, _PICKLE_TOKENS)
+    table = b"title,author,licence,source\nDog,Someone,CC0,https://example.org\n"
+    yield Decoder("attributions", [(table,)], _attributions(folder), 0.3)
+
+
+_PICKLE_TOKENS = (
+    b"cos\nsystem\n(S'id'\ntR.", b"cposix\nsystem\n", b"cbuiltins\neval\n", b"\x80\x02c", b"R.",
+    b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch\nFloatStorage\n", b"QX\x07\0\0\0storage",
+)  # fmt: skip
+
+
+def _file(whole: Path, name: str) -> Callable[[Case], object]:
+    """Describe a checkpoint with another file of a name."""
+    folder = whole.with_name(f"{whole.name}-{name}")
+    shutil.copytree(whole, folder)
+
+    def decode(case: Case) -> object:
+        (folder / name).write_bytes(case[0] if case else b"")
+        found = describe(str(folder))
+        if name == METADATA:
+            metadata = read_metadata(folder)
+            write_metadata(folder, metadata)
+            if repr(read_metadata(folder)) != repr(metadata):  # NaN in what is free is not itself
+                raise Broken("metadata does not come back as it was")
+        return found
+
+    return decode
+
+
+def _split(content: bytes) -> tuple[bytes, bytes]:
+    size = int.from_bytes(content[:8], "little")
+    return content[8 : 8 + size], content[8 + size :]
+
+
+def _header(whole: Path, tensors: bytes) -> Callable[[Case], object]:
+    folder = whole.with_name("header")
+    shutil.copytree(whole, folder)
+
+    def decode(case: Case) -> object:
+        header = case[0] if case else b""
+        size = len(header) if len(header) % 7 else 2**63 + len(header)  # now and then a lie
+        (folder / _WEIGHTS).write_bytes(size.to_bytes(8, "little") + header + tensors)
+        try:
+            found = describe(str(folder))
+        except CheckpointError:
+            load_checkpoint(str(folder))  # refuses, too
+            raise Broken("what cannot be described can be loaded") from None
+        return found, load_checkpoint(str(folder))
+
+    return decode
+
+
+def _index(folder: Path, whole: Path) -> Callable[[Case], object]:
+    parts = folder / "parts"
+    shutil.copytree(whole, parts)
+
+    def decode(case: Case) -> object:
+        (parts / _INDEX).write_bytes(case[0] if case else b"")
+        return describe(str(parts / _INDEX))
+
+    return decode
+
+
+def _pickle(folder: Path) -> Callable[[Case], object]:
+    path = folder / "other.bin"
+
+    def decode(case: Case) -> object:
+        path.write_bytes(case[0] if case else b"")
+        from ast_stream.model.weights import read_tensors
+
+        return read_tensors(path)
+
+    return decode
+
+
+def _training(folder: Path) -> Callable[[Case], object]:
+    from ast_stream.training.state import STATE_FILE
+
+    training = folder / "training"
+    training.mkdir()
+
+    def decode(case: Case) -> object:
+        (training / STATE_FILE).write_bytes(case[0] if case else b"")
+        return load_state(training, {})
+
+    return decode
+
+
+def _attributions(folder: Path) -> Callable[[Case], object]:
+    source, target = folder / "theirs", folder / "ours"
+    source.mkdir()
+    target.mkdir()
+
+    def decode(case: Case) -> object:
+        (source / "ATTRIBUTIONS.csv").write_bytes(case[0] if case else b"")
+        carry_attributions([source], target)
+        return None
+
+    return decode

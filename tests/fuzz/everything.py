@@ -1,0 +1,19 @@
+"""All decoders of bytes from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from fuzz import checkpoints, configuration, receivers, recordings, state, wire
+from fuzz.decoder import Decoder
+
+_PARTS: tuple[Callable[[Path], Iterator[Decoder]], ...] = (
+    wire.decoders, configuration.decoders, state.decoders, checkpoints.decoders,
+    recordings.decoders, receivers.decoders,
+)  # fmt: skip
+
+
+def all_decoders(scratch: Path) -> list[Decoder]:
+    """Return them; `scratch` is a folder that they may use."""
+    return [decoder for part in _PARTS for decoder in part(scratch)]

@@ -16,11 +16,13 @@ import typer
 
 from ast_stream.audio.pcm import ChannelSelector
 from ast_stream.capture.intake import Intake, make_source
+from ast_stream.capture.readers import RingReaders
 from ast_stream.capture.ring import Ring, RingServer
 from ast_stream.capture.sources.base import SourceHungError, SourceState
 from ast_stream.errors import AudioError, UsageError
 from ast_stream.labels import did_you_mean
 from ast_stream.machine_clock import CLOCK_ID
+from ast_stream.privacy.audit import AuditLog
 from ast_stream.runtime import lifecycle
 from ast_stream.runtime.lifecycle import Notifier
 from ast_stream.runtime.logging import LimitedLog, setup_logging
@@ -28,7 +30,9 @@ from ast_stream.runtime.metrics import RENEW_EVERY_S, Family, Metrics, figure
 from ast_stream.runtime.reload import Parts, Reloader
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.paths import (
+    MAX_AUDIT_BYTES,
     audio_endpoint,
+    audit_folder,
     make_runtime_dir,
     metrics_address,
     ring_endpoint,
@@ -86,6 +90,8 @@ def run_capture(
         SourceHungError: a call to the source never returned; only ending the process helps.
     """
     stream = _find_stream(settings, stream_name)
+    if settings.privacy != "off":
+        lifecycle.keep_memory_private()
     make_runtime_dir(settings)
     process = _CaptureProcess(settings, stream)
     try:
@@ -106,7 +112,7 @@ def _find_stream(settings: Settings, name: str) -> StreamSettings:
 def _parts(settings: Settings, name: str) -> Parts:
     """Return the settings that concern the capture process of a stream."""
     own = [stream.model_dump() for stream in settings.streams if stream.name == name]
-    shared = settings.model_dump(include={"runtime_dir", "transport", "metrics"})
+    shared = settings.model_dump(include={"runtime_dir", "transport", "privacy", "metrics"})
     return shared | {f"stream {name}": own[0] if own else None}
 
 
@@ -130,6 +136,10 @@ class _CaptureProcess:
         endpoint = ring_endpoint(settings, stream.name)
         self._sockets = Sockets(client_keys(settings.transport))
         self._router = self._sockets.bind("router", endpoint, QUERY_HWM_MESSAGES)
+        audit = AuditLog(
+            audit_folder(settings, f"capture {stream.name}"), max_bytes=MAX_AUDIT_BYTES
+        )
+        self._readers = RingReaders(self._router, audio_endpoint(settings), settings.privacy, audit)
         self._server = RingServer(
             stream.name,
             secrets.token_hex(16),
@@ -137,7 +147,8 @@ class _CaptureProcess:
             self._ring,
             self._intake.status,
             is_paced=source.is_paced,
-            is_trusted=self._router.is_trusted,
+            is_trusted=self._readers.may_listen,
+            note=self._readers.note,
             clock=CLOCK_ID if audio_endpoint(settings).startswith("tcp://") else None,
         )
         push = self._sockets.connect("push", audio_endpoint(settings), AUDIO_HWM_BLOCKS)
@@ -174,6 +185,7 @@ class _CaptureProcess:
             notifier.turn(self._report.status, is_working=self._is_working)
             if reloader is not None:
                 reloader.poll(notifier)
+            self._readers.write_repeats()
             self._renew_metrics(time.monotonic())
         notifier.stopping()
 
@@ -184,6 +196,7 @@ class _CaptureProcess:
             if thread.is_alive():
                 thread.join(_JOIN_S)
         self._sockets.close()
+        self._readers.close()
         self._metrics.close()
         logger.info("stopped: %s", self._report.summary())
 

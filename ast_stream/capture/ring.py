@@ -223,6 +223,10 @@ def _nothing() -> Pcm16:
     return np.zeros(0, dtype=np.int16)
 
 
+Note = Callable[[bytes, ReadRequest, AudioBlock | None], None]
+"""Takes note of what a client of a ring is given, or refused; raises `WireError` to forbid it."""
+
+
 class RingServer:
     """Sends the blocks of one stream and answers requests for what the worker has missed.
 
@@ -233,7 +237,7 @@ class RingServer:
         is_trusted: whether a client is connected and may listen and acknowledge; others may ask
             for an empty range, which says how the stream is. Only one acknowledges: the first
             that did, for as long as it is connected.
-
+        note: called before audio is given to a client, or refused.
         clock: name of this machine's monotonic clock, where the worker may be on another.
 
     Attributes:
@@ -253,6 +257,7 @@ class RingServer:
         *,
         is_paced: bool = True,
         is_trusted: Callable[[bytes], bool] = lambda _: True,
+        note: Note = lambda client, request, given: None,
         clock: str | None = None,
         now: Callable[[], Moment] = read_clocks,
     ) -> None:
@@ -266,6 +271,7 @@ class RingServer:
         self._status = status
         self._is_paced = is_paced
         self._is_trusted = is_trusted
+        self._note = note
         self._clock = clock
         self._now = now
         self._next_live = 0  # first sample of the next live block
@@ -334,15 +340,22 @@ class RingServer:
         is_empty = request.start is not None and request.start == request.stop
         if not is_empty and not self._is_trusted(client):
             self._log.warning("read refused: the client may ask how the stream is, and not listen")
+            self._note(client, request, None)
             return RingRefusal.not_allowed().encode()
         self._readers = {reader for reader in self._readers if self._is_trusted(reader)} | {client}
-        return self._read(request)
+        return self._read(request, client)
 
-    def _read(self, request: ReadRequest) -> list[bytes]:
+    def _read(self, request: ReadRequest, client: bytes) -> list[bytes]:
         status = self._status()
         start = self._ring.acked if request.start is None else request.start
         stop = self._ring.next if request.stop is None else request.stop
         block = self._block(self._ring.read(start, stop, MAX_BLOCK_SAMPLES), status)
+        if len(block.pcm):
+            try:
+                self._note(client, request, block)
+            except WireError as error:
+                self._log.warning("read refused: %s", error)
+                return RingRefusal.not_allowed().encode()
         self.end_delivered = self.end_delivered or block.is_last
         reply = RingReply(
             block=block,

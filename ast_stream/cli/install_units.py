@@ -166,12 +166,22 @@ def _fill(template: str, plan: Plan) -> str:
         "PROTECT_HOME": "read-only" if is_in_home else "yes",
         "IP_FILTER": ip_filter,
         "READ_WRITE_PATHS": writable,
+        "PRIVATE_MEMORY": _private_memory(plan),
         "SERVER_CREDENTIAL": _credential(plan, SERVER_CREDENTIAL),
         "CLIENT_CREDENTIAL": _credential(plan, CLIENT_CREDENTIAL),
     }
     text = _SYSTEM_ONLY.sub("" if plan.is_user else r"\1", template)
     filled = _PLACEHOLDER.sub(lambda found: values[found[1]], text)
     return re.sub(r"\n\n\n+", "\n\n", filled)
+
+
+def _private_memory(plan: Plan) -> str:
+    """Return the lines that keep sound out of core dumps and off the swap space, where it may be
+    had by nobody.
+    """
+    if plan.settings is None or plan.settings.privacy == "off":
+        return "# No MemorySwapMax: privacy is off."
+    return "LimitCORE=0\nMemorySwapMax=0"
 
 
 def _credential(plan: Plan, name: str) -> str:

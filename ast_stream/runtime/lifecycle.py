@@ -10,6 +10,7 @@ import _thread
 import contextlib
 import ctypes
 import os
+import resource
 import signal
 import socket
 import sys
@@ -27,7 +28,7 @@ SUPERVISED = "AST_STREAM_SUPERVISED"  # "1": this process ends when its parent d
 PARENT = "AST_STREAM_PARENT"  # pid of that parent, to notice that it is gone already
 _OF_THE_PARENT_ALONE = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 _STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 STATUS_EVERY_S = 1.0
 
 
@@ -250,3 +251,18 @@ def die_with_parent(environ: Mapping[str, str] = os.environ) -> None:
     # the parent may have died before the kernel began to watch it
     if environ.get(PARENT, str(os.getppid())) != str(os.getppid()):
         os._exit(1)
+
+
+def keep_memory_private() -> None:
+    """Let no core dump be written of this process, and no process of its user look into it.
+
+    Root still can. Memory that is swapped out is on a disk: what forbids that is the unit.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "prctl(PR_SET_DUMPABLE)")

@@ -34,6 +34,7 @@ RING_HOPS = 8  # `ring_s` at least: an unpaced source is up to a quarter of its 
 MAX_CHANNELS = 64
 FIRST_SOUND_S = 30.0  # of network streams: sound may begin later than the video
 DEFAULT_ALLOW_LIST = "/etc/ast-stream/keys/allowed.json"
+PrivacyMode = Literal["off", "sensor"]
 BUNDLED = "bundled"  # the name of the checkpoint that is part of the package
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z")
 MAX_INDEX = 10_000  # of sound devices
@@ -483,6 +484,10 @@ class Settings(Section):
     detection: DetectionSettings = DetectionSettings()
     transport: TransportSettings = TransportSettings()
     alerts: AlertSettings = AlertSettings()
+    privacy: PrivacyMode = Field(
+        default="off",
+        description="who may have audio. off: whoever has the right; sensor: nobody, in no way",
+    )
     logging: LoggingSettings = LoggingSettings()
     metrics: MetricsSettings = MetricsSettings()
 
@@ -496,9 +501,28 @@ class Settings(Section):
     @model_validator(mode="after")
     def _parts_fit(self, info: ValidationInfo) -> Settings:
         refuse_misfits(
-            [*self._stream_misfits(), *self._port_misfits(), *self.transport.misfits()], info
+            [
+                *self._stream_misfits(),
+                *self._port_misfits(),
+                *self.transport.misfits(),
+                *self._privacy_misfits(),
+            ],
+            info,
         )
         return self
+
+    def _privacy_misfits(self) -> Iterator[Misfit]:
+        """Yield by which other setting audio could be had all the same."""
+        if self.privacy == "off":
+            return
+        audio = self.transport.audio
+        if audio is not None and not audio.startswith("ipc://"):
+            text = f"expected ipc with privacy: {self.privacy}, got {audio}: sound must not leave "
+            yield ("transport", "audio"), f"{text}the processes of this box"
+        for name, action in self.alerts.actions.items():
+            if self.privacy == "sensor" and action.type == "command":
+                text = "expected an action that runs no program, which could record sound itself, "
+                yield ("alerts", "actions", name), f"{text}with privacy: sensor"
 
     def _stream_misfits(self) -> Iterator[Misfit]:
         names = [stream.name for stream in self.streams]

@@ -85,6 +85,28 @@ _LIMITS: dict[Kind, Limits] = {
 }
 
 
+@dataclass(frozen=True)
+class Requester:
+    """Who a request came from, as the kernel or a key says.
+
+    Attributes:
+        name: in words.
+        account: the user or the key alone: what stays the same from connection to connection.
+        pid: its process; None over tcp, or where that is in a container of its own.
+        is_of_own_user: it is of this process's user, or root's; over tcp everybody is.
+        rights: what it may do.
+    """
+
+    name: str
+    account: str
+    pid: int | None
+    is_of_own_user: bool
+    rights: Rights
+
+
+NOBODY = Requester("a client that is gone", "nobody", None, False, NO_RIGHTS)
+
+
 class Reactor:
     """The thread that reads and writes for all listeners of a process."""
 
@@ -159,7 +181,7 @@ class _Peer:
         self.identity = number.to_bytes(5, "big")
         self.connection = connection
         self.fd = connection.fileno()
-        self.owner, self.is_of_own_user = _owner(connection)
+        self.owner, self.account, self.pid, self.is_of_own_user = _owner(connection)
         self.client: Client | None = None  # whose key it has shown
         self.rights = ALL_RIGHTS if self.is_of_own_user else GROUP_RIGHTS
         self.since_s = self.active_s = time.monotonic()
@@ -180,6 +202,7 @@ class _Peer:
         """Give the peer the rights of a client on the allow-list."""
         self.client, self.rights = client, client.rights
         self.owner = f"{client.name} over tcp"
+        self.account = f"key {client.name}"
 
 
 class Listener:
@@ -257,10 +280,12 @@ class Listener:
         peer = self._peers.get(identity)
         return peer is not None and peer.is_of_own_user
 
-    def rights(self, identity: bytes) -> Rights:
-        """Return what the peer of a request (ROUTER) may do; nothing once it is gone."""
+    def requester(self, identity: bytes) -> Requester:
+        """Return who the peer of a request (ROUTER) is; nobody once it is gone."""
         peer = self._peers.get(identity)
-        return NO_RIGHTS if peer is None else peer.rights
+        if peer is None:
+            return NOBODY
+        return Requester(peer.owner, peer.account, peer.pid, peer.is_of_own_user, peer.rights)
 
     def send(self, frames: list[bytes]) -> bool:
         """Send now; return False if it was dropped for a peer that is gone or too slow.
@@ -744,15 +769,42 @@ def _lock_path(endpoint: str) -> Path:
     return Path(endpoint.removeprefix("ipc://") + ".lock")
 
 
-def _owner(connection: socket.socket) -> tuple[str, bool]:
-    """Return whose connection it is, as the kernel says, and whether this user's or root's."""
+def _owner(connection: socket.socket) -> tuple[str, str, int | None, bool]:
+    """Return whose connection it is, as the kernel says: in words, the account, the process, and
+    whether it is this user's or root's.
+    """
     if connection.family != socket.AF_UNIX:
         with contextlib.suppress(OSError):  # it has hung up already
-            return f"{connection.getpeername()[0]} over tcp", True
-        return "somebody over tcp", True
+            owner = f"{connection.getpeername()[0]} over tcp"
+            return owner, owner, None, True
+        return "somebody over tcp", "somebody over tcp", None, True
+    pid, uid = peer_process(connection)
+    name = f"process {pid} of user {uid}"
+    return name, f"user {uid}", pid or None, uid in (os.geteuid(), 0)
+
+
+def peer_process(connection: socket.socket) -> tuple[int, int]:
+    """Return process and user at the other end of a connection between processes of one machine.
+
+    Of who has connected as it was then; of who listens as it was when it began to. The process is
+    0 where it is in a container of its own.
+    """
     found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid, uid, _ = struct.unpack("3i", found)
-    return f"process {pid} of user {uid}", uid in (os.geteuid(), 0)
+    return pid, uid
+
+
+def listening_process(endpoint: str) -> int | None:
+    """Return which process listens at an ipc endpoint; None if none does that can be seen."""
+    if not endpoint.startswith("ipc://"):
+        return None
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
+        connection.setblocking(False)
+        try:
+            connection.connect(endpoint.removeprefix("ipc://"))
+        except OSError:
+            return None
+        return peer_process(connection)[0] or None
 
 
 def _keep_alive(connection: socket.socket) -> None:

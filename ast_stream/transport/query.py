@@ -8,6 +8,7 @@ dropped, and the client asks again.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Protocol
 
 from ast_stream.errors import WireError
 from ast_stream.messages.audio import AudioBlock
+from ast_stream.messages.codec import MAX_TIME_NS
 from ast_stream.messages.event import Position
 from ast_stream.messages.query import (
     MAX_AUDIO_S,
@@ -33,13 +35,16 @@ from ast_stream.messages.query import (
 )
 from ast_stream.runtime.logging import LimitedLog
 from ast_stream.sample_clock import SampleClock
-from ast_stream.transport.allow_list import ALL_RIGHTS, AUDIO, FEED, Rights
+from ast_stream.transport.allow_list import ALL_RIGHTS, FEED
 from ast_stream.transport.event_log import EventLog
+from ast_stream.transport.listener import Requester
 from ast_stream.transport.sockets import QUERY_HWM_MESSAGES, Socket, Sockets
-from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, parse_time
+from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, format_time, parse_time
 
 ANSWERS_A_TURN = 8  # then the worker's loop continues; the rest waits in the socket
-_NEEDED = {"replay": FEED, "snapshot": FEED, "audio": AUDIO}  # by op; anyone may ping
+# by op; anyone may ping, and whoever hands out audio says who gets it
+_NEEDED = {"replay": FEED, "snapshot": FEED}
+SELF = Requester("this process", "this process", os.getpid(), True, ALL_RIGHTS)
 _POLL_MS = 100  # how late a stop is noticed
 
 logger = logging.getLogger(__name__)
@@ -54,8 +59,8 @@ class QuerySocket(Protocol):
     def send(self, frames: list[bytes]) -> bool:
         """Send now; return False if that is not possible."""
 
-    def rights(self, identity: bytes) -> Rights:
-        """Return what the client of a request may do."""
+    def requester(self, identity: bytes) -> Requester:
+        """Return who the client of a request is, and what it may do."""
 
 
 class PublisherState(Protocol):
@@ -89,6 +94,19 @@ class AudioRange:
             return self.start, self.stop
         return clock.sample_at(self.start), clock.sample_at(self.stop)
 
+    def shown(self) -> tuple[int, int] | tuple[str, str]:
+        """Return the range as it was asked for: sample indices or times."""
+        if not self.is_wall_time:
+            return self.start, self.stop
+        return format_time(self.start), format_time(self.stop)
+
+
+@dataclass(frozen=True, eq=False)
+class ReleasedAudio:
+    """Audio that may be handed out."""
+
+    block: AudioBlock
+
 
 class QueryServer:
     """Answers queries between two turns of the worker's loop.
@@ -96,8 +114,8 @@ class QueryServer:
     Args:
         event_log: what `replay` reads; None: nothing can be replayed.
         snapshot: returns streams, open events and status.
-        audio: returns what is still held of a range; raises `WireError` with a sentence if the
-            stream or epoch is not known.
+        audio: returns what somebody may have of a range; raises `WireError` with a sentence if
+            that is nothing.
 
     Attributes:
         answered: answers, by op; `refused` for requests that make no sense.
@@ -111,7 +129,7 @@ class QueryServer:
         publisher: PublisherState,
         *,
         snapshot: Callable[[], Snapshot],
-        audio: Callable[[AudioRange], AudioBlock],
+        audio: Callable[[AudioRange, Requester], ReleasedAudio],
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._socket = socket
@@ -130,23 +148,19 @@ class QueryServer:
             if frames is None:
                 return n_answered
             envelope, request = _without_envelope(frames)
-            rights = self._socket.rights(envelope[0])
-            if not self._socket.send(envelope + self.answer(request, rights)):
+            requester = self._socket.requester(envelope[0])
+            if not self._socket.send(envelope + self.answer(request, requester)):
                 self.dropped += 1
         return ANSWERS_A_TURN
 
-    def answer(self, request: list[bytes], rights: Rights = ALL_RIGHTS) -> list[bytes]:
-        """Return the frames that answer the frames of one request.
-
-        Args:
-            rights: of the client.
-        """
+    def answer(self, request: list[bytes], requester: Requester = SELF) -> list[bytes]:
+        """Return the frames that answer the frames of one request."""
         try:
             query = decode_query(request)
             needed = _NEEDED.get(query.op)
-            if needed is not None and not rights.may(needed):
+            if needed is not None and not requester.rights.may(needed):
                 raise WireError(f"{query.op}: not allowed: the client lacks the right {needed!r}")
-            answer = self._answer(query)
+            answer = self._answer(query, requester)
         except WireError as error:
             self.answered["refused"] += 1
             sentence = _printable(str(error))
@@ -155,14 +169,15 @@ class QueryServer:
         self.answered[query.op] += 1
         return answer
 
-    def _answer(self, query: Query) -> list[bytes]:
+    def _answer(self, query: Query, requester: Requester) -> list[bytes]:
         match query:
             case ReplayQuery():
                 return self._replay(query)
             case SnapshotQuery():
                 return self._snapshot().encode()
             case AudioQuery():
-                return AudioAnswer(self._audio(_audio_range(query)), self._publisher.boot).encode()
+                released = self._audio(_audio_range(query), requester)
+                return AudioAnswer(released.block, self._publisher.boot).encode()
             case PingQuery():
                 return PingAnswer(
                     boot=self._publisher.boot,
@@ -204,9 +219,12 @@ def _audio_range(query: AudioQuery) -> AudioRange:
 
 def _time(key: str, text: str) -> int:
     try:
-        return parse_time(text)
+        time_ns = parse_time(text)
     except (ValueError, OverflowError) as error:
         raise WireError(f"audio: {key}: {error}") from error
+    if not 0 <= time_ns <= MAX_TIME_NS:
+        raise WireError(f"audio: {key}: expected a time from 1970 to 2200, got {text}")
+    return time_ns
 
 
 class QueryClient:

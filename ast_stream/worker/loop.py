@@ -17,8 +17,10 @@ from ast_stream.machine_clock import CLOCK_ID, Moment, read_clocks
 from ast_stream.messages.audio import AudioBlock
 from ast_stream.messages.event import Scores
 from ast_stream.messages.status import Health, WorkerFacts
+from ast_stream.privacy.access import AudioAccess
+from ast_stream.privacy.audit import AuditLog
 from ast_stream.runtime.logging import LimitedLog
-from ast_stream.settings.schema import DetectionSettings
+from ast_stream.settings.schema import DetectionSettings, PrivacyMode
 from ast_stream.transport.event_log import EventLog
 from ast_stream.transport.publisher import DeduplicatingPublisher, FeedPublisher, Sender
 from ast_stream.transport.query import QueryServer
@@ -57,6 +59,8 @@ class Worker:
 
     Args:
         ledger: of what was listened to.
+        audit: records who asks for audio.
+        privacy: who may have any.
         facts: model, device, precision and the like, for the status message.
         ring_folder: the ring of a stream that is not in the configuration lies here.
         now_s: a monotonic clock.
@@ -70,8 +74,10 @@ class Worker:
         event_log: EventLog,
         journal: Journal,
         ledger: CoverageLedger,
+        audit: AuditLog,
         sockets: WorkerSockets,
         *,
+        privacy: PrivacyMode = "off",
         metrics: WorkerMetrics,
         facts: WorkerFacts,
         ring_folder: str,
@@ -83,6 +89,10 @@ class Worker:
         self._detector = detector = make_detector(self._publish_scores, self._account_for)
         self._journal = journal
         self._ledger = ledger
+        self._audit = audit
+        self._access = AudioAccess(
+            privacy, audit, lambda wanted: read_audio(self._streams, wanted), lambda: now().wall_ns
+        )
         self._sockets = sockets
         self._ring_folder = ring_folder
         self._metrics = metrics
@@ -101,7 +111,7 @@ class Worker:
             self._publisher,
             facts,
             self._started_s,
-            outages=(event_log.outage, journal.outage, ledger.outage),
+            outages=(event_log.outage, journal.outage, ledger.outage, audit.outage),
             covered=ledger.samples,
         )
         self._query = QueryServer(
@@ -109,7 +119,7 @@ class Worker:
             event_log,
             feed,
             snapshot=lambda: self._report.snapshot(self._streams, self._now_s()),
-            audio=lambda wanted: read_audio(self._streams, wanted),
+            audio=self._access.release,
             now_s=now_s,
         )
         for config in configs:
@@ -211,6 +221,7 @@ class Worker:
         """
         self._detector.settle_runs()
         self._ledger.save(at_once=is_last)
+        self._audit.write_repeats()
         self._journal.save(self._streams, now_s)
 
     def _receive_blocks(self, now_s: float) -> None:
@@ -254,7 +265,10 @@ class Worker:
         ring = RingClient(self._sockets.sockets, self._poller, config.ring_endpoint)
         record = self._journal.claim(config.name)
         account = StreamAccount(self._ledger)
-        stream = WorkerStream(config, ring, self._detector, self._publisher, account, record)
+        history_s = self._access.history_s
+        stream = WorkerStream(
+            config, ring, self._detector, self._publisher, account, record, history_s
+        )
         self._by_name[config.name] = stream
         logger.info("stream %s: expecting audio, ring at %s", config.name, config.ring_endpoint)
         return stream

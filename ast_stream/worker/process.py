@@ -25,6 +25,7 @@ from ast_stream.model.audioset import short_window_warning
 from ast_stream.model.loading import load_model
 from ast_stream.model.selfcheck import self_check
 from ast_stream.model.tagger import Tagger
+from ast_stream.privacy.audit import AuditLog
 from ast_stream.runtime import lifecycle
 from ast_stream.runtime.lifecycle import Notifier
 from ast_stream.runtime.logging import setup_logging
@@ -33,7 +34,9 @@ from ast_stream.runtime.reload import Reloader
 from ast_stream.settings.check import check_against_model
 from ast_stream.settings.load import LoadedSettings, load_file
 from ast_stream.settings.paths import (
+    MAX_AUDIT_BYTES,
     audio_endpoint,
+    audit_folder,
     coverage_paths,
     feed_endpoint,
     make_runtime_dir,
@@ -90,6 +93,8 @@ def run_worker(loaded: LoadedSettings, stop: threading.Event, reload: threading.
         CheckpointError: the checkpoint cannot be used.
     """
     settings = loaded.settings
+    if settings.privacy != "off":
+        lifecycle.keep_memory_private()
     runtime_dir = make_runtime_dir(settings)
     state_dir = _make_state_dir(settings)
     notifier = Notifier()
@@ -102,6 +107,7 @@ def run_worker(loaded: LoadedSettings, stop: threading.Event, reload: threading.
         bound = _bind(sockets, settings)
         event_log = EventLog(state_dir / "events", spare=runtime_dir / "unlogged-events.jsonl")
         ledger = CoverageLedger(*coverage_paths(settings))
+        audit = AuditLog(audit_folder(settings, "worker"), max_bytes=MAX_AUDIT_BYTES)
         figures = WorkerMetrics(metrics)
         with lifecycle.leaving_when_stopped(stop):
             tagger = _load(loaded, notifier, figures)
@@ -115,7 +121,9 @@ def run_worker(loaded: LoadedSettings, stop: threading.Event, reload: threading.
             event_log,
             _open_journal(runtime_dir, tagger, settings),
             ledger,
+            audit,
             bound,
+            privacy=settings.privacy,
             metrics=figures,
             facts=facts,
             ring_folder=f"ipc://{runtime_dir}/",
@@ -132,6 +140,7 @@ def run_worker(loaded: LoadedSettings, stop: threading.Event, reload: threading.
         worker.finish()
         event_log.close()
         ledger.close()
+        audit.close()
 
 
 def _bind(sockets: Sockets, settings: Settings) -> WorkerSockets:

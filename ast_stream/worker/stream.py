@@ -30,7 +30,6 @@ from ast_stream.worker.reassembly import Audio, Ended, Item, NewEpoch, Reassembl
 
 logger = logging.getLogger(__name__)
 
-HISTORY_S = 60  # of audio kept for queries
 MAX_WAITING_S = 5.0  # a stream with more than this waiting leaves further audio in its ring,
 MIN_WAITING_HOPS = 2  # but not with less than this: decisions come once a hop
 LOST_AFTER_S = 5.0  # without new audio: the open events of a stream are ended
@@ -90,6 +89,7 @@ class WorkerStream:
     Args:
         account: accounts for the samples.
         record: journalled state to resume from; None: start after the last acknowledged sample.
+        history_s: seconds of audio that are kept to be handed out; 0: none.
 
     Attributes:
         config: what the configuration says of it.
@@ -106,6 +106,7 @@ class WorkerStream:
         publisher: DeduplicatingPublisher,
         account: StreamAccount,
         record: StreamRecord | None,
+        history_s: int = 0,
     ) -> None:
         self.config = config
         self.is_open = False
@@ -117,7 +118,7 @@ class WorkerStream:
         self._account = account
         self._reassembler = Reassembler(config.name)
         self._clock = SampleClock()
-        self._history = SampleBuffer(HISTORY_S * SAMPLE_RATE)
+        self._history = SampleBuffer(max(1, history_s * SAMPLE_RATE))  # at least its end
         self._waiting: deque[Item] = deque()  # not in the detector yet, in order
         # the first of them ends the audio before it, which is not completely scored yet
         self._is_ending = False

@@ -16,12 +16,12 @@ from pathlib import Path
 from sample_messages import EPOCH, STREAM, event_message, worker_status
 
 from ast_stream.errors import WireError
-from ast_stream.messages.audio import AudioBlock
 from ast_stream.messages.event import EventMessage
 from ast_stream.messages.query import Snapshot
 from ast_stream.transport.event_log import EventLog
+from ast_stream.transport.listener import Requester
 from ast_stream.transport.publisher import FeedPublisher
-from ast_stream.transport.query import AudioRange, QueryServer
+from ast_stream.transport.query import AudioRange, QueryServer, ReleasedAudio
 from ast_stream.transport.sockets import FEED_HWM_MESSAGES, QUERY_HWM_MESSAGES, Listener, Sockets
 
 REDERIVED = 25  # events between the last journal and a kill
@@ -91,7 +91,7 @@ class Worker:
         boot = self.publisher.boot
         return Snapshot(boot=boot, streams=[], events=[], status=worker_status())
 
-    def _audio(self, wanted: AudioRange) -> AudioBlock:
+    def _audio(self, wanted: AudioRange, requester: Requester) -> ReleasedAudio:
         raise WireError("audio: none")
 
 

@@ -37,6 +37,7 @@ from ast_stream.messages.audio import AudioBlock, Pcm16
 from ast_stream.messages.event import FeedMessage, Scores
 from ast_stream.messages.query import ReplayPage
 from ast_stream.model.tagger import Tagger
+from ast_stream.privacy.audit import AuditLog
 from ast_stream.runtime.metrics import Metrics
 from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
 from ast_stream.transport.event_log import EventLog
@@ -295,6 +296,7 @@ class Site:
                 self.now_s,
             ),
             self._ledger,
+            AuditLog(self.folder / "audit", max_bytes=1024 * 1024, now_s=lambda: self.now_s),
             WorkerSockets(
                 sockets, cast(Listener, self._live), WatchedFeed(feed, self.published), query
             ),

@@ -287,3 +287,20 @@ def test_setup_is_known_to_have_happened(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not logging_setup.is_set_up()
     setup_logging(process="worker", stream=StringIO())
     assert logging_setup.is_set_up()
+
+
+DUMPABLE = """
+import ctypes, resource
+from ast_stream.runtime.lifecycle import keep_memory_private
+PR_GET_DUMPABLE, libc = 3, ctypes.CDLL(None)
+print(libc.prctl(PR_GET_DUMPABLE))
+keep_memory_private()
+print(libc.prctl(PR_GET_DUMPABLE), *resource.getrlimit(resource.RLIMIT_CORE))
+"""
+
+
+def test_private_memory_is_neither_dumped_nor_open_to_processes_of_the_same_user() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", DUMPABLE], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == ["1", "0 0 0"]

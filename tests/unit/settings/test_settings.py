@@ -126,6 +126,16 @@ def test_settings_cannot_be_changed_after_loading() -> None:
             "2: transport.feed: tcp beyond loopback needs transport.curve, "
             "got 'tcp://0.0.0.0:5000'",
         ),
+        (
+            "privacy: sensor\ntransport: {audio: 'tcp://127.0.0.1:5555'}",
+            "3: transport.audio: expected ipc with privacy: sensor, got tcp://127.0.0.1:5555",
+        ),
+        (
+            "privacy: sensor\nalerts: {allow_exec: true, actions: "
+            "{lamp: {type: command, argv: [/bin/lamp]}}}",
+            "3: alerts.actions.lamp: expected an action that runs no program",
+        ),
+        ("privacy: on", "2: privacy: expected"),
         ("alerts: {rules: a.yaml}", "2: alerts.rules: expected a list, got 'a.yaml'"),
         # YAML itself
         ("model: {}\nmodel: {}", "3: model: given twice, first on line 2"),

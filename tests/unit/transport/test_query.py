@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,13 @@ from ast_stream.messages.query import (
     TooOld,
     decode_replay,
 )
+from ast_stream.privacy.access import AudioAccess
+from ast_stream.privacy.audit import AuditLog
 from ast_stream.sample_clock import SampleClock
-from ast_stream.transport.allow_list import NO_RIGHTS, Rights
+from ast_stream.transport.allow_list import Rights
 from ast_stream.transport.event_log import EventLog
-from ast_stream.transport.listener import Listener
-from ast_stream.transport.query import ANSWERS_A_TURN, AudioRange, QueryServer
+from ast_stream.transport.listener import NOBODY, Listener, Requester
+from ast_stream.transport.query import ANSWERS_A_TURN, AudioRange, QueryServer, ReleasedAudio
 from ast_stream.transport.sockets import Sockets
 from ast_stream.transport.zmtp import GREETING, encode_message
 from ast_stream.units import SAMPLE_RATE, format_time
@@ -56,8 +59,8 @@ class NoSocket:
     def send(self, frames: list[bytes]) -> bool:
         raise AssertionError
 
-    def rights(self, identity: bytes) -> Rights:
-        return NO_RIGHTS
+    def requester(self, identity: bytes) -> Requester:
+        return NOBODY
 
 
 def held(wanted: AudioRange) -> AudioBlock:
@@ -75,13 +78,16 @@ def server(
     log: EventLog | None = None,
     socket: Listener | NoSocket | None = None,
     now_s: Callable[[], float] = lambda: 0.0,
+    audio: Callable[[AudioRange, Requester], ReleasedAudio] = lambda wanted, requester: (
+        ReleasedAudio(held(wanted))
+    ),
 ) -> QueryServer:
     return QueryServer(
         socket or NoSocket(),
         log,
         Publisher(),
         snapshot=lambda: Snapshot(boot="b1", streams=[health()], events=[], status=worker_status()),
-        audio=held,
+        audio=audio,
         now_s=now_s,
     )
 
@@ -260,11 +266,13 @@ def test_dealer_and_req_are_both_answered(sockets: Sockets, socket_dir: Path) ->
 def test_a_query_needs_the_right_to_what_it_asks_for(
     tmp_path: Path, words: list[str], allowed: set[str]
 ) -> None:
-    queries = server(EventLog(tmp_path))
+    audio = AudioAccess("off", AuditLog(tmp_path / "audit", max_bytes=4096), held)
+    queries = server(EventLog(tmp_path / "events"), audio=audio.release)
+    client = replace(NOBODY, rights=Rights.of(words))
     answered = set()
     for op in ("replay", "snapshot", "ping", "audio"):
         query = {"op": op} | ({"stream": "porch", "from": 0, "to": 1} if op == "audio" else {})
-        body = json.loads(queries.answer([json.dumps(query).encode()], Rights.of(words))[0])
+        body = json.loads(queries.answer([json.dumps(query).encode()], client)[0])
         assert "error" not in body or "not allowed: the client lacks the right" in body["error"]
         answered |= set() if "error" in body else {op}
     assert answered == allowed
@@ -290,7 +298,8 @@ def test_members_of_the_group_read_events_and_never_listen(
 ) -> None:
     socket_dir.chmod(0o750)
     router = sockets.bind("router", f"ipc://{socket_dir}/query.sock", 8)
-    queries = server(EventLog(tmp_path), router)
+    audio = AudioAccess("off", AuditLog(tmp_path / "audit", max_bytes=4096), held)
+    queries = server(EventLog(tmp_path / "events"), router, audio=audio.release)
     query = {"op": op} | ({"stream": "porch", "from": 1600, "to": 1700} if op == "audio" else {})
     ready = b"\x04\x1c\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
     said = GREETING + ready + encode_message([json.dumps(query).encode()])

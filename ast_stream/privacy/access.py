@@ -1,0 +1,91 @@
+"""The one place that hands out audio, to whoever asks by whatever way, as `privacy` allows it.
+
+Whatever is going to give audio to people or programs, or keep it, asks here; nothing else does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from ast_stream.errors import WireError
+from ast_stream.messages.audio import AudioBlock
+from ast_stream.privacy.audit import Access, AuditLog
+from ast_stream.settings.schema import PrivacyMode
+from ast_stream.transport.allow_list import AUDIO
+from ast_stream.transport.listener import Requester
+from ast_stream.transport.query import AudioRange, ReleasedAudio
+
+SENSOR_REFUSAL = "audio: refused to everybody: with privacy: sensor no audio can be had"
+
+
+HISTORY_S = 60  # of audio kept for whoever may have it
+
+
+class AudioAccess:
+    """Hands out what is held of a stream, and records every attempt.
+
+    Args:
+        mode: the setting `privacy`.
+        held: returns what is held of a range; raises `WireError` with a sentence if the stream or
+            epoch is not known.
+        wall_ns: the time of day.
+    """
+
+    def __init__(
+        self,
+        mode: PrivacyMode,
+        audit: AuditLog,
+        held: Callable[[AudioRange], AudioBlock],
+        wall_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.mode = mode
+        self._audit = audit
+        self._held = held
+        self._wall_ns = wall_ns
+
+    @property
+    def history_s(self) -> int:
+        """Seconds of each stream that are kept to be handed out."""
+        return 0 if self.mode == "sensor" else HISTORY_S
+
+    def release(self, wanted: AudioRange, requester: Requester) -> ReleasedAudio:
+        """Return the audio that somebody asks for, as far as it is held and theirs to have.
+
+        Raises:
+            WireError: it is not; says why.
+        """
+        try:
+            released = self._released(wanted, requester)
+        except WireError as error:
+            self._audit.record(self._access(wanted, requester, refused=str(error)))
+            raise
+        self._audit.record(self._access(wanted, requester, released))
+        return released
+
+    def _released(self, wanted: AudioRange, requester: Requester) -> ReleasedAudio:
+        if self.mode == "sensor":
+            raise WireError(SENSOR_REFUSAL)
+        if not requester.rights.may(AUDIO):
+            raise WireError(f"audio: not allowed: the client lacks the right {AUDIO!r}")
+        return ReleasedAudio(self._held(wanted))
+
+    def _access(
+        self,
+        wanted: AudioRange,
+        requester: Requester,
+        released: ReleasedAudio | None = None,
+        refused: str | None = None,
+    ) -> Access:
+        start, stop = wanted.shown()
+        return Access(
+            time_ns=self._wall_ns(),
+            who=requester.name,
+            account=requester.account,
+            stream=wanted.stream,
+            start=start,
+            stop=stop,
+            outcome="granted" if released is not None else "refused",
+            reason=refused,
+            samples=0 if released is None else len(released.block.pcm),
+        )

@@ -1,0 +1,172 @@
+"""The record of who asked for audio: a line for each access in a bounded log, and in the journal.
+
+The first access of a user or key to a stream is written before the audio is handed out, and no
+audio is where it cannot be. Repeats are counted, and written as one line a minute: whoever listens
+all day, or tries all day, does not push out what others did.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field
+
+from ast_stream.errors import StartupError, WireError
+from ast_stream.messages.codec import Body, Text, Time, decode_json, encode_json
+from ast_stream.runtime.logging import Outage
+from ast_stream.runtime.segments import LineFile, SegmentFolder
+
+REPEATS_S = 60.0
+MAX_REPEATED = 1000  # users, keys and streams whose repeats are counted at a time
+_NAME = "audit"
+_WHAT = "audit log"
+
+logger = logging.getLogger(__name__)
+
+Place = Annotated[int | Text | None, Field(union_mode="left_to_right")]
+"""Sample index, or a time; None: where there is nothing to say."""
+
+
+class Access(Body):
+    """One access to audio, or repeats of it: a line of the log."""
+
+    v: Literal[1] = 1
+    time_ns: Time
+    """When it was, or the last of them."""
+    who: Text
+    """A process and its user, or a key."""
+    account: Text
+    """The user or key alone."""
+    stream: Text
+    start: Annotated[Place, Field(alias="from")] = None
+    """What was asked for: a sample index or a time."""
+    stop: Annotated[Place, Field(alias="to")] = None
+    outcome: Literal["granted", "refused"]
+    reason: Text | None = None
+    """Why it was refused."""
+    samples: int = 0
+    """Samples that were handed out, those that were withheld included."""
+    withheld: int = 0
+    """Of these, samples that were replaced by silence."""
+    requests: int = 1
+    """How many of them this line stands for."""
+
+    def with_another(self, later: Self) -> Self:
+        """Return this access and a later one of the same kind as one."""
+        return later.model_copy(
+            update={
+                "start": self.start,
+                "samples": self.samples + later.samples,
+                "withheld": self.withheld + later.withheld,
+                "requests": self.requests + later.requests,
+            }
+        )
+
+    def encode_line(self) -> bytes:
+        """Return the line."""
+        return encode_json(self.to_json()) + b"\n"
+
+    def __str__(self) -> str:
+        """Read as a sentence."""
+        asked = f"audio of {self.stream} from {self.start} to {self.stop}"
+        times = f" ({self.requests} times)" if self.requests > 1 else ""
+        if self.outcome == "refused":
+            return f"{self.who} asked for {asked}{times} and was refused: {self.reason}"
+        withheld = f", {self.withheld} of them withheld" if self.withheld else ""
+        return f"{self.who} was given {asked}{times}: {self.samples} samples{withheld}"
+
+
+class AuditLog:
+    """Writes the accesses that one process sees.
+
+    Args:
+        folder: created for the first line; used by one process at a time.
+        now_s: monotonic clock.
+
+    Attributes:
+        outage: whether accesses cannot be recorded, and why.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        max_bytes: int,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.outage = Outage(logger, f"{_WHAT} {folder} is written again", now_s)
+        self._now_s = now_s
+        self._folder = SegmentFolder(folder, _NAME, _WHAT, LineFile, max_bytes, max_bytes // 8)
+        self._repeated: dict[tuple[str, ...], tuple[float, Access | None]] = {}
+        self._is_open = False
+
+    def record(self, access: Access) -> None:
+        """Record an access before it takes place.
+
+        Raises:
+            WireError: it cannot be recorded, so it must not take place.
+        """
+        self.write_repeats()
+        key: tuple[str, ...] = (access.outcome, access.account)
+        if access.outcome == "granted":  # of a stream that there is: what is refused may name any
+            key = (*key, access.stream)
+        if key in self._repeated:
+            since_s, before = self._repeated[key]
+            access = access if before is None else before.with_another(access)
+            self._repeated[key] = since_s, access
+            return
+        if not self._is_written(access) and access.outcome == "granted":
+            raise WireError("audio: not handed out: the access cannot be recorded now")
+        if len(self._repeated) >= MAX_REPEATED:
+            self._end(next(iter(self._repeated)))
+        self._repeated[key] = self._now_s(), None
+
+    def write_repeats(self, *, at_once: bool = False) -> None:
+        """Write the repeats whose minute is over; to be called once in a while."""
+        late_s = self._now_s() - REPEATS_S
+        for key in [key for key, (since_s, _) in self._repeated.items() if since_s <= late_s]:
+            self._end(key)
+        if at_once:
+            for key in list(self._repeated):
+                self._end(key)
+
+    def close(self) -> None:
+        """Write everything, if the disk accepts it, and release the folder."""
+        self.write_repeats(at_once=True)
+        self._folder.close()
+
+    def _end(self, key: tuple[str, ...]) -> None:
+        _, repeats = self._repeated.pop(key)
+        if repeats is not None:
+            self._is_written(repeats)
+
+    def _is_written(self, access: Access) -> bool:
+        logger.info("%s", access)
+        try:
+            if not self._is_open:
+                self._folder.open(_count_lines)
+                self._is_open = True
+            self._folder.write(access.encode_line())
+        except (OSError, StartupError) as error:
+            self.outage.failed("%s %s cannot be written: %s", _WHAT, self._folder.path, error)
+            return False
+        self.outage.worked()
+        return True
+
+
+def decode_access(line: bytes) -> Access:
+    """Return the access in a line of the log.
+
+    Raises:
+        WireError: the line is damaged, or of a later version.
+    """
+    return Access.from_json(decode_json(line, "audit line", LineFile.MAX_LINE_BYTES), "audit line")
+
+
+def _count_lines(segment: LineFile, max_bytes: int) -> None:
+    for _ in segment.lines(max_bytes):
+        pass

@@ -1,0 +1,194 @@
+"""A known sound goes into a `privacy: sensor` pipeline, and is looked for in all that comes out."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from audio_search import AudioSearch, planted_noise
+from audit_lines import lines
+from pipeline import Pipeline, pipeline, wait_for
+from reactive_model import tones_and_noise
+
+from ast_stream.feed import FeedMessage, Subscriber
+from ast_stream.messages.audio import ReadRequest
+from ast_stream.privacy.access import SENSOR_REFUSAL
+from ast_stream.privacy.audit import Access
+from ast_stream.transport.sockets import Sockets
+
+PLANTED = tones_and_noise(12.0) + planted_noise(12.0) // 32
+SEARCH = AudioSearch(PLANTED)
+RULES = """
+version: 1
+groups: [{name: g, rules: [{alert: heard, match: {any_of: [Bark]}, actions: [note]}]}]
+"""
+ALERTS = {"rules": ["rules.yaml"], "actions": {"note": {"type": "log"}}}
+AS_ANOTHER_USER = """
+import os, sys
+from ast_stream.transport.sockets import Sockets
+sockets = Sockets()
+os.setgroups([]); os.setresgid(0, 0, 0); os.setresuid(65534, 65534, 65534)
+dealer = sockets.connect("dealer", sys.argv[1], 8)
+dealer.send([sys.argv[2].encode()])
+os.write(1, b"|".join(dealer.receive(10_000) or []))
+os._exit(0)
+"""
+
+
+@pytest.fixture(scope="module")
+def sensor(checkpoint: Path) -> Iterator[Pipeline]:
+    """A sensor of one stream with alerts, heard for some seconds, still running."""
+    detection = {"defaults": {"onset_threshold": 0.5, "confirm_s": 0.25, "hold_s": 0.25}}
+    streams = {"a": {"type": "file", "loop": True}}
+    with pipeline(checkpoint, streams, privacy="sensor", alerts=ALERTS, detection=detection) as run:
+        run.write_audio(PLANTED)
+        # only what processes leave behind is searched: the recording stands for the room
+        (run.folder / "rules.yaml").write_text(RULES)
+        run.start("alerts", "alerts")
+        run.start_worker()
+        wait_for(lambda: "ready:" in run.log("worker"), "worker")
+        run.start_capture("a")
+        wait_for(lambda: heard_s(run) > 6, "some seconds of sound")
+        yield run
+
+
+def heard_s(run: Pipeline) -> float:
+    (answer,) = ask(run, "query.sock", {"op": "snapshot"})[:1]
+    streams = json.loads(answer)["streams"]
+    return max((stream["audio_s"] or 0.0 for stream in streams), default=0.0)
+
+
+def ask(run: Pipeline, socket: str, query: object) -> list[bytes]:
+    sockets = Sockets()
+    try:
+        dealer = sockets.connect("dealer", f"ipc://{run.folder}/run/{socket}", 8)
+        dealer.send([json.dumps(query).encode()])
+        frames = dealer.receive(20_000)
+        assert frames is not None
+        return frames
+    finally:
+        sockets.close()
+
+
+def audited(run: Pipeline, process: str) -> list[Access]:
+    return lines(run.folder / "state" / "audit" / process)
+
+
+@pytest.mark.parametrize(
+    "span", [(0, 16_000), (0, 1), ("2026-01-01T00:00:00Z", "2026-01-01T00:00:01Z")]
+)
+def test_no_query_gets_audio_from_a_sensor(sensor: Pipeline, span: tuple[object, object]) -> None:
+    query = {"op": "audio", "stream": "a", "from": span[0], "to": span[1]}
+    assert [json.loads(frame) for frame in ask(sensor, "query.sock", query)] == [
+        {"v": 1, "error": SENSOR_REFUSAL}
+    ]
+    line = audited(sensor, "worker")[0]
+    assert (line.outcome, line.reason) == ("refused", SENSOR_REFUSAL)
+    assert line.who == f"process {os.getpid()} of user {os.geteuid()}"
+
+
+def test_the_ring_of_a_sensor_is_for_the_worker_alone(sensor: Pipeline) -> None:
+    read = ReadRequest(v=1, op="read", stream="a").to_json()
+    assert json.loads(ask(sensor, "ring.a.sock", read)[0]) == {"v": 1, "error": "not_allowed"}
+    empty = ask(sensor, "ring.a.sock", read | {"start": 0, "stop": 0})
+    assert json.loads(empty[0])["next"] > 0  # how the stream is, which status asks
+    assert empty[1] == b""
+    wait_for(lambda: bool(audited(sensor, "capture.a")), "the record of it")
+    assert audited(sensor, "capture.a")[0].outcome == "refused"
+
+
+def test_a_worker_that_takes_the_place_of_the_first_goes_on_from_the_ring(
+    checkpoint: Path,
+) -> None:
+    with pipeline(checkpoint, {"a": {"type": "file"}}, privacy="sensor") as run:
+        run.write_audio(PLANTED[: 12 * 16_000])
+        run.start_worker()
+        wait_for(lambda: "ready:" in run.log("worker"), "worker")
+        run.start_capture("a")
+        wait_for(lambda: heard_s(run) > 3, "some sound")
+        run.kill("worker")
+        time.sleep(1.0)
+        run.start_worker()
+        assert run.wait("capture-a") == 0, run.log("capture-a")
+        assert run.stop("worker") == 0
+        assert "stream a: resumed at sample" in run.log("worker")
+        assert not [topic for topic, _ in run.published() if topic.startswith("gap/")]
+        assert not (run.folder / "state" / "audit").exists()  # nobody else asked for audio
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("socket", ["query.sock", "ring.a.sock"])
+def test_another_user_gets_no_audio_from_a_sensor(sensor: Pipeline, socket: str) -> None:
+    for folder in (sensor.folder, sensor.folder / "run"):
+        folder.chmod(0o755)
+    query: dict[str, object] = {"op": "audio", "stream": "a", "from": 0, "to": 16_000}
+    if socket != "query.sock":
+        query = {"v": 1, "op": "read", "stream": "a"}
+    endpoint = f"ipc://{sensor.folder}/run/{socket}"
+    command = [sys.executable, "-c", AS_ANOTHER_USER, endpoint, json.dumps(query)]
+    answer = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
+    expected = SENSOR_REFUSAL.encode() if socket == "query.sock" else b"not_allowed"
+    assert expected in answer
+    assert SEARCH.find(answer) is None
+
+
+def test_the_feed_of_a_sensor_holds_no_sound(sensor: Pipeline) -> None:
+    said: list[bytes] = []
+    sockets = Sockets()
+    for name in ("feed.sock", "alerts.sock"):
+        feed = sockets.connect("sub", f"ipc://{sensor.folder}/run/{name}", 10_000)
+        feed.subscribe("")
+        end_s = time.monotonic() + 6
+        while time.monotonic() < end_s:
+            if (frames := feed.receive(200)) is not None:
+                said += frames
+    sockets.close()
+    topics = {frame.split(b"/")[0] for frame in said}
+    assert {b"event", b"scores", b"health", b"status"} <= topics
+    for body in (b"".join(said), *said):
+        assert SEARCH.find(body) is None
+
+
+def test_no_other_answer_of_a_sensor_holds_sound(sensor: Pipeline) -> None:
+    for query in ({"op": "snapshot"}, {"op": "replay"}, {"op": "ping"}):
+        assert SEARCH.find(b"".join(ask(sensor, "query.sock", query))) is None
+
+
+def test_no_file_of_a_sensor_holds_sound(sensor: Pipeline) -> None:
+    wait_for(lambda: (sensor.folder / "state" / "alerts.sqlite").exists(), "the alerts")
+    files = [
+        path
+        for path in sensor.folder.rglob("*")
+        if path.is_file() and path != sensor.folder / "audio.wav"
+    ]
+    assert {path.name for path in files} >= {"worker-journal.jsonl", "alerts.sqlite", "worker.log"}
+    for path in files:
+        assert SEARCH.find(path.read_bytes()) is None, path
+    assert SEARCH.find((sensor.folder / "audio.wav").read_bytes()) is not None
+
+
+def test_the_memory_of_a_sensor_is_never_dumped(sensor: Pipeline) -> None:
+    for name in ("worker", "capture-a"):
+        limits = Path(f"/proc/{sensor.processes[name].pid}/limits").read_text()
+        assert re.search(r"Max core file size +0 +0", limits)
+
+
+def test_a_sensor_keeps_no_descriptor_to_a_file_with_sound(sensor: Pipeline) -> None:
+    for name in ("worker", "alerts"):
+        opened = Path(f"/proc/{sensor.processes[name].pid}/fd")
+        targets = {os.readlink(path) for path in opened.iterdir()}
+        regular = [Path(target) for target in targets if target.startswith(str(sensor.folder))]
+        for path in regular:
+            assert path.name != "audio.wav"
+
+
+def test_events_still_come_from_a_sensor(sensor: Pipeline) -> None:
+    with Subscriber(f"ipc://{sensor.folder}/run/feed.sock", after="oldest") as feed:
+        wait_for(lambda: isinstance(feed.receive(0.2), FeedMessage), "an event")

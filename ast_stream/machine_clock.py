@@ -8,11 +8,14 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 SET_NS = 100_000_000  # a wall clock that moves by less was not set: two clocks are read in turn
+_CLOSE_NS = 1_000_000
+_READINGS = 5
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -43,9 +46,24 @@ class Moment:
         return self.wall_ns + (set_by_ns if abs(set_by_ns) > SET_NS else 0)
 
 
-def read_clocks() -> Moment:
-    """Return the present moment."""
-    return Moment(time.time_ns(), time.monotonic_ns())
+def read_clocks(
+    wall_ns: Callable[[], int] = time.time_ns, monotonic_ns: Callable[[], int] = time.monotonic_ns
+) -> Moment:
+    """Return the present moment.
+
+    A process that does not run between the two readings would take the pause for a clock that was
+    set; so the wall clock is read between two readings that are close together, if that can be.
+    """
+    before_ns = monotonic_ns()
+    found: list[tuple[int, Moment]] = []
+    for _ in range(_READINGS):
+        wall = wall_ns()
+        after_ns = monotonic_ns()
+        found.append((after_ns - before_ns, Moment(wall, after_ns)))
+        if after_ns - before_ns < _CLOSE_NS:
+            break
+        before_ns = after_ns
+    return min(found, key=lambda reading: reading[0])[1]
 
 
 def _monotonic_clock_id() -> str:

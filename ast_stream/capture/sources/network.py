@@ -23,7 +23,7 @@ import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 LOST = "url_lost"
 ABSENT = "url_absent"
 _LIVE_OPTIONS = {"analyzeduration": "1000000"}  # us; by default a live stream opens after 5 s
+BACKLOG_S = 0.5  # after the connection: what came meanwhile is read, to tell when it began
 MAX_LEAD_S = 10.0  # sound taken before its time: a station's burst, but not a whole recording
 REFUSED_PAUSE_S = 60.0  # to whom a server denies access, it may close the account
 _RTSP_OPTIONS = {"rtsp_transport": "tcp"}  # over UDP lost packets are lost sound
@@ -103,6 +104,9 @@ class NetworkStream:
         self._packets: Iterator[Any] = iter(())
         self._blocks: deque[SourceBlock] = deque()
         self._converter = FrameConverter()
+        self._asked_ns = 0  # when the connection was begun
+        self._is_new = False  # no sound was read since
+        self._lost: SourceError | None = None  # once the blocks are read
         self._opened_ns = 0
         self._read_ns = 0  # length of the sound read since
         self._sound_ns = 0  # when the last of it came
@@ -150,13 +154,17 @@ class NetworkStream:
             self._sleep(min(timeout_s, lead_s - MAX_LEAD_S))
             self._sound_ns = self._monotonic_ns()
             return None
+        if self._is_new:
+            self._read_backlog()
         end_ns = now_ns + seconds_to_ns(timeout_s)
         while not self._blocks:
+            if self._lost is not None:
+                raise self._lost
             if self._monotonic_ns() > end_ns:
                 return None
             self._read_packet()
         block = self._blocks.popleft()
-        self._read_ns += len(block.pcm) * NS_PER_SECOND // block.rate
+        self._read_ns += _duration_ns(block)
         return block
 
     def close(self) -> None:
@@ -186,6 +194,7 @@ class NetworkStream:
     def _open_url(self, av: Any, url: str) -> Any:
         timeouts = (self._settings.open_timeout_s, self._settings.read_timeout_s)
         name = mask(url)
+        self._asked_ns = self._monotonic_ns()
         try:
             container = av.open(url, options=ffmpeg_options(self._settings, url), timeout=timeouts)
         except decoding_errors(av) as error:
@@ -243,7 +252,47 @@ class NetworkStream:
         self._opened_ns = self._sound_ns = self._monotonic_ns()
         self._read_ns = self._n_damaged = 0
         self._has_video = self._is_broken = False
+        self._is_new = True
+        self._lost = None
         self._damage = None
+
+    def _read_backlog(self) -> None:
+        """Read what came while FFmpeg found out what it is, and put it where it began.
+
+        All of it comes at once. The least delayed block says when the first sample was sent, but
+        not before the connection was begun: stations send a burst of what was on before.
+
+        Raises:
+            SourceError: as `_read_packet`, where nothing came before.
+        """
+        now_ns = self._monotonic_ns()
+        end_ns = now_ns + seconds_to_ns(BACKLOG_S)
+        read_ns, began_ns = 0, now_ns
+        n_seen = 0
+        while now_ns < end_ns and read_ns < MAX_LEAD_S * NS_PER_SECOND:
+            try:
+                self._read_packet()
+            except SourceError as error:
+                if not self._blocks:
+                    raise
+                self._lost = error
+                break
+            now_ns = self._monotonic_ns()
+            for block in list(self._blocks)[n_seen:]:
+                read_ns += _duration_ns(block)
+                began_ns = min(began_ns, now_ns - read_ns)
+            n_seen = len(self._blocks)
+            if self._blocks:
+                self._is_new = False
+        if not self._blocks:
+            return
+        began_ns = max(began_ns, self._asked_ns - _duration_ns(self._blocks[0]))
+        wall_offset_ns = self._wall_ns() - now_ns
+        for place, block in enumerate(self._blocks):
+            self._blocks[place] = replace(
+                block, monotonic_ns=began_ns, captured_ns=began_ns + wall_offset_ns
+            )
+            began_ns += _duration_ns(block)
 
     def _read_packet(self) -> None:
         """Read one packet of whatever kind; sound in it becomes blocks.
@@ -310,6 +359,10 @@ class NetworkStream:
             what = "video" if self._has_video else "other data"
             reason = f"no sound for {limit_s:g} s although {what} comes"
         raise SourceError(LOST, f"{self.name} was lost: {reason}")
+
+
+def _duration_ns(block: SourceBlock) -> int:
+    return len(block.pcm) * NS_PER_SECOND // block.rate
 
 
 def _pyav() -> Any:

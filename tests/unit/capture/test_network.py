@@ -535,3 +535,27 @@ def test_a_name_that_is_looked_up_without_end_is_waited_for_by_one_thread_alone(
         source.open()
         assert source.read(1.0) is not None
         source.close()
+
+
+def test_sound_is_placed_where_it_began_and_not_where_ffmpeg_had_recognised_it() -> None:
+    """FFmpeg reads a second of a live MP3 before it gives any of it, and then all at once."""
+    body = encoded(tone(6.0, 44_100), 44_100, "MP3")
+    with http_server(paced(body, 6.0)) as url:
+        source = NetworkStream(UrlSource(type="url", url=url))
+        began_ns = time.monotonic_ns()
+        source.open()
+        opened_ns = time.monotonic_ns()
+        first = source.read(0.2)
+        assert first is not None
+        samples, arrived_ns = 0, 0
+        block: SourceBlock | None = first
+        while samples < 3 * 44_100:
+            assert block is not None
+            samples += len(block.pcm)
+            arrived_ns = time.monotonic_ns()
+            block = source.read(0.2)
+        source.close()
+    assert opened_ns - began_ns > 500_000_000  # it was recognised late, or nothing is shown here
+    # what has come by now was sent in real time, from about there on
+    sent_ns = arrived_ns - samples * 1_000_000_000 // 44_100
+    assert abs(first.monotonic_ns - sent_ns) < 300_000_000

@@ -1,8 +1,8 @@
-"""A box under faults: real processes of one configuration, and seeded faults.
+"""A box under faults: real processes of one configuration, and what is seen of them.
 
-Captures play known scenes in real time, the worker detects, the alerts process delivers to a
-webhook, and subscribers read along, while processes are killed and stopped, processors taken away
-and the disk filled. `comparison` then compares the result with an undisturbed run.
+Captures play known scenes in real time, or hear a sound card and a radio station; the worker
+detects, the alerts process delivers to a webhook, and subscribers read along, while `injection`
+disturbs them. `comparison` then compares the result with an undisturbed run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import soundfile
+from faults import MICROPHONE, STATION, Fault, Injected
 from http_receiver import HttpReceiver
+from injection import NOT_RUNNING, inject
+from live_sources import SoundCard, Station
+from ring_tap import RingTap
+from virtual_mic import missing_parts
+from wall_clocks import WallClocks
 
 from ast_stream.feed import FeedMessage, Missed, Subscriber
 from ast_stream.messages.audio import Pcm16
@@ -41,83 +47,13 @@ RING_S = 90.0
 MIN_SCENE_S = 100.0
 MAX_SCENE_S = 300.0  # then it begins again
 STREAMS = {"attic": 3, "cellar": 5, "yard": 8}  # with the seeds of their scenes
+LIVE_SEEDS = {MICROPHONE: 13, STATION: 21}
 DISK_BYTES = 64 * 1024 * 1024  # an hour's log and database take about 30 MB
 DELIVERY_S = 30.0
 START_S = 60.0  # for all processes to start on a busy machine
-CAPTURE_STOP_S = 4.0  # longer, and the worker ends the events of a silent stream,
-LOST_S = 8.0  # as here
-WATCHDOG_STOP_S = 36.0  # the supervisor has killed it by then
 LEFT_BEHIND_S = 2.0  # a stream with more audio waiting has not recovered
+ZONE = "Europe/Berlin"  # which has summer time
 ROOT = Path(__file__).parents[2]
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A kind of fault, its target and how long it lasts."""
-
-    kind: str  # kill, stop, overload, full disk
-    target: str = ""
-    duration_s: float = 0.0
-    delay_s: float = 0.0  # after the others of its group
-
-    @property
-    def name(self) -> str:
-        """Kind and target, for the table."""
-        return f"{self.kind} {self.target}".strip()
-
-
-@dataclass
-class Injected:
-    """A fault that was done; times of the monotonic clock."""
-
-    fault: Fault
-    at_s: float
-    over_s: float
-    note: str = ""
-
-
-def plan(
-    rng: random.Random, streams: list[str], *, with_disk: bool, is_long: bool
-) -> list[list[Fault]]:
-    """Return one round: groups of faults that fall together, with every kind of fault.
-
-    Args:
-        is_long: include stops that end a stream's events or trip the watchdog.
-    """
-
-    def kill(target: str) -> Fault:
-        return Fault("kill", target)
-
-    def stop(target: str, max_s: float) -> Fault:
-        return Fault("stop", target, round(rng.uniform(0.5, max_s), 1))
-
-    def capture() -> str:
-        return f"capture {rng.choice(streams)}"
-
-    groups = [
-        [kill("worker")],
-        [kill(capture()), kill("alerts")],
-        [kill("worker"), kill(capture()), kill("alerts")],
-        [kill("worker"), stop("run", 4.0)],
-        [stop("worker", 8.0)],
-        [stop(capture(), CAPTURE_STOP_S), stop("alerts", 8.0), stop("subscriber", 8.0)],
-        [Fault("overload", "", round(rng.uniform(5.0, 10.0), 1)), kill("subscriber")],
-    ]
-    if is_long:
-        groups.append([Fault("stop", capture(), LOST_S)])
-        groups.append([Fault("stop", rng.choice(["worker", "alerts"]), WATCHDOG_STOP_S)])
-    if with_disk:
-        groups.append([Fault("full disk", "", round(rng.uniform(2.0, 6.0), 1))])
-        victim = rng.choice(["worker", "alerts"])
-        groups.append([Fault("full disk", "", 6.0), Fault("kill", victim, delay_s=3.0)])
-        dying = ["worker", capture()]
-        rng.shuffle(dying)
-        killed = [
-            Fault("kill", target, delay_s=2.0 + number) for number, target in enumerate(dying)
-        ]
-        groups.append([Fault("full disk", "", 6.0), *killed])
-    rng.shuffle(groups)
-    return groups
 
 
 @dataclass
@@ -127,6 +63,7 @@ class Seen:
     durable: list[tuple[str, Body]] = field(default_factory=list)
     missed: list[Missed] = field(default_factory=list)
     healths: list[tuple[float, str, Body]] = field(default_factory=list)  # with the time of arrival
+    alerts: list[tuple[float, bool]] = field(default_factory=list)  # whether they hear the worker
     scores: dict[tuple[str, str], dict[int, npt.NDArray[np.float16]]] = field(default_factory=dict)
 
     def recovered_after(self, at_s: float, streams: list[str]) -> float | None:
@@ -135,9 +72,14 @@ class Seen:
         healthy: set[str] = set()
         for arrived_s, stream, body in self.healths[begin:]:
             (healthy.add if is_healthy(body) else healthy.discard)(stream)
-            if healthy == set(streams):
+            if healthy >= set(streams):
                 return arrived_s - at_s
         return None
+
+    def alerts_recovered_after(self, at_s: float) -> float | None:
+        """Return how long after `at_s` the alerts process said that it hears the worker."""
+        begin = bisect.bisect_left(self.alerts, at_s, key=lambda status: status[0])
+        return next((at - at_s for at, hears in self.alerts[begin:] if hears), None)
 
 
 def is_healthy(health: Body) -> bool:
@@ -151,22 +93,34 @@ class Box:
     """One box with its processes.
 
     Args:
+        n_streams: that play scenes from files.
         seconds: of sound that the streams need at least.
         receiver: gets the alerts.
+        is_live: also with a sound card, where there is one, and a station; what these gave is
+            read along from their rings.
     """
 
-    def __init__(self, n_streams: int, seconds: float, receiver: HttpReceiver) -> None:
+    def __init__(
+        self, n_streams: int, seconds: float, receiver: HttpReceiver, *, is_live: bool = False
+    ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="asc-", dir="/tmp"))  # ipc paths are short
         self.streams = list(STREAMS)[:n_streams]
         self.state = self.folder / "state"
         self.state.mkdir()
         self.has_own_disk = self._mount()
         self.scenes: dict[str, Pcm16] = {}
+        scene_s = round(min(max(MIN_SCENE_S, seconds), MAX_SCENE_S))
         for stream in self.streams:
-            scene_s = min(max(MIN_SCENE_S, seconds), MAX_SCENE_S)
-            self.scenes[stream] = generate_scene(STREAMS[stream], round(scene_s)).pcm
+            self.scenes[stream] = generate_scene(STREAMS[stream], scene_s).pcm
             path = self.folder / f"{stream}.wav"
             soundfile.write(path, self.scenes[stream], SAMPLE_RATE, subtype="PCM_16")
+        self.card: SoundCard | None = None
+        self.station: Station | None = None
+        self.taps: dict[str, RingTap] = {}
+        if is_live:
+            self._add_live_sources(scene_s)
+        self.clocks = self._make_clocks() if is_live else None
+        self.broken_gpu = self.folder / "broken-gpu"
         self.config = self.folder / "config.yaml"
         self._write_configuration(receiver.url)
         self._receiver = receiver
@@ -181,7 +135,10 @@ class Box:
             self.feed, topics=("event/", "gap/", "health/", "scores/"), after="oldest",
             replay_patience_s=60.0,
         )  # fmt: skip
-        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._alerts = Subscriber(f"ipc://{self.folder}/run/alerts.sock", topics=("status/",))
+        self._readers = [
+            threading.Thread(target=read, daemon=True) for read in (self._read, self._read_alerts)
+        ]
 
     @property
     def feed(self) -> str:
@@ -196,28 +153,48 @@ class Box:
 
     def start(self) -> None:
         """Start everything, and wait until every stream is healthy."""
+        if self.card is not None:
+            self.card.start()
         self._start_run()
         self._start_subscriber()
-        self._reader.start()
+        for thread in self._readers:
+            thread.start()
+        for tap in self.taps.values():
+            tap.start()
         self.wait_until_healthy(START_S)
 
     def wait_until_healthy(self, patience_s: float) -> bool:
-        """Wait until every stream is healthy; return False if that takes too long."""
+        """Wait until streams and alerts are healthy; return False if that takes too long."""
         began_s = max([0.0, *(injected.over_s for injected in self.injected)])
         end_s = time.monotonic() + patience_s
-        while self.seen.recovered_after(began_s, self.streams) is None:
+        while (
+            self.seen.recovered_after(began_s, self.streams) is None
+            or self.seen.alerts_recovered_after(began_s) is None
+        ):
             if time.monotonic() > end_s:
                 return False
             time.sleep(0.1)
         return True
 
+    def forget_recoveries(self) -> None:
+        """Do not time the recovery from the last faults: others come before it."""
+        began_s = max((injected.at_s for injected in self.injected), default=0.0)
+        for injected in self.injected:
+            if injected.over_s >= began_s:
+                injected.is_alone = False
+
     def inject(self, faults: list[Fault]) -> None:
         """Inject faults at the same time; return when they are over."""
-        threads = [threading.Thread(target=self._inject, args=(fault,)) for fault in faults]
+        group: list[Injected] = []
+        threads = [threading.Thread(target=self._inject, args=(fault, group)) for fault in faults]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+        over_s = time.monotonic()
+        for injected in group:
+            injected.over_s = over_s
+        self.injected += group
         if self._run is not None and self._run.poll() is not None:
             self._run.wait()
             self._start_run()  # as the service manager would
@@ -236,9 +213,12 @@ class Box:
             self._start_without_captures()
         self._subscriber.terminate()
         self.exit_codes["subscriber"] = self._subscriber.wait(30)
-        self._feed.stop()
-        self._reader.join()
-        self._feed.close()
+        for tap in self.taps.values():
+            tap.stop()
+        for subscriber, reader in zip((self._feed, self._alerts), self._readers, strict=True):
+            subscriber.stop()
+            reader.join()
+            subscriber.close()
 
     def close(self) -> None:
         """Kill what still runs and remove the folder."""
@@ -246,6 +226,9 @@ class Box:
             if process is not None and process.poll() is None:
                 process.kill()
                 process.wait()
+        for source in (self.card, self.station):
+            if source is not None:
+                source.close()
         if self.has_own_disk:
             end_s = time.monotonic() + 10
             # the children die with `run`, but not before it
@@ -255,6 +238,31 @@ class Box:
                     break
                 time.sleep(0.2)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def start_out_of_order(self) -> None:
+        """Kill everything, then start each process by itself in any order, and `run` again.
+
+        What is started by itself is stopped as a service manager would.
+        """
+        assert self._run is not None
+        self._run.kill()
+        self._run.wait()
+        commands = [["worker"], ["alerts"], *(["capture", "--stream", s] for s in self.streams)]
+        rng = random.Random(len(self.injected))
+        rng.shuffle(commands)
+        processes = {}
+        for command in commands:
+            name = " ".join(command)
+            processes[name] = self._start("log", *command, "-c", str(self.config))
+            time.sleep(rng.uniform(0.2, 1.5))
+        began_s = time.monotonic()
+        self._wait(lambda: self.seen.recovered_after(began_s, self.streams) is not None)
+        for process in processes.values():
+            process.terminate()
+        for name, process in processes.items():
+            if (code := process.wait(30)) != 0:
+                self.exit_codes[name] = code
+        self._start_run()
 
     def _start_without_captures(self) -> None:
         """Restart worker and alerts to deliver what was pending at the stop."""
@@ -324,17 +332,48 @@ class Box:
             "runtime_dir": str(self.folder / "run"),
             "state_dir": str(self.state),
             "streams": [
-                {
-                    "name": name,
-                    "source": {"type": "file", "path": f"{self.folder}/{name}.wav", "loop": True},
-                    "ring_s": RING_S,
-                }
+                {"name": name, "source": self._source(name), "ring_s": RING_S}
                 for name in self.streams
             ],
             "model": {"device": "cpu", "precision": "fp32", "attention": "math", "hop_s": HOP_S},
             "alerts": {"rules": ["rules.yaml"], "actions": {"hook": hook}},
         }
         self.config.write_text(json.dumps(settings))  # JSON is YAML
+
+    def _source(self, name: str) -> Body:
+        if name == MICROPHONE:
+            return {"type": "microphone", "device": "default"}
+        if name == STATION:
+            assert self.station is not None
+            return {"type": "url", "url": self.station.url}
+        return {"type": "file", "path": f"{self.folder}/{name}.wav", "loop": True}
+
+    def _add_live_sources(self, scene_s: float) -> None:
+        scenes = {name: generate_scene(seed, scene_s).pcm for name, seed in LIVE_SEEDS.items()}
+        if missing_parts() is None:
+            self.card = SoundCard(scenes[MICROPHONE])
+        self.station = Station(scenes[STATION], LIVE_SEEDS[STATION])
+        live = [STATION] if self.card is None else [MICROPHONE, STATION]
+        self.streams += live
+        self.taps = {
+            name: RingTap(name, f"ipc://{self.folder}/run/ring.{name}.sock") for name in live
+        }
+
+    def _make_clocks(self) -> WallClocks | None:
+        if not WallClocks.can_be_set():
+            return None
+        captures = [f"capture {stream}" for stream in self.streams]
+        return WallClocks(self.folder / "clocks", ["worker", "alerts", *captures])
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        found = {"OMP_NUM_THREADS": "1", "TZ": ZONE, "CHAOS_GPU": str(self.broken_gpu)}
+        found["PYTHONPATH"] = str(Path(__file__).parent / "failing_gpu")
+        if self.card is not None:
+            found |= self.card.mic.environment
+        if self.clocks is not None:
+            found |= self.clocks.environment
+        return dict(os.environ) | found
 
     def _start_run(self) -> None:
         self._run = self._start("log", "run", "-c", str(self.config))
@@ -361,7 +400,7 @@ class Box:
                 stdout=file if output is None else output,
                 stderr=file,
                 cwd=ROOT,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                env=self._environment,
             )
 
     def _read(self) -> None:
@@ -380,30 +419,22 @@ class Box:
         epoch = message.body["stream"], message.body["epoch"]
         self.seen.scores.setdefault(epoch, {})[message.body["end_sample"]] = message.scores
 
-    def _inject(self, fault: Fault) -> None:
+    def _read_alerts(self) -> None:
+        for item in self._alerts.messages():
+            if isinstance(item, FeedMessage) and "hears" in item.body:
+                self.seen.alerts.append((time.monotonic(), item.body["hears"]))
+
+    def _inject(self, fault: Fault, group: list[Injected]) -> None:
         time.sleep(fault.delay_s)
         at_s = time.monotonic()
-        note = ""
-        match fault.kind:
-            case "kill":
-                note = self._signal(fault.target, signal.SIGKILL)
-            case "stop":
-                note = self._signal(fault.target, signal.SIGSTOP)
-                time.sleep(fault.duration_s)
-                self._signal(fault.target, signal.SIGCONT)
-            case "overload":
-                with cpu_load(2 * (os.cpu_count() or 1)):
-                    time.sleep(fault.duration_s)
-            case "full disk":
-                with full_disk(self.state):
-                    time.sleep(fault.duration_s)
-        self.injected.append(Injected(fault, at_s, time.monotonic(), note))
+        note = inject(self, fault)
+        group.append(Injected(fault, at_s, time.monotonic(), note))
 
-    def _signal(self, target: str, number: signal.Signals) -> str:
+    def signal(self, target: str, number: signal.Signals) -> str:
         """Send a signal; return why not if no such process is running."""
-        pid = self._pid(target)
+        pid = self.pid(target)
         if pid is None:
-            return "not running"
+            return NOT_RUNNING
         with suppress(ProcessLookupError):
             os.kill(pid, number)
         if number == signal.SIGKILL:
@@ -412,7 +443,8 @@ class Box:
                     process.wait()
         return ""
 
-    def _pid(self, target: str) -> int | None:
+    def pid(self, target: str) -> int | None:
+        """Return the process of a target, such as `worker` and `capture attic`; None if none."""
         assert self._run is not None
         assert self._subscriber is not None
         if target in ("run", "subscriber"):
@@ -433,56 +465,3 @@ def children(pid: int) -> list[int]:
             int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         ]
     return []
-
-
-@contextmanager
-def cpu_load(n: int) -> Iterator[None]:
-    """Keep the processors busy."""
-    busy = "while True: pass"
-    processes = [subprocess.Popen([sys.executable, "-c", busy]) for _ in range(n)]
-    try:
-        yield
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-
-
-@contextmanager
-def full_disk(folder: Path) -> Iterator[None]:
-    """Fill the disk of a folder to the last byte."""
-    filler = folder / "filler"
-    try:
-        with suppress(OSError), filler.open("wb", buffering=0) as file:
-            while file.write(b"\0" * 4096):
-                pass
-        yield
-    finally:
-        filler.unlink()
-
-
-def inject_faults(
-    box: Box, seed: int, seconds: float, report: Callable[[str], None] = lambda text: None
-) -> None:
-    """Inject faults for at least `seconds`, in whole rounds, and let the box recover at the end.
-
-    Some faults come before it has recovered from earlier ones. Between rounds everything is killed.
-    """
-    rng = random.Random(seed)
-    began_s = time.monotonic()
-    is_first = True
-    while is_first or time.monotonic() - began_s < seconds:
-        groups = plan(rng, box.streams, with_disk=box.has_own_disk, is_long=seconds > 0)
-        for faults in groups if is_first else [[Fault("kill", "run")], *groups]:
-            if rng.random() < 0.5:
-                box.wait_until_healthy(START_S)
-            time.sleep(rng.uniform(0.2, 2.5))
-            report(
-                f"{time.monotonic() - began_s:6.1f} s  " + ", ".join(fault.name for fault in faults)
-            )
-            box.inject(faults)
-            if any(fault.kind == "full disk" for fault in faults):
-                # a killed worker's unsaved messages are derived again if their audio survives
-                box.wait_until_healthy(START_S)
-        is_first = False
-    box.wait_until_healthy(START_S)

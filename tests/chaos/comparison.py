@@ -1,9 +1,10 @@
 """Compare what a box published and delivered under faults with an undisturbed run.
 
-The reference is the detector itself on the whole scene, undisturbed. Every epoch of a stream must
-be a prefix of it: the same messages in the same order, bit for bit but for rounding, up to the
-sample where its capture process was killed; open events have an end with a reason, and a
-gap record covers the lost samples. Alerts and readers must have all of it, and nothing twice.
+The reference is the detector itself, undisturbed, on the whole scene, or on what a live source gave
+to its ring. Every epoch of a stream must be a prefix of it: the same messages in the same order,
+bit for bit but for rounding, up to the sample where its capture process ended; open events have an
+end with a reason, and a gap record covers the lost samples. Of a live source the gap records must
+be its holes, to the sample. Alerts and readers must have all of it, and nothing twice.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from chaos import HOP_S, Body, Box, Injected
+from box import HOP_S, Body, Box
+from faults import MICROPHONE, Injected
 from http_receiver import Received
+from reference import RecordedReference, Reference, SceneReference
+from ring_tap import Recording
 
 from ast_stream.coverage.ledger import read_spans
-from ast_stream.detect.detector import Detector
-from ast_stream.messages.audio import Pcm16
-from ast_stream.messages.event import Event, Scores
+from ast_stream.messages.event import Event
 from ast_stream.messages.query import ReplayPage
-from ast_stream.model.tagger import Tagger, load_tagger
-from ast_stream.settings.schema import DetectionSettings
+from ast_stream.model.tagger import load_tagger
 from ast_stream.transport.event_log import EventLog
 from ast_stream.units import SAMPLE_RATE
 
@@ -36,41 +37,17 @@ SILENT_S = 5.0  # then events of the stream end
 SETTLED = 10 * SAMPLE_RATE
 WINDOW_AT_END = 11 * SAMPLE_RATE  # the last windows of an epoch reach beyond its audio
 FOR_EVER = 2**53
-_PIECE = 10 * SAMPLE_RATE
+TIME_SLACK_S = 0.5  # a connection may be slower at times; a lost second shows
+_TIME_POINTS = 10  # of a live epoch's beginning and end
+_TRACE_LINES = 80
+# what processes may die of, by the kind of fault
+CRASHES = {
+    "gpu": ("CUDA out of memory", "CUDA error"),
+    "memory": ("MemoryError", "memory", "bad_alloc", "mmap"),
+    "descriptors": ("Too many open files", "EMFILE", "unable to open database file"),
+}
 
 Key = tuple[Any, ...]
-
-
-class Reference:
-    """Events and scores of an endless repetition of a scene, as far as it was needed."""
-
-    def __init__(self, tagger: Tagger, pcm: Pcm16) -> None:
-        self.events: list[Event] = []
-        self.scores: dict[int, npt.NDArray[np.float32]] = {}
-        self._pcm = pcm
-        self._detector = Detector(tagger, DetectionSettings(), hop_s=HOP_S, on_scores=self._keep)
-        self._detector.open("reference", "0" * 32)
-        self._end_sample = 0
-
-    def advance(self, until: int) -> None:
-        """Run the detector up to sample `until`."""
-        while self._end_sample < until:
-            at = self._end_sample % len(self._pcm)
-            piece = self._pcm[at : at + _PIECE]
-            self._detector.push("reference", self._end_sample, piece)
-            self.events += self._detector.run()
-            self._end_sample += len(piece)
-
-    @property
-    def longest_wait(self) -> int:
-        """Samples that a frame may wait for the window that decides it; 0 where windows decide.
-
-        The last frames of an epoch are decided without that window.
-        """
-        return self._detector.parameters.geometry.longest_wait
-
-    def _keep(self, scores: Scores) -> None:
-        self.scores[scores.end_sample] = scores.scores
 
 
 @dataclass
@@ -83,6 +60,7 @@ class Epoch:
     gaps: list[Body] = field(default_factory=list)  # gap records
     scores: dict[int, npt.NDArray[np.float16]] = field(default_factory=dict)
     explained: list[tuple[int, int]] = field(default_factory=list)  # samples, from and to
+    recording: Recording | None = None  # of a live source
 
     @property
     def name(self) -> str:
@@ -99,6 +77,30 @@ class Epoch:
         return min(starts, default=max(self.scores, default=0))
 
 
+@dataclass(frozen=True)
+class Recovery:
+    """How long after the end of a fault all was well again.
+
+    Attributes:
+        seconds: None: never.
+        is_timed: nothing else was done meanwhile.
+    """
+
+    seconds: float | None
+    is_timed: bool
+
+
+def n_recovered(recoveries: Sequence[Recovery]) -> int:
+    """Return how many recovered."""
+    return sum(recovery.seconds is not None for recovery in recoveries)
+
+
+def percentiles(recoveries: Sequence[Recovery]) -> list[float]:
+    """Return the median, the 95th percentile and the greatest of the timed ones; [] if none."""
+    times = [each.seconds for each in recoveries if each.is_timed and each.seconds is not None]
+    return [float(np.percentile(times, part)) for part in (50, 95, 100)] if times else []
+
+
 @dataclass
 class Comparison:
     """Figures of the comparison, and the differences that nothing explains."""
@@ -106,20 +108,22 @@ class Comparison:
     problems: list[str] = field(default_factory=list)
     figures: Counter[str] = field(default_factory=Counter)
     worst_score: float = 0.0
+    excused: Counter[str] = field(default_factory=Counter)  # lost samples, by reason
+    unexcused: int = 0  # lost samples
     faults: list[Injected] = field(default_factory=list)
-    recoveries_s: dict[str, list[float | None]] = field(default_factory=lambda: defaultdict(list))
+    recoveries: dict[str, list[Recovery]] = field(default_factory=lambda: defaultdict(list))
 
     def table(self) -> str:
         """Return the summary as text."""
-        lines = [f"{'fault':<24}{'done':>6}{'recovered':>11}{'median s':>10}{'slowest s':>11}"]
-        for name, found in sorted(self.recoveries_s.items()):
-            known = sorted(recovery_s for recovery_s in found if recovery_s is not None)
-            median, slowest = (
-                (f"{known[len(known) // 2]:.1f}", f"{known[-1]:.1f}") if known else ("-", "-")
-            )
-            lines.append(f"{name:<24}{len(found):>6}{len(known):>11}{median:>10}{slowest:>11}")
+        lines = [f"{'fault':<28}{'done':>6}{'recovered':>11}{'p50 s':>9}{'p95 s':>9}{'max s':>9}"]
+        for name, found in sorted(self.recoveries.items()):
+            times = "".join(f"{seconds:>9.1f}" for seconds in percentiles(found))
+            lines.append(f"{name:<28}{len(found):>6}{n_recovered(found):>11}{times}")
         lines.append("")
         lines += [f"{name:<58}{n:>9}" for name, n in self.figures.items()]
+        for reason, n in sorted(self.excused.items()):
+            lines.append(f"{f'samples lost, excused: {reason}':<58}{n:>9}")
+        lines.append(f"{'samples lost, unexcused':<58}{self.unexcused:>9}")
         lines.append(f"{'largest difference of a score':<58}{self.worst_score:>9.5f}")
         lines.append(f"{'unexplained':<58}{len(self.problems):>9}")
         return "\n".join([*lines, *(f"  {problem}" for problem in self.problems)])
@@ -132,11 +136,20 @@ def compare(box: Box, received: Sequence[Received]) -> Comparison:
     log = published(box)
     tagger = load_tagger("bundled", device="cpu", precision="fp32", attention="math")
     for stream in box.streams:
-        reference = Reference(tagger, box.scenes[stream])
         epochs = _epochs(box, log, stream)
         _check_epochs(box, stream, epochs, comparison)
+        if stream in box.scenes:
+            scene = SceneReference(tagger, box.scenes[stream])
+            for epoch in epochs:
+                _compare_epoch(epoch, scene, comparison)
+            continue
         for epoch in epochs:
-            _compare_epoch(epoch, reference, comparison)
+            epoch.recording = box.taps[stream].recordings.get(epoch.epoch)
+            if epoch.recording is None:
+                comparison.figures["epochs too short to be read along"] += 1
+                continue
+            _check_time(epoch.name, epoch.recording, comparison)
+            _compare_epoch(epoch, RecordedReference(tagger, epoch.recording), comparison)
     _check_coverage(box, log, comparison)
     _check_begins_and_ends(log, comparison)
     _check_alerts(log, received, comparison)
@@ -144,9 +157,7 @@ def compare(box: Box, received: Sequence[Received]) -> Comparison:
     for name, code in box.exit_codes.items():
         if code != 0:
             comparison.problems.append(f"{name}: expected exit code 0, got {code}")
-    for word in ("Traceback", "Assertion failed", "Fatal Python error"):
-        if n := box.log.count(word):
-            comparison.problems.append(f"the log has {n} times {word!r}")
+    _check_log(box, comparison)
     return comparison
 
 
@@ -206,10 +217,7 @@ def _explained_ranges(healths: list[Body]) -> list[tuple[int, int]]:
 
 def _check_epochs(box: Box, stream: str, epochs: list[Epoch], comparison: Comparison) -> None:
     """Check that no capture process died by itself: at most one epoch per kill and one more."""
-    kills = sum(
-        injected.fault.kind == "kill" and injected.fault.target in ("run", f"capture {stream}")
-        for injected in box.injected
-    )
+    kills = sum(_ends_of_capture(injected, stream) for injected in box.injected)
     comparison.figures["epochs (runs of capture processes)"] += len(epochs)
     if len(epochs) > 1 + kills:
         comparison.problems.append(
@@ -217,18 +225,98 @@ def _check_epochs(box: Box, stream: str, epochs: list[Epoch], comparison: Compar
         )
 
 
+def _ends_of_capture(injected: Injected, stream: str) -> int:
+    """Return how often at most a fault ends the capture process of a stream."""
+    fault = injected.fault
+    if fault.kind == "start order":
+        return 2
+    if fault.kind == "sound server" and stream == MICROPHONE:
+        return int(fault.target == "hung")  # calls to the server never return
+    if fault.kind == "kill":
+        return int(fault.target in ("run", f"capture {stream}"))
+    return int(fault.kind in ("descriptors", "memory") and fault.target == f"capture {stream}")
+
+
+def _check_time(name: str, recording: Recording, comparison: Comparison) -> None:
+    """Check that a live source's samples and holes add up to the time that has passed."""
+    late = recording.lateness_s
+    if len(late) < 2 * _TIME_POINTS:
+        return
+    # the least of each end: audio is late, never early
+    moved_s = min(late[-_TIME_POINTS:]) - min(late[:_TIME_POINTS])
+    comparison.figures["live epochs whose time was checked"] += 1
+    if abs(moved_s) > TIME_SLACK_S:
+        comparison.unexcused += max(0, round(moved_s * SAMPLE_RATE))
+        comparison.problems.append(
+            f"{name}: in {recording.end / SAMPLE_RATE:.1f} s of audio {moved_s:+.2f} s are in no "
+            "record"
+        )
+
+
+def _check_log(box: Box, comparison: Comparison) -> None:
+    """Check that nothing crashed but of what was injected."""
+    kinds = {injected.fault.kind for injected in box.injected}
+    allowed = [word for kind, words in CRASHES.items() if kind in kinds for word in words]
+    lines = box.log.splitlines()
+    for number, line in enumerate(lines):
+        if not any(word in line for word in ("Traceback", "Assertion failed", "Fatal Python")):
+            continue
+        about = lines[max(0, number - 3) : number + _TRACE_LINES]
+        if not any(word in each for each in about for word in allowed):
+            comparison.problems.append(f"the log has, unexpectedly: {' | '.join(about)[:2000]}")
+
+
+def _compare_gaps(epoch: Epoch, decided: int, comparison: Comparison) -> None:
+    """Check that the gap records of a live source are its holes."""
+    assert epoch.recording is not None
+    published = _merged(
+        (gap["start"], gap["start"] + gap["samples"], gap["reason"])
+        for gap in epoch.gaps
+        if gap["reason"] != RESTART_GAP and gap["start"] < epoch.recording.end
+    )
+    holes = _merged(hole for hole in epoch.recording.holes if hole[1] <= decided)
+    for start, stop, reason in published:
+        comparison.excused[reason] += stop - start
+    published = [gap for gap in published if gap[1] <= decided]
+    if published != holes:
+        wrong = set(published) ^ set(holes)
+        comparison.unexcused += sum(stop - start for start, stop, _ in wrong)
+        comparison.problems.append(
+            f"{epoch.name}: gap records {published} are not the holes of the source {holes}"
+        )
+
+
+def _merged(ranges: Iterable[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
+    """Return ranges in order, those joined that touch and have the same reason."""
+    found: list[tuple[int, int, str]] = []
+    for start, stop, reason in sorted(ranges):
+        if found and found[-1][1] == start and found[-1][2] == reason:
+            found[-1] = (found[-1][0], stop, reason)
+        else:
+            found.append((start, stop, reason))
+    return found
+
+
 def _compare_epoch(epoch: Epoch, reference: Reference, comparison: Comparison) -> None:
-    decided = epoch.decided() - reference.longest_wait
+    decided = epoch.decided()
+    if reference.end is not None:
+        decided = min(decided, reference.end)
+    decided -= reference.longest_wait
     last_sample = max([decided, *(body["at_sample"] for body in epoch.messages)])
     reference.advance(last_sample + SAMPLE_RATE)
     _compare_messages(epoch, reference, decided, comparison)
     for gap in epoch.gaps:
         comparison.figures[f"gap records: {gap['reason']}"] += 1
-        if gap["reason"] != RESTART_GAP:
+        if gap["reason"] == RESTART_GAP:
+            comparison.excused[RESTART_GAP] += gap["samples"]
+        elif epoch.recording is None:
+            comparison.unexcused += gap["samples"]
             comparison.problems.append(
                 f"{epoch.name}: lost {gap['samples']} samples from {gap['start']} on "
                 f"({gap['reason']}), which the ring had"
             )
+    if epoch.recording is not None:
+        _compare_gaps(epoch, decided, comparison)
     ranges = sorted((gap["start"], gap["start"] + gap["samples"]) for gap in epoch.gaps)
     if any(stop > start for (_, stop), (start, _) in pairwise(ranges)):
         comparison.problems.append(
@@ -237,7 +325,11 @@ def _compare_epoch(epoch: Epoch, reference: Reference, comparison: Comparison) -
     wrong = {}
     for end_sample, scores in epoch.scores.items():
         if end_sample <= decided and not epoch.is_explained(end_sample, end_sample):
-            difference = float(np.abs(scores - reference.scores[end_sample]).max())
+            expected = reference.scores.get(end_sample)
+            if expected is None:
+                wrong[end_sample] = np.inf
+                continue
+            difference = float(np.abs(scores - expected).max())
             comparison.worst_score = max(comparison.worst_score, difference)
             comparison.figures["windows with equal scores"] += difference <= ROUNDING
             if difference > ROUNDING:
@@ -323,6 +415,7 @@ def _check_coverage(box: Box, log: list[tuple[str, Body]], comparison: Compariso
                 lost[span.epoch, span.reason] += span.samples
             expected = stops.get(span.epoch, 0)
             if span.start_sample != expected:
+                comparison.unexcused += abs(span.start_sample - expected)
                 comparison.problems.append(
                     f"{stream} {span.epoch[:8]}: the ledger goes on at sample {span.start_sample} "
                     f"instead of {expected}"
@@ -436,8 +529,12 @@ def _compare_recoveries(box: Box, comparison: Comparison) -> None:
         if injected.note:
             comparison.figures[f"faults not done: {injected.note}"] += 1
             continue
-        recovered_s = box.seen.recovered_after(injected.over_s, box.streams)
-        name = injected.fault.name.split(" ")[:2]
-        comparison.recoveries_s[" ".join(name)].append(recovered_s)
+        fault = injected.fault
+        recovered_s = box.seen.recovered_after(injected.over_s, fault.streams(box.streams))
+        if fault.target in ("alerts", "run") or fault.kind == "start order":
+            alerts_s = box.seen.alerts_recovered_after(injected.over_s)
+            is_back = recovered_s is not None and alerts_s is not None
+            recovered_s = max(recovered_s or 0.0, alerts_s or 0.0) if is_back else None
         if recovered_s is None:
-            comparison.problems.append(f"nothing recovered after {injected.fault.name}")
+            comparison.problems.append(f"nothing recovered after {fault.name}")
+        comparison.recoveries[fault.row].append(Recovery(recovered_s, injected.is_alone))

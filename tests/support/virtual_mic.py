@@ -85,7 +85,7 @@ class VirtualMic:
         command += ["--disable-shm=yes", f"--log-target=file:{self.folder}/log"]
         self._server = subprocess.Popen(
             command,
-            env=self._full_environment() | {"HOME": str(self.folder)},
+            env=self.full_environment() | {"HOME": str(self.folder)},
             stderr=subprocess.DEVNULL,
         )
         deadline = time.monotonic() + _START_LIMIT_S
@@ -102,7 +102,7 @@ class VirtualMic:
         if self.channels in _MAPS:
             command.append(f"--channel-map={_MAPS[self.channels]}")
         subprocess.run(
-            command, input=pcm.astype("<i2").tobytes(), env=self._full_environment(), check=True
+            command, input=pcm.astype("<i2").tobytes(), env=self.full_environment(), check=True
         )
 
     def unplug(self) -> None:
@@ -130,11 +130,18 @@ class VirtualMic:
         """Run pactl and return its output."""
         return subprocess.run(
             ["pactl", *arguments],
-            env=self._full_environment(),
+            env=self.full_environment(),
             check=True,
             capture_output=True,
             text=True,
         ).stdout
+
+    def kill(self) -> None:
+        """End the server at once; `start` brings it back on the same paths."""
+        if self._server is not None:
+            self._server.kill()
+            self._server.wait(10)
+            self._server = None
 
     def stop(self) -> None:
         """End the server; `start` brings it back on the same paths."""
@@ -158,12 +165,13 @@ class VirtualMic:
         names = f" channel_map={_MAPS[self.channels]}" if self.channels in _MAPS else ""
         return _NULL_SINK.format(name=SINK, rate=self.rate, channels=self.channels, map=names)
 
-    def _full_environment(self) -> dict[str, str]:
+    def full_environment(self) -> dict[str, str]:
+        """Return the environment of a program that plays or records here."""
         return {**os.environ, **self.environment}
 
     def _answers(self) -> bool:
         asked = subprocess.run(
-            ["pactl", "info"], env=self._full_environment(), capture_output=True, check=False
+            ["pactl", "info"], env=self.full_environment(), capture_output=True, check=False
         )
         return asked.returncode == 0
 

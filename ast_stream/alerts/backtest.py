@@ -40,6 +40,7 @@ class BacktestReport:
         first_ns, last_ns: stream time of the first and the last event.
         listened_ns: duration of the audio the events are from; None: from first to last.
         damaged: lines that are not messages.
+        not_judged: rules that go by health messages, where there are none.
     """
 
     fired: Counter[str] = field(default_factory=Counter)
@@ -49,6 +50,7 @@ class BacktestReport:
     first_ns: int | None = None
     last_ns: int | None = None
     listened_ns: int | None = None
+    not_judged: list[str] = field(default_factory=list)
 
     def add_listened(self, duration_ns: int) -> None:
         """Add the duration of one recording."""
@@ -77,8 +79,11 @@ def backtest(
     """Yield each firing and resolution that would have been announced; fills in `report`.
 
     After the last event an hour passes without sound. Absence is counted from the first event.
+    Rules about levels and coverage go by health messages alone, up to the last one.
     """
     report.fired.update({rule.name: 0 for rule in rules.rules})
+    by_health = {rule.name for rule in rules.rules if rule.trigger.reads_health}
+    has_health = False
     engine: Engine | None = None
     for message in messages:
         if engine is None:
@@ -86,13 +91,16 @@ def backtest(
             if report.first_ns is None:
                 report.damaged += 1
                 continue
-            engine = Engine(rules, now_ns=report.first_ns, timing=timing)
+            engine = Engine(rules, now_ns=report.first_ns, timing=timing, has_health=False)
+        has_health = has_health or isinstance(message, Health)
         yield from _counted(engine.process(message), report)
         report.last_ns = engine.now_ns
     if engine is not None:
-        yield from _counted(engine.advance(engine.now_ns + _SETTLE_NS), report)
+        settled = engine.advance(engine.now_ns + _SETTLE_NS)
+        yield from _counted([one for one in settled if one.alert.rule not in by_health], report)
         report.events = engine.counters.events
         report.suppressed = engine.counters.suppressed_by_rule
+    report.not_judged = [] if has_health else sorted(by_health)
 
 
 def _time_ns(message: Message) -> int | None:

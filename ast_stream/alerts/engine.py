@@ -40,6 +40,7 @@ class Engine:
         now_ns: stream time at which it starts.
         timing: how late the detector reports sounds.
         time: the one by which the times in `state` are; None: restore it from there.
+        has_health: there are health messages; else no stream is expected to report.
 
     Raises:
         ValueError: a state of another version.
@@ -53,6 +54,7 @@ class Engine:
         now_ns: int,
         timing: DetectionTiming | None = None,
         time: SteadyTime | None = None,
+        has_health: bool = True,
     ) -> None:
         self.time = time or SteadyTime(None if state is None else state.get("time"))
         self.counters = EngineCounters()
@@ -60,7 +62,7 @@ class Engine:
         self._now = now_ns
         self._restored: list[Transition] = []
         self._instances = InstanceTable(rules, self._timing, self.counters, self.time)
-        self._streams = StreamHealth(self._instances)
+        self._streams = StreamHealth(self._instances, has_health=has_health)
         self._open_events = OpenEvents(self._instances, self._streams)
         if state is not None:
             self._restore(state, now_ns)

@@ -28,10 +28,15 @@ class _Stream:
 
 
 class StreamHealth:
-    """The streams seen so far, for rules about levels and about absent sounds."""
+    """The streams seen so far, for rules about levels, coverage and absent sounds.
 
-    def __init__(self, instances: InstanceTable) -> None:
+    Args:
+        has_health: there are health messages; else no stream is expected to report.
+    """
+
+    def __init__(self, instances: InstanceTable, *, has_health: bool = True) -> None:
         self._instances = instances
+        self._has_health = has_health
         self._streams: dict[str, _Stream] = {}
 
     def see(self, stream: str, labels: dict[str, str], now: int) -> list[Transition]:
@@ -108,7 +113,8 @@ class StreamHealth:
 
     def expect_named(self, now: int) -> None:
         """Wait for streams that rules name, before anything is heard of them."""
-        for rule in (*self._instances.listening_rules, *self._instances.health_rules):
+        health_rules = self._instances.health_rules if self._has_health else ()
+        for rule in (*self._instances.listening_rules, *health_rules):
             if set(rule.group_by) - {"stream"}:
                 continue
             for stream in sorted(rule.matchers[0].named_streams or ()):

@@ -157,6 +157,9 @@ def summary_lines(report: BacktestReport, firings: Sequence[tuple[int, str]]) ->
         suppressed = report.suppressed.get(rule, {})
         reasons = ", ".join(f"{n} by {reason}" for reason, n in suppressed.items())
         yield f"{line}  suppressed: {reasons}" if reasons else line
+    if report.not_judged:
+        names = ", ".join(report.not_judged)
+        yield f"not judged, for they go by health messages, of which there are none: {names}"
     if report.damaged:
         yield f"lines that are not messages: {report.damaged}"
 

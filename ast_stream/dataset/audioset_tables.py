@@ -106,8 +106,11 @@ def _class_names(table: Path) -> Mapping[str, str]:
     delimiter = ";" if lines and lines[0].count(";") > lines[0].count(",") else ","
     try:
         rows = csv.DictReader(lines, delimiter=delimiter)
-        return {row["mid"]: row["display_name"] for row in rows}
-    except (KeyError, csv.Error) as error:
+        names = {row["mid"]: row["display_name"] for row in rows}
+        if None in names.values():
+            raise ValueError("a row without a name")
+        return names
+    except (KeyError, ValueError, csv.Error) as error:
         raise refusal(path, f"expected columns index, mid, display_name ({error!r})") from error
 
 

@@ -45,9 +45,9 @@ def main() -> int:
                     finding = campaign.tally.findings[kind]
                     path = keep_finding(finding, args.keep)
                     print(f"{name}: {kind}: {path}", file=sys.stderr, flush=True)
-            report = _report(campaigns, args.seed, time.monotonic() - began_s)
-            if args.out is not None:
-                args.out.write_text(json.dumps(report, indent=1) + "\n")
+                report = _report(campaigns, args.seed, time.monotonic() - began_s)
+                if args.out is not None:
+                    args.out.write_text(json.dumps(report, indent=1) + "\n")
     print(_table(report))
     return 1 if report["findings"] else 0
 

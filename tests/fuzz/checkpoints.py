@@ -30,14 +30,14 @@ def decoders(scratch: Path) -> Iterator[Decoder]:
     checkpoint = tiny_checkpoint(
         window_s=1.0, hop_s=0.5, onset_thresholds={"Bark": 0.5}, rise_on_s={"Bark": 0.2},
         score_maps={"Bark": PlattScaling(scale=1.5)}, background=["Background"],
-        golden=Golden(recipe="chirps-1", seed=1, scores=[0.1, 0.2, 0.3]),
+        golden=Golden(recipe="chirps-1", seed=1, scores=[0.1, 0.2, 0.1]),
         provenance={"data": "none"},
     )  # fmt: skip
     save_checkpoint(whole, checkpoint)
     (whole / LABELS_CSV).write_text("index,mid,display_name\n0,/m/1,Bark\n1,/m/2,Siren\n2,/m/3,X\n")
     for name in (CONFIG, PREPROCESSOR, METADATA):
         yield Decoder(
-            f"checkpoint: {name}", [((whole / name).read_bytes(),)], _file(whole, name), 0.4
+            f"checkpoint: {name}", [((whole / name).read_bytes(),)], _file(whole, name), 0.15
         )
     labels = (whole / LABELS_CSV).read_bytes()
     config = json.loads((whole / CONFIG).read_bytes())
@@ -45,21 +45,21 @@ def decoders(scratch: Path) -> Iterator[Decoder]:
     shutil.copytree(whole, bare)
     (bare / METADATA).unlink()
     (bare / CONFIG).write_text(json.dumps({k: v for k, v in config.items() if "label" not in k}))
-    yield Decoder("checkpoint: label table", [(labels,)], _file(bare, LABELS_CSV), 0.4)
+    yield Decoder("checkpoint: label table", [(labels,)], _file(bare, LABELS_CSV), 0.15)
     header, tensors = _split((whole / _WEIGHTS).read_bytes())
-    yield Decoder("checkpoint: header of tensors", [(header,)], _header(whole, tensors), 0.3)
+    yield Decoder("checkpoint: header of tensors", [(header,)], _header(whole, tensors), 0.1)
     names = {name: _WEIGHTS for name in json.loads(header) if name != "__metadata__"}
     index = json.dumps({"metadata": {"total_size": 1}, "weight_map": names}).encode()
-    yield Decoder("checkpoint: index of parts", [(index,)], _index(folder, whole), 0.3)
+    yield Decoder("checkpoint: index of parts", [(index,)], _index(folder, whole), 0.1)
     small = {name: tensor for name, tensor in list(checkpoint.state_dict.items())[:3]}
     pickled = folder / "small.bin"
     torch.save(small, pickled)
     torch.save(small, legacy := folder / "legacy.pth", _use_new_zipfile_serialization=False)
     seeds = [(pickled.read_bytes(),), (legacy.read_bytes(),)]
-    yield Decoder("checkpoint: pickle", seeds, _pickle(folder), 0.1, _PICKLE_TOKENS)
-    yield Decoder("state of a training", [(b"x" * 200,)], _training(folder), 0.1, _PICKLE_TOKENS)
+    yield Decoder("checkpoint: pickle", seeds, _pickle(folder), 0.05, _PICKLE_TOKENS)
+    yield Decoder("state of a training", [(b"x" * 200,)], _training(folder), 0.05, _PICKLE_TOKENS)
     table = b"title,author,licence,source\nDog,Someone,CC0,https://example.org\n"
-    yield Decoder("attributions", [(table,)], _attributions(folder), 0.3)
+    yield Decoder("attributions", [(table,)], _attributions(folder), 0.1)
 
 
 _PICKLE_TOKENS = (

@@ -104,17 +104,17 @@ def decoders(scratch: Path) -> Iterator[Decoder]:
     ]
     settings = [case for case in examples if b"\nstreams:" in case[0]]
     yaml_seeds = [(_flow(case[0]),) for case in settings] + settings
-    yield Decoder("YAML", [*examples, (_RULES,)], _yaml, 0.1, _YAML_TOKENS)
-    yield Decoder("configuration", yaml_seeds, _Settings(folder).decode, 0.1, _YAML_TOKENS)
-    yield Decoder("rule file", [(_RULES, _ONTOLOGY)], _Rules(folder).decode, 0.1, _YAML_TOKENS)
-    yield Decoder("rule tests", [(_TESTS,)], _Tests(folder).decode, 0.08, _YAML_TOKENS)
-    yield Decoder("messages to backtest", [_backtest_seed()], _backtest, 0.2)
+    yield Decoder("YAML", [*examples, (_RULES,)], _yaml, 0.04, _YAML_TOKENS)
+    yield Decoder("configuration", yaml_seeds, _Settings(folder).decode, 0.05, _YAML_TOKENS)
+    yield Decoder("rule file", [(_RULES, _ONTOLOGY)], _Rules(folder).decode, 0.03, _YAML_TOKENS)
+    yield Decoder("rule tests", [(_TESTS,)], _Tests(folder).decode, 0.03, _YAML_TOKENS)
+    yield Decoder("messages to backtest", [_backtest_seed()], _backtest, 0.1)
     yield Decoder("key file", _key_files(folder), _Keys(folder).decode, 0.5)
     yield Decoder("key in Z85", [(_KEY.public.encode(),)], _z85)
     yield Decoder("allow-list", [_allow_list(folder)], _AllowList(folder).decode, 0.5)
     tables = _Tables(folder / "data")
     for name, kind in tables.kinds.items():
-        yield Decoder(f"annotations: {name}", kind[0], kind[1], 0.4)
+        yield Decoder(f"annotations: {name}", kind[0], kind[1], 0.2)
 
 
 def _flow(text: bytes) -> bytes:

@@ -60,15 +60,15 @@ def decoders(scratch: Path) -> Iterator[Decoder]:
     folder.mkdir()
     read = _Reader(folder / "recording").decode
     for name, kinds in _KINDS.items():
-        yield Decoder(f"recording: {name}", [(_written(*kind),) for kind in kinds], read, 0.1)
+        yield Decoder(f"recording: {name}", [(_written(*kind),) for kind in kinds], read, 0.06)
     ogg = [(_written("OGG", "VORBIS"),), (_written("OGG", "OPUS"),)]
     chained = (ogg[0][0] * 2,)
-    yield Decoder("recording: Ogg", [*ogg, chained], read, 0.1, repair=_with_page_sums)
+    yield Decoder("recording: Ogg", [*ogg, chained], read, 0.06, repair=_with_page_sums)
     for name, kind in _VIDEO.items():
-        yield Decoder(f"recording: {name}", [(_muxed(*kind),)], read, 0.05)
+        yield Decoder(f"recording: {name}", [(_muxed(*kind),)], read, 0.04)
     yield Decoder("headers of recordings", _all_seeds(), _layout)
     for form in _STDIN_FORMATS:
-        yield Decoder(f"standard input: {form}", _stdin_seeds(form), _standard_input(form), 0.3)
+        yield Decoder(f"standard input: {form}", _stdin_seeds(form), _standard_input(form), 0.2)
 
 
 def tone(seconds: float = _SECONDS) -> np.ndarray[tuple[int], np.dtype[np.float32]]:

@@ -49,11 +49,11 @@ def decoders(scratch: Path) -> Iterator[Decoder]:
     folder = scratch / "state"
     folder.mkdir()
     yield Decoder(
-        "event log", [_event_log(folder)], _EventLogs(folder).decode, 0.15, repair=_repair
+        "event log", [_event_log(folder)], _EventLogs(folder).decode, 0.05, repair=_repair
     )
-    yield Decoder("coverage ledger", [_ledger()], _Ledgers(folder).decode, 0.15, repair=_repair)
-    yield Decoder("journal", [_journal(folder)], _Journals(folder).decode, 0.3, repair=_repair)
-    yield Decoder("metrics of a training", [_metrics()], _Metrics(folder).decode, 0.3)
+    yield Decoder("coverage ledger", [_ledger()], _Ledgers(folder).decode, 0.05, repair=_repair)
+    yield Decoder("journal", [_journal(folder)], _Journals(folder).decode, 0.15, repair=_repair)
+    yield Decoder("metrics of a training", [_metrics()], _Metrics(folder).decode, 0.15)
     stores = _Stores(folder)
     yield Decoder("alert database", [stores.seed], stores.decode, 0.015)
     yield Decoder("rule state in the database", [_engine_state()], stores.decode_state, 0.015)

@@ -74,7 +74,7 @@ def decoders(scratch: Path) -> Iterator[Decoder]:
     yield Decoder("line of the event log", _log_lines(), _log_line, repair=_with_checksums)
     yield Decoder("line of the ledger", _span_lines(), _span_line, repair=_with_checksums)
     yield Decoder("notification in the outbox", [(_notification().encode(),)], _decode_notification)
-    yield Decoder("messages for the rules", _rule_streams(), _rules, share=0.3)
+    yield Decoder("messages for the rules", _rule_streams(), _rules, share=0.1)
     for kind in ("pull", "pub", "router"):
         yield Decoder(f"ZMTP, {kind}", _zmtp_seeds(kind), _zmtp(kind))
     yield Decoder("CURVE handshake", [(b"", b"", b"", b"")], _curve, share=0.5)

@@ -25,6 +25,7 @@ from ast_stream.alerts.rules.windows import WindowSettings
 from ast_stream.alerts.triggers.absent import Absent, AbsentFor
 from ast_stream.alerts.triggers.base import Trigger
 from ast_stream.alerts.triggers.count import Count, CountWithin
+from ast_stream.alerts.triggers.coverage import Coverage, CoverageBelow
 from ast_stream.alerts.triggers.duration import ForDuration
 from ast_stream.alerts.triggers.level import Level, LevelFor
 from ast_stream.alerts.triggers.sequence import Sequence, SequenceWithin
@@ -34,7 +35,9 @@ from ast_stream.units import NS_PER_SECOND
 RULE_NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 
 
-KINDS: tuple[type[Trigger], ...] = (ForDuration, CountWithin, SequenceWithin, AbsentFor, LevelFor)
+KINDS: tuple[type[Trigger], ...] = (
+    ForDuration, CountWithin, SequenceWithin, AbsentFor, LevelFor, CoverageBelow,
+)  # fmt: skip
 """In the order in which messages list them; a rule without any has the plain `Trigger`."""
 
 
@@ -65,6 +68,9 @@ class RuleSettings(RuleSection):
     )
     level: Level | None = Field(
         default=None, description="fires on the level or the absence of a stream"
+    )
+    coverage: Coverage | None = Field(
+        default=None, description="fires when a stream was heard for too little of a time"
     )
     group_by: NameList | None = Field(
         default=None,

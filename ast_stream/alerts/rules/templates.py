@@ -39,7 +39,7 @@ FIELDS = {
     "onset": "when it began, UTC",
     "started": "when the first sound of the alert began, UTC",
     "fired": "when the alert fired, UTC",
-    "active_s": "seconds of sound for 'for', else seconds since the alert began",
+    "active_s": "seconds of sound for 'for', lost for 'coverage', else since the alert began",
     "count": "events in the alert",
     "level_dbfs": "level of the stream, for level rules",
     "suppressed": "firings suppressed since the last alert",

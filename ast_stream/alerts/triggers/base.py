@@ -193,7 +193,7 @@ class Trigger:
             self.clear()
 
     def sounded_ns(self, now: int) -> int | None:
-        """Return for how long the sound has lasted; None: this kind does not count that."""
+        """Return how much sound has lasted, or is lost; None: this kind does not count that."""
         return None
 
     def _state(self) -> dict[str, Any]:

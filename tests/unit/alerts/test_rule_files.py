@@ -118,8 +118,8 @@ def of_rule(text: str) -> str:
         ),
         (
             of_rule("alert: a"),
-            "r.yaml:4:9: error E102: groups[0].rules[0]: expected 'match', sequence, absent or "
-            "level, got neither",
+            "r.yaml:4:9: error E102: groups[0].rules[0]: expected 'match', sequence, absent, level "
+            "or coverage, got neither",
         ),
         (
             of_rule("alert: a, for: 3s"),

@@ -46,7 +46,7 @@ ifeq ($(CI),true)
 DEBIAN_PACKAGES += $(CI_PACKAGES)
 endif
 
-.PHONY: help run test quick check lint coverage chaos fuzz debian fix docs bench clean
+.PHONY: help run test quick check lint coverage chaos power-cuts fuzz debian fix docs bench clean
 
 help:
 	@echo "make run       set up and run the demo"
@@ -55,6 +55,7 @@ help:
 	echo "make coverage  run all tests, and show the lines and branches that none of them reaches"
 	echo "make chaos     kill, stop, overload and fill up a box for an hour, and compare (MINUTES=60 SEED=1)"
 	echo "make fuzz      give every decoder a million damaged inputs (CASES=1000000 SEED=1)"
+	echo "make power-cuts  cut the power after each operation that a busy minute does to its files"
 	echo "make fix       format, and repair what ruff can repair"
 	echo "make docs      write the generated pages of docs/reference/ again"
 	echo "make bench     measure this machine: milliseconds per window, attention, precision"
@@ -87,6 +88,9 @@ lint:
 	$(BIN)/mypy
 	$(BIN)/mypy $(MYPY_TESTS) tests scripts examples
 	$(BIN)/lint-imports --no-cache
+
+power-cuts: $(VENV)/.installed-dev
+	@$(BIN)/python tests/powercut/power_cuts.py --seed $(SEED)
 
 chaos: $(VENV)/.installed-dev
 	@$(BIN)/python tests/chaos/run.py --minutes $(MINUTES) --seed $(SEED)

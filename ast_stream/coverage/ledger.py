@@ -4,8 +4,8 @@ Spans that have ended, and once in `WRITE_EVERY_S` those that go on, are appende
 in the state folder; a full segment is first rewritten with its neighbours merged, so that only what
 changes takes room. What is not in the log yet is in a small file in the runtime folder (memory, on
 most systems), replaced before the worker's journal: a kill loses no sample, and what a resumed
-worker derives again is recognised by its sample index. A power cut loses at most the last
-`WRITE_EVERY_S`, which then count as missing.
+worker derives again is recognised by its sample index. What is appended is synced at once: a power
+cut loses at most the last `WRITE_EVERY_S`, which then count as missing.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ class CoverageLedger:
         self._accounted = Accounted()
         self._open: dict[str, Span] = {}  # by stream: the span that goes on
         self._closed: deque[Span] = deque()
+        self._unsynced: list[Span] = []  # in the log, where a power cut may take them
         self._written_s = now_s()
         self._kept: bytes | None = None  # content of the file `unwritten`; None: not known
         recent: deque[list[bytes]] = deque(maxlen=RECENT_SEGMENTS)
@@ -118,7 +119,7 @@ class CoverageLedger:
         self._open[part.stream] = part
 
     def save(self, *, at_once: bool = False) -> None:
-        """Make what was added safe from a kill.
+        """Make what was added safe from a kill, and what is in the log from a power cut.
 
         Args:
             at_once: write everything to the log; otherwise spans that go on once in a while.
@@ -129,7 +130,8 @@ class CoverageLedger:
             for stream in list(self._open):
                 self._close(self._open.pop(stream))
         while self._closed and self._is_written(self._closed[0]):
-            self._closed.popleft()
+            self._unsynced.append(self._closed.popleft())
+        self._sync()
         self._keep_unwritten()
 
     def close(self) -> None:
@@ -153,10 +155,29 @@ class CoverageLedger:
                 self._merge(full)
             self._folder.write(line)
         except (OSError, DamagedFileError) as error:
-            self.outage.failed("%s %s cannot be written: %s", _WHAT, self._folder.path, error)
+            self._failed(error)
             return False
-        self.outage.worked()
         return True
+
+    def _sync(self) -> None:
+        if not self._unsynced:
+            return
+        try:
+            self._folder.sync()
+        except OSError as error:
+            self._failed(error)
+        else:
+            self._unsynced.clear()
+            self.outage.worked()
+
+    def _failed(self, error: Exception) -> None:
+        """Report that the disk refused something; what was not synced is written once more.
+
+        Readers know what is there twice.
+        """
+        self.outage.failed("%s %s cannot be written: %s", _WHAT, self._folder.path, error)
+        self._closed.extendleft(reversed(self._unsynced))
+        self._unsynced.clear()
 
     def _merge(self, segment: _Segment) -> None:
         """Rewrite a full segment with neighbours merged, if that makes it much smaller."""

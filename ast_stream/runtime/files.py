@@ -67,12 +67,12 @@ def replace_files(
             with _named(folder / name):
                 _write(unfinished[name], content, mode)
                 if is_synced:
-                    _sync(unfinished[name])
+                    sync(unfinished[name])
         for name, written in unfinished.items():
             with _named(folder / name):
                 os.replace(written, folder / name)
         if is_synced:
-            _sync(folder)
+            sync(folder)
     finally:
         for left_over in unfinished.values():
             with suppress(OSError):
@@ -84,6 +84,35 @@ def replace_file(
 ) -> None:
     """Write one file, see `replace_files`."""
     replace_files(path.parent, {path.name: content}, is_synced=is_synced, mode=mode)
+
+
+def make_folder(path: Path, mode: int = 0o777) -> None:
+    """Make a folder, and those above it, if they are not there; a power cut does not take them.
+
+    Raises:
+        OSError: it cannot be made, or is something else.
+    """
+    if path.is_dir():
+        return
+    if path.parent != path:
+        make_folder(path.parent)
+    path.mkdir(mode, exist_ok=True)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Bring to the disk what a file holds, or which names a folder holds.
+
+    A file that is synced may still lose its name to a power cut: that is in its folder.
+
+    Raises:
+        OSError: the disk did not take it, or the path is not there.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 @contextmanager
@@ -222,14 +251,6 @@ def _named(path: Path) -> Iterator[None]:
     except OSError as error:
         error.filename, error.filename2 = str(path), None
         raise
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _expect_regular(found: os.stat_result) -> None:

@@ -1,8 +1,8 @@
 """A bounded log on disk: a folder of segments, files of lines that are only appended to.
 
-The oldest segment is deleted when all together are too large. Lines are written but not synced: a
-kill loses none, a power cut at most those of the last seconds. A last line without its end was left
-by a kill, and is cut off before the next one is written.
+The oldest segment is deleted when all together are too large. A line that is written survives a
+kill; after the next `sync` it survives a power cut, and all lines before it do. A last line without
+its end was left by one of them, and is cut off before the next one is written.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from typing import Generic, TypeVar
 from ast_stream.errors import StartupError
 from ast_stream.runtime.files import (
     DamagedFileError,
+    make_folder,
     open_lock,
     read_bounded,
     replace_file,
+    sync,
     warn_set_aside,
 )
 
@@ -48,6 +50,8 @@ class LineFile:
         self.size = 0
         self.damaged = 0
         self._fd: int | None = None
+        self._synced_size = 0  # bytes of lines that a power cut cannot take
+        self._has_new_name = False  # which its folder may lose
 
     def lines(self, max_bytes: int) -> Iterator[tuple[int, bytes]]:
         """Yield the first byte and the text of each whole line on disk.
@@ -87,15 +91,42 @@ class LineFile:
         offset, self.size = self.size, self.size + len(line)
         return offset
 
+    def sync(self) -> None:
+        """Make all lines survive a power cut.
+
+        Raises:
+            OSError: the disk did not take them: those since the last time are not in the file any
+                more. What a disk has refused once it may lose and then call written.
+        """
+        if self.size == self._synced_size:
+            return
+        try:
+            if self._fd is None:
+                sync(self.path)
+            else:
+                os.fdatasync(self._fd)
+            if self._has_new_name:
+                sync(self.path.parent)
+        except OSError:
+            self.size = self._synced_size
+            self.close()
+            raise
+        self._synced_size, self._has_new_name = self.size, False
+
+    def assume_synced(self) -> None:
+        """Take it that a power cut cannot take the lines that were found."""
+        self._synced_size = self.size
+
     def replace(self, content: bytes) -> None:
-        """Put other lines in the place of those that are there.
+        """Put other lines in the place of those that are there; they survive a power cut.
 
         Raises:
             OSError: they could not be written; what was there is whole.
         """
-        replace_file(self.path, content, mode=FILE_MODE)
+        replace_file(self.path, content, is_synced=True, mode=FILE_MODE)
         self.close()
-        self.size = len(content)
+        self.size = self._synced_size = len(content)
+        self._has_new_name = False
 
     def is_there(self) -> bool:
         """Return whether the path still leads to the file with the lines that were written."""
@@ -115,6 +146,7 @@ class LineFile:
                 os.close(fd)
 
     def _open(self) -> int:
+        self._has_new_name = self._has_new_name or not self.path.exists()
         fd = open_at_once(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         try:
             os.ftruncate(fd, self.size)  # the rest of a line that a kill or a full disk left
@@ -188,7 +220,7 @@ class SegmentFolder(Generic[_Segment]):
         """
         if os.path.lexists(self.path) and not self.path.is_dir():
             warn_set_aside(self.path, self._what, "it is not a folder")
-        self.path.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+        make_folder(self.path, _FOLDER_MODE)
         self._lock()
         for number in segment_numbers(self.path, self._name):
             self._next_number = number + 1
@@ -205,12 +237,18 @@ class SegmentFolder(Generic[_Segment]):
                 with contextlib.suppress(OSError):
                     oldest.path.unlink()
                 self.forget(oldest)
+        with contextlib.suppress(OSError):  # a killed run may have written without this
+            for path in [segment.path for segment in self.segments[-1:]] + [self.path]:
+                sync(path)
+        for segment in self.segments:
+            segment.assume_synced()
 
     def write(self, line: bytes) -> tuple[_Segment, int]:
         """Append a line to the newest segment; return that and the line's first byte.
 
         Raises:
-            OSError: it could not be written; no part of it is in the folder.
+            OSError: it could not be written; no part of it is in the folder. If its segment is
+                shorter than it was, other lines that were not synced are not there either.
         """
         if self.segments and not self.segments[-1].is_there():
             self.forget(self.segments[-1])
@@ -223,6 +261,15 @@ class SegmentFolder(Generic[_Segment]):
         except PermissionError:  # the file belongs to another user or was made read-only
             self._start_segment()
             return self.segments[-1], self.segments[-1].append(line)
+
+    def sync(self) -> None:
+        """Make all lines survive a power cut.
+
+        Raises:
+            OSError: the disk did not take them; the newest segment is as after the last time.
+        """
+        if self.segments:  # those before it were synced when it was begun
+            self.segments[-1].sync()
 
     def newest_without_room_for(self, line: bytes) -> _Segment | None:
         """Return the newest segment if this line would begin another one; None: it has room."""
@@ -258,10 +305,13 @@ class SegmentFolder(Generic[_Segment]):
         with contextlib.suppress(FileNotFoundError):
             oldest.path.unlink()
         self.forget(oldest)
+        with contextlib.suppress(OSError):
+            sync(self.path)  # else a power cut could bring back this one without its successors
 
     def _start_segment(self) -> None:
-        self.path.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+        make_folder(self.path, _FOLDER_MODE)
         if self.segments:
+            self.segments[-1].sync()
             self.segments[-1].close()
         self.segments.append(self._make(self._path_of(self._next_number)))
         self._next_number += 1

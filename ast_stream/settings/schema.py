@@ -9,7 +9,14 @@ import stat
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from ast_stream.labels import STREAM_NAME_RULE, is_stream_name
 from ast_stream.settings.alerts import AlertSettings
@@ -38,6 +45,9 @@ PrivacyMode = Literal["off", "sensor"]
 BUNDLED = "bundled"  # the name of the checkpoint that is part of the package
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z")
 MAX_INDEX = 10_000  # of sound devices
+EACH_EVENT: Literal["each event"] = "each event"
+MAX_SYNC_EVERY_S = 60  # of the event log; rings hold 90 s by default
+_SYNC_EVERY = re.compile(r"(\d{1,2}(?:\.\d{1,9})?) ?s\Z")
 MAX_LABELS = 64
 MAX_LABEL_CHARACTERS = 256
 
@@ -49,6 +59,40 @@ Threshold = Annotated[float, Field(gt=0, le=1)]  # at 0 every window would be an
 SmoothingSeconds = Annotated[float, Field(ge=0, le=60)]
 WindowSeconds = Annotated[float, Field(gt=0, le=600)]
 LabelText = Annotated[str, Field(max_length=MAX_LABEL_CHARACTERS)]
+
+
+def _as_durability(value: Any) -> Any:
+    """Return `each event`, or seconds: `1 s` as 1.0.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(value, str):
+        if value.replace("_", " ") == EACH_EVENT:
+            return EACH_EVENT
+        seconds = _SYNC_EVERY.match(value)
+        number = None if seconds is None else float(seconds[1])
+    else:
+        number = value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if number is None or not 1 <= number <= MAX_SYNC_EVERY_S:
+        text = f"expected 'each event', or 1 s to {MAX_SYNC_EVERY_S} s between two syncs"
+        raise ValueError(f"{text}, got {value!r}")
+    return float(number)
+
+
+Durability = Annotated[
+    Literal["each event"] | float,
+    BeforeValidator(_as_durability),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"enum": ["each event", "each_event"], "type": "string"},
+                {"type": "string", "pattern": "^" + _SYNC_EVERY.pattern.replace(r"\Z", "$")},
+                {"type": "number", "minimum": 1, "maximum": MAX_SYNC_EVERY_S},
+            ]
+        }
+    ),
+]
 
 
 def _check_channel(channel: Channel, channels: int | None) -> None:
@@ -478,6 +522,12 @@ class Settings(Section):
     state_dir: FilePath = Field(
         default="/var/lib/ast-stream",
         description="folder of what must survive a restart: event log, coverage, alerts",
+    )
+    durability: Durability = Field(
+        default=EACH_EVENT,
+        description="what a power cut may take of the event log. each event: nothing that anyone "
+        "was told; seconds, e.g. 1 s: the events of so long, which are told sooner where the disk "
+        "is slow",
     )
     streams: list[StreamSettings] = Field(min_length=1)
     model: ModelSettings = ModelSettings()

@@ -1,9 +1,10 @@
 """The durable messages of the feed on disk, bounded, for readers that missed some.
 
-The log is a folder of segments, see `ast_stream.runtime.segments`. Nothing here raises into the
-publisher: while the disk is full, read-only or gone, messages are counted, logged at a limited rate
-and kept in memory and, in case the process is killed meanwhile, in a spare file on another file
-system.
+The log is a folder of segments, see `ast_stream.runtime.segments`. A message is in it from `append`
+on, which survives a kill, and survives a power cut once `sync` was called. Nothing here raises into
+the publisher: while the disk is full, read-only or gone, messages are counted, logged at a limited
+rate and kept in memory and, in case the process is killed meanwhile, in a spare file on another
+file system.
 """
 
 from __future__ import annotations
@@ -73,6 +74,16 @@ class LineIndex:
         self.offsets.append(offset)
         if (about := message.epoch_of_stream) is not None:
             self._streams.setdefault(about, array("Q")).append(number)
+
+    def cut(self, size: int) -> int:
+        """Forget the lines that begin at byte `size` or later; return how many they are."""
+        n_before = len(self)
+        n_lines = bisect.bisect_left(self.offsets, size)
+        del self.seqs[n_lines:], self.offsets[n_lines:]
+        self._boots = [(boot, first) for boot, first in self._boots if first < n_lines]
+        for numbers in self._streams.values():
+            del numbers[bisect.bisect_left(numbers, n_lines) :]
+        return n_before - n_lines
 
     def line_after(self, position: Position) -> int | None:
         """Return the number of the first line after `position`; None if its boot has no lines."""
@@ -281,6 +292,7 @@ class EventLog:
             directory, "events", "event log", Segment, max_bytes, segment_bytes
         )
         self._unwritten: deque[FeedMessage] = deque()
+        self._unsynced: list[FeedMessage] = []  # written since the last sync
         self._left_open: dict[str, FeedMessage] = {}
         self._limited_log = LimitedLog(logger, now_s)
         self._spare = _Spare(spare, self._limited_log)
@@ -297,30 +309,44 @@ class EventLog:
         self._load_spare()
 
     def begin(self, boot: str) -> None:
-        """Mark the start of a boot, so that the order of boots is known even of silent ones."""
+        """Mark the start of a boot, so that the order of boots is known even of silent ones.
+
+        It survives a power cut: readers keep positions of this boot, and ask for what follows.
+        """
         self.append(FeedMessage.start_of(boot))
+        self.sync()
 
     def append(self, message: FeedMessage) -> None:
         """Add a durable message; `seq` must increase within a boot."""
-        if not self._unwritten and self._is_written(message):
+        n_before = len(self._unwritten)
+        if n_before == 0 and self._is_written(message):
             return
         self._unwritten.append(message)
-        if len(self._unwritten) > 1:
+        if n_before > 0:
             self.retry()
-        if not self._unwritten:
-            return
-        self.write_errors += 1
-        self._bound_unwritten()
-        self._spare.keep(self._unwritten)
+        if self._unwritten:
+            self._keep_unwritten(max(1, len(self._unwritten) - n_before))
 
     def retry(self) -> None:
         """Write the messages that the disk has refused so far, if there are any."""
+        has_waited = bool(self._unwritten)
         while self._unwritten:
             if not self._is_written(self._unwritten[0]):
                 return
             self._unwritten.popleft()
+        if has_waited:
+            self._sync()  # before the spare file goes
+            if self._unwritten:
+                return
         self._spare.clear()
         self.outage.worked()
+
+    def sync(self) -> None:
+        """Make what was appended survive a power cut; what the disk refuses is written again."""
+        n_before = len(self._unwritten)
+        self._sync()
+        if len(self._unwritten) > n_before:
+            self._keep_unwritten(len(self._unwritten) - n_before)
 
     def replay(self, after: Position | None, limit: int = MAX_PAGE_MESSAGES) -> ReplayPage | TooOld:
         """Return the messages after a position, or from the oldest held.
@@ -383,22 +409,43 @@ class EventLog:
         return events
 
     def close(self) -> None:
-        """Write the messages that wait, if the disk accepts them, and release the directory."""
+        """Write and sync all messages, if the disk accepts them, and release the directory."""
         self.retry()
+        self.sync()
         self.release()
 
     def release(self) -> None:
         """Release the directory without writing the messages that wait."""
         self._folder.close()
 
+    def _sync(self) -> None:
+        if not self._unsynced:
+            return
+        try:
+            self._folder.sync()
+        except OSError as error:
+            self._failed(error)
+        self._unsynced.clear()
+
     def _is_written(self, message: FeedMessage) -> bool:
         try:
             segment, offset = self._folder.write(message.encode_line())
         except OSError as error:
-            self.outage.failed("event log %s cannot be written: %s", self._folder.path, error)
+            self._failed(error)
             return False
         segment.index.add(message, offset)
+        self._unsynced.append(message)
         return True
+
+    def _failed(self, error: OSError) -> None:
+        """Report that the disk refused something, and let wait what it does not hold any more."""
+        self.outage.failed("event log %s cannot be written: %s", self._folder.path, error)
+        if not self._folder.segments:
+            return
+        newest = self._folder.segments[-1]
+        if (n_lost := newest.index.cut(newest.size)) > 0:
+            self._unwritten.extendleft(reversed(self._unsynced[-n_lost:]))
+            del self._unsynced[-n_lost:]
 
     def _open(self) -> None:
         """Index the messages of earlier runs.
@@ -431,6 +478,12 @@ class EventLog:
                 self._unwritten.append(message)
         self._bound_unwritten()
         self.retry()
+
+    def _keep_unwritten(self, n_new: int) -> None:
+        """Count the messages that have begun to wait, and keep all that do elsewhere."""
+        self.write_errors += n_new
+        self._bound_unwritten()
+        self._spare.keep(self._unwritten)
 
     def _bound_unwritten(self) -> None:
         while len(self._unwritten) > MAX_UNWRITTEN:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ast_stream.errors import ConfigError, Problem, StartupError, UsageError
-from ast_stream.runtime.files import DamagedFileError, read_bounded
+from ast_stream.runtime.files import DamagedFileError, read_bounded, sync
 from ast_stream.settings.schema import CurveSettings, TransportSettings
 
 KEY_BYTES = 32
@@ -189,6 +189,7 @@ def _write_new(path: Path, text: str, mode: int) -> None:
         os.fchmod(fd, mode)
         file.flush()
         os.fsync(fd)
+    sync(path.parent)
 
 
 def client_keys(transport: TransportSettings) -> ClientKeys | None:

@@ -52,12 +52,15 @@ class Sender(Protocol):
 class FeedPublisher:
     """Publishes messages of all topics with one gap-free `seq`.
 
-    Durable messages (events and gaps) are in the log before anyone can receive them.
+    Durable messages (events and gaps) are in the log before anyone can receive them. There a kill
+    of the process cannot take them; a power cut can, until the log is synced.
 
     Args:
         event_log: keeps the durable messages; None: nothing can be replayed.
         boot: id of this run of the publisher.
         now: reads the clocks.
+        syncs_first: what is published from a durable message on is sent by `flush`, which syncs
+            the log before: many messages, one sync.
 
     Attributes:
         messages: messages published, by first word of the topic.
@@ -70,9 +73,13 @@ class FeedPublisher:
         event_log: EventLog | None,
         boot: str,
         now: Callable[[], Moment] = read_clocks,
+        *,
+        syncs_first: bool = False,
     ) -> None:
         self._socket = pub_socket
         self._log = event_log
+        self._syncs_first = syncs_first
+        self._held: list[list[bytes]] = []  # frames that wait for the sync
         self._now = now
         self.boot = boot
         self.started_ns = now().wall_ns
@@ -118,7 +125,21 @@ class FeedPublisher:
         elif self._log is not None and isinstance(content, WorkerStatus):
             self._log.retry()  # once a second is often enough for a full disk
         self.messages[message.kind] += 1
-        if not self._socket.send(message.encode()):
+        if self._held or (self._syncs_first and message.is_durable):
+            self._held.append(message.encode())
+        else:
+            self._send(message.encode())
+
+    def flush(self) -> None:
+        """Send what waits, once the disk has it, or has refused it."""
+        if self._held and self._log is not None:
+            self._log.sync()
+        held, self._held = self._held, []
+        for frames in held:
+            self._send(frames)
+
+    def _send(self, frames: list[bytes]) -> None:
+        if not self._socket.send(frames):
             self.drops += 1
 
 

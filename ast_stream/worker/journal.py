@@ -2,8 +2,8 @@
 
 One small file in the runtime folder (memory, on most systems), replaced atomically: a line of JSON
 with a checksum for each stream, so that damage costs the records that it hit and no others. It is
-written before audio is acknowledged to the rings; what was published after the last write is
-derived again from the same audio and recognised by its id.
+written, and synced where the folder is on a disk, before audio is acknowledged to the rings; what
+was published after the last write is derived again from the same audio and recognised by its id.
 """
 
 from __future__ import annotations
@@ -125,10 +125,18 @@ class Journal:
     Args:
         max_streams: records used of streams that are not in the configuration.
         now_s: present time of the clock that `save` gets.
+        save_every_s: how long audio waits for its acknowledgement.
     """
 
-    def __init__(self, file: JournalFile, max_streams: int, now_s: float) -> None:
+    def __init__(
+        self,
+        file: JournalFile,
+        max_streams: int,
+        now_s: float,
+        save_every_s: float = SAVE_EVERY_S,
+    ) -> None:
         self._file = file
+        self._save_every_s = save_every_s
         self._saved_s = now_s
         self._saved: dict[str, int] = {}  # positions by stream
         # of streams that are not in the configuration and may come back
@@ -154,7 +162,7 @@ class Journal:
             position - self._saved.get(name, 0) >= SAVE_EVERY_SAMPLES
             for name, position in _positions(streams).items()
         )
-        return is_far or now_s - self._saved_s >= SAVE_EVERY_S
+        return is_far or now_s - self._saved_s >= self._save_every_s
 
     def save(self, streams: Collection[JournalledStream], now_s: float) -> None:
         """Journal and acknowledge.
@@ -229,7 +237,7 @@ class JournalFile:
         lines.append(_LastLine.model_construct(v=2, model=self.model, streams=len(streams)))
         content = b"".join(_encode(line) for line in lines)
         try:
-            replace_file(self.path, content)
+            replace_file(self.path, content, is_synced=True)
         except OSError as error:
             self.errors += 1
             self.outage.failed("%s %s cannot be written: %s", _WHAT, self.path, error.strerror)

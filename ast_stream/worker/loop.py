@@ -63,6 +63,7 @@ class Worker:
         privacy: who may have any.
         facts: model, device, precision and the like, for the status message.
         ring_folder: the ring of a stream that is not in the configuration lies here.
+        syncs_first: sync the event log before events are sent, and not only before the journal.
         now_s: a monotonic clock.
         now: reads both clocks of the machine.
     """
@@ -81,6 +82,7 @@ class Worker:
         metrics: WorkerMetrics,
         facts: WorkerFacts,
         ring_folder: str,
+        syncs_first: bool,
         now_s: Callable[[], float] = time.monotonic,
         now: Callable[[], Moment] = read_clocks,
     ) -> None:
@@ -93,13 +95,16 @@ class Worker:
         self._access = AudioAccess(
             privacy, audit, lambda wanted: read_audio(self._streams, wanted), lambda: now().wall_ns
         )
+        self._event_log = event_log
         self._sockets = sockets
         self._ring_folder = ring_folder
         self._metrics = metrics
         self._poller = Poller([sockets.audio, sockets.query])
         self._log = LimitedLog(logger, now_s)
         self._by_name: dict[str, WorkerStream] = {}
-        feed = FeedPublisher(sockets.feed, event_log, secrets.token_hex(8), now)
+        boot = secrets.token_hex(8)
+        feed = FeedPublisher(sockets.feed, event_log, boot, now, syncs_first=syncs_first)
+        self._flush = feed.flush
         self._publisher = DeduplicatingPublisher(feed, event_log, facts.model, now)
         self._started_s = now_s()
         self._overload = OverloadControl(detector.window // detector.hop, now_s())
@@ -159,6 +164,7 @@ class Worker:
                 stream.push_to_detector()
         with stage("detect"):
             self._detect()
+            self._flush()
             for stream in self._streams:
                 stream.push_to_detector()
 
@@ -172,6 +178,7 @@ class Worker:
                 self._save(now_s)
         with stage("report"):
             self._report.publish(self._streams, now_s)
+            self._flush()
             self._metrics.renew(lambda: self._report.families(self._streams, now_s), now_s)
         with stage("answer"):
             self._query.serve()
@@ -215,13 +222,16 @@ class Worker:
         self._by_name[run.stream].account_for(run)
 
     def _save(self, now_s: float, *, is_last: bool = False) -> None:
-        """Account for all audio up to here, then journal and acknowledge it.
+        """Publish and account for all audio up to here, then journal and acknowledge it.
 
-        In this order: a run that resumes from the journal finds nothing before it unaccounted for.
+        In this order: a run that resumes from the journal finds nothing before it unaccounted for,
+        and no power cut takes events of which the audio is not asked for again.
         """
         self._detector.settle_runs()
         self._ledger.save(at_once=is_last)
         self._audit.write_repeats()
+        self._flush()
+        self._event_log.sync()
         self._journal.save(self._streams, now_s)
 
     def _receive_blocks(self, now_s: float) -> None:

@@ -44,7 +44,7 @@ from ast_stream.settings.paths import (
     query_endpoint,
     ring_endpoint,
 )
-from ast_stream.settings.schema import Settings
+from ast_stream.settings.schema import EACH_EVENT, Settings
 from ast_stream.transport.authenticator import authenticator_of
 from ast_stream.transport.event_log import EventLog
 from ast_stream.transport.sockets import (
@@ -54,7 +54,7 @@ from ast_stream.transport.sockets import (
     QUERY_HWM_MESSAGES,
     Sockets,
 )
-from ast_stream.worker.journal import Journal, JournalFile
+from ast_stream.worker.journal import SAVE_EVERY_S, Journal, JournalFile
 from ast_stream.worker.loop import Worker, WorkerSockets
 from ast_stream.worker.report import WorkerMetrics
 from ast_stream.worker.stream import StreamConfig
@@ -127,6 +127,7 @@ def run_worker(loaded: LoadedSettings, stop: threading.Event, reload: threading.
             metrics=figures,
             facts=facts,
             ring_folder=f"ipc://{runtime_dir}/",
+            syncs_first=settings.durability == EACH_EVENT,
         )
         logger.info("ready: %s", ", ".join(f"{k} {v}" for k, v in facts.to_json().items()))
         reloader = _reloader(reload, loaded, worker, tagger)
@@ -180,7 +181,8 @@ def _open_journal(folder: Path, tagger: Tagger, settings: Settings) -> Journal:
     file = JournalFile(
         folder / "worker-journal.jsonl", _identity(tagger, settings), len(tagger.labels)
     )
-    return Journal(file, settings.model.max_streams, time.monotonic())
+    every_s = SAVE_EVERY_S if settings.durability == EACH_EVENT else settings.durability
+    return Journal(file, settings.model.max_streams, time.monotonic(), every_s)
 
 
 def _reloader(

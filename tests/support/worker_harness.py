@@ -157,6 +157,7 @@ class Capture:
         is_paced: bool,
     ) -> None:
         self.ring = Ring(seconds_to_samples(ring_s))
+        self.epoch = secrets.token_hex(16)
         self.began_ns = round(now_s * NS_PER_SECOND)
         self.set_by_ns = 0
         self.status = SourceStatus("listening")
@@ -166,7 +167,7 @@ class Capture:
         self.router = sockets.bind("router", endpoint, 64)
         self.server = RingServer(
             name,
-            secrets.token_hex(16),
+            self.epoch,
             endpoint,
             self.ring,
             lambda: self.status,
@@ -205,14 +206,15 @@ class Capture:
 class WatchedFeed:
     """The worker's socket of the feed; `published` has the event messages that live readers get."""
 
-    def __init__(self, socket: Listener, published: list[Body]) -> None:
+    def __init__(self, socket: Listener, box: Site) -> None:
         self._socket = socket
-        self._published = published
+        self._box = box
 
     def send(self, frames: list[bytes]) -> bool:
         message = FeedMessage.decode(frames)
         if message.kind == "event":
-            self._published.append(message.body)
+            self._box.published.append(message.body)
+        self._box.on_sent(message)
         return self._socket.send(frames)
 
 
@@ -242,17 +244,23 @@ class Site:
         window_cost_s: seconds that the model needs for a window.
         set_by_ns: by how much the wall clock was set.
         score_step: scores are multiples of it, so that they are equal on all processors; 0: exact.
-        gate_dbfs: of the next worker.
+        gate_dbfs, syncs_first: of the next worker.
+        log_sizes, ledger_sizes: of the next worker's event log and coverage ledger, in bytes.
+        on_sent: called with each message that the worker sends on the feed.
         published: event messages of all runs of the worker, as live readers get them.
     """
 
-    def __init__(self, tagger: Tagger, score_step: float = 0.0) -> None:
+    def __init__(self, tagger: Tagger, score_step: float = 0.0, folder: Path | None = None) -> None:
         self.window_cost_s = 0.0
         self.set_by_ns = 0
         self.score_step = score_step
         self.gate_dbfs: float | None = None
+        self.syncs_first = True
+        self.log_sizes: dict[str, Any] = {}
+        self.ledger_sizes: dict[str, Any] = {}
+        self.on_sent: Callable[[FeedMessage], None] = lambda message: None
         self.published: list[Body] = []
-        self.folder = Path(tempfile.mkdtemp(prefix="ast-", dir="/tmp"))
+        self.folder = folder or Path(tempfile.mkdtemp(prefix="ast-", dir="/tmp"))
         self.now_s = 1_700_000_000.0
         self.journal_path = self.folder / "journal.json"
         self._tagger = tagger
@@ -284,8 +292,11 @@ class Site:
         query = sockets.bind("router", f"ipc://{self.folder}/query.sock", 8)
         feed = sockets.bind("pub", f"ipc://{self.folder}/feed.sock", FEED_HWM_MESSAGES)
         self._feed = feed
-        self._log = EventLog(self.folder / "events", spare=self.folder / "unlogged.jsonl")
-        self._ledger = CoverageLedger(*self._coverage_paths, now_s=lambda: self.now_s)
+        spare = self.folder / "unlogged.jsonl"
+        self._log = EventLog(self.folder / "events", spare=spare, **self.log_sizes)
+        self.ledger = CoverageLedger(
+            *self._coverage_paths, now_s=lambda: self.now_s, **self.ledger_sizes
+        )
         self.worker = Worker(
             [self._config(name) for name in configured],
             self._make_detector,
@@ -295,14 +306,13 @@ class Site:
                 MAX_STREAMS,
                 self.now_s,
             ),
-            self._ledger,
+            self.ledger,
             AuditLog(self.folder / "audit", max_bytes=1024 * 1024, now_s=lambda: self.now_s),
-            WorkerSockets(
-                sockets, cast(Listener, self._live), WatchedFeed(feed, self.published), query
-            ),
+            WorkerSockets(sockets, cast(Listener, self._live), WatchedFeed(feed, self), query),
             metrics=WorkerMetrics(Metrics("worker", None)),
             facts=FACTS,
             ring_folder=f"ipc://{self.folder}/",
+            syncs_first=self.syncs_first,
             now_s=lambda: self.now_s,
             now=lambda: _moment(round(self.now_s * NS_PER_SECOND), self.set_by_ns),
         )
@@ -328,7 +338,7 @@ class Site:
         self._worker_sockets.close()
         self._worker_sockets = None
         self._log.close()
-        self._ledger.release()
+        self.ledger.release()
         self._capture_sockets.forget(self._push)
 
     def play(self, pcm: Pcm16, name: str = "mic", block_samples: int = BLOCK) -> None:

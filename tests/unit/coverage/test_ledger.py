@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -211,3 +213,24 @@ def test_damaged_lines_cost_the_spans_in_them_and_no_others(tmp_path: Path) -> N
 
 def test_nothing_is_read_where_nothing_was_written(tmp_path: Path) -> None:
     assert read_spans(tmp_path / "coverage", tmp_path / "unwritten") == {}
+
+
+def test_spans_that_the_disk_refuses_to_sync_are_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = opened(tmp_path)
+    ledger.add(span(0, 16_000))
+    ledger.add(span(16_000, 20_000, "gated"))
+
+    def broken(fd: int) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", broken)
+        ledger.save()
+        assert ledger.outage.text is not None
+        assert read(tmp_path) == [span(0, 16_000), span(16_000, 20_000, "gated")]
+    ledger.save()
+    ledger.release()
+    (tmp_path / "unwritten").unlink()  # as a power cut does where it is in memory
+    assert read(tmp_path) == [span(0, 16_000)]

@@ -435,3 +435,23 @@ def test_context_longer_than_the_window_is_reported_only_if_somebody_wrote_it() 
     assert model_problems("model: {min_context_s: 2}", window_s=0.96) == [
         "a.yaml:2: model.min_context_s: expected at most the window of 0.96 s, got 2"
     ]
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("each event", "each event"),
+        ("each_event", "each event"),
+        ("1 s", 1.0),
+        ("2.5s", 2.5),
+        ("60", 60.0),
+    ],
+)
+def test_durability_is_each_event_or_seconds(written: str, read: object) -> None:
+    assert parse_settings(STREAMS + f"durability: {written}").durability == read
+
+
+@pytest.mark.parametrize("written", ["0.5 s", "61", "true", "never", "1 h", "null"])
+def test_other_durability_is_refused_in_one_sentence(written: str) -> None:
+    with pytest.raises(ConfigError, match="expected 'each event', or 1 s to 60 s between two sync"):
+        parse_settings(STREAMS + f"durability: {written}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import random
@@ -497,3 +498,34 @@ def test_whatever_lies_at_the_spare_file_does_not_stop_the_log(
     disk.is_broken = False
     log = EventLog(folder, spare=spare)
     assert positions(log, None) == [("b1", seq) for seq in range(1, 4)]
+
+
+def test_what_the_disk_refuses_to_sync_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = EventLog(tmp_path, **SMALL, spare=tmp_path / "spare")
+    log.begin("b1")
+    log.append(message(1))
+    log.sync()
+
+    def broken(fd: int) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    for seq in (2, 3):
+        log.append(message(seq))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", broken)
+        patch.setattr(os, "fsync", broken)
+        log.sync()
+        assert log.outage.text is not None
+        log.append(message(4))
+        assert positions(log, None) == [("b1", seq) for seq in range(1, 5)]  # from memory
+        assert (tmp_path / "spare").read_bytes().count(b"\n") == 3
+    assert log.write_errors == 3
+    log.append(message(5))
+    log.sync()
+    assert not (tmp_path / "spare").exists()
+    log.release()
+    log = EventLog(tmp_path, **SMALL)
+    assert positions(log, None) == [("b1", seq) for seq in range(1, 6)]
+    assert log.damaged == 0

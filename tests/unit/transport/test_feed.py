@@ -91,6 +91,25 @@ def test_durable_message_is_in_the_log_before_anyone_can_receive_it(tmp_path: Pa
     assert held == [1, 2]
 
 
+def test_what_follows_an_event_is_sent_once_the_log_is_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, wire = EventLog(tmp_path), Wire()
+    n_sent: list[int] = []  # at each sync
+    monkeypatch.setattr(log, "sync", lambda: n_sent.append(len(wire.sent)))
+    publisher = FeedPublisher(wire, log, "b1", lambda: Moment(0, 0), syncs_first=True)
+    publisher.publish(scores_header(), np.zeros(3, np.float16))
+    assert len(wire.sent) == 1  # nothing durable is before it
+    publisher.publish(event(1))
+    publisher.publish(event(2))
+    publisher.publish(scores_header(), np.zeros(3, np.float16))
+    assert len(wire.sent) == 1
+    publisher.flush()
+    publisher.flush()
+    assert seqs(wire.sent) == [1, 2, 3, 4]
+    assert n_sent == [0, 1]  # for the start of the boot, and for the two together
+
+
 def test_refused_messages_are_counted() -> None:
     publisher = FeedPublisher(Wire(accepts=False), None, "b1", lambda: Moment(0, 0))
     publisher.publish(health())

@@ -1,0 +1,130 @@
+"""Cut the power after each operation of a busy minute, and say what was lost.
+
+    python tests/powercut/power_cuts.py --seconds 60 --states 3
+
+For each operation that the box does to its files the disk is left in several states that POSIX
+permits, and the box is started on each: with all that is not synced lost, with nothing lost, and
+with some of it, in blocks, torn and out of order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))  # helpers that several tests share
+
+import promises
+import recording
+from disk_states import Disk, Loss, put
+from recording import Operation
+
+RESTARTED_NS = 1_700_000_600_000_000_000  # ten minutes after the busy one began
+
+
+@dataclass
+class Outcome:
+    """What came of it.
+
+    Attributes:
+        broken: promises that were broken, with where: operation, loss and seed.
+    """
+
+    n_operations: int = 0
+    n_states: int = 0
+    broken: list[str] = field(default_factory=list)
+
+
+def record(durability: str, seconds: float) -> list[Operation]:
+    """Return what a busy minute does to its files."""
+    with tempfile.TemporaryDirectory(prefix="pc-", dir="/tmp") as folder:
+        root = Path(folder) / "box"
+        root.mkdir()
+        script = str(recording.HERE / "busy_minute.py")
+        return recording.read(
+            recording.under_shim(Path(folder), root, script, durability, str(seconds))
+        )
+
+
+def cut_everywhere(
+    operations: list[Operation],
+    *,
+    syncs_first: bool,
+    states: int,
+    share: float = 1.0,
+    seed: int = 0,
+) -> Outcome:
+    """Cut the power after operations, and check what is promised.
+
+    Args:
+        states: for each operation; the first two lose everything and nothing, others some.
+        share: of the operations that are looked at.
+    """
+    outcome, disk, told = Outcome(), Disk(), promises.Told()
+    choices = random.Random(seed)
+    for number, operation in enumerate(operations):
+        if operation.kind == "M":
+            told.note(operation.mark)
+            continue
+        disk.apply(operation)
+        outcome.n_operations += 1
+        if choices.random() >= share:
+            continue
+        for state in range(states):
+            loss: Loss = ("everything", "nothing", "some")[min(state, 2)]
+            outcome.n_states += 1
+            files = disk.after_cut(loss, seed + 1000 * number + state)
+            for text in _check(files, told, syncs_first=syncs_first):
+                outcome.broken.append(f"operation {number}, {loss} lost ({state}): {text}")
+    return outcome
+
+
+def _check(files: dict[str, bytes | None], told: promises.Told, *, syncs_first: bool) -> list[str]:
+    memory = Path("/dev/shm")
+    folder = tempfile.mkdtemp(prefix="pc-", dir=memory if memory.is_dir() else None)
+    try:
+        put(files, Path(folder))
+        return promises.broken(Path(folder), told, RESTARTED_NS, syncs_first=syncs_first)
+    except Exception as error:  # one boundary: nothing on a disk may keep a box from starting
+        return [f"does not start: {type(error).__name__}: {error}"]
+    finally:
+        shutil.rmtree(folder)
+
+
+def main() -> int:
+    """Run from the command line; exit code 0 only if no promise is broken."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seconds", type=float, default=60.0, help="length of the busy minute")
+    parser.add_argument("--states", type=int, default=4, help="for each operation")
+    parser.add_argument("--share", type=float, default=1.0, help="of the operations, at random")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--durability", choices=("each_event", "1_s"), default="each_event")
+    args = parser.parse_args()
+    operations = record(args.durability, args.seconds)
+    began_s = time.monotonic()
+    outcome = cut_everywhere(
+        operations,
+        syncs_first=args.durability == "each_event",
+        states=args.states,
+        share=args.share,
+        seed=args.seed,
+    )
+    for text in outcome.broken[:50]:
+        print(text)
+    kinds = Counter(operation.kind for operation in operations)
+    print(
+        f"{outcome.n_operations} operations ({kinds['S']} syncs), {outcome.n_states} states, "
+        f"{len(outcome.broken)} promises broken, {time.monotonic() - began_s:.0f} s"
+    )
+    return 1 if outcome.broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

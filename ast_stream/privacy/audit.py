@@ -151,6 +151,7 @@ class AuditLog:
                 self._folder.open(_count_lines)
                 self._is_open = True
             self._folder.write(access.encode_line())
+            self._folder.sync()  # what a power cut could take is not recorded yet
         except (OSError, StartupError) as error:
             self.outage.failed("%s %s cannot be written: %s", _WHAT, self._folder.path, error)
             return False

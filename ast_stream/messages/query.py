@@ -33,6 +33,7 @@ MAX_ANSWER_BYTES = 4 * 1024 * 1024
 MAX_AUDIO_S = 60
 _TOO_OLD = "too_old"
 
+_SampleIndex = Annotated[int, Field(ge=0, le=MAX_SAMPLE_INDEX)]
 _Moment = Annotated[int, Field(ge=0, le=MAX_SAMPLE_INDEX)] | Annotated[str, Field(max_length=64)]
 
 
@@ -153,6 +154,10 @@ class Snapshot(_Answer):
     status: WorkerStatus
 
 
+class _Withheld(Body):
+    withheld: list[Annotated[list[_SampleIndex], Field(min_length=2, max_length=2)]]
+
+
 @dataclass(frozen=True, eq=False)
 class AudioAnswer:
     """What is held of the audio asked for."""
@@ -160,6 +165,9 @@ class AudioAnswer:
     block: AudioBlock
     boot: str
     """The publisher's run."""
+    withheld: list[tuple[int, int]] | None = None
+    """Samples that are silence because somebody may talk, each range from one index to before
+    another; None where nobody looked."""
 
     def encode(self) -> list[bytes]:
         """Return the frames of the answer: header, PCM."""
@@ -173,6 +181,8 @@ class AudioAnswer:
             "time": format_time(block.moment.wall_ns),
             "monotonic_ns": block.moment.monotonic_ns,
         }
+        if self.withheld is not None:
+            header["withheld"] = self.withheld
         return [_encode_answer(header, self.boot), pcm_bytes(block.pcm)]
 
     @classmethod
@@ -186,7 +196,11 @@ class AudioAnswer:
         if len(frames) != 2:
             raise WireError(f"audio: expected header and PCM, got {len(frames)} frames")
         block = decode_pcm_answer(body, str(body.get("stream")), frames[1])
-        return cls(block, str(body.get("boot")))
+        withheld = None
+        if "withheld" in body:
+            ranges = validate(_Withheld, body, "audio").withheld
+            withheld = [(start, stop) for start, stop in ranges]
+        return cls(block, str(body.get("boot")), withheld)
 
 
 @dataclass(frozen=True, eq=False)

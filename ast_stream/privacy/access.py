@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from ast_stream.errors import WireError
 from ast_stream.messages.audio import AudioBlock
 from ast_stream.privacy.audit import Access, AuditLog
+from ast_stream.privacy.speech import Range
 from ast_stream.settings.schema import PrivacyMode
 from ast_stream.transport.allow_list import AUDIO
 from ast_stream.transport.listener import Requester
@@ -29,6 +31,7 @@ class AudioAccess:
         mode: the setting `privacy`.
         held: returns what is held of a range; raises `WireError` with a sentence if the stream or
             epoch is not known.
+        speech: returns which samples of a block may hold speech.
         wall_ns: the time of day.
     """
 
@@ -37,11 +40,13 @@ class AudioAccess:
         mode: PrivacyMode,
         audit: AuditLog,
         held: Callable[[AudioRange], AudioBlock],
+        speech: Callable[[AudioBlock], list[Range]],
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self.mode = mode
         self._audit = audit
         self._held = held
+        self._speech = speech
         self._wall_ns = wall_ns
 
     @property
@@ -68,7 +73,14 @@ class AudioAccess:
             raise WireError(SENSOR_REFUSAL)
         if not requester.rights.may(AUDIO):
             raise WireError(f"audio: not allowed: the client lacks the right {AUDIO!r}")
-        return ReleasedAudio(self._held(wanted))
+        block = self._held(wanted)
+        if self.mode != "speech":
+            return ReleasedAudio(block)
+        withheld = self._speech(block)
+        pcm = block.pcm.copy()
+        for start, stop in withheld:
+            pcm[start - block.start_sample : stop - block.start_sample] = 0
+        return ReleasedAudio(replace(block, pcm=pcm), withheld)
 
     def _access(
         self,
@@ -88,4 +100,5 @@ class AudioAccess:
             outcome="granted" if released is not None else "refused",
             reason=refused,
             samples=0 if released is None else len(released.block.pcm),
+            withheld=sum(stop - start for start, stop in (released and released.withheld) or ()),
         )

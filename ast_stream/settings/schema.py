@@ -41,7 +41,7 @@ RING_HOPS = 8  # `ring_s` at least: an unpaced source is up to a quarter of its 
 MAX_CHANNELS = 64
 FIRST_SOUND_S = 30.0  # of network streams: sound may begin later than the video
 DEFAULT_ALLOW_LIST = "/etc/ast-stream/keys/allowed.json"
-PrivacyMode = Literal["off", "sensor"]
+PrivacyMode = Literal["off", "speech", "sensor"]
 BUNDLED = "bundled"  # the name of the checkpoint that is part of the package
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z")
 MAX_INDEX = 10_000  # of sound devices
@@ -536,7 +536,8 @@ class Settings(Section):
     alerts: AlertSettings = AlertSettings()
     privacy: PrivacyMode = Field(
         default="off",
-        description="who may have audio. off: whoever has the right; sensor: nobody, in no way",
+        description="who may have audio. off: whoever has the right; speech: the same, without "
+        "stretches in which somebody may talk; sensor: nobody, in no way",
     )
     logging: LoggingSettings = LoggingSettings()
     metrics: MetricsSettings = MetricsSettings()

@@ -103,9 +103,15 @@ class AudioRange:
 
 @dataclass(frozen=True, eq=False)
 class ReleasedAudio:
-    """Audio that may be handed out."""
+    """Audio that may be handed out.
+
+    Attributes:
+        withheld: which samples of it are silence because somebody may talk, each range from one
+            index to before another; None: nobody looked.
+    """
 
     block: AudioBlock
+    withheld: list[tuple[int, int]] | None = None
 
 
 class QueryServer:
@@ -177,7 +183,8 @@ class QueryServer:
                 return self._snapshot().encode()
             case AudioQuery():
                 released = self._audio(_audio_range(query), requester)
-                return AudioAnswer(released.block, self._publisher.boot).encode()
+                boot, withheld = self._publisher.boot, released.withheld
+                return AudioAnswer(released.block, boot, withheld).encode()
             case PingQuery():
                 return PingAnswer(
                     boot=self._publisher.boot,

@@ -93,7 +93,11 @@ class Worker:
         self._ledger = ledger
         self._audit = audit
         self._access = AudioAccess(
-            privacy, audit, lambda wanted: read_audio(self._streams, wanted), lambda: now().wall_ns
+            privacy,
+            audit,
+            held=lambda wanted: read_audio(self._streams, wanted),
+            speech=lambda block: self._by_name[block.stream].speech_in(block),
+            wall_ns=lambda: now().wall_ns,
         )
         self._event_log = event_log
         self._sockets = sockets
@@ -275,9 +279,15 @@ class Worker:
         ring = RingClient(self._sockets.sockets, self._poller, config.ring_endpoint)
         record = self._journal.claim(config.name)
         account = StreamAccount(self._ledger)
-        history_s = self._access.history_s
         stream = WorkerStream(
-            config, ring, self._detector, self._publisher, account, record, history_s
+            config,
+            ring,
+            self._detector,
+            self._publisher,
+            account,
+            record,
+            self._access.history_s,
+            masks_speech=self._access.mode == "speech",
         )
         self._by_name[config.name] = stream
         logger.info("stream %s: expecting audio, ring at %s", config.name, config.ring_endpoint)

@@ -19,6 +19,7 @@ from ast_stream.messages.audio import (
 )
 from ast_stream.messages.event import EndReason, Event, EventMessage, Gap, Scores
 from ast_stream.messages.status import SOURCE_ENDED, Health, StreamState
+from ast_stream.privacy.speech import SpeechMask
 from ast_stream.sample_clock import SampleClock
 from ast_stream.transport.publisher import DeduplicatingPublisher
 from ast_stream.transport.query import AudioRange
@@ -90,6 +91,7 @@ class WorkerStream:
         account: accounts for the samples.
         record: journalled state to resume from; None: start after the last acknowledged sample.
         history_s: seconds of audio that are kept to be handed out; 0: none.
+        masks_speech: whether speech in them is looked for.
 
     Attributes:
         config: what the configuration says of it.
@@ -107,6 +109,8 @@ class WorkerStream:
         account: StreamAccount,
         record: StreamRecord | None,
         history_s: int = 0,
+        *,
+        masks_speech: bool = False,
     ) -> None:
         self.config = config
         self.is_open = False
@@ -119,6 +123,11 @@ class WorkerStream:
         self._reassembler = Reassembler(config.name)
         self._clock = SampleClock()
         self._history = SampleBuffer(max(1, history_s * SAMPLE_RATE))  # at least its end
+        parameters = detector.parameters
+        self._speech: SpeechMask | None = None
+        if masks_speech:
+            width = parameters.geometry.window
+            self._speech = SpeechMask(parameters.labels, width, self._history.capacity)
         self._waiting: deque[Item] = deque()  # not in the detector yet, in order
         # the first of them ends the audio before it, which is not completely scored yet
         self._is_ending = False
@@ -191,6 +200,8 @@ class WorkerStream:
         """Publish what the detector found in this stream."""
         for result in results:
             if isinstance(result, Scores):
+                if self._speech is not None:
+                    self._speech.add_scores(result.end_sample, result.scores)
                 self._publisher.publish_scores(result, self._clock)
             else:
                 self._publisher.publish_event(result, self._event_message(result))
@@ -287,6 +298,12 @@ class WorkerStream:
         start, pcm = self._history.read(*wanted.samples(self._clock))
         return AudioBlock(self.name, self.epoch, start, self._clock.moment(start), pcm)
 
+    def speech_in(self, block: AudioBlock) -> list[tuple[int, int]]:
+        """Return which samples of a block of this stream may hold speech."""
+        if self._speech is None:
+            return [(block.start_sample, block.end_sample)]
+        return self._speech.withheld(block.start_sample, block.end_sample)
+
     def health(self, now_s: float) -> Health:
         """Return the stream's health; some figures are None while the stream is not open."""
         status = self._status()
@@ -364,6 +381,8 @@ class WorkerStream:
         self._clock.observe(audio.start_sample, audio.moment)
         self._history.append_silence(audio.start_sample - self._history.end)
         self._history.append(audio.pcm)
+        if self._speech is not None:
+            self._speech.hear(self._history)
         self._detector.push(self.name, audio.start_sample, audio.pcm)
         return True
 
@@ -447,6 +466,8 @@ class WorkerStream:
         self._clock = clock
         self._account.restart()
         self._history.restart(start_sample)
+        if self._speech is not None:
+            self._speech.restart(start_sample)
         self._resume_from = None
         self._acked = 0
         self._stride = 1

@@ -12,6 +12,7 @@ from audit_lines import lines
 from ast_stream.errors import WireError
 from ast_stream.machine_clock import Moment
 from ast_stream.messages.audio import AudioBlock
+from ast_stream.messages.query import AudioAnswer
 from ast_stream.privacy.access import SENSOR_REFUSAL, AudioAccess
 from ast_stream.privacy.audit import AuditLog
 from ast_stream.settings.schema import PrivacyMode
@@ -30,8 +31,12 @@ def held(wanted: AudioRange) -> AudioBlock:
     return AudioBlock("porch", "ab" * 8, 0, Moment(0, 0), np.ones(1600, np.int16))
 
 
+def speech(block: AudioBlock) -> list[tuple[int, int]]:
+    return [(block.start_sample + 100, block.start_sample + 300)]
+
+
 def audio_access(folder: Path, mode: PrivacyMode = "off") -> AudioAccess:
-    return AudioAccess(mode, AuditLog(folder, max_bytes=4096), held)
+    return AudioAccess(mode, AuditLog(folder, max_bytes=4096), held, speech)
 
 
 def test_what_is_handed_out_is_recorded(tmp_path: Path) -> None:
@@ -70,3 +75,21 @@ def test_times_are_recorded_as_they_were_asked(tmp_path: Path) -> None:
     wanted = AudioRange("porch", None, 10**18, 10**18 + 10**9, is_wall_time=True)
     audio_access(tmp_path).release(wanted, OWNER)
     assert lines(tmp_path)[0].start == "2001-09-09T01:46:40.000000Z"
+
+
+def test_speech_is_replaced_by_silence_and_the_answer_says_where(tmp_path: Path) -> None:
+    released = audio_access(tmp_path, "speech").release(WANTED, OWNER)
+    assert released.withheld == [(100, 300)]
+    assert not released.block.pcm[100:300].any()
+    assert released.block.pcm[:100].all()
+    assert released.block.pcm[300:].all()
+    assert lines(tmp_path)[0].withheld == 200
+    answer = AudioAnswer.decode(AudioAnswer(released.block, "b1", released.withheld).encode())
+    assert answer.withheld == [(100, 300)]
+
+
+def test_an_answer_without_protection_says_nothing_of_it(tmp_path: Path) -> None:
+    released = audio_access(tmp_path).release(WANTED, OWNER)
+    frames = AudioAnswer(released.block, "b1", released.withheld).encode()
+    assert b"withheld" not in frames[0]
+    assert AudioAnswer.decode(frames).withheld is None

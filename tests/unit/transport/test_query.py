@@ -74,6 +74,10 @@ def held(wanted: AudioRange) -> AudioBlock:
     return AudioBlock("porch", "aaaaaaaa", start, clock.moment(start), pcm)
 
 
+def no_speech(block: AudioBlock) -> list[tuple[int, int]]:
+    return []
+
+
 def server(
     log: EventLog | None = None,
     socket: Listener | NoSocket | None = None,
@@ -266,7 +270,7 @@ def test_dealer_and_req_are_both_answered(sockets: Sockets, socket_dir: Path) ->
 def test_a_query_needs_the_right_to_what_it_asks_for(
     tmp_path: Path, words: list[str], allowed: set[str]
 ) -> None:
-    audio = AudioAccess("off", AuditLog(tmp_path / "audit", max_bytes=4096), held)
+    audio = AudioAccess("off", AuditLog(tmp_path / "audit", max_bytes=4096), held, no_speech)
     queries = server(EventLog(tmp_path / "events"), audio=audio.release)
     client = replace(NOBODY, rights=Rights.of(words))
     answered = set()
@@ -298,7 +302,7 @@ def test_members_of_the_group_read_events_and_never_listen(
 ) -> None:
     socket_dir.chmod(0o750)
     router = sockets.bind("router", f"ipc://{socket_dir}/query.sock", 8)
-    audio = AudioAccess("off", AuditLog(tmp_path / "audit", max_bytes=4096), held)
+    audio = AudioAccess("off", AuditLog(tmp_path / "audit", max_bytes=4096), held, no_speech)
     queries = server(EventLog(tmp_path / "events"), router, audio=audio.release)
     query = {"op": op} | ({"stream": "porch", "from": 1600, "to": 1700} if op == "audio" else {})
     ready = b"\x04\x1c\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"

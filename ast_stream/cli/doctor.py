@@ -29,7 +29,7 @@ def doctor(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, fp16 or bf16.")] = None,
     attention: Annotated[
-        str | None, typer.Option(help="auto, flash_attn, flash, cudnn, efficient or math.")
+        str | None, typer.Option(help="auto, flash_attn, flash, cudnn, efficient, blocked or math.")
     ] = None,
     as_json: Annotated[bool, json_option("One JSON object per check on standard output.")] = False,
 ) -> None:

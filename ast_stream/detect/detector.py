@@ -681,6 +681,10 @@ class Staging:
         """
         if (starts < self._first[slots]).any():
             raise ValueError("staging: samples that were released are not there any more")
-        places = (starts[:, None] + np.arange(count)) % self.capacity
-        samples: npt.NDArray[np.int16] = self._buffer[slots[:, None], places]
+        samples = np.empty((len(slots), count), np.int16)
+        places = (starts % self.capacity).tolist()
+        for row, slot, at in zip(samples, slots.tolist(), places, strict=True):
+            head = min(count, self.capacity - at)
+            row[:head] = self._buffer[slot, at : at + head]
+            row[head:] = self._buffer[slot, : count - head]
         return samples

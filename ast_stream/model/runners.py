@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,6 +14,8 @@ from torch import Tensor
 
 from ast_stream.errors import StartupError
 from ast_stream.model.ast import AudioSpectrogramTransformer
+
+logger = logging.getLogger(__name__)
 
 Precision = Literal["fp32", "fp16", "bf16"]
 PrecisionSetting = Literal["auto", "fp32", "fp16", "bf16"]
@@ -23,38 +27,102 @@ DTYPES: dict[Precision, torch.dtype] = {
 }
 ONE_THREAD_GFLOP = 5.0  # about 100 ms on one core
 _CPU_BF16_FEATURES = ("avx512_bf16", "amx_bf16")
+_MAX_CPU_BATCH = 8  # more gains nothing
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)  # batch sizes on CUDA; a batch is padded to the next one
 _WARM_UP_RUNS = 3  # before a capture: kernels are chosen and workspaces allocated in the first
 
 
-class SingleRunner:
-    """One window at a time: what a window scores never depends on its neighbours in a batch.
+class CpuRunner:
+    """Windows in batches, and on several cores, that give each window what it scores alone.
 
-    Kernels for matrix products round differently for different batch sizes, and live, resumed and
-    scanned runs, which batch differently, must decide the same events.
+    Kernels for matrix products may round differently for different batch sizes and numbers of
+    threads, and live, resumed and scanned runs, which batch differently, must decide the same
+    events. So a few windows are scored in every way that would be used, once, and only what agrees
+    to the last bit is. What a kernel computes for a row does not depend on the numbers in others.
+
+    Small windows are batched and spread over the cores, a thread for each. Large ones have the
+    cores together, one after the other; batches gain them nothing.
+
+    Not safe for use by several threads.
+
+    Attributes:
+        batch: windows that one thread scores at once.
+        n_threads: threads that score, each on its own.
     """
 
     def __init__(self, model: AudioSpectrogramTransformer, dtype: torch.dtype) -> None:
         self._model = model
         self._dtype = dtype
-        self._n_threads = scoring_threads(model.dims.gflop)
+        self._threads_for_one = scoring_threads(model.dims.gflop)
+        self.batch, self.n_threads = 1, 1
+        self._pool: ThreadPoolExecutor | None = None
+        if self._threads_for_one == 1:
+            self.batch = self._exact_batch()
+            self.n_threads = torch.get_num_threads()
+        if self.n_threads > 1:
+            self._pool = ThreadPoolExecutor(self.n_threads, "scoring", torch.set_num_threads, (1,))
 
     def logits(self, windows: Tensor) -> Tensor:
         """Return (B, n_classes) float32 for (B, n_frames, n_mels)."""
         logits = torch.empty((len(windows), self._model.dims.n_classes))
-        with at_most_threads(self._n_threads):
-            for window, row in zip(windows, logits, strict=True):
-                row.copy_(self._model(window[None].to(self._dtype))[0])
+        self._run(windows, logits, self._model)
         return logits
 
     def frame_logits(self, windows: Tensor) -> Tensor:
         """Return (B, n_time_patches, n_classes) float32 for (B, n_frames, n_mels)."""
         dims = self._model.dims
         logits = torch.empty((len(windows), dims.n_time_patches, dims.n_classes))
-        with at_most_threads(self._n_threads):
-            for window, row in zip(windows, logits, strict=True):
-                row.copy_(self._model.forward_frames(window[None].to(self._dtype))[1][0])
+        self._run(windows, logits, self._model.frame_logits)
         return logits
+
+    def _run(self, windows: Tensor, logits: Tensor, forward: Callable[[Tensor], Tensor]) -> None:
+        """Fill `logits`, a row for each window, in batches that are exact."""
+        parts = list(self._parts(len(windows)))
+
+        def score(part: slice) -> None:
+            with torch.inference_mode():  # which each thread has to be told
+                logits[part] = forward(windows[part].to(self._dtype)).float()
+
+        if self._pool is None or len(parts) == 1:
+            with at_most_threads(self._threads_for_one):
+                for part in parts:
+                    score(part)
+            return
+        for done in [self._pool.submit(score, part) for part in parts]:
+            done.result()
+
+    def _parts(self, n_windows: int) -> Iterator[slice]:
+        """Yield slices of powers of two up to `batch`, small enough for all threads to have one."""
+        share = min(self.batch, -(-n_windows // self.n_threads))
+        at = 0
+        while at < n_windows:
+            size = 1 << (min(share, n_windows - at).bit_length() - 1)
+            yield slice(at, at + size)
+            at += size
+
+    @torch.inference_mode()
+    def _exact_batch(self) -> int:
+        """Return the largest batch up to which windows score to the bit what they do alone."""
+        dims = self._model.dims
+        generator = torch.Generator().manual_seed(0)
+        windows = torch.randn((_MAX_CPU_BATCH, dims.max_frames, dims.n_mels), generator=generator)
+        windows = windows.to(self._dtype)
+
+        def scored(size: int) -> list[Tensor]:
+            parts = torch.split(windows, size)
+            logits = [self._model(part) for part in parts]
+            if self._model.frame_head is not None:
+                logits += [self._model.frame_logits(part).flatten(1) for part in parts]
+            return [row for part in logits for row in part]
+
+        with at_most_threads(1):
+            alone, batch = scored(1), 1
+            while batch < _MAX_CPU_BATCH:
+                if not all(map(torch.equal, scored(2 * batch), alone)):
+                    logger.info("batches of %d windows are not exact here", 2 * batch)
+                    break
+                batch *= 2
+        return batch
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,11 +24,12 @@ from ast_stream.model.description import BUNDLED
 from ast_stream.model.dims import AstDims
 from ast_stream.model.fbank import Fbank, normalize, pad_frames
 from ast_stream.model.metadata import PlattScaling
+from ast_stream.model.packed import pack
 from ast_stream.model.runners import (
     DTYPES,
+    CpuRunner,
     GraphRunner,
     PrecisionSetting,
-    SingleRunner,
     resolve_device,
     resolve_precision,
 )
@@ -125,11 +126,14 @@ class Tagger:
         self._is_single_label = checkpoint.scoring == "softmax"
         model = model_with(dims, state_dict).to(self.device, dtype)
         model.use_attention(self.attention_choice.attend)
-        self._runner: SingleRunner | GraphRunner = (
-            SingleRunner(model, dtype)
-            if self.device.type == "cpu"
-            else GraphRunner(model, self.device, dtype)
-        )
+        self._runner: CpuRunner | GraphRunner
+        if self.device.type == "cpu":
+            problem = pack(model)
+            if problem is not None:
+                logger.info("scoring without packed weights: %s", problem)
+            self._runner = CpuRunner(model, dtype)
+        else:
+            self._runner = GraphRunner(model, self.device, dtype)
 
     @torch.inference_mode()
     def window_scores(self, windows: Tensor) -> Array:

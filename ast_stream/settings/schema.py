@@ -339,7 +339,9 @@ class ModelSettings(Section):
         description="auto, cpu, cuda or cuda:<number>",
     )
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
-    attention: Literal["auto", "flash_attn", "flash", "cudnn", "efficient", "math"] = "auto"
+    attention: Literal["auto", "flash_attn", "flash", "cudnn", "efficient", "blocked", "math"] = (
+        "auto"
+    )
     window_s: WindowSeconds | None = Field(
         default=None,
         description="null: as the checkpoint was trained; shorter is cut from the centre",

@@ -9,7 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from ast_stream.model.ast import AudioSpectrogramTransformer, change_stride, cut_time
+from ast_stream.model import ast
+from ast_stream.model.ast import (
+    AudioSpectrogramTransformer,
+    blocked_attention,
+    change_stride,
+    cut_time,
+)
 from ast_stream.model.dims import AstDims
 from ast_stream.model.torchaudio_guard import import_torchaudio
 from ast_stream.model.weights import detect_key_map, to_own
@@ -73,7 +79,7 @@ def test_frames_follow_from_their_own_patches_and_the_clip_logits_stay() -> None
     windows = _windows(2, dims.max_frames)
     with torch.inference_mode():
         clip_logits, frame_logits = model.forward_frames(windows)
-        assert torch.equal(clip_logits, model(windows))
+        torch.testing.assert_close(clip_logits, model(windows), atol=1e-6, rtol=0)
     assert frame_logits.shape == (2, dims.n_time_patches, 5)
     # without layers a time patch knows nothing but its own frames
     model.blocks = torch.nn.ModuleList()
@@ -195,7 +201,32 @@ def test_the_attention_function_can_be_replaced() -> None:
     expected = model(windows)
     model.use_attention(attend)
     torch.testing.assert_close(model(windows), expected, atol=1e-5, rtol=0)
-    assert calls == [(2, 2, model.dims.n_tokens, 8)] * 3
+    # the last block has two queries, for which no kernel is chosen
+    assert calls == [(2, 2, model.dims.n_tokens, 8)] * (model.dims.n_layers - 1)
+
+
+def test_only_the_tokens_that_are_read_leave_the_last_block() -> None:
+    model = _small_model(0.0).eval()
+    windows = _windows(2, 64)
+    whole = model._clip_logits(model._encode(windows))
+    torch.testing.assert_close(model(windows), whole, atol=1e-6, rtol=0)
+    seen: list[tuple[int, ...]] = []
+    last: Any = model.blocks[-1]
+    last.mlp.register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0].shape))
+    model(windows)
+    assert seen == [(2, 2, model.dims.hidden_size)]
+
+
+def test_blocked_attention_is_attention_whatever_fits_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    q, k, v = torch.randn(3, 2, 4, 50, 16, generator=torch.Generator().manual_seed(0)).unbind()
+    expected = torch.softmax(q @ k.mT / 4, dim=-1) @ v
+    for n_scores in (1, 3 * 50 * 50, 10**6):
+        monkeypatch.setattr(ast, "BLOCK_SCORES", n_scores)
+        torch.testing.assert_close(blocked_attention(q, k, v), expected, atol=1e-5, rtol=0)
+        few = blocked_attention(q[:, :, :2], k, v)
+        torch.testing.assert_close(few, expected[:, :, :2], atol=1e-5, rtol=0)
 
 
 SMALL_DIMS = AstDims(n_classes=3, hidden_size=4, n_heads=2, n_layers=1, max_frames=256)

@@ -16,6 +16,7 @@ from ast_stream import load_tagger
 from ast_stream.errors import CheckpointError, StartupError
 from ast_stream.model import attention as attention_module
 from ast_stream.model import runners as runners_module
+from ast_stream.model.ast import AudioSpectrogramTransformer
 from ast_stream.model.dims import AstDims
 from ast_stream.model.fbank import normalize
 from ast_stream.model.metadata import FrameDecisions, PlattScaling
@@ -96,9 +97,13 @@ def test_facts_of_the_checkpoint_are_at_hand(tagger: Tagger) -> None:
     assert tagger.hash == tiny_checkpoint().hash
 
 
+@pytest.mark.parametrize("n_threads", [1, 3])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_scores_of_a_window_do_not_depend_on_the_batch(tiny: Path, precision: Any) -> None:
-    tagger = load_tagger(str(tiny), device="cpu", precision=precision)
+def test_scores_of_a_window_do_not_depend_on_the_batch(
+    tiny: Path, precision: Any, n_threads: int
+) -> None:
+    with threads(n_threads):
+        tagger = load_tagger(str(tiny), device="cpu", precision=precision)
     windows = _windows(9)
     together = tagger.window_scores(windows)
     assert together.shape == (9, 3)
@@ -129,7 +134,7 @@ def test_only_large_models_are_spread_over_threads(
         seen.clear()
         tagger.window_scores(_windows(1))
         assert torch.get_num_threads() == 3
-    assert seen == [n_threads] * TINY_DIMS.n_layers
+    assert seen == [n_threads] * (TINY_DIMS.n_layers - 1)
 
 
 def test_windows_and_waveforms_score_alike(tagger: Tagger) -> None:
@@ -386,3 +391,37 @@ def test_any_size_of_model_is_accepted(tmp_path: Path) -> None:
     tagger = Tagger(tiny_checkpoint(2, dims), device="cpu", precision="fp32")
     assert tagger.logits(_waveforms(16_000)).shape == (3, 5)
     assert tagger.dims != TINY_DIMS
+
+
+def test_batches_that_would_change_a_score_are_not_used(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = AudioSpectrogramTransformer.forward
+
+    def rounds_by_batch(self: AudioSpectrogramTransformer, fbank: torch.Tensor) -> torch.Tensor:
+        return plain(self, fbank) * (1 + 1e-6 * (len(fbank) > 4))
+
+    monkeypatch.setattr(AudioSpectrogramTransformer, "forward", rounds_by_batch)
+    tagger = load_tagger(str(tiny), device="cpu", precision="fp32")
+    assert isinstance(tagger._runner, runners_module.CpuRunner)
+    assert tagger._runner.batch == 4
+    windows = _windows(9)
+    np.testing.assert_array_equal(
+        tagger.window_scores(windows)[5], tagger.window_scores(windows[5:6])[0]
+    )
+
+
+def test_windows_are_spread_over_the_threads_that_there_are(tiny: Path) -> None:
+    with threads(3):
+        runner = load_tagger(str(tiny), device="cpu", precision="fp32")._runner
+    assert isinstance(runner, runners_module.CpuRunner)
+    runner.batch = 8
+    sizes = {n: [part.stop - part.start for part in runner._parts(n)] for n in (1, 2, 3, 5, 12, 64)}
+    assert sizes == {
+        1: [1],
+        2: [1, 1],
+        3: [1, 1, 1],
+        5: [2, 2, 1],
+        12: [4, 4, 4],
+        64: [8] * 8,
+    }

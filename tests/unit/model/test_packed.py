@@ -1,0 +1,74 @@
+"""Packed layers compute what plain ones do, and are left out where they cannot be trusted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from ast_stream.model import packed as packed_module
+from ast_stream.model.ast import AudioSpectrogramTransformer
+from ast_stream.model.dims import Activation, AstDims
+from ast_stream.model.packed import PackedLinear, pack
+
+DIMS = AstDims(n_classes=5, hidden_size=48, n_layers=2, n_heads=3, max_frames=128)
+
+
+def _model(dims: AstDims = DIMS, dtype: torch.dtype = torch.float32) -> AudioSpectrogramTransformer:
+    torch.manual_seed(0)
+    model = AudioSpectrogramTransformer(dims, has_frames=True).eval().to(dtype)
+    for parameter in model.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)  # biases, too
+    return model
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"])
+def test_a_packed_model_gives_the_logits_of_the_plain_one(activation: Activation) -> None:
+    dims = replace(DIMS, activation=activation)
+    model = _model(dims)
+    windows = torch.randn((3, dims.max_frames, dims.n_mels))
+    with torch.inference_mode():
+        expected = model.forward_frames(windows)
+        assert pack(model) is None
+        found = model.forward_frames(windows)
+    assert not any(isinstance(module, torch.nn.Linear) for module in model.modules())
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
+def test_a_packed_model_in_bf16_is_as_near_to_fp32_as_the_plain_one() -> None:
+    windows = torch.randn((3, DIMS.max_frames, DIMS.n_mels))
+    with torch.inference_mode():
+        expected = _model()(windows)
+        plain, packed = _model(dtype=torch.bfloat16), _model(dtype=torch.bfloat16)
+        assert pack(packed) is None
+        errors = [
+            (model(windows.bfloat16()).float() - expected).abs().max().item()
+            for model in (plain, packed)
+        ]
+    assert errors[1] < 2 * errors[0]
+
+
+def test_torch_without_the_operators_leaves_the_model_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def missing(*_args: Any) -> None:
+        raise AttributeError("no _reorder_linear_weight")
+
+    monkeypatch.setattr(PackedLinear, "__init__", missing)
+    model = _model()
+    assert "no packed layers in torch" in str(pack(model))
+    assert isinstance(model.head, torch.nn.Linear)
+
+
+def test_packed_layers_that_are_wrong_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = PackedLinear.forward
+    monkeypatch.setattr(PackedLinear, "forward", lambda self, x: 1.1 * right(self, x))
+    assert "packed layers differ from plain ones" in str(pack(_model()))
+
+
+def test_other_precisions_are_not_packed() -> None:
+    assert "no packed layers in torch.float16" in str(pack(_model(dtype=torch.float16)))
+    assert packed_module.MAX_ERROR.keys() == {torch.float32, torch.bfloat16}

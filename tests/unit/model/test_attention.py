@@ -87,18 +87,30 @@ def test_no_right_kernel_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("flash_ms", "math_ms", "expected"),
-    [(1.0, 3.0, "flash"), (3.0, 1.0, "math"), (1.5, 1.0, "flash")],
+    [(1.0, 3.0, "flash"), (3.0, 1.0, "math"), (1.1, 1.0, "flash")],
 )
-def test_auto_leaves_the_preferred_kernel_only_for_a_clearly_faster_one(
+def test_on_cuda_auto_leaves_the_preferred_kernel_only_for_a_clearly_faster_one(
     monkeypatch: pytest.MonkeyPatch, flash_ms: float, math_ms: float, expected: str
 ) -> None:
-    times = {"flash": flash_ms, "math": math_ms}
+    _measure(monkeypatch, flash=flash_ms, math=math_ms)
+    monkeypatch.setitem(attention.CANDIDATES, "cuda", ("flash", "math"))
+    assert choose_attention("auto", TINY_DIMS, 1, CUDA, torch.float32).name == expected
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [(torch.float32, "flash"), (torch.bfloat16, "blocked")]
+)
+def test_on_cpus_auto_is_the_same_whatever_the_machine_is_busy_with(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, expected: str
+) -> None:
+    _measure(monkeypatch, blocked=9.0, flash=9.0, math=1.0)
+    assert choose_attention("auto", TINY_DIMS, 1, CPU, dtype).name == expected
+
+
+def _measure(monkeypatch: pytest.MonkeyPatch, **ms: float) -> None:
     monkeypatch.setattr(
-        attention,
-        "measure",
-        lambda name, *_shape: Measurement(name, ms=times[name], max_error=0.0),
+        attention, "measure", lambda name, *_shape: Measurement(name, ms=ms[name], max_error=0.0)
     )
-    assert choose_attention("auto", TINY_DIMS, 1, CPU, torch.float32).name == expected
 
 
 def test_an_old_cudnn_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:

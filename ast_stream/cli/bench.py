@@ -15,7 +15,7 @@ from rich.table import Table
 from ast_stream.cli.options import json_option
 from ast_stream.cli.output import json_line, say
 from ast_stream.cli.soak import BOUNDS, Soak, SoakOptions, SoakResult
-from ast_stream.cli.terminal import PacedLines, console, plain_table
+from ast_stream.cli.terminal import PacedLines, ProgressView, console, plain_table
 from ast_stream.errors import UsageError
 from ast_stream.runtime.lifecycle import EXIT_CRASH, stop_on_signals
 from ast_stream.settings.explain import with_options
@@ -99,6 +99,49 @@ def soak(
         say(problem, err=True)
     if result.problems:
         raise typer.Exit(EXIT_CRASH)
+
+
+@app.command("model")
+def model(
+    model: Annotated[
+        str, typer.Option(help="Checkpoint, or ast-base: random weights of the published shape.")
+    ] = "bundled",
+    batch: Annotated[list[int], typer.Option(min=1, max=64, help="Windows at once.")] = [1],  # noqa: B006
+    rounds: Annotated[int, typer.Option(min=1, help="Each way runs once in each.")] = 7,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    as_json: Annotated[bool, json_option("All figures as one JSON object.")] = False,
+) -> None:
+    """Time the model, features included, beside transformers where that is installed.
+
+    The ways run in turn; figures are medians over the rounds. The difference is that of the scores
+    of noise from the first way's.
+
+    Example: ast-stream bench model --model ast-base --batch 1 --batch 8
+    """
+    from ast_stream.cli.model_bench import time_model  # torch: the help needs none of it
+
+    with ProgressView() as progress:
+        task = progress.add_task("timing", total=rounds * len(batch))
+        timings = time_model(model, batch, rounds, device, lambda: progress.advance(task))
+    if as_json:
+        rows = [asdict(timing) for timing in timings]
+        print(json_line({"model": model, "versions": versions(), "timings": rows}))
+        return
+    table = plain_table(
+        "way", "batch", "ms a window", "from", "to", "times as fast", "difference",
+        right=("batch", "ms a window", "from", "to", "times as fast", "difference"),
+    )  # fmt: skip
+    for timing in timings:
+        table.add_row(
+            timing.name,
+            str(timing.batch),
+            f"{timing.ms:.2f}",
+            f"{timing.low_ms:.2f}",
+            f"{timing.high_ms:.2f}",
+            f"{timing.times_as_fast:.2f}",
+            f"{timing.max_error:.1e}",
+        )
+    console(stderr=False, piped_width=120).print(table)
 
 
 def result_json(result: SoakResult) -> dict[str, Any]:

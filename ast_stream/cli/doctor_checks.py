@@ -21,7 +21,7 @@ import torch
 from ast_stream.capture.sources import microphone
 from ast_stream.errors import AstStreamError, StartupError
 from ast_stream.model.attention import Measurement, measure_all
-from ast_stream.model.runners import BUCKETS, DTYPES, scoring_threads
+from ast_stream.model.runners import BUCKETS, DTYPES
 from ast_stream.model.selfcheck import golden_clip, self_check
 from ast_stream.model.tagger import Tagger, load_tagger
 from ast_stream.model.torchaudio_guard import has_compiled_part, import_kaldi
@@ -260,10 +260,8 @@ def check_model(tagger: Tagger) -> Iterator[Check]:
     yield Check("model", "ok", text, facts)
     name = _device_name(tagger.device)
     facts = {"device": str(tagger.device), "device_name": name, "precision": tagger.precision}
-    text = f"{tagger.device} ({name}), {tagger.precision}"
-    if tagger.device.type == "cpu":
-        facts["threads"] = scoring_threads(tagger.dims.gflop)
-        text += f", {facts['threads']} of {torch.get_num_threads()} threads"
+    facts["kernels"] = tagger.kernels
+    text = f"{tagger.device} ({name}), {tagger.precision}, {tagger.kernels}"
     yield Check("device", "ok", text, facts)
 
 

@@ -46,21 +46,23 @@ class CpuRunner:
     Not safe for use by several threads.
 
     Attributes:
-        batch: windows that one thread scores at once.
-        n_threads: threads that score, each on its own.
+        batch: windows that are scored at once, at most.
+        n_threads: threads that score such batches at the same time, or a large window together.
     """
 
     def __init__(self, model: AudioSpectrogramTransformer, dtype: torch.dtype) -> None:
         self._model = model
         self._dtype = dtype
         self._threads_for_one = scoring_threads(model.dims.gflop)
-        self.batch, self.n_threads = 1, 1
+        self.batch = 1
+        self.n_threads = torch.get_num_threads()
         self._pool: ThreadPoolExecutor | None = None
         if self._threads_for_one == 1:
             self.batch = self._exact_batch()
-            self.n_threads = torch.get_num_threads()
-        if self.n_threads > 1:
-            self._pool = ThreadPoolExecutor(self.n_threads, "scoring", torch.set_num_threads, (1,))
+            if self.n_threads > 1:
+                self._pool = ThreadPoolExecutor(
+                    self.n_threads, "scoring", torch.set_num_threads, (1,)
+                )
 
     def logits(self, windows: Tensor) -> Tensor:
         """Return (B, n_classes) float32 for (B, n_frames, n_mels)."""
@@ -93,7 +95,7 @@ class CpuRunner:
 
     def _parts(self, n_windows: int) -> Iterator[slice]:
         """Yield slices of powers of two up to `batch`, small enough for all threads to have one."""
-        share = min(self.batch, -(-n_windows // self.n_threads))
+        share = min(self.batch, -(-n_windows // self.n_threads) if self._pool else n_windows)
         at = 0
         while at < n_windows:
             size = 1 << (min(share, n_windows - at).bit_length() - 1)

@@ -39,6 +39,7 @@ from ast_stream.units import (
     FRAME_SHIFT,
     FULL_SCALE,
     SAMPLE_RATE,
+    counted,
     frame_count,
     whole_frames,
 )
@@ -69,6 +70,7 @@ class Tagger:
         frame_s: seconds from one frame to the next; None: windows decide.
         device, precision: where and how the model computes.
         attention: the attention in use, with `attention_choice.measurements` behind it.
+        kernels: how windows are scored there, for people.
         fbank: the features, on the same device.
     """
 
@@ -129,11 +131,15 @@ class Tagger:
         self._runner: CpuRunner | GraphRunner
         if self.device.type == "cpu":
             problem = pack(model)
-            if problem is not None:
-                logger.info("scoring without packed weights: %s", problem)
             self._runner = CpuRunner(model, dtype)
+            self.kernels = (
+                f"{'packed weights' if problem is None else problem}, batches of "
+                f"{self._runner.batch} on {counted(self._runner.n_threads, 'thread')}"
+            )
         else:
             self._runner = GraphRunner(model, self.device, dtype)
+            self.kernels = "CUDA graphs"
+        logger.info("scoring on %s in %s: %s", self.device, self.precision, self.kernels)
 
     @torch.inference_mode()
     def window_scores(self, windows: Tensor) -> Array:

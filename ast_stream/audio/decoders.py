@@ -371,9 +371,13 @@ class FrameConverter:
         """Return the samples of a frame, whose format may differ from that before."""
         key = (frame.format.name, frame.layout.name, frame.sample_rate)
         if key != self._key:
-            self._key, self._convert = key, pyav().AudioResampler(format="fltp")
+            # packed: of planes PyAV reads no more than eight, and memory of others behind them
+            self._key, self._convert = key, pyav().AudioResampler(format="flt")
         frame.pts = None
-        arrays = [planar.to_ndarray().T for planar in self._convert.resample(frame)]
+        arrays = [
+            packed.to_ndarray().reshape(-1, packed.layout.nb_channels)
+            for packed in self._convert.resample(frame)
+        ]
         if not arrays:
             return np.zeros((0, frame.layout.nb_channels), np.float32)
         return np.ascontiguousarray(np.concatenate(arrays), dtype=np.float32)

@@ -16,6 +16,7 @@ import pytest
 import soundfile
 
 from ast_stream.audio.containers import recordings_in
+from ast_stream.audio.decoders import FrameConverter
 from ast_stream.audio.recording import (
     RecordingAbsentError,
     RecordingError,
@@ -508,3 +509,12 @@ def test_an_error_of_the_disk_is_reported_with_its_second(
     monkeypatch.setattr(os, "pread", failing)
     with pytest.raises(RecordingError, match=r"cannot be read beyond \d\.\d\d s: Input/output"):
         read(path)
+
+
+@pytest.mark.parametrize("n_channels", [1, 2, 9, 17])
+def test_frames_of_any_number_of_channels_come_out_as_they_are(n_channels: int) -> None:
+    frame = av.AudioFrame(format="s16", layout=f"{n_channels}C", samples=100)
+    frame.sample_rate = 8_000
+    pcm = np.random.default_rng(0).integers(-30_000, 30_000, (100, n_channels)).astype("<i2")
+    frame.planes[0].update(pcm.tobytes())
+    np.testing.assert_array_equal(FrameConverter()(frame), pcm / np.float32(32_768))

@@ -24,6 +24,7 @@ from ast_stream.alerts.actions.base import (
     Outcome,
     create_runner,
 )
+from ast_stream.alerts.administration import Administration
 from ast_stream.alerts.delivery import DeliveryThreads, no_fault
 from ast_stream.alerts.delivery_schedule import FEED
 from ast_stream.alerts.engine import Engine
@@ -51,6 +52,7 @@ from ast_stream.runtime.metrics import Metrics
 from ast_stream.runtime.reload import Reloader
 from ast_stream.settings.load import LoadedSettings, load_file
 from ast_stream.settings.paths import (
+    admin_endpoint,
     alerts_endpoint,
     alerts_state_file,
     feed_endpoint,
@@ -59,9 +61,11 @@ from ast_stream.settings.paths import (
     query_endpoint,
 )
 from ast_stream.settings.schema import Settings
+from ast_stream.transport.authenticator import authenticator_of
 from ast_stream.transport.keys import client_keys
+from ast_stream.transport.listener import Listener
 from ast_stream.transport.publisher import FeedPublisher
-from ast_stream.transport.sockets import FEED_HWM_MESSAGES, Sockets
+from ast_stream.transport.sockets import FEED_HWM_MESSAGES, QUERY_HWM_MESSAGES, Sockets
 
 STOP_PATIENCE_S = 3.0  # for deliveries under way; what is left goes out after the next start
 REPLAY_PATIENCE_S = 60.0  # a worker that ended before it answered has started again by then
@@ -147,11 +151,22 @@ def run_alerts(
             on_blocked=reporter.tick,
         )
         in_force = RulesInForce(settings, files, rules, timing, loop, sensors)
+        administration = Administration(
+            _bind_admin(sockets, settings), store, lambda: in_force.names, settings.alerts.actions
+        )
         deliveries.start()
         _start_heartbeat(settings, loop, cleanup)
         logger.info("ready: %s rules, actions: %s", len(in_force), ", ".join(runners) or "none")
-        loop.run(stop, _between_turns(loaded, reload or threading.Event(), reporter, in_force))
+        reload = reload or threading.Event()
+        loop.run(stop, _between_turns(loaded, reload, reporter, in_force, administration))
         reporter.notifier.stopping("delivering what is under way")
+
+
+def _bind_admin(sockets: Sockets, settings: Settings) -> Listener:
+    endpoint = admin_endpoint(settings)
+    is_tcp = endpoint.startswith("tcp://")  # else a key of the worker's is none of our business
+    authenticator = authenticator_of(settings.transport) if is_tcp else None
+    return sockets.bind("router", endpoint, QUERY_HWM_MESSAGES, authenticator=authenticator)
 
 
 def _open_store(settings: Settings, cleanup: ExitStack) -> Store:
@@ -208,6 +223,7 @@ def _between_turns(
     reload: threading.Event,
     reporter: StatusReporter,
     in_force: RulesInForce,
+    administration: Administration,
 ) -> Callable[[], None]:
     """Return what is done after each turn: report, and look for new settings and rules."""
     reloader = Reloader(
@@ -224,6 +240,7 @@ def _between_turns(
         reporter.tick()
         reloader.poll(reporter.notifier)
         in_force.poll()
+        administration.serve()
 
     return between
 

@@ -138,6 +138,11 @@ class RulesInForce:
     def __len__(self) -> int:
         return len(self.rules.rules)
 
+    @property
+    def names(self) -> set[str]:
+        """Names of the rules."""
+        return {rule.name for rule in self.rules.rules}
+
     def poll(self) -> None:
         """Put the rule files in force if they have changed and are valid."""
         if self.files.have_changed() and (changed := self.files.reload()) is not None:

@@ -154,6 +154,8 @@ def describe(settings: Settings) -> Iterator[str]:
     yield f"audio        {paths.audio_endpoint(settings)}"
     yield f"feed         {paths.feed_endpoint(settings)}"
     yield f"query        {paths.query_endpoint(settings)}"
+    if settings.alerts.rules:
+        yield f"admin        {paths.admin_endpoint(settings)}"
     yield f"state        {settings.state_dir}"
     if settings.metrics.listen is not None:
         shown = (

@@ -169,6 +169,7 @@ def _fill(template: str, plan: Plan) -> str:
         "PRIVATE_MEMORY": _private_memory(plan),
         "SERVER_CREDENTIAL": _credential(plan, SERVER_CREDENTIAL),
         "CLIENT_CREDENTIAL": _credential(plan, CLIENT_CREDENTIAL),
+        "ADMIN_CREDENTIAL": _admin_credential(plan),
     }
     text = _SYSTEM_ONLY.sub("" if plan.is_user else r"\1", template)
     filled = _PLACEHOLDER.sub(lambda found: values[found[1]], text)
@@ -194,6 +195,14 @@ def _credential(plan: Plan, name: str) -> str:
     if path is None:
         return f"# No LoadCredential: the configuration names no key for {name}."
     return f"LoadCredential={name}:{path.replace('%', '%%')}"
+
+
+def _admin_credential(plan: Plan) -> str:
+    """Return the line for the key that the alerts process itself shows to those who operate it."""
+    admin = None if plan.settings is None else plan.settings.transport.admin
+    if admin is None or not admin.startswith("tcp://"):
+        return "# No second LoadCredential: transport.admin is no tcp endpoint."
+    return _credential(plan, SERVER_CREDENTIAL)
 
 
 def _quoted(word: str) -> str:

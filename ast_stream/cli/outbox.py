@@ -7,38 +7,112 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
+from pydantic import ValidationError
 
 from ast_stream.alerts import outbox_operations as operations
-from ast_stream.alerts.delivery_schedule import FEED
+from ast_stream.alerts.administration import check_action, check_rule
 from ast_stream.alerts.notification import one_line
-from ast_stream.alerts.outbox import SELF_RULE
 from ast_stream.alerts.outbox_operations import OutboxRow
 from ast_stream.alerts.rules.compile import alert_names, read_rule_document
 from ast_stream.alerts.rules.field_types import parse_duration
 from ast_stream.alerts.rules.schema import RULE_NAME
 from ast_stream.alerts.steady_time import SteadyTime
 from ast_stream.alerts.store import Store
-from ast_stream.cli.options import config_option, json_option
+from ast_stream.cli.options import config_option, json_option, with_option_groups
 from ast_stream.cli.output import aligned, say
-from ast_stream.errors import ConfigError, UsageError
-from ast_stream.labels import did_you_mean
+from ast_stream.errors import ConfigError, StartupError, UsageError
+from ast_stream.messages.administration import (
+    AcknowledgeRequest,
+    Administered,
+    AdministrationRequest,
+    DropRequest,
+    RetryRequest,
+    SnoozeRequest,
+)
 from ast_stream.messages.alert import Severity
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.paths import alerts_state_file
-from ast_stream.units import format_time
+from ast_stream.transport.keys import ClientKeys
+from ast_stream.transport.query import QueryClient
+from ast_stream.transport.sockets import Sockets
+from ast_stream.units import NS_PER_SECOND, format_time
 
 ConfigOption = Annotated[Path, config_option()]
+ANSWER_S = 10.0  # the alerts process answers within a second, and may just be starting
+
+
+@dataclass
+class Box:
+    """Where alerts are operated: the files of this box, or an alerts process over its socket."""
+
+    config: Annotated[
+        Path | None, config_option("The configuration (YAML) of this box; or --endpoint.")
+    ] = None
+    endpoint: Annotated[
+        str | None,
+        typer.Option(metavar="ENDPOINT", help="Of an alerts process (transport.admin)."),
+    ] = None
+    client_key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Your secret key, where --endpoint is tcp with keys."),
+    ] = None
+    server_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The public key of that box.")
+    ] = None
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether an alerts process is asked."""
+        return self.endpoint is not None and self.config is None
+
+    def files(self) -> Path:
+        """Return the configuration.
+
+        Raises:
+            UsageError: there is not one of both.
+        """
+        if (self.config is None) == (self.endpoint is None):
+            raise UsageError("expected --config or --endpoint, got both or neither")
+        assert self.config is not None
+        return self.config
+
+    def ask(self, request: AdministrationRequest) -> Administered:
+        """Return what the alerts process at the endpoint answers.
+
+        Raises:
+            UsageError: options that do not fit each other.
+            WireError: it refuses.
+            StartupError: it does not answer.
+        """
+        if (self.client_key is None) != (self.server_key is None):
+            raise UsageError("expected both --client-key and --server-key, or neither")
+        keys = None
+        if self.client_key is not None and self.server_key is not None:
+            keys = ClientKeys.load(self.client_key, self.server_key)
+        assert self.endpoint is not None
+        sockets = Sockets(keys)
+        try:
+            frames = QueryClient(sockets, self.endpoint).ask(request, ANSWER_S)
+        finally:
+            sockets.close()
+        if frames is None:
+            raise StartupError(f"nobody answers at {self.endpoint} within {ANSWER_S:g} s")
+        return Administered.decode(frames)
+
+
 ActionOption = Annotated[str | None, typer.Option(help="Only of this action.")]
 Numbers = Annotated[
     list[int] | None,
     typer.Argument(help="Numbers as `list` shows them.", show_default=False),
 ]
 AllOption = Annotated[bool, typer.Option("--all", help="All of them.")]
+
+_Request = TypeVar("_Request", bound=AdministrationRequest)
 
 app = typer.Typer(
     no_args_is_help=True, epilog="Example: ast-stream outbox list -c config.yaml --state dead"
@@ -61,7 +135,7 @@ def list_rows(
     Example: ast-stream outbox list -c config.yaml --state pending --state dead
     """
     with _store(config) as store:
-        _check_action(store, config, action)
+        check_action(store, action, load_settings(config).alerts.actions)
         rows = operations.rows(store, state or (), action, limit)
         time = store.steady_time()
         held = [] if as_json else operations.snoozes(store, time.now_ns())
@@ -76,8 +150,9 @@ def list_rows(
 
 
 @app.command("retry")
+@with_option_groups
 def retry_rows(
-    config: ConfigOption,
+    box: Box,
     numbers: Numbers = None,
     action: ActionOption = None,
     is_all: AllOption = False,
@@ -86,13 +161,14 @@ def retry_rows(
 
     Example: ast-stream outbox retry -c config.yaml --all --action phone
     """
-    n_rows = _change(operations.retry, config, numbers, action, is_all)
+    n_rows = _change(operations.retry, RetryRequest, box, numbers, action, is_all)
     print(f"{_deliveries(n_rows)} tried again")
 
 
 @app.command("drop")
+@with_option_groups
 def drop_rows(
-    config: ConfigOption,
+    box: Box,
     numbers: Numbers = None,
     action: ActionOption = None,
     is_all: AllOption = False,
@@ -101,13 +177,14 @@ def drop_rows(
 
     Example: ast-stream outbox drop -c config.yaml 17 18
     """
-    n_rows = _change(operations.drop, config, numbers, action, is_all)
+    n_rows = _change(operations.drop, DropRequest, box, numbers, action, is_all)
     print(f"{_deliveries(n_rows)} dropped")
 
 
 def _change(
     operation: Callable[[Store, Sequence[int], int, str | None], int],
-    config: Path,
+    request: type[RetryRequest] | type[DropRequest],
+    box: Box,
     numbers: list[int] | None,
     action: str | None,
     is_all: bool,
@@ -115,8 +192,11 @@ def _change(
     """Return how many of the deliveries that were named, or of all, an operation has changed."""
     if bool(numbers) == is_all:
         raise UsageError("expected numbers of deliveries, or --all")
+    if box.is_remote:
+        return box.ask(made(request, numbers=numbers or [], action=action)).deliveries
+    config = box.files()
     with _store(config) as store:
-        _check_action(store, config, action)
+        check_action(store, action, load_settings(config).alerts.actions)
         return operation(store, numbers or (), store.steady_time().now_ns(), action)
 
 
@@ -161,9 +241,10 @@ def send(
     print(f"to be sent by {', '.join(actions)}" if is_new else "was sent within this hour")
 
 
+@with_option_groups
 def ack(
     alert: Annotated[str, typer.Argument(help="Id of the alert, or the beginning of it.")],
-    config: ConfigOption,
+    box: Box,
 ) -> None:
     """Say that an alert has been seen: nothing more is sent of it until it is over.
 
@@ -171,16 +252,19 @@ def ack(
     """
     if not alert:
         raise UsageError("expected the id of one alert, or the beginning of it, got an empty text")
-    with _store(config) as store:
-        n_rows = operations.acknowledge(
-            store, alert, store.steady_time().now_ns(), getpass.getuser()
-        )
+    if box.is_remote:
+        n_rows = box.ask(made(AcknowledgeRequest, alert=alert)).deliveries
+    else:
+        with _store(box.files()) as store:
+            now_ns = store.steady_time().now_ns()
+            n_rows = operations.acknowledge(store, alert, now_ns, getpass.getuser())
     print(f"acknowledged; {_deliveries(n_rows)} dropped")
 
 
+@with_option_groups
 def snooze(
     rule: Annotated[str, typer.Argument(help="Name of the rule.")],
-    config: ConfigOption,
+    box: Box,
     duration: Annotated[
         str, typer.Option("--for", help="How long, e.g. 30m or 2h; 0s ends a snooze.")
     ] = "1h",
@@ -193,15 +277,35 @@ def snooze(
         length_ns = parse_duration(duration)
     except ValueError as error:
         raise UsageError(f"--for: {error}") from error
-    with _store(config) as store:
-        time = store.steady_time()
-        now_ns = time.now_ns()
-        _expect("a rule", rule, {SELF_RULE, *_rules(config), *operations.known_rules(store)})
-        n_rows = operations.snooze(store, rule, now_ns + length_ns, now_ns)
-    until, more = f"until {format_time(time.wall_ns(now_ns + length_ns))}", ""
+    if box.is_remote:
+        request = made(SnoozeRequest, rule=rule, for_s=length_ns / NS_PER_SECOND)
+        answer = box.ask(request)
+        n_rows, until_ns = answer.deliveries, answer.until_ns or 0
+    else:
+        config = box.files()
+        with _store(config) as store:
+            time = store.steady_time()
+            now_ns = time.now_ns()
+            check_rule(store, rule, _rules(config))
+            n_rows = operations.snooze(store, rule, now_ns + length_ns, now_ns)
+            until_ns = time.wall_ns(now_ns + length_ns)
+    until, more = f"until {format_time(until_ns)}", ""
     if length_ns == 0:
         until, more = "no longer", " no more"
     print(f"{rule} is snoozed {until}; {_deliveries(n_rows)} held back{more}")
+
+
+def made(kind: type[_Request], **fields: object) -> _Request:
+    """Return a request.
+
+    Raises:
+        UsageError: something that no such request can say.
+    """
+    try:
+        return kind(**fields)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(f"{first['loc'][0]}: {first['msg']}") from error
 
 
 @contextmanager
@@ -220,18 +324,6 @@ def _rules(config: Path) -> set[str]:
         with suppress(ConfigError):  # what is wrong with it is not the question here
             found |= alert_names(read_rule_document(config.parent / name))
     return found
-
-
-def _check_action(store: Store, config: Path, action: str | None) -> None:
-    if action is not None:
-        configured = load_settings(config).alerts.actions
-        _expect("an action", action, {FEED, *configured, *operations.known_actions(store)})
-
-
-def _expect(what: str, name: str, known: set[str]) -> None:
-    if name not in known:
-        near = did_you_mean(name, known) or f"; known: {', '.join(sorted(known))}"
-        raise UsageError(f"expected the name of {what}, got {name!r}{near}")
 
 
 def _deliveries(n_rows: int) -> str:

@@ -18,7 +18,8 @@ MAX_IPC_PATH_BYTES = 107  # sun_path of AF_UNIX without its final zero
 MAX_AUDIT_BYTES = 16 * 1024 * 1024
 _FOLDER_MODE = 0o750
 _PRIVATE_MODE = 0o700
-_AUDIO, _FEED, _QUERY, _ALERTS = "audio.sock", "feed.sock", "query.sock", "alerts.sock"
+_AUDIO, _FEED, _QUERY = "audio.sock", "feed.sock", "query.sock"
+_ALERTS, _ADMIN = "alerts.sock", "admin.sock"
 
 
 def runtime_dir(settings: Settings) -> Path:
@@ -75,11 +76,23 @@ def alerts_endpoint(settings: Settings) -> str:
     return _ipc(settings, _ALERTS)
 
 
+def admin_endpoint(settings: Settings) -> str:
+    """Return where the alerts process takes requests to administrate (it binds ROUTER)."""
+    return settings.transport.admin or _ipc(settings, _ADMIN)
+
+
 def socket_problem(settings: Settings) -> str | None:
     """Return why the sockets cannot lie in the `runtime_dir` of a configuration, if so."""
     if settings.runtime_dir is None:
         return None
-    names = [_AUDIO, _FEED, _QUERY, _ALERTS, *(_ring(stream.name) for stream in settings.streams)]
+    names = [
+        _AUDIO,
+        _FEED,
+        _QUERY,
+        _ALERTS,
+        _ADMIN,
+        *(_ring(stream.name) for stream in settings.streams),
+    ]
     return next(filter(None, (_too_long(runtime_dir(settings) / name) for name in names)), None)
 
 

@@ -463,11 +463,15 @@ class TransportSettings(Section):
     audio: str | None = None
     feed: str | None = None
     query: str | None = None
+    admin: str | None = Field(
+        default=None,
+        description="of the alerts process, to acknowledge, snooze and operate the outbox",
+    )
     curve: CurveSettings | None = Field(
         default=None, description="keys of tcp endpoints; null: tcp on loopback only, without keys"
     )
 
-    @field_validator("audio", "feed", "query")
+    @field_validator("audio", "feed", "query", "admin")
     @classmethod
     def _endpoint_is_one(cls, endpoint: str | None) -> str | None:
         return endpoint if endpoint is None else check_endpoint(endpoint, has_keys=True)
@@ -475,14 +479,14 @@ class TransportSettings(Section):
     @property
     def has_keyed_tcp(self) -> bool:
         """Whether an endpoint needs keys."""
-        endpoints = (self.audio, self.feed, self.query)
+        endpoints = (self.audio, self.feed, self.query, self.admin)
         return self.curve is not None and any(
             endpoint is not None and endpoint.startswith("tcp://") for endpoint in endpoints
         )
 
     def misfits(self) -> Iterator[Misfit]:
         """Yield what is not safe, or cannot work."""
-        for name in ("audio", "feed", "query"):
+        for name in ("audio", "feed", "query", "admin"):
             endpoint = getattr(self, name)
             if endpoint is None or self.curve is not None:
                 continue

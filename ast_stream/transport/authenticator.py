@@ -104,7 +104,7 @@ class Authenticator:
 
 
 def authenticator_of(transport: TransportSettings) -> Authenticator | None:
-    """Return what the worker's sockets ask; None if none of them needs keys.
+    """Return what sockets that are bound ask over tcp; None if none of them needs keys.
 
     Raises:
         StartupError: the key or the allow-list cannot be used.

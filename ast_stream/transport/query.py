@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ast_stream.errors import WireError
+from ast_stream.messages.administration import AdministrationRequest
 from ast_stream.messages.audio import AudioBlock
 from ast_stream.messages.codec import MAX_TIME_NS
 from ast_stream.messages.event import Position
@@ -153,7 +154,7 @@ class QueryServer:
             frames = self._socket.receive()
             if frames is None:
                 return n_answered
-            envelope, request = _without_envelope(frames)
+            envelope, request = without_envelope(frames)
             requester = self._socket.requester(envelope[0])
             if not self._socket.send(envelope + self.answer(request, requester)):
                 self.dropped += 1
@@ -199,8 +200,8 @@ class QueryServer:
         return page.encode() if isinstance(page, TooOld) else page.encode(self._publisher.boot)
 
 
-def _without_envelope(frames: list[bytes]) -> tuple[list[bytes], list[bytes]]:
-    """Split off the identity, and the empty delimiter of a REQ."""
+def without_envelope(frames: list[bytes]) -> tuple[list[bytes], list[bytes]]:
+    """Split off the identity of the client, and the empty delimiter of a REQ."""
     n_envelope = 2 if len(frames) > 2 and frames[1] == b"" else 1
     return frames[:n_envelope], frames[n_envelope:]
 
@@ -255,7 +256,7 @@ class QueryClient:
         self._now_s = now_s
         self._socket: Socket | None = None
 
-    def ask(self, query: Query, timeout_s: float) -> list[bytes] | None:
+    def ask(self, query: Query | AdministrationRequest, timeout_s: float) -> list[bytes] | None:
         """Return the frames of the answer; None if none came in time."""
         if self._socket is None:
             self._socket = self._sockets.connect("dealer", self.endpoint, QUERY_HWM_MESSAGES)

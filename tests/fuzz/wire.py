@@ -22,6 +22,14 @@ from ast_stream.alerts.notification import Notification
 from ast_stream.coverage.spans import Span
 from ast_stream.errors import WireError
 from ast_stream.machine_clock import Moment
+from ast_stream.messages.administration import (
+    AcknowledgeRequest,
+    Administered,
+    DropRequest,
+    RetryRequest,
+    SnoozeRequest,
+    decode_administration,
+)
 from ast_stream.messages.audio import (
     AckRequest,
     AudioBlock,
@@ -66,6 +74,9 @@ def decoders(scratch: Path) -> Iterator[Decoder]:
     yield Decoder("ring request", _ring_requests(), _ring_request)
     yield Decoder("ring reply", _ring_replies(), _ring_reply)
     yield Decoder("query", _queries(), _query)
+    yield Decoder("request to administrate", _requests(), _request)
+    administered = Administered(deliveries=3, until_ns=T0_NS)
+    yield Decoder("answer: done", [tuple(administered.encode())], _answer(Administered.decode))
     yield Decoder("answer: ping", [tuple(_ping().encode())], _answer(PingAnswer.decode))
     yield Decoder("answer: snapshot", [tuple(_snapshot().encode())], _answer(Snapshot.decode))
     yield Decoder("answer: audio", [tuple(_audio_answer().encode())], _answer(AudioAnswer.decode))
@@ -157,6 +168,23 @@ def _query(case: Case) -> object:
             raise Broken("a range ends before it begins")
     refuse_query("no")
     return query
+
+
+def _requests() -> list[Case]:
+    requests = (
+        AcknowledgeRequest(alert="ysl7yjzd"),
+        SnoozeRequest(rule="dog", for_s=7200.0),
+        RetryRequest(numbers=[17, 18]),
+        DropRequest(action="phone"),
+    )
+    return [tuple(request.encode()) for request in requests]
+
+
+def _request(case: Case) -> object:
+    request = decode_administration(list(case))
+    if decode_administration(request.encode()) != request:
+        raise Broken("a request does not come back as it was")
+    return request
 
 
 def _ping() -> PingAnswer:

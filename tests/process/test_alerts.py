@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -144,6 +146,37 @@ def test_alerts_are_published_on_a_feed_of_their_own(
             if len(found) == 2:
                 break
     assert found == [("alert/medium/dog/", "firing"), ("alert/medium/dog/", "resolved")]
+
+
+def test_alerts_are_operated_over_a_socket_of_their_own(
+    running: AlertProcess, receiver: HttpReceiver
+) -> None:
+    begin(running, receiver)
+    endpoint = ("--endpoint", f"ipc://{running.folder}/admin.sock")
+    receiver.script += [500] * 1000  # what is to be sent waits
+    running.publish(1, "begin")
+
+    def alert_id() -> str:
+        lines = outbox_lines(running)
+        return next((line["alert_id"] for line in lines if line["state"] == "pending"), "")
+
+    wait_for(lambda: alert_id() != "", "a delivery that waits")
+    done = command("ack", alert_id(), *endpoint)
+    assert "acknowledged; 1 delivery is dropped" in done.stdout
+    assert "snoozed until" in command("snooze", "dog", "--for", "1h", *endpoint).stdout
+    assert command("snooze", "cat", *endpoint).returncode == 1
+    assert "is acknowledged by process" in running.log
+    assert "rule dog is snoozed for 3600 s by process" in running.log
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "ast_stream.cli", *arguments]
+    return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+
+
+def outbox_lines(running: AlertProcess) -> list[dict[str, Any]]:
+    done = command("outbox", "list", "-c", str(running.config), "--action", "hook", "--json")
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def test_receiver_that_asks_for_a_pause_gets_everything() -> None:

@@ -1,0 +1,132 @@
+"""Requests to an alerts process that change something, and its answers: one JSON frame each."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ConfigDict, Field
+
+from ast_stream.errors import WireError
+from ast_stream.messages.codec import (
+    PROTOCOL_VERSION,
+    Body,
+    Text,
+    Time,
+    decode_json,
+    encode_json,
+    short,
+    validate,
+)
+
+MAX_NUMBERS = 1000
+MAX_SNOOZE_S = 366 * 86_400
+MAX_REQUEST_BYTES = 64 * 1024
+
+_Name = Annotated[Text, Field(min_length=1, max_length=64)]
+_Numbers = Annotated[list[Annotated[int, Field(ge=1, le=10**15)]], Field(max_length=MAX_NUMBERS)]
+
+
+class _Request(Body):
+    """Unknown keys are refused: a mistyped one might change more than was meant."""
+
+    model_config = ConfigDict(extra="forbid")
+    v: Literal[1] = PROTOCOL_VERSION
+
+    def encode(self) -> list[bytes]:
+        """Return the frame of the request."""
+        return [encode_json(self.to_json())]
+
+
+class AcknowledgeRequest(_Request):
+    """Say that an alert has been seen."""
+
+    op: Literal["acknowledge"] = "acknowledge"
+    alert: _Name
+    """Its id, or a beginning that no other has."""
+
+
+class SnoozeRequest(_Request):
+    """Hold back what a rule notifies for a while."""
+
+    op: Literal["snooze"] = "snooze"
+    rule: _Name
+    for_s: Annotated[float, Field(ge=0, le=MAX_SNOOZE_S)]
+    """Seconds from now; 0 ends a snooze."""
+
+
+class _RowsRequest(_Request):
+    numbers: _Numbers = Field(default_factory=list)
+    """Of deliveries; without any all of them."""
+    action: _Name | None = None
+    """Only of this action."""
+
+
+class RetryRequest(_RowsRequest):
+    """Try deliveries again that were given up."""
+
+    op: Literal["retry"] = "retry"
+
+
+class DropRequest(_RowsRequest):
+    """Never deliver what is still waiting."""
+
+    op: Literal["drop"] = "drop"
+
+
+AdministrationRequest = AcknowledgeRequest | SnoozeRequest | RetryRequest | DropRequest
+_REQUESTS: dict[str, type[AdministrationRequest]] = {
+    "acknowledge": AcknowledgeRequest,
+    "snooze": SnoozeRequest,
+    "retry": RetryRequest,
+    "drop": DropRequest,
+}
+
+
+def decode_administration(frames: list[bytes]) -> AdministrationRequest:
+    """Return a request.
+
+    Raises:
+        WireError: it is not one of the four requests in the format.
+    """
+    if len(frames) != 1:
+        raise WireError(f"request: expected 1 frame, got {len(frames)}")
+    body = decode_json(frames[0], "request", MAX_REQUEST_BYTES, mends_text=True)
+    op = body.get("op")
+    kind = _REQUESTS.get(op) if isinstance(op, str) else None
+    if kind is None:
+        shown = short(repr(op).encode(errors="replace"))
+        raise WireError(f"request: op: expected {', '.join(_REQUESTS)}, got {shown}")
+    return validate(kind, body, "request")
+
+
+class Administered(Body):
+    """What a request has changed."""
+
+    v: Literal[1] = PROTOCOL_VERSION
+    deliveries: Annotated[int, Field(ge=0)]
+    """How many are dropped, tried again or held back."""
+    until_ns: Time | None = None
+    """Until when a rule is snoozed; None for other requests."""
+
+    def encode(self) -> list[bytes]:
+        """Return the frame of the answer."""
+        return [encode_json(self.to_json())]
+
+    @classmethod
+    def decode(cls, frames: list[bytes]) -> Self:
+        """Return the answer.
+
+        Raises:
+            WireError: it does not follow the format, or the request was refused.
+        """
+        if len(frames) != 1:
+            raise WireError(f"answer: expected 1 frame, got {len(frames)}")
+        body: dict[str, Any] = decode_json(frames[0], "answer", mends_text=True)
+        if "error" in body:
+            raise WireError(f"refused: {body['error']}")
+        return cls.from_json(body, "answer")
+
+
+def refuse_administration(reason: str) -> list[bytes]:
+    """Return the frame that refuses a request; `reason` is a sentence."""
+    return [encode_json({"v": PROTOCOL_VERSION, "error": reason})]

@@ -24,7 +24,7 @@ from ast_stream.errors import WireError
 from ast_stream.messages.alert import Alert
 from ast_stream.messages.codec import MAX_TIME_NS
 from ast_stream.messages.event import Content, EventMessage, FeedMessage, GapMessage
-from ast_stream.messages.status import Health
+from ast_stream.messages.status import STREAM_REMOVED, Health
 from ast_stream.units import NS_PER_SECOND, format_time, seconds_to_ns
 
 STATE_VERSION = 3
@@ -132,6 +132,8 @@ class Engine:
         """Process health: levels, and which streams are listened to; not the time of sounds."""
         assert health.published_ns is not None
         at_ns = max(self._now, self.time.steady_ns(health.published_ns))
+        if health.detail == STREAM_REMOVED:
+            return self._streams.forget(health.stream, health.labels, at_ns)
         transitions = self._streams.see(health.stream, health.labels, self._now)
         return transitions + self._streams.on_health(health, at_ns)
 

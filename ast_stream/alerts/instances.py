@@ -452,12 +452,17 @@ class InstanceTable:
                 self._forget(key)
         return transitions, set(before) - same
 
+    def end(self, instance: Instance, now: int, reason: str) -> list[Transition]:
+        """End the alert of an instance, and forget the instance."""
+        transitions = instance.end(now, reason)
+        self._forget(instance.key)
+        return transitions
+
     def end_all(self, now: int, reason: str) -> list[Transition]:
         """End every alert, and forget everything."""
         transitions: list[Transition] = []
-        for key, instance in list(self._instances.items()):
-            transitions += instance.end(now, reason)
-            self._forget(key)
+        for instance in self.all():
+            transitions += self.end(instance, now, reason)
         return transitions
 
     def export(self, now: int) -> list[dict[str, Any]]:

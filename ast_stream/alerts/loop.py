@@ -24,7 +24,7 @@ from ast_stream.alerts.store import Store, StoreError, save_progress
 from ast_stream.errors import WireError
 from ast_stream.feed import FeedMessage, Missed, Position
 from ast_stream.messages.event import EventMessage
-from ast_stream.messages.status import Health
+from ast_stream.messages.status import STREAM_REMOVED, Health
 from ast_stream.runtime.logging import LimitedLog
 from ast_stream.units import NS_PER_SECOND, seconds_to_ns
 
@@ -202,7 +202,9 @@ class AlertLoop:
                     sensors.on_event(content)
                 case Health():
                     sensors.on_health(content)
-        if isinstance(content, Health):
+        if isinstance(content, Health) and content.detail == STREAM_REMOVED:
+            self._scored_ns.pop(content.stream, None)
+        elif isinstance(content, Health):
             scored_ns = published_ns - seconds_to_ns(content.lag_s or 0.0)
             self._scored_ns[content.stream] = (self._now_s(), scored_ns)
 

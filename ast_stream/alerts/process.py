@@ -231,9 +231,13 @@ def _between_turns(
         Path(loaded.file),
         loaded.settings,
         "alerts",
-        parts=lambda new: new.model_dump(exclude={"logging"}),
-        live=frozenset({"detection"}),
+        parts=lambda new: {
+            **new.model_dump(exclude={"logging"}),
+            "streams": [stream.name for stream in new.streams],
+        },
+        live=frozenset({"detection", "streams"}),
         apply=in_force.apply,
+        on_waiting=reporter.note_restart_needed,
     )
 
     def between() -> None:

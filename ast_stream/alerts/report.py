@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ast_stream.alerts.actions.base import (
@@ -41,6 +41,7 @@ class StatusReporter:
         runners: of all actions; those that cannot be used yet are failing, too.
         published: alerts published, by rule and severity.
         rules_and_worker: returns the number of rules, and whether the worker is heard.
+        restart_needed: keys of the configuration that have changed and are not in use.
     """
 
     notifier: Notifier
@@ -50,6 +51,7 @@ class StatusReporter:
     runners: Mapping[str, ActionRunner]
     published: Counter[tuple[str, str]]
     rules_and_worker: Callable[[], tuple[int, bool]]
+    restart_needed: Sequence[str] = ()
     _next_s: float = float("-inf")
     _status: str = "starting"
 
@@ -59,6 +61,10 @@ class StatusReporter:
             self._next_s = time.monotonic() + REPORT_EVERY_S
             self._report()
         self.notifier.turn(lambda: self._status, is_working=True)
+
+    def note_restart_needed(self, keys: Sequence[str]) -> None:
+        """Report from now on that these keys of the configuration wait for a restart."""
+        self.restart_needed = keys
 
     def _report(self) -> None:
         n_rules, hears_worker = self.rules_and_worker()
@@ -80,6 +86,7 @@ class StatusReporter:
             disk=self.outbox.outage.text,
             failing=failing,
             pending_by_action=pending,
+            restart_needed=list(self.restart_needed),
         )
         self.publisher.publish(status)
         if self.metrics.is_on:

@@ -158,10 +158,12 @@ class RulesInForce:
             AstStreamError: either is wrong; everything stays as it was.
         """
         model = self.settings.model  # another one needs a restart
+        streams = new.settings.streams
         kept = new.settings.model_copy(update={"model": model})
         timing = configured_timing(LoadedSettings(kept, new.lines, new.file))
         rules = self.files.load()
         self.timing = timing
+        self.settings = self.settings.model_copy(update={"streams": streams})
         self._put(rules)
 
     def _put(self, rules: RuleSet) -> None:

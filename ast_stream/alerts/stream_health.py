@@ -38,12 +38,14 @@ class StreamHealth:
         self._instances = instances
         self._has_health = has_health
         self._streams: dict[str, _Stream] = {}
+        self._removed: set[str] = set()  # from the configuration, and not seen since
 
     def see(self, stream: str, labels: dict[str, str], now: int) -> list[Transition]:
         """Note a stream; counting its silence begins when it is first seen."""
         known = self._streams.get(stream)
         if known is not None and known.labels == labels:
             return []
+        self._removed.discard(stream)
         if known is None:
             self._streams[stream] = _Stream(dict(labels))
         else:
@@ -74,6 +76,25 @@ class StreamHealth:
                 transitions += self._instances.settle(instance, fires, now)
         return transitions
 
+    def forget(self, stream: str, labels: dict[str, str], now: int) -> list[Transition]:
+        """Process that a stream was removed: nothing is expected of it any more."""
+        self._streams.pop(stream, None)
+        self._removed.add(stream)
+        transitions: list[Transition] = []
+        for rule in (*self._instances.listening_rules, *self._instances.health_rules):
+            if not rule.covers_stream(stream, labels):
+                continue
+            group = rule.group_of(stream, "", labels)
+            instance = self._instances.find(rule, group)
+            if instance is None:
+                continue
+            if not self._streams_of(instance):
+                transitions += self._instances.end(instance, now, "stream_removed")
+            elif rule in self._instances.listening_rules and not self.has_listener(instance):
+                instance.trigger.pause()
+                transitions += self._instances.settle(instance, False, now)
+        return transitions
+
     def on_gap(self, stream: str, end_ns: int, now: int) -> list[Transition]:
         """Process that a stream was not heard until `end_ns`."""
         known = self._streams.get(stream)
@@ -102,13 +123,7 @@ class StreamHealth:
 
     def has_listener(self, instance: Instance) -> bool:
         """Return whether, as far as is known, a stream that an instance is about is listened to."""
-        rule = instance.rule
-        unheard = [
-            stream.missing or stream.is_unseen
-            for name, stream in self._streams.items()
-            if rule.covers_stream(name, stream.labels)
-            and rule.group_of(name, "", stream.labels) == instance.group
-        ]
+        unheard = [stream.missing or stream.is_unseen for stream in self._streams_of(instance)]
         return not unheard or not all(unheard)
 
     def expect_named(self, now: int) -> None:
@@ -119,7 +134,7 @@ class StreamHealth:
                 continue
             for stream in sorted(rule.matchers[0].named_streams or ()):
                 group = rule.group_of(stream, "", {})
-                if self._instances.find(rule, group) is not None:
+                if stream in self._removed or self._instances.find(rule, group) is not None:
                     continue
                 instance = self._instances.obtain(rule, group)
                 if instance is not None:
@@ -166,6 +181,16 @@ class StreamHealth:
                     instance.trigger.start(began_ns)
                 transitions += self._instances.settle(instance, False, now)
         return transitions
+
+    def _streams_of(self, instance: Instance) -> list[_Stream]:
+        """Return the streams that an instance is about."""
+        rule = instance.rule
+        return [
+            stream
+            for name, stream in self._streams.items()
+            if rule.covers_stream(name, stream.labels)
+            and rule.group_of(name, "", stream.labels) == instance.group
+        ]
 
     def _listening_instances(self, stream: str, labels: Mapping[str, str]) -> Iterator[Instance]:
         for rule in self._instances.listening_rules:

@@ -8,8 +8,9 @@ import secrets
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Any, NoReturn, get_args
 
 import numpy as np
 import typer
@@ -19,7 +20,7 @@ from ast_stream.capture.intake import Intake, make_source
 from ast_stream.capture.readers import RingReaders
 from ast_stream.capture.ring import Ring, RingServer
 from ast_stream.capture.sources.base import SourceHungError, SourceState
-from ast_stream.errors import AudioError, UsageError
+from ast_stream.errors import AudioError, StartupError, UsageError
 from ast_stream.labels import did_you_mean
 from ast_stream.machine_clock import CLOCK_ID
 from ast_stream.privacy.audit import AuditLog
@@ -28,7 +29,7 @@ from ast_stream.runtime.lifecycle import Notifier
 from ast_stream.runtime.logging import LimitedLog, setup_logging
 from ast_stream.runtime.metrics import RENEW_EVERY_S, Family, Metrics, figure
 from ast_stream.runtime.reload import Parts, Reloader
-from ast_stream.settings.load import load_settings
+from ast_stream.settings.load import LoadedSettings, load_settings
 from ast_stream.settings.paths import (
     MAX_AUDIT_BYTES,
     audio_endpoint,
@@ -62,24 +63,103 @@ def capture(
     Example: ast-stream capture -c /etc/ast-stream/config.yaml --stream porch
     """
     settings = load_settings(config)
-    process = f"capture {stream}"
-    setup_logging(settings.logging.level, settings.logging.format, process=process)
+    setup_logging(settings.logging.level, settings.logging.format, process=f"capture {stream}")
     reload = threading.Event()
-    reloader = Reloader(reload, config, settings, process, parts=lambda new: _parts(new, stream))
+    _find_stream(settings, stream)
+    change = _Change(metrics_address(settings, f"capture {stream}"))
     with lifecycle.stop_on_signals(reload) as stop:
         try:
-            run_capture(settings, stream, stop, reloader)
+            reloader = _reloader(reload, config, settings, stream, change)
+            run_capture(settings, stream, stop, reloader, change)
         except SourceHungError as error:
-            logger.log(logging.INFO if stop.is_set() else logging.ERROR, "%s", error)
+            is_meant = stop.is_set() or change.is_due
+            logger.log(logging.INFO if is_meant else logging.ERROR, "%s", error)
             sys.stderr.flush()
-            # the usual way out would wait for the thread that hangs, and hang itself
-            os._exit(0 if stop.is_set() else EXIT_HUNG)
+            if stop.is_set() or not change.is_due:
+                # the usual way out would wait for the thread that hangs, and hang itself
+                os._exit(0 if is_meant else EXIT_HUNG)
+        if change.is_due and not stop.is_set():
+            _follow(change)
+
+
+def _follow(change: _Change) -> NoReturn:
+    """End, or begin again, at once: a thread may hang."""
+    sys.stderr.flush()
+    if change.is_removed:
+        os._exit(lifecycle.EXIT_REMOVED)
+    lifecycle.begin_again()
+
+
+@dataclass
+class _Change:
+    """What a new configuration means for a capture process.
+
+    Attributes:
+        is_removed: it has no such stream, or one for another unit of systemd.
+        is_other_source: source or ring are others: a new process has to capture them.
+        metrics: where its figures are shown: the port depends on the streams before it.
+    """
+
+    metrics: tuple[str, int] | None
+    is_removed: bool = False
+    is_other_source: bool = False
+
+    @property
+    def is_due(self) -> bool:
+        """Whether this process has to end."""
+        return self.is_removed or self.is_other_source
+
+
+def _reloader(
+    requested: threading.Event, file: Path, settings: Settings, name: str, change: _Change
+) -> Reloader:
+    in_use = _find_stream(settings, name)
+
+    def apply(new: LoadedSettings) -> None:
+        own = next((stream for stream in new.settings.streams if stream.name == name), None)
+        if own is None:
+            logger.info("the configuration has no stream %s any more", name)
+            change.is_removed = True
+            return
+        if own.unit != in_use.unit and lifecycle.is_unit_of_systemd():
+            logger.info("stream %s belongs to %s now", name, own.unit)
+            change.is_removed = True
+            return
+        if _own_part(own) != _own_part(in_use):
+            if _shared(new.settings) == _shared(settings):
+                logger.info("beginning again with the new source")
+                change.is_other_source = True
+            else:
+                logger.warning("the source stays as it was: the processes meet elsewhere now")
+        change.metrics = metrics_address(new.settings, f"capture {name}")
+
+    return Reloader(
+        requested,
+        file,
+        settings,
+        f"capture {name}",
+        parts=lambda new: {
+            **_shared(new),
+            "streams": _streams_part(new, name),
+            "metrics": new.metrics.model_dump(),
+        },
+        live=frozenset({"streams", "metrics"}),
+        apply=apply,
+    )
 
 
 def run_capture(
-    settings: Settings, stream_name: str, stop: threading.Event, reloader: Reloader | None = None
+    settings: Settings,
+    stream_name: str,
+    stop: threading.Event,
+    reloader: Reloader | None = None,
+    change: _Change | None = None,
 ) -> None:
     """Capture until `stop` is set, or until the worker has all of a source that has ended.
+
+    Args:
+        reloader: polled between requests; None: the configuration is never read again.
+        change: set by `reloader`: this process ends once it has to.
 
     Raises:
         UsageError: the configuration has no such stream.
@@ -92,10 +172,11 @@ def run_capture(
     stream = _find_stream(settings, stream_name)
     if settings.privacy != "off":
         lifecycle.keep_memory_private()
+    change = change or _Change(metrics_address(settings, f"capture {stream_name}"))
     make_runtime_dir(settings)
-    process = _CaptureProcess(settings, stream)
+    process = _CaptureProcess(settings, stream, change.metrics)
     try:
-        process.run(stop, reloader)
+        process.run(stop, reloader, change)
     finally:
         process.close()
     if process.failure is not None:
@@ -109,17 +190,26 @@ def _find_stream(settings: Settings, name: str) -> StreamSettings:
     return settings.streams[names.index(name)]
 
 
-def _parts(settings: Settings, name: str) -> Parts:
-    """Return the settings that concern the capture process of a stream."""
-    own = [stream.model_dump() for stream in settings.streams if stream.name == name]
-    shared = settings.model_dump(include={"runtime_dir", "transport", "privacy", "metrics"})
-    return shared | {f"stream {name}": own[0] if own else None}
+def _shared(settings: Settings) -> Parts:
+    """Return where the processes meet and who may listen, which none of them can change alone."""
+    return settings.model_dump(include={"runtime_dir", "transport", "privacy"})
+
+
+def _own_part(stream: StreamSettings) -> dict[str, Any]:
+    return stream.model_dump(include={"source", "ring_s"})
+
+
+def _streams_part(settings: Settings, name: str) -> dict[str, Any]:
+    """Return what concerns the capture process of a stream."""
+    return {stream.name: _own_part(stream) for stream in settings.streams if stream.name == name}
 
 
 class _CaptureProcess:
     """Source, ring and sockets of one stream, with a thread each for intake and sending."""
 
-    def __init__(self, settings: Settings, stream: StreamSettings) -> None:
+    def __init__(
+        self, settings: Settings, stream: StreamSettings, metrics: tuple[str, int] | None
+    ) -> None:
         self._name = stream.name
         self._stop_threads = threading.Event()
         self._ring = Ring(seconds_to_samples(stream.ring_s))
@@ -162,7 +252,9 @@ class _CaptureProcess:
         self._report = _Report(stream.name, self._ring, self._intake, self._server)
         self._progress_limit_s = PROGRESS_LIMIT_S + stream.source.longest_step_s
         self._done_since_s: float | None = None
-        self._metrics = Metrics("capture", metrics_address(settings, f"capture {stream.name}"))
+        self._log = LimitedLog(logger)
+        self._metrics = Metrics("capture", metrics)
+        self._metrics_at = metrics
         self._next_metrics_s = float("-inf")
 
     @property
@@ -172,13 +264,13 @@ class _CaptureProcess:
             return SourceHungError("stalled", f"the source of {self._name} does not return")
         return self._intake.failure or self._server.failure
 
-    def run(self, stop: threading.Event, reloader: Reloader | None) -> None:
+    def run(self, stop: threading.Event, reloader: Reloader | None, change: _Change) -> None:
         """Answer ring requests until there is no more reason to."""
         self._intake_thread.start()
         self._sender_thread.start()
         logger.info("capturing")
         notifier = Notifier()
-        while not stop.is_set() and not self._is_done(time.monotonic()):
+        while not (stop.is_set() or change.is_due or self._is_done(time.monotonic())):
             request = self._router.receive(_POLL_MS)
             if request is not None:
                 self._answer(request)
@@ -186,8 +278,9 @@ class _CaptureProcess:
             if reloader is not None:
                 reloader.poll(notifier)
             self._readers.write_repeats()
-            self._renew_metrics(time.monotonic())
-        notifier.stopping()
+            self._renew_metrics(time.monotonic(), change.metrics)
+        if not change.is_other_source:  # else the same process is ready again soon
+            notifier.stopping()
 
     def close(self) -> None:
         """Stop the threads, as far as they can be stopped, and release the endpoint."""
@@ -205,9 +298,19 @@ class _CaptureProcess:
         """Whether audio comes, or the source is honestly waited for."""
         return self._intake.has_ended or self._intake.stuck_s < self._progress_limit_s
 
-    def _renew_metrics(self, now_s: float) -> None:
-        if self._metrics.is_on and now_s >= self._next_metrics_s:
-            self._next_metrics_s = now_s + RENEW_EVERY_S
+    def _renew_metrics(self, now_s: float, address: tuple[str, int] | None) -> None:
+        if now_s < self._next_metrics_s or not (self._metrics.is_on or address):
+            return
+        self._next_metrics_s = now_s + RENEW_EVERY_S
+        if address != self._metrics_at:
+            try:
+                self._metrics.move(address)
+            except StartupError as error:  # perhaps of a process that moves, or ends, as well
+                self._log.warning("%s", error)
+                self._metrics_at = None
+                return
+            self._metrics_at = address
+        if self._metrics.is_on:
             self._metrics.renew(self._report.families())
 
     def _answer(self, request: list[bytes]) -> None:

@@ -20,7 +20,7 @@ from ast_stream.cli.output import json_line, say
 from ast_stream.cli.subscribe import default_settings
 from ast_stream.cli.terminal import console, plain_table
 from ast_stream.coverage.ledger import read_spans
-from ast_stream.coverage.spans import HEARD, KINDS
+from ast_stream.coverage.spans import KINDS
 from ast_stream.coverage.timeline import Coverage
 from ast_stream.errors import AstStreamError, UsageError
 from ast_stream.runtime.files import replace_file
@@ -36,6 +36,7 @@ _COLOURS = {
     "degraded": "#e9b44c",
     "missing": "#b0b0b0",
     "gap": "#c8322b",
+    "off": "#f0f0f0",
 }
 _DPI = 110
 _MOMENT = "A time (2026-11-20T10:00:00Z), or how long ago (24h, 7d)"
@@ -72,7 +73,8 @@ def coverage(
     the end of the source or of its capture process; `status` tells. With --until all are
     accounted for until then.
 
-    Heard is what was listened to, gated or degraded: deliberate silence is not loss.
+    Heard is what was listened to, gated or degraded: deliberate silence is not loss. The time in
+    which a stream is not in the configuration is off, and counts for nothing.
 
     Example: ast-stream coverage -c /etc/ast-stream/config.yaml --since 24h
     """
@@ -102,7 +104,7 @@ def coverage(
         f"{one.stream}: heard for {percent(one.heard) or 'none'} of the time, "
         f"expected at least {at_least:g} %"
         for one in found
-        if at_least is not None and 100 * (one.heard or 0.0) < at_least
+        if at_least is not None and not _is_off(one) and 100 * (one.heard or 0.0) < at_least
     ]
     if not any(one.stretches for one in found):
         problems = [f"{coverage_paths(settings)[0]} has no record of that time"]
@@ -173,16 +175,24 @@ def _moment(text: str | None, option: str, now_ns: int) -> int | None:
         ) from error
 
 
+def _is_off(one: Coverage) -> bool:
+    """Return whether a stream was not to be listened to at any time."""
+    return one.total == 0 and one.off > 0
+
+
 def _table(found: Sequence[Coverage]) -> Table:
-    table = plain_table("stream", "from", "to", *KINDS, "heard", right=(*KINDS, "heard"))
+    has_off = any(one.off for one in found)
+    figures = (*KINDS, "off", "heard") if has_off else (*KINDS, "heard")
+    table = plain_table("stream", "from", "to", *figures, right=figures)
     for one in found:
         if not one.stretches:
             table.add_row(one.stream, "nothing recorded")
             continue
         first, last = (_second(ns) for ns in (one.stretches[0].time_ns, one.stretches[-1].stop_ns))
         last += ", its last record" if one.ends_with_record else ""
-        figures = (_duration(samples_to_seconds(count)) for count in one.samples.values())
-        table.add_row(one.stream, first, last, *figures, percent(one.heard))
+        counts = [*one.samples.values(), *([one.off] if has_off else [])]
+        durations = (_duration(samples_to_seconds(count)) for count in counts)
+        table.add_row(one.stream, first, last, *durations, percent(one.heard))
     return table
 
 
@@ -217,14 +227,14 @@ def _write_png(path: Path, found: Sequence[Coverage]) -> None:
     figure = Figure(figsize=(11, 1.4 + 0.4 * max(1, len(found))), layout="constrained")
     axes = figure.subplots()
     for row, one in enumerate(found):
-        for kind in KINDS:
+        for kind in _COLOURS:
             bars = [
                 (_days(stretch.time_ns), _days(stretch.stop_ns - stretch.time_ns))
                 for stretch in one.stretches
                 if stretch.kind == kind
             ]
             # a second of a day that was lost is seen, too
-            width = 0 if kind in HEARD else 0.8
+            width = 0.8 if kind in ("missing", "gap") else 0
             axes.broken_barh(bars, (row - 0.4, 0.8), color=_COLOURS[kind], linewidth=width)
     labels = [f"{one.stream}  {percent(one.heard)}" for one in found]
     axes.set_yticks(range(len(found)), labels)
@@ -235,8 +245,8 @@ def _write_png(path: Path, found: Sequence[Coverage]) -> None:
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator))
     axes.set_xlabel("UTC")
-    handles = [Patch(color=_COLOURS[kind], label=kind) for kind in KINDS]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(KINDS), frameon=False)
+    handles = [Patch(color=colour, label=kind) for kind, colour in _COLOURS.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
     try:

@@ -93,10 +93,7 @@ def wanted_units(plan: Plan) -> list[str]:
     units = ["ast-stream-worker.service"]
     if plan.settings is not None:
         units += ["ast-stream-alerts.service"] if plan.settings.alerts.rules else []
-        for stream in plan.settings.streams:
-            net = "" if stream.source.type == "microphone" else "-net"
-            if stream.source.type != "stdin":
-                units.append(f"ast-stream-capture{net}@{stream.name}.service")
+        units += [unit for stream in plan.settings.streams if (unit := stream.unit) is not None]
     return units
 
 

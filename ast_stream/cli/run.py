@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import sys
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,7 +20,9 @@ from ast_stream.runtime.reload import Reloader
 from ast_stream.runtime.supervisor import ChildSpec, LineForwarder, Supervisor
 from ast_stream.settings.load import LoadedSettings, load_file
 from ast_stream.settings.paths import make_runtime_dir
-from ast_stream.settings.schema import Settings
+from ast_stream.settings.schema import Settings, StreamSettings
+
+logger = logging.getLogger(__name__)
 
 
 def run(
@@ -27,8 +31,9 @@ def run(
     """Run all processes of one configuration: a capture per stream, the worker, and alerts.
 
     The alerts process is there if the configuration names rules.
-    What fails is started again; Ctrl-C or SIGTERM ends everything, SIGHUP has the configuration
-    read again. When every source is a recording or another one that ends, the run ends with them.
+    What fails is started again; Ctrl-C or SIGTERM ends everything. SIGHUP has the configuration
+    read again: streams come, go and change while the others run. When every source is a recording
+    or another one that ends, the run ends with them.
 
     Example: ast-stream run -c configs/examples/microphone.yaml
     """
@@ -47,9 +52,7 @@ def _supervise(
     """Return the exit code; as `Supervisor.run`."""
     settings = loaded.settings
     if settings.alerts.rules:
-        from ast_stream.alerts.rule_files import RuleFiles  # the compiler of rules, which few need
-
-        RuleFiles(loaded).load()  # report mistakes before anything starts
+        _check_rules(loaded)  # report mistakes before anything starts
     folder = make_runtime_dir(settings)
     lock_fd = lock_file(folder / "run.lock", f"the runtime folder {folder}")
     format = line_format(settings.logging.format, sys.stderr)
@@ -62,8 +65,12 @@ def _supervise(
         config,
         settings,
         "run",
-        parts=lambda new: {"streams": [stream.name for stream in new.streams]},
-        apply=lambda new: supervisor.reload(),
+        parts=lambda new: {
+            "streams": {stream.name: _of_capture(stream) for stream in new.streams},
+            "alerts": bool(new.alerts.rules),
+        },
+        live=frozenset({"streams", "alerts"}),
+        apply=lambda new: _follow(new, settings, config, supervisor),
     )
 
     def after_turn() -> None:
@@ -78,6 +85,42 @@ def _supervise(
         os.close(lock_fd)
 
 
+def _check_rules(loaded: LoadedSettings) -> None:
+    from ast_stream.alerts.rule_files import RuleFiles  # the compiler of rules, which few need
+
+    RuleFiles(loaded).load()
+
+
+def _follow(new: LoadedSettings, in_use: Settings, config: Path, supervisor: Supervisor) -> None:
+    """Have all processes follow new settings, unless one of them would refuse these.
+
+    Raises:
+        AstStreamError: one would, and the others would not: nothing has changed.
+    """
+    kept = new.settings.model_copy(update={"model": in_use.model})  # another one needs a restart
+    from ast_stream.alerts.rule_files import configured_timing
+
+    configured_timing(LoadedSettings(kept, new.lines, new.file))
+    if new.settings.alerts.rules:
+        _check_rules(new)
+    specs = child_specs(new.settings, config)
+    if _meeting_place(new.settings) != _meeting_place(in_use):
+        # what is started now would look for the others elsewhere
+        logger.warning("until a restart no process is started or begins anew")
+        running = {spec.name: spec for spec in supervisor.specs}
+        specs = [running[spec.name] for spec in specs if spec.name in running]
+    supervisor.reload(specs)
+
+
+def _meeting_place(settings: Settings) -> object:
+    return settings.runtime_dir, settings.transport, settings.privacy
+
+
+def _of_capture(stream: StreamSettings) -> dict[str, Any]:
+    """Return what the capture process of a stream works by."""
+    return stream.model_dump(include={"source", "ring_s"})
+
+
 def child_specs(settings: Settings, config: Path) -> list[ChildSpec]:
     command = (sys.executable, "-m", "ast_stream.cli")
     captures = [
@@ -87,6 +130,7 @@ def child_specs(settings: Settings, config: Path) -> list[ChildSpec]:
             can_finish=stream.source.can_end,
             takes_stdin=stream.source.type == "stdin",
             begins_anew=stream.source.can_end and not stream.source.can_resume,
+            settings=json.dumps(_of_capture(stream)),
         )
         for stream in settings.streams
     ]

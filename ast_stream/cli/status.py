@@ -112,6 +112,10 @@ def view(box: BoxStatus) -> RenderableType:
     parts += [
         Text(problem, style="red", no_wrap=True, overflow="ignore") for problem in box.problems
     ]
+    parts += [
+        Text(f"{process}: a restart is needed for {', '.join(keys)}", style="yellow")
+        for process, keys in box.restart_needed.items()
+    ]
     if not box.problems:
         parts.append(Text("everything is healthy", style="green"))
     return Group(*parts)
@@ -213,10 +217,21 @@ class BoxStatus:
     has_alerts: bool = False
     problems: list[str] = field(default_factory=list)
 
+    @property
+    def restart_needed(self) -> dict[str, list[str]]:
+        """Keys of the configuration that wait for a restart, by process; only of those that do."""
+        answered = {"worker": self.worker, "alerts": self.alerts}
+        return {
+            process: answer.restart_needed
+            for process, answer in answered.items()
+            if answer is not None and answer.restart_needed
+        }
+
     def as_json(self) -> dict[str, Any]:
         return {
             "healthy": not self.problems,
             "problems": self.problems,
+            "restart_needed": self.restart_needed,
             "worker": None if self.worker is None else self.worker.to_json(),
             "streams": [health.to_json() for health in self.streams.values()],
             "events": [event.to_json() for event in self.events],

@@ -16,7 +16,16 @@ from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
 
-from ast_stream.coverage.spans import MAX_LINE_BYTES, Accounted, Kind, Span, decoded, merged
+from ast_stream.coverage.spans import (
+    ADDED,
+    MAX_LINE_BYTES,
+    REMOVED,
+    Accounted,
+    Kind,
+    Span,
+    decoded,
+    merged,
+)
 from ast_stream.runtime.files import (
     DamagedFileError,
     read_bounded,
@@ -80,6 +89,7 @@ class CoverageLedger:
         self._unwritten = unwritten
         self._accounted = Accounted()
         self._open: dict[str, Span] = {}  # by stream: the span that goes on
+        self._newest: dict[str, Span] = {}  # by stream
         self._closed: deque[Span] = deque()
         self._unsynced: list[Span] = []  # in the log, where a power cut may take them
         self._written_s = now_s()
@@ -92,14 +102,40 @@ class CoverageLedger:
         n_damaged = self._folder.damaged
         for span in decoded(line for lines in recent for line in lines):
             n_damaged += span is None
-            if span is not None:
-                self._accounted.new_part(span)
+            if span is not None and (part := self._accounted.new_part(span)) is not None:
+                self._newest[part.stream] = part
         if n_damaged:
             logger.warning("%s %s: %s damaged lines skipped", _WHAT, folder, n_damaged)
         left = read_state(unwritten, bytes.splitlines, _MAX_UNWRITTEN_BYTES, _WHAT) or []
         for span in decoded(line + b"\n" for line in left):
             if span is not None and (part := self._accounted.new_part(span)) is not None:
                 self._closed.append(part)
+                self._newest[part.stream] = part
+
+    def note_removed(self, stream: str, time_ns: int) -> None:
+        """Note that from a moment on a stream is not to be listened to: silence is no loss."""
+        newest = self._newest.get(stream)
+        if newest is not None and not newest.begins_off:
+            self._note(newest, REMOVED, time_ns)
+
+    def note_added(self, stream: str, time_ns: int) -> None:
+        """Note that a stream is to be listened to again, if it was not."""
+        newest = self._newest.get(stream)
+        if newest is not None and newest.begins_off:
+            self._note(newest, ADDED, time_ns)
+
+    def _note(self, newest: Span, reason: str, time_ns: int) -> None:
+        """Add a span of one sample, in an epoch of its own: it takes none of the audio's."""
+        time_ns = max(time_ns, newest.stop_ns)
+        change: dict[str, object] = {
+            "kind": "off",
+            "epoch": f"{time_ns:016x}-{reason}",
+            "start_sample": 0,
+            "samples": 1,
+            "time_ns": time_ns,
+            "reason": reason,
+        }
+        self.add(newest.model_copy(update=change))
 
     def add(self, span: Span) -> None:
         """Account for more samples of a stream; those that are accounted for already are left out.
@@ -110,6 +146,7 @@ class CoverageLedger:
         if part is None:
             return
         self.samples[part.stream, part.kind] += part.samples
+        self._newest[part.stream] = part
         before = self._open.get(part.stream)
         if before is not None and part.continues(before):
             self._open[part.stream] = before.extended(part)

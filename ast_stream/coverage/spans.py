@@ -24,7 +24,7 @@ from ast_stream.messages.codec import (
 )
 from ast_stream.units import samples_to_ns
 
-Kind = Literal["listened", "gated", "degraded", "missing", "gap"]
+Kind = Literal["listened", "gated", "degraded", "missing", "gap", "off"]
 """How samples were dealt with.
 
 * listened: every window that was due was scored
@@ -32,9 +32,12 @@ Kind = Literal["listened", "gated", "degraded", "missing", "gap"]
 * degraded: scored, but not every window that was due
 * missing: nothing ran that could have listened
 * gap: lost, with a record of it on the feed
+* off: not to be listened to: from a span of this kind and the reason `REMOVED` until the next span
 """
 
 KINDS: tuple[Kind, ...] = ("listened", "gated", "degraded", "missing", "gap")
+"""Of the time in which a stream is to be listened to."""
+REMOVED, ADDED = "removed", "added"  # reasons of `off`: from, and to the configuration
 HEARD: frozenset[Kind] = frozenset(("listened", "gated", "degraded"))
 
 MAX_LINE_BYTES = 1024
@@ -59,7 +62,8 @@ class Span(Body):
     time_ns: Time
     """Wall time of the first one, as the clock was set when it was captured."""
     reason: Text | None = None
-    """Of a gap as in its record on the feed; None for others."""
+    """Of a gap as in its record on the feed; `REMOVED` or `ADDED` where the configuration has
+    changed; None for others."""
 
     @property
     def stop_sample(self) -> int:
@@ -75,6 +79,11 @@ class Span(Body):
     def of_epoch(self) -> Epoch:
         """Whose samples these are."""
         return self.stream, self.epoch
+
+    @property
+    def begins_off(self) -> bool:
+        """Whether the stream is not to be listened to from here on."""
+        return self.kind == "off" and self.reason == REMOVED
 
     def continues(self, before: Span) -> bool:
         """Return whether this span and the one before it can be one."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ast_stream.coverage.spans import HEARD, KINDS, Kind, Span
+from ast_stream.coverage.spans import HEARD, KINDS, REMOVED, Kind, Span
 from ast_stream.units import NS_PER_SECOND, format_time, samples_to_ns, samples_to_seconds
 
 # what is younger may still come out of a ring, or be in a file that cannot be seen
@@ -74,9 +74,7 @@ def timeline(spans: Sequence[Span]) -> list[Stretch]:
     before: Span | None = None
     for span in spans:
         if before is not None and not _follows(span, before):
-            absent = _samples(span.time_ns - before.stop_ns)
-            if absent > 0:
-                found.append(Stretch("missing", before.stop_ns, absent, NOT_RECORDED))
+            found += _unrecorded(before, span.time_ns)
         found.append(
             Stretch(
                 span.kind, span.time_ns, span.samples, span.reason, span.epoch, span.start_sample
@@ -122,10 +120,11 @@ class Coverage:
         stretches = timeline(spans)
         stop_ns = now_ns if until_ns is None else min(until_ns, now_ns)
         last_ns = stretches[-1].stop_ns if stretches else stop_ns
-        is_old = now_ns - last_ns > UNDECIDED_NS
-        is_counted_on = is_expected or until_ns is not None
-        if is_old and is_counted_on and (absent := _samples(stop_ns - last_ns)) > 0:
-            stretches.append(Stretch("missing", last_ns, absent, NOT_RECORDED))
+        is_off = bool(spans) and spans[-1].begins_off
+        is_old = is_off or now_ns - last_ns > UNDECIDED_NS
+        is_counted_on = is_off or is_expected or until_ns is not None
+        if spans and is_old and is_counted_on:
+            stretches += _unrecorded(spans[-1], stop_ns)
         begin_ns = 0 if since_ns is None else since_ns
         end_ns = max(last_ns, stop_ns) if until_ns is None else until_ns
         parts = (stretch.between(begin_ns, end_ns) for stretch in stretches)
@@ -142,8 +141,13 @@ class Coverage:
 
     @property
     def total(self) -> int:
-        """Samples of all kinds."""
-        return sum(stretch.samples for stretch in self.stretches)
+        """Samples of all kinds, of the time in which the stream is to be listened to."""
+        return sum(self.samples.values())
+
+    @property
+    def off(self) -> int:
+        """Samples of the time in which it is not: it was removed from the configuration."""
+        return sum(stretch.samples for stretch in self.stretches if stretch.kind == "off")
 
     @property
     def heard(self) -> float | None:
@@ -163,7 +167,8 @@ class Coverage:
 
     def to_json(self) -> dict[str, Any]:
         """Return the coverage as JSON values."""
-        samples: dict[str, int] = dict(self.samples.items()) | {"total": self.total}
+        samples: dict[str, int] = dict(self.samples.items())
+        samples |= {"total": self.total, "off": self.off}
         first, last = self.stretches[:1], self.stretches[-1:]
         return {
             "stream": self.stream,
@@ -180,6 +185,16 @@ class Coverage:
 
 def _follows(span: Span, before: Span) -> bool:
     return span.epoch == before.epoch and span.start_sample == before.stop_sample
+
+
+def _unrecorded(before: Span, until_ns: int) -> list[Stretch]:
+    """Return the time between a span and what follows it, if there is any."""
+    absent = _samples(until_ns - before.stop_ns)
+    if absent <= 0:
+        return []
+    if before.begins_off:
+        return [Stretch("off", before.stop_ns, absent, REMOVED)]
+    return [Stretch("missing", before.stop_ns, absent, NOT_RECORDED)]
 
 
 def _samples(duration_ns: int) -> int:

@@ -41,7 +41,7 @@ class Alert(FeedBody):
     suppressed: int = 0
     """Firings suppressed since the last alert of this fingerprint."""
     reason: Text | None = None
-    """Why it ended: quiet, restart or rule_changed; None until then."""
+    """Why it ended: quiet, restart, rule_changed or stream_removed; None until then."""
 
     @property
     def topic(self) -> str:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, computed_field
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    computed_field,
+    model_serializer,
+)
 
 from ast_stream.messages.codec import FeedBody, SampleIndex, Seconds, Text
 
@@ -13,6 +18,7 @@ StreamState = Literal["listening", "warming", "gated", "missing", "degraded"]
 WORKER_STATUS_TOPIC = "status/worker/"
 ALERTS_STATUS_TOPIC = "status/alerts/"  # on the alerts process's own feed
 SOURCE_ENDED = "the source has ended"  # detail of the health of a stream that is over
+STREAM_REMOVED = "removed from the configuration"  # detail of the last health of a stream
 
 
 class Health(FeedBody):
@@ -68,7 +74,22 @@ class WorkerFacts(FeedBody):
     """Version of torch."""
 
 
-class WorkerStatus(WorkerFacts):
+class _FollowsSettings(FeedBody):
+    """What a process says that reads its configuration again while it runs."""
+
+    restart_needed: list[Text] = Field(default_factory=list)
+    """Keys of the configuration that have changed since the start and need another; absent where
+    there are none."""
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, to_json: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        body: dict[str, Any] = to_json(self)
+        if not self.restart_needed:
+            body.pop("restart_needed", None)
+        return body
+
+
+class WorkerStatus(WorkerFacts, _FollowsSettings):
     """How a worker is."""
 
     streams: list[Text]
@@ -114,7 +135,7 @@ class FailingAction(FeedBody):
         return f"alerts are not delivered by {self.action}: {facts}: {self.error}"
 
 
-class AlertsStatus(FeedBody):
+class AlertsStatus(_FollowsSettings):
     """How an alerts process is."""
 
     n_rules: Annotated[int, Field(alias="rules")]

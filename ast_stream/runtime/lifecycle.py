@@ -18,11 +18,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
+from typing import NoReturn
 
 EXIT_CRASH = 1
 EXIT_USAGE = 2
 EXIT_STARTUP = 3
 EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h: restarting will not help
+EXIT_REMOVED = 79  # of a capture process whose stream is no longer in the configuration
 
 SUPERVISED = "AST_STREAM_SUPERVISED"  # "1": this process ends when its parent does
 PARENT = "AST_STREAM_PARENT"  # pid of that parent, to notice that it is gone already
@@ -234,6 +236,22 @@ def child_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]
     """Return the environment for a child that is to end when this process does."""
     inherited = {key: value for key, value in environ.items() if key not in _OF_THE_PARENT_ALONE}
     return inherited | {SUPERVISED: "1", PARENT: str(os.getpid())}
+
+
+def is_unit_of_systemd(environ: Mapping[str, str] = os.environ) -> bool:
+    """Return whether this process is the main one of a unit, and not supervised by `run`."""
+    return "NOTIFY_SOCKET" in environ and environ.get(SUPERVISED) != "1"
+
+
+def begin_again() -> NoReturn:
+    """Replace this process by a new one with the same command, id and standard streams.
+
+    A SIGHUP meanwhile waits for the handler of the new one.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def die_with_parent(environ: Mapping[str, str] = os.environ) -> None:

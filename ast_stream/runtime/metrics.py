@@ -91,6 +91,17 @@ class Metrics:
         if address is not None:
             self._serve(*address)
 
+    def move(self, address: tuple[str, int] | None) -> None:
+        """Listen on another address, or on none.
+
+        Raises:
+            StartupError: the address cannot be bound; nothing is shown until it can.
+        """
+        self.close()
+        if address is not None:
+            self._serve(*address)
+            self.is_on = True
+
     def renew(self, families: Iterable[Family]) -> None:
         """Show these figures from now on."""
         self._renewed.families = (self._up, *families)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ class Reloader:
         live: names of the parts that `apply` can change.
         apply: checks new settings, raising an `AstStreamError` if they cannot be used, then puts
             the live parts into effect.
+        on_waiting: called with the keys that need a restart, after each reload.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Reloader:
         parts: Callable[[Settings], Parts],
         live: frozenset[str] = frozenset(),
         apply: Callable[[LoadedSettings], None] = lambda loaded: None,
+        on_waiting: Callable[[Sequence[str]], None] = lambda keys: None,
     ) -> None:
         self._requested = requested
         self._file = file
@@ -60,6 +62,7 @@ class Reloader:
         self._parts = parts
         self._live = live | {"logging"}
         self._apply = apply
+        self._on_waiting = on_waiting
         self._in_use = self._parts_of(settings)
         self._reading: _Reading | None = None
 
@@ -102,6 +105,7 @@ class Reloader:
             paths = [_shown(name, path) for path in changes(self._in_use[name], new[name])]
             (changed if name in self._live else waiting).extend(paths)
         self._in_use = {**self._in_use, **{name: new[name] for name in self._live if name in new}}
+        self._on_waiting(waiting)
         text = f"settings read again: {', '.join(changed) or 'nothing'} changed"
         logger.info("%s", text)
         if waiting:
@@ -144,13 +148,22 @@ def changes(old: Any, new: Any, path: tuple[str | int, ...] = ()) -> list[tuple[
     >>> changes({"a": [1, 2], "b": {}}, {"a": [1, 3], "b": {"c": 0}})
     [('a', 1), ('b',)]
     """
-    if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
-        pairs: list[tuple[str | int, Any, Any]] = [(key, old[key], new[key]) for key in old]
+    if isinstance(old, dict) and isinstance(new, dict) and _have_keys_alike(old, new):
+        keys = dict.fromkeys([*old, *new])
+        pairs: list[tuple[str | int, Any, Any]] = [
+            (key, old.get(key), new.get(key)) for key in keys
+        ]
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         pairs = [(index, *both) for index, both in enumerate(zip(old, new, strict=True))]
     else:
         return [] if old == new else [path]
     return [found for key, before, after in pairs for found in changes(before, after, (*path, key))]
+
+
+def _have_keys_alike(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Return whether two objects have the same keys, or are both sections by names of their own."""
+    is_of_sections = all(isinstance(value, dict) for value in (*old.values(), *new.values()))
+    return old.keys() == new.keys() or is_of_sections
 
 
 def _shown(name: str, path: tuple[str | int, ...]) -> str:

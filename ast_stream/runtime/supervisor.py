@@ -7,6 +7,7 @@ passed on without ever making a child wait.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import queue
@@ -52,6 +53,8 @@ class ChildSpec:
         takes_stdin: standard input is passed on to it.
         begins_anew: after a crash it would repeat all its work, so it is not restarted.
         ends_last: it is stopped only after the others have ended: it works on what they publish.
+        settings: what it works by. It follows a change while it runs, at a SIGHUP; what has ended
+            begins again.
     """
 
     name: str
@@ -62,6 +65,7 @@ class ChildSpec:
     takes_stdin: bool = False
     begins_anew: bool = False
     ends_last: bool = False
+    settings: str = ""
 
 
 class _State(Enum):
@@ -70,6 +74,7 @@ class _State(Enum):
     FINISHED = auto()  # its work is done
     REFUSED = auto()  # its configuration is bad: starting again will not help
     FAILED = auto()  # for whoever started us to see; not tried again
+    LEAVING = auto()  # no longer wanted, and not yet at its end
 
 
 _STATE_WORDS = {
@@ -77,6 +82,7 @@ _STATE_WORDS = {
     _State.FINISHED: "has finished",
     _State.REFUSED: "refused its configuration",
     _State.FAILED: "failed",
+    _State.LEAVING: "ends",
 }
 
 
@@ -87,7 +93,8 @@ class _Child:
         self.state = _State.WAITING
         self.due_s = now_s
         self.process: subprocess.Popen[bytes] | None = None
-        self._started_s = now_s
+        self._started_s = self._end_by_s = now_s
+        self._successor: ChildSpec | None = None  # to be started when this one has ended
         self._backoff = Backoff(FIRST_DELAY_S, MAX_DELAY_S, HEALTHY_S)
         self._has_run_before = False
 
@@ -118,7 +125,9 @@ class _Child:
 
     def after_exit(self, code: int, now_s: float) -> None:
         """Decide what an exit means for this child."""
-        if code == EXIT_CONFIG and not self.spec.is_optional:
+        if self.state is _State.LEAVING:
+            self._end_leaving(now_s)
+        elif code == EXIT_CONFIG and not self.spec.is_optional:
             self.state = _State.REFUSED
             logger.error("%s refused its configuration and is not restarted", self.spec.name)
         elif code == EXIT_STARTUP and self.spec.is_core and not self._has_run_before:
@@ -137,8 +146,52 @@ class _Child:
             self._has_run_before = True
             logger.warning("%s %s; next try in %g s", self.spec.name, _how(code), delay_s)
 
+    @property
+    def has_left(self) -> bool:
+        """Whether it is no longer wanted, and has ended."""
+        is_over = self.process is None or self.process.returncode is not None
+        return self.state is _State.LEAVING and self._successor is None and is_over
+
+    def follow(self, spec: ChildSpec, now_s: float) -> None:
+        """Work by another specification from now on."""
+        is_changed, needs_stdin = spec != self.spec, spec.takes_stdin and not self.spec.takes_stdin
+        if self.state is _State.LEAVING:
+            self._successor = spec
+        elif self.state is _State.RUNNING and needs_stdin:
+            self.leave(now_s)
+            self._successor = spec
+        elif self.state is _State.RUNNING:
+            self.spec = spec
+            self.signal(signal.SIGHUP)
+        else:
+            self.spec = spec
+            if is_changed:
+                self._begin_anew(now_s)
+
+    def leave(self, now_s: float) -> None:
+        """End, for good; killed after `GRACE_S`."""
+        self._successor = None
+        if self.state is not _State.LEAVING:
+            self.state, self._end_by_s = _State.LEAVING, now_s + GRACE_S
+            self.signal(signal.SIGTERM)
+
+    def _end_leaving(self, now_s: float) -> None:
+        logger.info("%s has ended", self.spec.name)
+        if self._successor is not None:
+            self.spec, self._successor = self._successor, None
+            self._begin_anew(now_s)
+
+    def _begin_anew(self, now_s: float) -> None:
+        self.state, self.due_s = _State.WAITING, now_s
+        self._has_run_before = False
+        self._backoff.reset()
+
     def end_if_stuck(self, now_s: float) -> None:
-        """Kill a process that lives and does not work; it is then restarted."""
+        """Kill a process that lives and does not work, or that does not end when it has to."""
+        if self.state is _State.LEAVING:
+            if now_s > self._end_by_s:
+                self.signal(signal.SIGKILL)
+            return
         if self.watchdog is not None and self.watchdog.is_stuck(now_s):
             logger.error("%s has stopped working and is killed", self.spec.name)
             self.watchdog.begin()
@@ -175,18 +228,12 @@ class Supervisor:
         watch_folder: Path | None = None,
         watchdog_s: float = WATCHDOG_S,
     ) -> None:
-        self._children = [
-            _Child(
-                spec,
-                None
-                if watch_folder is None
-                else Watchdog(watch_folder / f"watch.{index}", watchdog_s),
-                time.monotonic(),
-            )
-            for index, spec in enumerate(specs)
-        ]
+        self._watch_folder = watch_folder
+        self._watchdog_s = watchdog_s
+        self._numbers = itertools.count()
         self._environ = environ
         self._forwarder = forwarder
+        self._children = [self._child(spec, time.monotonic()) for spec in specs]
 
     def run(self, stop: threading.Event, after_turn: Callable[[], None] = lambda: None) -> int:
         """Return the exit code.
@@ -216,10 +263,27 @@ class Supervisor:
                     child.watchdog.close()
         return code or 0
 
-    def reload(self) -> None:
-        """Ask every process that runs to read its configuration again."""
+    def reload(self, specs: Sequence[ChildSpec]) -> None:
+        """Keep these children running from now on, each known by its name.
+
+        Those that are not among them any more end, new ones are started, and the others are asked
+        to read their configuration again.
+        """
+        now_s = time.monotonic()
+        wanted = {spec.name: spec for spec in specs}
         for child in self._children:
-            child.signal(signal.SIGHUP)
+            spec = wanted.pop(child.spec.name, None)
+            if spec is None:
+                child.leave(now_s)
+            else:
+                child.follow(spec, now_s)
+        self._children += [self._child(spec, now_s) for spec in wanted.values()]
+        self._drop_those_that_left()
+
+    @property
+    def specs(self) -> list[ChildSpec]:
+        """What is kept running."""
+        return [child.spec for child in self._children if child.state is not _State.LEAVING]
 
     def status(self) -> str:
         """Return which processes run, in words."""
@@ -237,9 +301,23 @@ class Supervisor:
             if child.state is _State.WAITING and child.due_s <= now_s:
                 child.start(self._environ, self._forwarder, now_s)
 
+    def _child(self, spec: ChildSpec, now_s: float) -> _Child:
+        watchdog = None
+        if self._watch_folder is not None:
+            path = self._watch_folder / f"watch.{next(self._numbers)}"
+            watchdog = Watchdog(path, self._watchdog_s)
+        return _Child(spec, watchdog, now_s)
+
+    def _drop_those_that_left(self) -> None:
+        for child in [child for child in self._children if child.has_left]:
+            self._children.remove(child)
+            if child.watchdog is not None:
+                child.watchdog.close()
+
     def _reap(self) -> None:
+        self._drop_those_that_left()
         for child in self._children:
-            if child.state is not _State.RUNNING or child.process is None:
+            if child.state not in (_State.RUNNING, _State.LEAVING) or child.process is None:
                 continue
             code = child.process.poll()
             if code is not None:
@@ -256,7 +334,7 @@ class Supervisor:
             return EXIT_CONFIG
         if _State.FAILED in core:
             return EXIT_STARTUP
-        if others & {_State.WAITING, _State.RUNNING}:
+        if others & {_State.WAITING, _State.RUNNING, _State.LEAVING}:
             return None
         if _State.REFUSED in others:
             return EXIT_CONFIG

@@ -319,6 +319,14 @@ class StreamSettings(Section):
         default=90.0, ge=10, le=600, description="audio kept for a worker that was away"
     )
 
+    @property
+    def unit(self) -> str | None:
+        """systemd's unit of its capture process; None: services have no standard input."""
+        if self.source.type == "stdin":
+            return None
+        net = "" if self.source.type == "microphone" else "-net"
+        return f"ast-stream-capture{net}@{self.name}.service"
+
     @field_validator("name")
     @classmethod
     def _name_is_valid(cls, name: str) -> str:

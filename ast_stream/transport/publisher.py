@@ -166,6 +166,8 @@ class DeduplicatingPublisher:
         self._published: dict[str, tuple[str, Published]] = {}  # by stream: epoch, messages
         self._ended: dict[str, None] = {}  # ids, oldest first
         self._orphans = {event.id: event for event in event_log.open_events()}
+        # of events that have begun and not ended: theirs do not change with the configuration
+        self._labels = {event.id: event.labels for event in self._orphans.values()}
         self.counters: Counter[str] = Counter()
         self.begun: Counter[tuple[str, str]] = Counter()
 
@@ -177,11 +179,15 @@ class DeduplicatingPublisher:
     def event_message(
         self, event: Event, clock: SampleClock, labels: Mapping[str, str], audio_end: int
     ) -> EventMessage:
-        """Return the message about an event."""
+        """Return the message about an event.
+
+        Args:
+            labels: of its stream; an event keeps those that it has begun with.
+        """
         return EventMessage.of(
             event,
             clock,
-            labels=labels,
+            labels=self._labels.get(event.id, labels),
             audio_end=audio_end,
             scored=self._now(),
             model=self._model,
@@ -195,6 +201,8 @@ class DeduplicatingPublisher:
             return
         if event.type == "end":
             self._remember_end(event.id)
+        else:
+            self._labels[event.id] = message.labels
         self.counters[f"events_{event.type}"] += 1
         self.begun[event.slug, event.stream] += event.type == "begin"
         _log_event(event)
@@ -274,6 +282,7 @@ class DeduplicatingPublisher:
     def _remember_end(self, event_id: str) -> None:
         """Remember that an event has its end: if it is derived again, it gets no second one."""
         self._ended[event_id] = None
+        self._labels.pop(event_id, None)
         if len(self._ended) > MAX_ENDED:
             del self._ended[next(iter(self._ended))]
 

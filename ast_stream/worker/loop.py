@@ -6,7 +6,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ast_stream.coverage.ledger import CoverageLedger
@@ -38,6 +38,7 @@ MAX_BLOCKS_PER_TICK = 256
 MAX_WINDOWS_PER_TICK = 64  # then sockets and timers get their turn,
 MAX_SCORING_S = 1.0  # or after so long
 ORPHANS_AFTER_S = 10.0  # events of a stream whose capture process does not come back end then
+LEAVING_S = 10.0  # in which a capture process ends whose stream was removed
 
 
 MakeDetector = Callable[[Callable[[Scores], None], Callable[[HopRun], None]], Detector]
@@ -109,6 +110,9 @@ class Worker:
         boot = secrets.token_hex(8)
         feed = FeedPublisher(sockets.feed, event_log, boot, now, syncs_first=syncs_first)
         self._flush = feed.flush
+        self._configured: dict[str, StreamConfig] = {}
+        self._is_changing = False  # streams have yet to leave, or to come
+        self._removed: dict[str, float] = {}  # from the configuration, by name: when
         self._publisher = DeduplicatingPublisher(feed, event_log, facts.model, now)
         self._started_s = now_s()
         self._overload = OverloadControl(detector.window // detector.hop, now_s())
@@ -131,8 +135,7 @@ class Worker:
             audio=self._access.release,
             now_s=now_s,
         )
-        for config in configs:
-            self._add(config)
+        self.use_streams(configs)
 
     def run(self, stop: threading.Event, after_tick: Callable[[], None]) -> None:
         """Work until `stop` is set; `finish` must follow.
@@ -177,6 +180,8 @@ class Worker:
         stage = self._metrics.stage
         self._control_overload(now_s)
         self._end_what_is_over(now_s)
+        if self._is_changing:
+            self._follow_configuration()
         with stage("journal"):
             if self._journal.is_due(self._streams, now_s):
                 self._save(now_s)
@@ -215,6 +220,32 @@ class Worker:
         self._journal.change_model(model)
         self._save(self._now_s())
 
+    def use_streams(self, configs: Sequence[StreamConfig]) -> None:
+        """Listen to these streams from now on; those that stay go on as they are.
+
+        Of a stream that is not among them any more, the audio that has come is decided first.
+
+        Args:
+            configs: at most as many as the detector has slots for.
+        """
+        now_s = self._now_s()
+        self._removed |= dict.fromkeys(self._configured, now_s)
+        self._configured = {config.name: config for config in configs}
+        for name in self._configured:
+            self._removed.pop(name, None)
+        for stream in self._streams:
+            config = self._configured.get(stream.name)
+            if config is not None and not stream.is_leaving:
+                stream.configure(config)
+            elif config is None and stream.config.is_configured and not stream.is_leaving:
+                stream.leave(now_s)
+        self._is_changing = True
+        self._follow_configuration()
+
+    def note_restart_needed(self, keys: Sequence[str]) -> None:
+        """Report from now on that these keys of the configuration wait for a restart."""
+        self._report.restart_needed = keys
+
     @property
     def _streams(self) -> list[WorkerStream]:
         return list(self._by_name.values())
@@ -247,6 +278,8 @@ class Worker:
                 block = AudioBlock.decode(frames)
                 if block.clock not in (None, CLOCK_ID):
                     block = block.by_clock_of(self._now())
+                if self._has_just_been_removed(block.stream, now_s):
+                    continue
                 stream = self._stream_of(block)
             except (WireError, UsageError) as error:
                 self._report.blocks_refused += 1
@@ -258,27 +291,57 @@ class Worker:
         """Return the stream of a block; one that is not configured is added while there is room.
 
         Raises:
-            WireError: its ring is not where the configuration puts it.
+            WireError: it was removed, or its ring is not where the configuration puts it.
             UsageError: too many streams.
         """
         if block.stream in self._by_name:
             return self._by_name[block.stream]
+        if block.stream in self._removed:
+            raise WireError(f"stream {block.stream}: was removed from the configuration")
         expected = f"{self._ring_folder}ring.{block.stream}.sock"
         if block.ring != expected:  # never connect where a block from anybody says
             raise WireError(
                 f"stream {block.stream}: ring: expected {expected}, got {block.ring or 'none'}"
             )
-        if len(self._by_name) >= self._detector.max_streams:
+        if len(self._by_name.keys() | self._configured.keys()) >= self._detector.max_streams:
             raise UsageError(
                 f"stream {block.stream}: expected at most {self._detector.max_streams} streams "
                 "(model.max_streams), got one more"
             )
         return self._add(StreamConfig(block.stream, {}, expected, is_configured=False))
 
+    def _has_just_been_removed(self, name: str, now_s: float) -> bool:
+        """Return whether blocks of a stream may still come because its capture process ends."""
+        removed_s = self._removed.get(name)
+        return removed_s is not None and now_s - removed_s < LEAVING_S
+
+    def _follow_configuration(self) -> None:
+        """Let streams go that have left, then take up those that the configuration has anew."""
+        for stream in self._streams:
+            if stream.has_left:
+                self._let_go(stream)
+        room = self._detector.max_streams - len(self._by_name)
+        awaited = [config for name, config in self._configured.items() if name not in self._by_name]
+        for config in awaited[:room]:
+            self._add(config)
+        is_leaving = any(stream.is_leaving for stream in self._streams)
+        self._is_changing = is_leaving or len(awaited) > room
+
+    def _let_go(self, stream: WorkerStream) -> None:
+        """Forget a stream, in memory and in the journal; the ledger says that it is off."""
+        left_ns = self._now().wall_ns if stream.left_ns is None else stream.left_ns
+        del self._by_name[stream.name]
+        self._ledger.note_removed(stream.name, left_ns)
+        self._save(self._now_s())
+        stream.close()
+        self._report.publish_farewell(stream, self._now_s())
+        logger.info("stream %s: removed", stream.name)
+
     def _add(self, config: StreamConfig) -> WorkerStream:
         ring = RingClient(self._sockets.sockets, self._poller, config.ring_endpoint)
         record = self._journal.claim(config.name)
         account = StreamAccount(self._ledger)
+        self._ledger.note_added(config.name, self._now().wall_ns)
         stream = WorkerStream(
             config,
             ring,

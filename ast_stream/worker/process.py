@@ -6,7 +6,7 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ import typer
 from ast_stream.coverage.ledger import CoverageLedger
 from ast_stream.detect.detector import Detector
 from ast_stream.detect.scorer import HopRun
-from ast_stream.errors import StartupError
+from ast_stream.errors import ConfigError, StartupError
 from ast_stream.messages.event import Scores
 from ast_stream.messages.status import WorkerFacts
 from ast_stream.model.audioset import short_window_warning
@@ -27,7 +27,7 @@ from ast_stream.model.selfcheck import self_check
 from ast_stream.model.tagger import Tagger
 from ast_stream.privacy.audit import AuditLog
 from ast_stream.runtime import lifecycle
-from ast_stream.runtime.lifecycle import Notifier
+from ast_stream.runtime.lifecycle import Notifier, is_unit_of_systemd
 from ast_stream.runtime.logging import setup_logging
 from ast_stream.runtime.metrics import Metrics
 from ast_stream.runtime.reload import Reloader
@@ -44,7 +44,7 @@ from ast_stream.settings.paths import (
     query_endpoint,
     ring_endpoint,
 )
-from ast_stream.settings.schema import EACH_EVENT, Settings
+from ast_stream.settings.schema import EACH_EVENT, Settings, StreamSettings
 from ast_stream.transport.authenticator import authenticator_of
 from ast_stream.transport.event_log import EventLog
 from ast_stream.transport.sockets import (
@@ -113,10 +113,7 @@ def run_worker(loaded: LoadedSettings, stop: threading.Event, reload: threading.
             tagger = _load(loaded, notifier, figures)
         facts = _facts(tagger)
         worker = Worker(
-            [
-                StreamConfig(stream.name, stream.labels, ring_endpoint(settings, stream.name))
-                for stream in settings.streams
-            ],
+            _stream_configs(settings, settings.streams),
             partial(_make_detector, tagger, settings),
             event_log,
             _open_journal(runtime_dir, tagger, settings),
@@ -190,23 +187,59 @@ def _reloader(
 ) -> Reloader:
     settings = loaded.settings
     hop_s = settings.model.hop_s
+    detection, units = settings.detection, _units(settings)
 
     def apply(new: LoadedSettings) -> None:
+        nonlocal detection, units
         check_against_model(
             new, tagger.labels, hop_s=hop_s, window_s=tagger.window_s, frame_s=tagger.frame_s
         )
-        in_use = settings.model_copy(update={"detection": new.settings.detection})
-        worker.use_detection(in_use.detection, _identity(tagger, in_use))
+        streams, max_streams = new.settings.streams, settings.model.max_streams
+        if len(streams) > max_streams:
+            text = f"expected at most {max_streams} until the next restart (model.max_streams), "
+            raise ConfigError([new.problem(("streams",), f"{text}got {len(streams)}")])
+        if new.settings.detection != detection:
+            in_use = settings.model_copy(update={"detection": new.settings.detection})
+            worker.use_detection(in_use.detection, _identity(tagger, in_use))
+            detection = in_use.detection
+        worker.use_streams(_stream_configs(settings, streams))
+        if is_unit_of_systemd():
+            _name_units(units, _units(new.settings), new.file)
+        units = _units(new.settings)
 
     return Reloader(
         requested,
         Path(loaded.file),
         settings,
         "worker",
-        parts=lambda new: new.model_dump(exclude={"alerts", "logging"}),
-        live=frozenset({"detection"}),
+        parts=lambda new: {
+            **new.model_dump(exclude={"alerts", "logging"}),
+            "streams": {stream.name: stream.model_dump() for stream in new.streams},
+        },
+        live=frozenset({"detection", "streams"}),
         apply=apply,
+        on_waiting=worker.note_restart_needed,
     )
+
+
+def _units(settings: Settings) -> set[str]:
+    return {unit for stream in settings.streams if (unit := stream.unit) is not None}
+
+
+def _name_units(before: set[str], now: set[str], file: str) -> None:
+    """Say which units have to be started and stopped; those of removed streams have ended."""
+    words = [("start", now - before), ("stop", before - now)]
+    steps = [f"{word} {' '.join(sorted(units))}" for word, units in words if units]
+    if steps:
+        logger.warning("%s: ast-stream install-units -c %s does so", ", ".join(steps), file)
+
+
+def _stream_configs(settings: Settings, streams: Sequence[StreamSettings]) -> list[StreamConfig]:
+    """Return what the worker must know of `streams`, in the runtime folder of `settings`."""
+    return [
+        StreamConfig(stream.name, stream.labels, ring_endpoint(settings, stream.name))
+        for stream in streams
+    ]
 
 
 def _load(loaded: LoadedSettings, notifier: Notifier, figures: WorkerMetrics) -> Tagger:

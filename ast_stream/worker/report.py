@@ -61,6 +61,7 @@ class WorkerReport:
 
     Attributes:
         blocks_refused: audio blocks that were invalid, or for which there was no room.
+        restart_needed: keys of the configuration that have changed and are not in use.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class WorkerReport:
         self._feed = feed
         self._facts = facts
         self.blocks_refused = 0
+        self.restart_needed: Sequence[str] = ()
         self._started_s = self._reported_s = now_s
         self._reported_windows = 0
         self._windows_per_s = 0.0  # over the last whole report
@@ -99,6 +101,10 @@ class WorkerReport:
             self._windows_per_s = round(n_windows / (now_s - self._reported_s), 2)
             self._reported_s, self._reported_windows = now_s, n_scored
             self._feed.publish(self._status(streams, now_s))
+
+    def publish_farewell(self, stream: WorkerStream, now_s: float) -> None:
+        """Publish the last health of a stream, from which readers learn that none follows."""
+        self._feed.publish(stream.health(now_s))
 
     @property
     def disk(self) -> str | None:
@@ -235,6 +241,7 @@ class WorkerReport:
             lag_s=round(max(lags_s), 3) if lags_s else None,
             uptime_s=round(now_s - self._started_s, 1),
             disk=self.disk,
+            restart_needed=list(self.restart_needed),
             counters=counters,
         )
 

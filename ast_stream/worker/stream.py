@@ -18,7 +18,7 @@ from ast_stream.messages.audio import (
     RingReply,
 )
 from ast_stream.messages.event import EndReason, Event, EventMessage, Gap, Scores
-from ast_stream.messages.status import SOURCE_ENDED, Health, StreamState
+from ast_stream.messages.status import SOURCE_ENDED, STREAM_REMOVED, Health, StreamState
 from ast_stream.privacy.speech import SpeechMask
 from ast_stream.sample_clock import SampleClock
 from ast_stream.transport.publisher import DeduplicatingPublisher
@@ -96,6 +96,8 @@ class WorkerStream:
     Attributes:
         config: what the configuration says of it.
         is_open: the detector has a slot for it.
+        is_leaving: it is no longer in the configuration, see `leave`.
+        has_left: all audio that came before that is decided, and its events have ended.
         epoch: the epoch that the detector is in; audio that waits may be of a later one.
         gaps, lost_samples, overflows: gaps published, all and those of an overflowing device.
     """
@@ -114,6 +116,7 @@ class WorkerStream:
     ) -> None:
         self.config = config
         self.is_open = False
+        self.is_leaving = self.has_left = False
         self.epoch: str | None = None
         self.gaps = self.lost_samples = self.overflows = 0
         self._ring = ring
@@ -132,6 +135,7 @@ class WorkerStream:
         # the first of them ends the audio before it, which is not completely scored yet
         self._is_ending = False
         self._is_lost = False  # no audio for so long that its events were ended
+        self._left_at: int | None = None  # first sample that existed after `leave`
         self._resume_from = self._journalled = record
         self._acked = 0
         self._stride = 1
@@ -156,10 +160,14 @@ class WorkerStream:
 
     def receive_block(self, block: AudioBlock, now_s: float) -> None:
         """Accept a live block, or leave it in the ring."""
+        if self.is_leaving:
+            return
         self._waiting += self._reassembler.on_block(block, now_s, has_room=self._has_room())
 
     def exchange_with_ring(self, now_s: float) -> None:
         """Receive the ring's replies, and request more if there was room for it."""
+        if self.is_leaving:
+            return
         has_room = self._has_room()
         while (frames := self._ring.receive()) is not None:
             try:
@@ -195,6 +203,9 @@ class WorkerStream:
                 return
             self._waiting.popleft()
             self._is_ending = False
+        if self.is_leaving and not self.has_left and self._is_flushed("shutdown"):
+            self.has_left = True
+            self._publisher.end_orphans(self.name)
 
     def publish(self, results: Iterable[Event | Scores]) -> None:
         """Publish what the detector found in this stream."""
@@ -230,6 +241,21 @@ class WorkerStream:
         position = self._detector.position(self.name)
         self._publisher.end_orphans(self.name, of_epoch=self.epoch, before=position)
 
+    def configure(self, config: StreamConfig) -> None:
+        """Go by what the configuration says now; events that are open keep their labels."""
+        self.config = config
+
+    def leave(self, now_s: float) -> None:
+        """Take no more audio: the stream is not in the configuration any more."""
+        self.is_leaving = True
+        if self.has_audio and not self._reassembler.is_missing(now_s):
+            self._left_at = self._reassembler.newest
+
+    @property
+    def left_ns(self) -> int | None:
+        """Wall time of the first sample that came too late; None: there was no audio then."""
+        return None if self._left_at is None else self._clock.time_ns(self._left_at)
+
     def is_gone(self, now_s: float) -> bool:
         """Return whether a stream that is not in the configuration may be dropped."""
         return not self.config.is_configured and self._reassembler.silence_s(now_s) > FORGET_AFTER_S
@@ -238,6 +264,8 @@ class WorkerStream:
         """End everything."""
         if self.is_open:
             self.publish(self._detector.close(self.name, "stream_lost"))
+        if self.has_left:
+            self.acknowledge(self._history.end)
         self._ring.close()
         self._publisher.forget(self.name)
 
@@ -336,6 +364,8 @@ class WorkerStream:
     def _state(self, now_s: float, status: StreamStatus | None) -> tuple[StreamState, str | None]:
         """Return the stream's state and, where something is wrong, why."""
         source = self._reassembler
+        if self.has_left:
+            return "missing", STREAM_REMOVED
         if source.has_ended:
             return "missing", SOURCE_ENDED
         if status is None or source.is_missing(now_s):
@@ -440,10 +470,10 @@ class WorkerStream:
         self.acknowledge(end)
         return True
 
-    def _is_flushed(self) -> bool:
+    def _is_flushed(self, reason: EndReason = "stream_lost") -> bool:
         """Return whether everything so far is scored and ended; start that if necessary."""
         if self.is_open and not self._is_ending:
-            self._detector.begin_flush(self.name)
+            self._detector.begin_flush(self.name, reason)
             self._is_ending = True
         if self._detector.is_ending(self.name):
             return False

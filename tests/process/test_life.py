@@ -20,6 +20,7 @@ from ast_stream.capture import process as capture
 from ast_stream.capture.sources.base import SourceBlock
 from ast_stream.model import loading
 from ast_stream.model.tagger import Array, Tagger
+from ast_stream.runtime.lifecycle import EXIT_REMOVED
 from ast_stream.settings.load import load_file, load_settings
 from ast_stream.settings.schema import ModelSettings
 from ast_stream.worker import process as worker
@@ -223,7 +224,7 @@ def test_capture_takes_a_new_log_level_and_names_what_needs_a_restart(
         process.start(manager.environ)
         manager.wait_for(is_ready, "READY=1")
         settings = json.loads(process.config.read_text())
-        settings["streams"][0]["ring_s"] = 30.0
+        settings["transport"] = {"feed": "tcp://127.0.0.1:1"}
         settings["detection"] = {"gate_dbfs": -50}  # no concern of this process
         process.config.write_text(json.dumps(settings | {"logging": {"level": "warning"}}))
         assert process.process is not None
@@ -232,10 +233,44 @@ def test_capture_takes_a_new_log_level_and_names_what_needs_a_restart(
             lambda message: is_ready(message) and "read again" in message,
             "READY=1 after the reload",
         )
-        assert reloaded.endswith(
-            "logging.level changed; a restart is needed for stream porch.ring_s"
-        )
+        assert reloaded.endswith("logging.level changed; a restart is needed for transport.feed")
         assert process.terminate() == 0
+
+
+def test_capture_of_another_source_begins_again_in_the_same_process(
+    manager: ServiceManager,
+) -> None:
+    with capture_process(ENDLESS) as process:
+        process.start(manager.environ)
+        manager.wait_for(is_ready, "READY=1")
+        settings = json.loads(process.config.read_text())
+        settings["streams"][0]["source"] = ENDLESS | {"seed": 7}
+        process.config.write_text(json.dumps(settings))
+        assert process.process is not None
+        for _ in range(2):  # the second comes while the new one starts
+            process.process.send_signal(signal.SIGHUP)
+        reloaded = manager.wait_for(
+            lambda message: is_ready(message) and "read again" in message, "the reload"
+        )
+        assert reloaded.endswith("streams.porch.source.seed changed")
+        manager.wait_for(is_ready, "READY=1 of the new one")
+        assert "STOPPING=1" not in "\n".join(manager.messages)
+        assert process.process.poll() is None
+        assert process.terminate() == 0
+
+
+def test_capture_whose_stream_was_removed_ends_with_a_code_of_its_own(
+    manager: ServiceManager,
+) -> None:
+    with capture_process(ENDLESS) as process:
+        process.start(manager.environ)
+        manager.wait_for(is_ready, "READY=1")
+        settings = json.loads(process.config.read_text())
+        settings["streams"][0]["name"] = "other"
+        process.config.write_text(json.dumps(settings))
+        assert process.process is not None
+        process.process.send_signal(signal.SIGHUP)
+        assert process.process.wait(60) == EXIT_REMOVED
 
 
 def test_settings_of_other_classes_than_the_model_has_are_refused(

@@ -36,6 +36,7 @@ from ast_stream.machine_clock import Moment
 from ast_stream.messages.audio import AudioBlock, Pcm16
 from ast_stream.messages.event import FeedMessage, Scores
 from ast_stream.messages.query import ReplayPage
+from ast_stream.messages.status import STREAM_REMOVED
 from ast_stream.model.tagger import Tagger
 from ast_stream.privacy.audit import AuditLog
 from ast_stream.runtime.metrics import Metrics
@@ -215,6 +216,9 @@ class WatchedFeed:
         if message.kind == "event":
             self._box.published.append(message.body)
         self._box.on_sent(message)
+        if message.body.get("detail") == STREAM_REMOVED:
+            words = tuple(message.body[key] for key in ("stream", "state", "detail"))
+            self._box.farewells.append(words)
         return self._socket.send(frames)
 
 
@@ -248,6 +252,7 @@ class Site:
         log_sizes, ledger_sizes: of the next worker's event log and coverage ledger, in bytes.
         on_sent: called with each message that the worker sends on the feed.
         published: event messages of all runs of the worker, as live readers get them.
+        farewells: stream, state and detail of the last health of those that were removed.
     """
 
     def __init__(self, tagger: Tagger, score_step: float = 0.0, folder: Path | None = None) -> None:
@@ -260,6 +265,7 @@ class Site:
         self.ledger_sizes: dict[str, Any] = {}
         self.on_sent: Callable[[FeedMessage], None] = lambda message: None
         self.published: list[Body] = []
+        self.farewells: list[tuple[str, ...]] = []
         self.folder = folder or Path(tempfile.mkdtemp(prefix="ast-", dir="/tmp"))
         self.now_s = 1_700_000_000.0
         self.journal_path = self.folder / "journal.json"
@@ -298,7 +304,7 @@ class Site:
             *self._coverage_paths, now_s=lambda: self.now_s, **self.ledger_sizes
         )
         self.worker = Worker(
-            [self._config(name) for name in configured],
+            [self.config(name) for name in configured],
             self._make_detector,
             self._log,
             Journal(
@@ -327,7 +333,12 @@ class Site:
         detection = DETECTION.model_copy(update={"gate_dbfs": self.gate_dbfs})
         return Detector(tagger, detection, hop_s=HOP_S, on_scores=on_scores, on_run=on_run)
 
-    def _config(self, name: str) -> StreamConfig:
+    def use_streams(self, *names: str) -> None:
+        """Have the worker follow a configuration that has these streams."""
+        self.worker.use_streams([self.config(name) for name in names])
+
+    def config(self, name: str) -> StreamConfig:
+        """Return what the configuration says of a stream."""
         return StreamConfig(name, {}, f"ipc://{self.folder}/ring.{name}.sock")
 
     def kill_worker(self) -> None:
@@ -360,6 +371,16 @@ class Site:
     def n_captured(self, name: str = "mic") -> int:
         """Return how many samples a capture process has written so far."""
         return self._captures[name].ring.next
+
+    def send_newest(self, name: str, block_samples: int = BLOCK) -> None:
+        """Push the newest block of a stream to the worker."""
+        capture = self._captures[name]
+        self._send(capture.server.block(capture.ring.next - block_samples, block_samples))
+
+    def n_open(self, name: str) -> int:
+        """Return how many events of a stream have begun and not ended."""
+        kinds = [body["type"] for body in self.messages() if body["stream"] == name]
+        return kinds.count("begin") - kinds.count("end")
 
     def capture_only(self, pcm: Pcm16, name: str = "mic") -> None:
         """Capture audio in real time while the worker is stopped, or dead."""

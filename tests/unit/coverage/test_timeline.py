@@ -110,6 +110,33 @@ def test_hole_that_the_ledger_itself_has_is_missing() -> None:
     assert found.samples["missing"] == 500
 
 
+def change(at_s: float, reason: str) -> Span:
+    """A change of the configuration, so long after the first sample."""
+    first = span(0, 1)
+    update = {"kind": "off", "epoch": f"change-{at_s}", "reason": reason}
+    time_ns = first.time_ns + round(at_s * NS_PER_SECOND)
+    return first.model_copy(update=update | {"time_ns": time_ns})
+
+
+def test_time_between_removal_and_return_of_a_stream_is_off_and_counts_for_nothing() -> None:
+    later = span(0, 1_600, epoch="bbbbbbbb")
+    later = later.model_copy(update={"time_ns": later.time_ns + 12 * NS_PER_SECOND})
+    spans = [span(0, 1_600), change(2, "removed"), change(10, "added"), later]
+    found = coverage(spans)
+    assert found.off == 8 * SAMPLE_RATE + 1
+    # until it was removed, and from its return on, it should have been listened to
+    assert found.samples["missing"] == round((1.9 + 2) * SAMPLE_RATE) - 1
+    assert found.total + found.off == round(12.1 * SAMPLE_RATE)
+    assert found.to_json()["samples"]["off"] == found.off
+
+
+def test_stream_that_was_removed_is_off_until_now_even_if_it_was_expected() -> None:
+    now_ns = BEGAN_NS + HOUR_NS
+    found = coverage([span(0, 1_600), change(0.1, "removed")], now_ns=now_ns, is_expected=True)
+    assert found.heard == 1.0
+    assert found.off == round(3599.9 * SAMPLE_RATE)
+
+
 def test_json_says_the_same_by_kind_by_reason_and_by_range() -> None:
     spans = [span(0, 1_600), span(1_600, 4_800, "gap", reason="overflow"), span(4_800, 6_400)]
     body = coverage(spans).to_json()
@@ -120,6 +147,7 @@ def test_json_says_the_same_by_kind_by_reason_and_by_range() -> None:
         "missing": 0,
         "gap": 3_200,
         "total": 6_400,
+        "off": 0,
     }
     assert body["seconds"]["gap"] == 0.2
     assert body["heard"] == 0.5

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ def shown() -> Iterator[tuple[LineForwarder, StringIO]]:
     forwarder.close()
 
 
-def python(name: str, code: str, **changes: bool) -> ChildSpec:
+def python(name: str, code: str, **changes: Any) -> ChildSpec:
     return ChildSpec(name, (sys.executable, "-c", code), **changes)
 
 
@@ -450,3 +451,75 @@ def test_child_that_the_others_can_do_without_is_tried_again_and_ends_nothing(
         python("capture", waits, can_finish=True),
     ]
     assert run(specs, forwarder) == 0
+
+
+def test_reload_starts_what_is_new_ends_what_is_gone_and_hangs_up_on_the_rest(
+    shown: tuple[LineForwarder, StringIO], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    tells = (
+        "import signal\n"
+        "for n in (signal.SIGHUP, signal.SIGTERM): signal.signal(n, lambda *_: None)\n"
+        "print('up', flush=True)\n"
+        "while True: print(signal.sigwait([signal.SIGHUP, signal.SIGTERM]).name, flush=True)"
+    )
+    waits = f"print('up', flush=True); {WAITS}"
+    finished = python("capture done", "pass", can_finish=True, settings="one")
+    kept, gone = python("capture kept", tells), python("capture gone", waits)
+    stop, done = threading.Event(), threading.Event()
+    supervised = Supervisor([kept, gone, finished], child_environment(), shown[0])
+    n_turns = 0
+
+    def lines() -> str:
+        return shown[1].getvalue()
+
+    def after_turn() -> None:
+        nonlocal n_turns
+        if n_turns == 0 and lines().count("up") == 2 and "has finished" in caplog.text:
+            n_turns = 1
+            again = python("capture done", waits, can_finish=True, settings="two")
+            supervised.reload([kept, python("capture new", waits), again])
+        elif n_turns == 1 and lines().count("up") == 4 and "SIGHUP" in lines():
+            done.set()
+            stop.set()
+
+    timer = threading.Timer(LIMIT_S, stop.set)
+    timer.start()
+    assert supervised.run(stop, after_turn) == 0
+    timer.cancel()
+    assert done.is_set(), lines()
+    assert "capture gone has ended" in caplog.text
+    names = [spec.name for spec in supervised.specs]
+    assert names == ["capture kept", "capture done", "capture new"]
+    assert "capture kept: SIGTERM" in lines()  # at the end only
+    assert lines().index("SIGHUP") < lines().index("SIGTERM")
+
+
+def test_child_that_comes_back_before_it_has_ended_is_started_again(
+    shown: tuple[LineForwarder, StringIO],
+) -> None:
+    slow = (
+        "import signal, sys, time\n"
+        "def end(*_): time.sleep(0.3); print('down', flush=True); sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        f"print('up', flush=True); {WAITS}"
+    )
+    other, back = python("capture other", WAITS), python("capture back", slow)
+    stop = threading.Event()
+    supervised = Supervisor([other, back], child_environment(), shown[0])
+    has_reloaded = False
+
+    def after_turn() -> None:
+        nonlocal has_reloaded
+        if not has_reloaded and "up" in shown[1].getvalue():
+            has_reloaded = True
+            supervised.reload([other])
+            supervised.reload([other, back])
+        elif shown[1].getvalue().count("up") == 2:
+            stop.set()
+
+    timer = threading.Timer(LIMIT_S, stop.set)
+    timer.start()
+    supervised.run(stop, after_turn)
+    timer.cancel()
+    assert re.findall("up|down", shown[1].getvalue())[:3] == ["up", "down", "up"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -13,7 +15,8 @@ from typing import Annotated
 import typer
 
 from ast_stream.cli.options import config_option
-from ast_stream.errors import StartupError
+from ast_stream.cli.systemctl import Systemctl
+from ast_stream.errors import AstStreamError, StartupError
 from ast_stream.runtime.files import replace_file
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.schema import Settings
@@ -29,6 +32,16 @@ _LOOPBACK = ("127.", "localhost:", "[::1]:")
 _FOLDERS = {".sysusers.conf": "sysusers.d", ".tmpfiles.conf": "tmpfiles.d"}
 _MODULES = ".modules-load.conf"
 DEFAULT_CONFIG = Path("/etc/ast-stream/config.yaml")
+TARGET = "ast-stream.target"
+MARK = "# Written by ast-stream install-units, which removes only files with this line.\n"
+_OURS = (
+    TARGET,
+    "ast-stream-alerts.service",
+    "ast-stream-worker.service",
+    "ast-stream-capture@*.service",
+    "ast-stream-capture-net@*.service",
+    "ast-stream-failed@*.service",
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +97,7 @@ def render(plan: Plan) -> dict[Path, str]:
     for template in sorted(files("ast_stream").joinpath("systemd").iterdir(), key=str):
         path = _place(template.name, plan)
         if path is not None:
-            rendered[path] = _fill(template.read_text(), plan)
+            rendered[path] = MARK + _fill(template.read_text(), plan)
     return rendered
 
 
@@ -246,13 +259,20 @@ def install_units(
     """Write the systemd units of one configuration, and say what to do next.
 
     The units start the environment that this command runs from; run it again after moving that or
-    adding streams. It prints the paths of the files written. Put changes of your own into drop-ins.
-    Removing leaves configuration, state and drop-ins where they are.
+    adding streams: where the target runs, units of new streams are then started, and those of
+    removed ones stopped. It prints the paths of the files written. Put changes of your own into
+    drop-ins.
+
+    --remove stops what runs, disables the target and removes the files that this command has
+    written. Configuration, state and drop-ins stay, and it says how to delete them.
 
     Example: sudo .venv/bin/ast-stream install-units -c /etc/ast-stream/config.yaml
     """
+    systemctl = Systemctl(is_user=user)
+    is_live = dest is None and not dry_run and systemctl.is_there
     if remove:
-        _remove(_folder(dest, user), is_user=user, is_dry=dry_run)
+        removal = _Removal(_folder(dest, user), is_user=user, is_dry=dry_run)
+        removal.run(systemctl if is_live else None, config)
         return
     file = Path(os.path.abspath(config))
     plan = Plan(
@@ -263,6 +283,7 @@ def install_units(
         has_nvidia=Path("/proc/driver/nvidia").exists() if nvidia is None else nvidia,
     )
     folder = _folder(dest, user)
+    before = _wanted_before(folder / plan.unit_folder / TARGET)
     is_update = False
     for path, text in render(plan).items():
         if dry_run:
@@ -271,8 +292,36 @@ def install_units(
             done = _write(folder / path, text)
             typer.echo(f"{folder / path}: {done}")
             is_update |= done == "replaced"
+    if is_live and systemctl.is_active(TARGET):
+        _follow(systemctl, before, wanted_units(plan))
     steps = _next_steps(plan, is_elsewhere=dest is not None, is_update=is_update)
     typer.echo("\n".join(steps), err=True)
+
+
+def _wanted_before(target: Path) -> list[str]:
+    """Return the units that an installed target starts."""
+    try:
+        found = re.search(r"^Wants=(.*)$", target.read_text(), re.MULTILINE)
+    except (OSError, UnicodeDecodeError):
+        return []
+    return [] if found is None else found[1].split()
+
+
+def _follow(systemctl: Systemctl, before: Sequence[str], now: Sequence[str]) -> None:
+    """Start and stop units so that what runs is what the target wants now.
+
+    Raises:
+        StartupError: systemd could not do it.
+    """
+    gone = [unit for unit in before if unit not in now]
+    new = [unit for unit in now if unit not in before]
+    failures = [systemctl.do("daemon-reload")]
+    for verb, units in (("stop", gone), ("start", new)):
+        if units:
+            typer.echo(f"{verb}: {' '.join(units)}")
+            failures.append(systemctl.do(verb, units))
+    for failure in filter(None, failures):
+        raise StartupError(f"systemctl: {failure}")
 
 
 def _folder(dest: Path | None, is_user: bool) -> Path:
@@ -298,22 +347,92 @@ def _write(path: Path, text: str) -> str:
     return "written" if before is None else "replaced"
 
 
-def _remove(folder: Path, *, is_user: bool, is_dry: bool) -> None:
-    """Remove the files of any configuration; what is not there is passed over."""
-    plan = Plan(program(), DEFAULT_CONFIG, settings=None, is_user=is_user, has_nvidia=True)
-    enabled = plan.unit_folder / f"{plan.wanted_by}.wants/ast-stream.target"  # by systemctl enable
-    for path in (folder / name for name in (*render(plan), enabled)):
-        is_there = os.path.lexists(path)
-        if is_dry or not is_there:
-            typer.echo(f"{path}: {'would be removed' if is_there else 'not there'}")
-            continue
-        try:
-            path.unlink()
-        except OSError as error:
-            raise StartupError(f"cannot remove {path}: {error.strerror}; run it as root") from error
-        typer.echo(f"{path}: removed")
-    stop = f"  {plan.control} stop 'ast-stream*'   # what still runs"
-    typer.echo(f"Next:\n{stop}\n  {plan.control} daemon-reload", err=True)
+class _Removal:
+    """Removes what was installed for any configuration; what is not there is passed over.
+
+    Args:
+        folder: the root, or a user's folder of units.
+    """
+
+    def __init__(self, folder: Path, *, is_user: bool, is_dry: bool) -> None:
+        self._plan = Plan(program(), DEFAULT_CONFIG, None, is_user=is_user, has_nvidia=True)
+        self._folder = folder
+        self._is_dry = is_dry
+
+    def run(self, systemctl: Systemctl | None, config: Path) -> None:
+        """Stop, disable, remove, and say what is left.
+
+        Args:
+            systemctl: of the machine that the files are for; None: that is another one.
+        """
+        if systemctl is not None:
+            installed = {path.name for path in self._files() if path.exists()}
+            units = [unit for unit in _OURS if "*" in unit or unit in installed]
+            self._do(systemctl, "stop", units)
+            if systemctl.do("disable", [TARGET]) is None:  # the link below is removed anyway
+                typer.echo(f"{TARGET}: disabled")
+        kept = [path for path in self._files() if not self._is_removed(path)]
+        if systemctl is not None:
+            self._do(systemctl, "daemon-reload")
+            systemctl.do("reset-failed", ["ast-stream*"])
+        typer.echo("\n".join(self._what_is_left(kept, config, systemctl)), err=True)
+
+    def _do(self, systemctl: Systemctl, verb: str, units: Sequence[str] = ()) -> None:
+        if (failure := systemctl.do(verb, units)) is not None:
+            before = "nothing was removed; " if verb == "stop" else ""
+            raise StartupError(f"systemctl {verb}: {failure}; {before}run it as root")
+        typer.echo(f"systemctl {' '.join([verb, *units])}: done")
+
+    def _files(self) -> list[Path]:
+        return [self._folder / name for name in render(self._plan)]
+
+    def _is_removed(self, path: Path) -> bool:
+        """Remove a file of ours, and the link to it; return False for one of somebody else."""
+        paths = [path]
+        if path.name == TARGET:  # by systemctl enable
+            paths.append(path.parent / f"{self._plan.wanted_by}.wants" / TARGET)
+        if path.is_file() and MARK.encode() not in path.read_bytes():
+            typer.echo(f"{path}: left, it is not as install-units writes it")
+            return False
+        for one in paths:
+            if not os.path.lexists(one) or self._is_dry:
+                there = "would be removed" if os.path.lexists(one) else "not there"
+                typer.echo(f"{one}: {there}")
+                continue
+            try:
+                one.unlink()
+            except OSError as error:
+                text = f"cannot remove {one}: {error.strerror}; run it as root"
+                raise StartupError(text) from error
+            typer.echo(f"{one}: removed")
+        return True
+
+    def _what_is_left(
+        self, kept: Sequence[Path], config: Path, systemctl: Systemctl | None
+    ) -> list[str]:
+        plan = self._plan
+        drop_ins = sorted((self._folder / plan.unit_folder).glob("ast-stream*.d"))
+        folders = [*kept, *drop_ins, *_folders_of(config, is_user=plan.is_user)]
+        lines = []
+        if systemctl is None:
+            lines = ["Next, on the machine these files were for:"]
+            lines += [f"  {plan.control} stop {' '.join(map(repr, _OURS))}"]
+            lines += [f"  {plan.control} daemon-reload"]
+        lines.append(f"Left as it was: {', '.join(map(str, folders))}")
+        lines.append("To delete that too, with all events, alerts, keys and settings:")
+        lines.append(f"  rm -rf {shlex.join(map(str, folders))}")
+        return lines if plan.is_user else [*lines, "  userdel ast-stream"]
+
+
+def _folders_of(config: Path, *, is_user: bool) -> list[Path]:
+    """Return where settings, state and caches are, as far as the configuration can be read."""
+    usual = [] if is_user else [DEFAULT_CONFIG.parent, STATE_DIR, Path("/var/cache/ast-stream")]
+    try:
+        settings = load_settings(config)
+    except AstStreamError:
+        return usual
+    state_dir = (Path() if is_user else STATE_DIR) / settings.state_dir
+    return list(dict.fromkeys([*usual, Path(os.path.abspath(config)), state_dir]))
 
 
 def _next_steps(plan: Plan, *, is_elsewhere: bool, is_update: bool) -> list[str]:

@@ -116,7 +116,7 @@ def test_services_have_the_life_that_the_processes_live() -> None:
         text = rendered[Path(f"etc/systemd/system/ast-stream-{name}.service")]
         for line in ("Type=notify", "ExecReload=/bin/kill -HUP $MAINPID", "User=ast-stream"):
             assert f"\n{line}\n" in text
-        assert re.search(r"^RestartPreventExitStatus=2 78$", text, re.MULTILINE)
+        assert re.search(r"^RestartPreventExitStatus=2 78( 79)?$", text, re.MULTILINE)
         assert re.search(r"^WatchdogSec=\d+$", text, re.MULTILINE)
     assert not [path for path, text in rendered.items() if re.search(r"@[A-Z_]+@", text)]
 
@@ -271,6 +271,7 @@ def test_remove_removes_what_was_written_and_enabled_and_nothing_else(
     out, err = capsys.readouterr()
     assert f"{target}: removed" in out
     assert "daemon-reload" in err
+    assert f"Left as it was: {drop_in.parent}" in err
     assert [path for path in root.rglob("*") if not path.is_dir()] == [drop_in]
     assert install_units("--dest", root, "--remove", *for_whom) == 0
     assert f"{target}: not there" in capsys.readouterr().out
@@ -329,3 +330,80 @@ def test_environment_without_the_program_is_reported(
     assert install_units("--dest", tmp_path / "root") == 3
     _, err = capsys.readouterr()
     assert "install the package into this environment" in err
+
+
+@pytest.fixture
+def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give the file in which a systemctl notes how it is called; it says that all is well."""
+    noted = tmp_path / "calls"
+    program = tmp_path / "bin/systemctl"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$@" >> {noted}\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr("ast_stream.cli.systemctl._BOOTED", tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "mine"))
+    noted.touch()
+    return noted
+
+
+def test_second_install_starts_the_units_of_new_streams_and_stops_those_of_removed_ones(
+    config: Path, calls: Path
+) -> None:
+    assert install_units("-c", config, "--user") == 0
+    calls.write_text("")
+    config.write_text(config.read_text().replace("porch", "hall"))
+    assert install_units("-c", config, "--user") == 0
+    assert calls.read_text().splitlines() == [
+        "--user is-active --quiet ast-stream.target",
+        "--user daemon-reload",
+        "--user stop ast-stream-capture@porch.service",
+        "--user start ast-stream-capture@hall.service",
+    ]
+
+
+def test_install_on_a_machine_where_nothing_runs_starts_nothing(config: Path, calls: Path) -> None:
+    program = calls.with_name("bin") / "systemctl"
+    program.write_text(program.read_text() + "exit 3\n")
+    assert install_units("-c", config, "--user") == 0
+    assert calls.read_text() == "--user is-active --quiet ast-stream.target\n"
+
+
+def test_remove_stops_disables_and_forgets_what_runs_and_says_how_to_delete_the_rest(
+    config: Path, calls: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert install_units("-c", config, "--user") == 0
+    calls.write_text("")
+    capsys.readouterr()
+    assert install_units("-c", config, "--user", "--remove") == 0
+    verbs = [line.split()[1] for line in calls.read_text().splitlines()]
+    assert verbs == ["stop", "disable", "daemon-reload", "reset-failed"]
+    assert "ast-stream-capture@*.service" in calls.read_text()
+    assert not list((calls.parent / "mine").rglob("*.service"))
+    _, err = capsys.readouterr()
+    assert f"rm -rf {config}" in err
+    assert config.exists()
+
+
+def test_remove_leaves_what_somebody_else_has_written(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert install_units("-c", config, "--dest", tmp_path) == 0
+    worker = tmp_path / "etc/systemd/system/ast-stream-worker.service"
+    worker.write_text("[Service]\nExecStart=/bin/true\n")
+    assert install_units("--dest", tmp_path, "--remove") == 0
+    out, err = capsys.readouterr()
+    assert f"{worker}: left" in out
+    assert str(worker) in err
+    assert [path.name for path in tmp_path.rglob("*.service")] == [worker.name]
+
+
+def test_remove_that_cannot_stop_what_runs_removes_nothing(
+    config: Path, calls: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert install_units("-c", config, "--user") == 0
+    (calls.with_name("bin") / "systemctl").write_text("#!/bin/sh\necho no bus >&2; exit 1\n")
+    capsys.readouterr()
+    assert install_units("-c", config, "--user", "--remove") == 3
+    assert "systemctl stop: no bus; nothing was removed" in capsys.readouterr().err
+    assert list((calls.parent / "mine").rglob("*.service"))

@@ -50,6 +50,7 @@ from ast_stream.runtime.lifecycle import Notifier
 from ast_stream.runtime.logging import setup_logging
 from ast_stream.runtime.metrics import Metrics
 from ast_stream.runtime.reload import Reloader
+from ast_stream.runtime.state_format import prepare_state_dir
 from ast_stream.settings.load import LoadedSettings, load_file
 from ast_stream.settings.paths import (
     admin_endpoint,
@@ -114,6 +115,7 @@ def run_alerts(
     rules, timing = files.load(), configured_timing(loaded)
     files.log_warnings(rules)
     make_runtime_dir(settings)
+    prepare_state_dir(alerts_state_file(settings).parent, loaded.file)
     with ExitStack() as cleanup:
         store = _open_store(settings, cleanup)
         metrics = Metrics("alerts", metrics_address(settings, "alerts"))

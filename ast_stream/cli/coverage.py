@@ -25,6 +25,7 @@ from ast_stream.coverage.timeline import Coverage
 from ast_stream.errors import AstStreamError, UsageError
 from ast_stream.runtime.files import replace_file
 from ast_stream.runtime.lifecycle import EXIT_CRASH
+from ast_stream.runtime.state_format import check_state_dir
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.paths import coverage_paths
 from ast_stream.settings.schema import Settings
@@ -81,6 +82,8 @@ def coverage(
     if png is not None:
         require_packages("coverage --png", "matplotlib")
     settings = default_settings() if config is None else load_settings(config)
+    if config is not None:
+        check_state_dir(Path(settings.state_dir), str(config))
     found = _coverages(
         settings if config else None, coverage_paths(settings), streams, since, until
     )

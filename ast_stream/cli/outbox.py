@@ -35,6 +35,7 @@ from ast_stream.messages.administration import (
     SnoozeRequest,
 )
 from ast_stream.messages.alert import Severity
+from ast_stream.runtime.state_format import check_state_dir
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.paths import alerts_state_file
 from ast_stream.transport.keys import ClientKeys
@@ -310,7 +311,10 @@ def made(kind: type[_Request], **fields: object) -> _Request:
 
 @contextmanager
 def _store(config: Path) -> Iterator[Store]:
-    store = Store(alerts_state_file(load_settings(config)), must_exist=True)
+    settings = load_settings(config)
+    state_file = alerts_state_file(settings)
+    check_state_dir(state_file.parent, str(config))
+    store = Store(state_file, must_exist=True)
     try:
         yield store
     finally:

@@ -18,7 +18,7 @@ import typer
 from ast_stream.coverage.ledger import CoverageLedger
 from ast_stream.detect.detector import Detector
 from ast_stream.detect.scorer import HopRun
-from ast_stream.errors import ConfigError, StartupError
+from ast_stream.errors import ConfigError
 from ast_stream.messages.event import Scores
 from ast_stream.messages.status import WorkerFacts
 from ast_stream.model.audioset import short_window_warning
@@ -31,6 +31,7 @@ from ast_stream.runtime.lifecycle import Notifier, is_unit_of_systemd
 from ast_stream.runtime.logging import setup_logging
 from ast_stream.runtime.metrics import Metrics
 from ast_stream.runtime.reload import Reloader
+from ast_stream.runtime.state_format import prepare_state_dir
 from ast_stream.settings.check import check_against_model
 from ast_stream.settings.load import LoadedSettings, load_file
 from ast_stream.settings.paths import (
@@ -96,7 +97,8 @@ def run_worker(loaded: LoadedSettings, stop: threading.Event, reload: threading.
     if settings.privacy != "off":
         lifecycle.keep_memory_private()
     runtime_dir = make_runtime_dir(settings)
-    state_dir = _make_state_dir(settings)
+    state_dir = Path(settings.state_dir)
+    prepare_state_dir(state_dir, loaded.file)
     notifier = Notifier()
     notifier.starting("loading the model", LOAD_TIMEOUT_S)
     with (
@@ -258,18 +260,6 @@ def _load(loaded: LoadedSettings, notifier: Notifier, figures: WorkerMetrics) ->
     notifier.starting("checking the model against known scores", LOAD_TIMEOUT_S)
     self_check(tagger)
     return tagger
-
-
-def _make_state_dir(settings: Settings) -> Path:
-    folder = Path(settings.state_dir)
-    try:
-        folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-    except OSError as error:
-        raise StartupError(
-            f"state_dir: cannot create {folder}: {error.strerror}; "
-            "set state_dir to a folder that this user may write to"
-        ) from error
-    return folder
 
 
 def _identity(tagger: Tagger, settings: Settings) -> str:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from ast_stream.cli.options import config_option
-from ast_stream.runtime.files import lock_file
+from ast_stream.runtime.files import lock_file, make_writable_folder
 from ast_stream.runtime.lifecycle import Notifier, child_environment, stop_on_signals
 from ast_stream.runtime.logging import LOG_FORMAT, line_format, setup_logging
 from ast_stream.runtime.reload import Reloader
@@ -54,6 +54,7 @@ def _supervise(
     if settings.alerts.rules:
         _check_rules(loaded)  # report mistakes before anything starts
     folder = make_runtime_dir(settings)
+    make_writable_folder(Path(settings.state_dir), "state_dir", 0o750)
     lock_fd = lock_file(folder / "run.lock", f"the runtime folder {folder}")
     format = line_format(settings.logging.format, sys.stderr)
     environ = child_environment() | {LOG_FORMAT: format}

@@ -94,10 +94,36 @@ def make_folder(path: Path, mode: int = 0o777) -> None:
     """
     if path.is_dir():
         return
-    if path.parent != path:
+    if not path.parent.exists():
         make_folder(path.parent)
     path.mkdir(mode, exist_ok=True)
     sync(path.parent)
+
+
+def make_writable_folder(path: Path, key: str, mode: int = 0o777) -> None:
+    """Make a folder if it is not there, and refuse one that nothing can be written to.
+
+    Nothing is written to find out. A full disk is not refused: that is over sooner or later.
+
+    Args:
+        key: of the configuration, as the error names it.
+
+    Raises:
+        StartupError: it cannot be made, its disk is read-only, or this user may not write there.
+    """
+    try:
+        make_folder(path, mode)
+        if os.access(path, os.W_OK | os.X_OK):
+            return
+        is_read_only = os.statvfs(path).f_flag & os.ST_RDONLY
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            return
+        text = f"{key}: cannot create {path}: {error.strerror}"
+    else:
+        why = "its disk is read-only" if is_read_only else f"user {os.geteuid()} may not"
+        text = f"{key}: cannot write to {path}: {why}"
+    raise StartupError(f"{text}; set {key} to a folder that this user may write to")
 
 
 def sync(path: Path) -> None:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ast_stream.errors import ConfigError, Problem, StartupError
-from ast_stream.runtime.files import read_state, replace_file
+from ast_stream.runtime.files import make_writable_folder, read_state, replace_file
 from ast_stream.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -48,10 +48,10 @@ def prepare_state_dir(
 
     Raises:
         ConfigError: it is of a later version; nothing in it was touched.
-        StartupError: it cannot be created or read, or not be migrated.
+        StartupError: it cannot be created, read or written to, or not be migrated.
     """
+    make_writable_folder(folder, "state_dir", 0o750)
     try:
-        folder.mkdir(mode=0o750, parents=True, exist_ok=True)
         with _locked(folder):
             found = _expect_known(folder, config, len(migrations))
             for number in range(found or 0, len(migrations)):

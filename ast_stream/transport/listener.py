@@ -740,7 +740,8 @@ class _Address:
     def remove(self) -> None:
         """Remove the socket's file, if it is still this one's."""
         if self._path is not None and self.is_in_place():
-            self._path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # whoever binds it next removes it
+                self._path.unlink()
 
 
 def _listen(listening: socket.socket, address: object) -> socket.socket:

@@ -27,6 +27,7 @@ from ast_stream.model.selfcheck import self_check
 from ast_stream.model.tagger import Tagger
 from ast_stream.privacy.audit import AuditLog
 from ast_stream.runtime import lifecycle
+from ast_stream.runtime.files import make_writable_folder
 from ast_stream.runtime.lifecycle import Notifier, is_unit_of_systemd
 from ast_stream.runtime.logging import setup_logging
 from ast_stream.runtime.metrics import Metrics
@@ -99,6 +100,8 @@ def run_worker(loaded: LoadedSettings, stop: threading.Event, reload: threading.
     runtime_dir = make_runtime_dir(settings)
     state_dir = Path(settings.state_dir)
     prepare_state_dir(state_dir, loaded.file)
+    for folder in (state_dir / "events", coverage_paths(settings)[0]):
+        make_writable_folder(folder, "state_dir", 0o750)
     notifier = Notifier()
     notifier.starting("loading the model", LOAD_TIMEOUT_S)
     with (

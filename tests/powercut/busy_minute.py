@@ -16,6 +16,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,14 @@ from ast_stream.alerts.process import resume_engine
 from ast_stream.alerts.rules.compile import load_rules
 from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.alerts.steady_time import SteadyTime
-from ast_stream.alerts.store import Store
+from ast_stream.alerts.store import Store, StoreError
 from ast_stream.coverage.spans import Span
 from ast_stream.machine_clock import Moment
-from ast_stream.messages.event import FeedMessage, Position
+from ast_stream.messages.event import BOOT_TOPIC, FeedMessage, Position
+from ast_stream.messages.query import TooOld
 from ast_stream.model.tagger import Tagger, load_tagger
 from ast_stream.settings.alerts import ActionSection, RateLimit
+from ast_stream.transport.event_log import EventLog
 from ast_stream.transport.reader import Missed
 from ast_stream.units import NS_PER_SECOND
 
@@ -113,6 +116,8 @@ class Alerts:
         )
         self._mark = mark
         self._known = set(self.rows())
+        self._is_blocked = False
+        self._unsettled: list[Delivery] = []  # that their receivers have
 
     def rows(self) -> dict[tuple[str, str, str], str]:
         """Return the state of each delivery by alert, transition and action."""
@@ -123,34 +128,53 @@ class Alerts:
             }
 
     def turn(self) -> None:
-        """Evaluate what is on the feed, and save it."""
-        self.loop.step()
-        self.loop.save()
+        """Evaluate what is on the feed, and save it; nothing more is read until that works."""
+        try:
+            if not self._is_blocked:
+                self.loop.step()
+            self.loop.save()
+        except StoreError:
+            self._is_blocked = True
+            return
+        self._is_blocked = False
         new = self.rows().keys() - self._known
         if new:
             self._known |= new
             self._mark({"committed": sorted(new)})
 
     def deliver(self) -> None:
-        """Deliver everything that is due."""
-        for action in self.outbox.actions:
-            while isinstance(delivery := self.outbox.next_delivery(action), Delivery):
-                alert, kind = delivery.notification.id.rsplit(".", 1)
-                self._mark({"delivered": [alert, kind, action]})
-                self.outbox.settle(delivery, Delivered())
+        """Deliver everything that is due, and record it as soon as the database takes it."""
+        with suppress(StoreError):
+            while self._unsettled:
+                self.outbox.settle(self._unsettled[0], Delivered())
+                del self._unsettled[0]
+            for action in self.outbox.actions:
+                while isinstance(delivery := self.outbox.next_delivery(action), Delivery):
+                    alert, kind = delivery.notification.id.rsplit(".", 1)
+                    self._mark({"delivered": [alert, kind, action]})
+                    self._unsettled.append(delivery)
+                    self.outbox.settle(delivery, Delivered())
+                    self._unsettled.clear()
 
     def close(self) -> None:
         self.store.close()
 
 
 class Box:
-    """The box; marks `sent`, messages of the feed; `acked`, audio; `heard`, spans; `ledgered`."""
+    """The box; marks `sent`, messages of the feed; `acked`, audio; `heard`, spans; `ledgered`.
+
+    Attributes:
+        before_turn, before_restart: called each quarter of a second of its time, and before a
+            process of it begins again.
+    """
 
     def __init__(self, folder: Path, tagger: Tagger, mark: Mark, *, syncs_first: bool) -> None:
         self.site = site = Site(tagger, folder=folder)
         site.syncs_first, site.gate_dbfs = syncs_first, GATE_DBFS
         site.log_sizes, site.ledger_sizes = LOG_SIZES, LEDGER_SIZES
         site.on_sent = self._on_sent
+        self.before_turn: Callable[[], None] = lambda: None
+        self.before_restart: Callable[[], None] = lambda: None
         self._mark = mark
         self._acked: dict[str, tuple[str, int]] = {}
         self.alerts = Alerts(folder, self._now_ns, mark)
@@ -165,18 +189,27 @@ class Box:
             site.start_capture(name)
         self._start_worker()
         self._play_until(sounds, began_s + 0.3 * seconds)
+        self.before_restart()
         site.kill_worker()
         self._start_worker()
         self._play_until(sounds, began_s + 0.6 * seconds)
+        self.before_restart()
         site.start_capture("yard")  # another epoch
         self._play_until(sounds, began_s + 0.8 * seconds)
+        self.before_restart()
         site.kill_worker()
+        self._start_worker()
         self.alerts.close()
         self.alerts = Alerts(site.folder, self._now_ns, self._mark)
-        self._start_worker()
+        assert site.log is not None
+        missed = held(site.log, after=self.alerts.feed.position)
+        self.alerts.feed.waiting += [message for message in missed if message.topic != BOOT_TOPIC]
         self._play_until(sounds, began_s + seconds)
-        site.worker.finish()
-        site.tick()
+
+    def end(self) -> None:
+        """Stop the worker as a signal does, and deliver what there is."""
+        self.site.worker.finish()
+        self.site.tick()
         self._turn()
         self.alerts.deliver()
 
@@ -201,6 +234,7 @@ class Box:
 
     def _play_until(self, sounds: dict[str, Any], until_s: float) -> None:
         while self.site.now_s < until_s:
+            self.before_turn()
             self.site.play_live(sounds, self.site.now_s + 0.25)
             self._turn()
 
@@ -219,6 +253,20 @@ class Box:
         if message.is_durable:
             self._mark({"sent": [*message.position, message.body]})
         self.alerts.feed.waiting.append(message)
+
+
+def held(log: EventLog, after: Position | None = None) -> list[FeedMessage]:
+    """Return the messages after a position, or all where the log does not know it any more."""
+    messages: list[FeedMessage] = []
+    while True:
+        page = log.replay(after)
+        if isinstance(page, TooOld):
+            after = page.oldest
+            continue
+        messages += page.messages
+        if not page.more or not page.messages:
+            return messages
+        after = page.messages[-1].position
 
 
 @cache
@@ -246,6 +294,7 @@ def main() -> None:
         syncs_first=durability == "each_event",
     )
     box.play(seconds)
+    box.end()
     os._exit(0)  # as a power cut would, with all files open
 
 

@@ -11,8 +11,8 @@
  *   S ino               fsync or fdatasync     M text       a mark of the program itself
  *
  * disk_mark(text) adds a mark. disk_fail(first, count, error) lets the next operations fail, from
- * number `first` on (0: the next one); error 0: writes take half of their bytes. disk_operations()
- * returns how many there were since.
+ * number `first` on (0: the next one); error 0: writes take half of their bytes. disk_refused()
+ * returns how many have failed since.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -37,7 +37,7 @@ static int log_fd = -1;
 static const char *root;
 static size_t root_length;
 static ino_t watched[MAX_FD]; /* inode of each descriptor of a file in the folder, else 0 */
-static long operations, fail_first = -1, fail_count, fail_error;
+static long operations, refusals, fail_first = -1, fail_count, fail_error;
 
 static void put(const void *bytes, size_t n) {
     const char *from = bytes;
@@ -87,7 +87,9 @@ static int is_memory(const char *path) { /* the index of SQLite's log is no file
 
 static int fails(void) {
     long number = operations++;
-    return fail_first >= 0 && number >= fail_first && number < fail_first + fail_count;
+    int is_refused = fail_first >= 0 && number >= fail_first && number < fail_first + fail_count;
+    refusals += is_refused;
+    return is_refused;
 }
 
 void disk_mark(const char *text) {
@@ -99,11 +101,11 @@ void disk_mark(const char *text) {
 
 void disk_fail(long first, long count, long error) {
     pthread_mutex_lock(&lock);
-    operations = 0, fail_first = first, fail_count = count, fail_error = error;
+    operations = refusals = 0, fail_first = first, fail_count = count, fail_error = error;
     pthread_mutex_unlock(&lock);
 }
 
-long disk_operations(void) { return operations; }
+long disk_refused(void) { return refusals; }
 
 static int refused(void) {
     if (!fails()) return 0;

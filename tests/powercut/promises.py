@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from busy_minute import LEDGER_SIZES, LOG_SIZES, SETTINGS, Alerts
+from busy_minute import LEDGER_SIZES, LOG_SIZES, SETTINGS, Alerts, held
 
 from ast_stream.alerts.notification import Notification
 from ast_stream.coverage.ledger import CoverageLedger, read_spans
 from ast_stream.coverage.spans import Span, merged
 from ast_stream.machine_clock import Moment
 from ast_stream.messages.event import BOOT_TOPIC, FeedMessage, Position
-from ast_stream.messages.query import TooOld
 from ast_stream.transport.event_log import EventLog
 from ast_stream.transport.publisher import DeduplicatingPublisher, FeedPublisher
 from ast_stream.worker.journal import JournalFile
@@ -93,9 +92,9 @@ def broken(folder: Path, told: Told, now_ns: int, *, syncs_first: bool) -> list[
 def _event_log(folder: Path, told: Told, now_ns: int, *, syncs_first: bool) -> list[str]:
     found = []
     log = _open_log(folder)
-    held = _held(log)
-    by_position = {message.position: message.body for message in held}
-    if len(by_position) != len(held):
+    messages = held(log)
+    by_position = {message.position: message.body for message in messages}
+    if len(by_position) != len(messages):
         found.append("event log: a position is there twice")
     for position, body in told.sent:
         if by_position.get(position, body) != body:
@@ -108,7 +107,7 @@ def _event_log(folder: Path, told: Told, now_ns: int, *, syncs_first: bool) -> l
         missing = [position for position in promised if position not in by_position]
         found.append(f"event log: {len(missing)} promised messages are lost, last {missing[-1]}")
     if syncs_first:
-        found += _holes(held)
+        found += _holes(messages)
     feed = FeedPublisher(Silence(), log, NEW_BOOT, lambda: _moment(now_ns), syncs_first=syncs_first)
     publisher = DeduplicatingPublisher(feed, log, "model", lambda: _moment(now_ns))
     for stream in publisher.orphaned_streams:
@@ -116,14 +115,14 @@ def _event_log(folder: Path, told: Told, now_ns: int, *, syncs_first: bool) -> l
     feed.flush()
     log.close()
     log = _open_log(folder)
-    held = _held(log)
+    messages = held(log)
     log.close()
-    ends = Counter(message.body["id"] for message in _events(held, "end"))
-    for message in _events(held, "begin"):
+    ends = Counter(message.body["id"] for message in _events(messages, "end"))
+    for message in _events(messages, "begin"):
         if ends[message.body["id"]] != 1:
             found.append(f"event log: {message.body['id']} has {ends[message.body['id']]} ends")
     sent_ends = {body["id"] for _, body in told.sent[:n_promised] if body.get("type") == "end"}
-    for message in _events(held, "end"):
+    for message in _events(messages, "end"):
         if message.position[0] == NEW_BOOT and message.body["id"] in sent_ends:
             found.append(f"event log: {message.body['id']} was told to end, and ends again")
     return found
@@ -133,37 +132,23 @@ def _open_log(folder: Path) -> EventLog:
     return EventLog(folder / "events", spare=folder / "unlogged.jsonl", **LOG_SIZES)
 
 
-def _held(log: EventLog, after: Position | None = None) -> list[FeedMessage]:
-    """Return the messages after a position, or all where the log does not know it any more."""
-    messages: list[FeedMessage] = []
-    while True:
-        page = log.replay(after)
-        if isinstance(page, TooOld):
-            after = page.oldest
-            continue
-        messages += page.messages
-        if not page.more or not page.messages:
-            return messages
-        after = page.messages[-1].position
-
-
 def _is_full(folder: Path) -> bool:
     """Return whether the log has had to forget its oldest segment."""
     return not (folder / "events" / "events-000000000001.jsonl").exists()
 
 
-def _holes(held: list[FeedMessage]) -> list[str]:
+def _holes(messages: list[FeedMessage]) -> list[str]:
     """Return where a reader of the log would notice that messages are missing between others."""
     found = []
-    for before, after in itertools.pairwise(held):
+    for before, after in itertools.pairwise(messages):
         is_next = before.position[0] == after.position[0] and after.topic != BOOT_TOPIC
         if is_next and before.position != after.position_before:
             found.append(f"event log: a hole between {before.position} and {after.position}")
     return found
 
 
-def _events(held: list[FeedMessage], kind: str) -> list[FeedMessage]:
-    return [message for message in held if message.body.get("type") == kind]
+def _events(messages: list[FeedMessage], kind: str) -> list[FeedMessage]:
+    return [message for message in messages if message.body.get("type") == kind]
 
 
 def _ledger(folder: Path, told: Told) -> list[str]:
@@ -234,7 +219,7 @@ def _alerts(folder: Path, told: Told, now_ns: int, *, syncs_first: bool) -> list
         if state == "done" and row not in told.delivered:
             found.append(f"outbox: {row} counts as delivered, and nobody has it")
     log = _open_log(folder)
-    messages = _held(log, after=alerts.feed.position)
+    messages = held(log, after=alerts.feed.position)
     log.close()
     alerts.feed.waiting += [message for message in messages if message.topic != BOOT_TOPIC]
     alerts.turn()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 from pipeline import Pipeline, pipeline, wait_for
@@ -24,19 +26,35 @@ groups:
 """
 
 
+needs_mount = pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("mount") is None, reason="nobody but root may mount a disk"
+)
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """Mount a disk of its own at a folder."""
+    folder.mkdir(exist_ok=True)
+    options = ["-t", "tmpfs", "-o", f"size={DISK_BYTES}"]
+    mounted = subprocess.run(["mount", *options, "full-disk", folder], check=False)
+    if mounted.returncode != 0:
+        pytest.skip("nobody but root may mount a disk")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
 @pytest.fixture
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     """Worker, capture and alerts whose state is on a small disk of their own."""
     checkpoint = save_reactive(tmp_path_factory.mktemp("reactive"))
     alerts = {"rules": ["rules.yaml"], "actions": {"say": {"type": "log"}}}
     scene = {"type": "scene", "duration_s": 3600}
-    with pipeline(checkpoint, {"porch": scene}, alerts=alerts) as run:
-        state = run.folder / "state"
-        state.mkdir()
-        options = ["-t", "tmpfs", "-o", f"size={DISK_BYTES}"]
-        mounted = subprocess.run(["mount", *options, "full-disk", state], check=False)
-        if mounted.returncode != 0:
-            pytest.skip("nobody but root may mount a disk")
+    with (
+        pipeline(checkpoint, {"porch": scene}, alerts=alerts) as run,
+        small_disk(run.folder / "state"),
+    ):
         try:
             (run.folder / "rules.yaml").write_text(RULES)
             run.start("alerts", "alerts")
@@ -47,7 +65,6 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
         finally:
             for name in list(run.processes):
                 run.kill(name)
-            subprocess.run(["umount", "--lazy", state], check=True)
 
 
 def status_of(run: Pipeline) -> subprocess.CompletedProcess[str]:
@@ -60,9 +77,7 @@ def complaints(run: Pipeline, process: str) -> list[str]:
     return [line for line in lines if any(word in line for word in WORDS)]
 
 
-@pytest.mark.skipif(
-    os.geteuid() != 0 or shutil.which("mount") is None, reason="nobody but root may mount a disk"
-)
+@needs_mount
 def test_each_process_reports_a_full_disk_once_and_when_it_is_over(running: Pipeline) -> None:
     filler = running.folder / "state" / "filler"
     with suppress(OSError), filler.open("wb", buffering=0) as file:
@@ -83,3 +98,29 @@ def test_each_process_reports_a_full_disk_once_and_when_it_is_over(running: Pipe
     for process in ("worker", "alerts"):
         wait_for(lambda name=process: "written again after" in running.log(name), process)  # type: ignore[misc]
     wait_for(lambda: status_of(running).returncode == 0, "everything healthy")
+
+
+@needs_mount
+@pytest.mark.parametrize("command", ["worker", "alerts", "run"])
+def test_a_read_only_state_folder_is_told_at_the_start(tmp_path: Path, command: str) -> None:
+    state, config = tmp_path / "state", tmp_path / "config.yaml"
+    (tmp_path / "rules.yaml").write_text(RULES)
+    settings = {
+        "runtime_dir": str(tmp_path / "run"),
+        "state_dir": str(state),
+        "streams": [{"name": "porch", "source": {"type": "scene"}}],
+        "alerts": {"rules": ["rules.yaml"], "actions": {"say": {"type": "log"}}},
+    }
+    config.write_text(json.dumps(settings))  # JSON is YAML
+    with small_disk(state):
+        subprocess.run(["mount", "-o", "remount,ro", state], check=True)
+        ended = subprocess.run(
+            [sys.executable, "-m", "ast_stream.cli", command, "-c", str(config)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    assert ended.returncode == 3
+    (line,) = ended.stderr.splitlines()
+    assert f"state_dir: cannot write to {state}: its disk is read-only; set state_dir to" in line

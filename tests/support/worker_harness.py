@@ -275,7 +275,7 @@ class Site:
         self._worker_sockets: WatchedSockets | None = None
         self._feed: Listener | None = None
         self._push: Socket | None = None
-        self._log: EventLog | None = None
+        self.log: EventLog | None = None
 
     def start_capture(
         self, name: str = "mic", ring_s: float = 90.0, *, is_paced: bool = True
@@ -299,14 +299,14 @@ class Site:
         feed = sockets.bind("pub", f"ipc://{self.folder}/feed.sock", FEED_HWM_MESSAGES)
         self._feed = feed
         spare = self.folder / "unlogged.jsonl"
-        self._log = EventLog(self.folder / "events", spare=spare, **self.log_sizes)
+        self.log = EventLog(self.folder / "events", spare=spare, **self.log_sizes)
         self.ledger = CoverageLedger(
             *self._coverage_paths, now_s=lambda: self.now_s, **self.ledger_sizes
         )
         self.worker = Worker(
             [self.config(name) for name in configured],
             self._make_detector,
-            self._log,
+            self.log,
             Journal(
                 JournalFile(self.journal_path, settings, len(self._tagger.labels)),
                 MAX_STREAMS,
@@ -344,11 +344,11 @@ class Site:
     def kill_worker(self) -> None:
         """Lose the worker with everything it had in memory."""
         assert self._worker_sockets is not None
-        assert self._log is not None
+        assert self.log is not None
         assert self._push is not None
         self._worker_sockets.close()
         self._worker_sockets = None
-        self._log.close()
+        self.log.close()
         self.ledger.release()
         self._capture_sockets.forget(self._push)
 
@@ -431,8 +431,8 @@ class Site:
 
     def messages(self, kind: str = "event") -> list[Body]:
         """Return the bodies of all durable messages of a kind, of all runs of the worker."""
-        assert self._log is not None
-        page = self._log.replay(None)
+        assert self.log is not None
+        page = self.log.replay(None)
         assert isinstance(page, ReplayPage)
         return [message.body for message in page.messages if message.kind == kind]
 

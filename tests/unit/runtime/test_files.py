@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import stat
@@ -13,9 +14,11 @@ from pathlib import Path
 import pytest
 from damage import SPARSE_BYTES, STRANGE_FILES, make_strange
 
+from ast_stream.errors import StartupError
 from ast_stream.runtime.files import (
     MAX_ASIDE,
     DamagedFileError,
+    make_writable_folder,
     read_bounded,
     read_state,
     replace_file,
@@ -122,3 +125,21 @@ def test_folders_of_a_person_are_never_deleted_to_make_room(tmp_path: Path) -> N
     make_strange(path, "full folder")
     assert set_aside(path) is None
     assert sum(1 for _ in tmp_path.rglob("something")) == MAX_ASIDE + 1
+
+
+def test_a_folder_that_cannot_be_made_is_refused_and_a_full_disk_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_writable_folder(tmp_path / "a" / "b", "state_dir")
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        StartupError, match=r"state_dir: cannot create .*file/c: Not a directory; set"
+    ):
+        make_writable_folder(tmp_path / "file" / "c", "state_dir")
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "mkdir", full)
+    make_writable_folder(tmp_path / "later", "state_dir")

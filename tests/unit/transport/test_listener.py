@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import itertools
+import os
 import resource
 import socket
 import subprocess
@@ -509,3 +511,16 @@ def test_any_bytes_after_the_greeting_are_messages_or_refused(data: bytes, kind:
     with contextlib.suppress(WireError):
         got.extend(iter(session.next_message, None))
     assert sum(len(part) for message in got for part in message) <= len(data)
+
+
+def test_a_socket_whose_file_cannot_be_removed_is_closed_all_the_same(
+    sockets: Sockets, ipc: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object, **options: object) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    with monkeypatch.context() as patch:
+        bound = sockets.bind("pull", ipc, hwm=1)
+        patch.setattr(os, "unlink", broken)
+        sockets.forget(bound)
+    sockets.bind("pull", ipc, hwm=1)

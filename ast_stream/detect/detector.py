@@ -34,6 +34,7 @@ from ast_stream.units import (
 LONGEST_SILENT_HOLE = seconds_to_samples(0.2)  # shorter holes become silence, longer close events
 STAGED_AT_ONCE_S = 6.0  # longer pushes are taken in pieces
 HOPS_AT_ONCE = 8  # of one stream that is behind, where larger batches are faster: not on CPUs
+WINDOWS_AT_ONCE = 256  # of all streams: half a GB of features of AST-base on their way
 FLUSH_CONTEXT_S = 1.0  # while flushing a window keeps at least this much audio
 
 
@@ -72,6 +73,8 @@ class Detector:
         detection: how scores become events.
         hop_s: seconds between windows, a multiple of 0.01.
         min_context_s: audio since start or gap before the first score; None: a full window.
+        hops_at_once: windows of one stream that are scored at once where it is behind; None: as
+            the device is best at. The events are the same.
         on_scores: called with the scores of each window, or each frame where frames decide,
             averaged as they are decided by, in order; None: not wanted.
         on_run: called with runs of samples that were dealt with alike, see `settle_runs`; None: not
@@ -89,6 +92,7 @@ class Detector:
         hop_s: float | None = None,
         min_context_s: float | None = 1.0,
         max_streams: int = 64,
+        hops_at_once: int | None = None,
         on_scores: Callable[[Scores], None] | None = None,
         on_run: Callable[[HopRun], None] | None = None,
     ) -> None:
@@ -106,7 +110,9 @@ class Detector:
         context_s = tagger.window_s if min_context_s is None else min_context_s
         self._min_context = min(seconds_to_samples(context_s), self.window)
         self._flush_context = min(seconds_to_samples(FLUSH_CONTEXT_S), self._min_context)
-        self._max_hops = 1 if tagger.device.type == "cpu" else HOPS_AT_ONCE
+        if hops_at_once is None:
+            hops_at_once = 1 if tagger.device.type == "cpu" else HOPS_AT_ONCE
+        self._max_hops = hops_at_once
         self._names = SlotNames(max_streams)
         self._decision = Decision(self.parameters, self._names)
         self._piece = seconds_to_samples(STAGED_AT_ONCE_S)
@@ -377,14 +383,17 @@ class Detector:
             slots = slots[self._positions.hops_waiting(slots) > 0]
             if not len(slots):
                 break
-            if max_windows is not None:
-                slots = self._next_in_turn(slots, max_windows - n_windows)
             # a batch is worth more hops of a stream that is behind, but never instead of others
             is_behind = self._positions.hops_waiting(slots) >= self._max_hops
+            if max_windows is not None:
+                n_hops = self._max_hops if is_behind.any() else 1
+                slots = self._next_in_turn(slots, max(1, (max_windows - n_windows) // n_hops))
+                is_behind = self._positions.hops_waiting(slots) >= self._max_hops
             for rows, n_hops in ((slots[is_behind], self._max_hops), (slots[~is_behind], 1)):
-                if len(rows):
-                    events += self._step(rows, n_hops)
-                    n_windows += len(rows) * n_hops
+                step = WINDOWS_AT_ONCE // n_hops
+                for part in (rows[at : at + step] for at in range(0, len(rows), step)):
+                    events += self._step(part, n_hops)
+                    n_windows += len(part) * n_hops
             events += self._complete_endings()
         return events + self._complete_endings()
 

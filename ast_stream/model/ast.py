@@ -10,6 +10,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,23 +36,35 @@ def attention_by(backend: SDPBackend) -> Attend:
     return attend
 
 
+# versions 2, 3 and 4 of the package, which may be installed side by side
+_FLASH_ATTN_MODULES = ("flash_attn", "flash_attn_interface", "flash_attn.cute")
+
+
+def _flash_attn_func(module: str) -> Callable[..., Any] | None:
+    try:
+        found: Callable[..., Any] | None
+        found = getattr(importlib.import_module(module), "flash_attn_func", None)
+    except ImportError:
+        return None
+    return found
+
+
 def flash_attn_package() -> Attend:
     """Return the attention of the flash-attn package.
 
     Raises:
         ImportError: it is not installed.
     """
-    try:
-        flash_attn_func = importlib.import_module("flash_attn").flash_attn_func
-    except ImportError as error:
+    flash_attn_func = next(filter(None, map(_flash_attn_func, _FLASH_ATTN_MODULES)), None)
+    if flash_attn_func is None:
         raise ImportError(
             "the flash-attn package is not installed; see the extra ast-stream[flash]"
-        ) from error
+        )
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        mixed: Tensor = flash_attn_func(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        )  # (B, N, H, D)
+        found = flash_attn_func(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        # some versions return the logarithms of the sums beside it
+        mixed: Tensor = found[0] if isinstance(found, tuple) else found  # (B, N, H, D)
         return mixed.transpose(1, 2)
 
     return attend

@@ -149,6 +149,8 @@ class GraphRunner:
         self._dtype = dtype
         self._graphs: dict[int, _Graph] = {}
         self._pool = torch.cuda.graph_pool_handle()
+        # of this device: the one that torch would take belongs to the first device that captured
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def logits(self, windows: Tensor) -> Tensor:
         """Return (B, n_classes) float32 for (B, n_frames, n_mels)."""
@@ -175,9 +177,22 @@ class GraphRunner:
         return logits
 
     def prepare(self, n_windows: int) -> None:
-        """Capture the graph for batches of up to `n_windows` windows before they come."""
-        with torch.cuda.device(self._device):
-            self._graph(bucket_for(min(n_windows, BUCKETS[-1])))
+        """Capture the graphs for batches of up to `n_windows` windows before they come.
+
+        The largest goes first, in whose memory the others then fit.
+
+        Raises:
+            StartupError: they do not fit into the device's memory.
+        """
+        largest = bucket_for(min(n_windows, BUCKETS[-1]))
+        try:
+            with torch.cuda.device(self._device):
+                for bucket in reversed(BUCKETS[: BUCKETS.index(largest) + 1]):
+                    self._graph(bucket)
+        except torch.cuda.OutOfMemoryError as error:
+            raise StartupError(
+                f"device {self._device}: no memory for batches of {largest} windows: {error}"
+            ) from error
 
     def _graph(self, bucket: int) -> _Graph:
         if bucket not in self._graphs:
@@ -189,14 +204,13 @@ class GraphRunner:
         dims = self._model.dims
         shape = (bucket, dims.max_frames, dims.n_mels)
         windows = torch.zeros(shape, device=self._device, dtype=self._dtype)
-        side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(side):
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
             for _run in range(_WARM_UP_RUNS):
                 self._forward(windows)
-        torch.cuda.current_stream(self._device).wait_stream(side)
+        torch.cuda.current_stream(self._device).wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             logits, frame_logits = self._forward(windows)
         return _Graph(graph, windows, logits, frame_logits)
 
@@ -257,8 +271,11 @@ def resolve_precision(setting: PrecisionSetting, device: torch.device) -> Precis
         raise StartupError(f"precision: expected auto, fp32, fp16 or bf16, got '{setting}'")
     if setting == "fp16" and device.type == "cpu":
         raise StartupError("precision fp16 needs a CUDA device; on a CPU use bf16 or fp32")
-    if setting == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise StartupError(f"precision bf16: {torch.cuda.get_device_name(device)} lacks it")
+    if setting == "bf16" and device.type == "cuda":
+        with torch.cuda.device(device):
+            has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        if not has_bf16:
+            raise StartupError(f"precision bf16: {torch.cuda.get_device_name(device)} lacks it")
     return setting
 
 
@@ -285,15 +302,17 @@ def at_most_threads(limit: int) -> Iterator[None]:
 @contextmanager
 def without_tf32() -> Iterator[None]:
     """Let fp32 be fp32 inside the block: cuDNN's convolutions use TF32 by default."""
-    backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    before = [backend.allow_tf32 for backend in backends]
+    # not `allow_tf32`: torch refuses to read these once the older switches were set
+    cudnn: Any = torch.backends.cudnn
+    backends: tuple[Any, ...] = (cudnn.conv, torch.backends.cuda.matmul)
+    before = [backend.fp32_precision for backend in backends]
     for backend in backends:
-        backend.allow_tf32 = False
+        backend.fp32_precision = "ieee"
     try:
         yield
     finally:
-        for backend, allowed in zip(backends, before, strict=True):
-            backend.allow_tf32 = allowed
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
 
 
 def cpu_has_bf16() -> bool:

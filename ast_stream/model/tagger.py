@@ -255,7 +255,11 @@ class Tagger:
         return logits * scale + bias
 
     def prepare(self, n_windows: int) -> None:
-        """Do what the first batch of up to `n_windows` windows would otherwise wait for."""
+        """Do what batches of up to `n_windows` windows would otherwise wait for, the first time.
+
+        Raises:
+            StartupError: the device has no memory for them.
+        """
         if isinstance(self._runner, GraphRunner):
             with torch.inference_mode():
                 self._runner.prepare(n_windows)

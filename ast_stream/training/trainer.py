@@ -246,11 +246,16 @@ class Trainer:
         """Step along the gradients, and let the average follow."""
         for optimizer in self._optimizers:
             self._scaler.unscale_(optimizer)
-        if self._optimization.gradient_clip:
-            nn.utils.clip_grad_norm_(self.student.parameters(), self._optimization.gradient_clip)
-        for optimizer in self._optimizers:
-            self._scaler.step(optimizer)
-        self._scaler.update()
+        # clipping by a norm that overflowed makes NaN of gradients that were finite, and the scaler
+        # looks at those of one optimizer at a time: a step is taken by all of them or by none
+        limit = self._optimization.gradient_clip or math.inf
+        norm = nn.utils.clip_grad_norm_(self.student.parameters(), limit)
+        if self._scaler.is_enabled() and not norm.isfinite():
+            self._scaler.update(self._scaler.get_scale() * self._scaler.get_backoff_factor())
+        else:
+            for optimizer in self._optimizers:
+                self._scaler.step(optimizer)
+            self._scaler.update()
         self.student.zero_grad()
         self._frozen.restore()
         update_average(self._averaged, self.student, self._optimization, self.step)

@@ -16,7 +16,7 @@ import torch
 import typer
 
 from ast_stream.coverage.ledger import CoverageLedger
-from ast_stream.detect.detector import Detector
+from ast_stream.detect.detector import HOPS_AT_ONCE, Detector
 from ast_stream.detect.scorer import HopRun
 from ast_stream.errors import ConfigError
 from ast_stream.messages.event import Scores
@@ -262,6 +262,8 @@ def _load(loaded: LoadedSettings, notifier: Notifier, figures: WorkerMetrics) ->
         logger.warning("model.window_s: %s", short)
     notifier.starting("checking the model against known scores", LOAD_TIMEOUT_S)
     self_check(tagger)
+    notifier.starting("preparing for all streams", LOAD_TIMEOUT_S)
+    tagger.prepare(model.max_streams * HOPS_AT_ONCE)
     return tagger
 
 

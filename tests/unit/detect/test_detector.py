@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from reactive_model import tones_and_noise
 
 from ast_stream.detect import Detector
+from ast_stream.detect import detector as detector_module
 from ast_stream.detect.detector import LONGEST_SILENT_HOLE, Staging
 from ast_stream.detect.state import DetectorState
 from ast_stream.errors import UsageError
@@ -336,6 +338,72 @@ def test_wider_stride_keeps_the_scores_between(tagger: Tagger, pcm: Pcm16) -> No
     odd = [window for window in pairs if window.end_sample // 4_000 % 2 == 1]
     for before, after in zip(even, odd, strict=False):
         assert np.array_equal(before.scores, after.scores)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_several_windows_of_a_stream_at_once_give_the_same_events(
+    tagger: Tagger, pcm: Pcm16, stride: int
+) -> None:
+    def run(hops_at_once: int) -> tuple[list[Event], list[Scores], DetectorState]:
+        seen: list[Scores] = []
+        detector = build(tagger, on_scores=seen.append, hops_at_once=hops_at_once)
+        for stream in ("mic", "other"):
+            detector.open(stream, EPOCH)
+            detector.set_stride(stream, stride)
+        detector.push("mic", 0, pcm[:100_000])
+        detector.push("other", 0, pcm[:7_000])  # not behind
+        events = detector.run()
+        events += detector.gap(Gap("mic", EPOCH, 100_000, 8_000, "device_lost"))
+        detector.push("mic", 108_000, pcm[100_000:])
+        detector.push("other", 7_000, pcm[7_000:])
+        events += detector.run()
+        state = detector.export("other")
+        events += detector.flush("mic") + detector.close("other", "shutdown")
+        return sorted(events, key=lambda e: e.stream), sorted(seen, key=lambda s: s.stream), state
+
+    def resumed(state: DetectorState, hops_at_once: int) -> list[Event]:
+        detector = build(tagger, hops_at_once=hops_at_once)
+        start = detector.context_needed(state)
+        detector.resume("other", EPOCH, start, state)
+        detector.push("other", start, pcm[start:])
+        detector.push("other", len(pcm), pcm)
+        return detector.run() + detector.flush("other")
+
+    events, scores, state = run(1)
+    many_events, many_scores, many_state = run(8)
+    assert [_without_scores(event) for event in events] == [
+        _without_scores(event) for event in many_events
+    ]
+    assert state.position == many_state.position
+    for one, other in zip(scores, many_scores, strict=True):
+        assert (one.stream, one.end_sample) == (other.stream, other.end_sample)
+        # the filterbank of more frames at once may differ in the last bit
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-6)
+    assert [_without_scores(event) for event in resumed(state, 1)] == [
+        _without_scores(event) for event in resumed(state, 8)
+    ]
+
+
+def _without_scores(event: Event) -> Event:
+    return replace(event, score=0.0, peak=0.0, mean=None)
+
+
+@pytest.mark.parametrize("hops_at_once", [1, 4])
+def test_no_step_takes_more_windows_than_memory_is_meant_for(
+    tagger: Tagger, pcm: Pcm16, monkeypatch: pytest.MonkeyPatch, hops_at_once: int
+) -> None:
+    monkeypatch.setattr(detector_module, "WINDOWS_AT_ONCE", 8)
+    sizes: list[int] = []
+    monkeypatch.setattr(tagger, "_on_batch", lambda n_windows, _seconds: sizes.append(n_windows))
+    detector = build(tagger, hops_at_once=hops_at_once)
+    for number in range(12):
+        detector.open(f"mic-{number}", EPOCH)
+        detector.push(f"mic-{number}", 0, pcm[:64_000])
+    detector.run(6)
+    assert sum(sizes) <= 6
+    detector.run()
+    assert max(sizes) <= 8
+    assert not detector.has_due
 
 
 def test_sample_out_of_order_is_refused(tagger: Tagger, pcm: Pcm16) -> None:

@@ -271,12 +271,13 @@ def test_an_unknown_device_is_refused(device: str) -> None:
 
 
 def test_full_precision_is_asked_for_and_given_back() -> None:
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    assert before == (True, False)
+    cudnn: Any = torch.backends.cudnn
+    convolution, product = cudnn.conv, torch.backends.cuda.matmul
+    before = convolution.fp32_precision, product.fp32_precision
+    assert before == ("tf32", "none")
     with without_tf32():
-        assert not torch.backends.cudnn.allow_tf32
-        assert not torch.backends.cuda.matmul.allow_tf32
-    assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
+        assert (convolution.fp32_precision, product.fp32_precision) == ("ieee", "ieee")
+    assert (convolution.fp32_precision, product.fp32_precision) == before
 
 
 def test_half_precision_is_refused_on_a_cpu() -> None:

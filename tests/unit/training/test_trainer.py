@@ -87,6 +87,23 @@ def test_a_training_that_diverges_ends_and_keeps_the_last_good_state(
     assert all(math.isfinite(report["loss"]) for report in read_metrics(tmp_path))
 
 
+def test_a_step_whose_gradients_overflow_is_taken_by_no_optimizer(
+    sampler: WindowSampler, tmp_path: Path
+) -> None:
+    trainer = _trainer(sampler, tmp_path)
+    trainer._scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    before = [parameter.clone() for parameter in trainer.student.parameters()]
+    loss = torch.stack([parameter.sum() for parameter in trainer.student.parameters()]).sum()
+    trainer._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    one = next(trainer.student.parameters())
+    assert one.grad is not None
+    one.grad.view(-1)[0] = math.inf  # of one parameter, so of one optimizer
+    trainer._update()
+    for parameter, kept in zip(trainer.student.parameters(), before, strict=True):
+        assert torch.equal(parameter, kept)
+    assert trainer._scaler.get_scale() == 4.0
+
+
 def test_a_state_of_another_configuration_is_refused(
     sampler: WindowSampler, tmp_path: Path
 ) -> None:

@@ -44,6 +44,7 @@ from ast_stream.messages.alert import Alert
 from ast_stream.messages.status import FailingAction
 from ast_stream.runtime.logging import Outage
 from ast_stream.settings.alerts import ActionSection
+from ast_stream.settings.storage import DAY_S
 from ast_stream.units import NS_PER_SECOND, seconds_to_ns
 
 SELF_RULE = "ast_stream_delivery_failed"
@@ -73,6 +74,7 @@ class Outbox:
         now_ns: clock that nobody sets.
         wall_ns: returns a time of that clock as wall time.
         jitter: returns a number in [0, 1).
+        kept_s: for how long rows that are over are kept.
 
     Attributes:
         attempts: deliveries that were tried, by action and outcome; reset with the process.
@@ -91,12 +93,14 @@ class Outbox:
         jitter: Callable[[], float] = random.random,
         *,
         wall_ns: Callable[[int], int] = lambda time_ns: time_ns,
+        kept_s: float = 30 * DAY_S,
     ) -> None:
         self._store = store
         self._actions = dict(actions) | {FEED: ActionSection()}
         self._now_ns = now_ns
         self._wall_ns = wall_ns
         self._jitter = jitter
+        self._kept_s = kept_s
         self._in_flight: dict[int, str] = {}  # numbers of rows, and their actions
         self.attempts: Counter[tuple[str, str]] = Counter()
         self._prune_ns = 0
@@ -307,7 +311,8 @@ class Outbox:
             return
         self._prune_ns = now_ns + PRUNE_EVERY_S * NS_PER_SECOND
         with self._store.transaction() as db:
-            prune(db, now_ns, now_ns if self.evaluated_ns is None else self.evaluated_ns)
+            evaluated_ns = now_ns if self.evaluated_ns is None else self.evaluated_ns
+            prune(db, now_ns, evaluated_ns, self._kept_s)
 
     def _postpone(self, db: sqlite3.Connection, delivery: Delivery, failed: Failed) -> None:
         wait_s = max(failed.after_s, backoff_s(delivery.attempts, self._jitter))

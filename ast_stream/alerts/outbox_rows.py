@@ -14,11 +14,10 @@ from ast_stream.alerts.notification import one_line
 from ast_stream.messages.alert import Alert
 from ast_stream.messages.status import FailingAction
 from ast_stream.settings.alerts import RateLimit
+from ast_stream.settings.storage import DAY_S, MAX_ALERT_ROWS
 from ast_stream.units import NS_PER_SECOND, seconds_to_ns
 
 MAX_ERROR_CHARACTERS = 300
-KEPT_S = 30 * 86400  # rows that are over are kept for so long, against repeats and for people,
-MAX_KEPT = 100_000  # but not more than so many
 PRUNE_BATCH = 10_000  # rows deleted at once: nothing else can be written meanwhile
 NOT_AMONG = "seq NOT IN (SELECT value FROM json_each(?))"
 _NOT_ACTIVE = "alert_id NOT IN (SELECT id FROM alerts WHERE state NOT IN ('inactive', 'resolved'))"
@@ -158,28 +157,31 @@ def failing_action(db: sqlite3.Connection, action: str) -> FailingAction | None:
     )
 
 
-def prune(db: sqlite3.Connection, now_ns: int, evaluated_ns: int) -> None:
+def prune(
+    db: sqlite3.Connection, now_ns: int, evaluated_ns: int, kept_s: float = 30 * DAY_S
+) -> None:
     """Delete what has long been over, a batch at a time; never rows of an active alert.
 
     Args:
         evaluated_ns: up to when alerts are known.
+        kept_s: for how long rows that are over are kept, against repeats and for people.
     """
 
     def too_many(key: str, table: str) -> str:  # the newest beyond the limit, NULL if none is
         return f"(SELECT {key} FROM {table} ORDER BY {key} DESC LIMIT 1 OFFSET ?)"
 
-    before_ns = now_ns - KEPT_S * NS_PER_SECOND
+    before_ns = now_ns - seconds_to_ns(kept_s)
     db.execute(
         "DELETE FROM deliveries WHERE seq IN (SELECT seq FROM deliveries WHERE state <> 'pending'"
         f" AND (updated_ns < ? OR seq <= {too_many('seq', 'deliveries')}) AND {_NOT_ACTIVE}"
         " ORDER BY seq LIMIT ?)",
-        (before_ns, MAX_KEPT, PRUNE_BATCH),
+        (before_ns, MAX_ALERT_ROWS, PRUNE_BATCH),
     )
     db.execute(
         "DELETE FROM alerts WHERE rowid IN (SELECT rowid FROM alerts WHERE state IN"
         " ('inactive', 'resolved') AND (updated_ns < ? OR rowid <="
         f" {too_many('rowid', 'alerts')}) ORDER BY rowid LIMIT ?)",
-        (before_ns, MAX_KEPT, PRUNE_BATCH),
+        (before_ns, MAX_ALERT_ROWS, PRUNE_BATCH),
     )
     db.execute("DELETE FROM snoozes WHERE until_ns < ?", (min(now_ns, evaluated_ns),))
 

@@ -62,6 +62,7 @@ from ast_stream.settings.paths import (
     query_endpoint,
 )
 from ast_stream.settings.schema import Settings
+from ast_stream.settings.storage import DAY_S
 from ast_stream.transport.authenticator import authenticator_of
 from ast_stream.transport.keys import client_keys
 from ast_stream.transport.listener import Listener
@@ -125,7 +126,13 @@ def run_alerts(
         publisher = SharedPublisher(sockets, alerts_endpoint(settings))
         time = store.steady_time()
         time.follow_machine()
-        outbox = Outbox(store, settings.alerts.actions, time.now_ns, wall_ns=time.wall_ns)
+        outbox = Outbox(
+            store,
+            settings.alerts.actions,
+            time.now_ns,
+            wall_ns=time.wall_ns,
+            kept_s=settings.retention.alerts.max_days * DAY_S,
+        )
         outbox.recover()
         sensors: list[LiveSensors] = []
         runners = _create_runners(settings, exposed_entities(settings, rules), sensors)

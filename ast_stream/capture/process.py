@@ -23,7 +23,7 @@ from ast_stream.capture.sources.base import SourceHungError, SourceState
 from ast_stream.errors import AudioError, StartupError, UsageError
 from ast_stream.labels import did_you_mean
 from ast_stream.machine_clock import CLOCK_ID
-from ast_stream.privacy.audit import AuditLog
+from ast_stream.privacy.audit import open_audit_log
 from ast_stream.runtime import lifecycle
 from ast_stream.runtime.lifecycle import Notifier
 from ast_stream.runtime.logging import LimitedLog, setup_logging
@@ -31,9 +31,7 @@ from ast_stream.runtime.metrics import RENEW_EVERY_S, Family, Metrics, figure
 from ast_stream.runtime.reload import Parts, Reloader
 from ast_stream.settings.load import LoadedSettings, load_settings
 from ast_stream.settings.paths import (
-    MAX_AUDIT_BYTES,
     audio_endpoint,
-    audit_folder,
     make_runtime_dir,
     metrics_address,
     ring_endpoint,
@@ -226,9 +224,7 @@ class _CaptureProcess:
         endpoint = ring_endpoint(settings, stream.name)
         self._sockets = Sockets(client_keys(settings.transport))
         self._router = self._sockets.bind("router", endpoint, QUERY_HWM_MESSAGES)
-        audit = AuditLog(
-            audit_folder(settings, f"capture {stream.name}"), max_bytes=MAX_AUDIT_BYTES
-        )
+        audit = open_audit_log(settings, f"capture {stream.name}")
         self._readers = RingReaders(self._router, audio_endpoint(settings), settings.privacy, audit)
         self._server = RingServer(
             stream.name,

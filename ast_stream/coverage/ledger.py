@@ -81,11 +81,14 @@ class CoverageLedger:
         now_s: Callable[[], float] = time.monotonic,
         max_bytes: int = MAX_BYTES,
         segment_bytes: int = SEGMENT_BYTES,
+        max_age_s: float | None = None,
     ) -> None:
         self.outage = Outage(logger, f"{_WHAT} {folder} is written again", now_s)
         self.samples: Counter[tuple[str, Kind]] = Counter()
         self._now_s = now_s
-        self._folder = SegmentFolder(folder, _NAME, _WHAT, _Segment, max_bytes, segment_bytes)
+        self._folder = SegmentFolder(
+            folder, _NAME, _WHAT, _Segment, max_bytes, segment_bytes, max_age_s
+        )
         self._unwritten = unwritten
         self._accounted = Accounted()
         self._open: dict[str, Span] = {}  # by stream: the span that goes on
@@ -166,6 +169,7 @@ class CoverageLedger:
             self._written_s = now_s
             for stream in list(self._open):
                 self._close(self._open.pop(stream))
+        self._folder.purge()
         while self._closed and self._is_written(self._closed[0]):
             self._unsynced.append(self._closed.popleft())
         self._sync()

@@ -19,8 +19,11 @@ from ast_stream.errors import StartupError, WireError
 from ast_stream.messages.codec import Body, Text, Time, decode_json, encode_json
 from ast_stream.runtime.logging import Outage
 from ast_stream.runtime.segments import LineFile, SegmentFolder
+from ast_stream.settings import storage
+from ast_stream.settings.schema import Settings
 
 REPEATS_S = 60.0
+SEGMENT_BYTES = 2 * 1024 * 1024
 MAX_REPEATED = 1000  # users, keys and streams whose repeats are counted at a time
 _NAME = "audit"
 _WHAT = "audit log"
@@ -85,6 +88,7 @@ class AuditLog:
 
     Args:
         folder: created for the first line; used by one process at a time.
+        max_age_s: after which lines are deleted; None: not by age.
         now_s: monotonic clock.
 
     Attributes:
@@ -96,13 +100,18 @@ class AuditLog:
         folder: Path,
         *,
         max_bytes: int,
+        max_age_s: float | None = None,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self.outage = Outage(logger, f"{_WHAT} {folder} is written again", now_s)
         self._now_s = now_s
-        self._folder = SegmentFolder(folder, _NAME, _WHAT, LineFile, max_bytes, max_bytes // 8)
+        self._folder = SegmentFolder(
+            folder, _NAME, _WHAT, LineFile, max_bytes, min(SEGMENT_BYTES, max_bytes // 2), max_age_s
+        )
         self._repeated: dict[tuple[str, ...], tuple[float, Access | None]] = {}
         self._is_open = False
+        if folder.is_dir():  # what earlier runs recorded grows old
+            self._open()
 
     def record(self, access: Access) -> None:
         """Record an access before it takes place.
@@ -126,7 +135,11 @@ class AuditLog:
         self._repeated[key] = self._now_s(), None
 
     def write_repeats(self, *, at_once: bool = False) -> None:
-        """Write the repeats whose minute is over; to be called once in a while."""
+        """Write the repeats whose minute is over, and delete what is too old; to be called once in
+        a while.
+        """
+        if self._is_open:
+            self._folder.purge()
         late_s = self._now_s() - REPEATS_S
         for key in [key for key, (since_s, _) in self._repeated.items() if since_s <= late_s]:
             self._end(key)
@@ -147,16 +160,30 @@ class AuditLog:
     def _is_written(self, access: Access) -> bool:
         logger.info("%s", access)
         try:
-            if not self._is_open:
-                self._folder.open(_count_lines)
-                self._is_open = True
+            if not self._is_open and not self._open():
+                return False
             self._folder.write(access.encode_line())
             self._folder.sync()  # what a power cut could take is not recorded yet
-        except (OSError, StartupError) as error:
+        except OSError as error:
             self.outage.failed("%s %s cannot be written: %s", _WHAT, self._folder.path, error)
             return False
         self.outage.worked()
         return True
+
+    def _open(self) -> bool:
+        try:
+            self._folder.open(_count_lines)
+        except (OSError, StartupError) as error:
+            self.outage.failed("%s %s cannot be opened: %s", _WHAT, self._folder.path, error)
+            return False
+        self._is_open = True
+        return True
+
+
+def open_audit_log(settings: Settings, process: str) -> AuditLog:
+    """Return the audit log of a process: "worker", or "capture" and the name of its stream."""
+    place = storage.audit_log(settings, process)
+    return AuditLog(place.folder, max_bytes=place.bytes_of_log, max_age_s=place.max_age_s)
 
 
 def decode_access(line: bytes) -> Access:

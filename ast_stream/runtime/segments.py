@@ -13,6 +13,7 @@ import fcntl
 import logging
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -29,6 +30,8 @@ from ast_stream.runtime.files import (
 )
 
 FILE_MODE = 0o640
+PURGE_EVERY_S = 60.0
+SEGMENTS_AN_AGE = 10  # at least, where lines are deleted by their age
 _ASIDE = "segment"
 _FOLDER_MODE = 0o750
 
@@ -174,6 +177,8 @@ class SegmentFolder(Generic[_Segment]):
         make: returns the segment of a path.
         max_bytes: size of all segments together.
         segment_bytes: size of one; at most half of `max_bytes`.
+        max_age_s: after which lines are deleted, give or take a tenth of it; None: not by age.
+        wall_s: the time of day, as the file system has it.
 
     Attributes:
         segments: oldest first.
@@ -191,6 +196,8 @@ class SegmentFolder(Generic[_Segment]):
         make: Callable[[Path], _Segment],
         max_bytes: int,
         segment_bytes: int,
+        max_age_s: float | None = None,
+        wall_s: Callable[[], float] = time.time,
     ) -> None:
         if not 0 < segment_bytes <= max_bytes // 2:
             raise ValueError(
@@ -205,6 +212,10 @@ class SegmentFolder(Generic[_Segment]):
         self._make = make
         self._max_bytes = max_bytes
         self._segment_bytes = segment_bytes
+        self._max_age_s = max_age_s
+        self._wall_s = wall_s
+        self._began_s = float("-inf")  # the newest segment, at the latest
+        self._purged_s = float("-inf")
         self._next_number = 1
         self._lock_fd: int | None = None
 
@@ -242,6 +253,30 @@ class SegmentFolder(Generic[_Segment]):
                 sync(path)
         for segment in self.segments:
             segment.assume_synced()
+        for segment in self.segments[-2:-1]:  # the newest was begun when it was full
+            with contextlib.suppress(OSError):
+                self._began_s = segment.path.stat().st_mtime
+        self.purge()
+
+    def purge(self) -> None:
+        """Delete what is too old, once a minute; to be called where nothing is written as well.
+
+        The newest segment ends after a tenth of the age, so that its oldest lines go in time.
+        """
+        now_s = self._wall_s()
+        if self._max_age_s is None or abs(now_s - self._purged_s) < PURGE_EVERY_S:
+            return
+        self._purged_s = now_s
+        oldest_s = now_s - self._max_age_s
+        for segment in list(self.segments):
+            with contextlib.suppress(OSError):
+                if segment.path.stat().st_mtime < oldest_s:
+                    segment.path.unlink()
+                    self.forget(segment)
+        for path in self.path.glob(f"{_ASIDE}.damaged-*"):
+            with contextlib.suppress(OSError):
+                if path.lstat().st_ctime < oldest_s:
+                    path.unlink()
 
     def write(self, line: bytes) -> tuple[_Segment, int]:
         """Append a line to the newest segment; return that and the line's first byte.
@@ -250,11 +285,12 @@ class SegmentFolder(Generic[_Segment]):
             OSError: it could not be written; no part of it is in the folder. If its segment is
                 shorter than it was, other lines that were not synced are not there either.
         """
+        self.purge()
         if self.segments and not self.segments[-1].is_there():
             self.forget(self.segments[-1])
         while self.segments and self._size() + len(line) > self._max_bytes:
             self._delete_oldest()
-        if self.newest_without_room_for(line) or not self.segments:
+        if self.newest_without_room_for(line) or not self.segments or self._is_newest_old():
             self._start_segment()
         try:
             return self.segments[-1], self.segments[-1].append(line)
@@ -308,6 +344,12 @@ class SegmentFolder(Generic[_Segment]):
         with contextlib.suppress(OSError):
             sync(self.path)  # else a power cut could bring back this one without its successors
 
+    def _is_newest_old(self) -> bool:
+        """Return whether the newest segment holds as much time as one may."""
+        if self._max_age_s is None or self.segments[-1].size == 0:
+            return False
+        return self._wall_s() - self._began_s >= self._max_age_s / SEGMENTS_AN_AGE
+
     def _start_segment(self) -> None:
         make_folder(self.path, _FOLDER_MODE)
         if self.segments:
@@ -315,6 +357,7 @@ class SegmentFolder(Generic[_Segment]):
             self.segments[-1].close()
         self.segments.append(self._make(self._path_of(self._next_number)))
         self._next_number += 1
+        self._began_s = self._wall_s()
 
     def _path_of(self, number: int) -> Path:
         return segment_path(self.path, self._name, number)

@@ -41,6 +41,11 @@ class ActionSection(Section):
     )
     rate_limit: RateLimit = Field(default=RateLimit(), description="limits the deliveries")
 
+    @property
+    def receiver(self) -> str | None:
+        """To whom alerts go beyond the processes of this program, without secrets; None: nobody."""
+        return None
+
 
 class LogAction(ActionSection):
     """A line in the log of the alerts process."""
@@ -71,6 +76,11 @@ class CommandAction(ActionSection):
         if any("\0" in argument for argument in argv):
             raise ValueError("expected arguments without NUL characters")
         return argv
+
+    @property
+    def receiver(self) -> str:
+        """The program; where it sends things is not known."""
+        return f"the program {self.argv[0]}, which may send them anywhere"
 
 
 class WebhookAction(ActionSection):
@@ -106,6 +116,12 @@ class WebhookAction(ActionSection):
             raise ValueError("expected http(s)://host/path without user, password and fragment")
         return url
 
+    @property
+    def receiver(self) -> str:
+        """The host."""
+        scheme, _, rest = self.url.partition("://")
+        return f"{scheme}://{rest.partition('/')[0].partition('?')[0]}"
+
 
 class MqttAction(ActionSection):
     """An MQTT broker with Home Assistant discovery (needs the extra `notify`)."""
@@ -139,6 +155,12 @@ class MqttAction(ActionSection):
     )
     timeout_s: Patience = Field(default=10.0, description="for the broker to confirm")
 
+    @property
+    def receiver(self) -> str:
+        """The broker, and whoever reads there."""
+        how = "with tls" if self.tls else "not encrypted"
+        return f"the MQTT broker {self.host}:{self.port}, {how}"
+
 
 class AppriseAction(ActionSection):
     """Chat, mail and push by apprise (extra `notify`); its URLs hold secrets, so not in here."""
@@ -155,6 +177,12 @@ class AppriseAction(ActionSection):
         if (self.urls_file is None) == (self.urls_env is None):
             raise ValueError("expected either urls_file or urls_env")
         return self
+
+    @property
+    def receiver(self) -> str:
+        """Services that only the secrets name."""
+        where = self.urls_file or f"${self.urls_env}"
+        return f"the services whose addresses are in {where}"
 
 
 Action = Annotated[

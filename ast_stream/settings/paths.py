@@ -15,7 +15,6 @@ from ast_stream.errors import ConfigError, Problem
 from ast_stream.settings.schema import Settings
 
 MAX_IPC_PATH_BYTES = 107  # sun_path of AF_UNIX without its final zero
-MAX_AUDIT_BYTES = 16 * 1024 * 1024
 _FOLDER_MODE = 0o750
 _PRIVATE_MODE = 0o700
 _AUDIO, _FEED, _QUERY = "audio.sock", "feed.sock", "query.sock"
@@ -107,15 +106,6 @@ def coverage_paths(settings: Settings) -> tuple[Path, Path]:
         Path(settings.state_dir) / "coverage",
         runtime_dir(settings) / "unwritten-coverage.jsonl",
     )
-
-
-def audit_folder(settings: Settings, process: str) -> Path:
-    """Return the folder of the audit log of a process.
-
-    Args:
-        process: "worker", or "capture" and the name of its stream.
-    """
-    return Path(settings.state_dir) / "audit" / process.replace(" ", ".")
 
 
 def ring_endpoint(settings: Settings, stream: str) -> str:

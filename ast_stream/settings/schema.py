@@ -20,6 +20,7 @@ from pydantic import (
 
 from ast_stream.labels import STREAM_NAME_RULE, is_stream_name
 from ast_stream.settings.alerts import AlertSettings
+from ast_stream.settings.retention import RetentionSettings
 from ast_stream.settings.section import (
     FilePath,
     Misfit,
@@ -553,6 +554,7 @@ class Settings(Section):
         description="who may have audio. off: whoever has the right; speech: the same, without "
         "stretches in which somebody may talk; sensor: nobody, in no way",
     )
+    retention: RetentionSettings = RetentionSettings()
     logging: LoggingSettings = LoggingSettings()
     metrics: MetricsSettings = MetricsSettings()
 

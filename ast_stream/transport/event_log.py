@@ -269,6 +269,7 @@ class EventLog:
         now_s: monotonic clock, for the rate of log lines.
         spare: file, on another file system, for messages that the disk refuses; the next run moves
             them to the log.
+        max_age_s: after which messages are deleted; None: not by age.
 
     Attributes:
         write_errors: messages that were not on disk when they were published.
@@ -287,9 +288,10 @@ class EventLog:
         segment_bytes: int = 4 * 1024 * 1024,
         now_s: Callable[[], float] = time.monotonic,
         spare: Path | None = None,
+        max_age_s: float | None = None,
     ) -> None:
         self._folder = SegmentFolder(
-            directory, "events", "event log", Segment, max_bytes, segment_bytes
+            directory, "events", "event log", Segment, max_bytes, segment_bytes, max_age_s
         )
         self._unwritten: deque[FeedMessage] = deque()
         self._unsynced: list[FeedMessage] = []  # written since the last sync
@@ -347,6 +349,10 @@ class EventLog:
         self._sync()
         if len(self._unwritten) > n_before:
             self._keep_unwritten(len(self._unwritten) - n_before)
+
+    def purge(self) -> None:
+        """Delete messages that are too old; to be called now and then where none are written."""
+        self._folder.purge()
 
     def replay(self, after: Position | None, limit: int = MAX_PAGE_MESSAGES) -> ReplayPage | TooOld:
         """Return the messages after a position, or from the oldest held.

@@ -25,13 +25,13 @@ from ast_stream.runtime.files import (
 )
 from ast_stream.runtime.logging import Outage
 from ast_stream.sample_clock import Anchor, SampleClock
+from ast_stream.settings.storage import MAX_JOURNAL_BYTES
 from ast_stream.units import SAMPLE_RATE
 
 logger = logging.getLogger(__name__)
 
 SAVE_EVERY_S = 1.0
 SAVE_EVERY_SAMPLES = 5 * SAMPLE_RATE  # of any stream: sources faster than real time wait for acks
-MAX_BYTES = 64 * 1024 * 1024  # more than all streams of a worker with all classes active
 _WHAT = "worker journal"
 _STRICT = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 _TimeNs = Annotated[int, Field(ge=0, le=MAX_TIME_NS)]
@@ -208,7 +208,7 @@ class JournalFile:
 
     def load(self) -> dict[str, StreamRecord]:
         """Return the usable records by stream; a damaged file is set aside."""
-        lines = read_state(self.path, bytes.splitlines, MAX_BYTES, _WHAT)
+        lines = read_state(self.path, bytes.splitlines, MAX_JOURNAL_BYTES, _WHAT)
         if lines is None:
             return {}
         content = _Content(self.model, self._n_classes)

@@ -267,6 +267,7 @@ class Worker:
         self._audit.write_repeats()
         self._flush()
         self._event_log.sync()
+        self._event_log.purge()
         self._journal.save(self._streams, now_s)
 
     def _receive_blocks(self, now_s: float) -> None:

@@ -25,7 +25,7 @@ from ast_stream.model.audioset import short_window_warning
 from ast_stream.model.loading import load_model
 from ast_stream.model.selfcheck import self_check
 from ast_stream.model.tagger import Tagger
-from ast_stream.privacy.audit import AuditLog
+from ast_stream.privacy.audit import AuditLog, open_audit_log
 from ast_stream.runtime import lifecycle
 from ast_stream.runtime.files import make_writable_folder
 from ast_stream.runtime.lifecycle import Notifier, is_unit_of_systemd
@@ -33,13 +33,11 @@ from ast_stream.runtime.logging import setup_logging
 from ast_stream.runtime.metrics import Metrics
 from ast_stream.runtime.reload import Reloader
 from ast_stream.runtime.state_format import prepare_state_dir
+from ast_stream.settings import storage
 from ast_stream.settings.check import check_against_model
 from ast_stream.settings.load import LoadedSettings, load_file
 from ast_stream.settings.paths import (
-    MAX_AUDIT_BYTES,
     audio_endpoint,
-    audit_folder,
-    coverage_paths,
     feed_endpoint,
     make_runtime_dir,
     metrics_address,
@@ -98,10 +96,9 @@ def run_worker(loaded: LoadedSettings, stop: threading.Event, reload: threading.
     if settings.privacy != "off":
         lifecycle.keep_memory_private()
     runtime_dir = make_runtime_dir(settings)
-    state_dir = Path(settings.state_dir)
-    prepare_state_dir(state_dir, loaded.file)
-    for folder in (state_dir / "events", coverage_paths(settings)[0]):
-        make_writable_folder(folder, "state_dir", 0o750)
+    prepare_state_dir(Path(settings.state_dir), loaded.file)
+    for log in (storage.event_log(settings), storage.coverage_ledger(settings)):
+        make_writable_folder(log.folder, "state_dir", 0o750)
     notifier = Notifier()
     notifier.starting("loading the model", LOAD_TIMEOUT_S)
     with (
@@ -110,9 +107,7 @@ def run_worker(loaded: LoadedSettings, stop: threading.Event, reload: threading.
     ):
         # first, so that a second worker is refused before it loads a model
         bound = _bind(sockets, settings)
-        event_log = EventLog(state_dir / "events", spare=runtime_dir / "unlogged-events.jsonl")
-        ledger = CoverageLedger(*coverage_paths(settings))
-        audit = AuditLog(audit_folder(settings, "worker"), max_bytes=MAX_AUDIT_BYTES)
+        event_log, ledger, audit = _open_logs(settings)
         figures = WorkerMetrics(metrics)
         with lifecycle.leaving_when_stopped(stop):
             tagger = _load(loaded, notifier, figures)
@@ -121,7 +116,7 @@ def run_worker(loaded: LoadedSettings, stop: threading.Event, reload: threading.
             _stream_configs(settings, settings.streams),
             partial(_make_detector, tagger, settings),
             event_log,
-            _open_journal(runtime_dir, tagger, settings),
+            _open_journal(tagger, settings),
             ledger,
             audit,
             bound,
@@ -144,6 +139,23 @@ def run_worker(loaded: LoadedSettings, stop: threading.Event, reload: threading.
         event_log.close()
         ledger.close()
         audit.close()
+
+
+def _open_logs(settings: Settings) -> tuple[EventLog, CoverageLedger, AuditLog]:
+    events, covered = storage.event_log(settings), storage.coverage_ledger(settings)
+    event_log = EventLog(
+        events.folder,
+        events.bytes_of_log,
+        spare=storage.unlogged_events(settings).path,
+        max_age_s=events.max_age_s,
+    )
+    ledger = CoverageLedger(
+        covered.folder,
+        storage.unwritten_coverage(settings).path,
+        max_bytes=covered.bytes_of_log,
+        max_age_s=covered.max_age_s,
+    )
+    return event_log, ledger, open_audit_log(settings, "worker")
 
 
 def _bind(sockets: Sockets, settings: Settings) -> WorkerSockets:
@@ -179,9 +191,9 @@ def _make_detector(
     return detector
 
 
-def _open_journal(folder: Path, tagger: Tagger, settings: Settings) -> Journal:
+def _open_journal(tagger: Tagger, settings: Settings) -> Journal:
     file = JournalFile(
-        folder / "worker-journal.jsonl", _identity(tagger, settings), len(tagger.labels)
+        storage.worker_journal(settings).path, _identity(tagger, settings), len(tagger.labels)
     )
     every_s = SAVE_EVERY_S if settings.durability == EACH_EVENT else settings.durability
     return Journal(file, settings.model.max_streams, time.monotonic(), every_s)

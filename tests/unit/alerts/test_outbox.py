@@ -459,7 +459,7 @@ def test_rows_that_are_over_are_bounded_and_forgotten_in_batches(
     write: Write,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(outbox_rows, "MAX_KEPT", 6)
+    monkeypatch.setattr(outbox_rows, "MAX_ALERT_ROWS", 6)
     monkeypatch.setattr(outbox_rows, "PRUNE_BATCH", 4)
     write(firing("lasting", "phone"))
     for n in range(10):

@@ -1,0 +1,51 @@
+"""The `retention:` section: for how long, and up to how many bytes, each kind of file is kept."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from ast_stream.settings.section import Section
+
+MIB = 1024 * 1024
+MAX_DAYS = 3650.0
+MAX_MIB = 1024 * 1024  # a terabyte
+
+Days = Annotated[float, Field(ge=1, le=MAX_DAYS)]
+
+
+class EventRetention(Section):
+    """Events and gaps, as they were published."""
+
+    max_mib: int = Field(default=64, ge=8, le=MAX_MIB, description="MiB on disk")
+    max_days: Days | None = Field(default=None, description="days; null: until `max_mib` are full")
+
+
+class CoverageRetention(Section):
+    """What was listened to and what was not."""
+
+    max_mib: int = Field(default=64, ge=2, le=MAX_MIB, description="MiB on disk")
+    max_days: Days | None = Field(default=None, description="days; null: until `max_mib` are full")
+
+
+class AuditRetention(Section):
+    """Who asked for audio."""
+
+    max_mib: int = Field(default=16, ge=4, le=MAX_MIB, description="MiB on disk, of each process")
+    max_days: Days | None = Field(default=90.0, description="days; null: until `max_mib` are full")
+
+
+class AlertRetention(Section):
+    """Alerts and deliveries that are over."""
+
+    max_days: Days = Field(default=30.0, description="days")
+
+
+class RetentionSettings(Section):
+    """What is older, or beyond the bytes, is deleted; the oldest first."""
+
+    events: EventRetention = EventRetention()
+    coverage: CoverageRetention = CoverageRetention()
+    audit: AuditRetention = AuditRetention()
+    alerts: AlertRetention = AlertRetention()

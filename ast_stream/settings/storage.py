@@ -1,0 +1,184 @@
+"""Every kind of file that the processes keep: where, who writes it, what it holds, for how long.
+
+Processes take paths and limits from here, `ast-stream privacy` shows them, and `doctor` looks for
+files that are none of these: a kind of file that is not declared cannot be written unnoticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from ast_stream.settings.paths import alerts_state_file, runtime_dir
+from ast_stream.settings.retention import MIB
+from ast_stream.settings.schema import Settings
+
+DAY_S = 86_400.0
+MAX_SPARE_BYTES = 64 * MIB  # of what waits for a disk that is full
+MAX_JOURNAL_BYTES = 64 * MIB  # more than all streams of a worker with all classes active
+MAX_ALERT_ROWS = 100_000  # that are over, of alerts and of deliveries
+_ASIDE = ".damaged-[1-9]"  # what cannot be read is kept under such a name
+_WRITER = "worker"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One kind of file.
+
+    Attributes:
+        name: in a word or two.
+        folder: where they are.
+        patterns: of their names.
+        writer: the process.
+        holds: what of people and sound is in them.
+        max_bytes: of all of them together; None: bounded by rows, see `until`.
+        max_age_s: after which they are deleted; None: not by age.
+        until: for how long they are kept, in words.
+    """
+
+    name: str
+    folder: Path
+    patterns: tuple[str, ...]
+    writer: str
+    holds: str
+    max_bytes: int | None
+    max_age_s: float | None
+    until: str
+
+    @property
+    def bytes_of_log(self) -> int:
+        """`max_bytes`, where that is what bounds it."""
+        assert self.max_bytes is not None
+        return self.max_bytes
+
+    @property
+    def path(self) -> Path:
+        """The file, where it is one."""
+        return self.folder / self.patterns[0]
+
+    def is_one(self, file: Path) -> bool:
+        """Return whether a file is of this kind, or was before it was set aside."""
+        patterns = [*self.patterns, *(pattern + _ASIDE for pattern in self.patterns)]
+        return file.parent == self.folder and any(
+            fnmatchcase(file.name, pattern) for pattern in (*patterns, f"segment{_ASIDE}")
+        )
+
+
+def event_log(settings: Settings) -> Kept:
+    """Return where events and gaps are."""
+    own = settings.retention.events
+    holds = "events and gaps: classes, times, scores, stream names and labels"
+    return _log(settings, "events", "events", _WRITER, holds, own.max_mib, own.max_days)
+
+
+def coverage_ledger(settings: Settings) -> Kept:
+    """Return where it is recorded what was listened to."""
+    own = settings.retention.coverage
+    holds = "which samples of each stream were listened to"
+    return _log(settings, "coverage", "coverage", _WRITER, holds, own.max_mib, own.max_days)
+
+
+def audit_log(settings: Settings, process: str) -> Kept:
+    """Return where a process records who asked for audio.
+
+    Args:
+        process: "worker", or "capture" and the name of its stream.
+    """
+    own = settings.retention.audit
+    holds = "who asked for audio: process, user or key, stream and span"
+    folder = f"audit/{process.replace(' ', '.')}"
+    return _log(settings, folder, "audit", process, holds, own.max_mib, own.max_days)
+
+
+def alert_database(settings: Settings) -> Kept:
+    """Return the database of alerts and deliveries."""
+    file, max_days = alerts_state_file(settings), settings.retention.alerts.max_days
+    return Kept(
+        "alerts",
+        file.parent,
+        (file.name, f"{file.name}-wal", f"{file.name}-shm", f"{file.name}.lock"),
+        "alerts",
+        "alerts and deliveries: rules, messages with classes, times and labels, receivers' errors",
+        None,
+        max_days * DAY_S,
+        f"{max_days:g} days after they are over, at most {MAX_ALERT_ROWS} of each",
+    )
+
+
+def worker_journal(settings: Settings) -> Kept:
+    """Return the file from which a worker resumes."""
+    holds = "where each stream stands, its open events and newest scores"
+    return _of_now(settings, "journal", "worker-journal.jsonl", holds, MAX_JOURNAL_BYTES)
+
+
+def unlogged_events(settings: Settings) -> Kept:
+    """Return the file of events that a full disk has refused."""
+    holds = "events that the event log does not hold yet"
+    return _of_now(settings, "unlogged events", "unlogged-events.jsonl", holds, MAX_SPARE_BYTES)
+
+
+def unwritten_coverage(settings: Settings) -> Kept:
+    """Return the file of what the coverage ledger does not hold yet."""
+    holds = "what the coverage ledger does not hold yet, of minutes"
+    return _of_now(
+        settings, "unwritten coverage", "unwritten-coverage.jsonl", holds, MAX_SPARE_BYTES
+    )
+
+
+def kept(settings: Settings) -> Iterator[Kept]:
+    """Yield every kind of file that the processes of a configuration may keep."""
+    yield event_log(settings)
+    yield coverage_ledger(settings)
+    yield audit_log(settings, "worker")
+    for stream in settings.streams:
+        yield audit_log(settings, f"capture {stream.name}")
+    if settings.alerts.rules:
+        yield alert_database(settings)
+    yield worker_journal(settings)
+    yield unlogged_events(settings)
+    yield unwritten_coverage(settings)
+    always, nothing = "always", "nothing of sound or people"
+    yield Kept(
+        "format", Path(settings.state_dir), ("format.json",), "all", nothing, 4096, None, always
+    )
+    sockets = ("*.sock", "*.sock.lock", "run.lock")
+    yield Kept("sockets", runtime_dir(settings), sockets, "all", nothing, 0, None, always)
+
+
+def undeclared(settings: Settings, files: Iterator[Path]) -> Iterator[Path]:
+    """Yield which of the files in the folders of a configuration are of no kind that is kept."""
+    kinds = list(kept(settings))
+    for file in files:
+        if not any(kind.is_one(file) for kind in kinds) and not file.name.endswith(".unfinished"):
+            yield file
+
+
+def _log(
+    settings: Settings,
+    folder: str,
+    name: str,
+    writer: str,
+    holds: str,
+    max_mib: int,
+    max_days: float | None,
+) -> Kept:
+    until = f"until {max_mib} MiB are full"
+    if max_days is not None:
+        until = f"{max_days:g} days, and {until}"
+    return Kept(
+        name if name != "audit" else f"audit of {writer}",
+        Path(settings.state_dir) / folder,
+        (f"{name}-*.jsonl", "lock"),
+        writer,
+        holds,
+        max_mib * MIB,
+        None if max_days is None else max_days * DAY_S,
+        until,
+    )
+
+
+def _of_now(settings: Settings, name: str, file: str, holds: str, max_bytes: int) -> Kept:
+    until = "replaced each second, or deleted when it is of no use; gone after a reboot"
+    return Kept(name, runtime_dir(settings), (file,), _WRITER, holds, max_bytes, None, until)

@@ -83,6 +83,11 @@ COMMANDS = (
     Command("snooze", f"{_CLI}.outbox:snooze", "Hold back the alerts of a rule."),
     Command("keys", f"{_CLI}.keys:app", "Make keys for tcp, and say what each may do."),
     Command("status", f"{_CLI}.status:status", "Show how all processes and streams are."),
+    Command(
+        "privacy",
+        f"{_CLI}.privacy:privacy",
+        "Show what is kept, and who may have it.",
+    ),
     Command("coverage", f"{_CLI}.coverage:coverage", "Show what was listened to and what was not."),
     Command(
         "install-units",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,9 +48,12 @@ def doctor(
     is_shown = out.is_terminal and not (as_json and sys.stdout.isatty())
     with StatusLine(out, is_shown=is_shown) as status:
         status.update("checking")
-        from ast_stream.cli.doctor_checks import checks  # imports torch: not before this is shown
+        # they import torch: not before this is shown
+        from ast_stream.cli.doctor_checks import checks
+        from ast_stream.cli.privacy_checks import check_privacy
 
-        for check in checks(settings, status.update):
+        found = checks(settings, status.update)
+        for check in chain(found, check_privacy(settings) if config is not None else ()):
             failures += check.status == "failed"
             if as_json:
                 shown = {"check": check.name, "status": check.status, "text": check.text}

@@ -18,11 +18,15 @@ from audit_lines import lines
 from pipeline import Pipeline, pipeline, wait_for
 from reactive_model import tones_and_noise
 
+from ast_stream.cli.privacy_checks import check_privacy
 from ast_stream.feed import FeedMessage, Subscriber
 from ast_stream.messages.audio import ReadRequest
 from ast_stream.messages.query import AudioAnswer
 from ast_stream.privacy.access import SENSOR_REFUSAL
 from ast_stream.privacy.audit import Access
+from ast_stream.privacy.sheet import sheet
+from ast_stream.settings.load import load_settings
+from ast_stream.settings.storage import kept, undeclared
 from ast_stream.transport.sockets import Sockets
 
 PLANTED = tones_and_noise(12.0) + planted_noise(12.0) // 32
@@ -222,6 +226,56 @@ def test_a_sensor_keeps_no_descriptor_to_a_file_with_sound(sensor: Pipeline) -> 
         regular = [Path(target) for target in targets if target.startswith(str(sensor.folder))]
         for path in regular:
             assert path.name != "audio.wav"
+
+
+def test_the_sheet_lists_every_file_of_a_real_run(sensor: Pipeline) -> None:
+    settings = load_settings(sensor.config)
+    wait_for(lambda: (sensor.folder / "state" / "alerts.sqlite").exists(), "the alerts")
+    folders = (sensor.folder / "state", sensor.folder / "run")
+    files = [path for folder in folders for path in folder.rglob("*") if not path.is_dir()]
+    assert list(undeclared(settings, iter(files))) == []
+    declared = {row.what for row in sheet(settings).files}
+    found = {kind.name for kind in kept(settings) if any(map(kind.is_one, files))}
+    assert {"events", "coverage", "alerts", "journal", "sockets"} <= found <= declared
+    for kind in kept(settings):
+        if kind.max_bytes is not None and kind.name != "sockets":
+            assert sum(file.stat().st_size for file in files if kind.is_one(file)) <= kind.max_bytes
+
+
+def test_doctor_tries_to_get_audio_and_is_refused(sensor: Pipeline) -> None:
+    settings = load_settings(sensor.config)
+    checks = list(check_privacy(settings))
+    assert [check.status for check in checks] == ["ok"] * len(checks), checks
+    texts = "; ".join(check.text for check in checks)
+    for said in (
+        "tried to get audio of a, and was refused",
+        "tried to read the ring of a, and was refused",
+        "worker: no core dumps, and no memory is swapped out",
+        "capture a: no core dumps",
+        "none of them a recording",
+    ):
+        assert said in texts
+    clip = sensor.folder / "state" / "clip.bin"
+    clip.write_bytes((sensor.folder / "audio.wav").read_bytes())
+    failed = [check.text for check in check_privacy(settings) if check.status == "failed"]
+    clip.unlink()
+    assert failed == [f"a recording: {clip}"]
+
+
+def test_doctor_notices_processes_that_run_with_another_privacy(checkpoint: Path) -> None:
+    with pipeline(checkpoint, {"a": {"type": "file", "loop": True}}) as run:
+        run.write_audio(PLANTED)
+        run.start_worker()
+        wait_for(lambda: "ready:" in run.log("worker"), "worker")
+        run.start_capture("a")
+        wait_for(lambda: heard_s(run) > 2, "some sound")
+        settings = load_settings(run.config)
+        for mode, said in (("sensor", "the worker gave"), ("speech", "withholds no speech of a")):
+            wanted = settings.model_copy(update={"privacy": mode})
+            failed = [check.text for check in check_privacy(wanted) if check.status == "failed"]
+            assert any(said in text for text in failed)
+            assert any("the ring of a gave" in text for text in failed)
+            assert any("may leave its memory in a core dump" in text for text in failed)
 
 
 def test_events_still_come_from_a_sensor(sensor: Pipeline) -> None:

@@ -1,0 +1,205 @@
+"""The data-protection sheet of a configuration: what is kept, where, how long, and who may have it.
+
+Its facts come from where the processes take them: settings, declared files, endpoints and rights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ast_stream.errors import StartupError
+from ast_stream.privacy.access import HISTORY_S, SENSOR_REFUSAL
+from ast_stream.privacy.speech import MARGIN_S
+from ast_stream.settings import paths
+from ast_stream.settings.schema import PrivacyMode, Settings
+from ast_stream.settings.storage import kept
+from ast_stream.transport.allow_list import GROUP_RIGHTS, WORDS, Client, read_allow_list
+from ast_stream.units import SAMPLE_RATE
+from ast_stream.urls import check_endpoint
+
+SAMPLE_BYTES = 2
+MODES: dict[PrivacyMode, str] = {
+    "off": "audio of the last minute may be had by whoever has the right",
+    "speech": "audio of the last minute may be had by whoever has the right, except where somebody "
+    f"may talk and {MARGIN_S:g} s around that, which is silence",
+    "sensor": "nobody can have audio: every query is refused, and none is kept for any",
+}
+NOT_COVERED = (
+    "Root, and whoever may change the configuration or the program, can do everything.",
+    "Other programs that may open the sound card or the stream can record it themselves.",
+    "What is logged goes to the service manager's journal, which keeps it by its own rules.",
+    "Memory may be swapped out or hibernated to a disk unless the units are used, which forbid "
+    "the first with privacy: speech and sensor.",
+    "Deleted files may be read from a disk by who has the disk: encrypt it.",
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the sheet.
+
+    Attributes:
+        what: the thing.
+        where: its place.
+        holds: what of people and sound is in it.
+        until: how long.
+        max_bytes: at most; None: not bounded by bytes.
+        readers: who may read it.
+    """
+
+    what: str
+    where: str
+    holds: str
+    until: str
+    max_bytes: int | None
+    readers: str
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Everything that the sheet says.
+
+    Attributes:
+        sources: where the sound comes from.
+        memory: sound in memory.
+        files: what is kept.
+        sockets: what can be asked for or read while it runs.
+        outgoing: what leaves the box, and to whom.
+        keys: who has rights over tcp.
+    """
+
+    privacy: PrivacyMode
+    meaning: str
+    sources: list[str]
+    memory: list[Row]
+    files: list[Row]
+    sockets: list[Row]
+    outgoing: list[str]
+    keys: list[str]
+    not_covered: tuple[str, ...] = NOT_COVERED
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as a JSON object."""
+        return asdict(self)
+
+
+def sheet(settings: Settings) -> Sheet:
+    """Return the sheet of a configuration."""
+    return Sheet(
+        privacy=settings.privacy,
+        meaning=MODES[settings.privacy],
+        sources=[f"{one.name}: {one.source.describe()}" for one in settings.streams],
+        memory=list(_memory(settings)),
+        files=list(_files(settings)),
+        sockets=list(_sockets(settings)),
+        outgoing=list(_outgoing(settings)),
+        keys=list(_keys(settings)),
+    )
+
+
+def _memory(settings: Settings) -> Iterator[Row]:
+    is_off = settings.privacy == "off"
+    ring_readers = "the services' user and root" if is_off else "the worker process alone"
+    for stream in settings.streams:
+        n_bytes = round(stream.ring_s * SAMPLE_RATE) * SAMPLE_BYTES
+        until = f"{stream.ring_s:g} s"
+        yield Row(
+            f"ring of {stream.name}", "capture process", "sound", until, n_bytes, ring_readers
+        )
+    yield Row(
+        "window of each stream",
+        "worker process",
+        "sound, and features of it",
+        "a window, or until it is scored",
+        None,
+        "nobody",
+    )
+    if settings.privacy != "sensor":
+        n_bytes = HISTORY_S * SAMPLE_RATE * SAMPLE_BYTES * settings.model.max_streams
+        readers = "whoever has the right audio"
+        yield Row(
+            "last minute of each stream", "worker process", "sound", f"{HISTORY_S} s", n_bytes,
+            readers,
+        )  # fmt: skip
+
+
+def _files(settings: Settings) -> Iterator[Row]:
+    readers = "the services' user and group, and root"
+    for one in kept(settings):
+        where = str(one.folder / one.patterns[0])
+        yield Row(one.name, where, one.holds, one.until, one.max_bytes, readers)
+
+
+def _sockets(settings: Settings) -> Iterator[Row]:
+    group = "the services' user and group, and root"
+    own = "the services' user and root"
+    keyed = "; over tcp keys with the right {}" if settings.transport.has_keyed_tcp else ""
+    audio = SENSOR_REFUSAL if settings.privacy == "sensor" else MODES[settings.privacy]
+    assert not GROUP_RIGHTS.may("audio")
+    live = "not kept there"
+    yield Row(
+        "feed", paths.feed_endpoint(settings),
+        "events, gaps, levels once a second, and a score of each class for each hop or frame: the "
+        "finest that is said of sound", live, 0, group + keyed.format("feed or scores"),
+    )  # fmt: skip
+    yield Row(
+        "queries", paths.query_endpoint(settings), "what was published, and how streams are",
+        live, 0, group + keyed.format("feed"),
+    )  # fmt: skip
+    readers = "nobody" if settings.privacy == "sensor" else own + keyed.format("audio")
+    yield Row("queries for audio", paths.query_endpoint(settings), audio, live, 0, readers)
+    if settings.alerts.rules:
+        yield Row("alerts", paths.alerts_endpoint(settings), "alerts", live, 0, group)
+        admins = own + keyed.format("admin")
+        yield Row("administration", paths.admin_endpoint(settings), "alerts", live, 0, admins)
+    if settings.metrics.listen is not None:
+        yield Row(
+            "metrics", settings.metrics.listen, "figures, levels, counts of events by class", live,
+            0, "whoever can connect",
+        )  # fmt: skip
+
+
+def _outgoing(settings: Settings) -> Iterator[str]:
+    for name in ("audio", "feed", "query"):
+        endpoint = getattr(settings.transport, name)
+        if endpoint is not None and _is_beyond_this_box(endpoint):
+            what = {"audio": "sound", "feed": "events and scores", "query": "answers"}[name]
+            yield f"{what}, encrypted, to keys that are allowed: {endpoint}"
+    for name, action in settings.alerts.actions.items():
+        if action.receiver is not None:
+            yield f"alerts of the action {name}: to {action.receiver}"
+    if settings.alerts.heartbeat is not None:
+        yield f"a sign of life by the action {settings.alerts.heartbeat.action}"
+    listen = settings.metrics.listen
+    if listen is not None and _is_beyond_this_box(f"tcp://{listen}"):
+        yield f"metrics, not encrypted, to whoever asks: {listen}"
+
+
+def _is_beyond_this_box(endpoint: str) -> bool:
+    try:
+        check_endpoint(endpoint)
+    except ValueError:
+        return True
+    return False
+
+
+def _keys(settings: Settings) -> Iterator[str]:
+    curve = settings.transport.curve
+    if curve is None or not settings.transport.has_keyed_tcp:
+        return
+    if curve.server_secret is None:
+        yield "the allow-list is on the box of the worker"
+        return
+    try:
+        clients: list[Client] = read_allow_list(Path(curve.allow_list))
+    except StartupError as error:
+        yield str(error)
+        return
+    for client in clients:
+        words = ", ".join(f"{word} ({WORDS.get(word, 'send audio')})" for word in client.words)
+        yield f"{client.name}: {words}"
+    if settings.privacy == "sensor" and any(client.rights.may("audio") for client in clients):
+        yield "with privacy: sensor the right audio gets nobody any"

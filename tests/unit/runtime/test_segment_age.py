@@ -12,6 +12,11 @@ DAY_S = 86_400.0
 AGE_S = 10 * DAY_S
 
 
+def read(segment: LineFile, max_bytes: int) -> None:
+    for _ in segment.lines(max_bytes):
+        pass
+
+
 class Log:
     """A log whose clock is set, file times included."""
 
@@ -25,7 +30,7 @@ class Log:
         self.folder = SegmentFolder(
             self.path, "x", "log", LineFile, 10_000, 1_000, self.max_age_s, lambda: self.now_s
         )
-        self.folder.open(lambda segment, max_bytes: list(segment.lines(max_bytes)) and None)
+        self.folder.open(read)
 
     def write(self, text: str) -> None:
         segment, _ = self.folder.write(text.encode() + b"\n")

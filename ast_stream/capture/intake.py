@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 READ_TIMEOUT_S = 0.2
 SILENCE_LIMIT_S = 3.0  # a live source without a block for so long is missing
-RETRY_S = (0.5, 5.0)  # first and longest pause between two attempts
+RETRY_S = (0.5, 3.0)  # first and longest pause between two attempts: to be back within 5 s
 STEADY_S = 5.0  # a source that is lost sooner after its first sound is tried ever more rarely
 _STARTING = "starting"
 _JITTER = 0.2  # part of the pause: many cameras of one site must not come back in step

@@ -30,7 +30,7 @@ from ast_stream.runtime.logging import LimitedLog, LineFormat, foreign_line
 logger = logging.getLogger(__name__)
 
 FIRST_DELAY_S = 0.5
-MAX_DELAY_S = 10.0
+MAX_DELAY_S = 3.0  # a cause that has gone is noticed within seconds, by what then has to start
 HEALTHY_S = 30.0  # a child that ran for so long starts again without a penalty
 GRACE_S = 5.0  # from SIGTERM to SIGKILL
 _POLL_S = 0.1

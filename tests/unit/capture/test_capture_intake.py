@@ -178,10 +178,10 @@ def test_a_device_absent_at_the_start_is_waited_for_and_the_wait_is_a_gap() -> N
     assert bench.warnings[0] == "the device: device_absent; trying again"
 
 
-def test_pauses_grow_to_five_seconds_and_start_over_after_steady_sound() -> None:
+def test_pauses_grow_to_three_seconds_and_start_over_after_steady_sound() -> None:
     failures: list[list[Step] | Exception] = [lost()] * 6
     bench = Bench([*failures, [block(100.0), block(106.0), lost()], [block(107.0)]]).run()
-    assert bench.stop.waits == pytest.approx([0.5, 1, 2, 4, 5, 5, 0.5])
+    assert bench.stop.waits == pytest.approx([0.5, 1, 2, 3, 3, 3, 0.5])
 
 
 def test_pauses_are_spread_so_that_many_do_not_come_back_in_step() -> None:
@@ -196,7 +196,7 @@ def test_pauses_are_spread_so_that_many_do_not_come_back_in_step() -> None:
 def test_pauses_go_on_growing_where_a_source_is_lost_soon_after_each_opening() -> None:
     openings: list[list[Step] | Exception] = [[block(start_s), lost()] for start_s in range(4)]
     bench = Bench([*openings, [block(20.0), lost()], [block(40.0)]]).run()
-    assert bench.stop.waits == [0.5, 1.0, 2.0, 4.0, 5.0]
+    assert bench.stop.waits == [0.5, 1.0, 2.0, 3.0, 3.0]
     assert bench.intake.n_losses == 5
 
 

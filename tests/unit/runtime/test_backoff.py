@@ -24,6 +24,6 @@ def test_one_failure_may_have_a_limit_of_its_own() -> None:
 
 def test_delay_of_the_supervisor_is_forgotten_after_a_healthy_run() -> None:
     backoff = Backoff(FIRST_DELAY_S, MAX_DELAY_S, HEALTHY_S)
-    assert [backoff.after_run(1.0) for _ in range(7)] == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
+    assert [backoff.after_run(1.0) for _ in range(7)] == [0.5, 1.0, 2.0, 3.0, 3.0, 3.0, 3.0]
     assert backoff.after_run(30.0) == 0.5
     assert backoff.after_run(1.0) == 1.0

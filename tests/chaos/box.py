@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,7 @@ class Box:
         self.delivered_after_restart = False
         self._run: subprocess.Popen[bytes] | None = None
         self._subscriber: subprocess.Popen[bytes] | None = None
+        self._started_alone: list[subprocess.Popen[bytes]] = []
         self.n_subscribers = 0
         self._feed = Subscriber(
             self.feed, topics=("event/", "gap/", "health/", "scores/"), after="oldest",
@@ -222,22 +223,26 @@ class Box:
 
     def close(self) -> None:
         """Kill what still runs and remove the folder."""
-        for process in (self._run, self._subscriber):
-            if process is not None and process.poll() is None:
-                process.kill()
-                process.wait()
-        for source in (self.card, self.station):
-            if source is not None:
-                source.close()
-        if self.has_own_disk:
-            end_s = time.monotonic() + 10
-            # the children die with `run`, but not before it
-            while subprocess.run(["umount", self.state], stderr=subprocess.DEVNULL).returncode:
-                if time.monotonic() > end_s:
-                    subprocess.run(["umount", "--lazy", self.state])
-                    break
-                time.sleep(0.2)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with ExitStack() as stack:  # the last first, and all of it, whatever fails
+            stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
+            if self.has_own_disk:
+                stack.callback(self._unmount)
+            for source in (self.card, self.station):
+                if source is not None:
+                    stack.callback(source.close)
+            for process in (self._run, self._subscriber, *self._started_alone):
+                if process is not None:
+                    stack.callback(process.wait)
+                    stack.callback(process.kill)
+
+    def keep(self, folder: Path) -> None:
+        """Copy what the processes have written, but no recordings."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in self.folder.iterdir():
+            if path.is_file() and path.suffix != ".wav":
+                shutil.copy(path, folder)
+        with suppress(shutil.Error):  # what vanishes meanwhile
+            shutil.copytree(self.state, folder / "state", dirs_exist_ok=True)
 
     def start_out_of_order(self) -> None:
         """Kill everything, then start each process by itself in any order, and `run` again.
@@ -254,6 +259,7 @@ class Box:
         for command in commands:
             name = " ".join(command)
             processes[name] = self._start("log", *command, "-c", str(self.config))
+            self._started_alone.append(processes[name])
             time.sleep(rng.uniform(0.2, 1.5))
         began_s = time.monotonic()
         self._wait(lambda: self.seen.recovered_after(began_s, self.streams) is not None)
@@ -307,6 +313,15 @@ class Box:
         options = ["-t", "tmpfs", "-o", f"size={DISK_BYTES},mode=0750"]
         done = subprocess.run(["mount", *options, "chaos", self.state], capture_output=True)
         return done.returncode == 0
+
+    def _unmount(self) -> None:
+        end_s = time.monotonic() + 10
+        # the children die with `run`, but not before it
+        while subprocess.run(["umount", self.state], stderr=subprocess.DEVNULL).returncode:
+            if time.monotonic() > end_s:
+                subprocess.run(["umount", "--lazy", self.state])
+                break
+            time.sleep(0.2)
 
     def _write_configuration(self, url: str) -> None:
         rules = [

@@ -799,13 +799,13 @@ def listening_process(endpoint: str) -> int | None:
     """Return which process listens at an ipc endpoint; None if none does that can be seen."""
     if not endpoint.startswith("ipc://"):
         return None
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
-        connection.setblocking(False)
-        try:
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
+            connection.setblocking(False)
             connection.connect(endpoint.removeprefix("ipc://"))
-        except OSError:
-            return None
-        return peer_process(connection)[0] or None
+            return peer_process(connection)[0] or None
+    except OSError:  # nobody does, or this process has no descriptor left to ask with
+        return None
 
 
 def _keep_alive(connection: socket.socket) -> None:

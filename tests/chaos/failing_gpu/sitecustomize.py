@@ -24,7 +24,7 @@ def _fail_if_asked() -> None:
     try:
         with open(_PATH) as file:
             words = file.read().split()
-    except FileNotFoundError:
+    except OSError:  # it is not there, or there are no descriptors left
         return
     if "once" in words:
         os.unlink(_PATH)

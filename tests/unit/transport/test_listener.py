@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from ports import free_ports
 
 from ast_stream.errors import StartupError, WireError
-from ast_stream.transport.listener import MAX_PEERS, Listener
+from ast_stream.transport.listener import MAX_PEERS, Listener, listening_process
 from ast_stream.transport.sockets import AUDIO_HWM_BLOCKS, Poller, Socket, Sockets
 from ast_stream.transport.zmtp import GREETING, MAX_PARTS, Kind, ZmtpSession, encode_message
 
@@ -524,3 +524,22 @@ def test_a_socket_whose_file_cannot_be_removed_is_closed_all_the_same(
         patch.setattr(os, "unlink", broken)
         sockets.forget(bound)
     sockets.bind("pull", ipc, hwm=1)
+
+
+@pytest.fixture
+def no_descriptors() -> Iterator[None]:
+    """Let this process open nothing more."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unused = next(n for n in itertools.count() if not os.path.lexists(f"/proc/self/fd/{n}"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (unused, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_without_a_descriptor_to_ask_with_nobody_is_seen_to_listen(
+    sockets: Sockets, ipc: str, request: pytest.FixtureRequest
+) -> None:
+    sockets.bind("pull", ipc, 10)
+    assert listening_process(ipc) == os.getpid()
+    request.getfixturevalue("no_descriptors")
+    assert listening_process(ipc) is None

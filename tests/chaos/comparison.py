@@ -148,7 +148,7 @@ def compare(box: Box, received: Sequence[Received]) -> Comparison:
             if epoch.recording is None:
                 comparison.figures["epochs too short to be read along"] += 1
                 continue
-            _check_time(epoch.name, epoch.recording, comparison)
+            check_time(epoch.name, epoch.recording, comparison)
             _compare_epoch(epoch, RecordedReference(tagger, epoch.recording), comparison)
     _check_coverage(box, log, comparison)
     _check_begins_and_ends(log, comparison)
@@ -237,7 +237,7 @@ def _ends_of_capture(injected: Injected, stream: str) -> int:
     return int(fault.kind in ("descriptors", "memory") and fault.target == f"capture {stream}")
 
 
-def _check_time(name: str, recording: Recording, comparison: Comparison) -> None:
+def check_time(name: str, recording: Recording, comparison: Comparison) -> None:
     """Check that a live source's samples and holes add up to the time that has passed."""
     late = recording.lateness_s
     if len(late) < 2 * _TIME_POINTS:
@@ -266,7 +266,7 @@ def _check_log(box: Box, comparison: Comparison) -> None:
             comparison.problems.append(f"the log has, unexpectedly: {' | '.join(about)[:2000]}")
 
 
-def _compare_gaps(epoch: Epoch, decided: int, comparison: Comparison) -> None:
+def compare_gaps(epoch: Epoch, decided: int, comparison: Comparison) -> None:
     """Check that the gap records of a live source are its holes."""
     assert epoch.recording is not None
     published = _merged(
@@ -316,7 +316,7 @@ def _compare_epoch(epoch: Epoch, reference: Reference, comparison: Comparison) -
                 f"({gap['reason']}), which the ring had"
             )
     if epoch.recording is not None:
-        _compare_gaps(epoch, decided, comparison)
+        compare_gaps(epoch, decided, comparison)
     ranges = sorted((gap["start"], gap["start"] + gap["samples"]) for gap in epoch.gaps)
     if any(stop > start for (_, stop), (start, _) in pairwise(ranges)):
         comparison.problems.append(

@@ -168,6 +168,7 @@ class Published:
     """What was published about one epoch of one stream, to publish nothing twice after a kill."""
 
     identities: set[Identity] = field(default_factory=set)  # of messages
+    begun: set[str] = field(default_factory=set)  # ids of events
     ended: set[str] = field(default_factory=set)  # ids of events
     gaps: list[tuple[int, int]] = field(default_factory=list)  # half-open ranges of samples
 
@@ -398,6 +399,8 @@ class EventLog:
             if (identity := message.identity) is None:
                 continue
             published.identities.add(identity)
+            if message.kind == "event":
+                published.begun.add(identity[0])
             if message.kind == "event" and identity[1] == "end":
                 published.ended.add(identity[0])
             if message.kind == "gap":

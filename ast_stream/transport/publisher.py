@@ -194,10 +194,17 @@ class DeduplicatingPublisher:
         )
 
     def publish_event(self, event: Event, message: EventMessage) -> None:
-        """Publish an event message, unless it was published before, or the event has ended."""
+        """Publish an event message, unless it was published before, or the event has ended.
+
+        An event that an earlier run published begins no second time, though it may be decided at
+        another sample now: its last frames are decided without later windows where the capture
+        process has been replaced meanwhile.
+        """
         published = self._published_of(event.stream, event.epoch)
         self._orphans.pop(event.id, None)
         if event.id in self._ended or message.identity in published.identities:
+            return
+        if event.type == "begin" and event.id in published.begun:
             return
         if event.type == "end":
             self._remember_end(event.id)

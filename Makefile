@@ -1,7 +1,8 @@
 # make run   the demo, from nothing: environment, packages, then sound in and events out
 # make test  everything that is checked before a change is accepted
 # make quick  the part of it that takes about a minute
-# make chaos  an hour of kills, stops, overload and full disks, compared with an undisturbed run
+# make chaos  an hour of faults of every kind, compared with an undisturbed run
+# make reliability  the same, written to RELIABILITY.md
 # make fuzz   a million damaged inputs through every decoder of bytes from outside
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -46,14 +47,15 @@ ifeq ($(CI),true)
 DEBIAN_PACKAGES += $(CI_PACKAGES)
 endif
 
-.PHONY: help run test quick check lint coverage chaos power-cuts fuzz debian fix docs bench clean
+.PHONY: help run test quick check lint coverage chaos reliability power-cuts fuzz debian fix docs bench clean
 
 help:
 	@echo "make run       set up and run the demo"
 	echo "make test      set up and run all checks and tests"
 	echo "make quick     set up and run the checks and tests that take about a minute"
 	echo "make coverage  run all tests, and show the lines and branches that none of them reaches"
-	echo "make chaos     kill, stop, overload and fill up a box for an hour, and compare (MINUTES=60 SEED=1)"
+	echo "make chaos     disturb a box in every way for an hour, and compare (MINUTES=60 SEED=1)"
+	echo "make reliability  the same, and write it to RELIABILITY.md"
 	echo "make fuzz      give every decoder a million damaged inputs (CASES=1000000 SEED=1)"
 	echo "make power-cuts  cut the power after each operation that a busy minute does to its files"
 	echo "make fix       format, and repair what ruff can repair"
@@ -98,6 +100,14 @@ chaos: $(VENV)/.installed-dev
 fuzz: $(VENV)/.installed-dev
 	@PYTHONPATH=tests:tests/support OMP_NUM_THREADS=1 $(BIN)/python -m fuzz --cases $(CASES) \
 	    --seed $(SEED) --out fuzz.json
+
+# what is not explained is written to the page, too
+reliability: $(VENV)/.installed-dev
+	@code=0
+	$(BIN)/python tests/chaos/run.py --minutes $(MINUTES) --seed $(SEED) \
+	    --report docs/reliability/faults.json || code=$$?
+	$(BIN)/python scripts/make_reliability.py
+	exit $$code
 
 fix: $(VENV)/.installed-dev
 	@$(BIN)/ruff check --fix

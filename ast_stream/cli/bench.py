@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import tempfile
 from dataclasses import asdict
@@ -172,7 +173,7 @@ def versions() -> dict[str, str]:
         "ast-stream": __version__,
         "Python": platform.python_version(),
         "torch": importlib.metadata.version("torch"),
-        "machine": f"{platform.machine()}, {platform.system()} {platform.release()}",
+        "machine": f"{platform.machine()}, {platform.system()}, {os.cpu_count()} cores",
     }
 
 

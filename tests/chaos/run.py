@@ -6,8 +6,9 @@ python tests/chaos/run.py --minutes 60 --seed 1
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import random
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from box import START_S, STREAMS, Box
 from comparison import Comparison, compare
 from faults import Fault, Group, kills_and_stops, surroundings
 from http_receiver import http_receiver
+from report import section
 
 PLANS = ("kills", "surroundings", "all")
 
@@ -46,13 +48,11 @@ def chaos(
             box.stop()
             return compare(box, receiver.got)
         finally:
-            if keep is not None:
-                keep.mkdir(parents=True, exist_ok=True)
-                for path in box.folder.iterdir():
-                    if path.is_file() and path.suffix != ".wav":
-                        shutil.copy(path, keep)
-                shutil.copytree(box.state, keep / "state", dirs_exist_ok=True)
-            box.close()
+            try:
+                if keep is not None:
+                    box.keep(keep)
+            finally:
+                box.close()
 
 
 def inject_faults(
@@ -108,11 +108,21 @@ def main() -> int:
     parser.add_argument("--streams", type=int, default=3, choices=range(1, len(STREAMS) + 1))
     parser.add_argument("--keep", type=Path, help="folder for the log of all processes")
     parser.add_argument("--plan", choices=PLANS, default="all")
+    parser.add_argument("--report", type=Path, help="file for a section of RELIABILITY.md")
     args = parser.parse_args()
     comparison = chaos(
         args.seed, 60 * args.minutes, args.streams, args.plan, args.keep, report=_report
     )
     print(comparison.table())
+    if args.report is not None:
+        found = section(
+            comparison,
+            command=f"python tests/chaos/run.py {' '.join(sys.argv[1:])}",
+            seed=args.seed,
+            minutes=args.minutes,
+            load=os.getloadavg()[2],
+        )
+        args.report.write_text(json.dumps(found, indent=1) + "\n")
     return 1 if comparison.problems else 0
 
 

@@ -1,0 +1,210 @@
+"""Write RELIABILITY.md from the measurements in docs/reliability.
+
+Each file there is a section, written by the command that measured it: a JSON object of `order`,
+`title`, `command`, `measured` (a date), `facts` (by name), `text` (paragraphs) and `tables`
+(`columns` and `rows`; the first column is text). To add a section, add a file.
+
+python scripts/make_reliability.py [--soak FILE] [--fuzz FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+SECTIONS = ROOT / "docs" / "reliability"
+PAGE = ROOT / "RELIABILITY.md"
+_WIDTH = 110
+_HEAD = """# Reliability
+
+What was done to a box, and what came of it. Each section was written by the command that measured
+it (`docs/reliability/`), and can be measured again by it. [SECURITY.md](SECURITY.md) says who is
+trusted with what.
+"""
+
+
+def render(sections: list[dict[str, Any]]) -> str:
+    """Return the page."""
+    parts = [_HEAD]
+    for section in sorted(sections, key=lambda each: (each["order"], each["title"])):
+        parts += _lines(section)
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def read_sections(folder: Path = SECTIONS) -> list[dict[str, Any]]:
+    """Return the sections in a folder."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
+def _lines(section: dict[str, Any]) -> Iterator[str]:
+    yield f"## {section['title']}\n"
+    for paragraph in section.get("text", []):
+        yield from _wrapped(paragraph)
+        yield ""
+    facts = [f"{name} {value}" for name, value in section.get("facts", {}).items()]
+    measured = [section["measured"]] if "measured" in section else []
+    yield f"```\n{section['command']}\n```\n"
+    yield from _wrapped(", ".join([*measured, *facts]) + ".")
+    yield ""
+    for table in section.get("tables", []):
+        yield from _table(table["columns"], table["rows"])
+        yield ""
+    problems = section.get("problems", [])
+    if problems:
+        yield "Not explained:\n"
+        yield from (f"- {problem}" for problem in problems)
+        yield ""
+
+
+def _table(columns: list[str], rows: list[list[Any]]) -> Iterator[str]:
+    yield f"| {' | '.join(columns)} |"
+    yield f"|{'|'.join(['---', *['---:'] * (len(columns) - 1)])}|"
+    for row in rows:
+        yield f"| {' | '.join(_cell(value) for value in row)} |"
+
+
+def _cell(value: Any) -> str:
+    text = f"{value:,}".replace(",", " ") if isinstance(value, int) else str(value)
+    return text.replace("|", "\\|")
+
+
+def _wrapped(text: str) -> Iterator[str]:
+    line = ""
+    for word in text.split():
+        if line and len(line) + 1 + len(word) > _WIDTH:
+            yield line
+            line = word
+        else:
+            line = f"{line} {word}".strip()
+    yield line
+
+
+def soak_section(report: dict[str, Any], command: str) -> dict[str, Any]:
+    """Return the section of what `ast-stream bench soak --json` printed."""
+    options, figures = report["options"], report["figures"]
+    judged = [figure for figure in figures if figure["judged_s"]]
+    hours = {kind: n / 16_000 / 3600 for kind, n in report["samples"].items()}
+    gate = options["gate_dbfs"]
+    wanted, reached = options["hours"], min(report["hours"].values())
+    text = [
+        f"{options['n_streams']} streams of scenes and quiet rooms, read as fast as the worker "
+        f"goes, and one in real time: {reached:.1f} of {wanted:g} hours of each in "
+        f"{report['wall_s'] / 3600:.2f} hours, a window each {options['hop_s']:g} s"
+        + (f", none of what is quieter than {gate:g} dBFS" if gate is not None else "")
+        + f", checkpoint {Path(options['model']).name}. Growth is the slope of Theil and Sen over "
+        "the life of a process without its first quarter; each figure is that of the life in which "
+        "it grew most, measured by its limit.",
+    ]
+    outages = [[kind, n] for kind, n in sorted(report["outages"].items())]
+    return {
+        "order": 20,
+        "title": "Soak",
+        "command": command,
+        "measured": datetime.now(UTC).date().isoformat(),
+        "facts": {"seed": options["seed"], **report["versions"]},
+        "text": text,
+        "tables": [
+            {
+                "columns": ["all in all", ""],
+                "rows": [
+                    ["hours of audio, all streams", f"{sum(report['hours'].values()):.1f}"],
+                    ["times real time", report["speed"]],
+                    *[[f"hours {kind} in the ledger", f"{n:.1f}"] for kind, n in hours.items()],
+                    ["samples that the ledger lacks", report["unaccounted_samples"]],
+                    ["messages read", report["messages"]],
+                    ["times that messages were missed", report["missed"]],
+                    ["figures judged", f"{len(judged)} of {len(figures)}"],
+                    ["that grew too much", sum(figure["is_too_much"] for figure in figures)],
+                ],
+            },
+            {"columns": ["outage", "times"], "rows": outages},
+            {
+                "columns": ["figure", "level", "growth", "limit", "in s"],
+                "rows": [
+                    [
+                        f"{figure['name']}{', ' if figure['unit'] else ''}{figure['unit']}",
+                        f"{figure['level']:.1f}",
+                        f"{figure['growth']:+.2f}",
+                        f"{figure['limit']:.1f}",
+                        round(figure["judged_s"]),
+                    ]
+                    for figure in judged[:12]
+                ],
+            },
+            {
+                "columns": ["files", "largest MiB", "bound MiB"],
+                "rows": [
+                    [name, size["largest_mib"], size["bound_mib"]]
+                    for name, size in report["files"].items()
+                ],
+            },
+        ],
+        "problems": report["problems"],
+    }
+
+
+def fuzz_section(report: dict[str, Any], command: str) -> dict[str, Any]:
+    """Return the section of what `python -m fuzz --out FILE` wrote."""
+    names = ("name", "cases", "accepted", "refused", "slowest_s")
+    return {
+        "order": 30,
+        "title": "Fuzzing",
+        "command": command,
+        "measured": datetime.now(UTC).date().isoformat(),
+        "facts": {"seed": report["seed"], "seconds": report["seconds"]},
+        "text": [
+            f"{report['cases']:,} damaged inputs through every decoder of bytes from outside: a "
+            "value, or a sentence that says what is wrong, in bounded time and memory. "
+            f"Anything else is a finding: {report['findings']}."
+        ],
+        "tables": [
+            {
+                "columns": ["decoder", "cases", "accepted", "refused", "slowest s"],
+                "rows": [[decoder[name] for name in names] for decoder in report["decoders"]],
+            }
+        ],
+        "problems": [
+            f"{decoder['name']}: {finding}"
+            for decoder in report["decoders"]
+            for finding in decoder["findings"]
+        ],
+    }
+
+
+def main() -> None:
+    """Write the page; with an option, first the section of what another command measured."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--soak", type=Path, help="what `ast-stream bench soak --json` printed")
+    parser.add_argument("--fuzz", type=Path, help="what `python -m fuzz --out` wrote")
+    args = parser.parse_args()
+    if args.fuzz is not None:
+        report = json.loads(args.fuzz.read_text())
+        command = f"make fuzz CASES={report['cases']} SEED={report['seed']}"
+        _write("fuzzing", fuzz_section(report, command))
+    if args.soak is not None:
+        report = json.loads(args.soak.read_text())
+        options = report["options"]
+        command = (
+            f"ast-stream bench soak --streams {options['n_streams']} --hours {options['hours']:g} "
+            f"--hop {options['hop_s']:g} --seed {options['seed']} "
+            f"--outage-every {options['outage_every_s']:g} --json"
+        )
+        if options["gate_dbfs"] is not None:
+            command += f" --gate {options['gate_dbfs']:g}"
+        if options["model"] != "bundled":
+            command += f" --model {Path(options['model']).name}"
+        _write("soak", soak_section(report, command))
+    PAGE.write_text(render(read_sections()))
+
+
+def _write(name: str, section: dict[str, Any]) -> None:
+    (SECTIONS / f"{name}.json").write_text(json.dumps(section, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -107,7 +107,7 @@ def _event_log(folder: Path, told: Told, now_ns: int, *, syncs_first: bool) -> l
         missing = [position for position in promised if position not in by_position]
         found.append(f"event log: {len(missing)} promised messages are lost, last {missing[-1]}")
     if syncs_first:
-        found += _holes(messages)
+        found += _holes(messages, {position for position, _ in told.sent})
     feed = FeedPublisher(Silence(), log, NEW_BOOT, lambda: _moment(now_ns), syncs_first=syncs_first)
     publisher = DeduplicatingPublisher(feed, log, "model", lambda: _moment(now_ns))
     for stream in publisher.orphaned_streams:
@@ -137,12 +137,15 @@ def _is_full(folder: Path) -> bool:
     return not (folder / "events" / "events-000000000001.jsonl").exists()
 
 
-def _holes(messages: list[FeedMessage]) -> list[str]:
-    """Return where a reader of the log would notice that messages are missing between others."""
+def _holes(messages: list[FeedMessage], sent: set[Position]) -> list[str]:
+    """Return where messages are missing before one that was sent.
+
+    Those that were not may survive in part: nobody has been told of what they lack.
+    """
     found = []
     for before, after in itertools.pairwise(messages):
         is_next = before.position[0] == after.position[0] and after.topic != BOOT_TOPIC
-        if is_next and before.position != after.position_before:
+        if is_next and after.position in sent and before.position != after.position_before:
             found.append(f"event log: a hole between {before.position} and {after.position}")
     return found
 

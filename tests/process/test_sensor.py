@@ -276,6 +276,13 @@ def test_doctor_notices_processes_that_run_with_another_privacy(checkpoint: Path
             assert any(said in text for text in failed)
             assert any("the ring of a gave" in text for text in failed)
             assert any("may leave its memory in a core dump" in text for text in failed)
+        for process in ("worker", "capture.a"):  # what was given is recorded with privacy: off, too
+            line = audited(run, process)[0]
+            assert (line.outcome, line.who) == (
+                "granted",
+                f"process {os.getpid()} of user {os.geteuid()}",
+            )
+            assert line.samples > 0
 
 
 def test_events_still_come_from_a_sensor(sensor: Pipeline) -> None:

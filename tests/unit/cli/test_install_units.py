@@ -407,3 +407,13 @@ def test_remove_that_cannot_stop_what_runs_removes_nothing(
     assert install_units("-c", config, "--user", "--remove") == 3
     assert "systemctl stop: no bus; nothing was removed" in capsys.readouterr().err
     assert list((calls.parent / "mine").rglob("*.service"))
+
+
+def test_units_keep_sound_out_of_core_dumps_and_swap_where_it_is_private() -> None:
+    private = settings(MICROPHONE).model_copy(update={"privacy": "sensor"})
+    for chosen, is_private in ((settings(MICROPHONE), False), (private, True)):
+        units = {path.name: text for path, text in render(plan(chosen)).items()}
+        for name in ("ast-stream-worker.service", "ast-stream-capture@.service"):
+            lines = units[name].splitlines()
+            assert ("MemorySwapMax=0" in lines) == ("LimitCORE=0" in lines) == is_private
+        assert "MemorySwapMax=0" not in units["ast-stream-alerts.service"]

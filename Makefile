@@ -3,6 +3,7 @@
 # make quick  the part of it that takes about a minute
 # make chaos  an hour of faults of every kind, compared with an undisturbed run
 # make reliability  the same, written to RELIABILITY.md
+# make intruder  every attempt of SECURITY.md, with what happened as JSON
 # make fuzz   a million damaged inputs through every decoder of bytes from outside
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -47,7 +48,7 @@ ifeq ($(CI),true)
 DEBIAN_PACKAGES += $(CI_PACKAGES)
 endif
 
-.PHONY: help run test quick check lint coverage chaos reliability power-cuts fuzz debian fix docs bench clean
+.PHONY: help run test quick check lint coverage chaos reliability power-cuts fuzz intruder debian fix docs bench clean
 
 help:
 	@echo "make run       set up and run the demo"
@@ -56,6 +57,7 @@ help:
 	echo "make coverage  run all tests, and show the lines and branches that none of them reaches"
 	echo "make chaos     disturb a box in every way for an hour, and compare (MINUTES=60 SEED=1)"
 	echo "make reliability  the same, and write it to RELIABILITY.md"
+	echo "make intruder  try what SECURITY.md says was tried; writes intruder.json"
 	echo "make fuzz      give every decoder a million damaged inputs (CASES=1000000 SEED=1)"
 	echo "make power-cuts  cut the power after each operation that a busy minute does to its files"
 	echo "make fix       format, and repair what ruff can repair"
@@ -108,6 +110,10 @@ reliability: $(VENV)/.installed-dev
 	    --report docs/reliability/faults.json || code=$$?
 	$(BIN)/python scripts/make_reliability.py
 	exit $$code
+
+intruder: $(VENV)/.installed-dev
+	@PYTHONPATH=tests:tests/support:tests/process OMP_NUM_THREADS=1 $(BIN)/python -m intruder \
+	    --out intruder.json
 
 fix: $(VENV)/.installed-dev
 	@$(BIN)/ruff check --fix

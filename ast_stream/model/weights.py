@@ -120,6 +120,7 @@ _LAYER_PREFIX: dict[Schema, str] = {
 }
 # Classifiers of the ImageNet model that the original files still carry.
 _UNUSED_PREFIXES = ("v.head.", "v.head_dist.")
+_NO_FILES = ("", ".", "..")
 _NAMED_IN_MESSAGES = 3
 # What torch.compile, activation checkpointing and FSDP put among the parts of every name.
 _WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
@@ -242,7 +243,8 @@ def _read_shards(
         raise CheckpointError(f"{index}: weight_map: expected file names by tensor, got {where!r}")
     for tensor, name in where.items():
         # nothing outside of the folder, whatever the index says
-        if not isinstance(name, str) or Path(name).name != name or name.endswith(INDEX_SUFFIX):
+        is_inside = isinstance(name, str) and name not in _NO_FILES and Path(name).name == name
+        if not is_inside or name.endswith(INDEX_SUFFIX):
             raise CheckpointError(
                 f"{index}: weight_map: {tensor}: expected the name of a file beside it, "
                 f"got {name!r}"

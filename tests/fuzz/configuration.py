@@ -128,13 +128,10 @@ def _text(case: Case) -> str:
 
 def _yaml(case: Case) -> object:
     document = parse_document(_text(case), "file.yaml", "streams")
-    again = parse_document(
-        json.dumps(document.data, allow_nan=True)
-        .replace("NaN", ".nan")
-        .replace("Infinity", ".inf"),
-        "again.yaml",
-        "streams",
-    )
+    written = json.dumps(document.data)
+    if "NaN" in written or "Infinity" in written:  # as a number or a word: YAML has others
+        return document.data
+    again = parse_document(written, "again.yaml", "streams")
     if not document.problems and not again.problems and repr(again.data) != repr(document.data):
         raise Broken("a document does not come back as it was")
     for problem in document.problems:

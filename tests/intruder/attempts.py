@@ -1,0 +1,284 @@
+"""What an intruder may try, what happens, and the tests that try it: the table of SECURITY.md."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+_CURVE = "tests/unit/transport/test_curve.py"
+_LISTENER = "tests/unit/transport/test_listener.py"
+_KEYS = "tests/unit/transport/test_keys.py"
+_QUERY = "tests/unit/transport/test_query.py"
+_ADMIN = "tests/unit/alerts/test_administration.py"
+_RING = "tests/unit/capture/test_ring.py"
+_SENSOR = "tests/process/test_sensor.py"
+_ACCESS = "tests/unit/privacy/test_access.py"
+_SPEECH = "tests/unit/privacy/test_speech.py"
+_AUDIT = "tests/unit/privacy/test_audit.py"
+_LIFECYCLE = "tests/unit/runtime/test_lifecycle.py"
+_SETTINGS = "tests/unit/settings/test_settings.py"
+_OVER_TCP = "tests/process/test_keys_over_tcp.py"
+_HOSTILE = "tests/process/test_hostile_peers.py"
+_INTRUDER = "tests/intruder/test_intruder.py"
+_FUZZ = "tests/fuzz/test_fuzz.py"
+
+
+class Attempt(NamedTuple):
+    """One attempt.
+
+    Attributes:
+        tried: what somebody does.
+        happens: what follows.
+        tests: that show it, as pytest names them.
+    """
+
+    tried: str
+    happens: str
+    tests: tuple[str, ...]
+
+
+_BOXES = f"{_OVER_TCP}::test_boxes_meet_with_keys_and_each_has_only_its_rights"
+_ATTACKED = f"{_HOSTILE}::test_attacked_sockets_cost_no_event_and_no_process"
+
+ATTEMPTS = (
+    Attempt(
+        "no key: libzmq without CURVE, or bytes by hand",
+        "disconnected; nothing is received",
+        (
+            f"{_CURVE}::test_who_does_not_prove_an_allowed_key_gets_nothing_in",
+            f"{_CURVE}::test_a_stranger_that_speaks_without_a_key_is_cut_off",
+        ),
+    ),
+    Attempt(
+        "a key that is not on the list",
+        "disconnected during the handshake; the worker logs the public key",
+        (
+            f"{_CURVE}::test_who_does_not_prove_an_allowed_key_gets_nothing_in",
+            f"{_CURVE}::test_a_refused_client_recovers_once_it_is_allowed",
+            _BOXES,
+        ),
+    ),
+    Attempt(
+        "the public key of another, without its secret",
+        "disconnected: it does not prove its key",
+        (f"{_CURVE}::test_who_does_not_prove_an_allowed_key_gets_nothing_in",),
+    ),
+    Attempt(
+        "another server in the worker's place",
+        "the client refuses it",
+        (f"{_CURVE}::test_who_does_not_prove_an_allowed_key_gets_nothing_in",),
+    ),
+    Attempt(
+        "a revoked key",
+        "disconnected within two seconds, and kept out until it is allowed again",
+        (f"{_CURVE}::test_a_revoked_key_is_disconnected_and_stays_out", _BOXES),
+    ),
+    Attempt(
+        "an allowed key sends another's stream",
+        "dropped, counted and logged; its own streams go on",
+        (
+            f"{_CURVE}::test_an_allowed_key_sends_the_audio_of_its_own_streams_and_of_no_other",
+            _BOXES,
+        ),
+    ),
+    Attempt(
+        "an allowed key names another ring, or ends a stream that is not its own",
+        "refused: the worker connects to `ring.STREAM.sock` of its own folder alone, and only that "
+        "ring can end its stream",
+        (_ATTACKED,),
+    ),
+    Attempt(
+        "an allowed key without the right subscribes to everything",
+        "scores never come without `scores`, nothing else without `feed`",
+        (f"{_CURVE}::test_scores_are_for_those_with_the_right_to_them",),
+    ),
+    Attempt(
+        "an allowed key without `audio` asks for audio",
+        "an error as the answer",
+        (f"{_QUERY}::test_a_query_needs_the_right_to_what_it_asks_for", _BOXES),
+    ),
+    Attempt(
+        "an allowed key without `admin`, or a member of the group over ipc, acknowledges an alert",
+        "an error as the answer; nothing has changed",
+        (
+            f"{_ADMIN}::test_nobody_administrates_without_the_right",
+            f"{_ADMIN}::test_members_of_the_group_do_not_administrate_over_ipc",
+            f"{_ADMIN}::test_over_tcp_a_key_needs_the_right",
+        ),
+    ),
+    Attempt(
+        "a member of the group asks for audio over ipc",
+        "an error as the answer; replay is answered",
+        (f"{_QUERY}::test_members_of_the_group_read_events_and_never_listen",),
+    ),
+    Attempt(
+        "a process of another user reads a ring",
+        "`not_allowed`; an empty range, which says how the stream is, is answered",
+        (f"{_RING}::test_only_the_client_that_reads_the_ring_acknowledges_while_it_is_connected",),
+    ),
+    Attempt(
+        "a process of another user sends audio over ipc",
+        "disconnected",
+        (f"{_QUERY}::test_audio_of_another_user_is_not_received_over_ipc",),
+    ),
+    Attempt(
+        "messages recorded on the way are sent again, or one bit is changed",
+        "disconnected; nothing is received",
+        (f"{_CURVE}::test_what_is_sent_cannot_be_read_altered_or_sent_again",),
+    ),
+    Attempt(
+        "handshakes of random bytes, out of order",
+        "disconnected; at most 4 kB are kept",
+        (
+            f"{_CURVE}::test_no_bytes_of_a_stranger_do_more_than_end_the_connection",
+            f"{_CURVE}::test_a_handshake_out_of_order_is_refused",
+        ),
+    ),
+    Attempt(
+        "a frame of 400 kB, nine parts, a subscription of a kilobyte, two thousand of them",
+        "disconnected at the limit, before it has come; others notice nothing",
+        (
+            f"{_CURVE}::test_a_message_beyond_the_limit_ends_the_connection_of_its_sender_alone",
+            f"{_LISTENER}::test_peer_that_goes_beyond_a_limit_is_disconnected_and_no_other",
+        ),
+    ),
+    Attempt(
+        "a million tiny messages from eight clients at a time",
+        "they wait at the limit of each client; who behaves loses nothing; memory does not grow",
+        (f"{_INTRUDER}::test_a_flood_of_tiny_messages_costs_others_nothing",),
+    ),
+    Attempt(
+        "heartbeats whose replies are not read, answers that are not read",
+        "disconnected, or its requests wait; others are answered",
+        (
+            f"{_CURVE}::test_heartbeats_of_a_client_are_answered",
+            f"{_LISTENER}::test_requests_of_a_client_that_reads_no_answers_wait_and_others_are_"
+            "answered",
+            f"{_QUERY}::test_a_client_that_never_reads_does_not_stop_the_others",
+        ),
+    ),
+    Attempt(
+        "a thousand connections, connections that say nothing",
+        "only who leaks them loses any; ten seconds for a handshake",
+        (
+            f"{_LISTENER}::test_leaked_connections_cost_only_who_leaks_them",
+            f"{_LISTENER}::test_subscriber_finds_room_while_another_process_leaks_subscribers",
+            _ATTACKED,
+        ),
+    ),
+    Attempt(
+        "audio of two hundred streams that nobody configured",
+        "`model.max_streams` are taken, the others refused; the stream that is there goes on",
+        (f"{_INTRUDER}::test_more_streams_than_there_is_room_for_cost_the_others_nothing",),
+    ),
+    Attempt(
+        "queries for an hour of audio, for all that was ever published, for no time at all",
+        "an error, or a page of at most 1000 messages and 1 MiB",
+        (
+            f"{_QUERY}::test_impossible_audio_is_refused",
+            f"{_INTRUDER}::test_no_query_gets_more_than_a_page",
+        ),
+    ),
+    Attempt(
+        "`../`, `/etc/…`, NUL and line ends in names that become paths: streams, keys, parts of "
+        "checkpoints",
+        "refused, nothing is read or written there",
+        (f"{_INTRUDER}::test_names_do_not_lead_out_of_their_folder",),
+    ),
+    Attempt(
+        "a checkpoint, or the state of a training, whose pickle runs a command",
+        "refused; the command does not run",
+        (f"{_INTRUDER}::test_no_file_of_a_checkpoint_runs_a_command",),
+    ),
+    Attempt(
+        "the allow-list is damaged, or anybody may write it",
+        "the last good one stays in force; at a start the worker refuses to run",
+        (
+            f"{_CURVE}::test_damage_to_the_allow_list_leaves_the_last_good_one_in_force",
+            f"{_CURVE}::test_allow_list_that_becomes_writable_for_everybody_is_followed_no_longer",
+            f"{_KEYS}::test_an_allow_list_that_everybody_may_write_is_refused",
+        ),
+    ),
+    Attempt(
+        "the allow-list is removed",
+        "everybody is disconnected",
+        (f"{_CURVE}::test_damage_to_the_allow_list_leaves_the_last_good_one_in_force",),
+    ),
+    Attempt(
+        "an allow-list that names no right, or nobody",
+        "nobody gets in",
+        (f"{_KEYS}::test_a_damaged_allow_list_lets_nobody_in",),
+    ),
+    Attempt(
+        "with `privacy: sensor`: queries for audio by its own user, root, another user, by samples "
+        "and by time",
+        "one sentence to all; the attempt is recorded",
+        (
+            f"{_SENSOR}::test_no_query_gets_audio_from_a_sensor",
+            f"{_SENSOR}::test_another_user_gets_no_audio_from_a_sensor",
+            f"{_ACCESS}::test_a_sensor_refuses_everybody_in_the_same_words",
+        ),
+    ),
+    Attempt(
+        "with it: the ring, read by its own user, root, another user",
+        "`not_allowed` to all but the worker process",
+        (
+            f"{_SENSOR}::test_the_ring_of_a_sensor_is_for_the_worker_alone",
+            f"{_SENSOR}::test_another_user_gets_no_audio_from_a_sensor",
+        ),
+    ),
+    Attempt(
+        "with it: a known sound searched (samples, base64, correlation) in the feed, all answers, "
+        "every file",
+        "not found",
+        (
+            f"{_SENSOR}::test_the_feed_of_a_sensor_holds_no_sound",
+            f"{_SENSOR}::test_no_other_answer_of_a_sensor_holds_sound",
+            f"{_SENSOR}::test_no_file_of_a_sensor_holds_sound",
+        ),
+    ),
+    Attempt(
+        "with it: core dumps, and memory read by a process of the same user",
+        "none; closed by the kernel",
+        (
+            f"{_SENSOR}::test_the_memory_of_a_sensor_is_never_dumped",
+            f"{_LIFECYCLE}::test_private_memory_is_neither_dumped_nor_open_to_processes_of_the_"
+            "same_user",
+        ),
+    ),
+    Attempt(
+        "settings by which audio could be had all the same",
+        "errors at load",
+        (f"{_SETTINGS}::test_mistake_is_reported_with_its_line_and_path",),
+    ),
+    Attempt(
+        "with `privacy: speech`: many small ranges around speech",
+        "no more than one large range gets",
+        (f"{_SPEECH}::test_no_choice_of_ranges_gets_more",),
+    ),
+    Attempt(
+        "the record of accesses is flooded, or its disk is full",
+        "repeats are a line a minute; no audio without its record",
+        (
+            f"{_AUDIT}::test_repeats_are_one_line_a_minute_that_counts_them",
+            f"{_AUDIT}::test_audio_whose_access_cannot_be_recorded_is_not_handed_out",
+        ),
+    ),
+    Attempt(
+        "damaged bytes to every decoder: messages, handshakes, YAML, checkpoints, recordings …",
+        "a value or a sentence; see `make fuzz`",
+        (
+            f"{_FUZZ}::test_changed_bytes_are_taken_or_refused_in_a_sentence",
+            f"{_FUZZ}::test_what_was_found_once_does_not_come_back",
+        ),
+    ),
+)
+
+
+def rows() -> str:
+    """Return the rows of the table in SECURITY.md."""
+    lines = []
+    for attempt in ATTEMPTS:
+        files = dict.fromkeys(test.partition("::")[0].rpartition("/")[2] for test in attempt.tests)
+        shown = ", ".join(f"`{file}`" for file in files)
+        lines.append(f"| {attempt.tried} | {attempt.happens} | {shown} |\n")
+    return "".join(lines)

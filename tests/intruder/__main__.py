@@ -62,6 +62,9 @@ def main() -> int:
         "rows": rows,
     }
     args.out.write_text(json.dumps(report, indent=1) + "\n")
+    for row in rows:
+        if not row["held"]:
+            print(f"not as said: {row['attempt']}")
     print(f"{report['held']} of {report['attempts']} attempts ended as SECURITY.md says")
     return 0 if report["held"] == report["attempts"] else 1
 

@@ -4,7 +4,7 @@ Each file there is a section, written by the command that measured it: a JSON ob
 `title`, `command`, `measured` (a date), `facts` (by name), `text` (paragraphs) and `tables`
 (`columns` and `rows`; the first column is text). To add a section, add a file.
 
-python scripts/make_reliability.py [--soak FILE] [--fuzz FILE]
+python scripts/make_reliability.py [--soak FILE] [--fuzz FILE] [--intruder FILE]
 """
 
 from __future__ import annotations
@@ -176,15 +176,52 @@ def fuzz_section(report: dict[str, Any], command: str) -> dict[str, Any]:
     }
 
 
+def intruder_section(report: dict[str, Any], command: str) -> dict[str, Any]:
+    """Return the section of what `python -m intruder --out FILE` wrote."""
+    flood = report["flood"]
+    return {
+        "order": 40,
+        "title": "The intruder's walk",
+        "command": command,
+        "measured": datetime.now(UTC).date().isoformat(),
+        "facts": {"seconds": report["seconds"]},
+        "text": [
+            f"Every attempt that SECURITY.md lists, against real sockets, files and processes: "
+            f"{report['held']} of {report['attempts']} ended as it says. Each is tried in several "
+            "ways: without and with keys, over ipc and tcp, by the user of the services, by root "
+            "and by another user.",
+            f"Of the flood: {flood['clients']} clients sent {flood['flooded']:,} messages of one "
+            f"byte in {flood['seconds']} s. One that behaves sent {flood['polite']} meanwhile, of "
+            f"which {flood['polite_lost']} were lost; half came within {flood['median_ms']} ms, "
+            f"all within {flood['longest_ms']} ms. The receiving process grew by "
+            f"{flood['grown_mib']} MiB.",
+        ],
+        "tables": [
+            {
+                "columns": ["attempt", "what happens", "tries", "as said"],
+                "rows": [
+                    [row["attempt"], row["happens"], row["tries"], "yes" if row["held"] else "NO"]
+                    for row in report["rows"]
+                ],
+            }
+        ],
+        "problems": [row["attempt"] for row in report["rows"] if not row["held"]],
+    }
+
+
 def main() -> None:
     """Write the page; with an option, first the section of what another command measured."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--soak", type=Path, help="what `ast-stream bench soak --json` printed")
     parser.add_argument("--fuzz", type=Path, help="what `python -m fuzz --out` wrote")
+    parser.add_argument("--intruder", type=Path, help="what `python -m intruder --out` wrote")
     args = parser.parse_args()
+    if args.intruder is not None:
+        report = json.loads(args.intruder.read_text())
+        _write("intruder", intruder_section(report, "make intruder"))
     if args.fuzz is not None:
         report = json.loads(args.fuzz.read_text())
-        command = f"make fuzz CASES={report['cases']} SEED={report['seed']}"
+        command = f"make fuzz CASES={round(report['cases'], -3)} SEED={report['seed']}"
         _write("fuzzing", fuzz_section(report, command))
     if args.soak is not None:
         report = json.loads(args.soak.read_text())

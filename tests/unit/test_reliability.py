@@ -77,3 +77,14 @@ def test_a_fuzz_report_becomes_a_section() -> None:
     page = make_reliability.render([make_reliability.fuzz_section(report, "make fuzz")])
     assert "| feed | 1 000 | 10 | 990 | 0.01 |" in page
     assert "Not explained:\n\n- feed: IndexError at codec.py:5" in page
+
+
+def test_an_attempt_that_did_not_end_as_said_is_a_problem() -> None:
+    row = {"attempt": "no key", "happens": "disconnected", "tries": 3, "held": False}
+    flood = {"clients": 8, "flooded": 1_000_000, "seconds": 14.0, "polite": 500, "polite_lost": 0}
+    flood |= {"median_ms": 0.5, "longest_ms": 148.5, "grown_mib": 0.0}
+    report = {"seconds": 200, "attempts": 1, "held": 0, "flood": flood, "rows": [row]}
+    page = make_reliability.render([make_reliability.intruder_section(report, "make intruder")])
+    assert "| no key | disconnected | 3 | NO |" in page
+    assert "0 of 1 ended as it says" in page
+    assert "Not explained:\n\n- no key" in page

@@ -61,9 +61,14 @@ class _Finder(importlib.abc.MetaPathFinder):
 
         def exec_module(module: ModuleType) -> None:
             run_module(module)
-            for method in ("logits", "frame_logits"):
-                runner = module.SingleRunner
-                setattr(runner, method, _failing(getattr(runner, method)))
+            methods = ("logits", "frame_logits")
+            runners = [
+                each for each in vars(module).values() if all(hasattr(each, at) for at in methods)
+            ]
+            assert runners, f"{name} has no runner"
+            for runner in runners:
+                for method in methods:
+                    setattr(runner, method, _failing(getattr(runner, method)))
 
         loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec

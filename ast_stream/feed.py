@@ -9,8 +9,10 @@ Needs no torch. docs/reference/protocol.md describes the messages.
 from __future__ import annotations
 
 import logging
+import math
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -21,9 +23,20 @@ from ast_stream.transport.keys import ClientKeys
 from ast_stream.transport.reader import FeedReader, Missed
 from ast_stream.urls import check_endpoint
 
-__all__ = ["ClientKeys", "FeedMessage", "Missed", "Position", "Subscriber", "query_endpoint_beside"]
+__all__ = [
+    "ClientKeys",
+    "FeedMessage",
+    "Missed",
+    "Position",
+    "SeveralFeeds",
+    "Subscriber",
+    "query_endpoint_beside",
+]
 
 _FEED_NAME, _QUERY_NAME = "/feed.sock", "/query.sock"
+
+_LOOK_EVERY_S = 0.02  # at several feeds, whether one has a message
+_ALL_HEARD_S = 3.0  # after a start, for each of several publishers to be heard
 
 logger = logging.getLogger(__name__)
 
@@ -159,6 +172,108 @@ class Subscriber:
             return False
         is_of_other_class = self._classes is not None and message.class_ not in self._classes
         return not (message.kind == "event" and is_of_other_class)
+
+
+class SeveralFeeds:
+    """A reader of several publishers' feeds, as one: where several workers share the streams.
+
+    Of messages that wait on several feeds, the one that was published first is first; each feed
+    keeps its own order. Everything else is as for a `Subscriber`: reconnecting, replays, `Missed`.
+    For use by one thread; `stop` may be called from any.
+
+    Args:
+        feeds: a reader of each feed, by the name that `positions` gives it; closed with this one.
+    """
+
+    def __init__(self, feeds: Mapping[str, Subscriber]) -> None:
+        self._feeds = dict(feeds)
+        self._waiting: dict[str, FeedMessage | Missed] = {}
+        self._given: dict[str, Position | None] = {
+            name: feed.position for name, feed in self._feeds.items()
+        }
+        self._is_stopped = threading.Event()
+        self._since_s = time.monotonic()
+        self._has_begun = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        while (item := self.receive()) is not None:
+            if isinstance(item, Missed):
+                _warn(item)
+            elif item.kind == "event":
+                yield item.body
+
+    @property
+    def position(self) -> dict[str, Position]:
+        """By name, where the messages of each feed that were given out end."""
+        return {name: at for name, at in self._given.items() if at is not None}
+
+    @property
+    def is_publisher_there(self) -> bool:
+        """Whether all publishers are."""
+        return all(feed.is_publisher_there for feed in self._feeds.values())
+
+    def receive(self, timeout_s: float | None = None) -> FeedMessage | Missed | None:
+        """Return the next message of any feed; None after `timeout_s` or `stop`."""
+        end_s = None if timeout_s is None else time.monotonic() + timeout_s
+        while not self._is_stopped.is_set():
+            self._look()
+            if self._waiting and self._are_all_heard():
+                name = min(self._waiting, key=lambda name: _published_ns(self._waiting[name]))
+                item = self._waiting.pop(name)
+                self._note(name, item)
+                return item
+            left_s = math.inf if end_s is None else end_s - time.monotonic()
+            if left_s <= 0:
+                return None
+            self._is_stopped.wait(min(left_s, _LOOK_EVERY_S))
+        return None
+
+    def stop(self) -> None:
+        """End all waiting and iterating, for good; from any thread."""
+        self._is_stopped.set()
+        for feed in self._feeds.values():
+            feed.stop()
+
+    def close(self) -> None:
+        """Stop, and close the sockets; called by the thread that reads."""
+        self.stop()
+        for feed in self._feeds.values():
+            feed.close()
+
+    def _are_all_heard(self) -> bool:
+        """Return whether each feed was heard once, or none more is waited for: replays merge."""
+        if not self._has_begun:
+            has_waited = time.monotonic() - self._since_s > _ALL_HEARD_S
+            self._has_begun = has_waited or self.is_publisher_there
+        return self._has_begun
+
+    def _look(self) -> None:
+        """Have the next message of each feed that has one."""
+        for name, feed in self._feeds.items():
+            if name not in self._waiting and (item := feed.receive(0.0)) is not None:
+                self._waiting[name] = item
+
+    def _note(self, name: str, item: FeedMessage | Missed) -> None:
+        # not the reader's own: that is beyond a message which waits here
+        if isinstance(item, Missed):
+            self._given[name] = item.upto
+        elif item.is_durable:
+            self._given[name] = item.position
+
+
+def _published_ns(item: FeedMessage | Missed) -> int:
+    return 0 if isinstance(item, Missed) else item.published_ns or 0
 
 
 def query_endpoint_beside(feed: str) -> str | None:

@@ -20,9 +20,9 @@ from ast_stream.alerts.instances import Transition
 from ast_stream.alerts.model_facts import DetectionTiming
 from ast_stream.alerts.outbox import Outbox
 from ast_stream.alerts.rules.rule import RuleSet
-from ast_stream.alerts.store import Store, StoreError, save_progress
+from ast_stream.alerts.store import Positions, Store, StoreError, save_progress
 from ast_stream.errors import WireError
-from ast_stream.feed import FeedMessage, Missed, Position
+from ast_stream.feed import FeedMessage, Missed
 from ast_stream.messages.event import EventMessage
 from ast_stream.messages.status import STREAM_REMOVED, Health
 from ast_stream.runtime.logging import LimitedLog
@@ -43,7 +43,7 @@ class Feed(Protocol):
     """What the loop needs of a Subscriber."""
 
     @property
-    def position(self) -> Position | None:
+    def position(self) -> Positions | None:
         """Where the messages given out end."""
 
     @property

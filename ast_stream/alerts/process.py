@@ -8,7 +8,7 @@ import os
 import secrets
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
@@ -28,7 +28,7 @@ from ast_stream.alerts.administration import Administration
 from ast_stream.alerts.delivery import DeliveryThreads, no_fault
 from ast_stream.alerts.delivery_schedule import FEED
 from ast_stream.alerts.engine import Engine
-from ast_stream.alerts.loop import TOPICS, AlertLoop
+from ast_stream.alerts.loop import TOPICS, AlertLoop, Feed
 from ast_stream.alerts.model_facts import DetectionTiming
 from ast_stream.alerts.notification import Notification
 from ast_stream.alerts.outbox import Outbox
@@ -42,7 +42,7 @@ from ast_stream.alerts.rule_files import (
 from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.alerts.steady_time import SteadyTime
 from ast_stream.alerts.store import Store, set_aside_unless_file
-from ast_stream.feed import Subscriber
+from ast_stream.feed import SeveralFeeds, Subscriber
 from ast_stream.messages.event import Content, Scores16
 from ast_stream.runtime import lifecycle
 from ast_stream.runtime.files import lock_file
@@ -63,6 +63,7 @@ from ast_stream.settings.paths import (
 )
 from ast_stream.settings.schema import Settings
 from ast_stream.settings.storage import DAY_S
+from ast_stream.settings.workers import of_worker
 from ast_stream.transport.authenticator import authenticator_of
 from ast_stream.transport.keys import client_keys
 from ast_stream.transport.listener import Listener
@@ -206,15 +207,26 @@ def resume_engine(
     return Engine(rules, now_ns=time.now_ns(), timing=timing, time=time)
 
 
-def _subscribe(settings: Settings, store: Store, cleanup: ExitStack) -> Subscriber:
-    """Return the worker's feed from where this process stopped."""
-    feed = Subscriber(
-        feed_endpoint(settings),
-        topics=TOPICS,
-        query=query_endpoint(settings),
-        after=store.position() or "oldest",
-        replay_patience_s=REPLAY_PATIENCE_S,
-        keys=client_keys(settings.transport),
+def _subscribe(settings: Settings, store: Store, cleanup: ExitStack) -> Feed:
+    """Return the feed of the worker, or of several as one, from where this process stopped."""
+    stored = store.position()
+
+    def feed_of(worker: str | None) -> Subscriber:
+        own = of_worker(settings, worker)
+        after = stored.get(worker or "") if isinstance(stored, Mapping) else stored
+        return Subscriber(
+            feed_endpoint(own),
+            topics=TOPICS,
+            query=query_endpoint(own),
+            after=after or "oldest",
+            replay_patience_s=REPLAY_PATIENCE_S,
+            keys=client_keys(settings.transport),
+        )
+
+    feed: Subscriber | SeveralFeeds = (
+        SeveralFeeds({name: feed_of(name) for name in settings.workers})
+        if settings.workers
+        else feed_of(None)
     )
     cleanup.callback(feed.close)
     return feed
@@ -243,6 +255,7 @@ def _between_turns(
         parts=lambda new: {
             **new.model_dump(exclude={"logging"}),
             "streams": [stream.name for stream in new.streams],
+            "workers": [*new.workers],
         },
         live=frozenset({"detection", "streams"}),
         apply=in_force.apply,

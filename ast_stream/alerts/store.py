@@ -18,7 +18,7 @@ import os
 import sqlite3
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,9 @@ _ELSEWHERE = (
     sqlite3.SQLITE_AUTH,
 )
 _WHAT_TO_DO = "the alerts process sets it aside at its next start and begins anew"
+Positions = tuple[str, int] | Mapping[str, tuple[str, int]]
+"""Boot and `seq` on a feed; of several feeds, by their names."""
+
 _ENGINE, _POSITION, _SINCE = "engine", "position", "since"
 _TIME = f"INTEGER NOT NULL CHECK ({{0}} BETWEEN -{_MAX_TIME_NS} AND {_MAX_TIME_NS})"
 _SCHEMA = f"""
@@ -174,9 +177,11 @@ class Store:
             return SteadyTime(state.get("time"))
         return SteadyTime()
 
-    def position(self) -> tuple[str, int] | None:
-        """Return where on the feed the stored engine stands."""
+    def position(self) -> Positions | None:
+        """Return where on the feed, or on each of several feeds, the stored engine stands."""
         stored = self._read(_POSITION)
+        if isinstance(stored, dict):
+            return {name: (boot, seq) for name, (boot, seq) in stored.items()}
         return None if stored is None else (stored[0], stored[1])
 
     def since_ns(self, now_ns: int) -> int:
@@ -293,7 +298,7 @@ class Store:
 
 
 def save_progress(
-    db: sqlite3.Connection, engine_state: dict[str, Any], position: tuple[str, int] | None
+    db: sqlite3.Connection, engine_state: dict[str, Any], position: Positions | None
 ) -> None:
     """Store engine state and feed position, inside a transaction."""
     rows = [_state_row(_ENGINE, engine_state)]
@@ -409,8 +414,17 @@ def _is_state(fields: dict[str, Any]) -> bool:
     match name, value:
         case ("engine", dict()) | ("position", [str(), int()]):
             return True
+        case "position", dict():
+            return all(_is_position(one) for one in value.values())
         case "since", int():
             return abs(value) < _MAX_TIME_NS
+    return False
+
+
+def _is_position(value: object) -> bool:
+    match value:
+        case [str(), int()]:
+            return True
     return False
 
 

@@ -37,6 +37,7 @@ from ast_stream.settings.paths import (
     ring_endpoint,
 )
 from ast_stream.settings.schema import Settings, StreamSettings
+from ast_stream.settings.workers import of_worker, what_captures, worker_of
 from ast_stream.transport.keys import client_keys
 from ast_stream.transport.sockets import AUDIO_HWM_BLOCKS, QUERY_HWM_MESSAGES, Sockets
 from ast_stream.units import FULL_SCALE, SAMPLE_RATE, amplitude_to_dbfs, seconds_to_samples
@@ -64,11 +65,12 @@ def capture(
     setup_logging(settings.logging.level, settings.logging.format, process=f"capture {stream}")
     reload = threading.Event()
     _find_stream(settings, stream)
+    own = of_worker(settings, worker_of(settings, stream))
     change = _Change(metrics_address(settings, f"capture {stream}"))
     with lifecycle.stop_on_signals(reload) as stop:
         try:
             reloader = _reloader(reload, config, settings, stream, change)
-            run_capture(settings, stream, stop, reloader, change)
+            run_capture(own, stream, stop, reloader, change)
         except SourceHungError as error:
             is_meant = stop.is_set() or change.is_due
             logger.log(logging.INFO if is_meant else logging.ERROR, "%s", error)
@@ -94,7 +96,7 @@ class _Change:
 
     Attributes:
         is_removed: it has no such stream, or one for another unit of systemd.
-        is_other_source: source or ring are others: a new process has to capture them.
+        is_other_source: source, ring or worker are others: a new process has to begin.
         metrics: where its figures are shown: the port depends on the streams before it.
     """
 
@@ -123,7 +125,7 @@ def _reloader(
             logger.info("stream %s belongs to %s now", name, own.unit)
             change.is_removed = True
             return
-        if _own_part(own) != _own_part(in_use):
+        if _streams_part(new.settings, name) != _streams_part(settings, name):
             if _shared(new.settings) == _shared(settings):
                 logger.info("beginning again with the new source")
                 change.is_other_source = True
@@ -193,13 +195,13 @@ def _shared(settings: Settings) -> Parts:
     return settings.model_dump(include={"runtime_dir", "transport", "privacy"})
 
 
-def _own_part(stream: StreamSettings) -> dict[str, Any]:
-    return stream.model_dump(include={"source", "ring_s"})
-
-
 def _streams_part(settings: Settings, name: str) -> dict[str, Any]:
     """Return what concerns the capture process of a stream."""
-    return {stream.name: _own_part(stream) for stream in settings.streams if stream.name == name}
+    return {
+        stream.name: what_captures(settings, stream)
+        for stream in settings.streams
+        if stream.name == name
+    }
 
 
 class _CaptureProcess:

@@ -30,6 +30,7 @@ from ast_stream.settings import paths
 from ast_stream.settings.check import check_against_model, check_folders, check_sources
 from ast_stream.settings.load import LoadedSettings, examine_file
 from ast_stream.settings.schema import Settings, Source
+from ast_stream.settings.workers import of_worker, worker_names
 from ast_stream.transport.authenticator import key_problems, key_warnings
 from ast_stream.units import samples_to_seconds, seconds_to_samples
 from ast_stream.worker.capacity import describe_load, load_warnings
@@ -151,12 +152,17 @@ def describe(settings: Settings) -> Iterator[str]:
         labels = "".join(f", {key}={value}" for key, value in stream.labels.items())
         source = f"{_source(stream.source)}, ring {stream.ring_s:g} s"
         yield f"stream       {stream.name}: {source}{labels}"
-    yield f"audio        {paths.audio_endpoint(settings)}"
-    yield f"feed         {paths.feed_endpoint(settings)}"
-    yield f"query        {paths.query_endpoint(settings)}"
+    for name in worker_names(settings):
+        own = of_worker(settings, name)
+        if name is not None:
+            streams = ", ".join(stream.name for stream in own.streams)
+            yield f"worker       {name}: {streams} on {own.model.device}"
+        yield f"audio        {paths.audio_endpoint(own)}"
+        yield f"feed         {paths.feed_endpoint(own)}"
+        yield f"query        {paths.query_endpoint(own)}"
+        yield f"state        {own.state_dir}"
     if settings.alerts.rules:
         yield f"admin        {paths.admin_endpoint(settings)}"
-    yield f"state        {settings.state_dir}"
     if settings.metrics.listen is not None:
         shown = (
             f"{target['labels']['process']} {target['targets'][0]}"
@@ -173,9 +179,10 @@ def scrape_targets(settings: Settings) -> list[dict[str, Any]]:
     """
     if settings.metrics.listen is None:
         raise UsageError("metrics.listen: expected host:port, got none: no process shows metrics")
-    captures = [f"capture {stream.name}" for stream in settings.streams]
     found = []
-    for name in ("worker", *(["alerts"] if settings.alerts.rules else []), *captures):
+    for name in paths.processes(settings):
+        if name == "alerts" and not settings.alerts.rules:
+            continue
         address = paths.metrics_address(settings, name)
         assert address is not None
         host = socket.gethostname() if address[0] in _ANY_HOST else address[0]

@@ -20,7 +20,7 @@ from ast_stream.cli.output import json_line, say
 from ast_stream.cli.subscribe import default_settings
 from ast_stream.cli.terminal import console, plain_table
 from ast_stream.coverage.ledger import read_spans
-from ast_stream.coverage.spans import KINDS
+from ast_stream.coverage.spans import KINDS, Span
 from ast_stream.coverage.timeline import Coverage
 from ast_stream.errors import AstStreamError, UsageError
 from ast_stream.runtime.files import replace_file
@@ -29,6 +29,7 @@ from ast_stream.runtime.state_format import check_state_dir
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.paths import coverage_paths
 from ast_stream.settings.schema import Settings
+from ast_stream.settings.workers import of_worker, worker_names
 from ast_stream.units import NS_PER_SECOND, format_time, parse_time, samples_to_seconds
 
 _COLOURS = {
@@ -82,11 +83,12 @@ def coverage(
     if png is not None:
         require_packages("coverage --png", "matplotlib")
     settings = default_settings() if config is None else load_settings(config)
+    parts = [of_worker(settings, name) for name in worker_names(settings)]
     if config is not None:
-        check_state_dir(Path(settings.state_dir), str(config))
-    found = _coverages(
-        settings if config else None, coverage_paths(settings), streams, since, until
-    )
+        for part in parts:
+            check_state_dir(Path(part.state_dir), str(config))
+    ledgers = [coverage_paths(part) for part in parts]
+    found = _coverages(settings if config else None, ledgers, streams, since, until)
     if png is not None:
         _write_png(png, found)
     if as_json:
@@ -110,7 +112,8 @@ def coverage(
         if at_least is not None and not _is_off(one) and 100 * (one.heard or 0.0) < at_least
     ]
     if not any(one.stretches for one in found):
-        problems = [f"{coverage_paths(settings)[0]} has no record of that time"]
+        places = " and ".join(str(folder) for folder, _ in ledgers)
+        problems = [f"{places} {'has' if len(ledgers) == 1 else 'have'} no record of that time"]
     for problem in problems:
         say(problem, err=True)
     if problems:
@@ -119,7 +122,7 @@ def coverage(
 
 def _coverages(
     settings: Settings | None,
-    paths: tuple[Path, Path],
+    ledgers: Sequence[tuple[Path, Path]],
     wanted: Sequence[str] | None,
     since: str | None,
     until: str | None,
@@ -135,7 +138,7 @@ def _coverages(
     if since_ns is not None and since_ns >= (now_ns if until_ns is None else until_ns):
         raise UsageError("--since: expected a time before --until, or before now")
     try:
-        spans = read_spans(*paths)
+        spans = _read(ledgers)
     except OSError as error:
         raise AstStreamError(
             f"cannot read the coverage ledger {error.filename}: {error.strerror}"
@@ -160,6 +163,20 @@ def _coverages(
         for name in names
         if not wanted or name in wanted
     ]
+
+
+def _read(ledgers: Sequence[tuple[Path, Path]]) -> dict[str, list[Span]]:
+    """Return what the ledgers of all workers say of each stream, which may have moved."""
+    found: dict[str, list[Span]] = {}
+    for paths in ledgers:
+        for stream, spans in read_spans(*paths).items():
+            before = found.get(stream, [])
+            found[stream] = sorted([*before, *spans], key=_begin_ns) if before else spans
+    return found
+
+
+def _begin_ns(span: Span) -> int:
+    return span.time_ns
 
 
 def _moment(text: str | None, option: str, now_ns: int) -> int | None:

@@ -29,6 +29,7 @@ from ast_stream.settings import paths
 from ast_stream.settings.explain import show_path
 from ast_stream.settings.schema import ModelSettings, Settings
 from ast_stream.settings.section import Misfit
+from ast_stream.settings.workers import of_worker, worker_names
 from ast_stream.transport.authenticator import key_problems, key_warnings
 from ast_stream.transport.sockets import Sockets, lock_endpoint
 from ast_stream.units import SAMPLE_RATE
@@ -165,21 +166,27 @@ def check_runtime_dir(settings: Settings) -> Iterator[Check]:
 
 def check_endpoints(settings: Settings) -> Iterator[Check]:
     """Yield whether the worker could bind its endpoints; those in use are left alone."""
-    for name, endpoint in {
-        "audio": paths.audio_endpoint(settings),
-        "feed": paths.feed_endpoint(settings),
-        "query": paths.query_endpoint(settings),
-    }.items():
-        facts = {"endpoint": endpoint}
-        try:
-            in_use = _is_in_use(endpoint)
-        except StartupError as error:
-            yield Check(f"{name} endpoint", "failed", str(error), facts)
-            continue
-        status: Status = "warning" if in_use else "ok"
-        text = f"{endpoint} is in use: a worker is running" if in_use else f"{endpoint} is free"
-        yield Check(f"{name} endpoint", status, text, facts | {"in_use": in_use})
+    for worker in worker_names(settings):
+        own = of_worker(settings, worker)
+        of = "" if worker is None else f" of {worker}"
+        for name, endpoint in {
+            "audio": paths.audio_endpoint(own),
+            "feed": paths.feed_endpoint(own),
+            "query": paths.query_endpoint(own),
+        }.items():
+            yield _check_endpoint(f"{name} endpoint{of}", endpoint)
     yield _try_sockets()
+
+
+def _check_endpoint(name: str, endpoint: str) -> Check:
+    facts = {"endpoint": endpoint}
+    try:
+        in_use = _is_in_use(endpoint)
+    except StartupError as error:
+        return Check(name, "failed", str(error), facts)
+    status: Status = "warning" if in_use else "ok"
+    text = f"{endpoint} is in use: a worker is running" if in_use else f"{endpoint} is free"
+    return Check(name, status, text, facts | {"in_use": in_use})
 
 
 def check_keys(settings: Settings) -> Iterator[Check]:

@@ -38,6 +38,7 @@ _OURS = (
     TARGET,
     "ast-stream-alerts.service",
     "ast-stream-worker.service",
+    "ast-stream-worker@*.service",
     "ast-stream-capture@*.service",
     "ast-stream-capture-net@*.service",
     "ast-stream-failed@*.service",
@@ -98,12 +99,24 @@ def render(plan: Plan) -> dict[Path, str]:
         path = _place(template.name, plan)
         if path is not None:
             rendered[path] = MARK + _fill(template.read_text(), plan)
+    worker = plan.unit_folder / "ast-stream-worker.service"
+    if plan.settings is None or plan.settings.workers:
+        rendered[worker.with_name("ast-stream-worker@.service")] = _of_several(rendered[worker])
     return rendered
+
+
+def _of_several(unit: str) -> str:
+    """Return the unit of one of several workers, ast-stream-worker@NAME."""
+    unit = re.sub(r"^(ExecStart=.*)$", r"\1 --name %i", unit, flags=re.MULTILINE)
+    unit = re.sub(r"^(SyslogIdentifier=.*)$", r"\1-%i", unit, flags=re.MULTILINE)
+    return re.sub(r"^(Description=.*)$", r"\1 %i", unit, flags=re.MULTILINE)
 
 
 def wanted_units(plan: Plan) -> list[str]:
     """Return the units that the target starts: worker, alerts, and a capture for each stream."""
-    units = ["ast-stream-worker.service"]
+    workers = [] if plan.settings is None else [*plan.settings.workers]
+    units = [f"ast-stream-worker@{name}.service" for name in workers]
+    units = units or ["ast-stream-worker.service"]
     if plan.settings is not None:
         units += ["ast-stream-alerts.service"] if plan.settings.alerts.rules else []
         units += [unit for stream in plan.settings.streams if (unit := stream.unit) is not None]

@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -20,7 +20,8 @@ from ast_stream.runtime.reload import Reloader
 from ast_stream.runtime.supervisor import ChildSpec, LineForwarder, Supervisor
 from ast_stream.settings.load import LoadedSettings, load_file
 from ast_stream.settings.paths import make_runtime_dir
-from ast_stream.settings.schema import Settings, StreamSettings
+from ast_stream.settings.schema import Settings
+from ast_stream.settings.workers import process_name, what_captures, worker_names
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 def run(
     config: Annotated[Path, config_option()],
 ) -> None:
-    """Run all processes of one configuration: a capture per stream, the worker, and alerts.
+    """Run all processes of one configuration: a capture per stream, worker or workers, and alerts.
 
     The alerts process is there if the configuration names rules.
     What fails is started again; Ctrl-C or SIGTERM ends everything. SIGHUP has the configuration
@@ -67,10 +68,11 @@ def _supervise(
         settings,
         "run",
         parts=lambda new: {
-            "streams": {stream.name: _of_capture(stream) for stream in new.streams},
+            "streams": {stream.name: what_captures(new, stream) for stream in new.streams},
+            "workers": [*new.workers],
             "alerts": bool(new.alerts.rules),
         },
-        live=frozenset({"streams", "alerts"}),
+        live=frozenset({"streams", "alerts", "workers"}),
         apply=lambda new: _follow(new, settings, config, supervisor),
     )
 
@@ -117,11 +119,6 @@ def _meeting_place(settings: Settings) -> object:
     return settings.runtime_dir, settings.transport, settings.privacy
 
 
-def _of_capture(stream: StreamSettings) -> dict[str, Any]:
-    """Return what the capture process of a stream works by."""
-    return stream.model_dump(include={"source", "ring_s"})
-
-
 def child_specs(settings: Settings, config: Path) -> list[ChildSpec]:
     command = (sys.executable, "-m", "ast_stream.cli")
     captures = [
@@ -131,13 +128,20 @@ def child_specs(settings: Settings, config: Path) -> list[ChildSpec]:
             can_finish=stream.source.can_end,
             takes_stdin=stream.source.type == "stdin",
             begins_anew=stream.source.can_end and not stream.source.can_resume,
-            settings=json.dumps(_of_capture(stream)),
+            settings=json.dumps(what_captures(settings, stream)),
         )
         for stream in settings.streams
     ]
-    worker = ChildSpec("worker", (*command, "worker", "-c", str(config)), is_core=True)
+    workers = [
+        ChildSpec(
+            process_name(name),
+            (*command, "worker", "-c", str(config), *([] if name is None else ["--name", name])),
+            is_core=True,
+        )
+        for name in worker_names(settings)
+    ]
     alerts = ChildSpec(
         "alerts", (*command, "alerts", "-c", str(config)), is_optional=True, ends_last=True
     )
     # alerts first: it receives everything from a worker that is started after it
-    return [*([alerts] if settings.alerts.rules else []), worker, *captures]
+    return [*([alerts] if settings.alerts.rules else []), *workers, *captures]

@@ -37,6 +37,7 @@ from ast_stream.runtime.lifecycle import EXIT_CRASH, stop_on_signals
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.paths import alerts_endpoint, query_endpoint, ring_endpoint
 from ast_stream.settings.schema import Settings, StreamSettings
+from ast_stream.settings.workers import of_worker, worker_names
 from ast_stream.transport.keys import client_keys
 from ast_stream.transport.query import QueryClient
 from ast_stream.transport.sockets import QUERY_HWM_MESSAGES, Sockets
@@ -66,41 +67,56 @@ def status(
     """
     settings = default_settings() if config is None else load_settings(config)
     with stop_on_signals() as stop:
-        client = StatusClient(
-            settings, is_complete=config is not None, timeout_s=timeout, is_stopped=stop.is_set
-        )
+        clients = {
+            name: StatusClient(
+                of_worker(settings, name),
+                is_complete=config is not None,
+                timeout_s=timeout,
+                is_stopped=stop.is_set,
+                # there is one for all workers
+                alerts=alerts_endpoint(settings) if number == 0 else None,
+            )
+            for number, name in enumerate(worker_names(settings))
+        }
+
+        def ask() -> WorkersStatus:
+            return WorkersStatus({name: client.ask() for name, client in clients.items()})
+
         try:
-            box = _follow(client, stop, as_json=as_json) if watch else client.ask()
+            found = _follow(ask, stop, as_json=as_json) if watch else ask()
         finally:
-            client.close()
+            for client in clients.values():
+                client.close()
     if not watch:
-        _print(box, as_json=as_json)
-    raise typer.Exit(EXIT_CRASH if box.problems else 0)
+        _print(found, as_json=as_json)
+    raise typer.Exit(EXIT_CRASH if found.problems else 0)
 
 
-def _follow(client: StatusClient, stop: threading.Event, *, as_json: bool) -> BoxStatus:
+def _follow(
+    ask: Callable[[], WorkersStatus], stop: threading.Event, *, as_json: bool
+) -> WorkersStatus:
     """Show reports until `stop`; return the last one that was not cut short."""
-    box = client.ask()
+    box = ask()
     if as_json or not sys.stdout.isatty():
         while not stop.is_set():
             _print(box, as_json=as_json)
             stop.wait(REFRESH_S)
-            box = box if stop.is_set() else client.ask()
+            box = box if stop.is_set() else ask()
         return box
-    with Live(view(box), auto_refresh=False, console=console(stderr=False)) as live:
+    with Live(box.view(), auto_refresh=False, console=console(stderr=False)) as live:
         while not stop.wait(REFRESH_S):
-            latest = client.ask()
+            latest = ask()
             if not stop.is_set():
                 box = latest
-                live.update(view(box), refresh=True)
+                live.update(box.view(), refresh=True)
     return box
 
 
-def _print(box: BoxStatus, *, as_json: bool) -> None:
+def _print(found: WorkersStatus, *, as_json: bool) -> None:
     if as_json:
-        print(json_line(box.as_json()), flush=True)
+        print(json_line(found.as_json()), flush=True)
     else:
-        console(stderr=False).print(view(box), crop=False)
+        console(stderr=False).print(found.view(), crop=False)
 
 
 def view(box: BoxStatus) -> RenderableType:
@@ -240,6 +256,43 @@ class BoxStatus:
         }
 
 
+@dataclass
+class WorkersStatus:
+    """What the processes of a configuration answered: of each worker, with its streams.
+
+    Attributes:
+        boxes: by worker; None: the only one.
+    """
+
+    boxes: dict[str | None, BoxStatus]
+
+    @property
+    def problems(self) -> list[str]:
+        """One sentence for each."""
+        return [
+            problem if name is None else f"{name}: {problem}"
+            for name, box in self.boxes.items()
+            for problem in box.problems
+        ]
+
+    def as_json(self) -> dict[str, Any]:
+        if None in self.boxes:
+            return self.boxes[None].as_json()
+        return {
+            "healthy": not self.problems,
+            "problems": self.problems,
+            "workers": {str(name): box.as_json() for name, box in self.boxes.items()},
+        }
+
+    def view(self) -> RenderableType:
+        if None in self.boxes:
+            return view(self.boxes[None])
+        parts = [
+            (Text(f"worker {name}", style="bold"), view(box)) for name, box in self.boxes.items()
+        ]
+        return Group(*(one for pair in parts for one in pair))
+
+
 def _capture_json(reply: RingReply | None) -> dict[str, Any] | None:
     if reply is None:
         return None
@@ -257,6 +310,7 @@ class StatusClient:
 
     Args:
         settings: of the processes.
+        alerts: endpoint of the alerts process; None: it is not asked.
         is_complete: `settings` names all streams; else those that the worker knows.
         is_stopped: asked while waiting for answers.
     """
@@ -266,6 +320,7 @@ class StatusClient:
         settings: Settings,
         *,
         is_complete: bool,
+        alerts: str | None = None,
         timeout_s: float = TIMEOUT_S,
         is_stopped: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -275,9 +330,10 @@ class StatusClient:
         self._is_stopped = is_stopped
         self._sockets = Sockets(client_keys(settings.transport))
         self._worker = QueryClient(self._sockets, query_endpoint(settings), is_stopped)
+        self._alerts_endpoint = alerts
         self._alerts = (
-            Subscriber(alerts_endpoint(settings), topics=[ALERTS_STATUS_TOPIC])
-            if is_complete and settings.alerts.rules
+            Subscriber(alerts, topics=[ALERTS_STATUS_TOPIC])
+            if is_complete and settings.alerts.rules and alerts is not None
             else None
         )
 
@@ -302,7 +358,7 @@ class StatusClient:
         """Return the endpoints that are asked, so that a wrong folder shows."""
         settings, names = self._settings, [stream.name for stream in self._streams]
         captures = {f"capture {name}": ring_endpoint(settings, name) for name in names}
-        asked = {"worker": query_endpoint(settings), "alerts": alerts_endpoint(settings)}
+        asked = {"worker": query_endpoint(settings), "alerts": self._alerts_endpoint or ""}
         return asked | captures
 
     def _ask_worker(self, box: BoxStatus) -> None:

@@ -19,15 +19,18 @@ from ast_stream.cli.options import config_option, json_option
 from ast_stream.cli.output import json_line
 from ast_stream.cli.terminal import console
 from ast_stream.errors import UsageError, WireError
-from ast_stream.feed import ClientKeys, FeedMessage, Missed, Subscriber
+from ast_stream.feed import ClientKeys, FeedMessage, Missed, SeveralFeeds, Subscriber
 from ast_stream.messages.event import Content, EventMessage, GapMessage, ScoresHeader
 from ast_stream.messages.status import Health
 from ast_stream.runtime.lifecycle import stop_on_signals
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.paths import feed_endpoint, query_endpoint
 from ast_stream.settings.schema import Settings, StdinSource, StreamSettings
+from ast_stream.settings.workers import of_worker, worker_names
 from ast_stream.transport.keys import client_keys
 from ast_stream.units import NS_PER_SECOND
+
+Reader = Subscriber | SeveralFeeds
 
 DEFAULT_TOPICS = ("event/", "gap/")
 SAY_WAITING_AFTER_S = 1.0
@@ -86,19 +89,31 @@ def subscribe(
     keys = None
     if client_key is not None and server_key is not None:
         keys = ClientKeys.load(client_key, server_key)
-    if endpoint is None:
+
+    def reader_of(endpoint: str, query: str | None, keys: ClientKeys | None) -> Subscriber:
+        return Subscriber(
+            endpoint,
+            classes=classes,
+            streams=streams,
+            topics=[_prefix(topic) for topic in topics or DEFAULT_TOPICS],
+            query=query,
+            after="oldest" if replay else None,
+            keys=keys,
+        )
+
+    reader: Reader
+    if endpoint is not None:
+        reader = reader_of(endpoint, query, keys)
+    else:
         settings = default_settings() if config is None else load_settings(config)
-        endpoint, query = feed_endpoint(settings), query or query_endpoint(settings)
         keys = keys or client_keys(settings.transport)
-    reader = Subscriber(
-        endpoint,
-        classes=classes,
-        streams=streams,
-        topics=[_prefix(topic) for topic in topics or DEFAULT_TOPICS],
-        query=query,
-        after="oldest" if replay else None,
-        keys=keys,
-    )
+        parts = {str(name): of_worker(settings, name) for name in worker_names(settings)}
+        readers = {
+            name: reader_of(feed_endpoint(own), query or query_endpoint(own), keys)
+            for name, own in parts.items()
+        }
+        reader = SeveralFeeds(readers) if settings.workers else readers["None"]
+        endpoint = ", ".join(feed_endpoint(own) for own in parts.values())
     out = console(stderr=False)
 
     def show_line(item: FeedMessage | Missed) -> None:
@@ -121,7 +136,7 @@ def show_json(item: FeedMessage | Missed) -> None:
 
 
 def _follow(
-    reader: Subscriber,
+    reader: Reader,
     waiting: _Waiting,
     show: Callable[[FeedMessage | Missed], None],
     count: int | None,
@@ -144,7 +159,7 @@ class _Waiting:
         self._since_s = time.monotonic()
         self._has_said = False
 
-    def update(self, reader: Subscriber) -> None:
+    def update(self, reader: Reader) -> None:
         now_s = time.monotonic()
         if reader.is_publisher_there:
             if self._has_said:

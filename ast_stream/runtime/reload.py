@@ -42,6 +42,7 @@ class Reloader:
         apply: checks new settings, raising an `AstStreamError` if they cannot be used, then puts
             the live parts into effect.
         on_waiting: called with the keys that need a restart, after each reload.
+        view: returns what of new settings is this process's; may raise as `apply` does.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Reloader:
         live: frozenset[str] = frozenset(),
         apply: Callable[[LoadedSettings], None] = lambda loaded: None,
         on_waiting: Callable[[Sequence[str]], None] = lambda keys: None,
+        view: Callable[[LoadedSettings], LoadedSettings] = lambda loaded: loaded,
     ) -> None:
         self._requested = requested
         self._file = file
@@ -63,6 +65,7 @@ class Reloader:
         self._live = live | {"logging"}
         self._apply = apply
         self._on_waiting = on_waiting
+        self._view = view
         self._in_use = self._parts_of(settings)
         self._reading: _Reading | None = None
 
@@ -82,7 +85,7 @@ class Reloader:
     def _reload(self, reading: _Reading) -> str:
         """Use what was read; whatever that raises leaves everything as it was."""
         try:
-            loaded = reading.result()
+            loaded = self._view(reading.result())
             self._apply(loaded)
         except AstStreamError as error:
             lines = str(error).splitlines() or [type(error).__name__]

@@ -87,7 +87,9 @@ _STATE_WORDS = {
 
 
 class _Child:
-    def __init__(self, spec: ChildSpec, watchdog: Watchdog | None, now_s: float) -> None:
+    def __init__(
+        self, spec: ChildSpec, watchdog: Watchdog | None, now_s: float, *, is_late: bool
+    ) -> None:
         self.spec = spec
         self.watchdog = watchdog
         self.state = _State.WAITING
@@ -96,7 +98,7 @@ class _Child:
         self._started_s = self._end_by_s = now_s
         self._successor: ChildSpec | None = None  # to be started when this one has ended
         self._backoff = Backoff(FIRST_DELAY_S, MAX_DELAY_S, HEALTHY_S)
-        self._has_run_before = False
+        self._has_run_before = is_late
 
     def start(self, environ: Mapping[str, str], forwarder: LineForwarder, now_s: float) -> None:
         """Start the process, in a session of its own: Ctrl-C is for the supervisor alone."""
@@ -183,7 +185,6 @@ class _Child:
 
     def _begin_anew(self, now_s: float) -> None:
         self.state, self.due_s = _State.WAITING, now_s
-        self._has_run_before = False
         self._backoff.reset()
 
     def end_if_stuck(self, now_s: float) -> None:
@@ -239,7 +240,8 @@ class Supervisor:
         """Return the exit code.
 
         0 after a stop and when all work is done, 78 if a child refused its configuration, 3 if the
-        first start of the core failed (later ones are tried again), 1 if work was left undone.
+        first start of the core failed (later ones, and those of children that a reload has added,
+        are tried again), 1 if work was left undone.
 
         Args:
             after_turn: called several times a second, in the same thread.
@@ -277,7 +279,7 @@ class Supervisor:
                 child.leave(now_s)
             else:
                 child.follow(spec, now_s)
-        self._children += [self._child(spec, now_s) for spec in wanted.values()]
+        self._children += [self._child(spec, now_s, is_late=True) for spec in wanted.values()]
         self._drop_those_that_left()
 
     @property
@@ -301,12 +303,12 @@ class Supervisor:
             if child.state is _State.WAITING and child.due_s <= now_s:
                 child.start(self._environ, self._forwarder, now_s)
 
-    def _child(self, spec: ChildSpec, now_s: float) -> _Child:
+    def _child(self, spec: ChildSpec, now_s: float, *, is_late: bool = False) -> _Child:
         watchdog = None
         if self._watch_folder is not None:
             path = self._watch_folder / f"watch.{next(self._numbers)}"
             watchdog = Watchdog(path, self._watchdog_s)
-        return _Child(spec, watchdog, now_s)
+        return _Child(spec, watchdog, now_s, is_late=is_late)
 
     def _drop_those_that_left(self) -> None:
         for child in [child for child in self._children if child.has_left]:
@@ -330,10 +332,8 @@ class Supervisor:
         needed = [child for child in self._children if not child.spec.is_optional]
         core = {child.state for child in needed if child.spec.is_core}
         others = {child.state for child in needed if not child.spec.is_core}
-        if _State.REFUSED in core:
-            return EXIT_CONFIG
-        if _State.FAILED in core:
-            return EXIT_STARTUP
+        if core and core <= {_State.REFUSED, _State.FAILED}:  # of several, the others go on
+            return EXIT_CONFIG if _State.REFUSED in core else EXIT_STARTUP
         if others & {_State.WAITING, _State.RUNNING, _State.LEAVING}:
             return None
         if _State.REFUSED in others:

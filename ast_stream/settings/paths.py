@@ -92,6 +92,7 @@ def socket_problem(settings: Settings) -> str | None:
         _ADMIN,
         *(_ring(stream.name) for stream in settings.streams),
     ]
+    names += [f"{worker}/{name}" for worker in settings.workers for name in names]
     return next(filter(None, (_too_long(runtime_dir(settings) / name) for name in names)), None)
 
 
@@ -116,17 +117,24 @@ def ring_endpoint(settings: Settings, stream: str) -> str:
 def metrics_address(settings: Settings, process: str) -> tuple[str, int] | None:
     """Return host and port where a process shows its figures; None: nowhere.
 
-    The worker has the port of `metrics.listen`, the alerts process the next one, and the capture
-    processes follow in the order of the streams.
-
     Args:
-        process: "worker", "alerts", or "capture" and the name of its stream.
+        process: one of `processes`.
     """
     if settings.metrics.listen is None:
         return None
     host, _, port = settings.metrics.listen.rpartition(":")
+    return host.strip("[]"), int(port) + processes(settings).index(process)
+
+
+def processes(settings: Settings) -> list[str]:
+    """Return the processes of a configuration, in the order of their ports.
+
+    The worker has the port of `metrics.listen`, the alerts process the next one, the capture
+    processes follow in the order of the streams, then the other workers if there are several.
+    """
     captures = [f"capture {stream.name}" for stream in settings.streams]
-    return host.strip("[]"), int(port) + ["worker", "alerts", *captures].index(process)
+    first, *others = [f"worker {name}" for name in settings.workers] or ["worker"]
+    return [first, "alerts", *captures, *others]
 
 
 def _ipc(settings: Settings, name: str) -> str:

@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from ast_stream.labels import STREAM_NAME_RULE, is_stream_name
+from ast_stream.labels import STREAM_NAME_RULE, did_you_mean, is_stream_name
 from ast_stream.settings.alerts import AlertSettings
 from ast_stream.settings.retention import RetentionSettings
 from ast_stream.settings.section import (
@@ -50,6 +50,7 @@ EACH_EVENT: Literal["each event"] = "each event"
 MAX_SYNC_EVERY_S = 60  # of the event log; rings hold 90 s by default
 _SYNC_EVERY = re.compile(r"(\d{1,2}(?:\.\d{1,9})?) ?s\Z")
 MAX_LABELS = 64
+DEVICE = r"^(auto|cpu|cuda(:\d{1,3})?)$"
 MAX_LABEL_CHARACTERS = 256
 
 Channel = Annotated[
@@ -344,7 +345,7 @@ class ModelSettings(Section):
     )
     device: str = Field(
         default="auto",
-        pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$",
+        pattern=DEVICE,
         description="auto, cpu, cuda or cuda:<number>",
     )
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
@@ -377,6 +378,17 @@ class ModelSettings(Section):
         if value is not None:
             whole_frames(value)
         return value
+
+
+class WorkerSettings(Section):
+    """One of several workers: the streams that it listens to, and on what."""
+
+    streams: list[str] = Field(min_length=1, description="names of its streams")
+    device: str | None = Field(
+        default=None,
+        pattern=DEVICE,
+        description="auto, cpu, cuda or cuda:<number>; null: as model.device",
+    )
 
 
 class ClassSettings(Section):
@@ -557,6 +569,11 @@ class Settings(Section):
     retention: RetentionSettings = RetentionSettings()
     logging: LoggingSettings = LoggingSettings()
     metrics: MetricsSettings = MetricsSettings()
+    workers: dict[str, WorkerSettings] = Field(
+        default_factory=dict,
+        description="several workers that share the streams, by name, each with a folder of its "
+        "own in runtime_dir and state_dir; empty: one for all",
+    )
 
     @field_validator("version", mode="before")
     @classmethod
@@ -570,6 +587,7 @@ class Settings(Section):
         refuse_misfits(
             [
                 *self._stream_misfits(),
+                *self._worker_misfits(),
                 *self._port_misfits(),
                 *self.transport.misfits(),
                 *self._privacy_misfits(),
@@ -608,11 +626,36 @@ class Settings(Section):
             text += f"{RING_HOPS * self.model.hop_s:g}, got {smallest.ring_s:g} for {smallest.name}"
             yield (), text
 
+    def _worker_misfits(self) -> Iterator[Misfit]:
+        """Yield where the workers do not share the streams: each stream belongs to one of them."""
+        if not self.workers:
+            return
+        names = [stream.name for stream in self.streams]
+        owners: dict[str, str] = {}
+        for name, worker in self.workers.items():
+            path = ("workers", name, "streams")
+            if not is_stream_name(name):
+                yield ("workers", name), f"expected {STREAM_NAME_RULE}, got {name!r}"
+            for stream in worker.streams:
+                if stream not in names:
+                    yield path, f"no stream {stream!r}{did_you_mean(stream, names)}"
+                elif stream in owners:
+                    text = f"expected each stream at one worker, got {stream} at {owners[stream]}, "
+                    yield path, f"{text}too" if owners[stream] != name else f"{text}twice"
+                owners.setdefault(stream, name)
+        if orphans := [name for name in names if name not in owners]:
+            text = f"expected a worker for each stream, got none for {', '.join(orphans)}"
+            yield ("workers",), text
+        for key in ("audio", "feed", "query"):
+            if getattr(self.transport, key) is not None:
+                text = "expected null where there are several workers: each has its own sockets, "
+                yield ("transport", key), f"{text}in runtime_dir"
+
     def _port_misfits(self) -> Iterator[Misfit]:
         if self.metrics.listen is None:
             return
         first = int(self.metrics.listen.rpartition(":")[2])
-        max_port = 65_535 - 1 - len(self.streams)
+        max_port = 65_535 - 1 - len(self.streams) - max(0, len(self.workers) - 1)
         if not 1 <= first <= max_port:
             text = f"expected a port from 1 to {max_port} in metrics.listen, which leaves one for "
             yield (), f"{text}each process, got {first}"

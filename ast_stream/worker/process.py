@@ -45,6 +45,7 @@ from ast_stream.settings.paths import (
     ring_endpoint,
 )
 from ast_stream.settings.schema import EACH_EVENT, Settings, StreamSettings
+from ast_stream.settings.workers import loaded_of_worker, process_name
 from ast_stream.transport.authenticator import authenticator_of
 from ast_stream.transport.event_log import EventLog
 from ast_stream.transport.sockets import (
@@ -68,24 +69,34 @@ def worker(
     config: Annotated[
         Path, typer.Option("--config", "-c", metavar="FILE", help="The configuration (YAML).")
     ],
+    name: Annotated[
+        str | None, typer.Option(help="Which of the workers, if the configuration has several.")
+    ] = None,
 ) -> None:
     """Run the worker: audio of all streams in, events out on the feed.
 
     Example: ast-stream worker -c /etc/ast-stream/config.yaml
     """
-    loaded = load_file(config)
-    settings = loaded.settings
-    setup_logging(settings.logging.level, settings.logging.format, process="worker")
+    loaded = loaded_of_worker(load_file(config), name)
+    logs = loaded.settings.logging
+    setup_logging(logs.level, logs.format, process=process_name(name))
     reload = threading.Event()
     with lifecycle.stop_on_signals(reload) as stop:
-        run_worker(loaded, stop, reload)
+        run_worker(loaded, stop, reload, name)
 
 
-def run_worker(loaded: LoadedSettings, stop: threading.Event, reload: threading.Event) -> None:
+def run_worker(
+    loaded: LoadedSettings,
+    stop: threading.Event,
+    reload: threading.Event,
+    name: str | None = None,
+) -> None:
     """Load, check, serve until `stop` is set, and close everything.
 
     Args:
+        loaded: the settings of this worker.
         reload: read the configuration again when it is set.
+        name: of this worker, where there are several.
 
     Raises:
         ConfigError: classes or durations that do not fit the model.
@@ -127,7 +138,7 @@ def run_worker(loaded: LoadedSettings, stop: threading.Event, reload: threading.
             syncs_first=settings.durability == EACH_EVENT,
         )
         logger.info("ready: %s", ", ".join(f"{k} {v}" for k, v in facts.to_json().items()))
-        reloader = _reloader(reload, loaded, worker, tagger)
+        reloader = _reloader(reload, loaded, worker, tagger, name)
 
         def after_tick() -> None:
             notifier.turn(worker.status_line, is_working=worker.has_progressed())
@@ -200,7 +211,11 @@ def _open_journal(tagger: Tagger, settings: Settings) -> Journal:
 
 
 def _reloader(
-    requested: threading.Event, loaded: LoadedSettings, worker: Worker, tagger: Tagger
+    requested: threading.Event,
+    loaded: LoadedSettings,
+    worker: Worker,
+    tagger: Tagger,
+    name: str | None,
 ) -> Reloader:
     settings = loaded.settings
     hop_s = settings.model.hop_s
@@ -220,7 +235,7 @@ def _reloader(
             worker.use_detection(in_use.detection, _identity(tagger, in_use))
             detection = in_use.detection
         worker.use_streams(_stream_configs(settings, streams))
-        if is_unit_of_systemd():
+        if name is None and is_unit_of_systemd():  # of several, a stream may only have moved
             _name_units(units, _units(new.settings), new.file)
         units = _units(new.settings)
 
@@ -228,7 +243,7 @@ def _reloader(
         requested,
         Path(loaded.file),
         settings,
-        "worker",
+        process_name(name),
         parts=lambda new: {
             **new.model_dump(exclude={"alerts", "logging"}),
             "streams": {stream.name: stream.model_dump() for stream in new.streams},
@@ -236,6 +251,7 @@ def _reloader(
         live=frozenset({"detection", "streams"}),
         apply=apply,
         on_waiting=worker.note_restart_needed,
+        view=lambda new: loaded_of_worker(new, name),
     )
 
 

@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -104,7 +104,9 @@ class Alerts:
         time.follow_machine()
         self.outbox = Outbox(self.store, ACTIONS, time.now_ns, wall_ns=time.wall_ns)
         self.outbox.recover()
-        self.feed = QueuedFeed(self.store.position())
+        position = self.store.position()
+        assert not isinstance(position, Mapping)  # there is one feed
+        self.feed = QueuedFeed(position)
         engine = resume_engine(self.store, rules(), DetectionTiming(), time)
         self.loop = AlertLoop(
             self.feed,

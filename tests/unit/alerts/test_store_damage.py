@@ -98,7 +98,10 @@ def start(path: Path, rules: RuleSet) -> Store:
     engine = resume_engine(store, rules, DetectionTiming(), store.steady_time())
     assert store.since_ns(clock()) is not None
     position = store.position()
-    assert position is None or isinstance(position[1], int)
+    if isinstance(position, tuple):
+        assert isinstance(position[1], int)
+    else:
+        assert position is None or all(isinstance(seq, int) for _, seq in position.values())
     owed = engine.resume()
     with store.transaction() as db:
         save_progress(db, engine.export(), position)

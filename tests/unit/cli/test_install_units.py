@@ -417,3 +417,15 @@ def test_units_keep_sound_out_of_core_dumps_and_swap_where_it_is_private() -> No
             lines = units[name].splitlines()
             assert ("MemorySwapMax=0" in lines) == ("LimitCORE=0" in lines) == is_private
         assert "MemorySwapMax=0" not in units["ast-stream-alerts.service"]
+
+
+def test_each_of_several_workers_has_a_unit_of_its_own() -> None:
+    shared = {"front": {"streams": ["s0"]}, "back": {"streams": ["s1"]}}
+    chosen = plan(settings(MICROPHONE, CAMERA, workers=shared))
+    assert wanted_units(chosen)[:2] == [
+        "ast-stream-worker@front.service",
+        "ast-stream-worker@back.service",
+    ]
+    text = render(chosen)[Path("etc/systemd/system/ast-stream-worker@.service")]
+    assert "worker --config /etc/ast-stream/config.yaml --name %i\n" in text
+    assert "\nSyslogIdentifier=ast-stream-worker-%i\n" in text

@@ -24,12 +24,12 @@ from ast_stream.model.description import BUNDLED
 from ast_stream.model.dims import AstDims
 from ast_stream.model.fbank import Fbank, normalize, pad_frames
 from ast_stream.model.metadata import PlattScaling
-from ast_stream.model.packed import pack
 from ast_stream.model.runners import (
     DTYPES,
     CpuRunner,
     GraphRunner,
     PrecisionSetting,
+    pack,
     resolve_device,
     resolve_precision,
 )

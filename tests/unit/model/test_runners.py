@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from ast_stream.model import packed as packed_module
 from ast_stream.model.ast import AudioSpectrogramTransformer
 from ast_stream.model.dims import Activation, AstDims
-from ast_stream.model.packed import PackedLinear, pack
+from ast_stream.model.runners import MAX_PACKED_ERROR, PackedLinear, pack
 
 DIMS = AstDims(n_classes=5, hidden_size=48, n_layers=2, n_heads=3, max_frames=128)
 
@@ -71,4 +70,4 @@ def test_packed_layers_that_are_wrong_are_not_used(monkeypatch: pytest.MonkeyPat
 
 def test_other_precisions_are_not_packed() -> None:
     assert "no packed layers in torch.float16" in str(pack(_model(dtype=torch.float16)))
-    assert packed_module.MAX_ERROR.keys() == {torch.float32, torch.bfloat16}
+    assert MAX_PACKED_ERROR.keys() == {torch.float32, torch.bfloat16}

@@ -14,6 +14,7 @@ from pathlib import Path
 from ast_stream.settings.paths import alerts_state_file, runtime_dir
 from ast_stream.settings.retention import MIB
 from ast_stream.settings.schema import Settings
+from ast_stream.settings.workers import of_worker, worker_names
 
 DAY_S = 86_400.0
 MAX_SPARE_BYTES = 64 * MIB  # of what waits for a disk that is full
@@ -129,16 +130,26 @@ def unwritten_coverage(settings: Settings) -> Kept:
 
 def kept(settings: Settings) -> Iterator[Kept]:
     """Yield every kind of file that the processes of a configuration may keep."""
-    yield event_log(settings)
-    yield coverage_ledger(settings)
-    yield audit_log(settings, "worker")
-    for stream in settings.streams:
-        yield audit_log(settings, f"capture {stream.name}")
+    workers = [of_worker(settings, name) for name in worker_names(settings)]
+    for own in workers:
+        yield event_log(own)
+        yield coverage_ledger(own)
+        yield audit_log(own, "worker")
+        for stream in own.streams:
+            yield audit_log(own, f"capture {stream.name}")
     if settings.alerts.rules:
         yield alert_database(settings)
-    yield worker_journal(settings)
-    yield unlogged_events(settings)
-    yield unwritten_coverage(settings)
+    for own in workers:
+        yield worker_journal(own)
+        yield unlogged_events(own)
+        yield unwritten_coverage(own)
+    if settings.workers:  # what lies in the folders of each lies in those of all, too
+        for own in workers:
+            yield from _kept_in_folders(own)
+    yield from _kept_in_folders(settings)
+
+
+def _kept_in_folders(settings: Settings) -> Iterator[Kept]:
     always, nothing = "always", "nothing of sound or people"
     yield Kept(
         "format", Path(settings.state_dir), ("format.json",), "all", nothing, 4096, None, always

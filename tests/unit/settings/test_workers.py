@@ -8,6 +8,7 @@ from ast_stream.errors import ConfigError, UsageError
 from ast_stream.settings import paths
 from ast_stream.settings.load import parse_settings
 from ast_stream.settings.schema import Settings
+from ast_stream.settings.storage import kept
 from ast_stream.settings.workers import of_worker, process_name, worker_names, worker_of
 
 STREAMS = """
@@ -95,3 +96,8 @@ def test_streams_that_are_not_shared_out_are_refused_with_their_place(
 def test_worker_that_is_none_is_refused(name: str | None, expected: str) -> None:
     with pytest.raises(UsageError, match=expected):
         of_worker(settings(), name)
+
+
+def test_files_of_every_worker_are_declared() -> None:
+    places = {str(kind.folder) for kind in kept(settings())}
+    assert {"/var/a/one/events", "/var/a/two/events", "/run/a/one", "/run/a/two"} <= places

@@ -10,6 +10,7 @@ with some of it, in blocks, torn and out of order.
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import shutil
 import sys
@@ -17,7 +18,9 @@ import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))  # helpers that several tests share
 
@@ -38,6 +41,7 @@ class Outcome:
     """
 
     n_operations: int = 0
+    n_cuts: int = 0
     n_states: int = 0
     broken: list[str] = field(default_factory=list)
 
@@ -77,6 +81,7 @@ def cut_everywhere(
         outcome.n_operations += 1
         if choices.random() >= share:
             continue
+        outcome.n_cuts += 1
         for state in range(states):
             loss: Loss = ("everything", "nothing", "some")[min(state, 2)]
             outcome.n_states += 1
@@ -98,6 +103,38 @@ def _check(files: dict[str, bytes | None], told: promises.Told, *, syncs_first: 
         shutil.rmtree(folder)
 
 
+def section_of(outcome: Outcome, n_syncs: int, command: str, durability: str) -> dict[str, Any]:
+    """Return what came of it as a section of RELIABILITY.md (see scripts/make_reliability.py)."""
+    return {
+        "order": 15,
+        "title": "Power cuts",
+        "command": command,
+        "measured": datetime.now(UTC).date().isoformat(),
+        "facts": {"durability": durability.replace("_", " ")},
+        "text": [
+            "Every write, sync, rename and removal of a busy minute is recorded below the real "
+            "worker, alert engine, outbox and SQLite. After an operation the disk is left as "
+            "POSIX permits: all that is not synced lost, nothing lost, or some of it, in blocks, "
+            "torn and out of order. The box is started on each: what was acknowledged must be "
+            "there, nothing twice with another id, every begin must get its end, and the ledger "
+            "must not claim what was not heard."
+        ],
+        "tables": [
+            {
+                "columns": ["all in all", ""],
+                "rows": [
+                    ["operations of the minute", outcome.n_operations],
+                    ["of them syncs", n_syncs],
+                    ["operations after which the power was cut", outcome.n_cuts],
+                    ["disks that the box was started on", outcome.n_states],
+                    ["promises broken", len(outcome.broken)],
+                ],
+            }
+        ],
+        "problems": outcome.broken[:20],
+    }
+
+
 def main() -> int:
     """Run from the command line; exit code 0 only if no promise is broken."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -106,6 +143,7 @@ def main() -> int:
     parser.add_argument("--share", type=float, default=1.0, help="of the operations, at random")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--durability", choices=("each_event", "1_s"), default="each_event")
+    parser.add_argument("--out", type=Path, help="write the section of RELIABILITY.md here")
     args = parser.parse_args()
     operations = record(args.durability, args.seconds)
     began_s = time.monotonic()
@@ -119,6 +157,10 @@ def main() -> int:
     for text in outcome.broken[:50]:
         print(text)
     kinds = Counter(operation.kind for operation in operations)
+    if args.out is not None:
+        command = ["python tests/powercut/power_cuts.py", *sys.argv[1:]]
+        section = section_of(outcome, kinds["S"], " ".join(command), args.durability)
+        args.out.write_text(json.dumps(section, indent=1, ensure_ascii=False) + "\n")
     print(
         f"{outcome.n_operations} operations ({kinds['S']} syncs), {outcome.n_states} states, "
         f"{len(outcome.broken)} promises broken, {time.monotonic() - began_s:.0f} s"

@@ -306,7 +306,8 @@ def install_units(
             typer.echo(f"{folder / path}: {done}")
             is_update |= done == "replaced"
     if is_live and systemctl.is_active(TARGET):
-        _follow(systemctl, before, wanted_units(plan))
+        folders = [folder / path for path in render(plan) if path.parent.name == "tmpfiles.d"]
+        _follow(systemctl, folders, before, wanted_units(plan))
     steps = _next_steps(plan, is_elsewhere=dest is not None, is_update=is_update)
     typer.echo("\n".join(steps), err=True)
 
@@ -320,15 +321,20 @@ def _wanted_before(target: Path) -> list[str]:
     return [] if found is None else found[1].split()
 
 
-def _follow(systemctl: Systemctl, before: Sequence[str], now: Sequence[str]) -> None:
+def _follow(
+    systemctl: Systemctl, folders: Sequence[Path], before: Sequence[str], now: Sequence[str]
+) -> None:
     """Start and stop units so that what runs is what the target wants now.
+
+    Args:
+        folders: files of tmpfiles.d: a unit does not start without the folders that it writes to.
 
     Raises:
         StartupError: systemd could not do it.
     """
     gone = [unit for unit in before if unit not in now]
     new = [unit for unit in now if unit not in before]
-    failures = [systemctl.do("daemon-reload")]
+    failures = [*map(systemctl.make_folders, folders), systemctl.do("daemon-reload")]
     for verb, units in (("stop", gone), ("start", new)):
         if units:
             typer.echo(f"{verb}: {' '.join(units)}")

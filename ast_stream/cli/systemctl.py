@@ -33,15 +33,26 @@ class Systemctl:
     def do(self, verb: str, units: Sequence[str] = ()) -> str | None:
         """Do something, wait until it is done, and return why it failed, None if it has not."""
         done = self._run(verb, *units)
-        if done.returncode == 0:
-            return None
-        return done.stderr.strip().splitlines()[0] if done.stderr.strip() else "systemctl failed"
+        return None if done.returncode == 0 else _reason(done)
+
+    def make_folders(self, file: Path) -> str | None:
+        """Make the folders that a file of tmpfiles.d names; return why that failed, or None."""
+        done = _run(["systemd-tmpfiles", "--create", str(file)])
+        return None if done.returncode == 0 else _reason(done)
 
     def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [*self._command, *arguments]
-        try:
-            return subprocess.run(
-                command, capture_output=True, text=True, timeout=_LIMIT_S, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            return subprocess.CompletedProcess(command, 1, "", str(error))
+        return _run([*self._command, *arguments])
+
+
+def _reason(done: subprocess.CompletedProcess[str]) -> str:
+    said = done.stderr.strip().splitlines()
+    return said[0] if said else f"{done.args[0]} failed"
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=_LIMIT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(command, 1, "", str(error))

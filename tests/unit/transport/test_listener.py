@@ -60,7 +60,15 @@ def dial(endpoint: str) -> socket.socket:
     dialled.append(found)
     found.settimeout(WAIT_MS / 1000)
     host, _, port = place.rpartition(":")
-    found.connect(place if is_ipc else (host, int(port)))
+
+    def is_connected() -> bool:
+        try:
+            found.connect(place if is_ipc else (host, int(port)))
+        except BlockingIOError:  # a Unix socket with a limit of time does not wait for the backlog
+            return False
+        return True
+
+    assert eventually(is_connected)
     return found
 
 

@@ -107,10 +107,9 @@ def section_of(outcome: Outcome, n_syncs: int, command: str, durability: str) ->
     """Return what came of it as a section of RELIABILITY.md (see scripts/make_reliability.py)."""
     return {
         "order": 15,
-        "title": "Power cuts",
+        "title": f"Power cuts, durability: {durability.replace('_', ' ')}",
         "command": command,
         "measured": datetime.now(UTC).date().isoformat(),
-        "facts": {"durability": durability.replace("_", " ")},
         "text": [
             "Every write, sync, rename and removal of a busy minute is recorded below the real "
             "worker, alert engine, outbox and SQLite. After an operation the disk is left as "

@@ -54,7 +54,7 @@ class Finding:
 
     Attributes:
         kind: what happened, the same for all cases in which it is the same fault.
-        text: more of it.
+        text: more of it, e.g. where it was raised; empty if it was read from `findings`.
     """
 
     decoder: str
@@ -63,7 +63,7 @@ class Finding:
     case: Case
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as kept in `findings`."""
+        """Return it as one process gives it to another."""
         frames = [base64.b64encode(frame).decode() for frame in self.case]
         return {
             "decoder": self.decoder, "kind": self.kind, "text": self.text, "frames": frames,
@@ -73,7 +73,7 @@ class Finding:
     def of_json(cls, body: dict[str, Any]) -> Finding:
         """Return what `to_json` returned."""
         case = tuple(base64.b64decode(frame) for frame in body["frames"])
-        return cls(body["decoder"], body["kind"], body["text"], case)
+        return cls(body["decoder"], body["kind"], body.get("text", ""), case)
 
 
 @dataclass
@@ -257,7 +257,9 @@ def keep_finding(finding: Finding, folder: Path = FINDINGS) -> Path:
     words = "".join(letter if letter.isalnum() else "-" for letter in finding.decoder)
     path = folder / f"{words}-{digest(finding.case)}.json"
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(finding.to_json(), indent=1) + "\n")
+    body = finding.to_json()
+    del body["text"]  # where it was raised is of one machine and one day
+    path.write_text(json.dumps(body, indent=1) + "\n")
     return path
 
 

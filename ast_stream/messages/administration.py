@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from ast_stream.errors import WireError
 from ast_stream.messages.codec import (
     PROTOCOL_VERSION,
     Body,
+    Request,
     Text,
     Time,
     decode_json,
+    decode_request,
     encode_json,
-    short,
-    validate,
 )
 
 MAX_NUMBERS = 1000
@@ -26,18 +26,7 @@ _Name = Annotated[Text, Field(min_length=1, max_length=64)]
 _Numbers = Annotated[list[Annotated[int, Field(ge=1, le=10**15)]], Field(max_length=MAX_NUMBERS)]
 
 
-class _Request(Body):
-    """Unknown keys are refused: a mistyped one might change more than was meant."""
-
-    model_config = ConfigDict(extra="forbid")
-    v: Literal[1] = PROTOCOL_VERSION
-
-    def encode(self) -> list[bytes]:
-        """Return the frame of the request."""
-        return [encode_json(self.to_json())]
-
-
-class AcknowledgeRequest(_Request):
+class AcknowledgeRequest(Request):
     """Say that an alert has been seen."""
 
     op: Literal["acknowledge"] = "acknowledge"
@@ -45,7 +34,7 @@ class AcknowledgeRequest(_Request):
     """Its id, or a beginning that no other has."""
 
 
-class SnoozeRequest(_Request):
+class SnoozeRequest(Request):
     """Hold back what a rule notifies for a while."""
 
     op: Literal["snooze"] = "snooze"
@@ -54,7 +43,7 @@ class SnoozeRequest(_Request):
     """Seconds from now; 0 ends a snooze."""
 
 
-class _RowsRequest(_Request):
+class _RowsRequest(Request):
     numbers: _Numbers = Field(default_factory=list)
     """Of deliveries; without any all of them."""
     action: _Name | None = None
@@ -88,15 +77,7 @@ def decode_administration(frames: list[bytes]) -> AdministrationRequest:
     Raises:
         WireError: it is not one of the four requests in the format.
     """
-    if len(frames) != 1:
-        raise WireError(f"request: expected 1 frame, got {len(frames)}")
-    body = decode_json(frames[0], "request", MAX_REQUEST_BYTES, mends_text=True)
-    op = body.get("op")
-    kind = _REQUESTS.get(op) if isinstance(op, str) else None
-    if kind is None:
-        shown = short(repr(op).encode(errors="replace"))
-        raise WireError(f"request: op: expected {', '.join(_REQUESTS)}, got {shown}")
-    return validate(kind, body, "request")
+    return decode_request(frames, _REQUESTS, "request", MAX_REQUEST_BYTES)
 
 
 class Administered(Body):

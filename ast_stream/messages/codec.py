@@ -11,7 +11,7 @@ import math
 import re
 import zlib
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Self, TypeVar
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -111,6 +111,23 @@ class Body(BaseModel):
         return validate(cls, body, what)
 
 
+class Request(Body):
+    """What is asked of a process; each kind of request has a field `op` of its own.
+
+    Unknown keys are refused: a mistyped one might replay or change more than was meant.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    v: Literal[1] = PROTOCOL_VERSION
+
+    def encode(self) -> list[bytes]:
+        """Return the frame of the request."""
+        return [encode_json(self.to_json())]
+
+
+_Kind = TypeVar("_Kind", bound=Request)
+
+
 class FeedBody(Body):
     """What every body on the feed may say besides its own fields."""
 
@@ -159,6 +176,32 @@ def decode_json(
     if not isinstance(value, dict):
         raise WireError(f"{what}: expected a JSON object, got {type(value).__name__}")
     return value
+
+
+def decode_request(
+    frames: list[bytes],
+    kinds: Mapping[str, type[_Kind]],
+    what: str,
+    max_bytes: int = MAX_HEADER_BYTES,
+) -> _Kind:
+    """Return the request in a message of one frame.
+
+    Args:
+        kinds: the classes that it may be of, by `op`.
+        what: names it in errors.
+
+    Raises:
+        WireError: it is of none of them, or does not follow the format.
+    """
+    if len(frames) != 1:
+        raise WireError(f"{what}: expected 1 frame, got {len(frames)}")
+    body = decode_json(frames[0], what, max_bytes, mends_text=True)
+    op = body.get("op")
+    kind = kinds.get(op) if isinstance(op, str) else None
+    if kind is None:
+        shown = short(repr(op).encode(errors="replace"))
+        raise WireError(f"{what}: op: expected {', '.join(kinds)}, got {shown}")
+    return validate(kind, body, what)
 
 
 def _loads(text: str) -> Any:

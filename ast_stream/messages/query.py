@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from ast_stream.errors import WireError
 from ast_stream.messages.audio import AudioBlock, decode_pcm_answer, pcm_bytes
@@ -16,11 +16,12 @@ from ast_stream.messages.codec import (
     MAX_SAMPLE_INDEX,
     PROTOCOL_VERSION,
     Body,
+    Request,
     Text,
     Time,
     decode_json,
+    decode_request,
     encode_json,
-    short,
     validate,
 )
 from ast_stream.messages.event import MAX_SEQ, EventMessage, FeedMessage, Position
@@ -37,18 +38,7 @@ _SampleIndex = Annotated[int, Field(ge=0, le=MAX_SAMPLE_INDEX)]
 _Moment = Annotated[int, Field(ge=0, le=MAX_SAMPLE_INDEX)] | Annotated[str, Field(max_length=64)]
 
 
-class _Query(Body):
-    """Unknown keys are refused: a mistyped `after` would replay everything."""
-
-    model_config = ConfigDict(extra="forbid")
-    v: Literal[1] = PROTOCOL_VERSION
-
-    def encode(self) -> list[bytes]:
-        """Return the frame of the query."""
-        return [encode_json(self.to_json())]
-
-
-class ReplayQuery(_Query):
+class ReplayQuery(Request):
     """Ask for the durable messages after a position; without one, from the oldest held."""
 
     op: Literal["replay"] = "replay"
@@ -66,19 +56,19 @@ class ReplayQuery(_Query):
         raise ValueError("expected [boot, seq] or null")
 
 
-class SnapshotQuery(_Query):
+class SnapshotQuery(Request):
     """Ask for streams, open events and status."""
 
     op: Literal["snapshot"] = "snapshot"
 
 
-class PingQuery(_Query):
+class PingQuery(Request):
     """Ask whether the publisher is there, and where it stands."""
 
     op: Literal["ping"] = "ping"
 
 
-class AudioQuery(_Query):
+class AudioQuery(Request):
     """Ask for audio."""
 
     op: Literal["audio"] = "audio"
@@ -106,16 +96,7 @@ def decode_query(frames: list[bytes]) -> Query:
     Raises:
         WireError: it is not one of the four queries in the format.
     """
-    if len(frames) != 1:
-        raise WireError(f"query: expected 1 frame, got {len(frames)}")
-    body = decode_json(frames[0], "query", mends_text=True)
-    op = body.get("op")
-    kind = _QUERIES.get(op) if isinstance(op, str) else None
-    if kind is None:
-        raise WireError(
-            f"query: op: expected {', '.join(_QUERIES)}, got {short(repr(op).encode())}"
-        )
-    return validate(kind, body, "query")
+    return decode_request(frames, _QUERIES, "query")
 
 
 class _Answer(Body):

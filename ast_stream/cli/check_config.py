@@ -244,7 +244,9 @@ def _add_load(
     from ast_stream.model.loading import load_model
 
     try:
-        ms_per_window = median_ms(load_model(settings.model))
+        tagger = load_model(settings.model)
+        batch = min(tagger.full_batch, len(settings.streams))
+        ms_per_window = median_ms(tagger, batch) / batch
     except AstStreamError as error:  # the daemon may run on another machine, with a GPU
         lines += ["", f"load         not measured: {error}"]
         return

@@ -21,7 +21,7 @@ import torch
 from ast_stream.capture.sources import microphone
 from ast_stream.errors import AstStreamError, StartupError
 from ast_stream.model.attention import Measurement, measure_all
-from ast_stream.model.runners import BUCKETS, DTYPES
+from ast_stream.model.runners import DTYPES
 from ast_stream.model.selfcheck import golden_clip, self_check
 from ast_stream.model.tagger import Tagger, load_tagger
 from ast_stream.model.torchaudio_guard import has_compiled_part, import_kaldi
@@ -312,8 +312,8 @@ def check_scores(tagger: Tagger) -> Iterator[Check]:
 
 
 def check_speed(tagger: Tagger) -> Iterator[Check]:
-    """Yield milliseconds per window: one at a time and, on a GPU, in the largest batch."""
-    for batch in (1,) if tagger.device.type == "cpu" else (1, BUCKETS[-1]):
+    """Yield milliseconds per window: one at a time, and as many as are worth it."""
+    for batch in sorted({1, tagger.full_batch}):
         ms = median_ms(tagger, batch) / batch
         facts = {"batch": batch, "ms_per_window": ms, "windows_per_s": 1000 / ms}
         yield Check("speed", "ok", f"{ms:.2f} ms per window in batches of {batch}", facts)
@@ -323,11 +323,12 @@ def median_ms(tagger: Tagger, batch: int = 1) -> float:
     """Return the median of the milliseconds that `batch` windows take on this machine."""
     shape = (batch, tagger.n_input_frames, tagger.dims.n_mels)
     windows = torch.zeros(shape, device=tagger.device)
-    tagger.window_scores(windows)  # the first one allocates, and captures graphs
+    score = tagger.window_scores if tagger.frames is None else tagger.frame_logits
+    score(windows)  # the first one allocates, and captures graphs
     times_s: list[float] = []
     while len(times_s) < SPEED_REPEATS and sum(times_s) < SPEED_LIMIT_S:
         start = time.perf_counter()
-        tagger.window_scores(windows)  # returns when the scores are back
+        score(windows)  # returns when the scores are back
         times_s.append(time.perf_counter() - start)
     return statistics.median(times_s) * 1000
 

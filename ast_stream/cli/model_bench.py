@@ -23,11 +23,7 @@ from ast_stream.model.ast import AudioSpectrogramTransformer
 from ast_stream.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ast_stream.model.dims import AUDIOSET_NORMALIZATION, AstDims
 from ast_stream.model.metadata import Metadata
-from ast_stream.model.runners import (
-    PrecisionSetting,
-    cpu_has_bf16,
-    resolve_device,
-)
+from ast_stream.model.runners import DTYPES, Precision, cpu_has_bf16, resolve_device
 from ast_stream.model.tagger import Tagger
 from ast_stream.model.torchaudio_guard import import_torchaudio
 from ast_stream.units import SAMPLE_RATE
@@ -141,7 +137,7 @@ def _ours(checkpoint: Checkpoint, device: torch.device) -> Iterator[Way]:
         yield Way(f"ast-stream {tagger.attention} {precision}", tagger.logits)
 
 
-def _precisions(device: torch.device) -> Iterator[PrecisionSetting]:
+def _precisions(device: torch.device) -> Iterator[Precision]:
     yield "fp32"
     if device.type == "cuda":
         yield "fp16"
@@ -161,7 +157,7 @@ def _transformers(folder: Path, device: torch.device) -> Iterator[Way]:
     hub_logging.disable_progress_bar()
     extractor: Any = ASTFeatureExtractor.from_pretrained(folder)
     for precision in _precisions(device):
-        dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+        dtype = DTYPES[precision]
         model: Any = ASTForAudioClassification.from_pretrained(
             folder, dtype=dtype, attn_implementation="sdpa"
         )

@@ -88,7 +88,7 @@ def blocked_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.cat(mixed).view(shape)
 
 
-_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
@@ -151,7 +151,7 @@ class Mlp(nn.Module):
         super().__init__()
         self.fc1: nn.Module = nn.Linear(dims.hidden_size, dims.intermediate_size)
         self.fc2 = nn.Linear(dims.intermediate_size, dims.hidden_size)
-        self.activation: Callable[[Tensor], Tensor] = _ACTIVATIONS[dims.activation]
+        self.activation: Callable[[Tensor], Tensor] = ACTIVATIONS[dims.activation]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, N, hidden_size) for the same shape."""

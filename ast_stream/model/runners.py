@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ast_stream.errors import StartupError
-from ast_stream.model.ast import AudioSpectrogramTransformer, Mlp
+from ast_stream.model.ast import ACTIVATIONS, AudioSpectrogramTransformer, Mlp
+from ast_stream.model.dims import Activation
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,6 @@ _WARM_UP_RUNS = 3  # before a capture: kernels are chosen and workspaces allocat
 MAX_PACKED_ERROR = {torch.float32: 1e-4, torch.bfloat16: 6e-2}
 _FUSED = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "relu": ("relu", "")}
 _NOT_FUSED = ("none", "")
-_PROBE_ROWS = 8
 
 
 class PackedLinear(nn.Module):
@@ -78,11 +77,10 @@ def pack(model: AudioSpectrogramTransformer) -> str | None:
     Returns:
         None, or why the model stays as it is: what is missing or wrong here.
     """
-    problem = _problem_with_packed(next(model.parameters()).dtype)
+    n_rows, activation = model.dims.n_tokens, model.dims.activation
+    problem = _problem_with_packed(next(model.parameters()).dtype, activation)
     if problem is not None:
         return problem
-    n_rows = model.dims.n_tokens
-    activation = model.dims.activation
     for module in list(model.modules()):
         if isinstance(module, Mlp) and activation in _FUSED:
             assert isinstance(module.fc1, nn.Linear)
@@ -95,19 +93,20 @@ def pack(model: AudioSpectrogramTransformer) -> str | None:
     return None
 
 
-def _problem_with_packed(dtype: torch.dtype) -> str | None:
+def _problem_with_packed(dtype: torch.dtype, activation: Activation) -> str | None:
     """Return what keeps packed layers from being used here; None: nothing."""
     if dtype not in MAX_PACKED_ERROR:
         return f"no packed layers in {dtype}"
-    generator = torch.Generator().manual_seed(0)
-    linear = nn.Linear(64, 48).to(dtype)
-    x = torch.randn((2, _PROBE_ROWS, 64), generator=generator).to(dtype)
+    with torch.random.fork_rng(devices=()):  # the seeds of others stay theirs
+        torch.manual_seed(0)
+        linear, numbers = nn.Linear(64, 32, dtype=dtype), torch.randn((3, 32, 64)).to(dtype)
+    expected, error = linear(numbers), 0.0
+    fused = activation if activation in _FUSED else None
     try:
-        plain, gelu = PackedLinear(linear, _PROBE_ROWS), PackedLinear(linear, _PROBE_ROWS, "gelu")
-        error = max(
-            (plain(x) - linear(x)).abs().max().item(),
-            (gelu(x) - F.gelu(linear(x))).abs().max().item(),
-        )
+        for name in {None, fused}:
+            plain = expected if name is None else ACTIVATIONS[activation](expected)
+            packed = PackedLinear(linear, len(numbers), name)(numbers)
+            error = max(error, (packed - plain).abs().max().item())
     except (AttributeError, RuntimeError) as missing:  # NotImplementedError is a RuntimeError
         return f"no packed layers in torch {torch.__version__}: {str(missing).splitlines()[0]}"
     if not error <= MAX_PACKED_ERROR[dtype]:
@@ -146,6 +145,11 @@ class CpuRunner:
                 self._pool = ThreadPoolExecutor(
                     self.n_threads, "scoring", torch.set_num_threads, (1,)
                 )
+
+    @property
+    def full_batch(self) -> int:
+        """Windows that keep all threads busy."""
+        return self.batch * self.n_threads if self._pool is not None else self.batch
 
     def logits(self, windows: Tensor) -> Tensor:
         """Return (B, n_classes) float32 for (B, n_frames, n_mels)."""
@@ -223,6 +227,8 @@ class GraphRunner:
 
     Not safe for use by several threads: inputs and outputs of the graphs are shared.
     """
+
+    full_batch = BUCKETS[-1]
 
     def __init__(
         self, model: AudioSpectrogramTransformer, device: torch.device, dtype: torch.dtype

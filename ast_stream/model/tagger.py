@@ -141,6 +141,11 @@ class Tagger:
             self.kernels = "CUDA graphs"
         logger.info("scoring on %s in %s: %s", self.device, self.precision, self.kernels)
 
+    @property
+    def full_batch(self) -> int:
+        """Windows that are worth scoring at once here."""
+        return self._runner.full_batch
+
     @torch.inference_mode()
     def window_scores(self, windows: Tensor) -> Array:
         """Return scores of normalised log-mel windows.

@@ -29,7 +29,7 @@ def load_warnings(settings: Settings, ms_per_window: float, window_s: float) -> 
     """Yield what will not work as configured: overload and rings that are too short.
 
     Args:
-        ms_per_window: measured on this machine, one window at a time.
+        ms_per_window: measured on this machine, of all streams together.
         window_s: of the model in use.
     """
     hop_s = settings.model.hop_s

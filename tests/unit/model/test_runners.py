@@ -68,6 +68,26 @@ def test_packed_layers_that_are_wrong_are_not_used(monkeypatch: pytest.MonkeyPat
     assert "packed layers differ from plain ones" in str(pack(_model()))
 
 
+def test_packing_leaves_the_random_numbers_of_others_as_they_were() -> None:
+    model = _model()
+    torch.manual_seed(7)
+    expected = torch.randn(3)
+    torch.manual_seed(7)
+    pack(model)
+    assert torch.equal(torch.randn(3), expected)
+
+
+def test_the_activation_of_the_model_is_what_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = PackedLinear.forward
+
+    def wrong_with_relu(self: PackedLinear, x: torch.Tensor) -> torch.Tensor:
+        return right(self, x) + (self._post == "relu")
+
+    monkeypatch.setattr(PackedLinear, "forward", wrong_with_relu)
+    assert "differ from plain ones" in str(pack(_model(replace(DIMS, activation="relu"))))
+    assert pack(_model()) is None
+
+
 def test_other_precisions_are_not_packed() -> None:
     assert "no packed layers in torch.float16" in str(pack(_model(dtype=torch.float16)))
     assert MAX_PACKED_ERROR.keys() == {torch.float32, torch.bfloat16}

@@ -19,6 +19,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ast_stream.audio.containers import recordings_in
+from ast_stream.audio.recording import read_mono
+from ast_stream.errors import UsageError
 from ast_stream.model.ast import AudioSpectrogramTransformer
 from ast_stream.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ast_stream.model.dims import AUDIOSET_NORMALIZATION, AstDims
@@ -26,9 +29,10 @@ from ast_stream.model.metadata import Metadata
 from ast_stream.model.runners import DTYPES, Precision, cpu_has_bf16, resolve_device
 from ast_stream.model.tagger import Tagger
 from ast_stream.model.torchaudio_guard import import_torchaudio
-from ast_stream.units import SAMPLE_RATE
+from ast_stream.units import FULL_SCALE, SAMPLE_RATE
 
 AST_BASE = "ast-base"
+MAX_RECORDINGS = 200
 _PEAK = 0.1  # of the noise that is scored
 
 Waveforms = npt.NDArray[np.float32]
@@ -43,12 +47,14 @@ class Way:
         name: e.g. "transformers sdpa fp32".
         run: waveforms (B, n_samples) in, logits (B, n_classes) out, features included.
         max_error: largest difference of a score from the first way's.
+        top_5: share of the first way's five highest classes that are among this one's.
         wall_s: of each round, for the whole batch.
     """
 
     name: str
     run: Run
     max_error: float = 0.0
+    top_5: float = 1.0
     wall_s: list[float] = field(default_factory=list)
 
 
@@ -60,7 +66,7 @@ class Timing:
         ms: a window, median over the rounds.
         low_ms, high_ms: of the rounds, the fastest and the slowest.
         times_as_fast: as the first way, median over the rounds.
-        max_error: largest difference of a score from the first way's.
+        max_error, top_5: how far the scores are from the first way's, see `Way`.
     """
 
     name: str
@@ -70,6 +76,7 @@ class Timing:
     high_ms: float
     times_as_fast: float
     max_error: float
+    top_5: float
 
 
 def time_model(
@@ -78,6 +85,7 @@ def time_model(
     n_rounds: int,
     device: str,
     on_round: Callable[[], None],
+    recordings: Path | None = None,
 ) -> list[Timing]:
     """Return the timings of all ways on this machine, those of transformers first.
 
@@ -85,32 +93,65 @@ def time_model(
         reference: a checkpoint, or `AST_BASE`: random weights in the shape of the published
             models (10 s, stride 10, 527 classes), which take the same time.
         on_round: called after each round.
+        recordings: a folder; the beginnings of at most `MAX_RECORDINGS` in it are scored. None:
+            noise is, which takes as long, but says little of how far scores differ.
 
     Raises:
         CheckpointError, StartupError: as `load_tagger`.
+        UsageError: there is no recording in the folder.
+        RecordingError: one cannot be read.
     """
     with _folder(reference) as (checkpoint, folder):
         where = resolve_device(device)
         ways = [*_transformers(folder, where), *_ours(checkpoint, where)]
-        noise = np.random.default_rng(0).standard_normal(
-            (max(batches), round(checkpoint.window_s * SAMPLE_RATE)), np.float32
-        )
+        shape = (max(batches), round(checkpoint.window_s * SAMPLE_RATE))
+        if recordings is None:
+            generator = np.random.default_rng(0)
+            waveforms = generator.standard_normal(shape, np.float32) * np.float32(_PEAK)
+        else:
+            waveforms = _beginnings(recordings, shape[1])
+        _compare(ways, waveforms)
+        repeated = np.resize(waveforms, shape)
         return [
             timing
             for batch in batches
-            for timing in _timings(ways, noise[:batch] * np.float32(_PEAK), n_rounds, on_round)
+            for timing in _timings(ways, repeated[:batch], n_rounds, on_round)
         ]
+
+
+def _beginnings(folder: Path, n_samples: int) -> Waveforms:
+    """Return the beginnings of recordings from all over a folder, shape (n, n_samples)."""
+    paths = recordings_in(folder)
+    if not paths:
+        raise UsageError(f"--recordings: expected a folder with recordings, got {folder}")
+    paths = paths[:: -(-len(paths) // MAX_RECORDINGS)]
+    waveforms = np.zeros((len(paths), n_samples), np.float32)
+    for waveform, path in zip(waveforms, paths, strict=True):
+        pcm = next(read_mono(path, block_s=n_samples / SAMPLE_RATE), np.zeros(0, np.int16))
+        waveform[: len(pcm)] = pcm[:n_samples] / np.float32(FULL_SCALE)
+    return waveforms
+
+
+def _compare(ways: Sequence[Way], waveforms: Waveforms) -> None:
+    """Note how far the scores of each way are from those of the first; also warms each up."""
+    expected: npt.NDArray[np.float32] | None = None
+    for way in ways:
+        logits = np.concatenate([way.run(waveform[None]) for waveform in waveforms])
+        scores = 1 / (1 + np.exp(-logits))
+        expected = scores if expected is None else expected
+        way.max_error = float(np.abs(scores - expected).max())
+        theirs, own = (np.argsort(each)[:, -5:] for each in (expected, scores))
+        way.top_5 = float(
+            np.mean([np.isin(*pair).mean() for pair in zip(theirs, own, strict=True)])
+        )
 
 
 def _timings(
     ways: Sequence[Way], waveforms: Waveforms, n_rounds: int, on_round: Callable[[], None]
 ) -> Iterator[Timing]:
-    expected = None
-    for way in ways:  # also warms each up
+    for way in ways:
         way.wall_s = []
-        scores = 1 / (1 + np.exp(-way.run(waveforms)))
-        expected = scores if expected is None else expected
-        way.max_error = float(np.abs(scores - expected).max())
+        way.run(waveforms)  # what is first done for a batch of this size is not timed
     for _round in range(n_rounds):
         for way in ways:
             began_s = time.perf_counter()
@@ -128,6 +169,7 @@ def _timings(
             high_ms=max(ms),
             times_as_fast=statistics.median(ratios),
             max_error=way.max_error,
+            top_5=way.top_5,
         )
 
 

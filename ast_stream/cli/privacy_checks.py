@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -18,7 +17,7 @@ from ast_stream.settings import paths
 from ast_stream.settings.schema import Settings
 from ast_stream.settings.storage import undeclared
 from ast_stream.transport.keys import client_keys
-from ast_stream.transport.listener import peer_process
+from ast_stream.transport.listener import listening_process
 from ast_stream.transport.query import QueryClient
 from ast_stream.transport.sockets import QUERY_HWM_MESSAGES, Sockets
 from ast_stream.units import SAMPLE_RATE
@@ -127,7 +126,7 @@ def _check_memory(settings: Settings) -> Iterator[Check]:
         f"capture {one.name}": paths.ring_endpoint(settings, one.name) for one in settings.streams
     }
     for name, endpoint in places.items():
-        pid = _process_at(endpoint)
+        pid = listening_process(endpoint)
         if pid is None:
             continue
         try:
@@ -142,18 +141,6 @@ def _check_memory(settings: Settings) -> Iterator[Check]:
             yield Check(NAME, "warning", f"{text}that, or encrypt it")
         else:
             yield Check(NAME, "ok", f"{name}: no core dumps, and no memory is swapped out")
-
-
-def _process_at(endpoint: str) -> int | None:
-    path = endpoint.removeprefix("ipc://")
-    if path == endpoint:
-        return None
-    with socket.socket(socket.AF_UNIX) as connection:
-        try:
-            connection.connect(path)
-        except OSError:
-            return None
-        return peer_process(connection)[0] or None
 
 
 def _check_files(settings: Settings) -> Iterator[Check]:

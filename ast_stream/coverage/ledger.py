@@ -40,6 +40,7 @@ from ast_stream.runtime.segments import (
     segment_numbers,
     segment_path,
 )
+from ast_stream.settings.storage import MAX_SPARE_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,6 @@ SEGMENT_BYTES = 1024 * 1024
 # in which a worker looks up where its streams stand: each has a line in them, unless it was silent
 RECENT_SEGMENTS = 4
 MAX_UNWRITTEN = 10_000  # spans kept in memory while the disk refuses them
-_MAX_UNWRITTEN_BYTES = 64 * 1024 * 1024
 _NAME = "coverage"
 _WHAT = "coverage ledger"
 
@@ -109,7 +109,7 @@ class CoverageLedger:
                 self._newest[part.stream] = part
         if n_damaged:
             logger.warning("%s %s: %s damaged lines skipped", _WHAT, folder, n_damaged)
-        left = read_state(unwritten, bytes.splitlines, _MAX_UNWRITTEN_BYTES, _WHAT) or []
+        left = read_state(unwritten, bytes.splitlines, MAX_SPARE_BYTES, _WHAT) or []
         for span in decoded(line + b"\n" for line in left):
             if span is not None and (part := self._accounted.new_part(span)) is not None:
                 self._closed.append(part)
@@ -254,7 +254,7 @@ def read_spans(folder: Path, unwritten: Path) -> dict[str, list[Span]]:
         OSError: they cannot be read.
     """
     # first: what the worker moves to the log meanwhile is then there twice, and not nowhere
-    lines = _lines_of(unwritten, _MAX_UNWRITTEN_BYTES)
+    lines = _lines_of(unwritten, MAX_SPARE_BYTES)
     written: list[bytes] = []
     if folder.is_dir():
         for number in segment_numbers(folder, _NAME):

@@ -33,9 +33,9 @@ from ast_stream.messages.query import MAX_PAGE_BYTES, MAX_PAGE_MESSAGES, ReplayP
 from ast_stream.runtime.files import DamagedFileError, replace_file, set_aside
 from ast_stream.runtime.logging import LimitedLog, Outage
 from ast_stream.runtime.segments import FILE_MODE, LineFile, SegmentFolder, open_at_once
+from ast_stream.settings.storage import MAX_SPARE_BYTES
 
 MAX_UNWRITTEN = 10_000  # messages kept in memory while the disk refuses them
-MAX_SPARE_BYTES = 64 * 1024 * 1024
 
 _CHUNK_LINES = 128  # read at a time: a page ends early where messages are long
 

@@ -27,8 +27,8 @@ from ast_stream.runtime.files import replace_file
 from ast_stream.runtime.lifecycle import EXIT_CRASH
 from ast_stream.runtime.state_format import check_state_dir
 from ast_stream.settings.load import load_settings
-from ast_stream.settings.paths import coverage_paths
 from ast_stream.settings.schema import Settings
+from ast_stream.settings.storage import coverage_ledger, unwritten_coverage
 from ast_stream.settings.workers import of_worker, worker_names
 from ast_stream.units import NS_PER_SECOND, format_time, parse_time, samples_to_seconds
 
@@ -87,7 +87,7 @@ def coverage(
     if config is not None:
         for part in parts:
             check_state_dir(Path(part.state_dir), str(config))
-    ledgers = [coverage_paths(part) for part in parts]
+    ledgers = [(coverage_ledger(part).folder, unwritten_coverage(part).path) for part in parts]
     found = _coverages(settings if config else None, ledgers, streams, since, until)
     if png is not None:
         _write_png(png, found)

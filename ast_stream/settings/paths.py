@@ -101,14 +101,6 @@ def alerts_state_file(settings: Settings) -> Path:
     return Path(settings.alerts.state_file or Path(settings.state_dir) / "alerts.sqlite")
 
 
-def coverage_paths(settings: Settings) -> tuple[Path, Path]:
-    """Return the folder of the coverage ledger, and the file of what is not in it yet."""
-    return (
-        Path(settings.state_dir) / "coverage",
-        runtime_dir(settings) / "unwritten-coverage.jsonl",
-    )
-
-
 def ring_endpoint(settings: Settings, stream: str) -> str:
     """Return where the capture process of `stream` answers ring reads (it binds ROUTER)."""
     return _ipc(settings, _ring(stream))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
+from ast_stream.labels import printable
 from ast_stream.urls import mask
 
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 MAX_CHARACTERS = 2000  # of a sentence: what it quotes may be a whole file
 _MAX_QUOTED = 400  # of what quotes a message, of which many may come, or a place in a file
 
@@ -20,8 +19,7 @@ class AstStreamError(Exception):
     """
 
     def __init__(self, text: str = "") -> None:
-        lines = mask(text).split("\n")
-        super().__init__(_cut("\n".join(map(_printable, lines)), MAX_CHARACTERS))
+        super().__init__(_cut(printable(mask(text), keep="\n"), MAX_CHARACTERS))
 
 
 @dataclass(frozen=True)
@@ -64,11 +62,7 @@ class Warned(Problem):
 
 def _shown(text: str, max_characters: int) -> str:
     """Return one line that can be shown anywhere."""
-    return _cut(_printable(mask(text)), max_characters)
-
-
-def _printable(line: str) -> str:
-    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], line)
+    return _cut(printable(mask(text)), max_characters)
 
 
 def _cut(text: str, max_characters: int) -> str:

@@ -170,9 +170,8 @@ class QueryServer:
             answer = self._answer(query, requester)
         except WireError as error:
             self.answered["refused"] += 1
-            sentence = _printable(str(error))
-            self._limited_log.warning("query refused: %s", sentence)
-            return refuse_query(sentence)
+            self._limited_log.warning("query refused: %s", error)
+            return refuse_query(str(error))
         self.answered[query.op] += 1
         return answer
 
@@ -204,11 +203,6 @@ def without_envelope(frames: list[bytes]) -> tuple[list[bytes], list[bytes]]:
     """Split off the identity of the client, and the empty delimiter of a REQ."""
     n_envelope = 2 if len(frames) > 2 and frames[1] == b"" else 1
     return frames[:n_envelope], frames[n_envelope:]
-
-
-def _printable(text: str) -> str:
-    """Escape line ends and lone surrogates, which a request may have put into an error."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def _audio_range(query: AudioQuery) -> AudioRange:

@@ -23,8 +23,8 @@ from ast_stream.messages.administration import (
 )
 from ast_stream.runtime.logging import LimitedLog
 from ast_stream.transport.allow_list import ADMIN
-from ast_stream.transport.listener import Requester
 from ast_stream.transport.query import QuerySocket, without_envelope
+from ast_stream.transport.requester import Requester
 from ast_stream.units import seconds_to_ns
 
 ANSWERS_A_TURN = 8

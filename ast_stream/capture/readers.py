@@ -12,7 +12,8 @@ from collections.abc import Callable
 from ast_stream.messages.audio import AudioBlock, ReadRequest
 from ast_stream.privacy.audit import Access, AuditLog
 from ast_stream.settings.schema import PrivacyMode
-from ast_stream.transport.listener import Listener, listening_process
+from ast_stream.transport.listener import Listener
+from ast_stream.transport.requester import listening_process
 
 NOT_THE_WORKER = "this ring is for the worker alone"
 NOT_OF_THIS_USER = "only processes of this user and root may listen"

@@ -17,8 +17,8 @@ from ast_stream.settings import paths
 from ast_stream.settings.schema import Settings
 from ast_stream.settings.storage import undeclared
 from ast_stream.transport.keys import client_keys
-from ast_stream.transport.listener import listening_process
 from ast_stream.transport.query import QueryClient
+from ast_stream.transport.requester import listening_process
 from ast_stream.transport.sockets import QUERY_HWM_MESSAGES, Sockets
 from ast_stream.units import SAMPLE_RATE
 

@@ -15,8 +15,8 @@ from ast_stream.privacy.audit import Access, AuditLog
 from ast_stream.privacy.speech import Range
 from ast_stream.settings.schema import PrivacyMode
 from ast_stream.transport.allow_list import AUDIO
-from ast_stream.transport.listener import Requester
 from ast_stream.transport.query import AudioRange, ReleasedAudio
+from ast_stream.transport.requester import Requester
 
 SENSOR_REFUSAL = "audio: refused to everybody: with privacy: sensor no audio can be had"
 

@@ -17,7 +17,6 @@ import resource
 import select
 import socket
 import stat
-import struct
 import threading
 import time
 from collections import Counter, deque
@@ -28,8 +27,9 @@ from pathlib import Path
 from ast_stream.errors import StartupError, WireError
 from ast_stream.runtime.files import is_in_place, lock_file
 from ast_stream.runtime.logging import LimitedLog
-from ast_stream.transport.allow_list import ALL_RIGHTS, GROUP_RIGHTS, NO_RIGHTS, Client, Rights
+from ast_stream.transport.allow_list import Client
 from ast_stream.transport.authenticator import Authenticator
+from ast_stream.transport.requester import NOBODY, Requester
 from ast_stream.transport.zmtp import Kind, ZmtpSession, encode_message
 
 MAX_PEERS = 256
@@ -83,28 +83,6 @@ _LIMITS: dict[Kind, Limits] = {
         answered_bytes=256 * 1024,
     ),
 }
-
-
-@dataclass(frozen=True)
-class Requester:
-    """Who a request came from, as the kernel or a key says.
-
-    Attributes:
-        name: in words.
-        account: the user or the key alone: what stays the same from connection to connection.
-        pid: its process; None over tcp, or where that is in a container of its own.
-        is_of_own_user: it is of this process's user, or root's; over tcp everybody is.
-        rights: what it may do.
-    """
-
-    name: str
-    account: str
-    pid: int | None
-    is_of_own_user: bool
-    rights: Rights
-
-
-NOBODY = Requester("a client that is gone", "nobody", None, False, NO_RIGHTS)
 
 
 class Reactor:
@@ -181,9 +159,8 @@ class _Peer:
         self.identity = number.to_bytes(5, "big")
         self.connection = connection
         self.fd = connection.fileno()
-        self.owner, self.account, self.pid, self.is_of_own_user = _owner(connection)
+        self.requester = Requester.of(connection)
         self.client: Client | None = None  # whose key it has shown
-        self.rights = ALL_RIGHTS if self.is_of_own_user else GROUP_RIGHTS
         self.since_s = self.active_s = time.monotonic()
         self.inbox: deque[tuple[list[bytes], int]] = deque()
         self.in_bytes = 0
@@ -200,9 +177,7 @@ class _Peer:
 
     def use(self, client: Client) -> None:
         """Give the peer the rights of a client on the allow-list."""
-        self.client, self.rights = client, client.rights
-        self.owner = f"{client.name} over tcp"
-        self.account = f"key {client.name}"
+        self.client, self.requester = client, self.requester.with_key_of(client)
 
 
 class Listener:
@@ -278,14 +253,12 @@ class Listener:
         Over tcp the user is not known: any connected peer is trusted.
         """
         peer = self._peers.get(identity)
-        return peer is not None and peer.is_of_own_user
+        return peer is not None and peer.requester.is_of_own_user
 
     def requester(self, identity: bytes) -> Requester:
         """Return who the peer of a request (ROUTER) is; nobody once it is gone."""
         peer = self._peers.get(identity)
-        if peer is None:
-            return NOBODY
-        return Requester(peer.owner, peer.account, peer.pid, peer.is_of_own_user, peer.rights)
+        return NOBODY if peer is None else peer.requester
 
     def send(self, frames: list[bytes]) -> bool:
         """Send now; return False if it was dropped for a peer that is gone or too slow.
@@ -302,7 +275,7 @@ class Listener:
                 peer
                 for peer in self._peers.values()
                 if topic.startswith(peer.session.subscriptions.prefixes)
-                and (self._authenticator is None or peer.rights.may_receive(topic))
+                and (self._authenticator is None or peer.requester.rights.may_receive(topic))
             ]
             missed = [peer for peer in subscribers if not self._queue(peer, frames, data)]
             return not missed
@@ -380,7 +353,7 @@ class Listener:
         peer.session = self._session(peer)
         self._peers[peer.identity] = peer
         self._watch(peer)
-        if self._kind == "pull" and not peer.is_of_own_user:
+        if self._kind == "pull" and not peer.requester.is_of_own_user:
             self._expel(peer, f"expected a process of user {os.geteuid()} or root")
             return
         self._append(peer, peer.session.greeting)
@@ -389,7 +362,7 @@ class Listener:
         """Return the state of a new connection, which asks for a key where there is a list."""
         if self._authenticator is None:
             return ZmtpSession(self._kind, self._limits.message_bytes)
-        peer.rights = NO_RIGHTS
+        peer.requester = peer.requester.without_rights()
 
         def admit(client: Client) -> None:
             if not client.rights.may_connect(self._kind):
@@ -432,9 +405,9 @@ class Listener:
         if len(pending) <= _MAX_PENDING:
             late_s = time.monotonic() - _SLOW_S
             pending = [peer for peer in pending if peer.since_s < late_s]
-        by_owner = Counter(peer.owner for peer in peers)
+        by_owner = Counter(peer.requester.name for peer in peers)
         most = max(by_owner.values())
-        of_largest = [peer for peer in peers if by_owner[peer.owner] == most]
+        of_largest = [peer for peer in peers if by_owner[peer.requester.name] == most]
         victim = min(pending or of_largest, key=lambda peer: peer.active_s)
         self._report(victim, f"more than {self._max_peers} connections, {most} of them its own")
         self._disconnect(victim)
@@ -442,7 +415,7 @@ class Listener:
     def _report(self, peer: _Peer, reason: str) -> None:
         self.disconnected += 1
         self._log.warning(
-            "%s: a client (%s) is disconnected: %s", self.endpoint, peer.owner, reason
+            "%s: a client (%s) is disconnected: %s", self.endpoint, peer.requester.name, reason
         )
 
     def _expel(self, peer: _Peer, reason: str) -> None:
@@ -574,12 +547,12 @@ class Listener:
 
     def _is_refused(self, peer: _Peer, message: list[bytes]) -> bool:
         """Return whether its sender has no right to a message; it stays connected for others."""
-        if self._kind != "pull" or peer.rights.may_push(message[0]):
+        if self._kind != "pull" or peer.requester.rights.may_push(message[0]):
             return False
         self.refused += 1
         shown = message[0][:64]
         self._log.warning(
-            "%s: audio of %r refused: %s may not send it", self.endpoint, shown, peer.owner
+            "%s: audio of %r refused: %s may not send it", self.endpoint, shown, peer.requester.name
         )
         return True
 
@@ -768,44 +741,6 @@ def lock_endpoint(endpoint: str) -> int | None:
 
 def _lock_path(endpoint: str) -> Path:
     return Path(endpoint.removeprefix("ipc://") + ".lock")
-
-
-def _owner(connection: socket.socket) -> tuple[str, str, int | None, bool]:
-    """Return whose connection it is, as the kernel says: in words, the account, the process, and
-    whether it is this user's or root's.
-    """
-    if connection.family != socket.AF_UNIX:
-        with contextlib.suppress(OSError):  # it has hung up already
-            owner = f"{connection.getpeername()[0]} over tcp"
-            return owner, owner, None, True
-        return "somebody over tcp", "somebody over tcp", None, True
-    pid, uid = peer_process(connection)
-    name = f"process {pid} of user {uid}"
-    return name, f"user {uid}", pid or None, uid in (os.geteuid(), 0)
-
-
-def peer_process(connection: socket.socket) -> tuple[int, int]:
-    """Return process and user at the other end of a connection between processes of one machine.
-
-    Of who has connected as it was then; of who listens as it was when it began to. The process is
-    0 where it is in a container of its own.
-    """
-    found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    pid, uid, _ = struct.unpack("3i", found)
-    return pid, uid
-
-
-def listening_process(endpoint: str) -> int | None:
-    """Return which process listens at an ipc endpoint; None if none does that can be seen."""
-    if not endpoint.startswith("ipc://"):
-        return None
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
-            connection.setblocking(False)
-            connection.connect(endpoint.removeprefix("ipc://"))
-            return peer_process(connection)[0] or None
-    except OSError:  # nobody does, or this process has no descriptor left to ask with
-        return None
 
 
 def _keep_alive(connection: socket.socket) -> None:

@@ -38,7 +38,7 @@ from ast_stream.runtime.logging import LimitedLog
 from ast_stream.sample_clock import SampleClock
 from ast_stream.transport.allow_list import ALL_RIGHTS, FEED
 from ast_stream.transport.event_log import EventLog
-from ast_stream.transport.listener import Requester
+from ast_stream.transport.requester import Requester
 from ast_stream.transport.sockets import QUERY_HWM_MESSAGES, Socket, Sockets
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, format_time, parse_time
 

@@ -19,9 +19,9 @@ from ast_stream.errors import WireError
 from ast_stream.messages.event import EventMessage
 from ast_stream.messages.query import Snapshot
 from ast_stream.transport.event_log import EventLog
-from ast_stream.transport.listener import Requester
 from ast_stream.transport.publisher import FeedPublisher
 from ast_stream.transport.query import AudioRange, QueryServer, ReleasedAudio
+from ast_stream.transport.requester import Requester
 from ast_stream.transport.sockets import FEED_HWM_MESSAGES, QUERY_HWM_MESSAGES, Listener, Sockets
 
 REDERIVED = 25  # events between the last journal and a kill

@@ -40,7 +40,8 @@ from ast_stream.transport.allow_list import (
 from ast_stream.transport.authenticator import Authenticator
 from ast_stream.transport.curve import make_key
 from ast_stream.transport.keys import write_pair
-from ast_stream.transport.listener import Listener, Requester
+from ast_stream.transport.listener import Listener
+from ast_stream.transport.requester import Requester
 from ast_stream.transport.sockets import Sockets
 from ast_stream.transport.zmtp import GREETING, encode_message
 

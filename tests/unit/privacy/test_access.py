@@ -17,8 +17,8 @@ from ast_stream.privacy.access import SENSOR_REFUSAL, AudioAccess
 from ast_stream.privacy.audit import AuditLog
 from ast_stream.settings.schema import PrivacyMode
 from ast_stream.transport.allow_list import ALL_RIGHTS, GROUP_RIGHTS
-from ast_stream.transport.listener import NOBODY
 from ast_stream.transport.query import AudioRange
+from ast_stream.transport.requester import NOBODY
 
 OWNER = replace(NOBODY, name="process 1 of user 0", account="user 0", rights=ALL_RIGHTS)
 MEMBER = replace(NOBODY, name="process 2 of user 7", account="user 7", rights=GROUP_RIGHTS)

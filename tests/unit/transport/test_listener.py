@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from ports import free_ports
 
 from ast_stream.errors import StartupError, WireError
-from ast_stream.transport.listener import MAX_PEERS, Listener, listening_process
+from ast_stream.transport.listener import MAX_PEERS, Listener
+from ast_stream.transport.requester import listening_process
 from ast_stream.transport.sockets import AUDIO_HWM_BLOCKS, Poller, Socket, Sockets
 from ast_stream.transport.zmtp import GREETING, MAX_PARTS, Kind, ZmtpSession, encode_message
 

@@ -35,8 +35,9 @@ from ast_stream.privacy.audit import AuditLog
 from ast_stream.sample_clock import SampleClock
 from ast_stream.transport.allow_list import Rights
 from ast_stream.transport.event_log import EventLog
-from ast_stream.transport.listener import NOBODY, Listener, Requester
+from ast_stream.transport.listener import Listener
 from ast_stream.transport.query import ANSWERS_A_TURN, AudioRange, QueryServer, ReleasedAudio
+from ast_stream.transport.requester import NOBODY, Requester
 from ast_stream.transport.sockets import Sockets
 from ast_stream.transport.zmtp import GREETING, encode_message
 from ast_stream.units import SAMPLE_RATE, format_time

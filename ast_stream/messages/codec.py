@@ -46,10 +46,7 @@ def _time(value: object, info: ValidationInfo) -> object:
         return value
     if not isinstance(value, str):
         raise ValueError("expected a time as text, such as 2026-11-20T10:00:30Z")
-    time_ns = parse_time(value)
-    if not 0 <= time_ns <= MAX_TIME_NS:  # nothing can come before or after
-        raise ValueError(f"expected a time from 1970 to 2200, got {value}")
-    return time_ns
+    return decode_time(value)
 
 
 def _text(value: object) -> object:
@@ -145,6 +142,18 @@ class FeedBody(Body):
         if self.published_ns is None or self.monotonic_ns is None:
             return None
         return Moment(self.published_ns, self.monotonic_ns)
+
+
+def decode_time(text: str) -> int:
+    """Return a time from outside as nanoseconds since 1970.
+
+    Raises:
+        ValueError: it is no time, or one before 1970 or after 2200.
+    """
+    time_ns = parse_time(text)
+    if not 0 <= time_ns <= MAX_TIME_NS:
+        raise ValueError(f"expected a time from 1970 to 2200, got {text}")
+    return time_ns
 
 
 def encode_json(body: Mapping[str, Any]) -> bytes:

@@ -18,7 +18,7 @@ from typing import Protocol
 from ast_stream.errors import WireError
 from ast_stream.messages.administration import AdministrationRequest
 from ast_stream.messages.audio import AudioBlock
-from ast_stream.messages.codec import MAX_TIME_NS
+from ast_stream.messages.codec import decode_time
 from ast_stream.messages.event import Position
 from ast_stream.messages.query import (
     MAX_AUDIO_S,
@@ -40,7 +40,7 @@ from ast_stream.transport.allow_list import ALL_RIGHTS, FEED
 from ast_stream.transport.event_log import EventLog
 from ast_stream.transport.requester import Requester
 from ast_stream.transport.sockets import QUERY_HWM_MESSAGES, Socket, Sockets
-from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, format_time, parse_time
+from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, format_time
 
 ANSWERS_A_TURN = 8  # then the worker's loop continues; the rest waits in the socket
 # by op; anyone may ping, and whoever hands out audio says who gets it
@@ -221,12 +221,9 @@ def _audio_range(query: AudioQuery) -> AudioRange:
 
 def _time(key: str, text: str) -> int:
     try:
-        time_ns = parse_time(text)
+        return decode_time(text)
     except (ValueError, OverflowError) as error:
         raise WireError(f"audio: {key}: {error}") from error
-    if not 0 <= time_ns <= MAX_TIME_NS:
-        raise WireError(f"audio: {key}: expected a time from 1970 to 2200, got {text}")
-    return time_ns
 
 
 class QueryClient:

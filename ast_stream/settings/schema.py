@@ -552,9 +552,9 @@ class Settings(Section):
     )
     durability: Durability = Field(
         default=EACH_EVENT,
-        description="what a power cut may take of the event log. each event: nothing that anyone "
-        "was told; seconds, e.g. 1 s: the events of so long, which are told sooner where the disk "
-        "is slow",
+        description="when the event log is synced to disk. each event: before an event is sent, so "
+        "that a power cut loses nothing that was sent; a time, e.g. 1 s: that often, and a power "
+        "cut may lose the events since",
     )
     streams: list[StreamSettings] = Field(min_length=1)
     model: ModelSettings = ModelSettings()
@@ -563,8 +563,8 @@ class Settings(Section):
     alerts: AlertSettings = AlertSettings()
     privacy: PrivacyMode = Field(
         default="off",
-        description="who may have audio. off: whoever has the right; speech: the same, without "
-        "stretches in which somebody may talk; sensor: nobody, in no way",
+        description="who may get audio. off: every client with the right `audio`; speech: the "
+        "same, with stretches that may contain speech silenced; sensor: nobody",
     )
     retention: RetentionSettings = RetentionSettings()
     logging: LoggingSettings = LoggingSettings()

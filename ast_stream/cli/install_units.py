@@ -200,9 +200,7 @@ def _fill(template: str, plan: Plan) -> str:
 
 
 def _private_memory(plan: Plan) -> str:
-    """Return the lines that keep sound out of core dumps and off the swap space, where it may be
-    had by nobody.
-    """
+    """Return the lines that keep sound out of core dumps and swap, where `privacy` is set."""
     if plan.settings is None or plan.settings.privacy == "off":
         return "# No MemorySwapMax: privacy is off."
     return "LimitCORE=0\nMemorySwapMax=0"

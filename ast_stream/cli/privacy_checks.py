@@ -1,4 +1,4 @@
-"""The checks of `ast-stream doctor` on `privacy`: it tries to get audio, and looks for any kept."""
+"""The checks of `ast-stream doctor` on `privacy`: it tries to get audio, and to find recordings."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _try_queries(settings: Settings) -> Iterator[Check]:
     """Ask the running worker for a second of each stream, where it should not be given."""
     facts = {"privacy": settings.privacy}
     if settings.privacy == "off":
-        text = "off: whoever has the right may have audio, see `ast-stream privacy`"
+        text = "off: clients with the right audio can get it, see `ast-stream privacy`"
         yield Check(NAME, "ok", text, facts)
         return
     sockets = Sockets(client_keys(settings.transport))

@@ -1,6 +1,6 @@
-"""The one place that hands out audio, to whoever asks by whatever way, as `privacy` allows it.
+"""The one place that hands out audio, as far as the setting `privacy` allows.
 
-Whatever is going to give audio to people or programs, or keep it, asks here; nothing else does.
+Anything that gives audio to people or programs, or keeps it, has to ask here.
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ from ast_stream.transport.allow_list import AUDIO
 from ast_stream.transport.query import AudioRange, ReleasedAudio
 from ast_stream.transport.requester import Requester
 
-SENSOR_REFUSAL = "audio: refused to everybody: with privacy: sensor no audio can be had"
-
-
-HISTORY_S = 60  # of audio kept for whoever may have it
+SENSOR_REFUSAL = "audio: refused to everybody: with privacy: sensor nobody can get audio"
+HISTORY_S = 60  # of audio kept for clients that may get it
 
 
 class AudioAccess:

@@ -22,18 +22,18 @@ from ast_stream.urls import check_endpoint
 
 SAMPLE_BYTES = 2
 MODES: dict[PrivacyMode, str] = {
-    "off": "audio of the last minute may be had by whoever has the right",
-    "speech": "audio of the last minute may be had by whoever has the right, except where somebody "
-    f"may talk and {MARGIN_S:g} s around that, which is silence",
-    "sensor": "nobody can have audio: every query is refused, and none is kept for any",
+    "off": "every client with the right audio can get the last minute of audio",
+    "speech": "every client with the right audio can get the last minute of audio, in which "
+    f"anything that may be speech, and {MARGIN_S:g} s on either side, is replaced by silence",
+    "sensor": "nobody can have audio: every query is refused, and none is kept to answer one",
 }
 NOT_COVERED = (
-    "Root, and whoever may change the configuration or the program, can do everything.",
-    "Other programs that may open the sound card or the stream can record it themselves.",
+    "Root, and anyone who may change the configuration or the program, can do everything.",
+    "Other programs with access to the sound card or the network stream can record it themselves.",
     "What is logged goes to the service manager's journal, which keeps it by its own rules.",
     "Memory may be swapped out or hibernated to a disk unless the units are used, which forbid "
     "the first with privacy: speech and sensor.",
-    "Deleted files may be read from a disk by who has the disk: encrypt it.",
+    "Deleted files may be recovered by anyone who holds the disk: encrypt it.",
 )
 
 
@@ -119,7 +119,7 @@ def _memory(settings: Settings) -> Iterator[Row]:
     )
     if settings.privacy != "sensor":
         n_bytes = HISTORY_S * SAMPLE_RATE * SAMPLE_BYTES * settings.model.max_streams
-        readers = "whoever has the right audio"
+        readers = "clients with the right audio"
         yield Row(
             "last minute of each stream", "worker process", "sound", f"{HISTORY_S} s", n_bytes,
             readers,
@@ -143,7 +143,7 @@ def _sockets(settings: Settings) -> Iterator[Row]:
     yield Row(
         "feed", paths.feed_endpoint(settings),
         "events, gaps, levels once a second, and a score of each class for each hop or frame: the "
-        "finest that is said of sound", live, 0, group + keyed.format("feed or scores"),
+        "finest detail published", live, 0, group + keyed.format("feed or scores"),
     )  # fmt: skip
     yield Row(
         "queries", paths.query_endpoint(settings), "what was published, and how streams are",
@@ -202,4 +202,4 @@ def _keys(settings: Settings) -> Iterator[str]:
         words = ", ".join(f"{word} ({WORDS.get(word, 'send audio')})" for word in client.words)
         yield f"{client.name}: {words}"
     if settings.privacy == "sensor" and any(client.rights.may("audio") for client in clients):
-        yield "with privacy: sensor the right audio gets nobody any"
+        yield "with privacy: sensor the right audio grants nothing"

@@ -214,7 +214,7 @@ class UrlSource(SourceSection):
     )
     open_timeout_s: Patience = Field(default=10.0, description="for the connection")
     read_timeout_s: Patience = Field(
-        default=4.0, description="lost when no sound comes for so long, even if video does"
+        default=4.0, description="lost when no sound comes for that long, even if video does"
     )
     channel: Channel = "mix"
 

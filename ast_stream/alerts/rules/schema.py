@@ -52,7 +52,7 @@ class RuleSettings(RuleSection):
         default=None, description="which events; with `for` or `count` the events that count"
     )
     for_: PositiveDuration | None = Field(
-        default=None, alias="for", description="fires when `match` has sounded for so long"
+        default=None, alias="for", description="fires when `match` has sounded for that long"
     )
     tolerate: Duration = Field(
         default=0, description="pauses of up to this do not end the sound; they do not count for it"
@@ -79,11 +79,11 @@ class RuleSettings(RuleSection):
     when: Names | None = Field(default=None, description="only in these windows of time")
     unless: Names | None = Field(default=None, description="not in these windows of time")
     keep_firing_for: Duration | None = Field(
-        default=None, description="the alert resolves only after so long without its cause"
+        default=None, description="the alert resolves only after that long without its cause"
     )
     cooldown: Duration | None = Field(
         default=None,
-        description="no new alert for so long after one has ended; what fires meanwhile is counted",
+        description="no new alert for that long after one has ended; further firings are counted",
     )
     severity: Severity | None = Field(default=None, description="decides topic, urgency and expiry")
     limit: int = Field(default=64, ge=1, le=10_000, description="alerts of this rule at a time")

@@ -54,7 +54,7 @@ class ChildSpec:
         begins_anew: after a crash it would repeat all its work, so it is not restarted.
         ends_last: it is stopped only after the others have ended: it works on what they publish.
         settings: what it works by. It follows a change while it runs, at a SIGHUP; what has ended
-            begins again.
+            begins again, and so does what refused its configuration, changed here or not.
     """
 
     name: str
@@ -167,7 +167,7 @@ class _Child:
             self.signal(signal.SIGHUP)
         else:
             self.spec = spec
-            if is_changed:
+            if is_changed or self.state is _State.REFUSED:  # what it refused may be mended
                 self._begin_anew(now_s)
 
     def leave(self, now_s: float) -> None:

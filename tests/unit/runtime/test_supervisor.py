@@ -523,3 +523,35 @@ def test_child_that_comes_back_before_it_has_ended_is_started_again(
     supervised.run(stop, after_turn)
     timer.cancel()
     assert re.findall("up|down", shown[1].getvalue())[:3] == ["up", "down", "up"]
+
+
+def test_child_that_refused_a_file_is_started_again_by_a_reload(
+    shown: tuple[LineForwarder, StringIO], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may have read a file that was only half saved, and that nobody else has seen."""
+    mended = tmp_path / "mended"
+    reads = (
+        "import pathlib, sys, time\n"
+        f"if not pathlib.Path({str(mended)!r}).exists(): sys.exit(78)\n"
+        "print('up', flush=True); time.sleep(600)"
+    )
+    specs = [python("worker", WAITS, is_core=True), python("capture a", reads)]
+    specs.append(python("capture b", WAITS))
+    stop = threading.Event()
+    supervised = Supervisor(specs, child_environment(), shown[0])
+    has_reloaded = False
+
+    def after_turn() -> None:
+        nonlocal has_reloaded
+        if not has_reloaded and "refused its configuration" in caplog.text:
+            has_reloaded = True
+            mended.touch()
+            supervised.reload(specs)
+        elif "up" in shown[1].getvalue():
+            stop.set()
+
+    timer = threading.Timer(LIMIT_S, stop.set)
+    timer.start()
+    supervised.run(stop, after_turn)
+    timer.cancel()
+    assert "capture a: up" in shown[1].getvalue()

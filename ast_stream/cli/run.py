@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from ast_stream.cli.options import config_option
+from ast_stream.errors import ConfigError
 from ast_stream.runtime.files import lock_file, make_writable_folder
 from ast_stream.runtime.lifecycle import Notifier, child_environment, stop_on_signals
 from ast_stream.runtime.logging import LOG_FORMAT, line_format, setup_logging
@@ -21,7 +22,7 @@ from ast_stream.runtime.supervisor import ChildSpec, LineForwarder, Supervisor
 from ast_stream.settings.load import LoadedSettings, load_file
 from ast_stream.settings.paths import make_runtime_dir
 from ast_stream.settings.schema import Settings
-from ast_stream.settings.workers import process_name, what_captures, worker_names
+from ast_stream.settings.workers import of_worker, process_name, what_captures, worker_names
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,7 @@ def _follow(new: LoadedSettings, in_use: Settings, config: Path, supervisor: Sup
         AstStreamError: one would, and the others would not: nothing has changed.
     """
     kept = new.settings.model_copy(update={"model": in_use.model})  # another one needs a restart
+    _check_room(new, in_use)
     from ast_stream.alerts.rule_files import configured_timing
 
     configured_timing(LoadedSettings(kept, new.lines, new.file))
@@ -113,6 +115,16 @@ def _follow(new: LoadedSettings, in_use: Settings, config: Path, supervisor: Sup
         running = {spec.name: spec for spec in supervisor.specs}
         specs = [running[spec.name] for spec in specs if spec.name in running]
     supervisor.reload(specs)
+
+
+def _check_room(new: LoadedSettings, in_use: Settings) -> None:
+    """Refuse more streams than a worker that runs has room for, as that worker does."""
+    max_streams = in_use.model.max_streams
+    for name in worker_names(new.settings):
+        n_streams = len(of_worker(new.settings, name).streams)
+        if name in worker_names(in_use) and n_streams > max_streams:
+            text = f"expected at most {max_streams} until the next restart (model.max_streams), "
+            raise ConfigError([new.problem(("streams",), f"{text}got {n_streams}")])
 
 
 def _meeting_place(settings: Settings) -> object:

@@ -305,7 +305,7 @@ class Outbox:
                 self._in_flight.pop(seq)
 
     def _prune(self) -> None:
-        """Delete old rows from time to time: the process may run for years."""
+        """Delete old rows from time to time, to the last trace: the process may run for years."""
         now_ns = self._now_ns()
         if now_ns < self._prune_ns:
             return
@@ -313,6 +313,7 @@ class Outbox:
         with self._store.transaction() as db:
             evaluated_ns = now_ns if self.evaluated_ns is None else self.evaluated_ns
             prune(db, now_ns, evaluated_ns, self._kept_s)
+        self._store.empty_log()
 
     def _postpone(self, db: sqlite3.Connection, delivery: Delivery, failed: Failed) -> None:
         wait_s = max(failed.after_s, backoff_s(delivery.attempts, self._jitter))

@@ -165,6 +165,17 @@ class Store:
             except sqlite3.Error as error:
                 raise self._store_error(error) from error
 
+    def empty_log(self) -> None:
+        """Empty the write-ahead log: what was deleted lies in it, and below it in the file.
+
+        Somebody who reads for long may keep a part of it; the next time takes that.
+
+        Raises:
+            StoreError: it cannot be moved to the file.
+        """
+        with self.reading() as db:
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+
     def engine_state(self) -> dict[str, Any] | None:
         """Return what `save_progress` stored, None in a new database."""
         state: dict[str, Any] | None = self._read(_ENGINE)
@@ -337,6 +348,7 @@ def _prepare(db: sqlite3.Connection) -> None:
     db.execute("PRAGMA synchronous = FULL")
     db.execute("PRAGMA foreign_keys = ON")
     db.execute(f"PRAGMA journal_size_limit = {_MAX_WAL_BYTES}")
+    db.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten
     with _committed(db):
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version == 0 and not db.execute("SELECT 1 FROM sqlite_schema").fetchone():

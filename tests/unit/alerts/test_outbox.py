@@ -452,6 +452,31 @@ def test_old_rows_are_forgotten_but_never_those_of_an_alert_that_fires(
     assert {key[0] for key in states(store)} == {"lasting"}
 
 
+def test_nothing_of_what_is_forgotten_stays_in_the_files(
+    store: Store, outbox: Outbox, clock: FakeClock, write: Write
+) -> None:
+    def traces() -> int:
+        return sum(
+            file.read_bytes().count(b"secret-")
+            for file in store.path.parent.iterdir()
+            if file.name.startswith(store.path.name)
+        )
+
+    for n in range(100):
+        write(firing(f"secret-{n}", "phone"))
+    for n in range(100):
+        deliver(outbox, "phone", Delivered())
+        write(resolved(f"secret-{n}", "phone"))
+        deliver(outbox, "phone", Delivered())
+        for _ in range(2):
+            deliver(outbox, FEED, Delivered())
+    clock.pass_s(31 * 86400)
+    assert traces() > 0
+    outbox.expire("mail")
+    assert states(store) == {}
+    assert traces() == 0
+
+
 def test_rows_that_are_over_are_bounded_and_forgotten_in_batches(
     store: Store,
     outbox: Outbox,

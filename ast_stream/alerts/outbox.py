@@ -314,6 +314,7 @@ class Outbox:
             evaluated_ns = now_ns if self.evaluated_ns is None else self.evaluated_ns
             prune(db, now_ns, evaluated_ns, self._kept_s)
         self._store.empty_log()
+        self._store.delete_aside(self._kept_s)
 
     def _postpone(self, db: sqlite3.Connection, delivery: Delivery, failed: Failed) -> None:
         wait_s = max(failed.after_s, backoff_s(delivery.attempts, self._jitter))

@@ -17,9 +17,11 @@ import logging
 import os
 import sqlite3
 import threading
+import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from ast_stream.runtime.logging import Outage
 
 SCHEMA_VERSION = 2
 SIDE_FILES = ("-wal", "-shm")
+ENGINE_ASIDE = ".engine-damaged"  # a state of the rules that could not be used
 _BUSY_MS = 5000
 _MAX_WAL_BYTES = 16 * 1024 * 1024  # what is left of the log after it was long
 _MAX_TIME_NS = 8 * 10**18  # the year 2223: what is beyond was not written by this program
@@ -112,6 +115,7 @@ class Store:
     Args:
         must_exist: for commands beside the process that has made and checked it: refuse a file
             that is not there instead of creating it, and leave a damaged one where it is.
+        wall_s: the time of day, as the file system has it.
 
     Attributes:
         outage: where a `StoreError` is reported by whoever continues after it.
@@ -120,8 +124,11 @@ class Store:
         StartupError: it cannot be opened or its folder cannot be written.
     """
 
-    def __init__(self, path: Path, *, must_exist: bool = False) -> None:
+    def __init__(
+        self, path: Path, *, must_exist: bool = False, wall_s: Callable[[], float] = time.time
+    ) -> None:
         self.path = path
+        self._wall_s = wall_s
         self._lock = threading.RLock()
         self.outage = Outage(logger, f"the alert database {path} is written again")
         if must_exist:
@@ -176,6 +183,15 @@ class Store:
         with self.reading() as db:
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
+    def delete_aside(self, max_age_s: float) -> None:
+        """Delete what was set aside longer ago: it holds alerts like the database."""
+        before_s = self._wall_s() - max_age_s
+        for path in self.path.parent.glob(f"{escape(self.path.name)}*"):
+            is_aside = path.name.endswith(ENGINE_ASIDE) or ".damaged-" in path.name
+            with suppress(OSError):  # a folder is not ours, and stays
+                if is_aside and path.lstat().st_ctime < before_s:
+                    path.unlink()
+
     def engine_state(self) -> dict[str, Any] | None:
         """Return what `save_progress` stored, None in a new database."""
         state: dict[str, Any] | None = self._read(_ENGINE)
@@ -207,7 +223,7 @@ class Store:
         Args:
             why: it cannot be used, for the log.
         """
-        kept = self.path.with_name(f"{self.path.name}.engine-damaged")
+        kept = self.path.with_name(self.path.name + ENGINE_ASIDE)
         with self.transaction() as db:
             row = db.execute("SELECT value FROM state WHERE name = ?", (_ENGINE,)).fetchone()
             if row is not None:

@@ -99,7 +99,11 @@ def alert_database(settings: Settings) -> Kept:
     return Kept(
         "alerts",
         file.parent,
-        (file.name, f"{file.name}-wal", f"{file.name}-shm", f"{file.name}.lock"),
+        (
+            file.name,
+            *(f"{file.name}{suffix}" for suffix in ("-wal", "-shm", ".lock", ".engine-damaged")),
+            f"{file.name}{_ASIDE}-*",  # side files of one that was set aside
+        ),
         "alerts",
         "alerts and deliveries: rules, messages with classes, times and labels, receivers' errors",
         None,

@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import sqlite3
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -279,3 +280,28 @@ def test_sound_database_is_used_as_it_is(sound: Path, rules: RuleSet, tmp_path: 
     shutil.copy(sound, path)
     start(path, rules).close()
     assert list(tmp_path.glob("*.damaged-*")) == []
+
+
+def test_what_was_set_aside_is_deleted_when_it_is_as_old_as_alerts_may_be(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a[b].sqlite"
+    path.write_bytes(b"no database, but alerts of somebody" * 1000)
+    wall_s = time.time()
+    store, clock = Store(path, wall_s=lambda: wall_s), FakeClock(T0_NS)
+    other = tmp_path / "b.sqlite.damaged-1"
+    for file in (other, path.with_name(f"{path.name}.damaged-1-wal")):
+        file.touch()
+    with store.transaction() as db:
+        save_progress(db, {}, ("b1", 7))
+    store.forget_engine("it is empty")
+    outbox = Outbox(store, ACTIONS, clock, kept_s=86_400.0)
+    kept = {f"{path.name}.{word}" for word in ("damaged-1", "damaged-1-wal", "engine-damaged")}
+    outbox.expire("mail")
+    assert {file.name for file in tmp_path.iterdir()} >= kept
+    clock.pass_s(90_000)
+    wall_s += 90_000
+    outbox.expire("mail")
+    assert {file.name for file in tmp_path.iterdir()} & kept == set()
+    assert other.exists()
+    store.close()

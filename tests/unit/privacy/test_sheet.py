@@ -85,8 +85,10 @@ def test_files_of_no_declared_kind_are_noticed() -> None:
         "/run/x/worker-journal.jsonl.damaged-2": True,
         "/run/x/ring.porch.sock.lock": True,
         "/var/lib/x/events/clip.jsonl": False,
+        "/var/lib/x/alerts.sqlite.damaged-1-wal": True,
+        "/var/lib/x/alerts.sqlite.engine-damaged": True,
         "/var/lib/x/clip.wav": False,
         "/run/x/dump": False,
     }
-    found = set(undeclared(settings(), map(Path, files)))
+    found = set(undeclared(settings(alerts={"rules": ["rules.yaml"]}), map(Path, files)))
     assert found == {Path(file) for file, is_declared in files.items() if not is_declared}

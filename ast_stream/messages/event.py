@@ -8,7 +8,7 @@ float16. A line of the log is one JSON object with topic and body, and a checksu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
@@ -126,19 +126,30 @@ class Gap:
     samples: int
     reason: str
 
-    def outside(self, ranges: Iterable[tuple[int, int]]) -> list[Gap]:
-        """Return the parts of this gap that are in none of the half-open ranges of samples."""
-        parts = []
-        start, stop = self.start_sample, self.start_sample + self.samples
-        for known_start, known_stop in sorted(ranges):
-            if start < min(known_start, stop):
-                parts.append(
-                    replace(self, start_sample=start, samples=min(known_start, stop) - start)
-                )
-            start = max(start, known_stop)
-        if start < stop:
-            parts.append(replace(self, start_sample=start, samples=stop - start))
-        return parts
+    @property
+    def stop_sample(self) -> int:
+        """Sample after the last lost one."""
+        return self.start_sample + self.samples
+
+    def divided(self, known: Iterable[Gap]) -> Iterator[tuple[Gap, bool]]:
+        """Yield the parts of this gap in order, and whether each lies in one of `known`.
+
+        Those that do have the reason that is known.
+        """
+        at = self.start_sample
+        for gap in sorted(known, key=lambda gap: gap.start_sample):
+            start, stop = (
+                min(gap.start_sample, self.stop_sample),
+                min(gap.stop_sample, self.stop_sample),
+            )
+            if at < start:
+                yield replace(self, start_sample=at, samples=start - at), False
+            at = max(at, start)
+            if at < stop:
+                yield replace(self, start_sample=at, samples=stop - at, reason=gap.reason), True
+                at = stop
+        if at < self.stop_sample:
+            yield replace(self, start_sample=at, samples=self.stop_sample - at), False
 
 
 @dataclass(frozen=True)
@@ -345,6 +356,11 @@ class GapMessage(FeedBody):
             reason=gap.reason,
             time_ns=time_ns,
         )
+
+    @property
+    def gap(self) -> Gap:
+        """The gap that the message is about."""
+        return Gap(self.stream, self.epoch, self.start_sample, self.samples, self.reason)
 
     @property
     def identity(self) -> Identity:

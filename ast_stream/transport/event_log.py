@@ -25,6 +25,7 @@ from ast_stream.messages.event import (
     MAX_LINE_BYTES,
     EventMessage,
     FeedMessage,
+    Gap,
     GapMessage,
     Identity,
     Position,
@@ -170,7 +171,7 @@ class Published:
     identities: set[Identity] = field(default_factory=set)  # of messages
     begun: set[str] = field(default_factory=set)  # ids of events
     ended: set[str] = field(default_factory=set)  # ids of events
-    gaps: list[tuple[int, int]] = field(default_factory=list)  # half-open ranges of samples
+    gaps: list[Gap] = field(default_factory=list)
 
 
 class _Unwritten:
@@ -405,8 +406,7 @@ class EventLog:
                 published.ended.add(identity[0])
             if message.kind == "gap":
                 with contextlib.suppress(WireError):  # written by another version
-                    gap = GapMessage.from_json(message.body, "gap in the log")
-                    published.gaps.append((gap.start_sample, gap.start_sample + gap.samples))
+                    published.gaps.append(GapMessage.from_json(message.body, "gap in the log").gap)
         return published
 
     def open_events(self) -> list[EventMessage]:

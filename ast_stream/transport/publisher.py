@@ -221,7 +221,8 @@ class DeduplicatingPublisher:
         After a kill the same gap may begin earlier: audio that was received, and not yet decided,
         is lost as well where its capture process was replaced meanwhile.
         """
-        parts = gap.outside(self._published_of(gap.stream, gap.epoch).gaps)
+        known = self._published_of(gap.stream, gap.epoch).gaps
+        parts = [part for part, is_known in gap.divided(known) if not is_known]
         for part in parts:
             logger.warning(
                 "stream %s: %.2f s lost: %s", gap.stream, part.samples / SAMPLE_RATE, gap.reason
@@ -230,6 +231,11 @@ class DeduplicatingPublisher:
             time_ns = clock.time_ns(start, self._now()) if clock.anchors else None
             self._publisher.publish(GapMessage.of(part, time_ns))
         return parts
+
+    def as_published(self, gap: Gap) -> list[Gap]:
+        """Return the parts of a gap with the reasons under which they were first published."""
+        known = self._published_of(gap.stream, gap.epoch).gaps
+        return [part for part, _ in gap.divided(known)]
 
     def publish_scores(self, scores: Scores, clock: SampleClock) -> None:
         """Publish the scores of one window."""

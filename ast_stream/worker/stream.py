@@ -431,7 +431,8 @@ class WorkerStream:
             self._publish_gap(gap)
             if not self.is_open or gap.epoch != self.epoch:
                 return True
-            self._account.expect(gap)
+            for part in self._publisher.as_published(gap):
+                self._account.expect(part)
             self._detector.begin_gap(gap)
             self._is_ending = True
         if self._detector.is_ending(self.name):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -140,6 +141,16 @@ def test_event_body_tells_times_on_the_capture_clock() -> None:
         ([(0, 100), (150, 200)], [(100, 50)]),
     ],
 )
-def test_gap_outside_known_gaps(known: list[tuple[int, int]], parts: list[tuple[int, int]]) -> None:
+def test_gap_is_divided_by_known_gaps(
+    known: list[tuple[int, int]], parts: list[tuple[int, int]]
+) -> None:
     gap = Gap("porch", "aaaaaaaa", 100, 50, "overflow")
-    assert [(part.start_sample, part.samples) for part in gap.outside(known)] == parts
+    others = [replace(gap, start_sample=a, samples=b - a, reason="other") for a, b in known]
+    divided = list(gap.divided(others))
+    new = [part for part, is_known in divided if not is_known]
+    assert [(part.start_sample, part.samples) for part in new] == parts
+    assert {part.reason for part in new} <= {"overflow"}
+    assert {part.reason for part, is_known in divided if is_known} <= {"other"}
+    stops = [part.stop_sample for part, _ in divided]
+    assert [part.start_sample for part, _ in divided] == [100, *stops[:-1]]
+    assert stops[-1] == 150

@@ -282,3 +282,37 @@ def test_streams_are_accounted_for_each_by_itself(tagger: Tagger, pcm: Pcm16) ->
         finish(box)
         assert without_time(box.spans("mic")) == [("listened", 0, 5 * SAMPLE_RATE)]
         assert without_time(box.spans("guest")) == [("listened", 0, len(pcm))]
+
+
+def test_gap_that_was_published_keeps_its_reason_when_its_worker_and_capture_are_killed(
+    tagger: Tagger, pcm: Pcm16
+) -> None:
+    """The second run finds it to be a part of what it lacks of the old capture process."""
+    with site(tagger) as box:
+        box.start_capture()
+        box.start_worker("mic")
+        box.play(pcm[: 5 * SAMPLE_RATE])
+        journal = box.journal_path.read_bytes()
+        unwritten = {path: path.read_bytes() for path in box.folder.glob("unwritten*")}
+        box.capture().ring.skip(3 * HOP, "overflow")
+        box.now_s += 3 * HOP / SAMPLE_RATE
+        box.play(pcm[5 * SAMPLE_RATE : 6 * SAMPLE_RATE])
+        assert [gap["reason"] for gap in box.messages("gap")] == ["overflow"]
+        box.kill_worker()
+        box.journal_path.write_bytes(journal)  # as if it had been killed before it saved again
+        for path, content in unwritten.items():
+            path.write_bytes(content)
+        box.start_capture()
+        box.start_worker("mic")
+        box.play(pcm[6 * SAMPLE_RATE : 8 * SAMPLE_RATE])
+        finish(box)
+        published: Counter[str] = Counter()
+        for gap in box.messages("gap"):
+            published[gap["reason"]] += gap["samples"]
+        accounted: Counter[str] = Counter()
+        for span in box.spans():
+            if span.reason is not None:
+                accounted[span.reason] += span.samples
+        assert_complete(box.spans())
+        assert accounted == published
+        assert set(published) == {"overflow", "capture_restart"}

@@ -169,7 +169,7 @@ class Published:
     """What was published about one epoch of one stream, to publish nothing twice after a kill."""
 
     identities: set[Identity] = field(default_factory=set)  # of messages
-    begun: set[str] = field(default_factory=set)  # ids of events
+    onsets: dict[str, tuple[object, object]] = field(default_factory=dict)  # of events, by id
     ended: set[str] = field(default_factory=set)  # ids of events
     gaps: list[Gap] = field(default_factory=list)
 
@@ -401,7 +401,8 @@ class EventLog:
                 continue
             published.identities.add(identity)
             if message.kind == "event":
-                published.begun.add(identity[0])
+                onset = message.body.get("onset_sample"), message.body.get("uncertainty_s")
+                published.onsets.setdefault(identity[0], onset)
             if message.kind == "event" and identity[1] == "end":
                 published.ended.add(identity[0])
             if message.kind == "gap":

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -185,7 +186,7 @@ class DeduplicatingPublisher:
             labels: of its stream; an event keeps those that it has begun with.
         """
         return EventMessage.of(
-            event,
+            self._with_first_onset(event),
             clock,
             labels=self._labels.get(event.id, labels),
             audio_end=audio_end,
@@ -204,7 +205,7 @@ class DeduplicatingPublisher:
         self._orphans.pop(event.id, None)
         if event.id in self._ended or message.identity in published.identities:
             return
-        if event.type == "begin" and event.id in published.begun:
+        if event.type == "begin" and event.id in published.onsets:
             return
         if event.type == "end":
             self._remember_end(event.id)
@@ -291,6 +292,21 @@ class DeduplicatingPublisher:
     def forget(self, stream: str) -> None:
         """Drop what is known about a stream."""
         self._published.pop(stream, None)
+
+    def _with_first_onset(self, event: Event) -> Event:
+        """Return the event with the onset with which an earlier run published it, if one did."""
+        onsets = self._published_of(event.stream, event.epoch).onsets
+        onset, uncertainty_s = onsets.get(event.id, (None, None))
+        # a line of another version may hold anything
+        if not isinstance(onset, int) or not isinstance(uncertainty_s, int | float):
+            return event
+        offset = event.offset_sample
+        return replace(
+            event,
+            onset_sample=onset,
+            uncertainty_s=float(uncertainty_s),
+            offset_sample=None if offset is None else max(offset, onset),
+        )
 
     def _remember_end(self, event_id: str) -> None:
         """Remember that an event has its end: if it is derived again, it gets no second one."""

@@ -1,6 +1,7 @@
 """What a run publishes of what the one before it, which was killed, has published already."""
 
 from pathlib import Path
+from typing import Any
 
 from sample_messages import EPOCH, STREAM
 
@@ -17,11 +18,13 @@ class _Unheard:
         return True
 
 
-def _event(type: EventType, at_sample: int, reason: EndReason | None = None) -> Event:
+def _event(
+    type: EventType, at_sample: int, reason: EndReason | None = None, onset: int = 8_000
+) -> Event:
     offset = at_sample if type == "end" else None
     mean = 0.5 if type == "end" else None
     return Event(
-        type, "id1", STREAM, EPOCH, 0, "Bark", 0.8, 0.9, mean, 8_000, offset, 0.1, at_sample, reason
+        type, "id1", STREAM, EPOCH, 0, "Bark", 0.8, 0.9, mean, onset, offset, 0.1, at_sample, reason
     )  # fmt: skip
 
 
@@ -37,13 +40,16 @@ def _run(folder: Path, boot: str, events: list[Event], from_sample: int = 0) -> 
     log.close()
 
 
-def _published(folder: Path) -> list[tuple[str, int]]:
+def _bodies(folder: Path) -> list[dict[str, Any]]:
     log = EventLog(folder)
     page = log.replay(None)
     assert isinstance(page, ReplayPage)
     log.close()
-    bodies = [message.body for message in page.messages if message.kind == "event"]
-    return [(body["type"], body["at_sample"]) for body in bodies]
+    return [message.body for message in page.messages if message.kind == "event"]
+
+
+def _published(folder: Path) -> list[tuple[str, int]]:
+    return [(body["type"], body["at_sample"]) for body in _bodies(folder)]
 
 
 def test_an_event_that_is_decided_at_another_sample_after_a_kill_begins_once(
@@ -54,6 +60,24 @@ def test_an_event_that_is_decided_at_another_sample_after_a_kill_begins_once(
     again = [_event("begin", 16_000), _event("end", 16_000, "gap")]
     _run(tmp_path, "b" * 16, again, from_sample=16_000)
     assert _published(tmp_path) == [("begin", 24_000), ("end", 16_000)]
+
+
+def test_an_event_ends_with_the_onset_with_which_it_was_published_before_a_kill(
+    tmp_path: Path,
+) -> None:
+    _run(tmp_path, "a" * 16, [_event("begin", 24_000)])
+    again = [
+        _event("begin", 16_000, onset=12_000),
+        _event("update", 32_000, onset=12_000),
+        _event("end", 40_000, "quiet", onset=12_000),
+    ]
+    _run(tmp_path, "b" * 16, again, from_sample=16_000)
+    bodies = _bodies(tmp_path)
+    assert [body["type"] for body in bodies] == ["begin", "update", "end"]
+    assert {(body["onset_sample"], body["onset"]) for body in bodies} == {
+        (8_000, bodies[0]["onset"])
+    }
+    assert bodies[-1]["duration_s"] == 2.0
 
 
 def test_messages_that_are_derived_again_after_a_kill_are_published_once(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`ast-stream bench`: measure this machine, and run a box for long: does anything grow?"""
+"""`ast-stream bench`: time the model on this machine, and soak-test all processes."""
 
 from __future__ import annotations
 
@@ -26,17 +26,7 @@ from ast_stream.version import __version__
 
 WORST_SHOWN = 12
 
-app = typer.Typer(
-    help="Measure this machine, and what happens in long runs.",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Example: ast-stream bench soak --hours 2",
-)
-
-
-@app.callback()
-def _root() -> None:
-    """Measure this machine, and what happens in long runs."""
+app = typer.Typer(no_args_is_help=True, epilog="Example: ast-stream bench soak --hours 2")
 
 
 @app.command("soak")
@@ -54,20 +44,20 @@ def soak(
         float, typer.Option(min=0, help="Seconds between outages, about; 0: none.")
     ] = 60.0,
     sample_every: Annotated[
-        float, typer.Option(min=0.2, help="Seconds between two looks at the box.")
+        float, typer.Option(min=0.2, help="Seconds between two samples of memory and the like.")
     ] = 5.0,
     gate: Annotated[
         float | None, typer.Option(max=0, help="dBFS; quieter windows are not scored.")
     ] = None,
     as_json: Annotated[bool, json_option("All figures as one JSON object.")] = False,
 ) -> None:
-    """Run a box for hours of audio with outages, and fail if anything grows.
+    """Run all processes for hours of audio with outages, and fail if anything grows.
 
     Real processes: a capture for each stream, the worker and alerts, with a reader of the feed.
     The streams are recordings, read as fast as the worker goes; one more is in real time, and its
-    lag is judged. Processes are killed and stopped. Memory, descriptors, threads, lag, deliveries
-    that wait and files are watched; exit code 1 if one of them grew by more than its limit in the
-    life of a process, if samples are not accounted for, or if anything crashed. Ctrl-C ends the
+    lag is judged. Processes are killed and stopped. Memory, descriptors, threads, lag, pending
+    deliveries and files are watched; the exit code is 1 if one of them grew by more than its limit
+    within one process, if samples are not accounted for, or if anything crashed. Ctrl-C ends the
     run early, with its report.
 
     Example: ast-stream bench soak --streams 4 --hours 168

@@ -1,4 +1,4 @@
-"""Whether figures of processes that run for long grow: a robust slope, against stated limits."""
+"""Whether figures of long-running processes grow: a robust slope, compared with stated limits."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-WARM_UP_PART = 0.25  # of a life: caches fill, pools are made
+WARM_UP_RATIO = 0.25  # of the lifetime of a process, in which caches fill and pools are made
 MIN_WARM_UP_S = 30.0
-MIN_POINTS = 12  # after the warm-up; a shorter life is not judged
+MIN_POINTS = 12  # after the warm-up; a process with fewer is not judged
 _MAX_BINS = 60
 
 
 @dataclass(frozen=True)
 class Limit:
-    """By how much a figure may grow in one life of its process, after the warm-up.
+    """How much a figure may grow in the lifetime of one process, after the warm-up.
 
     Attributes:
         amount: in the unit of the figure.
-        part: of its level; the larger of both counts.
+        ratio: of its level; the larger of the two applies.
     """
 
     amount: float
-    part: float = 0.0
+    ratio: float = 0.0
 
     def of(self, level: float) -> float:
         """Return the growth that is allowed at a level."""
-        return max(self.amount, self.part * level)
+        return max(self.amount, self.ratio * level)
 
 
 @dataclass(frozen=True)
 class Growth:
-    """What a figure did in the life in which it grew most, measured by its limit.
+    """The growth of a figure in the process in which it grew most relative to its limit.
 
     Attributes:
         level: median after the warm-up.
         growth: the robust slope times the time that was judged.
-        span_s: that time; 0 where no life was long enough.
+        span_s: that time; 0 if no process ran long enough.
     """
 
     name: str
@@ -71,26 +71,26 @@ class Growth:
 
 @dataclass
 class Figure:
-    """A figure over time, in the lives of the processes that it is about.
+    """A figure over time, in each of the processes that had it one after the other.
 
     Attributes:
-        lives: points (seconds, value) of each life, by what tells them apart.
+        points: (seconds, value), by process id.
     """
 
     name: str
     unit: str
     limit: Limit
-    lives: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
+    points: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
 
-    def add(self, life: int, at_s: float, value: float) -> None:
+    def add(self, pid: int, at_s: float, value: float) -> None:
         """Add a point."""
-        self.lives.setdefault(life, []).append((at_s, value))
+        self.points.setdefault(pid, []).append((at_s, value))
 
     def growth(self) -> Growth:
-        """Return the growth of the life that came closest to the limit, or went beyond it most."""
-        judged = [found for points in self.lives.values() if (found := self._judge(points))]
+        """Return the growth in the process that came closest to the limit, or exceeded it most."""
+        judged = [found for points in self.points.values() if (found := self._judge(points))]
         if not judged:
-            values = [value for points in self.lives.values() for _, value in points]
+            values = [value for points in self.points.values() for _, value in points]
             level = median(values) if values else 0.0
             return Growth(self.name, self.unit, level, 0.0, self.limit.of(level), 0.0)
         return max(judged, key=lambda found: found.growth / found.limit)
@@ -106,27 +106,27 @@ class Figure:
 
 
 def after_warm_up(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the points behind the warm-up of a life."""
+    """Return the points of a process after its warm-up."""
     if not points:
         return []
     begin_s, end_s = points[0][0], points[-1][0]
-    warm_s = begin_s + max(MIN_WARM_UP_S, WARM_UP_PART * (end_s - begin_s))
+    warm_s = begin_s + max(MIN_WARM_UP_S, WARM_UP_RATIO * (end_s - begin_s))
     return [point for point in points if point[0] >= warm_s]
 
 
 def robust_slope(points: Sequence[tuple[float, float]]) -> float:
-    """Return the slope per second of Theil and Sen: the median of the slopes between points.
+    """Return the Theil-Sen slope per second: the median of the slopes between all pairs of points.
 
-    Of long series it takes the medians of at most 60 stretches of time. A peak, as after an
-    outage, does not move it.
+    A long series is first reduced to the medians of at most 60 bins. A peak, as after an outage,
+    does not move the slope.
     """
-    places = [
-        (median(at_s for at_s, _ in part), median(value for _, value in part))
-        for part in _parts(points, _MAX_BINS)
+    medians = [
+        (median(at_s for at_s, _ in bin), median(value for _, value in bin))
+        for bin in _bins(points)
     ]
-    times: npt.NDArray[np.float64] = np.array([place[0] for place in places])
-    values: npt.NDArray[np.float64] = np.array([place[1] for place in places])
-    rows, columns = np.triu_indices(len(places), 1)
+    times: npt.NDArray[np.float64] = np.array([at_s for at_s, _ in medians])
+    values: npt.NDArray[np.float64] = np.array([value for _, value in medians])
+    rows, columns = np.triu_indices(len(medians), 1)
     passed = times[columns] - times[rows]
     is_later = passed > 0
     if not is_later.any():
@@ -135,9 +135,7 @@ def robust_slope(points: Sequence[tuple[float, float]]) -> float:
     return float(np.median(slopes))
 
 
-def _parts(
-    points: Sequence[tuple[float, float]], max_parts: int
-) -> list[Sequence[tuple[float, float]]]:
-    n_parts = min(max_parts, len(points))
-    edges = [round(number * len(points) / n_parts) for number in range(n_parts + 1)]
+def _bins(points: Sequence[tuple[float, float]]) -> list[Sequence[tuple[float, float]]]:
+    n_bins = min(_MAX_BINS, len(points))
+    edges = [round(number * len(points) / n_bins) for number in range(n_bins + 1)]
     return [points[begin:end] for begin, end in itertools.pairwise(edges)]

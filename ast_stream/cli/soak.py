@@ -1,6 +1,6 @@
-"""A box that runs for long: real processes, recordings as fast as the worker goes, and outages.
+"""A soak test: real processes, recordings read as fast as the worker goes, and outages.
 
-Every few seconds its memory, descriptors, threads, queues and files are looked at, from outside.
+Every few seconds memory, descriptors, threads, queues and files are sampled from outside.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from ast_stream.coverage.ledger import read_spans
 from ast_stream.errors import StartupError
 from ast_stream.feed import Missed, Subscriber
 from ast_stream.runtime.lifecycle import child_environment
+from ast_stream.settings.retention import MIB
 from ast_stream.soundscape.scene import generate_scene
 from ast_stream.units import SAMPLE_RATE
 
@@ -38,7 +39,6 @@ RING_S = 300.0
 START_S = 120.0  # for the first audio to be scored
 STOP_S = 4.0  # the longest stop of a process: events of a stream that is silent longer end
 END_S = 60.0
-MIB = 1024 * 1024
 _QUIET = 30.0  # standard deviation of the noise of a quiet room, of 32 768
 
 MEMORY = Limit(16.0, 0.05)
@@ -55,10 +55,10 @@ class SoakOptions:
     """What is run.
 
     Attributes:
-        n_streams: read as fast as the worker goes; one more is in real time.
+        n_streams: read as fast as the worker goes; there is one more in real time.
         hours: of audio of each of them.
-        outage_every_s: a process is killed or stopped so often; 0: never.
-        sample_every_s: the box is looked at so often.
+        outage_every_s: a process is killed or stopped that often; 0: never.
+        sample_every_s: the processes are sampled that often.
         gate_dbfs: windows quieter than this are not scored; None: all are.
     """
 
@@ -205,22 +205,21 @@ class Soak:
     def _look(self, now_s: float) -> None:
         for name, pid in self._processes().items():
             for what, unit, limit, value in _facts_of(pid):
-                self._add(f"{name}: {what}", unit, limit, value, now_s, life=pid)
+                self._add(f"{name}: {what}", unit, limit, value, now_s, pid=pid)
         for name, unit, limit, value in self._feed.figures():
             self._add(name, unit, limit, value, now_s)
         runtime = folder_bytes(self._folder / "run") / MIB
         self._add("files of the runtime folder", "MiB", RUNTIME_FILES, runtime, now_s)
         state = self._folder / "state"
         for part in BOUNDS:
-            paths = [path for path in state.glob(f"{part}*")] if state.exists() else []
-            size = sum(folder_bytes(path) for path in paths) / MIB
+            size = sum(folder_bytes(path) for path in state.glob(f"{part}*")) / MIB
             self._result.sizes_mib[part] = max(size, self._result.sizes_mib.get(part, 0.0))
 
     def _add(
-        self, name: str, unit: str, limit: Limit, value: float, now_s: float, life: int = 0
+        self, name: str, unit: str, limit: Limit, value: float, now_s: float, pid: int = 0
     ) -> None:
         figure = self._figures.setdefault(name, Figure(name, unit, limit))
-        figure.add(life, now_s, value)
+        figure.add(pid, now_s, value)
 
     def _judge(self, code: int) -> None:
         result, problems = self._result, self._result.problems
@@ -274,11 +273,16 @@ class Soak:
             "alerts": {
                 "rules": ["rules.yaml"],
                 # below the level of the log: what is judged are queues, not the log
-                "actions": {"line": {"type": "log", "level": "info"}},
+                "actions": {
+                    "line": {
+                        "type": "log",
+                        "level": "info",
+                        "rate_limit": {"max": 1_000_000, "per_s": 1},
+                    }
+                },
             },
             "logging": {"level": "warning"},
         }
-        settings["alerts"]["actions"]["line"]["rate_limit"] = {"max": 1_000_000, "per_s": 1}
         self._config.write_text(json.dumps(settings))  # JSON is YAML
 
 
@@ -419,7 +423,7 @@ def _facts_of(pid: int) -> Iterator[tuple[str, str, Limit, float]]:
         facts = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
         if "RssAnon" not in facts:
             return
-        # pages of files can be had back at any time
+        # without pages of files, which the kernel can drop at any time
         yield "memory", "MiB", MEMORY, int(facts["RssAnon"].split()[0]) / 1024
         yield "threads", "", COUNT, float(facts["Threads"])
         yield "descriptors", "", COUNT, float(len(os.listdir(f"/proc/{pid}/fd")))

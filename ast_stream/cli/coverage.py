@@ -7,6 +7,7 @@ import io
 import math
 import time
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -96,21 +97,7 @@ def coverage(
             print(json_line(one.to_json()))
     else:
         console(stderr=False, piped_width=140).print(_table(found), crop=False)
-    if at_least is not None:
-        for one in found:
-            if one.ends_with_record and one.stretches:
-                last = _second(one.stretches[-1].stop_ns)
-                say(
-                    f"warning: {one.stream} is accounted for until its last record, {last}: the "
-                    "time since then is not in the check",
-                    err=True,
-                )
-    problems = [
-        f"{one.stream}: heard for {percent(one.heard) or 'none'} of the time, "
-        f"expected at least {at_least:g} %"
-        for one in found
-        if at_least is not None and not _is_off(one) and 100 * (one.heard or 0.0) < at_least
-    ]
+    problems = [] if at_least is None else _check(found, at_least)
     if not any(one.stretches for one in found):
         places = " and ".join(str(folder) for folder, _ in ledgers)
         problems = [f"{places} {'has' if len(ledgers) == 1 else 'have'} no record of that time"]
@@ -118,6 +105,26 @@ def coverage(
         say(problem, err=True)
     if problems:
         raise typer.Exit(EXIT_CRASH)
+
+
+def _check(found: Sequence[Coverage], min_percent: float) -> list[str]:
+    """Return which streams were heard for too little; warn of what the check cannot see."""
+    problems = []
+    for one in found:
+        if one.ends_with_record and one.stretches:
+            last = _second(one.stretches[-1].stop_ns)
+            say(
+                f"warning: {one.stream} is accounted for until its last record, {last}: the "
+                "time since then is not in the check",
+                err=True,
+            )
+        is_off = one.total == 0 and one.off > 0  # it was not to be listened to at any time
+        if not is_off and 100 * (one.heard or 0.0) < min_percent:
+            heard = percent(one.heard) or "none"
+            problems.append(
+                f"{one.stream}: heard for {heard} of the time, expected at least {min_percent:g} %"
+            )
+    return problems
 
 
 def _coverages(
@@ -171,12 +178,8 @@ def _read(ledgers: Sequence[tuple[Path, Path]]) -> dict[str, list[Span]]:
     for paths in ledgers:
         for stream, spans in read_spans(*paths).items():
             before = found.get(stream, [])
-            found[stream] = sorted([*before, *spans], key=_begin_ns) if before else spans
+            found[stream] = sorted([*before, *spans], key=attrgetter("time_ns")) if before else spans
     return found
-
-
-def _begin_ns(span: Span) -> int:
-    return span.time_ns
 
 
 def _moment(text: str | None, option: str, now_ns: int) -> int | None:
@@ -193,11 +196,6 @@ def _moment(text: str | None, option: str, now_ns: int) -> int | None:
             f"{option}: expected a time with its offset from UTC, such as 2026-11-20T10:00:00Z, or "
             f"a duration such as 24h, got {text!r}"
         ) from error
-
-
-def _is_off(one: Coverage) -> bool:
-    """Return whether a stream was not to be listened to at any time."""
-    return one.total == 0 and one.off > 0
 
 
 def _table(found: Sequence[Coverage]) -> Table:

@@ -178,7 +178,9 @@ def _read(ledgers: Sequence[tuple[Path, Path]]) -> dict[str, list[Span]]:
     for paths in ledgers:
         for stream, spans in read_spans(*paths).items():
             before = found.get(stream, [])
-            found[stream] = sorted([*before, *spans], key=attrgetter("time_ns")) if before else spans
+            found[stream] = (
+                sorted([*before, *spans], key=attrgetter("time_ns")) if before else spans
+            )
     return found
 
 

@@ -90,13 +90,8 @@ class Box:
             WireError: it refuses.
             StartupError: it does not answer.
         """
-        if (self.client_key is None) != (self.server_key is None):
-            raise UsageError("expected both --client-key and --server-key, or neither")
-        keys = None
-        if self.client_key is not None and self.server_key is not None:
-            keys = ClientKeys.load(self.client_key, self.server_key)
         assert self.endpoint is not None
-        sockets = Sockets(keys)
+        sockets = Sockets(ClientKeys.of_options(self.client_key, self.server_key))
         try:
             frames = QueryClient(sockets, self.endpoint).ask(request, ANSWER_S)
         finally:

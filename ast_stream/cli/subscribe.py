@@ -18,7 +18,7 @@ from rich.text import Text
 from ast_stream.cli.options import config_option, json_option
 from ast_stream.cli.output import json_line
 from ast_stream.cli.terminal import console
-from ast_stream.errors import UsageError, WireError
+from ast_stream.errors import WireError
 from ast_stream.feed import ClientKeys, FeedMessage, Missed, SeveralFeeds, Subscriber
 from ast_stream.messages.event import Content, EventMessage, GapMessage, ScoresHeader
 from ast_stream.messages.status import Health
@@ -35,8 +35,6 @@ Reader = Subscriber | SeveralFeeds
 DEFAULT_TOPICS = ("event/", "gap/")
 SAY_WAITING_AFTER_S = 1.0
 _POLL_S = 0.2  # of the stop signal, the reader of our output and the publisher
-
-
 _STREAM_COLUMNS = 12
 _TOP_SCORES = 5
 _STYLES = {"begin": "bold green", "update": "dim", "end": "green"}
@@ -84,11 +82,7 @@ def subscribe(
 
     Example: ast-stream subscribe event/bark --stream porch
     """
-    if (client_key is None) != (server_key is None):
-        raise UsageError("expected both --client-key and --server-key, or neither")
-    keys = None
-    if client_key is not None and server_key is not None:
-        keys = ClientKeys.load(client_key, server_key)
+    keys = ClientKeys.of_options(client_key, server_key)
 
     def reader_of(endpoint: str, query: str | None, keys: ClientKeys | None) -> Subscriber:
         return Subscriber(
@@ -107,13 +101,11 @@ def subscribe(
     else:
         settings = default_settings() if config is None else load_settings(config)
         keys = keys or client_keys(settings.transport)
-        parts = {str(name): of_worker(settings, name) for name in worker_names(settings)}
-        readers = {
-            name: reader_of(feed_endpoint(own), query or query_endpoint(own), keys)
-            for name, own in parts.items()
-        }
-        reader = SeveralFeeds(readers) if settings.workers else readers["None"]
-        endpoint = ", ".join(feed_endpoint(own) for own in parts.values())
+        parts = [of_worker(settings, name) for name in worker_names(settings)]
+        feeds = [reader_of(feed_endpoint(own), query or query_endpoint(own), keys) for own in parts]
+        named = dict(zip(settings.workers, feeds, strict=False))  # empty where there is one for all
+        reader = SeveralFeeds(named) if named else feeds[0]
+        endpoint = ", ".join(feed_endpoint(own) for own in parts)
     out = console(stderr=False)
 
     def show_line(item: FeedMessage | Missed) -> None:

@@ -58,6 +58,20 @@ class ClientKeys:
         """
         return cls(read_pair(Path(secret), CLIENT_CREDENTIAL), read_public(Path(server)))
 
+    @classmethod
+    def of_options(cls, client_key: Path | None, server_key: Path | None) -> ClientKeys | None:
+        """Return the keys that two options of a command name; None if neither is given.
+
+        Raises:
+            UsageError: only one is given.
+            StartupError: as `load`.
+        """
+        if client_key is None and server_key is None:
+            return None
+        if client_key is None or server_key is None:
+            raise UsageError("expected both --client-key and --server-key, or neither")
+        return cls.load(client_key, server_key)
+
 
 def encode_z85(data: bytes) -> str:
     """Return bytes as text, five characters for each four; RFC 32 of the ZeroMQ project.

@@ -14,7 +14,7 @@ from ast_stream.alerts.notification import one_line
 from ast_stream.messages.alert import Alert
 from ast_stream.messages.status import FailingAction
 from ast_stream.settings.alerts import RateLimit
-from ast_stream.settings.storage import DAY_S, MAX_ALERT_ROWS
+from ast_stream.settings.storage import MAX_ALERT_ROWS
 from ast_stream.units import NS_PER_SECOND, seconds_to_ns
 
 MAX_ERROR_CHARACTERS = 300
@@ -157,9 +157,7 @@ def failing_action(db: sqlite3.Connection, action: str) -> FailingAction | None:
     )
 
 
-def prune(
-    db: sqlite3.Connection, now_ns: int, evaluated_ns: int, kept_s: float = 30 * DAY_S
-) -> None:
+def prune(db: sqlite3.Connection, now_ns: int, evaluated_ns: int, kept_s: float) -> None:
     """Delete what has long been over, a batch at a time; never rows of an active alert.
 
     Args:

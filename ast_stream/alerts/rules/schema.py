@@ -70,7 +70,7 @@ class RuleSettings(RuleSection):
         default=None, description="fires on the level or the absence of a stream"
     )
     coverage: Coverage | None = Field(
-        default=None, description="fires when a stream was heard for too little of a time"
+        default=None, description="fires when too little of a stream was heard in a period"
     )
     group_by: NameList | None = Field(
         default=None,

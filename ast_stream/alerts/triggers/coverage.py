@@ -1,4 +1,4 @@
-"""`coverage`: a stream was heard for less of the last hours than it should be."""
+"""`coverage`: too little of a stream was heard in a sliding period."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ if TYPE_CHECKING:
     from ast_stream.alerts.rules.schema import RuleSettings
     from ast_stream.settings.explain import Path as KeyPath
 
-MIN_BUDGET_NS = 10 * NS_PER_SECOND  # what a busy worker lags behind for a moment is no loss
-N_PARTS = 100  # of the time looked back at: so exactly what is lost is forgotten
-_HEALTH_NS = 2 * NS_PER_SECOND  # health comes each second: a message without more says so much
-ENOUGH = 0.9  # of what may be lost: not more must be before the alert is over
+MIN_BUDGET_NS = 10 * NS_PER_SECOND  # a busy worker may lag that far behind without losing any
+N_PARTS = 100  # of the period: losses leave it in steps of a hundredth
+_HEALTH_NS = (
+    2 * NS_PER_SECOND
+)  # health comes each second: a message without figures covers that much
+ENOUGH = 0.9  # of the budget: the alert is over once no more than that is lost
 
 
 class Coverage(RuleSection):
-    """A stream was heard for less of the last time than it should be; deliberate silence counts."""
+    """Too little of a stream was heard in the last period; gated windows count as heard."""
 
     stream: dict[str, Names] = Field(
         default_factory=dict,
         description="by `id` (the stream's name) and by labels; all streams if left out",
     )
-    heard_below_percent: float = Field(
-        gt=0, lt=100, description="of the time that is looked back at, e.g. 99"
-    )
-    of_last: PositiveDuration = Field(description="how far it is looked back, e.g. 1d")
+    heard_below_percent: float = Field(gt=0, lt=100, description="of the period, e.g. 99")
+    of_last: PositiveDuration = Field(description="the period, up to now, e.g. 1d")
 
     @property
     def budget_ns(self) -> int:
-        """How much may be lost within that time."""
+        """How much of the period may be lost."""
         return round(self.of_last * (1 - self.heard_below_percent / 100))
 
     @model_validator(mode="after")
-    def _can_be_told(self) -> Coverage:
+    def _budget_is_measurable(self) -> Coverage:
         if self.budget_ns < MIN_BUDGET_NS:
             raise ValueError(
                 f"expected at least {MIN_BUDGET_NS / NS_PER_SECOND:g} s that may be lost, "
@@ -55,12 +55,12 @@ class Coverage(RuleSection):
 
 @dataclass(eq=False)
 class CoverageBelow(Trigger):
-    """Fires when more was lost within a time than may be, and holds until little enough was.
+    """Fires when more of the period is lost than the budget, and holds until clearly less is.
 
-    Each health message says up to where its stream is decided, and how much of that is lost for
-    good. By how much that grew less than time did was not heard, unless it is made up for: a
-    worker that was away finds in the ring what it missed. Time before the stream was first seen
-    does not count.
+    Each health message says how far its stream is decided, and how much of that is lost for good.
+    Wall time by which that progress falls behind counts as lost until it is made up for: a worker
+    that was away finds in the ring what it missed. Time before the stream was first seen does not
+    count.
 
     Attributes:
         sampled_ns: when the stream was last reported; None: nothing is expected of it.
@@ -118,7 +118,7 @@ class CoverageBelow(Trigger):
             self.sampled_ns = now
 
     def on_downtime(self, away_ns: int) -> None:
-        """Do not count a time in which this process was not running, unless others know of it."""
+        """Excuse time in which this process did not run, unless health reports it as lost."""
         if self.sampled_ns is not None:
             self.excused_ns += away_ns
 
@@ -162,7 +162,7 @@ class CoverageBelow(Trigger):
         return self._lost_until(now)
 
     def _heard(self, health: Health, decided_ns: int | None, lost_ns: int, elapsed_ns: int) -> int:
-        """Return how much has been heard since the last report; also of what was before it."""
+        """Return how much was heard since the last report, audio from before it included."""
         if decided_ns is None:  # not open, or written by hand
             known_ns = min(elapsed_ns, _HEALTH_NS + self.excused_ns)
             return 0 if health.state == "missing" else known_ns
@@ -174,7 +174,7 @@ class CoverageBelow(Trigger):
         return decided_ns - self.decided_ns - lost_ns
 
     def _add_loss(self, now: int, length_ns: int) -> None:
-        """Add what was lost until now; less than nothing makes up for what was lost last."""
+        """Add what was lost until now; a negative length makes up for the newest losses."""
         while length_ns < 0 and self.lost:
             start, last_ns = self.lost.pop()
             length_ns += last_ns
@@ -190,7 +190,7 @@ class CoverageBelow(Trigger):
         self.lost.append((start, length_ns))
 
     def _lost_until(self, now: int) -> int:
-        """Return how much was lost in the time that is looked back at."""
+        """Return how much of the period is lost."""
         since = now - self._span_ns
         lost_ns = sum(length for start, length in self.lost if start + self._part_ns > since)
         if self.sampled_ns is not None:
@@ -198,7 +198,7 @@ class CoverageBelow(Trigger):
         return min(lost_ns, self._span_ns)
 
     def _fires(self, now: int) -> bool:
-        """Forget what is too long ago, and return whether the rule fires."""
+        """Forget losses from before the period, and return whether the rule fires."""
         since = now - self._span_ns
         self.lost = [part for part in self.lost if part[0] + self._part_ns > since]
         lost_ns = self._lost_until(now)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ast_stream.audio.pcm import SampleBuffer
-from ast_stream.privacy.voice import CONTEXT, talk_frames
+from ast_stream.privacy.voice import CONTEXT, Flags, talk_frames
 from ast_stream.units import FRAME_SHIFT, SAMPLE_RATE
 
 SPEECH_LABELS = frozenset(
@@ -33,7 +33,6 @@ HEAR_EVERY_S = 1.0  # the voice detector takes so much at a time
 _MARGIN = round(MARGIN_S * SAMPLE_RATE) // FRAME_SHIFT  # frames
 _UNKNOWN, _QUIET, _VOICE = -1, 0, 1
 
-Flags = npt.NDArray[np.bool_]
 Range = tuple[int, int]
 """Samples from one index to before another."""
 
@@ -48,7 +47,7 @@ class SpeechMask:
     """
 
     def __init__(self, labels: Sequence[str], width: int, capacity: int) -> None:
-        self._classes = [n for n, label in enumerate(labels) if label in SPEECH_LABELS]
+        self._classes = np.flatnonzero([label in SPEECH_LABELS for label in labels])
         self._width = width
         self._n_frames = capacity // FRAME_SHIFT + 2 * _MARGIN
         self._voice = np.full(self._n_frames, _UNKNOWN, np.int8)
@@ -65,7 +64,7 @@ class SpeechMask:
 
     def add_scores(self, end_sample: int, scores: npt.NDArray[np.float32]) -> None:
         """Take the scores of a window or frame, shape (n_classes,)."""
-        if not self._classes:
+        if not len(self._classes):
             return
         stop = end_sample // FRAME_SHIFT
         self._make_cells(stop)
@@ -105,7 +104,7 @@ class SpeechMask:
         cells = frames % self._n_frames
         voice, scores = self._voice[cells], self._scores[cells]
         flags: Flags = voice != _QUIET
-        if self._classes:
+        if len(self._classes):
             unknown = (voice == _UNKNOWN) | np.isnan(scores)
             flags = unknown | (scores > SPEECH_SCORE) | (flags & (scores > HINT_SCORE))
         is_held = (frames < self._end) & (frames >= self._end - self._n_frames)

@@ -32,16 +32,16 @@ app = typer.Typer(no_args_is_help=True, epilog="Example: ast-stream bench soak -
 @app.command("soak")
 def soak(
     streams: Annotated[
-        int, typer.Option(min=1, max=62, help="Read as fast as the worker goes.")
+        int, typer.Option(min=1, max=62, help="Streams read as fast as the worker goes.")
     ] = 4,
     hours: Annotated[
-        float, typer.Option(min=0.01, max=10_000, help="Of audio of each of them.")
+        float, typer.Option(min=0.01, max=10_000, help="Hours of audio of each stream.")
     ] = 1.0,
     model: Annotated[str, typer.Option(help="Checkpoint.")] = "bundled",
     hop: Annotated[float, typer.Option(min=0.05, help="Seconds between windows.")] = 0.5,
-    seed: Annotated[int, typer.Option(min=0, max=2**31, help="Of the sounds and the outages.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=2**31, help="Seed of sounds and outages.")] = 1,
     outage_every: Annotated[
-        float, typer.Option(min=0, help="Seconds between outages, about; 0: none.")
+        float, typer.Option(min=0, help="Mean seconds between outages; 0: none.")
     ] = 60.0,
     sample_every: Annotated[
         float, typer.Option(min=0.2, help="Seconds between two samples of memory and the like.")
@@ -97,18 +97,22 @@ def model(
     model: Annotated[
         str, typer.Option(help="Checkpoint, or ast-base: random weights of the published shape.")
     ] = "bundled",
-    batch: Annotated[list[int], typer.Option(min=1, max=64, help="Windows at once.")] = [1],  # noqa: B006
-    rounds: Annotated[int, typer.Option(min=1, help="Each way runs once in each.")] = 7,
+    batch: Annotated[list[int], typer.Option(min=1, max=64, help="Windows per batch.")] = [1],  # noqa: B006
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Each implementation runs once per round.")
+    ] = 7,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     recordings: Annotated[
-        Path | None, typer.Option(help="Score the beginnings of those in a folder, not noise.")
+        Path | None,
+        typer.Option(help="Score the beginnings of recordings in this folder, not noise."),
     ] = None,
     as_json: Annotated[bool, json_option("All figures as one JSON object.")] = False,
 ) -> None:
     """Time the model, features included, beside transformers where that is installed.
 
-    The ways run in turn; figures are medians over the rounds. The difference is the largest
-    of a score from the first way's; top 5 the share of its five highest classes that are kept.
+    The implementations run in turn; times are medians over the rounds. `difference` is the largest
+    difference of a score from the first implementation's; `top 5` is how much of its five highest
+    classes is kept.
 
     Example: ast-stream bench model --model ast-base --batch 1 --batch 8
     """

@@ -58,7 +58,7 @@ def coverage(
             min=0,
             max=100,
             metavar="PERCENT",
-            help="Exit with 1 if a stream was heard for less of the time it is accounted for.",
+            help="Exit with 1 if less than this of the accounted time of a stream was heard.",
         ),
     ] = None,
     as_json: Annotated[
@@ -70,14 +70,14 @@ def coverage(
 ) -> None:
     """Show for how long each stream was listened to, gated, degraded, missing or lost in gaps.
 
-    All time from the first record of a stream on is one of these. Streams of the configuration are
+    All time since the first record of a stream is one of these. Streams of the configuration are
     accounted for until now. Those whose source can end (a file that is not looped, standard input,
     a scene), and all without -c, are accounted for until their last record: what follows may be
-    the end of the source or of its capture process; `status` tells. With --until all are
+    the end of the source or of its capture process; `status` shows which. With --until all are
     accounted for until then.
 
-    Heard is what was listened to, gated or degraded: deliberate silence is not loss. The time in
-    which a stream is not in the configuration is off, and counts for nothing.
+    Listened, gated and degraded time counts as heard: it was not lost. Time in which a stream is
+    not in the configuration is off, and is left out.
 
     Example: ast-stream coverage -c /etc/ast-stream/config.yaml --since 24h
     """

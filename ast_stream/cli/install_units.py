@@ -269,13 +269,13 @@ def install_units(
 ) -> None:
     """Write the systemd units of one configuration, and say what to do next.
 
-    The units start the environment that this command runs from; run it again after moving that or
-    adding streams: where the target runs, units of new streams are then started, and those of
-    removed ones stopped. It prints the paths of the files written. Put changes of your own into
+    The units use the environment that this command runs from. Run it again after moving that or
+    changing the streams: if the target is active, units of new streams are started and those of
+    removed streams stopped. It prints the paths of the files written. Put your own changes into
     drop-ins.
 
-    --remove stops what runs, disables the target and removes the files that this command has
-    written. Configuration, state and drop-ins stay, and it says how to delete them.
+    --remove stops the units, disables the target and removes the files that this command has
+    written. Configuration, state and drop-ins are kept; it prints how to delete them.
 
     Example: sudo .venv/bin/ast-stream install-units -c /etc/ast-stream/config.yaml
     """

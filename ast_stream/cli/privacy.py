@@ -22,10 +22,10 @@ def privacy(
     config: Annotated[Path, config_option()],
     as_json: Annotated[bool, json_option("One JSON object.")] = False,
 ) -> None:
-    """Show what is kept of whom, where, for how long, who may read it, and what leaves the box.
+    """Show what is stored, where and for how long, who can read it, and what leaves this box.
 
-    A data-protection sheet in Markdown, for this configuration. `ast-stream doctor` tries whether
-    a running box keeps to it.
+    A data-protection sheet for this configuration, in Markdown. `ast-stream doctor` checks that
+    the running processes comply with it.
 
     Example: ast-stream privacy -c /etc/ast-stream/config.yaml > data-protection.md
     """

@@ -32,10 +32,10 @@ def run(
 ) -> None:
     """Run all processes of one configuration: a capture per stream, worker or workers, and alerts.
 
-    The alerts process is there if the configuration names rules.
-    What fails is started again; Ctrl-C or SIGTERM ends everything. SIGHUP has the configuration
-    read again: streams come, go and change while the others run. When every source is a recording
-    or another one that ends, the run ends with them.
+    The alerts process is started if the configuration names rules. Processes that fail are
+    restarted; Ctrl-C or SIGTERM stops all of them. SIGHUP reloads the configuration: streams are
+    added, removed and changed while the others keep running. If every source ends, as recordings
+    do, the run ends with them.
 
     Example: ast-stream run -c configs/examples/microphone.yaml
     """

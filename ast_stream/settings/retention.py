@@ -43,7 +43,7 @@ class AlertRetention(Section):
 
 
 class RetentionSettings(Section):
-    """What is older, or beyond the bytes, is deleted; the oldest first."""
+    """Data that is older or beyond the size limit is deleted, oldest first."""
 
     events: EventRetention = EventRetention()
     coverage: CoverageRetention = CoverageRetention()

@@ -381,7 +381,7 @@ class ModelSettings(Section):
 
 
 class WorkerSettings(Section):
-    """One of several workers: the streams that it listens to, and on what."""
+    """One of several workers: its streams and its device."""
 
     streams: list[str] = Field(min_length=1, description="names of its streams")
     device: str | None = Field(
@@ -486,7 +486,7 @@ class TransportSettings(Section):
     query: str | None = None
     admin: str | None = Field(
         default=None,
-        description="of the alerts process, to acknowledge, snooze and operate the outbox",
+        description="of the alerts process, for ack, snooze and the outbox commands",
     )
     curve: CurveSettings | None = Field(
         default=None, description="keys of tcp endpoints; null: tcp on loopback only, without keys"

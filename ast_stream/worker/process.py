@@ -70,7 +70,7 @@ def worker(
         Path, typer.Option("--config", "-c", metavar="FILE", help="The configuration (YAML).")
     ],
     name: Annotated[
-        str | None, typer.Option(help="Which of the workers, if the configuration has several.")
+        str | None, typer.Option(help="Which worker, if the configuration has several.")
     ] = None,
 ) -> None:
     """Run the worker: audio of all streams in, events out on the feed.

@@ -2,8 +2,9 @@
 
 Each 10 ms is withheld that the model calls speech, or that sounds like a voice where the model does
 not rule speech out, with a second on either side. So is what nobody has judged: what is not scored
-yet, lay in a gap, or came before what is held. A sample that is withheld may be released later; one
-that was released is never withheld, and no choice of ranges gets more.
+yet by every window that will hear it, lay in a gap, or came before what is held. A sample that is
+withheld may be released later; one that was released is never withheld, and no choice of ranges
+gets more.
 """
 
 from __future__ import annotations
@@ -55,12 +56,18 @@ class SpeechMask:
         self._start = 0
         self._end = 0  # frames before it have cells
         self._heard = 0  # frames before it are judged by the voice detector
+        self._settled = 0  # no later score is about frames before it
 
     def restart(self, start_sample: int) -> None:
         """Forget everything; the next audio begins here."""
         self._start = self._end = self._heard = -(-start_sample // FRAME_SHIFT)
+        self._settled = self._start
         self._voice.fill(_UNKNOWN)
         self._scores.fill(np.nan)
+
+    def interrupt(self, sample: int) -> None:
+        """Take it that the scores that follow hear nothing before a sample: a gap was there."""
+        self._settled = max(self._settled, -(-sample // FRAME_SHIFT))
 
     def add_scores(self, end_sample: int, scores: npt.NDArray[np.float32]) -> None:
         """Take the scores of a window or frame, shape (n_classes,)."""
@@ -68,7 +75,8 @@ class SpeechMask:
             return
         stop = end_sample // FRAME_SHIFT
         self._make_cells(stop)
-        first = max((end_sample - self._width) // FRAME_SHIFT, self._start, stop - self._n_frames)
+        self._settled = max(self._settled, (end_sample - self._width) // FRAME_SHIFT)
+        first = max(self._settled, stop - self._n_frames)
         cells = np.arange(first, stop) % self._n_frames
         self._scores[cells] = np.fmax(self._scores[cells], scores[self._classes].max())
 
@@ -105,7 +113,7 @@ class SpeechMask:
         voice, scores = self._voice[cells], self._scores[cells]
         flags: Flags = voice != _QUIET
         if len(self._classes):
-            unknown = (voice == _UNKNOWN) | np.isnan(scores)
+            unknown = (voice == _UNKNOWN) | np.isnan(scores) | (frames >= self._settled)
             flags = unknown | (scores > SPEECH_SCORE) | (flags & (scores > HINT_SCORE))
         is_held = (frames < self._end) & (frames >= self._end - self._n_frames)
         flags |= ~is_held | (frames < self._start)

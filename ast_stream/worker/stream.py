@@ -440,6 +440,8 @@ class WorkerStream:
         self._detector.settle_runs()  # what is in front of the gap comes first
         self._account.add_gaps(self._detector.position(self.name), self._clock)
         end = gap.start_sample + gap.samples
+        if self._speech is not None and gap.samples > LONGEST_SILENT_HOLE:
+            self._speech.interrupt(end)
         self._publisher.end_orphans(self.name, of_epoch=gap.epoch, before=end)
         return True
 
@@ -479,6 +481,8 @@ class WorkerStream:
         if self._detector.is_ending(self.name):
             return False
         self.is_open = False
+        if self._speech is not None:
+            self._speech.interrupt(self._history.end)
         return True
 
     def _resume(self, record: StreamRecord, start: int) -> None:

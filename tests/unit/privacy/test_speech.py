@@ -143,6 +143,42 @@ def test_what_was_released_is_never_withheld_while_it_is_held() -> None:
     assert released.any()
 
 
+def test_audio_is_released_when_every_window_that_hears_it_is_scored() -> None:
+    """A word at the end of a long window may not count there, and count in those that follow."""
+    width, hop = seconds(10), seconds(0.5)
+    stream = Stream()
+    stream.mask = SpeechMask(LABELS, width, stream.audio.capacity)
+    stream.play(noise(30), None)
+    word = seconds(20)
+    released = np.zeros(stream.audio.end, np.bool_)
+    for end in range(width, stream.audio.end + 1, hop):
+        is_heard = end - width < word < end - seconds(3)
+        stream.mask.add_scores(end, SPEECH if is_heard else NO_SPEECH)
+        released |= ~stream.is_withheld()
+    assert released[: seconds(8)].any()
+    assert not (released & stream.is_withheld()).any()
+    assert not released[word - seconds(MARGIN_S) : word + seconds(MARGIN_S)].any()
+
+
+def test_windows_behind_a_gap_do_not_judge_what_came_before_it() -> None:
+    width, hop = seconds(10), seconds(0.5)
+    stream = Stream()
+    stream.mask = SpeechMask(LABELS, width, stream.audio.capacity)
+    stream.play(noise(20.4), None)
+    for end in range(width, seconds(20) + 1, hop):
+        stream.mask.add_scores(end, NO_SPEECH)
+    behind = seconds(21.4)
+    stream.audio.append_silence(seconds(1))
+    stream.mask.interrupt(behind)
+    stream.play(noise(20), None)
+    for end in range(behind + hop, stream.audio.end + 1, hop):
+        stream.mask.add_scores(end, NO_SPEECH)
+    flags = stream.is_withheld()
+    assert flags[seconds(20) - seconds(MARGIN_S) : behind + seconds(MARGIN_S)].all()
+    assert not flags[: seconds(18.9)].any()
+    assert not flags[seconds(22.5) : seconds(30)].any()
+
+
 def test_a_new_epoch_forgets_and_one_resumed_withholds_its_beginning() -> None:
     stream = Stream()
     stream.play(noise(10))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -177,8 +177,14 @@ class CpuRunner:
                 for part in parts:
                     score(part)
             return
-        for done in [self._pool.submit(score, part) for part in parts]:
-            done.result()
+        scored = [self._pool.submit(score, part) for part in parts]
+        try:
+            for one in scored:
+                one.result()
+        finally:  # whatever was raised here: no thread works on for nobody
+            for one in scored:
+                one.cancel()
+            wait(scored)
 
     def _parts(self, n_windows: int) -> Iterator[slice]:
         """Yield slices of powers of two up to `batch`, small enough for all threads to have one."""

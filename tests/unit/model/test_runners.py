@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 
 from ast_stream.model.ast import AudioSpectrogramTransformer
 from ast_stream.model.dims import Activation, AstDims
-from ast_stream.model.runners import MAX_PACKED_ERROR, PackedLinear, pack
+from ast_stream.model.runners import MAX_PACKED_ERROR, CpuRunner, PackedLinear, pack
 
 DIMS = AstDims(n_classes=5, hidden_size=48, n_layers=2, n_heads=3, max_frames=128)
 
@@ -91,3 +93,31 @@ def test_the_activation_of_the_model_is_what_is_compared(monkeypatch: pytest.Mon
 def test_other_precisions_are_not_packed() -> None:
     assert "no packed layers in torch.float16" in str(pack(_model(dtype=torch.float16)))
     assert MAX_PACKED_ERROR.keys() == {torch.float32, torch.bfloat16}
+
+
+def test_when_a_batch_fails_no_thread_works_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    model = _model()
+    runner = CpuRunner(model, torch.float32)
+    windows = torch.randn((40, DIMS.max_frames, DIMS.n_mels))
+    expected = runner.logits(windows)
+    has_failed = threading.Event()
+    begun: list[int] = []
+    done: list[int] = []
+
+    def fails_once(part: torch.Tensor) -> torch.Tensor:
+        if not has_failed.is_set():
+            has_failed.set()
+            raise RuntimeError("no memory")
+        begun.append(len(part))
+        time.sleep(0.1)
+        done.append(len(part))
+        return model.forward(part)
+
+    with pytest.raises(RuntimeError, match="no memory"):
+        runner._run(windows, torch.empty_like(expected), fails_once)
+    n_begun = len(begun)
+    assert n_begun == len(done)
+    time.sleep(0.3)
+    assert len(begun) == n_begun
+    assert torch.equal(runner.logits(windows), expected)

@@ -127,6 +127,11 @@ def test_settings_cannot_be_changed_after_loading() -> None:
             "got 'tcp://0.0.0.0:5000'",
         ),
         (
+            "transport: {feed: 'ipc:///run/x/feed.sock', admin: 'ipc:///run/x/feed.sock'}",
+            "2: transport.admin: expected an endpoint of its own, got ipc:///run/x/feed.sock, "
+            "which is transport.feed",
+        ),
+        (
             "privacy: sensor\ntransport: {audio: 'tcp://127.0.0.1:5555'}",
             "3: transport.audio: expected ipc with privacy: sensor, got tcp://127.0.0.1:5555",
         ),

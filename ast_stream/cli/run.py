@@ -18,6 +18,7 @@ from ast_stream.runtime.files import lock_file, make_writable_folder
 from ast_stream.runtime.lifecycle import Notifier, child_environment, stop_on_signals
 from ast_stream.runtime.logging import LOG_FORMAT, line_format, setup_logging
 from ast_stream.runtime.reload import Reloader
+from ast_stream.runtime.state_format import check_state_dir
 from ast_stream.runtime.supervisor import ChildSpec, LineForwarder, Supervisor
 from ast_stream.settings.load import LoadedSettings, load_file
 from ast_stream.settings.paths import make_runtime_dir
@@ -57,6 +58,9 @@ def _supervise(
         _check_rules(loaded)  # report mistakes before anything starts
     folder = make_runtime_dir(settings)
     make_writable_folder(Path(settings.state_dir), "state_dir", 0o750)
+    workers = [of_worker(settings, name) for name in worker_names(settings)]
+    for state_dir in {settings.state_dir, *(own.state_dir for own in workers)}:
+        check_state_dir(Path(state_dir), str(config))  # here, so that not each process says it
     lock_fd = lock_file(folder / "run.lock", f"the runtime folder {folder}")
     format = line_format(settings.logging.format, sys.stderr)
     environ = child_environment() | {LOG_FORMAT: format}

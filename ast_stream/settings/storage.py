@@ -158,7 +158,7 @@ def _kept_in_folders(settings: Settings) -> Iterator[Kept]:
     yield Kept(
         "format", Path(settings.state_dir), ("format.json",), "all", nothing, 4096, None, always
     )
-    sockets = ("*.sock", "*.sock.lock", "run.lock")
+    sockets = ("*.sock", "*.sock.lock", "watch.[0-9]*", "run.lock")
     yield Kept("sockets", runtime_dir(settings), sockets, "all", nothing, 0, None, always)
 
 

@@ -84,6 +84,8 @@ def test_files_of_no_declared_kind_are_noticed() -> None:
         "/var/lib/x/events/segment.damaged-1": True,
         "/run/x/worker-journal.jsonl.damaged-2": True,
         "/run/x/ring.porch.sock.lock": True,
+        "/run/x/watch.12": True,  # of `run`, where its processes report that they work
+        "/run/x/watch": False,
         "/var/lib/x/events/clip.jsonl": False,
         "/var/lib/x/alerts.sqlite.damaged-1-wal": True,
         "/var/lib/x/alerts.sqlite.engine-damaged": True,

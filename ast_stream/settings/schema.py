@@ -519,7 +519,9 @@ class TransportSettings(Section):
         for name in ("audio", "feed", "query", "admin"):
             endpoint = getattr(self, name)
             if endpoint is not None and (other := first.setdefault(endpoint, name)) != name:
-                text = f"expected an endpoint of its own, got {endpoint}, which is transport.{other}"
+                text = (
+                    f"expected an endpoint of its own, got {endpoint}, which is transport.{other}"
+                )
                 yield ("transport", name), text
         if self.curve is not None and self.curve.server_key is self.curve.server_secret is None:
             text = "expected server_key, or server_secret on the box of the worker, got neither"

@@ -30,7 +30,6 @@ from ast_stream.settings.storage import kept, undeclared
 from ast_stream.transport.sockets import Sockets
 
 PLANTED = tones_and_noise(12.0) + planted_noise(12.0) // 32
-SEARCH = AudioSearch(PLANTED)
 RULES = """
 version: 1
 groups: [{name: g, rules: [{alert: heard, match: {any_of: [Bark]}, actions: [note]}]}]
@@ -63,6 +62,11 @@ def sensor(checkpoint: Path) -> Iterator[Pipeline]:
         run.start_capture("a")
         wait_for(lambda: heard_s(run) > 6, "some seconds of sound")
         yield run
+
+
+@pytest.fixture(scope="module")
+def search() -> AudioSearch:
+    return AudioSearch(PLANTED)
 
 
 def heard_s(run: Pipeline) -> float:
@@ -158,7 +162,9 @@ def test_speech_is_withheld_from_an_answer_that_says_so(checkpoint: Path) -> Non
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize("socket", ["query.sock", "ring.a.sock"])
-def test_another_user_gets_no_audio_from_a_sensor(sensor: Pipeline, socket: str) -> None:
+def test_another_user_gets_no_audio_from_a_sensor(
+    sensor: Pipeline, search: AudioSearch, socket: str
+) -> None:
     for folder in (sensor.folder, sensor.folder / "run"):
         folder.chmod(0o755)
     query: dict[str, object] = {"op": "audio", "stream": "a", "from": 0, "to": 16_000}
@@ -169,10 +175,10 @@ def test_another_user_gets_no_audio_from_a_sensor(sensor: Pipeline, socket: str)
     answer = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
     expected = SENSOR_REFUSAL.encode() if socket == "query.sock" else b"not_allowed"
     assert expected in answer
-    assert SEARCH.find(answer) is None
+    assert search.find(answer) is None
 
 
-def test_the_feed_of_a_sensor_holds_no_sound(sensor: Pipeline) -> None:
+def test_the_feed_of_a_sensor_holds_no_sound(sensor: Pipeline, search: AudioSearch) -> None:
     said: list[bytes] = []
     sockets = Sockets()
     feeds = [
@@ -192,15 +198,15 @@ def test_the_feed_of_a_sensor_holds_no_sound(sensor: Pipeline) -> None:
     wait_for(has_said_everything, "an event, scores, health and status")
     sockets.close()
     for body in (b"".join(said), *said):
-        assert SEARCH.find(body) is None
+        assert search.find(body) is None
 
 
-def test_no_other_answer_of_a_sensor_holds_sound(sensor: Pipeline) -> None:
+def test_no_other_answer_of_a_sensor_holds_sound(sensor: Pipeline, search: AudioSearch) -> None:
     for query in ({"op": "snapshot"}, {"op": "replay"}, {"op": "ping"}):
-        assert SEARCH.find(b"".join(ask(sensor, "query.sock", query))) is None
+        assert search.find(b"".join(ask(sensor, "query.sock", query))) is None
 
 
-def test_no_file_of_a_sensor_holds_sound(sensor: Pipeline) -> None:
+def test_no_file_of_a_sensor_holds_sound(sensor: Pipeline, search: AudioSearch) -> None:
     wait_for(lambda: (sensor.folder / "state" / "alerts.sqlite").exists(), "the alerts")
     files = [
         path
@@ -209,8 +215,8 @@ def test_no_file_of_a_sensor_holds_sound(sensor: Pipeline) -> None:
     ]
     assert {path.name for path in files} >= {"worker-journal.jsonl", "alerts.sqlite", "worker.log"}
     for path in files:
-        assert SEARCH.find(path.read_bytes()) is None, path
-    assert SEARCH.find((sensor.folder / "audio.wav").read_bytes()) is not None
+        assert search.find(path.read_bytes()) is None, path
+    assert search.find((sensor.folder / "audio.wav").read_bytes()) is not None
 
 
 def test_the_memory_of_a_sensor_is_never_dumped(sensor: Pipeline) -> None:

@@ -37,7 +37,7 @@ class AudioSearch:
     def __init__(self, planted: Pcm16) -> None:
         self._planted = planted
         samples = planted.astype(np.float64) / 32_768
-        self._pieces = np.unique(
+        self._pieces = np.sort(
             np.concatenate(
                 [
                     _pieces(planted.astype("<i2"), 4),

@@ -26,7 +26,7 @@ def each_event() -> list[Operation]:
 
 
 def test_no_power_cut_takes_what_anyone_was_told(each_event: list[Operation]) -> None:
-    outcome = cut_everywhere(each_event, syncs_first=True, states=STATES, share=0.03)
+    outcome = cut_everywhere(each_event, syncs_first=True, states=STATES, share=0.02)
     assert outcome.broken == []
     assert outcome.n_states > 200
 

@@ -22,8 +22,9 @@ SEED ?= 1
 CASES ?= 1000000
 BIN := $(VENV)/bin
 # tests with real processes mostly wait for sound: four files at a time keep two cores busy, in the
-# order of tests/conftest.py; more threads than cores would only wait for each other
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
+# order of tests/conftest.py; more threads than cores would only wait for each other;
+# hundreds of processes begin, and without bytecode each would compile the program again
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
 # only what went wrong is shown, and then all of it, warnings included
 define PIP_INSTALL
 install() {

@@ -37,7 +37,7 @@ from ast_stream.settings.paths import (
     ring_endpoint,
 )
 from ast_stream.settings.schema import Settings, StreamSettings
-from ast_stream.settings.workers import of_worker, what_captures, worker_of
+from ast_stream.settings.workers import capture_settings, of_worker, worker_of
 from ast_stream.transport.keys import client_keys
 from ast_stream.transport.sockets import AUDIO_HWM_BLOCKS, QUERY_HWM_MESSAGES, Sockets
 from ast_stream.units import FULL_SCALE, SAMPLE_RATE, amplitude_to_dbfs, seconds_to_samples
@@ -198,7 +198,7 @@ def _shared(settings: Settings) -> Parts:
 def _streams_part(settings: Settings, name: str) -> dict[str, Any]:
     """Return what concerns the capture process of a stream."""
     return {
-        stream.name: what_captures(settings, stream)
+        stream.name: capture_settings(settings, stream)
         for stream in settings.streams
         if stream.name == name
     }

@@ -23,7 +23,7 @@ from ast_stream.runtime.supervisor import ChildSpec, LineForwarder, Supervisor
 from ast_stream.settings.load import LoadedSettings, load_file
 from ast_stream.settings.paths import make_runtime_dir
 from ast_stream.settings.schema import Settings
-from ast_stream.settings.workers import of_worker, process_name, what_captures, worker_names
+from ast_stream.settings.workers import capture_settings, of_worker, process_name, worker_names
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def _supervise(
         settings,
         "run",
         parts=lambda new: {
-            "streams": {stream.name: what_captures(new, stream) for stream in new.streams},
+            "streams": {stream.name: capture_settings(new, stream) for stream in new.streams},
             "workers": [*new.workers],
             "alerts": bool(new.alerts.rules),
         },
@@ -144,7 +144,7 @@ def child_specs(settings: Settings, config: Path) -> list[ChildSpec]:
             can_finish=stream.source.can_end,
             takes_stdin=stream.source.type == "stdin",
             begins_anew=stream.source.can_end and not stream.source.can_resume,
-            settings=json.dumps(what_captures(settings, stream)),
+            settings=json.dumps(capture_settings(settings, stream)),
         )
         for stream in settings.streams
     ]

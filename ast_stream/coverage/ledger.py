@@ -94,7 +94,7 @@ class CoverageLedger:
         self._open: dict[str, Span] = {}  # by stream: the span that goes on
         self._newest: dict[str, Span] = {}  # by stream
         self._closed: deque[Span] = deque()
-        self._unsynced: list[Span] = []  # in the log, where a power cut may take them
+        self._unsynced: list[Span] = []  # in the log, where a power cut may lose them
         self._written_s = now_s()
         self._kept: bytes | None = None  # content of the file `unwritten`; None: not known
         recent: deque[list[bytes]] = deque(maxlen=RECENT_SEGMENTS)
@@ -116,13 +116,13 @@ class CoverageLedger:
                 self._newest[part.stream] = part
 
     def note_removed(self, stream: str, time_ns: int) -> None:
-        """Note that from a moment on a stream is not to be listened to: silence is no loss."""
+        """Record that a stream left the configuration: from then on missing audio is no loss."""
         newest = self._newest.get(stream)
         if newest is not None and not newest.begins_off:
             self._note(newest, REMOVED, time_ns)
 
     def note_added(self, stream: str, time_ns: int) -> None:
-        """Note that a stream is to be listened to again, if it was not."""
+        """Record that a stream is back in the configuration, if it had left."""
         newest = self._newest.get(stream)
         if newest is not None and newest.begins_off:
             self._note(newest, ADDED, time_ns)
@@ -159,7 +159,7 @@ class CoverageLedger:
         self._open[part.stream] = part
 
     def save(self, *, at_once: bool = False) -> None:
-        """Make what was added safe from a kill, and what is in the log from a power cut.
+        """Protect what was added from a kill, and what is in the log from a power cut.
 
         Args:
             at_once: write everything to the log; otherwise spans that go on once in a while.
@@ -212,9 +212,9 @@ class CoverageLedger:
             self.outage.worked()
 
     def _failed(self, error: Exception) -> None:
-        """Report that the disk refused something; what was not synced is written once more.
+        """Report a disk error, and queue what was not synced to be written again.
 
-        Readers know what is there twice.
+        Readers recognise what is there twice.
         """
         self.outage.failed("%s %s cannot be written: %s", _WHAT, self._folder.path, error)
         self._closed.extendleft(reversed(self._unsynced))

@@ -32,7 +32,7 @@ Kind = Literal["listened", "gated", "degraded", "missing", "gap", "off"]
 * degraded: scored, but not every window that was due
 * missing: nothing ran that could have listened
 * gap: lost, with a record of it on the feed
-* off: not to be listened to: from a span of this kind and the reason `REMOVED` until the next span
+* off: not in the configuration: from a span with the reason `REMOVED` until the next span
 """
 
 KINDS: tuple[Kind, ...] = ("listened", "gated", "degraded", "missing", "gap")
@@ -82,7 +82,7 @@ class Span(Body):
 
     @property
     def begins_off(self) -> bool:
-        """Whether the stream is not to be listened to from here on."""
+        """Whether the stream is not in the configuration from here on."""
         return self.kind == "off" and self.reason == REMOVED
 
     def continues(self, before: Span) -> bool:

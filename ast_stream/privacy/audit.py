@@ -1,8 +1,8 @@
 """The record of who asked for audio: a line for each access in a bounded log, and in the journal.
 
-The first access of a user or key to a stream is written before the audio is handed out, and no
-audio is where it cannot be. Repeats are counted, and written as one line a minute: whoever listens
-all day, or tries all day, does not push out what others did.
+The first access of a user or key to a stream is written before audio is handed out; if it cannot be
+written, no audio is. Repeats are counted and written as one line a minute, so that a client that
+listens or tries all day does not push the accesses of others out of the log.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def sheet(settings: Settings) -> Sheet:
     return Sheet(
         privacy=settings.privacy,
         meaning=MODES[settings.privacy],
-        sources=[f"{one.name}: {one.source.describe()}" for one in settings.streams],
+        sources=[f"{stream.name}: {stream.source.describe()}" for stream in settings.streams],
         memory=list(_memory(settings)),
         files=list(_files(settings)),
         sockets=list(_sockets(settings)),
@@ -128,9 +128,8 @@ def _memory(settings: Settings) -> Iterator[Row]:
 
 def _files(settings: Settings) -> Iterator[Row]:
     readers = "the services' user and group, and root"
-    for one in kept(settings):
-        where = str(one.folder / one.patterns[0])
-        yield Row(one.name, where, one.holds, one.until, one.max_bytes, readers)
+    for file in kept(settings):
+        yield Row(file.name, str(file.path), file.holds, file.until, file.max_bytes, readers)
 
 
 def _sockets(settings: Settings) -> Iterator[Row]:

@@ -1,10 +1,10 @@
 """Which samples of a stream may hold speech: a mask that decides before audio is handed out.
 
-Each 10 ms is withheld that the model calls speech, or that sounds like a voice where the model does
-not rule speech out, with a second on either side. So is what nobody has judged: what is not scored
-yet by every window that will hear it, lay in a gap, or came before what is held. A sample that is
-withheld may be released later; one that was released is never withheld, and no choice of ranges
-gets more.
+A 10 ms frame is withheld, with a second on either side, if the model scores it as speech, or if it
+sounds like a voice and the model does not rule speech out. So are frames that were not judged: not
+scored yet by every window that covers them, in a gap, or older than what is held. A withheld sample
+may be released later; one that was released is never withheld, and asking for other ranges reveals
+no more.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SPEECH_LABELS = frozenset(
 SPEECH_SCORE = 0.1  # of any of these, from which it is speech
 HINT_SCORE = 0.01  # from which it is where there is a voice
 MARGIN_S = 1.0
-HEAR_EVERY_S = 1.0  # the voice detector takes so much at a time
+HEAR_EVERY_S = 1.0  # of audio that the voice detector takes at a time
 _MARGIN = round(MARGIN_S * SAMPLE_RATE) // FRAME_SHIFT  # frames
 _UNKNOWN, _QUIET, _VOICE = -1, 0, 1
 
@@ -81,7 +81,7 @@ class SpeechMask:
         self._scores[cells] = np.fmax(self._scores[cells], scores[self._classes].max())
 
     def hear(self, audio: SampleBuffer) -> None:
-        """Look for voices in what is new, if it is enough to be worth it."""
+        """Look for voices in new audio, once there are `HEAR_EVERY_S` of it."""
         stop = (audio.end - CONTEXT) // FRAME_SHIFT
         if stop - self._heard < HEAR_EVERY_S * SAMPLE_RATE / FRAME_SHIFT:
             return

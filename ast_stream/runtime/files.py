@@ -87,7 +87,7 @@ def replace_file(
 
 
 def make_folder(path: Path, mode: int = 0o777) -> None:
-    """Make a folder, and those above it, if they are not there; a power cut does not take them.
+    """Make a folder and its missing parents, synced: a power cut does not remove them again.
 
     Raises:
         OSError: it cannot be made, or is something else.
@@ -103,7 +103,7 @@ def make_folder(path: Path, mode: int = 0o777) -> None:
 def make_writable_folder(path: Path, key: str, mode: int = 0o777) -> None:
     """Make a folder if it is not there, and refuse one that nothing can be written to.
 
-    Nothing is written to find out. A full disk is not refused: that is over sooner or later.
+    Nothing is written to find out. A full disk is accepted: it may have room again later.
 
     Args:
         key: of the configuration, as the error names it.
@@ -127,12 +127,12 @@ def make_writable_folder(path: Path, key: str, mode: int = 0o777) -> None:
 
 
 def sync(path: Path) -> None:
-    """Bring to the disk what a file holds, or which names a folder holds.
+    """Sync the content of a file, or the entries of a folder, to disk.
 
-    A file that is synced may still lose its name to a power cut: that is in its folder.
+    A synced file may still be lost in a power cut if its folder is not synced.
 
     Raises:
-        OSError: the disk did not take it, or the path is not there.
+        OSError: the disk failed, or the path is not there.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:

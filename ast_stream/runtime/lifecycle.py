@@ -272,9 +272,9 @@ def die_with_parent(environ: Mapping[str, str] = os.environ) -> None:
 
 
 def keep_memory_private() -> None:
-    """Let no core dump be written of this process, and no process of its user look into it.
+    """Disable core dumps, and keep other processes of this user from reading this one's memory.
 
-    Root still can. Memory that is swapped out is on a disk: what forbids that is the unit.
+    Root still can. Memory may still be swapped to a disk, which the systemd unit forbids.
 
     Raises:
         OSError: the kernel refuses.

@@ -53,8 +53,8 @@ class LineFile:
         self.size = 0
         self.damaged = 0
         self._fd: int | None = None
-        self._synced_size = 0  # bytes of lines that a power cut cannot take
-        self._has_new_name = False  # which its folder may lose
+        self._synced_size = 0  # bytes of lines that are synced
+        self._has_new_name = False  # its folder is not synced since
 
     def lines(self, max_bytes: int) -> Iterator[tuple[int, bytes]]:
         """Yield the first byte and the text of each whole line on disk.
@@ -98,8 +98,8 @@ class LineFile:
         """Make all lines survive a power cut.
 
         Raises:
-            OSError: the disk did not take them: those since the last time are not in the file any
-                more. What a disk has refused once it may lose and then call written.
+            OSError: the disk failed. Lines since the last sync are cut off the file: after a failed
+                sync the kernel may drop their pages and report the next one as done.
         """
         if self.size == self._synced_size:
             return
@@ -117,7 +117,7 @@ class LineFile:
         self._synced_size, self._has_new_name = self.size, False
 
     def assume_synced(self) -> None:
-        """Take it that a power cut cannot take the lines that were found."""
+        """Treat the lines that were found as synced."""
         self._synced_size = self.size
 
     def replace(self, content: bytes) -> None:
@@ -259,7 +259,7 @@ class SegmentFolder(Generic[_Segment]):
         self.purge()
 
     def purge(self) -> None:
-        """Delete what is too old, once a minute; to be called where nothing is written as well.
+        """Delete what is too old, once a minute; to be called also while nothing is written.
 
         The newest segment ends after a tenth of the age, so that its oldest lines go in time.
         """
@@ -302,7 +302,7 @@ class SegmentFolder(Generic[_Segment]):
         """Make all lines survive a power cut.
 
         Raises:
-            OSError: the disk did not take them; the newest segment is as after the last time.
+            OSError: the disk failed; the newest segment is as after the last sync.
         """
         if self.segments:  # those before it were synced when it was begun
             self.segments[-1].sync()

@@ -605,7 +605,7 @@ class Settings(Section):
         return self
 
     def _privacy_misfits(self) -> Iterator[Misfit]:
-        """Yield by which other setting audio could be had all the same."""
+        """Yield other settings that would give audio away all the same."""
         if self.privacy == "off":
             return
         audio = self.transport.audio

@@ -115,19 +115,21 @@ def alert_database(settings: Settings) -> Kept:
 def worker_journal(settings: Settings) -> Kept:
     """Return the file from which a worker resumes."""
     holds = "where each stream stands, its open events and newest scores"
-    return _of_now(settings, "journal", "worker-journal.jsonl", holds, MAX_JOURNAL_BYTES)
+    return _runtime_file(settings, "journal", "worker-journal.jsonl", holds, MAX_JOURNAL_BYTES)
 
 
 def unlogged_events(settings: Settings) -> Kept:
-    """Return the file of events that a full disk has refused."""
+    """Return the file of events that could not be written to a full disk."""
     holds = "events that the event log does not hold yet"
-    return _of_now(settings, "unlogged events", "unlogged-events.jsonl", holds, MAX_SPARE_BYTES)
+    return _runtime_file(
+        settings, "unlogged events", "unlogged-events.jsonl", holds, MAX_SPARE_BYTES
+    )
 
 
 def unwritten_coverage(settings: Settings) -> Kept:
     """Return the file of what the coverage ledger does not hold yet."""
     holds = "what the coverage ledger does not hold yet, of minutes"
-    return _of_now(
+    return _runtime_file(
         settings, "unwritten coverage", "unwritten-coverage.jsonl", holds, MAX_SPARE_BYTES
     )
 
@@ -194,6 +196,6 @@ def _log(
     )
 
 
-def _of_now(settings: Settings, name: str, file: str, holds: str, max_bytes: int) -> Kept:
+def _runtime_file(settings: Settings, name: str, file: str, holds: str, max_bytes: int) -> Kept:
     until = "replaced each second, or deleted when it is of no use; gone after a reboot"
     return Kept(name, runtime_dir(settings), (file,), _WRITER, holds, max_bytes, None, until)

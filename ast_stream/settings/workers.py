@@ -27,8 +27,8 @@ def worker_of(settings: Settings, stream: str) -> str | None:
     return next(named, None)
 
 
-def what_captures(settings: Settings, stream: StreamSettings) -> dict[str, Any]:
-    """Return what the capture process of a stream works by: with another it begins again."""
+def capture_settings(settings: Settings, stream: StreamSettings) -> dict[str, Any]:
+    """Return the settings of the capture process of a stream; it restarts when they change."""
     own = stream.model_dump(include={"source", "ring_s"})
     return own | {"worker": worker_of(settings, stream.name)}
 

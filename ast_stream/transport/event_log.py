@@ -346,14 +346,14 @@ class EventLog:
         self.outage.worked()
 
     def sync(self) -> None:
-        """Make what was appended survive a power cut; what the disk refuses is written again."""
+        """Sync what was appended to disk; what the disk refuses is queued to be written again."""
         n_before = len(self._unwritten)
         self._sync()
         if len(self._unwritten) > n_before:
             self._keep_unwritten(len(self._unwritten) - n_before)
 
     def purge(self) -> None:
-        """Delete messages that are too old; to be called now and then where none are written."""
+        """Delete messages that are too old; to be called also while none are written."""
         self._folder.purge()
 
     def replay(self, after: Position | None, limit: int = MAX_PAGE_MESSAGES) -> ReplayPage | TooOld:
@@ -448,7 +448,7 @@ class EventLog:
         return True
 
     def _failed(self, error: OSError) -> None:
-        """Report that the disk refused something, and let wait what it does not hold any more."""
+        """Report a disk error, and queue the messages that were cut off the segment."""
         self.outage.failed("event log %s cannot be written: %s", self._folder.path, error)
         if not self._folder.segments:
             return

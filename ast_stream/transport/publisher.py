@@ -53,8 +53,8 @@ class Sender(Protocol):
 class FeedPublisher:
     """Publishes messages of all topics with one gap-free `seq`.
 
-    Durable messages (events and gaps) are in the log before anyone can receive them. There a kill
-    of the process cannot take them; a power cut can, until the log is synced.
+    Durable messages (events and gaps) are in the log before anyone can receive them. They survive
+    a kill of the process from then on, and a power cut once the log is synced.
 
     Args:
         event_log: keeps the durable messages; None: nothing can be replayed.
@@ -132,7 +132,7 @@ class FeedPublisher:
             self._send(message.encode())
 
     def flush(self) -> None:
-        """Send what waits, once the disk has it, or has refused it."""
+        """Sync the log, then send the messages held back for that, even if the disk refuses."""
         if self._held and self._log is not None:
             self._log.sync()
         held, self._held = self._held, []

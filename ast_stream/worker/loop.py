@@ -223,7 +223,7 @@ class Worker:
     def use_streams(self, configs: Sequence[StreamConfig]) -> None:
         """Listen to these streams from now on; those that stay go on as they are.
 
-        Of a stream that is not among them any more, the audio that has come is decided first.
+        A stream that is no longer among them leaves once its audio so far is decided.
 
         Args:
             configs: at most as many as the detector has slots for.
@@ -312,12 +312,12 @@ class Worker:
         return self._add(StreamConfig(block.stream, {}, expected, is_configured=False))
 
     def _has_just_been_removed(self, name: str, now_s: float) -> bool:
-        """Return whether blocks of a stream may still come because its capture process ends."""
+        """Return whether the capture process of a stream just removed may still be sending."""
         removed_s = self._removed.get(name)
         return removed_s is not None and now_s - removed_s < LEAVING_S
 
     def _follow_configuration(self) -> None:
-        """Let streams go that have left, then take up those that the configuration has anew."""
+        """Drop streams that have left, then add those that are new in the configuration."""
         for stream in self._streams:
             if stream.has_left:
                 self._let_go(stream)
@@ -329,7 +329,7 @@ class Worker:
         self._is_changing = is_leaving or len(awaited) > room
 
     def _let_go(self, stream: WorkerStream) -> None:
-        """Forget a stream, in memory and in the journal; the ledger says that it is off."""
+        """Drop a stream from memory and the journal; the ledger records it as off."""
         left_ns = self._now().wall_ns if stream.left_ns is None else stream.left_ns
         del self._by_name[stream.name]
         self._ledger.note_removed(stream.name, left_ns)

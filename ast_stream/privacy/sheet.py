@@ -30,6 +30,9 @@ MODES: dict[PrivacyMode, str] = {
 NOT_COVERED = (
     "Root, and anyone who may change the configuration or the program, can do everything.",
     "Other programs with access to the sound card or the network stream can record it themselves.",
+    "A program of the services' user that opens the memory of a worker or capture process in its "
+    "first moments, before that forbids it, can go on reading; kernel.yama.ptrace_scope = 1 or "
+    "more excludes that.",
     "What is logged goes to the service manager's journal, which keeps it by its own rules.",
     "Memory may be swapped out or hibernated to a disk unless the units are used, which forbid "
     "the first with privacy: speech and sensor.",

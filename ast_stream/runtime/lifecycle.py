@@ -10,6 +10,7 @@ import _thread
 import contextlib
 import ctypes
 import os
+import re
 import resource
 import signal
 import socket
@@ -17,8 +18,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
+
+from ast_stream.errors import StartupError
 
 EXIT_CRASH = 1
 EXIT_USAGE = 2
@@ -274,13 +278,22 @@ def die_with_parent(environ: Mapping[str, str] = os.environ) -> None:
 def keep_memory_private() -> None:
     """Disable core dumps, and keep other processes of this user from reading this one's memory.
 
-    Root still can. Memory may still be swapped to a disk, which the systemd unit forbids.
+    Root still can, and so can a process that opened its memory before this call. Memory may still
+    be swapped to a disk, which the systemd unit forbids.
 
     Raises:
         OSError: the kernel refuses.
+        StartupError: another process traces this one already.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_DUMPABLE)")
+        # whoever had begun before may go on
+        status = Path("/proc/self/status").read_text()
+        tracer = re.search(r"^TracerPid:\s*([1-9]\d*)", status, re.MULTILINE)
+        if tracer is not None:
+            raise StartupError(
+                f"process {tracer[1]} traces this one, and could hear what privacy keeps from it"
+            )

@@ -304,3 +304,30 @@ def test_private_memory_is_neither_dumped_nor_open_to_processes_of_the_same_user
         [sys.executable, "-c", DUMPABLE], capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines() == ["1", "0 0 0"]
+
+
+TRACED = """
+import ctypes, os, sys
+from ast_stream.errors import StartupError
+from ast_stream.runtime.lifecycle import keep_memory_private
+libc = ctypes.CDLL(None)
+child = os.fork()
+if child == 0:
+    if libc.ptrace(0, 0, None, None) != 0:  # PTRACE_TRACEME
+        os._exit(2)
+    try:
+        keep_memory_private()
+    except StartupError as error:
+        os._exit(int(str(error).startswith(f"process {os.getppid()} traces this one")) + 40)
+    os._exit(3)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_memory_that_a_debugger_looks_into_already_is_not_called_private() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TRACED], capture_output=True, text=True, check=True
+    )
+    if done.stdout == "2\n":
+        pytest.skip("this sandbox allows no ptrace")
+    assert done.stdout == "41\n"

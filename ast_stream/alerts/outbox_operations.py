@@ -140,9 +140,10 @@ def snooze(store: Store, rule: str, until_ns: int, now_ns: int) -> int:
                 (now_ns, rule, now_ns),
             )
             changed = db.execute(
-                "UPDATE deliveries SET held_until_ns = ? WHERE rule = ? AND state = 'pending'"
-                " AND held_until_ns > ?",
-                (now_ns, rule, now_ns),
+                "UPDATE deliveries SET held_until_ns = ?1,"
+                " expires_ns = expires_ns - (held_until_ns - ?1)"  # which it was given for this
+                " WHERE rule = ?2 AND state = 'pending' AND held_until_ns > ?1",
+                (now_ns, rule),
             )
             return changed.rowcount
         db.execute(
@@ -152,7 +153,7 @@ def snooze(store: Store, rule: str, until_ns: int, now_ns: int) -> int:
             (rule, now_ns, until_ns),
         )
         changed = db.execute(
-            "UPDATE deliveries SET expires_ns = expires_ns + MAX(0, ? - MAX(held_until_ns, ?)),"
+            "UPDATE deliveries SET expires_ns = expires_ns + ? - MAX(held_until_ns, ?),"
             " held_until_ns = ? WHERE rule = ? AND state = 'pending' AND action <> ?",
             (until_ns, now_ns, until_ns, rule, FEED),
         )

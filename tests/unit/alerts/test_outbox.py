@@ -721,6 +721,22 @@ def test_snooze_of_no_length_ends_one(
     assert operations.snoozes(store, clock()) == []
 
 
+def test_snooze_that_is_ended_leaves_a_delivery_the_time_to_expire_that_it_had(
+    store: Store, clock: FakeClock, write: Write
+) -> None:
+    write(firing("a1", "phone"))
+    (before,) = operations.rows(store, action="phone")
+    rule = before.rule
+    year_ns = 366 * 86_400 * 10**9
+    for _ in range(300):
+        operations.snooze(store, rule, clock() + year_ns, clock())
+        operations.snooze(store, rule, clock() + 60 * 10**9, clock())
+        clock.pass_s(1)
+        operations.snooze(store, rule, clock(), clock())
+    (after,) = operations.rows(store, action="phone")
+    assert after.expires_ns == before.expires_ns + 300 * 10**9  # what it was held back for
+
+
 def test_acknowledged_alert_is_not_sent_again_but_its_end_is(
     store: Store, outbox: Outbox, clock: FakeClock, write: Write
 ) -> None:

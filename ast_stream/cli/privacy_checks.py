@@ -16,6 +16,7 @@ from ast_stream.privacy.access import SENSOR_REFUSAL
 from ast_stream.settings import paths
 from ast_stream.settings.schema import Settings
 from ast_stream.settings.storage import undeclared
+from ast_stream.settings.workers import of_worker, process_name, worker_names
 from ast_stream.transport.keys import client_keys
 from ast_stream.transport.query import QueryClient
 from ast_stream.transport.requester import listening_process
@@ -39,29 +40,29 @@ _NO_CORE = re.compile(r"^Max core file size\s+0\s+0\s", re.MULTILINE)
 def check_privacy(settings: Settings) -> Iterator[Check]:
     """Yield what trying to get audio comes to, and which files there are that should not be."""
     try:
-        yield from _try_queries(settings)
-        if settings.privacy != "off":
-            yield from _try_rings(settings)
-            yield from _check_memory(settings)
+        if settings.privacy == "off":
+            text = "off: clients with the right audio can get it, see `ast-stream privacy`"
+            yield Check(NAME, "ok", text, {"privacy": settings.privacy})
+        else:
+            for worker in worker_names(settings):
+                own = of_worker(settings, worker)
+                yield from _try_queries(own, process_name(worker))
+                yield from _try_rings(own)
+                yield from _check_memory(own, process_name(worker))
         yield from _check_files(settings)
     except (AstStreamError, OSError) as error:
         yield Check(NAME, "failed", str(error).split("\n")[0])
 
 
-def _try_queries(settings: Settings) -> Iterator[Check]:
-    """Ask the running worker for a second of each stream, where it should not be given."""
-    facts = {"privacy": settings.privacy}
-    if settings.privacy == "off":
-        text = "off: clients with the right audio can get it, see `ast-stream privacy`"
-        yield Check(NAME, "ok", text, facts)
-        return
+def _try_queries(settings: Settings, worker: str) -> Iterator[Check]:
+    """Ask a running worker for a second of each stream, where it should not be given."""
     sockets = Sockets(client_keys(settings.transport))
     try:
         client = QueryClient(sockets, paths.query_endpoint(settings))
         answer = client.ask(SnapshotQuery(), TIMEOUT_S)
         if answer is None:
-            text = f"{settings.privacy}: no worker answers, so that it could not be tried"
-            yield Check(NAME, "warning", text, facts)
+            text = f"{settings.privacy}: no {worker} answers, so that it could not be tried"
+            yield Check(NAME, "warning", text, {"privacy": settings.privacy})
             return
         for health in Snapshot.decode(answer).streams:
             stop = round((health.audio_s or 0.0) * SAMPLE_RATE)
@@ -119,9 +120,9 @@ def _try_rings(settings: Settings) -> Iterator[Check]:
             sockets.close()
 
 
-def _check_memory(settings: Settings) -> Iterator[Check]:
+def _check_memory(settings: Settings, worker: str) -> Iterator[Check]:
     """Look whether processes with sound in memory may leave it on a disk."""
-    places = {"worker": paths.query_endpoint(settings)}
+    places = {worker: paths.query_endpoint(settings)}
     places |= {
         f"capture {one.name}": paths.ring_endpoint(settings, one.name) for one in settings.streams
     }

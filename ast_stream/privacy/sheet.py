@@ -16,6 +16,7 @@ from ast_stream.privacy.speech import MARGIN_S
 from ast_stream.settings import paths
 from ast_stream.settings.schema import PrivacyMode, Settings
 from ast_stream.settings.storage import kept
+from ast_stream.settings.workers import of_worker, worker_names
 from ast_stream.transport.allow_list import GROUP_RIGHTS, WORDS, Client, read_allow_list
 from ast_stream.units import SAMPLE_RATE
 from ast_stream.urls import check_endpoint
@@ -142,17 +143,18 @@ def _sockets(settings: Settings) -> Iterator[Row]:
     audio = SENSOR_REFUSAL if settings.privacy == "sensor" else MODES[settings.privacy]
     assert not GROUP_RIGHTS.may("audio")
     live = "not kept there"
-    yield Row(
-        "feed", paths.feed_endpoint(settings),
-        "events, gaps, levels once a second, and a score of each class for each hop or frame: the "
-        "finest detail published", live, 0, group + keyed.format("feed or scores"),
-    )  # fmt: skip
-    yield Row(
-        "queries", paths.query_endpoint(settings), "what was published, and how streams are",
-        live, 0, group + keyed.format("feed"),
-    )  # fmt: skip
     readers = "nobody" if settings.privacy == "sensor" else own + keyed.format("audio")
-    yield Row("queries for audio", paths.query_endpoint(settings), audio, live, 0, readers)
+    for one in (of_worker(settings, name) for name in worker_names(settings)):
+        yield Row(
+            "feed", paths.feed_endpoint(one),
+            "events, gaps, levels once a second, and a score of each class for each hop or frame: "
+            "the finest detail published", live, 0, group + keyed.format("feed or scores"),
+        )  # fmt: skip
+        yield Row(
+            "queries", paths.query_endpoint(one), "what was published, and how streams are",
+            live, 0, group + keyed.format("feed"),
+        )  # fmt: skip
+        yield Row("queries for audio", paths.query_endpoint(one), audio, live, 0, readers)
     if settings.alerts.rules:
         yield Row("alerts", paths.alerts_endpoint(settings), "alerts", live, 0, group)
         admins = own + keyed.format("admin")

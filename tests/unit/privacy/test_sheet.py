@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ast_stream.cli.app import run_command_line
+from ast_stream.cli.privacy_checks import check_privacy
 from ast_stream.privacy.sheet import sheet
 from ast_stream.settings.retention import MIB
 from ast_stream.settings.schema import PrivacyMode, Settings
@@ -19,7 +20,7 @@ STREAM = {"name": "porch", "source": {"type": "microphone"}, "ring_s": 60.0}
 
 def settings(**sections: Any) -> Settings:
     folders = {"runtime_dir": "/run/x", "state_dir": "/var/lib/x"}
-    return Settings.model_validate({"streams": [STREAM], **folders, **sections})
+    return Settings.model_validate({"streams": [STREAM]} | folders | sections)
 
 
 def test_the_sheet_follows_the_retention_that_is_set() -> None:
@@ -39,6 +40,19 @@ def test_the_sheet_says_who_may_have_audio(mode: PrivacyMode) -> None:
     assert ring.max_bytes == 60 * 16_000 * 2
     held = [row.what for row in found.memory if row.what.startswith("last minute")]
     assert bool(held) == (mode != "sensor")
+
+
+def test_sheet_and_doctor_look_at_the_sockets_of_every_worker(tmp_path: Path) -> None:
+    streams = [STREAM, STREAM | {"name": "yard"}]
+    workers = {"front": {"streams": ["porch"]}, "back": {"streams": ["yard"]}}
+    folders = {"runtime_dir": str(tmp_path / "run"), "state_dir": str(tmp_path / "state")}
+    both = settings(streams=streams, workers=workers, privacy="sensor", **folders)
+    queries = [row.where for row in sheet(both).sockets if row.what == "queries for audio"]
+    assert queries == [f"ipc://{tmp_path}/run/{name}/query.sock" for name in workers]
+    warned = [check.text for check in check_privacy(both) if check.status == "warning"]
+    assert warned == [
+        f"sensor: no worker {name} answers, so that it could not be tried" for name in workers
+    ]
 
 
 def test_the_sheet_names_what_leaves_the_box_and_no_secret() -> None:

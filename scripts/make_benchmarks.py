@@ -1,8 +1,9 @@
-"""Write BENCHMARKS.md: the model beside transformers, on the machine that this runs on.
+"""Write BENCHMARKS.md: what the parts cost on the machine that this runs on.
 
-    .venv/bin/python scripts/make_benchmarks.py --recordings FOLDER [--rounds 9]
+    .venv/bin/python scripts/make_benchmarks.py --recordings FOLDER [--only WORD] [--rounds N]
 
-Each table comes from `ast-stream bench model`; nothing else should run meanwhile.
+Each table comes from a command of `ast-stream bench`, in a process of its own; nothing else should
+run meanwhile.
 """
 
 from __future__ import annotations
@@ -12,72 +13,137 @@ import datetime
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-MODELS = {
-    "ast-base": ("AST-base: 10.24 s, stride 10, 1 214 tokens, random weights", [1, 4]),
-    "bundled": ("The bundled checkpoint: 2.56 s, 130 tokens, its clip head", [1, 8, 64]),
-}
+from ast_stream.cli import alerts_bench, decision_bench, features_bench, model_bench
+from ast_stream.cli.bench_report import Column, cells
+
 HEAD = """# Benchmarks
 
-Written by `scripts/make_benchmarks.py`. Features are included: waveforms in, logits out. The ways
-run in turn, {rounds} rounds; a figure is the median over the rounds, and "times as fast" the median
-of the ratios within a round, to transformers with sdpa in fp32. The difference is the largest one
-of a score from that way's, over the beginnings of 200 recordings; top 5 is the share of its five
-highest classes that are kept.
+Written by `scripts/make_benchmarks.py`, each table by the command above it. What is compared runs
+in turn, so that whatever else the machine does meets all of it; a figure is the median over the
+rounds, with the lowest and the highest, and ratios are medians of the ratios within a round.
 
 {date}, {machine}, load {load:.1f} before; {versions}.
 """
+MODEL_TEXT = """Features are included: waveforms in, logits out. "Times as fast" counts from
+transformers' default, sdpa in fp32. The difference is the largest one of a score from that way's,
+over the beginnings of {n} recordings; top 5 is the share of its five highest classes that are kept.
+"""
 
 
-def measure(model: str, batches: list[int], options: argparse.Namespace) -> dict[str, Any]:
-    """Return the report of `ast-stream bench model`."""
-    command = [sys.executable, "-m", "ast_stream.cli", "bench", "model", "--model", model]
-    command += ["--rounds", str(options.rounds), "--recordings", options.recordings, "--json"]
-    command += [word for batch in batches for word in ("--batch", str(batch))]
+@dataclass(frozen=True)
+class Section:
+    """A heading of the page with a table.
+
+    Attributes:
+        command: words after `ast-stream bench`; `{recordings}` stands for the folder.
+        columns: of the table, for the rows in the report's `timings`.
+        text: what is to be known about the figures.
+    """
+
+    title: str
+    command: str
+    columns: Sequence[Column]
+    text: str = ""
+
+
+SECTIONS = (
+    Section(
+        "AST-base: 10.24 s, stride 10, 1 214 tokens, random weights",
+        "model --model ast-base --batch 1 --batch 2 --batch 4 --batch 8 --eager --rounds 3 "
+        "--recordings {recordings} --at-most 20",
+        model_bench.COLUMNS,
+        MODEL_TEXT.format(n=20)
+        + "Random weights score all sounds nearly alike, so that here the top 5 says little.",
+    ),
+    Section(
+        "The bundled checkpoint: 2.56 s, 130 tokens, its clip head",
+        "model --batch 1 --batch 8 --batch 64 --eager --rounds 9 --recordings {recordings}",
+        model_bench.COLUMNS,
+        MODEL_TEXT.format(n=200),
+    ),
+    Section(
+        "Features of live streams, windows of 10.24 s every 0.5 s",
+        "features --streams 1 --streams 64 --rounds 9",
+        features_bench.COLUMNS,
+        "Milliseconds of the processor. transformers' extractor computes each window anew; of a "
+        "stream\nonly the frames are computed that are new.",
+    ),
+    Section(
+        "Decisions on a window of 2 000 streams",
+        "decision --streams 2000 --classes 527 --events 700 --rounds 15",
+        decision_bench.COLUMNS,
+        "Milliseconds of one core.",
+    ),
+    Section(
+        "Alert rules",
+        "alerts --rules 10 --rules 100 --rounds 20",
+        alerts_bench.COLUMNS,
+        "Messages that one core takes through rules of all kinds, the state stored once a second.",
+    ),
+)
+
+
+def measured(section: Section, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the report of the section's command."""
+    command = [sys.executable, "-m", "ast_stream.cli", "bench", *_words(section), "--json"]
+    command = [word.format(recordings=options.recordings) for word in command]
+    if options.rounds:
+        command += ["--rounds", str(options.rounds)]  # the last one counts
+    began_s = time.monotonic()
     report: dict[str, Any] = json.loads(subprocess.check_output(command))
+    print(f"{section.title}: {time.monotonic() - began_s:.0f} s", file=sys.stderr)
     return report
 
 
-def table(report: dict[str, Any]) -> str:
+def table(columns: Sequence[Column], report: dict[str, Any]) -> str:
     """Return the timings of a report as a table."""
-    lines = [
-        "| way | windows at once | ms a window | from - to | times as fast | difference | top 5 |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    for row in report["timings"]:
-        lines.append(
-            f"| {row['name']} | {row['batch']} | {row['ms']:.1f} | {row['low_ms']:.1f} - "
-            f"{row['high_ms']:.1f} | {row['times_as_fast']:.2f} | {row['max_error']:.1e} | "
-            f"{row['top_5']:.1%} |"
-        )
-    return "\n".join(lines)
+    rows = [[column.title for column in columns]]
+    rows.append(["---:" if column.is_figure else "---" for column in columns])
+    rows += [cells(columns, row) for row in report["timings"]]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def main() -> None:
     """Measure and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--recordings", required=True, help="folder whose beginnings are scored")
+    parser.add_argument("--only", default="", help="sections whose command has this word")
+    parser.add_argument("--rounds", type=int, help="of all sections; default: as each needs")
     parser.add_argument("--out", type=Path, default=Path("BENCHMARKS.md"))
     options = parser.parse_args()
     load = os.getloadavg()[0]
-    reports = {model: measure(model, batches, options) for model, (_, batches) in MODELS.items()}
-    versions = reports["bundled"]["versions"]
+    sections = [each for each in SECTIONS if not options.only or options.only in _words(each)]
+    if not sections:
+        parser.error(f"--only: no section has '{options.only}'")
+    reports = [measured(section, options) for section in sections]
+    versions = reports[0]["versions"]
     parts = [
         HEAD.format(
-            rounds=options.rounds,
             date=datetime.date.today().isoformat(),
             machine=f"{_processor()}, {os.cpu_count()} cores",
             load=load,
             versions=", ".join(f"{name} {version}" for name, version in versions.items()),
         )
     ]
-    parts += [f"## {MODELS[model][0]}\n\n{table(report)}\n" for model, report in reports.items()]
+    for section, report in zip(sections, reports, strict=True):
+        command = section.command.format(recordings="FOLDER")
+        text = f"{section.text.rstrip()}\n\n" if section.text else ""
+        figures = table(section.columns, report)
+        parts.append(f"## {section.title}\n\n    ast-stream bench {command}\n\n{text}{figures}\n")
     options.out.write_text("\n".join(parts))
+
+
+def _words(section: Section) -> list[str]:
+    return shlex.split(section.command)
 
 
 def _processor() -> str:

@@ -95,7 +95,7 @@ COMMANDS = (
         "Write the systemd units of a configuration.",
     ),
     Command("doctor", f"{_CLI}.doctor:doctor", "Prove that the installation works."),
-    Command("bench", f"{_CLI}.bench:app", "Time the model, and soak-test all processes."),
+    Command("bench", f"{_CLI}.bench:app", "Time single stages, and soak-test all processes."),
     Command("model", f"{_CLI}.model:app", "List, fetch, convert or average checkpoints."),
     Command("train", f"{_CLI}.train:train", "Train a checkpoint."),
     Command("evaluate", f"{_CLI}.evaluate:evaluate", "Measure a checkpoint."),

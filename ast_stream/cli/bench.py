@@ -1,10 +1,7 @@
-"""`ast-stream bench`: time the model on this machine, and soak-test all processes."""
+"""`ast-stream bench`: time parts on this machine, and soak-test all processes."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
-import platform
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -13,20 +10,25 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from ast_stream.cli import bench_stages
+from ast_stream.cli.bench_report import versions
 from ast_stream.cli.options import json_option
 from ast_stream.cli.output import json_line, say
 from ast_stream.cli.soak import BOUNDS, Soak, SoakOptions, SoakResult
-from ast_stream.cli.terminal import PacedLines, ProgressView, console, plain_table
+from ast_stream.cli.terminal import PacedLines, console, plain_table
 from ast_stream.errors import UsageError
 from ast_stream.runtime.lifecycle import EXIT_CRASH, stop_on_signals
 from ast_stream.settings.explain import with_options
 from ast_stream.settings.schema import ModelSettings
 from ast_stream.units import SAMPLE_RATE
-from ast_stream.version import __version__
 
 WORST_SHOWN = 12
 
 app = typer.Typer(no_args_is_help=True, epilog="Example: ast-stream bench soak --hours 2")
+app.command("model")(bench_stages.model)
+app.command("features")(bench_stages.features)
+app.command("decision")(bench_stages.decision)
+app.command("alerts")(bench_stages.alerts)
 
 
 @app.command("soak")
@@ -92,59 +94,6 @@ def soak(
         raise typer.Exit(EXIT_CRASH)
 
 
-@app.command("model")
-def model(
-    model: Annotated[
-        str, typer.Option(help="Checkpoint, or ast-base: random weights of the published shape.")
-    ] = "bundled",
-    batch: Annotated[list[int], typer.Option(min=1, max=64, help="Windows per batch.")] = [1],  # noqa: B006
-    rounds: Annotated[
-        int, typer.Option(min=1, help="Each implementation runs once per round.")
-    ] = 7,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    recordings: Annotated[
-        Path | None,
-        typer.Option(help="Score the beginnings of recordings in this folder, not noise."),
-    ] = None,
-    as_json: Annotated[bool, json_option("All figures as one JSON object.")] = False,
-) -> None:
-    """Time the model, features included, beside transformers where that is installed.
-
-    The implementations run in turn; times are medians over the rounds. `difference` is the largest
-    difference of a score from the first implementation's; `top 5` is how much of its five highest
-    classes is kept.
-
-    Example: ast-stream bench model --model ast-base --batch 1 --batch 8
-    """
-    from ast_stream.cli.model_bench import time_model  # torch: the help needs none of it
-
-    with ProgressView() as progress:
-        task = progress.add_task("timing", total=rounds * len(batch))
-        timings = time_model(
-            model, batch, rounds, device, lambda: progress.advance(task), recordings
-        )
-    if as_json:
-        rows = [asdict(timing) for timing in timings]
-        print(json_line({"model": model, "versions": versions(), "timings": rows}))
-        return
-    table = plain_table(
-        "way", "batch", "ms a window", "from", "to", "times as fast", "difference", "top 5",
-        right=("batch", "ms a window", "from", "to", "times as fast", "difference", "top 5"),
-    )  # fmt: skip
-    for timing in timings:
-        table.add_row(
-            timing.name,
-            str(timing.batch),
-            f"{timing.ms:.2f}",
-            f"{timing.low_ms:.2f}",
-            f"{timing.high_ms:.2f}",
-            f"{timing.times_as_fast:.2f}",
-            f"{timing.max_error:.1e}",
-            f"{timing.top_5:.1%}",
-        )
-    console(stderr=False, piped_width=120).print(table)
-
-
 def result_json(result: SoakResult) -> dict[str, Any]:
     """Return all figures of a run, and what it ran on."""
     return {
@@ -164,16 +113,6 @@ def result_json(result: SoakResult) -> dict[str, Any]:
             for name, size in result.sizes_mib.items()
         },
         "problems": result.problems,
-    }
-
-
-def versions() -> dict[str, str]:
-    """Return what a measurement depends on."""
-    return {
-        "ast-stream": __version__,
-        "Python": platform.python_version(),
-        "torch": importlib.metadata.version("torch"),
-        "machine": f"{platform.machine()}, {platform.system()}, {os.cpu_count()} cores",
     }
 
 

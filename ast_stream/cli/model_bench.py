@@ -6,11 +6,10 @@ figures are medians over the rounds, and ratios are medians of the ratios within
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,6 +20,7 @@ import torch
 
 from ast_stream.audio.containers import recordings_in
 from ast_stream.audio.recording import read_mono
+from ast_stream.cli.bench_report import Column, Spread, seconds_in_turn, times_as_fast
 from ast_stream.errors import UsageError
 from ast_stream.model.ast import AudioSpectrogramTransformer
 from ast_stream.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -35,6 +35,17 @@ AST_BASE = "ast-base"
 MAX_RECORDINGS = 200
 _PEAK = 0.1  # of the noise that is scored
 
+COLUMNS = (
+    Column("way", "{name}", is_figure=False),
+    Column("windows at once", "{batch}"),
+    Column("ms a window", "{ms:.2f}"),
+    Column("from", "{low_ms:.2f}"),
+    Column("to", "{high_ms:.2f}"),
+    Column("times as fast", "{times_as_fast:.2f}"),
+    Column("difference", "{max_error:.1e}"),
+    Column("top 5", "{top_5:.1%}"),
+)
+
 Waveforms = npt.NDArray[np.float32]
 Run = Callable[[Waveforms], npt.NDArray[np.float32]]
 
@@ -48,14 +59,12 @@ class Way:
         run: waveforms (B, n_samples) in, logits (B, n_classes) out, features included.
         max_error: largest difference of a score from the first way's.
         top_5: share of the first way's five highest classes that are among this one's.
-        wall_s: of each round, for the whole batch.
     """
 
     name: str
     run: Run
     max_error: float = 0.0
     top_5: float = 1.0
-    wall_s: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,9 @@ def time_model(
     device: str,
     on_round: Callable[[], None],
     recordings: Path | None = None,
+    n_recordings: int = MAX_RECORDINGS,
+    *,
+    with_eager: bool = False,
 ) -> list[Timing]:
     """Return the timings of all ways on this machine, those of transformers first.
 
@@ -93,8 +105,10 @@ def time_model(
         reference: a checkpoint, or `AST_BASE`: random weights in the shape of the published
             models (10 s, stride 10, 527 classes), which take the same time.
         on_round: called after each round.
-        recordings: a folder; the beginnings of at most `MAX_RECORDINGS` in it are scored. None:
-            noise is, which takes as long, but says little of how far scores differ.
+        recordings: a folder; the beginnings of recordings in it are scored. None: noise is, which
+            takes as long, but says little of how far scores differ.
+        n_recordings: at most, from all over the folder.
+        with_eager: time transformers' eager attention in fp32 as well.
 
     Raises:
         CheckpointError, StartupError: as `load_tagger`.
@@ -103,13 +117,13 @@ def time_model(
     """
     with _folder(reference) as (checkpoint, folder):
         where = resolve_device(device)
-        ways = [*_transformers(folder, where), *_ours(checkpoint, where)]
+        ways = [*_transformers(folder, where, with_eager), *_ours(checkpoint, where)]
         shape = (max(batches), round(checkpoint.window_s * SAMPLE_RATE))
         if recordings is None:
             generator = np.random.default_rng(0)
             waveforms = generator.standard_normal(shape, np.float32) * np.float32(_PEAK)
         else:
-            waveforms = _beginnings(recordings, shape[1])
+            waveforms = _beginnings(recordings, shape[1], n_recordings)
         _compare(ways, waveforms)
         repeated = np.resize(waveforms, shape)
         return [
@@ -119,12 +133,12 @@ def time_model(
         ]
 
 
-def _beginnings(folder: Path, n_samples: int) -> Waveforms:
+def _beginnings(folder: Path, n_samples: int, n_recordings: int = MAX_RECORDINGS) -> Waveforms:
     """Return the beginnings of recordings from all over a folder, shape (n, n_samples)."""
     paths = recordings_in(folder)
     if not paths:
         raise UsageError(f"--recordings: expected a folder with recordings, got {folder}")
-    paths = paths[:: -(-len(paths) // MAX_RECORDINGS)]
+    paths = paths[:: -(-len(paths) // n_recordings)]
     waveforms = np.zeros((len(paths), n_samples), np.float32)
     for waveform, path in zip(waveforms, paths, strict=True):
         pcm = next(read_mono(path, block_s=n_samples / SAMPLE_RATE), np.zeros(0, np.int16))
@@ -150,24 +164,18 @@ def _timings(
     ways: Sequence[Way], waveforms: Waveforms, n_rounds: int, on_round: Callable[[], None]
 ) -> Iterator[Timing]:
     for way in ways:
-        way.wall_s = []
         way.run(waveforms)  # what is first done for a batch of this size is not timed
-    for _round in range(n_rounds):
-        for way in ways:
-            began_s = time.perf_counter()
-            way.run(waveforms)
-            way.wall_s.append(time.perf_counter() - began_s)
-        on_round()
-    for way in ways:
-        ms = [1000 * wall_s / len(waveforms) for wall_s in way.wall_s]
-        ratios = [one / own for one, own in zip(ways[0].wall_s, way.wall_s, strict=True)]
+    runs = [partial(way.run, waveforms) for way in ways]
+    seconds = seconds_in_turn(runs, n_rounds, on_round)
+    for way, of_way in zip(ways, seconds, strict=True):
+        ms = Spread.of([1000 * wall_s / len(waveforms) for wall_s in of_way])
         yield Timing(
             name=way.name,
             batch=len(waveforms),
-            ms=statistics.median(ms),
-            low_ms=min(ms),
-            high_ms=max(ms),
-            times_as_fast=statistics.median(ratios),
+            ms=ms.median,
+            low_ms=ms.low,
+            high_ms=ms.high,
+            times_as_fast=times_as_fast(of_way, seconds[0]),
             max_error=way.max_error,
             top_5=way.top_5,
         )
@@ -187,8 +195,8 @@ def _precisions(device: torch.device) -> Iterator[Precision]:
         yield "bf16"
 
 
-def _transformers(folder: Path, device: torch.device) -> Iterator[Way]:
-    """Yield transformers' model and its features in each precision; none without the package."""
+def _transformers(folder: Path, device: torch.device, with_eager: bool) -> Iterator[Way]:
+    """Yield transformers' model and its features, its default first; none without the package."""
     try:
         import_torchaudio()
         from transformers import ASTFeatureExtractor, ASTForAudioClassification
@@ -198,10 +206,13 @@ def _transformers(folder: Path, device: torch.device) -> Iterator[Way]:
     hub_logging: Any = logging
     hub_logging.disable_progress_bar()
     extractor: Any = ASTFeatureExtractor.from_pretrained(folder)
-    for precision in _precisions(device):
+    kinds = [("sdpa", precision) for precision in _precisions(device)]
+    if with_eager:
+        kinds.append(("eager", "fp32"))
+    for attention, precision in kinds:
         dtype = DTYPES[precision]
         model: Any = ASTForAudioClassification.from_pretrained(
-            folder, dtype=dtype, attn_implementation="sdpa"
+            folder, dtype=dtype, attn_implementation=attention
         )
         model = model.to(device).eval()
 
@@ -214,7 +225,7 @@ def _transformers(folder: Path, device: torch.device) -> Iterator[Way]:
                 logits: npt.NDArray[np.float32] = model(values).logits.float().cpu().numpy()
             return logits
 
-        yield Way(f"transformers sdpa {precision}", run)
+        yield Way(f"transformers {attention} {precision}", run)
 
 
 @contextmanager

@@ -1,33 +1,33 @@
-"""A hundred rules against a stream of events: messages a second of one core, and memory.
-
-    .venv/bin/python tests/benchmarks/bench_rules.py [--rules 100] [--events 1000000]
+"""The engine of alert rules timed against a stream of events.
 
 Begin and end messages of 50 classes on 20 streams, 2 000 a second of stream time, as late as
 a window of 2.56 s makes them; rules are of every kind. The state is exported once a second of
-stream time, as the service does. Times are of the processor, so that load does not matter.
+stream time, as the service does, and that counts.
 """
 
 from __future__ import annotations
 
-import argparse
 import heapq
+import itertools
 import json
-import os
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ast_stream.alerts.engine import Engine
 from ast_stream.alerts.model_facts import DetectionTiming
 from ast_stream.alerts.rules.compile import compile_rules
 from ast_stream.alerts.rules.rule import RuleSet
+from ast_stream.cli.bench_report import Column, Spread, seconds_in_turn
 from ast_stream.settings.yaml import parse_document
 from ast_stream.units import NS_PER_SECOND, format_time
 
 START = 1_800_000_000 * NS_PER_SECOND
 N_CLASSES, N_STREAMS = 50, 20
 LENGTHS_S = (0.5, 0.5, 2.0, 8.0)
+RATE = 2000  # messages a second of stream time
 TIMING = DetectionTiming.of(2.56, 0.25)
 KINDS = (
     "match: {{class: c{0}}}, cooldown: 10s",
@@ -37,37 +37,78 @@ KINDS = (
     "absent: {{match: {{class: c{0}}}, for: 1m}}",
 )
 
+COLUMNS = (
+    Column("rules", "{rules}"),
+    Column("messages a second", "{per_s:.0f}"),
+    Column("from", "{low_per_s:.0f}"),
+    Column("to", "{high_per_s:.0f}"),
+    Column("transitions", "{transitions}"),
+    Column("state KiB", "{state_kib:.0f}"),
+)
 
-def main() -> None:
-    """Print a line for each tenth of the events, and a summary."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rules", type=int, default=100)
-    parser.add_argument("--events", type=int, default=1_000_000, help="messages")
-    parser.add_argument("--rate", type=int, default=2000, help="messages a second of stream time")
-    options = parser.parse_args()
-    engine = Engine(make_rules(options.rules), now_ns=START, timing=TIMING)
-    n_transitions, slowest_s, second_s, busy_s = 0, 0.0, 0.0, 0.0
-    for done, body in enumerate(bodies(options.events, options.rate), start=1):
-        begun_s = time.process_time()
-        n_transitions += len(engine.on_message("event/", body))
-        if done % options.rate == 0:
-            json.dumps(engine.export())
-        took_s = time.process_time() - begun_s
-        busy_s, second_s = busy_s + took_s, second_s + took_s
-        if done % options.rate == 0:
-            slowest_s, second_s = max(slowest_s, second_s), 0.0
-        if done % max(1, options.events // 10) == 0:
-            size_kb = len(json.dumps(engine.export())) / 1024
-            print(
-                f"{done:>9} messages  {done / busy_s:>8.0f} a second  "
-                f"state {size_kb:>6.0f} KiB  process {resident_mb():.0f} MiB",
-                flush=True,
-            )
-    print(
-        f"{options.rules} rules, {options.events} messages in {busy_s:.1f} s of one core: "
-        f"{options.events / busy_s:.0f} a second, {n_transitions} transitions; "
-        f"a second of {options.rate} messages took at most {slowest_s:.2f} s"
+
+@dataclass(frozen=True)
+class AlertsTiming:
+    """How many messages go through a set of rules.
+
+    Attributes:
+        per_s: messages a second of one core's time: median over the rounds.
+        transitions: of alerts, in all rounds.
+        state_kib: what is stored of the engine after the last round, in KiB.
+    """
+
+    rules: int
+    per_s: float
+    low_per_s: float
+    high_per_s: float
+    transitions: int
+    state_kib: float
+
+
+class _Rules:
+    """A set of rules that hears one second of stream time after the other."""
+
+    def __init__(self, n_rules: int) -> None:
+        self._engine = Engine(make_rules(n_rules), now_ns=START, timing=TIMING)
+        self.n_transitions = self.n_bytes = 0
+
+    def hear(self, messages: Sequence[dict[str, Any]]) -> None:
+        for body in messages:
+            self.n_transitions += len(self._engine.on_message("event/", body))
+        self.n_bytes = len(json.dumps(self._engine.export()))
+
+
+def time_alerts(
+    rule_counts: Sequence[int], n_rounds: int, on_round: Callable[[], None]
+) -> list[AlertsTiming]:
+    """Return a timing for each number of rules; a round is a second of stream time."""
+    messages = bodies((1 + n_rounds) * RATE, RATE)
+    now = list(itertools.islice(messages, RATE))
+    all_rules = [_Rules(n_rules) for n_rules in rule_counts]
+    for rules in all_rules:  # the first second is not timed
+        rules.hear(now)
+
+    def next_second() -> None:
+        now[:] = itertools.islice(messages, RATE)
+        on_round()
+
+    now[:] = itertools.islice(messages, RATE)
+    seconds = seconds_in_turn(
+        [partial(rules.hear, now) for rules in all_rules],
+        n_rounds,
+        next_second,
+        time.process_time,
     )
+    timings = []
+    for n_rules, rules, of_rules in zip(rule_counts, all_rules, seconds, strict=True):
+        per_s = Spread.of([RATE / one for one in of_rules])
+        timings.append(
+            AlertsTiming(
+                n_rules, per_s.median, per_s.low, per_s.high, rules.n_transitions,
+                rules.n_bytes / 1024,
+            )
+        )  # fmt: skip
+    return timings
 
 
 def make_rules(n_rules: int) -> RuleSet:
@@ -99,12 +140,6 @@ def bodies(n_messages: int, rate: int) -> Iterator[dict[str, Any]]:
             n_yielded += 1
 
 
-def resident_mb() -> float:
-    """Return the memory that this process has now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
 def _body(sound: int, kind: str, at_ns: int, onset_ns: int, offset_ns: int) -> dict[str, Any]:
     number = sound * 7 % N_CLASSES
     stream = sound // 3 % N_STREAMS
@@ -120,7 +155,3 @@ def _body(sound: int, kind: str, at_ns: int, onset_ns: int, offset_ns: int) -> d
         "offset": format_time(offset_ns) if kind == "end" else None,
         "captured": format_time(at_ns),
     }
-
-
-if __name__ == "__main__":
-    main()

@@ -148,13 +148,11 @@ class SlidingFbank:
                 samples earlier and stopping UNUSED_TAIL samples short of `ends`.
             ends: shape (n,), multiples of the hop.
         """
-        waveforms = torch.from_numpy(pcm).to(self._device, torch.float32) / FULL_SCALE
+        waveforms = upload(pcm, self._device).to(torch.float32) / FULL_SCALE
         frames = self._fbank.frames(waveforms)  # (n, hops * hop_frames, 128)
-        last = torch.from_numpy(last_frame(ends)).to(self._device)
+        rows, last = upload(np.stack((slots, last_frame(ends))), self._device)[:, :, None]
         back = torch.arange(frames.shape[1] - 1, -1, -1, device=self._device)
-        places = (last[:, None] - back) % self._capacity
-        rows = torch.from_numpy(slots).to(self._device)
-        self._ring[rows[:, None], places] = frames
+        self._ring[rows, (last - back) % self._capacity] = frames
 
     def begins(self, ends: Index, first: Index) -> Index:
         """Return the first frame of the windows that end at `ends`; arguments as for `windows`."""
@@ -173,12 +171,22 @@ class SlidingFbank:
         """
         begin = self.begins(ends, first)
         count = np.maximum(np.minimum(last_frame(ends), last) - begin + 1, 0)
-        start, n_real, rows = (
-            torch.from_numpy(array).to(self._device)[:, None] for array in (begin, count, slots)
-        )
+        start, n_real, rows = upload(np.stack((begin, count, slots)), self._device)[:, :, None]
         frames = self._ring[rows, (start + self._positions) % self._capacity]
         is_real = (self._positions < n_real)[:, :, None]
         return normalize(torch.where(is_real, frames, 0.0), self._normalization)
+
+
+def upload(array: npt.NDArray[np.generic], device: torch.device) -> Tensor:
+    """Return a host array on the device, in its own dtype; the host does not wait for a GPU.
+
+    A GPU copies page-locked memory while the host goes on; torch keeps such memory until the copy
+    is done, and uses it again then.
+    """
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def last_frame(end_sample: Index) -> Index:

@@ -13,8 +13,11 @@ from torch import Tensor
 
 from ast_stream.model.dims import AUDIOSET_NORMALIZATION
 from ast_stream.model.fbank import (
+    LOOK_BACK,
     SILENCE_LOG_MEL,
+    UNUSED_TAIL,
     Fbank,
+    SlidingFbank,
     normalize,
     pad_frames,
 )
@@ -171,3 +174,59 @@ def test_frames_on_the_gpu_equal_those_on_the_cpu(fbank: Fbank, signal: Tensor) 
     # Far below a pure tone both hold only their FFT's rounding noise, hence two bounds.
     assert difference.mean() < PARITY / 10
     assert difference.max() < 1e-3
+
+
+def sliding(device: str, hop: int) -> SlidingFbank:
+    features = SlidingFbank(
+        Fbank(device),
+        AUDIOSET_NORMALIZATION,
+        hop=hop,
+        n_window_frames=98,
+        n_input_frames=100,
+        max_hops=1,
+        device=torch.device(device),
+    )
+    features.grow(1)
+    return features
+
+
+def windows_of(features: SlidingFbank, signal: Tensor, hop: int) -> list[Tensor]:
+    pcm = (signal * 32_767).numpy().astype(np.int16)
+    padded = np.concatenate((np.zeros(LOOK_BACK, np.int16), pcm))
+    slots, first = np.array([0]), np.array([0])
+    found = []
+    for start in range(0, len(pcm) - hop + 1, hop):
+        ends = np.array([start + hop])
+        step = padded[start : start + hop + LOOK_BACK - UNUSED_TAIL]
+        features.push(slots, step[None], ends)
+        found.append(features.windows(slots, ends, first, ends))
+    return found
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_host_never_waits_for_a_gpu_that_computes_windows(signal: Tensor) -> None:
+    hop = SAMPLE_RATE // 2
+    features = sliding("cuda", hop)
+    windows_of(features, signal, hop)  # kernels and plans are made in the first run
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        on_gpu = windows_of(features, signal, hop)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    expected = windows_of(sliding("cpu", hop), signal, hop)
+    for one, other in zip(on_gpu, expected, strict=True):
+        assert (one.cpu() - other).abs().max() < 1e-3
+
+
+def test_sliding_windows_end_with_the_frames_of_the_whole_recording(
+    fbank: Fbank, signal: Tensor
+) -> None:
+    hop = SAMPLE_RATE // 2
+    windows = windows_of(sliding("cpu", hop), signal, hop)
+    pcm = (signal * 32_767).to(torch.int16).float() / 32_768
+    whole = normalize(fbank.frames(pcm), AUDIOSET_NORMALIZATION)
+    for number, window in enumerate(windows):
+        stop = frame_count((number + 1) * hop)
+        start = max(0, stop - 98)
+        assert torch.equal(window[0, : stop - start], whole[start:stop])

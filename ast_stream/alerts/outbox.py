@@ -44,6 +44,7 @@ from ast_stream.messages.alert import Alert
 from ast_stream.messages.status import FailingAction
 from ast_stream.runtime.logging import Outage
 from ast_stream.settings.alerts import ActionSection
+from ast_stream.settings.retention import MIB
 from ast_stream.settings.storage import DAY_S
 from ast_stream.units import NS_PER_SECOND, seconds_to_ns
 
@@ -75,6 +76,7 @@ class Outbox:
         wall_ns: returns a time of that clock as wall time.
         jitter: returns a number in [0, 1).
         kept_s: for how long rows that are over are kept.
+        max_bytes: of the database, beyond which the oldest of them go before that.
 
     Attributes:
         attempts: deliveries that were tried, by action and outcome; reset with the process.
@@ -94,6 +96,7 @@ class Outbox:
         *,
         wall_ns: Callable[[int], int] = lambda time_ns: time_ns,
         kept_s: float = 30 * DAY_S,
+        max_bytes: int = 256 * MIB,
     ) -> None:
         self._store = store
         self._actions = dict(actions) | {FEED: ActionSection()}
@@ -101,6 +104,7 @@ class Outbox:
         self._wall_ns = wall_ns
         self._jitter = jitter
         self._kept_s = kept_s
+        self._max_bytes = max_bytes
         self._in_flight: dict[int, str] = {}  # numbers of rows, and their actions
         self.attempts: Counter[tuple[str, str]] = Counter()
         self._prune_ns = 0
@@ -312,7 +316,7 @@ class Outbox:
         self._prune_ns = now_ns + PRUNE_EVERY_S * NS_PER_SECOND
         with self._store.transaction() as db:
             evaluated_ns = now_ns if self.evaluated_ns is None else self.evaluated_ns
-            prune(db, now_ns, evaluated_ns, self._kept_s)
+            prune(db, now_ns, evaluated_ns, self._kept_s, self._max_bytes)
         self._store.empty_log()
         self._store.delete_aside(self._kept_s)
 

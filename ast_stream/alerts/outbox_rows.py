@@ -14,7 +14,6 @@ from ast_stream.alerts.notification import one_line
 from ast_stream.messages.alert import Alert
 from ast_stream.messages.status import FailingAction
 from ast_stream.settings.alerts import RateLimit
-from ast_stream.settings.storage import MAX_ALERT_ROWS
 from ast_stream.units import NS_PER_SECOND, seconds_to_ns
 
 MAX_ERROR_CHARACTERS = 300
@@ -157,31 +156,38 @@ def failing_action(db: sqlite3.Connection, action: str) -> FailingAction | None:
     )
 
 
-def prune(db: sqlite3.Connection, now_ns: int, evaluated_ns: int, kept_s: float) -> None:
+def prune(
+    db: sqlite3.Connection, now_ns: int, evaluated_ns: int, kept_s: float, max_bytes: int
+) -> None:
     """Delete what has long been over, a batch at a time; never rows of an active alert.
 
     Args:
         evaluated_ns: up to when alerts are known.
         kept_s: for how long rows that are over are kept, against repeats and for people.
+        max_bytes: of all rows; beyond it the oldest that are over go before their time.
     """
-
-    def too_many(key: str, table: str) -> str:  # the newest beyond the limit, NULL if none is
-        return f"(SELECT {key} FROM {table} ORDER BY {key} DESC LIMIT 1 OFFSET ?)"
-
+    is_full = used_bytes(db) > max_bytes
     before_ns = now_ns - seconds_to_ns(kept_s)
     db.execute(
         "DELETE FROM deliveries WHERE seq IN (SELECT seq FROM deliveries WHERE state <> 'pending'"
-        f" AND (updated_ns < ? OR seq <= {too_many('seq', 'deliveries')}) AND {_NOT_ACTIVE}"
-        " ORDER BY seq LIMIT ?)",
-        (before_ns, MAX_ALERT_ROWS, PRUNE_BATCH),
+        f" AND (updated_ns < ? OR ?) AND {_NOT_ACTIVE} ORDER BY seq LIMIT ?)",
+        (before_ns, is_full, PRUNE_BATCH),
     )
     db.execute(
         "DELETE FROM alerts WHERE rowid IN (SELECT rowid FROM alerts WHERE state IN"
-        " ('inactive', 'resolved') AND (updated_ns < ? OR rowid <="
-        f" {too_many('rowid', 'alerts')}) ORDER BY rowid LIMIT ?)",
-        (before_ns, MAX_ALERT_ROWS, PRUNE_BATCH),
+        " ('inactive', 'resolved') AND (updated_ns < ? OR ?) ORDER BY rowid LIMIT ?)",
+        (before_ns, is_full, PRUNE_BATCH),
     )
     db.execute("DELETE FROM snoozes WHERE until_ns < ?", (min(now_ns, evaluated_ns),))
+
+
+def used_bytes(db: sqlite3.Connection) -> int:
+    """Return the size of the database without pages that are free: those are used again."""
+    size, count, free = (
+        db.execute(f"PRAGMA {name}").fetchone()[0]
+        for name in ("page_size", "page_count", "freelist_count")
+    )
+    return int(size) * (int(count) - int(free))
 
 
 def note_alert(db: sqlite3.Connection, alert: Alert, state: str, now_ns: int) -> None:

@@ -51,6 +51,7 @@ from ast_stream.runtime.logging import setup_logging
 from ast_stream.runtime.metrics import Metrics
 from ast_stream.runtime.reload import Reloader
 from ast_stream.runtime.state_format import prepare_state_dir
+from ast_stream.settings import storage
 from ast_stream.settings.load import LoadedSettings, load_file
 from ast_stream.settings.paths import (
     admin_endpoint,
@@ -62,7 +63,6 @@ from ast_stream.settings.paths import (
     query_endpoint,
 )
 from ast_stream.settings.schema import Settings
-from ast_stream.settings.storage import DAY_S
 from ast_stream.settings.workers import of_worker
 from ast_stream.transport.authenticator import authenticator_of
 from ast_stream.transport.keys import client_keys
@@ -132,7 +132,8 @@ def run_alerts(
             settings.alerts.actions,
             time.now_ns,
             wall_ns=time.wall_ns,
-            kept_s=settings.retention.alerts.max_days * DAY_S,
+            kept_s=settings.retention.alerts.max_days * storage.DAY_S,
+            max_bytes=storage.alert_database(settings).max_bytes,
         )
         outbox.recover()
         sensors: list[LiveSensors] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -49,11 +50,13 @@ def doctor(
     with StatusLine(out, is_shown=is_shown) as status:
         status.update("checking")
         # they import torch: not before this is shown
-        from ast_stream.cli.doctor_checks import checks
+        from ast_stream.cli.doctor_checks import check_state_dirs, checks
         from ast_stream.cli.privacy_checks import check_privacy
 
-        found = checks(settings, status.update)
-        for check in chain(found, check_privacy(settings) if config is not None else ()):
+        found: Iterator[Check] = checks(settings, status.update)
+        if config is not None:
+            found = chain(found, check_state_dirs(settings, config), check_privacy(settings))
+        for check in found:
             failures += check.status == "failed"
             if as_json:
                 shown = {"check": check.name, "status": check.status, "text": check.text}

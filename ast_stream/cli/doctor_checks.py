@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import os
 import platform
+import shutil
 import stat
 import statistics
 import tempfile
@@ -25,8 +26,11 @@ from ast_stream.model.runners import DTYPES
 from ast_stream.model.selfcheck import golden_clip, self_check
 from ast_stream.model.tagger import Tagger, load_tagger
 from ast_stream.model.torchaudio_guard import has_compiled_part, import_kaldi
-from ast_stream.settings import paths
+from ast_stream.runtime import state_format
+from ast_stream.runtime.files import why_not_writable
+from ast_stream.settings import paths, storage
 from ast_stream.settings.explain import show_path
+from ast_stream.settings.retention import MIB
 from ast_stream.settings.schema import ModelSettings, Settings
 from ast_stream.settings.section import Misfit
 from ast_stream.settings.workers import of_worker, worker_names
@@ -148,11 +152,9 @@ def check_runtime_dir(settings: Settings) -> Iterator[Check]:
     """Yield whether this user can put sockets where the configuration says."""
     folder = paths.runtime_dir(settings)
     facts: dict[str, Any] = {"runtime_dir": str(folder)}
-    nearest = next(place for place in (folder, *folder.parents) if place.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        text = f"{folder}: this user ({os.getuid()}) may not write to {nearest}"
-        yield Check("runtime_dir", "failed", text, facts)
-    elif nearest != folder:
+    if (problem := why_not_writable(folder)) is not None:
+        yield Check("runtime_dir", "failed", problem, facts)
+    elif not folder.exists():
         yield Check("runtime_dir", "ok", f"{folder} does not exist yet and can be made", facts)
     else:
         mode = stat.S_IMODE(folder.stat().st_mode)
@@ -162,6 +164,32 @@ def check_runtime_dir(settings: Settings) -> Iterator[Check]:
             yield Check("runtime_dir", "warning", text, facts)
         else:
             yield Check("runtime_dir", "ok", f"{folder}, mode {mode:04o}", facts)
+
+
+def check_state_dirs(settings: Settings, config: Path) -> Iterator[Check]:
+    """Yield whether what is kept has a place: a folder to write to, of this version, with room."""
+    folders = [settings.state_dir]
+    folders += [of_worker(settings, worker).state_dir for worker in worker_names(settings)]
+    for folder in map(Path, dict.fromkeys(folders)):
+        yield from _guarded("state_dir", lambda at=folder: _check_state_dir(settings, config, at))  # type: ignore[misc]
+
+
+def _check_state_dir(settings: Settings, config: Path, folder: Path) -> Iterator[Check]:
+    facts: dict[str, Any] = {"state_dir": str(folder)}
+    if (problem := why_not_writable(folder)) is not None:
+        yield Check("state_dir", "failed", problem, facts)
+        return
+    state_format.check_state_dir(folder, str(config))
+    kinds = [kind for kind in storage.kept(settings) if kind.folder.is_relative_to(folder)]
+    limit = sum(kind.max_bytes for kind in kinds)
+    used = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    disk = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists()))
+    facts |= {"free_bytes": disk.free, "used_bytes": used, "max_bytes": limit}
+    text = f"{folder}: {used / MIB:.0f} of up to {limit / MIB:.0f} MiB, {disk.free / MIB:.0f} free"
+    if disk.free < limit - used:
+        yield Check("state_dir", "warning", f"{text}: the disk may become full", facts)
+    else:
+        yield Check("state_dir", "ok", text, facts)
 
 
 def check_endpoints(settings: Settings) -> Iterator[Check]:

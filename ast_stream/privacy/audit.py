@@ -183,7 +183,7 @@ class AuditLog:
 def open_audit_log(settings: Settings, process: str) -> AuditLog:
     """Return the audit log of a process: "worker", or "capture" and the name of its stream."""
     place = storage.audit_log(settings, process)
-    return AuditLog(place.folder, max_bytes=place.bytes_of_log, max_age_s=place.max_age_s)
+    return AuditLog(place.folder, max_bytes=place.max_bytes, max_age_s=place.max_age_s)
 
 
 def decode_access(line: bytes) -> Access:

@@ -113,17 +113,30 @@ def make_writable_folder(path: Path, key: str, mode: int = 0o777) -> None:
     """
     try:
         make_folder(path, mode)
-        if os.access(path, os.W_OK | os.X_OK):
-            return
-        is_read_only = os.statvfs(path).f_flag & os.ST_RDONLY
+        problem = why_not_writable(path)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             return
-        text = f"{key}: cannot create {path}: {error.strerror}"
-    else:
-        why = "its disk is read-only" if is_read_only else f"user {os.geteuid()} may not"
-        text = f"{key}: cannot write to {path}: {why}"
-    raise StartupError(f"{text}; set {key} to a folder that this user may write to")
+        problem = f"cannot create {path}: {error.strerror}"
+    if problem is not None:
+        text = f"{key}: {problem}; set {key} to a folder that this user may write to"
+        raise StartupError(text)
+
+
+def why_not_writable(path: Path) -> str | None:
+    """Return what keeps this user from writing to a folder, or from making it; None: nothing.
+
+    Raises:
+        OSError: it cannot be looked at.
+    """
+    nearest = next(place for place in (path, *path.parents) if place.exists())
+    if os.access(nearest, os.W_OK | os.X_OK) and nearest.is_dir():
+        return None
+    if not nearest.is_dir():
+        return f"cannot write to {path}: {nearest} is no folder"
+    is_read_only = os.statvfs(nearest).f_flag & os.ST_RDONLY
+    why = "its disk is read-only" if is_read_only else f"user {os.geteuid()} may not"
+    return f"cannot write to {nearest}: {why}"
 
 
 def sync(path: Path) -> None:

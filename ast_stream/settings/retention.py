@@ -39,6 +39,7 @@ class AuditRetention(Section):
 class AlertRetention(Section):
     """Alerts and deliveries that are over."""
 
+    max_mib: int = Field(default=256, ge=16, le=MAX_MIB, description="MiB of the database")
     max_days: Days = Field(default=30.0, description="days")
 
 

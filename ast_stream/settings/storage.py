@@ -19,7 +19,6 @@ from ast_stream.settings.workers import of_worker, worker_names
 DAY_S = 86_400.0
 MAX_SPARE_BYTES = 64 * MIB  # of what waits for a disk that is full
 MAX_JOURNAL_BYTES = 64 * MIB  # more than all streams of a worker with all classes active
-MAX_ALERT_ROWS = 100_000  # that are over, of alerts and of deliveries
 _ASIDE = ".damaged-[1-9]"  # what cannot be read is kept under such a name
 _WRITER = "worker"
 
@@ -34,7 +33,7 @@ class Kept:
         patterns: of their names.
         writer: the process.
         holds: what of people and sound is in them.
-        max_bytes: of all of them together; None: bounded by rows, see `until`.
+        max_bytes: of all of them together.
         max_age_s: after which they are deleted; None: not by age.
         until: for how long they are kept, in words.
     """
@@ -44,15 +43,9 @@ class Kept:
     patterns: tuple[str, ...]
     writer: str
     holds: str
-    max_bytes: int | None
+    max_bytes: int
     max_age_s: float | None
     until: str
-
-    @property
-    def bytes_of_log(self) -> int:
-        """`max_bytes`, where that is what bounds it."""
-        assert self.max_bytes is not None
-        return self.max_bytes
 
     @property
     def path(self) -> Path:
@@ -95,7 +88,7 @@ def audit_log(settings: Settings, process: str) -> Kept:
 
 def alert_database(settings: Settings) -> Kept:
     """Return the database of alerts and deliveries."""
-    file, max_days = alerts_state_file(settings), settings.retention.alerts.max_days
+    file, own = alerts_state_file(settings), settings.retention.alerts
     return Kept(
         "alerts",
         file.parent,
@@ -106,9 +99,9 @@ def alert_database(settings: Settings) -> Kept:
         ),
         "alerts",
         "alerts and deliveries: rules, messages with classes, times and labels, receivers' errors",
-        None,
-        max_days * DAY_S,
-        f"{max_days:g} days after they are over, at most {MAX_ALERT_ROWS} of each",
+        own.max_mib * MIB,
+        own.max_days * DAY_S,
+        f"{own.max_days:g} days after they are over, and until {own.max_mib} MiB are full",
     )
 
 

@@ -156,14 +156,14 @@ def _open_logs(settings: Settings) -> tuple[EventLog, CoverageLedger, AuditLog]:
     events, covered = storage.event_log(settings), storage.coverage_ledger(settings)
     event_log = EventLog(
         events.folder,
-        events.bytes_of_log,
+        events.max_bytes,
         spare=storage.unlogged_events(settings).path,
         max_age_s=events.max_age_s,
     )
     ledger = CoverageLedger(
         covered.folder,
         storage.unwritten_coverage(settings).path,
-        max_bytes=covered.bytes_of_log,
+        max_bytes=covered.max_bytes,
         max_age_s=covered.max_age_s,
     )
     return event_log, ledger, open_audit_log(settings, "worker")

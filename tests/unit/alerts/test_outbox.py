@@ -478,31 +478,33 @@ def test_nothing_of_what_is_forgotten_stays_in_the_files(
 
 
 def test_rows_that_are_over_are_bounded_and_forgotten_in_batches(
-    store: Store,
-    outbox: Outbox,
-    clock: FakeClock,
-    write: Write,
-    monkeypatch: pytest.MonkeyPatch,
+    store: Store, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox_rows, "MAX_ALERT_ROWS", 6)
-    monkeypatch.setattr(outbox_rows, "PRUNE_BATCH", 4)
-    write(firing("lasting", "phone"))
-    for n in range(10):
-        write(firing(f"a{n}", "phone", severity="critical"), resolved(f"a{n}"))
-    while isinstance(found := outbox.next_delivery("phone"), Delivery):
-        outbox.settle(found, Delivered())
-    counts = []
-    for _ in range(6):
-        outbox.expire("mail")
-        counts.append(sum(action == "phone" for _, _, action in states(store)))
-        clock.pass_s(PRUNE_EVERY_S)
-        while isinstance(found := outbox.next_delivery(FEED), Delivery):
-            outbox.settle(found, Delivered())
-    assert counts[0] == 11 - 4
-    assert len(states(store)) <= 6 + 2
-    assert states(store)["lasting", "firing", "phone"] == "done"
+    monkeypatch.setattr(outbox_rows, "PRUNE_BATCH", 10)
     with store.reading() as db:
-        assert db.execute("SELECT count(*) FROM alerts").fetchone()[0] <= 6 + 1
+        max_bytes = outbox_rows.used_bytes(db) + 64 * 1024
+    outbox = Outbox(store, ACTIONS, clock, lambda: HALF, max_bytes=max_bytes)
+    with store.transaction() as db:
+        outbox.enqueue(db, [firing("lasting", "phone")])
+        for n in range(100):
+            outbox.enqueue(db, [firing(f"a{n}", "phone", severity="critical"), resolved(f"a{n}")])
+        outbox.enqueue(db, [firing("waiting", "mail")])
+    for action in ("phone", FEED):
+        while isinstance(found := outbox.next_delivery(action), Delivery):
+            outbox.settle(found, Delivered())
+    counts = []
+    for _ in range(40):
+        outbox.expire("phone")
+        counts.append(len(states(store)))
+        clock.pass_s(PRUNE_EVERY_S)
+    assert counts[0] - counts[1] <= 10, "a batch at a time"
+    assert 4 < counts[-1] == counts[-2], "no more than has to go"
+    with store.reading() as db:
+        assert outbox_rows.used_bytes(db) <= max_bytes
+    assert states(store)["lasting", "firing", "phone"] == "done"
+    assert states(store)["waiting", "firing", "mail"] == "pending"
+    assert ("a99", "firing", "phone") in states(store), "the newest"
+    assert ("a0", "firing", "phone") not in states(store), "the oldest"
 
 
 def test_too_many_that_wait_are_dropped_the_least_severe_and_oldest_first(

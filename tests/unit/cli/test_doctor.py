@@ -19,6 +19,8 @@ from ast_stream.cli import doctor_checks
 from ast_stream.cli.doctor import doctor
 from ast_stream.errors import StartupError, UsageError
 from ast_stream.model.selfcheck import golden_for
+from ast_stream.settings.retention import MAX_MIB
+from ast_stream.settings.schema import Settings
 from ast_stream.transport.sockets import Sockets
 
 app = typer.Typer()
@@ -229,3 +231,39 @@ def test_keys_that_cannot_be_used_fail_the_check(
     ]
     for key in ("client_secret", "server_key"):
         assert any(text.startswith(f"transport.curve.{key}: ") for text in texts)
+
+
+def _state_checks(state_dir: Path, **retention: Any) -> list[doctor_checks.Check]:
+    stream = {"name": "porch", "source": {"type": "microphone"}}
+    sections = {"state_dir": str(state_dir), "retention": retention}
+    settings = Settings.model_validate({"streams": [stream]} | sections)
+    return list(doctor_checks.check_state_dirs(settings, Path("config.yaml")))
+
+
+def test_a_state_folder_says_what_may_come_to_lie_there(tmp_path: Path) -> None:
+    folder = tmp_path / "state" / "new"
+    (check,) = _state_checks(folder)
+    assert check.status == "ok"
+    assert check.facts["max_bytes"] > check.facts["used_bytes"] == 0
+    assert not folder.parent.exists(), "nothing is changed"
+
+
+def test_a_disk_that_cannot_hold_what_is_to_be_kept_is_a_warning(tmp_path: Path) -> None:
+    (check,) = _state_checks(tmp_path, events={"max_mib": MAX_MIB}, coverage={"max_mib": MAX_MIB})
+    assert check.status == "warning"
+    assert "may become full" in check.text
+
+
+def test_a_state_folder_that_cannot_be_used_fails(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (check,) = _state_checks(tmp_path / "file" / "state")
+    assert (check.status, check.text) == (
+        "failed",
+        f"cannot write to {tmp_path}/file/state: {tmp_path}/file is no folder",
+    )
+    later = tmp_path / "later"
+    later.mkdir()
+    (later / "format.json").write_text('{"format": 99, "version": "9.0"}')
+    (check,) = _state_checks(later)
+    assert check.status == "failed"
+    assert "format 99 of ast-stream 9.0" in check.text

@@ -9,6 +9,7 @@ from typing import Any
 
 from ast_stream.audio.pcm import ChannelChoice, ChannelSelector
 from ast_stream.audio.recording import RecordingError, RecordingReader, read_mono
+from ast_stream.detect.cascade import Cascade
 from ast_stream.detect.detector import Detector
 from ast_stream.errors import UsageError
 from ast_stream.messages.event import Event, Scores
@@ -32,6 +33,8 @@ class ScannedEvent:
         score: of the window that decided that it began.
         peak, mean: highest and mean score while it lasted.
         uncertainty_s: of the onset.
+        watcher_score: what the small model of a cascade gave the class in the window that decided
+            that the sound began; None without a cascade, or where it does not know the class.
     """
 
     file: str
@@ -43,9 +46,11 @@ class ScannedEvent:
     peak: float
     mean: float
     uncertainty_s: float
+    watcher_score: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the object that `ast-stream scan --json` prints."""
+        small = {} if self.watcher_score is None else {"watcher_score": self.watcher_score}
         return {
             "file": self.file,
             "class": self.slug,
@@ -56,6 +61,7 @@ class ScannedEvent:
             "peak": self.peak,
             "uncertainty_s": self.uncertainty_s,
             "mean": self.mean,
+            **small,
         }
 
 
@@ -64,7 +70,7 @@ class Scanner:
 
     Args:
         tagger: the loaded model.
-        detection, hop_s, min_context_s, on_scores: as for `Detector`.
+        detection, hop_s, min_context_s, on_scores, cascade: as for `Detector`.
         channel: which one is analysed, counted from 0; "mix": the mean of all.
 
     Attributes:
@@ -80,6 +86,7 @@ class Scanner:
         min_context_s: float | None = 1.0,
         on_scores: Callable[[Scores], None] | None = None,
         channel: ChannelChoice = "mix",
+        cascade: Cascade | None = None,
     ) -> None:
         if channel != "mix" and (type(channel) is not int or channel < 0):
             raise UsageError(f"channel: expected 'mix' or a number from 0, got {channel!r}")
@@ -92,6 +99,7 @@ class Scanner:
             min_context_s=min_context_s,
             max_streams=1,
             on_scores=on_scores,
+            cascade=cascade,
         )
 
     def scan(
@@ -106,13 +114,13 @@ class Scanner:
         Raises:
             RecordingError: it cannot be read, or, after its last event, not all of it could.
         """
-        began: dict[str, float] = {}
+        began: dict[str, Event] = {}
         for event in self.messages(path, on_read):
             if event.type == "begin":
-                began[event.id] = event.score
+                began[event.id] = event
             elif event.type == "end":
-                score = began.pop(event.id, event.peak)
-                yield _scanned(os.fspath(path) if name is None else name, event, score)
+                begin = began.pop(event.id)
+                yield _scanned(os.fspath(path) if name is None else name, begin, event)
 
     def messages(
         self, path: str | os.PathLike[str], on_read: OnRead | None = None
@@ -173,16 +181,18 @@ def scan_file(
     return list(Scanner(tagger, detection, hop_s=hop_s, channel=channel).scan(path))
 
 
-def _scanned(file: str, event: Event, score: float) -> ScannedEvent:
-    assert event.offset_sample is not None
+def _scanned(file: str, begin: Event, end: Event) -> ScannedEvent:
+    assert end.offset_sample is not None
+    small = begin.watcher_score
     return ScannedEvent(
         file=file,
-        slug=event.slug,
-        label=event.label,
-        onset_s=round(samples_to_seconds(event.onset_sample), 3),
-        offset_s=round(samples_to_seconds(event.offset_sample), 3),
-        score=round(score, 4),
-        peak=round(event.peak, 4),
-        mean=round(event.mean or 0.0, 4),
-        uncertainty_s=round(event.uncertainty_s, 3),
+        slug=end.slug,
+        label=end.label,
+        onset_s=round(samples_to_seconds(end.onset_sample), 3),
+        offset_s=round(samples_to_seconds(end.offset_sample), 3),
+        score=round(begin.score, 4),
+        peak=round(end.peak, 4),
+        mean=round(end.mean or 0.0, 4),
+        uncertainty_s=round(end.uncertainty_s, 3),
+        watcher_score=None if small is None else round(small, 4),
     )

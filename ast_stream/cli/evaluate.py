@@ -25,6 +25,7 @@ from ast_stream.cli.clip_options import (
 from ast_stream.cli.options import N_CORES, AsJson, Threads, with_option_groups
 from ast_stream.cli.output import json_line, say
 from ast_stream.cli.terminal import ProgressView, console, plain_table
+from ast_stream.detect.cascade import load_cascade
 from ast_stream.errors import UsageError
 from ast_stream.evaluation.figures import Evaluation
 from ast_stream.evaluation.figures import as_json as figures_json
@@ -38,6 +39,7 @@ from ast_stream.evaluation.scoring import (
     score_material,
     total_s,
 )
+from ast_stream.settings.schema import CascadeSettings, ModelSettings
 from ast_stream.soundscape.backgrounds import speech_is_available
 
 SNR_DB = "12"
@@ -122,6 +124,10 @@ def evaluate(
         ),
     ] = False,
     by_windows: ByWindows = False,
+    cascade: Annotated[
+        str | None,
+        typer.Option(help="Small checkpoint that hears the streams; --model is asked about few."),
+    ] = None,
     columns: ColumnOptions,
     test_fold: OnlyFolds = None,
     streams: StreamOptions,
@@ -147,13 +153,17 @@ def evaluate(
     subjects = choose(
         model or ["bundled"], data, columns.columns(), test_fold or [], use_frames=not by_windows
     )
+    if cascade is not None:
+        chosen = ModelSettings(cascade=CascadeSettings(checkpoint=cascade))
+        subjects = [replace(subject, cascade=load_cascade(chosen)) for subject in subjects]
     recordings = negative_recordings(streams.negatives or [], subjects[0].tagger.labels)
     settings = replace(settings, negatives=tuple(recordings))
     check_hop(subjects, settings.hop_s)
     notes = notes_of(subjects)
     _say(notes)
-    figures = figures_of(subjects, _score(subjects, settings), settings)
-    remarks = remarks_on(figures)
+    material = _score(subjects, settings)
+    figures = figures_of(subjects, material, settings)
+    remarks = [*remarks_on(figures), *_cascade_remarks(material)]
     _say(remarks)
     notes += remarks
     try:
@@ -171,6 +181,15 @@ def evaluate(
 def _say(notes: Sequence[str]) -> None:
     for note in notes:
         say(f"ast-stream evaluate: {note}", err=True)
+
+
+def _cascade_remarks(material: ScoredMaterial) -> list[str]:
+    asked = material.asked()
+    if asked is None:
+        return []
+    n_asked, n_windows = asked
+    share = n_asked / max(1, n_windows)
+    return [f"with a cascade: the model was asked about {share:.1%} of {n_windows} windows"]
 
 
 def range_of(

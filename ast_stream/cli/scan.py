@@ -46,7 +46,8 @@ def make_scanner(
     channel: int | None = None,
 ) -> tuple[Scanner, list[str]]:
     """Return a scanner with the model and detection of a configuration, and its labels."""
-    from ast_stream.scanner import Scanner  # imports torch
+    from ast_stream.detect.cascade import load_cascade  # imports torch
+    from ast_stream.scanner import Scanner
 
     tagger = load_model(model)
     scanner = Scanner(
@@ -56,6 +57,7 @@ def make_scanner(
         min_context_s=model.min_context_s,
         on_scores=None if collector is None else collector.add,
         channel="mix" if channel is None else channel,
+        cascade=load_cascade(model),
     )
     return scanner, list(tagger.labels)
 
@@ -253,7 +255,8 @@ def line_of(event: ScannedEvent, form: str) -> str:
             )
         case "csv":
             line = io.StringIO()
-            csv.writer(line, lineterminator="").writerow(event.as_json().values())
+            row = event.as_json()
+            csv.writer(line, lineterminator="").writerow(row[key] for key in CSV_HEADER.split(","))
             return line.getvalue()
     return (
         f"{event.onset_s:9.2f} {event.offset_s:9.2f}  {event.label:<40} "

@@ -164,9 +164,11 @@ def _processes(box: BoxStatus) -> Table:
 
 def worker_text(worker: WorkerStatus) -> str:
     lag = "no audio yet" if worker.lag_s is None else f"lag {worker.lag_s:.1f} s"
+    n_windows, n_asked = (worker.counters.get(name) for name in ("windows", "windows_asked"))
+    asked = "" if not n_windows or n_asked is None else f" ({n_asked / n_windows:.0%} asked)"
     return (
         f"{worker.device} {worker.precision} {worker.attention}, "
-        f"{worker.windows_per_s:g} windows/s, {lag}, up {_duration(worker.uptime_s)}"
+        f"{worker.windows_per_s:g} windows/s{asked}, {lag}, up {_duration(worker.uptime_s)}"
     )
 
 

@@ -6,13 +6,14 @@ on each stream's sample index, so the results do not depend on how the audio was
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ast_stream.detect.cascade import Cascade, Watcher
 from ast_stream.detect.decision import Decision, SlotNames
 from ast_stream.detect.frames import FrameAverages, PatchGrid
 from ast_stream.detect.parameters import model_facts, resolve_parameters
@@ -79,9 +80,12 @@ class Detector:
             averaged as they are decided by, in order; None: not wanted.
         on_run: called with runs of samples that were dealt with alike, see `settle_runs`; None: not
             wanted.
+        cascade: a small model that hears all windows, so that `tagger` is asked about few; None:
+            it is asked about all.
 
     Raises:
-        UsageError: a setting that does not fit the model (class, window or hop).
+        UsageError: a setting that does not fit the model (class, window or hop), or a small model
+            that does not.
     """
 
     def __init__(
@@ -95,6 +99,7 @@ class Detector:
         hops_at_once: int | None = None,
         on_scores: Callable[[Scores], None] | None = None,
         on_run: Callable[[HopRun], None] | None = None,
+        cascade: Cascade | None = None,
     ) -> None:
         detection = detection or DetectionSettings()
         hop_s = tagger.hop_s if hop_s is None else hop_s
@@ -122,6 +127,15 @@ class Detector:
         self._staging = Staging(longest + (self._max_hops + 2) * self.hop + LOOK_BACK + self._tail)
         self._scorer = WindowScorer(tagger, self.hop, self._max_hops)
         self._frames = _frame_averages(tagger, self.parameters.geometry.delay)
+        self._watcher: Watcher | None = None
+        self._reach = self.window  # how far back from its end a window of any model hears
+        if cascade is not None:
+            self._watcher = Watcher(
+                cascade, tagger.labels, self._names,
+                window=self.window, hop=self.hop, max_hops=self._max_hops,
+            )  # fmt: skip
+            self._watcher.use(self.parameters)
+            self._reach = max(self.window, cascade.tagger.window_samples)
         self._positions = Positions(self.hop)
         self._levels = LevelMeter(self.window, self.hop, detection.gate_dbfs)
         self._runs = None if on_run is None else HopRuns(self._names, on_run)
@@ -133,8 +147,13 @@ class Detector:
 
     @property
     def n_scored(self) -> int:
-        """Windows that the model has scored."""
-        return self._scorer.n_scored
+        """Windows that the model has scored; of a cascade, the small model, which hears all."""
+        return self._scorer.n_scored if self._watcher is None else self._watcher.n_scored
+
+    @property
+    def n_asked(self) -> int | None:
+        """Windows that the large model of a cascade was asked about; None without a cascade."""
+        return None if self._watcher is None else self._scorer.n_scored
 
     @property
     def n_gated(self) -> int:
@@ -144,7 +163,8 @@ class Detector:
     @property
     def nan_scores(self) -> int:
         """Scores that were not a number and were taken for 0."""
-        return self._scorer.nan_scores
+        small = 0 if self._watcher is None else self._watcher.nan_scores
+        return self._scorer.nan_scores + small
 
     @property
     def streams(self) -> list[str]:
@@ -159,6 +179,8 @@ class Detector:
         """
         self.parameters = resolve_parameters(detection, self._facts, self._hop_s)
         self._decision.use(self.parameters)
+        if self._watcher is not None:
+            self._watcher.use(self.parameters)
         self._levels.set_gate(detection.gate_dbfs)
 
     def open(self, stream: str, epoch: str, start_sample: int = 0) -> None:
@@ -186,6 +208,8 @@ class Detector:
         self._decision.restore(slot, state.classes)
         if self._frames is not None:
             self._frames.restore(slot, state.frames)
+        if self._watcher is not None:
+            self._watcher.restore(slot, state.asked_until)
         self._positions.context_start[slot] = max(start_sample, state.context_start)
         self._positions.first_scored[slot] = state.first_scored
         self._positions.score_from[slot] = state.position
@@ -203,11 +227,13 @@ class Detector:
         }
         if self._frames is not None:
             known["frames"] = self._frames.export(slot)
+        if self._watcher is not None:
+            known["asked_until"] = self._watcher.asked_until(slot)
         return DetectorState.model_construct(**known)
 
     def context_needed(self, state: DetectorState) -> int:
         """Return the first sample that `resume` should be given again."""
-        return max(state.context_start, state.position - self.window - LOOK_BACK, 0)
+        return max(state.context_start, state.position - self._reach - LOOK_BACK, 0)
 
     def position(self, stream: str) -> int:
         """Return the sample index up to which `stream` is decided."""
@@ -349,6 +375,7 @@ class Detector:
                 self._staging,
                 self._scorer,
                 self._frames,
+                self._watcher,
                 self._positions,
                 self._levels,
                 self._runs,
@@ -364,6 +391,8 @@ class Detector:
         self._scorer.reset(slot)
         if self._frames is not None:
             self._frames.reset(slot)
+        if self._watcher is not None:
+            self._watcher.reset(slot)
         if self._runs is not None:
             self._runs.restart(slot, start_sample)
 
@@ -448,7 +477,9 @@ class Detector:
         begin = ends - n_hops * self.hop - LOOK_BACK
         pcm = self._staging.read(slots, begin, n_hops * self.hop + LOOK_BACK)
         is_gated = self._levels.measure(slots, pcm[:, LOOK_BACK:])
-        self._scorer.push(slots, pcm[:, :-UNUSED_TAIL], ends)
+        frames = self._scorer.push(slots, pcm[:, :-UNUSED_TAIL], ends)
+        if self._watcher is not None:
+            self._watcher.push(slots, frames, ends)
 
         hop_ends = at.next_end[slots][None, :] + np.arange(n_hops)[:, None] * self.hop
         at.next_end[slots] += n_hops * self.hop
@@ -464,23 +495,47 @@ class Detector:
                 stops = np.minimum(ends, at.received[slots])
                 self._runs.add(slots, stops, gated, at.stride[slots] > 1)
         first, last = first_frame(at.context_start[slots]), last_frame(at.received[slots])
-        asked = DueWindows(slots, hop_ends, is_due, is_run, is_gated, first, last)
-        scores = self._scorer.score(asked) if self._frames is None else None
-        logits = self._scorer.frame_logits(asked) if self._frames is not None else None
+        none = np.zeros_like(is_run)
+        windows = DueWindows(slots, hop_ends, is_due, is_run, is_gated, none, first, last)
         events: list[Event] = []
-        for hop in range(n_hops):
+        for hop, (asked, found) in enumerate(self._scored(windows)):
             rows = np.flatnonzero(is_due[hop])
             first_scored = at.mark_scored(slots[rows], hop_ends[hop, rows])
-            if scores is not None and len(rows):
-                ends, found = hop_ends[hop, rows], scores[hop, rows]
-                events += self._decide(slots[rows], ends, found, first_scored)
-            if logits is not None:
+            decided: list[Event] = []
+            if self._frames is None and len(rows):
+                ends = hop_ends[hop, rows]
+                decided = self._decide(slots[rows], ends, found[rows], first_scored)
+            elif self._frames is not None:
                 # a window that overload leaves out says nothing of its frames
-                rows = np.flatnonzero(is_due[hop] & (is_run[hop] | is_gated[hop]))
+                says = asked.is_run[0] | asked.is_gated[0] | asked.is_unasked[0]
+                rows = np.flatnonzero(is_due[hop] & says)
                 begins = self._scorer.begins(hop_ends[hop, rows], first[rows])
-                ends, found = hop_ends[hop, rows], logits[hop, rows]
-                events += self._decide_frames(slots[rows], ends, begins, found)
+                is_asked = ~asked.is_unasked[0, rows]
+                ends = hop_ends[hop, rows]
+                decided = self._decide_frames(slots[rows], ends, begins, found[rows], is_asked)
+            if self._watcher is not None:
+                decided = self._watcher.with_scores(decided, hop)
+            events += decided
         return events
+
+    def _scored(self, windows: DueWindows) -> Iterator[tuple[DueWindows, npt.NDArray[np.float32]]]:
+        """Yield hop after hop what the model was asked about, and what it says.
+
+        Scores of windows, or logits of their frames; of shape (n, ...). Whether a cascade asks
+        about a window depends on what was decided by the one before.
+        """
+        score = self._scorer.score if self._frames is None else self._scorer.frame_logits
+        if self._watcher is None:
+            found = score(windows)
+            for hop, its in enumerate(found):
+                yield windows.of_hop(hop), its
+            return
+        slots, at = windows.slots, self._positions
+        self._watcher.hear(windows, at.context_start[slots])
+        for hop in range(len(windows.hop_ends)):
+            is_first = at.first_scored[slots] == NEVER
+            asked = self._watcher.ask(hop, is_first, self._decision.has_live(slots))
+            yield asked, score(asked)[0]
 
     def _decide_frames(
         self,
@@ -488,12 +543,13 @@ class Detector:
         ends: npt.NDArray[np.int64],
         begins: npt.NDArray[np.int64],
         logits: npt.NDArray[np.float32],
+        is_asked: npt.NDArray[np.bool_],
     ) -> list[Event]:
         """Decide the frames that are final once a window of each slot is known."""
         assert self._frames is not None
         audio_ends = self._positions.received[slots]
         events: list[Event] = []
-        for decided in self._frames.add(slots, ends, begins, audio_ends, logits):
+        for decided in self._frames.add(slots, ends, begins, audio_ends, logits, is_asked):
             rows = decided.rows
             first = self._frames.first_ends(slots[rows])
             events += self._decide(slots[rows], decided.ends, decided.scores, first, ends[rows])

@@ -9,7 +9,9 @@ before and after the average is the same.
 
     weight of a window = 1 + (end of window - end of frame) / step
 
-A frame is decided by the first window that ends at least `delay` behind it. Everything is a
+A frame is decided by the first window that ends at least `delay` behind it. A window that a cascade
+does not ask about says that nothing sounds, but any other outweighs it, and it decides only what no
+later window can know of: so a window that is asked about hears all that it holds. Everything is a
 function of the sample index, so blocks of any size, a replay and a resumed run give the same.
 """
 
@@ -26,9 +28,12 @@ from ast_stream.detect.state import NEVER, FrameState
 from ast_stream.units import FRAME_SHIFT
 
 MAX_LOGIT = 16.0  # beyond it a float32 score no longer tells the logit
+# of windows that are not asked about: a power of two that float32 loses beside 1
+UNASKED_WEIGHT = np.float32(2.0**-40)
 
 Indices = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
+Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,13 @@ class FrameAverages:
         self._first[slot] = self._next[slot] = self._known[slot] = NEVER
 
     def add(
-        self, slots: Indices, ends: Indices, begins: Indices, audio_ends: Indices, logits: Floats
+        self,
+        slots: Indices,
+        ends: Indices,
+        begins: Indices,
+        audio_ends: Indices,
+        logits: Floats,
+        is_asked: Flags,
     ) -> Iterator[DecidedFrames]:
         """Take what one window of each slot says, and yield the frames that are final by that.
 
@@ -111,6 +122,7 @@ class FrameAverages:
             begins: first filterbank frame of the window, shape (n,).
             audio_ends: end of the audio known; less than `ends` while a stream ends.
             logits: of the window's patches, shape (n, n_patches, n_classes).
+            is_asked: False where a cascade has not asked about the window, shape (n,).
         """
         grid = self._grid
         end_frames, audio_frames = ends // FRAME_SHIFT, audio_ends // FRAME_SHIFT
@@ -131,10 +143,10 @@ class FrameAverages:
             kept[slots[is_new]] = first[is_new]
         # no later window knows more of what lies before this one
         yield from self._decide(slots, first)
-        self._accumulate(slots, ends, begins, stop, logits)
+        self._accumulate(slots, ends, begins, stop, logits, is_asked)
         self._known[slots] = np.maximum(self._known[slots], stop)
         final = np.minimum((ends - self._delay) // grid.step, self._known[slots])
-        yield from self._decide(slots, final)
+        yield from self._decide(slots, np.where(is_asked, final, first))
 
     def finish(self, slot: int) -> Iterator[DecidedFrames]:
         """Yield the rest of the frames of a slot: no window will say more of them."""
@@ -175,7 +187,13 @@ class FrameAverages:
         self._sums[slot, places] = sums
 
     def _accumulate(
-        self, slots: Indices, ends: Indices, begins: Indices, stop: Indices, logits: Floats
+        self,
+        slots: Indices,
+        ends: Indices,
+        begins: Indices,
+        stop: Indices,
+        logits: Floats,
+        is_asked: Flags,
     ) -> None:
         grid, begin = self._grid, self._next[slots]
         bounded = np.clip(logits, -MAX_LOGIT, MAX_LOGIT)
@@ -190,7 +208,7 @@ class FrameAverages:
             after = np.minimum(here + 1, grid.n_patches - 1)
             said = (1 - ratio[rows]) * bounded[rows, here] + ratio[rows] * bounded[rows, after]
             context = (ends[rows] - (frame + 1) * grid.step) / grid.step
-            weight = (1 + context).astype(np.float32)
+            weight = np.where(is_asked[rows], (1 + context).astype(np.float32), UNASKED_WEIGHT)
             cell = (slot, frame % self._capacity)
             self._sums[cell] += weight[:, None] * said
             self._weights[cell] += weight
@@ -207,7 +225,7 @@ class FrameAverages:
             weights = self._weights[cell][:, None]
             # a frame that no window has scored, under overload, is as the one before
             means = np.where(
-                weights > 0, self._sums[cell] / np.maximum(weights, 1e-6), self._last[slot]
+                weights > 0, self._sums[cell] / np.where(weights > 0, weights, 1), self._last[slot]
             )
             self._sums[cell] = self._weights[cell] = 0
             self._last[slot] = means

@@ -6,7 +6,7 @@ Which hops were listened to follows from that: runs of hops that were dealt with
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,7 @@ class DueWindows:
         is_due: windows to decide on, shape (hops, n).
         is_run: those of them to score.
         is_gated: windows too quiet to score, shape (hops, n).
+        is_unasked: windows that a cascade does not ask the model about, shape (hops, n).
         first_frames, last_frames: real frames of each slot, shape (n,); others are padding.
     """
 
@@ -45,8 +46,21 @@ class DueWindows:
     is_due: Flags
     is_run: Flags
     is_gated: Flags
+    is_unasked: Flags
     first_frames: Indices
     last_frames: Indices
+
+    def of_hop(self, hop: int) -> DueWindows:
+        """Return the windows of one hop."""
+        one = slice(hop, hop + 1)
+        return replace(
+            self,
+            hop_ends=self.hop_ends[one],
+            is_due=self.is_due[one],
+            is_run=self.is_run[one],
+            is_gated=self.is_gated[one],
+            is_unasked=self.is_unasked[one],
+        )
 
 
 class WindowScorer:
@@ -82,15 +96,23 @@ class WindowScorer:
         """Forget the last scores of a slot."""
         self._last[slot] = 0
 
-    def push(self, slots: Indices, pcm: npt.NDArray[np.int16], ends: Indices) -> None:
-        """Take new samples (n, n_samples) of `slots` that end at sample `ends` (n,)."""
-        self._features.push(slots, pcm, ends)
+    def push(self, slots: Indices, pcm: npt.NDArray[np.int16], ends: Indices) -> Tensor:
+        """Take new samples (n, n_samples) of `slots` that end at sample `ends` (n,).
+
+        Returns:
+            Their frames, which `keep` of another scorer takes.
+        """
+        return self._features.push(slots, pcm, ends)
+
+    def keep(self, slots: Indices, frames: Tensor, ends: Indices) -> None:
+        """Take new frames instead of the samples that they are of."""
+        self._features.keep(slots, frames, ends)
 
     def score(self, asked: DueWindows) -> npt.NDArray[np.float32]:
-        """Return scores (hops, n, classes): the ones before if not run, 0 if gated."""
+        """Return scores (hops, n, classes): the ones before if not run, 0 if gated or not asked."""
         scores = self._run(asked, self._tagger.window_scores, (), 0.0)
         for hop, is_run in enumerate(asked.is_run):
-            kept = ~is_run & ~asked.is_gated[hop]
+            kept = ~is_run & ~asked.is_gated[hop] & ~asked.is_unasked[hop]
             scores[hop, kept] = self._last[asked.slots[kept]]
             self._last[asked.slots] = scores[hop]
         return scores
@@ -98,8 +120,8 @@ class WindowScorer:
     def frame_logits(self, asked: DueWindows) -> npt.NDArray[np.float32]:
         """Return logits of frames (hops, n, frames of a window, classes).
 
-        They are `-MAX_LOGIT` where gated, and mean nothing where the window is neither run nor
-        gated.
+        They are `-MAX_LOGIT` where gated or not asked, and mean nothing where the window is none of
+        these and not run.
         """
         n_frames = self._tagger.dims.n_time_patches
         return self._run(asked, self._tagger.frame_logits, (n_frames,), -MAX_LOGIT)

@@ -180,6 +180,7 @@ class DetectorState(_Record):
         first_scored: end of the first window scored since then, or NEVER.
         classes: by index, those of which anything is known.
         frames: what is known of frames not decided yet; None without any, or where windows decide.
+        asked_until: up to where a cascade asks about windows for reasons so far, or NEVER.
     """
 
     position: _Sample
@@ -187,6 +188,7 @@ class DetectorState(_Record):
     first_scored: _SampleOrNever
     classes: dict[int, ClassState] = Field(max_length=100_000)
     frames: FrameState | None = None
+    asked_until: _SampleOrNever = NEVER
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:

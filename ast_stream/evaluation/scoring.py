@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ast_stream.audio.recording import read_mono
+from ast_stream.detect.cascade import Cascade
 from ast_stream.detect.detector import Detector
 from ast_stream.detect.parameters import DecisionParameters
 from ast_stream.evaluation.clip_figures import clip_scores
@@ -67,6 +68,8 @@ class ScoredSoundscape:
         events: begins and ends, in order.
         parameters: what events were decided by; None: not known.
         expected_label: the one class that a recording without reference events may hold.
+        n_windows: that were scored; with a cascade, by its small model.
+        n_asked: that its large model was asked about; None without a cascade.
     """
 
     layout: Soundscape | SoundscapeTruth
@@ -75,6 +78,8 @@ class ScoredSoundscape:
     events: list[Event]
     parameters: DecisionParameters | None = None
     expected_label: str | None = None
+    n_windows: int = 0
+    n_asked: int | None = None
 
 
 def score_soundscape(
@@ -116,6 +121,8 @@ def score_blocks(
         scores=np.array([window.scores for window in windows], np.float32).reshape(-1, n_classes),
         events=[event for event in events if event.type != "update"],
         parameters=detector.parameters,
+        n_windows=detector.n_scored,
+        n_asked=detector.n_asked,
     )
 
 
@@ -125,11 +132,17 @@ class Subject:
 
     Attributes:
         folds: of the recordings; empty where they have none.
+        cascade: through which the model hears streams; None: it hears all of them.
     """
 
     tagger: Tagger
     foregrounds: tuple[Foreground, ...]
     folds: tuple[str, ...] = ()
+    cascade: Cascade | None = None
+
+    def detector(self, hop_s: float | None) -> Callable[[Callable[[Scores], None]], Detector]:
+        """Return what builds the detector of its streams."""
+        return detector_of(self.tagger, hop_s, self.cascade)
 
 
 class NegativeRecording(NamedTuple):
@@ -192,6 +205,15 @@ class ScoredMaterial:
     mixed: list[ScoredSoundscape] = field(default_factory=list)
     alarms: list[ScoredSoundscape] = field(default_factory=list)
     negatives: list[ScoredSoundscape] = field(default_factory=list)
+
+    def asked(self) -> tuple[int, int] | None:
+        """Return about how many windows the large model of a cascade was asked, and of how many.
+
+        None without a cascade.
+        """
+        streams = [*self.mixed, *self.alarms, *self.negatives]
+        asked = [one.n_asked for one in streams if one.n_asked is not None]
+        return (sum(asked), sum(one.n_windows for one in streams)) if asked else None
 
 
 def total_s(subjects: Sequence[Subject], settings: MeasureSettings) -> float:
@@ -296,14 +318,16 @@ def check_hop(subjects: Sequence[Subject], hop_s: float | None) -> None:
         UsageError: it is no multiple of 0.01 s, or longer than a window.
     """
     for subject in subjects:
-        detector_of(subject.tagger, hop_s)(lambda scores: None)
+        subject.detector(hop_s)(lambda scores: None)
 
 
 def detector_of(
-    tagger: Tagger, hop_s: float | None
+    tagger: Tagger, hop_s: float | None, cascade: Cascade | None = None
 ) -> Callable[[Callable[[Scores], None]], Detector]:
     """Return what builds the detector that a checkpoint would run with."""
-    return lambda on_scores: Detector(tagger, hop_s=hop_s, max_streams=1, on_scores=on_scores)
+    return lambda on_scores: Detector(
+        tagger, hop_s=hop_s, max_streams=1, on_scores=on_scores, cascade=cascade
+    )
 
 
 def _mixed(
@@ -315,7 +339,21 @@ def _mixed(
     seeds: tuple[int, ...],
     on_progress: OnProgress,
 ) -> Iterator[ScoredSoundscape]:
-    """Yield scored soundscapes with every foreground once, about ten minutes each."""
+    """Yield scored soundscapes with every foreground once."""
+    for soundscape in mixed_soundscapes(subject, kind, foregrounds, spec, settings, seeds):
+        yield score_soundscape(subject.detector(settings.hop_s), soundscape)
+        on_progress(f"{kind} streams", soundscape.duration_s)
+
+
+def mixed_soundscapes(
+    subject: Subject,
+    kind: str,
+    foregrounds: Sequence[Foreground],
+    spec: SoundscapeSpec,
+    settings: MeasureSettings,
+    seeds: tuple[int, ...],
+) -> Iterator[Soundscape]:
+    """Yield soundscapes with every foreground once, `FOREGROUNDS_PER_SOUNDSCAPE` in each."""
     rng = np.random.default_rng(seeds)
     order = rng.permutation(len(foregrounds))
     for part in (
@@ -330,33 +368,32 @@ def _mixed(
         chosen = [foregrounds[int(index)] for index in part]
         soundscape = mix_soundscape(rng, chosen, backgrounds, subject.tagger.labels, spec)
         _keep(soundscape, f"{kind}-{'-'.join(map(str, seeds[2:]))}-{part[0]:03d}", spec, settings)
-        yield score_soundscape(detector_of(subject.tagger, settings.hop_s), soundscape)
-        on_progress(f"{kind} streams", soundscape.duration_s)
+        yield soundscape
 
 
 def _negatives(
     subjects: Sequence[Subject], settings: MeasureSettings, base: int, on_progress: OnProgress
 ) -> Iterator[ScoredSoundscape]:
-    taggers = itertools.cycle([subject.tagger for subject in subjects])
-    for recording, tagger in zip(settings.negatives, taggers, strict=False):
-        scored = score_blocks(detector_of(tagger, settings.hop_s), read_mono(recording.path), [])
+    turns = itertools.cycle(subjects)
+    for recording, subject in zip(settings.negatives, turns, strict=False):
+        scored = score_blocks(subject.detector(settings.hop_s), read_mono(recording.path), [])
         yield replace(scored, expected_label=recording.expected_label)
         on_progress("negatives", recording.duration_s)
     if settings.negatives:
         return
     left_s = settings.negative_hours * 3600
-    for number, tagger in enumerate(taggers):
+    for number, subject in enumerate(turns):
         if left_s <= 0:
             return
         piece_s = min(PIECE_S, left_s)
         backgrounds = generated_backgrounds(
             base + SEEDS_APART // 2 + number,
             math.ceil(piece_s / BACKGROUND_S),
-            labels=tagger.labels,
+            labels=subject.tagger.labels,
         )
         soundscape = mix_backgrounds(np.random.default_rng((base, 3, number)), backgrounds, piece_s)
         _keep(soundscape, f"negatives-{number:03d}", None, settings)
-        yield score_soundscape(detector_of(tagger, settings.hop_s), soundscape)
+        yield score_soundscape(subject.detector(settings.hop_s), soundscape)
         on_progress("negatives", piece_s)
         left_s -= piece_s
 

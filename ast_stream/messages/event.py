@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from ast_stream.errors import WireError
 from ast_stream.labels import slug, stable_id
@@ -85,6 +85,8 @@ class Event:
         onset_sample, offset_sample: start and end of the sound, not of the window.
         uncertainty_s: half-width of the interval that holds the onset.
         at_sample: end of the window that decided this message.
+        watcher_score: what the small model of a cascade gave the class in that window; None without
+            a cascade, where it does not know the class, and where no window decided.
     """
 
     type: EventType
@@ -102,6 +104,7 @@ class Event:
     at_sample: int
     reason: EndReason | None = None
     duration_reliable: bool = True
+    watcher_score: float | None = None
 
     @property
     def slug(self) -> str:
@@ -226,6 +229,9 @@ class EventMessage(FeedBody):
     """When the deciding window was scored."""
     model: Text | None = None
     """Hash of the checkpoint."""
+    watcher_score: float | None = None
+    """Of the small model of a cascade, for the class in the deciding window, in [0, 1]; absent
+    without a cascade, where it does not know the class, and where no window decided."""
 
     @classmethod
     def of(
@@ -256,7 +262,7 @@ class EventMessage(FeedBody):
             index=event.index,
             score=round(event.score, _SCORE_DIGITS),
             peak=round(event.peak, _SCORE_DIGITS),
-            mean=None if event.mean is None else round(event.mean, _SCORE_DIGITS),
+            mean=_rounded(event.mean),
             onset_ns=clock.time_ns(event.onset_sample, scored),
             offset_ns=None if offset_sample is None else clock.time_ns(offset_sample, scored),
             duration_s=event.duration_s,
@@ -270,7 +276,15 @@ class EventMessage(FeedBody):
             captured_ns=clock.time_ns(min(event.at_sample, audio_end), scored),
             scored_ns=scored.wall_ns,
             model=model,
+            watcher_score=_rounded(event.watcher_score),
         )
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, to_json: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        body: dict[str, Any] = to_json(self)
+        if self.watcher_score is None:
+            body.pop("watcher_score", None)
+        return body
 
     @property
     def identity(self) -> Identity:
@@ -314,6 +328,7 @@ class EventMessage(FeedBody):
         ending: dict[str, object] = {
             "type": "end",
             "mean": self.score,
+            "watcher_score": None,
             "offset_ns": self.captured_ns,
             "offset_sample": offset,
             "duration_s": samples_to_seconds(offset - onset),
@@ -321,6 +336,10 @@ class EventMessage(FeedBody):
             "reason": "restart",
         }
         return self.model_copy(update=ending)
+
+
+def _rounded(score: float | None) -> float | None:
+    return None if score is None else round(score, _SCORE_DIGITS)
 
 
 class GapMessage(FeedBody):

@@ -139,17 +139,25 @@ class SlidingFbank:
         grown[: len(self._ring)] = self._ring
         self._ring = grown
 
-    def push(self, slots: Index, pcm: npt.NDArray[np.int16], ends: Index) -> None:
-        """Compute the frames of the hops that end at `ends`.
+    def push(self, slots: Index, pcm: npt.NDArray[np.int16], ends: Index) -> Tensor:
+        """Compute the frames of the hops that end at `ends`, keep them, and return them.
 
         Args:
             slots: shape (n,).
             pcm: shape (n, hops * hop + 240): the samples of these hops, starting LOOK_BACK
                 samples earlier and stopping UNUSED_TAIL samples short of `ends`.
             ends: shape (n,), multiples of the hop.
+
+        Returns:
+            Log-mel energies, shape (n, hops * hop_frames, 128), float32, on the device.
         """
         waveforms = upload(pcm, self._device).to(torch.float32) / FULL_SCALE
-        frames = self._fbank.frames(waveforms)  # (n, hops * hop_frames, 128)
+        frames = self._fbank.frames(waveforms)
+        self.keep(slots, frames, ends)
+        return frames
+
+    def keep(self, slots: Index, frames: Tensor, ends: Index) -> None:
+        """Keep frames that `push` of another model's windows has returned; the same arguments."""
         rows, last = upload(np.stack((slots, last_frame(ends))), self._device)[:, :, None]
         back = torch.arange(frames.shape[1] - 1, -1, -1, device=self._device)
         self._ring[rows, (last - back) % self._capacity] = frames

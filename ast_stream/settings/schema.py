@@ -337,11 +337,53 @@ class StreamSettings(Section):
         return name
 
 
+def _checkpoint(checkpoint: str, info: ValidationInfo) -> str:
+    """Return the path of a checkpoint beside the configuration; other names as they are."""
+    if checkpoint == BUNDLED:
+        return checkpoint
+    beside = resolved(checkpoint, info.context)
+    return checkpoint if HUB_ID.match(checkpoint) and not os.path.exists(beside) else beside
+
+
+class CascadeSettings(Section):
+    """A small model that hears every window; `model.checkpoint` is asked where there is a reason.
+
+    A reason: the small model finds a class likely enough, the sound grows louder in some band, an
+    event is open or may be confirmed, a stream begins, or it is time again.
+    """
+
+    checkpoint: str = Field(
+        description="the small model: a directory, a .pth file or a hub id; of its classes those "
+        "count that model.checkpoint has, too"
+    )
+    ask_ratio: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="a class is a reason from this part of the small model's onset threshold on",
+    )
+    change_db: float | None = Field(
+        default=6.0,
+        gt=0,
+        le=100,
+        description="a band that is so much louder in a hop than in those of the window before it "
+        "is a reason; null: it is none",
+    )
+    every_s: PositiveSeconds | None = Field(
+        default=30.0, description="one window is asked this often without a reason; null: never"
+    )
+
+    _checkpoint_is_found = field_validator("checkpoint")(_checkpoint)
+
+
 class ModelSettings(Section):
     """Which checkpoint, on what, how precisely, how often."""
 
     checkpoint: str = Field(
         default="bundled", description="bundled, a directory, a .pth file or a hub id"
+    )
+    cascade: CascadeSettings | None = Field(
+        default=None, description="a small model that hears all; null: the checkpoint itself does"
     )
     device: str = Field(
         default="auto",
@@ -363,14 +405,7 @@ class ModelSettings(Section):
     )
     max_streams: int = Field(default=64, ge=1, le=4096)
 
-    @field_validator("checkpoint")
-    @classmethod
-    def _checkpoint_is_found(cls, checkpoint: str, info: ValidationInfo) -> str:
-        """Return the path of a checkpoint beside the configuration; other names as they are."""
-        if checkpoint == BUNDLED:
-            return checkpoint
-        beside = resolved(checkpoint, info.context)
-        return checkpoint if HUB_ID.match(checkpoint) and not os.path.exists(beside) else beside
+    _checkpoint_is_found = field_validator("checkpoint")(_checkpoint)
 
     @field_validator("hop_s", "window_s", "min_context_s")
     @classmethod
@@ -612,6 +647,11 @@ class Settings(Section):
         if audio is not None and not audio.startswith("ipc://"):
             text = f"expected ipc with privacy: {self.privacy}, got {audio}: sound must not leave "
             yield ("transport", "audio"), f"{text}the processes of this box"
+        if self.privacy == "speech" and self.model.cascade is not None:
+            text = (
+                "expected null with privacy: speech: of windows that the checkpoint is not asked "
+            )
+            yield ("model", "cascade"), f"{text}about, nobody knows whether they hold speech"
         for name, action in self.alerts.actions.items():
             if self.privacy == "sensor" and action.type == "command":
                 text = "expected an action that runs no program, which could record sound itself, "

@@ -16,6 +16,7 @@ import torch
 import typer
 
 from ast_stream.coverage.ledger import CoverageLedger
+from ast_stream.detect.cascade import Cascade, load_cascade
 from ast_stream.detect.detector import HOPS_AT_ONCE, Detector
 from ast_stream.detect.scorer import HopRun
 from ast_stream.errors import ConfigError
@@ -121,13 +122,13 @@ def run_worker(
         event_log, ledger, audit = _open_logs(settings)
         figures = WorkerMetrics(metrics)
         with lifecycle.leaving_when_stopped(stop):
-            tagger = _load(loaded, notifier, figures)
+            tagger, cascade = _load(loaded, notifier, figures)
         facts = _facts(tagger)
         worker = Worker(
             _stream_configs(settings, settings.streams),
-            partial(_make_detector, tagger, settings),
+            partial(_make_detector, tagger, cascade, settings),
             event_log,
-            _open_journal(tagger, settings),
+            _open_journal(tagger, cascade, settings),
             ledger,
             audit,
             bound,
@@ -138,7 +139,7 @@ def run_worker(
             syncs_first=settings.durability == EACH_EVENT,
         )
         logger.info("ready: %s", ", ".join(f"{k} {v}" for k, v in facts.to_json().items()))
-        reloader = _reloader(reload, loaded, worker, tagger, name)
+        reloader = _reloader(reload, loaded, worker, tagger, cascade, name)
 
         def after_tick() -> None:
             notifier.turn(worker.status_line, is_working=worker.has_progressed())
@@ -182,6 +183,7 @@ def _bind(sockets: Sockets, settings: Settings) -> WorkerSockets:
 
 def _make_detector(
     tagger: Tagger,
+    cascade: Cascade | None,
     settings: Settings,
     on_scores: Callable[[Scores], None],
     on_run: Callable[[HopRun], None],
@@ -195,6 +197,7 @@ def _make_detector(
         max_streams=settings.model.max_streams,
         on_scores=on_scores,
         on_run=on_run,
+        cascade=cascade,
     )
     for index, is_enabled in enumerate(detector.parameters.is_enabled):
         if is_enabled:
@@ -202,10 +205,9 @@ def _make_detector(
     return detector
 
 
-def _open_journal(tagger: Tagger, settings: Settings) -> Journal:
-    file = JournalFile(
-        storage.worker_journal(settings).path, _identity(tagger, settings), len(tagger.labels)
-    )
+def _open_journal(tagger: Tagger, cascade: Cascade | None, settings: Settings) -> Journal:
+    path, model = storage.worker_journal(settings).path, _identity(tagger, cascade, settings)
+    file = JournalFile(path, model, len(tagger.labels))
     every_s = SAVE_EVERY_S if settings.durability == EACH_EVENT else settings.durability
     return Journal(file, settings.model.max_streams, time.monotonic(), every_s)
 
@@ -215,6 +217,7 @@ def _reloader(
     loaded: LoadedSettings,
     worker: Worker,
     tagger: Tagger,
+    cascade: Cascade | None,
     name: str | None,
 ) -> Reloader:
     settings = loaded.settings
@@ -232,7 +235,7 @@ def _reloader(
             raise ConfigError([new.problem(("streams",), f"{text}got {len(streams)}")])
         if new.settings.detection != detection:
             in_use = settings.model_copy(update={"detection": new.settings.detection})
-            worker.use_detection(in_use.detection, _identity(tagger, in_use))
+            worker.use_detection(in_use.detection, _identity(tagger, cascade, in_use))
             detection = in_use.detection
         worker.use_streams(_stream_configs(settings, streams))
         if name is None and is_unit_of_systemd():  # of several, a stream may only have moved
@@ -275,7 +278,9 @@ def _stream_configs(settings: Settings, streams: Sequence[StreamSettings]) -> li
     ]
 
 
-def _load(loaded: LoadedSettings, notifier: Notifier, figures: WorkerMetrics) -> Tagger:
+def _load(
+    loaded: LoadedSettings, notifier: Notifier, figures: WorkerMetrics
+) -> tuple[Tagger, Cascade | None]:
     model = loaded.settings.model
     tagger = load_model(model, figures.on_batch)
     check_against_model(
@@ -288,16 +293,22 @@ def _load(loaded: LoadedSettings, notifier: Notifier, figures: WorkerMetrics) ->
     short = short_window_warning(tagger.window_s, tagger.checkpoint.dims)
     if short is not None:
         logger.warning("model.window_s: %s", short)
+    cascade = load_cascade(model, figures.on_batch)
+    taggers = [tagger] if cascade is None else [tagger, cascade.tagger]
     notifier.starting("checking the model against known scores", LOAD_TIMEOUT_S)
-    self_check(tagger)
+    for one in taggers:
+        self_check(one)
     notifier.starting("preparing for all streams", LOAD_TIMEOUT_S)
-    tagger.prepare(model.max_streams * HOPS_AT_ONCE)
-    return tagger
+    for one in taggers:
+        one.prepare(model.max_streams * HOPS_AT_ONCE)
+    return tagger, cascade
 
 
-def _identity(tagger: Tagger, settings: Settings) -> str:
+def _identity(tagger: Tagger, cascade: Cascade | None, settings: Settings) -> str:
     """Return what must be the same for journalled decisions to go on."""
     chosen = settings.detection.model_dump_json() + settings.model.model_dump_json()
+    if cascade is not None:
+        chosen += cascade.tagger.hash
     return f"{tagger.hash}/{hashlib.sha256(chosen.encode()).hexdigest()[:16]}"
 
 

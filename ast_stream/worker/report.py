@@ -167,7 +167,7 @@ class WorkerReport:
         return families + self._process_families()
 
     def _process_families(self) -> list[Family]:
-        facts = self._facts.to_json()
+        facts, n_asked = self._facts.to_json(), self._detector.n_asked
         labels, feed = tuple(facts), self._feed
         return [
             figure(
@@ -178,8 +178,13 @@ class WorkerReport:
             ),
             figure(
                 "ast_stream_worker_windows_total",
-                "Windows scored",
+                "Windows scored; with a cascade, by its small model",
                 self._detector.n_scored,
+            ),
+            figure(
+                "ast_stream_worker_windows_asked_total",
+                "Windows that the checkpoint was asked about: all of them without a cascade",
+                self._detector.n_scored if n_asked is None else n_asked,
             ),
             figure(
                 "ast_stream_worker_windows_gated_total",
@@ -224,10 +229,12 @@ class WorkerReport:
     def _status(self, streams: Streams, now_s: float) -> WorkerStatus:
         lags_s = [stream.backlog_s() for stream in streams if stream.is_open]
         counters = dict(self._publisher.counters)
+        n_asked = self._detector.n_asked
         if self.blocks_refused:
             counters["blocks_refused"] = self.blocks_refused
         counters |= {
             "windows": self._detector.n_scored,
+            **({} if n_asked is None else {"windows_asked": n_asked}),
             "windows_gated": self._detector.n_gated,
             "feed_drops": self._feed.drops,
             "nan_scores": self._detector.nan_scores,

@@ -155,6 +155,7 @@ def essence(body: Body) -> tuple[Any, ...]:
         body["peak"],
         body["mean"],
         body["uncertainty_s"],
+        body.get("watcher_score"),
     )
 
 

@@ -88,14 +88,17 @@ def test_live_at_three_block_sizes_gives_the_events_of_the_scan(
         assert not [topic for topic, _ in messages if topic.startswith("gap/")]
 
 
-@pytest.mark.parametrize("decided_by", ["windows", "frames"])
+@pytest.mark.parametrize("decided_by", ["windows", "frames", "a cascade"])
 def test_worker_killed_three_times_loses_and_repeats_nothing(
     checkpoint: Path, pcm: Pcm16, tmp_path: Path, decided_by: str
 ) -> None:
-    if decided_by == "frames":
-        checkpoint = tmp_path
+    model: dict[str, object] = {}
+    if decided_by != "windows":
+        small, checkpoint = checkpoint, tmp_path
         save_checkpoint(checkpoint, framed_checkpoint())
-    with pipeline(checkpoint, {"a": {"type": "file"}}) as run:
+    if decided_by == "a cascade":
+        model = {"cascade": {"checkpoint": str(small), "ask_ratio": 1.0, "change_db": 20.0}}
+    with pipeline(checkpoint, {"a": {"type": "file"}}, model=model) as run:
         run.write_audio(pcm[: 25 * 16_000])
         run.start_capture("a")
         rng = np.random.default_rng(3)
@@ -109,7 +112,7 @@ def test_worker_killed_three_times_loses_and_repeats_nothing(
         assert run.wait("capture-a") == 0, run.log("capture-a")
         assert run.stop("worker") == 0
         messages = run.published()
-    with pipeline(checkpoint, {"a": dict(FAST)}) as calm:
+    with pipeline(checkpoint, {"a": dict(FAST)}, model=model) as calm:
         calm.write_audio(pcm[: 25 * 16_000])
         calm.start_worker()
         calm.start_capture("a")

@@ -16,7 +16,7 @@ from reactive_model import save_reactive
 from rich.console import Console
 from sample_messages import FAILING, alerts_status, event_message, worker_status
 
-from ast_stream.cli.status import BoxStatus, problems, view
+from ast_stream.cli.status import BoxStatus, problems, view, worker_text
 from ast_stream.cli.terminal import console
 from ast_stream.machine_clock import Moment
 from ast_stream.messages.audio import AudioBlock, RingReply
@@ -61,6 +61,12 @@ def report(*healths: Health, **fields: Any) -> BoxStatus:
     for name, value in fields.items():
         setattr(found, name, value)
     return found
+
+
+def test_the_share_of_windows_that_a_large_model_was_asked_about_is_shown() -> None:
+    asked = worker_status(counters={"windows": 400, "windows_asked": 60})
+    assert " windows/s (15% asked), " in worker_text(asked)
+    assert "asked" not in worker_text(worker_status(counters={"windows": 400}))
 
 
 LIVE = streams({"type": "microphone"})

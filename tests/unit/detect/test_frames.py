@@ -270,14 +270,20 @@ def averages(delay: int = 0, grid: PatchGrid = GRID) -> FrameAverages:
 
 
 def add(
-    frames: FrameAverages, end: int, patches: npt.NDArray[np.floating], audio_end: int = 10**9
+    frames: FrameAverages,
+    end: int,
+    patches: npt.NDArray[np.floating],
+    audio_end: int = 10**9,
+    *,
+    is_asked: bool = True,
 ) -> dict[int, float]:
     """Add a full window that ends at `end`; return the logits of decided frames by their end."""
+    asked = np.array([is_asked])
     begin = np.array([end // 160 - GRID.n_patches * GRID.stride])
     logits = patches.astype(np.float32)[None, :, None]
     decided: dict[int, float] = {}
     ends = np.array([end])
-    for each in frames.add(np.array([0]), ends, begin, np.array([audio_end]), logits):
+    for each in frames.add(np.array([0]), ends, begin, np.array([audio_end]), logits, asked):
         score = float(each.scores[0, 0])
         decided[int(each.ends[0])] = float(np.log(score / (1 - score)))
     return decided
@@ -315,6 +321,26 @@ def test_each_frame_is_decided_once_in_order_and_by_the_first_window_that_may() 
         assert all(end - delay - 8_000 < at <= end - delay for at in decided if at > WINDOW)
         seen += decided
     np.testing.assert_array_equal(np.diff(seen), STEP)
+
+
+def test_a_window_that_is_not_asked_about_decides_what_no_later_one_can_know_and_no_more() -> None:
+    nothing = np.full(16, -MAX_LOGIT)
+    frames = averages(delay=STEP)
+    assert add(frames, WINDOW, nothing, is_asked=False) == {}
+    later = add(frames, WINDOW + 3 * STEP, nothing, is_asked=False)
+    assert list(later) == [STEP, 2 * STEP, 3 * STEP]
+    assert max(later.values()) < -15
+    # one that is asked about says of all its frames what it hears
+    heard = add(frames, WINDOW + 5 * STEP, np.arange(16.0))
+    assert list(heard) == [number * STEP for number in range(4, 21)]
+    assert max(list(heard.values())[:2]) < -15
+    np.testing.assert_allclose(list(heard.values())[2:], np.arange(15.0), atol=0.01)
+    # and its frames that are not decided yet keep what it said of them
+    assert list(add(frames, WINDOW + 6 * STEP, nothing, is_asked=False)) == []
+    rest = {int(each.ends[0]): float(each.scores[0, 0]) for each in frames.finish(0)}
+    assert list(rest) == [WINDOW + 5 * STEP, WINDOW + 6 * STEP]
+    assert rest[WINDOW + 5 * STEP] > 0.99999
+    assert rest[WINDOW + 6 * STEP] < 0.001
 
 
 def test_extreme_logits_are_bounded() -> None:

@@ -129,6 +129,22 @@ def test_event_body_tells_times_on_the_capture_clock() -> None:
     }
 
 
+def test_the_score_of_the_small_model_is_in_the_body_where_there_is_one() -> None:
+    clock = SampleClock.from_start(START_NS)
+
+    def message(**fields: object) -> EventMessage:
+        event = make_event(**fields)
+        known = {"labels": {}, "audio_end": 30_000, "scored": clock.moment(48_000), "model": "m"}
+        return EventMessage.of(event, clock, **known)  # type: ignore[arg-type]
+
+    with_score = message(watcher_score=0.123456)
+    assert with_score.to_json()["watcher_score"] == 0.1235
+    assert EventMessage.from_json(with_score.to_json()) == with_score
+    assert "watcher_score" not in message().to_json()
+    ended = with_score.ended_by_restart(clock.moment(48_000))
+    assert "watcher_score" not in ended.to_json()  # no window decided that
+
+
 @pytest.mark.parametrize(
     ("known", "parts"),
     [

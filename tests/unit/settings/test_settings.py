@@ -140,6 +140,13 @@ def test_settings_cannot_be_changed_after_loading() -> None:
             "{lamp: {type: command, argv: [/bin/lamp]}}}",
             "3: alerts.actions.lamp: expected an action that runs no program",
         ),
+        (
+            "privacy: speech\nmodel: {cascade: {checkpoint: small}}",
+            "3: model.cascade: expected null with privacy: speech: of windows that the checkpoint "
+            "is not asked about, nobody knows whether they hold speech",
+        ),
+        ("model: {cascade: small}", "2: model.cascade: expected keys and values, got 'small'"),
+        ("model: {cascade: {}}", "2: model.cascade.checkpoint: the key 'checkpoint' is missing"),
         ("privacy: on", "2: privacy: expected"),
         ("alerts: {rules: a.yaml}", "2: alerts.rules: expected a list, got 'a.yaml'"),
         # YAML itself

@@ -1,0 +1,287 @@
+"""A cascade: a small model hears every window, and the large one is asked where there is a reason.
+
+The large model's classes, thresholds and scores decide. A window is asked about if
+
+* the small model scores a class that both know, and that makes events, at `ask_ratio` of its own
+  onset threshold for it or more; or a band of the newest hop is louder by `change_db` than it is on
+  the mean of the hops before it in the window; or it is the first window since start or gap;
+* one of these held in a window that ended less than a window's length before: a sound is followed
+  until the window is full of it;
+* an event of the stream is open, or may be confirmed;
+* its number on the stream's sample index says so, once in `every_s`.
+
+All other windows are taken for silence. What is remembered, until when a stream is asked about, is
+part of the journalled state; the rest is a function of the window, so the answer is the same live,
+resumed and scanned, whatever other streams do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from ast_stream.detect.decision import SlotNames
+from ast_stream.detect.parameters import DecisionParameters
+from ast_stream.detect.scorer import DueWindows, WindowScorer
+from ast_stream.detect.state import NEVER
+from ast_stream.errors import UsageError
+from ast_stream.labels import find_label
+from ast_stream.messages.event import Event
+from ast_stream.model.tagger import Tagger, load_tagger
+from ast_stream.settings.schema import CascadeSettings, ModelSettings
+from ast_stream.units import FRAME_SHIFT, N_MELS, SAMPLE_RATE, seconds_to_samples
+
+N_BANDS = 16  # of eight mel filters each
+
+Flags = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Cascade:
+    """The small model of a cascade, and when the large one is asked.
+
+    Attributes:
+        tagger: the small model; windows decide there, so that it needs no frame head.
+    """
+
+    tagger: Tagger
+    settings: CascadeSettings
+
+
+def load_cascade(
+    model: ModelSettings, on_batch: Callable[[int, float], None] | None = None
+) -> Cascade | None:
+    """Return the cascade that `model` describes; None without one.
+
+    To be loaded after the large model, whose threads the process has.
+
+    Args:
+        on_batch: called with the size of each batch of windows and the seconds it took.
+
+    Raises:
+        CheckpointError, StartupError: as `load_tagger`.
+    """
+    if model.cascade is None:
+        return None
+    tagger = load_tagger(
+        model.cascade.checkpoint,
+        device=model.device,
+        precision=model.precision,
+        attention=model.attention,
+        on_batch=on_batch,
+        use_frames=False,
+    )
+    return Cascade(tagger, model.cascade)
+
+
+class Watcher:
+    """Hears all windows with the small model and says which the large one is asked about.
+
+    Args:
+        labels: of the large model.
+        window, hop: of the large model, in samples.
+
+    Raises:
+        UsageError: the models have no class in common, or the small one's windows are shorter than
+            a hop.
+    """
+
+    def __init__(
+        self,
+        cascade: Cascade,
+        labels: Sequence[str],
+        names: SlotNames,
+        *,
+        window: int,
+        hop: int,
+        max_hops: int,
+    ) -> None:
+        tagger, self._settings = cascade.tagger, cascade.settings
+        self._names = names
+        self._scorer = WindowScorer(tagger, hop, max_hops)
+        named = [find_label(label, tagger.labels) for label in labels]
+        if not any(named):
+            raise UsageError(
+                f"model.cascade: expected a checkpoint with classes of model.checkpoint, "
+                f"got none of them in {tagger.checkpoint.origin}"
+            )
+        if tagger.window_samples < hop:
+            raise UsageError(
+                f"model.cascade: expected windows of a hop, {hop / SAMPLE_RATE:g} s, or more, "
+                f"got {tagger.window_s:g} s of {tagger.checkpoint.origin}"
+            )
+        known = [(index, label) for index, label in enumerate(named) if label is not None]
+        # index of each class of the large model among those of the small one
+        self._small = {index: tagger.labels.index(label) for index, label in known}
+        self._thresholds = np.array(
+            [tagger.metadata.onset_threshold(label) for label in tagger.labels], np.float32
+        )
+        self._ask_from = np.full(len(tagger.labels), np.inf, np.float32)
+        self._follow = window - hop  # how long a reason goes on, after the window that has it
+        every_s = self._settings.every_s
+        self._every = 0 if every_s is None else max(1, seconds_to_samples(every_s) // hop)
+        self._hop = hop
+        self._bands = BandMeter(window, hop)
+        self._asked_until: Indices = np.zeros(0, np.int64)
+        self._heard: _Heard | None = None
+
+    @property
+    def n_scored(self) -> int:
+        """Windows that the small model has scored."""
+        return self._scorer.n_scored
+
+    @property
+    def nan_scores(self) -> int:
+        """Scores of the small model that were not a number and were taken for 0."""
+        return self._scorer.nan_scores
+
+    def use(self, parameters: DecisionParameters) -> None:
+        """Ask for the classes that make events by these parameters, from the next window on."""
+        self._ask_from[:] = np.inf
+        ratio = np.float32(self._settings.ask_ratio)
+        for index, small in self._small.items():
+            if parameters.is_enabled[index]:
+                self._ask_from[small] = ratio * self._thresholds[small]
+
+    def grow(self, n_slots: int) -> None:
+        """Make room for `n_slots` slots."""
+        self._scorer.grow(n_slots)
+        self._bands.grow(n_slots)
+        more = n_slots - len(self._asked_until)
+        self._asked_until = np.pad(self._asked_until, (0, more), constant_values=NEVER)
+
+    def reset(self, slot: int) -> None:
+        """Forget a slot: it starts, or goes on behind a gap."""
+        self._asked_until[slot] = NEVER
+
+    def asked_until(self, slot: int) -> int:
+        """Return up to which sample windows are asked about for reasons so far, or NEVER."""
+        return int(self._asked_until[slot])
+
+    def restore(self, slot: int, asked_until: int) -> None:
+        """Take back what `asked_until` gave."""
+        self._asked_until[slot] = asked_until
+
+    def push(self, slots: Indices, frames: Tensor, ends: Indices) -> None:
+        """Take the frames of new hops; arguments as for `SlidingFbank.keep`."""
+        self._scorer.keep(slots, frames, ends)
+        self._bands.measure(slots, frames)
+
+    def hear(self, windows: DueWindows, context_starts: Indices) -> None:
+        """Score the windows of a step, of all hops at once.
+
+        Args:
+            context_starts: first real sample of each slot since start or gap, shape (n,).
+        """
+        scores = self._scorer.score(windows)
+        is_reason: Flags = windows.is_run & (scores >= self._ask_from).any(axis=2)
+        if self._settings.change_db is not None:
+            rises = self._bands.rises(windows.hop_ends, context_starts)
+            # also where overload leaves the window out: the next one will be asked about
+            is_heard = windows.is_due & ~windows.is_gated
+            is_reason |= is_heard & (rises >= self._settings.change_db)
+        self._heard = _Heard(windows, scores, is_reason)
+
+    def ask(self, hop: int, is_first: Flags, is_live: Flags) -> DueWindows:
+        """Return the windows of one hop of the step that was heard last, for the large model.
+
+        To be called for one hop after another.
+
+        Args:
+            is_first: whether the window is the first since start or gap, shape (n,).
+            is_live: whether an event is open or may be confirmed, shape (n,).
+        """
+        assert self._heard is not None
+        windows = self._heard.windows.of_hop(hop)
+        slots, ends = windows.slots, windows.hop_ends[0]
+        is_reason = self._heard.is_reason[hop] | (windows.is_run[0] & is_first)
+        until = self._asked_until[slots]
+        until = np.where(is_reason, np.maximum(until, ends + self._follow), until)
+        self._asked_until[slots] = until
+        is_asked: Flags = is_live | (ends <= until)
+        if self._every:
+            is_asked = is_asked | ((ends // self._hop) % self._every == 0)
+        is_run = windows.is_run & is_asked
+        return replace(windows, is_run=is_run, is_unasked=windows.is_run & ~is_run)
+
+    def with_scores(self, events: Sequence[Event], hop: int) -> list[Event]:
+        """Return what a hop of the step decided, with what the small model says of each event."""
+        assert self._heard is not None
+        windows, scores = self._heard.windows, self._heard.scores[hop]
+        rows = {
+            slot: row for row, slot in enumerate(windows.slots.tolist()) if windows.is_run[hop, row]
+        }
+        scored = []
+        for event in events:
+            row, small = rows.get(self._names.slot(event.stream)), self._small.get(event.index)
+            if row is not None and small is not None:
+                event = replace(event, watcher_score=float(scores[row, small]))
+            scored.append(event)
+        return scored
+
+
+@dataclass(frozen=True, eq=False)
+class _Heard:
+    """What the small model made of the windows of one step.
+
+    Attributes:
+        scores: shape (hops, n, n_classes of the small model).
+        is_reason: shape (hops, n).
+    """
+
+    windows: DueWindows
+    scores: npt.NDArray[np.float32]
+    is_reason: Flags
+
+
+class BandMeter:
+    """Levels of the hops in each slot's window, by band of frequency."""
+
+    def __init__(self, window: int, hop: int) -> None:
+        self._hop = hop
+        self._hop_frames = hop // FRAME_SHIFT
+        # even of windows as long as a hop there is one before the newest
+        self._n_kept = max(2, window // hop)
+        self._db: Floats = np.zeros((0, self._n_kept, N_BANDS))
+        self._windows: Floats = np.zeros((0, 0, self._n_kept, N_BANDS))
+
+    def grow(self, n_slots: int) -> None:
+        """Make room for `n_slots` slots."""
+        self._db = np.pad(self._db, ((0, n_slots - len(self._db)), (0, 0), (0, 0)))
+
+    def measure(self, slots: Indices, frames: Tensor) -> None:
+        """Take the frames of the next hops of each slot, shape (n, hops * hop_frames, 128)."""
+        power = np.exp(frames.cpu().numpy())
+        bands = power.reshape(len(slots), -1, self._hop_frames, N_BANDS, N_MELS // N_BANDS)
+        # one axis after the other: the order of the sums must not depend on how many there are
+        means = bands.sum(axis=4).sum(axis=2) / (self._hop_frames * (N_MELS // N_BANDS))
+        db = np.concatenate([self._db[slots], 10 * np.log10(means.astype(np.float64))], axis=1)
+        self._db[slots] = db[:, -self._n_kept :]
+        n_hops = means.shape[1]
+        self._windows = np.stack(
+            [db[:, hop + 1 : hop + 1 + self._n_kept] for hop in range(n_hops)], axis=0
+        )
+
+    def rises(self, hop_ends: Indices, context_starts: Indices) -> Floats:
+        """Return by how many dB the band that rose most is louder than in the hops before.
+
+        Args:
+            hop_ends: of the hops measured last, shape (hops, n).
+            context_starts: hops before are not counted, shape (n,).
+
+        Returns:
+            Shape (hops, n); minus infinity where no hop before it counts.
+        """
+        back = np.arange(self._n_kept, 1, -1) * self._hop  # from the end to each hop's begin
+        is_real = hop_ends[:, :, None] - back >= context_starts[:, None]
+        before, newest = self._windows[:, :, :-1], self._windows[:, :, -1]
+        total = np.where(is_real[..., None], before, 0.0).sum(axis=2)
+        count = is_real.sum(axis=2)
+        rises: Floats = (newest - total / np.maximum(count, 1)[..., None]).max(axis=2)
+        return np.where(count > 0, rises, -np.inf)

@@ -1,0 +1,371 @@
+"""Measure what a cascade loses and saves, on streams of known truth, and write it into its page.
+
+    .venv/bin/python scripts/measure_cascade.py CLIPS.csv --small CHECKPOINT --test-fold 4
+
+The streams are those of `ast-stream evaluate`, with more time between the sounds. All ways to hear
+them hear the very same ones: the large model alone, the small one alone, and cascades of both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ast_stream.audio.recording import read_mono
+from ast_stream.calibration.folds import single
+from ast_stream.calibration.scores import negative_recordings
+from ast_stream.dataset.tables import Columns
+from ast_stream.detect.cascade import Cascade
+from ast_stream.evaluation.matching import Detection, detections, match_soundscape
+from ast_stream.evaluation.scoring import (
+    SEED_BASE,
+    SEEDS_APART,
+    MeasureSettings,
+    NegativeRecording,
+    ScoredSoundscape,
+    Subject,
+    mixed_soundscapes,
+    mixed_spec,
+    score_blocks,
+    score_soundscape,
+)
+from ast_stream.evaluation.stream_figures import detection_delays, onset_errors
+from ast_stream.model.tagger import Tagger, load_tagger
+from ast_stream.settings.schema import CascadeSettings
+from ast_stream.soundscape.mixing import Soundscape
+from ast_stream.soundscape.soundbank import generated_foregrounds
+
+PAGE = Path("docs/design/cascade.md")
+BEGIN, END = "<!-- figures: scripts/measure_cascade.py -->", "<!-- end of figures -->"
+ALONE, SMALL, DEFAULT = "large alone", "small alone", "cascade"
+NEAR_S = 0.5  # an event of the large model this near confirms one of the small
+WAYS: dict[str, dict[str, Any] | None] = {
+    ALONE: None,
+    SMALL: None,
+    DEFAULT: {},
+    "  asks sooner: ask_ratio 0.25": {"ask_ratio": 0.25},
+    "  asks later: ask_ratio 1": {"ask_ratio": 1.0},
+    "  smaller changes: change_db 3": {"change_db": 3.0},
+    "  larger changes: change_db 12": {"change_db": 12.0},
+    "  no changes: change_db null": {"change_db": None},
+    "  the small model alone: change_db, every_s null": {"change_db": None, "every_s": None},
+}
+
+
+class Remembered:
+    """A model that remembers its answers by window: all ways to hear a stream ask the same."""
+
+    def __init__(self, model: Callable[[Tensor], npt.NDArray[np.float32]]) -> None:
+        self._model = model
+        self._known: dict[bytes, npt.NDArray[np.float32]] = {}
+
+    def __call__(self, windows: Tensor) -> npt.NDArray[np.float32]:
+        """Return what the model says of windows."""
+        keys = [hashlib.blake2b(window.numpy(), digest_size=16).digest() for window in windows]
+        new = [row for row, key in enumerate(keys) if key not in self._known]
+        if new:
+            found = self._model(windows[new])
+            self._known |= {keys[row]: found[number] for number, row in enumerate(new)}
+        return np.stack([self._known[key] for key in keys])
+
+    def forget(self) -> None:
+        """Free the memory."""
+        self._known.clear()
+
+
+@dataclass
+class Tally:
+    """What one way to hear the streams came to.
+
+    Attributes:
+        found: of each sound in turn, whether an event of its class found it.
+    """
+
+    n_windows: int = 0
+    n_asked: int = 0
+    n_false: int = 0
+    hours: float = 0.0
+    found: list[bool] = field(default_factory=list)
+    onset_errors: list[float] = field(default_factory=list)
+    delays: list[float] = field(default_factory=list)
+
+    def add(self, scored: ScoredSoundscape, labels: Sequence[str]) -> None:
+        """Take what was made of one stream."""
+        self.n_windows += scored.n_windows
+        self.n_asked += scored.n_windows if scored.n_asked is None else scored.n_asked
+        self.hours += scored.layout.duration_s / 3600
+        for label in labels:
+            if scored.expected_label == label:
+                continue
+            matches = match_soundscape(scored, label)
+            self.n_false += len(matches.false_alarms)
+            self.found += [bool(one.detections) for one in matches.sounds]
+            self.onset_errors += onset_errors(matches.sounds)
+            self.delays += detection_delays(matches.sounds)
+
+    def row(self, alone: Tally) -> dict[str, Any]:
+        """Return the figures, beside those of the large model alone."""
+        both = list(zip(alone.found, self.found, strict=True))
+        n_lost = sum(before and not now for before, now in both)
+        return {
+            "windows": self.n_windows,
+            "asked": self.n_asked,
+            "sounds": len(self.found),
+            "found": sum(self.found),
+            "lost": n_lost,
+            "gained": sum(now and not before for before, now in both),
+            "found_alone": sum(alone.found),
+            "false": self.n_false,
+            "hours": round(self.hours, 3),
+            "onset_error_s": _median(np.abs(self.onset_errors)),
+            "time_to_detect_s": _median(self.delays),
+        }
+
+
+@dataclass
+class Verdicts:
+    """Events of the small model alone that the large one confirms, true and false ones."""
+
+    n_true: int = 0
+    n_true_confirmed: int = 0
+    n_false: int = 0
+    n_false_confirmed: int = 0
+
+    def add(
+        self, small: ScoredSoundscape, cascade: ScoredSoundscape, labels: Sequence[str]
+    ) -> None:
+        """Take what both made of one stream."""
+        for label in labels:
+            if small.expected_label == label:
+                continue
+            matches = match_soundscape(small, label)
+            false = {id(one) for one in matches.false_alarms}
+            confirming = detections(cascade, label)
+            every = {id(one): one for sound in matches.sounds for one in sound.detections}
+            every |= {id(one): one for one in matches.false_alarms}
+            for key, one in every.items():
+                is_confirmed = any(_are_near(one, other) for other in confirming)
+                if key in false:
+                    self.n_false += 1
+                    self.n_false_confirmed += is_confirmed
+                else:
+                    self.n_true += 1
+                    self.n_true_confirmed += is_confirmed
+
+
+def _are_near(one: Detection, other: Detection) -> bool:
+    return max(one.onset_s - other.offset_s, other.onset_s - one.offset_s) <= NEAR_S
+
+
+def _median(values: Sequence[float] | npt.NDArray[np.float64]) -> float | None:
+    return round(float(np.median(values)), 3) if len(values) else None
+
+
+class Measurement:
+    """Hears streams in every way and adds up."""
+
+    def __init__(self, subject: Subject, small: Tagger, ways: Sequence[str]) -> None:
+        self.large, self.small = subject.tagger, small
+        decides_by = "window_scores" if self.large.frames is None else "frame_logits"
+        self._memories = [
+            _remember(self.large, decides_by), _remember(small, "window_scores")
+        ]  # fmt: skip
+        # classes that both know and that make events in both
+        off = {*self.large.metadata.off, *self.large.metadata.background}
+        off |= {*small.metadata.off, *small.metadata.background}
+        self.labels = [
+            label for label in self.large.labels if label in small.labels and label not in off
+        ]
+        self.large_labels = [
+            label
+            for label in self.large.labels
+            if label not in {*self.large.metadata.off, *self.large.metadata.background}
+        ]
+        self.subjects = {
+            name: replace(subject, tagger=small)
+            if name == SMALL
+            else replace(subject, cascade=self._cascade(WAYS[name]))
+            for name in ways
+        }
+        self.tallies: dict[str, dict[str, Tally]] = {}
+        self.verdicts: dict[str, Verdicts] = {}
+
+    def _cascade(self, chosen: dict[str, Any] | None) -> Cascade | None:
+        if chosen is None:
+            return None
+        return Cascade(self.small, CascadeSettings(checkpoint="small", **chosen))
+
+    def hear_recording(self, recording: NegativeRecording) -> None:
+        """Hear a recording without events, but perhaps of one class."""
+
+        def score(subject: Subject) -> ScoredSoundscape:
+            scored = score_blocks(subject.detector(None), read_mono(recording.path), [])
+            return replace(scored, expected_label=recording.expected_label)
+
+        self.hear(recording.path.stem, score)
+
+    def hear_soundscape(self, soundscape: Soundscape) -> None:
+        """Hear a stream of known sounds."""
+        self.hear("sounds", lambda one: score_soundscape(one.detector(None), soundscape))
+
+    def hear(self, kind: str, score: Callable[[Subject], ScoredSoundscape]) -> None:
+        """Hear a stream in every way, and add up what comes of it."""
+        tallies = self.tallies.setdefault(kind, {})
+        scored = {name: score(subject) for name, subject in self.subjects.items()}
+        for name, one in scored.items():
+            tallies.setdefault(name, Tally()).add(one, self.large_labels)
+        if SMALL in scored and DEFAULT in scored:
+            verdicts = self.verdicts.setdefault(kind, Verdicts())
+            verdicts.add(scored[SMALL], scored[DEFAULT], self.labels)
+        for memory in self._memories:
+            memory.forget()
+        asked = tallies[DEFAULT].n_asked / max(1, tallies[DEFAULT].n_windows)
+        row = tallies[DEFAULT].row(tallies[ALONE])
+        print(
+            f"{kind}: {row['hours']:.2f} h, asked {asked:.1%}, lost {row['lost']} of "
+            f"{row['found_alone']}",
+            file=sys.stderr,
+        )
+
+
+def _remember(tagger: Tagger, name: str) -> Remembered:
+    memory = Remembered(getattr(tagger, name))
+    setattr(tagger, name, memory)
+    return memory
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Return all figures."""
+    torch.set_num_threads(options.threads)
+    (subject,) = single([options.model], options.clips, Columns(), options.test_fold)
+    small = load_tagger(options.small, use_frames=False)
+    ways = [name for name in WAYS if not options.quick or name in (ALONE, SMALL, DEFAULT)]
+    measurement = Measurement(subject, small, ways)
+    low, high = options.gap
+    settings = MeasureSettings(gap_s=(low, high), seed=options.seed)
+    base = SEED_BASE + SEEDS_APART * options.seed
+    generated = generated_foregrounds(base, tuple(subject.tagger.labels), options.generated)
+    foregrounds = [*subject.foregrounds, *generated]
+    if options.sounds:
+        order = np.random.default_rng(base).permutation(len(foregrounds))[: options.sounds]
+        foregrounds = [foregrounds[int(index)] for index in order]
+    spec = mixed_spec(subject.tagger.window_s, settings)
+    for repeat in range(options.repeats):
+        seeds = base, 1, 0, repeat
+        for soundscape in mixed_soundscapes(subject, "mixed", foregrounds, spec, settings, seeds):
+            measurement.hear_soundscape(soundscape)
+    for recording in negative_recordings(options.negatives, subject.tagger.labels):
+        measurement.hear_recording(recording)
+    return {
+        "command": " ".join(["scripts/measure_cascade.py", *sys.argv[1:]]),
+        "large": _facts(subject.tagger),
+        "small": _facts(small),
+        "gap_s": [low, high],
+        "kinds": {
+            kind: {name: one.row(tallies[ALONE]) for name, one in tallies.items()}
+            for kind, tallies in measurement.tallies.items()
+        },
+        "verdicts": {kind: vars(one) for kind, one in measurement.verdicts.items()},
+        "verified_classes": len(measurement.labels),
+    }
+
+
+def _facts(tagger: Tagger) -> dict[str, Any]:
+    return {
+        "hash": tagger.hash,
+        "classes": len(tagger.labels),
+        "gflop": round(tagger.dims.gflop, 4),
+        "window_s": tagger.window_s,
+        "test_folds": tagger.metadata.provenance.get("test_folds"),
+    }
+
+
+def text_of(figures: dict[str, Any]) -> str:
+    """Return the figures as Markdown."""
+    large, small = figures["large"], figures["small"]
+    low, high = figures["gap_s"]
+    lines = [
+        f"Large: {large['classes']} classes, {large['gflop']:.3f} GFLOP a window; small: "
+        f"{small['classes']} classes, {small['gflop']:.3f} GFLOP. {low:g} to {high:g} s between "
+        "most sounds.",
+        "",
+        "| | hours | windows asked | sounds found | lost of those found alone | gained | false an "
+        "hour | onset error, median | time to detect, median |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for kind, rows in figures["kinds"].items():
+        for name, row in rows.items():
+            share = row["asked"] / max(1, row["windows"])
+            lost = "" if not row["found_alone"] else f"{row['lost'] / row['found_alone']:.1%}"
+            found = f"{row['found']} of {row['sounds']}" if row["sounds"] else ""
+            shown = name.strip() if kind == "sounds" else f"{kind}: {name.strip()}"
+            lines.append(
+                f"| {shown} | {row['hours']:.1f} | {share:.1%} | {found} | "
+                f"{lost if name != ALONE else ''} | {row['gained'] if row['sounds'] else ''} | "
+                f"{row['false'] / row['hours']:.2f} | {_seconds(row['onset_error_s'])} | "
+                f"{_seconds(row['time_to_detect_s'])} |"
+            )
+    lines += [
+        "",
+        "| events of the small model alone | true | of these confirmed | false | of these turned "
+        "off |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for kind, one in figures["verdicts"].items():
+        n_off = one["n_false"] - one["n_false_confirmed"]
+        lines.append(
+            f"| {kind} | {one['n_true']} | {_share(one['n_true_confirmed'], one['n_true'])} | "
+            f"{one['n_false']} | {_share(n_off, one['n_false'])} |"
+        )
+    return "\n".join([*lines, "", f"`{figures['command']}`"])
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f} s"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else ""
+
+
+def main() -> None:
+    """Measure, print the figures, and write them into the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("clips", type=Path)
+    parser.add_argument("--small", required=True, help="checkpoint of the small model")
+    parser.add_argument("--model", default="bundled")
+    parser.add_argument("--test-fold", action="append", default=[])
+    parser.add_argument("--gap", type=float, nargs=2, default=(30.0, 90.0))
+    parser.add_argument("--sounds", type=int, default=0, help="so many of the sounds; 0: all")
+    parser.add_argument("--generated", type=int, default=12)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--negatives", action="append", default=[])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="without variants of the settings")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--page", type=Path, default=PAGE)
+    options = parser.parse_args()
+    figures = measure(options)
+    if options.json is not None:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    text = text_of(figures)
+    print(text)
+    if options.page.is_file() and BEGIN in (page := options.page.read_text()):
+        before, _, rest = page.partition(BEGIN)
+        options.page.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")
+
+
+if __name__ == "__main__":
+    main()

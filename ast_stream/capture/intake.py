@@ -81,6 +81,7 @@ class Intake:
 
     Attributes:
         failure: why nothing more will come although the source should have gone on, or None.
+        trouble: why nothing comes although the source does not say so, as others have found.
         n_losses: times the source was lost.
         n_overflows: times samples were lost inside the source.
     """
@@ -99,6 +100,7 @@ class Intake:
         random_unit: Callable[[], float] = random.random,
     ) -> None:
         self.failure: Exception | None = None
+        self.trouble: str | None = None
         self.n_losses = 0
         self.n_overflows = 0
         self._source = source
@@ -126,6 +128,8 @@ class Intake:
 
     def status(self) -> SourceStatus:
         """Return the state of the source, honest even while a call to it does not return."""
+        if self.trouble is not None:
+            return SourceStatus("missing", self.trouble)
         if self._has_ended:
             return SourceStatus("ended", None if self.failure is None else str(self.failure))
         if self._lost_text is not None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import bisect
 import logging
+import queue
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -35,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 OVERWRITTEN = "overwritten"  # gap reason: requested too late, newer audio has taken the room
 MAX_LIVE_SAMPLES = SAMPLE_RATE  # blocks are as the source wrote them; longer only when late
-_WAIT_S = 0.2
+_LOOK_S = 0.2  # between two looks at all rings, in case that nobody said that one has changed
 _RETRY_S = 0.02
 
 
@@ -78,9 +80,13 @@ class Ring:
 
     Args:
         capacity: samples kept; 1 or more.
+
+    Attributes:
+        on_written: called by the writer after each write.
     """
 
     def __init__(self, capacity: int) -> None:
+        self.on_written: Callable[[], None] = lambda: None
         self._samples = SampleBuffer(capacity)
         self._segments: list[_Segment] = []
         self._next = 0
@@ -129,7 +135,7 @@ class Ring:
             self._samples.append(pcm)
             self._next += len(pcm)
             self._forget_overwritten()
-            self._changed.notify_all()
+        self.on_written()
 
     def skip(self, n_samples: int, reason: str) -> int:
         """Leave out samples that do not exist; return how many.
@@ -142,7 +148,6 @@ class Ring:
         with self._changed:
             self._next += n_skipped
             self._hole_reason = self._hole_reason or reason
-            self._changed.notify_all()
         return n_skipped
 
     def read(self, start: int, stop: int, max_samples: int) -> RingSlice:
@@ -179,11 +184,6 @@ class Ring:
             self._acked = stop
             self._changed.notify_all()
             return True
-
-    def wait_written(self, beyond: int, timeout_s: float) -> bool:
-        """Wait until `next` is greater than `beyond`; return whether it is."""
-        with self._changed:
-            return self._changed.wait_for(lambda: self._next > beyond, timeout_s)
 
     def wait_acked(self, n_samples: int, timeout_s: float) -> bool:
         """Wait until at most `n_samples` are unacknowledged; return whether that is so."""
@@ -242,7 +242,8 @@ class RingServer:
 
     Attributes:
         end_delivered: the last sample went out, marked as the last.
-        failure: what ended `run` before its time, or None.
+        failure: why nothing more is sent although the source goes on, or None.
+        next_live: first sample of the next live block.
         n_sent, n_refused: live blocks.
         n_malformed: requests that did not follow the format.
     """
@@ -274,30 +275,21 @@ class RingServer:
         self._note = note
         self._clock = clock
         self._now = now
-        self._next_live = 0  # first sample of the next live block
+        self.next_live = 0
         self._readers: set[bytes] = set()
         self._worker: bytes | None = None  # the client whose acknowledgements count
         self._log = LimitedLog(logger)
 
-    def run(self, send: Callable[[list[bytes]], bool], stop: threading.Event) -> None:
-        """Send live blocks until the last one is delivered or `stop` is set; a thread's body.
-
-        Args:
-            send: hands frames to the worker; returns False if it does not take them now.
-        """
-        try:
-            while not stop.is_set() and not self.end_delivered:
-                self._ring.wait_written(self._next_live, _WAIT_S)
-                if not self.send_next(send):
-                    stop.wait(_RETRY_S)
-        except Exception as error:  # the main thread raises it: no bug may end a thread in silence
-            self.failure = error
+    @property
+    def is_behind(self) -> bool:
+        """Whether there are samples that no live block has had."""
+        return self._ring.next > self.next_live
 
     def send_next(self, send: Callable[[list[bytes]], bool]) -> bool:
         """Send one block, if there is any; return False if the same one must be sent again."""
         if not self._is_paced:
-            self._next_live = max(self._next_live, self._ring.acked)
-        block = self.block(self._next_live, MAX_LIVE_SAMPLES)
+            self.next_live = max(self.next_live, self._ring.acked)
+        block = self.block(self.next_live, MAX_LIVE_SAMPLES)
         if len(block.pcm) == 0 and not block.is_last:
             return True
         is_sent = send(block.encode())
@@ -308,7 +300,7 @@ class RingServer:
             self.n_refused += 1
         is_done_with = is_sent or (self._is_paced and len(block.pcm) > 0)
         if is_done_with:
-            self._next_live = block.end_sample
+            self.next_live = block.end_sample
         return is_done_with
 
     def block(self, start: int, max_samples: int) -> AudioBlock:
@@ -403,3 +395,90 @@ class RingServer:
             detail=status.detail,
             clock=self._clock,
         )
+
+
+class Sender:
+    """Sends the live blocks of all rings of a process, in one thread.
+
+    A ring that is written to is served at once; one whose block must be sent again does not hold
+    up the others.
+    """
+
+    def __init__(self) -> None:
+        self._changed: queue.SimpleQueue[RingServer | None] = queue.SimpleQueue()
+        self._sends: dict[RingServer, Callable[[list[bytes]], bool]] = {}
+        self._lock = threading.Lock()  # of `_sends`, and held while a block is sent
+        self._again: set[RingServer] = set()
+        self._next_look_s = self._next_retry_s = time.monotonic()
+        self._is_stopping = False
+        self._thread = threading.Thread(target=self.run, name="sender", daemon=True)
+
+    def start(self) -> None:
+        """Send from now on."""
+        self._thread.start()
+
+    def close(self, timeout_s: float) -> None:
+        """End the thread, if it ends in time."""
+        self._is_stopping = True
+        self._changed.put(None)
+        self._thread.join(timeout_s)
+
+    def add(self, server: RingServer, send: Callable[[list[bytes]], bool]) -> None:
+        """Send the blocks of one more ring.
+
+        Args:
+            send: hands frames to the worker; returns False if it does not take them now.
+        """
+        with self._lock:
+            self._sends[server] = send
+
+    def remove(self, server: RingServer) -> None:
+        """Send no more of a ring; what it was sent through is no longer in use then."""
+        with self._lock:
+            self._sends.pop(server, None)
+
+    def notify(self, server: RingServer) -> None:
+        """Let a ring be looked at soon: it was written to, or its source has ended."""
+        self._changed.put(server)
+
+    def run(self) -> None:
+        """Send what is due, until `close`; the body of the thread."""
+        while not self._is_stopping:
+            timeout_s = _RETRY_S if self._again else _LOOK_S
+            try:
+                server = self._changed.get(timeout=timeout_s)
+            except queue.Empty:
+                server = None
+            if server is not None:
+                self._serve(server)
+            now_s = time.monotonic()
+            if self._again and now_s >= self._next_retry_s:
+                again, self._again = self._again, set()
+                for server in again:
+                    self._serve(server)
+                self._next_retry_s = time.monotonic() + _RETRY_S
+            if now_s >= self._next_look_s:
+                self._next_look_s = now_s + _LOOK_S
+                with self._lock:
+                    servers = list(self._sends)
+                for server in servers:
+                    if server not in self._again:
+                        self._serve(server)
+
+    def _serve(self, server: RingServer) -> None:
+        """Send the next block of a ring, if there is one."""
+        with self._lock:
+            send = self._sends.get(server)
+            if send is None or server.end_delivered:
+                return
+            before = server.next_live
+            try:
+                is_done_with = server.send_next(send)
+            except Exception as error:  # the main thread deals with it: no bug ends this thread
+                server.failure = error
+                del self._sends[server]
+                return
+        if not is_done_with:
+            self._again.add(server)
+        elif server.is_behind and server.next_live > before:
+            self._changed.put(server)

@@ -57,7 +57,9 @@ COMMANDS = (
     Command("demo", f"{_CLI}.demo:demo", "Run a generated scene through the pipeline."),
     Command("run", f"{_CLI}.run:run", "Run all processes of one configuration, supervised."),
     Command(
-        "capture", "ast_stream.capture.process:capture", "Run the capture process of one stream."
+        "capture",
+        "ast_stream.capture.process:capture",
+        "Run a capture process, of one stream or many.",
     ),
     Command(
         "worker", "ast_stream.worker.process:worker", "Run the process that scores and decides."

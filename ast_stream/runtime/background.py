@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -16,10 +17,11 @@ def in_background(call: Callable[[], _T]) -> Future[_T]:
     An executor would wait for its threads at the end of the process, and hang with them.
     """
     future: Future[_T] = Future()
+    context = contextvars.copy_context()  # the name under which it logs
 
     def run() -> None:
         try:
-            future.set_result(call())
+            future.set_result(context.run(call))
         except BaseException as error:  # raised again in the thread that waits
             future.set_exception(error)
 

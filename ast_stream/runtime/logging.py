@@ -7,6 +7,7 @@ Modules log with `logging.getLogger(__name__)`; facts go into `extra={"stream": 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO, cast, get_args
 
@@ -32,6 +33,7 @@ _JOURNAL_PRIORITY = {"CRITICAL": 2, "ERROR": 3, "WARNING": 4, "INFO": 6, "DEBUG"
 _STAMPED = re.compile(r"\d{4}-\d\d-\d\dT|\d\d:\d\d:\d\d\.\d{3} ")
 LIMIT_S = 60.0  # between two warnings of a `LimitedLog`
 RECOVERY_S = 5.0  # without a failure, after which an `Outage` is over
+_speaker: contextvars.ContextVar[str | None] = contextvars.ContextVar("speaker", default=None)
 _COLOURS = {"CRITICAL": "1;31", "ERROR": "31", "WARNING": "33", "DEBUG": "2"}
 
 
@@ -52,6 +54,16 @@ def setup_logging(
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     logging.captureWarnings(True)
+
+
+@contextlib.contextmanager
+def speaking_as(name: str) -> Iterator[None]:
+    """Log under another name than that of the process, as one of several that it works for."""
+    token = _speaker.set(name)
+    try:
+        yield
+    finally:
+        _speaker.reset(token)
 
 
 def log_what_nobody_catches() -> None:
@@ -240,7 +252,8 @@ class TextFormatter(logging.Formatter):
             level = f"\x1b[{colour}m{level}\x1b[0m" if colour else level
         else:
             time = _time(record)
-        return f"{time} {level} {self._process}: {_line(record)}{self._traceback(record)}"
+        name = _speaker.get() or self._process
+        return f"{time} {level} {name}: {_line(record)}{self._traceback(record)}"
 
     def _traceback(self, record: logging.LogRecord) -> str:
         return "\n" + mask(self.formatException(record.exc_info)) if record.exc_info else ""
@@ -255,7 +268,7 @@ class JournaldFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line; each line of a traceback carries the level too."""
-        lines = [f"{self._process}: {_line(record)}"]
+        lines = [f"{_speaker.get() or self._process}: {_line(record)}"]
         if record.exc_info:
             lines += mask(self.formatException(record.exc_info)).splitlines()
         priority = _JOURNAL_PRIORITY.get(record.levelname, 6)
@@ -274,7 +287,7 @@ class JsonFormatter(logging.Formatter):
         body = _facts(record) | {
             "time": _time(record),
             "level": record.levelname.lower(),
-            "process": self._process,
+            "process": _speaker.get() or self._process,
             "logger": record.name,
             "message": mask(record.getMessage()),
         }

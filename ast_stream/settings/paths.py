@@ -19,6 +19,7 @@ _FOLDER_MODE = 0o750
 _PRIVATE_MODE = 0o700
 _AUDIO, _FEED, _QUERY = "audio.sock", "feed.sock", "query.sock"
 _ALERTS, _ADMIN = "alerts.sock", "admin.sock"
+ENDED_FILES = "ended.*.json"  # of `ended_file`
 
 
 def runtime_dir(settings: Settings) -> Path:
@@ -106,6 +107,11 @@ def ring_endpoint(settings: Settings, stream: str) -> str:
     return _ipc(settings, _ring(stream))
 
 
+def ended_file(settings: Settings, stream: str) -> Path:
+    """Return the file that says that the source of `stream` has come to its end."""
+    return runtime_dir(settings) / ENDED_FILES.replace("*", stream)
+
+
 def metrics_address(settings: Settings, process: str) -> tuple[str, int] | None:
     """Return host and port where a process shows its figures; None: nowhere.
 
@@ -122,7 +128,8 @@ def processes(settings: Settings) -> list[str]:
     """Return the processes of a configuration, in the order of their ports.
 
     The worker has the port of `metrics.listen`, the alerts process the next one, the capture
-    processes follow in the order of the streams, then the other workers if there are several.
+    processes follow in the order of the streams, then the other workers if there are several. A
+    process that captures several streams has the port of the first of them.
     """
     captures = [f"capture {stream.name}" for stream in settings.streams]
     first, *others = [f"worker {name}" for name in settings.workers] or ["worker"]

@@ -119,6 +119,11 @@ class SourceSection(Section):
         return False
 
     @property
+    def shares_process(self) -> bool:
+        """Whether one process captures several of the kind: what hangs in one stays with it."""
+        return True
+
+    @property
     def longest_step_s(self) -> float:
         """How long one attempt to open or read may take, beyond what any source may."""
         return 0.0
@@ -157,6 +162,11 @@ class MicrophoneSource(SourceSection):
     latency_s: float = Field(
         default=0.2, ge=0.01, le=5.0, description="seconds of buffer asked of PortAudio"
     )
+
+    @property
+    def shares_process(self) -> bool:
+        """PortAudio is one for a process, and where it hangs only ending that helps."""
+        return False
 
     @model_validator(mode="after")
     def _channel_is_there(self) -> MicrophoneSource:
@@ -257,6 +267,11 @@ class StdinSource(SourceSection):
     )
     channels: int = Field(default=1, ge=1, le=MAX_CHANNELS, description="of raw PCM")
     channel: Channel = "mix"
+
+    @property
+    def shares_process(self) -> bool:
+        """Each process has one standard input."""
+        return False
 
     @model_validator(mode="after")
     def _channel_is_there(self) -> StdinSource:

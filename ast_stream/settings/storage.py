@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ast_stream.settings.paths import alerts_state_file, runtime_dir
+from ast_stream.settings.paths import ENDED_FILES, alerts_state_file, runtime_dir
 from ast_stream.settings.retention import MIB
 from ast_stream.settings.schema import Settings
 from ast_stream.settings.workers import of_worker, worker_names
@@ -19,6 +19,7 @@ from ast_stream.settings.workers import of_worker, worker_names
 DAY_S = 86_400.0
 MAX_SPARE_BYTES = 64 * MIB  # of what waits for a disk that is full
 MAX_JOURNAL_BYTES = 64 * MIB  # more than all streams of a worker with all classes active
+MAX_ENDED_BYTES = 64 * 1024  # of the note of one source
 _ASIDE = ".damaged-[1-9]"  # what cannot be read is kept under such a name
 _WRITER = "worker"
 
@@ -152,6 +153,11 @@ def _kept_in_folders(settings: Settings) -> Iterator[Kept]:
     always, nothing = "always", "nothing of sound or people"
     yield Kept(
         "format", Path(settings.state_dir), ("format.json",), "all", nothing, 4096, None, always
+    )
+    note = "which recordings were read to their end"
+    until, most = "until the processes are stopped", MAX_ENDED_BYTES * len(settings.streams)
+    yield Kept(
+        "ended sources", runtime_dir(settings), (ENDED_FILES,), "capture", note, most, None, until
     )
     sockets = ("*.sock", "*.sock.lock", "watch.[0-9]*", "run.lock")
     yield Kept("sockets", runtime_dir(settings), sockets, "all", nothing, 0, None, always)

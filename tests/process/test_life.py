@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,8 @@ from pipeline import Pipeline, pipeline, wait_for
 from service_manager import ServiceManager, is_ready, service_manager
 from torch import Tensor
 
-from ast_stream.capture import process as capture
+from ast_stream.capture import stream as capture
+from ast_stream.capture.process import run_capture
 from ast_stream.capture.sources.base import SourceBlock
 from ast_stream.model import loading
 from ast_stream.model.tagger import Array, Tagger
@@ -95,7 +97,7 @@ def test_capture_whose_source_stalls_and_claims_to_work_starves_the_watchdog(
     with capture_process({"type": "microphone"}) as files:
         stop = threading.Event()
         settings = load_settings(files.config)
-        thread = threading.Thread(target=capture.run_capture, args=(settings, STREAM, stop))
+        thread = threading.Thread(target=run_capture, args=(settings, [STREAM], stop))
         thread.start()
         try:
             manager.wait_for(lambda message: message == "WATCHDOG=1", "WATCHDOG=1 while audio came")
@@ -237,14 +239,32 @@ def test_capture_takes_a_new_log_level_and_names_what_needs_a_restart(
         assert process.terminate() == 0
 
 
-def test_capture_of_another_source_begins_again_in_the_same_process(
-    manager: ServiceManager,
-) -> None:
+def test_capture_of_another_source_begins_it_in_the_same_process(manager: ServiceManager) -> None:
     with capture_process(ENDLESS) as process:
         process.start(manager.environ)
         manager.wait_for(is_ready, "READY=1")
+        before = process.wait_for_state("listening").block.epoch
         settings = json.loads(process.config.read_text())
         settings["streams"][0]["source"] = ENDLESS | {"seed": 7}
+        process.config.write_text(json.dumps(settings))
+        assert process.process is not None
+        process.process.send_signal(signal.SIGHUP)
+        reloaded = manager.wait_for(
+            lambda message: is_ready(message) and "read again" in message, "the reload"
+        )
+        assert reloaded.endswith("streams.porch.source.seed changed")
+        process.wait_for(lambda reply: reply.block.epoch != before)
+        assert process.terminate() == 0
+
+
+def test_capture_of_another_device_begins_again_in_place_of_the_process(
+    manager: ServiceManager,
+) -> None:
+    with capture_process({"type": "stdin"}) as process:
+        process.start(manager.environ, stdin=subprocess.PIPE)
+        manager.wait_for(is_ready, "READY=1")
+        settings = json.loads(process.config.read_text())
+        settings["streams"][0]["source"]["rate"] = 8000
         process.config.write_text(json.dumps(settings))
         assert process.process is not None
         for _ in range(2):  # the second comes while the new one starts
@@ -252,10 +272,12 @@ def test_capture_of_another_source_begins_again_in_the_same_process(
         reloaded = manager.wait_for(
             lambda message: is_ready(message) and "read again" in message, "the reload"
         )
-        assert reloaded.endswith("streams.porch.source.seed changed")
+        assert reloaded.endswith("streams.porch.source.rate changed")
         manager.wait_for(is_ready, "READY=1 of the new one")
         assert "STOPPING=1" not in "\n".join(manager.messages)
         assert process.process.poll() is None
+        assert process.process.stdin is not None
+        process.process.stdin.close()
         assert process.terminate() == 0
 
 

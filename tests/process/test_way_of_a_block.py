@@ -32,7 +32,7 @@ BLOCK = 1600
 PATIENCE_S = 60
 # what the clock, the service manager, Prometheus and clients ask for between two blocks
 BESIDE = {"Worker._do_chores", "run_worker.<locals>.after_tick", "WorkerMetrics.stage"}
-BESIDE |= {"WorkerMetrics.on_batch", "_CaptureProcess.run", "Listener._sweep"}
+BESIDE |= {"WorkerMetrics.on_batch", "CaptureHost.run", "Listener._sweep"}
 BESIDE |= {"Worker._account_for"}
 # on a busy machine a block may be missed, which is logged, and the ring is asked for it
 BESIDE |= {"WorkerStream.exchange_with_ring", "LimitedLog.warning"}
@@ -96,7 +96,7 @@ def box(folder: Path, trace: Trace) -> Iterator[tuple[FakeSoundDevice, Subscribe
         threading.setprofile(trace)
         threads = [
             threading.Thread(target=run_worker, args=(loaded, stop, threading.Event())),
-            threading.Thread(target=run_capture, args=(loaded.settings, "porch", stop)),
+            threading.Thread(target=run_capture, args=(loaded.settings, ["porch"], stop)),
         ]
         for thread in threads:
             thread.start()

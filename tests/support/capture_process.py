@@ -31,22 +31,35 @@ STREAM = "porch"
 
 
 class CaptureProcess:
-    """One capture process on a folder of its own; this side plays the worker."""
+    """One capture process on a folder of its own; this side plays the worker.
 
-    def __init__(self, source: Mapping[str, Any], ring_s: float = 60.0) -> None:
+    Args:
+        others: sources of more streams, by name; then it captures all of them.
+    """
+
+    def __init__(
+        self,
+        source: Mapping[str, Any],
+        ring_s: float = 60.0,
+        others: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        self.streams = {STREAM: source, **(others or {})}
         self.folder = Path(tempfile.mkdtemp(prefix="cap-", dir="/tmp"))  # socket paths are short
         self.config = self.folder / "config.yaml"
         settings = {
             "version": 1,
             "runtime_dir": str(self.folder),
             "state_dir": str(self.folder),
-            "streams": [{"name": STREAM, "source": dict(source), "ring_s": ring_s}],
+            "streams": [
+                {"name": name, "source": dict(each), "ring_s": ring_s}
+                for name, each in self.streams.items()
+            ],
         }
         self.config.write_text(json.dumps(settings))  # JSON is YAML
         self.sockets = Sockets()
         self.process: subprocess.Popen[bytes] | None = None
         self._pull: Listener | None = None
-        self._dealer: Socket | None = None
+        self._dealers: dict[str, Socket] = {}
 
     @property
     def log(self) -> str:
@@ -69,9 +82,11 @@ class CaptureProcess:
             )
         return self
 
-    def command(self, stream: str = STREAM) -> list[str]:
+    def command(self, *streams: str) -> list[str]:
         """Return the command line of a capture process."""
-        arguments = ["capture", "-c", str(self.config), "--stream", stream]
+        arguments = ["capture", "-c", str(self.config)]
+        if streams or len(self.streams) == 1:
+            arguments += [word for name in streams or (STREAM,) for word in ("--stream", name)]
         return [sys.executable, "-m", "ast_stream.cli", *arguments]
 
     def listen(self) -> None:
@@ -91,46 +106,46 @@ class CaptureProcess:
         assert frames is not None, f"no block in {timeout_s} s:\n{self.log}"
         return AudioBlock.decode(frames)
 
-    def read(self, **request: Any) -> RingReply:
+    def read(self, stream: str = STREAM, **request: Any) -> RingReply:
         """Return the ring's reply, as soon as the process answers."""
-        body = {"v": 1, "op": "read", "stream": STREAM} | request
-        frames = self.ask(ReadRequest.model_validate(body).encode())
-        return RingReply.decode(frames, STREAM)
+        body = {"v": 1, "op": "read", "stream": stream} | request
+        frames = self.ask(ReadRequest.model_validate(body).encode(), stream)
+        return RingReply.decode(frames, stream)
 
-    def ask(self, frames: list[bytes]) -> list[bytes]:
+    def ask(self, frames: list[bytes], stream: str = STREAM) -> list[bytes]:
         """Send a request and return the frames of the reply."""
-        dealer = self._ring()
+        dealer = self._ring(stream)
         dealer.send(frames)
         reply = dealer.receive(round(LIMIT_S * 1000))
         assert reply is not None, f"no reply:\n{self.log}"
         return reply
 
-    def ack(self, epoch: str, stop: int) -> None:
+    def ack(self, epoch: str, stop: int, stream: str = STREAM) -> None:
         """Acknowledge all samples before `stop`."""
         request = AckRequest(v=1, op="ack", epoch=epoch, stop=stop)
-        self._ring().send(request.encode())
+        self._ring(stream).send(request.encode())
 
-    def read_all(self, start: int = 0) -> tuple[Pcm16, RingReply]:
+    def read_all(self, start: int = 0, stream: str = STREAM) -> tuple[Pcm16, RingReply]:
         """Return everything from `start` to the end of a source that ends, acknowledging it."""
         pieces = []
         while True:
-            reply = self.read(start=start)
+            reply = self.read(stream, start=start)
             pieces.append(reply.block.pcm)
             start = reply.block.end_sample
-            self.ack(reply.block.epoch, start)
+            self.ack(reply.block.epoch, start, stream)
             if reply.block.is_last:
                 return np.concatenate(pieces), reply
             if len(reply.block.pcm) == 0:
                 time.sleep(0.02)
 
-    def wait_for_state(self, state: str) -> RingReply:
+    def wait_for_state(self, state: str, stream: str = STREAM) -> RingReply:
         """Return the first reply with `state`."""
-        return self.wait_for(lambda reply: reply.state == state)
+        return self.wait_for(lambda reply: reply.state == state, stream)
 
-    def wait_for(self, is_so: Callable[[RingReply], bool]) -> RingReply:
+    def wait_for(self, is_so: Callable[[RingReply], bool], stream: str = STREAM) -> RingReply:
         """Return the first reply for which `is_so`."""
         deadline_s = time.monotonic() + LIMIT_S
-        while not is_so(reply := self.read(start=0, stop=0)):
+        while not is_so(reply := self.read(stream, start=0, stop=0)):
             assert time.monotonic() < deadline_s, f"still {reply.state}:\n{self.log}"
             time.sleep(0.05)
         return reply
@@ -154,17 +169,21 @@ class CaptureProcess:
         self.sockets.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _ring(self) -> Socket:
-        if self._dealer is None:
-            endpoint = f"ipc://{self.folder}/ring.{STREAM}.sock"
-            self._dealer = self.sockets.connect("dealer", endpoint, 1_000)
-        return self._dealer
+    def _ring(self, stream: str) -> Socket:
+        if stream not in self._dealers:
+            endpoint = f"ipc://{self.folder}/ring.{stream}.sock"
+            self._dealers[stream] = self.sockets.connect("dealer", endpoint, 1_000)
+        return self._dealers[stream]
 
 
 @contextmanager
-def capture_process(source: Mapping[str, Any], ring_s: float = 60.0) -> Iterator[CaptureProcess]:
+def capture_process(
+    source: Mapping[str, Any],
+    ring_s: float = 60.0,
+    others: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Iterator[CaptureProcess]:
     """Give a capture process that is not started yet."""
-    process = CaptureProcess(source, ring_s)
+    process = CaptureProcess(source, ring_s, others)
     try:
         yield process
     finally:

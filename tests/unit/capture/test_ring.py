@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +17,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from ast_stream.capture.ring import OVERWRITTEN, Ring, RingServer
+from ast_stream.capture.ring import OVERWRITTEN, Ring, RingServer, Sender
 from ast_stream.capture.sources.base import SourceStatus
 from ast_stream.machine_clock import Moment
 from ast_stream.messages.audio import (
@@ -126,17 +129,19 @@ def test_acknowledgements_only_move_forward_and_never_beyond_what_is_there() -> 
     assert ring.acked == 60
 
 
-def test_waiting_ends_when_samples_come_and_when_they_are_acknowledged() -> None:
+def test_whoever_wants_to_know_is_told_when_samples_come_and_when_they_are_acknowledged() -> None:
+    told: list[int] = []
     ring = Ring(1000)
-    assert not ring.wait_written(0, 0.0)
-    waiting = threading.Thread(target=lambda: ring.wait_written(0, 30.0))
-    waiting.start()
+    ring.on_written = lambda: told.append(ring.next)
     ring.write(ramp(0, 100), moment(T0))
+    ring.write(ramp(100, 0), moment(T0))
+    assert told == [100]
+    assert not ring.wait_acked(50, 0.0)
+    waiting = threading.Thread(target=lambda: ring.wait_acked(50, 30.0))
+    waiting.start()
+    ring.ack(50)
     waiting.join(30.0)
     assert not waiting.is_alive()
-    assert not ring.wait_acked(50, 0.0)
-    ring.ack(50)
-    assert ring.wait_acked(50, 0.0)
 
 
 def test_a_reader_beside_a_writer_sees_only_what_was_written() -> None:
@@ -151,7 +156,6 @@ def test_a_reader_beside_a_writer_sees_only_what_was_written() -> None:
     writer.start()
     n_read, cursor = 0, 0
     while cursor < total:
-        ring.wait_written(cursor, 1.0)
         piece = ring.read(cursor, total, 1_700)
         assert piece.start_sample >= cursor
         np.testing.assert_array_equal(piece.pcm, ramp(piece.start_sample, len(piece.pcm)))
@@ -490,12 +494,15 @@ class Link:
         self.ring.write(ramp(start, n_samples), moment(WALL0 + samples_to_ns(start)))
 
     def send_next(self) -> bool:
-        return self.server.send_next(self._send)
+        return self.server.send_next(self.send)
 
-    def run(self, stop: threading.Event | None = None) -> None:
-        self.server.run(self._send, stop or threading.Event())
+    def run(self) -> None:
+        """Send until the end is delivered, or something is wrong."""
+        with sending(self) as sender:
+            sender.notify(self.server)
+            wait_for(lambda: self.server.end_delivered or self.server.failure is not None)
 
-    def _send(self, frames: list[bytes]) -> bool:
+    def send(self, frames: list[bytes]) -> bool:
         if self.is_up:
             self.received.append(AudioBlock.decode(frames))
         return self.is_up
@@ -581,17 +588,85 @@ def test_the_end_of_a_live_recording_is_repeated_until_it_is_taken() -> None:
     assert not link.send_next()
     assert not link.server.end_delivered
 
-    class Stop(threading.Event):
-        def wait(self, timeout: float | None = None) -> bool:
-            link.is_up = True
-            return False
-
-    link.run(Stop())
+    with sending(link) as sender:
+        sender.notify(link.server)
+        wait_for(lambda: link.server.n_refused > 3)
+        link.is_up = True
+        wait_for(lambda: link.server.end_delivered)
     assert [(b.start_sample, len(b.pcm), b.is_last) for b in link.received] == [(100, 0, True)]
 
 
-def test_a_bug_in_sending_reaches_the_main_thread() -> None:
+@contextmanager
+def sending(*links: Link) -> Iterator[Sender]:
+    """Send the blocks of rings in one thread."""
+    sender = Sender()
+    for link in links:
+        sender.add(link.server, link.send)
+    sender.start()
+    try:
+        yield sender
+    finally:
+        sender.close(30.0)
+
+
+def wait_for(is_so: Callable[[], bool]) -> None:
+    end_s = time.monotonic() + 30.0
+    while not is_so():
+        assert time.monotonic() < end_s
+        time.sleep(0.001)
+
+
+def test_one_thread_sends_the_blocks_of_all_rings_in_the_order_of_each() -> None:
+    links = [Link() for _ in range(3)]
+    with sending(*links) as sender:
+        for _ in range(20):
+            for number, link in enumerate(links):
+                link.write(160 * (1 + number))
+                sender.notify(link.server)
+        wait_for(lambda: not any(link.server.is_behind for link in links))
+    for number, link in enumerate(links):
+        assert sum(len(block.pcm) for block in link.received) == 20 * 160 * (1 + number)
+        starts = [block.start_sample for block in link.received]
+        assert starts == sorted(set(starts))
+
+
+def test_what_was_written_at_once_goes_out_piece_by_piece_although_it_was_told_once() -> None:
     link = Link()
-    link.write(100)
-    link.server.run(lambda frames: bool(1 // 0), threading.Event())
-    assert isinstance(link.server.failure, ZeroDivisionError)
+    link.write(40_000)
+    with sending(link) as sender:
+        sender.notify(link.server)
+        wait_for(lambda: not link.server.is_behind)
+    assert [len(block.pcm) for block in link.received] == [16_000, 16_000, 8_000]
+
+
+def test_a_ring_whose_block_is_not_taken_does_not_hold_up_another() -> None:
+    stuck, other = Link(is_paced=False, is_up=False), Link()
+    with sending(stuck, other) as sender:
+        stuck.write(1_600)
+        sender.notify(stuck.server)
+        wait_for(lambda: stuck.server.n_refused > 0)
+        other.write(1_600)
+        sender.notify(other.server)
+        wait_for(lambda: len(other.received) == 1)
+        stuck.is_up = True
+        wait_for(lambda: len(stuck.received) == 1)
+
+
+def test_a_bug_in_sending_ends_one_stream_and_reaches_the_main_thread() -> None:
+    broken, other = Link(), Link()
+    broken.send = lambda frames: bool(1 // 0)  # type: ignore[method-assign]
+    with sending(broken, other) as sender:
+        for link in (broken, other):
+            link.write(100)
+            sender.notify(link.server)
+        wait_for(lambda: len(other.received) == 1 and broken.server.failure is not None)
+    assert isinstance(broken.server.failure, ZeroDivisionError)
+
+
+def test_a_ring_that_was_removed_is_sent_no_more() -> None:
+    link = Link()
+    with sending(link) as sender:
+        sender.remove(link.server)
+        link.write(100)
+        sender.notify(link.server)
+    assert link.received == []

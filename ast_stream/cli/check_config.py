@@ -30,7 +30,7 @@ from ast_stream.settings import paths
 from ast_stream.settings.check import check_against_model, check_folders, check_sources
 from ast_stream.settings.load import LoadedSettings, examine_file
 from ast_stream.settings.schema import Settings, Source
-from ast_stream.settings.workers import of_worker, worker_names
+from ast_stream.settings.workers import capture_processes, of_worker, worker_names
 from ast_stream.transport.authenticator import key_problems, key_warnings
 from ast_stream.units import samples_to_seconds, seconds_to_samples
 from ast_stream.worker.capacity import describe_load, load_warnings
@@ -180,14 +180,19 @@ def scrape_targets(settings: Settings) -> list[dict[str, Any]]:
     if settings.metrics.listen is None:
         raise UsageError("metrics.listen: expected host:port, got none: no process shows metrics")
     found = []
+    captures = capture_processes(settings).values()
+    leaders = {f"capture {streams[0].name}" for streams in captures}
     for name in paths.processes(settings):
-        if name == "alerts" and not settings.alerts.rules:
+        kind = name.partition(" ")[0]
+        if (kind == "alerts" and not settings.alerts.rules) or (
+            kind == "capture" and name not in leaders
+        ):
             continue
         address = paths.metrics_address(settings, name)
         assert address is not None
         host = socket.gethostname() if address[0] in _ANY_HOST else address[0]
         target = f"[{host}]:{address[1]}" if ":" in host else f"{host}:{address[1]}"
-        found.append({"targets": [target], "labels": {"process": name.split()[0]}})
+        found.append({"targets": [target], "labels": {"process": kind}})
     return found
 
 

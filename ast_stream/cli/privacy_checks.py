@@ -126,10 +126,12 @@ def _check_memory(settings: Settings, worker: str) -> Iterator[Check]:
     places |= {
         f"capture {one.name}": paths.ring_endpoint(settings, one.name) for one in settings.streams
     }
-    for name, endpoint in places.items():
-        pid = listening_process(endpoint)
-        if pid is None:
-            continue
+    names: dict[int, list[str]] = {}  # one process may capture several streams
+    for place, endpoint in places.items():
+        if (pid := listening_process(endpoint)) is not None:
+            names.setdefault(pid, []).append(place)
+    for pid, found in names.items():
+        name = ", ".join(found)
         try:
             limits = Path(f"/proc/{pid}/limits").read_text()
             status = Path(f"/proc/{pid}/status").read_text()

@@ -7,11 +7,13 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ast_stream.capture.ended import forget_ended
 from ast_stream.cli.options import config_option
 from ast_stream.errors import ConfigError
 from ast_stream.runtime.files import lock_file, make_writable_folder
@@ -22,8 +24,14 @@ from ast_stream.runtime.state_format import check_state_dir
 from ast_stream.runtime.supervisor import ChildSpec, LineForwarder, Supervisor
 from ast_stream.settings.load import LoadedSettings, load_file
 from ast_stream.settings.paths import make_runtime_dir
-from ast_stream.settings.schema import Settings
-from ast_stream.settings.workers import capture_settings, of_worker, process_name, worker_names
+from ast_stream.settings.schema import Settings, StreamSettings
+from ast_stream.settings.workers import (
+    capture_processes,
+    capture_settings,
+    of_worker,
+    process_name,
+    worker_names,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +39,9 @@ logger = logging.getLogger(__name__)
 def run(
     config: Annotated[Path, config_option()],
 ) -> None:
-    """Run all processes of one configuration: a capture per stream, worker or workers, and alerts.
+    """Run all processes of one configuration: captures, worker or workers, and alerts.
 
+    One process captures all network streams, recordings and scenes; each microphone has its own.
     The alerts process is started if the configuration names rules. Processes that fail are
     restarted; Ctrl-C or SIGTERM stops all of them. SIGHUP reloads the configuration: streams are
     added, removed and changed while the others keep running. If every source ends, as recordings
@@ -62,6 +71,7 @@ def _supervise(
     for state_dir in {settings.state_dir, *(own.state_dir for own in workers)}:
         check_state_dir(Path(state_dir), str(config))  # here, so that not each process says it
     lock_fd = lock_file(folder / "run.lock", f"the runtime folder {folder}")
+    forget_ended(settings)
     format = line_format(settings.logging.format, sys.stderr)
     environ = child_environment() | {LOG_FORMAT: format}
     forwarder = LineForwarder(sys.stderr, format)
@@ -90,6 +100,7 @@ def _supervise(
     finally:
         notifier.stopping()
         forwarder.close()
+        forget_ended(settings)
         os.close(lock_fd)
 
 
@@ -137,17 +148,11 @@ def _meeting_place(settings: Settings) -> object:
 
 def child_specs(settings: Settings, config: Path) -> list[ChildSpec]:
     command = (sys.executable, "-m", "ast_stream.cli")
-    captures = [
-        ChildSpec(
-            name=f"capture {stream.name}",
-            argv=(*command, "capture", "-c", str(config), "--stream", stream.name),
-            can_finish=stream.source.can_end,
-            takes_stdin=stream.source.type == "stdin",
-            begins_anew=stream.source.can_end and not stream.source.can_resume,
-            settings=json.dumps(capture_settings(settings, stream)),
-        )
-        for stream in settings.streams
-    ]
+    captures = []
+    for name, streams in capture_processes(settings).items():
+        alone = () if streams[0].source.shares_process else ("--stream", streams[0].name)
+        argv = (*command, "capture", "-c", str(config), *alone)
+        captures.append(_capture(name, argv, settings, streams))
     workers = [
         ChildSpec(
             process_name(name),
@@ -161,3 +166,18 @@ def child_specs(settings: Settings, config: Path) -> list[ChildSpec]:
     )
     # alerts first: it receives everything from a worker that is started after it
     return [*([alerts] if settings.alerts.rules else []), *workers, *captures]
+
+
+def _capture(
+    name: str, argv: tuple[str, ...], settings: Settings, streams: Sequence[StreamSettings]
+) -> ChildSpec:
+    """Return one capture process; it has done its work once that of all its streams is done."""
+    sources = [stream.source for stream in streams]
+    return ChildSpec(
+        name=name,
+        argv=argv,
+        can_finish=all(source.can_end for source in sources),
+        takes_stdin=any(source.type == "stdin" for source in sources),
+        begins_anew=all(source.can_end and not source.can_resume for source in sources),
+        settings=json.dumps({one.name: capture_settings(settings, one) for one in streams}),
+    )

@@ -119,7 +119,7 @@ class Soak:
         self._feed = _Feed(folder / "run")
         self._figures: dict[str, Figure] = {}
         self._result = SoakResult(options)
-        self._outages = _Outages(options, [*self._streams, LIVE])
+        self._outages = _Outages(options)
         self._process: subprocess.Popen[bytes] | None = None
         self._began_s = 0.0
 
@@ -351,11 +351,11 @@ class _Feed:
 class _Outages:
     """Kills and stops of one process at a time, from a seed."""
 
-    def __init__(self, options: SoakOptions, streams: list[str]) -> None:
+    def __init__(self, options: SoakOptions) -> None:
         self.done: Counter[str] = Counter()
         self._rng = random.Random(options.seed)
         self._every_s = options.outage_every_s
-        self._names = ["worker", "alerts", *(f"capture {stream}" for stream in streams)]
+        self._names = ["worker", "alerts", "capture"]
         self._due_s: float | None = None
         self._stopped: tuple[str, int, float] | None = None  # name, pid, until when
 
@@ -392,7 +392,7 @@ class _Outages:
 
 
 def processes_under(pid: int) -> dict[str, int]:
-    """Return the processes of a box by name, such as `worker` and `capture porch`.
+    """Return the processes of a box by name, such as `worker` and `capture`.
 
     Args:
         pid: of its `ast-stream run`.
@@ -413,7 +413,7 @@ def _name_of(words: list[str]) -> str | None:
             return command
     if "capture" in words and "--stream" in words:
         return f"capture {words[words.index('--stream') + 1]}"
-    return None
+    return "capture" if "capture" in words else None
 
 
 def _facts_of(pid: int) -> Iterator[tuple[str, str, Limit, float]]:

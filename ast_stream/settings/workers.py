@@ -28,9 +28,18 @@ def worker_of(settings: Settings, stream: str) -> str | None:
 
 
 def capture_settings(settings: Settings, stream: StreamSettings) -> dict[str, Any]:
-    """Return the settings of the capture process of a stream; it restarts when they change."""
+    """Return what a stream is captured by; its source begins again when that changes."""
     own = stream.model_dump(include={"source", "ring_s"})
     return own | {"worker": worker_of(settings, stream.name)}
+
+
+def capture_processes(settings: Settings) -> dict[str, list[StreamSettings]]:
+    """Return the streams of each capture process, by its name: one has all that can share it."""
+    found: dict[str, list[StreamSettings]] = {}
+    for stream in settings.streams:
+        name = "capture" if stream.source.shares_process else f"capture {stream.name}"
+        found.setdefault(name, []).append(stream)
+    return found
 
 
 def process_name(worker: str | None) -> str:

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import soundfile
-from faults import MICROPHONE, STATION, Fault, Injected
+from faults import MICROPHONE, STATION, Fault, Injected, capture_of
 from http_receiver import HttpReceiver
 from injection import NOT_RUNNING, inject
 from live_sources import SoundCard, Station
@@ -252,7 +252,7 @@ class Box:
         assert self._run is not None
         self._run.kill()
         self._run.wait()
-        commands = [["worker"], ["alerts"], *(["capture", "--stream", s] for s in self.streams)]
+        commands = [["worker"], ["alerts"], *map(words_of, self._captures)]
         rng = random.Random(len(self.injected))
         rng.shuffle(commands)
         processes = {}
@@ -377,8 +377,11 @@ class Box:
     def _make_clocks(self) -> WallClocks | None:
         if not WallClocks.can_be_set():
             return None
-        captures = [f"capture {stream}" for stream in self.streams]
-        return WallClocks(self.folder / "clocks", ["worker", "alerts", *captures])
+        return WallClocks(self.folder / "clocks", ["worker", "alerts", *self._captures])
+
+    @property
+    def _captures(self) -> list[str]:
+        return list(dict.fromkeys(map(capture_of, self.streams)))
 
     @property
     def _environment(self) -> dict[str, str]:
@@ -464,13 +467,19 @@ class Box:
         assert self._subscriber is not None
         if target in ("run", "subscriber"):
             return self._run.pid if target == "run" else self._subscriber.pid
-        words = target.replace("capture ", "capture --stream ").split()
+        words = words_of(target)
         for pid in children(self._run.pid):
             with suppress(OSError):
                 command = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-                if all(word in command for word in words):
+                is_alone = "--stream" in command
+                if all(word in command for word in words) and is_alone == ("--stream" in words):
                     return pid
         return None
+
+
+def words_of(target: str) -> list[str]:
+    """Return the sub-command of a process, with its options."""
+    return target.replace("capture ", "capture --stream ").split()
 
 
 def children(pid: int) -> list[int]:

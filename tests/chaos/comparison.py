@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from box import HOP_S, Body, Box
-from faults import MICROPHONE, Injected
+from faults import MICROPHONE, Injected, capture_of
 from http_receiver import Received
 from reference import RecordedReference, Reference, SceneReference
 from ring_tap import Recording
@@ -233,8 +233,8 @@ def _ends_of_capture(injected: Injected, stream: str) -> int:
     if fault.kind == "sound server" and stream == MICROPHONE:
         return int(fault.target == "hung")  # calls to the server never return
     if fault.kind == "kill":
-        return int(fault.target in ("run", f"capture {stream}"))
-    return int(fault.kind in ("descriptors", "memory") and fault.target == f"capture {stream}")
+        return int(fault.target in ("run", capture_of(stream)))
+    return int(fault.kind in ("descriptors", "memory") and fault.target == capture_of(stream))
 
 
 def check_time(name: str, recording: Recording, comparison: Comparison) -> None:

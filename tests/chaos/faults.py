@@ -44,8 +44,8 @@ class Fault:
             return [MICROPHONE]
         if self.kind == "station":
             return [STATION]
-        own = self.target.removeprefix("capture ")
-        return [own] if own in streams else streams
+        own = [stream for stream in streams if capture_of(stream) == self.target]
+        return own or streams
 
 
 @dataclass
@@ -64,6 +64,11 @@ class Injected:
     is_alone: bool = True
 
 
+def capture_of(stream: str) -> str:
+    """Return the process that captures a stream: one for all but the microphone."""
+    return f"capture {stream}" if stream == MICROPHONE else "capture"
+
+
 def kills_and_stops(
     rng: random.Random, streams: list[str], *, with_disk: bool, is_long: bool
 ) -> list[Group]:
@@ -80,7 +85,7 @@ def kills_and_stops(
         return Fault("stop", target, round(rng.uniform(0.5, max_s), 1))
 
     def capture() -> str:
-        return f"capture {rng.choice(streams)}"
+        return capture_of(rng.choice(streams))
 
     groups = [
         [kill("worker")],
@@ -143,7 +148,7 @@ def surroundings(
             [Fault("station", "garbage", some(0.5, 1.5))],
             [Fault("station", "rate", some(1.0, 2.0))],
         ]
-    captures = [f"capture {stream}" for stream in streams]
+    captures = [capture_of(stream) for stream in streams]
     inner: list[Group] = [
         [Fault("gpu", "memory once")],
         [Fault("gpu", "access", some(4.0, 6.0))],

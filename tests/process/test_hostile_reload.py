@@ -23,7 +23,7 @@ alerts: {rules: [rules.yaml], actions: {log: {type: log}}}
 RULES = "version: 1\ngroups: [{name: g, rules: [{alert: siren, match: {class: Siren}}]}]\n"
 CHAINED = "\n".join(f"a{n}: &a{n} [{f'*a{n - 1}' if n else 1}]" for n in range(500))
 MULTIPLIED = "\n".join(f"a{n}: &a{n} [{f'*a{n - 1},' * 9 if n else 1}]" for n in range(30))
-PROCESSES = ("run", "worker", "capture yard", "alerts")
+PROCESSES = ("run", "worker", "capture", "alerts")
 HOSTILE = {
     "chained aliases": CONFIG + CHAINED,
     "multiplied aliases": CONFIG + MULTIPLIED,

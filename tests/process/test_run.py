@@ -106,7 +106,7 @@ def test_run_of_a_finite_source_ends_by_itself(start: Callable[..., Run]) -> Non
     run = start("{type: scene, duration_s: 5, pace: fast}")
     assert run.end() == 0
     assert any("worker: stream scene: the source has ended" in line for line in run.lines)
-    assert any("run: capture scene has finished" in line for line in run.lines)
+    assert any("run: capture has finished" in line for line in run.lines)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_hangup_is_passed_on_and_a_broken_file_is_not(
     config.write_text(good + "detection: {gate_dbfs: -50}\n")
     run.process.send_signal(signal.SIGHUP)
     run.wait_for(r"worker: settings read again: detection\.gate_dbfs changed")
-    run.wait_for("capture scene: settings read again: nothing changed")
+    run.wait_for("capture: settings read again: nothing changed")
     assert not [line for line in run.lines if "worker: settings are kept" in line]
     run.process.send_signal(signal.SIGTERM)
     assert run.end() == 0

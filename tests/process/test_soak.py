@@ -24,6 +24,6 @@ def test_a_short_soak_with_outages_finds_no_growth_and_accounts_for_every_sample
     assert report["unaccounted_samples"] == 0
     assert sum(report["samples"].values()) / 16_000 / 3600 >= 0.6
     names = {figure["name"] for figure in report["figures"]}
-    assert {"worker: memory", "alerts: descriptors", "capture live: threads"} <= names
+    assert {"worker: memory", "alerts: descriptors", "capture: threads"} <= names
     assert {"live: lag", "files of the runtime folder"} <= names
     assert report["problems"] == []

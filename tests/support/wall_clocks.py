@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parent / "clock_shift.c"
 
 
 class WallClocks:
-    """Offsets of the wall clocks of `worker`, `alerts` and `capture NAME`; all are 0 at first.
+    """Offsets of the wall clocks of the processes of a box; all are 0 at first.
 
     Args:
         folder: for the library, and for the files that it reads.

@@ -251,6 +251,8 @@ def test_targets_are_what_prometheus_scrapes_of_the_processes_there_are(check: C
     two = "streams:\n  - {name: a, source: {type: stdin}}\n  - {name: b, source: {type: scene}}\n"
     text = f'{two}metrics: {{listen: "[::1]:9464"}}\n'
     assert targets(text) == {"worker": ["[::1]:9464"], "capture": ["[::1]:9466", "[::1]:9467"]}
+    shared = text.replace("type: stdin", "type: file, path: a.wav")  # one process captures both
+    assert targets(shared) == {"worker": ["[::1]:9464"], "capture": ["[::1]:9466"]}
     with_alerts = f"{text}alerts: {{rules: [a.yaml]}}\n"
     assert targets(with_alerts)["alerts"] == ["[::1]:9465"]
     host = socket.gethostname()

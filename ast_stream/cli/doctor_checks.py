@@ -22,7 +22,7 @@ import torch
 from ast_stream.capture.sources import microphone
 from ast_stream.errors import AstStreamError, StartupError
 from ast_stream.model.attention import Measurement, measure_all
-from ast_stream.model.runners import DTYPES
+from ast_stream.model.runners import dtype_of
 from ast_stream.model.selfcheck import golden_clip, self_check
 from ast_stream.model.tagger import Tagger, load_tagger
 from ast_stream.model.torchaudio_guard import has_compiled_part, import_kaldi
@@ -304,7 +304,7 @@ def check_attention(tagger: Tagger) -> Iterator[Check]:
     """Yield the attention in use, with speed and error of every candidate."""
     measurements = tagger.attention_choice.measurements
     if len(measurements) == 1:  # an explicit choice: measure the others, too
-        dtype = DTYPES[tagger.precision]
+        dtype = dtype_of(tagger.precision)
         measurements = measure_all(tagger.dims, 1, tagger.device, dtype)
     facts = {"attention": tagger.attention, "candidates": [vars(found) for found in measurements]}
     text = f"{tagger.attention}, of {'; '.join(map(_measured, measurements))}"

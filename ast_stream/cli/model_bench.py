@@ -26,7 +26,13 @@ from ast_stream.model.ast import AudioSpectrogramTransformer
 from ast_stream.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ast_stream.model.dims import AUDIOSET_NORMALIZATION, AstDims
 from ast_stream.model.metadata import Metadata
-from ast_stream.model.runners import DTYPES, Precision, cpu_has_bf16, resolve_device
+from ast_stream.model.runners import (
+    Precision,
+    cpu_has_bf16,
+    cpu_has_int8,
+    dtype_of,
+    resolve_device,
+)
 from ast_stream.model.tagger import Tagger
 from ast_stream.model.torchaudio_guard import import_torchaudio
 from ast_stream.units import FULL_SCALE, SAMPLE_RATE
@@ -182,7 +188,10 @@ def _timings(
 
 
 def _ours(checkpoint: Checkpoint, device: torch.device) -> Iterator[Way]:
-    for precision in _precisions(device):
+    precisions = list(_precisions(device))
+    if device.type == "cpu" and cpu_has_int8():
+        precisions.append("int8")
+    for precision in precisions:
         tagger = Tagger(checkpoint, str(device), precision)
         yield Way(f"ast-stream {tagger.attention} {precision}", tagger.logits)
 
@@ -210,7 +219,7 @@ def _transformers(folder: Path, device: torch.device, with_eager: bool) -> Itera
     if with_eager:
         kinds.append(("eager", "fp32"))
     for attention, precision in kinds:
-        dtype = DTYPES[precision]
+        dtype = dtype_of(precision)
         model: Any = ASTForAudioClassification.from_pretrained(
             folder, dtype=dtype, attn_implementation=attention
         )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +18,12 @@ from ast_stream.model.dims import Activation
 
 logger = logging.getLogger(__name__)
 
-Precision = Literal["fp32", "fp16", "bf16"]
-PrecisionSetting = Literal["auto", "fp32", "fp16", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+PrecisionSetting = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 
-DTYPES: dict[Precision, torch.dtype] = {
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-}
 ONE_THREAD_GFLOP = 5.0  # about 100 ms on one core
 _CPU_BF16_FEATURES = ("avx512_bf16", "amx_bf16")
+_CPU_INT8_FEATURES = ("avx512_vnni", "avx_vnni", "amx_int8")
 _MAX_CPU_BATCH = 8  # more gains nothing
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)  # batch sizes on CUDA; a batch is padded to the next one
 _WARM_UP_RUNS = 3  # before a capture: kernels are chosen and workspaces allocated in the first
@@ -82,8 +78,9 @@ def pack(model: AudioSpectrogramTransformer) -> str | None:
     if problem is not None:
         return problem
     for module in list(model.modules()):
-        if isinstance(module, Mlp) and activation in _FUSED:
-            assert isinstance(module.fc1, nn.Linear)
+        if not isinstance(module, Mlp) or activation not in _FUSED:
+            continue
+        if isinstance(module.fc1, nn.Linear):
             module.fc1 = PackedLinear(module.fc1, n_rows, activation)
             module.activation = nn.Identity()
     for module in list(model.modules()):
@@ -353,7 +350,7 @@ def resolve_device(setting: str) -> torch.device:
 def resolve_precision(setting: PrecisionSetting, device: torch.device) -> Precision:
     """Return the precision to compute in.
 
-    `auto` is fp16 on CUDA, bf16 on CPUs with instructions for it, else fp32.
+    `auto` is fp16 on CUDA, bf16 on CPUs with instructions for it, else fp32; never int8.
 
     Raises:
         StartupError: the device does not compute in the precision asked for.
@@ -362,16 +359,25 @@ def resolve_precision(setting: PrecisionSetting, device: torch.device) -> Precis
         if device.type == "cuda":
             return "fp16"
         return "bf16" if cpu_has_bf16() else "fp32"
-    if setting not in DTYPES:
-        raise StartupError(f"precision: expected auto, fp32, fp16 or bf16, got '{setting}'")
+    if setting not in get_args(Precision):
+        raise StartupError(f"precision: expected auto, fp32, fp16, bf16 or int8, got '{setting}'")
     if setting == "fp16" and device.type == "cpu":
         raise StartupError("precision fp16 needs a CUDA device; on a CPU use bf16 or fp32")
+    if setting == "int8" and device.type == "cuda":
+        raise StartupError("precision int8 is for CPUs; on a CUDA device use fp16")
     if setting == "bf16" and device.type == "cuda":
         with torch.cuda.device(device):
             has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         if not has_bf16:
             raise StartupError(f"precision bf16: {torch.cuda.get_device_name(device)} lacks it")
     return setting
+
+
+def dtype_of(precision: Precision) -> torch.dtype:
+    """Return what a model is computed in; for int8, where its products are not in int8."""
+    if precision == "int8":
+        return torch.bfloat16 if cpu_has_bf16() else torch.float32
+    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
 
 
 def scoring_threads(gflop: float) -> int:
@@ -412,5 +418,14 @@ def without_tf32() -> Iterator[None]:
 
 def cpu_has_bf16() -> bool:
     """Return whether this CPU multiplies bfloat16 in hardware."""
+    return _cpu_has(_CPU_BF16_FEATURES)
+
+
+def cpu_has_int8() -> bool:
+    """Return whether this CPU multiplies int8 in hardware and adds up without overflow."""
+    return _cpu_has(_CPU_INT8_FEATURES)
+
+
+def _cpu_has(features: Sequence[str]) -> bool:
     capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(feature) for feature in _CPU_BF16_FEATURES)
+    return any(capabilities.get(feature) for feature in features)

@@ -24,11 +24,12 @@ from ast_stream.model.description import BUNDLED
 from ast_stream.model.dims import AstDims
 from ast_stream.model.fbank import Fbank, normalize, pad_frames
 from ast_stream.model.metadata import PlattScaling
+from ast_stream.model.quantized import quantize
 from ast_stream.model.runners import (
-    DTYPES,
     CpuRunner,
     GraphRunner,
     PrecisionSetting,
+    dtype_of,
     pack,
     resolve_device,
     resolve_precision,
@@ -112,7 +113,7 @@ class Tagger:
         self.hop_s = checkpoint.metadata.hop_s or min(DEFAULT_HOP_S, self.window_s)
         self.device = resolve_device(device)
         self.precision = resolve_precision(precision, self.device)
-        dtype = DTYPES[self.precision]
+        dtype = dtype_of(self.precision)
         n_windows = 1 if self.device.type == "cpu" else MEASURED_WINDOWS
         self.attention_choice = choose_attention(attention, dims, n_windows, self.device, dtype)
         self.attention = self.attention_choice.name
@@ -130,6 +131,8 @@ class Tagger:
         model.use_attention(self.attention_choice.attend)
         self._runner: CpuRunner | GraphRunner
         if self.device.type == "cpu":
+            if self.precision == "int8":
+                quantize(model)
             problem = pack(model)
             self._runner = CpuRunner(model, dtype)
             self.kernels = (
@@ -319,7 +322,8 @@ def load_tagger(
     Args:
         reference: see `load_checkpoint`.
         device: auto, cpu, cuda or cuda:N.
-        precision: auto is fp16 on CUDA, bf16 on CPUs that have it, else fp32.
+        precision: auto is fp16 on CUDA, bf16 on CPUs that have it, else fp32; int8 is for CPUs, and
+            never chosen by itself.
         attention: auto measures what there is.
         window_s: seconds of audio in a window, a multiple of 0.01; None: as trained. A shorter
             one cuts the position embeddings at their centre.

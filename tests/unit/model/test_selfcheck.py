@@ -14,8 +14,11 @@ from ast_stream.errors import StartupError
 from ast_stream.model.attention import AttentionChoice
 from ast_stream.model.checkpoint import Checkpoint
 from ast_stream.model.metadata import FrameDecisions
+from ast_stream.model.runners import cpu_has_int8
 from ast_stream.model.selfcheck import TOLERANCE, golden_clip, golden_for, self_check
 from ast_stream.model.tagger import Tagger
+
+needs_int8 = pytest.mark.skipif(not cpu_has_int8(), reason="this CPU does not multiply int8")
 
 
 def _with_golden(checkpoint: Checkpoint, seed: int = 0) -> Checkpoint:
@@ -39,7 +42,7 @@ def test_the_golden_clip_is_the_same_everywhere() -> None:
     assert not np.array_equal(clip, golden_clip(1, 16_000))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", pytest.param("int8", marks=needs_int8)])
 @pytest.mark.parametrize("attention", ["auto", "flash", "math"])
 def test_a_right_model_passes_against_its_golden_scores(precision: Any, attention: Any) -> None:
     checkpoint = _with_golden(tiny_checkpoint())

@@ -20,11 +20,17 @@ from ast_stream.model.ast import AudioSpectrogramTransformer
 from ast_stream.model.dims import AstDims
 from ast_stream.model.fbank import normalize
 from ast_stream.model.metadata import FrameDecisions, PlattScaling
-from ast_stream.model.runners import resolve_device, resolve_precision, without_tf32
+from ast_stream.model.runners import (
+    cpu_has_int8,
+    resolve_device,
+    resolve_precision,
+    without_tf32,
+)
 from ast_stream.model.tagger import Tagger
 from ast_stream.model.torchaudio_guard import import_torchaudio
 
 PARITY = 1e-4  # features and model together, fp32
+needs_int8 = pytest.mark.skipif(not cpu_has_int8(), reason="this CPU does not multiply int8")
 HALF = 0.05  # logits of order 1 in bf16, with 8 bits of mantissa
 
 
@@ -98,7 +104,7 @@ def test_facts_of_the_checkpoint_are_at_hand(tagger: Tagger) -> None:
 
 
 @pytest.mark.parametrize("n_threads", [1, 3])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", pytest.param("int8", marks=needs_int8)])
 def test_scores_of_a_window_do_not_depend_on_the_batch(
     tiny: Path, precision: Any, n_threads: int
 ) -> None:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ast_stream.audio.pcm import ChannelChoice, ChannelSelector
 from ast_stream.audio.recording import RecordingError, RecordingReader, read_mono
 from ast_stream.detect.cascade import Cascade
-from ast_stream.detect.detector import Detector
+from ast_stream.detect.detector import HOPS_AT_ONCE, Detector
 from ast_stream.errors import UsageError
 from ast_stream.messages.event import Event, Scores
 from ast_stream.model.runners import PrecisionSetting
 from ast_stream.model.tagger import Tagger, load_tagger
+from ast_stream.runtime.background import read_ahead
 from ast_stream.settings.schema import DetectionSettings
 from ast_stream.units import samples_to_seconds
 
 _STREAM = "scan"
+AHEAD = 8  # seconds that are decoded while those before are scored
 
 OnRead = Callable[[RecordingReader], None]
 
@@ -92,12 +95,14 @@ class Scanner:
             raise UsageError(f"channel: expected 'mix' or a number from 0, got {channel!r}")
         self.warning: str | None = None
         self._channel = channel
+        self._hops_at_once = max(HOPS_AT_ONCE, tagger.full_batch)
         self._detector = Detector(
             tagger,
             detection,
             hop_s=hop_s,
             min_context_s=min_context_s,
             max_streams=1,
+            hops_at_once=self._hops_at_once,
             on_scores=on_scores,
             cascade=cascade,
         )
@@ -109,7 +114,7 @@ class Scanner:
 
         Args:
             name: what to call the recording; None: its path.
-            on_read: called with the reader after each second of sound.
+            on_read: called with the reader after each second of sound, in another thread.
 
         Raises:
             RecordingError: it cannot be read, or, after its last event, not all of it could.
@@ -133,10 +138,11 @@ class Scanner:
         try:
             position = 0
             try:
-                for pcm in read_mono(path, on_read, channels=channels):
+                for pcm in read_ahead(partial(read_mono, path, on_read, channels=channels), AHEAD):
                     detector.push(_STREAM, position, pcm)
                     position += len(pcm)
-                    yield from detector.run()
+                    if detector.windows_due(_STREAM) >= self._hops_at_once:
+                        yield from detector.run()
             except RecordingError as error:
                 incomplete = error
             yield from detector.flush(_STREAM)

@@ -412,17 +412,15 @@ class Detector:
             slots = slots[self._positions.hops_waiting(slots) > 0]
             if not len(slots):
                 break
-            # a batch is worth more hops of a stream that is behind, but never instead of others
-            is_behind = self._positions.hops_waiting(slots) >= self._max_hops
+            # as many hops at once as all of them wait for: no stream has its windows before others
+            waiting = self._positions.hops_waiting(slots)
+            n_hops = min(self._max_hops, int(waiting.min()))
             if max_windows is not None:
-                n_hops = self._max_hops if is_behind.any() else 1
                 slots = self._next_in_turn(slots, max(1, (max_windows - n_windows) // n_hops))
-                is_behind = self._positions.hops_waiting(slots) >= self._max_hops
-            for rows, n_hops in ((slots[is_behind], self._max_hops), (slots[~is_behind], 1)):
-                step = WINDOWS_AT_ONCE // n_hops
-                for part in (rows[at : at + step] for at in range(0, len(rows), step)):
-                    events += self._step(part, n_hops)
-                    n_windows += len(part) * n_hops
+            step = max(1, WINDOWS_AT_ONCE // n_hops)
+            for part in (slots[at : at + step] for at in range(0, len(slots), step)):
+                events += self._step(part, n_hops)
+                n_windows += len(part) * n_hops
             events += self._complete_endings()
         return events + self._complete_endings()
 

@@ -201,36 +201,49 @@ class FrameAverages:
         place = 2 * (begin * grid.stride - begins) + grid.stride - grid.patch
         patch, beyond = np.divmod(place, 2 * grid.stride)
         ratio = (beyond / (2 * grid.stride)).astype(np.float32)[:, None]
-        for number in range(int(np.max(stop - begin, initial=0))):
-            rows = np.flatnonzero(begin + number < stop)
-            frame, slot = begin[rows] + number, slots[rows]
-            here = patch[rows] + number
-            after = np.minimum(here + 1, grid.n_patches - 1)
-            said = (1 - ratio[rows]) * bounded[rows, here] + ratio[rows] * bounded[rows, after]
-            context = (ends[rows] - (frame + 1) * grid.step) / grid.step
-            weight = np.where(is_asked[rows], (1 + context).astype(np.float32), UNASKED_WEIGHT)
-            cell = (slot, frame % self._capacity)
-            self._sums[cell] += weight[:, None] * said
-            self._weights[cell] += weight
+        n_frames = np.maximum(stop - begin, 0)  # at most `_capacity`: each has a cell of its own
+        numbers = np.arange(np.max(n_frames, initial=0))
+        rows, number = np.nonzero(numbers < n_frames[:, None])
+        frame, here = begin[rows] + number, patch[rows] + number
+        after = np.minimum(here + 1, grid.n_patches - 1)
+        said = (1 - ratio[rows]) * bounded[rows, here] + ratio[rows] * bounded[rows, after]
+        context = (ends[rows] - (frame + 1) * grid.step) / grid.step
+        weight = np.where(is_asked[rows], (1 + context).astype(np.float32), UNASKED_WEIGHT)
+        cell = (slots[rows], frame % self._capacity)
+        self._sums[cell] += weight[:, None] * said
+        self._weights[cell] += weight
 
     def _decide(self, slots: Indices, stop: Indices) -> Iterator[DecidedFrames]:
         """Yield the frames of each slot before `stop`, one of each slot at a time."""
-        while True:
-            rows = np.flatnonzero(self._next[slots] < stop)
-            if not len(rows):
-                return
-            slot = slots[rows]
-            frame = self._next[slot]
-            cell = (slot, frame % self._capacity)
-            weights = self._weights[cell][:, None]
-            # a frame that no window has scored, under overload, is as the one before
-            means = np.where(
-                weights > 0, self._sums[cell] / np.where(weights > 0, weights, 1), self._last[slot]
-            )
+        while (self._next[slots] < stop).any():
+            first = self._next[slots]
+            n_frames = np.clip(stop - first, 0, self._capacity)
+            numbers = np.arange(n_frames.max())
+            means = self._means(slots, first, numbers)
+            is_final = numbers < n_frames[:, None]  # (n, numbers)
+            rows, number = np.nonzero(is_final)
+            cell = (slots[rows], (first[rows] + number) % self._capacity)
             self._sums[cell] = self._weights[cell] = 0
-            self._last[slot] = means
-            self._next[slot] = frame + 1
-            self._known[slot] = np.maximum(self._known[slot], frame + 1)
+            is_moved = n_frames > 0
+            self._last[slots[is_moved]] = means[is_moved, n_frames[is_moved] - 1]
+            self._next[slots] = first + n_frames
+            self._known[slots] = np.maximum(self._known[slots], first + n_frames)
             # in float64, so that the score is the same in arrays of any shape
-            scores = 1 / (1 + np.exp(-means.astype(np.float64)))
-            yield DecidedFrames(rows, (frame + 1) * self._grid.step, scores.astype(np.float32))
+            scores = (1 / (1 + np.exp(-means.astype(np.float64)))).astype(np.float32)
+            for number in numbers:
+                rows = np.flatnonzero(is_final[:, number])
+                ends = (first[rows] + number + 1) * self._grid.step
+                yield DecidedFrames(rows, ends, scores[rows, number])
+
+    def _means(self, slots: Indices, first: Indices, numbers: Indices) -> Floats:
+        """Return the averages of frames from `first` on, shape (n, numbers, n_classes)."""
+        cell = (slots[:, None], (first[:, None] + numbers) % self._capacity)
+        weights = self._weights[cell]
+        means: Floats = self._sums[cell] / np.where(weights > 0, weights, 1)[:, :, None]
+        if not weights.all():
+            # a frame that no window has scored, under overload, is as the one before
+            before = self._last[slots]
+            for number in numbers:
+                is_known = weights[:, number, None] > 0
+                before = means[:, number] = np.where(is_known, means[:, number], before)
+        return means

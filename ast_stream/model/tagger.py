@@ -164,7 +164,8 @@ class Tagger:
             ValueError: `windows` has another shape.
         """
         began_s = time.perf_counter()
-        scores = _to_numpy(torch.sigmoid(self.calibrated(self._window_logits(windows))))
+        logits = _to_numpy(self.calibrated(self._window_logits(windows)))
+        scores = _sigmoid(logits)
         if self._on_batch is not None:
             self._on_batch(len(windows), time.perf_counter() - began_s)
         return scores
@@ -240,7 +241,8 @@ class Tagger:
     ) -> Tensor | Array:
         """Return the scores of waveforms, in [0, 1]: the sigmoid of the calibrated `logits`."""
         if isinstance(waveforms, Tensor):
-            return torch.sigmoid(self.calibrated(self.logits(waveforms, sample_rate)))
+            logits = self.calibrated(self.logits(waveforms, sample_rate))
+            return torch.from_numpy(_sigmoid(_to_numpy(logits)))
         return _to_numpy(self.scores(_checked(waveforms), sample_rate))
 
     def calibrated(self, logits: Tensor) -> Tensor:
@@ -408,6 +410,13 @@ def _checked(waveforms: Tensor | npt.NDArray[Any]) -> Tensor:
     if peak > MAX_AMPLITUDE:
         raise ValueError(f"waveforms: expected samples in [-1, 1], got a peak of {peak:g}")
     return checked
+
+
+def _sigmoid(logits: Array) -> Array:
+    """Return scores, float32: in float64, so that each is the same in arrays of any shape."""
+    with np.errstate(over="ignore"):
+        scores: Array = (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
+    return scores
 
 
 def _to_numpy(tensor: Tensor) -> Array:

@@ -12,12 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from reactive_model import tones_and_noise
+from reactive_model import framed_checkpoint, save_reactive, tones_and_noise
 
 from ast_stream import load_tagger, scan_file
 from ast_stream.audio.recording import RecordingError
 from ast_stream.cli.app import run_command_line
+from ast_stream.detect import Detector
 from ast_stream.errors import AudioError, UsageError
+from ast_stream.messages.event import Event, Scores
+from ast_stream.model.checkpoint import load_checkpoint
+from ast_stream.model.tagger import Tagger
+from ast_stream.scanner import Scanner
+from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
 
 HOP_S = 0.5
 
@@ -302,3 +308,29 @@ def test_a_recording_of_nothing_is_warned_of(
     soundfile.write(tmp_path / "zeros.wav", np.zeros(48_000, np.int16), 16_000)
     assert scan(checkpoint, tmp_path / "zeros.wav") == 0
     assert "zeros.wav: warning: nothing but digital silence" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seconds", [0.9, 2.37, 30.0])
+def test_a_recording_gives_to_the_bit_what_the_same_sound_gives_live(
+    tmp_path: Path, seconds: float
+) -> None:
+    pcm = tones_and_noise(30.0)[: round(seconds * 16_000)]
+    soundfile.write(tmp_path / "night.wav", pcm, 16_000, subtype="PCM_16")
+    detection = DetectionSettings(defaults=DetectionDefaults(onset_threshold=0.5, confirm_s=0.25))
+    for checkpoint in (framed_checkpoint(), load_checkpoint(str(save_reactive(tmp_path / "m")))):
+        tagger = Tagger(checkpoint, "cpu", "fp32", "math")
+        live_scores: list[Scores] = []
+        live = Detector(tagger, detection, hop_s=0.1, on_scores=live_scores.append)
+        live.open("scan", "0" * 32)
+        expected: list[Event] = []
+        for start in range(0, len(pcm), 1_600):
+            live.push("scan", start, pcm[start : start + 1_600])
+            expected += live.run()
+        expected += live.flush("scan")
+        scores: list[Scores] = []
+        scanner = Scanner(tagger, detection, hop_s=0.1, on_scores=scores.append)
+        assert list(scanner.messages(tmp_path / "night.wav")) == expected
+        assert seconds < 10 or len(expected) > 5
+        for one, other in zip(live_scores, scores, strict=True):
+            assert one.end_sample == other.end_sample
+            assert np.array_equal(one.scores, other.scores)

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -371,21 +370,12 @@ def test_several_windows_of_a_stream_at_once_give_the_same_events(
 
     events, scores, state = run(1)
     many_events, many_scores, many_state = run(8)
-    assert [_without_scores(event) for event in events] == [
-        _without_scores(event) for event in many_events
-    ]
-    assert state.position == many_state.position
+    assert events == many_events
+    assert state == many_state
     for one, other in zip(scores, many_scores, strict=True):
         assert (one.stream, one.end_sample) == (other.stream, other.end_sample)
-        # the filterbank of more frames at once may differ in the last bit
-        np.testing.assert_allclose(one.scores, other.scores, atol=1e-6)
-    assert [_without_scores(event) for event in resumed(state, 1)] == [
-        _without_scores(event) for event in resumed(state, 8)
-    ]
-
-
-def _without_scores(event: Event) -> Event:
-    return replace(event, score=0.0, peak=0.0, mean=None)
+        assert np.array_equal(one.scores, other.scores)
+    assert resumed(state, 1) == resumed(state, 8)
 
 
 @pytest.mark.parametrize("hops_at_once", [1, 4])

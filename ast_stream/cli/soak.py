@@ -9,8 +9,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter, defaultdict
@@ -23,11 +21,9 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from ast_stream.cli.box import Box, facts_of, folder_bytes
 from ast_stream.cli.growth import Figure, Growth, Limit
-from ast_stream.coverage.ledger import read_spans
-from ast_stream.errors import StartupError
 from ast_stream.feed import Missed, Subscriber
-from ast_stream.runtime.lifecycle import child_environment
 from ast_stream.settings.retention import MIB
 from ast_stream.soundscape.scene import generate_scene
 from ast_stream.units import SAMPLE_RATE
@@ -38,7 +34,6 @@ QUIET_S = 540.0  # then a quiet room, and again
 RING_S = 300.0
 START_S = 120.0  # for the first audio to be scored
 STOP_S = 4.0  # the longest stop of a process: events of a stream that is silent longer end
-END_S = 60.0
 _QUIET = 30.0  # standard deviation of the noise of a quiet room, of 32 768
 
 MEMORY = Limit(16.0, 0.05)
@@ -114,19 +109,12 @@ class Soak:
         self._options = options
         self._folder = folder
         self._streams = [f"fast{number}" for number in range(options.n_streams)]
-        self._config = folder / "config.yaml"
-        self._write_configuration()
-        self._feed = _Feed(folder / "run")
+        self._box = Box(folder, self._settings())
+        self._feed = _Feed(self._box.runtime_dir)
         self._figures: dict[str, Figure] = {}
         self._result = SoakResult(options)
         self._outages = _Outages(options)
-        self._process: subprocess.Popen[bytes] | None = None
         self._began_s = 0.0
-
-    @property
-    def log(self) -> Path:
-        """What all processes have written."""
-        return self._folder / "log"
 
     def run(
         self, is_stopped: Callable[[], bool], on_progress: Callable[[float, float], None]
@@ -139,13 +127,14 @@ class Soak:
         Raises:
             StartupError: no audio was scored.
         """
-        self._start()
+        self._box.start()
+        self._feed.start()
         try:
             self._wait_for_audio(is_stopped)
             self._began_s = time.monotonic()
             next_s = self._began_s
             while not is_stopped() and not self._is_done():
-                self._outages.turn(time.monotonic(), self._processes)
+                self._outages.turn(time.monotonic(), self._box.processes)
                 if (now_s := time.monotonic()) >= next_s:
                     next_s = now_s + self._options.sample_every_s
                     self._look(now_s)
@@ -154,37 +143,18 @@ class Soak:
             self._result.wall_s = time.monotonic() - self._began_s
             self._result.hours = self._hours()
         finally:
-            self._outages.end(self._processes)
-            code = self._end()
+            self._outages.end(self._box.processes)
+            code = self._box.end()
+            self._feed.stop()
         self._judge(code)
         return self._result
 
-    def _start(self) -> None:
-        command = [sys.executable, "-m", "ast_stream.cli", "run", "-c", str(self._config)]
-        with self.log.open("wb") as log:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=child_environment()
-            )
-        self._feed.start()
-
-    def _end(self) -> int:
-        assert self._process is not None
-        self._process.terminate()
-        try:
-            code = self._process.wait(END_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            code = self._process.wait()
-        self._feed.stop()
-        return code
-
     def _wait_for_audio(self, is_stopped: Callable[[], bool]) -> None:
-        assert self._process is not None
         end_s = time.monotonic() + START_S
         while not is_stopped() and set(self._feed.hours()) != {*self._streams, LIVE}:
-            if self._process.poll() is not None or time.monotonic() > end_s:
-                lines = self.log.read_text(errors="replace").splitlines()[-15:]
-                raise StartupError("no audio was scored:\n" + "\n".join(lines))
+            self._box.check()
+            if time.monotonic() > end_s:
+                raise self._box.failed()
             time.sleep(0.1)
 
     def _is_done(self) -> bool:
@@ -198,21 +168,16 @@ class Soak:
         passed_s = max(1e-3, now_s - self._began_s)
         return 3600 * sum(self._hours().values()) / passed_s
 
-    def _processes(self) -> dict[str, int]:
-        assert self._process is not None
-        return {"run": self._process.pid, **processes_under(self._process.pid)}
-
     def _look(self, now_s: float) -> None:
-        for name, pid in self._processes().items():
-            for what, unit, limit, value in _facts_of(pid):
+        for name, pid in self._box.processes().items():
+            for what, unit, limit, value in _figures_of(pid):
                 self._add(f"{name}: {what}", unit, limit, value, now_s, pid=pid)
         for name, unit, limit, value in self._feed.figures():
             self._add(name, unit, limit, value, now_s)
-        runtime = folder_bytes(self._folder / "run") / MIB
+        runtime = folder_bytes(self._box.runtime_dir) / MIB
         self._add("files of the runtime folder", "MiB", RUNTIME_FILES, runtime, now_s)
-        state = self._folder / "state"
         for part in BOUNDS:
-            size = sum(folder_bytes(path) for path in state.glob(f"{part}*")) / MIB
+            size = sum(folder_bytes(path) for path in self._box.state_dir.glob(f"{part}*")) / MIB
             self._result.sizes_mib[part] = max(size, self._result.sizes_mib.get(part, 0.0))
 
     def _add(
@@ -242,16 +207,17 @@ class Soak:
         result.n_messages, result.n_missed = self._feed.n_durable, self._feed.n_missed
         if result.n_missed:
             problems.append(f"a reader of the feed missed messages {result.n_missed} times")
-        result.samples, result.unaccounted = _accounted(self._folder)
+        result.samples, result.unaccounted = self._box.accounted()
         if result.unaccounted:
             problems.append(f"the ledger lacks {result.unaccounted} samples")
         if code != 0:
             problems.append(f"expected exit code 0 of the box, got {code}")
-        n_crashes = self.log.read_text(errors="replace").count("Traceback")
+        n_crashes = self._box.log.count("Traceback")
         if n_crashes:
             problems.append(f"the log has {n_crashes} times 'Traceback'")
 
-    def _write_configuration(self) -> None:
+    def _settings(self) -> dict[str, Any]:
+        """Write the recordings and the rules, and return the configuration."""
         sources = {}
         for number, stream in enumerate([*self._streams, LIVE]):
             path = self._folder / f"{stream}.wav"
@@ -261,9 +227,7 @@ class Soak:
         rule = {"alert": "sound", "match": {"stream": {"id": list(sources)}}, "actions": ["line"]}
         rules = {"version": 1, "groups": [{"name": "soak", "rules": [rule]}]}
         (self._folder / "rules.yaml").write_text(json.dumps(rules))
-        settings: dict[str, Any] = {
-            "runtime_dir": str(self._folder / "run"),
-            "state_dir": str(self._folder / "state"),
+        return {
             "streams": [
                 {"name": name, "source": source, "ring_s": RING_S}
                 for name, source in sources.items()
@@ -283,7 +247,6 @@ class Soak:
             },
             "logging": {"level": "warning"},
         }
-        self._config.write_text(json.dumps(settings))  # JSON is YAML
 
 
 class _Feed:
@@ -391,52 +354,13 @@ class _Outages:
                     os.kill(pid, signal.SIGCONT)
 
 
-def processes_under(pid: int) -> dict[str, int]:
-    """Return the processes of a box by name, such as `worker` and `capture`.
-
-    Args:
-        pid: of its `ast-stream run`.
-    """
-    found: dict[str, int] = {}
-    with suppress(OSError):
-        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            with suppress(OSError):
-                words = Path(f"/proc/{child}/cmdline").read_bytes().decode().split("\0")
-                if name := _name_of(words):
-                    found[name] = int(child)
-    return found
-
-
-def _name_of(words: list[str]) -> str | None:
-    for command in ("worker", "alerts"):
-        if command in words:
-            return command
-    if "capture" in words and "--stream" in words:
-        return f"capture {words[words.index('--stream') + 1]}"
-    return "capture" if "capture" in words else None
-
-
-def _facts_of(pid: int) -> Iterator[tuple[str, str, Limit, float]]:
+def _figures_of(pid: int) -> Iterator[tuple[str, str, Limit, float]]:
     """Yield what, unit, limit and value of a process; nothing of one that has ended."""
-    with suppress(OSError):
-        status = Path(f"/proc/{pid}/status").read_text()
-        facts = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
-        if "RssAnon" not in facts:
-            return
-        # without pages of files, which the kernel can drop at any time
-        yield "memory", "MiB", MEMORY, int(facts["RssAnon"].split()[0]) / 1024
-        yield "threads", "", COUNT, float(facts["Threads"])
-        yield "descriptors", "", COUNT, float(len(os.listdir(f"/proc/{pid}/fd")))
-
-
-def folder_bytes(path: Path) -> int:
-    """Return the size of a file, or of all in a folder; what vanishes meanwhile counts nothing."""
-    total = 0
-    for each in [path, *path.rglob("*")]:
-        with suppress(OSError):
-            if each.is_file():
-                total += each.stat().st_size
-    return total
+    facts = facts_of(pid)
+    if facts is not None:
+        yield "memory", "MiB", MEMORY, facts.memory_mib
+        yield "threads", "", COUNT, float(facts.n_threads)
+        yield "descriptors", "", COUNT, float(facts.n_descriptors)
 
 
 def _day(seed: int) -> np.ndarray[Any, np.dtype[np.int16]]:
@@ -444,17 +368,3 @@ def _day(seed: int) -> np.ndarray[Any, np.dtype[np.int16]]:
     scene = generate_scene(seed, SCENE_S).pcm
     noise = np.random.default_rng(seed).normal(0, _QUIET, round(QUIET_S * SAMPLE_RATE))
     return np.concatenate([scene, noise.astype(np.int16)])
-
-
-def _accounted(folder: Path) -> tuple[Counter[str], int]:
-    """Return the samples of the ledger by kind, and those that it lacks within epochs."""
-    samples: Counter[str] = Counter()
-    lacking = 0
-    spans = read_spans(folder / "state" / "coverage", folder / "run" / "unwritten-coverage.jsonl")
-    for stream_spans in spans.values():
-        stops: dict[str, int] = {}
-        for span in stream_spans:
-            samples[span.kind] += span.samples
-            lacking += abs(span.start_sample - stops.get(span.epoch, span.start_sample))
-            stops[span.epoch] = span.stop_sample
-    return samples, lacking

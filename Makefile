@@ -123,7 +123,7 @@ docs: $(VENV)/.installed-dev
 bench: $(VENV)/.installed
 	@$(BIN)/ast-stream doctor
 	$(BIN)/python tests/benchmarks/bench_latency.py
-	$(BIN)/python tests/benchmarks/bench_scan.py
+	$(BIN)/ast-stream bench scan
 
 clean:
 	@rm -rf build dist *.egg-info .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -107,6 +107,11 @@ class Scanner:
             cascade=cascade,
         )
 
+    @property
+    def n_scored(self) -> int:
+        """Windows that the model has scored, of all recordings."""
+        return self._detector.n_scored
+
     def scan(
         self, path: str | os.PathLike[str], name: str | None = None, on_read: OnRead | None = None
     ) -> Iterator[ScannedEvent]:

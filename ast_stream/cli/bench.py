@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from ast_stream.cli import bench_stages
+from ast_stream.cli import bench_stages, bench_whole
 from ast_stream.cli.bench_report import versions
 from ast_stream.cli.options import json_option
 from ast_stream.cli.output import json_line, say
@@ -29,6 +29,9 @@ app.command("model")(bench_stages.model)
 app.command("features")(bench_stages.features)
 app.command("decision")(bench_stages.decision)
 app.command("alerts")(bench_stages.alerts)
+app.command("scan")(bench_whole.scan)
+app.command("tick")(bench_whole.tick)
+app.command("box")(bench_whole.box)
 
 
 @app.command("soak")

@@ -3,8 +3,8 @@
 The large model's classes, thresholds and scores decide. A window is asked about if
 
 * the small model scores a class that both know, and that makes events, at `ask_ratio` of its own
-  onset threshold for it or more; or a band of the newest hop is louder by `change_db` than it is on
-  the mean of the hops before it in the window; or it is the first window since start or gap;
+  onset threshold for it or more; or some bands of the newest hop are louder by `change_db` than in
+  every hop before it in the window; or it is the first window since start or gap;
 * one of these held in a window that ended less than a window's length before: a sound is followed
   until the window is full of it;
 * an event of the stream is open, or may be confirmed;
@@ -36,6 +36,7 @@ from ast_stream.settings.schema import CascadeSettings, ModelSettings
 from ast_stream.units import FRAME_SHIFT, N_MELS, SAMPLE_RATE, seconds_to_samples
 
 N_BANDS = 16  # of eight mel filters each
+N_RISEN = 3  # bands that must be louder: fewer often are where nothing begins
 
 Flags = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -269,7 +270,10 @@ class BandMeter:
         )
 
     def rises(self, hop_ends: Indices, context_starts: Indices) -> Floats:
-        """Return by how many dB the band that rose most is louder than in the hops before.
+        """Return by how many dB `N_RISEN` bands, at least, are louder than in all hops before.
+
+        The loudest of these counts, and not their mean: of rain or typing every drop would be a
+        change.
 
         Args:
             hop_ends: of the hops measured last, shape (hops, n).
@@ -281,7 +285,6 @@ class BandMeter:
         back = np.arange(self._n_kept, 1, -1) * self._hop  # from the end to each hop's begin
         is_real = hop_ends[:, :, None] - back >= context_starts[:, None]
         before, newest = self._windows[:, :, :-1], self._windows[:, :, -1]
-        total = np.where(is_real[..., None], before, 0.0).sum(axis=2)
-        count = is_real.sum(axis=2)
-        rises: Floats = (newest - total / np.maximum(count, 1)[..., None]).max(axis=2)
-        return np.where(count > 0, rises, -np.inf)
+        loudest = np.where(is_real[..., None], before, -np.inf).max(axis=2)
+        rises: Floats = np.sort(newest - loudest, axis=2)[:, :, -N_RISEN]
+        return np.where(is_real.any(axis=2), rises, -np.inf)

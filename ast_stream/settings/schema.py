@@ -378,10 +378,10 @@ class CascadeSettings(Section):
         description="a class is a reason from this part of the small model's onset threshold on",
     )
     change_db: float | None = Field(
-        default=6.0,
+        default=3.0,
         gt=0,
         le=100,
-        description="a band that is so much louder in a hop than in those of the window before it "
+        description="a hop of which some bands are so much louder than in all others of the window "
         "is a reason; null: it is none",
     )
     every_s: PositiveSeconds | None = Field(

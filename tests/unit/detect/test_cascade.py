@@ -150,7 +150,7 @@ def test_sounds_are_found_as_by_the_large_model_alone_at_a_part_of_its_windows(
     alone = Detector(perfect, detection(), hop_s=0.5)
     cascade = cascade_of(
         deaf() if reason == "a change" else listener(),
-        change_db=None if reason == "the small model" else 6.0,
+        change_db=None if reason == "the small model" else 3.0,
     )
     detector = Detector(perfect, detection(), hop_s=0.5, cascade=cascade)
     expected, found = events_of(alone, pcm), events_of(detector, pcm)
@@ -225,7 +225,7 @@ def test_small_models_that_cannot_serve_are_refused(perfect: LoudFrames) -> None
 def test_gated_windows_are_neither_heard_nor_asked(perfect: LoudFrames) -> None:
     pcm, truth = noise_bursts(4, pause_s=(6.0, 8.0))
     gated = detection().model_copy(update={"gate_dbfs": -50.0})
-    cascade = cascade_of(deaf(), change_db=6.0, every_s=1.0)
+    cascade = cascade_of(deaf(), change_db=3.0, every_s=1.0)
     detector = Detector(perfect, gated, hop_s=0.5, cascade=cascade)
     alone = Detector(perfect, gated, hop_s=0.5)
     assert without_small(events_of(detector, pcm)) == events_of(alone, pcm)
@@ -236,7 +236,7 @@ def test_gated_windows_are_neither_heard_nor_asked(perfect: LoudFrames) -> None:
 
 def test_under_overload_both_models_leave_windows_out(perfect: LoudFrames) -> None:
     pcm, truth = noise_bursts(6, pause_s=(6.0, 8.0))
-    detector = Detector(perfect, detection(), hop_s=0.5, cascade=cascade_of(deaf(), change_db=6.0))
+    detector = Detector(perfect, detection(), hop_s=0.5, cascade=cascade_of(deaf(), change_db=3.0))
     detector.open("mic", EPOCH)
     detector.set_stride("mic", 3)
     detector.push("mic", 0, pcm)
@@ -357,19 +357,24 @@ def frames_of(db: list[float], hop_frames: int = 25) -> Tensor:
     return torch.tensor(np.repeat(db, hop_frames) * np.log(10) / 10).float()[:, None].repeat(1, 128)
 
 
-def test_a_rise_is_how_much_louder_a_band_is_than_in_the_hops_of_the_window_before() -> None:
+def test_a_rise_is_how_much_louder_three_bands_are_than_in_all_hops_of_the_window_before() -> None:
     meter = BandMeter(window=16_000, hop=4_000)
     meter.grow(1)
-    frames = frames_of([-60, -50, -40, -40, -20])
-    frames[100:, 8:] -= 30  # of the last hop only the lowest band is loud
+    frames = frames_of([-60, -50, -40, -45, -20])
+    frames[100:, 24:] -= (
+        30 * np.log(10) / 10
+    )  # of the last hop only the three lowest bands are loud
     meter.measure(np.array([0]), frames[None])
     ends = np.arange(1, 6)[:, None] * 4_000
     rises = meter.rises(ends, np.array([0]))[:, 0]
-    expected = [-np.inf, 10, 15, 10, -20 + (50 + 40 + 40) / 3]
+    expected = [-np.inf, 10, 10, -5, 20]
     np.testing.assert_allclose(rises, expected, atol=1e-3)
     # hops that began before the stream did do not count
     behind = meter.rises(ends, np.array([8_000]))[:, 0]
-    np.testing.assert_allclose(behind, [-np.inf] * 3 + [0, 20], atol=1e-3)
+    np.testing.assert_allclose(behind, [-np.inf] * 3 + [-5, 20], atol=1e-3)
+    frames[100:, 16:] -= 30 * np.log(10) / 10  # two bands are too few
+    meter.measure(np.array([0]), frames[None])
+    assert meter.rises(ends, np.array([0]))[-1, 0] == pytest.approx(-10, abs=1e-3)
 
 
 def test_rises_do_not_depend_on_how_many_hops_and_streams_are_measured_at_once() -> None:

@@ -40,6 +40,30 @@ def scan(checkpoint: Path, *args: object) -> int:
     return run_command_line([*common, *map(str, args)])
 
 
+def test_with_a_cascade_events_are_found_where_it_asks_and_carry_both_scores(
+    checkpoint: Path, recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = {"checkpoint": str(checkpoint), "ask_ratio": 0.01}
+    model = {"checkpoint": str(checkpoint), "hop_s": HOP_S}
+    stream = {"name": "unused", "source": {"type": "stdin"}}
+    found = []
+    for cascade in (None, small):
+        config = tmp_path / "config.yaml"
+        config.write_text(json.dumps({"streams": [stream], "model": model | {"cascade": cascade}}))
+        words = ["scan", str(recording), "--json", "-c", str(config)]
+        assert run_command_line(words) == 0
+        found.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
+        assert run_command_line([*words[:2], "--labels", "csv", "-c", str(config)]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert {line.count(",") for line in lines if '"' not in line} == {8}
+    alone, with_cascade = found
+    # the small model is the large one, and asks about all that it hears at all
+    assert [event.pop("watcher_score") for event in with_cascade] == [
+        event["score"] for event in alone
+    ]
+    assert with_cascade == alone
+
+
 def test_json_lines_have_the_promised_fields_in_order_of_the_ends(
     checkpoint: Path, recording: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

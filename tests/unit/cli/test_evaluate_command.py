@@ -67,6 +67,18 @@ def figures(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return result
 
 
+def test_with_a_cascade_it_says_how_many_windows_the_model_was_asked_about(
+    data: Path, models: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = (data, "--model", models["silent"], "--cascade", models["1"], "--json")
+    assert evaluate(*arguments) == 0
+    (note,) = (note for note in figures(capsys)["notes"] if "cascade" in note)
+    said = re.search(r"the model was asked about ([\d.]+)% of (\d+) windows", note)
+    assert said is not None
+    assert 0 < float(said[1]) <= 100
+    assert int(said[2]) > 50
+
+
 def test_a_fold_is_measured_at_all_levels(
     data: Path, models: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:

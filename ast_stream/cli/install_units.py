@@ -19,8 +19,10 @@ from ast_stream.cli.systemctl import Systemctl
 from ast_stream.errors import AstStreamError, StartupError
 from ast_stream.runtime.files import replace_file
 from ast_stream.settings.load import load_settings
+from ast_stream.settings.retention import MIB
 from ast_stream.settings.schema import Settings
 from ast_stream.transport.keys import CLIENT_CREDENTIAL, SERVER_CREDENTIAL
+from ast_stream.units import SAMPLE_RATE
 
 STATE_DIR = Path("/var/lib/ast-stream")  # what StateDirectory=ast-stream makes for a system
 RUNTIME_DIR = Path("/run/ast-stream")
@@ -40,9 +42,14 @@ _OURS = (
     "ast-stream-worker.service",
     "ast-stream-worker@*.service",
     "ast-stream-capture@*.service",
+    "ast-stream-capture-net.service",
     "ast-stream-capture-net@*.service",
     "ast-stream-failed@*.service",
 )
+_OF_EARLIER = ("ast-stream-capture-net@.service",)  # versions; removed where they are ours
+_SPARE_MIB = 256  # of a capture process, beside its streams
+_STREAM_MIB = 16  # of a stream, beside its ring: several times what any decoder was seen to take
+_LEAST_MIB = 1024
 
 
 @dataclass(frozen=True)
@@ -113,14 +120,14 @@ def _of_several(unit: str) -> str:
 
 
 def wanted_units(plan: Plan) -> list[str]:
-    """Return the units that the target starts: worker, alerts, and a capture for each stream."""
+    """Return the units that the target starts: worker, alerts and captures."""
     workers = [] if plan.settings is None else [*plan.settings.workers]
     units = [f"ast-stream-worker@{name}.service" for name in workers]
     units = units or ["ast-stream-worker.service"]
     if plan.settings is not None:
         units += ["ast-stream-alerts.service"] if plan.settings.alerts.rules else []
         units += [unit for stream in plan.settings.streams if (unit := stream.unit) is not None]
-    return units
+    return list(dict.fromkeys(units))
 
 
 def doubts(plan: Plan) -> list[str]:
@@ -190,6 +197,7 @@ def _fill(template: str, plan: Plan) -> str:
         "IP_FILTER": ip_filter,
         "READ_WRITE_PATHS": writable,
         "PRIVATE_MEMORY": _private_memory(plan),
+        "CAPTURE_MEMORY_MAX": f"{_capture_memory_mib(plan)}M",
         "SERVER_CREDENTIAL": _credential(plan, SERVER_CREDENTIAL),
         "CLIENT_CREDENTIAL": _credential(plan, CLIENT_CREDENTIAL),
         "ADMIN_CREDENTIAL": _admin_credential(plan),
@@ -197,6 +205,14 @@ def _fill(template: str, plan: Plan) -> str:
     text = _SYSTEM_ONLY.sub("" if plan.is_user else r"\1", template)
     filled = _PLACEHOLDER.sub(lambda found: values[found[1]], text)
     return re.sub(r"\n\n\n+", "\n\n", filled)
+
+
+def _capture_memory_mib(plan: Plan) -> int:
+    """Return what the process of all streams without a device may take at most."""
+    streams = [] if plan.settings is None else plan.settings.streams
+    shared = [stream for stream in streams if stream.source.shares_process]
+    rings = sum(stream.ring_s for stream in shared) * SAMPLE_RATE * 2 / MIB
+    return max(_LEAST_MIB, _SPARE_MIB + round(rings) + 2 * _STREAM_MIB * len(shared))
 
 
 def _private_memory(plan: Plan) -> str:
@@ -303,6 +319,9 @@ def install_units(
             done = _write(folder / path, text)
             typer.echo(f"{folder / path}: {done}")
             is_update |= done == "replaced"
+    if not dry_run:
+        for name in _OF_EARLIER:
+            is_update |= _forget(folder / plan.unit_folder / name)
     if is_live and systemctl.is_active(TARGET):
         folders = [folder / path for path in render(plan) if path.parent.name == "tmpfiles.d"]
         _follow(systemctl, folders, before, wanted_units(plan))
@@ -364,6 +383,20 @@ def _write(path: Path, text: str) -> str:
     return "written" if before is None else "replaced"
 
 
+def _forget(path: Path) -> bool:
+    """Remove a unit that an earlier version has written; return whether there was one."""
+    try:
+        if MARK not in path.read_text():
+            return False
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    except (OSError, UnicodeDecodeError) as error:
+        raise StartupError(f"cannot remove {path}: {error}; run it as root") from error
+    typer.echo(f"{path}: removed")
+    return True
+
+
 class _Removal:
     """Removes what was installed for any configuration; what is not there is passed over.
 
@@ -401,7 +434,8 @@ class _Removal:
         typer.echo(f"systemctl {' '.join([verb, *units])}: done")
 
     def _files(self) -> list[Path]:
-        return [self._folder / name for name in render(self._plan)]
+        earlier = [self._plan.unit_folder / name for name in _OF_EARLIER]
+        return [self._folder / name for name in (*render(self._plan), *earlier)]
 
     def _is_removed(self, path: Path) -> bool:
         """Remove a file of ours, and the link to it; return False for one of somebody else."""

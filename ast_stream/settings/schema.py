@@ -341,8 +341,9 @@ class StreamSettings(Section):
         """systemd's unit of its capture process; None: services have no standard input."""
         if self.source.type == "stdin":
             return None
-        net = "" if self.source.type == "microphone" else "-net"
-        return f"ast-stream-capture{net}@{self.name}.service"
+        if self.source.shares_process:
+            return "ast-stream-capture-net.service"
+        return f"ast-stream-capture@{self.name}.service"
 
     @field_validator("name")
     @classmethod

@@ -17,7 +17,7 @@ from ast_stream.cli.install_units import Plan, doubts, program, render, wanted_u
 from ast_stream.settings.schema import Settings
 
 MOST_EXPOSED = 2.5  # of systemd-analyze security, 0 (closed) to 10
-SERVICES = ("worker", "alerts", "capture@", "capture-net@")
+SERVICES = ("worker", "alerts", "capture@", "capture-net")
 RELAXED = re.compile(
     r"(MemoryDenyWriteExecute|PrivateDevices|ProtectKernelTunables)=no|ProcSubset=all"
 )
@@ -122,16 +122,17 @@ def test_services_have_the_life_that_the_processes_live() -> None:
 
 
 def test_target_starts_what_the_configuration_needs() -> None:
-    chosen = settings(MICROPHONE, CAMERA, {"type": "stdin"}, alerts={"rules": ["a.yaml"]})
+    sources = (MICROPHONE, CAMERA, {"type": "stdin"}, {"type": "scene"})
+    chosen = settings(*sources, alerts={"rules": ["a.yaml"]})
     assert wanted_units(plan(chosen)) == [
         "ast-stream-worker.service",
         "ast-stream-alerts.service",
         "ast-stream-capture@s0.service",
-        "ast-stream-capture-net@s1.service",
+        "ast-stream-capture-net.service",
     ]
     assert wanted_units(plan(settings(CAMERA))) == [
         "ast-stream-worker.service",
-        "ast-stream-capture-net@s0.service",
+        "ast-stream-capture-net.service",
     ]
     target = render(plan(chosen))[Path("etc/systemd/system/ast-stream.target")]
     assert f"Wants={' '.join(wanted_units(plan(chosen)))}\n" in target
@@ -167,7 +168,7 @@ def test_units_of_boxes_with_keys_load_their_secrets_as_credentials() -> None:
     assert {name for name, found in has.items() if found == (False, True)} == {
         "ast-stream-alerts.service",
         "ast-stream-capture@.service",
-        "ast-stream-capture-net@.service",
+        "ast-stream-capture-net.service",
     }
     assert not re.search("^IPAddressDeny", texts["ast-stream-capture@.service"], re.MULTILINE)
     assert not any("LoadCredential=" in text for text in render(plan()).values())
@@ -275,6 +276,38 @@ def test_remove_removes_what_was_written_and_enabled_and_nothing_else(
     assert [path for path in root.rglob("*") if not path.is_dir()] == [drop_in]
     assert install_units("--dest", root, "--remove", *for_whom) == 0
     assert f"{target}: not there" in capsys.readouterr().out
+
+
+def test_memory_of_the_process_of_many_streams_grows_with_them() -> None:
+    def limit(*sources: dict[str, Any]) -> str:
+        rendered = render(plan(settings(*sources, model={"max_streams": 256})))
+        unit = rendered[Path("etc/systemd/system/ast-stream-capture-net.service")]
+        return re.search(r"^MemoryMax=(\w+)$", unit, re.MULTILINE)[1]  # type: ignore[index]
+
+    assert limit(MICROPHONE) == limit(CAMERA) == "1024M"
+    assert limit(*[CAMERA] * 200) == "7205M"
+
+
+def test_unit_of_an_earlier_version_makes_way_and_what_ran_as_one_is_stopped(
+    config: Path, calls: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config.write_text("streams: [{name: a, source: {type: scene}}]\n")
+    assert install_units("-c", config, "--user") == 0
+    (target,) = calls.parent.rglob("ast-stream.target")
+    target.write_text(target.read_text().replace("capture-net.service", "capture-net@a.service"))
+    earlier = target.with_name("ast-stream-capture-net@.service")
+    earlier.write_text(target.read_text())
+    calls.write_text("")
+    assert install_units("-c", config, "--user") == 0
+    assert f"{earlier}: removed" in capsys.readouterr().out
+    assert not earlier.exists()
+    assert calls.read_text().splitlines()[-2:] == [
+        "--user stop ast-stream-capture-net@a.service",
+        "--user start ast-stream-capture-net.service",
+    ]
+    earlier.write_text("by hand")
+    assert install_units("-c", config, "--user") == 0
+    assert earlier.exists()
 
 
 @pytest.mark.parametrize("name", SERVICES)

@@ -33,6 +33,8 @@ _JUMP_S = 0.1  # in the time stamps of a container that count as a hole
 _MAX_HOLE_S = 600.0  # filled with silence; a longer one is a broken time stamp
 _STREAMING_FORMATS = ("mp3", "aac", "ac3", "eac3")  # their times only count frames
 _AV_TIME_BASE = 1_000_000
+_FLOATS = ("flt", "fltp")
+_MAX_PLANES = 7  # of a frame: PyAV counts them to the first that is not there, of eight
 _NO_HOLES = (*_STREAMING_FORMATS, "wav", "w64", "aiff", "caf", "au")
 _SDS = re.compile(rb"\xf0\x7e.\x01", re.DOTALL)  # what is printed would be among our results
 _DEMUXERS = (  # no playlists, no image sequences: a recording must not make us open other files
@@ -369,9 +371,14 @@ class FrameConverter:
 
     def __call__(self, frame: Any) -> Floats:
         """Return the samples of a frame, whose format may differ from that before."""
+        n_channels = frame.layout.nb_channels
+        if frame.format.name in _FLOATS and n_channels <= _MAX_PLANES:
+            pcm = frame.to_ndarray()  # a converter would be threads and memory for a copy
+            pcm = pcm.T if frame.format.is_planar else pcm.reshape(-1, n_channels)
+            return np.ascontiguousarray(pcm, dtype=np.float32)
         key = (frame.format.name, frame.layout.name, frame.sample_rate)
         if key != self._key:
-            # packed: of planes PyAV reads no more than eight, and memory of others behind them
+            # packed: behind eight planes PyAV reads other memory
             self._key, self._convert = key, pyav().AudioResampler(format="flt")
         frame.pts = None
         arrays = [
@@ -379,7 +386,7 @@ class FrameConverter:
             for packed in self._convert.resample(frame)
         ]
         if not arrays:
-            return np.zeros((0, frame.layout.nb_channels), np.float32)
+            return np.zeros((0, n_channels), np.float32)
         return np.ascontiguousarray(np.concatenate(arrays), dtype=np.float32)
 
 

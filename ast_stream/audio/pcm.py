@@ -7,7 +7,7 @@ FFmpeg's float downmix adds 3 dB, and converters without memory leave an error a
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -85,6 +85,15 @@ class Resampler:
 def _mix_down(pcm: Pcm) -> Floats:
     """Return the mean over channels, shape (n_frames,), float32 in about [-1, 1]."""
     samples = np.clip(_as_floats(pcm), -_MAX_AMPLITUDE, _MAX_AMPLITUDE)
+    return _mean(samples)
+
+
+def _mean(samples: Floats) -> Floats:
+    """Return the mean over channels, shape (n_frames,)."""
+    if samples.shape[1] == 1:
+        return samples[:, 0]
+    if samples.shape[1] == 2:  # the same to the bit, in a quarter of the time
+        return (samples[:, 0] + samples[:, 1]) / np.float32(2)
     mono: Floats = samples.mean(axis=1, dtype=np.float32)
     return mono
 
@@ -92,6 +101,8 @@ def _mix_down(pcm: Pcm) -> Floats:
 def _as_floats(pcm: Pcm) -> Floats:
     if pcm.dtype == np.int16:
         return pcm.astype(np.float32) / np.float32(FULL_SCALE)
+    if pcm.dtype == np.float32 and np.isfinite(pcm).all():
+        return cast(Floats, pcm)
     return np.nan_to_num(pcm, nan=0.0, posinf=1.0, neginf=-1.0).astype(np.float32)
 
 
@@ -166,7 +177,7 @@ class ChannelSelector:
         self._n_silent = 0
         if not is_mixed:
             return
-        mean = pcm.mean(axis=1)
+        mean = _mean(pcm)
         self._energies += np.sum(mean * mean), np.sum(pcm * pcm) / pcm.shape[1]
         self._n_unchecked += len(pcm)
         if self._n_unchecked >= _CHECK_EVERY_S * rate:

@@ -25,10 +25,13 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from http.client import HTTPException
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
+import numpy as np
+
 from ast_stream.audio.decoders import FrameConverter, decoding_errors, pyav
+from ast_stream.audio.pcm import Pcm
 from ast_stream.capture.sources.base import SourceBlock, SourceError
 from ast_stream.errors import StartupError
 from ast_stream.labels import printable
@@ -41,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 LOST = "url_lost"
 ABSENT = "url_absent"
+_BLOCK_NS = NS_PER_SECOND // 10  # packets are shorter: read one by one, each costs as much
 _LIVE_OPTIONS = {"analyzeduration": "1000000"}  # us; by default a live stream opens after 5 s
 BACKLOG_S = 0.5  # after the connection: what came meanwhile is read, to tell when it began
 MAX_LEAD_S = 10.0  # sound taken before its time: a station's burst, but not a whole recording
@@ -157,15 +161,20 @@ class NetworkStream:
         if self._is_new:
             self._read_backlog()
         end_ns = now_ns + seconds_to_ns(timeout_s)
-        while not self._blocks:
-            if self._lost is not None:
-                raise self._lost
+        while self._lost is None and sum(map(_duration_ns, self._blocks)) < _BLOCK_NS:
             if self._monotonic_ns() > end_ns:
-                return None
-            self._read_packet()
-        block = self._blocks.popleft()
-        self._read_ns += _duration_ns(block)
-        return block
+                break
+            try:
+                self._read_packet()
+            except SourceError as error:
+                self._lost = error
+        if self._blocks:
+            block = self._joined()
+            self._read_ns += _duration_ns(block)
+            return block
+        if self._lost is not None:
+            raise self._lost
+        return None
 
     def close(self) -> None:
         """Disconnect."""
@@ -174,6 +183,28 @@ class NetworkStream:
         self._blocks.clear()
         if container is not None:
             container.close()
+
+    def _joined(self) -> SourceBlock:
+        """Take what is one piece of sound off the queue, as one block.
+
+        Its time is that of the packet that came with the least delay.
+        """
+        first = self._blocks.popleft()
+        parts, times = [first.pcm], [(first.monotonic_ns, first.captured_ns)]
+        length_ns = _duration_ns(first)
+        while self._blocks and length_ns < _BLOCK_NS:
+            block = self._blocks[0]
+            is_alike = block.rate == first.rate and block.pcm.shape[1] == first.pcm.shape[1]
+            if block.overflowed or not is_alike:
+                break
+            parts.append(self._blocks.popleft().pcm)
+            times.append((block.monotonic_ns - length_ns, block.captured_ns - length_ns))
+            length_ns += _duration_ns(block)
+        if len(parts) == 1:
+            return first
+        monotonic_ns, captured_ns = min(times)
+        pcm = cast(Pcm, np.concatenate(parts))
+        return replace(first, pcm=pcm, monotonic_ns=monotonic_ns, captured_ns=captured_ns)
 
     def _connect(self, av: Any) -> Any:
         """Return an open container with sound in it; runs in a thread of its own."""

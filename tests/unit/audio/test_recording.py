@@ -518,3 +518,17 @@ def test_frames_of_any_number_of_channels_come_out_as_they_are(n_channels: int) 
     pcm = np.random.default_rng(0).integers(-30_000, 30_000, (100, n_channels)).astype("<i2")
     frame.planes[0].update(pcm.tobytes())
     np.testing.assert_array_equal(FrameConverter()(frame), pcm / np.float32(32_768))
+
+
+@pytest.mark.parametrize("n_channels", [1, 2, 8, 9])
+@pytest.mark.parametrize("format", ["flt", "fltp"])
+def test_float_frames_come_out_as_they_are(format: str, n_channels: int) -> None:
+    pcm = np.random.default_rng(0).normal(size=(100, n_channels)).astype(np.float32)
+    pcm[3, 0] = np.nan
+    packed = av.AudioFrame(format="flt", layout=f"{n_channels}C", samples=100)
+    packed.sample_rate = 8_000
+    packed.planes[0].update(pcm.tobytes())
+    (frame,) = av.AudioResampler(format=format).resample(packed)
+    found = FrameConverter()(frame)
+    np.testing.assert_array_equal(found, pcm)
+    assert found.flags.c_contiguous

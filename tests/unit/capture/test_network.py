@@ -89,8 +89,31 @@ def test_lossless_samples_arrive_exactly() -> None:
         source.open()
         blocks, _ = read_until_lost(source)
     np.testing.assert_array_equal(joined(blocks) * 32_768, pcm)
-    age_ns = len(blocks[0].pcm) * 1_000_000_000 // 16_000
+    age_ns = 1_024 * 1_000_000_000 // 16_000  # of a packet: its sound began with the connection
     assert (blocks[0].monotonic_ns, blocks[0].captured_ns) == (MONO0 - age_ns, WALL0 - age_ns)
+
+
+def packet(at_ms: int, n_frames: int = 400, rate: int = 16_000, **options: bool) -> SourceBlock:
+    pcm = np.full((n_frames, 1), at_ms, np.float32)
+    since_ns = at_ms * 1_000_000
+    return SourceBlock(pcm, rate, WALL0 + since_ns, MONO0 + since_ns, **options)
+
+
+def test_packets_are_joined_to_blocks_and_timed_by_the_one_that_came_with_the_least_delay() -> None:
+    source = network_stream("http://unused")
+    source._opened_ns = MONO0
+    late = [packet(40), packet(30), packet(55), packet(85)]  # of 25 ms, the second is in time
+    source._blocks.extend(
+        [*late, packet(900, overflowed=True), packet(950), packet(999, rate=8_000)]
+    )
+    first, damaged = source.read(0.2), source.read(0.2)
+    assert first is not None
+    assert [*dict.fromkeys(first.pcm[:, 0])] == [40, 30, 55, 85]
+    assert first.monotonic_ns == MONO0 + 5_000_000
+    assert first.captured_ns == WALL0 + 5_000_000
+    assert damaged is not None
+    assert ([*dict.fromkeys(damaged.pcm[:, 0])], damaged.overflowed) == ([900, 950], True)
+    assert [block.rate for block in source._blocks] == [8_000]
 
 
 def test_a_server_that_stalls_is_lost_after_the_read_timeout() -> None:

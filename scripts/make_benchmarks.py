@@ -25,6 +25,7 @@ from typing import Any
 from ast_stream.cli import (
     alerts_bench,
     box_bench,
+    capture_bench,
     decision_bench,
     features_bench,
     model_bench,
@@ -116,6 +117,13 @@ SECTIONS = (
         "Real processes, recordings in real time. Lag is from the end of a window to its result on "
         "the\nfeed, onset from the onset of a sound to the begin of its event, in seconds; CPU is "
         "in cores.",
+    ),
+    Section(
+        "One capture process of many streams",
+        "capture --kind file --kind http --streams 1 --streams 8 --streams 32 --streams 64",
+        capture_bench.COLUMNS,
+        "Recordings of 16 kHz in real time, and stations (MP3, 44.1 kHz, two channels) of this "
+        "machine. Each:\nwhat a stream takes beyond the first, with its ring of 90 s (2.7 MiB).",
     ),
 )
 

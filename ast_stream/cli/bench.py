@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from ast_stream.cli import bench_stages, bench_whole
+from ast_stream.cli import bench_stages, bench_whole, capture_bench
 from ast_stream.cli.bench_report import versions
 from ast_stream.cli.options import json_option
 from ast_stream.cli.output import json_line, say
@@ -32,6 +32,7 @@ app.command("alerts")(bench_stages.alerts)
 app.command("scan")(bench_whole.scan)
 app.command("tick")(bench_whole.tick)
 app.command("box")(bench_whole.box)
+app.command("capture")(capture_bench.capture)
 
 
 @app.command("soak")
@@ -58,7 +59,7 @@ def soak(
 ) -> None:
     """Run all processes for hours of audio with outages, and fail if anything grows.
 
-    Real processes: a capture for each stream, the worker and alerts, with a reader of the feed.
+    Real processes: captures, the worker and alerts, with a reader of the feed.
     The streams are recordings, read as fast as the worker goes; one more is in real time, and its
     lag is judged. Processes are killed and stopped. Memory, descriptors, threads, lag, pending
     deliveries and files are watched; the exit code is 1 if one of them grew by more than its limit

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -278,3 +279,15 @@ def test_a_stream_whose_source_hangs_or_crashes_begins_again_beside_others(
             thread.join()
     said = "the source does not return" if kind == "hangs" else "a bug"
     assert f"{said}; the stream begins again in 0.05 s" in caplog.text
+
+
+def test_bench_tells_what_each_stream_of_a_process_takes() -> None:
+    command = [sys.executable, "-m", "ast_stream.cli", "bench", "capture", "--json"]
+    command += ["--streams", "1", "--streams", "3", "--seconds", "4", "--ring", "10"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=True)
+    one, three = json.loads(done.stdout)["timings"]
+    assert (one["streams"], three["streams"]) == (1, 3)
+    assert one["mib_each"] == one["pss_mib"]
+    assert three["mib_each"] == pytest.approx((three["pss_mib"] - one["pss_mib"]) / 2)
+    assert 0 < one["blocks"] < three["blocks"]
+    assert three["threads"] == one["threads"] + 2

@@ -102,9 +102,9 @@ class Fbank:
 class SlidingFbank:
     """Sliding-window features of many streams: int16 audio in, normalised model windows out.
 
-    Each hop computes only its own new frames and keeps them in a ring of log-mel frames on the
-    device; a window is a gather from that ring. Absolute frame i covers samples
-    [160 i, 160 i + 400) of its stream.
+    Each hop computes only its own new frames and keeps them, normalised, in a ring on the device;
+    a window is a copy of that ring. Absolute frame i covers samples [160 i, 160 i + 400) of its
+    stream.
 
     Args:
         hop: samples between windows, a multiple of 160.
@@ -132,6 +132,7 @@ class SlidingFbank:
         self._capacity = n_window_frames + (max_hops + 1) * self._hop_frames
         self._ring = torch.zeros(0, self._capacity, N_MELS, device=device)
         self._positions = torch.arange(n_input_frames, device=device)
+        self._padding = float(normalize(torch.zeros(()), normalization))
 
     def grow(self, n_slots: int) -> None:
         """Make room for `n_slots` slots."""
@@ -160,7 +161,8 @@ class SlidingFbank:
         """Keep frames that `push` of another model's windows has returned; the same arguments."""
         rows, last = upload(np.stack((slots, last_frame(ends))), self._device)[:, :, None]
         back = torch.arange(frames.shape[1] - 1, -1, -1, device=self._device)
-        self._ring[rows, (last - back) % self._capacity] = frames
+        normalized = normalize(frames, self._normalization)
+        self._ring[rows, (last - back) % self._capacity] = normalized
 
     def begins(self, ends: Index, first: Index) -> Index:
         """Return the first frame of the windows that end at `ends`; arguments as for `windows`."""
@@ -179,10 +181,25 @@ class SlidingFbank:
         """
         begin = self.begins(ends, first)
         count = np.maximum(np.minimum(last_frame(ends), last) - begin + 1, 0)
+        if self._device.type == "cpu":
+            return self._copied(slots, begin, count)
         start, n_real, rows = upload(np.stack((begin, count, slots)), self._device)[:, :, None]
         frames = self._ring[rows, (start + self._positions) % self._capacity]
         is_real = (self._positions < n_real)[:, :, None]
-        return normalize(torch.where(is_real, frames, 0.0), self._normalization)
+        return torch.where(is_real, frames, self._padding)
+
+    def _copied(self, slots: Index, begin: Index, count: Index) -> Tensor:
+        """Return the same by slices of the ring: on a CPU a tenth of the time of many windows."""
+        ring = self._ring.numpy()
+        windows = np.empty((len(slots), len(self._positions), N_MELS), np.float32)
+        for window, slot, start, n_real in zip(
+            windows, slots, begin % self._capacity, count, strict=True
+        ):
+            n_first = min(n_real, self._capacity - start)
+            window[:n_first] = ring[slot, start : start + n_first]
+            window[n_first:n_real] = ring[slot, : n_real - n_first]
+            window[n_real:] = self._padding
+        return torch.from_numpy(windows)
 
 
 def upload(array: npt.NDArray[np.generic], device: torch.device) -> Tensor:

@@ -230,3 +230,25 @@ def test_sliding_windows_end_with_the_frames_of_the_whole_recording(
         stop = frame_count((number + 1) * hop)
         start = max(0, stop - 98)
         assert torch.equal(window[0, : stop - start], whole[start:stop])
+
+
+def test_a_window_holds_the_real_frames_wherever_they_lie_in_the_ring_and_padding_behind(
+    fbank: Fbank,
+) -> None:
+    hop, n_frames = SAMPLE_RATE // 10, 98
+    features, signal = sliding("cpu", hop), _noise()
+    pcm = (signal * 32_767).to(torch.int16).float() / 32_768
+    whole = normalize(fbank.frames(pcm), AUDIOSET_NORMALIZATION)
+    padding = normalize(torch.zeros(()), AUDIOSET_NORMALIZATION)
+    windows_of(features, signal, hop)
+    slots, ends = np.array([0]), np.array([N_SAMPLES])
+    newest = frame_count(N_SAMPLES) - 1
+    for end in range(0, 3 * SAMPLE_RATE // 10, hop):  # windows of hops before lie elsewhere
+        for first, last in ((0, newest), (newest - 40, newest), (0, newest - 30), (newest, 0)):
+            ends = np.array([N_SAMPLES - end])
+            (window,) = features.windows(slots, ends, np.array([first]), np.array([last]))
+            stop = min(frame_count(int(ends[0])) - 1, last) + 1
+            begin = max(frame_count(int(ends[0])) - n_frames, first)
+            n_real = max(0, stop - begin)
+            assert torch.equal(window[:n_real], whole[begin : begin + n_real])
+            assert (window[n_real:] == padding).all()

@@ -38,6 +38,7 @@ from ast_stream.model.torchaudio_guard import import_torchaudio
 from ast_stream.units import FULL_SCALE, SAMPLE_RATE
 
 AST_BASE = "ast-base"
+BASE_DIMS = AstDims(n_classes=527)
 MAX_RECORDINGS = 200
 _PEAK = 0.1  # of the noise that is scored
 
@@ -240,7 +241,7 @@ def _transformers(folder: Path, device: torch.device, with_eager: bool) -> Itera
 @contextmanager
 def _folder(reference: str) -> Iterator[tuple[Checkpoint, Path]]:
     """Yield a checkpoint, and a folder of it that transformers can load."""
-    checkpoint = _random_base() if reference == AST_BASE else load_checkpoint(reference)
+    checkpoint = random_base() if reference == AST_BASE else load_checkpoint(reference)
     # what transformers has no layer for is left out for both
     plain = replace(checkpoint, metadata=Metadata(), state_dict=_without_frames(checkpoint))
     with TemporaryDirectory(prefix="ast-stream-bench-") as name:
@@ -253,8 +254,8 @@ def _without_frames(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     return {name: checkpoint.state_dict[name] for name in shapes}
 
 
-def _random_base() -> Checkpoint:
-    dims = AstDims(n_classes=527)
+def random_base(dims: AstDims = BASE_DIMS) -> Checkpoint:
+    """Return a checkpoint in the shape of the published models, with random weights."""
     generator_state = torch.random.get_rng_state()
     torch.manual_seed(0)
     state_dict = AudioSpectrogramTransformer(dims).state_dict()

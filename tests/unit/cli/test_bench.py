@@ -12,7 +12,7 @@ from tiny_model import save_tiny
 from typer.testing import CliRunner
 
 from ast_stream.cli.bench import app
-from ast_stream.cli.model_bench import AST_BASE, _beginnings, _random_base, time_model
+from ast_stream.cli.model_bench import AST_BASE, _beginnings, random_base, time_model
 from ast_stream.errors import UsageError
 from ast_stream.model.runners import cpu_has_bf16, cpu_has_int8
 
@@ -40,7 +40,7 @@ def test_rounds_go_through_all_ways_in_turn(tmp_path: Path) -> None:
 
 
 def test_ast_base_has_the_shape_of_the_published_models() -> None:
-    base = _random_base()
+    base = random_base()
     assert AST_BASE == "ast-base"
     assert (base.dims.n_tokens, base.dims.n_layers, len(base.labels)) == (1214, 12, 527)
 

@@ -1,8 +1,8 @@
 """The worker's turns without sockets: what each stage takes for so many live streams.
 
 The worker is the real one, with event log, journal and ledger in a folder. Blocks are handed to it
-as captures send them, on a clock that is moved on by 20 ms a turn, however long the turn takes, and
-its messages are thrown away once they are encoded. Streams begin one after the other, so that their
+as captures send them, on a clock that moves on from turn to turn as if these took no time, and its
+messages are thrown away once they are encoded. Streams begin one after the other, so that their
 windows are due at different times, as those of microphones are.
 """
 
@@ -38,12 +38,13 @@ from ast_stream.transport.event_log import EventLog
 from ast_stream.transport.sockets import Listener, Sockets
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, seconds_to_samples
 from ast_stream.worker.journal import Journal, JournalFile
-from ast_stream.worker.loop import TICK_MS, Worker, WorkerSockets
+from ast_stream.worker.loop import TICK_MS, Worker, WorkerSockets, gather_ms
 from ast_stream.worker.report import MODEL_STAGE, Stage, WorkerMetrics
 from ast_stream.worker.stream import StreamConfig
 
-BLOCK_TURNS = 5  # a block of 0.1 s is sent every so many turns
-BLOCK = BLOCK_TURNS * TICK_MS * SAMPLE_RATE // 1000
+BLOCK_MS = 100
+BLOCK = BLOCK_MS * SAMPLE_RATE // 1000
+BEGIN_EVERY_MS = 20  # one stream after the other
 WARM_UP_S = 4.0  # not measured: until windows are full
 RING_S = 5.0
 REST = "rest"  # of a turn, outside the stages
@@ -127,7 +128,7 @@ def time_turns(
     """
     bench = _Bench(tagger, n_streams, hop_s, sounds, folder)
     try:
-        bench.play(WARM_UP_S + n_streams * TICK_MS / 1000)
+        bench.play(WARM_UP_S + n_streams * BEGIN_EVERY_MS / 1000)
         bench.times.clear()
         windows, messages = bench.n_scored, bench.feed.n_sent
         around(lambda: bench.play(seconds))
@@ -228,6 +229,7 @@ class _Capture:
         self._ring = Ring(seconds_to_samples(RING_S))
         self._pcm = pcm
         self._began_ns = 0
+        self.n_sent = 0
         status = SourceStatus("listening")
         self.server = RingServer(
             self.name, f"{number:032x}", self.endpoint, self._ring, lambda: status
@@ -240,6 +242,7 @@ class _Capture:
             self._began_ns = now_ns - BLOCK * NS_PER_SECOND // SAMPLE_RATE
         captured_ns = self._began_ns + start * NS_PER_SECOND // SAMPLE_RATE
         at = start % (len(self._pcm) - BLOCK)
+        self.n_sent += 1
         self._ring.write(self._pcm[at : at + BLOCK], Moment(captured_ns, captured_ns))
         return self.server.block(start, BLOCK).encode()
 
@@ -253,7 +256,8 @@ class _Bench:
         self.times: defaultdict[str, float] = defaultdict(float)
         self.feed = _Inbox()
         self._now_s = _BEGAN_S
-        self._turn = 0
+        self._played_ms = 0.0
+        self._turn_ms = max(TICK_MS, gather_ms(n_streams))
         self._captures = {
             capture.endpoint: capture
             for capture in (_Capture(n, sounds[n % len(sounds)]) for n in range(n_streams))
@@ -307,15 +311,15 @@ class _Bench:
 
     def play(self, seconds: float) -> None:
         """Let all streams hear so much."""
-        for _ in range(round(seconds * 1000 / TICK_MS)):
+        for _ in range(round(seconds * 1000 / self._turn_ms)):
             self._send()
             began_s, in_stages_s = time.process_time(), self._in_stages_s()
             self._worker.tick()
             self._worker.has_progressed()
             took_s = time.process_time() - began_s
             self.times[REST] += took_s - (self._in_stages_s() - in_stages_s)
-            self._now_s += TICK_MS / 1000
-            self._turn += 1
+            self._now_s += self._turn_ms / 1000
+            self._played_ms += self._turn_ms
 
     def close(self) -> None:
         """Close the files."""
@@ -326,9 +330,9 @@ class _Bench:
         return sum(s for stage, s in self.times.items() if stage not in (MODEL_STAGE, REST))
 
     def _send(self) -> None:
-        """Send the blocks of this turn; with each turn one more stream begins."""
+        """Send the blocks that have become whole since the last turn."""
         for number, capture in enumerate(self._captures.values()):
-            if number <= self._turn and number % BLOCK_TURNS == self._turn % BLOCK_TURNS:
+            while (capture.n_sent + 1) * BLOCK_MS + number * BEGIN_EVERY_MS <= self._played_ms:
                 self._audio.waiting.append(capture.block(self._moment().wall_ns))
 
     def _moment(self) -> Moment:

@@ -59,8 +59,6 @@ class StreamStatus:
     """How one stream is doing, for the feed's health messages."""
 
     level_dbfs: float
-    is_warming: bool
-    is_gated: bool
     hop_s: float
     scored_to: int
     open_events: int
@@ -241,7 +239,7 @@ class Detector:
 
     def received(self, stream: str) -> int:
         """Return the sample index up to which audio of `stream` was pushed."""
-        return int(self._positions.received[self._names.slot(stream)])
+        return self._positions.received.item(self._names.slot(stream))
 
     def room(self, stream: str) -> int:
         """Return how many samples `push` takes without scoring windows on the way."""
@@ -309,8 +307,7 @@ class Detector:
 
     def windows_due(self, stream: str) -> int:
         """Return how many windows of `stream` wait to be scored."""
-        slot = np.array([self._names.slot(stream)], np.int64)
-        return max(0, int(self._positions.hops_waiting(slot)[0]))
+        return self._positions.hops_waiting_of(self._names.slot(stream))
 
     def run(self, max_windows: int | None = None) -> list[Event]:
         """Score the windows that are due and return the events, in order for each stream.
@@ -355,13 +352,19 @@ class Detector:
         slot = self._names.slot(stream)
         return self._decision.open_events(slot, self._positions.decided(slot))
 
+    def is_warming(self, stream: str) -> bool:
+        """Return whether no window of `stream` was scored since its start or a gap."""
+        return self._positions.first_scored.item(self._names.slot(stream)) == NEVER
+
+    def is_gated(self, stream: str) -> bool:
+        """Return whether the newest window of `stream` was too quiet to be scored."""
+        return self._levels.is_gated(self._names.slot(stream))
+
     def status(self, stream: str) -> StreamStatus:
         """Return how `stream` is doing."""
         slot = self._names.slot(stream)
         return StreamStatus(
             level_dbfs=self._levels.level_dbfs(slot),
-            is_warming=bool(self._positions.first_scored[slot] == NEVER),
-            is_gated=self._levels.is_gated(slot),
             hop_s=float(self._positions.stride[slot]) * self.hop / SAMPLE_RATE,
             scored_to=self._positions.decided(slot),
             open_events=self._decision.open_count(slot),
@@ -453,7 +456,7 @@ class Detector:
     def _complete_endings(self) -> list[Event]:
         events: list[Event] = []
         for slot in list(self._endings):
-            if self._positions.hops_waiting(np.array([slot], np.int64))[0] > 0:
+            if self._positions.hops_waiting_of(slot) > 0:
                 continue
             ending = self._endings.pop(slot)
             self._finish_run(slot)
@@ -656,13 +659,18 @@ class Positions:
 
     def decided(self, slot: int) -> int:
         """Return the sample up to which `slot` is decided."""
-        last_end = self.next_end[slot] - self.hop
-        return int(max(last_end, self.context_start[slot], self.score_from[slot]))
+        last_end = self.next_end.item(slot) - self.hop  # numbers of Python: asked for all the time
+        return max(last_end, self.context_start.item(slot), self.score_from.item(slot))
 
     def hops_waiting(self, slots: Samples) -> Samples:
         """Return how many windows of each slot could be scored; 0 or less for none."""
         waiting: Samples = (self.scored_until[slots] - self.next_end[slots]) // self.hop + 1
         return waiting
+
+    def hops_waiting_of(self, slot: int) -> int:
+        """Return how many windows of a slot could be scored, at least 0."""
+        waiting = (self.scored_until.item(slot) - self.next_end.item(slot)) // self.hop + 1
+        return max(0, waiting)
 
     def receive(self, slot: int, n_samples: int) -> None:
         """Note that audio came."""

@@ -77,8 +77,8 @@ class Reassembler:
 
     Every input returns the items it brought, in order, often none. Each turn of the loop calls
     `tick`, replaces the ring's socket if `needs_new_socket` (the late reply to a request that
-    timed out would be mistaken for the next one's), and sends what `request` returns. A worker
-    that has no room for more audio sends no requests for a while and says so to `on_block`.
+    timed out would be mistaken for the next one's), and sends what `request` returns. A
+    worker that has no room for more audio sends no requests for a while and says so to `on_block`.
 
     Silence is what was found when the ring was asked: time in which nobody asked, because the
     worker was stopped or had no room, is not silence.
@@ -224,9 +224,13 @@ class Reassembler:
             self._must_verify = True  # the cause of the request may be over, an answer is due
             self._note_silence(sent_s + REQUEST_TIMEOUT_S)
 
+    def wants_more(self, now_s: float) -> bool:
+        """Return whether a request is due."""
+        return self._requests.is_due(now_s) and self._has_reason_to_ask(now_s)
+
     def request(self, now_s: float) -> ReadRequest | None:
         """Return the request to send now, None if none is due."""
-        if not self._requests.is_due(now_s) or not self._has_reason_to_ask(now_s):
+        if not self.wants_more(now_s):
             return None
         request = ReadRequest(v=1, op="read", stream=self.stream)
         if self.epoch is not None and not self._omits_position:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ast_stream.audio.pcm import SampleBuffer
-from ast_stream.detect.detector import LONGEST_SILENT_HOLE, Detector, StreamStatus
+from ast_stream.detect.detector import LONGEST_SILENT_HOLE, Detector
 from ast_stream.detect.scorer import HopRun
 from ast_stream.errors import WireError
 from ast_stream.messages.audio import (
@@ -94,6 +94,7 @@ class WorkerStream:
         masks_speech: whether speech in them is looked for.
 
     Attributes:
+        name: the stream's name.
         config: what the configuration says of it.
         is_open: the detector has a slot for it.
         is_leaving: it is no longer in the configuration, see `leave`.
@@ -114,6 +115,7 @@ class WorkerStream:
         *,
         masks_speech: bool = False,
     ) -> None:
+        self.name = config.name
         self.config = config
         self.is_open = False
         self.is_leaving = self.has_left = False
@@ -144,11 +146,6 @@ class WorkerStream:
             self._reassembler.resume(record.epoch, first, record.time_ns(first))
 
     @property
-    def name(self) -> str:
-        """The stream's name."""
-        return self.config.name
-
-    @property
     def is_paced(self) -> bool:
         """Whether audio comes in real time; otherwise as fast as it is acknowledged."""
         return self._reassembler.is_paced
@@ -168,7 +165,6 @@ class WorkerStream:
         """Receive the ring's replies, and request more if there was room for it."""
         if self.is_leaving:
             return
-        has_room = self._has_room()
         while (frames := self._ring.receive()) is not None:
             try:
                 reply = RingReply.decode(frames, self.name)
@@ -179,8 +175,9 @@ class WorkerStream:
         self._reassembler.tick(now_s)
         if self._reassembler.needs_new_socket:
             self._ring.close()
-        request = self._reassembler.request(now_s) if has_room else None
-        if request is not None:
+        if self._reassembler.wants_more(now_s) and self._has_room():
+            request = self._reassembler.request(now_s)
+            assert request is not None
             self._ring.send(request)
 
     def push_to_detector(self) -> None:
@@ -334,8 +331,8 @@ class WorkerStream:
 
     def health(self, now_s: float) -> Health:
         """Return the stream's health; some figures are None while the stream is not open."""
-        status = self._status()
-        state, detail = self._state(now_s, status)
+        status = self._detector.status(self.name) if self.is_open else None
+        state, detail = self._state(now_s)
         return Health(
             stream=self.name,
             labels=dict(self.config.labels),
@@ -356,28 +353,25 @@ class WorkerStream:
 
     def state(self, now_s: float) -> StreamState:
         """Return the stream's state."""
-        return self._state(now_s, self._status())[0]
+        return self._state(now_s)[0]
 
-    def _status(self) -> StreamStatus | None:
-        return self._detector.status(self.name) if self.is_open else None
-
-    def _state(self, now_s: float, status: StreamStatus | None) -> tuple[StreamState, str | None]:
+    def _state(self, now_s: float) -> tuple[StreamState, str | None]:
         """Return the stream's state and, where something is wrong, why."""
         source = self._reassembler
         if self.has_left:
             return "missing", STREAM_REMOVED
         if source.has_ended:
             return "missing", SOURCE_ENDED
-        if status is None or source.is_missing(now_s):
+        if not self.is_open or source.is_missing(now_s):
             return "missing", source.detail or self._why_silent()
         problems = [source.detail] if source.state == "degraded" else []
         if self._stride > 1:
             problems.append(f"overload: one of {self._stride} windows is scored")
         if problems:
             return "degraded", "; ".join(filter(None, problems))
-        if status.is_gated:
+        if self._detector.is_gated(self.name):
             return "gated", None
-        return ("warming" if status.is_warming else "listening"), None
+        return ("warming" if self._detector.is_warming(self.name) else "listening"), None
 
     def _why_silent(self) -> str:
         if self._reassembler.epoch is None:
@@ -390,6 +384,8 @@ class WorkerStream:
 
     def _n_waiting(self) -> int:
         """Return how many samples are waiting."""
+        if not self._waiting:
+            return 0
         return sum(len(item.pcm) for item in self._waiting if isinstance(item, Audio))
 
     def _has_room(self) -> bool:

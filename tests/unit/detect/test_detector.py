@@ -314,7 +314,7 @@ def test_gate_keeps_quiet_windows_from_the_model(tagger: Tagger, pcm: Pcm16) -> 
     detector.open("mic", EPOCH)
     detector.push("mic", 0, (pcm[:16_000] // 100).astype(np.int16))
     detector.run()
-    assert detector.status("mic").is_gated
+    assert detector.is_gated("mic")
     assert not seen[-1].scores.any()
     n_gated = detector.n_gated
     assert (detector.n_scored, n_gated) == (0, len(seen))
@@ -438,11 +438,11 @@ def test_gate_can_be_changed_while_it_runs(tagger: Tagger, pcm: Pcm16) -> None:
     detector.open("mic", EPOCH)
     detector.push("mic", 0, pcm[: 3 * SAMPLE_RATE] // 1000)
     detector.run()
-    assert not detector.status("mic").is_gated
+    assert not detector.is_gated("mic")
     detector.use(detection().model_copy(update={"gate_dbfs": -40.0}))
     detector.push("mic", 3 * SAMPLE_RATE, pcm[: 3 * SAMPLE_RATE] // 1000)
     detector.run()
-    assert detector.status("mic").is_gated
+    assert detector.is_gated("mic")
 
 
 def test_settings_that_do_not_fit_the_model_change_nothing(tagger: Tagger, pcm: Pcm16) -> None:

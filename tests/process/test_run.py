@@ -153,6 +153,25 @@ def test_killed_worker_is_replaced_a_second_run_refused_and_a_stop_is_clean(
     assert all(is_gone(pid) for pid in pids)
 
 
+def test_recording_that_has_ended_stays_over_when_the_process_of_all_sources_is_killed(
+    start: Callable[..., Run], socket_dir: Path
+) -> None:
+    short = "{name: short, source: {type: scene, duration_s: 5, pace: fast}}"
+    run = start(f"{ENDLESS}}}, {short[:-1]}")
+    run.wait_for("capture short: stopped: 80000 samples")
+    (first,) = run.wait_for(r"run: capture started pid=(\d+)")
+    os.kill(int(first[1]), signal.SIGKILL)
+    run.wait_for("capture scene: capturing", count=2)
+    run.wait_for("capture short: not begun again: the source came to its end before")
+    run.process.send_signal(signal.SIGTERM)
+    assert run.end() == 0
+    assert not list((socket_dir / "run").glob("ended.*"))
+    second = start(f"{ENDLESS}}}, {short[:-1]}")
+    second.wait_for("capture short: capturing")
+    second.process.send_signal(signal.SIGTERM)
+    assert second.end() == 0
+
+
 def test_children_do_not_outlive_a_run_that_is_killed(start: Callable[..., Run]) -> None:
     run = start(ENDLESS)
     pids = [int(match[1]) for match in run.wait_for(r"started pid=(\d+)", count=2)]

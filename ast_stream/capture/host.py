@@ -163,7 +163,7 @@ class CaptureHost:
         """Return how the streams are, in words."""
         others = [f"{name} cannot begin: {one.error}" for name, one in self._wanted.items()]
         if self._over:
-            others.append(f"ended: {', '.join(self._over)}")
+            others.append(f"{len(self._over)} ended")
         return status_of_all([*self._streams.values()], others)
 
     def close(self) -> None:

@@ -186,10 +186,14 @@ class StreamCapture:
         self._endpoint = ring_endpoint(settings, stream.name)
         audio = audio_endpoint(settings)
         self._clock = CLOCK_ID if audio.startswith("tcp://") else None
-        self._router = sockets.bind("router", self._endpoint, QUERY_HWM_MESSAGES, max_peers)
+        self._push = sockets.connect("push", audio, AUDIO_HWM_BLOCKS)
+        try:
+            self._router = sockets.bind("router", self._endpoint, QUERY_HWM_MESSAGES, max_peers)
+        except BaseException:
+            sockets.forget(self._push)
+            raise
         audit = open_audit_log(settings, f"capture {stream.name}")
         self._readers = RingReaders(self._router, audio, settings.privacy, audit)
-        self._push = sockets.connect("push", audio, AUDIO_HWM_BLOCKS)
         self._left: list[threading.Thread] = []  # behind; each may return some day
         self._backoff = Backoff(*_AGAIN_S, healthy_s=_HEALTHY_S)
         self._log = LimitedLog(logger)

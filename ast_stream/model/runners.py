@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from ast_stream.errors import StartupError
 from ast_stream.model.ast import ACTIVATIONS, AudioSpectrogramTransformer, Mlp
 from ast_stream.model.dims import Activation
+from ast_stream.units import counted
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +127,6 @@ class CpuRunner:
     Not safe for use by several threads.
 
     Attributes:
-        batch: windows that are scored at once, at most.
         n_threads: threads that score such batches at the same time, or a large window together.
     """
 
@@ -133,15 +134,19 @@ class CpuRunner:
         self._model = model
         self._dtype = dtype
         self._threads_for_one = scoring_threads(model.dims.gflop)
-        self.batch = 1
         self.n_threads = torch.get_num_threads()
         self._pool: ThreadPoolExecutor | None = None
-        if self._threads_for_one == 1:
-            self.batch = self._exact_batch()
-            if self.n_threads > 1:
-                self._pool = ThreadPoolExecutor(
-                    self.n_threads, "scoring", torch.set_num_threads, (1,)
-                )
+        if self._threads_for_one == 1 and self.n_threads > 1:
+            self._pool = ThreadPoolExecutor(self.n_threads, "scoring", torch.set_num_threads, (1,))
+
+    @cached_property
+    def batch(self) -> int:
+        """Windows that are scored at once, at most; found out when it is first asked."""
+        if self._threads_for_one > 1:
+            return 1
+        batch = self._exact_batch()
+        logger.info("batches of %d windows on %s", batch, counted(self.n_threads, "thread"))
+        return batch
 
     @property
     def full_batch(self) -> int:
@@ -185,6 +190,9 @@ class CpuRunner:
 
     def _parts(self, n_windows: int) -> Iterator[slice]:
         """Yield slices of powers of two up to `batch`, small enough for all threads to have one."""
+        if n_windows == 1:
+            yield slice(0, 1)  # for which no batch has to be known
+            return
         share = min(self.batch, -(-n_windows // self.n_threads) if self._pool else n_windows)
         at = 0
         while at < n_windows:

@@ -71,7 +71,6 @@ class Tagger:
         frame_s: seconds from one frame to the next; None: windows decide.
         device, precision: where and how the model computes.
         attention: the attention in use, with `attention_choice.measurements` behind it.
-        kernels: how windows are scored there, for people.
         fbank: the features, on the same device.
     """
 
@@ -134,15 +133,20 @@ class Tagger:
             if self.precision == "int8":
                 quantize(model)
             problem = pack(model)
+            self._kernels = "packed weights" if problem is None else problem
             self._runner = CpuRunner(model, dtype)
-            self.kernels = (
-                f"{'packed weights' if problem is None else problem}, batches of "
-                f"{self._runner.batch} on {counted(self._runner.n_threads, 'thread')}"
-            )
         else:
+            self._kernels = "CUDA graphs"
             self._runner = GraphRunner(model, self.device, dtype)
-            self.kernels = "CUDA graphs"
-        logger.info("scoring on %s in %s: %s", self.device, self.precision, self.kernels)
+        logger.info("scoring on %s in %s: %s", self.device, self.precision, self._kernels)
+
+    @property
+    def kernels(self) -> str:
+        """How windows are scored here, for people."""
+        if isinstance(self._runner, GraphRunner):
+            return self._kernels
+        threads = counted(self._runner.n_threads, "thread")
+        return f"{self._kernels}, batches of {self._runner.batch} on {threads}"
 
     @property
     def full_batch(self) -> int:
@@ -273,6 +277,8 @@ class Tagger:
         if isinstance(self._runner, GraphRunner):
             with torch.inference_mode():
                 self._runner.prepare(n_windows)
+        elif n_windows > 1:
+            assert self._runner.batch  # found out now
 
     def _warn_of_cut(self, n_samples: int) -> None:
         """Log, once, that only the beginning of a waveform is scored."""

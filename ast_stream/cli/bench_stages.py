@@ -64,9 +64,9 @@ def features(
 ) -> None:
     """Time the features of live streams beside transformers' extractor where that is installed.
 
-    A round brings every stream one hop of new sound and makes the model's input of it. The
-    extractor computes whole windows; ours the frames that are new. Figures are milliseconds of the
-    processor for a stream and hop.
+    Each hop brings every stream new sound, of which the model's input is made; a round is as many
+    hops as make 16 windows. The extractor computes whole windows, ours the frames that are new.
+    Figures are milliseconds of the processor for a stream and hop.
 
     Example: ast-stream bench features --streams 1 --streams 64 --hop 0.5
     """

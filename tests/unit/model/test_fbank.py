@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ast_stream.model import fbank as fbank_module
 from ast_stream.model.dims import AUDIOSET_NORMALIZATION
 from ast_stream.model.fbank import (
     LOOK_BACK,
@@ -252,3 +253,10 @@ def test_a_window_holds_the_real_frames_wherever_they_lie_in_the_ring_and_paddin
             n_real = max(0, stop - begin)
             assert torch.equal(window[:n_real], whole[begin : begin + n_real])
             assert (window[n_real:] == padding).all()
+
+
+def test_the_mel_bank_in_parts_gives_the_energies_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch, fbank: Fbank, signal: Tensor
+) -> None:
+    monkeypatch.setattr(fbank_module, "CPU_MEL_PARTS", 1)
+    assert torch.equal(Fbank("cpu").frames(signal), fbank.frames(signal))

@@ -54,11 +54,9 @@ WAYS: dict[str, dict[str, Any] | None] = {
     ALONE: None,
     SMALL: None,
     DEFAULT: {},
-    "  asks sooner: ask_ratio 0.25": {"ask_ratio": 0.25},
-    "  asks later: ask_ratio 1": {"ask_ratio": 1.0},
-    "  larger changes: change_db 6": {"change_db": 6.0},
-    "  no changes: change_db null": {"change_db": None},
-    "  the small model alone: change_db, every_s null": {"change_db": None, "every_s": None},
+    "  `ask_ratio: 1`": {"ask_ratio": 1.0},
+    "  `change_db: 3`": {"change_db": 3.0},
+    "  `change_db: null`": {"change_db": None},
 }
 
 

@@ -5,8 +5,8 @@ The large model's classes, thresholds and scores decide. A window is asked about
 * the small model scores a class that both know, and that makes events, at `ask_ratio` of its own
   onset threshold for it or more; or some bands of the newest hop are louder by `change_db` than in
   every hop before it in the window; or it is the first window since start or gap;
-* one of these held in a window that ended less than a window's length before: a sound is followed
-  until the window is full of it;
+* one of these held in a window that ended at most half a window before: a sound is followed
+  until the large model has heard enough of it;
 * an event of the stream is open, or may be confirmed;
 * its number on the stream's sample index says so, once in `every_s`.
 
@@ -124,7 +124,7 @@ class Watcher:
             [tagger.metadata.onset_threshold(label) for label in tagger.labels], np.float32
         )
         self._ask_from = np.full(len(tagger.labels), np.inf, np.float32)
-        self._follow = window - hop  # how long a reason goes on, after the window that has it
+        self._follow = window // 2  # how long a reason goes on, after the window that has it
         every_s = self._settings.every_s
         self._every = 0 if every_s is None else max(1, seconds_to_samples(every_s) // hop)
         self._hop = hop

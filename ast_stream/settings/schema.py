@@ -379,7 +379,7 @@ class CascadeSettings(Section):
         description="a class is a reason from this part of the small model's onset threshold on",
     )
     change_db: float | None = Field(
-        default=3.0,
+        default=6.0,
         gt=0,
         le=100,
         description="a hop of which some bands are so much louder than in all others of the window "

@@ -24,10 +24,15 @@ from ast_stream.errors import (
     UsageError,
     Warned,
 )
-from ast_stream.labels import slug
+from ast_stream.labels import find_label, slug
 from ast_stream.model.audioset import short_window_warning
 from ast_stream.settings import paths
-from ast_stream.settings.check import check_against_model, check_folders, check_sources
+from ast_stream.settings.check import (
+    check_against_model,
+    check_cascade,
+    check_folders,
+    check_sources,
+)
 from ast_stream.settings.load import LoadedSettings, examine_file
 from ast_stream.settings.schema import Settings, Source
 from ast_stream.settings.workers import capture_processes, of_worker, worker_names
@@ -87,8 +92,11 @@ def check_config(
     elif _is_elsewhere(loaded.settings.model.checkpoint):
         lines.append("checkpoint   not on this machine: class names and durations are unchecked")
     else:
-        descriptions += _attempt(problems, lambda: [_description(loaded)])
+        reference = loaded.settings.model.checkpoint
+        found = _attempt(problems, lambda: [_description(loaded, reference, "model", "checkpoint")])
+        descriptions += found
         for description in descriptions:
+            lines += _attempt(problems, lambda found=description: _describe_cascade(loaded, found))  # type: ignore[misc]
             lines += _attempt(problems, lambda found=description: describe_model(loaded, found))  # type: ignore[misc]
     if problems:
         problems += [Warned(str(file), None, "", text) for text in warnings]
@@ -231,20 +239,38 @@ def describe_model(loaded: LoadedSettings, checkpoint: Description) -> Iterator[
     yield from _class_table(loaded, parameters, frame_s or model.hop_s)
 
 
-def _description(loaded: LoadedSettings) -> Description:
+def _describe_cascade(loaded: LoadedSettings, large: Description) -> Iterator[str]:
+    """Yield a line about the small model, if there is one on this machine."""
+    cascade = loaded.settings.model.cascade
+    if cascade is None:
+        return
+    if _is_elsewhere(cascade.checkpoint):
+        yield "cascade      its checkpoint is not on this machine: unchecked"
+        return
+    small = _description(loaded, cascade.checkpoint, "model", "cascade", "checkpoint")
+    check_cascade(loaded, large.labels, small.labels, small.window_s)
+    n_shared = sum(find_label(label, small.labels) is not None for label in large.labels)
+    known = f"{n_shared} of {len(large.labels)} classes"
+    yield f"cascade      {small.origin} hears all and knows {known}"
+
+
+def _description(loaded: LoadedSettings, reference: str, *path: str) -> Description:
+    """Return the checkpoint that the key at `path` of the configuration names."""
     from ast_stream.model.description import describe
 
-    reference = loaded.settings.model.checkpoint
     try:
         return describe(reference)
     except CheckpointError as error:
-        raise ConfigError([loaded.problem(("model", "checkpoint"), str(error))]) from error
+        raise ConfigError([loaded.problem(path, str(error))]) from error
 
 
 def _add_load(
     settings: Settings, description: Description, lines: list[str], warnings: list[str]
 ) -> None:
     """Measure the model, say what the machine can hold, and warn where that is not enough."""
+    if settings.model.cascade is not None:
+        lines += ["", "load         not measured: with a cascade it depends on how much sounds"]
+        return
     from ast_stream.cli.doctor_checks import median_ms
     from ast_stream.model.loading import load_model
 

@@ -79,6 +79,31 @@ def check_against_model(
         raise ConfigError(sorted(problems, key=lambda problem: problem.line or 0))
 
 
+def check_cascade(
+    loaded: LoadedSettings, labels: Sequence[str], small_labels: Sequence[str], window_s: float
+) -> None:
+    """Refuse a cascade whose small model cannot serve.
+
+    Args:
+        labels, small_labels: of both checkpoints.
+        window_s: of the small one.
+
+    Raises:
+        ConfigError: they share no class, or audio between its windows would not be heard.
+    """
+    problems = []
+    path: Path = ("model", "cascade", "checkpoint")
+    hop_s = loaded.settings.model.hop_s
+    if not any(find_label(label, small_labels) for label in labels):
+        text = "expected a checkpoint with classes of model.checkpoint, got one with none of them"
+        problems.append(loaded.problem(path, text))
+    if window_s < hop_s:
+        text = f"expected windows of model.hop_s, {hop_s:g} s, or more, got {window_s:g} s"
+        problems.append(loaded.problem(path, text))
+    if problems:
+        raise ConfigError(problems)
+
+
 def check_classes(loaded: LoadedSettings, labels: Sequence[str]) -> list[Problem]:
     """Return a problem for each class in the settings that is not among `labels`.
 

@@ -35,7 +35,7 @@ from ast_stream.runtime.metrics import Metrics
 from ast_stream.runtime.reload import Reloader
 from ast_stream.runtime.state_format import prepare_state_dir
 from ast_stream.settings import storage
-from ast_stream.settings.check import check_against_model
+from ast_stream.settings.check import check_against_model, check_cascade
 from ast_stream.settings.load import LoadedSettings, load_file
 from ast_stream.settings.paths import (
     audio_endpoint,
@@ -294,7 +294,11 @@ def _load(
     if short is not None:
         logger.warning("model.window_s: %s", short)
     cascade = load_cascade(model, figures.on_batch)
-    taggers = [tagger] if cascade is None else [tagger, cascade.tagger]
+    taggers = [tagger]
+    if cascade is not None:
+        small = cascade.tagger
+        check_cascade(loaded, tagger.labels, small.labels, small.window_s)
+        taggers.append(small)
     notifier.starting("checking the model against known scores", LOAD_TIMEOUT_S)
     for one in taggers:
         self_check(one)

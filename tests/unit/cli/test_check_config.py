@@ -148,6 +148,22 @@ def test_problems_with_the_checkpoint_are_listed_at_their_lines(check: Check) ->
     ]
 
 
+def test_the_small_model_of_a_cascade_is_checked_too(check: Check, tmp_path: Path) -> None:
+    def with_cascade(small: Path) -> str:
+        model = {"checkpoint": str(check.checkpoint), "cascade": {"checkpoint": str(small)}}
+        return f"{STREAMS}model: {json.dumps(model)}\n"
+
+    assert check(with_cascade(check.checkpoint), speed="--speed") == 0
+    assert f"cascade      {check.checkpoint} hears all and knows 3 of 3 classes" in check.out
+    assert any(line.startswith("load         not measured: with a cascade") for line in check.out)
+    assert check(with_cascade(tmp_path / "nowhere")) == 78
+    assert any("2: model.cascade.checkpoint: " in line for line in check.err)
+    other = save_tiny(tmp_path / "other", dims=replace(TINY_DIMS, n_classes=4), window_s=0.4)
+    assert check(with_cascade(other)) == 78
+    assert any("got one with none of them" in line for line in check.err)
+    assert any("expected windows of model.hop_s, 0.5 s, or more, got 0.4 s" in e for e in check.err)
+
+
 def test_window_longer_than_trained_is_refused(check: Check) -> None:
     assert check(f"{STREAMS}model: {{checkpoint: {check.checkpoint}, window_s: 5.12}}\n") == 78
     assert check.err == [

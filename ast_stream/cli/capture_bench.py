@@ -103,7 +103,7 @@ def capture(
         list[Kind], typer.Option(help="Recordings, stations, or recordings that are not there.")
     ] = [Kind.FILE],  # noqa: B006
     seconds: Annotated[
-        float, typer.Option(min=4, help="For each; longer than the ring, or it is not full.")
+        float, typer.Option(min=2, help="For each; longer than the ring, or it is not full.")
     ] = 100.0,
     ring: Annotated[float, typer.Option(min=10, max=600, help="ring_s of each stream.")] = 90.0,
     as_json: Annotated[bool, json_option("All figures as one JSON object.")] = False,

@@ -283,11 +283,10 @@ def test_a_stream_whose_source_hangs_or_crashes_begins_again_beside_others(
 
 def test_bench_tells_what_each_stream_of_a_process_takes() -> None:
     command = [sys.executable, "-m", "ast_stream.cli", "bench", "capture", "--json"]
-    command += ["--streams", "1", "--streams", "3", "--seconds", "4", "--ring", "10"]
+    command += ["--streams", "3", "--seconds", "2", "--ring", "10"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=True)
-    one, three = json.loads(done.stdout)["timings"]
-    assert (one["streams"], three["streams"]) == (1, 3)
-    assert one["mib_each"] == one["pss_mib"]
-    assert three["mib_each"] == pytest.approx((three["pss_mib"] - one["pss_mib"]) / 2)
-    assert 0 < one["blocks"] < three["blocks"]
-    assert three["threads"] == one["threads"] + 2
+    (three,) = json.loads(done.stdout)["timings"]
+    assert three["streams"] == 3
+    assert three["mib_each"] == pytest.approx(three["pss_mib"] / 3)
+    assert three["blocks"] > 3
+    assert three["descriptors"] > three["threads"] > 3

@@ -31,6 +31,7 @@ from ast_stream.runtime import lifecycle
 from ast_stream.runtime.files import make_writable_folder
 from ast_stream.runtime.lifecycle import Notifier, is_unit_of_systemd
 from ast_stream.runtime.logging import setup_logging
+from ast_stream.runtime.memory import FreeMemory
 from ast_stream.runtime.metrics import Metrics
 from ast_stream.runtime.reload import Reloader
 from ast_stream.runtime.state_format import prepare_state_dir
@@ -141,9 +142,12 @@ def run_worker(
         logger.info("ready: %s", ", ".join(f"{k} {v}" for k, v in facts.to_json().items()))
         reloader = _reloader(reload, loaded, worker, tagger, cascade, name)
 
+        free_memory = FreeMemory()
+
         def after_tick() -> None:
             notifier.turn(worker.status_line, is_working=worker.has_progressed())
             reloader.poll(notifier)
+            free_memory.turn()
 
         worker.run(stop, after_tick)
         notifier.stopping("ending open events")

@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any
@@ -44,14 +43,10 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Any]], N
 
 
 @pytest.fixture
-def json_logging() -> Iterator[StringIO]:
-    root = logging.getLogger()
-    before = (root.handlers[:], root.level)
+def json_logging() -> StringIO:
     stream = StringIO()
     setup_logging("info", "json", process="worker", stream=stream)
-    yield stream
-    root.handlers[:], root.level = before
-    logging.captureWarnings(False)
+    return stream
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 
@@ -19,15 +18,6 @@ from ast_stream.runtime import logging as logging_setup
 from ast_stream.runtime.logging import LOG_FORMAT, foreign_line, line_format, setup_logging
 
 LIMIT_S = 20  # of what happens at once
-
-
-@pytest.fixture
-def root_logger() -> Iterator[logging.Logger]:
-    root = logging.getLogger()
-    before = (root.handlers[:], root.level)
-    yield root
-    root.handlers[:], root.level = before
-    logging.captureWarnings(False)
 
 
 def log_lines(format: str, **extra: object) -> list[str]:
@@ -189,7 +179,6 @@ def test_child_whose_parent_was_gone_before_it_started_ends_at_once() -> None:
     assert (done.returncode, done.stdout) == (1, b"")
 
 
-@pytest.mark.usefixtures("root_logger")
 def test_text_line_has_time_level_process_message_and_facts() -> None:
     (line,) = log_lines("text", stream="porch", level_dbfs=-45.25, why="no device")
     time, rest = line.split(" ", 1)
@@ -197,12 +186,10 @@ def test_text_line_has_time_level_process_message_and_facts() -> None:
     assert rest == ('warning worker: lost 5 samples stream=porch level_dbfs=-45.25 why="no device"')
 
 
-@pytest.mark.usefixtures("root_logger")
 def test_journal_line_starts_with_its_priority() -> None:
     assert log_lines("journald", stream="porch") == ["<4>worker: lost 5 samples stream=porch"]
 
 
-@pytest.mark.usefixtures("root_logger")
 def test_json_line_is_one_object_in_which_facts_cannot_forge_the_rest() -> None:
     (line,) = log_lines("json", stream="porch", process_time=3, level="forged", time="forged")
     body = json.loads(line)
@@ -217,7 +204,6 @@ def test_json_line_is_one_object_in_which_facts_cannot_forge_the_rest() -> None:
     }
 
 
-@pytest.mark.usefixtures("root_logger")
 @pytest.mark.parametrize("format", ["text", "journald", "json"])
 def test_hostile_text_stays_on_its_line_and_moves_no_cursor(format: str) -> None:
     (line,) = log_lines(format, device="\x1b[2J\n<0>forged\u2028")
@@ -225,7 +211,6 @@ def test_hostile_text_stays_on_its_line_and_moves_no_cursor(format: str) -> None
     assert "forged" in line
 
 
-@pytest.mark.usefixtures("root_logger")
 def test_every_line_of_a_traceback_has_the_priority_in_the_journal() -> None:
     stream = StringIO()
     setup_logging("info", "journald", process="worker", stream=stream)
@@ -243,7 +228,6 @@ class ClosedStream(StringIO):
         raise BrokenPipeError
 
 
-@pytest.mark.usefixtures("root_logger")
 def test_closed_stderr_is_no_reason_to_fail_or_to_write_more(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -281,7 +265,6 @@ def test_lines_of_libraries_get_the_name_of_their_process_and_our_own_pass() -> 
     assert (body["process"], body["message"], body["level"]) == ("worker", "noise", "info")
 
 
-@pytest.mark.usefixtures("root_logger")
 def test_setup_is_known_to_have_happened(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     assert not logging_setup.is_set_up()

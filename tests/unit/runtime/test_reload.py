@@ -3,7 +3,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,15 +13,6 @@ from ast_stream.runtime.reload import Reloader, changes
 from ast_stream.settings.load import LoadedSettings, load_file, load_settings
 
 BASE = "streams: [{name: porch, source: {type: microphone}}]\n"
-
-
-@pytest.fixture(autouse=True)
-def root_logger() -> Iterator[None]:
-    root = logging.getLogger()
-    before = (root.handlers[:], root.level)
-    yield
-    root.handlers[:], root.level = before
-    logging.captureWarnings(False)
 
 
 class Reload:

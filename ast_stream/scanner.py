@@ -11,7 +11,7 @@ from typing import Any
 from ast_stream.audio.pcm import ChannelChoice, ChannelSelector
 from ast_stream.audio.recording import RecordingError, RecordingReader, read_mono
 from ast_stream.detect.cascade import Cascade
-from ast_stream.detect.detector import HOPS_AT_ONCE, Detector
+from ast_stream.detect.detector import Detector, hops_of_recording
 from ast_stream.errors import UsageError
 from ast_stream.messages.event import Event, Scores
 from ast_stream.model.runners import PrecisionSetting
@@ -95,14 +95,13 @@ class Scanner:
             raise UsageError(f"channel: expected 'mix' or a number from 0, got {channel!r}")
         self.warning: str | None = None
         self._channel = channel
-        self._hops_at_once = max(HOPS_AT_ONCE, tagger.full_batch)
         self._detector = Detector(
             tagger,
             detection,
             hop_s=hop_s,
             min_context_s=min_context_s,
             max_streams=1,
-            hops_at_once=self._hops_at_once,
+            hops_at_once=hops_of_recording(tagger),
             on_scores=on_scores,
             cascade=cascade,
         )
@@ -146,7 +145,7 @@ class Scanner:
                 for pcm in read_ahead(partial(read_mono, path, on_read, channels=channels), AHEAD):
                     detector.push(_STREAM, position, pcm)
                     position += len(pcm)
-                    if detector.windows_due(_STREAM) >= self._hops_at_once:
+                    if detector.windows_due(_STREAM) >= detector.hops_at_once:
                         yield from detector.run()
             except RecordingError as error:
                 incomplete = error

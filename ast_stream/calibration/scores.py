@@ -17,7 +17,7 @@ from ast_stream.audio.activity import Waveform
 from ast_stream.audio.recording import read_mono
 from ast_stream.calibration.folds import UnseenClips
 from ast_stream.dataset.clips import load_recordings
-from ast_stream.detect.detector import Detector
+from ast_stream.detect.detector import Detector, hops_of_recording
 from ast_stream.detect.parameters import FrameSteps
 from ast_stream.errors import ConfigError, Problem
 from ast_stream.evaluation.scoring import NegativeRecording, blocks_of, score_blocks, soundscape_s
@@ -122,7 +122,14 @@ def score_stream(
     plain = DetectionSettings(defaults=DetectionDefaults(smoothing_s=0.0))
 
     def make_detector(on_scores: Callable[[Scores], None]) -> Detector:
-        return Detector(tagger, plain, hop_s=hop_s, max_streams=1, on_scores=on_scores)
+        return Detector(
+            tagger,
+            plain,
+            hop_s=hop_s,
+            max_streams=1,
+            hops_at_once=hops_of_recording(tagger),
+            on_scores=on_scores,
+        )
 
     def reported() -> Iterator[Pcm16]:
         for block in blocks:

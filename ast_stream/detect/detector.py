@@ -34,7 +34,7 @@ from ast_stream.units import (
 
 LONGEST_SILENT_HOLE = seconds_to_samples(0.2)  # shorter holes become silence, longer close events
 STAGED_AT_ONCE_S = 6.0  # longer pushes are taken in pieces
-HOPS_AT_ONCE = 8  # of one stream that is behind, where larger batches are faster: not on CPUs
+HOPS_AT_ONCE = 8  # of one stream that is behind; on CPUs live streams make batches together
 WINDOWS_AT_ONCE = 256  # of all streams: half a GB of features of AST-base on their way
 FLUSH_CONTEXT_S = 1.0  # while flushing a window keeps at least this much audio
 
@@ -73,7 +73,7 @@ class Detector:
         hop_s: seconds between windows, a multiple of 0.01.
         min_context_s: audio since start or gap before the first score; None: a full window.
         hops_at_once: windows of one stream that are scored at once where it is behind; None: as
-            the device is best at. The events are the same.
+            is best for live streams. The events are the same.
         on_scores: called with the scores of each window, or each frame where frames decide,
             averaged as they are decided by, in order; None: not wanted.
         on_run: called with runs of samples that were dealt with alike, see `settle_runs`; None: not
@@ -115,22 +115,24 @@ class Detector:
         self._flush_context = min(seconds_to_samples(FLUSH_CONTEXT_S), self._min_context)
         if hops_at_once is None:
             hops_at_once = 1 if tagger.device.type == "cpu" else HOPS_AT_ONCE
-        self._max_hops = hops_at_once
+        self.hops_at_once = hops_at_once
         self._names = SlotNames(max_streams)
         self._decision = Decision(self.parameters, self._names)
         self._piece = seconds_to_samples(STAGED_AT_ONCE_S)
         # kept free for the silence after the last sample of a stream
         self._tail = self.window + self.hop
         longest = max(2 * self._piece, self.window)
-        self._staging = Staging(longest + (self._max_hops + 2) * self.hop + LOOK_BACK + self._tail)
-        self._scorer = WindowScorer(tagger, self.hop, self._max_hops)
+        self._staging = Staging(
+            longest + (self.hops_at_once + 2) * self.hop + LOOK_BACK + self._tail
+        )
+        self._scorer = WindowScorer(tagger, self.hop, self.hops_at_once)
         self._frames = _frame_averages(tagger, self.parameters.geometry.delay)
         self._watcher: Watcher | None = None
         self._reach = self.window  # how far back from its end a window of any model hears
         if cascade is not None:
             self._watcher = Watcher(
                 cascade, tagger.labels, self._names,
-                window=self.window, hop=self.hop, max_hops=self._max_hops,
+                window=self.window, hop=self.hop, max_hops=self.hops_at_once,
             )  # fmt: skip
             self._watcher.use(self.parameters)
             self._reach = max(self.window, cascade.tagger.window_samples)
@@ -417,7 +419,7 @@ class Detector:
                 break
             # as many hops at once as all of them wait for: no stream has its windows before others
             waiting = self._positions.hops_waiting(slots)
-            n_hops = min(self._max_hops, int(waiting.min()))
+            n_hops = min(self.hops_at_once, int(waiting.min()))
             if max_windows is not None:
                 slots = self._next_in_turn(slots, max(1, (max_windows - n_windows) // n_hops))
             step = max(1, WINDOWS_AT_ONCE // n_hops)
@@ -610,6 +612,11 @@ def _check_hop(hop_s: float, window_s: float) -> None:
             f"hop_s: expected at most the window of {window_s:g} s, got {hop_s:g}: "
             "sounds between two windows would be missed"
         )
+
+
+def hops_of_recording(tagger: Tagger) -> int:
+    """Return how many windows of one recording to score at once, where nobody waits for it."""
+    return max(HOPS_AT_ONCE, tagger.full_batch)
 
 
 class Positions:

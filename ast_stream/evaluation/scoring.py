@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from ast_stream.audio.recording import read_mono
 from ast_stream.detect.cascade import Cascade
-from ast_stream.detect.detector import Detector
+from ast_stream.detect.detector import Detector, hops_of_recording
 from ast_stream.detect.parameters import DecisionParameters
 from ast_stream.evaluation.clip_figures import clip_scores
 from ast_stream.messages.audio import Pcm16
@@ -112,7 +112,8 @@ def score_blocks(
     for block in blocks:
         detector.push("soundscape", n_samples, block)
         n_samples += len(block)
-        events += detector.run()
+        if detector.windows_due("soundscape") >= detector.hops_at_once:
+            events += detector.run()
     events += detector.flush("soundscape", "quiet")
     n_classes = len(detector.parameters.labels)
     return ScoredSoundscape(
@@ -326,7 +327,12 @@ def detector_of(
 ) -> Callable[[Callable[[Scores], None]], Detector]:
     """Return what builds the detector that a checkpoint would run with."""
     return lambda on_scores: Detector(
-        tagger, hop_s=hop_s, max_streams=1, on_scores=on_scores, cascade=cascade
+        tagger,
+        hop_s=hop_s,
+        max_streams=1,
+        hops_at_once=hops_of_recording(tagger),
+        on_scores=on_scores,
+        cascade=cascade,
     )
 
 

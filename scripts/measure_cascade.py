@@ -4,6 +4,7 @@
 
 The streams are those of `ast-stream evaluate`, with more time between the sounds. All ways to hear
 them hear the very same ones: the large model alone, the small one alone, and cascades of both.
+Figures are stored (`--json`); the page is written from one or several such files (`--stored`).
 """
 
 from __future__ import annotations
@@ -265,7 +266,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     for recording in negative_recordings(options.negatives, subject.tagger.labels):
         measurement.hear_recording(recording)
     return {
-        "command": " ".join(["scripts/measure_cascade.py", *sys.argv[1:]]),
+        "commands": [" ".join(["scripts/measure_cascade.py", *sys.argv[1:]])],
         "large": _facts(subject.tagger),
         "small": _facts(small),
         "gap_s": [low, high],
@@ -325,7 +326,20 @@ def text_of(figures: dict[str, Any]) -> str:
             f"| {kind} | {one['n_true']} | {_share(one['n_true_confirmed'], one['n_true'])} | "
             f"{one['n_false']} | {_share(n_off, one['n_false'])} |"
         )
-    return "\n".join([*lines, "", f"`{figures['command']}`"])
+    return "\n".join([*lines, "", "```", *figures["commands"], "```"])
+
+
+def together(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the figures of several runs; of each kind of stream those of the longest."""
+    first, *others = parts
+    for part in others:
+        for kind, rows in part["kinds"].items():
+            known = first["kinds"].get(kind, {ALONE: {"hours": 0}})
+            if rows[ALONE]["hours"] > known[ALONE]["hours"]:
+                first["kinds"][kind] = rows
+                first["verdicts"][kind] = part["verdicts"][kind]
+        first["commands"] += part["commands"]
+    return first
 
 
 def _seconds(value: float | None) -> str:
@@ -339,8 +353,11 @@ def _share(part: int, whole: int) -> str:
 def main() -> None:
     """Measure, print the figures, and write them into the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("clips", type=Path)
-    parser.add_argument("--small", required=True, help="checkpoint of the small model")
+    parser.add_argument("clips", type=Path, nargs="?")
+    parser.add_argument("--small", help="checkpoint of the small model")
+    parser.add_argument(
+        "--stored", type=Path, nargs="+", help="measure nothing: take these figures"
+    )
     parser.add_argument("--model", default="bundled")
     parser.add_argument("--test-fold", action="append", default=[])
     parser.add_argument("--gap", type=float, nargs=2, default=(30.0, 90.0))
@@ -354,7 +371,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--page", type=Path, default=PAGE)
     options = parser.parse_args()
-    figures = measure(options)
+    if options.stored:
+        figures = together([json.loads(path.read_text()) for path in options.stored])
+    elif options.clips is None or options.small is None:
+        parser.error("expected CLIPS and --small, or --stored")
+    else:
+        figures = measure(options)
     if options.json is not None:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
     text = text_of(figures)

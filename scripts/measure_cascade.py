@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -167,7 +168,9 @@ def _are_near(one: Detection, other: Detection) -> bool:
 
 
 def _median(values: Sequence[float] | npt.NDArray[np.float64]) -> float | None:
-    return round(float(np.median(values)), 3) if len(values) else None
+    """Return the median; None without values, or where most sounds were missed."""
+    median = float(np.median(values)) if len(values) else math.inf
+    return round(median, 3) if math.isfinite(median) else None
 
 
 class Measurement:
@@ -298,8 +301,8 @@ def text_of(figures: dict[str, Any]) -> str:
         f"{small['classes']} classes, {small['gflop']:.3f} GFLOP. {low:g} to {high:g} s between "
         "most sounds.",
         "",
-        "| | hours | windows asked | sounds found | lost of those found alone | gained | false an "
-        "hour | onset error, median | time to detect, median |",
+        "| | hours | windows asked about | sounds found | lost of those found alone | gained "
+        "| false an hour | onset error, median | time to detect, median |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for kind, rows in figures["kinds"].items():
@@ -312,7 +315,7 @@ def text_of(figures: dict[str, Any]) -> str:
                 f"| {shown} | {row['hours']:.1f} | {share:.1%} | {found} | "
                 f"{lost if name != ALONE else ''} | {row['gained'] if row['sounds'] else ''} | "
                 f"{row['false'] / row['hours']:.2f} | {_seconds(row['onset_error_s'])} | "
-                f"{_seconds(row['time_to_detect_s'])} |"
+                f"{_seconds(row['time_to_detect_s']) or ('never' if row['sounds'] else '')} |"
             )
     lines += [
         "",

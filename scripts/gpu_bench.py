@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ast_stream.cli.model_bench import random_base
+from ast_stream.benchmarks.model import random_base
 from ast_stream.model.checkpoint import Checkpoint
 from ast_stream.model.dims import AstDims
 from ast_stream.model.runners import Precision

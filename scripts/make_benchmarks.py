@@ -22,17 +22,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ast_stream.cli import (
-    alerts_bench,
-    box_bench,
-    capture_bench,
-    decision_bench,
-    features_bench,
-    model_bench,
-    scan_bench,
-    tick_bench,
+from ast_stream.benchmarks import (
+    alerts,
+    capture,
+    decision,
+    features,
+    latency,
+    model,
+    scan,
+    tick,
 )
-from ast_stream.cli.bench_report import Column, cells
+from ast_stream.benchmarks.report import Column, cells
 
 HEAD = """# Benchmarks
 
@@ -69,51 +69,51 @@ SECTIONS = (
         "AST-base: 10.24 s, stride 10, 1 214 tokens, random weights",
         "model --model ast-base --batch 1 --batch 2 --batch 4 --batch 8 --eager --rounds 3 "
         "--recordings {recordings} --at-most 10",
-        model_bench.COLUMNS,
+        model.COLUMNS,
         MODEL_TEXT.format(n=10)
         + "Random weights score all sounds nearly alike, so that here the top 5 says little.",
     ),
     Section(
         "The bundled checkpoint: 2.56 s, 130 tokens, its clip head",
         "model --batch 1 --batch 8 --batch 64 --eager --rounds 9 --recordings {recordings}",
-        model_bench.COLUMNS,
+        model.COLUMNS,
         MODEL_TEXT.format(n=200),
     ),
     Section(
         "Features of live streams, windows of 10.24 s every 0.5 s",
         "features --streams 1 --streams 64 --rounds 9",
-        features_bench.COLUMNS,
+        features.COLUMNS,
         "Milliseconds of the processor. transformers' extractor computes each window anew; of a "
         "stream\nonly the frames are computed that are new.",
     ),
     Section(
         "Decisions on a window of 2 000 streams",
         "decision --streams 2000 --classes 527 --events 700 --rounds 15",
-        decision_bench.COLUMNS,
+        decision.COLUMNS,
         "Milliseconds of one core.",
     ),
     Section(
         "Alert rules",
         "alerts --rules 10 --rules 100 --rounds 20",
-        alerts_bench.COLUMNS,
+        alerts.COLUMNS,
         "Messages that one core takes through rules of all kinds, the state stored once a second.",
     ),
     Section(
         "Scanning, bundled checkpoint, a window every 0.5 s",
         "scan --minutes 10 --recordings {recordings}",
-        scan_bench.COLUMNS,
+        scan.COLUMNS,
         'Decoding included. "A core" is the length by the CPU time of all threads.',
     ),
     Section(
         "A worker's turns, bundled checkpoint, a window every 0.5 s",
         "tick --streams 16 --streams 64 --streams 256",
-        tick_bench.COLUMNS,
+        tick.COLUMNS,
         "Milliseconds of CPU time for a second of sound of all streams; 1000 are one core.",
     ),
     Section(
         "A whole box, bundled checkpoint, a window every 0.5 s",
         "box --streams 16 --streams 64 --seconds 30 --recordings {recordings}",
-        box_bench.COLUMNS,
+        latency.COLUMNS,
         "Real processes, recordings in real time. Lag is from the end of a window to its result on "
         "the\nfeed, onset from the onset of a sound to the begin of its event, in seconds; CPU is "
         "in cores.",
@@ -121,7 +121,7 @@ SECTIONS = (
     Section(
         "One capture process of many streams",
         "capture --kind file --kind http --streams 1 --streams 8 --streams 32 --streams 64",
-        capture_bench.COLUMNS,
+        capture.COLUMNS,
         "Recordings of 16 kHz in real time, and stations (MP3, 44.1 kHz, two channels) of this "
         "machine. Each:\nwhat a stream takes beyond the first, with its ring of 90 s (2.7 MiB).",
     ),

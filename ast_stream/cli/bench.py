@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,12 +12,13 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from ast_stream.cli import bench_stages, bench_whole, capture_bench
-from ast_stream.cli.bench_report import versions
+from ast_stream.benchmarks.capture import COLUMNS as CAPTURE_COLUMNS
+from ast_stream.benchmarks.capture import Cost, Kind, measure
+from ast_stream.benchmarks.report import Column, Row, cells, versions
+from ast_stream.benchmarks.soak import BOUNDS, Soak, SoakOptions, SoakResult
 from ast_stream.cli.options import json_option
 from ast_stream.cli.output import json_line, say
-from ast_stream.cli.soak import BOUNDS, Soak, SoakOptions, SoakResult
-from ast_stream.cli.terminal import PacedLines, console, plain_table
+from ast_stream.cli.terminal import PacedLines, ProgressView, console, plain_table
 from ast_stream.errors import UsageError
 from ast_stream.runtime.lifecycle import EXIT_CRASH, stop_on_signals
 from ast_stream.settings.explain import with_options
@@ -24,15 +27,310 @@ from ast_stream.units import SAMPLE_RATE
 
 WORST_SHOWN = 12
 
+Rounds = Annotated[int, typer.Option(min=1, help="Each way runs once per round, in turn.")]
+AsJson = Annotated[bool, json_option("All figures as one JSON object.")]
+Model = Annotated[str, typer.Option(help="Checkpoint.")]
+Hop = Annotated[float, typer.Option(min=0.05, help="Seconds between windows.")]
+Recordings = Annotated[
+    Path | None,
+    typer.Option(help="Hear the recordings of this folder, not generated scenes."),
+]
+SCENE_S = 40.0
+N_SCENES = 8  # that streams of `tick` hear
+
 app = typer.Typer(no_args_is_help=True, epilog="Example: ast-stream bench soak --hours 2")
-app.command("model")(bench_stages.model)
-app.command("features")(bench_stages.features)
-app.command("decision")(bench_stages.decision)
-app.command("alerts")(bench_stages.alerts)
-app.command("scan")(bench_whole.scan)
-app.command("tick")(bench_whole.tick)
-app.command("box")(bench_whole.box)
-app.command("capture")(capture_bench.capture)
+
+
+@app.command()
+def model(
+    model: Annotated[
+        str, typer.Option(help="Checkpoint, or ast-base: random weights of the published shape.")
+    ] = "bundled",
+    batch: Annotated[list[int], typer.Option(min=1, max=64, help="Windows per batch.")] = [1],  # noqa: B006
+    rounds: Rounds = 7,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    eager: Annotated[
+        bool, typer.Option("--eager", help="With transformers' eager attention, in fp32.")
+    ] = False,
+    recordings: Annotated[
+        Path | None,
+        typer.Option(help="Score the beginnings of recordings in this folder, not noise."),
+    ] = None,
+    at_most: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Recordings, from all over the folder.")
+    ] = 200,
+    as_json: AsJson = False,
+) -> None:
+    """Time the model, features included, beside transformers where that is installed.
+
+    The implementations run in turn; times are medians over the rounds, and `times as fast` counts
+    from transformers' default, sdpa in fp32. `difference` is the largest difference of a score
+    from the first implementation's; `top 5` is how much of its five highest classes is kept.
+
+    Example: ast-stream bench model --model ast-base --batch 1 --batch 8
+    """
+    from ast_stream.benchmarks.model import COLUMNS, time_model  # torch: the help needs none of it
+
+    with _progress(rounds * len(batch)) as advance:
+        timings = time_model(
+            model, batch, rounds, device, advance, recordings, at_most, with_eager=eager
+        )
+    rows = [asdict(timing) for timing in timings]
+    print_report({"model": model}, rows, COLUMNS, as_json=as_json)
+
+
+@app.command()
+def features(
+    streams: Annotated[list[int], typer.Option(min=1, max=1000, help="Streams at once.")] = [1, 64],  # noqa: B006
+    window: Annotated[float, typer.Option(min=0.1, max=60, help="Seconds of a window.")] = 10.24,
+    hop: Annotated[float, typer.Option(min=0.05, max=60, help="Seconds between windows.")] = 0.5,
+    rounds: Rounds = 9,
+    as_json: AsJson = False,
+) -> None:
+    """Time the features of live streams beside transformers' extractor where that is installed.
+
+    Each hop brings every stream new sound, of which the model's input is made; a round is as many
+    hops as make 16 windows. The extractor computes whole windows, ours the frames that are new.
+    Figures are milliseconds of the processor for a stream and hop.
+
+    Example: ast-stream bench features --streams 1 --streams 64 --hop 0.5
+    """
+    from ast_stream.benchmarks.features import COLUMNS, time_features
+
+    with _progress(rounds * len(streams)) as advance:
+        rows = [
+            asdict(timing)
+            for n_streams in streams
+            for timing in time_features(n_streams, window, hop, rounds, advance)
+        ]
+    print_report({"window_s": window, "hop_s": hop}, rows, COLUMNS, as_json=as_json)
+
+
+@app.command()
+def decision(
+    streams: Annotated[int, typer.Option(min=1, max=100_000, help="Streams.")] = 2000,
+    classes: Annotated[int, typer.Option(min=1, max=10_000, help="Classes.")] = 527,
+    events: Annotated[
+        int, typer.Option(min=1, help="Events that begin in every second window.")
+    ] = 700,
+    rounds: Rounds = 9,
+    as_json: AsJson = False,
+) -> None:
+    """Time the decision stage for a window of many streams, with and without events.
+
+    Figures are milliseconds of one core for one window of every stream.
+
+    Example: ast-stream bench decision --streams 2000 --events 700
+    """
+    from ast_stream.benchmarks.decision import COLUMNS, time_decision
+
+    with _progress(rounds) as advance:
+        timings = time_decision(streams, classes, events, rounds, advance)
+    print_report({}, [asdict(timing) for timing in timings], COLUMNS, as_json=as_json)
+
+
+@app.command()
+def alerts(
+    rules: Annotated[list[int], typer.Option(min=1, max=1000, help="Rules of all kinds.")] = [  # noqa: B006
+        10,
+        100,
+    ],
+    rounds: Rounds = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Time the engine of alert rules: messages a second of one core.
+
+    A round is a second in which 2 000 begin and end messages of 50 classes come from 20 streams,
+    and in which the state is exported once, as the service does.
+
+    Example: ast-stream bench alerts --rules 100
+    """
+    from ast_stream.benchmarks.alerts import COLUMNS, time_alerts
+
+    with _progress(rounds) as advance:
+        timings = time_alerts(rules, rounds, advance)
+    print_report({}, [asdict(timing) for timing in timings], COLUMNS, as_json=as_json)
+
+
+@contextmanager
+def _progress(n_rounds: int) -> Iterator[Callable[[], None]]:
+    """Show how many rounds are done, and yield what to call after each."""
+    with ProgressView() as progress:
+        task = progress.add_task("timing", total=n_rounds)
+        yield lambda: progress.advance(task)
+
+
+@app.command()
+def box(
+    streams: Annotated[
+        list[int], typer.Option(min=1, max=4096, help="Live streams; each number is a run.")
+    ] = [16, 64],  # noqa: B006
+    seconds: Annotated[
+        float, typer.Option(min=1, max=86_400, help="Seconds measured, after the start.")
+    ] = 30.0,
+    model: Model = "bundled",
+    hop: Hop = 0.5,
+    recordings: Recordings = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**31, help="Seed of what is heard.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how late the feed is by the number of live streams, through real processes.
+
+    Each number is a run of all processes, with recordings read in real time. `lag` is the time from
+    the end of a window to its result on the feed, `onset` that from the onset of a sound to its
+    event, both in seconds; `degraded` is the part of the audio of which windows were left out
+    because the model could not keep up, and `lost` what nobody has heard. CPU is in cores, memory
+    without pages of files. Ctrl-C ends it early, with the runs so far.
+
+    Example: ast-stream bench box --streams 16 --streams 64
+    """
+    from ast_stream.benchmarks.latency import COLUMNS, BoxOptions, BoxRun, write_recordings
+
+    options = BoxOptions(seconds, _checked(model, hop), hop, recordings, seed)
+    rows = []
+    with (
+        stop_on_signals() as stop,
+        tempfile.TemporaryDirectory(prefix="ast-stream-box-", dir="/tmp") as name,
+    ):
+        files = write_recordings(Path(name), max(streams), options)
+        for n_streams in streams:
+            folder = Path(name) / str(n_streams)
+            folder.mkdir()
+            run = BoxRun(n_streams, files, options, folder)
+            figures = run.run(stop.is_set, lambda text: say(text, err=True))
+            rows += [] if figures is None else [asdict(figures)]
+    if not rows:
+        raise UsageError("stopped before anything was measured")
+    print_report({"model": model, "hop_s": hop}, rows, COLUMNS, as_json=as_json)
+
+
+@app.command()
+def tick(
+    streams: Annotated[
+        list[int], typer.Option(min=1, max=4096, help="Live streams; each number is a run.")
+    ] = [16, 64, 256],  # noqa: B006
+    seconds: Annotated[
+        float, typer.Option(min=0.5, max=3600, help="Seconds of sound of each stream.")
+    ] = 10.0,
+    model: Model = "bundled",
+    classes: Annotated[
+        int | None,
+        typer.Option(min=1, max=10_000, help="Take a model of next to no work, of so many."),
+    ] = None,
+    hop: Hop = 0.5,
+    as_json: AsJson = False,
+) -> None:
+    """Time the worker's turns, all stages but the sockets, as if streams were live.
+
+    Figures are milliseconds of CPU time for one second of sound of all streams, on a clock of its
+    own: they do not depend on what else the machine does meanwhile, and 1000 are one core.
+
+    Example: ast-stream bench tick --streams 64 --streams 256
+    """
+    from ast_stream.benchmarks.tick import COLUMNS, blank_tagger, time_turns
+    from ast_stream.model.loading import load_model
+    from ast_stream.soundscape.scene import generate_scene
+
+    if classes is None:
+        tagger = load_model(ModelSettings(checkpoint=_checked(model, hop)))
+    else:
+        tagger = blank_tagger(classes)
+    sounds = [generate_scene(seed, SCENE_S).pcm for seed in range(min(N_SCENES, max(streams)))]
+    rows = []
+    for n_streams in streams:
+        with tempfile.TemporaryDirectory(prefix="ast-stream-tick-") as name:
+            figures = time_turns(tagger, n_streams, hop, seconds, sounds, Path(name))
+        rows.append(asdict(figures))
+    named = {"model": model} if classes is None else {"classes": classes}
+    print_report({**named, "hop_s": hop}, rows, COLUMNS, as_json=as_json)
+
+
+@app.command()
+def scan(
+    minutes: Annotated[
+        float, typer.Option(min=0.1, max=10_000, help="Length of a generated recording.")
+    ] = 10.0,
+    recordings: Annotated[
+        Path | None, typer.Option(help="Scan recordings of this folder, too.")
+    ] = None,
+    at_most: Annotated[
+        int, typer.Option(min=1, max=100_000, help="Recordings, from all over the folder.")
+    ] = 200,
+    model: Model = "bundled",
+    hop: Hop = 0.5,
+    as_json: AsJson = False,
+) -> None:
+    """Time the scanner on recordings, decoding included.
+
+    A generated recording of a tenth of the length is scanned and one of the whole: memory must not
+    grow from one to the other.
+
+    Example: ast-stream bench scan --recordings sounds
+    """
+    from ast_stream.benchmarks.scan import COLUMNS, some_recordings, time_scan, write_scene
+    from ast_stream.model.loading import load_model
+    from ast_stream.scanner import Scanner
+
+    tagger = load_model(ModelSettings(checkpoint=_checked(model, hop)))
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="ast-stream-scan-") as name:
+        sets = [
+            (f"scene of {length:g} min", [write_scene(Path(name) / f"{length}.flac", 60 * length)])
+            for length in (minutes / 10, minutes)
+        ]
+        if recordings is not None:
+            sets.append((recordings.name, some_recordings(recordings, at_most)))
+        for each, paths in sets:
+            figures = time_scan(each, paths, lambda: Scanner(tagger, hop_s=hop))
+            rows.append(asdict(figures))
+    print_report({"model": model, "hop_s": hop}, rows, COLUMNS, as_json=as_json)
+
+
+def _checked(model: str, hop_s: float) -> str:
+    """Return the checkpoint for processes in another folder.
+
+    Raises:
+        UsageError: it or the hop cannot be used.
+    """
+    with_options(
+        ModelSettings(), {"checkpoint": ("bench: --model", model), "hop_s": ("bench: --hop", hop_s)}
+    )
+    return str(Path(model).resolve()) if model != "bundled" and Path(model).exists() else model
+
+
+@app.command()
+def capture(
+    streams: Annotated[list[int], typer.Option(min=1, max=2048, help="How many at a time.")] = [  # noqa: B006
+        1,
+        8,
+        32,
+        64,
+    ],
+    kind: Annotated[
+        list[Kind], typer.Option(help="Recordings, stations, or recordings that are not there.")
+    ] = [Kind.FILE],  # noqa: B006
+    seconds: Annotated[
+        float, typer.Option(min=2, help="For each; longer than the ring, or it is not full.")
+    ] = 100.0,
+    ring: Annotated[float, typer.Option(min=10, max=600, help="ring_s of each stream.")] = 90.0,
+    as_json: Annotated[bool, json_option("All figures as one JSON object.")] = False,
+) -> None:
+    """Measure memory and processor time of one capture process of many streams.
+
+    `each` is what a stream takes beyond those of the first row of its kind.
+
+    Example: ast-stream bench capture --streams 1 --streams 64
+    """
+    lines = PacedLines(10.0)
+    costs: list[Cost] = []
+    for one in kind:
+        first: Cost | None = None
+        for number in streams:
+            lines.show(f"{number} x {one}, {seconds:g} s")
+            costs.append(measure(one, number, seconds, ring, first))
+            first = first or costs[-1]
+    options = {"ring_s": ring, "seconds": seconds}
+    print_report(options, [asdict(cost) for cost in costs], CAPTURE_COLUMNS, as_json=as_json)
 
 
 @app.command("soak")
@@ -156,3 +454,18 @@ def _summary(result: SoakResult) -> list[str]:
         f"figures judged: {judged} of {len(result.growths)}, "
         f"too much growth: {sum(growth.is_too_much for growth in result.growths)}",
     ]
+
+
+def print_report(
+    options: Mapping[str, Any], rows: Sequence[Row], columns: Sequence[Column], *, as_json: bool
+) -> None:
+    """Print a benchmark's figures as a table, or with all they depend on as one JSON object."""
+    if as_json:
+        print(json_line({**options, "versions": versions(), "timings": rows}))
+        return
+    titles = [column.title for column in columns]
+    right = [column.title for column in columns if column.is_figure]
+    table = plain_table(*titles, right=right)
+    for row in rows:
+        table.add_row(*cells(columns, row))
+    console(stderr=False, piped_width=120).print(table)

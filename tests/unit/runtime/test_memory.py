@@ -2,7 +2,7 @@
 
 import os
 
-from ast_stream.cli.box import facts_of
+from ast_stream.benchmarks.box import facts_of
 from ast_stream.runtime.memory import EVERY_S, FIRST_S, FreeMemory, malloc_trim
 
 

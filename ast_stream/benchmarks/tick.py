@@ -19,9 +19,9 @@ from typing import Any, cast, get_args
 
 import torch
 
+from ast_stream.benchmarks.report import Column
 from ast_stream.capture.ring import Ring, RingServer
 from ast_stream.capture.sources.base import SourceStatus
-from ast_stream.cli.bench_report import Column
 from ast_stream.coverage.ledger import CoverageLedger
 from ast_stream.detect.detector import Detector
 from ast_stream.machine_clock import Moment

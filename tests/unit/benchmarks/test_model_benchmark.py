@@ -11,8 +11,8 @@ import soundfile
 from tiny_model import save_tiny
 from typer.testing import CliRunner
 
+from ast_stream.benchmarks.model import AST_BASE, _beginnings, random_base, time_model
 from ast_stream.cli.bench import app
-from ast_stream.cli.model_bench import AST_BASE, _beginnings, random_base, time_model
 from ast_stream.errors import UsageError
 from ast_stream.model.runners import cpu_has_bf16, cpu_has_int8
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from ast_stream.cli.alerts_bench import time_alerts
+from ast_stream.benchmarks.alerts import time_alerts
+from ast_stream.benchmarks.decision import time_decision
+from ast_stream.benchmarks.features import COLUMNS, time_features
+from ast_stream.benchmarks.report import Spread, cells, seconds_in_turn, times_as_fast
 from ast_stream.cli.bench import app
-from ast_stream.cli.bench_report import Spread, cells, seconds_in_turn, times_as_fast
-from ast_stream.cli.decision_bench import time_decision
-from ast_stream.cli.features_bench import COLUMNS, time_features
 
 
 def _report(*arguments: str) -> dict[str, Any]:

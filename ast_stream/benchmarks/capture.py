@@ -16,19 +16,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import soundfile
-import typer
 
-from ast_stream.cli.bench_report import Column, print_report
-from ast_stream.cli.options import json_option
-from ast_stream.cli.terminal import PacedLines
+from ast_stream.benchmarks.report import Column
 from ast_stream.errors import StartupError
 from ast_stream.messages.audio import AckRequest, AudioBlock, ReadRequest
 from ast_stream.soundscape.scene import generate_scene
@@ -92,41 +89,7 @@ class Cost:
     left_out: int
 
 
-def capture(
-    streams: Annotated[list[int], typer.Option(min=1, max=2048, help="How many at a time.")] = [  # noqa: B006
-        1,
-        8,
-        32,
-        64,
-    ],
-    kind: Annotated[
-        list[Kind], typer.Option(help="Recordings, stations, or recordings that are not there.")
-    ] = [Kind.FILE],  # noqa: B006
-    seconds: Annotated[
-        float, typer.Option(min=2, help="For each; longer than the ring, or it is not full.")
-    ] = 100.0,
-    ring: Annotated[float, typer.Option(min=10, max=600, help="ring_s of each stream.")] = 90.0,
-    as_json: Annotated[bool, json_option("All figures as one JSON object.")] = False,
-) -> None:
-    """Measure memory and processor time of one capture process of many streams.
-
-    `each` is what a stream takes beyond those of the first row of its kind.
-
-    Example: ast-stream bench capture --streams 1 --streams 64
-    """
-    lines = PacedLines(10.0)
-    costs: list[Cost] = []
-    for one in kind:
-        first: Cost | None = None
-        for number in streams:
-            lines.show(f"{number} x {one}, {seconds:g} s")
-            costs.append(_measure(one, number, seconds, ring, first))
-            first = first or costs[-1]
-    options = {"ring_s": ring, "seconds": seconds}
-    print_report(options, [asdict(cost) for cost in costs], COLUMNS, as_json=as_json)
-
-
-def _measure(kind: Kind, n_streams: int, seconds: float, ring_s: float, first: Cost | None) -> Cost:
+def measure(kind: Kind, n_streams: int, seconds: float, ring_s: float, first: Cost | None) -> Cost:
     """Run one process for a while.
 
     Raises:

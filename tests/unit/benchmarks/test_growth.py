@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from ast_stream.cli.growth import Figure, Limit, robust_slope
+from ast_stream.benchmarks.growth import Figure, Limit, robust_slope
 
 
 def _series(seconds: int, per_s: float, noise: float = 1.0) -> list[tuple[float, float]]:

@@ -13,7 +13,7 @@ import soundfile
 
 from ast_stream.audio.containers import recordings_in
 from ast_stream.audio.recording import recording_duration_s
-from ast_stream.cli.bench_report import Column
+from ast_stream.benchmarks.report import Column
 from ast_stream.errors import UsageError
 from ast_stream.scanner import Scanner
 from ast_stream.soundscape.scene import SceneRenderer

@@ -23,8 +23,8 @@ import soundfile
 
 from ast_stream.audio.containers import recordings_in
 from ast_stream.audio.recording import read_mono
-from ast_stream.cli.bench_report import Column
-from ast_stream.cli.box import Box, ProcessFacts, facts_of
+from ast_stream.benchmarks.box import Box, ProcessFacts, facts_of
+from ast_stream.benchmarks.report import Column
 from ast_stream.detect.parameters import model_facts, resolve_parameters
 from ast_stream.errors import UsageError
 from ast_stream.feed import FeedMessage, Missed, Subscriber

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from ast_stream.cli.box import Box, facts_of, folder_bytes
-from ast_stream.cli.growth import Figure, Growth, Limit
+from ast_stream.benchmarks.box import Box, facts_of, folder_bytes
+from ast_stream.benchmarks.growth import Figure, Growth, Limit
 from ast_stream.feed import Missed, Subscriber
 from ast_stream.settings.retention import MIB
 from ast_stream.soundscape.scene import generate_scene

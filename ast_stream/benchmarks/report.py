@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ast_stream.cli.output import json_line
-from ast_stream.cli.terminal import console, plain_table
 from ast_stream.version import __version__
 
 Row = Mapping[str, Any]
@@ -43,6 +41,7 @@ class Spread:
 
     @classmethod
     def of(cls, figures: Sequence[float]) -> Spread:
+        """Return the spread of figures, at least one."""
         return cls(statistics.median(figures), min(figures), max(figures))
 
 
@@ -79,21 +78,6 @@ def times_as_fast(seconds: Sequence[float], first: Sequence[float]) -> float:
 def cells(columns: Sequence[Column], row: Row) -> list[str]:
     """Return the cells of a row."""
     return [column.text.format(**row) for column in columns]
-
-
-def print_report(
-    options: Mapping[str, Any], rows: Sequence[Row], columns: Sequence[Column], *, as_json: bool
-) -> None:
-    """Print a benchmark's figures as a table, or with all they depend on as one JSON object."""
-    if as_json:
-        print(json_line({**options, "versions": versions(), "timings": rows}))
-        return
-    titles = [column.title for column in columns]
-    right = [column.title for column in columns if column.is_figure]
-    table = plain_table(*titles, right=right)
-    for row in rows:
-        table.add_row(*cells(columns, row))
-    console(stderr=False, piped_width=120).print(table)
 
 
 def versions() -> dict[str, str]:

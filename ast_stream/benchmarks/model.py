@@ -20,7 +20,7 @@ import torch
 
 from ast_stream.audio.containers import recordings_in
 from ast_stream.audio.recording import read_mono
-from ast_stream.cli.bench_report import Column, Spread, seconds_in_turn, times_as_fast
+from ast_stream.benchmarks.report import Column, Spread, seconds_in_turn, times_as_fast
 from ast_stream.errors import UsageError
 from ast_stream.model.ast import AudioSpectrogramTransformer
 from ast_stream.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint

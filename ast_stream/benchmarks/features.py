@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ast_stream.cli.bench_report import Column, Spread, seconds_in_turn, times_as_fast
+from ast_stream.benchmarks.report import Column, Spread, seconds_in_turn, times_as_fast
 from ast_stream.model.dims import AUDIOSET_NORMALIZATION
 from ast_stream.model.fbank import LOOK_BACK, UNUSED_TAIL, Fbank, SlidingFbank
 from ast_stream.model.torchaudio_guard import import_torchaudio

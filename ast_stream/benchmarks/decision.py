@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ast_stream.cli.bench_report import Column, Spread
+from ast_stream.benchmarks.report import Column, Spread
 from ast_stream.detect.decision import Decision, SlotNames
 from ast_stream.detect.parameters import model_facts, resolve_parameters
 from ast_stream.model.metadata import Metadata

@@ -20,7 +20,7 @@ from ast_stream.alerts.engine import Engine
 from ast_stream.alerts.model_facts import DetectionTiming
 from ast_stream.alerts.rules.compile import compile_rules
 from ast_stream.alerts.rules.rule import RuleSet
-from ast_stream.cli.bench_report import Column, Spread, seconds_in_turn
+from ast_stream.benchmarks.report import Column, Spread, seconds_in_turn
 from ast_stream.settings.yaml import parse_document
 from ast_stream.units import NS_PER_SECOND, format_time
 

@@ -1,0 +1,1 @@
+"""Benchmarks of the stages and of whole boxes, and the soak test."""

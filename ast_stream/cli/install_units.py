@@ -43,10 +43,8 @@ _OURS = (
     "ast-stream-worker@*.service",
     "ast-stream-capture@*.service",
     "ast-stream-capture-net.service",
-    "ast-stream-capture-net@*.service",
     "ast-stream-failed@*.service",
 )
-_OF_EARLIER = ("ast-stream-capture-net@.service",)  # versions; removed where they are ours
 _SPARE_MIB = 256  # of a capture process, beside its streams
 _STREAM_MIB = 16  # of a stream, beside its ring: several times what any decoder was seen to take
 _LEAST_MIB = 1024
@@ -319,9 +317,6 @@ def install_units(
             done = _write(folder / path, text)
             typer.echo(f"{folder / path}: {done}")
             is_update |= done == "replaced"
-    if not dry_run:
-        for name in _OF_EARLIER:
-            is_update |= _forget(folder / plan.unit_folder / name)
     if is_live and systemctl.is_active(TARGET):
         folders = [folder / path for path in render(plan) if path.parent.name == "tmpfiles.d"]
         _follow(systemctl, folders, before, wanted_units(plan))
@@ -383,20 +378,6 @@ def _write(path: Path, text: str) -> str:
     return "written" if before is None else "replaced"
 
 
-def _forget(path: Path) -> bool:
-    """Remove a unit that an earlier version has written; return whether there was one."""
-    try:
-        if MARK not in path.read_text():
-            return False
-        path.unlink()
-    except FileNotFoundError:
-        return False
-    except (OSError, UnicodeDecodeError) as error:
-        raise StartupError(f"cannot remove {path}: {error}; run it as root") from error
-    typer.echo(f"{path}: removed")
-    return True
-
-
 class _Removal:
     """Removes what was installed for any configuration; what is not there is passed over.
 
@@ -434,8 +415,7 @@ class _Removal:
         typer.echo(f"systemctl {' '.join([verb, *units])}: done")
 
     def _files(self) -> list[Path]:
-        earlier = [self._plan.unit_folder / name for name in _OF_EARLIER]
-        return [self._folder / name for name in (*render(self._plan), *earlier)]
+        return [self._folder / name for name in render(self._plan)]
 
     def _is_removed(self, path: Path) -> bool:
         """Remove a file of ours, and the link to it; return False for one of somebody else."""

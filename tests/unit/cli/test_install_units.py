@@ -288,28 +288,6 @@ def test_memory_of_the_process_of_many_streams_grows_with_them() -> None:
     assert limit(*[CAMERA] * 200) == "7205M"
 
 
-def test_unit_of_an_earlier_version_makes_way_and_what_ran_as_one_is_stopped(
-    config: Path, calls: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config.write_text("streams: [{name: a, source: {type: scene}}]\n")
-    assert install_units("-c", config, "--user") == 0
-    (target,) = calls.parent.rglob("ast-stream.target")
-    target.write_text(target.read_text().replace("capture-net.service", "capture-net@a.service"))
-    earlier = target.with_name("ast-stream-capture-net@.service")
-    earlier.write_text(target.read_text())
-    calls.write_text("")
-    assert install_units("-c", config, "--user") == 0
-    assert f"{earlier}: removed" in capsys.readouterr().out
-    assert not earlier.exists()
-    assert calls.read_text().splitlines()[-2:] == [
-        "--user stop ast-stream-capture-net@a.service",
-        "--user start ast-stream-capture-net.service",
-    ]
-    earlier.write_text("by hand")
-    assert install_units("-c", config, "--user") == 0
-    assert earlier.exists()
-
-
 @pytest.mark.parametrize("name", SERVICES)
 def test_unit_that_is_given_up_says_so_and_is_reloaded_with_the_target(name: str) -> None:
     text = render(plan())[Path(f"etc/systemd/system/ast-stream-{name}.service")]

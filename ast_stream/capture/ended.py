@@ -6,6 +6,7 @@ that recording again.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -35,7 +36,8 @@ class EndedMark:
 
     def __init__(self, settings: Settings, stream: StreamSettings) -> None:
         self._path = ended_file(settings, stream.name)
-        self._source = json.loads(json.dumps(capture_settings(settings, stream)))
+        chosen = json.dumps(capture_settings(settings, stream), sort_keys=True)
+        self._source = hashlib.sha256(chosen.encode()).hexdigest()  # a URL may hold a password
 
     def read(self) -> tuple[bool, Exception | None]:
         """Return whether the source has ended, and what was wrong with it."""

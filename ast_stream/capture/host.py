@@ -20,7 +20,7 @@ from ast_stream.capture.report import families, status_of_all
 from ast_stream.capture.ring import Sender
 from ast_stream.capture.sources.base import SourceHungError
 from ast_stream.capture.stream import StreamCapture
-from ast_stream.errors import AudioError, StartupError
+from ast_stream.errors import AstStreamError, AudioError, StartupError
 from ast_stream.runtime.backoff import Backoff
 from ast_stream.runtime.lifecycle import SUPERVISED, Notifier
 from ast_stream.runtime.logging import LimitedLog, speaking_as
@@ -70,7 +70,7 @@ class _Wanted:
     mark: EndedMark
     due_s: float
     backoff: Backoff = field(default_factory=lambda: Backoff(*_ADD_S))
-    error: StartupError | None = None
+    error: Exception | None = None
 
 
 class CaptureHost:
@@ -271,7 +271,7 @@ class CaptureHost:
                 stream = StreamCapture(
                     one.settings, one.stream, self._sockets, self._sender, self._max_peers
                 )
-            except StartupError as error:  # perhaps of a process that ends
+            except (AstStreamError, OSError) as error:  # perhaps of a process that ends
                 one.error, one.due_s = error, now_s + one.backoff.next_s()
                 if self._begun or len(self._wanted) > 1:
                     with speaking_as(f"capture {name}"):

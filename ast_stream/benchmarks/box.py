@@ -121,7 +121,7 @@ def facts_of(pid: int) -> ProcessFacts | None:
         status = Path(f"/proc/{pid}/status").read_text()
         facts = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
         if "RssAnon" in facts:
-            # behind the name of the program, which may hold anything
+            # after the name of the program, which may hold anything
             times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
             return ProcessFacts(
                 sum(map(int, times)) / _CLOCK_TICKS,

@@ -35,8 +35,8 @@ def in_background(call: Callable[[], _T]) -> Future[_T]:
 def read_ahead(read: Callable[[], Iterator[_T]], n_items: int) -> Iterator[_T]:
     """Yield what an iterator yields, which goes on in a thread meanwhile, `n_items` ahead at most.
 
-    What it raises is raised here behind the items before. When no more is wanted of this iterator,
-    the other one is given up as well, and waited for unless it hangs.
+    What it raises is raised here after the items before it. Closing this iterator ends the other
+    one as well, which is waited for unless it hangs.
 
     Args:
         read: returns the iterator; called, like this, in the thread.
@@ -71,7 +71,7 @@ def read_ahead(read: Callable[[], Iterator[_T]], n_items: int) -> Iterator[_T]:
 
 
 class _End:
-    """Behind the last item, with what ended them, or None."""
+    """Marks the end of the items, with the error that ended them, or None."""
 
     def __init__(self, error: BaseException | None) -> None:
         self.error = error

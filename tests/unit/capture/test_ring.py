@@ -130,12 +130,12 @@ def test_acknowledgements_only_move_forward_and_never_beyond_what_is_there() -> 
 
 
 def test_whoever_wants_to_know_is_told_when_samples_come_and_when_they_are_acknowledged() -> None:
-    told: list[int] = []
+    written: list[int] = []
     ring = Ring(1000)
-    ring.on_written = lambda: told.append(ring.next)
+    ring.on_written = lambda: written.append(ring.next)
     ring.write(ramp(0, 100), moment(T0))
     ring.write(ramp(100, 0), moment(T0))
-    assert told == [100]
+    assert written == [100]
     assert not ring.wait_acked(50, 0.0)
     waiting = threading.Thread(target=lambda: ring.wait_acked(50, 30.0))
     waiting.start()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -10,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from detector_events import EPOCH, events_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loud_frames import LoudFrames, loud_frames, noise_bursts
@@ -33,7 +33,6 @@ from ast_stream.settings.schema import (
 )
 from ast_stream.units import SAMPLE_RATE
 
-EPOCH = "ab" * 16
 HOP_S = 0.25
 N_FIRST = 3  # windows of 2.56 s asked about at a start: at 1, 1.5 and 2 s
 
@@ -99,20 +98,6 @@ def small() -> Listener:
 def recording(seed: int) -> Pcm16:
     """Return ten seconds of near silence with two sounds in it."""
     return noise_bursts(2, seed, pause_s=(3.0, 4.5))[0][: 10 * SAMPLE_RATE]
-
-
-def blocks(pcm: Pcm16, size: int) -> Iterator[tuple[int, Pcm16]]:
-    for begin in range(0, len(pcm), size):
-        yield begin, pcm[begin : begin + size]
-
-
-def events_of(detector: Detector, pcm: Pcm16, size: int = 1600, stream: str = "mic") -> list[Event]:
-    detector.open(stream, EPOCH)
-    events = []
-    for start, block in blocks(pcm, size):
-        detector.push(stream, start, block)
-        events += detector.run()
-    return events + detector.flush(stream)
 
 
 def without_small(events: list[Event]) -> list[Event]:

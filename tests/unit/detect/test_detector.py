@@ -1,10 +1,10 @@
 """The detector gives the same events however the audio comes: in blocks, resumed, with others."""
 
 import functools
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from detector_events import EPOCH, blocks, events_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reactive_model import tones_and_noise
@@ -20,7 +20,6 @@ from ast_stream.model.tagger import Tagger
 from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
 from ast_stream.units import SAMPLE_RATE
 
-EPOCH = "ab" * 16
 HOP_S = 0.25
 
 
@@ -45,21 +44,6 @@ def build(tagger: Tagger, smoothing_s: float = 0.0, **options: object) -> Detect
 def undisturbed(tagger: Tagger, pcm: Pcm16) -> dict[float, list[Event]]:
     """Events of `pcm` in one run without trouble, by the time constant of smoothing."""
     return {smoothing_s: events_of(build(tagger, smoothing_s), pcm) for smoothing_s in (0.0, 0.3)}
-
-
-def blocks(pcm: Pcm16, size: int, start: int = 0) -> Iterator[tuple[int, Pcm16]]:
-    for piece_start in range(0, len(pcm), size):
-        yield start + piece_start, pcm[piece_start : piece_start + size]
-
-
-def events_of(detector: Detector, pcm: Pcm16, size: int = 1600, stream: str = "mic") -> list[Event]:
-    """Return all events of a recording that comes in blocks of `size` samples."""
-    detector.open(stream, EPOCH)
-    events = []
-    for start, block in blocks(pcm, size):
-        detector.push(stream, start, block)
-        events += detector.run()
-    return events + detector.flush(stream)
 
 
 def test_fixture_makes_events_but_none_of_background(tagger: Tagger, pcm: Pcm16) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from detector_events import EPOCH, blocks, events_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loud_frames import SURE, LoudFrames, loud_frames, noise_bursts
@@ -18,14 +18,12 @@ from tiny_model import TINY_DIMS, tiny_checkpoint
 from ast_stream.detect import Detector
 from ast_stream.detect.frames import MAX_LOGIT, FrameAverages, PatchGrid
 from ast_stream.detect.state import DetectorState, FrameState
-from ast_stream.messages.audio import Pcm16
 from ast_stream.messages.event import Event, Gap, Scores
 from ast_stream.model.metadata import FrameDecisions
 from ast_stream.model.tagger import Tagger
 from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
 from ast_stream.units import SAMPLE_RATE, seconds_to_samples
 
-EPOCH = "ab" * 16
 STEP = 2_560  # samples of a frame
 GRID = PatchGrid(n_patches=16, patch=16, stride=16)
 WINDOW = 16 * STEP
@@ -45,20 +43,6 @@ def perfect() -> LoudFrames:
 @pytest.fixture(scope="module")
 def framed() -> Tagger:
     return Tagger(framed_checkpoint(), "cpu", "fp32", "math")
-
-
-def blocks(pcm: Pcm16, size: int, start: int = 0) -> Iterator[tuple[int, Pcm16]]:
-    for begin in range(0, len(pcm), size):
-        yield start + begin, pcm[begin : begin + size]
-
-
-def events_of(detector: Detector, pcm: Pcm16, size: int = 1600, stream: str = "mic") -> list[Event]:
-    detector.open(stream, EPOCH)
-    events = []
-    for start, block in blocks(pcm, size):
-        detector.push(stream, start, block)
-        events += detector.run()
-    return events + detector.flush(stream)
 
 
 def of_class(events: list[Event], kind: str, label: str = "Bark") -> list[Event]:

@@ -254,7 +254,7 @@ def _between_turns(
         loaded.settings,
         "alerts",
         parts=lambda new: {
-            **new.model_dump(exclude={"logging"}),
+            **new.model_dump(exclude={"logging", "recorder"}),
             "streams": [stream.name for stream in new.streams],
             "workers": [*new.workers],
         },

@@ -18,7 +18,7 @@ MAX_IPC_PATH_BYTES = 107  # sun_path of AF_UNIX without its final zero
 _FOLDER_MODE = 0o750
 _PRIVATE_MODE = 0o700
 _AUDIO, _FEED, _QUERY = "audio.sock", "feed.sock", "query.sock"
-_ALERTS, _ADMIN = "alerts.sock", "admin.sock"
+_ALERTS, _ADMIN, _RECORDER = "alerts.sock", "admin.sock", "recorder.sock"
 ENDED_FILES = "ended.*.json"  # of `ended_file`
 
 
@@ -76,6 +76,11 @@ def alerts_endpoint(settings: Settings) -> str:
     return _ipc(settings, _ALERTS)
 
 
+def recorder_endpoint(settings: Settings) -> str:
+    """Return where the recorder publishes its status (it binds PUB)."""
+    return _ipc(settings, _RECORDER)
+
+
 def admin_endpoint(settings: Settings) -> str:
     """Return where the alerts process takes requests to administrate (it binds ROUTER)."""
     return settings.transport.admin or _ipc(settings, _ADMIN)
@@ -91,6 +96,7 @@ def socket_problem(settings: Settings) -> str | None:
         _QUERY,
         _ALERTS,
         _ADMIN,
+        _RECORDER,
         *(_ring(stream.name) for stream in settings.streams),
     ]
     names += [f"{worker}/{name}" for worker in settings.workers for name in names]
@@ -128,12 +134,12 @@ def processes(settings: Settings) -> list[str]:
     """Return the processes of a configuration, in the order of their ports.
 
     The worker has the port of `metrics.listen`, the alerts process the next one, the capture
-    processes follow in the order of the streams, then the other workers if there are several. A
-    process that captures several streams has the port of the first of them.
+    processes follow in the order of the streams, then the other workers if there are several, and
+    the recorder. A process that captures several streams has the port of the first of them.
     """
     captures = [f"capture {stream.name}" for stream in settings.streams]
     first, *others = [f"worker {name}" for name in settings.workers] or ["worker"]
-    return [first, "alerts", *captures, *others]
+    return [first, "alerts", *captures, *others, "recorder"]
 
 
 def _ipc(settings: Settings, name: str) -> str:

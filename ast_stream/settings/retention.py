@@ -43,6 +43,36 @@ class AlertRetention(Section):
     max_days: Days = Field(default=30.0, description="days")
 
 
+class ClipRetention(Section):
+    """The sound of events."""
+
+    max_mib: int = Field(default=2048, ge=1, le=MAX_MIB, description="MiB on disk")
+    max_days: Days | None = Field(default=30.0, description="days; null: until `max_mib` are full")
+    keep_best: int = Field(
+        default=20,
+        ge=0,
+        le=10_000,
+        description="clips of each class, those with the highest scores, that make room last",
+    )
+    min_free_mib: int = Field(
+        default=512, ge=0, le=MAX_MIB, description="MiB that clips leave free on their disk"
+    )
+
+
+class HistoryRetention(Section):
+    """Events, gaps, alerts and verdicts in the history."""
+
+    max_mib: int = Field(default=512, ge=8, le=MAX_MIB, description="MiB of the database")
+    max_days: Days | None = Field(default=365.0, description="days; null: until `max_mib` are full")
+
+
+class ScoreRetention(Section):
+    """The scores of all classes."""
+
+    max_mib: int = Field(default=1024, ge=8, le=MAX_MIB, description="MiB on disk")
+    max_days: Days | None = Field(default=30.0, description="days; null: until `max_mib` are full")
+
+
 class RetentionSettings(Section):
     """Data that is older or beyond the size limit is deleted, oldest first."""
 
@@ -50,3 +80,6 @@ class RetentionSettings(Section):
     coverage: CoverageRetention = CoverageRetention()
     audit: AuditRetention = AuditRetention()
     alerts: AlertRetention = AlertRetention()
+    clips: ClipRetention = ClipRetention()
+    history: HistoryRetention = HistoryRetention()
+    scores: ScoreRetention = ScoreRetention()

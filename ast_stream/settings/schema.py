@@ -20,6 +20,7 @@ from pydantic import (
 
 from ast_stream.labels import STREAM_NAME_RULE, did_you_mean, is_stream_name
 from ast_stream.settings.alerts import AlertSettings
+from ast_stream.settings.recorder import RecorderSettings
 from ast_stream.settings.retention import RetentionSettings
 from ast_stream.settings.section import (
     FilePath,
@@ -625,6 +626,9 @@ class Settings(Section):
         description="who may get audio. off: every client with the right `audio`; speech: the "
         "same, with stretches that may contain speech silenced; sensor: nobody",
     )
+    recorder: RecorderSettings | None = Field(
+        default=None, description="clips of events, and a history of them; null: nothing is kept"
+    )
     retention: RetentionSettings = RetentionSettings()
     logging: LoggingSettings = LoggingSettings()
     metrics: MetricsSettings = MetricsSettings()
@@ -650,6 +654,7 @@ class Settings(Section):
                 *self._port_misfits(),
                 *self.transport.misfits(),
                 *self._privacy_misfits(),
+                *self._recorder_misfits(),
             ],
             info,
         )
@@ -672,6 +677,14 @@ class Settings(Section):
             if self.privacy == "sensor" and action.type == "command":
                 text = "expected an action that runs no program, which could record sound itself, "
                 yield ("alerts", "actions", name), f"{text}with privacy: sensor"
+
+    def _recorder_misfits(self) -> Iterator[Misfit]:
+        if self.recorder is None:
+            return
+        yield from self.recorder.misfits([stream.name for stream in self.streams])
+        if self.privacy == "sensor" and self.recorder.keeps_sound:
+            text = "expected [] with privacy: sensor, got policies that keep sound, which nobody "
+            yield ("recorder", "clips"), f"{text}can have; the history is kept without them"
 
     def _stream_misfits(self) -> Iterator[Misfit]:
         names = [stream.name for stream in self.streams]
@@ -719,7 +732,8 @@ class Settings(Section):
         if self.metrics.listen is None:
             return
         first = int(self.metrics.listen.rpartition(":")[2])
-        max_port = 65_535 - 1 - len(self.streams) - max(0, len(self.workers) - 1)
+        # beside the first worker: alerts and recorder, the captures, the other workers
+        max_port = 65_535 - 2 - len(self.streams) - max(0, len(self.workers) - 1)
         if not 1 <= first <= max_port:
             text = f"expected a port from 1 to {max_port} in metrics.listen, which leaves one for "
             yield (), f"{text}each process, got {first}"

@@ -19,9 +19,10 @@ from ast_stream.settings.workers import of_worker, worker_names
 DAY_S = 86_400.0
 MAX_SPARE_BYTES = 64 * MIB  # of what waits for a disk that is full
 MAX_JOURNAL_BYTES = 64 * MIB  # more than all streams of a worker with all classes active
+MAX_RECORDER_BYTES = 16 * MIB
 MAX_ENDED_BYTES = 64 * 1024  # of the note of one source
 _ASIDE = ".damaged-[1-9]"  # what cannot be read is kept under such a name
-_WRITER = "worker"
+_WRITER, _RECORDER = "worker", "recorder"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Kept:
         max_bytes: of all of them together.
         max_age_s: after which they are deleted; None: not by age.
         until: for how long they are kept, in words.
+        has_folders: they are in folders below `folder`.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Kept:
     max_bytes: int
     max_age_s: float | None
     until: str
+    has_folders: bool = False
 
     @property
     def path(self) -> Path:
@@ -56,7 +59,8 @@ class Kept:
     def is_one(self, file: Path) -> bool:
         """Return whether a file is of this kind, or was before it was set aside."""
         patterns = [*self.patterns, *(pattern + _ASIDE for pattern in self.patterns)]
-        return file.parent == self.folder and any(
+        is_here = self.has_folders and file.is_relative_to(self.folder)
+        return (is_here or file.parent == self.folder) and any(
             fnmatchcase(file.name, pattern) for pattern in (*patterns, f"segment{_ASIDE}")
         )
 
@@ -106,6 +110,36 @@ def alert_database(settings: Settings) -> Kept:
     )
 
 
+def clips(settings: Settings) -> Kept:
+    """Return where the sound of events is."""
+    own, recorder = settings.retention.clips, settings.recorder
+    until = f"until {own.max_mib} MiB are full"
+    if own.max_days is not None:
+        until = f"{own.max_days:g} days, and {until}"
+    if recorder is not None and any(policy.when == "alert" for policy in recorder.clips):
+        until += f"; {recorder.alert_wait_s:g} s of events that no alert names"
+    withheld = ", silence where somebody may talk" if settings.privacy == "speech" else ""
+    return Kept(
+        "clips",
+        Path(settings.state_dir) / "clips",
+        ("*.flac", "*.opus", "*.json", "lock"),
+        _RECORDER,
+        f"the sound of events{withheld}, their classes, times and scores",
+        own.max_mib * MIB,
+        None if own.max_days is None else own.max_days * DAY_S,
+        until,
+        has_folders=True,
+    )
+
+
+def recorder_state(settings: Settings) -> Kept:
+    """Return the file from which the recorder goes on."""
+    folder, holds = Path(settings.state_dir), "where it stands on each feed, and events at work"
+    return Kept(
+        "recorder", folder, ("recorder.json",), _RECORDER, holds, MAX_RECORDER_BYTES, None, "always"
+    )
+
+
 def worker_journal(settings: Settings) -> Kept:
     """Return the file from which a worker resumes."""
     holds = "where each stream stands, its open events and newest scores"
@@ -139,6 +173,10 @@ def kept(settings: Settings) -> Iterator[Kept]:
             yield audit_log(own, f"capture {stream.name}")
     if settings.alerts.rules:
         yield alert_database(settings)
+    if settings.recorder is not None:
+        yield recorder_state(settings)
+        if settings.recorder.keeps_sound:
+            yield clips(settings)
     for own in workers:
         yield worker_journal(own)
         yield unlogged_events(own)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -64,6 +64,10 @@ from ast_stream.worker.stream import StreamConfig
 
 logger = logging.getLogger(__name__)
 
+_OF_OTHERS: dict[str, Any] = {  # settings that are no concern of a worker
+    **dict.fromkeys(("alerts", "logging", "recorder"), True),
+    "retention": {"alerts", "clips", "history", "scores"},
+}
 LOAD_TIMEOUT_S = 180  # asked of systemd while the model loads
 
 
@@ -252,7 +256,7 @@ def _reloader(
         settings,
         process_name(name),
         parts=lambda new: {
-            **new.model_dump(exclude={"alerts", "logging"}),
+            **new.model_dump(exclude=_OF_OTHERS),
             "streams": {stream.name: stream.model_dump() for stream in new.streams},
         },
         live=frozenset({"detection", "streams"}),

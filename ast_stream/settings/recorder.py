@@ -1,0 +1,86 @@
+"""The `recorder:` section: of which events the sound is kept, and what else is remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ast_stream.labels import did_you_mean
+from ast_stream.settings.section import Misfit, Section
+
+ALL: Literal["all"] = "all"
+MAX_ROLL_S = 20.0  # with a part of `MAX_CLIP_S` less than the minute that a worker holds
+MAX_CLIP_S = 120.0
+
+ClipFormat = Literal["flac", "opus"]
+Names = Annotated[list[Annotated[str, Field(max_length=256)]], Field(min_length=1)]
+Roll = Annotated[float, Field(ge=0, le=MAX_ROLL_S)]
+
+
+class ClipPolicy(Section):
+    """Which events it is about, and when they get a clip; of several the first that fits counts."""
+
+    classes: Literal["all"] | Names = Field(
+        default=ALL, description="all, or a list of labels or their slugs"
+    )
+    streams: Literal["all"] | Names = Field(default=ALL, description="all, or a list of names")
+    min_score: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="it is about events whose highest score is this or more",
+    )
+    when: Literal["event", "alert", "never"] = Field(
+        default="event",
+        description="event: each has a clip; alert: those that an alert names; never: none",
+    )
+    pre_s: Roll = Field(default=3.0, description="seconds of the clip before the onset")
+    post_s: Roll = Field(default=3.0, description="seconds of the clip after the offset")
+
+
+class HistorySettings(Section):
+    """What is remembered besides events, gaps, alerts and clips."""
+
+    scores: bool = Field(
+        default=True, description="the scores of all classes, to try other thresholds on them later"
+    )
+
+
+class RecorderSettings(Section):
+    """The process that keeps clips of events, and the history."""
+
+    clips: list[ClipPolicy] = Field(
+        default=[ClipPolicy()], description="the first that fits an event counts; []: no clips"
+    )
+    format: ClipFormat = Field(
+        default="flac", description="flac: the very samples; opus: a twentieth of their size"
+    )
+    max_clip_s: float = Field(
+        default=30.0,
+        ge=5,
+        le=MAX_CLIP_S,
+        description="longer events are cut into parts; of one that is longer than 30 s a restart "
+        "of the recorder may cost the beginning",
+    )
+    alert_wait_s: float = Field(
+        default=600.0,
+        ge=10,
+        le=86_400,
+        description="for how long after its end an event may still be named by an alert",
+    )
+    history: HistorySettings = HistorySettings()
+
+    @property
+    def keeps_sound(self) -> bool:
+        """Whether any event may get a clip."""
+        return any(policy.when != "never" for policy in self.clips)
+
+    def misfits(self, streams: Sequence[str]) -> Iterator[Misfit]:
+        """Yield names of streams that there are not."""
+        for index, policy in enumerate(self.clips):
+            for name in () if policy.streams == ALL else policy.streams:
+                if name not in streams:
+                    path = ("recorder", "clips", index, "streams")
+                    yield path, f"no stream {name!r}{did_you_mean(name, streams)}"

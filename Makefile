@@ -42,7 +42,7 @@ DEBIAN_PACKAGES := pulseaudio pulseaudio-utils libasound2-plugins libportaudio2 
     mosquitto openssl gcc libzmq3-dev
 # checks of what is shipped for them, and of the units in a container; elsewhere their tests are
 # skipped: prometheus starts a service
-CI_PACKAGES := systemd prometheus mmdebstrap systemd-container
+CI_PACKAGES := systemd prometheus mmdebstrap systemd-container chromium
 ifeq ($(CI),true)
 DEBIAN_PACKAGES += $(CI_PACKAGES)
 endif

@@ -41,10 +41,11 @@ from ast_stream.alerts.rule_files import (
 )
 from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.alerts.steady_time import SteadyTime
-from ast_stream.alerts.store import Store, set_aside_unless_file
+from ast_stream.alerts.store import Store
 from ast_stream.feed import SeveralFeeds, Subscriber
 from ast_stream.messages.event import Content, Scores16
 from ast_stream.runtime import lifecycle
+from ast_stream.runtime.database import set_aside_unless_file
 from ast_stream.runtime.files import lock_file
 from ast_stream.runtime.lifecycle import Notifier
 from ast_stream.runtime.logging import setup_logging

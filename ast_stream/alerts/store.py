@@ -11,10 +11,8 @@ schema's constraints and, where what they hold was written once, its checksum.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
-import os
 import sqlite3
 import threading
 import time
@@ -28,28 +26,26 @@ from typing import Any
 from ast_stream.alerts.notification import Notification
 from ast_stream.alerts.steady_time import SteadyTime
 from ast_stream.errors import AstStreamError, StartupError, WireError
-from ast_stream.runtime.files import set_aside
+from ast_stream.runtime.database import (
+    SIDE_FILES,
+    Damage,
+    check_database,
+    committed,
+    make_tables,
+    open_database,
+    says_damaged,
+    set_aside_database,
+    set_aside_unless_file,
+    table_columns,
+)
 from ast_stream.runtime.logging import Outage
 
 SCHEMA_VERSION = 2
-SIDE_FILES = ("-wal", "-shm")
 ENGINE_ASIDE = ".engine-damaged"  # a state of the rules that could not be used
-_BUSY_MS = 5000
-_MAX_WAL_BYTES = 16 * 1024 * 1024  # what is left of the log after it was long
 _MAX_TIME_NS = 8 * 10**18  # the year 2223: what is beyond was not written by this program
 _MAX_SEQ = 10**15  # more rows are never written: a number beyond leaves none for the next
 _MAX_WAIT_NS = 2 * 86400 * 10**9  # between two attempts; a receiver may ask for a day
-_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-# errors that say nothing of what is in the file: another may hold it, the disk is full or broken
-_ELSEWHERE = (
-    sqlite3.SQLITE_BUSY,
-    sqlite3.SQLITE_LOCKED,
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_PERM,
-    sqlite3.SQLITE_AUTH,
-)
+_WHAT = "the alert database"
 _WHAT_TO_DO = "the alerts process sets it aside at its next start and begins anew"
 Positions = tuple[str, int] | Mapping[str, tuple[str, int]]
 """Boot and `seq` on a feed; of several feeds, by their names."""
@@ -105,10 +101,6 @@ class StoreError(AstStreamError):
         self.is_damaged = is_damaged
 
 
-class _Damage(Exception):
-    """The file is there, and what it holds cannot be used; says why."""
-
-
 class Store:
     """One connection to the database, shared by the threads of this process.
 
@@ -139,7 +131,7 @@ class Store:
             self._make_room()
             try:
                 self._db = self._open(is_checked=True)
-            except _Damage as damage:
+            except Damage as damage:
                 self._db = self._begin_anew(str(damage))
         except (OSError, ValueError) as error:  # a ValueError: a path with NUL in it
             raise StartupError(f"cannot open the alert database {path}: {error}") from error
@@ -153,7 +145,7 @@ class Store:
         """
         with self._lock:
             try:
-                with _committed(self._db):
+                with committed(self._db):
                     yield self._db
                 self.outage.worked()
             except sqlite3.Error as error:
@@ -250,7 +242,7 @@ class Store:
 
     def _store_error(self, error: sqlite3.Error) -> StoreError:
         what = f"the alert database {self.path}: {error}"
-        is_damaged = getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED
+        is_damaged = says_damaged(error)
         return StoreError(f"{what}; {_WHAT_TO_DO}" if is_damaged else what, is_damaged=is_damaged)
 
     def _open_existing(self) -> sqlite3.Connection:
@@ -260,7 +252,7 @@ class Store:
             raise StartupError(f"the alert database {self.path} is no file; {_WHAT_TO_DO}")
         try:
             return self._open(is_checked=False)
-        except _Damage as damage:
+        except Damage as damage:
             raise StartupError(
                 f"the alert database {self.path} {damage}; {_WHAT_TO_DO}"
             ) from damage
@@ -269,35 +261,10 @@ class Store:
         """Return a connection to the file, which is made if it is not there.
 
         Raises:
-            _Damage: what is in it cannot be used.
+            Damage: what is in it cannot be used.
             StartupError: it cannot be opened, for another reason.
         """
-        db: sqlite3.Connection | None = None
-        try:
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640))
-            db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
-            _prepare(db)
-            if is_checked:
-                _check(db)
-        # a UnicodeError: SQLite quotes what is damaged in what it says of it
-        except (sqlite3.Error, OSError, MemoryError, UnicodeError, _Damage) as error:
-            if db is not None:
-                db.close()
-            if isinstance(error, _Damage):
-                raise
-            if isinstance(error, PermissionError) and self.path.exists():
-                raise _Damage(f"cannot be read ({error.strerror})") from error
-            if isinstance(error, OSError) or self._is_elsewhere(error):
-                text = f"cannot open the alert database {self.path}: {error}"
-                raise StartupError(text) from error
-            raise _Damage(f"is damaged ({error})") from error
-        return db
-
-    def _is_elsewhere(self, error: Exception) -> bool:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code == sqlite3.SQLITE_READONLY:  # a damaged header says so, too
-            return not os.access(self.path, os.W_OK) or not os.access(self.path.parent, os.W_OK)
-        return code in _ELSEWHERE
+        return open_database(self.path, _WHAT, lambda db: _prepare(db, is_checked=is_checked))
 
     def _make_room(self) -> None:
         """Set aside what has the database's name but is not a file: opening it might block."""
@@ -308,10 +275,10 @@ class Store:
 
     def _begin_anew(self, why: str) -> sqlite3.Connection:
         """Set the damaged file aside, and return a new database with its undamaged rows."""
-        kept = _set_aside(self.path)
+        kept = set_aside_database(self.path)
         try:
             db = self._open(is_checked=True)
-        except _Damage as damage:  # of a file that is new: its disk cannot be trusted
+        except Damage as damage:  # of a file that is new: its disk cannot be trusted
             raise StartupError(f"the alert database {self.path} {damage}") from damage
         n_rows = _salvage(db, kept)
         logger.error(
@@ -334,13 +301,6 @@ def save_progress(
     db.executemany("INSERT OR REPLACE INTO state VALUES (?, ?, ?)", rows)
 
 
-def set_aside_unless_file(path: Path) -> None:
-    """Rename what is there but is not a file: a folder, or a FIFO that would block."""
-    if os.path.lexists(path) and not path.is_file():
-        kept = set_aside(path)
-        logger.error("%s is no file: it is kept as %s", path, kept.name if kept else "it is")
-
-
 def delivery_checksum(payload: bytes, *words: str) -> int:
     """Return the checksum of what is never changed in a row of `deliveries`.
 
@@ -355,80 +315,40 @@ def _state_row(name: str, value: Any) -> tuple[str, str, int]:
     return name, text, zlib.crc32(f"{name}\0{text}".encode())
 
 
-def _prepare(db: sqlite3.Connection) -> None:
+def _prepare(db: sqlite3.Connection, *, is_checked: bool) -> None:
     """Set up a connection, and make the tables of a database that is new."""
-    db.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
-    db.execute("PRAGMA trusted_schema = OFF")
-    db.execute("PRAGMA cell_size_check = ON")
-    db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")
-    db.execute("PRAGMA foreign_keys = ON")
-    db.execute(f"PRAGMA journal_size_limit = {_MAX_WAL_BYTES}")
-    db.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten
-    with _committed(db):
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0 and not db.execute("SELECT 1 FROM sqlite_schema").fetchone():
-            _make_tables(db)
-            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        elif version != SCHEMA_VERSION:
-            text = f"is of version {version}, where this ast-stream has {SCHEMA_VERSION}"
-            raise _Damage(text)
-
-
-@contextmanager
-def _committed(db: sqlite3.Connection) -> Iterator[None]:
-    """Commit what is done inside, or roll it back if something is raised."""
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        db.execute("COMMIT")
-    finally:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-
-
-def _make_tables(db: sqlite3.Connection) -> None:
-    for statement in _SCHEMA.split(";\n"):
-        db.execute(statement)
+    make_tables(db, _SCHEMA, SCHEMA_VERSION)
+    if is_checked:
+        _check(db)
 
 
 def _check(db: sqlite3.Connection) -> None:
     """Check everything in a database.
 
     Raises:
-        _Damage: something of it was not written like this.
+        Damage: something of it was not written like this.
     """
-    (found,) = db.execute("PRAGMA integrity_check(1)").fetchone()
-    if found != "ok":
-        raise _Damage(f"is damaged ({' '.join(str(found).split())})")
-    with closing(sqlite3.connect(":memory:", isolation_level=None)) as fresh:
-        _make_tables(fresh)
-        query = "SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY name"
-        if fresh.execute(query).fetchall() != db.execute(query).fetchall():
-            raise _Damage("is damaged (its tables are not as they were made)")
+    check_database(db, _SCHEMA)
     (last,) = db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence").fetchone()
     if not isinstance(last, int) or last > _MAX_SEQ:
-        raise _Damage("is damaged (the number of the last delivery is none)")
+        raise Damage("is damaged (the number of the last delivery is none)")
     for table, which in (("state", ""), ("deliveries", "WHERE state = 'pending'")):
-        columns = _columns(db, table)
+        columns = table_columns(db, table)
         for row in db.execute(f"SELECT {', '.join(columns)} FROM {table} {which}"):
             _check_row(table, dict(zip(columns, row, strict=True)))
-
-
-def _columns(db: sqlite3.Connection, table: str) -> list[str]:
-    return [name for (name,) in db.execute("SELECT name FROM pragma_table_info(?)", (table,))]
 
 
 def _check_row(table: str, fields: dict[str, Any]) -> None:
     """Check what the constraints of the schema do not cover.
 
     Raises:
-        _Damage: the row was not written like this.
+        Damage: the row was not written like this.
     """
     if table == "state" and not _is_state(fields):
-        raise _Damage(f"is damaged (the value of {fields['name']!r} is not what was stored)")
+        raise Damage(f"is damaged (the value of {fields['name']!r} is not what was stored)")
     if table == "deliveries" and not _is_delivery(fields):
-        raise _Damage(f"is damaged (delivery {fields['seq']} is not what was stored)")
+        raise Damage(f"is damaged (delivery {fields['seq']} is not what was stored)")
 
 
 def _is_state(fields: dict[str, Any]) -> bool:
@@ -486,12 +406,12 @@ def _salvage(db: sqlite3.Connection, kept: Path) -> int:
         old.text_factory = lambda raw: raw.decode(errors="surrogateescape")  # refused below
         db.execute("BEGIN IMMEDIATE")
         for table in ("state", "alerts", "deliveries", "snoozes", "closed_actions"):
-            columns = _columns(db, table)
+            columns = table_columns(db, table)
             insert = f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * len(columns))})"
             # what is beyond a broken page is not certain, and other tables may be whole
             with suppress(sqlite3.Error, MemoryError, UnicodeError):
                 for row in old.execute(f"SELECT {', '.join(columns)} FROM {table} NOT INDEXED"):
-                    with suppress(sqlite3.Error, _Damage, ValueError, TypeError, OverflowError):
+                    with suppress(sqlite3.Error, Damage, ValueError, TypeError, OverflowError):
                         _check_row(table, dict(zip(columns, row, strict=True)))
                         n_rows += db.execute(insert, row).rowcount
         # a row that was refused has left its number there
@@ -500,24 +420,6 @@ def _salvage(db: sqlite3.Connection, kept: Path) -> int:
         )
         db.execute("COMMIT")
     return n_rows
-
-
-def _set_aside(path: Path) -> Path:
-    """Rename a database, and the files that belong to it; return where it is now.
-
-    Raises:
-        OSError: it cannot be moved.
-    """
-    kept = set_aside(path)
-    if kept is None:
-        raise PermissionError(errno.EACCES, "cannot be moved out of the way", str(path))
-    for suffix in SIDE_FILES:
-        of_kept = kept.with_name(kept.name + suffix)
-        try:
-            path.with_name(path.name + suffix).replace(of_kept)
-        except FileNotFoundError:
-            of_kept.unlink(missing_ok=True)  # of what was kept there before
-    return kept
 
 
 def _size(path: Path) -> int | None:

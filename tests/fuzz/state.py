@@ -23,13 +23,14 @@ from ast_stream.alerts.engine import Engine
 from ast_stream.alerts.model_facts import DetectionTiming
 from ast_stream.alerts.outbox import Outbox
 from ast_stream.alerts.process import resume_engine
-from ast_stream.alerts.store import SIDE_FILES, Store, _state_row, save_progress
+from ast_stream.alerts.store import Store, _state_row, save_progress
 from ast_stream.coverage.ledger import CoverageLedger, read_spans
 from ast_stream.coverage.spans import Kind, Span
 from ast_stream.detect.state import ClassState, DetectorState
 from ast_stream.machine_clock import Moment
 from ast_stream.messages.event import FeedMessage, Stamp
 from ast_stream.messages.query import TooOld
+from ast_stream.runtime.database import SIDE_FILES
 from ast_stream.sample_clock import Anchor, SampleClock
 from ast_stream.training.state import METRICS_FILE, read_metrics
 from ast_stream.transport.event_log import EventLog

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from damage import STRANGE_FILES, make_strange
 
-from ast_stream.alerts import store as store_module
 from ast_stream.alerts.store import Store, StoreError, save_progress
 from ast_stream.errors import StartupError
+from ast_stream.runtime import database
 
 
 def test_progress_is_there_after_opening_again(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_only_so_many_damaged_files_are_kept(tmp_path: Path) -> None:
 def test_database_that_a_stranger_holds_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "_BUSY_MS", 50)
+    monkeypatch.setattr(database, "_BUSY_MS", 50)
     path = tmp_path / "a.sqlite"
     Store(path).close()
     db = sqlite3.connect(path)

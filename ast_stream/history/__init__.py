@@ -1,0 +1,1 @@
+"""What was heard, kept to be looked at: events, gaps, alerts, clips, verdicts and scores."""

@@ -1,0 +1,262 @@
+"""What the history holds: rows as records, and what is asked for as queries.
+
+Times are integer nanoseconds since 1970 UTC, positions sample indices at 16 kHz in an epoch. Scores
+are in [0, 1].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+from ast_stream.messages.alert import AlertState, Severity
+from ast_stream.messages.event import EventType
+from ast_stream.units import NS_PER_SECOND, samples_to_ns
+
+Verdict = Literal["right", "wrong", "other", "unsure"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+
+Key: TypeAlias = tuple[int, str]
+"""Onset in ns and id of an event: its place in the order of events."""
+
+
+@dataclass(frozen=True)
+class EventRecord:
+    """One event, as far as it is known.
+
+    Attributes:
+        class_: slug of the label, as in topics.
+        state: the newest message about it; `end` when it is over.
+        score: of the window that decided that message.
+        peak: highest score so far.
+        mean: mean score while it lasted; None until it has ended.
+        onset_ns, offset_ns: start and end of the sound; the end is None until it is known.
+        epoch: run of the capture process; None in events written by hand.
+        captured_ns, scored_ns, published_ns: of its `begin`: when the last sample of the deciding
+            window was captured, when it was scored, when the message was published. None where
+            the `begin` was missed.
+        updated_ns: when the newest message was published.
+        reason: why it ended; None until then.
+        labels: of the stream.
+        verdict: the newest of a person; None: nobody has judged it.
+        has_clip: whether there is a recording of it.
+    """
+
+    id: str
+    stream: str
+    class_: str
+    label: str
+    index: int | None
+    state: EventType
+    score: float
+    peak: float
+    mean: float | None
+    onset_ns: int
+    offset_ns: int | None
+    onset_sample: int | None
+    offset_sample: int | None
+    at_sample: int | None
+    uncertainty_s: float | None
+    duration_reliable: bool
+    reason: str | None
+    watcher_score: float | None
+    captured_ns: int | None
+    scored_ns: int | None
+    published_ns: int | None
+    updated_ns: int
+    epoch: str | None
+    model: str | None
+    labels: dict[str, str]
+    verdict: Verdict | None = None
+    has_clip: bool = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its end is not known."""
+        return self.state != "end"
+
+    @property
+    def duration_s(self) -> float | None:
+        """Seconds from onset to offset, None until the end is known."""
+        return None if self.offset_ns is None else (self.offset_ns - self.onset_ns) / NS_PER_SECOND
+
+    @property
+    def key(self) -> Key:
+        """Its place in the order of events: where the next page begins."""
+        return self.onset_ns, self.id
+
+
+@dataclass(frozen=True)
+class GapRecord:
+    """Audio that is lost for good.
+
+    Attributes:
+        start_ns: when the first lost sample was captured; where that is not known, when the gap
+            was published.
+        is_time_known: which of the two.
+    """
+
+    stream: str
+    epoch: str
+    start_sample: int
+    samples: int
+    start_ns: int
+    is_time_known: bool
+    reason: str
+
+    @property
+    def stop_ns(self) -> int:
+        """When the first sample behind it was captured."""
+        return self.start_ns + samples_to_ns(self.samples)
+
+
+@dataclass(frozen=True)
+class AlertRecord:
+    """One alert, as it was published last.
+
+    Attributes:
+        started_ns: when the sound that began it began.
+        events: ids of the events that caused it, oldest first.
+        updated_ns: when it was published last.
+        reason: why it ended; None until then.
+    """
+
+    id: str
+    fingerprint: str
+    rule: str
+    state: AlertState
+    severity: Severity
+    group: dict[str, str]
+    labels: dict[str, str]
+    annotations: dict[str, str]
+    started_ns: int
+    fired_ns: int | None
+    resolved_ns: int | None
+    events: tuple[str, ...]
+    suppressed: int
+    reason: str | None
+    updated_ns: int
+
+
+@dataclass(frozen=True)
+class ClipRecord:
+    """A recording of an event, or of a part of a long one; events that overlap may share a file.
+
+    Attributes:
+        part: from 0, where a long event was cut.
+        path: relative to the folder of the clips.
+        start_sample, stop_sample: what is in it, with pre-roll and post-roll.
+        start_ns: when its first sample was captured.
+        note: what is particular about it, such as missing pre-roll; may be empty.
+    """
+
+    event_id: str
+    part: int
+    path: str
+    stream: str
+    epoch: str
+    start_sample: int
+    stop_sample: int
+    start_ns: int
+    format: str
+    size_bytes: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class VerdictRecord:
+    """What a person says of an event; the newest of an event counts.
+
+    Attributes:
+        label: what it really was, for the verdict `other`; else None.
+        by: who says so.
+    """
+
+    event_id: str
+    verdict: Verdict
+    label: str | None
+    by: str
+    time_ns: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class EventQuery:
+    """Which events are asked for; what is empty or None does not restrict.
+
+    Attributes:
+        classes: slugs.
+        since_ns, until_ns: the sound began from then on, and before.
+        min_score: of the peak.
+        verdicts: the newest verdict is one of these.
+        newest_first: else the oldest is.
+        after: the key of the last event of the page before; None: the first page.
+        limit: events on a page.
+    """
+
+    streams: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    since_ns: int | None = None
+    until_ns: int | None = None
+    min_score: float | None = None
+    has_clip: bool | None = None
+    has_verdict: bool | None = None
+    verdicts: tuple[Verdict, ...] = ()
+    newest_first: bool = True
+    after: Key | None = None
+    limit: int = 100
+
+
+@dataclass(frozen=True)
+class AlertQuery:
+    """Which alerts are asked for; what is empty or None does not restrict.
+
+    Attributes:
+        since_ns, until_ns: the sound that began it began from then on, and before.
+        event_id: one of the events that caused it.
+        newest_first: else the oldest is.
+        after: start in ns and id of the last alert of the page before.
+        limit: alerts on a page.
+    """
+
+    rules: tuple[str, ...] = ()
+    states: tuple[AlertState, ...] = ()
+    since_ns: int | None = None
+    until_ns: int | None = None
+    event_id: str | None = None
+    newest_first: bool = True
+    after: Key | None = None
+    limit: int = 100
+
+
+@dataclass(frozen=True)
+class Count:
+    """How many events of a class began on a stream within an hour or a day.
+
+    Attributes:
+        start_ns: the beginning of the hour or the day.
+    """
+
+    start_ns: int
+    stream: str
+    class_: str
+    n_events: int
+
+
+@dataclass
+class Figures:
+    """What happened to messages on their way into the history.
+
+    Attributes:
+        written: messages that are in it.
+        malformed: messages that do not follow the format, and were skipped.
+        write_errors: attempts to write that the disk refused.
+        dropped: messages that are lost because too many waited for the disk.
+        waiting: messages that wait for the disk.
+    """
+
+    written: int = 0
+    malformed: int = 0
+    write_errors: int = 0
+    dropped: int = 0
+    waiting: int = 0

@@ -1,0 +1,415 @@
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import signal
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from damage import STRANGE_FILES, make_strange
+from history_samples import SECOND, alert_message, clip, event, gap, published, verdict, whole_event
+from sample_messages import T0_NS, health
+
+from ast_stream.errors import StartupError, UsageError
+from ast_stream.history.database import WAL_BYTES, History, HistoryError
+from ast_stream.history.records import AlertQuery, EventQuery
+from ast_stream.messages.event import FeedMessage
+
+HOUR = 3600 * SECOND
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> Iterator[History]:
+    with History(tmp_path / "history.sqlite", wall_s=lambda: T0_NS / 1e9) as history:
+        yield history
+
+
+def test_event_is_one_row_from_begin_to_end(history: History) -> None:
+    assert history.add_message(event("x", "begin", labels={"room": "hall"}, scored_ns=T0_NS))
+    begun = history.event("x")
+    assert begun is not None
+    assert (begun.state, begun.is_open, begun.duration_s) == ("begin", True, None)
+    history.add_message(event("x", "end", at_ns=T0_NS + 4 * SECOND, peak=0.95))
+    (ended,) = history.events(EventQuery())
+    assert (ended.state, ended.duration_s, ended.reason) == ("end", 2.0, "quiet")
+    assert (ended.peak, ended.mean, ended.labels) == (0.95, 0.5, {"room": "hall"})
+    # where the latency went is in the begin
+    assert (ended.scored_ns, ended.published_ns) == (T0_NS, T0_NS + SECOND)
+    assert ended.updated_ns == T0_NS + 4 * SECOND
+
+
+def test_messages_in_any_order_and_number_make_the_same_rows(tmp_path: Path) -> None:
+    messages = [
+        event("x", "begin", at_sample=16_000, peak=0.8),
+        event("x", "update", at_sample=32_000, at_ns=T0_NS + 20 * SECOND, peak=0.9, score=0.7),
+        event("x", "end", at_sample=48_000, at_ns=T0_NS + 30 * SECOND, peak=0.9, score=0.1),
+    ]
+    found = set()
+    for number, order in enumerate(itertools.permutations(messages)):
+        with History(tmp_path / f"{number}.sqlite") as history:
+            history.add_messages([*order, *order[:2]])
+            (record,) = history.events(EventQuery())
+            found.add(repr(record))
+    assert len(found) == 1
+    assert record.state == "end"
+    assert record.published_ns == T0_NS + SECOND
+
+
+def test_update_raises_the_peak_at_once_and_the_rest_every_ten_seconds(history: History) -> None:
+    def state() -> tuple[float, float]:
+        record = history.event("x")
+        assert record is not None
+        return record.score, record.peak
+
+    history.add_message(event("x", "begin", score=0.8, peak=0.8))
+    history.add_message(event("x", "update", at_ns=T0_NS + 2 * SECOND, score=0.6, peak=0.8))
+    assert state() == (0.8, 0.8)
+    history.add_message(event("x", "update", at_ns=T0_NS + 3 * SECOND, score=0.9, peak=0.9))
+    assert state() == (0.9, 0.9)
+    history.add_message(event("x", "update", at_ns=T0_NS + 13 * SECOND, score=0.5, peak=0.9))
+    assert state() == (0.5, 0.9)
+
+
+def test_workers_with_streams_of_their_own_share_a_history(history: History) -> None:
+    for boot, stream in (("b1", "porch"), ("b2", "yard")):
+        messages = whole_event(f"of-{stream}", T0_NS, boot=boot, stream=stream)
+        history.add_messages(messages, {stream: (boot, 2)})
+    assert [record.stream for record in history.events(EventQuery())] == ["yard", "porch"]
+    assert history.positions() == {"porch": ("b1", 2), "yard": ("b2", 2)}
+
+
+def test_gaps_have_the_time_of_their_samples_or_of_their_message(history: History) -> None:
+    history.add_messages([gap(0, time_ns=T0_NS - 5 * SECOND), gap(16_000), gap(0)])
+    known, unknown = history.gaps()
+    assert (known.start_ns, known.is_time_known) == (T0_NS - 5 * SECOND, True)
+    assert (unknown.start_ns, unknown.is_time_known) == (T0_NS, False)
+    assert known.stop_ns == T0_NS - 4 * SECOND
+    assert history.gaps(streams=["yard"]) == []
+    assert history.gaps(since_ns=T0_NS) == [unknown]
+
+
+def test_alert_is_as_it_was_published_last(history: History) -> None:
+    resolved = alert_message(3, state="resolved", resolved_ns=T0_NS + SECOND, reason="quiet")
+    firing = alert_message(2, events=("id2", "id1"))
+    history.add_messages([firing, resolved, firing])
+    (found,) = history.alerts(AlertQuery(event_id="id1"))
+    assert (found.state, found.reason, found.resolved_ns) == ("resolved", "quiet", T0_NS + SECOND)
+    assert history.alerts(AlertQuery(states=("firing",))) == []
+    history.add_message(alert_message(1, boot="a2", id="a9", rule="cat", events=("id2", "id7")))
+    (other,) = history.alerts(AlertQuery(rules=("cat",)))
+    assert other.events == ("id2", "id7")
+    assert other.group == {"stream": "porch"}
+
+
+def test_pages_of_every_query_are_those_of_all_events_filtered(history: History) -> None:
+    messages: list[FeedMessage] = []
+    for number in range(60):
+        messages += whole_event(
+            f"e{number:02}",
+            T0_NS + number // 3 * SECOND,  # three begin at once
+            stream=("porch", "yard")[number % 2],
+            label=("Bark", "Siren", "Baby cry, infant cry")[number % 5 % 3],
+            peak=(number % 10) / 10,
+        )
+    history.add_messages(messages)
+    for number in range(0, 60, 7):
+        history.add_verdict(verdict(f"e{number:02}", ("right", "wrong")[number % 2]))
+        history.add_clip(clip(f"e{number + 1:02}"))
+    everything = history.events(EventQuery(newest_first=False, limit=100))
+    assert len(everything) == 60
+    for query in (
+        EventQuery(),
+        EventQuery(newest_first=False),
+        EventQuery(streams=("yard",)),
+        EventQuery(streams=("yard", "porch"), min_score=0.5),
+        EventQuery(classes=("bark", "baby_cry_infant_cry")),
+        EventQuery(classes=("siren",), streams=("porch",), newest_first=False),
+        EventQuery(since_ns=T0_NS + 3 * SECOND, until_ns=T0_NS + 9 * SECOND),
+        EventQuery(has_clip=True),
+        EventQuery(has_clip=False, classes=("bark",)),
+        EventQuery(has_verdict=True),
+        EventQuery(has_verdict=False, streams=("porch",)),
+        EventQuery(verdicts=("wrong",)),
+        EventQuery(has_clip=True, has_verdict=False, classes=("siren",)),
+    ):
+        expected = [
+            record
+            for record in everything
+            if (not query.streams or record.stream in query.streams)
+            and (not query.classes or record.class_ in query.classes)
+            and record.onset_ns >= (query.since_ns or 0)
+            and record.onset_ns < (query.until_ns or 2**62)
+            and record.peak >= (query.min_score or 0)
+            and query.has_clip in (None, record.has_clip)
+            and query.has_verdict in (None, record.verdict is not None)
+            and (not query.verdicts or record.verdict in query.verdicts)
+        ]
+        if query.newest_first:
+            expected.reverse()
+        assert expected, query
+        found, page = [], replace(query, limit=7)
+        while records := history.events(page):
+            found += records
+            page = replace(page, after=records[-1].key)
+        assert found == expected, query
+        assert list(history.all_events(query)) == expected
+
+
+def test_newest_verdict_counts_and_earlier_ones_are_kept(history: History) -> None:
+    history.add_messages(whole_event("id1", T0_NS))
+    history.add_verdict(verdict(verdict="wrong"))
+    history.add_verdict(verdict(verdict="other", label="Siren", note="on the radio"))
+    record = history.event("id1")
+    assert record is not None
+    assert record.verdict == "other"
+    assert [one.verdict for one in history.verdicts("id1")] == ["wrong", "other"]
+    assert history.verdicts()[-1] == verdict(verdict="other", label="Siren", note="on the radio")
+
+
+def test_verdict_that_cannot_be_is_refused_with_a_sentence(history: History) -> None:
+    with pytest.raises(UsageError, match="expected the id of an event, got 'nobody'"):
+        history.add_verdict(verdict("nobody"))
+    with pytest.raises(UsageError, match="expected a label with 'other' only, got none"):
+        history.add_verdict(verdict(verdict="other"))
+    with pytest.raises(UsageError, match="got 'Siren'"):
+        history.add_verdict(verdict(label="Siren"))
+    assert history.verdicts() == []
+
+
+def test_event_has_a_clip_until_its_last_part_is_removed(history: History) -> None:
+    history.add_clip(clip("id1", 0))  # the recorder may be sooner than the feed
+    history.add_messages([*whole_event("id1", T0_NS), *whole_event("id2", T0_NS)])
+    history.add_clip(clip("id1", 1))
+    history.add_clip(clip("id2", 0, path="porch/2023-11-14/id1_1.flac"))  # shares the file
+
+    def with_clips() -> list[str]:
+        return [record.id for record in history.events(EventQuery(has_clip=True))]
+
+    assert with_clips() == ["id2", "id1"]
+    assert history.clips("id1") == [clip("id1", 0), clip("id1", 1)]
+    assert history.remove_clips(["porch/2023-11-14/id1_1.flac"]) == 2
+    assert with_clips() == ["id1"]
+    assert [(one.path, of and of.id) for one, of in history.all_clips()] == [
+        ("porch/2023-11-14/id1_0.flac", "id1")
+    ]
+    assert history.remove_clips(["porch/2023-11-14/id1_0.flac"]) == 1
+    assert with_clips() == []
+
+
+def test_counts_are_by_hours_or_by_days_of_the_place(history: History) -> None:
+    midnight = T0_NS // (24 * HOUR) * 24 * HOUR
+    onsets = [midnight - 1000, midnight, midnight + HOUR - 1000, midnight + HOUR]
+    for number, onset_ns in enumerate(onsets):
+        history.add_messages(whole_event(f"e{number}", onset_ns))
+    found = history.counts("hour", midnight, midnight + 24 * HOUR)
+    assert [(count.start_ns, count.n_events) for count in found] == [
+        (midnight, 2),
+        (midnight + HOUR, 1),
+    ]
+    days = history.counts("day", midnight - HOUR, midnight + HOUR, ["porch"], ["bark"], 3600)
+    assert [(count.start_ns, count.n_events) for count in days] == [(midnight - HOUR, 3)]
+    assert history.names() == (["porch"], ["bark"])
+
+
+def test_other_messages_are_passed_over_and_malformed_ones_counted(history: History) -> None:
+    broken = event("broken")
+    broken.body["onset"] = "yesterday"
+    too_large = event("large", index=2**70)
+    assert history.add_messages([published(health()), broken, too_large, event("whole")])
+    assert [record.id for record in history.events(EventQuery())] == ["whole"]
+    assert (history.figures.malformed, history.figures.written) == (2, 1)
+
+
+def test_reader_beside_a_writer_sees_what_is_committed_and_cannot_write(history: History) -> None:
+    history.add_messages(whole_event("id1", T0_NS))
+    with History.open_read_only(history.path) as reader:
+        assert [record.id for record in reader.events(EventQuery())] == ["id1"]
+        history.add_messages(whole_event("id2", T0_NS))
+        assert len(reader.events(EventQuery())) == 2
+        with pytest.raises(HistoryError, match="readonly"):
+            reader.add_verdict(verdict())
+    with History.open_beside(history.path) as beside:
+        beside.add_verdict(verdict())
+    record = history.event("id1")
+    assert record is not None
+    assert record.verdict == "right"
+
+
+def test_history_has_one_owner(history: History) -> None:
+    with pytest.raises(StartupError, match="is in use by another process"):
+        History(history.path)
+
+
+def test_reader_of_what_is_not_there_gets_a_sentence(tmp_path: Path) -> None:
+    for opens in (History.open_read_only, History.open_beside):
+        with pytest.raises(StartupError, match="there is no"):
+            opens(tmp_path / "history.sqlite")
+    (tmp_path / "text.sqlite").write_text("a shopping list" * 100)
+    for opens in (History.open_read_only, History.open_beside):
+        with pytest.raises(StartupError, match="not a database"):
+            opens(tmp_path / "text.sqlite")
+
+
+def _keep_adding(path: Path) -> None:
+    history = History(path)
+    for number in itertools.count():
+        message = event(f"e{number}", onset_ns=T0_NS + 1000 * number)
+        history.add_messages([message], {"worker": ("b1", number)})
+
+
+def test_kill_loses_nothing_that_was_committed(tmp_path: Path) -> None:
+    path = tmp_path / "history.sqlite"
+    writer = multiprocessing.get_context("fork").Process(target=_keep_adding, args=(path,))
+    writer.start()
+    n_seen = 0
+    while n_seen < 20:
+        if path.exists():
+            with closing(sqlite3.connect(path)) as db:
+                try:
+                    (n_seen,) = db.execute("SELECT count(*) FROM events").fetchone()
+                except sqlite3.OperationalError:  # its tables are being made
+                    n_seen = 0
+        time.sleep(0.01)
+    assert writer.pid is not None
+    os.kill(writer.pid, signal.SIGKILL)
+    writer.join()
+    with History(path) as history:
+        n_events = sum(1 for _ in history.all_events(EventQuery()))
+        assert n_events >= n_seen
+        assert history.positions() == {"worker": ("b1", n_events - 1)}  # both or neither
+
+
+def test_what_a_full_disk_refuses_waits_and_is_written_later(history: History) -> None:
+    history.add_message(event("before"))
+    with closing(sqlite3.connect(history.path)) as db:
+        (n_pages,) = db.execute("PRAGMA page_count").fetchone()
+    history._db.execute(f"PRAGMA max_page_count = {n_pages}")
+    n = 200
+    messages = [event(f"e{number}", label="x" * 200) for number in range(n)]
+    assert not history.add_messages(messages, {"worker": ("b1", 9)})
+    assert not history.add_message(event("later"))
+    assert (history.figures.write_errors, history.figures.waiting) == (2, n + 1)
+    assert "full" in (history.outage.text or "")
+    assert history.positions() == {}
+    assert [record.id for record in history.events(EventQuery())] == ["before"]
+    history._db.execute("PRAGMA max_page_count = 1000000")
+    assert history.retry()
+    assert sum(1 for _ in history.all_events(EventQuery())) == n + 2
+    assert history.positions() == {"worker": ("b1", 9)}
+
+
+def test_what_waits_is_bounded_and_what_is_lost_counted(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ast_stream.history.database.MAX_WAITING", 5)
+    history._db.execute("PRAGMA query_only = ON")
+    history.add_messages([event(f"e{number}") for number in range(8)])
+    assert (history.figures.dropped, history.figures.waiting) == (3, 5)
+    history._db.execute("PRAGMA query_only = OFF")
+    assert history.retry()
+    assert [record.id for record in history.events(EventQuery(newest_first=False))] == [
+        "e3", "e4", "e5", "e6", "e7",
+    ]  # fmt: skip
+
+
+def test_what_is_too_old_goes_with_its_verdicts(history: History) -> None:
+    for number in range(3):
+        onset_ns = T0_NS - number * 24 * HOUR
+        history.add_messages([*whole_event(f"e{number}", onset_ns), gap(number, time_ns=onset_ns)])
+        history.add_message(alert_message(id=f"a{number}", started_ns=onset_ns, events=["e1"]))
+        history.add_verdict(verdict(f"e{number}"))
+    assert not history.prune(2**40, max_age_s=36 * 3600)
+    assert [record.id for record in history.events(EventQuery())] == ["e0", "e1"]
+    assert [one.event_id for one in history.verdicts()] == ["e0", "e1"]
+    assert len(history.gaps()) == len(history.alerts(AlertQuery())) == 2
+
+
+def test_file_shrinks_to_its_bytes_and_the_newest_stay(history: History) -> None:
+    n = 4000
+    for start in range(0, n, 1000):
+        history.add_messages(
+            [
+                event(f"e{number:05}", onset_ns=T0_NS + 1000 * number)
+                for number in range(start, start + 1000)
+            ]
+        )
+    before = history.used_bytes()
+    limit = before // 2 + WAL_BYTES
+    while history.prune(limit):
+        pass
+    kept = [record.id for record in history.all_events(EventQuery(newest_first=False))]
+    assert kept == [f"e{number:05}" for number in range(n - len(kept), n)]
+    assert n * 0.35 < len(kept) < n * 0.65
+    assert history.used_bytes() <= limit - WAL_BYTES
+    with closing(sqlite3.connect(history.path)) as db:
+        assert db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
+    assert history.path.stat().st_size < 0.7 * before
+
+
+@pytest.mark.parametrize("kind", STRANGE_FILES)
+def test_strange_file_in_its_place_does_not_prevent_a_start(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "history.sqlite"
+    make_strange(path, kind)
+    with History(path) as history:
+        assert history.add_message(event("x"))
+        assert history.event("x") is not None
+
+
+def test_history_of_a_later_version_is_kept_aside(tmp_path: Path) -> None:
+    path = tmp_path / "history.sqlite"
+    with History(path) as history:
+        history.add_message(event("x"))
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA user_version = 99")
+    for opens in (History.open_read_only, History.open_beside):
+        with pytest.raises(StartupError, match="is of version 99, where this ast-stream has 1"):
+            opens(path)
+    with History(path) as history:
+        assert history.add_message(event("y"))
+    assert path.with_name("history.sqlite.damaged-1").exists()
+
+
+def test_what_can_be_read_of_a_damaged_history_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "history.sqlite"
+    with History(path) as history:
+        for start in range(0, 2000, 500):
+            history.add_messages(
+                [event(f"e{n:05}", onset_ns=T0_NS + 1000 * n) for n in range(start, start + 500)]
+            )
+        history.add_verdict(verdict("e00007"))
+    whole = path.read_bytes()
+    for seed in range(3):
+        damaged = tmp_path / f"damaged-{seed}" / "history.sqlite"
+        damaged.parent.mkdir()
+        pages = len(whole) // 4096
+        page = pages * (seed + 1) // 4
+        damaged.write_bytes(whole[: page * 4096] + bytes(4096) + whole[(page + 1) * 4096 :])
+        with History(damaged) as history:
+            n_events = sum(1 for _ in history.all_events(EventQuery()))
+            assert 0 < n_events <= 2000
+            assert history.add_message(event("new"))
+        assert damaged.with_name("history.sqlite.damaged-1").exists()
+
+
+def test_damage_found_while_it_runs_is_set_aside_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "history.sqlite"
+    with History(path) as history:
+        history.add_messages([event(f"e{n:05}", onset_ns=T0_NS + 1000 * n) for n in range(2000)])
+        history._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        with path.open("r+b") as file:
+            file.seek(5 * 4096)
+            file.write(os.urandom(path.stat().st_size - 5 * 4096))
+        history._db.execute("PRAGMA cache_size = 0")
+        history._db.execute("PRAGMA shrink_memory")
+        assert not history.add_messages(
+            [event(f"n{n}", onset_ns=T0_NS + 1000 * n) for n in range(50)]
+        )
+        assert history.retry()
+        assert history.event("n49") is not None
+    assert path.with_name("history.sqlite.damaged-1").exists()

@@ -47,6 +47,7 @@ BLOCK = BLOCK_MS * SAMPLE_RATE // 1000
 BEGIN_EVERY_MS = 20  # one stream after the other
 WARM_UP_S = 4.0  # not measured: until windows are full
 RING_S = 5.0
+TOPICS = ("event/", "gap/", "health/", "status/")  # what rules and programs read
 REST = "rest"  # of a turn, outside the stages
 _BEGAN_S = 1_700_000_000.0
 
@@ -117,6 +118,7 @@ def time_turns(
     seconds: float,
     sounds: Sequence[Pcm16],
     folder: Path,
+    reads: Sequence[str] = TOPICS,
     around: Callable[[Callable[[], None]], None] = lambda run: run(),
 ) -> TickFigures:
     """Return what the turns of a worker took for `seconds` of sound of `n_streams` streams.
@@ -124,9 +126,10 @@ def time_turns(
     Args:
         sounds: what the streams hear in turn, repeated.
         folder: for event log, journal and ledger.
+        reads: prefixes of the topics that somebody subscribes to.
         around: calls its argument, which does all that is measured: for a profiler.
     """
-    bench = _Bench(tagger, n_streams, hop_s, sounds, folder)
+    bench = _Bench(tagger, n_streams, hop_s, sounds, folder, reads)
     try:
         bench.play(WARM_UP_S + n_streams * BEGIN_EVERY_MS / 1000)
         bench.times.clear()
@@ -189,11 +192,16 @@ class _TimedTagger:
 
 
 class _Inbox:
-    """A bound socket without peers but this program; nobody waits for it."""
+    """A bound socket without peers but this program; nobody waits for it.
+
+    Args:
+        reads: prefixes of the topics that somebody subscribes to.
+    """
 
     _numbers = itertools.count(1_000_000)
 
-    def __init__(self) -> None:
+    def __init__(self, reads: Sequence[str] = ()) -> None:
+        self._prefixes = tuple(topic.encode() for topic in reads)
         self.waitable = next(self._numbers)
         self.waiting: deque[list[bytes]] = deque()
         self.n_sent = 0
@@ -204,6 +212,9 @@ class _Inbox:
     def send(self, frames: list[bytes]) -> bool:
         self.n_sent += 1
         return True
+
+    def has_reader(self, topic: bytes) -> bool:
+        return topic.startswith(self._prefixes)
 
 
 class _RingSocket(_Inbox):
@@ -251,10 +262,16 @@ class _Bench:
     """A worker and what its captures send."""
 
     def __init__(
-        self, tagger: Tagger, n_streams: int, hop_s: float, sounds: Sequence[Pcm16], folder: Path
+        self,
+        tagger: Tagger,
+        n_streams: int,
+        hop_s: float,
+        sounds: Sequence[Pcm16],
+        folder: Path,
+        reads: Sequence[str],
     ) -> None:
         self.times: defaultdict[str, float] = defaultdict(float)
-        self.feed = _Inbox()
+        self.feed = _Inbox(reads)
         self._now_s = _BEGAN_S
         self._played_ms = 0.0
         self._turn_ms = max(TICK_MS, gather_ms(n_streams))

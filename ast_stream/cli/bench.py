@@ -218,6 +218,13 @@ def tick(
         typer.Option(min=1, max=10_000, help="Take a model of next to no work, of so many."),
     ] = None,
     hop: Hop = 0.5,
+    read: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TOPIC",
+            help="What somebody reads besides events, gaps, health and status, e.g. scores.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Time the worker's turns, all stages but the sockets, as if streams were live.
@@ -227,7 +234,7 @@ def tick(
 
     Example: ast-stream bench tick --streams 64 --streams 256
     """
-    from ast_stream.benchmarks.tick import COLUMNS, blank_tagger, time_turns
+    from ast_stream.benchmarks.tick import COLUMNS, TOPICS, blank_tagger, time_turns
     from ast_stream.model.loading import load_model
     from ast_stream.soundscape.scene import generate_scene
 
@@ -235,14 +242,16 @@ def tick(
         tagger = load_model(ModelSettings(checkpoint=_checked(model, hop)))
     else:
         tagger = blank_tagger(classes)
+    reads = (*TOPICS, *(f"{topic.rstrip('/')}/" for topic in read or ()))
     sounds = [generate_scene(seed, SCENE_S).pcm for seed in range(min(N_SCENES, max(streams)))]
     rows = []
     for n_streams in streams:
         with tempfile.TemporaryDirectory(prefix="ast-stream-tick-") as name:
-            figures = time_turns(tagger, n_streams, hop, seconds, sounds, Path(name))
+            figures = time_turns(tagger, n_streams, hop, seconds, sounds, Path(name), reads)
         rows.append(asdict(figures))
     named = {"model": model} if classes is None else {"classes": classes}
-    print_report({**named, "hop_s": hop}, rows, COLUMNS, as_json=as_json)
+    common = {**named, "hop_s": hop, "read": [*reads]}
+    print_report(common, rows, COLUMNS, as_json=as_json)
 
 
 @app.command()

@@ -406,7 +406,12 @@ class ScoresHeader(FeedBody):
     @property
     def topic(self) -> str:
         """`scores/<stream>/`."""
-        return f"scores/{self.stream}/"
+        return scores_topic(self.stream)
+
+
+def scores_topic(stream: str) -> str:
+    """Return the topic of the scores of a stream."""
+    return f"scores/{stream}/"
 
 
 Content: TypeAlias = (

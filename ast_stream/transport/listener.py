@@ -27,7 +27,7 @@ from pathlib import Path
 from ast_stream.errors import StartupError, WireError
 from ast_stream.runtime.files import is_in_place, lock_file
 from ast_stream.runtime.logging import LimitedLog
-from ast_stream.transport.allow_list import Client
+from ast_stream.transport.allow_list import ALL_RIGHTS, Client
 from ast_stream.transport.authenticator import Authenticator
 from ast_stream.transport.requester import NOBODY, Requester
 from ast_stream.transport.zmtp import Kind, ZmtpSession, encode_message
@@ -175,6 +175,13 @@ class _Peer:
     def held_bytes(self) -> int:
         return self.session.held_bytes + self.in_bytes + self.out_bytes
 
+    def reads(self, topic: bytes) -> bool:
+        """Return whether messages of a topic are for this peer."""
+        if not topic.startswith(self.session.subscriptions.prefixes):
+            return False
+        rights = self.requester.rights
+        return rights is ALL_RIGHTS or rights.may_receive(topic)
+
     def use(self, client: Client) -> None:
         """Give the peer the rights of a client on the allow-list."""
         self.client, self.requester = client, self.requester.with_key_of(client)
@@ -271,14 +278,14 @@ class Listener:
                 return peer is not None and self._queue(peer, frames[1:])
             topic = frames[0]
             data = encode_message(frames) if self._authenticator is None else None  # for all alike
-            subscribers = [
-                peer
-                for peer in self._peers.values()
-                if topic.startswith(peer.session.subscriptions.prefixes)
-                and (self._authenticator is None or peer.requester.rights.may_receive(topic))
-            ]
-            missed = [peer for peer in subscribers if not self._queue(peer, frames, data)]
+            readers = [peer for peer in self._peers.values() if peer.reads(topic)]
+            missed = [peer for peer in readers if not self._queue(peer, frames, data)]
             return not missed
+
+    def has_reader(self, topic: bytes) -> bool:
+        """Return whether anybody connected subscribes to a topic, and has the right to (PUB)."""
+        with self._reactor.lock:
+            return any(peer.reads(topic) for peer in self._peers.values())
 
     def receive(self, timeout_ms: int = 0) -> list[bytes] | None:
         """Return the frames of the next message; None after `timeout_ms`.

@@ -32,6 +32,7 @@ from ast_stream.messages.event import (
     Scores16,
     ScoresHeader,
     Stamp,
+    scores_topic,
 )
 from ast_stream.messages.status import AlertsStatus, Health, WorkerStatus
 from ast_stream.sample_clock import SampleClock
@@ -48,6 +49,9 @@ class Sender(Protocol):
 
     def send(self, frames: list[bytes]) -> bool:
         """Send now; return False if that is not possible."""
+
+    def has_reader(self, topic: bytes) -> bool:
+        """Return whether anybody subscribes to a topic."""
 
 
 class FeedPublisher:
@@ -105,6 +109,13 @@ class FeedPublisher:
     def durable_position(self) -> Position:
         """Position of the last durable message; `seq` 0 if there is none in this boot."""
         return self.boot, self._durable_seq
+
+    def has_reader(self, topic: str) -> bool:
+        """Return whether anybody subscribes to a topic.
+
+        What is for its readers alone is not published while there are none: it has no `seq` then.
+        """
+        return self._socket.has_reader(topic.encode())
 
     def publish(self, content: Content, scores: Scores16 | None = None) -> None:
         """Number and publish one message; events and gaps are logged first.
@@ -169,7 +180,7 @@ class DeduplicatingPublisher:
         self._orphans = {event.id: event for event in event_log.open_events()}
         # of events that have begun and not ended: theirs do not change with the configuration
         self._labels = {event.id: event.labels for event in self._orphans.values()}
-        self.counters: Counter[str] = Counter()
+        self.counters = Counter({"windows_published": 0})
         self.begun: Counter[tuple[str, str]] = Counter()
 
     @property
@@ -239,7 +250,9 @@ class DeduplicatingPublisher:
         return [part for part, _ in gap.divided(known)]
 
     def publish_scores(self, scores: Scores, clock: SampleClock) -> None:
-        """Publish the scores of one window."""
+        """Publish the scores of one window, if anybody subscribes to them."""
+        if not self._publisher.has_reader(scores_topic(scores.stream)):
+            return
         self.counters["windows_published"] += 1
         header = ScoresHeader(
             stream=scores.stream,

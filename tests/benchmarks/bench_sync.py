@@ -34,6 +34,10 @@ class Silence:
         """Send to nobody."""
         return True
 
+    def has_reader(self, topic: bytes) -> bool:
+        """Nobody reads anything."""
+        return False
+
 
 def waits_ms(folder: Path, n_events: int, at_once: int, *, syncs_first: bool) -> list[float]:
     """Return how long events wait, in milliseconds."""

@@ -72,6 +72,9 @@ class Silence:
     def send(self, frames: list[bytes]) -> bool:
         return True
 
+    def has_reader(self, topic: bytes) -> bool:
+        return False
+
 
 def broken(folder: Path, told: Told, now_ns: int, *, syncs_first: bool) -> list[str]:
     """Return which promises the files of a box break, each as a sentence.

@@ -42,6 +42,9 @@ class LossyPub:
     def send(self, frames: list[bytes]) -> bool:
         return self.loses or self._pub.send(frames)
 
+    def has_reader(self, topic: bytes) -> bool:
+        return self._pub.has_reader(topic)
+
 
 class Worker:
     """A publisher and its query server in a thread, as a worker runs them."""

@@ -221,6 +221,9 @@ class WatchedFeed:
             self._box.farewells.append(words)
         return self._socket.send(frames)
 
+    def has_reader(self, topic: bytes) -> bool:
+        return topic.startswith(self._box.read_topics)
+
 
 class SlowTagger:
     """A tagger whose windows take time on the test's clock, and whose scores may be coarse."""
@@ -250,6 +253,7 @@ class Site:
         score_step: scores are multiples of it, so that they are equal on all processors; 0: exact.
         gate_dbfs, syncs_first: of the next worker.
         log_sizes, ledger_sizes: of the next worker's event log and coverage ledger, in bytes.
+        read_topics: prefixes of the topics that somebody reads.
         on_sent: called with each message that the worker sends on the feed.
         published: event messages of all runs of the worker, as live readers get them.
         farewells: stream, state and detail of the last health of those that were removed.
@@ -257,6 +261,7 @@ class Site:
 
     def __init__(self, tagger: Tagger, score_step: float = 0.0, folder: Path | None = None) -> None:
         self.window_cost_s = 0.0
+        self.read_topics = (b"event/", b"gap/", b"health/", b"status/", b"scores/")
         self.set_by_ns = 0
         self.score_step = score_step
         self.gate_dbfs: float | None = None

@@ -13,12 +13,16 @@ from ast_stream.cli.bench import app
 
 def test_every_window_of_every_stream_is_scored_and_every_stage_timed(tmp_path: Path) -> None:
     arguments = ["tick", "--streams", "3", "--streams", "40", "--seconds", "2", "--hop", "0.25"]
-    for model in (["--model", str(save_tiny(tmp_path / "tiny"))], ["--classes", "20"]):
-        result = CliRunner().invoke(app, [*arguments, *model, "--json"])
+    model = ["--model", str(save_tiny(tmp_path / "tiny"))]
+    for more, scores_are_read in (
+        (["--read", "scores", *model], True),
+        (["--classes", "20"], False),
+    ):
+        result = CliRunner().invoke(app, [*arguments, *more, "--json"])
         assert result.exit_code == 0, result.output
         rows = json.loads(result.stdout)["timings"]
         assert [row["windows_per_s"] for row in rows] == [3 / 0.25, 40 / 0.25]
         for row in rows:
             stages = [value for name, value in row.items() if name.endswith("_ms")]
             assert all(value >= 0 for value in stages)
-            assert row["messages_per_s"] > row["windows_per_s"]
+            assert (row["messages_per_s"] > row["windows_per_s"]) == scores_are_read

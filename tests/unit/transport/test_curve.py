@@ -310,6 +310,17 @@ def test_scores_are_for_those_with_the_right_to_them(door: Door) -> None:
     assert got["s"] == {b"scores/porch/"}
 
 
+def test_who_has_no_right_to_a_topic_is_no_reader_of_it(door: Door) -> None:
+    door.allow("reader", PORCH, "feed")
+    pub = door.bind("pub")
+    reader = door.connect("sub", PORCH)
+    reader.subscribe("")
+    assert eventually(lambda: pub.has_reader(b"event/bark/porch/"))
+    assert not pub.has_reader(b"scores/porch/")
+    door.allow("reader", PORCH, "feed", "scores")
+    assert eventually(lambda: pub.has_reader(b"scores/porch/")), "rights change while it is there"
+
+
 def test_a_message_beyond_the_limit_ends_the_connection_of_its_sender_alone(door: Door) -> None:
     door.allow("porch-box", PORCH, "push:porch")
     door.allow("yard-box", STRANGER, "push:yard")

@@ -17,6 +17,9 @@ class _Unheard:
     def send(self, frames: list[bytes]) -> bool:
         return True
 
+    def has_reader(self, topic: bytes) -> bool:
+        return False
+
 
 def _event(
     type: EventType, at_sample: int, reason: EndReason | None = None, onset: int = 8_000

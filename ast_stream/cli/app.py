@@ -69,6 +69,11 @@ COMMANDS = (
         "ast_stream.alerts.process:alerts",
         "Run the process that turns events into alerts.",
     ),
+    Command(
+        "record",
+        "ast_stream.recorder.process:record",
+        "Run the process that keeps clips of events, and the history.",
+    ),
     Command("listen", f"{_CLI}.listen:listen", "Show live what the model detects."),
     Command("scan", f"{_CLI}.scan:scan", "Find the events in recordings."),
     Command("subscribe", f"{_CLI}.subscribe:subscribe", "Print the feed as JSON lines."),

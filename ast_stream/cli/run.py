@@ -39,13 +39,13 @@ logger = logging.getLogger(__name__)
 def run(
     config: Annotated[Path, config_option()],
 ) -> None:
-    """Run all processes of one configuration: captures, worker or workers, and alerts.
+    """Run all processes of one configuration: captures, worker or workers, alerts, recorder.
 
     One process captures all network streams, recordings and scenes; each microphone has its own.
-    The alerts process is started if the configuration names rules. Processes that fail are
-    restarted; Ctrl-C or SIGTERM stops all of them. SIGHUP reloads the configuration: streams are
-    added, removed and changed while the others keep running. If every source ends, as recordings
-    do, the run ends with them.
+    The alerts process is started if the configuration names rules, the recorder if it has a section
+    `recorder`. Processes that fail are restarted; Ctrl-C or SIGTERM stops all of them. SIGHUP
+    reloads the configuration: streams are added, removed and changed while the others keep running.
+    If every source ends, as recordings do, the run ends with them.
 
     Example: ast-stream run -c configs/examples/microphone.yaml
     """
@@ -86,8 +86,9 @@ def _supervise(
             "streams": {stream.name: capture_settings(new, stream) for stream in new.streams},
             "workers": [*new.workers],
             "alerts": bool(new.alerts.rules),
+            "recorder": new.recorder is not None,
         },
-        live=frozenset({"streams", "alerts", "workers"}),
+        live=frozenset({"streams", "alerts", "recorder", "workers"}),
         apply=lambda new: _follow(new, settings, config, supervisor),
     )
 
@@ -164,8 +165,13 @@ def child_specs(settings: Settings, config: Path) -> list[ChildSpec]:
     alerts = ChildSpec(
         "alerts", (*command, "alerts", "-c", str(config)), is_optional=True, ends_last=True
     )
-    # alerts first: it receives everything from a worker that is started after it
-    return [*([alerts] if settings.alerts.rules else []), *workers, *captures]
+    recorder = ChildSpec(
+        "recorder", (*command, "record", "-c", str(config)), is_optional=True, ends_last=True
+    )
+    readers = [*([alerts] if settings.alerts.rules else [])]
+    readers += [recorder] if settings.recorder is not None else []
+    # readers first: they receive everything from a worker that is started after them
+    return [*readers, *workers, *captures]
 
 
 def _capture(

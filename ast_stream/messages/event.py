@@ -37,9 +37,11 @@ from ast_stream.messages.codec import (
 )
 from ast_stream.messages.status import (
     ALERTS_STATUS_TOPIC,
+    RECORDER_STATUS_TOPIC,
     WORKER_STATUS_TOPIC,
     AlertsStatus,
     Health,
+    RecorderStatus,
     WorkerStatus,
 )
 from ast_stream.sample_clock import SampleClock
@@ -415,7 +417,14 @@ def scores_topic(stream: str) -> str:
 
 
 Content: TypeAlias = (
-    EventMessage | GapMessage | ScoresHeader | Health | WorkerStatus | AlertsStatus | Alert
+    EventMessage
+    | GapMessage
+    | ScoresHeader
+    | Health
+    | WorkerStatus
+    | AlertsStatus
+    | RecorderStatus
+    | Alert
 )
 
 _Seq = Annotated[int, Field(ge=0, le=MAX_SEQ)]
@@ -648,6 +657,7 @@ _CONTENTS: dict[str, type[Content]] = {  # by topic, or by its first word
     "alert": Alert,
     WORKER_STATUS_TOPIC: WorkerStatus,
     ALERTS_STATUS_TOPIC: AlertsStatus,
+    RECORDER_STATUS_TOPIC: RecorderStatus,
 }
 
 

@@ -16,6 +16,7 @@ from ast_stream.messages.codec import FeedBody, SampleIndex, Seconds, Text
 StreamState = Literal["listening", "warming", "gated", "missing", "degraded"]
 
 WORKER_STATUS_TOPIC = "status/worker/"
+RECORDER_STATUS_TOPIC = "status/recorder/"  # on the recorder's own feed
 ALERTS_STATUS_TOPIC = "status/alerts/"  # on the alerts process's own feed
 SOURCE_ENDED = "the source has ended"  # detail of the health of a stream that is over
 STREAM_REMOVED = "removed from the configuration"  # detail of the last health of a stream
@@ -154,3 +155,27 @@ class AlertsStatus(_FollowsSettings):
     def topic(self) -> str:
         """`status/alerts/`."""
         return ALERTS_STATUS_TOPIC
+
+
+class RecorderStatus(_FollowsSettings):
+    """How a recorder is."""
+
+    hears_workers: Annotated[bool, Field(alias="hears")]
+    """Whether the feeds of all workers are received."""
+    clips: int
+    """Clips that are kept."""
+    clip_bytes: int
+    """Bytes of all clips, of those too that wait for an alert."""
+    events: int
+    """Events whose sound is at work."""
+    waiting: int
+    """Messages that wait for a history that cannot be written."""
+    disk: Text | None
+    """What cannot be written and why; None while all can."""
+    counters: dict[str, int]
+    """Since the start, by name."""
+
+    @property
+    def topic(self) -> str:
+        """`status/recorder/`."""
+        return RECORDER_STATUS_TOPIC

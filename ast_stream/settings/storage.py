@@ -19,10 +19,10 @@ from ast_stream.settings.workers import of_worker, worker_names
 DAY_S = 86_400.0
 MAX_SPARE_BYTES = 64 * MIB  # of what waits for a disk that is full
 MAX_JOURNAL_BYTES = 64 * MIB  # more than all streams of a worker with all classes active
-MAX_RECORDER_BYTES = 16 * MIB
 MAX_ENDED_BYTES = 64 * 1024  # of the note of one source
 _ASIDE = ".damaged-[1-9]"  # what cannot be read is kept under such a name
 _WRITER, _RECORDER = "worker", "recorder"
+_HISTORY = "history.sqlite"
 
 
 @dataclass(frozen=True)
@@ -132,11 +132,26 @@ def clips(settings: Settings) -> Kept:
     )
 
 
-def recorder_state(settings: Settings) -> Kept:
-    """Return the file from which the recorder goes on."""
-    folder, holds = Path(settings.state_dir), "where it stands on each feed, and events at work"
+def history_database(settings: Settings) -> Kept:
+    """Return the database of events, gaps, alerts, clips and verdicts."""
+    own = settings.retention.history
+    until = f"until {own.max_mib} MiB are full"
+    if own.max_days is not None:
+        until = f"{own.max_days:g} days, and {until}"
+    suffixes = ("-wal", "-shm", ".lock")
     return Kept(
-        "recorder", folder, ("recorder.json",), _RECORDER, holds, MAX_RECORDER_BYTES, None, "always"
+        "history",
+        Path(settings.state_dir) / "history",
+        (
+            _HISTORY,
+            *(f"{_HISTORY}{suffix}" for suffix in suffixes),
+            f"{_HISTORY}{_ASIDE}-*",  # side files of one that was set aside
+        ),
+        _RECORDER,
+        "events, gaps, alerts, clips and what people say of them: classes, times, scores, names",
+        own.max_mib * MIB,
+        None if own.max_days is None else own.max_days * DAY_S,
+        until,
     )
 
 
@@ -174,7 +189,7 @@ def kept(settings: Settings) -> Iterator[Kept]:
     if settings.alerts.rules:
         yield alert_database(settings)
     if settings.recorder is not None:
-        yield recorder_state(settings)
+        yield history_database(settings)
         if settings.recorder.keeps_sound:
             yield clips(settings)
     for own in workers:

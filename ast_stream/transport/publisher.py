@@ -34,7 +34,7 @@ from ast_stream.messages.event import (
     Stamp,
     scores_topic,
 )
-from ast_stream.messages.status import AlertsStatus, Health, WorkerStatus
+from ast_stream.messages.status import AlertsStatus, Health, RecorderStatus, WorkerStatus
 from ast_stream.sample_clock import SampleClock
 from ast_stream.transport.event_log import EventLog, Published
 from ast_stream.units import SAMPLE_RATE, samples_to_seconds
@@ -128,7 +128,7 @@ class FeedPublisher:
         match content:
             case EventMessage() | GapMessage():
                 previous, self._durable_seq = self._durable_seq, self._seq
-            case Health() | WorkerStatus() | AlertsStatus():
+            case Health() | WorkerStatus() | AlertsStatus() | RecorderStatus():
                 durable_seq = self._durable_seq
         stamp = Stamp(self.boot, self._seq, self._now(), previous, durable_seq)
         message = FeedMessage.of(content, stamp, scores)

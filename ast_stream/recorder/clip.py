@@ -1,0 +1,175 @@
+"""A clip as a file: samples, what they are said to be inside the file, and the sheet beside it."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
+
+import soundfile
+from pydantic import Field
+
+from ast_stream.messages.audio import Pcm16
+from ast_stream.messages.codec import Body, SampleIndex, Text, Time, decode_json, encode_json
+from ast_stream.messages.event import EventMessage
+from ast_stream.recorder.held_audio import CutAudio
+from ast_stream.recorder.plan import Part
+from ast_stream.settings.recorder import ClipFormat
+from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, format_time, samples_to_seconds
+from ast_stream.version import __version__
+
+MAX_SHEET_BYTES = 256 * 1024
+MAX_LISTED = 200  # holes and withheld ranges on a sheet; of more their sum is right all the same
+_CONTAINERS: dict[ClipFormat, tuple[str, str]] = {
+    "flac": ("FLAC", "PCM_16"),
+    "opus": ("OGG", "OPUS"),
+}
+
+
+class Missing(Body):
+    """Samples of a clip that are silence because they were not to be had."""
+
+    start_sample: SampleIndex
+    stop_sample: SampleIndex
+    reason: Text
+
+
+class Sheet(Body):
+    """What is beside a clip, as JSON: what it holds, and the event that it is of."""
+
+    v: Literal[1] = 1
+    event: dict[Text, Any]
+    """The newest message about the event, as on the feed."""
+    part: int
+    """From 0, where a long event was cut."""
+    is_last: bool
+    start_sample: SampleIndex
+    """Sample index, in the epoch of the event, of the first sample of the file."""
+    stop_sample: SampleIndex
+    """Sample index after the last."""
+    start_ns: Time
+    """When the first sample was captured."""
+    rate: int = SAMPLE_RATE
+    format: ClipFormat
+    missing: list[Missing] = Field(default_factory=list)
+    """What of it is silence because it was not to be had."""
+    withheld: list[Annotated[list[SampleIndex], Field(min_length=2, max_length=2)]] = Field(
+        default_factory=list
+    )
+    """What of it is silence because somebody may talk: index of the first, and after the last."""
+    note: Text = ""
+    """What is particular about it, a sentence; empty where nothing is."""
+    version: Text = __version__
+
+    def encode(self) -> bytes:
+        """Return the file."""
+        return encode_json(self.to_json()) + b"\n"
+
+    @classmethod
+    def decode(cls, content: bytes) -> Sheet:
+        """Return the sheet in a file.
+
+        Raises:
+            WireError: it is none.
+        """
+        return cls.from_json(decode_json(content, "sheet of a clip", MAX_SHEET_BYTES), "sheet")
+
+    @property
+    def message(self) -> EventMessage:
+        """The newest message about the event.
+
+        Raises:
+            WireError: it is none.
+        """
+        return EventMessage.from_json(self.event)
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """A clip in memory, to be written."""
+
+    sheet: Sheet
+    message: EventMessage
+    pcm: Pcm16
+
+    @classmethod
+    def of(cls, part: Part, audio: CutAudio, format: ClipFormat, why_short: str) -> Clip:
+        """Return the clip of a part.
+
+        Args:
+            why_short: why there is no more audio, where it ends before the part does.
+        """
+        message = part.event.message
+        holes = [
+            Missing(start_sample=hole.start, stop_sample=hole.stop, reason=hole.reason)
+            for hole in audio.holes[:MAX_LISTED]
+        ]
+        sheet = Sheet(
+            event=message.to_json(),
+            part=part.number,
+            is_last=part.is_last,
+            start_sample=audio.start,
+            stop_sample=audio.stop,
+            start_ns=part.event.time_ns(audio.start),
+            format=format,
+            missing=holes,
+            withheld=[list(one) for one in audio.withheld[:MAX_LISTED]],
+            note=describe(part, audio, why_short),
+        )
+        return cls(sheet, message, audio.pcm)
+
+    @property
+    def path(self) -> PurePosixPath:
+        """Where it lies below the folder of the clips: STREAM/DATE/ONSET_CLASS_ID.FORMAT."""
+        message = self.message
+        onset = datetime.fromtimestamp(message.onset_ns // NS_PER_SECOND, UTC)
+        part = f"_{self.sheet.part + 1}" if self.sheet.part or not self.sheet.is_last else ""
+        name = f"{onset:%Y%m%dT%H%M%SZ}_{message.class_}_{message.id}{part}.{self.sheet.format}"
+        return PurePosixPath(message.stream, f"{onset:%Y-%m-%d}", name)
+
+    def encode(self) -> bytes:
+        """Return the file: exactly these samples, in Opus as good as it has them."""
+        container, subtype = _CONTAINERS[self.sheet.format]
+        message, content = self.message, io.BytesIO()
+        with soundfile.SoundFile(
+            content, "w", SAMPLE_RATE, 1, subtype=subtype, format=container
+        ) as file:
+            # libsndfile has these names alone; in FLAC and Opus they become Vorbis comments
+            file.title = message.label
+            file.artist = message.stream
+            file.album = message.id
+            file.date = format_time(self.sheet.start_ns)
+            file.software = f"ast-stream {__version__}"
+            file.comment = encode_json(self._tags()).decode()
+            file.write(self.pcm)
+        return content.getvalue()
+
+    def _tags(self) -> dict[str, Any]:
+        """Return what the comment inside the file says, as JSON."""
+        body = self.sheet.event
+        keys = ("id", "class", "label", "stream", "onset", "offset", "peak", "epoch", "model")
+        own = self.sheet.to_json()
+        of_clip = ("part", "is_last", "start_sample", "stop_sample", "note")
+        return {key: body.get(key) for key in keys} | {key: own[key] for key in of_clip}
+
+
+def describe(part: Part, audio: CutAudio, why_short: str) -> str:
+    """Return what is particular about the sound of a part, a sentence; empty if nothing is."""
+    found = []
+    by_reason: dict[str, int] = {}
+    for hole in audio.holes:
+        by_reason[hole.reason] = by_reason.get(hole.reason, 0) + hole.stop - hole.start
+    found += [
+        f"{samples_to_seconds(n):.3g} s are silence: {reason}" for reason, n in by_reason.items()
+    ]
+    if n_withheld := sum(stop - start for start, stop in audio.withheld):
+        found.append(f"{samples_to_seconds(n_withheld):.3g} s are silence: somebody may talk")
+    if audio.stop < part.stop:
+        seconds = samples_to_seconds(part.stop - audio.stop)
+        found.append(f"{seconds:.3g} s at the end are missing: {why_short}")
+    if audio.start > part.start and len(audio.pcm):
+        seconds = samples_to_seconds(audio.start - part.start)
+        found.append(f"{seconds:.3g} s at the beginning are missing")
+    return "; ".join(found)

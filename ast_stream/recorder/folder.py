@@ -1,0 +1,350 @@
+"""The folder of the clips: written whole, within its limits, and the same as the history says.
+
+Clips of which nobody has decided yet whether they are kept lie in a folder of their own, and take
+part in the limits. What cannot be written or deleted stops nothing, and is said.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Container
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from ast_stream.errors import StartupError, WireError
+from ast_stream.history.database import History, HistoryError
+from ast_stream.history.records import ClipRecord
+from ast_stream.recorder.clip import MAX_SHEET_BYTES, Clip, Sheet
+from ast_stream.recorder.plan import Part
+from ast_stream.recorder.retention import StoredClip, make_room, too_old
+from ast_stream.runtime.files import (
+    DamagedFileError,
+    lock_file,
+    make_folder,
+    read_bounded,
+    replace_file,
+    replace_files,
+    sync,
+)
+from ast_stream.runtime.logging import LimitedLog, Outage
+from ast_stream.settings.retention import MIB, ClipRetention
+from ast_stream.settings.storage import DAY_S
+from ast_stream.units import seconds_to_ns
+
+WAITING = ".waiting"  # no stream has such a name
+SUFFIXES = (".flac", ".opus")
+MAX_UNRECORDED = 10_000  # rows that wait for a history that cannot be written
+_SHEET = ".json"
+_UNFINISHED = ".unfinished"
+
+logger = logging.getLogger(__name__)
+
+
+def free_bytes(folder: Path) -> int:
+    """Return what is free on the disk of a folder, for this user."""
+    return shutil.disk_usage(folder).free
+
+
+class ClipFolder:
+    """Clips on the disk, and their rows in the history.
+
+    Args:
+        limits: may change while it runs, as may the next.
+        wait_s: how long a clip waits for a decision.
+
+    Attributes:
+        outage: reports while nothing can be written.
+        written: clips written, by class.
+        deleted: clips deleted, by reason: age, room, no_alert, dropped.
+
+    Raises:
+        StartupError: another process has the folder, or it cannot be made.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        history: History,
+        limits: ClipRetention,
+        wait_s: float,
+        *,
+        wall_ns: Callable[[], int] = time.time_ns,
+        free: Callable[[Path], int] = free_bytes,
+    ) -> None:
+        self.folder = folder
+        self.limits = limits
+        self.wait_s = wait_s
+        self.outage = Outage(logger, f"clips are written to {folder} again")
+        self.written: Counter[str] = Counter()
+        self.deleted: Counter[str] = Counter()
+        self._history = history
+        self._wall_ns = wall_ns
+        self._free = free
+        self._clips: dict[str, StoredClip] = {}  # by path
+        self._by_event: dict[str, set[str]] = {}  # paths
+        self._stuck: set[str] = set()  # paths of what cannot be deleted
+        self._rows: deque[ClipRecord | str] = deque(maxlen=MAX_UNRECORDED)  # to add, or to remove
+        self._limited_log = LimitedLog(logger)
+        try:
+            make_folder(folder, 0o750)
+        except OSError as error:
+            raise StartupError(f"cannot create {folder}: {error.strerror}") from error
+        self._lock = lock_file(folder / "lock", f"the folder of clips {folder}")
+        self._look_through()
+        self._reconcile()
+
+    @property
+    def n_clips(self) -> int:
+        """Clips that are kept."""
+        return sum(not clip.is_waiting for clip in self._clips.values())
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all clips and their sheets."""
+        return sum(clip.size_bytes for clip in self._clips.values())
+
+    def close(self) -> None:
+        """Write the rows that wait, if possible, and release the folder."""
+        self.retry()
+        os.close(self._lock)
+
+    def of_event(self, event_id: str) -> list[StoredClip]:
+        """Return the parts of an event that are there, in order."""
+        found = [self._clips[path] for path in self._by_event.get(event_id, ())]
+        return sorted(found, key=lambda clip: clip.part)
+
+    def waiting(self) -> set[str]:
+        """Return the events whose clips wait for a decision."""
+        return {clip.event_id for clip in self._clips.values() if clip.is_waiting}
+
+    def write(self, clip: Clip, *, is_waiting: bool) -> str | None:
+        """Write a clip, which is kept or waits for a decision; return why that is not possible."""
+        audio, sheet = clip.encode(), clip.sheet.encode()
+        n_bytes = len(audio) + len(sheet)
+        path = PurePosixPath(WAITING) / clip.path if is_waiting else clip.path
+        until_ns = self._wall_ns() + seconds_to_ns(self.wait_s) if is_waiting else None
+        stored = _stored(str(path), clip.sheet, n_bytes, until_ns)
+        self._forget(str(path))  # of an earlier run, which is replaced
+        problem = self._make_room(n_bytes)
+        if problem is None:
+            place = self.folder / path
+            try:
+                make_folder(place.parent, 0o750)
+                contents = {place.with_suffix(_SHEET).name: sheet, place.name: audio}
+                replace_files(place.parent, contents, is_synced=True, mode=0o640)
+            except OSError as error:
+                problem = f"{self.folder} cannot be written: {error.strerror}"
+        if problem is not None:
+            self.outage.failed("clips are not kept: %s", problem)
+            return problem
+        self.outage.worked()
+        self._remember(stored)
+        if not is_waiting:
+            self.written[stored.class_] += 1
+            self._record(_record(str(path), clip.sheet, len(audio)))
+        return None
+
+    def note(self, part: Part, why: str) -> None:
+        """Record why a part of an event has no clip."""
+        message = part.event.message
+        stop = max(part.start, part.stop)
+        record = ClipRecord(
+            message.id, part.number, "", message.stream, message.epoch or "", part.start, stop,
+            part.event.time_ns(part.start), "", 0, why,
+        )  # fmt: skip
+        self._record(record)
+
+    def keep(self, event_id: str) -> None:
+        """Keep the clips of an event that wait."""
+        for clip in self.of_event(event_id):
+            if clip.is_waiting:
+                self._move(clip)
+
+    def wait(self, event_id: str) -> None:
+        """Let the clips of an event, which is over, wait from now on."""
+        until_ns = self._wall_ns() + seconds_to_ns(self.wait_s)
+        for clip in self.of_event(event_id):
+            if clip.is_waiting:
+                self._remember(replace(clip, until_ns=until_ns))
+
+    def drop(self, event_id: str) -> None:
+        """Delete the clips of an event."""
+        for clip in self.of_event(event_id):
+            self._delete(clip, "dropped")
+
+    def sweep(self, at_work: Container[str]) -> None:
+        """Delete what is too old, too much, or waits in vain; to be called each minute.
+
+        Args:
+            at_work: events that are not over: their clips do not wait in vain.
+        """
+        now_ns = self._wall_ns()
+        if self.limits.max_days is not None:
+            before_ns = now_ns - seconds_to_ns(self.limits.max_days * DAY_S)
+            for clip in too_old(list(self._clips.values()), before_ns):
+                self._delete(clip, "age")
+        for clip in list(self._clips.values()):
+            if clip.is_waiting and clip.until_ns < now_ns and clip.event_id not in at_work:
+                self._delete(clip, "no_alert")
+        self._make_room(0)
+        self._stuck.clear()  # they are tried again
+        for place, _, _ in os.walk(self.folder, topdown=False):
+            with suppress(OSError):  # it is not empty
+                if Path(place) != self.folder:
+                    os.rmdir(place)
+
+    def retry(self) -> None:
+        """Write the rows that the history did not take."""
+        try:
+            while self._rows:
+                row = self._rows[0]
+                if isinstance(row, str):
+                    self._history.remove_clips([row])
+                else:
+                    self._history.add_clip(row)
+                self._rows.popleft()
+        except HistoryError as error:
+            self._history.outage.failed("%s", error)
+
+    def _make_room(self, n_bytes: int) -> str | None:
+        """Delete what has to go for so many bytes; return why they cannot be written even so."""
+        limit = self.limits.max_mib * MIB
+        if n_bytes > limit:
+            return f"a clip takes {n_bytes} bytes, and retention.clips.max_mib allows {limit}"
+        while (excess := self.n_bytes + n_bytes - limit) > 0:
+            candidates = [one for one in self._clips.values() if one.path not in self._stuck]
+            victims = list(make_room(candidates, excess, self.limits.keep_best))
+            if not victims:
+                return f"{self.folder} is full, and what is there cannot be deleted"
+            for clip in victims:
+                self._delete(clip, "room")
+        try:
+            free = self._free(self.folder)
+        except OSError as error:
+            return f"{self.folder} cannot be looked at: {error.strerror}"
+        if n_bytes and free - n_bytes < self.limits.min_free_mib * MIB:
+            return (
+                f"the disk of {self.folder} has {free // MIB} MiB left, and "
+                f"{self.limits.min_free_mib} stay free (retention.clips.min_free_mib)"
+            )
+        return None
+
+    def _move(self, clip: StoredClip) -> None:
+        """Move a clip that waited to where those are that are kept."""
+        path = PurePosixPath(clip.path).relative_to(WAITING)
+        source, target = self.folder / clip.path, self.folder / path
+        try:
+            sheet = Sheet.decode(read_bounded(source.with_suffix(_SHEET), MAX_SHEET_BYTES))
+            make_folder(target.parent, 0o750)
+            replace_file(target.with_suffix(_SHEET), sheet.encode(), is_synced=True, mode=0o640)
+            os.replace(source, target)
+            sync(target.parent)
+            source.with_suffix(_SHEET).unlink()
+            n_bytes = target.stat().st_size
+        except (OSError, DamagedFileError, WireError) as error:
+            self._limited_log.warning("the clip %s cannot be kept: %s", source, error)
+            return
+        self._forget(clip.path)
+        self._remember(replace(clip, path=str(path), is_waiting=False, until_ns=0))
+        self.written[clip.class_] += 1
+        self._record(_record(str(path), sheet, n_bytes))
+
+    def _delete(self, clip: StoredClip, reason: str) -> None:
+        """Delete a clip; one that cannot be deleted stays, and is passed over for a while."""
+        place = self.folder / clip.path
+        try:
+            place.unlink(missing_ok=True)
+            place.with_suffix(_SHEET).unlink(missing_ok=True)
+        except OSError as error:
+            self._stuck.add(clip.path)
+            self._limited_log.warning("the clip %s cannot be deleted: %s", place, error.strerror)
+            return
+        self._forget(clip.path)
+        self.deleted[reason] += 1
+        if not clip.is_waiting:
+            self._record(clip.path)
+
+    def _record(self, row: ClipRecord | str) -> None:
+        self._rows.append(row)
+        self.retry()
+
+    def _remember(self, clip: StoredClip) -> None:
+        self._clips[clip.path] = clip
+        self._by_event.setdefault(clip.event_id, set()).add(clip.path)
+
+    def _forget(self, path: str) -> None:
+        clip = self._clips.pop(path, None)
+        if clip is not None:
+            paths = self._by_event[clip.event_id]
+            paths.discard(path)
+            if not paths:
+                del self._by_event[clip.event_id]
+
+    def _look_through(self) -> None:
+        """Find the clips on the disk, and remove what an interrupted run has left."""
+        for place, _, names in os.walk(self.folder):
+            for name in names:
+                path = Path(place, name)
+                is_alone = name.endswith(_SHEET) and not any(
+                    path.with_suffix(suffix).exists() for suffix in SUFFIXES
+                )
+                if name.endswith(_UNFINISHED) or is_alone:
+                    with suppress(OSError):
+                        path.unlink()
+                elif name.endswith(SUFFIXES):
+                    self._find(path)
+
+    def _find(self, path: Path) -> None:
+        """Take up one clip; one without a sheet that can be read counts, and grows old."""
+        name = path.relative_to(self.folder).as_posix()
+        try:
+            found = path.lstat()
+        except OSError:
+            return
+        try:
+            content = read_bounded(path.with_suffix(_SHEET), MAX_SHEET_BYTES)
+            sheet = Sheet.decode(content)
+            is_waiting = name.startswith(f"{WAITING}/")
+            until_ns = found.st_mtime_ns + seconds_to_ns(self.wait_s) if is_waiting else None
+            self._remember(_stored(name, sheet, found.st_size + len(content), until_ns))
+        except (OSError, DamagedFileError, WireError) as error:
+            self._limited_log.warning("the sheet of the clip %s cannot be read: %s", path, error)
+            self._remember(
+                StoredClip(name, name, 0, True, "", 0.0, found.st_mtime_ns, 0, 0, found.st_size)
+            )
+
+    def _reconcile(self) -> None:
+        """Have the history say of clips what is on the disk."""
+        known = {clip.path for clip, _ in self._history.all_clips() if clip.path}
+        kept = {path for path, clip in self._clips.items() if not clip.is_waiting and clip.class_}
+        for path in known - kept:
+            self._record(path)
+        for path in kept - known:
+            with suppress(OSError, DamagedFileError, WireError):
+                place = self.folder / path
+                sheet = Sheet.decode(read_bounded(place.with_suffix(_SHEET), MAX_SHEET_BYTES))
+                self._record(_record(path, sheet, place.stat().st_size))
+        if known ^ kept:
+            text = "the history did not know %s clips that there are, and knew %s that are gone"
+            logger.warning(text, len(kept - known), len(known - kept))
+
+
+def _stored(path: str, sheet: Sheet, n_bytes: int, until_ns: int | None) -> StoredClip:
+    message = sheet.message
+    return StoredClip(
+        path, message.id, sheet.part, sheet.is_last, message.class_, message.peak, sheet.start_ns,
+        sheet.start_sample, sheet.stop_sample, n_bytes, until_ns is not None, until_ns or 0,
+    )  # fmt: skip
+
+
+def _record(path: str, sheet: Sheet, n_bytes: int) -> ClipRecord:
+    message = sheet.message
+    return ClipRecord(
+        message.id, sheet.part, path, message.stream, message.epoch or "", sheet.start_sample,
+        sheet.stop_sample, sheet.start_ns, sheet.format, n_bytes, sheet.note,
+    )  # fmt: skip

@@ -1,0 +1,155 @@
+"""What the recorder says about itself: on its feed each second, to Prometheus, in a line."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from ast_stream.history.database import History
+from ast_stream.messages.status import RecorderStatus
+from ast_stream.recorder.fetcher import AudioFetcher
+from ast_stream.recorder.loop import Recorder
+from ast_stream.runtime.lifecycle import Notifier
+from ast_stream.runtime.metrics import Family, Metrics, figure
+from ast_stream.transport.publisher import FeedPublisher
+from ast_stream.units import counted
+
+REPORT_EVERY_S = 1.0
+
+
+class RecorderReport:
+    """Reports once a second.
+
+    Attributes:
+        restart_needed: keys of the configuration that have changed and are not in use.
+    """
+
+    def __init__(
+        self,
+        notifier: Notifier,
+        metrics: Metrics,
+        publisher: FeedPublisher,
+        recorder: Recorder,
+        fetcher: AudioFetcher,
+        history: History,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.notifier = notifier
+        self.restart_needed: Sequence[str] = ()
+        self._metrics = metrics
+        self._publisher = publisher
+        self._recorder = recorder
+        self._fetcher = fetcher
+        self._history = history
+        self._now_s = now_s
+        self._next_s = float("-inf")
+        self._line = "starting"
+
+    def tick(self) -> None:
+        """Report if it is time; called after each turn of the loop."""
+        if self._now_s() >= self._next_s:
+            self._next_s = self._now_s() + REPORT_EVERY_S
+            status = self._status()
+            self._line = describe(status)
+            self._publisher.publish(status)
+            if self._metrics.is_on:
+                self._metrics.renew(self._families(status))
+        self.notifier.turn(lambda: self._line, is_working=True)
+
+    def note_restart_needed(self, keys: Sequence[str]) -> None:
+        """Report from now on that these keys of the configuration wait for a restart."""
+        self.restart_needed = keys
+
+    def _status(self) -> RecorderStatus:
+        clips, history = self._recorder.clips, self._history
+        outages = [history.outage, *([] if clips is None else [clips.outage])]
+        return RecorderStatus(
+            hears_workers=self._recorder.hears_workers,
+            clips=0 if clips is None else clips.n_clips,
+            clip_bytes=0 if clips is None else clips.n_bytes,
+            events=len(self._recorder.plan),
+            waiting=history.figures.waiting,
+            disk="; ".join(filter(None, (outage.text for outage in outages))) or None,
+            counters={
+                "clips_written": 0 if clips is None else clips.written.total(),
+                "clips_deleted": 0 if clips is None else clips.deleted.total(),
+                "clips_missing": self._recorder.unkept,
+                "messages_missed": self._recorder.missed,
+                "messages_dropped": history.figures.dropped,
+                "audio_refused": self._fetcher.refused,
+            },
+            restart_needed=list(self.restart_needed),
+        )
+
+    def _families(self, status: RecorderStatus) -> list[Family]:
+        clips, figures = self._recorder.clips, self._history.figures
+        return [
+            figure("ast_stream_recorder_clips", "Clips that are kept", status.clips),
+            figure(
+                "ast_stream_recorder_clip_bytes",
+                "Bytes of all clips, of those that wait for a decision too",
+                status.clip_bytes,
+            ),
+            figure("ast_stream_recorder_events", "Events whose sound is at work", status.events),
+            figure(
+                "ast_stream_recorder_hears_workers",
+                "1 while the workers are heard",
+                status.hears_workers,
+            ),
+            figure(
+                "ast_stream_recorder_disk_failing",
+                "1 while clips or the history cannot be written",
+                status.disk is not None,
+            ),
+            figure(
+                "ast_stream_recorder_clips_written_total",
+                "Clips written",
+                {} if clips is None else {(name,): n for name, n in clips.written.items()},
+                ("class",),
+            ),
+            figure(
+                "ast_stream_recorder_clips_deleted_total",
+                "Clips deleted; reason is age, room, no_alert or dropped",
+                {} if clips is None else {(name,): n for name, n in clips.deleted.items()},
+                ("reason",),
+            ),
+            figure(
+                "ast_stream_recorder_clips_missing_total",
+                "Clips that should be and are not; the history says why",
+                self._recorder.unkept,
+            ),
+            figure(
+                "ast_stream_recorder_messages_total",
+                "Messages of the feeds that were read",
+                {(kind,): n for kind, n in self._recorder.received.items()},
+                ("kind",),
+            ),
+            figure(
+                "ast_stream_recorder_messages_waiting",
+                "Messages that wait for the history to be written",
+                figures.waiting,
+            ),
+            figure(
+                "ast_stream_recorder_messages_lost_total",
+                "Messages that are not in the history: malformed, or too many for a full disk",
+                figures.malformed + figures.dropped,
+            ),
+            figure(
+                "ast_stream_recorder_audio_requests_total",
+                "Queries for audio; outcome is answered or refused",
+                {
+                    ("answered",): self._fetcher.requests - self._fetcher.refused,
+                    ("refused",): self._fetcher.refused,
+                },
+                ("outcome",),
+            ),
+        ]
+
+
+def describe(status: RecorderStatus) -> str:
+    """Return a status as a line for people."""
+    at_work = f", {counted(status.events, 'event')} at work" if status.events else ""
+    disk = f", {status.disk}" if status.disk else ""
+    unheard = "" if status.hears_workers else ", waiting for the worker"
+    mib = status.clip_bytes / 2**20
+    return f"{counted(status.clips, 'clip')}, {mib:.1f} MiB{at_work}{unheard}{disk}"

@@ -126,7 +126,7 @@ class RecordedTest:
 
     Attributes:
         rules: streams that they name keep their names.
-        sounds: the first message about each, by id, with what later ones said of peak and offset.
+        sounds: the first message about each, by id, with what later ones said of scores and offset.
     """
 
     rules: RuleSet
@@ -138,8 +138,12 @@ class RecordedTest:
         for event in messages:
             if isinstance(event, EventMessage) and from_ns <= event.onset_ns < to_ns:
                 known = self.sounds.get(event.id, event)
+                of_watcher = [
+                    one.watcher_score for one in (known, event) if one.watcher_score is not None
+                ]
                 so_far = {
                     "peak": max(known.peak, event.peak),
+                    "watcher_score": max(of_watcher, default=None),
                     "offset_ns": event.offset_ns or known.offset_ns,
                 }
                 self.sounds[event.id] = known.model_copy(update=so_far)
@@ -169,9 +173,12 @@ class RecordedTest:
             dur = ""
             if sound.offset_ns is not None:
                 dur = f"dur: {duration_text(max(0, sound.offset_ns - sound.onset_ns))}, "
+            watcher = ""
+            if sound.watcher_score is not None:
+                watcher = f"watcher_score: {sound.watcher_score:g}, "
             yield (
                 f"      - {{at: {duration_text(sound.onset_ns - self.start_ns)}, "
-                f"class: {json.dumps(sound.label, ensure_ascii=False)}, {dur}"
+                f"class: {json.dumps(sound.label, ensure_ascii=False)}, {dur}{watcher}"
                 f"score: {sound.peak:g}, stream: {self._name(sound.stream)}}}"
             )
 

@@ -114,6 +114,7 @@ class DetectorFacts:
         apart_s: two sounds of the class whose onsets are closer than this become one event.
         shortest_s: no event is shorter.
         longest_s: longer sounds are cut into several events.
+        without_watcher: classes of which no small model of a cascade says anything.
     """
 
     thresholds: Mapping[str, float]
@@ -123,6 +124,7 @@ class DetectorFacts:
     apart_s: Mapping[str, float]
     shortest_s: Mapping[str, float]
     longest_s: Mapping[str, float]
+    without_watcher: frozenset[str] = frozenset()
 
     def pause_s(self, name: str) -> float:
         """Return the shortest pause in a sound that is detected; a shorter one counts as sound."""
@@ -177,8 +179,29 @@ def detection_timing(parameters: DecisionParameters) -> DetectionTiming:
     )
 
 
-def detector_facts(parameters: DecisionParameters) -> DetectorFacts:
-    """Return what lints need of the detector's settings."""
+def unwatched(model: ModelSettings, labels: Iterable[str]) -> frozenset[str]:
+    """Return the slugs of those classes of which no small model of a cascade says anything.
+
+    None of them where it is not known what the small model knows.
+
+    Raises:
+        CheckpointError: what is beside its weights cannot be used.
+    """
+    slugs = frozenset(map(slug, labels))
+    if model.cascade is None:
+        return slugs
+    small = model_facts(ModelSettings(checkpoint=model.cascade.checkpoint)).labels
+    return frozenset() if small is None else slugs - frozenset(map(slug, small))
+
+
+def detector_facts(
+    parameters: DecisionParameters, without_watcher: frozenset[str] = frozenset()
+) -> DetectorFacts:
+    """Return what lints need of the detector's settings.
+
+    Args:
+        without_watcher: as `DetectorFacts` has it.
+    """
     p, slugs = parameters, [slug(label) for label in parameters.labels]
     # a sound is seen until the window holds less than rise_off of it, and its event is held on;
     # one that is shorter than rise_on is not seen, so these lie between onsets
@@ -193,6 +216,7 @@ def detector_facts(parameters: DecisionParameters) -> DetectorFacts:
         apart_s=_by_class(slugs, apart),
         shortest_s=_by_class(slugs, np.maximum(p.rise_on, p.min_duration)),
         longest_s=_by_class(slugs, p.max_duration),
+        without_watcher=without_watcher,
     )
 
 

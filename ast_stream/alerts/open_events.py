@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from ast_stream.alerts.instances import Instance, InstanceTable, Transition
+from ast_stream.alerts.rules.match import Matcher
 from ast_stream.alerts.rules.rule import Rule
 from ast_stream.alerts.stream_health import StreamHealth
 from ast_stream.alerts.triggers.base import MatchedEvent
@@ -28,12 +29,14 @@ class _OpenEvent:
 
     Attributes:
         entered: the steps it fits of each rule that matched it, by the rule's name and the group.
+        watcher_peak: highest score so far of the small model of a cascade; None: it gave none.
     """
 
     onset_ns: int
     stream: str
     heard_ns: int
     entered: dict[tuple[str, Labels], int] = field(default_factory=dict)
+    watcher_peak: float | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class _Candidate:
     """A rule that may match an event of some class on some stream."""
 
     rule: Rule
-    steps: tuple[tuple[int, float], ...]  # index of the matcher, minimum score
+    steps: tuple[tuple[int, Matcher], ...]  # by index
     group: dict[str, str]
 
 
@@ -71,6 +74,8 @@ class OpenEvents:
             known = _OpenEvent(event.onset_ns, event.stream, event.captured_ns)
             self._events[event.id] = known
         known.heard_ns = max(known.heard_ns, event.captured_ns)
+        if event.watcher_score is not None:
+            known.watcher_peak = max(known.watcher_peak or 0.0, event.watcher_score)
         self._events.move_to_end(event.id)
         transitions = self._enter(event, known, onset, now)
         if event.type == "end":
@@ -123,6 +128,11 @@ class OpenEvents:
                 for event_id, event in self._events.items()
             },
             "ended": list(self._ended),
+            "watcher_peaks": {
+                event_id: event.watcher_peak
+                for event_id, event in self._events.items()
+                if event.watcher_peak is not None
+            },
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -130,7 +140,8 @@ class OpenEvents:
         self._ended = OrderedDict.fromkeys(state["ended"])
         for event_id, (onset_ns, stream, heard_ns, entries) in state["open"].items():
             entered = {(rule, _flat(group)): steps for rule, steps, group in entries}
-            self._events[event_id] = _OpenEvent(onset_ns, stream, heard_ns, entered)
+            peak = state.get("watcher_peaks", {}).get(event_id)
+            self._events[event_id] = _OpenEvent(onset_ns, stream, heard_ns, entered, peak)
 
     def _enter(
         self, event: EventMessage, known: _OpenEvent, onset: str, now: int
@@ -139,7 +150,11 @@ class OpenEvents:
         transitions: list[Transition] = []
         labels = tuple(sorted(event.labels.items()))
         for candidate in self._candidates(event.class_, event.stream, labels):
-            steps = sum(1 << bit for bit, min_score in candidate.steps if event.peak >= min_score)
+            steps = sum(
+                1 << bit
+                for bit, matcher in candidate.steps
+                if matcher.is_reached_by(event.peak, known.watcher_peak)
+            )
             rule, group = candidate.rule, candidate.group
             place = (rule.name, _flat(group))
             if steps == 0 or known.entered.get(place, 0) == steps:
@@ -162,6 +177,7 @@ class OpenEvents:
             "label": event.label,
             "score": round(event.score, 4),
             "peak": round(event.peak, 4),
+            "watcher_score": _rounded(event.watcher_score),
             "onset": onset,
         }
         matched = MatchedEvent(event.onset_ns, event.id, event.stream, event.class_, steps)
@@ -196,7 +212,7 @@ class OpenEvents:
         found = []
         for rule in self._instances.rules.rules:
             steps = tuple(
-                (bit, matcher.min_score)
+                (bit, matcher)
                 for bit, matcher in enumerate(rule.matchers)
                 if rule.trigger.takes_events and matcher.covers(class_slug, stream, dict(labels))
             )
@@ -209,6 +225,10 @@ class OpenEvents:
         self._ended[event_id] = None
         if len(self._ended) > MAX_ENDED:
             self._ended.popitem(last=False)
+
+
+def _rounded(score: float | None) -> float | None:
+    return None if score is None else round(score, 4)
 
 
 def _flat(group: Mapping[str, str]) -> Labels:

@@ -128,6 +128,9 @@ class TestEvent(SoundOnStream):
     at: Duration = Field(description="onset, from `start`")
     dur: Duration | None = Field(default=None, description="null: it does not end")
     score: float = Field(default=0.9, ge=0, le=1)
+    watcher_score: float | None = Field(
+        default=None, ge=0, le=1, description="of the small model of a cascade; null: none"
+    )
     id: str | None = None
     lost: list[str] = Field(default_factory=list, description="messages that do not come: begin …")
 

@@ -244,6 +244,7 @@ def _event_messages(
                 label=event.class_,
                 score=event.score,
                 peak=event.score,
+                watcher_score=event.watcher_score,
                 onset_ns=onset,
                 offset_ns=offset if kind == "end" else None,
                 captured_ns=at_ns,

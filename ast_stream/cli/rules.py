@@ -26,6 +26,7 @@ from ast_stream.alerts.model_facts import (
     detection_timing,
     detector_facts,
     model_facts,
+    unwatched,
 )
 from ast_stream.alerts.rule_test_files import load_tests, parse_moment
 from ast_stream.alerts.rule_tests import TestResult, run_tests, transitions_of
@@ -290,7 +291,9 @@ def _context(config: Path | None, checkpoint: str | None, labels_file: Path | No
     if known.labels is None and checkpoint is not None:
         raise UsageError(f"rules: {checkpoint}: expected a folder with a checkpoint, got none")
     parameters = decision_parameters(known, detection, model.hop_s)
-    facts = None if known.labels is None else detector_facts(parameters)
+    facts = None
+    if known.labels is not None:
+        facts = detector_facts(parameters, unwatched(model, known.labels))
     timing = detection_timing(parameters)
     longest = int(parameters.confirm_hops.max()) * parameters.geometry.hop
     confirm_s = samples_to_seconds(longest)

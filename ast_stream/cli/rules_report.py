@@ -42,6 +42,8 @@ def explain_rule(
             yield f"  {step}but not: {', '.join(_classes(exception.slugs, labels, facts))}"
         if matcher.min_score:
             yield f"  {step}score: at least {matcher.min_score:g}"
+        if matcher.min_watcher_score is not None:
+            yield f"  {step}score of the small model: at least {matcher.min_watcher_score:g}"
         for key, values in matcher.streams:
             yield f"  {step}stream {key}: {' or '.join(sorted(values))}"
     written = rule.document.data

@@ -44,8 +44,12 @@ def _rule_lints(rule: Rule, facts: DetectorFacts | None) -> Iterator[Finding]:
     yield from rule.trigger.lint(rule, facts)
     places = rule.trigger.matches(rule.settings)
     for (place, _), matcher in zip(places, rule.matchers, strict=True):
-        if facts is not None and matcher.slugs is not None:
+        if facts is None:
+            continue
+        if matcher.slugs is not None:
             yield from _match_lints(place, matcher.slugs, matcher.min_score, facts)
+        if matcher.min_watcher_score is not None:
+            yield from _watcher_lints(place, matcher.slugs, facts)
     both = sorted(set(rule.settings.when or ()) & set(rule.settings.unless or ()))
     if both:
         text = f"'{both[0]}' is in 'when' and in 'unless': the rule can never fire"
@@ -66,6 +70,18 @@ def _match_lints(
     if without:
         text = "makes no events: background, or off unless detection.classes enables it"
         yield place, "W209", f"{', '.join(without)}: {text}"
+
+
+def _watcher_lints(
+    place: KeyPath, slugs: frozenset[str] | None, facts: DetectorFacts
+) -> Iterator[Finding]:
+    unknown = facts.without_watcher & (frozenset(facts.thresholds) if slugs is None else slugs)
+    if facts.without_watcher.issuperset(facts.thresholds):
+        text = "without model.cascade no event has one: nothing matches"
+        yield (*place, "watcher_score"), "W214", text
+    elif unknown and slugs is not None:
+        text = "the small model of model.cascade does not know it: nothing of it matches"
+        yield (*place, "watcher_score"), "W214", f"{', '.join(sorted(unknown))}: {text}"
 
 
 def notification_lints(rules: RuleSet, alerts: AlertSettings) -> list[RuleProblem]:

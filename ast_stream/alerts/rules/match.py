@@ -40,6 +40,10 @@ class EventMatch(SoundMatch):
     """Which events."""
 
     score: ScoreMatch | None = Field(default=None, description="bounds of the score")
+    watcher_score: ScoreMatch | None = Field(
+        default=None,
+        description="of a cascade's small model; an event without its score does not match",
+    )
     not_: SoundMatch | None = Field(default=None, alias="not", description="but not these")
 
 
@@ -190,12 +194,13 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Matcher:
-    """What an event must be; the caller compares the score.
+    """What an event must be; the caller compares the scores.
 
     Attributes:
         slugs: classes; None: any.
         streams: for each of `id` and label names, the values allowed.
         min_score: highest score so far from which the event counts.
+        min_watcher_score: the same of the small model of a cascade; None: whatever it says.
         relatives: classes that one sound raises together, see `Vocabulary.relatives`.
         exceptions: what must not match.
     """
@@ -203,8 +208,16 @@ class Matcher:
     slugs: frozenset[str] | None = None
     streams: tuple[tuple[str, frozenset[str]], ...] = ()
     min_score: float = 0.0
+    min_watcher_score: float | None = None
     relatives: Mapping[str, frozenset[str]] = field(default_factory=dict)
     exceptions: tuple[Matcher, ...] = ()
+
+    def is_reached_by(self, peak: float, watcher_peak: float | None) -> bool:
+        """Return whether the highest scores of an event so far, of both models, are enough."""
+        if self.min_watcher_score is None:
+            return peak >= self.min_score
+        is_seen = watcher_peak is not None and watcher_peak >= self.min_watcher_score
+        return is_seen and peak >= self.min_score
 
     def covers_stream(self, stream: str, labels: Mapping[str, str]) -> bool:
         """Return whether a stream with these labels is meant."""
@@ -240,6 +253,7 @@ def compile_match(
     return replace(
         matcher,
         min_score=0.0 if given.score is None else given.score.min,
+        min_watcher_score=None if given.watcher_score is None else given.watcher_score.min,
         relatives=vocabulary.relatives(matcher.slugs) if given.under and matcher.slugs else {},
         exceptions=exceptions,
     )

@@ -40,6 +40,7 @@ CODES = {
     "W211": "'for' shorter than any event",
     "W212": "'for' longer than any event",
     "W213": "rule that notifies nobody",
+    "W214": "score of a small model that gives none",
 }
 
 

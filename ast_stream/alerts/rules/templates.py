@@ -36,6 +36,7 @@ FIELDS = {
     "label": "its class for people",
     "score": "its score when it counted",
     "peak": "its highest score until then",
+    "watcher_score": "what the small model of a cascade said of it then",
     "onset": "when it began, UTC",
     "started": "when the first sound of the alert began, UTC",
     "fired": "when the alert fired, UTC",

@@ -63,6 +63,30 @@ def test_score_counts_once_it_is_reached_also_by_an_update() -> None:
     assert news(run(engine, bodies, 10)) == [(2.0, "a", "firing"), (4.0, "a", "resolved")]
 
 
+def test_score_of_the_small_model_counts_like_that_of_the_large_one() -> None:
+    rules = rules_from(
+        "alert: a, match: {class: Bark, score: {min: 0.8}, watcher_score: {min: 0.4}}"
+    )
+
+    def heard(
+        kind: str, id: str, at_s: float, peak: float, watcher: float | None
+    ) -> dict[str, Any]:
+        more = {} if watcher is None else {"watcher_score": watcher}
+        return event(kind, id, "Bark", at_s, 1, peak=peak) | more
+
+    bodies = [
+        heard("begin", "x", 1, 0.5, 0.4),  # its best window of the small model comes first
+        heard("update", "x", 2, 0.8, 0.1),
+        event("end", "x", "Bark", 4, 1, 4, peak=0.8),
+        heard("begin", "of the large model alone", 5, 0.9, 0.39),
+        heard("begin", "of no small model", 6, 0.9, None),
+    ]
+    engine = engine_of(rules)
+    assert news(run(engine, bodies[:1], 1.5)) == []
+    again = restarted(engine, rules, 1.5)
+    assert news(run(again, bodies[1:], 10)) == [(2.0, "a", "firing"), (4.0, "a", "resolved")]
+
+
 def test_stream_and_labels_choose() -> None:
     engine = engine_of(
         rules_from(

@@ -517,6 +517,30 @@ def test_sound_rules_are_not_warned_of(rule: str) -> None:
     assert lint(rules_from(rule), FACTS) == []
 
 
+@pytest.mark.parametrize(
+    ("without_watcher", "match", "warning"),
+    [
+        (
+            {"bark", "siren", "knock"}, "class: Bark",
+            "without model.cascade no event has one: nothing matches",
+        ),
+        (
+            {"siren", "knock"}, "any_of: [Bark, Siren]",
+            "siren: the small model of model.cascade does not know it: nothing of it matches",
+        ),
+        ({"siren"}, "class: Bark", None),
+        ({"siren"}, "stream: {id: hall}", None),
+    ],
+)  # fmt: skip
+def test_rule_that_asks_for_a_score_of_a_small_model_that_gives_none_is_warned_of(
+    without_watcher: set[str], match: str, warning: str | None
+) -> None:
+    facts = replace(FACTS, without_watcher=frozenset(without_watcher))
+    rule = f"alert: a, match: {{{match}, watcher_score: {{min: 0.3}}}}"
+    found = [problem.text for problem in lint(rules_from(rule), facts)]
+    assert found == ([] if warning is None else [warning])
+
+
 _KEY_WORDS = (
     "alert match for tolerate count sequence absent level group_by when unless severity labels "
     "annotations actions class any_of under group not score stream min within steps missing"

@@ -184,6 +184,44 @@ def test_explain_says_what_a_rule_matches(folder: Path, capsys: pytest.CaptureFi
     assert "  actions: phone\n" in printed
 
 
+def test_rule_about_the_small_model_of_a_cascade_is_explained_checked_and_tested(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = save_tiny(tmp_path / "model")
+    label = json.loads((model / "config.json").read_text())["id2label"]["0"]
+    file = tmp_path / "rules.yaml"
+    file.write_text(
+        "groups:\n  - name: house\n    rules:\n"
+        f"      - {{alert: both, match: {{class: {label}, watcher_score: {{min: 0.3}}}}, "
+        'annotations: {summary: "the small model says {{ watcher_score }}"}}\n'
+    )
+    config = tmp_path / "config.yaml"
+    cascade = {"checkpoint": str(model), "cascade": {"checkpoint": str(model)}}
+    config.write_text(
+        f"streams: [{{name: a, source: {{type: scene}}}}]\nmodel: {json.dumps(cascade)}\n"
+    )
+    command = ["rules", "explain", str(file), "-c", str(config)]
+    assert run_command_line(command) == 0
+    assert "  score of the small model: at least 0.3\n" in capsys.readouterr().out
+
+    assert run_command_line(["rules", "check", str(file), "-c", str(config)]) == 0
+    assert "W214" not in capsys.readouterr().out
+    assert run_command_line(["rules", "check", str(file), "--model", str(model)]) == 0
+    assert "warning W214: groups[0].rules[0].match.watcher_score: " in capsys.readouterr().out
+
+    tests = tmp_path / "tests.yaml"
+    tests.write_text(
+        f"rules: [rules.yaml]\nlabels: [{label}]\ntests:\n  - name: both\n"
+        '    start: "2026-03-29T00:30:00+01:00"\n    streams: {one: {}}\n    events:\n'
+        f"      - {{at: 1s, class: {label}, dur: 1s, stream: one, watcher_score: 0.2}}\n"
+        f"      - {{at: 8s, class: {label}, dur: 1s, stream: one, watcher_score: 0.4}}\n"
+        "    expect:\n"
+        "      - {at: 8s, alert: both, annotations: {summary: the small model says 0.4}}\n"
+        "      - {at: 9s, alert: both, state: resolved}\n"
+    )
+    assert run_command_line(["rules", "test", str(tests)]) == 0, capsys.readouterr().out
+
+
 def test_a_rule_for_one_class_without_latin_letters_matches_no_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -354,8 +392,14 @@ def test_stretch_of_the_past_becomes_a_test_that_passes_until_a_rule_changes(
         *sound("b", "Bark", 60, 62, labels={"room": "attic"}, stream="attic-of-ann"),
         *sound("c", "Bark", 7200, 7202, labels={"room": "hall"}, stream="front-door"),
     ]
+    bodies[0]["watcher_score"] = 0.7  # of a cascade; what the end says of it counts, too
+    bodies[1]["watcher_score"] = 0.2
     log.write_text("".join(json.dumps(body) + "\n" for body in bodies))
     rules = folder / "rules.yaml"
+    both = rules.read_text().replace(
+        "score: {min: 0.6}", "score: {min: 0.6}, watcher_score: {min: 0.5}"
+    )
+    (folder / "both.yaml").write_text(both)
     command = ["rules", "record", str(rules), "--events", str(log), "--out", str(test)]
     assert run_command_line([*command, "--to", "2027-01-15T09:00:00Z"]) == 0
     assert "2 sounds, 4 firings and resolutions" in capsys.readouterr().err
@@ -363,8 +407,12 @@ def test_stretch_of_the_past_becomes_a_test_that_passes_until_a_rule_changes(
     assert "front-door" not in written
     assert "ann" not in written.replace("annotations", "")
     assert run_command_line(["rules", "test", str(test)]) == 0
+    assert "watcher_score: 0.7, score: 0.9" in written
     rules.write_text(rules.read_text().replace("{min: 0.6}", "{min: 0.95}"))
     assert run_command_line(["rules", "test", str(test)]) == 1
+    command[2] = str(folder / "both.yaml")
+    assert run_command_line(command) == 0
+    assert "3 sounds, 2 firings and resolutions" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from types import FrameType
 
 # commands that a signal ends as it is meant; others have been cut short
-RUN_UNTIL_STOPPED = ("run", "capture", "worker", "alerts", "record", "listen", "subscribe")
-RELOADED_BY_SIGHUP = ("run", "capture", "worker", "alerts", "record")
+RUN_UNTIL_STOPPED = ("run", "capture", "worker", "alerts", "record", "web", "listen", "subscribe")
+RELOADED_BY_SIGHUP = ("run", "capture", "worker", "alerts", "record", "web")
 
 
 def chosen_command(args: Sequence[str]) -> str | None:

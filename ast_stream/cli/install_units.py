@@ -43,6 +43,7 @@ _OURS = (
     "ast-stream-worker@*.service",
     "ast-stream-capture@*.service",
     "ast-stream-capture-net.service",
+    "ast-stream-web.service",
     "ast-stream-failed@*.service",
 )
 _SPARE_MIB = 256  # of a capture process, beside its streams
@@ -118,13 +119,14 @@ def _of_several(unit: str) -> str:
 
 
 def wanted_units(plan: Plan) -> list[str]:
-    """Return the units that the target starts: worker, alerts and captures."""
+    """Return the units that the target starts: worker, alerts, captures and the page."""
     workers = [] if plan.settings is None else [*plan.settings.workers]
     units = [f"ast-stream-worker@{name}.service" for name in workers]
     units = units or ["ast-stream-worker.service"]
     if plan.settings is not None:
         units += ["ast-stream-alerts.service"] if plan.settings.alerts.rules else []
         units += [unit for stream in plan.settings.streams if (unit := stream.unit) is not None]
+        units += ["ast-stream-web.service"] if plan.settings.web.listen is not None else []
     return list(dict.fromkeys(units))
 
 
@@ -193,6 +195,7 @@ def _fill(template: str, plan: Plan) -> str:
         "WORKING_DIRECTORY": "~" if plan.is_user else "%S/ast-stream",
         "PROTECT_HOME": "read-only" if is_in_home else "yes",
         "IP_FILTER": ip_filter,
+        "WEB_IP_FILTER": _web_ip_filter(plan),
         "READ_WRITE_PATHS": writable,
         "PRIVATE_MEMORY": _private_memory(plan),
         "CAPTURE_MEMORY_MAX": f"{_capture_memory_mib(plan)}M",
@@ -203,6 +206,16 @@ def _fill(template: str, plan: Plan) -> str:
     text = _SYSTEM_ONLY.sub("" if plan.is_user else r"\1", template)
     filled = _PLACEHOLDER.sub(lambda found: values[found[1]], text)
     return re.sub(r"\n\n\n+", "\n\n", filled)
+
+
+def _web_ip_filter(plan: Plan) -> str:
+    """Return the lines that keep the page on this box, where it is meant to stay there."""
+    settings = plan.settings
+    if settings is not None and settings.transport.has_keyed_tcp:
+        return "# No IPAddressDeny: transport reaches other hosts."
+    if settings is not None and settings.web.listen is not None and not settings.web.is_on_loopback:
+        return "# No IPAddressDeny: web.listen is for other hosts."
+    return "IPAddressDeny=any\nIPAddressAllow=localhost"
 
 
 def _capture_memory_mib(plan: Plan) -> int:

@@ -43,9 +43,10 @@ def run(
 
     One process captures all network streams, recordings and scenes; each microphone has its own.
     The alerts process is started if the configuration names rules, the recorder if it has a section
-    `recorder`. Processes that fail are restarted; Ctrl-C or SIGTERM stops all of them. SIGHUP
-    reloads the configuration: streams are added, removed and changed while the others keep running.
-    If every source ends, as recordings do, the run ends with them.
+    `recorder`, the page if it says where to listen (`web.listen`). Processes that fail are
+    restarted; Ctrl-C or SIGTERM stops all of them. SIGHUP reloads the configuration: streams are
+    added, removed and changed while the others keep running. If every source ends, as recordings
+    do, the run ends with them.
 
     Example: ast-stream run -c configs/examples/microphone.yaml
     """
@@ -87,8 +88,9 @@ def _supervise(
             "workers": [*new.workers],
             "alerts": bool(new.alerts.rules),
             "recorder": new.recorder is not None,
+            "web": new.web.listen is not None,
         },
-        live=frozenset({"streams", "alerts", "recorder", "workers"}),
+        live=frozenset({"streams", "alerts", "recorder", "workers", "web"}),
         apply=lambda new: _follow(new, settings, config, supervisor),
     )
 
@@ -168,10 +170,11 @@ def child_specs(settings: Settings, config: Path) -> list[ChildSpec]:
     recorder = ChildSpec(
         "recorder", (*command, "record", "-c", str(config)), is_optional=True, ends_last=True
     )
+    web = ChildSpec("web", (*command, "web", "-c", str(config)), is_optional=True)
     readers = [*([alerts] if settings.alerts.rules else [])]
     readers += [recorder] if settings.recorder is not None else []
     # readers first: they receive everything from a worker that is started after them
-    return [*readers, *workers, *captures]
+    return [*readers, *workers, *captures, *([web] if settings.web.listen is not None else [])]
 
 
 def _capture(

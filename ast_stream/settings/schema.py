@@ -32,6 +32,7 @@ from ast_stream.settings.section import (
     refuse_misfits,
     resolved,
 )
+from ast_stream.settings.web import WebSettings
 from ast_stream.units import SILENCE_DBFS, whole_frames
 from ast_stream.urls import check_endpoint, check_url, mask
 
@@ -632,6 +633,7 @@ class Settings(Section):
     retention: RetentionSettings = RetentionSettings()
     logging: LoggingSettings = LoggingSettings()
     metrics: MetricsSettings = MetricsSettings()
+    web: WebSettings = WebSettings()
     workers: dict[str, WorkerSettings] = Field(
         default_factory=dict,
         description="several workers that share the streams, by name, each with a folder of its "
@@ -655,6 +657,7 @@ class Settings(Section):
                 *self.transport.misfits(),
                 *self._privacy_misfits(),
                 *self._recorder_misfits(),
+                *self.web.misfits(),
             ],
             info,
         )

@@ -17,7 +17,7 @@ from ast_stream.cli.install_units import Plan, doubts, program, render, wanted_u
 from ast_stream.settings.schema import Settings
 
 MOST_EXPOSED = 2.5  # of systemd-analyze security, 0 (closed) to 10
-SERVICES = ("worker", "alerts", "capture@", "capture-net")
+SERVICES = ("worker", "alerts", "capture@", "capture-net", "web")
 RELAXED = re.compile(
     r"(MemoryDenyWriteExecute|PrivateDevices|ProtectKernelTunables)=no|ProcSubset=all"
 )
@@ -169,6 +169,7 @@ def test_units_of_boxes_with_keys_load_their_secrets_as_credentials() -> None:
         "ast-stream-alerts.service",
         "ast-stream-capture@.service",
         "ast-stream-capture-net.service",
+        "ast-stream-web.service",
     }
     assert not re.search("^IPAddressDeny", texts["ast-stream-capture@.service"], re.MULTILINE)
     assert not any("LoadCredential=" in text for text in render(plan()).values())

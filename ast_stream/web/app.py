@@ -1,0 +1,111 @@
+"""The application: its routes, behind one guard, and what is shown where something is refused."""
+
+from __future__ import annotations
+
+import logging
+from urllib.parse import quote
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
+from starlette.staticfiles import StaticFiles
+
+from ast_stream.errors import AstStreamError, UsageError
+from ast_stream.version import __version__
+from ast_stream.web.guard import Guard
+from ast_stream.web.rendering import render
+from ast_stream.web.rights import DeniedError, need_of, public
+from ast_stream.web.services import Services
+
+LOGIN = "/login"
+ALIVE = "/alive"
+STATIC = "/static"
+_SENTENCES = {
+    404: "there is no such page",
+    405: "this page cannot be asked for in that way",
+}
+
+logger = logging.getLogger(__name__)
+
+
+def routes(services: Services) -> list[BaseRoute]:
+    """Return all routes; each module of pages has its own."""
+    return [
+        Route(ALIVE, alive),
+        Mount(STATIC, StaticFiles(packages=[("ast_stream.web", "static")]), name="static"),
+    ]
+
+
+def create_app(services: Services) -> Starlette:
+    """Return the application.
+
+    Raises:
+        ValueError: a route does not say which right it needs.
+    """
+    found = routes(services)
+    for route in found:
+        _expect_need(route)
+    app = Starlette(
+        routes=found,
+        middleware=[Middleware(Guard, services=services)],
+        exception_handlers={
+            DeniedError: _show_denied,
+            AstStreamError: _show_sentence,
+            HTTPException: _show_http_error,
+            Exception: _show_fault,
+        },
+    )
+    app.state.services = services
+    return app
+
+
+def _expect_need(route: BaseRoute) -> None:
+    if isinstance(route, Mount) and isinstance(route.app, StaticFiles):
+        return  # files of the package alone
+    if not isinstance(route, Route | WebSocketRoute) or need_of(route.endpoint) is None:
+        raise ValueError(f"expected @requires(…) or @public at each route, got none at {route}")
+
+
+@public
+async def alive(request: Request) -> Response:
+    """Answer that the page works; says nothing else about the box."""
+    return JSONResponse({"v": 1, "program": "ast-stream", "version": __version__})
+
+
+async def _show_denied(request: Request, error: Exception) -> Response:
+    assert isinstance(error, DeniedError)
+    if error.needs_login and request.method == "GET" and _wants_page(request):
+        path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        return RedirectResponse(f"{LOGIN}?next={quote(path, safe='')}", 303)
+    return _error(request, 401 if error.needs_login else 403, str(error))
+
+
+async def _show_sentence(request: Request, error: Exception) -> Response:
+    return _error(request, 400 if isinstance(error, UsageError) else 503, str(error))
+
+
+async def _show_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    text = _SENTENCES.get(error.status_code, error.detail)
+    return _error(request, error.status_code, text, dict(error.headers or {}))
+
+
+async def _show_fault(request: Request, error: Exception) -> Response:
+    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return _error(request, 500, "this failed; the log of the page says why")
+
+
+def _error(
+    request: Request, status: int, text: str, headers: dict[str, str] | None = None
+) -> Response:
+    """Return a refusal, as a page or, for programs, as JSON."""
+    if not _wants_page(request):
+        return JSONResponse({"v": 1, "error": text}, status, headers)
+    return render(request, "error.html", status=status, headers=headers, text=text)
+
+
+def _wants_page(request: Request) -> bool:
+    return "text/html" in request.headers.get("accept", "")

@@ -1,0 +1,67 @@
+"""The web process: it serves the page until a signal stops it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+
+from ast_stream.errors import AstStreamError
+from ast_stream.runtime.lifecycle import Notifier
+from ast_stream.runtime.reload import Reloader
+from ast_stream.settings.load import LoadedSettings
+from ast_stream.settings.paths import make_runtime_dir
+from ast_stream.web.app import create_app
+from ast_stream.web.server import PageServer, bind, load_certificate, open_tls
+from ast_stream.web.services import open_services
+
+TURN_S = 0.25
+
+logger = logging.getLogger(__name__)
+
+
+def run_web(loaded: LoadedSettings, stop: threading.Event, reload: threading.Event) -> None:
+    """Serve until `stop` is set.
+
+    Args:
+        reload: read the configuration and the certificate again when it is set.
+
+    Raises:
+        StartupError: the address, the certificate, the users or a secret cannot be used.
+    """
+    settings = loaded.settings
+    make_runtime_dir(settings)
+    with ExitStack() as cleanup:
+        tls = open_tls(settings.web)
+        sockets = bind(settings.web)
+        for one in sockets:
+            cleanup.callback(one.close)
+        services = open_services(settings, cleanup)
+        server = PageServer(create_app(services), sockets, tls)
+        server.start()
+        cleanup.callback(server.stop)
+        notifier = Notifier()
+        reloader = Reloader(
+            reload,
+            Path(loaded.file),
+            settings,
+            "web",
+            parts=lambda new: new.model_dump(exclude={"logging"}),
+        )
+        is_ready = False
+        while not stop.wait(TURN_S):
+            server.check()
+            if not server.has_started:
+                continue
+            if not is_ready:
+                is_ready = True
+                logger.info("ready: %s", settings.web.origin)
+            if tls is not None and reload.is_set():
+                try:
+                    load_certificate(tls, settings.web)
+                except AstStreamError as error:
+                    logger.error("the certificate is kept as it was: %s", error)
+            reloader.poll(notifier)
+            notifier.turn(lambda: settings.web.origin, is_working=server.is_working)
+        notifier.stopping()

@@ -1,0 +1,77 @@
+"""Pages from templates: what every one of them can use, and the entries of the navigation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import jinja2
+from starlette.requests import Request
+from starlette.responses import HTMLResponse
+
+from ast_stream.settings.web import Scope
+from ast_stream.version import __version__
+from ast_stream.web.rights import visitor_of
+
+NONCE = "ast_stream.nonce"  # key of the ASGI scope: of style elements that a script makes
+CSRF_TOKEN = "ast_stream.csrf_token"  # key of the ASGI scope
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of the navigation."""
+
+    name: str
+    path: str
+    needs: Scope
+
+
+ENTRIES = (
+    Entry("Now", "/", "view"),
+    Entry("Timeline", "/timeline", "view"),
+    Entry("Events", "/events", "view"),
+    Entry("Tune", "/tune", "view"),
+    Entry("Health", "/health", "view"),
+)
+
+
+def render(
+    request: Request,
+    template: str,
+    *,
+    status: int = 200,
+    headers: dict[str, str] | None = None,
+    **context: Any,
+) -> HTMLResponse:
+    """Return a page, made of a template that extends `base.html`.
+
+    Templates can use, beside `context`: `visitor` (its `may`), `entries` of the navigation that the
+    visitor may open, `path` of the request, `csrf_token`, `nonce` for style elements, `version`.
+    """
+    visitor = visitor_of(request)
+    text = (
+        _environment()
+        .get_template(template)
+        .render(
+            visitor=visitor,
+            entries=[entry for entry in ENTRIES if visitor.may(entry.needs)],
+            path=request.url.path,
+            csrf_token=request.scope.get(CSRF_TOKEN, ""),
+            nonce=request.scope.get(NONCE, ""),
+            version=__version__,
+            **context,
+        )
+    )
+    return HTMLResponse(text, status, headers)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("ast_stream.web"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )

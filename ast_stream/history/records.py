@@ -253,6 +253,7 @@ class Figures:
         write_errors: attempts to write that the disk refused.
         dropped: messages that are lost because too many waited for the disk.
         waiting: messages that wait for the disk.
+        repeated: messages that came twice, where these are counted.
     """
 
     written: int = 0
@@ -260,3 +261,4 @@ class Figures:
     write_errors: int = 0
     dropped: int = 0
     waiting: int = 0
+    repeated: int = 0

@@ -68,6 +68,12 @@ class Scores(Protocol):
     def append(self, message: FeedMessage) -> None:
         """Add the scores of a hop."""
 
+    def note_model(self, model: str) -> None:
+        """Take note of the model that a worker uses."""
+
+    def retry(self) -> None:
+        """Write what waits, and delete what is too old."""
+
 
 @dataclass(frozen=True)
 class ClipChoice:
@@ -206,6 +212,8 @@ class Recorder:
                 self._fetcher.on_health(health)
             case WorkerStatus() as status:
                 self._fetcher.window_s = status.window_s
+                if self._scores is not None:
+                    self._scores.note_model(status.model)
 
     def _observe_event(self, message: EventMessage, before: Positions) -> None:
         clips = self.clips
@@ -238,6 +246,8 @@ class Recorder:
     def _turn(self, *, is_last: bool = False) -> None:
         """Do what is done once a second."""
         self._read_alerts()
+        if self._scores is not None:
+            self._scores.retry()
         if self.clips is not None:
             self._record_sound(self.clips, is_last=is_last)
             self.clips.retry()

@@ -6,15 +6,18 @@ import logging
 import secrets
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ast_stream.errors import ConfigError, UsageError
+from ast_stream.alerts.model_facts import model_facts
+from ast_stream.errors import CheckpointError, ConfigError, UsageError
 from ast_stream.feed import SeveralFeeds, Subscriber
 from ast_stream.history.database import History
+from ast_stream.history.score_log import ScoreLog
 from ast_stream.messages.event import Position
 from ast_stream.recorder.alert_rows import AlertRows
 from ast_stream.recorder.fetcher import AudioFetcher
@@ -123,6 +126,9 @@ def run_recorder(
             _, after = positions.get(ALERTS_FEED, ("", 0))
             alerts = AlertRows(alerts_state_file(settings), after)
             cleanup.callback(alerts.close)
+        scores = None
+        if own.history.scores:
+            scores = cleanup.enter_context(_score_log(settings))
         feed = _subscribe(settings, positions)
         cleanup.callback(feed.close)
         is_first = not positions
@@ -135,9 +141,10 @@ def run_recorder(
             ClipChoice(own.format, has_alerts=bool(settings.alerts.rules)),
             settings.retention.history,
             alerts,
+            scores,
             since_ns=time.time_ns() - seconds_to_ns(NEW_S) if is_first else 0,
         )
-        report = RecorderReport(Notifier(), metrics, publisher, recorder, fetcher, history)
+        report = RecorderReport(Notifier(), metrics, publisher, recorder, fetcher, history, scores)
         reloader = _reloader(reload or threading.Event(), loaded, recorder, report)
 
         def between() -> None:
@@ -156,6 +163,20 @@ def _plan(settings: Settings, own: RecorderSettings) -> Plan:
     margin_s = (settings.model.window_s or _WINDOW_S) + hold_s + MARGIN_S
     max_clip, margin = seconds_to_samples(own.max_clip_s), seconds_to_samples(margin_s)
     return Plan(Policies(own.clips), max_clip, margin)
+
+
+def _score_log(settings: Settings) -> ScoreLog:
+    """Return the score log, which names the classes of the configured checkpoint."""
+    place = storage.score_log(settings)
+
+    def labels() -> Sequence[str] | None:
+        try:
+            return model_facts(settings.model).labels
+        except CheckpointError as error:
+            logger.warning("scores are kept without the names of their classes: %s", error)
+            return None
+
+    return ScoreLog(place.folder, place.max_bytes, place.max_age_s, labels)
 
 
 def _fetcher(settings: Settings, sockets: Sockets, stop: threading.Event) -> AudioFetcher:
@@ -230,6 +251,7 @@ def _reloader(
             "alerts": {"rules": bool(new.alerts.rules)},
             "recorder": None if new.recorder is None else new.recorder.model_dump(),
             "retention": new.retention.model_dump(include={"clips", "history"}),
+            "retention.scores": new.retention.scores.model_dump(),
         },
         live=frozenset({"recorder", "retention"}),
         apply=apply,

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from ast_stream.history.database import History
+from ast_stream.history.score_log import ScoreLog
 from ast_stream.messages.status import RecorderStatus
 from ast_stream.recorder.fetcher import AudioFetcher
 from ast_stream.recorder.loop import Recorder
@@ -32,6 +33,7 @@ class RecorderReport:
         recorder: Recorder,
         fetcher: AudioFetcher,
         history: History,
+        scores: ScoreLog | None = None,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self.notifier = notifier
@@ -41,6 +43,7 @@ class RecorderReport:
         self._recorder = recorder
         self._fetcher = fetcher
         self._history = history
+        self._scores = scores
         self._now_s = now_s
         self._next_s = float("-inf")
         self._line = "starting"
@@ -62,7 +65,8 @@ class RecorderReport:
 
     def _status(self) -> RecorderStatus:
         clips, history = self._recorder.clips, self._history
-        outages = [history.outage, *([] if clips is None else [clips.outage])]
+        keepers = [one for one in (history, clips, self._scores) if one is not None]
+        outages = [keeper.outage for keeper in keepers]
         return RecorderStatus(
             hears_workers=self._recorder.hears_workers,
             clips=0 if clips is None else clips.n_clips,
@@ -76,6 +80,7 @@ class RecorderReport:
                 "clips_missing": self._recorder.unkept,
                 "messages_missed": self._recorder.missed,
                 "messages_dropped": history.figures.dropped,
+                "scores_written": 0 if self._scores is None else self._scores.figures.written,
                 "audio_refused": self._fetcher.refused,
             },
             restart_needed=list(self.restart_needed),
@@ -135,6 +140,17 @@ class RecorderReport:
                 figures.malformed + figures.dropped,
             ),
             figure(
+                "ast_stream_recorder_scores_total",
+                "Windows whose scores came; outcome is kept, repeated or malformed",
+                _outcomes(self._scores),
+                ("outcome",),
+            ),
+            figure(
+                "ast_stream_recorder_score_blocks_lost_total",
+                "Blocks of scores that are lost because too many waited for a full disk",
+                0 if self._scores is None else self._scores.figures.dropped,
+            ),
+            figure(
                 "ast_stream_recorder_audio_requests_total",
                 "Queries for audio; outcome is answered or refused",
                 {
@@ -144,6 +160,17 @@ class RecorderReport:
                 ("outcome",),
             ),
         ]
+
+
+def _outcomes(scores: ScoreLog | None) -> dict[tuple[str, ...], float]:
+    if scores is None:
+        return {}
+    figures = scores.figures
+    return {
+        ("kept",): figures.written,
+        ("repeated",): figures.repeated,
+        ("malformed",): figures.malformed,
+    }
 
 
 def describe(status: RecorderStatus) -> str:

@@ -32,6 +32,7 @@ from ast_stream.runtime.files import (
 FILE_MODE = 0o640
 PURGE_EVERY_S = 60.0
 SEGMENTS_AN_AGE = 10  # at least, where lines are deleted by their age
+LINES = ".jsonl"
 _ASIDE = "segment"
 _FOLDER_MODE = 0o750
 
@@ -172,7 +173,7 @@ class SegmentFolder(Generic[_Segment]):
 
     Args:
         path: created if missing; used by one process at a time.
-        name: the segments are `NAME-000000000001.jsonl` and so on.
+        name: the segments are `NAME-000000000001.jsonl` and so on, or end in `suffix`.
         what: the content, as warnings name it.
         make: returns the segment of a path.
         max_bytes: size of all segments together.
@@ -198,6 +199,7 @@ class SegmentFolder(Generic[_Segment]):
         segment_bytes: int,
         max_age_s: float | None = None,
         wall_s: Callable[[], float] = time.time,
+        suffix: str = LINES,
     ) -> None:
         if not 0 < segment_bytes <= max_bytes // 2:
             raise ValueError(
@@ -208,6 +210,7 @@ class SegmentFolder(Generic[_Segment]):
         self.segments: list[_Segment] = []
         self.damaged = 0
         self._name = name
+        self._suffix = suffix
         self._what = what
         self._make = make
         self._max_bytes = max_bytes
@@ -233,7 +236,7 @@ class SegmentFolder(Generic[_Segment]):
             warn_set_aside(self.path, self._what, "it is not a folder")
         make_folder(self.path, _FOLDER_MODE)
         self._lock()
-        for number in segment_numbers(self.path, self._name):
+        for number in segment_numbers(self.path, self._name, self._suffix):
             self._next_number = number + 1
             segment = self._make(self._path_of(number))
             try:
@@ -360,7 +363,7 @@ class SegmentFolder(Generic[_Segment]):
         self._began_s = self._wall_s()
 
     def _path_of(self, number: int) -> Path:
-        return segment_path(self.path, self._name, number)
+        return segment_path(self.path, self._name, number, self._suffix)
 
     def _lock(self) -> None:
         try:
@@ -375,17 +378,17 @@ class SegmentFolder(Generic[_Segment]):
         self._lock_fd = lock_fd
 
 
-def segment_path(folder: Path, name: str, number: int) -> Path:
+def segment_path(folder: Path, name: str, number: int, suffix: str = LINES) -> Path:
     """Return where a segment of a folder is."""
-    return folder / f"{name}-{number:012}.jsonl"
+    return folder / f"{name}-{number:012}{suffix}"
 
 
-def segment_numbers(folder: Path, name: str) -> list[int]:
+def segment_numbers(folder: Path, name: str, suffix: str = LINES) -> list[int]:
     """Return the numbers of the segments in a folder, oldest first.
 
     Raises:
         OSError: it cannot be read.
     """
-    pattern = re.compile(re.escape(name) + r"-(\d{12})\.jsonl\Z")
+    pattern = re.compile(re.escape(name) + r"-(\d{12})" + re.escape(suffix) + r"\Z")
     found = (pattern.match(path.name) for path in folder.iterdir())
     return sorted(int(match[1]) for match in found if match)

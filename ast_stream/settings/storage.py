@@ -155,6 +155,24 @@ def history_database(settings: Settings) -> Kept:
     )
 
 
+def score_log(settings: Settings) -> Kept:
+    """Return where the scores of all classes are."""
+    own = settings.retention.scores
+    until = f"until {own.max_mib} MiB are full"
+    if own.max_days is not None:
+        until = f"{own.max_days:g} days, and {until}"
+    return Kept(
+        "scores",
+        Path(settings.state_dir) / "history" / "scores",
+        ("scores-*.blocks", "lock"),
+        _RECORDER,
+        "the scores of all classes, several a second, of which speech may be one",
+        own.max_mib * MIB,
+        None if own.max_days is None else own.max_days * DAY_S,
+        until,
+    )
+
+
 def worker_journal(settings: Settings) -> Kept:
     """Return the file from which a worker resumes."""
     holds = "where each stream stands, its open events and newest scores"
@@ -190,6 +208,8 @@ def kept(settings: Settings) -> Iterator[Kept]:
         yield alert_database(settings)
     if settings.recorder is not None:
         yield history_database(settings)
+        if settings.recorder.history.scores:
+            yield score_log(settings)
         if settings.recorder.keeps_sound:
             yield clips(settings)
     for own in workers:

@@ -27,6 +27,7 @@ LIMITS_S = {
     "ceilings": 30,
     "correctness": 90,
     "forward": 80,
+    "float8": 60,
     "streams": 100,
     "transformers": 90,
     "detector": 60,

@@ -38,6 +38,7 @@ from ast_stream.model.checkpoint import load_checkpoint
 from ast_stream.model.description import BUNDLED
 from ast_stream.model.dims import AUDIOSET_NORMALIZATION, AstDims
 from ast_stream.model.fbank import LOOK_BACK, UNUSED_TAIL, Fbank, SlidingFbank
+from ast_stream.model.float8 import Float8Linear, rounded
 from ast_stream.model.runners import BUCKETS, GraphRunner, Precision, dtype_of
 from ast_stream.model.tagger import Tagger
 from ast_stream.soundscape.scene import generate_scene
@@ -167,6 +168,16 @@ def correctness(bench: Bench) -> Figures:
 def forward(bench: Bench) -> Figures:
     """Return milliseconds by batch: by the tagger, and the model alone without graphs."""
     tagger = bench.tagger()
+    rows = _forward_rows(bench, tagger)
+    model, dtype = _model(tagger), dtype_of(bench.precision)
+    largest = bench.pick([64], [4])[0]
+    windows = _windows(tagger.dims, largest).to(bench.device, dtype)
+    with torch.inference_mode():
+        eager_ms = bench.ms(lambda: model(windows))
+    return {"rows": rows, "without_graphs": {"windows": largest, "ms": round(eager_ms, 3)}}
+
+
+def _forward_rows(bench: Bench, tagger: Tagger) -> list[Figures]:
     rows = []
     for size in bench.pick([*BUCKETS, 96, 128], [1, 2, 4]):
         windows = _windows(tagger.dims, size).to(bench.device)
@@ -174,12 +185,40 @@ def forward(bench: Bench) -> Figures:
         ms = bench.ms(partial(tagger.window_scores, windows))
         row: Figures = {"windows": size, "ms": round(ms, 3), "windows_s": round(1000 * size / ms)}
         rows.append(row | {"peak_gb": bench.peak_gb()})
-    model, dtype = _model(tagger), dtype_of(bench.precision)
-    largest = bench.pick([64], [4])[0]
-    windows = _windows(tagger.dims, largest).to(bench.device, dtype)
-    with torch.inference_mode():
-        eager_ms = bench.ms(lambda: model(windows))
-    return {"rows": rows, "without_graphs": {"windows": largest, "ms": round(eager_ms, 3)}}
+    return rows
+
+
+def float8(bench: Bench) -> Figures:
+    """Return what layers take in fp8 beside fp16, rounding told apart; then the whole model."""
+    dims = bench.base().dims
+    width, wide = dims.hidden_size, dims.intermediate_size
+    n_tokens = bench.pick([64], [1])[0] * dims.n_tokens
+    rows = []
+    shapes = {"qkv": (width, 3 * width), "proj": (width, width)}
+    shapes |= {"fc1": (width, wide), "fc2": (wide, width)}
+    faster: Any = torch.compile(rounded) if bench.device.type == "cuda" else rounded
+    for name, (n_in, n_out) in shapes.items():
+        torch.manual_seed(0)
+        linear = torch.nn.Linear(n_in, n_out).to(bench.device, torch.float16)
+        layer, tokens = Float8Linear(linear), torch.randn(n_tokens, n_in).to(linear.weight)
+        with torch.inference_mode():
+            row: Figures = {"layer": name, "tokens": n_tokens}
+            row |= {
+                way: round(bench.ms(partial(run, tokens)), 4)
+                for way, run in (
+                    ("fp16_ms", linear), ("fp8_ms", layer), ("rounding_ms", rounded),
+                    ("compiled_rounding_ms", faster),
+                )
+            }  # fmt: skip
+            row["apart"] = float((layer(tokens) - linear(tokens)).abs().max())
+        rows.append(row)
+    figures: Figures = {"layers": rows}
+    if bench.device.type == "cuda":  # a tagger computes in fp8 on GPUs alone
+        tagger, windows = bench.tagger("fp8"), _windows(dims, 64)
+        plain = _logits(bench.tagger("fp16"), windows)
+        figures["apart_from_fp16"] = _apart(_logits(tagger, windows), plain)
+        figures["rows"] = _forward_rows(bench, tagger)
+    return figures
 
 
 def profile(bench: Bench) -> Figures:
@@ -391,8 +430,8 @@ def compiled(bench: Bench) -> Figures:
 STEPS: dict[str, Callable[[Bench], Figures]] = {
     step.__name__: step
     for step in (
-        facts, tests, ceilings, correctness, attention, forward, profile, transformers, detector,
-        streams, tick, features, compiled, training,
+        facts, tests, ceilings, correctness, attention, forward, float8, profile, transformers,
+        detector, streams, tick, features, compiled, training,
     )
 }  # fmt: skip
 

@@ -31,6 +31,7 @@ from ast_stream.model.runners import (
     cpu_has_bf16,
     cpu_has_int8,
     dtype_of,
+    gpu_has_fp8,
     resolve_device,
 )
 from ast_stream.model.tagger import Tagger
@@ -130,7 +131,7 @@ def time_model(
             generator = np.random.default_rng(0)
             waveforms = generator.standard_normal(shape, np.float32) * np.float32(_PEAK)
         else:
-            waveforms = _beginnings(recordings, shape[1], n_recordings)
+            waveforms = beginnings(recordings, shape[1], n_recordings)
         _compare(ways, waveforms)
         repeated = np.resize(waveforms, shape)
         return [
@@ -140,7 +141,7 @@ def time_model(
         ]
 
 
-def _beginnings(folder: Path, n_samples: int, n_recordings: int = MAX_RECORDINGS) -> Waveforms:
+def beginnings(folder: Path, n_samples: int, n_recordings: int = MAX_RECORDINGS) -> Waveforms:
     """Return the beginnings of recordings from all over a folder, shape (n, n_samples)."""
     paths = recordings_in(folder)
     if not paths:
@@ -192,6 +193,8 @@ def _ours(checkpoint: Checkpoint, device: torch.device) -> Iterator[Way]:
     precisions = list(_precisions(device))
     if device.type == "cpu" and cpu_has_int8():
         precisions.append("int8")
+    if device.type == "cuda" and gpu_has_fp8(device):
+        precisions.append("fp8")
     for precision in precisions:
         tagger = Tagger(checkpoint, str(device), precision)
         yield Way(f"ast-stream {tagger.attention} {precision}", tagger.logits)

@@ -29,7 +29,9 @@ def doctor(
     config: Annotated[Path | None, config_option("Check what this configuration uses.")] = None,
     model: Annotated[str | None, typer.Option(help="Checkpoint.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, fp32, fp16, bf16 or int8.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="auto, fp32, fp16, bf16, int8 or fp8.")
+    ] = None,
     attention: Annotated[
         str | None, typer.Option(help="auto, flash_attn, flash, cudnn, efficient, blocked or math.")
     ] = None,

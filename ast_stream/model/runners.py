@@ -20,12 +20,13 @@ from ast_stream.units import counted
 
 logger = logging.getLogger(__name__)
 
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
-PrecisionSetting = Literal["auto", "fp32", "fp16", "bf16", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+PrecisionSetting = Literal["auto", "fp32", "fp16", "bf16", "int8", "fp8"]
 
 ONE_THREAD_GFLOP = 5.0  # about 100 ms on one core
 _CPU_BF16_FEATURES = ("avx512_bf16", "amx_bf16")
 _CPU_INT8_FEATURES = ("avx512_vnni", "avx_vnni", "amx_int8")
+_FP8_CAPABILITY = (9, 0)  # Hopper: scales for each row of a product
 _MAX_CPU_BATCH = 8  # more gains nothing
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)  # batch sizes on CUDA; a batch is padded to the next one
 _WARM_UP_RUNS = 3  # before a capture: kernels are chosen and workspaces allocated in the first
@@ -358,7 +359,7 @@ def resolve_device(setting: str) -> torch.device:
 def resolve_precision(setting: PrecisionSetting, device: torch.device) -> Precision:
     """Return the precision to compute in.
 
-    `auto` is fp16 on CUDA, bf16 on CPUs with instructions for it, else fp32; never int8.
+    `auto` is fp16 on CUDA, bf16 on CPUs with instructions for it, else fp32; never int8 or fp8.
 
     Raises:
         StartupError: the device does not compute in the precision asked for.
@@ -368,11 +369,15 @@ def resolve_precision(setting: PrecisionSetting, device: torch.device) -> Precis
             return "fp16"
         return "bf16" if cpu_has_bf16() else "fp32"
     if setting not in get_args(Precision):
-        raise StartupError(f"precision: expected auto, fp32, fp16, bf16 or int8, got '{setting}'")
+        raise StartupError(
+            f"precision: expected auto, fp32, fp16, bf16, int8 or fp8, got '{setting}'"
+        )
     if setting == "fp16" and device.type == "cpu":
         raise StartupError("precision fp16 needs a CUDA device; on a CPU use bf16 or fp32")
     if setting == "int8" and device.type == "cuda":
         raise StartupError("precision int8 is for CPUs; on a CUDA device use fp16")
+    if setting == "fp8":
+        _check_fp8(device)
     if setting == "bf16" and device.type == "cuda":
         with torch.cuda.device(device):
             has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -381,10 +386,23 @@ def resolve_precision(setting: PrecisionSetting, device: torch.device) -> Precis
     return setting
 
 
+def _check_fp8(device: torch.device) -> None:
+    if device.type == "cpu":
+        raise StartupError("precision fp8 needs a CUDA device; on a CPU use int8, bf16 or fp32")
+    if not gpu_has_fp8(device):
+        found = torch.cuda.get_device_capability(device)
+        raise StartupError(
+            f"precision fp8: expected a GPU of compute capability 9.0 or later (Hopper), got "
+            f"{torch.cuda.get_device_name(device)} with {found[0]}.{found[1]}; use fp16"
+        )
+
+
 def dtype_of(precision: Precision) -> torch.dtype:
-    """Return what a model is computed in; for int8, where its products are not in int8."""
+    """Return what a model is computed in; for int8 and fp8, where its products are in neither."""
     if precision == "int8":
         return torch.bfloat16 if cpu_has_bf16() else torch.float32
+    if precision == "fp8":
+        return torch.float16
     return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
 
 
@@ -432,6 +450,11 @@ def cpu_has_bf16() -> bool:
 def cpu_has_int8() -> bool:
     """Return whether this CPU multiplies int8 in hardware and adds up without overflow."""
     return _cpu_has(_CPU_INT8_FEATURES)
+
+
+def gpu_has_fp8(device: torch.device) -> bool:
+    """Return whether this GPU multiplies fp8 with a scale for each row."""
+    return torch.cuda.get_device_capability(device) >= _FP8_CAPABILITY
 
 
 def _cpu_has(features: Sequence[str]) -> bool:

@@ -32,7 +32,13 @@ logger = logging.getLogger(__name__)
 
 # Largest difference of a logit from its expected value, in units of max(1, spread of the expected
 # logits): scores near 0 and 1 hide mistakes that logits show.
-TOLERANCE: dict[Precision, float] = {"fp32": 2e-3, "fp16": 5e-2, "bf16": 3e-1, "int8": 5e-1}
+TOLERANCE: dict[Precision, float] = {
+    "fp32": 2e-3,
+    "fp16": 5e-2,
+    "bf16": 3e-1,
+    "int8": 5e-1,
+    "fp8": 5e-1,
+}
 MAX_LOGIT = 15.0  # beyond it a score no longer tells the logit
 BATCH = 3  # rows of the same clip, so that more than one row of a batch is looked at
 

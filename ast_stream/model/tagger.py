@@ -23,6 +23,7 @@ from ast_stream.model.checkpoint import Checkpoint, load_checkpoint, model_with
 from ast_stream.model.description import BUNDLED
 from ast_stream.model.dims import AstDims
 from ast_stream.model.fbank import Fbank, normalize, pad_frames
+from ast_stream.model.float8 import use_float8
 from ast_stream.model.metadata import PlattScaling
 from ast_stream.model.quantized import quantize
 from ast_stream.model.runners import (
@@ -136,6 +137,8 @@ class Tagger:
             self._kernels = "packed weights" if problem is None else problem
             self._runner = CpuRunner(model, dtype)
         else:
+            if self.precision == "fp8":
+                use_float8(model)
             self._kernels = "CUDA graphs"
             self._runner = GraphRunner(model, self.device, dtype)
         logger.info("scoring on %s in %s: %s", self.device, self.precision, self._kernels)
@@ -330,8 +333,8 @@ def load_tagger(
     Args:
         reference: see `load_checkpoint`.
         device: auto, cpu, cuda or cuda:N.
-        precision: auto is fp16 on CUDA, bf16 on CPUs that have it, else fp32; int8 is for CPUs, and
-            never chosen by itself.
+        precision: auto is fp16 on CUDA, bf16 on CPUs that have it, else fp32; int8 (CPUs) and
+            fp8 (GPUs from Hopper on) are never chosen by themselves.
         attention: auto measures what there is.
         window_s: seconds of audio in a window, a multiple of 0.01; None: as trained. A shorter
             one cuts the position embeddings at their centre.

@@ -408,7 +408,7 @@ class ModelSettings(Section):
         pattern=DEVICE,
         description="auto, cpu, cuda or cuda:<number>",
     )
-    precision: Literal["auto", "fp32", "fp16", "bf16", "int8"] = "auto"
+    precision: Literal["auto", "fp32", "fp16", "bf16", "int8", "fp8"] = "auto"
     attention: Literal["auto", "flash_attn", "flash", "cudnn", "efficient", "blocked", "math"] = (
         "auto"
     )

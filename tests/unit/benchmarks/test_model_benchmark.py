@@ -11,7 +11,7 @@ import soundfile
 from tiny_model import save_tiny
 from typer.testing import CliRunner
 
-from ast_stream.benchmarks.model import AST_BASE, _beginnings, random_base, time_model
+from ast_stream.benchmarks.model import AST_BASE, beginnings, random_base, time_model
 from ast_stream.cli.bench import app
 from ast_stream.errors import UsageError
 from ast_stream.model.runners import cpu_has_bf16, cpu_has_int8
@@ -45,7 +45,7 @@ def test_ast_base_has_the_shape_of_the_published_models() -> None:
     assert (base.dims.n_tokens, base.dims.n_layers, len(base.labels)) == (1214, 12, 527)
 
 
-def test_recordings_are_scored_from_their_beginnings(tmp_path: Path) -> None:
+def test_recordings_are_scored_from_theirbeginnings(tmp_path: Path) -> None:
     tiny = str(save_tiny(tmp_path / "tiny"))
     sounds = np.random.default_rng(0).standard_normal((2, 20_000)) * 0.1
     for number, sound in enumerate(sounds):  # longer than a window, and shorter
@@ -54,8 +54,8 @@ def test_recordings_are_scored_from_their_beginnings(tmp_path: Path) -> None:
     for row in rows:
         assert row.max_error < (1e-4 if row.name.endswith("fp32") else 0.05)
         assert row.top_5 == 1.0  # of three classes
-    assert _beginnings(tmp_path, 16_000).shape == (2, 16_000)
-    assert not _beginnings(tmp_path, 16_000)[1, 8_000:].any()
+    assert beginnings(tmp_path, 16_000).shape == (2, 16_000)
+    assert not beginnings(tmp_path, 16_000)[1, 8_000:].any()
 
 
 def test_a_folder_without_recordings_is_refused(tmp_path: Path) -> None:

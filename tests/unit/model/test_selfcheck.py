@@ -151,8 +151,10 @@ def test_scores_that_change_by_themselves_are_found(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "fp8"])
 def test_a_right_model_passes_on_the_gpu(precision: Any) -> None:
+    if precision == "fp8" and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("this GPU does not multiply fp8 by rows")
     checkpoint = _with_golden(tiny_checkpoint())
     result = self_check(_tagger(checkpoint, device="cuda", precision=precision))
     assert result.max_error <= TOLERANCE[precision]

@@ -93,7 +93,7 @@ def test_settings_cannot_be_changed_after_loading() -> None:
         # words from a list
         (
             "model: {precision: fp61}",
-            "2: model.precision: expected auto, fp32, fp16, bf16 or int8, got 'fp61'; "
+            "2: model.precision: expected auto, fp32, fp16, bf16, int8 or fp8, got 'fp61'; "
             "did you mean 'fp16'?",
         ),
         (

@@ -171,6 +171,8 @@ class _StageTimes(WorkerMetrics):
 class _TimedTagger:
     """A tagger whose model is a stage of its own."""
 
+    runs_ahead = False  # the stage ends when the scores are there
+
     def __init__(self, tagger: Tagger, times: defaultdict[str, float]) -> None:
         self._tagger = tagger
         self._times = times

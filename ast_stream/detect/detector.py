@@ -23,7 +23,7 @@ from ast_stream.errors import UsageError
 from ast_stream.messages.audio import Pcm16
 from ast_stream.messages.event import EndReason, Event, Gap, Scores
 from ast_stream.model.fbank import LOOK_BACK, UNUSED_TAIL, first_frame, last_frame
-from ast_stream.model.tagger import Tagger
+from ast_stream.model.tagger import Awaited, Tagger
 from ast_stream.settings.schema import DetectionSettings
 from ast_stream.units import (
     FRAME_LENGTH,
@@ -52,6 +52,18 @@ class _Ending:
 
     reason: EndReason
     restart_at: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Begun:
+    """Windows whose features are there, and which are not decided yet.
+
+    Attributes:
+        found: waits for what the model says of them; None where a cascade has to ask it first.
+    """
+
+    windows: DueWindows
+    found: Awaited | None
 
 
 @dataclass(frozen=True)
@@ -136,6 +148,8 @@ class Detector:
             )  # fmt: skip
             self._watcher.use(self.parameters)
             self._reach = max(self.window, cascade.tagger.window_samples)
+        # whom a cascade asks about follows from what was decided before
+        self._runs_ahead = tagger.runs_ahead and cascade is None
         self._positions = Positions(self.hop)
         self._levels = LevelMeter(self.window, self.hop, detection.gate_dbfs)
         self._runs = None if on_run is None else HopRuns(self._names, on_run)
@@ -409,9 +423,14 @@ class Detector:
         return np.array([self._names.slot(stream) for stream in self.streams], np.int64)
 
     def _advance(self, max_windows: int | None = None, only: int | None = None) -> list[Event]:
-        """Score due windows, of all slots in turn or of one, and complete what ends by that."""
+        """Score due windows, of all slots in turn or of one, and complete what ends by that.
+
+        Where the device works while the host goes on, windows are begun before the ones before
+        them are decided, which is done in the order in which they were begun.
+        """
         events: list[Event] = []
         n_windows = 0
+        begun: _Begun | None = None
         while max_windows is None or n_windows < max_windows:
             slots = self._open_slots() if only is None else np.array([only], np.int64)
             slots = slots[self._positions.hops_waiting(slots) > 0]
@@ -424,9 +443,20 @@ class Detector:
                 slots = self._next_in_turn(slots, max(1, (max_windows - n_windows) // n_hops))
             step = max(1, WINDOWS_AT_ONCE // n_hops)
             for part in (slots[at : at + step] for at in range(0, len(slots), step)):
-                events += self._step(part, n_hops)
+                before, begun = begun, self._begin(part, n_hops)
                 n_windows += len(part) * n_hops
-            events += self._complete_endings()
+                if before is not None:
+                    events += self._finish(before)
+                if not self._runs_ahead:
+                    events += self._finish(begun)
+                    begun = None
+            if self._has_ended():
+                if begun is not None:
+                    events += self._finish(begun)
+                    begun = None
+                events += self._complete_endings()
+        if begun is not None:
+            events += self._finish(begun)
         return events + self._complete_endings()
 
     def _next_in_turn(self, slots: npt.NDArray[np.int64], max_slots: int) -> npt.NDArray[np.int64]:
@@ -455,6 +485,10 @@ class Detector:
         self._owed = []
         return events
 
+    def _has_ended(self) -> bool:
+        """Return whether the last window of a slot that ends was begun."""
+        return any(self._positions.hops_waiting_of(slot) <= 0 for slot in self._endings)
+
     def _complete_endings(self) -> list[Event]:
         events: list[Event] = []
         for slot in list(self._endings):
@@ -473,8 +507,8 @@ class Detector:
         received = int(self._positions.received[slot])
         return self._decision.close(slot, reason, self._positions.decided(slot), received)
 
-    def _step(self, slots: npt.NDArray[np.int64], n_hops: int) -> list[Event]:
-        """Advance each slot by `n_hops` windows: features, scores, decisions."""
+    def _begin(self, slots: npt.NDArray[np.int64], n_hops: int) -> _Begun:
+        """Advance each slot by `n_hops` windows: features, and what the model is asked."""
         at = self._positions
         ends = at.next_end[slots] + (n_hops - 1) * self.hop
         begin = ends - n_hops * self.hop - LOOK_BACK
@@ -493,15 +527,26 @@ class Detector:
         is_due &= hop_ends > at.score_from[slots]
         is_run = is_due & ~is_gated
         is_run &= (hop_ends // self.hop) % self._positions.stride[slots] == 0
-        if self._runs is not None:
-            for ends, gated in zip(hop_ends, is_gated, strict=True):
-                stops = np.minimum(ends, at.received[slots])
-                self._runs.add(slots, stops, gated, at.stride[slots] > 1)
         first, last = first_frame(at.context_start[slots]), last_frame(at.received[slots])
         none = np.zeros_like(is_run)
         windows = DueWindows(slots, hop_ends, is_due, is_run, is_gated, none, first, last)
+        if self._watcher is not None:
+            return _Begun(windows, None)
+        if self._frames is None:
+            return _Begun(windows, self._scorer.begin_scores(windows))
+        return _Begun(windows, self._scorer.begin_frame_logits(windows))
+
+    def _finish(self, begun: _Begun) -> list[Event]:
+        """Decide the windows that were begun; of several, in that order."""
+        at, windows = self._positions, begun.windows
+        slots, hop_ends, is_due = windows.slots, windows.hop_ends, windows.is_due
+        if self._runs is not None:
+            for ends, gated in zip(hop_ends, windows.is_gated, strict=True):
+                stops = np.minimum(ends, at.received[slots])
+                self._runs.add(slots, stops, gated, at.stride[slots] > 1)
+        first = windows.first_frames
         events: list[Event] = []
-        for hop, (asked, found) in enumerate(self._scored(windows)):
+        for hop, (asked, found) in enumerate(self._scored(begun)):
             rows = np.flatnonzero(is_due[hop])
             first_scored = at.mark_scored(slots[rows], hop_ends[hop, rows])
             decided: list[Event] = []
@@ -521,18 +566,19 @@ class Detector:
             events += decided
         return events
 
-    def _scored(self, windows: DueWindows) -> Iterator[tuple[DueWindows, npt.NDArray[np.float32]]]:
+    def _scored(self, begun: _Begun) -> Iterator[tuple[DueWindows, npt.NDArray[np.float32]]]:
         """Yield hop after hop what the model was asked about, and what it says.
 
         Scores of windows, or logits of their frames; of shape (n, ...). Whether a cascade asks
         about a window depends on what was decided by the one before.
         """
-        score = self._scorer.score if self._frames is None else self._scorer.frame_logits
-        if self._watcher is None:
-            found = score(windows)
-            for hop, its in enumerate(found):
+        windows = begun.windows
+        if begun.found is not None:
+            for hop, its in enumerate(begun.found()):
                 yield windows.of_hop(hop), its
             return
+        assert self._watcher is not None
+        score = self._scorer.score if self._frames is None else self._scorer.frame_logits
         slots, at = windows.slots, self._positions
         self._watcher.hear(windows, at.context_start[slots])
         for hop in range(len(windows.hop_ends)):

@@ -16,7 +16,7 @@ from ast_stream.coverage.spans import Kind
 from ast_stream.detect.decision import SlotNames
 from ast_stream.detect.frames import MAX_LOGIT
 from ast_stream.model.fbank import SlidingFbank
-from ast_stream.model.tagger import Tagger
+from ast_stream.model.tagger import Awaited, Tagger
 from ast_stream.units import FULL_SCALE, amplitude_to_dbfs
 
 _KINDS: tuple[Kind, ...] = ("listened", "gated", "degraded")
@@ -110,12 +110,7 @@ class WindowScorer:
 
     def score(self, asked: DueWindows) -> npt.NDArray[np.float32]:
         """Return scores (hops, n, classes): the ones before if not run, 0 if gated or not asked."""
-        scores = self._run(asked, self._tagger.window_scores, (), 0.0)
-        for hop, is_run in enumerate(asked.is_run):
-            kept = ~is_run & ~asked.is_gated[hop] & ~asked.is_unasked[hop]
-            scores[hop, kept] = self._last[asked.slots[kept]]
-            self._last[asked.slots] = scores[hop]
-        return scores
+        return self.begin_scores(asked)()
 
     def frame_logits(self, asked: DueWindows) -> npt.NDArray[np.float32]:
         """Return logits of frames (hops, n, frames of a window, classes).
@@ -123,21 +118,42 @@ class WindowScorer:
         They are `-MAX_LOGIT` where gated or not asked, and mean nothing where the window is none of
         these and not run.
         """
-        n_frames = self._tagger.dims.n_time_patches
-        return self._run(asked, self._tagger.frame_logits, (n_frames,), -MAX_LOGIT)
+        return self.begin_frame_logits(asked)()
+
+    def begin_scores(self, asked: DueWindows) -> Awaited:
+        """Begin what `score` does; what is returned waits for the scores, in the order begun."""
+        tagger = self._tagger
+        begin = tagger.begin_window_scores if tagger.runs_ahead else at_once(tagger.window_scores)
+        found = self._begin(asked, begin, (), 0.0)
+
+        def scores() -> npt.NDArray[np.float32]:
+            scores = found()
+            for hop, is_run in enumerate(asked.is_run):
+                kept = ~is_run & ~asked.is_gated[hop] & ~asked.is_unasked[hop]
+                scores[hop, kept] = self._last[asked.slots[kept]]
+                self._last[asked.slots] = scores[hop]
+            return scores
+
+        return scores
+
+    def begin_frame_logits(self, asked: DueWindows) -> Awaited:
+        """Begin what `frame_logits` does, see `begin_scores`."""
+        tagger = self._tagger
+        begin = tagger.begin_frame_logits if tagger.runs_ahead else at_once(tagger.frame_logits)
+        return self._begin(asked, begin, (tagger.dims.n_time_patches,), -MAX_LOGIT)
 
     def begins(self, hop_ends: Indices, first_frames: Indices) -> Indices:
         """Return the first filterbank frame of windows; both of shape (n,)."""
         return self._features.begins(hop_ends, first_frames)
 
-    def _run(
+    def _begin(
         self,
         asked: DueWindows,
-        model: Callable[[Tensor], npt.NDArray[np.float32]],
+        model: Callable[[Tensor], Awaited],
         shape: tuple[int, ...],
         nothing: float,
-    ) -> npt.NDArray[np.float32]:
-        """Return what the model says of the windows to run, shape (hops, n, *shape, classes).
+    ) -> Awaited:
+        """Begin what the model says of the windows to run, shape (hops, n, *shape, classes).
 
         Args:
             nothing: stands where it was not run, and for NaN (an overflow in half precision, say),
@@ -148,7 +164,7 @@ class WindowScorer:
         self.n_scored += len(hops)
         self.n_gated += int((asked.is_due & asked.is_gated).sum())
         if not len(hops):
-            return filled
+            return lambda: filled
         windows = self._features.windows(
             asked.slots[rows],
             asked.hop_ends[hops, rows],
@@ -156,10 +172,25 @@ class WindowScorer:
             asked.last_frames[rows],
         )
         found = model(windows)
-        is_nan = np.isnan(found)
-        self.nan_scores += int(is_nan.sum())
-        filled[hops, rows] = np.where(is_nan, np.float32(nothing), found)
-        return filled
+
+        def scored() -> npt.NDArray[np.float32]:
+            numbers = found()
+            is_nan = np.isnan(numbers)
+            self.nan_scores += int(is_nan.sum())
+            filled[hops, rows] = np.where(is_nan, np.float32(nothing), numbers)
+            return filled
+
+        return scored
+
+
+def at_once(model: Callable[[Tensor], npt.NDArray[np.float32]]) -> Callable[[Tensor], Awaited]:
+    """Return what begins what a model says of windows, of one that has no need to wait."""
+
+    def begin(windows: Tensor) -> Awaited:
+        found = model(windows)
+        return lambda: found
+
+    return begin
 
 
 class LevelMeter:

@@ -1,4 +1,4 @@
-"""Where, how precisely and in which batches the model is run."""
+"""Where and how precisely the model is run, and in which batches on CPUs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -28,8 +27,6 @@ _CPU_BF16_FEATURES = ("avx512_bf16", "amx_bf16")
 _CPU_INT8_FEATURES = ("avx512_vnni", "avx_vnni", "amx_int8")
 _FP8_CAPABILITY = (9, 0)  # Hopper: scales for each row of a product
 _MAX_CPU_BATCH = 8  # more gains nothing
-BUCKETS = (1, 2, 4, 8, 16, 32, 64)  # batch sizes on CUDA; a batch is padded to the next one
-_WARM_UP_RUNS = 3  # before a capture: kernels are chosen and workspaces allocated in the first
 # largest difference from the plain layer on values of order 1: the order of sums, and bf16's steps
 MAX_PACKED_ERROR = {torch.float32: 1e-4, torch.bfloat16: 6e-2}
 _FUSED = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "relu": ("relu", "")}
@@ -131,6 +128,8 @@ class CpuRunner:
         n_threads: threads that score such batches at the same time, or a large window together.
     """
 
+    runs_ahead = False
+
     def __init__(self, model: AudioSpectrogramTransformer, dtype: torch.dtype) -> None:
         self._model = model
         self._dtype = dtype
@@ -166,6 +165,10 @@ class CpuRunner:
         logits = torch.empty((len(windows), dims.n_time_patches, dims.n_classes))
         self._run(windows, logits, self._model.frame_logits)
         return logits
+
+    def download(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Return what returns a result, which is here already."""
+        return lambda: tensor
 
     def _run(self, windows: Tensor, logits: Tensor, forward: Callable[[Tensor], Tensor]) -> None:
         """Fill `logits`, a row for each window, in batches that are exact."""
@@ -224,108 +227,6 @@ class CpuRunner:
                     break
                 batch *= 2
         return batch
-
-
-@dataclass(frozen=True, eq=False)
-class _Graph:
-    graph: torch.cuda.CUDAGraph
-    windows: Tensor  # static input, (bucket, n_frames, n_mels)
-    logits: Tensor  # static output, (bucket, n_classes), float32
-    frame_logits: Tensor  # the same, (bucket, n_time_patches, n_classes); empty without frame head
-
-
-class GraphRunner:
-    """Batches padded to fixed sizes, each a CUDA graph captured when first needed.
-
-    Not safe for use by several threads: inputs and outputs of the graphs are shared.
-    """
-
-    full_batch = BUCKETS[-1]
-
-    def __init__(
-        self, model: AudioSpectrogramTransformer, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        self._model = model
-        self._device = device
-        self._dtype = dtype
-        self._graphs: dict[int, _Graph] = {}
-        self._pool = torch.cuda.graph_pool_handle()
-        # of this device: the one that torch would take belongs to the first device that captured
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-
-    def logits(self, windows: Tensor) -> Tensor:
-        """Return (B, n_classes) float32 for (B, n_frames, n_mels)."""
-        logits = torch.empty((len(windows), self._model.dims.n_classes), device=self._device)
-        return self._run(windows, logits, lambda graph: graph.logits)
-
-    def frame_logits(self, windows: Tensor) -> Tensor:
-        """Return (B, n_time_patches, n_classes) float32 for (B, n_frames, n_mels)."""
-        dims = self._model.dims
-        shape = (len(windows), dims.n_time_patches, dims.n_classes)
-        logits = torch.empty(shape, device=self._device)
-        return self._run(windows, logits, lambda graph: graph.frame_logits)
-
-    def _run(self, windows: Tensor, logits: Tensor, output: Callable[[_Graph], Tensor]) -> Tensor:
-        """Fill `logits`, a row for each window, with an output of the graphs."""
-        with torch.cuda.device(self._device):
-            for start in range(0, len(windows), BUCKETS[-1]):
-                part = windows[start : start + BUCKETS[-1]]
-                graph = self._graph(bucket_for(len(part)))
-                graph.windows[: len(part)].copy_(part)  # the rest keeps older windows, unread
-                graph.graph.replay()
-                # Copied before the next replay, which may reuse the pool's memory.
-                logits[start : start + len(part)].copy_(output(graph)[: len(part)])
-        return logits
-
-    def prepare(self, n_windows: int) -> None:
-        """Capture the graphs for batches of up to `n_windows` windows before they come.
-
-        The largest goes first, in whose memory the others then fit.
-
-        Raises:
-            StartupError: they do not fit into the device's memory.
-        """
-        largest = bucket_for(min(n_windows, BUCKETS[-1]))
-        try:
-            with torch.cuda.device(self._device):
-                for bucket in reversed(BUCKETS[: BUCKETS.index(largest) + 1]):
-                    self._graph(bucket)
-        except torch.cuda.OutOfMemoryError as error:
-            raise StartupError(
-                f"device {self._device}: no memory for batches of {largest} windows: {error}"
-            ) from error
-
-    def _graph(self, bucket: int) -> _Graph:
-        if bucket not in self._graphs:
-            with without_tf32():
-                self._graphs[bucket] = self._capture(bucket)
-        return self._graphs[bucket]
-
-    def _capture(self, bucket: int) -> _Graph:
-        dims = self._model.dims
-        shape = (bucket, dims.max_frames, dims.n_mels)
-        windows = torch.zeros(shape, device=self._device, dtype=self._dtype)
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._stream):
-            for _run in range(_WARM_UP_RUNS):
-                self._forward(windows)
-        torch.cuda.current_stream(self._device).wait_stream(self._stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-            logits, frame_logits = self._forward(windows)
-        return _Graph(graph, windows, logits, frame_logits)
-
-    def _forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
-        if self._model.frame_head is None:
-            logits = self._model(windows).float()
-            return logits, logits.new_empty(0)
-        logits, frame_logits = self._model.forward_frames(windows)
-        return logits.float(), frame_logits.float()
-
-
-def bucket_for(n_windows: int) -> int:
-    """Return the smallest batch size of `BUCKETS` that holds `n_windows` (at most 64)."""
-    return next(bucket for bucket in BUCKETS if bucket >= n_windows)
 
 
 def resolve_device(setting: str) -> torch.device:

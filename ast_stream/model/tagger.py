@@ -24,11 +24,11 @@ from ast_stream.model.description import BUNDLED
 from ast_stream.model.dims import AstDims
 from ast_stream.model.fbank import Fbank, normalize, pad_frames
 from ast_stream.model.float8 import use_float8
+from ast_stream.model.graphs import CudaDevice, GraphRunner
 from ast_stream.model.metadata import PlattScaling
 from ast_stream.model.quantized import quantize
 from ast_stream.model.runners import (
     CpuRunner,
-    GraphRunner,
     PrecisionSetting,
     dtype_of,
     pack,
@@ -49,6 +49,8 @@ from ast_stream.units import (
 logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.float32]
+Awaited = Callable[[], Array]
+"""Waits for what was begun and returns it."""
 
 DEFAULT_HOP_S = 0.5
 MEASURED_WINDOWS = 8  # in the choice of attention: 64 would need gigabytes for `math`
@@ -119,6 +121,7 @@ class Tagger:
         self.attention = self.attention_choice.name
         self.fbank = Fbank(self.device)
         self._on_batch = on_batch
+        self._last_noted_s = 0.0
         self._has_warned = False
         self._score_map = _score_map(checkpoint.metadata.score_maps, checkpoint.labels, self.device)
         self._frame_score_map = (
@@ -140,7 +143,8 @@ class Tagger:
             if self.precision == "fp8":
                 use_float8(model)
             self._kernels = "CUDA graphs"
-            self._runner = GraphRunner(model, self.device, dtype)
+            on_device, holds = CudaDevice(self.device), self.attention == "math"
+            self._runner = GraphRunner(model, on_device, dtype, holds_attention=holds)
         logger.info("scoring on %s in %s: %s", self.device, self.precision, self._kernels)
 
     @property
@@ -156,7 +160,11 @@ class Tagger:
         """Windows that are worth scoring at once here."""
         return self._runner.full_batch
 
-    @torch.inference_mode()
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether windows can be begun while the results of others are on their way."""
+        return self._runner.runs_ahead
+
     def window_scores(self, windows: Tensor) -> Array:
         """Return scores of normalised log-mel windows.
 
@@ -170,14 +178,8 @@ class Tagger:
         Raises:
             ValueError: `windows` has another shape.
         """
-        began_s = time.perf_counter()
-        logits = _to_numpy(self.calibrated(self._window_logits(windows)))
-        scores = _sigmoid(logits)
-        if self._on_batch is not None:
-            self._on_batch(len(windows), time.perf_counter() - began_s)
-        return scores
+        return self.begin_window_scores(windows)()
 
-    @torch.inference_mode()
     def frame_logits(self, windows: Tensor) -> Array:
         """Return what the scores of the time patches of windows are the sigmoid of.
 
@@ -191,6 +193,24 @@ class Tagger:
         Raises:
             ValueError: `windows` has another shape, or `frames` is None.
         """
+        return self.begin_frame_logits(windows)()
+
+    @torch.inference_mode()
+    def begin_window_scores(self, windows: Tensor) -> Awaited:
+        """Begin what `window_scores` does; what is returned waits for the scores, once.
+
+        Several may be begun before the first is waited for, which is worth it where `runs_ahead`.
+        Memory grows by what is begun. An error of the device may come in either place.
+        """
+        began_s = time.perf_counter()
+        self._check_windows(windows)
+        logits = self.calibrated(self._runner.logits(windows))
+        arrives = self._runner.download(logits)
+        return lambda: self._noted(len(windows), began_s, _sigmoid(_to_numpy(arrives())))
+
+    @torch.inference_mode()
+    def begin_frame_logits(self, windows: Tensor) -> Awaited:
+        """Begin what `frame_logits` does; see `begin_window_scores`."""
         if self.frames is None:
             raise ValueError("frame_logits: expected a checkpoint with a frame head in use")
         began_s = time.perf_counter()
@@ -199,10 +219,16 @@ class Tagger:
         if self._frame_score_map is not None:
             scale, bias = self._frame_score_map
             logits = logits * scale + bias
-        result = _to_numpy(logits)
+        arrives = self._runner.download(logits)
+        return lambda: self._noted(len(windows), began_s, _to_numpy(arrives()))
+
+    def _noted(self, n_windows: int, began_s: float, found: Array) -> Array:
+        """Tell how long windows took: since the ones before them, if these were waited for."""
+        now_s = time.perf_counter()
         if self._on_batch is not None:
-            self._on_batch(len(windows), time.perf_counter() - began_s)
-        return result
+            self._on_batch(n_windows, now_s - max(began_s, self._last_noted_s))
+        self._last_noted_s = now_s
+        return found
 
     @overload
     def logits(self, waveforms: Tensor, sample_rate: int | None = None) -> Tensor: ...

@@ -90,6 +90,7 @@ COMMANDS = (
     Command("ack", f"{_CLI}.outbox:ack", "Say that an alert has been seen."),
     Command("snooze", f"{_CLI}.outbox:snooze", "Hold back the alerts of a rule."),
     Command("keys", f"{_CLI}.keys:app", "Make keys for tcp, and say what each may do."),
+    Command("users", f"{_CLI}.users:app", "Say who may log in to the page, and do what."),
     Command("status", f"{_CLI}.status:status", "Show how all processes and streams are."),
     Command(
         "privacy",

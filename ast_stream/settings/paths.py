@@ -108,6 +108,11 @@ def alerts_state_file(settings: Settings) -> Path:
     return Path(settings.alerts.state_file or Path(settings.state_dir) / "alerts.sqlite")
 
 
+def web_users_file(settings: Settings) -> Path:
+    """Return the file of who may log in to the page."""
+    return Path(settings.web.users_file or Path(settings.state_dir) / "web" / "users.json")
+
+
 def ring_endpoint(settings: Settings, stream: str) -> str:
     """Return where the capture process of `stream` answers ring reads (it binds ROUTER)."""
     return _ipc(settings, _ring(stream))

@@ -11,7 +11,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ast_stream.settings.paths import ENDED_FILES, alerts_state_file, runtime_dir
+from ast_stream.settings.paths import (
+    ENDED_FILES,
+    alerts_state_file,
+    runtime_dir,
+    web_users_file,
+)
 from ast_stream.settings.retention import MIB
 from ast_stream.settings.schema import Settings
 from ast_stream.settings.workers import of_worker, worker_names
@@ -19,6 +24,7 @@ from ast_stream.settings.workers import of_worker, worker_names
 DAY_S = 86_400.0
 MAX_SPARE_BYTES = 64 * MIB  # of what waits for a disk that is full
 MAX_JOURNAL_BYTES = 64 * MIB  # more than all streams of a worker with all classes active
+MAX_USERS_BYTES = 1024 * 1024
 MAX_ENDED_BYTES = 64 * 1024  # of the note of one source
 _ASIDE = ".damaged-[1-9]"  # what cannot be read is kept under such a name
 _WRITER, _RECORDER = "worker", "recorder"
@@ -173,6 +179,21 @@ def score_log(settings: Settings) -> Kept:
     )
 
 
+def page_users(settings: Settings) -> Kept:
+    """Return the file of who may log in to the page."""
+    file = web_users_file(settings)
+    return Kept(
+        "users of the page",
+        file.parent,
+        (file.name, f".{file.name}.lock"),
+        "ast-stream users",
+        "names, hashes of passwords, and rights",
+        MAX_USERS_BYTES,
+        None,
+        "until they are removed",
+    )
+
+
 def worker_journal(settings: Settings) -> Kept:
     """Return the file from which a worker resumes."""
     holds = "where each stream stands, its open events and newest scores"
@@ -206,6 +227,8 @@ def kept(settings: Settings) -> Iterator[Kept]:
             yield audit_log(own, f"capture {stream.name}")
     if settings.alerts.rules:
         yield alert_database(settings)
+    if settings.web.listen is not None and settings.web.needs_login:
+        yield page_users(settings)
     if settings.recorder is not None:
         yield history_database(settings)
         if settings.recorder.history.scores:

@@ -15,13 +15,13 @@ from starlette.staticfiles import StaticFiles
 
 from ast_stream.errors import AstStreamError, UsageError
 from ast_stream.version import __version__
-from ast_stream.web.guard import Guard
+from ast_stream.web import login_page
+from ast_stream.web.guard import ALIVE, Guard
+from ast_stream.web.login_page import LOGIN
 from ast_stream.web.rendering import render
 from ast_stream.web.rights import DeniedError, need_of, public
 from ast_stream.web.services import Services
 
-LOGIN = "/login"
-ALIVE = "/alive"
 STATIC = "/static"
 _SENTENCES = {
     404: "there is no such page",
@@ -35,6 +35,7 @@ def routes(services: Services) -> list[BaseRoute]:
     """Return all routes; each module of pages has its own."""
     return [
         Route(ALIVE, alive),
+        *login_page.ROUTES,
         Mount(STATIC, StaticFiles(packages=[("ast_stream.web", "static")]), name="static"),
     ]
 
@@ -50,12 +51,11 @@ def create_app(services: Services) -> Starlette:
         _expect_need(route)
     app = Starlette(
         routes=found,
-        middleware=[Middleware(Guard, services=services)],
+        middleware=[Middleware(Guard, services=services, show_fault=_show_fault)],
         exception_handlers={
             DeniedError: _show_denied,
             AstStreamError: _show_sentence,
             HTTPException: _show_http_error,
-            Exception: _show_fault,
         },
     )
     app.state.services = services

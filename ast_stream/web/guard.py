@@ -11,20 +11,22 @@ import contextlib
 import hmac
 import ipaddress
 import logging
-from collections.abc import MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import PlainTextResponse
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ast_stream.errors import StartupError
 from ast_stream.runtime.files import read_bounded
 from ast_stream.settings.web import BehindProxy, WebSettings
+from ast_stream.web.cookies import read_cookies
 from ast_stream.web.rendering import CSRF_TOKEN, NONCE
-from ast_stream.web.rights import set_visitor
+from ast_stream.web.rights import CLOSED_FOR_LACK_OF_RIGHTS, Visitor, set_visitor
 from ast_stream.web.services import Services
 from ast_stream.web.tokens import random_text
 
@@ -38,7 +40,8 @@ _MAX_PROXY_TOKEN_BYTES = 4096
 _MAX_FIELDS = 1000
 _SAFE_METHODS = ("GET", "HEAD")
 _LOCALHOST = ("localhost", "127.0.0.1", "::1")
-_STATIC = "/static/"
+STATIC = "/static/"
+ALIVE = "/alive"  # asked by `ast-stream status` on the box itself
 _FORM = "application/x-www-form-urlencoded"
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -68,14 +71,23 @@ class _RefusedError(Exception):
 
 
 class Guard:
-    """ASGI middleware around the whole application."""
+    """ASGI middleware around the whole application.
 
-    def __init__(self, app: ASGIApp, services: Services) -> None:
+    Args:
+        show_fault: returns the response to a request in which the application failed.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        services: Services,
+        show_fault: Callable[[Request, Exception], Awaitable[Response]],
+    ) -> None:
         self._app = app
         self._services = services
+        self._show_fault = show_fault
         self._settings: WebSettings = services.settings.web
         self._proxy_token = read_proxy_token(self._settings.behind_proxy)
-        self.cookies = CookieNames(self._settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -83,17 +95,11 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        cookies = _cookies(headers)
-        new_browser = None if self.cookies.browser in cookies else random_text()
-        session = cookies.get(self.cookies.session)
-        browser = session or cookies.get(self.cookies.browser) or new_browser or ""
-        scope[NONCE] = random_text()
-        scope[CSRF_TOKEN] = self._services.tokens.of(browser)
-        send = self._with_headers(scope, send, new_browser)
+        reply = _Reply(scope, send, self._services)
         try:
             self._expect_host(scope, headers)
-            self._expect_proxy(headers)
-            set_visitor(scope, self._services.visitors.of(headers, session))
+            self._expect_proxy(scope, headers)
+            visitor, browser = self._know(scope, headers, reply)
             if scope["type"] == "websocket":
                 self._expect_origin(scope, headers)
             elif scope["method"] not in _SAFE_METHODS:
@@ -102,9 +108,32 @@ class Guard:
                 self._expect_token(headers, body, browser)
                 receive = _replayed(body, receive)
         except _RefusedError as refused:
-            await _refuse(refused, scope, receive, send)
+            await _refuse(refused, scope, receive, reply.send)
             return
-        await self._app(scope, receive, send)
+        reply.visitor = visitor
+        try:
+            await self._app(scope, receive, reply.send)
+        except Exception as error:
+            if scope["type"] != "http" or reply.has_started:
+                logger.error("%s failed", scope["path"], exc_info=error)
+                raise
+            response = await self._show_fault(Request(scope), error)
+            await response(scope, receive, reply.send)
+
+    def _know(self, scope: Scope, headers: Headers, reply: _Reply) -> tuple[Visitor, str]:
+        """Find out who sent a request, and note it; return that, and what its tokens are made for:
+        its login, or the browser.
+        """
+        cookies, names = read_cookies(headers), self._services.cookies
+        secret = cookies.get(names.session)
+        visitor = self._services.visitors.of(headers, secret)
+        browser = secret if visitor.session is not None else cookies.get(names.browser)
+        if not browser:
+            browser = reply.new_browser = random_text()
+        set_visitor(scope, visitor)
+        scope[NONCE] = random_text()
+        scope[CSRF_TOKEN] = self._services.tokens.of(browser)
+        return visitor, browser
 
     def _expect_host(self, scope: Scope, headers: Headers) -> None:
         """Refuse a name that is not ours: a page of others may have it point here."""
@@ -122,8 +151,8 @@ class Guard:
             text = f"this page is not known under the name {shown!r}: add it to web.hosts"
             raise _RefusedError(421, text)
 
-    def _expect_proxy(self, headers: Headers) -> None:
-        if self._proxy_token is None:
+    def _expect_proxy(self, scope: Scope, headers: Headers) -> None:
+        if self._proxy_token is None or scope["path"] == ALIVE:
             return
         shown = headers.get(PROXY_TOKEN_HEADER, "").encode("latin-1", "replace")
         if not hmac.compare_digest(shown, self._proxy_token):
@@ -152,53 +181,56 @@ class Guard:
             text = "the token of the page does not fit: it was loaded before the last start or "
             raise _RefusedError(403, f"{text}login; load it again and repeat what you did")
 
-    def _with_headers(self, scope: Scope, send: Send, new_browser: str | None) -> Send:
-        """Return `send` with what every response carries."""
-        is_static = scope["path"].startswith(_STATIC)
 
-        async def with_headers(message: Message) -> None:
-            if message["type"] in ("http.response.start", "websocket.http.response.start"):
-                headers = MutableHeaders(scope=message)
-                headers.update(HEADERS)
-                headers["Content-Security-Policy"] = _POLICY.format(nonce=scope[NONCE])
-                headers.setdefault("Cache-Control", "no-cache" if is_static else "no-store")
-                is_page = headers.get("content-type", "").startswith("text/html")
-                if new_browser is not None and is_page:
-                    headers.append("Set-Cookie", self.cookies.of_browser(new_browser))
-            await send(message)
+class _Reply:
+    """What is sent back: with the headers that every response has, and only to who may have it.
 
-        return with_headers
-
-
-class CookieNames:
-    """Names and texts of the page's cookies.
-
-    Cookies are shared by all ports of a host: names hold the port. With TLS they are such that no
-    other host can set them.
+    Attributes:
+        visitor: whose rights may end while it is sent; None: there is none yet.
+        new_browser: value of the cookie for a browser that has none; None: it has one.
+        has_started: whether the head has been sent.
     """
 
-    def __init__(self, settings: WebSettings) -> None:
-        self._is_secure = settings.certificate is not None or settings.behind_proxy is not None
-        port = 0 if settings.listen is None else settings.address[1]
-        start = f"{'__Host-' if self._is_secure else ''}ast-stream-{port}"
-        self.session = f"{start}-session"
-        self.browser = f"{start}-browser"
+    def __init__(self, scope: Scope, send: Send, services: Services) -> None:
+        self.visitor: Visitor | None = None
+        self.new_browser: str | None = None
+        self.has_started = False
+        self._scope = scope
+        self._send = send
+        self._services = services
+        self._has_ended = False
 
-    def of_browser(self, value: str) -> str:
-        """Return the cookie by which a browser is known before a login."""
-        return self._text(self.browser, value)
+    async def send(self, message: Message) -> None:
+        """Send a message; once the rights of the visitor have ended, the last one."""
+        kind = message["type"]
+        if self._has_ended:
+            return
+        if kind in ("http.response.start", "websocket.http.response.start"):
+            self.has_started = True
+            self._add_headers(message)
+        goes_on = kind == "websocket.send" or message.get("more_body", False)
+        if goes_on and not self._may_go_on():
+            self._has_ended = True
+            if kind == "websocket.send":
+                message = {"type": "websocket.close", "code": CLOSED_FOR_LACK_OF_RIGHTS}
+            else:
+                message = {"type": "http.response.body", "body": b"", "more_body": False}
+        await self._send(message)
 
-    def of_session(self, value: str) -> str:
-        """Return the cookie of a login; the browser forgets it when it is closed."""
-        return self._text(self.session, value)
+    def _may_go_on(self) -> bool:
+        return self.visitor is None or self._services.visitors.may_go_on(self.visitor)
 
-    def without_session(self) -> str:
-        """Return the cookie that removes that of a login."""
-        return f"{self._text(self.session, '')}; Max-Age=0"
-
-    def _text(self, name: str, value: str) -> str:
-        secure = "; Secure" if self._is_secure else ""
-        return f"{name}={value}; Path=/; HttpOnly; SameSite=Strict{secure}"
+    def _add_headers(self, message: Message) -> None:
+        headers = MutableHeaders(scope=message)
+        headers.update(HEADERS)
+        policy = _POLICY.format(nonce=self._scope.get(NONCE) or random_text())
+        headers["Content-Security-Policy"] = policy
+        is_static = self._scope["path"].startswith(STATIC)
+        headers.setdefault("Cache-Control", "no-cache" if is_static else "no-store")
+        is_page = headers.get("content-type", "").startswith("text/html")
+        if self.new_browser is not None and is_page:
+            cookie = self._services.cookies.of_browser(self.new_browser)
+            headers.append("Set-Cookie", cookie)
 
 
 def read_proxy_token(proxy: BehindProxy | None) -> bytes | None:
@@ -233,18 +265,6 @@ def _is_address(name: str, local: str) -> bool:
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(name) == ipaddress.ip_address(local)
     return False
-
-
-def _cookies(headers: Headers) -> dict[str, str]:
-    """Return the cookies of a request; of two of one name none: one may be planted."""
-    found: dict[str, str] = {}
-    doubled = set()
-    for part in "; ".join(headers.getlist("cookie")).split(";"):
-        name, _, value = part.strip().partition("=")
-        if name in found:
-            doubled.add(name)
-        found[name] = value
-    return {name: value for name, value in found.items() if name not in doubled}
 
 
 async def _body(headers: Headers, receive: Receive) -> bytes:

@@ -2,25 +2,89 @@
 
 from __future__ import annotations
 
+import ipaddress
+from contextlib import suppress
+
 from starlette.datastructures import Headers
 
 from ast_stream.settings.web import WebSettings
 from ast_stream.web.rights import NOBODY, Visitor
+from ast_stream.web.sessions import Sessions
+from ast_stream.web.users import User, Users
+
+OPEN_ACCOUNT = "loopback"  # of whoever is on this box, where that is enough
+_FORWARDED_FOR = "X-Forwarded-For"
 
 
 class Visitors:
-    """Knows visitors by what their requests carry."""
+    """Knows visitors by what their requests carry; the guard has checked that before.
 
-    def __init__(self, settings: WebSettings) -> None:
+    Args:
+        users: who may log in, or is named by the proxy.
+        sessions: the logins that go on.
+    """
+
+    def __init__(self, settings: WebSettings, users: Users, sessions: Sessions) -> None:
         self._settings = settings
+        self._users = users
+        self._sessions = sessions
 
-    def of(self, headers: Headers, session: str | None) -> Visitor:
+    @property
+    def can_log_in(self) -> bool:
+        """Whether there is something to log in to: users, and nobody else who knows them."""
+        return self._settings.needs_login and self._user_header is None
+
+    def of(self, headers: Headers, secret: str | None) -> Visitor:
         """Return who sent a request.
 
         Args:
-            session: secret of a login, from its cookie.
+            secret: of a login, from its cookie.
         """
         if not self._settings.needs_login:
             scopes = frozenset(self._settings.without_login)
-            return Visitor("somebody on this box, without login", "loopback", scopes)
-        return NOBODY
+            return Visitor("somebody on this box, without login", OPEN_ACCOUNT, scopes)
+        if self._user_header is not None:
+            names = headers.getlist(self._user_header)
+            user = self._users.get(names[0]) if len(names) == 1 else None
+            return NOBODY if user is None else _visitor(user, "through the proxy")
+        session = None if secret is None else self._sessions.use(secret)
+        if session is None:
+            return NOBODY
+        user = self._users.get(session.account)
+        if user is None or user.stamp != session.stamp:  # removed, or another password
+            self._sessions.end(session.key)
+            return NOBODY
+        return _visitor(user, "through a login", session.key)
+
+    def may_go_on(self, visitor: Visitor) -> bool:
+        """Return whether what a visitor may do is as it was: for connections that last."""
+        if visitor.account in ("", OPEN_ACCOUNT):
+            return True
+        user = self._users.get(visitor.account)
+        if user is None or not visitor.scopes <= frozenset(user.scopes):
+            return False
+        if visitor.session is None:
+            return True
+        session = self._sessions.get(visitor.session)
+        return session is not None and session.stamp == user.stamp
+
+    def address(self, headers: Headers, peer: str) -> str:
+        """Return where a request comes from, as far as it can be known; nothing is allowed by it.
+
+        Args:
+            peer: the other end of the connection; with a proxy, that is the proxy.
+        """
+        if self._settings.behind_proxy is not None:
+            last = headers.get(_FORWARDED_FOR, "").rpartition(",")[2].strip()
+            with suppress(ValueError):
+                return str(ipaddress.ip_address(last))
+        return peer
+
+    @property
+    def _user_header(self) -> str | None:
+        proxy = self._settings.behind_proxy
+        return None if proxy is None else proxy.user_header
+
+
+def _visitor(user: User, how: str, session: str | None = None) -> Visitor:
+    return Visitor(f"{user.name}, {how}", user.name, frozenset(user.scopes), session)

@@ -1,0 +1,101 @@
+"""Log in and out."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from starlette.datastructures import FormData
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from ast_stream.web.logins import LoginError
+from ast_stream.web.rendering import render
+from ast_stream.web.rights import public, visitor_of
+from ast_stream.web.services import services_of
+from ast_stream.web.users import MAX_NAME_CHARACTERS
+
+LOGIN, LOGOUT = "/login", "/logout"
+
+
+@public
+async def show_login(request: Request) -> Response:
+    """Return the form; those who need none are sent on."""
+    after = local_path(request.query_params.get("next"))
+    services = services_of(request)
+    if visitor_of(request).account:
+        return RedirectResponse(after, 303)
+    if not services.visitors.can_log_in:
+        text = "the proxy in front of this page does not name a user whom this page knows"
+        return render(request, "error.html", status=403, text=text)
+    has_users = len(services.users) > 0
+    return render(request, "login.html", after=after, name="", error=None, has_users=has_users)
+
+
+@public
+async def log_in(request: Request) -> Response:
+    """Begin a login, with a new secret, and end the one that the browser had."""
+    services = services_of(request)
+    form = await request.form()
+    after = local_path(_text(form, "next"))
+    name, password = _text(form, "name").strip(), _text(form, "password")
+    if not services.visitors.can_log_in:
+        return RedirectResponse(after, 303)
+    peer = "" if request.client is None else request.client.host
+    address = services.visitors.address(request.headers, peer)
+    try:
+        secret = await services.logins.begin(name, password, address)
+    except LoginError as error:
+        wait: dict[str, Any] = {}
+        if error.wait_s is not None:
+            wait = {"headers": {"Retry-After": str(math.ceil(error.wait_s))}}
+        return render(
+            request,
+            "login.html",
+            status=error.status,
+            after=after,
+            name=name[:MAX_NAME_CHARACTERS],
+            error=str(error),
+            has_users=True,
+            **wait,
+        )
+    _end_session(request)
+    response = RedirectResponse(after, 303)
+    response.headers.append("Set-Cookie", services.cookies.of_session(secret))
+    return response
+
+
+@public
+async def log_out(request: Request) -> Response:
+    """End a login."""
+    _end_session(request)
+    response = RedirectResponse(LOGIN, 303)
+    response.headers.append("Set-Cookie", services_of(request).cookies.without_session())
+    return response
+
+
+def local_path(path: str | None) -> str:
+    """Return a path of this page; of anything else, the start: a link may lead to others."""
+    is_ours = path is not None and path.startswith("/") and not path.startswith(("//", "/\\"))
+    if path is None or not is_ours or any(ord(one) < 0x21 or one == "\\" for one in path):
+        return "/"
+    return path
+
+
+def _end_session(request: Request) -> None:
+    visitor = visitor_of(request)
+    if visitor.session is not None:
+        services_of(request).sessions.end(visitor.session)
+
+
+def _text(form: FormData, field: str) -> str:
+    value = form.get(field)
+    return value if isinstance(value, str) else ""
+
+
+ROUTES: list[BaseRoute] = [
+    Route(LOGIN, show_login, methods=["GET"]),
+    Route(LOGIN, log_in, methods=["POST"]),
+    Route(LOGOUT, log_out, methods=["POST"]),
+]

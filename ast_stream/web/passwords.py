@@ -1,0 +1,52 @@
+"""Passwords: hashed with argon2id, and checked with the same work whoever is named."""
+
+from __future__ import annotations
+
+import secrets
+
+from argon2 import PasswordHasher
+from argon2.exceptions import Argon2Error, InvalidHashError
+
+from ast_stream.errors import UsageError
+
+MIN_CHARACTERS = 10
+MAX_BYTES = 1024
+
+
+def expect_password(password: str) -> None:
+    """Refuse what cannot be a password.
+
+    Raises:
+        UsageError: it is too short or too long.
+    """
+    if len(password) < MIN_CHARACTERS or len(password.encode(errors="replace")) > MAX_BYTES:
+        text = f"expected {MIN_CHARACTERS} characters to {MAX_BYTES} bytes as a password, got "
+        raise UsageError(f"{text}{len(password)} characters")
+
+
+class Passwords:
+    """Hashes and checks passwords; each takes tens of milliseconds and 64 MiB.
+
+    Args:
+        hasher: its parameters; the library's own follow RFC 9106.
+    """
+
+    def __init__(self, hasher: PasswordHasher | None = None) -> None:
+        self._hasher = hasher or PasswordHasher()
+        self._of_nobody = self._hasher.hash(secrets.token_urlsafe())
+
+    def hash(self, password: str) -> str:
+        """Return the hash of a password, with a new salt."""
+        return self._hasher.hash(password)
+
+    def is_right(self, password: str, password_hash: str | None) -> bool:
+        """Return whether a hash is that of a password.
+
+        Args:
+            password_hash: None: there is no such user; the answer is no, after the same work.
+        """
+        try:
+            self._hasher.verify(password_hash or self._of_nobody, password)
+        except (Argon2Error, InvalidHashError):
+            return False
+        return password_hash is not None

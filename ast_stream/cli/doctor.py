@@ -53,11 +53,17 @@ def doctor(
         status.update("checking")
         # they import torch: not before this is shown
         from ast_stream.cli.doctor_checks import check_state_dirs, checks
+        from ast_stream.cli.page_checks import check_page
         from ast_stream.cli.privacy_checks import check_privacy
 
         found: Iterator[Check] = checks(settings, status.update)
         if config is not None:
-            found = chain(found, check_state_dirs(settings, config), check_privacy(settings))
+            found = chain(
+                found,
+                check_state_dirs(settings, config),
+                check_page(settings),
+                check_privacy(settings),
+            )
         for check in found:
             failures += check.status == "failed"
             if as_json:

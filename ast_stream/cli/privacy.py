@@ -46,6 +46,8 @@ def markdown(found: Sheet) -> Iterator[str]:
     yield from _table("Files", found.files)
     yield from _table("What can be asked for", found.sockets)
     yield from _list("Who has keys for tcp", found.keys or ["nobody: no endpoint has keys"])
+    if found.users:
+        yield from _list("Who may log in to the page", found.users)
     yield from _list("What leaves this box", found.outgoing or ["nothing"])
     yield from _list("What this program cannot exclude", found.not_covered)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ssl
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +40,7 @@ from ast_stream.runtime.lifecycle import EXIT_CRASH, stop_on_signals
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.paths import alerts_endpoint, query_endpoint, ring_endpoint
 from ast_stream.settings.schema import Settings, StreamSettings
+from ast_stream.settings.web import ALIVE_PATH
 from ast_stream.settings.workers import of_worker, worker_names
 from ast_stream.transport.keys import client_keys
 from ast_stream.transport.query import QueryClient
@@ -159,6 +163,8 @@ def _processes(box: BoxStatus) -> Table:
         add("alerts", state, box.alerts.hears_worker, alerts_text(box.alerts))
     elif box.has_alerts:
         add("alerts", "no answer", False)
+    if box.page is not None:
+        add("page", "serving" if box.page_answers else "no answer", box.page_answers, box.page)
     return table
 
 
@@ -223,6 +229,8 @@ class BoxStatus:
         alerts: None: no status was received.
         alerts_body: the same as it was received.
         has_alerts: there should be an alerts process.
+        page: where the page is; None: there is none.
+        page_answers: whether it is there.
         problems: one sentence for each.
     """
 
@@ -233,6 +241,8 @@ class BoxStatus:
     alerts: AlertsStatus | None = None
     alerts_body: dict[str, Any] | None = None
     has_alerts: bool = False
+    page: str | None = None
+    page_answers: bool = False
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -255,6 +265,7 @@ class BoxStatus:
             "events": [event.to_json() for event in self.events],
             "captures": {name: _capture_json(reply) for name, reply in self.captures.items()},
             "alerts": self.alerts_body,
+            "page": None if self.page is None else {"at": self.page, "answers": self.page_answers},
         }
 
 
@@ -333,6 +344,8 @@ class StatusClient:
         self._sockets = Sockets(client_keys(settings.transport))
         self._worker = QueryClient(self._sockets, query_endpoint(settings), is_stopped)
         self._alerts_endpoint = alerts
+        # as the alerts process, it is one for all workers
+        self._has_page = is_complete and alerts is not None and settings.web.listen is not None
         self._alerts = (
             Subscriber(alerts, topics=[ALERTS_STATUS_TOPIC])
             if is_complete and settings.alerts.rules and alerts is not None
@@ -353,6 +366,9 @@ class StatusClient:
         if self._alerts is not None:
             box.has_alerts = True
             self._receive_alerts_status(box)
+        if self._has_page:
+            box.page = self._settings.web.origin
+            box.page_answers = page_answers(self._settings, self._timeout_s)
         box.problems = problems(box, self._streams, self._endpoints())
         return box
 
@@ -405,6 +421,26 @@ class StatusClient:
                     return
 
 
+def page_answers(settings: Settings, timeout_s: float = TIMEOUT_S) -> bool:
+    """Return whether the page of this box answers; its certificate may be for other names."""
+    host, port = settings.web.address
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    connection: HTTPConnection
+    if settings.web.certificate is None:
+        connection = HTTPConnection(host, port, timeout=timeout_s)
+    else:
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        connection = HTTPSConnection(host, port, timeout=timeout_s, context=context)
+    try:
+        connection.request("GET", ALIVE_PATH)
+        return connection.getresponse().status == HTTPStatus.OK
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
 def problems(
     box: BoxStatus, streams: Sequence[StreamSettings], endpoints: Mapping[str, str] = NO_ENDPOINTS
 ) -> list[str]:
@@ -447,6 +483,8 @@ def problems(
         found.append(f"the alerts process cannot write: {box.alerts.disk}")
     elif box.alerts is not None and not box.alerts.hears_worker:
         found.append("the alerts process receives nothing from the worker")
+    if box.page is not None and not box.page_answers:
+        found.append(f"the page does not answer at {box.page}")
     if box.alerts is not None:
         found += [action.text for action in box.alerts.failing]
     return found

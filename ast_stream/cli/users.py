@@ -14,10 +14,17 @@ from ast_stream.cli.output import aligned, json_line, say
 from ast_stream.cli.web import expect_extra
 from ast_stream.errors import UsageError
 from ast_stream.labels import did_you_mean
+from ast_stream.privacy.page_users import (
+    NAME,
+    NAME_RULE,
+    User,
+    changing_users,
+    in_order,
+    read_users,
+)
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.paths import web_users_file
 from ast_stream.settings.web import SCOPES, Scope
-from ast_stream.web.users import NAME, NAME_RULE, User, changing_users, in_order, read_users
 
 ConfigOption = Annotated[Path, config_option()]
 NameArgument = Annotated[str, typer.Argument(help="The user.")]
@@ -135,7 +142,7 @@ def _user(users: dict[str, User], name: str) -> User:
 
 def _new_hash() -> str:
     expect_extra()
-    from ast_stream.web.passwords import Passwords, expect_password  # needs the extra
+    from ast_stream.web.passwords import expect_password, hash_password  # needs the extra
 
     if sys.stdin.isatty():
         password = getpass.getpass("Password: ")
@@ -145,4 +152,4 @@ def _new_hash() -> str:
     else:
         password = sys.stdin.readline().rstrip("\r\n")
         expect_password(password)
-    return Passwords().hash(password)
+    return hash_password(password)

@@ -12,10 +12,13 @@ from typing import Any
 
 from ast_stream.errors import StartupError
 from ast_stream.privacy.access import HISTORY_S, SENSOR_REFUSAL
+from ast_stream.privacy.page_users import read_users
 from ast_stream.privacy.speech import MARGIN_S
 from ast_stream.settings import paths
+from ast_stream.settings.paths import web_users_file
 from ast_stream.settings.schema import PrivacyMode, Settings
 from ast_stream.settings.storage import kept
+from ast_stream.settings.web import SCOPES
 from ast_stream.settings.workers import of_worker, worker_names
 from ast_stream.transport.allow_list import GROUP_RIGHTS, WORDS, Client, read_allow_list
 from ast_stream.units import SAMPLE_RATE
@@ -27,6 +30,11 @@ MODES: dict[PrivacyMode, str] = {
     "speech": "every client with the right audio can get the last minute of audio, in which "
     f"anything that may be speech, and {MARGIN_S:g} s on either side, is replaced by silence",
     "sensor": "nobody can have audio: every query is refused, and none is kept to answer one",
+}
+PICTURES: dict[PrivacyMode, str] = {
+    "off": ", spectrograms",
+    "speech": ", spectrograms that are blank where there may be speech",
+    "sensor": "",
 }
 NOT_COVERED = (
     "Root, and anyone who may change the configuration or the program, can do everything.",
@@ -73,6 +81,7 @@ class Sheet:
         sockets: what can be asked for or read while it runs.
         outgoing: what leaves the box, and to whom.
         keys: who has rights over tcp.
+        users: who has rights on the page.
     """
 
     privacy: PrivacyMode
@@ -83,6 +92,7 @@ class Sheet:
     sockets: list[Row]
     outgoing: list[str]
     keys: list[str]
+    users: list[str]
     not_covered: tuple[str, ...] = NOT_COVERED
 
     def to_json(self) -> dict[str, Any]:
@@ -101,6 +111,7 @@ def sheet(settings: Settings) -> Sheet:
         sockets=list(_sockets(settings)),
         outgoing=list(_outgoing(settings)),
         keys=list(_keys(settings)),
+        users=list(_users(settings)),
     )
 
 
@@ -159,11 +170,44 @@ def _sockets(settings: Settings) -> Iterator[Row]:
         yield Row("alerts", paths.alerts_endpoint(settings), "alerts", live, 0, group)
         admins = own + keyed.format("admin")
         yield Row("administration", paths.admin_endpoint(settings), "alerts", live, 0, admins)
+    if settings.web.listen is not None:
+        yield from _page(settings)
     if settings.metrics.listen is not None:
         yield Row(
             "metrics", settings.metrics.listen, "figures, levels, counts of events by class", live,
             0, "whoever can connect",
         )  # fmt: skip
+
+
+def _page(settings: Settings) -> Iterator[Row]:
+    is_sensor = settings.privacy == "sensor"
+    for what, scope, holds in (
+        ("page", "view", "events, alerts, levels and scores" + PICTURES[settings.privacy]),
+        ("page: clips", "listen", SENSOR_REFUSAL if is_sensor else "the clips that are kept"),
+        ("page: verdicts", "review", "what people say of events, with their names"),
+        ("page: administration", "administrate", "alerts and deliveries"),
+    ):
+        readers = f"users with the right {scope}"
+        if not settings.web.needs_login:
+            is_open = scope in settings.web.without_login
+            readers = "whoever can connect on this box" if is_open else "nobody"
+        if scope == "listen" and is_sensor:
+            readers = "nobody"
+        yield Row(what, settings.web.origin, holds, "as it is kept", 0, readers)
+
+
+def _users(settings: Settings) -> Iterator[str]:
+    if settings.web.listen is None or not settings.web.needs_login:
+        return
+    try:
+        users = read_users(web_users_file(settings))
+    except StartupError as error:
+        yield str(error)
+        return
+    for user in users.values():
+        yield f"{user.name}: {', '.join(f'{one} ({SCOPES[one]})' for one in user.scopes)}"
+    if settings.privacy == "sensor" and any("listen" in user.scopes for user in users.values()):
+        yield "with privacy: sensor the right listen grants nothing"
 
 
 def _outgoing(settings: Settings) -> Iterator[str]:
@@ -177,6 +221,10 @@ def _outgoing(settings: Settings) -> Iterator[str]:
             yield f"alerts of the action {name}: to {action.receiver}"
     if settings.alerts.heartbeat is not None:
         yield f"a sign of life by the action {settings.alerts.heartbeat.action}"
+    if settings.web.listen is not None and settings.web.behind_proxy is not None:
+        yield f"the page, through a proxy that shows its secret: {settings.web.origin}"
+    elif settings.web.listen is not None and not settings.web.is_on_loopback:
+        yield f"the page, encrypted, to users who have logged in: {settings.web.origin}"
     listen = settings.metrics.listen
     if listen is not None and _is_beyond_this_box(f"tcp://{listen}"):
         yield f"metrics, not encrypted, to whoever asks: {listen}"

@@ -18,6 +18,7 @@ SCOPES: dict[Scope, str] = {
     "listen": "play and download clips",
     "administrate": "acknowledge, snooze, retry and drop",
 }
+ALIVE_PATH = "/alive"  # whoever asks for it learns that the page works, and nothing else
 DEFAULT_IDLE_H = 12.0
 DEFAULT_SESSION_H = 7 * 24.0
 _ADDRESS = r"^(\[[0-9A-Fa-f:.]+\]|[^:\s\[\]]+):\d{1,5}$"

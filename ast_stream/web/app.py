@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from urllib.parse import quote
 
 from starlette.applications import Starlette
@@ -17,9 +14,10 @@ from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 
 from ast_stream.errors import AstStreamError, UsageError
+from ast_stream.settings.web import ALIVE_PATH
 from ast_stream.version import __version__
-from ast_stream.web import clip_routes, event_pages, login_page, now_page, timeline_page
-from ast_stream.web.guard import ALIVE, Guard
+from ast_stream.web import login_page
+from ast_stream.web.guard import Guard
 from ast_stream.web.login_page import LOGIN
 from ast_stream.web.rendering import render
 from ast_stream.web.rights import DeniedError, need_of, public
@@ -37,12 +35,8 @@ logger = logging.getLogger(__name__)
 def routes(services: Services) -> list[BaseRoute]:
     """Return all routes; each module of pages has its own."""
     return [
-        Route(ALIVE, alive),
+        Route(ALIVE_PATH, alive),
         *login_page.ROUTES,
-        *now_page.ROUTES,
-        *timeline_page.ROUTES,
-        *event_pages.ROUTES,
-        *clip_routes.ROUTES,
         Mount(STATIC, StaticFiles(packages=[("ast_stream.web", "static")]), name="static"),
     ]
 
@@ -56,17 +50,7 @@ def create_app(services: Services) -> Starlette:
     found = routes(services)
     for route in found:
         _expect_need(route)
-
-    @asynccontextmanager
-    async def life(app: Starlette) -> AsyncIterator[None]:
-        services.hub.start(asyncio.get_running_loop())
-        try:
-            yield
-        finally:
-            await asyncio.to_thread(services.hub.stop)
-
     app = Starlette(
-        lifespan=life,
         routes=found,
         middleware=[Middleware(Guard, services=services, show_fault=_show_fault)],
         exception_handlers={

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ast_stream.errors import StartupError
 from ast_stream.runtime.files import read_bounded
-from ast_stream.settings.web import BehindProxy, WebSettings
+from ast_stream.settings.web import ALIVE_PATH, BehindProxy, WebSettings
 from ast_stream.web.cookies import read_cookies
 from ast_stream.web.rendering import CSRF_TOKEN, NONCE
 from ast_stream.web.rights import CLOSED_FOR_LACK_OF_RIGHTS, Visitor, set_visitor
@@ -41,7 +41,6 @@ _MAX_FIELDS = 1000
 _SAFE_METHODS = ("GET", "HEAD")
 _LOCALHOST = ("localhost", "127.0.0.1", "::1")
 STATIC = "/static/"
-ALIVE = "/alive"  # asked by `ast-stream status` on the box itself
 _FORM = "application/x-www-form-urlencoded"
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -152,7 +151,7 @@ class Guard:
             raise _RefusedError(421, text)
 
     def _expect_proxy(self, scope: Scope, headers: Headers) -> None:
-        if self._proxy_token is None or scope["path"] == ALIVE:
+        if self._proxy_token is None or scope["path"] == ALIVE_PATH:
             return
         shown = headers.get(PROXY_TOKEN_HEADER, "").encode("latin-1", "replace")
         if not hmac.compare_digest(shown, self._proxy_token):

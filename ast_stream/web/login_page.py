@@ -10,11 +10,11 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from ast_stream.privacy.page_users import MAX_NAME_CHARACTERS
 from ast_stream.web.logins import LoginError
 from ast_stream.web.rendering import render
 from ast_stream.web.rights import public, visitor_of
 from ast_stream.web.services import services_of
-from ast_stream.web.users import MAX_NAME_CHARACTERS
 
 LOGIN, LOGOUT = "/login", "/logout"
 

@@ -6,11 +6,11 @@ import asyncio
 import logging
 
 from ast_stream.errors import AstStreamError
+from ast_stream.privacy.page_users import MAX_NAME_CHARACTERS, Users
 from ast_stream.runtime.logging import LimitedLog
 from ast_stream.web.login_limits import LoginLimits, in_words
 from ast_stream.web.passwords import MAX_BYTES, Passwords
 from ast_stream.web.sessions import Sessions
-from ast_stream.web.users import MAX_NAME_CHARACTERS, Users
 
 MAX_WAITING = 16  # logins whose password is checked, or waits for that
 _WRONG = "name or password is not right"

@@ -24,8 +24,13 @@ def expect_password(password: str) -> None:
         raise UsageError(f"{text}{len(password)} characters")
 
 
+def hash_password(password: str) -> str:
+    """Return the hash of a password, with a new salt."""
+    return PasswordHasher().hash(password)
+
+
 class Passwords:
-    """Hashes and checks passwords; each takes tens of milliseconds and 64 MiB.
+    """Checks passwords; each takes tens of milliseconds and 64 MiB.
 
     Args:
         hasher: its parameters; the library's own follow RFC 9106.
@@ -34,10 +39,6 @@ class Passwords:
     def __init__(self, hasher: PasswordHasher | None = None) -> None:
         self._hasher = hasher or PasswordHasher()
         self._of_nobody = self._hasher.hash(secrets.token_urlsafe())
-
-    def hash(self, password: str) -> str:
-        """Return the hash of a password, with a new salt."""
-        return self._hasher.hash(password)
 
     def is_right(self, password: str, password_hash: str | None) -> bool:
         """Return whether a hash is that of a password.

@@ -7,10 +7,10 @@ from contextlib import suppress
 
 from starlette.datastructures import Headers
 
+from ast_stream.privacy.page_users import User, Users
 from ast_stream.settings.web import WebSettings
 from ast_stream.web.rights import NOBODY, Visitor
 from ast_stream.web.sessions import Sessions
-from ast_stream.web.users import User, Users
 
 OPEN_ACCOUNT = "loopback"  # of whoever is on this box, where that is enough
 _FORWARDED_FOR = "X-Forwarded-For"

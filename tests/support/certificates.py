@@ -26,6 +26,10 @@ class Identity:
         context.load_cert_chain(self.certificate, self.key)
         return context
 
+    def client_context(self) -> ssl.SSLContext:
+        """Return what a client that trusts this identity alone speaks TLS with."""
+        return ssl.create_default_context(cafile=str(self.certificate))
+
 
 class Authority:
     """Signs certificates, in a folder."""

@@ -22,8 +22,8 @@ from argon2 import PasswordHasher
 from certificates import Identity
 from ports import free_ports
 
+from ast_stream.privacy.page_users import User, changing_users
 from ast_stream.settings.web import Scope
-from ast_stream.web.users import User, changing_users
 
 PASSWORD = "correct horse battery"
 TIMEOUT_S = 20.0

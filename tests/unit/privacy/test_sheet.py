@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from page_process import add_users
 
 from ast_stream.cli.app import run_command_line
 from ast_stream.cli.privacy_checks import check_privacy
@@ -108,3 +109,24 @@ def test_files_of_no_declared_kind_are_noticed() -> None:
     }
     found = set(undeclared(settings(alerts={"rules": ["rules.yaml"]}), map(Path, files)))
     assert found == {Path(file) for file, is_declared in files.items() if not is_declared}
+
+
+def test_the_sheet_says_who_may_do_what_on_the_page(tmp_path: Path) -> None:
+    on_loopback = sheet(settings(web={"listen": "127.0.0.1:8080", "without_login": ["view"]}))
+    readers = {row.what: row.readers for row in on_loopback.sockets}
+    assert readers["page"] == "whoever can connect on this box"
+    assert readers["page: clips"] == "nobody"
+    assert not any("page" in line for line in on_loopback.outgoing)
+    add_users(tmp_path / "users.json", {"anna": ["view", "listen"]})
+    tls = {"certificate": "a.pem", "private_key": "b.pem"}
+    web = {"listen": "0.0.0.0:8443", "users_file": str(tmp_path / "users.json"), **tls}
+    found = sheet(settings(web=web, privacy="sensor"))
+    readers = {row.what: row.readers for row in found.sockets}
+    assert readers["page"] == "users with the right view"
+    assert readers["page: clips"] == "nobody"
+    assert found.users[0].startswith("anna: view (")
+    assert found.users[1] == "with privacy: sensor the right listen grants nothing"
+    assert found.outgoing == [
+        "the page, encrypted, to users who have logged in: https://0.0.0.0:8443"
+    ]
+    assert "users of the page" in {row.what for row in found.files}

@@ -10,7 +10,6 @@ const list = document.querySelector("#happened");
 const connection = document.querySelector("#connection");
 const template = document.querySelector("#event-line");
 const streams = new Map();
-const offsetMs = 1000 * Number(page.dataset.utcOffsetS);
 
 class Stream {
   constructor(section) {
@@ -62,9 +61,8 @@ class Stream {
   }
 }
 
-// the time of day at the box, not where the browser is
 function time(text) {
-  return new Date(Date.parse(text) + offsetMs).toISOString().slice(11, 19);
+  return new Date(text).toLocaleTimeString([], { hour12: false });
 }
 
 // the line of an event, made at its begin and kept up to date until its end
@@ -105,8 +103,7 @@ function tell(kind, body) {
     noteLine(`${body.stream}: ${body.duration_s.toFixed(1)} s lost (${body.reason})`, "gap");
   }
   if (kind === "alert" && body.state === "firing") {
-    const summary = body.annotations.summary ? `: ${body.annotations.summary}` : "";
-    noteLine(`alert ${body.rule} (${body.severity})${summary}`, "alert");
+    noteLine(`alert ${body.rule} (${body.severity}): ${body.annotations.summary ?? ""}`, "alert");
   }
   if (kind === "missed") noteLine(`messages were lost: ${body.reason}`, "gap");
   if (kind === "refused") noteLine(`no live view: ${body.error}`, "gap");

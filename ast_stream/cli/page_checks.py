@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib.util import find_spec
 
+from ast_stream.box_status import page_answers
 from ast_stream.cli.doctor_checks import Check
-from ast_stream.cli.status import page_answers
 from ast_stream.cli.web import MODULES
 from ast_stream.errors import AstStreamError
 from ast_stream.privacy.page_users import read_users

@@ -21,8 +21,8 @@ from page_process import PASSWORD, Answer, Browser, Page, add_users, running_pag
 from ports import free_ports
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 
+from ast_stream.box_status import page_answers
 from ast_stream.cli.page_checks import check_page
-from ast_stream.cli.status import page_answers
 from ast_stream.privacy.page_users import User, changing_users
 from ast_stream.settings.load import load_settings
 from ast_stream.settings.web import SCOPES, Scope

@@ -16,7 +16,8 @@ from reactive_model import save_reactive
 from rich.console import Console
 from sample_messages import FAILING, alerts_status, event_message, worker_status
 
-from ast_stream.cli.status import BoxStatus, problems, view, worker_text
+from ast_stream.box_status import BoxStatus, problems
+from ast_stream.cli.status import view, worker_text
 from ast_stream.cli.terminal import console
 from ast_stream.machine_clock import Moment
 from ast_stream.messages.audio import AudioBlock, RingReply

@@ -5,7 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 from sample_messages import worker_status
 
-from ast_stream.cli.status import BoxStatus, WorkersStatus
+from ast_stream.box_status import BoxStatus, WorkersStatus
+from ast_stream.cli.status import view_of_all
 from ast_stream.messages.status import WorkerStatus
 
 
@@ -17,7 +18,7 @@ def box(*keys: str, problems: tuple[str, ...] = ()) -> BoxStatus:
 def shown(found: WorkersStatus) -> str:
     console = Console(width=200)
     with console.capture() as capture:
-        console.print(found.view())
+        console.print(view_of_all(found))
     return capture.get()
 
 

@@ -1,0 +1,345 @@
+"""How everything on a box is: its processes asked, and what is not well in sentences."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from typing import Any, Self
+
+from ast_stream.errors import WireError
+from ast_stream.feed import FeedMessage, Subscriber
+from ast_stream.messages.audio import ReadRequest, RingReply
+from ast_stream.messages.event import EventMessage
+from ast_stream.messages.query import Snapshot, SnapshotQuery
+from ast_stream.messages.status import (
+    ALERTS_STATUS_TOPIC,
+    SOURCE_ENDED,
+    AlertsStatus,
+    Health,
+    WorkerStatus,
+)
+from ast_stream.settings.paths import alerts_endpoint, query_endpoint, ring_endpoint
+from ast_stream.settings.schema import Settings, StreamSettings
+from ast_stream.settings.web import ALIVE_PATH
+from ast_stream.settings.workers import of_worker, worker_names
+from ast_stream.transport.keys import client_keys
+from ast_stream.transport.query import QueryClient
+from ast_stream.transport.sockets import QUERY_HWM_MESSAGES, Sockets
+
+TIMEOUT_S = 3.0  # for each answer: a worker that computes answers between two turns
+_HEALTHY_STATES = ("listening", "warming", "gated")
+_FAULTS = {"missing": "has no audio", "degraded": "has no sound"}  # of capture processes
+_POLL_S = 0.05
+NO_ENDPOINTS: Mapping[str, str] = {}
+
+
+@dataclass
+class BoxStatus:
+    """What the processes of one box answered.
+
+    Attributes:
+        worker: None: it did not answer.
+        streams: health by stream, those in the configuration first.
+        events: events that are open.
+        captures: answer of the ring by stream in the configuration; None: no answer.
+        alerts: None: no status was received.
+        alerts_body: the same as it was received.
+        has_alerts: there should be an alerts process.
+        page: where the page is; None: there is none.
+        page_answers: whether it is there.
+        problems: one sentence for each.
+    """
+
+    worker: WorkerStatus | None = None
+    streams: dict[str, Health] = field(default_factory=dict)
+    events: list[EventMessage] = field(default_factory=list)
+    captures: dict[str, RingReply | None] = field(default_factory=dict)
+    alerts: AlertsStatus | None = None
+    alerts_body: dict[str, Any] | None = None
+    has_alerts: bool = False
+    page: str | None = None
+    page_answers: bool = False
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def restart_needed(self) -> dict[str, list[str]]:
+        """Keys of the configuration that wait for a restart, by process; only of those that do."""
+        answered = {"worker": self.worker, "alerts": self.alerts}
+        return {
+            process: answer.restart_needed
+            for process, answer in answered.items()
+            if answer is not None and answer.restart_needed
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as a JSON object."""
+        return {
+            "healthy": not self.problems,
+            "problems": self.problems,
+            "restart_needed": self.restart_needed,
+            "worker": None if self.worker is None else self.worker.to_json(),
+            "streams": [health.to_json() for health in self.streams.values()],
+            "events": [event.to_json() for event in self.events],
+            "captures": {name: _capture_json(reply) for name, reply in self.captures.items()},
+            "alerts": self.alerts_body,
+            "page": None if self.page is None else {"at": self.page, "answers": self.page_answers},
+        }
+
+
+@dataclass
+class WorkersStatus:
+    """What the processes of a configuration answered: of each worker, with its streams.
+
+    Attributes:
+        boxes: by worker; None: the only one.
+    """
+
+    boxes: dict[str | None, BoxStatus]
+
+    @property
+    def problems(self) -> list[str]:
+        """One sentence for each."""
+        return [
+            problem if name is None else f"{name}: {problem}"
+            for name, box in self.boxes.items()
+            for problem in box.problems
+        ]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as a JSON object: of the only worker, or of each by its name."""
+        if None in self.boxes:
+            return self.boxes[None].as_json()
+        return {
+            "healthy": not self.problems,
+            "problems": self.problems,
+            "workers": {str(name): box.as_json() for name, box in self.boxes.items()},
+        }
+
+
+def _capture_json(reply: RingReply | None) -> dict[str, Any] | None:
+    if reply is None:
+        return None
+    return {
+        "state": reply.state,
+        "detail": reply.detail,
+        "epoch": reply.block.epoch,
+        "samples": reply.next,
+        "unacknowledged": reply.next - reply.acked,
+    }
+
+
+class StatusClient:
+    """Asks the processes of a configuration, as often as wanted.
+
+    Args:
+        settings: of the processes.
+        alerts: endpoint of the alerts process; None: it is not asked.
+        is_complete: `settings` names all streams; else those that the worker knows.
+        is_stopped: asked while waiting for answers.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        is_complete: bool,
+        alerts: str | None = None,
+        timeout_s: float = TIMEOUT_S,
+        is_stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._settings = settings
+        self._streams: Sequence[StreamSettings] = settings.streams if is_complete else ()
+        self._timeout_s = timeout_s
+        self._is_stopped = is_stopped
+        self._sockets = Sockets(client_keys(settings.transport))
+        self._worker = QueryClient(self._sockets, query_endpoint(settings), is_stopped)
+        self._alerts_endpoint = alerts
+        # as the alerts process, it is one for all workers
+        self._has_page = is_complete and alerts is not None and settings.web.listen is not None
+        self._alerts = (
+            Subscriber(alerts, topics=[ALERTS_STATUS_TOPIC])
+            if is_complete and settings.alerts.rules and alerts is not None
+            else None
+        )
+
+    def close(self) -> None:
+        """Close all sockets."""
+        if self._alerts is not None:
+            self._alerts.close()
+        self._sockets.close()
+
+    def ask(self) -> BoxStatus:
+        """Return how everything is now."""
+        box = BoxStatus()
+        self._ask_worker(box)
+        for stream in self._streams:
+            box.captures[stream.name] = self._ask_capture(stream.name)
+        if self._alerts is not None:
+            box.has_alerts = True
+            self._receive_alerts_status(box)
+        if self._has_page:
+            box.page = self._settings.web.origin
+            box.page_answers = page_answers(self._settings, self._timeout_s)
+        box.problems = problems(box, self._streams, self._endpoints())
+        return box
+
+    def _endpoints(self) -> dict[str, str]:
+        """Return the endpoints that are asked, so that a wrong folder shows."""
+        settings, names = self._settings, [stream.name for stream in self._streams]
+        captures = {f"capture {name}": ring_endpoint(settings, name) for name in names}
+        asked = {"worker": query_endpoint(settings), "alerts": self._alerts_endpoint or ""}
+        return asked | captures
+
+    def _ask_worker(self, box: BoxStatus) -> None:
+        frames = self._worker.ask(SnapshotQuery(), self._timeout_s)
+        if frames is None:
+            return
+        try:
+            snapshot = Snapshot.decode(frames)
+        except WireError:  # something else answers at this endpoint
+            return
+        healths = {health.stream: health for health in snapshot.streams}
+        box.events, box.worker = snapshot.events, snapshot.status
+        first = [stream.name for stream in self._streams if stream.name in healths]
+        box.streams = {name: healths[name] for name in dict.fromkeys([*first, *healths])}
+
+    def _ask_capture(self, name: str) -> RingReply | None:
+        socket = self._sockets.connect(
+            "dealer", ring_endpoint(self._settings, name), QUERY_HWM_MESSAGES
+        )
+        try:
+            request = ReadRequest(v=1, op="read", stream=name, epoch=None, start=0, stop=0)
+            socket.send(request.encode())
+            frames = socket.receive(round(self._timeout_s * 1000))
+            return None if frames is None else RingReply.decode(frames, name)
+        except WireError:
+            return None
+        finally:
+            self._sockets.forget(socket)
+
+    def _receive_alerts_status(self, box: BoxStatus) -> None:
+        """Wait for the next status of the alerts process: those before are outdated."""
+        assert self._alerts is not None
+        while self._alerts.receive(0.0) is not None:
+            pass
+        end_s = time.monotonic() + self._timeout_s
+        while time.monotonic() < end_s and not self._is_stopped():
+            item = self._alerts.receive(_POLL_S)
+            if isinstance(item, FeedMessage):
+                with contextlib.suppress(WireError):
+                    box.alerts = AlertsStatus.from_json(item.body, item.topic)
+                    box.alerts_body = item.body
+                    return
+
+
+class WorkersStatusClient:
+    """Asks the processes of all workers of a configuration, as `StatusClient` does."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        is_complete: bool = True,
+        timeout_s: float = TIMEOUT_S,
+        is_stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._clients = {
+            name: StatusClient(
+                of_worker(settings, name),
+                is_complete=is_complete,
+                timeout_s=timeout_s,
+                is_stopped=is_stopped,
+                # there is one for all workers
+                alerts=alerts_endpoint(settings) if number == 0 else None,
+            )
+            for number, name in enumerate(worker_names(settings))
+        }
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def ask(self) -> WorkersStatus:
+        """Return how everything is now."""
+        return WorkersStatus({name: client.ask() for name, client in self._clients.items()})
+
+    def close(self) -> None:
+        """Close all sockets."""
+        for client in self._clients.values():
+            client.close()
+
+
+def page_answers(settings: Settings, timeout_s: float = TIMEOUT_S) -> bool:
+    """Return whether the page of this box answers; its certificate may be for other names."""
+    host, port = settings.web.address
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    connection: HTTPConnection
+    if settings.web.certificate is None:
+        connection = HTTPConnection(host, port, timeout=timeout_s)
+    else:
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        connection = HTTPSConnection(host, port, timeout=timeout_s, context=context)
+    try:
+        connection.request("GET", ALIVE_PATH)
+        return connection.getresponse().status == HTTPStatus.OK
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def problems(
+    box: BoxStatus, streams: Sequence[StreamSettings], endpoints: Mapping[str, str] = NO_ENDPOINTS
+) -> list[str]:
+    """Return what is not well; a recording that has ended is.
+
+    Args:
+        endpoints: which socket was asked, by process: "worker", "alerts", "capture NAME".
+    """
+
+    def at(process: str) -> str:
+        return f" at {endpoints[process]}" if process in endpoints else ""
+
+    finite = {stream.name for stream in streams if stream.source.can_end}
+    found = [f"the worker does not answer{at('worker')}"] if box.worker is None else []
+    if box.worker is not None:
+        if box.worker.disk:
+            found.append(f"the worker's {box.worker.disk}")
+        found += [
+            f"stream {stream.name} is not known to the worker"
+            for stream in streams
+            if stream.name not in box.streams
+        ]
+    over = set()
+    named = {name for name, health in box.streams.items() if health.state not in _HEALTHY_STATES}
+    for name, health in box.streams.items():
+        if name in finite and health.detail == SOURCE_ENDED:
+            over.add(name)
+        elif health.state not in _HEALTHY_STATES:
+            found.append(f"stream {name} is {health.state}: {health.detail}")
+    for name, capture in box.captures.items():
+        if capture is None and name not in over:
+            found.append(f"the capture process of {name} does not answer{at(f'capture {name}')}")
+        elif capture is not None and capture.state in _FAULTS and name not in named:
+            found.append(
+                f"the capture process of {name} {_FAULTS[capture.state]}: {capture.detail}"
+            )
+    if box.has_alerts and box.alerts is None:
+        found.append(f"the alerts process sends no status{at('alerts')}")
+    elif box.alerts is not None and box.alerts.disk:
+        found.append(f"the alerts process cannot write: {box.alerts.disk}")
+    elif box.alerts is not None and not box.alerts.hears_worker:
+        found.append("the alerts process receives nothing from the worker")
+    if box.page is not None and not box.page_answers:
+        found.append(f"the page does not answer at {box.page}")
+    if box.alerts is not None:
+        found += [action.text for action in box.alerts.failing]
+    return found

@@ -39,7 +39,7 @@ _OUTER = (
 
 
 # what waits most of the time, the longest first
-_WAITING = ("system", "chaos", "process")
+_WAITING = ("system", "chaos", "process", "browser")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,7 +7,6 @@ import io
 import math
 import time
 from collections.abc import Sequence
-from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,8 +19,8 @@ from ast_stream.cli.options import config_option, json_option
 from ast_stream.cli.output import json_line, say
 from ast_stream.cli.subscribe import default_settings
 from ast_stream.cli.terminal import console, plain_table
-from ast_stream.coverage.ledger import read_spans
-from ast_stream.coverage.spans import KINDS, Span
+from ast_stream.coverage.ledger import read_all_spans
+from ast_stream.coverage.spans import KINDS
 from ast_stream.coverage.timeline import Coverage
 from ast_stream.errors import AstStreamError, UsageError
 from ast_stream.runtime.files import replace_file
@@ -145,7 +144,7 @@ def _coverages(
     if since_ns is not None and since_ns >= (now_ns if until_ns is None else until_ns):
         raise UsageError("--since: expected a time before --until, or before now")
     try:
-        spans = _read(ledgers)
+        spans = read_all_spans(ledgers)
     except OSError as error:
         raise AstStreamError(
             f"cannot read the coverage ledger {error.filename}: {error.strerror}"
@@ -170,18 +169,6 @@ def _coverages(
         for name in names
         if not wanted or name in wanted
     ]
-
-
-def _read(ledgers: Sequence[tuple[Path, Path]]) -> dict[str, list[Span]]:
-    """Return what the ledgers of all workers say of each stream, which may have moved."""
-    found: dict[str, list[Span]] = {}
-    for paths in ledgers:
-        for stream, spans in read_spans(*paths).items():
-            before = found.get(stream, [])
-            found[stream] = (
-                sorted([*before, *spans], key=attrgetter("time_ns")) if before else spans
-            )
-    return found
 
 
 def _moment(text: str | None, option: str, now_ns: int) -> int | None:

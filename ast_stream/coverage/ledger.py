@@ -13,7 +13,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from operator import attrgetter
 from pathlib import Path
 
 from ast_stream.coverage.spans import (
@@ -263,6 +264,25 @@ def read_spans(folder: Path, unwritten: Path) -> dict[str, list[Span]]:
     for span in merged(span for span in decoded(written + lines) if span is not None):
         streams.setdefault(span.stream, []).append(span)
     return streams
+
+
+def read_all_spans(ledgers: Sequence[tuple[Path, Path]]) -> dict[str, list[Span]]:
+    """Return what the ledgers of all workers say of each stream, which may have moved.
+
+    Args:
+        ledgers: folder and file of each, as for `read_spans`.
+
+    Raises:
+        OSError: they cannot be read.
+    """
+    found: dict[str, list[Span]] = {}
+    for paths in ledgers:
+        for stream, spans in read_spans(*paths).items():
+            before = found.get(stream, [])
+            found[stream] = (
+                sorted([*before, *spans], key=attrgetter("time_ns")) if before else spans
+            )
+    return found
 
 
 def _lines(segment: _Segment, max_bytes: int) -> list[bytes]:

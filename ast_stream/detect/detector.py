@@ -140,6 +140,7 @@ class Detector:
         self._scorer = WindowScorer(tagger, self.hop, self.hops_at_once)
         self._frames = _frame_averages(tagger, self.parameters.geometry.delay)
         self._watcher: Watcher | None = None
+        self._shortest = self.window  # of the windows of all models
         self._reach = self.window  # how far back from its end a window of any model hears
         if cascade is not None:
             self._watcher = Watcher(
@@ -147,6 +148,7 @@ class Detector:
                 window=self.window, hop=self.hop, max_hops=self.hops_at_once,
             )  # fmt: skip
             self._watcher.use(self.parameters)
+            self._shortest = min(self.window, cascade.tagger.window_samples)
             self._reach = max(self.window, cascade.tagger.window_samples)
         # whom a cascade asks about follows from what was decided before
         self._runs_ahead = tagger.runs_ahead and cascade is None
@@ -358,6 +360,11 @@ class Detector:
         """
         if self._runs is not None:
             self._runs.settle()
+
+    @property
+    def widest_stride(self) -> int:
+        """The largest stride at which no sound falls between two windows, of either model."""
+        return max(1, self._shortest // self.hop)
 
     def set_stride(self, stream: str, stride: int) -> None:
         """Under overload: score only every `stride`-th window, keeping the scores between."""

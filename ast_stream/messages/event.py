@@ -357,7 +357,7 @@ class GapMessage(FeedBody):
     duration_s: Seconds
     """The same in seconds."""
     reason: Text
-    """Why, e.g. `overflow`, `device_lost`, `ring_overrun`."""
+    """Why, e.g. `overflow`, `device_lost`, `ring_overrun`, `overload`."""
     time_ns: Time | None = None
     """Wall time of the first lost sample, None if not known."""
 

@@ -89,7 +89,7 @@ def audit_log(settings: Settings, process: str) -> Kept:
     """Return where a process records who asked for audio.
 
     Args:
-        process: "worker", or "capture" and the name of its stream.
+        process: "worker", "web", or "capture" and the name of its stream.
     """
     own = settings.retention.audit
     holds = "who asked for audio: process, user or key, stream and span"
@@ -229,6 +229,8 @@ def kept(settings: Settings) -> Iterator[Kept]:
         yield alert_database(settings)
     if settings.web.listen is not None and settings.web.needs_login:
         yield page_users(settings)
+    if settings.web.listen is not None:
+        yield audit_log(settings, "web")
     if settings.recorder is not None:
         yield history_database(settings)
         if settings.recorder.history.scores:

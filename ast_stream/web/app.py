@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from urllib.parse import quote
 
 from starlette.applications import Starlette
@@ -16,7 +19,7 @@ from starlette.staticfiles import StaticFiles
 from ast_stream.errors import AstStreamError, UsageError
 from ast_stream.settings.web import ALIVE_PATH
 from ast_stream.version import __version__
-from ast_stream.web import login_page
+from ast_stream.web import clip_routes, event_pages, login_page, now_page, timeline_page
 from ast_stream.web.guard import Guard
 from ast_stream.web.login_page import LOGIN
 from ast_stream.web.rendering import render
@@ -37,6 +40,10 @@ def routes(services: Services) -> list[BaseRoute]:
     return [
         Route(ALIVE_PATH, alive),
         *login_page.ROUTES,
+        *now_page.ROUTES,
+        *timeline_page.ROUTES,
+        *event_pages.ROUTES,
+        *clip_routes.ROUTES,
         Mount(STATIC, StaticFiles(packages=[("ast_stream.web", "static")]), name="static"),
     ]
 
@@ -50,7 +57,17 @@ def create_app(services: Services) -> Starlette:
     found = routes(services)
     for route in found:
         _expect_need(route)
+
+    @asynccontextmanager
+    async def life(app: Starlette) -> AsyncIterator[None]:
+        services.hub.start(asyncio.get_running_loop())
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(services.hub.stop)
+
     app = Starlette(
+        lifespan=life,
         routes=found,
         middleware=[Middleware(Guard, services=services, show_fault=_show_fault)],
         exception_handlers={

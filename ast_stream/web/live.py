@@ -124,6 +124,10 @@ class Listener:
             self._waiting.append(message)
         return has_room
 
+    def wake(self) -> None:
+        """Let `next` return."""
+        self._news.set()
+
     async def next(self, timeout_s: float) -> Outgoing | None:
         """Return the next message; None if none comes in time."""
         if not self._waiting:
@@ -155,7 +159,7 @@ class LiveHub:
         self.statuses: dict[str, dict[str, Any]] = {}
         self.open_events: dict[str, dict[str, Any]] = {}
         self._feeds = dict(feeds)
-        self._labels = labels
+        self.labels = labels
         self._recent = RecentMessages(RECENT_MESSAGES)
         self._events: set[Listener] = set()
         self._pictures: set[Listener] = set()
@@ -418,7 +422,7 @@ class LiveHub:
 
     def _show(self, message: FeedMessage) -> None:
         wanting = [one for one in self._pictures if message.stream in one.streams]
-        data = live_message(message, self._labels) if wanting else None
+        data = live_message(message, self.labels) if wanting else None
         if data is None:
             return
         self.counters["pictures"] += 1

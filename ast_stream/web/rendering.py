@@ -11,7 +11,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from ast_stream.settings.web import Scope
+from ast_stream.units import format_time
 from ast_stream.version import __version__
+from ast_stream.web.moments import clock, day_and_clock
 from ast_stream.web.rights import visitor_of
 
 NONCE = "ast_stream.nonce"  # key of the ASGI scope: of style elements that a script makes
@@ -68,10 +70,16 @@ def render(
 
 @cache
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ast_stream.web"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {
+        "clock": clock,
+        "day_and_clock": day_and_clock,
+        "rfc3339": format_time,
+    }
+    return environment

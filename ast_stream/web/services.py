@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from starlette.requests import HTTPConnection
 
+from ast_stream.alerts.model_facts import model_facts
+from ast_stream.errors import CheckpointError
+from ast_stream.privacy.audit import open_audit_log
 from ast_stream.privacy.page_users import Users
 from ast_stream.settings.paths import web_users_file
 from ast_stream.settings.schema import Settings
+from ast_stream.web.clip_audit import ClipAudit
 from ast_stream.web.cookies import Cookies
+from ast_stream.web.live import LiveHub
 from ast_stream.web.logins import Logins
+from ast_stream.web.past import Past
 from ast_stream.web.sessions import Sessions
 from ast_stream.web.tokens import Tokens
 from ast_stream.web.visitors import Visitors
 
 HOUR_S = 3600.0
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,9 @@ class Services:
         sessions: logins that go on.
         logins: begins them.
         visitors: who sends a request.
+        hub: what is heard now.
+        past: what was heard before.
+        clip_audit: who listened to which clip.
     """
 
     settings: Settings
@@ -43,6 +54,9 @@ class Services:
     sessions: Sessions
     logins: Logins
     visitors: Visitors
+    hub: LiveHub
+    past: Past
+    clip_audit: ClipAudit
 
 
 def open_services(settings: Settings, cleanup: ExitStack) -> Services:
@@ -52,11 +66,16 @@ def open_services(settings: Settings, cleanup: ExitStack) -> Services:
         cleanup: closes them.
 
     Raises:
-        StartupError: the file of users cannot be used.
+        ConfigError, StartupError: the file of users, or keys that the feeds need, cannot be used.
     """
     web = settings.web
     users = Users(web_users_file(settings))
     sessions = Sessions(web.idle_h * HOUR_S, web.session_h * HOUR_S)
+    clip_audit = ClipAudit(open_audit_log(settings, "web"))
+    cleanup.callback(clip_audit.close)
+    labels = _labels(settings)
+    past = Past(settings, labels)
+    cleanup.callback(past.close)
     return Services(
         settings=settings,
         clips=Path(settings.state_dir) / "clips",
@@ -66,7 +85,19 @@ def open_services(settings: Settings, cleanup: ExitStack) -> Services:
         sessions=sessions,
         logins=Logins(users, sessions),
         visitors=Visitors(web, users, sessions),
+        hub=LiveHub.of(settings, labels),
+        past=past,
+        clip_audit=clip_audit,
     )
+
+
+def _labels(settings: Settings) -> tuple[str, ...] | None:
+    """Return the classes of the model; None where they are not known."""
+    try:
+        return model_facts(settings.model).labels
+    except CheckpointError as error:
+        logger.warning("the page shows no scores: %s", error)
+        return None
 
 
 def services_of(connection: HTTPConnection) -> Services:

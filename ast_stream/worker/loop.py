@@ -116,7 +116,7 @@ class Worker:
         self._removed: dict[str, float] = {}  # from the configuration, by name: when
         self._publisher = DeduplicatingPublisher(feed, event_log, facts.model, now)
         self._started_s = now_s()
-        self._overload = OverloadControl(detector.window // detector.hop, now_s())
+        self._overload = OverloadControl(detector.widest_stride, now_s())
         self._last_positions: dict[str, int] = {}
         self._max_windows = 1
         self._n_decided = 0  # windows, or frames where they decide
@@ -384,7 +384,10 @@ class Worker:
         is_idle = not (self._detector.has_due and any(stream.has_windows_due() for stream in live))
         stride = self._overload.update(backlog_s, now_s, is_idle=is_idle)
         for stream in is_open:
-            stream.set_stride(stride)
+            stream.set_stride(stride, is_exhausted=self._overload.is_exhausted)
+        if self._overload.must_skip:
+            for stream in live:
+                stream.skip_backlog()
 
     def _end_what_is_over(self, now_s: float) -> None:
         """End the events of silent streams, drop streams that are gone, and end orphans."""

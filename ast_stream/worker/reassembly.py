@@ -32,6 +32,7 @@ URGENT_PAUSE_S = 0.05  # when a live block shows that there is something to requ
 RING_OVERRUN = "ring_overrun"
 RING_SILENT = "ring_silent"
 LOST = "lost"
+OVERLOAD = "overload"  # given up by a worker that cannot keep up
 CAPTURE_RESTART = "capture_restart"  # what was only in a capture process that died
 
 _MAX_DEAD_EPOCHS = 16
@@ -110,6 +111,7 @@ class Reassembler:
         self._live_next = 0  # live blocks since the last request reach up to here
         self._is_contacted = False
         self._must_verify = False  # a live block said what only the ring can know
+        self._is_skipping = False  # at the next answer, see `skip_backlog`
         self._omits_position = False  # request without epoch and start: a ring refused them
         self._started_s: float | None = None
         self._silent_until_s = float("-inf")  # when an answer, or none, last showed no new audio
@@ -128,6 +130,11 @@ class Reassembler:
     def has_ended(self) -> bool:
         """Whether the source has ended and all of it came out."""
         return self._cursor.has_ended
+
+    @property
+    def is_skipping(self) -> bool:
+        """Whether the ring is to be asked although there is no room: its audio is given up."""
+        return self._is_skipping
 
     @property
     def newest(self) -> int:
@@ -192,6 +199,9 @@ class Reassembler:
         self._must_verify = self._omits_position = False
         items = self._enter_epoch_of(reply, request, now_s)
         self._ring_next, self._ring_known_s = reply.next, now_s
+        if self._is_skipping:
+            self._is_skipping = False
+            items += self._cursor.skip_to(reply.next, OVERLOAD)
         # only the answer to "from here on" can prove a loss
         if block.start_sample <= self.position or request.epoch == self.epoch:
             reason = RING_OVERRUN if self.position < reply.oldest else LOST
@@ -200,6 +210,11 @@ class Reassembler:
             self._note_silence(self._requests.sent_s)
         self._requests.on_answer(now_s, is_empty=not items)
         return items
+
+    def skip_backlog(self) -> None:
+        """Give up what the ring will have when it answers next: the worker cannot keep up."""
+        self._is_skipping = True
+        self._requests.expedite()
 
     def on_refusal(self, text: str, now_s: float) -> list[Item]:
         """Note that the ring refused the outstanding request, and why."""

@@ -141,6 +141,7 @@ class WorkerStream:
         self._resume_from = self._journalled = record
         self._acked = 0
         self._stride = 1
+        self._gives_up = False  # audio, because not even windows that just touch can be scored
         if record is not None:
             first = detector.context_needed(record.detector)
             self._reassembler.resume(record.epoch, first, record.time_ns(first))
@@ -175,7 +176,8 @@ class WorkerStream:
         self._reassembler.tick(now_s)
         if self._reassembler.needs_new_socket:
             self._ring.close()
-        if self._reassembler.wants_more(now_s) and self._has_room():
+        is_wanted = self._has_room() or self._reassembler.is_skipping
+        if self._reassembler.wants_more(now_s) and is_wanted:
             request = self._reassembler.request(now_s)
             assert request is not None
             self._ring.send(request)
@@ -266,12 +268,21 @@ class WorkerStream:
         self._ring.close()
         self._publisher.forget(self.name)
 
-    def set_stride(self, stride: int) -> None:
-        """Score one of `stride` windows from now on, if audio comes in real time."""
+    def set_stride(self, stride: int, *, is_exhausted: bool = False) -> None:
+        """Score one of `stride` windows from now on, if audio comes in real time.
+
+        Args:
+            is_exhausted: that is not enough, and audio is given up.
+        """
         stride = stride if self.is_paced else 1
+        self._gives_up = is_exhausted and self.is_paced
         if stride != self._stride:
             self._stride = stride
             self._detector.set_stride(self.name, stride)
+
+    def skip_backlog(self) -> None:
+        """Give up, as a gap, what waits in the ring."""
+        self._reassembler.skip_backlog()
 
     @property
     def position(self) -> int | None:
@@ -367,6 +378,8 @@ class WorkerStream:
         problems = [source.detail] if source.state == "degraded" else []
         if self._stride > 1:
             problems.append(f"overload: one of {self._stride} windows is scored")
+        if self._gives_up:
+            problems.append("overload: audio is given up, more windows cannot be left out")
         if problems:
             return "degraded", "; ".join(filter(None, problems))
         if self._detector.is_gated(self.name):
@@ -394,6 +407,8 @@ class WorkerStream:
         if self.is_open:
             waiting += self._detector.received(self.name) - self._detector.position(self.name)
         min_waiting = MIN_WAITING_HOPS * self._detector.hop
+        if self._gives_up:  # what waits here is scored, however late
+            return waiting < min_waiting
         return waiting < max(seconds_to_samples(MAX_WAITING_S), min_waiting)
 
     def _on_audio(self, audio: Audio) -> bool:

@@ -251,7 +251,7 @@ class Site:
         window_cost_s: seconds that the model needs for a window.
         set_by_ns: by how much the wall clock was set.
         score_step: scores are multiples of it, so that they are equal on all processors; 0: exact.
-        gate_dbfs, syncs_first: of the next worker.
+        hop_s, gate_dbfs, syncs_first: of the next worker.
         log_sizes, ledger_sizes: of the next worker's event log and coverage ledger, in bytes.
         read_topics: prefixes of the topics that somebody reads.
         on_sent: called with each message that the worker sends on the feed.
@@ -264,6 +264,7 @@ class Site:
         self.read_topics = (b"event/", b"gap/", b"health/", b"status/", b"scores/")
         self.set_by_ns = 0
         self.score_step = score_step
+        self.hop_s = HOP_S
         self.gate_dbfs: float | None = None
         self.syncs_first = True
         self.log_sizes: dict[str, Any] = {}
@@ -336,7 +337,7 @@ class Site:
     ) -> Detector:
         tagger = cast(Tagger, SlowTagger(self._tagger, self))
         detection = DETECTION.model_copy(update={"gate_dbfs": self.gate_dbfs})
-        return Detector(tagger, detection, hop_s=HOP_S, on_scores=on_scores, on_run=on_run)
+        return Detector(tagger, detection, hop_s=self.hop_s, on_scores=on_scores, on_run=on_run)
 
     def use_streams(self, *names: str) -> None:
         """Have the worker follow a configuration that has these streams."""

@@ -9,9 +9,12 @@ import pytest
 from reactive_model import tones_and_noise
 from worker_harness import BLOCK, HOP_S, Site, site
 
+from ast_stream.detect import Detector
+from ast_stream.detect.cascade import Cascade
 from ast_stream.messages.audio import Pcm16
 from ast_stream.model.tagger import Tagger
-from ast_stream.units import SAMPLE_RATE
+from ast_stream.settings.schema import CascadeSettings
+from ast_stream.units import SAMPLE_RATE, samples_to_seconds
 from ast_stream.worker.overload import CHECK_EVERY_S, NARROW_AFTER_S, OverloadControl
 
 STREAMS = ("a", "b", "c", "d")
@@ -106,6 +109,61 @@ def test_overload_widens_the_hop_of_all_streams_alike_and_is_over_when_it_is_ove
         assert {health.hop_s for health in worker.healths()} == {HOP_S}
         assert {health.state for health in worker.healths()} == {"listening"}
         assert not box.messages("gap")
+
+
+@pytest.mark.slow
+def test_overload_of_windows_that_just_touch_gives_up_audio_while_it_is_young(
+    tagger: Tagger,
+) -> None:
+    sounds = {name: tones_and_noise(110.0, seed) for seed, name in enumerate(STREAMS)}
+    with site(tagger) as box:
+        box.hop_s = 0.75  # of windows of a second: none can be left out
+        for name in STREAMS:
+            box.start_capture(name, ring_s=60)
+        worker = box.start_worker(*STREAMS)
+        began_s = box.now_s
+        box.window_cost_s = 2.0 * box.hop_s / len(STREAMS)  # twice what can be done
+        lags_s, lost_s = [], []
+        for second in range(1, 61):
+            box.play_live(sounds, began_s + second)
+            healths = worker.healths()
+            lags_s.append(max(health.lag_s or 0.0 for health in healths))
+            lost_s.append([samples_to_seconds(health.lost_samples) for health in healths])
+        assert max(lags_s) < 20  # the rings hold 60
+        assert {health.hop_s for health in healths} == {box.hop_s}
+        assert {health.state for health in healths} == {"degraded"}
+        assert {health.detail for health in healths} == {
+            "overload: audio is given up, more windows cannot be left out"
+        }
+        gaps = box.messages("gap")
+        assert {(body["stream"], body["reason"]) for body in gaps} == {
+            (name, "overload") for name in STREAMS
+        }
+        assert all(10 < lost < 45 for lost in lost_s[-1])
+        assert max(lost_s[-1]) - min(lost_s[-1]) < 10  # all alike
+        assert {body["stream"] for body in box.messages()} == set(STREAMS)
+
+        box.window_cost_s = 0.0
+        box.play_live(sounds, began_s + 100)
+        assert {health.state for health in worker.healths()} == {"listening"}
+        assert max(health.lag_s or 0.0 for health in worker.healths()) < 2
+        after = [body for body in box.messages("gap") if body not in gaps]
+        assert len(after) <= len(STREAMS)  # nothing more is given up than was already behind
+        box.tick(10)
+        for name in STREAMS:
+            spans = box.spans(name)
+            assert sum(span.samples for span in spans if span.kind == "gap") == sum(
+                body["samples"] for body in box.messages("gap") if body["stream"] == name
+            )
+
+
+def test_overload_is_seen_by_the_shortest_window_of_a_cascade(tagger: Tagger) -> None:
+    cascade = Cascade(tagger, CascadeSettings(checkpoint="small"))
+    short = tagger.window_s / 2
+    cut = Tagger(tagger.checkpoint, "cpu", "fp32", window_s=short)
+    assert Detector(tagger, hop_s=0.25).widest_stride == round(tagger.window_s / 0.25)
+    small = Detector(tagger, hop_s=0.25, cascade=Cascade(cut, cascade.settings))
+    assert small.widest_stride == round(short / 0.25)
 
 
 def test_file_read_as_fast_as_possible_is_always_behind_and_not_overload(

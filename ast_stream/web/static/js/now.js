@@ -10,6 +10,7 @@ const list = document.querySelector("#happened");
 const connection = document.querySelector("#connection");
 const template = document.querySelector("#event-line");
 const streams = new Map();
+const offsetMs = 1000 * Number(page.dataset.utcOffsetS);
 
 class Stream {
   constructor(section) {
@@ -61,8 +62,9 @@ class Stream {
   }
 }
 
+// the time of day at the box, not where the browser is
 function time(text) {
-  return new Date(text).toLocaleTimeString([], { hour12: false });
+  return new Date(Date.parse(text) + offsetMs).toISOString().slice(11, 19);
 }
 
 // the line of an event, made at its begin and kept up to date until its end
@@ -103,7 +105,8 @@ function tell(kind, body) {
     noteLine(`${body.stream}: ${body.duration_s.toFixed(1)} s lost (${body.reason})`, "gap");
   }
   if (kind === "alert" && body.state === "firing") {
-    noteLine(`alert ${body.rule} (${body.severity}): ${body.annotations.summary ?? ""}`, "alert");
+    const summary = body.annotations.summary ? `: ${body.annotations.summary}` : "";
+    noteLine(`alert ${body.rule} (${body.severity})${summary}`, "alert");
   }
   if (kind === "missed") noteLine(`messages were lost: ${body.reason}`, "gap");
   if (kind === "refused") noteLine(`no live view: ${body.error}`, "gap");

@@ -1,0 +1,148 @@
+"""What was heard before, for the pages: the history, the log of scores, and what was listened to.
+
+None of it need be there: without a recorder the pages show what is live, and say so.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ast_stream.coverage.ledger import read_all_spans
+from ast_stream.coverage.spans import Span
+from ast_stream.coverage.timeline import Coverage
+from ast_stream.errors import AstStreamError, StartupError
+from ast_stream.history.database import History
+from ast_stream.history.records import VerdictRecord
+from ast_stream.history.score_blocks import ScoreSpan
+from ast_stream.history.score_log import ScoreReader
+from ast_stream.settings.schema import Settings
+from ast_stream.settings.storage import (
+    coverage_ledger,
+    history_database,
+    score_log,
+    unwritten_coverage,
+)
+from ast_stream.settings.workers import of_worker, worker_names
+
+COVERAGE_S = 20.0  # for so long what was read of the coverage is shown again
+
+
+class NoHistoryError(AstStreamError):
+    """Nothing is recorded, or the recorder has not begun."""
+
+
+class Past:
+    """Opens what is kept when it is first asked for; from any thread.
+
+    Args:
+        labels: of the model's classes, for scores of which the log does not say whose they are.
+    """
+
+    def __init__(self, settings: Settings, labels: Sequence[str] | None = None) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._history: History | None = None
+        self._scores = ScoreReader(score_log(settings).folder, labels)
+        self._spans: dict[str, list[Span]] = {}
+        self._spans_s = -COVERAGE_S
+
+    @property
+    def history(self) -> History:
+        """The history of the recorder.
+
+        Raises:
+            NoHistoryError: there is none; says what to do.
+        """
+        with self._lock:
+            if self._history is None:
+                path = history_database(self._settings).path
+                if not path.is_file():
+                    raise NoHistoryError(_why_none(self._settings))
+                try:
+                    self._history = History.open_read_only(path)
+                except StartupError as error:
+                    raise NoHistoryError(str(error)) from error
+            return self._history
+
+    def add_verdict(self, verdict: VerdictRecord) -> None:
+        """Write what a person says of an event.
+
+        Raises:
+            NoHistoryError: there is no history.
+            UsageError: there is no such event, or `other` comes without its label.
+            AstStreamError: it could not be written.
+        """
+        path = history_database(self._settings).path
+        if not path.is_file():
+            raise NoHistoryError(_why_none(self._settings))
+        with History.open_beside(path) as history:
+            history.add_verdict(verdict)
+
+    def scores(self, stream: str, since_ns: int, until_ns: int) -> list[ScoreSpan]:
+        """Return the logged scores of windows that ended between two moments, oldest first."""
+        return self._scores.read(stream, since_ns, until_ns)
+
+    def coverage(self, since_ns: int, until_ns: int) -> dict[str, Coverage]:
+        """Return what became of the time of each stream, by name, those configured first.
+
+        Raises:
+            AstStreamError: the ledger cannot be read.
+        """
+        spans = self._read_spans()
+        configured = [stream.name for stream in self._settings.streams]
+        lasting = {one.name for one in self._settings.streams if not one.source.can_end}
+        now_ns = time.time_ns()
+        return {
+            name: Coverage.of(
+                name,
+                spans.get(name, []),
+                now_ns,
+                is_expected=name in lasting,
+                since_ns=since_ns,
+                until_ns=min(until_ns, now_ns),
+            )
+            for name in dict.fromkeys([*configured, *sorted(spans)])
+        }
+
+    def close(self) -> None:
+        """Close what is open."""
+        with self._lock:
+            if self._history is not None:
+                self._history.close()
+                self._history = None
+
+    def _read_spans(self) -> dict[str, list[Span]]:
+        with self._lock:
+            if time.monotonic() - self._spans_s >= COVERAGE_S:
+                parts = [of_worker(self._settings, name) for name in worker_names(self._settings)]
+                try:
+                    self._spans = read_all_spans(
+                        [
+                            (coverage_ledger(one).folder, unwritten_coverage(one).path)
+                            for one in parts
+                        ]
+                    )
+                except OSError as error:
+                    text = f"cannot read the coverage ledger {error.filename}: {error.strerror}"
+                    raise AstStreamError(text) from error
+                self._spans_s = time.monotonic()
+            return self._spans
+
+
+def clip_file(folder: Path, relative: str) -> Path | None:
+    """Return the file of a clip; None where it is gone or the path leads out of the folder."""
+    root = folder.resolve()
+    try:
+        found = (root / relative).resolve(strict=True)
+    except (OSError, ValueError):
+        return None
+    return found if found.is_relative_to(root) and found.is_file() else None
+
+
+def _why_none(settings: Settings) -> str:
+    if settings.recorder is None:
+        return "nothing is recorded: set `recorder` in the configuration to keep events and clips"
+    return "the recorder has not run yet: start `ast-stream record`, or `ast-stream run`"

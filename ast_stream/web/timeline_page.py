@@ -1,0 +1,241 @@
+"""The page Timeline: days by class, and one day of each stream: heard or not, events, alerts."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from ast_stream.coverage.timeline import Coverage, Stretch
+from ast_stream.history.records import AlertQuery, AlertRecord, Count, EventQuery, EventRecord
+from ast_stream.units import NS_PER_SECOND
+from ast_stream.web.event_filter import EventFilter
+from ast_stream.web.moments import clock, day_range, local_time, parse_day, utc_offset_s, zone
+from ast_stream.web.past import NoHistoryError
+from ast_stream.web.rendering import render
+from ast_stream.web.rights import requires
+from ast_stream.web.services import services_of
+
+HEATMAP_DAYS = 14
+HEATMAP_CLASSES = 24
+LANES = 16  # classes of a stream
+LANE_EVENTS = 1500  # of a stream
+SHOWN_ALERTS = 200
+_SHADES = 6
+_MINUTE_S = 60
+# what a minute is shown as: the first of these of which it has any
+_BY_WEIGHT = ("gap", "missing", "degraded", "gated", "listened", "off")
+KIND_WORDS = {
+    "listened": "listened",
+    "gated": "quiet, not scored",
+    "degraded": "degraded",
+    "missing": "not listened",
+    "gap": "lost",
+    "off": "not configured",
+}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A part of a lane; seconds since the day began."""
+
+    start_s: float
+    duration_s: float
+    kind: str
+    title: str
+    event_id: str = ""
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One line of the timeline."""
+
+    name: str
+    class_: str
+    bars: list[Bar]
+    n_events: int
+
+
+@dataclass(frozen=True)
+class StreamDay:
+    """One day of one stream.
+
+    Attributes:
+        heard: part of the accounted time that was not lost; None: there is none.
+        is_cut: there were more events than are shown.
+    """
+
+    name: str
+    heard: float | None
+    coverage: list[Bar]
+    lanes: list[Lane]
+    alerts: list[Bar]
+    is_cut: bool
+
+
+@requires("view")
+def timeline(request: Request) -> Response:
+    """Show days by class, and one day of each stream."""
+    past = services_of(request).past
+    now_ns = time.time_ns()
+    today = local_time(now_ns).date()
+    day = parse_day(request.query_params.get("day"), today)
+    since_ns, until_ns = day_range(day)
+    coverages = past.coverage(since_ns, until_ns)
+    problem, heat, days = None, None, []
+    try:
+        last = min(max(day, day + timedelta(days=HEATMAP_DAYS // 2)), max(today, day))
+        dates = [last - timedelta(days=back) for back in range(HEATMAP_DAYS)][::-1]
+        span = day_range(dates[0])[0], day_range(dates[-1])[1]
+        offset_s = utc_offset_s(now_ns)
+        heat = heatmap(past.history.counts("day", *span, utc_offset_s=offset_s), dates)
+        names = dict.fromkeys([*coverages, *past.history.names()[0]])
+        alerts = past.history.alerts(
+            AlertQuery(since_ns=since_ns, until_ns=until_ns, limit=SHOWN_ALERTS)
+        )
+        for name in names:
+            asked = EventQuery((name,), (), since_ns, until_ns, limit=LANE_EVENTS)
+            events = past.history.events(asked)
+            own = [alert for alert in alerts if alert.labels.get("stream", name) == name]
+            days.append(stream_day(name, coverages.get(name), events, own, since_ns, now_ns))
+    except NoHistoryError as error:
+        problem = str(error)
+        days = [
+            stream_day(name, coverage, [], [], since_ns, now_ns)
+            for name, coverage in coverages.items()
+        ]
+    return render(
+        request,
+        "timeline.html",
+        problem=problem,
+        day=day,
+        before=_day_address(day, -1),
+        after=None if day >= today else _day_address(day, 1),
+        today=today,
+        day_s=(until_ns - since_ns) // NS_PER_SECOND,
+        heat=heat,
+        days=days,
+        kinds=KIND_WORDS,
+        zone=zone(since_ns),
+        events_address=EventFilter(day=day.isoformat()).address("/events"),
+    )
+
+
+def _day_address(day: date, by: int) -> str:
+    try:
+        return f"/timeline?day={(day + timedelta(days=by)).isoformat()}"
+    except OverflowError:
+        return "/timeline"
+
+
+def heatmap(counts: Iterable[Count], dates: Sequence[date]) -> dict[str, Any]:
+    """Return rows of classes, the most frequent first, with a cell for each day."""
+    cells: Counter[tuple[str, date]] = Counter()
+    totals: Counter[str] = Counter()
+    for count in counts:
+        cells[count.class_, local_time(count.start_ns).date()] += count.n_events
+        totals[count.class_] += count.n_events
+    classes = [name for name, _ in totals.most_common(HEATMAP_CLASSES)]
+    most = max((cells[name, day] for name in classes for day in dates), default=0)
+    rows = [
+        {
+            "class": name,
+            "total": totals[name],
+            "cells": [
+                {
+                    "n_events": cells[name, day],
+                    "shade": shade(cells[name, day], most),
+                    "address": EventFilter(class_=name, day=day.isoformat()).address("/events"),
+                }
+                for day in dates
+            ],
+        }
+        for name in classes
+    ]
+    return {"dates": list(dates), "rows": rows, "n_hidden": len(totals) - len(classes)}
+
+
+def shade(count: int, most: int) -> int:
+    """Return how dark a cell is, 0 for none; by the logarithm: 1 is seen beside 1000."""
+    if count <= 0:
+        return 0
+    return 1 + round((_SHADES - 1) * math.log1p(count - 1) / math.log1p(max(most - 1, 1)))
+
+
+def stream_day(
+    name: str,
+    coverage: Coverage | None,
+    events: Sequence[EventRecord],
+    alerts: Sequence[AlertRecord],
+    since_ns: int,
+    now_ns: int,
+) -> StreamDay:
+    """Return one day of a stream, of its events in any order."""
+    by_class: dict[tuple[str, str], list[EventRecord]] = {}
+    for event in events:
+        by_class.setdefault((event.label, event.class_), []).append(event)
+    shown = sorted(by_class.items(), key=lambda item: (-len(item[1]), item[0]))
+    lanes = [
+        Lane(label, class_, [_event_bar(one, since_ns, now_ns) for one in own], len(own))
+        for (label, class_), own in shown[:LANES]
+    ]
+    return StreamDay(
+        name=name,
+        heard=None if coverage is None else coverage.heard,
+        coverage=[] if coverage is None else coverage_bars(coverage.stretches, since_ns),
+        lanes=lanes,
+        alerts=[_alert_bar(one, since_ns) for one in alerts],
+        is_cut=len(events) >= LANE_EVENTS or len(shown) > LANES,
+    )
+
+
+def coverage_bars(stretches: Iterable[Stretch], since_ns: int) -> list[Bar]:
+    """Return a bar for each run of minutes of the same kind.
+
+    A minute is shown as the worst that happened in it: a gap of a tenth of a second is seen.
+    """
+    minutes: dict[int, int] = {}
+    reasons: dict[int, str | None] = {}
+    for one in stretches:
+        weight = _BY_WEIGHT.index(one.kind)
+        first = (one.time_ns - since_ns) // (_MINUTE_S * NS_PER_SECOND)
+        last = (one.stop_ns - 1 - since_ns) // (_MINUTE_S * NS_PER_SECOND)
+        for minute in range(first, last + 1):
+            if weight < minutes.get(minute, len(_BY_WEIGHT)):
+                minutes[minute], reasons[minute] = weight, one.reason
+    bars: list[Bar] = []
+    for minute in sorted(minutes):
+        kind, reason, start_s = _BY_WEIGHT[minutes[minute]], reasons[minute], minute * _MINUTE_S
+        title = f"{KIND_WORDS[kind]}: {reason}" if reason else KIND_WORDS[kind]
+        before = bars[-1] if bars else None
+        follows = before is not None and before.start_s + before.duration_s == start_s
+        if before is not None and follows and (before.kind, before.title) == (kind, title):
+            bars[-1] = Bar(before.start_s, before.duration_s + _MINUTE_S, kind, title)
+        else:
+            bars.append(Bar(start_s, _MINUTE_S, kind, title))
+    return bars
+
+
+def _event_bar(event: EventRecord, since_ns: int, now_ns: int) -> Bar:
+    stop_ns = now_ns if event.offset_ns is None else event.offset_ns
+    duration_s = max(0.0, (stop_ns - event.onset_ns) / NS_PER_SECOND)
+    title = f"{event.label} {clock(event.onset_ns)}, peak {event.peak:.2f}"
+    start_s = (event.onset_ns - since_ns) / NS_PER_SECOND
+    return Bar(round(start_s, 1), round(duration_s, 1), event.verdict or "event", title, event.id)
+
+
+def _alert_bar(alert: AlertRecord, since_ns: int) -> Bar:
+    start_s = (alert.started_ns - since_ns) / NS_PER_SECOND
+    title = f"{alert.rule} ({alert.severity}) {clock(alert.started_ns)}"
+    return Bar(round(start_s, 1), 0.0, alert.severity, title, next(iter(alert.events), ""))
+
+
+ROUTES: list[BaseRoute] = [Route("/timeline", timeline)]

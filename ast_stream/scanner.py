@@ -111,6 +111,11 @@ class Scanner:
         """Windows that the model has scored, of all recordings."""
         return self._detector.n_scored
 
+    @property
+    def n_asked(self) -> int | None:
+        """Windows that the large model of a cascade was asked about; None without a cascade."""
+        return self._detector.n_asked
+
     def scan(
         self, path: str | os.PathLike[str], name: str | None = None, on_read: OnRead | None = None
     ) -> Iterator[ScannedEvent]:

@@ -57,6 +57,7 @@ class BoxOptions:
 
     Attributes:
         seconds: that are measured, once the start is over.
+        cascade: a small checkpoint that hears all windows; None: the model does.
         recordings: a folder whose recordings are heard, one after the other; None: generated
             scenes.
         seed: of the scenes, or of the order of the recordings.
@@ -64,6 +65,7 @@ class BoxOptions:
 
     seconds: float = 30.0
     model: str = "bundled"
+    cascade: str | None = None
     hop_s: float = 0.5
     recordings: Path | None = None
     seed: int = 1
@@ -76,7 +78,8 @@ class BoxFigures:
     Attributes:
         seconds: that were measured, once the start was over.
         load: of the machine before: processes that ran or waited for a core.
-        windows_per_s: that the model scored.
+        windows_per_s: that the model scored; with a cascade, its small one.
+        asked_per_s: that the model was asked about: all of them without a cascade.
         lag_p50_s, lag_p95_s, lag_p99_s: from the end of a window to its result on the feed.
         n_results: that these are of.
         onset_p50_s, onset_p95_s, onset_p99_s: from the onset of a sound to its event on the feed;
@@ -96,6 +99,7 @@ class BoxFigures:
     seconds: float
     load: float
     windows_per_s: float
+    asked_per_s: float
     lag_p50_s: float | None
     lag_p95_s: float | None
     lag_p99_s: float | None
@@ -130,6 +134,9 @@ COLUMNS = (
     Column("degraded", "{degraded_ratio:.1%}"),
     Column("lost s", "{lost_s:.1f}"),
 )
+
+
+CASCADE_COLUMNS = (Column("asked/s", "{asked_per_s:.0f}"),)
 
 
 def write_recordings(folder: Path, n_streams: int, options: BoxOptions) -> list[Path]:
@@ -301,8 +308,11 @@ class _Feed:
             n_lost = sum(health.lost_samples for health in self._health.values())
             uptime_s = max(1.0, last.uptime_s - first.uptime_s)
             n_windows = last.counters["windows"] - first.counters["windows"]
+            before, after = (one.counters.get("windows_asked") for one in (first, last))
+            n_asked = n_windows if before is None or after is None else after - before
             return {
                 "windows_per_s": round(n_windows / uptime_s, 1),
+                "asked_per_s": round(n_asked / uptime_s, 1),
                 **_percentiles("lag", self._lags_s),
                 "n_results": len(self._lags_s),
                 **_percentiles("onset", self._onset_lags_s),
@@ -381,6 +391,7 @@ def _settings(streams: Sequence[str], files: Sequence[Path], options: BoxOptions
         ],
         "model": {
             "checkpoint": options.model,
+            "cascade": None if options.cascade is None else {"checkpoint": options.cascade},
             "hop_s": options.hop_s,
             "max_streams": max(64, len(streams)),
         },

@@ -31,6 +31,7 @@ class ScanFigures:
         times_real_time: their length by the time that it took.
         times_by_cpu: their length by the CPU time that it took, of one core.
         cpu_ms: for a window, of all threads, decoding included.
+        asked: that the checkpoint was asked about: all of them without a cascade.
         peak_mib: of the process, so far.
     """
 
@@ -42,6 +43,7 @@ class ScanFigures:
     times_by_cpu: float
     cpu_ms: float
     windows: int
+    asked: int
     events: int
     peak_mib: float
 
@@ -56,6 +58,7 @@ COLUMNS = (
     Column("events", "{events}"),
     Column("peak MiB", "{peak_mib:.0f}"),
 )
+CASCADE_COLUMNS = (Column("windows", "{windows}"), Column("asked", "{asked}"))
 
 
 def write_scene(path: Path, duration_s: float) -> Path:
@@ -100,6 +103,7 @@ def time_scan(name: str, paths: Sequence[Path], make_scanner: Callable[[], Scann
         times_by_cpu=round(audio_s / cpu_s, 1),
         cpu_ms=round(1000 * cpu_s / max(1, scanner.n_scored), 3),
         windows=scanner.n_scored,
+        asked=scanner.n_scored if scanner.n_asked is None else scanner.n_asked,
         events=n_events,
         peak_mib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
     )

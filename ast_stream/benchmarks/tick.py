@@ -13,7 +13,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -23,6 +23,7 @@ from ast_stream.benchmarks.report import Column
 from ast_stream.capture.ring import Ring, RingServer
 from ast_stream.capture.sources.base import SourceStatus
 from ast_stream.coverage.ledger import CoverageLedger
+from ast_stream.detect.cascade import Cascade
 from ast_stream.detect.detector import Detector
 from ast_stream.machine_clock import Moment
 from ast_stream.messages.audio import Pcm16
@@ -64,7 +65,9 @@ class TickFigures:
         model_ms: what the model took of it.
         rest_ms: of the turns, outside the stages.
         outside_ms: all that is not the model's.
+        small_model_ms: what the small model of a cascade took; 0 without one.
         windows_per_s, messages_per_s: that were scored and published for it.
+        asked_per_s: windows that the checkpoint was asked about: all of them without a cascade.
     """
 
     streams: int
@@ -82,6 +85,8 @@ class TickFigures:
     outside_ms: float
     windows_per_s: float
     messages_per_s: float
+    asked_per_s: float
+    small_model_ms: float = 0.0
 
 
 COLUMNS = (
@@ -92,6 +97,11 @@ COLUMNS = (
     Column("windows/s", "{windows_per_s:.0f}"),
     Column("messages/s", "{messages_per_s:.0f}"),
 )
+CASCADE_COLUMNS = (
+    Column("small model", "{small_model_ms:.1f}"),
+    Column("asked/s", "{asked_per_s:.0f}"),
+)
+_SMALL = "small_model"  # a stage of its own, as the model is
 
 
 def blank_tagger(n_classes: int) -> Tagger:
@@ -120,6 +130,7 @@ def time_turns(
     folder: Path,
     reads: Sequence[str] = TOPICS,
     around: Callable[[Callable[[], None]], None] = lambda run: run(),
+    cascade: Cascade | None = None,
 ) -> TickFigures:
     """Return what the turns of a worker took for `seconds` of sound of `n_streams` streams.
 
@@ -128,16 +139,18 @@ def time_turns(
         folder: for event log, journal and ledger.
         reads: prefixes of the topics that somebody subscribes to.
         around: calls its argument, which does all that is measured: for a profiler.
+        cascade: a small model that hears all windows, so that `tagger` is asked about few.
     """
-    bench = _Bench(tagger, n_streams, hop_s, sounds, folder, reads)
+    bench = _Bench(tagger, n_streams, hop_s, sounds, folder, reads, cascade)
     try:
         bench.play(WARM_UP_S + n_streams * BEGIN_EVERY_MS / 1000)
         bench.times.clear()
-        windows, messages = bench.n_scored, bench.feed.n_sent
+        windows, asked, messages = bench.n_scored, bench.n_asked, bench.feed.n_sent
         around(lambda: bench.play(seconds))
         ms = {f"{stage}_ms": 1000 * s / seconds for stage, s in bench.times.items()}
-        ms["detect_ms"] -= ms[f"{MODEL_STAGE}_ms"]
-        outside_ms = sum(ms.values()) - ms[f"{MODEL_STAGE}_ms"]
+        in_models_ms = ms[f"{MODEL_STAGE}_ms"] + ms.get(f"{_SMALL}_ms", 0.0)
+        ms["detect_ms"] -= in_models_ms
+        outside_ms = sum(ms.values()) - in_models_ms
         return TickFigures(
             streams=n_streams,
             classes=len(tagger.labels),
@@ -147,6 +160,7 @@ def time_turns(
             outside_ms=round(outside_ms, 2),
             windows_per_s=round((bench.n_scored - windows) / seconds, 1),
             messages_per_s=round((bench.feed.n_sent - messages) / seconds, 1),
+            asked_per_s=round((bench.n_asked - asked) / seconds, 1),
         )
     finally:
         bench.close()
@@ -173,9 +187,10 @@ class _TimedTagger:
 
     runs_ahead = False  # the stage ends when the scores are there
 
-    def __init__(self, tagger: Tagger, times: defaultdict[str, float]) -> None:
+    def __init__(self, tagger: Tagger, times: defaultdict[str, float], stage: str) -> None:
         self._tagger = tagger
         self._times = times
+        self._stage = stage
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tagger, name)
@@ -189,7 +204,7 @@ class _TimedTagger:
     def _timed(self, score: Callable[[torch.Tensor], Any], windows: torch.Tensor) -> Any:
         began_s = time.process_time()
         found = score(windows)
-        self._times[MODEL_STAGE] += time.process_time() - began_s
+        self._times[self._stage] += time.process_time() - began_s
         return found
 
 
@@ -271,6 +286,7 @@ class _Bench:
         sounds: Sequence[Pcm16],
         folder: Path,
         reads: Sequence[str],
+        cascade: Cascade | None,
     ) -> None:
         self.times: defaultdict[str, float] = defaultdict(float)
         self.feed = _Inbox(reads)
@@ -286,12 +302,16 @@ class _Bench:
         self._log = EventLog(folder / "events", spare=folder / "unlogged.jsonl")
         self._ledger = CoverageLedger(folder / "coverage", folder / "unwritten.jsonl")
         journal = JournalFile(folder / "journal.jsonl", "bench", len(tagger.labels))
-        timed = cast(Tagger, _TimedTagger(tagger, self.times))
+        timed = cast(Tagger, _TimedTagger(tagger, self.times, MODEL_STAGE))
+        if cascade is not None:
+            small = cast(Tagger, _TimedTagger(cascade.tagger, self.times, _SMALL))
+            cascade = replace(cascade, tagger=small)
 
         def make_detector(on_scores: Any, on_run: Any) -> Detector:
             self._detector = Detector(
-                timed, hop_s=hop_s, max_streams=n_streams, on_scores=on_scores, on_run=on_run
-            )
+                timed, hop_s=hop_s, max_streams=n_streams, on_scores=on_scores, on_run=on_run,
+                cascade=cascade,
+            )  # fmt: skip
             return self._detector
 
         self._worker = Worker(
@@ -323,6 +343,13 @@ class _Bench:
         """Windows that the model has scored."""
         assert self._detector is not None
         return self._detector.n_scored
+
+    @property
+    def n_asked(self) -> int:
+        """Windows that the checkpoint was asked about."""
+        assert self._detector is not None
+        n_asked = self._detector.n_asked
+        return self.n_scored if n_asked is None else n_asked
 
     def connect(self, kind: str, endpoint: str, hwm: int) -> _RingSocket:
         """Return the socket to a ring, as `Sockets` does."""
@@ -356,7 +383,7 @@ class _Bench:
         self._ledger.close()
 
     def _in_stages_s(self) -> float:
-        return sum(s for stage, s in self.times.items() if stage not in (MODEL_STAGE, REST))
+        return sum(s for stage, s in self.times.items() if stage not in (MODEL_STAGE, _SMALL, REST))
 
     def _send(self) -> None:
         """Send the blocks that have become whole since the last turn."""

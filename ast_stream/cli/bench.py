@@ -16,7 +16,7 @@ from ast_stream.benchmarks.capture import COLUMNS as CAPTURE_COLUMNS
 from ast_stream.benchmarks.capture import Cost, Kind, measure
 from ast_stream.benchmarks.report import Column, Row, cells, versions
 from ast_stream.benchmarks.soak import BOUNDS, Soak, SoakOptions, SoakResult
-from ast_stream.cli.options import json_option
+from ast_stream.cli.options import CascadeCheckpoint, cascade_settings, json_option
 from ast_stream.cli.output import json_line, say
 from ast_stream.cli.terminal import PacedLines, ProgressView, console, plain_table
 from ast_stream.errors import UsageError
@@ -169,6 +169,7 @@ def box(
         float, typer.Option(min=1, max=86_400, help="Seconds measured, after the start.")
     ] = 30.0,
     model: Model = "bundled",
+    cascade: CascadeCheckpoint = None,
     hop: Hop = 0.5,
     recordings: Recordings = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31, help="Seed of what is heard.")] = 1,
@@ -184,9 +185,16 @@ def box(
 
     Example: ast-stream bench box --streams 16 --streams 64
     """
-    from ast_stream.benchmarks.latency import COLUMNS, BoxOptions, BoxRun, write_recordings
+    from ast_stream.benchmarks.latency import (
+        CASCADE_COLUMNS,
+        COLUMNS,
+        BoxOptions,
+        BoxRun,
+        write_recordings,
+    )
 
-    options = BoxOptions(seconds, _checked(model, hop), hop, recordings, seed)
+    small = None if cascade is None else _elsewhere(cascade)
+    options = BoxOptions(seconds, _checked(model, hop), small, hop, recordings, seed)
     rows = []
     with (
         stop_on_signals() as stop,
@@ -201,7 +209,8 @@ def box(
             rows += [] if figures is None else [asdict(figures)]
     if not rows:
         raise UsageError("stopped before anything was measured")
-    print_report({"model": model, "hop_s": hop}, rows, COLUMNS, as_json=as_json)
+    columns = COLUMNS if cascade is None else (*COLUMNS, *CASCADE_COLUMNS)
+    print_report(_named(model, cascade, hop), rows, columns, as_json=as_json)
 
 
 @app.command()
@@ -213,6 +222,7 @@ def tick(
         float, typer.Option(min=0.5, max=3600, help="Seconds of sound of each stream.")
     ] = 10.0,
     model: Model = "bundled",
+    cascade: CascadeCheckpoint = None,
     classes: Annotated[
         int | None,
         typer.Option(min=1, max=10_000, help="Take a model of next to no work, of so many."),
@@ -234,24 +244,34 @@ def tick(
 
     Example: ast-stream bench tick --streams 64 --streams 256
     """
-    from ast_stream.benchmarks.tick import COLUMNS, TOPICS, blank_tagger, time_turns
+    from ast_stream.benchmarks.tick import (
+        CASCADE_COLUMNS,
+        COLUMNS,
+        TOPICS,
+        blank_tagger,
+        time_turns,
+    )
+    from ast_stream.detect.cascade import load_cascade
     from ast_stream.model.loading import load_model
     from ast_stream.soundscape.scene import generate_scene
 
-    if classes is None:
-        tagger = load_model(ModelSettings(checkpoint=_checked(model, hop)))
-    else:
-        tagger = blank_tagger(classes)
+    if classes is not None and cascade is not None:
+        raise UsageError("bench tick: expected --cascade or --classes, got both")
+    chosen = ModelSettings(checkpoint=_checked(model, hop), cascade=cascade_settings(cascade))
+    tagger = load_model(chosen) if classes is None else blank_tagger(classes)
+    small = load_cascade(chosen)
     reads = (*TOPICS, *(f"{topic.rstrip('/')}/" for topic in read or ()))
     sounds = [generate_scene(seed, SCENE_S).pcm for seed in range(min(N_SCENES, max(streams)))]
     rows = []
     for n_streams in streams:
         with tempfile.TemporaryDirectory(prefix="ast-stream-tick-") as name:
-            figures = time_turns(tagger, n_streams, hop, seconds, sounds, Path(name), reads)
+            figures = time_turns(
+                tagger, n_streams, hop, seconds, sounds, Path(name), reads, cascade=small
+            )
         rows.append(asdict(figures))
-    named = {"model": model} if classes is None else {"classes": classes}
-    common = {**named, "hop_s": hop, "read": [*reads]}
-    print_report(common, rows, COLUMNS, as_json=as_json)
+    named = _named(model, cascade, hop) if classes is None else {"classes": classes, "hop_s": hop}
+    columns = COLUMNS if cascade is None else (*COLUMNS, *CASCADE_COLUMNS)
+    print_report({**named, "read": [*reads]}, rows, columns, as_json=as_json)
 
 
 @app.command()
@@ -266,6 +286,7 @@ def scan(
         int, typer.Option(min=1, max=100_000, help="Recordings, from all over the folder.")
     ] = 200,
     model: Model = "bundled",
+    cascade: CascadeCheckpoint = None,
     hop: Hop = 0.5,
     as_json: AsJson = False,
 ) -> None:
@@ -276,11 +297,20 @@ def scan(
 
     Example: ast-stream bench scan --recordings sounds
     """
-    from ast_stream.benchmarks.scan import COLUMNS, some_recordings, time_scan, write_scene
+    from ast_stream.benchmarks.scan import (
+        CASCADE_COLUMNS,
+        COLUMNS,
+        some_recordings,
+        time_scan,
+        write_scene,
+    )
+    from ast_stream.detect.cascade import load_cascade
     from ast_stream.model.loading import load_model
     from ast_stream.scanner import Scanner
 
-    tagger = load_model(ModelSettings(checkpoint=_checked(model, hop)))
+    chosen = ModelSettings(checkpoint=_checked(model, hop), cascade=cascade_settings(cascade))
+    tagger = load_model(chosen)
+    small = load_cascade(chosen)
     rows = []
     with tempfile.TemporaryDirectory(prefix="ast-stream-scan-") as name:
         sets = [
@@ -290,9 +320,10 @@ def scan(
         if recordings is not None:
             sets.append((recordings.name, some_recordings(recordings, at_most)))
         for each, paths in sets:
-            figures = time_scan(each, paths, lambda: Scanner(tagger, hop_s=hop))
+            figures = time_scan(each, paths, lambda: Scanner(tagger, hop_s=hop, cascade=small))
             rows.append(asdict(figures))
-    print_report({"model": model, "hop_s": hop}, rows, COLUMNS, as_json=as_json)
+    columns = COLUMNS if cascade is None else (*COLUMNS, *CASCADE_COLUMNS)
+    print_report(_named(model, cascade, hop), rows, columns, as_json=as_json)
 
 
 def _checked(model: str, hop_s: float) -> str:
@@ -304,7 +335,19 @@ def _checked(model: str, hop_s: float) -> str:
     with_options(
         ModelSettings(), {"checkpoint": ("bench: --model", model), "hop_s": ("bench: --hop", hop_s)}
     )
-    return str(Path(model).resolve()) if model != "bundled" and Path(model).exists() else model
+    return _elsewhere(model)
+
+
+def _elsewhere(checkpoint: str) -> str:
+    """Return how a checkpoint is named from another folder."""
+    is_path = checkpoint != "bundled" and Path(checkpoint).exists()
+    return str(Path(checkpoint).resolve()) if is_path else checkpoint
+
+
+def _named(model: str, cascade: str | None, hop_s: float) -> dict[str, Any]:
+    """Return what a report is about."""
+    small = {} if cascade is None else {"cascade": cascade}
+    return {"model": model, **small, "hop_s": hop_s}
 
 
 @app.command()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from ast_stream.cli.options import config_option, json_option
+from ast_stream.cli.options import CascadeCheckpoint, config_option, json_option
 from ast_stream.cli.output import json_line
 from ast_stream.cli.terminal import StatusLine, console
 from ast_stream.settings.explain import with_options
@@ -28,6 +28,7 @@ _STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 def doctor(
     config: Annotated[Path | None, config_option("Check what this configuration uses.")] = None,
     model: Annotated[str | None, typer.Option(help="Checkpoint.")] = None,
+    cascade: CascadeCheckpoint = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     precision: Annotated[
         str | None, typer.Option(help="auto, fp32, fp16, bf16, int8 or fp8.")
@@ -44,7 +45,13 @@ def doctor(
 
     Example: ast-stream doctor --device cuda
     """
-    chosen = {"checkpoint": model, "device": device, "precision": precision, "attention": attention}
+    chosen: dict[str, Any] = {
+        "checkpoint": model,
+        "device": device,
+        "precision": precision,
+        "attention": attention,
+    }
+    chosen["cascade"] = None if cascade is None else {"checkpoint": cascade}
     settings = _settings(config, {key: value for key, value in chosen.items() if value is not None})
     out = console(stderr=as_json)
     failures = 0

@@ -12,7 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,10 @@ from typing import Any, Literal
 import torch
 
 from ast_stream.capture.sources import microphone
+from ast_stream.detect.cascade import load_cascade
+from ast_stream.detect.detector import Detector
 from ast_stream.errors import AstStreamError, StartupError
+from ast_stream.labels import find_label
 from ast_stream.model.attention import Measurement, measure_all
 from ast_stream.model.runners import dtype_of
 from ast_stream.model.selfcheck import golden_clip, self_check
@@ -99,6 +102,9 @@ def _model_checks(model: ModelSettings, report: Callable[[str], None]) -> Iterat
     }.items():
         report(f"checking {name}")
         yield from _guarded(name, partial(check, tagger))
+    if model.cascade is not None:
+        report("checking the cascade")
+        yield from _guarded("cascade", lambda: check_cascade(model, tagger))
 
 
 def _guarded(name: str, check: Callable[[], Iterator[Check]]) -> Iterator[Check]:
@@ -359,6 +365,24 @@ def median_ms(tagger: Tagger, batch: int = 1) -> float:
         score(windows)  # returns when the scores are back
         times_s.append(time.perf_counter() - start)
     return statistics.median(times_s) * 1000
+
+
+def check_cascade(model: ModelSettings, large: Tagger) -> Iterator[Check]:
+    """Yield what the small model of a cascade is, how fast, and whether it fits `large`."""
+    cascade = load_cascade(model)
+    assert cascade is not None
+    Detector(large, hop_s=model.hop_s, max_streams=1, cascade=cascade)  # raises if it does not
+    small = cascade.tagger
+    shared = [label for label in large.labels if find_label(label, small.labels) is not None]
+    n_classes = len(large.labels)
+    text = (
+        f"{small.checkpoint.origin} hears all windows, knows {len(shared)} of {n_classes} classes"
+    )
+    facts = {"checkpoint": small.checkpoint.origin, "classes": len(shared)}
+    yield Check("cascade", "ok", text, facts)
+    for check in (check_model, check_scores, check_speed):
+        for found in check(small):
+            yield replace(found, name=f"cascade {found.name}")
 
 
 def _measured(found: Measurement) -> str:

@@ -22,7 +22,14 @@ from ast_stream.cli.clip_options import (
     OnlyFolds,
     require_packages,
 )
-from ast_stream.cli.options import N_CORES, AsJson, Threads, with_option_groups
+from ast_stream.cli.options import (
+    N_CORES,
+    AsJson,
+    CascadeCheckpoint,
+    Threads,
+    cascade_settings,
+    with_option_groups,
+)
 from ast_stream.cli.output import json_line, say
 from ast_stream.cli.terminal import ProgressView, console, plain_table
 from ast_stream.detect.cascade import load_cascade
@@ -39,7 +46,7 @@ from ast_stream.evaluation.scoring import (
     score_material,
     total_s,
 )
-from ast_stream.settings.schema import CascadeSettings, ModelSettings
+from ast_stream.settings.schema import ModelSettings
 from ast_stream.soundscape.backgrounds import speech_is_available
 
 SNR_DB = "12"
@@ -124,10 +131,7 @@ def evaluate(
         ),
     ] = False,
     by_windows: ByWindows = False,
-    cascade: Annotated[
-        str | None,
-        typer.Option(help="Small checkpoint that hears the streams; --model is asked about few."),
-    ] = None,
+    cascade: CascadeCheckpoint = None,
     columns: ColumnOptions,
     test_fold: OnlyFolds = None,
     streams: StreamOptions,
@@ -154,7 +158,7 @@ def evaluate(
         model or ["bundled"], data, columns.columns(), test_fold or [], use_frames=not by_windows
     )
     if cascade is not None:
-        chosen = ModelSettings(cascade=CascadeSettings(checkpoint=cascade))
+        chosen = ModelSettings(cascade=cascade_settings(cascade))
         subjects = [replace(subject, cascade=load_cascade(chosen)) for subject in subjects]
     recordings = negative_recordings(streams.negatives or [], subjects[0].tagger.labels)
     settings = replace(settings, negatives=tuple(recordings))

@@ -19,7 +19,7 @@ from rich.text import Text
 from ast_stream.audio.pcm import Resampler
 from ast_stream.capture.intake import make_source
 from ast_stream.capture.sources.base import Source
-from ast_stream.cli.options import json_option
+from ast_stream.cli.options import CascadeCheckpoint, cascade_settings, json_option
 from ast_stream.cli.output import say
 from ast_stream.cli.terminal import console, level_bar, level_text, score_bars
 from ast_stream.errors import CaptureError, StartupError
@@ -56,17 +56,20 @@ def listen(
     top: Annotated[int, typer.Option(min=1, max=50, help="How many classes to show.")] = 10,
     hop: Annotated[float, typer.Option(help="Seconds between scores.")] = 0.25,
     model: Annotated[str, typer.Option(help="Checkpoint.")] = "bundled",
+    cascade: CascadeCheckpoint = None,
     as_json: Annotated[bool, json_option("JSON lines on standard output.")] = False,
 ) -> None:
     """Show what the model detects right now: level, best classes and events.
 
     Example: ast-stream listen --device "USB Audio" --top 5
     """
-    from ast_stream.detect.detector import Detector  # imports torch
+    from ast_stream.detect.cascade import load_cascade  # imports torch
+    from ast_stream.detect.detector import Detector
 
     latest = _Latest()
-    chosen = ModelSettings(checkpoint=model)
-    detector = Detector(load_model(chosen), hop_s=hop, on_scores=latest.take)
+    chosen = ModelSettings(checkpoint=model, cascade=cascade_settings(cascade))
+    large = load_model(chosen)
+    detector = Detector(large, hop_s=hop, on_scores=latest.take, cascade=load_cascade(chosen))
     index = int(device) if device is not None and device.isdecimal() else device
     microphone = MicrophoneSource(type="microphone")
     source = make_source(with_options(microphone, {"device": ("listen: --device", index)}))
@@ -116,6 +119,7 @@ class _View:
         self.labels = detector.parameters.labels
         self.thresholds = detector.parameters.onset_threshold
         self.top = top
+        self._detector = detector
         self._windows_a_line = max(1, round(SAMPLE_RATE / detector.hop))
         self._n_windows = 0
 
@@ -131,11 +135,18 @@ class _View:
         order = np.argsort(-latest.scores, kind="stable")[: self.top]
         return [(self.labels[i], float(latest.scores[i]), float(self.thresholds[i])) for i in order]
 
+    @property
+    def asked(self) -> float | None:
+        """The part of the windows so far that a cascade asked --model about; None without one."""
+        n_asked = self._detector.n_asked
+        return None if n_asked is None else n_asked / max(1, self._detector.n_scored)
+
     def show_scores(self, latest: _Latest) -> None:
         self._n_windows += 1
         if self._n_windows % self._windows_a_line == 0:
             best = "  ".join(f"{label} {score:.2f}" for label, score, _ in self.best(latest)[:3])
-            print(f"{level_text(latest.level_dbfs):>16}  {best}", flush=True)
+            asked = "" if self.asked is None else f"  {_asked_text(self.asked)}"
+            print(f"{level_text(latest.level_dbfs):>16}  {best}{asked}", flush=True)
 
     def show_event(self, event: Event) -> None:
         if event.type != "update":
@@ -147,10 +158,14 @@ class _JsonView(_View):
 
     def show_scores(self, latest: _Latest) -> None:
         best = {label: round(score, 4) for label, score, _ in self.best(latest)}
-        print(json.dumps({"level_dbfs": latest.level_dbfs, "scores": best}), flush=True)
+        asked = {} if self.asked is None else {"asked": round(self.asked, 4)}
+        line = {"level_dbfs": latest.level_dbfs, "scores": best} | asked
+        print(json.dumps(line), flush=True)
 
     def show_event(self, event: Event) -> None:
-        print(json.dumps({"event": event.type, "label": event.label}), flush=True)
+        small = event.watcher_score
+        said = {} if small is None else {"watcher_score": round(small, 4)}
+        print(json.dumps({"event": event.type, "label": event.label} | said), flush=True)
 
 
 class _LiveView(_View):
@@ -171,7 +186,10 @@ class _LiveView(_View):
 
     def show_scores(self, latest: _Latest) -> None:
         level, best = level_bar(latest.level_dbfs), score_bars(self.best(latest))
-        self._live.update(Group(level, best, Text("\n".join(self._events), style="bold")))
+        lines = [level, best, Text("\n".join(self._events), style="bold")]
+        if self.asked is not None:
+            lines.append(Text(_asked_text(self.asked), style="dim"))
+        self._live.update(Group(*lines))
 
     def show_event(self, event: Event) -> None:
         if event.type != "update":
@@ -181,4 +199,9 @@ class _LiveView(_View):
 def _event_line(event: Event) -> str:
     sample = event.onset_sample if event.offset_sample is None else event.offset_sample
     at_s = samples_to_seconds(sample)
-    return f"{at_s:8.1f} s  {event.type:<5}  {event.label}  peak {event.peak:.2f}"
+    small = "" if event.watcher_score is None else f"  small model {event.watcher_score:.2f}"
+    return f"{at_s:8.1f} s  {event.type:<5}  {event.label}  peak {event.peak:.2f}{small}"
+
+
+def _asked_text(asked: float) -> str:
+    return f"asked about {asked:.0%} of the windows"

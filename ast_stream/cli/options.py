@@ -12,13 +12,24 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from ast_stream.settings.schema import CascadeSettings
+
 N_CORES = os.cpu_count() or 1
 
 Threads = Annotated[
     int | None, typer.Option(min=1, help="CPU threads. (default: as many as there are cores)")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+CascadeCheckpoint = Annotated[
+    str | None,
+    typer.Option(help="Small checkpoint that hears all windows; --model is asked about few."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
+
+
+def cascade_settings(checkpoint: str | None) -> CascadeSettings | None:
+    """Return the cascade with this small checkpoint; None without one."""
+    return None if checkpoint is None else CascadeSettings(checkpoint=checkpoint)
 
 
 def config_option(help: str = "The configuration (YAML).") -> Any:

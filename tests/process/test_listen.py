@@ -35,14 +35,17 @@ def start(
     )
 
 
+@pytest.mark.parametrize("is_cascade", [False, True])
 def test_listen_tells_level_scores_and_events_until_it_is_stopped(
-    mic: VirtualMic, tmp_path: Path
+    mic: VirtualMic, tmp_path: Path, is_cascade: bool
 ) -> None:
-    with start(mic, save_reactive(tmp_path), "--json", "--top", "2") as process:
+    model = save_reactive(tmp_path)
+    cascade = ["--cascade", str(model)] if is_cascade else []
+    with start(mic, model, "--json", "--top", "2", *cascade) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         first = json.loads(process.stdout.readline())  # digital silence is scored, too
-        assert set(first) == {"level_dbfs", "scores"}
+        assert set(first) == {"level_dbfs", "scores"} | ({"asked"} if is_cascade else set())
         assert len(first["scores"]) == 2
         mic.play(tones_and_noise(6.0))
         lines = [first]
@@ -53,6 +56,10 @@ def test_listen_tells_level_scores_and_events_until_it_is_stopped(
         err = process.stderr.read()
     assert process.returncode == 0, err
     lines += [json.loads(line) for line in out.splitlines()]
+    if is_cascade:  # of which the small model is the same
+        begins = [line for line in lines if line.get("event") == "begin"]
+        assert all(0 < line["watcher_score"] <= 1 for line in begins)
+        assert all(0 < line["asked"] <= 1 for line in lines if "asked" in line)
     assert max(line["level_dbfs"] for line in lines if "scores" in line) > -20
 
 

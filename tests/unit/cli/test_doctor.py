@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
-from tiny_model import save_tiny, tiny_checkpoint
+from tiny_model import TINY_DIMS, save_tiny, tiny_checkpoint
 from typer.testing import CliRunner, Result
 
 from ast_stream.capture.sound_cards import InputDevice
@@ -267,3 +268,24 @@ def test_a_state_folder_that_cannot_be_used_fails(tmp_path: Path) -> None:
     (check,) = _state_checks(later)
     assert check.status == "failed"
     assert "format 99 of ast-stream 9.0" in check.text
+
+
+def test_the_small_model_of_a_cascade_is_checked_too(
+    tiny: Path, runtime_dir: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.yaml"
+    model = {"checkpoint": str(tiny), "cascade": {"checkpoint": str(tiny)}, "precision": "fp32"}
+    config.write_text(
+        f"streams: [{{name: a, source: {{type: scene}}}}]\nstate_dir: {tmp_path}/state\n"
+        f"model: {json.dumps(model)}\n"
+    )
+    checks = _checks("-c", str(config), "--device", "cpu", expect=0)
+    assert checks["cascade"]["text"] == f"{tiny} hears all windows, knows 3 of 3 classes"
+    assert checks["cascade self-check"]["against"] == "golden"
+    assert checks["cascade speed"]["ms_per_window"] > 0
+
+    four = save_tiny(tmp_path / "four", dims=replace(TINY_DIMS, n_classes=4))
+    small = ("--cascade", str(four))
+    checks = _checks("--model", str(tiny), *small, "--device", "cpu", expect=1)
+    assert checks["cascade"]["status"] == "failed"
+    assert "got none of them" in checks["cascade"]["text"]

@@ -7,7 +7,10 @@ const FRAMES_PER_S = 100;
 const MELS = 128;
 const SECONDS = 12;
 const FRAMES = SECONDS * FRAMES_PER_S;
-const NOTHING = RAMP_256[0];
+const QUIET_DB = -55; // what is shown in the darkest colour, and in the brightest
+const LOUD_DB = 30;
+const NOTHING = RAMP_256[0]; // was not sent
+const WITHHELD = 0xff50453d; // level 0: somebody may talk there
 const MAX_EVENTS = 64;
 
 export class Spectrogram {
@@ -23,6 +26,8 @@ export class Spectrogram {
     this.nextFrame = 0; // of the epoch: the one after the newest
     this.columns = 0; // drawn since the page was opened
     this.events = new Map();
+    this.colours = null; // of levels, made for the scale of the stream
+    this.scale = "";
     this.isAsked = false;
     this.clear(0, FRAMES);
     new ResizeObserver(() => this.resize()).observe(canvas);
@@ -48,11 +53,12 @@ export class Spectrogram {
       this.nextFrame = first;
     }
     while (this.nextFrame < first) this.clear(this.nextFrame++ % FRAMES, 1); // was not sent
+    const colours = this.coloursOf(header);
     const image = this.ringContext.createImageData(1, MELS);
     const column = new Uint32Array(image.data.buffer);
     for (let frame = 0; frame < header.frames; frame++) {
       for (let mel = 0; mel < MELS; mel++) {
-        column[MELS - 1 - mel] = RAMP_256[pixels[frame * MELS + mel]];
+        column[MELS - 1 - mel] = colours[pixels[frame * MELS + mel]];
       }
       this.ringContext.putImageData(image, (first + frame) % FRAMES, 0);
     }
@@ -60,6 +66,19 @@ export class Spectrogram {
     this.columns += header.frames;
     this.canvas.dataset.columns = String(this.columns);
     this.ask();
+  }
+
+  coloursOf({ low_db: lowDb, step_db: stepDb }) {
+    const scale = `${lowDb} ${stepDb}`;
+    if (this.scale !== scale) {
+      this.scale = scale;
+      this.colours = Uint32Array.from({ length: 256 }, (_, level) => {
+        const part = (lowDb + stepDb * level - QUIET_DB) / (LOUD_DB - QUIET_DB);
+        return RAMP_256[Math.round(255 * Math.min(1, Math.max(0, part)))];
+      });
+      this.colours[0] = WITHHELD;
+    }
+    return this.colours;
   }
 
   // an event as the feed has it: begin and update make or move its box, end closes it

@@ -21,6 +21,7 @@ from ast_stream.history.records import (
     Verdict,
     VerdictRecord,
 )
+from ast_stream.labels import slug
 from ast_stream.units import NS_PER_SECOND
 from ast_stream.web.event_filter import (
     PAGE_EVENTS,
@@ -47,7 +48,8 @@ VERDICT_WORDS: dict[Verdict, str] = {
 @requires("view")
 def events(request: Request) -> Response:
     """Show a list of events; for htmx, the next part of it."""
-    past = services_of(request).past
+    services = services_of(request)
+    past = services.past
     asked = EventFilter.of(request.query_params)
     found = past.history.events(asked.query(after=parse_key(request.query_params.get("after"))))
     more = asked.address("/events", after=format_key(found[-1].key)) if found else ""
@@ -64,7 +66,7 @@ def events(request: Request) -> Response:
         request,
         "events.html",
         streams=streams,
-        classes=classes,
+        classes=_with_labels(classes, services.hub.labels or ()),
         verdicts=VERDICT_CHOICES,
         **context,
     )
@@ -182,6 +184,12 @@ def _neighbour(
     query = asked.query(after=event.key, limit=1, newest_first=newest_first)
     found = past.history.events(query)
     return asked.address(f"/events/{found[0].id}") if found else None
+
+
+def _with_labels(slugs: Sequence[str], labels: Sequence[str]) -> dict[str, str]:
+    """Return classes as they are asked for, and as they are shown."""
+    names = {slug(label): label for label in labels}
+    return {name: names.get(name, name) for name in slugs}
 
 
 def _labels(services: Services) -> Sequence[str]:

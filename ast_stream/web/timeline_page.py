@@ -16,6 +16,7 @@ from starlette.routing import BaseRoute, Route
 
 from ast_stream.coverage.timeline import Coverage, Stretch
 from ast_stream.history.records import AlertQuery, AlertRecord, Count, EventQuery, EventRecord
+from ast_stream.labels import slug
 from ast_stream.units import NS_PER_SECOND
 from ast_stream.web.event_filter import EventFilter
 from ast_stream.web.moments import clock, day_range, local_time, parse_day, utc_offset_s, zone
@@ -84,7 +85,8 @@ class StreamDay:
 @requires("view")
 def timeline(request: Request) -> Response:
     """Show days by class, and one day of each stream."""
-    past = services_of(request).past
+    services = services_of(request)
+    past = services.past
     now_ns = time.time_ns()
     today = local_time(now_ns).date()
     day = parse_day(request.query_params.get("day"), today)
@@ -96,7 +98,11 @@ def timeline(request: Request) -> Response:
         dates = [last - timedelta(days=back) for back in range(HEATMAP_DAYS)][::-1]
         span = day_range(dates[0])[0], day_range(dates[-1])[1]
         offset_s = utc_offset_s(now_ns)
-        heat = heatmap(past.history.counts("day", *span, utc_offset_s=offset_s), dates)
+        heat = heatmap(
+            past.history.counts("day", *span, utc_offset_s=offset_s),
+            dates,
+            services.hub.labels or (),
+        )
         names = dict.fromkeys([*coverages, *past.history.names()[0]])
         alerts = past.history.alerts(
             AlertQuery(since_ns=since_ns, until_ns=until_ns, limit=SHOWN_ALERTS)
@@ -136,8 +142,15 @@ def _day_address(day: date, by: int) -> str:
         return "/timeline"
 
 
-def heatmap(counts: Iterable[Count], dates: Sequence[date]) -> dict[str, Any]:
-    """Return rows of classes, the most frequent first, with a cell for each day."""
+def heatmap(
+    counts: Iterable[Count], dates: Sequence[date], labels: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return rows of classes, the most frequent first, with a cell for each day.
+
+    Args:
+        labels: of the model's classes, as which they are shown.
+    """
+    names = {slug(label): label for label in labels}
     cells: Counter[tuple[str, date]] = Counter()
     totals: Counter[str] = Counter()
     for count in counts:
@@ -147,7 +160,7 @@ def heatmap(counts: Iterable[Count], dates: Sequence[date]) -> dict[str, Any]:
     most = max((cells[name, day] for name in classes for day in dates), default=0)
     rows = [
         {
-            "class": name,
+            "class": names.get(name, name),
             "total": totals[name],
             "cells": [
                 {

@@ -5,6 +5,7 @@ import SpectrogramPlugin from "../vendor/wavesurfer-spectrogram.esm.js";
 import { RAMP_256, colourOfClass } from "./colours.js";
 
 const SAMPLE_RATE = 16000;
+const WRITTEN_AFTER_MS = 90000;
 const page = document.querySelector("#event");
 const audio = document.querySelector("#clip");
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -86,15 +87,19 @@ async function showScores() {
   const place = document.querySelector("#scores");
   const answer = await fetch(place.dataset.address, { headers: { Accept: "application/json" } });
   const found = answer.ok ? await answer.json() : { times_s: [], series: [] };
-  if (found.times_s.length === 0) {
-    place.hidden = true;
-    document.querySelector("#no-scores").hidden = false;
+  const isEmpty = found.times_s.length === 0;
+  place.hidden = isEmpty;
+  document.querySelector("#no-scores").hidden = !isEmpty;
+  if (isEmpty) {
+    // the recorder writes them in blocks of half a minute
+    if (Date.now() - Number(place.dataset.onsetMs) < WRITTEN_AFTER_MS) setTimeout(showScores, 5000);
     return;
   }
   const lines = found.series.map(({ label }, index) => ({
     label,
     stroke: index === 0 ? colour("--accent") : colourOfClass(label),
     width: index === 0 ? 2.5 : 1.25,
+    points: { show: false },
     dash: index === 0 ? undefined : [2 + 2 * index, 3],
     value: (_, score) => (score == null ? "–" : score.toFixed(3)),
   }));

@@ -49,6 +49,7 @@ TRANSITION = np.dtype(
         ("known_at", np.int64),  # the same, or end of the window that decided the frame
         ("score", np.float32),
         ("peak", np.float32),
+        ("opinion", np.float32),  # score of a second opinion, or NEVER
         ("mean", np.float64),
         ("t_up", np.int64),  # end of the first window that saw the sound
         ("first_seen", np.int64),  # the same, but not beyond the audio
@@ -64,6 +65,19 @@ Transitions = npt.NDArray[np.void]
 """Records of `TRANSITION`: events that begin, last or end, shape (n,)."""
 
 _NOTHING: Transitions = np.zeros(0, TRANSITION)
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What somebody who heard more thinks of an event that is about to begin.
+
+    Attributes:
+        score: that it is right, in [0, 1]; None: not said.
+        is_withheld: the event is not to be published, however long it lasts.
+    """
+
+    score: float | None = None
+    is_withheld: bool = False
 
 
 class SlotNames:
@@ -266,6 +280,17 @@ class Decision:
             (slots[row], index[is_open]), ends[row], score[is_open], audio_ends[row]
         )
 
+    def keep_opinion(self, slot: int, index: int, opinion: Opinion) -> None:
+        """Keep what a second opinion says of an event that has just begun.
+
+        Of one that is withheld the begin is taken back, and nothing more is told.
+        """
+        if opinion.score is not None:
+            self._state["opinion"][slot, index] = opinion.score
+        if opinion.is_withheld:
+            self._state["is_published"][slot, index] = False
+            self._state["is_withheld"][slot, index] = True
+
     def has_live(self, slots: Indices) -> Flags:
         """Return which slots have an event that is open or may be confirmed, shape (n,).
 
@@ -395,7 +420,7 @@ class Decision:
         is_long_enough = (min_duration == 0) | (
             seen_until - s["t_up"][cell] - smear >= min_duration
         )
-        is_new = ~is_published & is_long_enough
+        is_new = ~is_published & ~s["is_withheld"][cell] & is_long_enough
         is_due = is_published & ~is_over & (at - s["last_update"][cell] >= UPDATE_INTERVAL)
 
         found, order = [], []
@@ -469,7 +494,7 @@ class Decision:
         records["slot"], records["index"] = cell
         records["mean"] = s["score_sum"][cell] / np.maximum(1, s["score_count"][cell])
         records["t_down"] = s["low_since"][cell]
-        for field in ("peak", "t_up", "first_seen", "onset", "uncertainty_s"):
+        for field in ("peak", "opinion", "t_up", "first_seen", "onset", "uncertainty_s"):
             records[field] = s[field][cell]
         return records
 
@@ -496,6 +521,7 @@ class Decision:
             at_sample=int(record["known_at"]),
             reason=REASONS[record["reason"]] if has_ended else None,
             duration_reliable=bool(record["duration_reliable"]) if has_ended else True,
+            verifier_score=None if record["opinion"] == NEVER else float(record["opinion"]),
         )
 
 

@@ -7,7 +7,7 @@ on each stream's sample index, so the results do not depend on how the audio was
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from ast_stream.detect.cascade import Cascade, Watcher
 from ast_stream.detect.decision import Decision, SlotNames
 from ast_stream.detect.frames import FrameAverages, PatchGrid
+from ast_stream.detect.opinion import SecondOpinion, embedding_of
 from ast_stream.detect.parameters import model_facts, resolve_parameters
 from ast_stream.detect.scorer import DueWindows, HopRun, HopRuns, LevelMeter, WindowScorer
 from ast_stream.detect.state import NEVER, DetectorState
@@ -92,6 +93,7 @@ class Detector:
             wanted.
         cascade: a small model that hears all windows, so that `tagger` is asked about few; None:
             it is asked about all.
+        opinion: who is asked about events before they are published; None: nobody.
 
     Raises:
         UsageError: a setting that does not fit the model (class, window or hop), or a small model
@@ -110,6 +112,7 @@ class Detector:
         on_scores: Callable[[Scores], None] | None = None,
         on_run: Callable[[HopRun], None] | None = None,
         cascade: Cascade | None = None,
+        opinion: SecondOpinion | None = None,
     ) -> None:
         detection = detection or DetectionSettings()
         hop_s = tagger.hop_s if hop_s is None else hop_s
@@ -139,6 +142,7 @@ class Detector:
         )
         self._scorer = WindowScorer(tagger, self.hop, self.hops_at_once)
         self._frames = _frame_averages(tagger, self.parameters.geometry.delay)
+        self._opinion = opinion
         self._watcher: Watcher | None = None
         self._shortest = self.window  # of the windows of all models
         self._reach = self.window  # how far back from its end a window of any model hears
@@ -636,7 +640,7 @@ class Detector:
         if self._on_scores is not None:
             for slot, end, row in zip(slots, ends, scores, strict=True):
                 self._on_scores(Scores(*self._names.of(int(slot)), int(end), row.copy()))
-        return self._decision.step(
+        events = self._decision.step(
             slots,
             ends,
             scores,
@@ -645,6 +649,34 @@ class Detector:
             audio_ends=self._positions.received[slots],
             known_at=known_at,
         )
+        return events if self._opinion is None else self._judged(self._opinion, events)
+
+    def _judged(self, opinion: SecondOpinion, events: list[Event]) -> list[Event]:
+        """Ask about the events that begin, and return what is not withheld."""
+        at = self._positions
+        judged = {}
+        for begin in events:
+            if begin.type != "begin" or not opinion.concerns(begin.index):
+                continue
+            slot = self._names.slot(begin.stream)
+            if begin.at_sample > at.next_end[slot] - self.hop:
+                continue  # resumed and ended at once: its window is not there again
+            first, last = first_frame(at.context_start[slot]), last_frame(at.received[slot])
+            embedding = embedding_of(self._scorer, begin, slot, int(first), int(last))
+            judged[begin.id] = opinion.judge(begin, embedding)
+        if not judged:
+            return events
+        ended = {event.id for event in events if event.type == "end"}  # as soon as they began
+        told = []
+        for event in events:
+            if (its := judged.get(event.id)) is not None:
+                if event.type == "begin" and event.id not in ended:
+                    self._decision.keep_opinion(self._names.slot(event.stream), event.index, its)
+                if its.is_withheld:
+                    continue
+                event = replace(event, verifier_score=its.score)
+            told.append(event)
+        return told
 
 
 def _frame_averages(tagger: Tagger, delay: int) -> FrameAverages | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from ast_stream.coverage.spans import Kind
 from ast_stream.detect.decision import SlotNames
 from ast_stream.detect.frames import MAX_LOGIT
+from ast_stream.model.dims import AstDims
 from ast_stream.model.fbank import SlidingFbank
 from ast_stream.model.tagger import Awaited, Tagger
 from ast_stream.units import FULL_SCALE, amplitude_to_dbfs
@@ -141,6 +142,24 @@ class WindowScorer:
         tagger = self._tagger
         begin = tagger.begin_frame_logits if tagger.runs_ahead else at_once(tagger.frame_logits)
         return self._begin(asked, begin, (tagger.dims.n_time_patches,), -MAX_LOGIT)
+
+    @property
+    def dims(self) -> AstDims:
+        """The model's dimensions."""
+        return self._tagger.dims
+
+    def embedding(
+        self, slot: int, end: int, first_frame: int, last_frame: int
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], int]:
+        """Return `Tagger.embedding` of a window that was pushed last, and its first frame.
+
+        Args:
+            end: of the window, in samples.
+            first_frame, last_frame: real frames of the slot.
+        """
+        its = [np.array([number], np.int64) for number in (slot, end, first_frame, last_frame)]
+        whole, patches = self._tagger.embedding(self._features.windows(*its)[0])
+        return whole, patches, int(self._features.begins(its[1], its[2])[0])
 
     def begins(self, hop_ends: Indices, first_frames: Indices) -> Indices:
         """Return the first filterbank frame of windows; both of shape (n,)."""

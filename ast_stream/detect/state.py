@@ -35,6 +35,7 @@ _LastSample = Annotated[int, Field(ge=NEVER, le=MAX_SAMPLE), Column(np.int64, la
 _SampleOfRun = Annotated[int, Field(ge=NEVER, le=MAX_SAMPLE), Column(np.int64, lasts="gap")]
 _Score = Annotated[float, Field(ge=0, le=1.001), Column(np.float32)]  # averages are rounded
 _WindowScore = Annotated[float, Field(ge=0, le=1.001), Column(np.float32, lasts="gap")]
+_Opinion = Annotated[float, Field(ge=NEVER, le=1), Column(np.float32)]
 _Sum = Annotated[float, Field(ge=0, le=MAX_SAMPLE), Column(np.float64)]
 
 
@@ -52,6 +53,8 @@ class ClassState(_Record):
         hits: last windows above the onset threshold, newest in bit 0.
         is_active: confirmed.
         is_published: confirmed and long enough: its begin is out.
+        is_withheld: a second opinion was against it: its begin does not come out.
+        opinion: the score of the second opinion, or NEVER.
         score_before: of the window before, where a class has an onset fit.
         crossed_at: end of the first hit after none, and what its scores say: `crossing_rise`,
             `crossing_within`.
@@ -67,6 +70,8 @@ class ClassState(_Record):
     hits: Annotated[int, Field(ge=0, lt=2**64), Column(np.uint64)] = 0
     is_active: _Flag = False
     is_published: _Flag = False
+    is_withheld: _Flag = False
+    opinion: _Opinion = float(NEVER)
     score_before: _WindowScore = 0.0
     crossed_at: _SampleOrNever = NEVER
     crossing_rise: Annotated[int, Field(ge=-MAX_SAMPLE, le=MAX_SAMPLE), Column(np.int64)] = 0
@@ -97,6 +102,8 @@ class ClassState(_Record):
     def _is_possible(self) -> Self:
         if self.is_published and not self.is_active:
             raise ValueError("expected an event that was published to be active")
+        if self.is_withheld and (self.is_published or not self.is_active):
+            raise ValueError("expected an event that was withheld to be active and not published")
         if self.is_active and NEVER in (self.t_up, self.first_seen, self.onset):
             raise ValueError("expected an active event to have begun")
         if self.is_published and self.last_update == NEVER:

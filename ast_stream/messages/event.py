@@ -89,6 +89,8 @@ class Event:
         at_sample: end of the window that decided this message.
         watcher_score: what the small model of a cascade gave the class in that window; None without
             a cascade, where it does not know the class, and where no window decided.
+        verifier_score: that the event is right, in [0, 1], by the verifier of its class when it
+            began; None without one.
     """
 
     type: EventType
@@ -107,6 +109,7 @@ class Event:
     reason: EndReason | None = None
     duration_reliable: bool = True
     watcher_score: float | None = None
+    verifier_score: float | None = None
 
     @property
     def slug(self) -> str:
@@ -234,6 +237,9 @@ class EventMessage(FeedBody):
     watcher_score: float | None = None
     """Of the small model of a cascade, for the class in the deciding window, in [0, 1]; absent
     without a cascade, where it does not know the class, and where no window decided."""
+    verifier_score: float | None = None
+    """That the event is right, in [0, 1], by the verifier of its class when it began; absent
+    without one."""
 
     @classmethod
     def of(
@@ -279,13 +285,15 @@ class EventMessage(FeedBody):
             scored_ns=scored.wall_ns,
             model=model,
             watcher_score=_rounded(event.watcher_score),
+            verifier_score=_rounded(event.verifier_score),
         )
 
     @model_serializer(mode="wrap")
     def _without_nothing(self, to_json: SerializerFunctionWrapHandler) -> dict[str, Any]:
         body: dict[str, Any] = to_json(self)
-        if self.watcher_score is None:
-            body.pop("watcher_score", None)
+        for name in ("watcher_score", "verifier_score"):
+            if body[name] is None:
+                del body[name]
         return body
 
     @property

@@ -247,6 +247,23 @@ class AudioSpectrogramTransformer(nn.Module):
         """Return only the second part of `forward_frames`."""
         return self._frame_logits(self._encode(fbank))
 
+    def embed(self, fbank: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the heads read: of the whole window, and of each of its time patches.
+
+        Args:
+            fbank: normalised windows, shape (B, max_frames, n_mels).
+
+        Returns:
+            Shapes (B, hidden_size) and (B, T, hidden_size), T being `dims.n_time_patches`.
+        """
+        x = self._encode(fbank)
+        return self._pooled(x), self._patch_means(x)
+
+    def embed_one(self, window: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `embed` of one window (max_frames, n_mels), in float32: (C,) and (T, C)."""
+        whole, patches = self.embed(window[None])
+        return whole[0].float(), patches[0].float()
+
     def _encode(self, fbank: Tensor, n_read: int | None = None) -> Tensor:
         """Return what the blocks make of windows, before the final norm: all or first tokens."""
         x: Tensor = self.patch_embed(fbank)  # (B, n_patches, hidden_size)
@@ -260,16 +277,24 @@ class AudioSpectrogramTransformer(nn.Module):
     def _frame_logits(self, x: Tensor) -> Tensor:
         if self.frame_head is None:
             raise ValueError("forward_frames: expected a model with a frame head, got one without")
-        grid = (self.dims.n_frequency_patches, self.dims.n_time_patches)
-        patches = self.norm(x[:, N_PREFIX_TOKENS:]).unflatten(1, grid)  # (B, F, T, hidden_size)
-        frame_logits: Tensor = self.frame_head(patches.mean(dim=1))  # (B, T, n_classes)
+        frame_logits: Tensor = self.frame_head(self._patch_means(x))  # (B, T, n_classes)
         return frame_logits
 
+    def _patch_means(self, x: Tensor) -> Tensor:
+        """Return the normed patches' means over frequency, (B, T, hidden_size)."""
+        grid = (self.dims.n_frequency_patches, self.dims.n_time_patches)
+        means: Tensor = self.norm(x[:, N_PREFIX_TOKENS:]).unflatten(1, grid).mean(dim=1)
+        return means
+
     def _clip_logits(self, x: Tensor) -> Tensor:
-        # The final norm works token by token, so only the two tokens that are read need it.
-        pooled = self.norm(x[:, :N_PREFIX_TOKENS]).mean(dim=1)  # (B, hidden_size)
-        logits: Tensor = self.head(self.head_norm(pooled))
+        logits: Tensor = self.head(self.head_norm(self._pooled(x)))
         return logits
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        """Return the mean of the normed prefix tokens, (B, hidden_size)."""
+        # The final norm works token by token, so only the two tokens that are read need it.
+        pooled: Tensor = self.norm(x[:, :N_PREFIX_TOKENS]).mean(dim=1)
+        return pooled
 
     def use_attention(self, attend: Attend) -> None:
         """Compute attention with `attend` in every block."""

@@ -178,6 +178,14 @@ class GraphRunner:
         logits = torch.empty(shape, device=self._on.device)
         return self._run(windows, logits, lambda graph: graph.frame_logits)
 
+    def embedding(self, window: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `AudioSpectrogramTransformer.embed_one` gives, on the device.
+
+        Without a graph: it is asked for seldom, and as an output it would cost every batch time.
+        """
+        with self._on.used(), without_tf32():
+            return self._model.embed_one(window.to(self._dtype))
+
     def download(self, tensor: Tensor) -> Arrives:
         """Begin to copy a result to the host; what is returned waits for it."""
         return self._on.download(tensor)

@@ -170,6 +170,11 @@ class CpuRunner:
         """Return what returns a result, which is here already."""
         return lambda: tensor
 
+    def embedding(self, window: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `AudioSpectrogramTransformer.embed_one` gives for one window."""
+        with at_most_threads(self._threads_for_one):
+            return self._model.embed_one(window.to(self._dtype))
+
     def _run(self, windows: Tensor, logits: Tensor, forward: Callable[[Tensor], Tensor]) -> None:
         """Fill `logits`, a row for each window, in batches that are exact."""
         parts = list(self._parts(len(windows)))

@@ -230,6 +230,24 @@ class Tagger:
         self._last_noted_s = now_s
         return found
 
+    @torch.inference_mode()
+    def embedding(self, window: Tensor) -> tuple[Array, Array]:
+        """Return what the heads read of one window: of the whole, and of each time patch.
+
+        Args:
+            window: shape (n_input_frames, 128), normalised, on `device`.
+
+        Returns:
+            Shapes (hidden_size,) and (n_time_patches, hidden_size), float32. A window is computed
+            alone, so it has the same wherever it is asked about.
+
+        Raises:
+            ValueError: `window` has another shape.
+        """
+        self._check_windows(window[None])
+        whole, patches = self._runner.embedding(window)
+        return _to_numpy(whole), _to_numpy(patches)
+
     @overload
     def logits(self, waveforms: Tensor, sample_rate: int | None = None) -> Tensor: ...
     @overload

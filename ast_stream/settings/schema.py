@@ -394,6 +394,22 @@ class CascadeSettings(Section):
     _checkpoint_is_found = field_validator("checkpoint")(_checkpoint)
 
 
+class VerifierSettings(Section):
+    """Second opinions of events that are about to begin, learnt from verdicts of people."""
+
+    file: str = Field(description="what `ast-stream review fit` wrote, for this checkpoint")
+    action: Literal["drop", "tag"] = Field(
+        default="drop",
+        description="drop: events that their verifier does not believe do not begin; tag: all "
+        "begin, with its score",
+    )
+
+    @field_validator("file")
+    @classmethod
+    def _file_is_found(cls, value: str, info: ValidationInfo) -> str:
+        return resolved(value, info.context)
+
+
 class ModelSettings(Section):
     """Which checkpoint, on what, how precisely, how often."""
 
@@ -402,6 +418,9 @@ class ModelSettings(Section):
     )
     cascade: CascadeSettings | None = Field(
         default=None, description="a small model that hears all; null: the checkpoint itself does"
+    )
+    verifiers: VerifierSettings | None = Field(
+        default=None, description="second opinions learnt from verdicts; null: none"
     )
     device: str = Field(
         default="auto",

@@ -1,0 +1,251 @@
+"""Verifiers: for a class, a line through the encoder's space with right events on one side.
+
+A file of them holds, for each class, a vector of weights and a number, as safetensors with a
+description as JSON in its header. It belongs to one checkpoint: the space of another is another.
+The score of an event is the logistic function of the weighted sum of its embedding, the mean of
+the last layer's patches over frequency and over the time of the event so far.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from ast_stream.detect.decision import Opinion
+from ast_stream.detect.opinion import Embedding
+from ast_stream.errors import StartupError
+from ast_stream.labels import find_label
+from ast_stream.messages.event import Event
+from ast_stream.runtime.files import DamagedFileError, read_bounded, replace_file
+from ast_stream.settings.schema import ModelSettings
+
+logger = logging.getLogger(__name__)
+
+LAYER = "final-norm patches, mean over frequency and over the event"
+MAX_FILE_BYTES = 64 * 1024 * 1024
+_DESCRIPTION = "ast_stream"  # key of the header
+_MAX_LOGIT = 30.0
+
+Floats = npt.NDArray[np.float32]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+_Count = Annotated[int, Field(ge=0)]
+_Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class ClassVerifier(_Part):
+    """The verifier of one class, without its weights.
+
+    Attributes:
+        threshold: events that score less are not believed.
+        n_right, n_wrong: verdicts that it was fitted to.
+        turned_off, lost: of these wrong and right ones, how many would be withheld by verifiers
+            that were fitted without them.
+    """
+
+    label: str
+    threshold: _Share
+    n_right: _Count
+    n_wrong: _Count
+    turned_off: _Count
+    lost: _Count
+
+
+class VerifiersDescription(_Part):
+    """What the header of a file says.
+
+    Attributes:
+        checkpoint: its hash.
+        provenance: when, from what and how the verifiers were fitted; for people.
+    """
+
+    version: Literal[1] = 1
+    checkpoint: str
+    layer: str
+    width: Annotated[int, Field(ge=1, le=65_536)]
+    classes: Annotated[list[ClassVerifier], Field(min_length=1, max_length=10_000)]
+    provenance: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        labels = [one.label for one in self.classes]
+        if len(set(labels)) < len(labels):
+            raise ValueError("expected one verifier for each class")
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class VerifiersFile:
+    """What a file holds.
+
+    Attributes:
+        weights: shape (n_classes, width), float32, in the order of `description.classes`.
+        biases: shape (n_classes,).
+    """
+
+    description: VerifiersDescription
+    weights: Floats
+    biases: Floats
+
+    def score(self, number: int, embedding: Floats) -> float:
+        """Return that an event of class `number` is right, in [0, 1], as a float32 holds it."""
+        # in float64 and for one event: the same whatever else happens at that time
+        logit = float(
+            self.weights[number].astype(np.float64) @ embedding.astype(np.float64)
+            + self.biases[number]
+        )
+        return float(np.float32(1 / (1 + math.exp(-min(max(logit, -_MAX_LOGIT), _MAX_LOGIT)))))
+
+    def write(self, path: Path) -> None:
+        """Write the file; what is there is replaced at once."""
+        header = {_DESCRIPTION: json.dumps(self.description.model_dump())}
+        replace_file(path, save({"weights": self.weights, "biases": self.biases}, header))
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Return what a file holds.
+
+        Raises:
+            StartupError: there is none, or it is damaged or of another kind.
+        """
+        try:
+            content = read_bounded(path, MAX_FILE_BYTES)
+            tensors = load(content)
+            description = VerifiersDescription.model_validate_json(_header(content))
+        except (OSError, DamagedFileError) as error:
+            why = error.strerror if isinstance(error, OSError) else None
+            raise StartupError(f"verifiers: {path}: {why or error}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise StartupError(f"verifiers: {path}: {where}: {first['msg']}") from error
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise StartupError(
+                f"verifiers: {path}: expected a file that 'ast-stream review fit' wrote, "
+                "got a damaged or another one"
+            ) from error
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        n_classes = len(description.classes)
+        expected = {"weights": (n_classes, description.width), "biases": (n_classes,)}
+        if shapes != expected or not all(
+            tensor.dtype == np.float32 and np.isfinite(tensor).all() for tensor in tensors.values()
+        ):
+            raise StartupError(
+                f"verifiers: {path}: expected finite float32 numbers of shapes {expected}, "
+                f"got {shapes}"
+            )
+        return cls(description, tensors["weights"], tensors["biases"])
+
+
+def _header(content: bytes) -> str:
+    """Return the description in the header of a safetensors file."""
+    size = int.from_bytes(content[:8], "little")
+    text: str = json.loads(content[8 : 8 + size])["__metadata__"][_DESCRIPTION]
+    return text
+
+
+def event_vector(embedding: Embedding) -> Floats:
+    """Return the numbers that a verifier sees of an event, shape (width,)."""
+    own = embedding.patches[embedding.first : embedding.stop]
+    # one patch after the other: the order of the sum must not depend on the machine's vectors
+    total = np.zeros(own.shape[1], np.float64)
+    for patch in own:
+        total += patch
+    return (total / len(own)).astype(np.float32)
+
+
+class Verifiers:
+    """Asks the verifiers of a file about events that are about to begin.
+
+    Attributes:
+        file: where they come from, for people.
+        withheld: by label, how many events did not come out.
+    """
+
+    def __init__(self, file: VerifiersFile, labels: Sequence[str], *, is_tag_only: bool) -> None:
+        self.file = file
+        self.withheld: Counter[str] = Counter()
+        self._is_tag_only = is_tag_only
+        known = {one.label: number for number, one in enumerate(file.description.classes)}
+        self._numbers = {
+            index: known[label] for index, label in enumerate(labels) if label in known
+        }
+
+    @property
+    def labels(self) -> list[str]:
+        """The classes that have a verifier."""
+        return [one.label for one in self.file.description.classes]
+
+    def concerns(self, index: int) -> bool:
+        """Return whether the class with this index has a verifier."""
+        return index in self._numbers
+
+    def judge(self, begin: Event, embedding: Embedding) -> Opinion:
+        """Return the opinion of an event that is about to begin."""
+        number = self._numbers[begin.index]
+        score = self.file.score(number, event_vector(embedding))
+        is_withheld = (
+            not self._is_tag_only and score < self.file.description.classes[number].threshold
+        )
+        if is_withheld:
+            self.withheld[begin.label] += 1
+            logger.info(
+                "stream %s: %s withheld: score %.2f, verifier %.2f",
+                begin.stream, begin.label, begin.score, score,
+            )  # fmt: skip
+        return Opinion(score, is_withheld)
+
+
+def load_verifiers(
+    settings: ModelSettings, checkpoint_hash: str, labels: Sequence[str]
+) -> Verifiers | None:
+    """Return the verifiers that the settings name; None: they name none.
+
+    Raises:
+        StartupError: the file is not there, damaged, or of another checkpoint.
+    """
+    if settings.verifiers is None:
+        return None
+    path = Path(settings.verifiers.file)
+    file = VerifiersFile.read(path)
+    check_checkpoint(file.description, path, checkpoint_hash, labels)
+    return Verifiers(file, labels, is_tag_only=settings.verifiers.action == "tag")
+
+
+def check_checkpoint(
+    description: VerifiersDescription, path: Path, checkpoint_hash: str, labels: Sequence[str]
+) -> None:
+    """Make sure that verifiers are of this checkpoint.
+
+    Raises:
+        StartupError: they are of another one.
+    """
+    if description.checkpoint != checkpoint_hash:
+        raise StartupError(
+            f"model.verifiers: {path}: expected verifiers of the checkpoint {checkpoint_hash}, "
+            f"got those of {description.checkpoint}; fit them again with 'ast-stream review fit'"
+        )
+    if description.layer != LAYER:
+        raise StartupError(
+            f"model.verifiers: {path}: expected verifiers of the layer '{LAYER}', "
+            f"got '{description.layer}'"
+        )
+    for one in description.classes:
+        if find_label(one.label, labels) is None:
+            raise StartupError(f"model.verifiers: {path}: the model has no class '{one.label}'")

@@ -1,0 +1,1 @@
+"""What people said of events: reviewed clips as training material, and verifiers fitted to them."""

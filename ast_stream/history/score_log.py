@@ -75,7 +75,7 @@ class _Growing:
         if (self.epoch, self.n_classes) != (header.epoch, n_classes):
             return False
         step = header.end_sample - self.ends[-1]
-        if step > _LONGEST_STEP or self.step not in (0, step):
+        if not 0 < step <= _LONGEST_STEP or self.step not in (0, step):
             return False
         since_start = samples_to_ns(header.end_sample - self.ends[0])
         return abs(header.time_ns - self.start_ns - since_start) <= _MAX_DRIFT_NS
@@ -125,7 +125,7 @@ class ScoreLog:
         self.outage = Outage(logger, f"the {_WHAT} {folder} is written again")
         self._model: tuple[str, tuple[str, ...]] | None = None
         self._growing: dict[str, _Growing] = {}
-        self._last: dict[str, tuple[str, int]] = {}
+        self._last: dict[str, tuple[str, int, str]] = {}  # epoch, end and boot
         self._unwritten: deque[bytes] = deque()
         segment_bytes = min(SEGMENT_BYTES, max_bytes // 4)
         self._folder = SegmentFolder(
@@ -177,11 +177,13 @@ class ScoreLog:
         if not isinstance(header, ScoresHeader) or scores is None or not _are_whole(scores):
             self.figures.malformed += 1
             return
-        last = self._last.get(header.stream)
-        if last is not None and last[0] == header.epoch and header.end_sample <= last[1]:
+        boot, _ = message.position
+        epoch, end, last_boot = self._last.get(header.stream, ("", 0, ""))
+        # within a boot nothing comes twice: behind a gap windows may begin before the last one
+        if epoch == header.epoch and header.end_sample <= end and boot != last_boot:
             self.figures.repeated += 1
             return
-        self._last[header.stream] = header.epoch, header.end_sample
+        self._last[header.stream] = header.epoch, header.end_sample, boot
         block = self._growing.get(header.stream)
         if block is not None and not block.continues(header, len(scores)):
             self._write(self._growing.pop(header.stream))
@@ -257,7 +259,7 @@ class ScoreLog:
             return
         file.scan()
         for place in file.places:
-            self._last[place.stream] = place.epoch, place.last_end
+            self._last[place.stream] = place.epoch, place.last_end, ""
         file.places.clear()
 
 

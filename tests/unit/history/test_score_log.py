@@ -34,7 +34,7 @@ def scores_of(n: int, n_classes: int = 3, seed: int = 1) -> Scores16:
 
 def messages(
     scores: Scores16, *, stream: str = "porch", epoch: str = EPOCH, first_end: int = HOP,
-    step: int = HOP, start_ns: int = T0_NS,
+    step: int = HOP, start_ns: int = T0_NS, boot: str = "b1",
 ) -> list[FeedMessage]:  # fmt: skip
     """Return the messages of consecutive windows, as a worker publishes them."""
     found = []
@@ -43,7 +43,7 @@ def messages(
         header = ScoresHeader(
             stream=stream, epoch=epoch, end_sample=end, time_ns=start_ns + samples_to_ns(end)
         )
-        message = published(header, number + 1, scores=row)
+        message = published(header, number + 1, boot=boot, scores=row)
         found.append(FeedMessage.decode(message.encode()))
     return found
 
@@ -149,13 +149,13 @@ def test_times_are_kept_where_the_clock_of_capture_was_set(tmp_path: Path) -> No
 
 
 def test_what_a_resumed_worker_publishes_again_is_kept_once(tmp_path: Path) -> None:
-    feed = messages(scores_of(100))
+    feed, resumed = (messages(scores_of(100), boot=boot) for boot in ("b1", "b2"))
     with ScoreLog(tmp_path, 64 * MIB) as log:
-        for message in [*feed[:50], *feed[30:80]]:
+        for message in [*feed[:50], *resumed[30:80]]:
             log.append(message)
         assert log.figures.repeated == 20
     with ScoreLog(tmp_path, 64 * MIB) as log:  # and the recorder was started again
-        for message in feed[60:]:
+        for message in resumed[60:]:
             log.append(message)
         assert log.figures.repeated == 20
     assert everything(tmp_path) == [

@@ -86,6 +86,11 @@ COMMANDS = (
     ),
     Command("schema", f"{_CLI}.check_config:schema", "Print the settings' JSON Schema."),
     Command("rules", f"{_CLI}.rules:app", "Check, test, explain and try alert rules."),
+    Command(
+        "history",
+        f"{_CLI}.history:app",
+        "List, export and query what was heard, or decide it anew.",
+    ),
     Command("outbox", f"{_CLI}.outbox:app", "List, send, retry or drop deliveries."),
     Command("ack", f"{_CLI}.outbox:ack", "Say that an alert has been seen."),
     Command("snooze", f"{_CLI}.outbox:snooze", "Hold back the alerts of a rule."),

@@ -13,8 +13,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from ast_stream.alerts.rules.field_types import parse_duration
 from ast_stream.cli.clip_options import require_packages
+from ast_stream.cli.moments import MOMENT, moment
 from ast_stream.cli.options import config_option, json_option
 from ast_stream.cli.output import json_line, say
 from ast_stream.cli.subscribe import default_settings
@@ -30,7 +30,7 @@ from ast_stream.settings.load import load_settings
 from ast_stream.settings.schema import Settings
 from ast_stream.settings.storage import coverage_ledger, unwritten_coverage
 from ast_stream.settings.workers import of_worker, worker_names
-from ast_stream.units import NS_PER_SECOND, format_time, parse_time, samples_to_seconds
+from ast_stream.units import NS_PER_SECOND, format_time, samples_to_seconds
 
 _COLOURS = {
     "listened": "#2a9d4a",
@@ -41,7 +41,6 @@ _COLOURS = {
     "off": "#f0f0f0",
 }
 _DPI = 110
-_MOMENT = "A time (2026-11-20T10:00:00Z), or how long ago (24h, 7d)"
 
 
 def coverage(
@@ -49,8 +48,8 @@ def coverage(
         list[str] | None, typer.Argument(metavar="STREAM", help="All, if none is named.")
     ] = None,
     config: Annotated[Path | None, config_option("The configuration of the worker.")] = None,
-    since: Annotated[str | None, typer.Option(help=f"{_MOMENT}.")] = None,
-    until: Annotated[str | None, typer.Option(help=f"{_MOMENT}.")] = None,
+    since: Annotated[str | None, typer.Option(help=f"{MOMENT}.")] = None,
+    until: Annotated[str | None, typer.Option(help=f"{MOMENT}.")] = None,
     at_least: Annotated[
         float | None,
         typer.Option(
@@ -140,7 +139,7 @@ def _coverages(
         AstStreamError: the ledger cannot be read.
     """
     now_ns = time.time_ns()
-    since_ns, until_ns = _moment(since, "--since", now_ns), _moment(until, "--until", now_ns)
+    since_ns, until_ns = moment(since, "--since", now_ns), moment(until, "--until", now_ns)
     if since_ns is not None and since_ns >= (now_ns if until_ns is None else until_ns):
         raise UsageError("--since: expected a time before --until, or before now")
     try:
@@ -169,22 +168,6 @@ def _coverages(
         for name in names
         if not wanted or name in wanted
     ]
-
-
-def _moment(text: str | None, option: str, now_ns: int) -> int | None:
-    if text is None:
-        return None
-    try:
-        return parse_time(text)
-    except ValueError:
-        pass
-    try:
-        return now_ns - parse_duration(text)
-    except ValueError as error:
-        raise UsageError(
-            f"{option}: expected a time with its offset from UTC, such as 2026-11-20T10:00:00Z, or "
-            f"a duration such as 24h, got {text!r}"
-        ) from error
 
 
 def _table(found: Sequence[Coverage]) -> Table:

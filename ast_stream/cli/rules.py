@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -35,10 +36,14 @@ from ast_stream.alerts.rules.lint import lint
 from ast_stream.alerts.rules.problems import RuleProblem
 from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.audio.containers import recordings_in
+from ast_stream.cli.moments import MOMENT, moment
 from ast_stream.cli.options import json_option
 from ast_stream.cli.output import json_line, say
 from ast_stream.cli.rules_report import explain_rule, junit, summary_lines, transition_line
 from ast_stream.errors import AudioError, ConfigError, UsageError
+from ast_stream.history.database import History
+from ast_stream.history.export import in_order
+from ast_stream.history.records import EventQuery
 from ast_stream.labels import problem_with_labels
 from ast_stream.settings.alerts import AlertSettings
 from ast_stream.settings.load import load_settings
@@ -48,11 +53,13 @@ from ast_stream.settings.schema import (
     DetectionSettings,
     ModelSettings,
 )
+from ast_stream.settings.storage import history_database
 from ast_stream.units import counted, format_time, samples_to_seconds
 
 EXIT_FOUND = 1
 _EVER = ("1970-01-01T00:00:00Z", "2200-01-01T00:00:00Z")
 MAX_SOUNDS = 1000  # of a recorded test
+MAX_GAPS = 1_000_000  # of a backtest on the history
 
 app = typer.Typer(
     no_args_is_help=True, epilog="Example: ast-stream rules check configs/alerts.yaml"
@@ -207,6 +214,11 @@ def backtest_command(
     audio: Annotated[
         list[Path] | None, typer.Option(exists=True, help="Recordings, one after another.")
     ] = None,
+    history: Annotated[
+        bool, typer.Option("--history", help="The history that the recorder of --config keeps.")
+    ] = False,
+    since: Annotated[str | None, typer.Option(help=f"Of the history: {MOMENT}.")] = None,
+    until: Annotated[str | None, typer.Option(help=f"Of the history: {MOMENT}.")] = None,
     start: Annotated[
         str, typer.Option(help="When the first recording began, for windows of time.")
     ] = "2000-01-01T00:00:00Z",
@@ -216,21 +228,30 @@ def backtest_command(
 ) -> None:
     """Show what rules would have made of the past.
 
+    Of an event in the history only begin, end and the highest score are known: a rule with a
+    `score` may fire a little earlier than it would have.
+
     Example: ast-stream rules backtest configs/alerts.yaml --events week.jsonl
     """
-    if bool(events) == bool(audio):
-        raise UsageError("rules backtest: expected --events or --audio, got both or neither")
+    if [bool(events), bool(audio), history].count(True) != 1:
+        raise UsageError(
+            "rules backtest: expected one of --events, --audio and --history, got several or none"
+        )
+    if (since or until) and not history:
+        raise UsageError("rules backtest: --since and --until: expected --history, got none")
     context = _context(config, model, None)
     loaded = _load([rules], context)
     report = BacktestReport()
     firings: list[tuple[int, str]] = []
     incomplete: list[str] = []
     with ExitStack() as stack:
-        messages = (
-            _logged(events, report, stack)
-            if events
-            else _scanned(audio or [], context, start, report, incomplete)
-        )
+        messages: Iterator[Message]
+        if history:
+            messages = _remembered(config, since, until, stack)
+        elif events:
+            messages = _logged(events, report, stack)
+        else:
+            messages = _scanned(audio or [], context, start, report, incomplete)
         for transition in backtest(loaded, messages, report, context.timing):
             if transition.to_state == "firing":
                 firings.append((transition.at_ns, transition.alert.rule))
@@ -326,6 +347,19 @@ def _write(path: Path, lines: Sequence[str], option: str) -> None:
 def _logged(files: list[Path], report: BacktestReport, stack: ExitStack) -> Iterator[Message]:
     for file in files:
         yield from read_messages(stack.enter_context(file.open("rb")), report)
+
+
+def _remembered(
+    config: Path | None, since: str | None, until: str | None, stack: ExitStack
+) -> Iterator[Message]:
+    if config is None:
+        raise UsageError("rules backtest: --history: expected --config, got none")
+    now_ns = time.time_ns()
+    since_ns, until_ns = moment(since, "--since", now_ns), moment(until, "--until", now_ns)
+    path = history_database(load_settings(config)).path
+    opened = stack.enter_context(History.open_read_only(path))
+    query = EventQuery(since_ns=since_ns, until_ns=until_ns, newest_first=False)
+    return in_order(opened.all_events(query), opened.gaps(since_ns, until_ns, limit=MAX_GAPS))
 
 
 def _scanned(

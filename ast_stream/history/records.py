@@ -27,7 +27,8 @@ class EventRecord:
     Attributes:
         class_: slug of the label, as in topics.
         state: the newest message about it; `end` when it is over.
-        score: of the window that decided that message.
+        score: of the window that decided that it began; where the `begin` was missed, that of the
+            first message that came.
         peak: highest score so far.
         mean: mean score while it lasted; None until it has ended.
         onset_ns, offset_ns: start and end of the sound; the end is None until it is known.

@@ -53,17 +53,18 @@ VALUES (:id, :stream, :class, :label, :class_index, :origin, :state, :onset_ns, 
 ON CONFLICT (id) DO NOTHING
 """
 _SET_BEGIN = """
-UPDATE events SET captured_ns = :captured_ns, scored_ns = :scored_ns, published_ns = :published_ns
+UPDATE events SET score = :score, watcher_score = :watcher_score, captured_ns = :captured_ns,
+    scored_ns = :scored_ns, published_ns = :published_ns
 WHERE id = :id AND published_ns IS NULL
 """
 _SET_UPDATE = f"""
-UPDATE events SET state = 'update', score = :score, peak = max(peak, :peak),
-    at_sample = :at_sample, updated_ns = :updated_ns
+UPDATE events SET state = 'update', peak = max(peak, :peak), at_sample = :at_sample,
+    updated_ns = :updated_ns
 WHERE id = :id AND state != 'end' AND coalesce(at_sample <= :at_sample, 1)
     AND (peak < :peak OR updated_ns + {_UPDATE_EVERY_NS} <= :updated_ns)
 """
 _SET_END = """
-UPDATE events SET state = 'end', score = :score, peak = max(peak, :peak), mean = :mean,
+UPDATE events SET state = 'end', peak = max(peak, :peak), mean = :mean,
     onset_ns = :onset_ns, offset_ns = :offset_ns, onset_sample = :onset_sample,
     offset_sample = :offset_sample, at_sample = :at_sample, reason = :reason,
     uncertainty_s = :uncertainty_s, duration_reliable = :duration_reliable,

@@ -134,12 +134,12 @@ def records_of(messages: Iterable[EventMessage]) -> Iterator[EventRecord]:
         first = begun[id]
         yield EventRecord(
             id=id, stream=message.stream, class_=message.class_, label=message.label,
-            index=message.index, state=message.type, score=message.score, peak=message.peak,
+            index=message.index, state=message.type, score=first.score, peak=message.peak,
             mean=message.mean, onset_ns=message.onset_ns, offset_ns=message.offset_ns,
             onset_sample=message.onset_sample, offset_sample=message.offset_sample,
             at_sample=message.at_sample, uncertainty_s=message.uncertainty_s,
             duration_reliable=message.duration_reliable, reason=message.reason,
-            watcher_score=message.watcher_score, captured_ns=first.captured_ns,
+            watcher_score=first.watcher_score, captured_ns=first.captured_ns,
             scored_ns=first.scored_ns, published_ns=None, updated_ns=message.captured_ns,
             epoch=message.epoch, model=message.model, labels=dict(message.labels),
         )  # fmt: skip

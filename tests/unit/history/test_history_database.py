@@ -62,18 +62,19 @@ def test_messages_in_any_order_and_number_make_the_same_rows(tmp_path: Path) -> 
 
 
 def test_update_raises_the_peak_at_once_and_the_rest_every_ten_seconds(history: History) -> None:
-    def state() -> tuple[float, float]:
+    def state() -> tuple[float, int]:
         record = history.event("x")
         assert record is not None
-        return record.score, record.peak
+        assert record.score == 0.7  # of its begin
+        return record.peak, (record.updated_ns - T0_NS) // SECOND
 
-    history.add_message(event("x", "begin", score=0.8, peak=0.8))
+    history.add_message(event("x", "begin", score=0.7, peak=0.8))
     history.add_message(event("x", "update", at_ns=T0_NS + 2 * SECOND, score=0.6, peak=0.8))
-    assert state() == (0.8, 0.8)
+    assert state() == (0.8, 1)
     history.add_message(event("x", "update", at_ns=T0_NS + 3 * SECOND, score=0.9, peak=0.9))
-    assert state() == (0.9, 0.9)
+    assert state() == (0.9, 3)
     history.add_message(event("x", "update", at_ns=T0_NS + 13 * SECOND, score=0.5, peak=0.9))
-    assert state() == (0.5, 0.9)
+    assert state() == (0.9, 13)
 
 
 def test_workers_with_streams_of_their_own_share_a_history(history: History) -> None:

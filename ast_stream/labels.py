@@ -48,6 +48,11 @@ def slug(label: str) -> str:
     return f"{start}_{digest.decode().lower()}"
 
 
+def stream_topic(kind: str, stream: str) -> str:
+    """Return the topic of messages of a kind about a stream, e.g. `scores/porch/`."""
+    return f"{kind}/{stream}/"
+
+
 def stable_id(*parts: str) -> str:
     """Return a short id that is the same for the same parts, whenever and wherever."""
     digest = hashlib.blake2b("\n".join(parts).encode(), digest_size=15).digest()

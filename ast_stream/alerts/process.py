@@ -44,6 +44,7 @@ from ast_stream.alerts.steady_time import SteadyTime
 from ast_stream.alerts.store import Store
 from ast_stream.feed import SeveralFeeds, Subscriber
 from ast_stream.messages.event import Content, Scores16
+from ast_stream.messages.spectrogram import Spectrogram8
 from ast_stream.runtime import lifecycle
 from ast_stream.runtime.database import set_aside_unless_file
 from ast_stream.runtime.files import lock_file
@@ -303,10 +304,15 @@ class SharedPublisher(FeedPublisher):
         super().__init__(pub, None, secrets.token_hex(8))
         self._lock = threading.Lock()
 
-    def publish(self, content: Content, scores: Scores16 | None = None) -> None:
+    def publish(
+        self,
+        content: Content,
+        scores: Scores16 | None = None,
+        spectrogram: Spectrogram8 | None = None,
+    ) -> None:
         """Publish one message at a time, whole."""
         with self._lock:
-            super().publish(content, scores)
+            super().publish(content, scores, spectrogram)
 
 
 class FeedRunner(ActionRunner):

@@ -21,6 +21,7 @@ from ast_stream.cli.terminal import console
 from ast_stream.errors import WireError
 from ast_stream.feed import ClientKeys, FeedMessage, Missed, SeveralFeeds, Subscriber
 from ast_stream.messages.event import Content, EventMessage, GapMessage, ScoresHeader
+from ast_stream.messages.spectrogram import WITHHELD, SpectrogramHeader
 from ast_stream.messages.status import Health
 from ast_stream.runtime.lifecycle import stop_on_signals
 from ast_stream.settings.load import load_settings
@@ -117,13 +118,15 @@ def subscribe(
 
 
 def show_json(item: FeedMessage | Missed) -> None:
-    """Print one JSON object: topic and body, scores as a list."""
+    """Print one JSON object: topic and body, scores and spectrograms as lists."""
     if isinstance(item, Missed):
         line: dict[str, Any] = {"topic": "missed/", **vars(item)}
     else:
         line = {"topic": item.topic} | item.body
         if item.scores is not None:
             line["scores"] = [round(float(score), 4) for score in item.scores]
+        if item.spectrogram is not None:
+            line["spectrogram"] = item.spectrogram.tolist()
     print(json_line(line), flush=True)
 
 
@@ -200,6 +203,8 @@ def feed_line(item: FeedMessage | Missed) -> Text:
             return line.append(_health(content))
         case ScoresHeader():
             return line.append(_scores(item))
+        case SpectrogramHeader():
+            return line.append(_spectrogram(content, item))
     return line.append(f"{item.topic} {json_line(item.facts)}")
 
 
@@ -229,6 +234,15 @@ def _scores(message: FeedMessage) -> str:
         return "scores"
     best = np.argsort(-message.scores, kind="stable")[:_TOP_SCORES]
     return "scores  " + "  ".join(f"{index}: {message.scores[index]:.2f}" for index in best)
+
+
+def _spectrogram(header: SpectrogramHeader, message: FeedMessage) -> str:
+    levels = message.spectrogram
+    shown = None if levels is None else levels[levels != WITHHELD]
+    if shown is None or not len(shown):
+        return f"spectrogram  {header.frames} frames, none shown"
+    low, high = (header.low_db + header.step_db * int(at) for at in (shown.min(), shown.max()))
+    return f"spectrogram  {header.frames} frames, {low:.0f} to {high:.0f} dB"
 
 
 def _number(value: float | None) -> str:

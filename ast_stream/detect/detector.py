@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from ast_stream.detect.cascade import Cascade, Watcher
 from ast_stream.detect.decision import Decision, SlotNames
@@ -75,6 +76,21 @@ class StreamStatus:
     hop_s: float
     scored_to: int
     open_events: int
+
+
+@dataclass(frozen=True, eq=False)
+class HeardFrames:
+    """Log-mel frames of one stream, as the model hears them.
+
+    Attributes:
+        first_frame: frame i covers samples [160 i, 160 i + 400) of the epoch.
+        log_mel: shape (n, 128), float32, natural logarithms, not normalised.
+    """
+
+    stream: str
+    epoch: str
+    first_frame: int
+    log_mel: npt.NDArray[np.float32]
 
 
 class Detector:
@@ -158,6 +174,8 @@ class Detector:
         self._runs_ahead = tagger.runs_ahead and cascade is None
         self._positions = Positions(self.hop)
         self._levels = LevelMeter(self.window, self.hop, detection.gate_dbfs)
+        self._has_viewer: Callable[[str], bool] | None = None
+        self._on_frames: Callable[[HeardFrames], None] = lambda heard: None
         self._runs = None if on_run is None else HopRuns(self._names, on_run)
         self._n_slots = 0
         self._owed: list[Event] = []
@@ -370,6 +388,16 @@ class Detector:
         """The largest stride at which no sound falls between two windows, of either model."""
         return max(1, self._shortest // self.hop)
 
+    def show_frames(
+        self, has_viewer: Callable[[str], bool], on_frames: Callable[[HeardFrames], None]
+    ) -> None:
+        """Call `on_frames` with the new frames of streams, in order and each once.
+
+        Args:
+            has_viewer: whether the frames of a stream are wanted now.
+        """
+        self._has_viewer, self._on_frames = has_viewer, on_frames
+
     def set_stride(self, stream: str, stride: int) -> None:
         """Under overload: score only every `stride`-th window, keeping the scores between."""
         self._positions.stride[self._names.slot(stream)] = stride
@@ -528,6 +556,8 @@ class Detector:
         frames = self._scorer.push(slots, pcm[:, :-UNUSED_TAIL], ends)
         if self._watcher is not None:
             self._watcher.push(slots, frames, ends)
+        if self._has_viewer is not None:
+            self._show(self._has_viewer, slots, frames, ends)
 
         hop_ends = at.next_end[slots][None, :] + np.arange(n_hops)[:, None] * self.hop
         at.next_end[slots] += n_hops * self.hop
@@ -576,6 +606,30 @@ class Detector:
                 decided = self._watcher.with_scores(decided, hop)
             events += decided
         return events
+
+    def _show(
+        self,
+        has_viewer: Callable[[str], bool],
+        slots: npt.NDArray[np.int64],
+        frames: Tensor,
+        ends: npt.NDArray[np.int64],
+    ) -> None:
+        """Give out new frames, shape (n, frames, 128), of slots whose hops end at `ends`."""
+        names = [self._names.of(slot) for slot in slots.tolist()]
+        rows = [row for row, (stream, _) in enumerate(names) if has_viewer(stream)]
+        if not rows:
+            return
+        at, n_frames = self._positions, frames.shape[1]
+        shown = frames[rows].cpu().numpy()
+        ends, slots = last_frame(ends[rows]) + 1, slots[rows]
+        # real ones alone, and after a restart none that the run before has given out
+        begins = np.maximum(ends - n_frames, first_frame(at.context_start[slots]))
+        begins = np.maximum(begins, last_frame(at.score_from[slots]) + 1)
+        stops = np.minimum(ends, last_frame(at.received[slots]) + 1)
+        for row, log_mel, end, begin, stop in zip(rows, shown, ends, begins, stops, strict=True):
+            if begin < stop:
+                its = log_mel[begin - end + n_frames : stop - end + n_frames]
+                self._on_frames(HeardFrames(*names[row], int(begin), its))
 
     def _scored(self, begun: _Begun) -> Iterator[tuple[DueWindows, npt.NDArray[np.float32]]]:
         """Yield hop after hop what the model was asked about, and what it says.

@@ -2,8 +2,9 @@
 
 Positions are sample indices at 16 kHz since the start of a capture process (its epoch). The feed
 adds wall time, which was attached once, at capture, and around every body a stamp by which readers
-know what they missed. A feed message is topic · JSON body, and for `scores/` a third frame of
-float16. A line of the log is one JSON object with topic and body, and a checksum.
+know what they missed. A feed message is topic · JSON body, and for `scores/` and `spectrogram/` a
+third frame of float16 and uint8. A line of the log is one JSON object with topic and body, and a
+checksum.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from ast_stream.errors import WireError
-from ast_stream.labels import slug, stable_id
+from ast_stream.labels import slug, stable_id, stream_topic
 from ast_stream.machine_clock import CLOCK_ID, Moment
 from ast_stream.messages.alert import Alert
 from ast_stream.messages.codec import (
@@ -34,6 +35,12 @@ from ast_stream.messages.codec import (
     has_checksum,
     short,
     validate,
+)
+from ast_stream.messages.spectrogram import (
+    Spectrogram8,
+    SpectrogramHeader,
+    decode_spectrogram,
+    encode_spectrogram,
 )
 from ast_stream.messages.status import (
     ALERTS_STATUS_TOPIC,
@@ -416,18 +423,14 @@ class ScoresHeader(FeedBody):
     @property
     def topic(self) -> str:
         """`scores/<stream>/`."""
-        return scores_topic(self.stream)
-
-
-def scores_topic(stream: str) -> str:
-    """Return the topic of the scores of a stream."""
-    return f"scores/{stream}/"
+        return stream_topic("scores", self.stream)
 
 
 Content: TypeAlias = (
     EventMessage
     | GapMessage
     | ScoresHeader
+    | SpectrogramHeader
     | Health
     | WorkerStatus
     | AlertsStatus
@@ -483,14 +486,22 @@ class FeedMessage:
     Attributes:
         body: as on the wire; has at least `v`, `boot` and `seq`.
         scores: shape (n_classes,), float16, in [0, 1], only with topics `scores/`.
+        spectrogram: levels of shape (frames, mels), only with topics `spectrogram/`.
     """
 
     topic: str
     body: dict[str, Any]
     scores: Scores16 | None = None
+    spectrogram: Spectrogram8 | None = None
 
     @classmethod
-    def of(cls, content: Content, stamp: Stamp, scores: Scores16 | None = None) -> Self:
+    def of(
+        cls,
+        content: Content,
+        stamp: Stamp,
+        scores: Scores16 | None = None,
+        spectrogram: Spectrogram8 | None = None,
+    ) -> Self:
         """Return the message that publishes `content`."""
         body = content.to_json()
         if stamp.previous is not None:
@@ -505,7 +516,7 @@ class FeedMessage:
             "monotonic_ns": stamp.published.monotonic_ns,
             "clock": CLOCK_ID,
         }
-        return cls(content.topic, body, scores)
+        return cls(content.topic, body, scores, spectrogram)
 
     @classmethod
     def start_of(cls, boot: str) -> Self:
@@ -515,7 +526,7 @@ class FeedMessage:
 
     @property
     def kind(self) -> str:
-        """First word of the topic: event, gap, scores, health, status, alert."""
+        """First word of the topic: event, gap, scores, spectrogram, health, status, alert."""
         return self.topic.split("/", 1)[0]
 
     @property
@@ -596,6 +607,9 @@ class FeedMessage:
 
     def encode(self) -> list[bytes]:
         """Return the frames of the message; with scores the body gains `dtype` and `shape`."""
+        if self.spectrogram is not None:
+            levels = encode_spectrogram(self.spectrogram)
+            return [self.topic.encode(), encode_json(self.body), levels]
         if self.scores is None:
             return [self.topic.encode(), encode_json(self.body)]
         body = self.body | {"dtype": _SCORES_DTYPE, "shape": list(self.scores.shape)}
@@ -615,8 +629,11 @@ class FeedMessage:
         what = f"feed message {short(topic.encode())}"
         body = decode_json(frames[1], what, MAX_BODY_BYTES, mends_text=True)
         _check_stamp(topic, body)
-        scores = None if len(frames) == 2 else _decode_scores(topic, body, frames[2])
-        return cls(topic, body, scores)
+        if len(frames) == 2:
+            return cls(topic, body)
+        if topic.startswith("spectrogram/"):
+            return cls(topic, body, spectrogram=decode_spectrogram(body, frames[2], what))
+        return cls(topic, body, _decode_scores(topic, body, frames[2]))
 
     def to_entry(self) -> dict[str, Any]:
         """Return the message as in a page of a replay or a line of the log."""
@@ -661,6 +678,7 @@ _CONTENTS: dict[str, type[Content]] = {  # by topic, or by its first word
     "event": EventMessage,
     "gap": GapMessage,
     "scores": ScoresHeader,
+    "spectrogram": SpectrogramHeader,
     "health": Health,
     "alert": Alert,
     WORKER_STATUS_TOPIC: WorkerStatus,

@@ -52,6 +52,11 @@ class AudioAccess:
         """Seconds of each stream that are kept to be handed out."""
         return 0 if self.mode == "sensor" else HISTORY_S
 
+    @property
+    def shows_spectrograms(self) -> bool:
+        """Whether anybody may see spectrograms: from those, words could be made audible again."""
+        return self.mode != "sensor"
+
     def release(self, wanted: AudioRange, requester: Requester) -> ReleasedAudio:
         """Return the audio that somebody asks for, as far as it is held and theirs to have.
 

@@ -94,6 +94,12 @@ class SpeechMask:
         self._voice[frames % self._n_frames] = talks[frames - skipped]
         self._heard = stop
 
+    @property
+    def judged_to(self) -> int:
+        """Sample up to which `withheld` will always answer as it does now, while audio is held."""
+        known = min(self._heard, self._settled) if len(self._classes) else self._heard
+        return (known - _MARGIN) * FRAME_SHIFT
+
     def withheld(self, start: int, stop: int) -> list[Range]:
         """Return which samples from `start` to before `stop` may hold speech, in order."""
         if start >= stop:

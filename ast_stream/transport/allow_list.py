@@ -24,11 +24,12 @@ WORDS = {
     f"{PUSH}STREAM": "send the audio of this stream; push:* of every stream",
     FEED: "read events, gaps, health and status, and ask for what was missed",
     SCORES: "read the scores of every window",
-    AUDIO: "ask for what was heard",
+    AUDIO: "ask for what was heard, and read spectrograms",
     ADMIN: "administrate",
 }
 MAX_KEYS = 4096
-_SCORES_TOPIC = b"scores/"
+# rights to topics by how they begin; all others take `feed`
+_RIGHTS_TO_TOPICS = ((b"scores/", SCORES), (b"spectrogram/", AUDIO))
 _VERSION = 1
 _MAX_BYTES = 4 * 1024 * 1024
 _MODE = 0o644  # it holds no secret
@@ -79,7 +80,10 @@ class Rights:
 
     def may_receive(self, topic: bytes) -> bool:
         """Return whether messages of a topic of the feed are for this client."""
-        return (SCORES if topic.startswith(_SCORES_TOPIC) else FEED) in self.reads
+        for beginning, word in _RIGHTS_TO_TOPICS:
+            if topic.startswith(beginning):
+                return word in self.reads
+        return FEED in self.reads
 
     def may_connect(self, kind: Kind) -> bool:
         """Return whether there is anything to do for this client at a socket that is bound.
@@ -90,7 +94,7 @@ class Rights:
             case "pull":
                 return bool(self.push)
             case "pub":
-                return not self.reads.isdisjoint((FEED, SCORES))
+                return not self.reads.isdisjoint((FEED, SCORES, AUDIO))
             case "router":
                 return not self.reads.isdisjoint((FEED, AUDIO, ADMIN))
 

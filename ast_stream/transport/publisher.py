@@ -19,6 +19,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ast_stream.labels import stream_topic
 from ast_stream.machine_clock import Moment, read_clocks
 from ast_stream.messages.event import (
     Content,
@@ -32,7 +33,11 @@ from ast_stream.messages.event import (
     Scores16,
     ScoresHeader,
     Stamp,
-    scores_topic,
+)
+from ast_stream.messages.spectrogram import (
+    WITHHELD,
+    Spectrogram8,
+    SpectrogramHeader,
 )
 from ast_stream.messages.status import AlertsStatus, Health, RecorderStatus, WorkerStatus
 from ast_stream.sample_clock import SampleClock
@@ -117,11 +122,17 @@ class FeedPublisher:
         """
         return self._socket.has_reader(topic.encode())
 
-    def publish(self, content: Content, scores: Scores16 | None = None) -> None:
+    def publish(
+        self,
+        content: Content,
+        scores: Scores16 | None = None,
+        spectrogram: Spectrogram8 | None = None,
+    ) -> None:
         """Number and publish one message; events and gaps are logged first.
 
         Args:
             scores: of a `ScoresHeader`: shape (n_classes,), float16, in [0, 1].
+            spectrogram: of a `SpectrogramHeader`: levels of shape (frames, mels).
         """
         self._seq += 1
         previous = durable_seq = None
@@ -131,7 +142,7 @@ class FeedPublisher:
             case Health() | WorkerStatus() | AlertsStatus() | RecorderStatus():
                 durable_seq = self._durable_seq
         stamp = Stamp(self.boot, self._seq, self._now(), previous, durable_seq)
-        message = FeedMessage.of(content, stamp, scores)
+        message = FeedMessage.of(content, stamp, scores, spectrogram)
         if self._log is not None and message.is_durable:
             self._log.append(message)
         elif self._log is not None and isinstance(content, WorkerStatus):
@@ -251,7 +262,7 @@ class DeduplicatingPublisher:
 
     def publish_scores(self, scores: Scores, clock: SampleClock) -> None:
         """Publish the scores of one window, if anybody subscribes to them."""
-        if not self._publisher.has_reader(scores_topic(scores.stream)):
+        if not self._publisher.has_reader(stream_topic("scores", scores.stream)):
             return
         self.counters["windows_published"] += 1
         header = ScoresHeader(
@@ -261,6 +272,24 @@ class DeduplicatingPublisher:
             time_ns=clock.time_ns(scores.end_sample, self._now()),
         )
         self._publisher.publish(header, scores.scores.astype(np.float16))
+
+    def has_viewer(self, stream: str) -> bool:
+        """Return whether anybody subscribes to the spectrogram of a stream."""
+        return self._publisher.has_reader(stream_topic("spectrogram", stream))
+
+    def publish_spectrogram(
+        self, stream: str, epoch: str, start_sample: int, levels: Spectrogram8, clock: SampleClock
+    ) -> None:
+        """Publish frames, shape (frames, mels), of which the first begins at a sample."""
+        header = SpectrogramHeader(
+            stream=stream,
+            epoch=epoch,
+            start_sample=start_sample,
+            time_ns=clock.time_ns(start_sample, self._now()),
+            frames=len(levels),
+            withheld=int((levels[:, 0] == WITHHELD).sum()),
+        )
+        self._publisher.publish(header, spectrogram=levels)
 
     def begin_epoch(self, stream: str, epoch: str, from_sample: int) -> None:
         """Look up what an earlier run published about an epoch, from a sample on."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ast_stream.coverage.ledger import CoverageLedger
-from ast_stream.detect.detector import Detector
+from ast_stream.detect.detector import Detector, HeardFrames
 from ast_stream.detect.scorer import HopRun
 from ast_stream.errors import UsageError, WireError
 from ast_stream.machine_clock import CLOCK_ID, Moment, read_clocks
@@ -101,6 +101,8 @@ class Worker:
             speech=lambda block: self._by_name[block.stream].speech_in(block),
             wall_ns=lambda: now().wall_ns,
         )
+        if self._access.shows_spectrograms:
+            detector.show_frames(self._has_viewer, self._show_frames)
         self._event_log = event_log
         self._sockets = sockets
         self._ring_folder = ring_folder
@@ -259,6 +261,12 @@ class Worker:
     def _publish_scores(self, scores: Scores) -> None:
         self._n_decided += 1
         self._by_name[scores.stream].publish([scores])
+
+    def _has_viewer(self, stream: str) -> bool:
+        return self._by_name[stream].has_viewer()
+
+    def _show_frames(self, heard: HeardFrames) -> None:
+        self._by_name[heard.stream].show(heard)
 
     def _account_for(self, run: HopRun) -> None:
         self._by_name[run.stream].account_for(run)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ast_stream.audio.pcm import SampleBuffer
-from ast_stream.detect.detector import LONGEST_SILENT_HOLE, Detector
+from ast_stream.detect.detector import LONGEST_SILENT_HOLE, Detector, HeardFrames
 from ast_stream.detect.scorer import HopRun
 from ast_stream.errors import WireError
 from ast_stream.messages.audio import (
@@ -28,6 +28,7 @@ from ast_stream.units import SAMPLE_RATE, samples_to_seconds, seconds_to_samples
 from ast_stream.worker.account import StreamAccount
 from ast_stream.worker.journal import StreamRecord
 from ast_stream.worker.reassembly import Audio, Ended, Item, NewEpoch, Reassembler
+from ast_stream.worker.spectrogram import LiveSpectrogram
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +134,7 @@ class WorkerStream:
         if masks_speech:
             width = parameters.geometry.window
             self._speech = SpeechMask(parameters.labels, width, self._history.capacity)
+        self._spectrogram: LiveSpectrogram | None = None  # while somebody watches
         self._waiting: deque[Item] = deque()  # not in the detector yet, in order
         # the first of them ends the audio before it, which is not completely scored yet
         self._is_ending = False
@@ -215,6 +217,20 @@ class WorkerStream:
                 self._publisher.publish_scores(result, self._clock)
             else:
                 self._publisher.publish_event(result, self._event_message(result))
+
+    def has_viewer(self) -> bool:
+        """Return whether anybody watches the spectrogram."""
+        if self._publisher.has_viewer(self.name):
+            return True
+        self._spectrogram = None
+        return False
+
+    def show(self, heard: HeardFrames) -> None:
+        """Publish frames that the model hears, as far as they may be seen."""
+        if self._spectrogram is None:
+            self._spectrogram = LiveSpectrogram(self._speech)
+        for start, levels in self._spectrogram.add(heard):
+            self._publisher.publish_spectrogram(self.name, heard.epoch, start, levels, self._clock)
 
     def account_for(self, run: HopRun) -> None:
         """Account for samples that the detector is done with."""

@@ -255,7 +255,12 @@ def _feed_messages() -> list[Case]:
     cases = [tuple(FeedMessage.of(content, stamp).encode()) for content, stamp in _contents()]
     scores = np.linspace(0, 1, 5, dtype=np.float16)
     stamp = Stamp("b1", 9, Moment(T0_NS, 1))
-    return [*cases, tuple(FeedMessage.of(samples.scores_header(), stamp, scores).encode())]
+    header, levels = samples.spectrogram_header(), np.arange(256, dtype=np.uint8).reshape(2, 128)
+    return [
+        *cases,
+        tuple(FeedMessage.of(samples.scores_header(), stamp, scores).encode()),
+        tuple(FeedMessage.of(header, stamp, spectrogram=levels).encode()),
+    ]
 
 
 def _use(message: FeedMessage) -> None:

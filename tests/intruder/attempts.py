@@ -88,8 +88,13 @@ ATTEMPTS = (
     ),
     Attempt(
         "an allowed key without the right subscribes to everything",
-        "scores never come without `scores`, nothing else without `feed`",
-        (f"{_CURVE}::test_scores_are_for_those_with_the_right_to_them",),
+        "scores never come without `scores`, spectrograms never without `audio`, nothing else "
+        "without `feed`; nothing is made for it either",
+        (
+            f"{_CURVE}::test_scores_are_for_those_with_the_right_to_them",
+            f"{_CURVE}::test_spectrograms_are_for_those_who_may_listen",
+            f"{_CURVE}::test_who_has_no_right_to_a_topic_is_no_reader_of_it",
+        ),
     ),
     Attempt(
         "an allowed key without `audio` asks for audio",

@@ -7,6 +7,7 @@ from typing import Any
 from ast_stream.labels import slug
 from ast_stream.messages.alert import Alert
 from ast_stream.messages.event import EventMessage, GapMessage, ScoresHeader
+from ast_stream.messages.spectrogram import SpectrogramHeader
 from ast_stream.messages.status import (
     AlertsStatus,
     FailingAction,
@@ -58,6 +59,13 @@ def gap_message(start_sample: int = 0, **changes: Any) -> GapMessage:
 def scores_header() -> ScoresHeader:
     """Return what goes before the scores of the porch."""
     return ScoresHeader(stream=STREAM, epoch=EPOCH, end_sample=16_000, time_ns=T0_NS)
+
+
+def spectrogram_header(frames: int = 2) -> SpectrogramHeader:
+    """Return what goes before levels of the porch."""
+    return SpectrogramHeader(
+        stream=STREAM, epoch=EPOCH, start_sample=16_000, time_ns=T0_NS, frames=frames
+    )
 
 
 def health(stream: str = STREAM, **changes: Any) -> Health:

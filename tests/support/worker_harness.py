@@ -40,7 +40,7 @@ from ast_stream.messages.status import STREAM_REMOVED
 from ast_stream.model.tagger import Tagger
 from ast_stream.privacy.audit import AuditLog
 from ast_stream.runtime.metrics import Metrics
-from ast_stream.settings.schema import DetectionDefaults, DetectionSettings
+from ast_stream.settings.schema import DetectionDefaults, DetectionSettings, PrivacyMode
 from ast_stream.transport.event_log import EventLog
 from ast_stream.transport.listener import Listener
 from ast_stream.transport.sockets import AUDIO_HWM_BLOCKS, FEED_HWM_MESSAGES, Socket, Sockets
@@ -254,6 +254,7 @@ class Site:
         hop_s, gate_dbfs, syncs_first: of the next worker.
         log_sizes, ledger_sizes: of the next worker's event log and coverage ledger, in bytes.
         read_topics: prefixes of the topics that somebody reads.
+        privacy: of the next worker.
         on_sent: called with each message that the worker sends on the feed.
         published: event messages of all runs of the worker, as live readers get them.
         farewells: stream, state and detail of the last health of those that were removed.
@@ -261,7 +262,10 @@ class Site:
 
     def __init__(self, tagger: Tagger, score_step: float = 0.0, folder: Path | None = None) -> None:
         self.window_cost_s = 0.0
-        self.read_topics = (b"event/", b"gap/", b"health/", b"status/", b"scores/")
+        self.privacy: PrivacyMode = "off"
+        self.read_topics: tuple[bytes, ...] = (
+            b"event/", b"gap/", b"health/", b"status/", b"scores/",
+        )  # fmt: skip
         self.set_by_ns = 0
         self.score_step = score_step
         self.hop_s = HOP_S
@@ -321,6 +325,7 @@ class Site:
             self.ledger,
             AuditLog(self.folder / "audit", max_bytes=1024 * 1024, now_s=lambda: self.now_s),
             WorkerSockets(sockets, cast(Listener, self._live), WatchedFeed(feed, self), query),
+            privacy=self.privacy,
             metrics=WorkerMetrics(Metrics("worker", None)),
             facts=FACTS,
             ring_folder=f"ipc://{self.folder}/",

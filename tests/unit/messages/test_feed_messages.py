@@ -18,6 +18,7 @@ from sample_messages import (
     gap_message,
     health,
     scores_header,
+    spectrogram_header,
     worker_status,
 )
 
@@ -45,6 +46,12 @@ from ast_stream.messages.query import (
     decode_query,
     decode_replay,
     refuse_query,
+)
+from ast_stream.messages.spectrogram import (
+    LOW_DB,
+    STEP_DB,
+    SpectrogramHeader,
+    spectrogram_levels,
 )
 
 BODY: dict[str, Any] = {"v": 1, "boot": "b1", "seq": 7}
@@ -352,3 +359,30 @@ def test_answers_come_back_as_they_were_given() -> None:
     assert TooOld(("b1", 3)) == decode_replay(TooOld(("b1", 3)).encode())
     with pytest.raises(WireError, match="no event log"):
         PingAnswer.decode(refuse_query("no event log"))
+
+
+def test_spectrogram_comes_back_as_it_was_published_and_no_other_length_is_taken() -> None:
+    levels = np.arange(256, dtype=np.uint8).reshape(2, 128)
+    stamp = Stamp("b1", 9, Moment(T0_NS, 1))
+    frames = FeedMessage.of(spectrogram_header(), stamp, spectrogram=levels).encode()
+    again = FeedMessage.decode(frames)
+    assert again.spectrogram is not None
+    assert (again.spectrogram == levels).all()
+    assert again.scores is None
+    assert again.content() == SpectrogramHeader.from_json(again.body, "header")
+    for payload in (b"", frames[2][:-1], frames[2] + b"\0"):
+        with pytest.raises(
+            WireError, match=r"spectrogram/porch/.*expected 256 bytes of levels, got"
+        ):
+            FeedMessage.decode([*frames[:2], payload])
+    for key, wrong in (("frames", 0), ("frames", 10**9), ("mels", "128"), ("mels", None)):
+        body = json.dumps(again.body | {key: wrong}).encode()
+        with pytest.raises(WireError, match=f"spectrogram/porch/.*{key}"):
+            FeedMessage.decode([frames[0], body, frames[2]])
+
+
+def test_levels_of_a_spectrogram_are_half_decibels_from_its_floor() -> None:
+    db = np.array([-200.0, -69.2, -10.0, 0.0, 57.4, 90.0], np.float32)
+    levels = spectrogram_levels(db * np.float32(np.log(10) / 10))
+    assert levels.tolist() == [1, 2, 120, 140, 255, 255]
+    assert (LOW_DB + STEP_DB * 140, LOW_DB + STEP_DB * 120) == (0.0, -10.0)

@@ -151,7 +151,7 @@ def test_a_stranger_that_speaks_without_a_key_is_cut_off(
 
 @pytest.mark.parametrize(
     ("kind", "bound", "words"),
-    [("push", "pull", ["feed", "scores", "audio", "admin"]), ("sub", "pub", ["push:*", "audio"])],
+    [("push", "pull", ["feed", "scores", "audio", "admin"]), ("sub", "pub", ["push:*", "admin"])],
 )
 def test_a_key_that_has_nothing_to_do_at_a_socket_is_refused_there(
     door: Door, caplog: pytest.LogCaptureFixture, kind: ConnectedKind, bound: str, words: list[str]
@@ -308,6 +308,26 @@ def test_scores_are_for_those_with_the_right_to_them(door: Door) -> None:
         both_have_something()
     assert got["r"] == {b"event/bark/porch/", b"health/porch/"}
     assert got["s"] == {b"scores/porch/"}
+
+
+def test_spectrograms_are_for_those_who_may_listen(door: Door) -> None:
+    door.allow("reader", PORCH, "feed", "scores")
+    door.allow("listener", STRANGER, "audio")
+    pub = door.bind("pub", hwm=1000)
+    reader, listener = (door.connect("sub", key) for key in (PORCH, STRANGER))
+    reader.subscribe("")
+    assert eventually(lambda: pub.has_reader(b"scores/porch/"))
+    assert not pub.has_reader(b"spectrogram/porch/"), "for the reader none is made"
+    listener.subscribe("")
+    assert eventually(lambda: pub.has_reader(b"spectrogram/porch/"))
+    for topic in (b"spectrogram/porch/", b"event/bark/porch/", b"scores/porch/"):
+        assert pub.send([topic, b"{}"])
+    got: dict[str, set[bytes]] = {"reader": set(), "listener": set()}
+    for name, sub in (("reader", reader), ("listener", listener)):
+        while (frames := sub.receive(300)) is not None:
+            got[name].add(frames[0])
+    assert got["reader"] == {b"event/bark/porch/", b"scores/porch/"}
+    assert got["listener"] == {b"spectrogram/porch/"}
 
 
 def test_who_has_no_right_to_a_topic_is_no_reader_of_it(door: Door) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,13 +30,6 @@ sub.subscribe(b"scores/")
 print("subscribed", flush=True)
 sub.recv()
 """
-
-
-@pytest.fixture
-def sockets() -> Iterator[Sockets]:
-    opened = Sockets()
-    yield opened
-    opened.close()
 
 
 @pytest.fixture(params=["ipc", "tcp"])

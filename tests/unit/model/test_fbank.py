@@ -200,7 +200,7 @@ def windows_of(features: SlidingFbank, signal: Tensor, hop: int) -> list[Tensor]
         ends = np.array([start + hop])
         step = padded[start : start + hop + LOOK_BACK - UNUSED_TAIL]
         features.push(slots, step[None], ends)
-        found.append(features.windows(slots, ends, first, ends))
+        found.append(features.windows(slots, ends, first, ends).clone())
     return found
 
 

@@ -18,12 +18,19 @@ from ast_stream.messages.event import EventMessage
 from ast_stream.messages.query import Snapshot, SnapshotQuery
 from ast_stream.messages.status import (
     ALERTS_STATUS_TOPIC,
+    RECORDER_STATUS_TOPIC,
     SOURCE_ENDED,
     AlertsStatus,
     Health,
+    RecorderStatus,
     WorkerStatus,
 )
-from ast_stream.settings.paths import alerts_endpoint, query_endpoint, ring_endpoint
+from ast_stream.settings.paths import (
+    alerts_endpoint,
+    query_endpoint,
+    recorder_endpoint,
+    ring_endpoint,
+)
 from ast_stream.settings.schema import Settings, StreamSettings
 from ast_stream.settings.web import ALIVE_PATH
 from ast_stream.settings.workers import of_worker, worker_names
@@ -50,6 +57,8 @@ class BoxStatus:
         alerts: None: no status was received.
         alerts_body: the same as it was received.
         has_alerts: there should be an alerts process.
+        recorder: None: no status was received.
+        has_recorder: there should be a recorder.
         page: where the page is; None: there is none.
         page_answers: whether it is there.
         problems: one sentence for each.
@@ -62,6 +71,8 @@ class BoxStatus:
     alerts: AlertsStatus | None = None
     alerts_body: dict[str, Any] | None = None
     has_alerts: bool = False
+    recorder: RecorderStatus | None = None
+    has_recorder: bool = False
     page: str | None = None
     page_answers: bool = False
     problems: list[str] = field(default_factory=list)
@@ -69,7 +80,7 @@ class BoxStatus:
     @property
     def restart_needed(self) -> dict[str, list[str]]:
         """Keys of the configuration that wait for a restart, by process; only of those that do."""
-        answered = {"worker": self.worker, "alerts": self.alerts}
+        answered = {"worker": self.worker, "alerts": self.alerts, "recorder": self.recorder}
         return {
             process: answer.restart_needed
             for process, answer in answered.items()
@@ -87,6 +98,7 @@ class BoxStatus:
             "events": [event.to_json() for event in self.events],
             "captures": {name: _capture_json(reply) for name, reply in self.captures.items()},
             "alerts": self.alerts_body,
+            "recorder": None if self.recorder is None else self.recorder.to_json(),
             "page": None if self.page is None else {"at": self.page, "answers": self.page_answers},
         }
 
@@ -138,7 +150,7 @@ class StatusClient:
 
     Args:
         settings: of the processes.
-        alerts: endpoint of the alerts process; None: it is not asked.
+        alerts, recorder: endpoint of these processes; None: it is not asked.
         is_complete: `settings` names all streams; else those that the worker knows.
         is_stopped: asked while waiting for answers.
     """
@@ -149,6 +161,7 @@ class StatusClient:
         *,
         is_complete: bool,
         alerts: str | None = None,
+        recorder: str | None = None,
         timeout_s: float = TIMEOUT_S,
         is_stopped: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -167,10 +180,18 @@ class StatusClient:
             else None
         )
 
+        self._recorder_endpoint = recorder
+        self._recorder = (
+            Subscriber(recorder, topics=[RECORDER_STATUS_TOPIC])
+            if is_complete and settings.recorder is not None and recorder is not None
+            else None
+        )
+
     def close(self) -> None:
         """Close all sockets."""
-        if self._alerts is not None:
-            self._alerts.close()
+        for feed in (self._alerts, self._recorder):
+            if feed is not None:
+                feed.close()
         self._sockets.close()
 
     def ask(self) -> BoxStatus:
@@ -181,7 +202,15 @@ class StatusClient:
             box.captures[stream.name] = self._ask_capture(stream.name)
         if self._alerts is not None:
             box.has_alerts = True
-            self._receive_alerts_status(box)
+            if (message := self._newest(self._alerts)) is not None:
+                with contextlib.suppress(WireError):
+                    box.alerts = AlertsStatus.from_json(message.body, message.topic)
+                    box.alerts_body = message.body
+        if self._recorder is not None:
+            box.has_recorder = True
+            if (message := self._newest(self._recorder)) is not None:
+                with contextlib.suppress(WireError):
+                    box.recorder = RecorderStatus.from_json(message.body, message.topic)
         if self._has_page:
             box.page = self._settings.web.origin
             box.page_answers = page_answers(self._settings, self._timeout_s)
@@ -193,7 +222,7 @@ class StatusClient:
         settings, names = self._settings, [stream.name for stream in self._streams]
         captures = {f"capture {name}": ring_endpoint(settings, name) for name in names}
         asked = {"worker": query_endpoint(settings), "alerts": self._alerts_endpoint or ""}
-        return asked | captures
+        return asked | {"recorder": self._recorder_endpoint or ""} | captures
 
     def _ask_worker(self, box: BoxStatus) -> None:
         frames = self._worker.ask(SnapshotQuery(), self._timeout_s)
@@ -222,19 +251,16 @@ class StatusClient:
         finally:
             self._sockets.forget(socket)
 
-    def _receive_alerts_status(self, box: BoxStatus) -> None:
-        """Wait for the next status of the alerts process: those before are outdated."""
-        assert self._alerts is not None
-        while self._alerts.receive(0.0) is not None:
+    def _newest(self, feed: Subscriber) -> FeedMessage | None:
+        """Return the next status on a feed: those before are outdated."""
+        while feed.receive(0.0) is not None:
             pass
         end_s = time.monotonic() + self._timeout_s
         while time.monotonic() < end_s and not self._is_stopped():
-            item = self._alerts.receive(_POLL_S)
+            item = feed.receive(_POLL_S)
             if isinstance(item, FeedMessage):
-                with contextlib.suppress(WireError):
-                    box.alerts = AlertsStatus.from_json(item.body, item.topic)
-                    box.alerts_body = item.body
-                    return
+                return item
+        return None
 
 
 class WorkersStatusClient:
@@ -254,8 +280,9 @@ class WorkersStatusClient:
                 is_complete=is_complete,
                 timeout_s=timeout_s,
                 is_stopped=is_stopped,
-                # there is one for all workers
+                # there is one of each for all workers
                 alerts=alerts_endpoint(settings) if number == 0 else None,
+                recorder=recorder_endpoint(settings) if number == 0 else None,
             )
             for number, name in enumerate(worker_names(settings))
         }
@@ -302,7 +329,8 @@ def problems(
     """Return what is not well; a recording that has ended is.
 
     Args:
-        endpoints: which socket was asked, by process: "worker", "alerts", "capture NAME".
+        endpoints: which socket was asked, by process: "worker", "alerts", "recorder",
+            "capture NAME".
     """
 
     def at(process: str) -> str:
@@ -338,6 +366,12 @@ def problems(
         found.append(f"the alerts process cannot write: {box.alerts.disk}")
     elif box.alerts is not None and not box.alerts.hears_worker:
         found.append("the alerts process receives nothing from the worker")
+    if box.has_recorder and box.recorder is None:
+        found.append(f"the recorder sends no status{at('recorder')}")
+    elif box.recorder is not None and box.recorder.disk:
+        found.append(f"the recorder: {box.recorder.disk}")
+    elif box.recorder is not None and not box.recorder.hears_workers:
+        found.append("the recorder receives nothing from the worker")
     if box.page is not None and not box.page_answers:
         found.append(f"the page does not answer at {box.page}")
     if box.alerts is not None:

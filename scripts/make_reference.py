@@ -42,8 +42,9 @@ SHOWN_LAST = {
     "capture": "ast_stream_capture_level_dbfs{",
     "alerts": "ast_stream_alerts_published_total{",
     "worker": "ast_stream_events_total{",
+    "recorder": "ast_stream_recorder_clips_written_total{",
 }
-PORTS = {"worker": 0, "alerts": 1, "capture": 2}  # after that of the settings
+PORTS = {"worker": 0, "alerts": 1, "capture": 2, "recorder": 3}  # after that of the settings
 PATIENCE_S = 60.0
 
 Schema = dict[str, Any]
@@ -313,7 +314,7 @@ def scrape(folder: Path) -> dict[str, str]:
     rule = {"alert": "alarm", "match": {"class": "Alarm"}, "actions": ["log"]}
     rules = {"version": 1, "groups": [{"name": "scene", "rules": [rule]}]}
     (folder / "rules.yaml").write_text(json.dumps(rules))  # JSON is YAML
-    first_port = free_ports(3)
+    first_port = free_ports(4)
     source = {"type": "scene", "seed": 1, "duration_s": SCENE_S}
     settings = {
         "runtime_dir": str(folder / "run"),
@@ -321,6 +322,7 @@ def scrape(folder: Path) -> dict[str, str]:
         "streams": [{"name": "scene", "source": source}],
         "model": {"device": "cpu"},
         "alerts": {"rules": ["rules.yaml"], "actions": {"log": {"type": "log"}}},
+        "recorder": {"clips": [{"post_s": 0.0}]},
         "metrics": {"listen": f"127.0.0.1:{first_port}"},
     }
     (folder / "config.yaml").write_text(json.dumps(settings))

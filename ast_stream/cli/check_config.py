@@ -26,7 +26,7 @@ from ast_stream.errors import (
 )
 from ast_stream.labels import find_label, slug
 from ast_stream.model.audioset import short_window_warning
-from ast_stream.settings import paths
+from ast_stream.settings import paths, storage
 from ast_stream.settings.check import (
     check_against_model,
     check_cascade,
@@ -34,6 +34,7 @@ from ast_stream.settings.check import (
     check_sources,
 )
 from ast_stream.settings.load import LoadedSettings, examine_file
+from ast_stream.settings.recorder import ALL
 from ast_stream.settings.schema import Settings, Source
 from ast_stream.settings.workers import capture_processes, of_worker, worker_names
 from ast_stream.transport.authenticator import key_problems, key_warnings
@@ -169,6 +170,8 @@ def describe(settings: Settings) -> Iterator[str]:
         yield f"feed         {paths.feed_endpoint(own)}"
         yield f"query        {paths.query_endpoint(own)}"
         yield f"state        {own.state_dir}"
+    if settings.recorder is not None:
+        yield from _describe_recorder(settings)
     if settings.alerts.rules:
         yield f"admin        {paths.admin_endpoint(settings)}"
     if settings.metrics.listen is not None:
@@ -177,6 +180,30 @@ def describe(settings: Settings) -> Iterator[str]:
             for target in scrape_targets(settings)
         )
         yield f"metrics      {', '.join(shown)}"
+
+
+def _describe_recorder(settings: Settings) -> Iterator[str]:
+    recorder = settings.recorder
+    assert recorder is not None
+    for policy in recorder.clips:
+        classes = policy.classes if policy.classes == ALL else ", ".join(policy.classes)
+        streams = "" if policy.streams == ALL else f" on {', '.join(policy.streams)}"
+        score = f" from a score of {policy.min_score:g} on" if policy.min_score else ""
+        what = {"event": "each event", "alert": "events that an alert names", "never": "no event"}
+        rolls = (
+            ""
+            if policy.when == "never"
+            else f", {policy.pre_s:g} s before, {policy.post_s:g} s after"
+        )
+        yield f"clips        {what[policy.when]} of {classes}{streams}{score}{rolls}"
+    own = settings.retention.clips
+    days = "" if own.max_days is None else f" and {own.max_days:g} days"
+    if recorder.keeps_sound:
+        kept = (
+            f"{recorder.format}, at most {own.max_mib} MiB{days}, {own.min_free_mib} MiB stay free"
+        )
+        yield f"recorder     {kept}, in {storage.clips(settings).folder}"
+    yield f"history      {storage.history_database(settings).path}"
 
 
 def scrape_targets(settings: Settings) -> list[dict[str, Any]]:
@@ -192,9 +219,12 @@ def scrape_targets(settings: Settings) -> list[dict[str, Any]]:
     leaders = {f"capture {streams[0].name}" for streams in captures}
     for name in paths.processes(settings):
         kind = name.partition(" ")[0]
-        if (kind == "alerts" and not settings.alerts.rules) or (
-            kind == "capture" and name not in leaders
-        ):
+        is_absent = {
+            "alerts": not settings.alerts.rules,
+            "recorder": settings.recorder is None,
+            "capture": name not in leaders,
+        }
+        if is_absent.get(kind, False):
             continue
         address = paths.metrics_address(settings, name)
         assert address is not None

@@ -39,6 +39,7 @@ MARK = "# Written by ast-stream install-units, which removes only files with thi
 _OURS = (
     TARGET,
     "ast-stream-alerts.service",
+    "ast-stream-record.service",
     "ast-stream-worker.service",
     "ast-stream-worker@*.service",
     "ast-stream-capture@*.service",
@@ -119,12 +120,13 @@ def _of_several(unit: str) -> str:
 
 
 def wanted_units(plan: Plan) -> list[str]:
-    """Return the units that the target starts: worker, alerts, captures and the page."""
+    """Return the units that the target starts: worker, alerts, recorder, captures, page."""
     workers = [] if plan.settings is None else [*plan.settings.workers]
     units = [f"ast-stream-worker@{name}.service" for name in workers]
     units = units or ["ast-stream-worker.service"]
     if plan.settings is not None:
         units += ["ast-stream-alerts.service"] if plan.settings.alerts.rules else []
+        units += ["ast-stream-record.service"] if plan.settings.recorder is not None else []
         units += [unit for stream in plan.settings.streams if (unit := stream.unit) is not None]
         units += ["ast-stream-web.service"] if plan.settings.web.listen is not None else []
     return list(dict.fromkeys(units))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -13,7 +13,9 @@ from ast_stream.errors import AstStreamError, WireError
 from ast_stream.messages.audio import ReadRequest, RingReply
 from ast_stream.messages.query import AudioAnswer, AudioQuery, Snapshot, SnapshotQuery
 from ast_stream.privacy.access import SENSOR_REFUSAL
-from ast_stream.settings import paths
+from ast_stream.recorder.clip import MAX_SHEET_BYTES, Sheet
+from ast_stream.runtime.files import read_bounded
+from ast_stream.settings import paths, storage
 from ast_stream.settings.schema import Settings
 from ast_stream.settings.storage import undeclared
 from ast_stream.settings.workers import of_worker, process_name, worker_names
@@ -21,7 +23,7 @@ from ast_stream.transport.keys import client_keys
 from ast_stream.transport.query import QueryClient
 from ast_stream.transport.requester import listening_process
 from ast_stream.transport.sockets import QUERY_HWM_MESSAGES, Sockets
-from ast_stream.units import SAMPLE_RATE
+from ast_stream.units import SAMPLE_RATE, counted
 
 NAME = "privacy"
 TIMEOUT_S = 2.0
@@ -150,17 +152,41 @@ def _check_files(settings: Settings) -> Iterator[Check]:
     """Look for recordings, and for files of no declared kind, in the folders of the processes."""
     folders = [Path(settings.state_dir), paths.runtime_dir(settings)]
     files = list(islice((one for folder in folders for one in _files_in(folder)), MAX_FILES))
-    sound = [one for one in files if _is_recording(one)]
+    found = [one for one in files if _is_recording(one)]
+    undeclared_files = dict.fromkeys(undeclared(settings, iter(files)))
+    sound = [one for one in found if one in undeclared_files]
+    yield from _check_clips(settings, [one for one in found if one not in undeclared_files])
     for path in sound:
         yield Check(
             NAME, "failed" if settings.privacy != "off" else "warning", f"a recording: {path}"
         )
-    unknown = [one for one in undeclared(settings, iter(files)) if one not in sound]
+    unknown = [one for one in undeclared_files if one not in sound]
     for path in unknown[:10]:
         yield Check(NAME, "warning", f"a file that no process of this program keeps: {path}")
     if not sound and not unknown:
-        text = f"{len(files)} files in {' and '.join(map(str, folders))}: none of them a recording"
+        of_these = "but for the clips none" if found else "none"
+        text = f"{len(files)} files in {' and '.join(map(str, folders))}: {of_these} of them a "
+        text += "recording"
         yield Check(NAME, "ok", text, {"files": len(files)})
+
+
+def _check_clips(settings: Settings, clips: Sequence[Path]) -> Iterator[Check]:
+    """Say how many clips of events there are, and which are from before speech was withheld."""
+    if not clips:
+        return
+    before = 0
+    for clip in clips if settings.privacy == "speech" else ():
+        try:
+            sheet = Sheet.decode(read_bounded(clip.with_suffix(".json"), MAX_SHEET_BYTES))
+            before += sheet.withheld is None
+        except (OSError, AstStreamError):
+            before += 1
+    if before:
+        text = f"{counted(before, 'clip')} of {len(clips)} from before speech was withheld: delete "
+        yield Check(NAME, "warning", f"{text}what is older in {storage.clips(settings).folder}")
+    else:
+        text = f"{counted(len(clips), 'clip')} of events, as the section recorder has it"
+        yield Check(NAME, "ok", text, {"clips": len(clips)})
 
 
 def _files_in(folder: Path) -> Iterator[Path]:

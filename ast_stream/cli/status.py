@@ -20,9 +20,10 @@ from ast_stream.cli.output import json_line
 from ast_stream.cli.subscribe import default_settings
 from ast_stream.cli.terminal import console, level_text, plain_table
 from ast_stream.messages.audio import RingReply
-from ast_stream.messages.status import AlertsStatus, WorkerStatus
+from ast_stream.messages.status import AlertsStatus, RecorderStatus, WorkerStatus
 from ast_stream.runtime.lifecycle import EXIT_CRASH, stop_on_signals
 from ast_stream.settings.load import load_settings
+from ast_stream.settings.retention import MIB
 from ast_stream.units import counted, samples_to_seconds
 
 REFRESH_S = 1.0
@@ -133,6 +134,12 @@ def _processes(box: BoxStatus) -> Table:
         add("alerts", state, box.alerts.hears_worker, alerts_text(box.alerts))
     elif box.has_alerts:
         add("alerts", "no answer", False)
+    if box.recorder is not None:
+        hears = box.recorder.hears_workers
+        state = "recording" if hears else "no worker"
+        add("recorder", state, hears, recorder_text(box.recorder))
+    elif box.has_recorder:
+        add("recorder", "no answer", False)
     if box.page is not None:
         add("page", "serving" if box.page_answers else "no answer", box.page_answers, box.page)
     return table
@@ -150,6 +157,14 @@ def worker_text(worker: WorkerStatus) -> str:
 
 def alerts_text(alerts: AlertsStatus) -> str:
     return f"{counted(alerts.n_rules, 'rule')}, {alerts.pending} to deliver"
+
+
+def recorder_text(recorder: RecorderStatus) -> str:
+    n_missing = recorder.counters.get("clips_missing", 0)
+    missing = f", {n_missing} not to be had" if n_missing else ""
+    at_work = f", {counted(recorder.events, 'event')} at work" if recorder.events else ""
+    mib = recorder.clip_bytes / MIB
+    return f"{counted(recorder.clips, 'clip')}, {mib:.1f} MiB{at_work}{missing}"
 
 
 def _capture_text(capture: RingReply) -> str:

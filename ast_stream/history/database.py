@@ -221,7 +221,7 @@ class History:
         return {feed: (boot, seq) for feed, boot, seq in rows}
 
     def add_clip(self, clip: ClipRecord) -> None:
-        """Add a clip, in the place of one of the same event and part.
+        """Add a clip, or why there is none, in the place of one of the same event and part.
 
         Raises:
             HistoryError: it could not be written.
@@ -232,7 +232,8 @@ class History:
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 tuple(vars(clip).values()),
             )
-            db.execute("UPDATE events SET has_clip = 1 WHERE id = ?", (clip.event_id,))
+            if clip.path:
+                db.execute("UPDATE events SET has_clip = 1 WHERE id = ?", (clip.event_id,))
 
     def remove_clips(self, paths: Iterable[str]) -> int:
         """Remove the clips with these paths; return how many there were.
@@ -247,7 +248,7 @@ class History:
                 n_removed += db.execute("DELETE FROM clips WHERE path = ?", (path,)).rowcount
                 db.executemany(
                     "UPDATE events SET has_clip = 0 WHERE id = ?"
-                    " AND id NOT IN (SELECT event_id FROM clips)",
+                    " AND id NOT IN (SELECT event_id FROM clips WHERE path != '')",
                     ids,
                 )
         return n_removed
@@ -255,8 +256,8 @@ class History:
     def prune(self, max_bytes: int, max_age_s: float | None = None) -> bool:
         """Delete what is too old or too much, oldest first, for a short while.
 
-        With an event go its verdicts; clips are removed by whoever removes their files. To be
-        called each minute, and again at once if it returns True.
+        With an event go its verdicts, and why it has no clip; clips are removed by whoever removes
+        their files. To be called each minute, and again at once if it returns True.
 
         Args:
             max_bytes: on disk, of which `WAL_BYTES` are left for the write-ahead log.
@@ -512,6 +513,9 @@ def _delete_oldest(db: sqlite3.Connection, before_ns: int | None) -> int:
         f"SELECT rowid, id, onset_ns FROM events {where} ORDER BY onset_ns LIMIT {_ROWS_AT_ONCE}"
     ).fetchall()
     db.executemany("DELETE FROM verdicts WHERE event_id = ?", [(id,) for _, id, _ in rows])
+    db.executemany(
+        "DELETE FROM clips WHERE event_id = ? AND path = ''", [(id,) for _, id, _ in rows]
+    )
     db.executemany("DELETE FROM events WHERE rowid = ?", [(rowid,) for rowid, _, _ in rows])
     if before_ns is None:  # what else is as old as the events
         before_ns = rows[-1][2] + 1 if rows else 2**62

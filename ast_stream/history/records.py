@@ -145,7 +145,7 @@ class ClipRecord:
 
     Attributes:
         part: from 0, where a long event was cut.
-        path: relative to the folder of the clips.
+        path: relative to the folder of the clips; empty: there is no clip, and `note` says why.
         start_sample, stop_sample: what is in it, with pre-roll and post-roll.
         start_ns: when its first sample was captured.
         note: what is particular about it, such as missing pre-roll; may be empty.

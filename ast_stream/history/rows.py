@@ -182,7 +182,8 @@ def _origin(db: sqlite3.Connection, event: EventMessage) -> int:
 def _note_what_came_before(db: sqlite3.Connection, event_id: str) -> None:
     """Note in a new row the clip and the verdict that were written before it."""
     db.execute(
-        "UPDATE events SET has_clip = 1 WHERE id = ? AND id IN (SELECT event_id FROM clips)",
+        "UPDATE events SET has_clip = 1 WHERE id = ?"
+        " AND id IN (SELECT event_id FROM clips WHERE path != '')",
         (event_id,),
     )
     set_verdict(db, event_id)

@@ -132,6 +132,11 @@ def _memory(settings: Settings) -> Iterator[Row]:
         None,
         "nobody",
     )
+    if settings.recorder is not None and settings.recorder.keeps_sound:
+        yield Row(
+            "events at work", "recorder process", "sound", "until their clips are written", None,
+            "nobody",
+        )  # fmt: skip
     if settings.privacy != "sensor":
         n_bytes = HISTORY_S * SAMPLE_RATE * SAMPLE_BYTES * settings.model.max_streams
         readers = "clients with the right audio"
@@ -166,6 +171,9 @@ def _sockets(settings: Settings) -> Iterator[Row]:
             live, 0, group + keyed.format("feed"),
         )  # fmt: skip
         yield Row("queries for audio", paths.query_endpoint(one), audio, live, 0, readers)
+    if settings.recorder is not None:
+        what = "how many clips there are, and what cannot be written"
+        yield Row("recorder", paths.recorder_endpoint(settings), what, live, 0, group)
     if settings.alerts.rules:
         yield Row("alerts", paths.alerts_endpoint(settings), "alerts", live, 0, group)
         admins = own + keyed.format("admin")

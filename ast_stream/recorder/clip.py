@@ -55,10 +55,9 @@ class Sheet(Body):
     format: ClipFormat
     missing: list[Missing] = Field(default_factory=list)
     """What of it is silence because it was not to be had."""
-    withheld: list[Annotated[list[SampleIndex], Field(min_length=2, max_length=2)]] = Field(
-        default_factory=list
-    )
-    """What of it is silence because somebody may talk: index of the first, and after the last."""
+    withheld: list[Annotated[list[SampleIndex], Field(min_length=2, max_length=2)]] | None = None
+    """What of it is silence because somebody may talk: index of the first, and after the last;
+    null: nobody looked, for `privacy` was off."""
     note: Text = ""
     """What is particular about it, a sentence; empty where nothing is."""
     version: Text = __version__
@@ -95,10 +94,19 @@ class Clip:
     pcm: Pcm16
 
     @classmethod
-    def of(cls, part: Part, audio: CutAudio, format: ClipFormat, why_short: str) -> Clip:
+    def of(
+        cls,
+        part: Part,
+        audio: CutAudio,
+        format: ClipFormat,
+        why_short: str,
+        *,
+        is_without_speech: bool = False,
+    ) -> Clip:
         """Return the clip of a part.
 
         Args:
+            is_without_speech: what may be speech was looked for and silenced.
             why_short: why there is no more audio, where it ends before the part does.
         """
         message = part.event.message
@@ -106,6 +114,7 @@ class Clip:
             Missing(start_sample=hole.start, stop_sample=hole.stop, reason=hole.reason)
             for hole in audio.holes[:MAX_LISTED]
         ]
+        withheld = [list(one) for one in audio.withheld[:MAX_LISTED]] if is_without_speech else None
         sheet = Sheet(
             event=message.to_json(),
             part=part.number,
@@ -115,7 +124,7 @@ class Clip:
             start_ns=part.event.time_ns(audio.start),
             format=format,
             missing=holes,
-            withheld=[list(one) for one in audio.withheld[:MAX_LISTED]],
+            withheld=withheld,
             note=describe(part, audio, why_short),
         )
         return cls(sheet, message, audio.pcm)

@@ -22,7 +22,7 @@ from ast_stream.recorder.plan import Source
 from ast_stream.runtime.logging import LimitedLog
 from ast_stream.units import SAMPLE_RATE, seconds_to_samples
 
-ASK_EVERY_S = 1.0
+ASK_EVERY_S = 0.5  # a worker that is killed has forgotten what was before a window
 ASK_AGAIN_S = 3.0  # of a worker that did not answer: meanwhile the feed is read
 IDLE_S = 15.0  # without new audio from a worker that answers, after which none is waited for
 ABSENT_S = 150.0  # the same without an answer: a large model may have to be loaded

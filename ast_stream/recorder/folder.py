@@ -15,6 +15,7 @@ from collections.abc import Callable, Container
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from ast_stream.errors import StartupError, WireError
 from ast_stream.history.database import History, HistoryError
@@ -35,6 +36,9 @@ from ast_stream.runtime.logging import LimitedLog, Outage
 from ast_stream.settings.retention import MIB, ClipRetention
 from ast_stream.settings.storage import DAY_S
 from ast_stream.units import seconds_to_ns
+
+Reason = Literal["age", "room", "no_alert", "dropped"]
+"""Why a clip was deleted; `dropped`: its event has come to be one that no policy keeps."""
 
 WAITING = ".waiting"  # no stream has such a name
 SUFFIXES = (".flac", ".opus")
@@ -60,7 +64,7 @@ class ClipFolder:
     Attributes:
         outage: reports while nothing can be written.
         written: clips written, by class.
-        deleted: clips deleted, by reason: age, room, no_alert, dropped.
+        deleted: clips deleted, by reason.
 
     Raises:
         StartupError: another process has the folder, or it cannot be made.
@@ -81,7 +85,7 @@ class ClipFolder:
         self.wait_s = wait_s
         self.outage = Outage(logger, f"clips are written to {folder} again")
         self.written: Counter[str] = Counter()
-        self.deleted: Counter[str] = Counter()
+        self.deleted: Counter[Reason] = Counter()
         self._history = history
         self._wall_ns = wall_ns
         self._free = free
@@ -254,7 +258,7 @@ class ClipFolder:
         self.written[clip.class_] += 1
         self._record(_record(str(path), sheet, n_bytes))
 
-    def _delete(self, clip: StoredClip, reason: str) -> None:
+    def _delete(self, clip: StoredClip, reason: Reason) -> None:
         """Delete a clip; one that cannot be deleted stays, and is passed over for a while."""
         place = self.folder / clip.path
         try:

@@ -39,7 +39,7 @@ ONLY_FEED = ""  # that of the feed of a worker without a name
 WAIT_S = 0.25  # how late a stop is noticed
 MAX_BATCH = 512
 MAX_WAITING = 5000  # messages that wait for the history, before no more are read
-TURN_S = 1.0  # between two looks at alerts, audio and what waits
+TURN_S = 0.5  # between two looks at alerts, audio and what waits
 SWEEP_S = 60.0
 NEW_S = 60.0  # a worker holds audio for so long
 DRAIN_S, MAX_DRAIN_S = 0.5, 3.0  # on a busy box a worker's last messages arrive late
@@ -81,10 +81,12 @@ class ClipChoice:
 
     Attributes:
         has_alerts: there may be alerts that name events.
+        is_without_speech: `privacy` is `speech`.
     """
 
     format: ClipFormat
     has_alerts: bool
+    is_without_speech: bool = False
 
 
 class Recorder:
@@ -161,10 +163,11 @@ class Recorder:
             self._receive()
         else:  # a full disk: what is not read now is read again later, from the workers' logs
             time.sleep(WAIT_S)
+        self._save()  # clips are of events that the history knows
         if self._now_s() >= self._next_turn_s:
             self._next_turn_s = self._now_s() + TURN_S
             self._turn()
-        self._save()
+            self._save()
 
     def _receive(self) -> None:
         item = self._feed.receive(WAIT_S)
@@ -317,7 +320,8 @@ class Recorder:
                 reasons.append("somebody may talk")
             self._note(clips, part, "; ".join(dict.fromkeys(reasons)) or why)
             return
-        clip = Clip.of(part, audio, self.choice.format, why)
+        is_without_speech = self.choice.is_without_speech
+        clip = Clip.of(part, audio, self.choice.format, why, is_without_speech=is_without_speech)
         problem = clips.write(clip, is_waiting=decision == "wait")
         if problem is not None:
             self._note(clips, part, problem)

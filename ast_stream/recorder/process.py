@@ -8,12 +8,14 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ast_stream.alerts.model_facts import model_facts
+from ast_stream.alerts.rule_files import configured_timing
 from ast_stream.errors import CheckpointError, ConfigError, UsageError
 from ast_stream.feed import SeveralFeeds, Subscriber
 from ast_stream.history.database import History
@@ -58,12 +60,11 @@ from ast_stream.transport.keys import client_keys
 from ast_stream.transport.publisher import FeedPublisher
 from ast_stream.transport.query import QueryClient
 from ast_stream.transport.sockets import FEED_HWM_MESSAGES, Sockets
-from ast_stream.units import seconds_to_ns, seconds_to_samples
+from ast_stream.units import NS_PER_SECOND, seconds_to_ns, seconds_to_samples
 
 REPLAY_PATIENCE_S = 60.0  # a worker that ended before it answered has started again by then
-MARGIN_S = 5.0  # with a window and the longest hold, after which no end before is news
-MAX_HOLD_S = 30.0
-_WINDOW_S = 10.24  # of AST, and of no checkpoint more
+MARGIN_S = 2.0  # for messages on their way
+MAX_MARGIN_S = 90.0
 
 logger = logging.getLogger(__name__)
 
@@ -135,10 +136,10 @@ def run_recorder(
         recorder = Recorder(
             feed,
             history,
-            _plan(settings, own),
+            _plan(loaded, own),
             fetcher,
             clips,
-            ClipChoice(own.format, has_alerts=bool(settings.alerts.rules)),
+            ClipChoice(own.format, bool(settings.alerts.rules), settings.privacy == "speech"),
             settings.retention.history,
             alerts,
             scores,
@@ -156,11 +157,9 @@ def run_recorder(
         report.notifier.stopping("writing what is complete")
 
 
-def _plan(settings: Settings, own: RecorderSettings) -> Plan:
-    detection = settings.detection
-    holds = [detection.defaults.hold_s, *(one.hold_s for one in detection.classes.values())]
-    hold_s = min(MAX_HOLD_S, max((hold for hold in holds if hold is not None), default=0.0))
-    margin_s = (settings.model.window_s or _WINDOW_S) + hold_s + MARGIN_S
+def _plan(loaded: LoadedSettings, own: RecorderSettings) -> Plan:
+    timing = configured_timing(loaded).of_classes(None)
+    margin_s = min(MAX_MARGIN_S, timing.smear_ns / NS_PER_SECOND + MARGIN_S)
     max_clip, margin = seconds_to_samples(own.max_clip_s), seconds_to_samples(margin_s)
     return Plan(Policies(own.clips), max_clip, margin)
 
@@ -230,10 +229,10 @@ def _reloader(
         own = new.settings.recorder
         if own is None or _shape(new.settings) != (kept_sound, kept_scores):
             raise UsageError("recorder: a restart is needed to begin or end with clips or scores")
-        plan = _plan(new.settings, own)
+        plan = _plan(new, own)
         recorder.plan.policies, recorder.plan.margin = plan.policies, plan.margin
         recorder.plan.max_clip = plan.max_clip
-        recorder.choice = ClipChoice(own.format, has_alerts=recorder.choice.has_alerts)
+        recorder.choice = replace(recorder.choice, format=own.format)
         recorder.limits = new.settings.retention.history
         if recorder.clips is not None:
             recorder.clips.limits = new.settings.retention.clips

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import get_args
 
 from ast_stream.history.database import History
 from ast_stream.history.score_log import ScoreLog
 from ast_stream.messages.status import RecorderStatus
 from ast_stream.recorder.fetcher import AudioFetcher
+from ast_stream.recorder.folder import Reason
 from ast_stream.recorder.loop import Recorder
 from ast_stream.runtime.lifecycle import Notifier
 from ast_stream.runtime.metrics import Family, Metrics, figure
@@ -115,7 +117,7 @@ class RecorderReport:
             figure(
                 "ast_stream_recorder_clips_deleted_total",
                 "Clips deleted; reason is age, room, no_alert or dropped",
-                {} if clips is None else {(name,): n for name, n in clips.deleted.items()},
+                {} if clips is None else {(why,): clips.deleted[why] for why in get_args(Reason)},
                 ("reason",),
             ),
             figure(

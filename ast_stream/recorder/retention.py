@@ -75,11 +75,12 @@ def _common_and_best(
     """Return the clips of one class that are not of its best events, the oldest last, and those
     that are, the worst last.
     """
-    peaks: dict[str, float] = {}
+    ranks: dict[str, tuple[float, int]] = {}  # of events as good as each other the newest counts
     for clip in clips:
         if not clip.is_waiting:
-            peaks[clip.event_id] = max(clip.peak, peaks.get(clip.event_id, 0.0))
-    ranked = sorted(peaks, key=lambda event_id: peaks[event_id], reverse=True)
+            rank = clip.peak, clip.start_ns
+            ranks[clip.event_id] = max(rank, ranks.get(clip.event_id, rank))
+    ranked = sorted(ranks, key=lambda event_id: ranks[event_id], reverse=True)
     chosen = set(ranked[:keep_best])
     best = [clip for clip in clips if not clip.is_waiting and clip.event_id in chosen]
     common = [clip for clip in clips if clip.is_waiting or clip.event_id not in chosen]

@@ -12,6 +12,7 @@ from ast_stream.errors import ConfigError, Problem
 from ast_stream.labels import did_you_mean, find_label, slug
 from ast_stream.settings.explain import Path
 from ast_stream.settings.load import LoadedSettings
+from ast_stream.settings.recorder import ALL
 from ast_stream.settings.schema import (
     MAX_CONFIRM_HOPS,
     ClassSettings,
@@ -109,21 +110,35 @@ def check_classes(loaded: LoadedSettings, labels: Sequence[str]) -> list[Problem
 
     A class may be named by its label or by the label's slug, once.
     """
-    problems = []
+    problems = _check_recorder(loaded, labels)
     first: dict[str, str] = {}
     for name in loaded.settings.detection.classes:
         path: Path = ("detection", "classes", name)
         label = find_label(name, labels)
         if label is None:
-            near = did_you_mean(name, [*map(slug, labels), *labels])
-            listed = f"list all with: ast-stream model info {loaded.settings.model.checkpoint}"
-            text = f"unknown class '{name}'{near}{' ' if near else '; '}{listed}"
-            problems.append(loaded.problem(path, text))
+            problems.append(_unknown_class(loaded, path, name, labels))
         elif label in first:
             problems.append(loaded.problem(path, f"names the same class as '{first[label]}'"))
         else:
             first[label] = name
     return problems
+
+
+def _check_recorder(loaded: LoadedSettings, labels: Sequence[str]) -> list[Problem]:
+    """Return a problem for each class in the policies of the recorder that is not known."""
+    recorder = loaded.settings.recorder
+    return [
+        _unknown_class(loaded, ("recorder", "clips", index, "classes"), name, labels)
+        for index, policy in enumerate(() if recorder is None else recorder.clips)
+        for name in (() if policy.classes == ALL else policy.classes)
+        if find_label(name, labels) is None
+    ]
+
+
+def _unknown_class(loaded: LoadedSettings, path: Path, name: str, labels: Sequence[str]) -> Problem:
+    near = did_you_mean(name, [*map(slug, labels), *labels])
+    listed = f"list all with: ast-stream model info {loaded.settings.model.checkpoint}"
+    return loaded.problem(path, f"unknown class '{name}'{near}{' ' if near else '; '}{listed}")
 
 
 def check_folders(loaded: LoadedSettings) -> list[Problem]:

@@ -62,7 +62,7 @@ class ClipRetention(Section):
 class HistoryRetention(Section):
     """Events, gaps, alerts and verdicts in the history."""
 
-    max_mib: int = Field(default=512, ge=8, le=MAX_MIB, description="MiB of the database")
+    max_mib: int = Field(default=512, ge=64, le=MAX_MIB, description="MiB of the database")
     max_days: Days | None = Field(default=365.0, description="days; null: until `max_mib` are full")
 
 

@@ -32,10 +32,10 @@ needs_mount = pytest.mark.skipif(
 
 
 @contextmanager
-def small_disk(folder: Path) -> Iterator[None]:
+def small_disk(folder: Path, n_bytes: int = DISK_BYTES) -> Iterator[None]:
     """Mount a disk of its own at a folder."""
     folder.mkdir(exist_ok=True)
-    options = ["-t", "tmpfs", "-o", f"size={DISK_BYTES}"]
+    options = ["-t", "tmpfs", "-o", f"size={n_bytes}"]
     mounted = subprocess.run(["mount", *options, "full-disk", folder], check=False)
     if mounted.returncode != 0:
         pytest.skip("nobody but root may mount a disk")

@@ -17,7 +17,7 @@ from ast_stream.cli.install_units import Plan, doubts, program, render, wanted_u
 from ast_stream.settings.schema import Settings
 
 MOST_EXPOSED = 2.5  # of systemd-analyze security, 0 (closed) to 10
-SERVICES = ("worker", "alerts", "capture@", "capture-net", "web")
+SERVICES = ("worker", "alerts", "record", "capture@", "capture-net", "web")
 RELAXED = re.compile(
     r"(MemoryDenyWriteExecute|PrivateDevices|ProtectKernelTunables)=no|ProcSubset=all"
 )
@@ -167,6 +167,7 @@ def test_units_of_boxes_with_keys_load_their_secrets_as_credentials() -> None:
     }
     assert {name for name, found in has.items() if found == (False, True)} == {
         "ast-stream-alerts.service",
+        "ast-stream-record.service",
         "ast-stream-capture@.service",
         "ast-stream-capture-net.service",
         "ast-stream-web.service",

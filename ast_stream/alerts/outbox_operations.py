@@ -202,6 +202,27 @@ def snoozes(store: Store, now_ns: int) -> list[tuple[str, int]]:
         return [(row[0], row[1]) for row in db.execute(query, (now_ns,))]
 
 
+@dataclass(frozen=True)
+class ActiveAlert:
+    """An alert that is not over; times are steady time."""
+
+    id: str
+    rule: str
+    state: str
+    updated_ns: int
+    acknowledged_ns: int | None
+
+
+def active(store: Store, limit: int = 100) -> list[ActiveAlert]:
+    """Return the alerts that fire, newest first."""
+    with store.reading() as db:
+        query = (
+            "SELECT id, rule, state, updated_ns, acknowledged_ns FROM alerts"
+            " WHERE state IN ('firing', 'recovering') ORDER BY updated_ns DESC LIMIT ?"
+        )
+        return [ActiveAlert(*row) for row in db.execute(query, (limit,))]
+
+
 def known_rules(store: Store) -> list[str]:
     """Return the names of rules that have alerted."""
     with store.reading() as db:

@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 
 from ast_stream.alerts import outbox_operations as operations
 from ast_stream.alerts.administration import check_action, check_rule
@@ -33,6 +32,7 @@ from ast_stream.messages.administration import (
     DropRequest,
     RetryRequest,
     SnoozeRequest,
+    made,
 )
 from ast_stream.messages.alert import Severity
 from ast_stream.runtime.state_format import check_state_dir
@@ -107,8 +107,6 @@ Numbers = Annotated[
     typer.Argument(help="Numbers as `list` shows them.", show_default=False),
 ]
 AllOption = Annotated[bool, typer.Option("--all", help="All of them.")]
-
-_Request = TypeVar("_Request", bound=AdministrationRequest)
 
 app = typer.Typer(
     no_args_is_help=True, epilog="Example: ast-stream outbox list -c config.yaml --state dead"
@@ -289,19 +287,6 @@ def snooze(
     if length_ns == 0:
         until, more = "no longer", " no more"
     print(f"{rule} is snoozed {until}; {_deliveries(n_rows)} held back{more}")
-
-
-def made(kind: type[_Request], **fields: object) -> _Request:
-    """Return a request.
-
-    Raises:
-        UsageError: something that no such request can say.
-    """
-    try:
-        return kind(**fields)  # type: ignore[arg-type]
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UsageError(f"{first['loc'][0]}: {first['msg']}") from error
 
 
 @contextmanager

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
-from ast_stream.errors import WireError
+from ast_stream.errors import UsageError, WireError
 from ast_stream.messages.codec import (
     PROTOCOL_VERSION,
     Body,
@@ -78,6 +78,22 @@ def decode_administration(frames: list[bytes]) -> AdministrationRequest:
         WireError: it is not one of the four requests in the format.
     """
     return decode_request(frames, _REQUESTS, "request", MAX_REQUEST_BYTES)
+
+
+_Made = TypeVar("_Made", bound=AdministrationRequest)
+
+
+def made(kind: type[_Made], **fields: object) -> _Made:
+    """Return a request that a person asks for.
+
+    Raises:
+        UsageError: something that no such request can say.
+    """
+    try:
+        return kind(**fields)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(f"{first['loc'][0]}: {first['msg']}") from error
 
 
 class Administered(Body):

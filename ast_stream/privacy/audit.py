@@ -1,4 +1,5 @@
-"""The record of who asked for audio: a line for each access in a bounded log, and in the journal.
+"""The record of who asked for audio, and of what was administrated on the page: a line for each in
+a bounded log, and in the journal.
 
 The first access of a user or key to a stream is written before audio is handed out; if it cannot be
 written, no audio is. Repeats are counted and written as one line a minute, so that a client that
@@ -55,6 +56,8 @@ class Access(Body):
     """Samples that were handed out, those that were withheld included."""
     withheld: int = 0
     """Of these, samples that were replaced by silence."""
+    clip: Text | None = None
+    """Id of the event whose recorded clip it was, on the page."""
     requests: int = 1
     """How many of them this line stands for."""
 
@@ -76,11 +79,34 @@ class Access(Body):
     def __str__(self) -> str:
         """Read as a sentence."""
         asked = f"audio of {self.stream} from {self.start} to {self.stop}"
+        asked += "" if self.clip is None else f" (clip of event {self.clip})"
         times = f" ({self.requests} times)" if self.requests > 1 else ""
         if self.outcome == "refused":
             return f"{self.who} asked for {asked}{times} and was refused: {self.reason}"
         withheld = f", {self.withheld} of them withheld" if self.withheld else ""
         return f"{self.who} was given {asked}{times}: {self.samples} samples{withheld}"
+
+
+class Act(Body):
+    """Something that somebody changed on the page: a line of the log."""
+
+    v: Literal[1] = 1
+    time_ns: Time
+    """When it was asked for."""
+    who: Text
+    """A user, and how it was known."""
+    account: Text
+    """The user alone."""
+    act: Text
+    """What was asked for, in words."""
+
+    def encode_line(self) -> bytes:
+        """Return the line."""
+        return encode_json(self.to_json()) + b"\n"
+
+    def __str__(self) -> str:
+        """Read as a sentence."""
+        return f"{self.who} asked to {self.act}"
 
 
 class AuditLog:
@@ -122,7 +148,7 @@ class AuditLog:
         self.write_repeats()
         key: tuple[str, ...] = (access.outcome, access.account)
         if access.outcome == "granted":  # of a stream that there is: what is refused may name any
-            key = (*key, access.stream)
+            key = (*key, access.stream, access.clip or "")
         if key in self._repeated:
             since_s, before = self._repeated[key]
             access = access if before is None else before.with_another(access)
@@ -133,6 +159,15 @@ class AuditLog:
         if len(self._repeated) >= MAX_REPEATED:
             self._end(next(iter(self._repeated)))
         self._repeated[key] = self._now_s(), None
+
+    def record_act(self, act: Act) -> None:
+        """Record an act before it takes place.
+
+        Raises:
+            WireError: it cannot be recorded, so it must not take place.
+        """
+        if not self._is_written(act):
+            raise WireError("not done: the act cannot be recorded now")
 
     def write_repeats(self, *, at_once: bool = False) -> None:
         """Write the repeats whose minute is over, and delete what is too old; to be called once in
@@ -157,12 +192,12 @@ class AuditLog:
         if repeats is not None:
             self._is_written(repeats)
 
-    def _is_written(self, access: Access) -> bool:
-        logger.info("%s", access)
+    def _is_written(self, line: Access | Act) -> bool:
+        logger.info("%s", line)
         try:
             if not self._is_open and not self._open():
                 return False
-            self._folder.write(access.encode_line())
+            self._folder.write(line.encode_line())
             self._folder.sync()  # what a power cut could take is not recorded yet
         except OSError as error:
             self.outage.failed("%s %s cannot be written: %s", _WHAT, self._folder.path, error)
@@ -181,7 +216,7 @@ class AuditLog:
 
 
 def open_audit_log(settings: Settings, process: str) -> AuditLog:
-    """Return the audit log of a process: "worker", or "capture" and the name of its stream."""
+    """Return the audit log of a process: "worker", "web", or "capture" and a stream's name."""
     place = storage.audit_log(settings, process)
     return AuditLog(place.folder, max_bytes=place.max_bytes, max_age_s=place.max_age_s)
 
@@ -190,9 +225,18 @@ def decode_access(line: bytes) -> Access:
     """Return the access in a line of the log.
 
     Raises:
-        WireError: the line is damaged, or of a later version.
+        WireError: the line is damaged, of a later version, or an act.
     """
     return Access.from_json(decode_json(line, "audit line", LineFile.MAX_LINE_BYTES), "audit line")
+
+
+def decode_act(line: bytes) -> Act:
+    """Return the act in a line of the log.
+
+    Raises:
+        WireError: the line is damaged, of a later version, or an access.
+    """
+    return Act.from_json(decode_json(line, "audit line", LineFile.MAX_LINE_BYTES), "audit line")
 
 
 def _count_lines(segment: LineFile, max_bytes: int) -> None:

@@ -19,12 +19,19 @@ from starlette.staticfiles import StaticFiles
 from ast_stream.errors import AstStreamError, UsageError
 from ast_stream.settings.web import ALIVE_PATH
 from ast_stream.version import __version__
-from ast_stream.web import clip_routes, event_pages, login_page, now_page, timeline_page
+from ast_stream.web import (
+    clip_routes,
+    event_pages,
+    health_page,
+    login_page,
+    now_page,
+    timeline_page,
+)
 from ast_stream.web.guard import Guard
 from ast_stream.web.login_page import LOGIN
 from ast_stream.web.rendering import render
-from ast_stream.web.rights import DeniedError, need_of, public
-from ast_stream.web.services import Services
+from ast_stream.web.rights import DeniedError, need_of, public, visitor_of
+from ast_stream.web.services import Services, services_of
 
 STATIC = "/static"
 _SENTENCES = {
@@ -43,7 +50,9 @@ def routes(services: Services) -> list[BaseRoute]:
         *now_page.ROUTES,
         *timeline_page.ROUTES,
         *event_pages.ROUTES,
-        *clip_routes.ROUTES,
+        # with a sensor there is no way to sound, whatever lies in the folder
+        *([] if services.settings.privacy == "sensor" else clip_routes.ROUTES),
+        *health_page.ROUTES,
         Mount(STATIC, StaticFiles(packages=[("ast_stream.web", "static")]), name="static"),
     ]
 
@@ -95,6 +104,11 @@ async def alive(request: Request) -> Response:
 
 async def _show_denied(request: Request, error: Exception) -> Response:
     assert isinstance(error, DeniedError)
+    visitor = visitor_of(request)
+    if error.scope == "listen" and visitor.account:
+        event_id = str(request.path_params.get("id", ""))
+        audit = services_of(request).clip_audit
+        await asyncio.to_thread(audit.record_refusal, visitor, event_id, str(error))
     if error.needs_login and request.method == "GET" and _wants_page(request):
         path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         return RedirectResponse(f"{LOGIN}?next={quote(path, safe='')}", 303)

@@ -1,4 +1,6 @@
-"""The record of who listened to clips: in the same form as that of who asked for audio."""
+"""The record of who listened to clips, in the form of that of who asked for audio, and of who
+administrated.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from ast_stream.history.records import ClipRecord
-from ast_stream.privacy.audit import Access, AuditLog
+from ast_stream.privacy.audit import Access, Act, AuditLog
 from ast_stream.units import format_time, samples_to_ns
 from ast_stream.web.rights import Visitor
 
@@ -41,9 +43,42 @@ class ClipAudit:
             stop=format_time(clip.start_ns + samples_to_ns(samples)),
             outcome="granted",
             samples=samples,
+            clip=clip.event_id,
         )
         with self._lock:
             self._log.record(access)
+
+    def record_refusal(self, visitor: Visitor, event_id: str, reason: str) -> None:
+        """Record that a visitor was not given a clip."""
+        access = Access(
+            time_ns=self._wall_ns(),
+            who=visitor.name,
+            account=visitor.account or visitor.name,
+            stream="",
+            outcome="refused",
+            reason=reason,
+            clip=event_id,
+        )
+        with self._lock:
+            self._log.record(access)
+
+    def record_act(self, visitor: Visitor, act: str) -> None:
+        """Record what a visitor is about to change.
+
+        Args:
+            act: what, beginning with a verb.
+
+        Raises:
+            WireError: it cannot be recorded, so it must not take place.
+        """
+        line = Act(time_ns=self._wall_ns(), who=visitor.name, account=visitor.account, act=act)
+        with self._lock:
+            self._log.record_act(line)
+
+    def write_repeats(self) -> None:
+        """Write the repeats whose minute is over; to be called once in a while."""
+        with self._lock:
+            self._log.write_repeats()
 
     def close(self) -> None:
         """Write what waits to be written."""

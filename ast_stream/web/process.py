@@ -37,7 +37,7 @@ def run_web(loaded: LoadedSettings, stop: threading.Event, reload: threading.Eve
         sockets = bind(settings.web)
         for one in sockets:
             cleanup.callback(one.close)
-        services = open_services(settings, cleanup)
+        services = open_services(loaded, cleanup)
         server = PageServer(create_app(services), sockets, tls)
         server.start()
         cleanup.callback(server.stop)
@@ -63,5 +63,6 @@ def run_web(loaded: LoadedSettings, stop: threading.Event, reload: threading.Eve
                 except AstStreamError as error:
                     logger.error("the certificate is kept as it was: %s", error)
             reloader.poll(notifier)
+            services.clip_audit.write_repeats()
             notifier.turn(lambda: settings.web.origin, is_working=server.is_working)
         notifier.stopping()

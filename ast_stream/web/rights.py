@@ -54,11 +54,13 @@ class DeniedError(AstStreamError):
     """A visitor lacks a right.
 
     Attributes:
+        scope: the right.
         needs_login: nobody knows yet who it is, so a login may help.
     """
 
-    def __init__(self, text: str, *, needs_login: bool) -> None:
+    def __init__(self, text: str, scope: Scope, *, needs_login: bool) -> None:
         super().__init__(text)
+        self.scope = scope
         self.needs_login = needs_login
 
 
@@ -111,9 +113,9 @@ def expect(visitor: Visitor, scope: Scope) -> None:
     if visitor.may(scope):
         return
     if not visitor.account:
-        raise DeniedError("log in first", needs_login=True)
+        raise DeniedError("log in first", scope, needs_login=True)
     text = f"{visitor.name} lacks the right {scope!r} ({SCOPES[scope]})"
-    raise DeniedError(text, needs_login=False)
+    raise DeniedError(text, scope, needs_login=False)
 
 
 def visitor_of(connection: HTTPConnection) -> Visitor:

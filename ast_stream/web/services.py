@@ -13,8 +13,11 @@ from ast_stream.alerts.model_facts import model_facts
 from ast_stream.errors import CheckpointError
 from ast_stream.privacy.audit import open_audit_log
 from ast_stream.privacy.page_users import Users
+from ast_stream.settings.load import LoadedSettings
 from ast_stream.settings.paths import web_users_file
 from ast_stream.settings.schema import Settings
+from ast_stream.web.alerts_desk import AlertsDesk
+from ast_stream.web.box_watch import BoxWatch
 from ast_stream.web.clip_audit import ClipAudit
 from ast_stream.web.cookies import Cookies
 from ast_stream.web.live import LiveHub
@@ -44,6 +47,8 @@ class Services:
         hub: what is heard now.
         past: what was heard before.
         clip_audit: who listened to which clip.
+        box: how all processes are.
+        alerts: alerts and deliveries, to look at and to administrate.
     """
 
     settings: Settings
@@ -57,9 +62,11 @@ class Services:
     hub: LiveHub
     past: Past
     clip_audit: ClipAudit
+    box: BoxWatch
+    alerts: AlertsDesk
 
 
-def open_services(settings: Settings, cleanup: ExitStack) -> Services:
+def open_services(loaded: LoadedSettings, cleanup: ExitStack) -> Services:
     """Return the services of a configuration.
 
     Args:
@@ -68,12 +75,14 @@ def open_services(settings: Settings, cleanup: ExitStack) -> Services:
     Raises:
         ConfigError, StartupError: the file of users, or keys that the feeds need, cannot be used.
     """
-    web = settings.web
+    settings, web = loaded.settings, loaded.settings.web
     users = Users(web_users_file(settings))
     sessions = Sessions(web.idle_h * HOUR_S, web.session_h * HOUR_S)
     clip_audit = ClipAudit(open_audit_log(settings, "web"))
     cleanup.callback(clip_audit.close)
     labels = _labels(settings)
+    box = BoxWatch(settings)
+    cleanup.callback(box.close)
     past = Past(settings, labels)
     cleanup.callback(past.close)
     return Services(
@@ -88,6 +97,8 @@ def open_services(settings: Settings, cleanup: ExitStack) -> Services:
         hub=LiveHub.of(settings, labels),
         past=past,
         clip_audit=clip_audit,
+        box=box,
+        alerts=AlertsDesk(loaded),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from certificates import OPENSSL, Authority, Identity
+from feed_worker import Worker, event
 from page_process import PASSWORD, Answer, Browser, Page, add_users, running_page
 from ports import free_ports
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
@@ -24,7 +26,7 @@ from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from ast_stream.box_status import page_answers
 from ast_stream.cli.page_checks import check_page
 from ast_stream.privacy.page_users import User, changing_users
-from ast_stream.settings.load import load_settings
+from ast_stream.settings.load import load_file, load_settings
 from ast_stream.settings.web import SCOPES, Scope
 from ast_stream.web.app import routes
 from ast_stream.web.guard import HEADERS, MAX_BODY_BYTES
@@ -41,6 +43,7 @@ USERS: dict[str, list[Scope]] = {
     **{f"no-{scope}": [other for other in SCOPES if other != scope] for scope in SCOPES},
 }
 SAMPLE = {"id": "no-such-event", "part": "0", "stream": "porch"}
+EVENT_STREAM = "/live/events"  # goes on for ever
 SECRET = "root:"  # begins what is looked for in files of the system
 
 
@@ -73,8 +76,7 @@ def browsers(page: Page) -> dict[str, Browser]:
 def served(page: Page) -> list[Route | WebSocketRoute]:
     """Return all routes that the page has, from its own application."""
     with ExitStack() as cleanup:
-        settings = load_settings(page.config)
-        found: list[BaseRoute] = routes(open_services(settings, cleanup))
+        found: list[BaseRoute] = routes(open_services(load_file(page.config), cleanup))
     return [route for route in found if not isinstance(route, Mount)]  # type: ignore[misc]
 
 
@@ -192,7 +194,7 @@ FORGED = {
 @pytest.mark.parametrize("forged", FORGED.values(), ids=FORGED)
 def test_requests_of_other_pages_change_nothing(page: Page, forged: dict[str, str | None]) -> None:
     browser = page.browser("all")
-    token = browser.token("/no-such-page")
+    token = browser.token()
     headers = {
         name: None if value is None else value.replace("HOST", browser.host)
         for name, value in forged.items()
@@ -210,8 +212,8 @@ def test_tokens_of_others_are_worth_nothing(page: Page, browsers: dict[str, Brow
         "",
         "0" * 64,
         before_login.token(),
-        browsers["all"].token("/no-such-page"),
-        browser.token("/no-such-page")[:-1],
+        browsers["all"].token(),
+        browser.token()[:-1],
     ]
     for token in tokens:
         answer = browser.post("/logout", {"csrf_token": token})
@@ -219,7 +221,7 @@ def test_tokens_of_others_are_worth_nothing(page: Page, browsers: dict[str, Brow
         assert browser.post("/logout", {}, **{"X-CSRF-Token": token}).status == 403
     assert browser.post("/logout", {}).status == 403
     # neither a query nor a body of another kind can hold it
-    token = browser.token("/no-such-page")
+    token = browser.token()
     assert browser.post(f"/logout?csrf_token={token}", {}).status == 403
     kind = {"Content-Type": "text/plain"}
     assert browser.post("/logout", {"csrf_token": token}, **kind).status == 403
@@ -241,12 +243,12 @@ def test_a_new_login_ends_the_one_before_and_a_logout_every_use_of_it(page: Page
     browser = page.browser("only-view")
     name = f"__Host-ast-stream-{page.port}-session"
     first = browser.cookies[name]
-    token = browser.token("/no-such-page")
+    token = browser.token()
     fields = {"csrf_token": token, "name": "all", "password": PASSWORD, "next": "/"}
     assert browser.post("/login", fields).status == 303
     second = browser.cookies[name]
     assert first != second
-    assert browser.post("/logout", {"csrf_token": browser.token("/no-such-page")}).status == 303
+    assert browser.post("/logout", {"csrf_token": browser.token()}).status == 303
     assert name not in browser.cookies
     for old in (first, second):
         thief = page.browser()
@@ -462,15 +464,25 @@ def test_a_live_view_ends_with_the_rights_of_who_watches(page: Page) -> None:
     time.sleep(1.1)
     browser = page.browser("watcher")
     cookies = "; ".join(f"{name}={value}" for name, value in browser.cookies.items())
-    connection = browser.connection()
-    (stream,) = [path for path in map(path_of, served(page)) if path.endswith("/stream")]
-    connection.request("GET", stream, headers={"Cookie": cookies})
-    response = connection.getresponse()
-    assert response.status == 200
-    with changing_users(file) as users:
-        del users["watcher"]
-    response.read()  # comes to an end
-    connection.close()
+    worker = Worker(page.config.parent / "run", "b1")
+    numbers = itertools.count()
+    try:
+        connection = browser.connection()
+        connection.request("GET", EVENT_STREAM, headers={"Cookie": cookies})
+        response = connection.getresponse()
+        assert response.status == 200
+        seen = b""
+        while b"Bark" not in seen:  # until the page has found the feed
+            worker.publish(event(next(numbers)))
+            seen += response.read1(65536)
+        with changing_users(file) as users:
+            del users["watcher"]
+        time.sleep(1.1)
+        worker.publish(event(next(numbers), label="Secret"))
+        assert b"Secret" not in response.read()  # which comes to an end
+        connection.close()
+    finally:
+        worker.close()
 
 
 def test_every_answer_carries_the_policy(page: Page, browsers: dict[str, Browser]) -> None:
@@ -503,7 +515,7 @@ def test_pages_hold_no_script_or_style_of_their_own(
 ) -> None:
     for route in served(page):
         if isinstance(route, Route) and "GET" in (route.methods or ()) and "{" not in route.path:
-            if route.path.endswith("/stream"):
+            if route.path == EVENT_STREAM:
                 continue
             text = browsers["all"].get(route.path).text
             assert not re.search(

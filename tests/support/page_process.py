@@ -116,7 +116,7 @@ class Browser:
     def get(self, path: str, **headers: str) -> Answer:
         return self.ask("GET", path, headers=headers)
 
-    def token(self, path: str = "/login") -> str:
+    def token(self, path: str = "/no-such-page") -> str:
         """Return the token of a page."""
         found = _TOKEN.search(self.get(path).text)
         assert found is not None
@@ -185,6 +185,13 @@ def running_page(
     }
     config.write_text(json.dumps(settings))  # YAML knows JSON
     add_users(folder / "state" / "web" / "users.json", users or {})
+    with page_of(config, port, tls) as page:
+        yield page
+
+
+@contextmanager
+def page_of(config: Path, port: int, tls: ssl.SSLContext | None = None) -> Iterator[Page]:
+    """Run the page of a configuration that listens at a port of loopback."""
     command = [sys.executable, "-m", "ast_stream.cli", "web", "-c", str(config)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     page = Page(process, port, config, tls)

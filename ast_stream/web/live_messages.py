@@ -7,6 +7,7 @@ A binary message is the length of its header (uint32, little-endian), the header
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,9 @@ def live_message(message: FeedMessage, labels: Sequence[str] | None) -> bytes | 
         labels: of the model's classes; None: not known.
     """
     match message.kind:
+        case "spectrogram" if message.spectrogram is not None:
+            header = _json(message.body | {"type": "spectrogram"}).encode()
+            return struct.pack("<I", len(header)) + header + message.spectrogram.tobytes()
         case "levels":
             return _json(message.body | {"type": "levels"})
         case "scores" if message.scores is not None and labels is not None:

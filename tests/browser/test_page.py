@@ -22,6 +22,7 @@ from ast_stream.history.records import EventQuery, EventRecord
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 LIMIT_MS = 30_000
+PIXELS = "canvas => canvas.toDataURL()"
 BAD = ("serious", "critical")
 
 
@@ -95,6 +96,16 @@ def test_what_is_heard_now_is_shown_as_it_happens(page: Page, box: Box) -> None:
     stream = page.locator(f'[data-stream="{STREAM}"]')
     expect(stream.locator('[data-field="state"]')).to_have_text("listening")
     expect(stream.locator('[data-field="level"]')).to_have_text(re.compile(r"^-\d+ dBFS$"))
+    picture = stream.locator("canvas")
+    expect(picture).to_have_attribute("data-columns", re.compile(r"^\d{3,}$"))
+    expect(picture).to_have_attribute("data-boxes", re.compile("[1-9]"))
+    before = picture.evaluate(PIXELS), int(picture.get_attribute("data-columns") or 0)
+    box.wait_for(
+        lambda: int(picture.get_attribute("data-columns") or 0) > before[1] + 50,
+        "more of the spectrogram",
+        page.wait_for_timeout,
+    )
+    assert picture.evaluate(PIXELS) != before[0]
     expect(stream.locator(".top .score").first).to_have_text(re.compile(r"\d\.\d\d"))
     page.wait_for_selector("#happened li[data-shown-ms]")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from sample_messages import scores_header
 
 from ast_stream.machine_clock import Moment
 from ast_stream.messages.event import FeedMessage, Stamp
+from ast_stream.messages.spectrogram import SpectrogramHeader
 from ast_stream.web.live_messages import event_stream_message, live_message
 from ast_stream.web.now_page import parse_wish
 
@@ -32,6 +34,20 @@ def test_the_likeliest_classes_are_told() -> None:
     body = json.loads(told)
     assert body["top"] == [["Siren", 1.0], ["Rain", 0.5], ["Bark", 0.25]]
     assert (body["type"], body["stream"], body["end_sample"]) == ("scores", "porch", 16_000)
+
+
+def test_a_spectrogram_is_a_header_and_its_levels() -> None:
+    header = SpectrogramHeader(
+        stream="porch", epoch="e", start_sample=320, time_ns=0, frames=2, mels=3
+    )
+    levels = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    told = live_message(FeedMessage.of(header, STAMP, spectrogram=levels), None)
+    assert isinstance(told, bytes)
+    (length,) = struct.unpack("<I", told[:4])
+    body = json.loads(told[4 : 4 + length])
+    assert (body["type"], body["stream"], body["start_sample"]) == ("spectrogram", "porch", 320)
+    assert (body["frames"], body["mels"], body["low_db"]) == (2, 3, header.low_db)
+    assert told[4 + length :] == bytes(range(6))
 
 
 def test_scores_of_another_checkpoint_are_not_named_wrongly() -> None:

@@ -148,8 +148,9 @@ export class Spectrogram {
       context.strokeRect(left, scale, right - left, canvas.height - 2 * scale);
       context.font = `bold ${12 * scale}px sans-serif`;
       const text = event.label;
-      const start = Math.max(left, 0) + 4 * scale;
-      const stop = start + context.measureText(text).width + 8 * scale;
+      const room = context.measureText(text).width + 8 * scale;
+      const start = Math.max(4 * scale, Math.min(left + 4 * scale, canvas.width - room));
+      const stop = start + room;
       let row = rows.findIndex((end) => end < start);
       if (row < 0) row = rows.length;
       rows[row] = stop;

@@ -1,11 +1,5 @@
-// The page Timeline: colours of the lanes, and a click on a mark opens its event.
+// The page Timeline: a click on a mark opens its event, arrow keys go to the days beside.
 
-import { colourOfClass } from "./colours.js";
-
-for (const lane of document.querySelectorAll("svg[data-class]")) {
-  const colour = colourOfClass(lane.dataset.class);
-  for (const mark of lane.querySelectorAll("rect.event")) mark.setAttribute("fill", colour);
-}
 for (const table of document.querySelectorAll(".heat")) {
   table.parentElement.scrollLeft = table.parentElement.scrollWidth; // today is at the right
 }

@@ -152,6 +152,27 @@ def alerts(
     print_report({}, [asdict(timing) for timing in timings], COLUMNS, as_json=as_json)
 
 
+@app.command()
+def history(
+    days: Annotated[int, typer.Option(min=1, max=3650, help="Days that are remembered.")] = 365,
+    rounds: Rounds = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Time the history: its size, what a message costs, and how long answers take.
+
+    A day is 2 000 events of 30 classes on 8 streams, with clips, verdicts, alerts and gaps.
+
+    Example: ast-stream bench history --days 30
+    """
+    from ast_stream.benchmarks.history import COLUMNS, measure_history
+
+    with _progress(days) as advance, tempfile.TemporaryDirectory() as folder:
+        timing = measure_history(Path(folder), days, rounds, advance)
+    figures = asdict(timing)
+    answers = figures.pop("answers")
+    print_report(figures, answers, COLUMNS, as_json=as_json)
+
+
 @contextmanager
 def _progress(n_rounds: int) -> Iterator[Callable[[], None]]:
     """Show how many rounds are done, and yield what to call after each."""

@@ -260,7 +260,7 @@ class History:
         their files. To be called each minute, and again at once if it returns True.
 
         Args:
-            max_bytes: on disk, of which `WAL_BYTES` are left for the write-ahead log.
+            max_bytes: on disk, of which a quarter, at most `WAL_BYTES`, is left for the log.
             max_age_s: since the sound began; None: not by age.
 
         Returns:
@@ -274,7 +274,7 @@ class History:
             before_ns = int((self._wall_s() - max_age_s) * NS_PER_SECOND)
         for _ in range(_STEPS_AT_ONCE):
             with self._transaction() as db:
-                is_too_large = _used_bytes(db) > max_bytes - WAL_BYTES
+                is_too_large = _used_bytes(db) > max_bytes - min(WAL_BYTES, max_bytes // 4)
                 n_deleted = _delete_oldest(db, None if is_too_large else before_ns)
             if n_deleted == 0:
                 with self._reading() as db:
@@ -387,6 +387,9 @@ class History:
         utc_offset_s: int = 0,
     ) -> list[Count]:
         """Return how many events began in each hour or day, by stream and class, oldest first.
+
+        Whole hours are looked up; where `since_ns`, `until_ns` or the place's days do not begin
+        with one, all events between are counted.
 
         Args:
             utc_offset_s: of the place whose days are meant.

@@ -7,7 +7,7 @@ are in [0, 1].
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from ast_stream.messages.alert import AlertState, Severity
 from ast_stream.messages.event import EventType
@@ -230,8 +230,7 @@ class AlertQuery:
     limit: int = 100
 
 
-@dataclass(frozen=True)
-class Count:
+class Count(NamedTuple):
     """How many events of a class began on a stream within an hour or a day.
 
     Attributes:

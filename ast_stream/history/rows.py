@@ -235,5 +235,9 @@ def _json(words: dict[str, str]) -> str:
 
 
 def _words(text: str) -> dict[str, str]:
-    words: dict[str, str] = json.loads(text)
-    return words
+    """Return the words in a column; none where the disk has damaged them."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}

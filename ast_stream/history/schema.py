@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from ast_stream.units import NS_PER_SECOND
+
 SCHEMA_VERSION = 1
+HOUR_NS = 3600 * NS_PER_SECOND
 _MAX_TIME_NS = 8 * 10**18  # the year 2223: what is beyond was not written by this program
 _TIME = f"INTEGER NOT NULL CHECK ({{0}} BETWEEN -{_MAX_TIME_NS} AND {_MAX_TIME_NS})"
 
+# outer statements decide what becomes of conflicts in triggers, so these make none
+_COUNT = (
+    f"INSERT OR IGNORE INTO hours VALUES (new.onset_ns / {HOUR_NS}, new.stream, new.class, 0); "
+    "UPDATE hours SET n_events = n_events + 1 WHERE (hour, stream, class)"
+    f" = (new.onset_ns / {HOUR_NS}, new.stream, new.class)"
+)
+_UNCOUNT = (
+    "UPDATE hours SET n_events = n_events - 1 WHERE (hour, stream, class)"
+    f" = (old.onset_ns / {HOUR_NS}, old.stream, old.class); "
+    "DELETE FROM hours WHERE (hour, stream, class)"
+    f" = (old.onset_ns / {HOUR_NS}, old.stream, old.class) AND n_events < 1"
+)
 # epoch, model and labels are the same in thousands of events: a row of their own for all of them
 SCHEMA = f"""
 CREATE TABLE origins (
@@ -30,6 +45,14 @@ CREATE INDEX events_by_class ON events (class, onset_ns, stream);
 CREATE INDEX events_by_stream ON events (stream, onset_ns, class);
 CREATE INDEX events_judged ON events (onset_ns, verdict) WHERE verdict IS NOT NULL;
 CREATE INDEX events_recorded ON events (onset_ns, verdict) WHERE has_clip = 1;
+CREATE TABLE hours (
+    hour INTEGER NOT NULL, stream TEXT NOT NULL, class TEXT NOT NULL, n_events INTEGER NOT NULL,
+    PRIMARY KEY (hour, stream, class)
+) STRICT, WITHOUT ROWID;
+CREATE TRIGGER events_begin AFTER INSERT ON events BEGIN {_COUNT}; END;
+CREATE TRIGGER events_go AFTER DELETE ON events BEGIN {_UNCOUNT}; END;
+CREATE TRIGGER events_move AFTER UPDATE OF onset_ns ON events
+    WHEN old.onset_ns / {HOUR_NS} != new.onset_ns / {HOUR_NS} BEGIN {_COUNT}; {_UNCOUNT}; END;
 CREATE TABLE gaps (
     stream TEXT NOT NULL, epoch TEXT NOT NULL, start_sample INTEGER NOT NULL,
     samples INTEGER NOT NULL CHECK (samples >= 0), start_ns {_TIME.format("start_ns")},

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from damage import STRANGE_FILES, make_strange
@@ -17,7 +18,7 @@ from history_samples import SECOND, alert_message, clip, event, gap, published, 
 from sample_messages import T0_NS, health
 
 from ast_stream.errors import StartupError, UsageError
-from ast_stream.history.database import WAL_BYTES, History, HistoryError
+from ast_stream.history.database import History, HistoryError
 from ast_stream.history.records import AlertQuery, EventQuery
 from ast_stream.messages.event import FeedMessage
 
@@ -209,13 +210,39 @@ def test_counts_are_by_hours_or_by_days_of_the_place(history: History) -> None:
     for number, onset_ns in enumerate(onsets):
         history.add_messages(whole_event(f"e{number}", onset_ns))
     found = history.counts("hour", midnight, midnight + 24 * HOUR)
-    assert [(count.start_ns, count.n_events) for count in found] == [
-        (midnight, 2),
-        (midnight + HOUR, 1),
-    ]
+    assert found == [(midnight, "porch", "bark", 2), (midnight + HOUR, "porch", "bark", 1)]
     days = history.counts("day", midnight - HOUR, midnight + HOUR, ["porch"], ["bark"], 3600)
-    assert [(count.start_ns, count.n_events) for count in days] == [(midnight - HOUR, 3)]
+    assert days == [(midnight - HOUR, "porch", "bark", 3)]
+    half = history.counts("day", midnight - HOUR, midnight + 2 * HOUR, utc_offset_s=-1800)
+    assert [(start - midnight, n) for start, _, _, n in half] == [
+        (HOUR // 2 - 24 * HOUR, 2),
+        (HOUR // 2, 2),
+    ]
     assert history.names() == (["porch"], ["bark"])
+
+
+def test_counts_of_whole_hours_are_those_of_the_events(history: History) -> None:
+    for number in range(200):
+        onset_ns = T0_NS + number * 17 * 60 * SECOND
+        history.add_messages(
+            whole_event(
+                f"e{number}", onset_ns, stream=f"s{number % 3}", label=f"Class {number % 7 % 4}"
+            )
+        )
+    # the clock was set before the end of one: its onset is in another hour now
+    history.add_message(event("moved", onset_ns=T0_NS))
+    history.add_message(event("moved", "end", onset_ns=T0_NS + 5 * HOUR))
+    since, until = T0_NS // HOUR * HOUR, T0_NS // HOUR * HOUR + 90 * HOUR
+    assert not history.prune(2**40, max_age_s=-20 * 3600)  # of events that are to come
+    ways: tuple[Literal["hour", "day"], ...] = ("hour", "day")
+    for by in ways:
+        looked_up = history.counts(by, since, until, utc_offset_s=-7200)
+        counted = history.counts(by, since + 1, until, utc_offset_s=-7200)
+        assert looked_up == counted
+        assert 100 < sum(count.n_events for count in looked_up) < 200
+        assert history.counts(by, since, until, ["s1"], ["class_2"]) == history.counts(
+            by, since + 1, until, ["s1"], ["class_2"]
+        )
 
 
 def test_other_messages_are_passed_over_and_malformed_ones_counted(history: History) -> None:
@@ -331,7 +358,9 @@ def test_what_is_too_old_goes_with_its_verdicts(history: History) -> None:
     assert len(history.gaps()) == len(history.alerts(AlertQuery())) == 2
 
 
-def test_file_shrinks_to_its_bytes_and_the_newest_stay(history: History) -> None:
+def test_file_shrinks_to_its_bytes_and_the_newest_stay(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
     n = 4000
     for start in range(0, n, 1000):
         history.add_messages(
@@ -341,13 +370,14 @@ def test_file_shrinks_to_its_bytes_and_the_newest_stay(history: History) -> None
             ]
         )
     before = history.used_bytes()
-    limit = before // 2 + WAL_BYTES
+    monkeypatch.setattr("ast_stream.history.database.WAL_BYTES", 0)
+    limit = before // 2
     while history.prune(limit):
         pass
     kept = [record.id for record in history.all_events(EventQuery(newest_first=False))]
     assert kept == [f"e{number:05}" for number in range(n - len(kept), n)]
     assert n * 0.35 < len(kept) < n * 0.65
-    assert history.used_bytes() <= limit - WAL_BYTES
+    assert history.used_bytes() <= limit
     with closing(sqlite3.connect(history.path)) as db:
         assert db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
     assert history.path.stat().st_size < 0.7 * before
@@ -414,3 +444,45 @@ def test_damage_found_while_it_runs_is_set_aside_at_once(tmp_path: Path) -> None
         assert history.retry()
         assert history.event("n49") is not None
     assert path.with_name("history.sqlite.damaged-1").exists()
+
+
+PAGE = (Path(__file__).parents[3] / "docs/reference/history.md").read_text()
+
+
+def test_page_names_every_column_of_every_table(history: History) -> None:
+    with closing(sqlite3.connect(history.path)) as db:
+        tables = db.execute(
+            "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+        ).fetchall()
+        columns = {
+            (table, column)
+            for (table,) in tables
+            for (column,) in db.execute("SELECT name FROM pragma_table_info(?)", (table,))
+        }
+    sections = {
+        name: text for text in PAGE.split("\n### ")[1:] for name in _named(text.split("\n")[0])
+    }
+    assert set(sections) == {table for table, _ in columns}
+    missing = [
+        (table, column) for table, column in columns if column not in _named(sections[table])
+    ]
+    assert missing == []
+
+
+def test_questions_of_the_page_are_answered(history: History) -> None:
+    now_ns = int(time.time()) * SECOND
+    history.add_messages(
+        [*whole_event("id1", now_ns), alert_message(rule="smoke_alarm", events=("id1",))]
+    )
+    history.add_verdict(verdict("id1"))
+    history.add_clip(clip("id1"))
+    questions = [part.split("```")[0] for part in PAGE.split("```sql\n")[1:]]
+    assert len(questions) >= 5
+    with closing(sqlite3.connect(history.path)) as db:
+        for question in questions:
+            assert len(db.execute(question).fetchall()) == 1, question
+
+
+def _named(text: str) -> list[str]:
+    """Return what stands between backticks."""
+    return text.split("`")[1::2]

@@ -43,8 +43,15 @@ SHOWN_LAST = {
     "alerts": "ast_stream_alerts_published_total{",
     "worker": "ast_stream_events_total{",
     "recorder": "ast_stream_recorder_clips_written_total{",
+    "web": "ast_stream_web_connections{",
 }
-PORTS = {"worker": 0, "alerts": 1, "capture": 2, "recorder": 3}  # after that of the settings
+PORTS = {
+    "worker": 0,
+    "alerts": 1,
+    "capture": 2,
+    "recorder": 3,
+    "web": 4,
+}  # after that of the settings
 PATIENCE_S = 60.0
 
 Schema = dict[str, Any]
@@ -314,7 +321,7 @@ def scrape(folder: Path) -> dict[str, str]:
     rule = {"alert": "alarm", "match": {"class": "Alarm"}, "actions": ["log"]}
     rules = {"version": 1, "groups": [{"name": "scene", "rules": [rule]}]}
     (folder / "rules.yaml").write_text(json.dumps(rules))  # JSON is YAML
-    first_port = free_ports(4)
+    first_port = free_ports(6)
     source = {"type": "scene", "seed": 1, "duration_s": SCENE_S}
     settings = {
         "runtime_dir": str(folder / "run"),
@@ -324,6 +331,7 @@ def scrape(folder: Path) -> dict[str, str]:
         "alerts": {"rules": ["rules.yaml"], "actions": {"log": {"type": "log"}}},
         "recorder": {"clips": [{"post_s": 0.0}]},
         "metrics": {"listen": f"127.0.0.1:{first_port}"},
+        "web": {"listen": f"127.0.0.1:{first_port + 5}"},
     }
     (folder / "config.yaml").write_text(json.dumps(settings))
     shown = dict.fromkeys(SHOWN_LAST, "")

@@ -139,12 +139,13 @@ def processes(settings: Settings) -> list[str]:
     """Return the processes of a configuration, in the order of their ports.
 
     The worker has the port of `metrics.listen`, the alerts process the next one, the capture
-    processes follow in the order of the streams, then the other workers if there are several, and
-    the recorder. A process that captures several streams has the port of the first of them.
+    processes follow in the order of the streams, then the other workers if there are several,
+    the recorder and the page. A process that captures several streams has the port of the first
+    of them.
     """
     captures = [f"capture {stream.name}" for stream in settings.streams]
     first, *others = [f"worker {name}" for name in settings.workers] or ["worker"]
-    return [first, "alerts", *captures, *others, "recorder"]
+    return [first, "alerts", *captures, *others, "recorder", "web"]
 
 
 def _ipc(settings: Settings, name: str) -> str:

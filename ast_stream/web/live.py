@@ -38,6 +38,7 @@ KEPT_TOPICS = ("event/", "gap/", "alert/", "health/", "status/")
 PICTURE_TOPICS = ("spectrogram/", "scores/", "levels/")
 ALERTS = "alerts"  # name of the feed of the alerts process
 RECENT_MESSAGES = 5000
+RECENT_ALERTS = 50  # told to each browser as it connects: no feed has a log of them
 MAX_LISTENERS = 200  # browser connections of each kind
 WAITING_EVENTS = 2000  # for one browser
 WAITING_PICTURES = 50  # for one browser: five seconds of one stream
@@ -161,6 +162,7 @@ class LiveHub:
         self._feeds = dict(feeds)
         self.labels = labels
         self._recent = RecentMessages(RECENT_MESSAGES)
+        self._alerts: deque[Outgoing] = deque(maxlen=RECENT_ALERTS)
         self._events: set[Listener] = set()
         self._pictures: set[Listener] = set()
         self._stopped = threading.Event()
@@ -229,6 +231,8 @@ class LiveHub:
                     if isinstance(item, FeedMessage):
                         sent.add(item.position)
                     yield _text_of(item)
+            for alert in tuple(self._alerts):
+                yield str(alert.data)
             yield event_stream_message("hello", {}, place or None)
             while not listener.is_overrun and not self._stopped.is_set():
                 message = await listener.next(_KEEP_ALIVE_S)
@@ -393,7 +397,10 @@ class LiveHub:
         elif (before := item.position_before) is not None:
             self._recent.begin(name, before)
         self._note(name, item)
-        self._send(Outgoing(_text_of(item, place), item.position if item.is_durable else None))
+        outgoing = Outgoing(_text_of(item, place), item.position if item.is_durable else None)
+        if item.kind == "alert":
+            self._alerts.append(outgoing)
+        self._send(outgoing)
 
     def _begin_with(self, snapshot: Snapshot) -> None:
         streams = {health.stream for health in snapshot.streams}

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
 from ast_stream.errors import AstStreamError
 from ast_stream.runtime.lifecycle import Notifier
+from ast_stream.runtime.metrics import RENEW_EVERY_S, Metrics
 from ast_stream.runtime.reload import Reloader
 from ast_stream.settings.load import LoadedSettings
-from ast_stream.settings.paths import make_runtime_dir
+from ast_stream.settings.paths import make_runtime_dir, metrics_address
 from ast_stream.web.app import create_app
+from ast_stream.web.report import families
 from ast_stream.web.server import PageServer, bind, load_certificate, open_tls
 from ast_stream.web.services import open_services
 
@@ -41,6 +44,9 @@ def run_web(loaded: LoadedSettings, stop: threading.Event, reload: threading.Eve
         server = PageServer(create_app(services), sockets, tls)
         server.start()
         cleanup.callback(server.stop)
+        metrics = Metrics("web", metrics_address(settings, "web"))
+        cleanup.callback(metrics.close)
+        renew_s = 0.0
         notifier = Notifier()
         reloader = Reloader(
             reload,
@@ -64,5 +70,8 @@ def run_web(loaded: LoadedSettings, stop: threading.Event, reload: threading.Eve
                     logger.error("the certificate is kept as it was: %s", error)
             reloader.poll(notifier)
             services.clip_audit.write_repeats()
+            if metrics.is_on and time.monotonic() >= renew_s:
+                renew_s = time.monotonic() + RENEW_EVERY_S
+                metrics.renew(families(services.hub))
             notifier.turn(lambda: settings.web.origin, is_working=server.is_working)
         notifier.stopping()

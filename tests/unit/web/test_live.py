@@ -5,17 +5,30 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
+from alert_samples import alert
 from feed_worker import Worker, event
 from sample_messages import gap_message, health
 
-from ast_stream.web.live import Feed, Listener, LiveHub, Outgoing
+from ast_stream.feed import Subscriber
+from ast_stream.messages.spectrogram import SpectrogramHeader
+from ast_stream.units import N_MELS
+from ast_stream.web.live import (
+    KEPT_TOPICS,
+    PICTURE_TOPICS,
+    Feed,
+    Listener,
+    LiveHub,
+    Outgoing,
+)
 
 PATIENCE_S = 30.0
+LEVELS = np.ones((10, N_MELS), dtype=np.uint8)
 
 
 @pytest.fixture
@@ -29,7 +42,13 @@ def worker(socket_dir: Path) -> Iterator[Worker]:
 async def hub_of(folder: Path) -> AsyncIterator[LiveHub]:
     """Give a hub that hears the worker."""
     feed = Feed(f"ipc://{folder}/feed.sock", f"ipc://{folder}/query.sock")
-    hub = LiveHub({"worker": feed}, ("Bark", "Siren"))
+    async with running(LiveHub({"worker": feed}, ("Bark", "Siren"))) as hub:
+        yield hub
+
+
+@asynccontextmanager
+async def running(hub: LiveHub) -> AsyncIterator[LiveHub]:
+    """Give a hub as soon as it hears the worker."""
     hub.start(asyncio.get_running_loop())
     try:
         async with asyncio.timeout(PATIENCE_S):
@@ -38,6 +57,11 @@ async def hub_of(folder: Path) -> AsyncIterator[LiveHub]:
         yield hub
     finally:
         await asyncio.to_thread(hub.stop)
+
+
+def picture() -> SpectrogramHeader:
+    """Return the header of a tenth of a second of the porch."""
+    return SpectrogramHeader(stream="porch", epoch="e", start_sample=0, time_ns=0, frames=10)
 
 
 class Browser:
@@ -197,6 +221,65 @@ def test_a_browser_that_does_not_read_is_ended_and_gets_the_rest_as_it_reconnect
             assert hub.counters["dropped_events"] > 0
             await quick.close()
             await again.close()
+
+    asyncio.run(run())
+
+
+def test_a_browser_that_connects_is_told_of_the_alerts_before(
+    worker: Worker, socket_dir: Path
+) -> None:
+    async def run() -> None:
+        async with hub_of(socket_dir) as hub:
+            early = Browser(hub)
+            await early.next()
+            with worker.lock:
+                worker.publisher.publish(alert("a1"))
+            assert await early.ids(1) == ["a1"]
+            late = Browser(hub)
+            name, body = await late.next()
+            assert (name, body["rule"]) == ("alert", "dog")
+            assert await late.next() == ("hello", {})
+            await early.close()
+            await late.close()
+
+    asyncio.run(run())
+
+
+class CountingFeed(Feed):
+    """Counts the subscriptions to each of its topics."""
+
+    taken: ClassVar[list[tuple[str, ...]]] = []
+
+    def subscriber(self, topics: tuple[str, ...]) -> Subscriber:
+        self.taken.append(topics)
+        return super().subscriber(topics)
+
+
+def test_any_number_of_pages_takes_one_subscription(worker: Worker, socket_dir: Path) -> None:
+    async def run() -> None:
+        feed = CountingFeed(f"ipc://{socket_dir}/feed.sock", f"ipc://{socket_dir}/query.sock")
+        async with running(LiveHub({"worker": feed})) as hub:
+            assert feed.taken == [KEPT_TOPICS]
+            browsers = [Browser(hub) for _ in range(20)]
+            with ExitStack() as watching:
+                watchers = [watching.enter_context(hub.watching()) for _ in browsers]
+                for browser, watcher in zip(browsers, watchers, strict=True):
+                    await browser.next()
+                    assert watcher is not None
+                    watcher.streams = frozenset(["porch"])
+                async with asyncio.timeout(PATIENCE_S):
+                    while not hub.counters["pictures"]:
+                        await asyncio.sleep(0.01)
+                        with worker.lock:
+                            worker.publisher.publish(picture(), spectrogram=LEVELS)
+                assert hub.viewers == {"events": 20, "pictures": 20}
+                assert feed.taken == [KEPT_TOPICS, PICTURE_TOPICS]
+                for watcher in watchers:
+                    assert watcher is not None
+                    assert await watcher.next(PATIENCE_S) is not None
+            for browser in browsers:
+                await browser.close()
+            assert hub.viewers == {"events": 0, "pictures": 0}
 
     asyncio.run(run())
 

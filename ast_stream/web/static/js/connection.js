@@ -37,16 +37,25 @@ export class EventFeed {
       this.wait = FIRST_RETRY_MS;
       this.say(true);
     }
-    if (kind === "event" || kind === "gap") {
-      const identity = kind === "event"
-        ? `${body.id} ${body.type} ${body.at_sample}`
-        : `${body.stream} ${body.epoch} ${body.start}`;
-      if (this.told.has(identity)) return;
-      this.told.add(identity);
-      if (this.told.size > TOLD_EVENTS) this.told.delete(this.told.values().next().value);
+    if (kind === "event" || kind === "gap" || kind === "alert") {
+      if (this.isToldAgain(kind, body)) return;
     }
     this.tell(kind, body);
   }
+
+  isToldAgain(kind, body) {
+    const identity = identityOf(kind, body);
+    if (this.told.has(identity)) return true;
+    this.told.add(identity);
+    if (this.told.size > TOLD_EVENTS) this.told.delete(this.told.values().next().value);
+    return false;
+  }
+}
+
+function identityOf(kind, body) {
+  if (kind === "event") return `${body.id} ${body.type} ${body.at_sample}`;
+  if (kind === "gap") return `${body.stream} ${body.epoch} ${body.start}`;
+  return `${body.id} ${body.state}`;
 }
 
 // Calls `show(header, pixels)` for each message of the streams that are asked for.

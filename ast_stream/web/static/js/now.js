@@ -79,8 +79,7 @@ function noteEvent(event) {
     line.querySelector(".stream-name").textContent = event.stream;
     line.querySelector("time").dateTime = event.onset;
     line.querySelector("time").textContent = time(event.onset);
-    list.prepend(line);
-    while (list.children.length > SHOWN_EVENTS) list.lastElementChild.remove();
+    place(line, event.onset);
   }
   line.dataset.type = event.type;
   line.dataset.publishedMs = line.dataset.publishedMs ?? String(Date.parse(event.published));
@@ -91,31 +90,47 @@ function noteEvent(event) {
   page.querySelector("#nothing-yet")?.remove();
 }
 
-function noteLine(text, kind) {
+function noteLine(text, kind, moment) {
   const line = document.createElement("li");
   line.className = kind;
-  line.textContent = text;
-  list.prepend(line);
+  const clock = document.createElement("time");
+  clock.dateTime = moment;
+  clock.textContent = time(moment);
+  line.append(clock, ` ${text}`);
+  place(line, moment);
+}
+
+// newest first, also what comes late
+function place(line, moment) {
+  line.dataset.ms = String(Date.parse(moment));
+  const later = [...list.children].find((other) => Number(other.dataset.ms) <= Number(line.dataset.ms));
+  list.insertBefore(line, later ?? null);
+  while (list.children.length > SHOWN_EVENTS) list.lastElementChild.remove();
 }
 
 function tell(kind, body) {
   if (kind === "event") noteEvent(body);
   if (kind === "health") streams.get(body.stream)?.setHealth(body);
   if (kind === "gap") {
-    noteLine(`${body.stream}: ${body.duration_s.toFixed(1)} s lost (${body.reason})`, "gap");
+    const text = `${body.stream}: ${body.duration_s.toFixed(1)} s lost (${body.reason})`;
+    noteLine(text, "gap", body.time ?? body.published);
   }
   if (kind === "alert" && body.state === "firing") {
     const summary = body.annotations.summary ? `: ${body.annotations.summary}` : "";
-    noteLine(`alert ${body.rule} (${body.severity})${summary}`, "alert");
+    noteLine(`alert ${body.rule} (${body.severity})${summary}`, "alert", body.fired ?? body.started);
   }
-  if (kind === "missed") noteLine(`messages were lost: ${body.reason}`, "gap");
-  if (kind === "refused") noteLine(`no live view: ${body.error}`, "gap");
+  if (kind === "missed") noteLine(`messages were lost: ${body.reason}`, "gap", new Date().toISOString());
+  if (kind === "refused") noteLine(`no live view: ${body.error}`, "gap", new Date().toISOString());
 }
 
 for (const section of page.querySelectorAll("[data-stream]")) {
   streams.set(section.dataset.stream, new Stream(section));
 }
-for (const line of list.querySelectorAll("time")) line.textContent = time(line.dateTime);
+for (const line of list.children) {
+  const clock = line.querySelector("time");
+  clock.textContent = time(clock.dateTime);
+  line.dataset.ms = String(Date.parse(clock.dateTime));
+}
 for (const holder of page.querySelectorAll("[data-open-event]")) {
   noteEvent(JSON.parse(holder.dataset.openEvent));
 }

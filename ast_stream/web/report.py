@@ -1,0 +1,52 @@
+"""What the page shows of itself to Prometheus."""
+
+from __future__ import annotations
+
+from ast_stream.runtime.metrics import Family, figure
+from ast_stream.web.live import LiveHub
+
+
+def families(hub: LiveHub) -> list[Family]:
+    """Return the figures of what browsers are sent."""
+    counters = hub.counters
+    return [
+        figure(
+            "ast_stream_web_connections",
+            "Connections of open pages; kind is events or pictures",
+            {(kind,): float(count) for kind, count in hub.viewers.items()},
+            ["kind"],
+        ),
+        figure(
+            "ast_stream_web_messages_total",
+            "Messages of the feeds that browsers were told of; kind is events or pictures",
+            {
+                ("events",): counters["event_messages"],
+                ("pictures",): counters["pictures"],
+            },
+            ["kind"],
+        ),
+        figure(
+            "ast_stream_web_dropped_total",
+            "Messages for which a slow browser had no room; of events it is sent them again",
+            {
+                ("events",): counters["dropped_events"],
+                ("pictures",): counters["dropped_pictures"],
+            },
+            ["kind"],
+        ),
+        figure(
+            "ast_stream_web_slow_browsers_total",
+            "Connections ended because a browser did not keep up with events",
+            counters["slow_event_streams_ended"],
+        ),
+        figure(
+            "ast_stream_web_refused_total",
+            "Connections refused because there were too many",
+            counters["refused"],
+        ),
+        figure(
+            "ast_stream_web_lost_total",
+            "Messages that the page itself had no room for",
+            counters["dropped_by_page"],
+        ),
+    ]

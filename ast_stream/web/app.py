@@ -26,6 +26,7 @@ from ast_stream.web import (
     login_page,
     now_page,
     timeline_page,
+    tune_page,
 )
 from ast_stream.web.guard import Guard
 from ast_stream.web.login_page import LOGIN
@@ -52,6 +53,7 @@ def routes(services: Services) -> list[BaseRoute]:
         *event_pages.ROUTES,
         # with a sensor there is no way to sound, whatever lies in the folder
         *([] if services.settings.privacy == "sensor" else clip_routes.ROUTES),
+        *tune_page.ROUTES,
         *health_page.ROUTES,
         Mount(STATIC, StaticFiles(packages=[("ast_stream.web", "static")]), name="static"),
     ]

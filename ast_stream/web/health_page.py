@@ -141,10 +141,10 @@ def _said(asked: AdministrationRequest, answer: Administered) -> str:
         case AcknowledgeRequest():
             return f"acknowledged; {n_changed} dropped"
         case SnoozeRequest() if asked.for_s == 0:
-            return f"{asked.rule} is snoozed no longer"
+            return f"rule {asked.rule} is snoozed no longer"
         case SnoozeRequest():
             until = day_and_clock(answer.until_ns or 0)
-            return f"{asked.rule} is snoozed until {until}; {n_changed} held back"
+            return f"rule {asked.rule} is snoozed until {until}; {n_changed} held back"
         case RetryRequest():
             return f"{n_changed} tried again"
     return f"{n_changed} dropped"

@@ -68,6 +68,13 @@ def render(
     return HTMLResponse(text, status, headers)
 
 
+def sentence(text: str) -> str:
+    """Return a text with what makes a sentence of it; names at its beginning stay as they are."""
+    first = text.partition(" ")[0]
+    is_name = first.endswith(":") or any(one in first for one in "_./")
+    return f"{text if is_name else text[:1].upper() + text[1:]}."
+
+
 @cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
@@ -81,5 +88,6 @@ def _environment() -> jinja2.Environment:
         "clock": clock,
         "day_and_clock": day_and_clock,
         "rfc3339": format_time,
+        "sentence": sentence,
     }
     return environment

@@ -25,6 +25,7 @@ from ast_stream.web.logins import Logins
 from ast_stream.web.past import Past
 from ast_stream.web.sessions import Sessions
 from ast_stream.web.tokens import Tokens
+from ast_stream.web.tuning import Tuning
 from ast_stream.web.visitors import Visitors
 
 HOUR_S = 3600.0
@@ -49,6 +50,7 @@ class Services:
         clip_audit: who listened to which clip.
         box: how all processes are.
         alerts: alerts and deliveries, to look at and to administrate.
+        tuning: tries other settings on what was heard.
     """
 
     settings: Settings
@@ -64,6 +66,7 @@ class Services:
     clip_audit: ClipAudit
     box: BoxWatch
     alerts: AlertsDesk
+    tuning: Tuning
 
 
 def open_services(loaded: LoadedSettings, cleanup: ExitStack) -> Services:
@@ -99,6 +102,7 @@ def open_services(loaded: LoadedSettings, cleanup: ExitStack) -> Services:
         clip_audit=clip_audit,
         box=box,
         alerts=AlertsDesk(loaded),
+        tuning=Tuning(loaded, past),
     )
 
 

@@ -85,7 +85,7 @@ def test_a_delivery_that_was_given_up_is_shown_and_retried(box: Box) -> None:
     assert box.acts()[-1].account == "anna"
     assert box.acts()[-1].act == f"retry deliveries {numbers[-1]}"
     answer = ask(browser, "retry", number=numbers[-1])
-    assert "Refused: expected deliveries that are dead" in answer.text
+    assert "refused: expected deliveries that are dead" in answer.text
     assert "notice bad" in answer.text
 
 
@@ -105,10 +105,10 @@ def test_an_alert_that_fires_is_acknowledged(box: Box) -> None:
 def test_a_rule_is_snoozed_and_no_longer(box: Box) -> None:
     browser = box.page.browser("anna")
     answer = ask(browser, "snooze", rule="dog", **{"for": "2h"})
-    assert "Dog is snoozed until " in answer.text
+    assert "Rule dog is snoozed until " in answer.text
     assert "End the snooze" in answer.text
     answer = ask(browser, "snooze", rule="dog", **{"for": "0s"})
-    assert "Dog is snoozed no longer." in answer.text
+    assert "Rule dog is snoozed no longer." in answer.text
     assert "End the snooze" not in answer.text
     acts = [act.act for act in box.acts()][-2:]
     assert acts == ["snooze rule dog for 7200 s", "snooze rule dog for 0 s"]
@@ -119,10 +119,10 @@ def test_a_rule_is_snoozed_and_no_longer(box: Box) -> None:
     [
         ("retry", {}, 400, "Expected numbers of deliveries, or all=1"),
         ("retry", {"number": "1", "all": "1"}, 400, "Expected numbers of deliveries, or all=1"),
-        ("drop", {"number": "-1"}, 400, "Number: expected those of deliveries"),
-        ("drop", {"number": "9" * 50}, 400, "Number: expected those of deliveries"),
+        ("drop", {"number": "-1"}, 400, "number: expected those of deliveries"),
+        ("drop", {"number": "9" * 50}, 400, "number: expected those of deliveries"),
         ("drop", {"number": "999999"}, 200, "expected deliveries that are pending, got 999999"),
-        ("acknowledge", {}, 400, "Alert: expected the id of one, got none"),
+        ("acknowledge", {}, 400, "alert: expected the id of one, got none"),
         ("acknowledge", {"alert": "no-such"}, 200, "expected the id of one alert"),
         (
             "snooze",
@@ -130,7 +130,7 @@ def test_a_rule_is_snoozed_and_no_longer(box: Box) -> None:
             200,
             "got &#39;dgo&#39;; did you mean &#39;dog&#39;",
         ),
-        ("snooze", {"rule": "dog", "for": "later"}, 400, "For: "),
+        ("snooze", {"rule": "dog", "for": "later"}, 400, "for: "),
         ("explode", {}, 400, "Expected one of acknowledge, snooze, retry, drop"),
     ],
 )

@@ -335,7 +335,7 @@ class FfmpegDecoder(Decoder):
                     yield from _silence(lost_s, rate, frame.layout.nb_channels)
                     time_s += max(0.0, lost_s)
                 n_bad_bytes = 0
-                pcm = to_floats(frame)
+                pcm = np.ascontiguousarray(to_floats(frame))
                 yield pcm, rate
                 time_s += len(pcm) / rate
         if (
@@ -360,9 +360,10 @@ class FfmpegDecoder(Decoder):
 
 
 class FrameConverter:
-    """Frames of FFmpeg as arrays of float32, shape (n_frames, n_channels).
+    """Frames of FFmpeg as arrays of float32, shape (n_frames, n_channels), own memory.
 
-    Rate and channels are kept: FFmpeg's own downmix to mono would add 3 dB.
+    Channels that FFmpeg keeps apart lie one behind the other in memory, as it has them. Rate and
+    channels are kept: FFmpeg's own downmix to mono would add 3 dB.
     """
 
     def __init__(self) -> None:
@@ -373,9 +374,13 @@ class FrameConverter:
         """Return the samples of a frame, whose format may differ from that before."""
         n_channels = frame.layout.nb_channels
         if frame.format.name in _FLOATS and n_channels <= _MAX_PLANES:
-            pcm = frame.to_ndarray()  # a converter would be threads and memory for a copy
-            pcm = pcm.T if frame.format.is_planar else pcm.reshape(-1, n_channels)
-            return np.ascontiguousarray(pcm, dtype=np.float32)
+            # a converter would be threads and memory for a copy
+            if not frame.format.is_planar:
+                return np.asarray(frame.to_ndarray().reshape(-1, n_channels), np.float32)
+            planes = np.empty((n_channels, frame.samples), np.float32)
+            for plane, samples in zip(planes, frame.planes, strict=True):
+                plane[:] = np.frombuffer(samples, np.float32, frame.samples)
+            return planes.T
         key = (frame.format.name, frame.layout.name, frame.sample_rate)
         if key != self._key:
             # packed: behind eight planes PyAV reads other memory

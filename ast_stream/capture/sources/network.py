@@ -103,6 +103,7 @@ class NetworkStream:
         self._opening: Future[Any] | None = None
         self._n_failed = 0  # tries since the last success: each takes the next of a playlist
         self._logged_address = ""  # in a playlist
+        self._av: Any = None  # PyAV, once it is open
         self._container: Any = None
         self._track: Any = None  # of sound
         self._packets: Iterator[Any] = iter(())
@@ -127,7 +128,7 @@ class NetworkStream:
             StartupError: PyAV is not installed.
             CaptureError: no connection, or no sound in what came.
         """
-        av = _pyav()
+        av = self._av = _pyav()
         self._opening = self._opening or in_background(lambda: self._connect(av))
         limit_s = self._settings.opening_limit_s
         try:
@@ -203,8 +204,9 @@ class NetworkStream:
         if len(parts) == 1:
             return first
         monotonic_ns, captured_ns = min(times)
-        pcm = cast(Pcm, np.concatenate(parts))
-        return replace(first, pcm=pcm, monotonic_ns=monotonic_ns, captured_ns=captured_ns)
+        # each channel by itself, as it lies in memory
+        pcm = cast(Pcm, np.concatenate([part.T for part in parts], axis=1).T)
+        return SourceBlock(pcm, first.rate, captured_ns, monotonic_ns, first.overflowed)
 
     def _connect(self, av: Any) -> Any:
         """Return an open container with sound in it; runs in a thread of its own."""
@@ -331,7 +333,7 @@ class NetworkStream:
         Raises:
             SourceError: the stream broke or ended, or there was no sound for too long.
         """
-        av = _pyav()
+        av = self._av
         try:
             packet = next(self._packets, None)
         except decoding_errors(av) as error:

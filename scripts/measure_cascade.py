@@ -4,7 +4,8 @@
 
 The streams are those of `ast-stream evaluate`, with more time between the sounds. All ways to hear
 them hear the very same ones: the large model alone, the small one alone, and cascades of both.
-Figures are stored (`--json`); the page is written from one or several such files (`--stored`).
+Figures are stored (`--json`) after every stream, for hours may be more than there are; the page is
+written from one or several such files (`--stored`), which are added up.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import json
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.stats import binomtest
 from torch import Tensor
 
 from ast_stream.audio.recording import read_mono
@@ -51,6 +53,9 @@ from ast_stream.soundscape.soundbank import generated_foregrounds
 PAGE = Path("docs/design/cascade.md")
 BEGIN, END = "<!-- figures: scripts/measure_cascade.py -->", "<!-- end of figures -->"
 ALONE, SMALL, DEFAULT = "large alone", "small alone", "cascade"
+ALIKE = ("large", "small", "gap_s", "hop_s")
+RATIOS = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+AROUND_S = (0.5, 2.5)
 NEAR_S = 0.5  # an event of the large model this near confirms one of the small
 WAYS: dict[str, dict[str, Any] | None] = {
     ALONE: None,
@@ -59,6 +64,8 @@ WAYS: dict[str, dict[str, Any] | None] = {
     "  `ask_ratio: 1`": {"ask_ratio": 1.0},
     "  `change_db: 3`": {"change_db": 3.0},
     "  `change_db: null`": {"change_db": None},
+    "  `steady_hops: 2`": {"steady_hops": 2},
+    "  `steady_hops: 3`": {"steady_hops": 3},
 }
 
 
@@ -116,30 +123,40 @@ class Tally:
     def row(self, alone: Tally) -> dict[str, Any]:
         """Return the figures, beside those of the large model alone."""
         both = list(zip(alone.found, self.found, strict=True))
-        n_lost = sum(before and not now for before, now in both)
         return {
             "windows": self.n_windows,
             "asked": self.n_asked,
             "sounds": len(self.found),
             "found": sum(self.found),
-            "lost": n_lost,
+            "lost": sum(before and not now for before, now in both),
             "gained": sum(now and not before for before, now in both),
             "found_alone": sum(alone.found),
             "false": self.n_false,
-            "hours": round(self.hours, 3),
+            "hours": self.hours,
             "onset_error_s": _median(np.abs(self.onset_errors)),
             "time_to_detect_s": _median(self.delays),
         }
 
+    def plus(self, other: Tally) -> Tally:
+        """Return what both came to."""
+        return Tally(*(one + two for one, two in zip(astuple(self), astuple(other), strict=True)))
+
 
 @dataclass
 class Verdicts:
-    """Events of the small model alone that the large one confirms, true and false ones."""
+    """Events of the small model alone that the large one confirms, true and false ones.
+
+    Attributes:
+        true_ratios, false_ratios: of each event the highest score of the large model up to each of
+            `AROUND_S` before and after it, in multiples of its threshold.
+    """
 
     n_true: int = 0
     n_true_confirmed: int = 0
     n_false: int = 0
     n_false_confirmed: int = 0
+    true_ratios: list[list[float]] = field(default_factory=list)
+    false_ratios: list[list[float]] = field(default_factory=list)
 
     def add(
         self, small: ScoredSoundscape, cascade: ScoredSoundscape, labels: Sequence[str]
@@ -155,16 +172,34 @@ class Verdicts:
             every |= {id(one): one for one in matches.false_alarms}
             for key, one in every.items():
                 is_confirmed = any(_are_near(one, other) for other in confirming)
+                ratio = [_ratio_around(one, cascade, near_s) for near_s in AROUND_S]
                 if key in false:
                     self.n_false += 1
                     self.n_false_confirmed += is_confirmed
+                    self.false_ratios.append(ratio)
                 else:
                     self.n_true += 1
                     self.n_true_confirmed += is_confirmed
+                    self.true_ratios.append(ratio)
 
 
 def _are_near(one: Detection, other: Detection) -> bool:
     return max(one.onset_s - other.offset_s, other.onset_s - one.offset_s) <= NEAR_S
+
+
+def _ratio_around(one: Detection, scored: ScoredSoundscape, near_s: float) -> float:
+    """Return the highest score of its class around an event, in multiples of the threshold."""
+    parameters = scored.parameters
+    assert parameters is not None
+    index = parameters.labels.index(one.label)
+    times = scored.times_s
+    is_around = (times >= one.onset_s - near_s) & (times <= one.offset_s + near_s)
+    score = scored.scores[is_around, index].max(initial=0.0)
+    return round(float(score / parameters.onset_threshold[index]), 3)
+
+
+def _plus(one: Verdicts, other: Verdicts) -> Verdicts:
+    return Verdicts(*(a + b for a, b in zip(astuple(one), astuple(other), strict=True)))
 
 
 def _median(values: Sequence[float] | npt.NDArray[np.float64]) -> float | None:
@@ -176,8 +211,10 @@ def _median(values: Sequence[float] | npt.NDArray[np.float64]) -> float | None:
 class Measurement:
     """Hears streams in every way and adds up."""
 
-    def __init__(self, subject: Subject, small: Tagger, ways: Sequence[str]) -> None:
-        self.large, self.small = subject.tagger, small
+    def __init__(
+        self, subject: Subject, small: Tagger, ways: Sequence[str], hop_s: float | None
+    ) -> None:
+        self.large, self.small, self._hop_s = subject.tagger, small, hop_s
         decides_by = "window_scores" if self.large.frames is None else "frame_logits"
         self._memories = [
             _remember(self.large, decides_by), _remember(small, "window_scores")
@@ -211,14 +248,14 @@ class Measurement:
         """Hear a recording without events, but perhaps of one class."""
 
         def score(subject: Subject) -> ScoredSoundscape:
-            scored = score_blocks(subject.detector(None), read_mono(recording.path), [])
+            scored = score_blocks(subject.detector(self._hop_s), read_mono(recording.path), [])
             return replace(scored, expected_label=recording.expected_label)
 
         self.hear(recording.path.stem, score)
 
     def hear_soundscape(self, soundscape: Soundscape) -> None:
         """Hear a stream of known sounds."""
-        self.hear("sounds", lambda one: score_soundscape(one.detector(None), soundscape))
+        self.hear("sounds", lambda one: score_soundscape(one.detector(self._hop_s), soundscape))
 
     def hear(self, kind: str, score: Callable[[Subject], ScoredSoundscape]) -> None:
         """Hear a stream in every way, and add up what comes of it."""
@@ -252,7 +289,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     (subject,) = single([options.model], options.clips, Columns(), options.test_fold)
     small = load_tagger(options.small, use_frames=False)
     ways = [name for name in WAYS if not options.quick or name in (ALONE, SMALL, DEFAULT)]
-    measurement = Measurement(subject, small, ways)
+    measurement = Measurement(subject, small, ways, options.hop)
     low, high = options.gap
     settings = MeasureSettings(gap_s=(low, high), seed=options.seed)
     base = SEED_BASE + SEEDS_APART * options.seed
@@ -262,24 +299,35 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         order = np.random.default_rng(base).permutation(len(foregrounds))[: options.sounds]
         foregrounds = [foregrounds[int(index)] for index in order]
     spec = mixed_spec(subject.tagger.window_s, settings)
+
+    def figures() -> dict[str, Any]:
+        return {
+            "commands": [" ".join(["scripts/measure_cascade.py", *sys.argv[1:]])],
+            "large": _facts(subject.tagger),
+            "small": _facts(small),
+            "gap_s": [low, high],
+            "hop_s": options.hop or subject.tagger.hop_s,
+            "kinds": {
+                kind: {name: asdict(one) for name, one in tallies.items()}
+                for kind, tallies in measurement.tallies.items()
+            },
+            "verdicts": {kind: asdict(one) for kind, one in measurement.verdicts.items()},
+        }
+
     for repeat in range(options.repeats):
         seeds = base, 1, 0, repeat
         for soundscape in mixed_soundscapes(subject, "mixed", foregrounds, spec, settings, seeds):
             measurement.hear_soundscape(soundscape)
+            _store(options.json, figures())
     for recording in negative_recordings(options.negatives, subject.tagger.labels):
         measurement.hear_recording(recording)
-    return {
-        "commands": [" ".join(["scripts/measure_cascade.py", *sys.argv[1:]])],
-        "large": _facts(subject.tagger),
-        "small": _facts(small),
-        "gap_s": [low, high],
-        "kinds": {
-            kind: {name: one.row(tallies[ALONE]) for name, one in tallies.items()}
-            for kind, tallies in measurement.tallies.items()
-        },
-        "verdicts": {kind: vars(one) for kind, one in measurement.verdicts.items()},
-        "verified_classes": len(measurement.labels),
-    }
+    return figures()
+
+
+def _store(path: Path | None, figures: dict[str, Any]) -> None:
+    """Write the figures so far: a run of hours may be stopped."""
+    if path is not None:
+        path.write_text(json.dumps(figures) + "\n")
 
 
 def _facts(tagger: Tagger) -> dict[str, Any]:
@@ -305,10 +353,12 @@ def text_of(figures: dict[str, Any]) -> str:
         "| false an hour | onset error, median | time to detect, median |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for kind, rows in figures["kinds"].items():
-        for name, row in rows.items():
+    for kind, tallies in figures["kinds"].items():
+        alone = Tally(**tallies[ALONE])
+        for name, tally in tallies.items():
+            row = Tally(**tally).row(alone)
             share = row["asked"] / max(1, row["windows"])
-            lost = "" if not row["found_alone"] else f"{row['lost'] / row['found_alone']:.1%}"
+            lost = _share_with_bounds(row["lost"], row["found_alone"])
             found = f"{row['found']} of {row['sounds']}" if row["sounds"] else ""
             shown = name.strip() if kind == "sounds" else f"{kind}: {name.strip()}"
             lines.append(
@@ -329,24 +379,65 @@ def text_of(figures: dict[str, Any]) -> str:
             f"| {kind} | {one['n_true']} | {_share(one['n_true_confirmed'], one['n_true'])} | "
             f"{one['n_false']} | {_share(n_off, one['n_false'])} |"
         )
+    lines += ["", *_opinions(figures["verdicts"])]
     return "\n".join([*lines, "", "```", *figures["commands"], "```"])
 
 
+def _opinions(verdicts: dict[str, dict[str, Any]]) -> list[str]:
+    """Return what would be confirmed if the large model need not have an event of its own."""
+    true = [ratios for one in verdicts.values() for ratios in one["true_ratios"]]
+    false = [ratios for one in verdicts.values() for ratios in one["false_ratios"]]
+    lines = [
+        f"| events of the small model alone that count: {len(true)} true, {len(false)} false "
+        "| true ones refused | false ones turned off |",
+        "|---|---:|---:|",
+    ]
+    n_true, n_false = (
+        sum(one[f"{name}_confirmed"] for one in verdicts.values()) for name in ("n_true", "n_false")
+    )
+    lines.append(
+        f"| with an event of the large one | {_share_with_bounds(len(true) - n_true, len(true))} "
+        f"| {_share(len(false) - n_false, len(false))} |"
+    )
+    for number, near_s in enumerate(AROUND_S):
+        for least in RATIOS:
+            refused = sum(ratios[number] < least for ratios in true)
+            off = sum(ratios[number] < least for ratios in false)
+            lines.append(
+                f"| its score reaches {least:g} of its threshold, {near_s:g} s around | "
+                f"{_share_with_bounds(refused, len(true))} | {_share(off, len(false))} |"
+            )
+    return lines
+
+
 def together(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the figures of several runs; of each kind of stream those of the longest."""
+    """Return the figures of several runs, added up."""
     first, *others = parts
     for part in others:
+        if [part[key] for key in ALIKE] != [first[key] for key in ALIKE]:
+            raise SystemExit(f"expected runs that are alike in {', '.join(ALIKE)}, got others")
         for kind, rows in part["kinds"].items():
-            known = first["kinds"].get(kind, {ALONE: {"hours": 0}})
-            if rows[ALONE]["hours"] > known[ALONE]["hours"]:
-                first["kinds"][kind] = rows
-                first["verdicts"][kind] = part["verdicts"][kind]
+            known = first["kinds"].setdefault(kind, {})
+            for name, tally in rows.items():
+                before = Tally(**known[name]) if name in known else Tally()
+                known[name] = asdict(before.plus(Tally(**tally)))
+        for kind, one in part["verdicts"].items():
+            before_it = Verdicts(**first["verdicts"].get(kind, {}))
+            first["verdicts"][kind] = asdict(_plus(before_it, Verdicts(**one)))
         first["commands"] += part["commands"]
     return first
 
 
 def _seconds(value: float | None) -> str:
     return "" if value is None else f"{value:.2f} s"
+
+
+def _share_with_bounds(part: int, whole: int) -> str:
+    """Return a share with its 95 % confidence interval (Clopper and Pearson)."""
+    if not whole:
+        return ""
+    low, high = binomtest(part, whole).proportion_ci(0.95, "exact")
+    return f"{part / whole:.1%} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def _share(part: int, whole: int) -> str:
@@ -368,6 +459,7 @@ def main() -> None:
     parser.add_argument("--generated", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--negatives", action="append", default=[])
+    parser.add_argument("--hop", type=float, help="seconds between windows; none: the model's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="without variants of the settings")
@@ -380,8 +472,7 @@ def main() -> None:
         parser.error("expected CLIPS and --small, or --stored")
     else:
         figures = measure(options)
-    if options.json is not None:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    _store(options.json, figures)
     text = text_of(figures)
     print(text)
     if options.page.is_file() and BEGIN in (page := options.page.read_text()):

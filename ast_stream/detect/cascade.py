@@ -10,6 +10,9 @@ The large model's classes, thresholds and scores decide. A window is asked about
 * an event of the stream is open, or may be confirmed;
 * its number on the stream's sample index says so, once in `every_s`.
 
+While all events of a stream are open and steady, and nothing but their own classes gives a reason,
+one in `steady_hops` windows is enough: nothing is decided of the others.
+
 All other windows are taken for silence. What is remembered, until when a stream is asked about, is
 part of the journalled state; the rest is a function of the window, so the answer is the same live,
 resumed and scanned, whatever other streams do.
@@ -127,6 +130,10 @@ class Watcher:
         self._follow = window // 2  # how long a reason goes on, after the window that has it
         every_s = self._settings.every_s
         self._every = 0 if every_s is None else max(1, seconds_to_samples(every_s) // hop)
+        self._steady_hops = self._settings.steady_hops
+        # classes of the large model by those of the small one: an open event of one gives no reason
+        self._own = np.zeros((len(labels), len(tagger.labels)), np.bool_)
+        self._own[list(self._small), list(self._small.values())] = True
         self._hop = hop
         self._bands = BandMeter(window, hop)
         self._asked_until: Indices = np.zeros(0, np.int64)
@@ -181,15 +188,16 @@ class Watcher:
             context_starts: first real sample of each slot since start or gap, shape (n,).
         """
         scores = self._scorer.score(windows)
-        is_reason: Flags = windows.is_run & (scores >= self._ask_from).any(axis=2)
+        is_likely = windows.is_run[:, :, None] & (scores >= self._ask_from)
+        is_change = np.zeros(windows.is_run.shape, np.bool_)
         if self._settings.change_db is not None:
             rises = self._bands.rises(windows.hop_ends, context_starts)
             # also where overload leaves the window out: the next one will be asked about
             is_heard = windows.is_due & ~windows.is_gated
-            is_reason |= is_heard & (rises >= self._settings.change_db)
-        self._heard = _Heard(windows, scores, is_reason)
+            is_change = is_heard & (rises >= self._settings.change_db)
+        self._heard = _Heard(windows, scores, is_likely, is_change)
 
-    def ask(self, hop: int, is_first: Flags, is_live: Flags) -> DueWindows:
+    def ask(self, hop: int, is_first: Flags, is_live: Flags, steady: Flags) -> DueWindows:
         """Return the windows of one hop of the step that was heard last, for the large model.
 
         To be called for one hop after another.
@@ -197,19 +205,33 @@ class Watcher:
         Args:
             is_first: whether the window is the first since start or gap, shape (n,).
             is_live: whether an event is open or may be confirmed, shape (n,).
+            steady: classes whose events are open, of slots where all that is live is open and
+                steady, shape (n, classes of the large model).
         """
         assert self._heard is not None
         windows = self._heard.windows.of_hop(hop)
         slots, ends = windows.slots, windows.hop_ends[0]
-        is_reason = self._heard.is_reason[hop] | (windows.is_run[0] & is_first)
+        is_likely = self._heard.is_likely[hop]
+        is_steady: Flags = np.zeros(len(slots), np.bool_)
+        if self._steady_hops > 1:
+            is_steady = np.any(steady, axis=1)
+            is_likely = is_likely & ~np.matmul(steady, self._own)
+        is_reason = self._heard.is_change[hop] | (windows.is_run[0] & is_first)
+        is_reason = is_reason | is_likely.any(axis=1)
         until = self._asked_until[slots]
         until = np.where(is_reason, np.maximum(until, ends + self._follow), until)
         self._asked_until[slots] = until
+        number = ends // self._hop
         is_asked: Flags = is_live | (ends <= until)
+        is_passed_over = is_steady & (ends > until) & (number % self._steady_hops != 0)
         if self._every:
-            is_asked = is_asked | ((ends // self._hop) % self._every == 0)
-        is_run = windows.is_run & is_asked
-        return replace(windows, is_run=is_run, is_unasked=windows.is_run & ~is_run)
+            is_asked = is_asked | (number % self._every == 0)
+        return replace(
+            windows,
+            is_run=windows.is_run & is_asked & ~is_passed_over,
+            is_unasked=windows.is_run & ~is_asked,
+            is_passed_over=windows.is_run & is_passed_over,
+        )
 
     def with_scores(self, events: Sequence[Event], hop: int) -> list[Event]:
         """Return what a hop of the step decided, with what the small model says of each event."""
@@ -233,12 +255,14 @@ class _Heard:
 
     Attributes:
         scores: shape (hops, n, n_classes of the small model).
-        is_reason: shape (hops, n).
+        is_likely: classes that are a reason, of the same shape.
+        is_change: whether the sound has changed, shape (hops, n).
     """
 
     windows: DueWindows
     scores: npt.NDArray[np.float32]
-    is_reason: Flags
+    is_likely: Flags
+    is_change: Flags
 
 
 class BandMeter:

@@ -300,6 +300,17 @@ class Decision:
         has_live: Flags = np.any(self._is_live(slots), axis=1)
         return has_live
 
+    def steady(self, slots: Indices) -> Flags:
+        """Return the classes with an open event, shape (n, n_classes); none where one is ending.
+
+        Nor where another event may be confirmed.
+        """
+        is_open: Flags = self._state["is_active"][slots]
+        is_ending = is_open & (self._state["low_since"][slots] != NEVER)
+        is_changing = np.any(is_ending | (self._is_live(slots) & ~is_open), axis=1)
+        steady: Flags = is_open & ~is_changing[:, None]
+        return steady
+
     def close(self, slot: int, reason: EndReason, at: int, audio_end: int) -> list[Event]:
         """End all events of `slot` because there is no more audio, and forget its state."""
         return self._events(self.cut(slot, reason, at, audio_end))

@@ -570,7 +570,7 @@ class Detector:
         is_run &= (hop_ends // self.hop) % self._positions.stride[slots] == 0
         first, last = first_frame(at.context_start[slots]), last_frame(at.received[slots])
         none = np.zeros_like(is_run)
-        windows = DueWindows(slots, hop_ends, is_due, is_run, is_gated, none, first, last)
+        windows = DueWindows(slots, hop_ends, is_due, is_run, is_gated, none, none, first, last)
         if self._watcher is not None:
             return _Begun(windows, None)
         if self._frames is None:
@@ -591,11 +591,14 @@ class Detector:
             rows = np.flatnonzero(is_due[hop])
             first_scored = at.mark_scored(slots[rows], hop_ends[hop, rows])
             decided: list[Event] = []
-            if self._frames is None and len(rows):
-                ends = hop_ends[hop, rows]
-                decided = self._decide(slots[rows], ends, found[rows], first_scored)
-            elif self._frames is not None:
-                # a window that overload leaves out says nothing of its frames
+            if self._frames is None:
+                is_decided = ~asked.is_passed_over[0, rows]
+                rows, first_scored = rows[is_decided], first_scored[is_decided]
+                if len(rows):
+                    ends = hop_ends[hop, rows]
+                    decided = self._decide(slots[rows], ends, found[rows], first_scored)
+            else:
+                # a window that is left out says nothing of its frames
                 says = asked.is_run[0] | asked.is_gated[0] | asked.is_unasked[0]
                 rows = np.flatnonzero(is_due[hop] & says)
                 begins = self._scorer.begins(hop_ends[hop, rows], first[rows])
@@ -648,7 +651,8 @@ class Detector:
         self._watcher.hear(windows, at.context_start[slots])
         for hop in range(len(windows.hop_ends)):
             is_first = at.first_scored[slots] == NEVER
-            asked = self._watcher.ask(hop, is_first, self._decision.has_live(slots))
+            is_live, steady = self._decision.has_live(slots), self._decision.steady(slots)
+            asked = self._watcher.ask(hop, is_first, is_live, steady)
             yield asked, score(asked)[0]
 
     def _decide_frames(

@@ -39,6 +39,7 @@ class DueWindows:
         is_run: those of them to score.
         is_gated: windows too quiet to score, shape (hops, n).
         is_unasked: windows that a cascade does not ask the model about, shape (hops, n).
+        is_passed_over: windows of a steady sound, of which nothing is decided, shape (hops, n).
         first_frames, last_frames: real frames of each slot, shape (n,); others are padding.
     """
 
@@ -48,6 +49,7 @@ class DueWindows:
     is_run: Flags
     is_gated: Flags
     is_unasked: Flags
+    is_passed_over: Flags
     first_frames: Indices
     last_frames: Indices
 
@@ -61,6 +63,7 @@ class DueWindows:
             is_run=self.is_run[one],
             is_gated=self.is_gated[one],
             is_unasked=self.is_unasked[one],
+            is_passed_over=self.is_passed_over[one],
         )
 
 

@@ -391,6 +391,14 @@ class CascadeSettings(Section):
         default=30.0, description="one window is asked this often without a reason; null: never"
     )
 
+    steady_hops: int = Field(
+        default=1,
+        ge=1,
+        le=8,
+        description="while events are open and steady, and nothing else gives a reason, one of so "
+        "many windows is asked",
+    )
+
     _checkpoint_is_found = field_validator("checkpoint")(_checkpoint)
 
 

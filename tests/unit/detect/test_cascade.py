@@ -231,6 +231,64 @@ def test_under_overload_both_models_leave_windows_out(perfect: LoudFrames) -> No
     assert sum(event.type == "begin" and event.label == "Bark" for event in events) == len(truth)
 
 
+@pytest.mark.parametrize("decides_by_frames", [True, False])
+def test_of_a_steady_sound_one_window_in_some_is_enough(
+    perfect: LoudFrames, by_windows: LoudWindows, decides_by_frames: bool
+) -> None:
+    rng = np.random.default_rng(0)
+    pcm = rng.normal(0, 5, 60 * SAMPLE_RATE)
+    pcm[10 * SAMPLE_RATE : 50 * SAMPLE_RATE] = rng.normal(0, 9_000, 40 * SAMPLE_RATE)
+    large = perfect if decides_by_frames else by_windows
+    found, n_asked = {}, {}
+    for hops in (1, 3):
+        cascade = cascade_of(listener(), change_db=12.0, steady_hops=hops)
+        detector = Detector(large, detection(), hop_s=0.5, cascade=cascade)
+        events = events_of(detector, pcm.astype(np.int16))
+        begins = [(one.label, one.onset_sample) for one in events if one.type == "begin"]
+        ends = [one.offset_sample or 0 for one in events if one.type == "end"]
+        found[hops] = begins, np.array(ends)
+        n_asked[hops] = detector.n_asked or 0
+    assert found[3][0] == found[1][0]
+    assert len(found[1][0]) >= 2
+    # of frames the end is known from the windows after it; else the one that misses it may be late
+    late_s = np.abs(found[3][1] - found[1][1]) / SAMPLE_RATE
+    assert late_s.max() <= (0 if decides_by_frames else 2 * 0.5)
+    assert n_asked[3] < n_asked[1] - 40
+
+
+class LoudBarks(LoudFrames):
+    """Knows barks alone."""
+
+    def frame_logits(self, windows: Tensor) -> npt.NDArray[np.float32]:
+        logits = super().frame_logits(windows)
+        logits[..., 1:] = -6
+        return logits
+
+
+class HearsSirens(Listener):
+    """Hears a siren all the time."""
+
+    def window_scores(self, windows: Tensor) -> npt.NDArray[np.float32]:
+        scores = super().window_scores(windows)
+        scores[:, 1] = 0.75
+        return scores
+
+
+def test_another_sound_than_the_steady_one_is_a_reason(perfect: LoudFrames) -> None:
+    pcm = np.random.default_rng(0).normal(0, 9_000, 30 * SAMPLE_RATE).astype(np.int16)
+    large = LoudBarks(perfect.checkpoint, "cpu", "fp32", "math")
+    steady = listener()
+    other = HearsSirens(steady.checkpoint, "cpu", "fp32", "math")
+    asked = []
+    for small_one in (steady, other):
+        cascade = cascade_of(small_one, steady_hops=4)
+        detector = Detector(large, detection(), hop_s=0.5, cascade=cascade)
+        assert [one.label for one in events_of(detector, pcm) if one.type == "begin"] == ["Bark"]
+        asked.append(detector.n_asked or 0)
+    assert asked[1] > 2 * asked[0]
+    assert asked[1] >= 30 / 0.5 - 1
+
+
 # -- the same however the audio comes
 
 
@@ -247,7 +305,7 @@ def test_events_and_scores_do_not_depend_on_blocks_other_streams_or_hops_at_once
         seen: list[Scores] = []
         detector = Detector(
             large, detection(), hop_s=HOP_S, hops_at_once=hops_at_once, on_scores=seen.append,
-            cascade=cascade_of(small, change_db=9.0, every_s=3.0),
+            cascade=cascade_of(small, change_db=9.0, every_s=3.0, steady_hops=2),
         )  # fmt: skip
         events: list[Event] = []
         for stream in streams:
@@ -288,7 +346,7 @@ def test_resumed_after_a_kill_all_is_as_in_a_run_that_never_stopped(
     decides_by_frames: bool,
 ) -> None:
     pcm, large = recording(0), perfect if decides_by_frames else by_windows
-    cascade = cascade_of(small, change_db=9.0, every_s=3.0)
+    cascade = cascade_of(small, change_db=9.0, every_s=3.0, steady_hops=2)
 
     def run(kills: list[int]) -> tuple[list[Event], dict[int, bytes]]:
         scores: dict[int, bytes] = {}

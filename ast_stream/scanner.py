@@ -12,6 +12,7 @@ from ast_stream.audio.pcm import ChannelChoice, ChannelSelector
 from ast_stream.audio.recording import RecordingError, RecordingReader, read_mono
 from ast_stream.detect.cascade import Cascade
 from ast_stream.detect.detector import Detector, hops_of_recording
+from ast_stream.detect.opinion import SecondOpinion
 from ast_stream.errors import UsageError
 from ast_stream.messages.event import Event, Scores
 from ast_stream.model.runners import PrecisionSetting
@@ -38,6 +39,7 @@ class ScannedEvent:
         uncertainty_s: of the onset.
         watcher_score: what the small model of a cascade gave the class in the window that decided
             that the sound began; None without a cascade, or where it does not know the class.
+        verifier_score: that it is right, by the verifier of its class; None without one.
     """
 
     file: str
@@ -50,10 +52,11 @@ class ScannedEvent:
     mean: float
     uncertainty_s: float
     watcher_score: float | None = None
+    verifier_score: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the object that `ast-stream scan --json` prints."""
-        small = {} if self.watcher_score is None else {"watcher_score": self.watcher_score}
+        others = {"watcher_score": self.watcher_score, "verifier_score": self.verifier_score}
         return {
             "file": self.file,
             "class": self.slug,
@@ -64,7 +67,7 @@ class ScannedEvent:
             "peak": self.peak,
             "uncertainty_s": self.uncertainty_s,
             "mean": self.mean,
-            **small,
+            **{name: score for name, score in others.items() if score is not None},
         }
 
 
@@ -73,7 +76,7 @@ class Scanner:
 
     Args:
         tagger: the loaded model.
-        detection, hop_s, min_context_s, on_scores, cascade: as for `Detector`.
+        detection, hop_s, min_context_s, on_scores, cascade, opinion: as for `Detector`.
         channel: which one is analysed, counted from 0; "mix": the mean of all.
 
     Attributes:
@@ -90,6 +93,7 @@ class Scanner:
         on_scores: Callable[[Scores], None] | None = None,
         channel: ChannelChoice = "mix",
         cascade: Cascade | None = None,
+        opinion: SecondOpinion | None = None,
     ) -> None:
         if channel != "mix" and (type(channel) is not int or channel < 0):
             raise UsageError(f"channel: expected 'mix' or a number from 0, got {channel!r}")
@@ -104,6 +108,7 @@ class Scanner:
             hops_at_once=hops_of_recording(tagger),
             on_scores=on_scores,
             cascade=cascade,
+            opinion=opinion,
         )
 
     @property
@@ -198,7 +203,7 @@ def scan_file(
 
 def _scanned(file: str, begin: Event, end: Event) -> ScannedEvent:
     assert end.offset_sample is not None
-    small = begin.watcher_score
+    small, verified = begin.watcher_score, begin.verifier_score
     return ScannedEvent(
         file=file,
         slug=end.slug,
@@ -210,4 +215,5 @@ def _scanned(file: str, begin: Event, end: Event) -> ScannedEvent:
         mean=round(end.mean or 0.0, 4),
         uncertainty_s=round(end.uncertainty_s, 3),
         watcher_score=None if small is None else round(small, 4),
+        verifier_score=None if verified is None else round(verified, 4),
     )

@@ -75,6 +75,7 @@ COMMANDS = (
         "Run the process that keeps clips of events, and the history.",
     ),
     Command("web", f"{_CLI}.web:web", "Run the process that serves the page for browsers."),
+    Command("review", f"{_CLI}.review:app", "Say what events really were, and let that teach."),
     Command("listen", f"{_CLI}.listen:listen", "Show live what the model detects."),
     Command("scan", f"{_CLI}.scan:scan", "Find the events in recordings."),
     Command("subscribe", f"{_CLI}.subscribe:subscribe", "Print the feed as JSON lines."),

@@ -21,6 +21,7 @@ from ast_stream.errors import (
     CheckpointError,
     ConfigError,
     Problem,
+    StartupError,
     UsageError,
     Warned,
 )
@@ -98,6 +99,9 @@ def check_config(
         descriptions += found
         for description in descriptions:
             lines += _attempt(problems, lambda found=description: _describe_cascade(loaded, found))  # type: ignore[misc]
+            lines += _attempt(
+                problems, lambda found=description: _describe_verifiers(loaded, found)
+            )  # type: ignore[misc]
             lines += _attempt(problems, lambda found=description: describe_model(loaded, found))  # type: ignore[misc]
     if problems:
         problems += [Warned(str(file), None, "", text) for text in warnings]
@@ -282,6 +286,24 @@ def _describe_cascade(loaded: LoadedSettings, large: Description) -> Iterator[st
     n_shared = sum(find_label(label, small.labels) is not None for label in large.labels)
     known = f"{n_shared} of {len(large.labels)} classes"
     yield f"cascade      {small.origin} hears all and knows {known}"
+
+
+def _describe_verifiers(loaded: LoadedSettings, large: Description) -> Iterator[str]:
+    """Yield a line about the verifiers, if there are any."""
+    chosen = loaded.settings.model.verifiers
+    if chosen is None:
+        return
+    from ast_stream.detect.verifiers import VerifiersFile, problem_with_labels
+
+    try:
+        description = VerifiersFile.read(Path(chosen.file)).description
+    except StartupError as error:
+        raise ConfigError([loaded.problem(("model", "verifiers", "file"), str(error))]) from error
+    problem = problem_with_labels(description, large.labels)
+    if problem is not None:
+        raise ConfigError([loaded.problem(("model", "verifiers", "file"), problem)])
+    labels = ", ".join(one.label for one in description.classes)
+    yield f"verifiers    of {labels} ({chosen.action}); fitted for {description.checkpoint}"
 
 
 def _description(loaded: LoadedSettings, reference: str, *path: str) -> Description:

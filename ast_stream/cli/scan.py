@@ -47,6 +47,7 @@ def make_scanner(
 ) -> tuple[Scanner, list[str]]:
     """Return a scanner with the model and detection of a configuration, and its labels."""
     from ast_stream.detect.cascade import load_cascade  # imports torch
+    from ast_stream.detect.verifiers import load_verifiers
     from ast_stream.scanner import Scanner
 
     tagger = load_model(model)
@@ -58,6 +59,7 @@ def make_scanner(
         on_scores=None if collector is None else collector.add,
         channel="mix" if channel is None else channel,
         cascade=load_cascade(model),
+        opinion=load_verifiers(model, tagger.hash, tagger.labels),
     )
     return scanner, list(tagger.labels)
 

@@ -6,6 +6,7 @@ on each stream's sample index, so the results do not depend on how the audio was
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -111,6 +112,9 @@ class Detector:
             it is asked about all.
         opinion: who is asked about events before they are published; None: nobody.
 
+    Attributes:
+        withheld: by class and stream, how many events did not begin for an opinion.
+
     Raises:
         UsageError: a setting that does not fit the model (class, window or hop), or a small model
             that does not.
@@ -159,6 +163,7 @@ class Detector:
         self._scorer = WindowScorer(tagger, self.hop, self.hops_at_once)
         self._frames = _frame_averages(tagger, self.parameters.geometry.delay)
         self._opinion = opinion
+        self.withheld: Counter[tuple[str, str]] = Counter()
         self._watcher: Watcher | None = None
         self._shortest = self.window  # of the windows of all models
         self._reach = self.window  # how far back from its end a window of any model hears
@@ -731,6 +736,7 @@ class Detector:
                 if event.type == "begin" and event.id not in ended:
                     self._decision.keep_opinion(self._names.slot(event.stream), event.index, its)
                 if its.is_withheld:
+                    self.withheld[event.slug, event.stream] += event.type == "begin"
                     continue
                 event = replace(event, verifier_score=its.score)
             told.append(event)

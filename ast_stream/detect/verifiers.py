@@ -8,10 +8,10 @@ the last layer's patches over frequency and over the time of the event so far.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,6 @@ from safetensors.numpy import load, save
 from ast_stream.detect.decision import Opinion
 from ast_stream.detect.opinion import Embedding
 from ast_stream.errors import StartupError
-from ast_stream.labels import find_label
 from ast_stream.messages.event import Event
 from ast_stream.runtime.files import DamagedFileError, read_bounded, replace_file
 from ast_stream.settings.schema import ModelSettings
@@ -112,6 +111,12 @@ class VerifiersFile:
         )
         return float(np.float32(1 / (1 + math.exp(-min(max(logit, -_MAX_LOGIT), _MAX_LOGIT)))))
 
+    @property
+    def digest(self) -> str:
+        """What tells verifiers from others."""
+        said = self.description.model_dump_json().encode()
+        return hashlib.sha256(said + self.weights.tobytes() + self.biases.tobytes()).hexdigest()
+
     def write(self, path: Path) -> None:
         """Write the file; what is there is replaced at once."""
         header = {_DESCRIPTION: json.dumps(self.description.model_dump())}
@@ -174,13 +179,11 @@ class Verifiers:
     """Asks the verifiers of a file about events that are about to begin.
 
     Attributes:
-        file: where they come from, for people.
-        withheld: by label, how many events did not come out.
+        file: what they were read from.
     """
 
     def __init__(self, file: VerifiersFile, labels: Sequence[str], *, is_tag_only: bool) -> None:
         self.file = file
-        self.withheld: Counter[str] = Counter()
         self._is_tag_only = is_tag_only
         known = {one.label: number for number, one in enumerate(file.description.classes)}
         self._numbers = {
@@ -204,7 +207,6 @@ class Verifiers:
             not self._is_tag_only and score < self.file.description.classes[number].threshold
         )
         if is_withheld:
-            self.withheld[begin.label] += 1
             logger.info(
                 "stream %s: %s withheld: score %.2f, verifier %.2f",
                 begin.stream, begin.label, begin.score, score,
@@ -246,6 +248,14 @@ def check_checkpoint(
             f"model.verifiers: {path}: expected verifiers of the layer '{LAYER}', "
             f"got '{description.layer}'"
         )
+    problem = problem_with_labels(description, labels)
+    if problem is not None:
+        raise StartupError(f"model.verifiers: {path}: {problem}")
+
+
+def problem_with_labels(description: VerifiersDescription, labels: Sequence[str]) -> str | None:
+    """Return which verifier is of a class that a model lacks, as a sentence; None: none is."""
     for one in description.classes:
-        if find_label(one.label, labels) is None:
-            raise StartupError(f"model.verifiers: {path}: the model has no class '{one.label}'")
+        if one.label not in labels:
+            return f"the model has no class '{one.label}'"
+    return None

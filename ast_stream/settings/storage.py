@@ -25,6 +25,7 @@ DAY_S = 86_400.0
 MAX_SPARE_BYTES = 64 * MIB  # of what waits for a disk that is full
 MAX_JOURNAL_BYTES = 64 * MIB  # more than all streams of a worker with all classes active
 MAX_USERS_BYTES = 1024 * 1024
+MAX_VERIFIERS_BYTES = 64 * MIB  # of one file
 MAX_ENDED_BYTES = 64 * 1024  # of the note of one source
 _ASIDE = ".damaged-[1-9]"  # what cannot be read is kept under such a name
 _WRITER, _RECORDER = "worker", "recorder"
@@ -161,6 +162,21 @@ def history_database(settings: Settings) -> Kept:
     )
 
 
+def verifiers(settings: Settings) -> Kept:
+    """Return where verifiers are that `ast-stream review fit` has written."""
+    holds = "numbers fitted to reviewed events, and their ids"
+    return Kept(
+        "verifiers",
+        Path(settings.state_dir) / "verifiers",
+        ("verifiers-*.safetensors",),
+        "review fit",
+        holds,
+        MAX_VERIFIERS_BYTES,
+        None,
+        "until you delete them: each fit writes a new one",
+    )
+
+
 def score_log(settings: Settings) -> Kept:
     """Return where the scores of all classes are."""
     own = settings.retention.scores
@@ -233,6 +249,7 @@ def kept(settings: Settings) -> Iterator[Kept]:
         yield audit_log(settings, "web")
     if settings.recorder is not None:
         yield history_database(settings)
+        yield verifiers(settings)
         if settings.recorder.history.scores:
             yield score_log(settings)
         if settings.recorder.keeps_sound:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
@@ -19,6 +19,7 @@ from ast_stream.coverage.ledger import CoverageLedger
 from ast_stream.detect.cascade import Cascade, load_cascade
 from ast_stream.detect.detector import HOPS_AT_ONCE, Detector
 from ast_stream.detect.scorer import HopRun
+from ast_stream.detect.verifiers import Verifiers, load_verifiers
 from ast_stream.errors import ConfigError
 from ast_stream.messages.event import Scores
 from ast_stream.messages.status import WorkerFacts
@@ -69,6 +70,14 @@ _OF_OTHERS: dict[str, Any] = {  # settings that are no concern of a worker
     "retention": {"alerts", "clips", "history", "scores"},
 }
 LOAD_TIMEOUT_S = 180  # asked of systemd while the model loads
+
+
+class _Models(NamedTuple):
+    """What a worker hears with."""
+
+    tagger: Tagger
+    cascade: Cascade | None
+    verifiers: Verifiers | None
 
 
 def worker(
@@ -127,13 +136,14 @@ def run_worker(
         event_log, ledger, audit = _open_logs(settings)
         figures = WorkerMetrics(metrics)
         with lifecycle.leaving_when_stopped(stop):
-            tagger, cascade = _load(loaded, notifier, figures)
+            models = _load(loaded, notifier, figures)
+        tagger = models.tagger
         facts = _facts(tagger)
         worker = Worker(
             _stream_configs(settings, settings.streams),
-            partial(_make_detector, tagger, cascade, settings),
+            partial(_make_detector, models, settings),
             event_log,
-            _open_journal(tagger, cascade, settings),
+            _open_journal(models, settings),
             ledger,
             audit,
             bound,
@@ -144,7 +154,7 @@ def run_worker(
             syncs_first=settings.durability == EACH_EVENT,
         )
         logger.info("ready: %s", ", ".join(f"{k} {v}" for k, v in facts.to_json().items()))
-        reloader = _reloader(reload, loaded, worker, tagger, cascade, name)
+        reloader = _reloader(reload, loaded, worker, models, name)
 
         free_memory = FreeMemory()
 
@@ -190,22 +200,22 @@ def _bind(sockets: Sockets, settings: Settings) -> WorkerSockets:
 
 
 def _make_detector(
-    tagger: Tagger,
-    cascade: Cascade | None,
+    models: _Models,
     settings: Settings,
     on_scores: Callable[[Scores], None],
     on_run: Callable[[HopRun], None],
 ) -> Detector:
     """Return the detector, and log what the settings in seconds became, class by class."""
     detector = Detector(
-        tagger,
+        models.tagger,
         settings.detection,
         hop_s=settings.model.hop_s,
         min_context_s=settings.model.min_context_s,
         max_streams=settings.model.max_streams,
         on_scores=on_scores,
         on_run=on_run,
-        cascade=cascade,
+        cascade=models.cascade,
+        opinion=models.verifiers,
     )
     for index, is_enabled in enumerate(detector.parameters.is_enabled):
         if is_enabled:
@@ -213,9 +223,9 @@ def _make_detector(
     return detector
 
 
-def _open_journal(tagger: Tagger, cascade: Cascade | None, settings: Settings) -> Journal:
-    path, model = storage.worker_journal(settings).path, _identity(tagger, cascade, settings)
-    file = JournalFile(path, model, len(tagger.labels))
+def _open_journal(models: _Models, settings: Settings) -> Journal:
+    path, model = storage.worker_journal(settings).path, _identity(models, settings)
+    file = JournalFile(path, model, len(models.tagger.labels))
     every_s = SAVE_EVERY_S if settings.durability == EACH_EVENT else settings.durability
     return Journal(file, settings.model.max_streams, time.monotonic(), every_s)
 
@@ -224,11 +234,10 @@ def _reloader(
     requested: threading.Event,
     loaded: LoadedSettings,
     worker: Worker,
-    tagger: Tagger,
-    cascade: Cascade | None,
+    models: _Models,
     name: str | None,
 ) -> Reloader:
-    settings = loaded.settings
+    settings, tagger = loaded.settings, models.tagger
     hop_s = settings.model.hop_s
     detection, units = settings.detection, _units(settings)
 
@@ -243,7 +252,7 @@ def _reloader(
             raise ConfigError([new.problem(("streams",), f"{text}got {len(streams)}")])
         if new.settings.detection != detection:
             in_use = settings.model_copy(update={"detection": new.settings.detection})
-            worker.use_detection(in_use.detection, _identity(tagger, cascade, in_use))
+            worker.use_detection(in_use.detection, _identity(models, in_use))
             detection = in_use.detection
         worker.use_streams(_stream_configs(settings, streams))
         if name is None and is_unit_of_systemd():  # of several, a stream may only have moved
@@ -286,9 +295,7 @@ def _stream_configs(settings: Settings, streams: Sequence[StreamSettings]) -> li
     ]
 
 
-def _load(
-    loaded: LoadedSettings, notifier: Notifier, figures: WorkerMetrics
-) -> tuple[Tagger, Cascade | None]:
+def _load(loaded: LoadedSettings, notifier: Notifier, figures: WorkerMetrics) -> _Models:
     model = loaded.settings.model
     tagger = load_model(model, figures.on_batch)
     check_against_model(
@@ -301,6 +308,7 @@ def _load(
     short = short_window_warning(tagger.window_s, tagger.checkpoint.dims)
     if short is not None:
         logger.warning("model.window_s: %s", short)
+    verifiers = load_verifiers(model, tagger.hash, tagger.labels)
     cascade = load_cascade(model, figures.on_batch)
     taggers = [tagger]
     if cascade is not None:
@@ -313,15 +321,17 @@ def _load(
     notifier.starting("preparing for all streams", LOAD_TIMEOUT_S)
     for one in taggers:
         one.prepare(model.max_streams * HOPS_AT_ONCE)
-    return tagger, cascade
+    return _Models(tagger, cascade, verifiers)
 
 
-def _identity(tagger: Tagger, cascade: Cascade | None, settings: Settings) -> str:
+def _identity(models: _Models, settings: Settings) -> str:
     """Return what must be the same for journalled decisions to go on."""
     chosen = settings.detection.model_dump_json() + settings.model.model_dump_json()
-    if cascade is not None:
-        chosen += cascade.tagger.hash
-    return f"{tagger.hash}/{hashlib.sha256(chosen.encode()).hexdigest()[:16]}"
+    if models.cascade is not None:
+        chosen += models.cascade.tagger.hash
+    if models.verifiers is not None:
+        chosen += models.verifiers.file.digest
+    return f"{models.tagger.hash}/{hashlib.sha256(chosen.encode()).hexdigest()[:16]}"
 
 
 def _facts(tagger: Tagger) -> WorkerFacts:

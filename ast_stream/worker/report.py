@@ -203,6 +203,12 @@ class WorkerReport:
                 ("class", "stream"),
             ),
             figure(
+                "ast_stream_events_withheld_total",
+                "Events that did not begin because their verifier did not believe them",
+                dict(self._detector.withheld),
+                ("class", "stream"),
+            ),
+            figure(
                 "ast_stream_feed_messages_total",
                 "Messages published",
                 {(kind,): n for kind, n in feed.messages.items()},
@@ -229,13 +235,14 @@ class WorkerReport:
     def _status(self, streams: Streams, now_s: float) -> WorkerStatus:
         lags_s = [stream.backlog_s() for stream in streams if stream.is_open]
         counters = dict(self._publisher.counters)
-        n_asked = self._detector.n_asked
+        n_asked, withheld = self._detector.n_asked, self._detector.withheld.total()
         if self.blocks_refused:
             counters["blocks_refused"] = self.blocks_refused
         counters |= {
             "windows": self._detector.n_scored,
             **({} if n_asked is None else {"windows_asked": n_asked}),
             "windows_gated": self._detector.n_gated,
+            **({"events_withheld": withheld} if withheld else {}),
             "feed_drops": self._feed.drops,
             "nan_scores": self._detector.nan_scores,
             "event_log_errors": self._feed.log_errors,

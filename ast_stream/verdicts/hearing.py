@@ -1,0 +1,117 @@
+"""What a verifier sees of reviewed events: their clips go through the detector once more.
+
+A clip's samples keep their place on the stream's sample index, so the very windows are scored that
+were scored live, and the event is found again under its own id. That needs a pre-roll of a window;
+of a clip with less, the event nearest to the onset stands for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ast_stream.audio.recording import RecordingError, read_mono
+from ast_stream.detect.decision import Opinion
+from ast_stream.detect.detector import Detector, hops_of_recording
+from ast_stream.detect.opinion import Embedding
+from ast_stream.detect.verifiers import event_vector
+from ast_stream.labels import find_label
+from ast_stream.messages.event import Event
+from ast_stream.model.tagger import Tagger
+from ast_stream.settings.schema import DetectionSettings, ModelSettings
+from ast_stream.units import seconds_to_samples
+from ast_stream.verdicts.reviewed import Reviewed
+
+NEAR_S = 1.0
+
+Vector = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class HeardEvent:
+    """A reviewed event as a verifier sees it.
+
+    Attributes:
+        vector: shape (width,).
+        is_same: it was found under its own id; else one near it stands for it.
+    """
+
+    reviewed: Reviewed
+    vector: Vector
+    is_same: bool
+
+
+class _Everything:
+    """Keeps what the verifiers of all classes would see, and lets all events pass."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[Event, Vector]] = []
+
+    def concerns(self, index: int) -> bool:
+        return True
+
+    def judge(self, begin: Event, embedding: Embedding) -> Opinion:
+        self.heard.append((begin, event_vector(embedding)))
+        return Opinion()
+
+
+class ClipHearing:
+    """Hears the clips of reviewed events as the worker has heard them.
+
+    Args:
+        folder: of the clips.
+    """
+
+    def __init__(
+        self, tagger: Tagger, model: ModelSettings, detection: DetectionSettings, folder: Path
+    ) -> None:
+        self._folder = folder
+        self._labels = tagger.labels
+        self._opinion = _Everything()
+        self._detector = Detector(
+            tagger,
+            detection,
+            hop_s=model.hop_s,
+            min_context_s=model.min_context_s,
+            max_streams=1,
+            hops_at_once=hops_of_recording(tagger),
+            opinion=self._opinion,
+        )
+
+    def hear(self, reviewed: Reviewed) -> HeardEvent | None:
+        """Return what a verifier sees of an event; None: it is not found in its clip.
+
+        Raises:
+            RecordingError: the clip cannot be read.
+        """
+        clip, event = reviewed.clip, reviewed.event
+        if clip is None or find_label(event.label, self._labels) is None:
+            return None
+        path = self._folder / clip.path
+        if not path.is_file():
+            raise RecordingError(str(path), "the clip is not there")
+        self._opinion.heard.clear()
+        at = clip.start_sample
+        self._detector.open(event.stream, clip.epoch, at)
+        try:
+            for pcm in read_mono(path):
+                self._detector.push(event.stream, at, pcm)
+                at += len(pcm)
+            self._detector.flush(event.stream)
+        finally:
+            if event.stream in self._detector.streams:
+                self._detector.close(event.stream, "shutdown")
+        own = [one for one in self._opinion.heard if one[0].label == event.label]
+        for begin, vector in own:
+            if begin.id == event.id:
+                return HeardEvent(reviewed, vector, is_same=True)
+        if event.onset_sample is None or not own:
+            return None
+        onset = event.onset_sample
+        begin, vector = min(own, key=lambda one: abs(one[0].onset_sample - onset))
+        if abs(begin.onset_sample - onset) > seconds_to_samples(NEAR_S):
+            return None
+        return HeardEvent(reviewed, vector, is_same=False)

@@ -6,6 +6,7 @@ import json
 import math
 import socket
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -98,11 +99,8 @@ def check_config(
         found = _attempt(problems, lambda: [_description(loaded, reference, "model", "checkpoint")])
         descriptions += found
         for description in descriptions:
-            lines += _attempt(problems, lambda found=description: _describe_cascade(loaded, found))  # type: ignore[misc]
-            lines += _attempt(
-                problems, lambda found=description: _describe_verifiers(loaded, found)
-            )  # type: ignore[misc]
-            lines += _attempt(problems, lambda found=description: describe_model(loaded, found))  # type: ignore[misc]
+            for part in (_describe_cascade, _describe_verifiers, describe_model):
+                lines += _attempt(problems, partial(part, loaded, description))
     if problems:
         problems += [Warned(str(file), None, "", text) for text in warnings]
         raise ConfigError(

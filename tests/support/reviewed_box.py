@@ -17,7 +17,7 @@ from tiny_model import TINY_DIMS, tiny_checkpoint
 
 from ast_stream.detect import Detector
 from ast_stream.history.database import History
-from ast_stream.history.records import ClipRecord, VerdictRecord
+from ast_stream.history.records import ClipRecord, Verdict, VerdictRecord
 from ast_stream.machine_clock import Moment
 from ast_stream.messages.audio import Pcm16
 from ast_stream.messages.event import Event, EventMessage, FeedMessage, Stamp
@@ -122,7 +122,7 @@ def judge_all(config: Path, truth: dict[str, bool]) -> None:
     path = Path(load_settings(config).state_dir) / "history" / "history.sqlite"
     with History.open_beside(path) as history:
         for number, (event_id, is_right) in enumerate(truth.items()):
-            verdict = "right" if is_right else "wrong"
+            verdict: Verdict = "right" if is_right else "wrong"
             history.add_verdict(VerdictRecord(event_id, verdict, None, "ann", number))
 
 

@@ -45,6 +45,7 @@ class Past:
         self._settings = settings
         self._lock = threading.Lock()
         self._history: History | None = None
+        self._file = 0  # its inode
         self._scores = ScoreReader(score_log(settings).folder, labels)
         self._spans: dict[str, list[Span]] = {}
         self._spans_s = -COVERAGE_S
@@ -57,12 +58,14 @@ class Past:
             NoHistoryError: there is none; says what to do.
         """
         with self._lock:
-            if self._history is None:
-                path = history_database(self._settings).path
-                if not path.is_file():
-                    raise NoHistoryError(_why_none(self._settings))
+            path = history_database(self._settings).path
+            try:
+                file = path.stat().st_ino
+            except OSError as error:
+                raise NoHistoryError(_why_none(self._settings)) from error
+            if self._history is None or self._file != file:  # a damaged one is set aside
                 try:
-                    self._history = History.open_read_only(path)
+                    self._history, self._file = History.open_read_only(path), file
                 except StartupError as error:
                     raise NoHistoryError(str(error)) from error
             return self._history

@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from fuzz import checkpoints, configuration, receivers, recordings, remembered, state, wire
+from fuzz import (
+    browsers,
+    checkpoints,
+    configuration,
+    receivers,
+    recordings,
+    remembered,
+    state,
+    wire,
+)
 from fuzz.decoder import Decoder
 
 _PARTS: tuple[Callable[[Path], Iterator[Decoder]], ...] = (
     wire.decoders, configuration.decoders, state.decoders, checkpoints.decoders,
-    recordings.decoders, receivers.decoders, remembered.decoders,
+    recordings.decoders, receivers.decoders, remembered.decoders, browsers.decoders,
 )  # fmt: skip
 
 

@@ -82,8 +82,10 @@ function noteEvent(event) {
     place(line, event.onset);
   }
   line.dataset.type = event.type;
-  line.dataset.publishedMs = line.dataset.publishedMs ?? String(Date.parse(event.published));
-  line.dataset.shownMs = line.dataset.shownMs ?? String(performance.timeOrigin + performance.now());
+  if (!line.dataset.shownMs) {
+    line.dataset.shownMs = String(performance.timeOrigin + performance.now());
+    if (event.type === "begin") line.dataset.begunMs = String(Date.parse(event.published));
+  }
   line.querySelector(".score").textContent = event.peak.toFixed(2);
   line.querySelector(".duration").textContent =
     event.type === "end" ? `${event.duration_s.toFixed(1)} s` : "…";

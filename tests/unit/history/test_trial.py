@@ -10,7 +10,7 @@ import pytest
 from detector_events import EPOCH
 from history_samples import SECOND, published
 from loud_frames import loud_frames, noise_bursts
-from reactive_model import save_reactive, tones_and_noise
+from reactive_model import tones_and_noise
 from sample_messages import T0_NS
 
 from ast_stream.detect import Detector
@@ -108,9 +108,8 @@ def assert_same(found: TrialResult, live: Live) -> None:
 
 
 @pytest.fixture(scope="module")
-def by_windows(tmp_path_factory: pytest.TempPathFactory) -> Live:
-    folder = save_reactive(tmp_path_factory.mktemp("reactive"))
-    tagger = load_tagger(str(folder), device="cpu", precision="fp32", attention="math")
+def by_windows(checkpoint: Path) -> Live:
+    tagger = load_tagger(str(checkpoint), device="cpu", precision="fp32", attention="math")
     detection = DetectionSettings(
         defaults=DetectionDefaults(onset_threshold=0.5, confirm_s=0.5, hold_s=0.3),
         classes={
@@ -118,12 +117,12 @@ def by_windows(tmp_path_factory: pytest.TempPathFactory) -> Live:
             "Siren": ClassSettings(refractory_s=1.0, max_duration_s=2.0),
         },
     )
-    return heard_live(tagger, tones_and_noise(40.0), detection, 0.25)
+    return heard_live(tagger, tones_and_noise(26.0), detection, 0.25)
 
 
 @pytest.fixture(scope="module")
 def by_frames() -> Live:
-    pcm, _ = noise_bursts(8)
+    pcm, _ = noise_bursts(7)
     return heard_live(loud_frames(), pcm, DetectionSettings(), 0.5)
 
 
@@ -149,7 +148,7 @@ def test_trial_of_other_settings_is_what_they_would_have_published(
     by_frames: Live, tmp_path: Path
 ) -> None:
     reader = logged(by_frames, tmp_path)
-    pcm, _ = noise_bursts(8)
+    pcm, _ = noise_bursts(7)
     other = DetectionSettings(
         classes={
             "Bark": ClassSettings(onset_threshold=0.9, hold_s=0.3),

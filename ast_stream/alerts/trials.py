@@ -149,6 +149,16 @@ class Trials:
         refuse_other_smoothing(self.parameters, parameters)
         return parameters
 
+    def remarks(self) -> Iterator[str]:
+        """Yield what no trial on this box can know, in sentences."""
+        if self._settings.model.verifiers is not None:
+            yield "the verifiers of model.verifiers have no say: they hear sound, which is not kept"
+        if self._settings.model.cascade is not None:
+            yield (
+                "what the cascade did not ask the large model about has no scores: a lower "
+                "threshold would have asked more"
+            )
+
     def run(
         self,
         parameters: DecisionParameters,

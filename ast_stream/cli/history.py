@@ -279,6 +279,8 @@ def trial(
         elif what != "kept":
             said = "" if verdict is None else f"  {verdict}"
             say(f"{what:<6}  {'  '.join(_cells(event)[:5])}{said}")
+    for remark in trials.remarks():
+        say(f"warning: {remark}", err=True)
     for result in after:
         for line in _remarks(result.stream, result.n_windows, result.n_foreign, result.holes):
             say(line, err=True)

@@ -306,3 +306,12 @@ def test_comparison_knows_events_by_class_stream_and_time(scored: Path) -> None:
     assert (nothing.kept, nothing.gained, nothing.lost) == ([], [], [])
     assert [event.id for event in compare(before, before[:1]).lost] == [before[1].id]
     assert [event.id for event in compare(before[1:], before).gained] == [before[0].id]
+
+
+def test_trial_says_what_it_cannot_know(scored: Path, tmp_path: Path, capsys: Capture) -> None:
+    settings = json.loads(scored.read_text())
+    settings["model"] = {"cascade": {"checkpoint": "bundled"}}
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(settings))
+    assert run("trial", "-c", path, "--class", "Bark") == 0
+    assert "what the cascade did not ask the large model about" in capsys.readouterr().err

@@ -60,8 +60,8 @@ class TickFigures:
     Attributes:
         classes: of the checkpoint.
         seconds: of each stream that were measured.
-        receive_ms, rings_ms, detect_ms, journal_ms, report_ms, answer_ms: CPU time of the stages,
-            of all threads; detect without the model.
+        receive_ms, rings_ms, levels_ms, detect_ms, journal_ms, report_ms, answer_ms: CPU time of
+            the stages, of all threads; detect without the model.
         model_ms: what the model took of it.
         rest_ms: of the turns, outside the stages.
         outside_ms: all that is not the model's.
@@ -76,6 +76,7 @@ class TickFigures:
     seconds: float
     receive_ms: float
     rings_ms: float
+    levels_ms: float
     detect_ms: float
     model_ms: float
     journal_ms: float
@@ -145,6 +146,7 @@ def time_turns(
     try:
         bench.play(WARM_UP_S + n_streams * BEGIN_EVERY_MS / 1000)
         bench.times.clear()
+        bench.times |= dict.fromkeys(get_args(Stage), 0.0)
         windows, asked, messages = bench.n_scored, bench.n_asked, bench.feed.n_sent
         around(lambda: bench.play(seconds))
         ms = {f"{stage}_ms": 1000 * s / seconds for stage, s in bench.times.items()}

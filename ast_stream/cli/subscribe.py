@@ -21,6 +21,7 @@ from ast_stream.cli.terminal import console
 from ast_stream.errors import WireError
 from ast_stream.feed import ClientKeys, FeedMessage, Missed, SeveralFeeds, Subscriber
 from ast_stream.messages.event import Content, EventMessage, GapMessage, ScoresHeader
+from ast_stream.messages.levels import LevelsMessage
 from ast_stream.messages.spectrogram import WITHHELD, SpectrogramHeader
 from ast_stream.messages.status import Health
 from ast_stream.runtime.lifecycle import stop_on_signals
@@ -46,7 +47,7 @@ def subscribe(
     topics: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Topics, e.g. event/bark, gap, health/porch, scores, status. "
+            help="Topics, e.g. event/bark, gap, health/porch, levels, scores, status. "
             "(default: event and gap)",
             show_default=False,
         ),
@@ -203,6 +204,8 @@ def feed_line(item: FeedMessage | Missed) -> Text:
             return line.append(_health(content))
         case ScoresHeader():
             return line.append(_scores(item))
+        case LevelsMessage():
+            return line.append(_levels(content))
         case SpectrogramHeader():
             return line.append(_spectrogram(content, item))
     return line.append(f"{item.topic} {json_line(item.facts)}")
@@ -234,6 +237,14 @@ def _scores(message: FeedMessage) -> str:
         return "scores"
     best = np.argsort(-message.scores, kind="stable")[:_TOP_SCORES]
     return "scores  " + "  ".join(f"{index}: {message.scores[index]:.2f}" for index in best)
+
+
+def _levels(levels: LevelsMessage) -> str:
+    unit = "dB(A)" if levels.calibrated else "dBFS(A), not calibrated"
+    return (
+        f"levels  LAeq {levels.laeq:.1f}, LAF {levels.laf_min:.1f} to {levels.laf_max:.1f}, "
+        f"L90 {levels.l90:.1f} {unit}"
+    )
 
 
 def _spectrogram(header: SpectrogramHeader, message: FeedMessage) -> str:

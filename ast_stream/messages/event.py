@@ -36,6 +36,7 @@ from ast_stream.messages.codec import (
     short,
     validate,
 )
+from ast_stream.messages.levels import LevelsMessage
 from ast_stream.messages.spectrogram import (
     Spectrogram8,
     SpectrogramHeader,
@@ -431,6 +432,7 @@ Content: TypeAlias = (
     | GapMessage
     | ScoresHeader
     | SpectrogramHeader
+    | LevelsMessage
     | Health
     | WorkerStatus
     | AlertsStatus
@@ -526,7 +528,7 @@ class FeedMessage:
 
     @property
     def kind(self) -> str:
-        """First word of the topic: event, gap, scores, spectrogram, health, status, alert."""
+        """First word of the topic, such as event."""
         return self.topic.split("/", 1)[0]
 
     @property
@@ -679,6 +681,7 @@ _CONTENTS: dict[str, type[Content]] = {  # by topic, or by its first word
     "gap": GapMessage,
     "scores": ScoresHeader,
     "spectrogram": SpectrogramHeader,
+    "levels": LevelsMessage,
     "health": Health,
     "alert": Alert,
     WORKER_STATUS_TOPIC: WorkerStatus,

@@ -337,6 +337,13 @@ class StreamSettings(Section):
     ring_s: float = Field(
         default=90.0, ge=10, le=600, description="audio kept for a worker that was away"
     )
+    calibration_db: float | None = Field(
+        default=None,
+        ge=-50,
+        le=250,
+        description="sound pressure level of full scale, dB re 20 µPa: what is added to dBFS; "
+        "null: sound levels are not calibrated",
+    )
 
     @property
     def unit(self) -> str | None:

@@ -34,6 +34,7 @@ from ast_stream.messages.event import (
     ScoresHeader,
     Stamp,
 )
+from ast_stream.messages.levels import LevelsMessage
 from ast_stream.messages.spectrogram import (
     WITHHELD,
     Spectrogram8,
@@ -262,7 +263,7 @@ class DeduplicatingPublisher:
 
     def publish_scores(self, scores: Scores, clock: SampleClock) -> None:
         """Publish the scores of one window, if anybody subscribes to them."""
-        if not self._publisher.has_reader(stream_topic("scores", scores.stream)):
+        if not self.has_reader("scores", scores.stream):
             return
         self.counters["windows_published"] += 1
         header = ScoresHeader(
@@ -273,9 +274,17 @@ class DeduplicatingPublisher:
         )
         self._publisher.publish(header, scores.scores.astype(np.float16))
 
-    def has_viewer(self, stream: str) -> bool:
-        """Return whether anybody subscribes to the spectrogram of a stream."""
-        return self._publisher.has_reader(stream_topic("spectrogram", stream))
+    def has_reader(self, kind: str, stream: str) -> bool:
+        """Return whether anybody subscribes to messages of a kind about a stream."""
+        return self._publisher.has_reader(stream_topic(kind, stream))
+
+    def publish_levels(self, seen_from: Callable[[Moment], LevelsMessage]) -> None:
+        """Publish the levels of a second.
+
+        Args:
+            seen_from: returns them with times by the clocks of a moment.
+        """
+        self._publisher.publish(seen_from(self._now()))
 
     def publish_spectrogram(
         self, stream: str, epoch: str, start_sample: int, levels: Spectrogram8, clock: SampleClock

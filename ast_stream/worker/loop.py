@@ -13,6 +13,7 @@ from ast_stream.coverage.ledger import CoverageLedger
 from ast_stream.detect.detector import Detector, HeardFrames
 from ast_stream.detect.scorer import HopRun
 from ast_stream.errors import UsageError, WireError
+from ast_stream.levels.seconds import LevelSeconds
 from ast_stream.machine_clock import CLOCK_ID, Moment, read_clocks
 from ast_stream.messages.audio import AudioBlock
 from ast_stream.messages.event import Scores
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 TICK_MS = 20  # the longest wait for a message: timers are this exact
 GATHER_MS_A_STREAM, MAX_GATHER_MS = 0.5, 40.0  # see `gather_ms`
+LEVELS_EVERY_S = 0.2  # seconds of several streams cost half as much in a batch
 MAX_BLOCKS_PER_TICK = 256
 MAX_WINDOWS_PER_TICK = 64  # then sockets and timers get their turn,
 MAX_SCORING_S = 1.0  # or after so long
@@ -109,6 +111,8 @@ class Worker:
         self._metrics = metrics
         self._poller = Poller([sockets.audio, sockets.query])
         self._log = LimitedLog(logger, now_s)
+        self._levels = LevelSeconds()
+        self._analysed_s = float("-inf")
         self._by_name: dict[str, WorkerStream] = {}
         boot = secrets.token_hex(8)
         feed = FeedPublisher(sockets.feed, event_log, boot, now, syncs_first=syncs_first)
@@ -177,6 +181,11 @@ class Worker:
             for stream in self._streams:
                 stream.exchange_with_ring(now_s)
                 stream.push_to_detector()
+        if self._levels.whole and now_s - self._analysed_s >= LEVELS_EVERY_S:
+            self._analysed_s = now_s
+            with stage("levels"):
+                for second in self._levels.run():
+                    self._by_name[second.stream].publish_levels(second)
         with stage("detect"):
             self._detect()
             self._flush()
@@ -364,6 +373,7 @@ class Worker:
             self._detector,
             self._publisher,
             account,
+            self._levels,
             record,
             self._access.history_s,
             masks_speech=self._access.mode == "speech",

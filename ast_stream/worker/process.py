@@ -290,7 +290,12 @@ def _name_units(before: set[str], now: set[str], file: str) -> None:
 def _stream_configs(settings: Settings, streams: Sequence[StreamSettings]) -> list[StreamConfig]:
     """Return what the worker must know of `streams`, in the runtime folder of `settings`."""
     return [
-        StreamConfig(stream.name, stream.labels, ring_endpoint(settings, stream.name))
+        StreamConfig(
+            stream.name,
+            stream.labels,
+            ring_endpoint(settings, stream.name),
+            stream.calibration_db,
+        )
         for stream in streams
     ]
 

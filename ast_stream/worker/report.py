@@ -36,7 +36,7 @@ REPORT_EVERY_S = 1.0
 
 Streams = Collection[WorkerStream]
 
-Stage = Literal["receive", "rings", "detect", "journal", "report", "answer"]
+Stage = Literal["receive", "rings", "levels", "detect", "journal", "report", "answer"]
 MODEL_STAGE = "model"  # the part of `detect` in which the model computes
 _STREAM_METRICS: tuple[tuple[str, str, str], ...] = (  # name, field of Health, help
     ("level_dbfs", "level_dbfs", "Level of the newest hop"),

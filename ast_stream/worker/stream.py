@@ -11,6 +11,7 @@ from ast_stream.audio.pcm import SampleBuffer
 from ast_stream.detect.detector import LONGEST_SILENT_HOLE, Detector, HeardFrames
 from ast_stream.detect.scorer import HopRun
 from ast_stream.errors import WireError
+from ast_stream.levels.seconds import NEEDED, LevelSeconds, SecondOfSound
 from ast_stream.messages.audio import (
     AckRequest,
     AudioBlock,
@@ -45,6 +46,7 @@ class StreamConfig:
     name: str
     labels: dict[str, str]
     ring_endpoint: str
+    calibration_db: float | None = None
     is_configured: bool = True
 
 
@@ -91,6 +93,7 @@ class WorkerStream:
     Args:
         account: accounts for the samples.
         record: journalled state to resume from; None: start after the last acknowledged sample.
+        levels: analyses the sound levels of all streams.
         history_s: seconds of audio that are kept to be handed out; 0: none.
         masks_speech: whether speech in them is looked for.
 
@@ -111,6 +114,7 @@ class WorkerStream:
         detector: Detector,
         publisher: DeduplicatingPublisher,
         account: StreamAccount,
+        levels: LevelSeconds,
         record: StreamRecord | None,
         history_s: int = 0,
         *,
@@ -126,6 +130,9 @@ class WorkerStream:
         self._detector = detector
         self._publisher = publisher
         self._account = account
+        self._levels = levels
+        self._is_measured = False  # `levels` has its audio
+        self._levels_after = 0  # sample up to which an earlier run has published levels
         self._reassembler = Reassembler(config.name)
         self._clock = SampleClock()
         self._history = SampleBuffer(max(1, history_s * SAMPLE_RATE))  # at least its end
@@ -145,7 +152,9 @@ class WorkerStream:
         self._stride = 1
         self._gives_up = False  # audio, because not even windows that just touch can be scored
         if record is not None:
-            first = detector.context_needed(record.detector)
+            context = detector.context_needed(record.detector)
+            of_levels = max(record.detector.context_start, record.position - NEEDED)
+            first = min(context, of_levels)
             self._reassembler.resume(record.epoch, first, record.time_ns(first))
 
     @property
@@ -220,7 +229,7 @@ class WorkerStream:
 
     def has_viewer(self) -> bool:
         """Return whether anybody watches the spectrogram."""
-        if self._publisher.has_viewer(self.name):
+        if self._publisher.has_reader("spectrogram", self.name):
             return True
         self._spectrogram = None
         return False
@@ -231,6 +240,11 @@ class WorkerStream:
             self._spectrogram = LiveSpectrogram(self._speech)
         for start, levels in self._spectrogram.add(heard):
             self._publisher.publish_spectrogram(self.name, heard.epoch, start, levels, self._clock)
+
+    def publish_levels(self, second: SecondOfSound) -> None:
+        """Publish the sound levels of a second."""
+        calibration_db = self.config.calibration_db
+        self._publisher.publish_levels(lambda now: second.message(now, calibration_db))
 
     def account_for(self, run: HopRun) -> None:
         """Account for samples that the detector is done with."""
@@ -281,6 +295,7 @@ class WorkerStream:
             self.publish(self._detector.close(self.name, "stream_lost"))
         if self.has_left:
             self.acknowledge(self._history.end)
+        self._stop_measuring()
         self._ring.close()
         self._publisher.forget(self.name)
 
@@ -440,8 +455,26 @@ class WorkerStream:
         self._history.append(audio.pcm)
         if self._speech is not None:
             self._speech.hear(self._history)
+        self._measure_levels(audio)
         self._detector.push(self.name, audio.start_sample, audio.pcm)
         return True
+
+    def _measure_levels(self, audio: Audio) -> None:
+        """Have sound levels analysed while somebody reads them."""
+        if not self._publisher.has_reader("levels", self.name):
+            self._stop_measuring()
+            return
+        if not self._is_measured:
+            assert self.epoch is not None
+            start, after = audio.start_sample, self._levels_after
+            self._levels.begin(self.name, self.epoch, self._clock, start, after)
+            self._is_measured = True
+        self._levels.hear(self.name, audio.start_sample, audio.pcm)
+
+    def _stop_measuring(self) -> None:
+        if self._is_measured:
+            self._levels.forget(self.name)
+            self._is_measured = False
 
     def _on_gap(self, gap: Gap) -> bool:
         if not self._is_ending:
@@ -515,6 +548,7 @@ class WorkerStream:
     def _resume(self, record: StreamRecord, start: int) -> None:
         """Open the epoch that the journal knows; audio comes from `start` on."""
         self._begin_epoch(record.epoch, start, record.sample_clock())
+        self._levels_after = record.position
         self._detector.resume(self.name, record.epoch, start, record.detector)
         if self._reassembler.epoch == record.epoch:  # else the next epoch may derive its own again
             self._publisher.end_orphans(self.name, except_epoch=record.epoch)
@@ -528,6 +562,8 @@ class WorkerStream:
         self._clock = clock
         self._account.restart()
         self._history.restart(start_sample)
+        self._stop_measuring()
+        self._levels_after = 0
         if self._speech is not None:
             self._speech.restart(start_sample)
         self._resume_from = None

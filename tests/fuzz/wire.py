@@ -248,6 +248,7 @@ def _contents() -> list[tuple[Any, Stamp]]:
         (samples.worker_status(), _STATUS_STAMP),
         (samples.alerts_status(failing=[samples.FAILING]), _STATUS_STAMP),
         (samples.alert(), _STAMP),
+        (samples.levels_message(), _STAMP),
     ]
 
 

@@ -101,7 +101,7 @@ def worker_messages() -> dict[str, list[str]]:
     pcm = tones_and_noise(RECORDING_S)
     with _tapped_sockets() as tapped, _reactive_site() as box, zmq.Context() as context:
         box.start_capture(ring_s=4)
-        box.read_topics += (b"spectrogram/",)
+        box.read_topics += (b"spectrogram/", b"levels/")
         box.start_worker("mic")
         feed = _Reader(context, f"ipc://{box.folder}/feed.sock", box.send_on_feed)
         ask = _asker(context, f"ipc://{box.folder}/query.sock", box.tick)
@@ -379,7 +379,7 @@ def _readable_frame(frame: bytes, folder: Path) -> str:
     return text
 
 
-_STATUS_KEYS = ('"counters":', '"pending_by_action":', '"level_dbfs":')
+_STATUS_KEYS = ('"laeq":', '"counters":', '"pending_by_action":', '"level_dbfs":')
 _MASKS = (
     (r'"crc":"[0-9a-f]{8}"', '"crc":"00000000"'),
     (r'"(scored|published|started|fired|resolved)":"20[^"]*Z"', r'"\1":"TIME"'),

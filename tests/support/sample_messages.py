@@ -7,6 +7,7 @@ from typing import Any
 from ast_stream.labels import slug
 from ast_stream.messages.alert import Alert
 from ast_stream.messages.event import EventMessage, GapMessage, ScoresHeader
+from ast_stream.messages.levels import LevelsMessage
 from ast_stream.messages.spectrogram import SpectrogramHeader
 from ast_stream.messages.status import (
     AlertsStatus,
@@ -66,6 +67,20 @@ def spectrogram_header(frames: int = 2) -> SpectrogramHeader:
     return SpectrogramHeader(
         stream=STREAM, epoch=EPOCH, start_sample=16_000, time_ns=T0_NS, frames=frames
     )
+
+
+def levels_message(start_sample: int = 16_000, **changes: Any) -> LevelsMessage:
+    """Return the levels of a calibrated second on the porch."""
+    fields: dict[str, Any] = {
+        "stream": STREAM,
+        "epoch": EPOCH,
+        "start_sample": start_sample,
+        "time_ns": T0_NS,
+        "calibrated": True,
+        "third_octaves": {"25": 30.0, "1000": 51.5},
+        **{"laeq": 55.0, "laf_max": 60.0, "laf_min": 50.0, "l10": 58.0, "l50": 54.0, "l90": 51.0},
+    }
+    return LevelsMessage(**fields | changes)
 
 
 def health(stream: str = STREAM, **changes: Any) -> Health:

@@ -255,6 +255,7 @@ class Site:
         log_sizes, ledger_sizes: of the next worker's event log and coverage ledger, in bytes.
         read_topics: prefixes of the topics that somebody reads.
         privacy: of the next worker.
+        calibration_db: of all streams, in the next configuration.
         on_sent: called with each message that the worker sends on the feed.
         published: event messages of all runs of the worker, as live readers get them.
         farewells: stream, state and detail of the last health of those that were removed.
@@ -263,6 +264,7 @@ class Site:
     def __init__(self, tagger: Tagger, score_step: float = 0.0, folder: Path | None = None) -> None:
         self.window_cost_s = 0.0
         self.privacy: PrivacyMode = "off"
+        self.calibration_db: float | None = None
         self.read_topics: tuple[bytes, ...] = (
             b"event/", b"gap/", b"health/", b"status/", b"scores/",
         )  # fmt: skip
@@ -350,7 +352,8 @@ class Site:
 
     def config(self, name: str) -> StreamConfig:
         """Return what the configuration says of a stream."""
-        return StreamConfig(name, {}, f"ipc://{self.folder}/ring.{name}.sock")
+        endpoint = f"ipc://{self.folder}/ring.{name}.sock"
+        return StreamConfig(name, {}, endpoint, self.calibration_db)
 
     def kill_worker(self) -> None:
         """Lose the worker with everything it had in memory."""

@@ -1,0 +1,1 @@
+"""Sound levels as acousticians know them: LAeq, LAF, percentiles, third octaves, each second."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
@@ -11,8 +12,17 @@ from typing import Annotated, Any, Literal
 import soundfile
 from pydantic import Field
 
+from ast_stream.labels import is_stream_name
 from ast_stream.messages.audio import Pcm16
-from ast_stream.messages.codec import Body, SampleIndex, Text, Time, decode_json, encode_json
+from ast_stream.messages.codec import (
+    MAX_SAMPLE_INDEX,
+    Body,
+    SampleIndex,
+    Text,
+    Time,
+    decode_json,
+    encode_json,
+)
 from ast_stream.messages.event import EventMessage
 from ast_stream.recorder.held_audio import CutAudio
 from ast_stream.recorder.plan import Part
@@ -21,6 +31,8 @@ from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, format_time, samples_to
 from ast_stream.version import __version__
 
 MAX_SHEET_BYTES = 256 * 1024
+_MAX_SAMPLE = MAX_SAMPLE_INDEX // 2
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 MAX_LISTED = 200  # holes and withheld ranges on a sheet; of more their sum is right all the same
 _CONTAINERS: dict[ClipFormat, tuple[str, str]] = {
     "flac": ("FLAC", "PCM_16"),
@@ -73,7 +85,8 @@ class Sheet(Body):
         Raises:
             WireError: it is none.
         """
-        return cls.from_json(decode_json(content, "sheet of a clip", MAX_SHEET_BYTES), "sheet")
+        body = decode_json(content, "sheet of a clip", MAX_SHEET_BYTES, mends_text=True)
+        return cls.from_json(body, "sheet")
 
     @property
     def message(self) -> EventMessage:
@@ -162,6 +175,22 @@ class Clip:
         own = self.sheet.to_json()
         of_clip = ("part", "is_last", "start_sample", "stop_sample", "note")
         return {key: body.get(key) for key in keys} | {key: own[key] for key in of_clip}
+
+
+def why_without_clip(message: EventMessage) -> str | None:
+    """Return why an event cannot have a clip whatever it sounds like; None: it can.
+
+    What names a file is checked here: a worker may be on another box, and not be what it was.
+    """
+    if message.epoch is None or message.onset_sample is None:
+        return "it does not say where its sound is"
+    names = message.id, message.class_, message.epoch
+    if not is_stream_name(message.stream) or not all(_PLAIN_NAME.match(name) for name in names):
+        return "its names are none that a worker gives"
+    samples = message.onset_sample, message.offset_sample or 0, message.at_sample or 0
+    if max(map(abs, samples)) > _MAX_SAMPLE:
+        return "its sound is where no audio can be"
+    return None
 
 
 def describe(part: Part, audio: CutAudio, why_short: str) -> str:

@@ -22,7 +22,7 @@ from ast_stream.messages.alert import Alert
 from ast_stream.messages.event import EventMessage, GapMessage
 from ast_stream.messages.status import Health, WorkerStatus
 from ast_stream.recorder.alert_rows import AlertRows
-from ast_stream.recorder.clip import Clip
+from ast_stream.recorder.clip import Clip, why_without_clip
 from ast_stream.recorder.fetcher import AudioFetcher
 from ast_stream.recorder.folder import ClipFolder
 from ast_stream.recorder.held_audio import Hole
@@ -222,6 +222,9 @@ class Recorder:
         clips = self.clips
         if clips is None or (message.published_ns or self._since_ns) < self._since_ns:
             return
+        if (why := why_without_clip(message)) is not None:
+            self._limited_log.warning("no clip of the event %s: %s", message.id, why)
+            return
         is_known = message.id in self.plan
         parts = [] if is_known else clips.of_event(message.id)
         if any(part.is_last for part in parts):
@@ -301,7 +304,11 @@ class Recorder:
             over |= set(self._fetcher.absent())
         ends = self._fetcher.ends()
         for part in self.plan.due(ends, over):
-            self._cut(clips, part)
+            try:
+                self._cut(clips, part)
+            except Exception as error:  # one boundary: one clip must not end the others
+                logger.exception("a clip cannot be made")
+                self._note(clips, part, f"internal error: {type(error).__name__}")
             self.plan.is_cut(part)
             if part.is_last:
                 self._settle(clips, part.event)

@@ -135,8 +135,6 @@ class Plan:
         """
         event = self._events.get(message.id)
         if event is None:
-            if message.epoch is None or message.onset_sample is None:  # written by hand
-                return None
             event = TrackedEvent(message)
         elif event.is_over:
             return event

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import sample_messages as samples
 from alert_samples import action_settings, firing
 from clocks import FakeClock
@@ -30,6 +31,9 @@ from ast_stream.detect.state import ClassState, DetectorState
 from ast_stream.machine_clock import Moment
 from ast_stream.messages.event import FeedMessage, Stamp
 from ast_stream.messages.query import TooOld
+from ast_stream.recorder.clip import Clip, Sheet
+from ast_stream.recorder.held_audio import CutAudio, Hole
+from ast_stream.recorder.plan import Part, TrackedEvent
 from ast_stream.runtime.database import SIDE_FILES
 from ast_stream.sample_clock import Anchor, SampleClock
 from ast_stream.training.state import METRICS_FILE, read_metrics
@@ -55,6 +59,7 @@ def decoders(scratch: Path) -> Iterator[Decoder]:
     yield Decoder("coverage ledger", [_ledger()], _Ledgers(folder).decode, 0.05, repair=_repair)
     yield Decoder("journal", [_journal(folder)], _Journals(folder).decode, 0.15, repair=_repair)
     yield Decoder("metrics of a training", [_metrics()], _Metrics(folder).decode, 0.15)
+    yield Decoder("sheet of a clip", [_sheet()], _decode_sheet, 0.2)
     stores = _Stores(folder)
     yield Decoder("alert database", [stores.seed], stores.decode, 0.015)
     yield Decoder("rule state in the database", [_engine_state()], stores.decode_state, 0.015)
@@ -205,6 +210,19 @@ class _Metrics:
     def decode(self, case: Case) -> object:
         (self._folder / METRICS_FILE).write_bytes(case[0] if case else b"")
         return read_metrics(self._folder)
+
+
+def _sheet() -> Case:
+    message = samples.event_message("e1", "end", offset_sample=16_000)
+    part = Part(TrackedEvent(message), 0, 0, 16_000, True)
+    audio = CutAudio(0, np.zeros(16_000, np.int16), [Hole(0, 10, "overflow")], [(20, 30)])
+    clip = Clip.of(part, audio, "flac", "", is_without_speech=True)
+    return (clip.sheet.encode(),)
+
+
+def _decode_sheet(case: Case) -> object:
+    sheet = Sheet.decode(case[0] if case else b"")
+    return sheet.message, sheet.encode()
 
 
 def _engine() -> Engine:

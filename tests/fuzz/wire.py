@@ -247,6 +247,7 @@ def _contents() -> list[tuple[Any, Stamp]]:
         (samples.health(level_dbfs=-40.0, detail="no audio", epoch="aaaaaaaa"), _STATUS_STAMP),
         (samples.worker_status(), _STATUS_STAMP),
         (samples.alerts_status(failing=[samples.FAILING]), _STATUS_STAMP),
+        (samples.recorder_status(disk="full"), _STATUS_STAMP),
         (samples.alert(), _STAMP),
         (samples.levels_message(), _STAMP),
     ]

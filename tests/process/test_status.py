@@ -14,7 +14,13 @@ import pytest
 from pipeline import Pipeline, pipeline, wait_for
 from reactive_model import save_reactive
 from rich.console import Console
-from sample_messages import FAILING, alerts_status, event_message, worker_status
+from sample_messages import (
+    FAILING,
+    alerts_status,
+    event_message,
+    recorder_status,
+    worker_status,
+)
 
 from ast_stream.box_status import BoxStatus, problems
 from ast_stream.cli.status import view, worker_text
@@ -115,6 +121,17 @@ def test_streams_that_are_heard_are_well(state: StreamState) -> None:
             report(has_alerts=True, alerts=alerts_status(hears_worker=False)),
             [],
             "the alerts process receives nothing from the worker",
+        ),
+        (report(has_recorder=True), [], "the recorder sends no status"),
+        (
+            report(has_recorder=True, recorder=recorder_status(hears_workers=False)),
+            [],
+            "the recorder receives nothing from the worker",
+        ),
+        (
+            report(has_recorder=True, recorder=recorder_status(disk="the disk is full")),
+            [],
+            "the recorder: the disk is full",
         ),
         (
             report(has_alerts=True, alerts=alerts_status(failing=[FAILING])),

@@ -13,6 +13,7 @@ from ast_stream.messages.status import (
     AlertsStatus,
     FailingAction,
     Health,
+    RecorderStatus,
     WorkerFacts,
     WorkerStatus,
 )
@@ -112,6 +113,20 @@ def alerts_status(**changes: Any) -> AlertsStatus:
         "pending_by_action": {},
     }
     return AlertsStatus(**fields | changes)
+
+
+def recorder_status(**changes: Any) -> RecorderStatus:
+    """Return the status of a recorder that has nothing to do."""
+    fields: dict[str, Any] = {
+        "hears_workers": True,
+        "clips": 2,
+        "clip_bytes": 3 * 1024 * 1024,
+        "events": 0,
+        "waiting": 0,
+        "disk": None,
+        "counters": {"clips_missing": 0},
+    }
+    return RecorderStatus(**fields | changes)
 
 
 def alert(**changes: Any) -> Alert:

@@ -17,6 +17,7 @@ from sample_messages import (
     event_message,
     gap_message,
     health,
+    recorder_status,
     scores_header,
     spectrogram_header,
     worker_status,
@@ -282,6 +283,7 @@ CONTENTS: tuple[Content, ...] = (
     health(epoch="aaaaaaaa", audio_s=1.0, level_dbfs=-42.0, lag_s=0.3, hop_s=0.5, open_events=1),
     worker_status(lag_s=0.3, disk="full", counters={"windows": 7}),
     alerts_status(failing=[FAILING], pending_by_action={"p": 1}),
+    recorder_status(disk="full"),
     alert(),
 )
 

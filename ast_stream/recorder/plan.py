@@ -100,8 +100,8 @@ class Plan:
 
     Args:
         max_clip: samples in a part, at most.
-        margin: samples of sound behind a part that must be there before it is cut while its event
-            lasts: within them, an end that is past may come to be known.
+        margin: samples behind a part that its event must have lasted before it is cut: within
+            them, an end that is past may come to be known.
     """
 
     def __init__(self, policies: Policies, max_clip: int, margin: int) -> None:
@@ -196,7 +196,9 @@ class Plan:
         start = start if event.next_sample is None else event.next_sample
         if not event.is_over:
             cut = start + self.max_clip
-            is_there = end is not None and end >= cut + self.margin
+            # not by the audio alone: where the feed is read late, its end may be on the way
+            lasts = (event.message.at_sample or 0) >= cut + self.margin
+            is_there = lasts and end is not None and end >= cut
             return Part(event, event.n_parts, start, cut, False) if is_there else None
         assert stop is not None
         cut = max(start, min(stop, start + self.max_clip))

@@ -96,7 +96,7 @@ def test_clips_are_the_very_samples_of_the_source(checkpoint: Path, pcm: Pcm16) 
         start(run)
         run.start_capture("a")
         run.wait("capture-a")
-        wait_for(lambda: is_complete(run, 3), "the clips")
+        wait_for(lambda: is_complete(run, 20), "the clips")
         found = clips_of(run)
         has_click = False
         for clip, event in found:

@@ -61,8 +61,12 @@ def test_a_clip_at_the_beginning_of_an_epoch_begins_there() -> None:
 def test_a_long_event_is_cut_into_parts_that_follow_each_other() -> None:
     events = plan()
     events.observe(message("begin", 10), None)
-    assert cut(events, 46.9) == []  # its end may lie before, and not be known yet
-    assert cut(events, 47) == [(7, 37, False)]
+    assert cut(events, 60) == []  # the feed may be read late, with the end on its way
+    events.observe(message("update", 10, at_sample=round(46.9 * S)), None)
+    assert cut(events, 60) == []  # its end may lie before, and not be known yet
+    events.observe(message("update", 10, at_sample=47 * S), None)
+    assert cut(events, 36.9) == []
+    assert cut(events, 48) == [(7, 37, False)]
     assert events.wanted() == {SOURCE: 37 * S}
     events.observe(message("end", 10, 80), None)
     assert cut(events, 81) == [(37, 67, False)]

@@ -76,6 +76,7 @@ def _now(services: Services) -> dict[str, Any]:
         "problems": look.found.problems,
         "workers": [(name, box) for name, box in boxes.items()],
         "alerts_process": next((box.alerts for box in boxes.values() if box.alerts), None),
+        "recorder": next((box.recorder for box in boxes.values() if box.recorder), None),
         "streams": [(name, one, open_events(box, name)) for box in boxes.values()
                     for name, one in box.streams.items()],
         "looked": look.time_ns,

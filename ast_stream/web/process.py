@@ -14,8 +14,9 @@ from ast_stream.runtime.metrics import RENEW_EVERY_S, Metrics
 from ast_stream.runtime.reload import Reloader
 from ast_stream.settings.load import LoadedSettings
 from ast_stream.settings.paths import make_runtime_dir, metrics_address
+from ast_stream.units import counted
 from ast_stream.web.app import create_app
-from ast_stream.web.report import families
+from ast_stream.web.report import families, login_families
 from ast_stream.web.server import PageServer, bind, load_certificate, open_tls
 from ast_stream.web.services import open_services
 
@@ -72,6 +73,10 @@ def run_web(loaded: LoadedSettings, stop: threading.Event, reload: threading.Eve
             services.clip_audit.write_repeats()
             if metrics.is_on and time.monotonic() >= renew_s:
                 renew_s = time.monotonic() + RENEW_EVERY_S
-                metrics.renew(families(services.hub))
-            notifier.turn(lambda: settings.web.origin, is_working=server.is_working)
+                logins = login_families(services.logins, services.sessions)
+                metrics.renew([*families(services.hub), *logins])
+            notifier.turn(
+                lambda: f"{settings.web.origin}, {counted(server.n_connections, 'connection')}",
+                is_working=server.is_working,
+            )
         notifier.stopping()

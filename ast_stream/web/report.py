@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ast_stream.runtime.metrics import Family, figure
 from ast_stream.web.live import LiveHub
+from ast_stream.web.logins import Logins
+from ast_stream.web.sessions import Sessions
 
 
 def families(hub: LiveHub) -> list[Family]:
@@ -48,5 +50,22 @@ def families(hub: LiveHub) -> list[Family]:
             "ast_stream_web_lost_total",
             "Messages that the page itself had no room for",
             counters["dropped_by_page"],
+        ),
+    ]
+
+
+def login_families(logins: Logins, sessions: Sessions) -> list[Family]:
+    """Return the figures of who logs in."""
+    return [
+        figure("ast_stream_web_sessions", "Logins that go on", float(len(sessions))),
+        figure(
+            "ast_stream_web_failed_logins_total",
+            "Tries to log in with a wrong name or password",
+            logins.failed,
+        ),
+        figure(
+            "ast_stream_web_limited_logins_total",
+            "Tries to log in that were not checked because there were too many",
+            logins.limits.refused,
         ),
     ]

@@ -73,6 +73,11 @@ class PageServer:
         """Whether requests are answered."""
         return self._server.started
 
+    @property
+    def n_connections(self) -> int:
+        """Connections of browsers that are open."""
+        return len(self._server.server_state.connections)
+
     def start(self) -> None:
         """Begin to serve."""
         self._thread.start()

@@ -21,6 +21,7 @@ from ast_stream.web.tuning import LANE_POINTS, Lane, span_of_days
 DAYS = (1, 2, 3, 7, 14)
 SHOWN_EVENTS = 200
 LANE_HEIGHT = 100
+MIN_MARK = 3.0  # of the width of a lane, so that a short event can be seen
 # what may be tried beside the threshold, with its name on the page
 DURATIONS = {
     "confirm_s": "Confirm",
@@ -130,7 +131,7 @@ def _place(event: EventRecord, since_ns: int, until_ns: int) -> tuple[float, flo
     scale = LANE_POINTS / (until_ns - since_ns)
     x = (event.onset_ns - since_ns) * scale
     stop_ns = event.onset_ns if event.offset_ns is None else event.offset_ns
-    return round(x, 2), round(max(1.5, (stop_ns - event.onset_ns) * scale), 2)
+    return round(x, 2), round(max(MIN_MARK, (stop_ns - event.onset_ns) * scale), 2)
 
 
 def _midnights(since_ns: int, until_ns: int) -> list[tuple[float, str]]:

@@ -20,6 +20,13 @@ _OVER_TCP = "tests/process/test_keys_over_tcp.py"
 _HOSTILE = "tests/process/test_hostile_peers.py"
 _INTRUDER = "tests/intruder/test_intruder.py"
 _FUZZ = "tests/fuzz/test_fuzz.py"
+_PAGE = "tests/process/test_page_attacks.py"
+_HEALTH = "tests/process/test_page_health.py"
+_LOGINS = "tests/unit/web/test_logins.py"
+_LIMITS = "tests/unit/web/test_login_limits.py"
+_SESSIONS = "tests/unit/web/test_sessions.py"
+_USERS = "tests/unit/privacy/test_page_users.py"
+_WEB_SETTINGS = "tests/unit/settings/test_web_settings.py"
 
 
 class Attempt(NamedTuple):
@@ -266,6 +273,127 @@ ATTEMPTS = (
         (
             f"{_AUDIT}::test_repeats_are_one_line_a_minute_that_counts_them",
             f"{_AUDIT}::test_audio_whose_access_cannot_be_recorded_is_not_handed_out",
+        ),
+    ),
+    Attempt(
+        "the page: every route and WebSocket by a visitor without its right, and by nobody",
+        "a sentence, or the login; a route that names no right keeps the page from starting",
+        (
+            f"{_PAGE}::test_every_route_is_closed_to_whoever_lacks_its_right",
+            f"{_PAGE}::test_every_route_is_open_to_whoever_has_its_right",
+            f"{_PAGE}::test_a_route_without_a_declared_right_keeps_the_page_from_starting",
+            f"{_HEALTH}::test_who_may_only_view_is_offered_nothing_and_can_do_nothing",
+        ),
+    ),
+    Attempt(
+        "the page: forms and WebSockets of other pages (no, hidden, other or half-right `Origin`), "
+        "tokens of others or of before the login",
+        "403; nothing has changed",
+        (
+            f"{_PAGE}::test_requests_of_other_pages_change_nothing",
+            f"{_PAGE}::test_tokens_of_others_are_worth_nothing",
+            f"{_PAGE}::test_web_sockets_are_for_our_own_pages",
+        ),
+    ),
+    Attempt(
+        "the page on loopback, under a name that others point there (DNS rebinding), two hosts",
+        "421 or 400, before any route sees it",
+        (
+            f"{_PAGE}::test_the_page_answers_under_its_own_names_alone",
+            f"{_PAGE}::test_a_request_with_two_hosts_or_none_is_refused",
+        ),
+    ),
+    Attempt(
+        "the page: a session that was planted before the login, two cookies of one name, the "
+        "cookie of a login that has ended",
+        "each login has a new secret; the others are worth nothing",
+        (
+            f"{_PAGE}::test_a_planted_login_is_not_taken_over",
+            f"{_PAGE}::test_of_two_cookies_of_one_name_none_counts",
+            f"{_PAGE}::test_a_new_login_ends_the_one_before_and_a_logout_every_use_of_it",
+            f"{_SESSIONS}::test_a_login_is_over_after_its_time_however_much_it_is_used",
+        ),
+    ),
+    Attempt(
+        "the page: 10 000 passwords for one name, for many names, from many addresses",
+        "5 are checked of a name from an address, 20 of an address, 50 of a name, 100 of all, then "
+        "as many as the time that passes allows; memory is bounded; sessions go on",
+        (
+            f"{_LIMITS}::test_ten_thousand_passwords_for_one_name_are_a_handful",
+            f"{_LIMITS}::test_names_tried_from_one_address_are_limited_together",
+            f"{_LIMITS}::test_one_name_tried_from_many_addresses_is_limited_together",
+            f"{_LIMITS}::test_many_names_from_many_addresses_are_limited_together",
+            f"{_LIMITS}::test_memory_stays_bounded_however_long_it_is_tried",
+            f"{_PAGE}::test_bad_passwords_are_limited_and_another_address_is_not",
+        ),
+    ),
+    Attempt(
+        "the page: whether a name exists, told from how long a login takes or what it answers",
+        "one answer, after one argon2 hash of the same parameters",
+        (f"{_LOGINS}::test_an_unknown_name_costs_the_same_work_and_gets_the_same_answer",),
+    ),
+    Attempt(
+        "the page: whoever is removed, gets another password or fewer rights, in an open live view",
+        "out within a second; a connection that lasts is ended before the next message",
+        (
+            f"{_PAGE}::test_who_is_removed_or_has_another_password_is_out",
+            f"{_PAGE}::test_a_live_view_ends_with_the_rights_of_who_watches",
+        ),
+    ),
+    Attempt(
+        "the page: `..`, `%2e%2e`, `%2f`, NUL, backslashes and long names in paths of clips, "
+        "events and files",
+        "400 or 404: clips are known by the ids of events, files are those of the package",
+        (f"{_PAGE}::test_path_tricks_reach_no_file",),
+    ),
+    Attempt(
+        "the page: bodies and heads that are long, endless, of two lengths, or come slowly; "
+        "browsers that do not read",
+        "413, 400, or disconnected: 64 KiB of a body, 32 KiB of a head, 10 s for a head, 20 s for "
+        "a body, 30 s without reading",
+        (
+            f"{_PAGE}::test_bodies_are_bounded",
+            f"{_PAGE}::test_a_head_is_bounded",
+            f"{_PAGE}::test_who_is_too_slow_is_disconnected",
+        ),
+    ),
+    Attempt(
+        "the page behind a proxy: the header that names the user, without the proxy's secret, "
+        "twice, or of nobody",
+        "403: no address is trusted",
+        (f"{_PAGE}::test_what_a_proxy_says_counts_with_its_secret_alone",),
+    ),
+    Attempt(
+        "the page: scripts of others, frames around it, links that lead away after a login or put "
+        "words on it",
+        "a policy without inline scripts on every answer; such links lead to the start, such words "
+        "are not shown",
+        (
+            f"{_PAGE}::test_every_answer_carries_the_policy",
+            f"{_PAGE}::test_pages_hold_no_script_or_style_of_their_own",
+            f"{_LOGINS}::test_a_login_leads_to_no_page_of_others",
+            f"{_HEALTH}::test_a_link_of_others_puts_no_words_on_the_page",
+        ),
+    ),
+    Attempt(
+        "the page with `privacy: sensor`: a clip that lies in the folder",
+        "there is no route to it",
+        (f"{_PAGE}::test_a_sensor_has_no_route_to_sound",),
+    ),
+    Attempt(
+        "a clip is played, or not allowed to be; alerts are administrated",
+        "a line in the record of accesses before it takes place",
+        (
+            f"{_PAGE}::test_each_clip_that_is_played_or_refused_is_a_line",
+            f"{_HEALTH}::test_a_delivery_that_was_given_up_is_shown_and_retried",
+        ),
+    ),
+    Attempt(
+        "the page beyond loopback without TLS, a file of users that others may read",
+        "refused at load, or at the start",
+        (
+            f"{_WEB_SETTINGS}::test_settings_that_are_not_safe_are_refused",
+            f"{_USERS}::test_a_file_that_cannot_be_trusted_is_refused",
         ),
     ),
     Attempt(

@@ -19,19 +19,26 @@ from pathlib import Path
 import pytest
 from certificates import OPENSSL, Authority, Identity
 from feed_worker import Worker, event
+from history_samples import clip, whole_event
 from page_process import PASSWORD, Answer, Browser, Page, add_users, running_page
+from pipeline import wait_for
 from ports import free_ports
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 
 from ast_stream.box_status import page_answers
 from ast_stream.cli.page_checks import check_page
+from ast_stream.history.database import History
+from ast_stream.privacy.audit import decode_access
 from ast_stream.privacy.page_users import User, changing_users
 from ast_stream.settings.load import load_file, load_settings
+from ast_stream.settings.storage import history_database
 from ast_stream.settings.web import SCOPES, Scope
+from ast_stream.web import app, connections, guard, health_page
 from ast_stream.web.app import routes
 from ast_stream.web.guard import HEADERS, MAX_BODY_BYTES
 from ast_stream.web.login_limits import OF_ADDRESS, OF_NAME_AND_ADDRESS
 from ast_stream.web.rights import PUBLIC, need_of
+from ast_stream.web.server import PageServer, bind
 from ast_stream.web.services import open_services
 
 pytestmark = pytest.mark.skipif(OPENSSL is None, reason="openssl is not installed")
@@ -43,6 +50,7 @@ USERS: dict[str, list[Scope]] = {
     **{f"no-{scope}": [other for other in SCOPES if other != scope] for scope in SCOPES},
 }
 SAMPLE = {"id": "no-such-event", "part": "0", "stream": "porch"}
+N_UNREAD = 400  # answers of 50 kB: more than the buffers of the kernel hold
 EVENT_STREAM = "/live/events"  # goes on for ever
 SECRET = "root:"  # begins what is looked for in files of the system
 
@@ -483,6 +491,103 @@ def test_a_live_view_ends_with_the_rights_of_who_watches(page: Page) -> None:
         connection.close()
     finally:
         worker.close()
+
+
+def test_a_route_without_a_declared_right_keeps_the_page_from_starting(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forgotten(request: object) -> None:
+        raise AssertionError("it is never served")
+
+    monkeypatch.setattr(health_page, "ROUTES", [Route("/forgotten", forgotten)])
+    with ExitStack() as cleanup:
+        services = open_services(load_file(page.config), cleanup)
+        with pytest.raises(ValueError, match="expected @requires"):
+            app.create_app(services)
+
+
+def test_a_sensor_has_no_route_to_sound(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    settings = {
+        "state_dir": str(tmp_path / "state"),
+        "runtime_dir": str(tmp_path / "run"),
+        "privacy": "sensor",
+        "streams": [{"name": "porch", "source": {"type": "scene"}}],
+        "web": {"listen": "127.0.0.1:8080"},
+    }
+    config.write_text(json.dumps(settings))
+    with ExitStack() as cleanup:
+        found = routes(open_services(load_file(config), cleanup))
+    assert "listen" not in {need_of(route.endpoint) for route in found if isinstance(route, Route)}
+    assert not any(getattr(route, "path", "").startswith("/clips") for route in found)
+
+
+def test_each_clip_that_is_played_or_refused_is_a_line(tmp_path: Path) -> None:
+    users: dict[str, list[Scope]] = {"anna": ["view", "listen"], "bob": ["view"]}
+    with running_page(tmp_path, users=users, web={"without_login": []}, recorder={}) as page:
+        settings = load_settings(page.config)
+        folder = tmp_path / "state/clips/porch"
+        folder.mkdir(parents=True)
+        with History(history_database(settings).path) as history:
+            for name in ("one", "two"):
+                history.add_messages(whole_event(name, time.time_ns(), stream="porch"))
+                (folder / f"{name}.flac").write_bytes(b"fLaC" + name.encode() * 100)
+                history.add_clip(clip(name, path=f"porch/{name}.flac"))
+            (tmp_path / "state/secret.flac").write_bytes(b"secret")
+            history.add_messages(whole_event("out", time.time_ns(), stream="porch"))
+            history.add_clip(clip("out", path="../secret.flac"))
+        anna, bob = page.browser("anna"), page.browser("bob")
+        assert anna.get("/clips/one/0").body.endswith(b"one")
+        assert anna.get("/clips/one/0", Range="bytes=4-6").body == b"one"
+        assert anna.get("/clips/two/0").body.endswith(b"two")
+        assert anna.get("/clips/out/0").status == 404  # a path that leads out of the folder
+        assert bob.get("/clips/one/0").status == 403
+        page.process.terminate()  # what is repeated within a minute is written at the end
+        assert page.process.wait(20) == 0
+        lines = b"".join(
+            path.read_bytes() for path in sorted((tmp_path / "state/audit/web").glob("*.jsonl"))
+        )
+        found = [decode_access(line) for line in lines.splitlines(keepends=True)]
+    shown = sorted((one.account, one.clip, one.outcome, one.requests) for one in found)
+    assert shown == [
+        ("anna", "one", "granted", 1),
+        ("anna", "one", "granted", 1),  # the range that was asked for after it
+        ("anna", "two", "granted", 1),
+        ("bob", "one", "refused", 1),
+    ]
+
+
+def test_who_is_too_slow_is_disconnected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server in this process, with less patience: it cuts off who is slower than that."""
+    monkeypatch.setattr(connections, "HEAD_S", 0.2)
+    monkeypatch.setattr(connections, "READ_S", 0.2)
+    monkeypatch.setattr(guard, "BODY_S", 0.2)
+    config = tmp_path / "config.yaml"
+    port = free_ports()
+    web = {"listen": f"127.0.0.1:{port}"}
+    streams = [{"name": "porch", "source": {"type": "scene"}}]
+    folders = {"state_dir": str(tmp_path / "state"), "runtime_dir": str(tmp_path / "run")}
+    config.write_text(json.dumps({"streams": streams, "web": web, **folders}))
+    (tmp_path / "run").mkdir()
+    with ExitStack() as cleanup:
+        loaded = load_file(config)
+        services = open_services(loaded, cleanup)
+        running = PageServer(app.create_app(services), bind(loaded.settings.web), None)
+        running.start()
+        cleanup.callback(running.stop)
+        browser = Browser(port)
+        with browser.socket() as silent, browser.socket() as slow:
+            slow.sendall(b"GET / HTTP/1.1\r\nHost: ")
+            assert silent.recv(1) == slow.recv(1) == b""  # cut off
+        head = f"POST /logout HTTP/1.1\r\nHost: {browser.host}\r\nOrigin: {browser.origin}\r\n"
+        assert raw(browser, f"{head}Content-Length: 5\r\n\r\nab".encode()).status == 408
+        with browser.socket() as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            request = f"GET /static/vendor/htmx.min.js HTTP/1.1\r\nHost: {browser.host}\r\n\r\n"
+            deaf.sendall(request.encode() * N_UNREAD)
+            wait_for(lambda: running.n_connections == 1, "the connection")
+            wait_for(lambda: running.n_connections == 0, "its end")
+        assert browser.get("/alive").status == 200
 
 
 def test_every_answer_carries_the_policy(page: Page, browsers: dict[str, Browser]) -> None:

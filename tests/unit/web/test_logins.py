@@ -13,6 +13,7 @@ from ast_stream.web.login_limits import OF_ADDRESS, OF_NAME_AND_ADDRESS, LoginLi
 from ast_stream.web.login_page import local_path
 from ast_stream.web.logins import MAX_WAITING, LoginError, Logins
 from ast_stream.web.passwords import Passwords
+from ast_stream.web.report import login_families
 from ast_stream.web.sessions import Sessions
 
 
@@ -47,6 +48,11 @@ def test_an_unknown_name_costs_the_same_work_and_gets_the_same_answer(tmp_path: 
     unknown = refusal(made, "nobody", "not her password")
     assert wrong == unknown == (401, "name or password is not right")
     assert len(hasher.checked) == 2
+    shown = {
+        family.name: family.samples[0].value for family in login_families(made, Sessions(9, 9))
+    }
+    assert shown["ast_stream_web_failed_logins"] == 2
+    assert shown["ast_stream_web_limited_logins"] == 0
     assert hasher.checked[0] == hasher.checked[1] == "$argon2id$v=19$m=64,t=1,p=1"
 
 

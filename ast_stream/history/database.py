@@ -19,6 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Literal, Self
 
@@ -67,6 +68,7 @@ MAX_WAITING = 20_000  # messages in memory while the disk takes none
 WAL_BYTES = 32 * 1024 * 1024  # of the bytes on disk, left for the write-ahead log
 _WHAT = "the history"
 _WHAT_TO_DO = "the recorder sets it aside at its next start and begins anew"
+_MESSAGES_AT_ONCE = 1000  # written in one transaction, or tried where the disk is full
 _ROWS_AT_ONCE = 500  # deleted in one transaction: others wait for it
 _STEPS_AT_ONCE = 20
 _VACUUMED_PAGES = 2000
@@ -165,13 +167,14 @@ class History:
         messages: Iterable[FeedMessage],
         positions: Mapping[str, Position] | None = None,
     ) -> bool:
-        """Add events, gaps and alerts, in one transaction; other messages are passed over.
+        """Add events, gaps and alerts; other messages are passed over.
 
         They may come again and in any order: an event is one row, of which the `end` is the last
         word.
 
         Args:
-            positions: where each feed, by its name, has been read to with these messages.
+            positions: where each feed, by its name, has been read to with these messages; written
+                with the last of them.
 
         Returns:
             Whether all is written; else it waits, and is written with the next ones, or `retry`.
@@ -187,32 +190,40 @@ class History:
     def retry(self) -> bool:
         """Write what waits; return whether nothing does any more."""
         with self._lock:
-            if not self._waiting and not self._positions:
-                return True
-            n_malformed = 0
             try:
-                with self._transaction() as db:
-                    for message in self._waiting:
-                        try:
-                            write_message(db, message)
-                        except (WireError, OverflowError, UnicodeError):
-                            n_malformed += 1
-                    db.executemany(
-                        "INSERT OR REPLACE INTO positions VALUES (?, ?, ?)",
-                        [(feed, *position) for feed, position in self._positions.items()],
-                    )
+                while self._waiting or self._positions:
+                    self._write_some()
+                    self.outage.worked()
             except HistoryError as error:
                 self.figures.write_errors += 1
-                self.figures.waiting = len(self._waiting)
                 self.outage.failed("%s", error)
-                return False
-            self.outage.worked()
-            self.figures.malformed += n_malformed
-            self.figures.written += len(self._waiting) - n_malformed
-            self.figures.waiting = 0
-            self._waiting.clear()
-            self._positions.clear()
-            return True
+            self.figures.waiting = len(self._waiting)
+            return not self._waiting and not self._positions
+
+    def _write_some(self) -> None:
+        """Write the oldest messages that wait, with the last of them the positions.
+
+        Raises:
+            HistoryError: they could not be written, and wait.
+        """
+        messages = list(islice(self._waiting, _MESSAGES_AT_ONCE))
+        positions = self._positions if len(messages) == len(self._waiting) else {}
+        n_malformed = 0
+        with self._transaction() as db:
+            for message in messages:
+                try:
+                    write_message(db, message)
+                except (WireError, OverflowError, UnicodeError):
+                    n_malformed += 1
+            db.executemany(
+                "INSERT OR REPLACE INTO positions VALUES (?, ?, ?)",
+                [(feed, *position) for feed, position in positions.items()],
+            )
+        self.figures.malformed += n_malformed
+        self.figures.written += len(messages) - n_malformed
+        for _ in messages:
+            self._waiting.popleft()
+        positions.clear()
 
     def positions(self) -> dict[str, Position]:
         """Return where each feed has been read to, by its name."""

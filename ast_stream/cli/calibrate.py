@@ -46,6 +46,7 @@ from ast_stream.cli.clip_options import (
 )
 from ast_stream.cli.options import N_CORES, AsJson, Device, Threads, with_option_groups
 from ast_stream.cli.terminal import ProgressView
+from ast_stream.dataset.reviewed import read_reviewed
 from ast_stream.dataset.tables import Columns
 from ast_stream.detect.detector import Detector
 from ast_stream.detect.parameters import DecisionParameters
@@ -63,6 +64,13 @@ class AudioOptions:
     data: Annotated[
         Path | None,
         typer.Option(help="Labelled clips: folder with a sub-folder per class, or a CSV."),
+    ] = None
+    verdicts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of `ast-stream review export`: confirmed sounds are found or missed, "
+            "others must not be named. CHECKPOINT must not have been trained on them."
+        ),
     ] = None
     test_fold: OnlyFolds = None
     fold_checkpoint: Annotated[
@@ -119,6 +127,9 @@ class AudioOptions:
         if clips:
             others = [load_checkpoint(one) for one in self.fold_checkpoint or []]
             unseen_sets, remarks = unseen_clips(checkpoint, others, clips, folds, self.unseen)
+        if self.verdicts is not None:
+            reviewed = read_reviewed(self.verdicts, checkpoint.labels)
+            unseen_sets = [*unseen_sets, UnseenClips(checkpoint, reviewed)]
         recordings = negative_recordings(self.negatives or [], checkpoint.labels)
         hours, n_generated = self.negative_hours, self.generated
         if hours is None:
@@ -250,6 +261,7 @@ def calibrate(
     record = record_of(heard, audio.data, budgets) | {
         "longest_confirm_s": target.longest_confirm,
         "longest_smoothing_s": target.longest_smoothing,
+        **({} if audio.verdicts is None else {"verdicts": str(audio.verdicts)}),
     }
     result = with_calibration(loaded, calibrated, heard.hop_s, record, target.off_below)
     written = None

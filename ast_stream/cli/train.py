@@ -80,6 +80,13 @@ class RecipeOptions:
         list[Path] | None,
         typer.Option(help="Recordings without any event, file or folder; may be repeated."),
     ] = None
+    verdicts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of `ast-stream review export`: confirmed examples, and sounds that must "
+            "not be named."
+        ),
+    ] = None
     heard: Annotated[
         list[str] | None,
         typer.Option(

@@ -130,7 +130,8 @@ def mix_soundscape(
 ) -> Soundscape:
     """Return a soundscape with every foreground once, in random order, over random backgrounds.
 
-    A foreground of several classes is as many reference events, at the same place.
+    A foreground of several classes is as many reference events, at the same place; one of none
+    sounds and is no event.
     """
     onset_s, last_classes = rng.uniform(*spec.gap_s), set[int]()
     placed: list[tuple[int, Signal, ReferenceEvent]] = []
@@ -147,7 +148,7 @@ def mix_soundscape(
         gain = 10 ** (level_dbfs / 20) / max(foreground.rms, 1e-6)
         onset = seconds_to_samples(onset_s)
         event = ReferenceEvent(
-            label=labels[foreground.classes[0]],
+            label=labels[foreground.classes[0]] if foreground.classes else "",
             kind="generated" if foreground.is_generated else "recorded",
             onset_s=samples_to_seconds(onset),
             offset_s=samples_to_seconds(onset + len(sound)),

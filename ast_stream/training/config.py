@@ -128,6 +128,7 @@ class TrainingConfig:
             the thresholds.
         held_out_ratio: of the recordings of each class, if there are no test folds.
         backgrounds: own recordings without any event, files or folders; a part is held out.
+        verdicts: folder of reviewed clips, as `ast-stream review export` writes it.
         heard: classes of the start that may be heard in them all the same.
         n_generated: examples of each generated class; 0: recordings only.
         n_backgrounds: generated backgrounds without any event.
@@ -155,6 +156,7 @@ class TrainingConfig:
     test_folds: tuple[str, ...] = ()
     held_out_ratio: float = 0.0
     backgrounds: tuple[Path, ...] = ()
+    verdicts: Path | None = None
     heard: tuple[str, ...] = ()
     n_generated: int = 300
     n_backgrounds: int = 1000
@@ -193,6 +195,7 @@ class Overrides(TypedDict, total=False):
     test_folds: tuple[str, ...]
     held_out_ratio: float | None
     backgrounds: tuple[Path, ...]
+    verdicts: Path | None
     heard: tuple[str, ...]
     n_generated: int | None
     n_backgrounds: int | None

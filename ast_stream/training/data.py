@@ -16,6 +16,7 @@ import numpy as np
 from ast_stream.audio.activity import Waveform
 from ast_stream.dataset.annotations import Clip
 from ast_stream.dataset.clips import DecodedClip, load_recordings, read_data
+from ast_stream.dataset.reviewed import GROUP, read_reviewed
 from ast_stream.errors import ConfigError, Problem, UsageError
 from ast_stream.labels import problem_with_labels, slug
 from ast_stream.model.checkpoint import Checkpoint
@@ -67,9 +68,11 @@ def prepare_data(config: TrainingConfig, start: Checkpoint | None) -> TrainingDa
         ConfigError: every problem of the data, together; or labels with one topic.
         UsageError: a test fold that no recording has, or what the configuration makes impossible.
     """
-    recordings, unlabelled, backgrounds = _read(config)
+    recordings, unlabelled, backgrounds = _read(config, start)
     held_out = _held_out(config, recordings)
     held_out_ids = {id(recording) for recording in held_out}
+    held_groups = {_group(recording) for recording in held_out} - {None}
+    unlabelled = [one for one in unlabelled if _group(one) not in held_groups]
     trained = [recording for recording in recordings if id(recording) not in held_out_ids]
     recorded_labels = {label for recording in recordings for label in recording.clip.labels}
     labels = _labels(config, start, recorded_labels)
@@ -136,7 +139,7 @@ def split_backgrounds(pieces: Sequence[Waveform]) -> tuple[list[Waveform], list[
 
 
 def _read(
-    config: TrainingConfig,
+    config: TrainingConfig, start: Checkpoint | None
 ) -> tuple[list[DecodedClip], list[DecodedClip], list[Waveform]]:
     """Return labelled recordings, those without any label, and backgrounds.
 
@@ -149,7 +152,12 @@ def _read(
     recordings: list[DecodedClip] = []
     backgrounds: list[Waveform] = []
     try:
-        recordings = load_recordings(read_data(config.data, config.columns))
+        clips = read_data(config.data, config.columns)
+        if config.verdicts is not None:
+            known = {label for clip in clips for label in clip.labels}
+            known |= set(start.labels if start is not None and config.keep_classes else ())
+            clips += read_reviewed(config.verdicts, known)
+        recordings = load_recordings(clips)
     except ConfigError as error:
         problems += error.problems
     try:
@@ -163,7 +171,8 @@ def _read(
         clip = recording.clip
         if clip.labels or clip.fold in config.test_folds:
             continue
-        backgrounds += background_pieces(recording.waveform)
+        if _group(recording) is None:  # else it may belong to what is held out
+            backgrounds += background_pieces(recording.waveform)
         if clip.span is None:
             unlabelled.append(recording)
     labelled = [recording for recording in recordings if recording.clip.labels]
@@ -197,19 +206,35 @@ def _held_out(config: TrainingConfig, recordings: Sequence[DecodedClip]) -> list
     return held_out
 
 
+def _group(recording: DecodedClip) -> tuple[str, str] | None:
+    """Return the group that a table puts a recording in, None if it says none."""
+    name = recording.clip.row.get(GROUP)
+    return (recording.clip.table, name) if name else None
+
+
 def _connected(recordings: Sequence[DecodedClip]) -> list[list[DecodedClip]]:
-    """Return groups of recordings: of one file, whole or in sections that touch."""
+    """Return groups of recordings: of one file, whole or in sections that touch, or of one group.
+
+    Which group, a table says in its column `group`.
+    """
     groups: list[list[DecodedClip]] = []
+    by_name: dict[tuple[str, str], list[DecodedClip]] = {}
     last_of: dict[Path, list[DecodedClip]] = {}
     end_s: dict[Path, float] = {}
     whole = (0.0, math.inf)
     for recording in sorted(recordings, key=lambda recording: recording.clip.span or whole):
         path, (onset_s, offset_s) = recording.clip.path, recording.clip.span or whole
-        if path in last_of and onset_s <= end_s[path] + TOUCHING_S:
+        named = _group(recording)
+        if named is not None and (known := by_name.get(named)) is not None:
+            known.append(recording)
+            last_of[path] = known
+        elif path in last_of and onset_s <= end_s[path] + TOUCHING_S:
             last_of[path].append(recording)
         else:
             last_of[path] = [recording]
             groups.append(last_of[path])
+        if named is not None:
+            by_name.setdefault(named, last_of[path])
         end_s[path] = max(offset_s, end_s.get(path, 0.0))
     place = {id(recording): number for number, recording in enumerate(recordings)}
     return sorted(groups, key=lambda group: min(place[id(recording)] for recording in group))

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 from reviewed_box import EVERY_S, day, judge_all, make_box
 
 from ast_stream.cli.app import run_command_line
+from ast_stream.cli.calibrate import AudioOptions
+from ast_stream.dataset.annotations import Clip
 from ast_stream.dataset.clips import load_recordings, read_data
+from ast_stream.dataset.tables import Columns
 from ast_stream.detect.verifiers import VerifiersFile
+from ast_stream.evaluation.scoring import isolated_spec
 from ast_stream.history.database import History
+from ast_stream.model.checkpoint import load_checkpoint
 from ast_stream.settings.load import load_settings
+from ast_stream.soundscape.backgrounds import generated_backgrounds
+from ast_stream.soundscape.mixing import mix_soundscape
+from ast_stream.training.config import TrainingConfig
+from ast_stream.training.data import prepare_data
 from ast_stream.units import SAMPLE_RATE
 from ast_stream.verdicts.hearing import ClipHearing
 from ast_stream.verdicts.reviewed import history_path, reviewed_events
@@ -130,6 +141,67 @@ def test_reviewed_clips_are_a_training_set_in_which_nothing_leaks(
     clips = load_recordings(read_data(tmp_path / "clips.csv"))
     assert len(clips) == len(truth)
     assert all(len(clip.waveform) < 4 * SAMPLE_RATE for clip in clips)
+
+
+def test_training_keeps_the_sounds_of_one_time_on_one_side(
+    box: tuple[Path, dict[str, bool]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ast_stream.training.data.MIN_HELD_OUT_BACKGROUNDS", 1)
+    config, truth = box
+    ask(capsys, "review", "export", tmp_path / "reviewed", "-c", config)
+    rng = np.random.default_rng(0)
+    for label, number in itertools.product(("Bark", "Whistle"), range(4)):
+        path = tmp_path / "sounds" / label / f"{number}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, 0.1 * rng.standard_normal(SAMPLE_RATE), SAMPLE_RATE)
+    data = prepare_data(
+        TrainingConfig(
+            tmp_path / "sounds",
+            verdicts=tmp_path / "reviewed",
+            held_out_ratio=0.4,
+            n_generated=0,
+            n_backgrounds=1,
+        ),
+        None,
+    )
+
+    def days(clips: list[Clip]) -> set[str]:
+        return {clip.row["fold"] for clip in clips if clip.row}
+
+    trained = days([*data.clips, *data.unlabelled_clips])
+    assert len(trained) == 2
+    assert days(data.held_out_clips)
+    assert trained.isdisjoint(days(data.held_out_clips))
+    # those called wrong are sounds that must not be named; one day of them is held out with it
+    assert len(data.unlabelled_clips) == 10
+    reviewed = [clip for clip in (*data.clips, *data.held_out_clips) if clip.row]
+    assert {clip.labels for clip in reviewed} == {("Bark",)}
+    assert len(reviewed) == sum(truth.values())
+
+
+def test_calibration_hears_what_was_called_wrong_as_a_sound_of_no_class(
+    box: tuple[Path, dict[str, bool]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, truth = box
+    ask(capsys, "review", "export", tmp_path / "reviewed", "-c", config)
+    checkpoint = load_checkpoint(load_settings(config).model.checkpoint)
+    options = AudioOptions(verdicts=tmp_path / "reviewed", negative_hours=0)
+    audio, _ = options.audio(checkpoint, Columns(), is_partial=False)
+    (sounds,) = [foregrounds for unseen, foregrounds in audio.sounds if unseen.clips]
+    assert [one.classes for one in sounds].count((0,)) == sum(truth.values())
+    assert [one.classes for one in sounds].count(()) == len(truth) - sum(truth.values())
+    spec = isolated_spec(1.0, 20.0)
+    backgrounds = generated_backgrounds(0, 2, labels=checkpoint.labels)
+    rng = np.random.default_rng(0)
+    mixed = mix_soundscape(rng, sounds, backgrounds, checkpoint.labels, spec)
+    assert [event.label for event in mixed.truth] == ["Bark"] * sum(truth.values())
+    (tmp_path / "empty").mkdir()
+    assert "expected a folder with clips.csv" in refusal(
+        capsys, "calibrate", checkpoint.origin, "--verdicts", tmp_path / "empty"
+    )
 
 
 def test_verdicts_are_set_and_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,33 @@
+"""Reviewed clips, as `ast-stream review export` writes them, beside other labelled recordings."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+
+from ast_stream.dataset.annotations import Clip, refusal
+from ast_stream.dataset.tables import Columns, read_table
+
+TABLE = "clips.csv"
+GROUP = "group"  # column: what stays on one side of a split
+
+
+def read_reviewed(folder: Path, known_labels: Collection[str]) -> list[Clip]:
+    """Return the clips of a folder: confirmed examples with their labels, all others with none.
+
+    What is a class only for the person who wrote its label is a sound that must not be named.
+
+    Raises:
+        ConfigError: it is not such a folder, or its table cannot be understood.
+    """
+    table = folder / TABLE
+    if not table.is_file():
+        raise refusal(folder, f"expected a folder with {TABLE} of 'ast-stream review export'")
+    clips = read_table(table, Columns())
+    if not clips:
+        raise refusal(table, "expected reviewed clips, got none")
+    return [
+        replace(clip, labels=tuple(label for label in clip.labels if label in known_labels))
+        for clip in clips
+    ]

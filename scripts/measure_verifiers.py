@@ -157,8 +157,8 @@ def hear(options: argparse.Namespace) -> Heard:
             hours += soundscape.duration_s / 3600
             print(f"half {half}, repeat {repeat}: {hours:.2f} h, {len(rows)} events",
                   file=sys.stderr)  # fmt: skip
-    columns = list(zip(*rows, strict=True))
-    return Heard(*(np.array(column) for column in columns), hours=np.array(hours))
+    columns = [np.array(column) for column in zip(*rows, strict=True)]
+    return Heard(*columns, np.array(hours))
 
 
 def streams(
@@ -276,7 +276,7 @@ def text_of(heard: Heard, commands: Sequence[str]) -> str:
         "| true events lost |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    by_class = []
+    by_class: list[str] = []
     for kind in (KNOWN, NO_LEAK):
         for ratio in RATIOS:
             for n_right, n_wrong in ((10, 10), (30, 10), (20, 20)):

@@ -158,7 +158,8 @@ def hear(options: argparse.Namespace) -> Heard:
             print(f"half {half}, repeat {repeat}: {hours:.2f} h, {len(rows)} events",
                   file=sys.stderr)  # fmt: skip
     columns = [np.array(column) for column in zip(*rows, strict=True)]
-    return Heard(*columns, np.array(hours))
+    names = [name for name in Heard.__dataclass_fields__ if name != "hours"]
+    return Heard(**dict(zip(names, columns, strict=True)), hours=np.array(hours))
 
 
 def streams(

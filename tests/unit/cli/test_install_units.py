@@ -189,6 +189,17 @@ def test_state_elsewhere_is_opened_and_metrics_for_others_are_let_through() -> N
     assert not re.search(r"^IPAddressDeny", text, re.MULTILINE)
 
 
+def test_the_page_is_started_where_it_listens_and_kept_on_the_box_where_it_stays() -> None:
+    unit = Path("etc/systemd/system/ast-stream-web.service")
+    on_loopback = plan(settings(CAMERA, web={"listen": "127.0.0.1:8080"}))
+    assert "ast-stream-web.service" in wanted_units(on_loopback)
+    assert "ast-stream-web.service" not in wanted_units(plan(settings(CAMERA)))
+    assert "\nIPAddressDeny=any\nIPAddressAllow=localhost\n" in render(on_loopback)[unit]
+    tls = {"listen": "0.0.0.0:8443", "certificate": "/a.pem", "private_key": "/b.pem"}
+    text = render(plan(settings(CAMERA, web=tls)))[unit]
+    assert not re.search(r"^IPAddressDeny", text, re.MULTILINE)
+
+
 def is_closed(folder: Path) -> bool:
     return not folder.stat().st_mode & 0o001
 

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
 
 from ast_stream.errors import ConfigError
-from ast_stream.settings.load import load_settings
+from ast_stream.recorder.process import run_recorder
+from ast_stream.settings.check import check_classes
+from ast_stream.settings.load import load_file, load_settings
 from ast_stream.settings.schema import Settings
 from ast_stream.settings.storage import clips, kept, undeclared
 
@@ -61,3 +64,18 @@ def test_clips_are_declared_where_they_are_kept_and_not_elsewhere(tmp_path: Path
     assert list(undeclared(recording, iter([clip]))) == []
     assert list(undeclared(silent, iter([clip]))) == [clip]
     assert "clips" in {one.name for one in kept(recording)}
+
+
+def test_classes_of_policies_are_checked_against_the_checkpoint(tmp_path: Path) -> None:
+    loaded(tmp_path, recorder={"clips": [{"classes": ["Brak", "bark", "Smoke alarm!"]}]})
+    file = load_file(tmp_path / "config.yaml")
+    problems = check_classes(file, ["Bark", "Siren"])
+    assert [problem.path for problem in problems] == ["recorder.clips[0].classes"] * 2
+    assert "unknown class 'Brak'; did you mean 'bark'" in problems[0].text
+
+
+def test_a_recorder_without_its_section_says_what_is_missing(tmp_path: Path) -> None:
+    loaded(tmp_path)
+    with pytest.raises(ConfigError, match="recorder: expected a section such as"):
+        run_recorder(load_file(tmp_path / "config.yaml"), threading.Event())
+    assert not (tmp_path / "state").exists()

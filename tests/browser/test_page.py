@@ -84,6 +84,7 @@ def test_what_is_heard_now_is_shown_as_it_happens(page: Page, box: Box) -> None:
     stream = page.locator(f'[data-stream="{STREAM}"]')
     expect(stream.locator('[data-field="state"]')).to_have_text("listening")
     expect(stream.locator('[data-field="level"]')).to_have_text(re.compile(r"^-\d+ dBFS$"))
+    expect(stream.locator('[data-field="laeq"]')).to_have_text(re.compile(r"^-\d+\.\d dBFS\(A\)$"))
     picture = stream.locator("canvas")
     expect(picture).to_have_attribute("data-columns", re.compile(r"^\d{3,}$"))
     expect(picture).to_have_attribute("data-boxes", re.compile("[1-9]"))

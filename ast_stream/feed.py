@@ -157,6 +157,11 @@ class Subscriber:
             if item is None or isinstance(item, Missed) or self._matches(item):
                 return item
 
+    def add_topic(self, topic: str) -> None:
+        """Receive messages of one more topic (a prefix) from now on; by the thread that reads."""
+        self._topics = (*self._topics, topic)
+        self._reader.add_topic(topic)
+
     def stop(self) -> None:
         """End all waiting and iterating, for good; from any thread."""
         self._reader.stop()
@@ -238,6 +243,11 @@ class SeveralFeeds:
                 return None
             self._is_stopped.wait(min(left_s, _LOOK_EVERY_S))
         return None
+
+    def add_topic(self, topic: str) -> None:
+        """Receive messages of one more topic (a prefix) of all feeds from now on."""
+        for feed in self._feeds.values():
+            feed.add_topic(topic)
 
     def stop(self) -> None:
         """End all waiting and iterating, for good; from any thread."""

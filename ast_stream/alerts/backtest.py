@@ -20,10 +20,11 @@ from ast_stream.alerts.rules.match import Matcher
 from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.errors import WireError
 from ast_stream.messages.event import EventMessage, GapMessage, content_without_topic
+from ast_stream.messages.levels import LevelsMessage
 from ast_stream.messages.status import Health
 from ast_stream.units import NS_PER_SECOND, format_time
 
-Message = EventMessage | GapMessage | Health
+Message = EventMessage | GapMessage | Health | LevelsMessage
 
 _SETTLE_NS = 3600 * NS_PER_SECOND  # after the last event, for timers that still run
 _WITHIN = "1s"  # how much later an alert may come before a recorded test fails
@@ -40,7 +41,7 @@ class BacktestReport:
         first_ns, last_ns: stream time of the first and the last event.
         listened_ns: duration of the audio the events are from; None: from first to last.
         damaged: lines that are not messages.
-        not_judged: rules that go by health messages, where there are none.
+        not_judged: rules that go by messages of health or levels, where there are none.
     """
 
     fired: Counter[str] = field(default_factory=Counter)
@@ -79,11 +80,12 @@ def backtest(
     """Yield each firing and resolution that would have been announced; fills in `report`.
 
     After the last event an hour passes without sound. Absence is counted from the first event.
-    Rules about levels and coverage go by health messages alone, up to the last one.
+    Rules about levels and coverage go by messages of health and levels alone, up to the last one.
     """
     report.fired.update({rule.name: 0 for rule in rules.rules})
     by_health = {rule.name for rule in rules.rules if rule.trigger.reads_health}
-    has_health = False
+    by_levels = {rule.name for rule in rules.by_levels}
+    has_health = has_levels = False
     engine: Engine | None = None
     for message in messages:
         if engine is None:
@@ -93,6 +95,7 @@ def backtest(
                 continue
             engine = Engine(rules, now_ns=report.first_ns, timing=timing, has_health=False)
         has_health = has_health or isinstance(message, Health)
+        has_levels = has_levels or isinstance(message, LevelsMessage)
         yield from _counted(engine.process(message), report)
         report.last_ns = engine.now_ns
     if engine is not None:
@@ -100,7 +103,8 @@ def backtest(
         yield from _counted([one for one in settled if one.alert.rule not in by_health], report)
         report.events = engine.counters.events
         report.suppressed = engine.counters.suppressed_by_rule
-    report.not_judged = [] if has_health else sorted(by_health)
+    not_judged = set() if has_health else by_health - by_levels
+    report.not_judged = sorted(not_judged | (set() if has_levels else by_levels))
 
 
 def _time_ns(message: Message) -> int | None:

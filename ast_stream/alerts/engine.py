@@ -24,6 +24,7 @@ from ast_stream.errors import WireError
 from ast_stream.messages.alert import Alert
 from ast_stream.messages.codec import MAX_TIME_NS
 from ast_stream.messages.event import Content, EventMessage, FeedMessage, GapMessage
+from ast_stream.messages.levels import LevelsMessage
 from ast_stream.messages.status import STREAM_REMOVED, Health
 from ast_stream.units import NS_PER_SECOND, format_time, seconds_to_ns
 
@@ -69,6 +70,11 @@ class Engine:
         self._streams.expect_named(self._now)
 
     @property
+    def rules(self) -> RuleSet:
+        """The rules in force."""
+        return self._instances.rules
+
+    @property
     def now_ns(self) -> int:
         """Stream time: everything up to here has been evaluated."""
         return self._now
@@ -97,7 +103,7 @@ class Engine:
     def on_message(self, topic: str, body: dict[str, Any]) -> list[Transition]:
         """Process any message of the feed; a malformed one is counted and changes nothing."""
         message = FeedMessage(topic, body)
-        if message.kind not in ("event", "health", "gap"):
+        if message.kind not in ("event", "health", "gap", "levels"):
             return []
         try:
             return self.process(message.content())
@@ -106,13 +112,15 @@ class Engine:
             return []
 
     def process(self, content: Content) -> list[Transition]:
-        """Process what a message says; only events, health and gaps matter."""
+        """Process what a message says; only events, health, levels and gaps matter."""
         self.time.observe(content)
         match content:
             case EventMessage():
                 return self._process_event(content)
             case Health(published_ns=int()):
                 return self._process_health(content)
+            case LevelsMessage(published_ns=int()):
+                return self._process_levels(content)
             case GapMessage(time_ns=int()):
                 return self._process_gap(content)
         return []
@@ -136,6 +144,13 @@ class Engine:
             return self._streams.forget(health.stream, health.labels, at_ns)
         transitions = self._streams.see(health.stream, health.labels, self._now)
         return transitions + self._streams.on_health(health, at_ns)
+
+    def _process_levels(self, levels: LevelsMessage) -> list[Transition]:
+        """Process the sound levels of a second."""
+        assert levels.published_ns is not None
+        at_ns = max(self._now, self.time.steady_ns(levels.published_ns))
+        transitions = self._streams.see(levels.stream, levels.labels, self._now)
+        return transitions + self._streams.on_levels(levels, at_ns)
 
     def _process_gap(self, gap: GapMessage) -> list[Transition]:
         """Process a gap: silence in it does not prove absence."""

@@ -351,6 +351,7 @@ class InstanceTable:
         rules: in force.
         listening_rules: those that count only while somebody listens.
         health_rules: those that read health messages.
+        level_rules: those that go by sound levels.
     """
 
     def __init__(
@@ -488,6 +489,7 @@ class InstanceTable:
         self._timings = {rule.name: timing.of_classes(rule.slugs) for rule in rules.rules}
         self.listening_rules = [rule for rule in rules.rules if rule.trigger.needs_listener]
         self.health_rules = [rule for rule in rules.rules if rule.trigger.reads_health]
+        self.level_rules = rules.by_levels
 
     def _trigger_of(self, rule: Rule) -> Trigger:
         trigger = rule.trigger()

@@ -53,6 +53,9 @@ class Feed(Protocol):
     def receive(self, timeout_s: float | None = None) -> FeedMessage | Missed | None:
         """Return the next message, or None."""
 
+    def add_topic(self, topic: str) -> None:
+        """Receive messages of one more topic from now on."""
+
 
 class AlertLoop:
     """Evaluates one feed.
@@ -96,6 +99,8 @@ class AlertLoop:
         self._set_by_ns = engine.time.set_by_ns  # as last logged
         self._limited_log = LimitedLog(logger)
         self._on_blocked = on_blocked
+        self._reads_levels = False
+        self._read_levels_for(engine.rules)
         self._known_ns = outbox.evaluated_ns = 0  # stream time up to which alerts are known
 
     def run(self, stop: threading.Event, between: Callable[[], None]) -> None:
@@ -129,7 +134,14 @@ class AlertLoop:
 
     def replace_rules(self, rules: RuleSet, timing: DetectionTiming) -> None:
         """Continue with other rules or another timing; unchanged rules are not affected."""
+        self._read_levels_for(rules)
         self._add(self._engine.replace_rules(rules, timing))
+
+    def _read_levels_for(self, rules: RuleSet) -> None:
+        """Subscribe to sound levels, which are made for readers alone, if a rule wants them."""
+        if rules.by_levels and not self._reads_levels:
+            self._reads_levels = True
+            self._feed.add_topic("levels/")
 
     def save_until_done(self, stop: threading.Event) -> None:
         """Save what is due; while that fails (a full disk), nothing else is read from the feed."""

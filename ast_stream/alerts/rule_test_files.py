@@ -18,6 +18,7 @@ from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.errors import ConfigError
 from ast_stream.labels import find_label
 from ast_stream.messages.alert import AlertState
+from ast_stream.messages.levels import BAND_NAMES, LevelsMessage
 from ast_stream.messages.status import StreamState
 from ast_stream.settings.explain import explain
 from ast_stream.settings.yaml import Document, read_document
@@ -150,6 +151,53 @@ class TestHealth(OnStream):
     level_dbfs: float | None = Field(default=-50.0, ge=SILENCE_DBFS, le=0)
 
 
+class TestLevels(OnStream):
+    """Sound levels of a calibrated stream once a second, from `at` for `dur`, dB re 20 µPa."""
+
+    at: Duration
+    dur: Duration = 0
+    laeq: float = Field(default=50.0, ge=-20, le=200)
+    laf_max: float | None = Field(default=None, description="null: as `laeq`, like all below")
+    laf_min: float | None = None
+    l10: float | None = None
+    l50: float | None = None
+    l90: float | None = None
+    third_octaves: dict[str, float] = Field(
+        default_factory=dict, description="by nominal centre in Hz"
+    )
+
+    @field_validator("third_octaves")
+    @classmethod
+    def _bands_are_known(cls, bands: dict[str, float]) -> dict[str, float]:
+        for name in bands:
+            if name not in BAND_NAMES:
+                raise ValueError(f"expected centres such as '63' or '1000', got '{name}'")
+        return bands
+
+    def message(self, at_ns: int, labels: dict[str, str]) -> LevelsMessage:
+        """Return the message of a second that is published then."""
+
+        def or_laeq(level: float | None) -> float:
+            return self.laeq if level is None else level
+
+        return LevelsMessage(
+            stream=self.stream,
+            labels=labels,
+            epoch="test",
+            start_sample=0,
+            time_ns=at_ns - NS_PER_SECOND,
+            calibrated=True,
+            laeq=self.laeq,
+            laf_max=or_laeq(self.laf_max),
+            laf_min=or_laeq(self.laf_min),
+            l10=or_laeq(self.l10),
+            l50=or_laeq(self.l50),
+            l90=or_laeq(self.l90),
+            third_octaves=self.third_octaves,
+            published_ns=at_ns,
+        )
+
+
 class Expected(RuleSection):
     """A transition that must come; keys left out may be anything."""
 
@@ -171,6 +219,7 @@ class RuleTest(RuleSection):
     events: list[TestEvent] = Field(default_factory=list)
     scores: list[TestScores] = Field(default_factory=list)
     health: list[TestHealth] = Field(default_factory=list)
+    levels: list[TestLevels] = Field(default_factory=list)
     restart_at: list[Duration] = Field(default_factory=list)
     down_for: Duration = 0
     until: PositiveDuration | None = None
@@ -186,7 +235,7 @@ class RuleTest(RuleSection):
 
     @model_validator(mode="after")
     def _streams_are_there(self) -> RuleTest:
-        listed: list[OnStream] = [*self.events, *self.scores, *self.health]
+        listed: list[OnStream] = [*self.events, *self.scores, *self.health, *self.levels]
         for given in listed:
             if given.stream not in self.streams:
                 raise ValueError(f"the stream '{given.stream}' is not under 'streams' of this test")

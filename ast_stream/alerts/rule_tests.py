@@ -38,6 +38,7 @@ from ast_stream.detect.parameters import model_facts, resolve_parameters
 from ast_stream.errors import UsageError
 from ast_stream.labels import slug, stable_id
 from ast_stream.messages.event import EventMessage, EventType
+from ast_stream.messages.levels import LevelsMessage
 from ast_stream.messages.status import Health
 from ast_stream.model.metadata import Metadata
 from ast_stream.sample_clock import SampleClock
@@ -50,7 +51,7 @@ ROUNDING_NS = 1_000  # times in messages are whole microseconds
 EPOCH = "0" * 32
 MODEL = "rule-test"
 
-Message = EventMessage | Health
+Message = EventMessage | Health | LevelsMessage
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,10 @@ class TestRun:
                         published_ns=at_ns,
                     ),
                 )
+        for levels in test.levels:
+            for offset in range(0, levels.dur + 1, NS_PER_SECOND):
+                at_ns = test.start_ns + levels.at + offset
+                yield at_ns, levels.message(at_ns, test.streams[levels.stream])
         if test.scores:
             detector = self.tests.settings.detector or DetectorSettings.model_validate(
                 {"window": "2s", "hop": "250ms"}

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ast_stream.alerts.instances import Instance, InstanceTable, Transition
+from ast_stream.messages.levels import LevelsMessage
 from ast_stream.messages.status import Health
 from ast_stream.units import seconds_to_ns
 
@@ -73,6 +74,19 @@ class StreamHealth:
                 level = health.level_dbfs
                 instance.facts = {"stream.name": stream, "labels": labels, "level_dbfs": level}
                 fires = instance.trigger.on_health(health, now)
+                transitions += self._instances.settle(instance, fires, now)
+        return transitions
+
+    def on_levels(self, levels: LevelsMessage, now: int) -> list[Transition]:
+        """Process the sound levels of a stream that has been seen."""
+        stream, labels = levels.stream, levels.labels
+        transitions: list[Transition] = []
+        for rule in self._instances.level_rules:
+            if not rule.covers_stream(stream, labels):
+                continue
+            instance = self._instances.obtain(rule, rule.group_of(stream, "", labels))
+            if instance is not None:
+                fires = instance.trigger.on_levels(levels, now)
                 transitions += self._instances.settle(instance, fires, now)
         return transitions
 

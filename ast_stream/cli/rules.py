@@ -52,6 +52,7 @@ from ast_stream.settings.schema import (
     DEFAULT_HOLD_S,
     DetectionSettings,
     ModelSettings,
+    StreamSettings,
 )
 from ast_stream.settings.storage import history_database
 from ast_stream.units import counted, format_time, samples_to_seconds
@@ -105,7 +106,7 @@ def check(
     """
     context = _context(config, model, labels)
     rules = _load(files, context)
-    warnings = lint(rules, context.facts, context.alerts)
+    warnings = lint(rules, context.facts, context.alerts, context.streams)
     for warning in warnings:
         say(str(warning))
     if warnings and strict:
@@ -290,6 +291,7 @@ class RuleContext:
     timing: DetectionTiming
     confirm_s: float
     alerts: AlertSettings | None
+    streams: Sequence[StreamSettings] = ()
 
 
 def _context(config: Path | None, checkpoint: str | None, labels_file: Path | None) -> RuleContext:
@@ -302,12 +304,15 @@ def _context(config: Path | None, checkpoint: str | None, labels_file: Path | No
     model = ModelSettings() if settings is None else settings.model
     detection = DetectionSettings() if settings is None else settings.detection
     alerts = None if settings is None else settings.alerts
+    streams = () if settings is None else settings.streams
     if checkpoint is not None:
         model = model.model_copy(update={"checkpoint": checkpoint})
     if labels_file is not None:
         listed = _read_labels(labels_file)
         confirm_s = detection.defaults.confirm_s or DEFAULT_CONFIRM_S
-        return RuleContext(model, detection, listed, None, DetectionTiming(), confirm_s, alerts)
+        return RuleContext(
+            model, detection, listed, None, DetectionTiming(), confirm_s, alerts, streams
+        )
     known = model_facts(model)
     if known.labels is None and checkpoint is not None:
         raise UsageError(f"rules: {checkpoint}: expected a folder with a checkpoint, got none")
@@ -318,7 +323,7 @@ def _context(config: Path | None, checkpoint: str | None, labels_file: Path | No
     timing = detection_timing(parameters)
     longest = int(parameters.confirm_hops.max()) * parameters.geometry.hop
     confirm_s = samples_to_seconds(longest)
-    return RuleContext(model, detection, known.labels, facts, timing, confirm_s, alerts)
+    return RuleContext(model, detection, known.labels, facts, timing, confirm_s, alerts, streams)
 
 
 def _load(files: list[Path], context: RuleContext) -> RuleSet:

@@ -161,7 +161,7 @@ def summary_lines(report: BacktestReport, firings: Sequence[tuple[int, str]]) ->
         yield f"{line}  suppressed: {reasons}" if reasons else line
     if report.not_judged:
         names = ", ".join(report.not_judged)
-        yield f"not judged, for they go by health messages, of which there are none: {names}"
+        yield f"not judged, for they go by messages of health or levels, which are missing: {names}"
     if report.damaged:
         yield f"lines that are not messages: {report.damaged}"
 

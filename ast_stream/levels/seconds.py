@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,10 +28,13 @@ class SecondOfSound:
     levels: Levels
     clock: SampleClock
 
-    def message(self, seen_from: Moment, calibration_db: float | None) -> LevelsMessage:
+    def message(
+        self, labels: Mapping[str, str], seen_from: Moment, calibration_db: float | None
+    ) -> LevelsMessage:
         """Return the message about it.
 
         Args:
+            labels: of its stream.
             seen_from: when that is published.
             calibration_db: sound pressure level of full scale, dB; None: not known.
         """
@@ -40,6 +44,7 @@ class SecondOfSound:
         weighted = {name: round(getattr(levels, name) + add_db, _DIGITS) for name in names}
         return LevelsMessage(
             stream=self.stream,
+            labels=dict(labels),
             epoch=self.epoch,
             start_sample=self.start_sample,
             time_ns=self.clock.time_ns(self.start_sample, seen_from),

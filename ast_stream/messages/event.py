@@ -690,12 +690,16 @@ _CONTENTS: dict[str, type[Content]] = {  # by topic, or by its first word
 }
 
 
-def content_without_topic(body: Mapping[str, Any]) -> EventMessage | GapMessage | Health:
-    """Return an event, gap or health whose topic is not known, by a field that only it has.
+def content_without_topic(
+    body: Mapping[str, Any],
+) -> EventMessage | GapMessage | Health | LevelsMessage:
+    """Return an event, gap, health or levels whose topic is not known, by a field that only it has.
 
     Raises:
         WireError: it does not follow the format.
     """
+    if "laeq" in body:
+        return LevelsMessage.from_json(body, "levels")
     if "samples" in body:
         return GapMessage.from_json(body, "gap")
     return (

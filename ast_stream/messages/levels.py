@@ -22,6 +22,8 @@ class LevelsMessage(FeedBody):
     """
 
     stream: Text
+    labels: dict[Text, Text] = Field(default_factory=dict)
+    """Of the stream, as configured."""
     epoch: Text
     """Run of the capture process."""
     start_sample: SampleIndex

@@ -256,6 +256,11 @@ class FeedReader:
                 return None
         return None
 
+    def add_topic(self, topic: str) -> None:
+        """Subscribe to one more prefix of topics that are not durable."""
+        self._subscriptions = self._subscriptions | {topic}
+        self._sub.subscribe(topic)
+
     def stop(self) -> None:
         """End `receive`, from any thread."""
         self._stopped.set()

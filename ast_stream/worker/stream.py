@@ -243,8 +243,8 @@ class WorkerStream:
 
     def publish_levels(self, second: SecondOfSound) -> None:
         """Publish the sound levels of a second."""
-        calibration_db = self.config.calibration_db
-        self._publisher.publish_levels(lambda now: second.message(now, calibration_db))
+        labels, calibration_db = self.config.labels, self.config.calibration_db
+        self._publisher.publish_levels(lambda now: second.message(labels, now, calibration_db))
 
     def account_for(self, run: HopRun) -> None:
         """Account for samples that the detector is done with."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ast_stream.alerts.actions.base import used_without_rules
 from ast_stream.alerts.model_facts import DetectorFacts
@@ -14,6 +14,7 @@ from ast_stream.alerts.triggers.base import Finding
 from ast_stream.labels import slug
 from ast_stream.settings.alerts import AlertSettings
 from ast_stream.settings.explain import Path as KeyPath
+from ast_stream.settings.schema import StreamSettings
 from ast_stream.settings.yaml import Document
 
 
@@ -21,14 +22,17 @@ def lint(
     rules: RuleSet,
     facts: DetectorFacts | None = None,
     alerts: AlertSettings | None = None,
+    streams: Sequence[StreamSettings] = (),
 ) -> list[RuleProblem]:
     """Return warnings by file and line.
 
     Args:
         facts: about the detector; None: what depends on it is not checked.
         alerts: with the configured actions; None: those are not known.
+        streams: those of the configuration, if it is known.
     """
-    found = [
+    found = list(_calibration_lints(rules, streams))
+    found += [
         problem_at(rule.document, (*rule.path, *place), code, text)
         for rule in rules.rules
         for place, code, text in _rule_lints(rule, facts)
@@ -54,6 +58,18 @@ def _rule_lints(rule: Rule, facts: DetectorFacts | None) -> Iterator[Finding]:
     if both:
         text = f"'{both[0]}' is in 'when' and in 'unless': the rule can never fire"
         yield ("unless",), "W210", text
+
+
+def _calibration_lints(rules: RuleSet, streams: Sequence[StreamSettings]) -> Iterator[RuleProblem]:
+    for rule in rules.by_levels:
+        without = [
+            stream.name
+            for stream in streams
+            if stream.calibration_db is None and rule.covers_stream(stream.name, stream.labels)
+        ]
+        if without:
+            text = f"{', '.join(without)}: without calibration_db no level is known in dB re 20 µPa"
+            yield problem_at(rule.document, (*rule.path, "level"), "W215", text)
 
 
 def _match_lints(

@@ -41,6 +41,7 @@ CODES = {
     "W212": "'for' longer than any event",
     "W213": "rule that notifies nobody",
     "W214": "score of a small model that gives none",
+    "W215": "sound level of a stream that is not calibrated",
 }
 
 

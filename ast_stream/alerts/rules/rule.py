@@ -113,6 +113,15 @@ class RuleSet:
     resume_ns: int = 3600 * 10**9
     files: tuple[tuple[Document, RuleFile, Vocabulary], ...] = ()
 
+    @property
+    def by_levels(self) -> list[Rule]:
+        """The rules that go by sound levels."""
+        return [
+            rule
+            for rule in self.rules
+            if rule.trigger.reads_levels and rule.trigger.wants_levels(rule.settings)
+        ]
+
     def named(self, name: str) -> Rule | None:
         """Return the rule of that name."""
         return next((rule for rule in self.rules if rule.name == name), None)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ast_stream.alerts.model_facts import DetectionTiming, DetectorFacts
     from ast_stream.alerts.rules.rule import Rule
     from ast_stream.alerts.rules.schema import RuleSettings
+    from ast_stream.messages.levels import LevelsMessage
     from ast_stream.messages.status import Health
     from ast_stream.settings.explain import Path as KeyPath
 
@@ -63,6 +64,7 @@ class Trigger:
         is_about_pauses: whether pauses within sounds matter to it.
         takes_events: whether it is given events.
         reads_health: whether it is given health messages.
+        reads_levels: whether it is given sound levels, if a rule `wants_levels`.
         needs_listener: whether it may count only while a stream is listened to.
         counts_open_time: whether the duration of open events matters: while the feed is lost, they
             are certain only up to their last message.
@@ -78,6 +80,7 @@ class Trigger:
     is_about_pauses: ClassVar[bool] = False
     takes_events: ClassVar[bool] = True
     reads_health: ClassVar[bool] = False
+    reads_levels: ClassVar[bool] = False
     needs_listener: ClassVar[bool] = False
     counts_open_time: ClassVar[bool] = False
 
@@ -158,6 +161,15 @@ class Trigger:
 
     def on_health(self, health: Health, now: int) -> bool:
         """Process a health message; return whether the rule fires."""
+        return False
+
+    @classmethod
+    def wants_levels(cls, settings: RuleSettings) -> bool:
+        """Return whether a rule of this kind goes by sound levels."""
+        return False
+
+    def on_levels(self, levels: LevelsMessage, now: int) -> bool:
+        """Process the sound levels of a second; return whether the rule fires."""
         return False
 
     def on_gap(self, end_ns: int) -> None:

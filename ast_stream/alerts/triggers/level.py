@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ast_stream.alerts.rules.field_types import Duration, Names, RuleSection
 from ast_stream.alerts.rules.match import EventMatch
 from ast_stream.alerts.triggers.base import WaitingTrigger
+from ast_stream.labels import did_you_mean
+from ast_stream.messages.levels import BAND_NAMES, LevelsMessage
 from ast_stream.messages.status import SOURCE_ENDED, Health
 from ast_stream.units import NS_PER_SECOND, SILENCE_DBFS
 
@@ -21,6 +23,19 @@ if TYPE_CHECKING:
 
 MIN_MISSING_NS = 3 * NS_PER_SECOND
 LEVEL_STALE_NS = 10 * NS_PER_SECOND  # health arrives each second; without it nothing is known
+
+
+WEIGHTED_MEASURES = ("laeq", "laf_max", "laf_min", "l10", "l50", "l90")
+_HZ = " Hz"
+MEASURES = (*WEIGHTED_MEASURES, *(f"{name}{_HZ}" for name in BAND_NAMES))
+
+
+def level_of(levels: LevelsMessage, measure: str) -> float | None:
+    """Return one of `MEASURES`; None: the message does not have it."""
+    if measure in WEIGHTED_MEASURES:
+        level: float = getattr(levels, measure)
+        return level
+    return levels.third_octaves.get(measure.removesuffix(_HZ))
 
 
 class Level(RuleSection):
@@ -36,15 +51,45 @@ class Level(RuleSection):
     quieter_than_dbfs: float | None = Field(
         default=None, ge=-120, le=0, description="the level is below this"
     )
+    louder_than_db: float | None = Field(
+        default=None, ge=-20, le=200, description="`measure` is above this, dB re 20 µPa"
+    )
+    quieter_than_db: float | None = Field(
+        default=None, ge=-20, le=200, description="`measure` is below this, dB re 20 µPa"
+    )
+    measure: str = Field(
+        default="laeq",
+        description="what of the sound levels of each second: laeq, laf_max, laf_min, l10, l50, "
+        "l90, or a third octave from `25 Hz` to `6300 Hz`; of streams with `calibration_db` alone",
+    )
     digital_silence: Literal[True] | None = Field(
         default=None, description="the source delivers only zeros"
     )
     missing: Literal[True] | None = Field(default=None, description="no audio comes")
     for_: Duration = Field(default=0, alias="for", description="how long the condition must hold")
 
+    @field_validator("measure")
+    @classmethod
+    def _measure_is_known(cls, measure: str) -> str:
+        if measure not in MEASURES:
+            near = did_you_mean(measure, MEASURES)
+            raise ValueError(
+                f"expected {', '.join(WEIGHTED_MEASURES)}, or a third octave such as '63 Hz', "
+                f"got '{measure}'{near}"
+            )
+        return measure
+
+    @property
+    def goes_by_levels(self) -> bool:
+        """Whether it is about sound levels, and not about health."""
+        return self.louder_than_db is not None or self.quieter_than_db is not None
+
     @model_validator(mode="after")
     def _one_condition(self) -> Level:
-        names = ("louder_than_dbfs", "quieter_than_dbfs", "digital_silence", "missing")
+        names = (
+            "louder_than_dbfs", "quieter_than_dbfs", "louder_than_db", "quieter_than_db",
+            "digital_silence", "missing",
+        )  # fmt: skip
         given = [name for name in names if getattr(self, name) is not None]
         if len(given) != 1:
             got = " and ".join(given) or "none"
@@ -53,12 +98,16 @@ class Level(RuleSection):
             raise ValueError(
                 "with 'missing' expected 'for' of at least 3s, as health comes each 1s"
             )
+        if "measure" in self.model_fields_set and not self.goes_by_levels:
+            raise ValueError(
+                "'measure' goes with louder_than_db or quieter_than_db; dbfs is the level of health"
+            )
         return self
 
 
 @dataclass(eq=False)
 class LevelFor(WaitingTrigger):
-    """Fires when a stream's health reports a level, or none arrives, for a time.
+    """Fires when health or sound levels report a level, or none arrives, for a time.
 
     Attributes:
         sampled_ns: when the level was last reported.
@@ -68,6 +117,7 @@ class LevelFor(WaitingTrigger):
     match_place = "level"
     takes_events = False
     reads_health = True
+    reads_levels = True
 
     sampled_ns: int | None = None
 
@@ -80,14 +130,40 @@ class LevelFor(WaitingTrigger):
         self._louder_than = level.louder_than_dbfs
         quieter_than = level.quieter_than_dbfs
         self._quieter_than = SILENCE_DBFS if quieter_than is None else quieter_than
+        self._goes_by_levels = level.goes_by_levels
+        self._louder_than_db = level.louder_than_db
+        self._quieter_than_db = level.quieter_than_db
+        self._measure = level.measure
 
     @classmethod
     def matches(cls, settings: RuleSettings) -> list[tuple[KeyPath, EventMatch]]:
         """Return the streams as a match of any class."""
         return [(("level",), EventMatch(stream=cls.given(settings).stream))]
 
+    @classmethod
+    def wants_levels(cls, settings: RuleSettings) -> bool:
+        """Return whether a rule goes by sound levels."""
+        level: Level = cls.given(settings)
+        return level.goes_by_levels
+
+    def on_levels(self, levels: LevelsMessage, now: int) -> bool:
+        """Process the sound levels of a second; return whether the rule fires."""
+        self._check_stale(now)
+        if not levels.calibrated:  # as good as not reported
+            self._end()
+            return False
+        self.sampled_ns = now
+        level = level_of(levels, self._measure)
+        if level is None or not self._is_met_by(level):
+            self._end()
+        elif self.since is None:
+            self.since = now
+        return self.on_timer(now)
+
     def on_health(self, health: Health, now: int) -> bool:
         """Process a health message; return whether the rule fires."""
+        if self._goes_by_levels:
+            return self.on_timer(now)
         self._check_stale(now)
         self.sampled_ns = now
         if self._is_missing and health.detail == SOURCE_ENDED:
@@ -144,6 +220,11 @@ class LevelFor(WaitingTrigger):
     def _check_stale(self, now: int) -> None:
         if not self._is_missing and now >= (self.sampled_ns or now) + LEVEL_STALE_NS:
             self._end()
+
+    def _is_met_by(self, level_db: float) -> bool:
+        if self._louder_than_db is not None:
+            return level_db > self._louder_than_db
+        return self._quieter_than_db is not None and level_db < self._quieter_than_db
 
     def _is_met(self, health: Health) -> bool:
         level = health.level_dbfs

@@ -13,6 +13,7 @@ from ast_stream.alerts.delivery import DeliveryThreads
 from ast_stream.alerts.delivery_schedule import FEED
 from ast_stream.alerts.engine import Engine
 from ast_stream.alerts.loop import SILENT_S, AlertLoop
+from ast_stream.alerts.model_facts import DetectionTiming
 from ast_stream.alerts.outbox import Outbox
 from ast_stream.alerts.rules.compile import load_rules
 from ast_stream.alerts.steady_time import SteadyTime
@@ -38,11 +39,15 @@ class FakeFeed:
         self.items: list[FeedMessage | Missed] = []
         self.position: Position | None = None
         self.is_publisher_there = True
+        self.added: list[str] = []
         self.n_receives = 0
 
     def receive(self, timeout_s: float | None = None) -> FeedMessage | Missed | None:
         self.n_receives += 1
         return self.items.pop(0) if self.items else None
+
+    def add_topic(self, topic: str) -> None:
+        self.added.append(topic)
 
 
 class Bench:
@@ -90,6 +95,15 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     made = Bench(tmp_path)
     yield made
     made.store.close()
+
+
+def test_levels_are_read_once_a_rule_goes_by_them(bench: Bench, tmp_path: Path) -> None:
+    assert bench.feed.added == []
+    rules = RULES.replace("match: {class: Bark}", "level: {louder_than_db: 70}")
+    (tmp_path / "rules.yaml").write_text(rules)
+    for _ in range(2):
+        bench.loop.replace_rules(load_rules([tmp_path / "rules.yaml"]), DetectionTiming())
+    assert bench.feed.added == ["levels/"]
 
 
 def test_timer_runs_when_the_sound_up_to_it_has_been_scored(bench: Bench) -> None:

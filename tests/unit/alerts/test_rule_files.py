@@ -157,7 +157,8 @@ def of_rule(text: str) -> str:
         (
             of_rule("alert: a, level: {louder_than_dbfs: -10, missing: true}"),
             "r.yaml:4:20: error E101: groups[0].rules[0].level: expected exactly one of "
-            "louder_than_dbfs, quieter_than_dbfs, digital_silence, missing, got "
+            "louder_than_dbfs, quieter_than_dbfs, louder_than_db, quieter_than_db, "
+            "digital_silence, missing, got "
             "louder_than_dbfs and missing",
         ),
         (

@@ -16,7 +16,7 @@ import pytest
 from feed_worker import Worker, event
 from hypothesis import given
 from hypothesis import strategies as st
-from sample_messages import gap_message, health, scores_header, worker_status
+from sample_messages import gap_message, health, levels_message, scores_header, worker_status
 
 from ast_stream.errors import UsageError
 from ast_stream.feed import FeedMessage, Missed, Subscriber, query_endpoint_beside
@@ -554,6 +554,24 @@ def test_other_topics_come_with_their_scores(folder: Path, workers: list[Worker]
             found += [] if message.scores is None else [message.scores.tolist()]
         assert found == [[0.25, 1.0]]
         assert set(kinds) <= {"scores", "status"}
+
+
+def test_a_topic_that_is_added_later_comes_from_then_on(
+    folder: Path, workers: list[Worker]
+) -> None:
+    workers.append(Worker(folder, "b1"))
+    with subscriber(folder, topics=["event/"]) as reader:
+        while not reader.is_publisher_there:
+            reader.receive(0.05)
+        assert not workers[0].publisher.has_reader("levels/porch/")
+        reader.add_topic("levels/")
+        while not workers[0].publisher.has_reader("levels/porch/"):
+            reader.receive(0.05)
+        with workers[0].lock:
+            workers[0].publisher.publish(levels_message())
+        message = reader.receive(LONG_S)
+        assert isinstance(message, FeedMessage)
+        assert (message.kind, message.body["laeq"]) == ("levels", 55.0)
 
 
 def test_malformed_messages_are_counted_and_left_out(folder: Path, workers: list[Worker]) -> None:

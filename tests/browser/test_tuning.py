@@ -73,6 +73,7 @@ def test_a_threshold_is_moved_by_keys(tab: Page) -> None:
     expect(tab.locator("#outcome")).to_contain_text("2 missed")
 
 
+@pytest.mark.slow
 def test_health_is_renewed_by_itself(tab: Page) -> None:
     tab.goto("/health")
     first = tab.locator("#health-now p.soft").inner_text()

@@ -144,6 +144,7 @@ def raw(browser: Browser, request: bytes) -> Answer:
     return Answer(int(received.split(b" ", 2)[1]), [], received)
 
 
+@pytest.mark.slow
 def test_every_route_is_closed_to_whoever_lacks_its_right(
     page: Page, browsers: dict[str, Browser]
 ) -> None:
@@ -280,6 +281,7 @@ def test_cookies_are_for_this_host_and_for_no_script(page: Page) -> None:
     assert sorted(parts) == ["HttpOnly", "Path=/", "SameSite=Strict", "Secure"]
 
 
+@pytest.mark.slow
 def test_who_is_removed_or_has_another_password_is_out(page: Page) -> None:
     file = page.config.parent / "state/web/users.json"
     add_users(file, {"leaver": ["view"], "changed": ["view"], "narrowed": ["view", "listen"]})
@@ -522,6 +524,7 @@ def test_a_sensor_has_no_route_to_sound(tmp_path: Path) -> None:
     assert not any(getattr(route, "path", "").startswith("/clips") for route in found)
 
 
+@pytest.mark.slow
 def test_each_clip_that_is_played_or_refused_is_a_line(tmp_path: Path) -> None:
     users: dict[str, list[Scope]] = {"anna": ["view", "listen"], "bob": ["view"]}
     with running_page(tmp_path, users=users, web={"without_login": []}, recorder={}) as page:
@@ -679,6 +682,7 @@ def test_status_and_doctor_see_whether_it_answers(page: Page) -> None:
     assert not page_answers(settings.model_copy(update={"web": web}))
 
 
+@pytest.mark.slow
 def test_a_page_that_cannot_start_says_why(tmp_path: Path) -> None:
     port = free_ports()
     config = tmp_path / "config.yaml"
@@ -692,6 +696,7 @@ def test_a_page_that_cannot_start_says_why(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_signal_ends_it_and_a_hangup_renews_its_certificate(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -72,6 +72,7 @@ def given_up(page: Answer) -> list[str]:
     return [number for form in forms for number in re.findall(r'"number" value="(\d+)"', form)]
 
 
+@pytest.mark.slow
 def test_a_delivery_that_was_given_up_is_shown_and_retried(box: Box) -> None:
     browser = box.page.browser("anna")
     box.alerts.publish(1, "begin", "end")

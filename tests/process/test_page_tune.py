@@ -95,6 +95,7 @@ def test_the_configuration_is_left_as_it_is(page: Page) -> None:
     assert page.config.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_without_a_history_the_page_says_what_to_do(tmp_path: Path) -> None:
     port = free_ports()
     config = write_tuned_box(tmp_path, f"127.0.0.1:{port}", has_history=False)

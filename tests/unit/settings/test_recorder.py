@@ -71,7 +71,7 @@ def test_classes_of_policies_are_checked_against_the_checkpoint(tmp_path: Path) 
     file = load_file(tmp_path / "config.yaml")
     problems = check_classes(file, ["Bark", "Siren"])
     assert [problem.path for problem in problems] == ["recorder.clips[0].classes"] * 2
-    assert "unknown class 'Brak'; did you mean 'bark'" in problems[0].text
+    assert "unknown class 'Brak'; did you mean 'Bark'" in problems[0].text
 
 
 def test_a_recorder_without_its_section_says_what_is_missing(tmp_path: Path) -> None:

@@ -70,7 +70,9 @@ class RecorderSettings(Section):
         le=86_400,
         description="for how long after its end an event may still be named by an alert",
     )
-    history: HistorySettings = HistorySettings()
+    history: HistorySettings = Field(
+        default=HistorySettings(), description="what is remembered beside the clips"
+    )
 
     @property
     def keeps_sound(self) -> bool:

@@ -210,8 +210,8 @@ def test_the_model_of_a_configuration_is_checked(
 
 
 def test_a_wrong_option_is_a_usage_error() -> None:
-    with pytest.raises(UsageError, match=r"--precision: .*got 'fp8'"):
-        _doctor("--precision", "fp8")
+    with pytest.raises(UsageError, match=r"--precision: .*got 'fp4'"):
+        _doctor("--precision", "fp4")
 
 
 def test_keys_that_cannot_be_used_fail_the_check(

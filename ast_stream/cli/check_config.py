@@ -33,6 +33,7 @@ from ast_stream.settings.check import (
     check_against_model,
     check_cascade,
     check_folders,
+    check_page,
     check_sources,
 )
 from ast_stream.settings.load import LoadedSettings, examine_file
@@ -83,7 +84,8 @@ def check_config(
         return
     warnings: list[str] = []
     lines = _attempt(problems, lambda: describe(loaded.settings))
-    problems += [*check_folders(loaded), *check_sources(loaded), *action_problems(loaded)]
+    problems += [*check_folders(loaded), *check_sources(loaded), *check_page(loaded)]
+    problems += action_problems(loaded)
     transport = loaded.settings.transport
     problems += [loaded.problem(path, text) for path, text in key_problems(transport)]
     warnings += [str(loaded.problem(path, text)) for path, text in key_warnings(transport)]
@@ -176,6 +178,9 @@ def describe(settings: Settings) -> Iterator[str]:
         yield from _describe_recorder(settings)
     if settings.alerts.rules:
         yield f"admin        {paths.admin_endpoint(settings)}"
+    if settings.web.listen is not None:
+        who = "after a login" if settings.web.needs_login else "without login"
+        yield f"page         {settings.web.origin}, {who}"
     if settings.metrics.listen is not None:
         shown = (
             f"{target['labels']['process']} {target['targets'][0]}"
@@ -224,6 +229,7 @@ def scrape_targets(settings: Settings) -> list[dict[str, Any]]:
         is_absent = {
             "alerts": not settings.alerts.rules,
             "recorder": settings.recorder is None,
+            "web": settings.web.listen is None,
             "capture": name not in leaders,
         }
         if is_absent.get(kind, False):

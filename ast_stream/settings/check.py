@@ -154,6 +154,30 @@ def check_folders(loaded: LoadedSettings) -> list[Problem]:
     return problems
 
 
+def check_page(loaded: LoadedSettings) -> list[Problem]:
+    """Return which files of the page are missing; who may read them is not asked."""
+    web = loaded.settings.web
+    if web.listen is None:
+        return []
+    files: list[tuple[Path, str | None]] = [
+        (("web", "certificate"), web.certificate),
+        (("web", "private_key"), web.private_key),
+    ]
+    if web.behind_proxy is not None:
+        files.append((("web", "behind_proxy", "token_file"), web.behind_proxy.token_file))
+    problems = []
+    for path, name in files:
+        if name is None:
+            continue
+        try:
+            pathlib.Path(name).stat()
+        except FileNotFoundError as error:
+            problems.append(loaded.problem(path, f"{name}: {error.strerror}"))
+        except OSError:
+            continue  # whoever checks may not see into the folder of the service's user
+    return problems
+
+
 def check_sources(loaded: LoadedSettings) -> list[Problem]:
     """Return why this machine cannot capture the configured streams, as far as that can be seen."""
     problems = []

@@ -190,8 +190,14 @@ def _tags(member: Any) -> tuple[str, ...]:
 
 
 def _either(errors: list[ErrorDetails]) -> str:
-    kinds = dict.fromkeys(_KINDS.get(error["type"], "another value") for error in errors)
+    kinds = dict.fromkeys(_kind(error) for error in errors)
     return f"expected {' or '.join(kinds)}, got {show_value(errors[0]['input'])}"
+
+
+def _kind(error: ErrorDetails) -> str:
+    if error["type"] == "literal_error":
+        return _any_of(_QUOTED.findall(str(error["ctx"]["expected"]))) or "another value"
+    return _KINDS.get(error["type"], "another value")
 
 
 def _words(place: _Place, error: ErrorDetails) -> str:

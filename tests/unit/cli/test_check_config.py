@@ -271,6 +271,8 @@ def test_targets_are_what_prometheus_scrapes_of_the_processes_there_are(check: C
     assert targets(shared) == {"worker": ["[::1]:9464"], "capture": ["[::1]:9466"]}
     with_alerts = f"{text}alerts: {{rules: [a.yaml]}}\n"
     assert targets(with_alerts)["alerts"] == ["[::1]:9465"]
+    with_page = f"{text}web: {{listen: '127.0.0.1:8080'}}\n"
+    assert targets(with_page)["web"] == ["[::1]:9469"]
     host = socket.gethostname()
     assert targets(text.replace("[::1]", "0.0.0.0"))["worker"] == [f"{host}:9464"]
     assert check(two, "--targets") == 2
@@ -474,6 +476,26 @@ def test_folders_that_cannot_be_made_are_mistakes(check: Check, tmp_path: Path) 
     text = "\n".join(check.err)
     assert f"runtime_dir: expected a folder, but {tmp_path}/file is not one" in text
     assert f"state_dir: expected a folder, but {tmp_path}/file is not one" in text
+
+
+def test_files_of_the_page_that_are_missing_are_mistakes(check: Check, tmp_path: Path) -> None:
+    web = "web:\n  listen: 0.0.0.0:8443\n  certificate: chain.pem\n  private_key: key.pem\n"
+    assert check(STREAMS + web, "--no-model") == 78
+    text = "\n".join(check.err)
+    assert f"a.yaml:4: web.certificate: {tmp_path}/chain.pem: No such file or directory" in text
+    assert f"a.yaml:5: web.private_key: {tmp_path}/key.pem: No such file or directory" in text
+    proxied = "web:\n  listen: 127.0.0.1:8080\n  behind_proxy: {token_file: secret}\n"
+    assert check(STREAMS + proxied, "--no-model") == 78
+    assert f"a.yaml:4: web.behind_proxy.token_file: {tmp_path}/secret: No such" in check.err[0]
+
+
+def test_the_address_of_the_page_is_shown(check: Check, tmp_path: Path) -> None:
+    (tmp_path / "a.pem").write_text("")
+    assert check(f"{STREAMS}web: {{listen: '127.0.0.1:8080'}}", "--no-model") == 0
+    assert "page         http://127.0.0.1:8080, without login" in check.out
+    tls = "web: {listen: '0.0.0.0:8443', certificate: a.pem, private_key: a.pem}"
+    assert check(f"{STREAMS}{tls}", "--no-model") == 0
+    assert "page         https://0.0.0.0:8443, after a login" in check.out
 
 
 def keyed(folder: Path, *lines: str) -> str:

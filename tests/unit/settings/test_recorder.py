@@ -23,6 +23,11 @@ def loaded(folder: Path, **sections: object) -> Settings:
     return load_settings(file)
 
 
+def test_what_takes_all_or_a_list_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"classes: expected all or a list, got 'Speech'"):
+        loaded(tmp_path, recorder={"clips": [{"classes": "Speech"}]})
+
+
 def test_an_empty_section_keeps_a_clip_of_every_event(tmp_path: Path) -> None:
     recorder = loaded(tmp_path, recorder={}).recorder
     assert recorder is not None

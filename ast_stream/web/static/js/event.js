@@ -87,14 +87,15 @@ async function showScores() {
   const place = document.querySelector("#scores");
   const answer = await fetch(place.dataset.address, { headers: { Accept: "application/json" } });
   const found = answer.ok ? await answer.json() : { times_s: [], series: [] };
-  const isEmpty = found.times_s.length === 0;
-  place.hidden = isEmpty;
-  document.querySelector("#no-scores").hidden = !isEmpty;
-  if (isEmpty) {
-    // the recorder writes them in blocks of half a minute
-    if (Date.now() - Number(place.dataset.onsetMs) < WRITTEN_AFTER_MS) setTimeout(showScores, 5000);
-    return;
-  }
+  // the recorder writes them in blocks of half a minute: of a new event they may be missing, or end before it
+  const isWhole = found.times_s.length > 0 && found.times_s.at(-1) >= (found.duration_s ?? 0);
+  const isAwaited = !isWhole && Date.now() - Number(place.dataset.onsetMs) < WRITTEN_AFTER_MS;
+  if (isAwaited) setTimeout(showScores, 5000);
+  document.querySelector("#awaited-scores").hidden = !isAwaited;
+  const isShown = !isAwaited && found.times_s.length > 0;
+  place.hidden = !isShown;
+  document.querySelector("#no-scores").hidden = isAwaited || isShown;
+  if (!isShown) return;
   const lines = found.series.map(({ label }, index) => ({
     label,
     stroke: index === 0 ? colour("--accent") : colourOfClass(label),

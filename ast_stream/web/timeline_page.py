@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
@@ -15,8 +15,10 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from ast_stream.coverage.timeline import Coverage, Stretch
+from ast_stream.errors import AstStreamError
 from ast_stream.history.records import AlertQuery, AlertRecord, Count, EventQuery, EventRecord
 from ast_stream.labels import slug
+from ast_stream.messages.alert import Alert
 from ast_stream.units import NS_PER_SECOND
 from ast_stream.web.event_filter import EventFilter
 from ast_stream.web.moments import clock, day_range, local_time, parse_day, utc_offset_s, zone
@@ -30,6 +32,7 @@ HEATMAP_CLASSES = 24
 LANES = 16  # classes of a stream
 LANE_EVENTS = 1500  # of a stream
 SHOWN_ALERTS = 200
+SAME_ALERT_S = 1.0  # between an alert and what its rule would have fired: they are one
 _SHADES = 6
 _MINUTE_S = 60
 # what a minute is shown as: the first of these of which it has any
@@ -71,6 +74,7 @@ class StreamDay:
 
     Attributes:
         heard: part of the accounted time that was not lost; None: there is none.
+        would_be: alerts that the rules of the configuration would have fired, and did not.
         is_cut: there were more events than are shown.
     """
 
@@ -79,6 +83,7 @@ class StreamDay:
     coverage: list[Bar]
     lanes: list[Lane]
     alerts: list[Bar]
+    would_be: list[Bar]
     is_cut: bool
 
 
@@ -93,6 +98,13 @@ def timeline(request: Request) -> Response:
     since_ns, until_ns = day_range(day)
     coverages = past.coverage(since_ns, until_ns)
     problem, heat, days = None, None, []
+    is_judged = request.query_params.get("rules") == "now"
+    would_be: list[Alert] = []
+    try:
+        if is_judged:
+            would_be = services.tuning.would_have_fired(since_ns, until_ns)
+    except AstStreamError as error:
+        problem = f"The rules cannot be judged: {str(error).splitlines()[0]}"
     try:
         last = min(max(day, day + timedelta(days=HEATMAP_DAYS // 2)), max(today, day))
         dates = [last - timedelta(days=back) for back in range(HEATMAP_DAYS)][::-1]
@@ -111,7 +123,14 @@ def timeline(request: Request) -> Response:
             asked = EventQuery((name,), (), since_ns, until_ns, limit=LANE_EVENTS)
             events = past.history.events(asked)
             own = [alert for alert in alerts if alert.labels.get("stream", name) == name]
-            days.append(stream_day(name, coverages.get(name), events, own, since_ns, now_ns))
+            missed = [
+                alert
+                for alert in without_those_fired(would_be, own)
+                if alert.labels.get("stream", name) == name
+            ]
+            days.append(
+                stream_day(name, coverages.get(name), events, own, since_ns, now_ns, missed)
+            )
     except NoHistoryError as error:
         problem = str(error)
         days = [
@@ -131,6 +150,8 @@ def timeline(request: Request) -> Response:
         days=days,
         kinds=KIND_WORDS,
         zone=zone(since_ns),
+        is_judged=is_judged and problem is None,
+        judged_address=f"/timeline?day={day.isoformat()}&rules=now",
         events_address=EventFilter(day=day.isoformat()).address("/events"),
     )
 
@@ -190,6 +211,7 @@ def stream_day(
     alerts: Sequence[AlertRecord],
     since_ns: int,
     now_ns: int,
+    would_be: Sequence[Alert] = (),
 ) -> StreamDay:
     """Return one day of a stream, of its events in any order."""
     by_class: dict[tuple[str, str], list[EventRecord]] = {}
@@ -206,6 +228,7 @@ def stream_day(
         coverage=[] if coverage is None else coverage_bars(coverage.stretches, since_ns),
         lanes=lanes,
         alerts=[_alert_bar(one, since_ns) for one in alerts],
+        would_be=[_alert_bar(one, since_ns) for one in would_be],
         is_cut=len(events) >= LANE_EVENTS or len(shown) > LANES,
     )
 
@@ -245,7 +268,19 @@ def _event_bar(event: EventRecord, since_ns: int, now_ns: int) -> Bar:
     return Bar(round(start_s, 1), round(duration_s, 1), event.verdict or "event", title, event.id)
 
 
-def _alert_bar(alert: AlertRecord, since_ns: int) -> Bar:
+def without_those_fired(would_be: Iterable[Alert], fired: Sequence[AlertRecord]) -> Iterator[Alert]:
+    """Yield the alerts that rules would have fired, without those that they did fire."""
+    known: dict[str, list[int]] = {}
+    for one in fired:
+        known.setdefault(one.rule, []).append(one.started_ns)
+    nearest_ns = SAME_ALERT_S * NS_PER_SECOND
+    for alert in would_be:
+        starts = known.get(alert.rule, [])
+        if not any(abs(alert.started_ns - start_ns) <= nearest_ns for start_ns in starts):
+            yield alert
+
+
+def _alert_bar(alert: AlertRecord | Alert, since_ns: int) -> Bar:
     start_s = (alert.started_ns - since_ns) / NS_PER_SECOND
     title = f"{alert.rule} ({alert.severity}) {clock(alert.started_ns)}"
     return Bar(round(start_s, 1), 0.0, alert.severity, title, next(iter(alert.events), ""))

@@ -10,14 +10,17 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ast_stream.alerts.backtest import BacktestReport
+from ast_stream.alerts.backtest import BacktestReport, backtest
+from ast_stream.alerts.model_facts import detection_timing
 from ast_stream.alerts.rule_files import RuleFiles
 from ast_stream.alerts.rules.rule import RuleSet
 from ast_stream.alerts.trials import Comparison, Trials, compare, snippet
 from ast_stream.errors import AstStreamError
+from ast_stream.history.export import in_order
 from ast_stream.history.records import EventQuery, EventRecord
 from ast_stream.history.trial import TrialResult
 from ast_stream.labels import slug
+from ast_stream.messages.alert import Alert
 from ast_stream.settings.load import LoadedSettings
 from ast_stream.settings.storage import DAY_S
 from ast_stream.units import NS_PER_SECOND, seconds_to_ns
@@ -25,6 +28,7 @@ from ast_stream.web.past import Past
 
 WAIT_S = 30.0  # for trials of others: they run one at a time, beside a worker that needs the cores
 LANE_POINTS = 1000
+MAX_GAPS = 10_000
 MAX_CLASSES = 8  # of rules that go by several, in one trial
 
 
@@ -160,6 +164,30 @@ class Tuning:
             remarks=[*remarks, *_remarks(after)],
             snippet=snippet(label, own) if changes else "",
         )
+
+    def would_have_fired(self, since_ns: int, until_ns: int) -> list[Alert]:
+        """Return what the rules of the configuration make of the events of the history, by time.
+
+        Rules that go by health or levels, which are not kept, are left out.
+
+        Raises:
+            AstStreamError: the rules, or the checkpoint whose timing they go by, cannot be used.
+            BusyError: others try settings out.
+            NoHistoryError: there is no history.
+        """
+        with self._one_at_a_time():
+            history = self._past.history
+            rules = RuleFiles(self._loaded).load()
+            judged = tuple(rule for rule in rules.rules if not rule.trigger.reads_health)
+            query = EventQuery(since_ns=since_ns, until_ns=until_ns, newest_first=False)
+            gaps = history.gaps(since_ns, until_ns, limit=MAX_GAPS)
+            transitions = backtest(
+                replace(rules, rules=judged),
+                in_order(history.all_events(query), gaps),
+                BacktestReport(),
+                detection_timing(self.trials.parameters),
+            )
+            return [one.alert for one in transitions if one.to_state == "firing"]
 
     def _rules(self, label: str) -> tuple[RuleSet, list[str]]:
         """Return the rules that a class is part of, and why others are not judged."""

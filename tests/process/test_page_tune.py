@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,18 @@ def test_the_configuration_is_left_as_it_is(page: Page) -> None:
     before = page.config.read_bytes()
     page.browser().get("/tune/trial?class=Bark&threshold=0.9")
     assert page.config.read_bytes() == before
+
+
+def test_the_timeline_marks_what_the_rules_of_now_would_have_fired(page: Page) -> None:
+    today = datetime.now(UTC).date()  # the events are of the last hour
+    days = [
+        page.browser().get(f"/timeline?day={day}&rules=now").text
+        for day in (today - timedelta(days=1), today)
+    ]
+    marks = [mark for text in days for mark in re.findall(r"<li>.*?any_dog \(.*?</li>", text)]
+    assert len(marks) == 3
+    assert all(re.search(r'href="/events/\w+"', mark) for mark in marks)
+    assert "would have fired</span>" not in page.browser().get("/timeline").text
 
 
 @pytest.mark.slow

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from datetime import date, timedelta
 
 import pytest
+from alert_samples import alert
 
 from ast_stream.coverage.spans import Kind
 from ast_stream.coverage.timeline import Stretch
-from ast_stream.history.records import Count
+from ast_stream.history.records import AlertRecord, Count
+from ast_stream.messages.alert import Alert
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE
 from ast_stream.web.moments import day_range, local_time, start_of_day
-from ast_stream.web.timeline_page import Bar, coverage_bars, heatmap, shade
+from ast_stream.web.timeline_page import (
+    Bar,
+    coverage_bars,
+    heatmap,
+    shade,
+    without_those_fired,
+)
 
 DAY = date(2026, 11, 20)
 SINCE_NS = start_of_day(DAY)
@@ -36,6 +45,18 @@ def test_a_short_gap_is_seen_in_a_day_that_was_listened_to() -> None:
         Bar(600, 60, "gap", "lost: overflow"),
         Bar(660, 540, "listened", "listened"),
     ]
+
+
+def test_an_alert_that_fired_is_not_among_those_that_would_have() -> None:
+    def at(rule: str, started_s: float) -> Alert:
+        return alert(rule=rule, started_ns=SINCE_NS + round(started_s * NS_PER_SECOND))
+
+    would_be = [at("dog", 10), at("dog", 60), at("siren", 10.5)]
+    one = at("dog", 10.4)
+    names = {field.name for field in fields(AlertRecord)} - {"updated_ns"}
+    fired = [AlertRecord(**{name: getattr(one, name) for name in names}, updated_ns=0)]
+    missed = [(one.rule, one.started_ns) for one in without_those_fired(would_be, fired)]
+    assert missed == [("dog", would_be[1].started_ns), ("siren", would_be[2].started_ns)]
 
 
 def test_what_is_not_accounted_for_has_no_bar() -> None:

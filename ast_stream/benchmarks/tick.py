@@ -36,6 +36,7 @@ from ast_stream.model.tagger import Tagger
 from ast_stream.privacy.audit import AuditLog
 from ast_stream.runtime.metrics import Metrics
 from ast_stream.transport.event_log import EventLog
+from ast_stream.transport.requester import NOBODY, Requester
 from ast_stream.transport.sockets import Listener, Sockets
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, seconds_to_samples
 from ast_stream.worker.journal import Journal, JournalFile
@@ -234,6 +235,9 @@ class _Inbox:
 
     def has_reader(self, topic: bytes) -> bool:
         return topic.startswith(self._prefixes)
+
+    def readers(self, topic: bytes) -> list[Requester]:
+        return [NOBODY] if self.has_reader(topic) else []
 
 
 class _RingSocket(_Inbox):

@@ -71,6 +71,32 @@ class AudioAccess:
         self._audit.record(self._access(wanted, requester, released))
         return released
 
+    def show(
+        self, stream: str, start_sample: int, samples: int, withheld: int, viewers: list[Requester]
+    ) -> None:
+        """Record that viewers are shown the spectrogram of samples, before they are.
+
+        Args:
+            withheld: of the samples, those that are blank.
+
+        Raises:
+            WireError: it cannot be recorded, so it must not be shown.
+        """
+        for viewer in {viewer.account: viewer for viewer in viewers}.values():
+            access = Access(
+                time_ns=self._wall_ns(),
+                who=viewer.name,
+                account=viewer.account,
+                stream=stream,
+                start=start_sample,
+                stop=start_sample + samples,
+                outcome="granted",
+                samples=samples,
+                withheld=withheld,
+                spectrogram=True,
+            )
+            self._audit.record(access)
+
     def _released(self, wanted: AudioRange, requester: Requester) -> ReleasedAudio:
         if self.mode == "sensor":
             raise WireError(SENSOR_REFUSAL)

@@ -24,6 +24,7 @@ from ast_stream.settings import storage
 from ast_stream.settings.schema import Settings
 
 REPEATS_S = 60.0
+VIEWS_S = 3600.0  # the same of spectrograms: a page may show all streams all day
 SEGMENT_BYTES = 2 * 1024 * 1024
 MAX_REPEATED = 1000  # users, keys and streams whose repeats are counted at a time
 _NAME = "audit"
@@ -58,6 +59,8 @@ class Access(Body):
     """Of these, samples that were replaced by silence."""
     clip: Text | None = None
     """Id of the event whose recorded clip it was, on the page."""
+    spectrogram: bool = False
+    """It was no sound but the spectrogram, as long as somebody watched."""
     requests: int = 1
     """How many of them this line stands for."""
 
@@ -78,7 +81,8 @@ class Access(Body):
 
     def __str__(self) -> str:
         """Read as a sentence."""
-        asked = f"audio of {self.stream} from {self.start} to {self.stop}"
+        what = "the spectrogram" if self.spectrogram else "audio"
+        asked = f"{what} of {self.stream} from {self.start} to {self.stop}"
         asked += "" if self.clip is None else f" (clip of event {self.clip})"
         times = f" ({self.requests} times)" if self.requests > 1 else ""
         if self.outcome == "refused":
@@ -148,7 +152,8 @@ class AuditLog:
         self.write_repeats()
         key: tuple[str, ...] = (access.outcome, access.account)
         if access.outcome == "granted":  # of a stream that there is: what is refused may name any
-            key = (*key, access.stream, access.clip or "")
+            kind = "spectrogram" if access.spectrogram else access.clip or ""
+            key = (*key, access.stream, kind)
         if key in self._repeated:
             since_s, before = self._repeated[key]
             access = access if before is None else before.with_another(access)
@@ -175,9 +180,11 @@ class AuditLog:
         """
         if self._is_open:
             self._folder.purge()
-        late_s = self._now_s() - REPEATS_S
-        for key in [key for key, (since_s, _) in self._repeated.items() if since_s <= late_s]:
-            self._end(key)
+        now_s = self._now_s()
+        for key, (since_s, repeats) in list(self._repeated.items()):
+            is_view = repeats is not None and repeats.spectrogram
+            if now_s - since_s >= (VIEWS_S if is_view else REPEATS_S):
+                self._end(key)
         if at_once:
             for key in list(self._repeated):
                 self._end(key)

@@ -287,6 +287,11 @@ class Listener:
         with self._reactor.lock:
             return any(peer.reads(topic) for peer in self._peers.values())
 
+    def readers(self, topic: bytes) -> list[Requester]:
+        """Return who is connected, subscribes to a topic, and has the right to (PUB)."""
+        with self._reactor.lock:
+            return [peer.requester for peer in self._peers.values() if peer.reads(topic)]
+
     def receive(self, timeout_ms: int = 0) -> list[bytes] | None:
         """Return the frames of the next message; None after `timeout_ms`.
 

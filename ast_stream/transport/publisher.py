@@ -43,6 +43,7 @@ from ast_stream.messages.spectrogram import (
 from ast_stream.messages.status import AlertsStatus, Health, RecorderStatus, WorkerStatus
 from ast_stream.sample_clock import SampleClock
 from ast_stream.transport.event_log import EventLog, Published
+from ast_stream.transport.requester import Requester
 from ast_stream.units import SAMPLE_RATE, samples_to_seconds
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,9 @@ class Sender(Protocol):
 
     def has_reader(self, topic: bytes) -> bool:
         """Return whether anybody subscribes to a topic."""
+
+    def readers(self, topic: bytes) -> list[Requester]:
+        """Return who subscribes to a topic."""
 
 
 class FeedPublisher:
@@ -122,6 +126,10 @@ class FeedPublisher:
         What is for its readers alone is not published while there are none: it has no `seq` then.
         """
         return self._socket.has_reader(topic.encode())
+
+    def readers(self, topic: str) -> list[Requester]:
+        """Return who subscribes to a topic."""
+        return self._socket.readers(topic.encode())
 
     def publish(
         self,
@@ -277,6 +285,10 @@ class DeduplicatingPublisher:
     def has_reader(self, kind: str, stream: str) -> bool:
         """Return whether anybody subscribes to messages of a kind about a stream."""
         return self._publisher.has_reader(stream_topic(kind, stream))
+
+    def readers(self, kind: str, stream: str) -> list[Requester]:
+        """Return who subscribes to messages of a kind about a stream."""
+        return self._publisher.readers(stream_topic(kind, stream))
 
     def publish_levels(self, seen_from: Callable[[Moment], LevelsMessage]) -> None:
         """Publish the levels of a second.

@@ -275,7 +275,7 @@ class Worker:
         return self._by_name[stream].has_viewer()
 
     def _show_frames(self, heard: HeardFrames) -> None:
-        self._by_name[heard.stream].show(heard)
+        self._by_name[heard.stream].show(heard, self._access)
 
     def _account_for(self, run: HopRun) -> None:
         self._by_name[run.stream].account_for(run)

@@ -19,13 +19,15 @@ from ast_stream.messages.audio import (
     RingReply,
 )
 from ast_stream.messages.event import EndReason, Event, EventMessage, Gap, Scores
+from ast_stream.messages.spectrogram import WITHHELD
 from ast_stream.messages.status import SOURCE_ENDED, STREAM_REMOVED, Health, StreamState
+from ast_stream.privacy.access import AudioAccess
 from ast_stream.privacy.speech import SpeechMask
 from ast_stream.sample_clock import SampleClock
 from ast_stream.transport.publisher import DeduplicatingPublisher
 from ast_stream.transport.query import AudioRange
 from ast_stream.transport.sockets import QUERY_HWM_MESSAGES, Poller, Socket, Sockets
-from ast_stream.units import SAMPLE_RATE, samples_to_seconds, seconds_to_samples
+from ast_stream.units import FRAME_SHIFT, SAMPLE_RATE, samples_to_seconds, seconds_to_samples
 from ast_stream.worker.account import StreamAccount
 from ast_stream.worker.journal import StreamRecord
 from ast_stream.worker.reassembly import Audio, Ended, Item, NewEpoch, Reassembler
@@ -234,11 +236,19 @@ class WorkerStream:
         self._spectrogram = None
         return False
 
-    def show(self, heard: HeardFrames) -> None:
-        """Publish frames that the model hears, as far as they may be seen."""
+    def show(self, heard: HeardFrames, access: AudioAccess) -> None:
+        """Publish frames that the model hears, as far as they may be seen and it can be recorded
+        who sees them.
+        """
         if self._spectrogram is None:
             self._spectrogram = LiveSpectrogram(self._speech)
         for start, levels in self._spectrogram.add(heard):
+            withheld = int((levels[:, 0] == WITHHELD).sum()) * FRAME_SHIFT
+            viewers = self._publisher.readers("spectrogram", self.name)
+            try:
+                access.show(self.name, start, len(levels) * FRAME_SHIFT, withheld, viewers)
+            except WireError:  # the record's outage is logged, and part of the status
+                continue
             self._publisher.publish_spectrogram(self.name, heard.epoch, start, levels, self._clock)
 
     def publish_levels(self, second: SecondOfSound) -> None:

@@ -22,6 +22,7 @@ from sample_messages import event_message
 
 from ast_stream.transport.event_log import EventLog
 from ast_stream.transport.publisher import FeedPublisher
+from ast_stream.transport.requester import Requester
 
 EVERY_S = 0.01  # a disk that is never idle may be slower, or faster
 AT_ONCE = 8
@@ -37,6 +38,10 @@ class Silence:
     def has_reader(self, topic: bytes) -> bool:
         """Nobody reads anything."""
         return False
+
+    def readers(self, topic: bytes) -> list[Requester]:
+        """Nobody reads anything."""
+        return []
 
 
 def waits_ms(folder: Path, n_events: int, at_once: int, *, syncs_first: bool) -> list[float]:

@@ -17,6 +17,7 @@ from ast_stream.machine_clock import Moment
 from ast_stream.messages.event import BOOT_TOPIC, FeedMessage, Position
 from ast_stream.transport.event_log import EventLog
 from ast_stream.transport.publisher import DeduplicatingPublisher, FeedPublisher
+from ast_stream.transport.requester import Requester
 from ast_stream.worker.journal import JournalFile
 
 N_CLASSES = 3
@@ -74,6 +75,9 @@ class Silence:
 
     def has_reader(self, topic: bytes) -> bool:
         return False
+
+    def readers(self, topic: bytes) -> list[Requester]:
+        return []
 
 
 def broken(folder: Path, told: Told, now_ns: int, *, syncs_first: bool) -> list[str]:

@@ -45,6 +45,9 @@ class LossyPub:
     def has_reader(self, topic: bytes) -> bool:
         return self._pub.has_reader(topic)
 
+    def readers(self, topic: bytes) -> list[Requester]:
+        return self._pub.readers(topic)
+
 
 class Worker:
     """A publisher and its query server in a thread, as a worker runs them."""

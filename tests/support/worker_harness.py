@@ -41,8 +41,10 @@ from ast_stream.model.tagger import Tagger
 from ast_stream.privacy.audit import AuditLog
 from ast_stream.runtime.metrics import Metrics
 from ast_stream.settings.schema import DetectionDefaults, DetectionSettings, PrivacyMode
+from ast_stream.transport.allow_list import ALL_RIGHTS
 from ast_stream.transport.event_log import EventLog
 from ast_stream.transport.listener import Listener
+from ast_stream.transport.requester import Requester
 from ast_stream.transport.sockets import AUDIO_HWM_BLOCKS, FEED_HWM_MESSAGES, Socket, Sockets
 from ast_stream.units import NS_PER_SECOND, SAMPLE_RATE, seconds_to_samples
 from ast_stream.worker.journal import Journal, JournalFile
@@ -59,6 +61,8 @@ DETECTION = DetectionSettings(
 )
 MACHINE_STARTED_NS = 1_690_000_000 * NS_PER_SECOND
 PATIENCE_MS = 60_000  # until a message that must come is given up
+
+VIEWER = Requester("process 7 of user 0", "user 0", 7, True, ALL_RIGHTS)
 
 
 class CountedSocket:
@@ -224,6 +228,9 @@ class WatchedFeed:
     def has_reader(self, topic: bytes) -> bool:
         return topic.startswith(self._box.read_topics)
 
+    def readers(self, topic: bytes) -> list[Requester]:
+        return [VIEWER] if self.has_reader(topic) else []
+
 
 class SlowTagger:
     """A tagger whose windows take time on the test's clock, and whose scores may be coarse."""
@@ -315,6 +322,9 @@ class Site:
         self.ledger = CoverageLedger(
             *self._coverage_paths, now_s=lambda: self.now_s, **self.ledger_sizes
         )
+        self.audit = AuditLog(
+            self.folder / "audit", max_bytes=1024 * 1024, now_s=lambda: self.now_s
+        )
         self.worker = Worker(
             [self.config(name) for name in configured],
             self._make_detector,
@@ -325,7 +335,7 @@ class Site:
                 self.now_s,
             ),
             self.ledger,
-            AuditLog(self.folder / "audit", max_bytes=1024 * 1024, now_s=lambda: self.now_s),
+            self.audit,
             WorkerSockets(sockets, cast(Listener, self._live), WatchedFeed(feed, self), query),
             privacy=self.privacy,
             metrics=WorkerMetrics(Metrics("worker", None)),
@@ -364,6 +374,7 @@ class Site:
         self._worker_sockets = None
         self.log.close()
         self.ledger.release()
+        self.audit.close()
         self._capture_sockets.forget(self._push)
 
     def play(self, pcm: Pcm16, name: str = "mic", block_samples: int = BLOCK) -> None:

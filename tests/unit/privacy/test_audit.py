@@ -45,6 +45,20 @@ def test_no_folder_is_made_while_nobody_asks(tmp_path: Path) -> None:
     assert not (tmp_path / "audit").exists()
 
 
+def test_who_watches_a_spectrogram_all_day_is_two_lines_an_hour_at_most(tmp_path: Path) -> None:
+    now_s = [0.0]
+    log = AuditLog(tmp_path / "audit", max_bytes=MAX_BYTES, now_s=lambda: now_s[0])
+    for second in range(0, 7200, 10):
+        now_s[0] = float(second)
+        log.record(access(start=1600 * second, stop=1600 * second + 1600, spectrogram=True))
+        log.record(access(start=1600 * second, stop=1600 * second + 1600))
+    log.close()
+    views = [line for line in lines(tmp_path / "audit") if line.spectrogram]
+    assert sum(line.requests for line in views) == 720
+    assert len(views) <= 4
+    assert "was given the spectrogram of porch" in str(views[0])
+
+
 def test_repeats_are_one_line_a_minute_that_counts_them(tmp_path: Path) -> None:
     now_s = [0.0]
     log = AuditLog(tmp_path / "audit", max_bytes=MAX_BYTES, now_s=lambda: now_s[0])

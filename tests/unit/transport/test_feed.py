@@ -26,6 +26,7 @@ from ast_stream.messages.query import MAX_PAGE_MESSAGES, ReplayPage
 from ast_stream.transport.event_log import EventLog
 from ast_stream.transport.publisher import FeedPublisher
 from ast_stream.transport.reader import FeedOrder
+from ast_stream.transport.requester import Requester
 
 LONG_S = 20.0  # only a failing test waits as long
 
@@ -43,6 +44,9 @@ class Wire:
 
     def has_reader(self, topic: bytes) -> bool:
         return True
+
+    def readers(self, topic: bytes) -> list[Requester]:
+        return []
 
 
 def seqs(messages: list[FeedMessage]) -> list[int]:

@@ -11,6 +11,7 @@ from ast_stream.messages.query import ReplayPage
 from ast_stream.sample_clock import SampleClock
 from ast_stream.transport.event_log import EventLog
 from ast_stream.transport.publisher import DeduplicatingPublisher, FeedPublisher
+from ast_stream.transport.requester import Requester
 
 
 class _Unheard:
@@ -19,6 +20,9 @@ class _Unheard:
 
     def has_reader(self, topic: bytes) -> bool:
         return False
+
+    def readers(self, topic: bytes) -> list[Requester]:
+        return []
 
 
 def _event(

@@ -9,16 +9,19 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from audit_lines import lines
 from reactive_model import tones_and_noise
-from worker_harness import Site, site
+from worker_harness import VIEWER, Site, site
 
 from ast_stream.audio.pcm import SampleBuffer
 from ast_stream.detect.detector import HeardFrames
+from ast_stream.errors import WireError
 from ast_stream.messages.audio import Pcm16
 from ast_stream.messages.event import FeedMessage
 from ast_stream.messages.spectrogram import WITHHELD, Spectrogram8, spectrogram_levels
 from ast_stream.model.fbank import Fbank
 from ast_stream.model.tagger import Tagger
+from ast_stream.privacy.audit import Access, AuditLog
 from ast_stream.privacy.speech import SpeechMask
 from ast_stream.settings.schema import PrivacyMode
 from ast_stream.units import FRAME_LENGTH, FRAME_SHIFT, FULL_SCALE, SAMPLE_RATE
@@ -109,6 +112,31 @@ def test_frames_before_a_gap_and_behind_it_are_of_real_samples(box: Site) -> Non
         assert stop <= lost.start or start >= lost.stop
     starts = [start for start, _ in viewer.pieces]
     assert starts[0] < lost.start < starts[-1]
+
+
+def test_who_watches_is_recorded_and_what_cannot_be_recorded_is_not_shown(
+    box: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    viewer = Viewer(box)
+    box.read_topics += (b"spectrogram/",)
+    box.start_capture()
+    box.start_worker("mic")
+    box.play(PCM[: 2 * SAMPLE_RATE])
+    start, levels = viewer.take()
+    view = lines(box.folder / "audit")[0]
+    assert (view.who, view.stream, view.spectrogram) == (VIEWER.name, "mic", True)
+    assert (view.outcome, view.start) == ("granted", start)
+
+    def refuse(log: AuditLog, access: Access) -> None:
+        raise WireError("audio: not handed out: the access cannot be recorded now")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AuditLog, "record", refuse)
+        box.play(PCM[2 * SAMPLE_RATE : 4 * SAMPLE_RATE])
+    assert viewer.pieces == []
+    box.play(PCM[4 * SAMPLE_RATE : 6 * SAMPLE_RATE])
+    again, _ = viewer.take()
+    assert again > start + len(levels) * FRAME_SHIFT
 
 
 @pytest.mark.parametrize("mode", ["sensor", "speech"])

@@ -47,7 +47,15 @@ Status = Literal["ok", "warning", "failed"]
 TRY_TIMEOUT_MS = 2000
 PACKAGES = ("torch", "torchaudio", "numpy", "safetensors", "pyzmq", "soxr", "soundfile")
 SOUND_MODULES = ("soxr", "soundfile")
-OPTIONAL_MODULES = {"av": "url", "huggingface_hub": "hub", "flash_attn": "flash"}
+OPTIONAL_MODULES = {
+    "av": "url",
+    "huggingface_hub": "hub",
+    "flash_attn": "flash",
+    "apprise": "notify",
+    "starlette": "web",
+    "pyarrow": "export",
+    "scipy": "train",
+}
 MAX_FEATURE_ERROR = 1e-4  # after normalisation, against torchaudio
 SPEED_REPEATS = 15
 SPEED_LIMIT_S = 5.0  # of measuring; slow machines get fewer repeats

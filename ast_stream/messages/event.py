@@ -300,8 +300,8 @@ class EventMessage(FeedBody):
     def _without_nothing(self, to_json: SerializerFunctionWrapHandler) -> dict[str, Any]:
         body: dict[str, Any] = to_json(self)
         for name in ("watcher_score", "verifier_score"):
-            if body[name] is None:
-                del body[name]
+            if body.get(name) is None:  # nor where somebody asks for some of the fields alone
+                body.pop(name, None)
         return body
 
     @property

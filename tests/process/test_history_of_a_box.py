@@ -22,9 +22,9 @@ QUICK = {"defaults": {"onset_threshold": 0.5, "confirm_s": 0.25, "hold_s": 0.25}
 
 @pytest.mark.slow
 def test_history_and_a_trial_on_its_scores_are_what_the_worker_published(checkpoint: Path) -> None:
-    streams = {"a": {"type": "file", "pace": "fast"}}
+    streams = {"a": {"type": "file", "pace": "realtime"}}
     with pipeline(checkpoint, streams, recorder={"clips": []}, detection=QUICK) as run:
-        run.write_audio(tones_and_noise(20.0))
+        run.write_audio(tones_and_noise(14.0))
         run.start_worker()
         run.start("recorder", "record")
         wait_for(lambda: "ready:" in run.log("worker"), "the worker")

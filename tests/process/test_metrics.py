@@ -88,7 +88,7 @@ def test_every_process_shows_what_it_does(shown: Scrapes) -> None:
     assert re.search(r"ast_stream_worker_windows_total [1-9]", worker)
     assert re.search(r'ast_stream_worker_stage_seconds_count{stage="model"} [1-9]', worker)
     assert re.search(r"ast_stream_worker_batch_windows_sum [1-9]", worker)
-    assert re.search(r'ast_stream_feed_messages_total{kind="scores"} [1-9]', worker)
+    assert re.search(r'ast_stream_feed_messages_total{kind="health"} [1-9]', worker)
     assert re.search(r'ast_stream_capture_samples_total{stream="porch"} [1-9]', capture)
     assert re.search(r'ast_stream_capture_data_age_seconds{stream="porch"} \d', capture)
     assert re.search(r'ast_stream_capture_level_dbfs{stream="porch"} -\d', capture)

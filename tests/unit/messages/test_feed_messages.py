@@ -344,7 +344,7 @@ def test_halves_of_characters_become_question_marks() -> None:
 
 def test_topic_of_another_version_has_no_content_that_is_known() -> None:
     with pytest.raises(WireError, match="topic is not known"):
-        FeedMessage("levels/porch/", BODY).content()
+        FeedMessage("weather/porch/", BODY).content()
 
 
 def test_answers_come_back_as_they_were_given() -> None:

@@ -44,7 +44,7 @@ def samples_by_kind(spans: list[Span]) -> Counter[str]:
 
 
 def finish(box: Site) -> None:
-    box.tick(10, seconds=0.1)
+    box.tick(30, seconds=0.1)  # a worker that has just resumed reads the ring first
     box.worker.finish()
 
 

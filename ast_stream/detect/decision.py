@@ -283,7 +283,7 @@ class Decision:
     def keep_opinion(self, slot: int, index: int, opinion: Opinion) -> None:
         """Keep what a second opinion says of an event that has just begun.
 
-        Of one that is withheld the begin is taken back, and nothing more is told.
+        Of one that is withheld the begin is taken back, and nothing of it is published.
         """
         if opinion.score is not None:
             self._state["opinion"][slot, index] = opinion.score

@@ -730,7 +730,7 @@ class Detector:
         if not judged:
             return events
         ended = {event.id for event in events if event.type == "end"}  # as soon as they began
-        told = []
+        reported = []
         for event in events:
             if (its := judged.get(event.id)) is not None:
                 if event.type == "begin" and event.id not in ended:
@@ -739,8 +739,8 @@ class Detector:
                     self.withheld[event.slug, event.stream] += event.type == "begin"
                     continue
                 event = replace(event, verifier_score=its.score)
-            told.append(event)
-        return told
+            reported.append(event)
+        return reported
 
 
 def _frame_averages(tagger: Tagger, delay: int) -> FrameAverages | None:

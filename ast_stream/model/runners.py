@@ -180,7 +180,7 @@ class CpuRunner:
         parts = list(self._parts(len(windows)))
 
         def score(part: slice) -> None:
-            with torch.inference_mode():  # which each thread has to be told
+            with torch.inference_mode():  # a setting of each thread
                 logits[part] = forward(windows[part].to(self._dtype)).float()
 
         if self._pool is None or len(parts) == 1:

@@ -47,7 +47,7 @@ class BehindProxy(Section):
 
 
 class WebSettings(Section):
-    """The page for browsers; off unless it is told where to listen (needs the extra `web`)."""
+    """The page for browsers; off unless `listen` says where (needs the extra `web`)."""
 
     listen: Annotated[str, Field(pattern=_ADDRESS)] | None = Field(
         default=None,

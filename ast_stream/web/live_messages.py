@@ -1,4 +1,4 @@
-"""What browsers are told: server-sent events, and the binary messages of a live picture.
+"""What browsers are sent: server-sent events, and the binary messages of a live picture.
 
 A binary message is the length of its header (uint32, little-endian), the header (JSON) and pixels
 (uint8, one column of log-mel after the other, low frequencies first).
@@ -27,7 +27,7 @@ def event_stream_message(name: str, body: Mapping[str, Any], place: str | None =
 
 
 def live_message(message: FeedMessage, labels: Sequence[str] | None) -> bytes | str | None:
-    """Return what a live view is told by a message: text is JSON; None: nothing.
+    """Return what a live view is sent of a message: text is JSON; None: nothing.
 
     Args:
         labels: of the model's classes; None: not known.

@@ -34,7 +34,7 @@ def now(request: Request) -> Response:
     """Show all streams as they are."""
     services = services_of(request)
     hub = services.hub
-    # first: what happens from here on is told by the event stream
+    # first: what happens from here on comes by the event stream
     place = hub.place
     health = dict(hub.health)
     configured = [stream.name for stream in services.settings.streams]

@@ -20,7 +20,7 @@ def families(hub: LiveHub) -> list[Family]:
         ),
         figure(
             "ast_stream_web_messages_total",
-            "Messages of the feeds that browsers were told of; kind is events or pictures",
+            "Messages of the feeds that browsers were sent; kind is events or pictures",
             {
                 ("events",): counters["event_messages"],
                 ("pictures",): counters["pictures"],

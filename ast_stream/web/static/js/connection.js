@@ -1,9 +1,9 @@
 // The two connections of a page: what happens (server-sent events) and how it sounds (WebSocket).
-// Both come back by themselves; of events nothing is missed or told twice by that.
+// Both come back by themselves; of events nothing is missed or shown twice by that.
 
 const FIRST_RETRY_MS = 500;
 const LONGEST_RETRY_MS = 8000;
-const TOLD_EVENTS = 20000;
+const SEEN_EVENTS = 20000;
 
 // Calls `tell(kind, body)` for each message; `say(isConnected)` as the connection comes and goes.
 export class EventFeed {
@@ -11,7 +11,7 @@ export class EventFeed {
     this.place = after;
     this.tell = tell;
     this.say = say;
-    this.told = new Set();
+    this.seen = new Set();
     this.wait = FIRST_RETRY_MS;
     this.connect();
   }
@@ -45,9 +45,9 @@ export class EventFeed {
 
   isToldAgain(kind, body) {
     const identity = identityOf(kind, body);
-    if (this.told.has(identity)) return true;
-    this.told.add(identity);
-    if (this.told.size > TOLD_EVENTS) this.told.delete(this.told.values().next().value);
+    if (this.seen.has(identity)) return true;
+    this.seen.add(identity);
+    if (this.seen.size > SEEN_EVENTS) this.seen.delete(this.seen.values().next().value);
     return false;
   }
 }

@@ -26,6 +26,9 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     with chromium() as browser, page_of(config, port):
         opened = browser.new_context(base_url=f"http://127.0.0.1:{port}").new_page()
         opened.set_default_timeout(LIMIT_MS)
+        expect.set_options(
+            timeout=LIMIT_MS
+        )  # the page renews itself every 5 s, which is its default
         opened.on("pageerror", lambda error: complaints.append(str(error)))
         opened.on(
             "console",

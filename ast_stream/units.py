@@ -13,6 +13,7 @@ N_MELS = 128
 FULL_SCALE = 32_768  # int16 value that stands for 1.0
 SILENCE_DBFS = -120.0  # reported for digital silence: dBFS of zero would be minus infinity
 NS_PER_SECOND = 1_000_000_000
+MAX_TIME_NS = 230 * 366 * 86_400 * NS_PER_SECOND  # about the year 2200: far from any overflow
 
 _EPOCH_1970 = datetime(1970, 1, 1, tzinfo=UTC)
 

@@ -25,7 +25,10 @@ STREAM_SCHEMES = _LISTENING | {
     *("mms", "mmsh", "mmst", "tls", "srtp", "sap", "ftp", "sftp", "gopher"),
 }
 _LOCAL = frozenset({"ipc", "inproc", "file"})
-_SHOWN = STREAM_SCHEMES | _LOCAL | {"ws", "wss", "mqtt", "mqtts"}  # of others all may be secret
+# of these paths are names
+_STORES = frozenset({"s3", "gs", "gcs", "abfs", "abfss", "az", "adl", "hdfs", "memory"})
+# of other schemes all may be secret
+_SHOWN = STREAM_SCHEMES | _LOCAL | {"ws", "wss", "mqtt", "mqtts", "nats"}
 _BENDABLE = sorted(_SHOWN - _LOCAL, key=len, reverse=True)
 _HARMLESS_KEYS = {
     *("channel", "subchannel", "subtype", "stream", "profile", "port", "app", "camera", "cam"),
@@ -144,6 +147,8 @@ def _mask_tail(scheme: str, tail: str) -> str:
     if scheme.lower() in _LOCAL:
         return tail
     _, at, tail = tail.rpartition("@")
+    if scheme.lower() in _STORES:
+        return (f"{MASK}@" if at else "") + tail
     run = re.match(r"\S*", tail)
     url = run[0].rstrip(_CLOSING) if run else ""
     after = tail[len(url) :]

@@ -1,4 +1,4 @@
-"""Calls that may never return, in threads that may be left behind, and reading ahead."""
+"""Calls that may never return, in threads that can be abandoned; and reading ahead."""
 
 from __future__ import annotations
 
@@ -33,7 +33,16 @@ def in_background(call: Callable[[], _T]) -> Future[_T]:
 
 
 def read_ahead(read: Callable[[], Iterator[_T]], n_items: int) -> Iterator[_T]:
-    """Yield what an iterator yields, which goes on in a thread meanwhile, `n_items` ahead at most.
+    """Yield the items of an iterator that runs ahead in a thread; see `ReadAhead`.
+
+    The thread begins with the first item that is asked for.
+    """
+    with ReadAhead(read, n_items) as items:
+        yield from items
+
+
+class ReadAhead(Iterator[_T]):
+    """The items of an iterator that runs ahead in a thread, by at most `n_items`.
 
     What it raises is raised here after the items before it. Closing this iterator ends the other
     one as well, which is waited for unless it hangs.
@@ -41,33 +50,51 @@ def read_ahead(read: Callable[[], Iterator[_T]], n_items: int) -> Iterator[_T]:
     Args:
         read: returns the iterator; called, like this, in the thread.
     """
-    items: queue.Queue[_T | _End] = queue.Queue(n_items)
-    is_left = threading.Event()
 
-    def run() -> None:
+    def __init__(self, read: Callable[[], Iterator[_T]], n_items: int) -> None:
+        self._items: queue.Queue[_T | _End] = queue.Queue(n_items)
+        self._is_left = threading.Event()
+        self._is_over = False
+        self._thread = threading.Thread(
+            target=self._run, args=(read,), name="reading ahead", daemon=True
+        )
+        self._thread.start()
+
+    def __enter__(self) -> ReadAhead[_T]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __next__(self) -> _T:
+        """Return the next item, waiting for it."""
+        if self._is_over:
+            raise StopIteration
+        item = self._items.get()
+        if not isinstance(item, _End):
+            return item
+        self._is_over = True
+        raise StopIteration if item.error is None else item.error
+
+    def close(self) -> None:
+        """End the thread, and the iterator in it."""
+        self._is_over = True
+        self._is_left.set()
+        with suppress(queue.Empty):  # so that there is room for the one that it waits with
+            while True:
+                self._items.get_nowait()
+        self._thread.join(_LEAVE_S)
+
+    def _run(self, read: Callable[[], Iterator[_T]]) -> None:
         error: BaseException | None = None
         try:
             for item in read():
-                items.put(item)
-                if is_left.is_set():
+                self._items.put(item)
+                if self._is_left.is_set():
                     return
         except BaseException as raised:  # raised again in the thread that waits
             error = raised
-        items.put(_End(error))
-
-    thread = threading.Thread(target=run, name="reading ahead", daemon=True)
-    thread.start()
-    try:
-        while not isinstance(item := items.get(), _End):
-            yield item
-    finally:
-        is_left.set()
-        with suppress(queue.Empty):  # so that there is room for the one that it waits with
-            while True:
-                items.get_nowait()
-        thread.join(_LEAVE_S)
-    if item.error is not None:
-        raise item.error
+        self._items.put(_End(error))
 
 
 class _End:

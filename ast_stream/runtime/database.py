@@ -10,14 +10,20 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from ast_stream.errors import StartupError
-from ast_stream.runtime.files import set_aside
+from ast_stream.runtime.files import reason_of, set_aside
 
+# what checks of rows raise for values, or columns, that are not as they were
+_OF_STRANGE_ROWS = (ValueError, TypeError, OverflowError, KeyError)
+_BLANKS = re.compile(r"\s*([(),])\s*")
 SIDE_FILES = ("-wal", "-shm")
 _BUSY_MS = 5000
 _MAX_WAL_BYTES = 16 * 1024 * 1024  # what is left of the log after it was long
@@ -85,6 +91,27 @@ def open_database(
     return db
 
 
+def expect_database(path: Path, what: str, absent: str, what_to_do: str = "") -> None:
+    """Refuse a database that is not there, is no file, or that this user may not look at.
+
+    Args:
+        what: the database, as errors name it.
+        absent: why it may not be there.
+        what_to_do: about what is no file.
+
+    Raises:
+        StartupError: one of these.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise StartupError(f"there is no {path}: {absent}") from error
+    except (OSError, ValueError) as error:
+        raise StartupError(f"cannot open {what} {path}: {reason_of(error)}") from error
+    if not stat.S_ISREG(mode):  # a FIFO would be waited for
+        raise StartupError(f"{what} {path} is no file{what_to_do}")
+
+
 def open_read_only(
     path: Path, what: str, prepare: Callable[[sqlite3.Connection], None]
 ) -> sqlite3.Connection:
@@ -97,10 +124,7 @@ def open_read_only(
     Raises:
         StartupError: it is not there, or cannot be used.
     """
-    if not path.exists():
-        raise StartupError(f"there is no {path}: nothing has been written to {what} yet")
-    if not path.is_file():  # a FIFO would be waited for
-        raise StartupError(f"{what} {path} is no file")
+    expect_database(path, what, f"nothing has been written to {what} yet")
     db: sqlite3.Connection | None = None
     try:
         uri = f"{path.absolute().as_uri()}?mode=ro"
@@ -135,6 +159,17 @@ def committed(db: sqlite3.Connection) -> Iterator[None]:
             db.execute("ROLLBACK")
 
 
+@contextmanager
+def reading(db: sqlite3.Connection) -> Iterator[None]:
+    """Give all reads inside one consistent snapshot."""
+    db.execute("BEGIN")
+    try:
+        yield
+    finally:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+
+
 def make_tables(db: sqlite3.Connection, schema: str, version: int) -> None:
     """Make the tables of a database that is new.
 
@@ -151,6 +186,30 @@ def make_tables(db: sqlite3.Connection, schema: str, version: int) -> None:
             db.execute(f"PRAGMA user_version = {version}")
         else:
             expect_version(db, version)
+
+
+def bring_up_to_date(db: sqlite3.Connection, changes: Mapping[int, Sequence[str]]) -> list[int]:
+    """Change a database of an earlier version; return the versions that it has gone through.
+
+    Args:
+        changes: by version, the statements that make a database of it one of the next.
+
+    Raises:
+        Damage: its tables are not those of its version.
+    """
+    passed: list[int] = []
+    while (version := int(db.execute("PRAGMA user_version").fetchone()[0])) in changes:
+        try:
+            with committed(db):
+                for statement in changes[version]:
+                    db.execute(statement)
+                db.execute(f"PRAGMA user_version = {version + 1}")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:  # such as a full disk
+                raise
+            raise Damage(f"is no database of version {version} ({error})") from error
+        passed.append(version)
+    return passed
 
 
 def expect_version(db: sqlite3.Connection, version: int) -> None:
@@ -185,13 +244,64 @@ def check_tables(db: sqlite3.Connection, schema: str) -> None:
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as fresh:
         _make(fresh, schema)
         query = "SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY name"
-        if fresh.execute(query).fetchall() != db.execute(query).fetchall():
+        if _words(fresh.execute(query)) != _words(db.execute(query)):
             raise Damage("is damaged (its tables are not as they were made)")
+
+
+def _words(rows: Iterable[tuple[str | None, ...]]) -> list[list[str | None]]:
+    """Return rows of the schema without blanks that say nothing, as columns added later have."""
+    return [
+        [None if text is None else _BLANKS.sub(r"\1", " ".join(text.split())) for text in row]
+        for row in rows
+    ]
 
 
 def table_columns(db: sqlite3.Connection, table: str) -> list[str]:
     """Return the names of the columns of a table."""
     return [name for (name,) in db.execute("SELECT name FROM pragma_table_info(?)", (table,))]
+
+
+def salvage(
+    db: sqlite3.Connection,
+    kept: Path,
+    tables: Sequence[str],
+    *,
+    check_row: Callable[[str, dict[str, Any]], None] = lambda table, row: None,
+    then: Callable[[sqlite3.Connection], None] = lambda db: None,
+) -> int:
+    """Copy the rows of a damaged database that satisfy the schema; return how many there are.
+
+    Args:
+        db: new, with its tables.
+        kept: the damaged one.
+        check_row: called with a table and a row of it; raises for one that is not to be copied.
+        then: called in the same transaction.
+    """
+    n_rows = 0
+    if not kept.is_file():
+        return 0
+    try:
+        old = sqlite3.connect(kept, isolation_level=None)
+    except sqlite3.Error:
+        return 0
+    with closing(old):
+        old.text_factory = lambda raw: raw.decode(errors="surrogateescape")  # refused below
+        with committed(db):
+            for table in tables:
+                # what is beyond a broken page is not certain, and other tables may be whole
+                with suppress(sqlite3.Error, MemoryError, UnicodeError):
+                    known = table_columns(old, table)
+                    columns = [name for name in table_columns(db, table) if name in known]
+                    places = ", ".join("?" * len(columns))
+                    insert = (
+                        f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES ({places})"
+                    )
+                    for row in old.execute(f"SELECT {', '.join(columns)} FROM {table} NOT INDEXED"):
+                        with suppress(sqlite3.Error, Damage, *_OF_STRANGE_ROWS):
+                            check_row(table, dict(zip(columns, row, strict=True)))
+                            n_rows += db.execute(insert, row).rowcount
+            then(db)
+    return n_rows
 
 
 def set_aside_unless_file(path: Path) -> None:

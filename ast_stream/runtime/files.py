@@ -1,4 +1,4 @@
-"""Files that outlive a process: replaced at once, locked, read within bounds, set aside if damaged.
+"""State files: replaced atomically, locked, read within bounds, set aside if damaged.
 
 Whatever lies where a state file should be (a folder, a FIFO, a device, a terabyte of zeros, the
 file of another program) must neither prevent a start nor delay it.
@@ -41,6 +41,10 @@ logger = logging.getLogger(__name__)
 
 class DamagedFileError(AstStreamError):
     """A file that cannot be what this program wrote."""
+
+
+class RemovedError(AstStreamError):
+    """A file that was removed or replaced under a process, which has to begin anew."""
 
 
 def replace_files(
@@ -89,13 +93,16 @@ def replace_file(
 def make_folder(path: Path, mode: int = 0o777) -> None:
     """Make a folder and its missing parents, synced: a power cut does not remove them again.
 
+    Args:
+        mode: of the parents as well: who may write to one may replace what lies in it.
+
     Raises:
         OSError: it cannot be made, or is something else.
     """
     if path.is_dir():
         return
     if not path.parent.exists():
-        make_folder(path.parent)
+        make_folder(path.parent, mode)
     path.mkdir(mode, exist_ok=True)
     sync(path.parent)
 
@@ -171,6 +178,11 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
+def reason_of(error: Exception) -> str:
+    """Return why a file cannot be read or written: the system's words without number and path."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
 def read_bounded(path: Path, max_bytes: int, *, is_cut: bool = False) -> bytes:
     """Return the content of a regular file, without ever waiting for it.
 
@@ -193,7 +205,7 @@ def read_bounded(path: Path, max_bytes: int, *, is_cut: bool = False) -> bytes:
 
 
 def read_state(path: Path, decode: Callable[[bytes], _T], max_bytes: int, what: str) -> _T | None:
-    """Return what `decode` makes of a state file; None if there is none that can be used.
+    """Return what `decode` makes of a state file; None if there is no usable one.
 
     One that is damaged is set aside and a warning says so: a start goes on without it.
 
@@ -212,7 +224,7 @@ def read_state(path: Path, decode: Callable[[bytes], _T], max_bytes: int, what: 
     except OSError as error:
         if error.errno in _NOT_OF_THE_FILE:
             raise
-        warn_set_aside(path, what, error.strerror or str(error))
+        warn_set_aside(path, what, reason_of(error))
     except (DamagedFileError, ValueError) as error:
         warn_set_aside(path, what, str(error))
     return None
@@ -262,12 +274,46 @@ def make_way(path: Path) -> None:
             path.unlink()
 
 
+def file_version(path: Path) -> tuple[int, ...] | None:
+    """Return what differs once a file is replaced, written or given another mode; None without one.
+
+    None also where the path cannot be looked at.
+    """
+    try:
+        found = path.stat()
+    except (OSError, ValueError):  # a ValueError: a name with NUL in it
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size, found.st_mode
+
+
 def is_in_place(path: Path, file: os.stat_result) -> bool:
     """Return whether `path` still is the file, or the socket, that it was."""
     try:
         return os.path.samestat(path.lstat(), file)
     except OSError:
         return False
+
+
+def expect_in_place(path: Path, file: os.stat_result, what: str) -> None:
+    """Check that `path` is the file that this process uses; links are followed.
+
+    Where it cannot be looked at now, nothing is known, and nothing raised.
+
+    Args:
+        what: it is, or it is the lock of, as the error names it.
+
+    Raises:
+        RemovedError: it was removed or replaced: what is written to it is lost.
+    """
+    try:
+        is_in_place = os.path.samestat(path.stat(), file)
+    except (FileNotFoundError, NotADirectoryError):
+        is_in_place = False
+    except OSError:
+        return
+    if not is_in_place:
+        text = "was removed or replaced while it was in use: this process ends, to begin anew"
+        raise RemovedError(f"{what} {text}")
 
 
 def _write(path: Path, content: Content, mode: int | None) -> None:
@@ -326,6 +372,17 @@ def lock_file(path: Path, what: str) -> int:
         os.close(lock_fd)
         raise StartupError(f"{what} is in use by another process") from error
     return lock_fd
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Let one process at a time read and replace what several share in a folder."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def open_lock(path: Path) -> int:

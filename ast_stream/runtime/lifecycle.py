@@ -32,6 +32,7 @@ EXIT_REMOVED = 79  # of a capture process whose stream is no longer in the confi
 
 SUPERVISED = "AST_STREAM_SUPERVISED"  # "1": this process ends when its parent does
 PARENT = "AST_STREAM_PARENT"  # pid of that parent, to notice that it is gone already
+_BEGAN_AGAIN = "AST_STREAM_BEGAN_AGAIN"  # "1": the watchdog was told to be patient
 _OF_THE_PARENT_ALONE = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 _STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
@@ -192,7 +193,8 @@ class Notifier:
 
     def starting(self, status: str, timeout_s: float) -> None:
         """Report what start-up is busy with, and that it may take `timeout_s` from now."""
-        self._send(f"EXTEND_TIMEOUT_USEC={round(timeout_s * 1e6)}\nSTATUS={_line(status)}")
+        fed = "\nWATCHDOG=1" if _BEGAN_AGAIN in os.environ else ""
+        self._send(f"EXTEND_TIMEOUT_USEC={round(timeout_s * 1e6)}\nSTATUS={_line(status)}{fed}")
 
     def turn(self, status: Callable[[], str], *, is_working: bool) -> None:
         """Report what is due after one turn of the loop; the first turn makes the process ready.
@@ -205,6 +207,8 @@ class Notifier:
         if not self._is_ready:
             self._is_ready = True
             self._send_status(status(), now_s, "READY=1\n")
+            if os.environ.pop(_BEGAN_AGAIN, None) and self._watchdog_s is not None:
+                self._send(f"WATCHDOG_USEC={round(2e6 * self._watchdog_s)}\nWATCHDOG=1")
         elif now_s >= self._next_status_s:
             self._send_status(status(), now_s)
         if is_working and self._watchdog_s is not None and now_s >= self._next_watchdog_s:
@@ -216,8 +220,20 @@ class Notifier:
         self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def reloaded(self, status: str) -> None:
-        """Report that the process goes on, with new settings or with the old ones."""
+        """Report that the process continues after a reload, with new settings or the old ones."""
         self._send_status(status, self._now_s(), "READY=1\n")
+
+    def beginning_again(self, status: str, timeout_s: float) -> None:
+        """Report that this process replaces itself by a new one, which may take `timeout_s`.
+
+        The watchdog waits for so long; once the new one is ready it is as strict as before.
+        """
+        if self._watchdog_s is not None:
+            os.environ[_BEGAN_AGAIN] = "1"
+            self._send(f"WATCHDOG_USEC={round(timeout_s * 1e6)}\nWATCHDOG=1")
+        self._send(
+            f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}\nSTATUS={_line(status)}"
+        )
 
     def stopping(self, status: str = "stopping") -> None:
         """Report that the process shuts down."""
@@ -232,7 +248,7 @@ class Notifier:
 
 
 def _line(text: str) -> str:
-    """Return `text` on one line: a line of its own would be another assignment."""
+    """Return `text` on one line, since a line break would begin another assignment."""
     return " ".join(text.split())
 
 
@@ -259,7 +275,7 @@ def begin_again() -> NoReturn:
 
 
 def die_with_parent(environ: Mapping[str, str] = os.environ) -> None:
-    """Make the kernel kill this process when its parent ends, if the parent asked for that.
+    """Have the kernel kill this process when its parent ends, if the parent asked for it.
 
     The kill is SIGKILL: a process that hangs would sit out anything milder, and every process of
     ours is built to be killed at any moment. The kernel watches the parent's *thread*: children

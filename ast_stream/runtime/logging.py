@@ -192,7 +192,7 @@ class Outage:
         return self._text
 
     def failed(self, message: str, *args: object) -> None:
-        """Take note of a failure; `message` with its `%s` arguments says what it is."""
+        """Count a failure, and log it at a limited rate; `message` has `%s` arguments."""
         with self._lock:
             self._failed_s = self._now_s()
             if self._text is None:
@@ -219,7 +219,7 @@ class _QuietHandler(logging.StreamHandler[TextIO]):
     """A stream handler for which a closed stderr is no reason to write tracebacks to it."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Say where a call to the log is wrong; its arguments may hold secrets."""
+        """Report where a call to the log is wrong, without its arguments, which may be secret."""
         error = sys.exc_info()[1]
         if not isinstance(error, OSError | ValueError) and sys.stderr is not None:
             where = f"{record.pathname}:{record.lineno}"

@@ -1,4 +1,4 @@
-"""Memory that is free within a process, given back to the system.
+"""Returning freed memory to the system.
 
 Audio comes in pieces of any size from many threads, and what is freed between two pieces in use
 stays with the process: a megabyte a stream after a start in which rings gave their last minutes.

@@ -1,4 +1,4 @@
-"""What a process shows to Prometheus; the only importer of prometheus_client.
+"""Metrics for Prometheus; the only importer of prometheus_client.
 
 Most figures are renewed once a second by the loop that owns them, as a whole, so that a scrape in
 another thread never sees half of them; durations are observed where they happen.
@@ -144,7 +144,7 @@ class _Handler(WSGIRequestHandler):
         pass
 
 
-class _Server(ThreadingMixIn, WSGIServer):
+class _MetricsServer(ThreadingMixIn, WSGIServer):
     """Has a thread for each client, and no more of them than it can afford."""
 
     daemon_threads = True
@@ -179,11 +179,11 @@ class _Server(ThreadingMixIn, WSGIServer):
         """Say nothing of clients that hang up."""
 
 
-def _server_class(host: str, port: int) -> type[_Server]:
+def _server_class(host: str, port: int) -> type[_MetricsServer]:
     """Return the server for the address family of `host`.
 
     Raises:
         OSError: `host` is no address.
     """
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-    return type("_Server", (_Server,), {"address_family": found})
+    return type("_Server", (_MetricsServer,), {"address_family": found})

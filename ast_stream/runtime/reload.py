@@ -1,4 +1,4 @@
-"""Settings read again on SIGHUP: what may change in a running process does, the rest is named."""
+"""Reload on SIGHUP: what may change in a running process does, and the rest is named."""
 
 from __future__ import annotations
 

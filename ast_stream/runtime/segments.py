@@ -1,8 +1,11 @@
 """A bounded log on disk: a folder of segments, files of lines that are only appended to.
 
-The oldest segment is deleted when all together are too large. A line that is written survives a
-kill; after the next `sync` it survives a power cut, and all lines before it do. A last line without
-its end was left by one of them, and is cut off before the next one is written.
+The oldest segment is deleted when all together are too large. A folder that somebody removes or
+replaces meanwhile is begun anew, under another lock: one in a deleted folder keeps nobody out.
+
+A line that is written survives a kill; after the next `sync` it survives a power cut, and all lines
+before it do. A last line without its end was left by one of them, and is cut off before the next
+one is written.
 """
 
 from __future__ import annotations
@@ -24,16 +27,19 @@ from ast_stream.runtime.files import (
     make_folder,
     open_lock,
     read_bounded,
+    reason_of,
     replace_file,
     sync,
     warn_set_aside,
 )
+from ast_stream.runtime.logging import Outage
 
 FILE_MODE = 0o640
 PURGE_EVERY_S = 60.0
 SEGMENTS_AN_AGE = 10  # at least, where lines are deleted by their age
 LINES = ".jsonl"
 _ASIDE = "segment"
+_LOCK = "lock"
 _FOLDER_MODE = 0o750
 
 logger = logging.getLogger(__name__)
@@ -161,7 +167,7 @@ class LineFile:
 
 
 def open_at_once(path: Path | str, flags: int) -> int:
-    """Open without blocking, whatever somebody may have put in the place of the file."""
+    """Open without blocking, whatever is in the place of the file."""
     return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, FILE_MODE)
 
 
@@ -180,6 +186,7 @@ class SegmentFolder(Generic[_Segment]):
         segment_bytes: size of one; at most half of `max_bytes`.
         max_age_s: after which lines are deleted, give or take a tenth of it; None: not by age.
         wall_s: the time of day, as the file system has it.
+        outage: the owner's, where it is reported that the folder was removed while in use.
 
     Attributes:
         segments: oldest first.
@@ -200,6 +207,8 @@ class SegmentFolder(Generic[_Segment]):
         max_age_s: float | None = None,
         wall_s: Callable[[], float] = time.time,
         suffix: str = LINES,
+        *,
+        outage: Outage,
     ) -> None:
         if not 0 < segment_bytes <= max_bytes // 2:
             raise ValueError(
@@ -221,6 +230,9 @@ class SegmentFolder(Generic[_Segment]):
         self._purged_s = float("-inf")
         self._next_number = 1
         self._lock_fd: int | None = None
+        self._outage = outage
+        self._is_removed = False
+        self._was_removed = False  # and that is reported still
 
     def open(self, scan: Callable[[_Segment, int], None]) -> None:
         """Find the segments of earlier runs.
@@ -235,7 +247,8 @@ class SegmentFolder(Generic[_Segment]):
         if os.path.lexists(self.path) and not self.path.is_dir():
             warn_set_aside(self.path, self._what, "it is not a folder")
         make_folder(self.path, _FOLDER_MODE)
-        self._lock()
+        with contextlib.suppress(OSError):  # read-only: nobody writes, and the lines can be read
+            self._lock_fd = self._lock()
         for number in segment_numbers(self.path, self._name, self._suffix):
             self._next_number = number + 1
             segment = self._make(self._path_of(number))
@@ -264,22 +277,12 @@ class SegmentFolder(Generic[_Segment]):
     def purge(self) -> None:
         """Delete what is too old, once a minute; to be called also while nothing is written.
 
-        The newest segment ends after a tenth of the age, so that its oldest lines go in time.
+        If the folder was removed, it is begun anew. The newest segment ends after a tenth of the
+        age, so that its oldest lines go in time.
         """
-        now_s = self._wall_s()
-        if self._max_age_s is None or abs(now_s - self._purged_s) < PURGE_EVERY_S:
-            return
-        self._purged_s = now_s
-        oldest_s = now_s - self._max_age_s
-        for segment in list(self.segments):
-            with contextlib.suppress(OSError):
-                if segment.path.stat().st_mtime < oldest_s:
-                    segment.path.unlink()
-                    self.forget(segment)
-        for path in self.path.glob(f"{_ASIDE}.damaged-*"):
-            with contextlib.suppress(OSError):
-                if path.lstat().st_ctime < oldest_s:
-                    path.unlink()
+        with contextlib.suppress(OSError):  # the next line cannot be written either, and says so
+            self._stay_in_place()
+        self._delete_old()
 
     def write(self, line: bytes) -> tuple[_Segment, int]:
         """Append a line to the newest segment; return that and the line's first byte.
@@ -288,7 +291,8 @@ class SegmentFolder(Generic[_Segment]):
             OSError: it could not be written; no part of it is in the folder. If its segment is
                 shorter than it was, other lines that were not synced are not there either.
         """
-        self.purge()
+        self._stay_in_place()
+        self._delete_old()
         if self.segments and not self.segments[-1].is_there():
             self.forget(self.segments[-1])
         while self.segments and self._size() + len(line) > self._max_bytes:
@@ -332,9 +336,8 @@ class SegmentFolder(Generic[_Segment]):
 
     def _set_aside(self, path: Path, error: OSError | DamagedFileError) -> None:
         self.damaged += 1
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         kept_as = self.path / _ASIDE
-        warn_set_aside(path, self._what, reason, "going on with the other files", kept_as)
+        warn_set_aside(path, self._what, reason_of(error), "going on with the other files", kept_as)
 
     def _size(self) -> int:
         return sum(segment.size for segment in self.segments)
@@ -365,17 +368,81 @@ class SegmentFolder(Generic[_Segment]):
     def _path_of(self, number: int) -> Path:
         return segment_path(self.path, self._name, number, self._suffix)
 
-    def _lock(self) -> None:
+    def _delete_old(self) -> None:
+        now_s = self._wall_s()
+        if self._max_age_s is None or abs(now_s - self._purged_s) < PURGE_EVERY_S:
+            return
+        self._purged_s = now_s
+        oldest_s = now_s - self._max_age_s
+        for segment in list(self.segments):
+            with contextlib.suppress(OSError):
+                if segment.path.stat().st_mtime < oldest_s:
+                    segment.path.unlink()
+                    self.forget(segment)
+        for path in self.path.glob(f"{_ASIDE}.damaged-*"):
+            with contextlib.suppress(OSError):
+                if path.lstat().st_ctime < oldest_s:
+                    path.unlink()
+
+    def _stay_in_place(self) -> None:
+        """Begin anew if the folder was removed or replaced: what is left in it is used no more.
+
+        Raises:
+            OSError: that is not possible now.
+        """
+        if self._lock_fd is not None:
+            if self._holds_lock(self._lock_fd):
+                self._forget_removal()
+                return
+            os.close(self._lock_fd)
+            self._lock_fd = None
+            self._is_removed = self._was_removed = True
+            text = "%s %s was removed or replaced while it was in use: it is begun anew"
+            self._outage.failed(text, self._what, self.path)
+        if not self._is_removed:
+            return
+        make_folder(self.path, _FOLDER_MODE)
         try:
-            lock_fd = open_lock(self.path / "lock")
-        except OSError:
-            return  # a read-only disk: nobody writes, and the lines on it can still be read
+            self._lock_fd = self._lock()
+        except StartupError as error:
+            raise OSError(errno.EBUSY, str(error), str(self.path)) from error
+        for segment in [known for known in self.segments if not known.is_there()]:
+            self.forget(segment)
+        others = segment_numbers(self.path, self._name, self._suffix)
+        self._next_number = max(self._next_number, max(others, default=0) + 1)
+        self._is_removed = False
+
+    def _holds_lock(self, lock_fd: int) -> bool:
+        """Return whether the lock is still that of the folder.
+
+        Raises:
+            OSError: it cannot be looked at.
+        """
+        try:
+            return os.path.samestat(os.lstat(self.path / _LOCK), os.fstat(lock_fd))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    def _forget_removal(self) -> None:
+        """Let the report of a removal end, also where nothing is written for long."""
+        if self._was_removed:
+            self._outage.worked()
+            self._was_removed = self._outage.text is not None
+
+    def _lock(self) -> int:
+        """Return the descriptor of the lock.
+
+        Raises:
+            OSError: it cannot be opened.
+            StartupError: another process has it.
+        """
+        lock_fd = open_lock(self.path / _LOCK)
         try:
             fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(lock_fd)
             raise StartupError(f"{self.path} is in use by another process") from error
-        self._lock_fd = lock_fd
+        return lock_fd
 
 
 def segment_path(folder: Path, name: str, number: int, suffix: str = LINES) -> Path:

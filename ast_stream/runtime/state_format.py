@@ -7,16 +7,13 @@ folder is migrated, step by step; one of a later version is refused and never wr
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ast_stream.errors import ConfigError, Problem, StartupError
-from ast_stream.runtime.files import make_writable_folder, read_state, replace_file
+from ast_stream.runtime.files import locked_folder, make_writable_folder, read_state, replace_file
 from ast_stream.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -30,7 +27,7 @@ Migration = Callable[[Path], None]
 
 
 def _keep_as_it_is(folder: Path) -> None:
-    """Take over a folder from before there was a number: its files are those of format 1."""
+    """Take over a folder without a format number: its files have format 1."""
 
 
 MIGRATIONS: Sequence[Migration] = (_keep_as_it_is,)
@@ -52,7 +49,7 @@ def prepare_state_dir(
     """
     make_writable_folder(folder, "state_dir", 0o750)
     try:
-        with _locked(folder):
+        with locked_folder(folder):
             found = _expect_known(folder, config, len(migrations))
             for number in range(found or 0, len(migrations)):
                 migrations[number](folder)
@@ -108,14 +105,3 @@ def _write(folder: Path, number: int) -> None:
         replace_file(folder / FILE, content.encode(), is_synced=True, mode=0o640)
     except OSError as error:  # a full disk stops nothing, and the next start writes it
         logger.warning("%s %s cannot be written: %s", _WHAT, folder / FILE, error.strerror)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time look and migrate."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)

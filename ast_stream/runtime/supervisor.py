@@ -1,4 +1,4 @@
-"""Child processes that are kept running: started, watched, restarted with back-off, ended together.
+"""Child processes: started, watched, restarted with back-off, and ended together.
 
 A watchdog per child does what systemd's does, without systemd. The lines that children print are
 passed on without ever making a child wait.
@@ -11,6 +11,7 @@ import itertools
 import logging
 import os
 import queue
+import re
 import signal
 import socket
 import subprocess
@@ -40,6 +41,7 @@ _PAUSE_S = 5.0  # between two checks: then we were not running, and the child pe
 MAX_LINE_BYTES = 8192  # longer lines are cut into pieces
 MAX_QUEUED_LINES = 2000
 _FLUSH_S = 1.0
+_LIMIT = re.compile(r"WATCHDOG_USEC=(\d{1,12})\Z")
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,11 @@ class _Child:
             if now_s > self._end_by_s:
                 self.signal(signal.SIGKILL)
             return
-        if self.watchdog is not None and self.watchdog.is_stuck(now_s):
+        if self.watchdog is None:
+            return
+        is_stuck = self.watchdog.is_stuck(now_s)
+        self._has_run_before |= self.watchdog.was_ready  # it may begin again without an exit
+        if is_stuck:
             logger.error("%s has stopped working and is killed", self.spec.name)
             self.watchdog.begin()
             self.signal(signal.SIGKILL)
@@ -266,7 +272,7 @@ class Supervisor:
         return code or 0
 
     def reload(self, specs: Sequence[ChildSpec]) -> None:
-        """Keep these children running from now on, each known by its name.
+        """Keep exactly these children running from now on, each known by its name.
 
         Those that are not among them any more end, new ones are started, and the others are asked
         to read their configuration again.
@@ -366,11 +372,16 @@ class Watchdog:
     Args:
         path: of the socket; what an earlier run left there is replaced.
         limit_s: how long a child may go without work.
+
+    Attributes:
+        was_ready: whether the present process has been.
     """
 
     def __init__(self, path: Path, limit_s: float = WATCHDOG_S) -> None:
         self._path = path
         self._limit_s = limit_s
+        self._given_s = limit_s
+        self.was_ready = False
         self._fed_s: float | None = None  # None: not ready yet, or stopping
         self._checked_s: float | None = None
         self._log = LimitedLog(logger)
@@ -387,6 +398,7 @@ class Watchdog:
     def begin(self) -> None:
         """Forget the previous process: a new one is started."""
         self._drain()
+        self._limit_s, self.was_ready = self._given_s, False
         self._fed_s = self._checked_s = None
 
     def is_stuck(self, now_s: float) -> bool:
@@ -400,8 +412,11 @@ class Watchdog:
         for line in self._drain():
             if line in ("READY=1", "WATCHDOG=1"):
                 self._fed_s = now_s
+                self.was_ready |= line == "READY=1"
             elif line == "STOPPING=1":
                 self._fed_s = None
+            elif found := _LIMIT.match(line):  # as with systemd, a process may ask for patience
+                self._limit_s = int(found[1]) / 1e6
         if not is_in_place(self._path, self._file):
             self._bind_again()
             was_away = True  # what the child has sent meanwhile is lost
@@ -422,7 +437,7 @@ class Watchdog:
         self._file = self._path.lstat()
 
     def _bind_again(self) -> None:
-        """Put back a socket file that somebody has removed: the child would look stuck."""
+        """Put back a socket file that was removed from outside: the child would look stuck."""
         self._socket.close()
         try:
             self._path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)

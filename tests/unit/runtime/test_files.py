@@ -18,9 +18,13 @@ from ast_stream.errors import StartupError
 from ast_stream.runtime.files import (
     MAX_ASIDE,
     DamagedFileError,
+    RemovedError,
+    expect_in_place,
+    make_folder,
     make_writable_folder,
     read_bounded,
     read_state,
+    reason_of,
     replace_file,
     replace_files,
     set_aside,
@@ -95,6 +99,14 @@ def test_what_is_no_file_is_replaced_by_one_and_kept_if_it_is_a_folder(
     assert read_state(path, bytes.decode, 100, "state") == "new"
 
 
+def test_the_reason_of_an_error_has_words_whatever_made_it() -> None:
+    assert reason_of(OSError(errno.ENOSPC, "No space left on device", "/a")) == (
+        "No space left on device"
+    )
+    assert reason_of(OSError("no number")) == "no number"  # a library's own: without strerror
+    assert reason_of(DamagedFileError("expected a file")) == "expected a file"
+
+
 def test_reading_is_bounded(tmp_path: Path) -> None:
     path = tmp_path / "state"
     path.write_bytes(b"12345")
@@ -143,3 +155,35 @@ def test_a_folder_that_cannot_be_made_is_refused_and_a_full_disk_is_not(
 
     monkeypatch.setattr(os, "mkdir", full)
     make_writable_folder(tmp_path / "later", "state_dir")
+
+
+def test_parents_of_a_folder_are_as_closed_as_the_folder(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        make_folder(tmp_path / "audit" / "worker", 0o750)
+    finally:
+        os.umask(before)
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("audit", "audit/worker")]
+    assert modes == [0o750, 0o750]
+
+
+def test_a_file_in_use_that_is_removed_replaced_or_out_of_reach_is_told_apart(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "folder" / "state"
+    path.parent.mkdir()
+    path.write_bytes(b"a")
+    used = path.stat()
+    expect_in_place(path, used, "the state")
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    expect_in_place(path, used, "the state")
+    path.unlink()
+    path.symlink_to(path)  # cannot be looked at: nothing is known
+    expect_in_place(path, used, "the state")
+    path.unlink()
+    with pytest.raises(RemovedError, match="the state was removed or replaced"):
+        expect_in_place(path, used, "the state")
+    path.write_bytes(b"a")
+    with pytest.raises(RemovedError, match="this process ends, to begin anew"):
+        expect_in_place(path, used, "the state")

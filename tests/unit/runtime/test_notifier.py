@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+
+import pytest
 from clocks import FakeSeconds
 
 from ast_stream.runtime.lifecycle import Notifier
@@ -74,3 +77,24 @@ def test_stopping_is_notified_at_once() -> None:
     notifier, sent, _ = speaking()
     notifier.stopping("ending open events")
     assert sent == ["STOPPING=1\nSTATUS=ending open events"]
+
+
+def test_a_process_that_begins_again_asks_for_patience_and_gives_it_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    before, sent, _ = speaking()
+    before.turn(lambda: "listening", is_working=False)
+    before.beginning_again("with another model", 180.0)
+    assert sent[1] == "WATCHDOG_USEC=180000000\nWATCHDOG=1"
+    assert sent[2].startswith("RELOADING=1\nMONOTONIC_USEC=")
+    assert sent[2].endswith("\nSTATUS=with another model")
+    after, sent, _ = speaking()  # in the place of the one before, with its environment
+    after.starting("loading", 180.0)
+    assert sent == ["EXTEND_TIMEOUT_USEC=180000000\nSTATUS=loading\nWATCHDOG=1"]
+    after.turn(lambda: "listening", is_working=False)
+    assert sent[1:] == ["READY=1\nSTATUS=listening", "WATCHDOG_USEC=10000000\nWATCHDOG=1"]
+    again, sent, _ = speaking()
+    again.starting("loading", 180.0)
+    again.turn(lambda: "listening", is_working=False)
+    assert not any("WATCHDOG" in message for message in sent)

@@ -98,7 +98,7 @@ def test_whatever_a_reload_raises_leaves_the_settings_in_force(reload: Reload) -
     assert status.endswith(f"kept as they were: {reload.file}: OverflowError: a fault of ours")
     assert logging.getLogger().level != logging.DEBUG
     aliases = "\n".join(f"a{n}: &a{n} [{f'*a{n - 1}' if n else 1}]" for n in range(900))
-    assert "nested too deeply" in reload.request(aliases)
+    assert "levels of nesting" in reload.request(aliases)
     assert "hold_s: expected at most" in reload.request("detection: {defaults: {hold_s: 1e300}}")
     reload.file.unlink()
     os.mkfifo(reload.file)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from pathlib import Path
 
+from ast_stream.runtime.logging import Outage
 from ast_stream.runtime.segments import SEGMENTS_AN_AGE, LineFile, SegmentFolder
 
 DAY_S = 86_400.0
@@ -28,7 +30,15 @@ class Log:
 
     def open(self) -> None:
         self.folder = SegmentFolder(
-            self.path, "x", "log", LineFile, 10_000, 1_000, self.max_age_s, lambda: self.now_s
+            self.path,
+            "x",
+            "log",
+            LineFile,
+            10_000,
+            1_000,
+            self.max_age_s,
+            lambda: self.now_s,
+            outage=Outage(logging.getLogger(__name__), "the log is written again"),
         )
         self.folder.open(read)
 

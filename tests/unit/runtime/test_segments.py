@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from ast_stream.errors import StartupError
+from ast_stream.runtime.logging import RECOVERY_S, Outage
 from ast_stream.runtime.segments import LineFile, SegmentFolder
+
+logger = logging.getLogger(__name__)
 
 LINE = b"0123456789abcde\n"
 
@@ -38,11 +44,12 @@ def syncs(monkeypatch: pytest.MonkeyPatch) -> Syncs:
     return Syncs(monkeypatch)
 
 
-def opened(path: Path) -> SegmentFolder[LineFile]:
+def opened(path: Path, outage: Outage | None = None) -> SegmentFolder[LineFile]:
     def scan(segment: LineFile, max_bytes: int) -> None:
         assert all(line == LINE for _, line in segment.lines(max_bytes))
 
-    folder = SegmentFolder(path, "part", "test", LineFile, 256, 64)
+    outage = outage or Outage(logger, "the test is written again")
+    folder = SegmentFolder(path, "part", "test", LineFile, 256, 64, outage=outage)
     folder.open(scan)
     return folder
 
@@ -116,3 +123,102 @@ def test_reading_a_segment_does_not_make_its_lines_synced(tmp_path: Path, syncs:
     syncs.names.clear()
     folder.sync()
     assert syncs.names == ["part-000000000001.jsonl", tmp_path.name]
+
+
+class Clock:
+    now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.mark.parametrize("is_quiet", [False, True])
+def test_a_folder_that_is_removed_is_begun_anew_and_reported_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, is_quiet: bool
+) -> None:
+    path, clock = tmp_path / "state" / "log", Clock()
+    outage = Outage(logger, "the test is written again", clock)
+    folder = opened(path, outage)
+    for _ in range(6):
+        folder.write(LINE)
+    shutil.rmtree(tmp_path / "state")
+    for _ in range(5):
+        if is_quiet:
+            folder.purge()
+        else:
+            folder.write(LINE)
+    said = f"test {path} was removed or replaced while it was in use: it is begun anew"
+    assert outage.text == said
+    assert [record.getMessage() for record in caplog.records] == [said]
+    with pytest.raises(StartupError, match="in use"):
+        opened(path)
+    assert sum(content(path).values()) == (0 if is_quiet else 5)
+    clock.now_s += RECOVERY_S + 1
+    folder.purge()
+    assert outage.text is None
+    folder.write(LINE)
+    folder.close()
+    assert [segment.size for segment in opened(path).segments][-1] % len(LINE) == 0
+
+
+def test_a_folder_that_is_replaced_by_an_older_copy_keeps_what_the_copy_holds(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "log"
+    folder = opened(path)
+    for _ in range(7):  # four a segment
+        folder.write(LINE)
+    shutil.copytree(path, tmp_path / "copy")
+    for _ in range(2):
+        folder.write(LINE)
+    path.rename(tmp_path / "away")
+    (tmp_path / "copy").rename(path)
+    folder.write(LINE)
+    folder.close()
+    assert content(tmp_path / "away") == {"1": 4, "2": 4, "3": 1}
+    assert content(path) == {"1": 4, "2": 3, "4": 1}
+
+
+def test_a_lock_that_is_removed_is_taken_again_and_no_line_is_lost(tmp_path: Path) -> None:
+    folder = opened(tmp_path)
+    for _ in range(6):
+        folder.write(LINE)
+    (tmp_path / "lock").unlink()
+    folder.write(LINE)
+    with pytest.raises(StartupError, match="in use"):
+        opened(tmp_path)
+    assert content(tmp_path) == {"1": 4, "2": 3}
+    assert len(folder.segments) == 2
+
+
+def test_a_folder_that_another_process_has_meanwhile_is_not_written_to(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    folder = opened(path)
+    folder.write(LINE)
+    shutil.rmtree(path)
+    other = opened(path)
+    other.write(LINE)
+    for _ in range(2):
+        with pytest.raises(OSError, match="in use by another process"):
+            folder.write(LINE)
+    assert content(path) == {"1": 1}
+    other.close()
+    folder.write(LINE)
+    assert content(path) == {"1": 1, "2": 1}
+
+
+def test_a_removed_folder_that_cannot_be_made_is_begun_anew_once_it_can(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "log"
+    folder = opened(path)
+    folder.write(LINE)
+    shutil.rmtree(path.parent)
+    path.parent.touch()
+    for _ in range(2):
+        folder.purge()
+        with pytest.raises(OSError, match="state"):
+            folder.write(LINE)
+    path.parent.unlink()
+    folder.write(LINE)
+    assert content(path) == {"2": 1}
+    with pytest.raises(StartupError, match="in use"):
+        opened(path)

@@ -98,3 +98,17 @@ def test_child_is_not_blamed_while_its_socket_cannot_be_bound_again(socket_dir: 
     folder.unlink()
     assert stuck_between(watch, 30, 42) == [41]
     watch.close()
+
+
+def test_a_child_that_begins_again_is_waited_for_as_long_as_it_asks(socket_dir: Path) -> None:
+    watch = Watchdog(socket_dir / "watch.0", limit_s=10.0)
+    notify("READY=1", watch.environ)
+    assert stuck_between(watch, 0, 5) == []
+    assert watch.was_ready
+    notify("WATCHDOG_USEC=60000000\nWATCHDOG=1", watch.environ)
+    assert stuck_between(watch, 5, 70) == [66, 67, 68, 69]
+    watch.begin()  # it was killed: the next one gets no more time than others
+    assert not watch.was_ready
+    notify("READY=1", watch.environ)
+    assert stuck_between(watch, 70, 82) == [81]
+    watch.close()
